@@ -1,0 +1,30 @@
+//! Compiles the .proto files with protox, so that no `protoc` need be installed.
+
+use std::{env, fs, path::PathBuf};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=chunkcache");
+    let files = [
+        "chunkcache/v1/types.proto",
+        "chunkcache/v1/cache_service.proto",
+        "chunkcache/v1/edge_service.proto",
+    ];
+    let descriptors = protox::compile(files, ["."])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(
+        out.join("descriptors.bin"),
+        prost_for_build::encode(&descriptors),
+    )?;
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .compile_fds(descriptors)?;
+    Ok(())
+}
+
+mod prost_for_build {
+    use protox::prost::Message;
+
+    pub fn encode(message: &impl Message) -> Vec<u8> {
+        message.encode_to_vec()
+    }
+}

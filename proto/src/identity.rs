@@ -1,0 +1,116 @@
+//! Who an entry is: an id derived from all that identifies it.
+//!
+//! An edge that meets an object while no coordinator answers gives it the same
+//! id as anyone else would, so registering an entry is idempotent, and two edges that
+//! meet it at once agree without talking. The source's base URL is part of it:
+//! pointing a source at another library makes other entries, even where paths and ETags agree.
+
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+/// An entry's id: a version 8 UUID (RFC 9562) made by [`EntryIdentity::id`].
+pub type EntryId = Uuid;
+
+/// All that identifies an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryIdentity<'a> {
+    /// The source's name.
+    pub source: &'a str,
+    /// The source's base URL without a trailing slash.
+    pub base_url: &'a str,
+    /// The key's path.
+    pub path: &'a str,
+    /// The key's query.
+    pub query: &'a str,
+    /// The key's variant.
+    pub variant: &'a str,
+    /// The validator in clear, see [`validator`].
+    pub validator: &'a str,
+    /// Bytes in the object.
+    pub size_bytes: u64,
+    /// Bytes in a chunk.
+    pub chunk_size_bytes: u32,
+}
+
+impl EntryIdentity<'_> {
+    /// The first 128 bits of SHA-256 over the length-prefixed fields. SHA-256 and not
+    /// a faster hash because clients choose paths and queries: nobody must be able to
+    /// make two objects share an id.
+    #[must_use]
+    pub fn id(&self) -> EntryId {
+        let mut hasher = Sha256::new();
+        for field in [self.source, self.base_url, self.path, self.query, self.variant, self.validator] {
+            hasher.update((field.len() as u64).to_le_bytes());
+            hasher.update(field.as_bytes());
+        }
+        hasher.update(self.size_bytes.to_le_bytes());
+        hasher.update(self.chunk_size_bytes.to_le_bytes());
+        let digest = hasher.finalize();
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&digest[..16]);
+        uuid::Builder::from_custom_bytes(bytes).into_uuid()
+    }
+}
+
+/// The validator of an object, in clear: its strong ETag with the quotes, else
+/// `<Last-Modified>/<size>`, else none. A weak ETag promises the same
+/// meaning, not the same bytes, so it can not guard ranges (RFC 9110, 8.8.1).
+#[must_use]
+pub fn validator(etag: Option<&str>, last_modified: Option<&str>, size_bytes: u64) -> Option<String> {
+    match (etag.filter(|tag| is_strong(tag)), last_modified) {
+        (Some(etag), _) => Some(etag.to_owned()),
+        (None, Some(date)) if !date.is_empty() => Some(format!("{date}/{size_bytes}")),
+        (None, _) => None,
+    }
+}
+
+/// A strong entity tag: quoted, not prefixed by `W/`.
+#[must_use]
+pub fn is_strong(etag: &str) -> bool {
+    etag.len() >= 2 && etag.starts_with('"') && etag.ends_with('"')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> EntryIdentity<'static> {
+        EntryIdentity {
+            source: "films",
+            base_url: "http://origin",
+            path: "a/b.mp4",
+            query: "",
+            variant: "",
+            validator: "\"1\"",
+            size_bytes: 10,
+            chunk_size_bytes: 2 << 20,
+        }
+    }
+
+    #[test]
+    fn every_field_counts_and_fields_do_not_run_together() {
+        let base = identity();
+        let others = [
+            EntryIdentity { source: "film", path: "sa/b.mp4", ..base },
+            EntryIdentity { base_url: "http://origin2", ..base },
+            EntryIdentity { path: "a/b.mp", query: "4", ..base },
+            EntryIdentity { query: "v=1", ..base },
+            EntryIdentity { variant: "en", ..base },
+            EntryIdentity { validator: "\"2\"", ..base },
+            EntryIdentity { size_bytes: 11, ..base },
+            EntryIdentity { chunk_size_bytes: 1 << 20, ..base },
+        ];
+        for other in others {
+            assert_ne!(other.id(), base.id(), "{other:?}");
+        }
+        assert_eq!(identity().id(), base.id());
+        assert_eq!(base.id().get_version_num(), 8);
+    }
+
+    #[test]
+    fn weak_tags_do_not_validate() {
+        assert_eq!(validator(Some("W/\"1\""), None, 5), None);
+        assert_eq!(validator(Some("\"1\""), Some("x"), 5).as_deref(), Some("\"1\""));
+        assert_eq!(validator(Some("W/\"1\""), Some("Mon"), 5).as_deref(), Some("Mon/5"));
+    }
+}

@@ -1,0 +1,25 @@
+//! What both services must agree on: the gRPC messages and services generated
+//! from `chunkcache/v1/*.proto`, the geometry of chunks, and the identity and
+//! checksums of entries.
+//!
+//! Knows nothing of time, I/O, SQL or HTTP.
+
+pub mod checksum;
+pub mod geometry;
+pub mod identity;
+pub mod priority;
+pub mod source_name;
+
+/// Generated from `proto/chunkcache/v1`.
+#[allow(clippy::all, clippy::pedantic, missing_docs)]
+pub mod v1 {
+    tonic::include_proto!("chunkcache.v1");
+}
+
+/// The encoded `FileDescriptorSet` of [`v1`], for server reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] =
+    include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+pub use geometry::{ByteRange, ChunkIndex, Geometry};
+pub use identity::{EntryId, EntryIdentity};
+pub use priority::Level;

@@ -1,0 +1,69 @@
+//! The four levels of urgency.
+
+use crate::v1;
+
+/// Most urgent first, so that `Critical < High` sorts as it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Level {
+    /// A reader waits for it now.
+    Critical = 0,
+    /// A reader will want it soon.
+    High = 1,
+    /// A service or an operator asked for it.
+    Medium = 2,
+    /// It would complete a partly cached entry.
+    Low = 3,
+}
+
+impl Level {
+    /// All, most urgent first.
+    pub const ALL: [Self; 4] = [Self::Critical, Self::High, Self::Medium, Self::Low];
+
+    /// In metrics, logs and `explain`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Critical => "CRITICAL",
+            Self::High => "HIGH",
+            Self::Medium => "MEDIUM",
+            Self::Low => "LOW",
+        }
+    }
+}
+
+impl std::fmt::Display for Level {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl From<Level> for v1::Priority {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Critical => Self::Critical,
+            Level::High => Self::High,
+            Level::Medium => Self::Medium,
+            Level::Low => Self::Low,
+        }
+    }
+}
+
+impl TryFrom<v1::Priority> for Level {
+    type Error = UnspecifiedPriority;
+
+    fn try_from(priority: v1::Priority) -> Result<Self, Self::Error> {
+        match priority {
+            v1::Priority::Unspecified => Err(UnspecifiedPriority),
+            v1::Priority::Critical => Ok(Self::Critical),
+            v1::Priority::High => Ok(Self::High),
+            v1::Priority::Medium => Ok(Self::Medium),
+            v1::Priority::Low => Ok(Self::Low),
+        }
+    }
+}
+
+/// A message left its priority out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("priority is unspecified; expected PRIORITY_CRITICAL, PRIORITY_HIGH, PRIORITY_MEDIUM or PRIORITY_LOW")]
+pub struct UnspecifiedPriority;
