@@ -1,1 +1,1 @@
-
+//! An edge of the chunk cache.

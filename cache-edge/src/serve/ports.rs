@@ -1,0 +1,177 @@
+//! What the HTTP room needs of the rest of the edge, and nothing more: an object for a
+//! request, and bytes of it.
+//!
+//! The real implementation is `serve::objects`; tests of the HTTP room use one in memory.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use chunkcache_proto::ByteRange;
+
+use crate::store::{ChunkPin, EntryFile};
+
+/// A request for an object, after the HTTP room has parsed it.
+#[derive(Clone, Debug)]
+pub struct ObjectRequest {
+    /// What is asked for.
+    pub name: ObjectName,
+    /// What of it will be read first, for a cold key: the first request to the origin is
+    /// this range itself, not a HEAD.
+    pub first_bytes: FirstBytes,
+    /// `Cache-Control: no-cache` or `Pragma: no-cache` in the request does not bypass the cache (players and
+    /// proxies send it idly); `only-if-cached` does what it says.
+    pub only_if_cached: bool,
+    /// The client's headers; only those the source allows are ever forwarded.
+    pub headers: http::HeaderMap,
+    /// GET, or HEAD (which must not fetch bodies).
+    pub head_only: bool,
+}
+
+/// The two forms of URL an edge answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ObjectName {
+    /// `/{source}/{path}?{query}`, normalised by `core::path`.
+    Key { source: String, path: String, query: String },
+    /// `/v1/entries/{id}`.
+    Entry(uuid::Uuid),
+}
+
+/// The part a client needs first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstBytes {
+    /// From this offset on, up to `end` (exclusive) if the client gave an end.
+    From { start: u64, end: Option<u64> },
+    /// The last so many bytes (`bytes=-N`).
+    Last(u64),
+}
+
+/// What a request resolved to.
+pub enum Resolution<R> {
+    /// An object with a validator and a length; its bytes come through readers.
+    Object(Object<R>),
+    /// Not storable, or the source's mode says so: the origin's own answer, streamed.
+    PassThrough(PassThrough),
+    /// The origin says there is no such object (404, 410, ...).
+    Negative { status: http::StatusCode, remembered: bool },
+}
+
+/// An object that can be read.
+pub struct Object<R> {
+    /// The store's entry: geometry, validators, type.
+    pub entry: Arc<EntryFile>,
+    /// `Age` in seconds at this moment.
+    pub age_seconds: u64,
+    /// For `Cache-Status` before any byte was read.
+    pub freshness: Freshness,
+    /// Opens a reader over a range of it. Dropping the reader withdraws its demand.
+    pub readers: R,
+}
+
+/// How the binding of key and entry was confirmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// Within its lifetime; the origin was not asked.
+    Fresh,
+    /// The key was unknown and the origin was asked for it by this request (`fwd=uri-miss`), or by another
+    /// request this one waited for (`collapsed`).
+    Probed { collapsed: bool },
+    /// The origin confirmed the validator just now (`fwd=stale; fwd-status=304`).
+    Revalidated,
+    /// The origin can not be reached; served under stale-if-error or stale-while-revalidate.
+    Stale(&'static str),
+}
+
+/// Opens readers of one object.
+pub trait OpenReader: Send + Sync + 'static {
+    type Reader: ReadBytes;
+    fn open(&self, range: ByteRange) -> Self::Reader;
+    /// All of the range is present now (for `Cache-Status: hit` against `fwd=partial`).
+    fn presence(&self, range: ByteRange) -> Presence;
+}
+
+/// How much of a range is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    All,
+    Some,
+    None,
+}
+
+/// A cursor over a range of an entry.
+pub trait ReadBytes: Send + 'static {
+    /// The next bytes at the cursor, at most `max_len` and never past a chunk's end; waits by
+    /// events for what is missing, at most the chunk wait time-out. `None` at the end of the range. Cancel safe.
+    fn next(&mut self, max_len: u64) -> impl Future<Output = Result<Option<Piece>, ReadError>> + Send;
+}
+
+/// Bytes that are in the sparse file now and stay there while this is held.
+pub struct Piece {
+    pub file: Arc<EntryFile>,
+    pub range: ByteRange,
+    /// Keeps the chunk from being evicted; none where the chunk is still arriving (it is held by its fetch).
+    pub pin: Option<ChunkPin>,
+    /// Bytes that could not be stored (no space): to be sent from memory instead of from the file.
+    pub unstored: Option<Bytes>,
+}
+
+/// Why a reader can not go on. Once a body has begun each of these aborts the connection.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("chunk {chunk} did not come within {waited:?}: {detail}")]
+    TimedOut { chunk: u32, waited: Duration, detail: String },
+    #[error("the origin no longer has this version of the object")]
+    Changed,
+    #[error("origin: {0}")]
+    Origin(String),
+    #[error("disk: {0}")]
+    Disk(String),
+}
+
+/// An answer of the origin that is handed through.
+pub struct PassThrough {
+    pub status: http::StatusCode,
+    /// Hop-by-hop headers removed.
+    pub headers: http::HeaderMap,
+    pub body: PassBody,
+    /// For `Cache-Status` `detail`.
+    pub why: &'static str,
+}
+
+/// Ends with an error when the origin's body ended short, so that the client's does too.
+pub type PassBody = std::pin::Pin<
+    Box<dyn http_body::Body<Data = Bytes, Error = ReadError> + Send + 'static>,
+>;
+
+/// Why a request got no answer. Mapped to problem+json in one place (`http::problem`).
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("no source named {0:?} is registered")]
+    UnknownSource(String),
+    #[error("no entry {0}")]
+    UnknownEntry(uuid::Uuid),
+    #[error("not in the cache, and the request said only-if-cached")]
+    OnlyIfCached,
+    /// 502
+    #[error("the origin answered wrongly: {0}")]
+    BadOrigin(String),
+    /// 504, or 503 where it is known to be down
+    #[error("the origin can not be reached: {0}")]
+    OriginUnreachable(String),
+    /// 503 with Retry-After
+    #[error("the origin asks to wait: {message}")]
+    OriginBusy { message: String, retry_after: Duration },
+    /// 503 with Retry-After
+    #[error("too much at once: {0}")]
+    Overloaded(&'static str),
+    #[error("the edge: {0}")]
+    Internal(String),
+}
+
+/// Finds objects.
+pub trait Objects: Send + Sync + 'static {
+    type Open: OpenReader;
+    fn resolve(
+        &self,
+        request: ObjectRequest,
+    ) -> impl Future<Output = Result<Resolution<Self::Open>, ServeError>> + Send;
+}
