@@ -1,1 +1,13 @@
+//! The coordinator of the chunk cache: owner of the database and of priority scheduling.
+//!
+//! The folder tree is the architecture; see ARCHITECTURE.md for the invariant of each room.
 
+pub mod app;
+pub mod cli;
+pub mod core;
+pub mod events;
+pub mod grpc;
+pub mod http;
+pub mod repository;
+pub mod service;
+pub mod session;

@@ -1,1 +1,12 @@
-//! An edge of the chunk cache.
+//! An edge of the chunk cache: downloader, store, and the HTTP proxy players stream from.
+//!
+//! The folder tree is the architecture; see ARCHITECTURE.md for the invariant of each room.
+
+pub mod app;
+pub mod availability;
+pub mod coordinator;
+pub mod core;
+pub mod http;
+pub mod origin;
+pub mod serve;
+// pub mod store; // enabled by the owner of the store's first compiling commit

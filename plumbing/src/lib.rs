@@ -1,1 +1,1 @@
-
+//! What both binaries need and neither owns: configuration, telemetry, TLS, shutdown.

@@ -1,0 +1,1 @@
+//! Composition: the only owner of tasks and shutdown.

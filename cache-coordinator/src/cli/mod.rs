@@ -1,0 +1,1 @@
+//! The commands for people: gRPC clients of a running coordinator.

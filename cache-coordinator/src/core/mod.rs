@@ -1,0 +1,3 @@
+//! Pure: scheduler, edge choice, ranges. No tokio, tonic, SQL, clock or randomness.
+
+pub mod scheduler;

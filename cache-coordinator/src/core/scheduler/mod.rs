@@ -1,0 +1,3 @@
+//! The priority scheduler: a pure, deterministic state machine.
+
+pub mod api;

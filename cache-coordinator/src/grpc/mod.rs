@@ -1,0 +1,1 @@
+//! CacheService and EdgeService: translation and error mapping only.

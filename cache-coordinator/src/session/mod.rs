@@ -1,0 +1,1 @@
+//! Edge sessions: wire to events, effects to wire, reconciliation.

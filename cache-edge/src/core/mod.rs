@@ -1,0 +1,1 @@
+//! Pure functions and state machines over plain values. Imports std and data crates only.
