@@ -6,6 +6,7 @@
 //!
 //! - [`Cluster`]: PostgreSQL, a coordinator, edges and an origin, each a real process on ports of its own
 //! - [`Origin`]: an HTTP/1.1 origin with content made from the offset, counters, and faults on demand
+//! - [`campaign`]: faults injected while readers compare every byte
 //! - [`http`]: a client that shows exactly what came over the wire
 //!
 //! Everything listens on 127.0.0.1, everything waits with a bound, everything is ended when dropped,
@@ -13,6 +14,7 @@
 // A harness that panics fails the test at the line that is wrong, which is what a test is for.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod campaign;
 pub mod cluster;
 pub mod content;
 pub mod http;
