@@ -15,6 +15,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 pub use object::{Fault, Object, Times};
 
@@ -50,6 +51,14 @@ struct State {
     connections: HashMap<u64, TcpStream>,
     next_connection: u64,
     most_connections: usize,
+    link: Option<Link>,
+}
+
+/// One wire for all connections: each piece waits for those before it.
+#[derive(Debug, Clone, Copy)]
+struct Link {
+    bytes_per_second: u64,
+    free_at: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -136,6 +145,14 @@ impl Origin {
         self.state().most_connections
     }
 
+    /// All bodies together share a link of this rate, first come, first served; none: no limit.
+    pub fn set_link(&self, bytes_per_second: Option<u64>) {
+        self.state().link = bytes_per_second.map(|rate| Link {
+            bytes_per_second: rate,
+            free_at: Instant::now(),
+        });
+    }
+
     /// Down: refuses connections and cuts those it has.
     pub fn stop(&mut self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
@@ -201,6 +218,18 @@ impl Shared {
         let mut state = self.lock();
         state.hits.push(hit);
         state.hits.len() - 1
+    }
+
+    /// Takes a place on the shared link; the answer is how long to wait for it.
+    fn take_link(&self, bytes: u64) -> Duration {
+        let mut state = self.lock();
+        let Some(link) = &mut state.link else {
+            return Duration::ZERO;
+        };
+        let now = Instant::now();
+        link.free_at = link.free_at.max(now)
+            + Duration::from_secs_f64(bytes as f64 / link.bytes_per_second as f64);
+        link.free_at - now
     }
 
     fn add_body_bytes(&self, hit: usize, count: u64) {

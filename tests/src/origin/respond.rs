@@ -203,6 +203,7 @@ fn send(
         let count = piece.min(limit + surplus - sent);
         let bytes = &mut buffer[..count as usize];
         object.read(plan.start + sent, bytes)?;
+        pause(shared, shared.take_link(count));
         if chunked {
             write!(stream, "{count:x}\r\n")?;
         }
