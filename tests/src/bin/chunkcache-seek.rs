@@ -25,7 +25,7 @@ fn main() {
     let idle = run(&cluster, "/idle.mp4", 11, size, seeks);
     cluster.coordinator.cli(&["entry", "invalidate", "media/idle.mp4", "--purge"]);
     let filling = cluster.put("/filling.mp4", Object::generated(12, 4096 * MIB).latency(LATENCY));
-    cluster.edge().get_range(&filling, 0, 1).expect(206);
+    Call::get(&filling).range(0, 1).send(cluster.edge().http).expect(206);
     cluster.put("/precached.mp4", Object::generated(13, 4096 * MIB).latency(LATENCY));
     let job = cluster.coordinator.cli(&["precache", "media/precached.mp4"]);
     assert!(job.status.success(), "precache: {}", String::from_utf8_lossy(&job.stderr));
@@ -55,7 +55,7 @@ fn main() {
 /// Seeks to places nobody was at, each a new connection with an open-ended range, the old one cut: as players do.
 fn run(cluster: &Cluster, path: &str, seed: u64, size: u64, seeks: usize) -> Vec<f64> {
     let target = cluster.put(path, Object::generated(seed, size).latency(LATENCY));
-    cluster.edge().get_range(&target, 0, 1).expect(206);
+    Call::get(&target).range(0, 1).send(cluster.edge().http).expect(206);
     let mut random = SmallRng::seed_from_u64(seed);
     // Far enough apart that no seek lands in the lookahead of another.
     let mut places: Vec<u64> = (1..=seeks as u64).map(|number| number * 16 * CHUNK + random.random_range(0..CHUNK)).collect();

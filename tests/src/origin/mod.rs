@@ -220,6 +220,15 @@ impl Shared {
         state.hits.len() - 1
     }
 
+    /// Connections take turns on a shared link in pieces of a few packets, as on a wire.
+    fn link_piece(&self, piece: u64) -> u64 {
+        const LINK_PIECE_BYTES: u64 = 8 << 10;
+        match self.lock().link {
+            Some(_) => piece.min(LINK_PIECE_BYTES),
+            None => piece,
+        }
+    }
+
     /// Takes a place on the shared link; the answer is how long to wait for it.
     fn take_link(&self, bytes: u64) -> Duration {
         let mut state = self.lock();

@@ -197,6 +197,7 @@ fn send(
     let piece = object.bytes_per_second.map_or(PIECE_BYTES, |rate| {
         (rate / PACED_PIECES_PER_SECOND).clamp(1, PIECE_BYTES)
     });
+    let piece = shared.link_piece(piece);
     let mut buffer = vec![0; piece as usize];
     let mut sent = 0;
     while sent < limit + surplus && !shared.is_stopping() {
