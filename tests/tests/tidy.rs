@@ -1,6 +1,8 @@
 //! Holds the code to ARCHITECTURE.md: which room may name what, how long a file may be, and
 //! what may stand nowhere. Reads the sources as text; runs in milliseconds.
 
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -16,7 +18,19 @@ struct Room {
 const ROOMS: &[Room] = &[
     Room {
         folder: "cache-coordinator/src/core",
-        forbidden: &["tokio", "tonic", "tokio_postgres", "axum", "SystemTime", "Instant::now", "rand::", "crate::repository", "crate::session", "crate::service", "crate::grpc"],
+        forbidden: &[
+            "tokio",
+            "tonic",
+            "tokio_postgres",
+            "axum",
+            "SystemTime",
+            "Instant::now",
+            "rand::",
+            "crate::repository",
+            "crate::session",
+            "crate::service",
+            "crate::grpc",
+        ],
         why: "the core is pure: time and randomness are arguments",
     },
     Room {
@@ -26,12 +40,23 @@ const ROOMS: &[Room] = &[
     },
     Room {
         folder: "cache-coordinator/src/repository",
-        forbidden: &["tonic::", "axum::", "crate::core::scheduler", "crate::session", "crate::grpc"],
+        forbidden: &[
+            "tonic::",
+            "axum::",
+            "crate::core::scheduler",
+            "crate::session",
+            "crate::grpc",
+        ],
         why: "the repository knows rows, not the wire and not the plan",
     },
     Room {
         folder: "cache-coordinator/src/events",
-        forbidden: &["tonic::", "axum::", "crate::core::scheduler", "crate::session"],
+        forbidden: &[
+            "tonic::",
+            "axum::",
+            "crate::core::scheduler",
+            "crate::session",
+        ],
         why: "the change log knows rows, not the wire and not the plan",
     },
     Room {
@@ -46,22 +71,54 @@ const ROOMS: &[Room] = &[
     },
     Room {
         folder: "cache-coordinator/src/cli",
-        forbidden: &["tokio_postgres", "crate::repository", "crate::session", "crate::service", "crate::core"],
+        forbidden: &[
+            "tokio_postgres",
+            "crate::repository",
+            "crate::session",
+            "crate::service",
+            "crate::core",
+        ],
         why: "the command line is a gRPC client like any other",
     },
     Room {
         folder: "cache-edge/src/core",
-        forbidden: &["tokio::", "hyper::", "tonic::", "std::fs", "SystemTime::now", "Instant::now", "crate::store", "crate::http", "crate::origin", "crate::coordinator", "crate::availability", "crate::serve"],
+        forbidden: &[
+            "tokio::",
+            "hyper::",
+            "tonic::",
+            "std::fs",
+            "SystemTime::now",
+            "Instant::now",
+            "crate::store",
+            "crate::http",
+            "crate::origin",
+            "crate::coordinator",
+            "crate::availability",
+            "crate::serve",
+        ],
         why: "the core is pure: time and randomness are arguments",
     },
     Room {
         folder: "cache-edge/src/store",
-        forbidden: &["hyper::", "tonic::", "crate::http", "crate::origin", "crate::coordinator", "crate::availability", "crate::serve"],
+        forbidden: &[
+            "hyper::",
+            "tonic::",
+            "crate::http",
+            "crate::origin",
+            "crate::coordinator",
+            "crate::availability",
+            "crate::serve",
+        ],
         why: "the store knows files, not where bytes come from or go to",
     },
     Room {
         folder: "cache-edge/src/http",
-        forbidden: &["tonic::", "crate::origin", "crate::coordinator", "crate::availability"],
+        forbidden: &[
+            "tonic::",
+            "crate::origin",
+            "crate::coordinator",
+            "crate::availability",
+        ],
         why: "the server knows the ports in serve, not what is behind them",
     },
     Room {
@@ -102,7 +159,11 @@ fn rust_sources(folder: &Path) -> Vec<PathBuf> {
         }
     }
     found.sort();
-    assert!(!found.is_empty(), "{} has no sources: is the room gone?", folder.display());
+    assert!(
+        !found.is_empty(),
+        "{} has no sources: is the room gone?",
+        folder.display()
+    );
     found
 }
 
@@ -122,7 +183,12 @@ fn rooms_do_not_know_what_they_may_not() {
             let text = fs::read_to_string(&path).expect("UTF-8 sources");
             for (number, line) in code_lines(&text) {
                 for word in room.forbidden.iter().filter(|word| line.contains(**word)) {
-                    problems.push(format!("{}:{}: {word:?}: {}", path.display(), number + 1, room.why));
+                    problems.push(format!(
+                        "{}:{}: {word:?}: {}",
+                        path.display(),
+                        number + 1,
+                        room.why
+                    ));
                 }
             }
         }
@@ -134,34 +200,65 @@ fn rooms_do_not_know_what_they_may_not() {
 fn every_room_says_what_it_is() {
     for room in ROOMS {
         let folder = root().join(room.folder);
-        let main = ["mod.rs", "lib.rs"].iter().map(|f| folder.join(f)).find(|p| p.exists());
+        let main = ["mod.rs", "lib.rs"]
+            .iter()
+            .map(|f| folder.join(f))
+            .find(|p| p.exists());
         let main = main.unwrap_or_else(|| panic!("{} has no mod.rs", room.folder));
         let text = fs::read_to_string(&main).expect("UTF-8 sources");
-        assert!(text.starts_with("//!"), "{} does not open with what it does", main.display());
+        assert!(
+            text.starts_with("//!"),
+            "{} does not open with what it does",
+            main.display()
+        );
     }
 }
 
 #[test]
 fn files_are_read_in_one_sitting() {
     let mut long = Vec::new();
-    for folder in ["proto/src", "plumbing/src", "cache-coordinator/src", "cache-edge/src", "tests/src"] {
+    for folder in [
+        "proto/src",
+        "plumbing/src",
+        "cache-coordinator/src",
+        "cache-edge/src",
+        "tests/src",
+    ] {
         for path in rust_sources(&root().join(folder)) {
-            let lines = fs::read_to_string(&path).expect("UTF-8 sources").lines().count();
+            let lines = fs::read_to_string(&path)
+                .expect("UTF-8 sources")
+                .lines()
+                .count();
             if lines > MAX_LINES {
                 long.push(format!("{}: {lines} lines", path.display()));
             }
         }
     }
-    assert!(long.is_empty(), "over {MAX_LINES} lines:\n{}", long.join("\n"));
+    assert!(
+        long.is_empty(),
+        "over {MAX_LINES} lines:\n{}",
+        long.join("\n")
+    );
 }
 
 #[test]
 fn sql_stands_in_the_repository_alone() {
-    for folder in ["cache-coordinator/src/service", "cache-coordinator/src/session", "cache-coordinator/src/grpc", "cache-coordinator/src/http", "cache-edge/src"] {
+    for folder in [
+        "cache-coordinator/src/service",
+        "cache-coordinator/src/session",
+        "cache-coordinator/src/grpc",
+        "cache-coordinator/src/http",
+        "cache-edge/src",
+    ] {
         for path in rust_sources(&root().join(folder)) {
             let text = fs::read_to_string(&path).expect("UTF-8 sources");
             for (number, line) in code_lines(&text) {
-                assert!(!line.contains(" FROM cache_"), "{}:{}: SQL outside the repository", path.display(), number + 1);
+                assert!(
+                    !line.contains(" FROM cache_"),
+                    "{}:{}: SQL outside the repository",
+                    path.display(),
+                    number + 1
+                );
             }
         }
     }
@@ -169,13 +266,33 @@ fn sql_stands_in_the_repository_alone() {
 
 #[test]
 fn unsafe_code_is_in_its_documented_places_only() {
-    let allowed = ["cache-edge/src/store/mapping.rs", "cache-edge/src/http/sendfile_io.rs", "cache-edge/src/http/syscalls.rs"];
-    for folder in ["proto/src", "plumbing/src", "cache-coordinator/src", "cache-edge/src"] {
+    let allowed = [
+        "cache-edge/src/store/mapping.rs",
+        "cache-edge/src/http/sendfile_io.rs",
+        "cache-edge/src/http/syscalls.rs",
+    ];
+    for folder in [
+        "proto/src",
+        "plumbing/src",
+        "cache-coordinator/src",
+        "cache-edge/src",
+    ] {
         for path in rust_sources(&root().join(folder)) {
-            let relative = path.strip_prefix(root()).unwrap_or(&path).to_string_lossy().replace("/../", "/");
+            let relative = path
+                .strip_prefix(root())
+                .unwrap_or(&path)
+                .to_string_lossy()
+                .replace("/../", "/");
             let text = fs::read_to_string(&path).expect("UTF-8 sources");
-            let uses = code_lines(&text).any(|(_, line)| line.contains("unsafe {") || line.contains("unsafe impl") || line.contains("unsafe fn"));
-            assert!(!uses || allowed.iter().any(|a| relative.ends_with(a)), "{relative} uses unsafe; allowed: {allowed:?}");
+            let uses = code_lines(&text).any(|(_, line)| {
+                line.contains("unsafe {")
+                    || line.contains("unsafe impl")
+                    || line.contains("unsafe fn")
+            });
+            assert!(
+                !uses || allowed.iter().any(|a| relative.ends_with(a)),
+                "{relative} uses unsafe; allowed: {allowed:?}"
+            );
         }
     }
 }

@@ -52,7 +52,9 @@ struct Tally {
 
 fn main() -> Result<()> {
     let options = parse(std::env::args().skip(1))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(run(options))
 }
 
@@ -66,28 +68,56 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
         given.insert(name.to_owned(), value.to_owned());
     }
     let mut take = |name: &str, default: Option<&str>| {
-        given.remove(name).or(default.map(str::to_owned)).with_context(|| format!("--{name}= is missing"))
+        given
+            .remove(name)
+            .or(default.map(str::to_owned))
+            .with_context(|| format!("--{name}= is missing"))
     };
     let options = Options {
-        address: take("address", None)?.parse().context("--address: expected IP:PORT")?,
-        targets: take("targets", None)?.split(',').map(str::to_owned).collect(),
+        address: take("address", None)?
+            .parse()
+            .context("--address: expected IP:PORT")?,
+        targets: take("targets", None)?
+            .split(',')
+            .map(str::to_owned)
+            .collect(),
         content: Arc::new(std::fs::read(take("content", None)?).context("--content")?),
-        connections: take("connections", Some("16"))?.parse().context("--connections")?,
-        duration: Duration::from_secs_f64(take("seconds", Some("3"))?.parse().context("--seconds")?),
-        range_bytes: take("range", Some("2097152"))?.parse().context("--range: bytes")?,
-        aligned: take("aligned", Some("true"))?.parse().context("--aligned")?,
+        connections: take("connections", Some("16"))?
+            .parse()
+            .context("--connections")?,
+        duration: Duration::from_secs_f64(
+            take("seconds", Some("3"))?.parse().context("--seconds")?,
+        ),
+        range_bytes: take("range", Some("2097152"))?
+            .parse()
+            .context("--range: bytes")?,
+        aligned: take("aligned", Some("true"))?
+            .parse()
+            .context("--aligned")?,
         requests_per_connection: take("requests", Some("0"))?.parse().context("--requests")?,
-        pids: take("pids", Some(""))?.split(',').filter(|p| !p.is_empty()).map(str::parse).collect::<Result<_, _>>().context("--pids")?,
+        pids: take("pids", Some(""))?
+            .split(',')
+            .filter(|p| !p.is_empty())
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .context("--pids")?,
         seed: take("seed", Some("1"))?.parse().context("--seed")?,
     };
     if let Some(name) = given.keys().next() {
         bail!("--{name}: no such option");
     }
     if !options.address.ip().is_loopback() {
-        bail!("--address {}: this generator only loads loopback addresses", options.address);
+        bail!(
+            "--address {}: this generator only loads loopback addresses",
+            options.address
+        );
     }
     if options.range_bytes == 0 || options.range_bytes > options.content.len() as u64 {
-        bail!("--range {}: expected 1 to the content's {} bytes", options.range_bytes, options.content.len());
+        bail!(
+            "--range {}: expected 1 to the content's {} bytes",
+            options.range_bytes,
+            options.content.len()
+        );
     }
     Ok(options)
 }
@@ -137,10 +167,15 @@ async fn run(options: Options) -> Result<()> {
 
 /// One keep-alive connection until the time is over; a broken one is opened again.
 async fn connection(options: Arc<Options>, number: u64, start: Instant) -> Tally {
-    let mut random = SmallRng::seed_from_u64(options.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ number);
+    let mut random =
+        SmallRng::seed_from_u64(options.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ number);
     let mut tally = Tally::default();
     let mut buffer = vec![0_u8; READ_SIZE];
-    let limit = if options.requests_per_connection == 0 { u64::MAX } else { options.requests_per_connection };
+    let limit = if options.requests_per_connection == 0 {
+        u64::MAX
+    } else {
+        options.requests_per_connection
+    };
     while start.elapsed() < options.duration && tally.requests < limit && tally.errors < 100 {
         let result = async {
             let mut stream = TcpStream::connect(options.address).await?;
@@ -148,8 +183,17 @@ async fn connection(options: Arc<Options>, number: u64, start: Instant) -> Tally
             while start.elapsed() < options.duration && tally.requests < limit {
                 let target = &options.targets[random.random_range(0..options.targets.len())];
                 let range = draw(&options, &mut random);
-                let one = request(&mut stream, &options, target, range, &mut buffer, &mut tally);
-                tokio::time::timeout(STALL_LIMIT, one).await.map_err(|_| io::Error::from(ErrorKind::TimedOut))??;
+                let one = request(
+                    &mut stream,
+                    &options,
+                    target,
+                    range,
+                    &mut buffer,
+                    &mut tally,
+                );
+                tokio::time::timeout(STALL_LIMIT, one)
+                    .await
+                    .map_err(|_| io::Error::from(ErrorKind::TimedOut))??;
                 tally.requests += 1;
             }
             Ok::<(), io::Error>(())
@@ -167,7 +211,11 @@ fn draw(options: &Options, random: &mut SmallRng) -> (u64, u64) {
     let size = options.content.len() as u64;
     let last = size - options.range_bytes;
     let start = random.random_range(0..=last);
-    let start = if options.aligned { start - start % options.range_bytes } else { start };
+    let start = if options.aligned {
+        start - start % options.range_bytes
+    } else {
+        start
+    };
     (start, start + options.range_bytes)
 }
 
@@ -180,7 +228,10 @@ async fn request(
     tally: &mut Tally,
 ) -> io::Result<()> {
     let bad = |text: String| io::Error::new(ErrorKind::InvalidData, text);
-    let head = format!("GET {target} HTTP/1.1\r\nHost: bench\r\nRange: bytes={start}-{}\r\n\r\n", end - 1);
+    let head = format!(
+        "GET {target} HTTP/1.1\r\nHost: bench\r\nRange: bytes={start}-{}\r\n\r\n",
+        end - 1
+    );
     let asked = Instant::now();
     stream.write_all(head.as_bytes()).await?;
     let mut filled = 0;
@@ -198,7 +249,9 @@ async fn request(
         }
     };
     if !buffer.starts_with(b"HTTP/1.1 206") {
-        return Err(bad(String::from_utf8_lossy(&buffer[..filled.min(64)]).into_owned()));
+        return Err(bad(
+            String::from_utf8_lossy(&buffer[..filled.min(64)]).into_owned()
+        ));
     }
     let mut position = start;
     let mut part = body_at..filled;
@@ -206,9 +259,14 @@ async fn request(
     loop {
         if !part.is_empty() {
             first.get_or_insert_with(|| asked.elapsed());
-            let expected = &options.content[position as usize..(position as usize + part.len()).min(options.content.len())];
+            let expected = &options.content
+                [position as usize..(position as usize + part.len()).min(options.content.len())];
             if &buffer[part.clone()] != expected {
-                tally.wrong_bytes += expected.iter().zip(&buffer[part.clone()]).filter(|(a, b)| a != b).count() as u64;
+                tally.wrong_bytes += expected
+                    .iter()
+                    .zip(&buffer[part.clone()])
+                    .filter(|(a, b)| a != b)
+                    .count() as u64;
             }
             position += part.len() as u64;
             tally.bytes += part.len() as u64;
@@ -219,7 +277,10 @@ async fn request(
         let want = ((end - position) as usize).min(buffer.len());
         let read = stream.read(&mut buffer[..want]).await?;
         if read == 0 {
-            return Err(bad(format!("the body ended at {position}, {} bytes short", end - position)));
+            return Err(bad(format!(
+                "the body ended at {position}, {} bytes short",
+                end - position
+            )));
         }
         part = 0..read;
     }
@@ -244,7 +305,10 @@ fn cpu_seconds(pids: &[u32]) -> f64 {
         .filter_map(|pid| {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
             let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-            Some((fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?) / ticks_per_second)
+            Some(
+                (fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?)
+                    / ticks_per_second,
+            )
         })
         .sum()
 }
