@@ -4,8 +4,12 @@
 //! no socket, no file, no clock.
 
 pub mod backoff;
+pub mod chunk_table;
 pub mod container;
 pub mod content_range;
+pub mod eviction;
 pub mod fetch_queue;
 pub mod freshness;
+pub mod interval_set;
+pub mod journal_record;
 pub mod lookahead;
