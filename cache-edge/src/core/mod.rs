@@ -4,7 +4,9 @@
 //! no socket, no file, no clock.
 
 pub mod backoff;
+pub mod cache_status;
 pub mod chunk_table;
+pub mod conditional;
 pub mod container;
 pub mod content_range;
 pub mod eviction;
@@ -13,3 +15,6 @@ pub mod freshness;
 pub mod interval_set;
 pub mod journal_record;
 pub mod lookahead;
+pub mod path;
+pub mod range;
+pub mod signed_url;
