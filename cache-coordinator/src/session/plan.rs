@@ -160,7 +160,7 @@ pub enum Action {
     WantDone(WantId),
 }
 
-/// A want as it was asked, to be said again when its edge joins anew.
+/// A want as it was asked, until its entry is open.
 #[derive(Clone, Debug)]
 struct Want {
     edge: EdgeId,
@@ -178,6 +178,7 @@ pub struct Plan {
     wants: BTreeMap<WantId, Want>,
     loading: HashMap<EntryId, VecDeque<Command>>,
     effects: Vec<Effect>,
+    now: Millis,
 }
 
 impl Plan {
@@ -192,7 +193,14 @@ impl Plan {
             wants: BTreeMap::new(),
             loading: HashMap::new(),
             effects: Vec::new(),
+            now: 0,
         }
+    }
+
+    /// When the last command was taken in.
+    #[must_use]
+    pub fn now(&self) -> Millis {
+        self.now
     }
 
     /// To look at: explanations and counts.
@@ -215,6 +223,7 @@ impl Plan {
 
     /// Takes one command in; what follows from it is appended to `actions`.
     pub fn apply(&mut self, command: Command, now: Millis, actions: &mut Vec<Action>) {
+        self.now = self.now.max(now);
         match command {
             Command::EdgeJoined {
                 edge,
@@ -240,7 +249,6 @@ impl Plan {
                 if draining {
                     self.event(Event::EdgeDraining { edge, draining }, now, actions);
                 }
-                self.restate_edge(edge, now, actions);
             }
             Command::EdgeLeft { edge, epoch } => {
                 if self.is_present(edge, epoch) {
@@ -418,19 +426,6 @@ impl Plan {
         }
         for command in waiting {
             self.apply(command, now, actions);
-        }
-    }
-
-    /// What was told of an edge before its session: wants, whose fetches the join voided.
-    fn restate_edge(&mut self, edge: EdgeId, now: Millis, actions: &mut Vec<Action>) {
-        let wants: Vec<(WantId, Want)> = self
-            .wants
-            .iter()
-            .filter(|(_, want)| want.edge == edge)
-            .map(|(number, want)| (*number, want.clone()))
-            .collect();
-        for (number, want) in wants {
-            self.set_want(number, want, now, actions);
         }
     }
 
