@@ -45,7 +45,7 @@ pub async fn invalidate(
     let purge = request.purge;
     // First nothing of it is fetched any more: no chunk is stored behind the purge.
     cluster.plan.tell(Command::EntryClosed(entry.id)).await?;
-    cluster.jobs.forget_entry(cluster, entry.id).await?;
+    cluster.jobs.forget_entry(cluster, entry.id, "the entry was invalidated").await?;
     let change = InvalidateEntry { entry: entry.id, purge };
     let mut keys = cluster.writer.write(change).await?.value.keys;
     // An edge may remember a key that the table has lost already.

@@ -32,7 +32,7 @@ use tokio::sync::watch as channel;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    events::Events,
+    events::ChangeLog,
     metrics::Metrics,
     repository::{Database, Leadership, Writer, lease::StepDown},
     session::{actor::PlanHandle, registry::Registry},
@@ -46,7 +46,7 @@ pub struct Cluster {
     /// Changes.
     pub writer: Writer,
     /// The change log, live and past.
-    pub events: Events,
+    pub events: ChangeLog,
     /// The scheduler.
     pub plan: PlanHandle,
     /// The sessions that stand.
@@ -67,6 +67,8 @@ pub struct Cluster {
     pub peer_keys: ArcSwap<Vec<Vec<u8>>>,
     /// The cluster was brought up in this term.
     pub term_ready: channel::Sender<bool>,
+    /// Of this coordinator, as clients reach it.
+    pub address: String,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// Bytes in a chunk of entries made from now on.

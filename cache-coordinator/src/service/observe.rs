@@ -38,6 +38,7 @@ pub async fn observe(
     cluster.resolver.bound(&key);
     if let Some(previous) = observed.previous.filter(|previous| *previous != id) {
         cluster.plan.tell(Command::EntryClosed(previous)).await?;
+        cluster.jobs.forget_entry(cluster, previous, "the object changed at the origin").await?;
     }
     // Loaded before an edge speaks of it: the first demand then waits for nothing.
     cluster.plan.tell(Command::EntryWanted(id)).await?;

@@ -59,6 +59,8 @@ pub enum Command {
         /// From now on.
         draining: bool,
     },
+    /// Removed from the cluster with all its rows.
+    EdgeForgotten(EdgeId),
     /// Registered or changed.
     SourceSet(Box<v1::Source>),
     /// No longer registered.
@@ -261,6 +263,7 @@ impl Plan {
             Command::EdgeDraining { edge, draining } => {
                 self.event(Event::EdgeDraining { edge, draining }, now, actions);
             }
+            Command::EdgeForgotten(edge) => self.forget_edge(edge, now, actions),
             Command::SourceSet(source) => {
                 let event = Event::SourceSet {
                     source: self.directory.source(&source.name),
@@ -469,6 +472,31 @@ impl Plan {
             Event::ChunksDropped { edge, entry, chunks }
         };
         self.event(event, now, actions);
+    }
+
+    fn forget_edge(&mut self, edge: EdgeId, now: Millis, actions: &mut Vec<Action>) {
+        self.epochs.remove(&edge);
+        self.readers.retain(|reader, _| reader.edge != edge);
+        self.event(Event::EdgeLost { edge }, now, actions);
+        let entries: Vec<(EntryNo, u32)> = self
+            .directory
+            .entries()
+            .map(|(number, record)| (number, record.geometry.chunk_count()))
+            .collect();
+        for (entry, count) in entries {
+            let chunks = std::iter::once(0..count).collect();
+            self.event(Event::ChunksDropped { edge, entry, chunks }, now, actions);
+        }
+        let wants: Vec<WantId> = self
+            .wants
+            .iter()
+            .filter(|(_, want)| want.edge == edge)
+            .map(|(number, _)| *number)
+            .collect();
+        for want in wants {
+            self.wants.remove(&want);
+            self.event(Event::WantClosed { want }, now, actions);
+        }
     }
 
     fn open_geometry(&self, id: EntryId) -> Option<(EntryNo, Geometry)> {
