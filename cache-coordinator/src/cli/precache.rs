@@ -7,6 +7,7 @@ use chunkcache_proto::v1::{
 };
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::Value;
+use tonic::Code;
 
 use super::connection::Client;
 use super::entry::percent;
@@ -14,6 +15,7 @@ use super::failure::{CliError, refused};
 use super::names::{WrittenRange, entry_name, parse_first, parse_range};
 use super::output::{Printer, Rows, or_dash};
 use super::progress::Progress;
+use super::watch::{MAX_ATTEMPTS, PAUSE};
 use super::{is_set, switch, text, unknown_verb, view};
 
 pub(super) fn command() -> Command {
@@ -166,36 +168,72 @@ async fn ranges(
         .collect())
 }
 
-/// Shows progress on standard error until the job ends.
+/// Shows progress on standard error until the job ends. The job is durable: a coordinator that goes
+/// away is waited for as long as a takeover may last.
 async fn follow(job: Job, client: &mut Client) -> Result<Job, CliError> {
-    let request = WatchJobRequest { id: job.id.clone() };
-    let mut stream = client
-        .open(request, async |mut s, r| s.watch_job(r).await)
-        .await?;
     let mut progress = Progress::new();
     let mut newest = job;
     progress.show(&newest);
+    let mut attempts = 0;
+    let result = loop {
+        match follow_once(&mut newest, &mut progress, client).await {
+            Ok(()) if newest.state() != JobState::Running => break Ok(newest),
+            Ok(()) | Err(Broken::Retry(_)) if attempts < MAX_ATTEMPTS => {}
+            Ok(()) => {
+                break Err(CliError::Refused(format!(
+                    "the coordinator ended the watch; job {} may still run: see precache list",
+                    newest.id
+                )));
+            }
+            Err(Broken::Retry(error) | Broken::Final(error)) => break Err(error),
+        }
+        attempts += 1;
+        client.reset();
+        tokio::time::sleep(PAUSE).await;
+    };
+    progress.end();
+    result
+}
+
+/// Why a watch of a job broke, and whether asking again can help.
+enum Broken {
+    Retry(CliError),
+    Final(CliError),
+}
+
+/// Until the stream ends; `newest` is what it said last.
+async fn follow_once(
+    newest: &mut Job,
+    progress: &mut Progress,
+    client: &mut Client,
+) -> Result<(), Broken> {
+    let request = WatchJobRequest {
+        id: newest.id.clone(),
+    };
+    let opened = client
+        .open(request, async |mut s, r| s.watch_job(r).await)
+        .await;
+    let mut stream = opened.map_err(Broken::Retry)?;
     loop {
         match stream.message().await {
             Ok(Some(update)) => {
-                newest = update.job.unwrap_or(newest);
-                progress.show(&newest);
+                if let Some(job) = update.job {
+                    *newest = job;
+                }
+                progress.show(newest);
             }
-            Ok(None) => break,
+            Ok(None) => return Ok(()),
             Err(status) => {
-                progress.end();
-                return Err(refused(&status, client.endpoint()));
+                let error = refused(&status, client.endpoint());
+                return Err(match status.code() {
+                    Code::NotFound | Code::InvalidArgument | Code::PermissionDenied => {
+                        Broken::Final(error)
+                    }
+                    _ => Broken::Retry(error),
+                });
             }
         }
     }
-    progress.end();
-    if newest.state() == JobState::Running {
-        return Err(CliError::Refused(format!(
-            "the coordinator ended the watch; the job {} may still run: see precache list",
-            newest.id
-        )));
-    }
-    Ok(newest)
 }
 
 fn print_job(job: &Job, printer: &mut Printer<'_>) -> Result<(), CliError> {

@@ -15,8 +15,8 @@ use super::output::Printer;
 use super::{entry, text, view};
 
 /// A takeover lasts up to 5 s; ten tries with this pause cover it with room.
-const MAX_ATTEMPTS: u32 = 10;
-const PAUSE: Duration = Duration::from_secs(1);
+pub(super) const MAX_ATTEMPTS: u32 = 10;
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) fn command() -> Command {
     Command::new("watch")

@@ -7,6 +7,7 @@ use chunkcache_proto::v1::cache_service_server::{CacheService, CacheServiceServe
 use chunkcache_proto::v1::*;
 use parking_lot::Mutex;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -28,6 +29,22 @@ impl Fake {
     /// Serves on a free port of loopback until the test's runtime ends; gives the URL.
     pub(super) async fn start(self) -> String {
         self.start_on(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap())
+    }
+
+    /// As [`Fake::start`] with TLS, wanting a certificate of clients.
+    pub(super) async fn start_with_mutual_tls(self) -> String {
+        let pem = |name| std::fs::read(fixture(name)).unwrap();
+        let tls = ServerTlsConfig::new()
+            .identity(Identity::from_pem(pem("server-a.pem"), pem("server-a.key")))
+            .client_ca_root(Certificate::from_pem(pem("ca.pem")));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tonic::transport::Server::builder()
+            .tls_config(tls)
+            .unwrap()
+            .add_service(CacheServiceServer::new(self));
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        format!("https://{address}")
     }
 
     pub(super) fn start_on(self, listener: tokio::net::TcpListener) -> String {
@@ -53,6 +70,14 @@ impl Fake {
             details,
         ))
     }
+}
+
+/// A certificate or key made for tests, valid for 127.0.0.1.
+pub(super) fn fixture(name: &str) -> String {
+    format!(
+        "{}/../plumbing/tests/tls/{name}",
+        env!("CARGO_MANIFEST_DIR")
+    )
 }
 
 pub(super) fn source() -> Source {

@@ -368,6 +368,29 @@ async fn a_watch_prints_until_its_reader_has_seen_enough_and_resumes_where_it_wa
 }
 
 #[tokio::test]
+async fn tls_wants_the_right_authority_and_certificate() {
+    let endpoint = Fake::default().start_with_mutual_tls().await;
+    let (ca, cert, key) = (
+        fake::fixture("ca.pem"),
+        fake::fixture("client.pem"),
+        fake::fixture("client.key"),
+    );
+    let all = ["status", "--ca", &ca, "--cert", &cert, "--key", &key];
+    assert!(run_at(&endpoint, &all).await.is_ok());
+    assert_eq!(
+        message(run_at(&endpoint, &all[..3]).await.unwrap_err()).0,
+        1
+    );
+    let (status, text) = message(
+        run_at(&endpoint, &["status", "--ca", &key])
+            .await
+            .unwrap_err(),
+    );
+    assert_eq!(status, 1);
+    assert!(text.contains("--ca"), "{text}");
+}
+
+#[tokio::test]
 async fn the_token_comes_from_its_file() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "hunter2\n").unwrap();
