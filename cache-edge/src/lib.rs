@@ -9,4 +9,4 @@ pub mod core;
 pub mod http;
 pub mod origin;
 pub mod serve;
-// pub mod store; // enabled by the owner of the store's first compiling commit
+pub mod store;

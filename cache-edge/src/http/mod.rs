@@ -1,1 +1,32 @@
-//! The HTTP server that players see.
+//! The HTTP server that players see: hyper over sockets that send file bytes with `sendfile`, TLS, limits, and errors
+//! as problem+json; beside it the listener for operators.
+//!
+//! Why a room of its own: whatever a client may send ends here. Behind it are the ports of `serve::ports` and nothing
+//! else: it may not know the coordinator, the origin, or how a chunk comes to be here.
+
+pub mod admin;
+pub mod body;
+mod buffers;
+pub mod connection;
+pub mod cors;
+pub mod handler;
+pub mod limits;
+mod mapped;
+pub mod metrics;
+mod multipart;
+pub mod problem;
+mod progress_io;
+mod response;
+mod sendfile_io;
+pub mod server;
+mod socket;
+
+pub use self::{
+    body::{EdgeBody, ObjectBody, Part},
+    connection::{Client, Timeouts},
+    cors::Cors,
+    handler::PeerHandler,
+    limits::{Limits, RequestRate},
+    metrics::Metrics,
+    server::{Server, Settings, TlsConfig},
+};

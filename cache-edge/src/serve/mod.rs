@@ -1,3 +1,3 @@
 //! Joins the ports: from a request to an object and a reader over its bytes.
 
-// pub mod ports; // enabled with the store
+pub mod ports;

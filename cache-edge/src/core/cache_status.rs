@@ -1,0 +1,114 @@
+//! The `Cache-Status` response header (RFC 9211): one member that names this edge.
+
+use std::fmt::Write;
+
+/// Why a request went forward, with the words of the contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forward {
+    /// Nothing of it was here.
+    Miss,
+    /// The binding of key and entry had to be confirmed.
+    Stale,
+    /// Some of it was here.
+    Partial,
+    /// Not a matter for the cache.
+    Bypass,
+}
+
+/// How a request was answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CacheStatus {
+    /// `None`: a hit.
+    pub forward: Option<Forward>,
+    /// What the origin answered.
+    pub forward_status: Option<u16>,
+    /// What comes is kept.
+    pub stored: bool,
+    /// This request waited for another's.
+    pub collapsed: bool,
+    /// For people.
+    pub detail: Option<String>,
+}
+
+impl CacheStatus {
+    /// The field value, e.g. `edge-1; fwd=miss; stored`.
+    #[must_use]
+    pub fn render(&self, edge_name: &str) -> String {
+        let mut value = String::with_capacity(48);
+        write_name(&mut value, edge_name);
+        match self.forward {
+            None => value.push_str("; hit"),
+            Some(forward) => {
+                value.push_str("; fwd=");
+                value.push_str(match forward {
+                    Forward::Miss => "miss",
+                    Forward::Stale => "stale",
+                    Forward::Partial => "partial",
+                    Forward::Bypass => "bypass",
+                });
+            }
+        }
+        if let Some(status) = self.forward_status {
+            // Writing to a String can not fail.
+            let _ = write!(value, "; fwd-status={status}");
+        }
+        if self.stored {
+            value.push_str("; stored");
+        }
+        if self.collapsed {
+            value.push_str("; collapsed");
+        }
+        if let Some(detail) = &self.detail {
+            value.push_str("; detail=");
+            write_string(&mut value, detail);
+        }
+        value
+    }
+}
+
+/// A Token where the name is one (RFC 9651, 3.3.4), else a String.
+fn write_name(out: &mut String, name: &str) {
+    let token = name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+    if token { out.push_str(name) } else { write_string(out, name) }
+}
+
+/// A String (RFC 9651, 3.3.3); what it can not hold becomes `?`.
+fn write_string(out: &mut String, text: &str) {
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => {
+                out.push('\\');
+                out.push(c);
+            }
+            ' '..='~' => out.push(c),
+            _ => out.push('?'),
+        }
+    }
+    out.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hits_and_misses() {
+        assert_eq!(CacheStatus::default().render("edge-1"), "edge-1; hit");
+        let miss = CacheStatus {
+            forward: Some(Forward::Miss),
+            forward_status: Some(206),
+            stored: true,
+            collapsed: true,
+            detail: None,
+        };
+        assert_eq!(miss.render("e"), "e; fwd=miss; fwd-status=206; stored; collapsed");
+    }
+
+    #[test]
+    fn names_and_details_are_structured_fields() {
+        let status = CacheStatus { detail: Some("a \"b\" \\ \u{e9}\r\n".to_owned()), ..CacheStatus::default() };
+        assert_eq!(status.render("0edge"), r#""0edge"; hit; detail="a \"b\" \\ ???""#);
+    }
+}

@@ -1,0 +1,118 @@
+//! The listener for operators and probes: `/livez`, `/readyz`, `/metrics`. Plain HTTP, small answers.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_util::sync::CancellationToken;
+
+/// Probes and scrapers are few; whoever else comes waits.
+const MAX_CONNECTIONS: usize = 64;
+const REQUEST_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// What the probes report.
+pub trait AdminState: Send + Sync + 'static {
+    /// Why the edge is not ready; empty: it is. Sentences for people.
+    fn not_ready(&self) -> Vec<String>;
+    /// The metrics in Prometheus' text format.
+    fn metrics(&self) -> String;
+}
+
+/// Serves until `shutdown`. Answers under way are cut: they are small, and probes ask again.
+pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>, shutdown: CancellationToken) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            accepted = async {
+                let place = Arc::clone(&places).acquire_owned().await;
+                (place, listener.accept().await)
+            } => accepted,
+        };
+        let (Ok(place), accepted) = accepted else { return };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(ACCEPT_RETRY).await;
+            continue;
+        };
+        let (state, shutdown) = (Arc::clone(&state), shutdown.clone());
+        tokio::spawn(async move {
+            let service = service_fn(|request: Request<Incoming>| {
+                let response = answer(&*state, request.method(), request.uri().path());
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(REQUEST_HEAD_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service);
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                _ = connection => {}
+            }
+            drop(place);
+        });
+    }
+}
+
+fn answer(state: &dyn AdminState, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET and HEAD\n".to_owned());
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    match path {
+        "/livez" => text(StatusCode::OK, "text/plain", "ok\n".to_owned()),
+        "/readyz" => {
+            let reasons = state.not_ready();
+            let ready = reasons.is_empty();
+            let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            let json = serde_json::json!({ "ready": ready, "reasons": reasons });
+            text(status, "application/json", format!("{json}\n"))
+        }
+        "/metrics" => text(
+            StatusCode::OK,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            state.metrics(),
+        ),
+        _ => text(StatusCode::NOT_FOUND, "text/plain", "there are /livez, /readyz and /metrics\n".to_owned()),
+    }
+}
+
+fn text(status: StatusCode, media_type: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Broken;
+
+    impl AdminState for Broken {
+        fn not_ready(&self) -> Vec<String> {
+            vec!["no coordinator answers".to_owned()]
+        }
+
+        fn metrics(&self) -> String {
+            "# EOF\n".to_owned()
+        }
+    }
+
+    #[test]
+    fn live_though_not_ready() {
+        assert_eq!(answer(&Broken, &Method::GET, "/livez").status(), StatusCode::OK);
+        assert_eq!(answer(&Broken, &Method::GET, "/readyz").status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(answer(&Broken, &Method::GET, "/").status(), StatusCode::NOT_FOUND);
+        assert_eq!(answer(&Broken, &Method::POST, "/livez").status(), StatusCode::METHOD_NOT_ALLOWED);
+    }
+}

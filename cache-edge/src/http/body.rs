@@ -1,0 +1,442 @@
+//! Response bodies: parts of an object as they come from a reader, or a few bytes.
+//!
+//! A body that can not be completed ends with an error, which makes hyper close the connection (or reset the stream)
+//! short of its length; it never ends cleanly.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use chunkcache_proto::ByteRange;
+use http_body::{Body, Frame, SizeHint};
+use tokio_util::sync::ReusableBoxFuture;
+
+use super::{
+    buffers::{BufferPool, LARGE_BYTES, PooledBuf},
+    connection::ActiveRequest,
+    mapped::{MappedBuf, Registry},
+    metrics::{Abort, ByteSource, Metrics, RequestGuard},
+};
+use crate::serve::ports::{OpenReader, PassBody, Piece, ReadBytes, ReadError};
+
+/// What is handed to hyper at once on a plain connection: a chunk of the usual size.
+const MAX_MAPPED_BYTES: u64 = 2 << 20;
+
+/// A reader that waits longer than this within a body is a stall, as a viewer may notice it.
+const STALL: Duration = Duration::from_millis(100);
+
+/// One frame's bytes.
+pub enum BodyData {
+    Memory(Bytes),
+    /// Sent by `sendfile`; never to be read.
+    Mapped(MappedBuf),
+    Pooled(PooledBuf),
+}
+
+impl Buf for BodyData {
+    fn remaining(&self) -> usize {
+        match self {
+            Self::Memory(data) => data.remaining(),
+            Self::Mapped(data) => data.remaining(),
+            Self::Pooled(data) => data.remaining(),
+        }
+    }
+
+    fn chunk(&self) -> &[u8] {
+        match self {
+            Self::Memory(data) => data.chunk(),
+            Self::Mapped(data) => data.chunk(),
+            Self::Pooled(data) => data.chunk(),
+        }
+    }
+
+    fn advance(&mut self, count: usize) {
+        match self {
+            Self::Memory(data) => data.advance(count),
+            Self::Mapped(data) => data.advance(count),
+            Self::Pooled(data) => data.advance(count),
+        }
+    }
+}
+
+/// How the bytes of a file get to this connection.
+#[derive(Clone)]
+pub enum Delivery {
+    /// A plain HTTP/1.1 socket: by `sendfile`.
+    Sendfile(Arc<Registry>),
+    /// TLS or HTTP/2: through reused buffers.
+    Copy(Arc<BufferPool>),
+}
+
+/// One element of a body's plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// As it is: the heads of a multipart body.
+    Literal(Bytes),
+    /// Bytes of the object.
+    Range(ByteRange),
+}
+
+impl Part {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Literal(bytes) => bytes.len() as u64,
+            Self::Range(range) => range.len(),
+        }
+    }
+}
+
+/// Walks the plan. Moved into the future of each step and back.
+struct Cursor<O: OpenReader> {
+    opener: O,
+    plan: VecDeque<Part>,
+    reader: Option<O::Reader>,
+    /// What of the last piece did not fit into its buffer.
+    rest: Option<Piece>,
+    /// Got before the response's head was made: what goes before the first range, and its first bytes.
+    head: Option<Bytes>,
+    primed: Option<BodyData>,
+    delivery: Delivery,
+    /// Where the bytes of the file are counted, if not as what they are.
+    counted_as: Option<ByteSource>,
+    metrics: Arc<Metrics>,
+}
+
+impl<O: OpenReader> Cursor<O> {
+    /// The next bytes of the plan; `None` at its end.
+    async fn advance(&mut self) -> Result<Option<BodyData>, ReadError> {
+        if let Some(head) = self.head.take() {
+            return Ok(Some(BodyData::Memory(head)));
+        }
+        loop {
+            if self.reader.is_some() {
+                if let Some(data) = self.read().await? {
+                    return Ok(Some(data));
+                }
+                self.reader = None;
+            }
+            match self.plan.pop_front() {
+                None => return Ok(None),
+                Some(Part::Literal(bytes)) => return Ok(Some(BodyData::Memory(bytes))),
+                Some(Part::Range(range)) => self.reader = Some(self.opener.open(range)),
+            }
+        }
+    }
+
+    async fn prime(&mut self) -> Result<(), ReadError> {
+        let mut head = BytesMut::new();
+        while let Some(Part::Literal(bytes)) = self.plan.front() {
+            head.extend_from_slice(bytes);
+            self.plan.pop_front();
+        }
+        self.head = (!head.is_empty()).then(|| head.freeze());
+        if let Some(Part::Range(range)) = self.plan.pop_front() {
+            self.reader = Some(self.opener.open(range));
+            self.primed = self.read().await?;
+        }
+        Ok(())
+    }
+
+    async fn read(&mut self) -> Result<Option<BodyData>, ReadError> {
+        if let Some(data) = self.primed.take() {
+            return Ok(Some(data));
+        }
+        let piece = match (self.rest.take(), &mut self.reader) {
+            (Some(piece), _) => Some(piece),
+            (None, Some(reader)) => {
+                let max_len = match self.delivery {
+                    Delivery::Sendfile(_) => MAX_MAPPED_BYTES,
+                    Delivery::Copy(_) => LARGE_BYTES as u64,
+                };
+                reader.next(max_len).await?
+            }
+            (None, None) => None,
+        };
+        match piece {
+            Some(piece) => self.deliver(piece).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn deliver(&mut self, mut piece: Piece) -> Result<BodyData, ReadError> {
+        if let Some(bytes) = piece.unstored.take() {
+            self.metrics.count_bytes(ByteSource::Origin, bytes.len() as u64);
+            return Ok(BodyData::Memory(bytes));
+        }
+        let here = if piece.pin.is_some() { ByteSource::Hit } else { ByteSource::InFlight };
+        let source = self.counted_as.unwrap_or(here);
+        let resident = piece.file.is_resident(piece.range);
+        match &self.delivery {
+            Delivery::Sendfile(registry) => {
+                if !resident {
+                    // sendfile would block this worker, and with it every connection it serves.
+                    let (file, range) = (Arc::clone(&piece.file), piece.range);
+                    off_the_worker(move || file.read_ahead(range)).await?;
+                }
+                self.metrics.count_bytes(source, piece.range.len());
+                let mapped = piece.file.map(piece.range).map_err(disk)?;
+                Ok(BodyData::Mapped(registry.register(mapped, piece.pin, piece.file)))
+            }
+            Delivery::Copy(pool) => {
+                let mut buffer = pool.take(piece.range.len());
+                let (file, start) = (Arc::clone(&piece.file), piece.range.start);
+                if resident {
+                    file.read_at(start, buffer.as_mut_slice()).map_err(disk)?;
+                } else {
+                    buffer = off_the_worker(move || {
+                        file.read_at(start, buffer.as_mut_slice()).map(|()| buffer)
+                    })
+                    .await?
+                    .map_err(disk)?;
+                }
+                let read = buffer.len() as u64;
+                self.metrics.count_bytes(source, read);
+                piece.range = ByteRange::new(start + read, piece.range.end);
+                if !piece.range.is_empty() {
+                    self.rest = Some(piece);
+                }
+                Ok(BodyData::Pooled(buffer))
+            }
+        }
+    }
+}
+
+fn disk(error: impl std::fmt::Display) -> ReadError {
+    ReadError::Disk(error.to_string())
+}
+
+async fn off_the_worker<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ReadError> {
+    tokio::task::spawn_blocking(work).await.map_err(disk)
+}
+
+type Step<O> = (Cursor<O>, Result<Option<BodyData>, ReadError>);
+
+async fn step<O: OpenReader>(mut cursor: Cursor<O>) -> Step<O> {
+    let result = cursor.advance().await;
+    (cursor, result)
+}
+
+/// Parts of one object. One allocation a response: the future of each step reuses the place of the one before.
+pub struct ObjectBody<O: OpenReader> {
+    cursor: Option<Cursor<O>>,
+    step: Option<ReusableBoxFuture<'static, Step<O>>>,
+    waiting_since: Option<Instant>,
+    remaining: u64,
+    metrics: Arc<Metrics>,
+}
+
+/// Nothing in it is pinned in place: cursors are moved, and futures are boxed.
+impl<O: OpenReader> Unpin for ObjectBody<O> {}
+
+impl<O: OpenReader> ObjectBody<O> {
+    /// Nothing is opened yet.
+    #[must_use]
+    pub fn new(opener: O, plan: impl IntoIterator<Item = Part>, delivery: Delivery, metrics: Arc<Metrics>) -> Self {
+        let plan: VecDeque<Part> = plan.into_iter().filter(|part| part.len() > 0).collect();
+        let remaining = plan.iter().map(Part::len).sum();
+        let cursor = Cursor {
+            opener,
+            plan,
+            reader: None,
+            rest: None,
+            head: None,
+            primed: None,
+            delivery,
+            counted_as: None,
+            metrics: Arc::clone(&metrics),
+        };
+        Self { cursor: Some(cursor), step: None, waiting_since: None, remaining, metrics }
+    }
+
+    /// Counts its bytes as sent to another edge.
+    #[must_use]
+    pub fn for_peer(mut self) -> Self {
+        if let Some(cursor) = &mut self.cursor {
+            cursor.counted_as = Some(ByteSource::Peer);
+        }
+        self
+    }
+
+    /// Waits for the first bytes of the object, so that an error can still be a status.
+    pub async fn prime(&mut self) -> Result<(), ReadError> {
+        match self.cursor.as_mut() {
+            Some(cursor) => cursor.prime().await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl<O: OpenReader> Body for ObjectBody<O> {
+    type Data = BodyData;
+    type Error = ReadError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<BodyData>, ReadError>>> {
+        let this = self.get_mut();
+        if let Some(cursor) = this.cursor.take() {
+            match &mut this.step {
+                Some(future) => future.set(step(cursor)),
+                None => this.step = Some(ReusableBoxFuture::new(step(cursor))),
+            }
+        }
+        // Neither cursor nor step: the body ended with an error before.
+        let Some(future) = &mut this.step else {
+            return Poll::Ready(None);
+        };
+        let Poll::Ready((cursor, result)) = future.poll(context) else {
+            this.waiting_since.get_or_insert_with(Instant::now);
+            return Poll::Pending;
+        };
+        if let Some(since) = this.waiting_since.take() {
+            let waited = since.elapsed();
+            if waited >= STALL {
+                this.metrics.count_stall(waited);
+            }
+        }
+        match result {
+            Ok(Some(data)) => {
+                this.cursor = Some(cursor);
+                this.remaining = this.remaining.saturating_sub(data.remaining() as u64);
+                Poll::Ready(Some(Ok(Frame::data(data))))
+            }
+            Ok(None) if this.remaining == 0 => {
+                this.cursor = Some(cursor);
+                Poll::Ready(None)
+            }
+            Ok(None) => {
+                this.step = None;
+                let error = ReadError::Disk(format!("the reader ended {} bytes short", this.remaining));
+                Poll::Ready(Some(Err(error)))
+            }
+            Err(error) => {
+                this.step = None;
+                Poll::Ready(Some(Err(error)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.remaining == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.remaining)
+    }
+}
+
+/// The body of every response of this server.
+pub struct EdgeBody {
+    kind: Kind,
+    /// Tells the metrics how it ended.
+    guard: Option<RequestGuard>,
+    /// Keeps the connection's watchdog patient.
+    active: Option<ActiveRequest>,
+}
+
+enum Kind {
+    Full(Option<Bytes>),
+    Object(Pin<Box<dyn Body<Data = BodyData, Error = ReadError> + Send>>),
+    Pass { body: PassBody, metrics: Arc<Metrics> },
+}
+
+impl EdgeBody {
+    #[must_use]
+    pub fn empty() -> Self {
+        Self { kind: Kind::Full(None), guard: None, active: None }
+    }
+
+    #[must_use]
+    pub fn full(bytes: Bytes) -> Self {
+        let bytes = if bytes.is_empty() { None } else { Some(bytes) };
+        Self { kind: Kind::Full(bytes), guard: None, active: None }
+    }
+
+    #[must_use]
+    pub fn object<O: OpenReader>(body: ObjectBody<O>) -> Self
+    where
+        O::Reader: Send,
+    {
+        Self { kind: Kind::Object(Box::pin(body)), guard: None, active: None }
+    }
+
+    #[must_use]
+    pub fn pass_through(body: PassBody, metrics: Arc<Metrics>) -> Self {
+        Self { kind: Kind::Pass { body, metrics }, guard: None, active: None }
+    }
+
+    /// Counts the request until the body ends or is dropped.
+    pub(super) fn watch(&mut self, mut guard: RequestGuard, active: ActiveRequest) {
+        if self.kind.is_end() {
+            guard.finished();
+        }
+        self.guard = Some(guard);
+        self.active = Some(active);
+    }
+}
+
+impl Body for EdgeBody {
+    type Data = BodyData;
+    type Error = ReadError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<BodyData>, ReadError>>> {
+        let this = self.get_mut();
+        let frame = match &mut this.kind {
+            Kind::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(BodyData::Memory(bytes)))),
+            Kind::Object(body) => ready!(body.as_mut().poll_frame(context)),
+            Kind::Pass { body, metrics } => {
+                ready!(body.as_mut().poll_frame(context)).map(|frame| {
+                    frame.map(|frame| {
+                        frame.map_data(|bytes| {
+                            metrics.count_bytes(ByteSource::Bypass, bytes.len() as u64);
+                            BodyData::Memory(bytes)
+                        })
+                    })
+                })
+            }
+        };
+        let ended = frame.is_none() || this.kind.is_end();
+        if let Some(guard) = &mut this.guard {
+            match &frame {
+                Some(Err(error)) => guard.aborted(Abort::of(error)),
+                _ if ended => guard.finished(),
+                _ => {}
+            }
+        }
+        if let Some(Err(error)) = &frame {
+            tracing::warn!(%error, "body aborted");
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.kind.is_end()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Kind::Object(body) => body.size_hint(),
+            Kind::Pass { body, .. } => body.size_hint(),
+        }
+    }
+}
+
+impl Kind {
+    fn is_end(&self) -> bool {
+        match self {
+            Self::Full(bytes) => bytes.is_none(),
+            Self::Object(body) => body.is_end_stream(),
+            Self::Pass { body, .. } => body.is_end_stream(),
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! What is known of one connection while it lives: who, how, and when something last happened on it.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::body::Delivery;
+
+/// Shared by the connection's I/O, its requests and its watchdog.
+#[derive(Debug)]
+pub struct Activity {
+    opened: Instant,
+    last_ms: AtomicU64,
+    requests_begun: AtomicU64,
+    requests_active: AtomicU32,
+}
+
+impl Activity {
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            opened: Instant::now(),
+            last_ms: AtomicU64::new(0),
+            requests_begun: AtomicU64::new(0),
+            requests_active: AtomicU32::new(0),
+        })
+    }
+
+    /// The client took or sent something.
+    pub fn progressed(&self) {
+        let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_ms.store(now, Ordering::Relaxed);
+    }
+
+    /// A request has arrived whole.
+    pub fn request_begun(self: &Arc<Self>) -> ActiveRequest {
+        self.progressed();
+        self.requests_begun.fetch_add(1, Ordering::Relaxed);
+        self.requests_active.fetch_add(1, Ordering::Relaxed);
+        ActiveRequest(Arc::clone(self))
+    }
+
+    /// How much longer the connection may go on without progress; `None`: not at all.
+    #[must_use]
+    pub fn patience(&self, timeouts: &Timeouts) -> Option<Duration> {
+        let last = self.opened + Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
+        let allowed = if self.requests_begun.load(Ordering::Relaxed) == 0 {
+            timeouts.request_head
+        } else if self.requests_active.load(Ordering::Relaxed) == 0 {
+            timeouts.keep_alive
+        } else {
+            timeouts.no_progress
+        };
+        let left = (last + allowed).saturating_duration_since(Instant::now());
+        if left.is_zero() { None } else { Some(left) }
+    }
+}
+
+/// Ends when the response's body does, however it does.
+#[derive(Debug)]
+pub struct ActiveRequest(Arc<Activity>);
+
+impl Drop for ActiveRequest {
+    fn drop(&mut self) {
+        self.0.progressed();
+        self.0.requests_active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How long a connection may keep the edge waiting.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// For a request's head, and for the TLS handshake: slow senders are cut.
+    pub request_head: Duration,
+    /// Between requests.
+    pub keep_alive: Duration,
+    /// While a body is under way and the client takes none of it. Long, because that is what a paused player does.
+    pub no_progress: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            request_head: Duration::from_secs(30),
+            keep_alive: Duration::from_secs(75),
+            no_progress: Duration::from_secs(15 * 60),
+        }
+    }
+}
+
+/// What a request inherits from its connection.
+#[derive(Clone)]
+pub struct Client {
+    pub address: IpAddr,
+    pub delivery: Delivery,
+}

@@ -1,0 +1,305 @@
+//! One request: from its head to a response whose first bytes are at hand.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use chunkcache_proto::ByteRange;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
+
+use super::{
+    body::{EdgeBody, ObjectBody, Part},
+    connection::Client,
+    metrics::Refusal,
+    multipart,
+    problem::Problem,
+    response::{self, CACHE_STATUS},
+    server::Server,
+};
+use crate::{
+    core::{
+        cache_status::{CacheStatus, Forward},
+        conditional::{self, Verdict},
+        path::{self, Target},
+        range::{self, RangeSet, RangeSpec, Selection},
+    },
+    serve::ports::{
+        FirstBytes, Object, ObjectName, ObjectRequest, Objects, OpenReader, PassThrough, Presence, Resolution,
+    },
+};
+
+/// Answers `/_peer/…`, the requests of other edges.
+pub trait PeerHandler: Send + Sync + 'static {
+    /// The response as it is sent. `client.delivery` is to be given to [`ObjectBody::new`].
+    fn handle<'a>(
+        &'a self,
+        request: &'a Parts,
+        client: &'a Client,
+    ) -> Pin<Box<dyn Future<Output = Response<EdgeBody>> + Send + 'a>>;
+}
+
+const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
+
+/// Never fails: what goes wrong is a problem+json.
+pub(super) async fn handle<O: Objects>(server: &Server<O>, client: &Client, request: &Parts) -> Response<EdgeBody> {
+    let mut response = match answer(server, client, request).await {
+        Ok(response) => response,
+        Err(problem) => {
+            if problem.status.is_server_error() {
+                tracing::warn!(uri = %request.uri, status = problem.status.as_u16(), detail = problem.detail, "refused");
+            }
+            problem.into_response()
+        }
+    };
+    server.settings.cors.decorate(&request.headers, response.headers_mut());
+    if request.method == Method::HEAD {
+        *response.body_mut() = EdgeBody::empty();
+    }
+    response
+}
+
+async fn answer<O: Objects>(
+    server: &Server<O>,
+    client: &Client,
+    request: &Parts,
+) -> Result<Response<EdgeBody>, Problem> {
+    let began = Instant::now();
+    check_host(request)?;
+    if let Some(limiter) = &server.rate_limiter
+        && let Err(wait) = limiter.take(client.address, began)
+    {
+        server.metrics.count_refusal(Refusal::Rate);
+        let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "this client asks too often");
+        return Err(problem.retry_after(wait));
+    }
+    match request.method {
+        Method::GET | Method::HEAD => {}
+        Method::OPTIONS => return Ok(server.settings.cors.preflight(&request.headers)),
+        _ => {
+            let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "only GET, HEAD and OPTIONS are answered");
+            let mut response = problem.into_response();
+            response.headers_mut().insert(header::ALLOW, ALLOWED_METHODS);
+            return Ok(response);
+        }
+    }
+    let target = path::parse(request.uri.path(), request.uri.query())?;
+    let name = match (target, &server.peer) {
+        (Target::Peer, Some(peer)) => return Ok(peer.handle(request, client).await),
+        (Target::Peer, None) => {
+            return Err(Problem::new(StatusCode::NOT_FOUND, "this edge serves no peers"));
+        }
+        (Target::Key { source, path, query }, _) => {
+            let query = check_signature(server, client, &format!("/{source}/{path}"), query)?;
+            ObjectName::Key { source, path, query }
+        }
+        (Target::Entry { id, query }, _) => {
+            check_signature(server, client, &format!("/v1/entries/{id}"), query)?;
+            ObjectName::Entry(id)
+        }
+    };
+
+    let ranges = requested_ranges(&request.headers);
+    let object_request = ObjectRequest {
+        name,
+        first_bytes: first_bytes(ranges.as_ref()),
+        only_if_cached: only_if_cached(&request.headers),
+        headers: request.headers.clone(),
+        head_only: request.method == Method::HEAD,
+    };
+    match server.objects.resolve(object_request).await.map_err(|error| Problem::from(&error))? {
+        Resolution::Object(object) => answer_object(server, client, request, ranges, object, began).await,
+        Resolution::PassThrough(pass) => Ok(answer_pass_through(server, pass)),
+        Resolution::Negative { status, remembered } => Ok(answer_negative(server, status, remembered)),
+    }
+}
+
+async fn answer_object<O: OpenReader>(
+    server: &Server<impl Objects<Open = O>>,
+    client: &Client,
+    request: &Parts,
+    ranges: Option<RangeSet>,
+    object: Object<O>,
+    began: Instant,
+) -> Result<Response<EdgeBody>, Problem> {
+    let Object { entry, age_seconds, freshness, readers } = object;
+    let description = entry.description();
+    let size = entry.geometry().size();
+
+    let ignore_range = match conditional::evaluate(&request.headers, response::validators(description)) {
+        Verdict::Proceed { ignore_range } => ignore_range,
+        verdict => {
+            // Answered from what is known of the object, so nothing of its bytes was missing.
+            let status = response::cache_status(freshness, Presence::All);
+            let mut response = match verdict {
+                Verdict::NotModified => {
+                    let mut response = Response::new(EdgeBody::empty());
+                    *response.status_mut() = StatusCode::NOT_MODIFIED;
+                    response
+                }
+                _ => Problem::new(StatusCode::PRECONDITION_FAILED, "the object is another than the request wants")
+                    .into_response(),
+            };
+            response::describe(response.headers_mut(), description, age_seconds);
+            response.headers_mut().insert(CACHE_STATUS, server.cache_status(&status));
+            return Ok(response);
+        }
+    };
+
+    // RFC 9110, 14.2 defines ranges for GET alone; a HEAD is answered with the head a GET would
+    // get (9.3.2), as the usual static servers do, because players probe with it.
+    let selection = match ranges {
+        Some(ranges) if !ignore_range => ranges.resolve(size),
+        _ => Selection::Whole,
+    };
+    let mut head = HeaderMap::with_capacity(12);
+    response::describe(&mut head, description, age_seconds);
+    let media_type = response::content_type(description);
+    let (status, plan, length) = match selection {
+        Selection::NotSatisfiable => {
+            let detail = format!("no byte of the range is in the object of {size} bytes");
+            let mut response = Problem::new(StatusCode::RANGE_NOT_SATISFIABLE, detail).into_response();
+            let cache_status = response::cache_status(freshness, Presence::All);
+            head.insert(CACHE_STATUS, server.cache_status(&cache_status));
+            response::insert_text(&mut head, header::CONTENT_RANGE, &range::unsatisfied_range(size));
+            response.headers_mut().extend(head);
+            return Ok(response);
+        }
+        Selection::Whole => {
+            response::insert_text(&mut head, header::CONTENT_TYPE, media_type);
+            (StatusCode::OK, vec![Part::Range(ByteRange::new(0, size))], size)
+        }
+        Selection::Single(range) => {
+            response::insert_text(&mut head, header::CONTENT_TYPE, media_type);
+            response::insert_text(&mut head, header::CONTENT_RANGE, &range::content_range(range, size));
+            (StatusCode::PARTIAL_CONTENT, vec![Part::Range(range)], range.len())
+        }
+        Selection::Several(ranges) => {
+            let (plan, boundary) = multipart::plan(&ranges, size, media_type, rand::random());
+            let value = format!("multipart/byteranges; boundary={boundary}");
+            response::insert_text(&mut head, header::CONTENT_TYPE, &value);
+            let length = multipart::length(&plan);
+            (StatusCode::PARTIAL_CONTENT, plan, length)
+        }
+    };
+    let cache_status = response::cache_status(freshness, presence_of(&readers, &plan));
+    head.insert(CACHE_STATUS, server.cache_status(&cache_status));
+    head.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+
+    let body = if request.method == Method::HEAD {
+        EdgeBody::empty()
+    } else {
+        let mut body = ObjectBody::new(readers, plan, client.delivery.clone(), Arc::clone(&server.metrics));
+        body.prime().await.map_err(|error| Problem::from(&error))?;
+        server.metrics.observe_first_byte(began);
+        EdgeBody::object(body)
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = head;
+    Ok(response)
+}
+
+/// All is here only if all of each part is.
+fn presence_of<O: OpenReader>(readers: &O, plan: &[Part]) -> Presence {
+    let mut ranges = plan.iter().filter_map(|part| match part {
+        Part::Range(range) if !range.is_empty() => Some(readers.presence(*range)),
+        _ => None,
+    });
+    let Some(first) = ranges.next() else {
+        return Presence::All;
+    };
+    ranges.fold(first, |so_far, next| if so_far == next { so_far } else { Presence::Some })
+}
+
+fn answer_pass_through<O: Objects>(server: &Server<O>, pass: PassThrough) -> Response<EdgeBody> {
+    let status = CacheStatus {
+        forward: Some(Forward::Bypass),
+        forward_status: Some(pass.status.as_u16()),
+        detail: Some(pass.why.to_owned()),
+        ..CacheStatus::default()
+    };
+    let mut response = Response::new(EdgeBody::pass_through(pass.body, Arc::clone(&server.metrics)));
+    *response.status_mut() = pass.status;
+    *response.headers_mut() = pass.headers;
+    // After those of caches nearer to the origin (RFC 9211, 2).
+    response.headers_mut().append(CACHE_STATUS, server.cache_status(&status));
+    response
+}
+
+fn answer_negative<O: Objects>(server: &Server<O>, status: StatusCode, remembered: bool) -> Response<EdgeBody> {
+    let cache_status = if remembered {
+        CacheStatus { detail: Some("negative".to_owned()), ..CacheStatus::default() }
+    } else {
+        CacheStatus {
+            forward: Some(Forward::Miss),
+            forward_status: Some(status.as_u16()),
+            ..CacheStatus::default()
+        }
+    };
+    let mut response = Problem::new(status, "the origin has no such object").into_response();
+    response.headers_mut().insert(CACHE_STATUS, server.cache_status(&cache_status));
+    response
+}
+
+/// RFC 9112, 3.2: exactly one Host in HTTP/1.1, and one that can be a host; in HTTP/2 `:authority` does as well.
+fn check_host(request: &Parts) -> Result<(), Problem> {
+    let mut hosts = request.headers.get_all(header::HOST).iter();
+    let valid = |host: &HeaderValue| {
+        let bytes = host.as_bytes();
+        bytes.is_empty() || (!bytes.contains(&b'@') && http::uri::Authority::try_from(bytes).is_ok())
+    };
+    let ok = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => valid(host),
+        (None, _) => match request.version {
+            Version::HTTP_2 => request.uri.authority().is_some(),
+            version => version < Version::HTTP_11,
+        },
+        (Some(_), Some(_)) => false,
+    };
+    if ok {
+        Ok(())
+    } else {
+        Err(Problem::new(StatusCode::BAD_REQUEST, "the request needs exactly one valid Host"))
+    }
+}
+
+/// The query without the signature, which holds if URLs have to be signed.
+fn check_signature<O: Objects>(
+    server: &Server<O>,
+    client: &Client,
+    path: &str,
+    query: String,
+) -> Result<String, Problem> {
+    let Some(signer) = &server.settings.signed_urls else {
+        return Ok(query);
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    Ok(signer.verify(path, &query, client.address, now)?)
+}
+
+/// One `Range` line that makes sense; several are ignored, as it is no list field.
+fn requested_ranges(headers: &HeaderMap) -> Option<RangeSet> {
+    let mut values = headers.get_all(header::RANGE).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => range::parse(value.as_bytes()),
+        _ => None,
+    }
+}
+
+fn first_bytes(ranges: Option<&RangeSet>) -> FirstBytes {
+    match ranges.map(RangeSet::first) {
+        None => FirstBytes::From { start: 0, end: None },
+        Some(RangeSpec::From { first, last }) => {
+            FirstBytes::From { start: first, end: last.map(|last| last.saturating_add(1)) }
+        }
+        Some(RangeSpec::Suffix(length)) => FirstBytes::Last(length),
+    }
+}
+
+fn only_if_cached(headers: &HeaderMap) -> bool {
+    headers.get_all(header::CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok()).any(|value| {
+        value.split(',').any(|directive| directive.trim().eq_ignore_ascii_case("only-if-cached"))
+    })
+}

@@ -1,0 +1,112 @@
+//! Errors as players see them: `application/problem+json` (RFC 9457), mapped in this one place.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+
+use super::body::EdgeBody;
+use crate::{
+    core::{path::TargetError, signed_url::SignatureError},
+    serve::ports::{ReadError, ServeError},
+};
+
+/// An error response to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    pub status: StatusCode,
+    /// One sentence for people.
+    pub detail: String,
+    /// Only where asking again can help.
+    pub retry_after: Option<Duration>,
+}
+
+impl Problem {
+    /// Without `Retry-After`.
+    #[must_use]
+    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status, detail: detail.into(), retry_after: None }
+    }
+
+    #[must_use]
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    /// The response. Never kept by caches in front of the edge: what is wrong may be right in a moment.
+    #[must_use]
+    pub fn into_response(self) -> Response<EdgeBody> {
+        let json = serde_json::json!({
+            "type": "about:blank",
+            "title": self.status.canonical_reason().unwrap_or("Error"),
+            "status": self.status.as_u16(),
+            "detail": self.detail,
+        });
+        let text = Bytes::from(json.to_string());
+        let mut response = Response::new(EdgeBody::empty());
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(wait) = self.retry_after {
+            // Whole seconds, rounded up: zero would invite a storm.
+            let seconds = wait.as_millis().div_ceil(1000).clamp(1, 86_400);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds as u64));
+        }
+        *response.body_mut() = EdgeBody::full(text);
+        response
+    }
+}
+
+impl From<&ServeError> for Problem {
+    fn from(error: &ServeError) -> Self {
+        let status = match error {
+            ServeError::UnknownSource(_) | ServeError::UnknownEntry(_) => StatusCode::NOT_FOUND,
+            // RFC 9111, 5.2.1.7.
+            ServeError::OnlyIfCached | ServeError::OriginUnreachable(_) => StatusCode::GATEWAY_TIMEOUT,
+            ServeError::BadOrigin(_) => StatusCode::BAD_GATEWAY,
+            ServeError::OriginBusy { .. } | ServeError::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
+            ServeError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let problem = Self::new(status, error.to_string());
+        match error {
+            ServeError::OriginBusy { retry_after, .. } => problem.retry_after(*retry_after),
+            ServeError::Overloaded(_) => problem.retry_after(Duration::from_secs(1)),
+            _ => problem,
+        }
+    }
+}
+
+/// Of the first byte only; later ones abort the body.
+impl From<&ReadError> for Problem {
+    fn from(error: &ReadError) -> Self {
+        match error {
+            ReadError::TimedOut { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+                .retry_after(Duration::from_secs(5)),
+            // The key is bound anew by then.
+            ReadError::Changed => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+                .retry_after(Duration::from_secs(1)),
+            ReadError::Origin(_) => Self::new(StatusCode::BAD_GATEWAY, error.to_string()),
+            ReadError::Disk(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        }
+    }
+}
+
+impl From<TargetError> for Problem {
+    fn from(error: TargetError) -> Self {
+        let status = match error {
+            TargetError::Bad(_) => StatusCode::BAD_REQUEST,
+            TargetError::NotFound(_) => StatusCode::NOT_FOUND,
+            TargetError::TooLong => StatusCode::URI_TOO_LONG,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<SignatureError> for Problem {
+    fn from(error: SignatureError) -> Self {
+        Self::new(StatusCode::FORBIDDEN, error.to_string())
+    }
+}

@@ -1,0 +1,96 @@
+//! The heads of responses that concern an object.
+
+use chunkcache_proto::v1;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use crate::{
+    core::{
+        cache_status::{CacheStatus, Forward},
+        conditional::Validators,
+    },
+    serve::ports::{Freshness, Presence},
+};
+
+pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// Where the origin gave no type (RFC 9110, 8.3: the client may then guess; this one it will not render).
+const UNKNOWN_TYPE: &str = "application/octet-stream";
+
+/// The entry's media type.
+#[must_use]
+pub fn content_type(entry: &v1::Entry) -> &str {
+    if entry.content_type.is_empty() { UNKNOWN_TYPE } else { &entry.content_type }
+}
+
+/// What of the entry can be compared.
+#[must_use]
+pub fn validators(entry: &v1::Entry) -> Validators<'_> {
+    Validators { etag: non_empty(&entry.etag), last_modified: non_empty(&entry.last_modified) }
+}
+
+/// Validators, `Age` and `Accept-Ranges`: what a 200, 206, 304, 412 and 416 have in common.
+pub fn describe(headers: &mut HeaderMap, entry: &v1::Entry, age_seconds: u64) {
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    insert_text(headers, header::ETAG, &entry.etag);
+    insert_text(headers, header::LAST_MODIFIED, &entry.last_modified);
+    headers.insert(header::AGE, HeaderValue::from(age_seconds));
+}
+
+/// Inserts what the origin once sent, if it sent it and it is still a field value.
+pub fn insert_text(headers: &mut HeaderMap, name: HeaderName, text: &str) {
+    if let Some(Ok(value)) = non_empty(text).map(HeaderValue::from_str) {
+        headers.insert(name, value);
+    }
+}
+
+/// `Cache-Status` of an object, from how its binding was confirmed and how much of the range is here.
+#[must_use]
+pub fn cache_status(freshness: Freshness, presence: Presence) -> CacheStatus {
+    let by_presence = match presence {
+        Presence::All => None,
+        Presence::Some => Some(Forward::Partial),
+        Presence::None => Some(Forward::Miss),
+    };
+    let missing = presence != Presence::All;
+    match freshness {
+        Freshness::Fresh => CacheStatus { forward: by_presence, stored: missing, ..CacheStatus::default() },
+        Freshness::Probed { collapsed } => CacheStatus {
+            forward: Some(Forward::Miss),
+            stored: true,
+            collapsed,
+            ..CacheStatus::default()
+        },
+        Freshness::Revalidated => CacheStatus {
+            forward: Some(Forward::Stale),
+            forward_status: Some(304),
+            stored: missing,
+            ..CacheStatus::default()
+        },
+        Freshness::Stale(why) => CacheStatus {
+            forward: by_presence,
+            stored: missing,
+            detail: Some(why.to_owned()),
+            ..CacheStatus::default()
+        },
+    }
+}
+
+fn non_empty(text: &str) -> Option<&str> {
+    if text.is_empty() { None } else { Some(text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_freshness_and_presence_has_its_words() {
+        let words = |freshness, presence| cache_status(freshness, presence).render("e");
+        assert_eq!(words(Freshness::Fresh, Presence::All), "e; hit");
+        assert_eq!(words(Freshness::Fresh, Presence::Some), "e; fwd=partial; stored");
+        assert_eq!(words(Freshness::Fresh, Presence::None), "e; fwd=miss; stored");
+        assert_eq!(words(Freshness::Probed { collapsed: true }, Presence::None), "e; fwd=miss; stored; collapsed");
+        assert_eq!(words(Freshness::Revalidated, Presence::All), "e; fwd=stale; fwd-status=304");
+        assert_eq!(words(Freshness::Stale("origin down"), Presence::All), "e; hit; detail=\"origin down\"");
+    }
+}

@@ -1,0 +1,149 @@
+//! A plain socket under hyper that sends mapped pieces with `sendfile(2)`.
+//!
+//! hyper asks for a vectored write of the response's head and of slices that point into mappings. Plain memory goes out with
+//! `sendmsg`, with `MSG_MORE` where file bytes follow, so that head and body share packets; for a
+//! slice the registry knows, the kernel copies from the page cache to the socket. Should hyper ever copy
+//! such a slice instead, the bytes are still right.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
+use rustix::net::{SendAncillaryBuffer, SendFlags};
+use tokio::{io::Interest, net::TcpStream};
+
+use super::{connection::Activity, mapped::Registry, metrics::Metrics};
+
+/// Plain slices given to one `sendmsg`; hyper queues 16 buffers of up to three slices.
+const MAX_PLAIN_SLICES: usize = 64;
+
+/// The I/O of one plain connection.
+pub struct SendfileIo {
+    io: TokioIo<TcpStream>,
+    registry: Arc<Registry>,
+    activity: Arc<Activity>,
+    metrics: Arc<Metrics>,
+}
+
+impl SendfileIo {
+    #[must_use]
+    pub fn new(stream: TcpStream, registry: Arc<Registry>, activity: Arc<Activity>, metrics: Arc<Metrics>) -> Self {
+        Self { io: TokioIo::new(stream), registry, activity, metrics }
+    }
+
+    /// Writes until all is written or the socket takes no more. What was written is in `sent`, also where
+    /// this fails: an error must not make hyper send the same bytes again.
+    fn write_some(&self, slices: &[IoSlice<'_>], sent: &mut usize) -> io::Result<()> {
+        let socket = self.io.inner();
+        let mut index = 0;
+        while index < slices.len() {
+            if slices[index].is_empty() {
+                index += 1;
+                continue;
+            }
+            if let Some(part) = self.registry.find(&slices[index]) {
+                let length = slices[index].len();
+                let mut offset = part.offset;
+                let end = part.offset + length as u64;
+                let outcome = send_file_part(socket, &part.piece, &mut offset, end);
+                let moved = offset - part.offset;
+                self.metrics.count_sendfile(moved);
+                *sent += moved as usize;
+                outcome?;
+                index += 1;
+                continue;
+            }
+            let rest = &slices[index..];
+            let plain = rest
+                .iter()
+                .take(MAX_PLAIN_SLICES)
+                .take_while(|slice| slice.is_empty() || self.registry.find(slice).is_none())
+                .count();
+            let mut flags = SendFlags::NOSIGNAL;
+            if plain < rest.len() {
+                flags |= SendFlags::MORE;
+            }
+            let total: usize = rest[..plain].iter().map(|slice| slice.len()).sum();
+            let written =
+                rustix::net::sendmsg(socket, &rest[..plain], &mut SendAncillaryBuffer::default(), flags)?;
+            *sent += written;
+            if written < total {
+                // The buffer is full; hyper comes back with what is left.
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            index += plain;
+        }
+        Ok(())
+    }
+}
+
+/// Sends `[offset, end)` of the file until done or the socket is full; `offset` says how far it came.
+fn send_file_part(
+    socket: &TcpStream,
+    piece: &super::mapped::MappedPiece,
+    offset: &mut u64,
+    end: u64,
+) -> io::Result<()> {
+    while *offset < end {
+        let wanted = usize::try_from(end - *offset).unwrap_or(usize::MAX);
+        match rustix::fs::sendfile(socket, piece.file(), Some(offset), wanted) {
+            // The file is shorter than its entry says. Nothing may be made up.
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the sparse file is too short")),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+impl Read for SendfileIo {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(context, buffer)
+    }
+}
+
+impl Write for SendfileIo {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(context, &[IoSlice::new(buffer)])
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.io.inner().poll_write_ready(context))?;
+            let mut sent = 0;
+            let outcome = self.io.inner().try_io(Interest::WRITABLE, || self.write_some(slices, &mut sent));
+            if sent > 0 {
+                // An error, if there was one, comes again with the next call.
+                self.activity.progressed();
+                return Poll::Ready(Ok(sent));
+            }
+            match outcome {
+                Ok(()) => return Poll::Ready(Ok(0)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,290 @@
+//! The listener for players: accepts, limits, speaks HTTP/1.1 and HTTP/2, and drains.
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use http::{HeaderValue, Request};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    body::Delivery,
+    buffers::BufferPool,
+    connection::{Activity, Client, Timeouts},
+    cors::Cors,
+    handler::{self, PeerHandler},
+    limits::{Admission, Connections, Limits, RateLimiter},
+    mapped::Registry,
+    metrics::{Metrics, Refusal},
+    progress_io::ProgressIo,
+    sendfile_io::SendfileIo,
+    socket,
+};
+use crate::{
+    core::{cache_status::CacheStatus, signed_url::Signer},
+    serve::ports::Objects,
+};
+
+/// Buffers of 256 KiB for TLS and HTTP/2: 128 MiB at the very most, and only while so many are being sent.
+const MAX_LARGE_BUFFERS: usize = 512;
+
+/// After the process ran out of descriptors: long enough that it does not spin, short enough that nobody notices.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// Best effort, before a connection that is one too many is closed.
+const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+
+/// The present TLS configuration; asked at each handshake, so that a reloaded certificate counts at once.
+pub type TlsConfig = Arc<dyn Fn() -> Arc<rustls::ServerConfig> + Send + Sync>;
+
+/// What the operator decides.
+#[derive(Clone)]
+pub struct Settings {
+    /// For `Cache-Status`.
+    pub edge_name: String,
+    pub cors: Cors,
+    /// Only signed URLs are answered, if there is a signer.
+    pub signed_urls: Option<Signer>,
+    pub limits: Limits,
+    pub timeouts: Timeouts,
+    /// How long running bodies may finish after the shutdown began.
+    pub drain_grace: Duration,
+    /// ALPN has to offer `h2` and `http/1.1` for both to be spoken.
+    pub tls: Option<TlsConfig>,
+}
+
+impl Settings {
+    /// The defaults of the contract.
+    #[must_use]
+    pub fn new(edge_name: impl Into<String>) -> Self {
+        Self {
+            edge_name: edge_name.into(),
+            cors: Cors::default(),
+            signed_urls: None,
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+            drain_grace: Duration::from_secs(30),
+            tls: None,
+        }
+    }
+}
+
+/// All that requests share.
+pub struct Server<O> {
+    pub(super) objects: Arc<O>,
+    pub(super) settings: Settings,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) peer: Option<Arc<dyn PeerHandler>>,
+    pub(super) rate_limiter: Option<RateLimiter>,
+    hit: HeaderValue,
+    buffers: Arc<BufferPool>,
+    connections: Arc<Connections>,
+}
+
+impl<O: Objects> Server<O> {
+    #[must_use]
+    pub fn new(
+        objects: Arc<O>,
+        settings: Settings,
+        metrics: Arc<Metrics>,
+        peer: Option<Arc<dyn PeerHandler>>,
+    ) -> Arc<Self> {
+        let hit = render(&CacheStatus::default(), &settings.edge_name);
+        Arc::new(Self {
+            rate_limiter: settings.limits.request_rate.map(RateLimiter::new),
+            objects,
+            settings,
+            metrics,
+            peer,
+            hit,
+            buffers: BufferPool::new(MAX_LARGE_BUFFERS),
+            connections: Arc::default(),
+        })
+    }
+
+    /// The field value; the most frequent one is made once.
+    pub(super) fn cache_status(&self, status: &CacheStatus) -> HeaderValue {
+        if *status == CacheStatus::default() { self.hit.clone() } else { render(status, &self.settings.edge_name) }
+    }
+
+    /// Serves until `shutdown`, then lets running responses finish within the grace period, cuts
+    /// what is left, and returns. Not cancel safe: dropped, it leaves connections running.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: CancellationToken) {
+        let tasks = TaskTracker::new();
+        let cut = CancellationToken::new();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, address)) => {
+                    if let Some(admission) = self.admit(&stream, address, tasks.len()) {
+                        let connection = Arc::clone(&self).connection(stream, address, shutdown.clone());
+                        let cut = cut.clone();
+                        tasks.spawn(async move {
+                            tokio::select! {
+                                () = cut.cancelled() => {}
+                                () = connection => {}
+                            }
+                            drop(admission);
+                        });
+                    }
+                }
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    tracing::error!(%error, "can not accept connections at the moment");
+                    tokio::select! {
+                        () = shutdown.cancelled() => break,
+                        () = tokio::time::sleep(ACCEPT_RETRY) => {}
+                    }
+                }
+            }
+        }
+        // New connections are refused by the kernel from here on, so that a balancer goes elsewhere.
+        drop(listener);
+        tasks.close();
+        if tokio::time::timeout(self.settings.drain_grace, tasks.wait()).await.is_err() {
+            tracing::warn!(connections = tasks.len(), "the drain grace is over; connections are cut");
+        }
+        cut.cancel();
+        tasks.wait().await;
+    }
+
+    fn admit(&self, stream: &TcpStream, address: SocketAddr, open: usize) -> Option<Admission> {
+        let limits = &self.settings.limits;
+        let refusal = if open >= limits.connections {
+            Refusal::TotalConnections
+        } else {
+            match self.connections.admit(address.ip(), limits.connections_per_client) {
+                Some(admission) => return Some(admission),
+                None => Refusal::ClientConnections,
+            }
+        };
+        self.metrics.count_refusal(refusal);
+        if self.settings.tls.is_none() {
+            let _ = stream.try_write(TOO_MANY);
+        }
+        None
+    }
+
+    async fn connection(self: Arc<Self>, stream: TcpStream, address: SocketAddr, shutdown: CancellationToken) {
+        let _open = self.metrics.connection_opened();
+        socket::tune(&stream);
+        let activity = Activity::new();
+        let Some(tls) = &self.settings.tls else {
+            let registry = Arc::new(Registry::default());
+            let io =
+                SendfileIo::new(stream, Arc::clone(&registry), Arc::clone(&activity), Arc::clone(&self.metrics));
+            return self.converse(io, Some(registry), address, activity, shutdown).await;
+        };
+        let acceptor = tokio_rustls::TlsAcceptor::from(tls());
+        let handshake = tokio::time::timeout(self.settings.timeouts.request_head, acceptor.accept(stream));
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => return,
+            accepted = handshake => accepted,
+        };
+        match accepted {
+            Ok(Ok(stream)) => {
+                let io = ProgressIo::new(TokioIo::new(stream), Arc::clone(&activity));
+                self.converse(io, None, address, activity, shutdown).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%error, %address, "TLS handshake failed"),
+            Err(_) => tracing::debug!(%address, "TLS handshake took too long"),
+        }
+    }
+
+    /// Speaks HTTP until the client is done, the shutdown is, or patience ends.
+    async fn converse<I>(
+        self: Arc<Self>,
+        io: I,
+        registry: Option<Arc<Registry>>,
+        address: SocketAddr,
+        activity: Arc<Activity>,
+        shutdown: CancellationToken,
+    ) where
+        I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    {
+        let builder = self.protocols();
+        let service = service_fn(|request: Request<Incoming>| {
+            let server = Arc::clone(&self);
+            let active = activity.request_begun();
+            let delivery = match &registry {
+                Some(registry) if request.version() < http::Version::HTTP_2 => {
+                    Delivery::Sendfile(Arc::clone(registry))
+                }
+                _ => Delivery::Copy(Arc::clone(&server.buffers)),
+            };
+            async move {
+                let client = Client { address: address.ip(), delivery };
+                // The body is dropped unread: hyper takes what little is there already, or closes.
+                let (parts, _) = request.into_parts();
+                let mut response = handler::handle(&*server, &client, &parts).await;
+                let guard = server.metrics.request_answered(&parts.method, response.status());
+                response.body_mut().watch(guard, active);
+                Ok::<_, Infallible>(response)
+            }
+        });
+        let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+        let mut draining = false;
+        loop {
+            let Some(patience) = activity.patience(&self.settings.timeouts) else {
+                tracing::debug!(%address, "nothing moved on the connection for too long");
+                return;
+            };
+            tokio::select! {
+                result = connection.as_mut() => {
+                    if let Err(error) = result {
+                        tracing::debug!(%error, %address, "connection ended");
+                    }
+                    return;
+                }
+                () = shutdown.cancelled(), if !draining => {
+                    draining = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = tokio::time::sleep(patience) => {}
+            }
+        }
+    }
+
+    fn protocols(&self) -> auto::Builder<TokioExecutor> {
+        let (limits, timeouts) = (&self.settings.limits, &self.settings.timeouts);
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            // Also bounds what hyper queues for writing; a piece is taken whole whatever it says.
+            .max_buf_size(limits.request_head_bytes)
+            .header_read_timeout(timeouts.request_head.max(timeouts.keep_alive));
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(limits.http2_streams)
+            .max_header_list_size(u32::try_from(limits.request_head_bytes).unwrap_or(u32::MAX))
+            .keep_alive_interval(timeouts.keep_alive)
+            .adaptive_window(false);
+        builder
+    }
+}
+
+fn render(status: &CacheStatus, edge_name: &str) -> HeaderValue {
+    // The structured field is ASCII without control characters, so this can not fail.
+    HeaderValue::try_from(status.render(edge_name)).unwrap_or(HeaderValue::from_static("edge"))
+}
+
+/// Errors of `accept` that concern the connection and not the listener (accept(2)).
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}
