@@ -12,7 +12,9 @@ use tokio::sync::{broadcast, watch};
 pub use pruner::{PrunePolicy, prune_until};
 pub use subscription::Subscription;
 
-use crate::repository::{Change, ChangeKind, Database, Leadership, RepositoryError, writer::CommittedBatch};
+use crate::repository::{
+    Change, ChangeKind, Database, Leadership, RepositoryError, writer::CommittedBatch,
+};
 
 /// What a subscriber is told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,17 +60,35 @@ pub struct ChangeLog {
 impl ChangeLog {
     /// Of one writer's commits.
     #[must_use]
-    pub fn new(database: Database, commits: broadcast::Sender<CommittedBatch>, leadership: watch::Receiver<Leadership>) -> Self {
-        Self { database, commits, leadership }
+    pub fn new(
+        database: Database,
+        commits: broadcast::Sender<CommittedBatch>,
+        leadership: watch::Receiver<Leadership>,
+    ) -> Self {
+        Self {
+            database,
+            commits,
+            leadership,
+        }
     }
 
     /// Changes after `from_revision`. Ends with `NotLeader` when this process stops leading: another one writes the log then.
-    pub fn subscribe(&self, from_revision: u64, filter: Filter) -> Result<Subscription, RepositoryError> {
+    pub fn subscribe(
+        &self,
+        from_revision: u64,
+        filter: Filter,
+    ) -> Result<Subscription, RepositoryError> {
         let now = self.leadership.borrow().clone();
         if !matches!(now, Leadership::Leader { .. }) {
             return Err(now.refusal());
         }
         // Live first, then the table: what is committed in between is in both and told once.
-        Ok(Subscription::new(self.database.clone(), self.commits.subscribe(), self.leadership.clone(), from_revision, filter))
+        Ok(Subscription::new(
+            self.database.clone(),
+            self.commits.subscribe(),
+            self.leadership.clone(),
+            from_revision,
+            filter,
+        ))
     }
 }

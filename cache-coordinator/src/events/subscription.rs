@@ -6,7 +6,9 @@ use futures_util::Stream;
 use tokio::sync::{broadcast, watch};
 
 use super::{Event, Filter};
-use crate::repository::{Change, Database, Leadership, LogPage, RepositoryError, writer::CommittedBatch};
+use crate::repository::{
+    Change, Database, Leadership, LogPage, RepositoryError, writer::CommittedBatch,
+};
 
 /// Changes read from the table at a time; bounds what a subscriber holds.
 const PAGE: u32 = 500;
@@ -33,7 +35,16 @@ impl Subscription {
         seen: u64,
         filter: Filter,
     ) -> Self {
-        Self { database, live, leadership, filter, seen, behind: true, ended: false, ready: VecDeque::new() }
+        Self {
+            database,
+            live,
+            leadership,
+            filter,
+            seen,
+            behind: true,
+            ended: false,
+            ready: VecDeque::new(),
+        }
     }
 
     /// The next event; none after `SnapshotNeeded` or an error. Cancel-safe: nothing is lost when the future is dropped.
@@ -54,7 +65,9 @@ impl Subscription {
 
     /// As a stream.
     pub fn into_stream(self) -> impl Stream<Item = Result<Event, RepositoryError>> + Send {
-        futures_util::stream::unfold(self, |mut subscription| async move { subscription.next().await.map(|event| (event, subscription)) })
+        futures_util::stream::unfold(self, |mut subscription| async move {
+            subscription.next().await.map(|event| (event, subscription))
+        })
     }
 
     /// The last revision that was looked at; a subscriber that saw nothing of its own can resume from here.
@@ -86,7 +99,11 @@ impl Subscription {
             Ok(batch) if batch.previous > self.seen => self.behind = true,
             Ok(batch) => {
                 let filter = self.filter;
-                for change in batch.changes.iter().filter(|change| change.revision > self.seen && filter.matches(&change.kind)) {
+                for change in batch
+                    .changes
+                    .iter()
+                    .filter(|change| change.revision > self.seen && filter.matches(&change.kind))
+                {
                     self.ready.push_back(change.clone());
                 }
                 let newest = batch.previous + batch.changes.len() as u64;
@@ -101,7 +118,11 @@ impl Subscription {
     }
 
     async fn read_log(&mut self) -> Result<(), Result<Event, RepositoryError>> {
-        match self.database.changes_after(self.seen, self.filter.entry(), PAGE).await {
+        match self
+            .database
+            .changes_after(self.seen, self.filter.entry(), PAGE)
+            .await
+        {
             Ok(LogPage::Changes { changes, through }) => {
                 self.behind = changes.len() >= PAGE as usize;
                 self.seen = through;

@@ -1,5 +1,8 @@
 //! What the contract tests stand on: a private PostgreSQL, and a coordinator's repository on a database of its own.
 
+// Each test binary uses a part of it.
+#![allow(dead_code)]
+
 pub mod postgres;
 
 use std::{sync::Arc, time::Duration};
@@ -7,9 +10,12 @@ use std::{sync::Arc, time::Duration};
 use cache_coordinator::{
     events::ChangeLog,
     repository::{
-        ChunkSum, Database, DatabaseConfig, EntryRecord, Leadership, LeaseKeeper, MigrateMode, NoObserver, Writer,
+        ChunkSum, Database, DatabaseConfig, EntryRecord, Leadership, LeaseKeeper, MigrateMode,
+        NoObserver, Writer,
         lease::{LeaseTimes, StepDown},
-        writer::{Joined, JoinEdge, Observation, ObserveEntry, PutSource, WriterConfig, WriterTask},
+        writer::{
+            JoinEdge, Joined, Observation, ObserveEntry, PutSource, WriterConfig, WriterTask,
+        },
     },
 };
 use chunkcache_proto::{EntryId, Geometry, v1};
@@ -45,7 +51,10 @@ pub fn database(url: &str) -> Database {
 
 pub async fn migrated(url: &str) -> Database {
     let database = database(url);
-    database.wait_ready(MigrateMode::Apply, &CancellationToken::new()).await.unwrap();
+    database
+        .wait_ready(MigrateMode::Apply, &CancellationToken::new())
+        .await
+        .unwrap();
     database
 }
 
@@ -53,14 +62,27 @@ pub async fn migrated(url: &str) -> Database {
 pub async fn coordinator(url: &str, address: &str, config: WriterConfig) -> Coordinator {
     let database = migrated(url).await;
     let (holder, cancel) = (Uuid::new_v4(), CancellationToken::new());
-    let keeper = LeaseKeeper::new(database.clone(), holder, address.into(), LeaseTimes::default());
+    let keeper = LeaseKeeper::new(
+        database.clone(),
+        holder,
+        address.into(),
+        LeaseTimes::default(),
+    );
     let leadership = keeper.leadership();
     let step_down = keeper.step_down_handle();
     let (writer, task) = WriterTask::new(database.clone(), holder, leadership.clone(), config);
     let log = ChangeLog::new(database.clone(), task.commits(), leadership.clone());
     tokio::spawn(keeper.run(cancel.clone()));
     tokio::spawn(task.run(cancel.clone()));
-    Coordinator { database, writer, log, leadership, step_down, holder, cancel }
+    Coordinator {
+        database,
+        writer,
+        log,
+        leadership,
+        step_down,
+        holder,
+        cancel,
+    }
 }
 
 /// A coordinator that leads, on a new database.
@@ -76,11 +98,18 @@ impl Coordinator {
     pub async fn leads(&self) {
         let mut leadership = self.leadership.clone();
         let wait = leadership.wait_for(|now| matches!(now, Leadership::Leader { .. }));
-        tokio::time::timeout(Duration::from_secs(20), wait).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(20), wait)
+            .await
+            .unwrap()
+            .unwrap();
     }
 
     pub async fn source(&self, name: &str) {
-        let source = v1::Source { name: name.into(), base_url: "http://origin".into(), ..Default::default() };
+        let source = v1::Source {
+            name: name.into(),
+            base_url: "http://origin".into(),
+            ..Default::default()
+        };
         self.writer.write(PutSource { source }).await.unwrap();
     }
 
@@ -91,7 +120,12 @@ impl Coordinator {
     }
 
     pub async fn edge(&self, name: &str, store: u128) -> Joined {
-        let join = JoinEdge { name: name.into(), url: format!("http://{name}"), store_id: Uuid::from_u128(store), bytes_allowed: 1 << 40 };
+        let join = JoinEdge {
+            name: name.into(),
+            url: format!("http://{name}"),
+            store_id: Uuid::from_u128(store),
+            bytes_allowed: 1 << 40,
+        };
         self.writer.join_edge(join).await.unwrap().value
     }
 }
@@ -122,11 +156,21 @@ pub fn observe(entry: &EntryRecord, validated_at_ms: i64) -> ObserveEntry {
         cache_control: "max-age=60".into(),
         vary: vec!["accept".into()],
     };
-    ObserveEntry { entry: entry.clone(), freshness, observation: Observation::Live }
+    ObserveEntry {
+        entry: entry.clone(),
+        freshness,
+        observation: Observation::Live,
+    }
 }
 
 pub fn sums(indexes: impl IntoIterator<Item = u32>) -> Vec<ChunkSum> {
-    indexes.into_iter().map(|index| ChunkSum { index, checksum: checksum(index) }).collect()
+    indexes
+        .into_iter()
+        .map(|index| ChunkSum {
+            index,
+            checksum: checksum(index),
+        })
+        .collect()
 }
 
 /// Uses the sign bit, as real ones do.

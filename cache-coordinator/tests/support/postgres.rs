@@ -35,7 +35,18 @@ impl Server {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         // Short: a socket's path has at most 107 bytes.
         let directory = PathBuf::from(format!("/tmp/ccpg-{}-{number}", std::process::id()));
-        run(as_postgres("initdb").args(["--no-sync", "-A", "trust", "-U", "postgres", "-E", "UTF8", "-D"]).arg(&directory));
+        run(as_postgres("initdb")
+            .args([
+                "--no-sync",
+                "-A",
+                "trust",
+                "-U",
+                "postgres",
+                "-E",
+                "UTF8",
+                "-D",
+            ])
+            .arg(&directory));
         Self { directory }
     }
 
@@ -53,31 +64,45 @@ impl Server {
 
     /// As after a crash.
     pub fn crash(&self) {
-        run(as_postgres("pg_ctl").args(["stop", "-m", "immediate", "-D"]).arg(&self.directory));
+        run(as_postgres("pg_ctl")
+            .args(["stop", "-m", "immediate", "-D"])
+            .arg(&self.directory));
     }
 
     pub fn url(&self, database: &str) -> String {
-        format!("host={} user=postgres dbname={database}", self.directory.display())
+        format!(
+            "host={} user=postgres dbname={database}",
+            self.directory.display()
+        )
     }
 
     /// A new, empty database; its URL.
     pub async fn create_database(&self) -> String {
         let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        client(&self.url("postgres")).await.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
+        client(&self.url("postgres"))
+            .await
+            .batch_execute(&format!("CREATE DATABASE {name}"))
+            .await
+            .unwrap();
         self.url(&name)
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = as_postgres("pg_ctl").args(["stop", "-m", "immediate", "-D"]).arg(&self.directory).output();
+        let _ = as_postgres("pg_ctl")
+            .args(["stop", "-m", "immediate", "-D"])
+            .arg(&self.directory)
+            .output();
         let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 
 /// A plain client, for what the tests look at behind the repository's back.
 pub async fn client(url: &str) -> tokio_postgres::Client {
-    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls)
+        .await
+        .unwrap();
     tokio::spawn(connection);
     client
 }
@@ -92,7 +117,10 @@ fn as_postgres(program: &str) -> Command {
     } else {
         Command::new(program)
     };
-    command.current_dir("/tmp").stdin(Stdio::null()).stdout(Stdio::null());
+    command
+        .current_dir("/tmp")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
     command
 }
 
@@ -106,7 +134,9 @@ fn binary(program: &str) -> PathBuf {
         .filter(|path| path.exists())
         .collect();
     versions.sort();
-    versions.pop().unwrap_or_else(|| Path::new(program).to_owned())
+    versions
+        .pop()
+        .unwrap_or_else(|| Path::new(program).to_owned())
 }
 
 fn run(command: &mut Command) {
