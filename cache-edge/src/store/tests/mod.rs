@@ -64,3 +64,14 @@ pub(super) fn read_chunk(entry: &EntryFile, chunk: u32) -> Vec<u8> {
     entry.read_at(range.start, &mut bytes).unwrap();
     bytes
 }
+
+/// Without threads: nothing happens but what the test does.
+pub(super) fn open_stepped(options: StoreOptions) -> Store {
+    let disk = Arc::new(RealDisk::new(options.data_dir.clone()));
+    let shared = open_shared(disk, options, Tuning::default()).unwrap();
+    let running = Mutex::new(Some(Running {
+        threads: None,
+        _lock: None,
+    }));
+    Store(Arc::new(Handle { shared, running }))
+}
