@@ -6,7 +6,7 @@ pub mod app;
 pub mod availability;
 pub mod coordinator;
 pub mod core;
-// pub mod http; // enabled with the store, which its ports name
+pub mod http;
 pub mod origin;
 pub mod serve;
 pub mod store;

@@ -98,25 +98,38 @@ impl ChunkTable {
     #[must_use]
     pub fn new(chunk_count: u32) -> Self {
         let pages = (chunk_count as usize).div_ceil(PAGE_CHUNKS);
-        Self { pages: (0..pages).map(|_| OnceLock::new()).collect(), chunk_count }
+        Self {
+            pages: (0..pages).map(|_| OnceLock::new()).collect(),
+            chunk_count,
+        }
     }
 
     /// Of a chunk; all false past the end.
     #[must_use]
     pub fn state(&self, chunk: ChunkIndex) -> ChunkState {
-        ChunkState(self.word(chunk).map_or(0, |word| word.load(Ordering::Acquire)))
+        ChunkState(
+            self.word(chunk)
+                .map_or(0, |word| word.load(Ordering::Acquire)),
+        )
     }
 
     /// As it was given when the chunk became present; only then of meaning.
     #[must_use]
     pub fn checksum(&self, chunk: ChunkIndex) -> u64 {
-        let page = self.pages.get(chunk as usize / PAGE_CHUNKS).and_then(OnceLock::get);
-        page.map_or(0, |p| p.checksums[chunk as usize % PAGE_CHUNKS].load(Ordering::Acquire))
+        let page = self
+            .pages
+            .get(chunk as usize / PAGE_CHUNKS)
+            .and_then(OnceLock::get);
+        page.map_or(0, |p| {
+            p.checksums[chunk as usize % PAGE_CHUNKS].load(Ordering::Acquire)
+        })
     }
 
     /// Holds a present chunk, and counts the use. `tick` is a coarse clock that may wrap.
     pub fn try_pin(&self, chunk: ChunkIndex, tick: u16) -> bool {
-        let Some(word) = self.word(chunk) else { return false };
+        let Some(word) = self.word(chunk) else {
+            return false;
+        };
         update(word, |state| {
             if state & PRESENT == 0 || state >> 32 == MAX_PINS {
                 return None;
@@ -124,7 +137,9 @@ impl ChunkTable {
             let last = ((state & TICK_MASK) >> TICK_SHIFT) as u16;
             let mut next = state + PIN_ONE;
             if tick.wrapping_sub(last) >= CORRELATED_TICKS {
-                let uses = ((state & USES_MASK) >> USES_SHIFT).saturating_add(1).min(u64::from(MAX_USES));
+                let uses = ((state & USES_MASK) >> USES_SHIFT)
+                    .saturating_add(1)
+                    .min(u64::from(MAX_USES));
                 next = with_tick(next, tick) & !USES_MASK | uses << USES_SHIFT;
             }
             Some(next)
@@ -135,12 +150,15 @@ impl ChunkTable {
     /// Holds a present chunk without counting a use.
     pub fn try_hold(&self, chunk: ChunkIndex) -> bool {
         let fits = |state: u64| state & PRESENT != 0 && state >> 32 < MAX_PINS;
-        self.word(chunk).is_some_and(|word| update(word, |s| fits(s).then(|| s + PIN_ONE)).is_some())
+        self.word(chunk)
+            .is_some_and(|word| update(word, |s| fits(s).then(|| s + PIN_ONE)).is_some())
     }
 
     /// Gives a pin back; the state after it tells whether this was the last hold on a doomed chunk.
     pub fn unpin(&self, chunk: ChunkIndex) -> ChunkState {
-        let Some(word) = self.word(chunk) else { return ChunkState(0) };
+        let Some(word) = self.word(chunk) else {
+            return ChunkState(0);
+        };
         let before = word.fetch_sub(PIN_ONE, Ordering::AcqRel);
         debug_assert!(before >> 32 > 0, "unpin without a pin");
         ChunkState(before - PIN_ONE)
@@ -149,14 +167,20 @@ impl ChunkTable {
     /// Bytes are about to be written. The caller excludes punching of the chunk meanwhile. Returns the state before;
     /// nothing changes if that was present. A doomed chunk is doomed no more: its old bytes are the new one's.
     pub fn begin_write(&self, chunk: ChunkIndex) -> ChunkState {
-        let Some(word) = self.make_word(chunk) else { return ChunkState(0) };
-        self.change(word, |state| (state & PRESENT == 0).then_some(state & !(DOOMED | SPOILED) | WRITTEN))
+        let Some(word) = self.make_word(chunk) else {
+            return ChunkState(0);
+        };
+        self.change(word, |state| {
+            (state & PRESENT == 0).then_some(state & !(DOOMED | SPOILED) | WRITTEN)
+        })
     }
 
     /// All bytes are written: present and verified. False, and nothing changed: it was present
     /// already, not written, or spoiled.
     pub fn finish(&self, chunk: ChunkIndex, checksum: u64, tick: u16) -> bool {
-        let Some(word) = self.make_word(chunk) else { return false };
+        let Some(word) = self.make_word(chunk) else {
+            return false;
+        };
         let state = word.load(Ordering::Acquire);
         if state & (PRESENT | SPOILED) != 0 || state & WRITTEN == 0 {
             return false;
@@ -171,7 +195,9 @@ impl ChunkTable {
 
     /// From the journal: present and durable, not verified. False: it was present already (its checksum is the new one).
     pub fn restore(&self, chunk: ChunkIndex, checksum: u64) -> bool {
-        let Some(word) = self.make_word(chunk) else { return false };
+        let Some(word) = self.make_word(chunk) else {
+            return false;
+        };
         self.set_checksum(chunk, checksum);
         word.fetch_or(PRESENT | DURABLE | WRITTEN, Ordering::AcqRel) & PRESENT == 0
     }
@@ -183,7 +209,9 @@ impl ChunkTable {
 
     /// No chunk is durable any more; returns how many were.
     pub fn forget_durable(&self) -> usize {
-        self.words().filter(|(_, word)| word.fetch_and(!DURABLE, Ordering::AcqRel) & DURABLE != 0).count()
+        self.words()
+            .filter(|(_, word)| word.fetch_and(!DURABLE, Ordering::AcqRel) & DURABLE != 0)
+            .count()
     }
 
     /// Its bytes have been checked.
@@ -202,7 +230,9 @@ impl ChunkTable {
 
     /// An unfinished chunk is given up. Returns false if there was none.
     pub fn abandon(&self, chunk: ChunkIndex) -> bool {
-        let Some(word) = self.word(chunk) else { return false };
+        let Some(word) = self.word(chunk) else {
+            return false;
+        };
         update(word, |state| {
             (state & PRESENT == 0 && state & (WRITTEN | SPOILED) != 0 && state & DOOMED == 0)
                 .then_some(state & !(WRITTEN | SPOILED))
@@ -228,7 +258,8 @@ impl ChunkTable {
 
     /// For the eviction policy: is in one of its queues. False: was already.
     pub fn enqueue(&self, chunk: ChunkIndex) -> bool {
-        self.make_word(chunk).is_some_and(|word| word.fetch_or(QUEUED, Ordering::AcqRel) & QUEUED == 0)
+        self.make_word(chunk)
+            .is_some_and(|word| word.fetch_or(QUEUED, Ordering::AcqRel) & QUEUED == 0)
     }
 
     /// For the eviction policy: is in none of its queues.
@@ -241,7 +272,9 @@ impl ChunkTable {
     /// For the eviction policy: one use less.
     pub fn forget_use(&self, chunk: ChunkIndex) {
         if let Some(word) = self.word(chunk) {
-            update(word, |state| (state & USES_MASK != 0).then(|| state - (1 << USES_SHIFT)));
+            update(word, |state| {
+                (state & USES_MASK != 0).then(|| state - (1 << USES_SHIFT))
+            });
         }
     }
 
@@ -253,7 +286,9 @@ impl ChunkTable {
 
     /// Chunks of pages ever touched whose state `keep` accepts, ascending.
     pub fn select(&self, keep: impl Fn(ChunkState) -> bool) -> impl Iterator<Item = ChunkIndex> {
-        self.words().filter(move |(_, word)| keep(ChunkState(word.load(Ordering::Acquire)))).map(|(chunk, _)| chunk)
+        self.words()
+            .filter(move |(_, word)| keep(ChunkState(word.load(Ordering::Acquire))))
+            .map(|(chunk, _)| chunk)
     }
 
     /// Number of chunks, present or not.
@@ -263,10 +298,17 @@ impl ChunkTable {
     }
 
     fn words(&self) -> impl Iterator<Item = (ChunkIndex, &AtomicU64)> {
-        let pages = self.pages.iter().enumerate().filter_map(|(at, page)| Some((at, page.get()?)));
+        let pages = self
+            .pages
+            .iter()
+            .enumerate()
+            .filter_map(|(at, page)| Some((at, page.get()?)));
         pages
             .flat_map(|(at, page)| {
-                page.words.iter().enumerate().map(move |(i, word)| ((at * PAGE_CHUNKS + i) as u32, word))
+                page.words
+                    .iter()
+                    .enumerate()
+                    .map(move |(i, word)| ((at * PAGE_CHUNKS + i) as u32, word))
             })
             .take_while(|(chunk, _)| *chunk < self.chunk_count)
     }
@@ -280,17 +322,24 @@ impl ChunkTable {
         if chunk >= self.chunk_count {
             return None;
         }
-        let page = self.pages.get(chunk as usize / PAGE_CHUNKS)?.get_or_init(|| {
-            Box::new(Page {
-                words: [const { AtomicU64::new(0) }; PAGE_CHUNKS],
-                checksums: [const { AtomicU64::new(0) }; PAGE_CHUNKS],
-            })
-        });
+        let page = self
+            .pages
+            .get(chunk as usize / PAGE_CHUNKS)?
+            .get_or_init(|| {
+                Box::new(Page {
+                    words: [const { AtomicU64::new(0) }; PAGE_CHUNKS],
+                    checksums: [const { AtomicU64::new(0) }; PAGE_CHUNKS],
+                })
+            });
         Some(&page.words[chunk as usize % PAGE_CHUNKS])
     }
 
     fn set_checksum(&self, chunk: ChunkIndex, checksum: u64) {
-        if let Some(page) = self.pages.get(chunk as usize / PAGE_CHUNKS).and_then(OnceLock::get) {
+        if let Some(page) = self
+            .pages
+            .get(chunk as usize / PAGE_CHUNKS)
+            .and_then(OnceLock::get)
+        {
             page.checksums[chunk as usize % PAGE_CHUNKS].store(checksum, Ordering::Release);
         }
     }
@@ -308,7 +357,8 @@ impl ChunkTable {
 
 /// Compare-and-swap until it holds; the value before, or `None` where `next` refused.
 fn update(word: &AtomicU64, next: impl Fn(u64) -> Option<u64>) -> Option<u64> {
-    word.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).ok()
+    word.fetch_update(Ordering::AcqRel, Ordering::Acquire, next)
+        .ok()
 }
 
 fn with_tick(state: u64, tick: u16) -> u64 {
@@ -386,7 +436,10 @@ mod tests {
         assert!(table.abandon(1));
         table.begin_write(1);
         assert!(table.finish(1, 1, 0));
-        assert_eq!(table.select(ChunkState::is_present).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(
+            table.select(ChunkState::is_present).collect::<Vec<_>>(),
+            [0, 1]
+        );
         assert_eq!(table.first_missing(0, 3), Some(2));
     }
 

@@ -110,51 +110,60 @@ impl Eviction {
     /// nothing else is left.
     pub fn victims(&mut self, bytes: u64, residents: &impl Residents) -> Vec<ChunkKey> {
         let mut chosen = Vec::new();
+        // Set aside meanwhile, so that a queue full of them does not hide what lies behind.
+        let mut held = Vec::new();
         let mut freed = 0;
-        // Each step takes a use, a place or a favour away, so this many end it even if all are held.
-        let mut steps = 8 * self.len() + 8;
-        while freed < bytes && steps > 0 {
-            steps -= 1;
+        // Ends: each step takes a key, a use, a place or a favour away.
+        while freed < bytes {
             match self.step(residents) {
                 Some(Step::Evict(key, size)) => {
                     residents.dequeue(key);
                     freed += size;
                     chosen.push(key);
                 }
+                Some(Step::Held(key)) => held.push(key),
                 Some(Step::Moved) => {}
                 None => break,
             }
         }
+        // A reader's hold is a use.
+        self.main.extend(held);
         chosen
     }
 
     /// Looks at one chunk; `None` when all queues are empty.
     fn step(&mut self, residents: &impl Residents) -> Option<Step> {
         let ordinary = self.small.len() + self.main.len();
-        let (queue, from) = if self.favoured.len() * FAVOURED_DIVISOR > self.len().max(FAVOURED_DIVISOR) {
-            (&mut self.favoured, Queue::FavouredOverShare)
-        } else if !self.small.is_empty() && (self.small.len() * SMALL_DIVISOR >= ordinary || self.main.is_empty()) {
-            (&mut self.small, Queue::Small)
-        } else if !self.main.is_empty() {
-            (&mut self.main, Queue::Main)
-        } else if !self.favoured.is_empty() {
-            (&mut self.favoured, Queue::Favoured)
-        } else {
-            (&mut self.pinned, Queue::Pinned)
-        };
+        let (queue, from) =
+            if self.favoured.len() * FAVOURED_DIVISOR > self.len().max(FAVOURED_DIVISOR) {
+                (&mut self.favoured, Queue::FavouredOverShare)
+            } else if !self.small.is_empty()
+                && (self.small.len() * SMALL_DIVISOR >= ordinary || self.main.is_empty())
+            {
+                (&mut self.small, Queue::Small)
+            } else if !self.main.is_empty() {
+                (&mut self.main, Queue::Main)
+            } else if !self.favoured.is_empty() {
+                (&mut self.favoured, Queue::Favoured)
+            } else {
+                (&mut self.pinned, Queue::Pinned)
+            };
         let key = queue.pop_front()?;
         let Some(chunk) = residents.look(key) else {
             residents.dequeue(key);
             self.gone = self.gone.saturating_sub(1);
             return Some(Step::Moved);
         };
-        if chunk.is_pinned && from != Queue::Pinned {
-            self.pinned.push_back(key);
-            return Some(Step::Moved);
+        if chunk.is_held {
+            return Some(Step::Held(key));
         }
-        let is_used = chunk.is_held || chunk.uses > 0;
+        let is_used = chunk.uses > 0;
         match from {
-            Queue::Small if chunk.is_held || chunk.uses > PASSING_USES => self.main.push_back(key),
+            _ if chunk.is_pinned && from != Queue::Pinned => {
+                self.pinned.push_back(key);
+                return Some(Step::Moved);
+            }
+            Queue::Small if chunk.uses > PASSING_USES => self.main.push_back(key),
             Queue::Small => {
                 self.ghost.insert(key, self.main.len());
                 return Some(Step::Evict(key, chunk.bytes));
@@ -163,8 +172,9 @@ impl Eviction {
             Queue::Favoured | Queue::FavouredOverShare if is_used => self.favoured.push_back(key),
             Queue::FavouredOverShare => self.main.push_back(key),
             Queue::Pinned if !chunk.is_pinned => self.main.push_back(key),
-            Queue::Pinned if chunk.is_held => self.pinned.push_back(key),
-            Queue::Main | Queue::Favoured | Queue::Pinned => return Some(Step::Evict(key, chunk.bytes)),
+            Queue::Main | Queue::Favoured | Queue::Pinned => {
+                return Some(Step::Evict(key, chunk.bytes));
+            }
         }
         residents.forget_use(key);
         Some(Step::Moved)
@@ -175,7 +185,12 @@ impl Eviction {
             return;
         }
         self.gone = 0;
-        for queue in [&mut self.small, &mut self.main, &mut self.favoured, &mut self.pinned] {
+        for queue in [
+            &mut self.small,
+            &mut self.main,
+            &mut self.favoured,
+            &mut self.pinned,
+        ] {
             queue.retain(|key| {
                 let is_there = residents.look(*key).is_some();
                 if !is_there {
@@ -189,6 +204,7 @@ impl Eviction {
 
 enum Step {
     Evict(ChunkKey, u64),
+    Held(ChunkKey),
     Moved,
 }
 

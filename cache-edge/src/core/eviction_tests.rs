@@ -21,7 +21,9 @@ impl Cache {
 
     fn use_it(&self, key: ChunkKey) -> bool {
         let mut chunks = self.chunks.borrow_mut();
-        let Some((chunk, _)) = chunks.get_mut(&key) else { return false };
+        let Some((chunk, _)) = chunks.get_mut(&key) else {
+            return false;
+        };
         chunk.uses = (chunk.uses + 1).min(3);
         true
     }
@@ -37,7 +39,10 @@ impl Residents for Cache {
     }
 
     fn enqueue(&self, key: ChunkKey) -> bool {
-        self.chunks.borrow_mut().get_mut(&key).is_some_and(|(_, queued)| !std::mem::replace(queued, true))
+        self.chunks
+            .borrow_mut()
+            .get_mut(&key)
+            .is_some_and(|(_, queued)| !std::mem::replace(queued, true))
     }
 
     fn dequeue(&self, key: ChunkKey) {
@@ -54,7 +59,10 @@ impl Residents for Cache {
 }
 
 fn plain() -> Resident {
-    Resident { bytes: 1, ..Resident::default() }
+    Resident {
+        bytes: 1,
+        ..Resident::default()
+    }
 }
 
 proptest! {
@@ -102,7 +110,13 @@ proptest! {
 fn heads_outlive_the_rest() {
     let (cache, mut policy) = (Cache::default(), Eviction::default());
     for key in 0..100 {
-        cache.add(key, Resident { is_favoured: key % 20 == 0, ..plain() });
+        cache.add(
+            key,
+            Resident {
+                is_favoured: key % 20 == 0,
+                ..plain()
+            },
+        );
         policy.insert(key, &cache);
     }
     let victims = policy.victims(60, &cache);
@@ -177,6 +191,11 @@ fn scans_cost_less_than_with_lru() {
     let trace = scan_mixed_trace();
     let (ours, lru) = (hits_of_eviction(&trace), hits_of_lru(&trace));
     let percent = |hits: usize| hits as f64 * 100.0 / trace.len() as f64;
-    println!("hit ratio: S3-FIFO {:.1} %, LRU {:.1} %, of {} reads", percent(ours), percent(lru), trace.len());
+    println!(
+        "hit ratio: S3-FIFO {:.1} %, LRU {:.1} %, of {} reads",
+        percent(ours),
+        percent(lru),
+        trace.len()
+    );
     assert!(ours as f64 > lru as f64 * 1.1, "{ours} against {lru}");
 }

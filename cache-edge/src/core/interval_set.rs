@@ -34,21 +34,28 @@ impl IntervalSet {
             start = start.min(old.start);
             end = end.max(old.end);
         }
-        self.ranges.splice(first..last, [ByteRange::new(start, end)]);
+        self.ranges
+            .splice(first..last, [ByteRange::new(start, end)]);
         range.len() - held
     }
 
     /// Every byte of `range` is in; true for an empty one.
     #[must_use]
     pub fn contains_range(&self, range: ByteRange) -> bool {
-        range.is_empty() || self.run_end(range.start).is_some_and(|end| end >= range.end)
+        range.is_empty()
+            || self
+                .run_end(range.start)
+                .is_some_and(|end| end >= range.end)
     }
 
     /// Where the run of bytes that holds `offset` ends; `None` where `offset` is not in.
     #[must_use]
     pub fn run_end(&self, offset: u64) -> Option<u64> {
         let at = self.ranges.partition_point(|r| r.end <= offset);
-        self.ranges.get(at).filter(|r| r.start <= offset).map(|r| r.end)
+        self.ranges
+            .get(at)
+            .filter(|r| r.start <= offset)
+            .map(|r| r.end)
     }
 
     /// The first run of bytes of `within` that is not in.
@@ -59,7 +66,10 @@ impl IntervalSet {
             return None;
         }
         let next = self.ranges.partition_point(|r| r.start <= start);
-        let end = self.ranges.get(next).map_or(within.end, |r| r.start.min(within.end));
+        let end = self
+            .ranges
+            .get(next)
+            .map_or(within.end, |r| r.start.min(within.end));
         Some(ByteRange::new(start, end))
     }
 

@@ -27,16 +27,32 @@ pub type EntryNumber = u32;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// The entry's description (an encoded `v1.Entry`); a later one for the same number replaces it.
-    Entry { number: EntryNumber, description: Vec<u8> },
+    Entry {
+        number: EntryNumber,
+        description: Vec<u8>,
+    },
     /// These chunks are on the disk, synced, with these checksums.
-    Stored { number: EntryNumber, chunks: Vec<(u32, u64)> },
+    Stored {
+        number: EntryNumber,
+        chunks: Vec<(u32, u64)>,
+    },
     /// These are no more.
-    Removed { number: EntryNumber, chunks: Vec<u32> },
+    Removed {
+        number: EntryNumber,
+        chunks: Vec<u32>,
+    },
     /// Nor is the entry with all its chunks.
-    EntryRemoved { number: EntryNumber },
+    EntryRemoved {
+        number: EntryNumber,
+    },
     /// Another room's small fact.
-    Note { key: Vec<u8>, value: Vec<u8> },
-    NoteRemoved { key: Vec<u8> },
+    Note {
+        key: Vec<u8>,
+        value: Vec<u8>,
+    },
+    NoteRemoved {
+        key: Vec<u8>,
+    },
 }
 
 /// The record would not fit a frame.
@@ -64,7 +80,10 @@ impl Record {
 
     fn encode_body(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Entry { number, description } => {
+            Self::Entry {
+                number,
+                description,
+            } => {
                 out.push(KIND_ENTRY);
                 out.extend_from_slice(&number.to_le_bytes());
                 out.extend_from_slice(description);
@@ -104,22 +123,38 @@ impl Record {
     /// `None`: not a record of this format.
     fn decode_body(body: &[u8]) -> Option<Self> {
         let (&kind, rest) = body.split_first()?;
-        let number_and = || rest.split_first_chunk::<4>().map(|(n, r)| (u32::from_le_bytes(*n), r));
+        let number_and = || {
+            rest.split_first_chunk::<4>()
+                .map(|(n, r)| (u32::from_le_bytes(*n), r))
+        };
         match kind {
             KIND_ENTRY => {
                 let (number, description) = number_and()?;
-                Some(Self::Entry { number, description: description.to_vec() })
+                Some(Self::Entry {
+                    number,
+                    description: description.to_vec(),
+                })
             }
             KIND_STORED => {
                 let (number, list) = number_and()?;
-                let (items, []) = list.as_chunks::<12>() else { return None };
-                let chunks = items.iter().map(|item| (u32_at(item, 0), u64_at(item, 4))).collect();
+                let (items, []) = list.as_chunks::<12>() else {
+                    return None;
+                };
+                let chunks = items
+                    .iter()
+                    .map(|item| (u32_at(item, 0), u64_at(item, 4)))
+                    .collect();
                 Some(Self::Stored { number, chunks })
             }
             KIND_REMOVED => {
                 let (number, list) = number_and()?;
-                let (items, []) = list.as_chunks::<4>() else { return None };
-                Some(Self::Removed { number, chunks: items.iter().map(|i| u32::from_le_bytes(*i)).collect() })
+                let (items, []) = list.as_chunks::<4>() else {
+                    return None;
+                };
+                Some(Self::Removed {
+                    number,
+                    chunks: items.iter().map(|i| u32::from_le_bytes(*i)).collect(),
+                })
             }
             KIND_ENTRY_REMOVED => {
                 let (number, rest) = number_and()?;
@@ -128,7 +163,10 @@ impl Record {
             KIND_NOTE => {
                 let (key_len, rest) = number_and()?;
                 let (key, value) = rest.split_at_checked(key_len as usize)?;
-                Some(Self::Note { key: key.to_vec(), value: value.to_vec() })
+                Some(Self::Note {
+                    key: key.to_vec(),
+                    value: value.to_vec(),
+                })
             }
             KIND_NOTE_REMOVED => Some(Self::NoteRemoved { key: rest.to_vec() }),
             _ => None,
@@ -137,10 +175,16 @@ impl Record {
 }
 
 /// Records of stored chunks, each within the limit.
-pub fn stored_records(number: EntryNumber, chunks: &[(u32, u64)]) -> impl Iterator<Item = Record> + '_ {
+pub fn stored_records(
+    number: EntryNumber,
+    chunks: &[(u32, u64)],
+) -> impl Iterator<Item = Record> + '_ {
     chunks
         .chunks(MAX_CHUNKS_PER_RECORD)
-        .map(move |part| Record::Stored { number, chunks: part.to_vec() })
+        .map(move |part| Record::Stored {
+            number,
+            chunks: part.to_vec(),
+        })
 }
 
 /// What [`next_record`] found at the beginning of `bytes`.
@@ -198,8 +242,14 @@ mod tests {
     fn any_record() -> impl Strategy<Value = Record> {
         let bytes = || prop::collection::vec(any::<u8>(), 0..64);
         prop_oneof![
-            (any::<u32>(), bytes()).prop_map(|(number, description)| Record::Entry { number, description }),
-            (any::<u32>(), prop::collection::vec(any::<(u32, u64)>(), 0..20))
+            (any::<u32>(), bytes()).prop_map(|(number, description)| Record::Entry {
+                number,
+                description
+            }),
+            (
+                any::<u32>(),
+                prop::collection::vec(any::<(u32, u64)>(), 0..20)
+            )
                 .prop_map(|(number, chunks)| Record::Stored { number, chunks }),
             (any::<u32>(), prop::collection::vec(any::<u32>(), 0..20))
                 .prop_map(|(number, chunks)| Record::Removed { number, chunks }),
@@ -263,7 +313,10 @@ mod tests {
     #[test]
     fn oversized_records_are_refused_and_leave_no_trace() {
         let mut out = vec![7];
-        let record = Record::Note { key: vec![], value: vec![0; MAX_BODY_BYTES] };
+        let record = Record::Note {
+            key: vec![],
+            value: vec![0; MAX_BODY_BYTES],
+        };
         assert!(record.encode(&mut out).is_err());
         assert_eq!(out, [7]);
     }

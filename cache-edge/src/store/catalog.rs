@@ -36,7 +36,13 @@ impl Catalog {
         self.by_id.values().cloned().collect()
     }
 
-    pub fn insert_new(&mut self, shared: &Arc<Shared>, description: v1::Entry, id: EntryId, geometry: Geometry) -> Arc<EntryFile> {
+    pub fn insert_new(
+        &mut self,
+        shared: &Arc<Shared>,
+        description: v1::Entry,
+        id: EntryId,
+        geometry: Geometry,
+    ) -> Arc<EntryFile> {
         self.insert(shared, self.next_number, description, id, geometry)
     }
 
@@ -57,7 +63,11 @@ impl Catalog {
 
     pub fn remove(&mut self, entry: &EntryFile) {
         self.by_number.remove(&entry.number());
-        if self.by_id.get(&entry.id()).is_some_and(|held| held.number() == entry.number()) {
+        if self
+            .by_id
+            .get(&entry.id())
+            .is_some_and(|held| held.number() == entry.number())
+        {
             self.by_id.remove(&entry.id());
         }
     }
@@ -71,7 +81,10 @@ impl Catalog {
     /// One record of the journal, at open. What makes no sense is left out: nothing is then proved by it.
     pub fn replay(&mut self, shared: &Arc<Shared>, record: Record) {
         match record {
-            Record::Entry { number, description } => {
+            Record::Entry {
+                number,
+                description,
+            } => {
                 self.next_number = self.next_number.max(number.saturating_add(1));
                 if let Some((description, id, geometry)) = decode_description(&description) {
                     match self.by_number.get(&number) {
@@ -81,7 +94,10 @@ impl Catalog {
                         }
                     }
                 } else {
-                    tracing::warn!(number, "an entry of the journal can not be read and is dropped");
+                    tracing::warn!(
+                        number,
+                        "an entry of the journal can not be read and is dropped"
+                    );
                 }
             }
             Record::Stored { number, chunks } => {
@@ -93,7 +109,9 @@ impl Catalog {
             }
             Record::Removed { number, chunks } => {
                 if let Some(entry) = self.by_number.get(&number) {
-                    chunks.into_iter().for_each(|chunk| entry.restore_removed(chunk));
+                    chunks
+                        .into_iter()
+                        .for_each(|chunk| entry.restore_removed(chunk));
                 }
             }
             Record::EntryRemoved { number } => {
@@ -123,7 +141,10 @@ pub(super) fn decode_description(bytes: &[u8]) -> Option<(v1::Entry, EntryId, Ge
 pub(super) fn describe(entry: &EntryFile) -> Record {
     let mut description = entry.description().clone();
     description.pinned = entry.is_pinned();
-    Record::Entry { number: entry.number(), description: description.encode_to_vec() }
+    Record::Entry {
+        number: entry.number(),
+        description: description.encode_to_vec(),
+    }
 }
 
 /// Everything that is true now, as the beginning of a journal. The caller holds the journal: chunks become durable and
@@ -132,11 +153,16 @@ pub(super) fn snapshot(
     entries: &[Arc<EntryFile>],
     notes: BTreeMap<Vec<u8>, Vec<u8>>,
 ) -> impl Iterator<Item = Record> + '_ {
-    let notes = notes.into_iter().map(|(key, value)| Record::Note { key, value });
-    let entries = entries.iter().filter(|entry| !entry.is_removed()).flat_map(|entry| {
-        let chunks = entry.durable_chunks();
-        std::iter::once(describe(entry)).chain(stored_records(entry.number(), &chunks).collect::<Vec<_>>())
-    });
+    let notes = notes
+        .into_iter()
+        .map(|(key, value)| Record::Note { key, value });
+    let entries = entries
+        .iter()
+        .filter(|entry| !entry.is_removed())
+        .flat_map(|entry| {
+            let chunks = entry.durable_chunks();
+            std::iter::once(describe(entry))
+                .chain(stored_records(entry.number(), &chunks).collect::<Vec<_>>())
+        });
     notes.chain(entries)
 }
-

@@ -14,12 +14,7 @@ use chunkcache_proto::ChunkIndex;
 use parking_lot::{Condvar, Mutex};
 
 use super::{
-    Durable,
-    catalog::describe,
-    disk::Open,
-    entry_file::EntryFile,
-    journal::Journal,
-    shared::Shared,
+    Durable, catalog::describe, disk::Open, entry_file::EntryFile, journal::Journal, shared::Shared,
 };
 use crate::core::{
     chunk_table::ChunkState,
@@ -96,7 +91,11 @@ impl CommitQueue {
     }
 
     /// Descriptions and notes of a failed group wait again; what came meanwhile is newer.
-    fn give_back(&self, entries: BTreeMap<EntryNumber, Arc<EntryFile>>, notes: BTreeMap<Vec<u8>, Option<Vec<u8>>>) {
+    fn give_back(
+        &self,
+        entries: BTreeMap<EntryNumber, Arc<EntryFile>>,
+        notes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    ) {
         let mut waiting = self.waiting.lock();
         for (number, entry) in entries {
             waiting.entries.entry(number).or_insert(entry);
@@ -115,10 +114,21 @@ struct FileGroup {
 
 /// Makes what waits durable, or withdraws it.
 pub(super) fn commit_group(shared: &Shared) {
-    let Group { chunks, entries, notes } = shared.queue.take();
+    let Group {
+        chunks,
+        entries,
+        notes,
+    } = shared.queue.take();
     let mut files: BTreeMap<EntryNumber, FileGroup> = BTreeMap::new();
     for Finished { entry, chunk } in chunks {
-        files.entry(entry.number()).or_insert_with(|| FileGroup { entry, chunks: Vec::new() }).chunks.push(chunk);
+        files
+            .entry(entry.number())
+            .or_insert_with(|| FileGroup {
+                entry,
+                chunks: Vec::new(),
+            })
+            .chunks
+            .push(chunk);
     }
     let files = sync_files(shared, files.into_values().collect());
     if files.is_empty() && entries.is_empty() && notes.is_empty() {
@@ -132,7 +142,9 @@ pub(super) fn commit_group(shared: &Shared) {
         }
         Err(error) => {
             drop(journal);
-            shared.health.degrade("recording chunks in the journal", &error);
+            shared
+                .health
+                .degrade("recording chunks in the journal", &error);
             shared.queue.give_back(entries, notes);
             for FileGroup { entry, chunks } in files {
                 withdraw_all(shared, &entry, chunks);
@@ -151,10 +163,15 @@ fn sync_files(shared: &Shared, groups: Vec<FileGroup>) -> Vec<FileGroup> {
             vec![sync_file(shared, &only.entry)]
         } else {
             std::thread::scope(|scope| {
-                let threads: Vec<_> =
-                    batch.iter().map(|group| scope.spawn(|| sync_file(shared, &group.entry))).collect();
+                let threads: Vec<_> = batch
+                    .iter()
+                    .map(|group| scope.spawn(|| sync_file(shared, &group.entry)))
+                    .collect();
                 let panicked = |_| Err(io::Error::other("the sync panicked"));
-                threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
+                threads
+                    .into_iter()
+                    .map(|thread| thread.join().unwrap_or_else(panicked))
+                    .collect()
             })
         };
         for (group, result) in batch.into_iter().zip(results) {
@@ -193,9 +210,15 @@ fn frames(
     entries: &BTreeMap<EntryNumber, Arc<EntryFile>>,
     notes: &BTreeMap<Vec<u8>, Option<Vec<u8>>>,
 ) -> Vec<u8> {
-    let descriptions = entries.values().filter(|entry| !entry.is_removed()).map(|entry| describe(entry));
+    let descriptions = entries
+        .values()
+        .filter(|entry| !entry.is_removed())
+        .map(|entry| describe(entry));
     let notes = notes.iter().map(|(key, value)| match value.clone() {
-        Some(value) => Record::Note { key: key.clone(), value },
+        Some(value) => Record::Note {
+            key: key.clone(),
+            value,
+        },
         None => Record::NoteRemoved { key: key.clone() },
     });
     let mut bytes = Vec::new();
@@ -208,8 +231,13 @@ fn frames(
     descriptions.chain(notes).for_each(&mut encode);
     for group in files.iter().filter(|group| !group.entry.is_removed()) {
         let table = group.entry.table();
-        let present = group.chunks.iter().filter(|chunk| table.state(**chunk).is_present());
-        let chunks: Vec<_> = present.map(|chunk| (*chunk, table.checksum(*chunk))).collect();
+        let present = group
+            .chunks
+            .iter()
+            .filter(|chunk| table.state(**chunk).is_present());
+        let chunks: Vec<_> = present
+            .map(|chunk| (*chunk, table.checksum(*chunk)))
+            .collect();
         stored_records(group.entry.number(), &chunks).for_each(&mut encode);
     }
     bytes
@@ -222,21 +250,37 @@ fn settle(shared: &Shared, group: &FileGroup) {
         return;
     }
     // One that was withdrawn meanwhile has its removal recorded after this, by whoever withdrew it.
-    let durable: Vec<_> = group.chunks.iter().copied().filter(|chunk| entry.mark_durable(*chunk)).collect();
+    let durable: Vec<_> = group
+        .chunks
+        .iter()
+        .copied()
+        .filter(|chunk| entry.mark_durable(*chunk))
+        .collect();
     {
         let catalog = shared.catalog.read();
         let mut policy = shared.policy.lock();
-        durable.iter().for_each(|chunk| policy.insert(&catalog, entry, *chunk));
+        durable
+            .iter()
+            .for_each(|chunk| policy.insert(&catalog, entry, *chunk));
     }
     if !durable.is_empty() {
-        let chunks = durable.into_iter().map(|chunk| (chunk, entry.table().checksum(chunk))).collect();
-        shared.durable.send(Durable { entry: entry.id(), chunks });
+        let chunks = durable
+            .into_iter()
+            .map(|chunk| (chunk, entry.table().checksum(chunk)))
+            .collect();
+        shared.durable.send(Durable {
+            entry: entry.id(),
+            chunks,
+        });
     }
 }
 
 /// Chunks that are not durable: missing again, and said so.
 fn withdraw_all(shared: &Shared, entry: &Arc<EntryFile>, chunks: Vec<ChunkIndex>) {
-    let withdrawn: Vec<_> = chunks.into_iter().filter(|chunk| entry.withdraw(*chunk)).collect();
+    let withdrawn: Vec<_> = chunks
+        .into_iter()
+        .filter(|chunk| entry.withdraw(*chunk))
+        .collect();
     for chunk in &withdrawn {
         shared.reaper.punch(entry.clone(), *chunk);
     }
@@ -246,7 +290,11 @@ fn withdraw_all(shared: &Shared, entry: &Arc<EntryFile>, chunks: Vec<ChunkIndex>
 fn rewrite_if_mostly_garbage(shared: &Shared, journal: &mut Journal) {
     let live = {
         let catalog = shared.catalog.read();
-        let notes: usize = catalog.notes.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let notes: usize = catalog
+            .notes
+            .iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum();
         shared.durable_chunks.load(Ordering::Acquire) * BYTES_PER_CHUNK
             + catalog.len() as u64 * BYTES_PER_ENTRY
             + notes as u64

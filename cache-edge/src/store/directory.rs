@@ -1,8 +1,7 @@
 //! The data directory itself: its lock, its format, its identity.
 
 use std::{
-    fs,
-    io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -23,20 +22,34 @@ const STORE_MAX_BYTES: u64 = 4096;
 
 /// Makes the directory if it is missing and locks it. The lock goes with the file handle, so also with a killed process.
 pub(super) fn lock(data_dir: &Path) -> Result<fs::File, OpenError> {
-    let unusable = |source| OpenError::Unusable { path: data_dir.to_owned(), source };
+    let unusable = |source| OpenError::Unusable {
+        path: data_dir.to_owned(),
+        source,
+    };
     fs::create_dir_all(data_dir).map_err(unusable)?;
     let path = data_dir.join(LOCK_NAME);
-    let file = fs::OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).map_err(unusable)?;
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(unusable)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked { path: data_dir.to_owned() }),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked {
+            path: data_dir.to_owned(),
+        }),
         Err(error) => Err(unusable(error.into())),
     }
 }
 
 /// Reads the store's id, or makes one in a new directory. `STORE` is two lines: `format N` and `store UUID`.
 pub(super) fn identify(disk: &dyn Disk, data_dir: &Path) -> Result<Uuid, OpenError> {
-    let unusable = |source| OpenError::Unusable { path: data_dir.to_owned(), source };
+    let unusable = |source| OpenError::Unusable {
+        path: data_dir.to_owned(),
+        source,
+    };
     match read_store(disk) {
         Ok(text) => parse_store(&text, data_dir),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -49,14 +62,24 @@ pub(super) fn identify(disk: &dyn Disk, data_dir: &Path) -> Result<Uuid, OpenErr
 }
 
 fn parse_store(text: &str, data_dir: &Path) -> Result<Uuid, OpenError> {
-    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let field = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+    };
     let format: Option<u32> = field("format").and_then(|value| value.trim().parse().ok());
     if let Some(found) = format
         && found > FORMAT
     {
-        return Err(OpenError::NewerFormat { path: data_dir.to_owned(), found, known: FORMAT });
+        return Err(OpenError::NewerFormat {
+            path: data_dir.to_owned(),
+            found,
+            known: FORMAT,
+        });
     }
-    match (format, field("store").and_then(|value| value.trim().parse().ok())) {
+    match (
+        format,
+        field("store").and_then(|value| value.trim().parse().ok()),
+    ) {
         (Some(_), Some(id)) => Ok(id),
         _ => Err(OpenError::Unusable {
             path: data_dir.join(STORE_NAME),

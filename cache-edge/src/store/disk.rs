@@ -4,8 +4,7 @@
 //! Paths are relative to the data directory.
 
 use std::{
-    fs,
-    io,
+    fs, io,
     os::{
         fd::{AsFd, BorrowedFd},
         unix::fs::{FileExt, MetadataExt},
@@ -105,7 +104,9 @@ impl Disk for RealDisk {
             other => other?,
         };
         // A name that is not UTF-8 is not the store's; it is left alone.
-        entries.filter_map(|e| e.map(|e| e.file_name().into_string().ok()).transpose()).collect()
+        entries
+            .filter_map(|e| e.map(|e| e.file_name().into_string().ok()).transpose())
+            .collect()
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -122,7 +123,10 @@ impl Disk for RealDisk {
 
     fn space(&self) -> io::Result<DiskSpace> {
         let stat = rustix::fs::statvfs(&self.root)?;
-        Ok(DiskSpace { total_bytes: stat.f_blocks * stat.f_frsize, free_bytes: stat.f_bavail * stat.f_frsize })
+        Ok(DiskSpace {
+            total_bytes: stat.f_blocks * stat.f_frsize,
+            free_bytes: stat.f_bavail * stat.f_frsize,
+        })
     }
 }
 
@@ -163,11 +167,21 @@ impl DiskFile for RealFile {
             return Ok(());
         }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(rustix::fs::fallocate(&self.0, flags, range.start, range.len())?)
+        Ok(rustix::fs::fallocate(
+            &self.0,
+            flags,
+            range.start,
+            range.len(),
+        )?)
     }
 
     fn allocate(&self, range: ByteRange) -> io::Result<()> {
-        Ok(rustix::fs::fallocate(&self.0, FallocateFlags::KEEP_SIZE, range.start, range.len())?)
+        Ok(rustix::fs::fallocate(
+            &self.0,
+            FallocateFlags::KEEP_SIZE,
+            range.start,
+            range.len(),
+        )?)
     }
 
     fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>> {

@@ -14,13 +14,8 @@ use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Geometry, checksum::Inven
 use parking_lot::Mutex;
 
 use super::{
-    Mapped, Reservation, StoreError,
-    commit::Finished,
-    disk::Open,
-    open_files::OpenFile,
-    residency,
-    shared::Shared,
-    verify,
+    Mapped, Reservation, StoreError, commit::Finished, disk::Open, open_files::OpenFile, residency,
+    shared::Shared, verify,
 };
 use crate::core::{
     chunk_table::{ChunkState, ChunkTable},
@@ -54,7 +49,13 @@ pub struct EntryFile {
 }
 
 impl EntryFile {
-    pub(super) fn new(shared: Arc<Shared>, number: EntryNumber, id: EntryId, geometry: Geometry, description: v1::Entry) -> Arc<Self> {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        number: EntryNumber,
+        id: EntryId,
+        geometry: Geometry,
+        description: v1::Entry,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             shared,
@@ -127,7 +128,9 @@ impl EntryFile {
     #[must_use]
     pub fn pin(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
         let entry = self.me.upgrade()?;
-        self.table.try_pin(chunk, self.shared.tick()).then_some(ChunkPin { entry, chunk })
+        self.table
+            .try_pin(chunk, self.shared.tick())
+            .then(|| ChunkPin { entry, chunk })
     }
 
     /// The chunk's bytes were checked since this process started (or written by it).
@@ -141,7 +144,9 @@ impl EntryFile {
         if self.is_verified(chunk) {
             return Ok(true);
         }
-        let Some(entry) = self.me.upgrade() else { return Ok(false) };
+        let Some(entry) = self.me.upgrade() else {
+            return Ok(false);
+        };
         tokio::task::spawn_blocking(move || verify::check(&entry, chunk, verify::Trust::Verified))
             .await
             .map_err(io::Error::other)?
@@ -157,7 +162,10 @@ impl EntryFile {
         self.shared.health.check()?;
         for chunk in self.geometry.chunks_covering(range) {
             let state = self.table.state(chunk);
-            let under_way = state.is_written() && !state.is_doomed() && !state.is_spoiled() && !state.is_present();
+            let under_way = state.is_written()
+                && !state.is_doomed()
+                && !state.is_spoiled()
+                && !state.is_present();
             if !under_way {
                 self.begin_write(chunk)?;
             }
@@ -181,7 +189,9 @@ impl EntryFile {
             return Err(StoreError::Io(io::ErrorKind::AlreadyExists.into()));
         }
         if state.is_spoiled() && self.table.abandon(chunk) {
-            return Err(StoreError::Io(io::Error::other("what was written of the chunk may be lost: a sync failed")));
+            return Err(StoreError::Io(io::Error::other(
+                "what was written of the chunk may be lost: a sync failed",
+            )));
         }
         if self.table.begin_write(chunk).is_doomed() {
             // Its old blocks are the new chunk's, for which space has been reserved.
@@ -225,8 +235,15 @@ impl EntryFile {
 
     /// Positional read, for TLS, HTTP/2 and hashing. Blocking if the pages are not resident.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
-        let read = self.open_file(Open::Existing)?.file.read_at(buffer, offset)?;
-        if read < buffer.len() { Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()) } else { Ok(()) }
+        let read = self
+            .open_file(Open::Existing)?
+            .file
+            .read_at(buffer, offset)?;
+        if read < buffer.len() {
+            Err(io::Error::from(io::ErrorKind::UnexpectedEof).into())
+        } else {
+            Ok(())
+        }
     }
 
     /// For sendfile: the file and, for hyper, memory that maps the range. Not for an empty range.
@@ -238,7 +255,8 @@ impl EntryFile {
     /// The pages of the range are in memory (so that sendfile does not block).
     #[must_use]
     pub fn is_resident(&self, range: ByteRange) -> bool {
-        self.open_file(Open::Existing).is_ok_and(|file| residency::is_resident(&*file.file, range))
+        self.open_file(Open::Existing)
+            .is_ok_and(|file| residency::is_resident(&*file.file, range))
     }
 
     /// Asks the kernel to read ahead. Blocking.
@@ -269,13 +287,18 @@ impl EntryFile {
     }
 
     pub(super) fn durable_chunks(&self) -> Vec<(ChunkIndex, u64)> {
-        self.table.select(ChunkState::is_durable).map(|chunk| (chunk, self.table.checksum(chunk))).collect()
+        self.table
+            .select(ChunkState::is_durable)
+            .map(|chunk| (chunk, self.table.checksum(chunk)))
+            .collect()
     }
 
     /// Holds a chunk without counting a use: for the store's own reading.
     pub(super) fn hold(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
         let entry = self.me.upgrade()?;
-        self.table.try_hold(chunk).then_some(ChunkPin { entry, chunk })
+        self.table
+            .try_hold(chunk)
+            .then(|| ChunkPin { entry, chunk })
     }
 
     /// The entry is removed: its chunks go on being read by who holds it, and prove nothing. Returns how many.
@@ -283,7 +306,9 @@ impl EntryFile {
         let mut digest = self.digest.lock();
         *digest = InventoryDigest::default();
         let forgotten = self.table.forget_durable();
-        self.shared.durable_chunks.fetch_sub(forgotten as u64, Ordering::AcqRel);
+        self.shared
+            .durable_chunks
+            .fetch_sub(forgotten as u64, Ordering::AcqRel);
         forgotten
     }
 
@@ -300,7 +325,9 @@ impl EntryFile {
         match self.shared.disk.rename(&path, &aside) {
             Ok(()) => *path = aside,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(%error, entry = %self.id, "a removed entry's file could not be renamed"),
+            Err(error) => {
+                tracing::warn!(%error, entry = %self.id, "a removed entry's file could not be renamed")
+            }
         }
     }
 
@@ -334,7 +361,12 @@ impl EntryFile {
 
     /// Directories whose sync makes the file's name durable, the nearer first.
     pub(super) fn parents(&self) -> Vec<PathBuf> {
-        self.path.lock().ancestors().skip(1).map(PathBuf::from).collect()
+        self.path
+            .lock()
+            .ancestors()
+            .skip(1)
+            .map(PathBuf::from)
+            .collect()
     }
 
     /// Its sync and its record succeeded. False: it was withdrawn meanwhile.
@@ -352,7 +384,9 @@ impl EntryFile {
     /// No reader gets it from now on; its bytes stay until they are punched. True if it was present.
     pub(super) fn withdraw(&self, chunk: ChunkIndex) -> bool {
         let mut digest = self.digest.lock();
-        let Some(before) = self.table.withdraw(chunk) else { return false };
+        let Some(before) = self.table.withdraw(chunk) else {
+            return false;
+        };
         if before.is_durable() {
             digest.remove(self.table.checksum(chunk));
             self.shared.durable_chunks.fetch_sub(1, Ordering::AcqRel);
@@ -394,7 +428,9 @@ impl EntryFile {
 
     pub(super) fn restore_all_removed(&self) {
         let chunks: Vec<_> = self.table.select(ChunkState::is_present).collect();
-        chunks.into_iter().for_each(|chunk| self.restore_removed(chunk));
+        chunks
+            .into_iter()
+            .for_each(|chunk| self.restore_removed(chunk));
     }
 }
 
@@ -410,7 +446,12 @@ impl Drop for EntryFile {
 /// Two levels, because directories of 10^5 names are slow to list on some file systems.
 pub(super) fn file_path(id: &EntryId) -> PathBuf {
     let name = id.to_string();
-    PathBuf::from(format!("{}/{}/{name}.{}", super::ENTRIES_DIR, &name[..2], super::CHUNKS_SUFFIX))
+    PathBuf::from(format!(
+        "{}/{}/{name}.{}",
+        super::ENTRIES_DIR,
+        &name[..2],
+        super::CHUNKS_SUFFIX
+    ))
 }
 
 /// Keeps a chunk from being punched while held.
@@ -424,7 +465,10 @@ impl Drop for ChunkPin {
         let state = self.entry.table.unpin(self.chunk);
         if state.is_doomed() && state.pins() == 0 {
             // Not here: punching blocks, and this may be a serving thread.
-            self.entry.shared.reaper.punch(self.entry.clone(), self.chunk);
+            self.entry
+                .shared
+                .reaper
+                .punch(self.entry.clone(), self.chunk);
         }
     }
 }

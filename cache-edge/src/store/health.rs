@@ -55,7 +55,9 @@ impl Health {
         if !self.is_degraded() {
             return Ok(());
         }
-        Err(StoreError::Io(io::Error::other(self.reason().unwrap_or_default())))
+        Err(StoreError::Io(io::Error::other(
+            self.reason().unwrap_or_default(),
+        )))
     }
 }
 

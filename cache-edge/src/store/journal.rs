@@ -44,23 +44,37 @@ struct Segment {
 impl Journal {
     /// Not read yet, and so broken.
     pub fn new(disk: Arc<dyn Disk>) -> Self {
-        Self { disk, active: None, sequence: 0 }
+        Self {
+            disk,
+            active: None,
+            sequence: 0,
+        }
     }
 
     /// Finds the newest file and hands its records over, in order. Cuts what is torn.
     pub fn load(&mut self, mut on_record: impl FnMut(Record)) -> io::Result<()> {
         let names = self.disk.list(Path::new(JOURNAL_DIR))?;
-        let Some(newest) = names.iter().filter_map(|name| name.strip_suffix(".log")?.parse().ok()).max() else {
+        let Some(newest) = names
+            .iter()
+            .filter_map(|name| name.strip_suffix(".log")?.parse().ok())
+            .max()
+        else {
             return Ok(());
         };
         self.sequence = newest;
-        let file = self.disk.open(&segment_path(newest, "log"), Open::Existing)?;
+        let file = self
+            .disk
+            .open(&segment_path(newest, "log"), Open::Existing)?;
         let len = replay(&*file, &mut on_record)?;
         // A file whose first bytes are damaged proves nothing and is not appended to; a fresh one follows.
         if len > 0 {
             file.set_len(len)?;
             file.sync_data()?;
-            self.active = Some(Segment { file, len, allocated_to: 0 });
+            self.active = Some(Segment {
+                file,
+                len,
+                allocated_to: 0,
+            });
             self.remove_all_but_newest();
         }
         Ok(())
@@ -80,7 +94,9 @@ impl Journal {
     /// be cut, the journal is broken.
     pub fn append(&mut self, frames: &[u8]) -> io::Result<()> {
         let Some(segment) = &mut self.active else {
-            return Err(io::Error::other("the journal waits to be rewritten after a failed sync"));
+            return Err(io::Error::other(
+                "the journal waits to be rewritten after a failed sync",
+            ));
         };
         if frames.is_empty() {
             return Ok(());
@@ -125,9 +141,14 @@ impl Journal {
         let file = self.disk.open(&aside, Open::Truncate)?;
         let len = write_snapshot(&*file, records)?;
         file.sync_data()?;
-        self.disk.rename(&aside, &segment_path(self.sequence, "log"))?;
+        self.disk
+            .rename(&aside, &segment_path(self.sequence, "log"))?;
         self.disk.sync_dir(Path::new(JOURNAL_DIR))?;
-        self.active = Some(Segment { file, len, allocated_to: 0 });
+        self.active = Some(Segment {
+            file,
+            len,
+            allocated_to: 0,
+        });
         self.remove_all_but_newest();
         Ok(())
     }

@@ -33,13 +33,24 @@ unsafe impl Sync for Window {}
 impl Window {
     /// `range.start` must be a multiple of the page size and the range must lie in the file.
     pub(super) fn map(file: Arc<dyn DiskFile>, range: ByteRange) -> io::Result<Self> {
-        let Some(fd) = file.fd() else { return Err(io::ErrorKind::Unsupported.into()) };
+        let Some(fd) = file.fd() else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
         let len = usize::try_from(range.len()).map_err(io::Error::other)?;
         // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of this program.
         let base = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), len, ProtFlags::READ, MapFlags::SHARED, fd, range.start)?
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ,
+                MapFlags::SHARED,
+                fd,
+                range.start,
+            )?
         };
-        let Some(base) = NonNull::new(base.cast::<u8>()) else { return Err(io::ErrorKind::OutOfMemory.into()) };
+        let Some(base) = NonNull::new(base.cast::<u8>()) else {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        };
         Ok(Self { base, range, file })
     }
 
@@ -51,7 +62,8 @@ impl Window {
 impl Drop for Window {
     fn drop(&mut self) {
         // SAFETY: base and length are those of the mapping made in `map`; every `Mapped` into it holds the window.
-        let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.range.len() as usize) };
+        let unmapped =
+            unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.range.len() as usize) };
         debug_assert!(unmapped.is_ok());
     }
 }
@@ -65,13 +77,17 @@ pub struct Mapped {
 impl Mapped {
     /// `None` if the window does not hold the range.
     pub(super) fn new(window: Arc<Window>, range: ByteRange) -> Option<Self> {
-        (window.range.intersect(range) == range && !range.is_empty()).then_some(Self { window, range })
+        (window.range.intersect(range) == range && !range.is_empty())
+            .then_some(Self { window, range })
     }
 
     /// Where the range begins in memory. Not to be read through: see the module.
     #[must_use]
     pub fn as_ptr(&self) -> *const u8 {
-        self.window.base.as_ptr().wrapping_add((self.range.start - self.window.range.start) as usize)
+        self.window
+            .base
+            .as_ptr()
+            .wrapping_add((self.range.start - self.window.range.start) as usize)
     }
 
     /// Bytes in the range; never 0.

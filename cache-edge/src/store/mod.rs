@@ -34,8 +34,7 @@ mod threads;
 mod verify;
 
 use std::{
-    fs,
-    io,
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -46,11 +45,6 @@ use parking_lot::Mutex;
 use prost::Message;
 use uuid::Uuid;
 
-pub use self::{
-    entry_file::{ChunkPin, EntryFile},
-    mapping::Mapped,
-    space::Reservation,
-};
 use self::{
     disk::{Disk, RealDisk},
     journal::JOURNAL_DIR,
@@ -58,10 +52,12 @@ use self::{
     space::Space,
     threads::Threads,
 };
-use crate::core::{
-    chunk_table::ChunkState,
-    journal_record::MAX_BODY_BYTES,
+pub use self::{
+    entry_file::{ChunkPin, EntryFile},
+    mapping::Mapped,
+    space::Reservation,
 };
+use crate::core::{chunk_table::ChunkState, journal_record::MAX_BODY_BYTES};
 
 const ENTRIES_DIR: &str = "entries";
 const CHUNKS_SUFFIX: &str = "chunks";
@@ -98,7 +94,11 @@ pub struct Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { scrub_period: Duration::from_secs(7 * 24 * 3600), max_open_files: 512, max_windows: 4096 }
+        Self {
+            scrub_period: Duration::from_secs(7 * 24 * 3600),
+            max_open_files: 512,
+            max_windows: 4096,
+        }
     }
 }
 
@@ -109,7 +109,11 @@ pub enum OpenError {
     #[error("{path} can not be used: {source}")]
     Unusable { path: PathBuf, source: io::Error },
     #[error("{path} was written by a newer version (format {found}, this is {known})")]
-    NewerFormat { path: PathBuf, found: u32, known: u32 },
+    NewerFormat {
+        path: PathBuf,
+        found: u32,
+        known: u32,
+    },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -162,9 +166,18 @@ impl Store {
         let disk = Arc::new(RealDisk::new(options.data_dir.clone()));
         let data_dir = options.data_dir.clone();
         let shared = open_shared(disk, options, tuning)?;
-        let threads = Threads::start(&shared).map_err(|source| OpenError::Unusable { path: data_dir, source })?;
-        let running = Running { threads: Some(threads), _lock: Some(lock) };
-        Ok(Self(Arc::new(Handle { shared, running: Mutex::new(Some(running)) })))
+        let threads = Threads::start(&shared).map_err(|source| OpenError::Unusable {
+            path: data_dir,
+            source,
+        })?;
+        let running = Running {
+            threads: Some(threads),
+            _lock: Some(lock),
+        };
+        Ok(Self(Arc::new(Handle {
+            shared,
+            running: Mutex::new(Some(running)),
+        })))
     }
 
     #[must_use]
@@ -173,9 +186,18 @@ impl Store {
     }
 
     /// Makes the entry known, or returns it. The sparse file is made at its first write.
-    pub fn put_entry(&self, entry: &v1::Entry, geometry: Geometry) -> Result<Arc<EntryFile>, StoreError> {
-        let invalid = |what: &str| StoreError::Io(io::Error::new(io::ErrorKind::InvalidInput, what.to_owned()));
-        let id: EntryId = entry.id.parse().map_err(|_| invalid("the entry's id is not a UUID"))?;
+    pub fn put_entry(
+        &self,
+        entry: &v1::Entry,
+        geometry: Geometry,
+    ) -> Result<Arc<EntryFile>, StoreError> {
+        let invalid = |what: &str| {
+            StoreError::Io(io::Error::new(io::ErrorKind::InvalidInput, what.to_owned()))
+        };
+        let id: EntryId = entry
+            .id
+            .parse()
+            .map_err(|_| invalid("the entry's id is not a UUID"))?;
         if (entry.size, entry.chunk_size) != (geometry.size(), geometry.chunk_size()) {
             return Err(invalid("the entry's geometry is not the one given"));
         }
@@ -186,7 +208,10 @@ impl Store {
             let mut catalog = self.shared().catalog.write();
             match catalog.get(&id) {
                 Some(known) => (known.clone(), false),
-                None => (catalog.insert_new(self.shared(), entry.clone(), id, geometry), true),
+                None => (
+                    catalog.insert_new(self.shared(), entry.clone(), id, geometry),
+                    true,
+                ),
             }
         };
         if file.geometry() != geometry {
@@ -222,23 +247,40 @@ impl Store {
     /// knows what it was told. Synced with the next group, lost at worst if younger than that.
     pub fn put_note(&self, key: &[u8], value: Option<&[u8]>) {
         if key.len() + value.map_or(0, <[u8]>::len) > MAX_NOTE_BYTES {
-            tracing::error!(bytes = value.map_or(0, <[u8]>::len), "a note is too long and is not kept");
+            tracing::error!(
+                bytes = value.map_or(0, <[u8]>::len),
+                "a note is too long and is not kept"
+            );
             return;
         }
         let mut catalog = self.shared().catalog.write();
         let changed = match value {
-            Some(value) => catalog.notes.insert(key.to_vec(), value.to_vec()).as_deref() != Some(value),
+            Some(value) => {
+                catalog
+                    .notes
+                    .insert(key.to_vec(), value.to_vec())
+                    .as_deref()
+                    != Some(value)
+            }
             None => catalog.notes.remove(key).is_some(),
         };
         // Inside the lock: the order in the queue is the order in memory.
         if changed {
-            self.shared().queue.note(key.to_vec(), value.map(<[u8]>::to_vec));
+            self.shared()
+                .queue
+                .note(key.to_vec(), value.map(<[u8]>::to_vec));
         }
     }
 
     #[must_use]
     pub fn notes(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
-        self.shared().catalog.read().notes.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+        self.shared()
+            .catalog
+            .read()
+            .notes
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect()
     }
 
     /// Space is reserved before it is written; the hard limit holds at each moment.
@@ -273,7 +315,10 @@ impl Store {
     #[must_use]
     pub fn victims(&self, bytes: u64) -> Vec<Victims> {
         let catalog = self.shared().catalog.read();
-        self.shared().policy.lock().victims(bytes, &catalog, Instant::now())
+        self.shared()
+            .policy
+            .lock()
+            .victims(bytes, &catalog, Instant::now())
     }
 
     /// After the rows are gone: journal the removal, sync, punch holes where no reader holds the chunk (later where one does). Blocking.
@@ -299,7 +344,8 @@ impl Store {
 
     #[must_use]
     pub fn digest(&self, entry: &EntryId) -> InventoryDigest {
-        self.entry(entry).map_or_else(InventoryDigest::default, |entry| entry.digest())
+        self.entry(entry)
+            .map_or_else(InventoryDigest::default, |entry| entry.digest())
     }
 
     /// Why writes are refused at present, if they are.
@@ -320,7 +366,9 @@ impl Store {
 
 impl Handle {
     fn close(&self) {
-        let Some(Running { threads, _lock }) = self.running.lock().take() else { return };
+        let Some(Running { threads, _lock }) = self.running.lock().take() else {
+            return;
+        };
         self.shared.stopping.store(true, Ordering::Release);
         if let Some(threads) = threads {
             threads.stop(&self.shared);
@@ -338,9 +386,21 @@ impl Drop for Handle {
 }
 
 /// Everything but the lock and the threads.
-fn open_shared(disk: Arc<dyn Disk>, options: StoreOptions, tuning: Tuning) -> Result<Arc<Shared>, OpenError> {
-    let StoreOptions { data_dir, max_bytes, min_free, group_sync_window } = options;
-    let unusable = |source| OpenError::Unusable { path: data_dir.clone(), source };
+fn open_shared(
+    disk: Arc<dyn Disk>,
+    options: StoreOptions,
+    tuning: Tuning,
+) -> Result<Arc<Shared>, OpenError> {
+    let StoreOptions {
+        data_dir,
+        max_bytes,
+        min_free,
+        group_sync_window,
+    } = options;
+    let unusable = |source| OpenError::Unusable {
+        path: data_dir.clone(),
+        source,
+    };
     let store_id = directory::identify(&*disk, &data_dir)?;
     disk.create_dir(Path::new(JOURNAL_DIR)).map_err(unusable)?;
     disk.create_dir(Path::new(ENTRIES_DIR)).map_err(unusable)?;
@@ -349,11 +409,19 @@ fn open_shared(disk: Arc<dyn Disk>, options: StoreOptions, tuning: Tuning) -> Re
     health::probe(&*disk).map_err(unusable)?;
 
     let space = Space::new(disk.clone(), max_bytes, min_free);
-    let parts = Parts { disk, store_id, group_sync_window, tuning, space };
+    let parts = Parts {
+        disk,
+        store_id,
+        group_sync_window,
+        tuning,
+        space,
+    };
     let shared = Arc::new(Shared::new(parts));
     let mut journal = shared.journal.lock();
     let mut catalog = shared.catalog.write();
-    journal.load(|record| catalog.replay(&shared, record)).map_err(unusable)?;
+    journal
+        .load(|record| catalog.replay(&shared, record))
+        .map_err(unusable)?;
     {
         let mut policy = shared.policy.lock();
         for entry in catalog.all() {

@@ -68,7 +68,12 @@ pub(super) struct OpenFiles {
 
 impl OpenFiles {
     pub fn new(max_files: usize, max_windows: usize) -> Self {
-        Self { max_files, max_windows, files: Mutex::default(), windows: Mutex::default() }
+        Self {
+            max_files,
+            max_windows,
+            files: Mutex::default(),
+            windows: Mutex::default(),
+        }
     }
 
     /// `entry` has just opened its file: closes another if there are too many.
@@ -79,7 +84,9 @@ impl OpenFiles {
         let mut steps = files.len() * 2;
         while files.len() > self.max_files && steps > 0 {
             steps -= 1;
-            let Some(oldest) = files.pop_front() else { return };
+            let Some(oldest) = files.pop_front() else {
+                return;
+            };
             if !close_unless_used(&oldest) {
                 files.push_back(oldest);
             }
@@ -91,7 +98,9 @@ impl OpenFiles {
         let mut files = std::mem::take(&mut *self.files.lock());
         // Outside the lock: an idle file with unsynced writes (a fetch given up) is synced first.
         files.retain(|entry| {
-            if let Some(file) = entry.upgrade().and_then(|entry| entry.open_slot().load_full())
+            if let Some(file) = entry
+                .upgrade()
+                .and_then(|entry| entry.open_slot().load_full())
                 && !file.used.load(Ordering::Relaxed)
                 && file.unsynced.swap(false, Ordering::AcqRel)
                 && let Err(error) = file.file.sync_data()
@@ -118,10 +127,16 @@ impl OpenFiles {
         }
         let at = (range.start / WINDOW_BYTES) as usize;
         let window_start = at as u64 * WINDOW_BYTES;
-        let window_range = ByteRange::new(window_start, (window_start + WINDOW_BYTES).min(file.size_bytes));
+        let window_range = ByteRange::new(
+            window_start,
+            (window_start + WINDOW_BYTES).min(file.size_bytes),
+        );
         let window = if range.end > window_range.end {
             let start = range.start / PAGE_BYTES * PAGE_BYTES;
-            Arc::new(Window::map(file.file.clone(), ByteRange::new(start, range.end))?)
+            Arc::new(Window::map(
+                file.file.clone(),
+                ByteRange::new(start, range.end),
+            )?)
         } else if let Some(window) = file.windows[at].load_full() {
             window
         } else {
@@ -130,7 +145,12 @@ impl OpenFiles {
         Mapped::new(window, range).ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
 
-    fn map_window(&self, file: &Arc<OpenFile>, at: usize, range: ByteRange) -> io::Result<Arc<Window>> {
+    fn map_window(
+        &self,
+        file: &Arc<OpenFile>,
+        at: usize,
+        range: ByteRange,
+    ) -> io::Result<Arc<Window>> {
         let mut windows = self.windows.lock();
         // Another reader may have been faster.
         if let Some(window) = file.windows[at].load_full() {
@@ -154,9 +174,13 @@ impl OpenFiles {
 
 /// True if the file is closed now, or was.
 fn close_unless_used(entry: &Weak<EntryFile>) -> bool {
-    let Some(entry) = entry.upgrade() else { return true };
+    let Some(entry) = entry.upgrade() else {
+        return true;
+    };
     let slot = entry.open_slot();
-    let Some(file) = slot.load_full() else { return true };
+    let Some(file) = slot.load_full() else {
+        return true;
+    };
     if file.used.swap(false, Ordering::Relaxed) || file.unsynced.load(Ordering::Acquire) {
         return false;
     }

@@ -32,7 +32,8 @@ struct Proposal {
 impl Policy {
     /// A chunk has become durable.
     pub fn insert(&mut self, catalog: &Catalog, entry: &EntryFile, chunk: ChunkIndex) {
-        self.eviction.insert(key(entry, chunk), &AllEntries(catalog));
+        self.eviction
+            .insert(key(entry, chunk), &AllEntries(catalog));
     }
 
     pub fn pinning_changed(&mut self) {
@@ -69,11 +70,22 @@ impl Policy {
         for key in self.eviction.victims(bytes, &residents) {
             let bytes = residents.look(key).map_or(0, |chunk| chunk.bytes);
             self.proposed_bytes += bytes;
-            self.proposed.insert(key, Proposal { bytes, until: now + PROPOSAL_LIFETIME });
+            self.proposed.insert(
+                key,
+                Proposal {
+                    bytes,
+                    until: now + PROPOSAL_LIFETIME,
+                },
+            );
             let (number, chunk) = parts(key);
             by_entry.entry(number).or_default().push(chunk);
         }
-        let known = |(number, chunks)| Some(Victims { entry: catalog.by_number(number)?.id(), chunks });
+        let known = |(number, chunks)| {
+            Some(Victims {
+                entry: catalog.by_number(number)?.id(),
+                chunks,
+            })
+        };
         by_entry.into_iter().filter_map(known).collect()
     }
 
@@ -129,7 +141,8 @@ impl Residents for AllEntries<'_> {
     }
 
     fn enqueue(&self, key: ChunkKey) -> bool {
-        self.find(key).is_some_and(|(entry, chunk)| entry.table().enqueue(chunk))
+        self.find(key)
+            .is_some_and(|(entry, chunk)| entry.table().enqueue(chunk))
     }
 
     fn dequeue(&self, key: ChunkKey) {

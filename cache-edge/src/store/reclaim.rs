@@ -9,7 +9,9 @@ use std::{
 
 use chunkcache_proto::{ByteRange, EntryId};
 
-use super::{CHUNKS_SUFFIX, ENTRIES_DIR, disk::Open, entry_file::EntryFile, shared::Shared, verify};
+use super::{
+    CHUNKS_SUFFIX, ENTRIES_DIR, disk::Open, entry_file::EntryFile, shared::Shared, verify,
+};
 
 /// What was given back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,7 +36,11 @@ pub(super) fn reclaim(shared: &Shared) -> Reclaimed {
         }
     }
     if reclaimed != Reclaimed::default() {
-        tracing::info!(files = reclaimed.files, chunks = reclaimed.chunks, "reclaimed what the journal does not prove");
+        tracing::info!(
+            files = reclaimed.files,
+            chunks = reclaimed.chunks,
+            "reclaimed what the journal does not prove"
+        );
     }
     reclaimed
 }
@@ -47,7 +53,9 @@ fn remove_orphans(shared: &Shared, reclaimed: &mut Reclaimed) -> io::Result<()> 
             if shared.is_stopping() {
                 return Ok(());
             }
-            let id = name.strip_suffix(CHUNKS_SUFFIX).and_then(|stem| stem.strip_suffix('.')?.parse::<EntryId>().ok());
+            let id = name
+                .strip_suffix(CHUNKS_SUFFIX)
+                .and_then(|stem| stem.strip_suffix('.')?.parse::<EntryId>().ok());
             // Held while the file goes: an entry made anew is in the catalog before its file is.
             let catalog = shared.catalog.read();
             if id.is_some_and(|id| catalog.get(&id).is_some()) || !is_ours(&name) {
@@ -56,7 +64,9 @@ fn remove_orphans(shared: &Shared, reclaimed: &mut Reclaimed) -> io::Result<()> 
             let path: PathBuf = directory.join(name);
             match shared.disk.remove_file(&path) {
                 Ok(()) => reclaimed.files += 1,
-                Err(error) => tracing::warn!(%error, ?path, "an orphaned file could not be removed"),
+                Err(error) => {
+                    tracing::warn!(%error, ?path, "an orphaned file could not be removed")
+                }
             }
         }
     }
@@ -65,7 +75,8 @@ fn remove_orphans(shared: &Shared, reclaimed: &mut Reclaimed) -> io::Result<()> 
 
 /// A file someone else put there is left alone.
 fn is_ours(name: &str) -> bool {
-    name.get(..36).is_some_and(|id| id.parse::<EntryId>().is_ok())
+    name.get(..36)
+        .is_some_and(|id| id.parse::<EntryId>().is_ok())
         && (name.ends_with(CHUNKS_SUFFIX) || name.ends_with(".removed"))
 }
 
@@ -89,18 +100,24 @@ fn reclaim_entry(entry: &Arc<EntryFile>, reclaimed: &mut Reclaimed) -> io::Resul
             let _no_write_begins = entry.emptying.lock();
             let state = entry.table().state(chunk);
             if !state.is_present() && !state.is_written() && !state.is_doomed() {
-                file.file.punch(geometry.chunk_range(chunk).intersect(data))?;
+                file.file
+                    .punch(geometry.chunk_range(chunk).intersect(data))?;
                 reclaimed.chunks += 1;
             }
         }
         at = data.end;
     }
     if at < geometry.size() {
-        check_present(entry, geometry.chunk_of(at.saturating_sub(1)) + u32::from(at > 0), geometry.chunk_count());
+        check_present(
+            entry,
+            geometry.chunk_of(at.saturating_sub(1)) + u32::from(at > 0),
+            geometry.chunk_count(),
+        );
     }
     // Blocks behind the end of the object belong to nothing.
     let len = file.file.len()?;
-    file.file.punch(ByteRange::new(geometry.size().next_multiple_of(4096), len))
+    file.file
+        .punch(ByteRange::new(geometry.size().next_multiple_of(4096), len))
 }
 
 /// Verifies proved chunks that seem to have no blocks.

@@ -33,15 +33,26 @@ impl Reaper {
 
 /// Withdraws, records and punches. On an error the chunks are withdrawn all the same, and go once the
 /// journal has been rewritten.
-pub(super) fn drop_chunks(shared: &Shared, entry: &Arc<EntryFile>, chunks: &[ChunkIndex]) -> Result<(), StoreError> {
+pub(super) fn drop_chunks(
+    shared: &Shared,
+    entry: &Arc<EntryFile>,
+    chunks: &[ChunkIndex],
+) -> Result<(), StoreError> {
     let _no_write_begins = entry.emptying.lock();
-    let withdrawn: Vec<_> = chunks.iter().copied().filter(|chunk| entry.withdraw(*chunk)).collect();
+    let withdrawn: Vec<_> = chunks
+        .iter()
+        .copied()
+        .filter(|chunk| entry.withdraw(*chunk))
+        .collect();
     if withdrawn.is_empty() {
         return Ok(());
     }
     let mut frames = Vec::new();
     for part in withdrawn.chunks(MAX_CHUNKS_PER_RECORD) {
-        let record = Record::Removed { number: entry.number(), chunks: part.to_vec() };
+        let record = Record::Removed {
+            number: entry.number(),
+            chunks: part.to_vec(),
+        };
         record.encode(&mut frames).map_err(io::Error::other)?;
     }
     let recorded = {
@@ -50,8 +61,12 @@ pub(super) fn drop_chunks(shared: &Shared, entry: &Arc<EntryFile>, chunks: &[Chu
     };
     shared.policy.lock().removed(entry, &withdrawn);
     if let Err(error) = recorded {
-        shared.health.degrade("recording a removal in the journal", &error);
-        withdrawn.into_iter().for_each(|chunk| shared.reaper.punch(entry.clone(), chunk));
+        shared
+            .health
+            .degrade("recording a removal in the journal", &error);
+        withdrawn
+            .into_iter()
+            .for_each(|chunk| shared.reaper.punch(entry.clone(), chunk));
         return Err(error.into());
     }
     for chunk in withdrawn {
@@ -68,12 +83,18 @@ pub(super) fn drop_chunks(shared: &Shared, entry: &Arc<EntryFile>, chunks: &[Chu
 pub(super) fn remove_entry(shared: &Shared, entry: &Arc<EntryFile>) -> Result<(), StoreError> {
     let _no_write_begins = entry.emptying.lock();
     let mut frames = Vec::new();
-    Record::EntryRemoved { number: entry.number() }.encode(&mut frames).map_err(io::Error::other)?;
+    Record::EntryRemoved {
+        number: entry.number(),
+    }
+    .encode(&mut frames)
+    .map_err(io::Error::other)?;
     let mut journal = shared.journal.lock();
     if let Err(error) = journal.append(&frames) {
         // Half of it must not come true after a crash while this process goes on with the entry.
         journal.give_up();
-        shared.health.degrade("recording a removal in the journal", &error);
+        shared
+            .health
+            .degrade("recording a removal in the journal", &error);
         return Err(error.into());
     }
     entry.set_removed();

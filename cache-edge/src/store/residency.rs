@@ -21,10 +21,17 @@ pub(super) fn is_resident(file: &dyn DiskFile, range: ByteRange) -> bool {
     }
     let last = range.end - 1;
     let step = (range.len() / PROBES).max(1);
-    let offsets = (0..PROBES).map(|i| (range.start + i * step).min(last)).chain([last]);
+    let offsets = (0..PROBES)
+        .map(|i| (range.start + i * step).min(last))
+        .chain([last]);
     for offset in offsets {
         let mut byte = [0];
-        match rustix::io::preadv2(fd, &mut [IoSliceMut::new(&mut byte)], offset, ReadWriteFlags::NOWAIT) {
+        match rustix::io::preadv2(
+            fd,
+            &mut [IoSliceMut::new(&mut byte)],
+            offset,
+            ReadWriteFlags::NOWAIT,
+        ) {
             Ok(_) => {}
             // The file system can not tell (some in memory): nothing to wait for, or nothing to be done.
             Err(Errno::OPNOTSUPP) => return true,
@@ -47,6 +54,11 @@ pub(super) fn let_go(file: &dyn DiskFile, range: ByteRange) {
 fn advise(file: &dyn DiskFile, range: ByteRange, advice: Advice) {
     if let Some(fd) = file.fd() {
         // Advice may be ignored; so may its failure.
-        let _ = rustix::fs::fadvise(fd, range.start, std::num::NonZeroU64::new(range.len()), advice);
+        let _ = rustix::fs::fadvise(
+            fd,
+            range.start,
+            std::num::NonZeroU64::new(range.len()),
+            advice,
+        );
     }
 }

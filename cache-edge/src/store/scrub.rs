@@ -26,14 +26,23 @@ pub(super) struct Scrub {
 
 impl Scrub {
     pub fn new(period: Duration, now: Instant) -> Self {
-        Self { period, entries: Vec::new(), chunks: Vec::new(), last_step: now, credit_bytes: 0.0 }
+        Self {
+            period,
+            entries: Vec::new(),
+            chunks: Vec::new(),
+            last_step: now,
+            credit_bytes: 0.0,
+        }
     }
 
     /// Checks as much as is due by now. Blocking.
     pub fn step(&mut self, shared: &Shared, now: Instant) {
         let used = shared.space.chunk_bytes();
-        let rate = (used as f64 / self.period.as_secs_f64().max(1.0)).min(MAX_RATE_BYTES_PER_SECOND as f64);
-        let elapsed = now.saturating_duration_since(self.last_step).min(MAX_CREDIT);
+        let rate = (used as f64 / self.period.as_secs_f64().max(1.0))
+            .min(MAX_RATE_BYTES_PER_SECOND as f64);
+        let elapsed = now
+            .saturating_duration_since(self.last_step)
+            .min(MAX_CREDIT);
         self.last_step = now;
         self.credit_bytes += rate * elapsed.as_secs_f64();
         while self.credit_bytes > 0.0 && !shared.is_stopping() && !shared.health.is_degraded() {

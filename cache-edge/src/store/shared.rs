@@ -61,7 +61,13 @@ pub(super) struct Parts {
 
 impl Shared {
     pub fn new(parts: Parts) -> Self {
-        let Parts { disk, store_id, group_sync_window, tuning, space } = parts;
+        let Parts {
+            disk,
+            store_id,
+            group_sync_window,
+            tuning,
+            space,
+        } = parts;
         Self {
             store_id,
             group_sync_window,
@@ -121,7 +127,10 @@ pub(super) struct Channel<T> {
 impl<T> Channel<T> {
     fn new() -> Self {
         let (sender, receiver) = mpsc::unbounded_channel();
-        Self { sender, receiver: Mutex::new(Some(receiver)) }
+        Self {
+            sender,
+            receiver: Mutex::new(Some(receiver)),
+        }
     }
 
     pub fn send(&self, item: T) {
@@ -131,6 +140,9 @@ impl<T> Channel<T> {
 
     /// A second taker gets one that is closed.
     pub fn take(&self) -> mpsc::UnboundedReceiver<T> {
-        self.receiver.lock().take().unwrap_or_else(|| mpsc::unbounded_channel().1)
+        self.receiver
+            .lock()
+            .take()
+            .unwrap_or_else(|| mpsc::unbounded_channel().1)
     }
 }

@@ -79,16 +79,23 @@ impl Space {
             self.refresh(Duration::ZERO);
             if !self.try_reserve(bytes) {
                 let (used, allowed) = (self.used(), self.allowed_bytes.load(Ordering::Acquire));
-                return Err(StoreError::NoSpace(format!("{bytes} bytes wanted, {used} of {allowed} allowed are in use")));
+                return Err(StoreError::NoSpace(format!(
+                    "{bytes} bytes wanted, {used} of {allowed} allowed are in use"
+                )));
             }
         }
-        Ok(Reservation { space: self.clone(), bytes })
+        Ok(Reservation {
+            space: self.clone(),
+            bytes,
+        })
     }
 
     fn try_reserve(&self, bytes: u64) -> bool {
         let allowed = self.allowed_bytes.load(Ordering::Acquire);
         self.used_bytes
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| used.checked_add(bytes).filter(|sum| *sum <= allowed))
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| {
+                used.checked_add(bytes).filter(|sum| *sum <= allowed)
+            })
             .is_ok()
     }
 
@@ -111,7 +118,8 @@ impl Space {
         }
         // An error leaves the last figure; health learns of a broken disk from reads and writes.
         if let Ok(space) = self.disk.space() {
-            self.allowed_bytes.store(self.limit(space), Ordering::Release);
+            self.allowed_bytes
+                .store(self.limit(space), Ordering::Release);
             *refreshed = Some(Instant::now());
         }
     }
@@ -119,7 +127,9 @@ impl Space {
     /// Reservations are not written yet, so they do not count as what this store could still write into;
     /// one that is written in part counts twice for a moment, which errs on the safe side.
     fn limit(&self, space: DiskSpace) -> u64 {
-        let max = self.max_bytes.unwrap_or(space.total_bytes / 100 * DEFAULT_MAX_PERCENT);
+        let max = self
+            .max_bytes
+            .unwrap_or(space.total_bytes / 100 * DEFAULT_MAX_PERCENT);
         let min_free = match self.min_free {
             MinFree::Bytes(bytes) => bytes,
             MinFree::Percent(percent) => (space.total_bytes as f64 * percent / 100.0) as u64,
@@ -145,13 +155,17 @@ impl Reservation {
     pub(super) fn become_chunk(mut self, chunk_bytes: u64) {
         let space = &self.space;
         space.chunk_bytes.fetch_add(chunk_bytes, Ordering::AcqRel);
-        space.used_bytes.fetch_add(chunk_bytes.saturating_sub(self.bytes), Ordering::AcqRel);
+        space
+            .used_bytes
+            .fetch_add(chunk_bytes.saturating_sub(self.bytes), Ordering::AcqRel);
         self.bytes = self.bytes.saturating_sub(chunk_bytes);
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.space.used_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.space
+            .used_bytes
+            .fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }

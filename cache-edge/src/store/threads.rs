@@ -49,19 +49,33 @@ impl Bell {
 
 impl Threads {
     pub fn start(shared: &Arc<Shared>) -> io::Result<Self> {
-        let mut threads = Self { handles: Vec::new(), bell: Arc::default() };
+        let mut threads = Self {
+            handles: Vec::new(),
+            bell: Arc::default(),
+        };
         let bell = threads.bell.clone();
         threads.spawn("store-commit", shared, commit_loop)?;
-        threads.spawn("store-house", shared, move |shared| house_loop(shared, &bell))?;
+        threads.spawn("store-house", shared, move |shared| {
+            house_loop(shared, &bell)
+        })?;
         threads.spawn("store-reclaim", shared, |shared| {
             reclaim::reclaim(shared);
         })?;
         Ok(threads)
     }
 
-    fn spawn(&mut self, name: &str, shared: &Arc<Shared>, run: impl FnOnce(&Shared) + Send + 'static) -> io::Result<()> {
+    fn spawn(
+        &mut self,
+        name: &str,
+        shared: &Arc<Shared>,
+        run: impl FnOnce(&Shared) + Send + 'static,
+    ) -> io::Result<()> {
         let shared = shared.clone();
-        self.handles.push(std::thread::Builder::new().name(name.to_owned()).spawn(move || run(&shared))?);
+        self.handles.push(
+            std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(move || run(&shared))?,
+        );
         Ok(())
     }
 

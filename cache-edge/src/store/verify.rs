@@ -21,8 +21,14 @@ pub(super) enum Trust {
 }
 
 /// Reads the chunk; a bad one is withdrawn and reported. False: it is bad, or not present. Blocking.
-pub(super) fn check(entry: &Arc<EntryFile>, chunk: ChunkIndex, trust: Trust) -> Result<bool, StoreError> {
-    let Some(_pin) = entry.hold(chunk) else { return Ok(false) };
+pub(super) fn check(
+    entry: &Arc<EntryFile>,
+    chunk: ChunkIndex,
+    trust: Trust,
+) -> Result<bool, StoreError> {
+    let Some(_pin) = entry.hold(chunk) else {
+        return Ok(false);
+    };
     let range = entry.geometry().chunk_range(chunk);
     let was_resident = trust == Trust::VerifiedAndCold && entry.is_resident(range);
     match checksum(entry, range) {
@@ -35,7 +41,9 @@ pub(super) fn check(entry: &Arc<EntryFile>, chunk: ChunkIndex, trust: Trust) -> 
             }
             return Ok(entry.table().mark_verified(chunk));
         }
-        Ok(_) => tracing::warn!(entry = %entry.id(), chunk, "a chunk's bytes do not match its checksum; it is withdrawn"),
+        Ok(_) => {
+            tracing::warn!(entry = %entry.id(), chunk, "a chunk's bytes do not match its checksum; it is withdrawn")
+        }
         // What can not be read is as good as wrong. Other errors (no descriptors, no memory) say nothing of the chunk.
         Err(StoreError::Io(error)) if is_loss(&error) => {
             tracing::warn!(%error, entry = %entry.id(), chunk, "a chunk can not be read; it is withdrawn");
@@ -49,7 +57,8 @@ pub(super) fn check(entry: &Arc<EntryFile>, chunk: ChunkIndex, trust: Trust) -> 
 
 fn is_loss(error: &std::io::Error) -> bool {
     use std::io::ErrorKind;
-    error.raw_os_error() == Some(EIO) || matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::NotFound)
+    error.raw_os_error() == Some(EIO)
+        || matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::NotFound)
 }
 
 fn checksum(entry: &EntryFile, range: ByteRange) -> Result<u64, StoreError> {

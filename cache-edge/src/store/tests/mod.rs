@@ -21,7 +21,12 @@ pub(super) fn options(path: &Path) -> StoreOptions {
 }
 
 pub(super) fn description(id: Uuid, size: u64) -> (v1::Entry, Geometry) {
-    let entry = v1::Entry { id: id.to_string(), size, chunk_size: CHUNK as u32, ..Default::default() };
+    let entry = v1::Entry {
+        id: id.to_string(),
+        size,
+        chunk_size: CHUNK as u32,
+        ..Default::default()
+    };
     (entry, Geometry::new(size, CHUNK as u32).unwrap())
 }
 
@@ -34,7 +39,9 @@ pub(super) fn entry_of(store: &Store, id: u128, size: u64) -> Arc<EntryFile> {
 pub(super) fn content(entry: &EntryFile, chunk: u32) -> Vec<u8> {
     let range = entry.geometry().chunk_range(chunk);
     let seed = entry.id().as_u128() as u64 ^ 0x5851_f42d_4c95_7f2d;
-    (range.start..range.end).map(|at| (at.wrapping_mul(seed | 1) >> 7) as u8 | 1).collect()
+    (range.start..range.end)
+        .map(|at| (at.wrapping_mul(seed | 1) >> 7) as u8 | 1)
+        .collect()
 }
 
 pub(super) fn write_chunk(store: &Store, entry: &EntryFile, chunk: u32) -> Result<(), StoreError> {

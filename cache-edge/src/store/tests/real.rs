@@ -8,7 +8,11 @@ use super::*;
 fn await_durable(durable: &mut tokio::sync::mpsc::UnboundedReceiver<Durable>, count: usize) {
     let mut seen = 0;
     while seen < count {
-        seen += durable.blocking_recv().expect("the store lives").chunks.len();
+        seen += durable
+            .blocking_recv()
+            .expect("the store lives")
+            .chunks
+            .len();
     }
 }
 
@@ -42,7 +46,9 @@ fn what_is_durable_is_there_after_a_restart() {
     assert_eq!(store.bytes_used(), 2 * CHUNK + 100);
     for chunk in [0, 3, 5] {
         assert_eq!(read_chunk(&entry, chunk), content(&entry, chunk));
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
         assert!(!entry.is_verified(chunk) || chunk == 0);
         assert!(runtime.block_on(entry.verify(chunk)).unwrap());
         assert!(entry.is_verified(chunk));
@@ -50,7 +56,13 @@ fn what_is_durable_is_there_after_a_restart() {
     let range = entry.geometry().chunk_range(3);
     let part = ByteRange::new(range.start + 10, range.end - 10);
     let mapped = entry.map(part).unwrap();
-    assert_eq!((mapped.file_offset(), mapped.len() as u64), (part.start, part.len()));
-    assert_eq!(mapped.as_ref(), &content(&entry, 3)[10..CHUNK as usize - 10]);
+    assert_eq!(
+        (mapped.file_offset(), mapped.len() as u64),
+        (part.start, part.len())
+    );
+    assert_eq!(
+        mapped.as_ref(),
+        &content(&entry, 3)[10..CHUNK as usize - 10]
+    );
     assert!(entry.is_resident(part));
 }
