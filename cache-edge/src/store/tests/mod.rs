@@ -1,6 +1,8 @@
 //! The store on real directories, and on a simulated disk that crashes.
 
+mod crash;
 mod real;
+mod simulated;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
