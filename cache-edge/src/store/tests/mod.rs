@@ -3,6 +3,7 @@
 mod crash;
 mod real;
 mod simulated;
+mod stress;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
