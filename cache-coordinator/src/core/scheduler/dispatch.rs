@@ -207,7 +207,8 @@ impl Scheduler {
                     Look::Split(flight) => self.cancel_flight(flight, effects),
                     Look::Refused(refusal) => {
                         self.look_again_after(source, refusal);
-                        if refusal == Refusal::Connections || refusal == Refusal::Rate(None) {
+                        let full = matches!(refusal, Refusal::Connections | Refusal::Rate(None));
+                        if full && refused == 0 {
                             self.make_way(source, level, effects);
                         }
                         refused += 1;
@@ -283,69 +284,6 @@ impl Scheduler {
                 let Some(key) = due else { break };
                 self.requeue(key.owner, 0);
             }
-        }
-    }
-
-    /// Takes the slot of the lowest fetch below `level`; false if there is none.
-    pub(super) fn preempt(
-        &mut self,
-        edge: EdgeId,
-        level: Level,
-        effects: &mut Vec<Effect>,
-    ) -> bool {
-        let Some(victim) = self.lowest_slot(edge, level) else {
-            return false;
-        };
-        self.cancel_flight((edge, victim), effects);
-        true
-    }
-
-    fn lowest_slot(&self, edge: EdgeId, level: Level) -> Option<AssignmentId> {
-        let flights = &self.edges.get(&edge)?.flights;
-        let able = |flight: &&Flight| {
-            flight.slot
-                && !flight.cancelling
-                && !flight.local
-                && flight.level > level
-                && (level == Level::Critical || !flight.shared)
-        };
-        flights
-            .iter()
-            .filter(able)
-            .max_by_key(|flight| (flight.level, flight.deadline, flight.id))
-            .map(|flight| flight.id)
-    }
-
-    /// A CRITICAL claim finds an origin's budget used up by lower levels: one of these gives way,
-    /// wherever it runs, unless enough are on their way out already.
-    fn make_way(&mut self, source: SourceId, level: Level, effects: &mut Vec<Effect>) {
-        if level != Level::Critical {
-            return;
-        }
-        let mut leaving = 0;
-        let mut victim: Option<(Level, u64, EdgeId, AssignmentId)> = None;
-        for (&edge, state) in &self.edges {
-            for flight in state
-                .flights
-                .iter()
-                .filter(|flight| flight.source == source && flight.from_origin())
-            {
-                if flight.cancelling {
-                    leaving += 1;
-                } else if flight.level > Level::Critical && !flight.local {
-                    let offer = (flight.level, flight.deadline, edge, flight.id);
-                    victim = Some(victim.map_or(offer, |best| best.max(offer)));
-                }
-            }
-        }
-        let waiting = self
-            .sources
-            .get(&source)
-            .map_or(0, |source| source.queued[Level::Critical as usize]);
-        if leaving < waiting
-            && let Some((_, _, edge, flight)) = victim
-        {
-            self.cancel_flight((edge, flight), effects);
         }
     }
 

@@ -155,8 +155,10 @@ pub struct Source {
     pub chunk_fetch_ms: Option<Millis>,
     /// Edges with claims in a queue, and how many.
     pub waiting_edges: BTreeMap<EdgeId, u32>,
-    /// Where the next round of waking its edges begins.
-    pub wake_from: Option<EdgeId>,
+    /// Where waking its edges goes on.
+    pub wake_from: EdgeId,
+    /// Edges still to be looked at since the source was last woken.
+    pub wake_left: usize,
     /// A timer to look again is set for then.
     pub timer_at: Millis,
 }

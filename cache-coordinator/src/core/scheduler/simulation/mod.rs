@@ -8,6 +8,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod check;
+mod edges;
+mod end;
+mod people;
 mod world;
 
 use world::{Faults, World};
