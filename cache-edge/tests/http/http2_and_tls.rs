@@ -82,9 +82,9 @@ async fn a_short_body_resets_its_stream_and_no_other() {
     let edge = Edge::start().await;
     let object = edge.cold("a", 2 * CHUNK);
     object.land(0);
-    object.fail_at(1, ReadError::Origin("cut".to_owned()));
     let mut sender = http2(TcpStream::connect(edge.address).await.unwrap()).await;
     let response = sender.send_request(get("0-")).await.unwrap();
+    object.fail_at(1, ReadError::Origin("cut".to_owned()));
     assert!(response.into_body().collect().await.is_err());
     assert_eq!(edge.metrics.aborted(Abort::Origin), 1);
     let response = sender.send_request(get("0-9")).await.unwrap();

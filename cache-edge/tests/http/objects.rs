@@ -15,7 +15,7 @@ use cache_edge::{
     },
     store::{EntryFile, MinFree, Store, StoreOptions},
 };
-use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, v1};
+use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, checksum::chunk_checksum, v1};
 use tokio::{net::TcpListener, sync::Notify, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -49,8 +49,10 @@ impl TestObject {
     pub fn land(&self, chunk: ChunkIndex) {
         let range = self.entry.geometry().chunk_range(chunk);
         let reservation = self.store.reserve(range.len()).unwrap();
-        self.entry.write_at(range.start, &bytes_of(range.start..range.end)).unwrap();
-        self.entry.finish_chunk(chunk, 0, reservation);
+        let bytes = bytes_of(range.start..range.end);
+        self.entry.write_at(range.start, &bytes).unwrap();
+        // The right one: the store's scrub looks at it.
+        self.entry.finish_chunk(chunk, chunk_checksum(range.start, &bytes), reservation);
         self.landed.notify_waiters();
     }
 
