@@ -58,8 +58,15 @@ impl Activity {
             timeouts.no_progress
         };
         let left = (last + allowed).saturating_duration_since(Instant::now());
-        let shortest = timeouts.request_head.min(timeouts.keep_alive).min(timeouts.no_progress);
-        if left.is_zero() { None } else { Some(left.min(shortest)) }
+        let shortest = timeouts
+            .request_head
+            .min(timeouts.keep_alive)
+            .min(timeouts.no_progress);
+        if left.is_zero() {
+            None
+        } else {
+            Some(left.min(shortest))
+        }
     }
 }
 
