@@ -165,10 +165,15 @@ impl<O: OpenReader> Cursor<O> {
 
     async fn deliver(&mut self, mut piece: Piece) -> Result<BodyData, ReadError> {
         if let Some(bytes) = piece.unstored.take() {
-            self.metrics.count_bytes(ByteSource::Origin, bytes.len() as u64);
+            self.metrics
+                .count_bytes(ByteSource::Origin, bytes.len() as u64);
             return Ok(BodyData::Memory(bytes));
         }
-        let here = if piece.pin.is_some() { ByteSource::Hit } else { ByteSource::InFlight };
+        let here = if piece.pin.is_some() {
+            ByteSource::Hit
+        } else {
+            ByteSource::InFlight
+        };
         let source = self.counted_as.unwrap_or(here);
         let resident = piece.file.is_resident(piece.range);
         match &self.delivery {
@@ -180,7 +185,9 @@ impl<O: OpenReader> Cursor<O> {
                 }
                 self.metrics.count_bytes(source, piece.range.len());
                 let mapped = piece.file.map(piece.range).map_err(disk)?;
-                Ok(BodyData::Mapped(registry.register(mapped, piece.pin, piece.file)))
+                Ok(BodyData::Mapped(
+                    registry.register(mapped, piece.pin, piece.file),
+                ))
             }
             Delivery::Copy(pool) => {
                 let mut buffer = pool.take(piece.range.len());
@@ -210,7 +217,9 @@ fn disk(error: impl std::fmt::Display) -> ReadError {
     ReadError::Disk(error.to_string())
 }
 
-async fn off_the_worker<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ReadError> {
+async fn off_the_worker<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ReadError> {
     tokio::task::spawn_blocking(work).await.map_err(disk)
 }
 
@@ -236,7 +245,12 @@ impl<O: OpenReader> Unpin for ObjectBody<O> {}
 impl<O: OpenReader> ObjectBody<O> {
     /// Nothing is opened yet.
     #[must_use]
-    pub fn new(opener: O, plan: impl IntoIterator<Item = Part>, delivery: Delivery, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        opener: O,
+        plan: impl IntoIterator<Item = Part>,
+        delivery: Delivery,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let plan: VecDeque<Part> = plan.into_iter().filter(|part| part.len() > 0).collect();
         let remaining = plan.iter().map(Part::len).sum();
         let cursor = Cursor {
@@ -250,7 +264,13 @@ impl<O: OpenReader> ObjectBody<O> {
             counted_as: None,
             metrics: Arc::clone(&metrics),
         };
-        Self { cursor: Some(cursor), step: None, waiting_since: None, remaining, metrics }
+        Self {
+            cursor: Some(cursor),
+            step: None,
+            waiting_since: None,
+            remaining,
+            metrics,
+        }
     }
 
     /// Counts its bytes as sent to another edge.
@@ -312,7 +332,8 @@ impl<O: OpenReader> Body for ObjectBody<O> {
             }
             Ok(None) => {
                 this.step = None;
-                let error = ReadError::Disk(format!("the reader ended {} bytes short", this.remaining));
+                let error =
+                    ReadError::Disk(format!("the reader ended {} bytes short", this.remaining));
                 Poll::Ready(Some(Err(error)))
             }
             Err(error) => {
@@ -343,19 +364,30 @@ pub struct EdgeBody {
 enum Kind {
     Full(Option<Bytes>),
     Object(Pin<Box<dyn Body<Data = BodyData, Error = ReadError> + Send>>),
-    Pass { body: PassBody, metrics: Arc<Metrics> },
+    Pass {
+        body: PassBody,
+        metrics: Arc<Metrics>,
+    },
 }
 
 impl EdgeBody {
     #[must_use]
     pub fn empty() -> Self {
-        Self { kind: Kind::Full(None), guard: None, active: None }
+        Self {
+            kind: Kind::Full(None),
+            guard: None,
+            active: None,
+        }
     }
 
     #[must_use]
     pub fn full(bytes: Bytes) -> Self {
         let bytes = if bytes.is_empty() { None } else { Some(bytes) };
-        Self { kind: Kind::Full(bytes), guard: None, active: None }
+        Self {
+            kind: Kind::Full(bytes),
+            guard: None,
+            active: None,
+        }
     }
 
     #[must_use]
@@ -363,12 +395,20 @@ impl EdgeBody {
     where
         O::Reader: Send,
     {
-        Self { kind: Kind::Object(Box::pin(body)), guard: None, active: None }
+        Self {
+            kind: Kind::Object(Box::pin(body)),
+            guard: None,
+            active: None,
+        }
     }
 
     #[must_use]
     pub fn pass_through(body: PassBody, metrics: Arc<Metrics>) -> Self {
-        Self { kind: Kind::Pass { body, metrics }, guard: None, active: None }
+        Self {
+            kind: Kind::Pass { body, metrics },
+            guard: None,
+            active: None,
+        }
     }
 
     /// Counts the request until the body ends or is dropped.
@@ -391,7 +431,9 @@ impl Body for EdgeBody {
     ) -> Poll<Option<Result<Frame<BodyData>, ReadError>>> {
         let this = self.get_mut();
         let frame = match &mut this.kind {
-            Kind::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(BodyData::Memory(bytes)))),
+            Kind::Full(bytes) => bytes
+                .take()
+                .map(|bytes| Ok(Frame::data(BodyData::Memory(bytes)))),
             Kind::Object(body) => ready!(body.as_mut().poll_frame(context)),
             Kind::Pass { body, metrics } => {
                 ready!(body.as_mut().poll_frame(context)).map(|frame| {
@@ -424,7 +466,9 @@ impl Body for EdgeBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
-            Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Kind::Full(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
             Kind::Object(body) => body.size_hint(),
             Kind::Pass { body, .. } => body.size_hint(),
         }

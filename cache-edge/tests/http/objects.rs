@@ -10,12 +10,12 @@ use std::{
 use cache_edge::{
     http::{Metrics, Server, Settings},
     serve::ports::{
-        Freshness, Object, ObjectName, ObjectRequest, Objects, OpenReader, Piece, Presence, ReadBytes, ReadError,
-        Resolution, ServeError,
+        Freshness, Object, ObjectName, ObjectRequest, Objects, OpenReader, Piece, Presence,
+        ReadBytes, ReadError, Resolution, ServeError,
     },
     store::{EntryFile, MinFree, Store, StoreOptions},
 };
-use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, v1};
+use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, checksum::chunk_checksum, v1};
 use tokio::{net::TcpListener, sync::Notify, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -49,8 +49,11 @@ impl TestObject {
     pub fn land(&self, chunk: ChunkIndex) {
         let range = self.entry.geometry().chunk_range(chunk);
         let reservation = self.store.reserve(range.len()).unwrap();
-        self.entry.write_at(range.start, &bytes_of(range.start..range.end)).unwrap();
-        self.entry.finish_chunk(chunk, 0, reservation);
+        let bytes = bytes_of(range.start..range.end);
+        self.entry.write_at(range.start, &bytes).unwrap();
+        // The right one: the store's scrub looks at it.
+        self.entry
+            .finish_chunk(chunk, chunk_checksum(range.start, &bytes), reservation);
         self.landed.notify_waiters();
     }
 
@@ -70,12 +73,18 @@ impl OpenReader for TestObject {
     type Reader = TestReader;
 
     fn open(&self, range: ByteRange) -> TestReader {
-        TestReader { object: self.clone(), range }
+        TestReader {
+            object: self.clone(),
+            range,
+        }
     }
 
     fn presence(&self, range: ByteRange) -> Presence {
         let chunks = self.entry.geometry().chunks_covering(range);
-        let here = chunks.clone().filter(|chunk| self.entry.is_present(*chunk)).count();
+        let here = chunks
+            .clone()
+            .filter(|chunk| self.entry.is_present(*chunk))
+            .count();
         match here {
             0 => Presence::None,
             all if all == chunks.len() => Presence::All,
@@ -105,7 +114,12 @@ impl ReadBytes for TestReader {
                 let end = (self.range.start + max_len).min(entry.geometry().chunk_range(chunk).end);
                 let range = ByteRange::new(self.range.start, end.min(self.range.end));
                 self.range.start = range.end;
-                return Ok(Some(Piece { file: entry, range, pin: Some(pin), unstored: None }));
+                return Ok(Some(Piece {
+                    file: entry,
+                    range,
+                    pin: Some(pin),
+                    unstored: None,
+                }));
             }
             landed.await;
         }
@@ -125,9 +139,16 @@ impl Objects for TestObjects {
         };
         match path.as_str() {
             "gone" => {
-                return Ok(Resolution::Negative { status: http::StatusCode::NOT_FOUND, remembered: true });
+                return Ok(Resolution::Negative {
+                    status: http::StatusCode::NOT_FOUND,
+                    remembered: true,
+                });
             }
-            "down" => return Err(ServeError::OriginUnreachable("connection refused".to_owned())),
+            "down" => {
+                return Err(ServeError::OriginUnreachable(
+                    "connection refused".to_owned(),
+                ));
+            }
             "busy" => {
                 return Err(ServeError::OriginBusy {
                     message: "503".to_owned(),
@@ -183,7 +204,15 @@ impl Edge {
         let shutdown = CancellationToken::new();
         let server = Server::new(Arc::clone(&objects), settings, Arc::clone(&metrics), None);
         let serving = tokio::spawn(server.serve(listener, shutdown.clone()));
-        Self { address, metrics, shutdown, serving, objects, store, _directory: directory }
+        Self {
+            address,
+            metrics,
+            shutdown,
+            serving,
+            objects,
+            store,
+            _directory: directory,
+        }
     }
 
     /// An object of which nothing has landed.
@@ -206,7 +235,11 @@ impl Edge {
             faults: Arc::default(),
             freshness: Freshness::Fresh,
         };
-        self.objects.0.lock().unwrap().insert(path.to_owned(), object.clone());
+        self.objects
+            .0
+            .lock()
+            .unwrap()
+            .insert(path.to_owned(), object.clone());
         object
     }
 
@@ -224,6 +257,8 @@ impl Edge {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap_or_else(|_| panic!("not within 10 s: {what}"));
+        tokio::time::timeout(Duration::from_secs(10), waiting)
+            .await
+            .unwrap_or_else(|_| panic!("not within 10 s: {what}"));
     }
 }
