@@ -26,6 +26,9 @@ pub enum FlightError {
     /// Readers get them from the origin, past the store.
     #[error("not stored: {0}")]
     Refused(String),
+    /// A peer's bytes are not what its checksum says; all of the chunk is fetched again.
+    #[error("the bytes do not have the checksum announced")]
+    Mismatch,
 }
 
 /// A chunk that is not present yet.
@@ -47,6 +50,7 @@ struct State {
     hashed_to: u64,
     reservation: Option<Reservation>,
     phase: Phase,
+    expected_checksum: Option<u64>,
     fetcher: Option<u64>,
     last_progress: Instant,
 }
@@ -81,6 +85,7 @@ impl Flight {
             hashed_to: range.start,
             reservation: None,
             phase: Phase::Filling,
+            expected_checksum: None,
             fetcher: None,
             last_progress: Instant::now(),
         };
@@ -134,6 +139,11 @@ impl Flight {
         state.fetcher = Some(fetch);
         state.last_progress = Instant::now();
         Some(FlightClaim { flight: self.clone(), fetch })
+    }
+
+    /// What the peer that sends it says it has.
+    pub fn expect_checksum(&self, checksum: u64) {
+        self.state.lock().expected_checksum = Some(checksum);
     }
 
     /// A fetch works on it.
@@ -196,8 +206,20 @@ impl Flight {
         if let Err(error) = self.hash_rest(&mut hasher, hashed_to) {
             return Err(self.refuse(self.state.lock(), &error));
         }
+        let checksum = hasher.finish();
+        let mut state = self.state.lock();
+        if state.expected_checksum.take().is_some_and(|expected| expected != checksum) {
+            state.claimed.clear();
+            state.written.clear();
+            state.hasher = ChunkHasher::new(self.range.start);
+            state.hashed_to = self.range.start;
+            state.reservation = reservation;
+            state.phase = Phase::Filling;
+            return Err(FlightError::Mismatch);
+        }
+        drop(state);
         if let Some(reservation) = reservation {
-            self.file.finish_chunk(self.chunk, hasher.finish(), reservation);
+            self.file.finish_chunk(self.chunk, checksum, reservation);
         }
         self.state.lock().phase = Phase::Present;
         self.changed.notify_waiters();

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Instant,
 };
 
 use chunkcache_proto::{ChunkIndex, EntryId};
@@ -28,6 +29,7 @@ pub struct EntryFlights {
     changed_at_origin: AtomicBool,
     hinted: AtomicBool,
     last_error: Mutex<Option<String>>,
+    fatal: Mutex<Option<(Instant, String)>>,
 }
 
 impl EntryFlights {
@@ -108,6 +110,20 @@ impl EntryFlights {
         self.last_error.lock().clone()
     }
 
+    /// The origin refused for good: those who wait now wait in vain.
+    pub fn set_fatal(&self, error: String) {
+        *self.fatal.lock() = Some((Instant::now(), error));
+        for flight in self.chunks.lock().values() {
+            flight.wake();
+        }
+    }
+
+    /// A refusal that came after `since`.
+    #[must_use]
+    pub fn fatal_since(&self, since: Instant) -> Option<String> {
+        self.fatal.lock().as_ref().filter(|(at, _)| *at >= since).map(|(_, error)| error.clone())
+    }
+
     /// True once: the caller looks for the container's index.
     #[must_use]
     pub fn take_hint_turn(&self) -> bool {
@@ -169,6 +185,7 @@ impl Flights {
             changed_at_origin: AtomicBool::new(false),
             hinted: AtomicBool::new(false),
             last_error: Mutex::default(),
+            fatal: Mutex::default(),
         });
         entries.insert(file.id(), made.clone());
         made

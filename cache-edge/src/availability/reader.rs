@@ -20,6 +20,9 @@ use crate::{
 /// A reader of more than this is known to the cluster even if all its bytes are here.
 const TELL_ALWAYS_BYTES: u64 = 16 << 20;
 
+/// Read past the store at a time, before it is tried again whether chunks can be kept.
+const DIRECT_CHUNKS: u32 = 16;
+
 /// Bytes past the store, for when there is no space: from the origin, checked against the entry.
 pub trait DirectBytes: Send + Sync + 'static {
     fn open(&self, file: Arc<EntryFile>, range: ByteRange) -> tokio::sync::mpsc::Receiver<Result<Bytes, ReadError>>;
@@ -113,7 +116,8 @@ impl Reader {
                 }
                 Found::Refused(why) => {
                     tracing::debug!(entry = %self.factory.file.id(), chunk, why, "reading past the store");
-                    let range = ByteRange::new(self.cursor, geometry.chunk_range(chunk).end.min(self.end));
+                    let far = geometry.run_range(chunk, DIRECT_CHUNKS).end;
+                    let range = ByteRange::new(self.cursor, far.min(self.end));
                     self.direct = Some(self.factory.direct.open(self.factory.file.clone(), range));
                     continue;
                 }
@@ -124,6 +128,9 @@ impl Reader {
             }
             let limit = self.factory.chunk_wait_timeout;
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + limit);
+            if let Some(error) = flights.fatal_since((deadline - limit).into_std()) {
+                return Err(ReadError::Origin(error));
+            }
             let state = self.told();
             self.factory.demand.wait_at(&state, self.cursor);
             if tokio::time::timeout_at(deadline, changed).await.is_err() {

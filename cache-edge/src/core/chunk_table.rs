@@ -22,6 +22,7 @@ const DOOMED: u64 = 1 << 3;
 const WRITTEN: u64 = 1 << 4;
 const SPOILED: u64 = 1 << 5;
 const QUEUED: u64 = 1 << 6;
+const SYNCING: u64 = 1 << 7;
 const USES_SHIFT: u32 = 8;
 const USES_MASK: u64 = 0b11 << USES_SHIFT;
 const TICK_SHIFT: u32 = 16;
@@ -69,6 +70,11 @@ impl ChunkState {
     #[must_use]
     pub fn is_spoiled(self) -> bool {
         self.0 & SPOILED != 0
+    }
+    /// All its bytes were written before the sync under way began.
+    #[must_use]
+    pub fn is_syncing(self) -> bool {
+        self.0 & SYNCING != 0
     }
     /// Readers that hold it.
     #[must_use]
@@ -193,18 +199,29 @@ impl ChunkTable {
         .is_some()
     }
 
-    /// From the journal: present and durable, not verified. False: it was present already (its checksum is the new one).
+    /// From the journal: present, not verified; [`mark_durable`](Self::mark_durable) follows. False: it was present already (its checksum is the new one).
     pub fn restore(&self, chunk: ChunkIndex, checksum: u64) -> bool {
         let Some(word) = self.make_word(chunk) else {
             return false;
         };
         self.set_checksum(chunk, checksum);
-        word.fetch_or(PRESENT | DURABLE | WRITTEN, Ordering::AcqRel) & PRESENT == 0
+        word.fetch_or(PRESENT | SYNCING | WRITTEN, Ordering::AcqRel) & PRESENT == 0
     }
 
-    /// Its sync and its journal record succeeded. False: it was withdrawn meanwhile.
+    /// Its file is about to be synced. Tells this chunk from one that is withdrawn and written anew while the sync runs.
+    pub fn begin_sync(&self, chunk: ChunkIndex) -> bool {
+        self.set_while_present(chunk, SYNCING)
+    }
+
+    /// Its sync and its journal record succeeded. False: it was withdrawn meanwhile, or is durable already.
     pub fn mark_durable(&self, chunk: ChunkIndex) -> bool {
-        self.set_while_present(chunk, DURABLE)
+        let fits = |state: u64| state & (PRESENT | SYNCING | DURABLE) == PRESENT | SYNCING;
+        self.word(chunk).is_some_and(|word| {
+            update(word, |state| {
+                fits(state).then_some(state & !SYNCING | DURABLE)
+            })
+            .is_some()
+        })
     }
 
     /// No chunk is durable any more; returns how many were.
@@ -223,7 +240,8 @@ impl ChunkTable {
     pub fn withdraw(&self, chunk: ChunkIndex) -> Option<ChunkState> {
         let word = self.word(chunk)?;
         update(word, |state| {
-            (state & PRESENT != 0).then_some(state & !(PRESENT | VERIFIED | DURABLE) | DOOMED)
+            (state & PRESENT != 0)
+                .then_some(state & !(PRESENT | VERIFIED | DURABLE | SYNCING) | DOOMED)
         })
         .map(ChunkState)
     }
@@ -385,7 +403,8 @@ mod tests {
         assert!(!table.finish(1500, 9, 0), "present already");
         assert_eq!(table.checksum(1500), 1501);
         assert!(table.state(1500).is_verified() && !table.state(1500).is_durable());
-        assert!(table.mark_durable(1500));
+        assert!(!table.mark_durable(1500), "no sync was begun");
+        assert!(table.begin_sync(1500) && table.mark_durable(1500) && !table.mark_durable(1500));
         assert!(table.try_pin(1500, 0));
         assert!(table.withdraw(1500).is_some_and(ChunkState::is_durable));
         assert!(table.withdraw(1500).is_none());

@@ -3,7 +3,7 @@
 //! Redirects are followed inside the source only. Connections are kept alive and pooled; they belong to the runtime that made
 //! the request, which is why all requests are made on the fetch runtime.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
@@ -71,14 +71,25 @@ impl Client {
     }
 
     /// Asks the source for an object. `headers` are added to the source's own and to those every request carries.
-    pub async fn get(&self, source: &Arc<Source>, url: Url, headers: &HeaderMap) -> Result<Response, OriginError> {
+    pub async fn get(&self, source: &Source, url: Url, headers: &HeaderMap) -> Result<Response, OriginError> {
+        self.ask(Method::GET, source, url, headers).await
+    }
+
+    /// As [`get`](Self::get), with GET or HEAD.
+    pub async fn ask(
+        &self,
+        method: Method,
+        source: &Source,
+        url: Url,
+        headers: &HeaderMap,
+    ) -> Result<Response, OriginError> {
         let mut url = url;
         for _ in 0..=MAX_REDIRECTS {
             let mut all = headers.clone();
             for (name, value) in &source.headers {
                 all.insert(name, value.clone());
             }
-            let response = self.send(&url, all).await?;
+            let response = self.send(method.clone(), &url, all).await?;
             let Some(next) = redirect(&response, &url)? else { return Ok(response) };
             if !source.allows(&next) {
                 return Err(OriginError::Protocol("it redirects outside its source".into()));
@@ -89,9 +100,9 @@ impl Client {
     }
 
     /// One request, no redirects, no source: for peers.
-    pub async fn send(&self, url: &Url, headers: HeaderMap) -> Result<Response, OriginError> {
+    pub async fn send(&self, method: Method, url: &Url, headers: HeaderMap) -> Result<Response, OriginError> {
         let mut request = Request::new(Empty::new());
-        *request.method_mut() = Method::GET;
+        *request.method_mut() = method;
         let mut target = url.clone();
         // Of a base URL with credentials; they go into a header, never into the request line.
         let _ = target.set_username("");

@@ -130,6 +130,14 @@ pub(super) fn commit_group(shared: &Shared) {
             .chunks
             .push(chunk);
     }
+    for group in files.values_mut() {
+        // One that was withdrawn and written anew since is in the queue twice.
+        group.chunks.sort_unstable();
+        group.chunks.dedup();
+        group
+            .chunks
+            .retain(|chunk| group.entry.table().begin_sync(*chunk));
+    }
     let files = sync_files(shared, files.into_values().collect());
     if files.is_empty() && entries.is_empty() && notes.is_empty() {
         return;
@@ -234,7 +242,7 @@ fn frames(
         let present = group
             .chunks
             .iter()
-            .filter(|chunk| table.state(**chunk).is_present());
+            .filter(|chunk| table.state(**chunk).is_syncing());
         let chunks: Vec<_> = present
             .map(|chunk| (*chunk, table.checksum(*chunk)))
             .collect();

@@ -130,7 +130,7 @@ impl EntryFile {
         let entry = self.me.upgrade()?;
         self.table
             .try_pin(chunk, self.shared.tick())
-            .then_some(ChunkPin { entry, chunk })
+            .then(|| ChunkPin { entry, chunk })
     }
 
     /// The chunk's bytes were checked since this process started (or written by it).
@@ -298,7 +298,7 @@ impl EntryFile {
         let entry = self.me.upgrade()?;
         self.table
             .try_hold(chunk)
-            .then_some(ChunkPin { entry, chunk })
+            .then(|| ChunkPin { entry, chunk })
     }
 
     /// The entry is removed: its chunks go on being read by who holds it, and prove nothing. Returns how many.

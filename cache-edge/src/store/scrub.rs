@@ -1,7 +1,7 @@
 //! The scrub: every chunk is read and checked once in a set time, evenly paced.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -18,7 +18,8 @@ const MAX_CREDIT: Duration = Duration::from_secs(2);
 /// Where the scrub is. Chunks that came after their entry was passed are met on the next round.
 pub(super) struct Scrub {
     period: Duration,
-    entries: Vec<Arc<EntryFile>>,
+    /// Weak: a removed entry's file goes with its last reader, not with the scrub.
+    entries: Vec<Weak<EntryFile>>,
     chunks: Vec<ChunkIndex>,
     last_step: Instant,
     credit_bytes: f64,
@@ -59,15 +60,22 @@ impl Scrub {
 
     fn next(&mut self, shared: &Shared) -> Option<(Arc<EntryFile>, ChunkIndex)> {
         if self.entries.is_empty() {
-            self.entries = shared.catalog.read().all();
+            self.entries = shared
+                .catalog
+                .read()
+                .all()
+                .iter()
+                .map(Arc::downgrade)
+                .collect();
             // The last one is worked off first.
-            self.chunks.clear();
             self.load_chunks();
         }
         loop {
             let entry = self.entries.last()?;
-            if let Some(chunk) = self.chunks.pop() {
-                return Some((entry.clone(), chunk));
+            if let Some(entry) = entry.upgrade()
+                && let Some(chunk) = self.chunks.pop()
+            {
+                return Some((entry, chunk));
             }
             self.entries.pop();
             self.load_chunks();
@@ -75,7 +83,8 @@ impl Scrub {
     }
 
     fn load_chunks(&mut self) {
-        if let Some(entry) = self.entries.last() {
+        self.chunks.clear();
+        if let Some(entry) = self.entries.last().and_then(Weak::upgrade) {
             self.chunks = entry.table().select(ChunkState::is_durable).collect();
         }
     }
