@@ -7,6 +7,7 @@ mod api;
 mod supervisor;
 
 pub use api::{cancel, describe, list, precache, watch};
+pub use supervisor::run as supervise;
 
 use std::{
     collections::{HashMap, HashSet},

@@ -100,7 +100,8 @@ impl Jobs {
                 entry: job.entry,
                 wants: HashSet::new(),
                 is_free: job.edges.is_empty(),
-                looks: 0,
+                // With no edge to give it to, the first look tries again.
+                looks: PATIENCE_LOOKS,
                 sample: None,
             };
             state.running.insert(job.id, running);
@@ -187,7 +188,7 @@ impl Jobs {
             return false;
         }
         running.looks += 1;
-        let is_due = running.looks > PATIENCE_LOOKS || running.sample.is_none();
+        let is_due = running.looks > PATIENCE_LOOKS;
         if is_due {
             running.looks = 0;
         }
