@@ -204,6 +204,8 @@ impl Scheduler {
         }
         let best = self.best_claim(key.0, flight);
         let (level, deadline) = match best {
+            // A minimal share keeps what it was given for this run.
+            Some((level, deadline)) if flight.shared => (level.min(flight.level), deadline),
             Some(best) => best,
             None => {
                 let last_chunk = flight.current() + 1 >= flight.chunks.end;
