@@ -63,7 +63,7 @@ impl Load {
             load.apply(Event::EdgeJoined {
                 edge: EdgeId(edge),
                 max_downloads: 3,
-                background_fill: true,
+                background_fill: false,
             });
         }
         // The outstanding chunks: a job for the whole of each entry.

@@ -8,7 +8,7 @@ use chunkcache_proto::Level;
 
 use super::Scheduler;
 use super::api::{EdgeId, EntryNo, Millis, SourceId};
-use super::state::{Source, Timer};
+use super::state::{Edge, Source, Timer};
 use crate::core::edge_choice::mix;
 
 /// The bucket holds this much of the rate.
@@ -28,6 +28,20 @@ pub enum Refusal {
 }
 
 impl Source {
+    /// It can refuse what another edge's fetch, when it ends, makes possible.
+    pub fn limited(&self) -> bool {
+        self.max_connections > 0 || self.max_rate_bytes_per_second > 0
+    }
+
+    /// Fills wait, and no reader is in their way any more.
+    pub fn fill_may_start(&self) -> bool {
+        let readers = [Level::Critical, Level::High].map(|level| level as usize);
+        self.queued[Level::Low as usize] > 0
+            && readers
+                .iter()
+                .all(|&level| self.queued[level] + self.running[level] == 0)
+    }
+
     /// Connections only CRITICAL may use.
     pub fn reserved_connections(&self) -> u32 {
         if self.max_connections < 2 {
@@ -201,7 +215,8 @@ impl Scheduler {
                     self.waking.insert(source_id);
                 }
             }
-            self.dirty.extend(edges);
+            let room = |edge: &EdgeId| self.edges.get(edge).is_some_and(Edge::has_room);
+            self.dirty.extend(edges.into_iter().filter(room));
         }
     }
 }

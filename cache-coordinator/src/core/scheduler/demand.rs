@@ -278,7 +278,7 @@ impl Scheduler {
                 source.waiting_edges.remove(&edge_id);
             }
         }
-        if level < Level::Low as usize && source.queued[level] == 0 {
+        if level < Level::Low as usize && source.fill_may_start() {
             // The fill may have waited for this.
             self.woken.insert(source_id);
         }

@@ -8,7 +8,7 @@ use super::Scheduler;
 use super::api::{EdgeId, Effect, EntryNo, From, Millis, Reason};
 use super::claim::Owner;
 use super::dispatch::relative;
-use super::state::{Flight, FlightKey};
+use super::state::{Flight, FlightKey, Source};
 
 /// Why claims went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,6 +204,8 @@ impl Scheduler {
         }
         let best = self.best_claim(key.0, flight);
         let (level, deadline) = match best {
+            // A minimal share keeps what it was given for this run.
+            Some((level, deadline)) if flight.shared => (level.min(flight.level), deadline),
             Some(best) => best,
             None => {
                 let last_chunk = flight.current() + 1 >= flight.chunks.end;
@@ -254,7 +256,7 @@ impl Scheduler {
             level,
             deadline_ms: relative(deadline, now),
         });
-        if was == Level::Critical {
+        if was == Level::Critical && self.sources.get(&source).is_some_and(Source::limited) {
             // It may have to give way now, on whatever edge.
             self.woken.insert(source);
         }
@@ -318,7 +320,10 @@ impl Scheduler {
                         .rate_given
                         .saturating_sub(flight.rate_bytes_per_second);
                     source.refund(bytes, self.now);
-                    self.woken.insert(flight.source);
+                    // An origin without limits keeps nobody waiting but the fill.
+                    if source.limited() || source.fill_may_start() {
+                        self.woken.insert(flight.source);
+                    }
                 }
             }
             From::Peer(peer) => {

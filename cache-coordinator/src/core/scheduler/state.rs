@@ -126,6 +126,13 @@ impl Edge {
             .count() as u32
     }
 
+    /// Something could be assigned to it, or someone waits who makes room.
+    pub fn has_room(&self) -> bool {
+        let room =
+            self.slots_used() < self.max_downloads || self.handed_ahead() < self.max_downloads;
+        self.alive && (room || !self.queues[Level::Critical as usize].is_empty())
+    }
+
     pub fn critical(&self) -> u32 {
         let critical = |flight: &&Flight| flight.level == Level::Critical && !flight.cancelling;
         self.flights.iter().filter(critical).count() as u32
