@@ -1,1 +1,38 @@
 //! Black-box tests of the whole system: real processes, real PostgreSQL, real clients.
+//!
+//! This library is the harness the files under `tests/` share. It knows the outside of the system only (flags,
+//! HTTP, the command line, SQL on the documented columns) and may not import either service, so that
+//! what passes here passes for a user. It is plain blocking code on threads: a test reads from top to bottom.
+//!
+//! - [`Cluster`]: PostgreSQL, a coordinator, edges and an origin, each a real process on ports of its own
+//! - [`Origin`]: an HTTP/1.1 origin with content made from the offset, counters, and faults on demand
+//! - [`campaign`]: faults injected while readers compare every byte
+//! - [`http`]: a client that shows exactly what came over the wire
+//!
+//! Everything listens on 127.0.0.1, everything waits with a bound, everything is ended when dropped,
+//! and the logs of all processes are printed when a test fails.
+// A harness that panics fails the test at the line that is wrong, which is what a test is for.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+pub mod campaign;
+pub mod cluster;
+pub mod content;
+pub mod http;
+pub mod origin;
+pub mod ports;
+pub mod postgres;
+pub mod process;
+pub mod services;
+pub mod wait;
+
+pub use cluster::{Cluster, ClusterOptions};
+pub use origin::{Fault, Object, Origin};
+pub use postgres::Postgres;
+pub use services::{Coordinator, Edge};
+pub use wait::{eventually, heavy};
+
+pub const KIB: u64 = 1024;
+pub const MIB: u64 = 1024 * KIB;
+pub const GIB: u64 = 1024 * MIB;
+/// The coordinator's default chunk size.
+pub const CHUNK: u64 = 2 * MIB;

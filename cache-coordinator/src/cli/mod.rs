@@ -1,1 +1,134 @@
 //! The commands for people: gRPC clients of a running coordinator.
+//!
+//! Why in this binary: who operates a coordinator has it at hand, in the right version. It speaks
+//! only the public `CacheService`, as any other caller, and may not know the database, the
+//! scheduler or anything else of this crate. One file a noun; [`view`] is the JSON people script
+//! against. Results go to standard output, everything else to standard error.
+
+mod connection;
+mod edge;
+mod entry;
+mod failure;
+mod globals;
+mod names;
+mod output;
+mod precache;
+mod progress;
+mod shell;
+mod source;
+mod status;
+mod view;
+mod watch;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{ArgMatches, Command};
+
+use connection::Client;
+use failure::CliError;
+use globals::Globals;
+use output::Printer;
+
+pub use globals::VARIABLES;
+
+/// The command line without `serve`, which `main` adds.
+pub fn command() -> Command {
+    let command = Command::new("cache-coordinator")
+        .about("The coordinator of the chunk cache, and the commands to work with a running one")
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([
+            source::command(),
+            entry::command(),
+            precache::command(),
+            edge::command(),
+            watch::command(),
+            status::command(),
+            status::explain_command(),
+            shell::completions_command(),
+            shell::man_command(),
+        ]);
+    globals::add_to(command)
+}
+
+/// Runs what `matches` say. 0: done, 1: refused, 2: usage.
+pub fn run(matches: &ArgMatches) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return CliError::Refused(format!("can not start: {error}")).report();
+        }
+    };
+    match runtime.block_on(execute(matches, &mut std::io::stdout())) {
+        // A reader that has seen enough (`| head`) is no failure.
+        Ok(()) | Err(CliError::OutputClosed) => ExitCode::SUCCESS,
+        Err(error) => error.report(),
+    }
+}
+
+async fn execute(matches: &ArgMatches, out: &mut dyn Write) -> Result<(), CliError> {
+    let Some((noun, arguments)) = matches.subcommand() else {
+        return Err(CliError::Usage("no command; --help lists them".to_owned()));
+    };
+    match noun {
+        "completions" => return shell::completions(arguments, out),
+        "man" => return shell::man(out),
+        _ => {}
+    }
+    let globals = Globals::from_matches(matches)?;
+    let mut printer = Printer::new(globals.output, out);
+    let client = &mut Client::new(globals);
+    match noun {
+        "source" => source::run(arguments, client, &mut printer).await,
+        "entry" => entry::run(arguments, client, &mut printer).await,
+        "precache" => precache::run(arguments, client, &mut printer).await,
+        "edge" => edge::run(arguments, client, &mut printer).await,
+        "watch" => watch::run(arguments, client, &mut printer).await,
+        "status" => status::run(client, &mut printer).await,
+        "explain" => status::explain(arguments, client, &mut printer).await,
+        other => Err(CliError::Usage(format!("unknown command {other}"))),
+    }
+}
+
+/// The verb of a noun; clap has seen to it that there is one.
+fn verb(matches: &ArgMatches) -> Result<(&str, &ArgMatches), CliError> {
+    matches
+        .subcommand()
+        .ok_or_else(|| CliError::Usage("no verb; --help lists them".to_owned()))
+}
+
+/// A required argument; clap has seen to it that it is there.
+fn text<'a>(matches: &'a ArgMatches, name: &str) -> Result<&'a str, CliError> {
+    matches
+        .get_one::<String>(name)
+        .map(String::as_str)
+        .ok_or_else(|| CliError::Usage(format!("{name} is missing")))
+}
+
+fn unknown_verb(verb: &str) -> CliError {
+    CliError::Usage(format!("unknown verb {verb}"))
+}
+
+/// A switch that accepts `--flag` and `--flag=false`.
+fn switch(name: &'static str, help: &'static str) -> clap::Arg {
+    clap::Arg::new(name)
+        .long(name)
+        .help(help)
+        .value_name("BOOL")
+        .num_args(0..=1)
+        .require_equals(true)
+        .default_missing_value("true")
+        .value_parser(clap::value_parser!(bool))
+}
+
+fn is_set(matches: &ArgMatches, name: &str) -> bool {
+    matches.get_one::<bool>(name).copied().unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,49 @@
 //! The only room with SQL.
+//!
+//! Reads are methods of [`Database`], each one statement (or one REPEATABLE READ transaction) from `queries/`.
+//! Changes go through the one [`Writer`], which commits them in batches together with the change log, under
+//! the leader's lease. It may not know gRPC, sessions or the scheduler; it knows the protos' value types only
+//! where a table stores one whole (sources).
+
+mod changes;
+mod chunks;
+mod database;
+mod edges;
+mod entries;
+mod error;
+mod executor;
+mod jobs;
+pub mod lease;
+mod migrations;
+mod observer;
+mod secrets;
+mod sources;
+pub mod statements;
+mod status;
+mod tls;
+pub mod writer;
+
+pub use changes::{Change, ChangeKind, LogPage};
+pub use chunks::{ChunkSum, Digest, Holding, StoredChunk};
+pub use database::{Database, DatabaseConfig, Health};
+pub use edges::{EdgeId, EdgeRecord, EdgeStatus};
+pub use entries::{Binding, EntryCursor, EntryRecord, IncompleteEntry};
+pub use error::RepositoryError;
+pub use jobs::{JobRecord, JobStatus};
+pub use lease::{Leadership, LeaseKeeper};
+pub use migrations::{MigrateMode, Migration, SchemaError, migrations};
+pub use observer::{NoObserver, StatementObserver};
+pub use status::{ClusterSnapshot, EntrySnapshot, Totals};
+pub use writer::{Committed, Pending, Writer};
+
+/// Milliseconds since the Unix epoch of a timestamp; before it, 0.
+fn to_ms(time: std::time::SystemTime) -> i64 {
+    time.duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// A timestamp from milliseconds since the Unix epoch, cut to what PostgreSQL can hold (to the year 9999).
+fn from_ms(ms: i64) -> std::time::SystemTime {
+    const YEAR_9999: i64 = 253_402_300_799_999;
+    std::time::UNIX_EPOCH + std::time::Duration::from_millis(ms.clamp(0, YEAR_9999).unsigned_abs())
+}

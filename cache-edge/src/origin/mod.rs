@@ -1,1 +1,20 @@
-//! HTTP to origins and peers.
+//! HTTP to origins and peers: what is asked, what of the answer is believed, and how it becomes chunks.
+//!
+//! Only registered sources are ever asked, and only below their base URL. An origin can be slow, wrong or hostile: every
+//! answer is checked against the entry before a byte of it is written (`answer`), every wait has an end, every retry a budget.
+//! May not know of players, of the session with the coordinator, or of how entries are found.
+
+pub mod answer;
+pub mod client;
+pub mod control;
+pub mod direct;
+pub mod downloads;
+pub mod error;
+pub mod peer;
+pub mod run;
+pub mod source;
+
+pub use client::{Client, Response};
+pub use downloads::{Downloads, Order};
+pub use error::OriginError;
+pub use source::{Catalogue, Source};

@@ -44,27 +44,48 @@ pub type Millis = u64;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A session began. What the edge was assigned before is void.
-    EdgeJoined { edge: EdgeId, max_downloads: u32, background_fill: bool },
+    EdgeJoined {
+        edge: EdgeId,
+        max_downloads: u32,
+        background_fill: bool,
+    },
     /// The operator drains it, or takes that back.
     EdgeDraining { edge: EdgeId, draining: bool },
     /// Its session ended: its readers, assignments and local fetches are gone; what it holds can not be had.
     EdgeLost { edge: EdgeId },
 
     /// A source is registered, or its limits changed. 0: no limit. `background_fill` unset: as the edge says.
-    SourceSet { source: SourceId, max_connections: u32, max_rate_bytes_per_second: u64, background_fill: Option<bool> },
+    SourceSet {
+        source: SourceId,
+        max_connections: u32,
+        max_rate_bytes_per_second: u64,
+        background_fill: Option<bool>,
+    },
     /// Nothing of it is fetched any more.
     SourceRemoved { source: SourceId },
     /// The origin said 429 or `Retry-After`: nothing of the source before `until`.
     SourceBackOff { source: SourceId, until: Millis },
 
     /// An entry may be spoken of from now on.
-    EntryOpened { entry: EntryNo, source: SourceId, geometry: Geometry },
+    EntryOpened {
+        entry: EntryNo,
+        source: SourceId,
+        geometry: Geometry,
+    },
     /// Invalidated or superseded: no chunk of it is fetched any more, assignments are cancelled.
     EntryClosed { entry: EntryNo },
     /// Rows: the edge holds these (loaded from the table, or just committed).
-    ChunksHeld { edge: EdgeId, entry: EntryNo, chunks: Vec<Range<ChunkIndex>> },
+    ChunksHeld {
+        edge: EdgeId,
+        entry: EntryNo,
+        chunks: Vec<Range<ChunkIndex>>,
+    },
     /// Rows went.
-    ChunksDropped { edge: EdgeId, entry: EntryNo, chunks: Vec<Range<ChunkIndex>> },
+    ChunksDropped {
+        edge: EdgeId,
+        entry: EntryNo,
+        chunks: Vec<Range<ChunkIndex>>,
+    },
 
     /// The present demand of a reader, replacing what it was.
     DemandSet(Demand),
@@ -72,20 +93,47 @@ pub enum Event {
     DemandClosed { reader: ReaderId },
 
     /// A service or a job asks for chunks on an edge. Lives until closed or all are held there.
-    WantSet { want: WantId, edge: EdgeId, entry: EntryNo, chunks: Vec<Range<ChunkIndex>>, level: Level },
+    WantSet {
+        want: WantId,
+        edge: EdgeId,
+        entry: EntryNo,
+        chunks: Vec<Range<ChunkIndex>>,
+        level: Level,
+    },
     /// Cancelled.
     WantClosed { want: WantId },
 
     /// The edge has first bytes, or more bytes, of an assignment.
-    FetchProgressed { edge: EdgeId, assignment: AssignmentId, bytes_done: u64 },
+    FetchProgressed {
+        edge: EdgeId,
+        assignment: AssignmentId,
+        bytes_done: u64,
+    },
     /// All its chunks are durable (`ChunksHeld` follows when they are committed; they count as held at once for planning).
-    FetchFinished { edge: EdgeId, assignment: AssignmentId },
+    FetchFinished {
+        edge: EdgeId,
+        assignment: AssignmentId,
+    },
     /// It failed. What it finished is reported apart.
-    FetchFailed { edge: EdgeId, assignment: AssignmentId, fault: Fault, retry_after: Option<Millis> },
+    FetchFailed {
+        edge: EdgeId,
+        assignment: AssignmentId,
+        fault: Fault,
+        retry_after: Option<Millis>,
+    },
     /// The edge obeyed a cancel, or gave it up.
-    FetchCancelled { edge: EdgeId, assignment: AssignmentId },
+    FetchCancelled {
+        edge: EdgeId,
+        assignment: AssignmentId,
+    },
     /// The edge fetches from the origin by itself (a cold key's probe, or the coordinator was late).
-    LocalFetchStarted { edge: EdgeId, assignment: AssignmentId, entry: EntryNo, chunks: Range<ChunkIndex>, level: Level },
+    LocalFetchStarted {
+        edge: EdgeId,
+        assignment: AssignmentId,
+        entry: EntryNo,
+        chunks: Range<ChunkIndex>,
+        level: Level,
+    },
 
     /// Time passed: deadlines, back-offs and budgets are looked at again. At least every 100 ms.
     Tick,
@@ -133,9 +181,17 @@ pub enum Effect {
     /// Send to the edge.
     Assign(Assignment),
     /// The fetch matters more, or less, than before.
-    Reprioritise { edge: EdgeId, assignment: AssignmentId, level: Level, deadline_ms: u32 },
+    Reprioritise {
+        edge: EdgeId,
+        assignment: AssignmentId,
+        level: Level,
+        deadline_ms: u32,
+    },
     /// Nobody wants it any more, or something more urgent needs its place.
-    Cancel { edge: EdgeId, assignment: AssignmentId },
+    Cancel {
+        edge: EdgeId,
+        assignment: AssignmentId,
+    },
     /// All chunks of the want are held.
     WantDone { want: WantId },
 }

@@ -1,0 +1,128 @@
+//! Why a command did not succeed, in words that help, and its exit status.
+
+use std::process::ExitCode;
+
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+#[derive(Debug)]
+pub(super) enum CliError {
+    /// What was asked makes no sense as written: exit status 2.
+    Usage(String),
+    /// The coordinator said no, or nobody answered: exit status 1.
+    Refused(String),
+    /// Standard output was closed by its reader.
+    OutputClosed,
+}
+
+impl CliError {
+    pub(super) fn exit_status(&self) -> u8 {
+        match self {
+            CliError::Usage(_) => chunkcache_plumbing::config::EXIT_USAGE,
+            CliError::Refused(_) => 1,
+            CliError::OutputClosed => 0,
+        }
+    }
+
+    /// Says it on standard error.
+    pub(super) fn report(&self) -> ExitCode {
+        match self {
+            CliError::Usage(message) | CliError::Refused(message) => eprintln!("error: {message}"),
+            CliError::OutputClosed => {}
+        }
+        ExitCode::from(self.exit_status())
+    }
+}
+
+impl From<std::io::Error> for CliError {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::BrokenPipe => CliError::OutputClosed,
+            _ => CliError::Refused(format!("output can not be written: {error}")),
+        }
+    }
+}
+
+/// The coordinator's answer in words: the message, then what the `google.rpc` details add.
+pub(super) fn refused(status: &Status, endpoint: &str) -> CliError {
+    let details = status.get_error_details();
+    let mut lines = vec![headline(status, endpoint)];
+    if let Some(bad) = details.bad_request() {
+        for violation in &bad.field_violations {
+            lines.push(format!("  {}: {}", violation.field, violation.description));
+        }
+    }
+    if let Some(resource) = details.resource_info() {
+        let text = format!("  {} {}", resource.resource_type, resource.resource_name);
+        lines.push(match resource.description.as_str() {
+            "" => text,
+            description => format!("{text}: {description}"),
+        });
+    }
+    if let Some(failure) = details.precondition_failure() {
+        for violation in &failure.violations {
+            lines.push(format!(
+                "  {}: {}",
+                violation.subject, violation.description
+            ));
+        }
+    }
+    if let Some(help) = details.help() {
+        lines.extend(
+            help.links
+                .iter()
+                .map(|link| format!("  {}: {}", link.description, link.url)),
+        );
+    }
+    CliError::Refused(lines.join("\n"))
+}
+
+fn headline(status: &Status, endpoint: &str) -> String {
+    let message = match status.message() {
+        "" => "no reason given",
+        message => message,
+    };
+    match status.code() {
+        Code::DeadlineExceeded | Code::Cancelled => {
+            format!("no answer from {endpoint} in time ({message}); a longer --timeout may help")
+        }
+        Code::Unavailable => format!("{endpoint} can not answer now: {message}"),
+        Code::Unauthenticated | Code::PermissionDenied => {
+            format!("{message} (check --token-file or --cert and --key)")
+        }
+        Code::Unimplemented => {
+            format!("{endpoint} does not know this command: is it a coordinator of this version?")
+        }
+        _ => message.to_owned(),
+    }
+}
+
+/// Nobody listens, or not with the TLS expected. Lists every address tried.
+pub(super) fn unreachable(attempts: &[(String, String)]) -> CliError {
+    let mut lines = vec!["no coordinator can be reached".to_owned()];
+    lines.extend(
+        attempts
+            .iter()
+            .map(|(endpoint, reason)| format!("  {endpoint}: {reason}")),
+    );
+    lines.push(
+        "check that `cache-coordinator serve` runs there, that --endpoint names its --listen address, \
+         and that http or https and --ca fit"
+            .to_owned(),
+    );
+    CliError::Refused(lines.join("\n"))
+}
+
+/// The whole chain of an error: tonic's own text is only "transport error".
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        source = inner.source();
+    }
+    text
+}

@@ -1,0 +1,147 @@
+//! How entries and ranges are written on the command line.
+
+use chunkcache_plumbing::config::parse_bytes;
+use chunkcache_proto::v1::{ByteRange, EntryName, SourcePath, entry_name::Name};
+use uuid::Uuid;
+
+use super::failure::CliError;
+
+/// `SOURCE/PATH`, an entry's id, or an absolute URL inside a source.
+pub(super) fn entry_name(text: &str) -> Result<EntryName, CliError> {
+    let name = if text.starts_with("http://") || text.starts_with("https://") {
+        Name::Url(text.to_owned())
+    } else if let Ok(id) = Uuid::try_parse(text) {
+        Name::Id(id.to_string())
+    } else {
+        match text.trim_start_matches('/').split_once('/') {
+            Some((source, path)) if !source.is_empty() && !path.is_empty() => {
+                Name::SourcePath(SourcePath {
+                    source: source.to_owned(),
+                    path: path.to_owned(),
+                })
+            }
+            _ => {
+                return Err(CliError::Usage(format!(
+                    "{text:?} names no entry: expected SOURCE/PATH, an entry's id, or a URL"
+                )));
+            }
+        }
+    };
+    Ok(EntryName { name: Some(name) })
+}
+
+/// A range as written, with inclusive bytes as in HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WrittenRange {
+    /// `A-B` and `A-`, here half-open; without an end `u64::MAX`, which the coordinator cuts to the size.
+    FromTo { start: u64, end: u64 },
+    /// `-N`: the last N bytes.
+    Last(u64),
+}
+
+impl WrittenRange {
+    /// Half-open bytes in an object of `size` bytes.
+    pub(super) fn resolve(self, size: u64) -> ByteRange {
+        match self {
+            WrittenRange::FromTo { start, end } => ByteRange { start, end },
+            WrittenRange::Last(count) => ByteRange {
+                start: size.saturating_sub(count),
+                end: size,
+            },
+        }
+    }
+}
+
+/// `A-B`, `A-` or `-N`; each number also as `10MiB`.
+pub(super) fn parse_range(text: &str) -> Result<WrittenRange, String> {
+    let expected = || {
+        "expected A-B (inclusive bytes), A- or -N (the last N): 0-1048575, 10MiB-, -1MiB".to_owned()
+    };
+    let (first, last) = text.trim().split_once('-').ok_or_else(expected)?;
+    let number = |text: &str| parse_bytes(text).map_err(|_| expected());
+    match (first, last) {
+        ("", count) => match number(count)? {
+            0 => Err(expected()),
+            count => Ok(WrittenRange::Last(count)),
+        },
+        (start, "") => Ok(WrittenRange::FromTo {
+            start: number(start)?,
+            end: u64::MAX,
+        }),
+        (start, last) => {
+            let (start, last) = (number(start)?, number(last)?);
+            match last.checked_add(1) {
+                Some(end) if start <= last => Ok(WrittenRange::FromTo { start, end }),
+                _ => Err(expected()),
+            }
+        }
+    }
+}
+
+/// `--first 60MiB`.
+pub(super) fn parse_first(text: &str) -> Result<WrittenRange, String> {
+    match parse_bytes(text)? {
+        0 => Err("expected more than 0 bytes".to_owned()),
+        end => Ok(WrittenRange::FromTo { start: 0, end }),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries() {
+        let name = |text: &str| entry_name(text).unwrap().name.unwrap();
+        assert!(
+            matches!(name("films/a/b.mp4?x=1"), Name::SourcePath(p) if p.source == "films" && p.path == "a/b.mp4?x=1")
+        );
+        assert!(matches!(name("http://o.example/a.mp4"), Name::Url(_)));
+        assert!(matches!(
+            name("018f6a0e-0000-8000-8000-000000000001"),
+            Name::Id(_)
+        ));
+        for bad in ["films", "", "/", "films/"] {
+            assert!(entry_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ranges_are_inclusive_as_written() {
+        let range = |text: &str| parse_range(text).unwrap().resolve(1000);
+        assert_eq!(range("0-99"), ByteRange { start: 0, end: 100 });
+        assert_eq!(range("5-5"), ByteRange { start: 5, end: 6 });
+        assert_eq!(
+            range("1KiB-"),
+            ByteRange {
+                start: 1024,
+                end: u64::MAX
+            }
+        );
+        assert_eq!(
+            range("-100"),
+            ByteRange {
+                start: 900,
+                end: 1000
+            }
+        );
+        assert_eq!(
+            range("-5000"),
+            ByteRange {
+                start: 0,
+                end: 1000
+            }
+        );
+        assert_eq!(
+            parse_first("60MiB").unwrap().resolve(0),
+            ByteRange {
+                start: 0,
+                end: 60 << 20
+            }
+        );
+        for bad in ["", "-", "5", "9-1", "a-b", "-0", "1-2-3"] {
+            assert!(parse_range(bad).is_err(), "{bad}");
+        }
+    }
+}

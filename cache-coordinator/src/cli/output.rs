@@ -1,0 +1,129 @@
+//! Results on standard output: a table for people, or JSON for programs.
+
+use std::io::Write;
+
+use serde_json::Value;
+
+use super::failure::CliError;
+use super::globals::Output;
+
+pub(super) struct Printer<'a> {
+    output: Output,
+    out: &'a mut dyn Write,
+}
+
+/// What a table shows: plain text, columns two spaces apart, no escape codes.
+pub(super) struct Rows {
+    header: Vec<&'static str>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Rows {
+    pub(super) fn new(header: &[&'static str]) -> Self {
+        Rows {
+            header: header.to_vec(),
+            rows: Vec::new(),
+        }
+    }
+
+    pub(super) fn push<const N: usize>(&mut self, cells: [String; N]) {
+        self.rows.push(cells.to_vec());
+    }
+
+    /// Two columns: what, and how much.
+    pub(super) fn of_fields<const N: usize>(fields: [(&'static str, String); N]) -> Self {
+        let mut rows = Rows::new(&[]);
+        for (name, value) in fields {
+            rows.push([name.to_owned(), value]);
+        }
+        rows
+    }
+
+    /// Adds one named line to a table of [`Rows::of_fields`].
+    pub(super) fn field(&mut self, name: &str, value: String) {
+        self.push([name.to_owned(), value]);
+    }
+
+    pub(super) fn render(&self) -> String {
+        let mut table = comfy_table::Table::new();
+        table.load_style(comfy_table::presets::NOTHING);
+        if !self.header.is_empty() {
+            table.set_header(self.header.iter().map(|cell| cell.to_uppercase()));
+        }
+        for row in &self.rows {
+            table.add_row(row.iter().map(|cell| printable(cell)));
+        }
+        let text = table.to_string();
+        let mut plain = String::with_capacity(text.len());
+        for line in text.lines() {
+            // The style pads each cell by one space; the first column needs none.
+            plain.push_str(line.strip_prefix(' ').unwrap_or(line).trim_end());
+            plain.push('\n');
+        }
+        plain
+    }
+}
+
+impl<'a> Printer<'a> {
+    pub(super) fn new(output: Output, out: &'a mut dyn Write) -> Self {
+        Printer { output, out }
+    }
+
+    /// The result of a command, in the form asked for.
+    pub(super) fn result(
+        &mut self,
+        json: &Value,
+        table: impl FnOnce() -> String,
+    ) -> Result<(), CliError> {
+        let text = match self.output {
+            Output::Json => format!("{json:#}\n"),
+            Output::Table => table(),
+        };
+        self.write(&text)
+    }
+
+    /// One JSON object on one line, at once.
+    pub(super) fn line(&mut self, json: &Value) -> Result<(), CliError> {
+        self.write(&format!("{json}\n"))
+    }
+
+    fn write(&mut self, text: &str) -> Result<(), CliError> {
+        self.out.write_all(text.as_bytes())?;
+        Ok(self.out.flush()?)
+    }
+}
+
+/// What an origin named can hold anything: control characters must not reach a terminal.
+fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
+}
+
+/// `yes` or `no`.
+pub(super) fn yes(flag: bool) -> String {
+    if flag {
+        "yes".to_owned()
+    } else {
+        "no".to_owned()
+    }
+}
+
+/// A dash where there is nothing.
+pub(super) fn or_dash(text: &str) -> String {
+    if text.is_empty() {
+        "-".to_owned()
+    } else {
+        text.to_owned()
+    }
+}
+
+/// To standard error: done, but not everywhere yet.
+pub(super) fn warn_unconfirmed(edges: &[String]) {
+    if !edges.is_empty() {
+        eprintln!(
+            "warning: not yet confirmed by {}; they learn it when they are connected again",
+            edges.join(", ")
+        );
+    }
+}

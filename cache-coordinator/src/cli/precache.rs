@@ -1,0 +1,283 @@
+//! `precache`: durable jobs that bring whole objects or ranges to edges.
+
+use chunkcache_plumbing::config::{human_bytes, human_duration};
+use chunkcache_proto::v1::{
+    ByteRange, CancelJobRequest, EntryName, Job, JobState, ListJobsRequest, OpenEntryRequest,
+    PrecacheRequest, Priority, WatchJobRequest,
+};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use serde_json::Value;
+use tonic::Code;
+
+use super::connection::Client;
+use super::entry::percent;
+use super::failure::{CliError, refused};
+use super::names::{WrittenRange, entry_name, parse_first, parse_range};
+use super::output::{Printer, Rows, or_dash};
+use super::progress::Progress;
+use super::watch::{MAX_ATTEMPTS, PAUSE};
+use super::{is_set, switch, text, unknown_verb, view};
+
+pub(super) fn command() -> Command {
+    Command::new("precache")
+        .about("Bring an object, or ranges of it, to edges")
+        .subcommand_negates_reqs(true)
+        .after_help(super::entry::RANGES_HELP)
+        .args([
+            Arg::new("TARGET")
+                .required(true)
+                .help("SOURCE/PATH, an entry's id, or a URL inside a source"),
+            Arg::new("edge")
+                .long("edge")
+                .value_name("NAME")
+                .action(ArgAction::Append)
+                .help("Edge to bring it to; several allowed [default: the coordinator's choice]"),
+            Arg::new("range")
+                .long("range")
+                .value_name("A-B")
+                .action(ArgAction::Append)
+                .allow_hyphen_values(true)
+                .value_parser(parse_range)
+                .help("Bytes A to B inclusive, A- to the end, -N the last N; sizes as 10MiB too; several allowed [default: all]"),
+            Arg::new("first")
+                .long("first")
+                .value_name("BYTES")
+                .value_parser(parse_first)
+                .help("The first so many bytes: 60MiB"),
+            Arg::new("priority")
+                .long("priority")
+                .value_name("LEVEL")
+                .value_parser(["high", "medium", "low"])
+                .default_value("medium")
+                .help("Level the chunks are fetched at"),
+            switch("follow", "Show progress until the job ends; exit status 1 if it fails"),
+        ])
+        .subcommands([
+            Command::new("list").about("Jobs that run").arg(switch("all", "Also those that ended")),
+            Command::new("cancel")
+                .about("End a job; what it fetched stays")
+                .arg(Arg::new("ID").required(true).help("The job's id")),
+        ])
+}
+
+pub(super) async fn run(
+    matches: &ArgMatches,
+    client: &mut Client,
+    printer: &mut Printer<'_>,
+) -> Result<(), CliError> {
+    match matches.subcommand() {
+        None => start(matches, client, printer).await,
+        Some((verb, _)) if matches.contains_id("TARGET") => Err(CliError::Usage(format!(
+            "{verb} stands alone: precache {verb}"
+        ))),
+        Some(("list", arguments)) => {
+            let request = ListJobsRequest {
+                include_ended: is_set(arguments, "all"),
+            };
+            let answer = client
+                .call(request, async |mut s, r| s.list_jobs(r).await)
+                .await?;
+            let json: Value = answer.jobs.iter().map(view::job).collect();
+            printer.result(&json, || table(&answer.jobs))
+        }
+        Some(("cancel", arguments)) => {
+            let request = CancelJobRequest {
+                id: text(arguments, "ID")?.to_owned(),
+            };
+            let answer = client
+                .call(request, async |mut s, r| s.cancel_job(r).await)
+                .await?;
+            print_job(&answer.job.unwrap_or_default(), printer)
+        }
+        Some((other, _)) => Err(unknown_verb(other)),
+    }
+}
+
+async fn start(
+    arguments: &ArgMatches,
+    client: &mut Client,
+    printer: &mut Printer<'_>,
+) -> Result<(), CliError> {
+    let name = entry_name(text(arguments, "TARGET")?)?;
+    let ranges = ranges(arguments, &name, client).await?;
+    let priority = match text(arguments, "priority")? {
+        "high" => Priority::High,
+        "low" => Priority::Low,
+        _ => Priority::Medium,
+    };
+    let request = PrecacheRequest {
+        entry: Some(name),
+        ranges,
+        edges: arguments
+            .get_many("edge")
+            .unwrap_or_default()
+            .cloned()
+            .collect(),
+        priority: priority.into(),
+    };
+    let answer = client
+        .call(request, async |mut s, r| s.precache(r).await)
+        .await?;
+    let mut job = answer.job.unwrap_or_default();
+    if is_set(arguments, "follow") {
+        job = follow(job, client).await?;
+    }
+    print_job(&job, printer)?;
+    match job.state() {
+        JobState::Failed => Err(CliError::Refused(format!(
+            "the job failed: {}",
+            or_dash(&job.error)
+        ))),
+        JobState::Cancelled => Err(CliError::Refused("the job was cancelled".to_owned())),
+        _ => Ok(()),
+    }
+}
+
+/// The ranges asked for, half-open. Only "the last N" has to know the size: it opens the entry.
+async fn ranges(
+    arguments: &ArgMatches,
+    name: &EntryName,
+    client: &mut Client,
+) -> Result<Vec<ByteRange>, CliError> {
+    let written: Vec<WrittenRange> = ["range", "first"]
+        .iter()
+        .flat_map(|option| {
+            arguments
+                .get_many::<WrittenRange>(option)
+                .unwrap_or_default()
+        })
+        .copied()
+        .collect();
+    let mut size = u64::MAX;
+    if written
+        .iter()
+        .any(|range| matches!(range, WrittenRange::Last(_)))
+    {
+        let request = OpenEntryRequest {
+            entry: Some(name.clone()),
+            position: 0,
+        };
+        let answer = client
+            .call(request, async |mut s, r| s.open_entry(r).await)
+            .await?;
+        size = answer.entry.unwrap_or_default().size;
+    }
+    Ok(written
+        .into_iter()
+        .map(|range| range.resolve(size))
+        .collect())
+}
+
+/// Shows progress on standard error until the job ends. The job is durable: a coordinator that goes
+/// away is waited for as long as a takeover may last.
+async fn follow(job: Job, client: &mut Client) -> Result<Job, CliError> {
+    let mut progress = Progress::new();
+    let mut newest = job;
+    progress.show(&newest);
+    let mut attempts = 0;
+    let result = loop {
+        match follow_once(&mut newest, &mut progress, client).await {
+            Ok(()) if newest.state() != JobState::Running => break Ok(newest),
+            Ok(()) | Err(Broken::Retry(_)) if attempts < MAX_ATTEMPTS => {}
+            Ok(()) => {
+                break Err(CliError::Refused(format!(
+                    "the coordinator ended the watch; job {} may still run: see precache list",
+                    newest.id
+                )));
+            }
+            Err(Broken::Retry(error) | Broken::Final(error)) => break Err(error),
+        }
+        attempts += 1;
+        client.reset();
+        tokio::time::sleep(PAUSE).await;
+    };
+    progress.end();
+    result
+}
+
+/// Why a watch of a job broke, and whether asking again can help.
+enum Broken {
+    Retry(CliError),
+    Final(CliError),
+}
+
+/// Until the stream ends; `newest` is what it said last.
+async fn follow_once(
+    newest: &mut Job,
+    progress: &mut Progress,
+    client: &mut Client,
+) -> Result<(), Broken> {
+    let request = WatchJobRequest {
+        id: newest.id.clone(),
+    };
+    let opened = client
+        .open(request, async |mut s, r| s.watch_job(r).await)
+        .await;
+    let mut stream = opened.map_err(Broken::Retry)?;
+    loop {
+        match stream.message().await {
+            Ok(Some(update)) => {
+                if let Some(job) = update.job {
+                    *newest = job;
+                }
+                progress.show(newest);
+            }
+            Ok(None) => return Ok(()),
+            Err(status) => {
+                let error = refused(&status, client.endpoint());
+                return Err(match status.code() {
+                    Code::NotFound | Code::InvalidArgument | Code::PermissionDenied => {
+                        Broken::Final(error)
+                    }
+                    _ => Broken::Retry(error),
+                });
+            }
+        }
+    }
+}
+
+fn print_job(job: &Job, printer: &mut Printer<'_>) -> Result<(), CliError> {
+    printer.result(&view::job(job), || fields(job))
+}
+
+pub(super) fn table(jobs: &[Job]) -> String {
+    let mut rows = Rows::new(&["id", "object", "state", "done", "of", "rate", "eta"]);
+    for job in jobs {
+        rows.push([
+            job.id.clone(),
+            object(job),
+            view::job_state(job.state()).to_owned(),
+            percent(job.bytes_done, job.bytes_total),
+            human_bytes(job.bytes_total),
+            format!("{}/s", human_bytes(job.rate_bytes_per_second)),
+            job.eta_seconds.map_or("-".to_owned(), human_duration),
+        ]);
+    }
+    rows.render()
+}
+
+fn fields(job: &Job) -> String {
+    let (done, total) = (human_bytes(job.bytes_done), human_bytes(job.bytes_total));
+    let part = percent(job.bytes_done, job.bytes_total);
+    let mut rows = Rows::of_fields([
+        ("id", job.id.clone()),
+        ("object", object(job)),
+        ("edges", or_dash(&job.edges.join(", "))),
+        ("state", view::job_state(job.state()).to_owned()),
+        ("done", format!("{done} of {total} ({part})")),
+    ]);
+    if !job.error.is_empty() {
+        rows.field("error", job.error.clone());
+    }
+    rows.render()
+}
+
+fn object(job: &Job) -> String {
+    let key = job
+        .entry
+        .clone()
+        .unwrap_or_default()
+        .key
+        .unwrap_or_default();
+    format!("{}/{}", key.source, key.path)
+}

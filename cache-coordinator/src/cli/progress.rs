@@ -1,0 +1,94 @@
+//! Progress of a job on standard error: a bar on a terminal, else a plain line now and then.
+
+use std::io::IsTerminal as _;
+use std::time::{Duration, Instant};
+
+use chunkcache_plumbing::config::{human_bytes, human_duration};
+use chunkcache_proto::v1::Job;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::entry::percent;
+
+/// Plain lines go to logs: one in so long is enough.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+
+pub(super) struct Progress {
+    /// Only on a terminal.
+    bar: Option<ProgressBar>,
+    last_line: Option<Instant>,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(0);
+            if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3}% {msg}") {
+                bar.set_style(style);
+            }
+            bar
+        });
+        Progress {
+            bar,
+            last_line: None,
+        }
+    }
+
+    pub(super) fn show(&mut self, job: &Job) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_length(job.bytes_total);
+                bar.set_position(job.bytes_done);
+                bar.set_message(amounts(job));
+            }
+            None if self
+                .last_line
+                .is_none_or(|at| at.elapsed() >= LINE_INTERVAL) =>
+            {
+                eprintln!(
+                    "{} {}",
+                    percent(job.bytes_done, job.bytes_total),
+                    amounts(job)
+                );
+                self.last_line = Some(Instant::now());
+            }
+            None => {}
+        }
+    }
+
+    /// Clears the bar, so that what follows stands on a clean line.
+    pub(super) fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// The coordinator's own rate and ETA: it sees all edges, this process only messages.
+fn amounts(job: &Job) -> String {
+    let eta = job.eta_seconds.map_or(String::new(), |eta| {
+        format!(", {} left", human_duration(eta))
+    });
+    format!(
+        "{} of {}, {}/s{eta}",
+        human_bytes(job.bytes_done),
+        human_bytes(job.bytes_total),
+        human_bytes(job.rate_bytes_per_second),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_read_well() {
+        let job = Job {
+            bytes_done: 1 << 20,
+            bytes_total: 4 << 20,
+            rate_bytes_per_second: 1 << 19,
+            eta_seconds: Some(6),
+            ..Job::default()
+        };
+        assert_eq!(amounts(&job), "1.0 MiB of 4.0 MiB, 512.0 KiB/s, 6s left");
+    }
+}

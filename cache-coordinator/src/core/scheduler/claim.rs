@@ -1,0 +1,101 @@
+//! A claim: somebody wants a set of chunks on one edge, at one level.
+//!
+//! A reader has up to three (the chunk it waits for, its lookahead, its hints), a want one, and
+//! each partly held entry of an edge one for its background fill. A claim is ranges, never a list
+//! of chunks: a job over 50,000 chunks costs what its gaps cost.
+
+use std::ops::Range;
+
+use chunkcache_proto::{ChunkIndex, Level};
+
+use super::api::{EdgeId, EntryNo, Millis, ReaderId, Reason, SourceId, WantId};
+use super::queue::Key;
+use crate::core::range_set::RangeSet;
+
+/// Who claims. The order is the last tie-break, so that equal input gives equal output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    Waiting(ReaderId),
+    Lookahead(ReaderId),
+    Hints(ReaderId),
+    Want(WantId),
+    Fill(EdgeId, EntryNo),
+}
+
+impl Owner {
+    /// For the effect.
+    pub fn reason(self) -> Reason {
+        match self {
+            Self::Waiting(reader) => Reason::ReaderWaits(reader),
+            Self::Lookahead(reader) => Reason::Lookahead(reader),
+            Self::Hints(reader) => Reason::Hint(reader),
+            Self::Want(want) => Reason::Want(want),
+            Self::Fill(..) => Reason::BackgroundFill,
+        }
+    }
+}
+
+/// What is claimed, and where it stands.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    pub edge: EdgeId,
+    pub entry: EntryNo,
+    pub source: SourceId,
+    pub level: Level,
+    /// From the first chunk to past the last.
+    pub span: Range<ChunkIndex>,
+    /// Within the span; unset: all of it.
+    pub ranges: Option<RangeSet<ChunkIndex>>,
+    /// No chunk before this one is missing.
+    pub cursor: ChunkIndex,
+    /// The byte its owner stands at (start of the object where it has none).
+    pub position: u64,
+    /// How fast the owner comes nearer; 0: it does not, and `since` is the deadline.
+    pub rate_bytes_per_second: u64,
+    /// When it was made, or began to wait.
+    pub since: Millis,
+    /// Chunks granted so far, for fair shares.
+    pub served: u64,
+    /// Its place in the queue of its edge, level and source.
+    pub queued: Option<Key>,
+}
+
+impl Claim {
+    /// Does it want any of these?
+    pub fn wants(&self, chunks: &Range<ChunkIndex>) -> bool {
+        let start = chunks.start.max(self.span.start);
+        let end = chunks.end.min(self.span.end);
+        start < end
+            && self
+                .ranges
+                .as_ref()
+                .is_none_or(|ranges| ranges.intersects(start..end))
+    }
+
+    /// The first chunk from the cursor on that is wanted and not covered, and where the range it
+    /// lies in ends. Moves the cursor.
+    pub fn first_gap(
+        &mut self,
+        covered: &RangeSet<ChunkIndex>,
+    ) -> Option<(ChunkIndex, ChunkIndex)> {
+        let from = self.cursor.max(self.span.start);
+        let found = match &self.ranges {
+            None => covered
+                .first_missing(from..self.span.end)
+                .map(|gap| (gap, self.span.end)),
+            Some(ranges) => ranges.iter_from(from).find_map(|range| {
+                let within = range.start.max(from)..range.end;
+                covered.first_missing(within).map(|gap| (gap, range.end))
+            }),
+        };
+        self.cursor = found.map_or(self.span.end, |(gap, _)| gap);
+        found
+    }
+
+    /// Some of these may be missing again.
+    pub fn uncovered(&mut self, chunks: &Range<ChunkIndex>) {
+        if self.wants(chunks) {
+            self.cursor = self.cursor.min(chunks.start).max(self.span.start);
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Edges, sources and entries that come, change and go.
+
+use chunkcache_proto::Geometry;
+
+use super::Scheduler;
+use super::api::{EdgeId, Effect, EntryNo, From, ReaderId, SourceId};
+use super::claim::Owner;
+use super::flights::Withdrawal;
+use super::state::Entry;
+
+impl Scheduler {
+    pub(super) fn edge_joined(
+        &mut self,
+        edge: EdgeId,
+        max_downloads: u32,
+        background_fill: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        // A second session before the first was seen to end.
+        self.edge_lost(edge, effects);
+        let state = self.edges.entry(edge).or_default();
+        state.alive = true;
+        state.max_downloads = max_downloads.max(1);
+        state.background_fill = background_fill;
+        state.faulted_until = 0;
+        state.faults = 0;
+        for other in self.edges.values_mut() {
+            other.peers.remove(&edge);
+        }
+        self.ensure_fills_of_edge(edge);
+        let entries = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.lines.contains_key(&edge));
+        let entries: Vec<_> = entries.map(|(&number, _)| number).collect();
+        for entry in entries {
+            self.others_may_follow(edge, entry);
+        }
+        self.dirty.insert(edge);
+    }
+
+    pub(super) fn edge_draining(&mut self, edge: EdgeId, draining: bool) {
+        let Some(state) = self.edges.get_mut(&edge) else {
+            return;
+        };
+        state.draining = draining;
+        self.ensure_fills_of_edge(edge);
+        self.dirty.insert(edge);
+    }
+
+    /// Its rows stay known for when it comes back; what it was doing is over.
+    pub(super) fn edge_lost(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
+        let Some(state) = self.edges.get_mut(&edge) else {
+            return;
+        };
+        if !state.alive {
+            return;
+        }
+        state.alive = false;
+        let flights: Vec<_> = state.flights.iter().map(|flight| flight.id).collect();
+        for id in flights {
+            let Some(flight) = self.end_flight((edge, id)) else {
+                continue;
+            };
+            self.stop_followers(&flight, effects);
+            if let Some(upstream) = flight.upstream {
+                self.reassess(upstream, Withdrawal::Superseded, effects);
+            }
+        }
+        let readers: Vec<_> = [Owner::Waiting, Owner::Lookahead, Owner::Hints]
+            .into_iter()
+            .flat_map(|owner| {
+                let first = owner(ReaderId { edge, number: 0 });
+                let last = owner(ReaderId {
+                    edge,
+                    number: u64::MAX,
+                });
+                self.claims
+                    .range(first..=last)
+                    .map(|(&owner, _)| owner)
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        for owner in readers {
+            self.remove_claim(owner);
+        }
+        let fills: Vec<_> = self
+            .claims
+            .range(Owner::Fill(edge, EntryNo(0))..=Owner::Fill(edge, EntryNo(u32::MAX)))
+            .map(|(&owner, _)| owner)
+            .collect();
+        for owner in fills {
+            self.remove_claim(owner);
+        }
+        // Who takes chunks from it takes them from elsewhere, at once.
+        let from_it: Vec<_> = self
+            .edges
+            .iter()
+            .flat_map(|(&other, state)| state.flights.iter().map(move |flight| (other, flight)))
+            .filter(|(_, flight)| flight.from == From::Peer(edge))
+            .map(|(other, flight)| (other, flight.id))
+            .collect();
+        for key in from_it {
+            self.cancel_flight(key, effects);
+        }
+        let entries: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.lines.contains_key(&edge))
+            .map(|(&number, _)| number)
+            .collect();
+        for entry in entries {
+            self.others_may_follow(edge, entry);
+        }
+    }
+
+    pub(super) fn source_set(
+        &mut self,
+        source: SourceId,
+        max_connections: u32,
+        max_rate_bytes_per_second: u64,
+        background_fill: Option<bool>,
+    ) {
+        let now = self.now;
+        let known = self.sources.entry(source).or_default();
+        let fill_changed = !known.registered || known.background_fill != background_fill;
+        known.registered = true;
+        known.max_connections = max_connections;
+        known.background_fill = background_fill;
+        if known.max_rate_bytes_per_second != max_rate_bytes_per_second {
+            known.max_rate_bytes_per_second = max_rate_bytes_per_second;
+            known.tokens = i64::try_from(max_rate_bytes_per_second).unwrap_or(i64::MAX);
+            known.tokens_at = now;
+        }
+        self.woken.insert(source);
+        if fill_changed {
+            self.ensure_fills_of_source(source);
+        }
+    }
+
+    pub(super) fn source_removed(&mut self, source: SourceId, effects: &mut Vec<Effect>) {
+        let Some(known) = self.sources.get_mut(&source) else {
+            return;
+        };
+        known.registered = false;
+        let flights: Vec<_> = self
+            .edges
+            .iter()
+            .flat_map(|(&edge, state)| state.flights.iter().map(move |flight| (edge, flight)))
+            .filter(|(_, flight)| flight.source == source)
+            .map(|(edge, flight)| (edge, flight.id))
+            .collect();
+        for key in flights {
+            self.cancel_flight(key, effects);
+        }
+        self.ensure_fills_of_source(source);
+    }
+
+    pub(super) fn entry_opened(
+        &mut self,
+        entry: EntryNo,
+        source: SourceId,
+        geometry: Geometry,
+        effects: &mut Vec<Effect>,
+    ) {
+        match self.entries.get(&entry) {
+            Some(known) if known.source == source && known.geometry == geometry => return,
+            Some(_) => self.entry_closed(entry, effects),
+            None => {}
+        }
+        self.sources.entry(source).or_default();
+        let lines = std::collections::BTreeMap::new();
+        let opened = Entry {
+            source,
+            geometry,
+            changed: false,
+            back_off_until: 0,
+            failures: 0,
+            lines,
+        };
+        self.entries.insert(entry, opened);
+    }
+
+    pub(super) fn entry_closed(&mut self, entry: EntryNo, effects: &mut Vec<Effect>) {
+        self.entry_changed(entry, effects);
+        let Some(known) = self.entries.get(&entry) else {
+            return;
+        };
+        let owners: Vec<_> = known
+            .lines
+            .values()
+            .flat_map(|line| line.waiting.iter().chain(&line.windows).chain(&line.wide))
+            .map(|&(_, owner)| owner)
+            .collect();
+        for owner in owners {
+            self.remove_claim(owner);
+            if let Owner::Want(want) = owner {
+                self.wants.remove(&want);
+            }
+        }
+        self.entries.remove(&entry);
+    }
+
+    /// No chunk of it is fetched any more.
+    pub(super) fn entry_changed(&mut self, entry: EntryNo, effects: &mut Vec<Effect>) {
+        let Some(known) = self.entries.get_mut(&entry) else {
+            return;
+        };
+        known.changed = true;
+        let flights: Vec<_> = self
+            .edges
+            .iter()
+            .flat_map(|(&edge, state)| state.flights.iter().map(move |flight| (edge, flight)))
+            .filter(|(_, flight)| flight.entry == entry)
+            .map(|(edge, flight)| (edge, flight.id))
+            .collect();
+        for key in flights {
+            self.cancel_flight(key, effects);
+        }
+    }
+}

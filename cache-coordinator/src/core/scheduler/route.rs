@@ -1,0 +1,233 @@
+//! Where a chunk comes from: a peer that has it, a peer that is receiving it, or the origin.
+
+use std::ops::Range;
+
+use chunkcache_proto::{ChunkIndex, Level};
+
+use super::Scheduler;
+use super::api::{EdgeId, EntryNo, From, Millis};
+use super::budget::Refusal;
+use super::state::{Edge, FlightKey, Timer};
+
+/// Other edges looked at for one chunk.
+const MAX_PEERS_LOOKED_AT: usize = 64;
+/// When nobody may send it and nobody says when: look again.
+const LOOK_AGAIN_MS: Millis = 50;
+
+/// A way to get a run of chunks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub chunks: Range<ChunkIndex>,
+    pub from: From,
+    /// The fetch of the peer it follows.
+    pub upstream: Option<FlightKey>,
+    pub rate_bytes_per_second: u64,
+}
+
+/// What can be done for a chunk now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    Take(Route),
+    /// A fetch of another edge brings it, but far behind others: stop that one, then look again.
+    Split(FlightKey),
+    /// Not before.
+    Wait(Millis),
+    /// The origin can not be asked at this level now.
+    Refused(Refusal),
+}
+
+impl Scheduler {
+    /// How `edge` gets the chunks from `gap` on, up to `limit`.
+    pub(super) fn way(
+        &self,
+        edge: EdgeId,
+        entry: EntryNo,
+        gap: ChunkIndex,
+        limit: ChunkIndex,
+        level: Level,
+        ahead: bool,
+    ) -> Way {
+        let Some(known) = self.entries.get(&entry) else {
+            return Way::Wait(Millis::MAX);
+        };
+        let Some(me) = self.edges.get(&edge) else {
+            return Way::Wait(Millis::MAX);
+        };
+        let Some(line) = known.lines.get(&edge) else {
+            return Way::Wait(Millis::MAX);
+        };
+        let registered = self
+            .sources
+            .get(&known.source)
+            .is_some_and(|source| source.registered);
+        if known.changed || !registered {
+            return Way::Refused(Refusal::Unregistered);
+        }
+        let longest = self.config.max_run_chunks[level as usize].max(1);
+        let mut end = limit.min(gap.saturating_add(longest));
+        end = line.covered.first_present(gap..end).unwrap_or(end);
+        end = self.before_more_urgent(edge, entry, gap, end, level);
+
+        let uploads_allowed =
+            self.config.max_uploads_per_edge * if level == Level::Critical { 2 } else { 1 };
+        let usable = |peer: EdgeId, other: &Edge| {
+            other.alive
+                && me
+                    .peers
+                    .get(&peer)
+                    .is_none_or(|view| view.bad_until <= self.now)
+        };
+        let mut holder: Option<(u32, Millis, EdgeId, ChunkIndex)> = None;
+        let mut receiver: Option<(u32, EdgeId, super::api::AssignmentId, ChunkIndex)> = None;
+        let mut taken = false;
+        let mut origin_end = end;
+        let around = known.lines.range(edge..).chain(known.lines.range(..edge));
+        for (&peer, other_line) in around
+            .filter(|&(&peer, _)| peer != edge)
+            .take(MAX_PEERS_LOOKED_AT)
+        {
+            let Some(other) = self.edges.get(&peer) else {
+                continue;
+            };
+            if !other.alive {
+                continue;
+            }
+            let usable = usable(peer, other);
+            if let Some(held_to) = other_line.held.run_end(gap) {
+                let cost = me
+                    .peers
+                    .get(&peer)
+                    .and_then(|view| view.chunk_fetch_ms)
+                    .unwrap_or(0);
+                let offer = (other.uploads, cost, peer, held_to.min(end));
+                if usable && other.uploads < uploads_allowed {
+                    holder = Some(holder.map_or(offer, |best| best.min(offer)));
+                }
+                taken |= usable;
+                continue;
+            }
+            if usable && let Some(next) = other_line.held.first_present(gap..origin_end) {
+                origin_end = next;
+            }
+            for flight in other
+                .flights
+                .iter()
+                .filter(|flight| flight.entry == entry && flight.from_origin())
+            {
+                let brings = flight.brings();
+                if brings.contains(&gap) {
+                    // One at a time; but who waits does not wait for a peer that failed it.
+                    taken |= usable || level != Level::Critical;
+                    let far = flight.current().saturating_add(2) <= gap;
+                    if flight.cancelling {
+                        continue;
+                    }
+                    if level == Level::Critical && far && !flight.local {
+                        return Way::Split((peer, flight.id));
+                    }
+                    let offer = (other.uploads, peer, flight.id, brings.end.min(end));
+                    if usable && other.uploads < uploads_allowed {
+                        receiver = Some(receiver.map_or(offer, |best| best.min(offer)));
+                    }
+                } else if brings.start > gap {
+                    origin_end = origin_end.min(brings.start);
+                }
+            }
+        }
+        if let Some((_, _, peer, end)) = holder {
+            let chunks = gap..end;
+            return Way::Take(Route {
+                chunks,
+                from: From::Peer(peer),
+                upstream: None,
+                rate_bytes_per_second: 0,
+            });
+        }
+        if let Some((_, peer, flight, end)) = receiver {
+            let upstream = Some((peer, flight));
+            return Way::Take(Route {
+                chunks: gap..end,
+                from: From::Peer(peer),
+                upstream,
+                rate_bytes_per_second: 0,
+            });
+        }
+        if taken {
+            return Way::Wait(self.now + LOOK_AGAIN_MS);
+        }
+        if known.back_off_until > self.now {
+            return Way::Wait(known.back_off_until);
+        }
+        self.from_origin(entry, gap..origin_end.max(gap + 1), level, ahead)
+    }
+
+    fn from_origin(
+        &self,
+        entry: EntryNo,
+        chunks: Range<ChunkIndex>,
+        level: Level,
+        ahead: bool,
+    ) -> Way {
+        let Some(known) = self.entries.get(&entry) else {
+            return Way::Wait(Millis::MAX);
+        };
+        let Some(source) = self.sources.get(&known.source) else {
+            return Way::Refused(Refusal::Unregistered);
+        };
+        match source.offer(level, ahead, self.now) {
+            Err(refusal) => Way::Refused(refusal),
+            Ok(rate) => {
+                let mut chunks = chunks;
+                if rate > 0 {
+                    // A slow part of a rate is not held for minutes: some two seconds at a time.
+                    let fits = rate.saturating_mul(2) / u64::from(known.geometry.chunk_size());
+                    let fits = u32::try_from(fits).unwrap_or(u32::MAX).max(1);
+                    chunks.end = chunks.end.min(chunks.start.saturating_add(fits));
+                }
+                Way::Take(Route {
+                    chunks,
+                    from: From::Origin,
+                    upstream: None,
+                    rate_bytes_per_second: rate,
+                })
+            }
+        }
+    }
+
+    /// A run ends before a chunk that somebody waits for, unless it begins with it.
+    fn before_more_urgent(
+        &self,
+        edge: EdgeId,
+        entry: EntryNo,
+        gap: ChunkIndex,
+        end: ChunkIndex,
+        level: Level,
+    ) -> ChunkIndex {
+        use super::claim::Owner;
+        let least = Owner::Waiting(super::api::ReaderId {
+            edge: EdgeId(0),
+            number: 0,
+        });
+        if level == Level::Critical || gap + 1 >= end {
+            return end;
+        }
+        let waited = self
+            .line(edge, entry)
+            .and_then(|line| line.waiting.range((gap + 1, least)..(end, least)).next());
+        waited.map_or(end, |&(chunk, _)| chunk)
+    }
+
+    /// Sets a timer for when a refusal ends by itself.
+    pub(super) fn look_again_after(&mut self, source_id: super::api::SourceId, refusal: Refusal) {
+        let (Refusal::BackOff(at) | Refusal::Rate(Some(at))) = refusal else {
+            return;
+        };
+        let Some(source) = self.sources.get_mut(&source_id) else {
+            return;
+        };
+        if source.timer_at <= self.now || at < source.timer_at {
+            source.timer_at = at;
+            self.timers.insert((at, Timer::Source(source_id)));
+        }
+    }
+}

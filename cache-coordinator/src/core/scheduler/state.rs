@@ -1,0 +1,208 @@
+//! What the scheduler remembers: edges with their flights, sources, entries with a line per edge.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use chunkcache_proto::{ChunkIndex, Geometry, Level};
+
+use super::api::{AssignmentId, EdgeId, EntryNo, From, Millis, Reason, SourceId};
+use super::claim::Owner;
+use super::queue::LevelQueue;
+use crate::core::range_set::RangeSet;
+
+/// Names a flight: local ids of two edges may be equal.
+pub type FlightKey = (EdgeId, AssignmentId);
+
+/// A fetch an edge was given, or began by itself.
+#[derive(Clone, Debug)]
+pub struct Flight {
+    pub id: AssignmentId,
+    pub entry: EntryNo,
+    pub source: SourceId,
+    pub chunks: Range<ChunkIndex>,
+    pub level: Level,
+    pub deadline: Millis,
+    pub from: From,
+    pub reason: Reason,
+    /// Whose turn it was.
+    pub owner: Option<Owner>,
+    /// It occupies one of the edge's slots; else it was handed out ahead.
+    pub slot: bool,
+    /// Told to stop; still there until the edge says so.
+    pub cancelling: bool,
+    /// The edge's own.
+    pub local: bool,
+    /// Granted by a level's minimal share: only CRITICAL may take its slot.
+    pub shared: bool,
+    pub assigned_at: Millis,
+    pub progress_at: Millis,
+    pub bytes_done: u64,
+    /// Chunks surely written.
+    pub chunks_done: u32,
+    /// Of the source's rate.
+    pub rate_bytes_per_second: u64,
+    /// The other one of a hedged pair.
+    pub twin: Option<AssignmentId>,
+    /// The origin fetch of the peer this one follows.
+    pub upstream: Option<FlightKey>,
+    /// Fetches of other edges that follow this one.
+    pub followers: Vec<FlightKey>,
+}
+
+impl Flight {
+    /// The chunk it is at.
+    pub fn current(&self) -> ChunkIndex {
+        (self.chunks.start + self.chunks_done).min(self.chunks.end.saturating_sub(1))
+    }
+
+    /// What it will still bring, or may: a cancelled one ends with the chunk it is at, and the
+    /// report of how far it is may be one chunk late.
+    pub fn brings(&self) -> Range<ChunkIndex> {
+        if self.cancelling {
+            let current = self.current();
+            current..(current + 2).min(self.chunks.end)
+        } else {
+            self.chunks.clone()
+        }
+    }
+
+    pub fn from_origin(&self) -> bool {
+        self.from == From::Origin
+    }
+
+    pub fn overlaps(&self, chunks: &Range<ChunkIndex>) -> bool {
+        self.chunks.start < chunks.end && chunks.start < self.chunks.end
+    }
+}
+
+/// How a peer behaves toward one edge.
+#[derive(Clone, Debug, Default)]
+pub struct PeerView {
+    pub chunk_fetch_ms: Option<Millis>,
+    pub bad_until: Millis,
+    pub failures: u32,
+}
+
+/// An edge of the cluster, also one that is only known by its rows.
+#[derive(Clone, Debug, Default)]
+pub struct Edge {
+    pub alive: bool,
+    pub draining: bool,
+    pub max_downloads: u32,
+    pub background_fill: bool,
+    /// Disk full or bad: nothing is assigned before.
+    pub faulted_until: Millis,
+    pub faults: u32,
+    /// A few: at most two a slot, and what is being cancelled.
+    pub flights: Vec<Flight>,
+    /// Chunks it sends to peers now, one a flight.
+    pub uploads: u32,
+    /// Grants below CRITICAL, for the minimal shares.
+    pub grants: u64,
+    pub queues: [LevelQueue; 4],
+    pub peers: BTreeMap<EdgeId, PeerView>,
+}
+
+impl Edge {
+    pub fn flight(&self, id: AssignmentId) -> Option<&Flight> {
+        self.flights.iter().find(|flight| flight.id == id)
+    }
+
+    pub fn flight_mut(&mut self, id: AssignmentId) -> Option<&mut Flight> {
+        self.flights.iter_mut().find(|flight| flight.id == id)
+    }
+
+    pub fn slots_used(&self) -> u32 {
+        self.flights
+            .iter()
+            .filter(|flight| flight.slot && !flight.cancelling)
+            .count() as u32
+    }
+
+    pub fn handed_ahead(&self) -> u32 {
+        self.flights
+            .iter()
+            .filter(|flight| !flight.slot && !flight.cancelling)
+            .count() as u32
+    }
+
+    pub fn critical(&self) -> u32 {
+        let critical = |flight: &&Flight| flight.level == Level::Critical && !flight.cancelling;
+        self.flights.iter().filter(critical).count() as u32
+    }
+}
+
+/// An origin.
+#[derive(Clone, Debug, Default)]
+pub struct Source {
+    pub registered: bool,
+    pub max_connections: u32,
+    pub max_rate_bytes_per_second: u64,
+    pub background_fill: Option<bool>,
+    pub back_off_until: Millis,
+    pub failures: u32,
+    /// Fetches from it under way, by level, those being cancelled included.
+    pub running: [u32; 4],
+    /// Claims in queues, by level.
+    pub queued: [u32; 4],
+    /// Sum of what its fetches may take.
+    pub rate_given: u64,
+    /// Token bucket, in bytes; below zero: a debt.
+    pub tokens: i64,
+    pub tokens_at: Millis,
+    /// Grants below CRITICAL.
+    pub grants: u64,
+    pub chunk_fetch_ms: Option<Millis>,
+    /// Edges with claims in a queue, and how many.
+    pub waiting_edges: BTreeMap<EdgeId, u32>,
+    /// Where the next round of waking its edges begins.
+    pub wake_from: Option<EdgeId>,
+    /// A timer to look again is set for then.
+    pub timer_at: Millis,
+}
+
+/// An entry on one edge.
+#[derive(Clone, Debug, Default)]
+pub struct Line {
+    /// Durable there.
+    pub held: RangeSet<ChunkIndex>,
+    /// Held, or on its way there.
+    pub covered: RangeSet<ChunkIndex>,
+    /// Chunks waited for.
+    pub waiting: BTreeSet<(ChunkIndex, Owner)>,
+    /// Lookaheads by their first chunk; none is longer than the entry's longest.
+    pub windows: BTreeSet<(ChunkIndex, Owner)>,
+    /// Hints, wants and the fill, by their first chunk.
+    pub wide: BTreeSet<(ChunkIndex, Owner)>,
+    /// Claims in a queue.
+    pub queued: u32,
+}
+
+/// An object.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub source: SourceId,
+    pub geometry: Geometry,
+    /// The object is another one now.
+    pub changed: bool,
+    pub back_off_until: Millis,
+    pub failures: u32,
+    pub lines: BTreeMap<EdgeId, Line>,
+}
+
+/// A want, while it is open.
+#[derive(Clone, Debug)]
+pub struct Want {
+    pub chunks: RangeSet<ChunkIndex>,
+    /// Chunks not held there yet.
+    pub missing: u64,
+}
+
+/// Something to look at again later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Timer {
+    Edge(EdgeId),
+    Source(SourceId),
+    Entry(EntryNo),
+    Flight(EdgeId, AssignmentId),
+}

@@ -1,0 +1,265 @@
+"use strict";
+// One page: a route in the hash, a view a route, live through server-sent events. Text from the server is
+// only ever set as text, never as markup.
+
+const main = document.getElementById("main");
+const live = document.getElementById("live");
+let overview = null;
+let view = null;
+
+// --- small tools ---
+
+function el(tag, attributes, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
+  }
+  for (const child of children.flat()) if (child !== null && child !== undefined) node.append(child);
+  return node;
+}
+
+async function get(path) {
+  const answer = await fetch(path, { headers: { accept: "application/json" } });
+  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).detail || answer.status + " " + answer.statusText);
+  return answer.json();
+}
+
+// A custom header: a form on another site can not send it, so no other site can act here.
+async function act(path, body) {
+  const answer = await fetch(path, { method: "POST", headers: { "content-type": "application/json", "x-requested-with": "chunkcache" }, body: JSON.stringify(body || {}) });
+  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).detail || answer.status + " " + answer.statusText);
+}
+
+function table(caption, columns, rows, empty) {
+  if (!rows.length) return el("p", { class: "soft" }, empty);
+  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+    el("table", {},
+      el("thead", {}, el("tr", {}, columns.map((c) => el("th", { scope: "col", class: c.number ? "number" : null }, c.title)))),
+      el("tbody", {}, rows.map((row) => el("tr", {}, columns.map((c) => el("td", { class: c.number ? "number" : c.wide ? "wide" : null }, c.cell(row))))))));
+}
+
+function cards(items) {
+  return el("ul", { class: "cards" }, items.map(([value, label]) => el("li", {}, el("b", {}, value), el("span", {}, label))));
+}
+
+// Keeps what has the focus while a part of the page is drawn again.
+function replace(holder, ...children) {
+  const active = document.activeElement, key = holder.contains(active) ? active.getAttribute("data-key") : null;
+  const scrolled = [...holder.querySelectorAll(".scroll")].map((n) => n.scrollLeft);
+  holder.replaceChildren(...children);
+  [...holder.querySelectorAll(".scroll")].forEach((n, i) => { n.scrollLeft = scrolled[i] || 0; });
+  if (key) { const again = holder.querySelector('[data-key="' + CSS.escape(key) + '"]'); if (again) again.focus(); }
+}
+
+function button(label, key, action) {
+  return el("button", { type: "button", "data-key": key, onclick: async (event) => {
+    event.target.disabled = true;
+    try { await action(); say("done: " + label, true); } catch (error) { say(label + ": " + error.message, false); }
+    event.target.disabled = false;
+  } }, label);
+}
+
+function say(text, good) { live.textContent = text; live.className = "live " + (good ? "on" : "off"); }
+
+const state = (text) => el("span", { class: "state-" + text }, text);
+const entryLink = (e) => el("a", { href: "#/entry/" + e.id, "data-key": "e" + e.id }, e.source + "/" + e.path);
+const edgeLink = (name) => el("a", { href: "#/edge/" + encodeURIComponent(name), "data-key": "g" + name }, name);
+
+// --- parts ---
+
+function edgeTable(edges) {
+  return table("Edges", [
+    { title: "Edge", cell: (e) => edgeLink(e.name) },
+    { title: "State", cell: (e) => state(e.degraded ? "degraded" : e.state) },
+    { title: "Disk", cell: (e) => [el("meter", { min: 0, max: e.bytes_allowed || 1, value: e.bytes_used, "aria-label": "disk used by " + e.name }), " " + Format.bytes(e.bytes_used) + " of " + Format.bytes(e.bytes_allowed)] },
+    { title: "Viewers", number: true, cell: (e) => Format.count(e.readers) },
+    { title: "Sent", number: true, cell: (e) => Format.rate(e.rates.sent) },
+    { title: "Hits", number: true, cell: (e) => Format.percent(e.rates.hit, e.rates.sent) },
+    { title: "From origin", number: true, cell: (e) => Format.rate(e.rates.origin) },
+    { title: "From peers", number: true, cell: (e) => Format.rate(e.rates.peer) },
+    { title: "Stalls", number: true, cell: (e) => Format.count(e.stalls_total) },
+    { title: "", cell: (e) => button(e.state === "draining" ? "Undo drain of " + e.name : "Drain " + e.name, "d" + e.name, () => act("/api/v1/edges/" + encodeURIComponent(e.name) + "/drain", { drain: e.state !== "draining" })) },
+  ], edges, "No edge has joined yet. Start one: cache-edge serve --name NAME --data-dir DIR --coordinator URL");
+}
+
+function jobTable(jobs) {
+  return table("Jobs", [
+    { title: "Entry", wide: true, cell: (j) => el("a", { href: "#/entry/" + j.entry, "data-key": "j" + j.id }, j.source + "/" + j.path) },
+    { title: "State", cell: (j) => state(j.state) },
+    { title: "Progress", cell: (j) => [el("progress", { max: j.bytes_total || 1, value: j.bytes_done, "aria-label": "progress of " + j.path }), " " + Format.percent(j.bytes_done, j.bytes_total)] },
+    { title: "Rate", number: true, cell: (j) => Format.rate(j.rate) },
+    { title: "Left", number: true, cell: (j) => Format.duration(j.eta_seconds) },
+    { title: "Edges", cell: (j) => j.edges.join(", ") },
+    { title: "", cell: (j) => j.state === "running" ? button("Cancel", "c" + j.id, () => act("/api/v1/jobs/" + j.id + "/cancel")) : "" },
+  ], jobs, "No jobs. Start one: cache-coordinator precache SOURCE/PATH");
+}
+
+const plots = {
+  make(holder, title, series, format) {
+    const style = getComputedStyle(document.documentElement);
+    const colour = (name) => style.getPropertyValue("--" + name).trim();
+    const box = el("div", { class: "plot" }, el("h3", {}, title));
+    holder.append(box);
+    const options = {
+      width: Math.max(260, box.clientWidth - 18), height: 170, cursor: { y: false },
+      scales: { y: { range: (u, min, max) => [0, Math.max(max, 1) * 1.1] } },
+      axes: [{ stroke: colour("soft"), grid: { stroke: colour("line") } }, { stroke: colour("soft"), grid: { stroke: colour("line") }, size: 84, values: (u, ticks) => ticks.map(format) }],
+      series: [{}, ...series.map((s) => ({ label: s.label, stroke: colour(s.colour), width: 2, dash: s.dash, value: (u, v) => (v === null ? "–" : format(v)) }))],
+    };
+    return new uPlot(options, [[], ...series.map(() => [])], box);
+  },
+};
+
+// --- views: each has `draw(overview)` and, if it must, `close()` ---
+
+function clusterView() {
+  const totals = el("div"), edges = el("div"), jobs = el("div"), charts = el("div", { class: "plots" });
+  main.replaceChildren(el("h2", {}, "Cluster"), totals, el("h2", {}, "Last hour"), charts, el("h2", {}, "Edges"), edges, el("h2", {}, "Running jobs"), jobs);
+  const bytes = plots.make(charts, "Bytes", [{ label: "sent", colour: "ink" }, { label: "from origin", colour: "critical", dash: [6, 3] }, { label: "from peers", colour: "medium", dash: [2, 3] }], Format.rate);
+  const people = plots.make(charts, "Viewers and stalls", [{ label: "viewers", colour: "held" }, { label: "stalls/s", colour: "high", dash: [6, 3] }], (v) => (v % 1 ? v.toFixed(1) : String(v)));
+  const refresh = () => get("/api/v1/history").then((h) => {
+    bytes.setData([h.t, h.sent, h.origin, h.peer]);
+    people.setData([h.t, h.readers, h.stalls]);
+  }).catch((error) => say(error.message, false));
+  refresh();
+  const timer = setInterval(refresh, 5000);
+  const resize = () => [bytes, people].forEach((p) => p.setSize({ width: Math.max(260, p.root.parentNode.clientWidth - 18), height: 170 }));
+  window.addEventListener("resize", resize);
+  return {
+    draw(o) {
+      const sum = (key) => o.edges.reduce((all, e) => all + e.rates[key], 0);
+      const sent = sum("sent"), origin = sum("origin");
+      replace(totals, cards([
+        [o.edges.filter((e) => e.state === "active").length + " of " + o.edges.length, "edges active"],
+        [Format.bytes(o.totals.bytes_cached), "cached, " + Format.count(o.totals.chunks) + " chunks"],
+        [Format.percent(sum("hit"), sent), "of bytes sent are hits"],
+        [Format.rate(origin), "from origins"],
+        [Format.rate(Math.max(0, sent - origin)), "saved at origins"],
+        [Format.count(o.totals.readers), "viewers"],
+        [Format.count(o.edges.reduce((all, e) => all + e.stalls_total, 0)), "stalls since start"],
+        [o.totals.running.join(" / "), "fetches: critical / high / medium / low"],
+        [o.totals.queued.map(Format.count).join(" / "), "wanted chunks, same order"],
+      ]));
+      replace(edges, edgeTable(o.edges));
+      replace(jobs, jobTable(o.jobs.filter((j) => j.state === "running")));
+    },
+    close() { clearInterval(timer); window.removeEventListener("resize", resize); bytes.destroy(); people.destroy(); },
+  };
+}
+
+function entriesView() {
+  const list = el("div"), source = el("input", { id: "source", name: "source", list: "sources", autocomplete: "off" });
+  let pages = [""];
+  const more = el("button", { type: "button", hidden: true, onclick: () => load(false) }, "More");
+  const rows = [];
+  const load = async (fresh) => {
+    if (fresh) { rows.length = 0; pages = [""]; }
+    try {
+      const answer = await get("/api/v1/entries?source=" + encodeURIComponent(source.value) + "&after=" + encodeURIComponent(pages[pages.length - 1]));
+      rows.push(...answer.entries);
+      pages.push(answer.next);
+      more.hidden = !answer.next;
+      replace(list, table("Entries", [
+        { title: "Entry", wide: true, cell: entryLink },
+        { title: "Size", number: true, cell: (e) => Format.bytes(e.size) },
+        { title: "On edges", cell: (e) => e.edges.map((g) => g.edge + " " + Format.percent(g.bytes, e.size)).join(", ") || "none" },
+        { title: "Complete", cell: (e) => (e.complete ? "yes" : "no") },
+        { title: "Pinned", cell: (e) => (e.pinned ? "yes" : "no") },
+      ], rows, "No entries yet. Play something: http://EDGE/SOURCE/PATH"));
+    } catch (error) { replace(list, el("p", { class: "notice" }, error.message)); }
+  };
+  main.replaceChildren(el("h2", {}, "Entries"),
+    el("form", { onsubmit: (event) => { event.preventDefault(); load(true); } }, el("label", { for: "source" }, "Source"), source, el("datalist", { id: "sources" }, ((overview && overview.sources) || []).map((s) => el("option", { value: s.name }))), el("button", { type: "submit" }, "Show")),
+    list, more);
+  load(true);
+  return { draw() {} };
+}
+
+function entryView(id) {
+  const title = el("h2", {}, "Entry"), facts = el("dl"), why = el("p", { class: "soft", role: "status" }, "Choose a chunk on the map, or give its number, to see why it is or is not fetched.");
+  const canvas = el("canvas", { role: "img", "aria-label": "chunk map" });
+  const ranges = el("div"), flights = el("div"), number = el("input", { id: "chunk", type: "number", min: 0, step: 1, inputmode: "numeric" });
+  let entry = null, frame = 0;
+  const explain = async (chunk) => {
+    try { why.textContent = (await get("/api/v1/explain?entry=" + id + "&chunk=" + chunk)).summary; } catch (error) { why.textContent = error.message; }
+  };
+  canvas.addEventListener("click", (event) => { const hit = entry && ChunkMap.at(canvas, entry, event); if (hit) { number.value = hit.chunk; explain(hit.chunk); } });
+  const key = (name, text) => el("li", {}, el("i", { class: "key-" + name }), text);
+  main.replaceChildren(title, facts,
+    el("div", { class: "map" }, canvas, el("ul", { class: "legend" }, key("held", "held"), key("absent", "not held"), key("critical", "fetching: critical"), key("high", "high"), key("medium", "medium"), key("low", "low"), key("viewer", "▾ viewer"))),
+    el("h2", {}, "Why"), el("form", { onsubmit: (event) => { event.preventDefault(); explain(number.value || 0); } }, el("label", { for: "chunk" }, "Chunk"), number, el("button", { type: "submit" }, "Explain")), why,
+    el("h2", {}, "Held"), ranges, el("h2", {}, "In flight"), flights);
+  const redraw = () => { if (entry && !frame) frame = requestAnimationFrame(() => { frame = 0; ChunkMap.draw(canvas, entry); }); };
+  const stream = new EventSource("/api/v1/entries/" + id + "/stream");
+  stream.addEventListener("entry", (event) => {
+    entry = JSON.parse(event.data);
+    title.textContent = entry.source + "/" + entry.path;
+    const held = entry.edges.reduce((best, e) => Math.max(best, e.bytes), 0);
+    canvas.setAttribute("aria-label", "chunk map: " + entry.chunk_count + " chunks on " + entry.edges.length + " edges, at most " + Format.percent(held, entry.size) + " held on one; the table below says the same in words");
+    const fact = (name, value) => [el("dt", {}, name), el("dd", {}, value)];
+    replace(facts, ...fact("Id", entry.id), ...fact("Size", Format.bytes(entry.size) + ", " + Format.count(entry.chunk_count) + " chunks of " + Format.bytes(entry.chunk_size)), ...fact("Validator", entry.validator), ...fact("Viewers", Format.count(entry.viewers.length) + ", " + entry.viewers.filter((v) => v.waiting).length + " waiting"));
+    replace(ranges, table("Held ranges", [
+      { title: "Edge", cell: (e) => edgeLink(e.edge) },
+      { title: "Held", number: true, cell: (e) => Format.percent(e.bytes, entry.size) },
+      { title: "Chunks", wide: true, cell: (e) => e.runs.slice(0, 12).map(([a, b]) => (b - a === 1 ? String(a) : a + "–" + (b - 1))).join(", ") + (e.runs.length > 12 ? " and " + (e.runs.length - 12) + " more runs" : "") },
+    ], entry.edges, "No edge holds any of it."));
+    replace(flights, table("In flight", [
+      { title: "Edge", cell: (f) => f.edge },
+      { title: "Chunks", cell: (f) => f.first + (f.count > 1 ? "–" + (f.first + f.count - 1) : "") },
+      { title: "Level", cell: (f) => ["", "CRITICAL", "HIGH", "MEDIUM", "LOW"][f.level] },
+      { title: "From", cell: (f) => f.from },
+      { title: "Why", wide: true, cell: (f) => f.reason },
+    ], entry.flights, "Nothing is being fetched."));
+    redraw();
+  });
+  stream.onerror = () => { if (!entry) replace(facts, el("dt", {}, "Waiting"), el("dd", {}, "for the entry " + id)); };
+  window.addEventListener("resize", redraw);
+  return { draw() {}, close() { stream.close(); window.removeEventListener("resize", redraw); } };
+}
+
+function edgeView(name) {
+  const facts = el("div");
+  main.replaceChildren(el("h2", {}, "Edge " + name), facts);
+  return { draw(o) {
+    const edge = o.edges.find((e) => e.name === name);
+    if (!edge) { replace(facts, el("p", { class: "notice" }, "No edge named " + name + " is known.")); return; }
+    replace(facts, cards([
+      [edge.degraded ? "degraded" : edge.state, edge.degraded ? edge.reason : "heard of " + Format.ago(edge.last_seen_ms)],
+      [Format.bytes(edge.bytes_used), "of " + Format.bytes(edge.bytes_allowed) + " used"],
+      [Format.count(edge.chunks), "chunks"], [Format.count(edge.readers), "viewers"],
+      [Format.rate(edge.rates.sent), "sent"], [Format.percent(edge.rates.hit, edge.rates.sent), "hits"],
+      [Format.rate(edge.rates.origin), "from origins"], [Format.rate(edge.rates.peer), "from peers"],
+    ]), el("p", {}, el("span", { class: "soft" }, "Reached at "), edge.url), edgeTable([edge]));
+  } };
+}
+
+function jobsView() {
+  const list = el("div");
+  main.replaceChildren(el("h2", {}, "Jobs"), list);
+  return { draw(o) { replace(list, jobTable(o.jobs)); } };
+}
+
+// --- routes and the stream ---
+
+function route() {
+  if (view && view.close) view.close();
+  const [, page, rest] = (location.hash || "#/").match(/^#\/([a-z]*)\/?(.*)$/) || [null, "", ""];
+  const views = { entries: entriesView, jobs: jobsView, entry: () => entryView(rest), edge: () => edgeView(decodeURIComponent(rest)) };
+  view = (views[page] || clusterView)();
+  for (const link of document.querySelectorAll("nav a")) {
+    if (link.getAttribute("href") === "#/" + (views[page] ? page : "")) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
+  }
+  if (overview) view.draw(overview);
+}
+
+window.addEventListener("hashchange", () => { route(); main.focus(); });
+route();
+
+const stream = new EventSource("/api/v1/stream");
+stream.addEventListener("overview", (event) => {
+  overview = JSON.parse(event.data);
+  say("live" + (overview.is_leader ? "" : ", standby of " + overview.leader), true);
+  if (view) view.draw(overview);
+});
+stream.onerror = () => say("not connected; trying again", false);

@@ -1,0 +1,236 @@
+//! Entries and the keys that point to them.
+
+use chunkcache_proto::{EntryId, Geometry, v1};
+use tokio_postgres::Row;
+
+use super::{Database, RepositoryError, edges::EdgeId, from_ms, statements, to_ms};
+
+/// A row of `cache_entries`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryRecord {
+    pub id: EntryId,
+    pub source: String,
+    pub path: String,
+    pub query: String,
+    pub variant: String,
+    pub validator: String,
+    pub etag: String,
+    pub last_modified: String,
+    pub content_type: String,
+    pub geometry: Geometry,
+    pub pinned: bool,
+    pub created_at_ms: i64,
+}
+
+impl EntryRecord {
+    /// The key it was made under.
+    #[must_use]
+    pub fn key(&self) -> v1::Key {
+        v1::Key { source: self.source.clone(), path: self.path.clone(), query: self.query.clone(), variant: self.variant.clone() }
+    }
+
+    /// On the wire.
+    #[must_use]
+    pub fn to_proto(&self) -> v1::Entry {
+        v1::Entry {
+            id: self.id.to_string(),
+            key: Some(self.key()),
+            size: self.geometry.size(),
+            chunk_size: self.geometry.chunk_size(),
+            validator: self.validator.clone(),
+            etag: self.etag.clone(),
+            last_modified: self.last_modified.clone(),
+            content_type: self.content_type.clone(),
+            created_at_ms: self.created_at_ms,
+            pinned: self.pinned,
+        }
+    }
+
+    /// From the wire. Whether the id is the one its fields derive is the caller's to check: it knows the base URL.
+    pub fn from_proto(entry: &v1::Entry) -> Result<Self, RepositoryError> {
+        let id = entry.id.parse().map_err(|_| RepositoryError::invalid("entry.id", "not a UUID"))?;
+        let key = entry.key.as_ref().ok_or_else(|| RepositoryError::invalid("entry.key", "is missing"))?;
+        let geometry = Geometry::new(entry.size, entry.chunk_size)
+            .map_err(|error| RepositoryError::invalid("entry.chunk_size", error.to_string()))?;
+        Ok(Self {
+            id,
+            source: key.source.clone(),
+            path: key.path.clone(),
+            query: key.query.clone(),
+            variant: key.variant.clone(),
+            validator: entry.validator.clone(),
+            etag: entry.etag.clone(),
+            last_modified: entry.last_modified.clone(),
+            content_type: entry.content_type.clone(),
+            geometry,
+            pinned: entry.pinned,
+            created_at_ms: entry.created_at_ms,
+        })
+    }
+
+    /// Where a listing goes on after this entry.
+    #[must_use]
+    pub fn cursor(&self) -> EntryCursor {
+        EntryCursor { source: self.source.clone(), path: self.path.clone(), query: self.query.clone(), id: self.id }
+    }
+}
+
+/// A place in the listing of entries. All fields, so that the listing goes on although the entry went.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EntryCursor {
+    pub source: String,
+    pub path: String,
+    pub query: String,
+    pub id: EntryId,
+}
+
+impl EntryCursor {
+    /// An opaque page token.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        use base64::Engine as _;
+        let fields = serde_json::json!([self.source, self.path, self.query, self.id]);
+        base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(fields.to_string())
+    }
+
+    /// From a page token; the empty one is the beginning.
+    pub fn decode(token: &str) -> Result<Self, RepositoryError> {
+        use base64::Engine as _;
+        if token.is_empty() {
+            return Ok(Self::default());
+        }
+        base64::engine::general_purpose::URL_SAFE_NO_PAD
+            .decode(token)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .map(|(source, path, query, id)| Self { source, path, query, id })
+            .ok_or_else(|| RepositoryError::invalid("page_token", "not one this service gave"))
+    }
+}
+
+/// An entry and, where its key points to it now, for how long.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Binding {
+    pub entry: EntryRecord,
+    pub freshness: Option<v1::Freshness>,
+}
+
+impl Binding {
+    /// On the wire.
+    #[must_use]
+    pub fn to_proto(&self) -> v1::KeyBinding {
+        v1::KeyBinding { entry: Some(self.entry.to_proto()), freshness: self.freshness.clone() }
+    }
+}
+
+/// An entry an edge holds a part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IncompleteEntry {
+    pub entry: EntryId,
+    pub held_bytes: u64,
+}
+
+impl Database {
+    pub async fn entry(&self, id: EntryId) -> Result<Option<EntryRecord>, RepositoryError> {
+        self.query_opt(statements::ENTRY_GET, &[&id]).await?.as_ref().map(from_row).transpose()
+    }
+
+    /// At most `limit` entries after `after` in the order of source, path, query, id; `source` empty: of all.
+    pub async fn entries(&self, source: &str, after: &EntryCursor, limit: u32) -> Result<Vec<EntryRecord>, RepositoryError> {
+        let limit = i64::from(limit);
+        let rows = if source.is_empty() {
+            self.query(statements::ENTRY_PAGE, &[&after.source, &after.path, &after.query, &after.id, &limit]).await?
+        } else {
+            self.query(statements::ENTRY_PAGE_OF_SOURCE, &[&source, &after.path, &after.query, &after.id, &limit]).await?
+        };
+        rows.iter().map(from_row).collect()
+    }
+
+    /// What the key points to now.
+    pub async fn binding(&self, key: &v1::Key) -> Result<Option<Binding>, RepositoryError> {
+        let row = self.query_opt(statements::BINDING_GET, &[&key.source, &key.path, &key.query, &key.variant]).await?;
+        row.as_ref().map(binding_from_row).transpose()
+    }
+
+    /// What the variants of a path point to (at most 100), the most recently validated first.
+    pub async fn bindings_of_path(&self, source: &str, path: &str, query: &str) -> Result<Vec<Binding>, RepositoryError> {
+        self.query(statements::BINDING_OF_PATH, &[&source, &path, &query]).await?.iter().map(binding_from_row).collect()
+    }
+
+    /// The entry, with freshness if its key still points to it.
+    pub async fn binding_of_entry(&self, id: EntryId) -> Result<Option<Binding>, RepositoryError> {
+        self.query_opt(statements::BINDING_OF_ENTRY, &[&id]).await?.as_ref().map(binding_from_row).transpose()
+    }
+
+    /// Entries the edge holds a part of, in the order of ids after `after`.
+    pub async fn incomplete_entries(&self, edge: EdgeId, after: EntryId, limit: u32) -> Result<Vec<IncompleteEntry>, RepositoryError> {
+        let rows = self.query(statements::ENTRY_INCOMPLETE, &[&edge, &after, &i64::from(limit)]).await?;
+        Ok(rows
+            .iter()
+            .map(|row| IncompleteEntry { entry: row.get(0), held_bytes: row.get::<_, i64>(1).unsigned_abs() })
+            .collect())
+    }
+}
+
+pub(super) fn from_row(row: &Row) -> Result<EntryRecord, RepositoryError> {
+    let (size, chunk_size): (i64, i32) = (row.get("size"), row.get("chunk_size"));
+    let geometry = Geometry::new(size.unsigned_abs(), chunk_size.unsigned_abs())
+        .map_err(|error| RepositoryError::Internal(format!("geometry of an entry: {error}")))?;
+    Ok(EntryRecord {
+        id: row.get("id"),
+        source: row.get("source"),
+        path: row.get("path"),
+        query: row.get("query"),
+        variant: row.get("variant"),
+        validator: row.get("validator"),
+        etag: row.get("etag"),
+        last_modified: row.get("last_modified"),
+        content_type: row.get("content_type"),
+        geometry,
+        pinned: row.get("pinned"),
+        created_at_ms: to_ms(row.get("created_at")),
+    })
+}
+
+fn binding_from_row(row: &Row) -> Result<Binding, RepositoryError> {
+    let validated_at: Option<std::time::SystemTime> = row.get("validated_at");
+    let freshness = validated_at.map(|validated_at| v1::Freshness {
+        validated_at_ms: to_ms(validated_at),
+        fresh_until_ms: to_ms(row.get("fresh_until")),
+        initial_age_seconds: row.get::<_, i32>("initial_age").unsigned_abs(),
+        cache_control: row.get("cache_control"),
+        vary: row.get("vary"),
+    });
+    Ok(Binding { entry: from_row(row)?, freshness })
+}
+
+/// A freshness as the columns of `cache_keys`.
+pub(super) struct FreshnessColumns {
+    pub validated_at: std::time::SystemTime,
+    pub fresh_until: std::time::SystemTime,
+    pub initial_age: i32,
+}
+
+impl FreshnessColumns {
+    pub(super) fn of(freshness: &v1::Freshness) -> Self {
+        Self {
+            validated_at: from_ms(freshness.validated_at_ms),
+            fresh_until: from_ms(freshness.fresh_until_ms),
+            initial_age: i32::try_from(freshness.initial_age_seconds).unwrap_or(i32::MAX),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_token_names_a_place() {
+        let cursor = EntryCursor { source: "a".into(), path: "b/ü".into(), query: "c=1".into(), id: EntryId::from_u128(7) };
+        assert_eq!(EntryCursor::decode(&cursor.encode()).unwrap(), cursor);
+        assert_eq!(EntryCursor::decode("").unwrap(), EntryCursor::default());
+        assert!(EntryCursor::decode("nonsense").is_err());
+    }
+}

@@ -1,0 +1,114 @@
+//! Runs one catalogued statement: prepared once a connection, bounded in time, measured, errors translated.
+
+use std::time::{Duration, Instant};
+
+use deadpool_postgres::{GenericClient, Object, Transaction};
+use tokio_postgres::{IsolationLevel, Row, types::ToSql};
+
+use super::{Database, RepositoryError, StatementObserver, statements::Statement};
+
+/// A client or a transaction, and what watches it.
+pub(super) struct Executor<'a, C> {
+    client: &'a C,
+    observer: &'a dyn StatementObserver,
+    /// Past the server's own statement timeout: for a server that does not answer at all.
+    give_up_after: Duration,
+}
+
+impl<'a, C: GenericClient> Executor<'a, C> {
+    pub fn new(client: &'a C, database: &'a Database) -> Self {
+        Self { client, observer: database.observer(), give_up_after: database.give_up_after() }
+    }
+
+    pub async fn query(&self, statement: Statement, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, RepositoryError> {
+        self.timed(statement.name, async {
+            let prepared = self.client.prepare_cached(statement.sql).await?;
+            self.client.query(&prepared, params).await
+        })
+        .await
+    }
+
+    pub async fn query_opt(&self, statement: Statement, params: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, RepositoryError> {
+        Ok(self.query(statement, params).await?.into_iter().next())
+    }
+
+    pub async fn query_one(&self, statement: Statement, params: &[&(dyn ToSql + Sync)]) -> Result<Row, RepositoryError> {
+        self.query_opt(statement, params)
+            .await?
+            .ok_or_else(|| RepositoryError::Internal(format!("{} answered no row", statement.name)))
+    }
+
+    pub async fn execute(&self, statement: Statement, params: &[&(dyn ToSql + Sync)]) -> Result<u64, RepositoryError> {
+        self.timed(statement.name, async {
+            let prepared = self.client.prepare_cached(statement.sql).await?;
+            self.client.execute(&prepared, params).await
+        })
+        .await
+    }
+
+    async fn timed<T>(
+        &self,
+        name: &'static str,
+        work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, RepositoryError> {
+        timed(self.observer, self.give_up_after, name, work).await
+    }
+}
+
+/// Waits for `work` no longer than `give_up_after`, and tells the observer.
+pub(super) async fn timed<T>(
+    observer: &dyn StatementObserver,
+    give_up_after: Duration,
+    name: &'static str,
+    work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, RepositoryError> {
+    let began = Instant::now();
+    let result = match tokio::time::timeout(give_up_after, work).await {
+        Ok(result) => result.map_err(RepositoryError::from),
+        Err(_) => Err(RepositoryError::unavailable(format!("{name}: no answer from the database in {give_up_after:?}"))),
+    };
+    observer.observe(name, began.elapsed(), result.is_ok());
+    result
+}
+
+/// A connection on loan. Unless the work on it is known to have ended well, it does not go back to the pool:
+/// a dropped call (a client's deadline) leaves a statement running on it, and the next user would wait behind that.
+pub(super) struct Loan {
+    object: Option<Object>,
+    returnable: bool,
+}
+
+impl Loan {
+    pub fn new(object: Object) -> Self {
+        Self { object: Some(object), returnable: false }
+    }
+
+    pub fn client(&mut self) -> Result<&mut Object, RepositoryError> {
+        self.object.as_mut().ok_or_else(|| RepositoryError::Internal("connection already given back".into()))
+    }
+
+    /// Gives the connection back if the result says that it is sound.
+    pub fn end<T>(mut self, result: Result<T, RepositoryError>) -> Result<T, RepositoryError> {
+        self.returnable = !matches!(&result, Err(error) if error.is_unavailable());
+        result
+    }
+
+    /// Begins a transaction that reads one state of the database.
+    pub async fn snapshot(&mut self, database: &Database) -> Result<Transaction<'_>, RepositoryError> {
+        let begin = self
+            .client()?
+            .build_transaction()
+            .isolation_level(IsolationLevel::RepeatableRead)
+            .read_only(true)
+            .start();
+        timed(database.observer(), database.give_up_after(), "begin", begin).await
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        if let (false, Some(object)) = (self.returnable, self.object.take()) {
+            drop(Object::take(object));
+        }
+    }
+}

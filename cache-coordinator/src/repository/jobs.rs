@@ -1,0 +1,116 @@
+//! Precache jobs. Progress is computed from the chunk rows each time: nothing to keep in step.
+
+use chunkcache_proto::{ByteRange, EntryId, Geometry, Level};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::{Database, RepositoryError, chunks::signed, statements, to_ms};
+
+/// Where a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobStatus {
+    Running,
+    Done,
+    Cancelled,
+    Failed,
+}
+
+impl JobStatus {
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A row of `precache_jobs`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobRecord {
+    pub id: Uuid,
+    pub entry: EntryId,
+    /// Disjoint, ascending.
+    pub ranges: Vec<ByteRange>,
+    /// By name. Empty: held anywhere is done.
+    pub edges: Vec<String>,
+    pub level: Level,
+    pub status: JobStatus,
+    pub error: String,
+    pub created_at_ms: i64,
+    pub ended_at_ms: Option<i64>,
+}
+
+impl JobRecord {
+    /// Bytes it asks for in all: of the ranges, once for each edge named.
+    #[must_use]
+    pub fn bytes_total(&self) -> u64 {
+        self.ranges.iter().map(|range| range.len()).sum::<u64>() * self.edges.len().max(1) as u64
+    }
+}
+
+impl Database {
+    pub async fn job(&self, id: Uuid) -> Result<Option<JobRecord>, RepositoryError> {
+        self.query_opt(statements::JOB_GET, &[&id]).await?.as_ref().map(from_row).transpose()
+    }
+
+    /// The newest first, at most `limit`.
+    pub async fn jobs(&self, include_ended: bool, limit: u32) -> Result<Vec<JobRecord>, RepositoryError> {
+        self.query(statements::JOB_LIST, &[&include_ended, &i64::from(limit)]).await?.iter().map(from_row).collect()
+    }
+
+    /// Of [`JobRecord::bytes_total`], how many the rows have.
+    pub async fn job_bytes_done(&self, job: &JobRecord, geometry: Geometry) -> Result<u64, RepositoryError> {
+        let starts: Vec<i64> = job.ranges.iter().map(|range| signed(range.start)).collect();
+        let ends: Vec<i64> = job.ranges.iter().map(|range| signed(range.end)).collect();
+        let chunk_size = i64::from(geometry.chunk_size());
+        let bytes: i64 = if job.edges.is_empty() {
+            self.query_one(statements::JOB_BYTES_ANYWHERE, &[&job.entry, &starts, &ends, &chunk_size]).await?.get("bytes")
+        } else {
+            self.query(statements::JOB_BYTES_ON_EDGES, &[&job.entry, &starts, &ends, &chunk_size, &job.edges])
+                .await?
+                .iter()
+                .map(|row| row.get::<_, i64>("bytes"))
+                .sum()
+        };
+        Ok(bytes.unsigned_abs())
+    }
+}
+
+pub(super) fn from_row(row: &Row) -> Result<JobRecord, RepositoryError> {
+    let (starts, ends): (Vec<i64>, Vec<i64>) = (row.get("starts"), row.get("ends"));
+    let level = match row.get::<_, i16>("priority") {
+        1 => Level::Critical,
+        2 => Level::High,
+        3 => Level::Medium,
+        _ => Level::Low,
+    };
+    let status = match row.get("state") {
+        "running" => JobStatus::Running,
+        "done" => JobStatus::Done,
+        "cancelled" => JobStatus::Cancelled,
+        "failed" => JobStatus::Failed,
+        other => return Err(RepositoryError::Internal(format!("state of a job: {other}"))),
+    };
+    Ok(JobRecord {
+        id: row.get("id"),
+        entry: row.get("entry_id"),
+        ranges: starts.iter().zip(&ends).map(|(start, end)| ByteRange::new(start.unsigned_abs(), end.unsigned_abs())).collect(),
+        edges: row.get("edges"),
+        level,
+        status,
+        error: row.get("error"),
+        created_at_ms: to_ms(row.get("created_at")),
+        ended_at_ms: row.get::<_, Option<std::time::SystemTime>>("ended_at").map(to_ms),
+    })
+}
+
+pub(super) fn level_number(level: Level) -> i16 {
+    match level {
+        Level::Critical => 1,
+        Level::High => 2,
+        Level::Medium => 3,
+        Level::Low => 4,
+    }
+}

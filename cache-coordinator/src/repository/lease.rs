@@ -1,0 +1,231 @@
+//! Who leads: a lease row changed by compare-and-set, measured by the database's clock (RFC 0001, 9).
+//!
+//! The leader believes in its lease only as long as it surely holds: counted on its own monotonic clock from before
+//! the request that renewed it. Writes do not depend on that belief, they check the row itself.
+
+use std::time::Duration;
+
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{Database, RepositoryError, database::jittered, executor::Executor, statements};
+
+/// Times of the lease.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseTimes {
+    /// How long a leader that vanished is waited for.
+    pub duration: Duration,
+    /// How often the leader renews.
+    pub renew_every: Duration,
+    /// How often a standby looks: a planned step-down is over within it.
+    pub poll_every: Duration,
+    /// How long one that stepped down leaves the others the first go.
+    pub stand_back: Duration,
+}
+
+impl Default for LeaseTimes {
+    fn default() -> Self {
+        Self {
+            duration: Duration::from_secs(3),
+            renew_every: Duration::from_secs(1),
+            poll_every: Duration::from_millis(250),
+            stand_back: Duration::from_secs(2),
+        }
+    }
+}
+
+/// This coordinator's part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Leadership {
+    /// It leads; `term` rises with each change of leader.
+    Leader { term: u64 },
+    /// It does not; whoever does is at that address.
+    Standby { leader_address: Option<String> },
+}
+
+impl Leadership {
+    /// As the error to refuse with.
+    #[must_use]
+    pub fn refusal(&self) -> RepositoryError {
+        match self {
+            Self::Leader { .. } => RepositoryError::NotLeader { leader: None },
+            Self::Standby { leader_address } => RepositoryError::NotLeader { leader: leader_address.clone() },
+        }
+    }
+}
+
+/// Acquires, renews and releases. One a process; run it as a task.
+pub struct LeaseKeeper {
+    database: Database,
+    holder: Uuid,
+    address: String,
+    times: LeaseTimes,
+    leadership: watch::Sender<Leadership>,
+    step_down: watch::Sender<u64>,
+}
+
+/// Gives the lease up, from anywhere.
+#[derive(Clone, Debug)]
+pub struct StepDown {
+    requests: watch::Sender<u64>,
+    leadership: watch::Receiver<Leadership>,
+}
+
+impl StepDown {
+    /// Returns once this coordinator no longer leads.
+    pub async fn step_down(&self) {
+        self.requests.send_modify(|count| *count += 1);
+        let mut leadership = self.leadership.clone();
+        // An error means the keeper is gone, and with it the leadership.
+        let _ = leadership.wait_for(|now| matches!(now, Leadership::Standby { .. })).await;
+    }
+}
+
+impl LeaseKeeper {
+    /// `holder` names this process and no other; `address` is what clients are told.
+    #[must_use]
+    pub fn new(database: Database, holder: Uuid, address: String, times: LeaseTimes) -> Self {
+        let (leadership, _) = watch::channel(Leadership::Standby { leader_address: None });
+        let (step_down, _) = watch::channel(0);
+        Self { database, holder, address, times, leadership, step_down }
+    }
+
+    #[must_use]
+    pub fn holder(&self) -> Uuid {
+        self.holder
+    }
+
+    #[must_use]
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.subscribe()
+    }
+
+    #[must_use]
+    pub fn step_down_handle(&self) -> StepDown {
+        StepDown { requests: self.step_down.clone(), leadership: self.leadership.subscribe() }
+    }
+
+    /// Runs until cancelled; then releases the lease so that a standby need not wait for it to expire.
+    pub async fn run(self, cancel: CancellationToken) {
+        let mut requests = self.step_down.subscribe();
+        loop {
+            let pause = match self.look().await {
+                Ok(Some((term, until))) => {
+                    self.publish(Leadership::Leader { term });
+                    tracing::info!(term, "leading");
+                    let asked = self.lead(term, until, &mut requests, &cancel).await;
+                    if asked { self.times.stand_back } else { Duration::ZERO }
+                }
+                Ok(None) => jittered(self.times.poll_every),
+                Err(error) => {
+                    tracing::debug!("lease: {error}");
+                    jittered(self.times.renew_every)
+                }
+            };
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Takes the lease if it is free. The term, and until when it surely holds.
+    async fn look(&self) -> Result<Option<(u64, Instant)>, RepositoryError> {
+        let asked_at = Instant::now();
+        let mut loan = self.database.lease_connection().await?;
+        let result = async {
+            let executor = Executor::new(&*loan.client()?, &self.database);
+            if let Some(row) = executor.query_opt(statements::LEASE_READ, &[]).await? {
+                let (holder, address, held): (Uuid, String, bool) = (row.get("holder"), row.get("address"), row.get("held"));
+                if held && holder != self.holder {
+                    self.publish(Leadership::Standby { leader_address: Some(address) });
+                    return Ok(None);
+                }
+            }
+            let milliseconds = milliseconds(self.times.duration);
+            let taken = executor.query_opt(statements::LEASE_ACQUIRE, &[&self.holder, &self.address, &milliseconds]).await?;
+            Ok(taken.map(|row| (row.get::<_, i64>("term").unsigned_abs(), asked_at + self.times.duration)))
+        }
+        .await;
+        loan.end(result)
+    }
+
+    /// Renews until the lease is lost, given up (true) or the process ends.
+    async fn lead(&self, term: u64, mut until: Instant, requests: &mut watch::Receiver<u64>, cancel: &CancellationToken) -> bool {
+        requests.mark_unchanged();
+        let mut next = Instant::now() + self.times.renew_every;
+        loop {
+            let asked = tokio::select! {
+                biased;
+                () = cancel.cancelled() => true,
+                _ = requests.changed() => true,
+                () = tokio::time::sleep_until(next.min(until)) => false,
+            };
+            if asked {
+                // Refuse first, release second: nobody writes in between.
+                self.publish(Leadership::Standby { leader_address: None });
+                if let Err(error) = self.change(statements::LEASE_RELEASE, term, None, self.times.renew_every).await {
+                    tracing::warn!("could not release the lease, it will expire: {error}");
+                }
+                tracing::info!(term, "stepped down");
+                return true;
+            }
+            let asked_at = Instant::now();
+            if asked_at >= until {
+                break;
+            }
+            match self.change(statements::LEASE_RENEW, term, Some(self.times.duration), until - asked_at).await {
+                Ok(true) => {
+                    until = asked_at + self.times.duration;
+                    next = asked_at + self.times.renew_every;
+                }
+                Ok(false) => break,
+                // Tried again while the lease holds.
+                Err(error) => {
+                    tracing::warn!("could not renew the lease: {error}");
+                    next = Instant::now() + self.times.poll_every;
+                }
+            }
+        }
+        tracing::warn!(term, "lost the lease");
+        self.publish(Leadership::Standby { leader_address: None });
+        false
+    }
+
+    /// A compare-and-set on (holder, term), bounded in time. False: the row is somebody else's by now.
+    async fn change(
+        &self,
+        statement: statements::Statement,
+        term: u64,
+        duration: Option<Duration>,
+        patience: Duration,
+    ) -> Result<bool, RepositoryError> {
+        let work = async {
+            let mut loan = self.database.lease_connection().await?;
+            let term = i64::try_from(term).unwrap_or(i64::MAX);
+            let executor = Executor::new(&*loan.client()?, &self.database);
+            let result = match duration.map(milliseconds) {
+                Some(milliseconds) => executor.execute(statement, &[&self.holder, &term, &milliseconds]).await,
+                None => executor.execute(statement, &[&self.holder, &term]).await,
+            };
+            loan.end(result)
+        };
+        match tokio::time::timeout(patience, work).await {
+            Ok(result) => Ok(result? == 1),
+            Err(_) => Err(RepositoryError::unavailable("the database did not answer in time")),
+        }
+    }
+
+    fn publish(&self, now: Leadership) {
+        self.leadership.send_if_modified(|before| {
+            let changed = *before != now;
+            *before = now;
+            changed
+        });
+    }
+}
+
+fn milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

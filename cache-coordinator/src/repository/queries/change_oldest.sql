@@ -1,0 +1,1 @@
+SELECT min(revision) AS oldest FROM cache_changes

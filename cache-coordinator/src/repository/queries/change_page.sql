@@ -1,0 +1,5 @@
+SELECT revision, entry_id, edge, kind, starts, ends, subject, changed_at
+FROM cache_changes
+WHERE revision > $1 AND revision <= $2
+ORDER BY revision
+LIMIT $3

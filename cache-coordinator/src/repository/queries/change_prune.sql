@@ -1,0 +1,10 @@
+-- Deletes a bounded number of the oldest rows that are too old or too many. The newest always stays: the next revision is read from it.
+DELETE FROM cache_changes
+WHERE revision IN (
+    SELECT revision FROM cache_changes
+    WHERE revision < (SELECT max(revision) FROM cache_changes)
+    ORDER BY revision
+    LIMIT $3
+)
+AND (changed_at < now() - $1::bigint * interval '1 second'
+     OR revision <= (SELECT max(revision) FROM cache_changes) - $2::bigint)

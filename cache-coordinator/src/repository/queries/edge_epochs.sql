@@ -1,0 +1,1 @@
+SELECT id, epoch FROM edges WHERE id = ANY($1::integer[])

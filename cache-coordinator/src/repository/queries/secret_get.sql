@@ -1,0 +1,1 @@
+SELECT value FROM cluster_secrets WHERE name = $1

@@ -1,0 +1,1 @@
+SELECT name, base_url, settings, revision FROM sources WHERE name = $1

@@ -1,0 +1,115 @@
+//! Sources: a name, a base URL, and the rest of the settings as one document.
+
+use chunkcache_proto::v1;
+use serde::{Deserialize, Serialize};
+use tokio_postgres::{Row, types::Json};
+
+use super::{Database, RepositoryError, statements};
+
+impl Database {
+    /// All of them, by name.
+    pub async fn sources(&self) -> Result<Vec<v1::Source>, RepositoryError> {
+        self.query(statements::SOURCE_LIST, &[]).await?.iter().map(from_row).collect()
+    }
+
+    /// One of them. Headers come in clear: callers that answer clients redact.
+    pub async fn source(&self, name: &str) -> Result<Option<v1::Source>, RepositoryError> {
+        self.query_opt(statements::SOURCE_GET, &[&name]).await?.as_ref().map(from_row).transpose()
+    }
+}
+
+/// The document of `sources.settings`. Fields missing in it are those an older release did not know.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Settings {
+    headers: Vec<(String, String)>,
+    max_connections: u32,
+    max_rate_bytes_per_second: u64,
+    background_fill: Option<bool>,
+    mode: String,
+    freshness: Option<Freshness>,
+    forward_credentials: bool,
+    forward_headers: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct Freshness {
+    default_ttl_seconds: Option<u32>,
+    override_ttl_seconds: Option<u32>,
+    stale_if_error_seconds: Option<u32>,
+    negative_ttl_seconds: Option<u32>,
+}
+
+impl Settings {
+    pub(super) fn of(source: &v1::Source) -> Self {
+        Self {
+            headers: source.headers.iter().map(|header| (header.name.clone(), header.value.clone())).collect(),
+            max_connections: source.max_connections,
+            max_rate_bytes_per_second: source.max_rate_bytes_per_second,
+            background_fill: source.background_fill,
+            mode: source.mode().as_str_name().into(),
+            freshness: source.freshness.as_ref().map(|policy| Freshness {
+                default_ttl_seconds: policy.default_ttl_seconds,
+                override_ttl_seconds: policy.override_ttl_seconds,
+                stale_if_error_seconds: policy.stale_if_error_seconds,
+                negative_ttl_seconds: policy.negative_ttl_seconds,
+            }),
+            forward_credentials: source.forward_credentials,
+            forward_headers: source.forward_headers.clone(),
+        }
+    }
+
+    fn into_source(self, name: String, base_url: String, revision: u64) -> v1::Source {
+        v1::Source {
+            name,
+            base_url,
+            headers: self.headers.into_iter().map(|(name, value)| v1::Header { name, value }).collect(),
+            max_connections: self.max_connections,
+            max_rate_bytes_per_second: self.max_rate_bytes_per_second,
+            background_fill: self.background_fill,
+            mode: v1::SourceMode::from_str_name(&self.mode).unwrap_or_default().into(),
+            freshness: self.freshness.map(|policy| v1::FreshnessPolicy {
+                default_ttl_seconds: policy.default_ttl_seconds,
+                override_ttl_seconds: policy.override_ttl_seconds,
+                stale_if_error_seconds: policy.stale_if_error_seconds,
+                negative_ttl_seconds: policy.negative_ttl_seconds,
+            }),
+            forward_credentials: self.forward_credentials,
+            forward_headers: self.forward_headers,
+            revision,
+        }
+    }
+}
+
+pub(super) fn from_row(row: &Row) -> Result<v1::Source, RepositoryError> {
+    let Json(settings): Json<Settings> = row
+        .try_get("settings")
+        .map_err(|error| RepositoryError::Internal(format!("settings of a source: {error}")))?;
+    let revision: i64 = row.get("revision");
+    Ok(settings.into_source(row.get("name"), row.get("base_url"), revision.unsigned_abs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_come_back_as_they_were() {
+        let source = v1::Source {
+            name: "films".into(),
+            base_url: "http://origin".into(),
+            headers: vec![v1::Header { name: "X-Key".into(), value: "1".into() }],
+            max_connections: 4,
+            max_rate_bytes_per_second: 5,
+            background_fill: Some(false),
+            mode: v1::SourceMode::Record.into(),
+            freshness: Some(v1::FreshnessPolicy { default_ttl_seconds: Some(1), ..Default::default() }),
+            forward_credentials: true,
+            forward_headers: vec!["X-A".into()],
+            revision: 9,
+        };
+        let back = Settings::of(&source).into_source("films".into(), "http://origin".into(), 9);
+        assert_eq!(back, source);
+    }
+}

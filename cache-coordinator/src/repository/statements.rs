@@ -1,0 +1,91 @@
+//! The catalogue of statements: one file each in `queries/`, named here, prepared once a connection.
+
+/// A statement and the name its latency is recorded under.
+#[derive(Clone, Copy, Debug)]
+pub struct Statement {
+    /// The file's name without `.sql`; a metric label, so never made of data.
+    pub name: &'static str,
+    /// Its text.
+    pub sql: &'static str,
+}
+
+macro_rules! statements {
+    ($($constant:ident = $file:literal;)*) => {
+        $(
+            #[doc = concat!("`queries/", $file, ".sql`")]
+            pub const $constant: Statement = Statement {
+                name: $file,
+                sql: include_str!(concat!("queries/", $file, ".sql")),
+            };
+        )*
+        /// All of them, for tests that prepare each against the schema.
+        pub const ALL: &[Statement] = &[$($constant),*];
+    };
+}
+
+statements! {
+    BINDING_GET = "binding_get";
+    BINDING_OF_ENTRY = "binding_of_entry";
+    BINDING_OF_PATH = "binding_of_path";
+    CHANGE_INSERT = "change_insert";
+    CHANGE_OLDEST = "change_oldest";
+    CHANGE_PAGE = "change_page";
+    CHANGE_PAGE_OF_ENTRY = "change_page_of_entry";
+    CHANGE_PRUNE = "change_prune";
+    CHANGE_REVISION = "change_revision";
+    CHUNK_DELETE_OF_EDGE = "chunk_delete_of_edge";
+    CHUNK_DELETE_OF_ENTRY = "chunk_delete_of_entry";
+    CHUNK_DELETE_OF_SOURCE = "chunk_delete_of_source";
+    CHUNK_DIGEST = "chunk_digest";
+    CHUNK_DIGESTS = "chunk_digests";
+    CHUNK_HOLDERS = "chunk_holders";
+    CHUNK_HOLDINGS = "chunk_holdings";
+    CHUNK_LIST = "chunk_list";
+    CHUNK_MISSING = "chunk_missing";
+    CHUNK_RECONCILE_DELETE = "chunk_reconcile_delete";
+    CHUNK_RECONCILE_INSERT = "chunk_reconcile_insert";
+    CHUNK_REMOVE = "chunk_remove";
+    CHUNK_REPORTS = "chunk_reports";
+    CHUNK_STORE = "chunk_store";
+    EDGE_CHUNK_COUNT = "edge_chunk_count";
+    EDGE_DELETE = "edge_delete";
+    EDGE_DRAIN = "edge_drain";
+    EDGE_EPOCHS = "edge_epochs";
+    EDGE_GET = "edge_get";
+    EDGE_JOIN = "edge_join";
+    EDGE_LIST = "edge_list";
+    EDGE_RETIRE = "edge_retire";
+    EDGE_SET_STATE = "edge_set_state";
+    EDGE_TOUCH = "edge_touch";
+    ENTRY_GET = "entry_get";
+    ENTRY_INCOMPLETE = "entry_incomplete";
+    ENTRY_INSERT = "entry_insert";
+    ENTRY_PAGE = "entry_page";
+    ENTRY_PAGE_OF_SOURCE = "entry_page_of_source";
+    ENTRY_SET_PINNED = "entry_set_pinned";
+    JOB_BYTES_ANYWHERE = "job_bytes_anywhere";
+    JOB_BYTES_ON_EDGES = "job_bytes_on_edges";
+    JOB_END = "job_end";
+    JOB_GET = "job_get";
+    JOB_INSERT = "job_insert";
+    JOB_LIST = "job_list";
+    KEY_DELETE_OF_ENTRY = "key_delete_of_entry";
+    KEY_UPSERT = "key_upsert";
+    LEASE_ACQUIRE = "lease_acquire";
+    LEASE_CHECK = "lease_check";
+    LEASE_READ = "lease_read";
+    LEASE_RELEASE = "lease_release";
+    LEASE_RENEW = "lease_renew";
+    SCHEMA_APPLIED = "schema_applied";
+    SCHEMA_EXISTS = "schema_exists";
+    SCHEMA_LOCK = "schema_lock";
+    SCHEMA_RECORD = "schema_record";
+    SCHEMA_TABLE = "schema_table";
+    SECRET_GET = "secret_get";
+    SECRET_INSERT = "secret_insert";
+    SOURCE_DELETE = "source_delete";
+    SOURCE_GET = "source_get";
+    SOURCE_LIST = "source_list";
+    SOURCE_PUT = "source_put";
+    TOTALS = "totals";
+}

@@ -1,0 +1,134 @@
+//! The one writer of the leader: all changes of tables, in the order they were queued, in batches, each batch one
+//! transaction together with its rows of the change log.
+//!
+//! Why one: revisions are committed in order, fsyncs are shared, and a fence checked at the start of a batch holds to its
+//! end. The queue is bounded: who queues faster than PostgreSQL commits waits.
+
+mod apply;
+mod chunks;
+mod operation;
+mod task;
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::sync::{mpsc, oneshot};
+
+pub use operation::*;
+pub use task::{CommittedBatch, WriterConfig, WriterTask};
+
+use super::{RepositoryError, edges::EdgeId};
+
+/// Commands waiting; a session's reports carry up to some hundred chunks each.
+const QUEUE: usize = 4_096;
+/// Rows deleted in one transaction of a long removal, so that it never holds up the others.
+const BITE: u32 = 20_000;
+
+/// What a committed change answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed<T> {
+    /// The newest revision once it was committed.
+    pub revision: u64,
+    pub value: T,
+}
+
+pub(super) type Answer = Result<Committed<Outcome>, RepositoryError>;
+
+pub(super) struct Command {
+    pub operation: Operation,
+    pub answer: oneshot::Sender<Answer>,
+}
+
+/// Where changes are queued; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Writer {
+    queue: mpsc::Sender<Command>,
+}
+
+impl Writer {
+    /// Queues a change, waiting for room. Changes queued one after the other are applied in that order. The answer
+    /// comes after the commit; dropping it does not take the change back.
+    pub async fn enqueue<W: Write>(&self, change: W) -> Result<Pending<W>, RepositoryError> {
+        let (sender, answer) = oneshot::channel();
+        self.queue
+            .send(Command { operation: change.into(), answer: sender })
+            .await
+            .map_err(|_| stopped())?;
+        Ok(Pending { answer, output: std::marker::PhantomData })
+    }
+
+    /// Queues a change and waits for its commit.
+    pub async fn write<W: Write>(&self, change: W) -> Result<Committed<W::Output>, RepositoryError> {
+        self.enqueue(change).await?.await
+    }
+
+    /// A session begins: a new epoch. If the edge comes with another disk, the rows of the old one go first, in bites.
+    pub async fn join_edge(&self, join: JoinEdge) -> Result<Committed<Joined>, RepositoryError> {
+        loop {
+            let answer = self.write(join.clone()).await?;
+            match answer.value {
+                JoinStep::Joined(value) => return Ok(Committed { revision: answer.revision, value }),
+                JoinStep::OldRows(edge) => self.remove_rows_of_edge(edge).await.map(drop)?,
+            }
+        }
+    }
+
+    /// Removes an edge and all rows of it. Answers how many.
+    pub async fn forget_edge(&self, name: &str) -> Result<Committed<u64>, RepositoryError> {
+        let edge = self.write(RetireEdge { name: name.to_owned() }).await?.value;
+        let removed = self.remove_rows_of_edge(edge).await?;
+        let answer = self.write(ForgetEdge { name: name.to_owned() }).await?;
+        Ok(Committed { revision: answer.revision, value: removed + answer.value })
+    }
+
+    /// Removes a source with its entries, keys and jobs. Answers how many chunk rows went.
+    pub async fn remove_source(&self, name: &str) -> Result<Committed<u64>, RepositoryError> {
+        let mut removed = 0;
+        loop {
+            let bite = self.write(RemoveRowsOfSource { name: name.to_owned(), limit: BITE }).await?.value;
+            removed += bite;
+            if bite < u64::from(BITE) {
+                break;
+            }
+        }
+        let answer = self.write(RemoveSource { name: name.to_owned() }).await?;
+        Ok(Committed { revision: answer.revision, value: removed + answer.value })
+    }
+
+    async fn remove_rows_of_edge(&self, edge: EdgeId) -> Result<u64, RepositoryError> {
+        let mut removed = 0;
+        loop {
+            let bite = self.write(RemoveRowsOfEdge { edge, limit: BITE }).await?.value;
+            removed += bite;
+            if bite < u64::from(BITE) {
+                return Ok(removed);
+            }
+        }
+    }
+}
+
+/// The answer to a queued change, after its commit.
+pub struct Pending<W> {
+    answer: oneshot::Receiver<Answer>,
+    output: std::marker::PhantomData<fn() -> W>,
+}
+
+impl<W: Write> Future for Pending<W> {
+    type Output = Result<Committed<W::Output>, RepositoryError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.answer).poll(context).map(|answer| {
+            let committed = answer.unwrap_or_else(|_| Err(stopped()))?;
+            let value = W::output(committed.value)
+                .ok_or_else(|| RepositoryError::Internal("the writer answered another question".into()))?;
+            Ok(Committed { revision: committed.revision, value })
+        })
+    }
+}
+
+fn stopped() -> RepositoryError {
+    RepositoryError::unavailable("the coordinator is shutting down")
+}

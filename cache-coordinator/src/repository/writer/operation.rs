@@ -1,0 +1,128 @@
+//! The changes that can be asked for, and what each answers.
+
+use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Level, v1};
+use uuid::Uuid;
+
+use super::super::{ChunkSum, EdgeRecord, EdgeStatus, EntryRecord, JobStatus, edges::EdgeId};
+
+/// A change and the type of its answer.
+pub trait Write: Into<Operation> + Send + 'static {
+    type Output: Send;
+    /// The part of an outcome that is this change's.
+    fn output(outcome: Outcome) -> Option<Self::Output>;
+}
+
+macro_rules! operations {
+    ($($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty),* $(,)? } -> $output:ty;)*) => {
+        $($(#[$meta])*
+        #[derive(Clone, Debug)]
+        pub struct $name { $($(#[$field_meta])* pub $field: $type),* })*
+
+        /// Any change.
+        #[derive(Clone, Debug)]
+        pub enum Operation { $(#[doc = stringify!($name)] $name($name)),* }
+
+        /// What any change answers.
+        #[derive(Clone, Debug)]
+        pub enum Outcome { $(#[doc = stringify!($name)] $name($output)),* }
+
+        $(impl From<$name> for Operation {
+            fn from(change: $name) -> Self { Self::$name(change) }
+        }
+        impl Write for $name {
+            type Output = $output;
+            fn output(outcome: Outcome) -> Option<$output> {
+                match outcome { Outcome::$name(value) => Some(value), _ => None }
+            }
+        })*
+    };
+}
+
+operations! {
+    /// Chunks the edge has made durable. `Fenced` if the epoch is not its present one, `NotFound` if the entry is not registered.
+    StoreChunks { edge: EdgeId, epoch: u64, entry: EntryId, chunks: Vec<ChunkSum> } -> ();
+    /// Chunks the edge wants to drop; it may once this is committed.
+    RemoveChunks { edge: EdgeId, epoch: u64, entry: EntryId, indexes: Vec<ChunkIndex> } -> ();
+    /// After it the rows of the entry on the edge are exactly `chunks`.
+    ReconcileEntry { edge: EdgeId, epoch: u64, entry: EntryId, chunks: Vec<ChunkSum> } -> Reconciled;
+    /// The origin answered for the entry's key: register the entry, point the key to it. Idempotent.
+    ObserveEntry { entry: EntryRecord, freshness: v1::Freshness, observation: Observation } -> Observed;
+    SetPinned { entry: EntryId, pinned: bool } -> ();
+    /// No key points to the entry any more; with `purge` its chunk rows go too.
+    InvalidateEntry { entry: EntryId, purge: bool } -> Invalidated;
+    /// Adds or replaces; answers with the new revision of the source in it.
+    PutSource { source: v1::Source } -> v1::Source;
+    /// Use [`super::Writer::remove_source`].
+    RemoveRowsOfSource { name: String, limit: u32 } -> u64;
+    /// Use [`super::Writer::remove_source`].
+    RemoveSource { name: String } -> u64;
+    /// Use [`super::Writer::join_edge`].
+    JoinEdge { name: String, url: String, store_id: Uuid, bytes_allowed: u64 } -> JoinStep;
+    /// What the edge reports of itself, and that it is alive. Not in the change log.
+    TouchEdge { edge: EdgeId, epoch: u64, status: EdgeStatus } -> ();
+    /// What is seen of it. Epoch 0: whatever session it has. True: it was something else before.
+    SetEdgeState { edge: EdgeId, epoch: u64, state: v1::EdgeState } -> bool;
+    /// What the operator wants of it.
+    DrainEdge { name: String, draining: bool } -> EdgeRecord;
+    /// Use [`super::Writer::forget_edge`]. Ends the present session's epoch.
+    RetireEdge { name: String } -> EdgeId;
+    /// Use [`super::Writer::forget_edge`].
+    RemoveRowsOfEdge { edge: EdgeId, limit: u32 } -> u64;
+    /// Use [`super::Writer::forget_edge`].
+    ForgetEdge { name: String } -> u64;
+    /// Idempotent by id. Ranges are coalesced; ends beyond the object are the caller's to cut.
+    AddJob { id: Uuid, entry: EntryId, ranges: Vec<ByteRange>, edges: Vec<String>, level: Level } -> ();
+    /// False: it had ended before.
+    EndJob { id: Uuid, status: JobStatus, error: String } -> bool;
+}
+
+/// How an observation of a key competes with what is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Observation {
+    /// Made just now: it wins.
+    Live,
+    /// Made while no coordinator answered: it wins over an older validation only.
+    Replayed,
+}
+
+/// What an observation did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// The entry was not known before.
+    pub created: bool,
+    /// The key points to the entry now and did not before.
+    pub key_changed: bool,
+    /// What the key pointed to before, if something else.
+    pub previous: Option<EntryId>,
+}
+
+/// What a reconciliation found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reconciled {
+    /// Rows without bytes, deleted.
+    pub rows_deleted: u64,
+    /// Bytes without rows, or with rows that said something else; recorded.
+    pub rows_written: u64,
+}
+
+/// What an invalidation took away.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Invalidated {
+    pub keys: Vec<v1::Key>,
+    pub chunks_removed: u64,
+}
+
+/// A session's edge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joined {
+    /// With the new epoch.
+    pub edge: EdgeRecord,
+}
+
+/// How far a join is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JoinStep {
+    Joined(Joined),
+    /// It came with another disk, and this row's edge still has rows of the old one.
+    OldRows(EdgeId),
+}

@@ -1,0 +1,271 @@
+//! The writer's task: gathers, commits, retries, isolates what can not be committed, answers.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{broadcast, mpsc, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::super::{
+    Change, ChangeKind, Database, Leadership, RepositoryError,
+    chunks::signed,
+    database::jittered,
+    executor::{Executor, timed},
+    statements, to_ms,
+};
+use super::{
+    Command, Committed, Operation, QUEUE, Writer,
+    apply::{Batch, Judged},
+};
+
+/// Batches a slow watcher may be behind before it reads the table instead.
+const BROADCAST: usize = 1_024;
+/// First and longest wait between attempts at the same batch.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// How batches are made.
+#[derive(Clone, Copy, Debug)]
+pub struct WriterConfig {
+    /// A batch of reports waits this long for more.
+    pub gather: Duration,
+    /// A batch is closed at this many rows.
+    pub max_rows: usize,
+    /// The same batch is tried again for this long.
+    pub patience: Duration,
+}
+
+impl Default for WriterConfig {
+    fn default() -> Self {
+        Self { gather: Duration::from_millis(2), max_rows: 8_192, patience: Duration::from_secs(15) }
+    }
+}
+
+/// What one transaction logged. Never empty.
+#[derive(Clone, Debug)]
+pub struct CommittedBatch {
+    /// The newest revision before it: one who has seen less has missed something.
+    pub previous: u64,
+    pub changes: Arc<[Change]>,
+}
+
+/// The task. One a process; it writes only while its process leads.
+pub struct WriterTask {
+    database: Database,
+    holder: Uuid,
+    leadership: watch::Receiver<Leadership>,
+    config: WriterConfig,
+    queue: mpsc::Receiver<Command>,
+    commits: broadcast::Sender<CommittedBatch>,
+    /// Term and newest revision, once read in that term.
+    position: Option<(u64, u64)>,
+}
+
+/// A batch whose COMMIT was sent and not answered.
+struct Uncertain {
+    judged: Vec<Judged>,
+    batch: CommittedBatch,
+}
+
+impl WriterTask {
+    /// The task and the handle to queue changes with.
+    #[must_use]
+    pub fn new(database: Database, holder: Uuid, leadership: watch::Receiver<Leadership>, config: WriterConfig) -> (Writer, Self) {
+        let (sender, queue) = mpsc::channel(QUEUE);
+        let (commits, _) = broadcast::channel(BROADCAST);
+        (Writer { queue: sender }, Self { database, holder, leadership, config, queue, commits, position: None })
+    }
+
+    /// Where committed changes are announced.
+    #[must_use]
+    pub fn commits(&self) -> broadcast::Sender<CommittedBatch> {
+        self.commits.clone()
+    }
+
+    /// Runs until cancelled; what was queued by then is still committed.
+    pub async fn run(mut self, cancel: CancellationToken) {
+        loop {
+            let first = tokio::select! {
+                biased;
+                command = self.queue.recv() => command,
+                () = cancel.cancelled() => {
+                    self.queue.close();
+                    self.queue.recv().await
+                }
+            };
+            let Some(first) = first else { return };
+            let batch = self.gather(first).await;
+            self.commit_all(batch).await;
+        }
+    }
+
+    async fn gather(&mut self, first: Command) -> Vec<Command> {
+        let mut rows = rows(&first.operation);
+        let patient = is_report(&first.operation);
+        let deadline = Instant::now() + self.config.gather;
+        let mut batch = vec![first];
+        while rows < self.config.max_rows {
+            let next = match self.queue.try_recv() {
+                Ok(next) => next,
+                // Only reports wait for company: somebody waits for the others.
+                Err(mpsc::error::TryRecvError::Empty) if patient => match tokio::time::timeout_at(deadline, self.queue.recv()).await {
+                    Ok(Some(next)) => next,
+                    _ => break,
+                },
+                Err(_) => break,
+            };
+            rows += self::rows(&next.operation);
+            batch.push(next);
+        }
+        batch
+    }
+
+    /// Commits the batch, or its halves where something in it can not be committed, down to the culprit.
+    async fn commit_all(&mut self, batch: Vec<Command>) {
+        let mut work = vec![batch];
+        while let Some(mut batch) = work.pop() {
+            match self.commit_patiently(&batch).await {
+                Ok((judged, revision)) => {
+                    for (command, judged) in batch.into_iter().zip(judged) {
+                        // A caller that no longer waits is no concern of ours.
+                        let _ = command.answer.send(judged.map(|value| Committed { revision, value }));
+                    }
+                }
+                Err(error) if batch.len() > 1 && !concerns_all(&error) => {
+                    tracing::debug!(changes = batch.len(), "a batch is split: {error}");
+                    let second = batch.split_off(batch.len() / 2);
+                    // The first half is next: order is kept.
+                    work.push(second);
+                    work.push(batch);
+                }
+                Err(error) => {
+                    for command in batch {
+                        let _ = command.answer.send(Err(error.clone()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tries again what may succeed later, for as long as this process leads and patience lasts.
+    async fn commit_patiently(&mut self, batch: &[Command]) -> Result<(Vec<Judged>, u64), RepositoryError> {
+        let deadline = Instant::now() + self.config.patience;
+        let mut back_off = BACK_OFF.0;
+        let mut uncertain = None;
+        loop {
+            let now = self.leadership.borrow().clone();
+            let Leadership::Leader { term } = now else {
+                self.position = None;
+                return Err(now.refusal());
+            };
+            let error = match self.commit_once(term, batch, &mut uncertain).await {
+                Err(error) if error.is_unavailable() => error,
+                settled => return settled,
+            };
+            self.position = None;
+            let wait = jittered(back_off);
+            if Instant::now() + wait > deadline {
+                return Err(error);
+            }
+            tracing::warn!(changes = batch.len(), retry_in_ms = wait.as_millis() as u64, "a batch is tried again: {error}");
+            tokio::time::sleep(wait).await;
+            back_off = (back_off * 2).min(BACK_OFF.1);
+        }
+    }
+
+    async fn commit_once(
+        &mut self,
+        term: u64,
+        batch: &[Command],
+        uncertain: &mut Option<Uncertain>,
+    ) -> Result<(Vec<Judged>, u64), RepositoryError> {
+        let database = self.database.clone();
+        let mut loan = database.writer_connection().await?;
+        let result = async {
+            let (observer, patience) = (database.observer(), database.give_up_after());
+            let transaction = timed(observer, patience, "begin", loan.client()?.transaction()).await?;
+            let executor = Executor::new(&transaction, &database);
+            if executor.query_opt(statements::LEASE_CHECK, &[&self.holder, &signed(term)]).await?.is_none() {
+                self.position = None;
+                return Err(RepositoryError::NotLeader { leader: None });
+            }
+            let before = match self.position {
+                Some((of_term, revision)) if of_term == term => revision,
+                _ => {
+                    let latest: i64 = executor.query_one(statements::CHANGE_REVISION, &[]).await?.get("latest");
+                    self.position = Some((term, latest.unsigned_abs()));
+                    latest.unsigned_abs()
+                }
+            };
+            // Nobody else writes in this term: if the log has got as far as the unanswered commit would have
+            // brought it, that commit took place.
+            if let Some(known) = uncertain.take_if(|known| before > known.batch.previous) {
+                transaction.rollback().await?;
+                return Ok(self.announce(known));
+            }
+            let (judged, changes) = Batch::new(executor, before).apply(batch.iter().map(|command| &command.operation)).await?;
+            let changes = numbered(before, changes);
+            if !changes.is_empty() {
+                insert_changes(&Executor::new(&transaction, &database), &changes).await?;
+            }
+            let done = Uncertain { judged, batch: CommittedBatch { previous: before, changes: changes.into() } };
+            let done = uncertain.insert(done);
+            timed(observer, patience, "commit", transaction.commit()).await?;
+            self.position = Some((term, before + done.batch.changes.len() as u64));
+            Ok(uncertain.take().map(|done| self.announce(done)).unwrap_or_default())
+        }
+        .await;
+        loan.end(result)
+    }
+
+    fn announce(&self, done: Uncertain) -> (Vec<Judged>, u64) {
+        let revision = done.batch.previous + done.batch.changes.len() as u64;
+        if !done.batch.changes.is_empty() {
+            // An error means that nobody watches.
+            let _ = self.commits.send(done.batch);
+        }
+        (done.judged, revision)
+    }
+}
+
+/// Not the fault of one change in the batch: splitting would not help.
+fn concerns_all(error: &RepositoryError) -> bool {
+    matches!(error, RepositoryError::NotLeader { .. } | RepositoryError::Unavailable { .. })
+}
+
+fn is_report(operation: &Operation) -> bool {
+    matches!(operation, Operation::StoreChunks(_) | Operation::RemoveChunks(_) | Operation::TouchEdge(_))
+}
+
+/// What a change costs, roughly, in rows.
+fn rows(operation: &Operation) -> usize {
+    match operation {
+        Operation::StoreChunks(change) => change.chunks.len().max(1),
+        Operation::RemoveChunks(change) => change.indexes.len().max(1),
+        Operation::ReconcileEntry(change) => change.chunks.len().max(1),
+        Operation::TouchEdge(_) => 1,
+        _ => 32,
+    }
+}
+
+fn numbered(before: u64, changes: Vec<ChangeKind>) -> Vec<Change> {
+    let changed_at_ms = to_ms(std::time::SystemTime::now());
+    (before + 1..).zip(changes).map(|(revision, kind)| Change { revision, changed_at_ms, kind }).collect()
+}
+
+async fn insert_changes<C: deadpool_postgres::GenericClient>(executor: &Executor<'_, C>, changes: &[Change]) -> Result<(), RepositoryError> {
+    let columns: Vec<_> = changes.iter().map(|change| change.kind.columns()).collect();
+    let revisions: Vec<i64> = changes.iter().map(|change| signed(change.revision)).collect();
+    let entries: Vec<_> = columns.iter().map(|row| row.entry).collect();
+    let edges: Vec<_> = columns.iter().map(|row| row.edge.as_deref()).collect();
+    let kinds: Vec<_> = columns.iter().map(|row| row.kind).collect();
+    let starts: Vec<_> = columns.iter().map(|row| row.starts.as_str()).collect();
+    let ends: Vec<_> = columns.iter().map(|row| row.ends.as_str()).collect();
+    let subjects: Vec<_> = columns.iter().map(|row| row.subject.as_str()).collect();
+    executor
+        .execute(statements::CHANGE_INSERT, &[&revisions, &entries, &edges, &kinds, &starts, &ends, &subjects])
+        .await?;
+    Ok(())
+}

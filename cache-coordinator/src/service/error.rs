@@ -1,0 +1,135 @@
+//! What can go wrong in a use case, said in terms of whose fault it is and whether to retry.
+//!
+//! One place (`grpc/status.rs`) maps these to gRPC; nothing else does.
+
+/// One field of a request that can not be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldViolation {
+    /// Path of the field in the request message, in proto names: `source.base_url`.
+    pub field: String,
+    /// What would be right.
+    pub description: String,
+}
+
+impl FieldViolation {
+    /// One violation.
+    pub fn new(field: impl Into<String>, description: impl Into<String>) -> Self {
+        Self {
+            field: field.into(),
+            description: description.into(),
+        }
+    }
+}
+
+/// The kinds of things that can be absent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource {
+    /// A registered origin.
+    Source,
+    /// A cached object.
+    Entry,
+    /// What the origin was asked for.
+    Object,
+    /// A member of the cluster.
+    Edge,
+    /// A precache job.
+    Job,
+}
+
+impl Resource {
+    /// In messages and in `google.rpc.ResourceInfo`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Entry => "entry",
+            Self::Object => "object",
+            Self::Edge => "edge",
+            Self::Job => "job",
+        }
+    }
+}
+
+/// Why a use case was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// The caller's fault; the same request never succeeds.
+    #[error("{}", describe_violations(.0))]
+    Invalid(Vec<FieldViolation>),
+    /// The named thing is not there.
+    #[error("{} {name:?} is not known", resource.name())]
+    NotFound {
+        /// What kind of thing.
+        resource: Resource,
+        /// As the caller named it.
+        name: String,
+    },
+    /// Ask the leader instead.
+    #[error("this coordinator does not lead{}", leader.as_ref().map(|l| format!("; {l} does")).unwrap_or_default())]
+    NotLeader {
+        /// Its address, where one is known.
+        leader: Option<String>,
+    },
+    /// The session that speaks was replaced by a newer one.
+    #[error("epoch {given} of edge {edge:?} is not its present one")]
+    StaleEpoch {
+        /// Who speaks.
+        edge: String,
+        /// What it said.
+        given: u64,
+    },
+    /// The state of the system forbids it now.
+    #[error("{message}")]
+    Precondition {
+        /// Stable, for programs: `UPPER_SNAKE`.
+        reason: &'static str,
+        /// For people.
+        message: String,
+    },
+    /// The origin's fault; may pass.
+    #[error("origin of source {source_name:?}: {message}")]
+    Origin {
+        /// Of the source.
+        source_name: String,
+        /// What it did.
+        message: String,
+    },
+    /// A bound was reached; may pass.
+    #[error("{0}")]
+    Exhausted(String),
+    /// The database's fault; may pass.
+    #[error("database: {0}")]
+    Database(String),
+    /// The caller's deadline came first.
+    #[error("{0}")]
+    DeadlineExceeded(String),
+    /// The process is stopping.
+    #[error("this coordinator is shutting down")]
+    ShuttingDown,
+    /// Our fault.
+    #[error("internal: {0}")]
+    Internal(String),
+}
+
+impl ServiceError {
+    /// A request with one bad field.
+    pub fn invalid(field: impl Into<String>, description: impl Into<String>) -> Self {
+        Self::Invalid(vec![FieldViolation::new(field, description)])
+    }
+
+    /// Something named that is not there.
+    pub fn not_found(resource: Resource, name: impl Into<String>) -> Self {
+        Self::NotFound {
+            resource,
+            name: name.into(),
+        }
+    }
+}
+
+fn describe_violations(violations: &[FieldViolation]) -> String {
+    let parts: Vec<String> = violations
+        .iter()
+        .map(|v| format!("{}: {}", v.field, v.description))
+        .collect();
+    parts.join("; ")
+}

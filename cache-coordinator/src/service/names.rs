@@ -1,0 +1,308 @@
+//! How a client's name for an entry is read: by id, by source and path, or by an absolute URL.
+//!
+//! Pure. Paths are normalised the way the edges do it (RFC 3986, 6.2.2): what is
+//! unreserved is plain, other escapes are upper case, what may not stand in a path is
+//! escaped. Dot segments are refused rather than resolved: no path leaves its source.
+
+use chunkcache_proto::{EntryId, v1};
+use url::Url;
+
+use super::error::FieldViolation;
+
+/// Longest path or query taken.
+const MAX_PATH_BYTES: usize = 8 << 10;
+
+/// An entry as a client names it, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EntryRef {
+    /// Exactly this entry.
+    Id(EntryId),
+    /// What this key points to now.
+    Key(v1::Key),
+}
+
+impl std::fmt::Display for EntryRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Id(id) => write!(f, "{id}"),
+            Self::Key(key) => f.write_str(&display_key(key)),
+        }
+    }
+}
+
+/// `source/path?query`, as people write it.
+#[must_use]
+pub fn display_key(key: &v1::Key) -> String {
+    if key.query.is_empty() {
+        format!("{}/{}", key.source, key.path)
+    } else {
+        format!("{}/{}?{}", key.source, key.path, key.query)
+    }
+}
+
+/// Reads a name. `sources` are the registered ones as (name, base URL); only a URL needs them.
+pub fn read_name<'a>(
+    name: Option<&v1::EntryName>,
+    sources: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Result<EntryRef, FieldViolation> {
+    use v1::entry_name::Name;
+    match name.and_then(|n| n.name.as_ref()) {
+        None => Err(FieldViolation::new(
+            "entry",
+            "expected an id, a source and path, or a url",
+        )),
+        Some(Name::Id(id)) => read_id(id).map(EntryRef::Id),
+        Some(Name::SourcePath(source_path)) => {
+            read_source_path(&source_path.source, &source_path.path).map(EntryRef::Key)
+        }
+        Some(Name::Url(url)) => read_url(url, sources).map(EntryRef::Key),
+    }
+}
+
+fn read_id(id: &str) -> Result<EntryId, FieldViolation> {
+    id.parse()
+        .map_err(|_| FieldViolation::new("entry.id", "expected a UUID"))
+}
+
+fn read_source_path(source: &str, path: &str) -> Result<v1::Key, FieldViolation> {
+    chunkcache_proto::source_name::check_source_name(source)
+        .map_err(|e| FieldViolation::new("entry.source_path.source", e.to_string()))?;
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    key("entry.source_path.path", source, path, query)
+}
+
+fn read_url<'a>(
+    url: &str,
+    sources: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Result<v1::Key, FieldViolation> {
+    const FIELD: &str = "entry.url";
+    let parsed = Url::parse(url)
+        .ok()
+        .filter(|u| matches!(u.scheme(), "http" | "https") && u.has_host())
+        .ok_or_else(|| FieldViolation::new(FIELD, "expected an absolute http or https URL"))?;
+    if parsed.path() != raw_path(url) {
+        // The parser resolved dot segments: the caller meant a place that may lie elsewhere.
+        check_segments(FIELD, raw_path(url))?;
+    }
+    let inside = sources
+        .into_iter()
+        .filter_map(|(name, base)| path_below(&parsed, base).map(|path| (base.len(), name, path)))
+        .max_by_key(|(length, ..)| *length);
+    let Some((_, source, path)) = inside else {
+        return Err(FieldViolation::new(
+            FIELD,
+            "expected a URL inside a registered source's base URL",
+        ));
+    };
+    key(FIELD, source, &path, parsed.query().unwrap_or(""))
+}
+
+/// The path as it was written, before any parser resolved it.
+fn raw_path(url: &str) -> &str {
+    let after_scheme = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let path = after_scheme
+        .find('/')
+        .map_or("/", |slash| &after_scheme[slash..]);
+    path.split(['?', '#']).next().unwrap_or(path)
+}
+
+/// What of `url` lies below `base`, without the leading slash.
+fn path_below(url: &Url, base: &str) -> Option<String> {
+    let base = Url::parse(base).ok()?;
+    let same_authority = base.scheme() == url.scheme()
+        && base.host() == url.host()
+        && base.port_or_known_default() == url.port_or_known_default();
+    if !same_authority {
+        return None;
+    }
+    let rest = url.path().strip_prefix(base.path().trim_end_matches('/'))?;
+    rest.strip_prefix('/').map(str::to_owned)
+}
+
+fn key(
+    field: &'static str,
+    source: &str,
+    path: &str,
+    query: &str,
+) -> Result<v1::Key, FieldViolation> {
+    let path = path.strip_prefix('/').unwrap_or(path);
+    if path.is_empty() {
+        return Err(FieldViolation::new(field, "expected a path"));
+    }
+    if path.len() > MAX_PATH_BYTES || query.len() > MAX_PATH_BYTES {
+        return Err(FieldViolation::new(
+            field,
+            format!("expected at most {MAX_PATH_BYTES} bytes"),
+        ));
+    }
+    let path = normalise(field, path)?;
+    check_segments(field, &path)?;
+    Ok(v1::Key {
+        source: source.to_owned(),
+        path,
+        query: normalise(field, query)?,
+        variant: String::new(),
+    })
+}
+
+/// No segment is `.` or `..`, escaped or not.
+fn check_segments(field: &'static str, path: &str) -> Result<(), FieldViolation> {
+    let plain = path.to_ascii_lowercase().replace("%2e", ".");
+    if plain.split('/').any(|s| s == "." || s == "..") {
+        return Err(FieldViolation::new(
+            field,
+            "expected a path without `.` and `..` segments",
+        ));
+    }
+    Ok(())
+}
+
+/// RFC 3986, 6.2.2.1 and 6.2.2.2, plus escapes for what may not stand unescaped.
+fn normalise(field: &'static str, text: &str) -> Result<String, FieldViolation> {
+    let bytes = text.as_bytes();
+    let mut out = String::with_capacity(text.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        if byte == b'%' {
+            let decoded = bytes
+                .get(at + 1..at + 3)
+                .and_then(|hex| std::str::from_utf8(hex).ok())
+                .filter(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()))
+                .and_then(|hex| u8::from_str_radix(hex, 16).ok())
+                .ok_or_else(|| {
+                    FieldViolation::new(field, "expected two hexadecimal digits after '%'")
+                })?;
+            if decoded == 0 {
+                return Err(FieldViolation::new(field, "expected no NUL byte"));
+            }
+            push(&mut out, decoded, is_unreserved(decoded));
+            at += 3;
+        } else {
+            push(&mut out, byte, is_plain(byte));
+            at += 1;
+        }
+    }
+    Ok(out)
+}
+
+fn push(out: &mut String, byte: u8, plain: bool) {
+    if plain {
+        out.push(char::from(byte));
+    } else {
+        out.push_str(&format!("%{byte:02X}"));
+    }
+}
+
+/// RFC 3986, 2.3.
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// What may stand unescaped in a path or a query (RFC 3986, 3.3 and 3.4).
+fn is_plain(byte: u8) -> bool {
+    is_unreserved(byte)
+        || matches!(
+            byte,
+            b'!' | b'$'
+                | b'&'
+                | b'\''
+                | b'('
+                | b')'
+                | b'*'
+                | b'+'
+                | b','
+                | b';'
+                | b'='
+                | b':'
+                | b'@'
+                | b'/'
+                | b'?'
+        )
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use v1::entry_name::Name;
+
+    const SOURCES: [(&str, &str); 3] = [
+        ("films", "http://origin:8080/media"),
+        ("shorts", "http://origin:8080/media/shorts"),
+        ("root", "https://other/"),
+    ];
+
+    fn read(name: Name) -> Result<EntryRef, FieldViolation> {
+        read_name(Some(&v1::EntryName { name: Some(name) }), SOURCES)
+    }
+
+    fn url(url: &str) -> Result<String, String> {
+        match read(Name::Url(url.into())) {
+            Ok(EntryRef::Key(key)) => Ok(display_key(&key)),
+            Ok(EntryRef::Id(id)) => Ok(id.to_string()),
+            Err(violation) => Err(violation.field),
+        }
+    }
+
+    fn path(path: &str) -> Result<String, String> {
+        let source_path = v1::SourcePath {
+            source: "films".into(),
+            path: path.into(),
+        };
+        read(Name::SourcePath(source_path))
+            .map(|r| r.to_string())
+            .map_err(|v| v.field)
+    }
+
+    #[test]
+    fn the_longest_base_url_wins_at_a_segment_border() {
+        assert_eq!(
+            url("http://origin:8080/media/a.mp4").unwrap(),
+            "films/a.mp4"
+        );
+        assert_eq!(
+            url("http://origin:8080/media/shorts/a.mp4?v=1").unwrap(),
+            "shorts/a.mp4?v=1"
+        );
+        assert_eq!(
+            url("http://origin:8080/media/shorts2/a").unwrap(),
+            "films/shorts2/a"
+        );
+        assert_eq!(url("https://other:443/x").unwrap(), "root/x");
+    }
+
+    #[test]
+    fn urls_outside_every_source_are_refused() {
+        for bad in [
+            "http://origin:8080/mediax/a",
+            "http://origin/media/a",
+            "https://origin:8080/media/a",
+            "ftp://origin:8080/media/a",
+            "/media/a",
+            "http://origin:8080/media",
+            "http://origin:8080/media/",
+            "http://origin:8080/media/../etc/a",
+            "http://origin:8080/x/%2e%2e/media/a",
+        ] {
+            assert_eq!(url(bad).unwrap_err(), "entry.url", "{bad}");
+        }
+    }
+
+    #[test]
+    fn paths_are_normalised() {
+        assert_eq!(
+            path("/a%7eb/c%2fd%c3%a9?q=%41").unwrap(),
+            "films/a~b/c%2Fd%C3%A9?q=A"
+        );
+        assert_eq!(path("my film é.mkv").unwrap(), "films/my%20film%20%C3%A9.mkv");
+        for bad in ["", "/", "a/../b", "a/%2E%2e/b", "./a", "a%0", "a%zz", "a%00"] {
+            assert_eq!(path(bad).unwrap_err(), "entry.source_path.path", "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_empty_name_is_refused() {
+        assert_eq!(read_name(None, []).unwrap_err().field, "entry");
+        assert_eq!(read(Name::Id(String::new())).unwrap_err().field, "entry.id");
+    }
+}

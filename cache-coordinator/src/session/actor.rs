@@ -1,0 +1,249 @@
+//! Gives the plan time, tables and edges: one task owns it, everyone else has a handle.
+//!
+//! Select apart from apply: this file awaits, `plan.rs` decides.
+
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use chunkcache_proto::EntryId;
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    task::JoinSet,
+    time::MissedTickBehavior,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    plan::{Action, Command, LoadedEntry, Plan},
+    registry::Registry,
+};
+use crate::{
+    core::scheduler::{Config, Scheduler, api::Millis, api::WantId},
+    metrics::Metrics,
+    service::error::ServiceError,
+};
+
+/// Commands that wait. Beyond, sessions wait for room, and with them their edges.
+const QUEUE_COMMANDS: usize = 8192;
+/// The scheduler asks for at least one tick in 100 ms.
+const TICK: Duration = Duration::from_millis(50);
+/// Entries loaded at a time, so that a reconnecting cluster leaves connections to others.
+const LOADS_AT_A_TIME: usize = 8;
+/// Between attempts to load an entry while the database is away.
+const LOAD_RETRY: Duration = Duration::from_millis(500);
+
+/// Where entries are loaded from.
+pub trait EntrySource: Send + Sync + 'static {
+    /// The entry and who holds what of it; `None` if the table has no such entry.
+    fn load_entry(
+        &self,
+        id: EntryId,
+    ) -> impl Future<Output = Result<Option<LoadedEntry>, ServiceError>> + Send;
+}
+
+type Question = Box<dyn FnOnce(&Plan) + Send>;
+
+enum Letter {
+    Command(Command),
+    Question(Question),
+    Reset,
+}
+
+/// The way to the plan. Cheap to clone.
+#[derive(Clone)]
+pub struct PlanHandle {
+    letters: mpsc::Sender<Letter>,
+}
+
+/// The plan stopped: the process is ending.
+#[derive(Debug, thiserror::Error)]
+#[error("the plan has stopped")]
+pub struct Stopped;
+
+impl From<Stopped> for ServiceError {
+    fn from(_: Stopped) -> Self {
+        Self::ShuttingDown
+    }
+}
+
+impl PlanHandle {
+    /// Waits for room in the queue; not for the command's effect.
+    pub async fn tell(&self, command: Command) -> Result<(), Stopped> {
+        self.letters
+            .send(Letter::Command(command))
+            .await
+            .map_err(|_| Stopped)
+    }
+
+    /// Looks at the plan, after everything told before.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Plan) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        let (answer, answered) = oneshot::channel();
+        let question: Question = Box::new(move |plan| {
+            let _ = answer.send(question(plan));
+        });
+        self.letters
+            .send(Letter::Question(question))
+            .await
+            .map_err(|_| Stopped)?;
+        answered.await.map_err(|_| Stopped)
+    }
+
+    /// Forgets everything: another term begins.
+    pub async fn reset(&self) -> Result<(), Stopped> {
+        self.letters.send(Letter::Reset).await.map_err(|_| Stopped)
+    }
+}
+
+/// The task's parts.
+pub struct Actor<S> {
+    letters: mpsc::Receiver<Letter>,
+    plan: Plan,
+    source: Arc<S>,
+    registry: Arc<Registry>,
+    metrics: Arc<Metrics>,
+    done_wants: mpsc::UnboundedSender<WantId>,
+    loads: JoinSet<(EntryId, Option<LoadedEntry>)>,
+    load_permits: Arc<Semaphore>,
+    started: Instant,
+    /// Loads of an earlier term are not for this plan.
+    stop_loads: CancellationToken,
+}
+
+impl<S: EntrySource> Actor<S> {
+    /// The actor, the way to it, and the wants that are done. These are unbounded in type only: there are never
+    /// more than there are wants, whose number the jobs and requests bound.
+    pub fn new(
+        source: Arc<S>,
+        registry: Arc<Registry>,
+        metrics: Arc<Metrics>,
+    ) -> (Self, PlanHandle, mpsc::UnboundedReceiver<WantId>) {
+        let (sender, letters) = mpsc::channel(QUEUE_COMMANDS);
+        let (done_wants, done) = mpsc::unbounded_channel();
+        let actor = Self {
+            letters,
+            plan: new_plan(),
+            source,
+            registry,
+            metrics,
+            done_wants,
+            loads: JoinSet::new(),
+            load_permits: Arc::new(Semaphore::new(LOADS_AT_A_TIME)),
+            started: Instant::now(),
+            stop_loads: CancellationToken::new(),
+        };
+        (actor, PlanHandle { letters: sender }, done)
+    }
+
+    /// Until `shutdown`, or until no handle is left.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut actions = Vec::new();
+        loop {
+            let command = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                _ = tick.tick() => Command::Tick,
+                Some(loaded) = self.loads.join_next() => match loaded {
+                    Ok((id, loaded)) => Command::EntryLoaded { id, loaded },
+                    Err(_) => continue,
+                },
+                letter = self.letters.recv() => match letter {
+                    None => break,
+                    Some(Letter::Command(command)) => command,
+                    Some(Letter::Question(question)) => {
+                        question(&self.plan);
+                        continue;
+                    }
+                    Some(Letter::Reset) => {
+                        self.reset();
+                        continue;
+                    }
+                },
+            };
+            let is_tick = matches!(command, Command::Tick);
+            let now = self.now();
+            let began = Instant::now();
+            self.plan.apply(command, now, &mut actions);
+            // What one event may decide is bounded, for its latency; the rest follows at once.
+            while self.plan.scheduler().has_more() && began.elapsed() < TICK {
+                self.plan.apply(Command::Tick, now, &mut actions);
+            }
+            self.metrics.commands_applied.inc();
+            self.metrics.apply_seconds.observe(began.elapsed().as_secs_f64());
+            for action in actions.drain(..) {
+                self.act(action);
+            }
+            if is_tick {
+                self.metrics
+                    .open_entries
+                    .set(i64::try_from(self.plan.entry_count()).unwrap_or(i64::MAX));
+            }
+        }
+        self.stop_loads.cancel();
+    }
+
+    fn now(&self) -> Millis {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn reset(&mut self) {
+        self.stop_loads.cancel();
+        self.stop_loads = CancellationToken::new();
+        self.loads = JoinSet::new();
+        self.plan = new_plan();
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Send(edge, message) => {
+                if let Some(live) = self.registry.get(edge) {
+                    live.outbox.post(*message);
+                }
+            }
+            Action::WantDone(want) => {
+                let _ = self.done_wants.send(want);
+            }
+            Action::Load(id) => {
+                let source = Arc::clone(&self.source);
+                let permits = Arc::clone(&self.load_permits);
+                let stop = self.stop_loads.clone();
+                self.loads.spawn(async move {
+                    let loaded = tokio::select! {
+                        loaded = load(source, permits, id) => loaded,
+                        () = stop.cancelled() => None,
+                    };
+                    (id, loaded)
+                });
+            }
+        }
+    }
+}
+
+fn new_plan() -> Plan {
+    Plan::new(Scheduler::new(Config::default()))
+}
+
+/// Tries until the database answers; the commands that wait meanwhile are bounded.
+async fn load<S: EntrySource>(
+    source: Arc<S>,
+    permits: Arc<Semaphore>,
+    id: EntryId,
+) -> Option<LoadedEntry> {
+    let _permit = permits.acquire_owned().await.ok()?;
+    loop {
+        match source.load_entry(id).await {
+            Ok(loaded) => return loaded,
+            Err(error) => {
+                tracing::debug!(%error, entry = %id, "an entry can not be loaded yet");
+                tokio::time::sleep(LOAD_RETRY).await;
+            }
+        }
+    }
+}

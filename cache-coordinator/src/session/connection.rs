@@ -1,0 +1,391 @@
+//! One edge's session, from `Hello` to its end.
+//!
+//! Two lanes: what changes rows goes to `storage.rs`, in order, at the database's pace; demand, reports and
+//! confirmations are handled here at once, so that a seek never waits for a commit.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use chunkcache_proto::v1;
+use futures_util::{Stream, StreamExt};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, timeout},
+};
+use tonic::Status;
+use uuid::Uuid;
+use v1::{session_request::Message as Request, session_response::Message as Response};
+
+use super::{
+    directory::EdgeRecord,
+    plan::Command,
+    protocol::{Lane, Protocol},
+    registry::{End, Live, Outbox},
+    storage,
+};
+use crate::{
+    core::scheduler::api::EdgeId,
+    metrics::EndLabel,
+    service::{
+        Cluster,
+        error::{FieldViolation, ServiceError},
+    },
+};
+
+/// The first message must come within this time.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// A session without a message for this long is dead.
+pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Three and more in a time-out, as promised in `Welcome`.
+const HEARTBEAT: Duration = Duration::from_secs(3);
+/// Storage messages that wait for the database. Beyond, the session is not read: the edge
+/// keeps what it has to say in its own outbox.
+const STORAGE_QUEUE: usize = 1024;
+/// What an edge says of itself is written to the table this often.
+const TOUCH_EVERY: Duration = Duration::from_secs(5);
+/// More than any disk bears.
+const MAX_DOWNLOADS: u32 = 256;
+
+/// Runs the session; its end is told to the registry and the plan.
+pub async fn run(
+    cluster: Arc<Cluster>,
+    mut inbound: impl Stream<Item = Result<v1::SessionRequest, Status>> + Send + Unpin,
+    outbox: Outbox,
+) {
+    let mut protocol = Protocol::default();
+    let opened = open(&cluster, &mut inbound, &mut protocol, &outbox).await;
+    let (live, hello) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            tracing::info!(%error, "a session was refused");
+            outbox.refuse(Status::from(error));
+            return;
+        }
+    };
+    cluster.metrics.sessions.inc();
+    tracing::info!(edge = %live.name, epoch = live.epoch, version = %hello.version, "edge joined");
+    let end = serve(&cluster, &mut inbound, &mut protocol, &live).await;
+    close(&cluster, &live, end).await;
+}
+
+/// Hello to Welcome.
+async fn open(
+    cluster: &Arc<Cluster>,
+    inbound: &mut (impl Stream<Item = Result<v1::SessionRequest, Status>> + Send + Unpin),
+    protocol: &mut Protocol,
+    outbox: &Outbox,
+) -> Result<(Arc<Live>, v1::Hello), ServiceError> {
+    let hello = read_hello(inbound, protocol).await?;
+    let store_id = check_hello(&hello).map_err(ServiceError::Invalid)?;
+    cluster.require_leader()?;
+    let joined = cluster.database.join_edge(&hello, store_id).await?;
+    let live = Arc::new(Live {
+        edge: joined.edge,
+        name: hello.name.clone(),
+        url: hello.url.trim_end_matches('/').to_owned(),
+        epoch: joined.epoch,
+        store_id: hello.store_id.clone(),
+        outbox: outbox.clone(),
+        draining: AtomicBool::new(joined.draining),
+        ready: AtomicBool::new(false),
+        status: Mutex::new(v1::EdgeStatus {
+            bytes_used: joined.bytes_used,
+            bytes_allowed: hello.bytes_allowed,
+            ..Default::default()
+        }),
+        sources_confirmed: watch::Sender::new(0),
+        invalidations_confirmed: watch::Sender::new(0),
+    });
+    // First into the outbox, then into the registry: nothing comes before Welcome. A source put
+    // between the two is in neither, so the table is read again after joining.
+    let sources = cluster.sources.load_full();
+    outbox.post(Response::Welcome(v1::Welcome {
+        epoch: joined.epoch,
+        sources: sources.as_ref().clone(),
+        chunk_size: cluster.chunk_size,
+        peer_keys: cluster.peer_keys(),
+        session_timeout_ms: u32::try_from(SESSION_TIMEOUT.as_millis()).unwrap_or(u32::MAX),
+        draining: joined.draining,
+    }));
+    cluster.registry.join(Arc::clone(&live));
+    let now = cluster.sources.load_full();
+    if !Arc::ptr_eq(&sources, &now) {
+        outbox.post(Response::SourcesChanged(v1::SourcesChanged {
+            sequence: cluster.registry.next_sequence(),
+            sources: now.as_ref().clone(),
+        }));
+    }
+    cluster
+        .plan
+        .tell(Command::EdgeJoined {
+            edge: live.edge,
+            epoch: live.epoch,
+            record: EdgeRecord {
+                name: live.name.clone(),
+                url: live.url.clone(),
+            },
+            max_downloads: hello.max_downloads,
+            background_fill: hello.background_fill,
+            draining: joined.draining,
+        })
+        .await?;
+    // The lead may have been lost between the check and the registration.
+    cluster.require_leader()?;
+    Ok((live, hello))
+}
+
+async fn read_hello(
+    inbound: &mut (impl Stream<Item = Result<v1::SessionRequest, Status>> + Send + Unpin),
+    protocol: &mut Protocol,
+) -> Result<v1::Hello, ServiceError> {
+    let expected = || ServiceError::invalid("message", "expected Hello first");
+    let first = timeout(HELLO_TIMEOUT, inbound.next())
+        .await
+        .map_err(|_| ServiceError::DeadlineExceeded("no Hello came in time".into()))?;
+    let message = match first {
+        Some(Ok(v1::SessionRequest { message: Some(m) })) => m,
+        _ => return Err(expected()),
+    };
+    protocol.accept(&message).map_err(|_| expected())?;
+    match message {
+        Request::Hello(hello) => Ok(hello),
+        _ => Err(expected()),
+    }
+}
+
+fn check_hello(hello: &v1::Hello) -> Result<Uuid, Vec<FieldViolation>> {
+    let mut violations = Vec::new();
+    if let Err(error) = chunkcache_proto::source_name::check_name(&hello.name) {
+        violations.push(FieldViolation::new("hello.name", error.to_string()));
+    }
+    let url = url::Url::parse(&hello.url);
+    if !url.is_ok_and(|u| matches!(u.scheme(), "http" | "https") && u.has_host()) {
+        violations.push(FieldViolation::new(
+            "hello.url",
+            "expected an absolute http or https URL",
+        ));
+    }
+    if !(1..=MAX_DOWNLOADS).contains(&hello.max_downloads) {
+        violations.push(FieldViolation::new(
+            "hello.max_downloads",
+            format!("expected 1 to {MAX_DOWNLOADS}"),
+        ));
+    }
+    match hello.store_id.parse::<Uuid>() {
+        Ok(store_id) if violations.is_empty() => Ok(store_id),
+        Ok(_) => Err(violations),
+        Err(_) => {
+            violations.push(FieldViolation::new("hello.store_id", "expected a UUID"));
+            Err(violations)
+        }
+    }
+}
+
+/// Until either side, or the cluster, ends it.
+async fn serve(
+    cluster: &Arc<Cluster>,
+    inbound: &mut (impl Stream<Item = Result<v1::SessionRequest, Status>> + Send + Unpin),
+    protocol: &mut Protocol,
+    live: &Arc<Live>,
+) -> End {
+    let (storage, queue) = mpsc::channel(STORAGE_QUEUE);
+    let committed = Arc::new(watch::Sender::new(v1::Committed::default()));
+    cluster.tasks.spawn(storage::run(
+        Arc::clone(cluster),
+        Arc::clone(live),
+        queue,
+        Arc::clone(&committed),
+    ));
+    let mut heartbeat = tokio::time::interval(HEARTBEAT);
+    let mut heard = Instant::now();
+    let mut touched: Option<Instant> = None;
+    loop {
+        let message = tokio::select! {
+            biased;
+            () = live.outbox.ended() => {
+                return live.outbox.end_reason().unwrap_or(End::Shutdown);
+            }
+            () = tokio::time::sleep_until(heard + SESSION_TIMEOUT) => return End::Timeout,
+            _ = heartbeat.tick() => {
+                // Says nothing new: that the way back is open is the news.
+                let last = *committed.borrow();
+                live.outbox.post(Response::Committed(last));
+                continue;
+            }
+            received = inbound.next() => match received {
+                None => return End::Closed,
+                Some(Err(_)) => return End::Transport,
+                // A message of a newer protocol: what it says is not for us.
+                Some(Ok(v1::SessionRequest { message: None })) => {
+                    heard = Instant::now();
+                    continue;
+                }
+                Some(Ok(v1::SessionRequest { message: Some(message) })) => message,
+            },
+        };
+        match protocol.accept(&message) {
+            Err(error) => {
+                tracing::warn!(edge = %live.name, %error, "the session is ended");
+                live.outbox.refuse(Status::failed_precondition(error.to_string()));
+                return End::Protocol;
+            }
+            Ok(Lane::Hello) => return End::Protocol,
+            Ok(Lane::Storage) => {
+                let forwarded = tokio::select! {
+                    sent = storage.send(message) => sent.is_ok(),
+                    () = live.outbox.ended() => false,
+                };
+                if !forwarded {
+                    return live.outbox.end_reason().unwrap_or(End::Database);
+                }
+            }
+            Ok(Lane::Control) => {
+                if control(cluster, live, message, &mut touched).await.is_err() {
+                    return End::Shutdown;
+                }
+            }
+        }
+        // Also after waiting for the database: the time was ours.
+        heard = Instant::now();
+    }
+}
+
+async fn control(
+    cluster: &Arc<Cluster>,
+    live: &Arc<Live>,
+    message: Request,
+    touched: &mut Option<Instant>,
+) -> Result<(), ServiceError> {
+    let (edge, epoch) = (live.edge, live.epoch);
+    match message {
+        Request::Demand(batch) => {
+            cluster.plan.tell(Command::Demand { edge, epoch, batch }).await?;
+        }
+        Request::FetchReport(report) => {
+            cluster.plan.tell(Command::FetchReport { edge, epoch, report }).await?;
+        }
+        Request::LocalFetch(fetch) => {
+            cluster.plan.tell(Command::LocalFetch { edge, epoch, fetch }).await?;
+        }
+        Request::KeyNegative(negative) => cluster.resolver.negative(negative),
+        Request::SourceAck(ack) => {
+            live.sources_confirmed.send_if_modified(|s| raise(s, ack.sequence));
+        }
+        Request::InvalidateAck(ack) => {
+            live.invalidations_confirmed.send_if_modified(|s| raise(s, ack.sequence));
+        }
+        Request::Drain(_) => {
+            // The edge asks for itself, so the operator's wish in the table stays as it is.
+            live.draining.store(true, Ordering::Relaxed);
+            cluster.plan.tell(Command::EdgeDraining { edge, draining: true }).await?;
+        }
+        Request::Status(status) => {
+            let is_due = touched.is_none_or(|at| at.elapsed() >= TOUCH_EVERY);
+            let (used, allowed) = (status.bytes_used, status.bytes_allowed);
+            *live.status.lock() = status;
+            if is_due {
+                *touched = Some(Instant::now());
+                touch(cluster, live, used, allowed);
+            }
+        }
+        // Routed to other lanes by the protocol.
+        Request::Hello(_)
+        | Request::InventoryDigest(_)
+        | Request::InventoryEntry(_)
+        | Request::InventoryComplete(_)
+        | Request::ChunksStored(_)
+        | Request::ChunksRemoved(_)
+        | Request::EntryObserved(_) => {}
+    }
+    Ok(())
+}
+
+fn raise(present: &mut u64, to: u64) -> bool {
+    let rises = to > *present;
+    *present = to.max(*present);
+    rises
+}
+
+/// Beside the session: nobody waits for it, and the next one repeats it.
+fn touch(cluster: &Arc<Cluster>, live: &Arc<Live>, used: u64, allowed: u64) {
+    let (cluster, live) = (Arc::clone(cluster), Arc::clone(live));
+    let tracker = cluster.tasks.clone();
+    tracker.spawn(async move {
+        let touched = cluster.database.touch_edge(live.edge, live.epoch, used, allowed).await;
+        match touched {
+            Ok(true) => {}
+            // Another coordinator granted a newer epoch: what this session says changes nothing.
+            Ok(false) => live.outbox.end(End::Fenced),
+            Err(error) => tracing::debug!(edge = %live.name, %error, "status was not recorded"),
+        }
+    });
+}
+
+async fn close(cluster: &Arc<Cluster>, live: &Arc<Live>, end: End) {
+    live.outbox.end(end);
+    cluster.metrics.sessions.dec();
+    cluster
+        .metrics
+        .sessions_ended
+        .get_or_create(&EndLabel { reason: end.label() })
+        .inc();
+    tracing::info!(edge = %live.name, epoch = live.epoch, reason = end.label(), "edge left");
+    if end == End::Fenced {
+        live.outbox.refuse(Status::from(ServiceError::StaleEpoch {
+            edge: live.name.clone(),
+            given: live.epoch,
+        }));
+    }
+    let was_present = cluster.registry.leave(live.edge, live.epoch);
+    let left = Command::EdgeLeft {
+        edge: live.edge,
+        epoch: live.epoch,
+    };
+    // A stopped plan is the end of the process: nothing to tell it.
+    let _ = cluster.plan.tell(left).await;
+    if was_present && end != End::Forgotten && cluster.is_leader() {
+        let state = v1::EdgeState::Suspect;
+        if let Err(error) = cluster.database.set_edge_state(live.edge, live.epoch, state).await {
+            tracing::debug!(edge = %live.name, %error, "suspect was not recorded");
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hello_is_checked_field_by_field() {
+        let bad = v1::Hello {
+            name: "Edge 1".into(),
+            url: "127.0.0.1:80".into(),
+            ..Default::default()
+        };
+        let fields: Vec<String> = check_hello(&bad).unwrap_err().into_iter().map(|v| v.field).collect();
+        assert_eq!(
+            fields,
+            ["hello.name", "hello.url", "hello.max_downloads", "hello.store_id"]
+        );
+        let good = v1::Hello {
+            name: "edge-1".into(),
+            url: "http://127.0.0.1:7500".into(),
+            max_downloads: 3,
+            store_id: EdgeId(1).0.to_string(),
+            ..Default::default()
+        };
+        assert!(check_hello(&good).is_err());
+        let good = v1::Hello {
+            store_id: Uuid::nil().to_string(),
+            ..good
+        };
+        assert_eq!(check_hello(&good), Ok(Uuid::nil()));
+    }
+}

@@ -1,0 +1,184 @@
+//! The scheduler speaks in small integers, the wire in names and UUIDs; this is the table between
+//! them. Owned by the plan, so nothing here is shared or locked.
+
+use std::{collections::HashMap, sync::Arc};
+
+use chunkcache_proto::{EntryId, Geometry, v1};
+
+use crate::core::scheduler::api::{AssignmentId, EdgeId, EntryNo, SourceId};
+
+/// The highest bit marks fetches an edge began by itself.
+const LOCAL_BIT: u64 = 1 << 63;
+
+/// An edge as the plan knows it.
+#[derive(Clone, Debug)]
+pub struct EdgeRecord {
+    /// Its name in the cluster.
+    pub name: String,
+    /// Where peers reach it.
+    pub url: String,
+}
+
+/// An entry the scheduler knows.
+#[derive(Clone, Debug)]
+pub struct EntryRecord {
+    /// As told to edges.
+    pub entry: Arc<v1::Entry>,
+    /// Its id, parsed.
+    pub id: EntryId,
+    /// Of its chunks.
+    pub geometry: Geometry,
+}
+
+/// Names to numbers and back.
+#[derive(Debug, Default)]
+pub struct Directory {
+    edges: HashMap<EdgeId, EdgeRecord>,
+    sources: HashMap<String, SourceId>,
+    entry_numbers: HashMap<EntryId, EntryNo>,
+    entries: HashMap<EntryNo, EntryRecord>,
+    local_by_wire: HashMap<(EdgeId, u64), AssignmentId>,
+    local_by_id: HashMap<AssignmentId, (EdgeId, u64)>,
+    next_source: u32,
+    next_entry: u32,
+    next_local: u64,
+}
+
+impl Directory {
+    /// An edge joined, perhaps under a new address.
+    pub fn set_edge(&mut self, edge: EdgeId, record: EdgeRecord) {
+        self.edges.insert(edge, record);
+    }
+
+    /// The edge, if it ever joined.
+    #[must_use]
+    pub fn edge(&self, edge: EdgeId) -> Option<&EdgeRecord> {
+        self.edges.get(&edge)
+    }
+
+    /// The number of a source; given at the first mention, kept for good: the set is small.
+    pub fn source(&mut self, name: &str) -> SourceId {
+        if let Some(&source) = self.sources.get(name) {
+            return source;
+        }
+        let source = SourceId(self.next_source);
+        self.next_source += 1;
+        self.sources.insert(name.to_owned(), source);
+        source
+    }
+
+    /// The number of an entry that is open.
+    #[must_use]
+    pub fn entry_number(&self, id: EntryId) -> Option<EntryNo> {
+        self.entry_numbers.get(&id).copied()
+    }
+
+    /// The entry behind a number.
+    #[must_use]
+    pub fn entry(&self, number: EntryNo) -> Option<&EntryRecord> {
+        self.entries.get(&number)
+    }
+
+    /// All open entries.
+    pub fn entries(&self) -> impl Iterator<Item = (EntryNo, &EntryRecord)> {
+        self.entries.iter().map(|(number, record)| (*number, record))
+    }
+
+    /// Numbers of open entries.
+    #[must_use]
+    pub fn entry_count(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Gives an entry a number that was never used before: late messages about a closed one find nothing.
+    pub fn open_entry(&mut self, record: EntryRecord) -> EntryNo {
+        let number = EntryNo(self.next_entry);
+        self.next_entry = self.next_entry.wrapping_add(1);
+        self.entry_numbers.insert(record.id, number);
+        self.entries.insert(number, record);
+        number
+    }
+
+    /// Forgets an entry.
+    pub fn close_entry(&mut self, id: EntryId) -> Option<EntryNo> {
+        let number = self.entry_numbers.remove(&id)?;
+        self.entries.remove(&number);
+        Some(number)
+    }
+
+    /// The pinned flag is the one thing of an entry that changes.
+    pub fn update_entry(&mut self, number: EntryNo, entry: Arc<v1::Entry>) {
+        if let Some(record) = self.entries.get_mut(&number) {
+            record.entry = entry;
+        }
+    }
+
+    /// The scheduler's id of a fetch as an edge names it. An edge's own fetches are numbered by the edge,
+    /// so two edges may use the same number: each gets an id of its own here.
+    pub fn assignment(&mut self, edge: EdgeId, wire: u64) -> AssignmentId {
+        if wire & LOCAL_BIT == 0 {
+            return AssignmentId(wire);
+        }
+        if let Some(&id) = self.local_by_wire.get(&(edge, wire)) {
+            return id;
+        }
+        let id = AssignmentId(LOCAL_BIT | self.next_local);
+        self.next_local += 1;
+        self.local_by_wire.insert((edge, wire), id);
+        self.local_by_id.insert(id, (edge, wire));
+        id
+    }
+
+    /// The number the edge knows a fetch by.
+    #[must_use]
+    pub fn wire_assignment(&self, id: AssignmentId) -> u64 {
+        self.local_by_id.get(&id).map_or(id.0, |(_, wire)| *wire)
+    }
+
+    /// A fetch ended.
+    pub fn end_assignment(&mut self, edge: EdgeId, wire: u64) {
+        if let Some(id) = self.local_by_wire.remove(&(edge, wire)) {
+            self.local_by_id.remove(&id);
+        }
+    }
+
+    /// A session ended, and its local fetches with it.
+    pub fn end_local_fetches(&mut self, edge: EdgeId) {
+        self.local_by_wire.retain(|(of, _), _| *of != edge);
+        self.local_by_id.retain(|_, (of, _)| *of != edge);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn local_fetches_of_two_edges_do_not_collide() {
+        let mut directory = Directory::default();
+        let (a, b) = (EdgeId(1), EdgeId(2));
+        let wire = LOCAL_BIT | 7;
+        let (of_a, of_b) = (directory.assignment(a, wire), directory.assignment(b, wire));
+        assert_ne!(of_a, of_b);
+        assert_eq!(directory.assignment(a, wire), of_a);
+        assert_eq!(directory.wire_assignment(of_b), wire);
+        directory.end_local_fetches(a);
+        assert_ne!(directory.assignment(a, wire), of_a);
+        assert_eq!(directory.wire_assignment(of_b), wire);
+        assert_eq!(directory.assignment(a, 5), AssignmentId(5));
+    }
+
+    #[test]
+    fn a_reopened_entry_has_another_number() {
+        let mut directory = Directory::default();
+        let record = EntryRecord {
+            entry: Arc::default(),
+            id: EntryId::nil(),
+            geometry: Geometry::new(1, Geometry::DEFAULT_CHUNK_SIZE).unwrap(),
+        };
+        let first = directory.open_entry(record.clone());
+        assert_eq!(directory.close_entry(EntryId::nil()), Some(first));
+        assert_ne!(directory.open_entry(record), first);
+    }
+}

@@ -1,0 +1,563 @@
+//! The scheduler with what it needs to be spoken to: names, entries loaded before their first
+//! mention, requests and jobs. Synchronous and deterministic, so that it is tested
+//! without a runtime; `actor.rs` gives it time, tables and edges.
+//!
+//! Why entries are loaded first: a scheduler that does not know what is held fetches it again. Commands
+//! that name an entry under way wait for it here, in their order.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    ops::Range,
+    sync::Arc,
+};
+
+use chunkcache_proto::{ChunkIndex, EntryId, Geometry, Level, v1};
+use v1::session_response::Message;
+
+use super::{
+    directory::{Directory, EdgeRecord, EntryRecord},
+    translate,
+};
+use crate::core::scheduler::{
+    Scheduler,
+    api::{EdgeId, Effect, EntryNo, Event, Millis, ReaderId, WantId},
+};
+
+/// Commands kept for one entry while it is loaded. What is beyond is dropped: demand
+/// is said again by the edges, rows are loaded by the very load that is waited for.
+const MAX_WAITING_PER_ENTRY: usize = 4096;
+
+/// What the plan is told.
+#[derive(Debug)]
+pub enum Command {
+    /// A session began.
+    EdgeJoined {
+        /// Its row's id.
+        edge: EdgeId,
+        /// Of the session; older ones say nothing any more.
+        epoch: u64,
+        /// Name and address.
+        record: EdgeRecord,
+        /// Fetches at a time.
+        max_downloads: u32,
+        /// The edge's own option.
+        background_fill: bool,
+        /// As the operator wants it.
+        draining: bool,
+    },
+    /// A session ended.
+    EdgeLeft {
+        /// Its row's id.
+        edge: EdgeId,
+        /// Of the session that ended.
+        epoch: u64,
+    },
+    /// The operator drains it, or takes that back.
+    EdgeDraining {
+        /// Its row's id.
+        edge: EdgeId,
+        /// From now on.
+        draining: bool,
+    },
+    /// Registered or changed.
+    SourceSet(Box<v1::Source>),
+    /// No longer registered.
+    SourceRemoved(String),
+    /// Load it now: a request, a job or an edge will speak of it.
+    EntryWanted(EntryId),
+    /// Its pinned flag changed.
+    EntryChanged(Box<v1::Entry>),
+    /// Superseded or invalidated.
+    EntryClosed(EntryId),
+    /// The answer to [`Action::Load`].
+    EntryLoaded {
+        /// What was asked for.
+        id: EntryId,
+        /// `None`: not in the table.
+        loaded: Option<LoadedEntry>,
+    },
+    /// Rows were committed.
+    Held {
+        /// Where.
+        edge: EdgeId,
+        /// Of what.
+        entry: EntryId,
+        /// Chunk indexes.
+        chunks: Vec<ChunkIndex>,
+    },
+    /// Rows went.
+    Dropped {
+        /// Where.
+        edge: EdgeId,
+        /// Of what.
+        entry: EntryId,
+        /// Chunk indexes; `None`: all.
+        chunks: Option<Vec<ChunkIndex>>,
+    },
+    /// From a session.
+    Demand {
+        /// Who speaks.
+        edge: EdgeId,
+        /// In which session.
+        epoch: u64,
+        /// What it said.
+        batch: v1::DemandBatch,
+    },
+    /// From a session.
+    FetchReport {
+        /// Who speaks.
+        edge: EdgeId,
+        /// In which session.
+        epoch: u64,
+        /// What it said.
+        report: v1::FetchReport,
+    },
+    /// From a session.
+    LocalFetch {
+        /// Who speaks.
+        edge: EdgeId,
+        /// In which session.
+        epoch: u64,
+        /// What it said.
+        fetch: v1::LocalFetch,
+    },
+    /// A request or a job asks for chunks.
+    Want {
+        /// Given by the caller; unique.
+        want: WantId,
+        /// Where they should be.
+        edge: EdgeId,
+        /// Of what.
+        entry: EntryId,
+        /// Which.
+        chunks: Vec<Range<ChunkIndex>>,
+        /// How urgent.
+        level: Level,
+    },
+    /// Cancelled.
+    WantClosed(WantId),
+    /// Time passed.
+    Tick,
+}
+
+/// An entry and who holds what of it, as the table says.
+#[derive(Clone, Debug)]
+pub struct LoadedEntry {
+    /// As told to edges.
+    pub entry: v1::Entry,
+    /// Chunks per edge.
+    pub holders: Vec<(EdgeId, Vec<Range<ChunkIndex>>)>,
+}
+
+/// What the actor has to do.
+#[derive(Debug, PartialEq)]
+pub enum Action {
+    /// Put into the edge's outbox.
+    Send(EdgeId, Box<Message>),
+    /// Read the entry and its holders from the table, then say [`Command::EntryLoaded`].
+    Load(EntryId),
+    /// All chunks of the want are held.
+    WantDone(WantId),
+}
+
+/// A want as it was asked, to be said again when its edge joins anew.
+#[derive(Clone, Debug)]
+struct Want {
+    edge: EdgeId,
+    entry: EntryId,
+    chunks: Vec<Range<ChunkIndex>>,
+    level: Level,
+}
+
+/// The synchronous core of the actor.
+pub struct Plan {
+    scheduler: Scheduler,
+    directory: Directory,
+    epochs: HashMap<EdgeId, u64>,
+    readers: HashMap<ReaderId, EntryId>,
+    wants: BTreeMap<WantId, Want>,
+    loading: HashMap<EntryId, VecDeque<Command>>,
+    effects: Vec<Effect>,
+}
+
+impl Plan {
+    /// Around a scheduler that knows nothing yet.
+    #[must_use]
+    pub fn new(scheduler: Scheduler) -> Self {
+        Self {
+            scheduler,
+            directory: Directory::default(),
+            epochs: HashMap::new(),
+            readers: HashMap::new(),
+            wants: BTreeMap::new(),
+            loading: HashMap::new(),
+            effects: Vec::new(),
+        }
+    }
+
+    /// To look at: explanations and counts.
+    #[must_use]
+    pub fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
+    }
+
+    /// Names behind the scheduler's numbers.
+    #[must_use]
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// Open entries.
+    #[must_use]
+    pub fn entry_count(&self) -> usize {
+        self.directory.entry_count()
+    }
+
+    /// Takes one command in; what follows from it is appended to `actions`.
+    pub fn apply(&mut self, command: Command, now: Millis, actions: &mut Vec<Action>) {
+        match command {
+            Command::EdgeJoined {
+                edge,
+                epoch,
+                record,
+                max_downloads,
+                background_fill,
+                draining,
+            } => {
+                self.directory.set_edge(edge, record);
+                self.directory.end_local_fetches(edge);
+                self.epochs.insert(edge, epoch);
+                self.readers.retain(|reader, _| reader.edge != edge);
+                self.event(
+                    Event::EdgeJoined {
+                        edge,
+                        max_downloads,
+                        background_fill,
+                    },
+                    now,
+                    actions,
+                );
+                if draining {
+                    self.event(Event::EdgeDraining { edge, draining }, now, actions);
+                }
+                self.restate_edge(edge, now, actions);
+            }
+            Command::EdgeLeft { edge, epoch } => {
+                if self.is_present(edge, epoch) {
+                    self.epochs.remove(&edge);
+                    self.directory.end_local_fetches(edge);
+                    self.readers.retain(|reader, _| reader.edge != edge);
+                    self.event(Event::EdgeLost { edge }, now, actions);
+                }
+            }
+            Command::EdgeDraining { edge, draining } => {
+                self.event(Event::EdgeDraining { edge, draining }, now, actions);
+            }
+            Command::SourceSet(source) => {
+                let event = Event::SourceSet {
+                    source: self.directory.source(&source.name),
+                    max_connections: source.max_connections,
+                    max_rate_bytes_per_second: source.max_rate_bytes_per_second,
+                    background_fill: source.background_fill,
+                };
+                self.event(event, now, actions);
+            }
+            Command::SourceRemoved(name) => {
+                let source = self.directory.source(&name);
+                self.event(Event::SourceRemoved { source }, now, actions);
+            }
+            Command::EntryWanted(id) => {
+                self.load(id, actions);
+            }
+            Command::EntryChanged(entry) => {
+                let number = entry.id.parse().ok().and_then(|id| self.directory.entry_number(id));
+                if let Some(number) = number {
+                    self.directory.update_entry(number, Arc::from(entry));
+                }
+            }
+            Command::EntryClosed(id) => {
+                self.wants.retain(|_, want| want.entry != id);
+                self.readers.retain(|_, entry| *entry != id);
+                if let Some(waiting) = self.loading.get_mut(&id) {
+                    waiting.push_back(Command::EntryClosed(id));
+                } else if let Some(entry) = self.directory.entry_number(id) {
+                    self.event(Event::EntryClosed { entry }, now, actions);
+                    self.directory.close_entry(id);
+                }
+            }
+            Command::EntryLoaded { id, loaded } => self.entry_loaded(id, loaded, now, actions),
+            Command::Held { edge, entry, chunks } => {
+                self.rows_changed(edge, entry, Some(chunks), true, now, actions);
+            }
+            Command::Dropped { edge, entry, chunks } => {
+                self.rows_changed(edge, entry, chunks, false, now, actions);
+            }
+            Command::Demand { edge, epoch, batch } => {
+                if self.is_present(edge, epoch) {
+                    self.demand(edge, epoch, batch, now, actions);
+                }
+            }
+            Command::FetchReport { edge, epoch, report } => {
+                if self.is_present(edge, epoch)
+                    && let Some(event) = translate::fetch_report(&mut self.directory, edge, &report)
+                {
+                    self.event(event, now, actions);
+                }
+            }
+            Command::LocalFetch { edge, epoch, fetch } => {
+                if self.is_present(edge, epoch)
+                    && let Ok(id) = fetch.entry_id.parse()
+                {
+                    self.local_fetch(id, edge, epoch, fetch, now, actions);
+                }
+            }
+            Command::Want {
+                want,
+                edge,
+                entry,
+                chunks,
+                level,
+            } => {
+                let asked = Want {
+                    edge,
+                    entry,
+                    chunks,
+                    level,
+                };
+                self.wants.insert(want, asked.clone());
+                if self.load(entry, actions) {
+                    self.set_want(want, asked, now, actions);
+                }
+            }
+            Command::WantClosed(want) => {
+                if self.wants.remove(&want).is_some() {
+                    self.event(Event::WantClosed { want }, now, actions);
+                }
+            }
+            Command::Tick => self.event(Event::Tick, now, actions),
+        }
+    }
+
+    /// An epoch is checked here and not only at the session: its commands may still be in the queue when a newer one joins.
+    fn is_present(&self, edge: EdgeId, epoch: u64) -> bool {
+        self.epochs.get(&edge) == Some(&epoch)
+    }
+
+    fn event(&mut self, event: Event, now: Millis, actions: &mut Vec<Action>) {
+        self.scheduler.apply(event, now, &mut self.effects);
+        for effect in self.effects.drain(..) {
+            if let Effect::WantDone { want } = effect {
+                self.wants.remove(&want);
+                actions.push(Action::WantDone(want));
+            } else if let Some((edge, message)) = translate::effect(&self.directory, &effect) {
+                actions.push(Action::Send(edge, Box::new(message)));
+            }
+        }
+    }
+
+    /// True if the entry is open; else its load is under way when this returns.
+    fn load(&mut self, id: EntryId, actions: &mut Vec<Action>) -> bool {
+        if self.directory.entry_number(id).is_some() {
+            return true;
+        }
+        if !self.loading.contains_key(&id) {
+            self.loading.insert(id, VecDeque::new());
+            actions.push(Action::Load(id));
+        }
+        false
+    }
+
+    fn wait_for(&mut self, id: EntryId, command: Command) {
+        if let Some(waiting) = self.loading.get_mut(&id)
+            && waiting.len() < MAX_WAITING_PER_ENTRY
+        {
+            waiting.push_back(command);
+        }
+    }
+
+    fn entry_loaded(
+        &mut self,
+        id: EntryId,
+        loaded: Option<LoadedEntry>,
+        now: Millis,
+        actions: &mut Vec<Action>,
+    ) {
+        let waiting = self.loading.remove(&id).unwrap_or_default();
+        let Some(loaded) = loaded else {
+            self.wants.retain(|_, want| want.entry != id);
+            return;
+        };
+        let Ok(geometry) = Geometry::new(loaded.entry.size, loaded.entry.chunk_size) else {
+            tracing::error!(entry = %id, "an entry's size and chunk size do not go together");
+            return;
+        };
+        let source_name = loaded.entry.key.as_ref().map_or("", |key| key.source.as_str());
+        let source = self.directory.source(source_name);
+        let entry = self.directory.open_entry(EntryRecord {
+            entry: Arc::new(loaded.entry),
+            id,
+            geometry,
+        });
+        let opened = Event::EntryOpened {
+            entry,
+            source,
+            geometry,
+        };
+        self.event(opened, now, actions);
+        for (edge, chunks) in loaded.holders {
+            self.event(Event::ChunksHeld { edge, entry, chunks }, now, actions);
+        }
+        let wants: Vec<(WantId, Want)> = self
+            .wants
+            .iter()
+            .filter(|(_, want)| want.entry == id)
+            .map(|(number, want)| (*number, want.clone()))
+            .collect();
+        for (number, want) in wants {
+            self.set_want(number, want, now, actions);
+        }
+        for command in waiting {
+            self.apply(command, now, actions);
+        }
+    }
+
+    /// What was told of an edge before its session: wants, whose fetches the join voided.
+    fn restate_edge(&mut self, edge: EdgeId, now: Millis, actions: &mut Vec<Action>) {
+        let wants: Vec<(WantId, Want)> = self
+            .wants
+            .iter()
+            .filter(|(_, want)| want.edge == edge)
+            .map(|(number, want)| (*number, want.clone()))
+            .collect();
+        for (number, want) in wants {
+            self.set_want(number, want, now, actions);
+        }
+    }
+
+    fn set_want(&mut self, want: WantId, asked: Want, now: Millis, actions: &mut Vec<Action>) {
+        if let Some(entry) = self.directory.entry_number(asked.entry) {
+            let event = Event::WantSet {
+                want,
+                edge: asked.edge,
+                entry,
+                chunks: asked.chunks,
+                level: asked.level,
+            };
+            self.event(event, now, actions);
+        }
+    }
+
+    fn rows_changed(
+        &mut self,
+        edge: EdgeId,
+        id: EntryId,
+        chunks: Option<Vec<ChunkIndex>>,
+        held: bool,
+        now: Millis,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some((entry, geometry)) = self.open_geometry(id) else {
+            let command = match (held, chunks) {
+                (true, Some(chunks)) => Command::Held { edge, entry: id, chunks },
+                (_, chunks) => Command::Dropped { edge, entry: id, chunks },
+            };
+            self.wait_for(id, command);
+            return;
+        };
+        let chunks = match chunks {
+            Some(indexes) => translate::coalesce(indexes, geometry),
+            None => vec![0..geometry.chunk_count()],
+        };
+        let event = if held {
+            Event::ChunksHeld { edge, entry, chunks }
+        } else {
+            Event::ChunksDropped { edge, entry, chunks }
+        };
+        self.event(event, now, actions);
+    }
+
+    fn open_geometry(&self, id: EntryId) -> Option<(EntryNo, Geometry)> {
+        let number = self.directory.entry_number(id)?;
+        self.directory.entry(number).map(|record| (number, record.geometry))
+    }
+
+    fn demand(
+        &mut self,
+        edge: EdgeId,
+        epoch: u64,
+        batch: v1::DemandBatch,
+        now: Millis,
+        actions: &mut Vec<Action>,
+    ) {
+        if batch.complete {
+            let gone: Vec<ReaderId> = self
+                .readers
+                .keys()
+                .filter(|reader| {
+                    reader.edge == edge
+                        && !batch.readers.iter().any(|r| r.reader_id == reader.number)
+                })
+                .copied()
+                .collect();
+            for reader in gone {
+                self.close_reader(reader, now, actions);
+            }
+        }
+        for demand in batch.readers {
+            let Ok(id) = demand.entry_id.parse::<EntryId>() else {
+                continue;
+            };
+            let reader = ReaderId {
+                edge,
+                number: demand.reader_id,
+            };
+            self.readers.insert(reader, id);
+            if self.load(id, actions) {
+                if let Some(event) = translate::demand(&self.directory, edge, &demand) {
+                    self.event(event, now, actions);
+                }
+            } else {
+                let batch = v1::DemandBatch {
+                    readers: vec![demand],
+                    ..Default::default()
+                };
+                self.wait_for(id, Command::Demand { edge, epoch, batch });
+            }
+        }
+        for number in batch.closed_readers {
+            self.close_reader(ReaderId { edge, number }, now, actions);
+        }
+    }
+
+    fn close_reader(&mut self, reader: ReaderId, now: Millis, actions: &mut Vec<Action>) {
+        let Some(id) = self.readers.remove(&reader) else {
+            return;
+        };
+        if let Some(waiting) = self.loading.get_mut(&id) {
+            // Its demand waits for the entry: it must not come back to life after it.
+            waiting.retain(|command| {
+                !matches!(command, Command::Demand { edge, batch, .. }
+                    if *edge == reader.edge && batch.readers.iter().any(|r| r.reader_id == reader.number))
+            });
+        }
+        self.event(Event::DemandClosed { reader }, now, actions);
+    }
+
+    fn local_fetch(
+        &mut self,
+        id: EntryId,
+        edge: EdgeId,
+        epoch: u64,
+        fetch: v1::LocalFetch,
+        now: Millis,
+        actions: &mut Vec<Action>,
+    ) {
+        if self.load(id, actions) {
+            if let Some(event) = translate::local_fetch(&mut self.directory, edge, &fetch) {
+                self.event(event, now, actions);
+            }
+        } else {
+            self.wait_for(id, Command::LocalFetch { edge, epoch, fetch });
+        }
+    }
+}

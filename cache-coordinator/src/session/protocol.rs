@@ -1,0 +1,179 @@
+//! The order of a session's messages, as a pure state machine.
+//!
+//! Storage messages (inventory, stored, removed, observed) have an order that carries meaning;
+//! the others may come at any time after `Hello`. What is out of order is the edge's
+//! fault and ends the session: it reconnects and starts from a known state.
+
+use chunkcache_proto::v1::session_request::Message;
+
+/// How far a session is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing said yet.
+    AwaitHello,
+    /// Digests come, until `InventoryComplete`.
+    Digests,
+    /// What was requested in full comes, until the second `InventoryComplete`.
+    Entries,
+    /// Rows and disk agree.
+    Ready,
+}
+
+/// Who handles a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// The session's opening.
+    Hello,
+    /// In the order received, with the database.
+    Storage,
+    /// At once.
+    Control,
+}
+
+/// A message that may not come now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message} is out of order in phase {phase:?}")]
+pub struct OutOfOrder {
+    /// What came.
+    pub message: &'static str,
+    /// When.
+    pub phase: Phase,
+}
+
+/// The phase, moved by each message.
+#[derive(Debug)]
+pub struct Protocol {
+    phase: Phase,
+}
+
+impl Default for Protocol {
+    fn default() -> Self {
+        Self {
+            phase: Phase::AwaitHello,
+        }
+    }
+}
+
+impl Protocol {
+    /// How far it is, as told by what the edge sent.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Takes one message in.
+    pub fn accept(&mut self, message: &Message) -> Result<Lane, OutOfOrder> {
+        use Phase::{AwaitHello, Digests, Entries, Ready};
+        let (next, lane) = match (self.phase, message) {
+            (AwaitHello, Message::Hello(_)) => (Digests, Lane::Hello),
+            (Digests | Entries | Ready, Message::Hello(_)) | (AwaitHello, _) => {
+                return Err(self.out_of_order(message));
+            }
+            (Digests, Message::InventoryDigest(_)) => (Digests, Lane::Storage),
+            (Digests, Message::InventoryComplete(_)) => (Entries, Lane::Storage),
+            (Entries, Message::InventoryEntry(_)) => (Entries, Lane::Storage),
+            (Entries, Message::InventoryComplete(_)) => (Ready, Lane::Storage),
+            (
+                Digests | Entries | Ready,
+                Message::InventoryDigest(_)
+                | Message::InventoryEntry(_)
+                | Message::InventoryComplete(_),
+            ) => return Err(self.out_of_order(message)),
+            (
+                phase @ (Digests | Entries | Ready),
+                Message::ChunksStored(_) | Message::ChunksRemoved(_) | Message::EntryObserved(_),
+            ) => (phase, Lane::Storage),
+            (
+                phase @ (Digests | Entries | Ready),
+                Message::Demand(_)
+                | Message::KeyNegative(_)
+                | Message::FetchReport(_)
+                | Message::Status(_)
+                | Message::InvalidateAck(_)
+                | Message::SourceAck(_)
+                | Message::Drain(_)
+                | Message::LocalFetch(_),
+            ) => (phase, Lane::Control),
+        };
+        self.phase = next;
+        Ok(lane)
+    }
+
+    fn out_of_order(&self, message: &Message) -> OutOfOrder {
+        OutOfOrder {
+            message: name(message),
+            phase: self.phase,
+        }
+    }
+}
+
+/// Of a message, for logs and errors.
+#[must_use]
+pub fn name(message: &Message) -> &'static str {
+    match message {
+        Message::Hello(_) => "Hello",
+        Message::InventoryDigest(_) => "InventoryDigest",
+        Message::InventoryEntry(_) => "InventoryEntry",
+        Message::InventoryComplete(_) => "InventoryComplete",
+        Message::Demand(_) => "DemandBatch",
+        Message::ChunksStored(_) => "ChunksStored",
+        Message::ChunksRemoved(_) => "ChunksRemoved",
+        Message::EntryObserved(_) => "EntryObserved",
+        Message::KeyNegative(_) => "KeyNegative",
+        Message::FetchReport(_) => "FetchReport",
+        Message::Status(_) => "EdgeStatus",
+        Message::InvalidateAck(_) => "InvalidateAck",
+        Message::SourceAck(_) => "SourceAck",
+        Message::Drain(_) => "DrainRequest",
+        Message::LocalFetch(_) => "LocalFetch",
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use chunkcache_proto::v1;
+
+    fn hello() -> Message {
+        Message::Hello(v1::Hello::default())
+    }
+    fn complete() -> Message {
+        Message::InventoryComplete(v1::InventoryComplete {})
+    }
+    fn stored() -> Message {
+        Message::ChunksStored(v1::ChunksStored::default())
+    }
+
+    #[test]
+    fn the_opening_in_order() {
+        let mut protocol = Protocol::default();
+        assert_eq!(protocol.accept(&hello()), Ok(Lane::Hello));
+        let digest = Message::InventoryDigest(v1::InventoryDigest::default());
+        assert_eq!(protocol.accept(&digest), Ok(Lane::Storage));
+        assert_eq!(protocol.accept(&complete()), Ok(Lane::Storage));
+        let entry = Message::InventoryEntry(v1::InventoryEntry::default());
+        assert_eq!(protocol.accept(&entry), Ok(Lane::Storage));
+        assert_eq!(protocol.accept(&complete()), Ok(Lane::Storage));
+        assert_eq!(protocol.phase(), Phase::Ready);
+        assert_eq!(protocol.accept(&stored()), Ok(Lane::Storage));
+        assert!(protocol.accept(&complete()).is_err());
+    }
+
+    #[test]
+    fn nothing_comes_before_hello_and_hello_comes_once() {
+        let mut protocol = Protocol::default();
+        assert!(protocol.accept(&stored()).is_err());
+        protocol.accept(&hello()).unwrap();
+        assert!(protocol.accept(&hello()).is_err());
+    }
+
+    #[test]
+    fn demand_flows_from_welcome_on() {
+        let mut protocol = Protocol::default();
+        protocol.accept(&hello()).unwrap();
+        let demand = Message::Demand(v1::DemandBatch::default());
+        assert_eq!(protocol.accept(&demand), Ok(Lane::Control));
+        assert_eq!(protocol.phase(), Phase::Digests);
+    }
+}

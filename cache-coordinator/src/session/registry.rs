@@ -1,0 +1,386 @@
+//! The sessions that stand now: where to send, what was last said, who has confirmed what.
+//!
+//! A live view, rebuilt from the edges after a restart; what must survive is in the table.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use chunkcache_proto::v1;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use v1::session_response::Message;
+
+use crate::core::scheduler::api::EdgeId;
+
+/// Messages that wait for a slow edge. Beyond, its session ends: it reconnects and is told its state anew,
+/// which is less than what it has missed.
+pub const OUTBOX_MESSAGES: usize = 4096;
+
+/// Why a session ends, for logs and metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The edge closed its side.
+    Closed,
+    /// The stream broke.
+    Transport,
+    /// Nothing heard in time.
+    Timeout,
+    /// A newer session of the same name.
+    Fenced,
+    /// The edge broke the protocol.
+    Protocol,
+    /// Its outbox was full.
+    Overflow,
+    /// The database did not take what it said.
+    Database,
+    /// This coordinator stops, or leads no more.
+    Shutdown,
+    /// The operator removed the edge.
+    Forgotten,
+}
+
+impl End {
+    /// As a metric label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Transport => "transport",
+            Self::Timeout => "timeout",
+            Self::Fenced => "fenced",
+            Self::Protocol => "protocol",
+            Self::Overflow => "overflow",
+            Self::Database => "database",
+            Self::Shutdown => "shutdown",
+            Self::Forgotten => "forgotten",
+        }
+    }
+}
+
+/// The way to an edge.
+#[derive(Clone, Debug)]
+pub struct Outbox {
+    messages: mpsc::Sender<Result<v1::SessionResponse, Status>>,
+    end: Arc<EndSignal>,
+}
+
+#[derive(Debug, Default)]
+struct EndSignal {
+    reason: Mutex<Option<End>>,
+    token: CancellationToken,
+}
+
+impl Outbox {
+    /// An outbox and what is read from it.
+    #[must_use]
+    pub fn new() -> (Self, mpsc::Receiver<Result<v1::SessionResponse, Status>>) {
+        let (messages, receiver) = mpsc::channel(OUTBOX_MESSAGES);
+        let outbox = Self {
+            messages,
+            end: Arc::default(),
+        };
+        (outbox, receiver)
+    }
+
+    /// Without waiting; a full outbox ends the session.
+    pub fn post(&self, message: Message) {
+        let response = v1::SessionResponse {
+            message: Some(message),
+        };
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.messages.try_send(Ok(response)) {
+            self.end(End::Overflow);
+        }
+    }
+
+    /// Waits for room: for answers to the edge's own messages, whose pace is then the edge's.
+    /// False once the session has ended.
+    pub async fn send(&self, message: Message) -> bool {
+        let response = v1::SessionResponse {
+            message: Some(message),
+        };
+        tokio::select! {
+            sent = self.messages.send(Ok(response)) => sent.is_ok(),
+            () = self.end.token.cancelled() => false,
+        }
+    }
+
+    /// The last word. Dropped where even that does not fit.
+    pub fn refuse(&self, status: Status) {
+        let _ = self.messages.try_send(Err(status));
+    }
+
+    /// Ends the session; the first reason stands.
+    pub fn end(&self, reason: End) {
+        self.end.reason.lock().get_or_insert(reason);
+        self.end.token.cancel();
+    }
+
+    /// Why it ended.
+    #[must_use]
+    pub fn end_reason(&self) -> Option<End> {
+        *self.end.reason.lock()
+    }
+
+    /// Completes when the session is to end. Cancel-safe.
+    pub async fn ended(&self) {
+        self.end.token.cancelled().await;
+    }
+
+    /// For what lives as long as the session.
+    #[must_use]
+    pub fn token(&self) -> CancellationToken {
+        self.end.token.clone()
+    }
+}
+
+/// A session that stands.
+#[derive(Debug)]
+pub struct Live {
+    /// Its row's id.
+    pub edge: EdgeId,
+    /// Its name in the cluster.
+    pub name: String,
+    /// Where players and peers reach it.
+    pub url: String,
+    /// Granted by the database.
+    pub epoch: u64,
+    /// Of its data directory.
+    pub store_id: String,
+    /// The way to it.
+    pub outbox: Outbox,
+    /// As the operator, or the edge, wants it.
+    pub draining: AtomicBool,
+    /// Rows and disk agree.
+    pub ready: AtomicBool,
+    /// As last told.
+    pub status: Mutex<v1::EdgeStatus>,
+    /// Highest sequence of `SourcesChanged` it confirmed.
+    pub sources_confirmed: watch::Sender<u64>,
+    /// Highest sequence of `Invalidate` it confirmed.
+    pub invalidations_confirmed: watch::Sender<u64>,
+}
+
+/// Which confirmation is waited for.
+#[derive(Clone, Copy, Debug)]
+pub enum Confirmation {
+    /// `SourceAck`.
+    Sources,
+    /// `InvalidateAck`.
+    Invalidations,
+}
+
+/// Who confirmed within the time, and who did not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Confirmed {
+    /// Names.
+    pub confirmed: Vec<String>,
+    /// Names.
+    pub unconfirmed: Vec<String>,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub struct Registry {
+    live: RwLock<HashMap<EdgeId, Arc<Live>>>,
+    /// Sessions that ended, and when: suspect until they return or are taken as lost.
+    suspects: Mutex<HashMap<EdgeId, (String, Instant)>>,
+    sequence: AtomicU64,
+}
+
+impl Registry {
+    /// A session stands. An older one of the same edge ends.
+    pub fn join(&self, live: Arc<Live>) {
+        self.suspects.lock().remove(&live.edge);
+        let older = self.live.write().insert(live.edge, live);
+        if let Some(older) = older {
+            older.outbox.end(End::Fenced);
+        }
+    }
+
+    /// A session ended. False where a newer one stands already.
+    pub fn leave(&self, edge: EdgeId, epoch: u64) -> bool {
+        let mut live = self.live.write();
+        let is_present = live.get(&edge).is_some_and(|l| l.epoch == epoch);
+        if is_present && let Some(gone) = live.remove(&edge) {
+            self.suspects
+                .lock()
+                .insert(edge, (gone.name.clone(), Instant::now()));
+        }
+        is_present
+    }
+
+    /// An edge the table names but that has no session yet (after a restart of this coordinator).
+    pub fn expect(&self, edge: EdgeId, name: &str) {
+        if self.get(edge).is_none() {
+            self.suspects
+                .lock()
+                .entry(edge)
+                .or_insert_with(|| (name.to_owned(), Instant::now()));
+        }
+    }
+
+    /// Takes those that have been away for longer than `limit`.
+    pub fn take_lost(&self, limit: Duration) -> Vec<(EdgeId, String)> {
+        let mut suspects = self.suspects.lock();
+        let lost: Vec<(EdgeId, String)> = suspects
+            .iter()
+            .filter(|(_, (_, since))| since.elapsed() >= limit)
+            .map(|(edge, (name, _))| (*edge, name.clone()))
+            .collect();
+        for (edge, _) in &lost {
+            suspects.remove(edge);
+        }
+        lost
+    }
+
+    /// Its session, if one stands.
+    #[must_use]
+    pub fn get(&self, edge: EdgeId) -> Option<Arc<Live>> {
+        self.live.read().get(&edge).cloned()
+    }
+
+    /// The same by name.
+    #[must_use]
+    pub fn by_name(&self, name: &str) -> Option<Arc<Live>> {
+        self.live.read().values().find(|l| l.name == name).cloned()
+    }
+
+    /// All sessions, by name.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Live>> {
+        let mut all: Vec<Arc<Live>> = self.live.read().values().cloned().collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    /// Ends every session.
+    pub fn end_all(&self, reason: End) {
+        for live in self.all() {
+            live.outbox.end(reason);
+        }
+    }
+
+    /// A number no earlier message had.
+    pub fn next_sequence(&self) -> u64 {
+        self.sequence.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Sends to every session and waits until each has confirmed, at most for `limit`.
+    pub async fn push(
+        &self,
+        confirmation: Confirmation,
+        message: impl Fn(u64) -> Message,
+        limit: Duration,
+    ) -> Confirmed {
+        let sequence = self.next_sequence();
+        let sessions = self.all();
+        for live in &sessions {
+            live.outbox.post(message(sequence));
+        }
+        let deadline = tokio::time::Instant::now() + limit;
+        let waits = sessions.iter().map(|live| async move {
+            let mut confirmed = match confirmation {
+                Confirmation::Sources => live.sources_confirmed.subscribe(),
+                Confirmation::Invalidations => live.invalidations_confirmed.subscribe(),
+            };
+            let seen = tokio::select! {
+                seen = tokio::time::timeout_at(deadline, confirmed.wait_for(|s| *s >= sequence)) => {
+                    matches!(seen, Ok(Ok(_)))
+                }
+                () = live.outbox.ended() => false,
+            };
+            (live.name.clone(), seen)
+        });
+        let mut outcome = Confirmed::default();
+        for (name, seen) in futures_util::future::join_all(waits).await {
+            if seen {
+                outcome.confirmed.push(name);
+            } else {
+                outcome.unconfirmed.push(name);
+            }
+        }
+        outcome
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    type Inbox = mpsc::Receiver<Result<v1::SessionResponse, Status>>;
+
+    fn live(edge: u32, epoch: u64) -> (Arc<Live>, Inbox) {
+        let (outbox, inbox) = Outbox::new();
+        let live = Live {
+            edge: EdgeId(edge),
+            name: format!("edge-{edge}"),
+            url: String::new(),
+            epoch,
+            store_id: String::new(),
+            outbox,
+            draining: AtomicBool::new(false),
+            ready: AtomicBool::new(false),
+            status: Mutex::default(),
+            sources_confirmed: watch::Sender::new(0),
+            invalidations_confirmed: watch::Sender::new(0),
+        };
+        (Arc::new(live), inbox)
+    }
+
+    fn message(sequence: u64) -> Message {
+        Message::SourcesChanged(v1::SourcesChanged {
+            sequence,
+            sources: Vec::new(),
+        })
+    }
+
+    #[tokio::test]
+    async fn a_newer_session_fences_the_older_whose_leave_changes_nothing() {
+        let registry = Registry::default();
+        let (old, _inbox) = live(1, 1);
+        let (new, _inbox) = live(1, 2);
+        registry.join(Arc::clone(&old));
+        registry.join(new);
+        old.outbox.ended().await;
+        assert_eq!(old.outbox.end_reason(), Some(End::Fenced));
+        assert!(!registry.leave(EdgeId(1), 1));
+        assert!(registry.get(EdgeId(1)).is_some());
+        assert!(registry.leave(EdgeId(1), 2));
+        assert_eq!(registry.take_lost(Duration::ZERO).len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_push_names_who_did_not_confirm() {
+        let registry = Registry::default();
+        let (quick, mut inbox) = live(1, 1);
+        let (slow, _slow_inbox) = live(2, 1);
+        registry.join(Arc::clone(&quick));
+        registry.join(slow);
+        let confirm = async {
+            inbox.recv().await.unwrap().unwrap();
+            quick.sources_confirmed.send_replace(1);
+        };
+        let push = registry.push(Confirmation::Sources, message, Duration::from_secs(2));
+        let (outcome, ()) = tokio::join!(push, confirm);
+        assert_eq!(outcome.confirmed, ["edge-1"]);
+        assert_eq!(outcome.unconfirmed, ["edge-2"]);
+    }
+
+    #[tokio::test]
+    async fn a_full_outbox_ends_the_session() {
+        let (live, _inbox) = live(1, 1);
+        for sequence in 0..=OUTBOX_MESSAGES as u64 {
+            live.outbox.post(message(sequence));
+        }
+        assert_eq!(live.outbox.end_reason(), Some(End::Overflow));
+    }
+}

@@ -1,0 +1,311 @@
+//! Messages of a session to events of the scheduler, effects of the scheduler to messages.
+//!
+//! Pure. What names something unknown (an entry closed a moment ago) translates to nothing:
+//! the edge learns of it by other messages, and says again what still matters.
+
+use std::ops::Range;
+
+use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, Level, v1};
+use v1::session_response::Message;
+
+use super::directory::Directory;
+use crate::core::scheduler::api::{
+    Assignment, Demand, EdgeId, Effect, Event, Fault, From as FetchFrom, Reason, ReaderId,
+};
+
+/// One reader's demand; `None` where its entry is not open.
+#[must_use]
+pub fn demand(directory: &Directory, edge: EdgeId, reader: &v1::ReaderDemand) -> Option<Event> {
+    let number = directory.entry_number(reader.entry_id.parse().ok()?)?;
+    let geometry = directory.entry(number)?.geometry;
+    let hints = reader
+        .hints
+        .iter()
+        .map(|hint| geometry.chunks_covering(ByteRange::from(*hint)))
+        .filter(|chunks| !chunks.is_empty())
+        .collect();
+    Some(Event::DemandSet(Demand {
+        reader: ReaderId {
+            edge,
+            number: reader.reader_id,
+        },
+        entry: number,
+        position: reader.position.min(geometry.size()),
+        end: reader.end.min(geometry.size()),
+        waiting: reader.waiting,
+        rate_bytes_per_second: reader.rate_bytes_per_second,
+        buffered_bytes: reader.buffered_bytes,
+        lookahead_bytes: reader.lookahead_bytes,
+        paused: reader.paused,
+        hints,
+    }))
+}
+
+/// What became of a fetch.
+#[must_use]
+pub fn fetch_report(
+    directory: &mut Directory,
+    edge: EdgeId,
+    report: &v1::FetchReport,
+) -> Option<Event> {
+    use v1::fetch_report::State;
+    let assignment = directory.assignment(edge, report.assignment_id);
+    let event = match report.state() {
+        State::Unspecified => return None,
+        State::Started | State::Progress => {
+            return Some(Event::FetchProgressed {
+                edge,
+                assignment,
+                bytes_done: report.bytes_done,
+            });
+        }
+        State::Finished => Event::FetchFinished { edge, assignment },
+        State::Cancelled => Event::FetchCancelled { edge, assignment },
+        State::Failed => {
+            let failure = report.failure.clone().unwrap_or_default();
+            Event::FetchFailed {
+                edge,
+                assignment,
+                fault: fault(failure.fault()),
+                retry_after: (failure.retry_after_ms > 0)
+                    .then_some(u64::from(failure.retry_after_ms)),
+            }
+        }
+    };
+    directory.end_assignment(edge, report.assignment_id);
+    Some(event)
+}
+
+/// A fetch the edge began by itself.
+#[must_use]
+pub fn local_fetch(directory: &mut Directory, edge: EdgeId, fetch: &v1::LocalFetch) -> Option<Event> {
+    let entry = directory.entry_number(fetch.entry_id.parse().ok()?)?;
+    let count = directory.entry(entry)?.geometry.chunk_count();
+    let end = fetch.first_chunk.saturating_add(fetch.chunk_count).min(count);
+    if fetch.first_chunk >= end {
+        return None;
+    }
+    Some(Event::LocalFetchStarted {
+        edge,
+        assignment: directory.assignment(edge, fetch.assignment_id),
+        entry,
+        chunks: fetch.first_chunk..end,
+        level: Level::try_from(fetch.priority()).unwrap_or(Level::Critical),
+    })
+}
+
+fn fault(fault: v1::fetch_failure::Fault) -> Fault {
+    use v1::fetch_failure::Fault as Wire;
+    match fault {
+        Wire::Unspecified | Wire::Origin => Fault::Origin,
+        Wire::Peer => Fault::Peer,
+        Wire::Edge => Fault::Edge,
+        Wire::Changed => Fault::Changed,
+    }
+}
+
+/// The message that carries an effect, and to whom. `WantDone` concerns no edge.
+#[must_use]
+pub fn effect(directory: &Directory, effect: &Effect) -> Option<(EdgeId, Message)> {
+    match effect {
+        Effect::Assign(assignment) => {
+            assign(directory, assignment).map(|m| (assignment.edge, Message::Assign(m)))
+        }
+        Effect::Reprioritise {
+            edge,
+            assignment,
+            level,
+            deadline_ms,
+        } => Some((
+            *edge,
+            Message::Reprioritise(v1::Reprioritise {
+                assignment_id: directory.wire_assignment(*assignment),
+                priority: v1::Priority::from(*level).into(),
+                deadline_ms: *deadline_ms,
+            }),
+        )),
+        Effect::Cancel { edge, assignment } => Some((
+            *edge,
+            Message::Cancel(v1::Cancel {
+                assignment_id: directory.wire_assignment(*assignment),
+            }),
+        )),
+        Effect::WantDone { .. } => None,
+    }
+}
+
+fn assign(directory: &Directory, assignment: &Assignment) -> Option<v1::Assign> {
+    let record = directory.entry(assignment.entry)?;
+    let peer = match assignment.from {
+        FetchFrom::Origin => None,
+        FetchFrom::Peer(peer) => {
+            let peer = directory.edge(peer)?;
+            Some(v1::PeerSource {
+                edge: peer.name.clone(),
+                url: peer.url.clone(),
+            })
+        }
+    };
+    Some(v1::Assign {
+        assignment_id: directory.wire_assignment(assignment.id),
+        entry: Some(record.entry.as_ref().clone()),
+        first_chunk: assignment.first_chunk,
+        chunk_count: assignment.chunk_count,
+        priority: v1::Priority::from(assignment.level).into(),
+        deadline_ms: assignment.deadline_ms,
+        start_at: assignment.start_at,
+        peer,
+        max_rate_bytes_per_second: assignment.max_rate_bytes_per_second,
+        reason: reason(assignment.reason),
+    })
+}
+
+/// A reason in words.
+#[must_use]
+pub fn reason(reason: Reason) -> String {
+    match reason {
+        Reason::ReaderWaits(reader) => format!("reader {} waits for it", reader.number),
+        Reason::Lookahead(reader) => format!("lookahead of reader {}", reader.number),
+        Reason::Hint(reader) => format!("container index for reader {}", reader.number),
+        Reason::Want(want) => format!("asked for by request {}", want.0),
+        Reason::BackgroundFill => "completes the entry on this edge".to_owned(),
+        Reason::Hedge(other) => format!("second fetch beside the late {}", other.0),
+    }
+}
+
+/// Ascending, adjacent ones joined, what is past the object dropped.
+#[must_use]
+pub fn coalesce(
+    mut indexes: Vec<ChunkIndex>,
+    geometry: Geometry,
+) -> Vec<Range<ChunkIndex>> {
+    indexes.sort_unstable();
+    let mut ranges: Vec<Range<ChunkIndex>> = Vec::new();
+    for index in indexes.into_iter().filter(|i| *i < geometry.chunk_count()) {
+        match ranges.last_mut() {
+            Some(last) if last.end == index => last.end = index + 1,
+            Some(last) if last.end > index => {}
+            _ => ranges.push(index..index + 1),
+        }
+    }
+    ranges
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::core::scheduler::api::{AssignmentId, EntryNo};
+    use crate::session::directory::{EdgeRecord, EntryRecord};
+    use chunkcache_proto::EntryId;
+    use std::sync::Arc;
+
+    const EDGE: EdgeId = EdgeId(1);
+    const MIB: u64 = 1 << 20;
+
+    fn directory() -> (Directory, EntryNo, String) {
+        let mut directory = Directory::default();
+        let id = EntryId::from_u128(7);
+        let entry = Arc::new(v1::Entry {
+            id: id.to_string(),
+            size: 9 * MIB,
+            chunk_size: 2 << 20,
+            ..Default::default()
+        });
+        let geometry = Geometry::new(9 * MIB, 2 << 20).unwrap();
+        let number = directory.open_entry(EntryRecord { entry, id, geometry });
+        directory.set_edge(
+            EdgeId(2),
+            EdgeRecord {
+                name: "b".into(),
+                url: "http://b".into(),
+            },
+        );
+        (directory, number, id.to_string())
+    }
+
+    #[test]
+    fn demand_is_cut_to_the_object() {
+        let (directory, number, id) = directory();
+        let reader = v1::ReaderDemand {
+            reader_id: 3,
+            entry_id: id,
+            position: 4 * MIB,
+            end: u64::MAX,
+            waiting: true,
+            hints: vec![v1::ByteRange { start: 8 * MIB, end: 99 * MIB }],
+            ..Default::default()
+        };
+        let Some(Event::DemandSet(demand)) = demand(&directory, EDGE, &reader) else {
+            panic!("expected demand");
+        };
+        assert_eq!((demand.entry, demand.end), (number, 9 * MIB));
+        assert_eq!(demand.hints, vec![4..5]);
+    }
+
+    #[test]
+    fn demand_on_an_unknown_entry_is_nothing() {
+        let (directory, ..) = directory();
+        let reader = v1::ReaderDemand {
+            entry_id: EntryId::from_u128(8).to_string(),
+            ..Default::default()
+        };
+        assert_eq!(demand(&directory, EDGE, &reader), None);
+    }
+
+    #[test]
+    fn an_assignment_names_its_peer() {
+        let (directory, number, id) = directory();
+        let assignment = Assignment {
+            id: AssignmentId(5),
+            edge: EDGE,
+            entry: number,
+            first_chunk: 1,
+            chunk_count: 2,
+            level: Level::High,
+            deadline_ms: 20,
+            start_at: 3 * MIB,
+            from: FetchFrom::Peer(EdgeId(2)),
+            max_rate_bytes_per_second: 0,
+            reason: Reason::BackgroundFill,
+        };
+        let (to, message) = effect(&directory, &Effect::Assign(assignment)).unwrap();
+        let Message::Assign(assign) = message else {
+            panic!("expected an assignment");
+        };
+        assert_eq!((to, assign.entry.unwrap().id), (EDGE, id));
+        assert_eq!(assign.peer.unwrap().url, "http://b");
+        assert_eq!(assign.priority, i32::from(v1::Priority::High));
+    }
+
+    #[test]
+    fn a_failure_says_whose_fault_and_when_to_ask_again() {
+        let (mut directory, ..) = directory();
+        let report = v1::FetchReport {
+            assignment_id: 5,
+            state: v1::fetch_report::State::Failed.into(),
+            failure: Some(v1::FetchFailure {
+                fault: v1::fetch_failure::Fault::Peer.into(),
+                retry_after_ms: 1500,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        assert_eq!(
+            fetch_report(&mut directory, EDGE, &report),
+            Some(Event::FetchFailed {
+                edge: EDGE,
+                assignment: AssignmentId(5),
+                fault: Fault::Peer,
+                retry_after: Some(1500),
+            })
+        );
+    }
+
+    #[test]
+    fn indexes_coalesce() {
+        let geometry = Geometry::new(9 * MIB, 2 << 20).unwrap();
+        assert_eq!(coalesce(vec![3, 1, 2, 2, 0, 99], geometry), vec![0..4]);
+        assert_eq!(coalesce(vec![4, 0, 2], geometry), vec![0..1, 2..3, 4..5]);
+    }
+}

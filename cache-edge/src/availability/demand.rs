@@ -1,0 +1,260 @@
+//! What this edge's readers want: where each stands, whether it waits, how fast it reads.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use chunkcache_proto::{ByteRange, v1};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::{core::lookahead::ReaderView, store::EntryFile};
+
+/// A reader that took nothing for this long keeps its place and wants no fetch.
+const PAUSED_AFTER: Duration = Duration::from_secs(30);
+/// Closings remembered for a session; beyond it the next batch says all there are instead.
+const MAX_CLOSED: usize = 10_000;
+
+/// One reader. Written by the reader, read by whoever plans.
+pub struct ReaderState {
+    pub id: u64,
+    pub file: Arc<EntryFile>,
+    pub end: u64,
+    position: AtomicU64,
+    waiting: AtomicBool,
+    /// Microseconds on the registry's clock.
+    waiting_since_us: AtomicU64,
+    last_read_us: AtomicU64,
+    rate: AtomicU64,
+    hints: Mutex<Vec<ByteRange>>,
+}
+
+/// All readers with something missing ahead of them.
+pub struct DemandRegistry {
+    begun: Instant,
+    next_id: AtomicU64,
+    inner: Mutex<Inner>,
+    /// For the session.
+    changed: Notify,
+    /// For the edge's own planning.
+    waiting_changed: Notify,
+}
+
+#[derive(Default)]
+struct Inner {
+    readers: HashMap<u64, Arc<ReaderState>>,
+    dirty: HashSet<u64>,
+    closed: Vec<u64>,
+    closed_overflow: bool,
+    urgent: bool,
+}
+
+/// What changed since the last time.
+#[derive(Default)]
+pub struct Changes {
+    pub readers: Vec<Arc<ReaderState>>,
+    pub closed: Vec<u64>,
+    /// `readers` are all there are.
+    pub complete: bool,
+    /// A reader waits: not to be held back.
+    pub urgent: bool,
+}
+
+impl Default for DemandRegistry {
+    fn default() -> Self {
+        Self {
+            begun: Instant::now(),
+            next_id: AtomicU64::new(1),
+            inner: Mutex::default(),
+            changed: Notify::new(),
+            waiting_changed: Notify::new(),
+        }
+    }
+}
+
+impl DemandRegistry {
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// A reader over `range`. Not waiting yet.
+    #[must_use]
+    pub fn open(&self, file: &Arc<EntryFile>, range: ByteRange) -> Arc<ReaderState> {
+        let state = Arc::new(ReaderState {
+            id: self.next_id.fetch_add(1, Ordering::Relaxed),
+            file: file.clone(),
+            end: range.end,
+            position: AtomicU64::new(range.start),
+            waiting: AtomicBool::new(false),
+            waiting_since_us: AtomicU64::new(0),
+            last_read_us: AtomicU64::new(self.now_us()),
+            rate: AtomicU64::new(0),
+            hints: Mutex::default(),
+        });
+        let mut inner = self.inner.lock();
+        inner.readers.insert(state.id, state.clone());
+        inner.dirty.insert(state.id);
+        drop(inner);
+        self.changed.notify_one();
+        self.waiting_changed.notify_one();
+        state
+    }
+
+    pub fn close(&self, id: u64) {
+        let mut inner = self.inner.lock();
+        if inner.readers.remove(&id).is_some() {
+            inner.dirty.remove(&id);
+            if inner.closed.len() < MAX_CLOSED {
+                inner.closed.push(id);
+            } else {
+                inner.closed_overflow = true;
+            }
+        }
+        drop(inner);
+        self.changed.notify_one();
+        self.waiting_changed.notify_one();
+    }
+
+    /// The reader is blocked at `position`.
+    pub fn wait_at(&self, reader: &ReaderState, position: u64) {
+        reader.position.store(position, Ordering::Relaxed);
+        if !reader.waiting.swap(true, Ordering::AcqRel) {
+            reader.waiting_since_us.store(self.now_us(), Ordering::Relaxed);
+            let mut inner = self.inner.lock();
+            inner.dirty.insert(reader.id);
+            inner.urgent = true;
+            drop(inner);
+            self.changed.notify_one();
+        }
+        self.waiting_changed.notify_one();
+    }
+
+    /// The reader took `len` bytes up to `position`. `moved_on`: into another chunk, which is worth telling.
+    pub fn advance(&self, reader: &ReaderState, position: u64, len: u64, moved_on: bool) {
+        let now = self.now_us();
+        let before = reader.last_read_us.swap(now, Ordering::Relaxed);
+        reader.position.store(position, Ordering::Relaxed);
+        let instant = len.saturating_mul(1_000_000) / (now.saturating_sub(before)).max(1);
+        let old = reader.rate.load(Ordering::Relaxed);
+        let rate = if old == 0 { instant } else { old - old / 8 + instant / 8 };
+        reader.rate.store(rate, Ordering::Relaxed);
+        let waited = reader.waiting.swap(false, Ordering::AcqRel);
+        if waited || moved_on {
+            self.inner.lock().dirty.insert(reader.id);
+            self.changed.notify_one();
+            self.waiting_changed.notify_one();
+        }
+    }
+
+    /// A container's index lies there.
+    pub fn hint(&self, reader: &ReaderState, ranges: Vec<ByteRange>) {
+        *reader.hints.lock() = ranges;
+        self.inner.lock().dirty.insert(reader.id);
+        self.changed.notify_one();
+        self.waiting_changed.notify_one();
+    }
+
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<ReaderState>> {
+        self.inner.lock().readers.values().cloned().collect()
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inner.lock().readers.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Since the last call; with `everything`, the whole present state.
+    #[must_use]
+    pub fn take_changes(&self, everything: bool) -> Changes {
+        let mut inner = self.inner.lock();
+        let dirty = std::mem::take(&mut inner.dirty);
+        let closed = std::mem::take(&mut inner.closed);
+        let complete = std::mem::take(&mut inner.closed_overflow) || everything;
+        let urgent = std::mem::take(&mut inner.urgent);
+        let readers = if complete {
+            inner.readers.values().cloned().collect()
+        } else {
+            dirty.iter().filter_map(|id| inner.readers.get(id).cloned()).collect()
+        };
+        Changes { readers, closed: if complete { Vec::new() } else { closed }, complete, urgent }
+    }
+
+    /// A change that may not be held back is there.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        self.inner.lock().urgent
+    }
+
+    /// For the session. Cancel safe.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// For the edge's own planning. Cancel safe.
+    pub async fn waiting_changed(&self) {
+        self.waiting_changed.notified().await;
+    }
+
+    /// How long the reader has waited.
+    #[must_use]
+    pub fn waited(&self, reader: &ReaderState) -> Duration {
+        if !reader.waiting.load(Ordering::Acquire) {
+            return Duration::ZERO;
+        }
+        Duration::from_micros(self.now_us().saturating_sub(reader.waiting_since_us.load(Ordering::Relaxed)))
+    }
+
+    /// For local planning.
+    #[must_use]
+    pub fn view(&self, reader: &ReaderState) -> ReaderView {
+        let idle = Duration::from_micros(self.now_us().saturating_sub(reader.last_read_us.load(Ordering::Relaxed)));
+        let waiting = reader.waiting.load(Ordering::Acquire);
+        ReaderView { position: reader.position(), end: reader.end, waiting, paused: !waiting && idle > PAUSED_AFTER }
+    }
+
+    /// For the wire.
+    #[must_use]
+    pub fn message(&self, reader: &ReaderState) -> v1::ReaderDemand {
+        let view = self.view(reader);
+        let geometry = reader.file.geometry();
+        let here = geometry.chunk_of(view.position);
+        let last = geometry.chunks_covering(ByteRange::new(view.position, view.end)).end;
+        let missing = reader.file.first_missing(here, last).unwrap_or(last);
+        let buffered_to = geometry.chunk_range(missing).start.min(view.end);
+        v1::ReaderDemand {
+            reader_id: reader.id,
+            entry_id: reader.file.id().to_string(),
+            position: view.position,
+            end: view.end,
+            waiting: view.waiting,
+            rate_bytes_per_second: reader.rate.load(Ordering::Relaxed),
+            buffered_bytes: buffered_to.saturating_sub(view.position),
+            lookahead_bytes: 0,
+            paused: view.paused,
+            hints: reader.hints().into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl ReaderState {
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.position.load(Ordering::Relaxed)
+    }
+
+    #[must_use]
+    pub fn hints(&self) -> Vec<ByteRange> {
+        self.hints.lock().clone()
+    }
+}

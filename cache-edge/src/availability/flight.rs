@@ -1,0 +1,308 @@
+//! One chunk on its way into the store.
+//!
+//! Bytes are claimed under the lock, written outside it, then published: readers take them from the sparse
+//! file at once. Whoever publishes the last byte finishes the chunk. Two fetches may feed one flight
+//! (a second, hedged one): each byte is written once.
+
+use std::{sync::Arc, time::Instant};
+
+use chunkcache_proto::{ByteRange, ChunkIndex, checksum::ChunkHasher};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::{
+    core::interval_set::IntervalSet,
+    store::{EntryFile, Reservation, Store, StoreError},
+};
+
+/// Read back at a time for a checksum whose bytes came out of order.
+const REREAD_BYTES: usize = 256 << 10;
+/// Another fetch may take a flight over whose fetch brought nothing for this long.
+const TAKE_OVER_AFTER_MS: u128 = 1_000;
+
+/// Why bytes can not be kept.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FlightError {
+    /// Readers get them from the origin, past the store.
+    #[error("not stored: {0}")]
+    Refused(String),
+    /// A peer's bytes are not what its checksum says; all of the chunk is fetched again.
+    #[error("the bytes do not have the checksum announced")]
+    Mismatch,
+}
+
+/// A chunk that is not present yet.
+pub struct Flight {
+    file: Arc<EntryFile>,
+    store: Store,
+    chunk: ChunkIndex,
+    range: ByteRange,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+struct State {
+    /// Being written, or written.
+    claimed: IntervalSet,
+    /// In the sparse file.
+    written: IntervalSet,
+    hasher: ChunkHasher,
+    hashed_to: u64,
+    reservation: Option<Reservation>,
+    phase: Phase,
+    expected_checksum: Option<u64>,
+    fetcher: Option<u64>,
+    last_progress: Instant,
+}
+
+#[derive(Clone, Debug)]
+enum Phase {
+    Filling,
+    /// One writer has seen the last byte and makes the chunk present.
+    Finishing,
+    Present,
+    Refused(String),
+}
+
+/// What a reader finds at its position.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// Bytes up to this offset are in the file.
+    Written(u64),
+    Nothing,
+    /// The chunk is in the store now.
+    Present,
+    Refused(String),
+}
+
+impl Flight {
+    pub(super) fn new(store: Store, file: Arc<EntryFile>, chunk: ChunkIndex) -> Self {
+        let range = file.geometry().chunk_range(chunk);
+        let state = State {
+            claimed: IntervalSet::new(),
+            written: IntervalSet::new(),
+            hasher: ChunkHasher::new(range.start),
+            hashed_to: range.start,
+            reservation: None,
+            phase: Phase::Filling,
+            expected_checksum: None,
+            fetcher: None,
+            last_progress: Instant::now(),
+        };
+        Self { file, store, chunk, range, state: Mutex::new(state), changed: Notify::new() }
+    }
+
+    #[must_use]
+    pub fn chunk(&self) -> ChunkIndex {
+        self.chunk
+    }
+
+    /// Wakes at each change. Subscribe before looking.
+    #[must_use]
+    pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.changed.notified()
+    }
+
+    /// Looks at one position.
+    #[must_use]
+    pub fn find(&self, offset: u64) -> Found {
+        let state = self.state.lock();
+        match (&state.phase, state.written.run_end(offset)) {
+            (Phase::Present, _) => Found::Present,
+            (Phase::Filling | Phase::Finishing, Some(end)) => Found::Written(end),
+            (Phase::Filling | Phase::Finishing, None) => Found::Nothing,
+            (Phase::Refused(why), _) => Found::Refused(why.clone()),
+        }
+    }
+
+    /// The first bytes of `within` that nobody wrote or writes.
+    #[must_use]
+    pub fn gap(&self, within: ByteRange) -> Option<ByteRange> {
+        let state = self.state.lock();
+        match state.phase {
+            Phase::Filling => state.claimed.first_gap(within.intersect(self.range)),
+            Phase::Finishing | Phase::Present | Phase::Refused(_) => None,
+        }
+    }
+
+    /// Makes the fetch the one that brings this chunk. Another's claim stands unless it brought nothing for a second.
+    pub fn claim(self: &Arc<Self>, fetch: u64) -> Option<FlightClaim> {
+        let mut state = self.state.lock();
+        let free = match state.fetcher {
+            None => true,
+            Some(_) => state.last_progress.elapsed().as_millis() > TAKE_OVER_AFTER_MS,
+        };
+        let open = matches!(state.phase, Phase::Filling);
+        if !free || !open {
+            return None;
+        }
+        state.fetcher = Some(fetch);
+        state.last_progress = Instant::now();
+        Some(FlightClaim { flight: self.clone(), fetch })
+    }
+
+    /// What the peer that sends it says it has.
+    pub fn expect_checksum(&self, checksum: u64) {
+        self.state.lock().expected_checksum = Some(checksum);
+    }
+
+    /// A fetch works on it.
+    #[must_use]
+    pub fn is_claimed(&self) -> bool {
+        self.state.lock().fetcher.is_some()
+    }
+
+    /// Writes the part of `bytes` that lies in this chunk and is not there yet. Blocking.
+    /// True: the chunk is present now.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<bool, FlightError> {
+        let whole = ByteRange::new(offset, offset + bytes.len() as u64).intersect(self.range);
+        loop {
+            let gap = {
+                let mut state = self.state.lock();
+                match &state.phase {
+                    Phase::Refused(why) => return Err(FlightError::Refused(why.clone())),
+                    Phase::Finishing | Phase::Present => return Ok(true),
+                    Phase::Filling => {}
+                }
+                if state.reservation.is_none() {
+                    match self.store.reserve(self.range.len()) {
+                        Ok(reservation) => state.reservation = Some(reservation),
+                        Err(error) => return Err(self.refuse(state, &error)),
+                    }
+                }
+                let Some(gap) = state.claimed.first_gap(whole) else { return Ok(false) };
+                state.claimed.insert(gap);
+                gap
+            };
+            let part = &bytes[(gap.start - offset) as usize..(gap.end - offset) as usize];
+            if let Err(error) = self.file.write_at(gap.start, part) {
+                return Err(self.refuse(self.state.lock(), &error));
+            }
+            if self.publish(gap, part)? {
+                return Ok(true);
+            }
+        }
+    }
+
+    fn publish(&self, gap: ByteRange, part: &[u8]) -> Result<bool, FlightError> {
+        let mut state = self.state.lock();
+        state.written.insert(gap);
+        state.last_progress = Instant::now();
+        if gap.start == state.hashed_to {
+            state.hasher.update(part);
+            state.hashed_to = gap.end;
+        }
+        let last = matches!(state.phase, Phase::Filling) && state.written.contains_range(self.range);
+        if !last {
+            drop(state);
+            self.changed.notify_waiters();
+            return Ok(false);
+        }
+        state.phase = Phase::Finishing;
+        let (mut hasher, hashed_to) = (state.hasher.clone(), state.hashed_to);
+        let reservation = state.reservation.take();
+        drop(state);
+        self.changed.notify_waiters();
+        if let Err(error) = self.hash_rest(&mut hasher, hashed_to) {
+            return Err(self.refuse(self.state.lock(), &error));
+        }
+        let checksum = hasher.finish();
+        let mut state = self.state.lock();
+        if state.expected_checksum.take().is_some_and(|expected| expected != checksum) {
+            state.claimed.clear();
+            state.written.clear();
+            state.hasher = ChunkHasher::new(self.range.start);
+            state.hashed_to = self.range.start;
+            state.reservation = reservation;
+            state.phase = Phase::Filling;
+            return Err(FlightError::Mismatch);
+        }
+        drop(state);
+        if let Some(reservation) = reservation {
+            self.file.finish_chunk(self.chunk, checksum, reservation);
+        }
+        self.state.lock().phase = Phase::Present;
+        self.changed.notify_waiters();
+        Ok(true)
+    }
+
+    /// What was fetched from the middle on was hashed up to there only.
+    fn hash_rest(&self, hasher: &mut ChunkHasher, from: u64) -> Result<(), StoreError> {
+        let mut buffer = vec![0; REREAD_BYTES.min((self.range.end - from) as usize)];
+        let mut at = from;
+        while at < self.range.end {
+            let length = buffer.len().min((self.range.end - at) as usize);
+            self.file.read_at(at, &mut buffer[..length])?;
+            hasher.update(&buffer[..length]);
+            at += length as u64;
+        }
+        Ok(())
+    }
+
+    /// No space or a broken disk: all of the chunk is void.
+    fn refuse(&self, mut state: parking_lot::MutexGuard<'_, State>, error: &StoreError) -> FlightError {
+        let why = error.to_string();
+        state.phase = Phase::Refused(why.clone());
+        state.reservation = None;
+        drop(state);
+        self.changed.notify_waiters();
+        FlightError::Refused(why)
+    }
+
+    /// Makes waiters look again.
+    pub(super) fn wake(&self) {
+        self.changed.notify_waiters();
+    }
+
+    /// Whole, or given up.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(self.state.lock().phase, Phase::Present | Phase::Refused(_))
+    }
+
+    /// Nothing happened to it for so long.
+    #[must_use]
+    pub fn idle_ms(&self) -> u128 {
+        self.state.lock().last_progress.elapsed().as_millis()
+    }
+
+    /// Gives what was written back to the disk, if the chunk did not become present. Blocking.
+    pub(super) fn abandon(&self) {
+        let mut state = self.state.lock();
+        if !matches!(state.phase, Phase::Present | Phase::Finishing) {
+            state.phase = Phase::Refused("given up".into());
+            let begun = !state.claimed.is_empty();
+            drop(state);
+            if begun {
+                self.file.abandon_chunk(self.chunk);
+            }
+            self.state.lock().reservation = None;
+            self.changed.notify_waiters();
+        }
+    }
+}
+
+/// The right to fetch a chunk. Dropped without the chunk being whole, it wakes the waiters so that someone claims it again.
+pub struct FlightClaim {
+    flight: Arc<Flight>,
+    fetch: u64,
+}
+
+impl FlightClaim {
+    #[must_use]
+    pub fn flight(&self) -> &Arc<Flight> {
+        &self.flight
+    }
+}
+
+impl Drop for FlightClaim {
+    fn drop(&mut self) {
+        let mut state = self.flight.state.lock();
+        // It may have been taken over.
+        if state.fetcher == Some(self.fetch) {
+            state.fetcher = None;
+            drop(state);
+            self.flight.changed.notify_waiters();
+        }
+    }
+}

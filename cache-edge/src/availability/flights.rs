@@ -1,0 +1,206 @@
+//! All chunks in flight, by entry.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use chunkcache_proto::{ChunkIndex, EntryId};
+use parking_lot::Mutex;
+
+use super::flight::Flight;
+use crate::store::{EntryFile, Store};
+
+/// A begun chunk that nobody fetches or waits for keeps its space for this long: a seek back is common.
+const IDLE_LIMIT_MS: u128 = 60_000;
+
+/// Of one entry.
+pub struct EntryFlights {
+    file: Arc<EntryFile>,
+    store: Store,
+    chunks: Mutex<HashMap<ChunkIndex, Arc<Flight>>>,
+    /// One body brings all of the object: its origin ignores ranges.
+    whole_stream: AtomicBool,
+    ignores_ranges: AtomicBool,
+    changed_at_origin: AtomicBool,
+    hinted: AtomicBool,
+    last_error: Mutex<Option<String>>,
+    fatal: Mutex<Option<(Instant, String)>>,
+}
+
+impl EntryFlights {
+    #[must_use]
+    pub fn file(&self) -> &Arc<EntryFile> {
+        &self.file
+    }
+
+    /// The chunk's flight, made if there is none. `None`: the chunk is present.
+    #[must_use]
+    pub fn flight(&self, chunk: ChunkIndex) -> Option<Arc<Flight>> {
+        let mut chunks = self.chunks.lock();
+        if let Some(flight) = chunks.get(&chunk) {
+            if !flight.is_over() {
+                return Some(flight.clone());
+            }
+            chunks.remove(&chunk);
+        }
+        if self.file.is_present(chunk) {
+            return None;
+        }
+        let flight = Arc::new(Flight::new(self.store.clone(), self.file.clone(), chunk));
+        chunks.insert(chunk, flight.clone());
+        Some(flight)
+    }
+
+    /// The chunk's flight, if there is one.
+    #[must_use]
+    pub fn existing(&self, chunk: ChunkIndex) -> Option<Arc<Flight>> {
+        self.chunks.lock().get(&chunk).cloned()
+    }
+
+    /// Forgets a flight that is over.
+    pub fn landed(&self, chunk: ChunkIndex) {
+        let mut chunks = self.chunks.lock();
+        if chunks.get(&chunk).is_some_and(|flight| flight.is_over()) {
+            chunks.remove(&chunk);
+        }
+    }
+
+    /// Takes the one stream of an origin without ranges; it ends when the guard is dropped.
+    pub fn begin_whole_stream(self: &Arc<Self>) -> Option<WholeStream> {
+        self.ignores_ranges.store(true, Ordering::Release);
+        (!self.whole_stream.swap(true, Ordering::AcqRel)).then(|| WholeStream(self.clone()))
+    }
+
+    #[must_use]
+    pub fn has_whole_stream(&self) -> bool {
+        self.whole_stream.load(Ordering::Acquire)
+    }
+
+    /// Learned from its answers.
+    #[must_use]
+    pub fn ignores_ranges(&self) -> bool {
+        self.ignores_ranges.load(Ordering::Acquire)
+    }
+
+    /// The origin has another version: what is missing of this one can not be had any more.
+    pub fn set_changed(&self) {
+        self.changed_at_origin.store(true, Ordering::Release);
+        for flight in self.chunks.lock().values() {
+            flight.wake();
+        }
+    }
+
+    #[must_use]
+    pub fn is_changed(&self) -> bool {
+        self.changed_at_origin.load(Ordering::Acquire)
+    }
+
+    /// Why the last fetch of the entry failed, for those who wait in vain.
+    pub fn set_last_error(&self, error: Option<String>) {
+        *self.last_error.lock() = error;
+    }
+
+    #[must_use]
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().clone()
+    }
+
+    /// The origin refused for good: those who wait now wait in vain.
+    pub fn set_fatal(&self, error: String) {
+        *self.fatal.lock() = Some((Instant::now(), error));
+        for flight in self.chunks.lock().values() {
+            flight.wake();
+        }
+    }
+
+    /// A refusal that came after `since`.
+    #[must_use]
+    pub fn fatal_since(&self, since: Instant) -> Option<String> {
+        self.fatal.lock().as_ref().filter(|(at, _)| *at >= since).map(|(_, error)| error.clone())
+    }
+
+    /// True once: the caller looks for the container's index.
+    #[must_use]
+    pub fn take_hint_turn(&self) -> bool {
+        !self.hinted.swap(true, Ordering::AcqRel)
+    }
+
+    /// Gives up what has been idle for too long; at once under pressure. Blocking.
+    fn sweep(&self, under_pressure: bool) -> bool {
+        let mut chunks = self.chunks.lock();
+        chunks.retain(|_, flight| {
+            // One count is the map's own.
+            let used = Arc::strong_count(flight) > 1 || flight.is_claimed();
+            if flight.is_over() || (!used && (under_pressure || flight.idle_ms() > IDLE_LIMIT_MS)) {
+                flight.abandon();
+                return false;
+            }
+            true
+        });
+        chunks.is_empty()
+    }
+}
+
+/// See [`EntryFlights::begin_whole_stream`].
+pub struct WholeStream(Arc<EntryFlights>);
+
+impl Drop for WholeStream {
+    fn drop(&mut self) {
+        self.0.whole_stream.store(false, Ordering::Release);
+    }
+}
+
+/// Of all entries.
+pub struct Flights {
+    store: Store,
+    entries: Mutex<HashMap<EntryId, Arc<EntryFlights>>>,
+}
+
+impl Flights {
+    #[must_use]
+    pub fn new(store: Store) -> Self {
+        Self { store, entries: Mutex::default() }
+    }
+
+    /// Of the entry, made if there are none. An entry that was removed and made anew starts anew.
+    #[must_use]
+    pub fn of(&self, file: &Arc<EntryFile>) -> Arc<EntryFlights> {
+        let mut entries = self.entries.lock();
+        if let Some(found) = entries.get(&file.id())
+            && Arc::ptr_eq(&found.file, file)
+        {
+            return found.clone();
+        }
+        let made = Arc::new(EntryFlights {
+            file: file.clone(),
+            store: self.store.clone(),
+            chunks: Mutex::default(),
+            whole_stream: AtomicBool::new(false),
+            ignores_ranges: AtomicBool::new(false),
+            changed_at_origin: AtomicBool::new(false),
+            hinted: AtomicBool::new(false),
+            last_error: Mutex::default(),
+            fatal: Mutex::default(),
+        });
+        entries.insert(file.id(), made.clone());
+        made
+    }
+
+    /// Periodic. Blocking.
+    pub fn sweep(&self, under_pressure: bool) {
+        let all: Vec<_> = self.entries.lock().values().cloned().collect();
+        for entry in all {
+            let empty = entry.sweep(under_pressure);
+            let mut entries = self.entries.lock();
+            // The map's count and ours; one that changed at its origin is remembered with its readers.
+            if empty && Arc::strong_count(&entry) == 2 {
+                entries.remove(&entry.file.id());
+            }
+        }
+    }
+}

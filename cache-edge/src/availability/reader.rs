@@ -1,0 +1,219 @@
+//! A cursor over a range of an entry: present bytes at once, bytes in flight as they land, and a wait for the rest.
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use chunkcache_proto::ByteRange;
+use tokio::time::Instant;
+
+use super::{
+    demand::{DemandRegistry, ReaderState},
+    flight::Found,
+    flights::{EntryFlights, Flights},
+};
+use crate::{
+    core::container,
+    serve::ports::{OpenReader, Piece, Presence, ReadBytes, ReadError},
+    store::EntryFile,
+};
+
+/// A reader of more than this is known to the cluster even if all its bytes are here.
+const TELL_ALWAYS_BYTES: u64 = 16 << 20;
+
+/// Read past the store at a time, before it is tried again whether chunks can be kept.
+const DIRECT_CHUNKS: u32 = 16;
+
+/// Bytes past the store, for when there is no space: from the origin, checked against the entry.
+pub trait DirectBytes: Send + Sync + 'static {
+    fn open(&self, file: Arc<EntryFile>, range: ByteRange) -> tokio::sync::mpsc::Receiver<Result<Bytes, ReadError>>;
+}
+
+/// Opens readers of one entry.
+#[derive(Clone)]
+pub struct ReaderFactory {
+    pub file: Arc<EntryFile>,
+    pub flights: Arc<Flights>,
+    pub demand: Arc<DemandRegistry>,
+    pub direct: Arc<dyn DirectBytes>,
+    pub chunk_wait_timeout: Duration,
+}
+
+impl OpenReader for ReaderFactory {
+    type Reader = Reader;
+
+    fn open(&self, range: ByteRange) -> Reader {
+        let range = range.intersect(ByteRange::new(0, self.file.geometry().size()));
+        let told = range.len() > TELL_ALWAYS_BYTES || self.presence(range) != Presence::All;
+        let mut reader = Reader { factory: self.clone(), cursor: range.start, end: range.end, demand: None, flights: None, direct: None };
+        if told {
+            reader.told();
+        }
+        reader
+    }
+
+    fn presence(&self, range: ByteRange) -> Presence {
+        let chunks = self.file.geometry().chunks_covering(range);
+        match self.file.first_missing(chunks.start, chunks.end) {
+            None => Presence::All,
+            Some(missing) if missing > chunks.start => Presence::Some,
+            Some(_) if chunks.clone().any(|chunk| self.file.is_present(chunk)) => Presence::Some,
+            Some(_) => Presence::None,
+        }
+    }
+}
+
+/// See [`ReadBytes`]. Dropping it withdraws its demand.
+pub struct Reader {
+    factory: ReaderFactory,
+    cursor: u64,
+    end: u64,
+    demand: Option<Arc<ReaderState>>,
+    flights: Option<Arc<EntryFlights>>,
+    direct: Option<tokio::sync::mpsc::Receiver<Result<Bytes, ReadError>>>,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if let Some(state) = &self.demand {
+            self.factory.demand.close(state.id);
+        }
+    }
+}
+
+impl ReadBytes for Reader {
+    fn next(&mut self, max_len: u64) -> impl Future<Output = Result<Option<Piece>, ReadError>> + Send {
+        self.step(max_len.max(1))
+    }
+}
+
+impl Reader {
+    async fn step(&mut self, max_len: u64) -> Result<Option<Piece>, ReadError> {
+        let mut deadline = None;
+        loop {
+            if self.cursor >= self.end {
+                return Ok(None);
+            }
+            if self.direct.is_some() {
+                match self.next_direct().await? {
+                    Some(piece) => return Ok(Some(piece)),
+                    None => continue,
+                }
+            }
+            if let Some(piece) = self.present(max_len).await? {
+                return Ok(Some(piece));
+            }
+            let flights = self.flights();
+            let geometry = self.factory.file.geometry();
+            let chunk = geometry.chunk_of(self.cursor);
+            let Some(flight) = flights.flight(chunk) else { continue };
+            let mut changed: Pin<Box<_>> = Box::pin(flight.changed());
+            changed.as_mut().enable();
+            match flight.find(self.cursor) {
+                Found::Present => continue,
+                Found::Written(end) => {
+                    let end = end.min(self.end).min(self.cursor.saturating_add(max_len));
+                    return Ok(Some(self.piece(end, None)));
+                }
+                Found::Refused(why) => {
+                    tracing::debug!(entry = %self.factory.file.id(), chunk, why, "reading past the store");
+                    let far = geometry.run_range(chunk, DIRECT_CHUNKS).end;
+                    let range = ByteRange::new(self.cursor, far.min(self.end));
+                    self.direct = Some(self.factory.direct.open(self.factory.file.clone(), range));
+                    continue;
+                }
+                Found::Nothing => {}
+            }
+            if flights.is_changed() {
+                return Err(ReadError::Changed);
+            }
+            let limit = self.factory.chunk_wait_timeout;
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + limit);
+            if let Some(error) = flights.fatal_since((deadline - limit).into_std()) {
+                return Err(ReadError::Origin(error));
+            }
+            let state = self.told();
+            self.factory.demand.wait_at(&state, self.cursor);
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                let detail = flights.last_error().unwrap_or_else(|| "no answer from its origin".into());
+                return Err(ReadError::TimedOut { chunk, waited: limit, detail });
+            }
+        }
+    }
+
+    /// Bytes of a chunk in the store, checked before they are first served by this process.
+    async fn present(&mut self, max_len: u64) -> Result<Option<Piece>, ReadError> {
+        let file = &self.factory.file;
+        let chunk = file.geometry().chunk_of(self.cursor);
+        loop {
+            let Some(pin) = file.pin(chunk) else { return Ok(None) };
+            if file.is_verified(chunk) {
+                let chunk_end = file.geometry().chunk_range(chunk).end;
+                let end = chunk_end.min(self.end).min(self.cursor.saturating_add(max_len));
+                return Ok(Some(self.piece(end, Some(pin))));
+            }
+            drop(pin);
+            if !file.verify(chunk).await.map_err(|error| ReadError::Disk(error.to_string()))? {
+                return Ok(None);
+            }
+        }
+    }
+
+    async fn next_direct(&mut self) -> Result<Option<Piece>, ReadError> {
+        let Some(direct) = &mut self.direct else { return Ok(None) };
+        match direct.recv().await {
+            Some(Ok(bytes)) => {
+                let start = self.cursor;
+                let mut piece = self.piece(start + bytes.len() as u64, None);
+                piece.unstored = Some(bytes);
+                Ok(Some(piece))
+            }
+            Some(Err(error)) => Err(error),
+            None => {
+                self.direct = None;
+                Ok(None)
+            }
+        }
+    }
+
+    fn piece(&mut self, end: u64, pin: Option<crate::store::ChunkPin>) -> Piece {
+        let range = ByteRange::new(self.cursor, end);
+        let geometry = self.factory.file.geometry();
+        let moved_on = geometry.chunk_of(range.start) != geometry.chunk_of(end);
+        self.cursor = end;
+        if let Some(state) = &self.demand {
+            self.factory.demand.advance(state, end, range.len(), moved_on);
+            if range.start == 0 {
+                self.look_for_index(range);
+            }
+        }
+        Piece { file: self.factory.file.clone(), range, pin, unstored: None }
+    }
+
+    /// The first bytes tell where the container's index is; it is wanted before the player asks for it.
+    fn look_for_index(&self, range: ByteRange) {
+        let (Some(state), Some(flights)) = (&self.demand, &self.flights) else { return };
+        if range.len() < 4096 || !flights.take_hint_turn() {
+            return;
+        }
+        let mut head = vec![0; container::HEAD_BYTES.min(range.len() as usize)];
+        if self.factory.file.read_at(0, &mut head).is_ok() {
+            let hints = container::index_hints(&head, self.factory.file.geometry().size());
+            if !hints.is_empty() {
+                self.factory.demand.hint(state, hints);
+            }
+        }
+    }
+
+    fn told(&mut self) -> Arc<ReaderState> {
+        let range = ByteRange::new(self.cursor, self.end);
+        let factory = &self.factory;
+        let state = self.demand.get_or_insert_with(|| factory.demand.open(&factory.file, range)).clone();
+        self.flights();
+        state
+    }
+
+    fn flights(&mut self) -> Arc<EntryFlights> {
+        let factory = &self.factory;
+        self.flights.get_or_insert_with(|| factory.flights.of(&factory.file)).clone()
+    }
+}

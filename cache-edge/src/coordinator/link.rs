@@ -1,0 +1,332 @@
+//! The outgoing half of the session, as other rooms see it: messages that are sent if there is a session, and questions
+//! that are answered if there is one.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use chunkcache_proto::{ChunkIndex, EntryId, v1};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+use tonic::transport::Channel;
+use v1::{edge_service_client::EdgeServiceClient, session_request::Message};
+
+use crate::{
+    availability::Announce,
+    serve::directory::{Answer, Directory},
+};
+
+/// Messages under way to the wire. More means that the coordinator does not read: the session is ended.
+pub const OUTBOX_MESSAGES: usize = 8_192;
+/// Messages held back until rows and disk agree.
+const MAX_HELD: usize = 65_536;
+/// How long a cold key waits for the coordinator, which may itself wait for another edge's probe.
+const RESOLVE_HEALTHY: Duration = Duration::from_secs(1);
+/// The same if nothing was heard of it lately.
+const RESOLVE_DOUBTFUL: Duration = Duration::from_millis(150);
+const DOUBTFUL_AFTER: Duration = Duration::from_secs(2);
+
+/// Bytes to drop once their rows are gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removal {
+    Chunks(EntryId, Vec<ChunkIndex>),
+    Entry(EntryId),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Disconnected,
+    /// Hello was sent.
+    Greeting,
+    /// Welcome came: demand flows.
+    Welcomed,
+    /// Rows and disk agree.
+    Ready,
+}
+
+struct State {
+    phase: Phase,
+    sender: Option<mpsc::Sender<v1::SessionRequest>>,
+    client: Option<EdgeServiceClient<Channel>>,
+    epoch: u64,
+    sequence: u64,
+    held: Vec<Message>,
+    /// Entries the coordinator was told of in this session.
+    told: HashSet<EntryId>,
+    removals: HashMap<u64, Removal>,
+    heard: Instant,
+    overflowed: bool,
+    /// Why there is no session.
+    reason: String,
+}
+
+/// One for the process; outlives its sessions.
+pub struct Link {
+    edge: String,
+    state: Mutex<State>,
+    broken: Notify,
+    draining: AtomicBool,
+}
+
+impl Link {
+    #[must_use]
+    pub fn new(edge: String) -> Arc<Self> {
+        let state = State {
+            phase: Phase::Disconnected,
+            sender: None,
+            client: None,
+            epoch: 0,
+            sequence: 0,
+            held: Vec::new(),
+            told: HashSet::new(),
+            removals: HashMap::new(),
+            heard: Instant::now(),
+            overflowed: false,
+            reason: "no coordinator has answered yet".into(),
+        };
+        Arc::new(Self { edge, state: Mutex::new(state), broken: Notify::new(), draining: AtomicBool::new(false) })
+    }
+
+    /// A session begins; Hello is in the channel already.
+    pub fn begin(&self, sender: mpsc::Sender<v1::SessionRequest>, client: EdgeServiceClient<Channel>) {
+        let mut state = self.state.lock();
+        state.phase = Phase::Greeting;
+        state.sender = Some(sender);
+        state.client = Some(client);
+        state.held.clear();
+        state.told.clear();
+        state.removals.clear();
+        state.overflowed = false;
+        state.heard = Instant::now();
+    }
+
+    pub fn welcomed(&self, epoch: u64) {
+        let mut state = self.state.lock();
+        state.phase = Phase::Welcomed;
+        state.epoch = epoch;
+    }
+
+    /// Rows and disk agree: what was held back follows.
+    pub fn ready(&self) {
+        let mut state = self.state.lock();
+        state.phase = Phase::Ready;
+        for message in std::mem::take(&mut state.held) {
+            self.put(&mut state, message);
+        }
+    }
+
+    pub fn end(&self, reason: String) {
+        let mut state = self.state.lock();
+        state.phase = Phase::Disconnected;
+        state.sender = None;
+        state.client = None;
+        state.held.clear();
+        state.removals.clear();
+        state.reason = reason;
+    }
+
+    pub fn heard(&self) {
+        self.state.lock().heard = Instant::now();
+    }
+
+    #[must_use]
+    pub fn silent_for(&self) -> Duration {
+        self.state.lock().heard.elapsed()
+    }
+
+    /// Rows and disk agree, and the coordinator is heard of.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.state.lock().phase == Phase::Ready
+    }
+
+    /// The coordinator plans for this edge's readers.
+    #[must_use]
+    pub fn is_planning(&self) -> bool {
+        let state = self.state.lock();
+        state.phase >= Phase::Welcomed && state.heard.elapsed() < DOUBTFUL_AFTER * 2
+    }
+
+    /// Why there is no session, if there is none.
+    #[must_use]
+    pub fn not_ready(&self) -> Option<String> {
+        let state = self.state.lock();
+        match state.phase {
+            Phase::Ready => None,
+            Phase::Welcomed | Phase::Greeting => Some("the coordinator reconciles this edge's inventory".into()),
+            Phase::Disconnected => Some(format!("no session with a coordinator: {}", state.reason)),
+        }
+    }
+
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.state.lock().epoch
+    }
+
+    pub fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Ordering::Release);
+    }
+
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Returns when the outbox has overflowed. Cancel safe.
+    pub async fn broken(&self) {
+        loop {
+            let notified = self.broken.notified();
+            if self.state.lock().overflowed {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Sends if a session is that far; else it is left to the next inventory.
+    pub fn send(&self, message: Message) {
+        let mut state = self.state.lock();
+        if state.phase >= Phase::Welcomed {
+            self.put(&mut state, message);
+        }
+    }
+
+    fn put(&self, state: &mut State, message: Message) {
+        let Some(sender) = &state.sender else { return };
+        if sender.try_send(v1::SessionRequest { message: Some(message) }).is_err() {
+            state.overflowed = true;
+            self.broken.notify_waiters();
+            self.broken.notify_one();
+        }
+    }
+
+    /// Only once rows and disk agree; held back until then.
+    fn put_when_ready(&self, state: &mut State, message: Message) {
+        match state.phase {
+            Phase::Disconnected => {}
+            Phase::Ready => self.put(state, message),
+            Phase::Greeting | Phase::Welcomed if state.held.len() < MAX_HELD => state.held.push(message),
+            Phase::Greeting | Phase::Welcomed => {
+                state.overflowed = true;
+                self.broken.notify_one();
+            }
+        }
+    }
+
+    /// The coordinator knows the entry in this session.
+    pub fn set_told(&self, entry: EntryId) {
+        self.state.lock().told.insert(entry);
+    }
+
+    /// Chunks are durable. `observed`: to be said first if the coordinator may not know the entry.
+    pub fn stored(&self, entry: EntryId, observed: impl FnOnce() -> v1::EntryObserved, chunks: Vec<v1::Chunk>, origin_bytes: u64) {
+        let mut state = self.state.lock();
+        if state.phase == Phase::Disconnected {
+            return;
+        }
+        if state.told.insert(entry) {
+            self.put_when_ready(&mut state, Message::EntryObserved(observed()));
+        }
+        state.sequence += 1;
+        let sequence = state.sequence;
+        let entry_id = entry.to_string();
+        self.put_when_ready(&mut state, Message::ChunksStored(v1::ChunksStored { sequence, entry_id, chunks, origin_bytes }));
+    }
+
+    /// Asks for rows to be deleted; [`committed`](Self::committed) returns the removal when they are. `false`: no session.
+    pub fn removed(&self, removal: Removal, indexes: Vec<ChunkIndex>, reason: v1::RemovalReason) -> bool {
+        let mut state = self.state.lock();
+        if state.phase != Phase::Ready {
+            return false;
+        }
+        state.sequence += 1;
+        let sequence = state.sequence;
+        let (Removal::Chunks(entry, _) | Removal::Entry(entry)) = &removal;
+        let entry_id = entry.to_string();
+        state.removals.insert(sequence, removal);
+        let message = v1::ChunksRemoved { sequence, entry_id, indexes, reason: reason.into() };
+        self.put(&mut state, Message::ChunksRemoved(message));
+        true
+    }
+
+    /// Removals whose rows are gone.
+    #[must_use]
+    pub fn committed(&self, sequence: u64) -> Vec<Removal> {
+        let mut state = self.state.lock();
+        let over: Vec<u64> = state.removals.keys().copied().filter(|held| *held <= sequence).collect();
+        over.into_iter().filter_map(|held| state.removals.remove(&held)).collect()
+    }
+
+    #[must_use]
+    pub fn removals_under_way(&self) -> usize {
+        self.state.lock().removals.len()
+    }
+
+    fn client(&self) -> Option<(EdgeServiceClient<Channel>, u64, Duration)> {
+        let state = self.state.lock();
+        if state.phase < Phase::Welcomed {
+            return None;
+        }
+        let patience = if state.heard.elapsed() < DOUBTFUL_AFTER { RESOLVE_HEALTHY } else { RESOLVE_DOUBTFUL };
+        Some((state.client.clone()?, state.epoch, patience))
+    }
+}
+
+impl Announce for Link {
+    fn observed(&self, entry: &v1::Entry, freshness: &v1::Freshness) {
+        if let Ok(id) = entry.id.parse::<EntryId>() {
+            let mut state = self.state.lock();
+            if state.phase >= Phase::Welcomed {
+                state.told.insert(id);
+                let message = v1::EntryObserved { entry: Some(entry.clone()), freshness: Some(freshness.clone()) };
+                self.put(&mut state, Message::EntryObserved(message));
+            }
+        }
+    }
+
+    fn negative(&self, key: &v1::Key, http_status: u16, until_ms: i64) {
+        let http_status = u32::from(http_status);
+        self.send(Message::KeyNegative(v1::KeyNegative { key: Some(key.clone()), http_status, until_ms }));
+    }
+
+    fn local_fetch(&self, fetch: v1::LocalFetch) {
+        self.send(Message::LocalFetch(fetch));
+    }
+
+    fn report(&self, report: v1::FetchReport) {
+        self.send(Message::FetchReport(report));
+    }
+}
+
+impl Directory for Link {
+    fn resolve(&self, key: v1::Key) -> Answer<'_, v1::resolve_key_response::Outcome> {
+        Box::pin(async move {
+            let (mut client, epoch, patience) = self.client()?;
+            let mut request = tonic::Request::new(v1::ResolveKeyRequest { edge: self.edge.clone(), epoch, key: Some(key) });
+            request.set_timeout(patience);
+            let answer = tokio::time::timeout(patience, client.resolve_key(request)).await.ok()?;
+            match answer {
+                Ok(answer) => answer.into_inner().outcome,
+                Err(status) => {
+                    tracing::debug!(%status, "the coordinator did not resolve a key");
+                    None
+                }
+            }
+        })
+    }
+
+    fn lookup(&self, id: EntryId) -> Answer<'_, v1::KeyBinding> {
+        Box::pin(async move {
+            let (mut client, _, patience) = self.client()?;
+            let mut request = tonic::Request::new(v1::LookupEntryRequest { id: id.to_string() });
+            request.set_timeout(patience);
+            let answer = tokio::time::timeout(patience, client.lookup_entry(request)).await.ok()?;
+            answer.ok()?.into_inner().binding
+        })
+    }
+}

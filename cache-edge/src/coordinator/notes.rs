@@ -1,0 +1,82 @@
+//! What the coordinator told this edge, kept in the store's notes: with it the edge serves after a restart without a coordinator.
+
+use std::{
+    collections::HashSet,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use chunkcache_proto::{Geometry, v1};
+use prost::Message;
+
+use crate::{
+    origin::{Catalogue, peer::PeerKeys},
+    store::Store,
+};
+
+const SOURCE_PREFIX: &[u8] = b"source\0";
+const PEER_KEYS: &[u8] = b"peer-keys";
+const CHUNK_SIZE: &[u8] = b"chunk-size";
+
+/// Takes over what was told before the restart.
+pub fn restore(store: &Store, catalogue: &Catalogue, peer_keys: &PeerKeys, chunk_size: &AtomicU32) {
+    let mut sources = Vec::new();
+    for (key, value) in store.notes() {
+        if key.starts_with(SOURCE_PREFIX) {
+            sources.extend(v1::Source::decode(value.as_slice()).ok());
+        } else if key == PEER_KEYS {
+            // The message that carries them serves as their encoding.
+            if let Ok(welcome) = v1::Welcome::decode(value.as_slice()) {
+                peer_keys.replace(welcome.peer_keys);
+            }
+        } else if key == CHUNK_SIZE
+            && let Ok(bytes) = <[u8; 4]>::try_from(value.as_slice())
+        {
+            set_chunk_size(chunk_size, u32::from_le_bytes(bytes));
+        }
+    }
+    report_bad(catalogue.replace(sources));
+}
+
+/// The whole set of sources.
+pub fn set_sources(store: &Store, catalogue: &Catalogue, sources: Vec<v1::Source>) {
+    let names: HashSet<Vec<u8>> = sources.iter().map(|source| note_key(&source.name)).collect();
+    for (key, _) in store.notes() {
+        if key.starts_with(SOURCE_PREFIX) && !names.contains(&key) {
+            store.put_note(&key, None);
+        }
+    }
+    for source in &sources {
+        store.put_note(&note_key(&source.name), Some(&source.encode_to_vec()));
+    }
+    report_bad(catalogue.replace(sources));
+}
+
+/// What a Welcome says beside the sources.
+pub fn set_welcome(store: &Store, peer_keys: &PeerKeys, chunk_size: &AtomicU32, welcome: &v1::Welcome) {
+    if !welcome.peer_keys.is_empty() {
+        let kept = v1::Welcome { peer_keys: welcome.peer_keys.clone(), ..v1::Welcome::default() };
+        store.put_note(PEER_KEYS, Some(&kept.encode_to_vec()));
+        peer_keys.replace(welcome.peer_keys.clone());
+    }
+    if set_chunk_size(chunk_size, welcome.chunk_size) {
+        store.put_note(CHUNK_SIZE, Some(&welcome.chunk_size.to_le_bytes()));
+    }
+}
+
+fn set_chunk_size(held: &AtomicU32, chunk_size: u32) -> bool {
+    let usable = Geometry::new(0, chunk_size).is_ok();
+    if usable {
+        held.store(chunk_size, Ordering::Relaxed);
+    }
+    usable
+}
+
+fn note_key(name: &str) -> Vec<u8> {
+    [SOURCE_PREFIX, name.as_bytes()].concat()
+}
+
+fn report_bad(bad: Vec<crate::origin::source::BadSource>) {
+    for error in bad {
+        tracing::error!(%error, "a source is left out");
+    }
+}

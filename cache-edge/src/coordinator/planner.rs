@@ -1,0 +1,168 @@
+//! What this edge decides itself: a reader's wait that nobody takes care of, and all of the plan while no coordinator plans.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use chunkcache_proto::Level;
+use tokio_util::sync::CancellationToken;
+
+use super::Link;
+use crate::{
+    availability::{DemandRegistry, Flights, ReaderState},
+    core::lookahead::{self, ReaderView, Want},
+    origin::{Downloads, Order, downloads::Coverage},
+    store::Store,
+};
+
+/// The coordinator's budget to answer a CRITICAL need (RFC 0001, 6).
+pub const CRITICAL_BUDGET: Duration = Duration::from_millis(40);
+/// Fetches of its own an edge has at a time: an outage of the coordinator is no storm for the origin.
+const MAX_LOCAL: usize = 64;
+/// Looks at waiting readers at most this often.
+const LEAST_INTERVAL: Duration = Duration::from_millis(2);
+const TICK: Duration = Duration::from_millis(500);
+/// After the store refused a chunk nothing is fetched ahead for this long; waiting readers go past the store.
+const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+
+/// See the module.
+pub struct Planner {
+    pub link: Arc<Link>,
+    pub demand: Arc<DemandRegistry>,
+    pub downloads: Downloads,
+    pub flights: Arc<Flights>,
+    pub store: Store,
+    pub lookahead_chunks: u32,
+}
+
+impl Planner {
+    /// Until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut wait = TICK;
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.demand.waiting_changed() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+            let begun = Instant::now();
+            wait = self.plan();
+            // Many readers: one look serves many wakes.
+            let rest = (begun.elapsed() * 4).max(LEAST_INTERVAL);
+            if self.demand.len() > 32 {
+                tokio::time::sleep(rest).await;
+            }
+        }
+    }
+
+    /// One look. Returns when the next is due at the latest.
+    fn plan(&self) -> Duration {
+        let planned_elsewhere = self.link.is_planning();
+        let readers = self.demand.all();
+        let mut next = TICK;
+        let mut local = self.downloads.local_orders();
+        for reader in &readers {
+            let view = self.demand.view(reader);
+            if view.waiting {
+                next = next.min(self.wait_of(reader, view, planned_elsewhere, &mut local));
+            }
+        }
+        if !planned_elsewhere && !self.store_refuses() {
+            for reader in &readers {
+                self.look_ahead(reader, &mut local);
+            }
+        }
+        self.cancel_unwanted(&readers, &local);
+        next
+    }
+
+    fn store_refuses(&self) -> bool {
+        self.store.degraded().is_some() || self.downloads.refused_within(REFUSED_PAUSE)
+    }
+
+    fn wait_of(&self, reader: &Arc<ReaderState>, view: ReaderView, planned_elsewhere: bool, local: &mut Vec<Order>) -> Duration {
+        let geometry = reader.file.geometry();
+        let chunk = geometry.chunk_of(view.position);
+        if reader.file.is_present(chunk) || self.downloads.promote(reader.file.id(), chunk, view.position) {
+            return TICK;
+        }
+        let waited = self.demand.waited(reader);
+        if planned_elsewhere && waited < CRITICAL_BUDGET {
+            return CRITICAL_BUDGET - waited;
+        }
+        let want = Want { first_chunk: chunk, chunk_count: 1, level: Level::Critical, start_at: view.position };
+        self.submit(reader, want, local);
+        TICK
+    }
+
+    fn look_ahead(&self, reader: &Arc<ReaderState>, local: &mut Vec<Order>) {
+        let geometry = reader.file.geometry();
+        let id = reader.file.id();
+        let flights = self.flights.of(&reader.file);
+        if flights.is_changed() || flights.has_whole_stream() {
+            return;
+        }
+        let covered = |chunk| {
+            reader.file.is_present(chunk)
+                || flights.existing(chunk).is_some_and(|flight| flight.is_claimed())
+                || self.downloads.coverage(id, chunk, geometry.chunk_range(chunk).start) != Coverage::None
+        };
+        let view = self.demand.view(reader);
+        let wants = lookahead::plan(geometry, view, self.lookahead_chunks, covered);
+        for want in wants.into_iter().filter(|want| want.level != Level::Critical) {
+            self.submit(reader, want, local);
+        }
+        for hint in reader.hints() {
+            let hinted = ReaderView { position: hint.start, end: hint.end, waiting: false, paused: false };
+            for want in lookahead::plan(geometry, hinted, lookahead::MAX_RUN_CHUNKS, covered) {
+                self.submit(reader, want, local);
+            }
+        }
+    }
+
+    fn submit(&self, reader: &Arc<ReaderState>, want: Want, local: &mut Vec<Order>) {
+        if local.len() >= MAX_LOCAL {
+            return;
+        }
+        let order = Order {
+            id: self.downloads.local_id(),
+            file: reader.file.clone(),
+            first_chunk: want.first_chunk,
+            chunk_count: want.chunk_count,
+            level: want.level,
+            deadline_in_ms: if want.level == Level::Critical { 0 } else { 1_000 },
+            start_at: want.start_at,
+            peer: None,
+            max_rate: 0,
+        };
+        if self.downloads.submit(order.clone()) {
+            local.push(order);
+        }
+    }
+
+    /// Lookahead and probes' tails that no reader is near any more: a seek or a close.
+    fn cancel_unwanted(&self, readers: &[Arc<ReaderState>], local: &[Order]) {
+        for order in local {
+            if order.level == Level::Medium || order.level == Level::Low {
+                continue;
+            }
+            let geometry = order.file.geometry();
+            let run = geometry.run_range(order.first_chunk, order.chunk_count);
+            let reach = u64::from(self.lookahead_chunks + 2) * u64::from(geometry.chunk_size());
+            let of_entry = || readers.iter().filter(|reader| reader.file.id() == order.file.id());
+            let wanted = of_entry().any(|reader| {
+                let position = reader.position();
+                let ahead = position < run.end && run.start < position.saturating_add(reach).min(reader.end);
+                ahead || reader.hints().iter().any(|hint| !hint.intersect(run).is_empty())
+            });
+            // A probe's reader comes a moment after its fetch.
+            if !wanted && self.downloads.age(order.id) > Duration::from_secs(1) {
+                let under_way = self.downloads.chunk_under_way(order.id);
+                let here = of_entry().any(|reader| Some(geometry.chunk_of(reader.position())) == under_way);
+                // One chunk is finished in any case: what was paid for is kept.
+                self.downloads.cancel(order.id, here || order.chunk_count == 1);
+            }
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! One session after another with whichever coordinator leads.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context;
+use chunkcache_proto::{EntryId, Level, v1};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use v1::{edge_service_client::EdgeServiceClient, session_request, session_response::Message};
+
+use super::{
+    channel::{self, Coordinators, TlsFiles},
+    link::{Link, OUTBOX_MESSAGES, Removal},
+    notes,
+    upkeep::{binding_of, observed},
+};
+use crate::{
+    availability::DemandRegistry,
+    core::backoff::Backoff,
+    origin::{Catalogue, Downloads, Order, peer::PeerKeys},
+    serve::{Bindings, EdgeObjects},
+    store::Store,
+};
+
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LONGEST_RETRY: Duration = Duration::from_secs(3);
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// Movements of readers are gathered this long; waits are told at once.
+const DEMAND_GATHERING: Duration = Duration::from_millis(50);
+const DEFAULT_SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Viewers named in a status.
+const MAX_VIEWERS: usize = 1_000;
+
+/// What a status says beside what the store knows.
+pub trait Totals: Send + Sync + 'static {
+    /// Bytes sent, of them from the cache; bytes from the origin, from peers; stalls.
+    fn totals(&self) -> [u64; 5];
+}
+
+/// Everything the session touches.
+pub struct Session {
+    pub link: Arc<Link>,
+    pub hello: v1::Hello,
+    pub tls: TlsFiles,
+    pub store: Store,
+    pub catalogue: Arc<Catalogue>,
+    pub bindings: Arc<Bindings>,
+    pub peer_keys: Arc<PeerKeys>,
+    pub chunk_size: Arc<AtomicU32>,
+    pub demand: Arc<DemandRegistry>,
+    pub downloads: Downloads,
+    pub objects: EdgeObjects,
+    pub totals: Arc<dyn Totals>,
+}
+
+enum Ended {
+    NotLeader(String),
+    Other(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Ended {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl From<tonic::Status> for Ended {
+    fn from(status: tonic::Status) -> Self {
+        match channel::named_leader(&status) {
+            Some(leader) => Self::NotLeader(leader),
+            None => Self::Other(anyhow::anyhow!("{}: {}", status.code(), status.message())),
+        }
+    }
+}
+
+impl Session {
+    /// Until `shutdown`; sessions that end are followed by others.
+    pub async fn run(self, coordinators: Vec<String>, shutdown: CancellationToken) {
+        let mut coordinators = Coordinators::new(coordinators);
+        let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+        loop {
+            let url = coordinators.pick();
+            let ended = tokio::select! {
+                () = shutdown.cancelled() => return,
+                ended = self.one(&url) => ended,
+            };
+            let was_ready = self.link.is_ready();
+            let wait = match ended {
+                Ended::NotLeader(leader) => {
+                    self.link.end(format!("{url} stands by for {leader}"));
+                    coordinators.try_leader(leader);
+                    // At least a moment: two standbys that name each other must not be asked in a loop.
+                    backoff.wait(rand::random())
+                }
+                Ended::Other(error) => {
+                    tracing::info!(coordinator = url, error = format!("{error:#}"), "no session");
+                    self.link.end(format!("{url}: {error:#}"));
+                    if was_ready {
+                        coordinators.keep(&url);
+                        backoff.reset();
+                    }
+                    backoff.wait(rand::random())
+                }
+            };
+            self.downloads.forget_assignments();
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn one(&self, url: &str) -> Ended {
+        match self.talk(url).await {
+            Ok(never) => match never {},
+            Err(ended) => ended,
+        }
+    }
+
+    async fn talk(&self, url: &str) -> Result<std::convert::Infallible, Ended> {
+        let channel = channel::connect(url, &self.tls).await.context("can not connect")?;
+        let mut client = EdgeServiceClient::new(channel);
+        let (sender, receiver) = mpsc::channel(OUTBOX_MESSAGES);
+        let hello = v1::Hello { bytes_allowed: self.store.bytes_allowed(), ..self.hello.clone() };
+        put(&sender, session_request::Message::Hello(hello)).await?;
+        self.link.begin(sender.clone(), client.clone());
+        // The digests go while the coordinator reads: there may be more of them than the outbox holds.
+        let digests = self.send_digests(&sender);
+        let opened = async { client.session(ReceiverStream::new(receiver)).await.map_err(Ended::from) };
+        let (_, response) = tokio::try_join!(digests, opened)?;
+        let mut incoming = response.into_inner();
+        let mut timeout = DEFAULT_SESSION_TIMEOUT;
+        let mut status = tokio::time::interval(STATUS_INTERVAL);
+        status.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut welcomed = false;
+        loop {
+            let silence = timeout.saturating_sub(self.link.silent_for());
+            tokio::select! {
+                message = incoming.message() => {
+                    let message = message?.context("the coordinator ended the session")?;
+                    self.link.heard();
+                    if let Some(Message::Welcome(welcome)) = &message.message {
+                        welcomed = true;
+                        if welcome.session_timeout_ms > 0 {
+                            timeout = Duration::from_millis(welcome.session_timeout_ms.into());
+                        }
+                    }
+                    if let Some(message) = message.message {
+                        self.handle(message, &sender).await?;
+                    }
+                }
+                () = self.demand_due(), if welcomed => self.send_demand(false),
+                _ = status.tick(), if welcomed => {
+                    self.link.send(session_request::Message::Status(self.status()));
+                    self.downloads.report_progress();
+                }
+                () = self.link.broken() => return Err(anyhow::anyhow!("the coordinator does not read").into()),
+                () = tokio::time::sleep(silence) => {
+                    return Err(anyhow::anyhow!("nothing heard for {timeout:?}").into());
+                }
+            }
+        }
+    }
+
+    async fn send_digests(&self, sender: &mpsc::Sender<v1::SessionRequest>) -> Result<(), Ended> {
+        for file in self.store.entries() {
+            let digest = self.store.digest(&file.id());
+            if digest.chunk_count > 0 {
+                self.link.set_told(file.id());
+                let message = v1::InventoryDigest {
+                    entry_id: file.id().to_string(),
+                    chunk_count: digest.chunk_count,
+                    checksum_xor: digest.checksum_xor,
+                };
+                put(sender, session_request::Message::InventoryDigest(message)).await?;
+            }
+        }
+        put(sender, session_request::Message::InventoryComplete(v1::InventoryComplete {})).await
+    }
+
+    async fn handle(&self, message: Message, sender: &mpsc::Sender<v1::SessionRequest>) -> Result<(), Ended> {
+        match message {
+            Message::Welcome(welcome) => {
+                notes::set_welcome(&self.store, &self.peer_keys, &self.chunk_size, &welcome);
+                notes::set_sources(&self.store, &self.catalogue, welcome.sources);
+                self.link.set_draining(welcome.draining);
+                self.link.welcomed(welcome.epoch);
+                self.send_demand(true);
+            }
+            Message::InventoryRequest(request) => {
+                for id in request.entry_ids {
+                    if let Some(entry) = self.inventory_entry(&id) {
+                        put(sender, session_request::Message::InventoryEntry(entry)).await?;
+                    }
+                }
+                put(sender, session_request::Message::InventoryComplete(v1::InventoryComplete {})).await?;
+            }
+            Message::InventoryVerdict(verdict) => {
+                if let Ok(id) = verdict.entry_id.parse::<EntryId>()
+                    && !verdict.drop.is_empty()
+                {
+                    self.drop_bytes(Removal::Chunks(id, verdict.drop));
+                }
+            }
+            Message::Ready(_) => {
+                tracing::info!(epoch = self.link.epoch(), "in session with the coordinator");
+                self.link.ready();
+            }
+            Message::Assign(assign) => self.assign(assign),
+            Message::Reprioritise(change) => {
+                if let Ok(level) = Level::try_from(change.priority()) {
+                    self.downloads.reprioritise(change.assignment_id, level, change.deadline_ms);
+                }
+            }
+            Message::Cancel(cancel) => {
+                let under_way = self.downloads.under_way(cancel.assignment_id);
+                let wanted = under_way.is_some_and(|(entry, chunk)| {
+                    let stands = |reader: &crate::availability::ReaderState| {
+                        reader.file.id() == entry && reader.file.geometry().chunk_of(reader.position()) == chunk
+                    };
+                    self.demand.all().iter().any(|reader| stands(reader))
+                });
+                self.downloads.cancel(cancel.assignment_id, wanted);
+            }
+            Message::Committed(committed) => {
+                for removal in self.link.committed(committed.sequence) {
+                    self.drop_bytes(removal);
+                }
+            }
+            Message::SourcesChanged(change) => {
+                notes::set_sources(&self.store, &self.catalogue, change.sources);
+                self.link.send(session_request::Message::SourceAck(v1::SourceAck { sequence: change.sequence }));
+            }
+            Message::KeyChanged(change) => self.key_changed(change.binding),
+            Message::Invalidate(invalidate) => self.invalidate(invalidate),
+            Message::EntryChanged(change) => {
+                if let Ok(id) = change.entry_id.parse()
+                    && let Some(file) = self.store.entry(&id)
+                {
+                    file.set_pinned(change.pinned);
+                }
+            }
+            Message::Drain(drain) => self.link.set_draining(drain.draining),
+            Message::Forget(_) => {
+                tracing::warn!("this edge was removed from the cluster; everything cached is dropped");
+                for file in self.store.entries() {
+                    self.bindings.invalidate(&[], &[file.id()]);
+                    self.drop_bytes(Removal::Entry(file.id()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn assign(&self, assign: v1::Assign) {
+        let refuse = |message: &str| {
+            let failure = v1::FetchFailure {
+                fault: v1::fetch_failure::Fault::Edge.into(),
+                message: message.to_owned(),
+                ..v1::FetchFailure::default()
+            };
+            self.link.send(session_request::Message::FetchReport(v1::FetchReport {
+                assignment_id: assign.assignment_id,
+                state: v1::fetch_report::State::Failed.into(),
+                bytes_done: 0,
+                failure: Some(failure),
+            }));
+        };
+        let Ok(level) = Level::try_from(assign.priority()) else { return refuse("no priority") };
+        let Some(entry) = &assign.entry else { return refuse("no entry") };
+        let file = match self.objects.entry_file(entry) {
+            Ok(file) => file,
+            Err(error) => return refuse(&error.to_string()),
+        };
+        self.link.set_told(file.id());
+        let order = Order {
+            id: assign.assignment_id,
+            start_at: assign.start_at.max(file.geometry().chunk_range(assign.first_chunk).start),
+            file,
+            first_chunk: assign.first_chunk,
+            chunk_count: assign.chunk_count,
+            level,
+            deadline_in_ms: assign.deadline_ms,
+            peer: assign.peer.as_ref().map(|peer| peer.url.clone()).filter(|url| !url.is_empty()),
+            max_rate: assign.max_rate_bytes_per_second,
+        };
+        if !self.downloads.submit(order) {
+            refuse("the fetch queue is full");
+        }
+    }
+
+    fn key_changed(&self, binding: Option<v1::KeyBinding>) {
+        let Some(v1::KeyBinding { entry: Some(entry), freshness: Some(freshness) }) = binding else { return };
+        let Some(key) = entry.key.clone() else { return };
+        if let Some(held) = self.bindings.get(&key) {
+            if held.freshness.validated_at_ms > freshness.validated_at_ms {
+                return;
+            }
+            if held.entry.id != entry.id
+                && let Some(file) = self.store.entry(&held.id)
+            {
+                self.objects.parts().flights.of(&file).set_changed();
+            }
+        }
+        self.bindings.bind(entry, freshness);
+    }
+
+    fn invalidate(&self, invalidate: v1::Invalidate) {
+        let entries: Vec<EntryId> = invalidate.entry_ids.iter().filter_map(|id| id.parse().ok()).collect();
+        self.bindings.invalidate(&invalidate.keys, &entries);
+        if invalidate.purge {
+            for id in entries {
+                let Some(file) = self.store.entry(&id) else { continue };
+                let indexes = file.present_chunks().into_iter().map(|(chunk, _)| chunk).collect();
+                self.link.removed(Removal::Entry(id), indexes, v1::RemovalReason::Invalidated);
+            }
+        }
+        self.link.send(session_request::Message::InvalidateAck(v1::InvalidateAck { sequence: invalidate.sequence }));
+    }
+
+    /// Their rows are gone. Blocks on the journal, hence off this task.
+    fn drop_bytes(&self, removal: Removal) {
+        let store = self.store.clone();
+        self.downloads.runtime().spawn_blocking(move || {
+            let result = match &removal {
+                Removal::Chunks(entry, chunks) => store.drop_chunks(entry, chunks),
+                Removal::Entry(entry) => store.remove_entry(entry),
+            };
+            if let Err(error) = result {
+                tracing::warn!(%error, "bytes could not be dropped");
+            }
+        });
+    }
+
+    fn inventory_entry(&self, id: &str) -> Option<v1::InventoryEntry> {
+        let file = self.store.entry(&id.parse().ok()?)?;
+        let chunks = file.present_chunks().into_iter().map(|(index, checksum)| v1::Chunk { index, checksum }).collect();
+        let v1::EntryObserved { entry, freshness } = observed(&self.bindings, &file);
+        let freshness = binding_of(&self.bindings, file.description()).and(freshness);
+        Some(v1::InventoryEntry { entry, freshness, chunks })
+    }
+
+    /// Returns when a demand batch is due. Cancel safe.
+    async fn demand_due(&self) {
+        self.demand.changed().await;
+        if !self.demand.is_urgent() {
+            tokio::time::sleep(DEMAND_GATHERING).await;
+        }
+    }
+
+    fn send_demand(&self, everything: bool) {
+        let changes = self.demand.take_changes(everything);
+        if changes.readers.is_empty() && changes.closed.is_empty() && !changes.complete {
+            return;
+        }
+        let readers = changes.readers.iter().map(|reader| self.demand.message(reader)).collect();
+        self.link.send(session_request::Message::Demand(v1::DemandBatch {
+            readers,
+            closed_readers: changes.closed,
+            complete: changes.complete,
+        }));
+    }
+
+    fn status(&self) -> v1::EdgeStatus {
+        let [bytes_sent_total, bytes_hit_total, bytes_origin_total, bytes_peer_total, stalls_total] = self.totals.totals();
+        let degraded = self.store.degraded();
+        let readers = self.demand.all();
+        v1::EdgeStatus {
+            bytes_used: self.store.bytes_used(),
+            bytes_allowed: self.store.bytes_allowed(),
+            readers: u32::try_from(readers.len()).unwrap_or(u32::MAX),
+            bytes_sent_total,
+            bytes_hit_total,
+            bytes_origin_total,
+            bytes_peer_total,
+            stalls_total,
+            degraded: degraded.is_some(),
+            reason: degraded.unwrap_or_default(),
+            viewers: readers.iter().take(MAX_VIEWERS).map(|reader| self.demand.message(reader)).collect(),
+        }
+    }
+
+    /// For tests and status pages.
+    #[must_use]
+    pub fn chunk_size(&self) -> u32 {
+        self.chunk_size.load(Ordering::Relaxed)
+    }
+}
+
+async fn put(sender: &mpsc::Sender<v1::SessionRequest>, message: session_request::Message) -> Result<(), Ended> {
+    sender
+        .send(v1::SessionRequest { message: Some(message) })
+        .await
+        .map_err(|_| Ended::Other(anyhow::anyhow!("the session broke")))
+}

@@ -1,0 +1,105 @@
+//! What goes on beside the session: durable chunks told, space made, flights swept.
+
+use std::{sync::Arc, time::Duration};
+
+use chunkcache_proto::v1;
+use tokio_util::sync::CancellationToken;
+
+use super::link::{Link, Removal};
+use crate::{
+    availability::Flights,
+    origin::Downloads,
+    serve::{Bindings, bindings::Bound},
+    store::{Durable, EntryFile, Store, Victims},
+};
+
+const PRESSURE_INTERVAL: Duration = Duration::from_millis(250);
+const SWEEP_EVERY: u32 = 20;
+/// Removals whose rows are being deleted.
+const MAX_REMOVALS: usize = 256;
+
+/// See the module.
+#[derive(Clone)]
+pub struct Upkeep {
+    pub link: Arc<Link>,
+    pub store: Store,
+    pub bindings: Arc<Bindings>,
+    pub downloads: Downloads,
+    pub flights: Arc<Flights>,
+}
+
+impl Upkeep {
+    /// Until `shutdown`. The store's two channels have one receiver each: this.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut durable = self.store.take_durable();
+        let mut corrupt = self.store.take_corrupt();
+        let mut tick = tokio::time::interval(PRESSURE_INTERVAL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticks = 0u32;
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                Some(stored) = durable.recv() => self.stored(&stored),
+                Some(lost) = corrupt.recv() => self.lost(lost),
+                _ = tick.tick() => {
+                    ticks = ticks.wrapping_add(1);
+                    self.relieve(ticks % SWEEP_EVERY == 0).await;
+                }
+                else => return,
+            }
+        }
+    }
+
+    fn stored(&self, durable: &Durable) {
+        let chunks = durable.chunks.iter().map(|(index, checksum)| v1::Chunk { index: *index, checksum: *checksum }).collect();
+        if let Some(file) = self.store.entry(&durable.entry) {
+            let length = |chunk| file.geometry().chunk_len(chunk);
+            let bytes = durable.chunks.iter().map(|(chunk, _)| length(*chunk)).sum();
+            let origin_bytes = self.downloads.take_origin_bytes(bytes);
+            self.link.stored(durable.entry, || observed(&self.bindings, &file), chunks, origin_bytes);
+        }
+        self.downloads.durable(&durable.entry, &durable.chunks);
+    }
+
+    /// Withdrawn already: the row goes, and a reader or the coordinator asks for it again.
+    fn lost(&self, victims: Victims) {
+        tracing::warn!(entry = %victims.entry, chunks = victims.chunks.len(), "chunks were found corrupt");
+        let removal = Removal::Chunks(victims.entry, victims.chunks.clone());
+        // Without a session the next inventory does not have them, and their rows go.
+        self.link.removed(removal, victims.chunks, v1::RemovalReason::Corrupt);
+    }
+
+    async fn relieve(&self, sweep: bool) {
+        let (this, pressed) = (self.clone(), self.store.pressure());
+        if sweep || pressed > 0 {
+            let flights = self.flights.clone();
+            let _ = self.downloads.runtime().spawn_blocking(move || flights.sweep(pressed > 0)).await;
+        }
+        // Rows first: without a coordinator nothing is evicted, misses pass through uncached.
+        if pressed == 0 || !self.link.is_ready() || self.link.removals_under_way() >= MAX_REMOVALS {
+            return;
+        }
+        // What is on its way out already makes room when its rows are gone.
+        if self.link.removals_under_way() > 0 {
+            return;
+        }
+        for victims in this.store.victims(pressed).into_iter().take(MAX_REMOVALS) {
+            let removal = Removal::Chunks(victims.entry, victims.chunks.clone());
+            this.link.removed(removal, victims.chunks, v1::RemovalReason::Evicted);
+        }
+    }
+}
+
+/// What the coordinator needs to know an entry.
+#[must_use]
+pub fn observed(bindings: &Bindings, file: &EntryFile) -> v1::EntryObserved {
+    let entry = file.description().clone();
+    let freshness = binding_of(bindings, &entry).map(|bound| bound.freshness.clone());
+    v1::EntryObserved { entry: Some(entry), freshness: Some(freshness.unwrap_or_default()) }
+}
+
+/// The binding that points to this very entry.
+#[must_use]
+pub fn binding_of(bindings: &Bindings, entry: &v1::Entry) -> Option<Arc<Bound>> {
+    bindings.get(entry.key.as_ref()?).filter(|bound| bound.entry.id == entry.id)
+}

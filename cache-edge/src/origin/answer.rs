@@ -1,0 +1,221 @@
+//! What an origin's answer is, checked against what was asked and against the entry: pure.
+//!
+//! RFC 9110, 15.3.7 lets a server answer a range with other parts, and servers do worse than it
+//! lets them. Nothing of an answer is written unless it says exactly what was asked for, of exactly this version.
+
+use std::time::Duration;
+
+use chunkcache_proto::{ByteRange, identity, v1};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+
+use super::OriginError;
+use crate::core::{
+    content_range::{self, ContentRange},
+    freshness::AnswerFacts,
+};
+
+/// Longest `Retry-After` obeyed: a typo of an origin must not take a source away for a year.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(600);
+/// For a 429 that does not say.
+const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// An object as one answer describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    pub size: Option<u64>,
+    pub validator: Option<String>,
+    pub etag: String,
+    pub last_modified: String,
+    pub content_type: String,
+}
+
+/// A body worth reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// 206: these bytes, as asked.
+    Range(ByteRange),
+    /// 200: the origin ignores ranges; all of the object from its first byte.
+    Whole,
+}
+
+/// The header for `[start, end)`, and the conditions that bind it to one version of the object.
+pub fn range_headers(range: ByteRange, entry: Option<&v1::Entry>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let text = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
+    if let Ok(value) = HeaderValue::from_str(&text) {
+        headers.insert(header::RANGE, value);
+    }
+    let Some(entry) = entry else { return headers };
+    // If-Match rather than If-Range: a changed object costs a 412 then, and not a body.
+    let (name, value) = if identity::is_strong(&entry.etag) {
+        (header::IF_MATCH, &entry.etag)
+    } else {
+        (header::IF_UNMODIFIED_SINCE, &entry.last_modified)
+    };
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+    headers
+}
+
+/// Checks the answer to a request for `asked` of `entry`.
+pub fn check(
+    status: StatusCode,
+    headers: &HeaderMap,
+    asked: ByteRange,
+    entry: &v1::Entry,
+    now_ms: i64,
+) -> Result<Part, OriginError> {
+    match status {
+        StatusCode::PARTIAL_CONTENT => {
+            refuse_encoded(headers)?;
+            let (range, size) = satisfied(headers)?;
+            if size.is_some_and(|size| size != entry.size) {
+                return Err(OriginError::Changed);
+            }
+            same_version(headers, entry)?;
+            if range != asked {
+                return Err(OriginError::Protocol(format!(
+                    "asked for bytes {}-{}, it sends {}-{}",
+                    asked.start,
+                    asked.end.saturating_sub(1),
+                    range.start,
+                    range.end.saturating_sub(1)
+                )));
+            }
+            if content_length(headers).is_some_and(|length| length != range.len()) {
+                return Err(OriginError::Protocol("its Content-Length is not that of its Content-Range".into()));
+            }
+            Ok(Part::Range(range))
+        }
+        StatusCode::OK => {
+            refuse_encoded(headers)?;
+            same_version(headers, entry)?;
+            match content_length(headers) {
+                Some(length) if length == entry.size => Ok(Part::Whole),
+                Some(_) => Err(OriginError::Changed),
+                None => Err(OriginError::Protocol("it no longer tells the object's length".into())),
+            }
+        }
+        StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE => Err(OriginError::Changed),
+        other => Err(status_error(other, headers, now_ms)),
+    }
+}
+
+/// What any other status means.
+pub fn status_error(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> OriginError {
+    let retry_after = retry_after(headers, now_ms);
+    match status.as_u16() {
+        429 => OriginError::Busy { retry_after: retry_after.unwrap_or(DEFAULT_RETRY_AFTER) },
+        408 | 425 | 500..=599 => OriginError::Unavailable { status: status.as_u16(), retry_after },
+        status => OriginError::Refused { status },
+    }
+}
+
+/// `Content-Range` of a 206, which must be one range.
+pub fn satisfied(headers: &HeaderMap) -> Result<(ByteRange, Option<u64>), OriginError> {
+    match text(headers, header::CONTENT_RANGE).and_then(content_range::parse) {
+        Some(ContentRange::Satisfied { range, size }) => Ok((range, size)),
+        Some(ContentRange::Unsatisfied { .. }) | None => {
+            Err(OriginError::Protocol("its 206 has no usable Content-Range".into()))
+        }
+    }
+}
+
+/// Describes the object of a 200 or 206.
+pub fn describe(status: StatusCode, headers: &HeaderMap) -> Described {
+    let size = match status {
+        StatusCode::PARTIAL_CONTENT => satisfied(headers).ok().and_then(|(_, size)| size),
+        _ => content_length(headers),
+    };
+    let etag = text(headers, header::ETAG).unwrap_or("").to_owned();
+    // A date that is none can not be sent back as a condition.
+    let last_modified = text(headers, header::LAST_MODIFIED)
+        .filter(|date| httpdate::parse_http_date(date).is_ok())
+        .unwrap_or("")
+        .to_owned();
+    let validator = size.and_then(|size| identity::validator(Some(&etag), Some(&last_modified), size));
+    Described {
+        size,
+        validator,
+        etag,
+        last_modified,
+        content_type: text(headers, header::CONTENT_TYPE).unwrap_or("application/octet-stream").to_owned(),
+    }
+}
+
+/// For `core::freshness`.
+pub fn facts(headers: &HeaderMap, described: &Described) -> AnswerFacts {
+    let date_ms = |name| text(headers, name).and_then(|date| httpdate::parse_http_date(date).ok()).map(epoch_ms);
+    AnswerFacts {
+        cache_control: joined(headers, header::CACHE_CONTROL),
+        pragma_no_cache: joined(headers, header::PRAGMA).to_ascii_lowercase().contains("no-cache"),
+        expires_ms: date_ms(header::EXPIRES),
+        expires_invalid: headers.contains_key(header::EXPIRES) && date_ms(header::EXPIRES).is_none(),
+        date_ms: date_ms(header::DATE),
+        age_seconds: text(headers, header::AGE).and_then(|age| age.trim().parse().ok()).unwrap_or(0),
+        vary: joined(headers, header::VARY)
+            .split(',')
+            .map(|name| name.trim().to_ascii_lowercase())
+            .filter(|name| !name.is_empty())
+            .collect(),
+        has_validator: described.validator.is_some(),
+        size: described.size,
+        encoded: is_encoded(headers),
+        with_authorization: false,
+    }
+}
+
+fn same_version(headers: &HeaderMap, entry: &v1::Entry) -> Result<(), OriginError> {
+    let same = if identity::is_strong(&entry.etag) {
+        text(headers, header::ETAG) == Some(entry.etag.as_str())
+    } else {
+        text(headers, header::LAST_MODIFIED) == Some(entry.last_modified.as_str())
+    };
+    if same { Ok(()) } else { Err(OriginError::Changed) }
+}
+
+fn refuse_encoded(headers: &HeaderMap) -> Result<(), OriginError> {
+    if is_encoded(headers) {
+        return Err(OriginError::Protocol("it encodes the content, which was asked for as it is".into()));
+    }
+    Ok(())
+}
+
+fn is_encoded(headers: &HeaderMap) -> bool {
+    headers.get_all(header::CONTENT_ENCODING).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"))
+}
+
+pub fn content_length(headers: &HeaderMap) -> Option<u64> {
+    text(headers, header::CONTENT_LENGTH)?.parse().ok()
+}
+
+fn retry_after(headers: &HeaderMap, now_ms: i64) -> Option<Duration> {
+    let value = text(headers, header::RETRY_AFTER)?.trim();
+    let wait = match value.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let at = epoch_ms(httpdate::parse_http_date(value).ok()?);
+            Duration::from_millis(u64::try_from(at - now_ms).unwrap_or(0))
+        }
+    };
+    Some(wait.min(LONGEST_RETRY_AFTER))
+}
+
+fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+fn joined(headers: &HeaderMap, name: header::HeaderName) -> String {
+    let lines: Vec<&str> = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
+    lines.join(", ")
+}
+
+fn epoch_ms(time: std::time::SystemTime) -> i64 {
+    let since = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+#[path = "answer_tests.rs"]
+mod tests;

@@ -1,0 +1,195 @@
+//! One request to a source, and its answer's body as bytes that come in time.
+//!
+//! Redirects are followed inside the source only. Connections are kept alive and pooled; they belong to the runtime that made
+//! the request, which is why all requests are made on the fetch runtime.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client as HyperClient, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use url::Url;
+
+use super::{OriginError, Source};
+
+/// Redirects followed for one request.
+const MAX_REDIRECTS: usize = 5;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Without a byte for this long, an origin is taken as stalled.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Idle connections kept to one host; more would outlast most origins' patience.
+const IDLE_PER_HOST: usize = 16;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+
+type Pool = HyperClient<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+
+/// The pool of connections.
+#[derive(Clone)]
+pub struct Client {
+    pool: Pool,
+    stall: Duration,
+}
+
+/// An answer whose head has come.
+pub struct Response {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    body: Incoming,
+    stall: Duration,
+}
+
+impl Client {
+    /// `tls`: roots and perhaps a client certificate.
+    #[must_use]
+    pub fn new(tls: rustls::ClientConfig) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        connector.set_nodelay(true);
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(connector);
+        let pool = HyperClient::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_max_idle_per_host(IDLE_PER_HOST)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .http1_max_headers(128)
+            .build(connector);
+        Self { pool, stall: STALL_TIMEOUT }
+    }
+
+    /// Another patience, for tests and for peers.
+    #[must_use]
+    pub fn with_stall_timeout(mut self, stall: Duration) -> Self {
+        self.stall = stall;
+        self
+    }
+
+    /// Asks the source for an object. `headers` are added to the source's own and to those every request carries.
+    pub async fn get(&self, source: &Source, url: Url, headers: &HeaderMap) -> Result<Response, OriginError> {
+        self.ask(Method::GET, source, url, headers).await
+    }
+
+    /// As [`get`](Self::get), with GET or HEAD.
+    pub async fn ask(
+        &self,
+        method: Method,
+        source: &Source,
+        url: Url,
+        headers: &HeaderMap,
+    ) -> Result<Response, OriginError> {
+        let mut url = url;
+        for _ in 0..=MAX_REDIRECTS {
+            let mut all = headers.clone();
+            for (name, value) in &source.headers {
+                all.insert(name, value.clone());
+            }
+            let response = self.send(method.clone(), &url, all).await?;
+            let Some(next) = redirect(&response, &url)? else { return Ok(response) };
+            if !source.allows(&next) {
+                return Err(OriginError::Protocol("it redirects outside its source".into()));
+            }
+            url = next;
+        }
+        Err(OriginError::Protocol(format!("more than {MAX_REDIRECTS} redirects")))
+    }
+
+    /// One request, no redirects, no source: for peers.
+    pub async fn send(&self, method: Method, url: &Url, headers: HeaderMap) -> Result<Response, OriginError> {
+        let mut request = Request::new(Empty::new());
+        *request.method_mut() = method;
+        let mut target = url.clone();
+        // Of a base URL with credentials; they go into a header, never into the request line.
+        let _ = target.set_username("");
+        let _ = target.set_password(None);
+        *request.uri_mut() =
+            target.as_str().parse().map_err(|_| OriginError::Protocol(format!("{} is no URL to ask", target.path())))?;
+        *request.headers_mut() = headers;
+        let headers = request.headers_mut();
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if !headers.contains_key(header::USER_AGENT) {
+            headers.insert(header::USER_AGENT, HeaderValue::from_static(concat!("cache-edge/", env!("CARGO_PKG_VERSION"))));
+        }
+        if !url.username().is_empty() && !headers.contains_key(header::AUTHORIZATION) {
+            headers.insert(header::AUTHORIZATION, basic_credentials(url)?);
+        }
+        let response = tokio::time::timeout(self.stall, self.pool.request(request))
+            .await
+            .map_err(|_| OriginError::Unreachable(format!("no answer within {:?}", self.stall)))?
+            .map_err(|error| OriginError::Unreachable(chain(&error)))?;
+        let (head, body) = response.into_parts();
+        Ok(Response { status: head.status, headers: head.headers, body, stall: self.stall })
+    }
+}
+
+impl Response {
+    /// The next bytes; `None` at the body's clean end. Cancel safe.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, OriginError> {
+        loop {
+            let frame = tokio::time::timeout(self.stall, self.body.frame())
+                .await
+                .map_err(|_| OriginError::Stalled(self.stall))?;
+            match frame {
+                None => return Ok(None),
+                Some(Err(error)) => {
+                    return Err(OriginError::Short { received: 0, expected: 0, detail: chain(&error) });
+                }
+                Some(Ok(frame)) => {
+                    if let Ok(bytes) = frame.into_data()
+                        && !bytes.is_empty()
+                    {
+                        return Ok(Some(bytes));
+                    }
+                }
+            }
+        }
+    }
+
+    /// One header as text.
+    #[must_use]
+    pub fn header(&self, name: header::HeaderName) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+/// Where the answer redirects to, if it does.
+fn redirect(response: &Response, from: &Url) -> Result<Option<Url>, OriginError> {
+    if !matches!(response.status.as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return Ok(None);
+    }
+    let location = response
+        .header(header::LOCATION)
+        .ok_or_else(|| OriginError::Protocol("it redirects without saying where".into()))?;
+    let next = from.join(location).map_err(|_| OriginError::Protocol("it redirects to no URL".into()))?;
+    Ok(Some(next))
+}
+
+fn basic_credentials(url: &Url) -> Result<HeaderValue, OriginError> {
+    use base64::Engine;
+    let decode = |text: &str| percent_encoding::percent_decode_str(text).collect::<Vec<u8>>();
+    let mut pair = decode(url.username());
+    pair.push(b':');
+    pair.extend(decode(url.password().unwrap_or("")));
+    let text = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair));
+    let mut value =
+        HeaderValue::from_str(&text).map_err(|_| OriginError::Protocol("its credentials can not be sent".into()))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// An error and its causes in one line: hyper keeps the useful part in the last.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,91 @@
+//! Bytes from the origin past the store, for readers of chunks that can not be kept. Checked like any other; each reader
+//! has its own request, because there is nowhere to share what comes.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use chunkcache_proto::ByteRange;
+use tokio::{runtime::Handle, sync::mpsc, time::Instant};
+
+use super::{
+    OriginError,
+    answer::Part,
+    run::{Fetcher, Opened},
+};
+use crate::{
+    availability::DirectBytes,
+    core::backoff::Backoff,
+    serve::ports::ReadError,
+    store::EntryFile,
+};
+
+/// Frames between the origin's connection and the player's: enough that neither waits for the other's wake-up.
+const FRAMES: usize = 8;
+
+/// See [`DirectBytes`].
+pub struct Direct {
+    pub fetcher: Arc<Fetcher>,
+    pub runtime: Handle,
+}
+
+impl DirectBytes for Direct {
+    fn open(&self, file: Arc<EntryFile>, range: ByteRange) -> mpsc::Receiver<Result<Bytes, ReadError>> {
+        let (sender, receiver) = mpsc::channel(FRAMES);
+        let fetcher = self.fetcher.clone();
+        self.runtime.spawn(async move { pump(&fetcher, &file, range, &sender).await });
+        receiver
+    }
+}
+
+async fn pump(fetcher: &Fetcher, file: &Arc<EntryFile>, mut range: ByteRange, sender: &mpsc::Sender<Result<Bytes, ReadError>>) {
+    let mut backoff = Backoff::new(Duration::from_millis(150), Duration::from_secs(4));
+    let mut last_progress = Instant::now();
+    while !range.is_empty() {
+        let before = range.start;
+        let Err(error) = once(fetcher, file, &mut range, sender).await else { return };
+        if range.start > before {
+            last_progress = Instant::now();
+            backoff.reset();
+        }
+        let wait = backoff.wait(rand::random()).max(error.retry_after().unwrap_or_default());
+        if !error.is_transient() || last_progress.elapsed() + wait > fetcher.retry_budget {
+            let error = match error {
+                OriginError::Changed => ReadError::Changed,
+                other => ReadError::Origin(other.to_string()),
+            };
+            // A reader that left does not want to know.
+            let _ = sender.send(Err(error)).await;
+            return;
+        }
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// `Ok`: all sent, or nobody listens.
+async fn once(
+    fetcher: &Fetcher,
+    file: &Arc<EntryFile>,
+    range: &mut ByteRange,
+    sender: &mpsc::Sender<Result<Bytes, ReadError>>,
+) -> Result<(), OriginError> {
+    let flights = fetcher.flights.of(file);
+    let Opened { mut response, part } = fetcher.open(file, &flights, *range).await?;
+    let mut skip = if part == Part::Whole { range.start } else { 0 };
+    while !range.is_empty() {
+        let Some(mut bytes) = response.chunk().await? else {
+            return Err(OriginError::Short { received: 0, expected: range.len(), detail: "its body ended early".into() });
+        };
+        let skipped = skip.min(bytes.len() as u64);
+        skip -= skipped;
+        let mut bytes = bytes.split_off(skipped as usize);
+        bytes.truncate(usize::try_from(range.len()).unwrap_or(usize::MAX));
+        if bytes.is_empty() {
+            continue;
+        }
+        range.start += bytes.len() as u64;
+        if sender.send(Ok(bytes)).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}

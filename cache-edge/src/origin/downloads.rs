@@ -1,0 +1,428 @@
+//! The fetches of this edge: `core::fetch_queue` decides, this carries out.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use chunkcache_proto::{ChunkIndex, EntryId, Level, v1};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+pub use super::run::Order;
+use super::{
+    control::{Control, Stop},
+    run::{Failure, Fetcher, Opened, RunEnd},
+};
+use crate::{
+    availability::Announce,
+    core::fetch_queue::{Effect, FetchQueue, Task},
+};
+
+/// Ids of fetches this edge decided on itself have this bit.
+pub const LOCAL_BIT: u64 = 1 << 63;
+/// A finished fetch whose chunks are not durable after this is reported all the same: a failed sync is reported elsewhere.
+const DURABLE_WAIT: Duration = Duration::from_secs(10);
+
+/// How a chunk is taken care of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coverage {
+    None,
+    /// A fetch of it waits for its turn.
+    Queued(u64),
+    /// A fetch runs that is this many bytes before the wanted one.
+    Coming { id: u64, distance: u64 },
+    /// A fetch runs that will come to it late: it is past the byte, and fetches the chunk's head last.
+    Late(u64),
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Downloads(Arc<Inner>);
+
+struct Inner {
+    state: Mutex<State>,
+    fetcher: Arc<Fetcher>,
+    announce: Arc<dyn Announce>,
+    runtime: Handle,
+    begun: Instant,
+    next_local: AtomicU64,
+}
+
+struct State {
+    queue: FetchQueue,
+    fetches: HashMap<u64, Fetch>,
+    closed: bool,
+    refused: Option<Instant>,
+    origin_bytes_told: u64,
+}
+
+struct Fetch {
+    order: Order,
+    control: Arc<Control>,
+    /// Not present when it was ordered and not durable yet.
+    undurable: HashSet<ChunkIndex>,
+    finished: bool,
+    ordered: Instant,
+}
+
+impl Downloads {
+    /// `runtime`: the fetch runtime, whose threads may block on the disk.
+    #[must_use]
+    pub fn new(max_downloads: usize, fetcher: Arc<Fetcher>, announce: Arc<dyn Announce>, runtime: Handle) -> Self {
+        let state = State { queue: FetchQueue::new(max_downloads), fetches: HashMap::new(), closed: false, refused: None, origin_bytes_told: 0 };
+        Self(Arc::new(Inner {
+            state: Mutex::new(state),
+            fetcher,
+            announce,
+            runtime,
+            begun: Instant::now(),
+            next_local: AtomicU64::new(1),
+        }))
+    }
+
+    #[must_use]
+    pub fn fetcher(&self) -> &Arc<Fetcher> {
+        &self.0.fetcher
+    }
+
+    #[must_use]
+    pub fn runtime(&self) -> &Handle {
+        &self.0.runtime
+    }
+
+    /// An id for a fetch this edge decides on.
+    #[must_use]
+    pub fn local_id(&self) -> u64 {
+        LOCAL_BIT | self.0.next_local.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.0.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn task(&self, order: &Order) -> Task {
+        Task {
+            id: order.id,
+            entry: order.file.id(),
+            first_chunk: order.first_chunk,
+            chunk_count: order.chunk_count,
+            level: order.level,
+            deadline_ms: self.now_ms() + u64::from(order.deadline_in_ms),
+        }
+    }
+
+    /// Takes an order in. `false`: refused, the queue is full or closing.
+    pub fn submit(&self, order: Order) -> bool {
+        let task = self.task(&order);
+        let mut state = self.0.state.lock();
+        if state.closed || !state.queue.push(task) {
+            return false;
+        }
+        self.announce_local(&order);
+        state.fetches.insert(order.id, Fetch::new(order));
+        self.settle(state);
+        true
+    }
+
+    /// Takes over an answer that is under way already.
+    pub fn adopt(&self, order: Order, opened: Opened) {
+        let task = self.task(&order);
+        let mut state = self.0.state.lock();
+        state.queue.adopt_running(task);
+        self.announce_local(&order);
+        let fetch = Fetch::new(order.clone());
+        let control = fetch.control.clone();
+        state.fetches.insert(order.id, fetch);
+        self.spawn(order, control, Some(opened));
+        self.settle(state);
+    }
+
+    fn announce_local(&self, order: &Order) {
+        if order.id & LOCAL_BIT != 0 {
+            self.0.announce.local_fetch(v1::LocalFetch {
+                assignment_id: order.id,
+                entry_id: order.file.id().to_string(),
+                first_chunk: order.first_chunk,
+                chunk_count: order.chunk_count,
+                priority: v1::Priority::from(order.level).into(),
+            });
+        }
+    }
+
+    fn settle(&self, mut state: parking_lot::MutexGuard<'_, State>) {
+        for effect in state.queue.settle() {
+            match effect {
+                Effect::Start(id) => {
+                    let Some(fetch) = state.fetches.get_mut(&id) else { continue };
+                    fetch.control = Arc::default();
+                    self.spawn(fetch.order.clone(), fetch.control.clone(), None);
+                }
+                Effect::Preempt(id) => stop(&state, id, Stop::Preempted),
+                Effect::Cancel(id) => stop(&state, id, Stop::AtChunkEnd),
+            }
+        }
+    }
+
+    fn spawn(&self, order: Order, control: Arc<Control>, opened: Option<Opened>) {
+        let this = self.clone();
+        self.0.runtime.spawn(async move {
+            this.report(order.id, v1::fetch_report::State::Started, 0, None);
+            let end = this.0.fetcher.run(&order, &control, opened).await;
+            this.ended(order.id, &control, end);
+        });
+    }
+
+    fn ended(&self, id: u64, control: &Control, end: RunEnd) {
+        let mut state = self.0.state.lock();
+        let bytes = control.bytes_done();
+        match end {
+            RunEnd::Stopped(Stop::Preempted) => state.queue.preempted(id),
+            RunEnd::Stopped(Stop::AtChunkEnd | Stop::Now) => {
+                state.queue.ended(id);
+                state.fetches.remove(&id);
+                self.report(id, v1::fetch_report::State::Cancelled, bytes, None);
+            }
+            RunEnd::Failed(failure) => {
+                state.queue.ended(id);
+                state.fetches.remove(&id);
+                if failure.fault == v1::fetch_failure::Fault::Edge {
+                    state.refused = Some(Instant::now());
+                }
+                tracing::info!(fetch = id & !LOCAL_BIT, message = failure.message, "a fetch failed");
+                self.report(id, v1::fetch_report::State::Failed, bytes, Some(failure));
+            }
+            RunEnd::Finished => {
+                state.queue.ended(id);
+                let durable = match state.fetches.get_mut(&id) {
+                    Some(fetch) => {
+                        fetch.finished = true;
+                        fetch.undurable.is_empty()
+                    }
+                    None => true,
+                };
+                if durable {
+                    state.fetches.remove(&id);
+                    self.report(id, v1::fetch_report::State::Finished, bytes, None);
+                } else {
+                    self.report_later(id);
+                }
+            }
+        }
+        self.settle(state);
+    }
+
+    fn report_later(&self, id: u64) {
+        let this = self.clone();
+        self.0.runtime.spawn(async move {
+            tokio::time::sleep(DURABLE_WAIT).await;
+            if let Some(fetch) = this.0.state.lock().fetches.remove(&id) {
+                this.report(id, v1::fetch_report::State::Finished, fetch.control.bytes_done(), None);
+            }
+        });
+    }
+
+    /// After `ChunksStored` was said of them: finished fetches are reported in that order.
+    pub fn durable(&self, entry: &EntryId, chunks: &[(ChunkIndex, u64)]) {
+        let mut state = self.0.state.lock();
+        let mut over = Vec::new();
+        for (id, fetch) in &mut state.fetches {
+            if fetch.order.file.id() == *entry {
+                for (chunk, _) in chunks {
+                    fetch.undurable.remove(chunk);
+                }
+                if fetch.finished && fetch.undurable.is_empty() {
+                    over.push(*id);
+                }
+            }
+        }
+        for id in over {
+            if let Some(fetch) = state.fetches.remove(&id) {
+                self.report(id, v1::fetch_report::State::Finished, fetch.control.bytes_done(), None);
+            }
+        }
+    }
+
+    fn report(&self, id: u64, state: v1::fetch_report::State, bytes_done: u64, failure: Option<Failure>) {
+        let failure = failure.map(|failure| v1::FetchFailure {
+            fault: failure.fault.into(),
+            http_status: u32::from(failure.http_status),
+            retry_after_ms: failure.retry_after.map_or(0, |wait| u32::try_from(wait.as_millis()).unwrap_or(u32::MAX)),
+            message: failure.message,
+        });
+        self.0.announce.report(v1::FetchReport { assignment_id: id, state: state.into(), bytes_done, failure });
+    }
+
+    /// Running fetches and their bytes, for the coordinator's estimates.
+    pub fn report_progress(&self) {
+        let state = self.0.state.lock();
+        for (id, fetch) in &state.fetches {
+            if !fetch.finished && fetch.control.bytes_done() > 0 {
+                self.report(*id, v1::fetch_report::State::Progress, fetch.control.bytes_done(), None);
+            }
+        }
+    }
+
+    pub fn reprioritise(&self, id: u64, level: Level, deadline_in_ms: u32) {
+        let deadline = self.now_ms() + u64::from(deadline_in_ms);
+        let mut state = self.0.state.lock();
+        state.queue.reprioritise(id, level, deadline);
+        self.settle(state);
+    }
+
+    /// Not wanted any more. `chunk_wanted`: a reader stands in the chunk under way, which is then finished.
+    pub fn cancel(&self, id: u64, chunk_wanted: bool) {
+        let mut state = self.0.state.lock();
+        match state.queue.cancel(id) {
+            Some(_) => stop(&state, id, if chunk_wanted { Stop::AtChunkEnd } else { Stop::Now }),
+            None => {
+                if state.fetches.get(&id).is_some_and(|fetch| !fetch.finished) {
+                    state.fetches.remove(&id);
+                    self.report(id, v1::fetch_report::State::Cancelled, 0, None);
+                }
+            }
+        }
+        self.settle(state);
+    }
+
+    /// A reader of this edge is blocked on the byte: what covers it becomes CRITICAL, without a round trip.
+    /// Returns whether anything brings the byte soon.
+    pub fn promote(&self, entry: EntryId, chunk: ChunkIndex, position: u64) -> bool {
+        let coverage = self.coverage(entry, chunk, position);
+        let mut state = self.0.state.lock();
+        let soon = match coverage {
+            Coverage::Queued(id) => {
+                if let Some(fetch) = state.fetches.get_mut(&id) {
+                    fetch.order.start_at = position;
+                    fetch.order.level = Level::Critical;
+                }
+                state.queue.reprioritise(id, Level::Critical, 0);
+                true
+            }
+            Coverage::Coming { id, distance } => {
+                let near = state.fetches.get(&id).is_some_and(|f| distance <= u64::from(f.order.file.geometry().chunk_size()));
+                if near {
+                    state.queue.reprioritise(id, Level::Critical, 0);
+                }
+                near
+            }
+            Coverage::Late(_) | Coverage::None => false,
+        };
+        self.settle(state);
+        soon
+    }
+
+    /// Who brings the byte at `position` in `chunk`.
+    #[must_use]
+    pub fn coverage(&self, entry: EntryId, chunk: ChunkIndex, position: u64) -> Coverage {
+        let state = self.0.state.lock();
+        let mut found = Coverage::None;
+        for (task, running) in state.queue.covering(entry, chunk) {
+            if !running {
+                if matches!(found, Coverage::None | Coverage::Late(_)) {
+                    found = Coverage::Queued(task.id);
+                }
+                continue;
+            }
+            let Some(fetch) = state.fetches.get(&task.id) else { continue };
+            let at = fetch.control.position();
+            if at <= position {
+                return Coverage::Coming { id: task.id, distance: position - at };
+            }
+            if found == Coverage::None {
+                found = Coverage::Late(task.id);
+            }
+        }
+        found
+    }
+
+    /// Local fetches that no longer have a reason, with what they fetch.
+    #[must_use]
+    pub fn local_orders(&self) -> Vec<Order> {
+        let state = self.0.state.lock();
+        let local = state.fetches.iter().filter(|(id, fetch)| **id & LOCAL_BIT != 0 && !fetch.finished);
+        local.map(|(_, fetch)| fetch.order.clone()).collect()
+    }
+
+    /// Assignments of a session that is over mean nothing to the next one.
+    pub fn forget_assignments(&self) {
+        let ids: Vec<u64> = self.0.state.lock().queue.ids().filter(|id| id & LOCAL_BIT == 0).collect();
+        for id in ids {
+            self.cancel(id, true);
+        }
+    }
+
+    /// The entry and chunk the fetch works on.
+    #[must_use]
+    pub fn under_way(&self, id: u64) -> Option<(EntryId, ChunkIndex)> {
+        let state = self.0.state.lock();
+        let fetch = state.fetches.get(&id)?;
+        let file = &fetch.order.file;
+        Some((file.id(), file.geometry().chunk_of(fetch.control.position())))
+    }
+
+    /// The chunk the fetch works on.
+    #[must_use]
+    pub fn chunk_under_way(&self, id: u64) -> Option<ChunkIndex> {
+        self.under_way(id).map(|(_, chunk)| chunk)
+    }
+
+    /// Since it was ordered.
+    #[must_use]
+    pub fn age(&self, id: u64) -> Duration {
+        self.0.state.lock().fetches.get(&id).map_or(Duration::ZERO, |fetch| fetch.ordered.elapsed())
+    }
+
+    /// The store refused a chunk within this time.
+    #[must_use]
+    pub fn refused_within(&self, time: Duration) -> bool {
+        self.0.state.lock().refused.is_some_and(|at| at.elapsed() < time)
+    }
+
+    /// Of `bytes` that became durable, those that came from the origin: counted as they are taken.
+    #[must_use]
+    pub fn take_origin_bytes(&self, bytes: u64) -> u64 {
+        let counters = &self.0.fetcher.counters;
+        let came = counters.origin_bytes.load(Ordering::Relaxed);
+        let mut state = self.0.state.lock();
+        let taken = bytes.min(came.saturating_sub(state.origin_bytes_told));
+        state.origin_bytes_told += taken;
+        taken
+    }
+
+    /// Running and waiting.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        let state = self.0.state.lock();
+        (state.queue.running_count(), state.queue.waiting_count())
+    }
+
+    /// No new fetches; the running ones stop.
+    pub fn close(&self) {
+        let mut state = self.0.state.lock();
+        state.closed = true;
+        for fetch in state.fetches.values() {
+            fetch.control.stop(Stop::Now);
+        }
+    }
+}
+
+impl Fetch {
+    fn new(order: Order) -> Self {
+        let chunks = order.first_chunk..order.first_chunk.saturating_add(order.chunk_count);
+        let undurable = chunks.filter(|chunk| !order.file.is_present(*chunk)).collect();
+        let control = Arc::<Control>::default();
+        control.set_position(order.start_at);
+        Self { order, control, undurable, finished: false, ordered: Instant::now() }
+    }
+}
+
+fn stop(state: &State, id: u64, stop: Stop) {
+    if let Some(fetch) = state.fetches.get(&id) {
+        fetch.control.stop(stop);
+    }
+}

@@ -1,0 +1,67 @@
+//! What can go wrong between this edge and an origin or peer: whose fault, and whether to ask again.
+
+use std::time::Duration;
+
+/// Why an answer can not be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OriginError {
+    /// Name not found, connection refused, TLS refused, no answer in time.
+    #[error("can not be reached: {0}")]
+    Unreachable(String),
+    /// 5xx, 408, 425: perhaps better in a moment.
+    #[error("answered {status}")]
+    Unavailable { status: u16, retry_after: Option<Duration> },
+    /// 429: obeyed.
+    #[error("answered 429")]
+    Busy { retry_after: Duration },
+    /// Any other status that is no object: 404, 410, 403, ...
+    #[error("answered {status}")]
+    Refused { status: u16 },
+    /// Another validator or another size than the entry's.
+    #[error("has another version of the object now")]
+    Changed,
+    /// Broke off before the end it had announced.
+    #[error("broke off after {received} of {expected} bytes: {detail}")]
+    Short { received: u64, expected: u64, detail: String },
+    /// No byte for too long.
+    #[error("sent no byte for {0:?}")]
+    Stalled(Duration),
+    /// Something HTTP does not allow, or that this edge does not accept.
+    #[error("{0}")]
+    Protocol(String),
+}
+
+impl OriginError {
+    /// Asking again may help.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable(_)
+            | Self::Unavailable { .. }
+            | Self::Busy { .. }
+            | Self::Short { .. }
+            | Self::Stalled(_) => true,
+            Self::Refused { .. } | Self::Changed | Self::Protocol(_) => false,
+        }
+    }
+
+    /// What the origin asked for, if it did.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Unavailable { retry_after, .. } => *retry_after,
+            Self::Busy { retry_after } => Some(*retry_after),
+            _ => None,
+        }
+    }
+
+    /// Of the answer, if one came.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Unavailable { status, .. } | Self::Refused { status } => Some(*status),
+            Self::Busy { .. } => Some(429),
+            _ => None,
+        }
+    }
+}

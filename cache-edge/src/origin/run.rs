@@ -1,0 +1,439 @@
+//! One fetch: a run of adjacent chunks from a peer or the origin into the store.
+//!
+//! The byte a reader waits for comes first, the head of its chunk as a second leg. What is written stays
+//! written: a fetch that is asked again, pre-empted or taken over goes on where the bytes end. Writes block, so this runs on the
+//! fetch runtime only.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use chunkcache_proto::{ByteRange, ChunkIndex, Level, v1};
+use tokio::time::Instant;
+
+use super::{
+    Catalogue, Client, OriginError, Response, Source,
+    answer::{self, Part},
+    control::{Control, Stop},
+    peer::{self, PeerKeys},
+};
+use crate::{
+    availability::{EntryFlights, Flight, FlightError, Flights, flight::FlightClaim},
+    core::backoff::Backoff,
+    store::EntryFile,
+};
+
+const FIRST_RETRY: Duration = Duration::from_millis(150);
+const LONGEST_RETRY: Duration = Duration::from_secs(4);
+/// Between looks at chunks another fetch brings.
+const FOREIGN_WAIT: Duration = Duration::from_secs(1);
+
+/// What to fetch.
+#[derive(Clone)]
+pub struct Order {
+    pub id: u64,
+    pub file: Arc<EntryFile>,
+    pub first_chunk: ChunkIndex,
+    pub chunk_count: u32,
+    pub level: Level,
+    /// Milliseconds from now.
+    pub deadline_in_ms: u32,
+    /// The byte to begin at.
+    pub start_at: u64,
+    /// Base URL of the peer to take it from.
+    pub peer: Option<String>,
+    /// 0: no limit.
+    pub max_rate: u64,
+}
+
+/// How a fetch ended.
+#[derive(Debug)]
+pub enum RunEnd {
+    /// All chunks are present.
+    Finished,
+    Stopped(Stop),
+    Failed(Failure),
+}
+
+/// Why, for the coordinator and for those who waited.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub fault: v1::fetch_failure::Fault,
+    pub http_status: u16,
+    pub retry_after: Option<Duration>,
+    pub message: String,
+}
+
+/// An answer already under way: the probe's. `part` was checked against the entry.
+pub struct Opened {
+    pub response: Response,
+    pub part: Part,
+}
+
+/// Bytes that came, for metrics and status.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub origin_bytes: AtomicU64,
+    pub peer_bytes: AtomicU64,
+    pub origin_requests: AtomicU64,
+    pub origin_errors: AtomicU64,
+    pub peer_errors: AtomicU64,
+}
+
+/// Everything a fetch needs.
+pub struct Fetcher {
+    pub client: Client,
+    pub peer_client: Client,
+    pub catalogue: Arc<Catalogue>,
+    pub flights: Arc<Flights>,
+    pub peer_keys: Arc<PeerKeys>,
+    /// How long a fetch tries without a new byte.
+    pub retry_budget: Duration,
+    pub counters: Arc<Counters>,
+}
+
+enum Broken {
+    Origin(OriginError),
+    Peer(OriginError),
+    Store(FlightError),
+    Stop(Stop),
+}
+
+struct Gap {
+    range: ByteRange,
+    claims: std::collections::VecDeque<FlightClaim>,
+}
+
+enum Next {
+    Gap(Gap),
+    Foreign(Arc<Flight>),
+    Done,
+}
+
+impl Fetcher {
+    /// Fetches the run. Bounded by the retry budget since the last byte that came.
+    pub async fn run(&self, order: &Order, control: &Control, mut opened: Option<Opened>) -> RunEnd {
+        let flights = self.flights.of(&order.file);
+        let mut from_peer = order.peer.clone();
+        let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+        let mut last_progress = Instant::now();
+        loop {
+            if let Some(stop) = control.wanted_stop() {
+                return RunEnd::Stopped(stop);
+            }
+            if flights.is_changed() {
+                return RunEnd::Failed(failure(&OriginError::Changed));
+            }
+            let gap = match next_gap(order, &flights) {
+                Next::Done => return RunEnd::Finished,
+                Next::Gap(gap) => gap,
+                Next::Foreign(flight) => {
+                    if last_progress.elapsed() > self.retry_budget {
+                        return RunEnd::Failed(failure(&OriginError::Stalled(self.retry_budget)));
+                    }
+                    let changed = flight.changed();
+                    tokio::select! {
+                        stop = control.stopped_now() => return RunEnd::Stopped(stop),
+                        _ = tokio::time::timeout(FOREIGN_WAIT, changed) => {}
+                    }
+                    continue;
+                }
+            };
+            let before = control.bytes_done();
+            let result = self.fetch(order, control, &flights, gap, opened.take(), from_peer.as_deref()).await;
+            if control.bytes_done() > before {
+                last_progress = Instant::now();
+                backoff.reset();
+            }
+            let error = match result {
+                Ok(()) => {
+                    flights.set_last_error(None);
+                    continue;
+                }
+                Err(Broken::Stop(stop)) => return RunEnd::Stopped(stop),
+                Err(Broken::Store(FlightError::Mismatch)) => {
+                    self.counters.peer_errors.fetch_add(1, Ordering::Relaxed);
+                    from_peer = None;
+                    continue;
+                }
+                Err(Broken::Store(error)) => return RunEnd::Failed(store_failure(&error)),
+                Err(Broken::Peer(error)) => {
+                    // The origin has it in any case; another peer is the coordinator's choice.
+                    tracing::debug!(%error, peer = from_peer, "a peer failed; asking the origin");
+                    self.counters.peer_errors.fetch_add(1, Ordering::Relaxed);
+                    from_peer = None;
+                    continue;
+                }
+                Err(Broken::Origin(error)) => error,
+            };
+            self.counters.origin_errors.fetch_add(1, Ordering::Relaxed);
+            flights.set_last_error(Some(error.to_string()));
+            match &error {
+                OriginError::Changed => flights.set_changed(),
+                OriginError::Refused { .. } | OriginError::Protocol(_) => flights.set_fatal(error.to_string()),
+                _ => {}
+            }
+            let wait = backoff.wait(rand::random()).max(error.retry_after().unwrap_or_default());
+            if !error.is_transient() || last_progress.elapsed() + wait > self.retry_budget {
+                return RunEnd::Failed(failure(&error));
+            }
+            tracing::debug!(%error, ?wait, entry = %order.file.id(), "asking the origin again");
+            tokio::select! {
+                stop = control.stopped_now() => return RunEnd::Stopped(stop),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn fetch(
+        &self,
+        order: &Order,
+        control: &Control,
+        flights: &Arc<EntryFlights>,
+        gap: Gap,
+        opened: Option<Opened>,
+        peer: Option<&str>,
+    ) -> Result<(), Broken> {
+        control.set_position(gap.range.start);
+        if let (Some(peer), None) = (peer, &opened) {
+            return self.from_peer(order, control, flights, gap, peer).await.map_err(|error| match error {
+                Broken::Origin(error) => Broken::Peer(error),
+                other => other,
+            });
+        }
+        let opened = match opened {
+            Some(opened) => opened,
+            None => tokio::select! {
+                stop = control.stopped_now() => return Err(Broken::Stop(stop)),
+                opened = self.open(&order.file, flights, gap.range) => opened.map_err(Broken::Origin)?,
+            },
+        };
+        let counter = &self.counters.origin_bytes;
+        match opened.part {
+            Part::Range(range) => {
+                self.stream(order, control, flights, gap.claims, range, opened.response, counter).await
+            }
+            Part::Whole => {
+                drop(gap);
+                let Some(_turn) = flights.begin_whole_stream() else {
+                    return Err(Broken::Origin(OriginError::Unavailable { status: 200, retry_after: None }));
+                };
+                let all = ByteRange::new(0, order.file.geometry().size());
+                self.stream(order, control, flights, Default::default(), all, opened.response, counter).await
+            }
+        }
+    }
+
+    /// Asks the origin for a range of the entry and checks its answer's head.
+    pub async fn open(&self, file: &EntryFile, flights: &EntryFlights, range: ByteRange) -> Result<Opened, OriginError> {
+        if flights.has_whole_stream() {
+            return Err(OriginError::Unavailable { status: 200, retry_after: None });
+        }
+        let entry = file.description();
+        let key = entry.key.clone().unwrap_or_default();
+        let source = self.source(&key.source)?;
+        let url = source
+            .url(&key.path, &key.query)
+            .ok_or_else(|| OriginError::Protocol("its path leaves the source".into()))?;
+        let now = now_ms();
+        let held_off = source.held_off_for_ms(now);
+        if held_off > 0 {
+            return Err(OriginError::Busy { retry_after: Duration::from_millis(held_off) });
+        }
+        self.counters.origin_requests.fetch_add(1, Ordering::Relaxed);
+        let response = self.client.get(&source, url, &answer::range_headers(range, Some(entry))).await?;
+        let part = answer::check(response.status, &response.headers, range, entry, now_ms());
+        if let Err(OriginError::Busy { retry_after }) = &part {
+            source.hold_off(now_ms() + i64::try_from(retry_after.as_millis()).unwrap_or(0));
+        }
+        Ok(Opened { part: part?, response })
+    }
+
+    fn source(&self, name: &str) -> Result<Arc<Source>, OriginError> {
+        self.catalogue
+            .get(name)
+            .ok_or_else(|| OriginError::Protocol(format!("no source named {name:?} is registered any more")))
+    }
+
+    async fn from_peer(
+        &self,
+        order: &Order,
+        control: &Control,
+        flights: &Arc<EntryFlights>,
+        gap: Gap,
+        peer: &str,
+    ) -> Result<(), Broken> {
+        let protocol = |text: &str| Broken::Origin(OriginError::Protocol(text.to_owned()));
+        let id = order.file.id();
+        let url = format!("{}{}", peer.trim_end_matches('/'), peer::path(&id));
+        let url = url::Url::parse(&url).map_err(|_| protocol("the peer has no usable URL"))?;
+        let seconds = u64::try_from(now_ms() / 1000).unwrap_or(0);
+        let headers = self
+            .peer_keys
+            .request_headers(&id, gap.range, seconds)
+            .ok_or_else(|| protocol("no key to ask peers with is known"))?;
+        let response = self.peer_client.send(http::Method::GET, &url, headers).await.map_err(Broken::Origin)?;
+        if response.status != http::StatusCode::PARTIAL_CONTENT {
+            return Err(Broken::Origin(answer::status_error(response.status, &response.headers, now_ms())));
+        }
+        let (range, _) = answer::satisfied(&response.headers).map_err(Broken::Origin)?;
+        if range != gap.range {
+            return Err(protocol("the peer sends another range than was asked for"));
+        }
+        let checksums = response.headers.get(peer::CHECKSUMS).and_then(|value| value.to_str().ok()).unwrap_or("");
+        for (claim, text) in gap.claims.iter().zip(checksums.split(',')) {
+            if let Ok(checksum) = u64::from_str_radix(text.trim(), 16) {
+                claim.flight().expect_checksum(checksum);
+            }
+        }
+        self.stream(order, control, flights, gap.claims, range, response, &self.counters.peer_bytes).await
+    }
+
+    /// The body into the store, frame by frame.
+    #[allow(clippy::too_many_arguments)] // one call path; a struct would only rename them
+    async fn stream(
+        &self,
+        order: &Order,
+        control: &Control,
+        flights: &Arc<EntryFlights>,
+        mut claims: std::collections::VecDeque<FlightClaim>,
+        range: ByteRange,
+        mut response: Response,
+        counter: &AtomicU64,
+    ) -> Result<(), Broken> {
+        let geometry = order.file.geometry();
+        let begun = Instant::now();
+        let mut offset = range.start;
+        while offset < range.end {
+            let bytes = tokio::select! {
+                biased;
+                stop = control.stopped_now() => return Err(Broken::Stop(stop)),
+                bytes = response.chunk() => bytes,
+            };
+            let short = |detail: &str| {
+                let (received, expected) = (offset - range.start, range.len());
+                Broken::Origin(OriginError::Short { received, expected, detail: detail.to_owned() })
+            };
+            let mut bytes = match bytes {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => return Err(short("its body ended early")),
+                Err(OriginError::Short { detail, .. }) => return Err(short(&detail)),
+                Err(error) => return Err(Broken::Origin(error)),
+            };
+            // What is beyond what it announced is nobody's.
+            bytes.truncate(usize::try_from(range.end - offset).unwrap_or(usize::MAX));
+            let chunk_before = geometry.chunk_of(offset);
+            write(flights, offset, &bytes).map_err(Broken::Store)?;
+            offset += bytes.len() as u64;
+            counter.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            control.add_bytes(bytes.len() as u64);
+            control.set_position(offset);
+            if geometry.chunk_of(offset) != chunk_before {
+                claims.retain(|claim| !claim.flight().is_over());
+                if let Some(stop) = control.wanted_stop() {
+                    return Err(Broken::Stop(stop));
+                }
+            }
+            pace(order.max_rate, offset - range.start, begun).await;
+        }
+        // The end of the body frees its connection for the next request.
+        let _ = tokio::time::timeout(Duration::from_millis(20), response.chunk()).await;
+        Ok(())
+    }
+}
+
+fn write(flights: &EntryFlights, offset: u64, bytes: &Bytes) -> Result<(), FlightError> {
+    let geometry = flights.file().geometry();
+    for chunk in geometry.chunks_covering(ByteRange::new(offset, offset + bytes.len() as u64)) {
+        if let Some(flight) = flights.flight(chunk)
+            && flight.write(offset, bytes)?
+        {
+            flights.landed(chunk);
+        }
+    }
+    Ok(())
+}
+
+/// Sleeps as long as the rate is ahead of its limit.
+async fn pace(max_rate: u64, bytes: u64, begun: Instant) {
+    if max_rate > 0 {
+        let due = Duration::from_secs_f64(bytes as f64 / max_rate as f64);
+        if let Some(ahead) = due.checked_sub(begun.elapsed()) {
+            tokio::time::sleep(ahead.min(Duration::from_secs(1))).await;
+        }
+    }
+}
+
+/// The next bytes to ask for: from the wanted byte to the run's end, then the head; adjacent chunks together.
+fn next_gap(order: &Order, flights: &Arc<EntryFlights>) -> Next {
+    let geometry = order.file.geometry();
+    let run = geometry.run_range(order.first_chunk, order.chunk_count);
+    let start = order.start_at.clamp(run.start, run.end);
+    let mut foreign = None;
+    for leg in [ByteRange::new(start, run.end), ByteRange::new(run.start, start)] {
+        let mut gap: Option<Gap> = None;
+        for chunk in geometry.chunks_covering(leg) {
+            let part = geometry.chunk_range(chunk).intersect(leg);
+            let missing = flights.flight(chunk).map(|flight| (flight.gap(part), flight));
+            match (&mut gap, missing) {
+                (None, Some((Some(range), flight))) => match flight.claim(order.id) {
+                    Some(claim) => gap = Some(Gap { range, claims: [claim].into() }),
+                    None => foreign = Some(flight),
+                },
+                (Some(gap), Some((Some(range), flight))) if range == part && gap.range.end == part.start => {
+                    let Some(claim) = flight.claim(order.id) else { break };
+                    gap.range.end = part.end;
+                    gap.claims.push_back(claim);
+                }
+                (Some(_), _) => break,
+                // Written or being written by another, the chunk is not whole yet.
+                (None, Some((None, flight))) => {
+                    if !flight.is_over() {
+                        foreign = Some(flight);
+                    }
+                }
+                (None, None) => {}
+            }
+        }
+        if let Some(gap) = gap {
+            return Next::Gap(gap);
+        }
+    }
+    match foreign {
+        Some(flight) => Next::Foreign(flight),
+        None => Next::Done,
+    }
+}
+
+fn failure(error: &OriginError) -> Failure {
+    let fault = match error {
+        OriginError::Changed => v1::fetch_failure::Fault::Changed,
+        _ => v1::fetch_failure::Fault::Origin,
+    };
+    Failure {
+        fault,
+        http_status: error.status().unwrap_or(0),
+        retry_after: error.retry_after(),
+        message: error.to_string(),
+    }
+}
+
+fn store_failure(error: &FlightError) -> Failure {
+    let fault = match error {
+        FlightError::Refused(_) => v1::fetch_failure::Fault::Edge,
+        FlightError::Mismatch => v1::fetch_failure::Fault::Peer,
+    };
+    Failure { fault, http_status: 0, retry_after: None, message: error.to_string() }
+}
+
+/// The wall clock, in milliseconds since the epoch.
+#[must_use]
+pub fn now_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

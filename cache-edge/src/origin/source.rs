@@ -1,0 +1,215 @@
+//! The registered sources: the only places this edge ever asks.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use chunkcache_proto::v1;
+use http::{HeaderName, HeaderValue};
+use url::Url;
+
+/// A source as the coordinator told it, parsed once.
+#[derive(Debug)]
+pub struct Source {
+    pub config: v1::Source,
+    base: Url,
+    /// Sent with each request.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// 429 and `Retry-After` are obeyed by all requests to the source: not before this time (ms since the epoch).
+    not_before_ms: AtomicI64,
+}
+
+/// A source that can not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BadSource {
+    #[error("source {name:?}: base URL {url:?} can not be used: {reason}")]
+    BaseUrl { name: String, url: String, reason: String },
+    #[error("source {name:?}: header {header:?} can not be sent")]
+    Header { name: String, header: String },
+}
+
+impl Source {
+    /// Parses what the coordinator sent.
+    pub fn new(config: v1::Source) -> Result<Self, BadSource> {
+        let bad_url = |reason: &str| BadSource::BaseUrl {
+            name: config.name.clone(),
+            url: config.base_url.clone(),
+            reason: reason.to_owned(),
+        };
+        let base = Url::parse(&config.base_url).map_err(|error| bad_url(&error.to_string()))?;
+        if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
+            return Err(bad_url("expected http:// or https:// and a host"));
+        }
+        if base.query().is_some() || base.fragment().is_some() {
+            return Err(bad_url("no query and no fragment are allowed"));
+        }
+        let mut headers = Vec::with_capacity(config.headers.len());
+        for header in &config.headers {
+            let bad = || BadSource::Header { name: config.name.clone(), header: header.name.clone() };
+            let name = HeaderName::from_bytes(header.name.as_bytes()).map_err(|_| bad())?;
+            let mut value = HeaderValue::from_str(&header.value).map_err(|_| bad())?;
+            value.set_sensitive(true);
+            headers.push((name, value));
+        }
+        Ok(Self { config, base, headers, not_before_ms: AtomicI64::new(0) })
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// As entries know it: without a trailing slash.
+    #[must_use]
+    pub fn base_url(&self) -> &str {
+        self.config.base_url.trim_end_matches('/')
+    }
+
+    #[must_use]
+    pub fn mode(&self) -> v1::SourceMode {
+        match self.config.mode() {
+            v1::SourceMode::Unspecified => v1::SourceMode::Serve,
+            mode => mode,
+        }
+    }
+
+    #[must_use]
+    pub fn policy(&self) -> v1::FreshnessPolicy {
+        self.config.freshness.unwrap_or_default()
+    }
+
+    /// The object's URL. `None` where the result would not lie below the base URL: the
+    /// path was normalised already, this is the second lock on the door.
+    #[must_use]
+    pub fn url(&self, path: &str, query: &str) -> Option<Url> {
+        let mut text = format!("{}/{}", self.base_url(), path);
+        if !query.is_empty() {
+            text.push('?');
+            text.push_str(query);
+        }
+        let url = Url::parse(&text).ok()?;
+        self.allows(&url).then_some(url)
+    }
+
+    /// The URL is the source's own: same scheme, host and port, below the base path, without credentials.
+    #[must_use]
+    pub fn allows(&self, url: &Url) -> bool {
+        let base_path = self.base.path().trim_end_matches('/');
+        url.scheme() == self.base.scheme()
+            && url.host() == self.base.host()
+            && url.port_or_known_default() == self.base.port_or_known_default()
+            && url.username() == self.base.username()
+            && url.password() == self.base.password()
+            && url.path().strip_prefix(base_path).is_some_and(|rest| rest.starts_with('/'))
+    }
+
+    /// The origin asked to be left alone until then.
+    pub fn hold_off(&self, until_ms: i64) {
+        self.not_before_ms.fetch_max(until_ms, Ordering::AcqRel);
+    }
+
+    /// Milliseconds to wait before the next request.
+    #[must_use]
+    pub fn held_off_for_ms(&self, now_ms: i64) -> u64 {
+        u64::try_from(self.not_before_ms.load(Ordering::Acquire) - now_ms).unwrap_or(0)
+    }
+}
+
+/// All sources. Reading is lock-free; a change replaces the whole map.
+#[derive(Default)]
+pub struct Catalogue(ArcSwap<HashMap<String, Arc<Source>>>);
+
+impl Catalogue {
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<Arc<Source>> {
+        self.0.load().get(name).cloned()
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.load().len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The whole new set. Unchanged sources keep their state; one that can not be parsed is left out and returned.
+    pub fn replace(&self, sources: Vec<v1::Source>) -> Vec<BadSource> {
+        let old = self.0.load();
+        let mut bad = Vec::new();
+        let mut map = HashMap::with_capacity(sources.len());
+        for config in sources {
+            let name = config.name.clone();
+            match old.get(&name) {
+                Some(kept) if kept.config == config => {
+                    map.insert(name, kept.clone());
+                }
+                _ => match Source::new(config) {
+                    Ok(source) => {
+                        map.insert(name, Arc::new(source));
+                    }
+                    Err(error) => bad.push(error),
+                },
+            }
+        }
+        self.0.store(Arc::new(map));
+        bad
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn source(base: &str) -> Source {
+        Source::new(v1::Source { name: "films".into(), base_url: base.into(), ..v1::Source::default() }).unwrap()
+    }
+
+    #[test]
+    fn objects_lie_below_the_base() {
+        let films = source("http://origin:8080/library/");
+        assert_eq!(films.url("a/b.mp4", "v=1").unwrap().as_str(), "http://origin:8080/library/a/b.mp4?v=1");
+        assert!(films.url("../secret", "").is_none());
+        assert!(films.url("%2e%2e/secret", "").is_none());
+        let allowed = |url: &str| films.allows(&Url::parse(url).unwrap());
+        assert!(allowed("http://origin:8080/library/other"));
+        for other in [
+            "https://origin:8080/library/x",
+            "http://origin/library/x",
+            "http://evil:8080/library/x",
+            "http://origin:8080/librarything/x",
+            "http://origin:8080/library",
+            "http://user@origin:8080/library/x",
+            "http://169.254.169.254:8080/library/x",
+        ] {
+            assert!(!allowed(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn unusable_sources_are_refused() {
+        for base in ["ftp://x/", "http://", "http://x/?q", "http://x/#f", "x"] {
+            assert!(Source::new(v1::Source { base_url: base.into(), ..v1::Source::default() }).is_err(), "{base}");
+        }
+    }
+
+    #[test]
+    fn a_change_keeps_what_did_not_change() {
+        let catalogue = Catalogue::default();
+        let config = source("http://a/").config;
+        catalogue.replace(vec![config.clone()]);
+        let first = catalogue.get("films").unwrap();
+        catalogue.replace(vec![config]);
+        assert!(Arc::ptr_eq(&first, &catalogue.get("films").unwrap()));
+        catalogue.replace(vec![]);
+        assert!(catalogue.get("films").is_none());
+    }
+}

@@ -1,0 +1,177 @@
+//! Which entry each key points to, for how long; what is not there; what can not be stored.
+//!
+//! Bindings are kept as notes in the store: after a restart without a coordinator the edge still knows them.
+
+use std::{collections::HashMap, sync::Arc};
+
+use chunkcache_proto::{EntryId, v1};
+use parking_lot::{Mutex, RwLock};
+use prost::Message;
+
+use crate::store::Store;
+
+const NOTE_PREFIX: &[u8] = b"binding\0";
+/// Of bindings, negative answers and unstorable keys each; clients choose keys, memory must not be theirs to fill.
+const MAX_KEYS: usize = 200_000;
+/// How long a key whose answer could not be stored goes to the origin at once.
+const UNSTORABLE_MS: i64 = 60_000;
+
+/// A key's present entry.
+#[derive(Clone, Debug)]
+pub struct Bound {
+    pub id: EntryId,
+    pub entry: v1::Entry,
+    pub freshness: v1::Freshness,
+}
+
+/// By key. Reading takes a shared lock for one look-up.
+pub struct Bindings {
+    store: Store,
+    bound: RwLock<HashMap<String, Arc<Bound>>>,
+    /// What the origin varies on, by key without variant.
+    vary: RwLock<HashMap<String, Vec<String>>>,
+    negative: Mutex<HashMap<String, (u16, i64)>>,
+    unstorable: Mutex<HashMap<String, (&'static str, i64)>>,
+}
+
+/// One text for a key; its parts can not hold the separator.
+#[must_use]
+pub fn key_id(key: &v1::Key) -> String {
+    format!("{}\0{}\0{}\0{}", key.source, key.path, key.query, key.variant)
+}
+
+impl Bindings {
+    /// With what the store's notes say.
+    #[must_use]
+    pub fn load(store: Store) -> Self {
+        let bindings = Self {
+            bound: RwLock::default(),
+            vary: RwLock::default(),
+            negative: Mutex::default(),
+            unstorable: Mutex::default(),
+            store,
+        };
+        for (key, value) in bindings.store.notes() {
+            if key.starts_with(NOTE_PREFIX)
+                && let Ok(binding) = v1::KeyBinding::decode(value.as_slice())
+            {
+                bindings.remember(binding);
+            }
+        }
+        bindings
+    }
+
+    #[must_use]
+    pub fn get(&self, key: &v1::Key) -> Option<Arc<Bound>> {
+        self.bound.read().get(&key_id(key)).cloned()
+    }
+
+    /// What the origin varies on for this key, as far as known.
+    #[must_use]
+    pub fn vary(&self, key: &v1::Key) -> Vec<String> {
+        let base = v1::Key { variant: String::new(), ..key.clone() };
+        self.vary.read().get(&key_id(&base)).cloned().unwrap_or_default()
+    }
+
+    /// The key points there now. Kept durably.
+    pub fn bind(&self, entry: v1::Entry, freshness: v1::Freshness) -> Option<Arc<Bound>> {
+        let binding = v1::KeyBinding { entry: Some(entry), freshness: Some(freshness) };
+        let encoded = binding.encode_to_vec();
+        let bound = self.remember(binding)?;
+        let id = key_id(&bound.entry.key.clone().unwrap_or_default());
+        self.store.put_note(&note_key(&id), Some(&encoded));
+        Some(bound)
+    }
+
+    fn remember(&self, binding: v1::KeyBinding) -> Option<Arc<Bound>> {
+        let (entry, freshness) = (binding.entry?, binding.freshness.unwrap_or_default());
+        let key = entry.key.clone()?;
+        let id = key_id(&key);
+        if !freshness.vary.is_empty() {
+            let base = v1::Key { variant: String::new(), ..key };
+            self.vary.write().insert(key_id(&base), freshness.vary.clone());
+        }
+        self.negative.lock().remove(&id);
+        self.unstorable.lock().remove(&id);
+        let bound = Arc::new(Bound { id: entry.id.parse().ok()?, entry, freshness });
+        let mut map = self.bound.write();
+        if map.len() >= MAX_KEYS
+            && !map.contains_key(&id)
+            && let Some(victim) = map.keys().next().cloned()
+        {
+            map.remove(&victim);
+            self.store.put_note(&note_key(&victim), None);
+        }
+        map.insert(id, bound.clone());
+        Some(bound)
+    }
+
+    /// The next request for the key asks anew.
+    pub fn unbind(&self, key: &v1::Key) {
+        let id = key_id(key);
+        if self.bound.write().remove(&id).is_some() {
+            self.store.put_note(&note_key(&id), None);
+        }
+        self.negative.lock().remove(&id);
+        self.unstorable.lock().remove(&id);
+    }
+
+    /// All variants of the key, and all keys that point to one of the entries.
+    pub fn invalidate(&self, keys: &[v1::Key], entries: &[EntryId]) {
+        let same = |held: &v1::Key, key: &v1::Key| {
+            (&held.source, &held.path, &held.query) == (&key.source, &key.path, &key.query)
+        };
+        let hit: Vec<v1::Key> = {
+            let bound = self.bound.read();
+            let keys_of = bound.values().filter_map(|bound| Some((bound.id, bound.entry.key.clone()?)));
+            keys_of
+                .filter(|(id, held)| entries.contains(id) || keys.iter().any(|key| same(held, key)))
+                .map(|(_, held)| held)
+                .collect()
+        };
+        for key in hit.iter().chain(keys) {
+            self.unbind(key);
+        }
+    }
+
+    /// The origin has no such object, until then.
+    pub fn set_negative(&self, key: &v1::Key, status: u16, until_ms: i64) {
+        insert_bounded(&mut self.negative.lock(), key_id(key), (status, until_ms));
+    }
+
+    #[must_use]
+    pub fn negative(&self, key: &v1::Key, now_ms: i64) -> Option<u16> {
+        lookup(&mut self.negative.lock(), &key_id(key), now_ms)
+    }
+
+    /// The key's answer can not be stored, for this reason.
+    pub fn set_unstorable(&self, key: &v1::Key, why: &'static str, now_ms: i64) {
+        insert_bounded(&mut self.unstorable.lock(), key_id(key), (why, now_ms + UNSTORABLE_MS));
+    }
+
+    #[must_use]
+    pub fn unstorable(&self, key: &v1::Key, now_ms: i64) -> Option<&'static str> {
+        lookup(&mut self.unstorable.lock(), &key_id(key), now_ms)
+    }
+}
+
+fn note_key(id: &str) -> Vec<u8> {
+    [NOTE_PREFIX, id.as_bytes()].concat()
+}
+
+fn lookup<T: Copy>(map: &mut HashMap<String, (T, i64)>, id: &str, now_ms: i64) -> Option<T> {
+    let (value, until_ms) = *map.get(id)?;
+    if now_ms < until_ms {
+        return Some(value);
+    }
+    map.remove(id);
+    None
+}
+
+fn insert_bounded<T>(map: &mut HashMap<String, T>, id: String, value: T) {
+    // They live for seconds: forgetting all of them costs one request each.
+    if map.len() >= MAX_KEYS {
+        map.clear();
+    }
+    map.insert(id, value);
+}

@@ -1,0 +1,26 @@
+//! The port to whoever knows keys cluster-wide: the coordinator.
+
+use std::{future::Future, pin::Pin};
+
+use chunkcache_proto::{EntryId, v1};
+
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Option<T>> + Send + 'a>>;
+
+/// Bounded waits; `None`: no answer in time, or no session.
+pub trait Directory: Send + Sync + 'static {
+    fn resolve(&self, key: v1::Key) -> Answer<'_, v1::resolve_key_response::Outcome>;
+    fn lookup(&self, id: EntryId) -> Answer<'_, v1::KeyBinding>;
+}
+
+/// An edge on its own.
+pub struct NoDirectory;
+
+impl Directory for NoDirectory {
+    fn resolve(&self, _: v1::Key) -> Answer<'_, v1::resolve_key_response::Outcome> {
+        Box::pin(std::future::ready(None))
+    }
+
+    fn lookup(&self, _: EntryId) -> Answer<'_, v1::KeyBinding> {
+        Box::pin(std::future::ready(None))
+    }
+}

@@ -1,0 +1,353 @@
+//! From a request to an object: the binding, else the coordinator, else the origin.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use chunkcache_proto::{Geometry, Level, v1};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::{
+    bindings::{Bindings, Bound, key_id},
+    directory::Directory,
+    pass_through,
+    ports::{Freshness, Object, ObjectName, ObjectRequest, Objects, Resolution, ServeError},
+    probe::{self, Found},
+    revalidate,
+};
+use crate::{
+    availability::{Announce, DemandRegistry, DirectBytes, Flights, ReaderFactory},
+    core::{
+        freshness::{self, Verdict},
+        lookahead::MAX_RUN_CHUNKS,
+    },
+    origin::{Catalogue, Client, Downloads, Order, Source, run::now_ms},
+    store::{EntryFile, Store},
+};
+
+/// What a resolution needs of the other rooms.
+pub struct Parts {
+    pub store: Store,
+    pub catalogue: Arc<Catalogue>,
+    pub bindings: Arc<Bindings>,
+    pub flights: Arc<Flights>,
+    pub demand: Arc<DemandRegistry>,
+    pub direct: Arc<dyn DirectBytes>,
+    pub downloads: Downloads,
+    pub client: Client,
+    pub directory: Arc<dyn Directory>,
+    pub announce: Arc<dyn Announce>,
+    /// Of entries made from now on; the coordinator's.
+    pub chunk_size: Arc<AtomicU32>,
+    pub chunk_wait_timeout: Duration,
+    /// What a probe fetches beyond the chunk asked for.
+    pub lookahead_chunks: u32,
+}
+
+type Pending = watch::Receiver<Option<Result<Found, ServeError>>>;
+
+/// Finds objects. Cheap to clone.
+#[derive(Clone)]
+pub struct EdgeObjects(Arc<Inner>);
+
+struct Inner {
+    parts: Parts,
+    /// One question to the origin a key at a time.
+    asking: Mutex<HashMap<String, Pending>>,
+}
+
+impl EdgeObjects {
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(Inner { parts, asking: Mutex::default() }))
+    }
+
+    #[must_use]
+    pub fn parts(&self) -> &Parts {
+        &self.0.parts
+    }
+
+    /// The store's entry for a description; made if it is not known yet.
+    pub fn entry_file(&self, entry: &v1::Entry) -> Result<Arc<EntryFile>, ServeError> {
+        let internal = |error: &dyn std::fmt::Display| ServeError::Internal(error.to_string());
+        if let Ok(id) = entry.id.parse()
+            && let Some(file) = self.parts().store.entry(&id)
+        {
+            return Ok(file);
+        }
+        let geometry = Geometry::new(entry.size, entry.chunk_size).map_err(|error| internal(&error))?;
+        self.parts().store.put_entry(entry, geometry).map_err(|error| internal(&error))
+    }
+
+    fn object(&self, bound: &Bound, freshness: Freshness) -> Result<Resolution<ReaderFactory>, ServeError> {
+        let file = self.entry_file(&bound.entry)?;
+        let parts = self.parts();
+        let readers = ReaderFactory {
+            file: file.clone(),
+            flights: parts.flights.clone(),
+            demand: parts.demand.clone(),
+            direct: parts.direct.clone(),
+            chunk_wait_timeout: parts.chunk_wait_timeout,
+        };
+        let age_seconds = freshness::age_seconds(&bound.freshness, now_ms());
+        Ok(Resolution::Object(Object { entry: file, age_seconds, freshness, readers }))
+    }
+
+    async fn by_key(&self, request: &ObjectRequest, key: v1::Key) -> Result<Resolution<ReaderFactory>, ServeError> {
+        let parts = self.parts();
+        let source = parts.catalogue.get(&key.source).ok_or_else(|| ServeError::UnknownSource(key.source.clone()))?;
+        let credentials = source.config.forward_credentials
+            && (request.headers.contains_key(http::header::AUTHORIZATION)
+                || request.headers.contains_key(http::header::COOKIE));
+        if source.mode() == v1::SourceMode::Passthrough {
+            return self.pass(&source, &key, request, "passthrough").await;
+        }
+        if credentials {
+            return self.pass(&source, &key, request, "credentials").await;
+        }
+        let key = self.with_variant(&source, key, request);
+        let now = now_ms();
+        if let Some(status) = parts.bindings.negative(&key, now) {
+            return negative(status, true);
+        }
+        if let Some(why) = parts.bindings.unstorable(&key, now) {
+            return self.pass(&source, &key, request, why).await;
+        }
+        let found = match parts.bindings.get(&key) {
+            Some(bound) => self.confirmed(&source, &key, request, bound).await?,
+            None => self.unknown(&source, &key, request).await?,
+        };
+        match found {
+            Found::Object(bound, freshness) if source.mode() == v1::SourceMode::Record => {
+                self.record(&bound, request)?;
+                let _ = freshness;
+                self.pass(&source, &key, request, "record").await
+            }
+            Found::Object(bound, freshness) => self.object(&bound, freshness),
+            Found::Negative(status) => negative(status, false),
+            Found::Unstorable(why) => self.pass(&source, &key, request, why).await,
+        }
+    }
+
+    fn with_variant(&self, source: &Source, key: v1::Key, request: &ObjectRequest) -> v1::Key {
+        let vary = self.parts().bindings.vary(&key);
+        if vary.is_empty() {
+            return key;
+        }
+        let value = |name: &str| request.headers.get(name).and_then(|value| value.to_str().ok());
+        v1::Key { variant: freshness::variant(&vary, &source.config.forward_headers, value), ..key }
+    }
+
+    /// A known binding: fresh, confirmed by the origin, or stale under the policy.
+    async fn confirmed(
+        &self,
+        source: &Arc<Source>,
+        key: &v1::Key,
+        request: &ObjectRequest,
+        bound: Arc<Bound>,
+    ) -> Result<Found, ServeError> {
+        let now = now_ms();
+        match freshness::judge(&bound.freshness, now) {
+            Verdict::Fresh => return Ok(Found::Object(bound, Freshness::Fresh)),
+            Verdict::StaleWhileRevalidate => {
+                self.revalidation(source, key, request, bound.clone());
+                return Ok(Found::Object(bound, Freshness::Stale("stale-while-revalidate")));
+            }
+            Verdict::Stale if request.only_if_cached => return Err(ServeError::OnlyIfCached),
+            Verdict::Stale => {}
+        }
+        let pending = self.revalidation(source, key, request, bound.clone());
+        match outcome(pending).await {
+            Ok(found) => Ok(found),
+            Err(error) if freshness::usable_on_error(&bound.freshness, &source.policy(), now) => {
+                tracing::debug!(%error, "served stale");
+                Ok(Found::Object(bound, Freshness::Stale("stale-if-error")))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn revalidation(&self, source: &Arc<Source>, key: &v1::Key, request: &ObjectRequest, bound: Arc<Bound>) -> Pending {
+        let (this, source, key_of) = (self.clone(), source.clone(), key.clone());
+        let headers = pass_through::allowed_headers(&source, &request.headers);
+        self.ask_once(key, move || async move { revalidate::revalidate(&this, &source, &key_of, &headers, bound).await }).0
+    }
+
+    /// A key nobody here knows.
+    async fn unknown(&self, source: &Arc<Source>, key: &v1::Key, request: &ObjectRequest) -> Result<Found, ServeError> {
+        if request.only_if_cached {
+            return Err(ServeError::OnlyIfCached);
+        }
+        let (this, source_of, key_of, request_of) = (self.clone(), source.clone(), key.clone(), request.clone());
+        let (pending, first) = self.ask_once(key, move || async move {
+            this.from_cluster_or_origin(&source_of, &key_of, &request_of).await
+        });
+        match outcome(pending).await? {
+            Found::Object(bound, Freshness::Probed { .. }) => {
+                Ok(Found::Object(bound, Freshness::Probed { collapsed: !first }))
+            }
+            other => Ok(other),
+        }
+    }
+
+    async fn from_cluster_or_origin(
+        &self,
+        source: &Arc<Source>,
+        key: &v1::Key,
+        request: &ObjectRequest,
+    ) -> Result<Found, ServeError> {
+        use v1::resolve_key_response::Outcome;
+        let parts = self.parts();
+        match parts.directory.resolve(key.clone()).await {
+            Some(Outcome::Known(v1::KeyBinding { entry: Some(entry), freshness })) => {
+                if let Some(bound) = parts.bindings.bind(entry, freshness.unwrap_or_default()) {
+                    if freshness::judge(&bound.freshness, now_ms()) == Verdict::Fresh {
+                        return Ok(Found::Object(bound, Freshness::Fresh));
+                    }
+                    let headers = pass_through::allowed_headers(source, &request.headers);
+                    let stale = bound.clone();
+                    return match revalidate::revalidate(self, source, key, &headers, bound).await {
+                        Err(_) if freshness::usable_on_error(&stale.freshness, &source.policy(), now_ms()) => {
+                            Ok(Found::Object(stale, Freshness::Stale("stale-if-error")))
+                        }
+                        other => other,
+                    };
+                }
+            }
+            Some(Outcome::Negative(negative)) => {
+                let status = u16::try_from(negative.http_status).unwrap_or(404);
+                parts.bindings.set_negative(key, status, negative.until_ms);
+                return Ok(Found::Negative(status));
+            }
+            Some(Outcome::Probe(lease)) if lease.chunk_size > 0 => {
+                parts.chunk_size.store(lease.chunk_size, Ordering::Relaxed);
+            }
+            Some(Outcome::Known(_) | Outcome::Probe(_)) | None => {}
+        }
+        probe::probe(self, source, key, request).await
+    }
+
+    /// Runs the question on the fetch runtime unless it is being asked already. It goes on when its askers leave: what it finds is kept.
+    fn ask_once<F>(&self, key: &v1::Key, question: impl FnOnce() -> F) -> (Pending, bool)
+    where
+        F: Future<Output = Result<Found, ServeError>> + Send + 'static,
+    {
+        let id = key_id(key);
+        let mut asking = self.0.asking.lock();
+        if let Some(pending) = asking.get(&id)
+            // A sender that is gone without an answer was cut off with its runtime.
+            && pending.has_changed().is_ok()
+        {
+            return (pending.clone(), false);
+        }
+        let (sender, receiver) = watch::channel(None);
+        asking.insert(id.clone(), receiver.clone());
+        drop(asking);
+        let (this, future) = (self.clone(), question());
+        self.parts().downloads.runtime().spawn(async move {
+            let found = future.await;
+            this.0.asking.lock().remove(&id);
+            let _ = sender.send(Some(found));
+        });
+        (receiver, true)
+    }
+
+    async fn pass(
+        &self,
+        source: &Arc<Source>,
+        key: &v1::Key,
+        request: &ObjectRequest,
+        why: &'static str,
+    ) -> Result<Resolution<ReaderFactory>, ServeError> {
+        let url = source
+            .url(&key.path, &key.query)
+            .ok_or_else(|| ServeError::BadOrigin("the path leaves the source".into()))?;
+        let parts = self.parts();
+        let runtime = parts.downloads.runtime();
+        let passed = pass_through::pass_through(&parts.client, runtime, source, url, request, why).await?;
+        Ok(Resolution::PassThrough(passed))
+    }
+
+    /// Rollout mode: what the client reads from the origin is fetched into the store beside.
+    fn record(&self, bound: &Bound, request: &ObjectRequest) -> Result<(), ServeError> {
+        if request.head_only {
+            return Ok(());
+        }
+        let file = self.entry_file(&bound.entry)?;
+        let geometry = file.geometry();
+        let (start, end) = match request.first_bytes {
+            super::ports::FirstBytes::From { start, end } => (start, end.unwrap_or(u64::MAX)),
+            super::ports::FirstBytes::Last(count) => (geometry.size().saturating_sub(count), geometry.size()),
+        };
+        let chunks = geometry.chunks_covering(chunkcache_proto::ByteRange::new(start, end));
+        let last = chunks.end.min(chunks.start.saturating_add(64));
+        let mut first = chunks.start;
+        while let Some(missing) = file.first_missing(first, last) {
+            let count = MAX_RUN_CHUNKS.min(last - missing);
+            let order = Order {
+                id: self.parts().downloads.local_id(),
+                file: file.clone(),
+                first_chunk: missing,
+                chunk_count: count,
+                level: Level::Medium,
+                deadline_in_ms: 60_000,
+                start_at: geometry.chunk_range(missing).start,
+                peer: None,
+                max_rate: 0,
+            };
+            if !self.parts().downloads.submit(order) {
+                break;
+            }
+            first = missing + count;
+        }
+        Ok(())
+    }
+}
+
+async fn outcome(mut pending: Pending) -> Result<Found, ServeError> {
+    let lost = || ServeError::Internal("the question to the origin was given up".into());
+    let answer = pending.wait_for(Option::is_some).await.map_err(|_| lost())?;
+    answer.clone().unwrap_or_else(|| Err(lost()))
+}
+
+fn negative(status: u16, remembered: bool) -> Result<Resolution<ReaderFactory>, ServeError> {
+    let status = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::NOT_FOUND);
+    Ok(Resolution::Negative { status, remembered })
+}
+
+impl Objects for EdgeObjects {
+    type Open = ReaderFactory;
+
+    async fn resolve(&self, request: ObjectRequest) -> Result<Resolution<ReaderFactory>, ServeError> {
+        match request.name.clone() {
+            ObjectName::Key { source, path, query } => {
+                self.by_key(&request, v1::Key { source, path, query, variant: String::new() }).await
+            }
+            ObjectName::Entry(id) => {
+                let parts = self.parts();
+                let bound = match parts.store.entry(&id) {
+                    Some(file) => Bound {
+                        id,
+                        entry: file.description().clone(),
+                        freshness: v1::Freshness {
+                            validated_at_ms: file.description().created_at_ms,
+                            ..v1::Freshness::default()
+                        },
+                    },
+                    None => {
+                        let binding = parts.directory.lookup(id).await.ok_or(ServeError::UnknownEntry(id))?;
+                        let entry = binding.entry.ok_or(ServeError::UnknownEntry(id))?;
+                        Bound { id, entry, freshness: binding.freshness.unwrap_or_default() }
+                    }
+                };
+                self.object(&bound, Freshness::Fresh)
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The origin's own answer, handed through.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, Method, header};
+use http_body::Frame;
+use tokio::{runtime::Handle, sync::mpsc};
+
+use super::ports::{ObjectRequest, PassThrough, ReadError, ServeError};
+use crate::origin::{Client, OriginError, Source, answer};
+
+const FRAMES: usize = 8;
+
+/// RFC 9110, 7.6.1, and what this edge says itself.
+const NOT_PASSED_ON: [HeaderName; 8] = [
+    header::CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::SERVER,
+];
+
+/// What of a client's request selects and bounds the answer; safe to pass on to any source.
+const PASSED_TO_ORIGIN: [HeaderName; 6] = [
+    header::RANGE,
+    header::IF_RANGE,
+    header::IF_MATCH,
+    header::IF_NONE_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_UNMODIFIED_SINCE,
+];
+
+/// The client's headers that the source allows: its own list, and credentials where it says so.
+#[must_use]
+pub fn allowed_headers(source: &Source, client: &HeaderMap) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let listed = source.config.forward_headers.iter().filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok());
+    for name in listed {
+        // Framing and routing are this edge's own.
+        if matches!(name, header::HOST | header::CONTENT_LENGTH | header::ACCEPT_ENCODING) || NOT_PASSED_ON.contains(&name) {
+            continue;
+        }
+        let credential = matches!(name, header::AUTHORIZATION | header::COOKIE);
+        if !credential || source.config.forward_credentials {
+            copy(client, &mut headers, &name);
+        }
+    }
+    if source.config.forward_credentials {
+        copy(client, &mut headers, &header::AUTHORIZATION);
+        copy(client, &mut headers, &header::COOKIE);
+    }
+    headers
+}
+
+fn copy(from: &HeaderMap, to: &mut HeaderMap, name: &HeaderName) {
+    to.remove(name);
+    for value in from.get_all(name) {
+        to.append(name.clone(), value.clone());
+    }
+}
+
+/// Asks the origin what the client asked.
+pub async fn pass_through(
+    client: &Client,
+    runtime: &Handle,
+    source: &Arc<Source>,
+    url: url::Url,
+    request: &ObjectRequest,
+    why: &'static str,
+) -> Result<PassThrough, ServeError> {
+    let mut headers = allowed_headers(source, &request.headers);
+    for name in &PASSED_TO_ORIGIN {
+        copy(&request.headers, &mut headers, name);
+    }
+    let method = if request.head_only { Method::HEAD } else { Method::GET };
+    let (client, source) = (client.clone(), source.clone());
+    let asked = runtime.spawn(async move { client.ask(method, &source, url, &headers).await });
+    let response = asked.await.map_err(|_| ServeError::Internal("the request to the origin was given up".into()))?;
+    let mut response = response.map_err(|error| serve_error(&error))?;
+    let status = response.status;
+    let mut headers = std::mem::take(&mut response.headers);
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .collect();
+    for name in NOT_PASSED_ON.iter().chain(&named) {
+        headers.remove(name);
+    }
+    headers.remove("keep-alive");
+    let announced = answer::content_length(&headers);
+    let (sender, receiver) = mpsc::channel(FRAMES);
+    let body_expected = !request.head_only;
+    runtime.spawn(async move {
+        let mut received = 0u64;
+        while body_expected {
+            let item = match response.chunk().await {
+                Ok(Some(bytes)) => {
+                    received += bytes.len() as u64;
+                    Ok(bytes)
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::debug!(%error, received, ?announced, "an origin's answer broke off while handed through");
+                    Err(ReadError::Origin(error.to_string()))
+                }
+            };
+            let failed = item.is_err();
+            if sender.send(item).await.is_err() || failed {
+                return;
+            }
+        }
+    });
+    Ok(PassThrough { status, headers, body: Box::pin(ChannelBody(receiver)), why })
+}
+
+struct ChannelBody(mpsc::Receiver<Result<Bytes, ReadError>>);
+
+impl http_body::Body for ChannelBody {
+    type Data = Bytes;
+    type Error = ReadError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReadError>>> {
+        self.0.poll_recv(cx).map(|item| item.map(|item| item.map(Frame::data)))
+    }
+}
+
+/// What an origin's failure is to a client.
+#[must_use]
+pub fn serve_error(error: &OriginError) -> ServeError {
+    match error {
+        OriginError::Unreachable(text) => ServeError::OriginUnreachable(text.clone()),
+        OriginError::Stalled(_) => ServeError::OriginUnreachable(error.to_string()),
+        OriginError::Busy { retry_after } => {
+            ServeError::OriginBusy { message: "it answered 429".into(), retry_after: *retry_after }
+        }
+        OriginError::Unavailable { status, retry_after: Some(retry_after) } => {
+            ServeError::OriginBusy { message: format!("it answered {status}"), retry_after: *retry_after }
+        }
+        other => ServeError::BadOrigin(other.to_string()),
+    }
+}

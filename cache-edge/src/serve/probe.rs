@@ -1,0 +1,294 @@
+//! The first question about a key: the useful range itself.
+//!
+//! Its 206 tells size, validator and type; its body goes into the store and to the reader as it lands. One origin round trip, no HEAD.
+
+use std::{sync::Arc, time::Duration};
+
+use chunkcache_proto::{ByteRange, EntryIdentity, Geometry, Level, v1};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use tokio::time::Instant;
+
+use super::{
+    bindings::Bound,
+    objects::EdgeObjects,
+    pass_through,
+    ports::{FirstBytes, Freshness, ObjectRequest, ServeError},
+};
+use crate::{
+    core::{
+        backoff::Backoff,
+        content_range::{self, ContentRange},
+        freshness,
+    },
+    origin::{
+        Order, OriginError, Response, Source,
+        answer::{self, Part},
+        run::{Opened, now_ms},
+    },
+};
+
+/// New attempts begin within this time; one that stalls ends within the origin's stall time-out. Together
+/// they keep the contract's 15 s for a cold object whose origin is down.
+const ATTEMPTS_FOR: Duration = Duration::from_secs(4);
+
+/// What a question found.
+#[derive(Clone, Debug)]
+pub enum Found {
+    Object(Arc<Bound>, Freshness),
+    Negative(u16),
+    Unstorable(&'static str),
+}
+
+/// What of the object is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ask {
+    From(ByteRange),
+    Last(u64),
+    /// One byte, for what the answer's head tells.
+    Head,
+    /// Without a range: an empty object has none.
+    Plain,
+}
+
+/// Asks the origin, again behind the held request where that may help.
+pub async fn probe(
+    objects: &EdgeObjects,
+    source: &Arc<Source>,
+    key: &v1::Key,
+    request: &ObjectRequest,
+) -> Result<Found, ServeError> {
+    let begun = Instant::now();
+    let mut backoff = Backoff::new(Duration::from_millis(150), Duration::from_secs(2));
+    let mut ask = first_ask(objects, request);
+    loop {
+        let error = match attempt(objects, source, key, request, ask).await {
+            Ok(Next::Found(found)) => return Ok(found),
+            Ok(Next::AskAgain(other)) if other != ask => {
+                ask = other;
+                continue;
+            }
+            Ok(Next::AskAgain(_)) => OriginError::Protocol("it refuses every range of the object".into()),
+            Err(error) => error,
+        };
+        if let OriginError::Busy { retry_after } = &error {
+            source.hold_off(now_ms() + i64::try_from(retry_after.as_millis()).unwrap_or(0));
+        }
+        let wait = backoff.wait(rand::random()).max(error.retry_after().unwrap_or_default());
+        if !error.is_transient() || begun.elapsed() + wait > ATTEMPTS_FOR {
+            return Err(pass_through::serve_error(&error));
+        }
+        tokio::time::sleep(wait).await;
+    }
+}
+
+enum Next {
+    Found(Found),
+    AskAgain(Ask),
+}
+
+fn first_ask(objects: &EdgeObjects, request: &ObjectRequest) -> Ask {
+    let parts = objects.parts();
+    let chunk_size = u64::from(parts.chunk_size.load(std::sync::atomic::Ordering::Relaxed));
+    match request.first_bytes {
+        _ if request.head_only => Ask::Head,
+        FirstBytes::From { start, .. } if start > i64::MAX as u64 => Ask::Head,
+        FirstBytes::From { start, end } => {
+            let chunk = start / chunk_size;
+            let ahead_end = (chunk + 1 + u64::from(parts.lookahead_chunks)).saturating_mul(chunk_size);
+            // A range with an end is fetched to the end of its last chunk, no further.
+            let end = end.map_or(ahead_end, |end| end.max(start + 1).div_ceil(chunk_size).saturating_mul(chunk_size));
+            Ask::From(ByteRange::new(start, end.min(ahead_end)))
+        }
+        FirstBytes::Last(count) => Ask::Last(count.clamp(chunk_size, 8 * chunk_size)),
+    }
+}
+
+async fn attempt(
+    objects: &EdgeObjects,
+    source: &Arc<Source>,
+    key: &v1::Key,
+    request: &ObjectRequest,
+    ask: Ask,
+) -> Result<Next, OriginError> {
+    let held_off = source.held_off_for_ms(now_ms());
+    if held_off > 0 {
+        return Err(OriginError::Busy { retry_after: Duration::from_millis(held_off) });
+    }
+    let url = source
+        .url(&key.path, &key.query)
+        .ok_or_else(|| OriginError::Protocol("the path leaves the source".into()))?;
+    let mut headers = pass_through::allowed_headers(source, &request.headers);
+    let range = match ask {
+        Ask::From(range) => Some(format!("bytes={}-{}", range.start, range.end - 1)),
+        Ask::Last(count) => Some(format!("bytes=-{count}")),
+        Ask::Head => Some("bytes=0-0".to_owned()),
+        Ask::Plain => None,
+    };
+    if let Some(value) = range.and_then(|text| HeaderValue::from_str(&text).ok()) {
+        headers.insert(header::RANGE, value);
+    }
+    let response = objects.parts().client.get(source, url, &headers).await?;
+    match response.status {
+        StatusCode::PARTIAL_CONTENT => ranged(objects, source, key, request, ask, response),
+        StatusCode::OK => Ok(Next::Found(adopt(objects, source, key, request, response, Part::Whole)?)),
+        StatusCode::RANGE_NOT_SATISFIABLE => Ok(Next::AskAgain(match unsatisfied_size(&response.headers) {
+            Some(0) | None => Ask::Plain,
+            Some(_) if ask == Ask::Head => Ask::Plain,
+            Some(_) => Ask::Head,
+        })),
+        status if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => {
+            match answer::status_error(status, &response.headers, now_ms()) {
+                OriginError::Refused { status } => Ok(Next::Found(refused(objects, source, key, status))),
+                error => Err(error),
+            }
+        }
+        status => Err(answer::status_error(status, &response.headers, now_ms())),
+    }
+}
+
+fn unsatisfied_size(headers: &HeaderMap) -> Option<u64> {
+    match content_range::parse(headers.get(header::CONTENT_RANGE)?.to_str().ok()?)? {
+        ContentRange::Unsatisfied { size } => Some(size),
+        ContentRange::Satisfied { .. } => None,
+    }
+}
+
+/// 404 and 410 are remembered for seconds; the others (401, 403, ...) concern this moment.
+pub(super) fn refused(objects: &EdgeObjects, source: &Source, key: &v1::Key, status: u16) -> Found {
+    if matches!(status, 404 | 410) {
+        let parts = objects.parts();
+        let until_ms = now_ms() + i64::from(freshness::negative_ttl_seconds(&source.policy())) * 1000;
+        parts.bindings.unbind(key);
+        parts.bindings.set_negative(key, status, until_ms);
+        parts.announce.negative(key, status, until_ms);
+    }
+    Found::Negative(status)
+}
+
+fn ranged(
+    objects: &EdgeObjects,
+    source: &Arc<Source>,
+    key: &v1::Key,
+    request: &ObjectRequest,
+    ask: Ask,
+    response: Response,
+) -> Result<Next, OriginError> {
+    let (range, size) = answer::satisfied(&response.headers)?;
+    let as_asked = match (ask, size) {
+        (Ask::From(asked), Some(size)) => range == asked.intersect(ByteRange::new(0, size)),
+        (Ask::Last(count), Some(size)) => range == ByteRange::new(size.saturating_sub(count), size),
+        (Ask::Head, _) => range == ByteRange::new(0, 1),
+        // Without a size nothing is stored; the client's own request is handed through.
+        (Ask::From(_) | Ask::Last(_), None) => true,
+        (Ask::Plain, _) => false,
+    };
+    if !as_asked || answer::content_length(&response.headers).is_some_and(|length| length != range.len()) {
+        return Err(OriginError::Protocol("it sends another range than was asked for".into()));
+    }
+    Ok(Next::Found(adopt(objects, source, key, request, response, Part::Range(range))?))
+}
+
+/// An answer worth storing becomes an entry, and its body a running fetch.
+fn adopt(
+    objects: &EdgeObjects,
+    source: &Arc<Source>,
+    key: &v1::Key,
+    request: &ObjectRequest,
+    response: Response,
+    part: Part,
+) -> Result<Found, OriginError> {
+    let bound = match register(objects, source, key, request, response.status, &response.headers)? {
+        Ok(bound) => bound,
+        Err(why) => return Ok(Found::Unstorable(why)),
+    };
+    let file = objects.entry_file(&bound.entry).map_err(|error| OriginError::Protocol(error.to_string()))?;
+    let geometry = file.geometry();
+    let (start, chunks) = match part {
+        Part::Range(range) => (range.start, geometry.chunks_covering(range)),
+        Part::Whole => (0, 0..geometry.chunk_count()),
+    };
+    // One byte of a HEAD is not worth a fetch.
+    if !request.head_only && !chunks.is_empty() {
+        let order = Order {
+            id: objects.parts().downloads.local_id(),
+            file,
+            first_chunk: chunks.start,
+            chunk_count: chunks.end - chunks.start,
+            level: Level::Critical,
+            deadline_in_ms: 0,
+            start_at: start,
+            peer: None,
+            max_rate: 0,
+        };
+        objects.parts().downloads.adopt(order, Opened { response, part });
+    }
+    Ok(Found::Object(bound, Freshness::Probed { collapsed: false }))
+}
+
+/// Makes the entry an answer describes and points the key to it; or says why it can not be stored.
+pub(super) fn register(
+    objects: &EdgeObjects,
+    source: &Source,
+    key: &v1::Key,
+    request: &ObjectRequest,
+    status: StatusCode,
+    headers: &HeaderMap,
+) -> Result<Result<Arc<Bound>, &'static str>, OriginError> {
+    let value = |name: &str| request.headers.get(name).and_then(|value| value.to_str().ok());
+    register_with(objects, source, key, value, status, headers)
+}
+
+pub(super) fn register_with<'a>(
+    objects: &EdgeObjects,
+    source: &Source,
+    key: &v1::Key,
+    value_of: impl Fn(&str) -> Option<&'a str>,
+    status: StatusCode,
+    headers: &HeaderMap,
+) -> Result<Result<Arc<Bound>, &'static str>, OriginError> {
+    let parts = objects.parts();
+    let now = now_ms();
+    let described = answer::describe(status, headers);
+    let facts = answer::facts(headers, &described);
+    let refuse = |why| {
+        parts.bindings.unbind(key);
+        parts.bindings.set_unstorable(key, why, now);
+        Ok(Err(why))
+    };
+    if let Err(why) = freshness::storable(&facts) {
+        return refuse(why);
+    }
+    let (Some(size), Some(validator)) = (described.size, described.validator) else { return refuse("no-validator") };
+    let chunk_size = parts.chunk_size.load(std::sync::atomic::Ordering::Relaxed);
+    if Geometry::new(size, chunk_size).is_err() {
+        return refuse("too-large");
+    }
+    let variant = freshness::variant(&facts.vary, &source.config.forward_headers, value_of);
+    let id = EntryIdentity {
+        source: source.name(),
+        base_url: source.base_url(),
+        path: &key.path,
+        query: &key.query,
+        variant: &variant,
+        validator: &validator,
+        size_bytes: size,
+        chunk_size_bytes: chunk_size,
+    }
+    .id();
+    let entry = v1::Entry {
+        id: id.to_string(),
+        key: Some(v1::Key { variant, ..key.clone() }),
+        size,
+        chunk_size,
+        validator,
+        etag: described.etag,
+        last_modified: described.last_modified,
+        content_type: described.content_type,
+        created_at_ms: now,
+        pinned: false,
+    };
+    let fresh = freshness::freshness(&facts, &source.policy(), now);
+    parts.announce.observed(&entry, &fresh);
+    let bound = parts.bindings.bind(entry, fresh);
+    Ok(bound.ok_or("no-identity"))
+}

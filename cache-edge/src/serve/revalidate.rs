@@ -1,0 +1,110 @@
+//! Is a stale binding still right? One conditional request that moves no body.
+
+use std::{sync::Arc, time::Duration};
+
+use chunkcache_proto::{identity, v1};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+
+use super::{
+    bindings::Bound,
+    objects::EdgeObjects,
+    pass_through,
+    ports::{Freshness, ServeError},
+    probe::{Found, refused, register_with},
+};
+use crate::{
+    core::freshness,
+    origin::{OriginError, Source, answer, run::now_ms},
+};
+
+/// A reader is held for this long at most where the stale object may be served instead.
+const PATIENCE_WITH_STALE: Duration = Duration::from_secs(3);
+
+/// Asks the origin. An error means that it could not be asked.
+pub async fn revalidate(
+    objects: &EdgeObjects,
+    source: &Arc<Source>,
+    key: &v1::Key,
+    forwarded: &HeaderMap,
+    bound: Arc<Bound>,
+) -> Result<Found, ServeError> {
+    let asking = ask(objects, source, key, forwarded, &bound);
+    let result = if freshness::usable_on_error(&bound.freshness, &source.policy(), now_ms()) {
+        match tokio::time::timeout(PATIENCE_WITH_STALE, asking).await {
+            Ok(result) => result,
+            Err(_) => Err(OriginError::Stalled(PATIENCE_WITH_STALE)),
+        }
+    } else {
+        asking.await
+    };
+    result.map_err(|error| pass_through::serve_error(&error))
+}
+
+async fn ask(
+    objects: &EdgeObjects,
+    source: &Arc<Source>,
+    key: &v1::Key,
+    forwarded: &HeaderMap,
+    bound: &Arc<Bound>,
+) -> Result<Found, OriginError> {
+    let url = source
+        .url(&key.path, &key.query)
+        .ok_or_else(|| OriginError::Protocol("the path leaves the source".into()))?;
+    let mut headers = forwarded.clone();
+    let (name, value) = if bound.entry.etag.is_empty() {
+        (header::IF_MODIFIED_SINCE, &bound.entry.last_modified)
+    } else {
+        (header::IF_NONE_MATCH, &bound.entry.etag)
+    };
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+    // If the object did change, one byte comes and not all of it.
+    if bound.entry.size > 0 {
+        headers.insert(header::RANGE, HeaderValue::from_static("bytes=0-0"));
+    }
+    let response = objects.parts().client.get(source, url, &headers).await?;
+    match response.status {
+        StatusCode::NOT_MODIFIED => Ok(refreshed(objects, source, bound, &response.headers)),
+        StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
+            let described = answer::describe(response.status, &response.headers);
+            if described.validator.as_deref() == Some(bound.entry.validator.as_str())
+                && described.size == Some(bound.entry.size)
+            {
+                return Ok(refreshed(objects, source, bound, &response.headers));
+            }
+            // Readers of the old entry finish on what of it is here.
+            if let Some(file) = objects.parts().store.entry(&bound.id) {
+                objects.parts().flights.of(&file).set_changed();
+            }
+            let value = |name: &str| forwarded.get(name).and_then(|value| value.to_str().ok());
+            let key = v1::Key { variant: String::new(), ..key.clone() };
+            match register_with(objects, source, &key, value, response.status, &response.headers)? {
+                Ok(new) => Ok(Found::Object(new, Freshness::Probed { collapsed: false })),
+                Err(why) => Ok(Found::Unstorable(why)),
+            }
+        }
+        status if matches!(status.as_u16(), 404 | 410) => Ok(refused(objects, source, key, status.as_u16())),
+        status => Err(answer::status_error(status, &response.headers, now_ms())),
+    }
+}
+
+/// RFC 9111, 4.3.4: what the 304 says anew counts, what it does not say stays.
+fn refreshed(objects: &EdgeObjects, source: &Source, bound: &Arc<Bound>, headers: &HeaderMap) -> Found {
+    let parts = objects.parts();
+    let mut described = answer::describe(StatusCode::NOT_MODIFIED, headers);
+    described.size = Some(bound.entry.size);
+    described.validator = Some(bound.entry.validator.clone());
+    let mut facts = answer::facts(headers, &described);
+    if !headers.contains_key(header::CACHE_CONTROL) && !headers.contains_key(header::EXPIRES) {
+        facts.cache_control.clone_from(&bound.freshness.cache_control);
+    }
+    if facts.vary.is_empty() {
+        facts.vary.clone_from(&bound.freshness.vary);
+    }
+    debug_assert!(identity::is_strong(&bound.entry.etag) || !bound.entry.last_modified.is_empty());
+    let fresh = freshness::freshness(&facts, &source.policy(), now_ms());
+    parts.announce.observed(&bound.entry, &fresh);
+    let renewed = parts.bindings.bind(bound.entry.clone(), fresh).unwrap_or_else(|| bound.clone());
+    Found::Object(renewed, Freshness::Revalidated)
+}

@@ -1,0 +1,38 @@
+# Recipes for people; continuous integration runs the same through tests/run.
+
+# what there is
+default:
+    @just --list
+
+# format everything
+fmt:
+    cargo fmt --all
+
+# format check and lints, warnings denied
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# documentation, warnings denied
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
+
+# unit and contract tests
+test *filter:
+    cargo test --locked --workspace --exclude chunkcache-tests {{ filter }}
+
+# whole system, real processes; further words filter the tests
+black-box *filter:
+    tests/run black-box {{ filter }}
+
+# hits and misses side by side with other servers
+bench *arguments:
+    tests/bench/run {{ arguments }}
+
+# a cluster on this machine with a real video
+quickstart *arguments:
+    deploy/quickstart {{ arguments }}
+
+# everything continuous integration runs
+ci:
+    .ci/run

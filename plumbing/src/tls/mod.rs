@@ -1,0 +1,187 @@
+//! TLS from PEM files, for listeners and clients, with reload when the files change.
+//!
+//! Why the whole configuration is swapped and not only the certificate: a renewed client CA must
+//! take effect as a renewed certificate does. Accept loops take [`Reloading::current`] for each
+//! connection; running connections keep what they began with. The ring provider is named
+//! everywhere, so that no process-wide default decides.
+
+mod files;
+mod reload;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+use rustls::server::WebPkiClientVerifier;
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+pub use reload::{CHECK_INTERVAL, Reloading};
+
+/// What is wrong with TLS files; names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("{} can not be read: {source}", path.display())]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{} holds no {what} in PEM form", path.display())]
+    Missing { path: PathBuf, what: &'static str },
+    #[error("{} is not valid PEM: {reason}", path.display())]
+    Pem { path: PathBuf, reason: String },
+    #[error("certificate {} and key {} do not fit: {source}", cert.display(), key.display())]
+    Identity {
+        cert: PathBuf,
+        key: PathBuf,
+        source: rustls::Error,
+    },
+    #[error("{} is no usable certificate authority: {reason}", path.display())]
+    Authority { path: PathBuf, reason: String },
+    #[error("the system's certificate authorities can not be read: {0}")]
+    SystemRoots(String),
+    #[error("tls can not be set up: {0}")]
+    Setup(#[from] rustls::Error),
+}
+
+/// The files of a listener.
+#[derive(Clone, Debug)]
+pub struct ServerFiles {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// With it, clients must present a certificate of this authority.
+    pub client_ca: Option<PathBuf>,
+    /// In order of preference: `h2`, `http/1.1`.
+    pub alpn: Vec<Vec<u8>>,
+}
+
+/// The files of a client. All may be absent: then the system's authorities are trusted.
+#[derive(Clone, Debug, Default)]
+pub struct ClientFiles {
+    pub ca: Option<PathBuf>,
+    /// Certificate and key, for mutual TLS.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    pub alpn: Vec<Vec<u8>>,
+}
+
+/// The provider all of this uses.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// Makes ring the process's default, for libraries that ask for one. Harmless when called again.
+pub fn install_provider() {
+    // An error says that a default is there already: nothing to do.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// A listener's configuration, reloadable.
+pub fn server(files: ServerFiles) -> Result<Arc<Reloading<ServerConfig>>, TlsError> {
+    let mut paths = vec![files.cert.clone(), files.key.clone()];
+    paths.extend(files.client_ca.clone());
+    Reloading::load(paths, move || server_config(&files))
+}
+
+/// A client's configuration, reloadable.
+pub fn client(files: ClientFiles) -> Result<Arc<Reloading<ClientConfig>>, TlsError> {
+    let mut paths: Vec<PathBuf> = files.ca.iter().cloned().collect();
+    if let Some((cert, key)) = &files.identity {
+        paths.extend([cert.clone(), key.clone()]);
+    }
+    Reloading::load(paths, move || client_config(&files))
+}
+
+/// Refuses a listener that others can reach in clear text, unless the operator said so.
+pub fn refuse_plain_listener(addr: SocketAddr, tls: bool, insecure: bool) -> Result<(), String> {
+    if tls || insecure || addr.ip().is_loopback() {
+        return Ok(());
+    }
+    Err(format!(
+        "{addr} is reachable from other machines without TLS: give --tls-cert and --tls-key, \
+         listen on a loopback address, or accept it with --insecure-listen"
+    ))
+}
+
+fn server_config(files: &ServerFiles) -> Result<ServerConfig, TlsError> {
+    let provider = provider();
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()?;
+    let builder = match &files.client_ca {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let roots = Arc::new(roots(path)?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
+                .build()
+                .map_err(|error| TlsError::Authority {
+                    path: path.clone(),
+                    reason: error.to_string(),
+                })?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let identity = Arc::new(identity(&files.cert, &files.key, &provider)?);
+    let resolver = Arc::new(rustls::sign::SingleCertAndKey::from(identity));
+    let mut config = builder.with_cert_resolver(resolver);
+    config.alpn_protocols.clone_from(&files.alpn);
+    Ok(config)
+}
+
+fn client_config(files: &ClientFiles) -> Result<ClientConfig, TlsError> {
+    let provider = provider();
+    let roots = match &files.ca {
+        Some(path) => roots(path)?,
+        None => system_roots()?,
+    };
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
+    let mut config = match &files.identity {
+        None => builder.with_no_client_auth(),
+        Some((cert, key)) => {
+            let identity = Arc::new(identity(cert, key, &provider)?);
+            builder
+                .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity)))
+        }
+    };
+    config.alpn_protocols.clone_from(&files.alpn);
+    Ok(config)
+}
+
+fn identity(cert: &Path, key: &Path, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
+    let chain = files::certificates(cert)?;
+    let private = files::private_key(key)?;
+    CertifiedKey::from_der(chain, private, provider).map_err(|source| TlsError::Identity {
+        cert: cert.to_owned(),
+        key: key.to_owned(),
+        source,
+    })
+}
+
+fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut store = RootCertStore::empty();
+    for certificate in files::certificates(path)? {
+        store
+            .add(certificate)
+            .map_err(|error| TlsError::Authority {
+                path: path.to_owned(),
+                reason: error.to_string(),
+            })?;
+    }
+    Ok(store)
+}
+
+/// The authorities this machine trusts.
+pub fn system_roots() -> Result<RootCertStore, TlsError> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut store = RootCertStore::empty();
+    let (added, _) = store.add_parsable_certificates(found.certs);
+    match (added, found.errors.first()) {
+        (0, Some(error)) => Err(TlsError::SystemRoots(error.to_string())),
+        (0, None) => Err(TlsError::SystemRoots("there are none".to_owned())),
+        _ => Ok(store),
+    }
+}
+
+#[cfg(test)]
+mod tests;

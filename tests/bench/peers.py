@@ -1,0 +1,328 @@
+"""The contestants: each starts over the same origin and answers GET /file.bin with ranges.
+
+Every server listens on 127.0.0.1 on a port of its own and keeps its files in its own folder. `tuned`
+variants say in their text what was tuned; the rest run as their packages come.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for_port(port, process, seconds=20):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"{process.args[0]} ended with status {process.returncode}")
+        with socket.socket() as probe:
+            probe.settimeout(0.2)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise RuntimeError(f"nothing listens on port {port} after {seconds} s")
+
+
+def children(pid):
+    """The process and all below it."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            for child in task.read_text().split():
+                found += children(int(child))
+        except OSError:
+            pass
+    return found
+
+
+class Server:
+    """One running contestant."""
+
+    name = "?"
+    what = ""
+
+    def __init__(self, folder, origin_port, content):
+        self.folder = Path(folder) / self.name.replace(" ", "-")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        self.folder.chmod(0o777)
+        self.origin_port = origin_port
+        self.content = Path(content)
+        self.port = free_port()
+        self.target = "/file.bin"
+        self.processes = []
+
+    def launch(self, *command, **options):
+        log = open(self.folder / "log.txt", "ab")
+        process = subprocess.Popen([str(c) for c in command], stdout=log, stderr=log, start_new_session=True, **options)
+        self.processes.append(process)
+        return process
+
+    def pids(self):
+        return [pid for process in self.processes for pid in children(process.pid)]
+
+    def resident_bytes(self):
+        total = 0
+        for pid in self.pids():
+            try:
+                for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                    if line.startswith("VmRSS:"):
+                        total += int(line.split()[1]) * 1024
+            except OSError:
+                pass
+        return total
+
+    def stop(self):
+        for process in reversed(self.processes):
+            if process.poll() is None:
+                process.terminate()
+        for process in reversed(self.processes):
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        self.processes = []
+
+
+class Nginx(Server):
+    workers = 2
+    sendfile_lines = "sendfile on; tcp_nopush on;"
+    listen_options = ""
+
+    def server_block(self):
+        raise NotImplementedError
+
+    def http_lines(self):
+        return ""
+
+    def start(self):
+        config = self.folder / "nginx.conf"
+        config.write_text(
+            f"""
+worker_processes {self.workers};
+daemon off;
+user root;
+pid {self.folder}/nginx.pid;
+error_log {self.folder}/error.log;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off;
+  {self.sendfile_lines}
+  keepalive_requests 1000000;
+  client_body_temp_path {self.folder}/t1; proxy_temp_path {self.folder}/t2; fastcgi_temp_path {self.folder}/t3;
+  uwsgi_temp_path {self.folder}/t4; scgi_temp_path {self.folder}/t5;
+  {self.http_lines()}
+  server {{ listen 127.0.0.1:{self.port} {self.listen_options}; {self.server_block()} }}
+}}
+"""
+        )
+        process = self.launch("nginx", "-c", config, "-p", self.folder)
+        wait_for_port(self.port, process)
+        return self
+
+
+class NginxStatic(Nginx):
+    name = "nginx static"
+    what = "sendfile on, tcp_nopush on"
+
+    def server_block(self):
+        return f"root {self.content.parent};"
+
+
+class NginxStaticTuned(NginxStatic):
+    name = "nginx static tuned"
+    what = "sendfile, sndbuf=256k, tcp_nopush off, sendfile_max_chunk 256k"
+    sendfile_lines = "sendfile on; tcp_nopush off; sendfile_max_chunk 256k;"
+    listen_options = "sndbuf=256k"
+
+
+class NginxSlice(Nginx):
+    name = "nginx slice"
+    what = "proxy_cache + slice 2m, cache lock on, sendfile on"
+
+    def http_lines(self):
+        return f"proxy_cache_path {self.folder}/cache levels=1:2 keys_zone=bench:32m max_size=20g inactive=1d use_temp_path=off;"
+
+    def server_block(self):
+        return f"""
+location / {{
+  slice 2m; proxy_cache bench; proxy_cache_key $uri$is_args$args$slice_range; proxy_set_header Range $slice_range;
+  proxy_http_version 1.1; proxy_set_header Connection ""; proxy_cache_valid 200 206 1d; proxy_cache_lock on; proxy_pass http://127.0.0.1:{self.origin_port};
+}}"""
+
+
+class NginxSliceTuned(NginxSlice):
+    name = "nginx slice tuned"
+    what = NginxSlice.what + ", sndbuf=256k, tcp_nopush off, sendfile_max_chunk 256k"
+    sendfile_lines = "sendfile on; tcp_nopush off; sendfile_max_chunk 256k;"
+    listen_options = "sndbuf=256k"
+
+
+class Varnish(Server):
+    name = "varnish"
+    what = "malloc storage, http_range_support on (default)"
+
+    def start(self):
+        vcl = self.folder / "bench.vcl"
+        vcl.write_text(
+            f"""vcl 4.1;
+backend default {{ .host = "127.0.0.1"; .port = "{self.origin_port}"; }}
+sub vcl_backend_response {{ set beresp.ttl = 1d; }}
+"""
+        )
+        size = max(2 << 30, self.content.stat().st_size + (512 << 20))
+        process = self.launch(
+            "varnishd", "-F", "-f", vcl, "-a", f"127.0.0.1:{self.port}", "-n", self.folder / "work", "-s", f"malloc,{size}", "-j", "none"
+        )
+        wait_for_port(self.port, process)
+        return self
+
+
+class TrafficServer(Server):
+    name = "ATS slice"
+    what = "slice.so --blockbytes=2m + cache_range_requests.so"
+
+    def start(self):
+        root = self.folder
+        config = root / "etc"
+        shutil.copytree("/etc/trafficserver", config)
+        for sub in ("cache", "log", "run", "state"):
+            (root / sub).mkdir()
+            (root / sub).chmod(0o777)
+        # One port: the client-facing remap slices, and asks itself for each block.
+        (config / "remap.config").write_text(
+            f"map http://bench/ http://127.0.0.1:{self.origin_port}/ @plugin=slice.so @pparam=--blockbytes=2m "
+            "@plugin=cache_range_requests.so\n"
+        )
+        (config / "storage.config").write_text(f"{root}/cache 4G\n")
+        (config / "runroot.yaml").write_text("")
+        records = config / "records.config"
+        records.write_text(
+            f"""CONFIG proxy.config.http.server_ports STRING {self.port}:ip-in=127.0.0.1
+CONFIG proxy.config.http.cache.required_headers INT 0
+CONFIG proxy.config.http.cache.when_to_revalidate INT 3
+CONFIG proxy.config.cache.ram_cache.size INT 2147483648
+CONFIG proxy.config.url_remap.remap_required INT 1
+CONFIG proxy.config.exec_thread.autoconfig.enabled INT 1
+CONFIG proxy.config.admin.user_id STRING root
+CONFIG proxy.config.local_state_dir STRING {root}/run
+CONFIG proxy.config.log.logfile_dir STRING {root}/log
+CONFIG proxy.config.log.logging_enabled INT 0
+"""
+        )
+        layout = root / "runroot.yaml"
+        layout.write_text(
+            f"""prefix: /usr
+exec_prefix: /usr
+bindir: /usr/bin
+sbindir: /usr/sbin
+sysconfdir: {config}
+datadir: /usr/share/trafficserver
+includedir: /usr/include
+libdir: /usr/lib/trafficserver
+libexecdir: /usr/lib/trafficserver/modules
+localstatedir: {root}/state
+runtimedir: {root}/run
+logdir: {root}/log
+cachedir: {root}/cache
+"""
+        )
+        process = self.launch("traffic_server", f"--run-root={layout}", env={**os.environ, "TS_RUNROOT": str(layout)})
+        wait_for_port(self.port, process)
+        return self
+
+
+class Rclone(Server):
+    name = "rclone serve"
+    what = "serve http over the http backend, --vfs-cache-mode full"
+
+    def start(self):
+        process = self.launch(
+            "rclone", "serve", "http", ":http:", "--http-url", f"http://127.0.0.1:{self.origin_port}/", "--addr", f"127.0.0.1:{self.port}",
+            "--vfs-cache-mode", "full", "--cache-dir", self.folder / "cache", "--config", "/dev/null",
+        )
+        wait_for_port(self.port, process)
+        return self
+
+
+class ChunkCache(Server):
+    name = "chunk cache"
+    what = "cache-edge, cache-coordinator and PostgreSQL as in deploy/quickstart"
+
+    #: Where the release binaries are.
+    binaries = Path("target/release")
+
+    def start(self):
+        self.target = "/bench/file.bin"
+        database = Postgres(self.folder / "postgres")
+        self.processes.append(database.start())
+        self.database = database
+        grpc, http, admin = free_port(), free_port(), free_port()
+        coordinator = self.launch(
+            self.binaries / "cache-coordinator", "serve", "--database-url", database.url(), "--listen", f"127.0.0.1:{grpc}",
+            "--http-listen", f"127.0.0.1:{http}",
+        )
+        wait_for_port(grpc, coordinator)
+        edge = self.launch(
+            self.binaries / "cache-edge", "serve", "--name", "bench", "--coordinator", f"http://127.0.0.1:{grpc}",
+            "--data-dir", self.folder / "data", "--listen", f"127.0.0.1:{self.port}", "--admin-listen", f"127.0.0.1:{admin}",
+        )
+        wait_for_port(self.port, edge)
+        self.edge = edge
+        self.endpoint = f"http://127.0.0.1:{grpc}"
+        deadline = time.monotonic() + 30
+        while True:
+            added = self.cli("source", "add", "bench", f"http://127.0.0.1:{self.origin_port}")
+            if added.returncode == 0:
+                return self
+            if time.monotonic() > deadline:
+                raise RuntimeError(added.stderr)
+            time.sleep(0.2)
+
+    def cli(self, *arguments):
+        command = [self.binaries / "cache-coordinator", "--endpoint", self.endpoint, *arguments]
+        return subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=60)
+
+    def pids(self):
+        # The hit path is the edge's; its control plane is measured apart.
+        return children(self.edge.pid)
+
+
+class Postgres:
+    """A private cluster; PostgreSQL refuses to run as root, so root starts it as `postgres`."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.port = free_port()
+        self.bin = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
+        self.prefix = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+
+    def url(self):
+        return f"postgres://postgres@127.0.0.1:{self.port}/postgres"
+
+    def start(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.prefix:
+            shutil.chown(self.folder, "postgres", "postgres")
+        data = self.folder / "data"
+        subprocess.run([*self.prefix, str(self.bin / "initdb"), "-D", str(data), "-A", "trust", "-U", "postgres"], check=True, capture_output=True, cwd="/")
+        log = open(self.folder.parent / "postgres.log", "ab")
+        process = subprocess.Popen(
+            [*self.prefix, str(self.bin / "postgres"), "-D", str(data), "-c", "listen_addresses=127.0.0.1", "-p", str(self.port), "-k", ""],
+            stdout=log, stderr=log, start_new_session=True, cwd="/",
+        )
+        wait_for_port(self.port, process)
+        return process
+
+
+ALL = [ChunkCache, NginxStatic, NginxStaticTuned, NginxSlice, NginxSliceTuned, Varnish, TrafficServer, Rclone]

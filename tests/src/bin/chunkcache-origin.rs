@@ -1,0 +1,85 @@
+//! A small origin: the files below a directory over HTTP/1.1, with ranges and validators, slowed down on demand.
+//!
+//! For `deploy/quickstart` and for trying things by hand. `GET /.requests` tells what was asked for,
+//! so that what the cache did can be seen.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use chunkcache_tests::{Object, Origin};
+
+const USAGE: &str = "usage: chunkcache-origin --root DIRECTORY --listen 127.0.0.1:PORT [--latency-ms N] [--bytes-per-second N]
+
+Serves the files below DIRECTORY. --latency-ms is the time before each answer (default 0);
+--bytes-per-second is the pace of each body (default: no limit). GET /.requests tells what was asked for.";
+
+struct Options {
+    root: PathBuf,
+    listen: SocketAddr,
+    latency: Duration,
+    bytes_per_second: Option<u64>,
+}
+
+fn main() -> ExitCode {
+    let options = match parse(std::env::args().skip(1)) {
+        Ok(options) => options,
+        Err(problem) => {
+            eprintln!("{problem}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    let origin = match Origin::start_at(options.listen) {
+        Ok(origin) => origin,
+        Err(error) => {
+            eprintln!("cannot listen on {}: {error}", options.listen);
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut template = Object::generated(0, 0).latency(options.latency);
+    if let Some(rate) = options.bytes_per_second {
+        template = template.paced(rate);
+    }
+    if let Err(error) = origin.serve_directory(&options.root, template) {
+        eprintln!("cannot serve {}: {error}", options.root.display());
+        return ExitCode::FAILURE;
+    }
+    println!("serving {} at {}", options.root.display(), origin.url());
+    // Signals keep their default action: the process has nothing to save.
+    loop {
+        std::thread::park();
+    }
+}
+
+fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String> {
+    let (mut root, mut listen) = (None, None);
+    let (mut latency, mut bytes_per_second) = (Duration::ZERO, None);
+    while let Some(name) = arguments.next() {
+        let value = arguments.next().ok_or(format!("{name} needs a value"))?;
+        let number = || {
+            value
+                .parse::<u64>()
+                .map_err(|error| format!("{name} {value}: {error}"))
+        };
+        match name.as_str() {
+            "--root" => root = Some(PathBuf::from(&value)),
+            "--listen" => {
+                let address = value
+                    .parse()
+                    .map_err(|error| format!("{name} {value}: {error}"))?;
+                listen = Some(address);
+            }
+            "--latency-ms" => latency = Duration::from_millis(number()?),
+            "--bytes-per-second" => bytes_per_second = Some(number()?),
+            _ => return Err(format!("unknown option {name}")),
+        }
+    }
+    Ok(Options {
+        root: root.ok_or("--root is missing")?,
+        listen: listen.ok_or("--listen is missing")?,
+        latency,
+        bytes_per_second,
+    })
+}

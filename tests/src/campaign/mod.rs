@@ -1,0 +1,288 @@
+//! The fault campaign: readers compare every byte with the origin's known content while edges, the coordinator and
+//! PostgreSQL are killed and stopped, chunks are corrupted on disk, a disk is filled, and objects change.
+//!
+//! One thread (the caller's) injects faults, one after the other, drawn from a seed; reader threads never stop.
+//! A failed request is excused only by a fault of the very edge it went to, or by a change of the very object it
+//! read: a dead coordinator or database excuses nothing. At the end everything runs, readers are gone, and the rows
+//! are held against the files.
+
+mod audit;
+mod inject;
+mod readers;
+mod small_disk;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
+
+use crate::cluster::{Cluster, ClusterOptions, SOURCE};
+use crate::origin::Object;
+use crate::{CHUNK, MIB};
+
+pub use audit::Audit;
+pub use small_disk::SmallDisk;
+
+/// How often each fault is injected, and who reads meanwhile.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub seed: u64,
+    pub edge_kills: u32,
+    /// SIGSTOP for a moment, then SIGCONT.
+    pub edge_pauses: u32,
+    pub coordinator_kills: u32,
+    pub coordinator_pauses: u32,
+    pub database_kills: u32,
+    /// At least so many, a few at each kill of an edge: a chunk checked once since the start is trusted after.
+    pub corrupted_chunks: u32,
+    pub disk_fills: u32,
+    pub object_changes: u32,
+    pub readers: usize,
+    pub objects: usize,
+    pub object_bytes: u64,
+}
+
+impl Plan {
+    /// Some tens of seconds; part of the test command.
+    pub fn short(seed: u64) -> Plan {
+        Plan {
+            seed,
+            edge_kills: 12,
+            edge_pauses: 3,
+            coordinator_kills: 4,
+            coordinator_pauses: 2,
+            database_kills: 3,
+            corrupted_chunks: 40,
+            disk_fills: 2,
+            object_changes: 6,
+            readers: 6,
+            objects: 8,
+            object_bytes: 24 * MIB + 12_345,
+        }
+    }
+
+    /// What the project promises of one campaign.
+    pub fn full(seed: u64) -> Plan {
+        Plan {
+            edge_kills: 200,
+            edge_pauses: 30,
+            coordinator_kills: 50,
+            coordinator_pauses: 10,
+            database_kills: 20,
+            corrupted_chunks: 1000,
+            disk_fills: 20,
+            object_changes: 50,
+            readers: 8,
+            ..Plan::short(seed)
+        }
+    }
+}
+
+/// What happened, counted.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub requests: AtomicU64,
+    pub bytes_compared: AtomicU64,
+    pub wrong_bytes: AtomicU64,
+    /// A clean end before the announced length, or the bytes of another version than the ETag's.
+    pub wrong_ends: AtomicU64,
+    /// Failed through a fault of the edge asked, or of a change of the object.
+    pub excused: AtomicU64,
+    /// Failed although the edge ran and the bytes were cached or the origin reachable.
+    pub unexcused: AtomicU64,
+    pub worst_stall_ms: AtomicU64,
+}
+
+/// One edge as readers see it.
+#[derive(Debug)]
+pub struct Target {
+    pub address: std::net::SocketAddr,
+    pub down: AtomicBool,
+    /// Rises when a fault of this edge begins and when it ends.
+    pub incidents: AtomicU64,
+}
+
+/// One object, and how often it changed.
+#[derive(Debug)]
+pub struct Title {
+    pub path: String,
+    pub size: u64,
+    pub version: AtomicU64,
+}
+
+#[derive(Debug)]
+pub struct Shared {
+    pub edges: Vec<Target>,
+    pub titles: Vec<Title>,
+    pub counters: Counters,
+    pub stop: AtomicBool,
+    /// The first few failures nobody excused, in words.
+    pub complaints: std::sync::Mutex<Vec<String>>,
+}
+
+impl Shared {
+    pub fn complain(&self, text: String) {
+        let mut complaints = self.complaints.lock().unwrap();
+        if complaints.len() < 20 {
+            complaints.push(text);
+        }
+    }
+}
+
+/// The result: printed as a table, judged by [`Report::verdict`].
+#[derive(Debug)]
+pub struct Report {
+    pub seed: u64,
+    pub injected: Vec<(&'static str, u32)>,
+    pub requests: u64,
+    pub bytes_compared: u64,
+    pub wrong_bytes: u64,
+    pub wrong_ends: u64,
+    pub excused: u64,
+    pub unexcused: u64,
+    pub worst_stall_ms: u64,
+    pub audit: Audit,
+    pub seconds: u64,
+    pub complaints: Vec<String>,
+    pub left_out: Vec<&'static str>,
+}
+
+/// Runs it. The disk that is filled is a loop-mounted file system when this machine allows one.
+pub fn run(plan: &Plan) -> Report {
+    let began = Instant::now();
+    let mut random = SmallRng::seed_from_u64(plan.seed);
+    let mut cluster = Cluster::prepare(ClusterOptions { edges: 3, ..ClusterOptions::default() });
+    let disk = if plan.disk_fills > 0 { SmallDisk::mount(cluster.directory.path(), 192 * MIB) } else { None };
+    if let Some(disk) = &disk {
+        let last = cluster.edges.last_mut().unwrap();
+        last.data = disk.path().join("data");
+        let option = format!("--data-dir={}", last.data.display());
+        let place = last.arguments.iter_mut().find(|it| it.starts_with("--data-dir=")).unwrap();
+        *place = option;
+    }
+    cluster.postgres.start_again();
+    cluster.coordinator.start();
+    cluster.add_source(SOURCE);
+    for edge in &mut cluster.edges {
+        edge.start();
+    }
+    let shared = Arc::new(prepare(plan, &cluster));
+    let readers: Vec<_> = (0..plan.readers)
+        .map(|number| {
+            let (shared, seed) = (Arc::clone(&shared), plan.seed ^ (number as u64 + 1).wrapping_mul(0x9E37_79B9));
+            std::thread::spawn(move || readers::read_until_stopped(&shared, seed))
+        })
+        .collect();
+
+    let injected = inject::all(plan, &mut cluster, &shared, disk.as_ref(), &mut random);
+
+    shared.stop.store(true, Ordering::SeqCst);
+    for reader in readers {
+        reader.join().expect("a reader does not panic");
+    }
+    let audit = audit::settle_and_compare(&mut cluster);
+    // The edge on it first, then the disk.
+    drop(cluster.edges.pop());
+    drop(disk);
+    drop(cluster);
+    let counters = &shared.counters;
+    let load = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+    Report {
+        seed: plan.seed,
+        left_out: injected.left_out,
+        injected: injected.counts,
+        requests: load(&counters.requests),
+        bytes_compared: load(&counters.bytes_compared),
+        wrong_bytes: load(&counters.wrong_bytes),
+        wrong_ends: load(&counters.wrong_ends),
+        excused: load(&counters.excused),
+        unexcused: load(&counters.unexcused),
+        worst_stall_ms: load(&counters.worst_stall_ms),
+        audit,
+        seconds: began.elapsed().as_secs(),
+        complaints: shared.complaints.lock().unwrap().clone(),
+    }
+}
+
+fn prepare(plan: &Plan, cluster: &Cluster) -> Shared {
+    let edges = cluster.edges.iter().map(|edge| Target {
+        address: edge.http,
+        down: AtomicBool::new(false),
+        incidents: AtomicU64::new(0),
+    });
+    let titles = (0..plan.objects).map(|number| {
+        let title = Title {
+            path: format!("/title-{number}.mp4"),
+            size: plan.object_bytes + number as u64 * CHUNK / 3,
+            version: AtomicU64::new(0),
+        };
+        cluster.origin.put(&title.path, object(plan, number, 0, title.size));
+        title
+    });
+    Shared {
+        edges: edges.collect(),
+        titles: titles.collect(),
+        counters: Counters::default(),
+        stop: AtomicBool::new(false),
+        complaints: std::sync::Mutex::default(),
+    }
+}
+
+/// Version `version` of a title. Its seed is in its ETag, so a reader can tell which bytes are right; fresh for a
+/// second, so that changes are met.
+fn object(plan: &Plan, number: usize, version: u64, size: u64) -> Object {
+    let seed = plan.seed.wrapping_mul(1009) % 1_000_000 * 1_000 + number as u64 * 100_000_000_000 + version;
+    Object::generated(seed, size)
+        .header("Cache-Control", "max-age=1")
+        .latency(Duration::from_millis(3))
+}
+
+impl Report {
+    /// Nothing wrong was seen.
+    pub fn verdict(&self) -> Result<(), String> {
+        let zero = [
+            ("wrong bytes", self.wrong_bytes),
+            ("wrong ends", self.wrong_ends),
+            ("rows without bytes after settling", self.audit.rows_without_bytes),
+            ("bytes without rows after settling", self.audit.bytes_without_rows),
+            ("requests failed that had a cached or reachable answer", self.unexcused),
+        ];
+        let wrong: Vec<_> = zero.iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{what}: {count}")).collect();
+        if wrong.is_empty() { Ok(()) } else { Err(format!("{}\n{}", wrong.join(", "), self.complaints.join("\n"))) }
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "fault campaign, seed {}, {} s", self.seed, self.seconds)?;
+        writeln!(f, "| what | count |\n|---|---|")?;
+        for (what, count) in &self.injected {
+            writeln!(f, "| injected: {what} | {count} |")?;
+        }
+        for what in &self.left_out {
+            writeln!(f, "| left out: {what} | - |")?;
+        }
+        let rows = [
+            ("requests", self.requests),
+            ("MiB compared", self.bytes_compared / MIB),
+            ("wrong bytes", self.wrong_bytes),
+            ("wrong ends (short but clean, or mixed)", self.wrong_ends),
+            ("rows audited after settling", self.audit.rows),
+            ("rows without bytes after settling", self.audit.rows_without_bytes),
+            ("bytes without rows after settling (chunks)", self.audit.bytes_without_rows),
+            ("requests failed by a fault of their own edge or object", self.excused),
+            ("requests failed that had a cached or reachable answer", self.unexcused),
+            ("worst stall, ms", self.worst_stall_ms),
+        ];
+        for (what, count) in rows {
+            writeln!(f, "| {what} | {count} |")?;
+        }
+        Ok(())
+    }
+}
+
+/// A moment between faults, so that readers meet the system in every state of recovery.
+fn breathe(random: &mut SmallRng) {
+    std::thread::sleep(Duration::from_millis(random.random_range(50..400)));
+}

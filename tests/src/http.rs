@@ -1,0 +1,295 @@
+//! An HTTP/1.1 client that hides nothing: the head as sent, the body as far as it came, and whether it ended well.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A read without a byte for this long fails the test rather than hanging it.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_HEAD_BYTES: usize = 256 << 10;
+const READ_BYTES: usize = 256 << 10;
+
+#[derive(Debug, Clone)]
+pub struct Call {
+    method: String,
+    target: String,
+    headers: Vec<(String, String)>,
+    host: bool,
+    timeout: Duration,
+}
+
+impl Call {
+    pub fn new(method: &str, target: &str) -> Call {
+        Call {
+            method: method.to_owned(),
+            target: target.to_owned(),
+            headers: Vec::new(),
+            host: true,
+            timeout: READ_TIMEOUT,
+        }
+    }
+
+    pub fn get(target: &str) -> Call {
+        Call::new("GET", target)
+    }
+
+    pub fn head(target: &str) -> Call {
+        Call::new("HEAD", target)
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Call {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Bytes `[start, end)`.
+    pub fn range(self, start: u64, end: u64) -> Call {
+        self.header("Range", &format!("bytes={start}-{}", end - 1))
+    }
+
+    pub fn without_host(mut self) -> Call {
+        self.host = false;
+        self
+    }
+
+    pub fn timeout(mut self, timeout: Duration) -> Call {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sends the request on a connection of its own and reads to the end of the head.
+    pub fn open(&self, address: SocketAddr) -> std::io::Result<Reply> {
+        let began = Instant::now();
+        let mut stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(self.timeout))?;
+        let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.target);
+        if self.host {
+            head += &format!("Host: {address}\r\n");
+        }
+        for (name, value) in &self.headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        head += "Connection: close\r\n\r\n";
+        stream.write_all(head.as_bytes())?;
+        Reply::read_head(stream, self.method == "HEAD", began)
+    }
+
+    /// The whole answer; panics if there is none.
+    pub fn send(&self, address: SocketAddr) -> Response {
+        let reply = self
+            .open(address)
+            .unwrap_or_else(|error| panic!("{} {}: {error}", self.method, self.target));
+        reply.finish()
+    }
+}
+
+/// An answer whose body is still to be read.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    /// From before connecting to the end of the head.
+    pub head_after: Duration,
+    stream: TcpStream,
+    unread: Vec<u8>,
+    /// Of the body, when it is announced.
+    left: Option<u64>,
+    chunked: bool,
+}
+
+/// A whole answer.
+#[derive(Debug, Clone)]
+pub struct Response {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    /// The body came as announced; false when the connection ended before.
+    pub complete: bool,
+}
+
+impl Reply {
+    fn read_head(mut stream: TcpStream, bodiless: bool, began: Instant) -> std::io::Result<Reply> {
+        let mut bytes = Vec::new();
+        let mut buffer = [0; 16 << 10];
+        let end = loop {
+            if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
+                break end + 4;
+            }
+            let count = stream.read(&mut buffer)?;
+            if count == 0 || bytes.len() > MAX_HEAD_BYTES {
+                let what = format!("no head but {:?}", String::from_utf8_lossy(&bytes));
+                return Err(std::io::Error::other(what));
+            }
+            bytes.extend_from_slice(&buffer[..count]);
+        };
+        let head_after = began.elapsed();
+        let unread = bytes.split_off(end);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let mut lines = text.split("\r\n");
+        let status_line = lines.next().unwrap_or_default();
+        let status = status_line
+            .split(' ')
+            .nth(1)
+            .and_then(|code| code.parse().ok())
+            .ok_or_else(|| std::io::Error::other(format!("no status in {status_line:?}")))?;
+        let headers: Vec<(String, String)> = lines
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+            .collect();
+        let chunked = find(&headers, "transfer-encoding").is_some_and(|it| it.contains("chunked"));
+        let announced = find(&headers, "content-length").and_then(|it| it.parse().ok());
+        let left = if bodiless || matches!(status, 204 | 304) {
+            Some(0)
+        } else {
+            announced
+        };
+        Ok(Reply {
+            status,
+            headers,
+            head_after,
+            stream,
+            unread,
+            left,
+            chunked,
+        })
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        find(&self.headers, name)
+    }
+
+    /// The next body bytes, at most as many as the buffer holds; 0 at the end. An end before the announced one is an error.
+    pub fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        assert!(!self.chunked, "a chunked body can only be read whole");
+        let limit = self
+            .left
+            .map_or(buffer.len() as u64, |left| left.min(buffer.len() as u64));
+        if limit == 0 {
+            return Ok(0);
+        }
+        let limit = limit as usize;
+        let count = if self.unread.is_empty() {
+            self.stream.read(&mut buffer[..limit])?
+        } else {
+            let count = limit.min(self.unread.len());
+            buffer[..count].copy_from_slice(&self.unread[..count]);
+            self.unread.drain(..count);
+            count
+        };
+        match &mut self.left {
+            Some(left) if count == 0 => Err(std::io::Error::other(format!(
+                "the body ended {left} bytes early"
+            ))),
+            Some(left) => {
+                *left -= count as u64;
+                Ok(count)
+            }
+            None => Ok(count),
+        }
+    }
+
+    /// Exactly this many body bytes.
+    pub fn take(&mut self, count: usize) -> std::io::Result<Vec<u8>> {
+        let mut body = vec![0; count];
+        let mut filled = 0;
+        while filled < count {
+            match self.read(&mut body[filled..])? {
+                0 => return Err(std::io::Error::other("the body is shorter")),
+                more => filled += more,
+            }
+        }
+        Ok(body)
+    }
+
+    /// Reads the rest; what went wrong is in `complete`.
+    pub fn finish(mut self) -> Response {
+        let mut body = Vec::new();
+        let complete = if self.chunked {
+            self.read_chunked(&mut body).is_ok()
+        } else {
+            let mut buffer = vec![0; READ_BYTES];
+            loop {
+                match self.read(&mut buffer) {
+                    Ok(0) => break true,
+                    Ok(count) => body.extend_from_slice(&buffer[..count]),
+                    Err(_) => break false,
+                }
+            }
+        };
+        Response {
+            status: self.status,
+            headers: self.headers,
+            body,
+            complete,
+        }
+    }
+
+    fn read_chunked(&mut self, body: &mut Vec<u8>) -> std::io::Result<()> {
+        loop {
+            let line = self.read_line()?;
+            let size = line.split(';').next().unwrap_or_default();
+            let size = usize::from_str_radix(size.trim(), 16).map_err(std::io::Error::other)?;
+            if size == 0 {
+                return Ok(());
+            }
+            self.fill_unread(size + 2)?;
+            body.extend(self.unread.drain(..size));
+            self.unread.drain(..2);
+        }
+    }
+
+    fn read_line(&mut self) -> std::io::Result<String> {
+        loop {
+            if let Some(end) = self.unread.windows(2).position(|two| two == b"\r\n") {
+                let line: Vec<u8> = self.unread.drain(..end + 2).collect();
+                return Ok(String::from_utf8_lossy(&line[..end]).into_owned());
+            }
+            self.fill_unread(self.unread.len() + 1)?;
+        }
+    }
+
+    fn fill_unread(&mut self, at_least: usize) -> std::io::Result<()> {
+        let mut buffer = vec![0; READ_BYTES];
+        while self.unread.len() < at_least {
+            let count = self.stream.read(&mut buffer)?;
+            if count == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            self.unread.extend_from_slice(&buffer[..count]);
+        }
+        Ok(())
+    }
+}
+
+impl Response {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        find(&self.headers, name)
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("not JSON ({error}): {}", self.text()))
+    }
+
+    /// Panics unless the answer has this status and its body came whole.
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Response {
+        let text = || self.text().chars().take(500).collect::<String>();
+        assert_eq!(self.status, status, "{:?} {}", self.headers, text());
+        assert!(self.complete, "the body ended early: {:?}", self.headers);
+        self
+    }
+}
+
+fn find<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    let found = headers
+        .iter()
+        .find(|(key, _)| key.eq_ignore_ascii_case(name));
+    found.map(|(_, value)| value.as_str())
+}

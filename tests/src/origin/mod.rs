@@ -1,0 +1,273 @@
+//! An HTTP/1.1 origin under the test's control.
+//!
+//! Objects are generated from their offset or read from files, so their size costs nothing. Every request and every body
+//! byte is counted, and each path can be made slow, broken or dishonest. A thread a connection and hand-written
+//! HTTP: a library would refuse to send most of what a hostile origin sends.
+
+mod connection;
+mod directory;
+mod object;
+mod respond;
+
+use std::collections::HashMap;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+pub use object::{Fault, Object, Times};
+
+use crate::ports;
+
+/// One request as it came, and what was sent for it.
+#[derive(Debug, Clone)]
+pub struct Hit {
+    pub method: String,
+    /// Path with its query.
+    pub target: String,
+    pub headers: Vec<(String, String)>,
+    pub status: u16,
+    pub body_bytes: u64,
+}
+
+impl Hit {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let found = self
+            .headers
+            .iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    objects: HashMap<String, Object>,
+    directory: Option<directory::Directory>,
+    /// Requests in the order their heads came; `body_bytes` grows while a body is sent.
+    hits: Vec<Hit>,
+    connections: HashMap<u64, TcpStream>,
+    next_connection: u64,
+    most_connections: usize,
+    link: Option<Link>,
+}
+
+/// One wire for all connections: each piece waits for those before it.
+#[derive(Debug, Clone, Copy)]
+struct Link {
+    bytes_per_second: u64,
+    free_at: Instant,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    stopping: AtomicBool,
+}
+
+#[derive(Debug)]
+pub struct Origin {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+impl Origin {
+    /// On a port of its own, without objects.
+    pub fn start() -> Origin {
+        Origin::start_at(ports::reserve()).expect("origin listens on a reserved port")
+    }
+
+    pub fn start_at(address: SocketAddr) -> std::io::Result<Origin> {
+        let mut origin = Origin {
+            address,
+            shared: Arc::default(),
+            accepting: None,
+        };
+        origin.listen()?;
+        Ok(origin)
+    }
+
+    /// Serves the regular files below `root`, beside the objects put here.
+    pub fn serve_directory(&self, root: &Path, template: Object) -> std::io::Result<()> {
+        let directory = directory::Directory::new(root, template)?;
+        self.state().directory = Some(directory);
+        Ok(())
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Adds or replaces the object at a path (with its leading slash and its query).
+    pub fn put(&self, path: &str, object: Object) {
+        assert!(path.starts_with('/'), "paths begin with a slash");
+        self.state().objects.insert(path.to_owned(), object);
+    }
+
+    pub fn remove(&self, path: &str) {
+        self.state().objects.remove(path);
+    }
+
+    /// Changes the object at a path for requests from now on.
+    pub fn change(&self, path: &str, change: impl FnOnce(&mut Object)) {
+        change(
+            self.state()
+                .objects
+                .get_mut(path)
+                .expect("an object that was put"),
+        );
+    }
+
+    /// The requests of a path (its query not looked at) so far.
+    pub fn hits(&self, path: &str) -> Vec<Hit> {
+        let state = self.state();
+        let of_path = |hit: &&Hit| hit.target.split('?').next() == Some(path);
+        state.hits.iter().filter(of_path).cloned().collect()
+    }
+
+    pub fn all_hits(&self) -> Vec<Hit> {
+        self.state().hits.clone()
+    }
+
+    /// Body bytes handed to the network for a path so far.
+    pub fn body_bytes(&self, path: &str) -> u64 {
+        self.hits(path).iter().map(|hit| hit.body_bytes).sum()
+    }
+
+    pub fn most_connections(&self) -> usize {
+        self.state().most_connections
+    }
+
+    /// All bodies together share a link of this rate, first come, first served; none: no limit.
+    pub fn set_link(&self, bytes_per_second: Option<u64>) {
+        self.state().link = bytes_per_second.map(|rate| Link {
+            bytes_per_second: rate,
+            free_at: Instant::now(),
+        });
+    }
+
+    /// Down: refuses connections and cuts those it has.
+    pub fn stop(&mut self) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        for stream in self.state().connections.values() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        if let Some(accepting) = self.accepting.take() {
+            // Wakes the accepting thread, which looks at `stopping` first.
+            let _ = TcpStream::connect(self.address);
+            let _ = accepting.join();
+        }
+    }
+
+    /// Up again, on the same port, with the same objects and counters.
+    pub fn start_again(&mut self) {
+        self.listen().expect("origin listens on its port again");
+    }
+
+    fn listen(&mut self) -> std::io::Result<()> {
+        self.shared.stopping.store(false, Ordering::SeqCst);
+        let listener = TcpListener::bind(self.address)?;
+        let shared = Arc::clone(&self.shared);
+        self.accepting = Some(std::thread::spawn(move || accept(&listener, &shared)));
+        Ok(())
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.shared.lock()
+    }
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        // A test that panicked while holding it has failed already.
+        self.state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    fn object(&self, target: &str) -> Option<Object> {
+        let mut state = self.lock();
+        let path = target.split('?').next().unwrap_or_default();
+        let key = [target, path]
+            .into_iter()
+            .find(|key| state.objects.contains_key(*key));
+        match key {
+            Some(key) => state.objects.get_mut(key).map(Object::for_one_request),
+            None => state.directory.as_ref().and_then(|it| it.object(path)),
+        }
+    }
+
+    fn record(&self, hit: Hit) -> usize {
+        let mut state = self.lock();
+        state.hits.push(hit);
+        state.hits.len() - 1
+    }
+
+    /// Connections take turns on a shared link in pieces of a few packets, as on a wire.
+    fn link_piece(&self, piece: u64) -> u64 {
+        const LINK_PIECE_BYTES: u64 = 8 << 10;
+        match self.lock().link {
+            Some(_) => piece.min(LINK_PIECE_BYTES),
+            None => piece,
+        }
+    }
+
+    /// Takes a place on the shared link; the answer is how long to wait for it.
+    fn take_link(&self, bytes: u64) -> Duration {
+        let mut state = self.lock();
+        let Some(link) = &mut state.link else {
+            return Duration::ZERO;
+        };
+        let now = Instant::now();
+        link.free_at = link.free_at.max(now)
+            + Duration::from_secs_f64(bytes as f64 / link.bytes_per_second as f64);
+        link.free_at - now
+    }
+
+    fn add_body_bytes(&self, hit: usize, count: u64) {
+        self.lock().hits[hit].body_bytes += count;
+    }
+}
+
+fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
+    for stream in listener.incoming() {
+        if shared.is_stopping() {
+            return;
+        }
+        let Ok(stream) = stream else { continue };
+        let Ok(handle) = stream.try_clone() else {
+            continue;
+        };
+        let number = {
+            let mut state = shared.lock();
+            let number = state.next_connection;
+            state.next_connection += 1;
+            state.connections.insert(number, handle);
+            state.most_connections = state.most_connections.max(state.connections.len());
+            number
+        };
+        let shared = Arc::clone(shared);
+        std::thread::spawn(move || {
+            connection::serve(&stream, &shared);
+            let _ = stream.shutdown(Shutdown::Both);
+            shared.lock().connections.remove(&number);
+        });
+    }
+}

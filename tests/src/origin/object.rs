@@ -1,0 +1,172 @@
+//! What an origin holds at a path, and how it misbehaves there.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::content;
+
+#[derive(Debug, Clone)]
+pub(crate) enum Content {
+    Generated { seed: u64 },
+    File(Arc<File>),
+}
+
+/// For how many requests a fault is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Times {
+    Always,
+    Next(u32),
+}
+
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// An answer with this status, these headers and a short text.
+    Status(u16, Vec<(String, String)>),
+    /// The connection is reset after this many body bytes of what was announced.
+    DieAfter(u64),
+    /// Fewer bytes than the range asked for, consistently announced: a 206 of another range.
+    ShorterRange(u64),
+    /// Announces what was asked for, then closes cleanly this many bytes early.
+    EndEarly(u64),
+    /// Announces what was asked for, then sends this many bytes more.
+    SendMore(u64),
+    /// 200 and the whole object, whatever range was asked for.
+    IgnoreRange,
+    /// A Content-Range shifted by this many bytes, over the right bytes.
+    ShiftContentRange(u64),
+    /// A total size in Content-Range that is this much too large.
+    WrongTotal(u64),
+    /// Another ETag with each answer.
+    ChangingValidator,
+    /// Chunked transfer coding without a length.
+    Chunked,
+    /// Says `Content-Encoding: gzip`, whatever was accepted.
+    Gzip,
+    /// 302 to this place.
+    Redirect(String),
+    /// The head and this many body bytes, then nothing.
+    StallAfter(u64),
+    /// Closes without an answer.
+    Hangup,
+    /// Something that is not HTTP.
+    Garbage,
+}
+
+#[derive(Debug, Clone)]
+pub struct Object {
+    pub(crate) content: Content,
+    pub(crate) size: u64,
+    pub(crate) etag: Option<String>,
+    pub(crate) last_modified: Option<String>,
+    pub(crate) content_type: String,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) latency: Duration,
+    pub(crate) bytes_per_second: Option<u64>,
+    pub(crate) faults: Vec<(Fault, Times)>,
+    pub(crate) requests: u64,
+}
+
+impl Object {
+    pub fn generated(seed: u64, size: u64) -> Object {
+        Object::new(Content::Generated { seed }, size)
+            .etag(Some(&format!("\"generated-{seed}-{size}\"")))
+    }
+
+    pub fn file(file: File) -> std::io::Result<Object> {
+        let size = file.metadata()?.len();
+        Ok(Object::new(Content::File(Arc::new(file)), size))
+    }
+
+    fn new(content: Content, size: u64) -> Object {
+        Object {
+            content,
+            size,
+            etag: None,
+            last_modified: Some("Sun, 06 Nov 1994 08:49:37 GMT".to_owned()),
+            content_type: "video/mp4".to_owned(),
+            headers: Vec::new(),
+            latency: Duration::ZERO,
+            bytes_per_second: None,
+            faults: Vec::new(),
+            requests: 0,
+        }
+    }
+
+    pub fn etag(mut self, etag: Option<&str>) -> Object {
+        self.etag = etag.map(str::to_owned);
+        self
+    }
+
+    pub fn last_modified(mut self, date: Option<&str>) -> Object {
+        self.last_modified = date.map(str::to_owned);
+        self
+    }
+
+    pub fn content_type(mut self, content_type: &str) -> Object {
+        content_type.clone_into(&mut self.content_type);
+        self
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Object {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Time before the head of each answer.
+    pub fn latency(mut self, latency: Duration) -> Object {
+        self.latency = latency;
+        self
+    }
+
+    /// The pace of each body.
+    pub fn paced(mut self, bytes_per_second: u64) -> Object {
+        self.bytes_per_second = Some(bytes_per_second);
+        self
+    }
+
+    pub fn unpaced(mut self) -> Object {
+        self.bytes_per_second = None;
+        self
+    }
+
+    pub fn fault(mut self, fault: Fault, times: Times) -> Object {
+        self.faults.push((fault, times));
+        self
+    }
+
+    pub fn without_faults(mut self) -> Object {
+        self.faults.clear();
+        self
+    }
+
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The object as one request sees it: the faults of this request only.
+    pub(crate) fn for_one_request(&mut self) -> Object {
+        self.requests += 1;
+        let mut seen = self.clone();
+        for (_, times) in &mut self.faults {
+            if let Times::Next(count) = times {
+                *count = count.saturating_sub(1);
+            }
+        }
+        seen.faults.retain(|(_, times)| *times != Times::Next(0));
+        self.faults.retain(|(_, times)| *times != Times::Next(0));
+        seen
+    }
+
+    /// Fills the buffer from the offset; bytes past the end of a file that shrank are zero.
+    pub(crate) fn read(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        match &self.content {
+            Content::Generated { seed } => {
+                content::fill(*seed, offset, buffer);
+                Ok(())
+            }
+            Content::File(file) => file.read_exact_at(buffer, offset),
+        }
+    }
+}

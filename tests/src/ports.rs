@@ -1,0 +1,41 @@
+//! Ports of 127.0.0.1 that stay reserved for the life of the test process.
+//!
+//! Binding port 0 and letting go is a race: another test, or any outgoing connection, may get the same
+//! port before the service binds it, and again at each restart of the service. So ports come from
+//! below the ephemeral range, and a locked file per port keeps other test processes away.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Mutex;
+
+use rand::RngExt as _;
+use rustix::fs::{FlockOperation, flock};
+
+const FIRST: u16 = 20_000;
+const LAST: u16 = 31_999;
+const ATTEMPTS: u32 = 1_000;
+
+static RESERVED: Mutex<Vec<File>> = Mutex::new(Vec::new());
+
+pub fn reserve() -> SocketAddr {
+    let directory = std::env::temp_dir().join("chunkcache-tests-ports");
+    fs::create_dir_all(&directory).expect("directory of reserved ports");
+    for _ in 0..ATTEMPTS {
+        let port = rand::rng().random_range(FIRST..=LAST);
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(directory.join(port.to_string()))
+            .expect("file of a reserved port");
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            continue;
+        }
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        if TcpListener::bind(address).is_ok() {
+            RESERVED.lock().unwrap().push(file);
+            return address;
+        }
+    }
+    panic!("no free port between {FIRST} and {LAST} in {ATTEMPTS} attempts");
+}

@@ -1,0 +1,260 @@
+//! The two services as processes: the real binaries, with ports and directories that stay over restarts.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Output};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::http::{Call, Response};
+use crate::ports;
+use crate::process::Process;
+use crate::wait::eventually;
+
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The built program. From `CHUNKCACHE_BIN_DIR`, else built now by cargo in this test's own profile, so that a
+/// test never judges an old binary.
+pub fn program(name: &str) -> PathBuf {
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    let directory = DIRECTORY.get_or_init(|| {
+        if let Some(directory) = std::env::var_os("CHUNKCACHE_BIN_DIR") {
+            return PathBuf::from(directory);
+        }
+        let test = std::env::current_exe().expect("path of the test program");
+        let directory = test
+            .ancestors()
+            .nth(2)
+            .expect("target directory")
+            .to_owned();
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+        cargo.args([
+            "build",
+            "--quiet",
+            "-p",
+            "cache-coordinator",
+            "-p",
+            "cache-edge",
+            "--bins",
+        ]);
+        cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        if directory.ends_with("release") {
+            cargo.arg("--release");
+        }
+        let status = cargo.status().expect("cargo builds the services");
+        assert!(status.success(), "the services do not build");
+        directory
+    });
+    let path = directory.join(name);
+    assert!(path.exists(), "no program {}", path.display());
+    path
+}
+
+#[derive(Debug)]
+pub struct Coordinator {
+    pub grpc: SocketAddr,
+    pub http: SocketAddr,
+    pub arguments: Vec<String>,
+    log: PathBuf,
+    process: Option<Process>,
+}
+
+impl Coordinator {
+    /// Not started. `name` is for its log only.
+    pub fn prepare(name: &str, directory: &Path, database_url: &str, more: &[&str]) -> Coordinator {
+        let (grpc, http) = (ports::reserve(), ports::reserve());
+        let mut arguments = vec![
+            "serve".to_owned(),
+            format!("--database-url={database_url}"),
+            format!("--listen={grpc}"),
+            format!("--http-listen={http}"),
+        ];
+        arguments.extend(more.iter().map(|&it| it.to_owned()));
+        Coordinator {
+            grpc,
+            http,
+            arguments,
+            log: directory.join(format!("{name}.log")),
+            process: None,
+        }
+    }
+
+    /// Starts it and returns at once.
+    pub fn spawn(&mut self) {
+        let mut command = Command::new(program("cache-coordinator"));
+        command.args(&self.arguments);
+        self.process = Some(Process::spawn("cache-coordinator", &command, &self.log));
+    }
+
+    pub fn start(&mut self) {
+        self.spawn();
+        self.wait_ready();
+    }
+
+    pub fn wait_ready(&mut self) {
+        wait_ready(self.process.as_mut().expect("started"), self.http);
+    }
+
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("started")
+    }
+
+    pub fn terminate(&mut self) -> ExitStatus {
+        self.process.take().expect("started").terminate()
+    }
+
+    pub fn kill(&mut self) {
+        self.process.take().expect("started").kill();
+    }
+
+    pub fn get(&self, path: &str) -> Response {
+        Call::get(path).send(self.http)
+    }
+
+    /// Runs a command for people against this coordinator.
+    pub fn cli(&self, arguments: &[&str]) -> Output {
+        Command::new(program("cache-coordinator"))
+            .args(arguments)
+            .arg(format!("--endpoint=http://{}", self.grpc))
+            .env_remove("CACHE_COORDINATOR_ENDPOINT")
+            .output()
+            .expect("the command line runs")
+    }
+
+    /// The same with `--output json`; panics unless it exits 0 with one JSON document.
+    #[track_caller]
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let arguments = [arguments, &["--output", "json"]].concat();
+        let output = self.cli(&arguments);
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {:?}\n{stdout}{stderr}",
+            output.status
+        );
+        serde_json::from_str(&stdout)
+            .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {stdout}"))
+    }
+}
+
+#[derive(Debug)]
+pub struct Edge {
+    pub name: String,
+    pub http: SocketAddr,
+    pub admin: SocketAddr,
+    pub data: PathBuf,
+    pub arguments: Vec<String>,
+    log: PathBuf,
+    process: Option<Process>,
+}
+
+impl Edge {
+    /// Not started. `coordinators` is the value of `--coordinator`.
+    pub fn prepare(name: &str, directory: &Path, coordinators: &str, more: &[&str]) -> Edge {
+        let (http, admin) = (ports::reserve(), ports::reserve());
+        let data = directory.join(name);
+        let mut arguments = vec![
+            "serve".to_owned(),
+            format!("--name={name}"),
+            format!("--coordinator={coordinators}"),
+            format!("--data-dir={}", data.display()),
+            format!("--listen={http}"),
+            format!("--admin-listen={admin}"),
+        ];
+        arguments.extend(more.iter().map(|&it| it.to_owned()));
+        Edge {
+            name: name.to_owned(),
+            http,
+            admin,
+            data,
+            arguments,
+            log: directory.join(format!("{name}.log")),
+            process: None,
+        }
+    }
+
+    pub fn spawn(&mut self) {
+        let mut command = Command::new(program("cache-edge"));
+        command.args(&self.arguments);
+        self.process = Some(Process::spawn(&self.name, &command, &self.log));
+    }
+
+    pub fn start(&mut self) {
+        self.spawn();
+        self.wait_ready();
+    }
+
+    pub fn wait_ready(&mut self) {
+        wait_ready(self.process.as_mut().expect("started"), self.admin);
+    }
+
+    /// It listens and its process lives; it may not be ready.
+    pub fn wait_live(&mut self) {
+        let admin = self.admin;
+        eventually("the edge is live", READY_TIMEOUT, || {
+            let answer = Call::get("/livez").open(admin).ok()?;
+            (answer.status == 200).then_some(())
+        });
+    }
+
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("started")
+    }
+
+    pub fn terminate(&mut self) -> ExitStatus {
+        self.process.take().expect("started").terminate()
+    }
+
+    pub fn kill(&mut self) {
+        self.process.take().expect("started").kill();
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.http)
+    }
+
+    #[track_caller]
+    pub fn get(&self, target: &str) -> Response {
+        Call::get(target).send(self.http)
+    }
+
+    /// What the data directory takes on disk: allocated blocks, not lengths.
+    pub fn disk_bytes(&self) -> u64 {
+        let output = Command::new("du")
+            .args(["-s", "--block-size=1"])
+            .arg(&self.data)
+            .output()
+            .expect("du");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let bytes = text
+            .split_whitespace()
+            .next()
+            .and_then(|it| it.parse().ok());
+        bytes.unwrap_or_else(|| panic!("du said {text:?}"))
+    }
+}
+
+fn wait_ready(process: &mut Process, address: SocketAddr) {
+    let what = format!("{} is ready", process.name);
+    let mut said = String::new();
+    eventually(&what, READY_TIMEOUT, || {
+        assert!(
+            process.is_running(),
+            "{} ended: {}",
+            process.name,
+            process.output()
+        );
+        let answer = Call::get("/readyz").open(address).ok()?.finish();
+        if answer.status == 200 {
+            return Some(());
+        }
+        if said != answer.text() {
+            said = answer.text();
+            eprintln!("{}: {} {said}", process.name, answer.status);
+        }
+        None
+    });
+}

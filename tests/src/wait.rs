@@ -1,0 +1,33 @@
+//! Waiting with a bound, and taking turns for what is heavy.
+
+use std::fs::File;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Asks until there is an answer; panics, naming what was awaited, when there is none in time.
+pub fn eventually<T>(what: &str, within: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + within;
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// Held by tests that move gigabytes or measure time: one at a time on this machine, whatever runs them.
+pub fn heavy() -> File {
+    let path = std::env::temp_dir().join("chunkcache-tests-heavy.lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .unwrap_or_else(|error| panic!("cannot open {}: {error}", path.display()));
+    flock(&file, FlockOperation::LockExclusive).expect("lock for heavy tests");
+    file
+}

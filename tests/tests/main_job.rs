@@ -1,0 +1,212 @@
+//! The main job: a whole file through an edge, its chunks in PostgreSQL, the origin asked once.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use chunkcache_tests::content;
+use chunkcache_tests::http::Call;
+use chunkcache_tests::{CHUNK, Cluster, GIB, KIB, MIB, Object, heavy};
+use sha2::{Digest as _, Sha256};
+
+/// Reads a body of any size without keeping it.
+fn sha256_through(call: &Call, address: std::net::SocketAddr) -> (u64, String) {
+    let mut reply = call.open(address).unwrap();
+    assert_eq!(reply.status, 200, "{:?}", reply.headers);
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; MIB as usize];
+    let mut length = 0;
+    loop {
+        let count = reply.read(&mut buffer).unwrap();
+        if count == 0 {
+            return (length, content::hex(&hash.finalize()));
+        }
+        hash.update(&buffer[..count]);
+        length += count as u64;
+    }
+}
+
+#[test]
+fn a_gibibyte_is_cached_exactly_once_and_survives_a_restart() {
+    let _turn = heavy();
+    let mut cluster = Cluster::start();
+    let size = GIB;
+    let target = cluster.put("/films/one.mp4", Object::generated(11, size));
+    let expected = content::sha256(11, size);
+    let call = Call::get(&target).timeout(Duration::from_secs(60));
+
+    assert_eq!(
+        sha256_through(&call, cluster.edge().http),
+        (size, expected.clone())
+    );
+    cluster.wait_recorded("/films/one.mp4", &[(0, size)]);
+    let from_origin = cluster.origin.body_bytes("/films/one.mp4");
+    assert_eq!(from_origin, size, "each byte once");
+
+    assert_eq!(
+        sha256_through(&call, cluster.edge().http),
+        (size, expected.clone())
+    );
+    assert_eq!(cluster.origin.body_bytes("/films/one.mp4"), from_origin);
+
+    let used = cluster.edge().disk_bytes();
+    assert!(
+        used.abs_diff(size) < size / 100 + 8 * MIB,
+        "{used} bytes on disk"
+    );
+
+    cluster.restart();
+    assert_eq!(sha256_through(&call, cluster.edge().http), (size, expected));
+    assert_eq!(cluster.origin.body_bytes("/films/one.mp4"), from_origin);
+    assert_eq!(cluster.recorded("/films/one.mp4", "edge-a"), [(0, size)]);
+}
+
+#[test]
+fn fifty_clients_of_one_cold_file_cost_the_origin_each_byte_once() {
+    let _turn = heavy();
+    let cluster = Cluster::start();
+    let size = 64 * MIB;
+    let target = cluster.put("/shared.mp4", Object::generated(12, size));
+    let expected = content::sha256(12, size);
+    let address = cluster.edge().http;
+    let together = Arc::new(Barrier::new(50));
+    let clients: Vec<_> = (0..50)
+        .map(|_| {
+            let (together, call) = (Arc::clone(&together), Call::get(&target));
+            std::thread::spawn(move || {
+                together.wait();
+                sha256_through(&call, address)
+            })
+        })
+        .collect();
+    for client in clients {
+        assert_eq!(client.join().unwrap(), (size, expected.clone()));
+    }
+    assert_eq!(cluster.origin.body_bytes("/shared.mp4"), size);
+    cluster.wait_recorded("/shared.mp4", &[(0, size)]);
+}
+
+/// 256 KiB/s: a whole chunk would take eight seconds, a byte that is passed on at once does not.
+#[test]
+fn bytes_reach_a_cold_reader_as_they_arrive() {
+    let cluster = Cluster::start();
+    let slow = || Object::generated(13, 64 * MIB).paced(256 * KIB);
+    for (path, offset) in [
+        ("/start.mp4", 0),
+        ("/aligned.mp4", 8 * MIB),
+        ("/middle.mp4", 60 * MIB + MIB + 12_345),
+        ("/end.mp4", 64 * MIB - 1_500_000),
+    ] {
+        let target = cluster.put(path, slow());
+        let began = Instant::now();
+        let mut reply = Call::get(&target)
+            .header("Range", &format!("bytes={offset}-"))
+            .open(cluster.edge().http)
+            .unwrap();
+        assert_eq!(reply.status, 206);
+        assert_eq!(
+            reply.take(1).unwrap(),
+            content::bytes(13, offset, offset + 1)
+        );
+        let first = began.elapsed();
+        assert!(
+            first < Duration::from_secs(1),
+            "{path}: first byte after {first:?}"
+        );
+        // And they keep coming at the origin's pace: half a second's worth, well within three.
+        let more = reply.take(128 * KIB as usize).unwrap();
+        assert_eq!(more, content::bytes(13, offset + 1, offset + 1 + 128 * KIB));
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(4), "{path}: {took:?}");
+    }
+}
+
+#[test]
+fn ten_places_of_a_sparse_giant_cost_only_themselves() {
+    let _turn = heavy();
+    let mut cluster = Cluster::start();
+    let size = 20 * GIB;
+    let target = cluster.put("/giant.mkv", Object::generated(14, size));
+    let address = cluster.edge().http;
+    for place in 0..10 {
+        let start = place * size / 10 + 777;
+        let end = start + 512 * KIB;
+        let part = Call::get(&target)
+            .range(start, end)
+            .send(address)
+            .expect(206);
+        assert_eq!(part.body, content::bytes(14, start, end), "place {place}");
+    }
+    // A bounded request asks for its chunks and what is fetched ahead of it, no more.
+    let fetched = chunkcache_tests::eventually("the rows settle", Duration::from_secs(30), || {
+        let recorded = cluster.recorded_bytes("/giant.mkv", "edge-a");
+        let fetched = cluster.origin.body_bytes("/giant.mkv");
+        (recorded >= 10 * CHUNK && recorded + 10 * CHUNK >= fetched).then_some(fetched)
+    });
+    assert!(fetched < GIB, "{fetched} bytes fetched for ten places");
+    let used = cluster.edge().disk_bytes();
+    assert!(
+        used < fetched + 16 * MIB,
+        "{used} bytes on disk for {fetched} fetched"
+    );
+    let edge = cluster.edge_mut().process();
+    let resident = edge.resident_anonymous_bytes();
+    assert!(resident < 64 * MIB, "{resident} bytes resident");
+}
+
+#[test]
+fn two_edges_cost_the_origin_one_read() {
+    let _turn = heavy();
+    let cluster = Cluster::with_edges(2);
+    let size = 32 * MIB;
+    let target = cluster.put("/both.mp4", Object::generated(15, size));
+    let expected = content::sha256(15, size);
+    let together = Arc::new(Barrier::new(2));
+    let readers: Vec<_> = cluster
+        .edges
+        .iter()
+        .map(|edge| {
+            let (together, call, address) = (Arc::clone(&together), Call::get(&target), edge.http);
+            std::thread::spawn(move || {
+                together.wait();
+                sha256_through(&call, address)
+            })
+        })
+        .collect();
+    for reader in readers {
+        assert_eq!(reader.join().unwrap(), (size, expected.clone()));
+    }
+    assert_eq!(cluster.origin.body_bytes("/both.mp4"), size);
+    cluster.wait_recorded_on("/both.mp4", "edge-a", &[(0, size)]);
+    cluster.wait_recorded_on("/both.mp4", "edge-b", &[(0, size)]);
+}
+
+#[test]
+fn eviction_holds_the_limit_and_rows_match_the_disk() {
+    let _turn = heavy();
+    let limit = 64 * MIB;
+    let cluster = Cluster::start_with(chunkcache_tests::ClusterOptions {
+        edges: 1,
+        edge_arguments: vec!["--background-fill=false", "--max-size=64MiB"],
+        ..Default::default()
+    });
+    for number in 0..5 {
+        let target = cluster.put(
+            &format!("/film-{number}.mp4"),
+            Object::generated(number, 32 * MIB),
+        );
+        let read = sha256_through(&Call::get(&target), cluster.edge().http);
+        assert_eq!(read, (32 * MIB, content::sha256(number, 32 * MIB)));
+        let used = cluster.edge().disk_bytes();
+        assert!(
+            used <= limit + limit / 100 + 8 * MIB,
+            "{used} bytes on disk"
+        );
+    }
+    chunkcache_tests::eventually("rows match the disk", Duration::from_secs(20), || {
+        let rows = cluster.total_recorded("edge-a");
+        let used = cluster.edge().disk_bytes();
+        let close = rows.abs_diff(used) <= rows / 100 + 8 * MIB;
+        (rows > 0 && rows <= limit && close).then_some(())
+    });
+}

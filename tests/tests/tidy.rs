@@ -1,0 +1,298 @@
+//! Holds the code to ARCHITECTURE.md: which room may name what, how long a file may be, and
+//! what may stand nowhere. Reads the sources as text; runs in milliseconds.
+
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// A folder and the words its sources may not use, with the reason printed on failure.
+struct Room {
+    folder: &'static str,
+    forbidden: &'static [&'static str],
+    why: &'static str,
+}
+
+const ROOMS: &[Room] = &[
+    Room {
+        folder: "cache-coordinator/src/core",
+        forbidden: &[
+            "tokio",
+            "tonic",
+            "tokio_postgres",
+            "axum",
+            "SystemTime",
+            "Instant::now",
+            "rand::",
+            "crate::repository",
+            "crate::session",
+            "crate::service",
+            "crate::grpc",
+        ],
+        why: "the core is pure: time and randomness are arguments",
+    },
+    Room {
+        folder: "cache-coordinator/src/service",
+        forbidden: &["tokio_postgres", "axum::", "SELECT ", "INSERT "],
+        why: "use cases know ports, not SQL or HTTP",
+    },
+    Room {
+        folder: "cache-coordinator/src/repository",
+        forbidden: &[
+            "tonic::",
+            "axum::",
+            "crate::core::scheduler",
+            "crate::session",
+            "crate::grpc",
+        ],
+        why: "the repository knows rows, not the wire and not the plan",
+    },
+    Room {
+        folder: "cache-coordinator/src/events",
+        forbidden: &[
+            "tonic::",
+            "axum::",
+            "crate::core::scheduler",
+            "crate::session",
+        ],
+        why: "the change log knows rows, not the wire and not the plan",
+    },
+    Room {
+        folder: "cache-coordinator/src/grpc",
+        forbidden: &["tokio_postgres", "SELECT ", "INSERT "],
+        why: "only translation and error mapping here",
+    },
+    Room {
+        folder: "cache-coordinator/src/session",
+        forbidden: &["tokio_postgres", "SELECT ", "INSERT "],
+        why: "SQL is in the repository alone",
+    },
+    Room {
+        folder: "cache-coordinator/src/cli",
+        forbidden: &[
+            "tokio_postgres",
+            "crate::repository",
+            "crate::session",
+            "crate::service",
+            "crate::core",
+        ],
+        why: "the command line is a gRPC client like any other",
+    },
+    Room {
+        folder: "cache-edge/src/core",
+        forbidden: &[
+            "tokio::",
+            "hyper::",
+            "tonic::",
+            "std::fs",
+            "SystemTime::now",
+            "Instant::now",
+            "crate::store",
+            "crate::http",
+            "crate::origin",
+            "crate::coordinator",
+            "crate::availability",
+            "crate::serve",
+        ],
+        why: "the core is pure: time and randomness are arguments",
+    },
+    Room {
+        folder: "cache-edge/src/store",
+        forbidden: &[
+            "hyper::",
+            "tonic::",
+            "crate::http",
+            "crate::origin",
+            "crate::coordinator",
+            "crate::availability",
+            "crate::serve",
+        ],
+        why: "the store knows files, not where bytes come from or go to",
+    },
+    Room {
+        folder: "cache-edge/src/http",
+        forbidden: &[
+            "tonic::",
+            "crate::origin",
+            "crate::coordinator",
+            "crate::availability",
+        ],
+        why: "the server knows the ports in serve, not what is behind them",
+    },
+    Room {
+        folder: "cache-edge/src/origin",
+        forbidden: &["tonic::", "crate::http", "crate::coordinator"],
+        why: "the HTTP client knows neither our own server nor the session",
+    },
+    Room {
+        folder: "cache-edge/src/availability",
+        forbidden: &["hyper::", "tonic::", "crate::http"],
+        why: "who waits for which bytes has nothing to do with HTTP",
+    },
+    Room {
+        folder: "proto/src",
+        forbidden: &["tokio", "std::fs", "SystemTime", "Instant::now"],
+        why: "what both sides agree on knows no time and no I/O",
+    },
+];
+
+/// A file longer than this is no longer one room.
+const MAX_LINES: usize = 600;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn rust_sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())) {
+            let path = entry.expect("a readable folder").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    assert!(
+        !found.is_empty(),
+        "{} has no sources: is the room gone?",
+        folder.display()
+    );
+    found
+}
+
+/// Code lines above the unit tests, without comments.
+fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines()
+        .enumerate()
+        .take_while(|(_, line)| line.trim() != "#[cfg(test)]")
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+#[test]
+fn rooms_do_not_know_what_they_may_not() {
+    let mut problems = Vec::new();
+    for room in ROOMS {
+        for path in rust_sources(&root().join(room.folder)) {
+            let text = fs::read_to_string(&path).expect("UTF-8 sources");
+            for (number, line) in code_lines(&text) {
+                for word in room.forbidden.iter().filter(|word| line.contains(**word)) {
+                    problems.push(format!(
+                        "{}:{}: {word:?}: {}",
+                        path.display(),
+                        number + 1,
+                        room.why
+                    ));
+                }
+            }
+        }
+    }
+    assert!(problems.is_empty(), "\n{}", problems.join("\n"));
+}
+
+#[test]
+fn every_room_says_what_it_is() {
+    for room in ROOMS {
+        let folder = root().join(room.folder);
+        let main = ["mod.rs", "lib.rs"]
+            .iter()
+            .map(|f| folder.join(f))
+            .find(|p| p.exists());
+        let main = main.unwrap_or_else(|| panic!("{} has no mod.rs", room.folder));
+        let text = fs::read_to_string(&main).expect("UTF-8 sources");
+        assert!(
+            text.starts_with("//!"),
+            "{} does not open with what it does",
+            main.display()
+        );
+    }
+}
+
+#[test]
+fn files_are_read_in_one_sitting() {
+    let mut long = Vec::new();
+    for folder in [
+        "proto/src",
+        "plumbing/src",
+        "cache-coordinator/src",
+        "cache-edge/src",
+        "tests/src",
+    ] {
+        for path in rust_sources(&root().join(folder)) {
+            let lines = fs::read_to_string(&path)
+                .expect("UTF-8 sources")
+                .lines()
+                .count();
+            if lines > MAX_LINES {
+                long.push(format!("{}: {lines} lines", path.display()));
+            }
+        }
+    }
+    assert!(
+        long.is_empty(),
+        "over {MAX_LINES} lines:\n{}",
+        long.join("\n")
+    );
+}
+
+#[test]
+fn sql_stands_in_the_repository_alone() {
+    for folder in [
+        "cache-coordinator/src/service",
+        "cache-coordinator/src/session",
+        "cache-coordinator/src/grpc",
+        "cache-coordinator/src/http",
+        "cache-edge/src",
+    ] {
+        for path in rust_sources(&root().join(folder)) {
+            let text = fs::read_to_string(&path).expect("UTF-8 sources");
+            for (number, line) in code_lines(&text) {
+                assert!(
+                    !line.contains(" FROM cache_"),
+                    "{}:{}: SQL outside the repository",
+                    path.display(),
+                    number + 1
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn unsafe_code_is_in_its_documented_places_only() {
+    let allowed = [
+        "cache-edge/src/store/mapping.rs",
+        "cache-edge/src/http/sendfile_io.rs",
+        "cache-edge/src/http/syscalls.rs",
+    ];
+    for folder in [
+        "proto/src",
+        "plumbing/src",
+        "cache-coordinator/src",
+        "cache-edge/src",
+    ] {
+        for path in rust_sources(&root().join(folder)) {
+            let relative = path
+                .strip_prefix(root())
+                .unwrap_or(&path)
+                .to_string_lossy()
+                .replace("/../", "/");
+            let text = fs::read_to_string(&path).expect("UTF-8 sources");
+            let uses = code_lines(&text).any(|(_, line)| {
+                line.contains("unsafe {")
+                    || line.contains("unsafe impl")
+                    || line.contains("unsafe fn")
+            });
+            assert!(
+                !uses || allowed.iter().any(|a| relative.ends_with(a)),
+                "{relative} uses unsafe; allowed: {allowed:?}"
+            );
+        }
+    }
+}
