@@ -21,6 +21,7 @@ mod response;
 mod sendfile_io;
 pub mod server;
 mod socket;
+mod syscalls;
 
 pub use self::{
     body::{BodyData, Delivery, ObjectBody, Part},
