@@ -1,4 +1,4 @@
-//! Response bodies: parts of an object as they come from a reader, or a few bytes.
+//! Parts of an object as they come from a reader.
 //!
 //! A body that can not be completed ends with an error, which makes hyper close the connection (or reset the stream)
 //! short of its length; it never ends cleanly.
@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -18,11 +18,10 @@ use tokio_util::sync::ReusableBoxFuture;
 
 use super::{
     buffers::{BufferPool, LARGE_BYTES, PooledBuf},
-    connection::ActiveRequest,
     mapped::{MappedBuf, Registry},
-    metrics::{Abort, ByteSource, Metrics, RequestGuard},
+    metrics::{ByteSource, Metrics},
 };
-use crate::serve::ports::{OpenReader, PassBody, Piece, ReadBytes, ReadError};
+use crate::serve::ports::{OpenReader, Piece, ReadBytes, ReadError};
 
 /// What is handed to hyper at once on a plain connection: a chunk of the usual size.
 const MAX_MAPPED_BYTES: u64 = 2 << 20;
@@ -349,138 +348,5 @@ impl<O: OpenReader> Body for ObjectBody<O> {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.remaining)
-    }
-}
-
-/// The body of every response of this server.
-pub struct EdgeBody {
-    kind: Kind,
-    /// Tells the metrics how it ended.
-    guard: Option<RequestGuard>,
-    /// Keeps the connection's watchdog patient.
-    active: Option<ActiveRequest>,
-}
-
-enum Kind {
-    Full(Option<Bytes>),
-    Object(Pin<Box<dyn Body<Data = BodyData, Error = ReadError> + Send>>),
-    Pass {
-        body: PassBody,
-        metrics: Arc<Metrics>,
-    },
-}
-
-impl EdgeBody {
-    #[must_use]
-    pub fn empty() -> Self {
-        Self {
-            kind: Kind::Full(None),
-            guard: None,
-            active: None,
-        }
-    }
-
-    #[must_use]
-    pub fn full(bytes: Bytes) -> Self {
-        let bytes = if bytes.is_empty() { None } else { Some(bytes) };
-        Self {
-            kind: Kind::Full(bytes),
-            guard: None,
-            active: None,
-        }
-    }
-
-    #[must_use]
-    pub fn object<O: OpenReader>(body: ObjectBody<O>) -> Self
-    where
-        O::Reader: Send,
-    {
-        Self {
-            kind: Kind::Object(Box::pin(body)),
-            guard: None,
-            active: None,
-        }
-    }
-
-    #[must_use]
-    pub fn pass_through(body: PassBody, metrics: Arc<Metrics>) -> Self {
-        Self {
-            kind: Kind::Pass { body, metrics },
-            guard: None,
-            active: None,
-        }
-    }
-
-    /// Counts the request until the body ends or is dropped.
-    pub(super) fn watch(&mut self, mut guard: RequestGuard, active: ActiveRequest) {
-        if self.kind.is_end() {
-            guard.finished();
-        }
-        self.guard = Some(guard);
-        self.active = Some(active);
-    }
-}
-
-impl Body for EdgeBody {
-    type Data = BodyData;
-    type Error = ReadError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<BodyData>, ReadError>>> {
-        let this = self.get_mut();
-        let frame = match &mut this.kind {
-            Kind::Full(bytes) => bytes
-                .take()
-                .map(|bytes| Ok(Frame::data(BodyData::Memory(bytes)))),
-            Kind::Object(body) => ready!(body.as_mut().poll_frame(context)),
-            Kind::Pass { body, metrics } => {
-                ready!(body.as_mut().poll_frame(context)).map(|frame| {
-                    frame.map(|frame| {
-                        frame.map_data(|bytes| {
-                            metrics.count_bytes(ByteSource::Bypass, bytes.len() as u64);
-                            BodyData::Memory(bytes)
-                        })
-                    })
-                })
-            }
-        };
-        let ended = frame.is_none() || this.kind.is_end();
-        if let Some(guard) = &mut this.guard {
-            match &frame {
-                Some(Err(error)) => guard.aborted(Abort::of(error)),
-                _ if ended => guard.finished(),
-                _ => {}
-            }
-        }
-        if let Some(Err(error)) = &frame {
-            tracing::warn!(%error, "body aborted");
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.kind.is_end()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            Kind::Full(bytes) => {
-                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
-            }
-            Kind::Object(body) => body.size_hint(),
-            Kind::Pass { body, .. } => body.size_hint(),
-        }
-    }
-}
-
-impl Kind {
-    fn is_end(&self) -> bool {
-        match self {
-            Self::Full(bytes) => bytes.is_none(),
-            Self::Object(body) => body.is_end_stream(),
-            Self::Pass { body, .. } => body.is_end_stream(),
-        }
     }
 }

@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
-use super::body::EdgeBody;
+use super::edge_body::EdgeBody;
 
 /// Who may read from a page of another origin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -10,8 +10,9 @@ use chunkcache_proto::ByteRange;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
 
 use super::{
-    body::{EdgeBody, ObjectBody, Part},
+    body::{ObjectBody, Part},
     connection::Client,
+    edge_body::EdgeBody,
     metrics::Refusal,
     multipart,
     problem::Problem,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
-use super::body::EdgeBody;
+use super::edge_body::EdgeBody;
 use crate::{
     core::{path::TargetError, signed_url::SignatureError},
     serve::ports::{ReadError, ServeError},

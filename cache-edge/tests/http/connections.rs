@@ -248,3 +248,30 @@ async fn request_bodies_are_not_taken() {
         .await
         .expect("the connection is closed");
 }
+
+#[tokio::test]
+async fn a_passed_body_that_ends_short_is_cut() {
+    let edge = Edge::start().await;
+    let answer = get(edge.address, "/films/pass-short", &[]).await;
+    assert!(answer.cut);
+    assert_eq!(answer.body, b"0123456789");
+}
+
+#[tokio::test]
+async fn a_chunked_body_has_its_last_chunk_only_if_it_is_whole() {
+    let edge = Edge::start().await;
+    for (path, whole) in [
+        ("/films/pass-chunked", true),
+        ("/films/pass-chunked-short", false),
+    ] {
+        let mut connection = Connection::open(edge.address).await;
+        connection
+            .send(&request("GET", path, &["Connection: close"]))
+            .await;
+        let head = connection.head().await.unwrap();
+        assert_eq!(head.header("transfer-encoding"), "chunked");
+        let mut body = connection.take_buffered();
+        let _ = connection.stream.read_to_end(&mut body).await;
+        assert_eq!(body.ends_with(b"0\r\n\r\n"), whole, "{path}");
+    }
+}

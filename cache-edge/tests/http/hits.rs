@@ -88,3 +88,22 @@ async fn a_reader_slower_than_the_socket_gets_every_byte() {
         .await;
     assert!(answer.body == bytes_of(3..300 * CHUNK));
 }
+
+#[tokio::test]
+async fn bytes_that_could_not_be_stored_stand_between_those_that_were() {
+    let edge = Edge::start().await;
+    let object = edge.cold("a", 3 * CHUNK);
+    object.land(0);
+    object.land_unstored(1);
+    object.land(2);
+    let mut connection = Connection::open(edge.address).await;
+    let answer = connection
+        .ask("GET", "/films/a", &["Range: bytes=1-"])
+        .await;
+    assert!(answer.body == bytes_of(1..3 * CHUNK));
+    edge.until("all was counted", |metrics| {
+        metrics.sendfile_bytes() >= 2 * CHUNK - 1
+    })
+    .await;
+    assert_eq!(edge.metrics.sent_bytes(ByteSource::Origin), CHUNK);
+}

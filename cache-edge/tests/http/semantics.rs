@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use cache_edge::{
     core::signed_url::{Grant, Signer},
-    http::{Cors, RequestRate},
+    http::{Cors, RequestRate, metrics::ByteSource},
 };
 
 use crate::{
@@ -209,7 +209,6 @@ async fn names_that_name_nothing() {
         ("/unknown/x", 404),
         ("/films/gone", 404),
         ("/v1/entries/00000000-0000-0000-0000-000000000007", 404),
-        ("/_peer/v1/entries/x", 404),
         ("/films/../../etc/passwd", 400),
         ("/films/%2e%2e/x", 400),
         ("/films/..%2fx", 400),
@@ -362,4 +361,34 @@ async fn a_client_that_asks_too_often() {
         statuses.push(connection.ask("GET", "/films/a", &[]).await.status);
     }
     assert_eq!(statuses, [200, 200, 429]);
+}
+
+#[tokio::test]
+async fn what_is_passed_through_is_named_so() {
+    let edge = Edge::start().await;
+    let mut connection = Connection::open(edge.address).await;
+    let answer = connection.ask("GET", "/films/pass", &[]).await;
+    assert_eq!(
+        (answer.status, answer.body.as_slice()),
+        (200, &b"0123456789"[..])
+    );
+    let status = "edge-1; fwd=bypass; fwd-status=200; detail=\"no validator\"";
+    assert_eq!(answer.header("cache-status"), status);
+    let head = connection.ask("HEAD", "/films/pass", &[]).await;
+    assert_eq!((head.status, head.header("content-length")), (200, "10"));
+    edge.until("the bytes were counted", |metrics| {
+        metrics.sent_bytes(ByteSource::Bypass) == 10
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_peer_is_answered_by_the_peer_handler() {
+    let edge = Edge::start().await;
+    let mut connection = Connection::open(edge.address).await;
+    let answer = connection.ask("GET", "/_peer/v1/entries/x", &[]).await;
+    assert_eq!(
+        (answer.status, answer.body.as_slice()),
+        (200, &b"/_peer/v1/entries/x"[..])
+    );
 }
