@@ -28,8 +28,8 @@ pub async fn put(
 ) -> Result<v1::PutSourceResponse, ServiceError> {
     cluster.require_leader()?;
     let mut source = source_rules::check(request.source).map_err(ServiceError::Invalid)?;
-    let present = cluster.source(&source.name);
-    source_rules::restore_secrets(&mut source, present.as_ref());
+    let before = cluster.source(&source.name);
+    source_rules::restore_secrets(&mut source, before.as_ref());
     let put = cluster.writer.write(PutSource { source }).await?.value;
     let confirmed = publish(cluster).await?;
     cluster.plan.tell(Command::SourceSet(Box::new(put.clone()))).await?;

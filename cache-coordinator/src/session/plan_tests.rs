@@ -1,0 +1,201 @@
+//! The plan without a runtime: what waits for a load, what an old epoch says, what comes back.
+#![allow(clippy::unwrap_used)]
+
+use chunkcache_proto::{EntryId, Level, v1};
+use v1::session_response::Message;
+
+use super::{
+    directory::EdgeRecord,
+    plan::{Action, Command, LoadedEntry, Plan},
+};
+use crate::core::scheduler::{
+    Config, Scheduler,
+    api::{EdgeId, WantId},
+};
+
+const EDGE: EdgeId = EdgeId(1);
+const ENTRY: EntryId = EntryId::from_u128(7);
+const MIB: u64 = 1 << 20;
+
+struct Fixture {
+    plan: Plan,
+    now: u64,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let mut fixture = Self {
+            plan: Plan::new(Scheduler::new(Config::default())),
+            now: 0,
+        };
+        let source = v1::Source {
+            name: "films".into(),
+            ..Default::default()
+        };
+        fixture.apply(Command::SourceSet(Box::new(source)));
+        fixture.join(1);
+        fixture
+    }
+
+    fn apply(&mut self, command: Command) -> Vec<Action> {
+        self.now += 1;
+        let mut actions = Vec::new();
+        self.plan.apply(command, self.now, &mut actions);
+        actions
+    }
+
+    fn join(&mut self, epoch: u64) -> Vec<Action> {
+        self.apply(Command::EdgeJoined {
+            edge: EDGE,
+            epoch,
+            record: EdgeRecord {
+                name: "a".into(),
+                url: "http://a".into(),
+            },
+            max_downloads: 3,
+            background_fill: false,
+            draining: false,
+        })
+    }
+
+    fn load(&mut self, held: std::ops::Range<u32>) -> Vec<Action> {
+        let entry = v1::Entry {
+            id: ENTRY.to_string(),
+            key: Some(v1::Key {
+                source: "films".into(),
+                ..Default::default()
+            }),
+            size: 8 * MIB,
+            chunk_size: 2 << 20,
+            ..Default::default()
+        };
+        let holders = if held.is_empty() {
+            Vec::new()
+        } else {
+            vec![(EDGE, std::iter::once(held).collect())]
+        };
+        self.apply(Command::EntryLoaded {
+            id: ENTRY,
+            loaded: Some(LoadedEntry { entry, holders }),
+        })
+    }
+
+    fn demand(&mut self, epoch: u64) -> Vec<Action> {
+        let reader = v1::ReaderDemand {
+            reader_id: 1,
+            entry_id: ENTRY.to_string(),
+            position: 0,
+            end: 8 * MIB,
+            waiting: true,
+            ..Default::default()
+        };
+        let batch = v1::DemandBatch {
+            readers: vec![reader],
+            ..Default::default()
+        };
+        self.apply(Command::Demand {
+            edge: EDGE,
+            epoch,
+            batch,
+        })
+    }
+
+    fn want(&mut self) -> Vec<Action> {
+        self.apply(Command::Want {
+            want: WantId(9),
+            edge: EDGE,
+            entry: ENTRY,
+            chunks: std::iter::once(0..4).collect(),
+            level: Level::Medium,
+        })
+    }
+}
+
+fn assigned(actions: &[Action]) -> Vec<u32> {
+    let mut chunks: Vec<u32> = actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Send(_, message) => match message.as_ref() {
+                Message::Assign(a) => Some(a.first_chunk..a.first_chunk + a.chunk_count),
+                _ => None,
+            },
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    chunks.sort_unstable();
+    chunks
+}
+
+#[test]
+fn demand_waits_for_the_load_and_what_is_held_is_not_fetched() {
+    let mut fixture = Fixture::new();
+    assert_eq!(fixture.demand(1), [Action::Load(ENTRY)]);
+    assert_eq!(fixture.demand(1), []);
+    let actions = fixture.load(0..1);
+    assert_eq!(assigned(&actions), [1, 2, 3]);
+}
+
+#[test]
+fn rows_committed_during_the_load_count() {
+    let mut fixture = Fixture::new();
+    fixture.want();
+    fixture.apply(Command::Held {
+        edge: EDGE,
+        entry: ENTRY,
+        chunks: vec![0, 1, 2, 3],
+    });
+    let actions = fixture.load(0..0);
+    assert!(actions.contains(&Action::WantDone(WantId(9))));
+}
+
+#[test]
+fn a_reader_that_leaves_during_the_load_stays_away() {
+    let mut fixture = Fixture::new();
+    fixture.demand(1);
+    fixture.apply(Command::Demand {
+        edge: EDGE,
+        epoch: 1,
+        batch: v1::DemandBatch {
+            closed_readers: vec![1],
+            ..Default::default()
+        },
+    });
+    assert_eq!(assigned(&fixture.load(0..0)), Vec::<u32>::new());
+}
+
+#[test]
+fn an_old_epoch_changes_nothing() {
+    let mut fixture = Fixture::new();
+    fixture.join(2);
+    assert_eq!(fixture.demand(1), []);
+    fixture.apply(Command::EdgeLeft {
+        edge: EDGE,
+        epoch: 1,
+    });
+    assert_eq!(fixture.demand(2), [Action::Load(ENTRY)]);
+}
+
+#[test]
+fn a_want_survives_the_return_of_its_edge() {
+    let mut fixture = Fixture::new();
+    fixture.want();
+    assert_eq!(assigned(&fixture.load(0..0)), [0, 1, 2, 3]);
+    fixture.apply(Command::EdgeLeft {
+        edge: EDGE,
+        epoch: 1,
+    });
+    assert_eq!(assigned(&fixture.join(2)), [0, 1, 2, 3]);
+}
+
+#[test]
+fn wants_on_an_entry_that_is_not_there_are_dropped() {
+    let mut fixture = Fixture::new();
+    assert_eq!(fixture.want(), [Action::Load(ENTRY)]);
+    let actions = fixture.apply(Command::EntryLoaded {
+        id: ENTRY,
+        loaded: None,
+    });
+    assert_eq!(actions, []);
+    assert_eq!(fixture.plan.entry_count(), 0);
+}
