@@ -217,7 +217,10 @@ impl ChunkTable {
     pub fn mark_durable(&self, chunk: ChunkIndex) -> bool {
         let fits = |state: u64| state & (PRESENT | SYNCING | DURABLE) == PRESENT | SYNCING;
         self.word(chunk).is_some_and(|word| {
-            update(word, |state| fits(state).then_some(state & !SYNCING | DURABLE)).is_some()
+            update(word, |state| {
+                fits(state).then_some(state & !SYNCING | DURABLE)
+            })
+            .is_some()
         })
     }
 
@@ -237,7 +240,8 @@ impl ChunkTable {
     pub fn withdraw(&self, chunk: ChunkIndex) -> Option<ChunkState> {
         let word = self.word(chunk)?;
         update(word, |state| {
-            (state & PRESENT != 0).then_some(state & !(PRESENT | VERIFIED | DURABLE | SYNCING) | DOOMED)
+            (state & PRESENT != 0)
+                .then_some(state & !(PRESENT | VERIFIED | DURABLE | SYNCING) | DOOMED)
         })
         .map(ChunkState)
     }

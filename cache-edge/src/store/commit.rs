@@ -134,7 +134,9 @@ pub(super) fn commit_group(shared: &Shared) {
         // One that was withdrawn and written anew since is in the queue twice.
         group.chunks.sort_unstable();
         group.chunks.dedup();
-        group.chunks.retain(|chunk| group.entry.table().begin_sync(*chunk));
+        group
+            .chunks
+            .retain(|chunk| group.entry.table().begin_sync(*chunk));
     }
     let files = sync_files(shared, files.into_values().collect());
     if files.is_empty() && entries.is_empty() && notes.is_empty() {

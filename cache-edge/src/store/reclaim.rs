@@ -27,12 +27,20 @@ pub(super) fn reclaim(shared: &Shared) -> Reclaimed {
         tracing::warn!(%error, "the data directory could not be searched for orphaned files");
     }
     // Weak: a removed entry's file goes with its last reader.
-    let entries: Vec<_> = shared.catalog.read().all().iter().map(Arc::downgrade).collect();
+    let entries: Vec<_> = shared
+        .catalog
+        .read()
+        .all()
+        .iter()
+        .map(Arc::downgrade)
+        .collect();
     for entry in entries {
         if shared.is_stopping() {
             return reclaimed;
         }
-        let Some(entry) = entry.upgrade() else { continue };
+        let Some(entry) = entry.upgrade() else {
+            continue;
+        };
         if let Err(error) = reclaim_entry(&entry, &mut reclaimed) {
             tracing::warn!(%error, entry = %entry.id(), "unproved extents could not be reclaimed");
         }

@@ -60,7 +60,13 @@ impl Scrub {
 
     fn next(&mut self, shared: &Shared) -> Option<(Arc<EntryFile>, ChunkIndex)> {
         if self.entries.is_empty() {
-            self.entries = shared.catalog.read().all().iter().map(Arc::downgrade).collect();
+            self.entries = shared
+                .catalog
+                .read()
+                .all()
+                .iter()
+                .map(Arc::downgrade)
+                .collect();
             // The last one is worked off first.
             self.load_chunks();
         }

@@ -52,12 +52,24 @@ struct Run {
 
 impl Run {
     fn open(disk: SimulatedDisk) -> Result<Self, OpenError> {
-        let shared = open_shared(Arc::new(disk.clone()), options(Path::new("simulated")), Tuning::default())?;
-        let running = Mutex::new(Some(Running { threads: None, _lock: None }));
+        let shared = open_shared(
+            Arc::new(disk.clone()),
+            options(Path::new("simulated")),
+            Tuning::default(),
+        )?;
+        let running = Mutex::new(Some(Running {
+            threads: None,
+            _lock: None,
+        }));
         let store = Store(Arc::new(Handle { shared, running }));
         let durable = store.take_durable();
         let promised = present(&store);
-        Ok(Self { disk, store, durable, promised })
+        Ok(Self {
+            disk,
+            store,
+            durable,
+            promised,
+        })
     }
 
     fn apply(&mut self, op: &Op) {
@@ -75,12 +87,19 @@ impl Run {
             Op::Commit => commit::commit_group(self.store.shared()),
             Op::Drop(entry, chunk) => self.drop_chunk(entry, chunk),
             Op::DropHeld(entry, chunk) => {
-                let pin = self.store.entry(&Uuid::from_u128(entry)).and_then(|file| file.pin(chunk));
+                let pin = self
+                    .store
+                    .entry(&Uuid::from_u128(entry))
+                    .and_then(|file| file.pin(chunk));
                 self.drop_chunk(entry, chunk);
                 if let Some(pin) = pin {
                     removal::reap(self.store.shared());
                     let file = self.store.entry(&Uuid::from_u128(entry)).unwrap();
-                    assert_eq!(read_chunk(&file, chunk), content(&file, chunk), "punched while held");
+                    assert_eq!(
+                        read_chunk(&file, chunk),
+                        content(&file, chunk),
+                        "punched while held"
+                    );
                     drop(pin);
                 }
             }
@@ -102,7 +121,8 @@ impl Run {
             Op::Note(value) => self.store.put_note(b"note", Some(&[value])),
         }
         while let Ok(Durable { entry, chunks }) = self.durable.try_recv() {
-            self.promised.extend(chunks.iter().map(|(chunk, _)| (entry.as_u128(), *chunk)));
+            self.promised
+                .extend(chunks.iter().map(|(chunk, _)| (entry.as_u128(), *chunk)));
         }
         self.check_in_memory();
     }
@@ -114,25 +134,49 @@ impl Run {
 
     fn check_in_memory(&self) {
         let present = present(&self.store);
-        assert!(self.promised.is_subset(&present), "{:?} of {present:?}", self.promised);
+        assert!(
+            self.promised.is_subset(&present),
+            "{:?} of {present:?}",
+            self.promised
+        );
         for file in self.store.entries() {
             let durable = file.present_chunks();
             let digest = file.digest();
             assert_eq!(digest.chunk_count, durable.len() as u64);
-            assert_eq!(digest.checksum_xor, durable.iter().fold(0, |xor, (_, sum)| xor ^ sum));
+            assert_eq!(
+                digest.checksum_xor,
+                durable.iter().fold(0, |xor, (_, sum)| xor ^ sum)
+            );
         }
     }
 
     /// The next boot: everything promised is there, everything there is whole, and the disk holds no more than that.
     fn check_after_crash(&self, seed: u64) {
         let after = Self::open(self.disk.after_crash(seed)).expect("opens after any crash");
-        assert!(self.promised.is_subset(&after.promised), "{:?} of {:?}", self.promised, after.promised);
+        assert!(
+            self.promised.is_subset(&after.promised),
+            "{:?} of {:?}",
+            self.promised,
+            after.promised
+        );
         after.check_bytes();
         reclaim::reclaim(after.store.shared());
-        assert_eq!(after.promised, present(&after.store), "reclaiming took a proved chunk");
+        assert_eq!(
+            after.promised,
+            present(&after.store),
+            "reclaiming took a proved chunk"
+        );
         after.check_bytes();
-        let proved: u64 = after.promised.iter().map(|(_, chunk)| page_len(*chunk)).sum();
-        assert_eq!(after.disk.data_bytes(ENTRIES_DIR), proved, "disk use is what is proved");
+        let proved: u64 = after
+            .promised
+            .iter()
+            .map(|(_, chunk)| page_len(*chunk))
+            .sum();
+        assert_eq!(
+            after.disk.data_bytes(ENTRIES_DIR),
+            proved,
+            "disk use is what is proved"
+        );
         after.check_it_goes_on();
     }
 
@@ -140,7 +184,10 @@ impl Run {
         let mut bytes = 0;
         for (id, chunk) in &self.promised {
             let file = self.store.entry(&Uuid::from_u128(*id)).expect("known");
-            assert!(read_chunk(&file, *chunk) == content(&file, *chunk), "entry {id} chunk {chunk} is not whole");
+            assert!(
+                read_chunk(&file, *chunk) == content(&file, *chunk),
+                "entry {id} chunk {chunk} is not whole"
+            );
             bytes += file.geometry().chunk_len(*chunk);
         }
         assert_eq!(self.store.bytes_used(), bytes);
@@ -165,8 +212,21 @@ fn page_len(chunk: u32) -> u64 {
 }
 
 fn present(store: &Store) -> BTreeSet<(u128, u32)> {
-    let chunks_of = |file: &EntryFile| file.present_chunks().into_iter().map(|(chunk, _)| chunk).collect::<Vec<_>>();
-    store.entries().iter().flat_map(|file| chunks_of(file).into_iter().map(|chunk| (file.id().as_u128(), chunk))).collect()
+    let chunks_of = |file: &EntryFile| {
+        file.present_chunks()
+            .into_iter()
+            .map(|(chunk, _)| chunk)
+            .collect::<Vec<_>>()
+    };
+    store
+        .entries()
+        .iter()
+        .flat_map(|file| {
+            chunks_of(file)
+                .into_iter()
+                .map(|chunk| (file.id().as_u128(), chunk))
+        })
+        .collect()
 }
 
 /// True if the crash came before the operations ended.
@@ -208,7 +268,14 @@ fn a_crash_at_each_step_of_store_evict_and_rewrite() {
         Op::Reap,
         Op::Commit,
     ];
-    let crashed = (1..).take_while(|step| (0..3).map(|seed| run(&ops, *step, &[], seed ^ step << 8)).any(|c| c)).count();
+    // Each seed: another choice of what survives.
+    let crashes = |step: &u64| {
+        let crashed: Vec<_> = (0..3)
+            .map(|seed| run(&ops, *step, &[], seed ^ (step << 8)))
+            .collect();
+        crashed.contains(&true)
+    };
+    let crashed = (1..).take_while(crashes).count();
     assert!(crashed > 40, "only {crashed} steps");
 }
 
@@ -219,7 +286,9 @@ fn a_crash_while_a_new_store_is_made() {
             let disk = SimulatedDisk::default();
             disk.crash_after(step);
             let _ = Run::open(disk.clone());
-            Run::open(disk.after_crash(seed)).expect("opens").check_it_goes_on();
+            Run::open(disk.after_crash(seed))
+                .expect("opens")
+                .check_it_goes_on();
         }
     }
 }

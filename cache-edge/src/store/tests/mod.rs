@@ -3,6 +3,7 @@
 mod crash;
 mod real;
 mod simulated;
+mod stress;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -63,4 +64,15 @@ pub(super) fn read_chunk(entry: &EntryFile, chunk: u32) -> Vec<u8> {
     let mut bytes = vec![0; range.len() as usize];
     entry.read_at(range.start, &mut bytes).unwrap();
     bytes
+}
+
+/// Without threads: nothing happens but what the test does.
+pub(super) fn open_stepped(options: StoreOptions) -> Store {
+    let disk = Arc::new(RealDisk::new(options.data_dir.clone()));
+    let shared = open_shared(disk, options, Tuning::default()).unwrap();
+    let running = Mutex::new(Some(Running {
+        threads: None,
+        _lock: None,
+    }));
+    Store(Arc::new(Handle { shared, running }))
 }

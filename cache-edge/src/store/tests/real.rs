@@ -91,7 +91,10 @@ fn data_file(dir: &Path, id: Uuid) -> PathBuf {
 }
 
 fn journal_file(dir: &Path) -> PathBuf {
-    let mut files: Vec<_> = fs::read_dir(dir.join(JOURNAL_DIR)).unwrap().map(|f| f.unwrap().path()).collect();
+    let mut files: Vec<_> = fs::read_dir(dir.join(JOURNAL_DIR))
+        .unwrap()
+        .map(|f| f.unwrap().path())
+        .collect();
     assert_eq!(files.len(), 1, "{files:?}");
     files.pop().unwrap()
 }
@@ -101,7 +104,9 @@ fn store_with_chunks(dir: &Path, chunks: &[u32]) -> Uuid {
     let store = Store::open(options(dir)).unwrap();
     let mut durable = store.take_durable();
     let entry = entry_of(&store, 9, 8 * CHUNK);
-    chunks.iter().for_each(|chunk| write_chunk(&store, &entry, *chunk).unwrap());
+    chunks
+        .iter()
+        .for_each(|chunk| write_chunk(&store, &entry, *chunk).unwrap());
     await_durable(&mut durable, chunks.len());
     store.close();
     entry.id()
@@ -111,7 +116,10 @@ fn store_with_chunks(dir: &Path, chunks: &[u32]) -> Uuid {
 fn a_directory_has_one_user() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(options(dir.path())).unwrap();
-    assert!(matches!(Store::open(options(dir.path())), Err(OpenError::Locked { .. })));
+    assert!(matches!(
+        Store::open(options(dir.path())),
+        Err(OpenError::Locked { .. })
+    ));
     store.close();
     assert!(Store::open(options(dir.path())).is_ok());
 }
@@ -122,26 +130,40 @@ fn directories_that_can_not_be_used_are_named() {
     let file = dir.path().join("file");
     fs::write(&file, "x").unwrap();
     // Not a directory: refused for root too, whom permissions do not stop.
-    let Err(error @ OpenError::Unusable { .. }) = Store::open(options(&file)) else { panic!("opened a file") };
+    let Err(error @ OpenError::Unusable { .. }) = Store::open(options(&file)) else {
+        panic!("opened a file")
+    };
     assert!(error.to_string().contains(file.to_str().unwrap()));
-    assert!(matches!(Store::open(options(Path::new("/proc/nothing/here"))), Err(OpenError::Unusable { .. })));
+    assert!(matches!(
+        Store::open(options(Path::new("/proc/nothing/here"))),
+        Err(OpenError::Unusable { .. })
+    ));
 
     let newer = dir.path().join("newer");
     drop(Store::open(options(&newer)).unwrap());
-    fs::write(newer.join("STORE"), "format 99\nstore 00000000-0000-0000-0000-000000000001\n").unwrap();
-    assert!(matches!(Store::open(options(&newer)), Err(OpenError::NewerFormat { found: 99, .. })));
+    fs::write(
+        newer.join("STORE"),
+        "format 99\nstore 00000000-0000-0000-0000-000000000001\n",
+    )
+    .unwrap();
+    assert!(matches!(
+        Store::open(options(&newer)),
+        Err(OpenError::NewerFormat { found: 99, .. })
+    ));
     fs::write(newer.join("STORE"), "rubbish").unwrap();
-    assert!(matches!(Store::open(options(&newer)), Err(OpenError::Unusable { .. })));
+    assert!(matches!(
+        Store::open(options(&newer)),
+        Err(OpenError::Unusable { .. })
+    ));
 }
 
 #[test]
 fn dropped_chunks_free_their_blocks_once_nobody_reads_them() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(options(dir.path())).unwrap();
-    let mut durable = store.take_durable();
+    let store = open_stepped(options(dir.path()));
     let entry = entry_of(&store, 9, 8 * CHUNK);
     (0..4).for_each(|chunk| write_chunk(&store, &entry, chunk).unwrap());
-    await_durable(&mut durable, 4);
+    commit::commit_group(store.shared());
     let full = blocks_bytes(dir.path());
     assert!((4 * CHUNK..5 * CHUNK).contains(&full), "{full}");
     let pin = entry.pin(1).unwrap();
@@ -155,7 +177,7 @@ fn dropped_chunks_free_their_blocks_once_nobody_reads_them() {
     assert!(blocks_bytes(dir.path()) <= full - 2 * CHUNK);
     assert_eq!(store.digest(&entry.id()).chunk_count, 2);
     write_chunk(&store, &entry, 1).unwrap();
-    await_durable(&mut durable, 1);
+    commit::commit_group(store.shared());
     assert_eq!(read_chunk(&entry, 1), content(&entry, 1));
 }
 
@@ -167,16 +189,38 @@ fn a_large_sparse_entry_uses_what_was_written() {
     let size = 20 << 30;
     let entry = entry_of(&store, 9, size);
     let count = entry.geometry().chunk_count();
-    let chunks: Vec<_> = (0..10).map(|i| i * (count / 10)).chain([count - 1]).collect();
-    chunks.iter().for_each(|chunk| write_chunk(&store, &entry, *chunk).unwrap());
+    let chunks: Vec<_> = (0..10)
+        .map(|i| i * (count / 10))
+        .chain([count - 1])
+        .collect();
+    chunks
+        .iter()
+        .for_each(|chunk| write_chunk(&store, &entry, *chunk).unwrap());
     await_durable(&mut durable, chunks.len());
-    assert_eq!(fs::metadata(data_file(dir.path(), entry.id())).unwrap().len(), size);
+    assert_eq!(
+        fs::metadata(data_file(dir.path(), entry.id()))
+            .unwrap()
+            .len(),
+        size
+    );
     let blocks = blocks_bytes(dir.path());
-    assert!(blocks <= chunks.len() as u64 * CHUNK + (256 << 10), "{blocks}");
+    assert!(
+        blocks <= chunks.len() as u64 * CHUNK + (256 << 10),
+        "{blocks}"
+    );
     let range = entry.geometry().chunk_range(count - 1);
-    assert_eq!(entry.map(range).unwrap().as_ref(), content(&entry, count - 1));
+    assert_eq!(
+        entry.map(range).unwrap().as_ref(),
+        content(&entry, count - 1)
+    );
     // Across two windows.
-    assert_eq!(entry.map(ByteRange::new((1 << 30) - 5, (1 << 30) + 5)).unwrap().len(), 10);
+    assert_eq!(
+        entry
+            .map(ByteRange::new((1 << 30) - 5, (1 << 30) + 5))
+            .unwrap()
+            .len(),
+        10
+    );
     assert!(entry.map(ByteRange::new(size - 1, size + 1)).is_err());
 }
 
@@ -185,15 +229,26 @@ fn corrupt_bytes_are_found_withdrawn_and_told() {
     use std::os::unix::fs::FileExt;
     let dir = tempfile::tempdir().unwrap();
     let id = store_with_chunks(dir.path(), &[2, 3]);
-    let file = fs::OpenOptions::new().write(true).open(data_file(dir.path(), id)).unwrap();
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .open(data_file(dir.path(), id))
+        .unwrap();
     file.write_all_at(&[0], 2 * CHUNK + 4321).unwrap();
     let store = Store::open(options(dir.path())).unwrap();
     let mut corrupt = store.take_corrupt();
     let entry = store.entry(&id).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
     assert!(!runtime.block_on(entry.verify(2)).unwrap());
     assert!(runtime.block_on(entry.verify(3)).unwrap());
-    assert_eq!(corrupt.blocking_recv(), Some(Victims { entry: id, chunks: vec![2] }));
+    assert_eq!(
+        corrupt.blocking_recv(),
+        Some(Victims {
+            entry: id,
+            chunks: vec![2]
+        })
+    );
     assert!(!entry.is_present(2));
     drop((entry, corrupt));
     drop(store);
@@ -216,7 +271,12 @@ fn a_torn_journal_tail_is_cut_and_what_it_proved_is_reclaimed() {
         fs::metadata(journal_file(dir.path())).unwrap().len()
     };
     assert!(whole > before);
-    fs::OpenOptions::new().write(true).open(journal_file(dir.path())).unwrap().set_len(whole - 1).unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(journal_file(dir.path()))
+        .unwrap()
+        .set_len(whole - 1)
+        .unwrap();
     let store = Store::open(options(dir.path())).unwrap();
     let entry = store.entry(&id).unwrap();
     assert!(entry.is_present(2) && !entry.is_present(3));
@@ -228,7 +288,7 @@ fn a_torn_journal_tail_is_cut_and_what_it_proved_is_reclaimed() {
 fn removed_entries_and_orphans_leave_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let id = store_with_chunks(dir.path(), &[0, 1]);
-    let store = Store::open(options(dir.path())).unwrap();
+    let store = open_stepped(options(dir.path()));
     let old = store.entry(&id).unwrap();
     store.remove_entry(&id).unwrap();
     assert!(store.entry(&id).is_none());
@@ -238,6 +298,7 @@ fn removed_entries_and_orphans_leave_nothing() {
     assert!(!new.is_present(1));
     write_chunk(&store, &new, 1).unwrap();
     assert_eq!(store.bytes_used(), 3 * CHUNK);
+    commit::commit_group(store.shared());
     drop(old);
     removal::reap(store.shared());
     assert_eq!(store.bytes_used(), CHUNK);
@@ -252,7 +313,10 @@ fn removed_entries_and_orphans_leave_nothing() {
 #[test]
 fn the_limit_holds_and_victims_make_room() {
     let dir = tempfile::tempdir().unwrap();
-    let limited = StoreOptions { max_bytes: Some(10 * CHUNK), ..options(dir.path()) };
+    let limited = StoreOptions {
+        max_bytes: Some(10 * CHUNK),
+        ..options(dir.path())
+    };
     let store = Store::open(limited).unwrap();
     let mut durable = store.take_durable();
     let entry = entry_of(&store, 9, 100 * CHUNK);
@@ -262,8 +326,15 @@ fn the_limit_holds_and_victims_make_room() {
     assert!(store.pressure() > 0);
     let pin = entry.pin(10).unwrap();
     let victims = store.victims(store.pressure());
-    assert_eq!(store.pressure(), 0, "what is proposed is not asked for again");
-    assert!(victims.iter().all(|victims| !victims.chunks.contains(&10)), "held");
+    assert_eq!(
+        store.pressure(),
+        0,
+        "what is proposed is not asked for again"
+    );
+    assert!(
+        victims.iter().all(|victims| !victims.chunks.contains(&10)),
+        "held"
+    );
     for victims in victims {
         store.drop_chunks(&victims.entry, &victims.chunks).unwrap();
     }
@@ -278,7 +349,10 @@ fn the_limit_holds_and_victims_make_room() {
 #[test]
 fn free_space_others_took_is_not_used() {
     let dir = tempfile::tempdir().unwrap();
-    let greedy = StoreOptions { min_free: MinFree::Percent(100.0), ..options(dir.path()) };
+    let greedy = StoreOptions {
+        min_free: MinFree::Percent(100.0),
+        ..options(dir.path())
+    };
     let store = Store::open(greedy).unwrap();
     assert_eq!(store.bytes_allowed(), 0);
     assert!(matches!(store.reserve(CHUNK), Err(StoreError::NoSpace(_))));
@@ -287,16 +361,73 @@ fn free_space_others_took_is_not_used() {
 #[test]
 fn open_files_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
-    let tuning = Tuning { max_open_files: 4, max_windows: 4, ..Tuning::default() };
+    let tuning = Tuning {
+        max_open_files: 4,
+        max_windows: 4,
+        ..Tuning::default()
+    };
     let store = Store::open_tuned(options(dir.path()), tuning).unwrap();
     let mut durable = store.take_durable();
     for id in 0..40 {
         write_chunk(&store, &entry_of(&store, id, CHUNK), 0).unwrap();
         await_durable(&mut durable, 1);
     }
-    let mapped: Vec<_> = store.entries().iter().map(|entry| entry.map(ByteRange::new(0, CHUNK)).unwrap()).collect();
-    assert!(store.shared().files.open_count() <= 5, "{}", store.shared().files.open_count());
+    let mapped: Vec<_> = store
+        .entries()
+        .iter()
+        .map(|entry| entry.map(ByteRange::new(0, CHUNK)).unwrap())
+        .collect();
+    assert!(
+        store.shared().files.open_count() <= 5,
+        "{}",
+        store.shared().files.open_count()
+    );
     for (entry, mapped) in store.entries().iter().zip(mapped) {
-        assert_eq!(mapped.as_ref(), content(entry, 0), "a mapping outlives its window's place");
+        assert_eq!(
+            mapped.as_ref(),
+            content(entry, 0),
+            "a mapping outlives its window's place"
+        );
+    }
+}
+
+#[test]
+fn a_million_chunks_are_read_from_the_journal_alone() {
+    const ENTRIES: u32 = 20;
+    const CHUNKS_EACH: u32 = 50_000;
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let store = open_stepped(options(dir.path()));
+        let shared = store.shared();
+        let mut journal = shared.journal.lock();
+        let entries = (0..ENTRIES).flat_map(|number| {
+            let (entry, _) = description(
+                Uuid::from_u128(u128::from(number)),
+                u64::from(CHUNKS_EACH) * CHUNK,
+            );
+            let chunks: Vec<_> = (0..CHUNKS_EACH)
+                .map(|chunk| (chunk, u64::from(chunk * 7 + number)))
+                .collect();
+            let stored: Vec<_> =
+                crate::core::journal_record::stored_records(number, &chunks).collect();
+            let described = crate::core::journal_record::Record::Entry {
+                number,
+                description: entry.encode_to_vec(),
+            };
+            std::iter::once(described).chain(stored)
+        });
+        journal.rewrite(entries).unwrap();
+    }
+    let start = Instant::now();
+    let store = open_stepped(options(dir.path()));
+    println!(
+        "opened {} chunks in {:?}",
+        ENTRIES * CHUNKS_EACH,
+        start.elapsed()
+    );
+    assert_eq!(store.bytes_used(), u64::from(ENTRIES * CHUNKS_EACH) * CHUNK);
+    // Unoptimised code may take longer on a busy machine.
+    if !cfg!(debug_assertions) {
+        assert!(start.elapsed() < Duration::from_secs(2));
     }
 }

@@ -93,23 +93,42 @@ impl SimulatedDisk {
         }
         // What lies in a directory that was lost is lost.
         let reachable = |path: &Path| {
-            path.ancestors().skip(1).all(|dir| dir.as_os_str().is_empty() || names.contains_key(dir))
+            path.ancestors()
+                .skip(1)
+                .all(|dir| dir.as_os_str().is_empty() || names.contains_key(dir))
         };
-        let names: BTreeMap<_, _> =
-            names.iter().filter(|(path, _)| reachable(path)).map(|(p, n)| (p.clone(), n.clone())).collect();
-        let inodes = state.inodes.iter().map(|inode| survive(inode, &mut random)).collect();
-        let next = State { inodes, durable_names: names.clone(), names, ..State::default() };
+        let names: BTreeMap<_, _> = names
+            .iter()
+            .filter(|(path, _)| reachable(path))
+            .map(|(p, n)| (p.clone(), n.clone()))
+            .collect();
+        let inodes = state
+            .inodes
+            .iter()
+            .map(|inode| survive(inode, &mut random))
+            .collect();
+        let next = State {
+            inodes,
+            durable_names: names.clone(),
+            names,
+            ..State::default()
+        };
         Self(Arc::new(Mutex::new(next)))
     }
 
     /// Pages of all named files below `directory` that hold anything, in bytes.
     pub fn data_bytes(&self, directory: &str) -> u64 {
         let state = self.0.lock();
-        let files = state.names.iter().filter(|(path, _)| path.starts_with(directory));
+        let files = state
+            .names
+            .iter()
+            .filter(|(path, _)| path.starts_with(directory));
         let pages = files.map(|(_, name)| match name {
-            Name::File(inode) => {
-                state.inodes[*inode].current.chunks(PAGE).filter(|p| p.iter().any(|b| *b != 0)).count()
-            }
+            Name::File(inode) => state.inodes[*inode]
+                .current
+                .chunks(PAGE)
+                .filter(|p| p.iter().any(|b| *b != 0))
+                .count(),
             Name::Directory => 0,
         });
         pages.sum::<usize>() as u64 * PAGE as u64
@@ -123,7 +142,10 @@ fn survive(inode: &Inode, random: &mut impl Rng) -> Inode {
             Change::Write(offset, bytes) => {
                 for (at, page) in bytes.chunks(PAGE).enumerate() {
                     if random.random() {
-                        apply(&mut content, &Change::Write(offset + (at * PAGE) as u64, page.to_vec()));
+                        apply(
+                            &mut content,
+                            &Change::Write(offset + (at * PAGE) as u64, page.to_vec()),
+                        );
                     }
                 }
             }
@@ -134,7 +156,11 @@ fn survive(inode: &Inode, random: &mut impl Rng) -> Inode {
             }
         }
     }
-    Inode { durable: content.clone(), current: content, pending: Vec::new() }
+    Inode {
+        durable: content.clone(),
+        current: content,
+        pending: Vec::new(),
+    }
 }
 
 fn apply(content: &mut Vec<u8>, change: &Change) {
@@ -179,7 +205,9 @@ impl State {
     }
 
     fn rename(&mut self, removed: Option<&Path>, added: Option<(&Path, Name)>) {
-        let paths = removed.into_iter().chain(added.as_ref().map(|(path, _)| *path));
+        let paths = removed
+            .into_iter()
+            .chain(added.as_ref().map(|(path, _)| *path));
         let change = NameChange {
             directories: paths.filter_map(Path::parent).map(Path::to_owned).collect(),
             removed: removed.map(Path::to_owned),
@@ -216,7 +244,10 @@ impl Disk for SimulatedDisk {
                 inode
             }
         };
-        let file = SimulatedFile { disk: self.clone(), inode };
+        let file = SimulatedFile {
+            disk: self.clone(),
+            inode,
+        };
         drop(state);
         if open == Open::Truncate {
             file.set_len(0)?;
@@ -226,14 +257,23 @@ impl Disk for SimulatedDisk {
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
         let state = self.0.lock();
-        let inside = state.names.keys().filter(|name| name.parent() == Some(path));
-        Ok(inside.filter_map(|name| Some(name.file_name()?.to_str()?.to_owned())).collect())
+        let inside = state
+            .names
+            .keys()
+            .filter(|name| name.parent() == Some(path));
+        Ok(inside
+            .filter_map(|name| Some(name.file_name()?.to_str()?.to_owned()))
+            .collect())
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.0.lock();
         state.step()?;
-        let name = state.names.get(from).cloned().ok_or(io::ErrorKind::NotFound)?;
+        let name = state
+            .names
+            .get(from)
+            .cloned()
+            .ok_or(io::ErrorKind::NotFound)?;
         state.rename(Some(from), Some((to, name)));
         Ok(())
     }
@@ -264,7 +304,10 @@ impl Disk for SimulatedDisk {
     }
 
     fn space(&self) -> io::Result<DiskSpace> {
-        Ok(DiskSpace { total_bytes: 1 << 40, free_bytes: 1 << 40 })
+        Ok(DiskSpace {
+            total_bytes: 1 << 40,
+            free_bytes: 1 << 40,
+        })
     }
 }
 
@@ -302,7 +345,10 @@ impl DiskFile for SimulatedFile {
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let state = self.disk.0.lock();
-        let rest = state.inodes[self.inode].current.get(offset as usize..).unwrap_or_default();
+        let rest = state.inodes[self.inode]
+            .current
+            .get(offset as usize..)
+            .unwrap_or_default();
         let len = rest.len().min(buffer.len());
         buffer[..len].copy_from_slice(&rest[..len]);
         Ok(len)
@@ -318,7 +364,9 @@ impl DiskFile for SimulatedFile {
         }
         let pending = std::mem::take(&mut inode.pending);
         if result.is_ok() {
-            pending.iter().for_each(|change| apply(&mut inode.durable, change));
+            pending
+                .iter()
+                .for_each(|change| apply(&mut inode.durable, change));
         }
         result
     }
@@ -334,14 +382,26 @@ impl DiskFile for SimulatedFile {
     fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>> {
         let state = self.disk.0.lock();
         let content = &state.inodes[self.inode].current;
-        let has_data = |page: &usize| content[*page * PAGE..].iter().take(PAGE).any(|byte| *byte != 0);
+        let has_data = |page: &usize| {
+            content[*page * PAGE..]
+                .iter()
+                .take(PAGE)
+                .any(|byte| *byte != 0)
+        };
         let pages = content.len().div_ceil(PAGE);
         if from as usize >= content.len() {
             return Ok(None);
         }
-        let Some(first) = (from as usize / PAGE..pages).find(has_data) else { return Ok(None) };
-        let end = (first..pages).find(|page| !has_data(page)).map_or(content.len(), |page| page * PAGE);
-        Ok(Some(ByteRange::new(from.max((first * PAGE) as u64), end as u64)))
+        let Some(first) = (from as usize / PAGE..pages).find(has_data) else {
+            return Ok(None);
+        };
+        let end = (first..pages)
+            .find(|page| !has_data(page))
+            .map_or(content.len(), |page| page * PAGE);
+        Ok(Some(ByteRange::new(
+            from.max((first * PAGE) as u64),
+            end as u64,
+        )))
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
