@@ -1,6 +1,7 @@
 //! The store on real directories, and on a simulated disk that crashes.
 
 mod crash;
+mod degraded;
 mod real;
 mod simulated;
 mod stress;
