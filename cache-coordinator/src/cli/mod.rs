@@ -55,6 +55,12 @@ pub fn command() -> Command {
 
 /// Runs what `matches` say. 0: done, 1: refused, 2: usage.
 pub fn run(matches: &ArgMatches) -> ExitCode {
+    run_within(&command(), matches)
+}
+
+/// As [`run`]; `whole` is the binary's whole command line, with `serve`, for completions and the
+/// manual page.
+pub fn run_within(whole: &Command, matches: &ArgMatches) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -64,20 +70,24 @@ pub fn run(matches: &ArgMatches) -> ExitCode {
             return CliError::Refused(format!("can not start: {error}")).report();
         }
     };
-    match runtime.block_on(execute(matches, &mut std::io::stdout())) {
+    match runtime.block_on(execute(whole, matches, &mut std::io::stdout())) {
         // A reader that has seen enough (`| head`) is no failure.
         Ok(()) | Err(CliError::OutputClosed) => ExitCode::SUCCESS,
         Err(error) => error.report(),
     }
 }
 
-async fn execute(matches: &ArgMatches, out: &mut dyn Write) -> Result<(), CliError> {
+async fn execute(
+    whole: &Command,
+    matches: &ArgMatches,
+    out: &mut dyn Write,
+) -> Result<(), CliError> {
     let Some((noun, arguments)) = matches.subcommand() else {
         return Err(CliError::Usage("no command; --help lists them".to_owned()));
     };
     match noun {
-        "completions" => return shell::completions(arguments, out),
-        "man" => return shell::man(out),
+        "completions" => return shell::completions(whole, arguments, out),
+        "man" => return shell::man(whole, out),
         _ => {}
     }
     let globals = Globals::from_matches(matches)?;

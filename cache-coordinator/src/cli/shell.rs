@@ -24,19 +24,23 @@ pub(super) fn man_command() -> Command {
     Command::new("man").about("Print the manual page (roff), with all commands")
 }
 
-pub(super) fn completions(arguments: &ArgMatches, out: &mut dyn Write) -> Result<(), CliError> {
+pub(super) fn completions(
+    whole: &Command,
+    arguments: &ArgMatches,
+    out: &mut dyn Write,
+) -> Result<(), CliError> {
     let Some(shell) = arguments.get_one::<Shell>("SHELL").copied() else {
         return Err(CliError::Usage("SHELL is missing".to_owned()));
     };
     // clap panics when writing fails: into memory first.
     let mut text = Vec::new();
-    clap_complete::generate(shell, &mut super::command(), BINARY, &mut text);
+    clap_complete::generate(shell, &mut whole.clone(), BINARY, &mut text);
     Ok(out.write_all(&text)?)
 }
 
 /// One page for the binary, then one for each command, as `man` reads them in one file.
-pub(super) fn man(out: &mut dyn Write) -> Result<(), CliError> {
-    let mut root = super::command();
+pub(super) fn man(whole: &Command, out: &mut dyn Write) -> Result<(), CliError> {
+    let mut root = whole.clone();
     root.build();
     let mut text = Vec::new();
     clap_mangen::Man::new(root.clone()).render(&mut text)?;

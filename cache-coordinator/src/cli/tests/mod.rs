@@ -20,7 +20,7 @@ async fn run_at(endpoint: &str, arguments: &[&str]) -> Result<String, CliError> 
         .try_get_matches_from(line)
         .map_err(|e| CliError::Usage(e.to_string()))?;
     let mut out = Vec::new();
-    execute(&matches, &mut out).await?;
+    execute(&command(), &matches, &mut out).await?;
     Ok(String::from_utf8(out).unwrap())
 }
 
@@ -348,7 +348,7 @@ async fn a_watch_prints_until_its_reader_has_seen_enough_and_resumes_where_it_wa
         lines: 3,
         taken: Vec::new(),
     };
-    let result = execute(&matches, &mut out).await;
+    let result = execute(&command(), &matches, &mut out).await;
     assert!(matches!(result, Err(CliError::OutputClosed)));
     let text = String::from_utf8(out.taken).unwrap();
     let events: Vec<Value> = text

@@ -118,20 +118,25 @@ fn a_watch_is_one_object_a_line() {
 
 #[test]
 fn completions_and_manual_name_the_commands() {
+    let whole = command().subcommand(Command::new("serve").about("Run"));
     for shell in ["bash", "zsh", "fish"] {
         let matches = command()
             .try_get_matches_from(["cache-coordinator", "completions", shell])
             .unwrap();
         let mut out = Vec::new();
-        shell::completions(matches.subcommand().unwrap().1, &mut out).unwrap();
+        shell::completions(&whole, matches.subcommand().unwrap().1, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(
-            text.contains("precache") && text.contains("set-mode"),
+            text.contains("precache") && text.contains("set-mode") && text.contains("serve"),
             "{shell}"
         );
     }
     let mut out = Vec::new();
-    shell::man(&mut out).unwrap();
+    shell::man(&whole, &mut out).unwrap();
     let text = String::from_utf8(out).unwrap();
-    assert!(text.contains("cache\\-coordinator\\-precache"), "{text}");
+    assert!(
+        text.contains("cache\\-coordinator\\-precache")
+            && text.contains("cache\\-coordinator\\-serve"),
+        "{text}"
+    );
 }
