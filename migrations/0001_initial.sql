@@ -121,7 +121,7 @@ COMMENT ON TABLE precache_jobs IS 'Durable requests. Progress is not stored: it 
 CREATE INDEX precache_jobs_running ON precache_jobs (created_at) WHERE state = 'running';
 
 CREATE TABLE coordinator_lease (
-    only            boolean PRIMARY KEY DEFAULT true CHECK (only),
+    "only"          boolean PRIMARY KEY DEFAULT true CHECK ("only"),
     holder          uuid NOT NULL,
     address         text NOT NULL,
     term            bigint NOT NULL,

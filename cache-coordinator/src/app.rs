@@ -1,1 +1,207 @@
 //! Composition: the only owner of tasks and shutdown.
+//!
+//! Bind first, serve at once, be ready later: a database that is not there yet delays readiness and nothing else. The
+//! end is in steps: servers and sessions first, then the writer with what they queued, then the lease.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use chunkcache_plumbing::{
+    shutdown::TaskSet,
+    tls::{self, CHECK_INTERVAL, ClientFiles, Reloading, ServerFiles},
+};
+use rustls::ServerConfig;
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
+
+use crate::{
+    config::ServeConfig,
+    events::{ChangeLog, PrunePolicy, prune_until},
+    grpc,
+    http,
+    listen::{self, Accepted},
+    metrics::{DatabaseTimes, Metrics},
+    repository::{
+        Database, DatabaseConfig, LeaseKeeper,
+        lease::LeaseTimes,
+        writer::{WriterConfig, WriterTask},
+    },
+    service::{
+        Cluster, jobs, membership, origin_probe::OriginProbe, resolve_key::Resolver, term,
+    },
+    session::{
+        actor::Actor,
+        registry::{End, Registry},
+    },
+};
+
+/// A coordinator whose listeners are bound.
+pub struct App {
+    config: ServeConfig,
+    grpc: TcpListener,
+    http: TcpListener,
+    grpc_tls: Option<Arc<Reloading<ServerConfig>>>,
+    http_tls: Option<Arc<Reloading<ServerConfig>>>,
+    shutdown: CancellationToken,
+}
+
+impl App {
+    /// Binds both listeners and reads the certificates.
+    pub async fn bind(config: ServeConfig, shutdown: CancellationToken) -> anyhow::Result<Self> {
+        tls::install_provider();
+        let grpc_tls = config.tls.clone().map(tls::server).transpose()?;
+        let http_files = config.tls.clone().map(|files| ServerFiles {
+            client_ca: None,
+            alpn: vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+            ..files
+        });
+        let http_tls = http_files.map(tls::server).transpose()?;
+        let bind = |address: SocketAddr| async move {
+            let bound = TcpListener::bind(address).await;
+            bound.with_context(|| format!("can not listen on {address}"))
+        };
+        Ok(Self {
+            grpc: bind(config.listen).await?,
+            http: bind(config.http_listen).await?,
+            config,
+            grpc_tls,
+            http_tls,
+            shutdown,
+        })
+    }
+
+    /// Where gRPC is.
+    pub fn grpc_address(&self) -> std::io::Result<SocketAddr> {
+        self.grpc.local_addr()
+    }
+
+    /// Where HTTP is.
+    pub fn http_address(&self) -> std::io::Result<SocketAddr> {
+        self.http.local_addr()
+    }
+
+    /// Runs until the token is cancelled, or something that must not end ends.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let (grpc_address, http_address) = (self.grpc_address()?, self.http_address()?);
+        let scheme = if self.grpc_tls.is_some() { "https" } else { "http" };
+        let address = self
+            .config
+            .advertise_url
+            .clone()
+            .unwrap_or_else(|| format!("{scheme}://{grpc_address}"));
+        tracing::info!(grpc = %grpc_address, http = %http_address, "listening");
+
+        let metrics = Arc::new(Metrics::default());
+        let mut database_config = DatabaseConfig::new(self.config.database_url.expose());
+        database_config.max_connections = self.config.database_connections;
+        let database = Database::new(
+            &database_config,
+            Arc::new(DatabaseTimes(Arc::clone(&metrics))),
+        )?;
+        let holder = Uuid::new_v4();
+        let keeper = LeaseKeeper::new(database.clone(), holder, address.clone(), LeaseTimes::default());
+        let leadership = keeper.leadership();
+        let (writer, writer_task) = WriterTask::new(
+            database.clone(),
+            holder,
+            leadership.clone(),
+            WriterConfig::default(),
+        );
+        let registry = Arc::new(Registry::default());
+        let (actor, plan, done_wants) = Actor::new(
+            Arc::new(database.clone()),
+            Arc::clone(&registry),
+            Arc::clone(&metrics),
+        );
+        let origin_tls = tls::client(ClientFiles::default())?;
+        let cluster = Arc::new(Cluster {
+            events: ChangeLog::new(database.clone(), writer_task.commits(), leadership.clone()),
+            database: database.clone(),
+            writer,
+            plan,
+            registry,
+            leadership,
+            step_down: keeper.step_down_handle(),
+            sources: ArcSwap::default(),
+            resolver: Resolver::default(),
+            origin: OriginProbe::new(origin_tls.current()),
+            jobs: jobs::Jobs::default(),
+            peer_keys: ArcSwap::default(),
+            term_ready: watch::Sender::new(false),
+            address,
+            metrics,
+            chunk_size: self.config.chunk_size,
+            tasks: TaskTracker::new(),
+            shutdown: self.shutdown.clone(),
+        });
+
+        let mut tasks = TaskSet::new(self.shutdown.clone());
+        let stop = self.shutdown.clone();
+        // Each step of the end waits for the one before.
+        let (served, written) = (CancellationToken::new(), CancellationToken::new());
+
+        let (accepting, connections) = listen::accept(self.grpc, self.grpc_tls.clone(), stop.clone());
+        tasks.spawn("grpc-accept", accepting);
+        tasks.spawn("grpc", {
+            let (cluster, served) = (Arc::clone(&cluster), served.clone());
+            async move {
+                let _guard = served.drop_guard();
+                grpc::server::serve(Arc::clone(&cluster), connections).await?;
+                cluster.tasks.close();
+                cluster.tasks.wait().await;
+                Ok(())
+            }
+        });
+        let (accepting, connections) = listen::accept(self.http, self.http_tls.clone(), stop.clone());
+        tasks.spawn("http-accept", accepting);
+        tasks.spawn("http", http::serve(Arc::clone(&cluster), Accepted::new(connections, http_address)));
+        for reloading in self.grpc_tls.iter().chain(&self.http_tls) {
+            let watching = Arc::clone(reloading).watch(CHECK_INTERVAL, stop.clone());
+            tasks.spawn("tls-reload", async move {
+                watching.await;
+                Ok(())
+            });
+        }
+        tasks.spawn("sessions-end", {
+            let cluster = Arc::clone(&cluster);
+            async move {
+                cluster.shutdown.cancelled().await;
+                cluster.registry.end_all(End::Shutdown);
+                Ok(())
+            }
+        });
+        let plain = |task: futures_util::future::BoxFuture<'static, ()>| async move {
+            task.await;
+            Ok(())
+        };
+        tasks.spawn("plan", plain(Box::pin(actor.run(served.clone()))));
+        tasks.spawn("jobs", plain(Box::pin(jobs::supervise(Arc::clone(&cluster), done_wants))));
+        tasks.spawn("term", plain(Box::pin(term::run(Arc::clone(&cluster)))));
+        tasks.spawn("membership", plain(Box::pin(membership::run(Arc::clone(&cluster)))));
+        tasks.spawn("prune", {
+            let (database, stop) = (database.clone(), stop.clone());
+            plain(Box::pin(prune_until(database, PrunePolicy::default(), stop)))
+        });
+        tasks.spawn("writer", {
+            let written = written.clone();
+            async move {
+                let _guard = written.drop_guard();
+                writer_task.run(served).await;
+                Ok(())
+            }
+        });
+        let migrate = self.config.migrate;
+        tasks.spawn("lease", async move {
+            // A schema that can never fit ends the process; a database that is not there does not.
+            if database.wait_ready(migrate, &stop).await?.is_some() {
+                keeper.run(written).await;
+            }
+            Ok(())
+        });
+        tasks.run(self.config.drain_grace).await?;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}

@@ -4,10 +4,13 @@
 
 pub mod app;
 pub mod cli;
+pub mod config;
 pub mod core;
 pub mod events;
 pub mod grpc;
 pub mod http;
+pub mod listen;
+pub mod metrics;
 pub mod repository;
 pub mod service;
 pub mod session;

@@ -1,3 +1,64 @@
 //! Parse, build, run, exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+use cache_coordinator::{
+    app::App,
+    cli,
+    config::{self, ServeConfig},
+};
+use chunkcache_plumbing::{
+    config::EXIT_USAGE,
+    shutdown::token_on_signal,
+    telemetry::{self, TelemetryOptions},
+};
+use clap::{ArgMatches, Command};
+
+fn main() -> ExitCode {
+    let serve_command = config::table().add_to(
+        Command::new("serve")
+            .about("Runs a coordinator; every option is also an environment variable and a key of --config FILE"),
+    );
+    let matches = cli::command().subcommand(serve_command).get_matches();
+    match matches.subcommand() {
+        Some(("serve", arguments)) => serve(arguments),
+        _ => cli::run(&matches),
+    }
+}
+
+fn serve(arguments: &ArgMatches) -> ExitCode {
+    let settings = match config::table().load(arguments, config::check) {
+        Ok(settings) => settings,
+        Err(problems) => {
+            eprintln!("{problems}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("can not start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let telemetry = TelemetryOptions::from_settings(&settings);
+    match runtime.block_on(run(ServeConfig::from_settings(&settings), telemetry)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cache-coordinator: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(config: ServeConfig, options: TelemetryOptions) -> anyhow::Result<()> {
+    let instance = config.listen.to_string();
+    let telemetry = telemetry::init("cache-coordinator", &instance, &options)?;
+    let shutdown = token_on_signal()?;
+    let result = match App::bind(config, shutdown).await {
+        Ok(app) => app.run().await,
+        Err(error) => Err(error),
+    };
+    telemetry.shutdown().await;
+    result
+}

@@ -2,8 +2,12 @@
 //!
 //! Names follow the conventions of Prometheus; labels are from small fixed sets, never data.
 
+use std::{sync::Arc, time::Duration};
+
+use chunkcache_plumbing::metrics::{Exposition, INTERNAL_SECONDS, register_build_info};
+use chunkcache_proto::Level;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
+    encoding::EncodeLabelSet,
     metrics::{
         counter::Counter,
         family::{Family, MetricConstructor},
@@ -12,6 +16,8 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
+
+use crate::repository::StatementObserver;
 
 /// By level of urgency.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -41,13 +47,13 @@ pub struct EndLabel {
     pub reason: &'static str,
 }
 
-/// From a microsecond up, as the scheduler and the database both need.
+/// As the scheduler and the database both need.
 #[derive(Clone, Copy, Debug)]
 pub struct LatencyBuckets;
 
 impl MetricConstructor<Histogram> for LatencyBuckets {
     fn new_metric(&self) -> Histogram {
-        Histogram::new(exponential_buckets(0.000_001, 4.0, 13))
+        Histogram::new(INTERNAL_SECONDS)
     }
 }
 
@@ -108,6 +114,7 @@ impl Default for Metrics {
 impl Metrics {
     fn register(&mut self) {
         let registry = &mut self.registry;
+        register_build_info(registry, env!("CARGO_PKG_VERSION"));
         registry.register("sessions", "Open edge sessions", self.sessions.clone());
         registry.register(
             "sessions_ended",
@@ -165,19 +172,38 @@ impl Metrics {
         registry.register("leading", "1 while this coordinator leads", self.leading.clone());
     }
 
-    /// In the OpenMetrics text format.
+    /// As text; `accept` is the scraper's header.
+    pub fn encode(&self, accept: Option<&str>) -> Result<Exposition, std::fmt::Error> {
+        chunkcache_plumbing::metrics::encode(&self.registry, accept)
+    }
+}
+
+impl LevelLabel {
+    /// Of a level.
     #[must_use]
-    pub fn encode(&self) -> String {
-        let mut text = String::new();
-        // Writing to a String does not fail; an empty answer would be seen by any scraper.
-        if encode(&mut text, &self.registry).is_err() {
-            text.clear();
-        }
-        text
+    pub fn of(level: Level) -> Self {
+        let level = match level {
+            Level::Critical => "critical",
+            Level::High => "high",
+            Level::Medium => "medium",
+            Level::Low => "low",
+        };
+        Self { level }
+    }
+}
+
+/// The repository tells of its statements.
+pub struct DatabaseTimes(pub Arc<Metrics>);
+
+impl StatementObserver for DatabaseTimes {
+    fn observe(&self, statement: &'static str, took: Duration, _ok: bool) {
+        let family = &self.0.database_seconds;
+        family.get_or_create(&StatementLabel { statement }).observe(took.as_secs_f64());
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -191,7 +217,7 @@ mod tests {
                 statement: "entry_get",
             })
             .observe(0.001);
-        let text = metrics.encode();
+        let text = metrics.encode(None).unwrap().body;
         assert!(text.contains("cache_coordinator_sessions 1"));
         assert!(text.contains("cache_coordinator_database_statement_seconds_bucket"));
         assert!(text.ends_with("# EOF\n"));

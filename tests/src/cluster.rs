@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -183,6 +184,14 @@ impl Cluster {
         );
         self.postgres.number(&sql) as u64
     }
+}
+
+/// What tests of this user share over their runs: locks, reserved ports, a template of a database.
+pub fn shared_directory() -> PathBuf {
+    let user = rustix::process::geteuid().as_raw();
+    let path = std::env::temp_dir().join(format!("chunkcache-tests-{user}"));
+    fs::create_dir_all(&path).expect("the directory tests share");
+    path
 }
 
 /// A directory other users may enter: PostgreSQL runs as its own.

@@ -11,6 +11,8 @@ use std::sync::Mutex;
 use rand::RngExt as _;
 use rustix::fs::{FlockOperation, flock};
 
+use crate::cluster;
+
 const FIRST: u16 = 20_000;
 const LAST: u16 = 31_999;
 const ATTEMPTS: u32 = 1_000;
@@ -18,7 +20,7 @@ const ATTEMPTS: u32 = 1_000;
 static RESERVED: Mutex<Vec<File>> = Mutex::new(Vec::new());
 
 pub fn reserve() -> SocketAddr {
-    let directory = std::env::temp_dir().join("chunkcache-tests-ports");
+    let directory = cluster::shared_directory().join("ports");
     fs::create_dir_all(&directory).expect("directory of reserved ports");
     for _ in 0..ATTEMPTS {
         let port = rand::rng().random_range(FIRST..=LAST);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 
+use crate::cluster::shared_directory;
 use crate::ports;
 use crate::process::Process;
 use crate::wait::eventually;
@@ -43,10 +44,7 @@ impl Postgres {
     pub fn prepare(directory: &Path, durability: Durability) -> Postgres {
         let data = directory.join("postgres");
         let template = template();
-        fs::create_dir_all(&data).expect("data directory of PostgreSQL");
-        if am_root() {
-            run(Command::new("chown").arg("postgres:postgres").arg(&data));
-        }
+        make_data_directory(&data);
         run(as_postgres("cp")
             .arg("-a")
             .arg(format!("{}/.", template.display()))
@@ -164,21 +162,20 @@ fn template() -> PathBuf {
         .chars()
         .filter(|c| c.is_ascii_digit() || *c == '.')
         .collect();
-    let base = std::env::temp_dir();
-    let user = if am_root() { "root" } else { "user" };
-    let path = base.join(format!("chunkcache-tests-postgres-{version}-{user}"));
-    let lock_path = base.join(format!("chunkcache-tests-postgres-{user}.lock"));
-    let lock = fs::File::create(&lock_path).expect("lock of the template");
+    let base = shared_directory();
+    let path = base.join(format!("postgres-{version}"));
+    let lock = fs::File::create(base.join("postgres.lock")).expect("lock of the template");
     flock(&lock, FlockOperation::LockExclusive).expect("lock of the template");
     if !path.exists() {
         let unfinished = path.with_extension("unfinished");
-        run(as_postgres("rm").arg("-rf").arg(&unfinished));
+        let _ = fs::remove_dir_all(&unfinished);
+        make_data_directory(&unfinished);
         run(as_postgres(binary("initdb"))
             .arg("-D")
             .arg(&unfinished)
             .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"])
             .arg("--no-sync"));
-        run(as_postgres("mv").arg(&unfinished).arg(&path));
+        fs::rename(&unfinished, &path).expect("the finished template");
     }
     path
 }
@@ -199,6 +196,13 @@ pub fn binary(name: &str) -> PathBuf {
     found
         .pop()
         .map_or_else(|| PathBuf::from(name), |(_, path)| path)
+}
+
+fn make_data_directory(path: &Path) {
+    fs::create_dir_all(path).expect("data directory of PostgreSQL");
+    if am_root() {
+        run(Command::new("chown").arg("postgres:postgres").arg(path));
+    }
 }
 
 fn am_root() -> bool {

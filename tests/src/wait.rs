@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::cluster;
+
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Asks until there is an answer; panics, naming what was awaited, when there is none in time.
@@ -21,7 +23,7 @@ pub fn eventually<T>(what: &str, within: Duration, mut probe: impl FnMut() -> Op
 
 /// Held by tests that move gigabytes or measure time: one at a time on this machine, whatever runs them.
 pub fn heavy() -> File {
-    let path = std::env::temp_dir().join("chunkcache-tests-heavy.lock");
+    let path = cluster::shared_directory().join("heavy.lock");
     let file = File::options()
         .create(true)
         .truncate(false)

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use chunkcache_tests::http::{Call, Response};
 use chunkcache_tests::process::Process;
@@ -98,6 +98,14 @@ fn answers_equal_those_of_nginx() {
     let root = cluster.directory.path().join("root");
     fs::create_dir(&root).unwrap();
     fs::write(root.join("film.mp4"), content::bytes(131, 0, SIZE)).unwrap();
+    // Old enough for its date to be a strong validator (RFC 9110, 8.8.2.2).
+    let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000);
+    File::options()
+        .write(true)
+        .open(root.join("film.mp4"))
+        .unwrap()
+        .set_modified(old)
+        .unwrap();
     let (_process, reference) = start_nginx(program, cluster.directory.path(), &root);
     let facts = Call::head("/film.mp4").send(reference);
     let (etag, date) = (
@@ -115,12 +123,16 @@ fn answers_equal_those_of_nginx() {
     let seed = 2024;
     let mut random = StdRng::seed_from_u64(seed);
     for number in 0..QUESTIONS {
-        let headers = question(&mut random, &etag, &date);
+        let mut headers = question(&mut random, &etag, &date);
         let method = if random.random_bool(0.15) {
             "HEAD"
         } else {
             "GET"
         };
+        if method == "HEAD" {
+            // Range is defined for GET alone (RFC 9110, 14.2); nginx answers 206 to HEAD all the same.
+            headers.retain(|(name, _)| !name.contains("Range"));
+        }
         // A third of the questions are the first about their object; the others are about one that fills up.
         let path = if number % 3 == 0 {
             format!("/cold-{number}.mp4")

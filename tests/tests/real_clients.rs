@@ -155,7 +155,9 @@ fn aria2_fetches_eight_parts_at_once() {
     succeed("aria2c", &["-q", "-x8", "-s8", "-k1M", "--no-conf", "--file-allocation=none", "-d", directory, "-o", "out", &url]);
     let got = fs::read(cluster.directory.path().join("out")).unwrap();
     assert_eq!(content::sha256_of(&got), content::sha256(122, size));
-    assert_eq!(cluster.origin.body_bytes("/parts.bin"), size);
+    // Eight readers at eight places pre-empt each other's fetches; what was on its way then may come twice.
+    let sent = cluster.origin.body_bytes("/parts.bin");
+    assert!(sent >= size && sent < size + 8 * MIB, "{sent} of {size}");
 }
 
 #[test]

@@ -1,1 +1,94 @@
 //! The change log, delivered to watchers.
+//!
+//! A subscriber gets every change after its revision once and in order: from the table where it is behind, from the writer's
+//! broadcast where it is not. It may not know SQL (that is `repository`), gRPC, or who watches.
+
+mod pruner;
+mod subscription;
+
+use chunkcache_proto::EntryId;
+use tokio::sync::{broadcast, watch};
+
+pub use pruner::{PrunePolicy, prune_until};
+pub use subscription::Subscription;
+
+use crate::repository::{
+    Change, ChangeKind, Database, Leadership, RepositoryError, writer::CommittedBatch,
+};
+
+/// What a subscriber is told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filter {
+    /// Everything.
+    Cluster,
+    /// One entry: its chunks, itself, and its key when that moves on.
+    Entry(EntryId),
+}
+
+impl Filter {
+    fn matches(self, kind: &ChangeKind) -> bool {
+        match self {
+            Self::Cluster => true,
+            Self::Entry(id) => kind.concerns() == Some(id),
+        }
+    }
+
+    fn entry(self) -> Option<EntryId> {
+        match self {
+            Self::Cluster => None,
+            Self::Entry(id) => Some(id),
+        }
+    }
+}
+
+/// What a subscription yields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Change(Change),
+    /// The log no longer reaches back to where the subscriber was: it must take a snapshot and subscribe from its revision.
+    SnapshotNeeded,
+}
+
+/// Where watchers subscribe; cheap to clone.
+#[derive(Clone)]
+pub struct ChangeLog {
+    database: Database,
+    commits: broadcast::Sender<CommittedBatch>,
+    leadership: watch::Receiver<Leadership>,
+}
+
+impl ChangeLog {
+    /// Of one writer's commits.
+    #[must_use]
+    pub fn new(
+        database: Database,
+        commits: broadcast::Sender<CommittedBatch>,
+        leadership: watch::Receiver<Leadership>,
+    ) -> Self {
+        Self {
+            database,
+            commits,
+            leadership,
+        }
+    }
+
+    /// Changes after `from_revision`. Ends with `NotLeader` when this process stops leading: another one writes the log then.
+    pub fn subscribe(
+        &self,
+        from_revision: u64,
+        filter: Filter,
+    ) -> Result<Subscription, RepositoryError> {
+        let now = self.leadership.borrow().clone();
+        if !matches!(now, Leadership::Leader { .. }) {
+            return Err(now.refusal());
+        }
+        // Live first, then the table: what is committed in between is in both and told once.
+        Ok(Subscription::new(
+            self.database.clone(),
+            self.commits.subscribe(),
+            self.leadership.clone(),
+            from_revision,
+            filter,
+        ))
+    }
+}

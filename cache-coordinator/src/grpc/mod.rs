@@ -1,1 +1,12 @@
 //! CacheService and EdgeService: translation and error mapping only.
+//!
+//! No decision is made here: each method hands its message to one use case of `service/`. `status` is the one
+//! place that makes a gRPC status of an error.
+
+mod cache_service;
+mod edge_service;
+pub mod server;
+pub mod status;
+
+pub use cache_service::CacheApi;
+pub use edge_service::EdgeApi;

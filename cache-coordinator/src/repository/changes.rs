@@ -20,15 +20,34 @@ pub struct Change {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ChangeKind {
     /// Coalesced, ascending.
-    Stored { entry: EntryId, edge: String, ranges: Vec<ByteRange> },
-    Removed { entry: EntryId, edge: String, ranges: Vec<ByteRange> },
+    Stored {
+        entry: EntryId,
+        edge: String,
+        ranges: Vec<ByteRange>,
+    },
+    Removed {
+        entry: EntryId,
+        edge: String,
+        ranges: Vec<ByteRange>,
+    },
     /// Made, pinned or unpinned.
-    Entry { entry: EntryId },
+    Entry {
+        entry: EntryId,
+    },
     /// A key points to `entry` now (none: it was invalidated) and pointed to `previous` before.
-    Key { previous: Option<EntryId>, entry: Option<EntryId> },
-    Edge { name: String },
-    Source { name: String },
-    Job { id: Uuid },
+    Key {
+        previous: Option<EntryId>,
+        entry: Option<EntryId>,
+    },
+    Edge {
+        name: String,
+    },
+    Source {
+        name: String,
+    },
+    Job {
+        id: Uuid,
+    },
 }
 
 impl ChangeKind {
@@ -36,7 +55,9 @@ impl ChangeKind {
     #[must_use]
     pub fn concerns(&self) -> Option<EntryId> {
         match self {
-            Self::Stored { entry, .. } | Self::Removed { entry, .. } | Self::Entry { entry } => Some(*entry),
+            Self::Stored { entry, .. } | Self::Removed { entry, .. } | Self::Entry { entry } => {
+                Some(*entry)
+            }
             Self::Key { previous, entry } => previous.or(*entry),
             Self::Edge { .. } | Self::Source { .. } | Self::Job { .. } => None,
         }
@@ -52,10 +73,16 @@ impl ChangeKind {
             subject,
         };
         match self {
-            Self::Stored { edge, ranges, .. } => Columns::ranges(self.concerns(), "stored", edge, ranges),
-            Self::Removed { edge, ranges, .. } => Columns::ranges(self.concerns(), "removed", edge, ranges),
+            Self::Stored { edge, ranges, .. } => {
+                Columns::ranges(self.concerns(), "stored", edge, ranges)
+            }
+            Self::Removed { edge, ranges, .. } => {
+                Columns::ranges(self.concerns(), "removed", edge, ranges)
+            }
             Self::Entry { .. } => plain("entry", String::new()),
-            Self::Key { entry, .. } => plain("key", entry.map(|id| id.to_string()).unwrap_or_default()),
+            Self::Key { entry, .. } => {
+                plain("key", entry.map(|id| id.to_string()).unwrap_or_default())
+            }
             Self::Edge { name } => plain("edge", name.clone()),
             Self::Source { name } => plain("source", name.clone()),
             Self::Job { id } => plain("job", id.to_string()),
@@ -74,9 +101,17 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    fn ranges(entry: Option<EntryId>, kind: &'static str, edge: &str, ranges: &[ByteRange]) -> Self {
+    fn ranges(
+        entry: Option<EntryId>,
+        kind: &'static str,
+        edge: &str,
+        ranges: &[ByteRange],
+    ) -> Self {
         let literal = |end_of: fn(&ByteRange) -> u64| {
-            let numbers: Vec<String> = ranges.iter().map(|range| end_of(range).to_string()).collect();
+            let numbers: Vec<String> = ranges
+                .iter()
+                .map(|range| end_of(range).to_string())
+                .collect();
             format!("{{{}}}", numbers.join(","))
         };
         Self {
@@ -102,23 +137,43 @@ pub enum LogPage {
 impl Database {
     /// The newest revision; 0 before the first change.
     pub async fn latest_revision(&self) -> Result<u64, RepositoryError> {
-        let latest: i64 = self.query_one(statements::CHANGE_REVISION, &[]).await?.get("latest");
+        let latest: i64 = self
+            .query_one(statements::CHANGE_REVISION, &[])
+            .await?
+            .get("latest");
         Ok(latest.unsigned_abs())
     }
 
     /// Changes after `from`, of one entry or of all, at most `limit`.
-    pub async fn changes_after(&self, from: u64, entry: Option<EntryId>, limit: u32) -> Result<LogPage, RepositoryError> {
+    pub async fn changes_after(
+        &self,
+        from: u64,
+        entry: Option<EntryId>,
+        limit: u32,
+    ) -> Result<LogPage, RepositoryError> {
         let latest = self.latest_revision().await?;
         if from > latest {
             return Ok(LogPage::SnapshotNeeded);
         }
         let (after, through, page) = (signed(from), signed(latest), i64::from(limit));
         let rows = match entry {
-            Some(entry) => self.query(statements::CHANGE_PAGE_OF_ENTRY, &[&after, &through, &page, &entry]).await?,
-            None => self.query(statements::CHANGE_PAGE, &[&after, &through, &page]).await?,
+            Some(entry) => {
+                self.query(
+                    statements::CHANGE_PAGE_OF_ENTRY,
+                    &[&after, &through, &page, &entry],
+                )
+                .await?
+            }
+            None => {
+                self.query(statements::CHANGE_PAGE, &[&after, &through, &page])
+                    .await?
+            }
         };
         // Looked at last: what was pruned before or while the page was read shows here. Revisions have no holes.
-        let oldest: Option<i64> = self.query_one(statements::CHANGE_OLDEST, &[]).await?.get("oldest");
+        let oldest: Option<i64> = self
+            .query_one(statements::CHANGE_OLDEST, &[])
+            .await?
+            .get("oldest");
         if from < latest && oldest.is_none_or(|oldest| oldest.unsigned_abs() > from + 1) {
             return Ok(LogPage::SnapshotNeeded);
         }
@@ -131,9 +186,18 @@ impl Database {
     }
 
     /// Deletes what is older than `keep_for` or beyond the newest `keep_count`, among the oldest `limit` rows. Returns how many went.
-    pub async fn prune_changes(&self, keep_for: Duration, keep_count: u64, limit: u32) -> Result<u64, RepositoryError> {
+    pub async fn prune_changes(
+        &self,
+        keep_for: Duration,
+        keep_count: u64,
+        limit: u32,
+    ) -> Result<u64, RepositoryError> {
         let seconds = i64::try_from(keep_for.as_secs()).unwrap_or(i64::MAX);
-        self.execute(statements::CHANGE_PRUNE, &[&seconds, &signed(keep_count), &i64::from(limit)]).await
+        self.execute(
+            statements::CHANGE_PRUNE,
+            &[&seconds, &signed(keep_count), &i64::from(limit)],
+        )
+        .await
     }
 }
 
@@ -145,21 +209,42 @@ fn from_row(row: &Row) -> Result<Change, RepositoryError> {
     let subject: String = row.get("subject");
     let ranges = || -> Vec<ByteRange> {
         let (starts, ends): (Vec<i64>, Vec<i64>) = (row.get("starts"), row.get("ends"));
-        starts.iter().zip(&ends).map(|(start, end)| ByteRange::new(start.unsigned_abs(), end.unsigned_abs())).collect()
+        starts
+            .iter()
+            .zip(&ends)
+            .map(|(start, end)| ByteRange::new(start.unsigned_abs(), end.unsigned_abs()))
+            .collect()
     };
     let kind = match row.get("kind") {
-        "stored" => ChangeKind::Stored { entry: of_entry()?, edge: edge(), ranges: ranges() },
-        "removed" => ChangeKind::Removed { entry: of_entry()?, edge: edge(), ranges: ranges() },
+        "stored" => ChangeKind::Stored {
+            entry: of_entry()?,
+            edge: edge(),
+            ranges: ranges(),
+        },
+        "removed" => ChangeKind::Removed {
+            entry: of_entry()?,
+            edge: edge(),
+            ranges: ranges(),
+        },
         "entry" => ChangeKind::Entry { entry: of_entry()? },
         "key" => {
             let now: Option<EntryId> = subject.parse().ok();
             // A key that pointed nowhere before is filed under the entry it points to.
-            ChangeKind::Key { previous: entry.filter(|id| Some(*id) != now), entry: now }
+            ChangeKind::Key {
+                previous: entry.filter(|id| Some(*id) != now),
+                entry: now,
+            }
         }
         "edge" => ChangeKind::Edge { name: subject },
         "source" => ChangeKind::Source { name: subject },
-        "job" => ChangeKind::Job { id: subject.parse().map_err(|_| bad("a job without its id"))? },
+        "job" => ChangeKind::Job {
+            id: subject.parse().map_err(|_| bad("a job without its id"))?,
+        },
         other => return Err(bad(other)),
     };
-    Ok(Change { revision: row.get::<_, i64>("revision").unsigned_abs(), changed_at_ms: to_ms(row.get("changed_at")), kind })
+    Ok(Change {
+        revision: row.get::<_, i64>("revision").unsigned_abs(),
+        changed_at_ms: to_ms(row.get("changed_at")),
+        kind,
+    })
 }

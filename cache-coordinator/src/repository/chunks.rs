@@ -5,7 +5,11 @@ use std::collections::HashMap;
 use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Geometry, v1};
 use tokio_postgres::Row;
 
-use super::{Database, RepositoryError, edges::{EdgeId, parse_state}, statements};
+use super::{
+    Database, RepositoryError,
+    edges::{EdgeId, parse_state},
+    statements,
+};
 
 /// A chunk as an edge reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +20,10 @@ pub struct ChunkSum {
 
 impl From<&v1::Chunk> for ChunkSum {
     fn from(chunk: &v1::Chunk) -> Self {
-        Self { index: chunk.index, checksum: chunk.checksum }
+        Self {
+            index: chunk.index,
+            checksum: chunk.checksum,
+        }
     }
 }
 
@@ -67,12 +74,21 @@ pub struct Digest {
 impl Database {
     /// What each edge holds of one entry.
     pub async fn holdings(&self, entry: EntryId) -> Result<Vec<Holding>, RepositoryError> {
-        Ok(self.holdings_of(&[entry]).await?.remove(&entry).unwrap_or_default())
+        Ok(self
+            .holdings_of(&[entry])
+            .await?
+            .remove(&entry)
+            .unwrap_or_default())
     }
 
     /// What each edge holds of several entries; an entry nobody holds anything of is not in the answer.
-    pub async fn holdings_of(&self, entries: &[EntryId]) -> Result<HashMap<EntryId, Vec<Holding>>, RepositoryError> {
-        Ok(holdings_from_rows(&self.query(statements::CHUNK_HOLDINGS, &[&entries]).await?))
+    pub async fn holdings_of(
+        &self,
+        entries: &[EntryId],
+    ) -> Result<HashMap<EntryId, Vec<Holding>>, RepositoryError> {
+        Ok(holdings_from_rows(
+            &self.query(statements::CHUNK_HOLDINGS, &[&entries]).await?,
+        ))
     }
 
     /// What of `range` is on none of `edges`, ascending, at most `limit` ranges. Empty: all of it is there.
@@ -88,7 +104,10 @@ impl Database {
         let (start, end) = (signed(range.start), signed(range.end));
         let chunk_size = i64::from(geometry.chunk_size());
         let rows = self
-            .query(statements::CHUNK_MISSING, &[&entry, &start, &end, &chunk_size, &edges, &i64::from(limit)])
+            .query(
+                statements::CHUNK_MISSING,
+                &[&entry, &start, &end, &chunk_size, &edges, &i64::from(limit)],
+            )
             .await?;
         Ok(rows.iter().map(range_from_row).collect())
     }
@@ -96,20 +115,34 @@ impl Database {
     /// Of every entry the edge holds something of.
     pub async fn digests(&self, edge: EdgeId) -> Result<HashMap<EntryId, Digest>, RepositoryError> {
         let rows = self.query(statements::CHUNK_DIGESTS, &[&edge]).await?;
-        Ok(rows.iter().map(|row| (row.get("entry_id"), digest_from_row(row))).collect())
+        Ok(rows
+            .iter()
+            .map(|row| (row.get("entry_id"), digest_from_row(row)))
+            .collect())
     }
 
     /// Of one entry.
     pub async fn digest(&self, edge: EdgeId, entry: EntryId) -> Result<Digest, RepositoryError> {
-        Ok(digest_from_row(&self.query_one(statements::CHUNK_DIGEST, &[&entry, &edge]).await?))
+        Ok(digest_from_row(
+            &self
+                .query_one(statements::CHUNK_DIGEST, &[&entry, &edge])
+                .await?,
+        ))
     }
 
     /// Every chunk the edge holds of the entry, ascending.
-    pub async fn chunks(&self, edge: EdgeId, entry: EntryId) -> Result<Vec<StoredChunk>, RepositoryError> {
+    pub async fn chunks(
+        &self,
+        edge: EdgeId,
+        entry: EntryId,
+    ) -> Result<Vec<StoredChunk>, RepositoryError> {
         let rows = self.query(statements::CHUNK_LIST, &[&entry, &edge]).await?;
         Ok(rows
             .iter()
-            .map(|row| StoredChunk { range: range_from_row(row), checksum: row.get::<_, i64>("checksum").cast_unsigned() })
+            .map(|row| StoredChunk {
+                range: range_from_row(row),
+                checksum: row.get::<_, i64>("checksum").cast_unsigned(),
+            })
             .collect())
     }
 }
@@ -121,7 +154,10 @@ pub(super) fn holdings_from_rows(rows: &[Row]) -> HashMap<EntryId, Vec<Holding>>
         let holdings = answer.entry(row.get("entry_id")).or_default();
         let range = range_from_row(row);
         // Rows of one edge are adjacent.
-        match holdings.last_mut().filter(|holding| holding.edge_id == edge_id) {
+        match holdings
+            .last_mut()
+            .filter(|holding| holding.edge_id == edge_id)
+        {
             Some(holding) => holding.ranges.push(range),
             None => holdings.push(Holding {
                 edge_id,
@@ -143,7 +179,10 @@ pub(super) fn range_from_row(row: &Row) -> ByteRange {
 fn digest_from_row(row: &Row) -> Digest {
     Digest {
         chunk_count: row.get::<_, i64>("chunk_count").unsigned_abs(),
-        checksum_xor: row.get::<_, Option<i64>>("checksum_xor").unwrap_or(0).cast_unsigned(),
+        checksum_xor: row
+            .get::<_, Option<i64>>("checksum_xor")
+            .unwrap_or(0)
+            .cast_unsigned(),
     }
 }
 
@@ -172,7 +211,16 @@ mod tests {
 
     #[test]
     fn touching_ranges_become_one() {
-        let ranges = vec![ByteRange::new(4, 6), ByteRange::new(0, 2), ByteRange::new(2, 3), ByteRange::new(9, 9), ByteRange::new(5, 8)];
-        assert_eq!(coalesce(ranges), vec![ByteRange::new(0, 3), ByteRange::new(4, 8)]);
+        let ranges = vec![
+            ByteRange::new(4, 6),
+            ByteRange::new(0, 2),
+            ByteRange::new(2, 3),
+            ByteRange::new(9, 9),
+            ByteRange::new(5, 8),
+        ];
+        assert_eq!(
+            coalesce(ranges),
+            vec![ByteRange::new(0, 3), ByteRange::new(4, 8)]
+        );
     }
 }

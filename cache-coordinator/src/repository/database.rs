@@ -5,7 +5,11 @@ use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts};
 use parking_lot::RwLock;
 use rand::RngExt as _;
-use tokio_postgres::{NoTls, Row, config::{SslMode, TargetSessionAttrs}, types::ToSql};
+use tokio_postgres::{
+    NoTls, Row,
+    config::{SslMode, TargetSessionAttrs},
+    types::ToSql,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -94,11 +98,15 @@ struct Shared {
 
 impl Database {
     /// Reads the configuration; makes no connection yet.
-    pub fn new(config: &DatabaseConfig, observer: Arc<dyn StatementObserver>) -> Result<Self, RepositoryError> {
+    pub fn new(
+        config: &DatabaseConfig,
+        observer: Arc<dyn StatementObserver>,
+    ) -> Result<Self, RepositoryError> {
         let (url, root_certificate, verified_tls) = split_tls_options(&config.url);
-        let mut postgres: tokio_postgres::Config = url
-            .parse()
-            .map_err(|error: tokio_postgres::Error| RepositoryError::invalid("database-url", error.to_string()))?;
+        let mut postgres: tokio_postgres::Config =
+            url.parse().map_err(|error: tokio_postgres::Error| {
+                RepositoryError::invalid("database-url", error.to_string())
+            })?;
         let tls = verified_tls || postgres.get_ssl_mode() == SslMode::Require;
         let options = format!(
             "{} -c statement_timeout={} -c idle_in_transaction_session_timeout={}",
@@ -117,11 +125,17 @@ impl Database {
             postgres.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
         let pool = |max_size| {
-            let manager_config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+            let manager_config = ManagerConfig {
+                recycling_method: RecyclingMethod::Fast,
+            };
             let manager = if tls {
                 let mut postgres = postgres.clone();
                 postgres.ssl_mode(SslMode::Require);
-                Manager::from_config(postgres, tls::connector(root_certificate.as_deref())?, manager_config)
+                Manager::from_config(
+                    postgres,
+                    tls::connector(root_certificate.as_deref())?,
+                    manager_config,
+                )
             } else {
                 Manager::from_config(postgres.clone(), NoTls, manager_config)
             };
@@ -150,7 +164,11 @@ impl Database {
 
     /// Returns once the database answers with our schema; logs one line an attempt. A schema that can never
     /// fit ends it with an error, a database that is not there does not. `None`: cancelled.
-    pub async fn wait_ready(&self, mode: MigrateMode, cancel: &CancellationToken) -> Result<Option<()>, SchemaError> {
+    pub async fn wait_ready(
+        &self,
+        mode: MigrateMode,
+        cancel: &CancellationToken,
+    ) -> Result<Option<()>, SchemaError> {
         let mut back_off = BACK_OFF.0;
         loop {
             let attempt = tokio::select! {
@@ -172,7 +190,10 @@ impl Database {
                 }
             };
             let wait = jittered(back_off);
-            tracing::warn!(retry_in_ms = wait.as_millis() as u64, "database is not ready: {reason}");
+            tracing::warn!(
+                retry_in_ms = wait.as_millis() as u64,
+                "database is not ready: {reason}"
+            );
             *self.shared.health.write() = Health::NotReady(reason);
             tokio::select! {
                 () = cancel.cancelled() => return Ok(None),
@@ -195,25 +216,45 @@ impl Database {
     }
 
     /// A read on any free connection.
-    pub(super) async fn query(&self, statement: Statement, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, RepositoryError> {
+    pub(super) async fn query(
+        &self,
+        statement: Statement,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, RepositoryError> {
         let mut loan = self.reader().await?;
-        let result = Executor::new(&*loan.client()?, self).query(statement, params).await;
+        let result = Executor::new(&*loan.client()?, self)
+            .query(statement, params)
+            .await;
         loan.end(result)
     }
 
-    pub(super) async fn query_opt(&self, statement: Statement, params: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, RepositoryError> {
+    pub(super) async fn query_opt(
+        &self,
+        statement: Statement,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Option<Row>, RepositoryError> {
         Ok(self.query(statement, params).await?.into_iter().next())
     }
 
-    pub(super) async fn query_one(&self, statement: Statement, params: &[&(dyn ToSql + Sync)]) -> Result<Row, RepositoryError> {
+    pub(super) async fn query_one(
+        &self,
+        statement: Statement,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Row, RepositoryError> {
         self.query_opt(statement, params)
             .await?
             .ok_or_else(|| RepositoryError::Internal(format!("{} answered no row", statement.name)))
     }
 
-    pub(super) async fn execute(&self, statement: Statement, params: &[&(dyn ToSql + Sync)]) -> Result<u64, RepositoryError> {
+    pub(super) async fn execute(
+        &self,
+        statement: Statement,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, RepositoryError> {
         let mut loan = self.reader().await?;
-        let result = Executor::new(&*loan.client()?, self).execute(statement, params).await;
+        let result = Executor::new(&*loan.client()?, self)
+            .execute(statement, params)
+            .await;
         loan.end(result)
     }
 
@@ -273,7 +314,9 @@ mod tests {
 
     #[test]
     fn verifying_modes_are_taken_out_of_the_url() {
-        let (url, root, verified) = split_tls_options("postgres://u@h/db?sslmode=verify-full&sslrootcert=/ca.pem&connect_timeout=1");
+        let (url, root, verified) = split_tls_options(
+            "postgres://u@h/db?sslmode=verify-full&sslrootcert=/ca.pem&connect_timeout=1",
+        );
         assert_eq!(url, "postgres://u@h/db?connect_timeout=1");
         assert_eq!(root, Some(PathBuf::from("/ca.pem")));
         assert!(verified);

@@ -56,16 +56,27 @@ impl EdgeRecord {
 impl Database {
     /// All of them, by name.
     pub async fn edges(&self) -> Result<Vec<EdgeRecord>, RepositoryError> {
-        Ok(self.query(statements::EDGE_LIST, &[]).await?.iter().map(from_row).collect())
+        Ok(self
+            .query(statements::EDGE_LIST, &[])
+            .await?
+            .iter()
+            .map(from_row)
+            .collect())
     }
 
     pub async fn edge(&self, name: &str) -> Result<Option<EdgeRecord>, RepositoryError> {
-        Ok(self.query_opt(statements::EDGE_GET, &[&name]).await?.as_ref().map(from_row))
+        Ok(self
+            .query_opt(statements::EDGE_GET, &[&name])
+            .await?
+            .as_ref()
+            .map(from_row))
     }
 
     /// Chunk rows of an edge, counted no further than `limit`.
     pub async fn edge_chunk_count(&self, edge: EdgeId, limit: u32) -> Result<u64, RepositoryError> {
-        let row = self.query_one(statements::EDGE_CHUNK_COUNT, &[&edge, &i64::from(limit)]).await?;
+        let row = self
+            .query_one(statements::EDGE_CHUNK_COUNT, &[&edge, &i64::from(limit)])
+            .await?;
         Ok(row.get::<_, i64>(0).unsigned_abs())
     }
 }

@@ -26,7 +26,12 @@ impl EntryRecord {
     /// The key it was made under.
     #[must_use]
     pub fn key(&self) -> v1::Key {
-        v1::Key { source: self.source.clone(), path: self.path.clone(), query: self.query.clone(), variant: self.variant.clone() }
+        v1::Key {
+            source: self.source.clone(),
+            path: self.path.clone(),
+            query: self.query.clone(),
+            variant: self.variant.clone(),
+        }
     }
 
     /// On the wire.
@@ -48,8 +53,14 @@ impl EntryRecord {
 
     /// From the wire. Whether the id is the one its fields derive is the caller's to check: it knows the base URL.
     pub fn from_proto(entry: &v1::Entry) -> Result<Self, RepositoryError> {
-        let id = entry.id.parse().map_err(|_| RepositoryError::invalid("entry.id", "not a UUID"))?;
-        let key = entry.key.as_ref().ok_or_else(|| RepositoryError::invalid("entry.key", "is missing"))?;
+        let id = entry
+            .id
+            .parse()
+            .map_err(|_| RepositoryError::invalid("entry.id", "not a UUID"))?;
+        let key = entry
+            .key
+            .as_ref()
+            .ok_or_else(|| RepositoryError::invalid("entry.key", "is missing"))?;
         let geometry = Geometry::new(entry.size, entry.chunk_size)
             .map_err(|error| RepositoryError::invalid("entry.chunk_size", error.to_string()))?;
         Ok(Self {
@@ -71,7 +82,12 @@ impl EntryRecord {
     /// Where a listing goes on after this entry.
     #[must_use]
     pub fn cursor(&self) -> EntryCursor {
-        EntryCursor { source: self.source.clone(), path: self.path.clone(), query: self.query.clone(), id: self.id }
+        EntryCursor {
+            source: self.source.clone(),
+            path: self.path.clone(),
+            query: self.query.clone(),
+            id: self.id,
+        }
     }
 }
 
@@ -103,7 +119,12 @@ impl EntryCursor {
             .decode(token)
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .map(|(source, path, query, id)| Self { source, path, query, id })
+            .map(|(source, path, query, id)| Self {
+                source,
+                path,
+                query,
+                id,
+            })
             .ok_or_else(|| RepositoryError::invalid("page_token", "not one this service gave"))
     }
 }
@@ -119,7 +140,10 @@ impl Binding {
     /// On the wire.
     #[must_use]
     pub fn to_proto(&self) -> v1::KeyBinding {
-        v1::KeyBinding { entry: Some(self.entry.to_proto()), freshness: self.freshness.clone() }
+        v1::KeyBinding {
+            entry: Some(self.entry.to_proto()),
+            freshness: self.freshness.clone(),
+        }
     }
 }
 
@@ -132,42 +156,90 @@ pub struct IncompleteEntry {
 
 impl Database {
     pub async fn entry(&self, id: EntryId) -> Result<Option<EntryRecord>, RepositoryError> {
-        self.query_opt(statements::ENTRY_GET, &[&id]).await?.as_ref().map(from_row).transpose()
+        self.query_opt(statements::ENTRY_GET, &[&id])
+            .await?
+            .as_ref()
+            .map(from_row)
+            .transpose()
     }
 
     /// At most `limit` entries after `after` in the order of source, path, query, id; `source` empty: of all.
-    pub async fn entries(&self, source: &str, after: &EntryCursor, limit: u32) -> Result<Vec<EntryRecord>, RepositoryError> {
+    pub async fn entries(
+        &self,
+        source: &str,
+        after: &EntryCursor,
+        limit: u32,
+    ) -> Result<Vec<EntryRecord>, RepositoryError> {
         let limit = i64::from(limit);
         let rows = if source.is_empty() {
-            self.query(statements::ENTRY_PAGE, &[&after.source, &after.path, &after.query, &after.id, &limit]).await?
+            self.query(
+                statements::ENTRY_PAGE,
+                &[&after.source, &after.path, &after.query, &after.id, &limit],
+            )
+            .await?
         } else {
-            self.query(statements::ENTRY_PAGE_OF_SOURCE, &[&source, &after.path, &after.query, &after.id, &limit]).await?
+            self.query(
+                statements::ENTRY_PAGE_OF_SOURCE,
+                &[&source, &after.path, &after.query, &after.id, &limit],
+            )
+            .await?
         };
         rows.iter().map(from_row).collect()
     }
 
     /// What the key points to now.
     pub async fn binding(&self, key: &v1::Key) -> Result<Option<Binding>, RepositoryError> {
-        let row = self.query_opt(statements::BINDING_GET, &[&key.source, &key.path, &key.query, &key.variant]).await?;
+        let row = self
+            .query_opt(
+                statements::BINDING_GET,
+                &[&key.source, &key.path, &key.query, &key.variant],
+            )
+            .await?;
         row.as_ref().map(binding_from_row).transpose()
     }
 
     /// What the variants of a path point to (at most 100), the most recently validated first.
-    pub async fn bindings_of_path(&self, source: &str, path: &str, query: &str) -> Result<Vec<Binding>, RepositoryError> {
-        self.query(statements::BINDING_OF_PATH, &[&source, &path, &query]).await?.iter().map(binding_from_row).collect()
+    pub async fn bindings_of_path(
+        &self,
+        source: &str,
+        path: &str,
+        query: &str,
+    ) -> Result<Vec<Binding>, RepositoryError> {
+        self.query(statements::BINDING_OF_PATH, &[&source, &path, &query])
+            .await?
+            .iter()
+            .map(binding_from_row)
+            .collect()
     }
 
     /// The entry, with freshness if its key still points to it.
     pub async fn binding_of_entry(&self, id: EntryId) -> Result<Option<Binding>, RepositoryError> {
-        self.query_opt(statements::BINDING_OF_ENTRY, &[&id]).await?.as_ref().map(binding_from_row).transpose()
+        self.query_opt(statements::BINDING_OF_ENTRY, &[&id])
+            .await?
+            .as_ref()
+            .map(binding_from_row)
+            .transpose()
     }
 
     /// Entries the edge holds a part of, in the order of ids after `after`.
-    pub async fn incomplete_entries(&self, edge: EdgeId, after: EntryId, limit: u32) -> Result<Vec<IncompleteEntry>, RepositoryError> {
-        let rows = self.query(statements::ENTRY_INCOMPLETE, &[&edge, &after, &i64::from(limit)]).await?;
+    pub async fn incomplete_entries(
+        &self,
+        edge: EdgeId,
+        after: EntryId,
+        limit: u32,
+    ) -> Result<Vec<IncompleteEntry>, RepositoryError> {
+        let rows = self
+            .query(
+                statements::ENTRY_INCOMPLETE,
+                &[&edge, &after, &i64::from(limit)],
+            )
+            .await?;
         Ok(rows
             .iter()
-            .map(|row| IncompleteEntry { entry: row.get(0), held_bytes: row.get::<_, i64>(1).unsigned_abs() })
+            .map(|row| IncompleteEntry {
+                entry: row.get(0),
+                held_bytes: row.get::<_, i64>(1).unsigned_abs(),
+            })
             .collect())
     }
 }
@@ -201,7 +273,10 @@ fn binding_from_row(row: &Row) -> Result<Binding, RepositoryError> {
         cache_control: row.get("cache_control"),
         vary: row.get("vary"),
     });
-    Ok(Binding { entry: from_row(row)?, freshness })
+    Ok(Binding {
+        entry: from_row(row)?,
+        freshness,
+    })
 }
 
 /// A freshness as the columns of `cache_keys`.
@@ -228,7 +303,12 @@ mod tests {
 
     #[test]
     fn a_page_token_names_a_place() {
-        let cursor = EntryCursor { source: "a".into(), path: "b/ü".into(), query: "c=1".into(), id: EntryId::from_u128(7) };
+        let cursor = EntryCursor {
+            source: "a".into(),
+            path: "b/ü".into(),
+            query: "c=1".into(),
+            id: EntryId::from_u128(7),
+        };
         assert_eq!(EntryCursor::decode(&cursor.encode()).unwrap(), cursor);
         assert_eq!(EntryCursor::decode("").unwrap(), EntryCursor::default());
         assert!(EntryCursor::decode("nonsense").is_err());

@@ -22,7 +22,10 @@ pub enum RepositoryError {
     NotLeader { leader: Option<String> },
     /// The database can not be asked now. Nothing is known to have changed.
     #[error("the database is not available: {reason}")]
-    Unavailable { reason: String, retry_after: Duration },
+    Unavailable {
+        reason: String,
+        retry_after: Duration,
+    },
     /// The caller's value can not be stored.
     #[error("{field}: {reason}")]
     Invalid { field: &'static str, reason: String },
@@ -39,15 +42,24 @@ impl RepositoryError {
     }
 
     pub(crate) fn unavailable(reason: impl Into<String>) -> Self {
-        Self::Unavailable { reason: reason.into(), retry_after: Duration::from_millis(500) }
+        Self::Unavailable {
+            reason: reason.into(),
+            retry_after: Duration::from_millis(500),
+        }
     }
 
     pub(crate) fn invalid(field: &'static str, reason: impl Into<String>) -> Self {
-        Self::Invalid { field, reason: reason.into() }
+        Self::Invalid {
+            field,
+            reason: reason.into(),
+        }
     }
 
     pub(crate) fn not_found(what: &'static str, name: impl ToString) -> Self {
-        Self::NotFound { what, name: name.to_string() }
+        Self::NotFound {
+            what,
+            name: name.to_string(),
+        }
     }
 }
 
@@ -63,11 +75,15 @@ impl From<tokio_postgres::Error> for RepositoryError {
             };
         };
         let reason = describe(&error);
-        let retry_at_once = *state == SqlState::T_R_SERIALIZATION_FAILURE || *state == SqlState::T_R_DEADLOCK_DETECTED;
+        let retry_at_once = *state == SqlState::T_R_SERIALIZATION_FAILURE
+            || *state == SqlState::T_R_DEADLOCK_DETECTED;
         match state.code() {
-            _ if retry_at_once => Self::Unavailable { reason, retry_after: Duration::from_millis(10) },
+            _ if retry_at_once => Self::Unavailable {
+                reason,
+                retry_after: Duration::from_millis(10),
+            },
             "57014" => Self::unavailable(format!("statement timeout: {reason}")),
-            "55P03" | "25006" | "25P03" | "3D000" | "42501" => Self::unavailable(reason),
+            "55P03" | "25006" | "25P03" | "3D000" => Self::unavailable(reason),
             "23503" => Self::Conflict(reason),
             "23505" => Self::Conflict(reason),
             "23514" | "23502" => Self::invalid("value", reason),
@@ -84,7 +100,9 @@ impl From<tokio_postgres::Error> for RepositoryError {
 impl From<PoolError> for RepositoryError {
     fn from(error: PoolError) -> Self {
         match error {
-            PoolError::Timeout(kind) => Self::unavailable(format!("no connection in time ({kind:?})")),
+            PoolError::Timeout(kind) => {
+                Self::unavailable(format!("no connection in time ({kind:?})"))
+            }
             PoolError::Backend(error) => {
                 // While connecting everything is worth another try: the database may be starting.
                 match Self::from(error) {

@@ -17,10 +17,18 @@ pub(super) struct Executor<'a, C> {
 
 impl<'a, C: GenericClient> Executor<'a, C> {
     pub fn new(client: &'a C, database: &'a Database) -> Self {
-        Self { client, observer: database.observer(), give_up_after: database.give_up_after() }
+        Self {
+            client,
+            observer: database.observer(),
+            give_up_after: database.give_up_after(),
+        }
     }
 
-    pub async fn query(&self, statement: Statement, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, RepositoryError> {
+    pub async fn query(
+        &self,
+        statement: Statement,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, RepositoryError> {
         self.timed(statement.name, async {
             let prepared = self.client.prepare_cached(statement.sql).await?;
             self.client.query(&prepared, params).await
@@ -28,17 +36,29 @@ impl<'a, C: GenericClient> Executor<'a, C> {
         .await
     }
 
-    pub async fn query_opt(&self, statement: Statement, params: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, RepositoryError> {
+    pub async fn query_opt(
+        &self,
+        statement: Statement,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Option<Row>, RepositoryError> {
         Ok(self.query(statement, params).await?.into_iter().next())
     }
 
-    pub async fn query_one(&self, statement: Statement, params: &[&(dyn ToSql + Sync)]) -> Result<Row, RepositoryError> {
+    pub async fn query_one(
+        &self,
+        statement: Statement,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Row, RepositoryError> {
         self.query_opt(statement, params)
             .await?
             .ok_or_else(|| RepositoryError::Internal(format!("{} answered no row", statement.name)))
     }
 
-    pub async fn execute(&self, statement: Statement, params: &[&(dyn ToSql + Sync)]) -> Result<u64, RepositoryError> {
+    pub async fn execute(
+        &self,
+        statement: Statement,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, RepositoryError> {
         self.timed(statement.name, async {
             let prepared = self.client.prepare_cached(statement.sql).await?;
             self.client.execute(&prepared, params).await
@@ -65,7 +85,9 @@ pub(super) async fn timed<T>(
     let began = Instant::now();
     let result = match tokio::time::timeout(give_up_after, work).await {
         Ok(result) => result.map_err(RepositoryError::from),
-        Err(_) => Err(RepositoryError::unavailable(format!("{name}: no answer from the database in {give_up_after:?}"))),
+        Err(_) => Err(RepositoryError::unavailable(format!(
+            "{name}: no answer from the database in {give_up_after:?}"
+        ))),
     };
     observer.observe(name, began.elapsed(), result.is_ok());
     result
@@ -80,11 +102,16 @@ pub(super) struct Loan {
 
 impl Loan {
     pub fn new(object: Object) -> Self {
-        Self { object: Some(object), returnable: false }
+        Self {
+            object: Some(object),
+            returnable: false,
+        }
     }
 
     pub fn client(&mut self) -> Result<&mut Object, RepositoryError> {
-        self.object.as_mut().ok_or_else(|| RepositoryError::Internal("connection already given back".into()))
+        self.object
+            .as_mut()
+            .ok_or_else(|| RepositoryError::Internal("connection already given back".into()))
     }
 
     /// Gives the connection back if the result says that it is sound.
@@ -94,14 +121,23 @@ impl Loan {
     }
 
     /// Begins a transaction that reads one state of the database.
-    pub async fn snapshot(&mut self, database: &Database) -> Result<Transaction<'_>, RepositoryError> {
+    pub async fn snapshot(
+        &mut self,
+        database: &Database,
+    ) -> Result<Transaction<'_>, RepositoryError> {
         let begin = self
             .client()?
             .build_transaction()
             .isolation_level(IsolationLevel::RepeatableRead)
             .read_only(true)
             .start();
-        timed(database.observer(), database.give_up_after(), "begin", begin).await
+        timed(
+            database.observer(),
+            database.give_up_after(),
+            "begin",
+            begin,
+        )
+        .await
     }
 }
 

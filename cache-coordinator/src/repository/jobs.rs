@@ -52,27 +52,51 @@ impl JobRecord {
 
 impl Database {
     pub async fn job(&self, id: Uuid) -> Result<Option<JobRecord>, RepositoryError> {
-        self.query_opt(statements::JOB_GET, &[&id]).await?.as_ref().map(from_row).transpose()
+        self.query_opt(statements::JOB_GET, &[&id])
+            .await?
+            .as_ref()
+            .map(from_row)
+            .transpose()
     }
 
     /// The newest first, at most `limit`.
-    pub async fn jobs(&self, include_ended: bool, limit: u32) -> Result<Vec<JobRecord>, RepositoryError> {
-        self.query(statements::JOB_LIST, &[&include_ended, &i64::from(limit)]).await?.iter().map(from_row).collect()
+    pub async fn jobs(
+        &self,
+        include_ended: bool,
+        limit: u32,
+    ) -> Result<Vec<JobRecord>, RepositoryError> {
+        self.query(statements::JOB_LIST, &[&include_ended, &i64::from(limit)])
+            .await?
+            .iter()
+            .map(from_row)
+            .collect()
     }
 
     /// Of [`JobRecord::bytes_total`], how many the rows have.
-    pub async fn job_bytes_done(&self, job: &JobRecord, geometry: Geometry) -> Result<u64, RepositoryError> {
+    pub async fn job_bytes_done(
+        &self,
+        job: &JobRecord,
+        geometry: Geometry,
+    ) -> Result<u64, RepositoryError> {
         let starts: Vec<i64> = job.ranges.iter().map(|range| signed(range.start)).collect();
         let ends: Vec<i64> = job.ranges.iter().map(|range| signed(range.end)).collect();
         let chunk_size = i64::from(geometry.chunk_size());
         let bytes: i64 = if job.edges.is_empty() {
-            self.query_one(statements::JOB_BYTES_ANYWHERE, &[&job.entry, &starts, &ends, &chunk_size]).await?.get("bytes")
+            self.query_one(
+                statements::JOB_BYTES_ANYWHERE,
+                &[&job.entry, &starts, &ends, &chunk_size],
+            )
+            .await?
+            .get("bytes")
         } else {
-            self.query(statements::JOB_BYTES_ON_EDGES, &[&job.entry, &starts, &ends, &chunk_size, &job.edges])
-                .await?
-                .iter()
-                .map(|row| row.get::<_, i64>("bytes"))
-                .sum()
+            self.query(
+                statements::JOB_BYTES_ON_EDGES,
+                &[&job.entry, &starts, &ends, &chunk_size, &job.edges],
+            )
+            .await?
+            .iter()
+            .map(|row| row.get::<_, i64>("bytes"))
+            .sum()
         };
         Ok(bytes.unsigned_abs())
     }
@@ -91,18 +115,28 @@ pub(super) fn from_row(row: &Row) -> Result<JobRecord, RepositoryError> {
         "done" => JobStatus::Done,
         "cancelled" => JobStatus::Cancelled,
         "failed" => JobStatus::Failed,
-        other => return Err(RepositoryError::Internal(format!("state of a job: {other}"))),
+        other => {
+            return Err(RepositoryError::Internal(format!(
+                "state of a job: {other}"
+            )));
+        }
     };
     Ok(JobRecord {
         id: row.get("id"),
         entry: row.get("entry_id"),
-        ranges: starts.iter().zip(&ends).map(|(start, end)| ByteRange::new(start.unsigned_abs(), end.unsigned_abs())).collect(),
+        ranges: starts
+            .iter()
+            .zip(&ends)
+            .map(|(start, end)| ByteRange::new(start.unsigned_abs(), end.unsigned_abs()))
+            .collect(),
         edges: row.get("edges"),
         level,
         status,
         error: row.get("error"),
         created_at_ms: to_ms(row.get("created_at")),
-        ended_at_ms: row.get::<_, Option<std::time::SystemTime>>("ended_at").map(to_ms),
+        ended_at_ms: row
+            .get::<_, Option<std::time::SystemTime>>("ended_at")
+            .map(to_ms),
     })
 }
 

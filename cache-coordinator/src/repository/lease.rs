@@ -50,7 +50,9 @@ impl Leadership {
     pub fn refusal(&self) -> RepositoryError {
         match self {
             Self::Leader { .. } => RepositoryError::NotLeader { leader: None },
-            Self::Standby { leader_address } => RepositoryError::NotLeader { leader: leader_address.clone() },
+            Self::Standby { leader_address } => RepositoryError::NotLeader {
+                leader: leader_address.clone(),
+            },
         }
     }
 }
@@ -78,7 +80,9 @@ impl StepDown {
         self.requests.send_modify(|count| *count += 1);
         let mut leadership = self.leadership.clone();
         // An error means the keeper is gone, and with it the leadership.
-        let _ = leadership.wait_for(|now| matches!(now, Leadership::Standby { .. })).await;
+        let _ = leadership
+            .wait_for(|now| matches!(now, Leadership::Standby { .. }))
+            .await;
     }
 }
 
@@ -86,9 +90,18 @@ impl LeaseKeeper {
     /// `holder` names this process and no other; `address` is what clients are told.
     #[must_use]
     pub fn new(database: Database, holder: Uuid, address: String, times: LeaseTimes) -> Self {
-        let (leadership, _) = watch::channel(Leadership::Standby { leader_address: None });
+        let (leadership, _) = watch::channel(Leadership::Standby {
+            leader_address: None,
+        });
         let (step_down, _) = watch::channel(0);
-        Self { database, holder, address, times, leadership, step_down }
+        Self {
+            database,
+            holder,
+            address,
+            times,
+            leadership,
+            step_down,
+        }
     }
 
     #[must_use]
@@ -103,7 +116,10 @@ impl LeaseKeeper {
 
     #[must_use]
     pub fn step_down_handle(&self) -> StepDown {
-        StepDown { requests: self.step_down.clone(), leadership: self.leadership.subscribe() }
+        StepDown {
+            requests: self.step_down.clone(),
+            leadership: self.leadership.subscribe(),
+        }
     }
 
     /// Runs until cancelled; then releases the lease so that a standby need not wait for it to expire.
@@ -115,7 +131,11 @@ impl LeaseKeeper {
                     self.publish(Leadership::Leader { term });
                     tracing::info!(term, "leading");
                     let asked = self.lead(term, until, &mut requests, &cancel).await;
-                    if asked { self.times.stand_back } else { Duration::ZERO }
+                    if asked {
+                        self.times.stand_back
+                    } else {
+                        Duration::ZERO
+                    }
                 }
                 Ok(None) => jittered(self.times.poll_every),
                 Err(error) => {
@@ -137,22 +157,41 @@ impl LeaseKeeper {
         let result = async {
             let executor = Executor::new(&*loan.client()?, &self.database);
             if let Some(row) = executor.query_opt(statements::LEASE_READ, &[]).await? {
-                let (holder, address, held): (Uuid, String, bool) = (row.get("holder"), row.get("address"), row.get("held"));
+                let (holder, address, held): (Uuid, String, bool) =
+                    (row.get("holder"), row.get("address"), row.get("held"));
                 if held && holder != self.holder {
-                    self.publish(Leadership::Standby { leader_address: Some(address) });
+                    self.publish(Leadership::Standby {
+                        leader_address: Some(address),
+                    });
                     return Ok(None);
                 }
             }
             let milliseconds = milliseconds(self.times.duration);
-            let taken = executor.query_opt(statements::LEASE_ACQUIRE, &[&self.holder, &self.address, &milliseconds]).await?;
-            Ok(taken.map(|row| (row.get::<_, i64>("term").unsigned_abs(), asked_at + self.times.duration)))
+            let taken = executor
+                .query_opt(
+                    statements::LEASE_ACQUIRE,
+                    &[&self.holder, &self.address, &milliseconds],
+                )
+                .await?;
+            Ok(taken.map(|row| {
+                (
+                    row.get::<_, i64>("term").unsigned_abs(),
+                    asked_at + self.times.duration,
+                )
+            }))
         }
         .await;
         loan.end(result)
     }
 
     /// Renews until the lease is lost, given up (true) or the process ends.
-    async fn lead(&self, term: u64, mut until: Instant, requests: &mut watch::Receiver<u64>, cancel: &CancellationToken) -> bool {
+    async fn lead(
+        &self,
+        term: u64,
+        mut until: Instant,
+        requests: &mut watch::Receiver<u64>,
+        cancel: &CancellationToken,
+    ) -> bool {
         requests.mark_unchanged();
         let mut next = Instant::now() + self.times.renew_every;
         loop {
@@ -164,8 +203,18 @@ impl LeaseKeeper {
             };
             if asked {
                 // Refuse first, release second: nobody writes in between.
-                self.publish(Leadership::Standby { leader_address: None });
-                if let Err(error) = self.change(statements::LEASE_RELEASE, term, None, self.times.renew_every).await {
+                self.publish(Leadership::Standby {
+                    leader_address: None,
+                });
+                if let Err(error) = self
+                    .change(
+                        statements::LEASE_RELEASE,
+                        term,
+                        None,
+                        self.times.renew_every,
+                    )
+                    .await
+                {
                     tracing::warn!("could not release the lease, it will expire: {error}");
                 }
                 tracing::info!(term, "stepped down");
@@ -175,7 +224,15 @@ impl LeaseKeeper {
             if asked_at >= until {
                 break;
             }
-            match self.change(statements::LEASE_RENEW, term, Some(self.times.duration), until - asked_at).await {
+            match self
+                .change(
+                    statements::LEASE_RENEW,
+                    term,
+                    Some(self.times.duration),
+                    until - asked_at,
+                )
+                .await
+            {
                 Ok(true) => {
                     until = asked_at + self.times.duration;
                     next = asked_at + self.times.renew_every;
@@ -189,7 +246,9 @@ impl LeaseKeeper {
             }
         }
         tracing::warn!(term, "lost the lease");
-        self.publish(Leadership::Standby { leader_address: None });
+        self.publish(Leadership::Standby {
+            leader_address: None,
+        });
         false
     }
 
@@ -206,14 +265,20 @@ impl LeaseKeeper {
             let term = i64::try_from(term).unwrap_or(i64::MAX);
             let executor = Executor::new(&*loan.client()?, &self.database);
             let result = match duration.map(milliseconds) {
-                Some(milliseconds) => executor.execute(statement, &[&self.holder, &term, &milliseconds]).await,
+                Some(milliseconds) => {
+                    executor
+                        .execute(statement, &[&self.holder, &term, &milliseconds])
+                        .await
+                }
                 None => executor.execute(statement, &[&self.holder, &term]).await,
             };
             loan.end(result)
         };
         match tokio::time::timeout(patience, work).await {
             Ok(result) => Ok(result? == 1),
-            Err(_) => Err(RepositoryError::unavailable("the database did not answer in time")),
+            Err(_) => Err(RepositoryError::unavailable(
+                "the database did not answer in time",
+            )),
         }
     }
 

@@ -39,13 +39,19 @@ pub enum MigrateMode {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SchemaError {
     /// A later release has been here; running on would damage what it wrote.
-    #[error("the database has schema version {found}, newer than version {known}, the newest this coordinator knows")]
+    #[error(
+        "the database has schema version {found}, newer than version {known}, the newest this coordinator knows"
+    )]
     Newer { found: i32, known: i32 },
     /// A migration was edited after it was applied.
-    #[error("migration {version} ({name}) was applied with another content than this coordinator has")]
+    #[error(
+        "migration {version} ({name}) was applied with another content than this coordinator has"
+    )]
     Changed { version: i32, name: String },
     /// `--no-migrate`, and there is something to do.
-    #[error("the database has schema version {found}; version {known} is needed and migrations are off")]
+    #[error(
+        "the database has schema version {found}; version {known} is needed and migrations are off"
+    )]
     Pending { found: i32, known: i32 },
     #[error(transparent)]
     Database(#[from] RepositoryError),
@@ -56,13 +62,31 @@ pub(super) async fn prepare(database: &Database, mode: MigrateMode) -> Result<us
     prepare_with(database, mode, migrations()).await
 }
 
-async fn prepare_with(database: &Database, mode: MigrateMode, known: &[Migration]) -> Result<usize, SchemaError> {
+async fn prepare_with(
+    database: &Database,
+    mode: MigrateMode,
+    known: &[Migration],
+) -> Result<usize, SchemaError> {
     if mode == MigrateMode::CheckOnly {
-        let present: bool = database.query_one(statements::SCHEMA_EXISTS, &[]).await?.get(0);
+        let present: bool = database
+            .query_one(statements::SCHEMA_EXISTS, &[])
+            .await?
+            .get(0);
         let newest = known.last().map_or(0, |migration| migration.version);
-        let applied = if present { applied(database.query(statements::SCHEMA_APPLIED, &[]).await?) } else { Vec::new() };
+        let applied = if present {
+            applied(database.query(statements::SCHEMA_APPLIED, &[]).await?)
+        } else {
+            Vec::new()
+        };
         let found = check(&applied, known)?;
-        return if found == newest { Ok(0) } else { Err(SchemaError::Pending { found, known: newest }) };
+        return if found == newest {
+            Ok(0)
+        } else {
+            Err(SchemaError::Pending {
+                found,
+                known: newest,
+            })
+        };
     }
     let mut count = 0;
     while apply_next(database, known).await? {
@@ -106,7 +130,10 @@ impl RepositoryError {
     fn in_migration(self, migration: &Migration) -> Self {
         match self {
             unavailable @ Self::Unavailable { .. } => unavailable,
-            other => Self::Internal(format!("migration {} ({}): {other}", migration.version, migration.name)),
+            other => Self::Internal(format!(
+                "migration {} ({}): {other}",
+                migration.version, migration.name
+            )),
         }
     }
 }
@@ -118,7 +145,13 @@ struct Applied {
 }
 
 fn applied(rows: Vec<tokio_postgres::Row>) -> Vec<Applied> {
-    rows.iter().map(|row| Applied { version: row.get(0), name: row.get(1), checksum: row.get(2) }).collect()
+    rows.iter()
+        .map(|row| Applied {
+            version: row.get(0),
+            name: row.get(1),
+            checksum: row.get(2),
+        })
+        .collect()
 }
 
 /// The version found, if it is one of ours with our content.
@@ -126,12 +159,20 @@ fn check(applied: &[Applied], known: &[Migration]) -> Result<i32, SchemaError> {
     let newest = known.last().map_or(0, |migration| migration.version);
     let found = applied.last().map_or(0, |row| row.version);
     if found > newest {
-        return Err(SchemaError::Newer { found, known: newest });
+        return Err(SchemaError::Newer {
+            found,
+            known: newest,
+        });
     }
     for row in applied {
-        let same = known.iter().any(|migration| migration.version == row.version && checksum(migration.sql) == row.checksum);
+        let same = known.iter().any(|migration| {
+            migration.version == row.version && checksum(migration.sql) == row.checksum
+        });
         if !same {
-            return Err(SchemaError::Changed { version: row.version, name: row.name.clone() });
+            return Err(SchemaError::Changed {
+                version: row.version,
+                name: row.name.clone(),
+            });
         }
     }
     Ok(found)

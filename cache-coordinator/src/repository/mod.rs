@@ -39,7 +39,9 @@ pub use writer::{Committed, Pending, Writer};
 /// Milliseconds since the Unix epoch of a timestamp; before it, 0.
 fn to_ms(time: std::time::SystemTime) -> i64 {
     time.duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+        .map_or(0, |since| {
+            i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+        })
 }
 
 /// A timestamp from milliseconds since the Unix epoch, cut to what PostgreSQL can hold (to the year 9999).

@@ -5,7 +5,11 @@ use super::{Database, RepositoryError, statements};
 impl Database {
     /// The secret of that name; `fresh` becomes it if there is none yet.
     pub async fn secret(&self, name: &str, fresh: &[u8]) -> Result<Vec<u8>, RepositoryError> {
-        self.execute(statements::SECRET_INSERT, &[&name, &fresh]).await?;
-        Ok(self.query_one(statements::SECRET_GET, &[&name]).await?.get(0))
+        self.execute(statements::SECRET_INSERT, &[&name, &fresh])
+            .await?;
+        Ok(self
+            .query_one(statements::SECRET_GET, &[&name])
+            .await?
+            .get(0))
     }
 }

@@ -9,12 +9,20 @@ use super::{Database, RepositoryError, statements};
 impl Database {
     /// All of them, by name.
     pub async fn sources(&self) -> Result<Vec<v1::Source>, RepositoryError> {
-        self.query(statements::SOURCE_LIST, &[]).await?.iter().map(from_row).collect()
+        self.query(statements::SOURCE_LIST, &[])
+            .await?
+            .iter()
+            .map(from_row)
+            .collect()
     }
 
     /// One of them. Headers come in clear: callers that answer clients redact.
     pub async fn source(&self, name: &str) -> Result<Option<v1::Source>, RepositoryError> {
-        self.query_opt(statements::SOURCE_GET, &[&name]).await?.as_ref().map(from_row).transpose()
+        self.query_opt(statements::SOURCE_GET, &[&name])
+            .await?
+            .as_ref()
+            .map(from_row)
+            .transpose()
     }
 }
 
@@ -44,7 +52,11 @@ struct Freshness {
 impl Settings {
     pub(super) fn of(source: &v1::Source) -> Self {
         Self {
-            headers: source.headers.iter().map(|header| (header.name.clone(), header.value.clone())).collect(),
+            headers: source
+                .headers
+                .iter()
+                .map(|header| (header.name.clone(), header.value.clone()))
+                .collect(),
             max_connections: source.max_connections,
             max_rate_bytes_per_second: source.max_rate_bytes_per_second,
             background_fill: source.background_fill,
@@ -64,11 +76,17 @@ impl Settings {
         v1::Source {
             name,
             base_url,
-            headers: self.headers.into_iter().map(|(name, value)| v1::Header { name, value }).collect(),
+            headers: self
+                .headers
+                .into_iter()
+                .map(|(name, value)| v1::Header { name, value })
+                .collect(),
             max_connections: self.max_connections,
             max_rate_bytes_per_second: self.max_rate_bytes_per_second,
             background_fill: self.background_fill,
-            mode: v1::SourceMode::from_str_name(&self.mode).unwrap_or_default().into(),
+            mode: v1::SourceMode::from_str_name(&self.mode)
+                .unwrap_or_default()
+                .into(),
             freshness: self.freshness.map(|policy| v1::FreshnessPolicy {
                 default_ttl_seconds: policy.default_ttl_seconds,
                 override_ttl_seconds: policy.override_ttl_seconds,
@@ -87,7 +105,11 @@ pub(super) fn from_row(row: &Row) -> Result<v1::Source, RepositoryError> {
         .try_get("settings")
         .map_err(|error| RepositoryError::Internal(format!("settings of a source: {error}")))?;
     let revision: i64 = row.get("revision");
-    Ok(settings.into_source(row.get("name"), row.get("base_url"), revision.unsigned_abs()))
+    Ok(settings.into_source(
+        row.get("name"),
+        row.get("base_url"),
+        revision.unsigned_abs(),
+    ))
 }
 
 #[cfg(test)]
@@ -99,12 +121,18 @@ mod tests {
         let source = v1::Source {
             name: "films".into(),
             base_url: "http://origin".into(),
-            headers: vec![v1::Header { name: "X-Key".into(), value: "1".into() }],
+            headers: vec![v1::Header {
+                name: "X-Key".into(),
+                value: "1".into(),
+            }],
             max_connections: 4,
             max_rate_bytes_per_second: 5,
             background_fill: Some(false),
             mode: v1::SourceMode::Record.into(),
-            freshness: Some(v1::FreshnessPolicy { default_ttl_seconds: Some(1), ..Default::default() }),
+            freshness: Some(v1::FreshnessPolicy {
+                default_ttl_seconds: Some(1),
+                ..Default::default()
+            }),
             forward_credentials: true,
             forward_headers: vec!["X-A".into()],
             revision: 9,

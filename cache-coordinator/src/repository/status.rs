@@ -3,7 +3,8 @@
 use chunkcache_proto::{EntryId, v1};
 
 use super::{
-    Binding, Database, EdgeRecord, EntryRecord, Holding, JobRecord, RepositoryError, chunks, edges, entries,
+    Binding, Database, EdgeRecord, EntryRecord, Holding, JobRecord, RepositoryError, chunks, edges,
+    entries,
     executor::{Executor, Loan},
     jobs, sources, statements,
 };
@@ -53,9 +54,21 @@ impl Database {
         let estimated = chunks >= COUNT_LIMIT.unsigned_abs();
         let entries_cut = entries >= COUNT_LIMIT.unsigned_abs();
         Ok(Totals {
-            entries: if entries_cut { entries.max(number("entries_estimated")) } else { entries },
-            chunks: if estimated { chunks.max(number("chunks_estimated")) } else { chunks },
-            bytes_cached: if estimated { number("bytes_counted").max(number("bytes_reported")) } else { number("bytes_counted") },
+            entries: if entries_cut {
+                entries.max(number("entries_estimated"))
+            } else {
+                entries
+            },
+            chunks: if estimated {
+                chunks.max(number("chunks_estimated"))
+            } else {
+                chunks
+            },
+            bytes_cached: if estimated {
+                number("bytes_counted").max(number("bytes_reported"))
+            } else {
+                number("bytes_counted")
+            },
             estimated,
             edges_total: u32::try_from(number("edges_total")).unwrap_or(u32::MAX),
             edges_active: u32::try_from(number("edges_active")).unwrap_or(u32::MAX),
@@ -70,13 +83,25 @@ impl Database {
         let result = async {
             let transaction = loan.snapshot(self).await?;
             let executor = Executor::new(&transaction, self);
-            let revision: i64 = executor.query_one(statements::CHANGE_REVISION, &[]).await?.get("latest");
+            let revision: i64 = executor
+                .query_one(statements::CHANGE_REVISION, &[])
+                .await?
+                .get("latest");
             let row = executor.query_opt(statements::ENTRY_GET, &[&id]).await?;
-            let entry = entries::from_row(&row.ok_or_else(|| RepositoryError::not_found("entry", id))?)?;
-            let rows = executor.query(statements::CHUNK_HOLDINGS, &[&[id].as_slice()]).await?;
-            let holdings = chunks::holdings_from_rows(&rows).remove(&id).unwrap_or_default();
+            let entry =
+                entries::from_row(&row.ok_or_else(|| RepositoryError::not_found("entry", id))?)?;
+            let rows = executor
+                .query(statements::CHUNK_HOLDINGS, &[&[id].as_slice()])
+                .await?;
+            let holdings = chunks::holdings_from_rows(&rows)
+                .remove(&id)
+                .unwrap_or_default();
             transaction.commit().await?;
-            Ok(EntrySnapshot { revision: revision.unsigned_abs(), entry, holdings })
+            Ok(EntrySnapshot {
+                revision: revision.unsigned_abs(),
+                entry,
+                holdings,
+            })
         }
         .await;
         loan.end(result)
@@ -88,9 +113,22 @@ impl Database {
         let result = async {
             let transaction = loan.snapshot(self).await?;
             let executor = Executor::new(&transaction, self);
-            let revision: i64 = executor.query_one(statements::CHANGE_REVISION, &[]).await?.get("latest");
-            let edges = executor.query(statements::EDGE_LIST, &[]).await?.iter().map(edges::from_row).collect();
-            let sources = executor.query(statements::SOURCE_LIST, &[]).await?.iter().map(sources::from_row).collect::<Result<_, _>>()?;
+            let revision: i64 = executor
+                .query_one(statements::CHANGE_REVISION, &[])
+                .await?
+                .get("latest");
+            let edges = executor
+                .query(statements::EDGE_LIST, &[])
+                .await?
+                .iter()
+                .map(edges::from_row)
+                .collect();
+            let sources = executor
+                .query(statements::SOURCE_LIST, &[])
+                .await?
+                .iter()
+                .map(sources::from_row)
+                .collect::<Result<_, _>>()?;
             let jobs = executor
                 .query(statements::JOB_LIST, &[&false, &SNAPSHOT_JOBS])
                 .await?
@@ -98,7 +136,12 @@ impl Database {
                 .map(jobs::from_row)
                 .collect::<Result<_, _>>()?;
             transaction.commit().await?;
-            Ok(ClusterSnapshot { revision: revision.unsigned_abs(), edges, sources, jobs })
+            Ok(ClusterSnapshot {
+                revision: revision.unsigned_abs(),
+                edges,
+                sources,
+                jobs,
+            })
         }
         .await;
         loan.end(result)
@@ -106,6 +149,8 @@ impl Database {
 
     /// The entry of an id, or NotFound.
     pub async fn known_entry(&self, id: EntryId) -> Result<Binding, RepositoryError> {
-        self.binding_of_entry(id).await?.ok_or_else(|| RepositoryError::not_found("entry", id))
+        self.binding_of_entry(id)
+            .await?
+            .ok_or_else(|| RepositoryError::not_found("entry", id))
     }
 }

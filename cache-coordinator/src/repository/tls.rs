@@ -13,11 +13,18 @@ pub fn connector(root_certificate: Option<&Path>) -> Result<MakeRustlsConnect, R
     let mut roots = RootCertStore::empty();
     match root_certificate {
         Some(path) => {
-            let problem = |reason: String| RepositoryError::invalid("database-url", format!("sslrootcert {}: {reason}", path.display()));
+            let problem = |reason: String| {
+                RepositoryError::invalid(
+                    "database-url",
+                    format!("sslrootcert {}: {reason}", path.display()),
+                )
+            };
             let file = File::open(path).map_err(|error| problem(error.to_string()))?;
             for certificate in CertificateDer::pem_reader_iter(BufReader::new(file)) {
                 let certificate = certificate.map_err(|error| problem(error.to_string()))?;
-                roots.add(certificate).map_err(|error| problem(error.to_string()))?;
+                roots
+                    .add(certificate)
+                    .map_err(|error| problem(error.to_string()))?;
             }
         }
         None => {
@@ -25,12 +32,16 @@ pub fn connector(root_certificate: Option<&Path>) -> Result<MakeRustlsConnect, R
         }
     }
     if roots.is_empty() {
-        return Err(RepositoryError::invalid("database-url", "TLS is required and no root certificate was found"));
+        return Err(RepositoryError::invalid(
+            "database-url",
+            "TLS is required and no root certificate was found",
+        ));
     }
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| RepositoryError::Internal(error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let config =
+        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| RepositoryError::Internal(error.to_string()))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
     Ok(MakeRustlsConnect::new(config))
 }

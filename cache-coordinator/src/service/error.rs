@@ -2,6 +2,8 @@
 //!
 //! One place (`grpc/status.rs`) maps these to gRPC; nothing else does.
 
+use crate::repository::RepositoryError;
+
 /// One field of a request that can not be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldViolation {
@@ -132,4 +134,32 @@ fn describe_violations(violations: &[FieldViolation]) -> String {
         .map(|v| format!("{}: {}", v.field, v.description))
         .collect();
     parts.join("; ")
+}
+
+impl From<RepositoryError> for ServiceError {
+    fn from(error: RepositoryError) -> Self {
+        match error {
+            RepositoryError::NotFound { what, name } => {
+                let resource = match what {
+                    "source" => Resource::Source,
+                    "edge" => Resource::Edge,
+                    "job" => Resource::Job,
+                    _ => Resource::Entry,
+                };
+                Self::NotFound { resource, name }
+            }
+            RepositoryError::Conflict(message) => Self::Precondition {
+                reason: "CONFLICT",
+                message,
+            },
+            RepositoryError::Fenced => Self::Precondition {
+                reason: "STALE_EPOCH",
+                message: error.to_string(),
+            },
+            RepositoryError::NotLeader { leader } => Self::NotLeader { leader },
+            RepositoryError::Unavailable { reason, .. } => Self::Database(reason),
+            RepositoryError::Invalid { field, reason } => Self::invalid(field, reason),
+            RepositoryError::Internal(message) => Self::Internal(message),
+        }
+    }
 }

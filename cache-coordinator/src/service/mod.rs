@@ -1,1 +1,109 @@
-//! One file a use case, on ports.
+//! One file a use case, over the table, the plan and the live sessions.
+//!
+//! Knows messages of the protos as values; nothing of tonic's transport, of SQL, or of how a session
+//! speaks. Every use case that writes or decides asks [`Cluster::require_leader`] first.
+
+pub mod availability;
+pub mod edges;
+pub mod entries;
+pub mod error;
+pub mod explain;
+pub mod invalidate;
+pub mod jobs;
+pub mod loader;
+pub mod membership;
+pub mod names;
+pub mod observe;
+pub mod origin_answer;
+pub mod origin_probe;
+pub mod ranges;
+pub mod resolve_key;
+pub mod source_rules;
+pub mod sources;
+pub mod status;
+pub mod term;
+pub mod watch;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use chunkcache_proto::v1;
+use tokio::sync::watch as channel;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    events::ChangeLog,
+    metrics::Metrics,
+    repository::{Database, Leadership, Writer, lease::StepDown},
+    session::{actor::PlanHandle, registry::Registry},
+};
+use error::ServiceError;
+
+/// What every use case works on.
+pub struct Cluster {
+    /// Reads.
+    pub database: Database,
+    /// Changes.
+    pub writer: Writer,
+    /// The change log, live and past.
+    pub events: ChangeLog,
+    /// The scheduler.
+    pub plan: PlanHandle,
+    /// The sessions that stand.
+    pub registry: Arc<Registry>,
+    /// Whether we lead.
+    pub leadership: channel::Receiver<Leadership>,
+    /// Gives the lead up.
+    pub step_down: StepDown,
+    /// As in the table: read at the start of a term, changed with the table.
+    pub sources: ArcSwap<Vec<v1::Source>>,
+    /// Keys being resolved.
+    pub resolver: resolve_key::Resolver,
+    /// Asks origins.
+    pub origin: origin_probe::OriginProbe,
+    /// Jobs under way.
+    pub jobs: jobs::Jobs,
+    /// Newest first; set at the start of a term.
+    pub peer_keys: ArcSwap<Vec<Vec<u8>>>,
+    /// The cluster was brought up in this term.
+    pub term_ready: channel::Sender<bool>,
+    /// Of this coordinator, as clients reach it.
+    pub address: String,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Bytes in a chunk of entries made from now on.
+    pub chunk_size: u32,
+    /// Short tasks beside requests and sessions.
+    pub tasks: TaskTracker,
+    /// The process ends.
+    pub shutdown: CancellationToken,
+}
+
+impl Cluster {
+    /// True while the lease holds and this term's state is loaded.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        matches!(*self.leadership.borrow(), Leadership::Leader { .. }) && *self.term_ready.borrow()
+    }
+
+    /// Refuses with the leader's address where this coordinator does not lead.
+    pub fn require_leader(&self) -> Result<(), ServiceError> {
+        if self.shutdown.is_cancelled() {
+            return Err(ServiceError::ShuttingDown);
+        }
+        let leadership = self.leadership.borrow().clone();
+        match leadership {
+            Leadership::Leader { .. } if *self.term_ready.borrow() => Ok(()),
+            Leadership::Leader { .. } => {
+                Err(ServiceError::Database("this coordinator is taking over the lead".into()))
+            }
+            standby @ Leadership::Standby { .. } => Err(standby.refusal().into()),
+        }
+    }
+
+    /// A registered source.
+    #[must_use]
+    pub fn source(&self, name: &str) -> Option<v1::Source> {
+        self.sources.load().iter().find(|source| source.name == name).cloned()
+    }
+}

@@ -30,11 +30,15 @@ use super::{
     storage,
 };
 use crate::{
-    core::scheduler::api::EdgeId,
     metrics::EndLabel,
+    repository::{
+        EdgeStatus, RepositoryError,
+        writer::{JoinEdge, SetEdgeState, TouchEdge},
+    },
     service::{
         Cluster,
         error::{FieldViolation, ServiceError},
+        loader::{edge_id, row_id},
     },
 };
 
@@ -84,16 +88,22 @@ async fn open(
     let hello = read_hello(inbound, protocol).await?;
     let store_id = check_hello(&hello).map_err(ServiceError::Invalid)?;
     cluster.require_leader()?;
-    let joined = cluster.database.join_edge(&hello, store_id).await?;
-    let live = Arc::new(Live {
-        edge: joined.edge,
+    let join = JoinEdge {
         name: hello.name.clone(),
         url: hello.url.trim_end_matches('/').to_owned(),
+        store_id,
+        bytes_allowed: hello.bytes_allowed,
+    };
+    let joined = cluster.writer.join_edge(join).await?.value.edge;
+    let live = Arc::new(Live {
+        edge: edge_id(joined.id),
+        name: hello.name.clone(),
+        url: joined.url.clone(),
         epoch: joined.epoch,
         store_id: hello.store_id.clone(),
         outbox: outbox.clone(),
         draining: AtomicBool::new(joined.draining),
-        ready: AtomicBool::new(false),
+        reconciled: watch::Sender::new(None),
         status: Mutex::new(v1::EdgeStatus {
             bytes_used: joined.bytes_used,
             bytes_allowed: hello.bytes_allowed,
@@ -109,7 +119,7 @@ async fn open(
         epoch: joined.epoch,
         sources: sources.as_ref().clone(),
         chunk_size: cluster.chunk_size,
-        peer_keys: cluster.peer_keys(),
+        peer_keys: cluster.peer_keys.load_full().as_ref().clone(),
         session_timeout_ms: u32::try_from(SESSION_TIMEOUT.as_millis()).unwrap_or(u32::MAX),
         draining: joined.draining,
     }));
@@ -317,11 +327,18 @@ fn touch(cluster: &Arc<Cluster>, live: &Arc<Live>, used: u64, allowed: u64) {
     let (cluster, live) = (Arc::clone(cluster), Arc::clone(live));
     let tracker = cluster.tasks.clone();
     tracker.spawn(async move {
-        let touched = cluster.database.touch_edge(live.edge, live.epoch, used, allowed).await;
-        match touched {
-            Ok(true) => {}
+        let change = TouchEdge {
+            edge: row_id(live.edge),
+            epoch: live.epoch,
+            status: EdgeStatus {
+                bytes_used: used,
+                bytes_allowed: allowed,
+            },
+        };
+        match cluster.writer.write(change).await {
+            Ok(_) => {}
             // Another coordinator granted a newer epoch: what this session says changes nothing.
-            Ok(false) => live.outbox.end(End::Fenced),
+            Err(RepositoryError::Fenced) => live.outbox.end(End::Fenced),
             Err(error) => tracing::debug!(edge = %live.name, %error, "status was not recorded"),
         }
     });
@@ -336,11 +353,16 @@ async fn close(cluster: &Arc<Cluster>, live: &Arc<Live>, end: End) {
         .get_or_create(&EndLabel { reason: end.label() })
         .inc();
     tracing::info!(edge = %live.name, epoch = live.epoch, reason = end.label(), "edge left");
-    if end == End::Fenced {
-        live.outbox.refuse(Status::from(ServiceError::StaleEpoch {
+    match end {
+        End::Fenced => live.outbox.refuse(Status::from(ServiceError::StaleEpoch {
             edge: live.name.clone(),
             given: live.epoch,
-        }));
+        })),
+        End::NotLeader | End::Shutdown => {
+            let refusal = cluster.require_leader().err().unwrap_or(ServiceError::ShuttingDown);
+            live.outbox.refuse(Status::from(refusal));
+        }
+        _ => {}
     }
     let was_present = cluster.registry.leave(live.edge, live.epoch);
     let left = Command::EdgeLeft {
@@ -350,8 +372,12 @@ async fn close(cluster: &Arc<Cluster>, live: &Arc<Live>, end: End) {
     // A stopped plan is the end of the process: nothing to tell it.
     let _ = cluster.plan.tell(left).await;
     if was_present && end != End::Forgotten && cluster.is_leader() {
-        let state = v1::EdgeState::Suspect;
-        if let Err(error) = cluster.database.set_edge_state(live.edge, live.epoch, state).await {
+        let change = SetEdgeState {
+            edge: row_id(live.edge),
+            epoch: live.epoch,
+            state: v1::EdgeState::Suspect,
+        };
+        if let Err(error) = cluster.writer.write(change).await {
             tracing::debug!(edge = %live.name, %error, "suspect was not recorded");
         }
     }
@@ -378,7 +404,7 @@ mod tests {
             name: "edge-1".into(),
             url: "http://127.0.0.1:7500".into(),
             max_downloads: 3,
-            store_id: EdgeId(1).0.to_string(),
+            store_id: "1".into(),
             ..Default::default()
         };
         assert!(check_hello(&good).is_err());

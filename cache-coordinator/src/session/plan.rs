@@ -59,6 +59,8 @@ pub enum Command {
         /// From now on.
         draining: bool,
     },
+    /// Removed from the cluster with all its rows.
+    EdgeForgotten(EdgeId),
     /// Registered or changed.
     SourceSet(Box<v1::Source>),
     /// No longer registered.
@@ -160,7 +162,7 @@ pub enum Action {
     WantDone(WantId),
 }
 
-/// A want as it was asked, to be said again when its edge joins anew.
+/// A want as it was asked, until its entry is open.
 #[derive(Clone, Debug)]
 struct Want {
     edge: EdgeId,
@@ -178,6 +180,7 @@ pub struct Plan {
     wants: BTreeMap<WantId, Want>,
     loading: HashMap<EntryId, VecDeque<Command>>,
     effects: Vec<Effect>,
+    now: Millis,
 }
 
 impl Plan {
@@ -192,7 +195,14 @@ impl Plan {
             wants: BTreeMap::new(),
             loading: HashMap::new(),
             effects: Vec::new(),
+            now: 0,
         }
+    }
+
+    /// When the last command was taken in.
+    #[must_use]
+    pub fn now(&self) -> Millis {
+        self.now
     }
 
     /// To look at: explanations and counts.
@@ -215,6 +225,7 @@ impl Plan {
 
     /// Takes one command in; what follows from it is appended to `actions`.
     pub fn apply(&mut self, command: Command, now: Millis, actions: &mut Vec<Action>) {
+        self.now = self.now.max(now);
         match command {
             Command::EdgeJoined {
                 edge,
@@ -240,7 +251,6 @@ impl Plan {
                 if draining {
                     self.event(Event::EdgeDraining { edge, draining }, now, actions);
                 }
-                self.restate_edge(edge, now, actions);
             }
             Command::EdgeLeft { edge, epoch } => {
                 if self.is_present(edge, epoch) {
@@ -253,6 +263,7 @@ impl Plan {
             Command::EdgeDraining { edge, draining } => {
                 self.event(Event::EdgeDraining { edge, draining }, now, actions);
             }
+            Command::EdgeForgotten(edge) => self.forget_edge(edge, now, actions),
             Command::SourceSet(source) => {
                 let event = Event::SourceSet {
                     source: self.directory.source(&source.name),
@@ -421,19 +432,6 @@ impl Plan {
         }
     }
 
-    /// What was told of an edge before its session: wants, whose fetches the join voided.
-    fn restate_edge(&mut self, edge: EdgeId, now: Millis, actions: &mut Vec<Action>) {
-        let wants: Vec<(WantId, Want)> = self
-            .wants
-            .iter()
-            .filter(|(_, want)| want.edge == edge)
-            .map(|(number, want)| (*number, want.clone()))
-            .collect();
-        for (number, want) in wants {
-            self.set_want(number, want, now, actions);
-        }
-    }
-
     fn set_want(&mut self, want: WantId, asked: Want, now: Millis, actions: &mut Vec<Action>) {
         if let Some(entry) = self.directory.entry_number(asked.entry) {
             let event = Event::WantSet {
@@ -474,6 +472,31 @@ impl Plan {
             Event::ChunksDropped { edge, entry, chunks }
         };
         self.event(event, now, actions);
+    }
+
+    fn forget_edge(&mut self, edge: EdgeId, now: Millis, actions: &mut Vec<Action>) {
+        self.epochs.remove(&edge);
+        self.readers.retain(|reader, _| reader.edge != edge);
+        self.event(Event::EdgeLost { edge }, now, actions);
+        let entries: Vec<(EntryNo, u32)> = self
+            .directory
+            .entries()
+            .map(|(number, record)| (number, record.geometry.chunk_count()))
+            .collect();
+        for (entry, count) in entries {
+            let chunks = std::iter::once(0..count).collect();
+            self.event(Event::ChunksDropped { edge, entry, chunks }, now, actions);
+        }
+        let wants: Vec<WantId> = self
+            .wants
+            .iter()
+            .filter(|(_, want)| want.edge == edge)
+            .map(|(number, _)| *number)
+            .collect();
+        for want in wants {
+            self.wants.remove(&want);
+            self.event(Event::WantClosed { want }, now, actions);
+        }
     }
 
     fn open_geometry(&self, id: EntryId) -> Option<(EntryNo, Geometry)> {

@@ -45,6 +45,10 @@ pub enum End {
     Shutdown,
     /// The operator removed the edge.
     Forgotten,
+    /// It is to present its inventory again.
+    Verify,
+    /// Another coordinator leads.
+    NotLeader,
 }
 
 impl End {
@@ -61,6 +65,8 @@ impl End {
             Self::Database => "database",
             Self::Shutdown => "shutdown",
             Self::Forgotten => "forgotten",
+            Self::Verify => "verify",
+            Self::NotLeader => "not_leader",
         }
     }
 }
@@ -158,14 +164,36 @@ pub struct Live {
     pub outbox: Outbox,
     /// As the operator, or the edge, wants it.
     pub draining: AtomicBool,
-    /// Rows and disk agree.
-    pub ready: AtomicBool,
+    /// What reconciliation found, once rows and disk agree.
+    pub reconciled: watch::Sender<Option<Reconciliation>>,
     /// As last told.
     pub status: Mutex<v1::EdgeStatus>,
     /// Highest sequence of `SourcesChanged` it confirmed.
     pub sources_confirmed: watch::Sender<u64>,
     /// Highest sequence of `Invalidate` it confirmed.
     pub invalidations_confirmed: watch::Sender<u64>,
+}
+
+/// What the reconciliation of a session found and mended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reconciliation {
+    /// As the digests count them.
+    pub chunks_checked: u64,
+    /// Rows deleted.
+    pub rows_without_bytes: u64,
+    /// Rows written.
+    pub bytes_without_rows: u64,
+}
+
+/// An edge whose session ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Suspect {
+    /// Its row's id.
+    pub edge: EdgeId,
+    /// Its name in the cluster.
+    pub name: String,
+    /// Of the session that ended.
+    pub epoch: u64,
 }
 
 /// Which confirmation is waited for.
@@ -191,8 +219,9 @@ pub struct Confirmed {
 pub struct Registry {
     live: RwLock<HashMap<EdgeId, Arc<Live>>>,
     /// Sessions that ended, and when: suspect until they return or are taken as lost.
-    suspects: Mutex<HashMap<EdgeId, (String, Instant)>>,
+    suspects: Mutex<HashMap<EdgeId, (Suspect, Instant)>>,
     sequence: AtomicU64,
+    joined: watch::Sender<u64>,
 }
 
 impl Registry {
@@ -203,6 +232,7 @@ impl Registry {
         if let Some(older) = older {
             older.outbox.end(End::Fenced);
         }
+        self.joined.send_modify(|joins| *joins += 1);
     }
 
     /// A session ended. False where a newer one stands already.
@@ -210,35 +240,49 @@ impl Registry {
         let mut live = self.live.write();
         let is_present = live.get(&edge).is_some_and(|l| l.epoch == epoch);
         if is_present && let Some(gone) = live.remove(&edge) {
-            self.suspects
-                .lock()
-                .insert(edge, (gone.name.clone(), Instant::now()));
+            let suspect = Suspect {
+                edge,
+                name: gone.name.clone(),
+                epoch,
+            };
+            self.suspects.lock().insert(edge, (suspect, Instant::now()));
         }
         is_present
     }
 
     /// An edge the table names but that has no session yet (after a restart of this coordinator).
-    pub fn expect(&self, edge: EdgeId, name: &str) {
-        if self.get(edge).is_none() {
+    pub fn expect(&self, suspect: Suspect) {
+        if self.get(suspect.edge).is_none() {
             self.suspects
                 .lock()
-                .entry(edge)
-                .or_insert_with(|| (name.to_owned(), Instant::now()));
+                .entry(suspect.edge)
+                .or_insert_with(|| (suspect, Instant::now()));
         }
     }
 
     /// Takes those that have been away for longer than `limit`.
-    pub fn take_lost(&self, limit: Duration) -> Vec<(EdgeId, String)> {
+    pub fn take_lost(&self, limit: Duration) -> Vec<Suspect> {
         let mut suspects = self.suspects.lock();
-        let lost: Vec<(EdgeId, String)> = suspects
-            .iter()
-            .filter(|(_, (_, since))| since.elapsed() >= limit)
-            .map(|(edge, (name, _))| (*edge, name.clone()))
-            .collect();
-        for (edge, _) in &lost {
-            suspects.remove(edge);
-        }
+        let mut lost = Vec::new();
+        suspects.retain(|_, (suspect, since)| {
+            let is_lost = since.elapsed() >= limit;
+            if is_lost {
+                lost.push(suspect.clone());
+            }
+            !is_lost
+        });
         lost
+    }
+
+    /// Removed from the cluster: never lost.
+    pub fn forget(&self, edge: EdgeId) {
+        self.suspects.lock().remove(&edge);
+    }
+
+    /// Changes with each join.
+    #[must_use]
+    pub fn joins(&self) -> watch::Receiver<u64> {
+        self.joined.subscribe()
     }
 
     /// Its session, if one stands.
@@ -328,7 +372,7 @@ mod tests {
             store_id: String::new(),
             outbox,
             draining: AtomicBool::new(false),
-            ready: AtomicBool::new(false),
+            reconciled: watch::Sender::new(None),
             status: Mutex::default(),
             sources_confirmed: watch::Sender::new(0),
             invalidations_confirmed: watch::Sender::new(0),

@@ -25,7 +25,11 @@ fn main() -> ExitCode {
     }
     let until = Instant::now() + Duration::from_secs(60 * minutes);
     loop {
-        let plan = if full { Plan::full(seed) } else { Plan::short(seed) };
+        let plan = if full {
+            Plan::full(seed)
+        } else {
+            Plan::short(seed)
+        };
         let report = run(&plan);
         println!("{report}");
         if let Err(wrong) = report.verdict() {

@@ -2,6 +2,8 @@
 //!
 //! One edge; an origin 40 ms away behind one 10 MB/s link that all its connections share. Idle: seeks into a cold file, nothing
 //! else. Loaded: the same seeks while background fill completes other files and a precache job runs. Prints Markdown and, last, one JSON line.
+// A measurement that is wrong stops at the line that is wrong.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::time::{Duration, Instant};
 
@@ -17,35 +19,85 @@ const SEEK_BYTES: u64 = 64 << 10;
 const PAUSE: Duration = Duration::from_millis(150);
 
 fn main() {
-    let seeks: usize = std::env::args().nth(1).map_or(200, |it| it.parse().expect("number of seeks"));
-    let cluster = Cluster::start_with(ClusterOptions { edges: 1, ..ClusterOptions::default() });
+    let seeks: usize = std::env::args()
+        .nth(1)
+        .map_or(200, |it| it.parse().expect("number of seeks"));
+    let cluster = Cluster::start_with(ClusterOptions {
+        edges: 1,
+        ..ClusterOptions::default()
+    });
     cluster.origin.set_link(Some(LINK_BYTES_PER_SECOND));
     // One title for each half, large enough that no seek meets what another fetched.
     let size = (seeks as u64 + 2) * 16 * CHUNK;
     let idle = run(&cluster, "/idle.mp4", 11, size, seeks);
-    cluster.coordinator.cli(&["entry", "invalidate", "media/idle.mp4", "--purge"]);
-    let filling = cluster.put("/filling.mp4", Object::generated(12, 4096 * MIB).latency(LATENCY));
-    Call::get(&filling).range(0, 1).send(cluster.edge().http).expect(206);
-    cluster.put("/precached.mp4", Object::generated(13, 4096 * MIB).latency(LATENCY));
-    let job = cluster.coordinator.cli(&["precache", "media/precached.mp4"]);
-    assert!(job.status.success(), "precache: {}", String::from_utf8_lossy(&job.stderr));
-    eventually("the origin's link is saturated", Duration::from_secs(20), || {
-        let others = || cluster.origin.body_bytes("/filling.mp4") + cluster.origin.body_bytes("/precached.mp4");
-        let (before, began) = (others(), Instant::now());
-        std::thread::sleep(Duration::from_millis(500));
-        let rate = (others() - before) as f64 / began.elapsed().as_secs_f64();
-        (rate > 0.7 * LINK_BYTES_PER_SECOND as f64).then_some(())
-    });
-    let before = cluster.origin.body_bytes("/filling.mp4") + cluster.origin.body_bytes("/precached.mp4");
+    cluster
+        .coordinator
+        .cli(&["entry", "invalidate", "media/idle.mp4", "--purge"]);
+    let filling = cluster.put(
+        "/filling.mp4",
+        Object::generated(12, 4096 * MIB).latency(LATENCY),
+    );
+    Call::get(&filling)
+        .range(0, 1)
+        .send(cluster.edge().http)
+        .expect(206);
+    cluster.put(
+        "/precached.mp4",
+        Object::generated(13, 4096 * MIB).latency(LATENCY),
+    );
+    let job = cluster
+        .coordinator
+        .cli(&["precache", "media/precached.mp4"]);
+    assert!(
+        job.status.success(),
+        "precache: {}",
+        String::from_utf8_lossy(&job.stderr)
+    );
+    eventually(
+        "the origin's link is saturated",
+        Duration::from_secs(20),
+        || {
+            let others = || {
+                cluster.origin.body_bytes("/filling.mp4")
+                    + cluster.origin.body_bytes("/precached.mp4")
+            };
+            let (before, began) = (others(), Instant::now());
+            std::thread::sleep(Duration::from_millis(500));
+            let rate = (others() - before) as f64 / began.elapsed().as_secs_f64();
+            (rate > 0.7 * LINK_BYTES_PER_SECOND as f64).then_some(())
+        },
+    );
+    let before =
+        cluster.origin.body_bytes("/filling.mp4") + cluster.origin.body_bytes("/precached.mp4");
     let began = Instant::now();
     let loaded = run(&cluster, "/loaded.mp4", 14, size, seeks);
-    let background = (cluster.origin.body_bytes("/filling.mp4") + cluster.origin.body_bytes("/precached.mp4") - before) as f64 / began.elapsed().as_secs_f64();
+    let background = (cluster.origin.body_bytes("/filling.mp4")
+        + cluster.origin.body_bytes("/precached.mp4")
+        - before) as f64
+        / began.elapsed().as_secs_f64();
     println!("| seek to first byte, ms | p50 | p99 | seeks |\n|---|---|---|---|");
-    for (name, times) in [("idle", &idle), ("saturated by background fill and a precache job", &loaded)] {
-        println!("| {name} | {:.1} | {:.1} | {} |", at(times, 0.5), at(times, 0.99), times.len());
+    for (name, times) in [
+        ("idle", &idle),
+        ("saturated by background fill and a precache job", &loaded),
+    ] {
+        println!(
+            "| {name} | {:.1} | {:.1} | {} |",
+            at(times, 0.5),
+            at(times, 0.99),
+            times.len()
+        );
     }
-    let ratios = (at(&loaded, 0.5) / at(&idle, 0.5), at(&loaded, 0.99) / at(&idle, 0.99));
-    println!("| ratio | {:.2} | {:.2} | |\n\nBackground work meanwhile: {:.1} MB/s of the link's {:.1}.", ratios.0, ratios.1, background / 1e6, LINK_BYTES_PER_SECOND as f64 / 1e6);
+    let ratios = (
+        at(&loaded, 0.5) / at(&idle, 0.5),
+        at(&loaded, 0.99) / at(&idle, 0.99),
+    );
+    println!(
+        "| ratio | {:.2} | {:.2} | |\n\nBackground work meanwhile: {:.1} MB/s of the link's {:.1}.",
+        ratios.0,
+        ratios.1,
+        background / 1e6,
+        LINK_BYTES_PER_SECOND as f64 / 1e6
+    );
     println!(
         "{}",
         serde_json::json!({ "idle_ms": { "p50": at(&idle, 0.5), "p99": at(&idle, 0.99) }, "loaded_ms": { "p50": at(&loaded, 0.5), "p99": at(&loaded, 0.99) }, "ratio": { "p50": ratios.0, "p99": ratios.1 }, "background_bytes_per_second": background })
@@ -55,20 +107,35 @@ fn main() {
 /// Seeks to places nobody was at, each a new connection with an open-ended range, the old one cut: as players do.
 fn run(cluster: &Cluster, path: &str, seed: u64, size: u64, seeks: usize) -> Vec<f64> {
     let target = cluster.put(path, Object::generated(seed, size).latency(LATENCY));
-    Call::get(&target).range(0, 1).send(cluster.edge().http).expect(206);
+    Call::get(&target)
+        .range(0, 1)
+        .send(cluster.edge().http)
+        .expect(206);
     let mut random = SmallRng::seed_from_u64(seed);
     // Far enough apart that no seek lands in the lookahead of another.
-    let mut places: Vec<u64> = (1..=seeks as u64).map(|number| number * 16 * CHUNK + random.random_range(0..CHUNK)).collect();
+    let mut places: Vec<u64> = (1..=seeks as u64)
+        .map(|number| number * 16 * CHUNK + random.random_range(0..CHUNK))
+        .collect();
     places.shuffle(&mut random);
     let mut times = Vec::with_capacity(seeks);
     for place in places {
         let asked = Instant::now();
-        let mut reply = Call::get(&target).header("Range", &format!("bytes={place}-")).open(cluster.edge().http).expect("an answer");
+        let mut reply = Call::get(&target)
+            .header("Range", &format!("bytes={place}-"))
+            .open(cluster.edge().http)
+            .expect("an answer");
         assert_eq!(reply.status, 206);
         let mut first = reply.take(1).expect("a first byte");
         times.push(asked.elapsed().as_secs_f64() * 1000.0);
-        first.extend(reply.take(SEEK_BYTES as usize - 1).expect("the bytes after it"));
-        assert!(first == content::bytes(seed, place, place + SEEK_BYTES), "wrong bytes at {place}");
+        first.extend(
+            reply
+                .take(SEEK_BYTES as usize - 1)
+                .expect("the bytes after it"),
+        );
+        assert!(
+            first == content::bytes(seed, place, place + SEEK_BYTES),
+            "wrong bytes at {place}"
+        );
         drop(reply);
         std::thread::sleep(PAUSE);
     }

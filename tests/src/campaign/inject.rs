@@ -29,7 +29,13 @@ pub struct Injected {
     pub left_out: Vec<&'static str>,
 }
 
-pub fn all(plan: &Plan, cluster: &mut Cluster, shared: &Shared, disk: Option<&SmallDisk>, random: &mut SmallRng) -> Injected {
+pub fn all(
+    plan: &Plan,
+    cluster: &mut Cluster,
+    shared: &Shared,
+    disk: Option<&SmallDisk>,
+    random: &mut SmallRng,
+) -> Injected {
     let mut left_out = Vec::new();
     let mut kinds = Vec::new();
     let mut add = |kind: Kind, count: u32| kinds.extend(std::iter::repeat_n(kind, count as usize));
@@ -41,7 +47,9 @@ pub fn all(plan: &Plan, cluster: &mut Cluster, shared: &Shared, disk: Option<&Sm
     add(Kind::ObjectChange, plan.object_changes);
     match disk {
         Some(_) => add(Kind::DiskFill, plan.disk_fills),
-        None if plan.disk_fills > 0 => left_out.push("disk filled (no loop-mounted file system can be made here)"),
+        None if plan.disk_fills > 0 => {
+            left_out.push("disk filled (no loop-mounted file system can be made here)")
+        }
         None => {}
     }
     kinds.shuffle(random);
@@ -53,7 +61,8 @@ pub fn all(plan: &Plan, cluster: &mut Cluster, shared: &Shared, disk: Option<&Sm
             Kind::EdgeKill => {
                 kills += 1;
                 // Spread what is left over the kills that are left.
-                let wanted = (plan.corrupted_chunks.saturating_sub(corrupted)).div_ceil(plan.edge_kills - kills + 1);
+                let wanted = (plan.corrupted_chunks.saturating_sub(corrupted))
+                    .div_ceil(plan.edge_kills - kills + 1);
                 corrupted += kill_edge(cluster, shared, wanted, random);
             }
             Kind::EdgePause => pause_edge(cluster, shared, random),
@@ -79,11 +88,26 @@ pub fn all(plan: &Plan, cluster: &mut Cluster, shared: &Shared, disk: Option<&Sm
     let count = |kind| kinds.iter().filter(|it| **it == kind).count() as u32;
     Injected {
         counts: vec![
-            ("edge killed (SIGKILL) and started again", count(Kind::EdgeKill)),
-            ("edge stopped for a moment (SIGSTOP)", count(Kind::EdgePause)),
-            ("coordinator killed and started again", count(Kind::CoordinatorKill)),
-            ("coordinator stopped for a moment", count(Kind::CoordinatorPause)),
-            ("PostgreSQL killed and started again", count(Kind::DatabaseKill)),
+            (
+                "edge killed (SIGKILL) and started again",
+                count(Kind::EdgeKill),
+            ),
+            (
+                "edge stopped for a moment (SIGSTOP)",
+                count(Kind::EdgePause),
+            ),
+            (
+                "coordinator killed and started again",
+                count(Kind::CoordinatorKill),
+            ),
+            (
+                "coordinator stopped for a moment",
+                count(Kind::CoordinatorPause),
+            ),
+            (
+                "PostgreSQL killed and started again",
+                count(Kind::DatabaseKill),
+            ),
             ("chunks corrupted on disk", corrupted),
             ("disk filled by another program", count(Kind::DiskFill)),
             ("object changed at the origin", count(Kind::ObjectChange)),
@@ -128,11 +152,14 @@ fn pause_edge(cluster: &mut Cluster, shared: &Shared, random: &mut SmallRng) {
 fn corrupt_chunks(data: &Path, wanted: u32, random: &mut SmallRng) -> u32 {
     let mut places: Vec<(PathBuf, u64)> = Vec::new();
     for path in chunk_files(data) {
-        let Ok(file) = File::open(&path) else { continue };
+        let Ok(file) = File::open(&path) else {
+            continue;
+        };
         let size = file.metadata().map_or(0, |it| it.len());
         for start in (0..size).step_by(CHUNK as usize) {
             // Data anywhere in the chunk; holes are not worth corrupting.
-            if matches!(rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(start)), Ok(at) if at < start + CHUNK) {
+            if matches!(rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(start)), Ok(at) if at < start + CHUNK)
+            {
                 places.push((path.clone(), start));
             }
         }
@@ -140,10 +167,14 @@ fn corrupt_chunks(data: &Path, wanted: u32, random: &mut SmallRng) -> u32 {
     places.shuffle(random);
     let mut corrupted = 0;
     for (path, start) in places.into_iter().take(wanted as usize) {
-        let Ok(file) = File::options().read(true).write(true).open(&path) else { continue };
+        let Ok(file) = File::options().read(true).write(true).open(&path) else {
+            continue;
+        };
         let at = start + random.random_range(0..CHUNK / 2);
         let mut bytes = [0; 64];
-        let Ok(count) = file.read_at(&mut bytes, at) else { continue };
+        let Ok(count) = file.read_at(&mut bytes, at) else {
+            continue;
+        };
         for byte in &mut bytes[..count] {
             *byte ^= 0x5A;
         }
@@ -154,8 +185,16 @@ fn corrupt_chunks(data: &Path, wanted: u32, random: &mut SmallRng) -> u32 {
 
 pub fn chunk_files(data: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
-    for folder in std::fs::read_dir(data.join("entries")).into_iter().flatten().flatten() {
-        for file in std::fs::read_dir(folder.path()).into_iter().flatten().flatten() {
+    for folder in std::fs::read_dir(data.join("entries"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        for file in std::fs::read_dir(folder.path())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             files.push(file.path());
         }
     }
@@ -174,7 +213,9 @@ fn change_object(plan: &Plan, cluster: &Cluster, shared: &Shared, random: &mut S
     let number = random.random_range(0..shared.titles.len());
     let title = &shared.titles[number];
     let version = title.version.fetch_add(1, Ordering::SeqCst) + 1;
-    cluster.origin.put(&title.path, object(plan, number, version, title.size));
+    cluster
+        .origin
+        .put(&title.path, object(plan, number, version, title.size));
     // Requests that began before and after both see a change: the edge may meet it up to a second later.
     std::thread::sleep(Duration::from_millis(1_100));
     title.version.fetch_add(1_000_000, Ordering::SeqCst);

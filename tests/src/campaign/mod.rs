@@ -152,13 +152,24 @@ pub struct Report {
 pub fn run(plan: &Plan) -> Report {
     let began = Instant::now();
     let mut random = SmallRng::seed_from_u64(plan.seed);
-    let mut cluster = Cluster::prepare(ClusterOptions { edges: 3, ..ClusterOptions::default() });
-    let disk = if plan.disk_fills > 0 { SmallDisk::mount(cluster.directory.path(), 192 * MIB) } else { None };
+    let mut cluster = Cluster::prepare(ClusterOptions {
+        edges: 3,
+        ..ClusterOptions::default()
+    });
+    let disk = if plan.disk_fills > 0 {
+        SmallDisk::mount(cluster.directory.path(), 192 * MIB)
+    } else {
+        None
+    };
     if let Some(disk) = &disk {
         let last = cluster.edges.last_mut().unwrap();
         last.data = disk.path().join("data");
         let option = format!("--data-dir={}", last.data.display());
-        let place = last.arguments.iter_mut().find(|it| it.starts_with("--data-dir=")).unwrap();
+        let place = last
+            .arguments
+            .iter_mut()
+            .find(|it| it.starts_with("--data-dir="))
+            .unwrap();
         *place = option;
     }
     cluster.postgres.start_again();
@@ -170,7 +181,10 @@ pub fn run(plan: &Plan) -> Report {
     let shared = Arc::new(prepare(plan, &cluster));
     let readers: Vec<_> = (0..plan.readers)
         .map(|number| {
-            let (shared, seed) = (Arc::clone(&shared), plan.seed ^ (number as u64 + 1).wrapping_mul(0x9E37_79B9));
+            let (shared, seed) = (
+                Arc::clone(&shared),
+                plan.seed ^ (number as u64 + 1).wrapping_mul(0x9E37_79B9),
+            );
             std::thread::spawn(move || readers::read_until_stopped(&shared, seed))
         })
         .collect();
@@ -217,7 +231,9 @@ fn prepare(plan: &Plan, cluster: &Cluster) -> Shared {
             size: plan.object_bytes + number as u64 * CHUNK / 3,
             version: AtomicU64::new(0),
         };
-        cluster.origin.put(&title.path, object(plan, number, 0, title.size));
+        cluster
+            .origin
+            .put(&title.path, object(plan, number, 0, title.size));
         title
     });
     Shared {
@@ -232,7 +248,9 @@ fn prepare(plan: &Plan, cluster: &Cluster) -> Shared {
 /// Version `version` of a title. Its seed is in its ETag, so a reader can tell which bytes are right; fresh for a
 /// second, so that changes are met.
 fn object(plan: &Plan, number: usize, version: u64, size: u64) -> Object {
-    let seed = plan.seed.wrapping_mul(1009) % 1_000_000 * 1_000 + number as u64 * 100_000_000_000 + version;
+    let seed = plan.seed.wrapping_mul(1009) % 1_000_000 * 1_000
+        + number as u64 * 100_000_000_000
+        + version;
     Object::generated(seed, size)
         .header("Cache-Control", "max-age=1")
         .latency(Duration::from_millis(3))
@@ -244,12 +262,33 @@ impl Report {
         let zero = [
             ("wrong bytes", self.wrong_bytes),
             ("wrong ends", self.wrong_ends),
-            ("rows without bytes after settling", self.audit.rows_without_bytes),
-            ("bytes without rows after settling", self.audit.bytes_without_rows),
-            ("requests failed that had a cached or reachable answer", self.unexcused),
+            (
+                "rows without bytes after settling",
+                self.audit.rows_without_bytes,
+            ),
+            (
+                "bytes without rows after settling",
+                self.audit.bytes_without_rows,
+            ),
+            (
+                "requests failed that had a cached or reachable answer",
+                self.unexcused,
+            ),
         ];
-        let wrong: Vec<_> = zero.iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{what}: {count}")).collect();
-        if wrong.is_empty() { Ok(()) } else { Err(format!("{}\n{}", wrong.join(", "), self.complaints.join("\n"))) }
+        let wrong: Vec<_> = zero
+            .iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(what, count)| format!("{what}: {count}"))
+            .collect();
+        if wrong.is_empty() {
+            Ok(())
+        } else {
+            Err(format!(
+                "{}\n{}",
+                wrong.join(", "),
+                self.complaints.join("\n")
+            ))
+        }
     }
 }
 
@@ -269,10 +308,22 @@ impl std::fmt::Display for Report {
             ("wrong bytes", self.wrong_bytes),
             ("wrong ends (short but clean, or mixed)", self.wrong_ends),
             ("rows audited after settling", self.audit.rows),
-            ("rows without bytes after settling", self.audit.rows_without_bytes),
-            ("bytes without rows after settling (chunks)", self.audit.bytes_without_rows),
-            ("requests failed by a fault of their own edge or object", self.excused),
-            ("requests failed that had a cached or reachable answer", self.unexcused),
+            (
+                "rows without bytes after settling",
+                self.audit.rows_without_bytes,
+            ),
+            (
+                "bytes without rows after settling (chunks)",
+                self.audit.bytes_without_rows,
+            ),
+            (
+                "requests failed by a fault of their own edge or object",
+                self.excused,
+            ),
+            (
+                "requests failed that had a cached or reachable answer",
+                self.unexcused,
+            ),
             ("worst stall, ms", self.worst_stall_ms),
         ];
         for (what, count) in rows {

@@ -53,10 +53,13 @@ fn one_request(shared: &Shared, edge: &Target, title: &Title, range: Option<(u64
     counters.requests.fetch_add(1, Ordering::SeqCst);
     let mut worst = Duration::ZERO;
     let end = attempt(shared, edge, title, range, &mut worst);
-    let of_edge = edge.incidents.load(Ordering::SeqCst) != incidents || edge.down.load(Ordering::SeqCst);
+    let of_edge =
+        edge.incidents.load(Ordering::SeqCst) != incidents || edge.down.load(Ordering::SeqCst);
     let of_object = title.version.load(Ordering::SeqCst) != version;
     if !of_edge {
-        counters.worst_stall_ms.fetch_max(worst.as_millis() as u64, Ordering::SeqCst);
+        counters
+            .worst_stall_ms
+            .fetch_max(worst.as_millis() as u64, Ordering::SeqCst);
     }
     match end {
         End::Whole => {}
@@ -65,13 +68,23 @@ fn one_request(shared: &Shared, edge: &Target, title: &Title, range: Option<(u64
         }
         End::Failed(why) => {
             counters.unexcused.fetch_add(1, Ordering::SeqCst);
-            shared.complain(format!("{} {range:?} at {}: {why}", title.path, edge.address));
+            shared.complain(format!(
+                "{} {range:?} at {}: {why}",
+                title.path, edge.address
+            ));
         }
     }
 }
 
-fn attempt(shared: &Shared, edge: &Target, title: &Title, range: Option<(u64, u64)>, worst: &mut Duration) -> End {
-    let mut call = Call::get(&format!("/{}{}", crate::cluster::SOURCE, title.path)).timeout(PATIENCE);
+fn attempt(
+    shared: &Shared,
+    edge: &Target,
+    title: &Title,
+    range: Option<(u64, u64)>,
+    worst: &mut Duration,
+) -> End {
+    let mut call =
+        Call::get(&format!("/{}{}", crate::cluster::SOURCE, title.path)).timeout(PATIENCE);
     if let Some((start, end)) = range {
         call = call.range(start, end);
     }
@@ -95,10 +108,21 @@ fn attempt(shared: &Shared, edge: &Target, title: &Title, range: Option<(u64, u6
 /// The content's seed, from the ETag of the version that is being served.
 fn seed_of(reply: &Reply) -> Option<u64> {
     let tag = reply.header("etag")?.trim_matches('"');
-    tag.strip_prefix("generated-")?.split('-').next()?.parse().ok()
+    tag.strip_prefix("generated-")?
+        .split('-')
+        .next()?
+        .parse()
+        .ok()
 }
 
-fn compare(shared: &Shared, reply: &mut Reply, seed: u64, start: u64, end: u64, worst: &mut Duration) -> End {
+fn compare(
+    shared: &Shared,
+    reply: &mut Reply,
+    seed: u64,
+    start: u64,
+    end: u64,
+    worst: &mut Duration,
+) -> End {
     let counters = &shared.counters;
     let (mut buffer, mut expected) = (vec![0; PIECE_BYTES], vec![0; PIECE_BYTES]);
     let mut position = start;
@@ -106,7 +130,9 @@ fn compare(shared: &Shared, reply: &mut Reply, seed: u64, start: u64, end: u64, 
         let asked = Instant::now();
         let count = match reply.read(&mut buffer) {
             Ok(count) => count,
-            Err(error) => return End::Failed(format!("body cut at {position} of {start}..{end}: {error}")),
+            Err(error) => {
+                return End::Failed(format!("body cut at {position} of {start}..{end}: {error}"));
+            }
         };
         *worst = (*worst).max(asked.elapsed());
         if count == 0 {
@@ -114,12 +140,23 @@ fn compare(shared: &Shared, reply: &mut Reply, seed: u64, start: u64, end: u64, 
         }
         content::fill(seed, position, &mut expected[..count]);
         if buffer[..count] != expected[..count] {
-            let differing = buffer[..count].iter().zip(&expected).filter(|(a, b)| a != b).count();
-            counters.wrong_bytes.fetch_add(differing as u64, Ordering::SeqCst);
-            shared.complain(format!("{differing} wrong bytes in {position}..{} of seed {seed}", position + count as u64));
+            let differing = buffer[..count]
+                .iter()
+                .zip(&expected)
+                .filter(|(a, b)| a != b)
+                .count();
+            counters
+                .wrong_bytes
+                .fetch_add(differing as u64, Ordering::SeqCst);
+            shared.complain(format!(
+                "{differing} wrong bytes in {position}..{} of seed {seed}",
+                position + count as u64
+            ));
         }
         position += count as u64;
-        counters.bytes_compared.fetch_add(count as u64, Ordering::SeqCst);
+        counters
+            .bytes_compared
+            .fetch_add(count as u64, Ordering::SeqCst);
     }
     if position != end {
         counters.wrong_ends.fetch_add(1, Ordering::SeqCst);

@@ -12,14 +12,29 @@ pub struct SmallDisk {
 
 impl SmallDisk {
     pub fn mount(directory: &Path, bytes: u64) -> Option<SmallDisk> {
-        let (image, mount) = (directory.join("small-disk.img"), directory.join("small-disk"));
+        let (image, mount) = (
+            directory.join("small-disk.img"),
+            directory.join("small-disk"),
+        );
         File::create(&image).ok()?.set_len(bytes).ok()?;
         std::fs::create_dir(&mount).ok()?;
         let quiet = |command: &mut Command| {
-            command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|it| it.success())
+            command
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .is_ok_and(|it| it.success())
         };
-        let made = quiet(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image))
-            && quiet(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mount));
+        let made = quiet(
+            Command::new("mkfs.ext4")
+                .args(["-q", "-F", "-m", "0"])
+                .arg(&image),
+        ) && quiet(
+            Command::new("mount")
+                .args(["-o", "loop"])
+                .arg(&image)
+                .arg(&mount),
+        );
         made.then_some(SmallDisk { mount })
     }
 
@@ -29,7 +44,9 @@ impl SmallDisk {
 
     /// As another program would: writes until nothing fits.
     pub fn fill(&self) {
-        let Ok(mut file) = File::create(self.ballast()) else { return };
+        let Ok(mut file) = File::create(self.ballast()) else {
+            return;
+        };
         for size in [1 << 20, 4 << 10] {
             let block = vec![0xA5; size];
             while file.write_all(&block).is_ok() {}
@@ -47,6 +64,10 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.mount).stderr(Stdio::null()).status();
+        let _ = Command::new("umount")
+            .arg("-l")
+            .arg(&self.mount)
+            .stderr(Stdio::null())
+            .status();
     }
 }

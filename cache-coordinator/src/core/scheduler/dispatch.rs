@@ -43,12 +43,14 @@ impl Scheduler {
             self.first_edge = EdgeId(last.0.wrapping_add(1));
         }
         for &edge in &batch {
+            self.give_slots_to_critical(edge, effects);
             self.plan_critical(edge, effects);
         }
         for &edge in &batch {
             if let Some(state) = self.edges.get_mut(&edge) {
                 state.promote_ahead();
             }
+            self.trim_ahead(edge, effects);
             self.plan_rest(edge, effects);
         }
     }
@@ -180,10 +182,15 @@ impl Scheduler {
         self.admit_due(edge, level);
         let sources = self.edges.get(&edge)?.queues[level as usize].sources(self.now);
         let mut looks = self.config.max_looks.max(1);
+        let mut moved = 0;
+        let refusals = match level {
+            Level::Critical => looks,
+            _ => LOOKS_PAST_REFUSAL,
+        };
         for source in sources {
             let mut refused = 0;
             let mut after: Option<Key> = None;
-            while looks > 0 && refused < LOOKS_PAST_REFUSAL {
+            while looks > 0 && refused < refusals {
                 let Some(key) =
                     self.edges.get(&edge)?.queues[level as usize].next(source, after.as_ref())
                 else {
@@ -196,7 +203,7 @@ impl Scheduler {
                 match self.look(edge, level, source, key, ahead) {
                     Look::Take(route) => return Some((key.owner, route)),
                     // It is elsewhere in the queue now, or not at all.
-                    Look::Moved => {}
+                    Look::Moved => moved += 1,
                     Look::Split(flight) => self.cancel_flight(flight, effects),
                     Look::Refused(refusal) => {
                         self.look_again_after(source, refusal);
@@ -213,7 +220,7 @@ impl Scheduler {
                 }
             }
         }
-        if looks == 0 {
+        if looks == 0 && moved > 0 {
             // Others may wait behind what was looked at: go on with the next event.
             self.dirty.insert(edge);
         }
@@ -469,7 +476,11 @@ impl Scheduler {
             reason,
         });
         effects.push(effect);
+        let raised = flight.level == Level::Critical && !flight.slot;
         self.enter_flight(edge, flight, effects);
+        if raised {
+            self.claim_slot((edge, id), effects);
+        }
         id
     }
 

@@ -240,7 +240,8 @@ impl Scheduler {
             Some(best) => best,
             None => {
                 let last_chunk = flight.current() + 1 >= flight.chunks.end;
-                let begun = flight.bytes_done > 0 || flight.level == Level::Critical;
+                let begun =
+                    flight.bytes_done > 0 || (flight.level == Level::Critical && flight.slot);
                 if how == Withdrawal::Superseded && !(last_chunk && begun) {
                     return self.cancel_flight(key, effects);
                 }
@@ -267,6 +268,10 @@ impl Scheduler {
         }
         flight.level = level;
         flight.deadline = deadline;
+        self.dirty.insert(key.0);
+        let Some(flight) = self.flight(key) else {
+            return;
+        };
         let (source, origin, upstream, had_slot) = (
             flight.source,
             flight.from_origin(),
@@ -282,6 +287,10 @@ impl Scheduler {
             level,
             deadline_ms: relative(deadline, now),
         });
+        if was == Level::Critical {
+            // It may have to give way now, on whatever edge.
+            self.woken.insert(source);
+        }
         if origin && let Some(source) = self.sources.get_mut(&source) {
             source.running[was as usize] = source.running[was as usize].saturating_sub(1);
             source.running[level as usize] += 1;
@@ -300,8 +309,47 @@ impl Scheduler {
         }
     }
 
+    /// CRITICAL fetches handed out ahead take slots that lower levels have, or that came free.
+    pub(super) fn give_slots_to_critical(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
+        let Some(state) = self.edges.get(&edge) else {
+            return;
+        };
+        let without = |flight: &&Flight| {
+            flight.level == Level::Critical && !flight.slot && !flight.cancelling
+        };
+        let mut waiting: Vec<_> = state
+            .flights
+            .iter()
+            .filter(without)
+            .map(|flight| (flight.deadline, flight.id))
+            .collect();
+        waiting.sort_unstable();
+        for (_, id) in waiting {
+            self.claim_slot((edge, id), effects);
+        }
+    }
+
+    /// Lowered ones may be more than an edge should have ahead: the lowest are taken back.
+    pub(super) fn trim_ahead(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
+        let Some(state) = self.edges.get(&edge) else {
+            return;
+        };
+        let ahead =
+            |flight: &&Flight| flight.level > Level::Critical && !flight.slot && !flight.cancelling;
+        let mut lower: Vec<_> = state
+            .flights
+            .iter()
+            .filter(ahead)
+            .map(|flight| (flight.level, flight.deadline, flight.id))
+            .collect();
+        lower.sort_unstable();
+        for (.., id) in lower.into_iter().skip(state.max_downloads as usize) {
+            self.cancel_flight((edge, id), effects);
+        }
+    }
+
     /// A fetch handed out ahead became CRITICAL: it does not wait for a slot lower levels have.
-    fn claim_slot(&mut self, key: FlightKey, effects: &mut Vec<Effect>) {
+    pub(super) fn claim_slot(&mut self, key: FlightKey, effects: &mut Vec<Effect>) {
         let Some(state) = self.edges.get(&key.0) else {
             return;
         };

@@ -63,6 +63,11 @@ impl Scheduler {
             return;
         }
         match flight.from {
+            // It is as late as the origin fetch it follows, which has its own hedge.
+            From::Peer(_) if flight.upstream.is_some() => {
+                self.timers
+                    .insert((self.now.saturating_add(allowed), Timer::Flight(edge, id)));
+            }
             From::Peer(peer) => {
                 self.peer_failed(edge, peer);
                 self.cancel_flight((edge, id), effects);

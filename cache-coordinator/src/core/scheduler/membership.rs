@@ -40,10 +40,8 @@ impl Scheduler {
     }
 
     pub(super) fn edge_draining(&mut self, edge: EdgeId, draining: bool) {
-        let Some(state) = self.edges.get_mut(&edge) else {
-            return;
-        };
-        state.draining = draining;
+        // The operator may say so of an edge that is away.
+        self.edges.entry(edge).or_default().draining = draining;
         self.ensure_fills_of_edge(edge);
         self.dirty.insert(edge);
     }

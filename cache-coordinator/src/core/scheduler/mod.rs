@@ -26,6 +26,8 @@ mod late;
 mod membership;
 mod queue;
 mod route;
+#[cfg(test)]
+mod simulation;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -89,10 +91,11 @@ impl Scheduler {
         self.plan(effects);
     }
 
-    /// Some edges were left for the next event; a `Tick` at once goes on with them.
+    /// Something was left for the next event, to keep this one short; a `Tick` at once goes on with them.
     #[must_use]
     pub fn has_more(&self) -> bool {
-        !self.dirty.is_empty() || !self.woken.is_empty()
+        let due = self.timers.first().is_some_and(|(at, _)| *at <= self.now);
+        due || !self.dirty.is_empty() || !self.woken.is_empty()
     }
 
     fn take(&mut self, event: Event, effects: &mut Vec<Effect>) {

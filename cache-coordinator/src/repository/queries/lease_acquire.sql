@@ -1,8 +1,8 @@
--- "only" is set again so that the row is locked FOR UPDATE and not FOR NO KEY UPDATE: taking over
+-- The column only is set again so that the row is locked FOR UPDATE and not FOR NO KEY UPDATE: taking over
 -- waits for a write of the old term that has already checked its lease (lease_check.sql).
-INSERT INTO coordinator_lease AS l (only, holder, address, term, expires_at)
+INSERT INTO coordinator_lease AS l ("only", holder, address, term, expires_at)
 VALUES (true, $1, $2, 1, clock_timestamp() + $3::bigint * interval '1 millisecond')
-ON CONFLICT (only) DO UPDATE
-SET only = true, holder = excluded.holder, address = excluded.address, term = l.term + 1, expires_at = excluded.expires_at
+ON CONFLICT ("only") DO UPDATE
+SET "only" = true, holder = excluded.holder, address = excluded.address, term = l.term + 1, expires_at = excluded.expires_at
 WHERE l.expires_at <= clock_timestamp()
 RETURNING term

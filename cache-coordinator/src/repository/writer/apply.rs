@@ -15,8 +15,8 @@ use super::super::{
     statements,
 };
 use super::{
-    AddJob, DrainEdge, EndJob, InvalidateEntry, Invalidated, JoinEdge, JoinStep, Joined, Observation, ObserveEntry, Observed,
-    Operation, Outcome, PutSource, SetEdgeState, SetPinned,
+    AddJob, DrainEdge, EndJob, InvalidateEntry, Invalidated, JoinEdge, JoinStep, Joined,
+    Observation, ObserveEntry, Observed, Operation, Outcome, PutSource, SetEdgeState, SetPinned,
     chunks::ChunkReports,
 };
 
@@ -35,7 +35,13 @@ pub(super) struct Batch<'a, C> {
 
 impl<'a, C: GenericClient> Batch<'a, C> {
     pub(super) fn new(executor: Executor<'a, C>, before: u64) -> Self {
-        Self { executor, before, changes: Vec::new(), judged: Vec::new(), reports: ChunkReports::default() }
+        Self {
+            executor,
+            before,
+            changes: Vec::new(),
+            judged: Vec::new(),
+            reports: ChunkReports::default(),
+        }
     }
 
     /// Applies all in order. An error is of the database and fails the batch; what is wrong with one change
@@ -57,7 +63,9 @@ impl<'a, C: GenericClient> Batch<'a, C> {
                 continue;
             }
             let judged = match self.one(operation).await {
-                Err(error @ (RepositoryError::NotFound { .. } | RepositoryError::Fenced)) => Err(error),
+                Err(error @ (RepositoryError::NotFound { .. } | RepositoryError::Fenced)) => {
+                    Err(error)
+                }
                 Err(error) => return Err(error),
                 Ok(outcome) => Ok(outcome),
             };
@@ -67,7 +75,11 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         let judged = self
             .judged
             .into_iter()
-            .map(|judged| judged.unwrap_or_else(|| Err(RepositoryError::Internal("a change was not applied".into()))))
+            .map(|judged| {
+                judged.unwrap_or_else(|| {
+                    Err(RepositoryError::Internal("a change was not applied".into()))
+                })
+            })
             .collect();
         Ok((judged, self.changes))
     }
@@ -75,24 +87,40 @@ impl<'a, C: GenericClient> Batch<'a, C> {
     async fn one(&mut self, operation: &Operation) -> Result<Outcome, RepositoryError> {
         Ok(match operation {
             Operation::StoreChunks(_) | Operation::RemoveChunks(_) | Operation::TouchEdge(_) => {
-                return Err(RepositoryError::Internal("reports are applied together".into()));
+                return Err(RepositoryError::Internal(
+                    "reports are applied together".into(),
+                ));
             }
-            Operation::ReconcileEntry(change) => Outcome::ReconcileEntry(self.reconcile(change).await?),
+            Operation::ReconcileEntry(change) => {
+                Outcome::ReconcileEntry(self.reconcile(change).await?)
+            }
             Operation::ObserveEntry(change) => Outcome::ObserveEntry(self.observe(change).await?),
             Operation::SetPinned(change) => Outcome::SetPinned(self.pin(change).await?),
-            Operation::InvalidateEntry(change) => Outcome::InvalidateEntry(self.invalidate(change).await?),
-            Operation::PutSource(change) => Outcome::PutSource(self.put_source(change).await?),
-            Operation::RemoveRowsOfSource(change) => {
-                Outcome::RemoveRowsOfSource(self.remove_rows(statements::CHUNK_DELETE_OF_SOURCE, &[&change.name, &i64::from(change.limit)]).await?)
+            Operation::InvalidateEntry(change) => {
+                Outcome::InvalidateEntry(self.invalidate(change).await?)
             }
-            Operation::RemoveSource(change) => Outcome::RemoveSource(self.remove_source(&change.name).await?),
+            Operation::PutSource(change) => Outcome::PutSource(self.put_source(change).await?),
+            Operation::RemoveRowsOfSource(change) => Outcome::RemoveRowsOfSource(
+                self.remove_rows(
+                    statements::CHUNK_DELETE_OF_SOURCE,
+                    &[&change.name, &i64::from(change.limit)],
+                )
+                .await?,
+            ),
+            Operation::RemoveSource(change) => {
+                Outcome::RemoveSource(self.remove_source(&change.name).await?)
+            }
             Operation::JoinEdge(change) => Outcome::JoinEdge(self.join(change).await?),
             Operation::SetEdgeState(change) => Outcome::SetEdgeState(self.set_state(change).await?),
             Operation::DrainEdge(change) => Outcome::DrainEdge(self.drain(change).await?),
             Operation::RetireEdge(change) => Outcome::RetireEdge(self.retire(&change.name).await?),
-            Operation::RemoveRowsOfEdge(change) => {
-                Outcome::RemoveRowsOfEdge(self.remove_rows(statements::CHUNK_DELETE_OF_EDGE, &[&change.edge, &i64::from(change.limit)]).await?)
-            }
+            Operation::RemoveRowsOfEdge(change) => Outcome::RemoveRowsOfEdge(
+                self.remove_rows(
+                    statements::CHUNK_DELETE_OF_EDGE,
+                    &[&change.edge, &i64::from(change.limit)],
+                )
+                .await?,
+            ),
             Operation::ForgetEdge(change) => Outcome::ForgetEdge(self.forget(&change.name).await?),
             Operation::AddJob(change) => Outcome::AddJob(self.add_job(change).await?),
             Operation::EndJob(change) => Outcome::EndJob(self.end_job(change).await?),
@@ -101,7 +129,12 @@ impl<'a, C: GenericClient> Batch<'a, C> {
 
     async fn observe(&mut self, change: &ObserveEntry) -> Result<Observed, RepositoryError> {
         let entry = &change.entry;
-        if self.executor.query_opt(statements::SOURCE_GET, &[&entry.source]).await?.is_none() {
+        if self
+            .executor
+            .query_opt(statements::SOURCE_GET, &[&entry.source])
+            .await?
+            .is_none()
+        {
             return Err(RepositoryError::not_found("source", &entry.source));
         }
         let chunk_size = i32::try_from(entry.geometry.chunk_size()).unwrap_or(i32::MAX);
@@ -111,8 +144,17 @@ impl<'a, C: GenericClient> Batch<'a, C> {
             .execute(
                 statements::ENTRY_INSERT,
                 &[
-                    &entry.id, &entry.source, &entry.path, &entry.query, &entry.variant, &entry.validator, &entry.etag,
-                    &entry.last_modified, &entry.content_type, &size, &chunk_size,
+                    &entry.id,
+                    &entry.source,
+                    &entry.path,
+                    &entry.query,
+                    &entry.variant,
+                    &entry.validator,
+                    &entry.etag,
+                    &entry.last_modified,
+                    &entry.content_type,
+                    &size,
+                    &chunk_size,
                 ],
             )
             .await?
@@ -124,8 +166,17 @@ impl<'a, C: GenericClient> Batch<'a, C> {
             .query_opt(
                 statements::KEY_UPSERT,
                 &[
-                    &entry.source, &entry.path, &entry.query, &entry.variant, &entry.id, &fresh.validated_at, &fresh.fresh_until,
-                    &fresh.initial_age, &change.freshness.cache_control, &change.freshness.vary, &replayed,
+                    &entry.source,
+                    &entry.path,
+                    &entry.query,
+                    &entry.variant,
+                    &entry.id,
+                    &fresh.validated_at,
+                    &fresh.fresh_until,
+                    &fresh.initial_age,
+                    &change.freshness.cache_control,
+                    &change.freshness.vary,
+                    &replayed,
                 ],
             )
             .await?;
@@ -137,22 +188,47 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         let key_changed = before.is_some_and(|previous| previous != Some(entry.id));
         let previous = before.flatten().filter(|previous| *previous != entry.id);
         if key_changed {
-            self.changes.push(ChangeKind::Key { previous, entry: Some(entry.id) });
+            self.changes.push(ChangeKind::Key {
+                previous,
+                entry: Some(entry.id),
+            });
         }
-        Ok(Observed { created, key_changed, previous })
+        Ok(Observed {
+            created,
+            key_changed,
+            previous,
+        })
     }
 
     async fn pin(&mut self, change: &SetPinned) -> Result<(), RepositoryError> {
-        let row = self.executor.query_opt(statements::ENTRY_SET_PINNED, &[&change.entry, &change.pinned]).await?;
-        let before: bool = row.ok_or_else(|| RepositoryError::not_found("entry", change.entry))?.get(0);
+        let row = self
+            .executor
+            .query_opt(
+                statements::ENTRY_SET_PINNED,
+                &[&change.entry, &change.pinned],
+            )
+            .await?;
+        let before: bool = row
+            .ok_or_else(|| RepositoryError::not_found("entry", change.entry))?
+            .get(0);
         if before != change.pinned {
-            self.changes.push(ChangeKind::Entry { entry: change.entry });
+            self.changes.push(ChangeKind::Entry {
+                entry: change.entry,
+            });
         }
         Ok(())
     }
 
-    async fn invalidate(&mut self, change: &InvalidateEntry) -> Result<Invalidated, RepositoryError> {
-        if self.executor.query_opt(statements::ENTRY_GET, &[&change.entry]).await?.is_none() {
+    async fn invalidate(
+        &mut self,
+        change: &InvalidateEntry,
+    ) -> Result<Invalidated, RepositoryError> {
+        if self
+            .executor
+            .query_opt(statements::ENTRY_GET, &[&change.entry])
+            .await?
+            .is_none()
+        {
             return Err(RepositoryError::not_found("entry", change.entry));
         }
         let keys: Vec<v1::Key> = self
@@ -160,38 +236,79 @@ impl<'a, C: GenericClient> Batch<'a, C> {
             .query(statements::KEY_DELETE_OF_ENTRY, &[&change.entry])
             .await?
             .iter()
-            .map(|row| v1::Key { source: row.get(0), path: row.get(1), query: row.get(2), variant: row.get(3) })
+            .map(|row| v1::Key {
+                source: row.get(0),
+                path: row.get(1),
+                query: row.get(2),
+                variant: row.get(3),
+            })
             .collect();
         if !keys.is_empty() {
-            self.changes.push(ChangeKind::Key { previous: Some(change.entry), entry: None });
+            self.changes.push(ChangeKind::Key {
+                previous: Some(change.entry),
+                entry: None,
+            });
         }
-        let chunks_removed =
-            if change.purge { self.remove_rows(statements::CHUNK_DELETE_OF_ENTRY, &[&change.entry]).await? } else { 0 };
-        Ok(Invalidated { keys, chunks_removed })
+        let chunks_removed = if change.purge {
+            self.remove_rows(statements::CHUNK_DELETE_OF_ENTRY, &[&change.entry])
+                .await?
+        } else {
+            0
+        };
+        Ok(Invalidated {
+            keys,
+            chunks_removed,
+        })
     }
 
     async fn put_source(&mut self, change: &PutSource) -> Result<v1::Source, RepositoryError> {
-        self.changes.push(ChangeKind::Source { name: change.source.name.clone() });
+        self.changes.push(ChangeKind::Source {
+            name: change.source.name.clone(),
+        });
         let revision = self.before + self.changes.len() as u64;
-        let source = v1::Source { revision, ..change.source.clone() };
+        let source = v1::Source {
+            revision,
+            ..change.source.clone()
+        };
         let settings = Json(Settings::of(&source));
-        self.executor.execute(statements::SOURCE_PUT, &[&source.name, &source.base_url, &settings, &signed(revision)]).await?;
+        self.executor
+            .execute(
+                statements::SOURCE_PUT,
+                &[&source.name, &source.base_url, &settings, &signed(revision)],
+            )
+            .await?;
         Ok(source)
     }
 
     async fn remove_source(&mut self, name: &str) -> Result<u64, RepositoryError> {
-        let removed = self.remove_rows(statements::CHUNK_DELETE_OF_SOURCE, &[&name, &i64::MAX]).await?;
-        if self.executor.execute(statements::SOURCE_DELETE, &[&name]).await? == 0 {
+        let removed = self
+            .remove_rows(statements::CHUNK_DELETE_OF_SOURCE, &[&name, &i64::MAX])
+            .await?;
+        if self
+            .executor
+            .execute(statements::SOURCE_DELETE, &[&name])
+            .await?
+            == 0
+        {
             return Err(RepositoryError::not_found("source", name));
         }
-        self.changes.push(ChangeKind::Source { name: name.to_owned() });
+        self.changes.push(ChangeKind::Source {
+            name: name.to_owned(),
+        });
         Ok(removed)
     }
 
     async fn join(&mut self, change: &JoinEdge) -> Result<JoinStep, RepositoryError> {
-        if let Some(row) = self.executor.query_opt(statements::EDGE_GET, &[&change.name]).await? {
+        if let Some(row) = self
+            .executor
+            .query_opt(statements::EDGE_GET, &[&change.name])
+            .await?
+        {
             let edge = edges::from_row(&row);
-            let rows = self.executor.query_one(statements::EDGE_CHUNK_COUNT, &[&edge.id, &1_i64]).await?;
+            let rows = self
+                .executor
+                .query_one(statements::EDGE_CHUNK_COUNT, &[&edge.id, &1_i64])
+                .await?;
             if edge.store_id != change.store_id && rows.get::<_, i64>(0) > 0 {
                 // The old disk's session must not add rows while they are taken away.
                 self.retire(&change.name).await?;
@@ -200,44 +317,86 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         }
         let row = self
             .executor
-            .query_one(statements::EDGE_JOIN, &[&change.name, &change.url, &change.store_id, &signed(change.bytes_allowed)])
+            .query_one(
+                statements::EDGE_JOIN,
+                &[
+                    &change.name,
+                    &change.url,
+                    &change.store_id,
+                    &signed(change.bytes_allowed),
+                ],
+            )
             .await?;
-        self.changes.push(ChangeKind::Edge { name: change.name.clone() });
-        Ok(JoinStep::Joined(Joined { edge: edges::from_row(&row) }))
+        self.changes.push(ChangeKind::Edge {
+            name: change.name.clone(),
+        });
+        Ok(JoinStep::Joined(Joined {
+            edge: edges::from_row(&row),
+        }))
     }
 
     async fn set_state(&mut self, change: &SetEdgeState) -> Result<bool, RepositoryError> {
         let state = state_text(change.state)?;
-        let row = self.executor.query_opt(statements::EDGE_SET_STATE, &[&change.edge, &signed(change.epoch), &state]).await?;
+        let row = self
+            .executor
+            .query_opt(
+                statements::EDGE_SET_STATE,
+                &[&change.edge, &signed(change.epoch), &state],
+            )
+            .await?;
         if let Some(row) = &row {
-            self.changes.push(ChangeKind::Edge { name: row.get("name") });
+            self.changes.push(ChangeKind::Edge {
+                name: row.get("name"),
+            });
         }
         Ok(row.is_some())
     }
 
-    async fn drain(&mut self, change: &DrainEdge) -> Result<super::super::EdgeRecord, RepositoryError> {
-        let row = self.executor.query_opt(statements::EDGE_DRAIN, &[&change.name, &change.draining]).await?;
+    async fn drain(
+        &mut self,
+        change: &DrainEdge,
+    ) -> Result<super::super::EdgeRecord, RepositoryError> {
+        let row = self
+            .executor
+            .query_opt(statements::EDGE_DRAIN, &[&change.name, &change.draining])
+            .await?;
         let row = row.ok_or_else(|| RepositoryError::not_found("edge", &change.name))?;
-        self.changes.push(ChangeKind::Edge { name: change.name.clone() });
+        self.changes.push(ChangeKind::Edge {
+            name: change.name.clone(),
+        });
         Ok(edges::from_row(&row))
     }
 
     async fn retire(&mut self, name: &str) -> Result<edges::EdgeId, RepositoryError> {
-        let row = self.executor.query_opt(statements::EDGE_RETIRE, &[&name]).await?;
+        let row = self
+            .executor
+            .query_opt(statements::EDGE_RETIRE, &[&name])
+            .await?;
         let row = row.ok_or_else(|| RepositoryError::not_found("edge", name))?;
-        self.changes.push(ChangeKind::Edge { name: name.to_owned() });
+        self.changes.push(ChangeKind::Edge {
+            name: name.to_owned(),
+        });
         Ok(row.get("id"))
     }
 
     async fn forget(&mut self, name: &str) -> Result<u64, RepositoryError> {
         let id = self.retire(name).await?;
-        let removed = self.remove_rows(statements::CHUNK_DELETE_OF_EDGE, &[&id, &i64::MAX]).await?;
-        self.executor.execute(statements::EDGE_DELETE, &[&name]).await?;
+        let removed = self
+            .remove_rows(statements::CHUNK_DELETE_OF_EDGE, &[&id, &i64::MAX])
+            .await?;
+        self.executor
+            .execute(statements::EDGE_DELETE, &[&name])
+            .await?;
         Ok(removed)
     }
 
     async fn add_job(&mut self, change: &AddJob) -> Result<(), RepositoryError> {
-        if self.executor.query_opt(statements::ENTRY_GET, &[&change.entry]).await?.is_none() {
+        if self
+            .executor
+            .query_opt(statements::ENTRY_GET, &[&change.entry])
+            .await?
+            .is_none()
+        {
             return Err(RepositoryError::not_found("entry", change.entry));
         }
         let ranges = coalesce(change.ranges.clone());
@@ -246,7 +405,17 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         let level = level_number(change.level);
         let added = self
             .executor
-            .execute(statements::JOB_INSERT, &[&change.id, &change.entry, &starts, &ends, &change.edges, &level])
+            .execute(
+                statements::JOB_INSERT,
+                &[
+                    &change.id,
+                    &change.entry,
+                    &starts,
+                    &ends,
+                    &change.edges,
+                    &level,
+                ],
+            )
             .await?;
         if added == 1 {
             self.changes.push(ChangeKind::Job { id: change.id });
@@ -256,12 +425,27 @@ impl<'a, C: GenericClient> Batch<'a, C> {
 
     async fn end_job(&mut self, change: &EndJob) -> Result<bool, RepositoryError> {
         if change.status == JobStatus::Running {
-            return Err(RepositoryError::invalid("status", "a job does not end by running"));
+            return Err(RepositoryError::invalid(
+                "status",
+                "a job does not end by running",
+            ));
         }
-        if self.executor.query_opt(statements::JOB_GET, &[&change.id]).await?.is_none() {
+        if self
+            .executor
+            .query_opt(statements::JOB_GET, &[&change.id])
+            .await?
+            .is_none()
+        {
             return Err(RepositoryError::not_found("job", change.id));
         }
-        let ended = self.executor.execute(statements::JOB_END, &[&change.id, &change.status.text(), &change.error]).await? == 1;
+        let ended = self
+            .executor
+            .execute(
+                statements::JOB_END,
+                &[&change.id, &change.status.text(), &change.error],
+            )
+            .await?
+            == 1;
         if ended {
             self.changes.push(ChangeKind::Job { id: change.id });
         }
@@ -274,6 +458,10 @@ impl<'a, C: GenericClient> Batch<'a, C> {
 fn commutes_with_reports(operation: &Operation) -> bool {
     matches!(
         operation,
-        Operation::ObserveEntry(_) | Operation::SetPinned(_) | Operation::PutSource(_) | Operation::AddJob(_) | Operation::EndJob(_)
+        Operation::ObserveEntry(_)
+            | Operation::SetPinned(_)
+            | Operation::PutSource(_)
+            | Operation::AddJob(_)
+            | Operation::EndJob(_)
     )
 }

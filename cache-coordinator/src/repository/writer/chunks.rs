@@ -62,7 +62,12 @@ impl ChunkReports {
             _ => return false,
         };
         let stored = matches!(report.content, Content::Stored(_));
-        if *self.kinds.entry((report.entry, report.edge)).or_insert(stored) != stored {
+        if *self
+            .kinds
+            .entry((report.entry, report.edge))
+            .or_insert(stored)
+            != stored
+        {
             return false;
         }
         self.reports.push(report);
@@ -75,14 +80,19 @@ type Rows = BTreeMap<(EntryId, EdgeId, u64), (u64, ByteRange, u64)>;
 
 impl<C: GenericClient> Batch<'_, C> {
     pub(super) async fn flush_reports(&mut self) -> Result<(), RepositoryError> {
-        let ChunkReports { reports, touches, .. } = std::mem::take(&mut self.reports);
+        let ChunkReports {
+            reports, touches, ..
+        } = std::mem::take(&mut self.reports);
         self.flush_touches(touches).await?;
         if reports.is_empty() {
             return Ok(());
         }
         let edges: Vec<EdgeId> = reports.iter().map(|report| report.edge).collect();
         let entries: Vec<EntryId> = reports.iter().map(|report| report.entry).collect();
-        let rows = self.executor.query(statements::CHUNK_REPORTS, &[&edges, &entries]).await?;
+        let rows = self
+            .executor
+            .query(statements::CHUNK_REPORTS, &[&edges, &entries])
+            .await?;
         let (mut stored, mut removed) = (Rows::new(), Rows::new());
         let mut names: HashMap<EdgeId, String> = HashMap::new();
         for (report, row) in reports.iter().zip(&rows) {
@@ -95,11 +105,12 @@ impl<C: GenericClient> Batch<'_, C> {
                         Content::Stored(_) => (&mut stored, Outcome::StoreChunks(())),
                         Content::Removed(_) => (&mut removed, Outcome::RemoveChunks(())),
                     };
-                    rows.extend(
-                        chunks
-                            .into_iter()
-                            .map(|(range, checksum)| ((report.entry, report.edge, range.start), (report.epoch, range, checksum))),
-                    );
+                    rows.extend(chunks.into_iter().map(|(range, checksum)| {
+                        (
+                            (report.entry, report.edge, range.start),
+                            (report.epoch, range, checksum),
+                        )
+                    }));
                     Ok(outcome)
                 }
             });
@@ -109,7 +120,14 @@ impl<C: GenericClient> Batch<'_, C> {
             self.executor
                 .execute(
                     statements::CHUNK_STORE,
-                    &[&columns.entries, &columns.edges, &columns.epochs, &columns.starts, &columns.ends, &columns.checksums],
+                    &[
+                        &columns.entries,
+                        &columns.edges,
+                        &columns.epochs,
+                        &columns.starts,
+                        &columns.ends,
+                        &columns.checksums,
+                    ],
                 )
                 .await?;
             self.log_rows(&stored, &names, true);
@@ -117,29 +135,56 @@ impl<C: GenericClient> Batch<'_, C> {
         if !removed.is_empty() {
             let columns = ChunkColumns::of(&removed);
             self.executor
-                .execute(statements::CHUNK_REMOVE, &[&columns.entries, &columns.edges, &columns.epochs, &columns.starts])
+                .execute(
+                    statements::CHUNK_REMOVE,
+                    &[
+                        &columns.entries,
+                        &columns.edges,
+                        &columns.epochs,
+                        &columns.starts,
+                    ],
+                )
                 .await?;
             self.log_rows(&removed, &names, false);
         }
         Ok(())
     }
 
-    async fn flush_touches(&mut self, touches: Vec<(usize, TouchEdge)>) -> Result<(), RepositoryError> {
+    async fn flush_touches(
+        &mut self,
+        touches: Vec<(usize, TouchEdge)>,
+    ) -> Result<(), RepositoryError> {
         if touches.is_empty() {
             return Ok(());
         }
         // One row an edge and epoch; the last says how it is now.
-        let latest: BTreeMap<(EdgeId, u64), &TouchEdge> =
-            touches.iter().map(|(_, touch)| ((touch.edge, touch.epoch), touch)).collect();
+        let latest: BTreeMap<(EdgeId, u64), &TouchEdge> = touches
+            .iter()
+            .map(|(_, touch)| ((touch.edge, touch.epoch), touch))
+            .collect();
         let edges: Vec<EdgeId> = latest.keys().map(|key| key.0).collect();
         let epochs: Vec<i64> = latest.keys().map(|key| signed(key.1)).collect();
-        let used: Vec<i64> = latest.values().map(|touch| signed(touch.status.bytes_used)).collect();
-        let allowed: Vec<i64> = latest.values().map(|touch| signed(touch.status.bytes_allowed)).collect();
-        let rows = self.executor.query(statements::EDGE_TOUCH, &[&edges, &epochs, &used, &allowed]).await?;
-        let current: HashMap<EdgeId, i64> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let used: Vec<i64> = latest
+            .values()
+            .map(|touch| signed(touch.status.bytes_used))
+            .collect();
+        let allowed: Vec<i64> = latest
+            .values()
+            .map(|touch| signed(touch.status.bytes_allowed))
+            .collect();
+        let rows = self
+            .executor
+            .query(statements::EDGE_TOUCH, &[&edges, &epochs, &used, &allowed])
+            .await?;
+        let current: HashMap<EdgeId, i64> =
+            rows.iter().map(|row| (row.get(0), row.get(1))).collect();
         for (number, touch) in touches {
             let is_current = current.get(&touch.edge) == Some(&signed(touch.epoch));
-            self.judged[number] = Some(if is_current { Ok(Outcome::TouchEdge(())) } else { Err(RepositoryError::Fenced) });
+            self.judged[number] = Some(if is_current {
+                Ok(Outcome::TouchEdge(()))
+            } else {
+                Err(RepositoryError::Fenced)
+            });
         }
         Ok(())
     }
@@ -153,14 +198,25 @@ impl<C: GenericClient> Batch<'_, C> {
             let edge = names.get(&edge).cloned().unwrap_or_default();
             let ranges = coalesce(ranges);
             self.changes.push(if stored {
-                ChangeKind::Stored { entry, edge, ranges }
+                ChangeKind::Stored {
+                    entry,
+                    edge,
+                    ranges,
+                }
             } else {
-                ChangeKind::Removed { entry, edge, ranges }
+                ChangeKind::Removed {
+                    entry,
+                    edge,
+                    ranges,
+                }
             });
         }
     }
 
-    pub(super) async fn reconcile(&mut self, change: &ReconcileEntry) -> Result<Reconciled, RepositoryError> {
+    pub(super) async fn reconcile(
+        &mut self,
+        change: &ReconcileEntry,
+    ) -> Result<Reconciled, RepositoryError> {
         let report = Report {
             number: 0,
             edge: change.edge,
@@ -168,35 +224,76 @@ impl<C: GenericClient> Batch<'_, C> {
             entry: change.entry,
             content: Content::Stored(change.chunks.clone()),
         };
-        let facts = self.executor.query_one(statements::CHUNK_REPORTS, &[&vec![change.edge], &vec![change.entry]]).await?;
+        let facts = self
+            .executor
+            .query_one(
+                statements::CHUNK_REPORTS,
+                &[&vec![change.edge], &vec![change.entry]],
+            )
+            .await?;
         let geometry = judge(&report, &facts)?;
-        let chunks: BTreeMap<u64, (ByteRange, u64)> =
-            ranges_of(&report, geometry)?.into_iter().map(|(range, checksum)| (range.start, (range, checksum))).collect();
+        let chunks: BTreeMap<u64, (ByteRange, u64)> = ranges_of(&report, geometry)?
+            .into_iter()
+            .map(|(range, checksum)| (range.start, (range, checksum)))
+            .collect();
         let starts: Vec<i64> = chunks.keys().map(|start| signed(*start)).collect();
-        let ends: Vec<i64> = chunks.values().map(|(range, _)| signed(range.end)).collect();
-        let checksums: Vec<i64> = chunks.values().map(|(_, checksum)| checksum.cast_signed()).collect();
+        let ends: Vec<i64> = chunks
+            .values()
+            .map(|(range, _)| signed(range.end))
+            .collect();
+        let checksums: Vec<i64> = chunks
+            .values()
+            .map(|(_, checksum)| checksum.cast_signed())
+            .collect();
         let edge: String = facts.get("edge");
-        let gone = self.executor.query(statements::CHUNK_RECONCILE_DELETE, &[&change.entry, &change.edge, &starts]).await?;
+        let gone = self
+            .executor
+            .query(
+                statements::CHUNK_RECONCILE_DELETE,
+                &[&change.entry, &change.edge, &starts],
+            )
+            .await?;
         let come = self
             .executor
-            .query(statements::CHUNK_RECONCILE_INSERT, &[&change.entry, &change.edge, &starts, &ends, &checksums])
+            .query(
+                statements::CHUNK_RECONCILE_INSERT,
+                &[&change.entry, &change.edge, &starts, &ends, &checksums],
+            )
             .await?;
         let ranges = |rows: &[Row]| coalesce(rows.iter().map(range_from_row).collect());
         if !gone.is_empty() {
-            self.changes.push(ChangeKind::Removed { entry: change.entry, edge: edge.clone(), ranges: ranges(&gone) });
+            self.changes.push(ChangeKind::Removed {
+                entry: change.entry,
+                edge: edge.clone(),
+                ranges: ranges(&gone),
+            });
         }
         if !come.is_empty() {
-            self.changes.push(ChangeKind::Stored { entry: change.entry, edge, ranges: ranges(&come) });
+            self.changes.push(ChangeKind::Stored {
+                entry: change.entry,
+                edge,
+                ranges: ranges(&come),
+            });
         }
-        Ok(Reconciled { rows_deleted: gone.len() as u64, rows_written: come.len() as u64 })
+        Ok(Reconciled {
+            rows_deleted: gone.len() as u64,
+            rows_written: come.len() as u64,
+        })
     }
 
     /// Runs a statement that deletes chunk rows and returns them; logs them by entry and edge.
-    pub(super) async fn remove_rows(&mut self, statement: Statement, params: &[&(dyn ToSql + Sync)]) -> Result<u64, RepositoryError> {
+    pub(super) async fn remove_rows(
+        &mut self,
+        statement: Statement,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, RepositoryError> {
         let rows = self.executor.query(statement, params).await?;
         let mut groups: BTreeMap<(EntryId, EdgeId), Vec<ByteRange>> = BTreeMap::new();
         for row in &rows {
-            groups.entry((row.get("entry_id"), row.get("edge_id"))).or_default().push(range_from_row(row));
+            groups
+                .entry((row.get("entry_id"), row.get("edge_id")))
+                .or_default()
+                .push(range_from_row(row));
         }
         if groups.is_empty() {
             return Ok(0);
@@ -210,7 +307,11 @@ impl<C: GenericClient> Batch<'_, C> {
             .collect();
         for ((entry, edge), ranges) in groups {
             let edge = names.get(&edge).cloned().unwrap_or_default();
-            self.changes.push(ChangeKind::Removed { entry, edge, ranges: coalesce(ranges) });
+            self.changes.push(ChangeKind::Removed {
+                entry,
+                edge,
+                ranges: coalesce(ranges),
+            });
         }
         Ok(rows.len() as u64)
     }
@@ -226,20 +327,33 @@ fn judge(report: &Report, row: &Row) -> Result<Geometry, RepositoryError> {
     let size: Option<i64> = row.get("size");
     let size = size.ok_or_else(|| RepositoryError::not_found("entry", report.entry))?;
     let chunk_size: i32 = row.get("chunk_size");
-    Geometry::new(size.unsigned_abs(), chunk_size.unsigned_abs()).map_err(|error| RepositoryError::Internal(error.to_string()))
+    Geometry::new(size.unsigned_abs(), chunk_size.unsigned_abs())
+        .map_err(|error| RepositoryError::Internal(error.to_string()))
 }
 
 /// The chunks' ranges, with their checksums where there are any.
-fn ranges_of(report: &Report, geometry: Geometry) -> Result<Vec<(ByteRange, u64)>, RepositoryError> {
+fn ranges_of(
+    report: &Report,
+    geometry: Geometry,
+) -> Result<Vec<(ByteRange, u64)>, RepositoryError> {
     let place = |index: ChunkIndex, checksum: u64| {
         if index < geometry.chunk_count() {
             Ok((geometry.chunk_range(index), checksum))
         } else {
-            Err(RepositoryError::invalid("chunks", format!("chunk {index} of an entry of {} chunks", geometry.chunk_count())))
+            Err(RepositoryError::invalid(
+                "chunks",
+                format!(
+                    "chunk {index} of an entry of {} chunks",
+                    geometry.chunk_count()
+                ),
+            ))
         }
     };
     match &report.content {
-        Content::Stored(chunks) => chunks.iter().map(|chunk| place(chunk.index, chunk.checksum)).collect(),
+        Content::Stored(chunks) => chunks
+            .iter()
+            .map(|chunk| place(chunk.index, chunk.checksum))
+            .collect(),
         Content::Removed(indexes) => indexes.iter().map(|index| place(*index, 0)).collect(),
     }
 }

@@ -54,14 +54,23 @@ impl Writer {
     pub async fn enqueue<W: Write>(&self, change: W) -> Result<Pending<W>, RepositoryError> {
         let (sender, answer) = oneshot::channel();
         self.queue
-            .send(Command { operation: change.into(), answer: sender })
+            .send(Command {
+                operation: change.into(),
+                answer: sender,
+            })
             .await
             .map_err(|_| stopped())?;
-        Ok(Pending { answer, output: std::marker::PhantomData })
+        Ok(Pending {
+            answer,
+            output: std::marker::PhantomData,
+        })
     }
 
     /// Queues a change and waits for its commit.
-    pub async fn write<W: Write>(&self, change: W) -> Result<Committed<W::Output>, RepositoryError> {
+    pub async fn write<W: Write>(
+        &self,
+        change: W,
+    ) -> Result<Committed<W::Output>, RepositoryError> {
         self.enqueue(change).await?.await
     }
 
@@ -70,7 +79,12 @@ impl Writer {
         loop {
             let answer = self.write(join.clone()).await?;
             match answer.value {
-                JoinStep::Joined(value) => return Ok(Committed { revision: answer.revision, value }),
+                JoinStep::Joined(value) => {
+                    return Ok(Committed {
+                        revision: answer.revision,
+                        value,
+                    });
+                }
                 JoinStep::OldRows(edge) => self.remove_rows_of_edge(edge).await.map(drop)?,
             }
         }
@@ -78,30 +92,58 @@ impl Writer {
 
     /// Removes an edge and all rows of it. Answers how many.
     pub async fn forget_edge(&self, name: &str) -> Result<Committed<u64>, RepositoryError> {
-        let edge = self.write(RetireEdge { name: name.to_owned() }).await?.value;
+        let edge = self
+            .write(RetireEdge {
+                name: name.to_owned(),
+            })
+            .await?
+            .value;
         let removed = self.remove_rows_of_edge(edge).await?;
-        let answer = self.write(ForgetEdge { name: name.to_owned() }).await?;
-        Ok(Committed { revision: answer.revision, value: removed + answer.value })
+        let answer = self
+            .write(ForgetEdge {
+                name: name.to_owned(),
+            })
+            .await?;
+        Ok(Committed {
+            revision: answer.revision,
+            value: removed + answer.value,
+        })
     }
 
     /// Removes a source with its entries, keys and jobs. Answers how many chunk rows went.
     pub async fn remove_source(&self, name: &str) -> Result<Committed<u64>, RepositoryError> {
         let mut removed = 0;
         loop {
-            let bite = self.write(RemoveRowsOfSource { name: name.to_owned(), limit: BITE }).await?.value;
+            let bite = self
+                .write(RemoveRowsOfSource {
+                    name: name.to_owned(),
+                    limit: BITE,
+                })
+                .await?
+                .value;
             removed += bite;
             if bite < u64::from(BITE) {
                 break;
             }
         }
-        let answer = self.write(RemoveSource { name: name.to_owned() }).await?;
-        Ok(Committed { revision: answer.revision, value: removed + answer.value })
+        let answer = self
+            .write(RemoveSource {
+                name: name.to_owned(),
+            })
+            .await?;
+        Ok(Committed {
+            revision: answer.revision,
+            value: removed + answer.value,
+        })
     }
 
     async fn remove_rows_of_edge(&self, edge: EdgeId) -> Result<u64, RepositoryError> {
         let mut removed = 0;
         loop {
-            let bite = self.write(RemoveRowsOfEdge { edge, limit: BITE }).await?.value;
+            let bite = self
+                .write(RemoveRowsOfEdge { edge, limit: BITE })
+                .await?
+                .value;
             removed += bite;
             if bite < u64::from(BITE) {
                 return Ok(removed);
@@ -122,9 +164,13 @@ impl<W: Write> Future for Pending<W> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.answer).poll(context).map(|answer| {
             let committed = answer.unwrap_or_else(|_| Err(stopped()))?;
-            let value = W::output(committed.value)
-                .ok_or_else(|| RepositoryError::Internal("the writer answered another question".into()))?;
-            Ok(Committed { revision: committed.revision, value })
+            let value = W::output(committed.value).ok_or_else(|| {
+                RepositoryError::Internal("the writer answered another question".into())
+            })?;
+            Ok(Committed {
+                revision: committed.revision,
+                value,
+            })
         })
     }
 }

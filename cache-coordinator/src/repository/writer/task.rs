@@ -39,7 +39,11 @@ pub struct WriterConfig {
 
 impl Default for WriterConfig {
     fn default() -> Self {
-        Self { gather: Duration::from_millis(2), max_rows: 8_192, patience: Duration::from_secs(15) }
+        Self {
+            gather: Duration::from_millis(2),
+            max_rows: 8_192,
+            patience: Duration::from_secs(15),
+        }
     }
 }
 
@@ -72,10 +76,26 @@ struct Uncertain {
 impl WriterTask {
     /// The task and the handle to queue changes with.
     #[must_use]
-    pub fn new(database: Database, holder: Uuid, leadership: watch::Receiver<Leadership>, config: WriterConfig) -> (Writer, Self) {
+    pub fn new(
+        database: Database,
+        holder: Uuid,
+        leadership: watch::Receiver<Leadership>,
+        config: WriterConfig,
+    ) -> (Writer, Self) {
         let (sender, queue) = mpsc::channel(QUEUE);
         let (commits, _) = broadcast::channel(BROADCAST);
-        (Writer { queue: sender }, Self { database, holder, leadership, config, queue, commits, position: None })
+        (
+            Writer { queue: sender },
+            Self {
+                database,
+                holder,
+                leadership,
+                config,
+                queue,
+                commits,
+                position: None,
+            },
+        )
     }
 
     /// Where committed changes are announced.
@@ -110,10 +130,12 @@ impl WriterTask {
             let next = match self.queue.try_recv() {
                 Ok(next) => next,
                 // Only reports wait for company: somebody waits for the others.
-                Err(mpsc::error::TryRecvError::Empty) if patient => match tokio::time::timeout_at(deadline, self.queue.recv()).await {
-                    Ok(Some(next)) => next,
-                    _ => break,
-                },
+                Err(mpsc::error::TryRecvError::Empty) if patient => {
+                    match tokio::time::timeout_at(deadline, self.queue.recv()).await {
+                        Ok(Some(next)) => next,
+                        _ => break,
+                    }
+                }
                 Err(_) => break,
             };
             rows += self::rows(&next.operation);
@@ -130,7 +152,9 @@ impl WriterTask {
                 Ok((judged, revision)) => {
                     for (command, judged) in batch.into_iter().zip(judged) {
                         // A caller that no longer waits is no concern of ours.
-                        let _ = command.answer.send(judged.map(|value| Committed { revision, value }));
+                        let _ = command
+                            .answer
+                            .send(judged.map(|value| Committed { revision, value }));
                     }
                 }
                 Err(error) if batch.len() > 1 && !concerns_all(&error) => {
@@ -150,7 +174,10 @@ impl WriterTask {
     }
 
     /// Tries again what may succeed later, for as long as this process leads and patience lasts.
-    async fn commit_patiently(&mut self, batch: &[Command]) -> Result<(Vec<Judged>, u64), RepositoryError> {
+    async fn commit_patiently(
+        &mut self,
+        batch: &[Command],
+    ) -> Result<(Vec<Judged>, u64), RepositoryError> {
         let deadline = Instant::now() + self.config.patience;
         let mut back_off = BACK_OFF.0;
         let mut uncertain = None;
@@ -169,7 +196,11 @@ impl WriterTask {
             if Instant::now() + wait > deadline {
                 return Err(error);
             }
-            tracing::warn!(changes = batch.len(), retry_in_ms = wait.as_millis() as u64, "a batch is tried again: {error}");
+            tracing::warn!(
+                changes = batch.len(),
+                retry_in_ms = wait.as_millis() as u64,
+                "a batch is tried again: {error}"
+            );
             tokio::time::sleep(wait).await;
             back_off = (back_off * 2).min(BACK_OFF.1);
         }
@@ -185,16 +216,24 @@ impl WriterTask {
         let mut loan = database.writer_connection().await?;
         let result = async {
             let (observer, patience) = (database.observer(), database.give_up_after());
-            let transaction = timed(observer, patience, "begin", loan.client()?.transaction()).await?;
+            let transaction =
+                timed(observer, patience, "begin", loan.client()?.transaction()).await?;
             let executor = Executor::new(&transaction, &database);
-            if executor.query_opt(statements::LEASE_CHECK, &[&self.holder, &signed(term)]).await?.is_none() {
+            if executor
+                .query_opt(statements::LEASE_CHECK, &[&self.holder, &signed(term)])
+                .await?
+                .is_none()
+            {
                 self.position = None;
                 return Err(RepositoryError::NotLeader { leader: None });
             }
             let before = match self.position {
                 Some((of_term, revision)) if of_term == term => revision,
                 _ => {
-                    let latest: i64 = executor.query_one(statements::CHANGE_REVISION, &[]).await?.get("latest");
+                    let latest: i64 = executor
+                        .query_one(statements::CHANGE_REVISION, &[])
+                        .await?
+                        .get("latest");
                     self.position = Some((term, latest.unsigned_abs()));
                     latest.unsigned_abs()
                 }
@@ -205,16 +244,27 @@ impl WriterTask {
                 transaction.rollback().await?;
                 return Ok(self.announce(known));
             }
-            let (judged, changes) = Batch::new(executor, before).apply(batch.iter().map(|command| &command.operation)).await?;
+            let (judged, changes) = Batch::new(executor, before)
+                .apply(batch.iter().map(|command| &command.operation))
+                .await?;
             let changes = numbered(before, changes);
             if !changes.is_empty() {
                 insert_changes(&Executor::new(&transaction, &database), &changes).await?;
             }
-            let done = Uncertain { judged, batch: CommittedBatch { previous: before, changes: changes.into() } };
+            let done = Uncertain {
+                judged,
+                batch: CommittedBatch {
+                    previous: before,
+                    changes: changes.into(),
+                },
+            };
             let done = uncertain.insert(done);
             timed(observer, patience, "commit", transaction.commit()).await?;
             self.position = Some((term, before + done.batch.changes.len() as u64));
-            Ok(uncertain.take().map(|done| self.announce(done)).unwrap_or_default())
+            Ok(uncertain
+                .take()
+                .map(|done| self.announce(done))
+                .unwrap_or_default())
         }
         .await;
         loan.end(result)
@@ -232,11 +282,17 @@ impl WriterTask {
 
 /// Not the fault of one change in the batch: splitting would not help.
 fn concerns_all(error: &RepositoryError) -> bool {
-    matches!(error, RepositoryError::NotLeader { .. } | RepositoryError::Unavailable { .. })
+    matches!(
+        error,
+        RepositoryError::NotLeader { .. } | RepositoryError::Unavailable { .. }
+    )
 }
 
 fn is_report(operation: &Operation) -> bool {
-    matches!(operation, Operation::StoreChunks(_) | Operation::RemoveChunks(_) | Operation::TouchEdge(_))
+    matches!(
+        operation,
+        Operation::StoreChunks(_) | Operation::RemoveChunks(_) | Operation::TouchEdge(_)
+    )
 }
 
 /// What a change costs, roughly, in rows.
@@ -252,12 +308,25 @@ fn rows(operation: &Operation) -> usize {
 
 fn numbered(before: u64, changes: Vec<ChangeKind>) -> Vec<Change> {
     let changed_at_ms = to_ms(std::time::SystemTime::now());
-    (before + 1..).zip(changes).map(|(revision, kind)| Change { revision, changed_at_ms, kind }).collect()
+    (before + 1..)
+        .zip(changes)
+        .map(|(revision, kind)| Change {
+            revision,
+            changed_at_ms,
+            kind,
+        })
+        .collect()
 }
 
-async fn insert_changes<C: deadpool_postgres::GenericClient>(executor: &Executor<'_, C>, changes: &[Change]) -> Result<(), RepositoryError> {
+async fn insert_changes<C: deadpool_postgres::GenericClient>(
+    executor: &Executor<'_, C>,
+    changes: &[Change],
+) -> Result<(), RepositoryError> {
     let columns: Vec<_> = changes.iter().map(|change| change.kind.columns()).collect();
-    let revisions: Vec<i64> = changes.iter().map(|change| signed(change.revision)).collect();
+    let revisions: Vec<i64> = changes
+        .iter()
+        .map(|change| signed(change.revision))
+        .collect();
     let entries: Vec<_> = columns.iter().map(|row| row.entry).collect();
     let edges: Vec<_> = columns.iter().map(|row| row.edge.as_deref()).collect();
     let kinds: Vec<_> = columns.iter().map(|row| row.kind).collect();
@@ -265,7 +334,12 @@ async fn insert_changes<C: deadpool_postgres::GenericClient>(executor: &Executor
     let ends: Vec<_> = columns.iter().map(|row| row.ends.as_str()).collect();
     let subjects: Vec<_> = columns.iter().map(|row| row.subject.as_str()).collect();
     executor
-        .execute(statements::CHANGE_INSERT, &[&revisions, &entries, &edges, &kinds, &starts, &ends, &subjects])
+        .execute(
+            statements::CHANGE_INSERT,
+            &[
+                &revisions, &entries, &edges, &kinds, &starts, &ends, &subjects,
+            ],
+        )
         .await?;
     Ok(())
 }

@@ -1,0 +1,52 @@
+//! Keeps the log short: by age and count, a bounded bite at a time.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::repository::Database;
+
+/// How much of the log is kept, and how it is cut.
+#[derive(Clone, Copy, Debug)]
+pub struct PrunePolicy {
+    pub keep_for: Duration,
+    pub keep_count: u64,
+    /// Between looks when there is little to do.
+    pub every: Duration,
+    /// Rows deleted at a time.
+    pub bite: u32,
+}
+
+impl Default for PrunePolicy {
+    fn default() -> Self {
+        Self {
+            keep_for: Duration::from_secs(3_600),
+            keep_count: 1_000_000,
+            every: Duration::from_secs(30),
+            bite: 5_000,
+        }
+    }
+}
+
+/// Prunes until cancelled. Harmless on several coordinators at once: rows go once.
+pub async fn prune_until(database: Database, policy: PrunePolicy, cancel: CancellationToken) {
+    loop {
+        let pruned = database
+            .prune_changes(policy.keep_for, policy.keep_count, policy.bite)
+            .await
+            .unwrap_or_else(|error| {
+                tracing::debug!("change log is not pruned now: {error}");
+                0
+            });
+        // A full bite: there is more, and others may go first.
+        let pause = if pruned >= u64::from(policy.bite) {
+            Duration::from_millis(50)
+        } else {
+            policy.every
+        };
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! What edges call.
+
+use std::sync::Arc;
+
+use chunkcache_proto::v1::{self, edge_service_server::EdgeService};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    service::{Cluster, entries, resolve_key},
+    session::{connection, registry::Outbox},
+};
+
+/// The service over a cluster.
+#[derive(Clone)]
+pub struct EdgeApi {
+    cluster: Arc<Cluster>,
+}
+
+impl EdgeApi {
+    /// Over this cluster.
+    #[must_use]
+    pub fn new(cluster: Arc<Cluster>) -> Self {
+        Self { cluster }
+    }
+}
+
+#[tonic::async_trait]
+impl EdgeService for EdgeApi {
+    type SessionStream = ReceiverStream<Result<v1::SessionResponse, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        self.cluster.require_leader()?;
+        let (outbox, receiver) = Outbox::new();
+        let cluster = Arc::clone(&self.cluster);
+        self.cluster
+            .tasks
+            .spawn(connection::run(cluster, request.into_inner(), outbox));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn resolve_key(
+        &self,
+        request: Request<v1::ResolveKeyRequest>,
+    ) -> Result<Response<v1::ResolveKeyResponse>, Status> {
+        let response = resolve_key::resolve_key(&self.cluster, request.into_inner()).await?;
+        Ok(Response::new(response))
+    }
+
+    async fn lookup_entry(
+        &self,
+        request: Request<v1::LookupEntryRequest>,
+    ) -> Result<Response<v1::LookupEntryResponse>, Status> {
+        let response = entries::lookup_by_id(&self.cluster, request.into_inner()).await?;
+        Ok(Response::new(response))
+    }
+}

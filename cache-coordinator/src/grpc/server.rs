@@ -1,0 +1,86 @@
+//! The gRPC listener: both services, health and reflection.
+
+use std::{sync::Arc, time::Duration};
+
+use chunkcache_proto::{
+    FILE_DESCRIPTOR_SET,
+    v1::{cache_service_server::CacheServiceServer, edge_service_server::EdgeServiceServer},
+};
+use tokio::sync::mpsc;
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tonic::transport::Server;
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use super::{CacheApi, EdgeApi};
+use crate::{listen::Connection, repository::Health, service::Cluster};
+
+/// An inventory of one entry of 100 GB is under 1 MiB; a request for many entries may be more.
+const MAX_MESSAGE_BYTES: usize = 16 << 20;
+/// A peer that does not answer a ping within the second time is gone.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+/// Between looks at what health says.
+const HEALTH_EVERY: Duration = Duration::from_secs(1);
+
+/// Serves until the cluster shuts down, then lets calls end.
+pub async fn serve(
+    cluster: Arc<Cluster>,
+    connections: mpsc::Receiver<Connection>,
+) -> anyhow::Result<()> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    set_health(&reporter, ServingStatus::NotServing).await;
+    let reflect = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let cache = CacheServiceServer::new(CacheApi::new(Arc::clone(&cluster)))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let edge = EdgeServiceServer::new(EdgeApi::new(Arc::clone(&cluster)))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let server = Server::builder()
+        .trace_fn(|request| {
+            let span = tracing::info_span!("grpc", path = %request.uri().path());
+            chunkcache_plumbing::telemetry::set_parent(&span, request.headers());
+            span
+        })
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(KEEPALIVE.0))
+        .http2_keepalive_timeout(Some(KEEPALIVE.1))
+        .add_service(health)
+        .add_service(reflect().build_v1()?)
+        .add_service(reflect().build_v1alpha()?)
+        .add_service(cache)
+        .add_service(edge);
+    let incoming = ReceiverStream::new(connections).map(Ok::<_, std::io::Error>);
+    let shutdown = cluster.shutdown.clone();
+    let serving = server.serve_with_incoming_shutdown(incoming, shutdown.cancelled());
+    tokio::select! {
+        served = serving => served?,
+        // Ends only with the server.
+        () = report_health(&cluster, &reporter) => {}
+    }
+    Ok(())
+}
+
+async fn report_health(cluster: &Cluster, reporter: &HealthReporter) {
+    let mut look = tokio::time::interval(HEALTH_EVERY);
+    loop {
+        look.tick().await;
+        let is_ready = !cluster.shutdown.is_cancelled()
+            && cluster.database.health().await == Health::Ready;
+        let status = if is_ready {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
+        set_health(reporter, status).await;
+    }
+}
+
+async fn set_health(reporter: &HealthReporter, status: ServingStatus) {
+    for service in ["", "chunkcache.v1.CacheService", "chunkcache.v1.EdgeService"] {
+        reporter.set_service_status(service, status).await;
+    }
+}

@@ -1,0 +1,258 @@
+//! Entries: open one to play it, get one, list them.
+
+use std::collections::HashMap;
+
+use chunkcache_proto::{ByteRange, EntryId, v1};
+
+use super::{
+    Cluster,
+    error::{FieldViolation, Resource, ServiceError},
+    loader::edge_id,
+    names::{self, EntryRef},
+    observe, ranges,
+};
+use crate::{
+    core::{
+        edge_choice::{Candidate, choose_edge},
+        scheduler::api::EdgeId,
+    },
+    repository::{Binding, EntryCursor, EntryRecord, Holding, writer::Observation},
+    session::registry::Live,
+};
+
+/// Of a listing.
+const DEFAULT_PAGE: u32 = 100;
+/// Of a listing.
+const MAX_PAGE: u32 = 1000;
+/// Around the position a viewer starts at, when edges are compared.
+const NEAR_BYTES: u64 = 256 << 20;
+
+/// Reads a request's name of an entry.
+pub fn read_name(
+    cluster: &Cluster,
+    name: Option<&v1::EntryName>,
+) -> Result<EntryRef, ServiceError> {
+    let sources = cluster.sources.load();
+    let pairs = sources.iter().map(|s| (s.name.as_str(), s.base_url.as_str()));
+    names::read_name(name, pairs).map_err(|violation| ServiceError::Invalid(vec![violation]))
+}
+
+/// A known entry.
+pub async fn find(
+    cluster: &Cluster,
+    name: Option<&v1::EntryName>,
+) -> Result<Binding, ServiceError> {
+    let reference = read_name(cluster, name)?;
+    lookup(cluster, &reference)
+        .await?
+        .ok_or_else(|| ServiceError::not_found(Resource::Entry, reference.to_string()))
+}
+
+/// A known entry, or one made because the origin has the object.
+pub async fn find_or_make(
+    cluster: &Cluster,
+    name: Option<&v1::EntryName>,
+) -> Result<Binding, ServiceError> {
+    let reference = read_name(cluster, name)?;
+    if let Some(binding) = lookup(cluster, &reference).await? {
+        return Ok(binding);
+    }
+    let EntryRef::Key(key) = reference else {
+        return Err(ServiceError::not_found(Resource::Entry, reference.to_string()));
+    };
+    let source = cluster
+        .source(&key.source)
+        .ok_or_else(|| ServiceError::not_found(Resource::Source, &key.source))?;
+    let found = cluster.origin.probe(&source, &key, cluster.chunk_size).await?;
+    observe::observe(
+        cluster,
+        None,
+        found.entry.clone(),
+        found.freshness.clone(),
+        Observation::Live,
+    )
+    .await?;
+    Ok(Binding {
+        entry: EntryRecord::from_proto(&found.entry)?,
+        freshness: Some(found.freshness),
+    })
+}
+
+async fn lookup(
+    cluster: &Cluster,
+    reference: &EntryRef,
+) -> Result<Option<Binding>, ServiceError> {
+    match reference {
+        EntryRef::Id(id) => Ok(cluster.database.binding_of_entry(*id).await?),
+        EntryRef::Key(key) => {
+            // Of several variants, the one confirmed last.
+            let bindings = cluster
+                .database
+                .bindings_of_path(&key.source, &key.path, &key.query)
+                .await?;
+            Ok(bindings.into_iter().next())
+        }
+    }
+}
+
+/// The URL to play, on the best edge.
+pub async fn open(
+    cluster: &Cluster,
+    request: v1::OpenEntryRequest,
+) -> Result<v1::OpenEntryResponse, ServiceError> {
+    cluster.require_leader()?;
+    let binding = find_or_make(cluster, request.entry.as_ref()).await?;
+    let entry = binding.entry;
+    let holdings = cluster.database.holdings(entry.id).await?;
+    let (live, held) = best_edge(cluster, &entry, &holdings, request.position)?;
+    let key = entry.key();
+    let query = if key.query.is_empty() {
+        String::new()
+    } else {
+        format!("?{}", key.query)
+    };
+    Ok(v1::OpenEntryResponse {
+        play_url: format!("{}/{}/{}{query}", live.url, key.source, key.path),
+        entry_url: format!("{}/v1/entries/{}", live.url, entry.id),
+        edge: live.name.clone(),
+        reason: if held > 0 {
+            format!("holds {held} chunks near the position")
+        } else {
+            "holds nothing of it, as every edge that takes readers; chosen by load and by hash".into()
+        },
+        entry: Some(entry.to_proto()),
+    })
+}
+
+/// Alive, not draining, holding most near the position, least loaded; and how many chunks it holds there.
+pub fn best_edge(
+    cluster: &Cluster,
+    entry: &EntryRecord,
+    holdings: &[Holding],
+    position: u64,
+) -> Result<(std::sync::Arc<Live>, u64), ServiceError> {
+    let near = ByteRange::new(position, position.saturating_add(NEAR_BYTES));
+    let held: HashMap<EdgeId, u64> = holdings
+        .iter()
+        .map(|holding| {
+            let runs = holding.ranges.iter().map(|range| range.intersect(near));
+            let chunks = runs
+                .map(|run| entry.geometry.chunks_covering(run).len() as u64)
+                .sum();
+            (edge_id(holding.edge_id), chunks)
+        })
+        .collect();
+    let live = cluster.registry.all();
+    let candidates: Vec<Candidate> = live
+        .iter()
+        .map(|live| Candidate {
+            edge: live.edge,
+            alive: true,
+            draining: live.draining.load(std::sync::atomic::Ordering::Relaxed),
+            chunks_held: held.get(&live.edge).copied().unwrap_or(0),
+            readers: live.status.lock().readers,
+        })
+        .collect();
+    let chosen = choose_edge(hash_of(entry.id), &candidates);
+    live.into_iter()
+        .find(|live| Some(live.edge) == chosen)
+        .map(|live| {
+            let chunks = held.get(&live.edge).copied().unwrap_or(0);
+            (live, chunks)
+        })
+        .ok_or_else(|| ServiceError::Precondition {
+            reason: "NO_EDGE",
+            message: "no edge is connected that takes readers".into(),
+        })
+}
+
+/// 64 bits that stay with an entry; its id is a hash already.
+fn hash_of(id: EntryId) -> u64 {
+    id.as_u64_pair().0
+}
+
+/// One entry with what each edge holds of it.
+pub async fn get(
+    cluster: &Cluster,
+    request: v1::GetEntryRequest,
+) -> Result<v1::GetEntryResponse, ServiceError> {
+    let binding = find(cluster, request.entry.as_ref()).await?;
+    let holdings = cluster.database.holdings(binding.entry.id).await?;
+    Ok(v1::GetEntryResponse {
+        entry: Some(detail(&binding.entry, binding.freshness, &holdings)),
+    })
+}
+
+/// A page of entries.
+pub async fn list(
+    cluster: &Cluster,
+    request: v1::ListEntriesRequest,
+) -> Result<v1::ListEntriesResponse, ServiceError> {
+    let page_size = match request.page_size {
+        0 => DEFAULT_PAGE,
+        size if size <= MAX_PAGE => size,
+        _ => {
+            let description = format!("expected 1 to {MAX_PAGE}, or 0 for {DEFAULT_PAGE}");
+            return Err(ServiceError::Invalid(vec![FieldViolation::new(
+                "page_size",
+                description,
+            )]));
+        }
+    };
+    let after = EntryCursor::decode(&request.page_token)?;
+    // One more than asked for tells whether there is a next page.
+    let mut entries = cluster
+        .database
+        .entries(&request.source, &after, page_size + 1)
+        .await?;
+    let has_more = entries.len() > page_size as usize;
+    entries.truncate(page_size as usize);
+    let next_page_token = entries
+        .last()
+        .filter(|_| has_more)
+        .map(|last| last.cursor().encode())
+        .unwrap_or_default();
+    let ids: Vec<EntryId> = entries.iter().map(|entry| entry.id).collect();
+    let mut holdings = cluster.database.holdings_of(&ids).await?;
+    let entries = entries
+        .iter()
+        .map(|entry| {
+            let held = holdings.remove(&entry.id).unwrap_or_default();
+            detail(entry, None, &held)
+        })
+        .collect();
+    Ok(v1::ListEntriesResponse {
+        entries,
+        next_page_token,
+    })
+}
+
+fn detail(
+    entry: &EntryRecord,
+    freshness: Option<v1::Freshness>,
+    holdings: &[Holding],
+) -> v1::EntryDetail {
+    let everywhere = ranges::joined(holdings.iter().flat_map(|h| h.ranges.clone()).collect());
+    let held: u64 = everywhere.iter().map(|range| range.len()).sum();
+    v1::EntryDetail {
+        entry: Some(entry.to_proto()),
+        freshness,
+        complete: held == entry.geometry.size(),
+        edges: holdings.iter().map(Holding::to_proto).collect(),
+    }
+}
+
+/// For `GET /v1/entries/{id}` at an edge.
+pub async fn lookup_by_id(
+    cluster: &Cluster,
+    request: v1::LookupEntryRequest,
+) -> Result<v1::LookupEntryResponse, ServiceError> {
+    let id: EntryId = request
+        .id
+        .parse()
+        .map_err(|_| ServiceError::invalid("id", "expected a UUID"))?;
+    let binding = cluster.database.known_entry(id).await?;
+    Ok(v1::LookupEntryResponse {
+        binding: Some(binding.to_proto()),
+    })
+}

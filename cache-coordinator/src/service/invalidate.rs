@@ -1,0 +1,71 @@
+//! Pins, and the end of an entry: forgotten by every edge before the answer.
+
+use std::time::Duration;
+
+use chunkcache_proto::v1;
+use v1::session_response::Message;
+
+use super::{Cluster, entries, error::ServiceError};
+use crate::{
+    repository::writer::{InvalidateEntry, SetPinned},
+    session::{plan::Command, registry::Confirmation},
+};
+
+/// Edges are waited for this long.
+const CONFIRM_WITHIN: Duration = Duration::from_secs(2);
+
+/// A pinned entry is evicted last.
+pub async fn pin(
+    cluster: &Cluster,
+    request: v1::PinEntryRequest,
+) -> Result<v1::PinEntryResponse, ServiceError> {
+    cluster.require_leader()?;
+    let mut entry = entries::find(cluster, request.entry.as_ref()).await?.entry;
+    let pinned = request.pinned;
+    cluster.writer.write(SetPinned { entry: entry.id, pinned }).await?;
+    entry.pinned = pinned;
+    let entry = entry.to_proto();
+    cluster.plan.tell(Command::EntryChanged(Box::new(entry.clone()))).await?;
+    for live in cluster.registry.all() {
+        live.outbox.post(Message::EntryChanged(v1::EntryChanged {
+            entry_id: entry.id.clone(),
+            pinned,
+        }));
+    }
+    Ok(v1::PinEntryResponse { entry: Some(entry) })
+}
+
+/// No key points to the entry any more; with `purge` its rows and bytes go too.
+pub async fn invalidate(
+    cluster: &Cluster,
+    request: v1::InvalidateEntryRequest,
+) -> Result<v1::InvalidateEntryResponse, ServiceError> {
+    cluster.require_leader()?;
+    let entry = entries::find(cluster, request.entry.as_ref()).await?.entry;
+    let purge = request.purge;
+    // First nothing of it is fetched any more: no chunk is stored behind the purge.
+    cluster.plan.tell(Command::EntryClosed(entry.id)).await?;
+    cluster.jobs.forget_entry(cluster, entry.id, "the entry was invalidated").await?;
+    let change = InvalidateEntry { entry: entry.id, purge };
+    let mut keys = cluster.writer.write(change).await?.value.keys;
+    // An edge may remember a key that the table has lost already.
+    if !keys.contains(&entry.key()) {
+        keys.push(entry.key());
+    }
+    let message = |sequence| {
+        Message::Invalidate(v1::Invalidate {
+            sequence,
+            keys: keys.clone(),
+            entry_ids: vec![entry.id.to_string()],
+            purge,
+        })
+    };
+    let pushed = cluster
+        .registry
+        .push(Confirmation::Invalidations, message, CONFIRM_WITHIN)
+        .await;
+    Ok(v1::InvalidateEntryResponse {
+        confirmed_edges: pushed.confirmed,
+        unconfirmed_edges: pushed.unconfirmed,
+    })
+}

@@ -1,0 +1,224 @@
+//! Precache jobs and requests for ranges: what is asked for beside readers.
+//!
+//! A job is a row; its progress is what `cache_chunks` says. Its wants in the scheduler are rebuilt at the start of
+//! each term and whenever an edge it was given to is lost, so nothing else need survive.
+
+mod api;
+mod supervisor;
+
+pub use api::{cancel, describe, list, precache, watch};
+pub use supervisor::run as supervise;
+
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
+
+use chunkcache_proto::{ChunkIndex, EntryId, Level, v1};
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use super::{
+    Cluster, entries,
+    error::{Resource, ServiceError},
+    loader::edge_id,
+};
+use crate::{
+    core::scheduler::api::{EdgeId, WantId},
+    repository::{EntryRecord, JobStatus, writer::EndJob},
+    session::plan::Command,
+};
+
+/// Requests for ranges that are not done yet.
+const MAX_REQUESTS: usize = 10_000;
+
+/// What is asked for now.
+#[derive(Default)]
+pub struct Jobs {
+    next_want: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    wants: HashMap<WantId, Owner>,
+    running: HashMap<Uuid, Running>,
+}
+
+/// Who a want belongs to.
+#[derive(Clone, Copy, Debug)]
+struct Owner {
+    job: Option<Uuid>,
+    entry: EntryId,
+    edge: EdgeId,
+}
+
+/// A job the scheduler works on.
+#[derive(Debug)]
+struct Running {
+    entry: EntryId,
+    /// Not done yet, and where.
+    wants: HashSet<WantId>,
+    /// The coordinator chooses the edge, and chooses again when that is lost.
+    is_free: bool,
+    /// Looks at the table since its last want was done.
+    looks: u32,
+    sample: Option<Sample>,
+}
+
+/// Progress at a time.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    at: Instant,
+    bytes_done: u64,
+    rate: u64,
+}
+
+/// An edge that takes a request.
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    /// Its row's id.
+    pub edge: EdgeId,
+    /// Its name.
+    pub name: String,
+}
+
+/// A level a caller may name.
+pub fn level(field: &str, priority: v1::Priority) -> Result<Level, ServiceError> {
+    Level::try_from(priority).map_err(|error| ServiceError::invalid(field, error.to_string()))
+}
+
+/// The named edge, or the best one.
+pub async fn choose_edge(
+    cluster: &Cluster,
+    entry: &EntryRecord,
+    position: u64,
+    name: &str,
+) -> Result<Chosen, ServiceError> {
+    if name.is_empty() {
+        let holdings = cluster.database.holdings(entry.id).await?;
+        let (live, _) = entries::best_edge(cluster, entry, &holdings, position)?;
+        return Ok(Chosen {
+            edge: live.edge,
+            name: live.name.clone(),
+        });
+    }
+    let row = cluster
+        .database
+        .edge(name)
+        .await?
+        .ok_or_else(|| ServiceError::not_found(Resource::Edge, name))?;
+    Ok(Chosen {
+        edge: edge_id(row.id),
+        name: row.name,
+    })
+}
+
+impl Jobs {
+    /// Asks for chunks on an edge, for no job.
+    pub async fn want(
+        &self,
+        cluster: &Cluster,
+        edge: EdgeId,
+        entry: EntryId,
+        chunks: Vec<Range<ChunkIndex>>,
+        level: Level,
+    ) -> Result<(), ServiceError> {
+        let requests = self.state.lock().wants.values().filter(|o| o.job.is_none()).count();
+        if requests >= MAX_REQUESTS {
+            return Err(ServiceError::Exhausted(format!(
+                "{MAX_REQUESTS} requests for ranges are outstanding"
+            )));
+        }
+        let owner = Owner {
+            job: None,
+            entry,
+            edge,
+        };
+        self.ask(cluster, owner, chunks, level).await
+    }
+
+    async fn ask(
+        &self,
+        cluster: &Cluster,
+        owner: Owner,
+        chunks: Vec<Range<ChunkIndex>>,
+        level: Level,
+    ) -> Result<(), ServiceError> {
+        let want = WantId(self.next_want.fetch_add(1, Ordering::Relaxed) + 1);
+        {
+            // Known before it can be done.
+            let mut state = self.state.lock();
+            state.wants.insert(want, owner);
+            if let Some(running) = owner.job.and_then(|job| state.running.get_mut(&job)) {
+                running.wants.insert(want);
+            }
+        }
+        let command = Command::Want {
+            want,
+            edge: owner.edge,
+            entry: owner.entry,
+            chunks,
+            level,
+        };
+        Ok(cluster.plan.tell(command).await?)
+    }
+
+    /// An entry is no more: what asks for it ends.
+    pub async fn forget_entry(
+        &self,
+        cluster: &Cluster,
+        entry: EntryId,
+        why: &str,
+    ) -> Result<(), ServiceError> {
+        let ended: Vec<Uuid> = {
+            let mut state = self.state.lock();
+            state.wants.retain(|_, owner| owner.entry != entry);
+            let of_entry = |running: &Running| running.entry == entry;
+            let ended = state.running.iter().filter(|(_, running)| of_entry(running));
+            let ended = ended.map(|(id, _)| *id).collect();
+            state.running.retain(|_, running| !of_entry(running));
+            ended
+        };
+        for id in ended {
+            let change = EndJob {
+                id,
+                status: JobStatus::Failed,
+                error: why.to_owned(),
+            };
+            cluster.writer.write(change).await?;
+        }
+        Ok(())
+    }
+
+    /// Another term begins.
+    pub fn reset(&self) {
+        *self.state.lock() = State::default();
+    }
+
+    /// Takes a job's wants back.
+    async fn withdraw(&self, cluster: &Cluster, job: Uuid) -> Result<(), ServiceError> {
+        let wants: Vec<WantId> = {
+            let mut state = self.state.lock();
+            state.running.remove(&job);
+            let of_job = |owner: &Owner| owner.job == Some(job);
+            let wants = state.wants.iter().filter(|(_, owner)| of_job(owner));
+            let wants = wants.map(|(want, _)| *want).collect();
+            state.wants.retain(|_, owner| !of_job(owner));
+            wants
+        };
+        for want in wants {
+            cluster.plan.tell(Command::WantClosed(want)).await?;
+        }
+        Ok(())
+    }
+
+    /// Bytes a second, over the last samples.
+    fn rate(&self, job: Uuid) -> u64 {
+        let state = self.state.lock();
+        let sample = state.running.get(&job).and_then(|running| running.sample);
+        sample.map_or(0, |sample| sample.rate)
+    }
+}

@@ -1,0 +1,227 @@
+//! Keeps running jobs and the scheduler's wants together: begins, samples, ends, gives again.
+
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::mpsc, time::MissedTickBehavior};
+use uuid::Uuid;
+
+use super::super::{Cluster, availability, entries, error::ServiceError, loader::edge_id, ranges::chunks_of};
+use super::{Jobs, Owner, Running, Sample};
+use crate::{
+    core::scheduler::api::{EdgeId, WantId},
+    repository::{EntryRecord, JobRecord, JobStatus, writer::EndJob},
+};
+
+/// Between looks at running jobs.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Jobs looked at in one round; the others follow in the next.
+const LOOKS: usize = 64;
+/// A want is done when its fetch is; its rows follow within a commit. After so many looks
+/// without them the chunks are asked for again.
+const PATIENCE_LOOKS: u32 = 10;
+
+/// Runs until the process ends.
+pub async fn run(cluster: Arc<Cluster>, mut done: mpsc::UnboundedReceiver<WantId>) {
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut after = Uuid::nil();
+    loop {
+        tokio::select! {
+            () = cluster.shutdown.cancelled() => return,
+            want = done.recv() => match want {
+                None => return,
+                Some(want) => {
+                    if let Some(job) = cluster.jobs.want_done(want) {
+                        log(job, look_at(&cluster, job).await);
+                    }
+                }
+            },
+            _ = look.tick() => {
+                for job in cluster.jobs.some_after(after, LOOKS) {
+                    log(job, look_at(&cluster, job).await);
+                    after = job;
+                }
+                if cluster.jobs.is_last(after) {
+                    after = Uuid::nil();
+                }
+            }
+        }
+    }
+}
+
+fn log(job: Uuid, result: Result<(), ServiceError>) {
+    if let Err(error) = result {
+        tracing::debug!(%job, %error, "a job is looked at again later");
+    }
+}
+
+async fn look_at(cluster: &Cluster, id: Uuid) -> Result<(), ServiceError> {
+    cluster.require_leader()?;
+    let job = cluster.database.job(id).await?;
+    let Some(job) = job.filter(|job| job.status == JobStatus::Running) else {
+        return cluster.jobs.withdraw(cluster, id).await;
+    };
+    let Some(entry) = cluster.database.entry(job.entry).await? else {
+        return cluster.jobs.withdraw(cluster, id).await;
+    };
+    let bytes_done = cluster.database.job_bytes_done(&job, entry.geometry).await?;
+    if bytes_done >= job.bytes_total() {
+        let change = EndJob {
+            id,
+            status: JobStatus::Done,
+            error: String::new(),
+        };
+        cluster.writer.write(change).await?;
+        tracing::info!(job = %id, bytes = bytes_done, "job is done");
+        return cluster.jobs.withdraw(cluster, id).await;
+    }
+    if cluster.jobs.sample(id, bytes_done) {
+        cluster.jobs.give(cluster, &job, &entry).await?;
+    }
+    Ok(())
+}
+
+impl Jobs {
+    /// Takes a running job up. Asking again for one that is taken up changes nothing.
+    pub async fn begin(&self, cluster: &Cluster, job: &JobRecord) -> Result<(), ServiceError> {
+        let Some(entry) = cluster.database.entry(job.entry).await? else {
+            return Ok(());
+        };
+        {
+            let mut state = self.state.lock();
+            if state.running.contains_key(&job.id) {
+                return Ok(());
+            }
+            let running = Running {
+                entry: job.entry,
+                wants: HashSet::new(),
+                is_free: job.edges.is_empty(),
+                // With no edge to give it to, the first look tries again.
+                looks: PATIENCE_LOOKS,
+                sample: None,
+            };
+            state.running.insert(job.id, running);
+        }
+        match self.give(cluster, job, &entry).await {
+            // The supervisor gives it as soon as an edge is there.
+            Err(ServiceError::Precondition { reason: "NO_EDGE", .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Asks for what is missing.
+    async fn give(
+        &self,
+        cluster: &Cluster,
+        job: &JobRecord,
+        entry: &EntryRecord,
+    ) -> Result<(), ServiceError> {
+        let mut targets: Vec<(EdgeId, String)> = Vec::new();
+        if job.edges.is_empty() {
+            let holdings = cluster.database.holdings(entry.id).await?;
+            let start = job.ranges.first().map_or(0, |range| range.start);
+            let (live, _) = entries::best_edge(cluster, entry, &holdings, start)?;
+            // What any edge has is done: the rest comes to this one.
+            targets.push((live.edge, String::new()));
+        } else {
+            for name in &job.edges {
+                // One that was forgotten meanwhile can not get anything.
+                if let Some(row) = cluster.database.edge(name).await? {
+                    targets.push((edge_id(row.id), row.name));
+                }
+            }
+        }
+        for (edge, name) in targets {
+            let mut missing = Vec::new();
+            for range in &job.ranges {
+                missing.extend(
+                    availability::missing(cluster, entry.id, entry.geometry, *range, &name).await?,
+                );
+            }
+            let chunks = chunks_of(&missing, entry.geometry);
+            if !chunks.is_empty() {
+                let owner = Owner {
+                    job: Some(job.id),
+                    entry: entry.id,
+                    edge,
+                };
+                self.ask(cluster, owner, chunks, job.level).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The job of a want that is done, if that was its last.
+    fn want_done(&self, want: WantId) -> Option<Uuid> {
+        let mut state = self.state.lock();
+        let job = state.wants.remove(&want)?.job?;
+        let running = state.running.get_mut(&job)?;
+        running.wants.remove(&want);
+        running.wants.is_empty().then_some(job)
+    }
+
+    /// Records progress. True: nothing is asked for although bytes are missing, for a while already.
+    fn sample(&self, job: Uuid, bytes_done: u64) -> bool {
+        let mut state = self.state.lock();
+        let Some(running) = state.running.get_mut(&job) else {
+            return false;
+        };
+        let now = Instant::now();
+        let rate = running.sample.map_or(0, |before| {
+            let seconds = now.duration_since(before.at).as_secs_f64();
+            let gained = bytes_done.saturating_sub(before.bytes_done) as f64;
+            let present = if seconds > 0.0 { gained / seconds } else { 0.0 };
+            // The mean of the last few samples, weighted towards the newest.
+            (0.7 * before.rate as f64 + 0.3 * present) as u64
+        });
+        running.sample = Some(Sample {
+            at: now,
+            bytes_done,
+            rate,
+        });
+        if !running.wants.is_empty() {
+            running.looks = 0;
+            return false;
+        }
+        running.looks += 1;
+        let is_due = running.looks > PATIENCE_LOOKS;
+        if is_due {
+            running.looks = 0;
+        }
+        is_due
+    }
+
+    /// Ids of running jobs after `after`, in their order.
+    fn some_after(&self, after: Uuid, limit: usize) -> Vec<Uuid> {
+        let mut ids: Vec<Uuid> = self.state.lock().running.keys().copied().collect();
+        ids.sort_unstable();
+        ids.into_iter().filter(|id| *id > after).take(limit).collect()
+    }
+
+    fn is_last(&self, job: Uuid) -> bool {
+        !self.state.lock().running.keys().any(|id| *id > job)
+    }
+
+    /// An edge is lost: jobs that may choose choose again.
+    pub async fn edge_lost(&self, cluster: &Cluster, edge: EdgeId) -> Result<(), ServiceError> {
+        let free: Vec<Uuid> = {
+            let state = self.state.lock();
+            let owners = state.wants.values().filter(|owner| owner.edge == edge);
+            owners
+                .filter_map(|owner| owner.job)
+                .filter(|job| state.running.get(job).is_some_and(|running| running.is_free))
+                .collect()
+        };
+        for id in free {
+            self.withdraw(cluster, id).await?;
+            if let Some(job) = cluster.database.job(id).await? {
+                self.begin(cluster, &job).await?;
+            }
+        }
+        Ok(())
+    }
+}

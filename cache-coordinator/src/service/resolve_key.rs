@@ -1,0 +1,255 @@
+//! Key to entry, for edges: at once where the table knows it; else one caller in the cluster asks the
+//! origin and the others wait for what it finds.
+//!
+//! Waiting is by events: what ends a probe drops its channel, which wakes everyone who waits
+//! on it. A probe that says nothing ends by its lease.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use chunkcache_proto::{source_name, v1};
+use parking_lot::Mutex;
+use tokio::{sync::watch, time::Instant};
+use v1::resolve_key_response::Outcome;
+
+use super::{
+    Cluster,
+    error::{Resource, ServiceError},
+};
+
+/// The origin is asked within this time, or somebody else may.
+const PROBE_LEASE: Duration = Duration::from_secs(2);
+/// Keys remembered at a time as asked for, and as absent.
+const MAX_REMEMBERED: usize = 10_000;
+/// An edge that says "absent" is believed no longer than this.
+const MAX_NEGATIVE: Duration = Duration::from_secs(60);
+
+/// Who asks which origin for what right now, and what was found absent just now.
+#[derive(Debug, Default)]
+pub struct Resolver {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    probes: HashMap<v1::Key, Probe>,
+    negatives: HashMap<v1::Key, v1::NegativeAnswer>,
+    /// Rises with each probe that ended: shows whether the table may have changed since it was read.
+    ended: u64,
+}
+
+#[derive(Debug)]
+struct Probe {
+    until: Instant,
+    /// Dropped when the probe ends.
+    ended: watch::Sender<()>,
+}
+
+/// What to do about an unknown key.
+#[derive(Debug)]
+enum Claim {
+    /// The caller asks the origin.
+    Ask,
+    /// Somebody does; the table is read again when this wakes.
+    Wait(watch::Receiver<()>, Instant),
+    /// The table may have changed since it was read.
+    LookAgain,
+}
+
+impl Resolver {
+    /// A key was bound, or rebound: who waits looks again.
+    pub fn bound(&self, key: &v1::Key) {
+        let mut state = self.state.lock();
+        state.negatives.remove(key);
+        state.end(key);
+    }
+
+    /// The origin has no such object.
+    pub fn negative(&self, negative: v1::KeyNegative) {
+        let Some(key) = negative.key else {
+            return;
+        };
+        let latest = now_ms().saturating_add(i64::try_from(MAX_NEGATIVE.as_millis()).unwrap_or(0));
+        let answer = v1::NegativeAnswer {
+            http_status: negative.http_status,
+            until_ms: negative.until_ms.min(latest),
+        };
+        let mut state = self.state.lock();
+        if state.negatives.len() >= MAX_REMEMBERED {
+            let now = now_ms();
+            state.negatives.retain(|_, answer| answer.until_ms > now);
+        }
+        if state.negatives.len() < MAX_REMEMBERED {
+            state.negatives.insert(key.clone(), answer);
+        }
+        state.end(&key);
+    }
+
+    fn ended(&self) -> u64 {
+        self.state.lock().ended
+    }
+
+    fn find_negative(&self, key: &v1::Key) -> Option<v1::NegativeAnswer> {
+        let mut state = self.state.lock();
+        let answer = *state.negatives.get(key)?;
+        if answer.until_ms > now_ms() {
+            return Some(answer);
+        }
+        state.negatives.remove(key);
+        None
+    }
+
+    /// `seen` is what [`Self::ended`] said before the table was read.
+    fn claim(&self, key: &v1::Key, seen: u64) -> Result<Claim, ServiceError> {
+        let mut state = self.state.lock();
+        let now = Instant::now();
+        if let Some(probe) = state.probes.get(key).filter(|probe| probe.until > now) {
+            return Ok(Claim::Wait(probe.ended.subscribe(), probe.until));
+        }
+        if state.ended != seen {
+            return Ok(Claim::LookAgain);
+        }
+        if state.probes.len() >= MAX_REMEMBERED {
+            state.probes.retain(|_, probe| probe.until > now);
+        }
+        if state.probes.len() >= MAX_REMEMBERED {
+            return Err(ServiceError::Exhausted("too many keys are being resolved".into()));
+        }
+        let probe = Probe {
+            until: now + PROBE_LEASE,
+            ended: watch::Sender::new(()),
+        };
+        state.probes.insert(key.clone(), probe);
+        Ok(Claim::Ask)
+    }
+}
+
+impl State {
+    fn end(&mut self, key: &v1::Key) {
+        self.ended += 1;
+        self.probes.remove(key);
+    }
+}
+
+/// Answers an edge.
+pub async fn resolve_key(
+    cluster: &Cluster,
+    request: v1::ResolveKeyRequest,
+) -> Result<v1::ResolveKeyResponse, ServiceError> {
+    cluster.require_leader()?;
+    let key = request
+        .key
+        .ok_or_else(|| ServiceError::invalid("key", "expected a key"))?;
+    source_name::check_source_name(&key.source)
+        .map_err(|e| ServiceError::invalid("key.source", e.to_string()))?;
+    if key.path.is_empty() {
+        return Err(ServiceError::invalid("key.path", "expected a path"));
+    }
+    let is_present = cluster
+        .registry
+        .by_name(&request.edge)
+        .is_some_and(|live| live.epoch == request.epoch);
+    if !is_present {
+        return Err(ServiceError::StaleEpoch {
+            edge: request.edge,
+            given: request.epoch,
+        });
+    }
+    if cluster.source(&key.source).is_none() {
+        return Err(ServiceError::not_found(Resource::Source, key.source));
+    }
+    let outcome = outcome(cluster, &key).await?;
+    Ok(v1::ResolveKeyResponse {
+        outcome: Some(outcome),
+    })
+}
+
+async fn outcome(cluster: &Cluster, key: &v1::Key) -> Result<Outcome, ServiceError> {
+    loop {
+        let seen = cluster.resolver.ended();
+        if let Some(binding) = cluster.database.binding(key).await? {
+            return Ok(Outcome::Known(binding.to_proto()));
+        }
+        if let Some(negative) = cluster.resolver.find_negative(key) {
+            return Ok(Outcome::Negative(negative));
+        }
+        match cluster.resolver.claim(key, seen)? {
+            Claim::LookAgain => {}
+            Claim::Ask => {
+                return Ok(Outcome::Probe(v1::ProbeLease {
+                    lease_ms: u32::try_from(PROBE_LEASE.as_millis()).unwrap_or(u32::MAX),
+                    chunk_size: cluster.chunk_size,
+                }));
+            }
+            Claim::Wait(mut ended, until) => {
+                tokio::select! {
+                    // The sender is dropped, never written: an error is the wake.
+                    _ = ended.changed() => {}
+                    () = tokio::time::sleep_until(until) => {}
+                    () = cluster.shutdown.cancelled() => return Err(ServiceError::ShuttingDown),
+                }
+            }
+        }
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+#[must_use]
+pub fn now_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn key(path: &str) -> v1::Key {
+        v1::Key {
+            source: "films".into(),
+            path: path.into(),
+            ..Default::default()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_asks_and_the_others_wait_until_it_is_bound() {
+        let resolver = Resolver::default();
+        let seen = resolver.ended();
+        assert!(matches!(resolver.claim(&key("a"), seen), Ok(Claim::Ask)));
+        let Ok(Claim::Wait(mut ended, _)) = resolver.claim(&key("a"), seen) else {
+            panic!("expected to wait");
+        };
+        assert!(matches!(resolver.claim(&key("b"), seen), Ok(Claim::Ask)));
+        resolver.bound(&key("a"));
+        assert!(ended.changed().await.is_err());
+        assert!(matches!(resolver.claim(&key("a"), seen), Ok(Claim::LookAgain)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_probe_ends_with_its_lease() {
+        let resolver = Resolver::default();
+        assert!(matches!(resolver.claim(&key("a"), 0), Ok(Claim::Ask)));
+        tokio::time::advance(PROBE_LEASE).await;
+        assert!(matches!(resolver.claim(&key("a"), 0), Ok(Claim::Ask)));
+    }
+
+    #[test]
+    fn an_absent_object_is_remembered_for_a_while() {
+        let resolver = Resolver::default();
+        let negative = |until_ms| v1::KeyNegative {
+            key: Some(key("a")),
+            http_status: 404,
+            until_ms,
+        };
+        resolver.negative(negative(i64::MAX));
+        let found = resolver.find_negative(&key("a")).unwrap();
+        assert!(found.until_ms <= now_ms() + 60_000);
+        resolver.negative(negative(now_ms() - 1));
+        assert!(resolver.find_negative(&key("a")).is_none());
+    }
+}

@@ -1,0 +1,101 @@
+//! Origins: registered, changed and removed; every connected edge knows before the answer.
+
+use std::{sync::Arc, time::Duration};
+
+use chunkcache_proto::v1;
+use v1::session_response::Message;
+
+use super::{
+    Cluster,
+    error::{Resource, ServiceError},
+    source_rules,
+};
+use crate::{
+    repository::writer::PutSource,
+    session::{
+        plan::Command,
+        registry::{Confirmation, Confirmed},
+    },
+};
+
+/// Edges are waited for this long.
+const CONFIRM_WITHIN: Duration = Duration::from_secs(2);
+
+/// Adds or changes a source.
+pub async fn put(
+    cluster: &Cluster,
+    request: v1::PutSourceRequest,
+) -> Result<v1::PutSourceResponse, ServiceError> {
+    cluster.require_leader()?;
+    let mut source = source_rules::check(request.source).map_err(ServiceError::Invalid)?;
+    let before = cluster.source(&source.name);
+    source_rules::restore_secrets(&mut source, before.as_ref());
+    let put = cluster.writer.write(PutSource { source }).await?.value;
+    let confirmed = publish(cluster).await?;
+    cluster.plan.tell(Command::SourceSet(Box::new(put.clone()))).await?;
+    Ok(v1::PutSourceResponse {
+        source: Some(source_rules::redacted(put)),
+        unconfirmed_edges: confirmed.unconfirmed,
+    })
+}
+
+/// One source, without its secrets.
+pub async fn get(cluster: &Cluster, name: &str) -> Result<v1::GetSourceResponse, ServiceError> {
+    require_name(name)?;
+    let source = cluster
+        .database
+        .source(name)
+        .await?
+        .ok_or_else(|| ServiceError::not_found(Resource::Source, name))?;
+    Ok(v1::GetSourceResponse {
+        source: Some(source_rules::redacted(source)),
+    })
+}
+
+/// All sources, without their secrets.
+pub async fn list(cluster: &Cluster) -> Result<v1::ListSourcesResponse, ServiceError> {
+    let sources = cluster.database.sources().await?;
+    Ok(v1::ListSourcesResponse {
+        sources: sources.into_iter().map(source_rules::redacted).collect(),
+    })
+}
+
+/// Removes a source with its entries and rows.
+pub async fn remove(
+    cluster: &Cluster,
+    name: &str,
+) -> Result<v1::RemoveSourceResponse, ServiceError> {
+    cluster.require_leader()?;
+    require_name(name)?;
+    if cluster.database.source(name).await?.is_none() {
+        return Err(ServiceError::not_found(Resource::Source, name));
+    }
+    // First nothing new of it is fetched, then the rows go.
+    cluster.plan.tell(Command::SourceRemoved(name.to_owned())).await?;
+    cluster.writer.remove_source(name).await?;
+    let confirmed = publish(cluster).await?;
+    Ok(v1::RemoveSourceResponse {
+        unconfirmed_edges: confirmed.unconfirmed,
+    })
+}
+
+/// Reads the table again and tells every connected edge the whole set: what is not in it is not registered.
+pub async fn publish(cluster: &Cluster) -> Result<Confirmed, ServiceError> {
+    let sources = Arc::new(cluster.database.sources().await?);
+    cluster.sources.store(Arc::clone(&sources));
+    let message = |sequence| {
+        Message::SourcesChanged(v1::SourcesChanged {
+            sequence,
+            sources: sources.as_ref().clone(),
+        })
+    };
+    let pushed = cluster.registry.push(Confirmation::Sources, message, CONFIRM_WITHIN);
+    Ok(pushed.await)
+}
+
+fn require_name(name: &str) -> Result<(), ServiceError> {
+    if name.is_empty() {
+        return Err(ServiceError::invalid("name", "expected the name of a source"));
+    }
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! The beginning and the end of a term: what a leader needs to know is read from the table, and
+//! what belongs to a term that is over is let go.
+//!
+//! Re-reads everything each time and takes no argument of the past, so a second beginning is as good as a first.
+
+use std::{sync::Arc, time::Duration};
+
+use rand::RngExt as _;
+
+use super::{Cluster, error::ServiceError, loader::edge_id};
+use crate::{
+    repository::Leadership,
+    session::{
+        plan::Command,
+        registry::{End, Suspect},
+    },
+};
+
+/// Running jobs taken up.
+const MAX_JOBS: u32 = 10_000;
+/// Between attempts while the database does not answer.
+const RETRY: Duration = Duration::from_millis(250);
+/// The name of the key edges authenticate to each other with.
+const PEER_KEY: &str = "peer";
+
+/// Follows the lease until the process ends.
+pub async fn run(cluster: Arc<Cluster>) {
+    let mut leadership = cluster.leadership.clone();
+    loop {
+        let now = leadership.borrow_and_update().clone();
+        match now {
+            Leadership::Leader { term } => {
+                let begun = tokio::select! {
+                    begun = begin_patiently(&cluster) => begun,
+                    _ = leadership.changed() => {
+                        leadership.mark_changed();
+                        false
+                    }
+                    () = cluster.shutdown.cancelled() => return,
+                };
+                if begun {
+                    tracing::info!(term, "the cluster is led from here");
+                    cluster.metrics.leading.set(1);
+                    cluster.term_ready.send_replace(true);
+                }
+            }
+            Leadership::Standby { .. } => {
+                cluster.term_ready.send_replace(false);
+                cluster.metrics.leading.set(0);
+                cluster.registry.end_all(End::NotLeader);
+                cluster.jobs.reset();
+            }
+        }
+        tokio::select! {
+            changed = leadership.changed() => if changed.is_err() { return },
+            () = cluster.shutdown.cancelled() => return,
+        }
+    }
+}
+
+async fn begin_patiently(cluster: &Cluster) -> bool {
+    loop {
+        match begin(cluster).await {
+            Ok(()) => return true,
+            Err(ServiceError::ShuttingDown) => return false,
+            Err(error) => {
+                tracing::warn!(%error, "the term can not begin yet");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+async fn begin(cluster: &Cluster) -> Result<(), ServiceError> {
+    cluster.term_ready.send_replace(false);
+    cluster.registry.end_all(End::NotLeader);
+    cluster.jobs.reset();
+    cluster.plan.reset().await?;
+    let fresh: [u8; 32] = rand::rng().random();
+    let key = cluster.database.secret(PEER_KEY, &fresh).await?;
+    cluster.peer_keys.store(Arc::new(vec![key]));
+    let sources = cluster.database.sources().await?;
+    for source in &sources {
+        cluster.plan.tell(Command::SourceSet(Box::new(source.clone()))).await?;
+    }
+    cluster.sources.store(Arc::new(sources));
+    for row in cluster.database.edges().await? {
+        cluster.registry.expect(Suspect {
+            edge: edge_id(row.id),
+            name: row.name,
+            epoch: row.epoch,
+        });
+    }
+    for job in cluster.database.jobs(false, MAX_JOBS).await? {
+        cluster.jobs.begin(cluster, &job).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,397 @@
+//! The lane of a session that changes rows: inventory, stored, removed, observed; in the order received.
+//!
+//! Reports are queued one after the other without waiting for their commits; a second task takes the answers in
+//! the same order and sends `Committed`. While an inventory is reconciled, later reports wait behind it here:
+//! a row recorded after the inventory is never taken for one without bytes.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use chunkcache_proto::{ChunkIndex, EntryId, checksum::InventoryDigest, v1};
+use tokio::sync::{mpsc, oneshot, watch};
+use v1::{session_request::Message as Request, session_response::Message as Response};
+
+use super::{
+    plan::Command,
+    protocol,
+    reconcile::{self, Difference},
+    registry::{End, Live, Reconciliation},
+};
+use crate::{
+    metrics::DriftLabel,
+    repository::{
+        ChunkSum, RepositoryError,
+        writer::{Observation, Pending, ReconcileEntry, RemoveChunks, StoreChunks},
+    },
+    service::{
+        Cluster,
+        error::ServiceError,
+        loader::row_id,
+        observe::observe,
+        resolve_key::now_ms,
+    },
+};
+
+/// Commits of one session under way.
+const COMMITS_AHEAD: usize = 1024;
+/// Entries in one inventory.
+const MAX_INVENTORY: usize = 1_000_000;
+/// Entries whose fill is taken up when an edge is ready.
+const FILL_ENTRIES: u32 = 1000;
+/// An observation older than this was made while no coordinator answered.
+const LIVE_OBSERVATION: Duration = Duration::from_secs(30);
+
+/// Answers to give once a change is committed.
+enum Answer {
+    Stored(u64, EntryId, Vec<ChunkIndex>, Pending<StoreChunks>),
+    Removed(u64, EntryId, Vec<ChunkIndex>, Pending<RemoveChunks>),
+    /// Everything before is committed.
+    Barrier(oneshot::Sender<()>),
+}
+
+struct Lane {
+    cluster: Arc<Cluster>,
+    live: Arc<Live>,
+    answers: mpsc::Sender<Answer>,
+    digests: HashMap<EntryId, InventoryDigest>,
+    requested: HashSet<EntryId>,
+    is_requested: bool,
+    found: Reconciliation,
+}
+
+/// Runs until the session's end; what was received by then is still queued.
+pub async fn run(
+    cluster: Arc<Cluster>,
+    live: Arc<Live>,
+    mut queue: mpsc::Receiver<Request>,
+    committed: Arc<watch::Sender<v1::Committed>>,
+) {
+    let (answers, receiver) = mpsc::channel(COMMITS_AHEAD);
+    let answering = answer(Arc::clone(&cluster), Arc::clone(&live), receiver, committed);
+    let working = async {
+        let mut lane = Lane {
+            cluster: Arc::clone(&cluster),
+            live: Arc::clone(&live),
+            answers,
+            digests: HashMap::new(),
+            requested: HashSet::new(),
+            is_requested: false,
+            found: Reconciliation::default(),
+        };
+        while let Some(message) = queue.recv().await {
+            let name = protocol::name(&message);
+            if let Err(error) = lane.take(message).await {
+                tracing::warn!(edge = %live.name, %error, message = name, "the session is ended");
+                live.outbox.end(end_of(&error));
+                return;
+            }
+        }
+    };
+    tokio::join!(working, answering);
+}
+
+fn end_of(error: &ServiceError) -> End {
+    match error {
+        ServiceError::Invalid(_) => End::Protocol,
+        ServiceError::StaleEpoch { .. } => End::Fenced,
+        ServiceError::Precondition { reason, .. } if *reason == "STALE_EPOCH" => End::Fenced,
+        ServiceError::NotLeader { .. } => End::NotLeader,
+        _ => End::Database,
+    }
+}
+
+impl Lane {
+    async fn take(&mut self, message: Request) -> Result<(), ServiceError> {
+        match message {
+            Request::ChunksStored(stored) => self.stored(stored).await,
+            Request::ChunksRemoved(removed) => self.removed(removed).await,
+            Request::EntryObserved(observed) => {
+                let freshness = observed.freshness.unwrap_or_default();
+                let age_ms = now_ms().saturating_sub(freshness.validated_at_ms);
+                let is_live = u128::try_from(age_ms).is_ok_and(|age| age < LIVE_OBSERVATION.as_millis());
+                let how = if is_live { Observation::Live } else { Observation::Replayed };
+                self.observed(observed.entry, freshness, how).await.map(drop)
+            }
+            Request::InventoryDigest(digest) => self.digest(&digest),
+            Request::InventoryEntry(entry) => self.inventory(entry).await,
+            Request::InventoryComplete(_) if self.is_requested => self.ready().await,
+            Request::InventoryComplete(_) => self.compare().await,
+            // Routed to other lanes by the protocol.
+            _ => Ok(()),
+        }
+    }
+
+    async fn stored(&mut self, stored: v1::ChunksStored) -> Result<(), ServiceError> {
+        let entry = parse_id("chunks_stored.entry_id", &stored.entry_id)?;
+        let metrics = &self.cluster.metrics;
+        metrics.report_chunks.observe(stored.chunks.len() as f64);
+        let change = StoreChunks {
+            edge: row_id(self.live.edge),
+            epoch: self.live.epoch,
+            entry,
+            chunks: stored.chunks.iter().map(ChunkSum::from).collect(),
+        };
+        let pending = self.cluster.writer.enqueue(change).await?;
+        let indexes = stored.chunks.iter().map(|chunk| chunk.index).collect();
+        self.promise(Answer::Stored(stored.sequence, entry, indexes, pending)).await
+    }
+
+    async fn removed(&mut self, removed: v1::ChunksRemoved) -> Result<(), ServiceError> {
+        let entry = parse_id("chunks_removed.entry_id", &removed.entry_id)?;
+        let change = RemoveChunks {
+            edge: row_id(self.live.edge),
+            epoch: self.live.epoch,
+            entry,
+            indexes: removed.indexes.clone(),
+        };
+        let pending = self.cluster.writer.enqueue(change).await?;
+        self.promise(Answer::Removed(removed.sequence, entry, removed.indexes, pending)).await
+    }
+
+    async fn promise(&self, answer: Answer) -> Result<(), ServiceError> {
+        self.answers.send(answer).await.map_err(|_| ServiceError::ShuttingDown)
+    }
+
+    /// False: it can not be registered, and the edge is told to drop it.
+    async fn observed(
+        &self,
+        entry: Option<v1::Entry>,
+        freshness: v1::Freshness,
+        how: Observation,
+    ) -> Result<bool, ServiceError> {
+        let entry = entry.ok_or_else(|| ServiceError::invalid("entry", "expected an entry"))?;
+        let (id, key) = (entry.id.clone(), entry.key.clone());
+        match observe(&self.cluster, Some(self.live.edge), entry, freshness, how).await {
+            Ok(_) => Ok(true),
+            // Of a source that was removed, or points elsewhere, since the edge met the object.
+            Err(error @ (ServiceError::NotFound { .. } | ServiceError::Invalid(_))) => {
+                tracing::info!(edge = %self.live.name, entry = %id, %error, "an entry is refused");
+                refuse_entry(&self.cluster, &self.live, id, key);
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn digest(&mut self, digest: &v1::InventoryDigest) -> Result<(), ServiceError> {
+        let entry = parse_id("inventory_digest.entry_id", &digest.entry_id)?;
+        if self.digests.len() >= MAX_INVENTORY {
+            return Err(ServiceError::invalid("inventory_digest", "too many entries"));
+        }
+        let digest = InventoryDigest {
+            chunk_count: digest.chunk_count,
+            checksum_xor: digest.checksum_xor,
+        };
+        self.digests.insert(entry, digest);
+        Ok(())
+    }
+
+    /// All digests are here: rows of entries the edge does not have go, what differs is asked for in full.
+    async fn compare(&mut self) -> Result<(), ServiceError> {
+        self.barrier().await?;
+        let edge = row_id(self.live.edge);
+        let rows = self.cluster.database.digests(edge).await?;
+        let digests = std::mem::take(&mut self.digests);
+        self.found.chunks_checked = digests.values().map(|digest| digest.chunk_count).sum();
+        let Difference { gone, differing } = reconcile::compare(&digests, &rows);
+        let mut pending = Vec::new();
+        for entry in gone {
+            let change = ReconcileEntry {
+                edge,
+                epoch: self.live.epoch,
+                entry,
+                chunks: Vec::new(),
+            };
+            pending.push((entry, self.cluster.writer.enqueue(change).await?));
+        }
+        for (entry, pending) in pending {
+            let reconciled = pending.await?.value;
+            self.drift(reconciled.rows_deleted, 0);
+            let dropped = Command::Dropped {
+                edge: self.live.edge,
+                entry,
+                chunks: None,
+            };
+            self.cluster.plan.tell(dropped).await?;
+        }
+        self.requested = differing.iter().copied().collect();
+        self.is_requested = true;
+        let request = v1::InventoryRequest {
+            entry_ids: differing.iter().map(EntryId::to_string).collect(),
+        };
+        self.live.outbox.send(Response::InventoryRequest(request)).await;
+        Ok(())
+    }
+
+    /// One entry in full: the rows are made equal to what the edge can prove.
+    async fn inventory(&mut self, inventory: v1::InventoryEntry) -> Result<(), ServiceError> {
+        let entry = inventory
+            .entry
+            .ok_or_else(|| ServiceError::invalid("inventory_entry.entry", "expected an entry"))?;
+        let id = parse_id("inventory_entry.entry.id", &entry.id)?;
+        if !self.requested.remove(&id) {
+            return Err(ServiceError::invalid("inventory_entry", "was not requested"));
+        }
+        let known = self.cluster.database.entry(id).await?;
+        let geometry = match known {
+            Some(known) => Some(known.geometry),
+            None => {
+                let freshness = inventory.freshness.unwrap_or_default();
+                let geometry = chunkcache_proto::Geometry::new(entry.size, entry.chunk_size).ok();
+                let adopted = self.observed(Some(entry), freshness, Observation::Replayed).await?;
+                geometry.filter(|_| adopted)
+            }
+        };
+        let split = reconcile::split(&inventory.chunks, geometry);
+        if geometry.is_some() {
+            let chunks: Vec<ChunkIndex> = split.kept.iter().map(|chunk| chunk.index).collect();
+            let change = ReconcileEntry {
+                edge: row_id(self.live.edge),
+                epoch: self.live.epoch,
+                entry: id,
+                chunks: split.kept,
+            };
+            let reconciled = self.cluster.writer.write(change).await?.value;
+            self.drift(reconciled.rows_deleted, reconciled.rows_written);
+            let edge = self.live.edge;
+            let dropped = Command::Dropped { edge, entry: id, chunks: None };
+            self.cluster.plan.tell(dropped).await?;
+            let held = Command::Held { edge, entry: id, chunks };
+            self.cluster.plan.tell(held).await?;
+        }
+        let verdict = v1::InventoryVerdict {
+            entry_id: id.to_string(),
+            drop: split.dropped,
+        };
+        self.live.outbox.send(Response::InventoryVerdict(verdict)).await;
+        Ok(())
+    }
+
+    fn drift(&mut self, rows_without_bytes: u64, bytes_without_rows: u64) {
+        self.found.rows_without_bytes += rows_without_bytes;
+        self.found.bytes_without_rows += bytes_without_rows;
+        let count = |kind, by| {
+            let family = &self.cluster.metrics.drift_chunks;
+            family.get_or_create(&DriftLabel { kind }).inc_by(by);
+        };
+        count("rows_without_bytes", rows_without_bytes);
+        count("bytes_without_rows", bytes_without_rows);
+    }
+
+    /// Rows and disk agree from here on.
+    async fn ready(&mut self) -> Result<(), ServiceError> {
+        // What was asked for and did not come is no longer there.
+        for entry in std::mem::take(&mut self.requested) {
+            let change = ReconcileEntry {
+                edge: row_id(self.live.edge),
+                epoch: self.live.epoch,
+                entry,
+                chunks: Vec::new(),
+            };
+            let reconciled = match self.cluster.writer.write(change).await {
+                Ok(committed) => committed.value,
+                Err(RepositoryError::NotFound { .. }) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            self.drift(reconciled.rows_deleted, 0);
+            let dropped = Command::Dropped {
+                edge: self.live.edge,
+                entry,
+                chunks: None,
+            };
+            self.cluster.plan.tell(dropped).await?;
+        }
+        let revision = self.cluster.database.latest_revision().await?;
+        self.live.reconciled.send_replace(Some(self.found));
+        self.live.outbox.send(Response::Ready(v1::Ready { revision })).await;
+        tracing::info!(
+            edge = %self.live.name,
+            chunks = self.found.chunks_checked,
+            rows_without_bytes = self.found.rows_without_bytes,
+            bytes_without_rows = self.found.bytes_without_rows,
+            "edge is reconciled"
+        );
+        let incomplete = self
+            .cluster
+            .database
+            .incomplete_entries(row_id(self.live.edge), EntryId::nil(), FILL_ENTRIES)
+            .await?;
+        for entry in incomplete {
+            self.cluster.plan.tell(Command::EntryWanted(entry.entry)).await?;
+        }
+        Ok(())
+    }
+
+    async fn barrier(&self) -> Result<(), ServiceError> {
+        let (done, passed) = oneshot::channel();
+        self.promise(Answer::Barrier(done)).await?;
+        passed.await.map_err(|_| ServiceError::ShuttingDown)
+    }
+}
+
+/// Gives answers in the order of the reports.
+async fn answer(
+    cluster: Arc<Cluster>,
+    live: Arc<Live>,
+    mut answers: mpsc::Receiver<Answer>,
+    committed: Arc<watch::Sender<v1::Committed>>,
+) {
+    let edge = live.edge;
+    while let Some(answer) = answers.recv().await {
+        let (sequence, entry, outcome, command) = match answer {
+            Answer::Barrier(done) => {
+                let _ = done.send(());
+                continue;
+            }
+            Answer::Stored(sequence, entry, chunks, pending) => {
+                let outcome = pending.await.map(|committed| committed.revision);
+                if outcome.is_ok() {
+                    cluster.metrics.chunks_committed.inc_by(chunks.len() as u64);
+                }
+                (sequence, entry, outcome, Command::Held { edge, entry, chunks })
+            }
+            Answer::Removed(sequence, entry, chunks, pending) => {
+                let outcome = pending.await.map(|committed| committed.revision);
+                let chunks = Some(chunks);
+                (sequence, entry, outcome, Command::Dropped { edge, entry, chunks })
+            }
+        };
+        let revision = match outcome {
+            Ok(revision) => {
+                // Before the edge knows: it drops nothing the plan still offers to peers.
+                let _ = cluster.plan.tell(command).await;
+                revision
+            }
+            Err(RepositoryError::NotFound { .. }) => {
+                refuse_entry(&cluster, &live, entry.to_string(), None);
+                committed.borrow().revision
+            }
+            Err(error) => {
+                let error = ServiceError::from(error);
+                tracing::warn!(edge = %live.name, %error, "a report was not recorded");
+                live.outbox.end(end_of(&error));
+                return;
+            }
+        };
+        let answer = v1::Committed { sequence, revision };
+        committed.send_replace(answer);
+        live.outbox.post(Response::Committed(answer));
+    }
+}
+
+/// The edge has an entry that can not be: it forgets it, bytes and all.
+fn refuse_entry(cluster: &Cluster, live: &Live, id: String, key: Option<v1::Key>) {
+    live.outbox.post(Response::Invalidate(v1::Invalidate {
+        sequence: cluster.registry.next_sequence(),
+        keys: key.into_iter().collect(),
+        entry_ids: vec![id],
+        purge: true,
+    }));
+}
+
+fn parse_id(field: &str, id: &str) -> Result<EntryId, ServiceError> {
+    id.parse().map_err(|_| ServiceError::invalid(field, "expected a UUID"))
+}

@@ -1,0 +1,43 @@
+//! The repository's contract, on a real PostgreSQL.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use cache_coordinator::{
+    events::{Event, Filter},
+    repository::{
+        ChangeKind, Digest, EdgeStatus, EntryCursor, Health, JobStatus, Leadership, LogPage,
+        MigrateMode, RepositoryError, SchemaError, migrations, statements, writer::*,
+    },
+};
+use chunkcache_proto::{ByteRange, EntryId, Level, v1};
+use support::{
+    CHUNK, checksum, coordinator, database, entry, leader, migrated, observe,
+    postgres::{Server, client},
+    sums,
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+fn range(first_chunk: u64, end_chunk: u64) -> ByteRange {
+    ByteRange::new(first_chunk * CHUNK, end_chunk * CHUNK)
+}
+
+#[path = "contract/chunks.rs"]
+mod chunks_contract;
+#[path = "contract/edges.rs"]
+mod edges_contract;
+#[path = "contract/entries.rs"]
+mod entries_contract;
+#[path = "contract/lease.rs"]
+mod lease_contract;
+#[path = "contract/plans.rs"]
+mod plans_contract;
+#[path = "contract/schema.rs"]
+mod schema_contract;
+#[path = "contract/watch.rs"]
+mod watch_contract;
+#[path = "contract/writer.rs"]
+mod writer_contract;

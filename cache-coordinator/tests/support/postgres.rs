@@ -1,0 +1,145 @@
+//! A private PostgreSQL: its own directory and socket, no TCP port; gone with the last test that uses it.
+
+use std::{
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+static SHARED: Mutex<Weak<Server>> = Mutex::new(Weak::new());
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A running server.
+pub struct Server {
+    directory: PathBuf,
+}
+
+impl Server {
+    /// The server of this test process; started if no test holds it now.
+    pub fn shared() -> Arc<Self> {
+        let mut shared = SHARED.lock().unwrap();
+        shared.upgrade().unwrap_or_else(|| {
+            let server = Arc::new(Self::prepare());
+            server.start();
+            *shared = Arc::downgrade(&server);
+            server
+        })
+    }
+
+    /// A cluster of its own, not started yet.
+    pub fn prepare() -> Self {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        // Short: a socket's path has at most 107 bytes.
+        let directory = PathBuf::from(format!("/tmp/ccpg-{}-{number}", std::process::id()));
+        run(as_postgres("initdb")
+            .args([
+                "--no-sync",
+                "-A",
+                "trust",
+                "-U",
+                "postgres",
+                "-E",
+                "UTF8",
+                "-D",
+            ])
+            .arg(&directory));
+        Self { directory }
+    }
+
+    pub fn start(&self) {
+        let options = format!(
+            "-c listen_addresses='' -c unix_socket_directories={} -c fsync=off -c full_page_writes=off -c max_connections=200",
+            self.directory.display()
+        );
+        run(as_postgres("pg_ctl")
+            .args(["start", "-w", "-t", "60", "-o", &options, "-D"])
+            .arg(&self.directory)
+            .arg("-l")
+            .arg(self.directory.join("log")));
+    }
+
+    /// As after a crash.
+    pub fn crash(&self) {
+        run(as_postgres("pg_ctl")
+            .args(["stop", "-m", "immediate", "-D"])
+            .arg(&self.directory));
+    }
+
+    pub fn url(&self, database: &str) -> String {
+        format!(
+            "host={} user=postgres dbname={database}",
+            self.directory.display()
+        )
+    }
+
+    /// A new, empty database; its URL.
+    pub async fn create_database(&self) -> String {
+        let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        client(&self.url("postgres"))
+            .await
+            .batch_execute(&format!("CREATE DATABASE {name}"))
+            .await
+            .unwrap();
+        self.url(&name)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = as_postgres("pg_ctl")
+            .args(["stop", "-m", "immediate", "-D"])
+            .arg(&self.directory)
+            .output();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// A plain client, for what the tests look at behind the repository's back.
+pub async fn client(url: &str) -> tokio_postgres::Client {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+fn as_postgres(program: &str) -> Command {
+    let program = binary(program);
+    let mut command = if std::fs::metadata("/proc/self").unwrap().uid() == 0 {
+        // PostgreSQL refuses to run as root.
+        let mut command = Command::new("runuser");
+        command.args(["-u", "postgres", "--"]).arg(program);
+        command
+    } else {
+        Command::new(program)
+    };
+    command
+        .current_dir("/tmp")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    command
+}
+
+/// The newest installed version's, else the one on the path.
+fn binary(program: &str) -> PathBuf {
+    let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|version| version.path().join("bin").join(program))
+        .filter(|path| path.exists())
+        .collect();
+    versions.sort();
+    versions
+        .pop()
+        .unwrap_or_else(|| Path::new(program).to_owned())
+}
+
+fn run(command: &mut Command) {
+    let status = command.stderr(Stdio::inherit()).status().unwrap();
+    assert!(status.success(), "{command:?}: {status}");
+}
