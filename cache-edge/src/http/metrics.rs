@@ -166,6 +166,12 @@ impl Metrics {
         self.bytes[source as usize].get()
     }
 
+    /// Of all bodies so far.
+    #[must_use]
+    pub fn stalls(&self) -> u64 {
+        self.stalls.get()
+    }
+
     pub fn observe_first_byte(&self, since: Instant) {
         self.first_byte_seconds.observe(since.elapsed().as_secs_f64());
     }
