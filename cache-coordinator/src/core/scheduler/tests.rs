@@ -1,5 +1,5 @@
 //! One scenario a test. The invariants at large are the simulation's (`tests/scheduler_simulation.rs`).
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 
 use chunkcache_proto::{ChunkIndex, Geometry, Level};
 
