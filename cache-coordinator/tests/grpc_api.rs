@@ -26,7 +26,12 @@ async fn has(coordinator: &Coordinator, id: &str, range: std::ops::Range<u64>) -
         range: chunks(range),
         edge: String::new(),
     };
-    let response = coordinator.cache().await.has_byte_range(request).await.unwrap();
+    let response = coordinator
+        .cache()
+        .await
+        .has_byte_range(request)
+        .await
+        .unwrap();
     response.into_inner().present
 }
 
@@ -50,7 +55,9 @@ async fn stored_chunks_are_committed_announced_and_wake_who_waits() {
     };
     let mut watched = client.watch_entry(watch).await.unwrap().into_inner();
     let first = watched.message().await.unwrap().unwrap();
-    assert!(matches!(first.event, Some(Event::Snapshot(s)) if s.edges[0].bytes == api_support::CHUNK));
+    assert!(
+        matches!(first.event, Some(Event::Snapshot(s)) if s.edges[0].bytes == api_support::CHUNK)
+    );
 
     let wait = v1::WaitForRangeRequest {
         entry: by_id(&film.id),
@@ -60,7 +67,11 @@ async fn stored_chunks_are_committed_announced_and_wake_who_waits() {
     let mut waiting = coordinator.cache().await;
     let waiter = tokio::spawn(async move { waiting.wait_for_range(wait).await });
     edge.store(2, &film.id, &[2, 1]).await;
-    let answered = tokio::time::timeout(WAIT, waiter).await.unwrap().unwrap().unwrap();
+    let answered = tokio::time::timeout(WAIT, waiter)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
     assert!(answered.into_inner().revision > first.revision);
     let stored = watched.message().await.unwrap().unwrap();
     let Some(Event::Stored(stored)) = stored.event else {
@@ -83,8 +94,15 @@ async fn a_wait_ends_with_the_callers_deadline() {
         range: chunks(0..4),
         ..Default::default()
     });
-    request.metadata_mut().insert("grpc-timeout", "150m".parse().unwrap());
-    let status = coordinator.cache().await.wait_for_range(request).await.unwrap_err();
+    request
+        .metadata_mut()
+        .insert("grpc-timeout", "150m".parse().unwrap());
+    let status = coordinator
+        .cache()
+        .await
+        .wait_for_range(request)
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
 }
 
@@ -111,8 +129,15 @@ async fn reconciliation_deletes_rows_without_bytes_and_adopts_bytes_without_rows
         (foreign.clone(), vec![0]),
     ];
     let verdicts = edge.present(&inventory).await;
-    let dropped = |id: &str| verdicts.iter().find(|v| v.entry_id == id).unwrap().drop.clone();
-    assert_eq!(dropped(&kept.id), []);
+    let dropped = |id: &str| {
+        verdicts
+            .iter()
+            .find(|v| v.entry_id == id)
+            .unwrap()
+            .drop
+            .clone()
+    };
+    assert!(dropped(&kept.id).is_empty());
     assert_eq!(dropped(&foreign.id), [0]);
     assert!(has(&coordinator, &kept.id, 1..3).await);
     assert!(!has(&coordinator, &kept.id, 0..1).await);
@@ -130,13 +155,21 @@ async fn a_second_session_fences_the_first() {
     let second = FakeEdge::join(&coordinator, "edge-1").await;
     assert!(second.epoch > first.epoch);
     let status = first.end().await.unwrap();
-    assert_eq!(status.get_error_details().error_info().unwrap().reason, "STALE_EPOCH");
+    assert_eq!(
+        status.get_error_details().error_info().unwrap().reason,
+        "STALE_EPOCH"
+    );
     let resolve = v1::ResolveKeyRequest {
         edge: "edge-1".into(),
         epoch: first.epoch,
         key: entry("films", BASE, "a", 1, "\"1\"").key,
     };
-    let refused = coordinator.edge().await.resolve_key(resolve).await.unwrap_err();
+    let refused = coordinator
+        .edge()
+        .await
+        .resolve_key(resolve)
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
 }
 
@@ -160,7 +193,11 @@ async fn one_edge_probes_and_the_others_get_what_it_finds() {
     let mut waiting = coordinator.edge().await;
     let waiter = tokio::spawn(async move { waiting.resolve_key(second).await });
     one.observe(&film).await;
-    let found = tokio::time::timeout(WAIT, waiter).await.unwrap().unwrap().unwrap();
+    let found = tokio::time::timeout(WAIT, waiter)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
     let Some(Outcome::Known(binding)) = found.into_inner().outcome else {
         panic!("expected the entry");
     };
@@ -178,7 +215,13 @@ async fn a_job_is_assigned_to_an_edge_and_ends_when_its_rows_are_there() {
         entry: by_path("films", "film.mp4"),
         ..Default::default()
     };
-    let job = client.precache(request).await.unwrap().into_inner().job.unwrap();
+    let job = client
+        .precache(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .job
+        .unwrap();
     assert_eq!(job.bytes_total, 3 * api_support::CHUNK);
     let watch = v1::WatchJobRequest { id: job.id.clone() };
     let mut progress = client.watch_job(watch).await.unwrap().into_inner();
@@ -194,10 +237,13 @@ async fn a_job_is_assigned_to_an_edge_and_ends_when_its_rows_are_there() {
         assert!(assign.peer.is_none());
         let indexes: Vec<u32> =
             (assign.first_chunk..assign.first_chunk + assign.chunk_count).collect();
-        edge.report(assign.assignment_id, v1::fetch_report::State::Started).await;
+        edge.report(assign.assignment_id, v1::fetch_report::State::Started)
+            .await;
         sequence += 1;
-        edge.store(sequence, &assign.entry.unwrap().id, &indexes).await;
-        edge.report(assign.assignment_id, v1::fetch_report::State::Finished).await;
+        edge.store(sequence, &assign.entry.unwrap().id, &indexes)
+            .await;
+        edge.report(assign.assignment_id, v1::fetch_report::State::Finished)
+            .await;
         missing -= indexes.len();
     }
     let done = async {
@@ -226,17 +272,26 @@ async fn opening_an_entry_makes_it_and_names_an_edge() {
         position: 0,
     };
     let refused = client.open_entry(open.clone()).await.unwrap_err();
-    assert_eq!(refused.get_error_details().error_info().unwrap().reason, "NO_EDGE");
+    assert_eq!(
+        refused.get_error_details().error_info().unwrap().reason,
+        "NO_EDGE"
+    );
     let _edge = FakeEdge::join(&coordinator, "edge-1").await;
     let opened = client.open_entry(open).await.unwrap().into_inner();
     let id = opened.entry.unwrap().id;
     assert_eq!(opened.play_url, "http://edge-1:7500/films/film.mp4");
-    assert_eq!(opened.entry_url, format!("http://edge-1:7500/v1/entries/{id}"));
+    assert_eq!(
+        opened.entry_url,
+        format!("http://edge-1:7500/v1/entries/{id}")
+    );
     let absent = v1::OpenEntryRequest {
         entry: by_path("films", "nothing.mp4"),
         position: 0,
     };
-    assert_eq!(client.open_entry(absent).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(
+        client.open_entry(absent).await.unwrap_err().code(),
+        Code::NotFound
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -246,7 +301,9 @@ async fn invalid_arguments_name_their_field() {
     let field = |status: tonic::Status| {
         assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
         let details = status.get_error_details();
-        details.bad_request().unwrap().field_violations[0].field.clone()
+        details.bad_request().unwrap().field_violations[0]
+            .field
+            .clone()
     };
     let put = v1::PutSourceRequest {
         source: Some(v1::Source {
@@ -255,14 +312,20 @@ async fn invalid_arguments_name_their_field() {
             ..Default::default()
         }),
     };
-    assert_eq!(field(client.put_source(put).await.unwrap_err()), "source.base_url");
+    assert_eq!(
+        field(client.put_source(put).await.unwrap_err()),
+        "source.base_url"
+    );
     let get = v1::GetEntryRequest { entry: None };
     assert_eq!(field(client.get_entry(get).await.unwrap_err()), "entry");
     let list = v1::ListEntriesRequest {
         page_token: "?".into(),
         ..Default::default()
     };
-    assert_eq!(field(client.list_entries(list).await.unwrap_err()), "page_token");
+    assert_eq!(
+        field(client.list_entries(list).await.unwrap_err()),
+        "page_token"
+    );
     let forget = v1::ForgetEdgeRequest::default();
     assert_eq!(field(client.forget_edge(forget).await.unwrap_err()), "name");
     let cancel = v1::CancelJobRequest { id: "x".into() };
@@ -301,7 +364,11 @@ async fn a_source_is_known_to_every_edge_before_the_answer_or_the_edge_is_named(
         sequence: changed.sequence,
     };
     quick.say(Ask::SourceAck(ack)).await;
-    let answer = tokio::time::timeout(WAIT, putting).await.unwrap().unwrap().unwrap();
+    let answer = tokio::time::timeout(WAIT, putting)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
     assert_eq!(answer.into_inner().unconfirmed_edges, ["edge-02"]);
 }
 
@@ -321,11 +388,20 @@ async fn a_standby_names_the_leader_and_takes_over() {
     assert_eq!(details.error_info().unwrap().metadata["leader"], url);
 
     let mut edge = FakeEdge::join(&leader, "edge-1").await;
-    leader.cache().await.step_down(v1::StepDownRequest {}).await.unwrap();
+    leader
+        .cache()
+        .await
+        .step_down(v1::StepDownRequest {})
+        .await
+        .unwrap();
     assert_eq!(edge.end().await.unwrap().code(), Code::FailedPrecondition);
     let began = std::time::Instant::now();
     standby.leads().await;
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
     FakeEdge::join(&standby, "edge-1").await;
     leader.stop().await.unwrap();
     standby.stop().await.unwrap();
@@ -347,7 +423,11 @@ async fn verifying_an_edge_compares_its_next_inventory() {
     edge.end().await;
     let mut edge = FakeEdge::hello(&coordinator, "edge-1").await;
     edge.present(&vec![(film, vec![1])]).await;
-    let answer = tokio::time::timeout(WAIT, verifying).await.unwrap().unwrap().unwrap();
+    let answer = tokio::time::timeout(WAIT, verifying)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
     let answer = answer.into_inner();
     assert_eq!((answer.chunks_checked, answer.rows_without_bytes), (1, 1));
 }
@@ -372,13 +452,20 @@ async fn invalidating_is_confirmed_by_the_edges() {
             _ => None,
         })
         .await;
-    assert_eq!((told.entry_ids.as_slice(), told.purge), ([film.id.clone()].as_slice(), true));
+    assert_eq!(
+        (told.entry_ids.as_slice(), told.purge),
+        ([film.id.clone()].as_slice(), true)
+    );
     assert_eq!(told.keys, [film.key.clone().unwrap()]);
     let ack = v1::InvalidateAck {
         sequence: told.sequence,
     };
     edge.say(Ask::InvalidateAck(ack)).await;
-    let answer = tokio::time::timeout(WAIT, invalidating).await.unwrap().unwrap().unwrap();
+    let answer = tokio::time::timeout(WAIT, invalidating)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
     assert_eq!(answer.into_inner().confirmed_edges, ["edge-1"]);
     assert!(!has(&coordinator, &film.id, 0..1).await);
 }

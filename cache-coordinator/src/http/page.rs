@@ -32,13 +32,18 @@ pub async fn status(State(cluster): State<Arc<Cluster>>) -> impl IntoResponse {
         );
     }
     if let Ok(listed) = edges::list(&cluster).await {
-        body.push_str("<table><tr><th>Edge<th>State<th>URL<th>Chunks<th>Bytes used<th>Readers</tr>");
+        body.push_str(
+            "<table><tr><th>Edge<th>State<th>URL<th>Chunks<th>Bytes used<th>Readers</tr>",
+        );
         for edge in listed.edges {
             let _ = write!(
                 body,
                 "<tr><td>{}<td>{}<td>{}<td>{}<td>{}<td>{}</tr>",
                 escape(&edge.name),
-                edge.state().as_str_name().trim_start_matches("EDGE_STATE_").to_lowercase(),
+                edge.state()
+                    .as_str_name()
+                    .trim_start_matches("EDGE_STATE_")
+                    .to_lowercase(),
                 escape(&edge.url),
                 edge.chunks,
                 edge.bytes_used,
@@ -66,6 +71,9 @@ fn escape(text: &str) -> String {
 mod tests {
     #[test]
     fn names_do_not_become_markup() {
-        assert_eq!(super::escape("<a href=\"x\">&"), "&lt;a href=&quot;x&quot;&gt;&amp;");
+        assert_eq!(
+            super::escape("<a href=\"x\">&"),
+            "&lt;a href=&quot;x&quot;&gt;&amp;"
+        );
     }
 }

@@ -45,7 +45,11 @@ impl FakeEdge {
         };
         to.send(first).await.unwrap();
         let mut client = coordinator.edge().await;
-        let from = client.session(ReceiverStream::new(requests)).await.unwrap().into_inner();
+        let from = client
+            .session(ReceiverStream::new(requests))
+            .await
+            .unwrap()
+            .into_inner();
         let mut edge = Self {
             name: name.into(),
             epoch: 0,
@@ -67,7 +71,9 @@ impl FakeEdge {
     pub async fn present(&mut self, inventory: &Inventory) -> Vec<v1::InventoryVerdict> {
         for (entry, indexes) in inventory {
             let mut digest = InventoryDigest::default();
-            indexes.iter().for_each(|index| digest.add(checksum(*index)));
+            indexes
+                .iter()
+                .for_each(|index| digest.add(checksum(*index)));
             self.say(Request::InventoryDigest(v1::InventoryDigest {
                 entry_id: entry.id.clone(),
                 chunk_count: digest.chunk_count,
@@ -75,7 +81,8 @@ impl FakeEdge {
             }))
             .await;
         }
-        self.say(Request::InventoryComplete(v1::InventoryComplete {})).await;
+        self.say(Request::InventoryComplete(v1::InventoryComplete {}))
+            .await;
         let requested = self
             .expect(|message| match message {
                 Response::InventoryRequest(request) => Some(request.entry_ids),
@@ -90,7 +97,8 @@ impl FakeEdge {
             }))
             .await;
         }
-        self.say(Request::InventoryComplete(v1::InventoryComplete {})).await;
+        self.say(Request::InventoryComplete(v1::InventoryComplete {}))
+            .await;
         let mut verdicts = Vec::new();
         self.expect(|message| match message {
             Response::InventoryVerdict(verdict) => {
@@ -115,13 +123,20 @@ impl FakeEdge {
     pub async fn expect<T>(&mut self, mut take: impl FnMut(Response) -> Option<T>) -> T {
         let found = async {
             loop {
-                let response = self.from.message().await.unwrap().expect("the session goes on");
+                let response = self
+                    .from
+                    .message()
+                    .await
+                    .unwrap()
+                    .expect("the session goes on");
                 if let Some(found) = response.message.and_then(&mut take) {
                     return found;
                 }
             }
         };
-        tokio::time::timeout(WAIT, found).await.expect("the message comes in time")
+        tokio::time::timeout(WAIT, found)
+            .await
+            .expect("the message comes in time")
     }
 
     /// How the session ended.
@@ -135,11 +150,15 @@ impl FakeEdge {
                 }
             }
         };
-        tokio::time::timeout(WAIT, end).await.expect("the session ends in time")
+        tokio::time::timeout(WAIT, end)
+            .await
+            .expect("the session ends in time")
     }
 
     pub async fn observe(&self, entry: &v1::Entry) {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
         let now_ms = i64::try_from(now.as_millis()).unwrap();
         self.say(Request::EntryObserved(v1::EntryObserved {
             entry: Some(entry.clone()),

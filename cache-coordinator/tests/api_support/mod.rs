@@ -146,7 +146,9 @@ pub async fn origin(size: u64) -> String {
         ];
         (StatusCode::PARTIAL_CONTENT, headers, "x").into_response()
     };
-    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
     format!("http://{address}")
