@@ -9,7 +9,7 @@ use std::ops::Range;
 use chunkcache_proto::{ChunkIndex, Geometry, Level};
 
 /// An edge of the cluster: its row's id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EdgeId(pub u32);
 
 /// A source, numbered by the caller.

@@ -7,8 +7,8 @@
 use chunkcache_proto::Level;
 
 use super::Scheduler;
-use super::api::{EntryNo, Millis, SourceId};
-use super::state::{Source, Timer};
+use super::api::{EdgeId, EntryNo, Millis, SourceId};
+use super::state::{Edge, Source, Timer};
 use crate::core::edge_choice::mix;
 
 /// The bucket holds this much of the rate.
@@ -28,6 +28,20 @@ pub enum Refusal {
 }
 
 impl Source {
+    /// It can refuse what another edge's fetch, when it ends, makes possible.
+    pub fn limited(&self) -> bool {
+        self.max_connections > 0 || self.max_rate_bytes_per_second > 0
+    }
+
+    /// Fills wait, and no reader is in their way any more.
+    pub fn fill_may_start(&self) -> bool {
+        let readers = [Level::Critical, Level::High].map(|level| level as usize);
+        self.queued[Level::Low as usize] > 0
+            && readers
+                .iter()
+                .all(|&level| self.queued[level] + self.running[level] == 0)
+    }
+
     /// Connections only CRITICAL may use.
     pub fn reserved_connections(&self) -> u32 {
         if self.max_connections < 2 {
@@ -73,8 +87,8 @@ impl Source {
         let free = whole
             .saturating_sub(self.rate_given)
             .saturating_sub(reserved);
-        // Half of what is left for each, so that there is always something for the next; crumbs are refused.
-        let part = (free / 2).max(1);
+        // Half of what is left for each, so that there is always something for the next, but no crumbs.
+        let part = (free / 2).max(whole / 8).min(free);
         if part < (whole / 16).max(1) || free == 0 {
             return Err(Refusal::Rate(None));
         }
@@ -174,32 +188,35 @@ impl Scheduler {
         }
     }
 
-    /// Has the edges that wait for this source looked at, some with each event.
+    /// Has the edges that wait for woken sources looked at, some with each event, each once a wake.
     pub(super) fn wake_edges(&mut self) {
         let most = self.config.max_edges_per_event.max(1);
-        for source_id in std::mem::take(&mut self.woken) {
+        for source in std::mem::take(&mut self.woken) {
+            if let Some(source) = self.sources.get_mut(&source) {
+                source.wake_left = source.waiting_edges.len();
+            }
+            self.waking.insert(source);
+        }
+        for source_id in std::mem::take(&mut self.waking) {
             let Some(source) = self.sources.get_mut(&source_id) else {
                 continue;
             };
-            let edges: Vec<_> = match source.wake_from {
-                Some(from) => source
-                    .waiting_edges
-                    .range(from..)
-                    .take(most + 1)
-                    .map(|(&edge, _)| edge)
-                    .collect(),
-                None => source
-                    .waiting_edges
-                    .keys()
-                    .take(most + 1)
-                    .copied()
-                    .collect(),
-            };
-            source.wake_from = edges.get(most).copied();
-            if source.wake_from.is_some() {
-                self.woken.insert(source_id);
+            let from = source.wake_from;
+            let ahead = source.waiting_edges.range(from..);
+            let around = ahead.chain(source.waiting_edges.range(..from));
+            let edges: Vec<_> = around
+                .map(|(&edge, _)| edge)
+                .take(most.min(source.wake_left))
+                .collect();
+            source.wake_left -= edges.len();
+            if let Some(last) = edges.last() {
+                source.wake_from = EdgeId(last.0.wrapping_add(1));
+                if source.wake_left > 0 {
+                    self.waking.insert(source_id);
+                }
             }
-            self.dirty.extend(edges.into_iter().take(most));
+            let room = |edge: &EdgeId| self.edges.get(edge).is_some_and(Edge::has_room);
+            self.dirty.extend(edges.into_iter().filter(room));
         }
     }
 }

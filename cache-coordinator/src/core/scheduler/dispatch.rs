@@ -61,7 +61,10 @@ impl Scheduler {
                 return;
             };
             // As with the others: the slots, and as many ahead.
-            if !self.may_fetch(edge) || state.critical() > 2 * state.max_downloads {
+            if state.queues[Level::Critical as usize].is_empty()
+                || !self.may_fetch(edge)
+                || state.critical() > 2 * state.max_downloads
+            {
                 return;
             }
             let room = if state.slots_used() <= state.max_downloads {
@@ -107,13 +110,15 @@ impl Scheduler {
                 orders.find_map(|level| {
                     Some((self.pick(edge, level, false, effects)?, level, Room::Slot))
                 })
-            } else if self.high_is_urgent(edge) && self.lowest_slot(edge, Level::High).is_some() {
+            } else if self.lowest_slot(edge, Level::High).is_some() && self.high_is_urgent(edge) {
                 self.pick(edge, Level::High, false, effects)
                     .map(|pick| (pick, Level::High, Room::Preempt))
             } else if ahead < slots {
-                let mut orders = [Level::High, Level::Medium]
-                    .into_iter()
-                    .filter(|&level| level == Level::High || !draining);
+                // LOW is handed out ahead only as its minimal share.
+                let mut orders = levels.into_iter().filter(|&level| match level {
+                    Level::Low => !draining && shared == Some(Level::Low),
+                    level => level == Level::High || !draining,
+                });
                 orders.find_map(|level| {
                     Some((self.pick(edge, level, true, effects)?, level, Room::Ahead))
                 })
@@ -126,10 +131,12 @@ impl Scheduler {
             if room == Room::Preempt {
                 self.preempt(edge, Level::High, effects);
             }
-            if let Some(state) = self.edges.get_mut(&edge) {
-                state.grants += 1;
-            }
-            let by_share = shared == Some(level) && room == Room::Slot;
+            let Some(state) = self.edges.get_mut(&edge) else {
+                return;
+            };
+            state.grants += 1;
+            let contended = !state.queues[Level::High as usize].is_empty();
+            let by_share = shared == Some(level) && contended;
             self.assign(edge, owner, route, room != Room::Ahead, by_share, effects);
         }
     }
@@ -207,7 +214,8 @@ impl Scheduler {
                     Look::Split(flight) => self.cancel_flight(flight, effects),
                     Look::Refused(refusal) => {
                         self.look_again_after(source, refusal);
-                        if refusal == Refusal::Connections || refusal == Refusal::Rate(None) {
+                        let full = matches!(refusal, Refusal::Connections | Refusal::Rate(None));
+                        if full && refused == 0 {
                             self.make_way(source, level, effects);
                         }
                         refused += 1;
@@ -273,6 +281,9 @@ impl Scheduler {
         let Some(state) = self.edges.get(&edge) else {
             return;
         };
+        if !state.queues[level as usize].any_held_back() {
+            return;
+        }
         let sources: Vec<SourceId> = state.queues[level as usize].all_sources().collect();
         for source in sources {
             for _ in 0..self.config.max_looks {
@@ -283,69 +294,6 @@ impl Scheduler {
                 let Some(key) = due else { break };
                 self.requeue(key.owner, 0);
             }
-        }
-    }
-
-    /// Takes the slot of the lowest fetch below `level`; false if there is none.
-    pub(super) fn preempt(
-        &mut self,
-        edge: EdgeId,
-        level: Level,
-        effects: &mut Vec<Effect>,
-    ) -> bool {
-        let Some(victim) = self.lowest_slot(edge, level) else {
-            return false;
-        };
-        self.cancel_flight((edge, victim), effects);
-        true
-    }
-
-    fn lowest_slot(&self, edge: EdgeId, level: Level) -> Option<AssignmentId> {
-        let flights = &self.edges.get(&edge)?.flights;
-        let able = |flight: &&Flight| {
-            flight.slot
-                && !flight.cancelling
-                && !flight.local
-                && flight.level > level
-                && (level == Level::Critical || !flight.shared)
-        };
-        flights
-            .iter()
-            .filter(able)
-            .max_by_key(|flight| (flight.level, flight.deadline, flight.id))
-            .map(|flight| flight.id)
-    }
-
-    /// A CRITICAL claim finds an origin's budget used up by lower levels: one of these gives way,
-    /// wherever it runs, unless enough are on their way out already.
-    fn make_way(&mut self, source: SourceId, level: Level, effects: &mut Vec<Effect>) {
-        if level != Level::Critical {
-            return;
-        }
-        let mut leaving = 0;
-        let mut victim: Option<(Level, u64, EdgeId, AssignmentId)> = None;
-        for (&edge, state) in &self.edges {
-            for flight in state
-                .flights
-                .iter()
-                .filter(|flight| flight.source == source && flight.from_origin())
-            {
-                if flight.cancelling {
-                    leaving += 1;
-                } else if flight.level > Level::Critical && !flight.local {
-                    let offer = (flight.level, flight.deadline, edge, flight.id);
-                    victim = Some(victim.map_or(offer, |best| best.max(offer)));
-                }
-            }
-        }
-        let waiting = self
-            .sources
-            .get(&source)
-            .map_or(0, |source| source.queued[Level::Critical as usize]);
-        if leaving < waiting
-            && let Some((_, _, edge, flight)) = victim
-        {
-            self.cancel_flight((edge, flight), effects);
         }
     }
 
@@ -369,6 +317,7 @@ impl Scheduler {
         claim.served = key.map_or(claim.served, |key| key.tag) + count;
         let position = claim.position;
         let deadline = match owner {
+            _ if shared => self.now,
             Owner::Fill(..) => u64::MAX,
             Owner::Want(_) if level >= Level::Medium => u64::MAX,
             _ => key.map_or(self.now, |key| key.deadline),
@@ -391,12 +340,19 @@ impl Scheduler {
         {
             source.grants += 1;
         }
+        // The edge runs by level and deadline as well: a minimal share is worth something only if this
+        // one run goes there as HIGH.
+        let granted = if shared {
+            level.min(Level::High)
+        } else {
+            level
+        };
         let id = self.start_flight(
             edge,
             entry,
             owner.reason(),
             Some(owner),
-            level,
+            granted,
             deadline,
             route,
             slot,

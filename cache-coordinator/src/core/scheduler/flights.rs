@@ -5,12 +5,10 @@ use std::ops::Range;
 use chunkcache_proto::{ChunkIndex, Level};
 
 use super::Scheduler;
-use super::api::{AssignmentId, EdgeId, Effect, EntryNo, Fault, From, Millis, Reason};
-use super::budget::back_off;
+use super::api::{EdgeId, Effect, EntryNo, From, Millis, Reason};
 use super::claim::Owner;
 use super::dispatch::relative;
-use super::state::{Flight, FlightKey, Timer};
-use crate::core::edge_choice::mix;
+use super::state::{Flight, FlightKey, Source};
 
 /// Why claims went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,37 +56,6 @@ impl Scheduler {
                 flight.followers.push(key);
             }
             self.reassess(upstream, Withdrawal::Advanced, effects);
-        }
-    }
-
-    /// Background fills of an origin stop when somebody waits for it.
-    fn yield_fills(&mut self, source: super::api::SourceId, effects: &mut Vec<Effect>) {
-        if self
-            .sources
-            .get(&source)
-            .is_none_or(|source| source.running[Level::Low as usize] == 0)
-        {
-            return;
-        }
-        let mut fills = Vec::new();
-        for (&edge, state) in &self.edges {
-            let yields = |flight: &&Flight| {
-                flight.source == source
-                    && flight.from_origin()
-                    && flight.level == Level::Low
-                    && matches!(flight.owner, Some(Owner::Fill(..)))
-                    && !flight.cancelling
-            };
-            fills.extend(
-                state
-                    .flights
-                    .iter()
-                    .filter(yields)
-                    .map(|flight| (edge, flight.id)),
-            );
-        }
-        for fill in fills {
-            self.cancel_flight(fill, effects);
         }
     }
 
@@ -237,6 +204,8 @@ impl Scheduler {
         }
         let best = self.best_claim(key.0, flight);
         let (level, deadline) = match best {
+            // A minimal share keeps what it was given for this run.
+            Some((level, deadline)) if flight.shared => (level.min(flight.level), deadline),
             Some(best) => best,
             None => {
                 let last_chunk = flight.current() + 1 >= flight.chunks.end;
@@ -274,7 +243,7 @@ impl Scheduler {
         };
         let (source, origin, upstream, had_slot) = (
             flight.source,
-            flight.from_origin(),
+            flight.is_from_origin(),
             flight.upstream,
             flight.slot,
         );
@@ -287,7 +256,7 @@ impl Scheduler {
             level,
             deadline_ms: relative(deadline, now),
         });
-        if was == Level::Critical {
+        if was == Level::Critical && self.sources.get(&source).is_some_and(Source::limited) {
             // It may have to give way now, on whatever edge.
             self.woken.insert(source);
         }
@@ -306,58 +275,6 @@ impl Scheduler {
         }
         if let Some(upstream) = upstream {
             self.reassess(upstream, Withdrawal::Advanced, effects);
-        }
-    }
-
-    /// CRITICAL fetches handed out ahead take slots that lower levels have, or that came free.
-    pub(super) fn give_slots_to_critical(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
-        let Some(state) = self.edges.get(&edge) else {
-            return;
-        };
-        let without = |flight: &&Flight| {
-            flight.level == Level::Critical && !flight.slot && !flight.cancelling
-        };
-        let mut waiting: Vec<_> = state
-            .flights
-            .iter()
-            .filter(without)
-            .map(|flight| (flight.deadline, flight.id))
-            .collect();
-        waiting.sort_unstable();
-        for (_, id) in waiting {
-            self.claim_slot((edge, id), effects);
-        }
-    }
-
-    /// Lowered ones may be more than an edge should have ahead: the lowest are taken back.
-    pub(super) fn trim_ahead(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
-        let Some(state) = self.edges.get(&edge) else {
-            return;
-        };
-        let ahead =
-            |flight: &&Flight| flight.level > Level::Critical && !flight.slot && !flight.cancelling;
-        let mut lower: Vec<_> = state
-            .flights
-            .iter()
-            .filter(ahead)
-            .map(|flight| (flight.level, flight.deadline, flight.id))
-            .collect();
-        lower.sort_unstable();
-        for (.., id) in lower.into_iter().skip(state.max_downloads as usize) {
-            self.cancel_flight((edge, id), effects);
-        }
-    }
-
-    /// A fetch handed out ahead became CRITICAL: it does not wait for a slot lower levels have.
-    pub(super) fn claim_slot(&mut self, key: FlightKey, effects: &mut Vec<Effect>) {
-        let Some(state) = self.edges.get(&key.0) else {
-            return;
-        };
-        let free = state.slots_used() <= state.max_downloads;
-        if (free || self.preempt(key.0, Level::Critical, effects))
-            && let Some(flight) = self.flight_mut(key)
-        {
-            flight.slot = true;
         }
     }
 
@@ -403,7 +320,10 @@ impl Scheduler {
                         .rate_given
                         .saturating_sub(flight.rate_bytes_per_second);
                     source.refund(bytes, self.now);
-                    self.woken.insert(flight.source);
+                    // An origin without limits keeps nobody waiting but the fill.
+                    if source.limited() || source.fill_may_start() {
+                        self.woken.insert(flight.source);
+                    }
                 }
             }
             From::Peer(peer) => {
@@ -427,216 +347,4 @@ impl Scheduler {
         self.dirty.insert(key.0);
         Some(flight)
     }
-
-    pub(super) fn fetch_progressed(&mut self, edge: EdgeId, id: AssignmentId, bytes_done: u64) {
-        let now = self.now;
-        let Some(flight) = self.flight((edge, id)) else {
-            return;
-        };
-        let geometry = self.entries.get(&flight.entry).map(|entry| entry.geometry);
-        let Some(flight) = self.flight_mut((edge, id)) else {
-            return;
-        };
-        if bytes_done > flight.bytes_done || flight.bytes_done == 0 {
-            flight.progress_at = now;
-        }
-        flight.bytes_done = flight.bytes_done.max(bytes_done);
-        let chunk_size = geometry.map_or(1, |geometry| u64::from(geometry.chunk_size()));
-        flight.chunks_done = u32::try_from(flight.bytes_done / chunk_size).unwrap_or(u32::MAX);
-    }
-
-    pub(super) fn fetch_finished(
-        &mut self,
-        edge: EdgeId,
-        id: AssignmentId,
-        effects: &mut Vec<Effect>,
-    ) {
-        let Some(flight) = self.flight((edge, id)) else {
-            return;
-        };
-        let (entry, chunks, followers) = (
-            flight.entry,
-            flight.chunks.clone(),
-            flight.followers.clone(),
-        );
-        let (twin, from, source) = (flight.twin, flight.from, flight.source);
-        let took = self.now.saturating_sub(flight.assigned_at)
-            / u64::from(chunks.end - chunks.start).max(1);
-        self.hold(edge, entry, chunks.clone(), effects);
-        self.end_flight((edge, id));
-        if let Some(twin) = twin {
-            self.cancel_flight((edge, twin), effects);
-        }
-        match from {
-            From::Origin => {
-                self.origin_succeeded(entry);
-                if let Some(source) = self.sources.get_mut(&source) {
-                    source.chunk_fetch_ms = Some(moving_average(source.chunk_fetch_ms, took));
-                }
-            }
-            From::Peer(peer) => {
-                if let Some(state) = self.edges.get_mut(&edge) {
-                    let view = state.peers.entry(peer).or_default();
-                    view.chunk_fetch_ms = Some(moving_average(view.chunk_fetch_ms, took));
-                    view.failures = 0;
-                }
-            }
-        }
-        if let Some(state) = self.edges.get_mut(&edge) {
-            state.faults = 0;
-        }
-        for follower in followers {
-            if let Some(flight) = self.flight_mut(follower) {
-                flight.upstream = None;
-            }
-        }
-    }
-
-    pub(super) fn fetch_cancelled(
-        &mut self,
-        edge: EdgeId,
-        id: AssignmentId,
-        effects: &mut Vec<Effect>,
-    ) {
-        let Some(flight) = self.end_flight((edge, id)) else {
-            return;
-        };
-        self.stop_followers(&flight, effects);
-        if let Some(upstream) = flight.upstream {
-            self.reassess(upstream, Withdrawal::Superseded, effects);
-        }
-    }
-
-    pub(super) fn fetch_failed(
-        &mut self,
-        edge: EdgeId,
-        id: AssignmentId,
-        fault: Fault,
-        retry_after: Option<Millis>,
-        effects: &mut Vec<Effect>,
-    ) {
-        let Some(flight) = self.end_flight((edge, id)) else {
-            return;
-        };
-        self.stop_followers(&flight, effects);
-        match fault {
-            Fault::Origin => self.origin_failed(flight.entry, retry_after),
-            Fault::Peer => {
-                if let From::Peer(peer) = flight.from {
-                    self.peer_failed(edge, peer);
-                }
-            }
-            Fault::Edge => {
-                let Some(state) = self.edges.get_mut(&edge) else {
-                    return;
-                };
-                state.faults = state.faults.saturating_add(1);
-                // From some seconds on: a disk is not freed faster.
-                let rest = back_off(
-                    &self.config,
-                    state.faults.saturating_add(4),
-                    mix(u64::from(edge.0)),
-                );
-                state.faulted_until = self.now.saturating_add(rest);
-                self.timers.insert((state.faulted_until, Timer::Edge(edge)));
-            }
-            Fault::Changed => self.entry_changed(flight.entry, effects),
-        }
-    }
-
-    /// The peer is not asked by this edge for a while.
-    pub(super) fn peer_failed(&mut self, edge: EdgeId, peer: EdgeId) {
-        let Some(state) = self.edges.get_mut(&edge) else {
-            return;
-        };
-        let view = state.peers.entry(peer).or_default();
-        view.failures = view.failures.saturating_add(1);
-        let jitter = mix(u64::from(edge.0) << 32 | u64::from(peer.0));
-        view.bad_until = self.now.saturating_add(back_off(
-            &self.config,
-            view.failures.saturating_add(2),
-            jitter,
-        ));
-        self.timers.insert((view.bad_until, Timer::Edge(edge)));
-    }
-
-    /// What they follow brings nothing more: they are planned anew.
-    pub(super) fn stop_followers(&mut self, flight: &Flight, effects: &mut Vec<Effect>) {
-        for &follower in &flight.followers {
-            self.cancel_flight(follower, effects);
-        }
-    }
-
-    pub(super) fn local_fetch_started(
-        &mut self,
-        edge: EdgeId,
-        id: AssignmentId,
-        entry: EntryNo,
-        chunks: Range<ChunkIndex>,
-        level: Level,
-        effects: &mut Vec<Effect>,
-    ) {
-        let Some(known) = self.entries.get_mut(&entry) else {
-            return;
-        };
-        let chunks = chunks.start..chunks.end.min(known.geometry.chunk_count());
-        let source = known.source;
-        if chunks.is_empty()
-            || !self
-                .edges
-                .get(&edge)
-                .is_some_and(|state| state.alive && state.flight(id).is_none())
-        {
-            return;
-        }
-        known.lines.entry(edge).or_default();
-        let flight = Flight {
-            id,
-            entry,
-            source,
-            chunks,
-            level,
-            deadline: self.now,
-            from: From::Origin,
-            reason: Reason::BackgroundFill,
-            owner: None,
-            slot: true,
-            cancelling: false,
-            local: true,
-            shared: false,
-            assigned_at: self.now,
-            progress_at: self.now,
-            bytes_done: 0,
-            chunks_done: 0,
-            rate_bytes_per_second: 0,
-            twin: None,
-            upstream: None,
-            followers: Vec::new(),
-        };
-        self.enter_flight(edge, flight, effects);
-        self.others_may_follow(edge, entry);
-        self.dirty.insert(edge);
-    }
-}
-
-impl super::state::Edge {
-    /// The next of those handed out ahead have the free slots now, as they have on the edge.
-    pub fn promote_ahead(&mut self) {
-        while self.slots_used() < self.max_downloads {
-            let ahead = self
-                .flights
-                .iter_mut()
-                .filter(|flight| !flight.slot && !flight.cancelling);
-            let Some(next) = ahead.min_by_key(|flight| (flight.level, flight.deadline, flight.id))
-            else {
-                return;
-            };
-            next.slot = true;
-        }
-    }
-}
-
-/// An eighth of the newest.
-fn moving_average(old: Option<Millis>, new: Millis) -> Millis {
-    old.map_or(new, |old| (old * 7 + new).div_ceil(8)).max(1)
 }

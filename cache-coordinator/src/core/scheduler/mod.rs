@@ -6,8 +6,8 @@
 //!
 //! In the order a reader needs: [`api`] (what goes in and out), `claim` (who wants what), `queue`
 //! (in which order), `demand`, `wants` and `fill` (where claims come from), `dispatch` (who gets a
-//! slot), `route` (origin or which peer), `budget` (what an origin bears), `flights` (what becomes of
-//! a fetch), `late` (timers, hedges), `membership` (edges, sources, entries), `explain`.
+//! slot), `slots` (who gives one up), `route` (origin or which peer), `budget` (what an origin bears),
+//! `flights` (a fetch and its level), `reports` (what became of it), `late` (timers, hedges), `membership` (edges, sources, entries), `explain`.
 //!
 //! Invariants, asserted after each event by the simulation: a chunk has one origin fetch at a time
 //! (but for hedges and an edge's own); slots and connections stay within their limits; no
@@ -25,9 +25,11 @@ mod flights;
 mod late;
 mod membership;
 mod queue;
+mod reports;
 mod route;
 #[cfg(test)]
 mod simulation;
+mod slots;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -56,6 +58,8 @@ pub struct Scheduler {
     dirty: BTreeSet<EdgeId>,
     /// Sources that may bear more than before; their edges are looked at.
     woken: BTreeSet<SourceId>,
+    /// Those of which some edges are left.
+    waking: BTreeSet<SourceId>,
     /// Where the next round of planning begins, so that no edge is always first.
     first_edge: EdgeId,
     last_assignment: u64,
@@ -76,6 +80,7 @@ impl Scheduler {
             timers: BTreeSet::new(),
             dirty: BTreeSet::new(),
             woken: BTreeSet::new(),
+            waking: BTreeSet::new(),
             first_edge: EdgeId(0),
             last_assignment: 0,
         }
@@ -95,7 +100,8 @@ impl Scheduler {
     #[must_use]
     pub fn has_more(&self) -> bool {
         let due = self.timers.first().is_some_and(|(at, _)| *at <= self.now);
-        due || !self.dirty.is_empty() || !self.woken.is_empty()
+        let woken = !self.woken.is_empty() || !self.waking.is_empty();
+        due || woken || !self.dirty.is_empty()
     }
 
     fn take(&mut self, event: Event, effects: &mut Vec<Effect>) {

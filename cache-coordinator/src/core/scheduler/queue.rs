@@ -35,6 +35,10 @@ pub struct SourceQueue {
 #[derive(Clone, Debug, Default)]
 pub struct LevelQueue {
     by_source: BTreeMap<SourceId, SourceQueue>,
+    /// Keys in it.
+    len: usize,
+    /// Keys with a time before which they are not looked at.
+    held_back: usize,
     /// Tag last served.
     virtual_time: u64,
     /// Source share last served.
@@ -53,12 +57,18 @@ impl LevelQueue {
         if queue.keys.is_empty() {
             queue.served = queue.served.max(floor);
         }
-        queue.keys.insert(key);
+        if queue.keys.insert(key) {
+            self.len += 1;
+            self.held_back += usize::from(key.not_before > 0);
+        }
     }
 
     pub fn remove(&mut self, source: SourceId, key: &Key) {
-        if let Some(queue) = self.by_source.get_mut(&source) {
-            queue.keys.remove(key);
+        if let Some(queue) = self.by_source.get_mut(&source)
+            && queue.keys.remove(key)
+        {
+            self.len -= 1;
+            self.held_back -= usize::from(key.not_before > 0);
         }
     }
 
@@ -123,7 +133,11 @@ impl LevelQueue {
             .map(|(&source, _)| source)
     }
 
+    pub fn any_held_back(&self) -> bool {
+        self.held_back > 0
+    }
+
     pub fn is_empty(&self) -> bool {
-        self.by_source.values().all(|queue| queue.keys.is_empty())
+        self.len == 0
     }
 }

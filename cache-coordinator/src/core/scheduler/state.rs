@@ -66,7 +66,7 @@ impl Flight {
         }
     }
 
-    pub fn from_origin(&self) -> bool {
+    pub fn is_from_origin(&self) -> bool {
         self.from == From::Origin
     }
 
@@ -126,6 +126,13 @@ impl Edge {
             .count() as u32
     }
 
+    /// Something could be assigned to it, or someone waits who makes room.
+    pub fn has_room(&self) -> bool {
+        let room =
+            self.slots_used() < self.max_downloads || self.handed_ahead() < self.max_downloads;
+        self.alive && (room || !self.queues[Level::Critical as usize].is_empty())
+    }
+
     pub fn critical(&self) -> u32 {
         let critical = |flight: &&Flight| flight.level == Level::Critical && !flight.cancelling;
         self.flights.iter().filter(critical).count() as u32
@@ -155,8 +162,10 @@ pub struct Source {
     pub chunk_fetch_ms: Option<Millis>,
     /// Edges with claims in a queue, and how many.
     pub waiting_edges: BTreeMap<EdgeId, u32>,
-    /// Where the next round of waking its edges begins.
-    pub wake_from: Option<EdgeId>,
+    /// Where waking its edges goes on.
+    pub wake_from: EdgeId,
+    /// Edges still to be looked at since the source was last woken.
+    pub wake_left: usize,
     /// A timer to look again is set for then.
     pub timer_at: Millis,
 }

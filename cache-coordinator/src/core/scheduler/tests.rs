@@ -1,5 +1,7 @@
 //! One scenario a test. The invariants at large are the simulation's (`tests/scheduler_simulation.rs`).
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
+
+mod shares;
 
 use chunkcache_proto::{ChunkIndex, Geometry, Level};
 
@@ -419,4 +421,13 @@ fn explain_names_level_state_source_and_reason() {
             number: 1
         })
     );
+}
+
+#[test]
+fn who_reads_from_a_peer_raises_the_fetch_it_follows() {
+    let mut bench = Bench::new(2, 3);
+    let job = assigned(&bench.want(1, 0, 0..1));
+    let effects = bench.read(1, 1, 0, true);
+    let raised = |effect: &Effect| matches!(effect, Effect::Reprioritise { edge: EdgeId(0), assignment, level: Level::Critical, .. } if *assignment == job[0].id);
+    assert!(effects.iter().any(raised), "{effects:?}");
 }

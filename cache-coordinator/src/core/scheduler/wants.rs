@@ -8,7 +8,7 @@ use super::Scheduler;
 use super::api::{EdgeId, Effect, EntryNo, WantId};
 use super::claim::{Claim, Owner};
 use super::flights::Withdrawal;
-use super::state::Want;
+use super::state::{Edge, Want};
 use crate::core::range_set::RangeSet;
 
 impl Scheduler {
@@ -173,7 +173,8 @@ impl Scheduler {
         let others = known
             .lines
             .iter()
-            .filter(|&(&other, line)| other != edge && line.queued > 0);
+            .filter(|&(&other, line)| other != edge && line.queued > 0)
+            .filter(|(other, _)| self.edges.get(other).is_some_and(Edge::has_room));
         self.dirty.extend(others.map(|(&other, _)| other));
     }
 }

@@ -1,0 +1,160 @@
+//! Edges that run what they were given, and report.
+
+use chunkcache_proto::{ChunkIndex, Level};
+
+use super::super::api::*;
+use super::world::{CHUNK, SimFlight, World};
+
+impl World {
+    /// An edge runs its flights by level and deadline, and reports.
+    pub fn run_edge(&mut self, edge: usize, ms: Millis) {
+        let id = EdgeId(edge as u32);
+        let mut order: Vec<_> = self.edges[edge]
+            .flights
+            .values()
+            .map(|f| (f.a.level, f.deadline, f.a.id))
+            .collect();
+        order.sort();
+        let mut running = 0;
+        for (level, _, assignment) in order {
+            let Some(flight) = self.edges[edge].flights.get(&assignment).cloned() else {
+                continue;
+            };
+            if flight.cancelled {
+                if self.dice.per_mille(700) {
+                    self.report_brought(id, &flight);
+                    self.edges[edge].flights.remove(&assignment);
+                    self.apply(Event::FetchCancelled {
+                        edge: id,
+                        assignment,
+                    });
+                }
+                continue;
+            }
+            let slots = self.edges[edge].max + u32::from(level == Level::Critical);
+            if running >= slots && !flight.local {
+                continue;
+            }
+            running += 1;
+            self.run_flight(id, &flight, ms);
+        }
+    }
+
+    pub fn run_flight(&mut self, id: EdgeId, flight: &SimFlight, ms: Millis) {
+        let edge = id.0 as usize;
+        let assignment = flight.a.id;
+        let source = self.entries[flight.a.entry.0 as usize].0;
+        let begun = flight.begun.unwrap_or(self.now);
+        if flight.begun.is_none() {
+            self.edges[edge].flights.get_mut(&assignment).unwrap().begun = Some(begun);
+        }
+        let total = u64::from(flight.a.chunk_count) * CHUNK;
+        let mut may = total;
+        let mut speed = self.sources[source.0 as usize].bytes_per_ms;
+        let mut latency = self.sources[source.0 as usize].latency;
+        let mut fault = None;
+        match flight.a.from {
+            From::Origin => {
+                if self.dice.per_mille(self.faults.origin) {
+                    fault = Some(Fault::Origin);
+                }
+                if flight.stalled {
+                    may = 0;
+                    if self.now > begun + 10_000 {
+                        fault = Some(Fault::Origin);
+                    }
+                }
+                if flight.a.max_rate_bytes_per_second > 0 {
+                    speed = speed.min(flight.a.max_rate_bytes_per_second.div_ceil(1_000));
+                }
+            }
+            From::Peer(peer) => {
+                (speed, latency) = (20_000, 1);
+                let peer = &self.edges[peer.0 as usize];
+                let has = flight
+                    .chunks()
+                    .take_while(|&chunk| peer.present(flight.a.entry, chunk))
+                    .count() as u64;
+                may = has * CHUNK;
+                let next = flight.a.first_chunk + u32::try_from(flight.bytes / CHUNK).unwrap();
+                let coming = |chunk: ChunkIndex| {
+                    peer.flights
+                        .values()
+                        .any(|f| f.a.entry == flight.a.entry && f.chunks().contains(&chunk))
+                };
+                let lacks = !peer.alive
+                    || (has < u64::from(flight.a.chunk_count)
+                        && flight.bytes >= may
+                        && !coming(next));
+                if lacks || self.dice.per_mille(self.faults.peer) {
+                    fault = Some(Fault::Peer);
+                }
+            }
+        }
+        if self.dice.per_mille(self.faults.edge) {
+            fault = Some(Fault::Edge);
+        }
+        if let Some(fault) = fault {
+            self.report_brought(id, flight);
+            self.edges[edge].flights.remove(&assignment);
+            self.peers_failed |= fault == Fault::Peer;
+            let retry_after = (fault == Fault::Origin && self.dice.per_mille(200)).then_some(500);
+            return self.apply(Event::FetchFailed {
+                edge: id,
+                assignment,
+                fault,
+                retry_after,
+            });
+        }
+        if self.now < begun + latency {
+            return;
+        }
+        let bytes = (flight.bytes + speed * ms).min(may).max(flight.bytes);
+        let kept = self.edges[edge].flights.get_mut(&assignment).unwrap();
+        kept.bytes = bytes;
+        if bytes == total {
+            let flight = kept.clone();
+            self.edges[edge].flights.remove(&assignment);
+            self.edges[edge]
+                .held
+                .entry(flight.a.entry)
+                .or_default()
+                .insert(flight.chunks());
+            if self.dice.per_mille(300) {
+                self.ending = Some((id, assignment));
+                let chunks = vec![flight.chunks()];
+                self.apply(Event::ChunksHeld {
+                    edge: id,
+                    entry: flight.a.entry,
+                    chunks,
+                });
+            }
+            self.apply(Event::FetchFinished {
+                edge: id,
+                assignment,
+            });
+        } else if bytes > flight.bytes || flight.begun.is_none() {
+            self.apply(Event::FetchProgressed {
+                edge: id,
+                assignment,
+                bytes_done: bytes,
+            });
+        }
+    }
+
+    pub fn report_brought(&mut self, edge: EdgeId, flight: &SimFlight) {
+        let brought = flight.brought();
+        if !brought.is_empty() {
+            self.edges[edge.0 as usize]
+                .held
+                .entry(flight.a.entry)
+                .or_default()
+                .insert(brought.clone());
+            self.apply(Event::ChunksHeld {
+                edge,
+                entry: flight.a.entry,
+                chunks: vec![brought],
+            });
+        }
+    }
+}

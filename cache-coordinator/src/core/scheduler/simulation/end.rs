@@ -1,0 +1,147 @@
+//! After the faults: everything ends, and a rebuilt scheduler agrees.
+
+use super::super::Scheduler;
+use super::super::api::*;
+use super::world::{Faults, World};
+
+impl World {
+    /// Schedulers built anew from the present state, in any order, want what this one wants.
+    pub fn check_rebuild(&mut self) {
+        // Readers have moved inside their chunks since they last said so.
+        for demand in self.readers.values().cloned().collect::<Vec<_>>() {
+            self.apply(Event::DemandSet(demand));
+        }
+        let build = |reversed: bool| {
+            let mut scheduler = Scheduler::new(self.scheduler.config.clone());
+            let mut effects = Vec::new();
+            let mut events: Vec<Event> = Vec::new();
+            for (number, &(source, geometry)) in (0..).zip(&self.entries) {
+                events.push(Event::EntryOpened {
+                    entry: EntryNo(number),
+                    source,
+                    geometry,
+                });
+            }
+            if reversed {
+                events.reverse();
+            }
+            let mut second: Vec<Event> = (0..self.sources.len())
+                .map(|index| self.source_event(index))
+                .collect();
+            let alive = (0..self.edges.len()).filter(|&edge| self.edges[edge].alive);
+            second.extend(alive.map(|edge| self.join_event(edge)));
+            for (edge, sim) in (0..).zip(&self.edges) {
+                for (&entry, held) in &sim.held {
+                    second.push(Event::ChunksHeld {
+                        edge: EdgeId(edge),
+                        entry,
+                        chunks: held.iter().collect(),
+                    });
+                }
+            }
+            for (&edge, state) in &self.scheduler.edges {
+                second.push(Event::EdgeDraining {
+                    edge,
+                    draining: state.draining,
+                });
+            }
+            if reversed {
+                second.reverse();
+            }
+            events.append(&mut second);
+            let mut third: Vec<Event> = self
+                .readers
+                .values()
+                .cloned()
+                .map(Event::DemandSet)
+                .collect();
+            for (&want, (edge, entry, chunks)) in &self.wants {
+                let level = self.scheduler.claims[&super::super::claim::Owner::Want(want)].level;
+                third.push(Event::WantSet {
+                    want,
+                    edge: *edge,
+                    entry: *entry,
+                    chunks: vec![chunks.clone()],
+                    level,
+                });
+            }
+            if reversed {
+                third.reverse();
+            }
+            events.append(&mut third);
+            for event in events {
+                scheduler.apply(event, self.now, &mut effects);
+            }
+            (scheduler, effects)
+        };
+        let (first, effects) = build(false);
+        let (again, same) = build(false);
+        let (other, _) = build(true);
+        assert_eq!(
+            effects, same,
+            "seed {}: a rebuilt scheduler repeats its plan",
+            self.seed
+        );
+        assert_eq!(first.wanted(), again.wanted());
+        assert_eq!(
+            first.wanted(),
+            other.wanted(),
+            "seed {}: the order of rebuilding does not matter",
+            self.seed
+        );
+        assert_eq!(
+            first.wanted(),
+            self.scheduler.wanted(),
+            "seed {}: rebuilt, it wants the same",
+            self.seed
+        );
+    }
+
+    /// No more faults; everybody is there; readers stay where they are.
+    pub fn calm(&mut self) {
+        self.faults = Faults::default();
+        for edge in 0..self.edges.len() {
+            for flight in self.edges[edge].flights.values_mut() {
+                flight.stalled = false;
+            }
+            if !self.edges[edge].alive {
+                self.join(edge);
+            }
+            self.apply(Event::EdgeDraining {
+                edge: EdgeId(edge as u32),
+                draining: false,
+            });
+        }
+    }
+
+    pub fn settled(&self) -> bool {
+        self.unsettled().is_empty()
+    }
+
+    pub fn unsettled(&self) -> String {
+        let mut what = String::new();
+        for (want, rest) in &self.wants {
+            what += &format!("want {want:?} {rest:?}; ");
+        }
+        for demand in self
+            .readers
+            .values()
+            .filter(|demand| !demand.paused && demand.position < demand.end)
+        {
+            what += &format!("reader {demand:?}; ");
+        }
+        for (edge, sim) in self.edges.iter().enumerate() {
+            for (entry, held) in sim
+                .held
+                .iter()
+                .filter(|(_, held)| sim.fill && !held.is_empty())
+            {
+                let count = self.entries[entry.0 as usize].1.chunk_count();
+                if !held.covers(0..count) {
+                    what += &format!("fill of {entry:?} on {edge}; ");
+                }
+            }
+        }
+        what
+    }
+}
