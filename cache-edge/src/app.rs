@@ -1,1 +1,322 @@
-//! Composition: the only owner of tasks and shutdown.
+//! Composition: makes the rooms, joins them, and is the only owner of tasks and shutdown.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context;
+use chunkcache_plumbing::{
+    metrics::{encode, register_build_info},
+    shutdown::{TaskSet, token_on_signal},
+    tls::{self, ClientFiles, ServerFiles},
+};
+use chunkcache_proto::{Geometry, v1};
+use parking_lot::Mutex;
+use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
+use tokio::{
+    net::TcpListener,
+    runtime::{Handle, Runtime},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    availability::{DemandRegistry, Flights},
+    coordinator::{Link, Session, channel::TlsFiles, notes, planner::Planner, session::Totals, upkeep::Upkeep},
+    http::{self, Metrics, Server, Settings, TlsConfig, admin::AdminState, metrics::ByteSource},
+    options::Options,
+    origin::{
+        Catalogue, Client, Downloads,
+        direct::Direct,
+        peer::PeerKeys,
+        run::{Counters, Fetcher},
+    },
+    serve::{Bindings, EdgeObjects, Parts, peer_handler::Peers},
+    store::{Store, StoreOptions},
+};
+
+/// Chunks that finish together share their syncs.
+const GROUP_SYNC_WINDOW: Duration = Duration::from_millis(20);
+/// Beyond the grace of running bodies: for the store's last syncs and the session's last words.
+const END_GRACE: Duration = Duration::from_secs(10);
+/// A peer that brings nothing for this long is given up for the origin.
+const PEER_STALL: Duration = Duration::from_secs(1);
+
+/// Threads that may block on the disk: one a fetch, within reason.
+pub fn fetch_runtime(max_downloads: usize) -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(max_downloads.clamp(2, 8))
+        .thread_name("fetch")
+        .enable_all()
+        .build()
+}
+
+/// The parts of a running edge that tests and the listeners need.
+pub struct Edge {
+    pub objects: EdgeObjects,
+    pub link: Arc<Link>,
+    pub store: Store,
+    pub catalogue: Arc<Catalogue>,
+    pub downloads: Downloads,
+    pub demand: Arc<DemandRegistry>,
+    pub peer_keys: Arc<PeerKeys>,
+    bindings: Arc<Bindings>,
+    flights: Arc<Flights>,
+    chunk_size: Arc<AtomicU32>,
+    counters: Arc<Counters>,
+}
+
+impl Edge {
+    /// Joins the rooms over an open store. Nothing runs yet.
+    pub fn build(options: &Options, store: Store, fetch: Handle) -> anyhow::Result<Self> {
+        let link = Link::new(options.name.clone());
+        let catalogue = Arc::new(Catalogue::default());
+        let peer_keys = Arc::new(PeerKeys::default());
+        let chunk_size = Arc::new(AtomicU32::new(Geometry::DEFAULT_CHUNK_SIZE));
+        notes::restore(&store, &catalogue, &peer_keys, &chunk_size);
+        let bindings = Arc::new(Bindings::load(store.clone()));
+        let flights = Arc::new(Flights::new(store.clone()));
+        let demand = Arc::new(DemandRegistry::default());
+        let counters = Arc::new(Counters::default());
+        let origin_tls = tls::client(ClientFiles::default()).context("trusting the system's authorities")?;
+        let peer_tls = tls::client(options.coordinator_tls.clone()).context("TLS toward coordinators and peers")?;
+        let client = Client::new((*origin_tls.current()).clone());
+        let fetcher = Arc::new(Fetcher {
+            client: client.clone(),
+            peer_client: Client::new((*peer_tls.current()).clone()).with_stall_timeout(PEER_STALL),
+            catalogue: catalogue.clone(),
+            flights: flights.clone(),
+            peer_keys: peer_keys.clone(),
+            retry_budget: options.chunk_wait_timeout,
+            counters: counters.clone(),
+        });
+        let downloads = Downloads::new(options.max_downloads, fetcher.clone(), link.clone(), fetch.clone());
+        let objects = EdgeObjects::new(Parts {
+            store: store.clone(),
+            catalogue: catalogue.clone(),
+            bindings: bindings.clone(),
+            flights: flights.clone(),
+            demand: demand.clone(),
+            direct: Arc::new(Direct { fetcher, runtime: fetch }),
+            downloads: downloads.clone(),
+            client,
+            directory: link.clone(),
+            announce: link.clone(),
+            chunk_size: chunk_size.clone(),
+            chunk_wait_timeout: options.chunk_wait_timeout,
+            lookahead_chunks: options.lookahead_chunks,
+        });
+        Ok(Self { objects, link, store, catalogue, downloads, demand, peer_keys, bindings, flights, chunk_size, counters })
+    }
+
+    /// What runs beside the listeners.
+    pub fn spawn(&self, options: &Options, url: String, metrics: Arc<Metrics>, tasks: &mut TaskSet, stop: &CancellationToken) {
+        let planner = Planner {
+            link: self.link.clone(),
+            demand: self.demand.clone(),
+            downloads: self.downloads.clone(),
+            flights: self.flights.clone(),
+            store: self.store.clone(),
+            lookahead_chunks: options.lookahead_chunks,
+        };
+        let upkeep = Upkeep {
+            link: self.link.clone(),
+            store: self.store.clone(),
+            bindings: self.bindings.clone(),
+            downloads: self.downloads.clone(),
+            flights: self.flights.clone(),
+        };
+        let session = Session {
+            link: self.link.clone(),
+            hello: v1::Hello {
+                name: options.name.clone(),
+                store_id: self.store.store_id().to_string(),
+                url,
+                max_downloads: u32::try_from(options.max_downloads).unwrap_or(u32::MAX),
+                version: env!("CARGO_PKG_VERSION").into(),
+                background_fill: options.background_fill,
+                bytes_allowed: self.store.bytes_allowed(),
+            },
+            tls: TlsFiles { ca: options.coordinator_tls.ca.clone(), identity: options.coordinator_tls.identity.clone() },
+            store: self.store.clone(),
+            catalogue: self.catalogue.clone(),
+            bindings: self.bindings.clone(),
+            peer_keys: self.peer_keys.clone(),
+            chunk_size: self.chunk_size.clone(),
+            demand: self.demand.clone(),
+            downloads: self.downloads.clone(),
+            objects: self.objects.clone(),
+            totals: Arc::new(EdgeTotals { metrics, counters: self.counters.clone() }),
+        };
+        let coordinators = options.coordinators.clone();
+        let stopped = [stop.clone(), stop.clone(), stop.clone()];
+        let [planner_stop, upkeep_stop, session_stop] = stopped;
+        tasks.spawn("planner", async move { Ok(planner.run(planner_stop).await) });
+        tasks.spawn("upkeep", async move { Ok(upkeep.run(upkeep_stop).await) });
+        tasks.spawn("session", async move { Ok(session.run(coordinators, session_stop).await) });
+    }
+}
+
+struct EdgeTotals {
+    metrics: Arc<Metrics>,
+    counters: Arc<Counters>,
+}
+
+impl Totals for EdgeTotals {
+    fn totals(&self) -> [u64; 5] {
+        let sent = |source| self.metrics.sent_bytes(source);
+        let hit = sent(ByteSource::Hit);
+        [
+            hit + sent(ByteSource::InFlight) + sent(ByteSource::Origin) + sent(ByteSource::Bypass),
+            hit,
+            self.counters.origin_bytes.load(Ordering::Relaxed),
+            self.counters.peer_bytes.load(Ordering::Relaxed),
+            self.metrics.stalls(),
+        ]
+    }
+}
+
+/// `cache-edge serve`: until a signal, then drained.
+pub async fn serve(options: Options, fetch: Handle) -> anyhow::Result<()> {
+    let signal = token_on_signal()?;
+    let store = open_store(&options).await?;
+    let listener = bind(options.listen, "--listen").await?;
+    let admin_listener = bind(options.admin_listen, "--admin-listen").await?;
+    let player_tls = player_tls(&options)?;
+    let address = listener.local_addr()?;
+    let scheme = if player_tls.is_some() { "https" } else { "http" };
+    let url = options.advertise_url.clone().unwrap_or_else(|| format!("{scheme}://{address}"));
+
+    let mut registry = Registry::with_prefix("cache_edge");
+    register_build_info(&mut registry, env!("CARGO_PKG_VERSION"));
+    let metrics = Metrics::new(&mut registry);
+    let edge = Edge::build(&options, store.clone(), fetch)?;
+    let state = Arc::new(State::new(&edge, registry, signal.clone()));
+
+    // The session and the rest outlive the listener: bodies that drain still need their chunks.
+    let stop = CancellationToken::new();
+    let mut tasks = TaskSet::new(signal.clone());
+    edge.spawn(&options, url, metrics.clone(), &mut tasks, &stop);
+    let mut settings = Settings::new(options.name.clone());
+    settings.drain_grace = options.drain_grace;
+    settings.tls = player_tls;
+    let peers = Peers { objects: edge.objects.clone(), keys: edge.peer_keys.clone(), metrics: metrics.clone() };
+    let server = Server::new(Arc::new(edge.objects.clone()), settings, metrics, Some(Arc::new(peers)));
+    let (draining, link) = (signal.clone(), edge.link.clone());
+    let stop_rest = stop.clone();
+    tasks.spawn("players", async move {
+        let _stop_rest = stop_rest.drop_guard();
+        let tell = draining.clone();
+        tokio::join!(server.serve(listener, draining), async move {
+            tell.cancelled().await;
+            link.set_draining(true);
+            link.send(v1::session_request::Message::Drain(v1::DrainRequest {}));
+        });
+        Ok(())
+    });
+    tasks.spawn("admin", async move { Ok(http::admin::serve(admin_listener, state, stop).await) });
+    tracing::info!(players = %address, data_dir = %options.data_dir.display(), "serving");
+
+    let result = tasks.run(options.drain_grace + END_GRACE).await;
+    edge.downloads.close();
+    tokio::task::spawn_blocking(move || store.close()).await?;
+    result.map_err(Into::into)
+}
+
+async fn open_store(options: &Options) -> anyhow::Result<Store> {
+    let store_options = StoreOptions {
+        data_dir: options.data_dir.clone(),
+        max_bytes: options.max_bytes,
+        min_free: options.min_free,
+        group_sync_window: GROUP_SYNC_WINDOW,
+    };
+    Ok(tokio::task::spawn_blocking(move || Store::open(store_options)).await??)
+}
+
+async fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("{option} {address} can not be listened on"))
+}
+
+fn player_tls(options: &Options) -> anyhow::Result<Option<TlsConfig>> {
+    let Some((cert, key)) = options.tls.clone() else { return Ok(None) };
+    let files = ServerFiles { cert, key, client_ca: None, alpn: vec![b"h2".to_vec(), b"http/1.1".to_vec()] };
+    let reloading = tls::server(files)?;
+    let watched = reloading.clone();
+    // Ends with the process; a certificate that can not be read leaves the old one in place.
+    tokio::spawn(async move { watched.watch(tls::CHECK_INTERVAL, CancellationToken::new()).await });
+    Ok(Some(Arc::new(move || reloading.current())))
+}
+
+/// What operators see.
+struct State {
+    link: Arc<Link>,
+    store: Store,
+    downloads: Downloads,
+    demand: Arc<DemandRegistry>,
+    counters: Arc<Counters>,
+    shutdown: CancellationToken,
+    registry: Mutex<Registry>,
+    gauges: Vec<(Gauge, Box<dyn Fn(&State) -> u64 + Send + Sync>)>,
+}
+
+impl State {
+    fn new(edge: &Edge, mut registry: Registry, shutdown: CancellationToken) -> Self {
+        type Read = Box<dyn Fn(&State) -> u64 + Send + Sync>;
+        let count = |value: usize| value as u64;
+        let measures: Vec<(&str, &str, Read)> = vec![
+            ("store_used_bytes", "Bytes of chunks kept", Box::new(|s| s.store.bytes_used())),
+            ("store_allowed_bytes", "Bytes of chunks that may be kept now", Box::new(|s| s.store.bytes_allowed())),
+            ("store_degraded", "1 while the store refuses writes", Box::new(|s| u64::from(s.store.degraded().is_some()))),
+            ("session_ready", "1 while rows and disk agree", Box::new(|s| u64::from(s.link.is_ready()))),
+            ("readers", "Readers with bytes missing ahead of them", Box::new(move |s| count(s.demand.len()))),
+            ("fetches_running", "Fetches from origins and peers", Box::new(move |s| count(s.downloads.counts().0))),
+            ("fetches_waiting", "Fetches that wait for their turn", Box::new(move |s| count(s.downloads.counts().1))),
+            ("origin_bytes", "Bytes from origins since the start", Box::new(|s| s.counters.origin_bytes.load(Ordering::Relaxed))),
+            ("peer_bytes", "Bytes from peers since the start", Box::new(|s| s.counters.peer_bytes.load(Ordering::Relaxed))),
+            ("origin_requests", "Requests to origins since the start", Box::new(|s| s.counters.origin_requests.load(Ordering::Relaxed))),
+            ("origin_errors", "Failed fetches from origins since the start", Box::new(|s| s.counters.origin_errors.load(Ordering::Relaxed))),
+            ("peer_errors", "Failed fetches from peers since the start", Box::new(|s| s.counters.peer_errors.load(Ordering::Relaxed))),
+        ];
+        let mut gauges = Vec::with_capacity(measures.len());
+        for (name, help, read) in measures {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauges.push((gauge, read));
+        }
+        Self {
+            link: edge.link.clone(),
+            store: edge.store.clone(),
+            downloads: edge.downloads.clone(),
+            demand: edge.demand.clone(),
+            counters: edge.counters.clone(),
+            shutdown,
+            registry: Mutex::new(registry),
+            gauges,
+        }
+    }
+}
+
+impl AdminState for State {
+    fn not_ready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if self.shutdown.is_cancelled() {
+            reasons.push("the process is shutting down".to_owned());
+        } else if self.link.is_draining() {
+            reasons.push("this edge is being drained".to_owned());
+        }
+        reasons.extend(self.link.not_ready());
+        reasons.extend(self.store.degraded());
+        reasons
+    }
+
+    fn metrics(&self) -> String {
+        for (gauge, read) in &self.gauges {
+            gauge.set(i64::try_from(read(self)).unwrap_or(i64::MAX));
+        }
+        encode(&self.registry.lock(), None).map(|exposition| exposition.body).unwrap_or_default()
+    }
+}

@@ -7,6 +7,7 @@ pub mod availability;
 pub mod coordinator;
 pub mod core;
 pub mod http;
+pub mod options;
 pub mod origin;
 pub mod serve;
 pub mod store;

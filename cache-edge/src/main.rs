@@ -1,3 +1,58 @@
 //! Parse, build, run, exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+use cache_edge::{
+    app,
+    options::{self, Options},
+};
+use chunkcache_plumbing::{
+    config::EXIT_USAGE,
+    telemetry::{self, TelemetryOptions},
+    tls,
+};
+use clap::Command;
+
+fn main() -> ExitCode {
+    let table = options::table();
+    let serve = table.add_to(Command::new("serve").about("Serve players from the cache, filling it from origins and peers"));
+    let command = Command::new("cache-edge")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("An edge of the chunk cache")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(serve);
+    let matches = command.get_matches();
+    let Some(("serve", arguments)) = matches.subcommand() else { return ExitCode::from(EXIT_USAGE) };
+    let settings = match table.load(arguments, options::check) {
+        Ok(settings) => settings,
+        Err(problems) => {
+            eprintln!("{problems}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    let (options, telemetry) = (Options::from_settings(&settings), TelemetryOptions::from_settings(&settings));
+    match run(options, &telemetry) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cache-edge: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: Options, telemetry: &TelemetryOptions) -> anyhow::Result<()> {
+    tls::install_provider();
+    let fetch = app::fetch_runtime(options.max_downloads)?;
+    let serving = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("serve").build()?;
+    let result = serving.block_on(async {
+        let telemetry = telemetry::init("cache-edge", &options.name, telemetry)?;
+        let result = app::serve(options, fetch.handle().clone()).await;
+        telemetry.shutdown().await;
+        result
+    });
+    // Fetches that were cut are resumed from what is durable; nothing here is worth waiting for.
+    fetch.shutdown_background();
+    serving.shutdown_background();
+    result
+}

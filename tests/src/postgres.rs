@@ -146,9 +146,6 @@ impl Drop for Postgres {
             process.signal(Signal::QUIT);
             process.wait_for_exit(STOP_TIMEOUT);
         }
-        // Its files belong to another user; the directory's owner may not be able to remove them.
-        let data = self.directory.join("postgres");
-        let _ = as_postgres("rm").arg("-rf").arg(&data).status();
     }
 }
 

@@ -62,7 +62,11 @@ impl Process {
         if self.is_running() {
             self.signal(Signal::TERM);
         }
-        self.wait_for_exit(EXIT_TIMEOUT)
+        let status = self.wait_for_exit(EXIT_TIMEOUT);
+        if !status.success() {
+            self.print_log();
+        }
+        status
     }
 
     pub fn kill(&mut self) {
@@ -93,6 +97,15 @@ impl Process {
         self.status_bytes("VmRSS:")
     }
 
+    fn print_log(&self) {
+        let output = self.output();
+        let mut from = output.len().saturating_sub(LOG_TAIL_BYTES);
+        while !output.is_char_boundary(from) {
+            from += 1;
+        }
+        eprintln!("--- log of {} ---\n{}", self.name, &output[from..]);
+    }
+
     fn status_bytes(&self, field: &str) -> u64 {
         let path = format!("/proc/{}/status", self.child.id());
         let status = fs::read_to_string(&path).expect("status of a child that runs");
@@ -107,12 +120,7 @@ impl Drop for Process {
         // A stopped (SIGSTOP) process is killed as well as a running one.
         self.kill();
         if std::thread::panicking() {
-            let output = self.output();
-            let mut from = output.len().saturating_sub(LOG_TAIL_BYTES);
-            while !output.is_char_boundary(from) {
-                from += 1;
-            }
-            eprintln!("--- log of {} ---\n{}", self.name, &output[from..]);
+            self.print_log();
         }
     }
 }

@@ -66,13 +66,3 @@ pub(super) async fn readiness(cluster: &Cluster) -> Readiness {
         reasons,
     }
 }
-
-impl Readiness {
-    pub(super) fn sentence(&self) -> String {
-        if self.ready {
-            format!("Ready, {}.", self.role)
-        } else {
-            format!("Not ready: {}.", self.reasons.join("; "))
-        }
-    }
-}

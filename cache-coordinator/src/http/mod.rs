@@ -1,9 +1,12 @@
 //! livez, readyz, metrics and the dashboard.
 //!
-//! One file a concern: `health` (for probes), `scrape` (for Prometheus), `page` (for people). May not write.
+//! One file a concern: `health` (for probes), `scrape` (for Prometheus), `dashboard` with its
+//! views (for people). Acts only through use cases.
 
+mod dashboard;
+mod entry_view;
 mod health;
-mod page;
+mod live;
 mod scrape;
 
 use std::sync::Arc;
@@ -13,19 +16,22 @@ use axum::{Router, routing::get};
 use crate::{listen::Accepted, service::Cluster};
 
 /// All routes.
-pub fn router(cluster: Arc<Cluster>) -> Router {
+fn router(cluster: Arc<Cluster>, live: Arc<live::LiveView>) -> Router {
     Router::new()
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(scrape::metrics))
-        .route("/", get(page::status))
-        .with_state(cluster)
+        .with_state(Arc::clone(&cluster))
+        .merge(dashboard::router(cluster, live))
 }
 
 /// Serves until the cluster shuts down.
 pub async fn serve(cluster: Arc<Cluster>, connections: Accepted) -> anyhow::Result<()> {
     let shutdown = cluster.shutdown.clone();
-    axum::serve(connections, router(cluster))
+    let live = live::LiveView::new(Arc::clone(&cluster));
+    let sampler = Arc::clone(&live).run(shutdown.clone());
+    cluster.tasks.spawn(sampler);
+    axum::serve(connections, router(cluster, live))
         .with_graceful_shutdown(async move { shutdown.cancelled().await })
         .await?;
     Ok(())

@@ -81,6 +81,10 @@ impl EntryFlights {
         self.whole_stream.load(Ordering::Acquire)
     }
 
+    pub fn set_ignores_ranges(&self) {
+        self.ignores_ranges.store(true, Ordering::Release);
+    }
+
     /// Learned from its answers.
     #[must_use]
     pub fn ignores_ranges(&self) -> bool {

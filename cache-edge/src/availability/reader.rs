@@ -115,10 +115,7 @@ impl Reader {
                     return Ok(Some(self.piece(end, None)));
                 }
                 Found::Refused(why) => {
-                    tracing::debug!(entry = %self.factory.file.id(), chunk, why, "reading past the store");
-                    let far = geometry.run_range(chunk, DIRECT_CHUNKS).end;
-                    let range = ByteRange::new(self.cursor, far.min(self.end));
-                    self.direct = Some(self.factory.direct.open(self.factory.file.clone(), range));
+                    self.read_past_the_store(&why);
                     continue;
                 }
                 Found::Nothing => {}
@@ -137,7 +134,20 @@ impl Reader {
                 let detail = flights.last_error().unwrap_or_else(|| "no answer from its origin".into());
                 return Err(ReadError::TimedOut { chunk, waited: limit, detail });
             }
+            // A refused flight is forgotten at once: the next look would find a new one.
+            if let Found::Refused(why) = flight.find(self.cursor) {
+                self.read_past_the_store(&why);
+            }
         }
+    }
+
+    fn read_past_the_store(&mut self, why: &str) {
+        let file = &self.factory.file;
+        let chunk = file.geometry().chunk_of(self.cursor);
+        tracing::debug!(entry = %file.id(), chunk, why, "reading past the store");
+        let far = file.geometry().run_range(chunk, DIRECT_CHUNKS).end;
+        let range = ByteRange::new(self.cursor, far.min(self.end));
+        self.direct = Some(self.factory.direct.open(file.clone(), range));
     }
 
     /// Bytes of a chunk in the store, checked before they are first served by this process.

@@ -87,6 +87,11 @@ impl Planner {
         if reader.file.is_present(chunk) || self.downloads.promote(reader.file.id(), chunk, view.position) {
             return TICK;
         }
+        // One body brings all of it, from the first byte on.
+        let coverage = || self.downloads.coverage(reader.file.id(), chunk, view.position);
+        if self.flights.of(&reader.file).ignores_ranges() && coverage() != Coverage::None {
+            return TICK;
+        }
         let waited = self.demand.waited(reader);
         if planned_elsewhere && waited < CRITICAL_BUDGET {
             return CRITICAL_BUDGET - waited;

@@ -69,8 +69,14 @@ impl CacheStatus {
 /// A Token where the name is one (RFC 9651, 3.3.4), else a String.
 fn write_name(out: &mut String, name: &str) {
     let token = name.starts_with(|c: char| c.is_ascii_alphabetic())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
-    if token { out.push_str(name) } else { write_string(out, name) }
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+    if token {
+        out.push_str(name)
+    } else {
+        write_string(out, name)
+    }
 }
 
 /// A String (RFC 9651, 3.3.3); what it can not hold becomes `?`.
@@ -103,12 +109,21 @@ mod tests {
             collapsed: true,
             detail: None,
         };
-        assert_eq!(miss.render("e"), "e; fwd=miss; fwd-status=206; stored; collapsed");
+        assert_eq!(
+            miss.render("e"),
+            "e; fwd=miss; fwd-status=206; stored; collapsed"
+        );
     }
 
     #[test]
     fn names_and_details_are_structured_fields() {
-        let status = CacheStatus { detail: Some("a \"b\" \\ \u{e9}\r\n".to_owned()), ..CacheStatus::default() };
-        assert_eq!(status.render("0edge"), r#""0edge"; hit; detail="a \"b\" \\ ???""#);
+        let status = CacheStatus {
+            detail: Some("a \"b\" \\ \u{e9}\r\n".to_owned()),
+            ..CacheStatus::default()
+        };
+        assert_eq!(
+            status.render("0edge"),
+            r#""0edge"; hit; detail="a \"b\" \\ ???""#
+        );
     }
 }

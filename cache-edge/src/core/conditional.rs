@@ -31,19 +31,24 @@ pub fn evaluate(headers: &HeaderMap, validators: Validators<'_>) -> Verdict {
 
     // Steps 1 and 2.
     if headers.contains_key(header::IF_MATCH) {
-        if !any_tag(headers, &header::IF_MATCH, |tag| strong_match(tag, validators.etag)) {
+        if !any_tag(headers, &header::IF_MATCH, |tag| {
+            strong_match(tag, validators.etag)
+        }) {
             return Verdict::PreconditionFailed;
         }
-    } else if let (Some(since), Some(modified_at)) =
-        (only_date(headers, &header::IF_UNMODIFIED_SINCE), modified_at)
-        && modified_at > since
+    } else if let (Some(since), Some(modified_at)) = (
+        only_date(headers, &header::IF_UNMODIFIED_SINCE),
+        modified_at,
+    ) && modified_at > since
     {
         return Verdict::PreconditionFailed;
     }
 
     // Steps 3 and 4.
     if headers.contains_key(header::IF_NONE_MATCH) {
-        if any_tag(headers, &header::IF_NONE_MATCH, |tag| weak_match(tag, validators.etag)) {
+        if any_tag(headers, &header::IF_NONE_MATCH, |tag| {
+            weak_match(tag, validators.etag)
+        }) {
             return Verdict::NotModified;
         }
     } else if let (Some(since), Some(modified_at)) =
@@ -70,7 +75,10 @@ fn if_range_holds(headers: &HeaderMap, validators: Validators<'_>) -> bool {
     if text.starts_with('"') || text.starts_with("W/") {
         return strong_match(text, validators.etag);
     }
-    match (parse_date(text), validators.last_modified.and_then(parse_date)) {
+    match (
+        parse_date(text),
+        validators.last_modified.and_then(parse_date),
+    ) {
         (Some(asked), Some(is)) => asked == is,
         _ => false,
     }
@@ -139,9 +147,14 @@ mod tests {
     const DATE: &str = "Sat, 29 Oct 1994 19:43:31 GMT";
     const EARLIER: &str = "Sat, 29 Oct 1994 19:43:30 GMT";
     const LATER: &str = "Sat, 29 Oct 1994 19:43:32 GMT";
-    const PROCEED: Verdict = Verdict::Proceed { ignore_range: false };
+    const PROCEED: Verdict = Verdict::Proceed {
+        ignore_range: false,
+    };
     const WHOLE: Verdict = Verdict::Proceed { ignore_range: true };
-    const BOTH: Validators<'_> = Validators { etag: Some(TAG), last_modified: Some(DATE) };
+    const BOTH: Validators<'_> = Validators {
+        etag: Some(TAG),
+        last_modified: Some(DATE),
+    };
 
     fn judge(validators: Validators<'_>, fields: &[(&'static str, &str)]) -> Verdict {
         let mut headers = HeaderMap::new();
@@ -158,62 +171,123 @@ mod tests {
 
     #[test]
     fn if_match_compares_strongly() {
-        let weak = Validators { etag: Some("W/\"v1\""), ..BOTH };
+        let weak = Validators {
+            etag: Some("W/\"v1\""),
+            ..BOTH
+        };
         assert_eq!(judge(BOTH, &[("if-match", TAG)]), PROCEED);
         assert_eq!(judge(BOTH, &[("if-match", "\"a,b\", \"v1\"")]), PROCEED);
-        assert_eq!(judge(BOTH, &[("if-match", "\"a\""), ("if-match", TAG)]), PROCEED);
+        assert_eq!(
+            judge(BOTH, &[("if-match", "\"a\""), ("if-match", TAG)]),
+            PROCEED
+        );
         assert_eq!(judge(BOTH, &[("if-match", "*")]), PROCEED);
-        assert_eq!(judge(BOTH, &[("if-match", "\"v2\"")]), Verdict::PreconditionFailed);
-        assert_eq!(judge(BOTH, &[("if-match", "W/\"v1\"")]), Verdict::PreconditionFailed);
-        assert_eq!(judge(weak, &[("if-match", "W/\"v1\"")]), Verdict::PreconditionFailed);
-        assert_eq!(judge(BOTH, &[("if-match", "v1")]), Verdict::PreconditionFailed);
+        assert_eq!(
+            judge(BOTH, &[("if-match", "\"v2\"")]),
+            Verdict::PreconditionFailed
+        );
+        assert_eq!(
+            judge(BOTH, &[("if-match", "W/\"v1\"")]),
+            Verdict::PreconditionFailed
+        );
+        assert_eq!(
+            judge(weak, &[("if-match", "W/\"v1\"")]),
+            Verdict::PreconditionFailed
+        );
+        assert_eq!(
+            judge(BOTH, &[("if-match", "v1")]),
+            Verdict::PreconditionFailed
+        );
         let untagged = Validators { etag: None, ..BOTH };
-        assert_eq!(judge(untagged, &[("if-match", TAG)]), Verdict::PreconditionFailed);
+        assert_eq!(
+            judge(untagged, &[("if-match", TAG)]),
+            Verdict::PreconditionFailed
+        );
         assert_eq!(judge(untagged, &[("if-match", "*")]), PROCEED);
     }
 
     #[test]
     fn if_unmodified_since() {
         assert_eq!(judge(BOTH, &[("if-unmodified-since", DATE)]), PROCEED);
-        assert_eq!(judge(BOTH, &[("if-unmodified-since", EARLIER)]), Verdict::PreconditionFailed);
+        assert_eq!(
+            judge(BOTH, &[("if-unmodified-since", EARLIER)]),
+            Verdict::PreconditionFailed
+        );
         assert_eq!(judge(BOTH, &[("if-unmodified-since", "soon")]), PROCEED);
-        let undated = Validators { last_modified: None, ..BOTH };
+        let undated = Validators {
+            last_modified: None,
+            ..BOTH
+        };
         assert_eq!(judge(undated, &[("if-unmodified-since", EARLIER)]), PROCEED);
     }
 
     #[test]
     fn if_none_match_compares_weakly() {
         assert_eq!(judge(BOTH, &[("if-none-match", TAG)]), Verdict::NotModified);
-        assert_eq!(judge(BOTH, &[("if-none-match", "W/\"v1\"")]), Verdict::NotModified);
+        assert_eq!(
+            judge(BOTH, &[("if-none-match", "W/\"v1\"")]),
+            Verdict::NotModified
+        );
         assert_eq!(judge(BOTH, &[("if-none-match", "*")]), Verdict::NotModified);
         assert_eq!(judge(BOTH, &[("if-none-match", "\"v2\"")]), PROCEED);
-        assert_eq!(judge(BOTH, &[("if-none-match", "\"v2, \"v1")]), PROCEED, "malformed");
+        assert_eq!(
+            judge(BOTH, &[("if-none-match", "\"v2, \"v1")]),
+            PROCEED,
+            "malformed"
+        );
     }
 
     #[test]
     fn if_modified_since() {
-        assert_eq!(judge(BOTH, &[("if-modified-since", DATE)]), Verdict::NotModified);
-        assert_eq!(judge(BOTH, &[("if-modified-since", LATER)]), Verdict::NotModified);
+        assert_eq!(
+            judge(BOTH, &[("if-modified-since", DATE)]),
+            Verdict::NotModified
+        );
+        assert_eq!(
+            judge(BOTH, &[("if-modified-since", LATER)]),
+            Verdict::NotModified
+        );
         assert_eq!(judge(BOTH, &[("if-modified-since", EARLIER)]), PROCEED);
         assert_eq!(judge(BOTH, &[("if-modified-since", "yesterday")]), PROCEED);
     }
 
     #[test]
     fn the_older_dates_of_http_are_read_too() {
-        assert_eq!(judge(BOTH, &[("if-modified-since", "Saturday, 29-Oct-94 19:43:31 GMT")]), Verdict::NotModified);
-        assert_eq!(judge(BOTH, &[("if-modified-since", "Sat Oct 29 19:43:31 1994")]), Verdict::NotModified);
+        assert_eq!(
+            judge(
+                BOTH,
+                &[("if-modified-since", "Saturday, 29-Oct-94 19:43:31 GMT")]
+            ),
+            Verdict::NotModified
+        );
+        assert_eq!(
+            judge(BOTH, &[("if-modified-since", "Sat Oct 29 19:43:31 1994")]),
+            Verdict::NotModified
+        );
     }
 
     #[test]
     fn tags_take_precedence_over_dates() {
-        assert_eq!(judge(BOTH, &[("if-match", TAG), ("if-unmodified-since", EARLIER)]), PROCEED);
-        assert_eq!(judge(BOTH, &[("if-none-match", "\"v2\""), ("if-modified-since", LATER)]), PROCEED);
+        assert_eq!(
+            judge(BOTH, &[("if-match", TAG), ("if-unmodified-since", EARLIER)]),
+            PROCEED
+        );
+        assert_eq!(
+            judge(
+                BOTH,
+                &[("if-none-match", "\"v2\""), ("if-modified-since", LATER)]
+            ),
+            PROCEED
+        );
         assert_eq!(
             judge(BOTH, &[("if-match", "\"v2\""), ("if-none-match", TAG)]),
             Verdict::PreconditionFailed,
             "If-Match comes first"
         );
-        assert_eq!(judge(BOTH, &[("if-match", TAG), ("if-none-match", TAG)]), Verdict::NotModified);
+        assert_eq!(
+            judge(BOTH, &[("if-match", TAG), ("if-none-match", TAG)]),
+            Verdict::NotModified
+        );
     }
 
     #[test]

@@ -58,7 +58,11 @@ pub fn parse(header: &[u8]) -> Option<RangeSet> {
         }
         parsed.push(parse_spec(spec)?);
     }
-    if parsed.is_empty() { None } else { Some(RangeSet(parsed)) }
+    if parsed.is_empty() {
+        None
+    } else {
+        Some(RangeSet(parsed))
+    }
 }
 
 impl RangeSet {
@@ -72,7 +76,12 @@ impl RangeSet {
     #[must_use]
     pub fn resolve(&self, size: u64) -> Selection {
         // An empty range can not be written in Content-Range; a suffix of an empty object is all of it.
-        if size == 0 && self.0.iter().any(|spec| matches!(spec, RangeSpec::Suffix(1..))) {
+        if size == 0
+            && self
+                .0
+                .iter()
+                .any(|spec| matches!(spec, RangeSpec::Suffix(1..)))
+        {
             return Selection::Whole;
         }
         let mut ranges: Vec<ByteRange> = Vec::new();
@@ -105,7 +114,11 @@ impl RangeSpec {
 #[must_use]
 pub fn content_range(range: ByteRange, size: u64) -> String {
     debug_assert!(!range.is_empty() && range.end <= size);
-    format!("bytes {}-{}/{size}", range.start, range.end.saturating_sub(1))
+    format!(
+        "bytes {}-{}/{size}",
+        range.start,
+        range.end.saturating_sub(1)
+    )
 }
 
 /// `Content-Range` of a 416.
@@ -128,7 +141,10 @@ fn parse_spec(spec: &str) -> Option<RangeSpec> {
         return Some(RangeSpec::From { first, last: None });
     }
     let last = parse_position(last)?;
-    (first <= last).then_some(RangeSpec::From { first, last: Some(last) })
+    (first <= last).then_some(RangeSpec::From {
+        first,
+        last: Some(last),
+    })
 }
 
 /// Digits only. What does not fit is past the end of every object, so it saturates.
@@ -137,7 +153,9 @@ fn parse_position(digits: &str) -> Option<u64> {
         return None;
     }
     Some(digits.bytes().fold(0u64, |value, digit| {
-        value.saturating_mul(10).saturating_add(u64::from(digit - b'0'))
+        value
+            .saturating_mul(10)
+            .saturating_add(u64::from(digit - b'0'))
     }))
 }
 
@@ -146,8 +164,9 @@ fn coalesce_into(ranges: &mut Vec<ByteRange>, range: ByteRange) {
     let mut merged = range;
     let mut place = ranges.len();
     // A merge can make the range touch one that was passed already, so go on until nothing touches.
-    while let Some(index) =
-        ranges.iter().position(|other| other.start <= merged.end && merged.start <= other.end)
+    while let Some(index) = ranges
+        .iter()
+        .position(|other| other.start <= merged.end && merged.start <= other.end)
     {
         let other = ranges.remove(index);
         merged = ByteRange::new(merged.start.min(other.start), merged.end.max(other.end));

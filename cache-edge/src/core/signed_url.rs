@@ -49,14 +49,24 @@ impl Signer {
     /// Keys by their id. With no key nothing verifies.
     #[must_use]
     pub fn new(keys: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
-        Self { keys: keys.into_iter().collect() }
+        Self {
+            keys: keys.into_iter().collect(),
+        }
     }
 
     /// The query to append to `path`, which begins with a slash and is normalised. `None`: no such key.
     #[must_use]
     pub fn sign(&self, path: &str, query: &str, grant: &Grant<'_>) -> Option<String> {
         let expires = grant.expires_unix_seconds.to_string();
-        let signature = self.mac(grant.key_id, path, query, &expires, grant.client.unwrap_or(""))?.finalize();
+        let signature = self
+            .mac(
+                grant.key_id,
+                path,
+                query,
+                &expires,
+                grant.client.unwrap_or(""),
+            )?
+            .finalize();
         let mut signed = query.to_owned();
         let mut push = |name: &str, value: &str| {
             if !signed.is_empty() {
@@ -89,7 +99,9 @@ impl Signer {
         else {
             return Err(SignatureError::Missing);
         };
-        let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| SignatureError::Malformed)?;
+        let signature = URL_SAFE_NO_PAD
+            .decode(signature)
+            .map_err(|_| SignatureError::Malformed)?;
         // Compared in constant time by `verify_slice`; nothing is said of the fields before it holds.
         let allowed = parameters.client.unwrap_or("");
         self.mac(key, path, &parameters.rest, expires, allowed)
@@ -106,10 +118,24 @@ impl Signer {
         Ok(parameters.rest)
     }
 
-    fn mac(&self, key: &str, path: &str, query: &str, expires: &str, client: &str) -> Option<Hmac<Sha256>> {
+    fn mac(
+        &self,
+        key: &str,
+        path: &str,
+        query: &str,
+        expires: &str,
+        client: &str,
+    ) -> Option<Hmac<Sha256>> {
         let mut mac = Hmac::<Sha256>::new_from_slice(self.keys.get(key)?).ok()?;
         // Lengths go before the fields, so that no two lists of fields are one message.
-        for field in ["chunk cache signed URL 1", key, path, query, expires, client] {
+        for field in [
+            "chunk cache signed URL 1",
+            key,
+            path,
+            query,
+            expires,
+            client,
+        ] {
             mac.update(&(field.len() as u64).to_be_bytes());
             mac.update(field.as_bytes());
         }
@@ -155,9 +181,14 @@ impl<'a> Parameters<'a> {
 fn in_prefix(address: IpAddr, prefix: &str) -> Result<bool, SignatureError> {
     let prefix = prefix.replace("%2F", "/");
     let (network, length) = match prefix.split_once('/') {
-        Some((network, length)) => {
-            (network, Some(length.parse::<u32>().map_err(|_| SignatureError::Malformed)?))
-        }
+        Some((network, length)) => (
+            network,
+            Some(
+                length
+                    .parse::<u32>()
+                    .map_err(|_| SignatureError::Malformed)?,
+            ),
+        ),
         None => (prefix.as_str(), None),
     };
     let network: IpAddr = network.parse().map_err(|_| SignatureError::Malformed)?;
@@ -182,7 +213,10 @@ mod tests {
     use super::*;
 
     fn signer() -> Signer {
-        Signer::new([("a".to_owned(), b"old secret".to_vec()), ("b".to_owned(), b"new secret".to_vec())])
+        Signer::new([
+            ("a".to_owned(), b"old secret".to_vec()),
+            ("b".to_owned(), b"new secret".to_vec()),
+        ])
     }
 
     fn client() -> IpAddr {
@@ -190,56 +224,106 @@ mod tests {
     }
 
     fn grant(client: Option<&'static str>) -> Grant<'static> {
-        Grant { key_id: "b", expires_unix_seconds: 1000, client }
+        Grant {
+            key_id: "b",
+            expires_unix_seconds: 1000,
+            client,
+        }
     }
 
     #[test]
     fn a_signed_url_verifies_and_loses_its_parameters() {
         let query = signer().sign("/films/a", "x=1", &grant(None)).unwrap();
-        assert_eq!(signer().verify("/films/a", &query, client(), 999).as_deref(), Ok("x=1"));
+        assert_eq!(
+            signer()
+                .verify("/films/a", &query, client(), 999)
+                .as_deref(),
+            Ok("x=1")
+        );
         let bare = signer().sign("/films/a", "", &grant(None)).unwrap();
-        assert_eq!(signer().verify("/films/a", &bare, client(), 0).as_deref(), Ok(""));
+        assert_eq!(
+            signer().verify("/films/a", &bare, client(), 0).as_deref(),
+            Ok("")
+        );
     }
 
     #[test]
     fn what_was_changed_does_not_verify() {
-        let query = signer().sign("/films/a", "x=1", &grant(Some("192.0.2.9"))).unwrap();
+        let query = signer()
+            .sign("/films/a", "x=1", &grant(Some("192.0.2.9")))
+            .unwrap();
         let verify = |path: &str, query: &str| signer().verify(path, query, client(), 0);
         assert!(verify("/films/a", &query).is_ok());
         assert_eq!(verify("/films/b", &query), Err(SignatureError::Mismatch));
-        for (from, to) in
-            [("x=1", "x=2"), ("1000", "9000"), ("cc-key=b", "cc-key=a"), ("cc-key=b", "cc-key=c"), ("192.0.2.9", "192.0.2.0")]
-        {
-            assert_eq!(verify("/films/a", &query.replace(from, to)), Err(SignatureError::Mismatch), "{to}");
+        for (from, to) in [
+            ("x=1", "x=2"),
+            ("1000", "9000"),
+            ("cc-key=b", "cc-key=a"),
+            ("cc-key=b", "cc-key=c"),
+            ("192.0.2.9", "192.0.2.0"),
+        ] {
+            assert_eq!(
+                verify("/films/a", &query.replace(from, to)),
+                Err(SignatureError::Mismatch),
+                "{to}"
+            );
         }
-        assert_eq!(verify("/films/a", &query.replace("&cc-client=192.0.2.9", "")), Err(SignatureError::Mismatch));
+        assert_eq!(
+            verify("/films/a", &query.replace("&cc-client=192.0.2.9", "")),
+            Err(SignatureError::Mismatch)
+        );
         assert_eq!(verify("/films/a", "x=1"), Err(SignatureError::Missing));
-        assert_eq!(verify("/films/a", &format!("{query}&cc-key=a")), Err(SignatureError::Malformed));
-        assert_eq!(verify("/films/a", &format!("{query}!")), Err(SignatureError::Malformed));
+        assert_eq!(
+            verify("/films/a", &format!("{query}&cc-key=a")),
+            Err(SignatureError::Malformed)
+        );
+        assert_eq!(
+            verify("/films/a", &format!("{query}!")),
+            Err(SignatureError::Malformed)
+        );
     }
 
     #[test]
     fn expiry_and_retired_keys() {
         let query = signer().sign("/films/a", "", &grant(None)).unwrap();
-        assert_eq!(signer().verify("/films/a", &query, client(), 1000), Err(SignatureError::Expired));
+        assert_eq!(
+            signer().verify("/films/a", &query, client(), 1000),
+            Err(SignatureError::Expired)
+        );
         let rotated = Signer::new([("a".to_owned(), b"old secret".to_vec())]);
-        assert_eq!(rotated.verify("/films/a", &query, client(), 0), Err(SignatureError::Mismatch));
+        assert_eq!(
+            rotated.verify("/films/a", &query, client(), 0),
+            Err(SignatureError::Mismatch)
+        );
     }
 
     #[test]
     fn clients_by_prefix() {
         let check = |allowed: &'static str, from: &str| {
-            let query = signer().sign("/films/a", "", &grant(Some(allowed))).unwrap();
-            signer().verify("/films/a", &query, from.parse().unwrap(), 0).map(|_| ())
+            let query = signer()
+                .sign("/films/a", "", &grant(Some(allowed)))
+                .unwrap();
+            signer()
+                .verify("/films/a", &query, from.parse().unwrap(), 0)
+                .map(|_| ())
         };
         assert_eq!(check("192.0.2.0/24", "192.0.2.200"), Ok(()));
         assert_eq!(check("192.0.2.0/24", "::ffff:192.0.2.200"), Ok(()));
-        assert_eq!(check("192.0.2.0/24", "192.0.3.1"), Err(SignatureError::OtherClient));
+        assert_eq!(
+            check("192.0.2.0/24", "192.0.3.1"),
+            Err(SignatureError::OtherClient)
+        );
         assert_eq!(check("2001:db8::/32", "2001:db8:9::1"), Ok(()));
-        assert_eq!(check("2001:db8::/32", "192.0.2.1"), Err(SignatureError::OtherClient));
+        assert_eq!(
+            check("2001:db8::/32", "192.0.2.1"),
+            Err(SignatureError::OtherClient)
+        );
         assert_eq!(check("0.0.0.0/0", "203.0.113.1"), Ok(()));
         assert_eq!(check("::/0", "2001:db8::1"), Ok(()));
-        assert_eq!(check("192.0.2.0/33", "192.0.2.1"), Err(SignatureError::Malformed));
+        assert_eq!(
+            check("192.0.2.0/33", "192.0.2.1"),
+            Err(SignatureError::Malformed)
+        );
     }
 
     proptest! {

@@ -35,7 +35,9 @@ pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>, shutdown: 
                 (place, listener.accept().await)
             } => accepted,
         };
-        let (Ok(place), accepted) = accepted else { return };
+        let (Ok(place), accepted) = accepted else {
+            return;
+        };
         let Ok((stream, _)) = accepted else {
             tokio::time::sleep(ACCEPT_RETRY).await;
             continue;
@@ -61,8 +63,14 @@ pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>, shutdown: 
 
 fn answer(state: &dyn AdminState, method: &Method, path: &str) -> Response<Full<Bytes>> {
     if !matches!(*method, Method::GET | Method::HEAD) {
-        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET and HEAD\n".to_owned());
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        let mut response = text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "text/plain",
+            "only GET and HEAD\n".to_owned(),
+        );
+        response
+            .headers_mut()
+            .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
     match path {
@@ -70,7 +78,11 @@ fn answer(state: &dyn AdminState, method: &Method, path: &str) -> Response<Full<
         "/readyz" => {
             let reasons = state.not_ready();
             let ready = reasons.is_empty();
-            let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            let status = if ready {
+                StatusCode::OK
+            } else {
+                StatusCode::SERVICE_UNAVAILABLE
+            };
             let json = serde_json::json!({ "ready": ready, "reasons": reasons });
             text(status, "application/json", format!("{json}\n"))
         }
@@ -79,7 +91,11 @@ fn answer(state: &dyn AdminState, method: &Method, path: &str) -> Response<Full<
             "application/openmetrics-text; version=1.0.0; charset=utf-8",
             state.metrics(),
         ),
-        _ => text(StatusCode::NOT_FOUND, "text/plain", "there are /livez, /readyz and /metrics\n".to_owned()),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "text/plain",
+            "there are /livez, /readyz and /metrics\n".to_owned(),
+        ),
     }
 }
 
@@ -110,9 +126,21 @@ mod tests {
 
     #[test]
     fn live_though_not_ready() {
-        assert_eq!(answer(&Broken, &Method::GET, "/livez").status(), StatusCode::OK);
-        assert_eq!(answer(&Broken, &Method::GET, "/readyz").status(), StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(answer(&Broken, &Method::GET, "/").status(), StatusCode::NOT_FOUND);
-        assert_eq!(answer(&Broken, &Method::POST, "/livez").status(), StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(
+            answer(&Broken, &Method::GET, "/livez").status(),
+            StatusCode::OK
+        );
+        assert_eq!(
+            answer(&Broken, &Method::GET, "/readyz").status(),
+            StatusCode::SERVICE_UNAVAILABLE
+        );
+        assert_eq!(
+            answer(&Broken, &Method::GET, "/").status(),
+            StatusCode::NOT_FOUND
+        );
+        assert_eq!(
+            answer(&Broken, &Method::POST, "/livez").status(),
+            StatusCode::METHOD_NOT_ALLOWED
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Response bodies: parts of an object as they come from a reader, or a few bytes.
+//! Parts of an object as they come from a reader.
 //!
 //! A body that can not be completed ends with an error, which makes hyper close the connection (or reset the stream)
 //! short of its length; it never ends cleanly.
@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -18,11 +18,10 @@ use tokio_util::sync::ReusableBoxFuture;
 
 use super::{
     buffers::{BufferPool, LARGE_BYTES, PooledBuf},
-    connection::ActiveRequest,
     mapped::{MappedBuf, Registry},
-    metrics::{Abort, ByteSource, Metrics, RequestGuard},
+    metrics::{ByteSource, Metrics},
 };
-use crate::serve::ports::{OpenReader, PassBody, Piece, ReadBytes, ReadError};
+use crate::serve::ports::{OpenReader, Piece, ReadBytes, ReadError};
 
 /// What is handed to hyper at once on a plain connection: a chunk of the usual size.
 const MAX_MAPPED_BYTES: u64 = 2 << 20;
@@ -165,10 +164,15 @@ impl<O: OpenReader> Cursor<O> {
 
     async fn deliver(&mut self, mut piece: Piece) -> Result<BodyData, ReadError> {
         if let Some(bytes) = piece.unstored.take() {
-            self.metrics.count_bytes(ByteSource::Origin, bytes.len() as u64);
+            self.metrics
+                .count_bytes(ByteSource::Origin, bytes.len() as u64);
             return Ok(BodyData::Memory(bytes));
         }
-        let here = if piece.pin.is_some() { ByteSource::Hit } else { ByteSource::InFlight };
+        let here = if piece.pin.is_some() {
+            ByteSource::Hit
+        } else {
+            ByteSource::InFlight
+        };
         let source = self.counted_as.unwrap_or(here);
         let resident = piece.file.is_resident(piece.range);
         match &self.delivery {
@@ -180,7 +184,9 @@ impl<O: OpenReader> Cursor<O> {
                 }
                 self.metrics.count_bytes(source, piece.range.len());
                 let mapped = piece.file.map(piece.range).map_err(disk)?;
-                Ok(BodyData::Mapped(registry.register(mapped, piece.pin, piece.file)))
+                Ok(BodyData::Mapped(
+                    registry.register(mapped, piece.pin, piece.file),
+                ))
             }
             Delivery::Copy(pool) => {
                 let mut buffer = pool.take(piece.range.len());
@@ -210,7 +216,9 @@ fn disk(error: impl std::fmt::Display) -> ReadError {
     ReadError::Disk(error.to_string())
 }
 
-async fn off_the_worker<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ReadError> {
+async fn off_the_worker<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ReadError> {
     tokio::task::spawn_blocking(work).await.map_err(disk)
 }
 
@@ -236,7 +244,12 @@ impl<O: OpenReader> Unpin for ObjectBody<O> {}
 impl<O: OpenReader> ObjectBody<O> {
     /// Nothing is opened yet.
     #[must_use]
-    pub fn new(opener: O, plan: impl IntoIterator<Item = Part>, delivery: Delivery, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        opener: O,
+        plan: impl IntoIterator<Item = Part>,
+        delivery: Delivery,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let plan: VecDeque<Part> = plan.into_iter().filter(|part| part.len() > 0).collect();
         let remaining = plan.iter().map(Part::len).sum();
         let cursor = Cursor {
@@ -250,7 +263,13 @@ impl<O: OpenReader> ObjectBody<O> {
             counted_as: None,
             metrics: Arc::clone(&metrics),
         };
-        Self { cursor: Some(cursor), step: None, waiting_since: None, remaining, metrics }
+        Self {
+            cursor: Some(cursor),
+            step: None,
+            waiting_since: None,
+            remaining,
+            metrics,
+        }
     }
 
     /// Counts its bytes as sent to another edge.
@@ -312,7 +331,8 @@ impl<O: OpenReader> Body for ObjectBody<O> {
             }
             Ok(None) => {
                 this.step = None;
-                let error = ReadError::Disk(format!("the reader ended {} bytes short", this.remaining));
+                let error =
+                    ReadError::Disk(format!("the reader ended {} bytes short", this.remaining));
                 Poll::Ready(Some(Err(error)))
             }
             Err(error) => {
@@ -328,115 +348,5 @@ impl<O: OpenReader> Body for ObjectBody<O> {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.remaining)
-    }
-}
-
-/// The body of every response of this server.
-pub struct EdgeBody {
-    kind: Kind,
-    /// Tells the metrics how it ended.
-    guard: Option<RequestGuard>,
-    /// Keeps the connection's watchdog patient.
-    active: Option<ActiveRequest>,
-}
-
-enum Kind {
-    Full(Option<Bytes>),
-    Object(Pin<Box<dyn Body<Data = BodyData, Error = ReadError> + Send>>),
-    Pass { body: PassBody, metrics: Arc<Metrics> },
-}
-
-impl EdgeBody {
-    #[must_use]
-    pub fn empty() -> Self {
-        Self { kind: Kind::Full(None), guard: None, active: None }
-    }
-
-    #[must_use]
-    pub fn full(bytes: Bytes) -> Self {
-        let bytes = if bytes.is_empty() { None } else { Some(bytes) };
-        Self { kind: Kind::Full(bytes), guard: None, active: None }
-    }
-
-    #[must_use]
-    pub fn object<O: OpenReader>(body: ObjectBody<O>) -> Self
-    where
-        O::Reader: Send,
-    {
-        Self { kind: Kind::Object(Box::pin(body)), guard: None, active: None }
-    }
-
-    #[must_use]
-    pub fn pass_through(body: PassBody, metrics: Arc<Metrics>) -> Self {
-        Self { kind: Kind::Pass { body, metrics }, guard: None, active: None }
-    }
-
-    /// Counts the request until the body ends or is dropped.
-    pub(super) fn watch(&mut self, mut guard: RequestGuard, active: ActiveRequest) {
-        if self.kind.is_end() {
-            guard.finished();
-        }
-        self.guard = Some(guard);
-        self.active = Some(active);
-    }
-}
-
-impl Body for EdgeBody {
-    type Data = BodyData;
-    type Error = ReadError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<BodyData>, ReadError>>> {
-        let this = self.get_mut();
-        let frame = match &mut this.kind {
-            Kind::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(BodyData::Memory(bytes)))),
-            Kind::Object(body) => ready!(body.as_mut().poll_frame(context)),
-            Kind::Pass { body, metrics } => {
-                ready!(body.as_mut().poll_frame(context)).map(|frame| {
-                    frame.map(|frame| {
-                        frame.map_data(|bytes| {
-                            metrics.count_bytes(ByteSource::Bypass, bytes.len() as u64);
-                            BodyData::Memory(bytes)
-                        })
-                    })
-                })
-            }
-        };
-        let ended = frame.is_none() || this.kind.is_end();
-        if let Some(guard) = &mut this.guard {
-            match &frame {
-                Some(Err(error)) => guard.aborted(Abort::of(error)),
-                _ if ended => guard.finished(),
-                _ => {}
-            }
-        }
-        if let Some(Err(error)) = &frame {
-            tracing::warn!(%error, "body aborted");
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.kind.is_end()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            Kind::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Kind::Object(body) => body.size_hint(),
-            Kind::Pass { body, .. } => body.size_hint(),
-        }
-    }
-}
-
-impl Kind {
-    fn is_end(&self) -> bool {
-        match self {
-            Self::Full(bytes) => bytes.is_none(),
-            Self::Object(body) => body.is_end_stream(),
-            Self::Pass { body, .. } => body.is_end_stream(),
-        }
     }
 }

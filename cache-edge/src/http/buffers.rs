@@ -26,24 +26,44 @@ impl BufferPool {
     /// At most `max_large` buffers of [`LARGE_BYTES`] exist at a time.
     #[must_use]
     pub fn new(max_large: usize) -> Arc<Self> {
-        Arc::new(Self { free: Mutex::new(Vec::new()), large_out: AtomicUsize::new(0), max_large })
+        Arc::new(Self {
+            free: Mutex::new(Vec::new()),
+            large_out: AtomicUsize::new(0),
+            max_large,
+        })
     }
 
     /// A buffer for up to `wanted` bytes; shorter where `wanted` or the pool says so, never empty.
     pub fn take(self: &Arc<Self>, wanted: u64) -> PooledBuf {
         let wanted = usize::try_from(wanted).unwrap_or(LARGE_BYTES).max(1);
         if wanted > SMALL_BYTES && self.reserve_large() {
-            let buffer = self.free.lock().pop().unwrap_or_else(|| vec![0; LARGE_BYTES].into_boxed_slice());
+            let buffer = self
+                .free
+                .lock()
+                .pop()
+                .unwrap_or_else(|| vec![0; LARGE_BYTES].into_boxed_slice());
             let len = wanted.min(LARGE_BYTES);
-            return PooledBuf { buffer, position: 0, len, pool: Some(Arc::clone(self)) };
+            return PooledBuf {
+                buffer,
+                position: 0,
+                len,
+                pool: Some(Arc::clone(self)),
+            };
         }
         let len = wanted.min(SMALL_BYTES);
-        PooledBuf { buffer: vec![0; len].into_boxed_slice(), position: 0, len, pool: None }
+        PooledBuf {
+            buffer: vec![0; len].into_boxed_slice(),
+            position: 0,
+            len,
+            pool: None,
+        }
     }
 
     fn reserve_large(&self) -> bool {
         let reserve = |out| (out < self.max_large).then_some(out + 1);
-        self.large_out.fetch_update(Ordering::Relaxed, Ordering::Relaxed, reserve).is_ok()
+        self.large_out
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, reserve)
+            .is_ok()
     }
 }
 
@@ -78,7 +98,10 @@ impl Buf for PooledBuf {
     }
 
     fn advance(&mut self, count: usize) {
-        assert!(count <= self.remaining(), "advanced past the end of a buffer");
+        assert!(
+            count <= self.remaining(),
+            "advanced past the end of a buffer"
+        );
         self.position += count;
     }
 }
@@ -102,7 +125,11 @@ mod tests {
         let first = pool.take(u64::MAX);
         let second = pool.take(LARGE_BYTES as u64);
         assert_eq!((first.len(), second.len()), (LARGE_BYTES, LARGE_BYTES));
-        assert_eq!(pool.take(u64::MAX).len(), SMALL_BYTES, "the pool is out, the connection goes on");
+        assert_eq!(
+            pool.take(u64::MAX).len(),
+            SMALL_BYTES,
+            "the pool is out, the connection goes on"
+        );
         let address = first.buffer.as_ptr();
         drop(first);
         assert_eq!(pool.take(1 << 20).buffer.as_ptr(), address);

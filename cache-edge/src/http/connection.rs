@@ -45,7 +45,8 @@ impl Activity {
         ActiveRequest(Arc::clone(self))
     }
 
-    /// How much longer the connection may go on without progress; `None`: not at all.
+    /// When to look again whether the connection has gone on too long without progress; `None`: it has. Never later
+    /// than the shortest time-out, because another one may apply by then.
     #[must_use]
     pub fn patience(&self, timeouts: &Timeouts) -> Option<Duration> {
         let last = self.opened + Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
@@ -57,7 +58,15 @@ impl Activity {
             timeouts.no_progress
         };
         let left = (last + allowed).saturating_duration_since(Instant::now());
-        if left.is_zero() { None } else { Some(left) }
+        let shortest = timeouts
+            .request_head
+            .min(timeouts.keep_alive)
+            .min(timeouts.no_progress);
+        if left.is_zero() {
+            None
+        } else {
+            Some(left.min(shortest))
+        }
     }
 }
 

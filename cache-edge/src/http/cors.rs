@@ -2,7 +2,7 @@
 
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
-use super::body::EdgeBody;
+use super::edge_body::EdgeBody;
 
 /// Who may read from a page of another origin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,7 +60,10 @@ impl Cors {
             Self::AnyOrigin => Some(HeaderValue::from_static("*")),
             Self::Origins(origins) => {
                 let origin = request.get(header::ORIGIN)?;
-                origins.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes()).then(|| origin.clone())
+                origins
+                    .iter()
+                    .any(|allowed| allowed.as_bytes() == origin.as_bytes())
+                    .then(|| origin.clone())
             }
             Self::Off => None,
         }
@@ -75,14 +78,19 @@ mod tests {
     fn request(origin: &'static str) -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
-        headers.insert(header::ACCESS_CONTROL_REQUEST_METHOD, HeaderValue::from_static("GET"));
+        headers.insert(
+            header::ACCESS_CONTROL_REQUEST_METHOD,
+            HeaderValue::from_static("GET"),
+        );
         headers
     }
 
     #[test]
     fn a_preflight_allows_range() {
         let response = Cors::AnyOrigin.preflight(&request("https://a.example"));
-        let allowed = response.headers()[header::ACCESS_CONTROL_ALLOW_HEADERS].to_str().unwrap();
+        let allowed = response.headers()[header::ACCESS_CONTROL_ALLOW_HEADERS]
+            .to_str()
+            .unwrap();
         assert!(allowed.contains("Range"));
     }
 
@@ -93,7 +101,10 @@ mod tests {
         cors.decorate(&request("https://b.example"), &mut headers);
         assert!(headers.is_empty());
         cors.decorate(&request("https://a.example"), &mut headers);
-        assert_eq!(headers[header::ACCESS_CONTROL_ALLOW_ORIGIN], "https://a.example");
+        assert_eq!(
+            headers[header::ACCESS_CONTROL_ALLOW_ORIGIN],
+            "https://a.example"
+        );
         assert_eq!(headers[header::VARY], "Origin");
     }
 }

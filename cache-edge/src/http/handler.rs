@@ -10,8 +10,9 @@ use chunkcache_proto::ByteRange;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
 
 use super::{
-    body::{EdgeBody, ObjectBody, Part},
+    body::{ObjectBody, Part},
     connection::Client,
+    edge_body::EdgeBody,
     metrics::Refusal,
     multipart,
     problem::Problem,
@@ -26,7 +27,8 @@ use crate::{
         range::{self, RangeSet, RangeSpec, Selection},
     },
     serve::ports::{
-        FirstBytes, Object, ObjectName, ObjectRequest, Objects, OpenReader, PassThrough, Presence, Resolution,
+        FirstBytes, Object, ObjectName, ObjectRequest, Objects, OpenReader, PassThrough, Presence,
+        Resolution,
     },
 };
 
@@ -43,7 +45,11 @@ pub trait PeerHandler: Send + Sync + 'static {
 const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 
 /// Never fails: what goes wrong is a problem+json.
-pub(super) async fn handle<O: Objects>(server: &Server<O>, client: &Client, request: &Parts) -> Response<EdgeBody> {
+pub(super) async fn handle<O: Objects>(
+    server: &Server<O>,
+    client: &Client,
+    request: &Parts,
+) -> Response<EdgeBody> {
     let mut response = match answer(server, client, request).await {
         Ok(response) => response,
         Err(problem) => {
@@ -53,7 +59,10 @@ pub(super) async fn handle<O: Objects>(server: &Server<O>, client: &Client, requ
             problem.into_response()
         }
     };
-    server.settings.cors.decorate(&request.headers, response.headers_mut());
+    server
+        .settings
+        .cors
+        .decorate(&request.headers, response.headers_mut());
     if request.method == Method::HEAD {
         *response.body_mut() = EdgeBody::empty();
     }
@@ -78,9 +87,14 @@ async fn answer<O: Objects>(
         Method::GET | Method::HEAD => {}
         Method::OPTIONS => return Ok(server.settings.cors.preflight(&request.headers)),
         _ => {
-            let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "only GET, HEAD and OPTIONS are answered");
+            let problem = Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "only GET, HEAD and OPTIONS are answered",
+            );
             let mut response = problem.into_response();
-            response.headers_mut().insert(header::ALLOW, ALLOWED_METHODS);
+            response
+                .headers_mut()
+                .insert(header::ALLOW, ALLOWED_METHODS);
             return Ok(response);
         }
     }
@@ -88,11 +102,25 @@ async fn answer<O: Objects>(
     let name = match (target, &server.peer) {
         (Target::Peer, Some(peer)) => return Ok(peer.handle(request, client).await),
         (Target::Peer, None) => {
-            return Err(Problem::new(StatusCode::NOT_FOUND, "this edge serves no peers"));
+            return Err(Problem::new(
+                StatusCode::NOT_FOUND,
+                "this edge serves no peers",
+            ));
         }
-        (Target::Key { source, path, query }, _) => {
+        (
+            Target::Key {
+                source,
+                path,
+                query,
+            },
+            _,
+        ) => {
             let query = check_signature(server, client, &format!("/{source}/{path}"), query)?;
-            ObjectName::Key { source, path, query }
+            ObjectName::Key {
+                source,
+                path,
+                query,
+            }
         }
         (Target::Entry { id, query }, _) => {
             check_signature(server, client, &format!("/v1/entries/{id}"), query)?;
@@ -108,10 +136,19 @@ async fn answer<O: Objects>(
         headers: request.headers.clone(),
         head_only: request.method == Method::HEAD,
     };
-    match server.objects.resolve(object_request).await.map_err(|error| Problem::from(&error))? {
-        Resolution::Object(object) => answer_object(server, client, request, ranges, object, began).await,
+    match server
+        .objects
+        .resolve(object_request)
+        .await
+        .map_err(|error| Problem::from(&error))?
+    {
+        Resolution::Object(object) => {
+            answer_object(server, client, request, ranges, object, began).await
+        }
         Resolution::PassThrough(pass) => Ok(answer_pass_through(server, pass)),
-        Resolution::Negative { status, remembered } => Ok(answer_negative(server, status, remembered)),
+        Resolution::Negative { status, remembered } => {
+            Ok(answer_negative(server, status, remembered))
+        }
     }
 }
 
@@ -123,29 +160,40 @@ async fn answer_object<O: OpenReader>(
     object: Object<O>,
     began: Instant,
 ) -> Result<Response<EdgeBody>, Problem> {
-    let Object { entry, age_seconds, freshness, readers } = object;
+    let Object {
+        entry,
+        age_seconds,
+        freshness,
+        readers,
+    } = object;
     let description = entry.description();
     let size = entry.geometry().size();
 
-    let ignore_range = match conditional::evaluate(&request.headers, response::validators(description)) {
-        Verdict::Proceed { ignore_range } => ignore_range,
-        verdict => {
-            // Answered from what is known of the object, so nothing of its bytes was missing.
-            let status = response::cache_status(freshness, Presence::All);
-            let mut response = match verdict {
-                Verdict::NotModified => {
-                    let mut response = Response::new(EdgeBody::empty());
-                    *response.status_mut() = StatusCode::NOT_MODIFIED;
-                    response
-                }
-                _ => Problem::new(StatusCode::PRECONDITION_FAILED, "the object is another than the request wants")
+    let ignore_range =
+        match conditional::evaluate(&request.headers, response::validators(description)) {
+            Verdict::Proceed { ignore_range } => ignore_range,
+            verdict => {
+                // Answered from what is known of the object, so nothing of its bytes was missing.
+                let status = response::cache_status(freshness, Presence::All);
+                let mut response = match verdict {
+                    Verdict::NotModified => {
+                        let mut response = Response::new(EdgeBody::empty());
+                        *response.status_mut() = StatusCode::NOT_MODIFIED;
+                        response
+                    }
+                    _ => Problem::new(
+                        StatusCode::PRECONDITION_FAILED,
+                        "the object is another than the request wants",
+                    )
                     .into_response(),
-            };
-            response::describe(response.headers_mut(), description, age_seconds);
-            response.headers_mut().insert(CACHE_STATUS, server.cache_status(&status));
-            return Ok(response);
-        }
-    };
+                };
+                response::describe(response.headers_mut(), description, age_seconds);
+                response
+                    .headers_mut()
+                    .insert(CACHE_STATUS, server.cache_status(&status));
+                return Ok(response);
+            }
+        };
 
     // RFC 9110, 14.2 defines ranges for GET alone; a HEAD is answered with the head a GET would
     // get (9.3.2), as the usual static servers do, because players probe with it.
@@ -159,21 +207,38 @@ async fn answer_object<O: OpenReader>(
     let (status, plan, length) = match selection {
         Selection::NotSatisfiable => {
             let detail = format!("no byte of the range is in the object of {size} bytes");
-            let mut response = Problem::new(StatusCode::RANGE_NOT_SATISFIABLE, detail).into_response();
+            let mut response =
+                Problem::new(StatusCode::RANGE_NOT_SATISFIABLE, detail).into_response();
             let cache_status = response::cache_status(freshness, Presence::All);
             head.insert(CACHE_STATUS, server.cache_status(&cache_status));
-            response::insert_text(&mut head, header::CONTENT_RANGE, &range::unsatisfied_range(size));
+            response::insert_text(
+                &mut head,
+                header::CONTENT_RANGE,
+                &range::unsatisfied_range(size),
+            );
             response.headers_mut().extend(head);
             return Ok(response);
         }
         Selection::Whole => {
             response::insert_text(&mut head, header::CONTENT_TYPE, media_type);
-            (StatusCode::OK, vec![Part::Range(ByteRange::new(0, size))], size)
+            (
+                StatusCode::OK,
+                vec![Part::Range(ByteRange::new(0, size))],
+                size,
+            )
         }
         Selection::Single(range) => {
             response::insert_text(&mut head, header::CONTENT_TYPE, media_type);
-            response::insert_text(&mut head, header::CONTENT_RANGE, &range::content_range(range, size));
-            (StatusCode::PARTIAL_CONTENT, vec![Part::Range(range)], range.len())
+            response::insert_text(
+                &mut head,
+                header::CONTENT_RANGE,
+                &range::content_range(range, size),
+            );
+            (
+                StatusCode::PARTIAL_CONTENT,
+                vec![Part::Range(range)],
+                range.len(),
+            )
         }
         Selection::Several(ranges) => {
             let (plan, boundary) = multipart::plan(&ranges, size, media_type, rand::random());
@@ -190,7 +255,12 @@ async fn answer_object<O: OpenReader>(
     let body = if request.method == Method::HEAD {
         EdgeBody::empty()
     } else {
-        let mut body = ObjectBody::new(readers, plan, client.delivery.clone(), Arc::clone(&server.metrics));
+        let mut body = ObjectBody::new(
+            readers,
+            plan,
+            client.delivery.clone(),
+            Arc::clone(&server.metrics),
+        );
         body.prime().await.map_err(|error| Problem::from(&error))?;
         server.metrics.observe_first_byte(began);
         EdgeBody::object(body)
@@ -210,7 +280,13 @@ fn presence_of<O: OpenReader>(readers: &O, plan: &[Part]) -> Presence {
     let Some(first) = ranges.next() else {
         return Presence::All;
     };
-    ranges.fold(first, |so_far, next| if so_far == next { so_far } else { Presence::Some })
+    ranges.fold(first, |so_far, next| {
+        if so_far == next {
+            so_far
+        } else {
+            Presence::Some
+        }
+    })
 }
 
 fn answer_pass_through<O: Objects>(server: &Server<O>, pass: PassThrough) -> Response<EdgeBody> {
@@ -220,17 +296,29 @@ fn answer_pass_through<O: Objects>(server: &Server<O>, pass: PassThrough) -> Res
         detail: Some(pass.why.to_owned()),
         ..CacheStatus::default()
     };
-    let mut response = Response::new(EdgeBody::pass_through(pass.body, Arc::clone(&server.metrics)));
+    let mut response = Response::new(EdgeBody::pass_through(
+        pass.body,
+        Arc::clone(&server.metrics),
+    ));
     *response.status_mut() = pass.status;
     *response.headers_mut() = pass.headers;
     // After those of caches nearer to the origin (RFC 9211, 2).
-    response.headers_mut().append(CACHE_STATUS, server.cache_status(&status));
+    response
+        .headers_mut()
+        .append(CACHE_STATUS, server.cache_status(&status));
     response
 }
 
-fn answer_negative<O: Objects>(server: &Server<O>, status: StatusCode, remembered: bool) -> Response<EdgeBody> {
+fn answer_negative<O: Objects>(
+    server: &Server<O>,
+    status: StatusCode,
+    remembered: bool,
+) -> Response<EdgeBody> {
     let cache_status = if remembered {
-        CacheStatus { detail: Some("negative".to_owned()), ..CacheStatus::default() }
+        CacheStatus {
+            detail: Some("negative".to_owned()),
+            ..CacheStatus::default()
+        }
     } else {
         CacheStatus {
             forward: Some(Forward::Miss),
@@ -239,7 +327,9 @@ fn answer_negative<O: Objects>(server: &Server<O>, status: StatusCode, remembere
         }
     };
     let mut response = Problem::new(status, "the origin has no such object").into_response();
-    response.headers_mut().insert(CACHE_STATUS, server.cache_status(&cache_status));
+    response
+        .headers_mut()
+        .insert(CACHE_STATUS, server.cache_status(&cache_status));
     response
 }
 
@@ -248,7 +338,8 @@ fn check_host(request: &Parts) -> Result<(), Problem> {
     let mut hosts = request.headers.get_all(header::HOST).iter();
     let valid = |host: &HeaderValue| {
         let bytes = host.as_bytes();
-        bytes.is_empty() || (!bytes.contains(&b'@') && http::uri::Authority::try_from(bytes).is_ok())
+        bytes.is_empty()
+            || (!bytes.contains(&b'@') && http::uri::Authority::try_from(bytes).is_ok())
     };
     let ok = match (hosts.next(), hosts.next()) {
         (Some(host), None) => valid(host),
@@ -261,7 +352,10 @@ fn check_host(request: &Parts) -> Result<(), Problem> {
     if ok {
         Ok(())
     } else {
-        Err(Problem::new(StatusCode::BAD_REQUEST, "the request needs exactly one valid Host"))
+        Err(Problem::new(
+            StatusCode::BAD_REQUEST,
+            "the request needs exactly one valid Host",
+        ))
     }
 }
 
@@ -275,7 +369,9 @@ fn check_signature<O: Objects>(
     let Some(signer) = &server.settings.signed_urls else {
         return Ok(query);
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |now| now.as_secs());
     Ok(signer.verify(path, &query, client.address, now)?)
 }
 
@@ -290,16 +386,26 @@ fn requested_ranges(headers: &HeaderMap) -> Option<RangeSet> {
 
 fn first_bytes(ranges: Option<&RangeSet>) -> FirstBytes {
     match ranges.map(RangeSet::first) {
-        None => FirstBytes::From { start: 0, end: None },
-        Some(RangeSpec::From { first, last }) => {
-            FirstBytes::From { start: first, end: last.map(|last| last.saturating_add(1)) }
-        }
+        None => FirstBytes::From {
+            start: 0,
+            end: None,
+        },
+        Some(RangeSpec::From { first, last }) => FirstBytes::From {
+            start: first,
+            end: last.map(|last| last.saturating_add(1)),
+        },
         Some(RangeSpec::Suffix(length)) => FirstBytes::Last(length),
     }
 }
 
 fn only_if_cached(headers: &HeaderMap) -> bool {
-    headers.get_all(header::CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok()).any(|value| {
-        value.split(',').any(|directive| directive.trim().eq_ignore_ascii_case("only-if-cached"))
-    })
+    headers
+        .get_all(header::CACHE_CONTROL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| {
+            value
+                .split(',')
+                .any(|directive| directive.trim().eq_ignore_ascii_case("only-if-cached"))
+        })
 }

@@ -75,7 +75,10 @@ impl Connections {
             return None;
         }
         *count += 1;
-        Some(Admission { connections: Arc::clone(self), client })
+        Some(Admission {
+            connections: Arc::clone(self),
+            client,
+        })
     }
 }
 
@@ -112,7 +115,10 @@ struct Bucket {
 impl RateLimiter {
     #[must_use]
     pub fn new(rate: RequestRate) -> Self {
-        Self { rate, buckets: Mutex::default() }
+        Self {
+            rate,
+            buckets: Mutex::default(),
+        }
     }
 
     /// Takes a token; else how long until there is one.
@@ -125,12 +131,19 @@ impl RateLimiter {
                 buckets.clear();
             }
         }
-        let bucket = buckets.entry(Client::of(address)).or_insert(Bucket { tokens: rate.burst, at: now });
+        let bucket = buckets.entry(Client::of(address)).or_insert(Bucket {
+            tokens: rate.burst,
+            at: now,
+        });
         let level = bucket.level(rate, now);
         if level < 1.0 {
-            return Err(Duration::try_from_secs_f64((1.0 - level) / rate.per_second).unwrap_or(Duration::MAX));
+            return Err(Duration::try_from_secs_f64((1.0 - level) / rate.per_second)
+                .unwrap_or(Duration::MAX));
         }
-        *bucket = Bucket { tokens: level - 1.0, at: now };
+        *bucket = Bucket {
+            tokens: level - 1.0,
+            at: now,
+        };
         Ok(())
     }
 }
@@ -156,26 +169,46 @@ mod tests {
         let connections = Arc::new(Connections::default());
         let first = connections.admit(ip("192.0.2.1"), 1);
         assert!(first.is_some());
-        assert!(connections.admit(ip("::ffff:192.0.2.1"), 1).is_none(), "the same client in other clothes");
+        assert!(
+            connections.admit(ip("::ffff:192.0.2.1"), 1).is_none(),
+            "the same client in other clothes"
+        );
         assert!(connections.admit(ip("192.0.2.2"), 1).is_some());
         drop(first);
         assert!(connections.admit(ip("192.0.2.1"), 1).is_some());
         let one = connections.admit(ip("2001:db8::1"), 1);
-        assert!(connections.admit(ip("2001:db8::2"), 1).is_none(), "one /64 is one client");
+        assert!(
+            connections.admit(ip("2001:db8::2"), 1).is_none(),
+            "one /64 is one client"
+        );
         drop(one);
         assert!(connections.0.lock().is_empty());
     }
 
     #[test]
     fn a_burst_and_then_the_rate() {
-        let limiter = RateLimiter::new(RequestRate { per_second: 2.0, burst: 3.0 });
+        let limiter = RateLimiter::new(RequestRate {
+            per_second: 2.0,
+            burst: 3.0,
+        });
         let start = Instant::now();
         for _ in 0..3 {
             assert!(limiter.take(ip("192.0.2.1"), start).is_ok());
         }
-        assert_eq!(limiter.take(ip("192.0.2.1"), start), Err(Duration::from_millis(500)));
+        assert_eq!(
+            limiter.take(ip("192.0.2.1"), start),
+            Err(Duration::from_millis(500))
+        );
         assert!(limiter.take(ip("192.0.2.2"), start).is_ok());
-        assert!(limiter.take(ip("192.0.2.1"), start + Duration::from_millis(500)).is_ok());
-        assert!(limiter.take(ip("192.0.2.1"), start + Duration::from_millis(500)).is_err());
+        assert!(
+            limiter
+                .take(ip("192.0.2.1"), start + Duration::from_millis(500))
+                .is_ok()
+        );
+        assert!(
+            limiter
+                .take(ip("192.0.2.1"), start + Duration::from_millis(500))
+                .is_err()
+        );
     }
 }

@@ -38,9 +38,17 @@ impl Registry {
         pin: Option<ChunkPin>,
         file: Arc<EntryFile>,
     ) -> MappedBuf {
-        let piece = Arc::new(MappedPiece { mapped, _pin: pin, _file: file });
+        let piece = Arc::new(MappedPiece {
+            mapped,
+            _pin: pin,
+            _file: file,
+        });
         self.0.lock().push(Arc::clone(&piece));
-        MappedBuf { piece, registry: Arc::clone(self), position: 0 }
+        MappedBuf {
+            piece,
+            registry: Arc::clone(self),
+            position: 0,
+        }
     }
 
     /// The file part a slice stands for; `None`: it is plain memory.
@@ -49,9 +57,11 @@ impl Registry {
         let address = slice.as_ptr() as usize;
         self.0.lock().iter().find_map(|piece| {
             let offset = address.checked_sub(piece.mapped.as_ptr() as usize)?;
-            (offset < piece.mapped.len() && slice.len() <= piece.mapped.len() - offset).then(|| FilePart {
-                piece: Arc::clone(piece),
-                offset: piece.mapped.file_offset() + offset as u64,
+            (offset < piece.mapped.len() && slice.len() <= piece.mapped.len() - offset).then(|| {
+                FilePart {
+                    piece: Arc::clone(piece),
+                    offset: piece.mapped.file_offset() + offset as u64,
+                }
             })
         })
     }
@@ -80,7 +90,10 @@ impl Buf for MappedBuf {
     }
 
     fn advance(&mut self, count: usize) {
-        assert!(count <= self.remaining(), "advanced past the end of a piece");
+        assert!(
+            count <= self.remaining(),
+            "advanced past the end of a piece"
+        );
         self.position += count;
     }
 }
@@ -88,7 +101,10 @@ impl Buf for MappedBuf {
 impl Drop for MappedBuf {
     fn drop(&mut self) {
         let mut pieces = self.registry.0.lock();
-        if let Some(index) = pieces.iter().position(|piece| Arc::ptr_eq(piece, &self.piece)) {
+        if let Some(index) = pieces
+            .iter()
+            .position(|piece| Arc::ptr_eq(piece, &self.piece))
+        {
             pieces.swap_remove(index);
         }
     }

@@ -87,9 +87,14 @@ impl Metrics {
     /// Registers all of them, under the registry's prefix.
     pub fn new(registry: &mut Registry) -> Arc<Self> {
         let requests = Family::<TwoLabels, Counter>::default();
-        registry.register("http_requests", "Requests by method and class of status", requests.clone());
+        registry.register(
+            "http_requests",
+            "Requests by method and class of status",
+            requests.clone(),
+        );
         let first_byte_seconds = Histogram::new([
-            0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 30.0,
+            0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0,
+            30.0,
         ]);
         registry.register(
             "http_first_byte_seconds",
@@ -101,21 +106,55 @@ impl Metrics {
             registry.register(name, help, counter.clone());
             counter
         };
-        let stalls = counter("http_stalls", "Waits of 100 ms and more for bytes, once a body had begun");
-        let sendfile_bytes = counter("http_sendfile_bytes", "Bytes that went from file to socket in the kernel");
+        let stalls = counter(
+            "http_stalls",
+            "Waits of 100 ms and more for bytes, once a body had begun",
+        );
+        let sendfile_bytes = counter(
+            "http_sendfile_bytes",
+            "Bytes that went from file to socket in the kernel",
+        );
         let stall_seconds = Counter::<f64, std::sync::atomic::AtomicU64>::default();
-        registry.register("http_stall_seconds", "Time spent in such waits", stall_seconds.clone());
+        registry.register(
+            "http_stall_seconds",
+            "Time spent in such waits",
+            stall_seconds.clone(),
+        );
         let connections = Gauge::default();
         registry.register("http_connections", "Open connections", connections.clone());
         let requests_active = Gauge::default();
-        registry.register("http_requests_active", "Requests whose body has not ended", requests_active.clone());
+        registry.register(
+            "http_requests_active",
+            "Requests whose body has not ended",
+            requests_active.clone(),
+        );
         Arc::new(Self {
             requests: METHODS.map(|method| {
-                CLASSES.map(|class| requests.get_or_create_owned(&[("method", method), ("status", class)]))
+                CLASSES.map(|class| {
+                    requests.get_or_create_owned(&[("method", method), ("status", class)])
+                })
             }),
-            bytes: family(registry, "http_sent_bytes", "Bytes of bodies by where they came from", "source", SOURCES),
-            aborts: family(registry, "http_aborted_bodies", "Bodies that ended short", "reason", ABORTS),
-            refusals: family(registry, "http_refused", "Refused by a limit", "limit", REFUSALS),
+            bytes: family(
+                registry,
+                "http_sent_bytes",
+                "Bytes of bodies by where they came from",
+                "source",
+                SOURCES,
+            ),
+            aborts: family(
+                registry,
+                "http_aborted_bodies",
+                "Bodies that ended short",
+                "reason",
+                ABORTS,
+            ),
+            refusals: family(
+                registry,
+                "http_refused",
+                "Refused by a limit",
+                "limit",
+                REFUSALS,
+            ),
             first_byte_seconds,
             stalls,
             stall_seconds,
@@ -166,8 +205,15 @@ impl Metrics {
         self.bytes[source as usize].get()
     }
 
+    /// Of all bodies so far.
+    #[must_use]
+    pub fn stalls(&self) -> u64 {
+        self.stalls.get()
+    }
+
     pub fn observe_first_byte(&self, since: Instant) {
-        self.first_byte_seconds.observe(since.elapsed().as_secs_f64());
+        self.first_byte_seconds
+            .observe(since.elapsed().as_secs_f64());
     }
 
     /// Counted as open until dropped.
@@ -180,11 +226,19 @@ impl Metrics {
     /// Counted as active until its body has ended.
     #[must_use]
     pub fn request_answered(self: &Arc<Self>, method: &Method, status: StatusCode) -> RequestGuard {
-        let method = METHODS.iter().position(|name| *name == method.as_str()).unwrap_or(METHODS.len() - 1);
-        let class = usize::from(status.as_u16() / 100).saturating_sub(2).min(CLASSES.len() - 1);
+        let method = METHODS
+            .iter()
+            .position(|name| *name == method.as_str())
+            .unwrap_or(METHODS.len() - 1);
+        let class = usize::from(status.as_u16() / 100)
+            .saturating_sub(2)
+            .min(CLASSES.len() - 1);
         self.requests[method][class].inc();
         self.requests_active.inc();
-        RequestGuard { metrics: Arc::clone(self), ended: false }
+        RequestGuard {
+            metrics: Arc::clone(self),
+            ended: false,
+        }
     }
 }
 

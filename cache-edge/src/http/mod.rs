@@ -9,6 +9,7 @@ pub mod body;
 mod buffers;
 pub mod connection;
 pub mod cors;
+mod edge_body;
 pub mod handler;
 pub mod limits;
 mod mapped;
@@ -20,11 +21,13 @@ mod response;
 mod sendfile_io;
 pub mod server;
 mod socket;
+mod syscalls;
 
 pub use self::{
-    body::{EdgeBody, ObjectBody, Part},
+    body::{BodyData, Delivery, ObjectBody, Part},
     connection::{Client, Timeouts},
     cors::Cors,
+    edge_body::EdgeBody,
     handler::PeerHandler,
     limits::{Limits, RequestRate},
     metrics::Metrics,

@@ -7,7 +7,12 @@ use super::body::Part;
 use crate::core::range::content_range;
 
 /// The plan of a multipart body, and the boundary for its `Content-Type`.
-pub fn plan(ranges: &[ByteRange], size: u64, content_type: &str, boundary: u128) -> (Vec<Part>, String) {
+pub fn plan(
+    ranges: &[ByteRange],
+    size: u64,
+    content_type: &str,
+    boundary: u128,
+) -> (Vec<Part>, String) {
     // 128 random bits: the object does not contain it, and nobody can prepare one that does.
     let boundary = format!("{boundary:032x}");
     let mut parts = Vec::with_capacity(ranges.len() * 2 + 1);
@@ -20,7 +25,9 @@ pub fn plan(ranges: &[ByteRange], size: u64, content_type: &str, boundary: u128)
         parts.push(Part::Literal(Bytes::from(head)));
         parts.push(Part::Range(*range));
     }
-    parts.push(Part::Literal(Bytes::from(format!("\r\n--{boundary}--\r\n"))));
+    parts.push(Part::Literal(Bytes::from(format!(
+        "\r\n--{boundary}--\r\n"
+    ))));
     (parts, boundary)
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
-use super::body::EdgeBody;
+use super::edge_body::EdgeBody;
 use crate::{
     core::{path::TargetError, signed_url::SignatureError},
     serve::ports::{ReadError, ServeError},
@@ -25,7 +25,11 @@ impl Problem {
     /// Without `Retry-After`.
     #[must_use]
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into(), retry_after: None }
+        Self {
+            status,
+            detail: detail.into(),
+            retry_after: None,
+        }
     }
 
     #[must_use]
@@ -47,7 +51,10 @@ impl Problem {
         let mut response = Response::new(EdgeBody::empty());
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(wait) = self.retry_after {
@@ -65,9 +72,13 @@ impl From<&ServeError> for Problem {
         let status = match error {
             ServeError::UnknownSource(_) | ServeError::UnknownEntry(_) => StatusCode::NOT_FOUND,
             // RFC 9111, 5.2.1.7.
-            ServeError::OnlyIfCached | ServeError::OriginUnreachable(_) => StatusCode::GATEWAY_TIMEOUT,
+            ServeError::OnlyIfCached | ServeError::OriginUnreachable(_) => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
             ServeError::BadOrigin(_) => StatusCode::BAD_GATEWAY,
-            ServeError::OriginBusy { .. } | ServeError::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
+            ServeError::OriginBusy { .. } | ServeError::Overloaded(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             ServeError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let problem = Self::new(status, error.to_string());
@@ -83,8 +94,10 @@ impl From<&ServeError> for Problem {
 impl From<&ReadError> for Problem {
     fn from(error: &ReadError) -> Self {
         match error {
-            ReadError::TimedOut { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
-                .retry_after(Duration::from_secs(5)),
+            ReadError::TimedOut { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+                    .retry_after(Duration::from_secs(5))
+            }
             // The key is bound anew by then.
             ReadError::Changed => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
                 .retry_after(Duration::from_secs(1)),

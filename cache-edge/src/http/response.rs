@@ -19,13 +19,20 @@ const UNKNOWN_TYPE: &str = "application/octet-stream";
 /// The entry's media type.
 #[must_use]
 pub fn content_type(entry: &v1::Entry) -> &str {
-    if entry.content_type.is_empty() { UNKNOWN_TYPE } else { &entry.content_type }
+    if entry.content_type.is_empty() {
+        UNKNOWN_TYPE
+    } else {
+        &entry.content_type
+    }
 }
 
 /// What of the entry can be compared.
 #[must_use]
 pub fn validators(entry: &v1::Entry) -> Validators<'_> {
-    Validators { etag: non_empty(&entry.etag), last_modified: non_empty(&entry.last_modified) }
+    Validators {
+        etag: non_empty(&entry.etag),
+        last_modified: non_empty(&entry.last_modified),
+    }
 }
 
 /// Validators, `Age` and `Accept-Ranges`: what a 200, 206, 304, 412 and 416 have in common.
@@ -53,7 +60,11 @@ pub fn cache_status(freshness: Freshness, presence: Presence) -> CacheStatus {
     };
     let missing = presence != Presence::All;
     match freshness {
-        Freshness::Fresh => CacheStatus { forward: by_presence, stored: missing, ..CacheStatus::default() },
+        Freshness::Fresh => CacheStatus {
+            forward: by_presence,
+            stored: missing,
+            ..CacheStatus::default()
+        },
         Freshness::Probed { collapsed } => CacheStatus {
             forward: Some(Forward::Miss),
             stored: true,
@@ -87,10 +98,25 @@ mod tests {
     fn each_freshness_and_presence_has_its_words() {
         let words = |freshness, presence| cache_status(freshness, presence).render("e");
         assert_eq!(words(Freshness::Fresh, Presence::All), "e; hit");
-        assert_eq!(words(Freshness::Fresh, Presence::Some), "e; fwd=partial; stored");
-        assert_eq!(words(Freshness::Fresh, Presence::None), "e; fwd=miss; stored");
-        assert_eq!(words(Freshness::Probed { collapsed: true }, Presence::None), "e; fwd=miss; stored; collapsed");
-        assert_eq!(words(Freshness::Revalidated, Presence::All), "e; fwd=stale; fwd-status=304");
-        assert_eq!(words(Freshness::Stale("origin down"), Presence::All), "e; hit; detail=\"origin down\"");
+        assert_eq!(
+            words(Freshness::Fresh, Presence::Some),
+            "e; fwd=partial; stored"
+        );
+        assert_eq!(
+            words(Freshness::Fresh, Presence::None),
+            "e; fwd=miss; stored"
+        );
+        assert_eq!(
+            words(Freshness::Probed { collapsed: true }, Presence::None),
+            "e; fwd=miss; stored; collapsed"
+        );
+        assert_eq!(
+            words(Freshness::Revalidated, Presence::All),
+            "e; fwd=stale; fwd-status=304"
+        );
+        assert_eq!(
+            words(Freshness::Stale("origin down"), Presence::All),
+            "e; hit; detail=\"origin down\""
+        );
     }
 }

@@ -32,8 +32,18 @@ pub struct SendfileIo {
 
 impl SendfileIo {
     #[must_use]
-    pub fn new(stream: TcpStream, registry: Arc<Registry>, activity: Arc<Activity>, metrics: Arc<Metrics>) -> Self {
-        Self { io: TokioIo::new(stream), registry, activity, metrics }
+    pub fn new(
+        stream: TcpStream,
+        registry: Arc<Registry>,
+        activity: Arc<Activity>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            io: TokioIo::new(stream),
+            registry,
+            activity,
+            metrics,
+        }
     }
 
     /// Writes until all is written or the socket takes no more. What was written is in `sent`, also where
@@ -69,8 +79,12 @@ impl SendfileIo {
                 flags |= SendFlags::MORE;
             }
             let total: usize = rest[..plain].iter().map(|slice| slice.len()).sum();
-            let written =
-                rustix::net::sendmsg(socket, &rest[..plain], &mut SendAncillaryBuffer::default(), flags)?;
+            let written = rustix::net::sendmsg(
+                socket,
+                &rest[..plain],
+                &mut SendAncillaryBuffer::default(),
+                flags,
+            )?;
             *sent += written;
             if written < total {
                 // The buffer is full; hyper comes back with what is left.
@@ -93,7 +107,12 @@ fn send_file_part(
         let wanted = usize::try_from(end - *offset).unwrap_or(usize::MAX);
         match rustix::fs::sendfile(socket, piece.file(), Some(offset), wanted) {
             // The file is shorter than its entry says. Nothing may be made up.
-            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the sparse file is too short")),
+            Ok(0) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the sparse file is too short",
+                ));
+            }
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -102,13 +121,21 @@ fn send_file_part(
 }
 
 impl Read for SendfileIo {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_read(context, buffer)
     }
 }
 
 impl Write for SendfileIo {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(context, &[IoSlice::new(buffer)])
     }
 
@@ -124,7 +151,10 @@ impl Write for SendfileIo {
         loop {
             ready!(self.io.inner().poll_write_ready(context))?;
             let mut sent = 0;
-            let outcome = self.io.inner().try_io(Interest::WRITABLE, || self.write_some(slices, &mut sent));
+            let outcome = self
+                .io
+                .inner()
+                .try_io(Interest::WRITABLE, || self.write_some(slices, &mut sent));
             if sent > 0 {
                 // An error, if there was one, comes again with the next call.
                 self.activity.progressed();

@@ -108,7 +108,11 @@ impl<O: Objects> Server<O> {
 
     /// The field value; the most frequent one is made once.
     pub(super) fn cache_status(&self, status: &CacheStatus) -> HeaderValue {
-        if *status == CacheStatus::default() { self.hit.clone() } else { render(status, &self.settings.edge_name) }
+        if *status == CacheStatus::default() {
+            self.hit.clone()
+        } else {
+            render(status, &self.settings.edge_name)
+        }
     }
 
     /// Serves until `shutdown`, then lets running responses finish within the grace period, cuts
@@ -125,7 +129,8 @@ impl<O: Objects> Server<O> {
             match accepted {
                 Ok((stream, address)) => {
                     if let Some(admission) = self.admit(&stream, address, tasks.len()) {
-                        let connection = Arc::clone(&self).connection(stream, address, shutdown.clone());
+                        let connection =
+                            Arc::clone(&self).connection(stream, address, shutdown.clone());
                         let cut = cut.clone();
                         tasks.spawn(async move {
                             tokio::select! {
@@ -149,8 +154,14 @@ impl<O: Objects> Server<O> {
         // New connections are refused by the kernel from here on, so that a balancer goes elsewhere.
         drop(listener);
         tasks.close();
-        if tokio::time::timeout(self.settings.drain_grace, tasks.wait()).await.is_err() {
-            tracing::warn!(connections = tasks.len(), "the drain grace is over; connections are cut");
+        if tokio::time::timeout(self.settings.drain_grace, tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                connections = tasks.len(),
+                "the drain grace is over; connections are cut"
+            );
         }
         cut.cancel();
         tasks.wait().await;
@@ -161,7 +172,10 @@ impl<O: Objects> Server<O> {
         let refusal = if open >= limits.connections {
             Refusal::TotalConnections
         } else {
-            match self.connections.admit(address.ip(), limits.connections_per_client) {
+            match self
+                .connections
+                .admit(address.ip(), limits.connections_per_client)
+            {
                 Some(admission) => return Some(admission),
                 None => Refusal::ClientConnections,
             }
@@ -173,18 +187,30 @@ impl<O: Objects> Server<O> {
         None
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream, address: SocketAddr, shutdown: CancellationToken) {
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        address: SocketAddr,
+        shutdown: CancellationToken,
+    ) {
         let _open = self.metrics.connection_opened();
         socket::tune(&stream);
         let activity = Activity::new();
         let Some(tls) = &self.settings.tls else {
             let registry = Arc::new(Registry::default());
-            let io =
-                SendfileIo::new(stream, Arc::clone(&registry), Arc::clone(&activity), Arc::clone(&self.metrics));
-            return self.converse(io, Some(registry), address, activity, shutdown).await;
+            let io = SendfileIo::new(
+                stream,
+                Arc::clone(&registry),
+                Arc::clone(&activity),
+                Arc::clone(&self.metrics),
+            );
+            return self
+                .converse(io, Some(registry), address, activity, shutdown)
+                .await;
         };
         let acceptor = tokio_rustls::TlsAcceptor::from(tls());
-        let handshake = tokio::time::timeout(self.settings.timeouts.request_head, acceptor.accept(stream));
+        let handshake =
+            tokio::time::timeout(self.settings.timeouts.request_head, acceptor.accept(stream));
         let accepted = tokio::select! {
             () = shutdown.cancelled() => return,
             accepted = handshake => accepted,
@@ -221,11 +247,16 @@ impl<O: Objects> Server<O> {
                 _ => Delivery::Copy(Arc::clone(&server.buffers)),
             };
             async move {
-                let client = Client { address: address.ip(), delivery };
+                let client = Client {
+                    address: address.ip(),
+                    delivery,
+                };
                 // The body is dropped unread: hyper takes what little is there already, or closes.
                 let (parts, _) = request.into_parts();
                 let mut response = handler::handle(&*server, &client, &parts).await;
-                let guard = server.metrics.request_answered(&parts.method, response.status());
+                let guard = server
+                    .metrics
+                    .request_answered(&parts.method, response.status());
                 response.body_mut().watch(guard, active);
                 Ok::<_, Infallible>(response)
             }

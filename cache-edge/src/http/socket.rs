@@ -1,14 +1,11 @@
 //! Tuning of accepted sockets.
-#![allow(unsafe_code)] // getsockopt(TCP_INFO), which no safe crate offers
 
-use std::{
-    mem::{MaybeUninit, size_of},
-    os::fd::AsRawFd,
-    time::Duration,
-};
+use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
+
+use super::syscalls::round_trip;
 
 /// Up to this round trip a small send buffer costs no throughput: 256 KiB a 200 µs are over 1 GB/s.
 const SHORT_RTT: Duration = Duration::from_micros(200);
@@ -32,26 +29,4 @@ pub fn tune(stream: &TcpStream) {
     if round_trip(stream).is_some_and(|rtt| rtt <= SHORT_RTT) {
         let _ = socket.set_send_buffer_size(SHORT_RTT_SEND_BUFFER_BYTES);
     }
-}
-
-/// The kernel's smoothed round trip time, from the handshake on.
-fn round_trip(stream: &TcpStream) -> Option<Duration> {
-    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
-    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
-    // SAFETY: the pointer and length describe `info`, which the kernel fills in part or whole.
-    let result = unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    if result != 0 {
-        return None;
-    }
-    // SAFETY: `tcp_info` is plain integers, for which the zeros of what the kernel left out are valid.
-    let info = unsafe { info.assume_init() };
-    Some(Duration::from_micros(u64::from(info.tcpi_rtt)))
 }

@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 
 pub use super::run::Order;
 use super::{
+    answer::Part,
     control::{Control, Stop},
     run::{Failure, Fetcher, Opened, RunEnd},
 };
@@ -132,6 +133,9 @@ impl Downloads {
     /// Takes over an answer that is under way already.
     pub fn adopt(&self, order: Order, opened: Opened) {
         let task = self.task(&order);
+        if opened.part == Part::Whole {
+            self.0.fetcher.flights.of(&order.file).set_ignores_ranges();
+        }
         let mut state = self.0.state.lock();
         state.queue.adopt_running(task);
         self.announce_local(&order);

@@ -116,6 +116,7 @@ impl OpenFiles {
         self.files.lock().append(&mut files);
     }
 
+    #[cfg(test)]
     pub fn open_count(&self) -> usize {
         self.files.lock().len()
     }

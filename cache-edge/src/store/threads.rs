@@ -93,7 +93,13 @@ impl Threads {
 
 fn commit_loop(shared: &Shared) {
     while !shared.is_stopping() {
-        shared.queue.wait(COMMIT_IDLE, shared.group_sync_window);
+        // What waits can not be recorded while the disk refuses: no hurry then.
+        let window = if shared.health.is_degraded() {
+            HOUSE_INTERVAL
+        } else {
+            shared.group_sync_window
+        };
+        shared.queue.wait(COMMIT_IDLE, window);
         commit::commit_group(shared);
     }
 }

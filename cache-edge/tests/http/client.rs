@@ -29,7 +29,10 @@ impl Answer {
 
 impl Connection {
     pub async fn open(address: SocketAddr) -> Self {
-        Self { stream: TcpStream::connect(address).await.unwrap(), buffer: Vec::new() }
+        Self {
+            stream: TcpStream::connect(address).await.unwrap(),
+            buffer: Vec::new(),
+        }
     }
 
     pub async fn send(&mut self, text: &str) {
@@ -45,7 +48,11 @@ impl Connection {
     /// The head of the next answer; `None`: the connection ended.
     pub async fn head(&mut self) -> Option<Answer> {
         let end = loop {
-            if let Some(at) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+            if let Some(at) = self
+                .buffer
+                .windows(4)
+                .position(|window| window == b"\r\n\r\n")
+            {
                 break at;
             }
             if !self.fill().await {
@@ -54,12 +61,24 @@ impl Connection {
         };
         let head = String::from_utf8(self.buffer.drain(..end + 4).collect()).unwrap();
         let mut lines = head.trim_end().split("\r\n");
-        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let status = lines
+            .next()
+            .unwrap()
+            .split(' ')
+            .nth(1)
+            .unwrap()
+            .parse()
+            .unwrap();
         let headers = lines
             .map(|line| line.split_once(':').unwrap())
             .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
             .collect();
-        Some(Answer { status, headers, body: Vec::new(), cut: false })
+        Some(Answer {
+            status,
+            headers,
+            body: Vec::new(),
+            cut: false,
+        })
     }
 
     pub async fn answer(&mut self, without_body: bool) -> Answer {
@@ -86,7 +105,10 @@ impl Connection {
 
     /// The status of a GET, if the server does not close instead.
     pub async fn try_ask(&mut self, path: &str) -> Option<u16> {
-        self.stream.write_all(request("GET", path, &[]).as_bytes()).await.ok()?;
+        self.stream
+            .write_all(request("GET", path, &[]).as_bytes())
+            .await
+            .ok()?;
         self.head().await.map(|head| head.status)
     }
 
@@ -118,5 +140,8 @@ pub fn request(method: &str, path: &str, headers: &[&str]) -> String {
 
 /// One request on a connection of its own.
 pub async fn get(address: SocketAddr, path: &str, headers: &[&str]) -> Answer {
-    Connection::open(address).await.ask("GET", path, headers).await
+    Connection::open(address)
+        .await
+        .ask("GET", path, headers)
+        .await
 }

@@ -32,7 +32,13 @@ async fn keep_alive_and_pipelining() {
     }
     assert_eq!(connection.answer(true).await.status, 200);
     assert_eq!(connection.answer(false).await.status, 404);
-    assert_eq!(connection.ask("GET", "/films/a", &["Connection: close"]).await.status, 200);
+    assert_eq!(
+        connection
+            .ask("GET", "/films/a", &["Connection: close"])
+            .await
+            .status,
+        200
+    );
     assert!(connection.is_closed().await);
 }
 
@@ -44,13 +50,20 @@ async fn a_request_is_held_and_its_bytes_are_sent_as_they_land() {
     connection.send(&request("GET", "/films/a", &[])).await;
     object.land(0);
     let head = connection.head().await.unwrap();
-    assert_eq!((head.status, head.header("content-length")), (200, (3 * CHUNK).to_string().as_str()));
+    assert_eq!(
+        (head.status, head.header("content-length")),
+        (200, (3 * CHUNK).to_string().as_str())
+    );
     let mut body = vec![0; 3 * CHUNK as usize];
     let (first, rest) = body.split_at_mut(CHUNK as usize);
     // The head may have been read with some of the body.
     let had = connection.take_buffered();
     first[..had.len()].copy_from_slice(&had);
-    connection.stream.read_exact(&mut first[had.len()..]).await.unwrap();
+    connection
+        .stream
+        .read_exact(&mut first[had.len()..])
+        .await
+        .unwrap();
     object.land(2);
     object.land(1);
     connection.stream.read_exact(rest).await.unwrap();
@@ -61,13 +74,21 @@ async fn a_request_is_held_and_its_bytes_are_sent_as_they_land() {
 async fn no_first_byte_is_a_status() {
     let edge = Edge::start().await;
     let object = edge.cold("a", 3 * CHUNK);
-    let timed_out =
-        ReadError::TimedOut { chunk: 0, waited: Duration::from_secs(30), detail: "origin stalls".to_owned() };
+    let timed_out = ReadError::TimedOut {
+        chunk: 0,
+        waited: Duration::from_secs(30),
+        detail: "origin stalls".to_owned(),
+    };
     object.fail_at(0, timed_out);
     let answer = get(edge.address, "/films/a", &[]).await;
     assert_eq!((answer.status, answer.header("retry-after")), (503, "5"));
     object.fail_at(0, ReadError::Origin("status 500".to_owned()));
-    assert_eq!(get(edge.address, "/films/a", &["Range: bytes=0-1,5-6"]).await.status, 502);
+    assert_eq!(
+        get(edge.address, "/films/a", &["Range: bytes=0-1,5-6"])
+            .await
+            .status,
+        502
+    );
 }
 
 #[tokio::test]
@@ -95,13 +116,19 @@ async fn draining_lets_a_running_body_finish() {
     let head = running.head().await.unwrap();
     assert_eq!(head.status, 200);
     edge.shutdown.cancel();
-    assert!(idle.is_closed().await, "an idle connection is closed at once");
+    assert!(
+        idle.is_closed().await,
+        "an idle connection is closed at once"
+    );
     object.land(1);
     let mut body = running.take_buffered();
     running.stream.read_to_end(&mut body).await.unwrap();
     assert!(body == bytes_of(0..2 * CHUNK));
     edge.serving.await.unwrap();
-    assert!(TcpStream::connect(edge.address).await.is_err(), "nobody listens any more");
+    assert!(
+        TcpStream::connect(edge.address).await.is_err(),
+        "nobody listens any more"
+    );
 }
 
 #[tokio::test]
@@ -126,7 +153,10 @@ async fn a_client_that_leaves_frees_its_request() {
     connection.send(&request("GET", "/films/a", &[])).await;
     connection.head().await.unwrap();
     drop(connection);
-    edge.until("the request ended", |metrics| metrics.aborted(Abort::ClientLeft) == 1).await;
+    edge.until("the request ended", |metrics| {
+        metrics.aborted(Abort::ClientLeft) == 1
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -144,9 +174,16 @@ async fn two_hundred_connections_of_one_client_and_no_more_than_the_limit() {
     drop(connections);
     let again = async {
         // The places come back as the server sees the connections end.
-        while Connection::open(edge.address).await.try_ask("/films/a").await != Some(200) {}
+        while Connection::open(edge.address)
+            .await
+            .try_ask("/films/a")
+            .await
+            != Some(200)
+        {}
     };
-    tokio::time::timeout(Duration::from_secs(10), again).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), again)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -170,11 +207,16 @@ async fn slow_senders_are_cut() {
 
 #[tokio::test]
 async fn a_reader_that_takes_nothing_is_cut_in_the_end() {
-    let edge = Edge::start_with(|settings| settings.timeouts.no_progress = Duration::from_millis(200)).await;
+    let edge =
+        Edge::start_with(|settings| settings.timeouts.no_progress = Duration::from_millis(200))
+            .await;
     edge.warm("a", 512 * CHUNK);
     let mut connection = Connection::open(edge.address).await;
     connection.send(&request("GET", "/films/a", &[])).await;
-    edge.until("the connection was cut", |metrics| metrics.aborted(Abort::ClientLeft) == 1).await;
+    edge.until("the connection was cut", |metrics| {
+        metrics.aborted(Abort::ClientLeft) == 1
+    })
+    .await;
     assert!(connection.answer(false).await.cut);
 }
 
@@ -196,9 +238,40 @@ async fn request_bodies_are_not_taken() {
     let edge = Edge::start().await;
     edge.warm("a", 10);
     let mut connection = Connection::open(edge.address).await;
-    let answer = connection.ask("POST", "/films/a", &["Content-Length: 1000000000"]).await;
+    let answer = connection
+        .ask("POST", "/films/a", &["Content-Length: 1000000000"])
+        .await;
     assert_eq!(answer.status, 405);
     let flood = [b'x'; 64 << 10];
     let closed = async { while connection.stream.write_all(&flood).await.is_ok() {} };
-    tokio::time::timeout(Duration::from_secs(10), closed).await.expect("the connection is closed");
+    tokio::time::timeout(Duration::from_secs(10), closed)
+        .await
+        .expect("the connection is closed");
+}
+
+#[tokio::test]
+async fn a_passed_body_that_ends_short_is_cut() {
+    let edge = Edge::start().await;
+    let answer = get(edge.address, "/films/pass-short", &[]).await;
+    assert!(answer.cut);
+    assert_eq!(answer.body, b"0123456789");
+}
+
+#[tokio::test]
+async fn a_chunked_body_has_its_last_chunk_only_if_it_is_whole() {
+    let edge = Edge::start().await;
+    for (path, whole) in [
+        ("/films/pass-chunked", true),
+        ("/films/pass-chunked-short", false),
+    ] {
+        let mut connection = Connection::open(edge.address).await;
+        connection
+            .send(&request("GET", path, &["Connection: close"]))
+            .await;
+        let head = connection.head().await.unwrap();
+        assert_eq!(head.header("transfer-encoding"), "chunked");
+        let mut body = connection.take_buffered();
+        let _ = connection.stream.read_to_end(&mut body).await;
+        assert_eq!(body.ends_with(b"0\r\n\r\n"), whole, "{path}");
+    }
 }

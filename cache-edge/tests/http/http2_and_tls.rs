@@ -24,13 +24,18 @@ async fn http2<T>(io: T) -> Sender
 where
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await.unwrap();
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(io))
+        .await
+        .unwrap();
     tokio::spawn(connection);
     sender
 }
 
 fn get(range: &str) -> Request<Empty<Bytes>> {
-    Request::get("http://edge/films/a").header("range", format!("bytes={range}")).body(Empty::new()).unwrap()
+    Request::get("http://edge/films/a")
+        .header("range", format!("bytes={range}"))
+        .body(Empty::new())
+        .unwrap()
 }
 
 async fn tls_edge() -> (Edge, rustls::ClientConfig) {
@@ -40,11 +45,16 @@ async fn tls_edge() -> (Edge, rustls::ClientConfig) {
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(vec![certificate.clone()], PrivateKeyDer::from_pem_slice(KEY).unwrap())
+        .with_single_cert(
+            vec![certificate.clone()],
+            PrivateKeyDer::from_pem_slice(KEY).unwrap(),
+        )
         .unwrap();
     server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let server = Arc::new(server);
-    let edge = Edge::start_with(|settings| settings.tls = Some(Arc::new(move || Arc::clone(&server)))).await;
+    let edge =
+        Edge::start_with(|settings| settings.tls = Some(Arc::new(move || Arc::clone(&server))))
+            .await;
     let mut roots = rustls::RootCertStore::empty();
     roots.add(certificate).unwrap();
     let client = rustls::ClientConfig::builder_with_provider(provider)
@@ -55,11 +65,18 @@ async fn tls_edge() -> (Edge, rustls::ClientConfig) {
     (edge, client)
 }
 
-async fn tls(edge: &Edge, mut config: rustls::ClientConfig, protocol: &[u8]) -> tokio_rustls::client::TlsStream<TcpStream> {
+async fn tls(
+    edge: &Edge,
+    mut config: rustls::ClientConfig,
+    protocol: &[u8],
+) -> tokio_rustls::client::TlsStream<TcpStream> {
     config.alpn_protocols = vec![protocol.to_vec()];
     let stream = TcpStream::connect(edge.address).await.unwrap();
     let name = ServerName::try_from("localhost").unwrap();
-    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+    tokio_rustls::TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .unwrap()
 }
 
 #[tokio::test]
@@ -70,11 +87,18 @@ async fn http2_with_prior_knowledge() {
     let whole = sender.send_request(get("1-"));
     let part = sender.send_request(get("100-70000"));
     let (whole, part) = (whole.await.unwrap(), part.await.unwrap());
-    assert_eq!((part.status(), part.version()), (StatusCode::PARTIAL_CONTENT, Version::HTTP_2));
+    assert_eq!(
+        (part.status(), part.version()),
+        (StatusCode::PARTIAL_CONTENT, Version::HTTP_2)
+    );
     let (whole, part) = tokio::join!(whole.into_body().collect(), part.into_body().collect());
     assert!(whole.unwrap().to_bytes() == bytes_of(1..20 * CHUNK));
     assert!(part.unwrap().to_bytes() == bytes_of(100..70_001));
-    assert_eq!(edge.metrics.sendfile_bytes(), 0, "frames have heads: nothing to send by sendfile");
+    assert_eq!(
+        edge.metrics.sendfile_bytes(),
+        0,
+        "frames have heads: nothing to send by sendfile"
+    );
 }
 
 #[tokio::test]
@@ -82,9 +106,9 @@ async fn a_short_body_resets_its_stream_and_no_other() {
     let edge = Edge::start().await;
     let object = edge.cold("a", 2 * CHUNK);
     object.land(0);
-    object.fail_at(1, ReadError::Origin("cut".to_owned()));
     let mut sender = http2(TcpStream::connect(edge.address).await.unwrap()).await;
     let response = sender.send_request(get("0-")).await.unwrap();
+    object.fail_at(1, ReadError::Origin("cut".to_owned()));
     assert!(response.into_body().collect().await.is_err());
     assert_eq!(edge.metrics.aborted(Abort::Origin), 1);
     let response = sender.send_request(get("0-9")).await.unwrap();
@@ -106,11 +130,16 @@ async fn https_with_http1() {
     let (edge, config) = tls_edge().await;
     edge.warm("a", 20 * CHUNK);
     let mut stream = tls(&edge, config, b"http/1.1").await;
-    let request = "GET /films/a HTTP/1.1\r\nHost: edge\r\nRange: bytes=7-\r\nConnection: close\r\n\r\n";
+    let request =
+        "GET /films/a HTTP/1.1\r\nHost: edge\r\nRange: bytes=7-\r\nConnection: close\r\n\r\n";
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.unwrap();
-    let body = answer.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
+    let body = answer
+        .windows(4)
+        .position(|window| window == b"\r\n\r\n")
+        .unwrap()
+        + 4;
     assert!(answer[body..] == bytes_of(7..20 * CHUNK));
     assert_eq!(edge.metrics.sendfile_bytes(), 0);
 }

@@ -1,21 +1,25 @@
 //! Objects for the server to serve: a real store, and readers that misbehave when told to.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
+    pin::Pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use cache_edge::{
-    http::{Metrics, Server, Settings},
+    http::{Client, EdgeBody, Metrics, PeerHandler, Server, Settings},
     serve::ports::{
-        Freshness, Object, ObjectName, ObjectRequest, Objects, OpenReader, Piece, Presence, ReadBytes, ReadError,
-        Resolution, ServeError,
+        Freshness, Object, ObjectName, ObjectRequest, Objects, OpenReader, PassThrough, Piece,
+        Presence, ReadBytes, ReadError, Resolution, ServeError,
     },
     store::{EntryFile, MinFree, Store, StoreOptions},
 };
-use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, v1};
+use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, checksum::chunk_checksum, v1};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use hyper::body::Bytes;
 use tokio::{net::TcpListener, sync::Notify, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -42,15 +46,26 @@ pub struct TestObject {
     /// What a reader says at a chunk, instead of waiting for it.
     faults: Arc<Mutex<HashMap<ChunkIndex, ReadError>>>,
     freshness: Freshness,
+    /// Sent from memory: the store has no space.
+    unstored: Arc<Mutex<HashSet<ChunkIndex>>>,
 }
 
 impl TestObject {
+    /// The chunk arrives and can not be stored.
+    pub fn land_unstored(&self, chunk: ChunkIndex) {
+        self.unstored.lock().unwrap().insert(chunk);
+        self.landed.notify_waiters();
+    }
+
     /// The chunk arrives.
     pub fn land(&self, chunk: ChunkIndex) {
         let range = self.entry.geometry().chunk_range(chunk);
         let reservation = self.store.reserve(range.len()).unwrap();
-        self.entry.write_at(range.start, &bytes_of(range.start..range.end)).unwrap();
-        self.entry.finish_chunk(chunk, 0, reservation);
+        let bytes = bytes_of(range.start..range.end);
+        self.entry.write_at(range.start, &bytes).unwrap();
+        // The right one: the store's scrub looks at it.
+        self.entry
+            .finish_chunk(chunk, chunk_checksum(range.start, &bytes), reservation);
         self.landed.notify_waiters();
     }
 
@@ -70,12 +85,18 @@ impl OpenReader for TestObject {
     type Reader = TestReader;
 
     fn open(&self, range: ByteRange) -> TestReader {
-        TestReader { object: self.clone(), range }
+        TestReader {
+            object: self.clone(),
+            range,
+        }
     }
 
     fn presence(&self, range: ByteRange) -> Presence {
         let chunks = self.entry.geometry().chunks_covering(range);
-        let here = chunks.clone().filter(|chunk| self.entry.is_present(*chunk)).count();
+        let here = chunks
+            .clone()
+            .filter(|chunk| self.entry.is_present(*chunk))
+            .count();
         match here {
             0 => Presence::None,
             all if all == chunks.len() => Presence::All,
@@ -101,11 +122,26 @@ impl ReadBytes for TestReader {
             if let Some(error) = self.object.faults.lock().unwrap().get(&chunk) {
                 return Err(error.clone());
             }
-            if let Some(pin) = entry.pin(chunk) {
-                let end = (self.range.start + max_len).min(entry.geometry().chunk_range(chunk).end);
-                let range = ByteRange::new(self.range.start, end.min(self.range.end));
+            let end = (self.range.start + max_len).min(entry.geometry().chunk_range(chunk).end);
+            let range = ByteRange::new(self.range.start, end.min(self.range.end));
+            if self.object.unstored.lock().unwrap().contains(&chunk) {
                 self.range.start = range.end;
-                return Ok(Some(Piece { file: entry, range, pin: Some(pin), unstored: None }));
+                let unstored = Some(Bytes::from(bytes_of(range.start..range.end)));
+                return Ok(Some(Piece {
+                    file: entry,
+                    range,
+                    pin: None,
+                    unstored,
+                }));
+            }
+            if let Some(pin) = entry.pin(chunk) {
+                self.range.start = range.end;
+                return Ok(Some(Piece {
+                    file: entry,
+                    range,
+                    pin: Some(pin),
+                    unstored: None,
+                }));
             }
             landed.await;
         }
@@ -125,9 +161,44 @@ impl Objects for TestObjects {
         };
         match path.as_str() {
             "gone" => {
-                return Ok(Resolution::Negative { status: http::StatusCode::NOT_FOUND, remembered: true });
+                return Ok(Resolution::Negative {
+                    status: http::StatusCode::NOT_FOUND,
+                    remembered: true,
+                });
             }
-            "down" => return Err(ServeError::OriginUnreachable("connection refused".to_owned())),
+            "pass" => {
+                return Ok(Resolution::PassThrough(pass_through(
+                    request.head_only,
+                    Some(10),
+                    true,
+                )));
+            }
+            "pass-short" => {
+                return Ok(Resolution::PassThrough(pass_through(
+                    request.head_only,
+                    Some(20),
+                    false,
+                )));
+            }
+            "pass-chunked" => {
+                return Ok(Resolution::PassThrough(pass_through(
+                    request.head_only,
+                    None,
+                    true,
+                )));
+            }
+            "pass-chunked-short" => {
+                return Ok(Resolution::PassThrough(pass_through(
+                    request.head_only,
+                    None,
+                    false,
+                )));
+            }
+            "down" => {
+                return Err(ServeError::OriginUnreachable(
+                    "connection refused".to_owned(),
+                ));
+            }
             "busy" => {
                 return Err(ServeError::OriginBusy {
                     message: "503".to_owned(),
@@ -146,6 +217,49 @@ impl Objects for TestObjects {
             freshness: object.freshness,
             readers: object,
         }))
+    }
+}
+
+/// Ten bytes in two frames, and then a clean end or an error.
+fn pass_through(head_only: bool, length: Option<u64>, clean: bool) -> PassThrough {
+    let mut frames = vec![
+        Ok(Frame::data(Bytes::from_static(b"01234"))),
+        Ok(Frame::data(Bytes::from_static(b"56789"))),
+    ];
+    if !clean {
+        frames.push(Err(ReadError::Origin("ended short".to_owned())));
+    }
+    if head_only {
+        frames.clear();
+    }
+    let mut headers = http::HeaderMap::new();
+    headers.insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static("text/plain"),
+    );
+    if let Some(length) = length {
+        headers.insert(http::header::CONTENT_LENGTH, length.into());
+    }
+    let body = Box::pin(StreamBody::new(futures_util::stream::iter(frames)));
+    PassThrough {
+        status: http::StatusCode::OK,
+        headers,
+        body,
+        why: "no validator",
+    }
+}
+
+/// Answers peers with what they asked for, in words.
+struct EchoPeer;
+
+impl PeerHandler for EchoPeer {
+    fn handle<'a>(
+        &'a self,
+        request: &'a http::request::Parts,
+        _: &'a Client,
+    ) -> Pin<Box<dyn Future<Output = http::Response<EdgeBody>> + Send + 'a>> {
+        let text = Bytes::from(request.uri.path().to_owned());
+        Box::pin(async move { http::Response::new(EdgeBody::full(text)) })
     }
 }
 
@@ -181,9 +295,22 @@ impl Edge {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let server = Server::new(Arc::clone(&objects), settings, Arc::clone(&metrics), None);
+        let server = Server::new(
+            Arc::clone(&objects),
+            settings,
+            Arc::clone(&metrics),
+            Some(Arc::new(EchoPeer)),
+        );
         let serving = tokio::spawn(server.serve(listener, shutdown.clone()));
-        Self { address, metrics, shutdown, serving, objects, store, _directory: directory }
+        Self {
+            address,
+            metrics,
+            shutdown,
+            serving,
+            objects,
+            store,
+            _directory: directory,
+        }
     }
 
     /// An object of which nothing has landed.
@@ -204,9 +331,14 @@ impl Edge {
             store: self.store.clone(),
             landed: Arc::default(),
             faults: Arc::default(),
+            unstored: Arc::default(),
             freshness: Freshness::Fresh,
         };
-        self.objects.0.lock().unwrap().insert(path.to_owned(), object.clone());
+        self.objects
+            .0
+            .lock()
+            .unwrap()
+            .insert(path.to_owned(), object.clone());
         object
     }
 
@@ -224,6 +356,8 @@ impl Edge {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap_or_else(|_| panic!("not within 10 s: {what}"));
+        tokio::time::timeout(Duration::from_secs(10), waiting)
+            .await
+            .unwrap_or_else(|_| panic!("not within 10 s: {what}"));
     }
 }

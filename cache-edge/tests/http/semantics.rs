@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use cache_edge::{
     core::signed_url::{Grant, Signer},
-    http::{Cors, RequestRate},
+    http::{Cors, RequestRate, metrics::ByteSource},
 };
 
 use crate::{
@@ -50,7 +50,9 @@ async fn single_ranges() {
         (format!("5-{}", u64::MAX), 5..SIZE),
     ];
     for (asked, want) in cases {
-        let answer = connection.ask("GET", "/films/a", &[&format!("Range: bytes={asked}")]).await;
+        let answer = connection
+            .ask("GET", "/films/a", &[&format!("Range: bytes={asked}")])
+            .await;
         assert_eq!(answer.status, 206, "{asked}");
         let content_range = format!("bytes {}-{}/{SIZE}", want.start, want.end - 1);
         assert_eq!(answer.header("content-range"), content_range, "{asked}");
@@ -65,31 +67,59 @@ async fn ranges_that_are_ignored_or_not_satisfiable() {
     edge.warm("empty", 0);
     let mut connection = Connection::open(edge.address).await;
     for ignored in ["bytes=5-4", "bytes=x", "lines=0-4", "bytes"] {
-        let answer = connection.ask("GET", "/films/a", &[&format!("Range: {ignored}")]).await;
-        assert_eq!((answer.status, answer.body.len() as u64), (200, SIZE), "{ignored}");
+        let answer = connection
+            .ask("GET", "/films/a", &[&format!("Range: {ignored}")])
+            .await;
+        assert_eq!(
+            (answer.status, answer.body.len() as u64),
+            (200, SIZE),
+            "{ignored}"
+        );
     }
-    for beyond in [format!("bytes={SIZE}-"), "bytes=-0".to_owned(), format!("bytes={}-", "9".repeat(30))] {
-        let answer = connection.ask("GET", "/films/a", &[&format!("Range: {beyond}")]).await;
+    for beyond in [
+        format!("bytes={SIZE}-"),
+        "bytes=-0".to_owned(),
+        format!("bytes={}-", "9".repeat(30)),
+    ] {
+        let answer = connection
+            .ask("GET", "/films/a", &[&format!("Range: {beyond}")])
+            .await;
         assert_eq!(answer.status, 416, "{beyond}");
         assert_eq!(answer.header("content-range"), format!("bytes */{SIZE}"));
         assert_eq!(answer.header("content-type"), "application/problem+json");
     }
     let answer = connection.ask("GET", "/films/empty", &[]).await;
     assert_eq!((answer.status, answer.header("content-length")), (200, "0"));
-    let answer = connection.ask("GET", "/films/empty", &["Range: bytes=0-"]).await;
-    assert_eq!((answer.status, answer.header("content-range")), (416, "bytes */0"));
+    let answer = connection
+        .ask("GET", "/films/empty", &["Range: bytes=0-"])
+        .await;
+    assert_eq!(
+        (answer.status, answer.header("content-range")),
+        (416, "bytes */0")
+    );
 }
 
 #[tokio::test]
 async fn several_ranges_are_a_multipart_body() {
     let edge = Edge::start().await;
     edge.warm("a", SIZE);
-    let answer = get(edge.address, "/films/a", &["Range: bytes=70000-140000, 0-9, -5"]).await;
+    let answer = get(
+        edge.address,
+        "/films/a",
+        &["Range: bytes=70000-140000, 0-9, -5"],
+    )
+    .await;
     assert_eq!(answer.status, 206);
     assert!(!answer.headers.contains_key("content-range"));
-    let boundary = answer.header("content-type").strip_prefix("multipart/byteranges; boundary=").unwrap();
+    let boundary = answer
+        .header("content-type")
+        .strip_prefix("multipart/byteranges; boundary=")
+        .unwrap();
     let mut want = Vec::new();
-    for (index, range) in [70_000..140_001, 0..10, SIZE - 5..SIZE].into_iter().enumerate() {
+    for (index, range) in [70_000..140_001, 0..10, SIZE - 5..SIZE]
+        .into_iter()
+        .enumerate()
+    {
         let lead = if index == 0 { "" } else { "\r\n" };
         let (first, last) = (range.start, range.end - 1);
         want.extend_from_slice(
@@ -120,7 +150,11 @@ async fn head_is_get_without_a_body() {
         for answer in [&mut head, &mut get] {
             answer.headers.remove("date");
         }
-        assert_eq!((head.status, &head.headers), (get.status, &get.headers), "{path} {headers:?}");
+        assert_eq!(
+            (head.status, &head.headers),
+            (get.status, &get.headers),
+            "{path} {headers:?}"
+        );
     }
 }
 
@@ -155,7 +189,9 @@ async fn cache_status_tells_what_is_missing() {
     object.land(0);
     let mut connection = Connection::open(edge.address).await;
     let mut status = async |range: &str| {
-        let answer = connection.ask("HEAD", "/films/a", &[&format!("Range: bytes={range}")]).await;
+        let answer = connection
+            .ask("HEAD", "/films/a", &[&format!("Range: bytes={range}")])
+            .await;
         answer.header("cache-status").to_owned()
     };
     assert_eq!(status("0-9").await, "edge-1; hit");
@@ -173,7 +209,6 @@ async fn names_that_name_nothing() {
         ("/unknown/x", 404),
         ("/films/gone", 404),
         ("/v1/entries/00000000-0000-0000-0000-000000000007", 404),
-        ("/_peer/v1/entries/x", 404),
         ("/films/../../etc/passwd", 400),
         ("/films/%2e%2e/x", 400),
         ("/films/..%2fx", 400),
@@ -181,7 +216,11 @@ async fn names_that_name_nothing() {
     ] {
         let answer = connection.ask("GET", path, &[]).await;
         assert_eq!(answer.status, status, "{path}");
-        assert_eq!(answer.header("content-type"), "application/problem+json", "{path}");
+        assert_eq!(
+            answer.header("content-type"),
+            "application/problem+json",
+            "{path}"
+        );
         let problem: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
         assert_eq!(problem["status"], status, "{path}");
         assert!(problem["detail"].is_string(), "{path}");
@@ -218,22 +257,43 @@ async fn hosts() {
 async fn methods() {
     let edge = Edge::start().await;
     edge.warm("a", 10);
-    let answer = Connection::open(edge.address).await.ask("DELETE", "/films/a", &[]).await;
-    assert_eq!((answer.status, answer.header("allow")), (405, "GET, HEAD, OPTIONS"));
-    let preflight = ["Origin: https://player.example", "Access-Control-Request-Method: GET"];
-    let answer = Connection::open(edge.address).await.ask("OPTIONS", "/films/a", &preflight).await;
+    let answer = Connection::open(edge.address)
+        .await
+        .ask("DELETE", "/films/a", &[])
+        .await;
+    assert_eq!(
+        (answer.status, answer.header("allow")),
+        (405, "GET, HEAD, OPTIONS")
+    );
+    let preflight = [
+        "Origin: https://player.example",
+        "Access-Control-Request-Method: GET",
+    ];
+    let answer = Connection::open(edge.address)
+        .await
+        .ask("OPTIONS", "/films/a", &preflight)
+        .await;
     assert_eq!(answer.status, 204);
-    assert!(answer.header("access-control-allow-headers").contains("Range"));
+    assert!(
+        answer
+            .header("access-control-allow-headers")
+            .contains("Range")
+    );
     assert_eq!(answer.header("access-control-allow-origin"), "*");
 }
 
 #[tokio::test]
 async fn cors_can_be_narrowed() {
-    let edge =
-        Edge::start_with(|settings| settings.cors = Cors::Origins(vec!["https://a.example".to_owned()])).await;
+    let edge = Edge::start_with(|settings| {
+        settings.cors = Cors::Origins(vec!["https://a.example".to_owned()])
+    })
+    .await;
     edge.warm("a", 10);
     let answer = get(edge.address, "/films/a", &["Origin: https://a.example"]).await;
-    assert_eq!(answer.header("access-control-allow-origin"), "https://a.example");
+    assert_eq!(
+        answer.header("access-control-allow-origin"),
+        "https://a.example"
+    );
     let answer = get(edge.address, "/films/a", &["Origin: https://b.example"]).await;
     assert_eq!(answer.header("access-control-allow-origin"), "");
 }
@@ -252,21 +312,47 @@ async fn signed_urls() {
     let signer = Signer::new([("k".to_owned(), b"secret".to_vec())]);
     let edge = Edge::start_with(|settings| settings.signed_urls = Some(signer.clone())).await;
     edge.warm("a", 10);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
     let sign = |expires, client| {
-        let grant = Grant { key_id: "k", expires_unix_seconds: expires, client };
+        let grant = Grant {
+            key_id: "k",
+            expires_unix_seconds: expires,
+            client,
+        };
         format!("/films/a?{}", signer.sign("/films/a", "", &grant).unwrap())
     };
     assert_eq!(get(edge.address, "/films/a", &[]).await.status, 403);
-    assert_eq!(get(edge.address, &sign(now + 60, None), &[]).await.status, 200);
-    assert_eq!(get(edge.address, &sign(now + 60, Some("127.0.0.0/8")), &[]).await.status, 200);
-    assert_eq!(get(edge.address, &sign(now + 60, Some("192.0.2.1")), &[]).await.status, 403);
-    assert_eq!(get(edge.address, &sign(now - 1, None), &[]).await.status, 403);
+    assert_eq!(
+        get(edge.address, &sign(now + 60, None), &[]).await.status,
+        200
+    );
+    assert_eq!(
+        get(edge.address, &sign(now + 60, Some("127.0.0.0/8")), &[])
+            .await
+            .status,
+        200
+    );
+    assert_eq!(
+        get(edge.address, &sign(now + 60, Some("192.0.2.1")), &[])
+            .await
+            .status,
+        403
+    );
+    assert_eq!(
+        get(edge.address, &sign(now - 1, None), &[]).await.status,
+        403
+    );
 }
 
 #[tokio::test]
 async fn a_client_that_asks_too_often() {
-    let rate = RequestRate { per_second: 0.001, burst: 2.0 };
+    let rate = RequestRate {
+        per_second: 0.001,
+        burst: 2.0,
+    };
     let edge = Edge::start_with(|settings| settings.limits.request_rate = Some(rate)).await;
     edge.warm("a", 10);
     let mut connection = Connection::open(edge.address).await;
@@ -275,4 +361,34 @@ async fn a_client_that_asks_too_often() {
         statuses.push(connection.ask("GET", "/films/a", &[]).await.status);
     }
     assert_eq!(statuses, [200, 200, 429]);
+}
+
+#[tokio::test]
+async fn what_is_passed_through_is_named_so() {
+    let edge = Edge::start().await;
+    let mut connection = Connection::open(edge.address).await;
+    let answer = connection.ask("GET", "/films/pass", &[]).await;
+    assert_eq!(
+        (answer.status, answer.body.as_slice()),
+        (200, &b"0123456789"[..])
+    );
+    let status = "edge-1; fwd=bypass; fwd-status=200; detail=\"no validator\"";
+    assert_eq!(answer.header("cache-status"), status);
+    let head = connection.ask("HEAD", "/films/pass", &[]).await;
+    assert_eq!((head.status, head.header("content-length")), (200, "10"));
+    edge.until("the bytes were counted", |metrics| {
+        metrics.sent_bytes(ByteSource::Bypass) == 10
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_peer_is_answered_by_the_peer_handler() {
+    let edge = Edge::start().await;
+    let mut connection = Connection::open(edge.address).await;
+    let answer = connection.ask("GET", "/_peer/v1/entries/x", &[]).await;
+    assert_eq!(
+        (answer.status, answer.body.as_slice()),
+        (200, &b"/_peer/v1/entries/x"[..])
+    );
 }

@@ -10,6 +10,7 @@ use super::api::{EdgeId, EntryNo, From, Millis, Reason};
 use super::budget::Refusal;
 use super::claim::Owner;
 use super::route::Way;
+use super::state::Flight;
 use crate::core::range_set::RangeSet;
 
 /// Where a wanted chunk stands on one edge.
@@ -168,6 +169,14 @@ impl Scheduler {
             deadline: claim.queued.and_then(|key| timed(key.deadline)),
             blocked_by,
         })
+    }
+
+    /// The fetches of an entry under way, by edge. For a picture of it.
+    pub fn flights_of(&self, entry: EntryNo) -> impl Iterator<Item = (EdgeId, &Flight)> + '_ {
+        self.edges
+            .iter()
+            .flat_map(|(edge, state)| state.flights.iter().map(move |flight| (*edge, flight)))
+            .filter(move |(_, flight)| flight.entry == entry)
     }
 
     /// Chunks wanted, by level, that no fetch under way brings. Costs what the claims cost: for

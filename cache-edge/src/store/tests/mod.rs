@@ -1,8 +1,10 @@
 //! The store on real directories, and on a simulated disk that crashes.
 
 mod crash;
+mod degraded;
 mod real;
 mod simulated;
+mod stress;
 
 use std::{path::Path, sync::Arc, time::Duration};
 

@@ -1,0 +1,215 @@
+//! The dashboard: one page with its assets embedded, JSON beside it, live by server-sent events.
+//!
+//! Nothing is fetched from elsewhere and no script is inline, so the content security policy can forbid both. What changes something
+//! is a POST with a header that no other site can send without our consent (no CORS is given): safe against CSRF without a cookie.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{Path, Query, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    middleware::{self, Next},
+    response::{
+        IntoResponse, Response,
+        sse::{Event, KeepAlive, Sse},
+    },
+    routing::{get, post},
+};
+use chunkcache_proto::{EntryId, v1};
+use futures_util::{Stream, stream};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{entry_view, live::LiveView};
+use crate::service::{Cluster, edges, error::ServiceError, explain, jobs};
+
+/// The chunk map is drawn at most this often for each viewer of the page.
+const ENTRY_EVERY: Duration = Duration::from_millis(500);
+
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self'; connect-src 'self'; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+const ASSETS: [(&str, &str, &str); 6] = [
+    ("app.js", "text/javascript; charset=utf-8", include_str!("dashboard/app.js")),
+    ("chunkmap.js", "text/javascript; charset=utf-8", include_str!("dashboard/chunkmap.js")),
+    ("style.css", "text/css; charset=utf-8", include_str!("dashboard/style.css")),
+    ("icon.svg", "image/svg+xml", include_str!("dashboard/icon.svg")),
+    ("uplot.min.js", "text/javascript; charset=utf-8", include_str!("dashboard/uplot.min.js")),
+    ("uplot.min.css", "text/css; charset=utf-8", include_str!("dashboard/uplot.min.css")),
+];
+
+#[derive(Clone)]
+struct Parts {
+    cluster: Arc<Cluster>,
+    live: Arc<LiveView>,
+}
+
+/// `/`, `/assets/*` and `/api/v1/*`.
+pub fn router(cluster: Arc<Cluster>, live: Arc<LiveView>) -> Router {
+    Router::new()
+        .route("/", get(|| async { page("text/html; charset=utf-8", include_str!("dashboard/index.html")) }))
+        .route("/assets/{name}", get(asset))
+        .route("/api/v1/overview", get(overview))
+        .route("/api/v1/stream", get(overview_stream))
+        .route("/api/v1/history", get(history))
+        .route("/api/v1/entries", get(list_entries))
+        .route("/api/v1/entries/{id}", get(one_entry))
+        .route("/api/v1/entries/{id}/stream", get(entry_stream))
+        .route("/api/v1/explain", get(explain_chunk))
+        .route("/api/v1/jobs/{id}/cancel", post(cancel_job))
+        .route("/api/v1/edges/{name}/drain", post(drain_edge))
+        .layer(middleware::from_fn(protect))
+        .with_state(Parts { cluster, live })
+}
+
+fn page(content_type: &'static str, body: &'static str) -> Response {
+    ([(header::CONTENT_TYPE, content_type), (header::CACHE_CONTROL, "no-cache")], body).into_response()
+}
+
+async fn asset(Path(name): Path<String>) -> Response {
+    match ASSETS.iter().find(|(known, ..)| *known == name) {
+        Some((_, content_type, body)) => page(content_type, body),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+/// Headers on every answer, and the CSRF header on everything that acts.
+async fn protect(request: Request, next: Next) -> Response {
+    let acts = !matches!(*request.method(), axum::http::Method::GET | axum::http::Method::HEAD);
+    if acts && !is_ours(request.headers()) {
+        return problem(StatusCode::FORBIDDEN, "send the header X-Requested-With: chunkcache");
+    }
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+fn is_ours(headers: &HeaderMap) -> bool {
+    headers.get("x-requested-with").is_some_and(|value| value == "chunkcache")
+}
+
+async fn overview(State(parts): State<Parts>) -> Response {
+    let mut receiver = parts.live.overview();
+    let fresh = tokio::time::timeout(Duration::from_secs(3), receiver.changed()).await;
+    if fresh.is_err() {
+        return problem(StatusCode::SERVICE_UNAVAILABLE, "no sample yet");
+    }
+    let body = receiver.borrow().to_string();
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+async fn overview_stream(State(parts): State<Parts>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let end = parts.cluster.shutdown.clone();
+    let events = stream::unfold((parts.live.overview(), end), |(mut receiver, end)| async move {
+        tokio::select! {
+            changed = receiver.changed() => changed.ok()?,
+            () = end.cancelled() => return None,
+        }
+        let event = Event::default().event("overview").data(receiver.borrow_and_update().as_ref());
+        Some((Ok(event), (receiver, end)))
+    });
+    Sse::new(events).keep_alive(KeepAlive::default())
+}
+
+async fn history(State(parts): State<Parts>) -> Json<Value> {
+    Json(parts.live.history())
+}
+
+#[derive(Deserialize)]
+struct Page {
+    #[serde(default)]
+    source: String,
+    #[serde(default)]
+    after: String,
+}
+
+async fn list_entries(State(parts): State<Parts>, Query(page): Query<Page>) -> Result<Json<Value>, Refused> {
+    Ok(Json(entry_view::entries(&parts.cluster, page.source, page.after).await?))
+}
+
+async fn one_entry(State(parts): State<Parts>, Path(id): Path<EntryId>) -> Result<Json<Value>, Refused> {
+    Ok(Json(entry_view::entry(&parts.cluster, id).await?))
+}
+
+/// A picture whenever something changed, at most twice a second; ended when the entry is gone.
+async fn entry_stream(State(parts): State<Parts>, Path(id): Path<EntryId>) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refused> {
+    entry_view::entry(&parts.cluster, id).await?;
+    let ticks = tokio::time::interval(ENTRY_EVERY);
+    let events = stream::unfold((parts, ticks, String::new()), move |(parts, mut ticks, last)| async move {
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = parts.cluster.shutdown.cancelled() => return None,
+            }
+            let Ok(picture) = entry_view::entry(&parts.cluster, id).await else { continue };
+            let text = picture.to_string();
+            if text != last {
+                return Some((Ok(Event::default().event("entry").data(&text)), (parts, ticks, text)));
+            }
+        }
+    });
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+}
+
+#[derive(Deserialize)]
+struct Chunk {
+    entry: EntryId,
+    chunk: u32,
+}
+
+async fn explain_chunk(State(parts): State<Parts>, Query(asked): Query<Chunk>) -> Result<Json<Value>, Refused> {
+    let name = v1::EntryName { name: Some(v1::entry_name::Name::Id(asked.entry.to_string())) };
+    let why = explain::explain(&parts.cluster, v1::ExplainChunkRequest { entry: Some(name), chunk: asked.chunk }).await?;
+    let reasons: Vec<_> = why.decisions.iter().map(|d| format!("{}: {}", d.edge, d.reason)).collect();
+    let summary = if reasons.is_empty() { why.summary } else { format!("{} ({})", why.summary, reasons.join("; ")) };
+    Ok(Json(json!({ "summary": summary })))
+}
+
+async fn cancel_job(State(parts): State<Parts>, Path(id): Path<String>) -> Result<StatusCode, Refused> {
+    jobs::cancel(&parts.cluster, v1::CancelJobRequest { id }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Deserialize)]
+struct DrainBody {
+    drain: bool,
+}
+
+async fn drain_edge(State(parts): State<Parts>, Path(name): Path<String>, Json(body): Json<DrainBody>) -> Result<StatusCode, Refused> {
+    edges::drain(&parts.cluster, v1::DrainEdgeRequest { name, drain: body.drain }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A use case said no.
+struct Refused(ServiceError);
+
+impl From<ServiceError> for Refused {
+    fn from(error: ServiceError) -> Self {
+        Self(error)
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let status = match &self.0 {
+            ServiceError::Invalid(_) => StatusCode::BAD_REQUEST,
+            ServiceError::NotFound { .. } => StatusCode::NOT_FOUND,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        problem(status, &self.0.to_string())
+    }
+}
+
+fn problem(status: StatusCode, detail: &str) -> Response {
+    let body = json!({ "status": status.as_u16(), "title": status.canonical_reason(), "detail": detail }).to_string();
+    (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+}

@@ -1,0 +1,103 @@
+//! One entry for the dashboard: what each edge holds, what is in flight at which level, where the viewers are.
+
+use chunkcache_proto::{EntryId, Geometry, v1};
+use serde_json::{Value, json};
+
+use crate::{
+    core::scheduler::api::From as FetchFrom,
+    service::{Cluster, entries, error::ServiceError},
+    session::{plan::Plan, translate},
+};
+
+/// As JSON; see `dashboard/app.js` for who reads it.
+pub async fn entry(cluster: &Cluster, id: EntryId) -> Result<Value, ServiceError> {
+    let name = v1::EntryName { name: Some(v1::entry_name::Name::Id(id.to_string())) };
+    let found = entries::get(cluster, v1::GetEntryRequest { entry: Some(name) }).await?.entry.unwrap_or_default();
+    let entry = found.entry.unwrap_or_default();
+    let geometry = Geometry::new(entry.size, entry.chunk_size).map_err(|error| ServiceError::invalid("entry", error.to_string()))?;
+    let flights = cluster.plan.ask(move |plan| flights(plan, id)).await?;
+    let edges: Vec<Value> = found
+        .edges
+        .iter()
+        .map(|held| json!({ "edge": held.edge, "bytes": held.bytes, "runs": held.ranges.iter().map(|r| run(geometry, r)).collect::<Vec<_>>() }))
+        .collect();
+    let key = entry.key.unwrap_or_default();
+    Ok(json!({
+        "id": entry.id, "source": key.source, "path": path(&key.path, &key.query), "size": entry.size, "chunk_size": entry.chunk_size,
+        "chunk_count": geometry.chunk_count(), "validator": entry.validator, "pinned": entry.pinned, "complete": found.complete,
+        "edges": with_all_edges(edges, &flights, cluster), "flights": flights, "viewers": viewers(cluster, &entry.id),
+    }))
+}
+
+/// A page of entries, newest state of the table.
+pub async fn entries(cluster: &Cluster, source: String, after: String) -> Result<Value, ServiceError> {
+    let page = entries::list(cluster, v1::ListEntriesRequest { source, page_size: 100, page_token: after }).await?;
+    let rows: Vec<Value> = page
+        .entries
+        .iter()
+        .map(|detail| {
+            let entry = detail.entry.clone().unwrap_or_default();
+            let key = entry.key.unwrap_or_default();
+            json!({
+                "id": entry.id, "source": key.source, "path": path(&key.path, &key.query), "size": entry.size, "complete": detail.complete, "pinned": entry.pinned,
+                "edges": detail.edges.iter().map(|e| json!({ "edge": e.edge, "bytes": e.bytes })).collect::<Vec<_>>(),
+            })
+        })
+        .collect();
+    Ok(json!({ "entries": rows, "next": page.next_page_token }))
+}
+
+fn path(path: &str, query: &str) -> String {
+    if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
+}
+
+/// First chunk and one past the last. Rows are whole chunks, so nothing is lost.
+fn run(geometry: Geometry, range: &v1::ByteRange) -> (u32, u32) {
+    let chunks = geometry.chunks_covering((*range).into());
+    (chunks.start, chunks.end)
+}
+
+fn flights(plan: &Plan, id: EntryId) -> Vec<Value> {
+    let Some(number) = plan.directory().entry_number(id) else {
+        return Vec::new();
+    };
+    let name = |edge| plan.directory().edge(edge).map(|e| e.name.clone()).unwrap_or_default();
+    plan.scheduler()
+        .flights_of(number)
+        .map(|(edge, flight)| {
+            let from = match flight.from {
+                FetchFrom::Origin => "origin".to_owned(),
+                FetchFrom::Peer(peer) => name(peer),
+            };
+            json!({
+                "edge": name(edge), "first": flight.chunks.start, "count": flight.chunks.end - flight.chunks.start,
+                "level": flight.level as u8 + 1, "from": from, "reason": translate::reason(flight.reason), "bytes_done": flight.bytes_done,
+            })
+        })
+        .collect()
+}
+
+fn viewers(cluster: &Cluster, id: &str) -> Vec<Value> {
+    let mut viewers = Vec::new();
+    for session in cluster.registry.all() {
+        let status = session.status.lock();
+        for viewer in status.viewers.iter().filter(|v| v.entry_id == id) {
+            viewers.push(json!({
+                "edge": session.name, "reader": viewer.reader_id, "position": viewer.position, "waiting": viewer.waiting,
+                "rate": viewer.rate_bytes_per_second, "buffered": viewer.buffered_bytes, "paused": viewer.paused,
+            }));
+        }
+    }
+    viewers
+}
+
+/// An edge that fetches its first chunk holds nothing yet, but has a strip.
+fn with_all_edges(mut edges: Vec<Value>, flights: &[Value], cluster: &Cluster) -> Vec<Value> {
+    for session in cluster.registry.all() {
+        let is_listed = edges.iter().any(|e| e["edge"] == session.name.as_str());
+        if !is_listed && flights.iter().any(|f| f["edge"] == session.name.as_str()) {
+            edges.push(json!({ "edge": session.name, "bytes": 0, "runs": [] }));
+        }
+    }
+    edges
+}

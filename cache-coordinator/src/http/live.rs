@@ -1,0 +1,248 @@
+//! What the dashboard shows of the cluster: sampled once a second, whoever looks, and kept for an hour.
+//!
+//! Rates are differences of the totals edges report. The parts that cost queries (rows of edges, jobs) are
+//! read every few seconds, and only while somebody looks.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use chunkcache_proto::v1;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::service::{Cluster, edges, jobs, resolve_key::now_ms, status};
+
+const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+/// One of so many samples is kept, and asks the database.
+const KEEP_EVERY: u64 = 5;
+/// An hour of kept samples.
+const HISTORY: usize = 720;
+/// Jobs on the page; the command line lists all.
+const MAX_JOBS: usize = 200;
+
+/// Bytes a second, by where they came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Rates {
+    sent: f64,
+    hit: f64,
+    origin: f64,
+    peer: f64,
+    stalls: f64,
+}
+
+struct Sample {
+    at_seconds: i64,
+    rates: Rates,
+    readers: u32,
+}
+
+/// The last totals of an edge's session, to take differences of.
+struct Before {
+    epoch: u64,
+    at: Instant,
+    status: v1::EdgeStatus,
+}
+
+#[derive(Default)]
+struct Slow {
+    edges: Vec<v1::Edge>,
+    jobs: Vec<v1::Job>,
+    status: v1::GetStatusResponse,
+}
+
+/// The sampler and what it found.
+pub struct LiveView {
+    cluster: Arc<Cluster>,
+    overview: watch::Sender<Arc<str>>,
+    history: Mutex<VecDeque<Sample>>,
+}
+
+impl LiveView {
+    #[must_use]
+    pub fn new(cluster: Arc<Cluster>) -> Arc<Self> {
+        let (overview, _) = watch::channel(Arc::from("{}"));
+        Arc::new(Self { cluster, overview, history: Mutex::default() })
+    }
+
+    /// The newest overview as JSON, and a way to wait for the next.
+    #[must_use]
+    pub fn overview(&self) -> watch::Receiver<Arc<str>> {
+        self.overview.subscribe()
+    }
+
+    /// The last hour, one array a series.
+    #[must_use]
+    pub fn history(&self) -> Value {
+        let history = self.history.lock();
+        let series = |pick: fn(&Sample) -> f64| history.iter().map(pick).map(f64::round).collect::<Vec<_>>();
+        json!({
+            "t": history.iter().map(|s| s.at_seconds).collect::<Vec<_>>(),
+            "sent": series(|s| s.rates.sent),
+            "hit": series(|s| s.rates.hit),
+            "origin": series(|s| s.rates.origin),
+            "peer": series(|s| s.rates.peer),
+            "readers": history.iter().map(|s| s.readers).collect::<Vec<_>>(),
+            "stalls": history.iter().map(|s| s.rates.stalls).collect::<Vec<_>>(),
+        })
+    }
+
+    /// Samples until the token is cancelled.
+    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+        let mut ticks = tokio::time::interval(SAMPLE_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut before: HashMap<u32, Before> = HashMap::new();
+        let mut slow = Slow::default();
+        let mut number = 0_u64;
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = shutdown.cancelled() => return,
+            }
+            let rates = self.rates(&mut before);
+            let watched = self.overview.receiver_count() > 0;
+            if number.is_multiple_of(KEEP_EVERY) {
+                self.keep(&rates);
+            }
+            if watched {
+                if number.is_multiple_of(KEEP_EVERY) || slow.status.version.is_empty() {
+                    slow = self.ask(slow).await;
+                }
+                self.overview.send_replace(Arc::from(self.render(&slow, &rates).to_string()));
+            }
+            number += 1;
+        }
+    }
+
+    fn rates(&self, before: &mut HashMap<u32, Before>) -> HashMap<String, Rates> {
+        let now = Instant::now();
+        let live = self.cluster.registry.all();
+        before.retain(|edge, _| live.iter().any(|l| l.edge.0 == *edge));
+        live.iter()
+            .map(|session| {
+                let status = session.status.lock().clone();
+                let rates = match before.get(&session.edge.0) {
+                    Some(last) if last.epoch == session.epoch => differences(&last.status, &status, now - last.at),
+                    _ => Rates::default(),
+                };
+                before.insert(session.edge.0, Before { epoch: session.epoch, at: now, status });
+                (session.name.clone(), rates)
+            })
+            .collect()
+    }
+
+    fn keep(&self, rates: &HashMap<String, Rates>) {
+        let sum = |pick: fn(&Rates) -> f64| rates.values().map(pick).sum();
+        let sample = Sample {
+            at_seconds: now_ms() / 1000,
+            rates: Rates { sent: sum(|r| r.sent), hit: sum(|r| r.hit), origin: sum(|r| r.origin), peer: sum(|r| r.peer), stalls: sum(|r| r.stalls) },
+            readers: self.cluster.registry.all().iter().map(|l| l.status.lock().readers).sum(),
+        };
+        let mut history = self.history.lock();
+        if history.len() == HISTORY {
+            history.pop_front();
+        }
+        history.push_back(sample);
+    }
+
+    /// The database's part. What can not be had now stays as it was.
+    async fn ask(&self, mut slow: Slow) -> Slow {
+        if let Ok(list) = edges::list(&self.cluster).await {
+            slow.edges = list.edges;
+        }
+        if let Ok(list) = jobs::list(&self.cluster, v1::ListJobsRequest { include_ended: true }).await {
+            slow.jobs = list.jobs;
+            slow.jobs.sort_by_key(|job| (job.state != i32::from(v1::JobState::Running), -job.created_at_ms));
+            slow.jobs.truncate(MAX_JOBS);
+        }
+        if let Ok(status) = status::status(&self.cluster).await {
+            slow.status = status;
+        }
+        slow
+    }
+
+    fn render(&self, slow: &Slow, rates: &HashMap<String, Rates>) -> Value {
+        let status = &slow.status;
+        let edges: Vec<Value> = slow
+            .edges
+            .iter()
+            .map(|edge| {
+                let live = self.cluster.registry.by_name(&edge.name);
+                let told = live.as_ref().map(|l| l.status.lock().clone()).unwrap_or_default();
+                let rates = rates.get(&edge.name).copied().unwrap_or_default();
+                json!({
+                    "name": edge.name, "state": edge_state(edge, live.is_some()), "url": edge.url,
+                    "bytes_used": if live.is_some() { told.bytes_used } else { edge.bytes_used },
+                    "bytes_allowed": edge.bytes_allowed, "readers": told.readers, "chunks": edge.chunks,
+                    "degraded": told.degraded, "reason": told.reason, "stalls_total": told.stalls_total, "last_seen_ms": edge.last_seen_ms,
+                    "rates": { "sent": rates.sent.round(), "hit": rates.hit.round(), "origin": rates.origin.round(), "peer": rates.peer.round() },
+                })
+            })
+            .collect();
+        json!({
+            "version": status.version, "leader": status.leader, "is_leader": status.is_leader, "now_ms": now_ms(),
+            "totals": {
+                "entries": status.entries, "chunks": status.chunks, "bytes_cached": status.bytes_cached, "readers": status.readers,
+                "jobs_running": status.jobs_running, "queued": status.queued_by_level, "running": status.running_by_level,
+                "drift_rows": status.drift_rows_without_bytes, "drift_bytes": status.drift_bytes_without_rows,
+            },
+            "edges": edges,
+            "jobs": slow.jobs.iter().map(job).collect::<Vec<_>>(),
+            "sources": self.cluster.sources.load().iter().map(|s| json!({ "name": s.name })).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// Totals that fell (another process under the same epoch can not be) count as nothing rather than as a flood.
+fn differences(before: &v1::EdgeStatus, now: &v1::EdgeStatus, elapsed: Duration) -> Rates {
+    let seconds = elapsed.as_secs_f64().max(0.001);
+    let rate = |pick: fn(&v1::EdgeStatus) -> u64| pick(now).saturating_sub(pick(before)) as f64 / seconds;
+    Rates {
+        sent: rate(|s| s.bytes_sent_total),
+        hit: rate(|s| s.bytes_hit_total),
+        origin: rate(|s| s.bytes_origin_total),
+        peer: rate(|s| s.bytes_peer_total),
+        stalls: rate(|s| s.stalls_total),
+    }
+}
+
+fn edge_state(edge: &v1::Edge, is_live: bool) -> &'static str {
+    match edge.state() {
+        v1::EdgeState::Draining => "draining",
+        v1::EdgeState::Lost => "lost",
+        _ if is_live => "active",
+        _ => "suspect",
+    }
+}
+
+fn job(job: &v1::Job) -> Value {
+    let entry = job.entry.clone().unwrap_or_default();
+    let key = entry.key.unwrap_or_default();
+    let state = match job.state() {
+        v1::JobState::Done => "done",
+        v1::JobState::Cancelled => "cancelled",
+        v1::JobState::Failed => "failed",
+        v1::JobState::Running | v1::JobState::Unspecified => "running",
+    };
+    json!({
+        "id": job.id, "entry": entry.id, "source": key.source, "path": key.path, "state": state, "bytes_done": job.bytes_done, "bytes_total": job.bytes_total,
+        "rate": job.rate_bytes_per_second, "eta_seconds": job.eta_seconds, "edges": job.edges, "error": job.error,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_differences_and_never_negative() {
+        let before = v1::EdgeStatus { bytes_sent_total: 100, bytes_hit_total: 50, stalls_total: 9, ..Default::default() };
+        let now = v1::EdgeStatus { bytes_sent_total: 300, bytes_hit_total: 40, stalls_total: 10, ..Default::default() };
+        let rates = differences(&before, &now, Duration::from_secs(2));
+        assert_eq!(rates, Rates { sent: 100.0, stalls: 0.5, ..Rates::default() });
+    }
+}

@@ -1,0 +1,165 @@
+//! The one body type of this server's responses: an object's parts, the origin's own body, or a few bytes.
+//!
+//! It tells the metrics how it ended, and it never ends cleanly where bytes are missing.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+use super::{
+    body::{BodyData, ObjectBody},
+    connection::ActiveRequest,
+    metrics::{Abort, ByteSource, Metrics, RequestGuard},
+};
+use crate::serve::ports::{OpenReader, PassBody, ReadError};
+
+/// The body of every response of this server.
+pub struct EdgeBody {
+    kind: Kind,
+    /// Tells the metrics how it ended.
+    guard: Option<RequestGuard>,
+    /// Keeps the connection's watchdog patient.
+    active: Option<ActiveRequest>,
+    /// An error that waits for one more poll: hyper flushes before it, and what was right so far
+    /// (above all the head) reaches the client.
+    error: Option<ReadError>,
+}
+
+enum Kind {
+    Full(Option<Bytes>),
+    Object(Pin<Box<dyn Body<Data = BodyData, Error = ReadError> + Send>>),
+    Pass {
+        body: PassBody,
+        metrics: Arc<Metrics>,
+    },
+}
+
+impl EdgeBody {
+    #[must_use]
+    pub fn empty() -> Self {
+        Self {
+            kind: Kind::Full(None),
+            guard: None,
+            active: None,
+            error: None,
+        }
+    }
+
+    #[must_use]
+    pub fn full(bytes: Bytes) -> Self {
+        let bytes = if bytes.is_empty() { None } else { Some(bytes) };
+        Self {
+            kind: Kind::Full(bytes),
+            guard: None,
+            active: None,
+            error: None,
+        }
+    }
+
+    #[must_use]
+    pub fn object<O: OpenReader>(body: ObjectBody<O>) -> Self
+    where
+        O::Reader: Send,
+    {
+        Self {
+            kind: Kind::Object(Box::pin(body)),
+            guard: None,
+            active: None,
+            error: None,
+        }
+    }
+
+    #[must_use]
+    pub fn pass_through(body: PassBody, metrics: Arc<Metrics>) -> Self {
+        Self {
+            kind: Kind::Pass { body, metrics },
+            guard: None,
+            active: None,
+            error: None,
+        }
+    }
+
+    /// Counts the request until the body ends or is dropped.
+    pub(super) fn watch(&mut self, mut guard: RequestGuard, active: ActiveRequest) {
+        if self.kind.is_end() {
+            guard.finished();
+        }
+        self.guard = Some(guard);
+        self.active = Some(active);
+    }
+}
+
+impl Body for EdgeBody {
+    type Data = BodyData;
+    type Error = ReadError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<BodyData>, ReadError>>> {
+        let this = self.get_mut();
+        if let Some(error) = this.error.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let frame = match &mut this.kind {
+            Kind::Full(bytes) => bytes
+                .take()
+                .map(|bytes| Ok(Frame::data(BodyData::Memory(bytes)))),
+            Kind::Object(body) => ready!(body.as_mut().poll_frame(context)),
+            Kind::Pass { body, metrics } => {
+                ready!(body.as_mut().poll_frame(context)).map(|frame| {
+                    frame.map(|frame| {
+                        frame.map_data(|bytes| {
+                            metrics.count_bytes(ByteSource::Bypass, bytes.len() as u64);
+                            BodyData::Memory(bytes)
+                        })
+                    })
+                })
+            }
+        };
+        let ended = frame.is_none() || this.kind.is_end();
+        if let Some(guard) = &mut this.guard {
+            match &frame {
+                Some(Err(error)) => guard.aborted(Abort::of(error)),
+                _ if ended => guard.finished(),
+                _ => {}
+            }
+        }
+        if let Some(Err(error)) = frame {
+            tracing::warn!(%error, "body aborted");
+            this.error = Some(error);
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.kind.is_end()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Full(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+            Kind::Object(body) => body.size_hint(),
+            Kind::Pass { body, .. } => body.size_hint(),
+        }
+    }
+}
+
+impl Kind {
+    fn is_end(&self) -> bool {
+        match self {
+            Self::Full(bytes) => bytes.is_none(),
+            Self::Object(body) => body.is_end_stream(),
+            Self::Pass { body, .. } => body.is_end_stream(),
+        }
+    }
+}

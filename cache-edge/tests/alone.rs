@@ -1,0 +1,112 @@
+//! An edge without a coordinator, end to end over sockets: cold read, hit, restart, many readers, no space.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use support::{Act, MIB, Origin, TestEdge, content, request};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cold_then_hit_then_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let origin = Origin::start(9 * MIB + 77).await;
+    let size = 9 * MIB + 77;
+    let edge = TestEdge::start(directory.path(), Some(&origin)).await;
+
+    let middle = edge.get("/films/a.mp4", Some("bytes=3000000-3000999")).await;
+    middle.assert_bytes(206, &content(1, 3_000_000..3_001_000));
+    assert_eq!(middle.header("content-range"), format!("bytes 3000000-3000999/{size}"));
+    assert!(middle.header("cache-status").contains("fwd=miss"), "{}", middle.header("cache-status"));
+
+    let whole = edge.get("/films/a.mp4", None).await;
+    whole.assert_bytes(200, &content(1, 0..size));
+    assert_eq!(whole.header("etag"), "\"v1\"");
+    assert_eq!(origin.sent(), size, "each byte once");
+
+    let hit = edge.get("/films/a.mp4", Some("bytes=0-")).await;
+    hit.assert_bytes(206, &content(1, 0..size));
+    assert!(hit.header("cache-status").contains("; hit"), "{}", hit.header("cache-status"));
+    assert_eq!(origin.sent(), size);
+
+    edge.stop().await;
+    // Sources, bindings and chunks are known again without anyone being asked.
+    let edge = TestEdge::start(directory.path(), None).await;
+    let again = edge.get("/films/a.mp4", Some("bytes=-500")).await;
+    again.assert_bytes(206, &content(1, size - 500..size));
+    assert_eq!(origin.sent(), size);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_readers_one_fetch() {
+    let directory = tempfile::tempdir().unwrap();
+    let origin = Origin::start(16 * MIB).await;
+    let edge = TestEdge::start(directory.path(), Some(&origin)).await;
+    let expected = std::sync::Arc::new(content(1, 0..16 * MIB));
+    let readers: Vec<_> = (0..50)
+        .map(|_| {
+            let (address, expected) = (edge.address, expected.clone());
+            tokio::spawn(async move { request(address, "GET", "/films/a.mp4", None, &[]).await.assert_bytes(200, &expected) })
+        })
+        .collect();
+    for reader in readers {
+        reader.await.unwrap();
+    }
+    assert_eq!(origin.sent(), 16 * MIB);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_are_sent_as_they_land() {
+    let directory = tempfile::tempdir().unwrap();
+    let origin = Origin::start(64 * MIB).await;
+    origin.script(|_, _| Act::Paced(256 << 10));
+    let edge = TestEdge::start(directory.path(), Some(&origin)).await;
+    let begun = Instant::now();
+    // The middle of a chunk, of which the origin would need four seconds to bring what comes before.
+    let first = edge.get("/films/a.mp4", Some("bytes=41000000-41000099")).await;
+    first.assert_bytes(206, &content(1, 41_000_000..41_000_100));
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_space_bytes_pass_by_the_store() {
+    let directory = tempfile::tempdir().unwrap();
+    let origin = Origin::start(7 * MIB).await;
+    let edge = TestEdge::start_with(directory.path(), Some(&origin), |options, _| options.max_bytes = Some(MIB)).await;
+    let whole = edge.get("/films/a.mp4", None).await;
+    whole.assert_bytes(200, &content(1, 0..7 * MIB));
+    assert_eq!(edge.edge.store.bytes_used(), 0);
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_registered_sources_and_only_below_their_base() {
+    let directory = tempfile::tempdir().unwrap();
+    let origin = Origin::start(10).await;
+    let edge = TestEdge::start(directory.path(), Some(&origin)).await;
+    for path in ["/other/a.mp4", "/films/../secret", "/films/%2e%2e/secret", "/", "/v1/entries/x"] {
+        let answer = edge.get(path, None).await;
+        assert!((400..500).contains(&answer.status), "{path}: {}", answer.status);
+    }
+    assert_eq!(origin.requests(), 0);
+    edge.get("/films/small", None).await.assert_bytes(200, &content(1, 0..10));
+    assert_eq!(origin.seen.lock()[0].path, "/library/small");
+    assert_eq!(origin.seen.lock()[0].header("accept-encoding"), Some("identity"));
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn head_and_empty_objects() {
+    let directory = tempfile::tempdir().unwrap();
+    let origin = Origin::start(5 * MIB).await;
+    let edge = TestEdge::start(directory.path(), Some(&origin)).await;
+    let head = request(edge.address, "HEAD", "/films/a", None, &[]).await;
+    assert_eq!((head.status, head.header("content-length")), (200, "5242880"));
+    assert!(origin.sent() <= 1);
+    origin.size.store(0, std::sync::atomic::Ordering::SeqCst);
+    edge.get("/films/empty", None).await.assert_bytes(200, &[]);
+    edge.stop().await;
+}
