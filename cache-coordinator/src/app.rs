@@ -19,8 +19,7 @@ use uuid::Uuid;
 use crate::{
     config::ServeConfig,
     events::{ChangeLog, PrunePolicy, prune_until},
-    grpc,
-    http,
+    grpc, http,
     listen::{self, Accepted},
     metrics::{DatabaseTimes, Metrics},
     repository::{
@@ -28,9 +27,7 @@ use crate::{
         lease::LeaseTimes,
         writer::{WriterConfig, WriterTask},
     },
-    service::{
-        Cluster, jobs, membership, origin_probe::OriginProbe, resolve_key::Resolver, term,
-    },
+    service::{Cluster, jobs, membership, origin_probe::OriginProbe, resolve_key::Resolver, term},
     session::{
         actor::Actor,
         registry::{End, Registry},
@@ -85,7 +82,11 @@ impl App {
     /// Runs until the token is cancelled, or something that must not end ends.
     pub async fn run(self) -> anyhow::Result<()> {
         let (grpc_address, http_address) = (self.grpc_address()?, self.http_address()?);
-        let scheme = if self.grpc_tls.is_some() { "https" } else { "http" };
+        let scheme = if self.grpc_tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
         let address = self
             .config
             .advertise_url
@@ -101,7 +102,12 @@ impl App {
             Arc::new(DatabaseTimes(Arc::clone(&metrics))),
         )?;
         let holder = Uuid::new_v4();
-        let keeper = LeaseKeeper::new(database.clone(), holder, address.clone(), LeaseTimes::default());
+        let keeper = LeaseKeeper::new(
+            database.clone(),
+            holder,
+            address.clone(),
+            LeaseTimes::default(),
+        );
         let leadership = keeper.leadership();
         let (writer, writer_task) = WriterTask::new(
             database.clone(),
@@ -142,7 +148,8 @@ impl App {
         // Each step of the end waits for the one before.
         let (served, written) = (CancellationToken::new(), CancellationToken::new());
 
-        let (accepting, connections) = listen::accept(self.grpc, self.grpc_tls.clone(), stop.clone());
+        let (accepting, connections) =
+            listen::accept(self.grpc, self.grpc_tls.clone(), stop.clone());
         tasks.spawn("grpc-accept", accepting);
         tasks.spawn("grpc", {
             let (cluster, served) = (Arc::clone(&cluster), served.clone());
@@ -154,9 +161,16 @@ impl App {
                 Ok(())
             }
         });
-        let (accepting, connections) = listen::accept(self.http, self.http_tls.clone(), stop.clone());
+        let (accepting, connections) =
+            listen::accept(self.http, self.http_tls.clone(), stop.clone());
         tasks.spawn("http-accept", accepting);
-        tasks.spawn("http", http::serve(Arc::clone(&cluster), Accepted::new(connections, http_address)));
+        tasks.spawn(
+            "http",
+            http::serve(
+                Arc::clone(&cluster),
+                Accepted::new(connections, http_address),
+            ),
+        );
         for reloading in self.grpc_tls.iter().chain(&self.http_tls) {
             let watching = Arc::clone(reloading).watch(CHECK_INTERVAL, stop.clone());
             tasks.spawn("tls-reload", async move {
@@ -177,12 +191,22 @@ impl App {
             Ok(())
         };
         tasks.spawn("plan", plain(Box::pin(actor.run(served.clone()))));
-        tasks.spawn("jobs", plain(Box::pin(jobs::supervise(Arc::clone(&cluster), done_wants))));
+        tasks.spawn(
+            "jobs",
+            plain(Box::pin(jobs::supervise(Arc::clone(&cluster), done_wants))),
+        );
         tasks.spawn("term", plain(Box::pin(term::run(Arc::clone(&cluster)))));
-        tasks.spawn("membership", plain(Box::pin(membership::run(Arc::clone(&cluster)))));
+        tasks.spawn(
+            "membership",
+            plain(Box::pin(membership::run(Arc::clone(&cluster)))),
+        );
         tasks.spawn("prune", {
             let (database, stop) = (database.clone(), stop.clone());
-            plain(Box::pin(prune_until(database, PrunePolicy::default(), stop)))
+            plain(Box::pin(prune_until(
+                database,
+                PrunePolicy::default(),
+                stop,
+            )))
         });
         tasks.spawn("writer", {
             let written = written.clone();

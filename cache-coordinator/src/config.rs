@@ -70,7 +70,12 @@ const OPTIONS: &[OptionSpec] = &[
         Kind::Path,
         "Certificate chain (PEM); TLS on both listeners",
     ),
-    OptionSpec::new("tls-key", "FILE", Kind::Path, "Private key of --tls-cert (PEM)"),
+    OptionSpec::new(
+        "tls-key",
+        "FILE",
+        Kind::Path,
+        "Private key of --tls-cert (PEM)",
+    ),
     OptionSpec::new(
         "tls-client-ca",
         "FILE",
@@ -229,14 +234,26 @@ mod tests {
             "--nonsense",
         ])
         .unwrap_err();
-        for part in ["database-url", "chunk-size", "0.0.0.0:1", "tls-client-ca", "nonsense"] {
+        for part in [
+            "database-url",
+            "chunk-size",
+            "0.0.0.0:1",
+            "tls-client-ca",
+            "nonsense",
+        ] {
             assert!(problems.contains(part), "{part}: {problems}");
         }
     }
 
     #[test]
     fn a_plain_listener_for_others_must_be_wanted() {
-        let insecure = ["--database-url", "x", "--listen", "0.0.0.0:1", "--insecure-listen"];
+        let insecure = [
+            "--database-url",
+            "x",
+            "--listen",
+            "0.0.0.0:1",
+            "--insecure-listen",
+        ];
         assert!(load(&insecure).is_ok());
         assert!(load(&insecure[..4]).is_err());
     }

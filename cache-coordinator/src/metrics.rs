@@ -169,7 +169,11 @@ impl Metrics {
             self.drift_chunks.clone(),
         );
         registry.register("watchers", "Open watches", self.watchers.clone());
-        registry.register("leading", "1 while this coordinator leads", self.leading.clone());
+        registry.register(
+            "leading",
+            "1 while this coordinator leads",
+            self.leading.clone(),
+        );
     }
 
     /// As text; `accept` is the scraper's header.
@@ -198,7 +202,9 @@ pub struct DatabaseTimes(pub Arc<Metrics>);
 impl StatementObserver for DatabaseTimes {
     fn observe(&self, statement: &'static str, took: Duration, _ok: bool) {
         let family = &self.0.database_seconds;
-        family.get_or_create(&StatementLabel { statement }).observe(took.as_secs_f64());
+        family
+            .get_or_create(&StatementLabel { statement })
+            .observe(took.as_secs_f64());
     }
 }
 

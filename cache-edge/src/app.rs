@@ -26,7 +26,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     availability::{DemandRegistry, Flights},
-    coordinator::{Link, Session, channel::TlsFiles, notes, planner::Planner, session::Totals, upkeep::Upkeep},
+    coordinator::{
+        Link, Session, channel::TlsFiles, notes, planner::Planner, session::Totals, upkeep::Upkeep,
+    },
     http::{self, Metrics, Server, Settings, TlsConfig, admin::AdminState, metrics::ByteSource},
     options::Options,
     origin::{
@@ -82,8 +84,10 @@ impl Edge {
         let flights = Arc::new(Flights::new(store.clone()));
         let demand = Arc::new(DemandRegistry::default());
         let counters = Arc::new(Counters::default());
-        let origin_tls = tls::client(ClientFiles::default()).context("trusting the system's authorities")?;
-        let peer_tls = tls::client(options.coordinator_tls.clone()).context("TLS toward coordinators and peers")?;
+        let origin_tls =
+            tls::client(ClientFiles::default()).context("trusting the system's authorities")?;
+        let peer_tls = tls::client(options.coordinator_tls.clone())
+            .context("TLS toward coordinators and peers")?;
         let client = Client::new((*origin_tls.current()).clone());
         let fetcher = Arc::new(Fetcher {
             client: client.clone(),
@@ -94,14 +98,22 @@ impl Edge {
             retry_budget: options.chunk_wait_timeout,
             counters: counters.clone(),
         });
-        let downloads = Downloads::new(options.max_downloads, fetcher.clone(), link.clone(), fetch.clone());
+        let downloads = Downloads::new(
+            options.max_downloads,
+            fetcher.clone(),
+            link.clone(),
+            fetch.clone(),
+        );
         let objects = EdgeObjects::new(Parts {
             store: store.clone(),
             catalogue: catalogue.clone(),
             bindings: bindings.clone(),
             flights: flights.clone(),
             demand: demand.clone(),
-            direct: Arc::new(Direct { fetcher, runtime: fetch }),
+            direct: Arc::new(Direct {
+                fetcher,
+                runtime: fetch,
+            }),
             downloads: downloads.clone(),
             client,
             directory: link.clone(),
@@ -110,11 +122,30 @@ impl Edge {
             chunk_wait_timeout: options.chunk_wait_timeout,
             lookahead_chunks: options.lookahead_chunks,
         });
-        Ok(Self { objects, link, store, catalogue, downloads, demand, peer_keys, bindings, flights, chunk_size, counters })
+        Ok(Self {
+            objects,
+            link,
+            store,
+            catalogue,
+            downloads,
+            demand,
+            peer_keys,
+            bindings,
+            flights,
+            chunk_size,
+            counters,
+        })
     }
 
     /// What runs beside the listeners.
-    pub fn spawn(&self, options: &Options, url: String, metrics: Arc<Metrics>, tasks: &mut TaskSet, stop: &CancellationToken) {
+    pub fn spawn(
+        &self,
+        options: &Options,
+        url: String,
+        metrics: Arc<Metrics>,
+        tasks: &mut TaskSet,
+        stop: &CancellationToken,
+    ) {
         let planner = Planner {
             link: self.link.clone(),
             demand: self.demand.clone(),
@@ -141,7 +172,10 @@ impl Edge {
                 background_fill: options.background_fill,
                 bytes_allowed: self.store.bytes_allowed(),
             },
-            tls: TlsFiles { ca: options.coordinator_tls.ca.clone(), identity: options.coordinator_tls.identity.clone() },
+            tls: TlsFiles {
+                ca: options.coordinator_tls.ca.clone(),
+                identity: options.coordinator_tls.identity.clone(),
+            },
             store: self.store.clone(),
             catalogue: self.catalogue.clone(),
             bindings: self.bindings.clone(),
@@ -150,14 +184,26 @@ impl Edge {
             demand: self.demand.clone(),
             downloads: self.downloads.clone(),
             objects: self.objects.clone(),
-            totals: Arc::new(EdgeTotals { metrics, counters: self.counters.clone() }),
+            totals: Arc::new(EdgeTotals {
+                metrics,
+                counters: self.counters.clone(),
+            }),
         };
         let coordinators = options.coordinators.clone();
         let stopped = [stop.clone(), stop.clone(), stop.clone()];
         let [planner_stop, upkeep_stop, session_stop] = stopped;
-        tasks.spawn("planner", async move { Ok(planner.run(planner_stop).await) });
-        tasks.spawn("upkeep", async move { Ok(upkeep.run(upkeep_stop).await) });
-        tasks.spawn("session", async move { Ok(session.run(coordinators, session_stop).await) });
+        tasks.spawn("planner", async move {
+            planner.run(planner_stop).await;
+            Ok(())
+        });
+        tasks.spawn("upkeep", async move {
+            upkeep.run(upkeep_stop).await;
+            Ok(())
+        });
+        tasks.spawn("session", async move {
+            session.run(coordinators, session_stop).await;
+            Ok(())
+        });
     }
 }
 
@@ -188,8 +234,15 @@ pub async fn serve(options: Options, fetch: Handle) -> anyhow::Result<()> {
     let admin_listener = bind(options.admin_listen, "--admin-listen").await?;
     let player_tls = player_tls(&options)?;
     let address = listener.local_addr()?;
-    let scheme = if player_tls.is_some() { "https" } else { "http" };
-    let url = options.advertise_url.clone().unwrap_or_else(|| format!("{scheme}://{address}"));
+    let scheme = if player_tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    let url = options
+        .advertise_url
+        .clone()
+        .unwrap_or_else(|| format!("{scheme}://{address}"));
 
     let mut registry = Registry::with_prefix("cache_edge");
     register_build_info(&mut registry, env!("CARGO_PKG_VERSION"));
@@ -204,8 +257,17 @@ pub async fn serve(options: Options, fetch: Handle) -> anyhow::Result<()> {
     let mut settings = Settings::new(options.name.clone());
     settings.drain_grace = options.drain_grace;
     settings.tls = player_tls;
-    let peers = Peers { objects: edge.objects.clone(), keys: edge.peer_keys.clone(), metrics: metrics.clone() };
-    let server = Server::new(Arc::new(edge.objects.clone()), settings, metrics, Some(Arc::new(peers)));
+    let peers = Peers {
+        objects: edge.objects.clone(),
+        keys: edge.peer_keys.clone(),
+        metrics: metrics.clone(),
+    };
+    let server = Server::new(
+        Arc::new(edge.objects.clone()),
+        settings,
+        metrics,
+        Some(Arc::new(peers)),
+    );
     let (draining, link) = (signal.clone(), edge.link.clone());
     let stop_rest = stop.clone();
     tasks.spawn("players", async move {
@@ -218,7 +280,10 @@ pub async fn serve(options: Options, fetch: Handle) -> anyhow::Result<()> {
         });
         Ok(())
     });
-    tasks.spawn("admin", async move { Ok(http::admin::serve(admin_listener, state, stop).await) });
+    tasks.spawn("admin", async move {
+        http::admin::serve(admin_listener, state, stop).await;
+        Ok(())
+    });
     tracing::info!(players = %address, data_dir = %options.data_dir.display(), "serving");
 
     let result = tasks.run(options.drain_grace + END_GRACE).await;
@@ -238,18 +303,34 @@ async fn open_store(options: &Options) -> anyhow::Result<Store> {
 }
 
 async fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("{option} {address} can not be listened on"))
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{option} {address} can not be listened on"))
 }
 
 fn player_tls(options: &Options) -> anyhow::Result<Option<TlsConfig>> {
-    let Some((cert, key)) = options.tls.clone() else { return Ok(None) };
-    let files = ServerFiles { cert, key, client_ca: None, alpn: vec![b"h2".to_vec(), b"http/1.1".to_vec()] };
+    let Some((cert, key)) = options.tls.clone() else {
+        return Ok(None);
+    };
+    let files = ServerFiles {
+        cert,
+        key,
+        client_ca: None,
+        alpn: vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+    };
     let reloading = tls::server(files)?;
     let watched = reloading.clone();
     // Ends with the process; a certificate that can not be read leaves the old one in place.
-    tokio::spawn(async move { watched.watch(tls::CHECK_INTERVAL, CancellationToken::new()).await });
+    tokio::spawn(async move {
+        watched
+            .watch(tls::CHECK_INTERVAL, CancellationToken::new())
+            .await
+    });
     Ok(Some(Arc::new(move || reloading.current())))
 }
+
+/// Reads one measure at a scrape.
+type Read = Box<dyn Fn(&State) -> u64 + Send + Sync>;
 
 /// What operators see.
 struct State {
@@ -260,26 +341,73 @@ struct State {
     counters: Arc<Counters>,
     shutdown: CancellationToken,
     registry: Mutex<Registry>,
-    gauges: Vec<(Gauge, Box<dyn Fn(&State) -> u64 + Send + Sync>)>,
+    gauges: Vec<(Gauge, Read)>,
 }
 
 impl State {
     fn new(edge: &Edge, mut registry: Registry, shutdown: CancellationToken) -> Self {
-        type Read = Box<dyn Fn(&State) -> u64 + Send + Sync>;
         let count = |value: usize| value as u64;
         let measures: Vec<(&str, &str, Read)> = vec![
-            ("store_used_bytes", "Bytes of chunks kept", Box::new(|s| s.store.bytes_used())),
-            ("store_allowed_bytes", "Bytes of chunks that may be kept now", Box::new(|s| s.store.bytes_allowed())),
-            ("store_degraded", "1 while the store refuses writes", Box::new(|s| u64::from(s.store.degraded().is_some()))),
-            ("session_ready", "1 while rows and disk agree", Box::new(|s| u64::from(s.link.is_ready()))),
-            ("readers", "Readers with bytes missing ahead of them", Box::new(move |s| count(s.demand.len()))),
-            ("fetches_running", "Fetches from origins and peers", Box::new(move |s| count(s.downloads.counts().0))),
-            ("fetches_waiting", "Fetches that wait for their turn", Box::new(move |s| count(s.downloads.counts().1))),
-            ("origin_bytes", "Bytes from origins since the start", Box::new(|s| s.counters.origin_bytes.load(Ordering::Relaxed))),
-            ("peer_bytes", "Bytes from peers since the start", Box::new(|s| s.counters.peer_bytes.load(Ordering::Relaxed))),
-            ("origin_requests", "Requests to origins since the start", Box::new(|s| s.counters.origin_requests.load(Ordering::Relaxed))),
-            ("origin_errors", "Failed fetches from origins since the start", Box::new(|s| s.counters.origin_errors.load(Ordering::Relaxed))),
-            ("peer_errors", "Failed fetches from peers since the start", Box::new(|s| s.counters.peer_errors.load(Ordering::Relaxed))),
+            (
+                "store_used_bytes",
+                "Bytes of chunks kept",
+                Box::new(|s| s.store.bytes_used()),
+            ),
+            (
+                "store_allowed_bytes",
+                "Bytes of chunks that may be kept now",
+                Box::new(|s| s.store.bytes_allowed()),
+            ),
+            (
+                "store_degraded",
+                "1 while the store refuses writes",
+                Box::new(|s| u64::from(s.store.degraded().is_some())),
+            ),
+            (
+                "session_ready",
+                "1 while rows and disk agree",
+                Box::new(|s| u64::from(s.link.is_ready())),
+            ),
+            (
+                "readers",
+                "Readers with bytes missing ahead of them",
+                Box::new(move |s| count(s.demand.len())),
+            ),
+            (
+                "fetches_running",
+                "Fetches from origins and peers",
+                Box::new(move |s| count(s.downloads.counts().0)),
+            ),
+            (
+                "fetches_waiting",
+                "Fetches that wait for their turn",
+                Box::new(move |s| count(s.downloads.counts().1)),
+            ),
+            (
+                "origin_bytes",
+                "Bytes from origins since the start",
+                Box::new(|s| s.counters.origin_bytes.load(Ordering::Relaxed)),
+            ),
+            (
+                "peer_bytes",
+                "Bytes from peers since the start",
+                Box::new(|s| s.counters.peer_bytes.load(Ordering::Relaxed)),
+            ),
+            (
+                "origin_requests",
+                "Requests to origins since the start",
+                Box::new(|s| s.counters.origin_requests.load(Ordering::Relaxed)),
+            ),
+            (
+                "origin_errors",
+                "Failed fetches from origins since the start",
+                Box::new(|s| s.counters.origin_errors.load(Ordering::Relaxed)),
+            ),
+            (
+                "peer_errors",
+                "Failed fetches from peers since the start",
+                Box::new(|s| s.counters.peer_errors.load(Ordering::Relaxed)),
+            ),
         ];
         let mut gauges = Vec::with_capacity(measures.len());
         for (name, help, read) in measures {
@@ -317,6 +445,8 @@ impl AdminState for State {
         for (gauge, read) in &self.gauges {
             gauge.set(i64::try_from(read(self)).unwrap_or(i64::MAX));
         }
-        encode(&self.registry.lock(), None).map(|exposition| exposition.body).unwrap_or_default()
+        encode(&self.registry.lock(), None)
+            .map(|exposition| exposition.body)
+            .unwrap_or_default()
     }
 }

@@ -22,7 +22,10 @@ const HEALTH: Listener = Listener {
 
 fn main() -> ExitCode {
     let table = options::table();
-    let serve = table.add_to(Command::new("serve").about("Serve players from the cache, filling it from origins and peers"));
+    let serve = table.add_to(
+        Command::new("serve")
+            .about("Serve players from the cache, filling it from origins and peers"),
+    );
     let command = Command::new("cache-edge")
         .version(env!("CARGO_PKG_VERSION"))
         .about("An edge of the chunk cache")
@@ -42,7 +45,10 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    let (options, telemetry) = (Options::from_settings(&settings), TelemetryOptions::from_settings(&settings));
+    let (options, telemetry) = (
+        Options::from_settings(&settings),
+        TelemetryOptions::from_settings(&settings),
+    );
     match run(options, &telemetry) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -55,7 +61,10 @@ fn main() -> ExitCode {
 fn run(options: Options, telemetry: &TelemetryOptions) -> anyhow::Result<()> {
     tls::install_provider();
     let fetch = app::fetch_runtime(options.max_downloads)?;
-    let serving = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("serve").build()?;
+    let serving = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("serve")
+        .build()?;
     let result = serving.block_on(async {
         let telemetry = telemetry::init("cache-edge", &options.name, telemetry)?;
         let result = app::serve(options, fetch.handle().clone()).await;

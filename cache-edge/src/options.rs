@@ -9,14 +9,24 @@ use chunkcache_plumbing::{
 };
 use chunkcache_proto::source_name::check_name;
 
-use crate::{
-    core::lookahead::DEFAULT_LOOKAHEAD_CHUNKS,
-    store::MinFree,
-};
+use crate::{core::lookahead::DEFAULT_LOOKAHEAD_CHUNKS, store::MinFree};
 
 const OPTIONS: &[OptionSpec] = &[
-    OptionSpec::new("name", "NAME", Kind::Checked(checked_name), "The edge's stable identity in the cluster").required(),
-    OptionSpec::new("coordinator", "URL", Kind::Url, "One coordinator or several").default("http://127.0.0.1:7400").list(),
+    OptionSpec::new(
+        "name",
+        "NAME",
+        Kind::Checked(checked_name),
+        "The edge's stable identity in the cluster",
+    )
+    .required(),
+    OptionSpec::new(
+        "coordinator",
+        "URL",
+        Kind::Url,
+        "One coordinator or several",
+    )
+    .default("http://127.0.0.1:7400")
+    .list(),
     OptionSpec::new(
         "data-dir",
         "DIR",
@@ -24,14 +34,41 @@ const OPTIONS: &[OptionSpec] = &[
         "Sparse files and the edge's own files; created if missing, locked while in use",
     )
     .required(),
-    OptionSpec::new("listen", "ADDRESS:PORT", Kind::SocketAddress, "HTTP for players").default("127.0.0.1:7500"),
-    OptionSpec::new("admin-listen", "ADDRESS:PORT", Kind::SocketAddress, "/livez, /readyz and /metrics")
-        .default("127.0.0.1:7501"),
-    OptionSpec::new("advertise-url", "URL", Kind::Url, "The base URL players and peer edges reach this edge at")
-        .default_note("from --listen"),
-    OptionSpec::new("max-size", "BYTES", Kind::Bytes, "Bytes of chunks kept at most")
-        .default_note("the smaller of 90 % of the file system and what --min-free leaves"),
-    OptionSpec::new("min-free", "BYTES|PERCENT", Kind::BytesOrPercent, "Free space never used").default("5%"),
+    OptionSpec::new(
+        "listen",
+        "ADDRESS:PORT",
+        Kind::SocketAddress,
+        "HTTP for players",
+    )
+    .default("127.0.0.1:7500"),
+    OptionSpec::new(
+        "admin-listen",
+        "ADDRESS:PORT",
+        Kind::SocketAddress,
+        "/livez, /readyz and /metrics",
+    )
+    .default("127.0.0.1:7501"),
+    OptionSpec::new(
+        "advertise-url",
+        "URL",
+        Kind::Url,
+        "The base URL players and peer edges reach this edge at",
+    )
+    .default_note("from --listen"),
+    OptionSpec::new(
+        "max-size",
+        "BYTES",
+        Kind::Bytes,
+        "Bytes of chunks kept at most",
+    )
+    .default_note("the smaller of 90 % of the file system and what --min-free leaves"),
+    OptionSpec::new(
+        "min-free",
+        "BYTES|PERCENT",
+        Kind::BytesOrPercent,
+        "Free space never used",
+    )
+    .default("5%"),
     OptionSpec::new(
         "max-downloads",
         "COUNT",
@@ -39,8 +76,13 @@ const OPTIONS: &[OptionSpec] = &[
         "Origin or peer fetches at a time; one more is kept for what a reader waits for",
     )
     .default("3"),
-    OptionSpec::new("lookahead", "CHUNKS", Kind::Integer { min: 1, max: 4096 }, "Chunks fetched ahead of a reader")
-        .default_note("adaptive, at least 10 chunks"),
+    OptionSpec::new(
+        "lookahead",
+        "CHUNKS",
+        Kind::Integer { min: 1, max: 4096 },
+        "Chunks fetched ahead of a reader",
+    )
+    .default_note("adaptive, at least 10 chunks"),
     OptionSpec::new(
         "chunk-wait-timeout",
         "DURATION",
@@ -48,17 +90,53 @@ const OPTIONS: &[OptionSpec] = &[
         "How long a request waits for a byte before 503 or, once streaming, an aborted body",
     )
     .default("30s"),
-    OptionSpec::new("background-fill", "BOOL", Kind::Bool, "Finish partly cached entries at LOW").default("true"),
-    OptionSpec::new("tls-cert", "FILE", Kind::Path, "HTTPS, and HTTP/2 by ALPN, on --listen: the certificate, PEM"),
+    OptionSpec::new(
+        "background-fill",
+        "BOOL",
+        Kind::Bool,
+        "Finish partly cached entries at LOW",
+    )
+    .default("true"),
+    OptionSpec::new(
+        "tls-cert",
+        "FILE",
+        Kind::Path,
+        "HTTPS, and HTTP/2 by ALPN, on --listen: the certificate, PEM",
+    ),
     OptionSpec::new("tls-key", "FILE", Kind::Path, "The key of --tls-cert, PEM"),
-    OptionSpec::new("coordinator-ca", "FILE", Kind::Path, "Authority trusted for coordinators and peers, PEM")
-        .default_note("the system's"),
-    OptionSpec::new("coordinator-cert", "FILE", Kind::Path, "Certificate shown to coordinators and peers, PEM"),
-    OptionSpec::new("coordinator-key", "FILE", Kind::Path, "The key of --coordinator-cert, PEM"),
-    OptionSpec::new("insecure-listen", "BOOL", Kind::Bool, "Allow listeners on other addresses than loopback without TLS")
-        .default("false"),
-    OptionSpec::new("drain-grace", "DURATION", Kind::Duration, "How long running bodies may finish after SIGTERM")
-        .default("30s"),
+    OptionSpec::new(
+        "coordinator-ca",
+        "FILE",
+        Kind::Path,
+        "Authority trusted for coordinators and peers, PEM",
+    )
+    .default_note("the system's"),
+    OptionSpec::new(
+        "coordinator-cert",
+        "FILE",
+        Kind::Path,
+        "Certificate shown to coordinators and peers, PEM",
+    ),
+    OptionSpec::new(
+        "coordinator-key",
+        "FILE",
+        Kind::Path,
+        "The key of --coordinator-cert, PEM",
+    ),
+    OptionSpec::new(
+        "insecure-listen",
+        "BOOL",
+        Kind::Bool,
+        "Allow listeners on other addresses than loopback without TLS",
+    )
+    .default("false"),
+    OptionSpec::new(
+        "drain-grace",
+        "DURATION",
+        Kind::Duration,
+        "How long running bodies may finish after SIGTERM",
+    )
+    .default("30s"),
 ];
 
 fn checked_name(name: &str) -> Result<(), String> {
@@ -95,7 +173,11 @@ impl Options {
     /// After the table's own checks succeeded.
     #[must_use]
     pub fn from_settings(settings: &Settings) -> Self {
-        let pair = |cert, key| settings.get::<PathBuf>(cert).zip(settings.get::<PathBuf>(key));
+        let pair = |cert, key| {
+            settings
+                .get::<PathBuf>(cert)
+                .zip(settings.get::<PathBuf>(key))
+        };
         Self {
             name: settings.value("name"),
             coordinators: settings
@@ -134,7 +216,10 @@ impl Options {
 
 /// Conflicts between options; runs also when single ones are wrong.
 pub fn check(settings: &Settings, problems: &mut Problems) {
-    for (cert, key) in [("tls-cert", "tls-key"), ("coordinator-cert", "coordinator-key")] {
+    for (cert, key) in [
+        ("tls-cert", "tls-key"),
+        ("coordinator-cert", "coordinator-key"),
+    ] {
         let has = |name| settings.get::<PathBuf>(name).is_some();
         if has(cert) != has(key) {
             let (given, missing) = if has(cert) { (cert, key) } else { (key, cert) };
@@ -150,11 +235,12 @@ pub fn check(settings: &Settings, problems: &mut Problems) {
             problems.push(name, message);
         }
     }
-    if let (Some(listen), Some(admin)) = (settings.get::<SocketAddr>("listen"), settings.get::<SocketAddr>("admin-listen"))
-        && listen == admin
+    if let (Some(listen), Some(admin)) = (
+        settings.get::<SocketAddr>("listen"),
+        settings.get::<SocketAddr>("admin-listen"),
+    ) && listen == admin
         && listen.port() != 0
     {
         problems.push("admin-listen", "is the same as --listen");
     }
 }
-

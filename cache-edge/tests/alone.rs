@@ -14,10 +14,19 @@ async fn cold_then_hit_then_restart() {
     let size = 9 * MIB + 77;
     let edge = TestEdge::start(directory.path(), Some(&origin)).await;
 
-    let middle = edge.get("/films/a.mp4", Some("bytes=3000000-3000999")).await;
+    let middle = edge
+        .get("/films/a.mp4", Some("bytes=3000000-3000999"))
+        .await;
     middle.assert_bytes(206, &content(1, 3_000_000..3_001_000));
-    assert_eq!(middle.header("content-range"), format!("bytes 3000000-3000999/{size}"));
-    assert!(middle.header("cache-status").contains("fwd=miss"), "{}", middle.header("cache-status"));
+    assert_eq!(
+        middle.header("content-range"),
+        format!("bytes 3000000-3000999/{size}")
+    );
+    assert!(
+        middle.header("cache-status").contains("fwd=miss"),
+        "{}",
+        middle.header("cache-status")
+    );
 
     let whole = edge.get("/films/a.mp4", None).await;
     whole.assert_bytes(200, &content(1, 0..size));
@@ -26,7 +35,11 @@ async fn cold_then_hit_then_restart() {
 
     let hit = edge.get("/films/a.mp4", Some("bytes=0-")).await;
     hit.assert_bytes(206, &content(1, 0..size));
-    assert!(hit.header("cache-status").contains("; hit"), "{}", hit.header("cache-status"));
+    assert!(
+        hit.header("cache-status").contains("; hit"),
+        "{}",
+        hit.header("cache-status")
+    );
     assert_eq!(origin.sent(), size);
 
     edge.stop().await;
@@ -47,7 +60,11 @@ async fn many_readers_one_fetch() {
     let readers: Vec<_> = (0..50)
         .map(|_| {
             let (address, expected) = (edge.address, expected.clone());
-            tokio::spawn(async move { request(address, "GET", "/films/a.mp4", None, &[]).await.assert_bytes(200, &expected) })
+            tokio::spawn(async move {
+                request(address, "GET", "/films/a.mp4", None, &[])
+                    .await
+                    .assert_bytes(200, &expected)
+            })
         })
         .collect();
     for reader in readers {
@@ -65,9 +82,15 @@ async fn bytes_are_sent_as_they_land() {
     let edge = TestEdge::start(directory.path(), Some(&origin)).await;
     let begun = Instant::now();
     // The middle of a chunk, of which the origin would need four seconds to bring what comes before.
-    let first = edge.get("/films/a.mp4", Some("bytes=41000000-41000099")).await;
+    let first = edge
+        .get("/films/a.mp4", Some("bytes=41000000-41000099"))
+        .await;
     first.assert_bytes(206, &content(1, 41_000_000..41_000_100));
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        begun.elapsed()
+    );
     edge.stop().await;
 }
 
@@ -75,7 +98,10 @@ async fn bytes_are_sent_as_they_land() {
 async fn without_space_bytes_pass_by_the_store() {
     let directory = tempfile::tempdir().unwrap();
     let origin = Origin::start(7 * MIB).await;
-    let edge = TestEdge::start_with(directory.path(), Some(&origin), |options, _| options.max_bytes = Some(MIB)).await;
+    let edge = TestEdge::start_with(directory.path(), Some(&origin), |options, _| {
+        options.max_bytes = Some(MIB)
+    })
+    .await;
     let whole = edge.get("/films/a.mp4", None).await;
     whole.assert_bytes(200, &content(1, 0..7 * MIB));
     assert_eq!(edge.edge.store.bytes_used(), 0);
@@ -87,14 +113,29 @@ async fn only_registered_sources_and_only_below_their_base() {
     let directory = tempfile::tempdir().unwrap();
     let origin = Origin::start(10).await;
     let edge = TestEdge::start(directory.path(), Some(&origin)).await;
-    for path in ["/other/a.mp4", "/films/../secret", "/films/%2e%2e/secret", "/", "/v1/entries/x"] {
+    for path in [
+        "/other/a.mp4",
+        "/films/../secret",
+        "/films/%2e%2e/secret",
+        "/",
+        "/v1/entries/x",
+    ] {
         let answer = edge.get(path, None).await;
-        assert!((400..500).contains(&answer.status), "{path}: {}", answer.status);
+        assert!(
+            (400..500).contains(&answer.status),
+            "{path}: {}",
+            answer.status
+        );
     }
     assert_eq!(origin.requests(), 0);
-    edge.get("/films/small", None).await.assert_bytes(200, &content(1, 0..10));
+    edge.get("/films/small", None)
+        .await
+        .assert_bytes(200, &content(1, 0..10));
     assert_eq!(origin.seen.lock()[0].path, "/library/small");
-    assert_eq!(origin.seen.lock()[0].header("accept-encoding"), Some("identity"));
+    assert_eq!(
+        origin.seen.lock()[0].header("accept-encoding"),
+        Some("identity")
+    );
     edge.stop().await;
 }
 
@@ -104,7 +145,10 @@ async fn head_and_empty_objects() {
     let origin = Origin::start(5 * MIB).await;
     let edge = TestEdge::start(directory.path(), Some(&origin)).await;
     let head = request(edge.address, "HEAD", "/films/a", None, &[]).await;
-    assert_eq!((head.status, head.header("content-length")), (200, "5242880"));
+    assert_eq!(
+        (head.status, head.header("content-length")),
+        (200, "5242880")
+    );
     assert!(origin.sent() <= 1);
     origin.size.store(0, std::sync::atomic::Ordering::SeqCst);
     edge.get("/films/empty", None).await.assert_bytes(200, &[]);

@@ -47,18 +47,30 @@ async fn an_origin_without_ranges_is_streamed_once() {
     origin.script(|_, _| Act::Whole);
     let tail = edge.get("/films/a", Some("bytes=4000000-4000099")).await;
     tail.assert_bytes(206, &content(1, 4_000_000..4_000_100));
-    edge.get("/films/a", None).await.assert_bytes(200, &content(1, 0..SIZE));
+    edge.get("/films/a", None)
+        .await
+        .assert_bytes(200, &content(1, 0..SIZE));
     assert_eq!(origin.sent(), SIZE);
     edge.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_content_range_is_refused() {
-    for wrong in [format!("bytes 1-9/{SIZE}"), "bytes 0-9/5".into(), "nonsense".into(), String::new()] {
+    for wrong in [
+        format!("bytes 1-9/{SIZE}"),
+        "bytes 0-9/5".into(),
+        "nonsense".into(),
+        String::new(),
+    ] {
         let (_directory, origin, edge) = pair().await;
         origin.script(move |_, _| Act::ContentRange(wrong.clone()));
         let answer = edge.get("/films/a", Some("bytes=0-9")).await;
-        assert_eq!(answer.status, 502, "{}", String::from_utf8_lossy(&answer.body));
+        assert_eq!(
+            answer.status,
+            502,
+            "{}",
+            String::from_utf8_lossy(&answer.body)
+        );
         assert_eq!(answer.header("content-type"), "application/problem+json");
         edge.stop().await;
     }
@@ -66,7 +78,12 @@ async fn a_wrong_content_range_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_must_not_be_stored_is_handed_through() {
-    let lines = |extra: &[&str]| extra.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>();
+    let lines = |extra: &[&str]| {
+        extra
+            .iter()
+            .map(|line| (*line).to_owned())
+            .collect::<Vec<_>>()
+    };
     for act in [
         Act::With(lines(&["ETag: \"v1\"", "Cache-Control: no-store"])),
         Act::With(lines(&["ETag: \"v1\"", "Cache-Control: private"])),
@@ -82,7 +99,11 @@ async fn what_must_not_be_stored_is_handed_through() {
         let answer = edge.get("/films/a", None).await;
         assert_eq!(answer.status, 200, "{act:?}");
         answer.assert_bytes(200, &content(1, 0..SIZE));
-        assert!(answer.header("cache-status").contains("fwd=bypass"), "{}", answer.header("cache-status"));
+        assert!(
+            answer.header("cache-status").contains("fwd=bypass"),
+            "{}",
+            answer.header("cache-status")
+        );
         assert_eq!(edge.edge.store.bytes_used(), 0, "{act:?}");
         edge.stop().await;
     }
@@ -92,8 +113,12 @@ async fn what_must_not_be_stored_is_handed_through() {
 async fn a_last_modified_alone_is_a_validator() {
     let (_directory, origin, edge) = pair().await;
     origin.script(|_, _| Act::With(vec!["Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT".into()]));
-    edge.get("/films/a", None).await.assert_bytes(200, &content(1, 0..SIZE));
-    edge.get("/films/a", None).await.assert_bytes(200, &content(1, 0..SIZE));
+    edge.get("/films/a", None)
+        .await
+        .assert_bytes(200, &content(1, 0..SIZE));
+    edge.get("/films/a", None)
+        .await
+        .assert_bytes(200, &content(1, 0..SIZE));
     assert_eq!(origin.sent(), SIZE);
     edge.stop().await;
 }
@@ -101,26 +126,48 @@ async fn a_last_modified_alone_is_a_validator() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_object_never_mixes() {
     let (_directory, origin, edge) = pair().await;
-    edge.get("/films/a", Some("bytes=0-9")).await.assert_bytes(206, &content(1, 0..10));
+    edge.get("/films/a", Some("bytes=0-9"))
+        .await
+        .assert_bytes(206, &content(1, 0..10));
     origin.version.store(2, Ordering::SeqCst);
     // The binding is fresh, the rest of the old version is gone: not finished, and not mixed.
     let rest = edge.get("/films/a", None).await;
-    assert!(rest.aborted || rest.status >= 500, "{} {}", rest.status, rest.body.len());
-    assert_eq!(rest.body[..], content(1, 0..rest.body.len() as u64)[..], "only bytes of the old version");
+    assert!(
+        rest.aborted || rest.status >= 500,
+        "{} {}",
+        rest.status,
+        rest.body.len()
+    );
+    assert_eq!(
+        rest.body[..],
+        content(1, 0..rest.body.len() as u64)[..],
+        "only bytes of the old version"
+    );
     edge.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn revalidation_moves_no_body_and_a_change_makes_a_new_entry() {
     let (_directory, origin, edge) = pair().await;
-    let versioned = |version: u64| vec![format!("ETag: \"v{version}\""), "Cache-Control: max-age=0".into()];
+    let versioned = |version: u64| {
+        vec![
+            format!("ETag: \"v{version}\""),
+            "Cache-Control: max-age=0".into(),
+        ]
+    };
     origin.script(move |_, _| Act::With(versioned(1)));
-    edge.get("/films/a", None).await.assert_bytes(200, &content(1, 0..SIZE));
+    edge.get("/films/a", None)
+        .await
+        .assert_bytes(200, &content(1, 0..SIZE));
     let sent = origin.sent();
     let again = edge.get("/films/a", None).await;
     again.assert_bytes(200, &content(1, 0..SIZE));
     assert_eq!(origin.sent(), sent);
-    assert!(again.header("cache-status").contains("fwd-status=304"), "{}", again.header("cache-status"));
+    assert!(
+        again.header("cache-status").contains("fwd-status=304"),
+        "{}",
+        again.header("cache-status")
+    );
     origin.version.store(2, Ordering::SeqCst);
     origin.script(move |_, _| Act::With(versioned(2)));
     let new = edge.get("/films/a", None).await;
@@ -130,7 +177,11 @@ async fn revalidation_moves_no_body_and_a_change_makes_a_new_entry() {
     origin.script(|_, _| Act::Raw(vec![]));
     let stale = edge.get("/films/a", None).await;
     stale.assert_bytes(200, &content(2, 0..SIZE));
-    assert!(stale.header("cache-status").contains("stale"), "{}", stale.header("cache-status"));
+    assert!(
+        stale.header("cache-status").contains("stale"),
+        "{}",
+        stale.header("cache-status")
+    );
     edge.stop().await;
 }
 
@@ -148,7 +199,13 @@ async fn missing_objects_are_remembered_for_seconds() {
 #[tokio::test(flavor = "multi_thread")]
 async fn gone_in_the_middle_ends_the_body_short() {
     let (_directory, origin, edge) = pair().await;
-    origin.script(|nth, _| if nth == 0 { Act::CutAfter(1_000_000) } else { Act::Status(404, vec![]) });
+    origin.script(|nth, _| {
+        if nth == 0 {
+            Act::CutAfter(1_000_000)
+        } else {
+            Act::Status(404, vec![])
+        }
+    });
     let answer = edge.get("/films/a", None).await;
     assert_eq!(answer.status, 200);
     assert!(answer.aborted);
@@ -169,7 +226,9 @@ async fn redirects_stay_inside_the_source() {
             _ => Act::Serve,
         }
     });
-    edge.get("/films/moved", Some("bytes=0-9")).await.assert_bytes(206, &content(1, 0..10));
+    edge.get("/films/moved", Some("bytes=0-9"))
+        .await
+        .assert_bytes(206, &content(1, 0..10));
     for path in ["/films/out", "/films/far", "/films/loop"] {
         assert_eq!(edge.get(path, None).await.status, 502, "{path}");
     }
@@ -186,7 +245,11 @@ async fn a_cold_object_of_a_dead_origin_is_a_problem_in_time() {
     .await;
     let begun = Instant::now();
     let answer = edge.get("/films/a", None).await;
-    assert!(answer.status == 504 || answer.status == 502, "{}", answer.status);
+    assert!(
+        answer.status == 504 || answer.status == 502,
+        "{}",
+        answer.status
+    );
     assert_eq!(answer.header("content-type"), "application/problem+json");
     assert!(begun.elapsed() < Duration::from_secs(15));
     edge.stop().await;
@@ -195,8 +258,15 @@ async fn a_cold_object_of_a_dead_origin_is_a_problem_in_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn client_headers_are_an_allow_list() {
     let (_directory, origin, edge) = pair().await;
-    let secret = [("Authorization", "Bearer x"), ("Cookie", "a=b"), ("X-Custom", "y"), ("X-Forwarded-For", "1.2.3.4")];
-    request(edge.address, "GET", "/films/a", Some("bytes=0-9"), &secret).await.assert_bytes(206, &content(1, 0..10));
+    let secret = [
+        ("Authorization", "Bearer x"),
+        ("Cookie", "a=b"),
+        ("X-Custom", "y"),
+        ("X-Forwarded-For", "1.2.3.4"),
+    ];
+    request(edge.address, "GET", "/films/a", Some("bytes=0-9"), &secret)
+        .await
+        .assert_bytes(206, &content(1, 0..10));
     for seen in origin.seen.lock().iter() {
         for name in ["authorization", "cookie", "x-custom", "x-forwarded-for"] {
             assert_eq!(seen.header(name), None);
@@ -217,7 +287,9 @@ async fn an_origin_that_changes_at_each_request_never_mixes() {
     for _ in 0..6 {
         let answer = edge.get("/films/a", Some("bytes=0-")).await;
         if answer.status == 206 {
-            let version: u64 = answer.header("etag").trim_matches('"')[1..].parse().unwrap();
+            let version: u64 = answer.header("etag").trim_matches('"')[1..]
+                .parse()
+                .unwrap();
             assert!(answer.body[..] == content(version, 0..answer.body.len() as u64)[..]);
         }
     }

@@ -77,7 +77,11 @@ impl TaskSet {
         let shutdown = self.shutdown.clone();
         let mut failure = None;
         if let Some(Some(ended)) = shutdown.run_until_cancelled(self.next_ended()).await {
-            failure = Some(ended);
+            // Token and task may be seen in one poll, and the task wins: its end was asked for then.
+            let was_asked = shutdown.is_cancelled();
+            if !(was_asked && matches!(ended, TaskFailure::EndedEarly { .. })) {
+                failure = Some(ended);
+            }
         }
         shutdown.cancel();
         let drained = tokio::time::timeout(grace, async {
@@ -137,6 +141,18 @@ mod tests {
         tasks.spawn("a", until_cancelled(&token));
         tasks.spawn("b", until_cancelled(&token));
         token.cancel();
+        assert!(tasks.run(GRACE).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_task_that_obeys_at_once_has_not_ended_early() {
+        let token = CancellationToken::new();
+        let mut tasks = TaskSet::new(token.clone());
+        let cancel = token.clone();
+        tasks.spawn("a", async move {
+            cancel.cancel();
+            Ok(())
+        });
         assert!(tasks.run(GRACE).await.is_ok());
     }
 

@@ -20,7 +20,10 @@ impl ByteRange {
     /// `[start, end)`; an inverted pair is the empty range at `start`.
     #[must_use]
     pub fn new(start: u64, end: u64) -> Self {
-        Self { start, end: end.max(start) }
+        Self {
+            start,
+            end: end.max(start),
+        }
     }
 
     /// Bytes in it.
@@ -56,7 +59,10 @@ impl From<v1::ByteRange> for ByteRange {
 
 impl From<ByteRange> for v1::ByteRange {
     fn from(range: ByteRange) -> Self {
-        Self { start: range.start, end: range.end }
+        Self {
+            start: range.start,
+            end: range.end,
+        }
     }
 }
 
@@ -77,7 +83,9 @@ pub enum GeometryError {
     #[error("chunk size {0} is not a power of two from {min} to {max}", min = Geometry::MIN_CHUNK_SIZE, max = Geometry::MAX_CHUNK_SIZE)]
     ChunkSize(u32),
     /// Chunk indexes are 32 bits wide.
-    #[error("an object of {size_bytes} bytes has more than 2^32 - 1 chunks of {chunk_size_bytes} bytes")]
+    #[error(
+        "an object of {size_bytes} bytes has more than 2^32 - 1 chunks of {chunk_size_bytes} bytes"
+    )]
     TooManyChunks {
         /// Of the object.
         size_bytes: u64,
@@ -105,9 +113,15 @@ impl Geometry {
         if size_bytes > i64::MAX as u64
             || size_bytes.div_ceil(u64::from(chunk_size_bytes)) > u64::from(u32::MAX)
         {
-            return Err(GeometryError::TooManyChunks { size_bytes, chunk_size_bytes });
+            return Err(GeometryError::TooManyChunks {
+                size_bytes,
+                chunk_size_bytes,
+            });
         }
-        Ok(Self { size_bytes, chunk_size_bytes })
+        Ok(Self {
+            size_bytes,
+            chunk_size_bytes,
+        })
     }
 
     /// Bytes in the object.

@@ -39,7 +39,14 @@ impl EntryIdentity<'_> {
     #[must_use]
     pub fn id(&self) -> EntryId {
         let mut hasher = Sha256::new();
-        for field in [self.source, self.base_url, self.path, self.query, self.variant, self.validator] {
+        for field in [
+            self.source,
+            self.base_url,
+            self.path,
+            self.query,
+            self.variant,
+            self.validator,
+        ] {
             hasher.update((field.len() as u64).to_le_bytes());
             hasher.update(field.as_bytes());
         }
@@ -56,7 +63,11 @@ impl EntryIdentity<'_> {
 /// `<Last-Modified>/<size>`, else none. A weak ETag promises the same
 /// meaning, not the same bytes, so it can not guard ranges (RFC 9110, 8.8.1).
 #[must_use]
-pub fn validator(etag: Option<&str>, last_modified: Option<&str>, size_bytes: u64) -> Option<String> {
+pub fn validator(
+    etag: Option<&str>,
+    last_modified: Option<&str>,
+    size_bytes: u64,
+) -> Option<String> {
     match (etag.filter(|tag| is_strong(tag)), last_modified) {
         (Some(etag), _) => Some(etag.to_owned()),
         (None, Some(date)) if !date.is_empty() => Some(format!("{date}/{size_bytes}")),
@@ -91,14 +102,40 @@ mod tests {
     fn every_field_counts_and_fields_do_not_run_together() {
         let base = identity();
         let others = [
-            EntryIdentity { source: "film", path: "sa/b.mp4", ..base },
-            EntryIdentity { base_url: "http://origin2", ..base },
-            EntryIdentity { path: "a/b.mp", query: "4", ..base },
-            EntryIdentity { query: "v=1", ..base },
-            EntryIdentity { variant: "en", ..base },
-            EntryIdentity { validator: "\"2\"", ..base },
-            EntryIdentity { size_bytes: 11, ..base },
-            EntryIdentity { chunk_size_bytes: 1 << 20, ..base },
+            EntryIdentity {
+                source: "film",
+                path: "sa/b.mp4",
+                ..base
+            },
+            EntryIdentity {
+                base_url: "http://origin2",
+                ..base
+            },
+            EntryIdentity {
+                path: "a/b.mp",
+                query: "4",
+                ..base
+            },
+            EntryIdentity {
+                query: "v=1",
+                ..base
+            },
+            EntryIdentity {
+                variant: "en",
+                ..base
+            },
+            EntryIdentity {
+                validator: "\"2\"",
+                ..base
+            },
+            EntryIdentity {
+                size_bytes: 11,
+                ..base
+            },
+            EntryIdentity {
+                chunk_size_bytes: 1 << 20,
+                ..base
+            },
         ];
         for other in others {
             assert_ne!(other.id(), base.id(), "{other:?}");
@@ -110,7 +147,13 @@ mod tests {
     #[test]
     fn weak_tags_do_not_validate() {
         assert_eq!(validator(Some("W/\"1\""), None, 5), None);
-        assert_eq!(validator(Some("\"1\""), Some("x"), 5).as_deref(), Some("\"1\""));
-        assert_eq!(validator(Some("W/\"1\""), Some("Mon"), 5).as_deref(), Some("Mon/5"));
+        assert_eq!(
+            validator(Some("\"1\""), Some("x"), 5).as_deref(),
+            Some("\"1\"")
+        );
+        assert_eq!(
+            validator(Some("W/\"1\""), Some("Mon"), 5).as_deref(),
+            Some("Mon/5")
+        );
     }
 }

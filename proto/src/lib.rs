@@ -17,8 +17,7 @@ pub mod v1 {
 }
 
 /// The encoded `FileDescriptorSet` of [`v1`], for server reflection.
-pub const FILE_DESCRIPTOR_SET: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 pub use geometry::{ByteRange, ChunkIndex, Geometry};
 pub use identity::{EntryId, EntryIdentity};

@@ -65,5 +65,7 @@ impl TryFrom<v1::Priority> for Level {
 
 /// A message left its priority out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("priority is unspecified; expected PRIORITY_CRITICAL, PRIORITY_HIGH, PRIORITY_MEDIUM or PRIORITY_LOW")]
+#[error(
+    "priority is unspecified; expected PRIORITY_CRITICAL, PRIORITY_HIGH, PRIORITY_MEDIUM or PRIORITY_LOW"
+)]
 pub struct UnspecifiedPriority;

@@ -2,14 +2,18 @@
 
 /// A name that can not be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a name: expected 1 to 63 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit")]
+#[error(
+    "{0:?} is not a name: expected 1 to 63 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit"
+)]
 pub struct BadName(pub String);
 
 /// `[a-z0-9][a-z0-9._-]{0,62}`: safe as a path segment, a label, a file name. `v1` and names
 /// that begin with `_` or `.` are left to the edge's own paths; sources additionally refuse `v1`.
 pub fn check_name(name: &str) -> Result<(), BadName> {
     let bytes = name.as_bytes();
-    let first_ok = bytes.first().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let first_ok = bytes
+        .first()
+        .is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let rest_ok = bytes
         .iter()
         .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-'));
@@ -23,7 +27,11 @@ pub fn check_name(name: &str) -> Result<(), BadName> {
 /// As [`check_name`]; `v1` is taken by `/v1/entries/{id}`.
 pub fn check_source_name(name: &str) -> Result<(), BadName> {
     check_name(name)?;
-    if name == "v1" { Err(BadName(name.to_owned())) } else { Ok(()) }
+    if name == "v1" {
+        Err(BadName(name.to_owned()))
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -36,7 +44,9 @@ mod tests {
             assert!(check_source_name(good).is_ok(), "{good}");
         }
         let long = "a".repeat(64);
-        for bad in ["", "-a", ".", "..", "_peer", "A", "a/b", "a b", "v1", "é", &long] {
+        for bad in [
+            "", "-a", ".", "..", "_peer", "A", "a/b", "a b", "v1", "é", &long,
+        ] {
             assert!(check_source_name(bad).is_err(), "{bad}");
         }
     }

@@ -133,11 +133,13 @@ fn precache_with_progress_makes_a_hit() {
     assert_eq!(code(&output), Some(0), "{output:?}");
     assert!(!output.stdout.contains(&0x1b) && !output.stdout.contains(&b'\r'));
     cluster.wait_recorded("/ahead.mp4", &[(0, size)]);
-    assert_eq!(cluster.origin.body_bytes("/ahead.mp4"), size);
+    // One byte more than the object: the question what there is at all, asked before the job is made.
+    let sent = cluster.origin.body_bytes("/ahead.mp4");
+    assert!(sent == size || sent == size + 1, "{sent} of {size}");
     let hit = cluster.edge().get(&target).expect(200);
     assert_eq!(content::sha256_of(&hit.body), content::sha256(112, size));
     assert!(hit.header("cache-status").unwrap().contains("hit"));
-    assert_eq!(cluster.origin.body_bytes("/ahead.mp4"), size);
+    assert_eq!(cluster.origin.body_bytes("/ahead.mp4"), sent);
 }
 
 #[test]

@@ -72,7 +72,8 @@ impl CacheService for CacheApi {
         request: Request<v1::PutSourceRequest>,
     ) -> Result<Response<v1::PutSourceResponse>, Status> {
         let request = request.into_inner();
-        self.complete(|c| async move { sources::put(&c, request).await }).await
+        self.complete(|c| async move { sources::put(&c, request).await })
+            .await
     }
 
     async fn get_source(
@@ -95,7 +96,8 @@ impl CacheService for CacheApi {
         request: Request<v1::RemoveSourceRequest>,
     ) -> Result<Response<v1::RemoveSourceResponse>, Status> {
         let name = request.into_inner().name;
-        self.complete(|c| async move { sources::remove(&c, &name).await }).await
+        self.complete(|c| async move { sources::remove(&c, &name).await })
+            .await
     }
 
     async fn open_entry(
@@ -160,7 +162,8 @@ impl CacheService for CacheApi {
         request: Request<v1::PrecacheRequest>,
     ) -> Result<Response<v1::PrecacheResponse>, Status> {
         let request = request.into_inner();
-        self.complete(|c| async move { jobs::precache(&c, request).await }).await
+        self.complete(|c| async move { jobs::precache(&c, request).await })
+            .await
     }
 
     async fn list_jobs(
@@ -176,7 +179,8 @@ impl CacheService for CacheApi {
         request: Request<v1::CancelJobRequest>,
     ) -> Result<Response<v1::CancelJobResponse>, Status> {
         let request = request.into_inner();
-        self.complete(|c| async move { jobs::cancel(&c, request).await }).await
+        self.complete(|c| async move { jobs::cancel(&c, request).await })
+            .await
     }
 
     type WatchJobStream = ReceiverStream<Result<v1::WatchJobResponse, Status>>;
@@ -194,7 +198,8 @@ impl CacheService for CacheApi {
         request: Request<v1::PinEntryRequest>,
     ) -> Result<Response<v1::PinEntryResponse>, Status> {
         let request = request.into_inner();
-        self.complete(|c| async move { invalidate::pin(&c, request).await }).await
+        self.complete(|c| async move { invalidate::pin(&c, request).await })
+            .await
     }
 
     async fn invalidate_entry(
@@ -202,7 +207,8 @@ impl CacheService for CacheApi {
         request: Request<v1::InvalidateEntryRequest>,
     ) -> Result<Response<v1::InvalidateEntryResponse>, Status> {
         let request = request.into_inner();
-        self.complete(|c| async move { invalidate::invalidate(&c, request).await }).await
+        self.complete(|c| async move { invalidate::invalidate(&c, request).await })
+            .await
     }
 
     type WatchEntryStream = ReceiverStream<Result<v1::WatchEntryResponse, Status>>;
@@ -237,7 +243,8 @@ impl CacheService for CacheApi {
         request: Request<v1::DrainEdgeRequest>,
     ) -> Result<Response<v1::DrainEdgeResponse>, Status> {
         let request = request.into_inner();
-        self.complete(|c| async move { edges::drain(&c, request).await }).await
+        self.complete(|c| async move { edges::drain(&c, request).await })
+            .await
     }
 
     async fn forget_edge(
@@ -245,7 +252,8 @@ impl CacheService for CacheApi {
         request: Request<v1::ForgetEdgeRequest>,
     ) -> Result<Response<v1::ForgetEdgeResponse>, Status> {
         let request = request.into_inner();
-        self.complete(|c| async move { edges::forget(&c, request).await }).await
+        self.complete(|c| async move { edges::forget(&c, request).await })
+            .await
     }
 
     async fn get_status(

@@ -68,8 +68,8 @@ async fn report_health(cluster: &Cluster, reporter: &HealthReporter) {
     let mut look = tokio::time::interval(HEALTH_EVERY);
     loop {
         look.tick().await;
-        let is_ready = !cluster.shutdown.is_cancelled()
-            && cluster.database.health().await == Health::Ready;
+        let is_ready =
+            !cluster.shutdown.is_cancelled() && cluster.database.health().await == Health::Ready;
         let status = if is_ready {
             ServingStatus::Serving
         } else {
@@ -80,7 +80,11 @@ async fn report_health(cluster: &Cluster, reporter: &HealthReporter) {
 }
 
 async fn set_health(reporter: &HealthReporter, status: ServingStatus) {
-    for service in ["", "chunkcache.v1.CacheService", "chunkcache.v1.EdgeService"] {
+    for service in [
+        "",
+        "chunkcache.v1.CacheService",
+        "chunkcache.v1.EdgeService",
+    ] {
         reporter.set_service_status(service, status).await;
     }
 }

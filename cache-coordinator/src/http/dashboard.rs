@@ -31,12 +31,36 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'u
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 const ASSETS: [(&str, &str, &str); 6] = [
-    ("app.js", "text/javascript; charset=utf-8", include_str!("dashboard/app.js")),
-    ("chunkmap.js", "text/javascript; charset=utf-8", include_str!("dashboard/chunkmap.js")),
-    ("style.css", "text/css; charset=utf-8", include_str!("dashboard/style.css")),
-    ("icon.svg", "image/svg+xml", include_str!("dashboard/icon.svg")),
-    ("uplot.min.js", "text/javascript; charset=utf-8", include_str!("dashboard/uplot.min.js")),
-    ("uplot.min.css", "text/css; charset=utf-8", include_str!("dashboard/uplot.min.css")),
+    (
+        "app.js",
+        "text/javascript; charset=utf-8",
+        include_str!("dashboard/app.js"),
+    ),
+    (
+        "chunkmap.js",
+        "text/javascript; charset=utf-8",
+        include_str!("dashboard/chunkmap.js"),
+    ),
+    (
+        "style.css",
+        "text/css; charset=utf-8",
+        include_str!("dashboard/style.css"),
+    ),
+    (
+        "icon.svg",
+        "image/svg+xml",
+        include_str!("dashboard/icon.svg"),
+    ),
+    (
+        "uplot.min.js",
+        "text/javascript; charset=utf-8",
+        include_str!("dashboard/uplot.min.js"),
+    ),
+    (
+        "uplot.min.css",
+        "text/css; charset=utf-8",
+        include_str!("dashboard/uplot.min.css"),
+    ),
 ];
 
 #[derive(Clone)]
@@ -48,7 +72,15 @@ struct Parts {
 /// `/`, `/assets/*` and `/api/v1/*`.
 pub fn router(cluster: Arc<Cluster>, live: Arc<LiveView>) -> Router {
     Router::new()
-        .route("/", get(|| async { page("text/html; charset=utf-8", include_str!("dashboard/index.html")) }))
+        .route(
+            "/",
+            get(|| async {
+                page(
+                    "text/html; charset=utf-8",
+                    include_str!("dashboard/index.html"),
+                )
+            }),
+        )
         .route("/assets/{name}", get(asset))
         .route("/api/v1/overview", get(overview))
         .route("/api/v1/stream", get(overview_stream))
@@ -64,7 +96,14 @@ pub fn router(cluster: Arc<Cluster>, live: Arc<LiveView>) -> Router {
 }
 
 fn page(content_type: &'static str, body: &'static str) -> Response {
-    ([(header::CONTENT_TYPE, content_type), (header::CACHE_CONTROL, "no-cache")], body).into_response()
+    (
+        [
+            (header::CONTENT_TYPE, content_type),
+            (header::CACHE_CONTROL, "no-cache"),
+        ],
+        body,
+    )
+        .into_response()
 }
 
 async fn asset(Path(name): Path<String>) -> Response {
@@ -76,9 +115,15 @@ async fn asset(Path(name): Path<String>) -> Response {
 
 /// Headers on every answer, and the CSRF header on everything that acts.
 async fn protect(request: Request, next: Next) -> Response {
-    let acts = !matches!(*request.method(), axum::http::Method::GET | axum::http::Method::HEAD);
+    let acts = !matches!(
+        *request.method(),
+        axum::http::Method::GET | axum::http::Method::HEAD
+    );
     if acts && !is_ours(request.headers()) {
-        return problem(StatusCode::FORBIDDEN, "send the header X-Requested-With: chunkcache");
+        return problem(
+            StatusCode::FORBIDDEN,
+            "send the header X-Requested-With: chunkcache",
+        );
     }
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
@@ -86,7 +131,10 @@ async fn protect(request: Request, next: Next) -> Response {
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
-        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (
+            HeaderName::from_static("cross-origin-resource-policy"),
+            "same-origin",
+        ),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
@@ -94,7 +142,9 @@ async fn protect(request: Request, next: Next) -> Response {
 }
 
 fn is_ours(headers: &HeaderMap) -> bool {
-    headers.get("x-requested-with").is_some_and(|value| value == "chunkcache")
+    headers
+        .get("x-requested-with")
+        .is_some_and(|value| value == "chunkcache")
 }
 
 async fn overview(State(parts): State<Parts>) -> Response {
@@ -107,16 +157,23 @@ async fn overview(State(parts): State<Parts>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-async fn overview_stream(State(parts): State<Parts>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+async fn overview_stream(
+    State(parts): State<Parts>,
+) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let end = parts.cluster.shutdown.clone();
-    let events = stream::unfold((parts.live.overview(), end), |(mut receiver, end)| async move {
-        tokio::select! {
-            changed = receiver.changed() => changed.ok()?,
-            () = end.cancelled() => return None,
-        }
-        let event = Event::default().event("overview").data(receiver.borrow_and_update().as_ref());
-        Some((Ok(event), (receiver, end)))
-    });
+    let events = stream::unfold(
+        (parts.live.overview(), end),
+        |(mut receiver, end)| async move {
+            tokio::select! {
+                changed = receiver.changed() => changed.ok()?,
+                () = end.cancelled() => return None,
+            }
+            let event = Event::default()
+                .event("overview")
+                .data(receiver.borrow_and_update().as_ref());
+            Some((Ok(event), (receiver, end)))
+        },
+    );
     Sse::new(events).keep_alive(KeepAlive::default())
 }
 
@@ -132,31 +189,50 @@ struct Page {
     after: String,
 }
 
-async fn list_entries(State(parts): State<Parts>, Query(page): Query<Page>) -> Result<Json<Value>, Refused> {
-    Ok(Json(entry_view::entries(&parts.cluster, page.source, page.after).await?))
+async fn list_entries(
+    State(parts): State<Parts>,
+    Query(page): Query<Page>,
+) -> Result<Json<Value>, Refused> {
+    Ok(Json(
+        entry_view::entries(&parts.cluster, page.source, page.after).await?,
+    ))
 }
 
-async fn one_entry(State(parts): State<Parts>, Path(id): Path<EntryId>) -> Result<Json<Value>, Refused> {
+async fn one_entry(
+    State(parts): State<Parts>,
+    Path(id): Path<EntryId>,
+) -> Result<Json<Value>, Refused> {
     Ok(Json(entry_view::entry(&parts.cluster, id).await?))
 }
 
 /// A picture whenever something changed, at most twice a second; ended when the entry is gone.
-async fn entry_stream(State(parts): State<Parts>, Path(id): Path<EntryId>) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refused> {
+async fn entry_stream(
+    State(parts): State<Parts>,
+    Path(id): Path<EntryId>,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refused> {
     entry_view::entry(&parts.cluster, id).await?;
     let ticks = tokio::time::interval(ENTRY_EVERY);
-    let events = stream::unfold((parts, ticks, String::new()), move |(parts, mut ticks, last)| async move {
-        loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                () = parts.cluster.shutdown.cancelled() => return None,
+    let events = stream::unfold(
+        (parts, ticks, String::new()),
+        move |(parts, mut ticks, last)| async move {
+            loop {
+                tokio::select! {
+                    _ = ticks.tick() => {}
+                    () = parts.cluster.shutdown.cancelled() => return None,
+                }
+                let Ok(picture) = entry_view::entry(&parts.cluster, id).await else {
+                    continue;
+                };
+                let text = picture.to_string();
+                if text != last {
+                    return Some((
+                        Ok(Event::default().event("entry").data(&text)),
+                        (parts, ticks, text),
+                    ));
+                }
             }
-            let Ok(picture) = entry_view::entry(&parts.cluster, id).await else { continue };
-            let text = picture.to_string();
-            if text != last {
-                return Some((Ok(Event::default().event("entry").data(&text)), (parts, ticks, text)));
-            }
-        }
-    });
+        },
+    );
     Ok(Sse::new(events).keep_alive(KeepAlive::default()))
 }
 
@@ -166,15 +242,38 @@ struct Chunk {
     chunk: u32,
 }
 
-async fn explain_chunk(State(parts): State<Parts>, Query(asked): Query<Chunk>) -> Result<Json<Value>, Refused> {
-    let name = v1::EntryName { name: Some(v1::entry_name::Name::Id(asked.entry.to_string())) };
-    let why = explain::explain(&parts.cluster, v1::ExplainChunkRequest { entry: Some(name), chunk: asked.chunk }).await?;
-    let reasons: Vec<_> = why.decisions.iter().map(|d| format!("{}: {}", d.edge, d.reason)).collect();
-    let summary = if reasons.is_empty() { why.summary } else { format!("{} ({})", why.summary, reasons.join("; ")) };
+async fn explain_chunk(
+    State(parts): State<Parts>,
+    Query(asked): Query<Chunk>,
+) -> Result<Json<Value>, Refused> {
+    let name = v1::EntryName {
+        name: Some(v1::entry_name::Name::Id(asked.entry.to_string())),
+    };
+    let why = explain::explain(
+        &parts.cluster,
+        v1::ExplainChunkRequest {
+            entry: Some(name),
+            chunk: asked.chunk,
+        },
+    )
+    .await?;
+    let reasons: Vec<_> = why
+        .decisions
+        .iter()
+        .map(|d| format!("{}: {}", d.edge, d.reason))
+        .collect();
+    let summary = if reasons.is_empty() {
+        why.summary
+    } else {
+        format!("{} ({})", why.summary, reasons.join("; "))
+    };
     Ok(Json(json!({ "summary": summary })))
 }
 
-async fn cancel_job(State(parts): State<Parts>, Path(id): Path<String>) -> Result<StatusCode, Refused> {
+async fn cancel_job(
+    State(parts): State<Parts>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Refused> {
     jobs::cancel(&parts.cluster, v1::CancelJobRequest { id }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -184,8 +283,19 @@ struct DrainBody {
     drain: bool,
 }
 
-async fn drain_edge(State(parts): State<Parts>, Path(name): Path<String>, Json(body): Json<DrainBody>) -> Result<StatusCode, Refused> {
-    edges::drain(&parts.cluster, v1::DrainEdgeRequest { name, drain: body.drain }).await?;
+async fn drain_edge(
+    State(parts): State<Parts>,
+    Path(name): Path<String>,
+    Json(body): Json<DrainBody>,
+) -> Result<StatusCode, Refused> {
+    edges::drain(
+        &parts.cluster,
+        v1::DrainEdgeRequest {
+            name,
+            drain: body.drain,
+        },
+    )
+    .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -210,6 +320,13 @@ impl IntoResponse for Refused {
 }
 
 fn problem(status: StatusCode, detail: &str) -> Response {
-    let body = json!({ "status": status.as_u16(), "title": status.canonical_reason(), "detail": detail }).to_string();
-    (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+    let body =
+        json!({ "status": status.as_u16(), "title": status.canonical_reason(), "detail": detail })
+            .to_string();
+    (
+        status,
+        [(header::CONTENT_TYPE, "application/problem+json")],
+        body,
+    )
+        .into_response()
 }

@@ -11,10 +11,16 @@ use crate::{
 
 /// As JSON; see `dashboard/app.js` for who reads it.
 pub async fn entry(cluster: &Cluster, id: EntryId) -> Result<Value, ServiceError> {
-    let name = v1::EntryName { name: Some(v1::entry_name::Name::Id(id.to_string())) };
-    let found = entries::get(cluster, v1::GetEntryRequest { entry: Some(name) }).await?.entry.unwrap_or_default();
+    let name = v1::EntryName {
+        name: Some(v1::entry_name::Name::Id(id.to_string())),
+    };
+    let found = entries::get(cluster, v1::GetEntryRequest { entry: Some(name) })
+        .await?
+        .entry
+        .unwrap_or_default();
     let entry = found.entry.unwrap_or_default();
-    let geometry = Geometry::new(entry.size, entry.chunk_size).map_err(|error| ServiceError::invalid("entry", error.to_string()))?;
+    let geometry = Geometry::new(entry.size, entry.chunk_size)
+        .map_err(|error| ServiceError::invalid("entry", error.to_string()))?;
     let flights = cluster.plan.ask(move |plan| flights(plan, id)).await?;
     let edges: Vec<Value> = found
         .edges
@@ -30,8 +36,20 @@ pub async fn entry(cluster: &Cluster, id: EntryId) -> Result<Value, ServiceError
 }
 
 /// A page of entries, newest state of the table.
-pub async fn entries(cluster: &Cluster, source: String, after: String) -> Result<Value, ServiceError> {
-    let page = entries::list(cluster, v1::ListEntriesRequest { source, page_size: 100, page_token: after }).await?;
+pub async fn entries(
+    cluster: &Cluster,
+    source: String,
+    after: String,
+) -> Result<Value, ServiceError> {
+    let page = entries::list(
+        cluster,
+        v1::ListEntriesRequest {
+            source,
+            page_size: 100,
+            page_token: after,
+        },
+    )
+    .await?;
     let rows: Vec<Value> = page
         .entries
         .iter()
@@ -48,7 +66,11 @@ pub async fn entries(cluster: &Cluster, source: String, after: String) -> Result
 }
 
 fn path(path: &str, query: &str) -> String {
-    if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
+    if query.is_empty() {
+        path.to_owned()
+    } else {
+        format!("{path}?{query}")
+    }
 }
 
 /// First chunk and one past the last. Rows are whole chunks, so nothing is lost.
@@ -61,7 +83,12 @@ fn flights(plan: &Plan, id: EntryId) -> Vec<Value> {
     let Some(number) = plan.directory().entry_number(id) else {
         return Vec::new();
     };
-    let name = |edge| plan.directory().edge(edge).map(|e| e.name.clone()).unwrap_or_default();
+    let name = |edge| {
+        plan.directory()
+            .edge(edge)
+            .map(|e| e.name.clone())
+            .unwrap_or_default()
+    };
     plan.scheduler()
         .flights_of(number)
         .map(|(edge, flight)| {

@@ -66,7 +66,11 @@ impl LiveView {
     #[must_use]
     pub fn new(cluster: Arc<Cluster>) -> Arc<Self> {
         let (overview, _) = watch::channel(Arc::from("{}"));
-        Arc::new(Self { cluster, overview, history: Mutex::default() })
+        Arc::new(Self {
+            cluster,
+            overview,
+            history: Mutex::default(),
+        })
     }
 
     /// The newest overview as JSON, and a way to wait for the next.
@@ -79,7 +83,8 @@ impl LiveView {
     #[must_use]
     pub fn history(&self) -> Value {
         let history = self.history.lock();
-        let series = |pick: fn(&Sample) -> f64| history.iter().map(pick).map(f64::round).collect::<Vec<_>>();
+        let series =
+            |pick: fn(&Sample) -> f64| history.iter().map(pick).map(f64::round).collect::<Vec<_>>();
         json!({
             "t": history.iter().map(|s| s.at_seconds).collect::<Vec<_>>(),
             "sent": series(|s| s.rates.sent),
@@ -112,7 +117,8 @@ impl LiveView {
                 if number.is_multiple_of(KEEP_EVERY) || slow.status.version.is_empty() {
                     slow = self.ask(slow).await;
                 }
-                self.overview.send_replace(Arc::from(self.render(&slow, &rates).to_string()));
+                self.overview
+                    .send_replace(Arc::from(self.render(&slow, &rates).to_string()));
             }
             number += 1;
         }
@@ -126,10 +132,19 @@ impl LiveView {
             .map(|session| {
                 let status = session.status.lock().clone();
                 let rates = match before.get(&session.edge.0) {
-                    Some(last) if last.epoch == session.epoch => differences(&last.status, &status, now - last.at),
+                    Some(last) if last.epoch == session.epoch => {
+                        differences(&last.status, &status, now - last.at)
+                    }
                     _ => Rates::default(),
                 };
-                before.insert(session.edge.0, Before { epoch: session.epoch, at: now, status });
+                before.insert(
+                    session.edge.0,
+                    Before {
+                        epoch: session.epoch,
+                        at: now,
+                        status,
+                    },
+                );
                 (session.name.clone(), rates)
             })
             .collect()
@@ -139,8 +154,20 @@ impl LiveView {
         let sum = |pick: fn(&Rates) -> f64| rates.values().map(pick).sum();
         let sample = Sample {
             at_seconds: now_ms() / 1000,
-            rates: Rates { sent: sum(|r| r.sent), hit: sum(|r| r.hit), origin: sum(|r| r.origin), peer: sum(|r| r.peer), stalls: sum(|r| r.stalls) },
-            readers: self.cluster.registry.all().iter().map(|l| l.status.lock().readers).sum(),
+            rates: Rates {
+                sent: sum(|r| r.sent),
+                hit: sum(|r| r.hit),
+                origin: sum(|r| r.origin),
+                peer: sum(|r| r.peer),
+                stalls: sum(|r| r.stalls),
+            },
+            readers: self
+                .cluster
+                .registry
+                .all()
+                .iter()
+                .map(|l| l.status.lock().readers)
+                .sum(),
         };
         let mut history = self.history.lock();
         if history.len() == HISTORY {
@@ -154,9 +181,21 @@ impl LiveView {
         if let Ok(list) = edges::list(&self.cluster).await {
             slow.edges = list.edges;
         }
-        if let Ok(list) = jobs::list(&self.cluster, v1::ListJobsRequest { include_ended: true }).await {
+        if let Ok(list) = jobs::list(
+            &self.cluster,
+            v1::ListJobsRequest {
+                include_ended: true,
+            },
+        )
+        .await
+        {
             slow.jobs = list.jobs;
-            slow.jobs.sort_by_key(|job| (job.state != i32::from(v1::JobState::Running), -job.created_at_ms));
+            slow.jobs.sort_by_key(|job| {
+                (
+                    job.state != i32::from(v1::JobState::Running),
+                    -job.created_at_ms,
+                )
+            });
             slow.jobs.truncate(MAX_JOBS);
         }
         if let Ok(status) = status::status(&self.cluster).await {
@@ -200,7 +239,8 @@ impl LiveView {
 /// Totals that fell (another process under the same epoch can not be) count as nothing rather than as a flood.
 fn differences(before: &v1::EdgeStatus, now: &v1::EdgeStatus, elapsed: Duration) -> Rates {
     let seconds = elapsed.as_secs_f64().max(0.001);
-    let rate = |pick: fn(&v1::EdgeStatus) -> u64| pick(now).saturating_sub(pick(before)) as f64 / seconds;
+    let rate =
+        |pick: fn(&v1::EdgeStatus) -> u64| pick(now).saturating_sub(pick(before)) as f64 / seconds;
     Rates {
         sent: rate(|s| s.bytes_sent_total),
         hit: rate(|s| s.bytes_hit_total),
@@ -240,9 +280,26 @@ mod tests {
 
     #[test]
     fn rates_are_differences_and_never_negative() {
-        let before = v1::EdgeStatus { bytes_sent_total: 100, bytes_hit_total: 50, stalls_total: 9, ..Default::default() };
-        let now = v1::EdgeStatus { bytes_sent_total: 300, bytes_hit_total: 40, stalls_total: 10, ..Default::default() };
+        let before = v1::EdgeStatus {
+            bytes_sent_total: 100,
+            bytes_hit_total: 50,
+            stalls_total: 9,
+            ..Default::default()
+        };
+        let now = v1::EdgeStatus {
+            bytes_sent_total: 300,
+            bytes_hit_total: 40,
+            stalls_total: 10,
+            ..Default::default()
+        };
         let rates = differences(&before, &now, Duration::from_secs(2));
-        assert_eq!(rates, Rates { sent: 100.0, stalls: 0.5, ..Rates::default() });
+        assert_eq!(
+            rates,
+            Rates {
+                sent: 100.0,
+                stalls: 0.5,
+                ..Rates::default()
+            }
+        );
     }
 }

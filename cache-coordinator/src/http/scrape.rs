@@ -15,7 +15,12 @@ use crate::{metrics::LevelLabel, service::Cluster};
 pub async fn metrics(State(cluster): State<Arc<Cluster>>, headers: HeaderMap) -> Response {
     let counted = cluster
         .plan
-        .ask(|plan| (plan.scheduler().queued_by_level(), plan.scheduler().running_by_level()))
+        .ask(|plan| {
+            (
+                plan.scheduler().queued_by_level(),
+                plan.scheduler().running_by_level(),
+            )
+        })
         .await;
     if let Ok((queued, running)) = counted {
         for level in Level::ALL {
@@ -23,11 +28,19 @@ pub async fn metrics(State(cluster): State<Arc<Cluster>>, headers: HeaderMap) ->
             let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
             let at = level as usize;
             let metrics = &cluster.metrics;
-            metrics.queued_chunks.get_or_create(&label).set(gauge(queued[at]));
-            metrics.running_chunks.get_or_create(&label).set(gauge(running[at]));
+            metrics
+                .queued_chunks
+                .get_or_create(&label)
+                .set(gauge(queued[at]));
+            metrics
+                .running_chunks
+                .get_or_create(&label)
+                .set(gauge(running[at]));
         }
     }
-    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let accept = headers
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok());
     match cluster.metrics.encode(accept) {
         Ok(text) => ([(header::CONTENT_TYPE, text.content_type)], text.body).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),

@@ -75,7 +75,11 @@ pub async fn snapshot(
     let snapshot = cluster.database.entry_snapshot(id).await?;
     Ok(v1::GetAvailabilityResponse {
         entry: Some(snapshot.entry.to_proto()),
-        edges: snapshot.holdings.iter().map(|holding| holding.to_proto()).collect(),
+        edges: snapshot
+            .holdings
+            .iter()
+            .map(|holding| holding.to_proto())
+            .collect(),
         revision: snapshot.revision,
     })
 }
@@ -87,14 +91,19 @@ pub async fn request(
 ) -> Result<v1::RequestRangeResponse, ServiceError> {
     cluster.require_leader()?;
     let level = jobs::level("priority", request.priority())?;
-    let entry = entries::find_or_make(cluster, request.entry.as_ref()).await?.entry;
+    let entry = entries::find_or_make(cluster, request.entry.as_ref())
+        .await?
+        .entry;
     let range = or_whole("range", request.range, entry.geometry)?;
     let edge = jobs::choose_edge(cluster, &entry, range.start, &request.edge).await?;
     let missing = missing(cluster, entry.id, entry.geometry, range, &edge.name).await?;
     let chunks = chunks_of(&missing, entry.geometry);
     let chunks_requested = chunks.iter().map(|run| run.len() as u64).sum();
     if chunks_requested > 0 {
-        cluster.jobs.want(cluster, edge.edge, entry.id, chunks, level).await?;
+        cluster
+            .jobs
+            .want(cluster, edge.edge, entry.id, chunks, level)
+            .await?;
     }
     Ok(v1::RequestRangeResponse {
         chunks_requested,
@@ -115,7 +124,10 @@ pub async fn wait(
         let level = jobs::level("request_priority", request.request_priority())?;
         let edge = jobs::choose_edge(cluster, &entry, range.start, &request.edge).await?;
         let chunks = chunks_of(&[range], entry.geometry);
-        cluster.jobs.want(cluster, edge.edge, entry.id, chunks, level).await?;
+        cluster
+            .jobs
+            .want(cluster, edge.edge, entry.id, chunks, level)
+            .await?;
     }
     let recorded = recorded(cluster, entry.id, entry.geometry, range, &request.edge);
     let deadline = deadline.unwrap_or_else(|| Instant::now() + MAX_WAIT);
@@ -138,7 +150,10 @@ async fn recorded(
     loop {
         let revision = cluster.database.latest_revision().await?;
         let mut changes = cluster.events.subscribe(revision, Filter::Entry(entry))?;
-        if missing(cluster, entry, geometry, range, edge).await?.is_empty() {
+        if missing(cluster, entry, geometry, range, edge)
+            .await?
+            .is_empty()
+        {
             return Ok(revision);
         }
         // Looked at again only when something that concerns the range was stored.
@@ -148,7 +163,9 @@ async fn recorded(
                     if matches!(&change.kind, ChangeKind::Stored { edge: on, ranges, .. }
                         if (edge.is_empty() || on == edge)
                             && ranges.iter().any(|stored| !stored.intersect(range).is_empty()))
-                        && missing(cluster, entry, geometry, range, edge).await?.is_empty()
+                        && missing(cluster, entry, geometry, range, edge)
+                            .await?
+                            .is_empty()
                     {
                         return Ok(change.revision);
                     }

@@ -50,7 +50,10 @@ pub async fn list(cluster: &Cluster) -> Result<v1::ListEdgesResponse, ServiceErr
     let rows = cluster.database.edges().await?;
     let mut edges = Vec::with_capacity(rows.len());
     for row in rows {
-        let chunks = cluster.database.edge_chunk_count(row.id, COUNT_LIMIT).await?;
+        let chunks = cluster
+            .database
+            .edge_chunk_count(row.id, COUNT_LIMIT)
+            .await?;
         edges.push(describe(cluster, &row, chunks));
     }
     Ok(v1::ListEdgesResponse { edges })
@@ -74,8 +77,14 @@ pub async fn drain(
         live.draining.store(draining, Ordering::Relaxed);
         live.outbox.post(Message::Drain(v1::Drain { draining }));
     }
-    cluster.plan.tell(Command::EdgeDraining { edge, draining }).await?;
-    let chunks = cluster.database.edge_chunk_count(row.id, COUNT_LIMIT).await?;
+    cluster
+        .plan
+        .tell(Command::EdgeDraining { edge, draining })
+        .await?;
+    let chunks = cluster
+        .database
+        .edge_chunk_count(row.id, COUNT_LIMIT)
+        .await?;
     Ok(v1::DrainEdgeResponse {
         edge: Some(describe(cluster, &row, chunks)),
     })
@@ -97,7 +106,10 @@ pub async fn forget(
         if !request.force {
             return Err(ServiceError::Precondition {
                 reason: "EDGE_CONNECTED",
-                message: format!("edge {:?} is connected; stop it first, or use force", request.name),
+                message: format!(
+                    "edge {:?} is connected; stop it first, or use force",
+                    request.name
+                ),
             });
         }
         live.outbox.send(Message::Forget(v1::Forget {})).await;
@@ -105,7 +117,10 @@ pub async fn forget(
     }
     let removed = cluster.writer.forget_edge(&request.name).await?.value;
     cluster.registry.forget(edge_id(row.id));
-    cluster.plan.tell(Command::EdgeForgotten(edge_id(row.id))).await?;
+    cluster
+        .plan
+        .tell(Command::EdgeForgotten(edge_id(row.id)))
+        .await?;
     Ok(v1::ForgetEdgeResponse {
         chunks_removed: removed,
     })
@@ -125,10 +140,13 @@ pub async fn verify(
         .await?
         .ok_or_else(|| ServiceError::not_found(Resource::Edge, &request.name))?;
     let edge = edge_id(row.id);
-    let live = cluster.registry.get(edge).ok_or_else(|| ServiceError::Precondition {
-        reason: "EDGE_NOT_CONNECTED",
-        message: format!("edge {:?} is not connected", request.name),
-    })?;
+    let live = cluster
+        .registry
+        .get(edge)
+        .ok_or_else(|| ServiceError::Precondition {
+            reason: "EDGE_NOT_CONNECTED",
+            message: format!("edge {:?} is not connected", request.name),
+        })?;
     let before = live.epoch;
     live.outbox.end(End::Verify);
     drop(live);
@@ -144,11 +162,7 @@ pub async fn verify(
 }
 
 /// What the next session of an edge finds.
-async fn reconciled_after(
-    cluster: &Cluster,
-    edge: EdgeId,
-    epoch: u64,
-) -> Option<Reconciliation> {
+async fn reconciled_after(cluster: &Cluster, edge: EdgeId, epoch: u64) -> Option<Reconciliation> {
     let mut joins = cluster.registry.joins();
     loop {
         joins.borrow_and_update();
@@ -169,7 +183,10 @@ async fn reconciled_after(
 
 fn require_name(name: &str) -> Result<(), ServiceError> {
     if name.is_empty() {
-        return Err(ServiceError::invalid("name", "expected the name of an edge"));
+        return Err(ServiceError::invalid(
+            "name",
+            "expected the name of an edge",
+        ));
     }
     Ok(())
 }

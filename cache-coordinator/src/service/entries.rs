@@ -33,7 +33,9 @@ pub fn read_name(
     name: Option<&v1::EntryName>,
 ) -> Result<EntryRef, ServiceError> {
     let sources = cluster.sources.load();
-    let pairs = sources.iter().map(|s| (s.name.as_str(), s.base_url.as_str()));
+    let pairs = sources
+        .iter()
+        .map(|s| (s.name.as_str(), s.base_url.as_str()));
     names::read_name(name, pairs).map_err(|violation| ServiceError::Invalid(vec![violation]))
 }
 
@@ -58,12 +60,18 @@ pub async fn find_or_make(
         return Ok(binding);
     }
     let EntryRef::Key(key) = reference else {
-        return Err(ServiceError::not_found(Resource::Entry, reference.to_string()));
+        return Err(ServiceError::not_found(
+            Resource::Entry,
+            reference.to_string(),
+        ));
     };
     let source = cluster
         .source(&key.source)
         .ok_or_else(|| ServiceError::not_found(Resource::Source, &key.source))?;
-    let found = cluster.origin.probe(&source, &key, cluster.chunk_size).await?;
+    let found = cluster
+        .origin
+        .probe(&source, &key, cluster.chunk_size)
+        .await?;
     observe::observe(
         cluster,
         None,
@@ -78,10 +86,7 @@ pub async fn find_or_make(
     })
 }
 
-async fn lookup(
-    cluster: &Cluster,
-    reference: &EntryRef,
-) -> Result<Option<Binding>, ServiceError> {
+async fn lookup(cluster: &Cluster, reference: &EntryRef) -> Result<Option<Binding>, ServiceError> {
     match reference {
         EntryRef::Id(id) => Ok(cluster.database.binding_of_entry(*id).await?),
         EntryRef::Key(key) => {
@@ -118,7 +123,8 @@ pub async fn open(
         reason: if held > 0 {
             format!("holds {held} chunks near the position")
         } else {
-            "holds nothing of it, as every edge that takes readers; chosen by load and by hash".into()
+            "holds nothing of it, as every edge that takes readers; chosen by load and by hash"
+                .into()
         },
         entry: Some(entry.to_proto()),
     })

@@ -29,7 +29,10 @@ pub async fn explain(
         .map(|holding| holding.edge.clone())
         .collect();
     let id = entry.id;
-    let decisions = cluster.plan.ask(move |plan| decisions(plan, id, chunk)).await?;
+    let decisions = cluster
+        .plan
+        .ask(move |plan| decisions(plan, id, chunk))
+        .await?;
     Ok(v1::ExplainChunkResponse {
         entry_id: id.to_string(),
         chunk,
@@ -53,12 +56,19 @@ fn decisions(plan: &Plan, id: EntryId, chunk: u32) -> Vec<v1::ChunkDecision> {
 }
 
 fn describe(plan: &Plan, decision: &Decision, now: u64) -> v1::ChunkDecision {
-    let name = |edge| plan.directory().edge(edge).map(|e| e.name.clone()).unwrap_or_default();
+    let name = |edge| {
+        plan.directory()
+            .edge(edge)
+            .map(|e| e.name.clone())
+            .unwrap_or_default()
+    };
     let mut reason = translate::reason(decision.reason);
     if let Some(blocked_by) = decision.blocked_by {
         reason = format!("{reason}; {blocked_by}");
     }
-    let deadline_ms = decision.deadline.map_or(0, |deadline| deadline.saturating_sub(now));
+    let deadline_ms = decision
+        .deadline
+        .map_or(0, |deadline| deadline.saturating_sub(now));
     v1::ChunkDecision {
         edge: name(decision.edge),
         priority: v1::Priority::from(decision.level).into(),
@@ -80,7 +90,15 @@ fn summary(present_on: &[String], decisions: &[v1::ChunkDecision]) -> String {
     };
     let wanted: Vec<String> = decisions
         .iter()
-        .map(|d| format!("{} on {} at {} from {}", d.state, d.edge, d.priority().as_str_name(), d.from))
+        .map(|d| {
+            format!(
+                "{} on {} at {} from {}",
+                d.state,
+                d.edge,
+                d.priority().as_str_name(),
+                d.from
+            )
+        })
         .collect();
     if wanted.is_empty() {
         format!("{held}; nobody wants it now")

@@ -22,10 +22,19 @@ pub async fn pin(
     cluster.require_leader()?;
     let mut entry = entries::find(cluster, request.entry.as_ref()).await?.entry;
     let pinned = request.pinned;
-    cluster.writer.write(SetPinned { entry: entry.id, pinned }).await?;
+    cluster
+        .writer
+        .write(SetPinned {
+            entry: entry.id,
+            pinned,
+        })
+        .await?;
     entry.pinned = pinned;
     let entry = entry.to_proto();
-    cluster.plan.tell(Command::EntryChanged(Box::new(entry.clone()))).await?;
+    cluster
+        .plan
+        .tell(Command::EntryChanged(Box::new(entry.clone())))
+        .await?;
     for live in cluster.registry.all() {
         live.outbox.post(Message::EntryChanged(v1::EntryChanged {
             entry_id: entry.id.clone(),
@@ -45,8 +54,14 @@ pub async fn invalidate(
     let purge = request.purge;
     // First nothing of it is fetched any more: no chunk is stored behind the purge.
     cluster.plan.tell(Command::EntryClosed(entry.id)).await?;
-    cluster.jobs.forget_entry(cluster, entry.id, "the entry was invalidated").await?;
-    let change = InvalidateEntry { entry: entry.id, purge };
+    cluster
+        .jobs
+        .forget_entry(cluster, entry.id, "the entry was invalidated")
+        .await?;
+    let change = InvalidateEntry {
+        entry: entry.id,
+        purge,
+    };
     let mut keys = cluster.writer.write(change).await?.value.keys;
     // An edge may remember a key that the table has lost already.
     if !keys.contains(&entry.key()) {

@@ -40,7 +40,12 @@ async fn lost(cluster: &Cluster, suspect: &Suspect) -> Result<(), ServiceError> 
         epoch: suspect.epoch,
         state: v1::EdgeState::Lost,
     };
-    match cluster.writer.write(change).await.map_err(ServiceError::from) {
+    match cluster
+        .writer
+        .write(change)
+        .await
+        .map_err(ServiceError::from)
+    {
         Ok(_) => cluster.jobs.edge_lost(cluster, suspect.edge).await,
         // It is back, or forgotten.
         Err(ServiceError::Precondition { .. } | ServiceError::NotFound { .. }) => Ok(()),

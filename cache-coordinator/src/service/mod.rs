@@ -94,9 +94,9 @@ impl Cluster {
         let leadership = self.leadership.borrow().clone();
         match leadership {
             Leadership::Leader { .. } if *self.term_ready.borrow() => Ok(()),
-            Leadership::Leader { .. } => {
-                Err(ServiceError::Database("this coordinator is taking over the lead".into()))
-            }
+            Leadership::Leader { .. } => Err(ServiceError::Database(
+                "this coordinator is taking over the lead".into(),
+            )),
             standby @ Leadership::Standby { .. } => Err(standby.refusal().into()),
         }
     }
@@ -104,6 +104,10 @@ impl Cluster {
     /// A registered source.
     #[must_use]
     pub fn source(&self, name: &str) -> Option<v1::Source> {
-        self.sources.load().iter().find(|source| source.name == name).cloned()
+        self.sources
+            .load()
+            .iter()
+            .find(|source| source.name == name)
+            .cloned()
     }
 }

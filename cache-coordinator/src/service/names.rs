@@ -294,8 +294,20 @@ mod tests {
             path("/a%7eb/c%2fd%c3%a9?q=%41").unwrap(),
             "films/a~b/c%2Fd%C3%A9?q=A"
         );
-        assert_eq!(path("my film é.mkv").unwrap(), "films/my%20film%20%C3%A9.mkv");
-        for bad in ["", "/", "a/../b", "a/%2E%2e/b", "./a", "a%0", "a%zz", "a%00"] {
+        assert_eq!(
+            path("my film é.mkv").unwrap(),
+            "films/my%20film%20%C3%A9.mkv"
+        );
+        for bad in [
+            "",
+            "/",
+            "a/../b",
+            "a/%2E%2e/b",
+            "./a",
+            "a%0",
+            "a%zz",
+            "a%00",
+        ] {
             assert_eq!(path(bad).unwrap_err(), "entry.source_path.path", "{bad}");
         }
     }

@@ -38,14 +38,22 @@ pub async fn observe(
     cluster.resolver.bound(&key);
     if let Some(previous) = observed.previous.filter(|previous| *previous != id) {
         cluster.plan.tell(Command::EntryClosed(previous)).await?;
-        cluster.jobs.forget_entry(cluster, previous, "the object changed at the origin").await?;
+        cluster
+            .jobs
+            .forget_entry(cluster, previous, "the object changed at the origin")
+            .await?;
     }
     // Loaded before an edge speaks of it: the first demand then waits for nothing.
     cluster.plan.tell(Command::EntryWanted(id)).await?;
-    tell_edges(cluster, by, &observed, v1::KeyBinding {
-        entry: Some(entry),
-        freshness: Some(freshness),
-    })
+    tell_edges(
+        cluster,
+        by,
+        &observed,
+        v1::KeyBinding {
+            entry: Some(entry),
+            freshness: Some(freshness),
+        },
+    )
     .await?;
     Ok(observed)
 }
@@ -65,7 +73,10 @@ async fn tell_edges(
     let holders: Vec<EdgeId> = match binding.entry.as_ref().and_then(|e| e.id.parse().ok()) {
         Some(id) if !moved => {
             let holdings = cluster.database.holdings(id).await?;
-            holdings.iter().map(|holding| edge_id(holding.edge_id)).collect()
+            holdings
+                .iter()
+                .map(|holding| edge_id(holding.edge_id))
+                .collect()
         }
         _ => Vec::new(),
     };

@@ -58,7 +58,9 @@ pub fn read(
         return Err(Refusal::Uncacheable("the origin varies on everything"));
     }
     if text(headers, header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
-        return Err(Refusal::Uncacheable("the origin encodes it although asked not to"));
+        return Err(Refusal::Uncacheable(
+            "the origin encodes it although asked not to",
+        ));
     }
     let etag = text(headers, header::ETAG);
     let last_modified = text(headers, header::LAST_MODIFIED);
@@ -90,7 +92,9 @@ pub fn read(
             validator,
             etag: etag.unwrap_or_default().to_owned(),
             last_modified: last_modified.unwrap_or_default().to_owned(),
-            content_type: text(headers, header::CONTENT_TYPE).unwrap_or_default().to_owned(),
+            content_type: text(headers, header::CONTENT_TYPE)
+                .unwrap_or_default()
+                .to_owned(),
             created_at_ms: now_ms,
             pinned: false,
         },
@@ -133,7 +137,9 @@ fn lifetime_seconds(headers: &HeaderMap, directives: &Directives<'_>, source: &v
     if directives.has("no-cache") {
         return 0;
     }
-    let said = directives.seconds("s-maxage").or_else(|| directives.seconds("max-age"));
+    let said = directives
+        .seconds("s-maxage")
+        .or_else(|| directives.seconds("max-age"));
     said.or_else(|| expires_in_seconds(headers))
         .or(policy.default_ttl_seconds)
         .unwrap_or(DEFAULT_TTL_SECONDS)
@@ -149,11 +155,17 @@ fn expires_in_seconds(headers: &HeaderMap) -> Option<u32> {
 
 fn http_date(date: &str) -> Option<u64> {
     let time = httpdate::parse_http_date(date).ok()?;
-    time.duration_since(UNIX_EPOCH).ok().as_ref().map(Duration::as_secs)
+    time.duration_since(UNIX_EPOCH)
+        .ok()
+        .as_ref()
+        .map(Duration::as_secs)
 }
 
 fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
-    headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim)
+    headers
+        .get(name)
+        .and_then(|value| value.to_str().ok())
+        .map(str::trim)
 }
 
 fn joined(headers: &HeaderMap, name: header::HeaderName) -> String {
@@ -173,7 +185,9 @@ impl<'a> Directives<'a> {
         let directives = cache_control.split(',').map(|directive| {
             let (name, value) = directive
                 .split_once('=')
-                .map_or((directive, None), |(name, value)| (name, Some(value.trim().trim_matches('"'))));
+                .map_or((directive, None), |(name, value)| {
+                    (name, Some(value.trim().trim_matches('"')))
+                });
             (name.trim().to_ascii_lowercase(), value)
         });
         Self(directives.collect())
@@ -200,7 +214,12 @@ mod tests {
     fn answer(status: u16, headers: &[(&'static str, &'static str)]) -> Result<Found, Refusal> {
         let headers: HeaderMap = headers
             .iter()
-            .map(|(name, value)| (header::HeaderName::from_static(name), value.parse().unwrap()))
+            .map(|(name, value)| {
+                (
+                    header::HeaderName::from_static(name),
+                    value.parse().unwrap(),
+                )
+            })
             .collect();
         let source = v1::Source {
             name: "films".into(),
@@ -228,7 +247,10 @@ mod tests {
             ],
         )
         .unwrap();
-        assert_eq!((found.entry.size, found.entry.validator.as_str()), (1000, "\"x\""));
+        assert_eq!(
+            (found.entry.size, found.entry.validator.as_str()),
+            (1000, "\"x\"")
+        );
         assert_eq!(found.freshness.fresh_until_ms, NOW + 40_000);
     }
 
@@ -257,10 +279,21 @@ mod tests {
             &[("content-range", "bytes 0-0/9")][..],
             &[("content-range", "bytes 0-0/*"), ("etag", "\"x\"")],
             &[("content-range", "bytes 0-0/9"), ("etag", "W/\"x\"")],
-            &[("content-range", "bytes 0-0/9"), ("etag", "\"x\""), ("cache-control", "Private")],
-            &[("content-range", "bytes 0-0/9"), ("etag", "\"x\""), ("vary", "*")],
+            &[
+                ("content-range", "bytes 0-0/9"),
+                ("etag", "\"x\""),
+                ("cache-control", "Private"),
+            ],
+            &[
+                ("content-range", "bytes 0-0/9"),
+                ("etag", "\"x\""),
+                ("vary", "*"),
+            ],
         ] {
-            assert!(matches!(answer(206, headers), Err(Refusal::Uncacheable(_))), "{headers:?}");
+            assert!(
+                matches!(answer(206, headers), Err(Refusal::Uncacheable(_))),
+                "{headers:?}"
+            );
         }
     }
 

@@ -64,22 +64,33 @@ impl OriginProbe {
             .map_err(|_| failed(format!("it did not answer within {} s", TIMEOUT.as_secs())))?
             .map_err(failed)?;
         let (parts, _body) = response.into_parts();
-        origin_answer::read(parts.status, &parts.headers, source, key, chunk_size, now_ms())
-            .map_err(|refusal| match refusal {
-                Refusal::Absent(_) => ServiceError::not_found(Resource::Object, display_key(key)),
-                Refusal::Uncacheable(_) => ServiceError::Precondition {
-                    reason: "UNCACHEABLE",
-                    message: refusal.to_string(),
-                },
-                Refusal::Failed(message) => failed(message),
-            })
+        origin_answer::read(
+            parts.status,
+            &parts.headers,
+            source,
+            key,
+            chunk_size,
+            now_ms(),
+        )
+        .map_err(|refusal| match refusal {
+            Refusal::Absent(_) => ServiceError::not_found(Resource::Object, display_key(key)),
+            Refusal::Uncacheable(_) => ServiceError::Precondition {
+                reason: "UNCACHEABLE",
+                message: refusal.to_string(),
+            },
+            Refusal::Failed(message) => failed(message),
+        })
     }
 
     async fn ask(&self, source: &v1::Source, key: &v1::Key) -> Result<Response<Incoming>, String> {
         let mut url = object_url(source, key)?;
         for _ in 0..=MAX_REDIRECTS {
             let request = request(source, &url)?;
-            let response = self.client.request(request).await.map_err(|error| deepest(&error))?;
+            let response = self
+                .client
+                .request(request)
+                .await
+                .map_err(|error| deepest(&error))?;
             let Some(next) = redirect_target(&response, &url)? else {
                 return Ok(response);
             };
@@ -99,11 +110,17 @@ fn object_url(source: &v1::Source, key: &v1::Key) -> Result<Url, String> {
 }
 
 fn request(source: &v1::Source, url: &Url) -> Result<Request<Empty<Bytes>>, String> {
-    let uri: Uri = url.as_str().parse().map_err(|_| "its URL can not be asked for".to_owned())?;
+    let uri: Uri = url
+        .as_str()
+        .parse()
+        .map_err(|_| "its URL can not be asked for".to_owned())?;
     let mut request = Request::get(uri)
         .header(header::RANGE, "bytes=0-0")
         .header(header::ACCEPT_ENCODING, "identity")
-        .header(header::USER_AGENT, concat!("chunkcache/", env!("CARGO_PKG_VERSION")))
+        .header(
+            header::USER_AGENT,
+            concat!("chunkcache/", env!("CARGO_PKG_VERSION")),
+        )
         .body(Empty::new())
         .map_err(|error| error.to_string())?;
     for pair in &source.headers {
@@ -166,9 +183,17 @@ mod tests {
 
     #[test]
     fn redirects_stay_inside_the_authority() {
-        assert_eq!(redirect("../c").unwrap().unwrap().as_str(), "http://origin:81/c");
+        assert_eq!(
+            redirect("../c").unwrap().unwrap().as_str(),
+            "http://origin:81/c"
+        );
         assert!(redirect("http://origin:81/x").unwrap().is_some());
-        for outside in ["http://origin/x", "https://origin:81/x", "http://169.254.169.254/", "//other/x"] {
+        for outside in [
+            "http://origin/x",
+            "https://origin:81/x",
+            "http://169.254.169.254/",
+            "//other/x",
+        ] {
             assert!(redirect(outside).is_err(), "{outside}");
         }
     }

@@ -82,7 +82,11 @@ pub fn chunks_of(ranges: &[ByteRange], geometry: Geometry) -> Vec<std::ops::Rang
     chunks
 }
 
-fn checked(field: &str, range: v1::ByteRange, geometry: Geometry) -> Result<ByteRange, ServiceError> {
+fn checked(
+    field: &str,
+    range: v1::ByteRange,
+    geometry: Geometry,
+) -> Result<ByteRange, ServiceError> {
     if range.start >= range.end {
         return Err(ServiceError::invalid(
             field,
@@ -92,7 +96,10 @@ fn checked(field: &str, range: v1::ByteRange, geometry: Geometry) -> Result<Byte
     if range.start >= geometry.size() {
         return Err(ServiceError::invalid(
             field,
-            format!("expected a start inside the object of {} bytes", geometry.size()),
+            format!(
+                "expected a start inside the object of {} bytes",
+                geometry.size()
+            ),
         ));
     }
     Ok(ByteRange::new(range.start, range.end.min(geometry.size())))
@@ -112,7 +119,12 @@ mod tests {
         let range = |start, end| v1::ByteRange { start, end };
         let cut = required("range", Some(range(5, u64::MAX)), geometry()).unwrap();
         assert_eq!(cut, ByteRange::new(5, 10 << 20));
-        for bad in [None, Some(range(5, 5)), Some(range(6, 5)), Some(range(10 << 20, u64::MAX))] {
+        for bad in [
+            None,
+            Some(range(5, 5)),
+            Some(range(6, 5)),
+            Some(range(10 << 20, u64::MAX)),
+        ] {
             assert!(required("range", bad, geometry()).is_err(), "{bad:?}");
         }
         assert_eq!(or_whole("range", None, geometry()).unwrap().len(), 10 << 20);
@@ -120,8 +132,16 @@ mod tests {
 
     #[test]
     fn several_ranges_become_few_chunk_runs() {
-        let range = |start: u64, end: u64| v1::ByteRange { start: start << 20, end: end << 20 };
-        let ranges = several("ranges", &[range(5, 6), range(0, 1), range(1, 3)], geometry()).unwrap();
+        let range = |start: u64, end: u64| v1::ByteRange {
+            start: start << 20,
+            end: end << 20,
+        };
+        let ranges = several(
+            "ranges",
+            &[range(5, 6), range(0, 1), range(1, 3)],
+            geometry(),
+        )
+        .unwrap();
         assert_eq!(ranges.len(), 2);
         assert_eq!(chunks_of(&ranges, geometry()), vec![0..3]);
     }

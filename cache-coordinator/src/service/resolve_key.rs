@@ -115,7 +115,9 @@ impl Resolver {
             state.probes.retain(|_, probe| probe.until > now);
         }
         if state.probes.len() >= MAX_REMEMBERED {
-            return Err(ServiceError::Exhausted("too many keys are being resolved".into()));
+            return Err(ServiceError::Exhausted(
+                "too many keys are being resolved".into(),
+            ));
         }
         let probe = Probe {
             until: now + PROBE_LEASE,
@@ -200,7 +202,9 @@ async fn outcome(cluster: &Cluster, key: &v1::Key) -> Result<Outcome, ServiceErr
 pub fn now_ms() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+        .map_or(0, |since| {
+            i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+        })
 }
 
 #[cfg(test)]
@@ -227,7 +231,10 @@ mod tests {
         assert!(matches!(resolver.claim(&key("b"), seen), Ok(Claim::Ask)));
         resolver.bound(&key("a"));
         assert!(ended.changed().await.is_err());
-        assert!(matches!(resolver.claim(&key("a"), seen), Ok(Claim::LookAgain)));
+        assert!(matches!(
+            resolver.claim(&key("a"), seen),
+            Ok(Claim::LookAgain)
+        ));
     }
 
     #[tokio::test(start_paused = true)]

@@ -184,7 +184,15 @@ mod tests {
 
     #[test]
     fn bad_base_urls() {
-        for bad in ["", "x", "ftp://h/", "http://", "http://h/?q", "http://h/#f", "file:///etc"] {
+        for bad in [
+            "",
+            "x",
+            "ftp://h/",
+            "http://",
+            "http://h/?q",
+            "http://h/#f",
+            "file:///etc",
+        ] {
             assert_eq!(fields(source("films", bad)), ["source.base_url"], "{bad}");
         }
     }

@@ -32,7 +32,10 @@ pub async fn put(
     source_rules::restore_secrets(&mut source, before.as_ref());
     let put = cluster.writer.write(PutSource { source }).await?.value;
     let confirmed = publish(cluster).await?;
-    cluster.plan.tell(Command::SourceSet(Box::new(put.clone()))).await?;
+    cluster
+        .plan
+        .tell(Command::SourceSet(Box::new(put.clone())))
+        .await?;
     Ok(v1::PutSourceResponse {
         source: Some(source_rules::redacted(put)),
         unconfirmed_edges: confirmed.unconfirmed,
@@ -71,7 +74,10 @@ pub async fn remove(
         return Err(ServiceError::not_found(Resource::Source, name));
     }
     // First nothing new of it is fetched, then the rows go.
-    cluster.plan.tell(Command::SourceRemoved(name.to_owned())).await?;
+    cluster
+        .plan
+        .tell(Command::SourceRemoved(name.to_owned()))
+        .await?;
     cluster.writer.remove_source(name).await?;
     let confirmed = publish(cluster).await?;
     Ok(v1::RemoveSourceResponse {
@@ -89,13 +95,18 @@ pub async fn publish(cluster: &Cluster) -> Result<Confirmed, ServiceError> {
             sources: sources.as_ref().clone(),
         })
     };
-    let pushed = cluster.registry.push(Confirmation::Sources, message, CONFIRM_WITHIN);
+    let pushed = cluster
+        .registry
+        .push(Confirmation::Sources, message, CONFIRM_WITHIN);
     Ok(pushed.await)
 }
 
 fn require_name(name: &str) -> Result<(), ServiceError> {
     if name.is_empty() {
-        return Err(ServiceError::invalid("name", "expected the name of a source"));
+        return Err(ServiceError::invalid(
+            "name",
+            "expected the name of a source",
+        ));
     }
     Ok(())
 }

@@ -21,7 +21,12 @@ pub async fn status(cluster: &Cluster) -> Result<v1::GetStatusResponse, ServiceE
     let totals = totals.unwrap_or_default();
     let (queued, running) = cluster
         .plan
-        .ask(|plan| (plan.scheduler().queued_by_level(), plan.scheduler().running_by_level()))
+        .ask(|plan| {
+            (
+                plan.scheduler().queued_by_level(),
+                plan.scheduler().running_by_level(),
+            )
+        })
         .await?;
     let live = cluster.registry.all();
     let drift = |kind| {

@@ -81,7 +81,10 @@ async fn begin(cluster: &Cluster) -> Result<(), ServiceError> {
     cluster.peer_keys.store(Arc::new(vec![key]));
     let sources = cluster.database.sources().await?;
     for source in &sources {
-        cluster.plan.tell(Command::SourceSet(Box::new(source.clone()))).await?;
+        cluster
+            .plan
+            .tell(Command::SourceSet(Box::new(source.clone())))
+            .await?;
     }
     cluster.sources.store(Arc::new(sources));
     for row in cluster.database.edges().await? {

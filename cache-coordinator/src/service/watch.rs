@@ -27,9 +27,17 @@ pub async fn watch_entry(
     request: v1::WatchEntryRequest,
 ) -> Result<Watched<v1::WatchEntryResponse>, ServiceError> {
     cluster.require_leader()?;
-    let entry = entries::find(cluster, request.entry.as_ref()).await?.entry.id;
+    let entry = entries::find(cluster, request.entry.as_ref())
+        .await?
+        .entry
+        .id;
     let (sender, receiver) = mpsc::channel(AHEAD);
-    let task = follow_entry(Arc::clone(cluster), entry, request.from_revision, sender.clone());
+    let task = follow_entry(
+        Arc::clone(cluster),
+        entry,
+        request.from_revision,
+        sender.clone(),
+    );
     spawn(cluster, sender, task);
     Ok(receiver)
 }
@@ -117,12 +125,16 @@ async fn entry_event(
 ) -> Result<Option<v1::watch_entry_response::Event>, ServiceError> {
     use v1::watch_entry_response::Event as Wire;
     Ok(match &change.kind {
-        ChangeKind::Stored { entry, edge, ranges } => {
-            Some(Wire::Stored(chunks_changed(*entry, edge, ranges)))
-        }
-        ChangeKind::Removed { entry, edge, ranges } => {
-            Some(Wire::Removed(chunks_changed(*entry, edge, ranges)))
-        }
+        ChangeKind::Stored {
+            entry,
+            edge,
+            ranges,
+        } => Some(Wire::Stored(chunks_changed(*entry, edge, ranges))),
+        ChangeKind::Removed {
+            entry,
+            edge,
+            ranges,
+        } => Some(Wire::Removed(chunks_changed(*entry, edge, ranges))),
         ChangeKind::Key {
             entry: Some(entry), ..
         } if *entry != watched => {
@@ -130,9 +142,9 @@ async fn entry_event(
             entry.map(|entry| Wire::ReplacedBy(entry.to_proto()))
         }
         // Pinned or unpinned: the snapshot's entry is told again.
-        ChangeKind::Entry { .. } => {
-            Some(Wire::Snapshot(availability::snapshot(cluster, watched).await?))
-        }
+        ChangeKind::Entry { .. } => Some(Wire::Snapshot(
+            availability::snapshot(cluster, watched).await?,
+        )),
         ChangeKind::Key { .. }
         | ChangeKind::Edge { .. }
         | ChangeKind::Source { .. }
@@ -164,8 +176,14 @@ async fn follow_cluster(
             }
             let edges = snapshot.edges.iter();
             let event = Wire::Snapshot(v1::ClusterSnapshot {
-                edges: edges.map(|edge| edges::describe(&cluster, edge, 0)).collect(),
-                sources: snapshot.sources.into_iter().map(source_rules::redacted).collect(),
+                edges: edges
+                    .map(|edge| edges::describe(&cluster, edge, 0))
+                    .collect(),
+                sources: snapshot
+                    .sources
+                    .into_iter()
+                    .map(source_rules::redacted)
+                    .collect(),
                 jobs,
             });
             let response = v1::WatchClusterResponse {
@@ -206,12 +224,16 @@ async fn cluster_event(
 ) -> Result<Option<v1::watch_cluster_response::Event>, ServiceError> {
     use v1::watch_cluster_response::Event as Wire;
     Ok(match kind {
-        ChangeKind::Stored { entry, edge, ranges } => {
-            Some(Wire::Stored(chunks_changed(*entry, edge, ranges)))
-        }
-        ChangeKind::Removed { entry, edge, ranges } => {
-            Some(Wire::Removed(chunks_changed(*entry, edge, ranges)))
-        }
+        ChangeKind::Stored {
+            entry,
+            edge,
+            ranges,
+        } => Some(Wire::Stored(chunks_changed(*entry, edge, ranges))),
+        ChangeKind::Removed {
+            entry,
+            edge,
+            ranges,
+        } => Some(Wire::Removed(chunks_changed(*entry, edge, ranges))),
         ChangeKind::Edge { name } => Some(match cluster.database.edge(name).await? {
             Some(edge) => Wire::Edge(edges::describe(cluster, &edge, 0)),
             None => Wire::RemovedEdge(name.clone()),

@@ -151,7 +151,7 @@ impl<S: EntrySource> Actor<S> {
                 () = shutdown.cancelled() => break,
                 _ = tick.tick() => Command::Tick,
                 Some(loaded) = self.loads.join_next() => match loaded {
-                    Ok((id, loaded)) => Command::EntryLoaded { id, loaded },
+                    Ok((id, loaded)) => Command::EntryLoaded { id, loaded: loaded.map(Box::new) },
                     Err(_) => continue,
                 },
                 letter = self.letters.recv() => match letter {
@@ -176,7 +176,9 @@ impl<S: EntrySource> Actor<S> {
                 self.plan.apply(Command::Tick, now, &mut actions);
             }
             self.metrics.commands_applied.inc();
-            self.metrics.apply_seconds.observe(began.elapsed().as_secs_f64());
+            self.metrics
+                .apply_seconds
+                .observe(began.elapsed().as_secs_f64());
             for action in actions.drain(..) {
                 self.act(action);
             }

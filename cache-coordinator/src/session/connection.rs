@@ -242,7 +242,8 @@ async fn serve(
         match protocol.accept(&message) {
             Err(error) => {
                 tracing::warn!(edge = %live.name, %error, "the session is ended");
-                live.outbox.refuse(Status::failed_precondition(error.to_string()));
+                live.outbox
+                    .refuse(Status::failed_precondition(error.to_string()));
                 return End::Protocol;
             }
             Ok(Lane::Hello) => return End::Protocol,
@@ -275,25 +276,46 @@ async fn control(
     let (edge, epoch) = (live.edge, live.epoch);
     match message {
         Request::Demand(batch) => {
-            cluster.plan.tell(Command::Demand { edge, epoch, batch }).await?;
+            cluster
+                .plan
+                .tell(Command::Demand { edge, epoch, batch })
+                .await?;
         }
         Request::FetchReport(report) => {
-            cluster.plan.tell(Command::FetchReport { edge, epoch, report }).await?;
+            cluster
+                .plan
+                .tell(Command::FetchReport {
+                    edge,
+                    epoch,
+                    report,
+                })
+                .await?;
         }
         Request::LocalFetch(fetch) => {
-            cluster.plan.tell(Command::LocalFetch { edge, epoch, fetch }).await?;
+            cluster
+                .plan
+                .tell(Command::LocalFetch { edge, epoch, fetch })
+                .await?;
         }
         Request::KeyNegative(negative) => cluster.resolver.negative(negative),
         Request::SourceAck(ack) => {
-            live.sources_confirmed.send_if_modified(|s| raise(s, ack.sequence));
+            live.sources_confirmed
+                .send_if_modified(|s| raise(s, ack.sequence));
         }
         Request::InvalidateAck(ack) => {
-            live.invalidations_confirmed.send_if_modified(|s| raise(s, ack.sequence));
+            live.invalidations_confirmed
+                .send_if_modified(|s| raise(s, ack.sequence));
         }
         Request::Drain(_) => {
             // The edge asks for itself, so the operator's wish in the table stays as it is.
             live.draining.store(true, Ordering::Relaxed);
-            cluster.plan.tell(Command::EdgeDraining { edge, draining: true }).await?;
+            cluster
+                .plan
+                .tell(Command::EdgeDraining {
+                    edge,
+                    draining: true,
+                })
+                .await?;
         }
         Request::Status(status) => {
             let is_due = touched.is_none_or(|at| at.elapsed() >= TOUCH_EVERY);
@@ -350,7 +372,9 @@ async fn close(cluster: &Arc<Cluster>, live: &Arc<Live>, end: End) {
     cluster
         .metrics
         .sessions_ended
-        .get_or_create(&EndLabel { reason: end.label() })
+        .get_or_create(&EndLabel {
+            reason: end.label(),
+        })
         .inc();
     tracing::info!(edge = %live.name, epoch = live.epoch, reason = end.label(), "edge left");
     match end {
@@ -359,7 +383,10 @@ async fn close(cluster: &Arc<Cluster>, live: &Arc<Live>, end: End) {
             given: live.epoch,
         })),
         End::NotLeader | End::Shutdown => {
-            let refusal = cluster.require_leader().err().unwrap_or(ServiceError::ShuttingDown);
+            let refusal = cluster
+                .require_leader()
+                .err()
+                .unwrap_or(ServiceError::ShuttingDown);
             live.outbox.refuse(Status::from(refusal));
         }
         _ => {}
@@ -395,10 +422,19 @@ mod tests {
             url: "127.0.0.1:80".into(),
             ..Default::default()
         };
-        let fields: Vec<String> = check_hello(&bad).unwrap_err().into_iter().map(|v| v.field).collect();
+        let fields: Vec<String> = check_hello(&bad)
+            .unwrap_err()
+            .into_iter()
+            .map(|v| v.field)
+            .collect();
         assert_eq!(
             fields,
-            ["hello.name", "hello.url", "hello.max_downloads", "hello.store_id"]
+            [
+                "hello.name",
+                "hello.url",
+                "hello.max_downloads",
+                "hello.store_id"
+            ]
         );
         let good = v1::Hello {
             name: "edge-1".into(),

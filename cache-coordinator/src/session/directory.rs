@@ -81,7 +81,9 @@ impl Directory {
 
     /// All open entries.
     pub fn entries(&self) -> impl Iterator<Item = (EntryNo, &EntryRecord)> {
-        self.entries.iter().map(|(number, record)| (*number, record))
+        self.entries
+            .iter()
+            .map(|(number, record)| (*number, record))
     }
 
     /// Numbers of open entries.

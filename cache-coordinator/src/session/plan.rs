@@ -6,7 +6,7 @@
 //! that name an entry under way wait for it here, in their order.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque, hash_map::Entry},
     ops::Range,
     sync::Arc,
 };
@@ -76,7 +76,7 @@ pub enum Command {
         /// What was asked for.
         id: EntryId,
         /// `None`: not in the table.
-        loaded: Option<LoadedEntry>,
+        loaded: Option<Box<LoadedEntry>>,
     },
     /// Rows were committed.
     Held {
@@ -281,7 +281,11 @@ impl Plan {
                 self.load(id, actions);
             }
             Command::EntryChanged(entry) => {
-                let number = entry.id.parse().ok().and_then(|id| self.directory.entry_number(id));
+                let number = entry
+                    .id
+                    .parse()
+                    .ok()
+                    .and_then(|id| self.directory.entry_number(id));
                 if let Some(number) = number {
                     self.directory.update_entry(number, Arc::from(entry));
                 }
@@ -297,10 +301,18 @@ impl Plan {
                 }
             }
             Command::EntryLoaded { id, loaded } => self.entry_loaded(id, loaded, now, actions),
-            Command::Held { edge, entry, chunks } => {
+            Command::Held {
+                edge,
+                entry,
+                chunks,
+            } => {
                 self.rows_changed(edge, entry, Some(chunks), true, now, actions);
             }
-            Command::Dropped { edge, entry, chunks } => {
+            Command::Dropped {
+                edge,
+                entry,
+                chunks,
+            } => {
                 self.rows_changed(edge, entry, chunks, false, now, actions);
             }
             Command::Demand { edge, epoch, batch } => {
@@ -308,7 +320,11 @@ impl Plan {
                     self.demand(edge, epoch, batch, now, actions);
                 }
             }
-            Command::FetchReport { edge, epoch, report } => {
+            Command::FetchReport {
+                edge,
+                epoch,
+                report,
+            } => {
                 if self.is_present(edge, epoch)
                     && let Some(event) = translate::fetch_report(&mut self.directory, edge, &report)
                 {
@@ -371,8 +387,8 @@ impl Plan {
         if self.directory.entry_number(id).is_some() {
             return true;
         }
-        if !self.loading.contains_key(&id) {
-            self.loading.insert(id, VecDeque::new());
+        if let Entry::Vacant(vacant) = self.loading.entry(id) {
+            vacant.insert(VecDeque::new());
             actions.push(Action::Load(id));
         }
         false
@@ -389,7 +405,7 @@ impl Plan {
     fn entry_loaded(
         &mut self,
         id: EntryId,
-        loaded: Option<LoadedEntry>,
+        loaded: Option<Box<LoadedEntry>>,
         now: Millis,
         actions: &mut Vec<Action>,
     ) {
@@ -402,7 +418,11 @@ impl Plan {
             tracing::error!(entry = %id, "an entry's size and chunk size do not go together");
             return;
         };
-        let source_name = loaded.entry.key.as_ref().map_or("", |key| key.source.as_str());
+        let source_name = loaded
+            .entry
+            .key
+            .as_ref()
+            .map_or("", |key| key.source.as_str());
         let source = self.directory.source(source_name);
         let entry = self.directory.open_entry(EntryRecord {
             entry: Arc::new(loaded.entry),
@@ -416,7 +436,15 @@ impl Plan {
         };
         self.event(opened, now, actions);
         for (edge, chunks) in loaded.holders {
-            self.event(Event::ChunksHeld { edge, entry, chunks }, now, actions);
+            self.event(
+                Event::ChunksHeld {
+                    edge,
+                    entry,
+                    chunks,
+                },
+                now,
+                actions,
+            );
         }
         let wants: Vec<(WantId, Want)> = self
             .wants
@@ -456,20 +484,36 @@ impl Plan {
     ) {
         let Some((entry, geometry)) = self.open_geometry(id) else {
             let command = match (held, chunks) {
-                (true, Some(chunks)) => Command::Held { edge, entry: id, chunks },
-                (_, chunks) => Command::Dropped { edge, entry: id, chunks },
+                (true, Some(chunks)) => Command::Held {
+                    edge,
+                    entry: id,
+                    chunks,
+                },
+                (_, chunks) => Command::Dropped {
+                    edge,
+                    entry: id,
+                    chunks,
+                },
             };
             self.wait_for(id, command);
             return;
         };
         let chunks = match chunks {
             Some(indexes) => translate::coalesce(indexes, geometry),
-            None => vec![0..geometry.chunk_count()],
+            None => std::iter::once(0..geometry.chunk_count()).collect(),
         };
         let event = if held {
-            Event::ChunksHeld { edge, entry, chunks }
+            Event::ChunksHeld {
+                edge,
+                entry,
+                chunks,
+            }
         } else {
-            Event::ChunksDropped { edge, entry, chunks }
+            Event::ChunksDropped {
+                edge,
+                entry,
+                chunks,
+            }
         };
         self.event(event, now, actions);
     }
@@ -485,7 +529,15 @@ impl Plan {
             .collect();
         for (entry, count) in entries {
             let chunks = std::iter::once(0..count).collect();
-            self.event(Event::ChunksDropped { edge, entry, chunks }, now, actions);
+            self.event(
+                Event::ChunksDropped {
+                    edge,
+                    entry,
+                    chunks,
+                },
+                now,
+                actions,
+            );
         }
         let wants: Vec<WantId> = self
             .wants
@@ -501,7 +553,9 @@ impl Plan {
 
     fn open_geometry(&self, id: EntryId) -> Option<(EntryNo, Geometry)> {
         let number = self.directory.entry_number(id)?;
-        self.directory.entry(number).map(|record| (number, record.geometry))
+        self.directory
+            .entry(number)
+            .map(|record| (number, record.geometry))
     }
 
     fn demand(

@@ -76,7 +76,7 @@ impl Fixture {
         };
         self.apply(Command::EntryLoaded {
             id: ENTRY,
-            loaded: Some(LoadedEntry { entry, holders }),
+            loaded: Some(Box::new(LoadedEntry { entry, holders })),
         })
     }
 

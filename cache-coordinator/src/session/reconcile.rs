@@ -107,7 +107,10 @@ mod tests {
         let chunks = [3, 0, 9].map(|index| v1::Chunk { index, checksum: 1 });
         let geometry = Geometry::new(4 << 20, 1 << 20).unwrap();
         let judged = split(&chunks, Some(geometry));
-        assert_eq!(judged.kept.iter().map(|c| c.index).collect::<Vec<_>>(), [0, 3]);
+        assert_eq!(
+            judged.kept.iter().map(|c| c.index).collect::<Vec<_>>(),
+            [0, 3]
+        );
         assert_eq!(judged.dropped, [9]);
         assert_eq!(split(&chunks, None).dropped, [3, 0, 9]);
     }

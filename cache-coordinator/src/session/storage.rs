@@ -27,11 +27,7 @@ use crate::{
         writer::{Observation, Pending, ReconcileEntry, RemoveChunks, StoreChunks},
     },
     service::{
-        Cluster,
-        error::ServiceError,
-        loader::row_id,
-        observe::observe,
-        resolve_key::now_ms,
+        Cluster, error::ServiceError, loader::row_id, observe::observe, resolve_key::now_ms,
     },
 };
 
@@ -111,9 +107,16 @@ impl Lane {
             Request::EntryObserved(observed) => {
                 let freshness = observed.freshness.unwrap_or_default();
                 let age_ms = now_ms().saturating_sub(freshness.validated_at_ms);
-                let is_live = u128::try_from(age_ms).is_ok_and(|age| age < LIVE_OBSERVATION.as_millis());
-                let how = if is_live { Observation::Live } else { Observation::Replayed };
-                self.observed(observed.entry, freshness, how).await.map(drop)
+                let is_live =
+                    u128::try_from(age_ms).is_ok_and(|age| age < LIVE_OBSERVATION.as_millis());
+                let how = if is_live {
+                    Observation::Live
+                } else {
+                    Observation::Replayed
+                };
+                self.observed(observed.entry, freshness, how)
+                    .await
+                    .map(drop)
             }
             Request::InventoryDigest(digest) => self.digest(&digest),
             Request::InventoryEntry(entry) => self.inventory(entry).await,
@@ -136,7 +139,8 @@ impl Lane {
         };
         let pending = self.cluster.writer.enqueue(change).await?;
         let indexes = stored.chunks.iter().map(|chunk| chunk.index).collect();
-        self.promise(Answer::Stored(stored.sequence, entry, indexes, pending)).await
+        self.promise(Answer::Stored(stored.sequence, entry, indexes, pending))
+            .await
     }
 
     async fn removed(&mut self, removed: v1::ChunksRemoved) -> Result<(), ServiceError> {
@@ -148,11 +152,20 @@ impl Lane {
             indexes: removed.indexes.clone(),
         };
         let pending = self.cluster.writer.enqueue(change).await?;
-        self.promise(Answer::Removed(removed.sequence, entry, removed.indexes, pending)).await
+        self.promise(Answer::Removed(
+            removed.sequence,
+            entry,
+            removed.indexes,
+            pending,
+        ))
+        .await
     }
 
     async fn promise(&self, answer: Answer) -> Result<(), ServiceError> {
-        self.answers.send(answer).await.map_err(|_| ServiceError::ShuttingDown)
+        self.answers
+            .send(answer)
+            .await
+            .map_err(|_| ServiceError::ShuttingDown)
     }
 
     /// False: it can not be registered, and the edge is told to drop it.
@@ -179,7 +192,10 @@ impl Lane {
     fn digest(&mut self, digest: &v1::InventoryDigest) -> Result<(), ServiceError> {
         let entry = parse_id("inventory_digest.entry_id", &digest.entry_id)?;
         if self.digests.len() >= MAX_INVENTORY {
-            return Err(ServiceError::invalid("inventory_digest", "too many entries"));
+            return Err(ServiceError::invalid(
+                "inventory_digest",
+                "too many entries",
+            ));
         }
         let digest = InventoryDigest {
             chunk_count: digest.chunk_count,
@@ -222,7 +238,10 @@ impl Lane {
         let request = v1::InventoryRequest {
             entry_ids: differing.iter().map(EntryId::to_string).collect(),
         };
-        self.live.outbox.send(Response::InventoryRequest(request)).await;
+        self.live
+            .outbox
+            .send(Response::InventoryRequest(request))
+            .await;
         Ok(())
     }
 
@@ -233,7 +252,10 @@ impl Lane {
             .ok_or_else(|| ServiceError::invalid("inventory_entry.entry", "expected an entry"))?;
         let id = parse_id("inventory_entry.entry.id", &entry.id)?;
         if !self.requested.remove(&id) {
-            return Err(ServiceError::invalid("inventory_entry", "was not requested"));
+            return Err(ServiceError::invalid(
+                "inventory_entry",
+                "was not requested",
+            ));
         }
         let known = self.cluster.database.entry(id).await?;
         let geometry = match known {
@@ -241,7 +263,9 @@ impl Lane {
             None => {
                 let freshness = inventory.freshness.unwrap_or_default();
                 let geometry = chunkcache_proto::Geometry::new(entry.size, entry.chunk_size).ok();
-                let adopted = self.observed(Some(entry), freshness, Observation::Replayed).await?;
+                let adopted = self
+                    .observed(Some(entry), freshness, Observation::Replayed)
+                    .await?;
                 geometry.filter(|_| adopted)
             }
         };
@@ -257,16 +281,27 @@ impl Lane {
             let reconciled = self.cluster.writer.write(change).await?.value;
             self.drift(reconciled.rows_deleted, reconciled.rows_written);
             let edge = self.live.edge;
-            let dropped = Command::Dropped { edge, entry: id, chunks: None };
+            let dropped = Command::Dropped {
+                edge,
+                entry: id,
+                chunks: None,
+            };
             self.cluster.plan.tell(dropped).await?;
-            let held = Command::Held { edge, entry: id, chunks };
+            let held = Command::Held {
+                edge,
+                entry: id,
+                chunks,
+            };
             self.cluster.plan.tell(held).await?;
         }
         let verdict = v1::InventoryVerdict {
             entry_id: id.to_string(),
             drop: split.dropped,
         };
-        self.live.outbox.send(Response::InventoryVerdict(verdict)).await;
+        self.live
+            .outbox
+            .send(Response::InventoryVerdict(verdict))
+            .await;
         Ok(())
     }
 
@@ -306,7 +341,10 @@ impl Lane {
         }
         let revision = self.cluster.database.latest_revision().await?;
         self.live.reconciled.send_replace(Some(self.found));
-        self.live.outbox.send(Response::Ready(v1::Ready { revision })).await;
+        self.live
+            .outbox
+            .send(Response::Ready(v1::Ready { revision }))
+            .await;
         tracing::info!(
             edge = %self.live.name,
             chunks = self.found.chunks_checked,
@@ -320,7 +358,10 @@ impl Lane {
             .incomplete_entries(row_id(self.live.edge), EntryId::nil(), FILL_ENTRIES)
             .await?;
         for entry in incomplete {
-            self.cluster.plan.tell(Command::EntryWanted(entry.entry)).await?;
+            self.cluster
+                .plan
+                .tell(Command::EntryWanted(entry.entry))
+                .await?;
         }
         Ok(())
     }
@@ -351,12 +392,30 @@ async fn answer(
                 if outcome.is_ok() {
                     cluster.metrics.chunks_committed.inc_by(chunks.len() as u64);
                 }
-                (sequence, entry, outcome, Command::Held { edge, entry, chunks })
+                (
+                    sequence,
+                    entry,
+                    outcome,
+                    Command::Held {
+                        edge,
+                        entry,
+                        chunks,
+                    },
+                )
             }
             Answer::Removed(sequence, entry, chunks, pending) => {
                 let outcome = pending.await.map(|committed| committed.revision);
                 let chunks = Some(chunks);
-                (sequence, entry, outcome, Command::Dropped { edge, entry, chunks })
+                (
+                    sequence,
+                    entry,
+                    outcome,
+                    Command::Dropped {
+                        edge,
+                        entry,
+                        chunks,
+                    },
+                )
             }
         };
         let revision = match outcome {
@@ -393,5 +452,6 @@ fn refuse_entry(cluster: &Cluster, live: &Live, id: String, key: Option<v1::Key>
 }
 
 fn parse_id(field: &str, id: &str) -> Result<EntryId, ServiceError> {
-    id.parse().map_err(|_| ServiceError::invalid(field, "expected a UUID"))
+    id.parse()
+        .map_err(|_| ServiceError::invalid(field, "expected a UUID"))
 }

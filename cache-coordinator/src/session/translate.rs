@@ -10,7 +10,7 @@ use v1::session_response::Message;
 
 use super::directory::Directory;
 use crate::core::scheduler::api::{
-    Assignment, Demand, EdgeId, Effect, Event, Fault, From as FetchFrom, Reason, ReaderId,
+    Assignment, Demand, EdgeId, Effect, Event, Fault, From as FetchFrom, ReaderId, Reason,
 };
 
 /// One reader's demand; `None` where its entry is not open.
@@ -78,10 +78,17 @@ pub fn fetch_report(
 
 /// A fetch the edge began by itself.
 #[must_use]
-pub fn local_fetch(directory: &mut Directory, edge: EdgeId, fetch: &v1::LocalFetch) -> Option<Event> {
+pub fn local_fetch(
+    directory: &mut Directory,
+    edge: EdgeId,
+    fetch: &v1::LocalFetch,
+) -> Option<Event> {
     let entry = directory.entry_number(fetch.entry_id.parse().ok()?)?;
     let count = directory.entry(entry)?.geometry.chunk_count();
-    let end = fetch.first_chunk.saturating_add(fetch.chunk_count).min(count);
+    let end = fetch
+        .first_chunk
+        .saturating_add(fetch.chunk_count)
+        .min(count);
     if fetch.first_chunk >= end {
         return None;
     }
@@ -175,10 +182,7 @@ pub fn reason(reason: Reason) -> String {
 
 /// Ascending, adjacent ones joined, what is past the object dropped.
 #[must_use]
-pub fn coalesce(
-    mut indexes: Vec<ChunkIndex>,
-    geometry: Geometry,
-) -> Vec<Range<ChunkIndex>> {
+pub fn coalesce(mut indexes: Vec<ChunkIndex>, geometry: Geometry) -> Vec<Range<ChunkIndex>> {
     indexes.sort_unstable();
     let mut ranges: Vec<Range<ChunkIndex>> = Vec::new();
     for index in indexes.into_iter().filter(|i| *i < geometry.chunk_count()) {
@@ -213,7 +217,11 @@ mod tests {
             ..Default::default()
         });
         let geometry = Geometry::new(9 * MIB, 2 << 20).unwrap();
-        let number = directory.open_entry(EntryRecord { entry, id, geometry });
+        let number = directory.open_entry(EntryRecord {
+            entry,
+            id,
+            geometry,
+        });
         directory.set_edge(
             EdgeId(2),
             EdgeRecord {
@@ -233,7 +241,10 @@ mod tests {
             position: 4 * MIB,
             end: u64::MAX,
             waiting: true,
-            hints: vec![v1::ByteRange { start: 8 * MIB, end: 99 * MIB }],
+            hints: vec![v1::ByteRange {
+                start: 8 * MIB,
+                end: 99 * MIB,
+            }],
             ..Default::default()
         };
         let Some(Event::DemandSet(demand)) = demand(&directory, EDGE, &reader) else {

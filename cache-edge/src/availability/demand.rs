@@ -124,7 +124,9 @@ impl DemandRegistry {
     pub fn wait_at(&self, reader: &ReaderState, position: u64) {
         reader.position.store(position, Ordering::Relaxed);
         if !reader.waiting.swap(true, Ordering::AcqRel) {
-            reader.waiting_since_us.store(self.now_us(), Ordering::Relaxed);
+            reader
+                .waiting_since_us
+                .store(self.now_us(), Ordering::Relaxed);
             let mut inner = self.inner.lock();
             inner.dirty.insert(reader.id);
             inner.urgent = true;
@@ -141,7 +143,11 @@ impl DemandRegistry {
         reader.position.store(position, Ordering::Relaxed);
         let instant = len.saturating_mul(1_000_000) / (now.saturating_sub(before)).max(1);
         let old = reader.rate.load(Ordering::Relaxed);
-        let rate = if old == 0 { instant } else { old - old / 8 + instant / 8 };
+        let rate = if old == 0 {
+            instant
+        } else {
+            old - old / 8 + instant / 8
+        };
         reader.rate.store(rate, Ordering::Relaxed);
         let waited = reader.waiting.swap(false, Ordering::AcqRel);
         if waited || moved_on {
@@ -185,9 +191,17 @@ impl DemandRegistry {
         let readers = if complete {
             inner.readers.values().cloned().collect()
         } else {
-            dirty.iter().filter_map(|id| inner.readers.get(id).cloned()).collect()
+            dirty
+                .iter()
+                .filter_map(|id| inner.readers.get(id).cloned())
+                .collect()
         };
-        Changes { readers, closed: if complete { Vec::new() } else { closed }, complete, urgent }
+        Changes {
+            readers,
+            closed: if complete { Vec::new() } else { closed },
+            complete,
+            urgent,
+        }
     }
 
     /// A change that may not be held back is there.
@@ -212,15 +226,26 @@ impl DemandRegistry {
         if !reader.waiting.load(Ordering::Acquire) {
             return Duration::ZERO;
         }
-        Duration::from_micros(self.now_us().saturating_sub(reader.waiting_since_us.load(Ordering::Relaxed)))
+        Duration::from_micros(
+            self.now_us()
+                .saturating_sub(reader.waiting_since_us.load(Ordering::Relaxed)),
+        )
     }
 
     /// For local planning.
     #[must_use]
     pub fn view(&self, reader: &ReaderState) -> ReaderView {
-        let idle = Duration::from_micros(self.now_us().saturating_sub(reader.last_read_us.load(Ordering::Relaxed)));
+        let idle = Duration::from_micros(
+            self.now_us()
+                .saturating_sub(reader.last_read_us.load(Ordering::Relaxed)),
+        );
         let waiting = reader.waiting.load(Ordering::Acquire);
-        ReaderView { position: reader.position(), end: reader.end, waiting, paused: !waiting && idle > PAUSED_AFTER }
+        ReaderView {
+            position: reader.position(),
+            end: reader.end,
+            waiting,
+            paused: !waiting && idle > PAUSED_AFTER,
+        }
     }
 
     /// For the wire.
@@ -229,7 +254,9 @@ impl DemandRegistry {
         let view = self.view(reader);
         let geometry = reader.file.geometry();
         let here = geometry.chunk_of(view.position);
-        let last = geometry.chunks_covering(ByteRange::new(view.position, view.end)).end;
+        let last = geometry
+            .chunks_covering(ByteRange::new(view.position, view.end))
+            .end;
         let missing = reader.file.first_missing(here, last).unwrap_or(last);
         let buffered_to = geometry.chunk_range(missing).start.min(view.end);
         v1::ReaderDemand {

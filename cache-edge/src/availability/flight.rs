@@ -89,7 +89,14 @@ impl Flight {
             fetcher: None,
             last_progress: Instant::now(),
         };
-        Self { file, store, chunk, range, state: Mutex::new(state), changed: Notify::new() }
+        Self {
+            file,
+            store,
+            chunk,
+            range,
+            state: Mutex::new(state),
+            changed: Notify::new(),
+        }
     }
 
     #[must_use]
@@ -98,7 +105,6 @@ impl Flight {
     }
 
     /// Wakes at each change. Subscribe before looking.
-    #[must_use]
     pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
     }
@@ -138,7 +144,10 @@ impl Flight {
         }
         state.fetcher = Some(fetch);
         state.last_progress = Instant::now();
-        Some(FlightClaim { flight: self.clone(), fetch })
+        Some(FlightClaim {
+            flight: self.clone(),
+            fetch,
+        })
     }
 
     /// What the peer that sends it says it has.
@@ -170,7 +179,9 @@ impl Flight {
                         Err(error) => return Err(self.refuse(state, &error)),
                     }
                 }
-                let Some(gap) = state.claimed.first_gap(whole) else { return Ok(false) };
+                let Some(gap) = state.claimed.first_gap(whole) else {
+                    return Ok(false);
+                };
                 state.claimed.insert(gap);
                 gap
             };
@@ -192,7 +203,8 @@ impl Flight {
             state.hasher.update(part);
             state.hashed_to = gap.end;
         }
-        let last = matches!(state.phase, Phase::Filling) && state.written.contains_range(self.range);
+        let last =
+            matches!(state.phase, Phase::Filling) && state.written.contains_range(self.range);
         if !last {
             drop(state);
             self.changed.notify_waiters();
@@ -208,7 +220,11 @@ impl Flight {
         }
         let checksum = hasher.finish();
         let mut state = self.state.lock();
-        if state.expected_checksum.take().is_some_and(|expected| expected != checksum) {
+        if state
+            .expected_checksum
+            .take()
+            .is_some_and(|expected| expected != checksum)
+        {
             state.claimed.clear();
             state.written.clear();
             state.hasher = ChunkHasher::new(self.range.start);
@@ -240,7 +256,11 @@ impl Flight {
     }
 
     /// No space or a broken disk: all of the chunk is void.
-    fn refuse(&self, mut state: parking_lot::MutexGuard<'_, State>, error: &StoreError) -> FlightError {
+    fn refuse(
+        &self,
+        mut state: parking_lot::MutexGuard<'_, State>,
+        error: &StoreError,
+    ) -> FlightError {
         let why = error.to_string();
         state.phase = Phase::Refused(why.clone());
         state.reservation = None;

@@ -125,7 +125,11 @@ impl EntryFlights {
     /// A refusal that came after `since`.
     #[must_use]
     pub fn fatal_since(&self, since: Instant) -> Option<String> {
-        self.fatal.lock().as_ref().filter(|(at, _)| *at >= since).map(|(_, error)| error.clone())
+        self.fatal
+            .lock()
+            .as_ref()
+            .filter(|(at, _)| *at >= since)
+            .map(|(_, error)| error.clone())
     }
 
     /// True once: the caller looks for the container's index.
@@ -168,7 +172,10 @@ pub struct Flights {
 impl Flights {
     #[must_use]
     pub fn new(store: Store) -> Self {
-        Self { store, entries: Mutex::default() }
+        Self {
+            store,
+            entries: Mutex::default(),
+        }
     }
 
     /// Of the entry, made if there are none. An entry that was removed and made anew starts anew.

@@ -25,7 +25,11 @@ const DIRECT_CHUNKS: u32 = 16;
 
 /// Bytes past the store, for when there is no space: from the origin, checked against the entry.
 pub trait DirectBytes: Send + Sync + 'static {
-    fn open(&self, file: Arc<EntryFile>, range: ByteRange) -> tokio::sync::mpsc::Receiver<Result<Bytes, ReadError>>;
+    fn open(
+        &self,
+        file: Arc<EntryFile>,
+        range: ByteRange,
+    ) -> tokio::sync::mpsc::Receiver<Result<Bytes, ReadError>>;
 }
 
 /// Opens readers of one entry.
@@ -44,7 +48,14 @@ impl OpenReader for ReaderFactory {
     fn open(&self, range: ByteRange) -> Reader {
         let range = range.intersect(ByteRange::new(0, self.file.geometry().size()));
         let told = range.len() > TELL_ALWAYS_BYTES || self.presence(range) != Presence::All;
-        let mut reader = Reader { factory: self.clone(), cursor: range.start, end: range.end, demand: None, flights: None, direct: None };
+        let mut reader = Reader {
+            factory: self.clone(),
+            cursor: range.start,
+            end: range.end,
+            demand: None,
+            flights: None,
+            direct: None,
+        };
         if told {
             reader.told();
         }
@@ -81,7 +92,10 @@ impl Drop for Reader {
 }
 
 impl ReadBytes for Reader {
-    fn next(&mut self, max_len: u64) -> impl Future<Output = Result<Option<Piece>, ReadError>> + Send {
+    fn next(
+        &mut self,
+        max_len: u64,
+    ) -> impl Future<Output = Result<Option<Piece>, ReadError>> + Send {
         self.step(max_len.max(1))
     }
 }
@@ -105,7 +119,9 @@ impl Reader {
             let flights = self.flights();
             let geometry = self.factory.file.geometry();
             let chunk = geometry.chunk_of(self.cursor);
-            let Some(flight) = flights.flight(chunk) else { continue };
+            let Some(flight) = flights.flight(chunk) else {
+                continue;
+            };
             let mut changed: Pin<Box<_>> = Box::pin(flight.changed());
             changed.as_mut().enable();
             match flight.find(self.cursor) {
@@ -131,8 +147,14 @@ impl Reader {
             let state = self.told();
             self.factory.demand.wait_at(&state, self.cursor);
             if tokio::time::timeout_at(deadline, changed).await.is_err() {
-                let detail = flights.last_error().unwrap_or_else(|| "no answer from its origin".into());
-                return Err(ReadError::TimedOut { chunk, waited: limit, detail });
+                let detail = flights
+                    .last_error()
+                    .unwrap_or_else(|| "no answer from its origin".into());
+                return Err(ReadError::TimedOut {
+                    chunk,
+                    waited: limit,
+                    detail,
+                });
             }
             // A refused flight is forgotten at once: the next look would find a new one.
             if let Found::Refused(why) = flight.find(self.cursor) {
@@ -155,21 +177,31 @@ impl Reader {
         let file = &self.factory.file;
         let chunk = file.geometry().chunk_of(self.cursor);
         loop {
-            let Some(pin) = file.pin(chunk) else { return Ok(None) };
+            let Some(pin) = file.pin(chunk) else {
+                return Ok(None);
+            };
             if file.is_verified(chunk) {
                 let chunk_end = file.geometry().chunk_range(chunk).end;
-                let end = chunk_end.min(self.end).min(self.cursor.saturating_add(max_len));
+                let end = chunk_end
+                    .min(self.end)
+                    .min(self.cursor.saturating_add(max_len));
                 return Ok(Some(self.piece(end, Some(pin))));
             }
             drop(pin);
-            if !file.verify(chunk).await.map_err(|error| ReadError::Disk(error.to_string()))? {
+            if !file
+                .verify(chunk)
+                .await
+                .map_err(|error| ReadError::Disk(error.to_string()))?
+            {
                 return Ok(None);
             }
         }
     }
 
     async fn next_direct(&mut self) -> Result<Option<Piece>, ReadError> {
-        let Some(direct) = &mut self.direct else { return Ok(None) };
+        let Some(direct) = &mut self.direct else {
+            return Ok(None);
+        };
         match direct.recv().await {
             Some(Ok(bytes)) => {
                 let start = self.cursor;
@@ -191,17 +223,26 @@ impl Reader {
         let moved_on = geometry.chunk_of(range.start) != geometry.chunk_of(end);
         self.cursor = end;
         if let Some(state) = &self.demand {
-            self.factory.demand.advance(state, end, range.len(), moved_on);
+            self.factory
+                .demand
+                .advance(state, end, range.len(), moved_on);
             if range.start == 0 {
                 self.look_for_index(range);
             }
         }
-        Piece { file: self.factory.file.clone(), range, pin, unstored: None }
+        Piece {
+            file: self.factory.file.clone(),
+            range,
+            pin,
+            unstored: None,
+        }
     }
 
     /// The first bytes tell where the container's index is; it is wanted before the player asks for it.
     fn look_for_index(&self, range: ByteRange) {
-        let (Some(state), Some(flights)) = (&self.demand, &self.flights) else { return };
+        let (Some(state), Some(flights)) = (&self.demand, &self.flights) else {
+            return;
+        };
         if range.len() < 4096 || !flights.take_hint_turn() {
             return;
         }
@@ -217,13 +258,18 @@ impl Reader {
     fn told(&mut self) -> Arc<ReaderState> {
         let range = ByteRange::new(self.cursor, self.end);
         let factory = &self.factory;
-        let state = self.demand.get_or_insert_with(|| factory.demand.open(&factory.file, range)).clone();
+        let state = self
+            .demand
+            .get_or_insert_with(|| factory.demand.open(&factory.file, range))
+            .clone();
         self.flights();
         state
     }
 
     fn flights(&mut self) -> Arc<EntryFlights> {
         let factory = &self.factory;
-        self.flights.get_or_insert_with(|| factory.flights.of(&factory.file)).clone()
+        self.flights
+            .get_or_insert_with(|| factory.flights.of(&factory.file))
+            .clone()
     }
 }

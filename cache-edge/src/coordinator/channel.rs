@@ -25,7 +25,11 @@ pub struct Coordinators {
 impl Coordinators {
     #[must_use]
     pub fn new(urls: Vec<String>) -> Self {
-        Self { urls, next: 0, leader: None }
+        Self {
+            urls,
+            next: 0,
+            leader: None,
+        }
     }
 
     /// The address to try now.
@@ -33,7 +37,11 @@ impl Coordinators {
         if let Some(leader) = self.leader.take() {
             return leader;
         }
-        let url = self.urls.get(self.next % self.urls.len().max(1)).cloned().unwrap_or_default();
+        let url = self
+            .urls
+            .get(self.next % self.urls.len().max(1))
+            .cloned()
+            .unwrap_or_default();
         self.next = self.next.wrapping_add(1);
         url
     }
@@ -58,9 +66,16 @@ pub fn named_leader(status: &tonic::Status) -> Option<String> {
     if info.reason != "NOT_LEADER" {
         return None;
     }
-    info.metadata.get("leader").filter(|leader| !leader.is_empty()).map(|leader| {
-        if leader.contains("://") { leader.clone() } else { format!("http://{leader}") }
-    })
+    info.metadata
+        .get("leader")
+        .filter(|leader| !leader.is_empty())
+        .map(|leader| {
+            if leader.contains("://") {
+                leader.clone()
+            } else {
+                format!("http://{leader}")
+            }
+        })
 }
 
 /// Connects; bounded.
@@ -77,7 +92,10 @@ pub async fn connect(url: &str, tls: &TlsFiles) -> anyhow::Result<Channel> {
             config = config.ca_certificate(Certificate::from_pem(tokio::fs::read(ca).await?));
         }
         if let Some((cert, key)) = &tls.identity {
-            config = config.identity(Identity::from_pem(tokio::fs::read(cert).await?, tokio::fs::read(key).await?));
+            config = config.identity(Identity::from_pem(
+                tokio::fs::read(cert).await?,
+                tokio::fs::read(key).await?,
+            ));
         }
         endpoint = endpoint.tls_config(config)?;
     }

@@ -89,11 +89,20 @@ impl Link {
             overflowed: false,
             reason: "no coordinator has answered yet".into(),
         };
-        Arc::new(Self { edge, state: Mutex::new(state), broken: Notify::new(), draining: AtomicBool::new(false) })
+        Arc::new(Self {
+            edge,
+            state: Mutex::new(state),
+            broken: Notify::new(),
+            draining: AtomicBool::new(false),
+        })
     }
 
     /// A session begins; Hello is in the channel already.
-    pub fn begin(&self, sender: mpsc::Sender<v1::SessionRequest>, client: EdgeServiceClient<Channel>) {
+    pub fn begin(
+        &self,
+        sender: mpsc::Sender<v1::SessionRequest>,
+        client: EdgeServiceClient<Channel>,
+    ) {
         let mut state = self.state.lock();
         state.phase = Phase::Greeting;
         state.sender = Some(sender);
@@ -158,7 +167,9 @@ impl Link {
         let state = self.state.lock();
         match state.phase {
             Phase::Ready => None,
-            Phase::Welcomed | Phase::Greeting => Some("the coordinator reconciles this edge's inventory".into()),
+            Phase::Welcomed | Phase::Greeting => {
+                Some("the coordinator reconciles this edge's inventory".into())
+            }
             Phase::Disconnected => Some(format!("no session with a coordinator: {}", state.reason)),
         }
     }
@@ -198,7 +209,12 @@ impl Link {
 
     fn put(&self, state: &mut State, message: Message) {
         let Some(sender) = &state.sender else { return };
-        if sender.try_send(v1::SessionRequest { message: Some(message) }).is_err() {
+        if sender
+            .try_send(v1::SessionRequest {
+                message: Some(message),
+            })
+            .is_err()
+        {
             state.overflowed = true;
             self.broken.notify_waiters();
             self.broken.notify_one();
@@ -210,7 +226,9 @@ impl Link {
         match state.phase {
             Phase::Disconnected => {}
             Phase::Ready => self.put(state, message),
-            Phase::Greeting | Phase::Welcomed if state.held.len() < MAX_HELD => state.held.push(message),
+            Phase::Greeting | Phase::Welcomed if state.held.len() < MAX_HELD => {
+                state.held.push(message)
+            }
             Phase::Greeting | Phase::Welcomed => {
                 state.overflowed = true;
                 self.broken.notify_one();
@@ -224,7 +242,13 @@ impl Link {
     }
 
     /// Chunks are durable. `observed`: to be said first if the coordinator may not know the entry.
-    pub fn stored(&self, entry: EntryId, observed: impl FnOnce() -> v1::EntryObserved, chunks: Vec<v1::Chunk>, origin_bytes: u64) {
+    pub fn stored(
+        &self,
+        entry: EntryId,
+        observed: impl FnOnce() -> v1::EntryObserved,
+        chunks: Vec<v1::Chunk>,
+        origin_bytes: u64,
+    ) {
         let mut state = self.state.lock();
         if state.phase == Phase::Disconnected {
             return;
@@ -235,11 +259,24 @@ impl Link {
         state.sequence += 1;
         let sequence = state.sequence;
         let entry_id = entry.to_string();
-        self.put_when_ready(&mut state, Message::ChunksStored(v1::ChunksStored { sequence, entry_id, chunks, origin_bytes }));
+        self.put_when_ready(
+            &mut state,
+            Message::ChunksStored(v1::ChunksStored {
+                sequence,
+                entry_id,
+                chunks,
+                origin_bytes,
+            }),
+        );
     }
 
     /// Asks for rows to be deleted; [`committed`](Self::committed) returns the removal when they are. `false`: no session.
-    pub fn removed(&self, removal: Removal, indexes: Vec<ChunkIndex>, reason: v1::RemovalReason) -> bool {
+    pub fn removed(
+        &self,
+        removal: Removal,
+        indexes: Vec<ChunkIndex>,
+        reason: v1::RemovalReason,
+    ) -> bool {
         let mut state = self.state.lock();
         if state.phase != Phase::Ready {
             return false;
@@ -249,7 +286,12 @@ impl Link {
         let (Removal::Chunks(entry, _) | Removal::Entry(entry)) = &removal;
         let entry_id = entry.to_string();
         state.removals.insert(sequence, removal);
-        let message = v1::ChunksRemoved { sequence, entry_id, indexes, reason: reason.into() };
+        let message = v1::ChunksRemoved {
+            sequence,
+            entry_id,
+            indexes,
+            reason: reason.into(),
+        };
         self.put(&mut state, Message::ChunksRemoved(message));
         true
     }
@@ -258,8 +300,15 @@ impl Link {
     #[must_use]
     pub fn committed(&self, sequence: u64) -> Vec<Removal> {
         let mut state = self.state.lock();
-        let over: Vec<u64> = state.removals.keys().copied().filter(|held| *held <= sequence).collect();
-        over.into_iter().filter_map(|held| state.removals.remove(&held)).collect()
+        let over: Vec<u64> = state
+            .removals
+            .keys()
+            .copied()
+            .filter(|held| *held <= sequence)
+            .collect();
+        over.into_iter()
+            .filter_map(|held| state.removals.remove(&held))
+            .collect()
     }
 
     #[must_use]
@@ -272,7 +321,11 @@ impl Link {
         if state.phase < Phase::Welcomed {
             return None;
         }
-        let patience = if state.heard.elapsed() < DOUBTFUL_AFTER { RESOLVE_HEALTHY } else { RESOLVE_DOUBTFUL };
+        let patience = if state.heard.elapsed() < DOUBTFUL_AFTER {
+            RESOLVE_HEALTHY
+        } else {
+            RESOLVE_DOUBTFUL
+        };
         Some((state.client.clone()?, state.epoch, patience))
     }
 }
@@ -283,7 +336,10 @@ impl Announce for Link {
             let mut state = self.state.lock();
             if state.phase >= Phase::Welcomed {
                 state.told.insert(id);
-                let message = v1::EntryObserved { entry: Some(entry.clone()), freshness: Some(freshness.clone()) };
+                let message = v1::EntryObserved {
+                    entry: Some(entry.clone()),
+                    freshness: Some(freshness.clone()),
+                };
                 self.put(&mut state, Message::EntryObserved(message));
             }
         }
@@ -291,7 +347,11 @@ impl Announce for Link {
 
     fn negative(&self, key: &v1::Key, http_status: u16, until_ms: i64) {
         let http_status = u32::from(http_status);
-        self.send(Message::KeyNegative(v1::KeyNegative { key: Some(key.clone()), http_status, until_ms }));
+        self.send(Message::KeyNegative(v1::KeyNegative {
+            key: Some(key.clone()),
+            http_status,
+            until_ms,
+        }));
     }
 
     fn local_fetch(&self, fetch: v1::LocalFetch) {
@@ -307,9 +367,15 @@ impl Directory for Link {
     fn resolve(&self, key: v1::Key) -> Answer<'_, v1::resolve_key_response::Outcome> {
         Box::pin(async move {
             let (mut client, epoch, patience) = self.client()?;
-            let mut request = tonic::Request::new(v1::ResolveKeyRequest { edge: self.edge.clone(), epoch, key: Some(key) });
+            let mut request = tonic::Request::new(v1::ResolveKeyRequest {
+                edge: self.edge.clone(),
+                epoch,
+                key: Some(key),
+            });
             request.set_timeout(patience);
-            let answer = tokio::time::timeout(patience, client.resolve_key(request)).await.ok()?;
+            let answer = tokio::time::timeout(patience, client.resolve_key(request))
+                .await
+                .ok()?;
             match answer {
                 Ok(answer) => answer.into_inner().outcome,
                 Err(status) => {
@@ -325,7 +391,9 @@ impl Directory for Link {
             let (mut client, _, patience) = self.client()?;
             let mut request = tonic::Request::new(v1::LookupEntryRequest { id: id.to_string() });
             request.set_timeout(patience);
-            let answer = tokio::time::timeout(patience, client.lookup_entry(request)).await.ok()?;
+            let answer = tokio::time::timeout(patience, client.lookup_entry(request))
+                .await
+                .ok()?;
             answer.ok()?.into_inner().binding
         })
     }

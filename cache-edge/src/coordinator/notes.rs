@@ -39,7 +39,10 @@ pub fn restore(store: &Store, catalogue: &Catalogue, peer_keys: &PeerKeys, chunk
 
 /// The whole set of sources.
 pub fn set_sources(store: &Store, catalogue: &Catalogue, sources: Vec<v1::Source>) {
-    let names: HashSet<Vec<u8>> = sources.iter().map(|source| note_key(&source.name)).collect();
+    let names: HashSet<Vec<u8>> = sources
+        .iter()
+        .map(|source| note_key(&source.name))
+        .collect();
     for (key, _) in store.notes() {
         if key.starts_with(SOURCE_PREFIX) && !names.contains(&key) {
             store.put_note(&key, None);
@@ -52,9 +55,17 @@ pub fn set_sources(store: &Store, catalogue: &Catalogue, sources: Vec<v1::Source
 }
 
 /// What a Welcome says beside the sources.
-pub fn set_welcome(store: &Store, peer_keys: &PeerKeys, chunk_size: &AtomicU32, welcome: &v1::Welcome) {
+pub fn set_welcome(
+    store: &Store,
+    peer_keys: &PeerKeys,
+    chunk_size: &AtomicU32,
+    welcome: &v1::Welcome,
+) {
     if !welcome.peer_keys.is_empty() {
-        let kept = v1::Welcome { peer_keys: welcome.peer_keys.clone(), ..v1::Welcome::default() };
+        let kept = v1::Welcome {
+            peer_keys: welcome.peer_keys.clone(),
+            ..v1::Welcome::default()
+        };
         store.put_note(PEER_KEYS, Some(&kept.encode_to_vec()));
         peer_keys.replace(welcome.peer_keys.clone());
     }

@@ -81,14 +81,27 @@ impl Planner {
         self.store.degraded().is_some() || self.downloads.refused_within(REFUSED_PAUSE)
     }
 
-    fn wait_of(&self, reader: &Arc<ReaderState>, view: ReaderView, planned_elsewhere: bool, local: &mut Vec<Order>) -> Duration {
+    fn wait_of(
+        &self,
+        reader: &Arc<ReaderState>,
+        view: ReaderView,
+        planned_elsewhere: bool,
+        local: &mut Vec<Order>,
+    ) -> Duration {
         let geometry = reader.file.geometry();
         let chunk = geometry.chunk_of(view.position);
-        if reader.file.is_present(chunk) || self.downloads.promote(reader.file.id(), chunk, view.position) {
+        if reader.file.is_present(chunk)
+            || self
+                .downloads
+                .promote(reader.file.id(), chunk, view.position)
+        {
             return TICK;
         }
         // One body brings all of it, from the first byte on.
-        let coverage = || self.downloads.coverage(reader.file.id(), chunk, view.position);
+        let coverage = || {
+            self.downloads
+                .coverage(reader.file.id(), chunk, view.position)
+        };
         if self.flights.of(&reader.file).ignores_ranges() && coverage() != Coverage::None {
             return TICK;
         }
@@ -96,7 +109,12 @@ impl Planner {
         if planned_elsewhere && waited < CRITICAL_BUDGET {
             return CRITICAL_BUDGET - waited;
         }
-        let want = Want { first_chunk: chunk, chunk_count: 1, level: Level::Critical, start_at: view.position };
+        let want = Want {
+            first_chunk: chunk,
+            chunk_count: 1,
+            level: Level::Critical,
+            start_at: view.position,
+        };
         self.submit(reader, want, local);
         TICK
     }
@@ -110,16 +128,29 @@ impl Planner {
         }
         let covered = |chunk| {
             reader.file.is_present(chunk)
-                || flights.existing(chunk).is_some_and(|flight| flight.is_claimed())
-                || self.downloads.coverage(id, chunk, geometry.chunk_range(chunk).start) != Coverage::None
+                || flights
+                    .existing(chunk)
+                    .is_some_and(|flight| flight.is_claimed())
+                || self
+                    .downloads
+                    .coverage(id, chunk, geometry.chunk_range(chunk).start)
+                    != Coverage::None
         };
         let view = self.demand.view(reader);
         let wants = lookahead::plan(geometry, view, self.lookahead_chunks, covered);
-        for want in wants.into_iter().filter(|want| want.level != Level::Critical) {
+        for want in wants
+            .into_iter()
+            .filter(|want| want.level != Level::Critical)
+        {
             self.submit(reader, want, local);
         }
         for hint in reader.hints() {
-            let hinted = ReaderView { position: hint.start, end: hint.end, waiting: false, paused: false };
+            let hinted = ReaderView {
+                position: hint.start,
+                end: hint.end,
+                waiting: false,
+                paused: false,
+            };
             for want in lookahead::plan(geometry, hinted, lookahead::MAX_RUN_CHUNKS, covered) {
                 self.submit(reader, want, local);
             }
@@ -136,7 +167,11 @@ impl Planner {
             first_chunk: want.first_chunk,
             chunk_count: want.chunk_count,
             level: want.level,
-            deadline_in_ms: if want.level == Level::Critical { 0 } else { 1_000 },
+            deadline_in_ms: if want.level == Level::Critical {
+                0
+            } else {
+                1_000
+            },
             start_at: want.start_at,
             peer: None,
             max_rate: 0,
@@ -155,18 +190,29 @@ impl Planner {
             let geometry = order.file.geometry();
             let run = geometry.run_range(order.first_chunk, order.chunk_count);
             let reach = u64::from(self.lookahead_chunks + 2) * u64::from(geometry.chunk_size());
-            let of_entry = || readers.iter().filter(|reader| reader.file.id() == order.file.id());
+            let of_entry = || {
+                readers
+                    .iter()
+                    .filter(|reader| reader.file.id() == order.file.id())
+            };
             let wanted = of_entry().any(|reader| {
                 let position = reader.position();
-                let ahead = position < run.end && run.start < position.saturating_add(reach).min(reader.end);
-                ahead || reader.hints().iter().any(|hint| !hint.intersect(run).is_empty())
+                let ahead = position < run.end
+                    && run.start < position.saturating_add(reach).min(reader.end);
+                ahead
+                    || reader
+                        .hints()
+                        .iter()
+                        .any(|hint| !hint.intersect(run).is_empty())
             });
             // A probe's reader comes a moment after its fetch.
             if !wanted && self.downloads.age(order.id) > Duration::from_secs(1) {
                 let under_way = self.downloads.chunk_under_way(order.id);
-                let here = of_entry().any(|reader| Some(geometry.chunk_of(reader.position())) == under_way);
+                let here = of_entry()
+                    .any(|reader| Some(geometry.chunk_of(reader.position())) == under_way);
                 // One chunk is finished in any case: what was paid for is kept.
-                self.downloads.cancel(order.id, here || order.chunk_count == 1);
+                self.downloads
+                    .cancel(order.id, here || order.chunk_count == 1);
             }
         }
     }

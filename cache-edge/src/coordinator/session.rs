@@ -100,7 +100,11 @@ impl Session {
                     backoff.wait(rand::random())
                 }
                 Ended::Other(error) => {
-                    tracing::info!(coordinator = url, error = format!("{error:#}"), "no session");
+                    tracing::info!(
+                        coordinator = url,
+                        error = format!("{error:#}"),
+                        "no session"
+                    );
                     self.link.end(format!("{url}: {error:#}"));
                     if was_ready {
                         coordinators.keep(&url);
@@ -125,15 +129,25 @@ impl Session {
     }
 
     async fn talk(&self, url: &str) -> Result<std::convert::Infallible, Ended> {
-        let channel = channel::connect(url, &self.tls).await.context("can not connect")?;
+        let channel = channel::connect(url, &self.tls)
+            .await
+            .context("can not connect")?;
         let mut client = EdgeServiceClient::new(channel);
         let (sender, receiver) = mpsc::channel(OUTBOX_MESSAGES);
-        let hello = v1::Hello { bytes_allowed: self.store.bytes_allowed(), ..self.hello.clone() };
+        let hello = v1::Hello {
+            bytes_allowed: self.store.bytes_allowed(),
+            ..self.hello.clone()
+        };
         put(&sender, session_request::Message::Hello(hello)).await?;
         self.link.begin(sender.clone(), client.clone());
         // The digests go while the coordinator reads: there may be more of them than the outbox holds.
         let digests = self.send_digests(&sender);
-        let opened = async { client.session(ReceiverStream::new(receiver)).await.map_err(Ended::from) };
+        let opened = async {
+            client
+                .session(ReceiverStream::new(receiver))
+                .await
+                .map_err(Ended::from)
+        };
         let (_, response) = tokio::try_join!(digests, opened)?;
         let mut incoming = response.into_inner();
         let mut timeout = DEFAULT_SESSION_TIMEOUT;
@@ -182,10 +196,18 @@ impl Session {
                 put(sender, session_request::Message::InventoryDigest(message)).await?;
             }
         }
-        put(sender, session_request::Message::InventoryComplete(v1::InventoryComplete {})).await
+        put(
+            sender,
+            session_request::Message::InventoryComplete(v1::InventoryComplete {}),
+        )
+        .await
     }
 
-    async fn handle(&self, message: Message, sender: &mpsc::Sender<v1::SessionRequest>) -> Result<(), Ended> {
+    async fn handle(
+        &self,
+        message: Message,
+        sender: &mpsc::Sender<v1::SessionRequest>,
+    ) -> Result<(), Ended> {
         match message {
             Message::Welcome(welcome) => {
                 notes::set_welcome(&self.store, &self.peer_keys, &self.chunk_size, &welcome);
@@ -200,7 +222,11 @@ impl Session {
                         put(sender, session_request::Message::InventoryEntry(entry)).await?;
                     }
                 }
-                put(sender, session_request::Message::InventoryComplete(v1::InventoryComplete {})).await?;
+                put(
+                    sender,
+                    session_request::Message::InventoryComplete(v1::InventoryComplete {}),
+                )
+                .await?;
             }
             Message::InventoryVerdict(verdict) => {
                 if let Ok(id) = verdict.entry_id.parse::<EntryId>()
@@ -216,14 +242,16 @@ impl Session {
             Message::Assign(assign) => self.assign(assign),
             Message::Reprioritise(change) => {
                 if let Ok(level) = Level::try_from(change.priority()) {
-                    self.downloads.reprioritise(change.assignment_id, level, change.deadline_ms);
+                    self.downloads
+                        .reprioritise(change.assignment_id, level, change.deadline_ms);
                 }
             }
             Message::Cancel(cancel) => {
                 let under_way = self.downloads.under_way(cancel.assignment_id);
                 let wanted = under_way.is_some_and(|(entry, chunk)| {
                     let stands = |reader: &crate::availability::ReaderState| {
-                        reader.file.id() == entry && reader.file.geometry().chunk_of(reader.position()) == chunk
+                        reader.file.id() == entry
+                            && reader.file.geometry().chunk_of(reader.position()) == chunk
                     };
                     self.demand.all().iter().any(|reader| stands(reader))
                 });
@@ -236,7 +264,10 @@ impl Session {
             }
             Message::SourcesChanged(change) => {
                 notes::set_sources(&self.store, &self.catalogue, change.sources);
-                self.link.send(session_request::Message::SourceAck(v1::SourceAck { sequence: change.sequence }));
+                self.link
+                    .send(session_request::Message::SourceAck(v1::SourceAck {
+                        sequence: change.sequence,
+                    }));
             }
             Message::KeyChanged(change) => self.key_changed(change.binding),
             Message::Invalidate(invalidate) => self.invalidate(invalidate),
@@ -249,7 +280,9 @@ impl Session {
             }
             Message::Drain(drain) => self.link.set_draining(drain.draining),
             Message::Forget(_) => {
-                tracing::warn!("this edge was removed from the cluster; everything cached is dropped");
+                tracing::warn!(
+                    "this edge was removed from the cluster; everything cached is dropped"
+                );
                 for file in self.store.entries() {
                     self.bindings.invalidate(&[], &[file.id()]);
                     self.drop_bytes(Removal::Entry(file.id()));
@@ -266,15 +299,20 @@ impl Session {
                 message: message.to_owned(),
                 ..v1::FetchFailure::default()
             };
-            self.link.send(session_request::Message::FetchReport(v1::FetchReport {
-                assignment_id: assign.assignment_id,
-                state: v1::fetch_report::State::Failed.into(),
-                bytes_done: 0,
-                failure: Some(failure),
-            }));
+            self.link
+                .send(session_request::Message::FetchReport(v1::FetchReport {
+                    assignment_id: assign.assignment_id,
+                    state: v1::fetch_report::State::Failed.into(),
+                    bytes_done: 0,
+                    failure: Some(failure),
+                }));
         };
-        let Ok(level) = Level::try_from(assign.priority()) else { return refuse("no priority") };
-        let Some(entry) = &assign.entry else { return refuse("no entry") };
+        let Ok(level) = Level::try_from(assign.priority()) else {
+            return refuse("no priority");
+        };
+        let Some(entry) = &assign.entry else {
+            return refuse("no entry");
+        };
         let file = match self.objects.entry_file(entry) {
             Ok(file) => file,
             Err(error) => return refuse(&error.to_string()),
@@ -282,13 +320,19 @@ impl Session {
         self.link.set_told(file.id());
         let order = Order {
             id: assign.assignment_id,
-            start_at: assign.start_at.max(file.geometry().chunk_range(assign.first_chunk).start),
+            start_at: assign
+                .start_at
+                .max(file.geometry().chunk_range(assign.first_chunk).start),
             file,
             first_chunk: assign.first_chunk,
             chunk_count: assign.chunk_count,
             level,
             deadline_in_ms: assign.deadline_ms,
-            peer: assign.peer.as_ref().map(|peer| peer.url.clone()).filter(|url| !url.is_empty()),
+            peer: assign
+                .peer
+                .as_ref()
+                .map(|peer| peer.url.clone())
+                .filter(|url| !url.is_empty()),
             max_rate: assign.max_rate_bytes_per_second,
         };
         if !self.downloads.submit(order) {
@@ -297,7 +341,13 @@ impl Session {
     }
 
     fn key_changed(&self, binding: Option<v1::KeyBinding>) {
-        let Some(v1::KeyBinding { entry: Some(entry), freshness: Some(freshness) }) = binding else { return };
+        let Some(v1::KeyBinding {
+            entry: Some(entry),
+            freshness: Some(freshness),
+        }) = binding
+        else {
+            return;
+        };
         let Some(key) = entry.key.clone() else { return };
         if let Some(held) = self.bindings.get(&key) {
             if held.freshness.validated_at_ms > freshness.validated_at_ms {
@@ -313,16 +363,30 @@ impl Session {
     }
 
     fn invalidate(&self, invalidate: v1::Invalidate) {
-        let entries: Vec<EntryId> = invalidate.entry_ids.iter().filter_map(|id| id.parse().ok()).collect();
+        let entries: Vec<EntryId> = invalidate
+            .entry_ids
+            .iter()
+            .filter_map(|id| id.parse().ok())
+            .collect();
         self.bindings.invalidate(&invalidate.keys, &entries);
         if invalidate.purge {
             for id in entries {
-                let Some(file) = self.store.entry(&id) else { continue };
-                let indexes = file.present_chunks().into_iter().map(|(chunk, _)| chunk).collect();
-                self.link.removed(Removal::Entry(id), indexes, v1::RemovalReason::Invalidated);
+                let Some(file) = self.store.entry(&id) else {
+                    continue;
+                };
+                let indexes = file
+                    .present_chunks()
+                    .into_iter()
+                    .map(|(chunk, _)| chunk)
+                    .collect();
+                self.link
+                    .removed(Removal::Entry(id), indexes, v1::RemovalReason::Invalidated);
             }
         }
-        self.link.send(session_request::Message::InvalidateAck(v1::InvalidateAck { sequence: invalidate.sequence }));
+        self.link
+            .send(session_request::Message::InvalidateAck(v1::InvalidateAck {
+                sequence: invalidate.sequence,
+            }));
     }
 
     /// Their rows are gone. Blocks on the journal, hence off this task.
@@ -341,10 +405,18 @@ impl Session {
 
     fn inventory_entry(&self, id: &str) -> Option<v1::InventoryEntry> {
         let file = self.store.entry(&id.parse().ok()?)?;
-        let chunks = file.present_chunks().into_iter().map(|(index, checksum)| v1::Chunk { index, checksum }).collect();
+        let chunks = file
+            .present_chunks()
+            .into_iter()
+            .map(|(index, checksum)| v1::Chunk { index, checksum })
+            .collect();
         let v1::EntryObserved { entry, freshness } = observed(&self.bindings, &file);
         let freshness = binding_of(&self.bindings, file.description()).and(freshness);
-        Some(v1::InventoryEntry { entry, freshness, chunks })
+        Some(v1::InventoryEntry {
+            entry,
+            freshness,
+            chunks,
+        })
     }
 
     /// Returns when a demand batch is due. Cancel safe.
@@ -360,16 +432,27 @@ impl Session {
         if changes.readers.is_empty() && changes.closed.is_empty() && !changes.complete {
             return;
         }
-        let readers = changes.readers.iter().map(|reader| self.demand.message(reader)).collect();
-        self.link.send(session_request::Message::Demand(v1::DemandBatch {
-            readers,
-            closed_readers: changes.closed,
-            complete: changes.complete,
-        }));
+        let readers = changes
+            .readers
+            .iter()
+            .map(|reader| self.demand.message(reader))
+            .collect();
+        self.link
+            .send(session_request::Message::Demand(v1::DemandBatch {
+                readers,
+                closed_readers: changes.closed,
+                complete: changes.complete,
+            }));
     }
 
     fn status(&self) -> v1::EdgeStatus {
-        let [bytes_sent_total, bytes_hit_total, bytes_origin_total, bytes_peer_total, stalls_total] = self.totals.totals();
+        let [
+            bytes_sent_total,
+            bytes_hit_total,
+            bytes_origin_total,
+            bytes_peer_total,
+            stalls_total,
+        ] = self.totals.totals();
         let degraded = self.store.degraded();
         let readers = self.demand.all();
         v1::EdgeStatus {
@@ -383,7 +466,11 @@ impl Session {
             stalls_total,
             degraded: degraded.is_some(),
             reason: degraded.unwrap_or_default(),
-            viewers: readers.iter().take(MAX_VIEWERS).map(|reader| self.demand.message(reader)).collect(),
+            viewers: readers
+                .iter()
+                .take(MAX_VIEWERS)
+                .map(|reader| self.demand.message(reader))
+                .collect(),
         }
     }
 
@@ -394,9 +481,14 @@ impl Session {
     }
 }
 
-async fn put(sender: &mpsc::Sender<v1::SessionRequest>, message: session_request::Message) -> Result<(), Ended> {
+async fn put(
+    sender: &mpsc::Sender<v1::SessionRequest>,
+    message: session_request::Message,
+) -> Result<(), Ended> {
     sender
-        .send(v1::SessionRequest { message: Some(message) })
+        .send(v1::SessionRequest {
+            message: Some(message),
+        })
         .await
         .map_err(|_| Ended::Other(anyhow::anyhow!("the session broke")))
 }

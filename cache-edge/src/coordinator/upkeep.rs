@@ -43,7 +43,7 @@ impl Upkeep {
                 Some(lost) = corrupt.recv() => self.lost(lost),
                 _ = tick.tick() => {
                     ticks = ticks.wrapping_add(1);
-                    self.relieve(ticks % SWEEP_EVERY == 0).await;
+                    self.relieve(ticks.is_multiple_of(SWEEP_EVERY)).await;
                 }
                 else => return,
             }
@@ -51,12 +51,24 @@ impl Upkeep {
     }
 
     fn stored(&self, durable: &Durable) {
-        let chunks = durable.chunks.iter().map(|(index, checksum)| v1::Chunk { index: *index, checksum: *checksum }).collect();
+        let chunks = durable
+            .chunks
+            .iter()
+            .map(|(index, checksum)| v1::Chunk {
+                index: *index,
+                checksum: *checksum,
+            })
+            .collect();
         if let Some(file) = self.store.entry(&durable.entry) {
             let length = |chunk| file.geometry().chunk_len(chunk);
             let bytes = durable.chunks.iter().map(|(chunk, _)| length(*chunk)).sum();
             let origin_bytes = self.downloads.take_origin_bytes(bytes);
-            self.link.stored(durable.entry, || observed(&self.bindings, &file), chunks, origin_bytes);
+            self.link.stored(
+                durable.entry,
+                || observed(&self.bindings, &file),
+                chunks,
+                origin_bytes,
+            );
         }
         self.downloads.durable(&durable.entry, &durable.chunks);
     }
@@ -66,14 +78,19 @@ impl Upkeep {
         tracing::warn!(entry = %victims.entry, chunks = victims.chunks.len(), "chunks were found corrupt");
         let removal = Removal::Chunks(victims.entry, victims.chunks.clone());
         // Without a session the next inventory does not have them, and their rows go.
-        self.link.removed(removal, victims.chunks, v1::RemovalReason::Corrupt);
+        self.link
+            .removed(removal, victims.chunks, v1::RemovalReason::Corrupt);
     }
 
     async fn relieve(&self, sweep: bool) {
         let (this, pressed) = (self.clone(), self.store.pressure());
         if sweep || pressed > 0 {
             let flights = self.flights.clone();
-            let _ = self.downloads.runtime().spawn_blocking(move || flights.sweep(pressed > 0)).await;
+            let _ = self
+                .downloads
+                .runtime()
+                .spawn_blocking(move || flights.sweep(pressed > 0))
+                .await;
         }
         // Rows first: without a coordinator nothing is evicted, misses pass through uncached.
         if pressed == 0 || !self.link.is_ready() || self.link.removals_under_way() >= MAX_REMOVALS {
@@ -85,7 +102,8 @@ impl Upkeep {
         }
         for victims in this.store.victims(pressed).into_iter().take(MAX_REMOVALS) {
             let removal = Removal::Chunks(victims.entry, victims.chunks.clone());
-            this.link.removed(removal, victims.chunks, v1::RemovalReason::Evicted);
+            this.link
+                .removed(removal, victims.chunks, v1::RemovalReason::Evicted);
         }
     }
 }
@@ -95,11 +113,16 @@ impl Upkeep {
 pub fn observed(bindings: &Bindings, file: &EntryFile) -> v1::EntryObserved {
     let entry = file.description().clone();
     let freshness = binding_of(bindings, &entry).map(|bound| bound.freshness.clone());
-    v1::EntryObserved { entry: Some(entry), freshness: Some(freshness.unwrap_or_default()) }
+    v1::EntryObserved {
+        entry: Some(entry),
+        freshness: Some(freshness.unwrap_or_default()),
+    }
 }
 
 /// The binding that points to this very entry.
 #[must_use]
 pub fn binding_of(bindings: &Bindings, entry: &v1::Entry) -> Option<Arc<Bound>> {
-    bindings.get(entry.key.as_ref()?).filter(|bound| bound.entry.id == entry.id)
+    bindings
+        .get(entry.key.as_ref()?)
+        .filter(|bound| bound.entry.id == entry.id)
 }

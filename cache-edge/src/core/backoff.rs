@@ -14,7 +14,11 @@ impl Backoff {
     /// The first wait is about `first`, each later one about twice the one before, none beyond `longest`.
     #[must_use]
     pub fn new(first: Duration, longest: Duration) -> Self {
-        Self { first, longest, attempts: 0 }
+        Self {
+            first,
+            longest,
+            attempts: 0,
+        }
     }
 
     /// The next wait. `random` in [0, 1) spreads it over the upper half of its span, so that

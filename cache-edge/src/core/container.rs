@@ -34,7 +34,9 @@ fn mp4_index(head: &[u8], size_bytes: u64) -> Option<u64> {
     let mut offset = 0u64;
     for _ in 0..MAX_STEPS {
         let at = usize::try_from(offset).ok()?;
-        let short = u64::from(u32::from_be_bytes(head.get(at..at.checked_add(4)?)?.try_into().ok()?));
+        let short = u64::from(u32::from_be_bytes(
+            head.get(at..at.checked_add(4)?)?.try_into().ok()?,
+        ));
         let kind = head.get(at + 4..at + 8)?;
         let length = match short {
             // To the end of the file: nothing follows.
@@ -124,7 +126,10 @@ fn element(bytes: &[u8], at: usize) -> Option<(u32, std::ops::Range<usize>, Opti
     if id_length > 4 {
         return None;
     }
-    let id = bytes.get(at..at + id_length)?.iter().fold(0u32, |id, byte| id << 8 | u32::from(*byte));
+    let id = bytes
+        .get(at..at + id_length)?
+        .iter()
+        .fold(0u32, |id, byte| id << 8 | u32::from(*byte));
     let size_at = at + id_length;
     let first = *bytes.get(size_at)?;
     let size_length = first.leading_zeros() as usize + 1;
@@ -133,7 +138,10 @@ fn element(bytes: &[u8], at: usize) -> Option<(u32, std::ops::Range<usize>, Opti
     }
     let raw = bytes.get(size_at..size_at + size_length)?;
     let marker = 1u64 << (7 * size_length);
-    let size = (raw.iter().fold(0u64, |size, byte| size << 8 | u64::from(*byte))) & (marker - 1);
+    let size = (raw
+        .iter()
+        .fold(0u64, |size, byte| size << 8 | u64::from(*byte)))
+        & (marker - 1);
     let body = size_at + size_length;
     if size == marker - 1 {
         return Some((id, body..bytes.len(), None));
@@ -143,7 +151,11 @@ fn element(bytes: &[u8], at: usize) -> Option<(u32, std::ops::Range<usize>, Opti
 }
 
 fn unsigned(bytes: &[u8]) -> Option<u64> {
-    (bytes.len() <= 8).then(|| bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+    (bytes.len() <= 8).then(|| {
+        bytes
+            .iter()
+            .fold(0, |value, byte| value << 8 | u64::from(*byte))
+    })
 }
 
 #[cfg(test)]

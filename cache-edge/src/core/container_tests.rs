@@ -12,7 +12,10 @@ fn mp4_with_its_index_at_the_end() {
     head.extend(mp4_box(b"free", 8, &[]));
     head.extend(mp4_box(b"mdat", 1, &(1_000_000u64).to_be_bytes()));
     head.extend([0; 100]);
-    assert_eq!(index_hints(&head, 1_200_000), [ByteRange::new(1_000_024, 1_200_000)]);
+    assert_eq!(
+        index_hints(&head, 1_200_000),
+        [ByteRange::new(1_000_024, 1_200_000)]
+    );
 }
 
 #[test]
@@ -26,23 +29,45 @@ fn mp4_with_its_index_first_needs_nothing() {
 }
 
 fn ebml(id: u32, body: &[u8]) -> Vec<u8> {
-    let id: Vec<u8> = id.to_be_bytes().into_iter().skip_while(|b| *b == 0).collect();
-    [&id[..], &[0x40 | (body.len() >> 8) as u8, body.len() as u8], body].concat()
+    let id: Vec<u8> = id
+        .to_be_bytes()
+        .into_iter()
+        .skip_while(|b| *b == 0)
+        .collect();
+    [
+        &id[..],
+        &[0x40 | (body.len() >> 8) as u8, body.len() as u8],
+        body,
+    ]
+    .concat()
 }
 
 #[test]
 fn matroska_with_its_cues_at_the_end() {
     let seek = |id: u32, position: u32| {
-        ebml(SEEK, &[ebml(SEEK_ID, &id.to_be_bytes()), ebml(SEEK_POSITION, &position.to_be_bytes())].concat())
+        ebml(
+            SEEK,
+            &[
+                ebml(SEEK_ID, &id.to_be_bytes()),
+                ebml(SEEK_POSITION, &position.to_be_bytes()),
+            ]
+            .concat(),
+        )
     };
-    let seek_head = ebml(SEEK_HEAD, &[seek(0x1549_A966, 200), seek(CUES, 9_000_000)].concat());
+    let seek_head = ebml(
+        SEEK_HEAD,
+        &[seek(0x1549_A966, 200), seek(CUES, 9_000_000)].concat(),
+    );
     let mut head = ebml(EBML, &[0; 20]);
     head.extend(SEGMENT.to_be_bytes());
     head.extend([0x01, 0, 0, 0, 0x10, 0, 0, 0]);
     let segment_data = head.len() as u64;
     head.extend(seek_head);
     let start = segment_data + 9_000_000;
-    assert_eq!(index_hints(&head, 10_000_000), [ByteRange::new(start, 10_000_000)]);
+    assert_eq!(
+        index_hints(&head, 10_000_000),
+        [ByteRange::new(start, 10_000_000)]
+    );
     assert!(index_hints(&head, start).is_empty());
 }
 

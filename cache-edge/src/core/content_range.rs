@@ -31,7 +31,10 @@ pub fn parse(value: &str) -> Option<ContentRange> {
     if last < first || size.is_some_and(|size| last >= size) {
         return None;
     }
-    Some(ContentRange::Satisfied { range: ByteRange::new(first, last.checked_add(1)?), size })
+    Some(ContentRange::Satisfied {
+        range: ByteRange::new(first, last.checked_add(1)?),
+        size,
+    })
 }
 
 /// Digits only: `u64::from_str` would take a sign.
@@ -49,13 +52,29 @@ mod tests {
 
     #[test]
     fn forms() {
-        let satisfied = |start, end, size| Some(ContentRange::Satisfied { range: ByteRange::new(start, end), size });
+        let satisfied = |start, end, size| {
+            Some(ContentRange::Satisfied {
+                range: ByteRange::new(start, end),
+                size,
+            })
+        };
         assert_eq!(parse("bytes 0-9/100"), satisfied(0, 10, Some(100)));
         assert_eq!(parse("Bytes 5-5/*"), satisfied(5, 6, None));
-        assert_eq!(parse("bytes */7"), Some(ContentRange::Unsatisfied { size: 7 }));
+        assert_eq!(
+            parse("bytes */7"),
+            Some(ContentRange::Unsatisfied { size: 7 })
+        );
         for bad in [
-            "", "bytes", "bytes 0-9", "bytes 9-0/100", "bytes 0-100/100", "bytes +1-2/9", "items 0-1/2", "bytes */*",
-            "bytes 0-18446744073709551615/*", "bytes 99999999999999999999-1/2",
+            "",
+            "bytes",
+            "bytes 0-9",
+            "bytes 9-0/100",
+            "bytes 0-100/100",
+            "bytes +1-2/9",
+            "items 0-1/2",
+            "bytes */*",
+            "bytes 0-18446744073709551615/*",
+            "bytes 99999999999999999999-1/2",
         ] {
             assert_eq!(parse(bad), None, "{bad}");
         }

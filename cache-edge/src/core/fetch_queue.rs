@@ -103,7 +103,9 @@ impl FetchQueue {
 
     /// Another level and deadline. Unknown ids are ignored: the task may have ended meanwhile.
     pub fn reprioritise(&mut self, id: TaskId, level: Level, deadline_ms: u64) {
-        let Some((task, state)) = self.tasks.get_mut(&id) else { return };
+        let Some((task, state)) = self.tasks.get_mut(&id) else {
+            return;
+        };
         let old = task.rank();
         task.level = level;
         task.deadline_ms = deadline_ms;
@@ -141,7 +143,9 @@ impl FetchQueue {
 
     /// The task stopped after [`Effect::Preempt`]: it waits again.
     pub fn preempted(&mut self, id: TaskId) {
-        let Some((task, state)) = self.tasks.get_mut(&id) else { return };
+        let Some((task, state)) = self.tasks.get_mut(&id) else {
+            return;
+        };
         match state {
             State::Preempting => {
                 *state = State::Waiting;
@@ -159,7 +163,9 @@ impl FetchQueue {
             let critical = best.0 == Level::Critical;
             let slots = self.max_running + usize::from(critical);
             if self.running.len() >= slots {
-                let Some(&worst) = self.running.last() else { break };
+                let Some(&worst) = self.running.last() else {
+                    break;
+                };
                 if !critical || worst.0 == Level::Critical {
                     break;
                 }
@@ -187,7 +193,11 @@ impl FetchQueue {
     }
 
     /// Tasks whose run holds the chunk, and whether each runs.
-    pub fn covering(&self, entry: EntryId, chunk: ChunkIndex) -> impl Iterator<Item = (&Task, bool)> {
+    pub fn covering(
+        &self,
+        entry: EntryId,
+        chunk: ChunkIndex,
+    ) -> impl Iterator<Item = (&Task, bool)> {
         self.tasks
             .values()
             .filter(move |(task, _)| task.covers(&entry, chunk))

@@ -3,7 +3,14 @@ use proptest::prelude::*;
 use super::*;
 
 fn task(id: TaskId, level: Level, deadline_ms: u64) -> Task {
-    Task { id, entry: EntryId::nil(), first_chunk: id as u32 * 4, chunk_count: 4, level, deadline_ms }
+    Task {
+        id,
+        entry: EntryId::nil(),
+        first_chunk: id as u32 * 4,
+        chunk_count: 4,
+        level,
+        deadline_ms,
+    }
 }
 
 #[test]
@@ -29,7 +36,11 @@ fn critical_takes_the_reserved_slot_and_then_preempts() {
     queue.preempted(1);
     assert_eq!(queue.settle(), []);
     queue.ended(2);
-    assert_eq!(queue.settle(), [], "one runs, the slot beyond is kept for CRITICAL");
+    assert_eq!(
+        queue.settle(),
+        [],
+        "one runs, the slot beyond is kept for CRITICAL"
+    );
     queue.ended(3);
     assert_eq!(queue.settle(), [Effect::Start(1)]);
 }
@@ -40,7 +51,13 @@ fn promotion_starts_what_waited() {
     assert!(queue.push(task(1, Level::High, 0)));
     assert!(queue.push(task(2, Level::Low, 0)));
     assert_eq!(queue.settle(), [Effect::Start(1)]);
-    assert_eq!(queue.covering(EntryId::nil(), 9).map(|(t, runs)| (t.id, runs)).collect::<Vec<_>>(), [(2, false)]);
+    assert_eq!(
+        queue
+            .covering(EntryId::nil(), 9)
+            .map(|(t, runs)| (t.id, runs))
+            .collect::<Vec<_>>(),
+        [(2, false)]
+    );
     queue.reprioritise(2, Level::Critical, 0);
     assert_eq!(queue.settle(), [Effect::Start(2)]);
 }
@@ -68,7 +85,8 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        (0u64..20, 0u8..4, 0u64..9).prop_map(|(id, level, deadline)| Step::Push(id, level, deadline)),
+        (0u64..20, 0u8..4, 0u64..9)
+            .prop_map(|(id, level, deadline)| Step::Push(id, level, deadline)),
         (0u64..20).prop_map(Step::End),
         (0u64..20).prop_map(Step::Preempted),
         (0u64..20).prop_map(Step::Cancel),

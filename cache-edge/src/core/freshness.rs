@@ -75,7 +75,9 @@ fn delta_seconds(text: &str) -> u64 {
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
         return 0;
     }
-    text.parse().unwrap_or(LARGEST_DELTA_SECONDS).min(LARGEST_DELTA_SECONDS)
+    text.parse()
+        .unwrap_or(LARGEST_DELTA_SECONDS)
+        .min(LARGEST_DELTA_SECONDS)
 }
 
 /// What of an origin's answer decides about storing it.
@@ -113,7 +115,9 @@ pub fn storable(facts: &AnswerFacts) -> Result<(), &'static str> {
         return Err("vary-any");
     }
     // RFC 9111, 3.5. no-store and private were dealt with above.
-    if facts.with_authorization && !(control.public || control.s_maxage.is_some() || control.must_revalidate) {
+    if facts.with_authorization
+        && !(control.public || control.s_maxage.is_some() || control.must_revalidate)
+    {
         return Err("authorization");
     }
     if facts.encoded {
@@ -133,8 +137,12 @@ pub fn storable(facts: &AnswerFacts) -> Result<(), &'static str> {
 pub fn freshness(facts: &AnswerFacts, policy: &v1::FreshnessPolicy, now_ms: i64) -> v1::Freshness {
     let lifetime = lifetime_seconds(facts, policy);
     // RFC 9111, 4.2.3: the larger of what Age says and what Date implies.
-    let apparent = facts.date_ms.map_or(0, |date| ((now_ms - date) / 1000).max(0));
-    let age = i64::from(facts.age_seconds).max(apparent).min(LARGEST_DELTA_SECONDS as i64);
+    let apparent = facts
+        .date_ms
+        .map_or(0, |date| ((now_ms - date) / 1000).max(0));
+    let age = i64::from(facts.age_seconds)
+        .max(apparent)
+        .min(LARGEST_DELTA_SECONDS as i64);
     // The policy's lifetimes count from our own confirmation: the origin's clock and caches are not its matter.
     let left = match lifetime {
         Lifetime::Origin(seconds) => (seconds as i64 - age).max(0),
@@ -194,7 +202,10 @@ pub fn judge(binding: &v1::Freshness, now_ms: i64) -> Verdict {
     }
     let control = CacheControl::parse(&binding.cache_control);
     let grace_ms = control.stale_while_revalidate.unwrap_or(0) as i64 * 1000;
-    if !control.must_revalidate && !control.no_cache && now_ms < binding.fresh_until_ms.saturating_add(grace_ms) {
+    if !control.must_revalidate
+        && !control.no_cache
+        && now_ms < binding.fresh_until_ms.saturating_add(grace_ms)
+    {
         return Verdict::StaleWhileRevalidate;
     }
     Verdict::Stale
@@ -208,7 +219,9 @@ pub fn usable_on_error(binding: &v1::Freshness, policy: &v1::FreshnessPolicy, no
     let seconds = match policy.stale_if_error_seconds {
         Some(seconds) => u64::from(seconds),
         None if control.must_revalidate || control.no_cache => return false,
-        None => control.stale_if_error.unwrap_or(u64::from(DEFAULT_STALE_IF_ERROR_SECONDS)),
+        None => control
+            .stale_if_error
+            .unwrap_or(u64::from(DEFAULT_STALE_IF_ERROR_SECONDS)),
     };
     now_ms < binding.fresh_until_ms.saturating_add(seconds as i64 * 1000)
 }
@@ -223,19 +236,29 @@ pub fn age_seconds(binding: &v1::Freshness, now_ms: i64) -> u64 {
 /// How long a 404 or 410 is remembered.
 #[must_use]
 pub fn negative_ttl_seconds(policy: &v1::FreshnessPolicy) -> u32 {
-    policy.negative_ttl_seconds.unwrap_or(DEFAULT_NEGATIVE_TTL_SECONDS)
+    policy
+        .negative_ttl_seconds
+        .unwrap_or(DEFAULT_NEGATIVE_TTL_SECONDS)
 }
 
 /// Names the variant a request selects: of the headers the origin varies on, those that are passed on to it.
 /// The others are the same in every request this edge sends, so they select nothing.
 #[must_use]
-pub fn variant<'a>(vary: &[String], forwarded: &[String], value_of: impl Fn(&str) -> Option<&'a str>) -> String {
-    let mut names: Vec<&String> =
-        vary.iter().filter(|name| forwarded.iter().any(|f| f.eq_ignore_ascii_case(name))).collect();
+pub fn variant<'a>(
+    vary: &[String],
+    forwarded: &[String],
+    value_of: impl Fn(&str) -> Option<&'a str>,
+) -> String {
+    let mut names: Vec<&String> = vary
+        .iter()
+        .filter(|name| forwarded.iter().any(|f| f.eq_ignore_ascii_case(name)))
+        .collect();
     names.sort_unstable();
     names.dedup();
-    let parts: Vec<String> =
-        names.iter().map(|name| format!("{name}={}", value_of(name).unwrap_or("").trim())).collect();
+    let parts: Vec<String> = names
+        .iter()
+        .map(|name| format!("{name}={}", value_of(name).unwrap_or("").trim()))
+        .collect();
     parts.join("&")
 }
 

@@ -53,7 +53,11 @@ pub fn plan(
             start_at: reader.position,
         });
     }
-    let ahead_end = wanted.start.saturating_add(1).saturating_add(lookahead_chunks).min(wanted.end);
+    let ahead_end = wanted
+        .start
+        .saturating_add(1)
+        .saturating_add(lookahead_chunks)
+        .min(wanted.end);
     let mut chunk = wanted.start + u32::from(reader.waiting);
     while chunk < ahead_end {
         if covered(chunk) {
@@ -65,7 +69,12 @@ pub fn plan(
             chunk += 1;
         }
         let start_at = geometry.chunk_range(first_chunk).start;
-        wants.push(Want { first_chunk, chunk_count: chunk - first_chunk, level: Level::High, start_at });
+        wants.push(Want {
+            first_chunk,
+            chunk_count: chunk - first_chunk,
+            level: Level::High,
+            start_at,
+        });
     }
     wants
 }
@@ -83,13 +92,26 @@ mod tests {
     }
 
     fn reader(position: u64, end: u64, waiting: bool) -> ReaderView {
-        ReaderView { position, end, waiting, paused: false }
+        ReaderView {
+            position,
+            end,
+            waiting,
+            paused: false,
+        }
     }
 
     #[test]
     fn the_byte_waited_for_first_then_what_follows() {
-        let wants = plan(geometry(), reader(3 * CHUNK + 7, u64::MAX, true), 10, |chunk| chunk == 5);
-        let shape: Vec<_> = wants.iter().map(|w| (w.first_chunk, w.chunk_count, w.level, w.start_at)).collect();
+        let wants = plan(
+            geometry(),
+            reader(3 * CHUNK + 7, u64::MAX, true),
+            10,
+            |chunk| chunk == 5,
+        );
+        let shape: Vec<_> = wants
+            .iter()
+            .map(|w| (w.first_chunk, w.chunk_count, w.level, w.start_at))
+            .collect();
         assert_eq!(
             shape,
             [
@@ -104,9 +126,17 @@ mod tests {
     fn a_short_range_wants_no_more_than_itself_and_a_paused_reader_nothing() {
         let wants = plan(geometry(), reader(0, 10, true), 10, |_| false);
         assert_eq!(wants.len(), 1);
-        let paused = ReaderView { paused: true, ..reader(0, 10, true) };
+        let paused = ReaderView {
+            paused: true,
+            ..reader(0, 10, true)
+        };
         assert!(plan(geometry(), paused, 10, |_| false).is_empty());
-        assert!(plan(geometry(), reader(50 * CHUNK, 60 * CHUNK, true), 10, |_| false).is_empty());
+        assert!(
+            plan(geometry(), reader(50 * CHUNK, 60 * CHUNK, true), 10, |_| {
+                false
+            })
+            .is_empty()
+        );
     }
 
     proptest! {

@@ -84,7 +84,9 @@ pub fn check(
                 )));
             }
             if content_length(headers).is_some_and(|length| length != range.len()) {
-                return Err(OriginError::Protocol("its Content-Length is not that of its Content-Range".into()));
+                return Err(OriginError::Protocol(
+                    "its Content-Length is not that of its Content-Range".into(),
+                ));
             }
             Ok(Part::Range(range))
         }
@@ -94,10 +96,14 @@ pub fn check(
             match content_length(headers) {
                 Some(length) if length == entry.size => Ok(Part::Whole),
                 Some(_) => Err(OriginError::Changed),
-                None => Err(OriginError::Protocol("it no longer tells the object's length".into())),
+                None => Err(OriginError::Protocol(
+                    "it no longer tells the object's length".into(),
+                )),
             }
         }
-        StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE => Err(OriginError::Changed),
+        StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE => {
+            Err(OriginError::Changed)
+        }
         other => Err(status_error(other, headers, now_ms)),
     }
 }
@@ -106,8 +112,13 @@ pub fn check(
 pub fn status_error(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> OriginError {
     let retry_after = retry_after(headers, now_ms);
     match status.as_u16() {
-        429 => OriginError::Busy { retry_after: retry_after.unwrap_or(DEFAULT_RETRY_AFTER) },
-        408 | 425 | 500..=599 => OriginError::Unavailable { status: status.as_u16(), retry_after },
+        429 => OriginError::Busy {
+            retry_after: retry_after.unwrap_or(DEFAULT_RETRY_AFTER),
+        },
+        408 | 425 | 500..=599 => OriginError::Unavailable {
+            status: status.as_u16(),
+            retry_after,
+        },
         status => OriginError::Refused { status },
     }
 }
@@ -116,9 +127,9 @@ pub fn status_error(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> Ori
 pub fn satisfied(headers: &HeaderMap) -> Result<(ByteRange, Option<u64>), OriginError> {
     match text(headers, header::CONTENT_RANGE).and_then(content_range::parse) {
         Some(ContentRange::Satisfied { range, size }) => Ok((range, size)),
-        Some(ContentRange::Unsatisfied { .. }) | None => {
-            Err(OriginError::Protocol("its 206 has no usable Content-Range".into()))
-        }
+        Some(ContentRange::Unsatisfied { .. }) | None => Err(OriginError::Protocol(
+            "its 206 has no usable Content-Range".into(),
+        )),
     }
 }
 
@@ -134,26 +145,38 @@ pub fn describe(status: StatusCode, headers: &HeaderMap) -> Described {
         .filter(|date| httpdate::parse_http_date(date).is_ok())
         .unwrap_or("")
         .to_owned();
-    let validator = size.and_then(|size| identity::validator(Some(&etag), Some(&last_modified), size));
+    let validator =
+        size.and_then(|size| identity::validator(Some(&etag), Some(&last_modified), size));
     Described {
         size,
         validator,
         etag,
         last_modified,
-        content_type: text(headers, header::CONTENT_TYPE).unwrap_or("application/octet-stream").to_owned(),
+        content_type: text(headers, header::CONTENT_TYPE)
+            .unwrap_or("application/octet-stream")
+            .to_owned(),
     }
 }
 
 /// For `core::freshness`.
 pub fn facts(headers: &HeaderMap, described: &Described) -> AnswerFacts {
-    let date_ms = |name| text(headers, name).and_then(|date| httpdate::parse_http_date(date).ok()).map(epoch_ms);
+    let date_ms = |name| {
+        text(headers, name)
+            .and_then(|date| httpdate::parse_http_date(date).ok())
+            .map(epoch_ms)
+    };
     AnswerFacts {
         cache_control: joined(headers, header::CACHE_CONTROL),
-        pragma_no_cache: joined(headers, header::PRAGMA).to_ascii_lowercase().contains("no-cache"),
+        pragma_no_cache: joined(headers, header::PRAGMA)
+            .to_ascii_lowercase()
+            .contains("no-cache"),
         expires_ms: date_ms(header::EXPIRES),
-        expires_invalid: headers.contains_key(header::EXPIRES) && date_ms(header::EXPIRES).is_none(),
+        expires_invalid: headers.contains_key(header::EXPIRES)
+            && date_ms(header::EXPIRES).is_none(),
         date_ms: date_ms(header::DATE),
-        age_seconds: text(headers, header::AGE).and_then(|age| age.trim().parse().ok()).unwrap_or(0),
+        age_seconds: text(headers, header::AGE)
+            .and_then(|age| age.trim().parse().ok())
+            .unwrap_or(0),
         vary: joined(headers, header::VARY)
             .split(',')
             .map(|name| name.trim().to_ascii_lowercase())
@@ -172,18 +195,27 @@ fn same_version(headers: &HeaderMap, entry: &v1::Entry) -> Result<(), OriginErro
     } else {
         text(headers, header::LAST_MODIFIED) == Some(entry.last_modified.as_str())
     };
-    if same { Ok(()) } else { Err(OriginError::Changed) }
+    if same {
+        Ok(())
+    } else {
+        Err(OriginError::Changed)
+    }
 }
 
 fn refuse_encoded(headers: &HeaderMap) -> Result<(), OriginError> {
     if is_encoded(headers) {
-        return Err(OriginError::Protocol("it encodes the content, which was asked for as it is".into()));
+        return Err(OriginError::Protocol(
+            "it encodes the content, which was asked for as it is".into(),
+        ));
     }
     Ok(())
 }
 
 fn is_encoded(headers: &HeaderMap) -> bool {
-    headers.get_all(header::CONTENT_ENCODING).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"))
+    headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .any(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
 pub fn content_length(headers: &HeaderMap) -> Option<u64> {
@@ -207,12 +239,18 @@ fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
 }
 
 fn joined(headers: &HeaderMap, name: header::HeaderName) -> String {
-    let lines: Vec<&str> = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
+    let lines: Vec<&str> = headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .collect();
     lines.join(", ")
 }
 
 fn epoch_ms(time: std::time::SystemTime) -> i64 {
-    let since = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let since = time
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 

@@ -1,13 +1,20 @@
 use super::*;
 
 fn entry() -> v1::Entry {
-    v1::Entry { size: 100, etag: "\"1\"".into(), ..v1::Entry::default() }
+    v1::Entry {
+        size: 100,
+        etag: "\"1\"".into(),
+        ..v1::Entry::default()
+    }
 }
 
 fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
     let mut map = HeaderMap::new();
     for (name, value) in lines {
-        map.append(*name, HeaderValue::from_str(value).unwrap_or(HeaderValue::from_static("")));
+        map.append(
+            *name,
+            HeaderValue::from_str(value).unwrap_or(HeaderValue::from_static("")),
+        );
     }
     map
 }
@@ -19,35 +26,85 @@ fn outcome(status: u16, lines: &[(&'static str, &str)]) -> Result<Part, OriginEr
 
 #[test]
 fn only_what_was_asked_of_this_version_is_taken() {
-    let good = [("etag", "\"1\""), ("content-range", "bytes 10-19/100"), ("content-length", "10")];
+    let good = [
+        ("etag", "\"1\""),
+        ("content-range", "bytes 10-19/100"),
+        ("content-length", "10"),
+    ];
     assert_eq!(outcome(206, &good), Ok(Part::Range(ByteRange::new(10, 20))));
-    assert_eq!(outcome(206, &[good[0], ("content-range", "bytes 10-19/101")]), Err(OriginError::Changed));
-    assert_eq!(outcome(206, &[("etag", "\"2\""), good[1]]), Err(OriginError::Changed));
+    assert_eq!(
+        outcome(206, &[good[0], ("content-range", "bytes 10-19/101")]),
+        Err(OriginError::Changed)
+    );
+    assert_eq!(
+        outcome(206, &[("etag", "\"2\""), good[1]]),
+        Err(OriginError::Changed)
+    );
     assert_eq!(outcome(206, &[good[1]]), Err(OriginError::Changed));
-    for wrong in ["bytes 0-9/100", "bytes 10-18/100", "bytes 10-20/100", "nonsense"] {
-        assert!(matches!(outcome(206, &[good[0], ("content-range", wrong)]), Err(OriginError::Protocol(_))), "{wrong}");
+    for wrong in [
+        "bytes 0-9/100",
+        "bytes 10-18/100",
+        "bytes 10-20/100",
+        "nonsense",
+    ] {
+        assert!(
+            matches!(
+                outcome(206, &[good[0], ("content-range", wrong)]),
+                Err(OriginError::Protocol(_))
+            ),
+            "{wrong}"
+        );
     }
     let encoded = [good[0], good[1], ("content-encoding", "gzip")];
-    assert!(matches!(outcome(206, &encoded), Err(OriginError::Protocol(_))));
-    assert!(matches!(outcome(206, &[good[0], good[1], ("content-length", "11")]), Err(OriginError::Protocol(_))));
+    assert!(matches!(
+        outcome(206, &encoded),
+        Err(OriginError::Protocol(_))
+    ));
+    assert!(matches!(
+        outcome(206, &[good[0], good[1], ("content-length", "11")]),
+        Err(OriginError::Protocol(_))
+    ));
 }
 
 #[test]
 fn a_200_is_the_whole_object_or_another() {
-    assert_eq!(outcome(200, &[("etag", "\"1\""), ("content-length", "100")]), Ok(Part::Whole));
-    assert_eq!(outcome(200, &[("etag", "\"1\""), ("content-length", "99")]), Err(OriginError::Changed));
-    assert_eq!(outcome(200, &[("etag", "\"2\""), ("content-length", "100")]), Err(OriginError::Changed));
-    assert!(matches!(outcome(200, &[("etag", "\"1\"")]), Err(OriginError::Protocol(_))));
+    assert_eq!(
+        outcome(200, &[("etag", "\"1\""), ("content-length", "100")]),
+        Ok(Part::Whole)
+    );
+    assert_eq!(
+        outcome(200, &[("etag", "\"1\""), ("content-length", "99")]),
+        Err(OriginError::Changed)
+    );
+    assert_eq!(
+        outcome(200, &[("etag", "\"2\""), ("content-length", "100")]),
+        Err(OriginError::Changed)
+    );
+    assert!(matches!(
+        outcome(200, &[("etag", "\"1\"")]),
+        Err(OriginError::Protocol(_))
+    ));
     assert_eq!(outcome(412, &[]), Err(OriginError::Changed));
-    assert_eq!(outcome(416, &[("content-range", "bytes */5")]), Err(OriginError::Changed));
+    assert_eq!(
+        outcome(416, &[("content-range", "bytes */5")]),
+        Err(OriginError::Changed)
+    );
 }
 
 #[test]
 fn other_statuses_say_whether_to_ask_again() {
-    let retry = |status, lines: &[(&'static str, &str)]| outcome(status, lines).err().and_then(|e| e.retry_after());
-    assert_eq!(retry(429, &[("retry-after", "7")]), Some(Duration::from_secs(7)));
+    let retry = |status, lines: &[(&'static str, &str)]| {
+        outcome(status, lines).err().and_then(|e| e.retry_after())
+    };
+    assert_eq!(
+        retry(429, &[("retry-after", "7")]),
+        Some(Duration::from_secs(7))
+    );
     assert_eq!(retry(429, &[]), Some(DEFAULT_RETRY_AFTER));
-    assert_eq!(retry(503, &[("retry-after", "99999999")]), Some(LONGEST_RETRY_AFTER));
+    assert_eq!(
+        retry(503, &[("retry-after", "99999999")]),
+        Some(LONGEST_RETRY_AFTER)
+    );
     assert!(outcome(503, &[]).is_err_and(|e| e.is_transient()));
     assert!(outcome(404, &[]).is_err_and(|e| !e.is_transient()));
 }
@@ -58,13 +115,27 @@ fn conditions_bind_a_request_to_one_version() {
     assert_eq!(text(&strong, header::RANGE), Some("bytes=0-4"));
     assert_eq!(text(&strong, header::IF_MATCH), Some("\"1\""));
     let date = "Sun, 06 Nov 1994 08:49:37 GMT";
-    let dated = v1::Entry { etag: "W/\"1\"".into(), last_modified: date.into(), ..entry() };
-    assert_eq!(text(&range_headers(ByteRange::new(0, 5), Some(&dated)), header::IF_UNMODIFIED_SINCE), Some(date));
+    let dated = v1::Entry {
+        etag: "W/\"1\"".into(),
+        last_modified: date.into(),
+        ..entry()
+    };
+    assert_eq!(
+        text(
+            &range_headers(ByteRange::new(0, 5), Some(&dated)),
+            header::IF_UNMODIFIED_SINCE
+        ),
+        Some(date)
+    );
 }
 
 #[test]
 fn an_object_is_described_by_its_first_answer() {
-    let map = headers(&[("content-range", "bytes 0-4/9"), ("etag", "W/\"1\""), ("last-modified", "yesterday")]);
+    let map = headers(&[
+        ("content-range", "bytes 0-4/9"),
+        ("etag", "W/\"1\""),
+        ("last-modified", "yesterday"),
+    ]);
     let described = describe(StatusCode::PARTIAL_CONTENT, &map);
     assert_eq!((described.size, described.validator), (Some(9), None));
 }

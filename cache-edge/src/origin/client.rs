@@ -52,15 +52,21 @@ impl Client {
         connector.enforce_http(false);
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_nodelay(true);
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(connector);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(connector);
         let pool = HyperClient::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_max_idle_per_host(IDLE_PER_HOST)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .http1_max_headers(128)
             .build(connector);
-        Self { pool, stall: STALL_TIMEOUT }
+        Self {
+            pool,
+            stall: STALL_TIMEOUT,
+        }
     }
 
     /// Another patience, for tests and for peers.
@@ -71,7 +77,12 @@ impl Client {
     }
 
     /// Asks the source for an object. `headers` are added to the source's own and to those every request carries.
-    pub async fn get(&self, source: &Source, url: Url, headers: &HeaderMap) -> Result<Response, OriginError> {
+    pub async fn get(
+        &self,
+        source: &Source,
+        url: Url,
+        headers: &HeaderMap,
+    ) -> Result<Response, OriginError> {
         self.ask(Method::GET, source, url, headers).await
     }
 
@@ -90,30 +101,49 @@ impl Client {
                 all.insert(name, value.clone());
             }
             let response = self.send(method.clone(), &url, all).await?;
-            let Some(next) = redirect(&response, &url)? else { return Ok(response) };
+            let Some(next) = redirect(&response, &url)? else {
+                return Ok(response);
+            };
             if !source.allows(&next) {
-                return Err(OriginError::Protocol("it redirects outside its source".into()));
+                return Err(OriginError::Protocol(
+                    "it redirects outside its source".into(),
+                ));
             }
             url = next;
         }
-        Err(OriginError::Protocol(format!("more than {MAX_REDIRECTS} redirects")))
+        Err(OriginError::Protocol(format!(
+            "more than {MAX_REDIRECTS} redirects"
+        )))
     }
 
     /// One request, no redirects, no source: for peers.
-    pub async fn send(&self, method: Method, url: &Url, headers: HeaderMap) -> Result<Response, OriginError> {
+    pub async fn send(
+        &self,
+        method: Method,
+        url: &Url,
+        headers: HeaderMap,
+    ) -> Result<Response, OriginError> {
         let mut request = Request::new(Empty::new());
         *request.method_mut() = method;
         let mut target = url.clone();
         // Of a base URL with credentials; they go into a header, never into the request line.
         let _ = target.set_username("");
         let _ = target.set_password(None);
-        *request.uri_mut() =
-            target.as_str().parse().map_err(|_| OriginError::Protocol(format!("{} is no URL to ask", target.path())))?;
+        *request.uri_mut() = target
+            .as_str()
+            .parse()
+            .map_err(|_| OriginError::Protocol(format!("{} is no URL to ask", target.path())))?;
         *request.headers_mut() = headers;
         let headers = request.headers_mut();
-        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.insert(
+            header::ACCEPT_ENCODING,
+            HeaderValue::from_static("identity"),
+        );
         if !headers.contains_key(header::USER_AGENT) {
-            headers.insert(header::USER_AGENT, HeaderValue::from_static(concat!("cache-edge/", env!("CARGO_PKG_VERSION"))));
+            headers.insert(
+                header::USER_AGENT,
+                HeaderValue::from_static(concat!("cache-edge/", env!("CARGO_PKG_VERSION"))),
+            );
         }
         if !url.username().is_empty() && !headers.contains_key(header::AUTHORIZATION) {
             headers.insert(header::AUTHORIZATION, basic_credentials(url)?);
@@ -123,7 +153,12 @@ impl Client {
             .map_err(|_| OriginError::Unreachable(format!("no answer within {:?}", self.stall)))?
             .map_err(|error| OriginError::Unreachable(chain(&error)))?;
         let (head, body) = response.into_parts();
-        Ok(Response { status: head.status, headers: head.headers, body, stall: self.stall })
+        Ok(Response {
+            status: head.status,
+            headers: head.headers,
+            body,
+            stall: self.stall,
+        })
     }
 }
 
@@ -137,7 +172,11 @@ impl Response {
             match frame {
                 None => return Ok(None),
                 Some(Err(error)) => {
-                    return Err(OriginError::Short { received: 0, expected: 0, detail: chain(&error) });
+                    return Err(OriginError::Short {
+                        received: 0,
+                        expected: 0,
+                        detail: chain(&error),
+                    });
                 }
                 Some(Ok(frame)) => {
                     if let Ok(bytes) = frame.into_data()
@@ -165,7 +204,9 @@ fn redirect(response: &Response, from: &Url) -> Result<Option<Url>, OriginError>
     let location = response
         .header(header::LOCATION)
         .ok_or_else(|| OriginError::Protocol("it redirects without saying where".into()))?;
-    let next = from.join(location).map_err(|_| OriginError::Protocol("it redirects to no URL".into()))?;
+    let next = from
+        .join(location)
+        .map_err(|_| OriginError::Protocol("it redirects to no URL".into()))?;
     Ok(Some(next))
 }
 
@@ -175,9 +216,12 @@ fn basic_credentials(url: &Url) -> Result<HeaderValue, OriginError> {
     let mut pair = decode(url.username());
     pair.push(b':');
     pair.extend(decode(url.password().unwrap_or("")));
-    let text = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair));
-    let mut value =
-        HeaderValue::from_str(&text).map_err(|_| OriginError::Protocol("its credentials can not be sent".into()))?;
+    let text = format!(
+        "Basic {}",
+        base64::engine::general_purpose::STANDARD.encode(pair)
+    );
+    let mut value = HeaderValue::from_str(&text)
+        .map_err(|_| OriginError::Protocol("its credentials can not be sent".into()))?;
     value.set_sensitive(true);
     Ok(value)
 }

@@ -13,10 +13,7 @@ use super::{
     run::{Fetcher, Opened},
 };
 use crate::{
-    availability::DirectBytes,
-    core::backoff::Backoff,
-    serve::ports::ReadError,
-    store::EntryFile,
+    availability::DirectBytes, core::backoff::Backoff, serve::ports::ReadError, store::EntryFile,
 };
 
 /// Frames between the origin's connection and the player's: enough that neither waits for the other's wake-up.
@@ -29,25 +26,39 @@ pub struct Direct {
 }
 
 impl DirectBytes for Direct {
-    fn open(&self, file: Arc<EntryFile>, range: ByteRange) -> mpsc::Receiver<Result<Bytes, ReadError>> {
+    fn open(
+        &self,
+        file: Arc<EntryFile>,
+        range: ByteRange,
+    ) -> mpsc::Receiver<Result<Bytes, ReadError>> {
         let (sender, receiver) = mpsc::channel(FRAMES);
         let fetcher = self.fetcher.clone();
-        self.runtime.spawn(async move { pump(&fetcher, &file, range, &sender).await });
+        self.runtime
+            .spawn(async move { pump(&fetcher, &file, range, &sender).await });
         receiver
     }
 }
 
-async fn pump(fetcher: &Fetcher, file: &Arc<EntryFile>, mut range: ByteRange, sender: &mpsc::Sender<Result<Bytes, ReadError>>) {
+async fn pump(
+    fetcher: &Fetcher,
+    file: &Arc<EntryFile>,
+    mut range: ByteRange,
+    sender: &mpsc::Sender<Result<Bytes, ReadError>>,
+) {
     let mut backoff = Backoff::new(Duration::from_millis(150), Duration::from_secs(4));
     let mut last_progress = Instant::now();
     while !range.is_empty() {
         let before = range.start;
-        let Err(error) = once(fetcher, file, &mut range, sender).await else { return };
+        let Err(error) = once(fetcher, file, &mut range, sender).await else {
+            return;
+        };
         if range.start > before {
             last_progress = Instant::now();
             backoff.reset();
         }
-        let wait = backoff.wait(rand::random()).max(error.retry_after().unwrap_or_default());
+        let wait = backoff
+            .wait(rand::random())
+            .max(error.retry_after().unwrap_or_default());
         if !error.is_transient() || last_progress.elapsed() + wait > fetcher.retry_budget {
             let error = match error {
                 OriginError::Changed => ReadError::Changed,
@@ -73,7 +84,11 @@ async fn once(
     let mut skip = if part == Part::Whole { range.start } else { 0 };
     while !range.is_empty() {
         let Some(mut bytes) = response.chunk().await? else {
-            return Err(OriginError::Short { received: 0, expected: range.len(), detail: "its body ended early".into() });
+            return Err(OriginError::Short {
+                received: 0,
+                expected: range.len(),
+                detail: "its body ended early".into(),
+            });
         };
         let skipped = skip.min(bytes.len() as u64);
         skip -= skipped;

@@ -1,5 +1,7 @@
 //! The fetches of this edge: `core::fetch_queue` decides, this carries out.
 
+mod view;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::{
@@ -36,7 +38,10 @@ pub enum Coverage {
     /// A fetch of it waits for its turn.
     Queued(u64),
     /// A fetch runs that is this many bytes before the wanted one.
-    Coming { id: u64, distance: u64 },
+    Coming {
+        id: u64,
+        distance: u64,
+    },
     /// A fetch runs that will come to it late: it is past the byte, and fetches the chunk's head last.
     Late(u64),
 }
@@ -74,8 +79,19 @@ struct Fetch {
 impl Downloads {
     /// `runtime`: the fetch runtime, whose threads may block on the disk.
     #[must_use]
-    pub fn new(max_downloads: usize, fetcher: Arc<Fetcher>, announce: Arc<dyn Announce>, runtime: Handle) -> Self {
-        let state = State { queue: FetchQueue::new(max_downloads), fetches: HashMap::new(), closed: false, refused: None, origin_bytes_told: 0 };
+    pub fn new(
+        max_downloads: usize,
+        fetcher: Arc<Fetcher>,
+        announce: Arc<dyn Announce>,
+        runtime: Handle,
+    ) -> Self {
+        let state = State {
+            queue: FetchQueue::new(max_downloads),
+            fetches: HashMap::new(),
+            closed: false,
+            refused: None,
+            origin_bytes_told: 0,
+        };
         Self(Arc::new(Inner {
             state: Mutex::new(state),
             fetcher,
@@ -162,7 +178,9 @@ impl Downloads {
         for effect in state.queue.settle() {
             match effect {
                 Effect::Start(id) => {
-                    let Some(fetch) = state.fetches.get_mut(&id) else { continue };
+                    let Some(fetch) = state.fetches.get_mut(&id) else {
+                        continue;
+                    };
                     fetch.control = Arc::default();
                     self.spawn(fetch.order.clone(), fetch.control.clone(), None);
                 }
@@ -197,7 +215,11 @@ impl Downloads {
                 if failure.fault == v1::fetch_failure::Fault::Edge {
                     state.refused = Some(Instant::now());
                 }
-                tracing::info!(fetch = id & !LOCAL_BIT, message = failure.message, "a fetch failed");
+                tracing::info!(
+                    fetch = id & !LOCAL_BIT,
+                    message = failure.message,
+                    "a fetch failed"
+                );
                 self.report(id, v1::fetch_report::State::Failed, bytes, Some(failure));
             }
             RunEnd::Finished => {
@@ -225,7 +247,12 @@ impl Downloads {
         self.0.runtime.spawn(async move {
             tokio::time::sleep(DURABLE_WAIT).await;
             if let Some(fetch) = this.0.state.lock().fetches.remove(&id) {
-                this.report(id, v1::fetch_report::State::Finished, fetch.control.bytes_done(), None);
+                this.report(
+                    id,
+                    v1::fetch_report::State::Finished,
+                    fetch.control.bytes_done(),
+                    None,
+                );
             }
         });
     }
@@ -246,19 +273,37 @@ impl Downloads {
         }
         for id in over {
             if let Some(fetch) = state.fetches.remove(&id) {
-                self.report(id, v1::fetch_report::State::Finished, fetch.control.bytes_done(), None);
+                self.report(
+                    id,
+                    v1::fetch_report::State::Finished,
+                    fetch.control.bytes_done(),
+                    None,
+                );
             }
         }
     }
 
-    fn report(&self, id: u64, state: v1::fetch_report::State, bytes_done: u64, failure: Option<Failure>) {
+    fn report(
+        &self,
+        id: u64,
+        state: v1::fetch_report::State,
+        bytes_done: u64,
+        failure: Option<Failure>,
+    ) {
         let failure = failure.map(|failure| v1::FetchFailure {
             fault: failure.fault.into(),
             http_status: u32::from(failure.http_status),
-            retry_after_ms: failure.retry_after.map_or(0, |wait| u32::try_from(wait.as_millis()).unwrap_or(u32::MAX)),
+            retry_after_ms: failure.retry_after.map_or(0, |wait| {
+                u32::try_from(wait.as_millis()).unwrap_or(u32::MAX)
+            }),
             message: failure.message,
         });
-        self.0.announce.report(v1::FetchReport { assignment_id: id, state: state.into(), bytes_done, failure });
+        self.0.announce.report(v1::FetchReport {
+            assignment_id: id,
+            state: state.into(),
+            bytes_done,
+            failure,
+        });
     }
 
     /// Running fetches and their bytes, for the coordinator's estimates.
@@ -266,7 +311,12 @@ impl Downloads {
         let state = self.0.state.lock();
         for (id, fetch) in &state.fetches {
             if !fetch.finished && fetch.control.bytes_done() > 0 {
-                self.report(*id, v1::fetch_report::State::Progress, fetch.control.bytes_done(), None);
+                self.report(
+                    *id,
+                    v1::fetch_report::State::Progress,
+                    fetch.control.bytes_done(),
+                    None,
+                );
             }
         }
     }
@@ -282,7 +332,15 @@ impl Downloads {
     pub fn cancel(&self, id: u64, chunk_wanted: bool) {
         let mut state = self.0.state.lock();
         match state.queue.cancel(id) {
-            Some(_) => stop(&state, id, if chunk_wanted { Stop::AtChunkEnd } else { Stop::Now }),
+            Some(_) => stop(
+                &state,
+                id,
+                if chunk_wanted {
+                    Stop::AtChunkEnd
+                } else {
+                    Stop::Now
+                },
+            ),
             None => {
                 if state.fetches.get(&id).is_some_and(|fetch| !fetch.finished) {
                     state.fetches.remove(&id);
@@ -308,7 +366,10 @@ impl Downloads {
                 true
             }
             Coverage::Coming { id, distance } => {
-                let near = state.fetches.get(&id).is_some_and(|f| distance <= u64::from(f.order.file.geometry().chunk_size()));
+                let near = state
+                    .fetches
+                    .get(&id)
+                    .is_some_and(|f| distance <= u64::from(f.order.file.geometry().chunk_size()));
                 if near {
                     state.queue.reprioritise(id, Level::Critical, 0);
                 }
@@ -332,10 +393,15 @@ impl Downloads {
                 }
                 continue;
             }
-            let Some(fetch) = state.fetches.get(&task.id) else { continue };
+            let Some(fetch) = state.fetches.get(&task.id) else {
+                continue;
+            };
             let at = fetch.control.position();
             if at <= position {
-                return Coverage::Coming { id: task.id, distance: position - at };
+                return Coverage::Coming {
+                    id: task.id,
+                    distance: position - at,
+                };
             }
             if found == Coverage::None {
                 found = Coverage::Late(task.id);
@@ -348,61 +414,26 @@ impl Downloads {
     #[must_use]
     pub fn local_orders(&self) -> Vec<Order> {
         let state = self.0.state.lock();
-        let local = state.fetches.iter().filter(|(id, fetch)| **id & LOCAL_BIT != 0 && !fetch.finished);
+        let local = state
+            .fetches
+            .iter()
+            .filter(|(id, fetch)| **id & LOCAL_BIT != 0 && !fetch.finished);
         local.map(|(_, fetch)| fetch.order.clone()).collect()
     }
 
     /// Assignments of a session that is over mean nothing to the next one.
     pub fn forget_assignments(&self) {
-        let ids: Vec<u64> = self.0.state.lock().queue.ids().filter(|id| id & LOCAL_BIT == 0).collect();
+        let ids: Vec<u64> = self
+            .0
+            .state
+            .lock()
+            .queue
+            .ids()
+            .filter(|id| id & LOCAL_BIT == 0)
+            .collect();
         for id in ids {
             self.cancel(id, true);
         }
-    }
-
-    /// The entry and chunk the fetch works on.
-    #[must_use]
-    pub fn under_way(&self, id: u64) -> Option<(EntryId, ChunkIndex)> {
-        let state = self.0.state.lock();
-        let fetch = state.fetches.get(&id)?;
-        let file = &fetch.order.file;
-        Some((file.id(), file.geometry().chunk_of(fetch.control.position())))
-    }
-
-    /// The chunk the fetch works on.
-    #[must_use]
-    pub fn chunk_under_way(&self, id: u64) -> Option<ChunkIndex> {
-        self.under_way(id).map(|(_, chunk)| chunk)
-    }
-
-    /// Since it was ordered.
-    #[must_use]
-    pub fn age(&self, id: u64) -> Duration {
-        self.0.state.lock().fetches.get(&id).map_or(Duration::ZERO, |fetch| fetch.ordered.elapsed())
-    }
-
-    /// The store refused a chunk within this time.
-    #[must_use]
-    pub fn refused_within(&self, time: Duration) -> bool {
-        self.0.state.lock().refused.is_some_and(|at| at.elapsed() < time)
-    }
-
-    /// Of `bytes` that became durable, those that came from the origin: counted as they are taken.
-    #[must_use]
-    pub fn take_origin_bytes(&self, bytes: u64) -> u64 {
-        let counters = &self.0.fetcher.counters;
-        let came = counters.origin_bytes.load(Ordering::Relaxed);
-        let mut state = self.0.state.lock();
-        let taken = bytes.min(came.saturating_sub(state.origin_bytes_told));
-        state.origin_bytes_told += taken;
-        taken
-    }
-
-    /// Running and waiting.
-    #[must_use]
-    pub fn counts(&self) -> (usize, usize) {
-        let state = self.0.state.lock();
-        (state.queue.running_count(), state.queue.waiting_count())
     }
 
     /// No new fetches; the running ones stop.
@@ -418,10 +449,18 @@ impl Downloads {
 impl Fetch {
     fn new(order: Order) -> Self {
         let chunks = order.first_chunk..order.first_chunk.saturating_add(order.chunk_count);
-        let undurable = chunks.filter(|chunk| !order.file.is_present(*chunk)).collect();
+        let undurable = chunks
+            .filter(|chunk| !order.file.is_present(*chunk))
+            .collect();
         let control = Arc::<Control>::default();
         control.set_position(order.start_at);
-        Self { order, control, undurable, finished: false, ordered: Instant::now() }
+        Self {
+            order,
+            control,
+            undurable,
+            finished: false,
+            ordered: Instant::now(),
+        }
     }
 }
 

@@ -10,7 +10,10 @@ pub enum OriginError {
     Unreachable(String),
     /// 5xx, 408, 425: perhaps better in a moment.
     #[error("answered {status}")]
-    Unavailable { status: u16, retry_after: Option<Duration> },
+    Unavailable {
+        status: u16,
+        retry_after: Option<Duration>,
+    },
     /// 429: obeyed.
     #[error("answered 429")]
     Busy { retry_after: Duration },
@@ -22,7 +25,11 @@ pub enum OriginError {
     Changed,
     /// Broke off before the end it had announced.
     #[error("broke off after {received} of {expected} bytes: {detail}")]
-    Short { received: u64, expected: u64, detail: String },
+    Short {
+        received: u64,
+        expected: u64,
+        detail: String,
+    },
     /// No byte for too long.
     #[error("sent no byte for {0:?}")]
     Stalled(Duration),

@@ -10,6 +10,7 @@ pub mod control;
 pub mod direct;
 pub mod downloads;
 pub mod error;
+mod gap;
 pub mod peer;
 pub mod run;
 pub mod source;

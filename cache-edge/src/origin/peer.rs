@@ -25,11 +25,19 @@ impl PeerKeys {
 
     /// Headers of a request for the range, signed with the newest key; `None` without a key.
     #[must_use]
-    pub fn request_headers(&self, entry: &EntryId, range: ByteRange, now_seconds: u64) -> Option<HeaderMap> {
+    pub fn request_headers(
+        &self,
+        entry: &EntryId,
+        range: ByteRange,
+        now_seconds: u64,
+    ) -> Option<HeaderMap> {
         let keys = self.0.load();
         let range = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
         let mac = sign(keys.first()?, &path(entry), &range, now_seconds)?;
-        let token = format!("{SCHEME}{now_seconds}.{}", hex(&mac.finalize().into_bytes()));
+        let token = format!(
+            "{SCHEME}{now_seconds}.{}",
+            hex(&mac.finalize().into_bytes())
+        );
         let mut headers = HeaderMap::new();
         let mut token = HeaderValue::from_str(&token).ok()?;
         token.set_sensitive(true);
@@ -41,15 +49,27 @@ impl PeerKeys {
     /// The request was signed with one of the keys, lately.
     #[must_use]
     pub fn accepts(&self, path: &str, headers: &HeaderMap, now_seconds: u64) -> bool {
-        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let (Some(token), Some(range)) = (text(header::AUTHORIZATION), text(header::RANGE)) else { return false };
-        let Some((seconds, signature)) = token.strip_prefix(SCHEME).and_then(|rest| rest.split_once('.')) else {
+        let text = |name| {
+            headers
+                .get(name)
+                .and_then(|value: &HeaderValue| value.to_str().ok())
+        };
+        let (Some(token), Some(range)) = (text(header::AUTHORIZATION), text(header::RANGE)) else {
             return false;
         };
-        let (Ok(seconds), Some(signature)) = (seconds.parse::<u64>(), unhex(signature)) else { return false };
+        let Some((seconds, signature)) = token
+            .strip_prefix(SCHEME)
+            .and_then(|rest| rest.split_once('.'))
+        else {
+            return false;
+        };
+        let (Ok(seconds), Some(signature)) = (seconds.parse::<u64>(), unhex(signature)) else {
+            return false;
+        };
         seconds.abs_diff(now_seconds) <= LARGEST_SKEW_SECONDS
             && self.0.load().iter().any(|key| {
-                sign(key, path, range, seconds).is_some_and(|mac| mac.verify_slice(&signature).is_ok())
+                sign(key, path, range, seconds)
+                    .is_some_and(|mac| mac.verify_slice(&signature).is_ok())
             })
     }
 }
@@ -71,10 +91,13 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
-    if text.len() % 2 != 0 || !text.is_ascii() {
+    if !text.len().is_multiple_of(2) || !text.is_ascii() {
         return None;
     }
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok())
+        .collect()
 }
 
 #[cfg(test)]
@@ -86,9 +109,14 @@ mod tests {
     fn only_the_signed_request_is_accepted_and_only_for_a_while() {
         let keys = PeerKeys::default();
         let entry = EntryId::nil();
-        assert!(keys.request_headers(&entry, ByteRange::new(0, 9), 1_000).is_none());
+        assert!(
+            keys.request_headers(&entry, ByteRange::new(0, 9), 1_000)
+                .is_none()
+        );
         keys.replace(vec![b"new".to_vec(), b"old".to_vec()]);
-        let headers = keys.request_headers(&entry, ByteRange::new(0, 9), 1_000).unwrap();
+        let headers = keys
+            .request_headers(&entry, ByteRange::new(0, 9), 1_000)
+            .unwrap();
         assert!(keys.accepts(&path(&entry), &headers, 1_030));
         assert!(!keys.accepts(&path(&entry), &headers, 1_061));
         assert!(!keys.accepts("/_peer/v1/entries/x", &headers, 1_000));
@@ -96,7 +124,10 @@ mod tests {
         other.insert(header::RANGE, HeaderValue::from_static("bytes=0-9"));
         assert!(!keys.accepts(&path(&entry), &other, 1_000));
         keys.replace(vec![b"newer".to_vec(), b"new".to_vec()]);
-        assert!(keys.accepts(&path(&entry), &headers, 1_000), "a rotated key is accepted still");
+        assert!(
+            keys.accepts(&path(&entry), &headers, 1_000),
+            "a rotated key is accepted still"
+        );
         keys.replace(vec![b"other".to_vec()]);
         assert!(!keys.accepts(&path(&entry), &headers, 1_000));
     }

@@ -20,10 +20,11 @@ use super::{
     Catalogue, Client, OriginError, Response, Source,
     answer::{self, Part},
     control::{Control, Stop},
+    gap::{Gap, Next, next_gap},
     peer::{self, PeerKeys},
 };
 use crate::{
-    availability::{EntryFlights, Flight, FlightError, Flights, flight::FlightClaim},
+    availability::{EntryFlights, FlightError, Flights, flight::FlightClaim},
     core::backoff::Backoff,
     store::EntryFile,
 };
@@ -104,20 +105,14 @@ enum Broken {
     Stop(Stop),
 }
 
-struct Gap {
-    range: ByteRange,
-    claims: std::collections::VecDeque<FlightClaim>,
-}
-
-enum Next {
-    Gap(Gap),
-    Foreign(Arc<Flight>),
-    Done,
-}
-
 impl Fetcher {
     /// Fetches the run. Bounded by the retry budget since the last byte that came.
-    pub async fn run(&self, order: &Order, control: &Control, mut opened: Option<Opened>) -> RunEnd {
+    pub async fn run(
+        &self,
+        order: &Order,
+        control: &Control,
+        mut opened: Option<Opened>,
+    ) -> RunEnd {
         let flights = self.flights.of(&order.file);
         let mut from_peer = order.peer.clone();
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
@@ -145,7 +140,16 @@ impl Fetcher {
                 }
             };
             let before = control.bytes_done();
-            let result = self.fetch(order, control, &flights, gap, opened.take(), from_peer.as_deref()).await;
+            let result = self
+                .fetch(
+                    order,
+                    control,
+                    &flights,
+                    gap,
+                    opened.take(),
+                    from_peer.as_deref(),
+                )
+                .await;
             if control.bytes_done() > before {
                 last_progress = Instant::now();
                 backoff.reset();
@@ -175,10 +179,14 @@ impl Fetcher {
             flights.set_last_error(Some(error.to_string()));
             match &error {
                 OriginError::Changed => flights.set_changed(),
-                OriginError::Refused { .. } | OriginError::Protocol(_) => flights.set_fatal(error.to_string()),
+                OriginError::Refused { .. } | OriginError::Protocol(_) => {
+                    flights.set_fatal(error.to_string())
+                }
                 _ => {}
             }
-            let wait = backoff.wait(rand::random()).max(error.retry_after().unwrap_or_default());
+            let wait = backoff
+                .wait(rand::random())
+                .max(error.retry_after().unwrap_or_default());
             if !error.is_transient() || last_progress.elapsed() + wait > self.retry_budget {
                 return RunEnd::Failed(failure(&error));
             }
@@ -201,10 +209,13 @@ impl Fetcher {
     ) -> Result<(), Broken> {
         control.set_position(gap.range.start);
         if let (Some(peer), None) = (peer, &opened) {
-            return self.from_peer(order, control, flights, gap, peer).await.map_err(|error| match error {
-                Broken::Origin(error) => Broken::Peer(error),
-                other => other,
-            });
+            return self
+                .fetch_from_peer(order, control, flights, gap, peer)
+                .await
+                .map_err(|error| match error {
+                    Broken::Origin(error) => Broken::Peer(error),
+                    other => other,
+                });
         }
         let opened = match opened {
             Some(opened) => opened,
@@ -216,23 +227,52 @@ impl Fetcher {
         let counter = &self.counters.origin_bytes;
         match opened.part {
             Part::Range(range) => {
-                self.stream(order, control, flights, gap.claims, range, opened.response, counter).await
+                self.stream(
+                    order,
+                    control,
+                    flights,
+                    gap.claims,
+                    range,
+                    opened.response,
+                    counter,
+                )
+                .await
             }
             Part::Whole => {
                 drop(gap);
                 let Some(_turn) = flights.begin_whole_stream() else {
-                    return Err(Broken::Origin(OriginError::Unavailable { status: 200, retry_after: None }));
+                    return Err(Broken::Origin(OriginError::Unavailable {
+                        status: 200,
+                        retry_after: None,
+                    }));
                 };
                 let all = ByteRange::new(0, order.file.geometry().size());
-                self.stream(order, control, flights, Default::default(), all, opened.response, counter).await
+                self.stream(
+                    order,
+                    control,
+                    flights,
+                    Default::default(),
+                    all,
+                    opened.response,
+                    counter,
+                )
+                .await
             }
         }
     }
 
     /// Asks the origin for a range of the entry and checks its answer's head.
-    pub async fn open(&self, file: &EntryFile, flights: &EntryFlights, range: ByteRange) -> Result<Opened, OriginError> {
+    pub async fn open(
+        &self,
+        file: &EntryFile,
+        flights: &EntryFlights,
+        range: ByteRange,
+    ) -> Result<Opened, OriginError> {
         if flights.has_whole_stream() {
-            return Err(OriginError::Unavailable { status: 200, retry_after: None });
+            return Err(OriginError::Unavailable {
+                status: 200,
+                retry_after: None,
+            });
         }
         let entry = file.description();
         let key = entry.key.clone().unwrap_or_default();
@@ -243,24 +283,34 @@ impl Fetcher {
         let now = now_ms();
         let held_off = source.held_off_for_ms(now);
         if held_off > 0 {
-            return Err(OriginError::Busy { retry_after: Duration::from_millis(held_off) });
+            return Err(OriginError::Busy {
+                retry_after: Duration::from_millis(held_off),
+            });
         }
-        self.counters.origin_requests.fetch_add(1, Ordering::Relaxed);
-        let response = self.client.get(&source, url, &answer::range_headers(range, Some(entry))).await?;
+        self.counters
+            .origin_requests
+            .fetch_add(1, Ordering::Relaxed);
+        let response = self
+            .client
+            .get(&source, url, &answer::range_headers(range, Some(entry)))
+            .await?;
         let part = answer::check(response.status, &response.headers, range, entry, now_ms());
         if let Err(OriginError::Busy { retry_after }) = &part {
             source.hold_off(now_ms() + i64::try_from(retry_after.as_millis()).unwrap_or(0));
         }
-        Ok(Opened { part: part?, response })
+        Ok(Opened {
+            part: part?,
+            response,
+        })
     }
 
     fn source(&self, name: &str) -> Result<Arc<Source>, OriginError> {
-        self.catalogue
-            .get(name)
-            .ok_or_else(|| OriginError::Protocol(format!("no source named {name:?} is registered any more")))
+        self.catalogue.get(name).ok_or_else(|| {
+            OriginError::Protocol(format!("no source named {name:?} is registered any more"))
+        })
     }
 
-    async fn from_peer(
+    async fn fetch_from_peer(
         &self,
         order: &Order,
         control: &Control,
@@ -277,21 +327,42 @@ impl Fetcher {
             .peer_keys
             .request_headers(&id, gap.range, seconds)
             .ok_or_else(|| protocol("no key to ask peers with is known"))?;
-        let response = self.peer_client.send(http::Method::GET, &url, headers).await.map_err(Broken::Origin)?;
+        let response = self
+            .peer_client
+            .send(http::Method::GET, &url, headers)
+            .await
+            .map_err(Broken::Origin)?;
         if response.status != http::StatusCode::PARTIAL_CONTENT {
-            return Err(Broken::Origin(answer::status_error(response.status, &response.headers, now_ms())));
+            return Err(Broken::Origin(answer::status_error(
+                response.status,
+                &response.headers,
+                now_ms(),
+            )));
         }
         let (range, _) = answer::satisfied(&response.headers).map_err(Broken::Origin)?;
         if range != gap.range {
             return Err(protocol("the peer sends another range than was asked for"));
         }
-        let checksums = response.headers.get(peer::CHECKSUMS).and_then(|value| value.to_str().ok()).unwrap_or("");
+        let checksums = response
+            .headers
+            .get(peer::CHECKSUMS)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or("");
         for (claim, text) in gap.claims.iter().zip(checksums.split(',')) {
             if let Ok(checksum) = u64::from_str_radix(text.trim(), 16) {
                 claim.flight().expect_checksum(checksum);
             }
         }
-        self.stream(order, control, flights, gap.claims, range, response, &self.counters.peer_bytes).await
+        self.stream(
+            order,
+            control,
+            flights,
+            gap.claims,
+            range,
+            response,
+            &self.counters.peer_bytes,
+        )
+        .await
     }
 
     /// The body into the store, frame by frame.
@@ -317,7 +388,11 @@ impl Fetcher {
             };
             let short = |detail: &str| {
                 let (received, expected) = (offset - range.start, range.len());
-                Broken::Origin(OriginError::Short { received, expected, detail: detail.to_owned() })
+                Broken::Origin(OriginError::Short {
+                    received,
+                    expected,
+                    detail: detail.to_owned(),
+                })
             };
             let mut bytes = match bytes {
                 Ok(Some(bytes)) => bytes,
@@ -369,47 +444,6 @@ async fn pace(max_rate: u64, bytes: u64, begun: Instant) {
     }
 }
 
-/// The next bytes to ask for: from the wanted byte to the run's end, then the head; adjacent chunks together.
-fn next_gap(order: &Order, flights: &Arc<EntryFlights>) -> Next {
-    let geometry = order.file.geometry();
-    let run = geometry.run_range(order.first_chunk, order.chunk_count);
-    let start = order.start_at.clamp(run.start, run.end);
-    let mut foreign = None;
-    for leg in [ByteRange::new(start, run.end), ByteRange::new(run.start, start)] {
-        let mut gap: Option<Gap> = None;
-        for chunk in geometry.chunks_covering(leg) {
-            let part = geometry.chunk_range(chunk).intersect(leg);
-            let missing = flights.flight(chunk).map(|flight| (flight.gap(part), flight));
-            match (&mut gap, missing) {
-                (None, Some((Some(range), flight))) => match flight.claim(order.id) {
-                    Some(claim) => gap = Some(Gap { range, claims: [claim].into() }),
-                    None => foreign = Some(flight),
-                },
-                (Some(gap), Some((Some(range), flight))) if range == part && gap.range.end == part.start => {
-                    let Some(claim) = flight.claim(order.id) else { break };
-                    gap.range.end = part.end;
-                    gap.claims.push_back(claim);
-                }
-                (Some(_), _) => break,
-                // Written or being written by another, the chunk is not whole yet.
-                (None, Some((None, flight))) => {
-                    if !flight.is_over() {
-                        foreign = Some(flight);
-                    }
-                }
-                (None, None) => {}
-            }
-        }
-        if let Some(gap) = gap {
-            return Next::Gap(gap);
-        }
-    }
-    match foreign {
-        Some(flight) => Next::Foreign(flight),
-        None => Next::Done,
-    }
-}
-
 fn failure(error: &OriginError) -> Failure {
     let fault = match error {
         OriginError::Changed => v1::fetch_failure::Fault::Changed,
@@ -428,12 +462,19 @@ fn store_failure(error: &FlightError) -> Failure {
         FlightError::Refused(_) => v1::fetch_failure::Fault::Edge,
         FlightError::Mismatch => v1::fetch_failure::Fault::Peer,
     };
-    Failure { fault, http_status: 0, retry_after: None, message: error.to_string() }
+    Failure {
+        fault,
+        http_status: 0,
+        retry_after: None,
+        message: error.to_string(),
+    }
 }
 
 /// The wall clock, in milliseconds since the epoch.
 #[must_use]
 pub fn now_ms() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

@@ -28,7 +28,11 @@ pub struct Source {
 #[derive(Debug, thiserror::Error)]
 pub enum BadSource {
     #[error("source {name:?}: base URL {url:?} can not be used: {reason}")]
-    BaseUrl { name: String, url: String, reason: String },
+    BaseUrl {
+        name: String,
+        url: String,
+        reason: String,
+    },
     #[error("source {name:?}: header {header:?} can not be sent")]
     Header { name: String, header: String },
 }
@@ -50,13 +54,21 @@ impl Source {
         }
         let mut headers = Vec::with_capacity(config.headers.len());
         for header in &config.headers {
-            let bad = || BadSource::Header { name: config.name.clone(), header: header.name.clone() };
+            let bad = || BadSource::Header {
+                name: config.name.clone(),
+                header: header.name.clone(),
+            };
             let name = HeaderName::from_bytes(header.name.as_bytes()).map_err(|_| bad())?;
             let mut value = HeaderValue::from_str(&header.value).map_err(|_| bad())?;
             value.set_sensitive(true);
             headers.push((name, value));
         }
-        Ok(Self { config, base, headers, not_before_ms: AtomicI64::new(0) })
+        Ok(Self {
+            config,
+            base,
+            headers,
+            not_before_ms: AtomicI64::new(0),
+        })
     }
 
     #[must_use]
@@ -105,7 +117,10 @@ impl Source {
             && url.port_or_known_default() == self.base.port_or_known_default()
             && url.username() == self.base.username()
             && url.password() == self.base.password()
-            && url.path().strip_prefix(base_path).is_some_and(|rest| rest.starts_with('/'))
+            && url
+                .path()
+                .strip_prefix(base_path)
+                .is_some_and(|rest| rest.starts_with('/'))
     }
 
     /// The origin asked to be left alone until then.
@@ -170,13 +185,21 @@ mod tests {
     use super::*;
 
     fn source(base: &str) -> Source {
-        Source::new(v1::Source { name: "films".into(), base_url: base.into(), ..v1::Source::default() }).unwrap()
+        Source::new(v1::Source {
+            name: "films".into(),
+            base_url: base.into(),
+            ..v1::Source::default()
+        })
+        .unwrap()
     }
 
     #[test]
     fn objects_lie_below_the_base() {
         let films = source("http://origin:8080/library/");
-        assert_eq!(films.url("a/b.mp4", "v=1").unwrap().as_str(), "http://origin:8080/library/a/b.mp4?v=1");
+        assert_eq!(
+            films.url("a/b.mp4", "v=1").unwrap().as_str(),
+            "http://origin:8080/library/a/b.mp4?v=1"
+        );
         assert!(films.url("../secret", "").is_none());
         assert!(films.url("%2e%2e/secret", "").is_none());
         let allowed = |url: &str| films.allows(&Url::parse(url).unwrap());
@@ -197,7 +220,14 @@ mod tests {
     #[test]
     fn unusable_sources_are_refused() {
         for base in ["ftp://x/", "http://", "http://x/?q", "http://x/#f", "x"] {
-            assert!(Source::new(v1::Source { base_url: base.into(), ..v1::Source::default() }).is_err(), "{base}");
+            assert!(
+                Source::new(v1::Source {
+                    base_url: base.into(),
+                    ..v1::Source::default()
+                })
+                .is_err(),
+                "{base}"
+            );
         }
     }
 

@@ -37,7 +37,10 @@ pub struct Bindings {
 /// One text for a key; its parts can not hold the separator.
 #[must_use]
 pub fn key_id(key: &v1::Key) -> String {
-    format!("{}\0{}\0{}\0{}", key.source, key.path, key.query, key.variant)
+    format!(
+        "{}\0{}\0{}\0{}",
+        key.source, key.path, key.query, key.variant
+    )
 }
 
 impl Bindings {
@@ -69,13 +72,23 @@ impl Bindings {
     /// What the origin varies on for this key, as far as known.
     #[must_use]
     pub fn vary(&self, key: &v1::Key) -> Vec<String> {
-        let base = v1::Key { variant: String::new(), ..key.clone() };
-        self.vary.read().get(&key_id(&base)).cloned().unwrap_or_default()
+        let base = v1::Key {
+            variant: String::new(),
+            ..key.clone()
+        };
+        self.vary
+            .read()
+            .get(&key_id(&base))
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// The key points there now. Kept durably.
     pub fn bind(&self, entry: v1::Entry, freshness: v1::Freshness) -> Option<Arc<Bound>> {
-        let binding = v1::KeyBinding { entry: Some(entry), freshness: Some(freshness) };
+        let binding = v1::KeyBinding {
+            entry: Some(entry),
+            freshness: Some(freshness),
+        };
         let encoded = binding.encode_to_vec();
         let bound = self.remember(binding)?;
         let id = key_id(&bound.entry.key.clone().unwrap_or_default());
@@ -88,12 +101,21 @@ impl Bindings {
         let key = entry.key.clone()?;
         let id = key_id(&key);
         if !freshness.vary.is_empty() {
-            let base = v1::Key { variant: String::new(), ..key };
-            self.vary.write().insert(key_id(&base), freshness.vary.clone());
+            let base = v1::Key {
+                variant: String::new(),
+                ..key
+            };
+            self.vary
+                .write()
+                .insert(key_id(&base), freshness.vary.clone());
         }
         self.negative.lock().remove(&id);
         self.unstorable.lock().remove(&id);
-        let bound = Arc::new(Bound { id: entry.id.parse().ok()?, entry, freshness });
+        let bound = Arc::new(Bound {
+            id: entry.id.parse().ok()?,
+            entry,
+            freshness,
+        });
         let mut map = self.bound.write();
         if map.len() >= MAX_KEYS
             && !map.contains_key(&id)
@@ -123,7 +145,9 @@ impl Bindings {
         };
         let hit: Vec<v1::Key> = {
             let bound = self.bound.read();
-            let keys_of = bound.values().filter_map(|bound| Some((bound.id, bound.entry.key.clone()?)));
+            let keys_of = bound
+                .values()
+                .filter_map(|bound| Some((bound.id, bound.entry.key.clone()?)));
             keys_of
                 .filter(|(id, held)| entries.contains(id) || keys.iter().any(|key| same(held, key)))
                 .map(|(_, held)| held)
@@ -146,7 +170,11 @@ impl Bindings {
 
     /// The key's answer can not be stored, for this reason.
     pub fn set_unstorable(&self, key: &v1::Key, why: &'static str, now_ms: i64) {
-        insert_bounded(&mut self.unstorable.lock(), key_id(key), (why, now_ms + UNSTORABLE_MS));
+        insert_bounded(
+            &mut self.unstorable.lock(),
+            key_id(key),
+            (why, now_ms + UNSTORABLE_MS),
+        );
     }
 
     #[must_use]

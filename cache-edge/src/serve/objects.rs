@@ -65,7 +65,10 @@ struct Inner {
 impl EdgeObjects {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        Self(Arc::new(Inner { parts, asking: Mutex::default() }))
+        Self(Arc::new(Inner {
+            parts,
+            asking: Mutex::default(),
+        }))
     }
 
     #[must_use]
@@ -81,11 +84,19 @@ impl EdgeObjects {
         {
             return Ok(file);
         }
-        let geometry = Geometry::new(entry.size, entry.chunk_size).map_err(|error| internal(&error))?;
-        self.parts().store.put_entry(entry, geometry).map_err(|error| internal(&error))
+        let geometry =
+            Geometry::new(entry.size, entry.chunk_size).map_err(|error| internal(&error))?;
+        self.parts()
+            .store
+            .put_entry(entry, geometry)
+            .map_err(|error| internal(&error))
     }
 
-    fn object(&self, bound: &Bound, freshness: Freshness) -> Result<Resolution<ReaderFactory>, ServeError> {
+    fn object(
+        &self,
+        bound: &Bound,
+        freshness: Freshness,
+    ) -> Result<Resolution<ReaderFactory>, ServeError> {
         let file = self.entry_file(&bound.entry)?;
         let parts = self.parts();
         let readers = ReaderFactory {
@@ -96,12 +107,24 @@ impl EdgeObjects {
             chunk_wait_timeout: parts.chunk_wait_timeout,
         };
         let age_seconds = freshness::age_seconds(&bound.freshness, now_ms());
-        Ok(Resolution::Object(Object { entry: file, age_seconds, freshness, readers }))
+        Ok(Resolution::Object(Object {
+            entry: file,
+            age_seconds,
+            freshness,
+            readers,
+        }))
     }
 
-    async fn by_key(&self, request: &ObjectRequest, key: v1::Key) -> Result<Resolution<ReaderFactory>, ServeError> {
+    async fn by_key(
+        &self,
+        request: &ObjectRequest,
+        key: v1::Key,
+    ) -> Result<Resolution<ReaderFactory>, ServeError> {
         let parts = self.parts();
-        let source = parts.catalogue.get(&key.source).ok_or_else(|| ServeError::UnknownSource(key.source.clone()))?;
+        let source = parts
+            .catalogue
+            .get(&key.source)
+            .ok_or_else(|| ServeError::UnknownSource(key.source.clone()))?;
         let credentials = source.config.forward_credentials
             && (request.headers.contains_key(http::header::AUTHORIZATION)
                 || request.headers.contains_key(http::header::COOKIE));
@@ -140,8 +163,16 @@ impl EdgeObjects {
         if vary.is_empty() {
             return key;
         }
-        let value = |name: &str| request.headers.get(name).and_then(|value| value.to_str().ok());
-        v1::Key { variant: freshness::variant(&vary, &source.config.forward_headers, value), ..key }
+        let value = |name: &str| {
+            request
+                .headers
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+        };
+        v1::Key {
+            variant: freshness::variant(&vary, &source.config.forward_headers, value),
+            ..key
+        }
     }
 
     /// A known binding: fresh, confirmed by the origin, or stale under the policy.
@@ -157,7 +188,10 @@ impl EdgeObjects {
             Verdict::Fresh => return Ok(Found::Object(bound, Freshness::Fresh)),
             Verdict::StaleWhileRevalidate => {
                 self.revalidation(source, key, request, bound.clone());
-                return Ok(Found::Object(bound, Freshness::Stale("stale-while-revalidate")));
+                return Ok(Found::Object(
+                    bound,
+                    Freshness::Stale("stale-while-revalidate"),
+                ));
             }
             Verdict::Stale if request.only_if_cached => return Err(ServeError::OnlyIfCached),
             Verdict::Stale => {}
@@ -173,30 +207,47 @@ impl EdgeObjects {
         }
     }
 
-    fn revalidation(&self, source: &Arc<Source>, key: &v1::Key, request: &ObjectRequest, bound: Arc<Bound>) -> Pending {
+    fn revalidation(
+        &self,
+        source: &Arc<Source>,
+        key: &v1::Key,
+        request: &ObjectRequest,
+        bound: Arc<Bound>,
+    ) -> Pending {
         let (this, source, key_of) = (self.clone(), source.clone(), key.clone());
         let headers = pass_through::allowed_headers(&source, &request.headers);
-        self.ask_once(key, move || async move { revalidate::revalidate(&this, &source, &key_of, &headers, bound).await }).0
+        self.ask_once(key, move || async move {
+            revalidate::revalidate(&this, &source, &key_of, &headers, bound).await
+        })
+        .0
     }
 
     /// A key nobody here knows.
-    async fn unknown(&self, source: &Arc<Source>, key: &v1::Key, request: &ObjectRequest) -> Result<Found, ServeError> {
+    async fn unknown(
+        &self,
+        source: &Arc<Source>,
+        key: &v1::Key,
+        request: &ObjectRequest,
+    ) -> Result<Found, ServeError> {
         if request.only_if_cached {
             return Err(ServeError::OnlyIfCached);
         }
-        let (this, source_of, key_of, request_of) = (self.clone(), source.clone(), key.clone(), request.clone());
+        let (this, source_of, key_of, request_of) =
+            (self.clone(), source.clone(), key.clone(), request.clone());
         let (pending, first) = self.ask_once(key, move || async move {
-            this.from_cluster_or_origin(&source_of, &key_of, &request_of).await
+            this.ask_cluster_or_origin(&source_of, &key_of, &request_of)
+                .await
         });
         match outcome(pending).await? {
-            Found::Object(bound, Freshness::Probed { .. }) => {
-                Ok(Found::Object(bound, Freshness::Probed { collapsed: !first }))
-            }
+            Found::Object(bound, Freshness::Probed { .. }) => Ok(Found::Object(
+                bound,
+                Freshness::Probed { collapsed: !first },
+            )),
             other => Ok(other),
         }
     }
 
-    async fn from_cluster_or_origin(
+    async fn ask_cluster_or_origin(
         &self,
         source: &Arc<Source>,
         key: &v1::Key,
@@ -205,7 +256,10 @@ impl EdgeObjects {
         use v1::resolve_key_response::Outcome;
         let parts = self.parts();
         match parts.directory.resolve(key.clone()).await {
-            Some(Outcome::Known(v1::KeyBinding { entry: Some(entry), freshness })) => {
+            Some(Outcome::Known(v1::KeyBinding {
+                entry: Some(entry),
+                freshness,
+            })) => {
                 if let Some(bound) = parts.bindings.bind(entry, freshness.unwrap_or_default()) {
                     if freshness::judge(&bound.freshness, now_ms()) == Verdict::Fresh {
                         return Ok(Found::Object(bound, Freshness::Fresh));
@@ -213,7 +267,13 @@ impl EdgeObjects {
                     let headers = pass_through::allowed_headers(source, &request.headers);
                     let stale = bound.clone();
                     return match revalidate::revalidate(self, source, key, &headers, bound).await {
-                        Err(_) if freshness::usable_on_error(&stale.freshness, &source.policy(), now_ms()) => {
+                        Err(_)
+                            if freshness::usable_on_error(
+                                &stale.freshness,
+                                &source.policy(),
+                                now_ms(),
+                            ) =>
+                        {
                             Ok(Found::Object(stale, Freshness::Stale("stale-if-error")))
                         }
                         other => other,
@@ -270,7 +330,8 @@ impl EdgeObjects {
             .ok_or_else(|| ServeError::BadOrigin("the path leaves the source".into()))?;
         let parts = self.parts();
         let runtime = parts.downloads.runtime();
-        let passed = pass_through::pass_through(&parts.client, runtime, source, url, request, why).await?;
+        let passed =
+            pass_through::pass_through(&parts.client, runtime, source, url, request, why).await?;
         Ok(Resolution::PassThrough(passed))
     }
 
@@ -283,7 +344,9 @@ impl EdgeObjects {
         let geometry = file.geometry();
         let (start, end) = match request.first_bytes {
             super::ports::FirstBytes::From { start, end } => (start, end.unwrap_or(u64::MAX)),
-            super::ports::FirstBytes::Last(count) => (geometry.size().saturating_sub(count), geometry.size()),
+            super::ports::FirstBytes::Last(count) => {
+                (geometry.size().saturating_sub(count), geometry.size())
+            }
         };
         let chunks = geometry.chunks_covering(chunkcache_proto::ByteRange::new(start, end));
         let last = chunks.end.min(chunks.start.saturating_add(64));
@@ -312,7 +375,10 @@ impl EdgeObjects {
 
 async fn outcome(mut pending: Pending) -> Result<Found, ServeError> {
     let lost = || ServeError::Internal("the question to the origin was given up".into());
-    let answer = pending.wait_for(Option::is_some).await.map_err(|_| lost())?;
+    let answer = pending
+        .wait_for(Option::is_some)
+        .await
+        .map_err(|_| lost())?;
     answer.clone().unwrap_or_else(|| Err(lost()))
 }
 
@@ -324,10 +390,26 @@ fn negative(status: u16, remembered: bool) -> Result<Resolution<ReaderFactory>, 
 impl Objects for EdgeObjects {
     type Open = ReaderFactory;
 
-    async fn resolve(&self, request: ObjectRequest) -> Result<Resolution<ReaderFactory>, ServeError> {
+    async fn resolve(
+        &self,
+        request: ObjectRequest,
+    ) -> Result<Resolution<ReaderFactory>, ServeError> {
         match request.name.clone() {
-            ObjectName::Key { source, path, query } => {
-                self.by_key(&request, v1::Key { source, path, query, variant: String::new() }).await
+            ObjectName::Key {
+                source,
+                path,
+                query,
+            } => {
+                self.by_key(
+                    &request,
+                    v1::Key {
+                        source,
+                        path,
+                        query,
+                        variant: String::new(),
+                    },
+                )
+                .await
             }
             ObjectName::Entry(id) => {
                 let parts = self.parts();
@@ -341,9 +423,17 @@ impl Objects for EdgeObjects {
                         },
                     },
                     None => {
-                        let binding = parts.directory.lookup(id).await.ok_or(ServeError::UnknownEntry(id))?;
+                        let binding = parts
+                            .directory
+                            .lookup(id)
+                            .await
+                            .ok_or(ServeError::UnknownEntry(id))?;
                         let entry = binding.entry.ok_or(ServeError::UnknownEntry(id))?;
-                        Bound { id, entry, freshness: binding.freshness.unwrap_or_default() }
+                        Bound {
+                            id,
+                            entry,
+                            freshness: binding.freshness.unwrap_or_default(),
+                        }
                     }
                 };
                 self.object(&bound, Freshness::Fresh)

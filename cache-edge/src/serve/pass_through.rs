@@ -42,10 +42,18 @@ const PASSED_TO_ORIGIN: [HeaderName; 6] = [
 #[must_use]
 pub fn allowed_headers(source: &Source, client: &HeaderMap) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    let listed = source.config.forward_headers.iter().filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok());
+    let listed = source
+        .config
+        .forward_headers
+        .iter()
+        .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok());
     for name in listed {
         // Framing and routing are this edge's own.
-        if matches!(name, header::HOST | header::CONTENT_LENGTH | header::ACCEPT_ENCODING) || NOT_PASSED_ON.contains(&name) {
+        if matches!(
+            name,
+            header::HOST | header::CONTENT_LENGTH | header::ACCEPT_ENCODING
+        ) || NOT_PASSED_ON.contains(&name)
+        {
             continue;
         }
         let credential = matches!(name, header::AUTHORIZATION | header::COOKIE);
@@ -80,10 +88,16 @@ pub async fn pass_through(
     for name in &PASSED_TO_ORIGIN {
         copy(&request.headers, &mut headers, name);
     }
-    let method = if request.head_only { Method::HEAD } else { Method::GET };
+    let method = if request.head_only {
+        Method::HEAD
+    } else {
+        Method::GET
+    };
     let (client, source) = (client.clone(), source.clone());
     let asked = runtime.spawn(async move { client.ask(method, &source, url, &headers).await });
-    let response = asked.await.map_err(|_| ServeError::Internal("the request to the origin was given up".into()))?;
+    let response = asked
+        .await
+        .map_err(|_| ServeError::Internal("the request to the origin was given up".into()))?;
     let mut response = response.map_err(|error| serve_error(&error))?;
     let status = response.status;
     let mut headers = std::mem::take(&mut response.headers);
@@ -103,7 +117,7 @@ pub async fn pass_through(
     let body_expected = !request.head_only;
     runtime.spawn(async move {
         let mut received = 0u64;
-        while body_expected {
+        while !sender.is_closed() && body_expected {
             let item = match response.chunk().await {
                 Ok(Some(bytes)) => {
                     received += bytes.len() as u64;
@@ -121,7 +135,12 @@ pub async fn pass_through(
             }
         }
     });
-    Ok(PassThrough { status, headers, body: Box::pin(ChannelBody(receiver)), why })
+    Ok(PassThrough {
+        status,
+        headers,
+        body: Box::pin(ChannelBody(receiver)),
+        why,
+    })
 }
 
 struct ChannelBody(mpsc::Receiver<Result<Bytes, ReadError>>);
@@ -130,8 +149,13 @@ impl http_body::Body for ChannelBody {
     type Data = Bytes;
     type Error = ReadError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ReadError>>> {
-        self.0.poll_recv(cx).map(|item| item.map(|item| item.map(Frame::data)))
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ReadError>>> {
+        self.0
+            .poll_recv(cx)
+            .map(|item| item.map(|item| item.map(Frame::data)))
     }
 }
 
@@ -141,12 +165,17 @@ pub fn serve_error(error: &OriginError) -> ServeError {
     match error {
         OriginError::Unreachable(text) => ServeError::OriginUnreachable(text.clone()),
         OriginError::Stalled(_) => ServeError::OriginUnreachable(error.to_string()),
-        OriginError::Busy { retry_after } => {
-            ServeError::OriginBusy { message: "it answered 429".into(), retry_after: *retry_after }
-        }
-        OriginError::Unavailable { status, retry_after: Some(retry_after) } => {
-            ServeError::OriginBusy { message: format!("it answered {status}"), retry_after: *retry_after }
-        }
+        OriginError::Busy { retry_after } => ServeError::OriginBusy {
+            message: "it answered 429".into(),
+            retry_after: *retry_after,
+        },
+        OriginError::Unavailable {
+            status,
+            retry_after: Some(retry_after),
+        } => ServeError::OriginBusy {
+            message: format!("it answered {status}"),
+            retry_after: *retry_after,
+        },
         other => ServeError::BadOrigin(other.to_string()),
     }
 }

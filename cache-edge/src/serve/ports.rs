@@ -31,7 +31,11 @@ pub struct ObjectRequest {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ObjectName {
     /// `/{source}/{path}?{query}`, normalised by `core::path`.
-    Key { source: String, path: String, query: String },
+    Key {
+        source: String,
+        path: String,
+        query: String,
+    },
     /// `/v1/entries/{id}`.
     Entry(uuid::Uuid),
 }
@@ -52,7 +56,10 @@ pub enum Resolution<R> {
     /// Not storable, or the source's mode says so: the origin's own answer, streamed.
     PassThrough(PassThrough),
     /// The origin says there is no such object (404, 410, ...).
-    Negative { status: http::StatusCode, remembered: bool },
+    Negative {
+        status: http::StatusCode,
+        remembered: bool,
+    },
 }
 
 /// An object that can be read.
@@ -101,7 +108,10 @@ pub enum Presence {
 pub trait ReadBytes: Send + 'static {
     /// The next bytes at the cursor, at most `max_len` and never past a chunk's end; waits by
     /// events for what is missing, at most the chunk wait time-out. `None` at the end of the range. Cancel safe.
-    fn next(&mut self, max_len: u64) -> impl Future<Output = Result<Option<Piece>, ReadError>> + Send;
+    fn next(
+        &mut self,
+        max_len: u64,
+    ) -> impl Future<Output = Result<Option<Piece>, ReadError>> + Send;
 }
 
 /// Bytes that are in the sparse file now and stay there while this is held.
@@ -118,7 +128,11 @@ pub struct Piece {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ReadError {
     #[error("chunk {chunk} did not come within {waited:?}: {detail}")]
-    TimedOut { chunk: u32, waited: Duration, detail: String },
+    TimedOut {
+        chunk: u32,
+        waited: Duration,
+        detail: String,
+    },
     #[error("the origin no longer has this version of the object")]
     Changed,
     #[error("origin: {0}")]
@@ -138,9 +152,8 @@ pub struct PassThrough {
 }
 
 /// Ends with an error when the origin's body ended short, so that the client's does too.
-pub type PassBody = std::pin::Pin<
-    Box<dyn http_body::Body<Data = Bytes, Error = ReadError> + Send + 'static>,
->;
+pub type PassBody =
+    std::pin::Pin<Box<dyn http_body::Body<Data = Bytes, Error = ReadError> + Send + 'static>>;
 
 /// Why a request got no answer. Mapped to problem+json in one place (`http::problem`).
 #[derive(Clone, Debug, thiserror::Error)]
@@ -159,7 +172,10 @@ pub enum ServeError {
     OriginUnreachable(String),
     /// 503 with Retry-After
     #[error("the origin asks to wait: {message}")]
-    OriginBusy { message: String, retry_after: Duration },
+    OriginBusy {
+        message: String,
+        retry_after: Duration,
+    },
     /// 503 with Retry-After
     #[error("too much at once: {0}")]
     Overloaded(&'static str),

@@ -67,13 +67,17 @@ pub async fn probe(
                 ask = other;
                 continue;
             }
-            Ok(Next::AskAgain(_)) => OriginError::Protocol("it refuses every range of the object".into()),
+            Ok(Next::AskAgain(_)) => {
+                OriginError::Protocol("it refuses every range of the object".into())
+            }
             Err(error) => error,
         };
         if let OriginError::Busy { retry_after } = &error {
             source.hold_off(now_ms() + i64::try_from(retry_after.as_millis()).unwrap_or(0));
         }
-        let wait = backoff.wait(rand::random()).max(error.retry_after().unwrap_or_default());
+        let wait = backoff
+            .wait(rand::random())
+            .max(error.retry_after().unwrap_or_default());
         if !error.is_transient() || begun.elapsed() + wait > ATTEMPTS_FOR {
             return Err(pass_through::serve_error(&error));
         }
@@ -94,9 +98,14 @@ fn first_ask(objects: &EdgeObjects, request: &ObjectRequest) -> Ask {
         FirstBytes::From { start, .. } if start > i64::MAX as u64 => Ask::Head,
         FirstBytes::From { start, end } => {
             let chunk = start / chunk_size;
-            let ahead_end = (chunk + 1 + u64::from(parts.lookahead_chunks)).saturating_mul(chunk_size);
+            let ahead_end =
+                (chunk + 1 + u64::from(parts.lookahead_chunks)).saturating_mul(chunk_size);
             // A range with an end is fetched to the end of its last chunk, no further.
-            let end = end.map_or(ahead_end, |end| end.max(start + 1).div_ceil(chunk_size).saturating_mul(chunk_size));
+            let end = end.map_or(ahead_end, |end| {
+                end.max(start + 1)
+                    .div_ceil(chunk_size)
+                    .saturating_mul(chunk_size)
+            });
             Ask::From(ByteRange::new(start, end.min(ahead_end)))
         }
         FirstBytes::Last(count) => Ask::Last(count.clamp(chunk_size, 8 * chunk_size)),
@@ -112,7 +121,9 @@ async fn attempt(
 ) -> Result<Next, OriginError> {
     let held_off = source.held_off_for_ms(now_ms());
     if held_off > 0 {
-        return Err(OriginError::Busy { retry_after: Duration::from_millis(held_off) });
+        return Err(OriginError::Busy {
+            retry_after: Duration::from_millis(held_off),
+        });
     }
     let url = source
         .url(&key.path, &key.query)
@@ -130,15 +141,26 @@ async fn attempt(
     let response = objects.parts().client.get(source, url, &headers).await?;
     match response.status {
         StatusCode::PARTIAL_CONTENT => ranged(objects, source, key, request, ask, response),
-        StatusCode::OK => Ok(Next::Found(adopt(objects, source, key, request, response, Part::Whole)?)),
-        StatusCode::RANGE_NOT_SATISFIABLE => Ok(Next::AskAgain(match unsatisfied_size(&response.headers) {
-            Some(0) | None => Ask::Plain,
-            Some(_) if ask == Ask::Head => Ask::Plain,
-            Some(_) => Ask::Head,
-        })),
+        StatusCode::OK => Ok(Next::Found(adopt(
+            objects,
+            source,
+            key,
+            request,
+            response,
+            Part::Whole,
+        )?)),
+        StatusCode::RANGE_NOT_SATISFIABLE => {
+            Ok(Next::AskAgain(match unsatisfied_size(&response.headers) {
+                Some(0) | None => Ask::Plain,
+                Some(_) if ask == Ask::Head => Ask::Plain,
+                Some(_) => Ask::Head,
+            }))
+        }
         status if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => {
             match answer::status_error(status, &response.headers, now_ms()) {
-                OriginError::Refused { status } => Ok(Next::Found(refused(objects, source, key, status))),
+                OriginError::Refused { status } => {
+                    Ok(Next::Found(refused(objects, source, key, status)))
+                }
                 error => Err(error),
             }
         }
@@ -157,7 +179,8 @@ fn unsatisfied_size(headers: &HeaderMap) -> Option<u64> {
 pub(super) fn refused(objects: &EdgeObjects, source: &Source, key: &v1::Key, status: u16) -> Found {
     if matches!(status, 404 | 410) {
         let parts = objects.parts();
-        let until_ms = now_ms() + i64::from(freshness::negative_ttl_seconds(&source.policy())) * 1000;
+        let until_ms =
+            now_ms() + i64::from(freshness::negative_ttl_seconds(&source.policy())) * 1000;
         parts.bindings.unbind(key);
         parts.bindings.set_negative(key, status, until_ms);
         parts.announce.negative(key, status, until_ms);
@@ -182,10 +205,21 @@ fn ranged(
         (Ask::From(_) | Ask::Last(_), None) => true,
         (Ask::Plain, _) => false,
     };
-    if !as_asked || answer::content_length(&response.headers).is_some_and(|length| length != range.len()) {
-        return Err(OriginError::Protocol("it sends another range than was asked for".into()));
+    if !as_asked
+        || answer::content_length(&response.headers).is_some_and(|length| length != range.len())
+    {
+        return Err(OriginError::Protocol(
+            "it sends another range than was asked for".into(),
+        ));
     }
-    Ok(Next::Found(adopt(objects, source, key, request, response, Part::Range(range))?))
+    Ok(Next::Found(adopt(
+        objects,
+        source,
+        key,
+        request,
+        response,
+        Part::Range(range),
+    )?))
 }
 
 /// An answer worth storing becomes an entry, and its body a running fetch.
@@ -197,11 +231,20 @@ fn adopt(
     response: Response,
     part: Part,
 ) -> Result<Found, OriginError> {
-    let bound = match register(objects, source, key, request, response.status, &response.headers)? {
+    let bound = match register(
+        objects,
+        source,
+        key,
+        request,
+        response.status,
+        &response.headers,
+    )? {
         Ok(bound) => bound,
         Err(why) => return Ok(Found::Unstorable(why)),
     };
-    let file = objects.entry_file(&bound.entry).map_err(|error| OriginError::Protocol(error.to_string()))?;
+    let file = objects
+        .entry_file(&bound.entry)
+        .map_err(|error| OriginError::Protocol(error.to_string()))?;
     let geometry = file.geometry();
     let (start, chunks) = match part {
         Part::Range(range) => (range.start, geometry.chunks_covering(range)),
@@ -220,7 +263,10 @@ fn adopt(
             peer: None,
             max_rate: 0,
         };
-        objects.parts().downloads.adopt(order, Opened { response, part });
+        objects
+            .parts()
+            .downloads
+            .adopt(order, Opened { response, part });
     }
     Ok(Found::Object(bound, Freshness::Probed { collapsed: false }))
 }
@@ -234,7 +280,12 @@ pub(super) fn register(
     status: StatusCode,
     headers: &HeaderMap,
 ) -> Result<Result<Arc<Bound>, &'static str>, OriginError> {
-    let value = |name: &str| request.headers.get(name).and_then(|value| value.to_str().ok());
+    let value = |name: &str| {
+        request
+            .headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
     register_with(objects, source, key, value, status, headers)
 }
 
@@ -258,7 +309,9 @@ pub(super) fn register_with<'a>(
     if let Err(why) = freshness::storable(&facts) {
         return refuse(why);
     }
-    let (Some(size), Some(validator)) = (described.size, described.validator) else { return refuse("no-validator") };
+    let (Some(size), Some(validator)) = (described.size, described.validator) else {
+        return refuse("no-validator");
+    };
     let chunk_size = parts.chunk_size.load(std::sync::atomic::Ordering::Relaxed);
     if Geometry::new(size, chunk_size).is_err() {
         return refuse("too-large");
@@ -277,7 +330,10 @@ pub(super) fn register_with<'a>(
     .id();
     let entry = v1::Entry {
         id: id.to_string(),
-        key: Some(v1::Key { variant, ..key.clone() }),
+        key: Some(v1::Key {
+            variant,
+            ..key.clone()
+        }),
         size,
         chunk_size,
         validator,

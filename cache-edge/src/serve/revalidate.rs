@@ -78,26 +78,45 @@ async fn ask(
                 objects.parts().flights.of(&file).set_changed();
             }
             let value = |name: &str| forwarded.get(name).and_then(|value| value.to_str().ok());
-            let key = v1::Key { variant: String::new(), ..key.clone() };
-            match register_with(objects, source, &key, value, response.status, &response.headers)? {
+            let key = v1::Key {
+                variant: String::new(),
+                ..key.clone()
+            };
+            match register_with(
+                objects,
+                source,
+                &key,
+                value,
+                response.status,
+                &response.headers,
+            )? {
                 Ok(new) => Ok(Found::Object(new, Freshness::Probed { collapsed: false })),
                 Err(why) => Ok(Found::Unstorable(why)),
             }
         }
-        status if matches!(status.as_u16(), 404 | 410) => Ok(refused(objects, source, key, status.as_u16())),
+        status if matches!(status.as_u16(), 404 | 410) => {
+            Ok(refused(objects, source, key, status.as_u16()))
+        }
         status => Err(answer::status_error(status, &response.headers, now_ms())),
     }
 }
 
 /// RFC 9111, 4.3.4: what the 304 says anew counts, what it does not say stays.
-fn refreshed(objects: &EdgeObjects, source: &Source, bound: &Arc<Bound>, headers: &HeaderMap) -> Found {
+fn refreshed(
+    objects: &EdgeObjects,
+    source: &Source,
+    bound: &Arc<Bound>,
+    headers: &HeaderMap,
+) -> Found {
     let parts = objects.parts();
     let mut described = answer::describe(StatusCode::NOT_MODIFIED, headers);
     described.size = Some(bound.entry.size);
     described.validator = Some(bound.entry.validator.clone());
     let mut facts = answer::facts(headers, &described);
     if !headers.contains_key(header::CACHE_CONTROL) && !headers.contains_key(header::EXPIRES) {
-        facts.cache_control.clone_from(&bound.freshness.cache_control);
+        facts
+            .cache_control
+            .clone_from(&bound.freshness.cache_control);
     }
     if facts.vary.is_empty() {
         facts.vary.clone_from(&bound.freshness.vary);
@@ -105,6 +124,9 @@ fn refreshed(objects: &EdgeObjects, source: &Source, bound: &Arc<Bound>, headers
     debug_assert!(identity::is_strong(&bound.entry.etag) || !bound.entry.last_modified.is_empty());
     let fresh = freshness::freshness(&facts, &source.policy(), now_ms());
     parts.announce.observed(&bound.entry, &fresh);
-    let renewed = parts.bindings.bind(bound.entry.clone(), fresh).unwrap_or_else(|| bound.clone());
+    let renewed = parts
+        .bindings
+        .bind(bound.entry.clone(), fresh)
+        .unwrap_or_else(|| bound.clone());
     Found::Object(renewed, Freshness::Revalidated)
 }

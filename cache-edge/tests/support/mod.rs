@@ -31,7 +31,9 @@ pub const MIB: u64 = 1 << 20;
 
 /// The byte of the object's version at an offset: no two chunks are alike.
 pub fn content(version: u64, range: std::ops::Range<u64>) -> Vec<u8> {
-    range.map(|at| ((at / 8).wrapping_mul(0x9E37_79B9_7F4A_7C15 ^ version) >> (at % 8 * 8)) as u8).collect()
+    range
+        .map(|at| ((at / 8).wrapping_mul(0x9E37_79B9_7F4A_7C15 ^ version) >> (at % 8 * 8)) as u8)
+        .collect()
 }
 
 /// A request as the origin saw it.
@@ -45,7 +47,10 @@ pub struct Seen {
 
 impl Seen {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(held, _)| held == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(held, _)| held == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -150,18 +155,34 @@ impl Origin {
     }
 
     async fn answer(&self, stream: &mut TcpStream, seen: &Seen, act: Act) -> bool {
-        let (size, version) = (self.size.load(Ordering::SeqCst), self.version.load(Ordering::SeqCst));
-        let usual = vec![format!("ETag: \"v{version}\""), "Cache-Control: max-age=60".into(), "Content-Type: video/mp4".into()];
+        let (size, version) = (
+            self.size.load(Ordering::SeqCst),
+            self.version.load(Ordering::SeqCst),
+        );
+        let usual = vec![
+            format!("ETag: \"v{version}\""),
+            "Cache-Control: max-age=60".into(),
+            "Content-Type: video/mp4".into(),
+        ];
         if let Act::Raw(bytes) = act {
             let _ = stream.write_all(&bytes).await;
             return false;
         }
         if let Act::Status(status, lines) = act {
-            let text = format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n{}\r\n", block(&lines));
+            let text = format!(
+                "HTTP/1.1 {status} X\r\nContent-Length: 0\r\n{}\r\n",
+                block(&lines)
+            );
             return stream.write_all(text.as_bytes()).await.is_ok();
         }
-        let lines = if let Act::With(lines) = &act { lines.clone() } else { usual };
-        let etag = lines.iter().find_map(|l| l.strip_prefix("ETag: ").map(str::to_owned));
+        let lines = if let Act::With(lines) = &act {
+            lines.clone()
+        } else {
+            usual
+        };
+        let etag = lines
+            .iter()
+            .find_map(|l| l.strip_prefix("ETag: ").map(str::to_owned));
         if etag.is_some() && seen.header("if-none-match") == etag.as_deref() {
             let text = format!("HTTP/1.1 304 X\r\n{}\r\n", block(&lines));
             return stream.write_all(text.as_bytes()).await.is_ok();
@@ -169,7 +190,10 @@ impl Origin {
         if let Some(wanted) = seen.header("if-match")
             && etag.as_deref() != Some(wanted)
         {
-            return stream.write_all(b"HTTP/1.1 412 X\r\nContent-Length: 0\r\n\r\n").await.is_ok();
+            return stream
+                .write_all(b"HTTP/1.1 412 X\r\nContent-Length: 0\r\n\r\n")
+                .await
+                .is_ok();
         }
         let whole = matches!(act, Act::Whole | Act::Chunked);
         let asked = match (seen.range, seen.suffix) {
@@ -181,7 +205,9 @@ impl Origin {
         if let Some((start, _)) = asked
             && start >= size
         {
-            let text = format!("HTTP/1.1 416 X\r\nContent-Range: bytes */{size}\r\nContent-Length: 0\r\n\r\n");
+            let text = format!(
+                "HTTP/1.1 416 X\r\nContent-Range: bytes */{size}\r\nContent-Length: 0\r\n\r\n"
+            );
             return stream.write_all(text.as_bytes()).await.is_ok();
         }
         let (start, end) = asked.unwrap_or((0, size));
@@ -210,14 +236,15 @@ impl Origin {
         while at < limit {
             let step = match act {
                 Act::Paced(rate) => (rate / 50).max(1),
-                Act::StallAfter(bytes, _) if !stalled => bytes.max(1).min(64 << 10),
+                Act::StallAfter(bytes, _) if !stalled => bytes.clamp(1, 64 << 10),
                 _ => 64 << 10,
             };
             let next = limit.min(at + step);
             let bytes = content(version, at..next);
             let sent = match act {
                 Act::Chunked => {
-                    let framed = [format!("{:x}\r\n", bytes.len()).as_bytes(), &bytes, b"\r\n"].concat();
+                    let framed =
+                        [format!("{:x}\r\n", bytes.len()).as_bytes(), &bytes, b"\r\n"].concat();
                     stream.write_all(&framed).await
                 }
                 _ => stream.write_all(&bytes).await,
@@ -225,7 +252,8 @@ impl Origin {
             if sent.is_err() {
                 return false;
             }
-            self.bytes_sent.fetch_add(bytes.len() as u64, Ordering::SeqCst);
+            self.bytes_sent
+                .fetch_add(bytes.len() as u64, Ordering::SeqCst);
             at = next;
             match act {
                 Act::Paced(_) => tokio::time::sleep(Duration::from_millis(20)).await,
@@ -249,13 +277,27 @@ fn block(lines: &[String]) -> String {
 
 fn parse(head: &str) -> Seen {
     let mut lines = head.split("\r\n");
-    let path = lines.next().unwrap().split(' ').nth(1).unwrap_or("").to_owned();
+    let path = lines
+        .next()
+        .unwrap()
+        .split(' ')
+        .nth(1)
+        .unwrap_or("")
+        .to_owned();
     let headers: Vec<(String, String)> = lines
         .filter_map(|line| line.split_once(": "))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
         .collect();
-    let mut seen = Seen { path, headers, ..Seen::default() };
-    if let Some(range) = seen.header("range").and_then(|range| range.strip_prefix("bytes=")).map(str::to_owned) {
+    let mut seen = Seen {
+        path,
+        headers,
+        ..Seen::default()
+    };
+    if let Some(range) = seen
+        .header("range")
+        .and_then(|range| range.strip_prefix("bytes="))
+        .map(str::to_owned)
+    {
         match range.split_once('-') {
             Some(("", last)) => seen.suffix = last.parse().ok(),
             Some((start, end)) => seen.range = Some((start.parse().unwrap(), end.parse().ok())),
@@ -302,7 +344,10 @@ impl TestEdge {
             coordinator_tls: ClientFiles::default(),
             drain_grace: Duration::from_secs(1),
         };
-        let mut source = v1::Source { name: "films".into(), ..v1::Source::default() };
+        let mut source = v1::Source {
+            name: "films".into(),
+            ..v1::Source::default()
+        };
         if let Some(origin) = origin {
             source.base_url = format!("http://{}/library", origin.address);
         }
@@ -322,10 +367,21 @@ impl TestEdge {
         let stop = CancellationToken::new();
         let metrics = Metrics::unregistered();
         let mut tasks = TaskSet::new(stop.clone());
-        edge.spawn(&options, "http://127.0.0.1:1".into(), metrics.clone(), &mut tasks, &stop);
+        edge.spawn(
+            &options,
+            "http://127.0.0.1:1".into(),
+            metrics.clone(),
+            &mut tasks,
+            &stop,
+        );
         let listener = TcpListener::bind(options.listen).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let server = Server::new(Arc::new(edge.objects.clone()), Settings::new("test"), metrics, None);
+        let server = Server::new(
+            Arc::new(edge.objects.clone()),
+            Settings::new("test"),
+            metrics,
+            None,
+        );
         let serving = stop.clone();
         tasks.spawn("players", async move {
             server.serve(listener, serving).await;
@@ -334,7 +390,13 @@ impl TestEdge {
         let tasks = tokio::spawn(async move {
             let _ = tasks.run(Duration::from_secs(2)).await;
         });
-        Self { address, edge, stop, tasks: Some(tasks), fetch: Some(fetch) }
+        Self {
+            address,
+            edge,
+            stop,
+            tasks: Some(tasks),
+            fetch: Some(fetch),
+        }
     }
 
     /// An orderly end; the data directory can be opened again.
@@ -343,7 +405,9 @@ impl TestEdge {
         self.edge.downloads.close();
         self.tasks.take().unwrap().await.unwrap();
         let store = self.edge.store.clone();
-        tokio::task::spawn_blocking(move || store.close()).await.unwrap();
+        tokio::task::spawn_blocking(move || store.close())
+            .await
+            .unwrap();
         self.fetch.take().unwrap().shutdown_background();
     }
 
@@ -373,20 +437,40 @@ pub struct Answer {
 
 impl Answer {
     pub fn header(&self, name: &str) -> &str {
-        self.headers.iter().find(|(held, _)| held == name).map_or("", |(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(held, _)| held == name)
+            .map_or("", |(_, value)| value.as_str())
     }
 
     #[track_caller]
     pub fn assert_bytes(&self, status: u16, expected: &[u8]) {
-        assert_eq!(self.status, status, "{:?} {}", self.headers, String::from_utf8_lossy(&self.body[..self.body.len().min(300)]));
-        assert!(!self.aborted, "aborted after {} of {} bytes", self.body.len(), expected.len());
+        assert_eq!(
+            self.status,
+            status,
+            "{:?} {}",
+            self.headers,
+            String::from_utf8_lossy(&self.body[..self.body.len().min(300)])
+        );
+        assert!(
+            !self.aborted,
+            "aborted after {} of {} bytes",
+            self.body.len(),
+            expected.len()
+        );
         assert_eq!(self.body.len(), expected.len());
         assert!(self.body == expected, "wrong bytes");
     }
 }
 
 /// One request on a connection of its own.
-pub async fn request(address: SocketAddr, method: &str, path: &str, range: Option<&str>, headers: &[(&str, &str)]) -> Answer {
+pub async fn request(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    range: Option<&str>,
+    headers: &[(&str, &str)],
+) -> Answer {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let mut text = format!("{method} {path} HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n");
     if let Some(range) = range {
@@ -395,26 +479,42 @@ pub async fn request(address: SocketAddr, method: &str, path: &str, range: Optio
     for (name, value) in headers {
         text += &format!("{name}: {value}\r\n");
     }
-    stream.write_all(format!("{text}\r\n").as_bytes()).await.unwrap();
+    stream
+        .write_all(format!("{text}\r\n").as_bytes())
+        .await
+        .unwrap();
     let mut all = Vec::new();
     // A reset after the head is an aborted body.
     let ended = stream.read_to_end(&mut all).await;
-    let end = all.windows(4).position(|w| w == b"\r\n\r\n").expect("a response head") + 4;
+    let end = all.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
     let head = String::from_utf8_lossy(&all[..end]).into_owned();
     let mut lines = head.split("\r\n");
-    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let status = lines
+        .next()
+        .unwrap()
+        .split(' ')
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
     let headers: Vec<(String, String)> = lines
         .filter_map(|line| line.split_once(": "))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
         .collect();
-    let mut answer = Answer { status, headers, body: all[end..].to_vec(), aborted: false };
+    let mut answer = Answer {
+        status,
+        headers,
+        body: all[end..].to_vec(),
+        aborted: false,
+    };
     let announced = answer.header("content-length").parse::<usize>().ok();
     let chunked = answer.header("transfer-encoding") == "chunked";
     if chunked {
         answer.aborted = !answer.body.ends_with(b"0\r\n\r\n");
         answer.body = dechunk(&answer.body);
     } else {
-        answer.aborted = ended.is_err() || (method != "HEAD" && announced.is_some_and(|length| answer.body.len() < length));
+        answer.aborted = ended.is_err()
+            || (method != "HEAD" && announced.is_some_and(|length| answer.body.len() < length));
     }
     answer
 }

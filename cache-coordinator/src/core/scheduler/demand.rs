@@ -184,8 +184,10 @@ impl Scheduler {
 
     /// Takes a claim out of all indexes.
     pub(super) fn remove_claim(&mut self, owner: Owner) -> Option<Claim> {
-        self.dequeue(owner);
-        let claim = self.claims.remove(&owner)?;
+        let mut claim = self.claims.remove(&owner)?;
+        if let Some(key) = claim.queued.take() {
+            self.unqueue((claim.edge, claim.entry, claim.source, claim.level), key);
+        }
         if let Some(line) = self.line_mut(claim.edge, claim.entry) {
             let place = (claim.span.start, owner);
             match owner {
@@ -254,14 +256,17 @@ impl Scheduler {
     }
 
     pub(super) fn dequeue(&mut self, owner: Owner) {
-        let Some(claim) = self.claims.get_mut(&owner) else {
-            return;
-        };
-        let Some(key) = claim.queued.take() else {
-            return;
-        };
-        let (edge_id, entry, source_id, level) =
-            (claim.edge, claim.entry, claim.source, claim.level as usize);
+        if let Some(claim) = self.claims.get_mut(&owner)
+            && let Some(key) = claim.queued.take()
+        {
+            let place = (claim.edge, claim.entry, claim.source, claim.level);
+            self.unqueue(place, key);
+        }
+    }
+
+    fn unqueue(&mut self, place: (EdgeId, EntryNo, SourceId, Level), key: Key) {
+        let (edge_id, entry, source_id, level) = place;
+        let level = level as usize;
         if let Some(edge) = self.edges.get_mut(&edge_id) {
             edge.queues[level].remove(source_id, &key);
         }

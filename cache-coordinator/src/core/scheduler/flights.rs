@@ -243,7 +243,7 @@ impl Scheduler {
         };
         let (source, origin, upstream, had_slot) = (
             flight.source,
-            flight.from_origin(),
+            flight.is_from_origin(),
             flight.upstream,
             flight.slot,
         );

@@ -64,11 +64,11 @@ impl LevelQueue {
     }
 
     pub fn remove(&mut self, source: SourceId, key: &Key) {
-        if let Some(queue) = self.by_source.get_mut(&source) {
-            if queue.keys.remove(key) {
-                self.len -= 1;
-                self.held_back -= usize::from(key.not_before > 0);
-            }
+        if let Some(queue) = self.by_source.get_mut(&source)
+            && queue.keys.remove(key)
+        {
+            self.len -= 1;
+            self.held_back -= usize::from(key.not_before > 0);
         }
     }
 

@@ -112,7 +112,7 @@ impl Scheduler {
             for flight in other
                 .flights
                 .iter()
-                .filter(|flight| flight.entry == entry && flight.from_origin())
+                .filter(|flight| flight.entry == entry && flight.is_from_origin())
             {
                 let brings = flight.brings();
                 if brings.contains(&gap) {
@@ -158,10 +158,10 @@ impl Scheduler {
         if known.back_off_until > self.now {
             return Way::Wait(known.back_off_until);
         }
-        self.from_origin(entry, gap..origin_end.max(gap + 1), level, ahead)
+        self.ask_origin(entry, gap..origin_end.max(gap + 1), level, ahead)
     }
 
-    fn from_origin(
+    fn ask_origin(
         &self,
         entry: EntryNo,
         chunks: Range<ChunkIndex>,

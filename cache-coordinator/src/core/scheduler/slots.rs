@@ -105,7 +105,7 @@ impl Scheduler {
             for flight in state
                 .flights
                 .iter()
-                .filter(|flight| flight.source == source && flight.from_origin())
+                .filter(|flight| flight.source == source && flight.is_from_origin())
             {
                 if flight.cancelling {
                     leaving += 1;
@@ -138,7 +138,7 @@ impl Scheduler {
         for (&edge, state) in &self.edges {
             let yields = |flight: &&Flight| {
                 flight.source == source
-                    && flight.from_origin()
+                    && flight.is_from_origin()
                     && flight.level == Level::Low
                     && matches!(flight.owner, Some(Owner::Fill(..)))
                     && !flight.cancelling

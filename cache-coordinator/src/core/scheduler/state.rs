@@ -66,7 +66,7 @@ impl Flight {
         }
     }
 
-    pub fn from_origin(&self) -> bool {
+    pub fn is_from_origin(&self) -> bool {
         self.from == From::Origin
     }
 

@@ -48,7 +48,9 @@ pub async fn precache(
             return Err(ServiceError::not_found(Resource::Edge, name));
         }
     }
-    let entry = entries::find_or_make(cluster, request.entry.as_ref()).await?.entry;
+    let entry = entries::find_or_make(cluster, request.entry.as_ref())
+        .await?
+        .entry;
     let ranges = ranges::several("ranges", &request.ranges, entry.geometry)?;
     let id = Uuid::new_v4();
     let change = AddJob {
@@ -71,7 +73,10 @@ pub async fn list(
     cluster: &Cluster,
     request: v1::ListJobsRequest,
 ) -> Result<v1::ListJobsResponse, ServiceError> {
-    let rows = cluster.database.jobs(request.include_ended, MAX_LISTED).await?;
+    let rows = cluster
+        .database
+        .jobs(request.include_ended, MAX_LISTED)
+        .await?;
     let mut jobs = Vec::with_capacity(rows.len());
     for row in &rows {
         jobs.extend(describe(cluster, row).await?);
@@ -109,7 +114,11 @@ pub async fn watch(
     let id = read_id(&request.id)?;
     required(cluster, id).await?;
     let (sender, receiver) = mpsc::channel(4);
-    spawn(cluster, sender.clone(), follow(Arc::clone(cluster), id, sender));
+    spawn(
+        cluster,
+        sender.clone(),
+        follow(Arc::clone(cluster), id, sender),
+    );
     Ok(receiver)
 }
 
@@ -181,5 +190,6 @@ async fn required(cluster: &Cluster, id: Uuid) -> Result<JobRecord, ServiceError
 }
 
 fn read_id(id: &str) -> Result<Uuid, ServiceError> {
-    id.parse().map_err(|_| ServiceError::invalid("id", "expected a UUID"))
+    id.parse()
+        .map_err(|_| ServiceError::invalid("id", "expected a UUID"))
 }

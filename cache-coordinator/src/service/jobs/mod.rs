@@ -126,7 +126,13 @@ impl Jobs {
         chunks: Vec<Range<ChunkIndex>>,
         level: Level,
     ) -> Result<(), ServiceError> {
-        let requests = self.state.lock().wants.values().filter(|o| o.job.is_none()).count();
+        let requests = self
+            .state
+            .lock()
+            .wants
+            .values()
+            .filter(|o| o.job.is_none())
+            .count();
         if requests >= MAX_REQUESTS {
             return Err(ServiceError::Exhausted(format!(
                 "{MAX_REQUESTS} requests for ranges are outstanding"
@@ -177,7 +183,10 @@ impl Jobs {
             let mut state = self.state.lock();
             state.wants.retain(|_, owner| owner.entry != entry);
             let of_entry = |running: &Running| running.entry == entry;
-            let ended = state.running.iter().filter(|(_, running)| of_entry(running));
+            let ended = state
+                .running
+                .iter()
+                .filter(|(_, running)| of_entry(running));
             let ended = ended.map(|(id, _)| *id).collect();
             state.running.retain(|_, running| !of_entry(running));
             ended

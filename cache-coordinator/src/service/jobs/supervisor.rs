@@ -9,7 +9,9 @@ use std::{
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 use uuid::Uuid;
 
-use super::super::{Cluster, availability, entries, error::ServiceError, loader::edge_id, ranges::chunks_of};
+use super::super::{
+    Cluster, availability, entries, error::ServiceError, loader::edge_id, ranges::chunks_of,
+};
 use super::{Jobs, Owner, Running, Sample};
 use crate::{
     core::scheduler::api::{EdgeId, WantId},
@@ -68,7 +70,10 @@ async fn look_at(cluster: &Cluster, id: Uuid) -> Result<(), ServiceError> {
     let Some(entry) = cluster.database.entry(job.entry).await? else {
         return cluster.jobs.withdraw(cluster, id).await;
     };
-    let bytes_done = cluster.database.job_bytes_done(&job, entry.geometry).await?;
+    let bytes_done = cluster
+        .database
+        .job_bytes_done(&job, entry.geometry)
+        .await?;
     if bytes_done >= job.bytes_total() {
         let change = EndJob {
             id,
@@ -108,7 +113,9 @@ impl Jobs {
         }
         match self.give(cluster, job, &entry).await {
             // The supervisor gives it as soon as an edge is there.
-            Err(ServiceError::Precondition { reason: "NO_EDGE", .. }) => Ok(()),
+            Err(ServiceError::Precondition {
+                reason: "NO_EDGE", ..
+            }) => Ok(()),
             other => other,
         }
     }
@@ -199,7 +206,10 @@ impl Jobs {
     fn some_after(&self, after: Uuid, limit: usize) -> Vec<Uuid> {
         let mut ids: Vec<Uuid> = self.state.lock().running.keys().copied().collect();
         ids.sort_unstable();
-        ids.into_iter().filter(|id| *id > after).take(limit).collect()
+        ids.into_iter()
+            .filter(|id| *id > after)
+            .take(limit)
+            .collect()
     }
 
     fn is_last(&self, job: Uuid) -> bool {
@@ -213,7 +223,12 @@ impl Jobs {
             let owners = state.wants.values().filter(|owner| owner.edge == edge);
             owners
                 .filter_map(|owner| owner.job)
-                .filter(|job| state.running.get(job).is_some_and(|running| running.is_free))
+                .filter(|job| {
+                    state
+                        .running
+                        .get(job)
+                        .is_some_and(|running| running.is_free)
+                })
                 .collect()
         };
         for id in free {

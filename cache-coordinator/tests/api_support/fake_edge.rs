@@ -1,0 +1,239 @@
+//! The edge's side of a session, by hand.
+
+use chunkcache_proto::{EntryIdentity, checksum::InventoryDigest, v1};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+use uuid::Uuid;
+use v1::{session_request::Message as Request, session_response::Message as Response};
+
+use super::{CHUNK, Coordinator, WAIT};
+
+pub struct FakeEdge {
+    pub name: String,
+    pub epoch: u64,
+    pub welcome: v1::Welcome,
+    pub to: mpsc::Sender<v1::SessionRequest>,
+    pub from: Streaming<v1::SessionResponse>,
+}
+
+/// What an edge holds: an entry and the indexes of its chunks.
+pub type Inventory = Vec<(v1::Entry, Vec<u32>)>;
+
+impl FakeEdge {
+    /// Joins with nothing held; ready when this returns.
+    pub async fn join(coordinator: &Coordinator, name: &str) -> Self {
+        let mut edge = Self::hello(coordinator, name).await;
+        edge.present(&Vec::new()).await;
+        edge
+    }
+
+    /// As far as Welcome.
+    pub async fn hello(coordinator: &Coordinator, name: &str) -> Self {
+        let (to, requests) = mpsc::channel(64);
+        let hello = v1::Hello {
+            name: name.into(),
+            store_id: Uuid::from_u128(name.len() as u128).to_string(),
+            url: format!("http://{name}:7500"),
+            max_downloads: 3,
+            version: "test".into(),
+            background_fill: false,
+            bytes_allowed: 1 << 40,
+        };
+        let first = v1::SessionRequest {
+            message: Some(Request::Hello(hello)),
+        };
+        to.send(first).await.unwrap();
+        let mut client = coordinator.edge().await;
+        let from = client
+            .session(ReceiverStream::new(requests))
+            .await
+            .unwrap()
+            .into_inner();
+        let mut edge = Self {
+            name: name.into(),
+            epoch: 0,
+            welcome: v1::Welcome::default(),
+            to,
+            from,
+        };
+        edge.welcome = edge
+            .expect(|message| match message {
+                Response::Welcome(welcome) => Some(welcome),
+                other => panic!("expected Welcome first, got {other:?}"),
+            })
+            .await;
+        edge.epoch = edge.welcome.epoch;
+        edge
+    }
+
+    /// The inventory, as far as Ready. Answers what was dropped.
+    pub async fn present(&mut self, inventory: &Inventory) -> Vec<v1::InventoryVerdict> {
+        for (entry, indexes) in inventory {
+            let mut digest = InventoryDigest::default();
+            indexes
+                .iter()
+                .for_each(|index| digest.add(checksum(*index)));
+            self.say(Request::InventoryDigest(v1::InventoryDigest {
+                entry_id: entry.id.clone(),
+                chunk_count: digest.chunk_count,
+                checksum_xor: digest.checksum_xor,
+            }))
+            .await;
+        }
+        self.say(Request::InventoryComplete(v1::InventoryComplete {}))
+            .await;
+        let requested = self
+            .expect(|message| match message {
+                Response::InventoryRequest(request) => Some(request.entry_ids),
+                _ => None,
+            })
+            .await;
+        for (entry, indexes) in inventory.iter().filter(|(e, _)| requested.contains(&e.id)) {
+            self.say(Request::InventoryEntry(v1::InventoryEntry {
+                entry: Some(entry.clone()),
+                freshness: Some(v1::Freshness::default()),
+                chunks: indexes.iter().map(|index| chunk(*index)).collect(),
+            }))
+            .await;
+        }
+        self.say(Request::InventoryComplete(v1::InventoryComplete {}))
+            .await;
+        let mut verdicts = Vec::new();
+        self.expect(|message| match message {
+            Response::InventoryVerdict(verdict) => {
+                verdicts.push(verdict);
+                None
+            }
+            Response::Ready(_) => Some(()),
+            _ => None,
+        })
+        .await;
+        verdicts
+    }
+
+    pub async fn say(&self, message: Request) {
+        let request = v1::SessionRequest {
+            message: Some(message),
+        };
+        self.to.send(request).await.unwrap();
+    }
+
+    /// The first message the closure takes; others are passed over.
+    pub async fn expect<T>(&mut self, mut take: impl FnMut(Response) -> Option<T>) -> T {
+        let found = async {
+            loop {
+                let response = self
+                    .from
+                    .message()
+                    .await
+                    .unwrap()
+                    .expect("the session goes on");
+                if let Some(found) = response.message.and_then(&mut take) {
+                    return found;
+                }
+            }
+        };
+        tokio::time::timeout(WAIT, found)
+            .await
+            .expect("the message comes in time")
+    }
+
+    /// How the session ended.
+    pub async fn end(&mut self) -> Option<Status> {
+        let end = async {
+            loop {
+                match self.from.message().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return None,
+                    Err(status) => return Some(status),
+                }
+            }
+        };
+        tokio::time::timeout(WAIT, end)
+            .await
+            .expect("the session ends in time")
+    }
+
+    pub async fn observe(&self, entry: &v1::Entry) {
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap();
+        let now_ms = i64::try_from(now.as_millis()).unwrap();
+        self.say(Request::EntryObserved(v1::EntryObserved {
+            entry: Some(entry.clone()),
+            freshness: Some(v1::Freshness {
+                validated_at_ms: now_ms,
+                fresh_until_ms: now_ms + 60_000,
+                ..Default::default()
+            }),
+        }))
+        .await;
+    }
+
+    /// Reports chunks and waits for their commit.
+    pub async fn store(&mut self, sequence: u64, entry: &str, indexes: &[u32]) {
+        self.say(Request::ChunksStored(v1::ChunksStored {
+            sequence,
+            entry_id: entry.into(),
+            chunks: indexes.iter().map(|index| chunk(*index)).collect(),
+            origin_bytes: 0,
+        }))
+        .await;
+        self.expect(|message| match message {
+            Response::Committed(committed) => (committed.sequence >= sequence).then_some(()),
+            _ => None,
+        })
+        .await;
+    }
+
+    pub async fn report(&self, assignment_id: u64, state: v1::fetch_report::State) {
+        self.say(Request::FetchReport(v1::FetchReport {
+            assignment_id,
+            state: state.into(),
+            ..Default::default()
+        }))
+        .await;
+    }
+}
+
+/// An entry as whoever meets it makes it.
+pub fn entry(source: &str, base_url: &str, path: &str, chunk_count: u64, etag: &str) -> v1::Entry {
+    let size = chunk_count * CHUNK;
+    let id = EntryIdentity {
+        source,
+        base_url,
+        path,
+        query: "",
+        variant: "",
+        validator: etag,
+        size_bytes: size,
+        chunk_size_bytes: CHUNK as u32,
+    }
+    .id();
+    v1::Entry {
+        id: id.to_string(),
+        key: Some(v1::Key {
+            source: source.into(),
+            path: path.into(),
+            ..Default::default()
+        }),
+        size,
+        chunk_size: CHUNK as u32,
+        validator: etag.into(),
+        etag: etag.into(),
+        ..Default::default()
+    }
+}
+
+pub fn chunk(index: u32) -> v1::Chunk {
+    v1::Chunk {
+        index,
+        checksum: checksum(index),
+    }
+}
+
+/// Any number that differs by index does.
+fn checksum(index: u32) -> u64 {
+    (u64::from(index) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}

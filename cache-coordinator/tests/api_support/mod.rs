@@ -1,0 +1,177 @@
+//! A coordinator in this process, an edge that speaks the session protocol, an origin.
+#![allow(dead_code)]
+
+pub mod fake_edge;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::Request,
+    http::{StatusCode, header},
+    response::IntoResponse,
+};
+use cache_coordinator::{app::App, config::ServeConfig, repository::MigrateMode};
+use chunkcache_plumbing::config::Secret;
+use chunkcache_proto::v1::{
+    self, cache_service_client::CacheServiceClient, edge_service_client::EdgeServiceClient,
+};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use crate::support::postgres::Server;
+
+pub const WAIT: Duration = Duration::from_secs(20);
+pub const CHUNK: u64 = 2 << 20;
+
+pub struct Coordinator {
+    pub grpc: SocketAddr,
+    pub http: SocketAddr,
+    pub shutdown: CancellationToken,
+    pub database_url: String,
+    run: JoinHandle<anyhow::Result<()>>,
+    server: Arc<Server>,
+}
+
+/// On a database of its own; leads when this returns.
+pub async fn coordinator() -> Coordinator {
+    let server = Server::shared();
+    let url = server.create_database().await;
+    let coordinator = start(server, url).await;
+    coordinator.leads().await;
+    coordinator
+}
+
+/// Does not wait for anything.
+pub async fn start(server: Arc<Server>, database_url: String) -> Coordinator {
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let config = ServeConfig {
+        database_url: Secret::new(database_url.clone()),
+        database_connections: 8,
+        migrate: MigrateMode::Apply,
+        listen: any,
+        http_listen: any,
+        advertise_url: None,
+        chunk_size: CHUNK as u32,
+        tls: None,
+        drain_grace: Duration::from_secs(10),
+    };
+    let shutdown = CancellationToken::new();
+    let app = App::bind(config, shutdown.clone()).await.unwrap();
+    let (grpc, http) = (app.grpc_address().unwrap(), app.http_address().unwrap());
+    Coordinator {
+        grpc,
+        http,
+        shutdown,
+        database_url,
+        run: tokio::spawn(app.run()),
+        server,
+    }
+}
+
+impl Coordinator {
+    /// Another coordinator on the same database.
+    pub async fn standby(&self) -> Coordinator {
+        start(Arc::clone(&self.server), self.database_url.clone()).await
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.grpc)
+    }
+
+    pub async fn cache(&self) -> CacheServiceClient<Channel> {
+        let channel = Channel::from_shared(self.url()).unwrap().connect().await;
+        CacheServiceClient::new(channel.unwrap())
+    }
+
+    pub async fn edge(&self) -> EdgeServiceClient<Channel> {
+        let channel = Channel::from_shared(self.url()).unwrap().connect().await;
+        EdgeServiceClient::new(channel.unwrap())
+    }
+
+    /// Asks until it leads: the outside has no other way to know.
+    pub async fn leads(&self) {
+        self.until(|status| status.is_leader).await;
+    }
+
+    pub async fn until(&self, is_so: impl Fn(&v1::GetStatusResponse) -> bool) {
+        let mut client = self.cache().await;
+        let asked = async {
+            loop {
+                let status = client.get_status(v1::GetStatusRequest {}).await;
+                if status.is_ok_and(|status| is_so(status.get_ref())) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(WAIT, asked).await.unwrap();
+    }
+
+    pub async fn add_source(&self, name: &str, base_url: &str) {
+        let source = v1::Source {
+            name: name.into(),
+            base_url: base_url.into(),
+            background_fill: Some(false),
+            ..Default::default()
+        };
+        let request = v1::PutSourceRequest {
+            source: Some(source),
+        };
+        self.cache().await.put_source(request).await.unwrap();
+    }
+
+    /// As SIGTERM does.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.shutdown.cancel();
+        tokio::time::timeout(WAIT, self.run).await.unwrap().unwrap()
+    }
+}
+
+/// An origin with one object of `size` bytes at `/film.mp4`; everything else is absent.
+pub async fn origin(size: u64) -> String {
+    let answer = move |request: Request| async move {
+        if request.uri().path() != "/film.mp4" {
+            return StatusCode::NOT_FOUND.into_response();
+        }
+        let headers = [
+            (header::CONTENT_RANGE, format!("bytes 0-0/{size}")),
+            (header::ETAG, "\"v1\"".to_owned()),
+            (header::CONTENT_TYPE, "video/mp4".to_owned()),
+        ];
+        (StatusCode::PARTIAL_CONTENT, headers, "x").into_response()
+    };
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
+    format!("http://{address}")
+}
+
+pub fn by_id(id: &str) -> Option<v1::EntryName> {
+    Some(v1::EntryName {
+        name: Some(v1::entry_name::Name::Id(id.into())),
+    })
+}
+
+pub fn by_path(source: &str, path: &str) -> Option<v1::EntryName> {
+    Some(v1::EntryName {
+        name: Some(v1::entry_name::Name::SourcePath(v1::SourcePath {
+            source: source.into(),
+            path: path.into(),
+        })),
+    })
+}
+
+pub fn chunks(range: std::ops::Range<u64>) -> Option<v1::ByteRange> {
+    Some(v1::ByteRange {
+        start: range.start * CHUNK,
+        end: range.end * CHUNK,
+    })
+}

@@ -1,0 +1,66 @@
+//! What others ask of the fetches without changing them.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use chunkcache_proto::{ChunkIndex, EntryId};
+
+use super::Downloads;
+
+impl Downloads {
+    /// The entry and chunk the fetch works on.
+    #[must_use]
+    pub fn under_way(&self, id: u64) -> Option<(EntryId, ChunkIndex)> {
+        let state = self.0.state.lock();
+        let fetch = state.fetches.get(&id)?;
+        let file = &fetch.order.file;
+        Some((
+            file.id(),
+            file.geometry().chunk_of(fetch.control.position()),
+        ))
+    }
+
+    /// The chunk the fetch works on.
+    #[must_use]
+    pub fn chunk_under_way(&self, id: u64) -> Option<ChunkIndex> {
+        self.under_way(id).map(|(_, chunk)| chunk)
+    }
+
+    /// Since it was ordered.
+    #[must_use]
+    pub fn age(&self, id: u64) -> Duration {
+        self.0
+            .state
+            .lock()
+            .fetches
+            .get(&id)
+            .map_or(Duration::ZERO, |fetch| fetch.ordered.elapsed())
+    }
+
+    /// The store refused a chunk within this time.
+    #[must_use]
+    pub fn refused_within(&self, time: Duration) -> bool {
+        self.0
+            .state
+            .lock()
+            .refused
+            .is_some_and(|at| at.elapsed() < time)
+    }
+
+    /// Of `bytes` that became durable, those that came from the origin: counted as they are taken.
+    #[must_use]
+    pub fn take_origin_bytes(&self, bytes: u64) -> u64 {
+        let counters = &self.0.fetcher.counters;
+        let came = counters.origin_bytes.load(Ordering::Relaxed);
+        let mut state = self.0.state.lock();
+        let taken = bytes.min(came.saturating_sub(state.origin_bytes_told));
+        state.origin_bytes_told += taken;
+        taken
+    }
+
+    /// Running and waiting.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        let state = self.0.state.lock();
+        (state.queue.running_count(), state.queue.waiting_count())
+    }
+}
