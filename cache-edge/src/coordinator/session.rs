@@ -170,7 +170,7 @@ impl Session {
                         self.handle(message, &sender).await?;
                     }
                 }
-                () = self.demand_due(), if welcomed => self.send_demand(false),
+                () = self.demand.due(DEMAND_GATHERING), if welcomed => self.send_demand(false),
                 _ = status.tick(), if welcomed => {
                     self.link.send(session_request::Message::Status(self.status()));
                     self.downloads.report_progress();
@@ -425,14 +425,6 @@ impl Session {
             freshness,
             chunks,
         })
-    }
-
-    /// Returns when a demand batch is due. Cancel safe.
-    async fn demand_due(&self) {
-        self.demand.changed().await;
-        if !self.demand.is_urgent() {
-            tokio::time::sleep(DEMAND_GATHERING).await;
-        }
     }
 
     fn send_demand(&self, everything: bool) {

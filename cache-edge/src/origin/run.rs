@@ -52,6 +52,15 @@ pub struct Order {
     pub max_rate: u64,
 }
 
+impl Order {
+    /// The name of the source its entry belongs to.
+    #[must_use]
+    pub fn source(&self) -> Arc<str> {
+        let key = self.file.description().key.as_ref();
+        key.map_or("", |key| key.source.as_str()).into()
+    }
+}
+
 /// How a fetch ended.
 #[derive(Debug)]
 pub enum RunEnd {
