@@ -12,17 +12,14 @@ use chunkcache_plumbing::{
     shutdown::token_on_signal,
     telemetry::{self, TelemetryOptions},
 };
-use clap::{ArgMatches, Command};
+use clap::ArgMatches;
 
 fn main() -> ExitCode {
-    let serve_command = config::table().add_to(
-        Command::new("serve")
-            .about("Runs a coordinator; every option is also an environment variable and a key of --config FILE"),
-    );
-    let matches = cli::command().subcommand(serve_command).get_matches();
+    let whole = cli::command().subcommand(config::serve_command());
+    let matches = whole.clone().get_matches();
     match matches.subcommand() {
         Some(("serve", arguments)) => serve(arguments),
-        _ => cli::run(&matches),
+        _ => cli::run(&whole, &matches),
     }
 }
 
