@@ -13,7 +13,7 @@ use chunkcache_plumbing::{
     shutdown::token_on_signal,
     telemetry::{self, TelemetryOptions},
 };
-use clap::{ArgMatches, Command};
+use clap::ArgMatches;
 
 /// Where `/livez` is.
 const HEALTH: Listener = Listener {
@@ -22,16 +22,14 @@ const HEALTH: Listener = Listener {
 };
 
 fn main() -> ExitCode {
-    let serve_command = config::table().add_to(
-        Command::new("serve")
-            .about("Runs a coordinator; every option is also an environment variable and a key of --config FILE"),
-    );
-    let command = cli::command().subcommands([serve_command, health::command(&config::table())]);
-    let matches = command.get_matches();
+    let whole = cli::command()
+        .subcommand(config::serve_command())
+        .subcommand(health::command(&config::table()));
+    let matches = whole.clone().get_matches();
     match matches.subcommand() {
         Some(("serve", arguments)) => serve(arguments),
         Some(("health", arguments)) => health::run(&config::table(), arguments, HEALTH),
-        _ => cli::run(&matches),
+        _ => cli::run(&whole, &matches),
     }
 }
 
