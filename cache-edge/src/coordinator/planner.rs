@@ -74,6 +74,7 @@ impl Planner {
             }
         }
         self.cancel_unwanted(&readers, &local);
+        self.downloads.tick();
         next
     }
 

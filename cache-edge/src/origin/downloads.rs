@@ -126,6 +126,7 @@ impl Downloads {
         Task {
             id: order.id,
             entry: order.file.id(),
+            origin: order.peer.is_none().then(|| order.source()),
             first_chunk: order.first_chunk,
             chunk_count: order.chunk_count,
             level: order.level,
@@ -175,7 +176,7 @@ impl Downloads {
     }
 
     fn settle(&self, mut state: parking_lot::MutexGuard<'_, State>) {
-        for effect in state.queue.settle() {
+        for effect in state.queue.settle(self.now_ms()) {
             match effect {
                 Effect::Start(id) => {
                     let Some(fetch) = state.fetches.get_mut(&id) else {
@@ -203,7 +204,12 @@ impl Downloads {
         let mut state = self.0.state.lock();
         let bytes = control.bytes_done();
         match end {
-            RunEnd::Stopped(Stop::Preempted) => state.queue.preempted(id),
+            RunEnd::Stopped(Stop::Preempted) => {
+                if !state.queue.preempted(id) {
+                    state.fetches.remove(&id);
+                    self.report(id, v1::fetch_report::State::Cancelled, bytes, None);
+                }
+            }
             RunEnd::Stopped(Stop::AtChunkEnd | Stop::Now) => {
                 state.queue.ended(id);
                 state.fetches.remove(&id);
@@ -419,6 +425,12 @@ impl Downloads {
             .iter()
             .filter(|(id, fetch)| **id & LOCAL_BIT != 0 && !fetch.finished);
         local.map(|(_, fetch)| fetch.order.clone()).collect()
+    }
+
+    /// Time passed: who gave way for long may run.
+    pub fn tick(&self) {
+        let state = self.0.state.lock();
+        self.settle(state);
     }
 
     /// Assignments of a session that is over mean nothing to the next one.
