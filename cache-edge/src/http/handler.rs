@@ -54,7 +54,8 @@ pub(super) async fn handle<O: Objects>(
         Ok(response) => response,
         Err(problem) => {
             if problem.status.is_server_error() {
-                tracing::warn!(uri = %request.uri, status = problem.status.as_u16(), detail = problem.detail, "refused");
+                // Without the query, which may be signed.
+                tracing::warn!(path = request.uri.path(), status = problem.status.as_u16(), detail = problem.detail, "refused");
             }
             problem.into_response()
         }
