@@ -404,6 +404,7 @@ impl Session {
             let result = match &removal {
                 Removal::Chunks(entry, chunks) => store.drop_chunks(entry, chunks),
                 Removal::Entry(entry) => store.remove_entry(entry),
+                Removal::Nothing(_) => Ok(()),
             };
             if let Err(error) = result {
                 tracing::warn!(%error, "bytes could not be dropped");
