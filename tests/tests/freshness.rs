@@ -362,7 +362,9 @@ fn a_source_says_what_its_origin_does_not() {
     assert_eq!(hits(&cluster, "/a"), 1, "overridden for longer");
     assert_eq!(hits(&cluster, "/b"), 2, "no lifetime given: the source's");
     assert_eq!(hits(&cluster, "/c"), 2, "overridden for shorter");
-    assert_eq!(hits(&cluster, "/d"), 2, "no-store is never overridden");
+    // The question that found it out, and one for each request.
+    assert_eq!(hits(&cluster, "/d"), 3, "no-store is never overridden");
+    assert!(cluster.recorded("/d", "edge-a").is_empty());
     for _ in 0..2 {
         assert_eq!(ask("/short/nothing").status, 404);
     }
