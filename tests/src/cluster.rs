@@ -99,8 +99,13 @@ impl Cluster {
 
     /// Registers the origin under this name.
     pub fn add_source(&self, name: &str) {
+        self.add_source_with(name, &[]);
+    }
+
+    pub fn add_source_with(&self, name: &str, options: &[&str]) {
         let url = self.origin.url();
-        let output = self.coordinator.cli(&["source", "add", name, &url]);
+        let arguments = [&["source", "add", name, &url], options].concat();
+        let output = self.coordinator.cli(&arguments);
         assert!(
             output.status.success(),
             "source add: {}{}",

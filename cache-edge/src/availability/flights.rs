@@ -99,6 +99,11 @@ impl EntryFlights {
         }
     }
 
+    /// The origin has this version, still or again.
+    pub fn set_current(&self) {
+        self.changed_at_origin.store(false, Ordering::Release);
+    }
+
     #[must_use]
     pub fn is_changed(&self) -> bool {
         self.changed_at_origin.load(Ordering::Acquire)
@@ -201,6 +206,15 @@ impl Flights {
         });
         entries.insert(file.id(), made.clone());
         made
+    }
+
+    /// Of an entry that may have no flights.
+    #[must_use]
+    pub fn is_changed(&self, file: &EntryFile) -> bool {
+        let entries = self.entries.lock();
+        entries
+            .get(&file.id())
+            .is_some_and(|flights| flights.is_changed())
     }
 
     /// Periodic. Blocking.

@@ -10,10 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chunkcache_plumbing::telemetry;
 use chunkcache_proto::{ChunkIndex, EntryId, v1};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tonic::transport::Channel;
+use tracing::Span;
 use v1::{edge_service_client::EdgeServiceClient, session_request::Message};
 
 use crate::{
@@ -381,6 +383,7 @@ impl Directory for Link {
                 key: Some(key),
             });
             request.set_timeout(patience);
+            telemetry::inject_metadata(&Span::current(), request.metadata_mut());
             let answer = tokio::time::timeout(patience, client.resolve_key(request))
                 .await
                 .ok()?;
@@ -399,6 +402,7 @@ impl Directory for Link {
             let (mut client, _, patience) = self.client()?;
             let mut request = tonic::Request::new(v1::LookupEntryRequest { id: id.to_string() });
             request.set_timeout(patience);
+            telemetry::inject_metadata(&Span::current(), request.metadata_mut());
             let answer = tokio::time::timeout(patience, client.lookup_entry(request))
                 .await
                 .ok()?;

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use chunkcache_plumbing::telemetry;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
@@ -148,6 +149,7 @@ impl Client {
         if !url.username().is_empty() && !headers.contains_key(header::AUTHORIZATION) {
             headers.insert(header::AUTHORIZATION, basic_credentials(url)?);
         }
+        telemetry::inject(&tracing::Span::current(), request.headers_mut());
         let response = tokio::time::timeout(self.stall, self.pool.request(request))
             .await
             .map_err(|_| OriginError::Unreachable(format!("no answer within {:?}", self.stall)))?

@@ -300,13 +300,12 @@ impl Fetcher {
                 retry_after: Duration::from_millis(held_off),
             });
         }
+        let mut asked = answer::variant_headers(&key.variant);
+        asked.extend(answer::range_headers(range, Some(entry)));
         self.counters
             .origin_requests
             .fetch_add(1, Ordering::Relaxed);
-        let response = self
-            .client
-            .get(&source, url, &answer::range_headers(range, Some(entry)))
-            .await?;
+        let response = self.client.get(&source, url, &asked).await?;
         let part = answer::check(response.status, &response.headers, range, entry, now_ms());
         if let Err(OriginError::Busy { retry_after }) = &part {
             source.hold_off(now_ms() + i64::try_from(retry_after.as_millis()).unwrap_or(0));

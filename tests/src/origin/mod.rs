@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub use object::{Fault, Object, Times};
+pub use object::{Fault, Object, Times, variant_seed};
 
 use crate::ports;
 
