@@ -211,7 +211,7 @@ impl Session {
         match message {
             Message::Welcome(welcome) => {
                 notes::set_welcome(&self.store, &self.peer_keys, &self.chunk_size, &welcome);
-                notes::set_sources(&self.store, &self.catalogue, welcome.sources);
+                self.set_sources(welcome.sources);
                 self.link.set_draining(welcome.draining);
                 self.link.welcomed(welcome.epoch);
                 self.send_demand(true);
@@ -264,7 +264,7 @@ impl Session {
                 }
             }
             Message::SourcesChanged(change) => {
-                notes::set_sources(&self.store, &self.catalogue, change.sources);
+                self.set_sources(change.sources);
                 self.link
                     .send(session_request::Message::SourceAck(v1::SourceAck {
                         sequence: change.sequence,
@@ -370,6 +370,14 @@ impl Session {
             }
         }
         self.bindings.bind(entry, freshness);
+    }
+
+    fn set_sources(&self, sources: Vec<v1::Source>) {
+        if notes::set_sources(&self.store, &self.catalogue, sources) {
+            let base_urls = self.catalogue.base_urls();
+            self.bindings
+                .forget_foreign(|name| base_urls.get(name).cloned());
+        }
     }
 
     fn invalidate(&self, invalidate: v1::Invalidate) {

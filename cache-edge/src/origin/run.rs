@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use chunkcache_proto::{ByteRange, ChunkIndex, Level, v1};
+use chunkcache_proto::{ByteRange, ChunkIndex, Level, identity::belongs_to, v1};
 use tokio::time::Instant;
 
 use super::{
@@ -289,6 +289,10 @@ impl Fetcher {
         let entry = file.description();
         let key = entry.key.clone().unwrap_or_default();
         let source = self.source(&key.source)?;
+        if !belongs_to(entry, source.base_url()) {
+            // The source was pointed elsewhere: what is there now is not this object, whatever its ETag says.
+            return Err(OriginError::Changed);
+        }
         let url = source
             .url(&key.path, &key.query)
             .ok_or_else(|| OriginError::Protocol("its path leaves the source".into()))?;
