@@ -18,6 +18,8 @@ use crate::{
 
 /// The coordinator's budget to answer a CRITICAL need (RFC 0001, 6).
 pub const CRITICAL_BUDGET: Duration = Duration::from_millis(40);
+/// The same for a wait the coordinator said it can not serve yet: long, since to fetch is to break a limit, but not without end.
+const HELD_BUDGET: Duration = Duration::from_secs(10);
 /// Fetches of its own an edge has at a time: an outage of the coordinator is no storm for the origin.
 const MAX_LOCAL: usize = 64;
 /// Looks at waiting readers at most this often.
@@ -107,9 +109,15 @@ impl Planner {
             return TICK;
         }
         let waited = self.demand.waited(reader);
-        if planned_elsewhere && waited < CRITICAL_BUDGET {
-            return CRITICAL_BUDGET - waited;
+        let budget = if reader.is_held() {
+            HELD_BUDGET
+        } else {
+            CRITICAL_BUDGET
+        };
+        if planned_elsewhere && waited < budget {
+            return budget - waited;
         }
+        tracing::debug!(entry = %reader.file.id(), chunk, ?waited, planned_elsewhere, "nobody brings what a reader waits for; fetching it here");
         let want = Want {
             first_chunk: chunk,
             chunk_count: 1,

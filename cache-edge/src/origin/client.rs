@@ -101,6 +101,10 @@ impl Client {
             for (name, value) in &source.headers {
                 all.insert(name, value.clone());
             }
+            if source.config.max_connections > 0 {
+                // An idle connection here would be one too many while another edge has the turn.
+                all.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             let response = self.send(method.clone(), &url, all).await?;
             let Some(next) = redirect(&response, &url)? else {
                 return Ok(response);

@@ -20,6 +20,7 @@ use super::{
     Catalogue, Client, OriginError, Response, Source,
     answer::{self, Part},
     control::{Control, Stop},
+    downloads::LOCAL_BIT,
     gap::{Gap, Next, next_gap},
     peer::{self, PeerKeys},
 };
@@ -196,7 +197,9 @@ impl Fetcher {
             let wait = backoff
                 .wait(rand::random())
                 .max(error.retry_after().unwrap_or_default());
-            if !error.is_transient() || last_progress.elapsed() + wait > self.retry_budget {
+            // The whole cluster leaves it alone then: the coordinator has to know now, not when this fetch gives up.
+            let busy = matches!(error, OriginError::Busy { .. }) && order.id & LOCAL_BIT == 0;
+            if busy || !error.is_transient() || last_progress.elapsed() + wait > self.retry_budget {
                 return RunEnd::Failed(failure(&error));
             }
             tracing::debug!(%error, ?wait, entry = %order.file.id(), "asking the origin again");
@@ -305,6 +308,7 @@ impl Fetcher {
         self.counters
             .origin_requests
             .fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(start = range.start, end = range.end, "asking the origin");
         let response = self.client.get(&source, url, &asked).await?;
         let part = answer::check(response.status, &response.headers, range, entry, now_ms());
         if let Err(OriginError::Busy { retry_after }) = &part {
