@@ -82,7 +82,7 @@ impl Edge {
         notes::restore(&store, &catalogue, &peer_keys, &chunk_size);
         let bindings = Arc::new(Bindings::load(store.clone()));
         let flights = Arc::new(Flights::new(store.clone()));
-        let demand = Arc::new(DemandRegistry::default());
+        let demand = Arc::new(DemandRegistry::new(options.fixed_lookahead_chunks));
         let counters = Arc::new(Counters::default());
         let origin_tls =
             tls::client(ClientFiles::default()).context("trusting the system's authorities")?;

@@ -18,6 +18,8 @@ use crate::{
 
 /// The coordinator's budget to answer a CRITICAL need (RFC 0001, 6).
 pub const CRITICAL_BUDGET: Duration = Duration::from_millis(40);
+/// Once the coordinator has been heard since the wait began: it knows who else fetches the chunk, and what the origin bears.
+const ANSWERED_BUDGET: Duration = Duration::from_millis(500);
 /// Fetches of its own an edge has at a time: an outage of the coordinator is no storm for the origin.
 const MAX_LOCAL: usize = 64;
 /// Looks at waiting readers at most this often.
@@ -106,8 +108,11 @@ impl Planner {
             return TICK;
         }
         let waited = self.demand.waited(reader);
-        if planned_elsewhere && waited < CRITICAL_BUDGET {
-            return CRITICAL_BUDGET - waited;
+        if planned_elsewhere {
+            let budget = critical_budget(self.link.silent_for(), waited);
+            if waited < budget {
+                return budget - waited;
+            }
         }
         let want = Want {
             first_chunk: chunk,
@@ -215,5 +220,29 @@ impl Planner {
                     .cancel(order.id, here || order.chunk_count == 1);
             }
         }
+    }
+}
+
+/// How long the coordinator has to take care of a wait.
+fn critical_budget(silent_for: Duration, waited: Duration) -> Duration {
+    // Before the budget's end nothing is decided, so that both lead to the same look at it.
+    if waited >= CRITICAL_BUDGET && silent_for < waited {
+        ANSWERED_BUDGET
+    } else {
+        CRITICAL_BUDGET
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_coordinator_that_was_heard_since_has_longer() {
+        let ms = Duration::from_millis;
+        assert_eq!(critical_budget(ms(900), ms(5)), CRITICAL_BUDGET);
+        assert_eq!(critical_budget(ms(900), ms(40)), CRITICAL_BUDGET);
+        assert_eq!(critical_budget(ms(30), ms(40)), ANSWERED_BUDGET);
+        assert_eq!(critical_budget(ms(600), ms(500)), CRITICAL_BUDGET);
     }
 }

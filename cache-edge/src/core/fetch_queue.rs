@@ -61,6 +61,8 @@ enum State {
     Running,
     /// Told to stop; gives its slot up already, and waits again once it did.
     Preempting,
+    /// Told to stop for good; gives its slot up already.
+    Cancelling,
 }
 
 /// The queue.
@@ -113,7 +115,7 @@ impl FetchQueue {
         let set = match state {
             State::Waiting => &mut self.waiting,
             State::Running => &mut self.running,
-            State::Preempting => return,
+            State::Preempting | State::Cancelling => return,
         };
         set.remove(&old);
         set.insert(new);
@@ -122,14 +124,18 @@ impl FetchQueue {
     /// Not wanted any more. A waiting task is gone at once (`None`); a running one is to be stopped.
     #[must_use]
     pub fn cancel(&mut self, id: TaskId) -> Option<Effect> {
-        let (task, state) = self.tasks.get(&id)?;
+        let (task, state) = self.tasks.get_mut(&id)?;
         match state {
             State::Waiting => {
                 self.waiting.remove(&task.rank());
                 self.tasks.remove(&id);
                 None
             }
-            State::Running | State::Preempting => Some(Effect::Cancel(id)),
+            State::Running | State::Preempting | State::Cancelling => {
+                self.running.remove(&task.rank());
+                *state = State::Cancelling;
+                Some(Effect::Cancel(id))
+            }
         }
     }
 
@@ -141,10 +147,10 @@ impl FetchQueue {
         }
     }
 
-    /// The task stopped after [`Effect::Preempt`]: it waits again.
-    pub fn preempted(&mut self, id: TaskId) {
+    /// The task stopped after [`Effect::Preempt`]: it waits again. `false`: it was cancelled meanwhile, and is over.
+    pub fn preempted(&mut self, id: TaskId) -> bool {
         let Some((task, state)) = self.tasks.get_mut(&id) else {
-            return;
+            return false;
         };
         match state {
             State::Preempting => {
@@ -152,7 +158,12 @@ impl FetchQueue {
                 self.waiting.insert(task.rank());
             }
             State::Waiting | State::Running => {}
+            State::Cancelling => {
+                self.tasks.remove(&id);
+                return false;
+            }
         }
+        true
     }
 
     /// What to start and stop now. To be called after each change.
@@ -200,7 +211,7 @@ impl FetchQueue {
     ) -> impl Iterator<Item = (&Task, bool)> {
         self.tasks
             .values()
-            .filter(move |(task, _)| task.covers(&entry, chunk))
+            .filter(move |(task, state)| *state != State::Cancelling && task.covers(&entry, chunk))
             .map(|(task, state)| (task, *state == State::Running))
     }
 

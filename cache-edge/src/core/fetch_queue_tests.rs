@@ -33,7 +33,7 @@ fn critical_takes_the_reserved_slot_and_then_preempts() {
     assert_eq!(queue.settle(), [Effect::Start(2)]);
     assert!(queue.push(task(3, Level::Critical, 0)));
     assert_eq!(queue.settle(), [Effect::Preempt(1), Effect::Start(3)]);
-    queue.preempted(1);
+    assert!(queue.preempted(1));
     assert_eq!(queue.settle(), []);
     queue.ended(2);
     assert_eq!(
@@ -70,8 +70,38 @@ fn a_waiting_task_is_cancelled_at_once_and_a_running_one_is_stopped() {
     let _ = queue.settle();
     assert_eq!(queue.cancel(2), None);
     assert_eq!(queue.cancel(1), Some(Effect::Cancel(1)));
+    assert!(queue.push(task(3, Level::High, 2)));
+    assert_eq!(
+        queue.settle(),
+        [Effect::Start(3)],
+        "its slot is free while it stops"
+    );
     queue.ended(1);
+    queue.ended(3);
     assert_eq!((queue.running_count(), queue.waiting_count()), (0, 0));
+}
+
+#[test]
+fn what_is_cancelled_while_it_is_pre_empted_does_not_come_back() {
+    let mut queue = FetchQueue::new(1);
+    assert!(queue.push(task(1, Level::Low, 0)));
+    for id in [2, 3] {
+        assert!(queue.push(task(id, Level::Critical, 0)));
+    }
+    assert!(queue.settle().contains(&Effect::Start(3)));
+    assert!(queue.push(task(4, Level::Low, 0)));
+    assert_eq!(queue.cancel(4), None);
+    let _ = queue.push(task(5, Level::Low, 0));
+    queue.ended(2);
+    queue.ended(3);
+    assert!(queue.settle().contains(&Effect::Start(1)));
+    for id in [6, 7] {
+        assert!(queue.push(task(id, Level::Critical, 0)));
+    }
+    assert!(queue.settle().contains(&Effect::Preempt(1)));
+    assert_eq!(queue.cancel(1), Some(Effect::Cancel(1)));
+    assert!(!queue.preempted(1), "it is over");
+    assert_eq!(queue.covering(EntryId::nil(), 4).count(), 0);
 }
 
 #[derive(Clone, Debug)]
@@ -104,7 +134,9 @@ proptest! {
                     let _ = queue.push(task(id, Level::ALL[level as usize], deadline));
                 }
                 Step::End(id) => queue.ended(id),
-                Step::Preempted(id) => queue.preempted(id),
+                Step::Preempted(id) => {
+                    let _ = queue.preempted(id);
+                }
                 Step::Cancel(id) => {
                     let _ = queue.cancel(id);
                 }
