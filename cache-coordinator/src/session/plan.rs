@@ -6,7 +6,7 @@
 //! that name an entry under way wait for it here, in their order.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     ops::Range,
     sync::Arc,
 };
@@ -455,13 +455,11 @@ impl Plan {
         actions: &mut Vec<Action>,
     ) {
         if batch.complete {
+            let there: HashSet<u64> = batch.readers.iter().map(|it| it.reader_id).collect();
             let gone: Vec<ReaderId> = self
                 .readers
                 .keys()
-                .filter(|reader| {
-                    reader.edge == edge
-                        && !batch.readers.iter().any(|r| r.reader_id == reader.number)
-                })
+                .filter(|reader| reader.edge == edge && !there.contains(&reader.number))
                 .copied()
                 .collect();
             for reader in gone {

@@ -54,6 +54,14 @@ struct Inner {
     closed: Vec<u64>,
     closed_overflow: bool,
     urgent: bool,
+    /// Since when there is something to tell.
+    changed_at: Option<Instant>,
+}
+
+impl Inner {
+    fn touch(&mut self) {
+        self.changed_at.get_or_insert_with(Instant::now);
+    }
 }
 
 /// What changed since the last time.
@@ -111,6 +119,7 @@ impl DemandRegistry {
         let mut inner = self.inner.lock();
         inner.readers.insert(state.id, state.clone());
         inner.dirty.insert(state.id);
+        inner.touch();
         drop(inner);
         self.changed.notify_one();
         self.waiting_changed.notify_one();
@@ -126,6 +135,7 @@ impl DemandRegistry {
             } else {
                 inner.closed_overflow = true;
             }
+            inner.touch();
         }
         drop(inner);
         self.changed.notify_one();
@@ -142,6 +152,7 @@ impl DemandRegistry {
             let mut inner = self.inner.lock();
             inner.dirty.insert(reader.id);
             inner.urgent = true;
+            inner.touch();
             drop(inner);
             self.changed.notify_one();
         }
@@ -163,7 +174,7 @@ impl DemandRegistry {
         reader.rate.store(rate, Ordering::Relaxed);
         let waited = reader.waiting.swap(false, Ordering::AcqRel);
         if waited || moved_on {
-            self.inner.lock().dirty.insert(reader.id);
+            self.mark(reader);
             self.changed.notify_one();
             self.waiting_changed.notify_one();
         }
@@ -172,9 +183,18 @@ impl DemandRegistry {
     /// A container's index lies there.
     pub fn hint(&self, reader: &ReaderState, ranges: Vec<ByteRange>) {
         *reader.hints.lock() = ranges;
-        self.inner.lock().dirty.insert(reader.id);
+        self.mark(reader);
         self.changed.notify_one();
         self.waiting_changed.notify_one();
+    }
+
+    fn mark(&self, reader: &ReaderState) {
+        let mut inner = self.inner.lock();
+        // One that is closed has nothing to tell any more.
+        if inner.readers.contains_key(&reader.id) {
+            inner.dirty.insert(reader.id);
+            inner.touch();
+        }
     }
 
     #[must_use]
@@ -200,6 +220,7 @@ impl DemandRegistry {
         let closed = std::mem::take(&mut inner.closed);
         let complete = std::mem::take(&mut inner.closed_overflow) || everything;
         let urgent = std::mem::take(&mut inner.urgent);
+        inner.changed_at = None;
         let readers = if complete {
             inner.readers.values().cloned().collect()
         } else {
@@ -216,15 +237,26 @@ impl DemandRegistry {
         }
     }
 
-    /// A change that may not be held back is there.
-    #[must_use]
-    pub fn is_urgent(&self) -> bool {
-        self.inner.lock().urgent
-    }
-
-    /// For the session. Cancel safe.
-    pub async fn changed(&self) {
-        self.changed.notified().await;
+    /// Returns when there is something to tell: at once if a reader waits, else after others had this long to join.
+    /// Cancel safe: it looks at what there is, not at what it was woken by.
+    pub async fn due(&self, gathering: Duration) {
+        loop {
+            let changed = self.changed.notified();
+            let (urgent, since) = {
+                let inner = self.inner.lock();
+                (inner.urgent, inner.changed_at)
+            };
+            match since {
+                None => changed.await,
+                Some(since) => {
+                    let left = gathering.saturating_sub(since.elapsed());
+                    if urgent || left.is_zero() {
+                        return;
+                    }
+                    let _ = tokio::time::timeout(left, changed).await;
+                }
+            }
+        }
     }
 
     /// For the edge's own planning. Cancel safe.

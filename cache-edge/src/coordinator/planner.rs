@@ -76,6 +76,7 @@ impl Planner {
             }
         }
         self.cancel_unwanted(&readers, &local);
+        self.downloads.tick();
         next
     }
 

@@ -76,6 +76,8 @@ struct Fetch {
     undurable: HashSet<ChunkIndex>,
     finished: bool,
     ordered: Instant,
+    /// The answer it was reading when it was pre-empted.
+    paused: Option<Opened>,
 }
 
 impl Downloads {
@@ -129,6 +131,7 @@ impl Downloads {
         Task {
             id: order.id,
             entry: order.file.id(),
+            origin: order.peer.is_none().then(|| order.source()),
             first_chunk: order.first_chunk,
             chunk_count: order.chunk_count,
             level: order.level,
@@ -195,14 +198,15 @@ impl Downloads {
     }
 
     fn settle(&self, mut state: parking_lot::MutexGuard<'_, State>) {
-        for effect in state.queue.settle() {
+        for effect in state.queue.settle(self.now_ms()) {
             match effect {
                 Effect::Start(id) => {
                     let Some(fetch) = state.fetches.get_mut(&id) else {
                         continue;
                     };
                     fetch.control = self.control(&fetch.order);
-                    self.spawn(fetch.order.clone(), fetch.control.clone(), None);
+                    let rest = fetch.paused.take();
+                    self.spawn(fetch.order.clone(), fetch.control.clone(), rest);
                 }
                 Effect::Preempt(id) => stop(&state, id, Stop::Preempted),
                 Effect::Cancel(id) => stop(&state, id, Stop::AtChunkEnd),
@@ -223,8 +227,17 @@ impl Downloads {
         let mut state = self.0.state.lock();
         let bytes = control.bytes_done();
         match end {
-            RunEnd::Stopped(Stop::Preempted) if state.queue.preempted(id) => {}
-            RunEnd::Stopped(_) => {
+            RunEnd::Paused(rest) => {
+                if state.queue.preempted(id) {
+                    if let Some(fetch) = state.fetches.get_mut(&id) {
+                        fetch.paused = rest;
+                    }
+                } else {
+                    state.fetches.remove(&id);
+                    self.report(id, v1::fetch_report::State::Cancelled, bytes, None);
+                }
+            }
+            RunEnd::Stopped => {
                 state.queue.ended(id);
                 state.fetches.remove(&id);
                 self.report(id, v1::fetch_report::State::Cancelled, bytes, None);
@@ -441,6 +454,12 @@ impl Downloads {
         local.map(|(_, fetch)| fetch.order.clone()).collect()
     }
 
+    /// Time passed: who gave way for long may run.
+    pub fn tick(&self) {
+        let state = self.0.state.lock();
+        self.settle(state);
+    }
+
     /// Assignments of a session that is over mean nothing to the next one.
     pub fn forget_assignments(&self) {
         let ids: Vec<u64> = self
@@ -478,6 +497,7 @@ impl Fetch {
             undurable,
             finished: false,
             ordered: Instant::now(),
+            paused: None,
         }
     }
 }

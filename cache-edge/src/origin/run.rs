@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use chunkcache_proto::{ByteRange, ChunkIndex, Level, v1};
+use chunkcache_proto::{ByteRange, ChunkIndex, Level, identity::belongs_to, v1};
 use tokio::time::Instant;
 
 use super::{
@@ -33,7 +33,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(150);
 const LONGEST_RETRY: Duration = Duration::from_secs(4);
 /// A fetch that is stopped reads on for this long at most. What its origin has sent is on the wire and in the sockets' buffers, paid
 /// for already: of a fast origin that is most of the rest of the request, of a slow one nothing.
-const LINGER: Duration = Duration::from_millis(250);
+const LINGER: Duration = Duration::from_millis(100);
 /// A peer that has nothing for so long is left, by who waits and by who does not.
 const PEER_PATIENCE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 /// Between looks at chunks another fetch brings.
@@ -63,6 +63,13 @@ impl Order {
     pub fn is_local(&self) -> bool {
         self.id & super::downloads::LOCAL_BIT != 0
     }
+
+    /// The name of the source its entry belongs to.
+    #[must_use]
+    pub fn source(&self) -> Arc<str> {
+        let key = self.file.description().key.as_ref();
+        key.map_or("", |key| key.source.as_str()).into()
+    }
 }
 
 /// How a fetch ended.
@@ -70,7 +77,9 @@ impl Order {
 pub enum RunEnd {
     /// All chunks are present.
     Finished,
-    Stopped(Stop),
+    Stopped,
+    /// Pre-empted; with the answer it was reading, which is gone on with later: what its origin has sent is in the sockets' buffers.
+    Paused(Option<Opened>),
     Failed(Failure),
 }
 
@@ -83,7 +92,8 @@ pub struct Failure {
     pub message: String,
 }
 
-/// An answer already under way: the probe's. `part` was checked against the entry.
+/// An answer already under way: the probe's, or one that was paused. `part` was checked against the entry.
+#[derive(Debug)]
 pub struct Opened {
     pub response: Response,
     pub part: Part,
@@ -116,6 +126,16 @@ enum Broken {
     Peer(OriginError),
     Store(FlightError),
     Stop(Stop),
+    Pause(Opened),
+}
+
+impl From<Stop> for RunEnd {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::AtChunkEnd | Stop::Now => Self::Stopped,
+            Stop::Preempted => Self::Paused(None),
+        }
+    }
 }
 
 impl Fetcher {
@@ -132,7 +152,7 @@ impl Fetcher {
         let mut last_progress = Instant::now();
         loop {
             if let Some(stop) = control.wanted_stop() {
-                return RunEnd::Stopped(stop);
+                return stop.into();
             }
             if flights.is_changed() {
                 return RunEnd::Failed(failure(&OriginError::Changed));
@@ -146,7 +166,7 @@ impl Fetcher {
                     }
                     let changed = flight.changed();
                     tokio::select! {
-                        stop = control.stopped_now() => return RunEnd::Stopped(stop),
+                        stop = control.stopped_now() => return stop.into(),
                         _ = tokio::time::timeout(FOREIGN_WAIT, changed) => {}
                     }
                     continue;
@@ -172,7 +192,8 @@ impl Fetcher {
                     flights.set_last_error(None);
                     continue;
                 }
-                Err(Broken::Stop(stop)) => return RunEnd::Stopped(stop),
+                Err(Broken::Stop(stop)) => return stop.into(),
+                Err(Broken::Pause(rest)) => return RunEnd::Paused(Some(rest)),
                 Err(Broken::Store(error @ FlightError::Mismatch)) => {
                     self.counters.peer_errors.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(entry = %order.file.id(), peer = from_peer, "a peer's bytes do not match its checksum");
@@ -212,7 +233,7 @@ impl Fetcher {
             }
             tracing::debug!(%error, ?wait, entry = %order.file.id(), "asking the origin again");
             tokio::select! {
-                stop = control.stopped_now() => return RunEnd::Stopped(stop),
+                stop = control.stopped_now() => return stop.into(),
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -234,10 +255,16 @@ impl Fetcher {
                 .await
                 .map_err(|error| match error {
                     Broken::Origin(error) => Broken::Peer(error),
+                    // A peer has it still; what is on the way from it costs no origin.
+                    Broken::Pause(_) => Broken::Stop(Stop::Preempted),
                     other => other,
                 });
         }
-        let opened = match opened {
+        let fits = |opened: &Opened| match opened.part {
+            Part::Range(range) => range.start == gap.range.start,
+            Part::Whole => true,
+        };
+        let opened = match opened.filter(fits) {
             Some(opened) => opened,
             None => tokio::select! {
                 stop = control.stopped_now() => return Err(Broken::Stop(stop)),
@@ -247,6 +274,8 @@ impl Fetcher {
         let counter = &self.counters.origin_bytes;
         match opened.part {
             Part::Range(range) => {
+                // One that was paused may have more than is missing now.
+                let range = ByteRange::new(range.start, range.end.min(gap.range.end));
                 self.stream(
                     order,
                     control,
@@ -297,6 +326,10 @@ impl Fetcher {
         let entry = file.description();
         let key = entry.key.clone().unwrap_or_default();
         let source = self.source(&key.source)?;
+        if !belongs_to(entry, source.base_url()) {
+            // The source was pointed elsewhere: what is there now is not this object, whatever its ETag says.
+            return Err(OriginError::Changed);
+        }
         let url = source
             .url(&key.path, &key.query)
             .ok_or_else(|| OriginError::Protocol("its path leaves the source".into()))?;
@@ -407,6 +440,10 @@ impl Fetcher {
             let bytes = tokio::select! {
                 biased;
                 stop = control.stopped_now(), if stopping.is_none() => {
+                    if stop == Stop::Preempted {
+                        let part = Part::Range(ByteRange::new(offset, range.end));
+                        return Err(Broken::Pause(Opened { response, part }));
+                    }
                     stopping = Some((stop, Instant::now() + LINGER));
                     continue;
                 }

@@ -363,7 +363,7 @@ impl TestEdge {
         let fetch = fetch_runtime(options.max_downloads).unwrap();
         let edge = Edge::build(&options, store, fetch.handle().clone()).unwrap();
         if origin.is_some() {
-            notes::set_sources(&edge.store, &edge.catalogue, vec![source]);
+            let _ = notes::set_sources(&edge.store, &edge.catalogue, vec![source]);
         }
         let stop = CancellationToken::new();
         let metrics = Metrics::unregistered();
