@@ -89,7 +89,7 @@ impl Edge {
         let base_urls = catalogue.base_urls();
         bindings.forget_foreign(|name| base_urls.get(name).cloned());
         let flights = Arc::new(Flights::new(store.clone()));
-        let demand = Arc::new(DemandRegistry::default());
+        let demand = Arc::new(DemandRegistry::new(options.fixed_lookahead_chunks));
         let counters = Arc::new(Counters::default());
         let origin_tls =
             tls::client(ClientFiles::default()).context("trusting the system's authorities")?;

@@ -6,7 +6,7 @@
 //! that name an entry under way wait for it here, in their order.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque, hash_map::Entry},
+    collections::{BTreeMap, HashMap, HashSet},
     ops::Range,
     sync::Arc,
 };
@@ -16,16 +16,13 @@ use chunkcache_proto::{ChunkIndex, EntryId, Geometry, Level, v1};
 pub use super::command::{Action, Command, LoadedEntry};
 use super::{
     directory::{Directory, EntryRecord},
+    loading::{Absent, Loads},
     translate,
 };
 use crate::core::scheduler::{
     Scheduler,
     api::{EdgeId, Effect, EntryNo, Event, Millis, ReaderId, WantId},
 };
-
-/// Commands kept for one entry while it is loaded. What is beyond is dropped: demand
-/// is said again by the edges, rows are loaded by the very load that is waited for.
-const MAX_WAITING_PER_ENTRY: usize = 4096;
 
 /// A want as it was asked, until its entry is open.
 #[derive(Clone, Debug)]
@@ -43,7 +40,7 @@ pub struct Plan {
     epochs: HashMap<EdgeId, u64>,
     readers: HashMap<ReaderId, EntryId>,
     wants: BTreeMap<WantId, Want>,
-    loading: HashMap<EntryId, VecDeque<Command>>,
+    loading: Loads,
     effects: Vec<Effect>,
     now: Millis,
 }
@@ -58,7 +55,7 @@ impl Plan {
             epochs: HashMap::new(),
             readers: HashMap::new(),
             wants: BTreeMap::new(),
-            loading: HashMap::new(),
+            loading: Loads::default(),
             effects: Vec::new(),
             now: 0,
         }
@@ -143,7 +140,9 @@ impl Plan {
                 self.event(Event::SourceRemoved { source }, now, actions);
             }
             Command::EntryWanted(id) => {
-                self.load(id, actions);
+                if self.directory.entry_number(id).is_none() && self.loading.registered(id) {
+                    actions.push(Action::Load(id));
+                }
             }
             Command::EntryChanged(entry) => {
                 let number = entry
@@ -158,8 +157,8 @@ impl Plan {
             Command::EntryClosed(id) => {
                 self.wants.retain(|_, want| want.entry != id);
                 self.readers.retain(|_, entry| *entry != id);
-                if let Some(waiting) = self.loading.get_mut(&id) {
-                    waiting.push_back(Command::EntryClosed(id));
+                if self.loading.contains(id) {
+                    self.loading.keep(id, Command::EntryClosed(id));
                 } else if let Some(entry) = self.directory.entry_number(id) {
                     self.event(Event::EntryClosed { entry }, now, actions);
                     self.directory.close_entry(id);
@@ -190,10 +189,8 @@ impl Plan {
                 epoch,
                 report,
             } => {
-                if self.is_present(edge, epoch)
-                    && let Some(event) = translate::fetch_report(&mut self.directory, edge, &report)
-                {
-                    self.event(event, now, actions);
+                if self.is_present(edge, epoch) {
+                    self.fetch_report(edge, &report, now, actions);
                 }
             }
             Command::LocalFetch { edge, epoch, fetch } => {
@@ -226,7 +223,10 @@ impl Plan {
                     self.event(Event::WantClosed { want }, now, actions);
                 }
             }
-            Command::Tick => self.event(Event::Tick, now, actions),
+            Command::Tick => {
+                self.forget_absent();
+                self.event(Event::Tick, now, actions);
+            }
         }
     }
 
@@ -252,18 +252,16 @@ impl Plan {
         if self.directory.entry_number(id).is_some() {
             return true;
         }
-        if let Entry::Vacant(vacant) = self.loading.entry(id) {
-            vacant.insert(VecDeque::new());
+        if self.loading.begin(id) {
             actions.push(Action::Load(id));
         }
         false
     }
 
-    fn wait_for(&mut self, id: EntryId, command: Command) {
-        if let Some(waiting) = self.loading.get_mut(&id)
-            && waiting.len() < MAX_WAITING_PER_ENTRY
-        {
-            waiting.push_back(command);
+    /// What was said of entries that were never registered.
+    fn forget_absent(&mut self) {
+        for id in self.loading.expire(self.now) {
+            self.wants.retain(|_, want| want.entry != id);
         }
     }
 
@@ -274,11 +272,15 @@ impl Plan {
         now: Millis,
         actions: &mut Vec<Action>,
     ) {
-        let waiting = self.loading.remove(&id).unwrap_or_default();
         let Some(loaded) = loaded else {
-            self.wants.retain(|_, want| want.entry != id);
+            match self.loading.absent(id, now) {
+                Absent::Load => actions.push(Action::Load(id)),
+                Absent::Wait => {}
+                Absent::Forget => self.wants.retain(|_, want| want.entry != id),
+            }
             return;
         };
+        let waiting = self.loading.finish(id);
         let Ok(geometry) = Geometry::new(loaded.entry.size, loaded.entry.chunk_size) else {
             tracing::error!(entry = %id, "an entry's size and chunk size do not go together");
             return;
@@ -325,6 +327,27 @@ impl Plan {
         }
     }
 
+    fn fetch_report(
+        &mut self,
+        edge: EdgeId,
+        report: &v1::FetchReport,
+        now: Millis,
+        actions: &mut Vec<Action>,
+    ) {
+        use v1::fetch_report::State;
+        if !matches!(report.state(), State::Started | State::Progress) {
+            // It ended before its entry was open: it must not begin after that.
+            let of_it = |command: &Command| {
+                matches!(command, Command::LocalFetch { edge: of, fetch, .. }
+                    if *of == edge && fetch.assignment_id == report.assignment_id)
+            };
+            self.loading.retain_all(|command| !of_it(command));
+        }
+        if let Some(event) = translate::fetch_report(&mut self.directory, edge, report) {
+            self.event(event, now, actions);
+        }
+    }
+
     fn set_want(&mut self, want: WantId, asked: Want, now: Millis, actions: &mut Vec<Action>) {
         if let Some(entry) = self.directory.entry_number(asked.entry) {
             let event = Event::WantSet {
@@ -360,7 +383,7 @@ impl Plan {
                     chunks,
                 },
             };
-            self.wait_for(id, command);
+            self.loading.keep(id, command);
             return;
         };
         let chunks = match chunks {
@@ -465,7 +488,8 @@ impl Plan {
                     readers: vec![demand],
                     ..Default::default()
                 };
-                self.wait_for(id, Command::Demand { edge, epoch, batch });
+                self.loading
+                    .keep(id, Command::Demand { edge, epoch, batch });
             }
         }
         for number in batch.closed_readers {
@@ -488,13 +512,11 @@ impl Plan {
         let Some(id) = self.readers.remove(&reader) else {
             return;
         };
-        if let Some(waiting) = self.loading.get_mut(&id) {
-            // Its demand waits for the entry: it must not come back to life after it.
-            waiting.retain(|command| {
-                !matches!(command, Command::Demand { edge, batch, .. }
-                    if *edge == reader.edge && batch.readers.iter().any(|r| r.reader_id == reader.number))
-            });
-        }
+        // Its demand waits for the entry: it must not come back to life after it.
+        self.loading.retain(id, |command| {
+            !matches!(command, Command::Demand { edge, batch, .. }
+                if *edge == reader.edge && batch.readers.iter().any(|r| r.reader_id == reader.number))
+        });
         self.event(Event::DemandClosed { reader }, now, actions);
     }
 
@@ -512,7 +534,8 @@ impl Plan {
                 self.event(event, now, actions);
             }
         } else {
-            self.wait_for(id, Command::LocalFetch { edge, epoch, fetch });
+            self.loading
+                .keep(id, Command::LocalFetch { edge, epoch, fetch });
         }
     }
 }

@@ -45,6 +45,8 @@ pub struct DemandRegistry {
     changed: Notify,
     /// For the edge's own planning.
     waiting_changed: Notify,
+    /// 0: the coordinator decides.
+    lookahead_chunks: u32,
 }
 
 #[derive(Default)]
@@ -83,11 +85,21 @@ impl Default for DemandRegistry {
             inner: Mutex::default(),
             changed: Notify::new(),
             waiting_changed: Notify::new(),
+            lookahead_chunks: 0,
         }
     }
 }
 
 impl DemandRegistry {
+    /// `lookahead_chunks`: what the operator wants ahead of each reader; unset: the coordinator decides.
+    #[must_use]
+    pub fn new(lookahead_chunks: Option<u32>) -> Self {
+        Self {
+            lookahead_chunks: lookahead_chunks.unwrap_or(0),
+            ..Self::default()
+        }
+    }
+
     fn now_us(&self) -> u64 {
         u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
@@ -311,7 +323,7 @@ impl DemandRegistry {
             waiting: view.waiting,
             rate_bytes_per_second: reader.rate.load(Ordering::Relaxed),
             buffered_bytes: buffered_to.saturating_sub(view.position),
-            lookahead_bytes: 0,
+            lookahead_bytes: u64::from(self.lookahead_chunks) * u64::from(geometry.chunk_size()),
             paused: view.paused,
             hints: reader.hints().into_iter().map(Into::into).collect(),
         }

@@ -345,6 +345,12 @@ impl FlightClaim {
     pub fn flight(&self) -> &Arc<Flight> {
         &self.flight
     }
+
+    /// Not taken over by another fetch.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.flight.state.lock().fetcher == Some(self.fetch)
+    }
 }
 
 impl Drop for FlightClaim {

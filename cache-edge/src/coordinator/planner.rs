@@ -20,6 +20,8 @@ use crate::{
 pub const CRITICAL_BUDGET: Duration = Duration::from_millis(40);
 /// The same for a wait the coordinator said it can not serve yet: long, since to fetch is to break a limit, but not without end.
 const HELD_BUDGET: Duration = Duration::from_secs(10);
+/// Once the coordinator has been heard since the wait began: it knows who else fetches the chunk, and what the origin bears.
+const ANSWERED_BUDGET: Duration = Duration::from_millis(500);
 /// Fetches of its own an edge has at a time: an outage of the coordinator is no storm for the origin.
 const MAX_LOCAL: usize = 64;
 /// Looks at waiting readers at most this often.
@@ -112,7 +114,7 @@ impl Planner {
         let budget = if reader.is_held() {
             HELD_BUDGET
         } else {
-            CRITICAL_BUDGET
+            critical_budget(self.link.silent_for(), waited)
         };
         if planned_elsewhere && waited < budget {
             return budget - waited;
@@ -224,5 +226,29 @@ impl Planner {
                     .cancel(order.id, here || order.chunk_count == 1);
             }
         }
+    }
+}
+
+/// How long the coordinator has to take care of a wait.
+fn critical_budget(silent_for: Duration, waited: Duration) -> Duration {
+    // Before the budget's end nothing is decided, so that both lead to the same look at it.
+    if waited >= CRITICAL_BUDGET && silent_for < waited {
+        ANSWERED_BUDGET
+    } else {
+        CRITICAL_BUDGET
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_coordinator_that_was_heard_since_has_longer() {
+        let ms = Duration::from_millis;
+        assert_eq!(critical_budget(ms(900), ms(5)), CRITICAL_BUDGET);
+        assert_eq!(critical_budget(ms(900), ms(40)), CRITICAL_BUDGET);
+        assert_eq!(critical_budget(ms(30), ms(40)), ANSWERED_BUDGET);
+        assert_eq!(critical_budget(ms(600), ms(500)), CRITICAL_BUDGET);
     }
 }

@@ -72,7 +72,7 @@ enum State {
     Running,
     /// Told to stop; gives its slot up already, and waits again once it did.
     Preempting,
-    /// As before, but it is over once it did: it was cancelled meanwhile.
+    /// Told to stop for good; gives its slot up already, and is over once it did.
     Leaving,
 }
 
@@ -153,8 +153,8 @@ impl FetchQueue {
                 self.tasks.remove(&id);
                 None
             }
-            State::Running => Some(Effect::Cancel(id)),
-            State::Preempting | State::Leaving => {
+            State::Running | State::Preempting | State::Leaving => {
+                self.running.remove(&task.rank());
                 *state = State::Leaving;
                 Some(Effect::Cancel(id))
             }
@@ -315,7 +315,7 @@ impl FetchQueue {
     ) -> impl Iterator<Item = (&Task, bool)> {
         self.tasks
             .values()
-            .filter(move |(task, _)| task.covers(&entry, chunk))
+            .filter(move |(task, state)| *state != State::Leaving && task.covers(&entry, chunk))
             .map(|(task, state)| (task, *state == State::Running))
     }
 

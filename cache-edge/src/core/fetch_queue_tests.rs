@@ -71,7 +71,14 @@ fn a_waiting_task_is_cancelled_at_once_and_a_running_one_is_stopped() {
     let _ = queue.settle(0);
     assert_eq!(queue.cancel(2), None);
     assert_eq!(queue.cancel(1), Some(Effect::Cancel(1)));
+    assert!(queue.push(task(3, Level::High, 2)));
+    assert_eq!(
+        queue.settle(0),
+        [Effect::Start(3)],
+        "its slot is free while it stops"
+    );
     queue.ended(1);
+    queue.ended(3);
     assert_eq!((queue.running_count(), queue.waiting_count()), (0, 0));
 }
 

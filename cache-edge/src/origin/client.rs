@@ -38,6 +38,7 @@ pub struct Client {
 }
 
 /// An answer whose head has come.
+#[derive(Debug)]
 pub struct Response {
     pub status: StatusCode,
     pub headers: HeaderMap,

@@ -338,6 +338,7 @@ impl TestEdge {
             min_free: MinFree::Bytes(0),
             max_downloads: 3,
             lookahead_chunks: 10,
+            fixed_lookahead_chunks: None,
             chunk_wait_timeout: Duration::from_secs(8),
             background_fill: false,
             tls: None,
