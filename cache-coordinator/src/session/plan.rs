@@ -497,7 +497,7 @@ impl Plan {
             self.close_reader(ReaderId { edge, number }, now, actions);
         }
         if !held.is_empty() {
-            let message = Message::Held(v1::Held { reader_ids: held });
+            let message = v1::session_response::Message::Held(v1::Held { reader_ids: held });
             actions.push(Action::Send(edge, Box::new(message)));
         }
     }
