@@ -127,8 +127,14 @@ impl Reader {
             match flight.find(self.cursor) {
                 Found::Present => continue,
                 Found::Written(end) => {
+                    // Held like a present one: a slow client's piece may wait in its socket for longer than the chunk is kept.
+                    let Some(hold) = self.factory.file.hold_written(chunk) else {
+                        // It is being given up, or went as it was finished: the next look finds out.
+                        tokio::task::yield_now().await;
+                        continue;
+                    };
                     let end = end.min(self.end).min(self.cursor.saturating_add(max_len));
-                    return Ok(Some(self.piece(end, None)));
+                    return Ok(Some(self.piece(end, Some(hold))));
                 }
                 Found::Refused(why) => {
                     self.read_past_the_store(&why);

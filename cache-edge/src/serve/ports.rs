@@ -118,7 +118,7 @@ pub trait ReadBytes: Send + 'static {
 pub struct Piece {
     pub file: Arc<EntryFile>,
     pub range: ByteRange,
-    /// Keeps the chunk from being evicted; none where the chunk is still arriving (it is held by its fetch).
+    /// Keeps the chunk's bytes in the file, also of one that is still arriving; none where they are in memory.
     pub pin: Option<ChunkPin>,
     /// Bytes that could not be stored (no space): to be sent from memory instead of from the file.
     pub unstored: Option<Bytes>,

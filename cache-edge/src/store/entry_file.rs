@@ -130,7 +130,19 @@ impl EntryFile {
         let entry = self.me.upgrade()?;
         self.table
             .try_pin(chunk, self.shared.tick())
-            .then(|| ChunkPin { entry, chunk })
+            .then(|| ChunkPin::new(entry, chunk))
+    }
+
+    /// Holds what is written of a chunk, present or still arriving, for a reader of those bytes. Lock-free. `None`: none are, or they are
+    /// about to go. Not counted as a use.
+    #[must_use]
+    pub fn hold_written(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
+        let entry = self.me.upgrade()?;
+        self.table.try_hold_written(chunk).then(|| ChunkPin {
+            entry,
+            chunk,
+            is_arriving: true,
+        })
     }
 
     /// The chunk's bytes were checked since this process started (or written by it).
@@ -165,6 +177,7 @@ impl EntryFile {
             let under_way = state.is_written()
                 && !state.is_doomed()
                 && !state.is_spoiled()
+                && !state.is_abandoned()
                 && !state.is_present();
             if !under_way {
                 self.begin_write(chunk)?;
@@ -221,7 +234,7 @@ impl EntryFile {
         }
     }
 
-    /// What was written of a chunk that will not be finished goes back to the disk. Blocking. Without it the bytes stay until the
+    /// What was written of a chunk that will not be finished goes back to the disk, once no reader holds it. Blocking. Without it the bytes stay until the
     /// chunk is fetched again or the store is opened the next time.
     pub fn abandon_chunk(&self, chunk: ChunkIndex) {
         let _no_write_begins = self.emptying.lock();
@@ -298,7 +311,7 @@ impl EntryFile {
         let entry = self.me.upgrade()?;
         self.table
             .try_hold(chunk)
-            .then(|| ChunkPin { entry, chunk })
+            .then(|| ChunkPin::new(entry, chunk))
     }
 
     /// The entry is removed: its chunks go on being read by who holds it, and prove nothing. Returns how many.
@@ -458,17 +471,37 @@ pub(super) fn file_path(id: &EntryId) -> PathBuf {
 pub struct ChunkPin {
     entry: Arc<EntryFile>,
     chunk: ChunkIndex,
+    is_arriving: bool,
+}
+
+impl ChunkPin {
+    fn new(entry: Arc<EntryFile>, chunk: ChunkIndex) -> Self {
+        Self {
+            entry,
+            chunk,
+            is_arriving: false,
+        }
+    }
+
+    /// It was taken for bytes as they landed.
+    #[must_use]
+    pub fn is_arriving(&self) -> bool {
+        self.is_arriving
+    }
 }
 
 impl Drop for ChunkPin {
     fn drop(&mut self) {
         let state = self.entry.table.unpin(self.chunk);
-        if state.is_doomed() && state.pins() == 0 {
-            // Not here: punching blocks, and this may be a serving thread.
-            self.entry
-                .shared
-                .reaper
-                .punch(self.entry.clone(), self.chunk);
+        if state.pins() > 0 {
+            return;
+        }
+        // Not here: punching blocks, and this may be a serving thread.
+        let reaper = &self.entry.shared.reaper;
+        if state.is_doomed() {
+            reaper.punch(self.entry.clone(), self.chunk);
+        } else if state.is_abandoned() {
+            reaper.abandon(self.entry.clone(), self.chunk);
         }
     }
 }
