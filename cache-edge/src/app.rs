@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -29,7 +30,10 @@ use crate::{
     coordinator::{
         Link, Session, channel::TlsFiles, notes, planner::Planner, session::Totals, upkeep::Upkeep,
     },
-    http::{self, Metrics, Server, Settings, TlsConfig, admin::AdminState, metrics::ByteSource},
+    http::{
+        self, Metrics, Server, Settings, SigningKeys, TlsConfig, admin::AdminState,
+        metrics::ByteSource,
+    },
     options::Options,
     origin::{
         Catalogue, Client, Downloads,
@@ -258,6 +262,11 @@ pub async fn serve(options: Options, fetch: Handle) -> anyhow::Result<()> {
     let mut tasks = TaskSet::new(signal.clone());
     edge.spawn(&options, url, metrics.clone(), &mut tasks, &stop);
     let mut settings = Settings::new(options.name.clone());
+    let players = options.players.clone();
+    settings.cors = players.cors;
+    settings.limits = players.limits;
+    settings.timeouts = players.timeouts;
+    settings.signed_urls = signing_keys(players.signed_url_keys_file)?;
     settings.drain_grace = options.drain_grace;
     settings.tls = player_tls;
     let peers = Peers {
@@ -330,6 +339,14 @@ fn player_tls(options: &Options) -> anyhow::Result<Option<TlsConfig>> {
             .await
     });
     Ok(Some(Arc::new(move || reloading.current())))
+}
+
+fn signing_keys(file: Option<PathBuf>) -> anyhow::Result<Option<SigningKeys>> {
+    let Some(file) = file else { return Ok(None) };
+    let keys = SigningKeys::load(file).context("--signed-url-keys-file")?;
+    // Ends with the process, as the certificates' does.
+    tokio::spawn(keys.clone().watch(tls::CHECK_INTERVAL));
+    Ok(Some(keys))
 }
 
 /// Reads one measure at a scrape.

@@ -1,5 +1,7 @@
 //! The options of `cache-edge serve`, and the conflicts between them.
 
+mod players;
+
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use chunkcache_plumbing::{
@@ -9,6 +11,7 @@ use chunkcache_plumbing::{
 };
 use chunkcache_proto::source_name::check_name;
 
+pub use self::players::PlayerOptions;
 use crate::{core::lookahead::DEFAULT_LOOKAHEAD_CHUNKS, store::MinFree};
 
 const OPTIONS: &[OptionSpec] = &[
@@ -146,7 +149,10 @@ fn checked_name(name: &str) -> Result<(), String> {
 /// All options, with those every binary has.
 #[must_use]
 pub fn table() -> Table {
-    Table::new("CACHE_EDGE", &[OPTIONS, telemetry::OPTIONS])
+    Table::new(
+        "CACHE_EDGE",
+        &[OPTIONS, players::OPTIONS, telemetry::OPTIONS],
+    )
 }
 
 /// What the operator decided.
@@ -170,6 +176,7 @@ pub struct Options {
     pub tls: Option<(PathBuf, PathBuf)>,
     pub coordinator_tls: ClientFiles,
     pub drain_grace: Duration,
+    pub players: PlayerOptions,
 }
 
 impl Options {
@@ -214,12 +221,14 @@ impl Options {
                 alpn: Vec::new(),
             },
             drain_grace: settings.value("drain-grace"),
+            players: PlayerOptions::from_settings(settings),
         }
     }
 }
 
 /// Conflicts between options; runs also when single ones are wrong.
 pub fn check(settings: &Settings, problems: &mut Problems) {
+    players::check(settings, problems);
     for (cert, key) in [
         ("tls-cert", "tls-key"),
         ("coordinator-cert", "coordinator-key"),

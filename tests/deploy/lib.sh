@@ -27,7 +27,8 @@ bad() { printf '  FAILED  %s\n' "$*"; failures=$((failures + 1)); }
 expect() {
   local what=$1
   shift
-  if "$@" >"$work/output" 2>&1; then ok "$what"; else bad "$what"; sed 's/^/          /' "$work/output" | head -n 40; fi
+  # In a shell of its own: what dies in there is a failure of this step.
+  if ("$@") >"$work/output" 2>&1; then ok "$what"; else bad "$what"; sed 's/^/          /' "$work/output" | head -n 40; fi
 }
 finish() {
   [ "$failures" = 0 ] || { echo "$failures failed"; exit 1; }

@@ -466,6 +466,7 @@ impl Plan {
                 self.close_reader(reader, now, actions);
             }
         }
+        let mut held = Vec::new();
         for demand in batch.readers {
             let Ok(id) = demand.entry_id.parse::<EntryId>() else {
                 continue;
@@ -478,6 +479,9 @@ impl Plan {
             if self.load(id, actions) {
                 if let Some(event) = translate::demand(&self.directory, edge, &demand) {
                     self.event(event, now, actions);
+                    if demand.waiting && self.is_held_back(edge, id, demand.position) {
+                        held.push(demand.reader_id);
+                    }
                 }
             } else {
                 let batch = v1::DemandBatch {
@@ -491,6 +495,17 @@ impl Plan {
         for number in batch.closed_readers {
             self.close_reader(ReaderId { edge, number }, now, actions);
         }
+        if !held.is_empty() {
+            let message = Message::Held(v1::Held { reader_ids: held });
+            actions.push(Action::Send(edge, Box::new(message)));
+        }
+    }
+
+    fn is_held_back(&self, edge: EdgeId, id: EntryId, position: u64) -> bool {
+        self.open_geometry(id).is_some_and(|(number, geometry)| {
+            let chunk = geometry.chunk_of(position);
+            self.scheduler.holds_back(edge, number, chunk)
+        })
     }
 
     fn close_reader(&mut self, reader: ReaderId, now: Millis, actions: &mut Vec<Action>) {

@@ -27,6 +27,8 @@ pub struct ReaderState {
     pub end: u64,
     position: AtomicU64,
     waiting: AtomicBool,
+    /// The coordinator knows of the wait, and may not have it served yet.
+    held: AtomicBool,
     /// Microseconds on the registry's clock.
     waiting_since_us: AtomicU64,
     last_read_us: AtomicU64,
@@ -111,6 +113,7 @@ impl DemandRegistry {
             end: range.end,
             position: AtomicU64::new(range.start),
             waiting: AtomicBool::new(false),
+            held: AtomicBool::new(false),
             waiting_since_us: AtomicU64::new(0),
             last_read_us: AtomicU64::new(self.now_us()),
             rate: AtomicU64::new(0),
@@ -146,6 +149,7 @@ impl DemandRegistry {
     pub fn wait_at(&self, reader: &ReaderState, position: u64) {
         reader.position.store(position, Ordering::Relaxed);
         if !reader.waiting.swap(true, Ordering::AcqRel) {
+            reader.held.store(false, Ordering::Relaxed);
             reader
                 .waiting_since_us
                 .store(self.now_us(), Ordering::Relaxed);
@@ -186,6 +190,14 @@ impl DemandRegistry {
         self.mark(reader);
         self.changed.notify_one();
         self.waiting_changed.notify_one();
+    }
+
+    /// The coordinator's word that these readers' waits are known and can not be served yet.
+    pub fn hold(&self, readers: &[u64]) {
+        let inner = self.inner.lock();
+        for reader in readers.iter().filter_map(|id| inner.readers.get(id)) {
+            reader.held.store(true, Ordering::Relaxed);
+        }
     }
 
     fn mark(&self, reader: &ReaderState) {
@@ -322,6 +334,12 @@ impl ReaderState {
     #[must_use]
     pub fn position(&self) -> u64 {
         self.position.load(Ordering::Relaxed)
+    }
+
+    /// See [`DemandRegistry::hold`].
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
     }
 
     #[must_use]

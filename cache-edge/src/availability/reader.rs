@@ -126,15 +126,15 @@ impl Reader {
             changed.as_mut().enable();
             match flight.find(self.cursor) {
                 Found::Present => continue,
-                Found::Written(end) => {
-                    // Held like a present one: a slow client's piece may wait in its socket for longer than the chunk is kept.
-                    let Some(hold) = self.factory.file.hold_written(chunk) else {
-                        // It is being given up, or went as it was finished: the next look finds out.
-                        tokio::task::yield_now().await;
+                Found::Written(_) => {
+                    // Held first and looked at again: what is given up meanwhile is punched behind the hold.
+                    if let Some(pin) = self.factory.file.hold_unfinished(chunk) {
+                        if let Found::Written(end) = flight.find(self.cursor) {
+                            let end = end.min(self.end).min(self.cursor.saturating_add(max_len));
+                            return Ok(Some(self.piece(end, Some(pin))));
+                        }
                         continue;
-                    };
-                    let end = end.min(self.end).min(self.cursor.saturating_add(max_len));
-                    return Ok(Some(self.piece(end, Some(hold))));
+                    }
                 }
                 Found::Refused(why) => {
                     self.read_past_the_store(&why);

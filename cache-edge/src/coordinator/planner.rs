@@ -18,6 +18,8 @@ use crate::{
 
 /// The coordinator's budget to answer a CRITICAL need (RFC 0001, 6).
 pub const CRITICAL_BUDGET: Duration = Duration::from_millis(40);
+/// The same for a wait the coordinator said it can not serve yet: long, since to fetch is to break a limit, but not without end.
+const HELD_BUDGET: Duration = Duration::from_secs(10);
 /// Once the coordinator has been heard since the wait began: it knows who else fetches the chunk, and what the origin bears.
 const ANSWERED_BUDGET: Duration = Duration::from_millis(500);
 /// Fetches of its own an edge has at a time: an outage of the coordinator is no storm for the origin.
@@ -109,12 +111,15 @@ impl Planner {
             return TICK;
         }
         let waited = self.demand.waited(reader);
-        if planned_elsewhere {
-            let budget = critical_budget(self.link.silent_for(), waited);
-            if waited < budget {
-                return budget - waited;
-            }
+        let budget = if reader.is_held() {
+            HELD_BUDGET
+        } else {
+            critical_budget(self.link.silent_for(), waited)
+        };
+        if planned_elsewhere && waited < budget {
+            return budget - waited;
         }
+        tracing::debug!(entry = %reader.file.id(), chunk, ?waited, planned_elsewhere, "nobody brings what a reader waits for; fetching it here");
         let want = Want {
             first_chunk: chunk,
             chunk_count: 1,

@@ -255,6 +255,7 @@ impl Session {
                     };
                     self.demand.all().iter().any(|reader| stands(reader))
                 });
+                tracing::debug!(fetch = cancel.assignment_id, "cancelled");
                 self.downloads.cancel(cancel.assignment_id, wanted);
             }
             Message::Committed(committed) => {
@@ -279,6 +280,7 @@ impl Session {
                 }
             }
             Message::Drain(drain) => self.link.set_draining(drain.draining),
+            Message::Held(held) => self.demand.hold(&held.reader_ids),
             Message::Forget(_) => {
                 tracing::warn!(
                     "this edge was removed from the cluster; everything cached is dropped"
@@ -318,6 +320,14 @@ impl Session {
             Err(error) => return refuse(&error.to_string()),
         };
         self.link.set_told(file.id());
+        tracing::debug!(
+            fetch = assign.assignment_id,
+            chunk = assign.first_chunk,
+            count = assign.chunk_count,
+            ?level,
+            reason = assign.reason,
+            "assigned"
+        );
         let order = Order {
             id: assign.assignment_id,
             start_at: assign
@@ -404,6 +414,7 @@ impl Session {
             let result = match &removal {
                 Removal::Chunks(entry, chunks) => store.drop_chunks(entry, chunks),
                 Removal::Entry(entry) => store.remove_entry(entry),
+                Removal::Nothing(_) => Ok(()),
             };
             if let Err(error) = result {
                 tracing::warn!(%error, "bytes could not be dropped");

@@ -23,7 +23,6 @@ const WRITTEN: u64 = 1 << 4;
 const SPOILED: u64 = 1 << 5;
 const QUEUED: u64 = 1 << 6;
 const SYNCING: u64 = 1 << 7;
-const ABANDONED: u64 = 1 << 10;
 const USES_SHIFT: u32 = 8;
 const USES_MASK: u64 = 0b11 << USES_SHIFT;
 const TICK_SHIFT: u32 = 16;
@@ -71,11 +70,6 @@ impl ChunkState {
     #[must_use]
     pub fn is_spoiled(self) -> bool {
         self.0 & SPOILED != 0
-    }
-    /// It will not be finished; its bytes go once nobody holds it.
-    #[must_use]
-    pub fn is_abandoned(self) -> bool {
-        self.0 & ABANDONED != 0
     }
     /// All its bytes were written before the sync under way began.
     #[must_use]
@@ -166,17 +160,19 @@ impl ChunkTable {
             .is_some_and(|word| update(word, |s| fits(s).then(|| s + PIN_ONE)).is_some())
     }
 
-    /// Holds a chunk of which bytes are written, present or not yet: a reader of an arriving chunk. Finished, withdrawn or given up
-    /// while held, it keeps its bytes.
-    pub fn try_hold_written(&self, chunk: ChunkIndex) -> bool {
+    /// Holds a chunk whose bytes are being written or are there: what is read of it is not punched meanwhile. The caller makes
+    /// sure afterwards that the bytes it wants are written still.
+    pub fn try_hold_unfinished(&self, chunk: ChunkIndex) -> bool {
         let fits = |state: u64| {
-            state & (WRITTEN | DOOMED | ABANDONED) == WRITTEN && state >> 32 < MAX_PINS
+            state & (PRESENT | WRITTEN) != 0
+                && state & (DOOMED | SPOILED) == 0
+                && state >> 32 < MAX_PINS
         };
         self.word(chunk)
             .is_some_and(|word| update(word, |s| fits(s).then(|| s + PIN_ONE)).is_some())
     }
 
-    /// Gives a pin back; the state after it tells whether this was the last hold on a doomed or an abandoned chunk.
+    /// Gives a pin back; the state after it tells whether this was the last hold on a doomed chunk.
     pub fn unpin(&self, chunk: ChunkIndex) -> ChunkState {
         let Some(word) = self.word(chunk) else {
             return ChunkState(0);
@@ -193,7 +189,7 @@ impl ChunkTable {
             return ChunkState(0);
         };
         self.change(word, |state| {
-            (state & PRESENT == 0).then_some(state & !(DOOMED | SPOILED | ABANDONED) | WRITTEN)
+            (state & PRESENT == 0).then_some(state & !(DOOMED | SPOILED) | WRITTEN)
         })
     }
 
@@ -262,27 +258,27 @@ impl ChunkTable {
         .map(ChunkState)
     }
 
-    /// An unfinished chunk is given up. True: its bytes are nobody's, and may be punched. False: there was none, or a reader
-    /// holds it, and its last [`unpin`](Self::unpin) finds it abandoned.
-    pub fn abandon(&self, chunk: ChunkIndex) -> bool {
-        let Some(word) = self.word(chunk) else {
-            return false;
-        };
-        let before = update(word, |state| {
-            let unfinished = state & (PRESENT | DOOMED) == 0 && state & (WRITTEN | SPOILED) != 0;
-            unfinished.then_some(if state >> 32 == 0 {
-                state & !(WRITTEN | SPOILED | ABANDONED)
+    /// An unfinished chunk is given up. Returns the state before if there was one. One that is held is doomed instead of
+    /// empty: its bytes go with the last hold.
+    pub fn abandon(&self, chunk: ChunkIndex) -> Option<ChunkState> {
+        let word = self.word(chunk)?;
+        update(word, |state| {
+            let fits =
+                state & PRESENT == 0 && state & (WRITTEN | SPOILED) != 0 && state & DOOMED == 0;
+            let emptied = state & !(WRITTEN | SPOILED);
+            fits.then_some(if state >> 32 > 0 {
+                emptied | DOOMED
             } else {
-                state | ABANDONED
+                emptied
             })
-        });
-        before.is_some_and(|state| state >> 32 == 0)
+        })
+        .map(ChunkState)
     }
 
     /// Its bytes are gone (the caller punches only doomed chunks without pins, under its lock).
     pub fn mark_empty(&self, chunk: ChunkIndex) {
         if let Some(word) = self.word(chunk) {
-            word.fetch_and(!(DOOMED | WRITTEN | SPOILED | ABANDONED), Ordering::AcqRel);
+            word.fetch_and(!(DOOMED | WRITTEN | SPOILED), Ordering::AcqRel);
         }
     }
 
@@ -439,6 +435,23 @@ mod tests {
     }
 
     #[test]
+    fn an_unfinished_chunk_that_is_held_outlives_being_given_up() {
+        let table = ChunkTable::new(2);
+        assert!(!table.try_hold_unfinished(1), "nothing is written");
+        table.begin_write(1);
+        assert!(table.try_hold_unfinished(1));
+        assert!(table.abandon(1).is_some_and(|before| before.pins() == 1));
+        assert!(!table.try_hold_unfinished(1), "it is going");
+        assert!(table.abandon(1).is_none());
+        let last = table.unpin(1);
+        assert!(last.is_doomed() && last.pins() == 0);
+        table.mark_empty(1);
+        table.begin_write(1);
+        assert!(table.abandon(1).is_some_and(|before| before.pins() == 0));
+        assert!(!table.state(1).is_doomed());
+    }
+
+    #[test]
     fn nothing_lies_past_the_end() {
         let table = ChunkTable::new(3);
         table.begin_write(3);
@@ -466,28 +479,6 @@ mod tests {
     }
 
     #[test]
-    fn a_held_arriving_chunk_keeps_its_bytes_whatever_becomes_of_it() {
-        let table = ChunkTable::new(2);
-        assert!(!table.try_hold_written(0), "nothing is written");
-        table.begin_write(0);
-        assert!(table.try_hold_written(0));
-        assert!(table.finish(0, 1, 0));
-        assert!(table.withdraw(0).is_some());
-        assert!(!table.try_hold_written(0), "it is on its way out");
-        let last = table.unpin(0);
-        assert!(last.is_doomed() && last.pins() == 0);
-
-        table.begin_write(1);
-        assert!(table.try_hold_written(1));
-        assert!(!table.abandon(1), "held");
-        assert!(!table.try_hold_written(1));
-        let last = table.unpin(1);
-        assert!(last.is_abandoned() && last.pins() == 0);
-        assert!(table.abandon(1));
-        assert!(!table.state(1).is_written() && !table.state(1).is_abandoned());
-    }
-
-    #[test]
     fn a_failed_sync_spoils_what_is_unfinished_only() {
         let table = ChunkTable::new(3);
         stored(&table, 0);
@@ -495,7 +486,7 @@ mod tests {
         table.spoil_unfinished();
         assert!(table.state(0).is_present());
         assert!(!table.finish(1, 1, 0));
-        assert!(table.abandon(1));
+        assert!(table.abandon(1).is_some());
         table.begin_write(1);
         assert!(table.finish(1, 1, 0));
         assert_eq!(

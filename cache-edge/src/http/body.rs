@@ -168,7 +168,7 @@ impl<O: OpenReader> Cursor<O> {
                 .count_bytes(ByteSource::Origin, bytes.len() as u64);
             return Ok(BodyData::Memory(bytes));
         }
-        let here = if piece.pin.as_ref().is_some_and(|pin| !pin.is_arriving()) {
+        let here = if piece.pin.is_some() {
             ByteSource::Hit
         } else {
             ByteSource::InFlight

@@ -20,6 +20,7 @@ use super::{
     Catalogue, Client, OriginError, Response, Source,
     answer::{self, Part},
     control::{Control, Stop},
+    downloads::LOCAL_BIT,
     gap::{Gap, Next, next_gap},
     peer::{self, PeerKeys},
 };
@@ -231,7 +232,9 @@ impl Fetcher {
             let wait = backoff
                 .wait(rand::random())
                 .max(error.retry_after().unwrap_or_default());
-            if !error.is_transient() || last_progress.elapsed() + wait > self.retry_budget {
+            // The whole cluster leaves it alone then: the coordinator has to know now, not when this fetch gives up.
+            let busy = matches!(error, OriginError::Busy { .. }) && order.id & LOCAL_BIT == 0;
+            if busy || !error.is_transient() || last_progress.elapsed() + wait > self.retry_budget {
                 return RunEnd::Failed(failure(&error));
             }
             tracing::debug!(%error, ?wait, entry = %order.file.id(), "asking the origin again");
@@ -343,13 +346,13 @@ impl Fetcher {
                 retry_after: Duration::from_millis(held_off),
             });
         }
+        let mut asked = answer::variant_headers(&key.variant);
+        asked.extend(answer::range_headers(range, Some(entry)));
         self.counters
             .origin_requests
             .fetch_add(1, Ordering::Relaxed);
-        let response = self
-            .client
-            .get(&source, url, &answer::range_headers(range, Some(entry)))
-            .await?;
+        tracing::debug!(start = range.start, end = range.end, "asking the origin");
+        let response = self.client.get(&source, url, &asked).await?;
         let part = answer::check(response.status, &response.headers, range, entry, now_ms());
         if let Err(OriginError::Busy { retry_after }) = &part {
             source.hold_off(now_ms() + i64::try_from(retry_after.as_millis()).unwrap_or(0));

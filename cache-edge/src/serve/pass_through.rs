@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, header};
 use http_body::Frame;
 use tokio::{runtime::Handle, sync::mpsc};
+use tracing::{Instrument as _, Span};
 
 use super::{
     compare::Comparison,
@@ -101,7 +102,8 @@ pub async fn pass_through(
         Method::GET
     };
     let (client, source) = (client.clone(), source.clone());
-    let asked = runtime.spawn(async move { client.ask(method, &source, url, &headers).await });
+    let asked = async move { client.ask(method, &source, url, &headers).await };
+    let asked = runtime.spawn(asked.instrument(Span::current()));
     let response = asked
         .await
         .map_err(|_| ServeError::Internal("the request to the origin was given up".into()))?;

@@ -42,6 +42,22 @@ pub enum Found {
     Unstorable(&'static str),
 }
 
+impl Found {
+    /// As one who may have waited for another's question tells it.
+    #[must_use]
+    pub fn waited_for(self, collapsed: bool) -> Self {
+        match self {
+            Self::Object(bound, Freshness::Probed { status, .. }) => {
+                Self::Object(bound, Freshness::Probed { collapsed, status })
+            }
+            Self::Object(bound, Freshness::Revalidated { status, .. }) => {
+                Self::Object(bound, Freshness::Revalidated { collapsed, status })
+            }
+            other => other,
+        }
+    }
+}
+
 /// What of the object is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ask {
@@ -236,6 +252,10 @@ fn adopt(
     response: Response,
     part: Part,
 ) -> Result<Found, OriginError> {
+    let probed = Freshness::Probed {
+        collapsed: false,
+        status: response.status.as_u16(),
+    };
     let bound = match register(
         objects,
         source,
@@ -273,7 +293,7 @@ fn adopt(
             .downloads
             .adopt(order, Opened { response, part });
     }
-    Ok(Found::Object(bound, Freshness::Probed { collapsed: false }))
+    Ok(Found::Object(bound, probed))
 }
 
 /// Makes the entry an answer describes and points the key to it; or says why it can not be stored.
@@ -350,6 +370,9 @@ pub(super) fn register_with<'a>(
     };
     let fresh = freshness::freshness(&facts, &source.policy(), now);
     parts.announce.observed(&entry, &fresh);
+    if let Some(file) = parts.store.entry(&id) {
+        parts.flights.of(&file).set_current();
+    }
     let bound = parts.bindings.bind(entry, fresh);
     Ok(bound.ok_or("no-identity"))
 }

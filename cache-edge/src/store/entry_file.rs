@@ -130,19 +130,17 @@ impl EntryFile {
         let entry = self.me.upgrade()?;
         self.table
             .try_pin(chunk, self.shared.tick())
-            .then(|| ChunkPin::new(entry, chunk))
+            .then(|| ChunkPin { entry, chunk })
     }
 
-    /// Holds what is written of a chunk, present or still arriving, for a reader of those bytes. Lock-free. `None`: none are, or they are
-    /// about to go. Not counted as a use.
+    /// Holds a chunk that may be unfinished: what is written of it is not punched before the hold ends, whatever becomes of
+    /// the chunk. What is written is known to whoever writes it, and is asked again once held. `None`: nothing is.
     #[must_use]
-    pub fn hold_written(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
+    pub fn hold_unfinished(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
         let entry = self.me.upgrade()?;
-        self.table.try_hold_written(chunk).then(|| ChunkPin {
-            entry,
-            chunk,
-            is_arriving: true,
-        })
+        self.table
+            .try_hold_unfinished(chunk)
+            .then(|| ChunkPin { entry, chunk })
     }
 
     /// The chunk's bytes were checked since this process started (or written by it).
@@ -177,7 +175,6 @@ impl EntryFile {
             let under_way = state.is_written()
                 && !state.is_doomed()
                 && !state.is_spoiled()
-                && !state.is_abandoned()
                 && !state.is_present();
             if !under_way {
                 self.begin_write(chunk)?;
@@ -201,7 +198,8 @@ impl EntryFile {
         if state.is_present() {
             return Err(StoreError::Io(io::ErrorKind::AlreadyExists.into()));
         }
-        if state.is_spoiled() && self.table.abandon(chunk) {
+        if state.is_spoiled() {
+            self.abandon_locked(chunk);
             return Err(StoreError::Io(io::Error::other(
                 "what was written of the chunk may be lost: a sync failed",
             )));
@@ -234,12 +232,24 @@ impl EntryFile {
         }
     }
 
-    /// What was written of a chunk that will not be finished goes back to the disk, once no reader holds it. Blocking. Without it the bytes stay until the
+    /// What was written of a chunk that will not be finished goes back to the disk. Blocking. Without it the bytes stay until the
     /// chunk is fetched again or the store is opened the next time.
     pub fn abandon_chunk(&self, chunk: ChunkIndex) {
         let _no_write_begins = self.emptying.lock();
-        if self.table.abandon(chunk)
-            && let Ok(file) = self.open_file(Open::Existing)
+        self.abandon_locked(chunk);
+    }
+
+    /// `emptying` is held.
+    fn abandon_locked(&self, chunk: ChunkIndex) {
+        let Some(before) = self.table.abandon(chunk) else {
+            return;
+        };
+        if before.pins() > 0 {
+            // A reader sends from it: its blocks count until that reader has gone and they are punched.
+            let bytes = self.geometry.chunk_len(chunk);
+            self.disk_bytes.fetch_add(bytes, Ordering::AcqRel);
+            self.shared.space.add_chunk(bytes);
+        } else if let Ok(file) = self.open_file(Open::Existing)
             && let Err(error) = file.file.punch(self.geometry.chunk_range(chunk))
         {
             tracing::warn!(%error, entry = %self.id, chunk, "an unfinished chunk could not be punched");
@@ -311,7 +321,7 @@ impl EntryFile {
         let entry = self.me.upgrade()?;
         self.table
             .try_hold(chunk)
-            .then(|| ChunkPin::new(entry, chunk))
+            .then(|| ChunkPin { entry, chunk })
     }
 
     /// The entry is removed: its chunks go on being read by who holds it, and prove nothing. Returns how many.
@@ -471,37 +481,17 @@ pub(super) fn file_path(id: &EntryId) -> PathBuf {
 pub struct ChunkPin {
     entry: Arc<EntryFile>,
     chunk: ChunkIndex,
-    is_arriving: bool,
-}
-
-impl ChunkPin {
-    fn new(entry: Arc<EntryFile>, chunk: ChunkIndex) -> Self {
-        Self {
-            entry,
-            chunk,
-            is_arriving: false,
-        }
-    }
-
-    /// It was taken for bytes as they landed.
-    #[must_use]
-    pub fn is_arriving(&self) -> bool {
-        self.is_arriving
-    }
 }
 
 impl Drop for ChunkPin {
     fn drop(&mut self) {
         let state = self.entry.table.unpin(self.chunk);
-        if state.pins() > 0 {
-            return;
-        }
-        // Not here: punching blocks, and this may be a serving thread.
-        let reaper = &self.entry.shared.reaper;
-        if state.is_doomed() {
-            reaper.punch(self.entry.clone(), self.chunk);
-        } else if state.is_abandoned() {
-            reaper.abandon(self.entry.clone(), self.chunk);
+        if state.is_doomed() && state.pins() == 0 {
+            // Not here: punching blocks, and this may be a serving thread.
+            self.entry
+                .shared
+                .reaper
+                .punch(self.entry.clone(), self.chunk);
         }
     }
 }

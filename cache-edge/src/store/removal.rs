@@ -13,8 +13,6 @@ use crate::core::journal_record::{MAX_CHUNKS_PER_RECORD, Record};
 
 enum Task {
     Punch(Arc<EntryFile>, ChunkIndex),
-    /// An unfinished chunk a reader held when it was given up.
-    Abandon(Arc<EntryFile>, ChunkIndex),
     /// A removed entry's file, and the bytes its chunks take.
     Unlink(PathBuf, u64),
 }
@@ -26,10 +24,6 @@ pub(super) struct Reaper(Mutex<VecDeque<Task>>);
 impl Reaper {
     pub fn punch(&self, entry: Arc<EntryFile>, chunk: ChunkIndex) {
         self.0.lock().push_back(Task::Punch(entry, chunk));
-    }
-
-    pub fn abandon(&self, entry: Arc<EntryFile>, chunk: ChunkIndex) {
-        self.0.lock().push_back(Task::Abandon(entry, chunk));
     }
 
     pub fn unlink(&self, path: PathBuf, bytes: u64) {
@@ -129,12 +123,6 @@ pub(super) fn reap(shared: &Shared) {
                     } else {
                         punch_locked(&entry, chunk);
                     }
-                }
-            }
-            Task::Abandon(entry, chunk) => {
-                // One that is written anew, or that somebody holds again, is not ours any more.
-                if entry.table().state(chunk).is_abandoned() {
-                    entry.abandon_chunk(chunk);
                 }
             }
             Task::Unlink(path, bytes) => {

@@ -14,7 +14,7 @@ use cache_edge::{
     app::{Edge, fetch_runtime},
     coordinator::notes,
     http::{Metrics, Server, Settings},
-    options::Options,
+    options::{Options, PlayerOptions},
     store::{MinFree, Store, StoreOptions},
 };
 use chunkcache_plumbing::{shutdown::TaskSet, tls::ClientFiles};
@@ -344,6 +344,7 @@ impl TestEdge {
             tls: None,
             coordinator_tls: ClientFiles::default(),
             drain_grace: Duration::from_secs(1),
+            players: PlayerOptions::default(),
         };
         let mut source = v1::Source {
             name: "films".into(),

@@ -182,6 +182,35 @@ fn dropped_chunks_free_their_blocks_once_nobody_reads_them() {
 }
 
 #[test]
+fn what_a_reader_has_of_an_unfinished_chunk_outlives_the_chunk() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_stepped(options(dir.path()));
+    let entry = entry_of(&store, 7, 3 * CHUNK);
+    let half = content(&entry, 1)[..CHUNK as usize / 2].to_vec();
+    assert!(entry.hold_unfinished(1).is_none());
+    entry.write_at(CHUNK, &half).unwrap();
+    let hold = entry.hold_unfinished(1).unwrap();
+    entry.abandon_chunk(1);
+    removal::reap(store.shared());
+    let mut read = vec![0; half.len()];
+    entry.read_at(CHUNK, &mut read).unwrap();
+    assert!(read == half, "a body under way would have holes");
+    assert_eq!(store.bytes_used(), CHUNK, "its blocks count");
+    drop(hold);
+    removal::reap(store.shared());
+    assert_eq!((store.bytes_used(), blocks_bytes(dir.path())), (0, 0));
+    // And if it is fetched again before the reader has gone.
+    entry.write_at(CHUNK, &half).unwrap();
+    let hold = entry.hold_unfinished(1).unwrap();
+    entry.abandon_chunk(1);
+    write_chunk(&store, &entry, 1).unwrap();
+    drop(hold);
+    removal::reap(store.shared());
+    assert_eq!(store.bytes_used(), CHUNK);
+    assert!(read_chunk(&entry, 1) == content(&entry, 1));
+}
+
+#[test]
 fn a_large_sparse_entry_uses_what_was_written() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(options(dir.path())).unwrap();
@@ -430,54 +459,4 @@ fn a_million_chunks_are_read_from_the_journal_alone() {
     if !cfg!(debug_assertions) {
         assert!(start.elapsed() < Duration::from_secs(2));
     }
-}
-
-/// A slow client's piece of a chunk that was arriving: what it points at stays until it is let go.
-#[test]
-fn what_a_reader_took_as_it_landed_outlives_the_chunk() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open_stepped(options(dir.path()));
-    let entry = entry_of(&store, 7, 2 * CHUNK);
-
-    // Finished, made durable, evicted.
-    assert!(entry.hold_written(0).is_none());
-    entry.write_at(0, &content(&entry, 0)[..100]).unwrap();
-    let hold = entry.hold_written(0).unwrap();
-    assert!(hold.is_arriving());
-    write_chunk(&store, &entry, 0).unwrap();
-    store.drop_chunks(&entry.id(), &[0]).unwrap();
-    removal::reap(store.shared());
-    assert!(!entry.is_present(0));
-    assert_eq!(read_chunk(&entry, 0), content(&entry, 0));
-    drop(hold);
-    removal::reap(store.shared());
-    assert!(
-        read_chunk(&entry, 0).iter().all(|byte| *byte == 0),
-        "punched"
-    );
-    assert_eq!(store.bytes_used(), 0);
-
-    // Given up.
-    entry.write_at(CHUNK, &content(&entry, 1)[..100]).unwrap();
-    let hold = entry.hold_written(1).unwrap();
-    entry.abandon_chunk(1);
-    removal::reap(store.shared());
-    assert_eq!(read_chunk(&entry, 1)[..100], content(&entry, 1)[..100]);
-    assert!(entry.hold_written(1).is_none());
-    drop(hold);
-    removal::reap(store.shared());
-    assert!(
-        read_chunk(&entry, 1).iter().all(|byte| *byte == 0),
-        "punched"
-    );
-
-    // Given up, and fetched again before the last reader let go.
-    entry.write_at(CHUNK, &content(&entry, 1)[..100]).unwrap();
-    let hold = entry.hold_written(1).unwrap();
-    entry.abandon_chunk(1);
-    write_chunk(&store, &entry, 1).unwrap();
-    drop(hold);
-    removal::reap(store.shared());
-    assert!(entry.is_present(1));
-    assert_eq!(read_chunk(&entry, 1), content(&entry, 1));
 }
