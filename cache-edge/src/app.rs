@@ -424,6 +424,16 @@ impl State {
                 Box::new(|s| s.counters.origin_errors.load(Ordering::Relaxed)),
             ),
             (
+                "record_compared_bytes",
+                "Bytes of an origin's answers compared with what is stored, in record mode",
+                Box::new(|s| s.counters.compared_bytes.load(Ordering::Relaxed)),
+            ),
+            (
+                "record_mismatches",
+                "Answers of an origin that differed from what is stored, in record mode",
+                Box::new(|s| s.counters.mismatches.load(Ordering::Relaxed)),
+            ),
+            (
                 "peer_errors",
                 "Failed fetches from peers since the start",
                 Box::new(|s| s.counters.peer_errors.load(Ordering::Relaxed)),

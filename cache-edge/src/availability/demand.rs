@@ -347,3 +347,40 @@ impl ReaderState {
         self.hints.lock().clone()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use chunkcache_proto::Geometry;
+
+    use super::*;
+    use crate::store::{MinFree, Store, StoreOptions};
+
+    #[test]
+    fn the_operators_lookahead_is_told_and_without_one_the_coordinator_decides() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(StoreOptions {
+            data_dir: dir.path().to_owned(),
+            max_bytes: Some(1 << 30),
+            min_free: MinFree::Bytes(0),
+            group_sync_window: Duration::from_millis(1),
+        })
+        .unwrap();
+        let entry = v1::Entry {
+            id: chunkcache_proto::EntryId::from_u128(7).to_string(),
+            size: 100 << 20,
+            chunk_size: 2 << 20,
+            ..Default::default()
+        };
+        let geometry = Geometry::new(entry.size, entry.chunk_size).unwrap();
+        let file = store.put_entry(&entry, geometry).unwrap();
+        let told = |demand: DemandRegistry| {
+            let reader = demand.open(&file, ByteRange::new(0, entry.size));
+            demand.message(&reader).lookahead_bytes
+        };
+        assert_eq!(told(DemandRegistry::new(Some(3))), 3 * (2 << 20));
+        assert_eq!(told(DemandRegistry::default()), 0);
+    }
+}

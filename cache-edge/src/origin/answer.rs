@@ -138,6 +138,19 @@ pub fn status_error(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> Ori
     }
 }
 
+/// Where in the entry an answer's body begins; `None` if it is no part of this version of it as it is.
+#[must_use]
+pub fn offset_in(status: StatusCode, headers: &HeaderMap, entry: &v1::Entry) -> Option<u64> {
+    if is_encoded(headers) || same_version(headers, entry).is_err() {
+        return None;
+    }
+    match status {
+        StatusCode::OK => Some(0),
+        StatusCode::PARTIAL_CONTENT => Some(satisfied(headers).ok()?.0.start),
+        _ => None,
+    }
+}
+
 /// `Content-Range` of a 206, which must be one range.
 pub fn satisfied(headers: &HeaderMap) -> Result<(ByteRange, Option<u64>), OriginError> {
     match text(headers, header::CONTENT_RANGE).and_then(content_range::parse) {

@@ -108,6 +108,9 @@ pub struct Counters {
     pub origin_requests: AtomicU64,
     pub origin_errors: AtomicU64,
     pub peer_errors: AtomicU64,
+    /// In record mode: bytes of answers compared with what is stored, and answers that differed.
+    pub compared_bytes: AtomicU64,
+    pub mismatches: AtomicU64,
 }
 
 /// Everything a fetch needs.

@@ -29,7 +29,10 @@ use crate::{
         freshness::{self, Verdict},
         lookahead::MAX_RUN_CHUNKS,
     },
-    origin::{Catalogue, Client, Downloads, Order, Source, run::now_ms},
+    origin::{
+        Catalogue, Client, Downloads, Order, Source,
+        run::{Counters, now_ms},
+    },
     store::{EntryFile, Store},
 };
 
@@ -151,9 +154,11 @@ impl EdgeObjects {
         };
         match found {
             Found::Object(bound, freshness) if source.mode() == v1::SourceMode::Record => {
-                self.record(&bound, request)?;
                 let _ = freshness;
-                self.pass(&source, &key, request, "record").await
+                let file = self.record(&bound, request)?;
+                let counters = parts.downloads.fetcher().counters.clone();
+                self.pass_compared(&source, &key, request, "record", Some((file, counters)))
+                    .await
             }
             Found::Object(bound, freshness) => self.object(&bound, freshness),
             Found::Negative(status) => negative(status, false),
@@ -341,22 +346,34 @@ impl EdgeObjects {
         request: &ObjectRequest,
         why: &'static str,
     ) -> Result<Resolution<ReaderFactory>, ServeError> {
+        self.pass_compared(source, key, request, why, None).await
+    }
+
+    async fn pass_compared(
+        &self,
+        source: &Arc<Source>,
+        key: &v1::Key,
+        request: &ObjectRequest,
+        why: &'static str,
+        stored: Option<(Arc<EntryFile>, Arc<Counters>)>,
+    ) -> Result<Resolution<ReaderFactory>, ServeError> {
         let url = source
             .url(&key.path, &key.query)
             .ok_or_else(|| ServeError::BadOrigin("the path leaves the source".into()))?;
         let parts = self.parts();
         let runtime = parts.downloads.runtime();
         let passed =
-            pass_through::pass_through(&parts.client, runtime, source, url, request, why).await?;
+            pass_through::pass_through(&parts.client, runtime, source, url, request, why, stored)
+                .await?;
         Ok(Resolution::PassThrough(passed))
     }
 
     /// Rollout mode: what the client reads from the origin is fetched into the store beside.
-    fn record(&self, bound: &Bound, request: &ObjectRequest) -> Result<(), ServeError> {
-        if request.head_only {
-            return Ok(());
-        }
+    fn record(&self, bound: &Bound, request: &ObjectRequest) -> Result<Arc<EntryFile>, ServeError> {
         let file = self.entry_file(&bound.entry)?;
+        if request.head_only {
+            return Ok(file);
+        }
         let geometry = file.geometry();
         let (start, end) = match request.first_bytes {
             super::ports::FirstBytes::From { start, end } => (start, end.unwrap_or(u64::MAX)),
@@ -385,7 +402,7 @@ impl EdgeObjects {
             }
             first = missing + count;
         }
-        Ok(())
+        Ok(file)
     }
 }
 
