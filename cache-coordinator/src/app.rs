@@ -204,6 +204,7 @@ impl App {
             let (database, stop) = (database.clone(), stop.clone());
             plain(Box::pin(prune_until(
                 database,
+                cluster.leadership.clone(),
                 PrunePolicy::default(),
                 stop,
             )))

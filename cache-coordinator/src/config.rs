@@ -8,6 +8,7 @@ use chunkcache_plumbing::{
     tls::{self, ServerFiles},
 };
 use chunkcache_proto::Geometry;
+use clap::Command;
 
 use crate::repository::MigrateMode;
 
@@ -101,6 +102,14 @@ const OPTIONS: &[OptionSpec] = &[
 #[must_use]
 pub fn table() -> Table {
     Table::new(PREFIX, &[OPTIONS, telemetry::OPTIONS]).foreign_variables(crate::cli::VARIABLES)
+}
+
+/// The command `serve`, to stand beside those of [`crate::cli`].
+pub fn serve_command() -> Command {
+    table().add_to(
+        Command::new("serve")
+            .about("Runs a coordinator; every option is also an environment variable and a key of --config FILE"),
+    )
 }
 
 /// What `serve` runs with.

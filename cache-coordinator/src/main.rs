@@ -9,20 +9,27 @@ use cache_coordinator::{
 };
 use chunkcache_plumbing::{
     config::EXIT_USAGE,
+    health::{self, Listener},
     shutdown::token_on_signal,
     telemetry::{self, TelemetryOptions},
 };
-use clap::{ArgMatches, Command};
+use clap::ArgMatches;
+
+/// Where `/livez` is.
+const HEALTH: Listener = Listener {
+    address_option: "http-listen",
+    tls_option: Some("tls-cert"),
+};
 
 fn main() -> ExitCode {
-    let serve_command = config::table().add_to(
-        Command::new("serve")
-            .about("Runs a coordinator; every option is also an environment variable and a key of --config FILE"),
-    );
-    let matches = cli::command().subcommand(serve_command).get_matches();
+    let whole = cli::command()
+        .subcommand(config::serve_command())
+        .subcommand(health::command(&config::table()));
+    let matches = whole.clone().get_matches();
     match matches.subcommand() {
         Some(("serve", arguments)) => serve(arguments),
-        _ => cli::run(&matches),
+        Some(("health", arguments)) => health::run(&config::table(), arguments, HEALTH),
+        _ => cli::run(&whole, &matches),
     }
 }
 

@@ -85,8 +85,11 @@ impl Edge {
         let chunk_size = Arc::new(AtomicU32::new(Geometry::DEFAULT_CHUNK_SIZE));
         notes::restore(&store, &catalogue, &peer_keys, &chunk_size);
         let bindings = Arc::new(Bindings::load(store.clone()));
+        // Sources and bindings are noted apart: a crash between them must not join an old key to a new library.
+        let base_urls = catalogue.base_urls();
+        bindings.forget_foreign(|name| base_urls.get(name).cloned());
         let flights = Arc::new(Flights::new(store.clone()));
-        let demand = Arc::new(DemandRegistry::default());
+        let demand = Arc::new(DemandRegistry::new(options.fixed_lookahead_chunks));
         let counters = Arc::new(Counters::default());
         let origin_tls =
             tls::client(ClientFiles::default()).context("trusting the system's authorities")?;

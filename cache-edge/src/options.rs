@@ -167,7 +167,10 @@ pub struct Options {
     pub max_bytes: Option<u64>,
     pub min_free: MinFree,
     pub max_downloads: usize,
+    /// While no coordinator decides.
     pub lookahead_chunks: u32,
+    /// Asked for with `--lookahead`; unset: the coordinator adapts it.
+    pub fixed_lookahead_chunks: Option<u32>,
     pub chunk_wait_timeout: Duration,
     pub background_fill: bool,
     pub tls: Option<(PathBuf, PathBuf)>,
@@ -185,6 +188,9 @@ impl Options {
                 .get::<PathBuf>(cert)
                 .zip(settings.get::<PathBuf>(key))
         };
+        let lookahead = settings
+            .get::<u64>("lookahead")
+            .and_then(|chunks| u32::try_from(chunks).ok());
         Self {
             name: settings.value("name"),
             coordinators: settings
@@ -204,10 +210,8 @@ impl Options {
                 BytesOrPercent::Percent(percent) => MinFree::Percent(percent),
             },
             max_downloads: usize::try_from(settings.value::<u64>("max-downloads")).unwrap_or(3),
-            lookahead_chunks: settings
-                .get::<u64>("lookahead")
-                .and_then(|chunks| u32::try_from(chunks).ok())
-                .unwrap_or(DEFAULT_LOOKAHEAD_CHUNKS),
+            lookahead_chunks: lookahead.unwrap_or(DEFAULT_LOOKAHEAD_CHUNKS),
+            fixed_lookahead_chunks: lookahead,
             chunk_wait_timeout: settings.value("chunk-wait-timeout"),
             background_fill: settings.value("background-fill"),
             tls: pair("tls-cert", "tls-key"),

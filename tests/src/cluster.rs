@@ -199,10 +199,12 @@ pub fn shared_directory() -> PathBuf {
     path
 }
 
-/// A directory other users may enter: PostgreSQL runs as its own.
+/// A directory other users may enter: PostgreSQL runs as its own. `CHUNKCACHE_KEEP` in the environment keeps it, to be
+/// looked at.
 pub fn directory() -> TempDir {
     let directory = tempfile::Builder::new()
         .prefix("chunkcache-test-")
+        .disable_cleanup(std::env::var_os("CHUNKCACHE_KEEP").is_some())
         .tempdir()
         .expect("a temporary directory");
     let open = fs::Permissions::from_mode(0o755);

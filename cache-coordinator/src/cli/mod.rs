@@ -10,6 +10,7 @@ mod edge;
 mod entry;
 mod failure;
 mod globals;
+mod lead;
 mod names;
 mod output;
 mod precache;
@@ -47,20 +48,16 @@ pub fn command() -> Command {
             watch::command(),
             status::command(),
             status::explain_command(),
+            lead::command(),
             shell::completions_command(),
             shell::man_command(),
         ]);
     globals::add_to(command)
 }
 
-/// Runs what `matches` say. 0: done, 1: refused, 2: usage.
-pub fn run(matches: &ArgMatches) -> ExitCode {
-    run_within(&command(), matches)
-}
-
-/// As [`run`]; `whole` is the binary's whole command line, with `serve`, for completions and the
-/// manual page.
-pub fn run_within(whole: &Command, matches: &ArgMatches) -> ExitCode {
+/// Runs what `matches` say. 0: done, 1: refused, 2: usage. `whole` is the binary's whole command line, with `serve`,
+/// for completions and the manual page.
+pub fn run(whole: &Command, matches: &ArgMatches) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -100,6 +97,7 @@ async fn execute(
         "edge" => edge::run(arguments, client, &mut printer).await,
         "watch" => watch::run(arguments, client, &mut printer).await,
         "status" => status::run(client, &mut printer).await,
+        "step-down" => lead::run(client, &mut printer).await,
         "explain" => status::explain(arguments, client, &mut printer).await,
         other => Err(CliError::Usage(format!("unknown command {other}"))),
     }

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::repository::Database;
+use crate::repository::{Database, Leadership};
 
 /// How much of the log is kept, and how it is cut.
 #[derive(Clone, Copy, Debug)]
@@ -28,11 +29,25 @@ impl Default for PrunePolicy {
     }
 }
 
-/// Prunes until cancelled. Harmless on several coordinators at once: rows go once.
-pub async fn prune_until(database: Database, policy: PrunePolicy, cancel: CancellationToken) {
+/// Prunes while this process leads, until cancelled. A leader has the schema: before the migrations there is no table to prune.
+pub async fn prune_until(
+    database: Database,
+    mut leadership: watch::Receiver<Leadership>,
+    policy: PrunePolicy,
+    cancel: CancellationToken,
+) {
     loop {
+        let leads = leadership.wait_for(|now| matches!(now, Leadership::Leader { .. }));
+        let term = tokio::select! {
+            () = cancel.cancelled() => return,
+            now = leads => match now.as_deref() {
+                Ok(Leadership::Leader { term }) => *term,
+                // The keeper is gone, and with it the lead.
+                _ => return,
+            },
+        };
         let pruned = database
-            .prune_changes(policy.keep_for, policy.keep_count, policy.bite)
+            .prune_changes(term, policy.keep_for, policy.keep_count, policy.bite)
             .await
             .unwrap_or_else(|error| {
                 tracing::debug!("change log is not pruned now: {error}");

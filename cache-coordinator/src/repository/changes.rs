@@ -185,9 +185,11 @@ impl Database {
         Ok(LogPage::Changes { changes, through })
     }
 
-    /// Deletes what is older than `keep_for` or beyond the newest `keep_count`, among the oldest `limit` rows. Returns how many went.
+    /// Deletes what is older than `keep_for` or beyond the newest `keep_count`, among the oldest `limit` rows. Returns how
+    /// many went: none where `term` is over.
     pub async fn prune_changes(
         &self,
+        term: u64,
         keep_for: Duration,
         keep_count: u64,
         limit: u32,
@@ -195,7 +197,12 @@ impl Database {
         let seconds = i64::try_from(keep_for.as_secs()).unwrap_or(i64::MAX);
         self.execute(
             statements::CHANGE_PRUNE,
-            &[&seconds, &signed(keep_count), &i64::from(limit)],
+            &[
+                &seconds,
+                &signed(keep_count),
+                &i64::from(limit),
+                &signed(term),
+            ],
         )
         .await
     }

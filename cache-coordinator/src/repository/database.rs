@@ -108,8 +108,9 @@ impl Database {
                 RepositoryError::invalid("database-url", error.to_string())
             })?;
         let tls = verified_tls || postgres.get_ssl_mode() == SslMode::Require;
+        // Notices ("already exists, skipping") would be logged as information of ours.
         let options = format!(
-            "{} -c statement_timeout={} -c idle_in_transaction_session_timeout={}",
+            "{} -c client_min_messages=warning -c statement_timeout={} -c idle_in_transaction_session_timeout={}",
             postgres.get_options().unwrap_or_default(),
             config.statement_timeout.as_millis(),
             IDLE_IN_TRANSACTION.as_millis(),

@@ -164,6 +164,82 @@ fn a_reader_that_leaves_during_the_load_stays_away() {
     assert_eq!(assigned(&fixture.load(0..0)), Vec::<u32>::new());
 }
 
+fn absent() -> Command {
+    Command::EntryLoaded {
+        id: ENTRY,
+        loaded: None,
+    }
+}
+
+fn local_fetch(first_chunk: u32, chunk_count: u32) -> Command {
+    Command::LocalFetch {
+        edge: EDGE,
+        epoch: 1,
+        fetch: v1::LocalFetch {
+            assignment_id: 1 << 63 | 1,
+            entry_id: ENTRY.to_string(),
+            first_chunk,
+            chunk_count,
+            priority: v1::Priority::Critical.into(),
+        },
+    }
+}
+
+/// The session's two lanes: the probe's fetch is told at once, the entry's row is committed a moment later.
+#[test]
+fn what_is_said_before_the_row_is_committed_is_not_lost() {
+    let mut fixture = Fixture::new();
+    assert_eq!(fixture.apply(local_fetch(0, 2)), [Action::Load(ENTRY)]);
+    fixture.demand(1);
+    assert_eq!(fixture.apply(absent()), []);
+    assert_eq!(
+        fixture.apply(Command::EntryWanted(ENTRY)),
+        [Action::Load(ENTRY)]
+    );
+    let actions = fixture.load(0..0);
+    assert_eq!(
+        assigned(&actions),
+        [2, 3],
+        "the edge's own fetch brings the others"
+    );
+}
+
+#[test]
+fn a_row_committed_while_it_was_looked_for_is_looked_for_again() {
+    let mut fixture = Fixture::new();
+    fixture.demand(1);
+    assert_eq!(fixture.apply(Command::EntryWanted(ENTRY)), []);
+    assert_eq!(fixture.apply(absent()), [Action::Load(ENTRY)]);
+    assert_eq!(assigned(&fixture.load(0..0)), [0, 1, 2, 3]);
+}
+
+#[test]
+fn a_fetch_that_ended_before_its_entry_was_open_does_not_begin_after_it() {
+    let mut fixture = Fixture::new();
+    fixture.apply(local_fetch(0, 4));
+    fixture.demand(1);
+    fixture.apply(Command::FetchReport {
+        edge: EDGE,
+        epoch: 1,
+        report: v1::FetchReport {
+            assignment_id: 1 << 63 | 1,
+            state: v1::fetch_report::State::Failed.into(),
+            ..Default::default()
+        },
+    });
+    assert_eq!(assigned(&fixture.load(0..0)), [0, 1, 2, 3]);
+}
+
+#[test]
+fn what_is_said_of_an_entry_that_never_comes_is_forgotten() {
+    let mut fixture = Fixture::new();
+    fixture.demand(1);
+    fixture.apply(absent());
+    fixture.now += 10_000;
+    fixture.apply(Command::Tick);
+    assert_eq!(fixture.demand(1), [Action::Load(ENTRY)], "asked for anew");
+}
+
 #[test]
 fn an_old_epoch_changes_nothing() {
     let mut fixture = Fixture::new();

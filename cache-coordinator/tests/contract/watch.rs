@@ -91,9 +91,17 @@ async fn watchers_resume_without_gap_or_repeat() {
         "{page:?}"
     );
 
+    let old_term = one
+        .database
+        .prune_changes(0, Duration::from_secs(3_600), 5, 1_000_000);
+    assert_eq!(
+        old_term.await.unwrap(),
+        0,
+        "a term that is over prunes nothing"
+    );
     let pruned = one
         .database
-        .prune_changes(Duration::from_secs(3_600), 5, 1_000_000)
+        .prune_changes(1, Duration::from_secs(3_600), 5, 1_000_000)
         .await
         .unwrap();
     assert_eq!(pruned, end - 5);
@@ -104,14 +112,14 @@ async fn watchers_resume_without_gap_or_repeat() {
         .unwrap();
     assert_eq!(
         one.database
-            .prune_changes(Duration::from_secs(3_600), 1_000, 2)
+            .prune_changes(1, Duration::from_secs(3_600), 1_000, 2)
             .await
             .unwrap(),
         2
     );
     assert_eq!(
         one.database
-            .prune_changes(Duration::from_secs(3_600), 1_000, 100)
+            .prune_changes(1, Duration::from_secs(3_600), 1_000, 100)
             .await
             .unwrap(),
         2

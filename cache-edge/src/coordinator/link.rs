@@ -38,6 +38,9 @@ const DOUBTFUL_AFTER: Duration = Duration::from_secs(2);
 pub enum Removal {
     Chunks(EntryId, Vec<ChunkIndex>),
     Entry(EntryId),
+    /// Nothing: the bytes were withdrawn before. What is there by the time the rows are gone was fetched anew, and has
+    /// rows of its own.
+    Nothing(EntryId),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -272,7 +275,8 @@ impl Link {
         );
     }
 
-    /// Asks for rows to be deleted; [`committed`](Self::committed) returns the removal when they are. `false`: no session.
+    /// Asks for rows to be deleted; [`committed`](Self::committed) returns the removal when they are. `false`: no session. Bytes
+    /// that are lost already are told as soon as rows and disk agree, since the inventory may have had them still.
     pub fn removed(
         &self,
         removal: Removal,
@@ -280,21 +284,25 @@ impl Link {
         reason: v1::RemovalReason,
     ) -> bool {
         let mut state = self.state.lock();
-        if state.phase != Phase::Ready {
+        let is_late = matches!(removal, Removal::Nothing(_));
+        if state.phase == Phase::Disconnected || state.phase != Phase::Ready && !is_late {
             return false;
         }
         state.sequence += 1;
         let sequence = state.sequence;
-        let (Removal::Chunks(entry, _) | Removal::Entry(entry)) = &removal;
+        let (Removal::Chunks(entry, _) | Removal::Entry(entry) | Removal::Nothing(entry)) =
+            &removal;
         let entry_id = entry.to_string();
-        state.removals.insert(sequence, removal);
+        if !is_late {
+            state.removals.insert(sequence, removal);
+        }
         let message = v1::ChunksRemoved {
             sequence,
             entry_id,
             indexes,
             reason: reason.into(),
         };
-        self.put(&mut state, Message::ChunksRemoved(message));
+        self.put_when_ready(&mut state, Message::ChunksRemoved(message));
         true
     }
 
@@ -400,5 +408,58 @@ impl Directory for Link {
                 .ok()?;
             answer.ok()?.into_inner().binding
         })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn greeted() -> (Arc<Link>, mpsc::Receiver<v1::SessionRequest>) {
+        let link = Link::new("edge".into());
+        let (sender, receiver) = mpsc::channel(16);
+        let channel = tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
+        link.begin(sender, EdgeServiceClient::new(channel));
+        (link, receiver)
+    }
+
+    fn entry() -> EntryId {
+        "00000000-0000-8000-8000-000000000001".parse().unwrap()
+    }
+
+    fn lose(link: &Link) -> bool {
+        link.removed(
+            Removal::Nothing(entry()),
+            vec![3],
+            v1::RemovalReason::Corrupt,
+        )
+    }
+
+    #[tokio::test]
+    async fn what_is_lost_while_the_inventory_is_compared_is_told_after_it() {
+        let (link, mut sent) = greeted();
+        assert!(lose(&link), "its row may have been found right just before");
+        assert!(sent.try_recv().is_err(), "not before rows and disk agree");
+        link.welcomed(1);
+        link.ready();
+        let told = sent.try_recv().unwrap().message;
+        assert!(
+            matches!(told, Some(Message::ChunksRemoved(it)) if it.indexes == [3]),
+            "the row would stay without bytes"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_was_lost_and_fetched_again_is_not_dropped_with_its_old_row() {
+        let (link, _sent) = greeted();
+        link.welcomed(1);
+        link.ready();
+        assert!(lose(&link));
+        // By now the chunk may be here again.
+        assert_eq!(link.committed(1), []);
+        let evicted = Removal::Chunks(entry(), vec![3]);
+        assert!(link.removed(evicted.clone(), vec![3], v1::RemovalReason::Evicted));
+        assert_eq!(link.committed(2), [evicted]);
     }
 }

@@ -76,7 +76,7 @@ impl Upkeep {
     /// Withdrawn already: the row goes, and a reader or the coordinator asks for it again.
     fn lost(&self, victims: Victims) {
         tracing::warn!(entry = %victims.entry, chunks = victims.chunks.len(), "chunks were found corrupt");
-        let removal = Removal::Chunks(victims.entry, victims.chunks.clone());
+        let removal = Removal::Nothing(victims.entry);
         // Without a session the next inventory does not have them, and their rows go.
         self.link
             .removed(removal, victims.chunks, v1::RemovalReason::Corrupt);

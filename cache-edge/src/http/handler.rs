@@ -60,7 +60,13 @@ pub(super) async fn handle<O: Objects>(
         Ok(response) => response,
         Err(mut problem) => {
             if problem.status.is_server_error() {
-                tracing::warn!(uri = %request.uri, status = problem.status.as_u16(), detail = problem.detail, "refused");
+                // Without the query, which may be signed.
+                tracing::warn!(
+                    path = request.uri.path(),
+                    status = problem.status.as_u16(),
+                    detail = problem.detail,
+                    "refused"
+                );
             }
             let cache_status = problem.cache_status.take();
             let mut response = problem.into_response();

@@ -38,6 +38,7 @@ pub struct Client {
 }
 
 /// An answer whose head has come.
+#[derive(Debug)]
 pub struct Response {
     pub status: StatusCode,
     pub headers: HeaderMap,
@@ -100,6 +101,10 @@ impl Client {
             let mut all = headers.clone();
             for (name, value) in &source.headers {
                 all.insert(name, value.clone());
+            }
+            if source.config.max_connections > 0 {
+                // An idle connection here would be one too many while another edge has the turn.
+                all.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             let response = self.send(method.clone(), &url, all).await?;
             let Some(next) = redirect(&response, &url)? else {

@@ -31,6 +31,9 @@ use crate::{
 /// they keep the contract's 15 s for a cold object whose origin is down.
 const ATTEMPTS_FOR: Duration = Duration::from_secs(4);
 
+/// As the coordinator's requests for a lookahead.
+const PROBE_STEP_CHUNKS: u64 = 4;
+
 /// What a question found.
 #[derive(Clone, Debug)]
 pub enum Found {
@@ -114,8 +117,10 @@ fn first_ask(objects: &EdgeObjects, request: &ObjectRequest) -> Ask {
         FirstBytes::From { start, .. } if start > i64::MAX as u64 => Ask::Head,
         FirstBytes::From { start, end } => {
             let chunk = start / chunk_size;
-            let ahead_end =
-                (chunk + 1 + u64::from(parts.lookahead_chunks)).saturating_mul(chunk_size);
+            // To the end of a whole request, as the lookahead that goes on from there.
+            let ahead_end = (chunk + 1 + u64::from(parts.lookahead_chunks))
+                .next_multiple_of(PROBE_STEP_CHUNKS)
+                .saturating_mul(chunk_size);
             // A range with an end is fetched to the end of its last chunk, no further.
             let end = end.map_or(ahead_end, |end| {
                 end.max(start + 1)

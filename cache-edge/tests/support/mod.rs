@@ -338,6 +338,7 @@ impl TestEdge {
             min_free: MinFree::Bytes(0),
             max_downloads: 3,
             lookahead_chunks: 10,
+            fixed_lookahead_chunks: None,
             chunk_wait_timeout: Duration::from_secs(8),
             background_fill: false,
             tls: None,
@@ -363,7 +364,7 @@ impl TestEdge {
         let fetch = fetch_runtime(options.max_downloads).unwrap();
         let edge = Edge::build(&options, store, fetch.handle().clone()).unwrap();
         if origin.is_some() {
-            notes::set_sources(&edge.store, &edge.catalogue, vec![source]);
+            let _ = notes::set_sources(&edge.store, &edge.catalogue, vec![source]);
         }
         let stop = CancellationToken::new();
         let metrics = Metrics::unregistered();

@@ -70,6 +70,7 @@ impl Scheduler {
     #[must_use]
     pub fn new(config: Config) -> Self {
         Self {
+            last_assignment: config.first_assignment,
             config,
             now: 0,
             edges: BTreeMap::new(),
@@ -82,7 +83,6 @@ impl Scheduler {
             woken: BTreeSet::new(),
             waking: BTreeSet::new(),
             first_edge: EdgeId(0),
-            last_assignment: 0,
         }
     }
 

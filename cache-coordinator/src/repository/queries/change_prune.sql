@@ -1,4 +1,4 @@
--- Deletes a bounded number of the oldest rows that are too old or too many. The newest always stays: the next revision is read from it.
+-- Of the leader of term $4. Deletes a bounded number of the oldest rows that are too old or too many. The newest always stays: the next revision is read from it.
 DELETE FROM cache_changes
 WHERE revision IN (
     SELECT revision FROM cache_changes
@@ -8,3 +8,4 @@ WHERE revision IN (
 )
 AND (changed_at < now() - $1::bigint * interval '1 second'
      OR revision <= (SELECT max(revision) FROM cache_changes) - $2::bigint)
+AND EXISTS (SELECT 1 FROM coordinator_lease WHERE term = $4::bigint AND expires_at > now())
