@@ -276,7 +276,7 @@ fn an_origin_that_asks_for_rest_gets_it_from_all_edges() {
         // The news goes over the coordinator.
         std::thread::sleep(Duration::from_millis(100));
         let second = scope.spawn(|| read(&other, 1));
-        let wanted = content::bytes(174, place, place + 9 + 0);
+        let wanted = content::bytes(174, place, place + 9);
         assert_eq!(first.join().unwrap(), wanted);
         assert_eq!(second.join().unwrap(), wanted);
         let hits = cluster.origin.all_hits();

@@ -29,7 +29,9 @@ fn no_form_of_a_target_leaves_its_source() {
     let elsewhere = Origin::start();
     elsewhere.put("/secret", Object::generated(1, 10));
     cluster.origin.put("/outside", Object::generated(2, 10));
-    cluster.origin.put("/inside/a b", Object::generated(3, 10));
+    cluster
+        .origin
+        .put("/inside/a%20b", Object::generated(3, 10));
     let url = format!("{}/inside", cluster.origin.url());
     let added = cluster.coordinator.cli(&["source", "add", "inside", &url]);
     assert!(added.status.success());
@@ -105,10 +107,7 @@ fn no_form_of_a_target_leaves_its_source() {
         let answer = Call::get(target).send(address).expect(200);
         assert_eq!(answer.body, content::bytes(3, 0, 10));
     }
-    assert_eq!(
-        cluster.origin.hits("/inside/a%20b").len() + cluster.origin.hits("/inside/a b").len(),
-        1
-    );
+    assert_eq!(cluster.origin.hits("/inside/a%20b").len(), 1);
 }
 
 #[test]
@@ -324,7 +323,7 @@ fn cors_limits_and_signatures_are_options() {
     assert_eq!(other.header("access-control-allow-origin"), None);
     assert_eq!(other.header("vary"), Some("Origin"));
 
-    // A connection that says nothing is closed, and gives its place back.
+    // One that says nothing is closed, and gives its place back.
     let mut silent: Vec<TcpStream> = (0..3)
         .map(|_| TcpStream::connect(address).unwrap())
         .collect();
@@ -337,7 +336,9 @@ fn cors_limits_and_signatures_are_options() {
         stream
             .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
-        assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 0);
+        // To the end of the connection, with a word of goodbye or without.
+        let ended = stream.read_to_end(&mut Vec::new());
+        assert!(!ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock));
     }
     chunkcache_tests::eventually("a place is free", Duration::from_secs(10), || {
         let answer = Call::get(&signed).open(address).ok()?;
