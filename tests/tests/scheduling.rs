@@ -53,7 +53,7 @@ fn an_index_at_the_end_is_fetched_before_it_is_asked_for() {
         ("/moov.mp4", mp4_head(index)),
         ("/cues.mkv", matroska_head(index, size)),
     ] {
-        let target = cluster.put(path, sparse(&head, size));
+        let target = cluster.put(path, sparse(&head, size).paced(8 * MIB));
         let mut reply = Call::get(&target).open(cluster.edge().http).unwrap();
         assert_eq!(reply.status, 200);
         reply.take(64 << 10).unwrap();
@@ -224,6 +224,8 @@ fn limits_of_a_source_hold_over_all_edges() {
             replies.push(call.open(edge.http).unwrap());
         }
     }
+    // What fits into sockets' buffers is sent at once, whatever is read: not a part of the pace.
+    std::thread::sleep(Duration::from_secs(2));
     let began = Instant::now();
     let before = sent();
     std::thread::sleep(Duration::from_secs(4));
@@ -292,7 +294,8 @@ fn an_origin_that_asks_for_rest_gets_it_from_all_edges() {
 fn the_plan_is_whole_a_moment_after_a_coordinator_was_killed() {
     let mut cluster = Cluster::with_edges(1);
     let size = 64 * MIB;
-    let target = cluster.put("/playing.mp4", Object::generated(175, size).paced(8 * MIB));
+    // Slow enough that there is always something missing ahead.
+    let target = cluster.put("/playing.mp4", Object::generated(175, size).paced(MIB));
     let mut reply = Call::get(&target).open(cluster.edge().http).unwrap();
     reply.take(MIB as usize).unwrap();
     cluster.coordinator.kill();
@@ -305,7 +308,7 @@ fn the_plan_is_whole_a_moment_after_a_coordinator_was_killed() {
         }
         longest
     };
-    let stall = longest(&mut reply, 8 * MIB);
+    let stall = longest(&mut reply, 4 * MIB);
     assert!(stall < Duration::from_millis(1500), "stalled for {stall:?}");
     cluster.coordinator.start();
     eventually("the edge is in session again", SOON, || {
@@ -313,32 +316,31 @@ fn the_plan_is_whole_a_moment_after_a_coordinator_was_killed() {
         (answer.status == 200).then_some(())
     });
     let ready = Instant::now();
-    let explained = eventually("the plan knows the reader", SOON, || {
-        let chunk = (10 * MIB / CHUNK).to_string();
-        for ahead in 0..6 {
-            let chunk = (chunk.parse::<u64>().unwrap() + ahead).to_string();
-            let told =
-                cluster
-                    .coordinator
-                    .json(&["explain", "media/playing.mp4", "--chunk", &chunk]);
-            if let Some(decision) = told["decisions"].as_array().unwrap().first() {
-                return Some(decision.clone());
-            }
-        }
-        None
+    eventually("the plan runs", SOON, || {
+        let status = cluster.coordinator.json(&["status"]);
+        (status["running_by_level"]["high"].as_u64()? > 0).then_some(())
     });
     assert!(
         ready.elapsed() < Duration::from_secs(1),
         "{:?}",
         ready.elapsed()
     );
+    let first = 9 * MIB / CHUNK;
+    let explained = eventually("a chunk ahead of the reader is explained", SOON, || {
+        (first..first + 12).find_map(|chunk| {
+            let chunk = ["--chunk", &chunk.to_string()].map(str::to_owned);
+            let arguments = ["explain", "media/playing.mp4", &chunk[0], &chunk[1]];
+            let told = cluster.coordinator.json(&arguments);
+            told["decisions"].as_array()?.first().cloned()
+        })
+    });
     for field in ["name", "priority", "state", "from", "reason"] {
         assert!(
             !explained[field].as_str().unwrap().is_empty(),
             "{field}: {explained}"
         );
     }
-    let stall = longest(&mut reply, 8 * MIB);
+    let stall = longest(&mut reply, 4 * MIB);
     assert!(stall < Duration::from_millis(1500), "stalled for {stall:?}");
 }
 

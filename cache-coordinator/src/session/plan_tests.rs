@@ -275,3 +275,74 @@ fn wants_on_an_entry_that_is_not_there_are_dropped() {
     assert_eq!(actions, []);
     assert_eq!(fixture.plan.entry_count(), 0);
 }
+
+#[test]
+fn a_wait_that_may_not_be_served_yet_is_answered_as_held() {
+    let mut fixture = Fixture::new();
+    fixture.demand(1);
+    let actions = fixture.load(0..0);
+    assert_eq!(assigned(&actions), [0, 1, 2, 3]);
+    let held = |actions: &[Action]| {
+        actions.iter().any(|action| {
+            matches!(action, Action::Send(_, message)
+                if matches!(message.as_ref(), Message::Held(held) if held.reader_ids == [1]))
+        })
+    };
+    assert!(!held(&actions));
+    let ids: Vec<u64> = actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Send(_, message) => match message.as_ref() {
+                Message::Assign(assign) => Some(assign.assignment_id),
+                _ => None,
+            },
+            _ => None,
+        })
+        .collect();
+    let mut after = Vec::new();
+    for assignment_id in ids {
+        after.extend(fixture.apply(Command::FetchReport {
+            edge: EDGE,
+            epoch: 1,
+            report: v1::FetchReport {
+                assignment_id,
+                state: v1::fetch_report::State::Failed.into(),
+                failure: Some(v1::FetchFailure {
+                    fault: v1::fetch_failure::Fault::Origin.into(),
+                    http_status: 429,
+                    retry_after_ms: 3_000,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            },
+        }));
+    }
+    assert_eq!(assigned(&after), Vec::<u32>::new());
+    let actions = fixture.demand(1);
+    assert_eq!(assigned(&actions), Vec::<u32>::new());
+    assert!(held(&actions), "{actions:?}");
+}
+
+#[test]
+fn numbers_of_assignments_go_on_where_they_are_told_to() {
+    let mut fixture = Fixture::new();
+    fixture.plan = Plan::new(Scheduler::new(Config {
+        first_assignment: 1 << 40,
+        ..Config::default()
+    }));
+    fixture.apply(Command::SourceSet(Box::new(v1::Source {
+        name: "films".into(),
+        ..Default::default()
+    })));
+    fixture.join(1);
+    fixture.demand(1);
+    let actions = fixture.load(0..0);
+    let first = actions.iter().find_map(|action| match action {
+        Action::Send(_, message) => match message.as_ref() {
+            Message::Assign(assign) => Some(assign.assignment_id),
+            _ => None,
+        },
+        _ => None,
+    });
+    assert_eq!(first, Some((1 << 40) + 1));
+}

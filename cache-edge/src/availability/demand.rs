@@ -233,6 +233,12 @@ impl DemandRegistry {
         let complete = std::mem::take(&mut inner.closed_overflow) || everything;
         let urgent = std::mem::take(&mut inner.urgent);
         inner.changed_at = None;
+        if everything {
+            // What an earlier session said of them.
+            for reader in inner.readers.values() {
+                reader.held.store(false, Ordering::Relaxed);
+            }
+        }
         let readers = if complete {
             inner.readers.values().cloned().collect()
         } else {

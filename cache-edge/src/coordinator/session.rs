@@ -19,7 +19,7 @@ use super::{
     channel::{self, Coordinators, TlsFiles},
     link::{Link, OUTBOX_MESSAGES, Removal},
     notes,
-    upkeep::{binding_of, observed},
+    upkeep::inventory_entry,
 };
 use crate::{
     availability::DemandRegistry,
@@ -218,7 +218,7 @@ impl Session {
             }
             Message::InventoryRequest(request) => {
                 for id in request.entry_ids {
-                    if let Some(entry) = self.inventory_entry(&id) {
+                    if let Some(entry) = inventory_entry(&self.store, &self.bindings, &id) {
                         put(sender, session_request::Message::InventoryEntry(entry)).await?;
                     }
                 }
@@ -420,22 +420,6 @@ impl Session {
                 tracing::warn!(%error, "bytes could not be dropped");
             }
         });
-    }
-
-    fn inventory_entry(&self, id: &str) -> Option<v1::InventoryEntry> {
-        let file = self.store.entry(&id.parse().ok()?)?;
-        let chunks = file
-            .present_chunks()
-            .into_iter()
-            .map(|(index, checksum)| v1::Chunk { index, checksum })
-            .collect();
-        let v1::EntryObserved { entry, freshness } = observed(&self.bindings, &file);
-        let freshness = binding_of(&self.bindings, file.description()).and(freshness);
-        Some(v1::InventoryEntry {
-            entry,
-            freshness,
-            chunks,
-        })
     }
 
     fn send_demand(&self, everything: bool) {

@@ -126,3 +126,21 @@ pub fn binding_of(bindings: &Bindings, entry: &v1::Entry) -> Option<Arc<Bound>> 
         .get(entry.key.as_ref()?)
         .filter(|bound| bound.entry.id == entry.id)
 }
+
+/// All of an entry that is on this disk, as the coordinator compares it with its rows.
+#[must_use]
+pub fn inventory_entry(store: &Store, bindings: &Bindings, id: &str) -> Option<v1::InventoryEntry> {
+    let file = store.entry(&id.parse().ok()?)?;
+    let chunks = file
+        .present_chunks()
+        .into_iter()
+        .map(|(index, checksum)| v1::Chunk { index, checksum })
+        .collect();
+    let v1::EntryObserved { entry, freshness } = observed(bindings, &file);
+    let freshness = binding_of(bindings, file.description()).and(freshness);
+    Some(v1::InventoryEntry {
+        entry,
+        freshness,
+        chunks,
+    })
+}
