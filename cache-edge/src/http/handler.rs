@@ -55,7 +55,12 @@ pub(super) async fn handle<O: Objects>(
         Err(problem) => {
             if problem.status.is_server_error() {
                 // Without the query, which may be signed.
-                tracing::warn!(path = request.uri.path(), status = problem.status.as_u16(), detail = problem.detail, "refused");
+                tracing::warn!(
+                    path = request.uri.path(),
+                    status = problem.status.as_u16(),
+                    detail = problem.detail,
+                    "refused"
+                );
             }
             problem.into_response()
         }

@@ -31,6 +31,12 @@ use crate::{
     store::{EntryFile, Store},
 };
 
+/// Questions to origins under way, about keys this edge does not know. More are refused: each holds connections and goes on when
+/// who asked has left.
+const MAX_QUESTIONS: usize = 256;
+/// Readers with bytes missing ahead of them. Beyond, new ones get what is wholly here; those that run are kept.
+const MAX_READERS: usize = 8_192;
+
 /// What a resolution needs of the other rooms.
 pub struct Parts {
     pub store: Store,
@@ -99,6 +105,12 @@ impl EdgeObjects {
     ) -> Result<Resolution<ReaderFactory>, ServeError> {
         let file = self.entry_file(&bound.entry)?;
         let parts = self.parts();
+        if parts.demand.len() >= MAX_READERS {
+            let all = file.geometry().chunk_count();
+            if file.first_missing(0, all).is_some() {
+                return Err(ServeError::Overloaded("readers wait for bytes"));
+            }
+        }
         let readers = ReaderFactory {
             file: file.clone(),
             flights: parts.flights.clone(),
@@ -187,7 +199,8 @@ impl EdgeObjects {
         match freshness::judge(&bound.freshness, now) {
             Verdict::Fresh => return Ok(Found::Object(bound, Freshness::Fresh)),
             Verdict::StaleWhileRevalidate => {
-                self.revalidation(source, key, request, bound.clone());
+                // Refused under load: the next request asks.
+                let _ = self.revalidation(source, key, request, bound.clone());
                 return Ok(Found::Object(
                     bound,
                     Freshness::Stale("stale-while-revalidate"),
@@ -196,8 +209,11 @@ impl EdgeObjects {
             Verdict::Stale if request.only_if_cached => return Err(ServeError::OnlyIfCached),
             Verdict::Stale => {}
         }
-        let pending = self.revalidation(source, key, request, bound.clone());
-        match outcome(pending).await {
+        let asked = match self.revalidation(source, key, request, bound.clone()) {
+            Ok(pending) => outcome(pending).await,
+            Err(refused) => Err(refused),
+        };
+        match asked {
             Ok(found) => Ok(found),
             Err(error) if freshness::usable_on_error(&bound.freshness, &source.policy(), now) => {
                 tracing::debug!(%error, "served stale");
@@ -213,13 +229,13 @@ impl EdgeObjects {
         key: &v1::Key,
         request: &ObjectRequest,
         bound: Arc<Bound>,
-    ) -> Pending {
+    ) -> Result<Pending, ServeError> {
         let (this, source, key_of) = (self.clone(), source.clone(), key.clone());
         let headers = pass_through::allowed_headers(&source, &request.headers);
-        self.ask_once(key, move || async move {
+        let (pending, _) = self.ask_once(key, move || async move {
             revalidate::revalidate(&this, &source, &key_of, &headers, bound).await
-        })
-        .0
+        })?;
+        Ok(pending)
     }
 
     /// A key nobody here knows.
@@ -237,7 +253,7 @@ impl EdgeObjects {
         let (pending, first) = self.ask_once(key, move || async move {
             this.ask_cluster_or_origin(&source_of, &key_of, &request_of)
                 .await
-        });
+        })?;
         match outcome(pending).await? {
             Found::Object(bound, Freshness::Probed { .. }) => Ok(Found::Object(
                 bound,
@@ -294,7 +310,11 @@ impl EdgeObjects {
     }
 
     /// Runs the question on the fetch runtime unless it is being asked already. It goes on when its askers leave: what it finds is kept.
-    fn ask_once<F>(&self, key: &v1::Key, question: impl FnOnce() -> F) -> (Pending, bool)
+    fn ask_once<F>(
+        &self,
+        key: &v1::Key,
+        question: impl FnOnce() -> F,
+    ) -> Result<(Pending, bool), ServeError>
     where
         F: Future<Output = Result<Found, ServeError>> + Send + 'static,
     {
@@ -304,7 +324,10 @@ impl EdgeObjects {
             // A sender that is gone without an answer was cut off with its runtime.
             && pending.has_changed().is_ok()
         {
-            return (pending.clone(), false);
+            return Ok((pending.clone(), false));
+        }
+        if asking.len() >= MAX_QUESTIONS {
+            return Err(ServeError::Overloaded("questions to origins are under way"));
         }
         let (sender, receiver) = watch::channel(None);
         asking.insert(id.clone(), receiver.clone());
@@ -315,7 +338,7 @@ impl EdgeObjects {
             this.0.asking.lock().remove(&id);
             let _ = sender.send(Some(found));
         });
-        (receiver, true)
+        Ok((receiver, true))
     }
 
     async fn pass(
