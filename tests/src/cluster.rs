@@ -50,16 +50,21 @@ impl Cluster {
 
     pub fn start_with(options: ClusterOptions) -> Cluster {
         let mut cluster = Cluster::prepare(options);
-        cluster.postgres.start_again();
-        cluster.coordinator.start();
-        cluster.add_source(SOURCE);
-        for edge in &mut cluster.edges {
+        cluster.start_prepared();
+        cluster
+    }
+
+    /// Everything but the origin, in order, and the source.
+    pub fn start_prepared(&mut self) {
+        self.postgres.start_again();
+        self.coordinator.start();
+        self.add_source(SOURCE);
+        for edge in &mut self.edges {
             edge.spawn();
         }
-        for edge in &mut cluster.edges {
+        for edge in &mut self.edges {
             edge.wait_ready();
         }
-        cluster
     }
 
     /// Everything laid out and only the origin started.

@@ -191,6 +191,18 @@ impl Edge {
         }
     }
 
+    /// Before its first start: another data directory.
+    pub fn put_data_at(&mut self, data: PathBuf) {
+        let option = format!("--data-dir={}", data.display());
+        let is_it = |it: &&mut String| it.starts_with("--data-dir=");
+        *self
+            .arguments
+            .iter_mut()
+            .find(is_it)
+            .expect("has the option") = option;
+        self.data = data;
+    }
+
     pub fn spawn(&mut self) {
         let mut command = Command::new(program("cache-edge"));
         command.args(&self.arguments);

@@ -36,6 +36,12 @@ use crate::{
     store::{EntryFile, Store},
 };
 
+/// Questions to origins under way, about keys this edge does not know. More are refused: each holds connections and goes on when
+/// who asked has left.
+const MAX_QUESTIONS: usize = 256;
+/// Readers with bytes missing ahead of them. Beyond, new ones get what is wholly here; those that run are kept.
+const MAX_READERS: usize = 8_192;
+
 /// What a resolution needs of the other rooms.
 pub struct Parts {
     pub store: Store,
@@ -104,6 +110,12 @@ impl EdgeObjects {
     ) -> Result<Resolution<ReaderFactory>, ServeError> {
         let file = self.entry_file(&bound.entry)?;
         let parts = self.parts();
+        if parts.demand.len() >= MAX_READERS {
+            let all = file.geometry().chunk_count();
+            if file.first_missing(0, all).is_some() {
+                return Err(ServeError::Overloaded("readers wait for bytes"));
+            }
+        }
         let readers = ReaderFactory {
             file: file.clone(),
             flights: parts.flights.clone(),
@@ -201,15 +213,19 @@ impl EdgeObjects {
         match verdict {
             Verdict::Fresh => return Ok(Found::Object(bound, Freshness::Fresh)),
             Verdict::StaleWhileRevalidate => {
-                self.revalidation(source, key, request, bound.clone());
+                // Refused under load: the next request asks.
+                let _ = self.revalidation(source, key, request, bound.clone());
                 return Ok(Found::Object(bound, Freshness::StaleMeanwhile));
             }
             Verdict::Stale if request.only_if_cached => return Err(ServeError::OnlyIfCached),
             Verdict::Stale => {}
         }
-        let (pending, first) = self.revalidation(source, key, request, bound.clone());
-        match outcome(pending).await {
-            Ok(found) => Ok(found.waited_for(!first)),
+        let asked = match self.revalidation(source, key, request, bound.clone()) {
+            Ok((pending, first)) => outcome(pending).await.map(|found| found.waited_for(!first)),
+            Err(refused) => Err(refused),
+        };
+        match asked {
+            Ok(found) => Ok(found),
             Err(error) if freshness::usable_on_error(&bound.freshness, &source.policy(), now) => {
                 tracing::debug!(%error, "served stale");
                 Ok(Found::Object(bound, Freshness::StaleOnError))
@@ -230,7 +246,7 @@ impl EdgeObjects {
         key: &v1::Key,
         request: &ObjectRequest,
         bound: Arc<Bound>,
-    ) -> (Pending, bool) {
+    ) -> Result<(Pending, bool), ServeError> {
         let (this, source, key_of) = (self.clone(), source.clone(), key.clone());
         let headers = pass_through::allowed_headers(&source, &request.headers);
         let selecting = headers.clone();
@@ -255,7 +271,7 @@ impl EdgeObjects {
         let (pending, first) = self.ask_once(key, &headers, move || async move {
             this.ask_cluster_or_origin(&source_of, &key_of, &request_of)
                 .await
-        });
+        })?;
         Ok(outcome(pending).await?.waited_for(!first))
     }
 
@@ -313,7 +329,7 @@ impl EdgeObjects {
         key: &v1::Key,
         selecting: &HeaderMap,
         question: impl FnOnce() -> F,
-    ) -> (Pending, bool)
+    ) -> Result<(Pending, bool), ServeError>
     where
         F: Future<Output = Result<Found, ServeError>> + Send + 'static,
     {
@@ -323,7 +339,10 @@ impl EdgeObjects {
             // A sender that is gone without an answer was cut off with its runtime.
             && pending.has_changed().is_ok()
         {
-            return (pending.clone(), false);
+            return Ok((pending.clone(), false));
+        }
+        if asking.len() >= MAX_QUESTIONS {
+            return Err(ServeError::Overloaded("questions to origins are under way"));
         }
         let (sender, receiver) = watch::channel(None);
         asking.insert(id.clone(), receiver.clone());
@@ -336,7 +355,7 @@ impl EdgeObjects {
         };
         let runtime = self.parts().downloads.runtime();
         runtime.spawn(asked.instrument(Span::current()));
-        (receiver, true)
+        Ok((receiver, true))
     }
 
     async fn pass(

@@ -351,7 +351,9 @@ impl Store {
     /// Why writes are refused at present, if they are.
     #[must_use]
     pub fn degraded(&self) -> Option<String> {
-        self.shared().health.reason()
+        let shared = self.shared();
+        let shortage = || shared.space.shortage(Instant::now());
+        shared.health.reason().or_else(shortage)
     }
 
     /// Last syncs; then the lock is given back. Blocking.

@@ -27,7 +27,20 @@ const DEFAULT_MAX_PERCENT: u64 = 90;
 const HEADROOM_DIVISOR: u64 = 50;
 const HEADROOM_MAX_BYTES: u64 = 1 << 30;
 
+/// Refusals that go on for so long are said: an eviction's round trip is shorter.
+const SHORTAGE_AFTER: Duration = Duration::from_secs(2);
+/// And until so long after the last one.
+const SHORTAGE_OVER: Duration = Duration::from_secs(5);
+
+/// Of reservations, without one granted in between.
+#[derive(Clone, Copy)]
+struct Refusals {
+    first: Instant,
+    last: Instant,
+}
+
 pub struct Space {
+    refusals: Mutex<Option<Refusals>>,
     disk: Arc<dyn Disk>,
     max_bytes: Option<u64>,
     min_free: MinFree,
@@ -42,6 +55,7 @@ pub struct Space {
 impl Space {
     pub fn new(disk: Arc<dyn Disk>, max_bytes: Option<u64>, min_free: MinFree) -> Self {
         Self {
+            refusals: Mutex::default(),
             disk,
             max_bytes,
             min_free,
@@ -78,16 +92,38 @@ impl Space {
         if !self.try_reserve(bytes) {
             self.refresh(Duration::ZERO);
             if !self.try_reserve(bytes) {
-                let (used, allowed) = (self.used(), self.allowed_bytes.load(Ordering::Acquire));
+                self.refused(Instant::now());
                 return Err(StoreError::NoSpace(format!(
-                    "{bytes} bytes wanted, {used} of {allowed} allowed are in use"
+                    "{bytes} bytes wanted, {}",
+                    self.in_use()
                 )));
             }
         }
+        *self.refusals.lock() = None;
         Ok(Reservation {
             space: self.clone(),
             bytes,
         })
+    }
+
+    fn in_use(&self) -> String {
+        let (used, allowed) = (self.used(), self.allowed_bytes.load(Ordering::Acquire));
+        format!("{used} of {allowed} allowed bytes are in use")
+    }
+
+    fn refused(&self, now: Instant) {
+        let mut refusals = self.refusals.lock();
+        let went_on = refusals.filter(|it| now.duration_since(it.last) < SHORTAGE_OVER);
+        let first = went_on.map_or(now, |it| it.first);
+        *refusals = Some(Refusals { first, last: now });
+    }
+
+    /// Why nothing can be kept, while that goes on: eviction does not make room, or can not.
+    pub fn shortage(&self, now: Instant) -> Option<String> {
+        let Refusals { first, last } = (*self.refusals.lock())?;
+        let goes_on = now.saturating_duration_since(last) < SHORTAGE_OVER
+            && last.duration_since(first) >= SHORTAGE_AFTER;
+        goes_on.then(|| format!("no space: {}", self.in_use()))
     }
 
     fn try_reserve(&self, bytes: u64) -> bool {
@@ -167,5 +203,32 @@ impl Drop for Reservation {
         self.space
             .used_bytes
             .fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::store::disk::RealDisk;
+
+    #[test]
+    fn a_shortage_is_said_while_it_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = Arc::new(RealDisk::new(directory.path().to_owned()));
+        let space = Arc::new(Space::new(disk, Some(100), MinFree::Bytes(0)));
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        space.refused(after(0));
+        assert_eq!(space.shortage(after(0)), None, "an eviction makes room");
+        space.refused(after(1));
+        space.refused(after(3));
+        assert!(space.shortage(after(4)).is_some());
+        assert_eq!(space.shortage(after(9)), None, "nobody asked since");
+        space.refused(after(10));
+        assert_eq!(space.shortage(after(10)), None, "another one begins");
+        space.refused(after(13));
+        let granted = space.reserve(50);
+        assert!(granted.is_ok() && space.shortage(after(13)).is_none());
     }
 }

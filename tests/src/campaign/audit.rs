@@ -16,7 +16,8 @@ use crate::services::Edge;
 use crate::wait::eventually;
 use crate::{CHUNK, content};
 
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// A full campaign leaves gigabytes to compare.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Equal looks at the table before it is taken to stand still, and before a difference is taken to be there to stay.
 const STILL_LOOKS: u32 = 4;
 const FINAL_LOOKS: u32 = 30;

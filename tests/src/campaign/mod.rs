@@ -80,14 +80,14 @@ impl Plan {
     pub fn short(seed: u64) -> Plan {
         Plan {
             seed,
-            edge_kills: 12,
+            edge_kills: 8,
             edge_pauses: 3,
             coordinator_kills: 4,
             coordinator_pauses: 2,
             database_kills: 3,
             corrupted_chunks: 40,
             disk_fills: 2,
-            object_changes: 6,
+            object_changes: 4,
             readers: 6,
             objects: 8,
             object_bytes: 24 * MIB + 12_345,
@@ -197,14 +197,7 @@ pub fn run(plan: &Plan) -> Report {
     };
     if let Some(disk) = &disk {
         let last = cluster.edges.last_mut().unwrap();
-        last.data = disk.path().join("data");
-        let option = format!("--data-dir={}", last.data.display());
-        let place = last
-            .arguments
-            .iter_mut()
-            .find(|it| it.starts_with("--data-dir="))
-            .unwrap();
-        *place = option;
+        last.put_data_at(disk.path().join("data"));
     }
     cluster.postgres.start_again();
     cluster.coordinator.start();

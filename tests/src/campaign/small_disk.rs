@@ -12,6 +12,11 @@ pub struct SmallDisk {
 
 impl SmallDisk {
     pub fn mount(directory: &Path, bytes: u64) -> Option<SmallDisk> {
+        SmallDisk::mount_with(directory, bytes, &[])
+    }
+
+    /// `options` go to `mkfs.ext4`.
+    pub fn mount_with(directory: &Path, bytes: u64, options: &[&str]) -> Option<SmallDisk> {
         let (image, mount) = (
             directory.join("small-disk.img"),
             directory.join("small-disk"),
@@ -28,6 +33,7 @@ impl SmallDisk {
         let made = quiet(
             Command::new("mkfs.ext4")
                 .args(["-q", "-F", "-m", "0"])
+                .args(options)
                 .arg(&image),
         ) && quiet(
             Command::new("mount")
@@ -55,6 +61,29 @@ impl SmallDisk {
 
     pub fn give_back(&self) {
         let _ = std::fs::remove_file(self.ballast());
+    }
+
+    /// As another program would: makes files until no more can be made.
+    pub fn fill_inodes(&self) {
+        let directory = self.mount.join("many");
+        let _ = std::fs::create_dir(&directory);
+        for number in 0.. {
+            if File::create(directory.join(format!("{number}"))).is_err() {
+                return;
+            }
+        }
+    }
+
+    pub fn give_inodes_back(&self) {
+        let _ = std::fs::remove_dir_all(self.mount.join("many"));
+    }
+
+    /// As the kernel does after an error of the file system: everything fails that would write. False: not here.
+    pub fn abort(&self) -> bool {
+        let mut command = Command::new("mount");
+        command.args(["-o", "remount,abort"]).arg(&self.mount);
+        let _ = command.stderr(Stdio::null()).status();
+        File::create(self.mount.join("written")).is_err()
     }
 
     fn ballast(&self) -> PathBuf {

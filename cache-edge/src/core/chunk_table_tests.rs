@@ -1,0 +1,129 @@
+use std::sync::atomic::AtomicBool;
+
+use super::*;
+
+fn stored(table: &ChunkTable, chunk: ChunkIndex) {
+    table.begin_write(chunk);
+    assert!(table.finish(chunk, u64::from(chunk) + 1, 0));
+}
+
+#[test]
+fn a_chunk_lives_and_dies() {
+    let table = ChunkTable::new(2000);
+    assert!(!table.try_pin(1500, 0));
+    assert!(!table.finish(1500, 1, 0), "nothing was written");
+    stored(&table, 1500);
+    assert!(!table.finish(1500, 9, 0), "present already");
+    assert_eq!(table.checksum(1500), 1501);
+    assert!(table.state(1500).is_verified() && !table.state(1500).is_durable());
+    assert!(!table.mark_durable(1500), "no sync was begun");
+    assert!(table.begin_sync(1500) && table.mark_durable(1500) && !table.mark_durable(1500));
+    assert!(table.try_pin(1500, 0));
+    assert!(table.withdraw(1500).is_some_and(ChunkState::is_durable));
+    assert!(table.withdraw(1500).is_none());
+    assert!(!table.try_pin(1500, 0));
+    assert!(!table.mark_durable(1500));
+    let last = table.unpin(1500);
+    assert!(last.is_doomed() && last.pins() == 0);
+    table.mark_empty(1500);
+    assert_eq!(table.state(1500).pins(), 0);
+    assert!(!table.state(1500).is_written());
+}
+
+#[test]
+fn an_unfinished_chunk_that_is_held_outlives_being_given_up() {
+    let table = ChunkTable::new(2);
+    assert!(!table.try_hold_unfinished(1), "nothing is written");
+    table.begin_write(1);
+    assert!(table.try_hold_unfinished(1));
+    assert!(table.abandon(1).is_some_and(|before| before.pins() == 1));
+    assert!(!table.try_hold_unfinished(1), "it is going");
+    assert!(table.abandon(1).is_none());
+    let last = table.unpin(1);
+    assert!(last.is_doomed() && last.pins() == 0);
+    table.mark_empty(1);
+    table.begin_write(1);
+    assert!(table.abandon(1).is_some_and(|before| before.pins() == 0));
+    assert!(!table.state(1).is_doomed());
+}
+
+#[test]
+fn nothing_lies_past_the_end() {
+    let table = ChunkTable::new(3);
+    table.begin_write(3);
+    assert!(!table.finish(3, 1, 0) && !table.restore(600, 1) && !table.try_pin(u32::MAX, 0));
+    assert_eq!(table.first_missing(3, 10), None);
+    assert_eq!(ChunkTable::new(0).first_missing(0, 1), None);
+}
+
+#[test]
+fn one_viewer_in_many_pieces_is_one_use() {
+    let table = ChunkTable::new(1);
+    stored(&table, 0);
+    for _ in 0..100 {
+        assert!(table.try_pin(0, 1));
+        table.unpin(0);
+    }
+    assert_eq!(table.state(0).uses(), 0);
+    for tick in [2, 4, 6, 8, 10] {
+        assert!(table.try_pin(0, tick));
+        table.unpin(0);
+    }
+    assert_eq!(table.state(0).uses(), MAX_USES);
+    table.forget_use(0);
+    assert_eq!(table.state(0).uses(), MAX_USES - 1);
+}
+
+#[test]
+fn a_failed_sync_spoils_what_is_unfinished_only() {
+    let table = ChunkTable::new(3);
+    stored(&table, 0);
+    table.begin_write(1);
+    table.spoil_unfinished();
+    assert!(table.state(0).is_present());
+    assert!(!table.finish(1, 1, 0));
+    assert!(table.abandon(1).is_some());
+    table.begin_write(1);
+    assert!(table.finish(1, 1, 0));
+    assert_eq!(
+        table.select(ChunkState::is_present).collect::<Vec<_>>(),
+        [0, 1]
+    );
+    assert_eq!(table.first_missing(0, 3), Some(2));
+}
+
+#[test]
+fn a_held_chunk_is_never_seen_empty() {
+    let rounds = if cfg!(miri) { 20 } else { 20_000 };
+    let table = ChunkTable::new(4);
+    // Stands for the bytes: false once punched.
+    let bytes = AtomicBool::new(false);
+    let punching = std::sync::Mutex::new(());
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    if table.try_pin(2, 0) {
+                        assert!(bytes.load(Ordering::Acquire), "pinned and punched");
+                        table.unpin(2);
+                    }
+                }
+            });
+        }
+        for _ in 0..rounds {
+            let _guard = punching.lock();
+            table.begin_write(2);
+            bytes.store(true, Ordering::Release);
+            assert!(table.finish(2, 7, 0));
+            assert!(table.withdraw(2).is_some());
+            while table.state(2).pins() > 0 {
+                std::hint::spin_loop();
+            }
+            bytes.store(false, Ordering::Release);
+            table.mark_empty(2);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(table.state(2).pins(), 0);
+}
