@@ -14,7 +14,6 @@ use std::{
 };
 
 use chunkcache_proto::{ChunkIndex, EntryId, Geometry, Level, v1};
-use v1::session_response::Message;
 
 pub use super::command::{Action, Command, LoadedEntry};
 use super::{
