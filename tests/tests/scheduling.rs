@@ -188,7 +188,7 @@ fn an_entry_opens_where_it_is_held_and_not_where_it_drains() {
 }
 
 #[test]
-fn limits_of_a_source_hold_over_all_edges() {
+fn the_rate_of_a_source_holds_over_all_edges() {
     let cluster = Cluster::with_edges(2);
     let url = cluster.origin.url();
     let rate = 12 * MIB;
@@ -245,8 +245,6 @@ fn limits_of_a_source_hold_over_all_edges() {
         measured >= 0.3 * rate as f64,
         "{measured} bytes per second of {rate}"
     );
-    let most = cluster.origin.most_connections();
-    assert!(most <= 4, "{most} connections");
 }
 
 #[test]
