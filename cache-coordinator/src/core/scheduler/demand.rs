@@ -380,7 +380,8 @@ fn deadline(
                 .since
                 .saturating_add(u64::try_from(ms).unwrap_or(u64::MAX / 2))
         }
-        Owner::Hints(_) => claim.since.saturating_add(config.urgent_ms),
+        // A player asks for the index before it reads on: not after the lookahead of a fast reader, which may be all of the file.
+        Owner::Hints(_) => claim.since,
         Owner::Want(_) if claim.level <= Level::High => match claim.queued {
             Some(key) => return key.deadline,
             None => now.saturating_add(config.want_deadline_ms),
