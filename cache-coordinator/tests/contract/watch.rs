@@ -94,7 +94,11 @@ async fn watchers_resume_without_gap_or_repeat() {
     let old_term = one
         .database
         .prune_changes(0, Duration::from_secs(3_600), 5, 1_000_000);
-    assert_eq!(old_term.await.unwrap(), 0, "a term that is over prunes nothing");
+    assert_eq!(
+        old_term.await.unwrap(),
+        0,
+        "a term that is over prunes nothing"
+    );
     let pruned = one
         .database
         .prune_changes(1, Duration::from_secs(3_600), 5, 1_000_000)
