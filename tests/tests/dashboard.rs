@@ -1,7 +1,6 @@
 //! The dashboard in a real browser: drawn from data, live, of use, accessible, and smooth where there is much to draw.
 #![allow(clippy::unwrap_used)]
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -34,7 +33,7 @@ fn axe() -> Option<String> {
             return None;
         }
     }
-    std::fs::read_to_string(PathBuf::from(source)).ok()
+    std::fs::read_to_string(source).ok()
 }
 
 /// Both colour schemes, wide and narrow: readable, nothing cut off, nothing on the console.
