@@ -219,7 +219,7 @@ async fn reconciliation_of_an_edge() {
             inventory.len(),
             began.elapsed()
         );
-        assert!(verdicts.iter().all(|verdict| verdict.dropped.is_empty()));
+        assert!(verdicts.iter().all(|verdict| verdict.drop.is_empty()));
     }
     let rows = client(&coordinator.database_url).await;
     let rows = rows
