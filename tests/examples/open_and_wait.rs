@@ -8,7 +8,7 @@ use chunkcache_proto::v1::{
     ByteRange, EntryName, OpenEntryRequest, Priority, SourcePath, WaitForRangeRequest,
     cache_service_client::CacheServiceClient, entry_name,
 };
-use tonic::Request;
+use tonic::{Request, transport::Endpoint};
 use tonic_types::StatusExt as _;
 
 /// What a player reads first.
@@ -30,7 +30,8 @@ async fn main() -> anyhow::Result<()> {
     let entry = EntryName {
         name: Some(entry_name::Name::SourcePath(source_path)),
     };
-    let mut cache = CacheServiceClient::connect(endpoint.clone()).await?;
+    let channel = Endpoint::from_shared(endpoint.clone())?.connect().await?;
+    let mut cache = CacheServiceClient::new(channel);
 
     let request = OpenEntryRequest {
         entry: Some(entry.clone()),
