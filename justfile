@@ -37,6 +37,14 @@ bench *arguments:
 quickstart *arguments:
     deploy/quickstart {{ arguments }}
 
+# units, alert rules, database roles, chart and pages, in seconds
+deployment:
+    tests/deploy/files
+
+# the images and deploy/compose.yaml, run for real
+containers *arguments:
+    tests/deploy/containers {{ arguments }}
+
 # everything continuous integration runs
 ci:
     .ci/run

@@ -9,16 +9,26 @@ use cache_coordinator::{
 };
 use chunkcache_plumbing::{
     config::EXIT_USAGE,
+    health::{self, Listener},
     shutdown::token_on_signal,
     telemetry::{self, TelemetryOptions},
 };
 use clap::ArgMatches;
 
+/// Where `/livez` is.
+const HEALTH: Listener = Listener {
+    address_option: "http-listen",
+    tls_option: Some("tls-cert"),
+};
+
 fn main() -> ExitCode {
-    let whole = cli::command().subcommand(config::serve_command());
+    let whole = cli::command()
+        .subcommand(config::serve_command())
+        .subcommand(health::command(&config::table()));
     let matches = whole.clone().get_matches();
     match matches.subcommand() {
         Some(("serve", arguments)) => serve(arguments),
+        Some(("health", arguments)) => health::run(&config::table(), arguments, HEALTH),
         _ => cli::run(&whole, &matches),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -29,7 +30,10 @@ use crate::{
     coordinator::{
         Link, Session, channel::TlsFiles, notes, planner::Planner, session::Totals, upkeep::Upkeep,
     },
-    http::{self, Metrics, Server, Settings, TlsConfig, admin::AdminState, metrics::ByteSource},
+    http::{
+        self, Metrics, Server, Settings, SigningKeys, TlsConfig, admin::AdminState,
+        metrics::ByteSource,
+    },
     options::Options,
     origin::{
         Catalogue, Client, Downloads,
@@ -81,8 +85,11 @@ impl Edge {
         let chunk_size = Arc::new(AtomicU32::new(Geometry::DEFAULT_CHUNK_SIZE));
         notes::restore(&store, &catalogue, &peer_keys, &chunk_size);
         let bindings = Arc::new(Bindings::load(store.clone()));
+        // Sources and bindings are noted apart: a crash between them must not join an old key to a new library.
+        let base_urls = catalogue.base_urls();
+        bindings.forget_foreign(|name| base_urls.get(name).cloned());
         let flights = Arc::new(Flights::new(store.clone()));
-        let demand = Arc::new(DemandRegistry::default());
+        let demand = Arc::new(DemandRegistry::new(options.fixed_lookahead_chunks));
         let counters = Arc::new(Counters::default());
         let origin_tls =
             tls::client(ClientFiles::default()).context("trusting the system's authorities")?;
@@ -255,6 +262,11 @@ pub async fn serve(options: Options, fetch: Handle) -> anyhow::Result<()> {
     let mut tasks = TaskSet::new(signal.clone());
     edge.spawn(&options, url, metrics.clone(), &mut tasks, &stop);
     let mut settings = Settings::new(options.name.clone());
+    let players = options.players.clone();
+    settings.cors = players.cors;
+    settings.limits = players.limits;
+    settings.timeouts = players.timeouts;
+    settings.signed_urls = signing_keys(players.signed_url_keys_file)?;
     settings.drain_grace = options.drain_grace;
     settings.tls = player_tls;
     let peers = Peers {
@@ -327,6 +339,14 @@ fn player_tls(options: &Options) -> anyhow::Result<Option<TlsConfig>> {
             .await
     });
     Ok(Some(Arc::new(move || reloading.current())))
+}
+
+fn signing_keys(file: Option<PathBuf>) -> anyhow::Result<Option<SigningKeys>> {
+    let Some(file) = file else { return Ok(None) };
+    let keys = SigningKeys::load(file).context("--signed-url-keys-file")?;
+    // Ends with the process, as the certificates' does.
+    tokio::spawn(keys.clone().watch(tls::CHECK_INTERVAL));
+    Ok(Some(keys))
 }
 
 /// Reads one measure at a scrape.
@@ -402,6 +422,16 @@ impl State {
                 "origin_errors",
                 "Failed fetches from origins since the start",
                 Box::new(|s| s.counters.origin_errors.load(Ordering::Relaxed)),
+            ),
+            (
+                "record_compared_bytes",
+                "Bytes of an origin's answers compared with what is stored, in record mode",
+                Box::new(|s| s.counters.compared_bytes.load(Ordering::Relaxed)),
+            ),
+            (
+                "record_mismatches",
+                "Answers of an origin that differed from what is stored, in record mode",
+                Box::new(|s| s.counters.mismatches.load(Ordering::Relaxed)),
             ),
             (
                 "peer_errors",

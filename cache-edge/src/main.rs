@@ -8,10 +8,17 @@ use cache_edge::{
 };
 use chunkcache_plumbing::{
     config::EXIT_USAGE,
+    health::{self, Listener},
     telemetry::{self, TelemetryOptions},
     tls,
 };
 use clap::Command;
+
+/// Where `/livez` is.
+const HEALTH: Listener = Listener {
+    address_option: "admin-listen",
+    tls_option: None,
+};
 
 fn main() -> ExitCode {
     let table = options::table();
@@ -24,10 +31,12 @@ fn main() -> ExitCode {
         .about("An edge of the chunk cache")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommand(serve);
+        .subcommands([serve, health::command(&table)]);
     let matches = command.get_matches();
-    let Some(("serve", arguments)) = matches.subcommand() else {
-        return ExitCode::from(EXIT_USAGE);
+    let arguments = match matches.subcommand() {
+        Some(("serve", arguments)) => arguments,
+        Some(("health", arguments)) => return health::run(&table, arguments, HEALTH),
+        _ => return ExitCode::from(EXIT_USAGE),
     };
     let settings = match table.load(arguments, options::check) {
         Ok(settings) => settings,

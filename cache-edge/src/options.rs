@@ -1,5 +1,7 @@
 //! The options of `cache-edge serve`, and the conflicts between them.
 
+mod players;
+
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use chunkcache_plumbing::{
@@ -9,6 +11,7 @@ use chunkcache_plumbing::{
 };
 use chunkcache_proto::source_name::check_name;
 
+pub use self::players::PlayerOptions;
 use crate::{core::lookahead::DEFAULT_LOOKAHEAD_CHUNKS, store::MinFree};
 
 const OPTIONS: &[OptionSpec] = &[
@@ -146,7 +149,10 @@ fn checked_name(name: &str) -> Result<(), String> {
 /// All options, with those every binary has.
 #[must_use]
 pub fn table() -> Table {
-    Table::new("CACHE_EDGE", &[OPTIONS, telemetry::OPTIONS])
+    Table::new(
+        "CACHE_EDGE",
+        &[OPTIONS, players::OPTIONS, telemetry::OPTIONS],
+    )
 }
 
 /// What the operator decided.
@@ -161,12 +167,16 @@ pub struct Options {
     pub max_bytes: Option<u64>,
     pub min_free: MinFree,
     pub max_downloads: usize,
+    /// While no coordinator decides.
     pub lookahead_chunks: u32,
+    /// Asked for with `--lookahead`; unset: the coordinator adapts it.
+    pub fixed_lookahead_chunks: Option<u32>,
     pub chunk_wait_timeout: Duration,
     pub background_fill: bool,
     pub tls: Option<(PathBuf, PathBuf)>,
     pub coordinator_tls: ClientFiles,
     pub drain_grace: Duration,
+    pub players: PlayerOptions,
 }
 
 impl Options {
@@ -178,6 +188,9 @@ impl Options {
                 .get::<PathBuf>(cert)
                 .zip(settings.get::<PathBuf>(key))
         };
+        let lookahead = settings
+            .get::<u64>("lookahead")
+            .and_then(|chunks| u32::try_from(chunks).ok());
         Self {
             name: settings.value("name"),
             coordinators: settings
@@ -197,10 +210,8 @@ impl Options {
                 BytesOrPercent::Percent(percent) => MinFree::Percent(percent),
             },
             max_downloads: usize::try_from(settings.value::<u64>("max-downloads")).unwrap_or(3),
-            lookahead_chunks: settings
-                .get::<u64>("lookahead")
-                .and_then(|chunks| u32::try_from(chunks).ok())
-                .unwrap_or(DEFAULT_LOOKAHEAD_CHUNKS),
+            lookahead_chunks: lookahead.unwrap_or(DEFAULT_LOOKAHEAD_CHUNKS),
+            fixed_lookahead_chunks: lookahead,
             chunk_wait_timeout: settings.value("chunk-wait-timeout"),
             background_fill: settings.value("background-fill"),
             tls: pair("tls-cert", "tls-key"),
@@ -210,12 +221,14 @@ impl Options {
                 alpn: Vec::new(),
             },
             drain_grace: settings.value("drain-grace"),
+            players: PlayerOptions::from_settings(settings),
         }
     }
 }
 
 /// Conflicts between options; runs also when single ones are wrong.
 pub fn check(settings: &Settings, problems: &mut Problems) {
+    players::check(settings, problems);
     for (cert, key) in [
         ("tls-cert", "tls-key"),
         ("coordinator-cert", "coordinator-key"),

@@ -1,8 +1,9 @@
-//! What both binaries need and neither owns: configuration, telemetry, metrics, TLS, shutdown.
+//! What both binaries need and neither owns: configuration, telemetry, metrics, TLS, health, shutdown.
 //!
 //! Knows nothing of chunks, entries, SQL or the protocol.
 
 pub mod config;
+pub mod health;
 pub mod metrics;
 pub mod shutdown;
 pub mod telemetry;

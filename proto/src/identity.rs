@@ -8,6 +8,8 @@
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use crate::v1;
+
 /// An entry's id: a version 8 UUID (RFC 9562) made by [`EntryIdentity::id`].
 pub type EntryId = Uuid;
 
@@ -57,6 +59,24 @@ impl EntryIdentity<'_> {
         bytes.copy_from_slice(&digest[..16]);
         uuid::Builder::from_custom_bytes(bytes).into_uuid()
     }
+}
+
+/// Whether the entry is one of the source at this base URL. A source may be pointed at another library: its old
+/// entries can be read on, and nothing more is ever fetched for them.
+#[must_use]
+pub fn belongs_to(entry: &v1::Entry, base_url: &str) -> bool {
+    let Some(key) = &entry.key else { return false };
+    let identity = EntryIdentity {
+        source: &key.source,
+        base_url: base_url.trim_end_matches('/'),
+        path: &key.path,
+        query: &key.query,
+        variant: &key.variant,
+        validator: &entry.validator,
+        size_bytes: entry.size,
+        chunk_size_bytes: entry.chunk_size,
+    };
+    entry.id.parse() == Ok(identity.id())
 }
 
 /// The validator of an object, in clear: its strong ETag with the quotes, else
@@ -142,6 +162,25 @@ mod tests {
         }
         assert_eq!(identity().id(), base.id());
         assert_eq!(base.id().get_version_num(), 8);
+    }
+
+    #[test]
+    fn an_entry_belongs_to_one_base_url() {
+        let entry = v1::Entry {
+            id: identity().id().to_string(),
+            key: Some(v1::Key {
+                source: "films".into(),
+                path: "a/b.mp4".into(),
+                ..v1::Key::default()
+            }),
+            size: 10,
+            chunk_size: 2 << 20,
+            validator: "\"1\"".into(),
+            ..v1::Entry::default()
+        };
+        assert!(belongs_to(&entry, "http://origin"));
+        assert!(belongs_to(&entry, "http://origin/"));
+        assert!(!belongs_to(&entry, "http://elsewhere"));
     }
 
     #[test]

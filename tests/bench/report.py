@@ -7,6 +7,22 @@ BASELINES = ["nginx static", "nginx static tuned", "nginx slice", "nginx slice t
 OURS = "chunk cache"
 
 
+def write_seek(table, machine, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "seek.md").write_text(f"""# Measured: seek to first byte
+
+{machine['when']}: {machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB, kernel {machine['kernel']}. Made by
+`tests/bench/run --cases seek` (`tests/src/bin/chunkcache-seek.rs`).
+
+One edge and a coordinator with PostgreSQL, as processes; an origin that answers after 40 ms, behind one link of 10 MB/s that all its
+connections share. Each seek is a new connection with an open-ended range, at a place nobody was at; the one before is cut, as
+players do. Idle: nothing else runs. Saturated: background fill completes other files and a precache job runs. Every byte read is
+compared.
+
+{table}
+""")
+
+
 def write(results, folder):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")

@@ -99,8 +99,13 @@ impl Cluster {
 
     /// Registers the origin under this name.
     pub fn add_source(&self, name: &str) {
+        self.add_source_with(name, &[]);
+    }
+
+    pub fn add_source_with(&self, name: &str, options: &[&str]) {
         let url = self.origin.url();
-        let output = self.coordinator.cli(&["source", "add", name, &url]);
+        let arguments = [&["source", "add", name, &url], options].concat();
+        let output = self.coordinator.cli(&arguments);
         assert!(
             output.status.success(),
             "source add: {}{}",
@@ -194,10 +199,12 @@ pub fn shared_directory() -> PathBuf {
     path
 }
 
-/// A directory other users may enter: PostgreSQL runs as its own.
+/// A directory other users may enter: PostgreSQL runs as its own. `CHUNKCACHE_KEEP` in the environment keeps it, to be
+/// looked at.
 pub fn directory() -> TempDir {
     let directory = tempfile::Builder::new()
         .prefix("chunkcache-test-")
+        .disable_cleanup(std::env::var_os("CHUNKCACHE_KEEP").is_some())
         .tempdir()
         .expect("a temporary directory");
     let open = fs::Permissions::from_mode(0o755);

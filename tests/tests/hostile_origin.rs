@@ -143,3 +143,38 @@ fn bytes_of_two_versions_are_never_mixed() {
     let new = Call::get(&target).send(cluster.edge().http).expect(200);
     assert_eq!(content::sha256_of(&new.body), content::sha256(82, 64 * MIB));
 }
+
+/// The faults come when a body is well under way: the reader waits, and gets every byte.
+#[test]
+fn a_fault_behind_a_running_body_costs_time_only() {
+    let cluster = Cluster::start();
+    let size = 40 * MIB + 3;
+    let address = cluster.edge().http;
+    let faults = [
+        Fault::Status(503, Vec::new()),
+        Fault::Hangup,
+        Fault::EndEarly(1000),
+        Fault::DieAfter(MIB / 2),
+        Fault::StallAfter(MIB / 2),
+    ];
+    std::thread::scope(|scope| {
+        for (seed, fault) in (90..).zip(faults) {
+            let path = format!("/later-{seed}");
+            let target = cluster.put(&path, Object::generated(seed, size).paced(16 * MIB));
+            let origin = &cluster.origin;
+            scope.spawn(move || {
+                let mut reply = Call::get(&target).open(address).unwrap();
+                let first = reply.take(MIB as usize).unwrap();
+                let asked = origin.hits(&path).len();
+                origin.change(&path, |object| {
+                    *object = object.clone().fault(fault.clone(), Times::Next(1));
+                });
+                let rest = reply.finish();
+                assert!(rest.complete, "{fault:?} was told to the client");
+                let whole = [first, rest.body].concat();
+                assert_eq!(content::sha256_of(&whole), content::sha256(seed, size));
+                assert!(origin.hits(&path).len() > asked + 1, "{fault:?} was met");
+            });
+        }
+    });
+}

@@ -186,44 +186,228 @@ fn rclone_copies_by_url() {
     );
 }
 
+/// A video at an edge, paced so that nobody gets to the end by accident.
+fn film(cluster: &Cluster, name: &str) -> (String, u64) {
+    let path = video(cluster.directory.path(), name);
+    let file = File::open(&path).unwrap();
+    let size = file.metadata().unwrap().len();
+    let object = Object::file(file).unwrap().etag(Some("\"film\""));
+    let target = cluster.put(&format!("/{name}"), object.paced(16 * MIB));
+    (format!("{}{target}", cluster.edge().url()), size)
+}
+
 #[test]
-fn players_play() {
-    if !is_installed("ffmpeg") {
+fn curl_asks_for_parts_in_parallel() {
+    if !is_installed("curl") {
         return;
     }
     let cluster = Cluster::start();
-    let path = video(cluster.directory.path(), "played.mp4");
-    let object = Object::file(File::open(&path).unwrap())
-        .unwrap()
-        .etag(Some("\"played\""));
-    let target = cluster.put("/played.mp4", object);
+    let size = 12 * MIB + 5;
+    let target = cluster.put("/parallel.bin", Object::generated(125, size));
     let url = format!("{}{target}", cluster.edge().url());
-    if is_installed("mpv") {
-        succeed(
-            "mpv",
-            &[
-                "--no-config",
-                "--vo=null",
-                "--ao=null",
-                "--start=70%",
-                "--length=1",
-                "--untimed",
-                &url,
-            ],
-        );
+    let part = size / 4;
+    let mut arguments = vec!["-sS".to_owned(), "--fail".into(), "--parallel".into()];
+    let file = |index: u64| cluster.directory.path().join(format!("part-{index}"));
+    for index in 0..4 {
+        let (start, end) = (index * part, ((index + 1) * part).min(size));
+        let end = if index == 3 { size } else { end };
+        if index > 0 {
+            arguments.push("--next".into());
+            arguments.extend(["-sS".into(), "--fail".into()]);
+        }
+        arguments.extend(["-r".into(), format!("{start}-{}", end - 1)]);
+        arguments.extend(["-o".into(), file(index).display().to_string(), url.clone()]);
     }
-    if is_installed("cvlc") {
-        #[rustfmt::skip]
-        succeed("cvlc", &["-I", "dummy", "--vout=dummy", "--aout=dummy", "--start-time=28", "--run-time=1", "--play-and-exit", &url]);
-    }
-    if is_installed("gst-launch-1.0") {
-        let uri = format!("uri={url}");
-        #[rustfmt::skip]
-        succeed("gst-launch-1.0", &["-q", "uridecodebin", &uri, "!", "video/x-raw", "!", "fakesink", "num-buffers=50"]);
-    }
-    #[rustfmt::skip]
-    succeed("ffmpeg", &["-v", "error", "-nostdin", "-i", &url, "-t", "5", "-f", "null", "-"]);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    succeed("curl", &arguments);
+    let whole: Vec<u8> = (0..4)
+        .flat_map(|index| fs::read(file(index)).unwrap())
+        .collect();
+    assert_eq!(content::sha256_of(&whole), content::sha256(125, size));
+    // HTTP/2 without TLS, by prior knowledge.
+    let over_http2 = cluster.directory.path().join("h2");
+    let path = over_http2.to_str().unwrap();
+    let version = succeed(
+        "curl",
+        &[
+            "-sS",
+            "--fail",
+            "--http2-prior-knowledge",
+            "-w",
+            "%{http_version}",
+            "-o",
+            path,
+            &url,
+        ],
+    );
+    assert_eq!(version.stdout, b"2");
+    assert_eq!(
+        content::sha256_of(&fs::read(&over_http2).unwrap()),
+        content::sha256(125, size)
+    );
 }
+
+#[test]
+fn mpv_plays_and_seeks() {
+    if !is_installed("ffmpeg") || !is_installed("mpv") {
+        return;
+    }
+    let cluster = Cluster::start();
+    let (url, _) = film(&cluster, "mpv.mkv");
+    let script = cluster.directory.path().join("seek.lua");
+    fs::write(
+        &script,
+        "local places = { 30, 5, 35, 12 }
+         local at = 0
+         mp.register_event('playback-restart', function()
+           if at > 0 then print(string.format('AT %d', mp.get_property_number('time-pos') + 0.5)) end
+           at = at + 1
+           if places[at] then mp.commandv('seek', places[at], 'absolute+exact') else mp.commandv('quit', 0) end
+         end)",
+    )
+    .unwrap();
+    let script = format!("--script={}", script.display());
+    #[rustfmt::skip]
+    let output = succeed("mpv", &["--no-config", "--vo=null", "--ao=null", "--cache=no", &script, &url]);
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    for place in ["AT 30", "AT 5", "AT 35", "AT 12"] {
+        assert!(told.contains(place), "no {place} in {told}");
+    }
+}
+
+#[test]
+fn gstreamer_discovers_and_seeks() {
+    if !is_installed("ffmpeg")
+        || !is_installed("gst-discoverer-1.0")
+        || !is_installed("gst-play-1.0")
+    {
+        return;
+    }
+    let cluster = Cluster::start();
+    let (url, size) = film(&cluster, "gst.mp4");
+    let output = succeed("gst-discoverer-1.0", &["-v", &url]);
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        told.contains("Seekable: yes") && told.contains("Duration: 0:00:40"),
+        "{told}"
+    );
+    let before = cluster.origin.hits("/gst.mp4").len();
+    #[rustfmt::skip]
+    succeed("gst-play-1.0", &["--no-interactive", "--videosink=fakesink", "--audiosink=fakesink", "--start-position=30", &url]);
+    let hits = cluster.origin.hits("/gst.mp4");
+    assert!(
+        hits[before..]
+            .iter()
+            .any(|hit| starts_at_least(hit, size / 2)),
+        "{hits:?}"
+    );
+}
+
+#[test]
+fn vlc_plays_from_the_middle() {
+    if !is_installed("ffmpeg") || !is_installed("cvlc") {
+        return;
+    }
+    let cluster = Cluster::start();
+    let (url, size) = film(&cluster, "vlc.mkv");
+    #[rustfmt::skip]
+    let arguments = ["-I", "dummy", "--vout=dummy", "--aout=dummy", "--no-video-title-show", "--start-time=28", "--run-time=2", "--play-and-exit", &url];
+    // It refuses to run as root.
+    if rustix::process::geteuid().is_root() {
+        #[rustfmt::skip]
+        let as_nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "env", "HOME=/tmp", "cvlc"];
+        succeed("setpriv", &[&as_nobody[..], &arguments].concat());
+    } else {
+        succeed("cvlc", &arguments);
+    }
+    let hits = cluster.origin.hits("/vlc.mkv");
+    assert!(
+        hits.iter().any(|hit| starts_at_least(hit, size / 2)),
+        "{hits:?}"
+    );
+}
+
+fn starts_at_least(hit: &chunkcache_tests::origin::Hit, offset: u64) -> bool {
+    let start = hit
+        .header("range")
+        .and_then(|range| range.strip_prefix("bytes="))
+        .and_then(|range| range.split('-').next()?.parse::<u64>().ok());
+    start.is_some_and(|start| start >= offset)
+}
+
+/// A page of another origin plays, seeks, reads pixels (which only CORS allows) and headers of a range, and tells its own
+/// server how it went.
+#[test]
+fn chromium_plays_and_seeks_cross_origin() {
+    if !is_installed("ffmpeg") || !is_installed("chromium") {
+        return;
+    }
+    let cluster = Cluster::start();
+    let (url, _) = film(&cluster, "browser.mp4");
+    let page = cluster.directory.path().join("page.html");
+    let text = PAGE.replace("FILM", &url);
+    fs::write(&page, text).unwrap();
+    let pages = chunkcache_tests::Origin::start();
+    let object = Object::file(File::open(&page).unwrap()).unwrap();
+    pages.put("/page.html", object.content_type("text/html"));
+    let profile = cluster.directory.path().join("profile");
+    let mut command = Command::new("chromium");
+    #[rustfmt::skip]
+    command.args([
+        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+        "--mute-audio", "--autoplay-policy=no-user-gesture-required", "--remote-debugging-port=0",
+    ]);
+    command.arg(format!("--user-data-dir={}", profile.display()));
+    command.arg(format!("{}/page.html", pages.url()));
+    let log = cluster.directory.path().join("chromium.log");
+    let mut browser = chunkcache_tests::process::Process::spawn("chromium", &command, &log);
+    let told = eventually(
+        "the page tells how it went",
+        Duration::from_secs(90),
+        || {
+            assert!(browser.is_running(), "{}", browser.output());
+            let hits = pages.all_hits();
+            hits.into_iter()
+                .find(|hit| hit.target.starts_with("/result"))
+        },
+    );
+    assert_eq!(told.target, "/result?ok", "{}", browser.output());
+    browser.terminate();
+}
+
+const PAGE: &str = r#"<!doctype html><video id=v crossorigin=anonymous muted preload=auto src="FILM"></video><script>
+const v = document.getElementById('v');
+const tell = text => fetch('/result?' + encodeURIComponent(text));
+const event = name => new Promise((done, failed) => {
+  v.addEventListener(name, done, { once: true });
+  v.addEventListener('error', () => failed(new Error('video: ' + v.error.message)), { once: true });
+});
+async function seek(to) {
+  const seeked = event('seeked');
+  v.currentTime = to;
+  await seeked;
+  if (Math.abs(v.currentTime - to) > 0.5) throw new Error('at ' + v.currentTime + ' and not at ' + to);
+  const canvas = document.createElement('canvas');
+  canvas.width = canvas.height = 64;
+  const context = canvas.getContext('2d');
+  context.drawImage(v, 0, 0, 64, 64);
+  // Throws on a video that was loaded without CORS.
+  if (context.getImageData(0, 0, 64, 64).data.every(byte => byte === 0)) throw new Error('no picture at ' + to);
+}
+(async () => {
+  if (v.readyState < 1) await event('loadedmetadata');
+  if (Math.abs(v.duration - 40) > 1) throw new Error('duration ' + v.duration);
+  for (const place of [28, 5, 35, 15]) await seek(place);
+  await v.play();
+  const from = v.currentTime;
+  while (v.currentTime < from + 0.5) await event('timeupdate');
+  const part = await fetch('FILM', { headers: { Range: 'bytes=10-19', 'Cache-Control': 'no-cache' } });
+  const read = name => part.headers.get(name) || '';
+  if (part.status !== 206 || (await part.arrayBuffer()).byteLength !== 10) throw new Error('range: ' + part.status);
+  if (!read('content-range').startsWith('bytes 10-19/') || !read('cache-status').includes('edge-a') || !read('etag'))
+    throw new Error('headers can not be read');
+})().then(() => fetch('/result?ok'), error => tell(String(error)));
+</script>"#;
 
 /// An aborted playback is normal life: nothing is left running and the next reader is served.
 #[test]

@@ -5,7 +5,7 @@
 use std::{
     future::Future,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use chunkcache_proto::EntryId;
@@ -17,6 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    directory::LOCAL_BIT,
     plan::{Action, Command, LoadedEntry, Plan},
     registry::Registry,
 };
@@ -228,8 +229,20 @@ impl<S: EntrySource> Actor<S> {
     }
 }
 
+/// Milliseconds since 1970, with room for a million assignments in each, below the bit of an edge's own fetches:
+/// no number of an earlier plan, whichever process it was in, comes again.
+fn first_assignment() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(0) << 20 & !LOCAL_BIT
+}
+
 fn new_plan() -> Plan {
-    Plan::new(Scheduler::new(Config::default()))
+    Plan::new(Scheduler::new(Config {
+        first_assignment: first_assignment(),
+        ..Config::default()
+    }))
 }
 
 /// Tries until the database answers; the commands that wait meanwhile are bounded.

@@ -257,7 +257,10 @@ async fn serve(
                 }
             }
             Ok(Lane::Control) => {
-                if control(cluster, live, message, &mut touched).await.is_err() {
+                if control(cluster, live, message, &committed, &mut touched)
+                    .await
+                    .is_err()
+                {
                     return End::Shutdown;
                 }
             }
@@ -271,11 +274,17 @@ async fn control(
     cluster: &Arc<Cluster>,
     live: &Arc<Live>,
     message: Request,
+    committed: &watch::Sender<v1::Committed>,
     touched: &mut Option<Instant>,
 ) -> Result<(), ServiceError> {
     let (edge, epoch) = (live.edge, live.epoch);
     match message {
         Request::Demand(batch) => {
+            if batch.readers.iter().any(|reader| reader.waiting) {
+                // As the heartbeat: an edge that hears from us leaves it to us whom the origin is asked by, and when.
+                let last = *committed.borrow();
+                live.outbox.post(Response::Committed(last));
+            }
             cluster
                 .plan
                 .tell(Command::Demand { edge, epoch, batch })

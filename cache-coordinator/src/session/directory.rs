@@ -8,7 +8,7 @@ use chunkcache_proto::{EntryId, Geometry, v1};
 use crate::core::scheduler::api::{AssignmentId, EdgeId, EntryNo, SourceId};
 
 /// The highest bit marks fetches an edge began by itself.
-const LOCAL_BIT: u64 = 1 << 63;
+pub(super) const LOCAL_BIT: u64 = 1 << 63;
 
 /// An edge as the plan knows it.
 #[derive(Clone, Debug)]

@@ -1,12 +1,14 @@
 //! Edge sessions: wire to events, effects to wire, reconciliation.
 //!
-//! `protocol`, `directory`, `translate`, `plan` and `reconcile` are pure; `connection` and `storage` are the two lanes
+//! `protocol`, `command`, `directory`, `loading`, `translate`, `plan` and `reconcile` are pure; `connection` and `storage` are the two lanes
 //! of a session; `actor` owns the plan; `registry` is who is connected. May not know SQL, HTTP, or what
 //! clients of CacheService ask.
 
 pub mod actor;
+pub mod command;
 pub mod connection;
 pub mod directory;
+pub mod loading;
 pub mod plan;
 #[cfg(test)]
 mod plan_tests;

@@ -5,8 +5,10 @@
 //! Why entries are loaded first: a scheduler that does not know what is held fetches it again. Commands
 //! that name an entry under way wait for it here, in their order.
 
+mod readers;
+
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque, hash_map::Entry},
+    collections::{BTreeMap, HashMap},
     ops::Range,
     sync::Arc,
 };
@@ -14,153 +16,16 @@ use std::{
 use chunkcache_proto::{ChunkIndex, EntryId, Geometry, Level, v1};
 use v1::session_response::Message;
 
+pub use super::command::{Action, Command, LoadedEntry};
 use super::{
-    directory::{Directory, EdgeRecord, EntryRecord},
+    directory::{Directory, EntryRecord},
+    loading::{Absent, Loads},
     translate,
 };
 use crate::core::scheduler::{
     Scheduler,
     api::{EdgeId, Effect, EntryNo, Event, Millis, ReaderId, WantId},
 };
-
-/// Commands kept for one entry while it is loaded. What is beyond is dropped: demand
-/// is said again by the edges, rows are loaded by the very load that is waited for.
-const MAX_WAITING_PER_ENTRY: usize = 4096;
-
-/// What the plan is told.
-#[derive(Debug)]
-pub enum Command {
-    /// A session began.
-    EdgeJoined {
-        /// Its row's id.
-        edge: EdgeId,
-        /// Of the session; older ones say nothing any more.
-        epoch: u64,
-        /// Name and address.
-        record: EdgeRecord,
-        /// Fetches at a time.
-        max_downloads: u32,
-        /// The edge's own option.
-        background_fill: bool,
-        /// As the operator wants it.
-        draining: bool,
-    },
-    /// A session ended.
-    EdgeLeft {
-        /// Its row's id.
-        edge: EdgeId,
-        /// Of the session that ended.
-        epoch: u64,
-    },
-    /// The operator drains it, or takes that back.
-    EdgeDraining {
-        /// Its row's id.
-        edge: EdgeId,
-        /// From now on.
-        draining: bool,
-    },
-    /// Removed from the cluster with all its rows.
-    EdgeForgotten(EdgeId),
-    /// Registered or changed.
-    SourceSet(Box<v1::Source>),
-    /// No longer registered.
-    SourceRemoved(String),
-    /// Load it now: a request, a job or an edge will speak of it.
-    EntryWanted(EntryId),
-    /// Its pinned flag changed.
-    EntryChanged(Box<v1::Entry>),
-    /// Superseded or invalidated.
-    EntryClosed(EntryId),
-    /// The answer to [`Action::Load`].
-    EntryLoaded {
-        /// What was asked for.
-        id: EntryId,
-        /// `None`: not in the table.
-        loaded: Option<Box<LoadedEntry>>,
-    },
-    /// Rows were committed.
-    Held {
-        /// Where.
-        edge: EdgeId,
-        /// Of what.
-        entry: EntryId,
-        /// Chunk indexes.
-        chunks: Vec<ChunkIndex>,
-    },
-    /// Rows went.
-    Dropped {
-        /// Where.
-        edge: EdgeId,
-        /// Of what.
-        entry: EntryId,
-        /// Chunk indexes; `None`: all.
-        chunks: Option<Vec<ChunkIndex>>,
-    },
-    /// From a session.
-    Demand {
-        /// Who speaks.
-        edge: EdgeId,
-        /// In which session.
-        epoch: u64,
-        /// What it said.
-        batch: v1::DemandBatch,
-    },
-    /// From a session.
-    FetchReport {
-        /// Who speaks.
-        edge: EdgeId,
-        /// In which session.
-        epoch: u64,
-        /// What it said.
-        report: v1::FetchReport,
-    },
-    /// From a session.
-    LocalFetch {
-        /// Who speaks.
-        edge: EdgeId,
-        /// In which session.
-        epoch: u64,
-        /// What it said.
-        fetch: v1::LocalFetch,
-    },
-    /// A request or a job asks for chunks.
-    Want {
-        /// Given by the caller; unique.
-        want: WantId,
-        /// Where they should be.
-        edge: EdgeId,
-        /// Of what.
-        entry: EntryId,
-        /// Which.
-        chunks: Vec<Range<ChunkIndex>>,
-        /// How urgent.
-        level: Level,
-    },
-    /// Cancelled.
-    WantClosed(WantId),
-    /// Time passed.
-    Tick,
-}
-
-/// An entry and who holds what of it, as the table says.
-#[derive(Clone, Debug)]
-pub struct LoadedEntry {
-    /// As told to edges.
-    pub entry: v1::Entry,
-    /// Chunks per edge.
-    pub holders: Vec<(EdgeId, Vec<Range<ChunkIndex>>)>,
-}
-
-/// What the actor has to do.
-#[derive(Debug, PartialEq)]
-pub enum Action {
-    /// Put into the edge's outbox.
-    Send(EdgeId, Box<Message>),
-    /// Read the entry and its holders from the table, then say [`Command::EntryLoaded`].
-    Load(EntryId),
-    /// All chunks of the want are held.
-    WantDone(WantId),
-}
 
 /// A want as it was asked, until its entry is open.
 #[derive(Clone, Debug)]
@@ -178,7 +43,7 @@ pub struct Plan {
     epochs: HashMap<EdgeId, u64>,
     readers: HashMap<ReaderId, EntryId>,
     wants: BTreeMap<WantId, Want>,
-    loading: HashMap<EntryId, VecDeque<Command>>,
+    loading: Loads,
     effects: Vec<Effect>,
     now: Millis,
 }
@@ -193,7 +58,7 @@ impl Plan {
             epochs: HashMap::new(),
             readers: HashMap::new(),
             wants: BTreeMap::new(),
-            loading: HashMap::new(),
+            loading: Loads::default(),
             effects: Vec::new(),
             now: 0,
         }
@@ -278,7 +143,9 @@ impl Plan {
                 self.event(Event::SourceRemoved { source }, now, actions);
             }
             Command::EntryWanted(id) => {
-                self.load(id, actions);
+                if self.directory.entry_number(id).is_none() && self.loading.registered(id) {
+                    actions.push(Action::Load(id));
+                }
             }
             Command::EntryChanged(entry) => {
                 let number = entry
@@ -293,8 +160,8 @@ impl Plan {
             Command::EntryClosed(id) => {
                 self.wants.retain(|_, want| want.entry != id);
                 self.readers.retain(|_, entry| *entry != id);
-                if let Some(waiting) = self.loading.get_mut(&id) {
-                    waiting.push_back(Command::EntryClosed(id));
+                if self.loading.contains(id) {
+                    self.loading.keep(id, Command::EntryClosed(id));
                 } else if let Some(entry) = self.directory.entry_number(id) {
                     self.event(Event::EntryClosed { entry }, now, actions);
                     self.directory.close_entry(id);
@@ -325,10 +192,8 @@ impl Plan {
                 epoch,
                 report,
             } => {
-                if self.is_present(edge, epoch)
-                    && let Some(event) = translate::fetch_report(&mut self.directory, edge, &report)
-                {
-                    self.event(event, now, actions);
+                if self.is_present(edge, epoch) {
+                    self.fetch_report(edge, &report, now, actions);
                 }
             }
             Command::LocalFetch { edge, epoch, fetch } => {
@@ -361,7 +226,10 @@ impl Plan {
                     self.event(Event::WantClosed { want }, now, actions);
                 }
             }
-            Command::Tick => self.event(Event::Tick, now, actions),
+            Command::Tick => {
+                self.forget_absent();
+                self.event(Event::Tick, now, actions);
+            }
         }
     }
 
@@ -387,18 +255,16 @@ impl Plan {
         if self.directory.entry_number(id).is_some() {
             return true;
         }
-        if let Entry::Vacant(vacant) = self.loading.entry(id) {
-            vacant.insert(VecDeque::new());
+        if self.loading.begin(id) {
             actions.push(Action::Load(id));
         }
         false
     }
 
-    fn wait_for(&mut self, id: EntryId, command: Command) {
-        if let Some(waiting) = self.loading.get_mut(&id)
-            && waiting.len() < MAX_WAITING_PER_ENTRY
-        {
-            waiting.push_back(command);
+    /// What was said of entries that were never registered.
+    fn forget_absent(&mut self) {
+        for id in self.loading.expire(self.now) {
+            self.wants.retain(|_, want| want.entry != id);
         }
     }
 
@@ -409,11 +275,15 @@ impl Plan {
         now: Millis,
         actions: &mut Vec<Action>,
     ) {
-        let waiting = self.loading.remove(&id).unwrap_or_default();
         let Some(loaded) = loaded else {
-            self.wants.retain(|_, want| want.entry != id);
+            match self.loading.absent(id, now) {
+                Absent::Load => actions.push(Action::Load(id)),
+                Absent::Wait => {}
+                Absent::Forget => self.wants.retain(|_, want| want.entry != id),
+            }
             return;
         };
+        let waiting = self.loading.finish(id);
         let Ok(geometry) = Geometry::new(loaded.entry.size, loaded.entry.chunk_size) else {
             tracing::error!(entry = %id, "an entry's size and chunk size do not go together");
             return;
@@ -460,6 +330,27 @@ impl Plan {
         }
     }
 
+    fn fetch_report(
+        &mut self,
+        edge: EdgeId,
+        report: &v1::FetchReport,
+        now: Millis,
+        actions: &mut Vec<Action>,
+    ) {
+        use v1::fetch_report::State;
+        if !matches!(report.state(), State::Started | State::Progress) {
+            // It ended before its entry was open: it must not begin after that.
+            let of_it = |command: &Command| {
+                matches!(command, Command::LocalFetch { edge: of, fetch, .. }
+                    if *of == edge && fetch.assignment_id == report.assignment_id)
+            };
+            self.loading.retain_all(|command| !of_it(command));
+        }
+        if let Some(event) = translate::fetch_report(&mut self.directory, edge, report) {
+            self.event(event, now, actions);
+        }
+    }
+
     fn set_want(&mut self, want: WantId, asked: Want, now: Millis, actions: &mut Vec<Action>) {
         if let Some(entry) = self.directory.entry_number(asked.entry) {
             let event = Event::WantSet {
@@ -495,7 +386,7 @@ impl Plan {
                     chunks,
                 },
             };
-            self.wait_for(id, command);
+            self.loading.keep(id, command);
             return;
         };
         let chunks = match chunks {
@@ -558,68 +449,6 @@ impl Plan {
             .map(|record| (number, record.geometry))
     }
 
-    fn demand(
-        &mut self,
-        edge: EdgeId,
-        epoch: u64,
-        batch: v1::DemandBatch,
-        now: Millis,
-        actions: &mut Vec<Action>,
-    ) {
-        if batch.complete {
-            let gone: Vec<ReaderId> = self
-                .readers
-                .keys()
-                .filter(|reader| {
-                    reader.edge == edge
-                        && !batch.readers.iter().any(|r| r.reader_id == reader.number)
-                })
-                .copied()
-                .collect();
-            for reader in gone {
-                self.close_reader(reader, now, actions);
-            }
-        }
-        for demand in batch.readers {
-            let Ok(id) = demand.entry_id.parse::<EntryId>() else {
-                continue;
-            };
-            let reader = ReaderId {
-                edge,
-                number: demand.reader_id,
-            };
-            self.readers.insert(reader, id);
-            if self.load(id, actions) {
-                if let Some(event) = translate::demand(&self.directory, edge, &demand) {
-                    self.event(event, now, actions);
-                }
-            } else {
-                let batch = v1::DemandBatch {
-                    readers: vec![demand],
-                    ..Default::default()
-                };
-                self.wait_for(id, Command::Demand { edge, epoch, batch });
-            }
-        }
-        for number in batch.closed_readers {
-            self.close_reader(ReaderId { edge, number }, now, actions);
-        }
-    }
-
-    fn close_reader(&mut self, reader: ReaderId, now: Millis, actions: &mut Vec<Action>) {
-        let Some(id) = self.readers.remove(&reader) else {
-            return;
-        };
-        if let Some(waiting) = self.loading.get_mut(&id) {
-            // Its demand waits for the entry: it must not come back to life after it.
-            waiting.retain(|command| {
-                !matches!(command, Command::Demand { edge, batch, .. }
-                    if *edge == reader.edge && batch.readers.iter().any(|r| r.reader_id == reader.number))
-            });
-        }
-        self.event(Event::DemandClosed { reader }, now, actions);
-    }
-
     fn local_fetch(
         &mut self,
         id: EntryId,
@@ -634,7 +463,8 @@ impl Plan {
                 self.event(event, now, actions);
             }
         } else {
-            self.wait_for(id, Command::LocalFetch { edge, epoch, fetch });
+            self.loading
+                .keep(id, Command::LocalFetch { edge, epoch, fetch });
         }
     }
 }

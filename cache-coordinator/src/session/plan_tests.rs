@@ -164,6 +164,82 @@ fn a_reader_that_leaves_during_the_load_stays_away() {
     assert_eq!(assigned(&fixture.load(0..0)), Vec::<u32>::new());
 }
 
+fn absent() -> Command {
+    Command::EntryLoaded {
+        id: ENTRY,
+        loaded: None,
+    }
+}
+
+fn local_fetch(first_chunk: u32, chunk_count: u32) -> Command {
+    Command::LocalFetch {
+        edge: EDGE,
+        epoch: 1,
+        fetch: v1::LocalFetch {
+            assignment_id: 1 << 63 | 1,
+            entry_id: ENTRY.to_string(),
+            first_chunk,
+            chunk_count,
+            priority: v1::Priority::Critical.into(),
+        },
+    }
+}
+
+/// The session's two lanes: the probe's fetch is told at once, the entry's row is committed a moment later.
+#[test]
+fn what_is_said_before_the_row_is_committed_is_not_lost() {
+    let mut fixture = Fixture::new();
+    assert_eq!(fixture.apply(local_fetch(0, 2)), [Action::Load(ENTRY)]);
+    fixture.demand(1);
+    assert_eq!(fixture.apply(absent()), []);
+    assert_eq!(
+        fixture.apply(Command::EntryWanted(ENTRY)),
+        [Action::Load(ENTRY)]
+    );
+    let actions = fixture.load(0..0);
+    assert_eq!(
+        assigned(&actions),
+        [2, 3],
+        "the edge's own fetch brings the others"
+    );
+}
+
+#[test]
+fn a_row_committed_while_it_was_looked_for_is_looked_for_again() {
+    let mut fixture = Fixture::new();
+    fixture.demand(1);
+    assert_eq!(fixture.apply(Command::EntryWanted(ENTRY)), []);
+    assert_eq!(fixture.apply(absent()), [Action::Load(ENTRY)]);
+    assert_eq!(assigned(&fixture.load(0..0)), [0, 1, 2, 3]);
+}
+
+#[test]
+fn a_fetch_that_ended_before_its_entry_was_open_does_not_begin_after_it() {
+    let mut fixture = Fixture::new();
+    fixture.apply(local_fetch(0, 4));
+    fixture.demand(1);
+    fixture.apply(Command::FetchReport {
+        edge: EDGE,
+        epoch: 1,
+        report: v1::FetchReport {
+            assignment_id: 1 << 63 | 1,
+            state: v1::fetch_report::State::Failed.into(),
+            ..Default::default()
+        },
+    });
+    assert_eq!(assigned(&fixture.load(0..0)), [0, 1, 2, 3]);
+}
+
+#[test]
+fn what_is_said_of_an_entry_that_never_comes_is_forgotten() {
+    let mut fixture = Fixture::new();
+    fixture.demand(1);
+    fixture.apply(absent());
+    fixture.now += 10_000;
+    fixture.apply(Command::Tick);
+    assert_eq!(fixture.demand(1), [Action::Load(ENTRY)], "asked for anew");
+}
+
 #[test]
 fn an_old_epoch_changes_nothing() {
     let mut fixture = Fixture::new();
@@ -198,4 +274,75 @@ fn wants_on_an_entry_that_is_not_there_are_dropped() {
     });
     assert_eq!(actions, []);
     assert_eq!(fixture.plan.entry_count(), 0);
+}
+
+#[test]
+fn a_wait_that_may_not_be_served_yet_is_answered_as_held() {
+    let mut fixture = Fixture::new();
+    fixture.demand(1);
+    let actions = fixture.load(0..0);
+    assert_eq!(assigned(&actions), [0, 1, 2, 3]);
+    let held = |actions: &[Action]| {
+        actions.iter().any(|action| {
+            matches!(action, Action::Send(_, message)
+                if matches!(message.as_ref(), Message::Held(held) if held.reader_ids == [1]))
+        })
+    };
+    assert!(!held(&actions));
+    let ids: Vec<u64> = actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Send(_, message) => match message.as_ref() {
+                Message::Assign(assign) => Some(assign.assignment_id),
+                _ => None,
+            },
+            _ => None,
+        })
+        .collect();
+    let mut after = Vec::new();
+    for assignment_id in ids {
+        after.extend(fixture.apply(Command::FetchReport {
+            edge: EDGE,
+            epoch: 1,
+            report: v1::FetchReport {
+                assignment_id,
+                state: v1::fetch_report::State::Failed.into(),
+                failure: Some(v1::FetchFailure {
+                    fault: v1::fetch_failure::Fault::Origin.into(),
+                    http_status: 429,
+                    retry_after_ms: 3_000,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            },
+        }));
+    }
+    assert_eq!(assigned(&after), Vec::<u32>::new());
+    let actions = fixture.demand(1);
+    assert_eq!(assigned(&actions), Vec::<u32>::new());
+    assert!(held(&actions), "{actions:?}");
+}
+
+#[test]
+fn numbers_of_assignments_go_on_where_they_are_told_to() {
+    let mut fixture = Fixture::new();
+    fixture.plan = Plan::new(Scheduler::new(Config {
+        first_assignment: 1 << 40,
+        ..Config::default()
+    }));
+    fixture.apply(Command::SourceSet(Box::new(v1::Source {
+        name: "films".into(),
+        ..Default::default()
+    })));
+    fixture.join(1);
+    fixture.demand(1);
+    let actions = fixture.load(0..0);
+    let first = actions.iter().find_map(|action| match action {
+        Action::Send(_, message) => match message.as_ref() {
+            Message::Assign(assign) => Some(assign.assignment_id),
+            _ => None,
+        },
+        _ => None,
+    });
+    assert_eq!(first, Some((1 << 40) + 1));
 }

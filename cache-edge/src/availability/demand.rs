@@ -27,6 +27,8 @@ pub struct ReaderState {
     pub end: u64,
     position: AtomicU64,
     waiting: AtomicBool,
+    /// The coordinator knows of the wait, and may not have it served yet.
+    held: AtomicBool,
     /// Microseconds on the registry's clock.
     waiting_since_us: AtomicU64,
     last_read_us: AtomicU64,
@@ -43,6 +45,8 @@ pub struct DemandRegistry {
     changed: Notify,
     /// For the edge's own planning.
     waiting_changed: Notify,
+    /// 0: the coordinator decides.
+    lookahead_chunks: u32,
 }
 
 #[derive(Default)]
@@ -52,6 +56,14 @@ struct Inner {
     closed: Vec<u64>,
     closed_overflow: bool,
     urgent: bool,
+    /// Since when there is something to tell.
+    changed_at: Option<Instant>,
+}
+
+impl Inner {
+    fn touch(&mut self) {
+        self.changed_at.get_or_insert_with(Instant::now);
+    }
 }
 
 /// What changed since the last time.
@@ -73,11 +85,21 @@ impl Default for DemandRegistry {
             inner: Mutex::default(),
             changed: Notify::new(),
             waiting_changed: Notify::new(),
+            lookahead_chunks: 0,
         }
     }
 }
 
 impl DemandRegistry {
+    /// `lookahead_chunks`: what the operator wants ahead of each reader; unset: the coordinator decides.
+    #[must_use]
+    pub fn new(lookahead_chunks: Option<u32>) -> Self {
+        Self {
+            lookahead_chunks: lookahead_chunks.unwrap_or(0),
+            ..Self::default()
+        }
+    }
+
     fn now_us(&self) -> u64 {
         u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
@@ -91,6 +113,7 @@ impl DemandRegistry {
             end: range.end,
             position: AtomicU64::new(range.start),
             waiting: AtomicBool::new(false),
+            held: AtomicBool::new(false),
             waiting_since_us: AtomicU64::new(0),
             last_read_us: AtomicU64::new(self.now_us()),
             rate: AtomicU64::new(0),
@@ -99,6 +122,7 @@ impl DemandRegistry {
         let mut inner = self.inner.lock();
         inner.readers.insert(state.id, state.clone());
         inner.dirty.insert(state.id);
+        inner.touch();
         drop(inner);
         self.changed.notify_one();
         self.waiting_changed.notify_one();
@@ -114,6 +138,7 @@ impl DemandRegistry {
             } else {
                 inner.closed_overflow = true;
             }
+            inner.touch();
         }
         drop(inner);
         self.changed.notify_one();
@@ -124,12 +149,14 @@ impl DemandRegistry {
     pub fn wait_at(&self, reader: &ReaderState, position: u64) {
         reader.position.store(position, Ordering::Relaxed);
         if !reader.waiting.swap(true, Ordering::AcqRel) {
+            reader.held.store(false, Ordering::Relaxed);
             reader
                 .waiting_since_us
                 .store(self.now_us(), Ordering::Relaxed);
             let mut inner = self.inner.lock();
             inner.dirty.insert(reader.id);
             inner.urgent = true;
+            inner.touch();
             drop(inner);
             self.changed.notify_one();
         }
@@ -151,7 +178,7 @@ impl DemandRegistry {
         reader.rate.store(rate, Ordering::Relaxed);
         let waited = reader.waiting.swap(false, Ordering::AcqRel);
         if waited || moved_on {
-            self.inner.lock().dirty.insert(reader.id);
+            self.mark(reader);
             self.changed.notify_one();
             self.waiting_changed.notify_one();
         }
@@ -160,9 +187,26 @@ impl DemandRegistry {
     /// A container's index lies there.
     pub fn hint(&self, reader: &ReaderState, ranges: Vec<ByteRange>) {
         *reader.hints.lock() = ranges;
-        self.inner.lock().dirty.insert(reader.id);
+        self.mark(reader);
         self.changed.notify_one();
         self.waiting_changed.notify_one();
+    }
+
+    /// The coordinator's word that these readers' waits are known and can not be served yet.
+    pub fn hold(&self, readers: &[u64]) {
+        let inner = self.inner.lock();
+        for reader in readers.iter().filter_map(|id| inner.readers.get(id)) {
+            reader.held.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn mark(&self, reader: &ReaderState) {
+        let mut inner = self.inner.lock();
+        // One that is closed has nothing to tell any more.
+        if inner.readers.contains_key(&reader.id) {
+            inner.dirty.insert(reader.id);
+            inner.touch();
+        }
     }
 
     #[must_use]
@@ -188,6 +232,13 @@ impl DemandRegistry {
         let closed = std::mem::take(&mut inner.closed);
         let complete = std::mem::take(&mut inner.closed_overflow) || everything;
         let urgent = std::mem::take(&mut inner.urgent);
+        inner.changed_at = None;
+        if everything {
+            // What an earlier session said of them.
+            for reader in inner.readers.values() {
+                reader.held.store(false, Ordering::Relaxed);
+            }
+        }
         let readers = if complete {
             inner.readers.values().cloned().collect()
         } else {
@@ -204,15 +255,26 @@ impl DemandRegistry {
         }
     }
 
-    /// A change that may not be held back is there.
-    #[must_use]
-    pub fn is_urgent(&self) -> bool {
-        self.inner.lock().urgent
-    }
-
-    /// For the session. Cancel safe.
-    pub async fn changed(&self) {
-        self.changed.notified().await;
+    /// Returns when there is something to tell: at once if a reader waits, else after others had this long to join.
+    /// Cancel safe: it looks at what there is, not at what it was woken by.
+    pub async fn due(&self, gathering: Duration) {
+        loop {
+            let changed = self.changed.notified();
+            let (urgent, since) = {
+                let inner = self.inner.lock();
+                (inner.urgent, inner.changed_at)
+            };
+            match since {
+                None => changed.await,
+                Some(since) => {
+                    let left = gathering.saturating_sub(since.elapsed());
+                    if urgent || left.is_zero() {
+                        return;
+                    }
+                    let _ = tokio::time::timeout(left, changed).await;
+                }
+            }
+        }
     }
 
     /// For the edge's own planning. Cancel safe.
@@ -267,7 +329,7 @@ impl DemandRegistry {
             waiting: view.waiting,
             rate_bytes_per_second: reader.rate.load(Ordering::Relaxed),
             buffered_bytes: buffered_to.saturating_sub(view.position),
-            lookahead_bytes: 0,
+            lookahead_bytes: u64::from(self.lookahead_chunks) * u64::from(geometry.chunk_size()),
             paused: view.paused,
             hints: reader.hints().into_iter().map(Into::into).collect(),
         }
@@ -280,8 +342,51 @@ impl ReaderState {
         self.position.load(Ordering::Relaxed)
     }
 
+    /// See [`DemandRegistry::hold`].
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
+    }
+
     #[must_use]
     pub fn hints(&self) -> Vec<ByteRange> {
         self.hints.lock().clone()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use chunkcache_proto::Geometry;
+
+    use super::*;
+    use crate::store::{MinFree, Store, StoreOptions};
+
+    #[test]
+    fn the_operators_lookahead_is_told_and_without_one_the_coordinator_decides() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(StoreOptions {
+            data_dir: dir.path().to_owned(),
+            max_bytes: Some(1 << 30),
+            min_free: MinFree::Bytes(0),
+            group_sync_window: Duration::from_millis(1),
+        })
+        .unwrap();
+        let entry = v1::Entry {
+            id: chunkcache_proto::EntryId::from_u128(7).to_string(),
+            size: 100 << 20,
+            chunk_size: 2 << 20,
+            ..Default::default()
+        };
+        let geometry = Geometry::new(entry.size, entry.chunk_size).unwrap();
+        let file = store.put_entry(&entry, geometry).unwrap();
+        let told = |demand: DemandRegistry| {
+            let reader = demand.open(&file, ByteRange::new(0, entry.size));
+            demand.message(&reader).lookahead_bytes
+        };
+        assert_eq!(told(DemandRegistry::new(Some(3))), 3 * (2 << 20));
+        assert_eq!(told(DemandRegistry::default()), 0);
     }
 }

@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Instant};
 
 use chunkcache_proto::{ByteRange, ChunkIndex, checksum::ChunkHasher};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::{
@@ -52,6 +52,8 @@ struct State {
     phase: Phase,
     expected_checksum: Option<u64>,
     fetcher: Option<u64>,
+    /// Writes under way, outside the lock.
+    writing: u32,
     last_progress: Instant,
 }
 
@@ -61,6 +63,8 @@ enum Phase {
     /// One writer has seen the last byte and makes the chunk present.
     Finishing,
     Present,
+    /// Given up; what was written goes back to the disk before anybody can begin the chunk anew.
+    Refusing(String),
     Refused(String),
 }
 
@@ -87,6 +91,7 @@ impl Flight {
             phase: Phase::Filling,
             expected_checksum: None,
             fetcher: None,
+            writing: 0,
             last_progress: Instant::now(),
         };
         Self {
@@ -117,7 +122,7 @@ impl Flight {
             (Phase::Present, _) => Found::Present,
             (Phase::Filling | Phase::Finishing, Some(end)) => Found::Written(end),
             (Phase::Filling | Phase::Finishing, None) => Found::Nothing,
-            (Phase::Refused(why), _) => Found::Refused(why.clone()),
+            (Phase::Refusing(why) | Phase::Refused(why), _) => Found::Refused(why.clone()),
         }
     }
 
@@ -127,7 +132,7 @@ impl Flight {
         let state = self.state.lock();
         match state.phase {
             Phase::Filling => state.claimed.first_gap(within.intersect(self.range)),
-            Phase::Finishing | Phase::Present | Phase::Refused(_) => None,
+            _ => None,
         }
     }
 
@@ -169,7 +174,9 @@ impl Flight {
             let gap = {
                 let mut state = self.state.lock();
                 match &state.phase {
-                    Phase::Refused(why) => return Err(FlightError::Refused(why.clone())),
+                    Phase::Refusing(why) | Phase::Refused(why) => {
+                        return Err(FlightError::Refused(why.clone()));
+                    }
                     Phase::Finishing | Phase::Present => return Ok(true),
                     Phase::Filling => {}
                 }
@@ -183,20 +190,33 @@ impl Flight {
                     return Ok(false);
                 };
                 state.claimed.insert(gap);
+                state.writing += 1;
                 gap
             };
             let part = &bytes[(gap.start - offset) as usize..(gap.end - offset) as usize];
-            if let Err(error) = self.file.write_at(gap.start, part) {
-                return Err(self.refuse(self.state.lock(), &error));
+            let written = self.file.write_at(gap.start, part);
+            let mut state = self.state.lock();
+            state.writing -= 1;
+            if let Err(error) = written {
+                return Err(self.refuse(state, &error));
             }
-            if self.publish(gap, part)? {
+            if let Phase::Refusing(why) = &state.phase {
+                let why = why.clone();
+                self.give_back(state);
+                return Err(FlightError::Refused(why));
+            }
+            if self.publish(state, gap, part)? {
                 return Ok(true);
             }
         }
     }
 
-    fn publish(&self, gap: ByteRange, part: &[u8]) -> Result<bool, FlightError> {
-        let mut state = self.state.lock();
+    fn publish(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        gap: ByteRange,
+        part: &[u8],
+    ) -> Result<bool, FlightError> {
         state.written.insert(gap);
         state.last_progress = Instant::now();
         if gap.start == state.hashed_to {
@@ -216,7 +236,9 @@ impl Flight {
         drop(state);
         self.changed.notify_waiters();
         if let Err(error) = self.hash_rest(&mut hasher, hashed_to) {
-            return Err(self.refuse(self.state.lock(), &error));
+            let mut state = self.state.lock();
+            state.reservation = reservation;
+            return Err(self.refuse(state, &error));
         }
         let checksum = hasher.finish();
         let mut state = self.state.lock();
@@ -255,18 +277,34 @@ impl Flight {
         Ok(())
     }
 
-    /// No space or a broken disk: all of the chunk is void.
-    fn refuse(
-        &self,
-        mut state: parking_lot::MutexGuard<'_, State>,
-        error: &StoreError,
-    ) -> FlightError {
+    /// No space or a broken disk: all of the chunk is void. Blocking.
+    fn refuse(&self, mut state: MutexGuard<'_, State>, error: &StoreError) -> FlightError {
         let why = error.to_string();
-        state.phase = Phase::Refused(why.clone());
-        state.reservation = None;
-        drop(state);
-        self.changed.notify_waiters();
+        if !matches!(state.phase, Phase::Refusing(_) | Phase::Refused(_)) {
+            state.phase = Phase::Refusing(why.clone());
+        }
+        self.give_back(state);
         FlightError::Refused(why)
+    }
+
+    /// The last writer of a chunk that is given up leaves its blocks and its space to others. Blocking.
+    fn give_back(&self, state: MutexGuard<'_, State>) {
+        let why = match &state.phase {
+            Phase::Refusing(why) if state.writing == 0 => why.clone(),
+            _ => return,
+        };
+        let begun = !state.claimed.is_empty();
+        // Nobody writes from here on, and nobody begins the chunk anew before it is refused.
+        drop(state);
+        if begun {
+            self.file.abandon_chunk(self.chunk);
+        }
+        let mut state = self.state.lock();
+        state.phase = Phase::Refused(why);
+        let reservation = state.reservation.take();
+        drop(state);
+        drop(reservation);
+        self.changed.notify_waiters();
     }
 
     /// Makes waiters look again.
@@ -289,15 +327,9 @@ impl Flight {
     /// Gives what was written back to the disk, if the chunk did not become present. Blocking.
     pub(super) fn abandon(&self) {
         let mut state = self.state.lock();
-        if !matches!(state.phase, Phase::Present | Phase::Finishing) {
-            state.phase = Phase::Refused("given up".into());
-            let begun = !state.claimed.is_empty();
-            drop(state);
-            if begun {
-                self.file.abandon_chunk(self.chunk);
-            }
-            self.state.lock().reservation = None;
-            self.changed.notify_waiters();
+        if matches!(state.phase, Phase::Filling) {
+            state.phase = Phase::Refusing("given up".into());
+            self.give_back(state);
         }
     }
 }
@@ -312,6 +344,12 @@ impl FlightClaim {
     #[must_use]
     pub fn flight(&self) -> &Arc<Flight> {
         &self.flight
+    }
+
+    /// Not taken over by another fetch.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.flight.state.lock().fetcher == Some(self.fetch)
     }
 }
 

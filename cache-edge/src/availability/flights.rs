@@ -16,7 +16,7 @@ use super::flight::Flight;
 use crate::store::{EntryFile, Store};
 
 /// A begun chunk that nobody fetches or waits for keeps its space for this long: a seek back is common.
-const IDLE_LIMIT_MS: u128 = 60_000;
+const IDLE_LIMIT_MS: u128 = 15_000;
 
 /// Of one entry.
 pub struct EntryFlights {
@@ -99,6 +99,11 @@ impl EntryFlights {
         }
     }
 
+    /// The origin has this version, still or again.
+    pub fn set_current(&self) {
+        self.changed_at_origin.store(false, Ordering::Release);
+    }
+
     #[must_use]
     pub fn is_changed(&self) -> bool {
         self.changed_at_origin.load(Ordering::Acquire)
@@ -140,15 +145,16 @@ impl EntryFlights {
 
     /// Gives up what has been idle for too long; at once under pressure. Blocking.
     fn sweep(&self, under_pressure: bool) -> bool {
+        // Of a version its origin does not have any more nothing can be completed.
+        let at_once = under_pressure || self.is_changed();
         let mut chunks = self.chunks.lock();
         chunks.retain(|_, flight| {
             // One count is the map's own.
             let used = Arc::strong_count(flight) > 1 || flight.is_claimed();
-            if flight.is_over() || (!used && (under_pressure || flight.idle_ms() > IDLE_LIMIT_MS)) {
+            if !used && (at_once || flight.idle_ms() > IDLE_LIMIT_MS) {
                 flight.abandon();
-                return false;
             }
-            true
+            !flight.is_over()
         });
         chunks.is_empty()
     }
@@ -200,6 +206,15 @@ impl Flights {
         });
         entries.insert(file.id(), made.clone());
         made
+    }
+
+    /// Of an entry that may have no flights.
+    #[must_use]
+    pub fn is_changed(&self, file: &EntryFile) -> bool {
+        let entries = self.entries.lock();
+        entries
+            .get(&file.id())
+            .is_some_and(|flights| flights.is_changed())
     }
 
     /// Periodic. Blocking.

@@ -126,9 +126,15 @@ impl Reader {
             changed.as_mut().enable();
             match flight.find(self.cursor) {
                 Found::Present => continue,
-                Found::Written(end) => {
-                    let end = end.min(self.end).min(self.cursor.saturating_add(max_len));
-                    return Ok(Some(self.piece(end, None)));
+                Found::Written(_) => {
+                    // Held first and looked at again: what is given up meanwhile is punched behind the hold.
+                    if let Some(pin) = self.factory.file.hold_unfinished(chunk) {
+                        if let Found::Written(end) = flight.find(self.cursor) {
+                            let end = end.min(self.end).min(self.cursor.saturating_add(max_len));
+                            return Ok(Some(self.piece(end, Some(pin))));
+                        }
+                        continue;
+                    }
                 }
                 Found::Refused(why) => {
                     self.read_past_the_store(&why);

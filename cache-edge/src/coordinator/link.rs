@@ -10,10 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chunkcache_plumbing::telemetry;
 use chunkcache_proto::{ChunkIndex, EntryId, v1};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tonic::transport::Channel;
+use tracing::Span;
 use v1::{edge_service_client::EdgeServiceClient, session_request::Message};
 
 use crate::{
@@ -36,6 +38,9 @@ const DOUBTFUL_AFTER: Duration = Duration::from_secs(2);
 pub enum Removal {
     Chunks(EntryId, Vec<ChunkIndex>),
     Entry(EntryId),
+    /// Nothing: the bytes were withdrawn before. What is there by the time the rows are gone was fetched anew, and has
+    /// rows of its own.
+    Nothing(EntryId),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -270,7 +275,8 @@ impl Link {
         );
     }
 
-    /// Asks for rows to be deleted; [`committed`](Self::committed) returns the removal when they are. `false`: no session.
+    /// Asks for rows to be deleted; [`committed`](Self::committed) returns the removal when they are. `false`: no session. Bytes
+    /// that are lost already are told as soon as rows and disk agree, since the inventory may have had them still.
     pub fn removed(
         &self,
         removal: Removal,
@@ -278,21 +284,25 @@ impl Link {
         reason: v1::RemovalReason,
     ) -> bool {
         let mut state = self.state.lock();
-        if state.phase != Phase::Ready {
+        let is_late = matches!(removal, Removal::Nothing(_));
+        if state.phase == Phase::Disconnected || state.phase != Phase::Ready && !is_late {
             return false;
         }
         state.sequence += 1;
         let sequence = state.sequence;
-        let (Removal::Chunks(entry, _) | Removal::Entry(entry)) = &removal;
+        let (Removal::Chunks(entry, _) | Removal::Entry(entry) | Removal::Nothing(entry)) =
+            &removal;
         let entry_id = entry.to_string();
-        state.removals.insert(sequence, removal);
+        if !is_late {
+            state.removals.insert(sequence, removal);
+        }
         let message = v1::ChunksRemoved {
             sequence,
             entry_id,
             indexes,
             reason: reason.into(),
         };
-        self.put(&mut state, Message::ChunksRemoved(message));
+        self.put_when_ready(&mut state, Message::ChunksRemoved(message));
         true
     }
 
@@ -373,6 +383,7 @@ impl Directory for Link {
                 key: Some(key),
             });
             request.set_timeout(patience);
+            telemetry::inject_metadata(&Span::current(), request.metadata_mut());
             let answer = tokio::time::timeout(patience, client.resolve_key(request))
                 .await
                 .ok()?;
@@ -391,10 +402,64 @@ impl Directory for Link {
             let (mut client, _, patience) = self.client()?;
             let mut request = tonic::Request::new(v1::LookupEntryRequest { id: id.to_string() });
             request.set_timeout(patience);
+            telemetry::inject_metadata(&Span::current(), request.metadata_mut());
             let answer = tokio::time::timeout(patience, client.lookup_entry(request))
                 .await
                 .ok()?;
             answer.ok()?.into_inner().binding
         })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn greeted() -> (Arc<Link>, mpsc::Receiver<v1::SessionRequest>) {
+        let link = Link::new("edge".into());
+        let (sender, receiver) = mpsc::channel(16);
+        let channel = tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
+        link.begin(sender, EdgeServiceClient::new(channel));
+        (link, receiver)
+    }
+
+    fn entry() -> EntryId {
+        "00000000-0000-8000-8000-000000000001".parse().unwrap()
+    }
+
+    fn lose(link: &Link) -> bool {
+        link.removed(
+            Removal::Nothing(entry()),
+            vec![3],
+            v1::RemovalReason::Corrupt,
+        )
+    }
+
+    #[tokio::test]
+    async fn what_is_lost_while_the_inventory_is_compared_is_told_after_it() {
+        let (link, mut sent) = greeted();
+        assert!(lose(&link), "its row may have been found right just before");
+        assert!(sent.try_recv().is_err(), "not before rows and disk agree");
+        link.welcomed(1);
+        link.ready();
+        let told = sent.try_recv().unwrap().message;
+        assert!(
+            matches!(told, Some(Message::ChunksRemoved(it)) if it.indexes == [3]),
+            "the row would stay without bytes"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_was_lost_and_fetched_again_is_not_dropped_with_its_old_row() {
+        let (link, _sent) = greeted();
+        link.welcomed(1);
+        link.ready();
+        assert!(lose(&link));
+        // By now the chunk may be here again.
+        assert_eq!(link.committed(1), []);
+        let evicted = Removal::Chunks(entry(), vec![3]);
+        assert!(link.removed(evicted.clone(), vec![3], v1::RemovalReason::Evicted));
+        assert_eq!(link.committed(2), [evicted]);
     }
 }

@@ -37,8 +37,9 @@ pub fn restore(store: &Store, catalogue: &Catalogue, peer_keys: &PeerKeys, chunk
     report_bad(catalogue.replace(sources));
 }
 
-/// The whole set of sources.
-pub fn set_sources(store: &Store, catalogue: &Catalogue, sources: Vec<v1::Source>) {
+/// The whole set of sources. True where one was pointed elsewhere or removed, so that bindings must be looked at.
+pub fn set_sources(store: &Store, catalogue: &Catalogue, sources: Vec<v1::Source>) -> bool {
+    let before = catalogue.base_urls();
     let names: HashSet<Vec<u8>> = sources
         .iter()
         .map(|source| note_key(&source.name))
@@ -52,6 +53,10 @@ pub fn set_sources(store: &Store, catalogue: &Catalogue, sources: Vec<v1::Source
         store.put_note(&note_key(&source.name), Some(&source.encode_to_vec()));
     }
     report_bad(catalogue.replace(sources));
+    let now = catalogue.base_urls();
+    before
+        .iter()
+        .any(|(name, base_url)| now.get(name) != Some(base_url))
 }
 
 /// What a Welcome says beside the sources.

@@ -18,6 +18,10 @@ use crate::{
 
 /// The coordinator's budget to answer a CRITICAL need (RFC 0001, 6).
 pub const CRITICAL_BUDGET: Duration = Duration::from_millis(40);
+/// The same for a wait the coordinator said it can not serve yet: long, since to fetch is to break a limit, but not without end.
+const HELD_BUDGET: Duration = Duration::from_secs(10);
+/// Once the coordinator has been heard since the wait began: it knows who else fetches the chunk, and what the origin bears.
+const ANSWERED_BUDGET: Duration = Duration::from_millis(500);
 /// Fetches of its own an edge has at a time: an outage of the coordinator is no storm for the origin.
 const MAX_LOCAL: usize = 64;
 /// Looks at waiting readers at most this often.
@@ -74,6 +78,7 @@ impl Planner {
             }
         }
         self.cancel_unwanted(&readers, &local);
+        self.downloads.tick();
         next
     }
 
@@ -106,9 +111,15 @@ impl Planner {
             return TICK;
         }
         let waited = self.demand.waited(reader);
-        if planned_elsewhere && waited < CRITICAL_BUDGET {
-            return CRITICAL_BUDGET - waited;
+        let budget = if reader.is_held() {
+            HELD_BUDGET
+        } else {
+            critical_budget(self.link.silent_for(), waited)
+        };
+        if planned_elsewhere && waited < budget {
+            return budget - waited;
         }
+        tracing::debug!(entry = %reader.file.id(), chunk, ?waited, planned_elsewhere, "nobody brings what a reader waits for; fetching it here");
         let want = Want {
             first_chunk: chunk,
             chunk_count: 1,
@@ -215,5 +226,29 @@ impl Planner {
                     .cancel(order.id, here || order.chunk_count == 1);
             }
         }
+    }
+}
+
+/// How long the coordinator has to take care of a wait.
+fn critical_budget(silent_for: Duration, waited: Duration) -> Duration {
+    // Before the budget's end nothing is decided, so that both lead to the same look at it.
+    if waited >= CRITICAL_BUDGET && silent_for < waited {
+        ANSWERED_BUDGET
+    } else {
+        CRITICAL_BUDGET
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_coordinator_that_was_heard_since_has_longer() {
+        let ms = Duration::from_millis;
+        assert_eq!(critical_budget(ms(900), ms(5)), CRITICAL_BUDGET);
+        assert_eq!(critical_budget(ms(900), ms(40)), CRITICAL_BUDGET);
+        assert_eq!(critical_budget(ms(30), ms(40)), ANSWERED_BUDGET);
+        assert_eq!(critical_budget(ms(600), ms(500)), CRITICAL_BUDGET);
     }
 }

@@ -19,7 +19,7 @@ use super::{
     channel::{self, Coordinators, TlsFiles},
     link::{Link, OUTBOX_MESSAGES, Removal},
     notes,
-    upkeep::{binding_of, observed},
+    upkeep::inventory_entry,
 };
 use crate::{
     availability::DemandRegistry,
@@ -170,7 +170,7 @@ impl Session {
                         self.handle(message, &sender).await?;
                     }
                 }
-                () = self.demand_due(), if welcomed => self.send_demand(false),
+                () = self.demand.due(DEMAND_GATHERING), if welcomed => self.send_demand(false),
                 _ = status.tick(), if welcomed => {
                     self.link.send(session_request::Message::Status(self.status()));
                     self.downloads.report_progress();
@@ -211,14 +211,14 @@ impl Session {
         match message {
             Message::Welcome(welcome) => {
                 notes::set_welcome(&self.store, &self.peer_keys, &self.chunk_size, &welcome);
-                notes::set_sources(&self.store, &self.catalogue, welcome.sources);
+                self.set_sources(welcome.sources);
                 self.link.set_draining(welcome.draining);
                 self.link.welcomed(welcome.epoch);
                 self.send_demand(true);
             }
             Message::InventoryRequest(request) => {
                 for id in request.entry_ids {
-                    if let Some(entry) = self.inventory_entry(&id) {
+                    if let Some(entry) = inventory_entry(&self.store, &self.bindings, &id) {
                         put(sender, session_request::Message::InventoryEntry(entry)).await?;
                     }
                 }
@@ -255,6 +255,7 @@ impl Session {
                     };
                     self.demand.all().iter().any(|reader| stands(reader))
                 });
+                tracing::debug!(fetch = cancel.assignment_id, "cancelled");
                 self.downloads.cancel(cancel.assignment_id, wanted);
             }
             Message::Committed(committed) => {
@@ -263,7 +264,7 @@ impl Session {
                 }
             }
             Message::SourcesChanged(change) => {
-                notes::set_sources(&self.store, &self.catalogue, change.sources);
+                self.set_sources(change.sources);
                 self.link
                     .send(session_request::Message::SourceAck(v1::SourceAck {
                         sequence: change.sequence,
@@ -279,6 +280,7 @@ impl Session {
                 }
             }
             Message::Drain(drain) => self.link.set_draining(drain.draining),
+            Message::Held(held) => self.demand.hold(&held.reader_ids),
             Message::Forget(_) => {
                 tracing::warn!(
                     "this edge was removed from the cluster; everything cached is dropped"
@@ -318,6 +320,14 @@ impl Session {
             Err(error) => return refuse(&error.to_string()),
         };
         self.link.set_told(file.id());
+        tracing::debug!(
+            fetch = assign.assignment_id,
+            chunk = assign.first_chunk,
+            count = assign.chunk_count,
+            ?level,
+            reason = assign.reason,
+            "assigned"
+        );
         let order = Order {
             id: assign.assignment_id,
             start_at: assign
@@ -362,6 +372,14 @@ impl Session {
         self.bindings.bind(entry, freshness);
     }
 
+    fn set_sources(&self, sources: Vec<v1::Source>) {
+        if notes::set_sources(&self.store, &self.catalogue, sources) {
+            let base_urls = self.catalogue.base_urls();
+            self.bindings
+                .forget_foreign(|name| base_urls.get(name).cloned());
+        }
+    }
+
     fn invalidate(&self, invalidate: v1::Invalidate) {
         let entries: Vec<EntryId> = invalidate
             .entry_ids
@@ -396,35 +414,12 @@ impl Session {
             let result = match &removal {
                 Removal::Chunks(entry, chunks) => store.drop_chunks(entry, chunks),
                 Removal::Entry(entry) => store.remove_entry(entry),
+                Removal::Nothing(_) => Ok(()),
             };
             if let Err(error) = result {
                 tracing::warn!(%error, "bytes could not be dropped");
             }
         });
-    }
-
-    fn inventory_entry(&self, id: &str) -> Option<v1::InventoryEntry> {
-        let file = self.store.entry(&id.parse().ok()?)?;
-        let chunks = file
-            .present_chunks()
-            .into_iter()
-            .map(|(index, checksum)| v1::Chunk { index, checksum })
-            .collect();
-        let v1::EntryObserved { entry, freshness } = observed(&self.bindings, &file);
-        let freshness = binding_of(&self.bindings, file.description()).and(freshness);
-        Some(v1::InventoryEntry {
-            entry,
-            freshness,
-            chunks,
-        })
-    }
-
-    /// Returns when a demand batch is due. Cancel safe.
-    async fn demand_due(&self) {
-        self.demand.changed().await;
-        if !self.demand.is_urgent() {
-            tokio::time::sleep(DEMAND_GATHERING).await;
-        }
     }
 
     fn send_demand(&self, everything: bool) {

@@ -76,7 +76,7 @@ impl Upkeep {
     /// Withdrawn already: the row goes, and a reader or the coordinator asks for it again.
     fn lost(&self, victims: Victims) {
         tracing::warn!(entry = %victims.entry, chunks = victims.chunks.len(), "chunks were found corrupt");
-        let removal = Removal::Chunks(victims.entry, victims.chunks.clone());
+        let removal = Removal::Nothing(victims.entry);
         // Without a session the next inventory does not have them, and their rows go.
         self.link
             .removed(removal, victims.chunks, v1::RemovalReason::Corrupt);
@@ -125,4 +125,22 @@ pub fn binding_of(bindings: &Bindings, entry: &v1::Entry) -> Option<Arc<Bound>> 
     bindings
         .get(entry.key.as_ref()?)
         .filter(|bound| bound.entry.id == entry.id)
+}
+
+/// All of an entry that is on this disk, as the coordinator compares it with its rows.
+#[must_use]
+pub fn inventory_entry(store: &Store, bindings: &Bindings, id: &str) -> Option<v1::InventoryEntry> {
+    let file = store.entry(&id.parse().ok()?)?;
+    let chunks = file
+        .present_chunks()
+        .into_iter()
+        .map(|(index, checksum)| v1::Chunk { index, checksum })
+        .collect();
+    let v1::EntryObserved { entry, freshness } = observed(bindings, &file);
+    let freshness = binding_of(bindings, file.description()).and(freshness);
+    Some(v1::InventoryEntry {
+        entry,
+        freshness,
+        chunks,
+    })
 }

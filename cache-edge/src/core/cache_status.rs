@@ -13,6 +13,8 @@ pub enum Forward {
     Partial,
     /// Not a matter for the cache.
     Bypass,
+    /// It did not go forward, and it was no hit either: refused here.
+    Not,
 }
 
 /// How a request was answered.
@@ -38,15 +40,11 @@ impl CacheStatus {
         write_name(&mut value, edge_name);
         match self.forward {
             None => value.push_str("; hit"),
-            Some(forward) => {
-                value.push_str("; fwd=");
-                value.push_str(match forward {
-                    Forward::Miss => "miss",
-                    Forward::Stale => "stale",
-                    Forward::Partial => "partial",
-                    Forward::Bypass => "bypass",
-                });
-            }
+            Some(Forward::Not) => {}
+            Some(Forward::Miss) => value.push_str("; fwd=miss"),
+            Some(Forward::Stale) => value.push_str("; fwd=stale"),
+            Some(Forward::Partial) => value.push_str("; fwd=partial"),
+            Some(Forward::Bypass) => value.push_str("; fwd=bypass"),
         }
         if let Some(status) = self.forward_status {
             // Writing to a String can not fail.

@@ -160,6 +160,18 @@ impl ChunkTable {
             .is_some_and(|word| update(word, |s| fits(s).then(|| s + PIN_ONE)).is_some())
     }
 
+    /// Holds a chunk whose bytes are being written or are there: what is read of it is not punched meanwhile. The caller makes
+    /// sure afterwards that the bytes it wants are written still.
+    pub fn try_hold_unfinished(&self, chunk: ChunkIndex) -> bool {
+        let fits = |state: u64| {
+            state & (PRESENT | WRITTEN) != 0
+                && state & (DOOMED | SPOILED) == 0
+                && state >> 32 < MAX_PINS
+        };
+        self.word(chunk)
+            .is_some_and(|word| update(word, |s| fits(s).then(|| s + PIN_ONE)).is_some())
+    }
+
     /// Gives a pin back; the state after it tells whether this was the last hold on a doomed chunk.
     pub fn unpin(&self, chunk: ChunkIndex) -> ChunkState {
         let Some(word) = self.word(chunk) else {
@@ -246,16 +258,21 @@ impl ChunkTable {
         .map(ChunkState)
     }
 
-    /// An unfinished chunk is given up. Returns false if there was none.
-    pub fn abandon(&self, chunk: ChunkIndex) -> bool {
-        let Some(word) = self.word(chunk) else {
-            return false;
-        };
+    /// An unfinished chunk is given up. Returns the state before if there was one. One that is held is doomed instead of
+    /// empty: its bytes go with the last hold.
+    pub fn abandon(&self, chunk: ChunkIndex) -> Option<ChunkState> {
+        let word = self.word(chunk)?;
         update(word, |state| {
-            (state & PRESENT == 0 && state & (WRITTEN | SPOILED) != 0 && state & DOOMED == 0)
-                .then_some(state & !(WRITTEN | SPOILED))
+            let fits =
+                state & PRESENT == 0 && state & (WRITTEN | SPOILED) != 0 && state & DOOMED == 0;
+            let emptied = state & !(WRITTEN | SPOILED);
+            fits.then_some(if state >> 32 > 0 {
+                emptied | DOOMED
+            } else {
+                emptied
+            })
         })
-        .is_some()
+        .map(ChunkState)
     }
 
     /// Its bytes are gone (the caller punches only doomed chunks without pins, under its lock).
@@ -418,6 +435,23 @@ mod tests {
     }
 
     #[test]
+    fn an_unfinished_chunk_that_is_held_outlives_being_given_up() {
+        let table = ChunkTable::new(2);
+        assert!(!table.try_hold_unfinished(1), "nothing is written");
+        table.begin_write(1);
+        assert!(table.try_hold_unfinished(1));
+        assert!(table.abandon(1).is_some_and(|before| before.pins() == 1));
+        assert!(!table.try_hold_unfinished(1), "it is going");
+        assert!(table.abandon(1).is_none());
+        let last = table.unpin(1);
+        assert!(last.is_doomed() && last.pins() == 0);
+        table.mark_empty(1);
+        table.begin_write(1);
+        assert!(table.abandon(1).is_some_and(|before| before.pins() == 0));
+        assert!(!table.state(1).is_doomed());
+    }
+
+    #[test]
     fn nothing_lies_past_the_end() {
         let table = ChunkTable::new(3);
         table.begin_write(3);
@@ -452,7 +486,7 @@ mod tests {
         table.spoil_unfinished();
         assert!(table.state(0).is_present());
         assert!(!table.finish(1, 1, 0));
-        assert!(table.abandon(1));
+        assert!(table.abandon(1).is_some());
         table.begin_write(1);
         assert!(table.finish(1, 1, 0));
         assert_eq!(

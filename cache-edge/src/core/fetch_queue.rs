@@ -5,9 +5,16 @@
 //! fetch, which waits again and later resumes from what it wrote. Only when every
 //! running fetch is CRITICAL itself does a CRITICAL one wait.
 //!
+//! While a CRITICAL fetch of an origin runs, MEDIUM and LOW ones of that origin do not: the way to the origin is one, and
+//! what they have on it stands before the byte a reader waits for. They are stopped here, at once, not when the
+//! coordinator gets to know. No level starves of it: after [`MAX_YIELD_MS`] one of them runs to its end.
+//!
 //! A state machine without clock or tasks: each change returns what to start and what to stop.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
 
 use chunkcache_proto::{ChunkIndex, EntryId, Level};
 
@@ -16,12 +23,16 @@ pub type TaskId = u64;
 
 /// Tasks held at most; beyond it new ones below CRITICAL are refused.
 pub const MAX_TASKS: usize = 4096;
+/// So long MEDIUM and LOW of an origin give way to its CRITICAL fetches before one of them may run beside these.
+pub const MAX_YIELD_MS: u64 = 3_000;
 
 /// A run of adjacent chunks to fetch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
     pub id: TaskId,
     pub entry: EntryId,
+    /// The source it is asked of; none: a peer.
+    pub origin: Option<Arc<str>>,
     pub first_chunk: ChunkIndex,
     pub chunk_count: u32,
     pub level: Level,
@@ -61,6 +72,16 @@ enum State {
     Running,
     /// Told to stop; gives its slot up already, and waits again once it did.
     Preempting,
+    /// Told to stop for good; gives its slot up already, and is over once it did.
+    Leaving,
+}
+
+/// Lower levels of one origin that give way.
+#[derive(Debug)]
+struct Yielding {
+    since_ms: u64,
+    /// The one that runs all the same, to its end.
+    spared: Option<TaskId>,
 }
 
 /// The queue.
@@ -70,6 +91,8 @@ pub struct FetchQueue {
     tasks: HashMap<TaskId, (Task, State)>,
     waiting: BTreeSet<Rank>,
     running: BTreeSet<Rank>,
+    /// Kept until one of its lower tasks ended: a gap between two CRITICAL fetches is no turn.
+    yielding: HashMap<Arc<str>, Yielding>,
 }
 
 impl FetchQueue {
@@ -80,6 +103,7 @@ impl FetchQueue {
             tasks: HashMap::new(),
             waiting: BTreeSet::new(),
             running: BTreeSet::new(),
+            yielding: HashMap::new(),
         }
     }
 
@@ -113,7 +137,7 @@ impl FetchQueue {
         let set = match state {
             State::Waiting => &mut self.waiting,
             State::Running => &mut self.running,
-            State::Preempting => return,
+            State::Preempting | State::Leaving => return,
         };
         set.remove(&old);
         set.insert(new);
@@ -122,14 +146,18 @@ impl FetchQueue {
     /// Not wanted any more. A waiting task is gone at once (`None`); a running one is to be stopped.
     #[must_use]
     pub fn cancel(&mut self, id: TaskId) -> Option<Effect> {
-        let (task, state) = self.tasks.get(&id)?;
+        let (task, state) = self.tasks.get_mut(&id)?;
         match state {
             State::Waiting => {
                 self.waiting.remove(&task.rank());
                 self.tasks.remove(&id);
                 None
             }
-            State::Running | State::Preempting => Some(Effect::Cancel(id)),
+            State::Running | State::Preempting | State::Leaving => {
+                self.running.remove(&task.rank());
+                *state = State::Leaving;
+                Some(Effect::Cancel(id))
+            }
         }
     }
 
@@ -138,28 +166,41 @@ impl FetchQueue {
         if let Some((task, _)) = self.tasks.remove(&id) {
             self.running.remove(&task.rank());
             self.waiting.remove(&task.rank());
+            if task.level >= Level::Medium
+                && let Some(origin) = &task.origin
+            {
+                self.yielding.remove(origin);
+            }
         }
     }
 
-    /// The task stopped after [`Effect::Preempt`]: it waits again.
-    pub fn preempted(&mut self, id: TaskId) {
+    /// The task stopped after [`Effect::Preempt`]: it waits again. `false`: it was cancelled meanwhile, and is over.
+    #[must_use]
+    pub fn preempted(&mut self, id: TaskId) -> bool {
         let Some((task, state)) = self.tasks.get_mut(&id) else {
-            return;
+            return false;
         };
         match state {
             State::Preempting => {
                 *state = State::Waiting;
                 self.waiting.insert(task.rank());
             }
+            State::Leaving => {
+                self.tasks.remove(&id);
+                return false;
+            }
             State::Waiting | State::Running => {}
         }
+        true
     }
 
-    /// What to start and stop now. To be called after each change.
+    /// What to start and stop now. To be called after each change, and from time to time.
     #[must_use]
-    pub fn settle(&mut self) -> Vec<Effect> {
+    pub fn settle(&mut self, now_ms: u64) -> Vec<Effect> {
         let mut effects = Vec::new();
-        while let Some(&best) = self.waiting.first() {
+        let urgent = self.urgent_origins();
+        self.give_way(&urgent, now_ms, &mut effects);
+        while let Some(best) = self.next_to_start(&urgent, now_ms) {
             let critical = best.0 == Level::Critical;
             let slots = self.max_running + usize::from(critical);
             if self.running.len() >= slots {
@@ -169,9 +210,7 @@ impl FetchQueue {
                 if !critical || worst.0 == Level::Critical {
                     break;
                 }
-                self.running.remove(&worst);
-                self.set_state(worst.2, State::Preempting);
-                effects.push(Effect::Preempt(worst.2));
+                self.preempt(worst, &mut effects);
             }
             self.waiting.remove(&best);
             self.running.insert(best);
@@ -179,6 +218,82 @@ impl FetchQueue {
             effects.push(Effect::Start(best.2));
         }
         effects
+    }
+
+    fn preempt(&mut self, rank: Rank, effects: &mut Vec<Effect>) {
+        self.running.remove(&rank);
+        self.set_state(rank.2, State::Preempting);
+        effects.push(Effect::Preempt(rank.2));
+    }
+
+    fn origin_of(&self, id: TaskId) -> Option<&Arc<str>> {
+        self.tasks.get(&id)?.0.origin.as_ref()
+    }
+
+    /// Origins a CRITICAL fetch runs from, or is about to.
+    fn urgent_origins(&self) -> HashSet<Arc<str>> {
+        let critical = |rank: &&Rank| rank.0 == Level::Critical;
+        let running = self.running.iter().take_while(critical);
+        let waiting = self.waiting.iter().take_while(critical);
+        running
+            .chain(waiting)
+            .filter_map(|rank| self.origin_of(rank.2).cloned())
+            .collect()
+    }
+
+    fn give_way(&mut self, urgent: &HashSet<Arc<str>>, now_ms: u64, effects: &mut Vec<Effect>) {
+        let lower = |rank: &&Rank| rank.0 >= Level::Medium;
+        let yields: Vec<Rank> = self
+            .running
+            .iter()
+            .rev()
+            .take_while(lower)
+            .filter(|rank| {
+                self.origin_of(rank.2).is_some_and(|origin| {
+                    let spared = self.yielding.get(origin).and_then(|it| it.spared);
+                    urgent.contains(origin) && spared != Some(rank.2)
+                })
+            })
+            .copied()
+            .collect();
+        for rank in yields {
+            if let Some(origin) = self.origin_of(rank.2).cloned() {
+                self.yielding.entry(origin).or_insert(Yielding {
+                    since_ms: now_ms,
+                    spared: None,
+                });
+            }
+            self.preempt(rank, effects);
+        }
+    }
+
+    /// The first that waits and may start.
+    fn next_to_start(&mut self, urgent: &HashSet<Arc<str>>, now_ms: u64) -> Option<Rank> {
+        let full = self.running.len() >= self.max_running;
+        for &rank in &self.waiting {
+            if rank.0 < Level::Medium {
+                return Some(rank);
+            }
+            if full {
+                return None;
+            }
+            let Some(origin) = self.tasks.get(&rank.2).and_then(|it| it.0.origin.clone()) else {
+                return Some(rank);
+            };
+            if !urgent.contains(&origin) {
+                return Some(rank);
+            }
+            let yielding = self.yielding.entry(origin).or_insert(Yielding {
+                since_ms: now_ms,
+                spared: None,
+            });
+            let patient = now_ms.saturating_sub(yielding.since_ms) < MAX_YIELD_MS;
+            if !patient && yielding.spared.is_none_or(|spared| spared == rank.2) {
+                yielding.spared = Some(rank.2);
+                return Some(rank);
+            }
+        }
+        None
     }
 
     fn set_state(&mut self, id: TaskId, state: State) {
@@ -200,7 +315,7 @@ impl FetchQueue {
     ) -> impl Iterator<Item = (&Task, bool)> {
         self.tasks
             .values()
-            .filter(move |(task, _)| task.covers(&entry, chunk))
+            .filter(move |(task, state)| *state != State::Leaving && task.covers(&entry, chunk))
             .map(|(task, state)| (task, *state == State::Running))
     }
 

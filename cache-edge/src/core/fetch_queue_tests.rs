@@ -6,6 +6,7 @@ fn task(id: TaskId, level: Level, deadline_ms: u64) -> Task {
     Task {
         id,
         entry: EntryId::nil(),
+        origin: None,
         first_chunk: id as u32 * 4,
         chunk_count: 4,
         level,
@@ -19,30 +20,30 @@ fn the_earliest_deadline_of_the_most_urgent_level_first() {
     for (id, level, deadline) in [(1, Level::Low, 0), (2, Level::High, 9), (3, Level::High, 5)] {
         assert!(queue.push(task(id, level, deadline)));
     }
-    assert_eq!(queue.settle(), [Effect::Start(3)]);
+    assert_eq!(queue.settle(0), [Effect::Start(3)]);
     queue.ended(3);
-    assert_eq!(queue.settle(), [Effect::Start(2)]);
+    assert_eq!(queue.settle(0), [Effect::Start(2)]);
 }
 
 #[test]
 fn critical_takes_the_reserved_slot_and_then_preempts() {
     let mut queue = FetchQueue::new(1);
     assert!(queue.push(task(1, Level::Low, 0)));
-    assert_eq!(queue.settle(), [Effect::Start(1)]);
+    assert_eq!(queue.settle(0), [Effect::Start(1)]);
     assert!(queue.push(task(2, Level::Critical, 0)));
-    assert_eq!(queue.settle(), [Effect::Start(2)]);
+    assert_eq!(queue.settle(0), [Effect::Start(2)]);
     assert!(queue.push(task(3, Level::Critical, 0)));
-    assert_eq!(queue.settle(), [Effect::Preempt(1), Effect::Start(3)]);
-    queue.preempted(1);
-    assert_eq!(queue.settle(), []);
+    assert_eq!(queue.settle(0), [Effect::Preempt(1), Effect::Start(3)]);
+    assert!(queue.preempted(1));
+    assert_eq!(queue.settle(0), []);
     queue.ended(2);
     assert_eq!(
-        queue.settle(),
+        queue.settle(0),
         [],
         "one runs, the slot beyond is kept for CRITICAL"
     );
     queue.ended(3);
-    assert_eq!(queue.settle(), [Effect::Start(1)]);
+    assert_eq!(queue.settle(0), [Effect::Start(1)]);
 }
 
 #[test]
@@ -50,7 +51,7 @@ fn promotion_starts_what_waited() {
     let mut queue = FetchQueue::new(1);
     assert!(queue.push(task(1, Level::High, 0)));
     assert!(queue.push(task(2, Level::Low, 0)));
-    assert_eq!(queue.settle(), [Effect::Start(1)]);
+    assert_eq!(queue.settle(0), [Effect::Start(1)]);
     assert_eq!(
         queue
             .covering(EntryId::nil(), 9)
@@ -59,7 +60,7 @@ fn promotion_starts_what_waited() {
         [(2, false)]
     );
     queue.reprioritise(2, Level::Critical, 0);
-    assert_eq!(queue.settle(), [Effect::Start(2)]);
+    assert_eq!(queue.settle(0), [Effect::Start(2)]);
 }
 
 #[test]
@@ -67,11 +68,106 @@ fn a_waiting_task_is_cancelled_at_once_and_a_running_one_is_stopped() {
     let mut queue = FetchQueue::new(1);
     assert!(queue.push(task(1, Level::High, 0)));
     assert!(queue.push(task(2, Level::High, 1)));
-    let _ = queue.settle();
+    let _ = queue.settle(0);
     assert_eq!(queue.cancel(2), None);
     assert_eq!(queue.cancel(1), Some(Effect::Cancel(1)));
+    assert!(queue.push(task(3, Level::High, 2)));
+    assert_eq!(
+        queue.settle(0),
+        [Effect::Start(3)],
+        "its slot is free while it stops"
+    );
     queue.ended(1);
+    queue.ended(3);
     assert_eq!((queue.running_count(), queue.waiting_count()), (0, 0));
+}
+
+fn of_origin(origin: &str, task: Task) -> Task {
+    Task {
+        origin: Some(origin.into()),
+        ..task
+    }
+}
+
+#[test]
+fn lower_levels_of_an_origin_give_way_while_a_critical_one_of_it_runs() {
+    let mut queue = FetchQueue::new(4);
+    for (id, origin, level) in [
+        (1, "a", Level::Low),
+        (2, "a", Level::High),
+        (3, "b", Level::Low),
+        (4, "a", Level::Medium),
+    ] {
+        assert!(queue.push(of_origin(origin, task(id, level, 0))));
+    }
+    assert_eq!(queue.settle(0).len(), 4);
+    assert!(queue.push(of_origin("a", task(5, Level::Critical, 0))));
+    assert_eq!(
+        queue.settle(0),
+        [Effect::Preempt(1), Effect::Preempt(4), Effect::Start(5)]
+    );
+    assert!(queue.preempted(1) && queue.preempted(4));
+    assert_eq!(queue.settle(1), [], "slots are free, the way is not");
+    queue.ended(5);
+    assert_eq!(queue.settle(2), [Effect::Start(4), Effect::Start(1)]);
+}
+
+#[test]
+fn who_gave_way_for_long_runs_to_its_end() {
+    let mut queue = FetchQueue::new(3);
+    for id in [1, 2] {
+        assert!(queue.push(of_origin("a", task(id, Level::Low, 0))));
+    }
+    assert_eq!(queue.settle(0).len(), 2);
+    // CRITICAL fetches one after the other, with gaps too short for anything.
+    let mut now = 0;
+    let mut next = 10;
+    let mut spared = None;
+    while now < 2 * MAX_YIELD_MS && spared.is_none() {
+        assert!(queue.push(of_origin("a", task(next, Level::Critical, 0))));
+        let started = queue.settle(now).contains(&Effect::Start(1));
+        for id in [1, 2] {
+            let _ = queue.preempted(id);
+        }
+        if started || queue.settle(now).contains(&Effect::Start(1)) {
+            spared = Some(now);
+        } else {
+            queue.ended(next);
+            let _ = queue.settle(now);
+        }
+        next += 1;
+        now += 100;
+    }
+    assert_eq!(spared, Some(MAX_YIELD_MS), "one of them, not sooner");
+    assert_eq!(queue.settle(now), [], "one only");
+    assert!(queue.push(of_origin("a", task(next, Level::Critical, 0))));
+    assert_eq!(queue.settle(now), [Effect::Start(next)], "it is let be");
+    queue.ended(1);
+    assert_eq!(queue.settle(now), [], "the other's time begins anew");
+}
+
+#[test]
+fn a_task_cancelled_while_it_is_preempted_does_not_come_back() {
+    let mut queue = FetchQueue::new(1);
+    assert!(queue.push(task(1, Level::Low, 0)));
+    assert!(queue.push(task(2, Level::Critical, 0)));
+    assert!(queue.push(task(3, Level::Critical, 0)));
+    assert!(queue.settle(0).contains(&Effect::Start(3)));
+    assert!(queue.push(task(4, Level::Critical, 0)));
+    let _ = queue.settle(0);
+    assert_eq!(queue.cancel(1), None, "it never ran");
+    assert!(queue.push(task(5, Level::Low, 0)));
+    for id in [2, 3, 4] {
+        queue.ended(id);
+    }
+    assert_eq!(queue.settle(0), [Effect::Start(5)]);
+    for id in [6, 7] {
+        assert!(queue.push(task(id, Level::Critical, 0)));
+    }
+    assert!(queue.settle(0).contains(&Effect::Preempt(5)));
+    assert_eq!(queue.cancel(5), Some(Effect::Cancel(5)));
+    assert!(!queue.preempted(5));
+    assert!(queue.get(5).is_none());
 }
 
 #[derive(Clone, Debug)]
@@ -104,13 +200,15 @@ proptest! {
                     let _ = queue.push(task(id, Level::ALL[level as usize], deadline));
                 }
                 Step::End(id) => queue.ended(id),
-                Step::Preempted(id) => queue.preempted(id),
+                Step::Preempted(id) => {
+                    let _ = queue.preempted(id);
+                }
                 Step::Cancel(id) => {
                     let _ = queue.cancel(id);
                 }
                 Step::Reprioritise(id, level) => queue.reprioritise(id, Level::ALL[level as usize], 0),
             }
-            let _ = queue.settle();
+            let _ = queue.settle(0);
             prop_assert!(queue.running.len() <= max + 1);
             let best_waiting = queue.waiting.first().map(|rank| rank.0);
             if best_waiting == Some(Level::Critical) {
@@ -120,7 +218,7 @@ proptest! {
             if best_waiting.is_some() {
                 prop_assert!(queue.running.len() >= max, "work waits while a slot is free");
             }
-            prop_assert!(queue.settle().is_empty(), "settled means settled");
+            prop_assert!(queue.settle(0).is_empty(), "settled means settled");
             for rank in queue.waiting.iter().chain(&queue.running) {
                 prop_assert_eq!(queue.tasks[&rank.2].0.rank(), *rank);
             }

@@ -4,6 +4,7 @@
 //! the origin can not be asked. Times are milliseconds since the Unix epoch.
 
 use chunkcache_proto::v1;
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
 /// Where neither the origin nor the policy gives a lifetime.
 const DEFAULT_TTL_SECONDS: u32 = 60;
@@ -257,9 +258,24 @@ pub fn variant<'a>(
     names.dedup();
     let parts: Vec<String> = names
         .iter()
-        .map(|name| format!("{name}={}", value_of(name).unwrap_or("").trim()))
+        .map(|name| {
+            let value = value_of(name).unwrap_or("").trim();
+            format!("{name}={}", utf8_percent_encode(value, IN_VARIANT))
+        })
         .collect();
     parts.join("&")
+}
+
+/// What would make two variants look like one.
+const IN_VARIANT: &AsciiSet = &CONTROLS.add(b'%').add(b'&').add(b'=');
+
+/// The header fields a variant was selected by; an empty value: the request had none. The inverse of [`variant`].
+pub fn variant_headers(variant: &str) -> impl Iterator<Item = (String, String)> + '_ {
+    variant.split('&').filter_map(|part| {
+        let (name, value) = part.split_once('=')?;
+        let value = percent_decode_str(value).decode_utf8_lossy().into_owned();
+        Some((name.to_owned(), value))
+    })
 }
 
 #[cfg(test)]

@@ -167,3 +167,26 @@ proptest! {
         let _ = judge(&binding, NOW);
     }
 }
+
+proptest! {
+    #[test]
+    fn a_variant_tells_the_headers_that_select_it(values in prop::collection::vec("[ -~]{1,12}", 3)) {
+        let names = ["accept-language", "x-b", "x-c"].map(str::to_owned);
+        let value_of = |name: &str| {
+            let at = names.iter().position(|known| known == name)?;
+            values.get(at).map(String::as_str)
+        };
+        let told: Vec<_> = variant_headers(&variant(&names, &names, value_of)).collect();
+        let wanted: Vec<_> = names
+            .iter()
+            .zip(&values)
+            .map(|(name, value)| (name.clone(), value.trim().to_owned()))
+            .collect();
+        prop_assert_eq!(told, wanted);
+    }
+
+    #[test]
+    fn any_text_is_taken_as_a_variant(text in any::<String>()) {
+        prop_assert!(variant_headers(&text).count() <= text.len() + 1);
+    }
+}

@@ -18,3 +18,4 @@ pub mod lookahead;
 pub mod path;
 pub mod range;
 pub mod signed_url;
+pub mod signed_url_keys;

@@ -29,14 +29,15 @@ const MAX_AGE_SECONDS: HeaderValue = HeaderValue::from_static("7200");
 impl Cors {
     /// Adds what a browser needs to let a page read the response.
     pub fn decorate(&self, request: &HeaderMap, response: &mut HeaderMap) {
+        if matches!(self, Self::Origins(_)) {
+            // Also where it is not allowed: a cache must not give that answer to a page that is.
+            response.append(header::VARY, HeaderValue::from_static("Origin"));
+        }
         let Some(allowed) = self.allow_origin(request) else {
             return;
         };
         response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
         response.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED_HEADERS);
-        if matches!(self, Self::Origins(_)) {
-            response.append(header::VARY, HeaderValue::from_static("Origin"));
-        }
     }
 
     /// The answer to OPTIONS, preflight or not.
@@ -99,7 +100,9 @@ mod tests {
         let cors = Cors::Origins(vec!["https://a.example".to_owned()]);
         let mut headers = HeaderMap::new();
         cors.decorate(&request("https://b.example"), &mut headers);
-        assert!(headers.is_empty());
+        assert!(!headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN));
+        assert_eq!(headers[header::VARY], "Origin");
+        let mut headers = HeaderMap::new();
         cors.decorate(&request("https://a.example"), &mut headers);
         assert_eq!(
             headers[header::ACCESS_CONTROL_ALLOW_ORIGIN],

@@ -6,8 +6,10 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
+use chunkcache_plumbing::telemetry;
 use chunkcache_proto::ByteRange;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
+use tracing::{Instrument as _, Span};
 
 use super::{
     body::{ObjectBody, Part},
@@ -28,7 +30,7 @@ use crate::{
     },
     serve::ports::{
         FirstBytes, Object, ObjectName, ObjectRequest, Objects, OpenReader, PassThrough, Presence,
-        Resolution,
+        ReadError, Resolution,
     },
 };
 
@@ -42,6 +44,9 @@ pub trait PeerHandler: Send + Sync + 'static {
     ) -> Pin<Box<dyn Future<Output = Response<EdgeBody>> + Send + 'a>>;
 }
 
+/// How often an object may change between its head and its first byte before the client is told.
+const MAX_CHANGES: u32 = 2;
+
 const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 
 /// Never fails: what goes wrong is a problem+json.
@@ -50,13 +55,26 @@ pub(super) async fn handle<O: Objects>(
     client: &Client,
     request: &Parts,
 ) -> Response<EdgeBody> {
-    let mut response = match answer(server, client, request).await {
+    let answered = answer(server, client, request).instrument(trace_of(request));
+    let mut response = match answered.await {
         Ok(response) => response,
-        Err(problem) => {
+        Err(mut problem) => {
             if problem.status.is_server_error() {
-                tracing::warn!(uri = %request.uri, status = problem.status.as_u16(), detail = problem.detail, "refused");
+                // Without the query, which may be signed.
+                tracing::warn!(
+                    path = request.uri.path(),
+                    status = problem.status.as_u16(),
+                    detail = problem.detail,
+                    "refused"
+                );
             }
-            problem.into_response()
+            let cache_status = problem.cache_status.take();
+            let mut response = problem.into_response();
+            if let Some(status) = cache_status {
+                let value = server.cache_status(&status);
+                response.headers_mut().insert(CACHE_STATUS, value);
+            }
+            response
         }
     };
     server
@@ -67,6 +85,17 @@ pub(super) async fn handle<O: Objects>(
         *response.body_mut() = EdgeBody::empty();
     }
     response
+}
+
+/// What is asked of the coordinator and of the origin on behalf of a client that traces its requests belongs to its trace.
+/// Others pay nothing for it.
+fn trace_of(request: &Parts) -> Span {
+    if !request.headers.contains_key("traceparent") {
+        return Span::none();
+    }
+    let span = tracing::info_span!("request", method = %request.method, path = request.uri.path());
+    telemetry::set_parent(&span, &request.headers);
+    span
 }
 
 async fn answer<O: Objects>(
@@ -136,18 +165,21 @@ async fn answer<O: Objects>(
         headers: request.headers.clone(),
         head_only: request.method == Method::HEAD,
     };
-    match server
-        .objects
-        .resolve(object_request)
-        .await
-        .map_err(|error| Problem::from(&error))?
-    {
-        Resolution::Object(object) => {
-            answer_object(server, client, request, ranges, object, began).await
-        }
-        Resolution::PassThrough(pass) => Ok(answer_pass_through(server, pass)),
-        Resolution::Negative { status, remembered } => {
-            Ok(answer_negative(server, status, remembered))
+    let mut attempts_left = MAX_CHANGES;
+    loop {
+        let resolution = server.objects.resolve(object_request.clone()).await;
+        let object = match resolution.map_err(|error| Problem::from(&error))? {
+            Resolution::Object(object) => object,
+            Resolution::PassThrough(pass) => return Ok(answer_pass_through(server, pass)),
+            Resolution::Negative { status, remembered } => {
+                return Ok(answer_negative(server, status, remembered));
+            }
+        };
+        match answer_object(server, client, request, ranges.as_ref(), object, began).await {
+            Ok(response) => return Ok(response),
+            // No byte of it was sent yet: the client need not know.
+            Err(ReadError::Changed) if attempts_left > 0 => attempts_left -= 1,
+            Err(error) => return Err(Problem::from(&error)),
         }
     }
 }
@@ -156,14 +188,15 @@ async fn answer_object<O: OpenReader>(
     server: &Server<impl Objects<Open = O>>,
     client: &Client,
     request: &Parts,
-    ranges: Option<RangeSet>,
+    ranges: Option<&RangeSet>,
     object: Object<O>,
     began: Instant,
-) -> Result<Response<EdgeBody>, Problem> {
+) -> Result<Response<EdgeBody>, ReadError> {
     let Object {
         entry,
         age_seconds,
         freshness,
+        cache_control,
         readers,
     } = object;
     let description = entry.description();
@@ -187,7 +220,8 @@ async fn answer_object<O: OpenReader>(
                     )
                     .into_response(),
                 };
-                response::describe(response.headers_mut(), description, age_seconds);
+                let headers = response.headers_mut();
+                response::describe(headers, description, age_seconds, &cache_control);
                 response
                     .headers_mut()
                     .insert(CACHE_STATUS, server.cache_status(&status));
@@ -202,7 +236,7 @@ async fn answer_object<O: OpenReader>(
         _ => Selection::Whole,
     };
     let mut head = HeaderMap::with_capacity(12);
-    response::describe(&mut head, description, age_seconds);
+    response::describe(&mut head, description, age_seconds, &cache_control);
     let media_type = response::content_type(description);
     let (status, plan, length) = match selection {
         Selection::NotSatisfiable => {
@@ -261,7 +295,7 @@ async fn answer_object<O: OpenReader>(
             client.delivery.clone(),
             Arc::clone(&server.metrics),
         );
-        body.prime().await.map_err(|error| Problem::from(&error))?;
+        body.prime().await?;
         server.metrics.observe_first_byte(began);
         EdgeBody::object(body)
     };
@@ -366,13 +400,13 @@ fn check_signature<O: Objects>(
     path: &str,
     query: String,
 ) -> Result<String, Problem> {
-    let Some(signer) = &server.settings.signed_urls else {
+    let Some(keys) = &server.settings.signed_urls else {
         return Ok(query);
     };
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |now| now.as_secs());
-    Ok(signer.verify(path, &query, client.address, now)?)
+    Ok(keys.with(|signer| signer.verify(path, &query, client.address, now))?)
 }
 
 /// One `Range` line that makes sense; several are ignored, as it is no list field.

@@ -20,6 +20,7 @@ mod progress_io;
 mod response;
 mod sendfile_io;
 pub mod server;
+pub mod signing_keys;
 mod socket;
 mod syscalls;
 
@@ -32,4 +33,5 @@ pub use self::{
     limits::{Limits, RequestRate},
     metrics::Metrics,
     server::{Server, Settings, TlsConfig},
+    signing_keys::SigningKeys,
 };

@@ -7,7 +7,11 @@ use http::{HeaderValue, Response, StatusCode, header};
 
 use super::edge_body::EdgeBody;
 use crate::{
-    core::{path::TargetError, signed_url::SignatureError},
+    core::{
+        cache_status::{CacheStatus, Forward},
+        path::TargetError,
+        signed_url::SignatureError,
+    },
     serve::ports::{ReadError, ServeError},
 };
 
@@ -19,6 +23,8 @@ pub struct Problem {
     pub detail: String,
     /// Only where asking again can help.
     pub retry_after: Option<Duration>,
+    /// Where an object is concerned.
+    pub cache_status: Option<CacheStatus>,
 }
 
 impl Problem {
@@ -29,6 +35,7 @@ impl Problem {
             status,
             detail: detail.into(),
             retry_after: None,
+            cache_status: None,
         }
     }
 
@@ -38,7 +45,17 @@ impl Problem {
         self
     }
 
-    /// The response. Never kept by caches in front of the edge: what is wrong may be right in a moment.
+    #[must_use]
+    pub fn cache_status(mut self, forward: Forward, detail: &str) -> Self {
+        self.cache_status = Some(CacheStatus {
+            forward: Some(forward),
+            detail: Some(detail.to_owned()),
+            ..CacheStatus::default()
+        });
+        self
+    }
+
+    /// The response, but for `Cache-Status`, which only the server can name itself in. Never kept by caches in front of the edge: what is wrong may be right in a moment.
     #[must_use]
     pub fn into_response(self) -> Response<EdgeBody> {
         let json = serde_json::json!({
@@ -83,9 +100,19 @@ impl From<&ServeError> for Problem {
         };
         let problem = Self::new(status, error.to_string());
         match error {
-            ServeError::OriginBusy { retry_after, .. } => problem.retry_after(*retry_after),
-            ServeError::Overloaded(_) => problem.retry_after(Duration::from_secs(1)),
-            _ => problem,
+            ServeError::UnknownSource(_) | ServeError::UnknownEntry(_) => problem,
+            ServeError::OnlyIfCached => problem.cache_status(Forward::Not, "only-if-cached"),
+            ServeError::BadOrigin(_) => problem.cache_status(Forward::Miss, "bad-origin"),
+            ServeError::OriginUnreachable(_) => {
+                problem.cache_status(Forward::Miss, "origin-unreachable")
+            }
+            ServeError::OriginBusy { retry_after, .. } => problem
+                .retry_after(*retry_after)
+                .cache_status(Forward::Miss, "origin-busy"),
+            ServeError::Overloaded(_) => problem
+                .retry_after(Duration::from_secs(1))
+                .cache_status(Forward::Not, "overloaded"),
+            ServeError::Internal(_) => problem.cache_status(Forward::Not, "internal"),
         }
     }
 }
@@ -93,16 +120,21 @@ impl From<&ServeError> for Problem {
 /// Of the first byte only; later ones abort the body.
 impl From<&ReadError> for Problem {
     fn from(error: &ReadError) -> Self {
+        let problem = |status| Self::new(status, error.to_string());
         match error {
-            ReadError::TimedOut { .. } => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
-                    .retry_after(Duration::from_secs(5))
+            ReadError::TimedOut { .. } => problem(StatusCode::SERVICE_UNAVAILABLE)
+                .retry_after(Duration::from_secs(5))
+                .cache_status(Forward::Miss, "timed-out"),
+            // An object that changes with each request: it may be quieter in a moment.
+            ReadError::Changed => problem(StatusCode::SERVICE_UNAVAILABLE)
+                .retry_after(Duration::from_secs(1))
+                .cache_status(Forward::Miss, "changed"),
+            ReadError::Origin(_) => {
+                problem(StatusCode::BAD_GATEWAY).cache_status(Forward::Miss, "bad-origin")
             }
-            // The key is bound anew by then.
-            ReadError::Changed => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
-                .retry_after(Duration::from_secs(1)),
-            ReadError::Origin(_) => Self::new(StatusCode::BAD_GATEWAY, error.to_string()),
-            ReadError::Disk(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+            ReadError::Disk(_) => {
+                problem(StatusCode::INTERNAL_SERVER_ERROR).cache_status(Forward::Not, "disk")
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::{
     core::{
         cache_status::{CacheStatus, Forward},
         conditional::Validators,
+        freshness,
     },
     serve::ports::{Freshness, Presence},
 };
@@ -35,12 +36,20 @@ pub fn validators(entry: &v1::Entry) -> Validators<'_> {
     }
 }
 
-/// Validators, `Age` and `Accept-Ranges`: what a 200, 206, 304, 412 and 416 have in common.
-pub fn describe(headers: &mut HeaderMap, entry: &v1::Entry, age_seconds: u64) {
+/// Validators, freshness and `Accept-Ranges`: what a 200, 206, 304, 412 and 416 have in common.
+pub fn describe(headers: &mut HeaderMap, entry: &v1::Entry, age_seconds: u64, cache_control: &str) {
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     insert_text(headers, header::ETAG, &entry.etag);
     insert_text(headers, header::LAST_MODIFIED, &entry.last_modified);
     headers.insert(header::AGE, HeaderValue::from(age_seconds));
+    insert_text(headers, header::CACHE_CONTROL, cache_control);
+    // What this entry was selected by. What the origin varies on beyond that is the same in all requests it gets from here.
+    if let Some(key) = &entry.key {
+        let names: Vec<String> = freshness::variant_headers(&key.variant)
+            .map(|(name, _)| name)
+            .collect();
+        insert_text(headers, header::VARY, &names.join(", "));
+    }
 }
 
 /// Inserts what the origin once sent, if it sent it and it is still a field value.
@@ -65,22 +74,30 @@ pub fn cache_status(freshness: Freshness, presence: Presence) -> CacheStatus {
             stored: missing,
             ..CacheStatus::default()
         },
-        Freshness::Probed { collapsed } => CacheStatus {
+        Freshness::Probed { collapsed, status } => CacheStatus {
             forward: Some(Forward::Miss),
+            forward_status: Some(status),
             stored: true,
             collapsed,
-            ..CacheStatus::default()
+            detail: None,
         },
-        Freshness::Revalidated => CacheStatus {
+        Freshness::Revalidated { collapsed, status } => CacheStatus {
             forward: Some(Forward::Stale),
-            forward_status: Some(304),
+            forward_status: Some(status),
             stored: missing,
+            collapsed,
+            detail: None,
+        },
+        Freshness::StaleOnError => CacheStatus {
+            forward: Some(Forward::Stale),
+            stored: missing,
+            detail: Some("stale-if-error".to_owned()),
             ..CacheStatus::default()
         },
-        Freshness::Stale(why) => CacheStatus {
+        Freshness::StaleMeanwhile => CacheStatus {
             forward: by_presence,
             stored: missing,
-            detail: Some(why.to_owned()),
+            detail: Some("stale-while-revalidate".to_owned()),
             ..CacheStatus::default()
         },
     }
@@ -107,16 +124,32 @@ mod tests {
             "e; fwd=miss; stored"
         );
         assert_eq!(
-            words(Freshness::Probed { collapsed: true }, Presence::None),
-            "e; fwd=miss; stored; collapsed"
+            words(
+                Freshness::Probed {
+                    collapsed: true,
+                    status: 206
+                },
+                Presence::None
+            ),
+            "e; fwd=miss; fwd-status=206; stored; collapsed"
         );
         assert_eq!(
-            words(Freshness::Revalidated, Presence::All),
+            words(
+                Freshness::Revalidated {
+                    collapsed: false,
+                    status: 304
+                },
+                Presence::All
+            ),
             "e; fwd=stale; fwd-status=304"
         );
         assert_eq!(
-            words(Freshness::Stale("origin down"), Presence::All),
-            "e; hit; detail=\"origin down\""
+            words(Freshness::StaleOnError, Presence::All),
+            "e; fwd=stale; detail=\"stale-if-error\""
+        );
+        assert_eq!(
+            words(Freshness::StaleMeanwhile, Presence::All),
+            "e; hit; detail=\"stale-while-revalidate\""
         );
     }
 }

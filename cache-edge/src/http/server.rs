@@ -22,12 +22,10 @@ use super::{
     metrics::{Metrics, Refusal},
     progress_io::ProgressIo,
     sendfile_io::SendfileIo,
+    signing_keys::SigningKeys,
     socket,
 };
-use crate::{
-    core::{cache_status::CacheStatus, signed_url::Signer},
-    serve::ports::Objects,
-};
+use crate::{core::cache_status::CacheStatus, serve::ports::Objects};
 
 /// Buffers of 256 KiB for TLS and HTTP/2: 128 MiB at the very most, and only while so many are being sent.
 const MAX_LARGE_BUFFERS: usize = 512;
@@ -47,8 +45,8 @@ pub struct Settings {
     /// For `Cache-Status`.
     pub edge_name: String,
     pub cors: Cors,
-    /// Only signed URLs are answered, if there is a signer.
-    pub signed_urls: Option<Signer>,
+    /// Only signed URLs are answered, if there are keys.
+    pub signed_urls: Option<SigningKeys>,
     pub limits: Limits,
     pub timeouts: Timeouts,
     /// How long running bodies may finish after the shutdown began.

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use super::OriginError;
 use crate::core::{
     content_range::{self, ContentRange},
-    freshness::AnswerFacts,
+    freshness::{self, AnswerFacts},
 };
 
 /// Longest `Retry-After` obeyed: a typo of an origin must not take a source away for a year.
@@ -54,6 +54,21 @@ pub fn range_headers(range: ByteRange, entry: Option<&v1::Entry>) -> HeaderMap {
     };
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
+    }
+    headers
+}
+
+/// What the client that the variant was made for had sent: without it the origin would select another object.
+pub fn variant_headers(variant: &str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in freshness::variant_headers(variant) {
+        if let (Ok(name), Ok(value)) = (
+            header::HeaderName::from_bytes(name.as_bytes()),
+            HeaderValue::from_str(&value),
+        ) && !value.is_empty()
+        {
+            headers.insert(name, value);
+        }
     }
     headers
 }
@@ -120,6 +135,19 @@ pub fn status_error(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> Ori
             retry_after,
         },
         status => OriginError::Refused { status },
+    }
+}
+
+/// Where in the entry an answer's body begins; `None` if it is no part of this version of it as it is.
+#[must_use]
+pub fn offset_in(status: StatusCode, headers: &HeaderMap, entry: &v1::Entry) -> Option<u64> {
+    if is_encoded(headers) || same_version(headers, entry).is_err() {
+        return None;
+    }
+    match status {
+        StatusCode::OK => Some(0),
+        StatusCode::PARTIAL_CONTENT => Some(satisfied(headers).ok()?.0.start),
+        _ => None,
     }
 }
 

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use chunkcache_plumbing::telemetry;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
@@ -37,6 +38,7 @@ pub struct Client {
 }
 
 /// An answer whose head has come.
+#[derive(Debug)]
 pub struct Response {
     pub status: StatusCode,
     pub headers: HeaderMap,
@@ -100,6 +102,10 @@ impl Client {
             for (name, value) in &source.headers {
                 all.insert(name, value.clone());
             }
+            if source.config.max_connections > 0 {
+                // An idle connection here would be one too many while another edge has the turn.
+                all.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             let response = self.send(method.clone(), &url, all).await?;
             let Some(next) = redirect(&response, &url)? else {
                 return Ok(response);
@@ -148,6 +154,7 @@ impl Client {
         if !url.username().is_empty() && !headers.contains_key(header::AUTHORIZATION) {
             headers.insert(header::AUTHORIZATION, basic_credentials(url)?);
         }
+        telemetry::inject(&tracing::Span::current(), request.headers_mut());
         let response = tokio::time::timeout(self.stall, self.pool.request(request))
             .await
             .map_err(|_| OriginError::Unreachable(format!("no answer within {:?}", self.stall)))?

@@ -15,6 +15,9 @@ pub enum Stop {
     Preempted = 3,
 }
 
+/// Told how much of the run is behind the fetch.
+type OnChunk = Box<dyn Fn(u64) + Send + Sync>;
+
 /// Shared between a running fetch and who manages it.
 #[derive(Default)]
 pub struct Control {
@@ -22,9 +25,42 @@ pub struct Control {
     stopped: Notify,
     position: AtomicU64,
     bytes_done: AtomicU64,
+    run_start: u64,
+    /// From the run's start to the furthest position.
+    reached: AtomicU64,
+    on_chunk: Option<OnChunk>,
 }
 
 impl Control {
+    /// Of a fetch of a run that starts there. `on_chunk` is called at each chunk's end.
+    #[must_use]
+    pub fn new(
+        run_start: u64,
+        start_at: u64,
+        on_chunk: impl Fn(u64) + Send + Sync + 'static,
+    ) -> Self {
+        let control = Self {
+            run_start,
+            on_chunk: Some(Box::new(on_chunk)),
+            ..Self::default()
+        };
+        control.set_position(start_at);
+        control
+    }
+
+    /// The fetch has come to a chunk's end.
+    pub fn chunk_ended(&self) {
+        if let Some(on_chunk) = &self.on_chunk {
+            on_chunk(self.reached());
+        }
+    }
+
+    /// How much of the run is behind the fetch: what it skipped because it is here counts.
+    #[must_use]
+    pub fn reached(&self) -> u64 {
+        self.reached.load(Ordering::Relaxed)
+    }
+
     /// A later call may only be more urgent.
     pub fn stop(&self, stop: Stop) {
         self.stop.fetch_max(stop as u8, Ordering::AcqRel);
@@ -61,6 +97,8 @@ impl Control {
 
     pub fn set_position(&self, offset: u64) {
         self.position.store(offset, Ordering::Relaxed);
+        let reached = offset.saturating_sub(self.run_start);
+        self.reached.fetch_max(reached, Ordering::Relaxed);
     }
 
     pub fn add_bytes(&self, bytes: u64) {

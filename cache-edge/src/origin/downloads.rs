@@ -13,7 +13,7 @@ use std::{
 
 use chunkcache_proto::{ChunkIndex, EntryId, Level, v1};
 use parking_lot::Mutex;
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Notify};
 
 pub use super::run::Order;
 use super::{
@@ -55,6 +55,8 @@ struct Inner {
     fetcher: Arc<Fetcher>,
     announce: Arc<dyn Announce>,
     runtime: Handle,
+    /// Something was ordered.
+    ordered: Notify,
     begun: Instant,
     next_local: AtomicU64,
 }
@@ -74,6 +76,8 @@ struct Fetch {
     undurable: HashSet<ChunkIndex>,
     finished: bool,
     ordered: Instant,
+    /// The answer it was reading when it was pre-empted.
+    paused: Option<Opened>,
 }
 
 impl Downloads {
@@ -97,6 +101,7 @@ impl Downloads {
             fetcher,
             announce,
             runtime,
+            ordered: Notify::new(),
             begun: Instant::now(),
             next_local: AtomicU64::new(1),
         }))
@@ -126,6 +131,7 @@ impl Downloads {
         Task {
             id: order.id,
             entry: order.file.id(),
+            origin: order.peer.is_none().then(|| order.source()),
             first_chunk: order.first_chunk,
             chunk_count: order.chunk_count,
             level: order.level,
@@ -141,7 +147,9 @@ impl Downloads {
             return false;
         }
         self.announce_local(&order);
-        state.fetches.insert(order.id, Fetch::new(order));
+        let control = self.control(&order);
+        state.fetches.insert(order.id, Fetch::new(order, control));
+        self.0.ordered.notify_waiters();
         self.settle(state);
         true
     }
@@ -155,11 +163,26 @@ impl Downloads {
         let mut state = self.0.state.lock();
         state.queue.adopt_running(task);
         self.announce_local(&order);
-        let fetch = Fetch::new(order.clone());
-        let control = fetch.control.clone();
+        let control = self.control(&order);
+        let fetch = Fetch::new(order.clone(), control.clone());
         state.fetches.insert(order.id, fetch);
+        self.0.ordered.notify_waiters();
         self.spawn(order, control, Some(opened));
         self.settle(state);
+    }
+
+    /// The coordinator is told of each chunk's end: whether a run comes to a chunk soon is decided by where it is.
+    fn control(&self, order: &Order) -> Arc<Control> {
+        let run = order
+            .file
+            .geometry()
+            .run_range(order.first_chunk, order.chunk_count);
+        let (this, id) = (Arc::downgrade(&self.0), order.id);
+        Arc::new(Control::new(run.start, order.start_at, move |reached| {
+            if let Some(inner) = this.upgrade() {
+                Self(inner).report(id, v1::fetch_report::State::Progress, reached, None);
+            }
+        }))
     }
 
     fn announce_local(&self, order: &Order) {
@@ -175,14 +198,15 @@ impl Downloads {
     }
 
     fn settle(&self, mut state: parking_lot::MutexGuard<'_, State>) {
-        for effect in state.queue.settle() {
+        for effect in state.queue.settle(self.now_ms()) {
             match effect {
                 Effect::Start(id) => {
                     let Some(fetch) = state.fetches.get_mut(&id) else {
                         continue;
                     };
-                    fetch.control = Arc::default();
-                    self.spawn(fetch.order.clone(), fetch.control.clone(), None);
+                    fetch.control = self.control(&fetch.order);
+                    let rest = fetch.paused.take();
+                    self.spawn(fetch.order.clone(), fetch.control.clone(), rest);
                 }
                 Effect::Preempt(id) => stop(&state, id, Stop::Preempted),
                 Effect::Cancel(id) => stop(&state, id, Stop::AtChunkEnd),
@@ -203,8 +227,17 @@ impl Downloads {
         let mut state = self.0.state.lock();
         let bytes = control.bytes_done();
         match end {
-            RunEnd::Stopped(Stop::Preempted) => state.queue.preempted(id),
-            RunEnd::Stopped(Stop::AtChunkEnd | Stop::Now) => {
+            RunEnd::Paused(rest) => {
+                if state.queue.preempted(id) {
+                    if let Some(fetch) = state.fetches.get_mut(&id) {
+                        fetch.paused = rest;
+                    }
+                } else {
+                    state.fetches.remove(&id);
+                    self.report(id, v1::fetch_report::State::Cancelled, bytes, None);
+                }
+            }
+            RunEnd::Stopped => {
                 state.queue.ended(id);
                 state.fetches.remove(&id);
                 self.report(id, v1::fetch_report::State::Cancelled, bytes, None);
@@ -314,7 +347,7 @@ impl Downloads {
                 self.report(
                     *id,
                     v1::fetch_report::State::Progress,
-                    fetch.control.bytes_done(),
+                    fetch.control.reached(),
                     None,
                 );
             }
@@ -421,6 +454,12 @@ impl Downloads {
         local.map(|(_, fetch)| fetch.order.clone()).collect()
     }
 
+    /// Time passed: who gave way for long may run.
+    pub fn tick(&self) {
+        let state = self.0.state.lock();
+        self.settle(state);
+    }
+
     /// Assignments of a session that is over mean nothing to the next one.
     pub fn forget_assignments(&self) {
         let ids: Vec<u64> = self
@@ -447,19 +486,18 @@ impl Downloads {
 }
 
 impl Fetch {
-    fn new(order: Order) -> Self {
+    fn new(order: Order, control: Arc<Control>) -> Self {
         let chunks = order.first_chunk..order.first_chunk.saturating_add(order.chunk_count);
         let undurable = chunks
             .filter(|chunk| !order.file.is_present(*chunk))
             .collect();
-        let control = Arc::<Control>::default();
-        control.set_position(order.start_at);
         Self {
             order,
             control,
             undurable,
             finished: false,
             ordered: Instant::now(),
+            paused: None,
         }
     }
 }

@@ -13,13 +13,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use chunkcache_proto::{ByteRange, ChunkIndex, Level, v1};
+use chunkcache_proto::{ByteRange, ChunkIndex, Level, identity::belongs_to, v1};
 use tokio::time::Instant;
 
 use super::{
     Catalogue, Client, OriginError, Response, Source,
     answer::{self, Part},
     control::{Control, Stop},
+    downloads::LOCAL_BIT,
     gap::{Gap, Next, next_gap},
     peer::{self, PeerKeys},
 };
@@ -31,6 +32,11 @@ use crate::{
 
 const FIRST_RETRY: Duration = Duration::from_millis(150);
 const LONGEST_RETRY: Duration = Duration::from_secs(4);
+/// A fetch that is stopped reads on for this long at most. What its origin has sent is on the wire and in the sockets' buffers, paid
+/// for already: of a fast origin that is most of the rest of the request, of a slow one nothing.
+const LINGER: Duration = Duration::from_millis(100);
+/// A peer that has nothing for so long is left, by who waits and by who does not.
+const PEER_PATIENCE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
 /// Between looks at chunks another fetch brings.
 const FOREIGN_WAIT: Duration = Duration::from_secs(1);
 
@@ -52,12 +58,29 @@ pub struct Order {
     pub max_rate: u64,
 }
 
+impl Order {
+    /// Decided by this edge itself.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.id & super::downloads::LOCAL_BIT != 0
+    }
+
+    /// The name of the source its entry belongs to.
+    #[must_use]
+    pub fn source(&self) -> Arc<str> {
+        let key = self.file.description().key.as_ref();
+        key.map_or("", |key| key.source.as_str()).into()
+    }
+}
+
 /// How a fetch ended.
 #[derive(Debug)]
 pub enum RunEnd {
     /// All chunks are present.
     Finished,
-    Stopped(Stop),
+    Stopped,
+    /// Pre-empted; with the answer it was reading, which is gone on with later: what its origin has sent is in the sockets' buffers.
+    Paused(Option<Opened>),
     Failed(Failure),
 }
 
@@ -70,7 +93,8 @@ pub struct Failure {
     pub message: String,
 }
 
-/// An answer already under way: the probe's. `part` was checked against the entry.
+/// An answer already under way: the probe's, or one that was paused. `part` was checked against the entry.
+#[derive(Debug)]
 pub struct Opened {
     pub response: Response,
     pub part: Part,
@@ -84,6 +108,9 @@ pub struct Counters {
     pub origin_requests: AtomicU64,
     pub origin_errors: AtomicU64,
     pub peer_errors: AtomicU64,
+    /// In record mode: bytes of answers compared with what is stored, and answers that differed.
+    pub compared_bytes: AtomicU64,
+    pub mismatches: AtomicU64,
 }
 
 /// Everything a fetch needs.
@@ -103,6 +130,16 @@ enum Broken {
     Peer(OriginError),
     Store(FlightError),
     Stop(Stop),
+    Pause(Opened),
+}
+
+impl From<Stop> for RunEnd {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::AtChunkEnd | Stop::Now => Self::Stopped,
+            Stop::Preempted => Self::Paused(None),
+        }
+    }
 }
 
 impl Fetcher {
@@ -119,7 +156,7 @@ impl Fetcher {
         let mut last_progress = Instant::now();
         loop {
             if let Some(stop) = control.wanted_stop() {
-                return RunEnd::Stopped(stop);
+                return stop.into();
             }
             if flights.is_changed() {
                 return RunEnd::Failed(failure(&OriginError::Changed));
@@ -133,7 +170,7 @@ impl Fetcher {
                     }
                     let changed = flight.changed();
                     tokio::select! {
-                        stop = control.stopped_now() => return RunEnd::Stopped(stop),
+                        stop = control.stopped_now() => return stop.into(),
                         _ = tokio::time::timeout(FOREIGN_WAIT, changed) => {}
                     }
                     continue;
@@ -159,17 +196,25 @@ impl Fetcher {
                     flights.set_last_error(None);
                     continue;
                 }
-                Err(Broken::Stop(stop)) => return RunEnd::Stopped(stop),
-                Err(Broken::Store(FlightError::Mismatch)) => {
+                Err(Broken::Stop(stop)) => return stop.into(),
+                Err(Broken::Pause(rest)) => return RunEnd::Paused(Some(rest)),
+                Err(Broken::Store(error @ FlightError::Mismatch)) => {
                     self.counters.peer_errors.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(entry = %order.file.id(), peer = from_peer, "a peer's bytes do not match its checksum");
+                    if !order.is_local() {
+                        return RunEnd::Failed(store_failure(&error));
+                    }
                     from_peer = None;
                     continue;
                 }
                 Err(Broken::Store(error)) => return RunEnd::Failed(store_failure(&error)),
                 Err(Broken::Peer(error)) => {
-                    // The origin has it in any case; another peer is the coordinator's choice.
-                    tracing::debug!(%error, peer = from_peer, "a peer failed; asking the origin");
+                    tracing::debug!(%error, peer = from_peer, "a peer failed");
                     self.counters.peer_errors.fetch_add(1, Ordering::Relaxed);
+                    // Another peer or the origin: who chose this one knows who else has it, and who asks the origin already.
+                    if !order.is_local() {
+                        return RunEnd::Failed(peer_failure(&error));
+                    }
                     from_peer = None;
                     continue;
                 }
@@ -187,12 +232,14 @@ impl Fetcher {
             let wait = backoff
                 .wait(rand::random())
                 .max(error.retry_after().unwrap_or_default());
-            if !error.is_transient() || last_progress.elapsed() + wait > self.retry_budget {
+            // The whole cluster leaves it alone then: the coordinator has to know now, not when this fetch gives up.
+            let busy = matches!(error, OriginError::Busy { .. }) && order.id & LOCAL_BIT == 0;
+            if busy || !error.is_transient() || last_progress.elapsed() + wait > self.retry_budget {
                 return RunEnd::Failed(failure(&error));
             }
             tracing::debug!(%error, ?wait, entry = %order.file.id(), "asking the origin again");
             tokio::select! {
-                stop = control.stopped_now() => return RunEnd::Stopped(stop),
+                stop = control.stopped_now() => return stop.into(),
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -214,10 +261,16 @@ impl Fetcher {
                 .await
                 .map_err(|error| match error {
                     Broken::Origin(error) => Broken::Peer(error),
+                    // A peer has it still; what is on the way from it costs no origin.
+                    Broken::Pause(_) => Broken::Stop(Stop::Preempted),
                     other => other,
                 });
         }
-        let opened = match opened {
+        let fits = |opened: &Opened| match opened.part {
+            Part::Range(range) => range.start == gap.range.start,
+            Part::Whole => true,
+        };
+        let opened = match opened.filter(fits) {
             Some(opened) => opened,
             None => tokio::select! {
                 stop = control.stopped_now() => return Err(Broken::Stop(stop)),
@@ -227,6 +280,8 @@ impl Fetcher {
         let counter = &self.counters.origin_bytes;
         match opened.part {
             Part::Range(range) => {
+                // One that was paused may have more than is missing now.
+                let range = ByteRange::new(range.start, range.end.min(gap.range.end));
                 self.stream(
                     order,
                     control,
@@ -277,6 +332,10 @@ impl Fetcher {
         let entry = file.description();
         let key = entry.key.clone().unwrap_or_default();
         let source = self.source(&key.source)?;
+        if !belongs_to(entry, source.base_url()) {
+            // The source was pointed elsewhere: what is there now is not this object, whatever its ETag says.
+            return Err(OriginError::Changed);
+        }
         let url = source
             .url(&key.path, &key.query)
             .ok_or_else(|| OriginError::Protocol("its path leaves the source".into()))?;
@@ -287,13 +346,13 @@ impl Fetcher {
                 retry_after: Duration::from_millis(held_off),
             });
         }
+        let mut asked = answer::variant_headers(&key.variant);
+        asked.extend(answer::range_headers(range, Some(entry)));
         self.counters
             .origin_requests
             .fetch_add(1, Ordering::Relaxed);
-        let response = self
-            .client
-            .get(&source, url, &answer::range_headers(range, Some(entry)))
-            .await?;
+        tracing::debug!(start = range.start, end = range.end, "asking the origin");
+        let response = self.client.get(&source, url, &asked).await?;
         let part = answer::check(response.status, &response.headers, range, entry, now_ms());
         if let Err(OriginError::Busy { retry_after }) = &part {
             source.hold_off(now_ms() + i64::try_from(retry_after.as_millis()).unwrap_or(0));
@@ -327,8 +386,9 @@ impl Fetcher {
             .peer_keys
             .request_headers(&id, gap.range, seconds)
             .ok_or_else(|| protocol("no key to ask peers with is known"))?;
-        let response = self
-            .peer_client
+        let patience = PEER_PATIENCE[usize::from(order.level != Level::Critical)];
+        let client = self.peer_client.clone().with_stall_timeout(patience);
+        let response = client
             .send(http::Method::GET, &url, headers)
             .await
             .map_err(Broken::Origin)?;
@@ -380,10 +440,20 @@ impl Fetcher {
         let geometry = order.file.geometry();
         let begun = Instant::now();
         let mut offset = range.start;
+        let mut stopping: Option<(Stop, Instant)> = None;
         while offset < range.end {
+            let until = stopping.map_or(begun, |(_, until)| until);
             let bytes = tokio::select! {
                 biased;
-                stop = control.stopped_now() => return Err(Broken::Stop(stop)),
+                stop = control.stopped_now(), if stopping.is_none() => {
+                    if stop == Stop::Preempted {
+                        let part = Part::Range(ByteRange::new(offset, range.end));
+                        return Err(Broken::Pause(Opened { response, part }));
+                    }
+                    stopping = Some((stop, Instant::now() + LINGER));
+                    continue;
+                }
+                () = tokio::time::sleep_until(until), if stopping.is_some() => break,
                 bytes = response.chunk() => bytes,
             };
             let short = |detail: &str| {
@@ -408,13 +478,24 @@ impl Fetcher {
             counter.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             control.add_bytes(bytes.len() as u64);
             control.set_position(offset);
-            if geometry.chunk_of(offset) != chunk_before {
+            let chunk = geometry.chunk_of(offset);
+            if chunk != chunk_before && offset < range.end {
                 claims.retain(|claim| !claim.flight().is_over());
-                if let Some(stop) = control.wanted_stop() {
-                    return Err(Broken::Stop(stop));
+                control.chunk_ended();
+                let is_taken =
+                    |claim: &FlightClaim| claim.flight().chunk() == chunk && !claim.is_held();
+                if claims.iter().any(is_taken) {
+                    // Another fetch brings the rest, for who could not wait.
+                    return Ok(());
+                }
+                if let (Some(stop), None) = (control.wanted_stop(), stopping) {
+                    stopping = Some((stop, Instant::now() + LINGER));
                 }
             }
             pace(order.max_rate, offset - range.start, begun).await;
+        }
+        if let Some((stop, _)) = stopping {
+            return Err(Broken::Stop(control.wanted_stop().unwrap_or(stop)));
         }
         // The end of the body frees its connection for the next request.
         let _ = tokio::time::timeout(Duration::from_millis(20), response.chunk()).await;
@@ -454,6 +535,13 @@ fn failure(error: &OriginError) -> Failure {
         http_status: error.status().unwrap_or(0),
         retry_after: error.retry_after(),
         message: error.to_string(),
+    }
+}
+
+fn peer_failure(error: &OriginError) -> Failure {
+    Failure {
+        fault: v1::fetch_failure::Fault::Peer,
+        ..failure(error)
     }
 }
 

@@ -155,6 +155,16 @@ impl Catalogue {
         self.len() == 0
     }
 
+    /// Of all sources, by name.
+    #[must_use]
+    pub fn base_urls(&self) -> HashMap<String, String> {
+        let sources = self.0.load();
+        sources
+            .iter()
+            .map(|(name, source)| (name.clone(), source.base_url().to_owned()))
+            .collect()
+    }
+
     /// The whole new set. Unchanged sources keep their state; one that can not be parsed is left out and returned.
     pub fn replace(&self, sources: Vec<v1::Source>) -> Vec<BadSource> {
         let old = self.0.load();

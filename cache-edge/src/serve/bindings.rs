@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use chunkcache_proto::{EntryId, v1};
+use chunkcache_proto::{EntryId, identity::belongs_to, v1};
 use parking_lot::{Mutex, RwLock};
 use prost::Message;
 
@@ -154,6 +154,23 @@ impl Bindings {
                 .collect()
         };
         for key in hit.iter().chain(keys) {
+            self.unbind(key);
+        }
+    }
+
+    /// Forgets the keys whose entries are not of their source as it is registered now: it was pointed elsewhere, or removed.
+    pub fn forget_foreign(&self, base_url_of: impl Fn(&str) -> Option<String>) {
+        let foreign: Vec<v1::Key> = {
+            let bound = self.bound.read();
+            let keys = bound.values().filter_map(|bound| {
+                let key = bound.entry.key.clone()?;
+                let base_url = base_url_of(&key.source);
+                let is_ours = base_url.is_some_and(|base_url| belongs_to(&bound.entry, &base_url));
+                (!is_ours).then_some(key)
+            });
+            keys.collect()
+        };
+        for key in &foreign {
             self.unbind(key);
         }
     }

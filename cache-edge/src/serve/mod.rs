@@ -4,6 +4,7 @@
 //! origin last. Only registered sources are ever asked. May not know hyper, the disk layout or the session's messages.
 
 pub mod bindings;
+pub mod compare;
 pub mod directory;
 pub mod objects;
 pub mod pass_through;

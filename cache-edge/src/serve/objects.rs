@@ -10,8 +10,10 @@ use std::{
 };
 
 use chunkcache_proto::{Geometry, Level, v1};
+use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tracing::{Instrument as _, Span};
 
 use super::{
     bindings::{Bindings, Bound, key_id},
@@ -27,7 +29,10 @@ use crate::{
         freshness::{self, Verdict},
         lookahead::MAX_RUN_CHUNKS,
     },
-    origin::{Catalogue, Client, Downloads, Order, Source, run::now_ms},
+    origin::{
+        Catalogue, Client, Downloads, Order, Source,
+        run::{Counters, now_ms},
+    },
     store::{EntryFile, Store},
 };
 
@@ -111,6 +116,7 @@ impl EdgeObjects {
             entry: file,
             age_seconds,
             freshness,
+            cache_control: bound.freshness.cache_control.clone(),
             readers,
         }))
     }
@@ -148,9 +154,11 @@ impl EdgeObjects {
         };
         match found {
             Found::Object(bound, freshness) if source.mode() == v1::SourceMode::Record => {
-                self.record(&bound, request)?;
                 let _ = freshness;
-                self.pass(&source, &key, request, "record").await
+                let file = self.record(&bound, request)?;
+                let counters = parts.downloads.fetcher().counters.clone();
+                self.pass_compared(&source, &key, request, "record", Some((file, counters)))
+                    .await
             }
             Found::Object(bound, freshness) => self.object(&bound, freshness),
             Found::Negative(status) => negative(status, false),
@@ -184,27 +192,36 @@ impl EdgeObjects {
         bound: Arc<Bound>,
     ) -> Result<Found, ServeError> {
         let now = now_ms();
-        match freshness::judge(&bound.freshness, now) {
+        let verdict = if self.is_changed(&bound) {
+            // A fetch found another version there: what the binding promised does not hold any more.
+            Verdict::Stale
+        } else {
+            freshness::judge(&bound.freshness, now)
+        };
+        match verdict {
             Verdict::Fresh => return Ok(Found::Object(bound, Freshness::Fresh)),
             Verdict::StaleWhileRevalidate => {
                 self.revalidation(source, key, request, bound.clone());
-                return Ok(Found::Object(
-                    bound,
-                    Freshness::Stale("stale-while-revalidate"),
-                ));
+                return Ok(Found::Object(bound, Freshness::StaleMeanwhile));
             }
             Verdict::Stale if request.only_if_cached => return Err(ServeError::OnlyIfCached),
             Verdict::Stale => {}
         }
-        let pending = self.revalidation(source, key, request, bound.clone());
+        let (pending, first) = self.revalidation(source, key, request, bound.clone());
         match outcome(pending).await {
-            Ok(found) => Ok(found),
+            Ok(found) => Ok(found.waited_for(!first)),
             Err(error) if freshness::usable_on_error(&bound.freshness, &source.policy(), now) => {
                 tracing::debug!(%error, "served stale");
-                Ok(Found::Object(bound, Freshness::Stale("stale-if-error")))
+                Ok(Found::Object(bound, Freshness::StaleOnError))
             }
             Err(error) => Err(error),
         }
+    }
+
+    fn is_changed(&self, bound: &Bound) -> bool {
+        let parts = self.parts();
+        let file = parts.store.entry(&bound.id);
+        file.is_some_and(|file| parts.flights.is_changed(&file))
     }
 
     fn revalidation(
@@ -213,13 +230,13 @@ impl EdgeObjects {
         key: &v1::Key,
         request: &ObjectRequest,
         bound: Arc<Bound>,
-    ) -> Pending {
+    ) -> (Pending, bool) {
         let (this, source, key_of) = (self.clone(), source.clone(), key.clone());
         let headers = pass_through::allowed_headers(&source, &request.headers);
-        self.ask_once(key, move || async move {
+        let selecting = headers.clone();
+        self.ask_once(key, &selecting, move || async move {
             revalidate::revalidate(&this, &source, &key_of, &headers, bound).await
         })
-        .0
     }
 
     /// A key nobody here knows.
@@ -234,17 +251,12 @@ impl EdgeObjects {
         }
         let (this, source_of, key_of, request_of) =
             (self.clone(), source.clone(), key.clone(), request.clone());
-        let (pending, first) = self.ask_once(key, move || async move {
+        let headers = pass_through::allowed_headers(source, &request.headers);
+        let (pending, first) = self.ask_once(key, &headers, move || async move {
             this.ask_cluster_or_origin(&source_of, &key_of, &request_of)
                 .await
         });
-        match outcome(pending).await? {
-            Found::Object(bound, Freshness::Probed { .. }) => Ok(Found::Object(
-                bound,
-                Freshness::Probed { collapsed: !first },
-            )),
-            other => Ok(other),
-        }
+        Ok(outcome(pending).await?.waited_for(!first))
     }
 
     async fn ask_cluster_or_origin(
@@ -274,7 +286,7 @@ impl EdgeObjects {
                                 now_ms(),
                             ) =>
                         {
-                            Ok(Found::Object(stale, Freshness::Stale("stale-if-error")))
+                            Ok(Found::Object(stale, Freshness::StaleOnError))
                         }
                         other => other,
                     };
@@ -294,11 +306,18 @@ impl EdgeObjects {
     }
 
     /// Runs the question on the fetch runtime unless it is being asked already. It goes on when its askers leave: what it finds is kept.
-    fn ask_once<F>(&self, key: &v1::Key, question: impl FnOnce() -> F) -> (Pending, bool)
+    ///
+    /// `selecting`: what goes to the origin of the client's headers. Two requests that differ there may select two objects.
+    fn ask_once<F>(
+        &self,
+        key: &v1::Key,
+        selecting: &HeaderMap,
+        question: impl FnOnce() -> F,
+    ) -> (Pending, bool)
     where
         F: Future<Output = Result<Found, ServeError>> + Send + 'static,
     {
-        let id = key_id(key);
+        let id = question_id(key, selecting);
         let mut asking = self.0.asking.lock();
         if let Some(pending) = asking.get(&id)
             // A sender that is gone without an answer was cut off with its runtime.
@@ -310,11 +329,13 @@ impl EdgeObjects {
         asking.insert(id.clone(), receiver.clone());
         drop(asking);
         let (this, future) = (self.clone(), question());
-        self.parts().downloads.runtime().spawn(async move {
+        let asked = async move {
             let found = future.await;
             this.0.asking.lock().remove(&id);
             let _ = sender.send(Some(found));
-        });
+        };
+        let runtime = self.parts().downloads.runtime();
+        runtime.spawn(asked.instrument(Span::current()));
         (receiver, true)
     }
 
@@ -325,22 +346,34 @@ impl EdgeObjects {
         request: &ObjectRequest,
         why: &'static str,
     ) -> Result<Resolution<ReaderFactory>, ServeError> {
+        self.pass_compared(source, key, request, why, None).await
+    }
+
+    async fn pass_compared(
+        &self,
+        source: &Arc<Source>,
+        key: &v1::Key,
+        request: &ObjectRequest,
+        why: &'static str,
+        stored: Option<(Arc<EntryFile>, Arc<Counters>)>,
+    ) -> Result<Resolution<ReaderFactory>, ServeError> {
         let url = source
             .url(&key.path, &key.query)
             .ok_or_else(|| ServeError::BadOrigin("the path leaves the source".into()))?;
         let parts = self.parts();
         let runtime = parts.downloads.runtime();
         let passed =
-            pass_through::pass_through(&parts.client, runtime, source, url, request, why).await?;
+            pass_through::pass_through(&parts.client, runtime, source, url, request, why, stored)
+                .await?;
         Ok(Resolution::PassThrough(passed))
     }
 
     /// Rollout mode: what the client reads from the origin is fetched into the store beside.
-    fn record(&self, bound: &Bound, request: &ObjectRequest) -> Result<(), ServeError> {
-        if request.head_only {
-            return Ok(());
-        }
+    fn record(&self, bound: &Bound, request: &ObjectRequest) -> Result<Arc<EntryFile>, ServeError> {
         let file = self.entry_file(&bound.entry)?;
+        if request.head_only {
+            return Ok(file);
+        }
         let geometry = file.geometry();
         let (start, end) = match request.first_bytes {
             super::ports::FirstBytes::From { start, end } => (start, end.unwrap_or(u64::MAX)),
@@ -369,8 +402,19 @@ impl EdgeObjects {
             }
             first = missing + count;
         }
-        Ok(())
+        Ok(file)
     }
+}
+
+fn question_id(key: &v1::Key, selecting: &HeaderMap) -> String {
+    let mut id = key_id(key);
+    for (name, value) in selecting {
+        id.push('\0');
+        id.push_str(name.as_str());
+        id.push('=');
+        id.push_str(&String::from_utf8_lossy(value.as_bytes()));
+    }
+    id
 }
 
 async fn outcome(mut pending: Pending) -> Result<Found, ServeError> {

@@ -10,9 +10,16 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, header};
 use http_body::Frame;
 use tokio::{runtime::Handle, sync::mpsc};
+use tracing::{Instrument as _, Span};
 
-use super::ports::{ObjectRequest, PassThrough, ReadError, ServeError};
-use crate::origin::{Client, OriginError, Source, answer};
+use super::{
+    compare::Comparison,
+    ports::{ObjectRequest, PassThrough, ReadError, ServeError},
+};
+use crate::{
+    origin::{Client, OriginError, Source, answer, run::Counters},
+    store::EntryFile,
+};
 
 const FRAMES: usize = 8;
 
@@ -75,7 +82,7 @@ fn copy(from: &HeaderMap, to: &mut HeaderMap, name: &HeaderName) {
     }
 }
 
-/// Asks the origin what the client asked.
+/// Asks the origin what the client asked. `stored`: what its answer is compared with.
 pub async fn pass_through(
     client: &Client,
     runtime: &Handle,
@@ -83,6 +90,7 @@ pub async fn pass_through(
     url: url::Url,
     request: &ObjectRequest,
     why: &'static str,
+    stored: Option<(Arc<EntryFile>, Arc<Counters>)>,
 ) -> Result<PassThrough, ServeError> {
     let mut headers = allowed_headers(source, &request.headers);
     for name in &PASSED_TO_ORIGIN {
@@ -94,7 +102,8 @@ pub async fn pass_through(
         Method::GET
     };
     let (client, source) = (client.clone(), source.clone());
-    let asked = runtime.spawn(async move { client.ask(method, &source, url, &headers).await });
+    let asked = async move { client.ask(method, &source, url, &headers).await };
+    let asked = runtime.spawn(asked.instrument(Span::current()));
     let response = asked
         .await
         .map_err(|_| ServeError::Internal("the request to the origin was given up".into()))?;
@@ -112,6 +121,8 @@ pub async fn pass_through(
         headers.remove(name);
     }
     headers.remove("keep-alive");
+    let mut comparison =
+        stored.and_then(|(file, counters)| Comparison::of(file, counters, status, &headers));
     let announced = answer::content_length(&headers);
     let (sender, receiver) = mpsc::channel(FRAMES);
     let body_expected = !request.head_only;
@@ -121,6 +132,9 @@ pub async fn pass_through(
             let item = match response.chunk().await {
                 Ok(Some(bytes)) => {
                     received += bytes.len() as u64;
+                    if let Some(comparison) = &mut comparison {
+                        comparison.take(&bytes);
+                    }
                     Ok(bytes)
                 }
                 Ok(None) => return,

@@ -2,6 +2,7 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
+use chunkcache_proto::{ByteRange, EntryId};
 use http::{HeaderValue, Response, StatusCode, header, request::Parts as RequestParts};
 
 use super::objects::EdgeObjects;
@@ -10,6 +11,7 @@ use crate::{
     core::range::{self, Selection},
     http::{Client, EdgeBody, Metrics, ObjectBody, Part, PeerHandler, problem::Problem},
     origin::{
+        downloads::Coverage,
         peer::{CHECKSUMS, PEER_PREFIX, PeerKeys},
         run::now_ms,
     },
@@ -17,7 +19,10 @@ use crate::{
 };
 
 /// The asking edge goes to the origin by itself after about a second without a byte.
-const PEER_WAIT: Duration = Duration::from_secs(2);
+const PEER_WAIT: Duration = Duration::from_secs(4);
+
+/// The coordinator tells both edges at the same time; the other's request may overtake this one's order.
+const ORDER_WAIT: Duration = Duration::from_millis(500);
 
 /// See [`PeerHandler`].
 pub struct Peers {
@@ -57,32 +62,33 @@ impl Peers {
             .uri
             .path()
             .strip_prefix(PEER_PREFIX)
-            .and_then(|id| id.parse().ok());
+            .and_then(|id| id.parse::<EntryId>().ok());
         let parts = self.objects.parts();
-        let file = id
-            .and_then(|id| parts.store.entry(&id))
-            .ok_or(StatusCode::NOT_FOUND)?;
-        let size = file.geometry().size();
-        let ranges = request
+        let id = id.ok_or(StatusCode::NOT_FOUND)?;
+        let selected = request
             .headers
             .get(header::RANGE)
-            .and_then(|value| range::parse(value.as_bytes()));
-        let Some(Selection::Single(range)) = ranges.map(|ranges| ranges.resolve(size)) else {
-            return Err(StatusCode::RANGE_NOT_SATISFIABLE);
+            .and_then(|value| range::parse(value.as_bytes()))
+            .ok_or(StatusCode::RANGE_NOT_SATISFIABLE)?;
+        let deadline = tokio::time::Instant::now() + ORDER_WAIT;
+        let (file, range) = loop {
+            let ordered = parts.downloads.ordered();
+            tokio::pin!(ordered);
+            ordered.as_mut().enable();
+            if let Some(file) = parts.store.entry(&id) {
+                let Selection::Single(range) = selected.resolve(file.geometry().size()) else {
+                    return Err(StatusCode::RANGE_NOT_SATISFIABLE);
+                };
+                if self.has_or_expects(&file, range) {
+                    break (file, range);
+                }
+            }
+            if tokio::time::timeout_at(deadline, ordered).await.is_err() {
+                return Err(StatusCode::NOT_FOUND);
+            }
         };
-        let flights = parts.flights.of(&file);
+        let size = file.geometry().size();
         let chunks = file.geometry().chunks_covering(range);
-        let is_coming = |chunk| {
-            flights
-                .existing(chunk)
-                .is_some_and(|flight| flight.is_claimed())
-        };
-        if !chunks
-            .clone()
-            .all(|chunk| file.is_present(chunk) || is_coming(chunk))
-        {
-            return Err(StatusCode::NOT_FOUND);
-        }
         let readers = ReaderFactory {
             file: file.clone(),
             flights: parts.flights.clone(),
@@ -116,6 +122,21 @@ impl Peers {
             );
         }
         Ok(response)
+    }
+
+    /// All of it is here, arriving, or ordered.
+    fn has_or_expects(&self, file: &Arc<EntryFile>, range: ByteRange) -> bool {
+        let parts = self.objects.parts();
+        let geometry = file.geometry();
+        let flights = parts.flights.of(file);
+        geometry.chunks_covering(range).all(|chunk| {
+            let start = geometry.chunk_range(chunk).start;
+            file.is_present(chunk)
+                || flights
+                    .existing(chunk)
+                    .is_some_and(|flight| flight.is_claimed())
+                || parts.downloads.coverage(file.id(), chunk, start) != Coverage::None
+        })
     }
 }
 

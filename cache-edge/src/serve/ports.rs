@@ -70,6 +70,8 @@ pub struct Object<R> {
     pub age_seconds: u64,
     /// For `Cache-Status` before any byte was read.
     pub freshness: Freshness,
+    /// The origin's directives, for caches nearer to the client (RFC 9111, 5.2); empty: it gave none.
+    pub cache_control: String,
     /// Opens a reader over a range of it. Dropping the reader withdraws its demand.
     pub readers: R,
 }
@@ -79,13 +81,16 @@ pub struct Object<R> {
 pub enum Freshness {
     /// Within its lifetime; the origin was not asked.
     Fresh,
-    /// The key was unknown and the origin was asked for it by this request (`fwd=uri-miss`), or by another
-    /// request this one waited for (`collapsed`).
-    Probed { collapsed: bool },
-    /// The origin confirmed the validator just now (`fwd=stale; fwd-status=304`).
-    Revalidated,
-    /// The origin can not be reached; served under stale-if-error or stale-while-revalidate.
-    Stale(&'static str),
+    /// The key was unknown and the origin was asked for it by this request (`fwd=miss`), or by another
+    /// request this one waited for (`collapsed`). `status`: what it answered.
+    Probed { collapsed: bool, status: u16 },
+    /// The binding was stale, and the origin answered just now: with the same object or with another one
+    /// (`fwd=stale; fwd-status=304`).
+    Revalidated { collapsed: bool, status: u16 },
+    /// The origin was asked and could not answer; served under stale-if-error.
+    StaleOnError,
+    /// Served while the origin is asked, under stale-while-revalidate.
+    StaleMeanwhile,
 }
 
 /// Opens readers of one object.

@@ -31,12 +31,31 @@ use crate::{
 /// they keep the contract's 15 s for a cold object whose origin is down.
 const ATTEMPTS_FOR: Duration = Duration::from_secs(4);
 
+/// As the coordinator's requests for a lookahead.
+const PROBE_STEP_CHUNKS: u64 = 4;
+
 /// What a question found.
 #[derive(Clone, Debug)]
 pub enum Found {
     Object(Arc<Bound>, Freshness),
     Negative(u16),
     Unstorable(&'static str),
+}
+
+impl Found {
+    /// As one who may have waited for another's question tells it.
+    #[must_use]
+    pub fn waited_for(self, collapsed: bool) -> Self {
+        match self {
+            Self::Object(bound, Freshness::Probed { status, .. }) => {
+                Self::Object(bound, Freshness::Probed { collapsed, status })
+            }
+            Self::Object(bound, Freshness::Revalidated { status, .. }) => {
+                Self::Object(bound, Freshness::Revalidated { collapsed, status })
+            }
+            other => other,
+        }
+    }
 }
 
 /// What of the object is asked for.
@@ -98,8 +117,10 @@ fn first_ask(objects: &EdgeObjects, request: &ObjectRequest) -> Ask {
         FirstBytes::From { start, .. } if start > i64::MAX as u64 => Ask::Head,
         FirstBytes::From { start, end } => {
             let chunk = start / chunk_size;
-            let ahead_end =
-                (chunk + 1 + u64::from(parts.lookahead_chunks)).saturating_mul(chunk_size);
+            // To the end of a whole request, as the lookahead that goes on from there.
+            let ahead_end = (chunk + 1 + u64::from(parts.lookahead_chunks))
+                .next_multiple_of(PROBE_STEP_CHUNKS)
+                .saturating_mul(chunk_size);
             // A range with an end is fetched to the end of its last chunk, no further.
             let end = end.map_or(ahead_end, |end| {
                 end.max(start + 1)
@@ -231,6 +252,10 @@ fn adopt(
     response: Response,
     part: Part,
 ) -> Result<Found, OriginError> {
+    let probed = Freshness::Probed {
+        collapsed: false,
+        status: response.status.as_u16(),
+    };
     let bound = match register(
         objects,
         source,
@@ -268,7 +293,7 @@ fn adopt(
             .downloads
             .adopt(order, Opened { response, part });
     }
-    Ok(Found::Object(bound, Freshness::Probed { collapsed: false }))
+    Ok(Found::Object(bound, probed))
 }
 
 /// Makes the entry an answer describes and points the key to it; or says why it can not be stored.
@@ -345,6 +370,9 @@ pub(super) fn register_with<'a>(
     };
     let fresh = freshness::freshness(&facts, &source.policy(), now);
     parts.announce.observed(&entry, &fresh);
+    if let Some(file) = parts.store.entry(&id) {
+        parts.flights.of(&file).set_current();
+    }
     let bound = parts.bindings.bind(entry, fresh);
     Ok(bound.ok_or("no-identity"))
 }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     core::freshness,
-    origin::{OriginError, Source, answer, run::now_ms},
+    origin::{OriginError, Response, Source, answer, run::now_ms},
 };
 
 /// A reader is held for this long at most where the stale object may be served instead.
@@ -65,13 +65,13 @@ async fn ask(
     }
     let response = objects.parts().client.get(source, url, &headers).await?;
     match response.status {
-        StatusCode::NOT_MODIFIED => Ok(refreshed(objects, source, bound, &response.headers)),
+        StatusCode::NOT_MODIFIED => Ok(refreshed(objects, source, bound, &response)),
         StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
             let described = answer::describe(response.status, &response.headers);
             if described.validator.as_deref() == Some(bound.entry.validator.as_str())
                 && described.size == Some(bound.entry.size)
             {
-                return Ok(refreshed(objects, source, bound, &response.headers));
+                return Ok(refreshed(objects, source, bound, &response));
             }
             // Readers of the old entry finish on what of it is here.
             if let Some(file) = objects.parts().store.entry(&bound.id) {
@@ -90,7 +90,7 @@ async fn ask(
                 response.status,
                 &response.headers,
             )? {
-                Ok(new) => Ok(Found::Object(new, Freshness::Probed { collapsed: false })),
+                Ok(new) => Ok(Found::Object(new, answered(response.status))),
                 Err(why) => Ok(Found::Unstorable(why)),
             }
         }
@@ -106,9 +106,10 @@ fn refreshed(
     objects: &EdgeObjects,
     source: &Source,
     bound: &Arc<Bound>,
-    headers: &HeaderMap,
+    response: &Response,
 ) -> Found {
     let parts = objects.parts();
+    let headers = &response.headers;
     let mut described = answer::describe(StatusCode::NOT_MODIFIED, headers);
     described.size = Some(bound.entry.size);
     described.validator = Some(bound.entry.validator.clone());
@@ -124,9 +125,19 @@ fn refreshed(
     debug_assert!(identity::is_strong(&bound.entry.etag) || !bound.entry.last_modified.is_empty());
     let fresh = freshness::freshness(&facts, &source.policy(), now_ms());
     parts.announce.observed(&bound.entry, &fresh);
+    if let Some(file) = parts.store.entry(&bound.id) {
+        parts.flights.of(&file).set_current();
+    }
     let renewed = parts
         .bindings
         .bind(bound.entry.clone(), fresh)
         .unwrap_or_else(|| bound.clone());
-    Found::Object(renewed, Freshness::Revalidated)
+    Found::Object(renewed, answered(response.status))
+}
+
+fn answered(status: StatusCode) -> Freshness {
+    Freshness::Revalidated {
+        collapsed: false,
+        status: status.as_u16(),
+    }
 }

@@ -133,6 +133,16 @@ impl EntryFile {
             .then(|| ChunkPin { entry, chunk })
     }
 
+    /// Holds a chunk that may be unfinished: what is written of it is not punched before the hold ends, whatever becomes of
+    /// the chunk. What is written is known to whoever writes it, and is asked again once held. `None`: nothing is.
+    #[must_use]
+    pub fn hold_unfinished(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
+        let entry = self.me.upgrade()?;
+        self.table
+            .try_hold_unfinished(chunk)
+            .then(|| ChunkPin { entry, chunk })
+    }
+
     /// The chunk's bytes were checked since this process started (or written by it).
     #[must_use]
     pub fn is_verified(&self, chunk: ChunkIndex) -> bool {
@@ -188,7 +198,8 @@ impl EntryFile {
         if state.is_present() {
             return Err(StoreError::Io(io::ErrorKind::AlreadyExists.into()));
         }
-        if state.is_spoiled() && self.table.abandon(chunk) {
+        if state.is_spoiled() {
+            self.abandon_locked(chunk);
             return Err(StoreError::Io(io::Error::other(
                 "what was written of the chunk may be lost: a sync failed",
             )));
@@ -225,8 +236,20 @@ impl EntryFile {
     /// chunk is fetched again or the store is opened the next time.
     pub fn abandon_chunk(&self, chunk: ChunkIndex) {
         let _no_write_begins = self.emptying.lock();
-        if self.table.abandon(chunk)
-            && let Ok(file) = self.open_file(Open::Existing)
+        self.abandon_locked(chunk);
+    }
+
+    /// `emptying` is held.
+    fn abandon_locked(&self, chunk: ChunkIndex) {
+        let Some(before) = self.table.abandon(chunk) else {
+            return;
+        };
+        if before.pins() > 0 {
+            // A reader sends from it: its blocks count until that reader has gone and they are punched.
+            let bytes = self.geometry.chunk_len(chunk);
+            self.disk_bytes.fetch_add(bytes, Ordering::AcqRel);
+            self.shared.space.add_chunk(bytes);
+        } else if let Ok(file) = self.open_file(Open::Existing)
             && let Err(error) = file.file.punch(self.geometry.chunk_range(chunk))
         {
             tracing::warn!(%error, entry = %self.id, chunk, "an unfinished chunk could not be punched");

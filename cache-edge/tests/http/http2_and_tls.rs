@@ -115,6 +115,21 @@ async fn a_short_body_resets_its_stream_and_no_other() {
     assert!(response.into_body().collect().await.unwrap().to_bytes() == bytes_of(0..10));
 }
 
+/// The head is sent already, and the failure is there before anything else can be.
+#[tokio::test]
+async fn a_body_that_fails_right_after_its_head_is_no_end() {
+    let edge = Edge::start().await;
+    let object = edge.cold("a", 2 * CHUNK);
+    object.land(0);
+    object.fail_at(1, ReadError::Origin("cut".to_owned()));
+    let mut sender = http2(TcpStream::connect(edge.address).await.unwrap()).await;
+    let range = format!("{}-", CHUNK - 1);
+    let response = sender.send_request(get(&range)).await.unwrap();
+    assert_eq!(response.status(), StatusCode::PARTIAL_CONTENT);
+    assert!(response.into_body().collect().await.is_err());
+    assert_eq!(edge.metrics.aborted(Abort::Origin), 1);
+}
+
 #[tokio::test]
 async fn https_with_http2_by_alpn() {
     let (edge, config) = tls_edge().await;

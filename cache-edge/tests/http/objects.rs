@@ -215,6 +215,7 @@ impl Objects for TestObjects {
             entry: Arc::clone(&object.entry),
             age_seconds: 7,
             freshness: object.freshness,
+            cache_control: String::new(),
             readers: object,
         }))
     }

@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use cache_edge::{
     core::signed_url::{Grant, Signer},
-    http::{Cors, RequestRate, metrics::ByteSource},
+    http::{Cors, RequestRate, SigningKeys, metrics::ByteSource},
 };
 
 use crate::{
@@ -310,7 +310,10 @@ async fn an_origin_that_is_down_or_busy() {
 #[tokio::test]
 async fn signed_urls() {
     let signer = Signer::new([("k".to_owned(), b"secret".to_vec())]);
-    let edge = Edge::start_with(|settings| settings.signed_urls = Some(signer.clone())).await;
+    let edge = Edge::start_with(|settings| {
+        settings.signed_urls = Some(SigningKeys::fixed(signer.clone()))
+    })
+    .await;
     edge.warm("a", 10);
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)

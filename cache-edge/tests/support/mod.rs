@@ -14,7 +14,7 @@ use cache_edge::{
     app::{Edge, fetch_runtime},
     coordinator::notes,
     http::{Metrics, Server, Settings},
-    options::Options,
+    options::{Options, PlayerOptions},
     store::{MinFree, Store, StoreOptions},
 };
 use chunkcache_plumbing::{shutdown::TaskSet, tls::ClientFiles};
@@ -338,11 +338,13 @@ impl TestEdge {
             min_free: MinFree::Bytes(0),
             max_downloads: 3,
             lookahead_chunks: 10,
+            fixed_lookahead_chunks: None,
             chunk_wait_timeout: Duration::from_secs(8),
             background_fill: false,
             tls: None,
             coordinator_tls: ClientFiles::default(),
             drain_grace: Duration::from_secs(1),
+            players: PlayerOptions::default(),
         };
         let mut source = v1::Source {
             name: "films".into(),
@@ -362,7 +364,7 @@ impl TestEdge {
         let fetch = fetch_runtime(options.max_downloads).unwrap();
         let edge = Edge::build(&options, store, fetch.handle().clone()).unwrap();
         if origin.is_some() {
-            notes::set_sources(&edge.store, &edge.catalogue, vec![source]);
+            let _ = notes::set_sources(&edge.store, &edge.catalogue, vec![source]);
         }
         let stop = CancellationToken::new();
         let metrics = Metrics::unregistered();

@@ -1,4 +1,5 @@
-//! Runs the fault campaign and prints its table: `chunkcache-faults [--full] [--seed N] [--minutes M]`.
+//! Runs the fault campaign and prints its table:
+//! `chunkcache-faults [--full | --only KIND=COUNT,...] [--seed N] [--minutes M]`.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -8,7 +9,23 @@ use chunkcache_tests::campaign::{Plan, run};
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let (mut full, mut seed, mut minutes) = (false, 1, 0);
+    let mut only: Option<Vec<(String, u32)>> = None;
     while let Some(argument) = arguments.next() {
+        if argument == "--only" {
+            let kinds = arguments.next().unwrap_or_default();
+            let pair = |it: &str| {
+                let (kind, count) = it.split_once('=')?;
+                let count = count.parse().ok()?;
+                Plan::quiet(0)
+                    .set(kind, count)
+                    .then(|| (kind.to_owned(), count))
+            };
+            only = kinds.split(',').map(pair).collect();
+            if only.is_none() {
+                return usage("--only wants KIND=COUNT,...");
+            }
+            continue;
+        }
         let mut number = || arguments.next().and_then(|it| it.parse().ok());
         match (argument.as_str(), ()) {
             ("--full", ()) => full = true,
@@ -25,11 +42,14 @@ fn main() -> ExitCode {
     }
     let until = Instant::now() + Duration::from_secs(60 * minutes);
     loop {
-        let plan = if full {
-            Plan::full(seed)
-        } else {
-            Plan::short(seed)
+        let mut plan = match (&only, full) {
+            (Some(_), _) => Plan::quiet(seed),
+            (None, true) => Plan::full(seed),
+            (None, false) => Plan::short(seed),
         };
+        for (kind, count) in only.iter().flatten() {
+            plan.set(kind, *count);
+        }
         let report = run(&plan);
         println!("{report}");
         if let Err(wrong) = report.verdict() {
@@ -44,6 +64,8 @@ fn main() -> ExitCode {
 }
 
 fn usage(wrong: &str) -> ExitCode {
-    eprintln!("{wrong}\nusage: chunkcache-faults [--full] [--seed N] [--minutes M]");
+    eprintln!(
+        "{wrong}\nusage: chunkcache-faults [--full | --only KIND=COUNT,...] [--seed N] [--minutes M]"
+    );
     ExitCode::from(2)
 }

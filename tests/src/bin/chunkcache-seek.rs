@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use chunkcache_tests::cluster::{Cluster, ClusterOptions};
+use chunkcache_tests::cluster::{Cluster, ClusterOptions, SOURCE};
 use chunkcache_tests::http::Call;
 use chunkcache_tests::{CHUNK, MIB, Object, content, eventually};
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng, seq::SliceRandom as _};
@@ -29,10 +29,13 @@ fn main() {
     cluster.origin.set_link(Some(LINK_BYTES_PER_SECOND));
     // One title for each half, large enough that no seek meets what another fetched.
     let size = (seeks as u64 + 2) * 16 * CHUNK;
+    // Idle is idle: nothing completes the title between the seeks.
+    fill(&cluster, false);
     let idle = run(&cluster, "/idle.mp4", 11, size, seeks);
     cluster
         .coordinator
         .cli(&["entry", "invalidate", "media/idle.mp4", "--purge"]);
+    fill(&cluster, true);
     let filling = cluster.put(
         "/filling.mp4",
         Object::generated(12, 4096 * MIB).latency(LATENCY),
@@ -141,6 +144,15 @@ fn run(cluster: &Cluster, path: &str, seed: u64, size: u64, seeks: usize) -> Vec
     }
     times.sort_by(f64::total_cmp);
     times
+}
+
+/// Background fill of the one source, on or off.
+fn fill(cluster: &Cluster, on: bool) {
+    let (url, option) = (cluster.origin.url(), format!("--background-fill={on}"));
+    let set = cluster
+        .coordinator
+        .cli(&["source", "add", SOURCE, &url, &option]);
+    assert!(set.status.success(), "source add {option}");
 }
 
 fn at(sorted: &[f64], part: f64) -> f64 {

@@ -1,115 +1,193 @@
 //! After the storm: are the rows true, and does every byte kept have a row?
+//!
+//! First every row's bytes are asked of its edge, so that what was corrupted on disk and not read since is met, withdrawn
+//! and fetched again. Then, when nothing moves any more, each row must equal the origin's content byte by byte on
+//! the disk itself, and no chunk of any file may have a byte on disk that no row accounts for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use super::inject::chunk_files;
 use crate::cluster::Cluster;
+use crate::http::Call;
+use crate::services::Edge;
 use crate::wait::eventually;
-use crate::{CHUNK, MIB, content};
+use crate::{CHUNK, content};
 
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(90);
-/// Blocks of file-system metadata and partly written chunks may differ from the sum of rows by this much an edge.
-const SLACK_BYTES: u64 = 4 * MIB;
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// Equal looks at the table before it is taken to stand still, and before a difference is taken to be there to stay.
+const STILL_LOOKS: u32 = 4;
+const FINAL_LOOKS: u32 = 30;
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+const COMPLAINTS: usize = 20;
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Audit {
     pub rows: u64,
+    /// Rows whose bytes on disk are not the origin's, or not there.
     pub rows_without_bytes: u64,
-    /// Chunks' worth of disk that no row accounts for.
+    /// Chunks with any byte on disk that no row accounts for.
     pub bytes_without_rows: u64,
+    /// The first few of both, in words.
+    pub complaints: Vec<String>,
 }
 
-/// Waits until everything is ready and the table stands still, then compares each row with the file's bytes and the
-/// disk used with the rows.
+impl Audit {
+    fn is_clean(&self) -> bool {
+        self.rows_without_bytes == 0 && self.bytes_without_rows == 0
+    }
+
+    fn complain(&mut self, text: String) {
+        if self.complaints.len() < COMPLAINTS {
+            self.complaints.push(text);
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Row {
+    edge: String,
+    entry: String,
+    etag: String,
+    start: u64,
+    end: u64,
+}
+
+impl Row {
+    /// The content's seed, from the ETag of a generated object.
+    fn seed(&self) -> u64 {
+        let number = self.etag.trim_matches('"').split('-').nth(1);
+        number
+            .and_then(|it| it.parse().ok())
+            .expect("an ETag of ours")
+    }
+}
+
+/// Waits until everything is ready and the table stands still, reads everything once, waits again, and compares.
 pub fn settle_and_compare(cluster: &mut Cluster) -> Audit {
     cluster.coordinator.wait_ready();
     for edge in &mut cluster.edges {
         edge.wait_ready();
     }
-    let mut last = (String::new(), 0);
-    let mut audit = Audit::default();
-    eventually("rows and bytes settle", SETTLE_TIMEOUT, || {
-        std::thread::sleep(Duration::from_millis(500));
-        let count = cluster
-            .postgres
-            .query("SELECT count(*), coalesce(bit_xor(checksum), 0) FROM cache_chunks");
-        let now = format!("{count:?}");
-        last = if now == last.0 {
-            (now, last.1 + 1)
-        } else {
-            (now, 0)
-        };
-        if last.1 < 4 {
-            return None;
+    stand_still(cluster, |_, _| true);
+    for row in rows(cluster) {
+        let edge = home(cluster, &row);
+        // Of an object that changed since, a corrupt chunk can not be had again: then it must only be gone.
+        if let Ok(reply) = Call::get(&format!("/v1/entries/{}", row.entry))
+            .range(row.start, row.end)
+            .open(edge.http)
+        {
+            let _ = reply.finish();
         }
+    }
+    let mut audit = Audit::default();
+    stand_still(cluster, |cluster, looks| {
         audit = compare(cluster);
-        // Background fill may go on between two looks; a difference must stay to count.
-        (audit.rows_without_bytes == 0 && audit.bytes_without_rows == 0 || last.1 > 20)
-            .then_some(())
+        audit.is_clean() || looks >= FINAL_LOOKS
     });
     audit
 }
 
-fn compare(cluster: &Cluster) -> Audit {
+/// Looks until `is_enough` says so of a table that did not change over some looks.
+fn stand_still(cluster: &Cluster, mut is_enough: impl FnMut(&Cluster, u32) -> bool) {
+    let (mut last, mut looks) = (Vec::new(), 0);
+    eventually("rows and bytes settle", SETTLE_TIMEOUT, || {
+        std::thread::sleep(LOOK_INTERVAL);
+        let now = cluster
+            .postgres
+            .query("SELECT count(*), coalesce(bit_xor(checksum), 0) FROM cache_chunks");
+        looks = if now == last { looks + 1 } else { 0 };
+        last = now;
+        (looks >= STILL_LOOKS && is_enough(cluster, looks)).then_some(())
+    });
+}
+
+fn rows(cluster: &Cluster) -> Vec<Row> {
     let rows = cluster.postgres.query(
-        "SELECT e.id, e.etag, d.name, c.start_byte, c.end_byte FROM cache_chunks c
-         JOIN cache_entries e ON e.id = c.entry_id JOIN edges d ON d.id = c.edge_id",
+        "SELECT d.name, e.id, e.etag, c.start_byte, c.end_byte FROM cache_chunks c
+         JOIN cache_entries e ON e.id = c.entry_id JOIN edges d ON d.id = c.edge_id ORDER BY 1, 2, 4",
     );
-    let mut audit = Audit {
-        rows: rows.len() as u64,
-        ..Audit::default()
+    let row = |row: Vec<String>| {
+        let [edge, entry, etag, start, end]: [String; 5] = row.try_into().expect("five columns");
+        Row {
+            edge,
+            entry,
+            etag,
+            start: start.parse().unwrap(),
+            end: end.parse().unwrap(),
+        }
     };
-    let mut recorded: HashMap<&str, u64> = HashMap::new();
-    let mut files: HashMap<String, Option<File>> = HashMap::new();
-    for row in &rows {
-        let [id, etag, edge, start, end] = row.as_slice() else {
-            panic!("five columns")
-        };
-        let (start, end): (u64, u64) = (start.parse().unwrap(), end.parse().unwrap());
-        *recorded.entry(edge).or_default() += end - start;
-        let home = cluster
-            .edges
-            .iter()
-            .find(|it| it.name == *edge)
-            .expect("an edge of ours");
-        let path = home
+    rows.into_iter().map(row).collect()
+}
+
+fn home<'a>(cluster: &'a Cluster, row: &Row) -> &'a Edge {
+    let edge = cluster.edges.iter().find(|it| it.name == row.edge);
+    edge.expect("an edge of ours")
+}
+
+fn compare(cluster: &Cluster) -> Audit {
+    let mut audit = Audit::default();
+    let mut files: BTreeMap<(String, String), Vec<Row>> = BTreeMap::new();
+    for row in rows(cluster) {
+        let place = (row.edge.clone(), row.entry.clone());
+        files.entry(place).or_default().push(row);
+    }
+    let mut recorded: BTreeSet<(String, String, u64)> = BTreeSet::new();
+    let (mut bytes, mut expected) = (Vec::new(), Vec::new());
+    for ((edge, id), rows) in &files {
+        let path = home(cluster, &rows[0])
             .data
             .join("entries")
             .join(&id[..2])
             .join(format!("{id}.chunks"));
-        let file = files
-            .entry(format!("{edge}/{id}"))
-            .or_insert_with(|| File::open(path).ok());
-        let seed: u64 = etag
-            .trim_matches('"')
-            .split('-')
-            .nth(1)
-            .and_then(|it| it.parse().ok())
-            .expect("an ETag of ours");
-        let mut bytes = vec![0; (end - start) as usize];
-        let whole = file
-            .as_ref()
-            .is_some_and(|it| it.read_exact_at(&mut bytes, start).is_ok());
-        // Corrupted chunks that nobody asked for since may still be on disk: the scrub's work, found by their checksum.
-        if !whole
-            || (bytes != content::bytes(seed, start, end) && bytes.iter().all(|byte| *byte == 0))
-        {
-            audit.rows_without_bytes += 1;
+        let file = File::open(path);
+        for row in rows {
+            audit.rows += 1;
+            recorded.insert((edge.clone(), id.clone(), row.start / CHUNK));
+            let length = (row.end - row.start) as usize;
+            bytes.resize(length, 0);
+            expected.resize(length, 0);
+            content::fill(row.seed(), row.start, &mut expected);
+            let is_there = file
+                .as_ref()
+                .is_ok_and(|it| it.read_exact_at(&mut bytes, row.start).is_ok());
+            if !is_there || bytes != expected {
+                audit.rows_without_bytes += 1;
+                audit.complain(format!("no bytes for {row:?}"));
+            }
         }
     }
     for edge in &cluster.edges {
-        let used: u64 = chunk_files(&edge.data)
-            .iter()
-            .filter_map(|it| it.metadata().ok())
-            .map(|it| it.blocks() * 512)
-            .sum();
-        let told = recorded.get(edge.name.as_str()).copied().unwrap_or(0);
-        audit.bytes_without_rows += used
-            .saturating_sub(told + told / 100 + SLACK_BYTES)
-            .div_ceil(CHUNK);
+        for path in chunk_files(&edge.data) {
+            let id = path
+                .file_stem()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            for chunk in chunks_with_data(&path) {
+                if !recorded.contains(&(edge.name.clone(), id.clone(), chunk)) {
+                    audit.bytes_without_rows += 1;
+                    audit.complain(format!("no row for chunk {chunk} of {}", path.display()));
+                }
+            }
+        }
     }
     audit
+}
+
+/// Chunks of a sparse file that are not wholly a hole.
+pub fn chunks_with_data(path: &std::path::Path) -> Vec<u64> {
+    use rustix::fs::{SeekFrom, seek};
+    let Ok(file) = File::open(path) else {
+        return Vec::new();
+    };
+    let mut chunks = Vec::new();
+    let mut at = 0;
+    while let Ok(data) = seek(&file, SeekFrom::Data(at)) {
+        chunks.push(data / CHUNK);
+        at = (data / CHUNK + 1) * CHUNK;
+    }
+    chunks
 }

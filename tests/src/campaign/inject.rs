@@ -152,17 +152,9 @@ fn pause_edge(cluster: &mut Cluster, shared: &Shared, random: &mut SmallRng) {
 fn corrupt_chunks(data: &Path, wanted: u32, random: &mut SmallRng) -> u32 {
     let mut places: Vec<(PathBuf, u64)> = Vec::new();
     for path in chunk_files(data) {
-        let Ok(file) = File::open(&path) else {
-            continue;
-        };
-        let size = file.metadata().map_or(0, |it| it.len());
-        for start in (0..size).step_by(CHUNK as usize) {
-            // Data anywhere in the chunk; holes are not worth corrupting.
-            if matches!(rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(start)), Ok(at) if at < start + CHUNK)
-            {
-                places.push((path.clone(), start));
-            }
-        }
+        // Holes are not worth corrupting.
+        let chunks = super::audit::chunks_with_data(&path);
+        places.extend(chunks.into_iter().map(|it| (path.clone(), it * CHUNK)));
     }
     places.shuffle(random);
     let mut corrupted = 0;

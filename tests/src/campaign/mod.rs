@@ -44,6 +44,38 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Readers and no fault.
+    pub fn quiet(seed: u64) -> Plan {
+        Plan {
+            edge_kills: 0,
+            edge_pauses: 0,
+            coordinator_kills: 0,
+            coordinator_pauses: 0,
+            database_kills: 0,
+            corrupted_chunks: 0,
+            disk_fills: 0,
+            object_changes: 0,
+            ..Plan::short(seed)
+        }
+    }
+
+    /// So many of one kind, by its name on the command line; false if there is no such kind.
+    pub fn set(&mut self, kind: &str, count: u32) -> bool {
+        let place = match kind {
+            "edge-kills" => &mut self.edge_kills,
+            "edge-pauses" => &mut self.edge_pauses,
+            "coordinator-kills" => &mut self.coordinator_kills,
+            "coordinator-pauses" => &mut self.coordinator_pauses,
+            "database-kills" => &mut self.database_kills,
+            "corrupted-chunks" => &mut self.corrupted_chunks,
+            "disk-fills" => &mut self.disk_fills,
+            "object-changes" => &mut self.object_changes,
+            _ => return false,
+        };
+        *place = count;
+        true
+    }
+
     /// Some tens of seconds; part of the test command.
     pub fn short(seed: u64) -> Plan {
         Plan {
@@ -144,6 +176,8 @@ pub struct Report {
     pub worst_stall_ms: u64,
     pub audit: Audit,
     pub seconds: u64,
+    /// Processes of ours that panicked or ended by themselves.
+    pub broken_processes: Vec<String>,
     pub complaints: Vec<String>,
     pub left_out: Vec<&'static str>,
 }
@@ -196,6 +230,7 @@ pub fn run(plan: &Plan) -> Report {
         reader.join().expect("a reader does not panic");
     }
     let audit = audit::settle_and_compare(&mut cluster);
+    let broken_processes = broken_processes(&mut cluster);
     // The edge on it first, then the disk.
     drop(cluster.edges.pop());
     drop(disk);
@@ -213,10 +248,26 @@ pub fn run(plan: &Plan) -> Report {
         excused: load(&counters.excused),
         unexcused: load(&counters.unexcused),
         worst_stall_ms: load(&counters.worst_stall_ms),
+        broken_processes,
         audit,
         seconds: began.elapsed().as_secs(),
         complaints: shared.complaints.lock().unwrap().clone(),
     }
+}
+
+/// What no fault of the plan explains: a service that ended by itself, or a task in it that panicked.
+fn broken_processes(cluster: &mut Cluster) -> Vec<String> {
+    let edges = cluster.edges.iter_mut().map(crate::services::Edge::process);
+    let mut broken = Vec::new();
+    for process in edges.chain([cluster.coordinator.process()]) {
+        if !process.is_running() {
+            broken.push(format!("{} ended by itself", process.name));
+        }
+        let output = process.output();
+        let panics = output.lines().filter(|line| line.contains("panicked at"));
+        broken.extend(panics.map(|line| format!("{}: {line}", process.name)));
+    }
+    broken
 }
 
 fn prepare(plan: &Plan, cluster: &Cluster) -> Shared {
@@ -274,6 +325,10 @@ impl Report {
                 "requests failed that had a cached or reachable answer",
                 self.unexcused,
             ),
+            (
+                "processes that broke by themselves",
+                self.broken_processes.len() as u64,
+            ),
         ];
         let wrong: Vec<_> = zero
             .iter()
@@ -283,10 +338,15 @@ impl Report {
         if wrong.is_empty() {
             Ok(())
         } else {
+            let lines = [
+                &self.complaints,
+                &self.audit.complaints,
+                &self.broken_processes,
+            ];
             Err(format!(
                 "{}\n{}",
                 wrong.join(", "),
-                self.complaints.join("\n")
+                lines.map(|it| it.join("\n")).join("\n")
             ))
         }
     }
@@ -323,6 +383,10 @@ impl std::fmt::Display for Report {
             (
                 "requests failed that had a cached or reachable answer",
                 self.unexcused,
+            ),
+            (
+                "processes that broke by themselves",
+                self.broken_processes.len() as u64,
             ),
             ("worst stall, ms", self.worst_stall_ms),
         ];

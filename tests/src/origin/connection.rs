@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read as _};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::respond::{self, After};
 use super::{Hit, Shared};
@@ -42,6 +42,7 @@ pub(crate) fn serve(stream: &TcpStream, shared: &Shared) {
             }
         }
         let hit = shared.record(Hit {
+            at: Instant::now(),
             method: request.method.clone(),
             target: request.target.clone(),
             headers: request.headers.clone(),

@@ -17,13 +17,15 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub use object::{Fault, Object, Times};
+pub use object::{Fault, Object, Times, variant_seed};
 
 use crate::ports;
 
 /// One request as it came, and what was sent for it.
 #[derive(Debug, Clone)]
 pub struct Hit {
+    /// When its head had come.
+    pub at: Instant,
     pub method: String,
     /// Path with its query.
     pub target: String,
@@ -39,6 +41,15 @@ impl Hit {
             .iter()
             .find(|(key, _)| key.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
+    }
+
+    /// Where the range asked for begins; none: no range.
+    pub fn range_start(&self) -> Option<u64> {
+        let (first, _) = self
+            .header("range")?
+            .strip_prefix("bytes=")?
+            .split_once('-')?;
+        first.parse().ok()
     }
 }
 

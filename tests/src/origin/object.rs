@@ -54,6 +54,13 @@ pub enum Fault {
     Garbage,
 }
 
+/// The seed of the content that an [`Object::varying_on`] a header has for a value of it.
+pub fn variant_seed(seed: u64, value: &str) -> u64 {
+    value
+        .bytes()
+        .fold(seed + 1, |sum, byte| sum * 31 + u64::from(byte))
+}
+
 #[derive(Debug, Clone)]
 pub struct Object {
     pub(crate) content: Content,
@@ -66,6 +73,8 @@ pub struct Object {
     pub(crate) bytes_per_second: Option<u64>,
     pub(crate) faults: Vec<(Fault, Times)>,
     pub(crate) requests: u64,
+    pub(crate) vary_on: Option<String>,
+    pub(crate) ignore_conditions: bool,
 }
 
 impl Object {
@@ -91,6 +100,8 @@ impl Object {
             bytes_per_second: None,
             faults: Vec::new(),
             requests: 0,
+            vary_on: None,
+            ignore_conditions: false,
         }
     }
 
@@ -112,6 +123,29 @@ impl Object {
     pub fn header(mut self, name: &str, value: &str) -> Object {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// A generated object whose content and ETag depend on the value of this request header; see [`variant_seed`].
+    pub fn varying_on(mut self, name: &str) -> Object {
+        self.vary_on = Some(name.to_owned());
+        self.header("Vary", name)
+    }
+
+    /// Answers a conditional request as if it were none.
+    pub fn ignoring_conditions(mut self) -> Object {
+        self.ignore_conditions = true;
+        self
+    }
+
+    /// Replaced by the variant that this header value selects.
+    pub(crate) fn select(&mut self, value: &str) {
+        if let Content::Generated { seed } = &mut self.content {
+            *seed = variant_seed(*seed, value);
+        }
+        self.etag = self
+            .etag
+            .take()
+            .map(|etag| format!("{}-{value}\"", etag.trim_end_matches('"')));
     }
 
     /// Time before the head of each answer.

@@ -34,9 +34,12 @@ pub(crate) fn respond(
     request: &Request,
     object: Option<Object>,
 ) -> io::Result<After> {
-    let Some(object) = object else {
+    let Some(mut object) = object else {
         return text(stream, shared, hit, request, 404, &[]);
     };
+    if let Some(name) = object.vary_on.clone() {
+        object.select(request.header(&name).unwrap_or_default());
+    }
     pause(shared, object.latency);
     let mut shift = (0, 0);
     let mut ranges_are_known = true;
@@ -112,7 +115,9 @@ fn plan(request: &Request, object: &Object, ranges_are_known: bool, shift: (u64,
         start: 0,
         end: object.size,
     };
-    if request
+    if object.ignore_conditions {
+        // As if there were none.
+    } else if request
         .header("if-match")
         .is_some_and(|it| !matches_any(it, etag.as_deref()))
     {

@@ -4,6 +4,8 @@
 //! each partly held entry of an edge one for its background fill. A claim is ranges, never a list
 //! of chunks: a job over 50,000 chunks costs what its gaps cost.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::ops::Range;
 
 use chunkcache_proto::{ChunkIndex, Level};
@@ -13,7 +15,7 @@ use super::queue::Key;
 use crate::core::range_set::RangeSet;
 
 /// Who claims. The order is the last tie-break, so that equal input gives equal output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Owner {
     Waiting(ReaderId),
     Lookahead(ReaderId),
@@ -34,6 +36,10 @@ impl Owner {
         }
     }
 }
+
+/// Claims by owner: looked up many times in an event, which a tree of ten thousands makes dear. Its order means nothing, so
+/// what goes through all of it sorts; the hash has no random seed all the same.
+pub type Claims = HashMap<Owner, Claim, BuildHasherDefault<DefaultHasher>>;
 
 /// What is claimed, and where it stands.
 #[derive(Clone, Debug)]

@@ -46,6 +46,9 @@ pub struct Config {
     pub max_looks: usize,
     /// Edges planned for in one event; the others follow with the next.
     pub max_edges_per_event: usize,
+    /// Assignments are numbered from here on. An edge may still finish, or report, what an earlier
+    /// scheduler gave it: their numbers must not meet.
+    pub first_assignment: u64,
 }
 
 impl Default for Config {
@@ -70,6 +73,7 @@ impl Default for Config {
             deadline_grain_ms: 100,
             max_looks: 32,
             max_edges_per_event: 8,
+            first_assignment: 0,
         }
     }
 }

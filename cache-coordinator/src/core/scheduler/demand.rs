@@ -111,7 +111,15 @@ impl Scheduler {
                 .max(min)
         };
         let bytes = bytes.min(self.config.lookahead_max_bytes.max(min));
-        let end = demand.position.saturating_add(bytes).min(demand.end);
+        let end = demand.position.saturating_add(bytes);
+        // In steps of a whole request: a window that moved with each chunk read would ask the origin for one chunk at a time.
+        let step = u64::from(self.config.max_run_chunks[Level::High as usize].max(1)) * chunk_size;
+        let end = if bytes < step {
+            end
+        } else {
+            end.div_ceil(step).saturating_mul(step)
+        };
+        let end = end.min(demand.end);
         geometry.chunks_covering(ByteRange::new(demand.position, end))
     }
 
@@ -130,6 +138,7 @@ impl Scheduler {
             .unwrap_or(u32::MAX)
             .max(self.config.lookahead_min_chunks)
             .saturating_add(1)
+            .saturating_add(self.config.max_run_chunks[Level::High as usize])
     }
 
     fn withdraw(&mut self, reader: ReaderId) -> Withdrawn {

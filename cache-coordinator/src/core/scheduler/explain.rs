@@ -72,6 +72,23 @@ impl Scheduler {
             .collect()
     }
 
+    /// A wait for the chunk is known and nothing may be fetched for it now, because of its origin: limits, or a rest it asked for.
+    #[must_use]
+    pub fn holds_back(&self, edge: EdgeId, entry: EntryNo, chunk: ChunkIndex) -> bool {
+        let Some(known) = self.entries.get(&entry) else {
+            return false;
+        };
+        let registered = self
+            .sources
+            .get(&known.source)
+            .is_some_and(|source| source.registered);
+        let covered = known
+            .lines
+            .get(&edge)
+            .is_none_or(|line| line.covered.covers(chunk..chunk + 1));
+        registered && !known.changed && !covered && self.may_fetch(edge)
+    }
+
     fn explain_on(
         &self,
         edge: EdgeId,

@@ -3,7 +3,7 @@
 use chunkcache_proto::Geometry;
 
 use super::Scheduler;
-use super::api::{EdgeId, Effect, EntryNo, From, ReaderId, SourceId};
+use super::api::{EdgeId, Effect, EntryNo, From, SourceId};
 use super::claim::Owner;
 use super::flights::Withdrawal;
 use super::state::Entry;
@@ -65,29 +65,17 @@ impl Scheduler {
                 self.reassess(upstream, Withdrawal::Superseded, effects);
             }
         }
-        let readers: Vec<_> = [Owner::Waiting, Owner::Lookahead, Owner::Hints]
-            .into_iter()
-            .flat_map(|owner| {
-                let first = owner(ReaderId { edge, number: 0 });
-                let last = owner(ReaderId {
-                    edge,
-                    number: u64::MAX,
-                });
-                self.claims
-                    .range(first..=last)
-                    .map(|(&owner, _)| owner)
-                    .collect::<Vec<_>>()
-            })
-            .collect();
-        for owner in readers {
-            self.remove_claim(owner);
-        }
-        let fills: Vec<_> = self
-            .claims
-            .range(Owner::Fill(edge, EntryNo(0))..=Owner::Fill(edge, EntryNo(u32::MAX)))
-            .map(|(&owner, _)| owner)
-            .collect();
-        for owner in fills {
+        // Jobs stay: they are somebody's wish, and wait for the edge.
+        let of_edge = |owner: &&Owner| match **owner {
+            Owner::Waiting(reader) | Owner::Lookahead(reader) | Owner::Hints(reader) => {
+                reader.edge == edge
+            }
+            Owner::Fill(on, _) => on == edge,
+            Owner::Want(_) => false,
+        };
+        let mut over: Vec<Owner> = self.claims.keys().filter(of_edge).copied().collect();
+        over.sort_unstable();
+        for owner in over {
             self.remove_claim(owner);
         }
         // Who takes chunks from it takes them from elsewhere, at once.

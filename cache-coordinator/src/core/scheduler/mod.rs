@@ -38,7 +38,7 @@ mod wants;
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::{EdgeId, Effect, EntryNo, Event, Millis, SourceId, WantId};
-use claim::{Claim, Owner};
+use claim::Claims;
 pub use config::Config;
 pub use explain::{Decision, DecisionState};
 use state::{Edge, Entry, Line, Source, Timer, Want};
@@ -51,7 +51,7 @@ pub struct Scheduler {
     edges: BTreeMap<EdgeId, Edge>,
     sources: BTreeMap<SourceId, Source>,
     entries: BTreeMap<EntryNo, Entry>,
-    claims: BTreeMap<Owner, Claim>,
+    claims: Claims,
     wants: BTreeMap<WantId, Want>,
     timers: BTreeSet<(Millis, Timer)>,
     /// Edges with something to decide.
@@ -70,19 +70,19 @@ impl Scheduler {
     #[must_use]
     pub fn new(config: Config) -> Self {
         Self {
+            last_assignment: config.first_assignment,
             config,
             now: 0,
             edges: BTreeMap::new(),
             sources: BTreeMap::new(),
             entries: BTreeMap::new(),
-            claims: BTreeMap::new(),
+            claims: Claims::default(),
             wants: BTreeMap::new(),
             timers: BTreeSet::new(),
             dirty: BTreeSet::new(),
             woken: BTreeSet::new(),
             waking: BTreeSet::new(),
             first_edge: EdgeId(0),
-            last_assignment: 0,
         }
     }
 

@@ -25,6 +25,11 @@ impl Downloads {
         self.under_way(id).map(|(_, chunk)| chunk)
     }
 
+    /// Wakes when something is ordered. Subscribe before looking.
+    pub fn ordered(&self) -> tokio::sync::futures::Notified<'_> {
+        self.0.ordered.notified()
+    }
+
     /// Since it was ordered.
     #[must_use]
     pub fn age(&self, id: u64) -> Duration {

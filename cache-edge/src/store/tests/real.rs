@@ -182,6 +182,35 @@ fn dropped_chunks_free_their_blocks_once_nobody_reads_them() {
 }
 
 #[test]
+fn what_a_reader_has_of_an_unfinished_chunk_outlives_the_chunk() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_stepped(options(dir.path()));
+    let entry = entry_of(&store, 7, 3 * CHUNK);
+    let half = content(&entry, 1)[..CHUNK as usize / 2].to_vec();
+    assert!(entry.hold_unfinished(1).is_none());
+    entry.write_at(CHUNK, &half).unwrap();
+    let hold = entry.hold_unfinished(1).unwrap();
+    entry.abandon_chunk(1);
+    removal::reap(store.shared());
+    let mut read = vec![0; half.len()];
+    entry.read_at(CHUNK, &mut read).unwrap();
+    assert!(read == half, "a body under way would have holes");
+    assert_eq!(store.bytes_used(), CHUNK, "its blocks count");
+    drop(hold);
+    removal::reap(store.shared());
+    assert_eq!((store.bytes_used(), blocks_bytes(dir.path())), (0, 0));
+    // And if it is fetched again before the reader has gone.
+    entry.write_at(CHUNK, &half).unwrap();
+    let hold = entry.hold_unfinished(1).unwrap();
+    entry.abandon_chunk(1);
+    write_chunk(&store, &entry, 1).unwrap();
+    drop(hold);
+    removal::reap(store.shared());
+    assert_eq!(store.bytes_used(), CHUNK);
+    assert!(read_chunk(&entry, 1) == content(&entry, 1));
+}
+
+#[test]
 fn a_large_sparse_entry_uses_what_was_written() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(options(dir.path())).unwrap();

@@ -1,0 +1,70 @@
+//! Record mode's proof: what the origin answers is compared with what is stored, byte by byte, on its way to the client.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use chunkcache_proto::ByteRange;
+use http::{HeaderMap, StatusCode};
+
+use crate::{
+    origin::{answer, run::Counters},
+    store::EntryFile,
+};
+
+/// Follows one answer. What is not stored yet is not compared: it is the next reader's.
+pub struct Comparison {
+    file: Arc<EntryFile>,
+    counters: Arc<Counters>,
+    /// Of the next byte in the object.
+    offset: u64,
+    differs: bool,
+    buffer: Vec<u8>,
+}
+
+impl Comparison {
+    /// `None`: the answer is no part of this entry (another version, an encoding, an error).
+    #[must_use]
+    pub fn of(
+        file: Arc<EntryFile>,
+        counters: Arc<Counters>,
+        status: StatusCode,
+        headers: &HeaderMap,
+    ) -> Option<Self> {
+        let offset = answer::offset_in(status, headers, file.description())?;
+        Some(Self {
+            file,
+            counters,
+            offset,
+            differs: false,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// The next bytes of the answer. Blocks on the disk: for the fetch runtime.
+    pub fn take(&mut self, bytes: &[u8]) {
+        let geometry = self.file.geometry();
+        let all = ByteRange::new(self.offset, self.offset + bytes.len() as u64);
+        for chunk in geometry.chunks_covering(all) {
+            let range = geometry.chunk_range(chunk).intersect(all);
+            let Some(_pin) = self.file.pin(chunk) else {
+                continue;
+            };
+            self.buffer.resize(range.len() as usize, 0);
+            if self.file.read_at(range.start, &mut self.buffer).is_err() {
+                // A disk's fault is counted where it is found, and is no mismatch.
+                continue;
+            }
+            let from = (range.start - all.start) as usize;
+            let came = &bytes[from..from + self.buffer.len()];
+            self.counters
+                .compared_bytes
+                .fetch_add(range.len(), Ordering::Relaxed);
+            if came != self.buffer.as_slice() && !self.differs {
+                // Once an answer: it is the answers that are counted in the weeks before a rollout goes on.
+                self.differs = true;
+                self.counters.mismatches.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(entry = %self.file.id(), chunk, "what the origin answers is not what is stored");
+            }
+        }
+        self.offset = all.end;
+    }
+}

@@ -1,0 +1,347 @@
+//! What no request may do: reach an address that is no registered source's, put a header into one to an origin, or learn
+//! more than an answer. And the one thing that is passed on on purpose: a trace.
+#![allow(clippy::unwrap_used)]
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use chunkcache_tests::http::Call;
+use chunkcache_tests::origin::Times;
+use chunkcache_tests::{Cluster, ClusterOptions, Fault, KIB, Object, Origin, content};
+
+/// Sends bytes as they are, and answers with what comes back until the end of the connection.
+fn raw(address: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let patience = Some(Duration::from_secs(20));
+    stream.set_read_timeout(patience).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    // A reset after the answer is an end as well.
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn no_form_of_a_target_leaves_its_source() {
+    let cluster = Cluster::start();
+    let address = cluster.edge().http;
+    let elsewhere = Origin::start();
+    elsewhere.put("/secret", Object::generated(1, 10));
+    cluster.origin.put("/outside", Object::generated(2, 10));
+    cluster
+        .origin
+        .put("/inside/a%20b", Object::generated(3, 10));
+    let url = format!("{}/inside", cluster.origin.url());
+    let added = cluster.coordinator.cli(&["source", "add", "inside", &url]);
+    assert!(added.status.success());
+    let other = elsewhere.address();
+    let targets = [
+        "/inside/../outside".to_owned(),
+        "/inside/x/../../outside".into(),
+        "/inside/%2e%2e/outside".into(),
+        "/inside/%2E%2e/outside".into(),
+        "/inside/.%2e/outside".into(),
+        "/inside/%252e%252e/outside".into(),
+        "/inside/..%2foutside".into(),
+        "/inside/..%5coutside".into(),
+        "/inside/..\\outside".into(),
+        "/inside/..;/outside".into(),
+        "/inside/%00/../../outside".into(),
+        "/inside/%c0%ae%c0%ae/outside".into(),
+        "/inside/%0d%0aHost:%20evil/x".into(),
+        "/inside/x?a=%0d%0aHost:%20evil".into(),
+        "/inside/x%23/../../outside".into(),
+        "//inside/../outside".into(),
+        "/../outside".into(),
+        "/%2e%2e/outside".into(),
+        format!("//{other}/secret"),
+        format!("/http://{other}/secret"),
+        format!("/inside/http://{other}/secret"),
+        format!("/inside//{other}/secret"),
+        format!("/inside/@{other}/secret"),
+        format!("http://{other}/secret"),
+        format!("http://{other}/inside/../secret"),
+        format!("https://{other}/secret"),
+        format!("ftp://{other}/secret"),
+        "file:///etc/passwd".into(),
+        "/v1/entries/../../outside".into(),
+        "/_peer/../outside".into(),
+        "*".into(),
+        other.to_string(),
+        "/inside/x#/../../outside".into(),
+    ];
+    for target in &targets {
+        for version in ["1.1", "1.0"] {
+            let request = format!(
+                "GET {target} HTTP/{version}\r\nHost: {other}\r\nConnection: close\r\n\r\n"
+            );
+            let answer = raw(address, &request);
+            assert!(
+                answer.starts_with("HTTP/1.1 4") || answer.starts_with("HTTP/1.0 4"),
+                "{target}: {answer}"
+            );
+        }
+    }
+    assert!(
+        elsewhere.all_hits().is_empty(),
+        "{:?}",
+        elsewhere.all_hits()
+    );
+    for hit in cluster.origin.all_hits() {
+        // Odd names are names below the source, and nothing else.
+        assert!(hit.target.starts_with("/inside/"), "{hit:?}");
+        assert!(
+            hit.header("host") == Some(cluster.origin.address().to_string().as_str()),
+            "{hit:?}"
+        );
+    }
+    assert!(cluster.origin.hits("/outside").is_empty());
+    // The same name in other clothes is the same object.
+    for target in [
+        "/inside/a%20b",
+        "/%69nside/%61%20b",
+        "/inside/x/../a%20b",
+        "/inside/./a%20b",
+    ] {
+        let answer = Call::get(target).send(address).expect(200);
+        assert_eq!(answer.body, content::bytes(3, 0, 10));
+    }
+    assert_eq!(cluster.origin.hits("/inside/a%20b").len(), 1);
+}
+
+#[test]
+fn a_head_that_is_not_one_head_is_refused() {
+    let cluster = Cluster::start();
+    let address = cluster.edge().http;
+    cluster.put("/x", Object::generated(1, 10));
+    cluster.put("/smuggled", Object::generated(2, 10));
+    for head in [
+        "GET /media/x HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        "GET /media/x HTTP/1.1\r\nHost: a b\r\n\r\n",
+        "GET /media/x HTTP/1.1\r\nHost: user@a\r\n\r\n",
+        "GET /media/x HTTP/1.1\r\nHost: a/b\r\n\r\n",
+        "GET /media/x HTTP/1.1\r\n\r\n",
+        "GET /media/x HTTP/1.1\r\nHost: a\r\n folded: b\r\n\r\n",
+        "GET /media/x HTTP/1.1\r\nHost: a\r\nX-A: b\r\n\tc\r\n\r\n",
+        "GET /media/x HTTP/1.1\r\nHost : a\r\n\r\n",
+        "GET /media/x HTTP/1.1\r\nHost: a\r\nX-A: b\rX-B: c\r\n\r\n",
+        "GET /media/x HTTP/1.1\r\nHost: a\r\nX\0A: b\r\n\r\n",
+        "GET /media/x HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        "GET /media/x HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+        "GET /media/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: nonsense\r\n\r\n",
+        "GET /media/x y HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET  /media/x HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /media/x HTTP/9.9\r\nHost: a\r\n\r\n",
+        "G\u{e9}T /media/x HTTP/1.1\r\nHost: a\r\n\r\n",
+    ] {
+        let answer = raw(address, head);
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 4"),
+            "{head:?}: {answer}"
+        );
+    }
+    // A body is never taken for a request.
+    let inner = "GET /media/smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    for framing in [
+        format!("Content-Length: {}\r\n", inner.len()),
+        "Transfer-Encoding: chunked\r\n".into(),
+    ] {
+        let request = format!(
+            "GET /media/x HTTP/1.1\r\nHost: a\r\n{framing}Connection: close\r\n\r\n{inner}"
+        );
+        raw(address, &request);
+    }
+    assert!(cluster.origin.hits("/smuggled").is_empty());
+    Call::get("/media/x").send(address).expect(200);
+}
+
+/// Only what the source allows reaches its origin.
+#[test]
+fn client_headers_are_an_allow_list() {
+    let cluster = Cluster::start();
+    cluster.add_source_with("listed", &["--forward-header=X-Token"]);
+    let address = cluster.edge().http;
+    cluster.put("/h", Object::generated(1, 10));
+    let ask = |target: &str| {
+        let names = [
+            "Authorization",
+            "Cookie",
+            "Forwarded",
+            "X-Forwarded-For",
+            "X-Token",
+            "Via",
+            "Proxy-Authorization",
+            "Expect",
+            "Accept-Encoding",
+            "Referer",
+            "Origin",
+            "User-Agent",
+            "TE",
+            "Upgrade",
+            "Proxy-Connection",
+            "X-Real-IP",
+        ];
+        let call = names.iter().fold(Call::get(target), |call, name| {
+            call.header(name, "value-of-client")
+        });
+        call.send(address)
+    };
+    ask("/media/h").expect(200);
+    ask("/listed/h").expect(200);
+    let hits = cluster.origin.hits("/h");
+    let passed: Vec<Vec<&str>> = hits
+        .iter()
+        .map(|hit| {
+            let of_client = hit
+                .headers
+                .iter()
+                .filter(|(_, value)| value.contains("value-of-client"));
+            of_client.map(|(name, _)| name.as_str()).collect()
+        })
+        .collect();
+    assert_eq!(passed.len(), 2, "{hits:?}");
+    assert!(passed[0].is_empty(), "{passed:?}");
+    assert!(
+        passed[1].len() == 1 && passed[1][0].eq_ignore_ascii_case("x-token"),
+        "{passed:?}"
+    );
+}
+
+#[test]
+fn redirects_reach_nothing_beside_the_source() {
+    let cluster = Cluster::start();
+    let elsewhere = Origin::start();
+    elsewhere.put("/x", Object::generated(1, 10));
+    let port = elsewhere.address().port();
+    let own = cluster.origin.address().port();
+    let redirecting =
+        |to: &str| Object::generated(2, 10).fault(Fault::Redirect(to.to_owned()), Times::Always);
+    for (number, to) in [
+        format!("http://127.0.0.1:{port}/x"),
+        format!("http://localhost:{port}/x"),
+        format!("http://localhost:{own}/target"),
+        format!("http://[::1]:{port}/x"),
+        format!("//127.0.0.1:{port}/x"),
+        format!("http://user@127.0.0.1:{own}/target"),
+        format!("https://127.0.0.1:{own}/target"),
+        "http://169.254.169.254/latest/meta-data/".into(),
+        "file:///etc/passwd".into(),
+        "gopher://127.0.0.1/".into(),
+        "/loop".into(),
+        String::new(),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        cluster.put("/target", Object::generated(3, 10));
+        cluster.put("/loop", redirecting("/loop"));
+        let target = cluster.put(&format!("/r{number}"), redirecting(&to));
+        let answer = Call::get(&target).send(cluster.edge().http);
+        assert_eq!(answer.status, 502, "{to}: {}", answer.text());
+        assert!(
+            answer
+                .header("cache-status")
+                .unwrap()
+                .contains("bad-origin")
+        );
+        assert!(!answer.text().contains("127.0.0.1"), "{}", answer.text());
+    }
+    assert!(elsewhere.all_hits().is_empty());
+    assert!(cluster.origin.hits("/target").is_empty());
+    assert!(
+        cluster.origin.hits("/loop").len() <= 12,
+        "a loop is bounded"
+    );
+}
+
+#[test]
+fn a_trace_goes_on_to_the_origin() {
+    let cluster = Cluster::start();
+    let target = cluster.put("/traced", Object::generated(1, 10));
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let parent = format!("00-{trace}-00f067aa0ba902b7-01");
+    let call = Call::get(&target).header("traceparent", &parent);
+    call.send(cluster.edge().http).expect(200);
+    let hits = cluster.origin.hits("/traced");
+    let sent = hits[0].header("traceparent").unwrap();
+    assert!(sent.contains(trace) && sent != parent, "{sent}");
+    let target = cluster.put("/untraced", Object::generated(1, 10));
+    Call::get(&target).send(cluster.edge().http).expect(200);
+    assert!(
+        cluster.origin.hits("/untraced")[0]
+            .header("traceparent")
+            .is_none()
+    );
+}
+
+#[test]
+fn cors_limits_and_signatures_are_options() {
+    let keys = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(keys.path(), "k1 0123456789abcdef0123\n").unwrap();
+    let keys_option: &'static str =
+        format!("--signed-url-keys-file={}", keys.path().display()).leak();
+    let cluster = Cluster::start_with(ClusterOptions {
+        edges: 1,
+        edge_arguments: vec![
+            "--background-fill=false",
+            "--cors-allow-origin=https://player.example",
+            "--max-connections-per-client=3",
+            "--request-rate=1000",
+            "--idle-timeout=1s",
+            "--request-timeout=1s",
+            keys_option,
+        ],
+        ..ClusterOptions::default()
+    });
+    let address = cluster.edge().http;
+    let target = cluster.put("/s", Object::generated(1, 10 * KIB));
+    let refused = Call::get(&target).send(address);
+    assert_eq!(refused.status, 403);
+    // Made with the key above over ["chunk cache signed URL 1", "k1", "/media/s", "", "4102444800", ""], each field after
+    // its length as 8 bytes: see docs/http.md.
+    let signed = format!(
+        "{target}?cc-expires=4102444800&cc-key=k1&cc-signature=R_vXoYf9uVu1ensbCZKjyxu9rt8Ire27c8pcckc3PIY"
+    );
+    let answer = Call::get(&signed)
+        .header("Origin", "https://player.example")
+        .send(address)
+        .expect(200);
+    assert_eq!(answer.body, content::bytes(1, 0, 10 * KIB));
+    assert_eq!(
+        answer.header("access-control-allow-origin"),
+        Some("https://player.example")
+    );
+    assert_eq!(
+        cluster.origin.hits("/s")[0].target,
+        "/s",
+        "the signature is no part of the object's name"
+    );
+    let other = Call::get(&signed)
+        .header("Origin", "https://other.example")
+        .send(address);
+    assert_eq!(other.header("access-control-allow-origin"), None);
+    assert_eq!(other.header("vary"), Some("Origin"));
+
+    // One that says nothing is closed, and gives its place back.
+    let mut silent: Vec<TcpStream> = (0..3)
+        .map(|_| TcpStream::connect(address).unwrap())
+        .collect();
+    let fourth = raw(address, "");
+    assert!(
+        fourth.starts_with("HTTP/1.1 503") && fourth.contains("Retry-After"),
+        "{fourth}"
+    );
+    for stream in &mut silent {
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        // To the end of the connection, with a word of goodbye or without.
+        let ended = stream.read_to_end(&mut Vec::new());
+        assert!(!ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock));
+    }
+    chunkcache_tests::eventually("a place is free", Duration::from_secs(10), || {
+        let answer = Call::get(&signed).open(address).ok()?;
+        (answer.status == 200).then_some(())
+    });
+}
