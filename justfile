@@ -17,6 +17,10 @@ lint:
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
 
+# docs/configuration.md and docs/cli.md from the code
+reference:
+    CHUNKCACHE_WRITE_REFERENCE=1 cargo test --locked -p cache-coordinator -p cache-edge --test reference -- --test-threads=1
+
 # unit and contract tests
 test *filter:
     cargo test --locked --workspace --exclude chunkcache-tests {{ filter }}

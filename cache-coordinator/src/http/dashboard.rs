@@ -20,6 +20,7 @@ use chunkcache_proto::{EntryId, v1};
 use futures_util::{Stream, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::MissedTickBehavior;
 
 use super::{entry_view, live::LiveView};
 use crate::service::{Cluster, edges, error::ServiceError, explain, jobs};
@@ -210,24 +211,26 @@ async fn entry_stream(
     State(parts): State<Parts>,
     Path(id): Path<EntryId>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refused> {
-    entry_view::entry(&parts.cluster, id).await?;
-    let ticks = tokio::time::interval(ENTRY_EVERY);
+    let mut viewed = entry_view::Viewed::new(id);
+    viewed.picture(&parts.cluster).await?;
+    let mut ticks = tokio::time::interval(ENTRY_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let events = stream::unfold(
-        (parts, ticks, String::new()),
-        move |(parts, mut ticks, last)| async move {
+        (parts, ticks, viewed, String::new()),
+        move |(parts, mut ticks, mut viewed, last)| async move {
             loop {
                 tokio::select! {
                     _ = ticks.tick() => {}
                     () = parts.cluster.shutdown.cancelled() => return None,
                 }
-                let Ok(picture) = entry_view::entry(&parts.cluster, id).await else {
+                let Ok(picture) = viewed.picture(&parts.cluster).await else {
                     continue;
                 };
                 let text = picture.to_string();
                 if text != last {
                     return Some((
                         Ok(Event::default().event("entry").data(&text)),
-                        (parts, ticks, text),
+                        (parts, ticks, viewed, text),
                     ));
                 }
             }

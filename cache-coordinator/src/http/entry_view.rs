@@ -11,14 +11,51 @@ use crate::{
 
 /// As JSON; see `dashboard/app.js` for who reads it.
 pub async fn entry(cluster: &Cluster, id: EntryId) -> Result<Value, ServiceError> {
-    let name = v1::EntryName {
-        name: Some(v1::entry_name::Name::Id(id.to_string())),
-    };
-    let found = entries::get(cluster, v1::GetEntryRequest { entry: Some(name) })
-        .await?
-        .entry
-        .unwrap_or_default();
-    let entry = found.entry.unwrap_or_default();
+    render(cluster, id, &Held::read(cluster, id).await?).await
+}
+
+/// One entry for who looks at it for long: the table is read again only after a change, what is in flight each time.
+pub struct Viewed {
+    id: EntryId,
+    held: Option<(Option<u64>, Held)>,
+}
+
+impl Viewed {
+    #[must_use]
+    pub fn new(id: EntryId) -> Self {
+        Self { id, held: None }
+    }
+
+    /// As [`entry`].
+    pub async fn picture(&mut self, cluster: &Cluster) -> Result<Value, ServiceError> {
+        // Asked first: what changes while the table is read is read again the next time.
+        let latest = cluster.database.latest_revision_of(self.id).await?;
+        let held = match self.held.take() {
+            Some((revision, held)) if revision == latest => held,
+            _ => Held::read(cluster, self.id).await?,
+        };
+        let (_, held) = self.held.insert((latest, held));
+        render(cluster, self.id, held).await
+    }
+}
+
+/// What the table says.
+struct Held(v1::EntryDetail);
+
+impl Held {
+    async fn read(cluster: &Cluster, id: EntryId) -> Result<Self, ServiceError> {
+        let name = v1::EntryName {
+            name: Some(v1::entry_name::Name::Id(id.to_string())),
+        };
+        let request = v1::GetEntryRequest { entry: Some(name) };
+        let found = entries::get(cluster, request).await?;
+        Ok(Self(found.entry.unwrap_or_default()))
+    }
+}
+
+async fn render(cluster: &Cluster, id: EntryId, held: &Held) -> Result<Value, ServiceError> {
+    let found = &held.0;
+    let entry = found.entry.clone().unwrap_or_default();
     let geometry = Geometry::new(entry.size, entry.chunk_size)
         .map_err(|error| ServiceError::invalid("entry", error.to_string()))?;
     let flights = cluster.plan.ask(move |plan| flights(plan, id)).await?;

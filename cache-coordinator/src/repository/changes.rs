@@ -144,6 +144,15 @@ impl Database {
         Ok(latest.unsigned_abs())
     }
 
+    /// The newest change of an entry; none when the log no longer has one.
+    pub async fn latest_revision_of(&self, entry: EntryId) -> Result<Option<u64>, RepositoryError> {
+        let latest: Option<i64> = self
+            .query_one(statements::CHANGE_REVISION_OF_ENTRY, &[&entry])
+            .await?
+            .get("latest");
+        Ok(latest.map(i64::unsigned_abs))
+    }
+
     /// Changes after `from`, of one entry or of all, at most `limit`.
     pub async fn changes_after(
         &self,

@@ -112,6 +112,26 @@ impl Database {
         Ok(rows.iter().map(range_from_row).collect())
     }
 
+    /// As [`missing`](Self::missing), of all edges together.
+    pub async fn missing_anywhere(
+        &self,
+        entry: EntryId,
+        geometry: Geometry,
+        range: ByteRange,
+        limit: u32,
+    ) -> Result<Vec<ByteRange>, RepositoryError> {
+        let range = range.intersect(ByteRange::new(0, geometry.size()));
+        let (start, end) = (signed(range.start), signed(range.end));
+        let chunk_size = i64::from(geometry.chunk_size());
+        let rows = self
+            .query(
+                statements::CHUNK_MISSING_ANYWHERE,
+                &[&entry, &start, &end, &chunk_size, &i64::from(limit)],
+            )
+            .await?;
+        Ok(rows.iter().map(range_from_row).collect())
+    }
+
     /// Of every entry the edge holds something of.
     pub async fn digests(&self, edge: EdgeId) -> Result<HashMap<EntryId, Digest>, RepositoryError> {
         let rows = self.query(statements::CHUNK_DIGESTS, &[&edge]).await?;

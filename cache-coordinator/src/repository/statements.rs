@@ -33,6 +33,7 @@ statements! {
     CHANGE_PAGE_OF_ENTRY = "change_page_of_entry";
     CHANGE_PRUNE = "change_prune";
     CHANGE_REVISION = "change_revision";
+    CHANGE_REVISION_OF_ENTRY = "change_revision_of_entry";
     CHUNK_DELETE_OF_EDGE = "chunk_delete_of_edge";
     CHUNK_DELETE_OF_ENTRY = "chunk_delete_of_entry";
     CHUNK_DELETE_OF_SOURCE = "chunk_delete_of_source";
@@ -42,6 +43,7 @@ statements! {
     CHUNK_HOLDINGS = "chunk_holdings";
     CHUNK_LIST = "chunk_list";
     CHUNK_MISSING = "chunk_missing";
+    CHUNK_MISSING_ANYWHERE = "chunk_missing_anywhere";
     CHUNK_RECONCILE_DELETE = "chunk_reconcile_delete";
     CHUNK_RECONCILE_INSERT = "chunk_reconcile_insert";
     CHUNK_REMOVE = "chunk_remove";

@@ -43,19 +43,19 @@ pub async fn missing(
     range: ByteRange,
     edge: &str,
 ) -> Result<Vec<ByteRange>, ServiceError> {
-    let edges = if edge.is_empty() {
-        let all = cluster.database.edges().await?;
-        all.into_iter().map(|edge| edge.id).collect()
-    } else {
-        let row = cluster.database.edge(edge).await?;
-        let row = row.ok_or_else(|| ServiceError::not_found(Resource::Edge, edge))?;
-        vec![row.id]
-    };
+    if edge.is_empty() {
+        let missing = cluster
+            .database
+            .missing_anywhere(entry, geometry, range, MAX_MISSING);
+        return Ok(missing.await?);
+    }
+    let row = cluster.database.edge(edge).await?;
+    let row = row.ok_or_else(|| ServiceError::not_found(Resource::Edge, edge))?;
+    let edges = [row.id];
     let missing = cluster
         .database
-        .missing(entry, geometry, range, &edges, MAX_MISSING)
-        .await?;
-    Ok(missing)
+        .missing(entry, geometry, range, &edges, MAX_MISSING);
+    Ok(missing.await?)
 }
 
 /// Ranges per edge, as of one revision.

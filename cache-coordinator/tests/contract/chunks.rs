@@ -41,6 +41,19 @@ async fn chunks_are_stored_found_and_reconciled() {
                 .unwrap()
         }
     };
+    let anywhere = async |start, end| {
+        let asked = ByteRange::new(start, end);
+        one.database
+            .missing_anywhere(film.id, film.geometry, asked, 1_000)
+            .await
+            .unwrap()
+    };
+    for (start, end) in [(5, 4 * CHUNK), (0, u64::MAX), (CHUNK + 7, CHUNK + 9)] {
+        assert_eq!(
+            anywhere(start, end).await,
+            missing(start, end, vec![a.id, b.id]).await
+        );
+    }
     assert_eq!(missing(5, 3 * CHUNK, vec![a.id]).await, vec![]);
     assert_eq!(missing(5, 4 * CHUNK, vec![a.id]).await, vec![range(3, 4)]);
     assert_eq!(missing(5, 4 * CHUNK, vec![a.id, b.id]).await, vec![]);

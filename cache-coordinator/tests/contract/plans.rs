@@ -39,6 +39,11 @@ async fn hot_statements_use_the_primary_key() {
             "cache_chunks_pkey",
         ),
         (
+            statements::CHUNK_MISSING_ANYWHERE,
+            vec![id, "655360", "1310720", "65536", "1000"],
+            "cache_chunks_pkey",
+        ),
+        (
             statements::CHUNK_HOLDINGS,
             vec!["ARRAY['00000000-0000-0000-0000-000000000007'::uuid]"],
             "cache_chunks_pkey",

@@ -43,8 +43,18 @@ function cards(items) {
   return el("ul", { class: "cards" }, items.map(([value, label]) => el("li", {}, el("b", {}, value), el("span", {}, label))));
 }
 
-// Keeps what has the focus while a part of the page is drawn again.
+// A click is lost when its button is drawn anew between press and release: what is pressed stays.
+let pressed = null;
+document.addEventListener("pointerdown", (event) => { pressed = event.target; });
+for (const end of ["pointerup", "pointercancel", "blur"]) window.addEventListener(end, () => setTimeout(() => { pressed = null; }, 0));
+
+// Keeps what has the focus while a part of the page is drawn again, and draws only what changed.
 function replace(holder, ...children) {
+  if (pressed && holder.contains(pressed)) return;
+  const fresh = holder.cloneNode(false);
+  fresh.append(...children);
+  if (fresh.isEqualNode(holder)) return;
+  children = [...fresh.childNodes];
   const active = document.activeElement, key = holder.contains(active) ? active.getAttribute("data-key") : null;
   const scrolled = [...holder.querySelectorAll(".scroll")].map((n) => n.scrollLeft);
   holder.replaceChildren(...children);
@@ -60,7 +70,10 @@ function button(label, key, action) {
   } }, label);
 }
 
-function say(text, good) { live.textContent = text; live.className = "live " + (good ? "on" : "off"); }
+let answered = 0;
+function say(text, good) { answered = Date.now(); tell(text, good); }
+function tell(text, good) { if (live.textContent !== text) live.textContent = text; live.className = "live " + (good ? "on" : "off"); }
+const SAID_FOR_MS = 4000; // how long an answer to a button stands
 
 const state = (text) => el("span", { class: "state-" + text }, text);
 const entryLink = (e) => el("a", { href: "#/entry/" + e.id, "data-key": "e" + e.id }, e.source + "/" + e.path);
@@ -96,16 +109,17 @@ function jobTable(jobs) {
 }
 
 const plots = {
-  make(holder, title, series, format) {
+  // `least`: what the axis reaches at least, so that nothing at all is drawn as nothing.
+  make(holder, title, series, format, least) {
     const style = getComputedStyle(document.documentElement);
     const colour = (name) => style.getPropertyValue("--" + name).trim();
     const box = el("div", { class: "plot" }, el("h3", {}, title));
     holder.append(box);
     const options = {
       width: Math.max(260, box.clientWidth - 18), height: 170, cursor: { y: false },
-      scales: { y: { range: (u, min, max) => [0, Math.max(max, 1) * 1.1] } },
+      scales: { y: { range: (u, min, max) => [0, Math.max(max, least) * 1.1] } },
       axes: [{ stroke: colour("soft"), grid: { stroke: colour("line") } }, { stroke: colour("soft"), grid: { stroke: colour("line") }, size: 84, values: (u, ticks) => ticks.map(format) }],
-      series: [{}, ...series.map((s) => ({ label: s.label, stroke: colour(s.colour), width: 2, dash: s.dash, value: (u, v) => (v === null ? "–" : format(v)) }))],
+      series: [{}, ...series.map((s) => ({ label: s.label, stroke: colour(s.colour), width: 2, dash: s.dash, points: { show: false }, value: (u, v) => (v === null ? "–" : format(v)) }))],
     };
     return new uPlot(options, [[], ...series.map(() => [])], box);
   },
@@ -116,8 +130,8 @@ const plots = {
 function clusterView() {
   const totals = el("div"), edges = el("div"), jobs = el("div"), charts = el("div", { class: "plots" });
   main.replaceChildren(el("h2", {}, "Cluster"), totals, el("h2", {}, "Last hour"), charts, el("h2", {}, "Edges"), edges, el("h2", {}, "Running jobs"), jobs);
-  const bytes = plots.make(charts, "Bytes", [{ label: "sent", colour: "ink" }, { label: "from origin", colour: "critical", dash: [6, 3] }, { label: "from peers", colour: "medium", dash: [2, 3] }], Format.rate);
-  const people = plots.make(charts, "Viewers and stalls", [{ label: "viewers", colour: "held" }, { label: "stalls/s", colour: "high", dash: [6, 3] }], (v) => (v % 1 ? v.toFixed(1) : String(v)));
+  const bytes = plots.make(charts, "Bytes", [{ label: "sent", colour: "ink" }, { label: "from origin", colour: "critical", dash: [6, 3] }, { label: "from peers", colour: "medium", dash: [2, 3] }], Format.rate, 4096);
+  const people = plots.make(charts, "Viewers and stalls", [{ label: "viewers", colour: "held" }, { label: "stalls/s", colour: "high", dash: [6, 3] }], (v) => (v % 1 ? v.toFixed(1) : String(v)), 4);
   const refresh = () => get("/api/v1/history").then((h) => {
     bytes.setData([h.t, h.sent, h.origin, h.peer]);
     people.setData([h.t, h.readers, h.stalls]);
@@ -187,7 +201,7 @@ function entryView(id) {
   canvas.addEventListener("click", (event) => { const hit = entry && ChunkMap.at(canvas, entry, event); if (hit) { number.value = hit.chunk; explain(hit.chunk); } });
   const key = (name, text) => el("li", {}, el("i", { class: "key-" + name }), text);
   main.replaceChildren(title, facts,
-    el("div", { class: "map" }, canvas, el("ul", { class: "legend" }, key("held", "held"), key("absent", "not held"), key("critical", "fetching: critical"), key("high", "high"), key("medium", "medium"), key("low", "low"), key("viewer", "▾ viewer"))),
+    el("div", { class: "map" }, el("div", { class: "strips", tabindex: "0", role: "region", "aria-label": "Strips of the edges" }, canvas), el("ul", { class: "legend" }, key("held", "held"), key("absent", "not held"), key("critical", "fetching: critical"), key("high", "high"), key("medium", "medium"), key("low", "low"), key("viewer", "▾ viewer"))),
     el("h2", {}, "Why"), el("form", { onsubmit: (event) => { event.preventDefault(); explain(number.value || 0); } }, el("label", { for: "chunk" }, "Chunk"), number, el("button", { type: "submit" }, "Explain")), why,
     el("h2", {}, "Held"), ranges, el("h2", {}, "In flight"), flights);
   const redraw = () => { if (entry && !frame) frame = requestAnimationFrame(() => { frame = 0; ChunkMap.draw(canvas, entry); }); };
@@ -254,12 +268,14 @@ function route() {
 }
 
 window.addEventListener("hashchange", () => { route(); main.focus(); });
+// Charts and maps are drawn in the colours of the moment.
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", route);
 route();
 
 const stream = new EventSource("/api/v1/stream");
 stream.addEventListener("overview", (event) => {
   overview = JSON.parse(event.data);
-  say("live" + (overview.is_leader ? "" : ", standby of " + overview.leader), true);
+  if (Date.now() - answered > SAID_FOR_MS) tell("live" + (overview.is_leader ? "" : ", standby of " + overview.leader), true);
   if (view) view.draw(overview);
 });
-stream.onerror = () => say("not connected; trying again", false);
+stream.onerror = () => tell("not connected; trying again", false);

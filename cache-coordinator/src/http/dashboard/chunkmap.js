@@ -50,10 +50,12 @@ const ChunkMap = (() => {
       g.fillRect(LABEL, y, plot, STRIP);
       const columns = coverage(edge.runs, Math.max(1, entry.chunk_count), plot);
       g.fillStyle = ink.held;
-      for (let x = 0; x < plot; x++) {
+      // Columns that are equally covered are one rectangle: as many as there are runs, not as there are pixels.
+      for (let x = 0, end; x < plot; x = end) {
+        for (end = x + 1; end < plot && columns[end] === columns[x]; end++);
         if (columns[x] <= 0) continue;
         g.globalAlpha = 0.35 + 0.65 * Math.min(1, columns[x]);
-        g.fillRect(LABEL + x, y, 1, STRIP);
+        g.fillRect(LABEL + x, y, end - x, STRIP);
       }
       g.globalAlpha = 1;
       for (const flight of entry.flights) {

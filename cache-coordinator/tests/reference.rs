@@ -1,0 +1,57 @@
+//! `docs/configuration.md` and `docs/cli.md` say what the option table and the commands say. `CHUNKCACHE_WRITE_REFERENCE=1` writes it.
+#![allow(clippy::unwrap_used)]
+
+use cache_coordinator::{cli, config};
+use chunkcache_plumbing::config::reference_page;
+use clap::Command;
+
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+const COMMANDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");
+/// Of a help text, so that it does not depend on who writes it.
+const WIDTH: usize = 110;
+
+#[test]
+fn the_configuration_page_is_up_to_date() {
+    let page = std::fs::read_to_string(PAGE).unwrap_or_default();
+    let written = reference_page(&page, "cache-coordinator serve", &config::table());
+    hold(PAGE, &written);
+}
+
+#[test]
+fn the_page_of_commands_is_up_to_date() {
+    let mut root = cli::command().term_width(WIDTH);
+    root.build();
+    let mut page = String::from(
+        "# Commands\n\nWritten from the commands in the code (`just reference`); a test compares it with them. \
+         `serve` has a page of its own: [configuration](configuration.md).\n",
+    );
+    describe(&root, "cache-coordinator", &mut page);
+    hold(COMMANDS, &page);
+}
+
+/// The command, then those under it.
+fn describe(command: &Command, name: &str, page: &mut String) {
+    let help = command.clone().term_width(WIDTH).render_long_help();
+    let lines: Vec<_> = help
+        .to_string()
+        .lines()
+        .map(|line| line.trim_end().to_owned())
+        .collect();
+    let text = lines.join("\n");
+    page.push_str(&format!("\n## `{name}`\n\n```text\n{}\n```\n", text.trim()));
+    for under in command
+        .get_subcommands()
+        .filter(|under| under.get_name() != "help")
+    {
+        describe(under, &format!("{name} {}", under.get_name()), page);
+    }
+}
+
+/// Compares, or writes where that was asked for.
+fn hold(path: &str, written: &str) {
+    if std::env::var_os("CHUNKCACHE_WRITE_REFERENCE").is_some() {
+        std::fs::write(path, written).unwrap();
+    }
+    let found = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(found == written, "{path} is not up to date: just reference");
+}

@@ -1,0 +1,199 @@
+//! A headless Chromium, driven through chromedriver by plain WebDriver HTTP.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::ports;
+use crate::process::Process;
+use crate::wait::eventually;
+
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
+
+#[derive(Debug)]
+pub struct Browser {
+    address: SocketAddr,
+    session: String,
+    _driver: Process,
+}
+
+impl Browser {
+    /// Its files go under `directory`. None, with the reason printed, where no browser is installed.
+    pub fn start(directory: &Path) -> Option<Browser> {
+        let found = Command::new("chromedriver").arg("--version").output();
+        if !found.is_ok_and(|output| output.status.success()) {
+            println!("skipped: chromedriver is not installed");
+            return None;
+        }
+        let address = ports::reserve();
+        let mut command = Command::new("chromedriver");
+        command.arg(format!("--port={}", address.port()));
+        command.env("HOME", directory).env("TMPDIR", directory);
+        let driver = Process::spawn(
+            "chromedriver",
+            &command,
+            &directory.join("chromedriver.log"),
+        );
+        eventually("chromedriver answers", START_TIMEOUT, || {
+            call(address, "GET", "/status", &Value::Null)
+                .is_ok_and(|it| it["value"]["ready"] == true)
+                .then_some(())
+        });
+        let profile = directory.join("profile");
+        let arguments = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--disable-background-networking",
+            "--no-first-run",
+            "--window-size=1280,1000",
+            &format!("--user-data-dir={}", profile.display()),
+        ];
+        let wanted = json!({"capabilities": {"alwaysMatch": {
+            "browserName": "chrome",
+            "goog:chromeOptions": {"args": arguments},
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }}});
+        let answer = call(address, "POST", "/session", &wanted).expect("a browser");
+        let session = answer["value"]["sessionId"]
+            .as_str()
+            .unwrap_or_else(|| panic!("no browser: {answer}"))
+            .to_owned();
+        Some(Browser {
+            address,
+            session,
+            _driver: driver,
+        })
+    }
+
+    #[track_caller]
+    pub fn command(&self, path: &str, body: &Value) -> Value {
+        let path = format!("/session/{}{path}", self.session);
+        let mut answer = call(self.address, "POST", &path, body).expect("chromedriver answers");
+        let value = answer["value"].take();
+        assert!(value["error"].is_null(), "{path}: {value}");
+        value
+    }
+
+    #[track_caller]
+    pub fn open(&self, url: &str) {
+        self.command("/url", &json!({"url": url}));
+    }
+
+    /// The value of a script's `return`.
+    #[track_caller]
+    pub fn run(&self, script: &str) -> Value {
+        self.command("/execute/sync", &json!({"script": script, "args": []}))
+    }
+
+    /// The value a promise comes to.
+    #[track_caller]
+    pub fn run_async(&self, promise: &str) -> Value {
+        let script = format!(
+            "const done = arguments[0]; Promise.resolve({promise}).then(done, e => done('failed: ' + e));"
+        );
+        self.command("/execute/async", &json!({"script": script, "args": []}))
+    }
+
+    /// A real click: the element is scrolled to and must not be covered.
+    #[track_caller]
+    pub fn click(&self, selector: &str) {
+        let found = self.command(
+            "/element",
+            &json!({"using": "css selector", "value": selector}),
+        );
+        let id = found.as_object().and_then(|it| it.values().next()).cloned();
+        let id = id.expect("an element");
+        let id = id.as_str().expect("an element's id").to_owned();
+        self.command(&format!("/element/{id}/click"), &json!({}));
+    }
+
+    #[track_caller]
+    pub fn wait(&self, what: &str, condition: &str) {
+        eventually(what, Duration::from_secs(30), || {
+            (self.run(&format!("return Boolean({condition});")) == true).then_some(())
+        });
+    }
+
+    pub fn resize(&self, width: u32, height: u32) {
+        // Through the protocol of the browser's own tools: a window is never narrower than 500 pixels.
+        let size =
+            json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
+        let command = json!({"cmd": "Emulation.setDeviceMetricsOverride", "params": size});
+        self.command("/goog/cdp/execute", &command);
+    }
+
+    pub fn prefer(&self, scheme: &str) {
+        let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
+        let command =
+            json!({"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}});
+        self.command("/goog/cdp/execute", &command);
+    }
+
+    /// Into the directory named by `CHUNKCACHE_SCREENSHOTS`, if that is set.
+    pub fn screenshot(&self, name: &str) {
+        let Some(directory) = std::env::var_os("CHUNKCACHE_SCREENSHOTS") else {
+            return;
+        };
+        let command =
+            json!({"cmd": "Page.captureScreenshot", "params": {"captureBeyondViewport": true}});
+        let picture = self.command("/goog/cdp/execute", &command);
+        let path = Path::new(&directory).join(format!("{name}.png.base64"));
+        let text = picture["data"].as_str().expect("a picture");
+        std::fs::write(path, text).expect("a screenshot is written");
+    }
+
+    /// What the page wrote to the console since the last look.
+    pub fn console(&self) -> Vec<String> {
+        let log = self.command("/se/log", &json!({"type": "browser"}));
+        let entries = log.as_array().cloned().unwrap_or_default();
+        entries
+            .iter()
+            .map(|entry| format!("{}: {}", entry["level"], entry["message"]))
+            .collect()
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        // Ends the browser; the driver itself is killed with its process.
+        let path = format!("/session/{}", self.session);
+        let _ = call(self.address, "DELETE", &path, &Value::Null);
+    }
+}
+
+fn call(address: SocketAddr, method: &str, path: &str, body: &Value) -> std::io::Result<Value> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(COMMAND_TIMEOUT))?;
+    let body = if body.is_null() {
+        String::new()
+    } else {
+        body.to_string()
+    };
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length:"))
+        .and_then(|length| length.trim().parse().ok())
+        .unwrap_or(0);
+    let mut text = vec![0; length];
+    stream.read_exact(&mut text)?;
+    serde_json::from_slice(&text).map_err(std::io::Error::other)
+}
