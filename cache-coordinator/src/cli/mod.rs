@@ -2,7 +2,7 @@
 //!
 //! Why in this binary: who operates a coordinator has it at hand, in the right version. It speaks
 //! only the public `CacheService`, as any other caller, and may not know the database, the
-//! scheduler or anything else of this crate. One file a noun; [`view`] is the JSON people script
+//! scheduler or anything else of this crate. One file a noun; `view` is the JSON people script
 //! against. Results go to standard output, everything else to standard error.
 
 mod connection;
