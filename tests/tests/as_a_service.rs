@@ -409,8 +409,18 @@ fn health_and_both_reflections_answer() {
             let request = HealthCheckRequest {
                 service: service.to_owned(),
             };
-            let answer = health.check(request).await.unwrap().into_inner();
-            assert_eq!(answer.status(), ServingStatus::Serving, "{service}");
+            // Told at the next look, a second after `/readyz` at most: followed as a load balancer would.
+            let mut told = health.watch(request).await.unwrap().into_inner();
+            let serving = async {
+                while let Some(answer) = told.message().await.unwrap() {
+                    if answer.status() == ServingStatus::Serving {
+                        return true;
+                    }
+                }
+                false
+            };
+            let within = tokio::time::timeout(Duration::from_secs(10), serving).await;
+            assert_eq!(within, Ok(true), "{service} serves");
         }
         let request = HealthCheckRequest {
             service: "nobody.v1.Nothing".to_owned(),
