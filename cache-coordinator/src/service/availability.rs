@@ -154,7 +154,8 @@ async fn recorded(
             .await?
             .is_empty()
         {
-            return Ok(revision);
+            // Read after the look: the rows may be younger than the subscription.
+            return cluster.database.latest_revision().await.map_err(Into::into);
         }
         // Looked at again only when something that concerns the range was stored.
         loop {
