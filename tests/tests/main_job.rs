@@ -152,11 +152,6 @@ fn ten_places_of_a_sparse_giant_cost_only_themselves() {
             .expect(206);
         assert_eq!(part.body, content::bytes(14, start, end), "place {place}");
     }
-    chunkcache_tests::eventually(
-        "the chunks that were read are recorded",
-        Duration::from_secs(30),
-        || (cluster.recorded_bytes("/giant.mkv", "edge-a") >= 10 * CHUNK).then_some(()),
-    );
     // A bounded request asks for its chunks and what is fetched ahead of it, no more.
     let fetched = cluster.origin.body_bytes("/giant.mkv");
     assert!(fetched < GIB, "{fetched} bytes fetched for ten places");
