@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use chunkcache_tests::content;
 use chunkcache_tests::http::Call;
-use chunkcache_tests::{CHUNK, Cluster, GIB, KIB, MIB, Object, heavy};
+use chunkcache_tests::{Cluster, GIB, KIB, MIB, Object, heavy};
 use sha2::{Digest as _, Sha256};
 
 /// Reads a body of any size without keeping it.
