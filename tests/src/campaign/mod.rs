@@ -76,7 +76,7 @@ impl Plan {
         true
     }
 
-    /// Some tens of seconds; part of the test command.
+    /// Some tens of seconds: for a first look.
     pub fn short(seed: u64) -> Plan {
         Plan {
             seed,
