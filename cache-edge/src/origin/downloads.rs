@@ -231,14 +231,14 @@ impl Downloads {
             RunEnd::Failed(failure) => {
                 state.queue.ended(id);
                 state.fetches.remove(&id);
+                let fetch = id & !LOCAL_BIT;
                 if failure.fault == v1::fetch_failure::Fault::Edge {
                     state.refused = Some(Instant::now());
+                    // The store has said once why it takes nothing.
+                    tracing::debug!(fetch, message = failure.message, "a fetch failed");
+                } else {
+                    tracing::info!(fetch, message = failure.message, "a fetch failed");
                 }
-                tracing::info!(
-                    fetch = id & !LOCAL_BIT,
-                    message = failure.message,
-                    "a fetch failed"
-                );
                 self.report(id, v1::fetch_report::State::Failed, bytes, Some(failure));
             }
             RunEnd::Finished => {
