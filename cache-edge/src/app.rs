@@ -28,7 +28,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     availability::{DemandRegistry, Flights},
     coordinator::{
-        Link, Session, channel::TlsFiles, notes, planner::Planner, session::Totals, upkeep::Upkeep,
+        Link, Session, channel::Credentials, notes, planner::Planner, session::Totals,
+        upkeep::Upkeep,
     },
     http::{
         self, Metrics, Server, Settings, SigningKeys, TlsConfig, admin::AdminState,
@@ -179,9 +180,10 @@ impl Edge {
                 background_fill: options.background_fill,
                 bytes_allowed: self.store.bytes_allowed(),
             },
-            tls: TlsFiles {
+            credentials: Credentials {
                 ca: options.coordinator_tls.ca.clone(),
                 identity: options.coordinator_tls.identity.clone(),
+                token: options.coordinator_token.clone(),
             },
             store: self.store.clone(),
             catalogue: self.catalogue.clone(),

@@ -11,8 +11,8 @@ use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::transport::Server;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use super::{CacheApi, EdgeApi};
-use crate::{listen::Connection, repository::Health, service::Cluster};
+use super::{CacheApi, EdgeApi, guard::Guarded};
+use crate::{access::Access, listen::Connection, repository::Health, service::Cluster};
 
 /// An inventory of one entry of 100 GB is under 1 MiB; a request for many entries may be more.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
@@ -24,6 +24,7 @@ const HEALTH_EVERY: Duration = Duration::from_secs(1);
 /// Serves until the cluster shuts down, then lets calls end.
 pub async fn serve(
     cluster: Arc<Cluster>,
+    access: Arc<Access>,
     connections: mpsc::Receiver<Connection>,
 ) -> anyhow::Result<()> {
     let (reporter, health) = tonic_health::server::health_reporter();
@@ -51,8 +52,9 @@ pub async fn serve(
         .add_service(health)
         .add_service(reflect().build_v1()?)
         .add_service(reflect().build_v1alpha()?)
-        .add_service(cache)
-        .add_service(edge);
+        // Health and reflection are for everyone: probes have no token, and the protocol is no secret.
+        .add_service(Guarded::new(Arc::clone(&access), cache))
+        .add_service(Guarded::new(access, edge));
     let incoming = ReceiverStream::new(connections).map(Ok::<_, std::io::Error>);
     let shutdown = cluster.shutdown.clone();
     let serving = server.serve_with_incoming_shutdown(incoming, shutdown.cancelled());
