@@ -1,6 +1,6 @@
 //! Who calls, and the refusals of what they may not.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use rustls::{
     client::verify_server_name,
@@ -81,6 +81,17 @@ impl Denied {
     pub(super) fn unknown() -> Self {
         let message = "the bearer token is not one of this coordinator's";
         Self::unauthenticated("TOKEN_UNKNOWN", message.to_owned(), "")
+    }
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Anyone { .. } => f.write_str("anyone"),
+            Self::Token { role, name } => write!(f, "{role} {name}"),
+            Self::Certificate(_) => f.write_str("a certificate"),
+            Self::Nobody => f.write_str("nobody"),
+        }
     }
 }
 

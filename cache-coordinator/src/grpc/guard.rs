@@ -38,6 +38,7 @@ impl<S> Guarded<S> {
         let path = request.uri().path();
         let method = path.rsplit('/').next().unwrap_or(path);
         caller.require(Need::of_method(path), method)?;
+        tracing::debug!(%caller, "called");
         request.extensions_mut().insert(caller);
         Ok(())
     }

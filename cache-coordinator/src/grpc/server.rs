@@ -40,7 +40,12 @@ pub async fn serve(
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let server = Server::builder()
         .trace_fn(|request| {
-            let span = tracing::info_span!("grpc", path = %request.uri().path());
+            let span = tracing::info_span!(
+                "grpc",
+                otel.kind = "server",
+                path = %request.uri().path(),
+                trace_id = tracing::field::Empty
+            );
             chunkcache_plumbing::telemetry::set_parent(&span, request.headers());
             span
         })

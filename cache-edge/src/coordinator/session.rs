@@ -391,13 +391,17 @@ impl Session {
                 let Some(file) = self.store.entry(&id) else {
                     continue;
                 };
-                let indexes = file
+                let indexes: Vec<_> = file
                     .present_chunks()
                     .into_iter()
                     .map(|(chunk, _)| chunk)
                     .collect();
-                self.link
-                    .removed(Removal::Entry(id), indexes, v1::RemovalReason::Invalidated);
+                let (reason, counters) = (
+                    v1::RemovalReason::Invalidated,
+                    &self.downloads.fetcher().counters,
+                );
+                counters.removed(reason, indexes.len());
+                self.link.removed(Removal::Entry(id), indexes, reason);
             }
         }
         self.link
