@@ -16,6 +16,7 @@ pub struct Call {
     target: String,
     headers: Vec<(String, String)>,
     host: bool,
+    body: String,
     timeout: Duration,
 }
 
@@ -26,6 +27,7 @@ impl Call {
             target: target.to_owned(),
             headers: Vec::new(),
             host: true,
+            body: String::new(),
             timeout: READ_TIMEOUT,
         }
     }
@@ -46,6 +48,12 @@ impl Call {
     /// Bytes `[start, end)`.
     pub fn range(self, start: u64, end: u64) -> Call {
         self.header("Range", &format!("bytes={start}-{}", end - 1))
+    }
+
+    /// Sent with its length.
+    pub fn body(mut self, body: &str) -> Call {
+        self.body = body.to_owned();
+        self.header("Content-Length", &body.len().to_string())
     }
 
     pub fn without_host(mut self) -> Call {
@@ -72,6 +80,7 @@ impl Call {
             head += &format!("{name}: {value}\r\n");
         }
         head += "Connection: close\r\n\r\n";
+        head += &self.body;
         stream.write_all(head.as_bytes())?;
         Reply::read_head(stream, self.method == "HEAD", began)
     }

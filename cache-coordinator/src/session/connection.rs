@@ -30,6 +30,7 @@ use super::{
     storage,
 };
 use crate::{
+    access::Caller,
     metrics::EndLabel,
     repository::{
         EdgeStatus, RepositoryError,
@@ -59,11 +60,12 @@ const MAX_DOWNLOADS: u32 = 256;
 /// Runs the session; its end is told to the registry and the plan.
 pub async fn run(
     cluster: Arc<Cluster>,
+    caller: Caller,
     mut inbound: impl Stream<Item = Result<v1::SessionRequest, Status>> + Send + Unpin,
     outbox: Outbox,
 ) {
     let mut protocol = Protocol::default();
-    let opened = open(&cluster, &mut inbound, &mut protocol, &outbox).await;
+    let opened = open(&cluster, &caller, &mut inbound, &mut protocol, &outbox).await;
     let (live, hello) = match opened {
         Ok(opened) => opened,
         Err(error) => {
@@ -81,12 +83,14 @@ pub async fn run(
 /// Hello to Welcome.
 async fn open(
     cluster: &Arc<Cluster>,
+    caller: &Caller,
     inbound: &mut (impl Stream<Item = Result<v1::SessionRequest, Status>> + Send + Unpin),
     protocol: &mut Protocol,
     outbox: &Outbox,
 ) -> Result<(Arc<Live>, v1::Hello), ServiceError> {
     let hello = read_hello(inbound, protocol).await?;
     let store_id = check_hello(&hello).map_err(ServiceError::Invalid)?;
+    caller.speaks_for(&hello.name, &hello.url)?;
     cluster.require_leader()?;
     let join = JoinEdge {
         name: hello.name.clone(),

@@ -7,6 +7,7 @@
 pub mod answer;
 pub mod client;
 pub mod control;
+pub mod counters;
 pub mod direct;
 pub mod downloads;
 pub mod error;

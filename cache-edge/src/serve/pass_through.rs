@@ -17,7 +17,7 @@ use super::{
     ports::{ObjectRequest, PassThrough, ReadError, ServeError},
 };
 use crate::{
-    origin::{Client, OriginError, Source, answer, run::Counters},
+    origin::{Client, OriginError, Source, answer, counters::Counters},
     store::EntryFile,
 };
 
