@@ -24,7 +24,7 @@ use v1::{session_request::Message as Request, session_response::Message as Respo
 
 use super::{
     directory::EdgeRecord,
-    plan::Command,
+    plan::{Command, EdgeSpace},
     protocol::{Lane, Protocol},
     registry::{End, Live, Outbox},
     storage,
@@ -143,6 +143,10 @@ async fn open(
             max_downloads: hello.max_downloads,
             background_fill: hello.background_fill,
             draining: joined.draining,
+            space: EdgeSpace {
+                bytes_used: joined.bytes_used,
+                bytes_allowed: hello.bytes_allowed,
+            },
         })
         .await?;
     // The lead may have been lost between the check and the registration.
@@ -334,6 +338,14 @@ async fn control(
                 *touched = Some(Instant::now());
                 touch(cluster, live, used, allowed);
             }
+            let space = EdgeSpace {
+                bytes_used: used,
+                bytes_allowed: allowed,
+            };
+            cluster
+                .plan
+                .tell(Command::EdgeSpace { edge, epoch, space })
+                .await?;
         }
         // Routed to other lanes by the protocol.
         Request::Hello(_)

@@ -6,7 +6,7 @@ use v1::session_response::Message;
 
 use super::{
     directory::EdgeRecord,
-    plan::{Action, Command, LoadedEntry, Plan},
+    plan::{Action, Command, EdgeSpace, LoadedEntry, Plan},
 };
 use crate::core::scheduler::{
     Config, Scheduler,
@@ -55,6 +55,7 @@ impl Fixture {
             max_downloads: 3,
             background_fill: false,
             draining: false,
+            space: EdgeSpace::default(),
         })
     }
 
