@@ -53,6 +53,8 @@ const HEARTBEAT: Duration = Duration::from_secs(3);
 const STORAGE_QUEUE: usize = 1024;
 /// What an edge says of itself is written to the table this often.
 const TOUCH_EVERY: Duration = Duration::from_secs(5);
+/// A wait that was heard of is planned for within this time, unless its entry can not be read from the database.
+const HEARD_MS: u32 = 500;
 /// More than any disk bears.
 const MAX_DOWNLOADS: u32 = 256;
 
@@ -261,10 +263,7 @@ async fn serve(
                 }
             }
             Ok(Lane::Control) => {
-                if control(cluster, live, message, &committed, &mut touched)
-                    .await
-                    .is_err()
-                {
+                if control(cluster, live, message, &mut touched).await.is_err() {
                     return End::Shutdown;
                 }
             }
@@ -278,16 +277,19 @@ async fn control(
     cluster: &Arc<Cluster>,
     live: &Arc<Live>,
     message: Request,
-    committed: &watch::Sender<v1::Committed>,
     touched: &mut Option<Instant>,
 ) -> Result<(), ServiceError> {
     let (edge, epoch) = (live.edge, live.epoch);
     match message {
         Request::Demand(batch) => {
-            if batch.readers.iter().any(|reader| reader.waiting) {
-                // As the heartbeat: an edge that hears from us leaves it to us whom the origin is asked by, and when.
-                let last = *committed.borrow();
-                live.outbox.post(Response::Committed(last));
+            // Before the plan looks at it: an edge that hears from us leaves it to us whom the origin is asked by, and when.
+            let waiting = batch.readers.iter().filter(|reader| reader.waiting);
+            let reader_ids: Vec<u64> = waiting.map(|reader| reader.reader_id).collect();
+            if !reader_ids.is_empty() {
+                live.outbox.post(Response::Held(v1::Held {
+                    reader_ids,
+                    wait_ms: HEARD_MS,
+                }));
             }
             cluster
                 .plan
