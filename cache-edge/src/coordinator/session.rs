@@ -305,8 +305,8 @@ impl Session {
                 .send(session_request::Message::FetchReport(v1::FetchReport {
                     assignment_id: assign.assignment_id,
                     state: v1::fetch_report::State::Failed.into(),
-                    bytes_done: 0,
                     failure: Some(failure),
+                    ..v1::FetchReport::default()
                 }));
         };
         let Ok(level) = Level::try_from(assign.priority()) else {

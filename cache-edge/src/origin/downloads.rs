@@ -1,5 +1,6 @@
 //! The fetches of this edge: `core::fetch_queue` decides, this carries out.
 
+mod reports;
 mod view;
 
 use std::{
@@ -8,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use chunkcache_proto::{ChunkIndex, EntryId, Level, v1};
@@ -19,7 +20,7 @@ pub use super::run::Order;
 use super::{
     answer::Part,
     control::{Control, Stop},
-    run::{Failure, Fetcher, Opened, RunEnd},
+    run::{Fetcher, Opened, RunEnd},
 };
 use crate::{
     availability::Announce,
@@ -28,9 +29,6 @@ use crate::{
 
 /// Ids of fetches this edge decided on itself have this bit.
 pub const LOCAL_BIT: u64 = 1 << 63;
-/// A finished fetch whose chunks are not durable after this is reported all the same: a failed sync is reported elsewhere.
-const DURABLE_WAIT: Duration = Duration::from_secs(10);
-
 /// How a chunk is taken care of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coverage {
@@ -185,18 +183,6 @@ impl Downloads {
         }))
     }
 
-    fn announce_local(&self, order: &Order) {
-        if order.id & LOCAL_BIT != 0 {
-            self.0.announce.local_fetch(v1::LocalFetch {
-                assignment_id: order.id,
-                entry_id: order.file.id().to_string(),
-                first_chunk: order.first_chunk,
-                chunk_count: order.chunk_count,
-                priority: v1::Priority::from(order.level).into(),
-            });
-        }
-    }
-
     fn settle(&self, mut state: parking_lot::MutexGuard<'_, State>) {
         for effect in state.queue.settle(self.now_ms()) {
             match effect {
@@ -233,26 +219,26 @@ impl Downloads {
                         fetch.paused = rest;
                     }
                 } else {
-                    state.fetches.remove(&id);
-                    self.report(id, v1::fetch_report::State::Cancelled, bytes, None);
+                    let fetch = state.fetches.remove(&id);
+                    self.report_cancelled(id, fetch, bytes);
                 }
             }
             RunEnd::Stopped => {
                 state.queue.ended(id);
-                state.fetches.remove(&id);
-                self.report(id, v1::fetch_report::State::Cancelled, bytes, None);
+                let fetch = state.fetches.remove(&id);
+                self.report_cancelled(id, fetch, bytes);
             }
             RunEnd::Failed(failure) => {
                 state.queue.ended(id);
                 state.fetches.remove(&id);
+                let fetch = id & !LOCAL_BIT;
                 if failure.fault == v1::fetch_failure::Fault::Edge {
                     state.refused = Some(Instant::now());
+                    // The store has said once why it takes nothing.
+                    tracing::debug!(fetch, message = failure.message, "a fetch failed");
+                } else {
+                    tracing::info!(fetch, message = failure.message, "a fetch failed");
                 }
-                tracing::info!(
-                    fetch = id & !LOCAL_BIT,
-                    message = failure.message,
-                    "a fetch failed"
-                );
                 self.report(id, v1::fetch_report::State::Failed, bytes, Some(failure));
             }
             RunEnd::Finished => {
@@ -273,85 +259,6 @@ impl Downloads {
             }
         }
         self.settle(state);
-    }
-
-    fn report_later(&self, id: u64) {
-        let this = self.clone();
-        self.0.runtime.spawn(async move {
-            tokio::time::sleep(DURABLE_WAIT).await;
-            if let Some(fetch) = this.0.state.lock().fetches.remove(&id) {
-                this.report(
-                    id,
-                    v1::fetch_report::State::Finished,
-                    fetch.control.bytes_done(),
-                    None,
-                );
-            }
-        });
-    }
-
-    /// After `ChunksStored` was said of them: finished fetches are reported in that order.
-    pub fn durable(&self, entry: &EntryId, chunks: &[(ChunkIndex, u64)]) {
-        let mut state = self.0.state.lock();
-        let mut over = Vec::new();
-        for (id, fetch) in &mut state.fetches {
-            if fetch.order.file.id() == *entry {
-                for (chunk, _) in chunks {
-                    fetch.undurable.remove(chunk);
-                }
-                if fetch.finished && fetch.undurable.is_empty() {
-                    over.push(*id);
-                }
-            }
-        }
-        for id in over {
-            if let Some(fetch) = state.fetches.remove(&id) {
-                self.report(
-                    id,
-                    v1::fetch_report::State::Finished,
-                    fetch.control.bytes_done(),
-                    None,
-                );
-            }
-        }
-    }
-
-    fn report(
-        &self,
-        id: u64,
-        state: v1::fetch_report::State,
-        bytes_done: u64,
-        failure: Option<Failure>,
-    ) {
-        let failure = failure.map(|failure| v1::FetchFailure {
-            fault: failure.fault.into(),
-            http_status: u32::from(failure.http_status),
-            retry_after_ms: failure.retry_after.map_or(0, |wait| {
-                u32::try_from(wait.as_millis()).unwrap_or(u32::MAX)
-            }),
-            message: failure.message,
-        });
-        self.0.announce.report(v1::FetchReport {
-            assignment_id: id,
-            state: state.into(),
-            bytes_done,
-            failure,
-        });
-    }
-
-    /// Running fetches and their bytes, for the coordinator's estimates.
-    pub fn report_progress(&self) {
-        let state = self.0.state.lock();
-        for (id, fetch) in &state.fetches {
-            if !fetch.finished && fetch.control.bytes_done() > 0 {
-                self.report(
-                    *id,
-                    v1::fetch_report::State::Progress,
-                    fetch.control.reached(),
-                    None,
-                );
-            }
-        }
     }
 
     pub fn reprioritise(&self, id: u64, level: Level, deadline_in_ms: u32) {
@@ -376,8 +283,8 @@ impl Downloads {
             ),
             None => {
                 if state.fetches.get(&id).is_some_and(|fetch| !fetch.finished) {
-                    state.fetches.remove(&id);
-                    self.report(id, v1::fetch_report::State::Cancelled, 0, None);
+                    let fetch = state.fetches.remove(&id);
+                    self.report_cancelled(id, fetch, 0);
                 }
             }
         }

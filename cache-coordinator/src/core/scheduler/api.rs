@@ -131,6 +131,8 @@ pub enum Event {
     FetchCancelled {
         edge: EdgeId,
         assignment: AssignmentId,
+        /// Chunks it leaves with some of their bytes.
+        begun: Vec<ChunkIndex>,
     },
     /// The edge fetches from the origin by itself (a cold key's probe, or the coordinator was late).
     LocalFetchStarted {
@@ -242,6 +244,8 @@ pub enum Reason {
     Want(WantId),
     /// It completes the entry on this edge.
     BackgroundFill,
+    /// It completes what a fetch that was stopped had begun.
+    Begun,
     /// A second fetch beside a late one.
     Hedge(AssignmentId),
 }

@@ -95,7 +95,7 @@ impl Scheduler {
             edge: EdgeId(0),
             number: 0,
         });
-        let own_fill = matches!(flight.owner, Some(Owner::Fill(..)));
+        let own_fill = flight.owner.is_some_and(Owner::is_background);
         let waiting = line
             .waiting
             .range((chunks.start, least)..(chunks.end, least))
@@ -115,7 +115,7 @@ impl Scheduler {
             let Some(claim) = self.claims.get(owner).filter(|claim| claim.wants(&chunks)) else {
                 continue;
             };
-            if matches!(owner, Owner::Fill(..)) && !own_fill {
+            if owner.is_background() && !own_fill {
                 continue;
             }
             let offer = (

@@ -5,7 +5,7 @@
 //! randomness and no I/O; equal input gives equal output, in any process.
 //!
 //! In the order a reader needs: [`api`] (what goes in and out), `claim` (who wants what), `queue`
-//! (in which order), `demand`, `wants` and `fill` (where claims come from), `dispatch` (who gets a
+//! (in which order), `demand`, `wants`, `begun` and `fill` (where claims come from), `dispatch` (who gets a
 //! slot), `slots` (who gives one up), `space` (where the fill ends), `route` (origin or which peer), `budget` (what an origin bears),
 //! `flights` (a fetch and its level), `reports` (what became of it), `late` (timers, hedges), `membership` (edges, sources, entries), `explain`.
 //!
@@ -14,6 +14,7 @@
 //! CRITICAL waits for a slot a lower level has; nothing starves. Docs: RFC 0002.
 
 pub mod api;
+mod begun;
 mod budget;
 mod claim;
 mod config;
@@ -193,8 +194,12 @@ impl Scheduler {
             } => {
                 self.fetch_failed(edge, assignment, fault, retry_after, effects);
             }
-            Event::FetchCancelled { edge, assignment } => {
-                self.fetch_cancelled(edge, assignment, effects)
+            Event::FetchCancelled {
+                edge,
+                assignment,
+                begun,
+            } => {
+                self.fetch_cancelled(edge, assignment, &begun, effects);
             }
             Event::LocalFetchStarted {
                 edge,

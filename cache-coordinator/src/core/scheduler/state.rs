@@ -183,7 +183,7 @@ pub struct Line {
     pub waiting: BTreeSet<(ChunkIndex, Owner)>,
     /// Lookaheads by their first chunk; none is longer than the entry's longest.
     pub windows: BTreeSet<(ChunkIndex, Owner)>,
-    /// Hints, wants and the fill, by their first chunk.
+    /// Hints, wants, what was begun and the fill, by their first chunk.
     pub wide: BTreeSet<(ChunkIndex, Owner)>,
     /// Claims in a queue.
     pub queued: u32,
@@ -215,5 +215,6 @@ pub enum Timer {
     Edge(EdgeId),
     Source(SourceId),
     Entry(EntryNo),
+    Begun(EdgeId, EntryNo),
     Flight(EdgeId, AssignmentId),
 }

@@ -36,7 +36,11 @@ impl World {
         if a.level == Level::Critical
             && !matches!(
                 a.reason,
-                Reason::Lookahead(_) | Reason::Want(_) | Reason::BackgroundFill | Reason::Hint(_)
+                Reason::Lookahead(_)
+                    | Reason::Want(_)
+                    | Reason::BackgroundFill
+                    | Reason::Begun
+                    | Reason::Hint(_)
             )
         {
             assert_eq!(
