@@ -6,6 +6,7 @@
 
 pub mod answer;
 pub mod client;
+pub mod connections;
 pub mod control;
 pub mod direct;
 pub mod downloads;
