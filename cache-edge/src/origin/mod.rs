@@ -6,6 +6,7 @@
 
 pub mod answer;
 pub mod client;
+pub mod connections;
 pub mod control;
 pub mod counters;
 pub mod direct;

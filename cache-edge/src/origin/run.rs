@@ -348,6 +348,15 @@ impl Fetcher {
         })
     }
 
+    /// Returns when the origin has the fetch's place back: who is given it may be another edge.
+    pub async fn connection_closed(&self, order: &Order) {
+        if order.peer.is_none()
+            && let Some(source) = self.catalogue.get(&order.source())
+        {
+            self.client.closed(&source).await;
+        }
+    }
+
     fn source(&self, name: &str) -> Result<Arc<Source>, OriginError> {
         self.catalogue.get(name).ok_or_else(|| {
             OriginError::Protocol(format!("no source named {name:?} is registered any more"))

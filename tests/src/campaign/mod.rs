@@ -188,8 +188,6 @@ pub fn run(plan: &Plan) -> Report {
     let mut random = SmallRng::seed_from_u64(plan.seed);
     let mut cluster = Cluster::prepare(ClusterOptions {
         edges: 3,
-        // A fill of a full disk and its eviction take turns without end; nothing would ever settle.
-        edge_arguments: vec!["--background-fill=false"],
         ..ClusterOptions::default()
     });
     let disk = if plan.disk_fills > 0 {
