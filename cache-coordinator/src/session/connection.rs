@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -116,6 +116,7 @@ async fn open(
             ..Default::default()
         }),
         sources_confirmed: watch::Sender::new(0),
+        invalidations_posted: AtomicU64::new(0),
         invalidations_confirmed: watch::Sender::new(0),
     });
     // First into the outbox, then into the registry: nothing comes before Welcome. A source put
@@ -321,10 +322,6 @@ async fn control(
             live.sources_confirmed
                 .send_if_modified(|s| raise(s, ack.sequence));
         }
-        Request::InvalidateAck(ack) => {
-            live.invalidations_confirmed
-                .send_if_modified(|s| raise(s, ack.sequence));
-        }
         Request::Drain(_) => {
             // The edge asks for itself, so the operator's wish in the table stays as it is.
             live.draining.store(true, Ordering::Relaxed);
@@ -360,7 +357,8 @@ async fn control(
         | Request::InventoryComplete(_)
         | Request::ChunksStored(_)
         | Request::ChunksRemoved(_)
-        | Request::EntryObserved(_) => {}
+        | Request::EntryObserved(_)
+        | Request::InvalidateAck(_) => {}
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ pub mod downloads;
 pub mod error;
 mod gap;
 pub mod peer;
+mod proof;
 pub mod run;
 pub mod source;
 
