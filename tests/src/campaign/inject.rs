@@ -9,7 +9,7 @@ use std::time::Duration;
 use rand::{RngExt as _, rngs::SmallRng, seq::SliceRandom as _};
 use rustix::process::Signal;
 
-use super::{Plan, Shared, SmallDisk, Target, breathe, object};
+use super::{Plan, Shared, SmallDisk, Target, breathe, object, seed};
 use crate::CHUNK;
 use crate::cluster::Cluster;
 
@@ -208,6 +208,9 @@ fn change_object(plan: &Plan, cluster: &Cluster, shared: &Shared, random: &mut S
     cluster
         .origin
         .put(&title.path, object(plan, number, version, title.size));
+    title
+        .seed
+        .store(seed(plan, number, version), Ordering::SeqCst);
     // Requests that began before and after both see a change: the edge may meet it up to a second later.
     std::thread::sleep(Duration::from_millis(1_100));
     title.version.fetch_add(1_000_000, Ordering::SeqCst);

@@ -141,6 +141,8 @@ pub struct Title {
     pub path: String,
     pub size: u64,
     pub version: AtomicU64,
+    /// Of the content its origin has now.
+    pub seed: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -294,6 +296,7 @@ fn prepare(plan: &Plan, cluster: &Cluster) -> Shared {
             path: format!("/title-{number}.mp4"),
             size: plan.object_bytes + number as u64 * CHUNK / 3,
             version: AtomicU64::new(0),
+            seed: AtomicU64::new(seed(plan, number, 0)),
         };
         cluster
             .origin
@@ -309,13 +312,14 @@ fn prepare(plan: &Plan, cluster: &Cluster) -> Shared {
     }
 }
 
+fn seed(plan: &Plan, number: usize, version: u64) -> u64 {
+    plan.seed.wrapping_mul(1009) % 1_000_000 * 1_000 + number as u64 * 100_000_000_000 + version
+}
+
 /// Version `version` of a title. Its seed is in its ETag, so a reader can tell which bytes are right; fresh for a
 /// second, so that changes are met.
 fn object(plan: &Plan, number: usize, version: u64, size: u64) -> Object {
-    let seed = plan.seed.wrapping_mul(1009) % 1_000_000 * 1_000
-        + number as u64 * 100_000_000_000
-        + version;
-    Object::generated(seed, size)
+    Object::generated(seed(plan, number, version), size)
         .header("Cache-Control", "max-age=1")
         .latency(Duration::from_millis(3))
 }
