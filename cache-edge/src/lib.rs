@@ -2,6 +2,7 @@
 //!
 //! The folder tree is the architecture; see ARCHITECTURE.md for the invariant of each room.
 
+pub mod admin;
 pub mod app;
 pub mod availability;
 pub mod coordinator;
@@ -10,4 +11,5 @@ pub mod http;
 pub mod options;
 pub mod origin;
 pub mod serve;
+pub mod sign;
 pub mod store;

@@ -16,6 +16,7 @@ pub struct Call {
     target: String,
     headers: Vec<(String, String)>,
     host: bool,
+    body: String,
     timeout: Duration,
 }
 
@@ -26,6 +27,7 @@ impl Call {
             target: target.to_owned(),
             headers: Vec::new(),
             host: true,
+            body: String::new(),
             timeout: READ_TIMEOUT,
         }
     }
@@ -48,6 +50,12 @@ impl Call {
         self.header("Range", &format!("bytes={start}-{}", end - 1))
     }
 
+    /// Sent with its length.
+    pub fn body(mut self, body: &str) -> Call {
+        self.body = body.to_owned();
+        self.header("Content-Length", &body.len().to_string())
+    }
+
     pub fn without_host(mut self) -> Call {
         self.host = false;
         self
@@ -63,13 +71,14 @@ impl Call {
         let began = Instant::now();
         let mut stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
         stream.set_nodelay(true)?;
-        let head = self.head_for(address, "Connection: close\r\n");
+        let head = self.text_for(address, "Connection: close\r\n");
         stream.set_read_timeout(Some(self.timeout))?;
         stream.write_all(head.as_bytes())?;
         Reply::read_head(stream, self.method == "HEAD", began)
     }
 
-    fn head_for(&self, address: SocketAddr, last: &str) -> String {
+    /// The request, body and all.
+    fn text_for(&self, address: SocketAddr, last: &str) -> String {
         let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.target);
         if self.host {
             head += &format!("Host: {address}\r\n");
@@ -77,7 +86,7 @@ impl Call {
         for (name, value) in &self.headers {
             head += &format!("{name}: {value}\r\n");
         }
-        head + last + "\r\n"
+        head + last + "\r\n" + &self.body
     }
 
     /// The whole answer; panics if there is none.
@@ -107,9 +116,9 @@ impl Connection {
     /// The whole answer; panics if there is none.
     pub fn send(&mut self, call: &Call) -> Response {
         let began = Instant::now();
-        let mut attempt = |stream: TcpStream| {
+        let attempt = |stream: TcpStream| {
             stream.set_read_timeout(Some(call.timeout))?;
-            (&stream).write_all(call.head_for(self.address, "").as_bytes())?;
+            (&stream).write_all(call.text_for(self.address, "").as_bytes())?;
             Reply::read_head(stream, call.method == "HEAD", began)
         };
         // The server may have closed a kept one meanwhile; a new one has no such excuse.

@@ -34,6 +34,19 @@ const ROOMS: &[Room] = &[
         why: "the core is pure: time and randomness are arguments",
     },
     Room {
+        folder: "cache-coordinator/src/access",
+        forbidden: &[
+            "tonic",
+            "axum",
+            "crate::repository",
+            "crate::session",
+            "crate::service",
+            "crate::grpc",
+            "crate::http",
+        ],
+        why: "who may do what is decided before, and without, what is done",
+    },
+    Room {
         folder: "cache-coordinator/src/service",
         forbidden: &["tokio_postgres", "axum::", "SELECT ", "INSERT "],
         why: "use cases know ports, not SQL or HTTP",

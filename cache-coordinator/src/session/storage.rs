@@ -45,9 +45,15 @@ const LIVE_OBSERVATION: Duration = Duration::from_secs(30);
 /// Answers to give once a change is committed.
 enum Answer {
     Stored(u64, EntryId, Vec<ChunkIndex>, Pending<StoreChunks>),
-    Removed(u64, EntryId, Vec<ChunkIndex>, Pending<RemoveChunks>),
+    Removed(u64, EntryId, Removed, Pending<RemoveChunks>),
     /// Everything before is committed.
     Barrier(oneshot::Sender<()>),
+}
+
+/// What an edge drops, and whether to make room.
+struct Removed {
+    chunks: Vec<ChunkIndex>,
+    evicted: bool,
 }
 
 struct Lane {
@@ -194,13 +200,13 @@ impl Lane {
             indexes: removed.indexes.clone(),
         };
         let pending = self.cluster.writer.enqueue(change).await?;
-        self.promise(Answer::Removed(
-            removed.sequence,
-            entry,
-            removed.indexes,
-            pending,
-        ))
-        .await
+        let evicted = removed.reason() == v1::RemovalReason::Evicted;
+        let what = Removed {
+            chunks: removed.indexes,
+            evicted,
+        };
+        self.promise(Answer::Removed(removed.sequence, entry, what, pending))
+            .await
     }
 
     async fn promise(&self, answer: Answer) -> Result<(), ServiceError> {
@@ -445,8 +451,12 @@ async fn answer(
                     },
                 )
             }
-            Answer::Removed(sequence, entry, chunks, pending) => {
+            Answer::Removed(sequence, entry, Removed { chunks, evicted }, pending) => {
                 let outcome = pending.await.map(|committed| committed.revision);
+                if evicted && outcome.is_ok() {
+                    // Before the plan knows, which would ask for them again at once.
+                    let _ = cluster.jobs.evicted(&cluster, edge, entry, &chunks).await;
+                }
                 let chunks = Some(chunks);
                 (
                     sequence,

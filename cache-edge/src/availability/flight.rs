@@ -358,6 +358,15 @@ impl Flight {
         self.changed.notify_waiters();
     }
 
+    /// It has some of its bytes, and nobody brings the others.
+    #[must_use]
+    pub fn is_begun(&self) -> bool {
+        let state = self.state.lock();
+        matches!(state.phase, Phase::Filling)
+            && state.fetcher.is_none()
+            && !state.written.is_empty()
+    }
+
     /// Makes waiters look again.
     pub(super) fn wake(&self) {
         self.changed.notify_waiters();

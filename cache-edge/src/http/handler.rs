@@ -9,7 +9,7 @@ use std::{
 use chunkcache_plumbing::telemetry;
 use chunkcache_proto::ByteRange;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
-use tracing::{Instrument as _, Span};
+use tracing::{Instrument as _, Span, field};
 
 use super::{
     body::{ObjectBody, Part},
@@ -55,13 +55,15 @@ pub(super) async fn handle<O: Objects>(
     client: &Client,
     request: &Parts,
 ) -> Response<EdgeBody> {
-    let answered = answer(server, client, request).instrument(trace_of(request));
+    let span = trace_of(request);
+    let answered = answer(server, client, request).instrument(span.clone());
     let mut response = match answered.await {
         Ok(response) => response,
         Err(mut problem) => {
             if problem.status.is_server_error() {
                 // Without the query, which may be signed.
                 tracing::warn!(
+                    parent: &span,
                     path = request.uri.path(),
                     status = problem.status.as_u16(),
                     detail = problem.detail,
@@ -86,6 +88,10 @@ pub(super) async fn handle<O: Objects>(
         .settings
         .cors
         .decorate(&request.headers, response.headers_mut());
+    let status = response.status().as_u16();
+    span.record("status", status);
+    // In the span, which says what was asked.
+    tracing::debug!(parent: &span, status, "answered");
     if request.method == Method::HEAD {
         *response.body_mut() = EdgeBody::empty();
     }
@@ -93,12 +99,19 @@ pub(super) async fn handle<O: Objects>(
 }
 
 /// What is asked of the coordinator and of the origin on behalf of a client that traces its requests belongs to its trace.
-/// Others pay nothing for it.
+/// Others begin one where traces are sent somewhere, and pay nothing for it elsewhere.
 fn trace_of(request: &Parts) -> Span {
-    if !request.headers.contains_key("traceparent") {
+    if !request.headers.contains_key("traceparent") && !telemetry::exports() {
         return Span::none();
     }
-    let span = tracing::info_span!("request", method = %request.method, path = request.uri.path());
+    let span = tracing::info_span!(
+        "request",
+        otel.kind = "server",
+        method = %request.method,
+        path = request.uri.path(),
+        status = field::Empty,
+        trace_id = field::Empty
+    );
     telemetry::set_parent(&span, &request.headers);
     span
 }
@@ -298,6 +311,7 @@ async fn answer_object<O: OpenReader>(
     let body = if request.method == Method::HEAD {
         EdgeBody::empty()
     } else {
+        let is_seek = matches!(plan.first(), Some(Part::Range(range)) if range.start > 0);
         let mut body = ObjectBody::new(
             readers,
             plan,
@@ -305,7 +319,7 @@ async fn answer_object<O: OpenReader>(
             Arc::clone(&server.metrics),
         );
         body.prime().await?;
-        server.metrics.observe_first_byte(began);
+        server.metrics.observe_first_byte(began, is_seek);
         EdgeBody::object(body)
     };
     let mut response = Response::new(body);

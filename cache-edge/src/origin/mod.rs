@@ -6,7 +6,9 @@
 
 pub mod answer;
 pub mod client;
+pub mod connections;
 pub mod control;
+pub mod counters;
 pub mod direct;
 pub mod downloads;
 pub mod error;

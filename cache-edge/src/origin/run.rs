@@ -20,6 +20,7 @@ use super::{
     Catalogue, Client, OriginError, Response, Source,
     answer::{self, Part},
     control::{Control, Stop},
+    counters::Counters,
     downloads::LOCAL_BIT,
     gap::{Gap, Next, next_gap},
     peer::{self, PeerKeys},
@@ -99,19 +100,6 @@ pub struct Failure {
 pub struct Opened {
     pub response: Response,
     pub part: Part,
-}
-
-/// Bytes that came, for metrics and status.
-#[derive(Debug, Default)]
-pub struct Counters {
-    pub origin_bytes: AtomicU64,
-    pub peer_bytes: AtomicU64,
-    pub origin_requests: AtomicU64,
-    pub origin_errors: AtomicU64,
-    pub peer_errors: AtomicU64,
-    /// In record mode: bytes of answers compared with what is stored, and answers that differed.
-    pub compared_bytes: AtomicU64,
-    pub mismatches: AtomicU64,
 }
 
 /// Everything a fetch needs.
@@ -349,9 +337,6 @@ impl Fetcher {
         }
         let mut asked = answer::variant_headers(&key.variant);
         asked.extend(answer::range_headers(range, Some(entry)));
-        self.counters
-            .origin_requests
-            .fetch_add(1, Ordering::Relaxed);
         tracing::debug!(start = range.start, end = range.end, "asking the origin");
         let response = self.client.get(&source, url, &asked).await?;
         let part = answer::check(response.status, &response.headers, range, entry, now_ms());
@@ -362,6 +347,15 @@ impl Fetcher {
             part: part?,
             response,
         })
+    }
+
+    /// Returns when the origin has the fetch's place back: who is given it may be another edge.
+    pub async fn connection_closed(&self, order: &Order) {
+        if order.peer.is_none()
+            && let Some(source) = self.catalogue.get(&order.source())
+        {
+            self.client.closed(&source).await;
+        }
     }
 
     fn source(&self, name: &str) -> Result<Arc<Source>, OriginError> {

@@ -82,6 +82,13 @@ impl Source {
         self.config.base_url.trim_end_matches('/')
     }
 
+    /// Host and port, as its requests name them.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        let authority = self.base.authority();
+        authority.rsplit_once('@').map_or(authority, |(_, it)| it)
+    }
+
     #[must_use]
     pub fn mode(&self) -> v1::SourceMode {
         match self.config.mode() {

@@ -29,10 +29,7 @@ use crate::{
         freshness::{self, Verdict},
         lookahead::MAX_RUN_CHUNKS,
     },
-    origin::{
-        Catalogue, Client, Downloads, Order, Source,
-        run::{Counters, now_ms},
-    },
+    origin::{Catalogue, Client, Downloads, Order, Source, counters::Counters, run::now_ms},
     store::{EntryFile, Store},
 };
 

@@ -19,10 +19,7 @@ use super::{
     ports::{ObjectRequest, PassThrough, ReadError, ServeError},
 };
 use crate::{
-    origin::{
-        Client, OriginError, Response, Source, answer,
-        run::{Counters, now_ms},
-    },
+    origin::{Client, OriginError, Response, Source, answer, counters::Counters, run::now_ms},
     store::EntryFile,
 };
 

@@ -222,6 +222,11 @@ impl EntryFile {
         Ok(())
     }
 
+    /// The store is being closed.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.shared.is_stopping()
+    }
+
     /// All bytes of the chunk are written: it is present from now on, and durable with the next group.
     /// `checksum` is checked against the bytes nowhere: the caller computed it while they passed.
     pub fn finish_chunk(&self, chunk: ChunkIndex, checksum: u64, reservation: Reservation) {

@@ -355,6 +355,7 @@ impl TestEdge {
             background_fill: false,
             tls: None,
             coordinator_tls: ClientFiles::default(),
+            coordinator_token: None,
             drain_grace: Duration::from_secs(1),
             players: PlayerOptions::default(),
         };

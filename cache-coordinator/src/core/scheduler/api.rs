@@ -51,6 +51,12 @@ pub enum Event {
     },
     /// The operator drains it, or takes that back.
     EdgeDraining { edge: EdgeId, draining: bool },
+    /// What its chunks take of its disk, and may take. Both 0: not known.
+    EdgeSpace {
+        edge: EdgeId,
+        bytes_used: u64,
+        bytes_allowed: u64,
+    },
     /// Its session ended: its readers, assignments and local fetches are gone; what it holds can not be had.
     EdgeLost { edge: EdgeId },
 
@@ -125,6 +131,8 @@ pub enum Event {
     FetchCancelled {
         edge: EdgeId,
         assignment: AssignmentId,
+        /// Chunks it leaves with some of their bytes.
+        begun: Vec<ChunkIndex>,
     },
     /// The edge fetches from the origin by itself (a cold key's probe, or the coordinator was late).
     LocalFetchStarted {
@@ -236,6 +244,8 @@ pub enum Reason {
     Want(WantId),
     /// It completes the entry on this edge.
     BackgroundFill,
+    /// It completes what a fetch that was stopped had begun.
+    Begun,
     /// A second fetch beside a late one.
     Hedge(AssignmentId),
 }

@@ -20,15 +20,12 @@ function el(tag, attributes, ...children) {
 }
 
 async function get(path) {
-  const answer = await fetch(path, { headers: { accept: "application/json" } });
-  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).detail || answer.status + " " + answer.statusText);
-  return answer.json();
+  return (await Session.ask(path, { headers: { accept: "application/json" } })).json();
 }
 
 // A custom header: a form on another site can not send it, so no other site can act here.
 async function act(path, body) {
-  const answer = await fetch(path, { method: "POST", headers: { "content-type": "application/json", "x-requested-with": "chunkcache" }, body: JSON.stringify(body || {}) });
-  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).detail || answer.status + " " + answer.statusText);
+  await Session.ask(path, { method: "POST", headers: { "content-type": "application/json", "x-requested-with": "chunkcache" }, body: JSON.stringify(body || {}) });
 }
 
 function table(caption, columns, rows, empty) {
@@ -205,9 +202,8 @@ function entryView(id) {
     el("h2", {}, "Why"), el("form", { onsubmit: (event) => { event.preventDefault(); explain(number.value || 0); } }, el("label", { for: "chunk" }, "Chunk"), number, el("button", { type: "submit" }, "Explain")), why,
     el("h2", {}, "Held"), ranges, el("h2", {}, "In flight"), flights);
   const redraw = () => { if (entry && !frame) frame = requestAnimationFrame(() => { frame = 0; ChunkMap.draw(canvas, entry); }); };
-  const stream = new EventSource("/api/v1/entries/" + id + "/stream");
-  stream.addEventListener("entry", (event) => {
-    entry = JSON.parse(event.data);
+  const stream = Session.events("/api/v1/entries/" + id + "/stream", (picture) => {
+    entry = picture;
     title.textContent = entry.source + "/" + entry.path;
     const held = entry.edges.reduce((best, e) => Math.max(best, e.bytes), 0);
     canvas.setAttribute("aria-label", "chunk map: " + entry.chunk_count + " chunks on " + entry.edges.length + " edges, at most " + Format.percent(held, entry.size) + " held on one; the table below says the same in words");
@@ -226,8 +222,7 @@ function entryView(id) {
       { title: "Why", wide: true, cell: (f) => f.reason },
     ], entry.flights, "Nothing is being fetched."));
     redraw();
-  });
-  stream.onerror = () => { if (!entry) replace(facts, el("dt", {}, "Waiting"), el("dd", {}, "for the entry " + id)); };
+  }, () => { if (!entry) replace(facts, el("dt", {}, "Waiting"), el("dd", {}, "for the entry " + id)); });
   window.addEventListener("resize", redraw);
   return { draw() {}, close() { stream.close(); window.removeEventListener("resize", redraw); } };
 }
@@ -257,6 +252,7 @@ function jobsView() {
 // --- routes and the stream ---
 
 function route() {
+  if (Session.isRefused()) return;
   if (view && view.close) view.close();
   const [, page, rest] = (location.hash || "#/").match(/^#\/([a-z]*)\/?(.*)$/) || [null, "", ""];
   const views = { entries: entriesView, jobs: jobsView, entry: () => entryView(rest), edge: () => edgeView(decodeURIComponent(rest)) };
@@ -272,10 +268,8 @@ window.addEventListener("hashchange", () => { route(); main.focus(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", route);
 route();
 
-const stream = new EventSource("/api/v1/stream");
-stream.addEventListener("overview", (event) => {
-  overview = JSON.parse(event.data);
+Session.events("/api/v1/stream", (picture) => {
+  overview = picture;
   if (Date.now() - answered > SAID_FOR_MS) tell("live" + (overview.is_leader ? "" : ", standby of " + overview.leader), true);
   if (view) view.draw(overview);
-});
-stream.onerror = () => tell("not connected; trying again", false);
+}, () => { if (!Session.isRefused()) tell("not connected; trying again", false); });
