@@ -13,6 +13,7 @@ pub mod downloads;
 pub mod error;
 mod gap;
 pub mod peer;
+pub mod reloading;
 pub mod run;
 pub mod source;
 

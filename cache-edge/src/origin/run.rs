@@ -24,6 +24,7 @@ use super::{
     downloads::LOCAL_BIT,
     gap::{Gap, Next, next_gap},
     peer::{self, PeerKeys},
+    reloading::PeerClient,
 };
 use crate::{
     availability::{EntryFlights, FlightError, Flights, flight::FlightClaim},
@@ -104,7 +105,7 @@ pub struct Opened {
 /// Everything a fetch needs.
 pub struct Fetcher {
     pub client: Client,
-    pub peer_client: Client,
+    pub peer_client: PeerClient,
     pub catalogue: Arc<Catalogue>,
     pub flights: Arc<Flights>,
     pub peer_keys: Arc<PeerKeys>,
@@ -372,7 +373,7 @@ impl Fetcher {
             .request_headers(&id, gap.range, seconds)
             .ok_or_else(|| protocol("no key to ask peers with is known"))?;
         let patience = PEER_PATIENCE[usize::from(order.level != Level::Critical)];
-        let client = self.peer_client.clone().with_stall_timeout(patience);
+        let client = self.peer_client.get().with_stall_timeout(patience);
         let response = client
             .send(http::Method::GET, &url, headers)
             .await
