@@ -35,7 +35,7 @@ use crate::{
     options::Options,
     origin::{
         Catalogue, Client, Downloads, counters::Counters, direct::Direct, peer::PeerKeys,
-        run::Fetcher,
+        reloading::PeerClient, run::Fetcher,
     },
     serve::{Bindings, EdgeObjects, Parts, peer_handler::Peers},
     store::{Store, StoreOptions},
@@ -94,7 +94,7 @@ impl Edge {
         let client = Client::new((*origin_tls.current()).clone());
         let fetcher = Arc::new(Fetcher {
             client: client.clone(),
-            peer_client: Client::new((*peer_tls.current()).clone()).with_stall_timeout(PEER_STALL),
+            peer_client: PeerClient::new(peer_tls, PEER_STALL),
             catalogue: catalogue.clone(),
             flights: flights.clone(),
             peer_keys: peer_keys.clone(),
@@ -138,6 +138,12 @@ impl Edge {
             chunk_size,
             counters,
         })
+    }
+
+    /// Chunks on their way.
+    #[must_use]
+    pub fn flights(&self) -> &Flights {
+        &self.flights
     }
 
     /// What runs beside the listeners.
@@ -193,6 +199,13 @@ impl Edge {
                 counters: self.counters.clone(),
             }),
         };
+        // Certificates toward peers; those toward coordinators are read for each connection.
+        let peer_tls = self.downloads.fetcher().peer_client.tls().clone();
+        let renewed = stop.clone();
+        tasks.spawn("peer-tls-reload", async move {
+            peer_tls.watch(tls::CHECK_INTERVAL, renewed).await;
+            Ok(())
+        });
         let coordinators = options.coordinators.clone();
         let stopped = [stop.clone(), stop.clone(), stop.clone()];
         let [planner_stop, upkeep_stop, session_stop] = stopped;
@@ -227,6 +240,10 @@ impl Totals for EdgeTotals {
             self.counters.peer_bytes.load(Ordering::Relaxed),
             self.metrics.stalls(),
         ]
+    }
+
+    fn requests_active(&self) -> u32 {
+        u32::try_from(self.metrics.requests_active()).unwrap_or_default()
     }
 }
 
@@ -301,7 +318,7 @@ pub async fn serve(options: Options, fetch: Handle) -> anyhow::Result<()> {
     result.map_err(Into::into)
 }
 
-async fn open_store(options: &Options) -> anyhow::Result<Store> {
+pub(crate) async fn open_store(options: &Options) -> anyhow::Result<Store> {
     let store_options = StoreOptions {
         data_dir: options.data_dir.clone(),
         max_bytes: options.max_bytes,

@@ -8,6 +8,7 @@ pub mod availability;
 pub mod coordinator;
 pub mod core;
 pub mod http;
+pub mod import;
 pub mod options;
 pub mod origin;
 pub mod serve;

@@ -6,6 +6,7 @@
 //! against. Results go to standard output, everything else to standard error.
 
 mod connection;
+mod drain;
 mod edge;
 mod entry;
 mod failure;

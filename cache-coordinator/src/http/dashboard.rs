@@ -34,7 +34,7 @@ const ENTRY_EVERY: Duration = Duration::from_millis(500);
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self'; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-const ASSETS: [(&str, &str, &str); 7] = [
+const ASSETS: [(&str, &str, &str); 8] = [
     (
         "app.js",
         "text/javascript; charset=utf-8",
@@ -44,6 +44,11 @@ const ASSETS: [(&str, &str, &str); 7] = [
         "session.js",
         "text/javascript; charset=utf-8",
         include_str!("dashboard/session.js"),
+    ),
+    (
+        "seeks.js",
+        "text/javascript; charset=utf-8",
+        include_str!("dashboard/seeks.js"),
     ),
     (
         "chunkmap.js",

@@ -42,6 +42,8 @@ const MAX_VIEWERS: usize = 1_000;
 pub trait Totals: Send + Sync + 'static {
     /// Bytes sent, of them from the cache; bytes from the origin, from peers; stalls.
     fn totals(&self) -> [u64; 5];
+    /// Requests whose body has not ended.
+    fn requests_active(&self) -> u32;
 }
 
 /// Everything the session touches.
@@ -457,6 +459,7 @@ impl Session {
             bytes_used: self.store.bytes_used(),
             bytes_allowed: self.store.bytes_allowed(),
             readers: u32::try_from(readers.len()).unwrap_or(u32::MAX),
+            requests_active: self.totals.requests_active(),
             bytes_sent_total,
             bytes_hit_total,
             bytes_origin_total,

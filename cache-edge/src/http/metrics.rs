@@ -213,6 +213,12 @@ impl Metrics {
         self.bytes[source as usize].get()
     }
 
+    /// Bodies that have not ended.
+    #[must_use]
+    pub fn requests_active(&self) -> i64 {
+        self.requests_active.get()
+    }
+
     /// Of all bodies so far.
     #[must_use]
     pub fn stalls(&self) -> u64 {

@@ -15,6 +15,7 @@ pub mod error;
 mod gap;
 pub mod peer;
 mod proof;
+pub mod reloading;
 pub mod run;
 pub mod source;
 

@@ -25,6 +25,7 @@ use super::{
     gap::{Gap, Next, next_gap},
     peer::{self, PeerKeys},
     proof::{Asking, Unproved},
+    reloading::PeerClient,
 };
 use crate::{
     availability::{EntryFlights, FlightError, Flights, flight::FlightClaim},
@@ -105,7 +106,7 @@ pub struct Opened {
 /// Everything a fetch needs.
 pub struct Fetcher {
     pub client: Client,
-    pub peer_client: Client,
+    pub peer_client: PeerClient,
     pub catalogue: Arc<Catalogue>,
     pub flights: Arc<Flights>,
     pub peer_keys: Arc<PeerKeys>,
@@ -382,7 +383,7 @@ impl Fetcher {
             .request_headers(&id, gap.range, seconds)
             .ok_or_else(|| protocol("no key to ask peers with is known"))?;
         let patience = PEER_PATIENCE[usize::from(order.level != Level::Critical)];
-        let client = self.peer_client.clone().with_stall_timeout(patience);
+        let client = self.peer_client.get().with_stall_timeout(patience);
         let response = client
             .send(http::Method::GET, &url, headers)
             .await
