@@ -8,6 +8,7 @@
 
 mod audit;
 mod inject;
+pub mod network;
 mod readers;
 mod small_disk;
 
@@ -37,6 +38,8 @@ pub struct Plan {
     /// At least so many, a few at each kill of an edge: a chunk checked once since the start is trusted after.
     pub corrupted_chunks: u32,
     pub disk_fills: u32,
+    /// Of the coordinator, of PostgreSQL, or of an edge, for some seconds.
+    pub network_cuts: u32,
     pub object_changes: u32,
     pub readers: usize,
     pub objects: usize,
@@ -54,6 +57,7 @@ impl Plan {
             database_kills: 0,
             corrupted_chunks: 0,
             disk_fills: 0,
+            network_cuts: 0,
             object_changes: 0,
             ..Plan::short(seed)
         }
@@ -69,6 +73,7 @@ impl Plan {
             "database-kills" => &mut self.database_kills,
             "corrupted-chunks" => &mut self.corrupted_chunks,
             "disk-fills" => &mut self.disk_fills,
+            "network-cuts" => &mut self.network_cuts,
             "object-changes" => &mut self.object_changes,
             _ => return false,
         };
@@ -87,6 +92,7 @@ impl Plan {
             database_kills: 3,
             corrupted_chunks: 40,
             disk_fills: 2,
+            network_cuts: 4,
             object_changes: 4,
             readers: 6,
             objects: 8,
@@ -104,6 +110,7 @@ impl Plan {
             database_kills: 20,
             corrupted_chunks: 1000,
             disk_fills: 20,
+            network_cuts: 30,
             object_changes: 50,
             readers: 8,
             ..Plan::short(seed)
