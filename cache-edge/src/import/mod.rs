@@ -241,7 +241,6 @@ impl Importer {
             only_if_cached: false,
             headers: HeaderMap::new(),
             head_only: true,
-            past_the_cache: false,
         };
         let key = v1::Key {
             source,
