@@ -245,6 +245,50 @@ fn the_rate_of_a_source_holds_over_all_edges() {
         measured >= 0.3 * rate as f64,
         "{measured} bytes per second of {rate}"
     );
+    let most = cluster.origin.most_connections();
+    assert!(most <= 4, "{most} connections");
+}
+
+#[test]
+fn the_connections_of_a_source_hold_over_all_edges() {
+    let cluster = Cluster::with_edges(2);
+    cluster.add_source_with("media", &["--max-connections=4"]);
+    let objects = 3;
+    let targets: Vec<_> = (0..objects)
+        .map(|n| {
+            let object =
+                Object::generated(185 + n, 256 * MIB).header("Cache-Control", "max-age=3600");
+            let target = cluster.put(&format!("/few-{n}.mp4"), object);
+            for edge in &cluster.edges {
+                Call::get(&target).range(0, 1).send(edge.http).expect(206);
+            }
+            cluster.origin.change(&format!("/few-{n}.mp4"), |it| {
+                *it = it.clone().paced(8 * MIB)
+            });
+            target
+        })
+        .collect();
+    // Readers that wait, seek away and come back, on both edges: fetches are begun, cancelled and taken over.
+    std::thread::scope(|scope| {
+        for reader in 0..8u64 {
+            let (targets, edge) = (&targets, &cluster.edges[reader as usize % 2]);
+            scope.spawn(move || {
+                let until = Instant::now() + Duration::from_secs(8);
+                let mut place = reader * 7;
+                while Instant::now() < until {
+                    let target = &targets[(place % objects) as usize];
+                    let at = place % 100 * CHUNK + 5;
+                    let call = Call::get(target).header("Range", &format!("bytes={at}-"));
+                    let mut reply = call.open(edge.http).unwrap();
+                    reply.take(64 << 10).unwrap();
+                    place += 13;
+                }
+            });
+        }
+    });
+    let most = cluster.origin.most_connections();
+    assert!(most <= 4, "{most} connections");
+    assert!(most >= 3, "{most}: they are not used");
 }
 
 #[test]

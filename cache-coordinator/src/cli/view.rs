@@ -101,6 +101,7 @@ pub(super) fn job(job: &Job) -> Value {
         "rate": job.rate_bytes_per_second,
         "eta_seconds": job.eta_seconds,
         "error": job.error,
+        "waiting": job.waiting,
         "created_at_ms": job.created_at_ms,
     })
 }

@@ -15,7 +15,7 @@ use std::{
 
 use chunkcache_proto::{ChunkIndex, EntryId, Geometry, Level, v1};
 
-pub use super::command::{Action, Command, LoadedEntry};
+pub use super::command::{Action, Command, EdgeSpace, LoadedEntry};
 use super::{
     directory::{Directory, EntryRecord},
     loading::{Absent, Loads},
@@ -98,7 +98,9 @@ impl Plan {
                 max_downloads,
                 background_fill,
                 draining,
+                space,
             } => {
+                self.edge_space(edge, space, now, actions);
                 self.directory.set_edge(edge, record);
                 self.directory.end_local_fetches(edge);
                 self.epochs.insert(edge, epoch);
@@ -114,6 +116,11 @@ impl Plan {
                 );
                 if draining {
                     self.event(Event::EdgeDraining { edge, draining }, now, actions);
+                }
+            }
+            Command::EdgeSpace { edge, epoch, space } => {
+                if self.is_present(edge, epoch) {
+                    self.edge_space(edge, space, now, actions);
                 }
             }
             Command::EdgeLeft { edge, epoch } => {
@@ -230,6 +237,21 @@ impl Plan {
                 self.event(Event::Tick, now, actions);
             }
         }
+    }
+
+    fn edge_space(
+        &mut self,
+        edge: EdgeId,
+        space: EdgeSpace,
+        now: Millis,
+        actions: &mut Vec<Action>,
+    ) {
+        let event = Event::EdgeSpace {
+            edge,
+            bytes_used: space.bytes_used,
+            bytes_allowed: space.bytes_allowed,
+        };
+        self.event(event, now, actions);
     }
 
     /// An epoch is checked here and not only at the session: its commands may still be in the queue when a newer one joins.

@@ -6,7 +6,7 @@ use v1::session_response::Message;
 
 use super::{
     directory::EdgeRecord,
-    plan::{Action, Command, LoadedEntry, Plan},
+    plan::{Action, Command, EdgeSpace, LoadedEntry, Plan},
 };
 use crate::core::scheduler::{
     Config, Scheduler,
@@ -55,6 +55,7 @@ impl Fixture {
             max_downloads: 3,
             background_fill: false,
             draining: false,
+            space: EdgeSpace::default(),
         })
     }
 
@@ -277,18 +278,20 @@ fn wants_on_an_entry_that_is_not_there_are_dropped() {
 }
 
 #[test]
-fn a_wait_that_may_not_be_served_yet_is_answered_as_held() {
+fn a_wait_is_held_from_the_moment_it_is_planned_for() {
     let mut fixture = Fixture::new();
-    fixture.demand(1);
+    let planned = fixture.demand(1);
     let actions = fixture.load(0..0);
     assert_eq!(assigned(&actions), [0, 1, 2, 3]);
     let held = |actions: &[Action]| {
         actions.iter().any(|action| {
             matches!(action, Action::Send(_, message)
-                if matches!(message.as_ref(), Message::Held(held) if held.reader_ids == [1]))
+                if matches!(message.as_ref(), Message::Held(held) if held.reader_ids == [1] && held.wait_ms >= 10_000))
         })
     };
-    assert!(!held(&actions));
+    assert!(!held(&planned), "its entry could not be read yet");
+    // Not only when nothing may be fetched: what brings it now may be stopped for others, and the edge would not know that.
+    assert!(held(&actions));
     let ids: Vec<u64> = actions
         .iter()
         .filter_map(|action| match action {

@@ -281,7 +281,7 @@ impl Session {
                 }
             }
             Message::Drain(drain) => self.link.set_draining(drain.draining),
-            Message::Held(held) => self.demand.hold(&held.reader_ids),
+            Message::Held(held) => self.demand.hold(&held.reader_ids, held.wait_ms),
             Message::Forget(_) => {
                 tracing::warn!(
                     "this edge was removed from the cluster; everything cached is dropped"

@@ -44,8 +44,8 @@ pub trait PeerHandler: Send + Sync + 'static {
     ) -> Pin<Box<dyn Future<Output = Response<EdgeBody>> + Send + 'a>>;
 }
 
-/// How often an object may change between its head and its first byte before the client is told.
-const MAX_CHANGES: u32 = 2;
+/// How often an object may change between its head and its first byte before the client is told; the last attempt is past the cache.
+const MAX_CHANGES: u32 = 3;
 
 const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 
@@ -171,12 +171,13 @@ async fn answer<O: Objects>(
     };
 
     let ranges = requested_ranges(&request.headers);
-    let object_request = ObjectRequest {
+    let mut object_request = ObjectRequest {
         name,
         first_bytes: first_bytes(ranges.as_ref()),
         only_if_cached: only_if_cached(&request.headers),
         headers: request.headers.clone(),
         head_only: request.method == Method::HEAD,
+        past_the_cache: false,
     };
     let mut attempts_left = MAX_CHANGES;
     loop {
@@ -191,7 +192,10 @@ async fn answer<O: Objects>(
         match answer_object(server, client, request, ranges.as_ref(), object, began).await {
             Ok(response) => return Ok(response),
             // No byte of it was sent yet: the client need not know.
-            Err(ReadError::Changed) if attempts_left > 0 => attempts_left -= 1,
+            Err(ReadError::Changed) if attempts_left > 0 => {
+                attempts_left -= 1;
+                object_request.past_the_cache = attempts_left == 0;
+            }
             Err(error) => return Err(Problem::from(&error)),
         }
     }
@@ -374,7 +378,14 @@ fn answer_negative<O: Objects>(
             ..CacheStatus::default()
         }
     };
-    let mut response = Problem::new(status, "the origin has no such object").into_response();
+    let detail = match status {
+        StatusCode::NOT_FOUND | StatusCode::GONE => "the origin has no such object".to_owned(),
+        other => format!(
+            "the origin refuses the object: it answered {}",
+            other.as_u16()
+        ),
+    };
+    let mut response = Problem::new(status, detail).into_response();
     response
         .headers_mut()
         .insert(CACHE_STATUS, server.cache_status(&cache_status));
@@ -387,7 +398,8 @@ fn check_host(request: &Parts) -> Result<(), Problem> {
     let valid = |host: &HeaderValue| {
         let bytes = host.as_bytes();
         bytes.is_empty()
-            || (!bytes.contains(&b'@') && http::uri::Authority::try_from(bytes).is_ok())
+            || (!bytes.contains(&b'@')
+                && http::uri::Authority::try_from(bytes).is_ok_and(|host| has_valid_port(&host)))
     };
     let ok = match (hosts.next(), hosts.next()) {
         (Some(host), None) => valid(host),
@@ -404,6 +416,15 @@ fn check_host(request: &Parts) -> Result<(), Problem> {
             StatusCode::BAD_REQUEST,
             "the request needs exactly one valid Host",
         ))
+    }
+}
+
+/// RFC 3986, 3.2.3: none, an empty one, or digits that name a port.
+fn has_valid_port(authority: &http::uri::Authority) -> bool {
+    let rest = authority.as_str().strip_prefix(authority.host());
+    match rest.and_then(|rest| rest.strip_prefix(':')) {
+        Some(port) => port.is_empty() || authority.port_u16().is_some(),
+        None => rest == Some(""),
     }
 }
 

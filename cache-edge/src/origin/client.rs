@@ -24,7 +24,10 @@ use hyper_util::{
 use tracing::Instrument as _;
 use url::Url;
 
-use super::{OriginError, Source};
+use super::{
+    OriginError, Source,
+    connections::{Connections, Counted, Counting},
+};
 
 /// Redirects followed for one request.
 const MAX_REDIRECTS: usize = 5;
@@ -35,12 +38,13 @@ pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_PER_HOST: usize = 16;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
-type Pool = HyperClient<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+type Pool = HyperClient<Counting<HttpsConnector<HttpConnector>>, Empty<Bytes>>;
 
 /// The pool of connections.
 #[derive(Clone)]
 pub struct Client {
     pool: Pool,
+    connections: Connections,
     stall: Duration,
     /// Requests to origins.
     asked: Arc<AtomicU64>,
@@ -53,6 +57,7 @@ pub struct Response {
     pub headers: HeaderMap,
     body: Incoming,
     stall: Duration,
+    _used: Counted,
 }
 
 impl Client {
@@ -68,6 +73,11 @@ impl Client {
             .https_or_http()
             .enable_http1()
             .wrap_connector(connector);
+        let connections = Connections::default();
+        let connector = Counting {
+            inner: connector,
+            connections: connections.clone(),
+        };
         let pool = HyperClient::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_max_idle_per_host(IDLE_PER_HOST)
@@ -76,6 +86,7 @@ impl Client {
             .build(connector);
         Self {
             pool,
+            connections,
             stall: STALL_TIMEOUT,
             asked: Arc::default(),
         }
@@ -113,6 +124,8 @@ impl Client {
         headers: &HeaderMap,
     ) -> Result<Response, OriginError> {
         let mut url = url;
+        // The second part of a fetch takes the place of the first, not another one beside it.
+        self.closed(source).await;
         for _ in 0..=MAX_REDIRECTS {
             let mut all = headers.clone();
             for (name, value) in &source.headers {
@@ -137,6 +150,13 @@ impl Client {
         Err(OriginError::Protocol(format!(
             "more than {MAX_REDIRECTS} redirects"
         )))
+    }
+
+    /// Returns when no connection is open to a source with a limit on them that nobody uses. Before a fetch is said to have ended.
+    pub async fn closed(&self, source: &Source) {
+        if source.config.max_connections > 0 {
+            self.connections.closed(source.authority()).await;
+        }
     }
 
     /// One request, no redirects, no source: for peers.
@@ -178,6 +198,7 @@ impl Client {
             tracing::info_span!("ask", otel.kind = "client", method = %request.method(), host = url.host_str(), path = url.path())
         };
         telemetry::inject(&span, request.headers_mut());
+        let used = self.connections.used(request.uri());
         let asked = self.pool.request(request).instrument(span);
         let response = tokio::time::timeout(self.stall, asked)
             .await
@@ -189,6 +210,7 @@ impl Client {
             headers: head.headers,
             body,
             stall: self.stall,
+            _used: used,
         })
     }
 }

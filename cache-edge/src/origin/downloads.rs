@@ -206,6 +206,9 @@ impl Downloads {
         self.0.runtime.spawn(async move {
             this.report(order.id, v1::fetch_report::State::Started, 0, None);
             let end = this.0.fetcher.run(&order, &control, opened).await;
+            if !matches!(end, RunEnd::Paused(_)) {
+                this.0.fetcher.connection_closed(&order).await;
+            }
             this.ended(order.id, &control, end);
         });
     }
@@ -213,15 +216,16 @@ impl Downloads {
     fn ended(&self, id: u64, control: &Control, end: RunEnd) {
         let mut state = self.0.state.lock();
         let bytes = control.bytes_done();
+        tracing::debug!(fetch = id & !LOCAL_BIT, bytes, "a fetch ended");
         match end {
             RunEnd::Paused(rest) => {
                 if state.queue.preempted(id) {
                     if let Some(fetch) = state.fetches.get_mut(&id) {
                         fetch.paused = rest;
                     }
-                } else {
-                    let fetch = state.fetches.remove(&id);
-                    self.report_cancelled(id, fetch, bytes);
+                } else if let Some(mut fetch) = state.fetches.remove(&id) {
+                    fetch.paused = rest;
+                    self.cancel_paused(fetch, bytes);
                 }
             }
             RunEnd::Stopped => {
@@ -232,15 +236,15 @@ impl Downloads {
             RunEnd::Failed(failure) => {
                 state.queue.ended(id);
                 state.fetches.remove(&id);
+                let fetch = id & !LOCAL_BIT;
                 self.0.fetcher.counters.failed(failure.fault);
                 if failure.fault == v1::fetch_failure::Fault::Edge {
                     state.refused = Some(Instant::now());
+                    // The store has said once why it takes nothing.
+                    tracing::debug!(fetch, message = failure.message, "a fetch failed");
+                } else {
+                    tracing::info!(fetch, message = failure.message, "a fetch failed");
                 }
-                tracing::info!(
-                    fetch = id & !LOCAL_BIT,
-                    message = failure.message,
-                    "a fetch failed"
-                );
                 self.report(id, v1::fetch_report::State::Failed, bytes, Some(failure));
             }
             RunEnd::Finished => {
@@ -286,7 +290,10 @@ impl Downloads {
             None => {
                 if state.fetches.get(&id).is_some_and(|fetch| !fetch.finished) {
                     let fetch = state.fetches.remove(&id);
-                    self.report_cancelled(id, fetch, 0);
+                    match fetch {
+                        Some(fetch) if fetch.paused.is_some() => self.cancel_paused(fetch, 0),
+                        fetch => self.report_cancelled(id, fetch, 0),
+                    }
                 }
             }
         }

@@ -6,6 +6,7 @@
 
 pub mod answer;
 pub mod client;
+pub mod connections;
 pub mod control;
 pub mod counters;
 pub mod direct;
@@ -13,6 +14,7 @@ pub mod downloads;
 pub mod error;
 mod gap;
 pub mod peer;
+mod proof;
 pub mod reloading;
 pub mod run;
 pub mod source;

@@ -24,6 +24,7 @@ use super::{
     downloads::LOCAL_BIT,
     gap::{Gap, Next, next_gap},
     peer::{self, PeerKeys},
+    proof::{Asking, Unproved},
     reloading::PeerClient,
 };
 use crate::{
@@ -275,7 +276,7 @@ impl Fetcher {
                     order,
                     control,
                     flights,
-                    gap.claims,
+                    &mut { gap.claims },
                     range,
                     opened.response,
                     counter,
@@ -295,7 +296,7 @@ impl Fetcher {
                     order,
                     control,
                     flights,
-                    Default::default(),
+                    &mut Default::default(),
                     all,
                     opened.response,
                     counter,
@@ -349,6 +350,15 @@ impl Fetcher {
         })
     }
 
+    /// Returns when the origin has the fetch's place back: who is given it may be another edge.
+    pub async fn connection_closed(&self, order: &Order) {
+        if order.peer.is_none()
+            && let Some(source) = self.catalogue.get(&order.source())
+        {
+            self.client.closed(&source).await;
+        }
+    }
+
     fn source(&self, name: &str) -> Result<Arc<Source>, OriginError> {
         self.catalogue.get(name).ok_or_else(|| {
             OriginError::Protocol(format!("no source named {name:?} is registered any more"))
@@ -394,21 +404,33 @@ impl Fetcher {
             .get(peer::CHECKSUMS)
             .and_then(|value| value.to_str().ok())
             .unwrap_or("");
-        for (claim, text) in gap.claims.iter().zip(checksums.split(',')) {
-            if let Ok(checksum) = u64::from_str_radix(text.trim(), 16) {
-                claim.flight().expect_checksum(checksum);
+        for (nth, claim) in gap.claims.iter().enumerate() {
+            match peer::parse_checksums(checksums).nth(nth).flatten() {
+                Some(checksum) => claim.flight().expect_checksum(checksum),
+                None => claim.flight().expect_checksum_later(),
             }
         }
-        self.stream(
-            order,
-            control,
-            flights,
-            gap.claims,
-            range,
-            response,
-            &self.counters.peer_bytes,
-        )
-        .await
+        let mut claims = gap.claims;
+        let bytes = &self.counters.peer_bytes;
+        let streamed = self
+            .stream(order, control, flights, &mut claims, range, response, bytes)
+            .await;
+        let asking = Asking {
+            client: &client,
+            keys: &self.peer_keys,
+            url: &url,
+            entry: id,
+        };
+        let proved = asking.prove(flights, &claims).await;
+        let ended = streamed.and(proved.map_err(|error| match error {
+            Unproved::Mismatch => Broken::Store(FlightError::Mismatch),
+            Unproved::NotTold(error) => Broken::Origin(error),
+            Unproved::Refused(error) => Broken::Store(error),
+        }));
+        if matches!(ended, Err(Broken::Store(FlightError::Mismatch))) {
+            asking.tell_mismatch(range).await;
+        }
+        ended
     }
 
     /// The body into the store, frame by frame.
@@ -418,7 +440,7 @@ impl Fetcher {
         order: &Order,
         control: &Control,
         flights: &Arc<EntryFlights>,
-        mut claims: std::collections::VecDeque<FlightClaim>,
+        claims: &mut std::collections::VecDeque<FlightClaim>,
         range: ByteRange,
         mut response: Response,
         counter: &AtomicU64,

@@ -130,6 +130,9 @@ impl Disk for RealDisk {
     }
 }
 
+/// Of the file systems this runs on.
+const BLOCK_BYTES: u64 = 4096;
+
 struct RealFile(fs::File);
 
 impl DiskFile for RealFile {
@@ -166,12 +169,19 @@ impl DiskFile for RealFile {
         if range.is_empty() {
             return Ok(());
         }
+        // A block is given back only if all of it is punched, the part behind the file's end included.
+        let cuts_a_block = !range.end.is_multiple_of(BLOCK_BYTES);
+        let end = if cuts_a_block && range.end == self.len()? {
+            range.end.next_multiple_of(BLOCK_BYTES)
+        } else {
+            range.end
+        };
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         Ok(rustix::fs::fallocate(
             &self.0,
             flags,
             range.start,
-            range.len(),
+            end - range.start,
         )?)
     }
 

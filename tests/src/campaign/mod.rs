@@ -188,8 +188,6 @@ pub fn run(plan: &Plan) -> Report {
     let mut random = SmallRng::seed_from_u64(plan.seed);
     let mut cluster = Cluster::prepare(ClusterOptions {
         edges: 3,
-        // A fill of a full disk and its eviction take turns without end; nothing would ever settle.
-        edge_arguments: vec!["--background-fill=false"],
         ..ClusterOptions::default()
     });
     let disk = if plan.disk_fills > 0 {
@@ -226,13 +224,9 @@ pub fn run(plan: &Plan) -> Report {
     }
     let audit = audit::settle_and_compare(&mut cluster);
     let broken_processes = broken_processes(&mut cluster);
-    // The edge on it first, then the disk.
-    drop(cluster.edges.pop());
-    drop(disk);
-    drop(cluster);
     let counters = &shared.counters;
     let load = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
-    Report {
+    let report = Report {
         seed: plan.seed,
         left_out: injected.left_out,
         injected: injected.counts,
@@ -247,6 +241,30 @@ pub fn run(plan: &Plan) -> Report {
         audit,
         seconds: began.elapsed().as_secs(),
         complaints: shared.complaints.lock().unwrap().clone(),
+    };
+    if report.verdict().is_err() {
+        keep_logs(&cluster, plan.seed);
+    }
+    // The edge on it first, then the disk.
+    drop(cluster.edges.pop());
+    drop(disk);
+    report
+}
+
+/// What the processes said, for who looks for the cause.
+fn keep_logs(cluster: &Cluster, seed: u64) {
+    let to = std::env::temp_dir().join(format!("chunkcache-faults-seed-{seed}"));
+    let logs = std::fs::read_dir(cluster.directory.path())
+        .into_iter()
+        .flatten();
+    let logs = logs.flatten().map(|it| it.path());
+    if std::fs::create_dir_all(&to).is_ok() {
+        for log in logs.filter(|it| it.extension().is_some_and(|it| it == "log")) {
+            if let Some(name) = log.file_name() {
+                let _ = std::fs::copy(&log, to.join(name));
+            }
+        }
+        eprintln!("the logs are in {}", to.display());
     }
 }
 

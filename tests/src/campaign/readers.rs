@@ -69,11 +69,27 @@ fn one_request(shared: &Shared, edge: &Target, title: &Title, range: Option<(u64
         End::Failed(why) => {
             counters.unexcused.fetch_add(1, Ordering::SeqCst);
             shared.complain(format!(
-                "{} {range:?} at {}: {why}",
-                title.path, edge.address
+                "{} {range:?} at {}, {}: {why}",
+                title.path,
+                edge.address,
+                time_of_day()
             ));
         }
     }
+}
+
+/// As the logs have it, to find what they say.
+fn time_of_day() -> String {
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    let (day, ms) = (now.as_secs() % 86_400, now.subsec_millis());
+    format!(
+        "{:02}:{:02}:{:02}.{ms:03}",
+        day / 3600,
+        day / 60 % 60,
+        day % 60
+    )
 }
 
 fn attempt(

@@ -51,6 +51,12 @@ pub enum Event {
     },
     /// The operator drains it, or takes that back.
     EdgeDraining { edge: EdgeId, draining: bool },
+    /// What its chunks take of its disk, and may take. Both 0: not known.
+    EdgeSpace {
+        edge: EdgeId,
+        bytes_used: u64,
+        bytes_allowed: u64,
+    },
     /// Its session ended: its readers, assignments and local fetches are gone; what it holds can not be had.
     EdgeLost { edge: EdgeId },
 

@@ -266,6 +266,13 @@ impl Scheduler {
             return Look::NotNow;
         }
         match self.way(edge, entry, gap, limit, level, ahead) {
+            Way::Take(route)
+                if matches!(owner, Owner::Fill(..))
+                    && !self.fill_fits(edge, entry, &route.chunks) =>
+            {
+                self.set_full(edge, true);
+                Look::Moved
+            }
             Way::Take(route) => Look::Take(route),
             Way::Split(flight) => Look::Split(flight),
             Way::Refused(refusal) => Look::Refused(refusal),

@@ -72,9 +72,9 @@ impl Scheduler {
             .collect()
     }
 
-    /// A wait for the chunk is known and nothing may be fetched for it now, because of its origin: limits, or a rest it asked for.
+    /// Waits for the entry on this edge are served from here: at once, or when its origin allows.
     #[must_use]
-    pub fn holds_back(&self, edge: EdgeId, entry: EntryNo, chunk: ChunkIndex) -> bool {
+    pub fn takes_care(&self, edge: EdgeId, entry: EntryNo) -> bool {
         let Some(known) = self.entries.get(&entry) else {
             return false;
         };
@@ -82,11 +82,7 @@ impl Scheduler {
             .sources
             .get(&known.source)
             .is_some_and(|source| source.registered);
-        let covered = known
-            .lines
-            .get(&edge)
-            .is_none_or(|line| line.covered.covers(chunk..chunk + 1));
-        registered && !known.changed && !covered && self.may_fetch(edge)
+        registered && !known.changed && self.may_fetch(edge)
     }
 
     fn explain_on(

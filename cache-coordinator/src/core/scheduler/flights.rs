@@ -308,6 +308,7 @@ impl Scheduler {
         let state = self.edges.get_mut(&key.0)?;
         let index = state.flights.iter().position(|flight| flight.id == key.1)?;
         let flight = state.flights.remove(index);
+        state.space.landed = state.space.landed.saturating_add(flight.bytes_done);
         match flight.from {
             From::Origin => {
                 let bytes = self

@@ -6,7 +6,7 @@
 //!
 //! In the order a reader needs: [`api`] (what goes in and out), `claim` (who wants what), `queue`
 //! (in which order), `demand`, `wants`, `begun` and `fill` (where claims come from), `dispatch` (who gets a
-//! slot), `slots` (who gives one up), `route` (origin or which peer), `budget` (what an origin bears),
+//! slot), `slots` (who gives one up), `space` (where the fill ends), `route` (origin or which peer), `budget` (what an origin bears),
 //! `flights` (a fetch and its level), `reports` (what became of it), `late` (timers, hedges), `membership` (edges, sources, entries), `explain`.
 //!
 //! Invariants, asserted after each event by the simulation: a chunk has one origin fetch at a time
@@ -31,6 +31,7 @@ mod route;
 #[cfg(test)]
 mod simulation;
 mod slots;
+mod space;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,7 @@ use api::{EdgeId, Effect, EntryNo, Event, Millis, SourceId, WantId};
 use claim::Claims;
 pub use config::Config;
 pub use explain::{Decision, DecisionState};
+pub use space::Space;
 use state::{Edge, Entry, Line, Source, Timer, Want};
 
 /// The present state of the cluster, as far as fetching is concerned.
@@ -115,6 +117,11 @@ impl Scheduler {
                 self.edge_joined(edge, max_downloads, background_fill, effects);
             }
             Event::EdgeDraining { edge, draining } => self.edge_draining(edge, draining),
+            Event::EdgeSpace {
+                edge,
+                bytes_used,
+                bytes_allowed,
+            } => self.edge_space(edge, bytes_used, bytes_allowed, effects),
             Event::EdgeLost { edge } => self.edge_lost(edge, effects),
             Event::SourceSet {
                 source,

@@ -46,6 +46,11 @@ impl Scheduler {
         let (twin, from, source) = (flight.twin, flight.from, flight.source);
         let took = self.now.saturating_sub(flight.assigned_at)
             / u64::from(chunks.end - chunks.start).max(1);
+        let bytes = self.bytes_of(entry, &chunks);
+        if let Some(flight) = self.flight_mut((edge, id)) {
+            // All of it came, whatever was reported of it on the way.
+            flight.bytes_done = bytes;
+        }
         self.hold(edge, entry, chunks.clone(), effects);
         self.end_flight((edge, id));
         if let Some(twin) = twin {

@@ -8,6 +8,7 @@ use chunkcache_proto::{ChunkIndex, Geometry, Level};
 use super::api::{AssignmentId, EdgeId, EntryNo, From, Millis, Reason, SourceId};
 use super::claim::Owner;
 use super::queue::LevelQueue;
+use super::space::Space;
 use crate::core::range_set::RangeSet;
 
 /// Names a flight: local ids of two edges may be equal.
@@ -90,6 +91,7 @@ pub struct Edge {
     pub draining: bool,
     pub max_downloads: u32,
     pub background_fill: bool,
+    pub space: Space,
     /// Disk full or bad: nothing is assigned before.
     pub faulted_until: Millis,
     pub faults: u32,

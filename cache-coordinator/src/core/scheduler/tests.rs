@@ -3,6 +3,7 @@
 
 mod begun;
 mod shares;
+mod space;
 
 use chunkcache_proto::{ChunkIndex, Geometry, Level};
 
@@ -295,6 +296,24 @@ fn rates_given_never_exceed_the_rate_of_the_source() {
             .map(|a| a.max_rate_bytes_per_second)
             .sum::<u64>()
             <= 10_000_000
+    );
+}
+
+#[test]
+fn what_came_is_taken_from_the_rate_also_where_no_progress_was_reported() {
+    let mut bench = Bench::new(1, 3);
+    let rate = 4 * CHUNK;
+    bench.source(0, rate);
+    // The bucket holds two seconds of the rate: then it is empty, however fast the fetches end.
+    let (mut open, mut came) = (assigned(&bench.want(1, 0, 0..90)), 0);
+    while let Some(next) = open.pop() {
+        came += u64::from(next.chunk_count) * CHUNK;
+        open.extend(assigned(&bench.finish(0, next.id)));
+        assert!(came < 4 * rate, "no end of it");
+    }
+    assert!(
+        came >= rate && came <= 3 * rate,
+        "{came} bytes of {rate} a second"
     );
 }
 

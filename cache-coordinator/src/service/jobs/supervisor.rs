@@ -1,7 +1,7 @@
 //! Keeps running jobs and the scheduler's wants together: begins, samples, ends, gives again.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -84,7 +84,8 @@ async fn look_at(cluster: &Cluster, id: Uuid) -> Result<(), ServiceError> {
         tracing::info!(job = %id, bytes = bytes_done, "job is done");
         return cluster.jobs.withdraw(cluster, id).await;
     }
-    if cluster.jobs.sample(id, bytes_done) {
+    let has_room = cluster.jobs.find_room(cluster, id);
+    if cluster.jobs.sample(id, bytes_done) || has_room {
         cluster.jobs.give(cluster, &job, &entry).await?;
     }
     Ok(())
@@ -103,7 +104,9 @@ impl Jobs {
             }
             let running = Running {
                 entry: job.entry,
+                chunks: chunks_of(&job.ranges, entry.geometry),
                 wants: HashSet::new(),
+                full: BTreeSet::new(),
                 is_free: job.edges.is_empty(),
                 // With no edge to give it to, the first look tries again.
                 looks: PATIENCE_LOOKS,
@@ -143,6 +146,9 @@ impl Jobs {
             }
         }
         for (edge, name) in targets {
+            if !self.may_ask(job.id, edge) {
+                continue;
+            }
             let mut missing = Vec::new();
             for range in &job.ranges {
                 missing.extend(
@@ -165,7 +171,7 @@ impl Jobs {
     /// The job of a want that is done, if that was its last.
     fn want_done(&self, want: WantId) -> Option<Uuid> {
         let mut state = self.state.lock();
-        let job = state.wants.remove(&want)?.job?;
+        let job = state.wants.remove(&want)?.owner.job?;
         let running = state.running.get_mut(&job)?;
         running.wants.remove(&want);
         running.wants.is_empty().then_some(job)
@@ -220,8 +226,9 @@ impl Jobs {
     pub async fn edge_lost(&self, cluster: &Cluster, edge: EdgeId) -> Result<(), ServiceError> {
         let free: Vec<Uuid> = {
             let state = self.state.lock();
-            let owners = state.wants.values().filter(|owner| owner.edge == edge);
+            let owners = state.wants.values().map(|asked| asked.owner);
             owners
+                .filter(|owner| owner.edge == edge)
                 .filter_map(|owner| owner.job)
                 .filter(|job| {
                     state

@@ -40,6 +40,16 @@ impl Downloads {
         });
     }
 
+    /// It had its answer still, and with it a place at the origin.
+    pub(super) fn cancel_paused(&self, mut fetch: Fetch, bytes_done: u64) {
+        drop(fetch.paused.take());
+        let this = self.clone();
+        self.0.runtime.spawn(async move {
+            this.0.fetcher.connection_closed(&fetch.order).await;
+            this.report_cancelled(fetch.order.id, Some(fetch), bytes_done);
+        });
+    }
+
     pub(super) fn report_later(&self, id: u64) {
         let this = self.clone();
         self.0.runtime.spawn(async move {

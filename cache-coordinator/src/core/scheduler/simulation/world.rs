@@ -102,9 +102,18 @@ pub struct SimEdge {
     pub fill: bool,
     pub flights: BTreeMap<AssignmentId, SimFlight>,
     pub held: BTreeMap<EntryNo, RangeSet<ChunkIndex>>,
+    /// Bytes its chunks may take; 0: no end.
+    pub allowed: u64,
 }
 
 impl SimEdge {
+    /// Bytes its chunks take, those under way counted as far as they came.
+    pub fn used(&self) -> u64 {
+        let held: u64 = self.held.values().map(RangeSet::count).sum();
+        let coming: u64 = self.flights.values().map(|f| f.bytes).sum();
+        held * CHUNK + coming
+    }
+
     pub fn present(&self, entry: EntryNo, chunk: ChunkIndex) -> bool {
         self.held
             .get(&entry)
@@ -142,6 +151,8 @@ pub struct World {
     pub ending: Option<(EdgeId, AssignmentId)>,
     pub next_number: u64,
     pub last_tick: Millis,
+    /// Chunks evicted so far.
+    pub evicted: u64,
 }
 
 impl World {
@@ -168,6 +179,7 @@ impl World {
             ending: None,
             next_number: 1,
             last_tick: 0,
+            evicted: 0,
             dice,
         };
         for _ in 0..1 + world.dice.below(3) {
@@ -208,9 +220,15 @@ impl World {
         }
         for edge in 0..1 + world.dice.below(4) as usize {
             let (max, fill) = (1 + world.dice.below(4) as u32, world.dice.per_mille(500));
+            // Large enough that a reader never waits for what is evicted before it can be read.
+            let allowed = match world.dice.below(4) {
+                0 => (60 + world.dice.below(100)) * CHUNK,
+                _ => 0,
+            };
             world.edges.push(SimEdge {
                 max,
                 fill,
+                allowed,
                 ..SimEdge::default()
             });
             world.join(edge);
@@ -243,7 +261,21 @@ impl World {
 
     pub fn join(&mut self, edge: usize) {
         self.edges[edge].alive = true;
+        self.apply(self.space_event(edge));
         self.apply(self.join_event(edge));
+    }
+
+    pub fn space_event(&self, edge: usize) -> Event {
+        let allowed = self.edges[edge].allowed;
+        Event::EdgeSpace {
+            edge: EdgeId(edge as u32),
+            bytes_used: if allowed > 0 {
+                self.edges[edge].used()
+            } else {
+                0
+            },
+            bytes_allowed: allowed,
+        }
     }
 
     /// Gives the scheduler an event, obeys it, and checks everything.
@@ -335,6 +367,9 @@ impl World {
         }
         if self.now >= self.last_tick + 100 {
             self.last_tick = self.now;
+            for edge in 0..self.edges.len() {
+                self.tell_space(edge);
+            }
             self.apply(Event::Tick);
         }
     }
