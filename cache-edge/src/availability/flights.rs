@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
 };
@@ -27,6 +27,8 @@ pub struct EntryFlights {
     whole_stream: AtomicBool,
     ignores_ranges: AtomicBool,
     changed_at_origin: AtomicBool,
+    /// Of all entries.
+    changes: Arc<AtomicU64>,
     hinted: AtomicBool,
     last_error: Mutex<Option<String>>,
     fatal: Mutex<Option<(Instant, String)>>,
@@ -94,6 +96,7 @@ impl EntryFlights {
     /// The origin has another version: what is missing of this one can not be had any more.
     pub fn set_changed(&self) {
         self.changed_at_origin.store(true, Ordering::Release);
+        self.changes.fetch_add(1, Ordering::Release);
         for flight in self.chunks.lock().values() {
             flight.wake();
         }
@@ -173,6 +176,7 @@ impl Drop for WholeStream {
 pub struct Flights {
     store: Store,
     entries: Mutex<HashMap<EntryId, Arc<EntryFlights>>>,
+    changes: Arc<AtomicU64>,
 }
 
 impl Flights {
@@ -181,7 +185,15 @@ impl Flights {
         Self {
             store,
             entries: Mutex::default(),
+            changes: Arc::default(),
         }
+    }
+
+    /// How often an entry was found changed at its origin. Read before [`is_changed`](Self::is_changed): while it
+    /// stays the same, an entry that had not changed has not.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// Of the entry, made if there are none. An entry that was removed and made anew starts anew.
@@ -200,6 +212,7 @@ impl Flights {
             whole_stream: AtomicBool::new(false),
             ignores_ranges: AtomicBool::new(false),
             changed_at_origin: AtomicBool::new(false),
+            changes: self.changes.clone(),
             hinted: AtomicBool::new(false),
             last_error: Mutex::default(),
             fatal: Mutex::default(),

@@ -8,10 +8,11 @@ use std::{
 
 use http::{Method, StatusCode};
 use prometheus_client::{
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
+use super::histogram::DurationHistogram;
 use crate::serve::ports::ReadError;
 
 /// Where sent bytes came from.
@@ -75,7 +76,7 @@ pub struct Metrics {
     bytes: [Counter; SOURCES.len()],
     aborts: [Counter; ABORTS.len()],
     refusals: [Counter; REFUSALS.len()],
-    first_byte_seconds: Histogram,
+    first_byte_seconds: DurationHistogram,
     stalls: Counter,
     stall_seconds: Counter<f64, std::sync::atomic::AtomicU64>,
     connections: Gauge,
@@ -92,7 +93,7 @@ impl Metrics {
             "Requests by method and class of status",
             requests.clone(),
         );
-        let first_byte_seconds = Histogram::new([
+        let first_byte_seconds = DurationHistogram::new(&[
             0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0,
             30.0,
         ]);
@@ -212,8 +213,7 @@ impl Metrics {
     }
 
     pub fn observe_first_byte(&self, since: Instant) {
-        self.first_byte_seconds
-            .observe(since.elapsed().as_secs_f64());
+        self.first_byte_seconds.observe(since.elapsed());
     }
 
     /// Counted as open until dropped.

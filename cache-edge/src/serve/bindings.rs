@@ -2,7 +2,13 @@
 //!
 //! Bindings are kept as notes in the store: after a restart without a coordinator the edge still knows them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use chunkcache_proto::{EntryId, identity::belongs_to, v1};
 use parking_lot::{Mutex, RwLock};
@@ -32,6 +38,8 @@ pub struct Bindings {
     vary: RwLock<HashMap<String, Vec<String>>>,
     negative: Mutex<HashMap<String, (u16, i64)>>,
     unstorable: Mutex<HashMap<String, (&'static str, i64)>>,
+    /// Counted up after each change, so that who looked something up need not look again while it stands.
+    changes: AtomicU64,
 }
 
 /// One text for a key; its parts can not hold the separator.
@@ -52,6 +60,7 @@ impl Bindings {
             vary: RwLock::default(),
             negative: Mutex::default(),
             unstorable: Mutex::default(),
+            changes: AtomicU64::new(0),
             store,
         };
         for (key, value) in bindings.store.notes() {
@@ -62,6 +71,16 @@ impl Bindings {
             }
         }
         bindings
+    }
+
+    /// To be read before a look-up: while it stays the same, so does what was found.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
     }
 
     #[must_use]
@@ -125,6 +144,8 @@ impl Bindings {
             self.store.put_note(&note_key(&victim), None);
         }
         map.insert(id, bound.clone());
+        drop(map);
+        self.changed();
         Some(bound)
     }
 
@@ -136,6 +157,7 @@ impl Bindings {
         }
         self.negative.lock().remove(&id);
         self.unstorable.lock().remove(&id);
+        self.changed();
     }
 
     /// All variants of the key, and all keys that point to one of the entries.
@@ -178,6 +200,7 @@ impl Bindings {
     /// The origin has no such object, until then.
     pub fn set_negative(&self, key: &v1::Key, status: u16, until_ms: i64) {
         insert_bounded(&mut self.negative.lock(), key_id(key), (status, until_ms));
+        self.changed();
     }
 
     #[must_use]
@@ -192,6 +215,7 @@ impl Bindings {
             key_id(key),
             (why, now_ms + UNSTORABLE_MS),
         );
+        self.changed();
     }
 
     #[must_use]
