@@ -33,6 +33,10 @@ black-box *filter:
 bench *arguments:
     tests/bench/run {{ arguments }}
 
+# Instructions of the hit path and the scheduler against their baseline.
+guard *arguments:
+    tests/bench/guard {{ arguments }}
+
 # a cluster on this machine with a real video
 quickstart *arguments:
     deploy/quickstart {{ arguments }}

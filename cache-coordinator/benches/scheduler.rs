@@ -2,6 +2,9 @@
 //!
 //! Criterion gives the mean of the mixed stream; a table of percentiles follows, because the target is
 //! p99 < 20 µs at 10,000 readers and 1,000,000 outstanding chunks, and a mean hides a tail.
+//!
+//! `--events N`: nothing is measured, N events are applied; `tests/bench/guard` counts their instructions.
+//! `--at EDGES READERS CHUNKS`: the percentiles at that size (docs/capacity.md).
 #![allow(clippy::unwrap_used)]
 
 use std::hint::black_box;
@@ -20,6 +23,7 @@ const CHUNKS_PER_ENTRY: u32 = 2_000;
 /// A cluster in full swing, and the events that keep it there.
 struct Load {
     scheduler: Scheduler,
+    edges: u32,
     now: Millis,
     readers: u64,
     entries: u32,
@@ -29,9 +33,10 @@ struct Load {
 }
 
 impl Load {
-    fn new(readers: u64, outstanding_chunks: u64) -> Self {
+    fn new(edges: u32, readers: u64, outstanding_chunks: u64) -> Self {
         let mut load = Self {
             scheduler: Scheduler::new(Config::default()),
+            edges,
             now: 1_000,
             readers,
             entries: u32::try_from(outstanding_chunks / u64::from(CHUNKS_PER_ENTRY))
@@ -59,7 +64,7 @@ impl Load {
                 geometry,
             });
         }
-        for edge in 0..EDGES {
+        for edge in 0..edges {
             load.apply(Event::EdgeJoined {
                 edge: EdgeId(edge),
                 max_downloads: 3,
@@ -68,7 +73,7 @@ impl Load {
         }
         // The outstanding chunks: a job for the whole of each entry.
         for entry in 0..load.entries {
-            let (want, edge) = (WantId(u64::from(entry)), EdgeId(entry % EDGES));
+            let (want, edge) = (WantId(u64::from(entry)), EdgeId(entry % edges));
             let chunks = std::iter::once(0..CHUNKS_PER_ENTRY).collect();
             load.apply(Event::WantSet {
                 want,
@@ -103,7 +108,7 @@ impl Load {
         let end = u64::from(CHUNKS_PER_ENTRY) * CHUNK;
         Demand {
             reader: ReaderId {
-                edge: EdgeId((number % u64::from(EDGES)) as u32),
+                edge: EdgeId((number % u64::from(self.edges)) as u32),
                 number,
             },
             entry,
@@ -199,13 +204,32 @@ fn percentiles(name: &str, mut load: Load) {
 }
 
 fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let asked = arguments.next();
+    let mut number = || arguments.next().unwrap().parse::<u32>().unwrap();
+    match asked.as_deref() {
+        Some("--events") => {
+            let mut load = Load::new(EDGES, 1_000, 100_000);
+            for _ in 0..number() {
+                let event = load.next_event();
+                load.apply(event);
+            }
+            return;
+        }
+        Some("--at") => {
+            let (edges, readers, chunks) = (number(), number(), number());
+            let name = format!("{edges} edges, {readers} readers, {chunks} chunks");
+            return percentiles(&name, Load::new(edges, readers.into(), chunks.into()));
+        }
+        _ => {}
+    }
     let sizes = [
         ("100 readers, 10,000 chunks", 100, 10_000),
         ("10,000 readers, 1,000,000 chunks", 10_000, 1_000_000),
     ];
     let mut criterion = Criterion::default().configure_from_args();
     for (name, readers, chunks) in sizes {
-        let mut load = Load::new(readers, chunks);
+        let mut load = Load::new(EDGES, readers, chunks);
         criterion.bench_function(&format!("apply, {name}"), |bencher| {
             bencher.iter_batched(
                 || (),
@@ -219,6 +243,6 @@ fn main() {
     }
     criterion.final_summary();
     for (name, readers, chunks) in sizes {
-        percentiles(name, Load::new(readers, chunks));
+        percentiles(name, Load::new(EDGES, readers, chunks));
     }
 }

@@ -1,4 +1,4 @@
-"""The contestants: each starts over the same origin and answers GET /file.bin with ranges.
+"""The contestants: each starts over the same origin and answers GET of its files with ranges.
 
 Every server listens on 127.0.0.1 on a port of its own and keeps its files in its own folder. `tuned`
 variants say in their text what was tuned; the rest run as their packages come.
@@ -44,11 +44,25 @@ def children(pid):
     return found
 
 
+def self_signed(folder):
+    """A certificate for the run, ECDSA P-256 as is usual."""
+    certificate, key = Path(folder) / "certificate.pem", Path(folder) / "key.pem"
+    if not certificate.exists():
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "7", "-subj", "/CN=localhost",
+             "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True,
+        )
+    return certificate, key
+
+
 class Server:
     """One running contestant."""
 
     name = "?"
     what = ""
+    tls = False
+    #: Its answers come from the files themselves: it has no misses.
+    is_cache = True
 
     def __init__(self, folder, origin_port, content):
         self.folder = Path(folder) / self.name.replace(" ", "-")
@@ -58,7 +72,8 @@ class Server:
         self.origin_port = origin_port
         self.content = Path(content)
         self.port = free_port()
-        self.target = "/file.bin"
+        #: Before the path of a file of the origin.
+        self.prefix = ""
         self.processes = []
 
     def launch(self, *command, **options):
@@ -105,6 +120,9 @@ class Nginx(Server):
     def http_lines(self):
         return ""
 
+    def listen(self):
+        return f"listen 127.0.0.1:{self.port} backlog=4096 {self.listen_options};"
+
     def start(self):
         config = self.folder / "nginx.conf"
         config.write_text(
@@ -114,7 +132,8 @@ daemon off;
 user root;
 pid {self.folder}/nginx.pid;
 error_log {self.folder}/error.log;
-events {{ worker_connections 4096; }}
+worker_rlimit_nofile 20000;
+events {{ worker_connections 16384; }}
 http {{
   access_log off;
   {self.sendfile_lines}
@@ -122,7 +141,7 @@ http {{
   client_body_temp_path {self.folder}/t1; proxy_temp_path {self.folder}/t2; fastcgi_temp_path {self.folder}/t3;
   uwsgi_temp_path {self.folder}/t4; scgi_temp_path {self.folder}/t5;
   {self.http_lines()}
-  server {{ listen 127.0.0.1:{self.port} {self.listen_options}; {self.server_block()} }}
+  server {{ {self.listen()} {self.server_block()} }}
 }}
 """
         )
@@ -132,6 +151,7 @@ http {{
 
 
 class NginxStatic(Nginx):
+    is_cache = False
     name = "nginx static"
     what = "sendfile on, tcp_nopush on"
 
@@ -144,6 +164,19 @@ class NginxStaticTuned(NginxStatic):
     what = "sendfile, sndbuf=256k, tcp_nopush off, sendfile_max_chunk 256k"
     sendfile_lines = "sendfile on; tcp_nopush off; sendfile_max_chunk 256k;"
     listen_options = "sndbuf=256k"
+
+
+class NginxStaticTls(NginxStatic):
+    name = "nginx static, TLS"
+    what = "sendfile on, tcp_nopush on, ssl with OpenSSL's defaults (TLS 1.3)"
+    tls = True
+
+    def listen(self):
+        certificate, key = self_signed(self.folder)
+        return (
+            f"listen 127.0.0.1:{self.port} ssl backlog=4096; "
+            f"ssl_protocols TLSv1.3; ssl_certificate {certificate}; ssl_certificate_key {key};"
+        )
 
 
 class NginxSlice(Nginx):
@@ -190,33 +223,27 @@ sub vcl_backend_response {{ set beresp.ttl = 1d; }}
 
 class TrafficServer(Server):
     name = "ATS slice"
-    what = "slice.so --blockbytes=2m + cache_range_requests.so"
+    what = "slice.so --blockbytes=2m + cache_range_requests.so, read-while-writer on, 2 GiB of RAM cache"
 
     def start(self):
         root = self.folder
         config = root / "etc"
         shutil.copytree("/etc/trafficserver", config)
-        for sub in ("cache", "log", "run", "state"):
+        for sub in ("cache", "log", "run"):
             (root / sub).mkdir()
-            (root / sub).chmod(0o777)
-        # One port: the client-facing remap slices, and asks itself for each block.
-        (config / "remap.config").write_text(
-            f"map http://bench/ http://127.0.0.1:{self.origin_port}/ @plugin=slice.so @pparam=--blockbytes=2m "
-            "@plugin=cache_range_requests.so\n"
-        )
+        slicing = "@plugin=slice.so @pparam=--blockbytes=2m @plugin=cache_range_requests.so"
+        (config / "remap.config").write_text(f"map / http://127.0.0.1:{self.origin_port}/ {slicing}\n")
         (config / "storage.config").write_text(f"{root}/cache 4G\n")
-        (config / "runroot.yaml").write_text("")
-        records = config / "records.config"
-        records.write_text(
+        (config / "records.config").write_text(
             f"""CONFIG proxy.config.http.server_ports STRING {self.port}:ip-in=127.0.0.1
 CONFIG proxy.config.http.cache.required_headers INT 0
-CONFIG proxy.config.http.cache.when_to_revalidate INT 3
 CONFIG proxy.config.cache.ram_cache.size INT 2147483648
 CONFIG proxy.config.url_remap.remap_required INT 1
-CONFIG proxy.config.exec_thread.autoconfig.enabled INT 1
-CONFIG proxy.config.admin.user_id STRING root
-CONFIG proxy.config.local_state_dir STRING {root}/run
-CONFIG proxy.config.log.logfile_dir STRING {root}/log
+CONFIG proxy.config.http.insert_response_via_str INT 0
+CONFIG proxy.config.cache.enable_read_while_writer INT 1
+CONFIG proxy.config.http.background_fill_active_timeout INT 0
+CONFIG proxy.config.http.background_fill_completed_threshold FLOAT 0.0
+CONFIG proxy.config.diags.logfile.filename STRING stderr
 CONFIG proxy.config.log.logging_enabled INT 0
 """
         )
@@ -231,13 +258,39 @@ datadir: /usr/share/trafficserver
 includedir: /usr/include
 libdir: /usr/lib/trafficserver
 libexecdir: /usr/lib/trafficserver/modules
-localstatedir: {root}/state
+localstatedir: {root}/run
 runtimedir: {root}/run
 logdir: {root}/log
 cachedir: {root}/cache
 """
         )
-        process = self.launch("traffic_server", f"--run-root={layout}", env={**os.environ, "TS_RUNROOT": str(layout)})
+        # It refuses to run as root.
+        account = []
+        if os.geteuid() == 0:
+            subprocess.run(["chown", "-R", "trafficserver:", root], check=True)
+            account = ["runuser", "-u", "trafficserver", "--"]
+        process = self.launch(
+            *account, "traffic_server", f"--run-root={layout}", env={**os.environ, "TS_RUNROOT": str(layout)}, cwd="/"
+        )
+        wait_for_port(self.port, process)
+        # It listens before its cache is ready, and passes all through until then.
+        time.sleep(1)
+        return self
+
+
+class Origin(Server):
+    """What all of them cache. Folders below its root answer late or slowly."""
+
+    name = "origin"
+    what = "the bench's own origin (tests/src/bin/chunkcache-origin.rs)"
+    #: Name, milliseconds before each answer, bytes a second of each body (0: no limit).
+    folders = [("after-20ms", 20, 0), ("after-80ms", 80, 0), ("paced", 0, 4 << 20)]
+
+    def start(self):
+        options = [part for folder in self.folders for part in ("--folder", ":".join(map(str, folder)))]
+        process = self.launch(
+            ChunkCache.binaries / "chunkcache-origin", "--root", self.content.parent, "--listen", f"127.0.0.1:{self.port}", "--max-age", 86400, *options
+        )
         wait_for_port(self.port, process)
         return self
 
@@ -257,34 +310,43 @@ class Rclone(Server):
 
 class ChunkCache(Server):
     name = "chunk cache"
-    what = "cache-edge, cache-coordinator and PostgreSQL as in deploy/quickstart"
+    what = "cache-edge, cache-coordinator and PostgreSQL with their defaults; background fill off while misses are measured, as no peer has it"
 
     #: Where the release binaries are.
     binaries = Path("target/release")
+    tls = False
 
     def start(self):
-        self.target = "/bench/file.bin"
+        self.prefix = "/bench"
         database = Postgres(self.folder / "postgres")
         self.processes.append(database.start())
         self.database = database
-        grpc, http, admin = free_port(), free_port(), free_port()
+        grpc, http, self.admin = free_port(), free_port(), free_port()
         coordinator = self.launch(
             self.binaries / "cache-coordinator", "serve", "--database-url", database.url(), "--listen", f"127.0.0.1:{grpc}",
             "--http-listen", f"127.0.0.1:{http}",
         )
         wait_for_port(grpc, coordinator)
+        options = []
+        if self.tls:
+            certificate, key = self_signed(self.folder)
+            options = ["--tls-cert", certificate, "--tls-key", key]
         edge = self.launch(
             self.binaries / "cache-edge", "serve", "--name", "bench", "--coordinator", f"http://127.0.0.1:{grpc}",
-            "--data-dir", self.folder / "data", "--listen", f"127.0.0.1:{self.port}", "--admin-listen", f"127.0.0.1:{admin}",
+            "--data-dir", self.folder / "data", "--listen", f"127.0.0.1:{self.port}", "--admin-listen", f"127.0.0.1:{self.admin}", *options,
         )
         wait_for_port(self.port, edge)
         self.edge = edge
         self.endpoint = f"http://127.0.0.1:{grpc}"
+        self.set_fill(False)
+        return self
+
+    def set_fill(self, on):
         deadline = time.monotonic() + 30
         while True:
-            added = self.cli("source", "add", "bench", f"http://127.0.0.1:{self.origin_port}")
+            added = self.cli("source", "add", "bench", f"http://127.0.0.1:{self.origin_port}", f"--background-fill={str(on).lower()}")
             if added.returncode == 0:
-                return self
+                return
             if time.monotonic() > deadline:
                 raise RuntimeError(added.stderr)
             time.sleep(0.2)
@@ -296,6 +358,12 @@ class ChunkCache(Server):
     def pids(self):
         # The hit path is the edge's; its control plane is measured apart.
         return children(self.edge.pid)
+
+
+class ChunkCacheTls(ChunkCache):
+    name = "chunk cache, TLS"
+    what = "as above with --tls-cert (rustls with ring, TLS 1.3)"
+    tls = True
 
 
 class Postgres:
@@ -325,4 +393,5 @@ class Postgres:
         return process
 
 
-ALL = [ChunkCache, NginxStatic, NginxStaticTuned, NginxSlice, NginxSliceTuned, Varnish, TrafficServer, Rclone]
+PLAIN = [ChunkCache, NginxStatic, NginxStaticTuned, NginxSlice, NginxSliceTuned, Varnish, TrafficServer, Rclone]
+TLS = [ChunkCacheTls, NginxStaticTls]

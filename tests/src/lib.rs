@@ -7,6 +7,7 @@
 //! - [`Cluster`]: PostgreSQL, a coordinator, edges and an origin, each a real process on ports of its own
 //! - [`Origin`]: an HTTP/1.1 origin with content made from the offset, counters, and faults on demand
 //! - [`campaign`]: faults injected while readers compare every byte
+//! - [`load`]: the client of the load generators of `tests/bench`
 //! - [`http`]: a client that shows exactly what came over the wire
 //!
 //! Everything listens on 127.0.0.1, everything waits with a bound, everything is ended when dropped,
@@ -20,6 +21,7 @@ pub mod campaign;
 pub mod cluster;
 pub mod content;
 pub mod http;
+pub mod load;
 pub mod origin;
 pub mod ports;
 pub mod postgres;

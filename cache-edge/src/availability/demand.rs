@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -41,6 +41,8 @@ pub struct DemandRegistry {
     begun: Instant,
     next_id: AtomicU64,
     inner: Mutex<Inner>,
+    /// Of readers.
+    count: AtomicUsize,
     /// For the session.
     changed: Notify,
     /// For the edge's own planning.
@@ -83,6 +85,7 @@ impl Default for DemandRegistry {
             begun: Instant::now(),
             next_id: AtomicU64::new(1),
             inner: Mutex::default(),
+            count: AtomicUsize::new(0),
             changed: Notify::new(),
             waiting_changed: Notify::new(),
             lookahead_chunks: 0,
@@ -121,6 +124,7 @@ impl DemandRegistry {
         });
         let mut inner = self.inner.lock();
         inner.readers.insert(state.id, state.clone());
+        self.count.store(inner.readers.len(), Ordering::Relaxed);
         inner.dirty.insert(state.id);
         inner.touch();
         drop(inner);
@@ -132,6 +136,7 @@ impl DemandRegistry {
     pub fn close(&self, id: u64) {
         let mut inner = self.inner.lock();
         if inner.readers.remove(&id).is_some() {
+            self.count.store(inner.readers.len(), Ordering::Relaxed);
             inner.dirty.remove(&id);
             if inner.closed.len() < MAX_CLOSED {
                 inner.closed.push(id);
@@ -214,6 +219,12 @@ impl DemandRegistry {
     #[must_use]
     pub fn all(&self) -> Vec<Arc<ReaderState>> {
         self.inner.lock().readers.values().cloned().collect()
+    }
+
+    /// There are so many readers, or more. Takes no lock.
+    #[must_use]
+    pub fn has(&self, readers: usize) -> bool {
+        self.count.load(Ordering::Relaxed) >= readers
     }
 
     #[must_use]

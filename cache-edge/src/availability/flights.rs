@@ -5,7 +5,7 @@ use std::{
     ops::Range,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
 };
@@ -28,6 +28,8 @@ pub struct EntryFlights {
     whole_stream: AtomicBool,
     ignores_ranges: AtomicBool,
     changed_at_origin: AtomicBool,
+    /// Of all entries.
+    changes: Arc<AtomicU64>,
     hinted: AtomicBool,
     last_error: Mutex<Option<String>>,
     fatal: Mutex<Option<(Instant, String)>>,
@@ -103,6 +105,7 @@ impl EntryFlights {
     /// The origin has another version: what is missing of this one can not be had any more.
     pub fn set_changed(&self) {
         self.changed_at_origin.store(true, Ordering::Release);
+        self.changes.fetch_add(1, Ordering::Release);
         for flight in self.chunks.lock().values() {
             flight.wake();
         }
@@ -182,6 +185,7 @@ impl Drop for WholeStream {
 pub struct Flights {
     store: Store,
     entries: Mutex<HashMap<EntryId, Arc<EntryFlights>>>,
+    changes: Arc<AtomicU64>,
 }
 
 impl Flights {
@@ -190,7 +194,15 @@ impl Flights {
         Self {
             store,
             entries: Mutex::default(),
+            changes: Arc::default(),
         }
+    }
+
+    /// How often an entry was found changed at its origin. Read before [`is_changed`](Self::is_changed): while it
+    /// stays the same, an entry that had not changed has not.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// Of the entry, made if there are none. An entry that was removed and made anew starts anew.
@@ -209,6 +221,7 @@ impl Flights {
             whole_stream: AtomicBool::new(false),
             ignores_ranges: AtomicBool::new(false),
             changed_at_origin: AtomicBool::new(false),
+            changes: self.changes.clone(),
             hinted: AtomicBool::new(false),
             last_error: Mutex::default(),
             fatal: Mutex::default(),

@@ -1,6 +1,6 @@
 //! A cursor over a range of an entry: present bytes at once, bytes in flight as they land, and a wait for the rest.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chunkcache_proto::ByteRange;
@@ -92,11 +92,13 @@ impl Drop for Reader {
 }
 
 impl ReadBytes for Reader {
-    fn next(
-        &mut self,
-        max_len: u64,
-    ) -> impl Future<Output = Result<Option<Piece>, ReadError>> + Send {
-        self.step(max_len.max(1))
+    async fn next(&mut self, max_len: u64) -> Result<Option<Piece>, ReadError> {
+        let max_len = max_len.max(1);
+        if let Some(piece) = self.at_hand(max_len) {
+            return Ok(Some(piece));
+        }
+        // Apart, because it is large and a hit has no use for it: futures are moved, and live as long as connections.
+        Box::pin(self.step(max_len)).await
     }
 }
 
@@ -178,20 +180,35 @@ impl Reader {
         self.direct = Some(self.factory.direct.open(file.clone(), range));
     }
 
-    /// Bytes of a chunk in the store, checked before they are first served by this process.
-    async fn present(&mut self, max_len: u64) -> Option<Piece> {
+    /// Bytes of a chunk in the store that was checked before.
+    fn at_hand(&mut self, max_len: u64) -> Option<Piece> {
+        if self.cursor >= self.end || self.direct.is_some() {
+            return None;
+        }
         let file = &self.factory.file;
         let chunk = file.geometry().chunk_of(self.cursor);
+        let pin = file.pin(chunk)?;
+        if !file.is_verified(chunk) {
+            return None;
+        }
+        let chunk_end = file.geometry().chunk_range(chunk).end;
+        let end = chunk_end
+            .min(self.end)
+            .min(self.cursor.saturating_add(max_len));
+        Some(self.piece(end, Some(pin)))
+    }
+
+    /// Bytes of a chunk in the store, checked before they are first served by this process.
+    async fn present(&mut self, max_len: u64) -> Option<Piece> {
+        let file = self.factory.file.clone();
+        let chunk = file.geometry().chunk_of(self.cursor);
         loop {
-            let pin = file.pin(chunk)?;
-            if file.is_verified(chunk) {
-                let chunk_end = file.geometry().chunk_range(chunk).end;
-                let end = chunk_end
-                    .min(self.end)
-                    .min(self.cursor.saturating_add(max_len));
-                return Some(self.piece(end, Some(pin)));
+            if let Some(piece) = self.at_hand(max_len) {
+                return Some(piece);
             }
-            drop(pin);
+            if !file.is_present(chunk) {
+                return None;
+            }
             match file.verify(chunk).await {
                 Ok(true) => {}
                 Ok(false) => return None,

@@ -10,6 +10,12 @@ use chunkcache_proto::ByteRange;
 /// them): each is a part with a head of its own, and no player asks for so many.
 pub const MAX_RANGES: usize = 16;
 
+/// Of a number.
+const MAX_DIGITS: usize = 20;
+
+/// `bytes `, three numbers and what is between them.
+const CONTENT_RANGE_BYTES: usize = 6 + 3 * MAX_DIGITS + 2;
+
 /// More specs than this are not even looked at.
 const MAX_SPECS: usize = 128;
 
@@ -84,6 +90,11 @@ impl RangeSet {
         {
             return Selection::Whole;
         }
+        if let [spec] = self.0[..] {
+            return spec
+                .within(size)
+                .map_or(Selection::NotSatisfiable, Selection::Single);
+        }
         let mut ranges: Vec<ByteRange> = Vec::new();
         for range in self.0.iter().filter_map(|spec| spec.within(size)) {
             coalesce_into(&mut ranges, range);
@@ -114,11 +125,29 @@ impl RangeSpec {
 #[must_use]
 pub fn content_range(range: ByteRange, size: u64) -> String {
     debug_assert!(!range.is_empty() && range.end <= size);
-    format!(
-        "bytes {}-{}/{size}",
-        range.start,
-        range.end.saturating_sub(1)
-    )
+    // By hand: it is made at each hit, and the formatter costs more than all else that is made there.
+    let mut text = String::with_capacity(CONTENT_RANGE_BYTES);
+    text.push_str("bytes ");
+    push_number(&mut text, range.start);
+    text.push('-');
+    push_number(&mut text, range.end.saturating_sub(1));
+    text.push('/');
+    push_number(&mut text, size);
+    text
+}
+
+fn push_number(text: &mut String, mut number: u64) {
+    let mut digits = [0; MAX_DIGITS];
+    let mut at = MAX_DIGITS;
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    text.extend(digits[at..].iter().map(|digit| char::from(*digit)));
 }
 
 /// `Content-Range` of a 416.

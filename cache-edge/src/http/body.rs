@@ -90,10 +90,45 @@ impl Part {
     }
 }
 
+/// What is to be sent, in order. Most bodies are one part, which needs no memory of its own.
+pub struct Plan {
+    first: Option<Part>,
+    rest: VecDeque<Part>,
+}
+
+impl Plan {
+    #[must_use]
+    pub fn new(parts: impl IntoIterator<Item = Part>) -> Self {
+        let mut parts = parts.into_iter().filter(|part| part.len() > 0);
+        Self {
+            first: parts.next(),
+            rest: parts.collect(),
+        }
+    }
+
+    pub fn parts(&self) -> impl Iterator<Item = &Part> {
+        self.first.iter().chain(&self.rest)
+    }
+
+    fn pop(&mut self) -> Option<Part> {
+        self.first.take().or_else(|| self.rest.pop_front())
+    }
+
+    /// The next part, if it is a literal.
+    fn pop_literal(&mut self) -> Option<Bytes> {
+        let Part::Literal(bytes) = self.parts().next()? else {
+            return None;
+        };
+        let bytes = bytes.clone();
+        self.pop();
+        Some(bytes)
+    }
+}
+
 /// Walks the plan. Moved into the future of each step and back.
 struct Cursor<O: OpenReader> {
     opener: O,
-    plan: VecDeque<Part>,
+    plan: Plan,
     reader: Option<O::Reader>,
     /// What of the last piece did not fit into its buffer.
     rest: Option<Piece>,
@@ -109,8 +144,8 @@ struct Cursor<O: OpenReader> {
 impl<O: OpenReader> Cursor<O> {
     /// The next bytes of the plan; `None` at its end.
     async fn advance(&mut self) -> Result<Option<BodyData>, ReadError> {
-        if let Some(head) = self.head.take() {
-            return Ok(Some(BodyData::Memory(head)));
+        if let Some(data) = self.at_hand() {
+            return Ok(Some(data));
         }
         loop {
             if self.reader.is_some() {
@@ -119,7 +154,7 @@ impl<O: OpenReader> Cursor<O> {
                 }
                 self.reader = None;
             }
-            match self.plan.pop_front() {
+            match self.plan.pop() {
                 None => return Ok(None),
                 Some(Part::Literal(bytes)) => return Ok(Some(BodyData::Memory(bytes))),
                 Some(Part::Range(range)) => self.reader = Some(self.opener.open(range)),
@@ -129,22 +164,24 @@ impl<O: OpenReader> Cursor<O> {
 
     async fn prime(&mut self) -> Result<(), ReadError> {
         let mut head = BytesMut::new();
-        while let Some(Part::Literal(bytes)) = self.plan.front() {
-            head.extend_from_slice(bytes);
-            self.plan.pop_front();
+        while let Some(bytes) = self.plan.pop_literal() {
+            head.extend_from_slice(&bytes);
         }
         self.head = (!head.is_empty()).then(|| head.freeze());
-        if let Some(Part::Range(range)) = self.plan.pop_front() {
+        if let Some(Part::Range(range)) = self.plan.pop() {
             self.reader = Some(self.opener.open(range));
             self.primed = self.read().await?;
         }
         Ok(())
     }
 
+    /// What [`prime`](Self::prime) got. The whole body, often: then no future is ever made for it.
+    fn at_hand(&mut self) -> Option<BodyData> {
+        let head = self.head.take().map(BodyData::Memory);
+        head.or_else(|| self.primed.take())
+    }
+
     async fn read(&mut self) -> Result<Option<BodyData>, ReadError> {
-        if let Some(data) = self.primed.take() {
-            return Ok(Some(data));
-        }
         let piece = match (self.rest.take(), &mut self.reader) {
             (Some(piece), _) => Some(piece),
             (None, Some(reader)) => {
@@ -198,7 +235,7 @@ impl<O: OpenReader> Cursor<O> {
                 if !resident {
                     // sendfile would block this worker, and with it every connection it serves.
                     let (file, range) = (Arc::clone(&piece.file), piece.range);
-                    off_the_worker(move || file.read_ahead(range)).await?;
+                    off_the_worker(move || file.bring_in(range)).await?;
                 }
                 let Ok(mapped) = piece.file.map(piece.range) else {
                     return self.read_unmapped(piece).await;
@@ -249,7 +286,7 @@ async fn step<O: OpenReader>(mut cursor: Cursor<O>) -> Step<O> {
     (cursor, result)
 }
 
-/// Parts of one object. One allocation a response: the future of each step reuses the place of the one before.
+/// Parts of one object. The future of each step reuses the place of the one before.
 pub struct ObjectBody<O: OpenReader> {
     cursor: Option<Cursor<O>>,
     step: Option<ReusableBoxFuture<'static, Step<O>>>,
@@ -264,14 +301,8 @@ impl<O: OpenReader> Unpin for ObjectBody<O> {}
 impl<O: OpenReader> ObjectBody<O> {
     /// Nothing is opened yet.
     #[must_use]
-    pub fn new(
-        opener: O,
-        plan: impl IntoIterator<Item = Part>,
-        delivery: Delivery,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        let plan: VecDeque<Part> = plan.into_iter().filter(|part| part.len() > 0).collect();
-        let remaining = plan.iter().map(Part::len).sum();
+    pub fn new(opener: O, plan: Plan, delivery: Delivery, metrics: Arc<Metrics>) -> Self {
+        let remaining = plan.parts().map(Part::len).sum();
         let cursor = Cursor {
             opener,
             plan,
@@ -319,6 +350,10 @@ impl<O: OpenReader> Body for ObjectBody<O> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<BodyData>, ReadError>>> {
         let this = self.get_mut();
+        if let Some(data) = this.cursor.as_mut().and_then(Cursor::at_hand) {
+            this.remaining = this.remaining.saturating_sub(data.remaining() as u64);
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
         if let Some(cursor) = this.cursor.take() {
             match &mut this.step {
                 Some(future) => future.set(step(cursor)),

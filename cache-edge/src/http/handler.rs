@@ -12,9 +12,10 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header
 use tracing::{Instrument as _, Span, field};
 
 use super::{
-    body::{ObjectBody, Part},
+    body::{ObjectBody, Part, Plan},
     connection::Client,
     edge_body::EdgeBody,
+    memory::{Known, Memory},
     metrics::Refusal,
     multipart,
     problem::Problem,
@@ -29,7 +30,7 @@ use crate::{
         range::{self, RangeSet, RangeSpec, Selection},
     },
     serve::ports::{
-        FirstBytes, Object, ObjectName, ObjectRequest, Objects, OpenReader, PassThrough, Presence,
+        FirstBytes, ObjectName, ObjectRequest, Objects, OpenReader, PassThrough, Presence,
         ReadError, Resolution,
     },
 };
@@ -53,10 +54,11 @@ const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTION
 pub(super) async fn handle<O: Objects>(
     server: &Server<O>,
     client: &Client,
+    memory: &Memory<O::Open>,
     request: &Parts,
 ) -> Response<EdgeBody> {
     let span = trace_of(request);
-    let answered = answer(server, client, request).instrument(span.clone());
+    let answered = answer(server, client, memory, request).instrument(span.clone());
     let mut response = match answered.await {
         Ok(response) => response,
         Err(mut problem) => {
@@ -119,10 +121,11 @@ fn trace_of(request: &Parts) -> Span {
 async fn answer<O: Objects>(
     server: &Server<O>,
     client: &Client,
+    memory: &Memory<O::Open>,
     request: &Parts,
 ) -> Result<Response<EdgeBody>, Problem> {
     let began = Instant::now();
-    check_host(request)?;
+    check_host(memory, request)?;
     if let Some(limiter) = &server.rate_limiter
         && let Err(wait) = limiter.take(client.address, began)
     {
@@ -145,6 +148,40 @@ async fn answer<O: Objects>(
             return Ok(response);
         }
     }
+    let ranges = requested_ranges(&request.headers);
+    if let Some((known, age_seconds)) = memory.recall(request) {
+        let answered = answer_object(
+            server,
+            client,
+            memory,
+            request,
+            ranges.as_ref(),
+            &known,
+            age_seconds,
+            began,
+        );
+        match answered.await {
+            Ok(response) => return Ok(response),
+            Err(ReadError::Changed) => memory.forget(),
+            Err(error) => return Err(Problem::from(&error)),
+        }
+    }
+    // Apart, because it is large and a hit has no use for it: the future is moved, and kept with the connection.
+    Box::pin(answer_resolved(
+        server, client, memory, request, ranges, began,
+    ))
+    .await
+}
+
+/// After a look-up, and perhaps a question to the coordinator or to the origin.
+async fn answer_resolved<O: Objects>(
+    server: &Server<O>,
+    client: &Client,
+    memory: &Memory<O::Open>,
+    request: &Parts,
+    ranges: Option<RangeSet>,
+    began: Instant,
+) -> Result<Response<EdgeBody>, Problem> {
     let target = path::parse(request.uri.path(), request.uri.query())?;
     let name = match (target, &server.peer) {
         (Target::Peer, Some(peer)) => return Ok(peer.handle(request, client).await),
@@ -162,7 +199,8 @@ async fn answer<O: Objects>(
             },
             _,
         ) => {
-            let query = check_signature(server, client, &format!("/{source}/{path}"), query)?;
+            let signed = || format!("/{source}/{path}");
+            let query = check_signature(server, client, signed, query)?;
             ObjectName::Key {
                 source,
                 path,
@@ -170,12 +208,11 @@ async fn answer<O: Objects>(
             }
         }
         (Target::Entry { id, query }, _) => {
-            check_signature(server, client, &format!("/v1/entries/{id}"), query)?;
+            check_signature(server, client, || format!("/v1/entries/{id}"), query)?;
             ObjectName::Entry(id)
         }
     };
 
-    let ranges = requested_ranges(&request.headers);
     let mut object_request = ObjectRequest {
         name,
         first_bytes: first_bytes(ranges.as_ref()),
@@ -186,16 +223,33 @@ async fn answer<O: Objects>(
     };
     let mut attempts_left = MAX_CHANGES;
     loop {
-        let resolution = server.objects.resolve(object_request.clone()).await;
+        let resolution = server.objects.resolve(&object_request).await;
         let object = match resolution.map_err(|error| Problem::from(&error))? {
-            Resolution::Object(object) => object,
+            Resolution::Object(object) => Arc::new(Known::new(object)),
             Resolution::PassThrough(pass) => return Ok(answer_pass_through(server, pass)),
             Resolution::Negative { status, remembered } => {
                 return Ok(answer_negative(server, status, remembered));
             }
         };
-        match answer_object(server, client, request, ranges.as_ref(), object, began).await {
-            Ok(response) => return Ok(response),
+        let age_seconds = object.age_seconds;
+        let answered = answer_object(
+            server,
+            client,
+            memory,
+            request,
+            ranges.as_ref(),
+            &object,
+            age_seconds,
+            began,
+        );
+        match answered.await {
+            Ok(response) => {
+                // A signature has to hold each time.
+                if server.settings.signed_urls.is_none() {
+                    memory.remember(request, &object);
+                }
+                return Ok(response);
+            }
             // No byte of it was sent yet: the client need not know.
             Err(ReadError::Changed) if attempts_left > 0 => {
                 attempts_left -= 1;
@@ -206,23 +260,20 @@ async fn answer<O: Objects>(
     }
 }
 
+#[allow(clippy::too_many_arguments)] // what one request is made of
 async fn answer_object<O: OpenReader>(
     server: &Server<impl Objects<Open = O>>,
     client: &Client,
+    memory: &Memory<O>,
     request: &Parts,
     ranges: Option<&RangeSet>,
-    object: Object<O>,
+    object: &Known<O>,
+    age_seconds: u64,
     began: Instant,
 ) -> Result<Response<EdgeBody>, ReadError> {
-    let Object {
-        entry,
-        age_seconds,
-        freshness,
-        cache_control,
-        readers,
-    } = object;
-    let description = entry.description();
-    let size = entry.geometry().size();
+    let freshness = object.freshness;
+    let description = object.entry.description();
+    let size = object.entry.geometry().size();
 
     let ignore_range =
         match conditional::evaluate(&request.headers, response::validators(description)) {
@@ -242,8 +293,7 @@ async fn answer_object<O: OpenReader>(
                     )
                     .into_response(),
                 };
-                let headers = response.headers_mut();
-                response::describe(headers, description, age_seconds, &cache_control);
+                object.head.insert(response.headers_mut(), age_seconds);
                 response
                     .headers_mut()
                     .insert(CACHE_STATUS, server.cache_status(&status));
@@ -257,9 +307,8 @@ async fn answer_object<O: OpenReader>(
         Some(ranges) if !ignore_range => ranges.resolve(size),
         _ => Selection::Whole,
     };
-    let mut head = HeaderMap::with_capacity(12);
-    response::describe(&mut head, description, age_seconds, &cache_control);
-    let media_type = response::content_type(description);
+    let mut head = memory.take_headers();
+    object.head.insert(&mut head, age_seconds);
     let (status, plan, length) = match selection {
         Selection::NotSatisfiable => {
             let detail = format!("no byte of the range is in the object of {size} bytes");
@@ -270,50 +319,40 @@ async fn answer_object<O: OpenReader>(
             response::insert_text(
                 &mut head,
                 header::CONTENT_RANGE,
-                &range::unsatisfied_range(size),
+                range::unsatisfied_range(size),
             );
             response.headers_mut().extend(head);
             return Ok(response);
         }
         Selection::Whole => {
-            response::insert_text(&mut head, header::CONTENT_TYPE, media_type);
-            (
-                StatusCode::OK,
-                vec![Part::Range(ByteRange::new(0, size))],
-                size,
-            )
+            head.insert(header::CONTENT_TYPE, object.head.content_type());
+            (StatusCode::OK, one(ByteRange::new(0, size)), size)
         }
         Selection::Single(range) => {
-            response::insert_text(&mut head, header::CONTENT_TYPE, media_type);
-            response::insert_text(
-                &mut head,
-                header::CONTENT_RANGE,
-                &range::content_range(range, size),
-            );
-            (
-                StatusCode::PARTIAL_CONTENT,
-                vec![Part::Range(range)],
-                range.len(),
-            )
+            head.insert(header::CONTENT_TYPE, object.head.content_type());
+            let text = range::content_range(range, size);
+            response::insert_text(&mut head, header::CONTENT_RANGE, text);
+            (StatusCode::PARTIAL_CONTENT, one(range), range.len())
         }
         Selection::Several(ranges) => {
-            let (plan, boundary) = multipart::plan(&ranges, size, media_type, rand::random());
+            let media_type = response::content_type(description);
+            let (parts, boundary) = multipart::plan(&ranges, size, media_type, rand::random());
             let value = format!("multipart/byteranges; boundary={boundary}");
-            response::insert_text(&mut head, header::CONTENT_TYPE, &value);
-            let length = multipart::length(&plan);
-            (StatusCode::PARTIAL_CONTENT, plan, length)
+            response::insert_text(&mut head, header::CONTENT_TYPE, value);
+            let length = multipart::length(&parts);
+            (StatusCode::PARTIAL_CONTENT, Plan::new(parts), length)
         }
     };
-    let cache_status = response::cache_status(freshness, presence_of(&readers, &plan));
+    let cache_status = response::cache_status(freshness, presence_of(&*object.readers, &plan));
     head.insert(CACHE_STATUS, server.cache_status(&cache_status));
     head.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
 
     let body = if request.method == Method::HEAD {
         EdgeBody::empty()
     } else {
-        let is_seek = matches!(plan.first(), Some(Part::Range(range)) if range.start > 0);
+        let is_seek = matches!(plan.parts().next(), Some(Part::Range(range)) if range.start > 0);
         let mut body = ObjectBody::new(
-            readers,
+            Arc::clone(&object.readers),
             plan,
             client.delivery.clone(),
             Arc::clone(&server.metrics),
@@ -328,9 +367,13 @@ async fn answer_object<O: OpenReader>(
     Ok(response)
 }
 
+fn one(range: ByteRange) -> Plan {
+    Plan::new([Part::Range(range)])
+}
+
 /// All is here only if all of each part is.
-fn presence_of<O: OpenReader>(readers: &O, plan: &[Part]) -> Presence {
-    let mut ranges = plan.iter().filter_map(|part| match part {
+fn presence_of<O: OpenReader>(readers: &O, plan: &Plan) -> Presence {
+    let mut ranges = plan.parts().filter_map(|part| match part {
         Part::Range(range) if !range.is_empty() => Some(readers.presence(*range)),
         _ => None,
     });
@@ -398,13 +441,20 @@ fn answer_negative<O: Objects>(
 }
 
 /// RFC 9112, 3.2: exactly one Host in HTTP/1.1, and one that can be a host; in HTTP/2 `:authority` does as well.
-fn check_host(request: &Parts) -> Result<(), Problem> {
+fn check_host<R>(memory: &Memory<R>, request: &Parts) -> Result<(), Problem> {
     let mut hosts = request.headers.get_all(header::HOST).iter();
     let valid = |host: &HeaderValue| {
+        if memory.is_known_host(host) {
+            return true;
+        }
         let bytes = host.as_bytes();
-        bytes.is_empty()
+        let valid = bytes.is_empty()
             || (!bytes.contains(&b'@')
-                && http::uri::Authority::try_from(bytes).is_ok_and(|host| has_valid_port(&host)))
+                && http::uri::Authority::try_from(bytes).is_ok_and(|host| has_valid_port(&host)));
+        if valid {
+            memory.remember_host(host);
+        }
+        valid
     };
     let ok = match (hosts.next(), hosts.next()) {
         (Some(host), None) => valid(host),
@@ -437,7 +487,7 @@ fn has_valid_port(authority: &http::uri::Authority) -> bool {
 fn check_signature<O: Objects>(
     server: &Server<O>,
     client: &Client,
-    path: &str,
+    path: impl FnOnce() -> String,
     query: String,
 ) -> Result<String, Problem> {
     let Some(keys) = &server.settings.signed_urls else {
@@ -446,7 +496,7 @@ fn check_signature<O: Objects>(
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |now| now.as_secs());
-    Ok(keys.with(|signer| signer.verify(path, &query, client.address, now))?)
+    Ok(keys.with(|signer| signer.verify(&path(), &query, client.address, now))?)
 }
 
 /// One `Range` line that makes sense; several are ignored, as it is no list field.

@@ -4,30 +4,34 @@
 //! Nobody reads through these slices: a page whose file was truncated, or whose disk fails, would be SIGBUS. Only
 //! [`super::sendfile_io`] is given them; TLS and HTTP/2 connections copy instead (`super::body::Delivery`).
 
-use std::sync::Arc;
+use std::{os::fd::BorrowedFd, sync::Arc};
 
 use bytes::Buf;
 use parking_lot::Mutex;
 
 use crate::store::{ChunkPin, EntryFile, Mapped};
 
-/// A mapped part of a chunk, and what keeps it there.
-pub struct MappedPiece {
-    mapped: Mapped,
-    // In the order of dropping: the mapping goes before the pin that keeps its chunk from being punched.
-    _pin: Option<ChunkPin>,
-    _file: Arc<EntryFile>,
-}
-
 /// The mapped pieces a connection's bodies have handed to hyper and hyper has not sent yet. The connection's task alone
 /// uses it, so its lock is never contended; hyper queues 16 buffers at most, so it is short.
 #[derive(Default)]
-pub struct Registry(Mutex<Vec<Arc<MappedPiece>>>);
+pub struct Registry(Mutex<Pieces>);
+
+#[derive(Default)]
+struct Pieces {
+    next_id: u64,
+    known: Vec<(u64, Mapped)>,
+}
 
 /// Where in which file a slice is.
 pub struct FilePart {
-    pub piece: Arc<MappedPiece>,
+    mapped: Mapped,
     pub offset: u64,
+}
+
+impl FilePart {
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.mapped.file()
+    }
 }
 
 impl Registry {
@@ -38,55 +42,65 @@ impl Registry {
         pin: Option<ChunkPin>,
         file: Arc<EntryFile>,
     ) -> MappedBuf {
-        let piece = Arc::new(MappedPiece {
+        let mut pieces = self.0.lock();
+        let id = pieces.next_id;
+        pieces.next_id += 1;
+        pieces.known.push((id, mapped.clone()));
+        drop(pieces);
+        MappedBuf {
+            id,
             mapped,
+            position: 0,
+            registry: Arc::clone(self),
             _pin: pin,
             _file: file,
-        });
-        self.0.lock().push(Arc::clone(&piece));
-        MappedBuf {
-            piece,
-            registry: Arc::clone(self),
-            position: 0,
         }
     }
 
     /// The file part a slice stands for; `None`: it is plain memory.
     #[must_use]
     pub fn find(&self, slice: &[u8]) -> Option<FilePart> {
-        let address = slice.as_ptr() as usize;
-        self.0.lock().iter().find_map(|piece| {
-            let offset = address.checked_sub(piece.mapped.as_ptr() as usize)?;
-            (offset < piece.mapped.len() && slice.len() <= piece.mapped.len() - offset).then(|| {
-                FilePart {
-                    piece: Arc::clone(piece),
-                    offset: piece.mapped.file_offset() + offset as u64,
-                }
+        let pieces = self.0.lock();
+        pieces.known.iter().find_map(|(_, mapped)| {
+            offset_in(mapped, slice).map(|offset| FilePart {
+                mapped: mapped.clone(),
+                offset: mapped.file_offset() + offset as u64,
             })
         })
     }
-}
 
-impl MappedPiece {
-    pub fn file(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.mapped.file()
+    /// The slice stands for a part of a file.
+    #[must_use]
+    pub fn holds(&self, slice: &[u8]) -> bool {
+        let pieces = self.0.lock();
+        let mut known = pieces.known.iter();
+        known.any(|(_, mapped)| offset_in(mapped, slice).is_some())
     }
 }
 
-/// A cursor over a mapped piece.
+fn offset_in(mapped: &Mapped, slice: &[u8]) -> Option<usize> {
+    let offset = (slice.as_ptr() as usize).checked_sub(mapped.as_ptr() as usize)?;
+    (offset < mapped.len() && slice.len() <= mapped.len() - offset).then_some(offset)
+}
+
+/// A cursor over a mapped part of a chunk, and what keeps it there.
 pub struct MappedBuf {
-    piece: Arc<MappedPiece>,
-    registry: Arc<Registry>,
+    id: u64,
+    // In the order of dropping: the mapping goes before the pin that keeps its chunk from being punched.
+    mapped: Mapped,
     position: usize,
+    registry: Arc<Registry>,
+    _pin: Option<ChunkPin>,
+    _file: Arc<EntryFile>,
 }
 
 impl Buf for MappedBuf {
     fn remaining(&self) -> usize {
-        self.piece.mapped.len() - self.position
+        self.mapped.len() - self.position
     }
 
     fn chunk(&self) -> &[u8] {
-        &self.piece.mapped.as_ref()[self.position..]
+        &self.mapped.as_ref()[self.position..]
     }
 
     fn advance(&mut self, count: usize) {
@@ -101,11 +115,8 @@ impl Buf for MappedBuf {
 impl Drop for MappedBuf {
     fn drop(&mut self) {
         let mut pieces = self.registry.0.lock();
-        if let Some(index) = pieces
-            .iter()
-            .position(|piece| Arc::ptr_eq(piece, &self.piece))
-        {
-            pieces.swap_remove(index);
+        if let Some(index) = pieces.known.iter().position(|(id, _)| *id == self.id) {
+            pieces.known.swap_remove(index);
         }
     }
 }

@@ -8,10 +8,11 @@ use std::{
 
 use http::{Method, StatusCode};
 use prometheus_client::{
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
+use super::histogram::DurationHistogram;
 use crate::serve::ports::ReadError;
 
 /// Where sent bytes came from.
@@ -78,8 +79,8 @@ pub struct Metrics {
     bytes: [Counter; SOURCES.len()],
     aborts: [Counter; ABORTS.len()],
     refusals: [Counter; REFUSALS.len()],
-    first_byte_seconds: Histogram,
-    seek_first_byte_seconds: Histogram,
+    first_byte_seconds: DurationHistogram,
+    seek_first_byte_seconds: DurationHistogram,
     stalls: Counter,
     stall_seconds: Counter<f64, std::sync::atomic::AtomicU64>,
     connections: Gauge,
@@ -96,13 +97,13 @@ impl Metrics {
             "Requests by method and class of status",
             requests.clone(),
         );
-        let first_byte_seconds = Histogram::new(FIRST_BYTE_SECONDS);
+        let first_byte_seconds = DurationHistogram::new(&FIRST_BYTE_SECONDS);
         registry.register(
             "http_first_byte_seconds",
             "From the request's head to the first byte of the object being at hand",
             first_byte_seconds.clone(),
         );
-        let seek_first_byte_seconds = Histogram::new(FIRST_BYTE_SECONDS);
+        let seek_first_byte_seconds = DurationHistogram::new(&FIRST_BYTE_SECONDS);
         registry.register(
             "http_seek_first_byte_seconds",
             "The same, of requests that begin within the object",
@@ -227,7 +228,7 @@ impl Metrics {
 
     /// `is_seek`: the request begins within the object, not at its first byte.
     pub fn observe_first_byte(&self, since: Instant, is_seek: bool) {
-        let took = since.elapsed().as_secs_f64();
+        let took = since.elapsed();
         self.first_byte_seconds.observe(took);
         if is_seek {
             self.seek_first_byte_seconds.observe(took);

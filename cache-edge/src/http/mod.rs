@@ -11,8 +11,10 @@ pub mod connection;
 pub mod cors;
 mod edge_body;
 pub mod handler;
+mod histogram;
 pub mod limits;
 mod mapped;
+mod memory;
 pub mod metrics;
 mod multipart;
 pub mod problem;
@@ -25,7 +27,7 @@ mod socket;
 mod syscalls;
 
 pub use self::{
-    body::{BodyData, Delivery, ObjectBody, Part},
+    body::{BodyData, Delivery, ObjectBody, Part, Plan},
     connection::{Client, Timeouts},
     cors::Cors,
     edge_body::EdgeBody,

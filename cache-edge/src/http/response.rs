@@ -36,25 +36,62 @@ pub fn validators(entry: &v1::Entry) -> Validators<'_> {
     }
 }
 
-/// Validators, freshness and `Accept-Ranges`: what a 200, 206, 304, 412 and 416 have in common.
-pub fn describe(headers: &mut HeaderMap, entry: &v1::Entry, age_seconds: u64, cache_control: &str) {
-    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    insert_text(headers, header::ETAG, &entry.etag);
-    insert_text(headers, header::LAST_MODIFIED, &entry.last_modified);
-    headers.insert(header::AGE, HeaderValue::from(age_seconds));
-    insert_text(headers, header::CACHE_CONTROL, cache_control);
-    // What this entry was selected by. What the origin varies on beyond that is the same in all requests it gets from here.
-    if let Some(key) = &entry.key {
-        let names: Vec<String> = freshness::variant_headers(&key.variant)
+/// Validators, freshness and `Accept-Ranges`: what a 200, 206, 304, 412 and 416 have in common. Made once an object.
+pub struct Described {
+    fields: Vec<(HeaderName, HeaderValue)>,
+    content_type: HeaderValue,
+}
+
+impl Described {
+    #[must_use]
+    pub fn of(entry: &v1::Entry, cache_control: &str) -> Self {
+        // What this entry was selected by. What the origin varies on beyond that is the same in all requests it gets from here.
+        let key = entry.key.as_ref();
+        let vary: Vec<String> = key
+            .into_iter()
+            .flat_map(|key| freshness::variant_headers(&key.variant))
             .map(|(name, _)| name)
             .collect();
-        insert_text(headers, header::VARY, &names.join(", "));
+        let fields = [
+            (header::ACCEPT_RANGES, "bytes"),
+            (header::ETAG, &entry.etag),
+            (header::LAST_MODIFIED, &entry.last_modified),
+            (header::CACHE_CONTROL, cache_control),
+            (header::VARY, &vary.join(", ")),
+        ];
+        let fields = fields
+            .into_iter()
+            .filter_map(|(name, text)| Some((name, value(text)?)))
+            .collect();
+        Self {
+            fields,
+            content_type: value(content_type(entry))
+                .unwrap_or(HeaderValue::from_static(UNKNOWN_TYPE)),
+        }
+    }
+
+    pub fn insert(&self, headers: &mut HeaderMap, age_seconds: u64) {
+        for (name, value) in &self.fields {
+            headers.insert(name.clone(), value.clone());
+        }
+        headers.insert(header::AGE, HeaderValue::from(age_seconds));
+    }
+
+    /// The object's own.
+    #[must_use]
+    pub fn content_type(&self) -> HeaderValue {
+        self.content_type.clone()
     }
 }
 
-/// Inserts what the origin once sent, if it sent it and it is still a field value.
-pub fn insert_text(headers: &mut HeaderMap, name: HeaderName, text: &str) {
-    if let Some(Ok(value)) = non_empty(text).map(HeaderValue::from_str) {
+/// What the origin once sent, if it sent it and it is still a field value.
+fn value(text: &str) -> Option<HeaderValue> {
+    non_empty(text).and_then(|text| HeaderValue::from_str(text).ok())
+}
+
+/// Inserts a text made here.
+pub fn insert_text(headers: &mut HeaderMap, name: HeaderName, text: String) {
+    if let Ok(value) = HeaderValue::try_from(text) {
         headers.insert(name, value);
     }
 }

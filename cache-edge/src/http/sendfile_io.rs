@@ -17,7 +17,11 @@ use hyper_util::rt::TokioIo;
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 use tokio::{io::Interest, net::TcpStream};
 
-use super::{connection::Activity, mapped::Registry, metrics::Metrics};
+use super::{
+    connection::Activity,
+    mapped::{FilePart, Registry},
+    metrics::Metrics,
+};
 
 /// Plain slices given to one `sendmsg`; hyper queues 16 buffers of up to three slices.
 const MAX_PLAIN_SLICES: usize = 64;
@@ -60,7 +64,7 @@ impl SendfileIo {
                 let length = slices[index].len();
                 let mut offset = part.offset;
                 let end = part.offset + length as u64;
-                let outcome = send_file_part(socket, &part.piece, &mut offset, end);
+                let outcome = send_file_part(socket, &part, &mut offset, end);
                 let moved = offset - part.offset;
                 self.metrics.count_sendfile(moved);
                 *sent += moved as usize;
@@ -72,7 +76,7 @@ impl SendfileIo {
             let plain = rest
                 .iter()
                 .take(MAX_PLAIN_SLICES)
-                .take_while(|slice| slice.is_empty() || self.registry.find(slice).is_none())
+                .take_while(|slice| slice.is_empty() || !self.registry.holds(slice))
                 .count();
             let mut flags = SendFlags::NOSIGNAL;
             if plain < rest.len() {
@@ -99,13 +103,13 @@ impl SendfileIo {
 /// Sends `[offset, end)` of the file until done or the socket is full; `offset` says how far it came.
 fn send_file_part(
     socket: &TcpStream,
-    piece: &super::mapped::MappedPiece,
+    part: &FilePart,
     offset: &mut u64,
     end: u64,
 ) -> io::Result<()> {
     while *offset < end {
         let wanted = usize::try_from(end - *offset).unwrap_or(usize::MAX);
-        match rustix::fs::sendfile(socket, piece.file(), Some(offset), wanted) {
+        match rustix::fs::sendfile(socket, part.file(), Some(offset), wanted) {
             // The file is shorter than its entry says. Nothing may be made up.
             Ok(0) => {
                 return Err(io::Error::new(

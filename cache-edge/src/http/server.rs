@@ -19,6 +19,7 @@ use super::{
     handler::{self, PeerHandler},
     limits::{Admission, Connections, Limits, RateLimiter},
     mapped::Registry,
+    memory::Memory,
     metrics::{Metrics, Refusal},
     progress_io::ProgressIo,
     sendfile_io::SendfileIo,
@@ -127,9 +128,9 @@ impl<O: Objects> Server<O> {
             match accepted {
                 Ok((stream, address)) => {
                     if let Some(admission) = self.admit(&stream, address, tasks.len()) {
-                        let connection =
-                            Arc::clone(&self).connection(stream, address, shutdown.clone());
-                        let cut = cut.clone();
+                        // Tokens of its own: waiting on a shared one locks it at each turn of the connection.
+                        let (shutdown, cut) = (shutdown.child_token(), cut.child_token());
+                        let connection = Arc::clone(&self).connection(stream, address, shutdown);
                         tasks.spawn(async move {
                             tokio::select! {
                                 () = cut.cancelled() => {}
@@ -235,8 +236,10 @@ impl<O: Objects> Server<O> {
         I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
         let builder = self.protocols();
+        let memory = Arc::new(Memory::new());
         let service = service_fn(|request: Request<Incoming>| {
             let server = Arc::clone(&self);
+            let memory = Arc::clone(&memory);
             let active = activity.request_begun();
             let delivery = match &registry {
                 Some(registry) if request.version() < http::Version::HTTP_2 => {
@@ -250,12 +253,13 @@ impl<O: Objects> Server<O> {
                     delivery,
                 };
                 // The body is dropped unread: hyper takes what little is there already, or closes.
-                let (parts, _) = request.into_parts();
-                let mut response = handler::handle(&*server, &client, &parts).await;
+                let (mut parts, _) = request.into_parts();
+                let mut response = handler::handle(&*server, &client, &memory, &parts).await;
                 let guard = server
                     .metrics
                     .request_answered(&parts.method, response.status());
                 response.body_mut().watch(guard, active);
+                memory.recycle(std::mem::take(&mut parts.headers));
                 Ok::<_, Infallible>(response)
             }
         });
@@ -290,7 +294,9 @@ impl<O: Objects> Server<O> {
             .timer(TokioTimer::new())
             // Also bounds what hyper queues for writing; a piece is taken whole whatever it says.
             .max_buf_size(limits.request_head_bytes)
-            .header_read_timeout(timeouts.request_head.max(timeouts.keep_alive));
+            // The connection's watchdog sees to slow heads too; a timer of hyper's would be made and unmade for each
+            // request, under the lock of all timers.
+            .header_read_timeout(None);
         builder
             .http2()
             .timer(TokioTimer::new())

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
 };
 
@@ -152,12 +152,18 @@ fn climbs_when_decoded(path: &str) -> bool {
 
 /// All sources. Reading is lock-free; a change replaces the whole map.
 #[derive(Default)]
-pub struct Catalogue(ArcSwap<HashMap<String, Arc<Source>>>);
+pub struct Catalogue(ArcSwap<HashMap<String, Arc<Source>>>, AtomicU64);
 
 impl Catalogue {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Arc<Source>> {
         self.0.load().get(name).cloned()
+    }
+
+    /// How often it was replaced. Read before a look-up: while it stays the same, so does what was found.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.1.load(Ordering::Acquire)
     }
 
     #[must_use]
@@ -200,6 +206,7 @@ impl Catalogue {
             }
         }
         self.0.store(Arc::new(map));
+        self.1.fetch_add(1, Ordering::Release);
         bad
     }
 }

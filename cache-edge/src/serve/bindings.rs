@@ -4,7 +4,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use chunkcache_proto::{EntryId, identity::belongs_to, v1};
@@ -40,6 +43,8 @@ pub struct Bindings {
     /// Taken before every other lock, and before that of the session: what is found, and told, is found and told before an
     /// invalidation or after it.
     invalidated: Mutex<Invalidated>,
+    /// Counted up after each change, so that who looked something up need not look again while it stands.
+    changes: AtomicU64,
 }
 
 /// A moment in the order of invalidations.
@@ -101,6 +106,7 @@ impl Bindings {
             negative: Mutex::default(),
             unstorable: Mutex::default(),
             invalidated: Mutex::default(),
+            changes: AtomicU64::new(0),
             store,
         };
         for (key, value) in bindings.store.notes() {
@@ -111,6 +117,16 @@ impl Bindings {
             }
         }
         bindings
+    }
+
+    /// To be read before a look-up: while it stays the same, so does what was found.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
     }
 
     #[must_use]
@@ -187,6 +203,8 @@ impl Bindings {
             self.store.put_note(&note_key(&victim), None);
         }
         map.insert(id, bound.clone());
+        drop(map);
+        self.changed();
         Some(bound)
     }
 
@@ -198,6 +216,7 @@ impl Bindings {
         }
         self.negative.lock().remove(&id);
         self.unstorable.lock().remove(&id);
+        self.changed();
     }
 
     /// All variants of the key, and all keys that point to one of the entries.
@@ -244,6 +263,7 @@ impl Bindings {
     /// The origin has no such object, until then.
     pub fn set_negative(&self, key: &v1::Key, status: u16, until_ms: i64) {
         insert_bounded(&mut self.negative.lock(), key_id(key), (status, until_ms));
+        self.changed();
     }
 
     #[must_use]
@@ -258,6 +278,7 @@ impl Bindings {
             key_id(key),
             (why, now_ms + UNSTORABLE_MS),
         );
+        self.changed();
     }
 
     #[must_use]

@@ -19,7 +19,9 @@ use super::{
     bindings::{Bindings, Bound, key_id},
     directory::Directory,
     pass_through,
-    ports::{Freshness, Object, ObjectName, ObjectRequest, Objects, Resolution, ServeError},
+    ports::{
+        Freshness, Object, ObjectName, ObjectRequest, Objects, Resolution, ServeError, Standing,
+    },
     probe::{self, Found},
     revalidate,
 };
@@ -56,6 +58,33 @@ pub struct Parts {
     pub chunk_wait_timeout: Duration,
     /// What a probe fetches beyond the chunk asked for.
     pub lookahead_chunks: u32,
+}
+
+/// Counters of what a resolution looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    bindings: u64,
+    sources: u64,
+    flights: u64,
+}
+
+/// A fresh binding that no header of a request selects.
+struct StandingBinding {
+    objects: EdgeObjects,
+    bound: Arc<Bound>,
+    file: Arc<EntryFile>,
+    seen: Seen,
+}
+
+impl Standing for StandingBinding {
+    fn age_seconds(&self) -> Option<u64> {
+        let now = now_ms();
+        let stands = self.objects.seen() == self.seen
+            && freshness::judge(&self.bound.freshness, now) == Verdict::Fresh
+            && !self.file.is_removed()
+            && !self.objects.parts().demand.has(MAX_READERS);
+        stands.then(|| freshness::age_seconds(&self.bound.freshness, now))
+    }
 }
 
 type Pending = watch::Receiver<Option<Result<Found, ServeError>>>;
@@ -100,14 +129,16 @@ impl EdgeObjects {
             .map_err(|error| internal(&error))
     }
 
+    /// `seen`: before the binding was looked up; none: the next request has to be resolved again.
     fn object(
         &self,
-        bound: &Bound,
+        bound: &Arc<Bound>,
         freshness: Freshness,
+        seen: Option<Seen>,
     ) -> Result<Resolution<ReaderFactory>, ServeError> {
         let file = self.entry_file(&bound.entry)?;
         let parts = self.parts();
-        if parts.demand.len() >= MAX_READERS {
+        if parts.demand.has(MAX_READERS) {
             let all = file.geometry().chunk_count();
             if file.first_missing(0, all).is_some() {
                 return Err(ServeError::Overloaded("readers wait for bytes"));
@@ -121,7 +152,16 @@ impl EdgeObjects {
             chunk_wait_timeout: parts.chunk_wait_timeout,
         };
         let age_seconds = freshness::age_seconds(&bound.freshness, now_ms());
+        let standing = seen.filter(|_| freshness == Freshness::Fresh).map(|seen| {
+            Box::new(StandingBinding {
+                objects: self.clone(),
+                bound: bound.clone(),
+                file: file.clone(),
+                seen,
+            }) as Box<dyn Standing>
+        });
         Ok(Resolution::Object(Object {
+            standing,
             entry: file,
             age_seconds,
             freshness,
@@ -136,6 +176,7 @@ impl EdgeObjects {
         key: v1::Key,
     ) -> Result<Resolution<ReaderFactory>, ServeError> {
         let parts = self.parts();
+        let seen = self.seen();
         let source = parts
             .catalogue
             .get(&key.source)
@@ -152,7 +193,9 @@ impl EdgeObjects {
         if request.past_the_cache {
             return self.pass(&source, &key, request, "changing").await;
         }
-        let key = self.with_variant(&source, key, request);
+        let (key, varies) = self.with_variant(&source, key, request);
+        // Then the next request's headers may select something else.
+        let by_headers = varies || source.config.forward_credentials;
         let now = now_ms();
         if let Some(status) = parts.bindings.negative(&key, now) {
             return negative(status, true);
@@ -172,16 +215,33 @@ impl EdgeObjects {
                 self.pass_compared(&source, &key, request, "record", Some((file, counters)))
                     .await
             }
-            Found::Object(bound, freshness) => self.object(&bound, freshness),
+            Found::Object(bound, freshness) => {
+                self.object(&bound, freshness, (!by_headers).then_some(seen))
+            }
             Found::Negative(status) => negative(status, false),
             Found::Unstorable(why) => self.pass(&source, &key, request, why).await,
         }
     }
 
-    fn with_variant(&self, source: &Source, key: v1::Key, request: &ObjectRequest) -> v1::Key {
+    fn seen(&self) -> Seen {
+        let parts = self.parts();
+        Seen {
+            bindings: parts.bindings.changes(),
+            sources: parts.catalogue.changes(),
+            flights: parts.flights.changes(),
+        }
+    }
+
+    /// And whether the request's headers select anything.
+    fn with_variant(
+        &self,
+        source: &Source,
+        key: v1::Key,
+        request: &ObjectRequest,
+    ) -> (v1::Key, bool) {
         let vary = self.parts().bindings.vary(&key);
         if vary.is_empty() {
-            return key;
+            return (key, false);
         }
         let value = |name: &str| {
             request
@@ -189,10 +249,11 @@ impl EdgeObjects {
                 .get(name)
                 .and_then(|value| value.to_str().ok())
         };
-        v1::Key {
+        let key = v1::Key {
             variant: freshness::variant(&vary, &source.config.forward_headers, value),
             ..key
-        }
+        };
+        (key, true)
     }
 
     /// A known binding: fresh, confirmed by the origin, or stale under the policy.
@@ -486,7 +547,7 @@ impl Objects for EdgeObjects {
 
     async fn resolve(
         &self,
-        request: ObjectRequest,
+        request: &ObjectRequest,
     ) -> Result<Resolution<ReaderFactory>, ServeError> {
         match request.name.clone() {
             ObjectName::Key {
@@ -495,7 +556,7 @@ impl Objects for EdgeObjects {
                 query,
             } => {
                 self.by_key(
-                    &request,
+                    request,
                     v1::Key {
                         source,
                         path,
@@ -530,7 +591,7 @@ impl Objects for EdgeObjects {
                         }
                     }
                 };
-                self.object(&bound, Freshness::Fresh)
+                self.object(&Arc::new(bound), Freshness::Fresh, None)
             }
         }
     }

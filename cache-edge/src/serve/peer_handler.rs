@@ -9,7 +9,7 @@ use super::objects::EdgeObjects;
 use crate::{
     availability::{DemandRegistry, ReaderFactory},
     core::range::{self, Selection},
-    http::{Client, EdgeBody, Metrics, ObjectBody, Part, PeerHandler, problem::Problem},
+    http::{Client, EdgeBody, Metrics, ObjectBody, Part, PeerHandler, Plan, problem::Problem},
     origin::{
         downloads::Coverage,
         peer::{CHECKSUMS, MISMATCH, PEER_PREFIX, PeerKeys},
@@ -106,7 +106,7 @@ impl Peers {
         };
         let mut body = ObjectBody::new(
             readers,
-            [Part::Range(range)],
+            Plan::new([Part::Range(range)]),
             client.delivery.clone(),
             self.metrics.clone(),
         )

@@ -76,6 +76,14 @@ pub struct Object<R> {
     pub cache_control: String,
     /// Opens a reader over a range of it. Dropping the reader withdraws its demand.
     pub readers: R,
+    /// By which the same target on the same connection need not be resolved again; none: it has to be.
+    pub standing: Option<Box<dyn Standing>>,
+}
+
+/// Whether what a target was resolved to is what it would be resolved to now, whatever the request's headers say.
+pub trait Standing: Send + Sync + 'static {
+    /// Its `Age` in seconds if so. Takes no lock: it is asked at each hit.
+    fn age_seconds(&self) -> Option<u64>;
 }
 
 /// How the binding of key and entry was confirmed.
@@ -101,6 +109,18 @@ pub trait OpenReader: Send + Sync + 'static {
     fn open(&self, range: ByteRange) -> Self::Reader;
     /// All of the range is present now (for `Cache-Status: hit` against `fwd=partial`).
     fn presence(&self, range: ByteRange) -> Presence;
+}
+
+impl<O: OpenReader> OpenReader for Arc<O> {
+    type Reader = O::Reader;
+
+    fn open(&self, range: ByteRange) -> O::Reader {
+        (**self).open(range)
+    }
+
+    fn presence(&self, range: ByteRange) -> Presence {
+        (**self).presence(range)
+    }
 }
 
 /// How much of a range is here.
@@ -195,6 +215,6 @@ pub trait Objects: Send + Sync + 'static {
     type Open: OpenReader;
     fn resolve(
         &self,
-        request: ObjectRequest,
+        request: &ObjectRequest,
     ) -> impl Future<Output = Result<Resolution<Self::Open>, ServeError>> + Send;
 }

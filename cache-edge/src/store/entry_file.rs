@@ -298,10 +298,10 @@ impl EntryFile {
             .is_ok_and(|file| residency::is_resident(&*file.file, range))
     }
 
-    /// Asks the kernel to read ahead. Blocking.
-    pub fn read_ahead(&self, range: ByteRange) {
+    /// Reads the range into the page cache. Blocking.
+    pub fn bring_in(&self, range: ByteRange) {
         if let Ok(file) = self.open_file(Open::Existing) {
-            residency::read_ahead(&*file.file, range);
+            residency::bring_in(&*file.file, range);
         }
     }
 
@@ -351,7 +351,9 @@ impl EntryFile {
         forgotten
     }
 
-    pub(super) fn is_removed(&self) -> bool {
+    /// Its records are gone; it goes on being read by who holds it.
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Acquire)
     }
 

@@ -69,6 +69,7 @@ impl Drop for Window {
 }
 
 /// A mapped range and the file it maps, for an I/O object that sends it with sendfile.
+#[derive(Clone)]
 pub struct Mapped {
     window: Arc<Window>,
     range: ByteRange,

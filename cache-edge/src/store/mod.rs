@@ -14,6 +14,7 @@
 //!
 //! May not know of HTTP, gRPC, origins, or who asks; it is told what to keep and proposes what to drop.
 
+mod cachestat;
 mod catalog;
 mod commit;
 mod directory;

@@ -8,18 +8,25 @@ use rustix::{
     io::{Errno, ReadWriteFlags},
 };
 
-use super::disk::DiskFile;
+use super::{cachestat::cached_pages, disk::DiskFile};
 
-/// Pages probed in a range. The kernel reads ahead and evicts in larger units than a page, so a few tell.
+/// Read at a time to bring a range into memory.
+const BRING_IN_BYTES: u64 = 256 << 10;
+
+/// Where the kernel does not count: pages probed in a range. The kernel reads ahead and evicts in larger units than a page, so a few tell.
 const PROBES: u64 = 4;
 
-/// Reads a byte here and there without waiting.
+/// Asks the kernel, or reads a byte here and there without waiting.
 pub(super) fn is_resident(file: &dyn DiskFile, range: ByteRange) -> bool {
     let Some(fd) = file.fd() else { return true };
     if range.is_empty() {
         return true;
     }
     let last = range.end - 1;
+    if let Some(cached) = cached_pages(fd, range) {
+        let page = rustix::param::page_size() as u64;
+        return cached > last / page - range.start / page;
+    }
     let step = (range.len() / PROBES).max(1);
     let offsets = (0..PROBES)
         .map(|i| (range.start + i * step).min(last))
@@ -41,9 +48,19 @@ pub(super) fn is_resident(file: &dyn DiskFile, range: ByteRange) -> bool {
     true
 }
 
-/// Begins to read the range into memory. May block while requests are queued.
-pub(super) fn read_ahead(file: &dyn DiskFile, range: ByteRange) {
+/// Reads the range into memory. Blocking, until it is there or can not be read; whoever sends it then learns why.
+pub(super) fn bring_in(file: &dyn DiskFile, range: ByteRange) {
+    // All of it at once, then what has arrived.
     advise(file, range, Advice::WillNeed);
+    let mut scratch = vec![0; range.len().min(BRING_IN_BYTES) as usize];
+    let mut at = range.start;
+    while at < range.end {
+        let wanted = (range.end - at).min(BRING_IN_BYTES) as usize;
+        match file.read_at(&mut scratch[..wanted], at) {
+            Ok(0) | Err(_) => return,
+            Ok(read) => at += read as u64,
+        }
+    }
 }
 
 /// The pages will not be wanted soon.

@@ -154,8 +154,8 @@ pub struct TestObjects(Mutex<HashMap<String, TestObject>>);
 impl Objects for TestObjects {
     type Open = TestObject;
 
-    async fn resolve(&self, request: ObjectRequest) -> Result<Resolution<TestObject>, ServeError> {
-        let path = match request.name {
+    async fn resolve(&self, request: &ObjectRequest) -> Result<Resolution<TestObject>, ServeError> {
+        let path = match request.name.clone() {
             ObjectName::Key { path, .. } => path,
             ObjectName::Entry(id) => return Err(ServeError::UnknownEntry(id)),
         };
@@ -212,6 +212,7 @@ impl Objects for TestObjects {
             return Err(ServeError::UnknownSource(path));
         };
         Ok(Resolution::Object(Object {
+            standing: None,
             entry: Arc::clone(&object.entry),
             age_seconds: 7,
             freshness: object.freshness,

@@ -1,37 +1,36 @@
-//! The load generator of `tests/bench`: keep-alive connections that ask for random ranges of one file, read
-//! 256 KiB at a time, and compare every byte with the file.
-//!
-//! wrk reads 8 KiB at a time and, at several GB/s, mostly measures itself. Prints one JSON object.
+//! The load generator of `tests/bench`: keep-alive connections that ask for random ranges, or whole files, and compare
+//! every byte. Prints one JSON object.
 
 use std::{
-    collections::HashMap,
-    io::{self, ErrorKind},
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use rand::{RngExt, SeedableRng, rngs::SmallRng};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+use chunkcache_tests::load::{
+    Arguments, Asked, Client, Connection, Content, Until, cpu_seconds, percentile, resident_bytes,
 };
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-const READ_SIZE: usize = 256 << 10;
-const HEAD_LIMIT: usize = 16 << 10;
-/// No answer for so long counts as an error and ends the connection.
-const STALL_LIMIT: Duration = Duration::from_secs(30);
+/// How often the memory of the servers is looked at; none of them changes faster.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
+/// Of one connection; a server that fails is not hammered.
+const MAX_ERRORS: u64 = 20;
 
 struct Options {
-    address: SocketAddr,
+    client: Client,
     /// Request targets; one is drawn for each request.
     targets: Vec<String>,
-    content: Arc<Vec<u8>>,
-    connections: usize,
+    content: Content,
+    connections: u64,
+    /// Opened before and held meanwhile, after a small request each.
+    idle: u64,
     duration: Duration,
+    /// 0: the whole object, without a range.
     range_bytes: u64,
     aligned: bool,
+    /// Ranges are drawn from so many bytes at the object's start.
+    within: u64,
     requests_per_connection: u64,
     pids: Vec<u32>,
     seed: u64,
@@ -59,64 +58,36 @@ fn main() -> Result<()> {
 }
 
 fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
-    let mut given: HashMap<String, String> = HashMap::new();
-    for argument in arguments {
-        let (name, value) = argument
-            .strip_prefix("--")
-            .and_then(|rest| rest.split_once('='))
-            .with_context(|| format!("{argument}: expected --name=value"))?;
-        given.insert(name.to_owned(), value.to_owned());
-    }
-    let mut take = |name: &str, default: Option<&str>| {
-        given
-            .remove(name)
-            .or(default.map(str::to_owned))
-            .with_context(|| format!("--{name}= is missing"))
-    };
+    let mut given = Arguments::new(arguments)?;
+    let content = Content::parse(&given.text("content", None)?)?;
+    let within: u64 = given.value("within", Some("0"))?;
     let options = Options {
-        address: take("address", None)?
-            .parse()
-            .context("--address: expected IP:PORT")?,
-        targets: take("targets", None)?
-            .split(',')
-            .map(str::to_owned)
-            .collect(),
-        content: Arc::new(std::fs::read(take("content", None)?).context("--content")?),
-        connections: take("connections", Some("16"))?
-            .parse()
-            .context("--connections")?,
-        duration: Duration::from_secs_f64(
-            take("seconds", Some("3"))?.parse().context("--seconds")?,
-        ),
-        range_bytes: take("range", Some("2097152"))?
-            .parse()
-            .context("--range: bytes")?,
-        aligned: take("aligned", Some("true"))?
-            .parse()
-            .context("--aligned")?,
-        requests_per_connection: take("requests", Some("0"))?.parse().context("--requests")?,
-        pids: take("pids", Some(""))?
-            .split(',')
-            .filter(|p| !p.is_empty())
-            .map(str::parse)
-            .collect::<Result<_, _>>()
-            .context("--pids")?,
-        seed: take("seed", Some("1"))?.parse().context("--seed")?,
+        client: Client::new(
+            given.value("address", None)?,
+            given.value("tls", Some("false"))?,
+        )?,
+        targets: given.list("targets")?,
+        connections: given.value("connections", Some("16"))?,
+        idle: given.value("idle", Some("0"))?,
+        duration: Duration::from_secs_f64(given.value("seconds", Some("3"))?),
+        range_bytes: given.value("range", Some("2097152"))?,
+        aligned: given.value("aligned", Some("true"))?,
+        within: if within == 0 { content.size() } else { within },
+        requests_per_connection: given.value("requests", Some("0"))?,
+        pids: given.list("pids")?,
+        seed: given.value("seed", Some("1"))?,
+        content,
     };
-    if let Some(name) = given.keys().next() {
-        bail!("--{name}: no such option");
+    given.end()?;
+    if options.targets.is_empty() {
+        bail!("--targets= is missing");
     }
-    if !options.address.ip().is_loopback() {
+    if options.within > options.content.size() || options.range_bytes > options.within {
         bail!(
-            "--address {}: this generator only loads loopback addresses",
-            options.address
-        );
-    }
-    if options.range_bytes == 0 || options.range_bytes > options.content.len() as u64 {
-        bail!(
-            "--range {}: expected 1 to the content's {} bytes",
+            "--range={} --within={}: expected no more than the content's {} bytes",
             options.range_bytes,
-            options.content.len()
+            options.within,
+            options.content.size()
         );
     }
     Ok(options)
@@ -124,11 +95,29 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
 
 async fn run(options: Options) -> Result<()> {
     let options = Arc::new(options);
+    let at_first = resident_bytes(&options.pids);
+    let (held, refused) = hold_idle(&options).await;
+    let resident_idle = resident_bytes(&options.pids);
+    // Connecting is not measured.
+    let mut opened = Vec::new();
+    for number in 0..options.connections {
+        opened.push(options.client.connect(number).await.ok());
+    }
     let cpu_before = cpu_seconds(&options.pids);
     let start = Instant::now();
-    let workers: Vec<_> = (0..options.connections)
-        .map(|number| tokio::spawn(connection(Arc::clone(&options), number as u64, start)))
+    let workers: Vec<_> = (0..)
+        .zip(opened)
+        .map(|(number, open)| tokio::spawn(connection(Arc::clone(&options), number, open, start)))
         .collect();
+    let sampled = Arc::clone(&options);
+    let sampler = tokio::spawn(async move {
+        let mut most = 0;
+        while start.elapsed() < sampled.duration {
+            most = resident_bytes(&sampled.pids).max(most);
+            tokio::time::sleep(SAMPLE_INTERVAL).await;
+        }
+        most
+    });
     let mut total = Tally::default();
     for worker in workers {
         let tally = worker.await.context("a connection's task")?;
@@ -142,6 +131,12 @@ async fn run(options: Options) -> Result<()> {
     }
     let seconds = start.elapsed().as_secs_f64();
     let cpu = cpu_seconds(&options.pids) - cpu_before;
+    let most = if sampler.is_finished() {
+        sampler.await?
+    } else {
+        sampler.abort();
+        0
+    };
     total.first_byte_us.sort_unstable();
     total.whole_us.sort_unstable();
     let gigabytes = total.bytes as f64 / 1e9;
@@ -160,46 +155,62 @@ async fn run(options: Options) -> Result<()> {
             "server_cpu_seconds_per_gigabyte": if gigabytes > 0.0 { cpu / gigabytes } else { 0.0 },
             "first_byte_ms": { "p50": percentile(&total.first_byte_us, 0.5), "p99": percentile(&total.first_byte_us, 0.99) },
             "whole_ms": { "p50": percentile(&total.whole_us, 0.5), "p99": percentile(&total.whole_us, 0.99) },
+            "resident_bytes": {
+                "at_first": at_first, "idle": resident_idle, "most": most.max(resident_bytes(&options.pids)),
+            },
+            "idle": { "held": held.len(), "refused": refused },
         })
     );
     Ok(())
 }
 
-/// One keep-alive connection until the time is over; a broken one is opened again.
-async fn connection(options: Arc<Options>, number: u64, start: Instant) -> Tally {
-    let mut random =
-        SmallRng::seed_from_u64(options.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ number);
-    let mut tally = Tally::default();
-    let mut buffer = vec![0_u8; READ_SIZE];
-    let limit = if options.requests_per_connection == 0 {
-        u64::MAX
-    } else {
-        options.requests_per_connection
-    };
-    while start.elapsed() < options.duration && tally.requests < limit && tally.errors < 100 {
-        let result = async {
-            let mut stream = TcpStream::connect(options.address).await?;
-            stream.set_nodelay(true)?;
-            while start.elapsed() < options.duration && tally.requests < limit {
-                let target = &options.targets[random.random_range(0..options.targets.len())];
-                let range = draw(&options, &mut random);
-                let one = request(
-                    &mut stream,
-                    &options,
-                    target,
-                    range,
-                    &mut buffer,
-                    &mut tally,
-                );
-                tokio::time::timeout(STALL_LIMIT, one)
-                    .await
-                    .map_err(|_| io::Error::from(ErrorKind::TimedOut))??;
-                tally.requests += 1;
-            }
-            Ok::<(), io::Error>(())
+/// Connections that made one small request and wait for the next.
+async fn hold_idle(options: &Options) -> (Vec<Connection>, u64) {
+    let (mut held, mut refused) = (Vec::new(), 0);
+    for number in 0..options.idle {
+        let asked = Asked {
+            target: &options.targets[0],
+            range: Some((0, 1)),
+            content: &options.content,
+        };
+        // Beyond the numbers of those that are loaded.
+        let one = async {
+            let mut connection = options.client.connect(options.connections + number).await?;
+            connection.get(asked, Until::End).await?;
+            connection.forget_buffer();
+            Ok::<_, std::io::Error>(connection)
+        };
+        match one.await {
+            Ok(connection) => held.push(connection),
+            Err(_) => refused += 1,
         }
-        .await;
-        if let Err(error) = result {
+    }
+    (held, refused)
+}
+
+/// One keep-alive connection until the time is over; a broken one is opened again.
+async fn connection(
+    options: Arc<Options>,
+    number: u64,
+    mut open: Option<Connection>,
+    start: Instant,
+) -> Tally {
+    let seed = options.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ number;
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut tally = Tally::default();
+    let (limit, end) = match options.requests_per_connection {
+        0 => (u64::MAX, start + options.duration),
+        count => (count, start + Duration::from_secs(300)),
+    };
+    while Instant::now() < end && tally.requests < limit && tally.errors < MAX_ERRORS {
+        let turn = async {
+            let connection = match open.take() {
+                Some(open) => open,
+                None => options.client.connect(number).await?,
+            };
+            converse(connection, &options, end, limit, &mut random, &mut tally).await
+        };
+        if let Err(error) = turn.await {
             tally.errors += 1;
             tally.first_error.get_or_insert_with(|| error.to_string());
         }
@@ -207,108 +218,46 @@ async fn connection(options: Arc<Options>, number: u64, start: Instant) -> Tally
     tally
 }
 
-fn draw(options: &Options, random: &mut SmallRng) -> (u64, u64) {
-    let size = options.content.len() as u64;
-    let last = size - options.range_bytes;
-    let start = random.random_range(0..=last);
+async fn converse(
+    mut connection: Connection,
+    options: &Options,
+    end: Instant,
+    limit: u64,
+    random: &mut SmallRng,
+    tally: &mut Tally,
+) -> std::io::Result<()> {
+    let micros = |duration: Duration| u32::try_from(duration.as_micros()).unwrap_or(u32::MAX);
+    while Instant::now() < end && tally.requests < limit {
+        let asked = Asked {
+            target: &options.targets[random.random_range(0..options.targets.len())],
+            range: draw(options, random),
+            content: &options.content,
+        };
+        let timing = connection.get(asked, Until::Time(end)).await?;
+        tally.bytes += timing.bytes;
+        tally.wrong_bytes += timing.wrong_bytes;
+        if timing.bytes > 0 {
+            tally.first_byte_us.push(micros(timing.first_byte));
+        }
+        if !timing.ended {
+            // The time is over; what is left of many slow answers is not waited for.
+            return Ok(());
+        }
+        tally.requests += 1;
+        tally.whole_us.push(micros(timing.whole));
+    }
+    Ok(())
+}
+
+fn draw(options: &Options, random: &mut SmallRng) -> Option<(u64, u64)> {
+    if options.range_bytes == 0 {
+        return None;
+    }
+    let start = random.random_range(0..=options.within - options.range_bytes);
     let start = if options.aligned {
         start - start % options.range_bytes
     } else {
         start
     };
-    (start, start + options.range_bytes)
-}
-
-async fn request(
-    stream: &mut TcpStream,
-    options: &Options,
-    target: &str,
-    (start, end): (u64, u64),
-    buffer: &mut [u8],
-    tally: &mut Tally,
-) -> io::Result<()> {
-    let bad = |text: String| io::Error::new(ErrorKind::InvalidData, text);
-    let head = format!(
-        "GET {target} HTTP/1.1\r\nHost: bench\r\nRange: bytes={start}-{}\r\n\r\n",
-        end - 1
-    );
-    let asked = Instant::now();
-    stream.write_all(head.as_bytes()).await?;
-    let mut filled = 0;
-    let body_at = loop {
-        let read = stream.read(&mut buffer[filled..]).await?;
-        if read == 0 {
-            return Err(ErrorKind::UnexpectedEof.into());
-        }
-        filled += read;
-        if let Some(at) = buffer[..filled].windows(4).position(|w| w == b"\r\n\r\n") {
-            break at + 4;
-        }
-        if filled > HEAD_LIMIT {
-            return Err(bad("a response head over 16 KiB".into()));
-        }
-    };
-    if !buffer.starts_with(b"HTTP/1.1 206") {
-        return Err(bad(
-            String::from_utf8_lossy(&buffer[..filled.min(64)]).into_owned()
-        ));
-    }
-    let mut position = start;
-    let mut part = body_at..filled;
-    let mut first = None;
-    loop {
-        if !part.is_empty() {
-            first.get_or_insert_with(|| asked.elapsed());
-            let expected = &options.content
-                [position as usize..(position as usize + part.len()).min(options.content.len())];
-            if &buffer[part.clone()] != expected {
-                tally.wrong_bytes += expected
-                    .iter()
-                    .zip(&buffer[part.clone()])
-                    .filter(|(a, b)| a != b)
-                    .count() as u64;
-            }
-            position += part.len() as u64;
-            tally.bytes += part.len() as u64;
-        }
-        if position >= end {
-            break;
-        }
-        let want = ((end - position) as usize).min(buffer.len());
-        let read = stream.read(&mut buffer[..want]).await?;
-        if read == 0 {
-            return Err(bad(format!(
-                "the body ended at {position}, {} bytes short",
-                end - position
-            )));
-        }
-        part = 0..read;
-    }
-    let micros = |d: Duration| u32::try_from(d.as_micros()).unwrap_or(u32::MAX);
-    tally.first_byte_us.push(micros(first.unwrap_or_default()));
-    tally.whole_us.push(micros(asked.elapsed()));
-    Ok(())
-}
-
-fn percentile(sorted_us: &[u32], part: f64) -> f64 {
-    if sorted_us.is_empty() {
-        return 0.0;
-    }
-    let index = ((sorted_us.len() - 1) as f64 * part).round() as usize;
-    f64::from(sorted_us[index]) / 1000.0
-}
-
-/// User and system time of the processes so far.
-fn cpu_seconds(pids: &[u32]) -> f64 {
-    let ticks_per_second = rustix::param::clock_ticks_per_second() as f64;
-    pids.iter()
-        .filter_map(|pid| {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-            Some(
-                (fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?)
-                    / ticks_per_second,
-            )
-        })
-        .sum()
+    Some((start, start + options.range_bytes))
 }

@@ -11,16 +11,21 @@ use std::time::Duration;
 
 use chunkcache_tests::{Object, Origin};
 
-const USAGE: &str = "usage: chunkcache-origin --root DIRECTORY --listen 127.0.0.1:PORT [--latency-ms N] [--bytes-per-second N]
+const USAGE: &str = "usage: chunkcache-origin --root DIRECTORY --listen 127.0.0.1:PORT [--latency-ms N] [--bytes-per-second N] [--max-age SECONDS]
+    [--folder NAME:LATENCY_MS:BYTES_PER_SECOND]…
 
 Serves the files below DIRECTORY. --latency-ms is the time before each answer (default 0);
---bytes-per-second is the pace of each body (default: no limit). GET /.requests tells what was asked for.";
+--bytes-per-second is the pace of each body (default: no limit). --max-age is sent as
+Cache-Control (default: none is). --folder says otherwise for what is below DIRECTORY/NAME
+(0: no limit). GET /.requests tells what was asked for.";
 
 struct Options {
     root: PathBuf,
     listen: SocketAddr,
     latency: Duration,
     bytes_per_second: Option<u64>,
+    max_age: Option<u64>,
+    folders: Vec<(String, Object)>,
 }
 
 fn main() -> ExitCode {
@@ -42,7 +47,10 @@ fn main() -> ExitCode {
     if let Some(rate) = options.bytes_per_second {
         template = template.paced(rate);
     }
-    if let Err(error) = origin.serve_directory(&options.root, template) {
+    if let Some(seconds) = options.max_age {
+        template = template.header("Cache-Control", &format!("max-age={seconds}"));
+    }
+    if let Err(error) = origin.serve_directory(&options.root, template, options.folders) {
         eprintln!("cannot serve {}: {error}", options.root.display());
         return ExitCode::FAILURE;
     }
@@ -56,6 +64,7 @@ fn main() -> ExitCode {
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String> {
     let (mut root, mut listen) = (None, None);
     let (mut latency, mut bytes_per_second) = (Duration::ZERO, None);
+    let (mut max_age, mut folders) = (None, Vec::new());
     while let Some(name) = arguments.next() {
         let value = arguments.next().ok_or(format!("{name} needs a value"))?;
         let number = || {
@@ -73,6 +82,8 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
             }
             "--latency-ms" => latency = Duration::from_millis(number()?),
             "--bytes-per-second" => bytes_per_second = Some(number()?),
+            "--max-age" => max_age = Some(number()?),
+            "--folder" => folders.push(folder(&value)?),
             _ => return Err(format!("unknown option {name}")),
         }
     }
@@ -81,5 +92,22 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
         listen: listen.ok_or("--listen is missing")?,
         latency,
         bytes_per_second,
+        max_age,
+        folders,
     })
+}
+
+fn folder(text: &str) -> Result<(String, Object), String> {
+    let wrong = || format!("--folder {text}: expected NAME:LATENCY_MS:BYTES_PER_SECOND");
+    let mut parts = text.split(':');
+    let name = parts.next().filter(|name| !name.is_empty());
+    let numbers: Vec<u64> = parts.map_while(|part| part.parse().ok()).collect();
+    let (Some(name), [latency_ms, rate]) = (name, numbers.as_slice()) else {
+        return Err(wrong());
+    };
+    let mut object = Object::generated(0, 0).latency(Duration::from_millis(*latency_ms));
+    if *rate > 0 {
+        object = object.paced(*rate);
+    }
+    Ok((name.to_owned(), object))
 }

@@ -9,22 +9,32 @@ use super::object::Object;
 #[derive(Debug)]
 pub(crate) struct Directory {
     root: PathBuf,
-    /// Its pace and latency hold for every file.
+    /// Its headers hold for every file, its pace and latency for those that no other template is for.
     template: Object,
+    /// By the first part of the path.
+    templates: Vec<(String, Object)>,
 }
 
 impl Directory {
-    pub(crate) fn new(root: &Path, template: Object) -> std::io::Result<Directory> {
+    pub(crate) fn new(
+        root: &Path,
+        template: Object,
+        templates: Vec<(String, Object)>,
+    ) -> std::io::Result<Directory> {
         Ok(Directory {
             root: fs::canonicalize(root)?,
             template,
+            templates,
         })
     }
 
-    /// The regular file at this path, if it lies below the root also after links were followed.
+    /// The regular file at this path (of a directory: its index.html), if it lies below the root also after links were followed.
     pub(crate) fn object(&self, path: &str) -> Option<Object> {
-        let relative = path.strip_prefix('/')?;
-        let found = fs::canonicalize(self.root.join(relative)).ok()?;
+        let mut relative = path.strip_prefix('/')?.to_owned();
+        if relative.is_empty() || relative.ends_with('/') {
+            relative.push_str("index.html");
+        }
+        let found = fs::canonicalize(self.root.join(&relative)).ok()?;
         if !found.starts_with(&self.root) {
             return None;
         }
@@ -36,13 +46,19 @@ impl Directory {
             metadata.len(),
             metadata.mtime_nsec() + metadata.mtime() * 1_000_000_000
         );
+        let template = self
+            .templates
+            .iter()
+            .find(|(folder, _)| relative.split('/').next() == Some(folder.as_str()))
+            .map_or(&self.template, |(_, template)| template);
         let mut object = Object::file(file)
             .ok()?
             .etag(Some(&etag))
             .last_modified(None)
             .content_type(content_type(&found))
-            .latency(self.template.latency);
-        object.bytes_per_second = self.template.bytes_per_second;
+            .latency(template.latency);
+        object.headers.clone_from(&self.template.headers);
+        object.bytes_per_second = template.bytes_per_second;
         Some(object)
     }
 }

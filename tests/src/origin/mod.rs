@@ -101,9 +101,14 @@ impl Origin {
         Ok(origin)
     }
 
-    /// Serves the regular files below `root`, beside the objects put here.
-    pub fn serve_directory(&self, root: &Path, template: Object) -> std::io::Result<()> {
-        let directory = directory::Directory::new(root, template)?;
+    /// Serves the regular files below `root`, beside the objects put here. `templates`: for folders right below it.
+    pub fn serve_directory(
+        &self,
+        root: &Path,
+        template: Object,
+        templates: Vec<(String, Object)>,
+    ) -> std::io::Result<()> {
+        let directory = directory::Directory::new(root, template, templates)?;
         self.state().directory = Some(directory);
         Ok(())
     }

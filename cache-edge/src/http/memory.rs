@@ -1,0 +1,114 @@
+//! What a connection was answered last, so that its next request of the same target needs no look-up.
+//!
+//! A player takes one title in many ranges over one connection. Finding the title again each time would cost some
+//! allocations, and locks that all connections share.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, request::Parts};
+use parking_lot::Mutex;
+
+use super::response::Described;
+use crate::{
+    serve::ports::{Freshness, Object, Standing},
+    store::EntryFile,
+};
+
+/// A request with a long head does not make the connection keep its map.
+const MAX_SPARE_FIELDS: usize = 64;
+
+/// An object as it was resolved, and its head.
+pub(super) struct Known<R> {
+    pub entry: Arc<EntryFile>,
+    pub freshness: Freshness,
+    pub readers: Arc<R>,
+    pub head: Described,
+    /// When it was resolved.
+    pub age_seconds: u64,
+    standing: Option<Box<dyn Standing>>,
+}
+
+impl<R> Known<R> {
+    pub fn new(object: Object<R>) -> Self {
+        Self {
+            head: Described::of(object.entry.description(), &object.cache_control),
+            entry: object.entry,
+            freshness: object.freshness,
+            readers: Arc::new(object.readers),
+            age_seconds: object.age_seconds,
+            standing: object.standing,
+        }
+    }
+}
+
+/// Of one connection, whose requests come one after the other or, in HTTP/2, seldom at once: the lock is not contended.
+pub(super) struct Memory<R>(Mutex<Last<R>>);
+
+struct Last<R> {
+    target: String,
+    known: Option<Arc<Known<R>>>,
+    /// A Host that was found valid.
+    host: Option<HeaderValue>,
+    /// An empty map with room: hyper keeps a response's map for the next request's head, and this one is that request's.
+    spare: HeaderMap,
+}
+
+impl<R> Memory<R> {
+    pub fn new() -> Self {
+        Self(Mutex::new(Last {
+            target: String::new(),
+            known: None,
+            host: None,
+            spare: HeaderMap::new(),
+        }))
+    }
+
+    /// What the same target was answered with, and its age now, if it would be again.
+    pub fn recall(&self, request: &Parts) -> Option<(Arc<Known<R>>, u64)> {
+        let last = self.0.lock();
+        let known = last.known.as_ref()?;
+        if last.target != target(request)? {
+            return None;
+        }
+        let age_seconds = known.standing.as_ref()?.age_seconds()?;
+        Some((Arc::clone(known), age_seconds))
+    }
+
+    pub fn remember(&self, request: &Parts, known: &Arc<Known<R>>) {
+        let Some(target) = target(request).filter(|_| known.standing.is_some()) else {
+            return self.forget();
+        };
+        let mut last = self.0.lock();
+        target.clone_into(&mut last.target);
+        last.known = Some(Arc::clone(known));
+    }
+
+    pub fn forget(&self) {
+        self.0.lock().known = None;
+    }
+
+    /// Empty, with room for a response's head.
+    pub fn take_headers(&self) -> HeaderMap {
+        std::mem::take(&mut self.0.lock().spare)
+    }
+
+    /// Of a request that was answered.
+    pub fn recycle(&self, mut headers: HeaderMap) {
+        if headers.capacity() <= MAX_SPARE_FIELDS {
+            headers.clear();
+            self.0.lock().spare = headers;
+        }
+    }
+
+    pub fn is_known_host(&self, host: &HeaderValue) -> bool {
+        self.0.lock().host.as_ref() == Some(host)
+    }
+
+    pub fn remember_host(&self, host: &HeaderValue) {
+        self.0.lock().host = Some(host.clone());
+    }
+}
+
+fn target(request: &Parts) -> Option<&str> {
+    request.uri.path_and_query().map(|target| target.as_str())
+}

@@ -1,0 +1,297 @@
+"""What tests/bench/run measures: each case loads the contestants one after the other, in another order each round."""
+
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import time
+from collections import namedtuple
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: `range_bytes` 0: the whole file. `many`: over many small files. `cold`: the servers' files leave the page cache first.
+#: `times` as long as other cases.
+Hit = namedtuple("Hit", "name range_bytes aligned connections pinned many cold times", defaults=(True, False, False, 1))
+
+HITS = [
+    Hit("2 MiB aligned, 16 connections", 2 << 20, True, 16),
+    Hit("2 MiB unaligned, 64 connections", 2 << 20, False, 64),
+    Hit("2 MiB unaligned, 1,000 connections", 2 << 20, False, 1000, times=2),
+    Hit("16 KiB, 16 connections", 16 << 10, False, 16),
+    Hit("16 KiB, 64 connections", 16 << 10, False, 64),
+    Hit("whole file, 4 connections", 0, True, 4),
+    Hit("256 KiB of 100 files, 16 connections", 256 << 10, False, 16, many=True),
+    Hit("2 MiB aligned, 16 connections, unpinned", 2 << 20, True, 16, pinned=False),
+    Hit("16 KiB, 64 connections, unpinned", 16 << 10, False, 64, pinned=False),
+    Hit("2 MiB unaligned, 16 connections, not in the page cache", 2 << 20, False, 16, cold=True),
+]
+TLS_HITS = [Hit("TLS, 2 MiB aligned, 16 connections", 2 << 20, True, 16)]
+
+MANY_FILES, MANY_BYTES = 100, 4 << 20
+COLD_BYTES = 64 << 20
+
+#: Name, folder, where in the object.
+First = namedtuple("First", "name folder offset seen_before", defaults=(False,))
+FIRST_BYTES = [
+    First("cold object, at a chunk's start", "cold", 24 << 20),
+    First("cold object, amid a chunk", "cold", (25 << 20) + 12345),
+    First("cold object, 60 MiB in", "cold", (60 << 20) + 12345),
+    First("known object, a place nobody was at", "cold", (41 << 20) + 12345, True),
+    First("cold object, amid a chunk, origin 20 ms away", "after-20ms", (25 << 20) + 12345),
+    First("cold object, amid a chunk, origin 80 ms away", "after-80ms", (25 << 20) + 12345),
+]
+
+
+class Bench:
+    def __init__(self, options, files):
+        self.options, self.files = options, Path(files)
+        self.results = {"hits": {}, "first_bytes": {}, "follower": {}, "crowd": {}, "idle": {}, "huge": {}, "left_out": {}}
+        self.asked = {}
+
+    # Files
+
+    def make_files(self):
+        mib, rng = self.options.mib, random.Random(7)
+        print(f"making {mib} MiB of content", flush=True)
+        self.content = self.files / "file.bin"
+        with open(self.content, "wb") as out:
+            for _ in range(mib):
+                out.write(rng.randbytes(1 << 20))
+        data = self.content.read_bytes()
+        (self.files / "cold.bin").write_bytes(data[:COLD_BYTES])
+        (self.files / "many.bin").write_bytes(data[:MANY_BYTES])
+        for number in range(10):
+            with open(self.files / f"huge-{number}.bin", "wb") as out:
+                out.truncate(100 << 30)
+        self.links("many", "many.bin", MANY_FILES)
+        for folder in ("cold", "after-20ms", "after-80ms", "paced", "crowd"):
+            self.links(folder, "cold.bin", 200)
+        # rclone asks a server what it has.
+        for folder in (self.files, *(path for path in self.files.iterdir() if path.is_dir())):
+            names = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir())
+            (folder / "index.html").write_text("<html><body>" + "".join(f'<a href="{name}">{name}</a><br>' for name in names) + "</body></html>")
+
+    def links(self, folder, of, count):
+        """As many objects as a cache sees, in the space of one."""
+        (self.files / folder).mkdir(mode=0o755)
+        for number in range(count):
+            os.link(self.files / of, self.files / folder / f"{number}.bin")
+
+    # Load
+
+    def tool(self, program, cores, **settings):
+        command = [str(ROOT / "target/release" / program), *(f"--{name.replace('_', '-')}={value}" for name, value in settings.items())]
+        if cores:
+            command = ["taskset", "-c", cores, *command]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        if done.returncode != 0:
+            raise RuntimeError(f"{program}: {done.stderr.strip()}")
+        return json.loads(done.stdout)
+
+    def load(self, server, cores, targets=("/file.bin",), content=None, **settings):
+        return self.tool(
+            "chunkcache-load", cores, address=f"127.0.0.1:{server.port}", targets=",".join(server.prefix + t for t in targets),
+            content=content or self.content, pids=",".join(map(str, server.pids())), tls=str(server.tls).lower(), **settings,
+        )
+
+    def first_bytes(self, server, targets, offset, content, **settings):
+        return self.tool(
+            "chunkcache-first-byte", None, address=f"127.0.0.1:{server.port}", targets=",".join(server.prefix + t for t in targets),
+            offsets=offset, content=content, tls=str(server.tls).lower(), **settings,
+        )
+
+    def fetch(self, server, target, first=None, last=None):
+        scheme = "https" if server.tls else "http"
+        part = [] if first is None else ["-r", f"{first}-{last}"]
+        url = f"{scheme}://127.0.0.1:{server.port}{server.prefix}{target}"
+        subprocess.run(["curl", "-skf", "-o", "/dev/null", *part, url], check=False, timeout=120)
+
+    def warm(self, server):
+        """Every byte once, in order, so that all later requests are hits; then a check that they are right."""
+        print(f"warming {server.name}", flush=True)
+        size, step = self.content.stat().st_size, 8 << 20
+        for start in range(0, size, step):
+            self.fetch(server, "/file.bin", start, min(size, start + step) - 1)
+        if server.is_cache and not server.tls:
+            for number in range(MANY_FILES):
+                self.fetch(server, f"/many/{number}.bin", 0, MANY_BYTES - 1)
+        self.check(self.load(server, None, connections=2, seconds=0.3, range=2 << 20, aligned="false"), server)
+
+    def check(self, result, server):
+        if result["wrong_bytes"] or result["errors"]:
+            print(f"  {server.name}: {result['errors']} errors, {result['wrong_bytes']} wrong bytes, {result['first_error'].splitlines()[0] if result['first_error'] else ''}", flush=True)
+        return result
+
+    def pin(self, server, cores):
+        for pid in server.pids():
+            subprocess.run(["taskset", "-a", "-p", "-c", cores, str(pid)], capture_output=True)
+
+    def rounds(self, contestants):
+        """(round, server), each round in another order."""
+        order = list(contestants)
+        for number in range(self.options.rounds):
+            random.Random(number).shuffle(order)
+            for server in order:
+                yield number, server
+
+    # Cases
+
+    def hits(self, case, contestants):
+        print(f"{case.name}:", flush=True)
+        runs = self.results["hits"].setdefault(case.name, {s.name: [] for s in contestants})
+        server_cores, load_cores = ("0", "1") if case.pinned else ("0-1", "0-1")
+        for server in contestants:
+            self.pin(server, server_cores)
+        shape = {"range": case.range_bytes, "aligned": str(case.aligned).lower()}
+        if case.many:
+            shape |= {"targets": [f"/many/{n}.bin" for n in range(MANY_FILES)], "content": self.files / "many.bin"}
+        for number, server in self.rounds(contestants):
+            if case.cold:
+                evict(server)
+            else:
+                # The page cache of an idle file may have gone; everyone starts warm.
+                self.load(server, load_cores, connections=4, seconds=0.2, seed=99, **shape)
+            run = lambda: self.load(server, load_cores, connections=case.connections, seconds=self.options.seconds * case.times, seed=number + 1, **shape)  # noqa: E731
+            profiled = self.options.profile and number == 0 and server.name.startswith("chunk cache")
+            result = profile(server, case.name, run) if profiled else run()
+            runs[server.name].append(self.check(result, server))
+        for server in contestants:
+            median = lambda key: statistics.median(r[key] for r in runs[server.name])  # noqa: E731
+            print(
+                f"  {server.name:20} {median('gigabytes_per_second'):6.2f} GB/s {median('requests_per_second'):9.0f}/s "
+                f"{median('server_cpu_seconds_per_gigabyte'):6.3f} CPU s/GB", flush=True,
+            )
+
+    def unpin(self, contestants):
+        for server in contestants:
+            self.pin(server, "0-1")
+
+    def fresh(self, folder, count):
+        """Objects of a folder that nobody asked for yet."""
+        start = self.asked.get(folder, 0)
+        self.asked[folder] = start + count
+        return [f"/{folder}/{number}.bin" for number in range(start, start + count)]
+
+    def first_byte(self, case, contestants, origin):
+        print(f"first byte, {case.name}:", flush=True)
+        runs = self.results["first_bytes"].setdefault(case.name, {s.name: [] for s in [origin, *contestants]})
+        targets = {}
+        for number, server in self.rounds([origin, *contestants]):
+            if number not in targets:
+                targets[number] = self.fresh(case.folder, 4)
+            if case.seen_before:
+                for target in targets[number]:
+                    self.fetch(server, target, 0, 65535)
+                time.sleep(0.2)
+            result = self.first_bytes(server, targets[number], case.offset, self.files / "cold.bin")
+            runs[server.name].append(self.check(result, server))
+        for server in [origin, *contestants]:
+            print(f"  {server.name:20} {statistics.median(r['first_byte_ms']['p50'] for r in runs[server.name]):8.2f} ms", flush=True)
+
+    def follower(self, contestants):
+        """150 ms behind the first reader of an object that arrives at 4 MiB/s, from its start: the bytes are there."""
+        print("follower on a paced origin:", flush=True)
+        targets = self.fresh("paced", 5)
+        for server in contestants:
+            result = self.first_bytes(server, targets, 0, self.files / "cold.bin", follow_ms=150, pause_ms=50)
+            self.results["follower"][server.name] = self.check(result, server)
+            print(f"  {server.name:20} {result['first_byte_ms']['p50']:8.2f} ms", flush=True)
+
+    def crowd(self, contestants, origin):
+        """50 readers at once of a cold object of 64 MiB."""
+        print("50 readers of one cold file:", flush=True)
+        runs = self.results["crowd"]
+        for number, server in self.rounds(contestants):
+            target = f"/crowd/{number}.bin"
+            before = sent(origin, target)
+            result = self.check(self.load(server, None, [target], self.files / "cold.bin", connections=50, requests=1, range=0), server)
+            result["origin_copies"] = (sent(origin, target) - before) / COLD_BYTES
+            runs.setdefault(server.name, []).append(result)
+        for name, results in runs.items():
+            middle = lambda key: statistics.median(key(r) for r in results)  # noqa: E731
+            print(
+                f"  {name:20} {middle(lambda r: r['first_byte_ms']['p50']):8.1f} ms, all after {middle(lambda r: r['seconds']):5.2f} s, "
+                f"{middle(lambda r: r['origin_copies']):5.2f} copies from the origin", flush=True,
+            )
+
+    def idle(self, contestants):
+        """10,000 connections that made one request each, and 16 that work."""
+        print("10,000 idle connections:", flush=True)
+        for server in contestants:
+            result = self.load(server, None, connections=16, idle=10000, seconds=1, range=16 << 10, aligned="false")
+            self.results["idle"][server.name] = result
+            kib = (result["resident_bytes"]["idle"] - result["resident_bytes"]["at_first"]) / 10000 / 1024
+            print(
+                f"  {server.name:20} {result['idle']['held']} held, {kib:6.2f} KiB each, {result['requests_per_second']:8.0f}/s beside, "
+                f"p99 {result['first_byte_ms']['p99']:.1f} ms", flush=True,
+            )
+
+    def huge(self, server):
+        """1,000 readers of ten files of 100 GiB, whose first 32 MiB each are cached."""
+        print("memory at 1,000 readers of 100 GiB files:", flush=True)
+        targets = [f"/huge-{number}.bin" for number in range(10)]
+        for target in targets:
+            for start in range(0, 32 << 20, 8 << 20):
+                self.fetch(server, target, start, start + (8 << 20) - 1)
+        runs = []
+        for number in range(self.options.rounds):
+            runs.append(self.check(self.load(
+                server, None, targets, f"zeros:{100 << 30}", connections=1000, range=2 << 20, aligned="false", within=32 << 20, seconds=self.options.seconds * 2,
+                seed=number,
+            ), server))
+        self.results["huge"][server.name] = runs
+        print("  " + ", ".join(f"{r['resident_bytes']['most'] / (1 << 20):.1f} MiB" for r in runs), flush=True)
+
+
+def sent(origin, target):
+    """Body bytes the origin sent of an object."""
+    done = subprocess.run(["curl", "-sf", f"http://127.0.0.1:{origin.port}/.requests"], capture_output=True, text=True, check=True)
+    return sum(int(line.split()[-1]) for line in done.stdout.splitlines() if line.split()[1] == target)
+
+
+def evict(server):
+    """Lets the kernel forget the pages of all files of the server."""
+    os.sync()
+    for folder in (server.folder, server.content.parent):
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                try:
+                    descriptor = os.open(path, os.O_RDONLY)
+                except OSError:
+                    continue
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(descriptor)
+
+
+def profile(server, name, run):
+    """Stacks of the server while it is loaded, folded, for any flame graph tool, and the hottest functions."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    folder = ROOT / "target" / "bench-profiles"
+    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / f"{slug}.data"
+    pids = ",".join(map(str, server.pids()))
+    recorder = subprocess.Popen(["perf", "record", "-q", "-e", "cpu-clock", "-F", "999", "--call-graph", "dwarf,16384", "-p", pids, "-o", str(data)])
+    try:
+        result = run()
+    finally:
+        recorder.send_signal(2)
+        recorder.wait(120)
+    script = subprocess.run(["perf", "script", "-i", str(data), "-F", "comm,ip,sym"], capture_output=True, text=True).stdout
+    (folder / f"{slug}.folded").write_text(fold(script))
+    print(f"  stacks in {folder / slug}.folded", flush=True)
+    return result
+
+
+def fold(script):
+    """One line a stack, outermost first, and how often it was seen."""
+    seen = {}
+    for block in script.strip().split("\n\n"):
+        lines = block.splitlines()
+        frames = [line.split(None, 1)[1].split("+0x")[0] for line in lines[1:] if len(line.split(None, 1)) == 2]
+        if frames:
+            stack = ";".join([lines[0].split()[0], *reversed(frames)])
+            seen[stack] = seen.get(stack, 0) + 1
+    return "".join(f"{stack} {count}\n" for stack, count in sorted(seen.items()))
