@@ -34,21 +34,21 @@ impl Progress {
     }
 
     pub(super) fn show(&mut self, job: &Job) {
+        self.show_part(job.bytes_done, job.bytes_total, || amounts(job));
+    }
+
+    pub(super) fn show_part(&mut self, done: u64, total: u64, amounts: impl FnOnce() -> String) {
         match &self.bar {
             Some(bar) => {
-                bar.set_length(job.bytes_total);
-                bar.set_position(job.bytes_done);
-                bar.set_message(amounts(job));
+                bar.set_length(total);
+                bar.set_position(done);
+                bar.set_message(amounts());
             }
             None if self
                 .last_line
                 .is_none_or(|at| at.elapsed() >= LINE_INTERVAL) =>
             {
-                eprintln!(
-                    "{} {}",
-                    percent(job.bytes_done, job.bytes_total),
-                    amounts(job)
-                );
+                eprintln!("{} {}", percent(done, total), amounts());
                 self.last_line = Some(Instant::now());
             }
             None => {}

@@ -115,6 +115,7 @@ pub(super) fn edge(edge: &Edge) -> Value {
         "bytes_allowed": edge.bytes_allowed,
         "chunks": edge.chunks,
         "readers": edge.readers,
+        "requests_active": edge.requests_active,
         "epoch": edge.epoch,
         "last_seen_ms": edge.last_seen_ms,
         "store_id": edge.store_id,

@@ -5,6 +5,7 @@
 
 mod cache_service;
 mod edge_service;
+mod guard;
 mod health;
 pub mod server;
 pub mod status;

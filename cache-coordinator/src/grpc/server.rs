@@ -11,8 +11,8 @@ use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::transport::Server;
 use tonic_health::pb::health_server::HealthServer;
 
-use super::{CacheApi, EdgeApi, health::HealthApi};
-use crate::{listen::Connection, service::Cluster};
+use super::{CacheApi, EdgeApi, guard::Guarded, health::HealthApi};
+use crate::{access::Access, listen::Connection, service::Cluster};
 
 /// An inventory of one entry of 100 GB is under 1 MiB; a request for many entries may be more.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
@@ -22,6 +22,7 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from
 /// Serves until the cluster shuts down, then lets calls end.
 pub async fn serve(
     cluster: Arc<Cluster>,
+    access: Arc<Access>,
     connections: mpsc::Receiver<Connection>,
 ) -> anyhow::Result<()> {
     let health = HealthApi::new(Arc::clone(&cluster));
@@ -39,7 +40,12 @@ pub async fn serve(
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let server = Server::builder()
         .trace_fn(|request| {
-            let span = tracing::info_span!("grpc", path = %request.uri().path());
+            let span = tracing::info_span!(
+                "grpc",
+                otel.kind = "server",
+                path = %request.uri().path(),
+                trace_id = tracing::field::Empty
+            );
             chunkcache_plumbing::telemetry::set_parent(&span, request.headers());
             span
         })
@@ -49,8 +55,9 @@ pub async fn serve(
         .add_service(HealthServer::new(health))
         .add_service(reflect().build_v1()?)
         .add_service(reflect().build_v1alpha()?)
-        .add_service(cache)
-        .add_service(edge);
+        // Health and reflection are for everyone: probes have no token, and the protocol is no secret.
+        .add_service(Guarded::new(Arc::clone(&access), cache))
+        .add_service(Guarded::new(access, edge));
     let incoming = ReceiverStream::new(connections).map(Ok::<_, std::io::Error>);
     let shutdown = cluster.shutdown.clone();
     let serving = server.serve_with_incoming_shutdown(incoming, shutdown.cancelled());

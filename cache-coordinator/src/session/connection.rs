@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -30,6 +30,7 @@ use super::{
     storage,
 };
 use crate::{
+    access::Caller,
     metrics::EndLabel,
     repository::{
         EdgeStatus, RepositoryError,
@@ -61,11 +62,12 @@ const MAX_DOWNLOADS: u32 = 256;
 /// Runs the session; its end is told to the registry and the plan.
 pub async fn run(
     cluster: Arc<Cluster>,
+    caller: Caller,
     mut inbound: impl Stream<Item = Result<v1::SessionRequest, Status>> + Send + Unpin,
     outbox: Outbox,
 ) {
     let mut protocol = Protocol::default();
-    let opened = open(&cluster, &mut inbound, &mut protocol, &outbox).await;
+    let opened = open(&cluster, &caller, &mut inbound, &mut protocol, &outbox).await;
     let (live, hello) = match opened {
         Ok(opened) => opened,
         Err(error) => {
@@ -83,12 +85,14 @@ pub async fn run(
 /// Hello to Welcome.
 async fn open(
     cluster: &Arc<Cluster>,
+    caller: &Caller,
     inbound: &mut (impl Stream<Item = Result<v1::SessionRequest, Status>> + Send + Unpin),
     protocol: &mut Protocol,
     outbox: &Outbox,
 ) -> Result<(Arc<Live>, v1::Hello), ServiceError> {
     let hello = read_hello(inbound, protocol).await?;
     let store_id = check_hello(&hello).map_err(ServiceError::Invalid)?;
+    caller.speaks_for(&hello.name, &hello.url)?;
     cluster.require_leader()?;
     let join = JoinEdge {
         name: hello.name.clone(),
@@ -112,6 +116,7 @@ async fn open(
             ..Default::default()
         }),
         sources_confirmed: watch::Sender::new(0),
+        invalidations_posted: AtomicU64::new(0),
         invalidations_confirmed: watch::Sender::new(0),
     });
     // First into the outbox, then into the registry: nothing comes before Welcome. A source put
@@ -318,10 +323,6 @@ async fn control(
             live.sources_confirmed
                 .send_if_modified(|s| raise(s, ack.sequence));
         }
-        Request::InvalidateAck(ack) => {
-            live.invalidations_confirmed
-                .send_if_modified(|s| raise(s, ack.sequence));
-        }
         Request::Drain(_) => {
             // The edge asks for itself, so the operator's wish in the table stays as it is.
             live.draining.store(true, Ordering::Relaxed);
@@ -357,7 +358,8 @@ async fn control(
         | Request::InventoryComplete(_)
         | Request::ChunksStored(_)
         | Request::ChunksRemoved(_)
-        | Request::EntryObserved(_) => {}
+        | Request::EntryObserved(_)
+        | Request::InvalidateAck(_) => {}
     }
     Ok(())
 }

@@ -39,6 +39,8 @@ const MAX_INVENTORY: usize = 1_000_000;
 /// what is not open yet costs nothing.
 const FILL_ENTRIES: u32 = 1000;
 const FILL_PAUSE: Duration = Duration::from_secs(10);
+/// Invalidated entries an edge is told of when it comes back: as many as fit into one message.
+const INVALIDATED_ENTRIES: u32 = 20_000;
 /// An observation older than this was made while no coordinator answered.
 const LIVE_OBSERVATION: Duration = Duration::from_secs(30);
 
@@ -85,6 +87,11 @@ pub async fn run(
             is_requested: false,
             found: Reconciliation::default(),
         };
+        if let Err(error) = lane.tell_invalidated().await {
+            tracing::warn!(edge = %live.name, %error, "the session is ended");
+            live.outbox.end(end_of(&error));
+            return;
+        }
         while let Some(message) = queue.recv().await {
             let name = protocol::name(&message);
             if let Err(error) = lane.take(message).await {
@@ -108,6 +115,29 @@ fn end_of(error: &ServiceError) -> End {
 }
 
 impl Lane {
+    /// What was invalidated while the edge was away; its bindings may be fresh still.
+    async fn tell_invalidated(&self) -> Result<(), ServiceError> {
+        let registry = &self.cluster.registry;
+        let entries = self
+            .cluster
+            .database
+            .invalidated_entries(INVALIDATED_ENTRIES)
+            .await?;
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let sequence = registry.next_sequence();
+        self.live.owes_confirmation(sequence);
+        let message = v1::Invalidate {
+            sequence,
+            keys: Vec::new(),
+            entry_ids: entries.iter().map(ToString::to_string).collect(),
+            purge: false,
+        };
+        self.live.outbox.send(Response::Invalidate(message)).await;
+        Ok(())
+    }
+
     async fn take(&mut self, message: Request) -> Result<(), ServiceError> {
         match message {
             Request::ChunksStored(stored) => self.stored(stored).await,
@@ -117,7 +147,9 @@ impl Lane {
                 let age_ms = now_ms().saturating_sub(freshness.validated_at_ms);
                 let is_live =
                     u128::try_from(age_ms).is_ok_and(|age| age < LIVE_OBSERVATION.as_millis());
-                let how = if is_live {
+                let cluster = Arc::clone(&self.cluster);
+                let _observing = cluster.registry.observing().await;
+                let how = if is_live && !self.live.is_behind_invalidations() {
                     Observation::Live
                 } else {
                     Observation::Replayed
@@ -130,6 +162,16 @@ impl Lane {
             Request::InventoryEntry(entry) => self.inventory(entry).await,
             Request::InventoryComplete(_) if self.is_requested => self.ready().await,
             Request::InventoryComplete(_) => self.compare().await,
+            Request::InvalidateAck(ack) => {
+                self.live
+                    .invalidations_confirmed
+                    .send_if_modified(|confirmed| {
+                        let is_news = ack.sequence > *confirmed;
+                        *confirmed = ack.sequence.max(*confirmed);
+                        is_news
+                    });
+                Ok(())
+            }
             // Routed to other lanes by the protocol.
             _ => Ok(()),
         }

@@ -13,10 +13,10 @@ use chunkcache_proto::{EntryId, Level, v1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use v1::{edge_service_client::EdgeServiceClient, session_request, session_response::Message};
+use v1::{session_request, session_response::Message};
 
 use super::{
-    channel::{self, Coordinators, TlsFiles},
+    channel::{self, Coordinators, Credentials},
     link::{Link, OUTBOX_MESSAGES, Removal},
     notes,
     upkeep::inventory_entry,
@@ -42,13 +42,15 @@ const MAX_VIEWERS: usize = 1_000;
 pub trait Totals: Send + Sync + 'static {
     /// Bytes sent, of them from the cache; bytes from the origin, from peers; stalls.
     fn totals(&self) -> [u64; 5];
+    /// Requests whose body has not ended.
+    fn requests_active(&self) -> u32;
 }
 
 /// Everything the session touches.
 pub struct Session {
     pub link: Arc<Link>,
     pub hello: v1::Hello,
-    pub tls: TlsFiles,
+    pub credentials: Credentials,
     pub store: Store,
     pub catalogue: Arc<Catalogue>,
     pub bindings: Arc<Bindings>,
@@ -129,10 +131,9 @@ impl Session {
     }
 
     async fn talk(&self, url: &str) -> Result<std::convert::Infallible, Ended> {
-        let channel = channel::connect(url, &self.tls)
+        let mut client = channel::connect(url, &self.credentials)
             .await
             .context("can not connect")?;
-        let mut client = EdgeServiceClient::new(channel);
         let (sender, receiver) = mpsc::channel(OUTBOX_MESSAGES);
         let hello = v1::Hello {
             bytes_allowed: self.store.bytes_allowed(),
@@ -398,13 +399,17 @@ impl Session {
                 let Some(file) = self.store.entry(&id) else {
                     continue;
                 };
-                let indexes = file
+                let indexes: Vec<_> = file
                     .present_chunks()
                     .into_iter()
                     .map(|(chunk, _)| chunk)
                     .collect();
-                self.link
-                    .removed(Removal::Entry(id), indexes, v1::RemovalReason::Invalidated);
+                let (reason, counters) = (
+                    v1::RemovalReason::Invalidated,
+                    &self.downloads.fetcher().counters,
+                );
+                counters.removed(reason, indexes.len());
+                self.link.removed(Removal::Entry(id), indexes, reason);
             }
         }
         self.link
@@ -460,6 +465,7 @@ impl Session {
             bytes_used: self.store.bytes_used(),
             bytes_allowed: self.store.bytes_allowed(),
             readers: u32::try_from(readers.len()).unwrap_or(u32::MAX),
+            requests_active: self.totals.requests_active(),
             bytes_sent_total,
             bytes_hit_total,
             bytes_origin_total,

@@ -3,7 +3,13 @@
 //! Redirects are followed inside the source only. Connections are kept alive and pooled; they belong to the runtime that made
 //! the request, which is why all requests are made on the fetch runtime.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use chunkcache_plumbing::telemetry;
@@ -15,6 +21,7 @@ use hyper_util::{
     client::legacy::{Client as HyperClient, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
+use tracing::Instrument as _;
 use url::Url;
 
 use super::{
@@ -39,6 +46,8 @@ pub struct Client {
     pool: Pool,
     connections: Connections,
     stall: Duration,
+    /// Requests to origins.
+    asked: Arc<AtomicU64>,
 }
 
 /// An answer whose head has come.
@@ -79,7 +88,14 @@ impl Client {
             pool,
             connections,
             stall: STALL_TIMEOUT,
+            asked: Arc::default(),
         }
+    }
+
+    /// Requests to origins so far, of all clones.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.asked.load(Ordering::Relaxed)
     }
 
     /// Another patience, for tests and for peers.
@@ -119,6 +135,7 @@ impl Client {
                 // An idle connection here would be one too many while another edge has the turn.
                 all.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
+            self.asked.fetch_add(1, Ordering::Relaxed);
             let response = self.send(method.clone(), &url, all).await?;
             let Some(next) = redirect(&response, &url)? else {
                 return Ok(response);
@@ -174,9 +191,16 @@ impl Client {
         if !url.username().is_empty() && !headers.contains_key(header::AUTHORIZATION) {
             headers.insert(header::AUTHORIZATION, basic_credentials(url)?);
         }
-        telemetry::inject(&tracing::Span::current(), request.headers_mut());
+        let span = if tracing::Span::current().is_none() {
+            tracing::Span::none()
+        } else {
+            // Without the query, which may be signed.
+            tracing::info_span!("ask", otel.kind = "client", method = %request.method(), host = url.host_str(), path = url.path())
+        };
+        telemetry::inject(&span, request.headers_mut());
         let used = self.connections.used(request.uri());
-        let response = tokio::time::timeout(self.stall, self.pool.request(request))
+        let asked = self.pool.request(request).instrument(span);
+        let response = tokio::time::timeout(self.stall, asked)
             .await
             .map_err(|_| OriginError::Unreachable(format!("no answer within {:?}", self.stall)))?
             .map_err(|error| OriginError::Unreachable(chain(&error)))?;

@@ -145,7 +145,7 @@ impl Downloads {
             return false;
         }
         self.announce_local(&order);
-        let control = self.control(&order);
+        let control = self.control(&order, Instant::now());
         state.fetches.insert(order.id, Fetch::new(order, control));
         self.0.ordered.notify_waiters();
         self.settle(state);
@@ -161,7 +161,7 @@ impl Downloads {
         let mut state = self.0.state.lock();
         state.queue.adopt_running(task);
         self.announce_local(&order);
-        let control = self.control(&order);
+        let control = self.control(&order, Instant::now());
         let fetch = Fetch::new(order.clone(), control.clone());
         state.fetches.insert(order.id, fetch);
         self.0.ordered.notify_waiters();
@@ -170,14 +170,15 @@ impl Downloads {
     }
 
     /// The coordinator is told of each chunk's end: whether a run comes to a chunk soon is decided by where it is.
-    fn control(&self, order: &Order) -> Arc<Control> {
+    fn control(&self, order: &Order, ordered: Instant) -> Arc<Control> {
         let run = order
             .file
             .geometry()
             .run_range(order.first_chunk, order.chunk_count);
-        let (this, id) = (Arc::downgrade(&self.0), order.id);
+        let (this, id, level) = (Arc::downgrade(&self.0), order.id, order.level);
         Arc::new(Control::new(run.start, order.start_at, move |reached| {
             if let Some(inner) = this.upgrade() {
+                inner.fetcher.counters.chunk_came(level, ordered.elapsed());
                 Self(inner).report(id, v1::fetch_report::State::Progress, reached, None);
             }
         }))
@@ -190,7 +191,7 @@ impl Downloads {
                     let Some(fetch) = state.fetches.get_mut(&id) else {
                         continue;
                     };
-                    fetch.control = self.control(&fetch.order);
+                    fetch.control = self.control(&fetch.order, fetch.ordered);
                     let rest = fetch.paused.take();
                     self.spawn(fetch.order.clone(), fetch.control.clone(), rest);
                 }
@@ -236,6 +237,7 @@ impl Downloads {
                 state.queue.ended(id);
                 state.fetches.remove(&id);
                 let fetch = id & !LOCAL_BIT;
+                self.0.fetcher.counters.failed(failure.fault);
                 if failure.fault == v1::fetch_failure::Fault::Edge {
                     state.refused = Some(Instant::now());
                     // The store has said once why it takes nothing.
