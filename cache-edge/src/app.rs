@@ -180,6 +180,7 @@ impl Edge {
                 version: env!("CARGO_PKG_VERSION").into(),
                 background_fill: options.background_fill,
                 bytes_allowed: self.store.bytes_allowed(),
+                kept: Vec::new(),
             },
             credentials: Credentials {
                 ca: options.coordinator_tls.ca.clone(),

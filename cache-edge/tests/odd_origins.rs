@@ -218,6 +218,38 @@ async fn fails_once(case: &'static str, cache_control: &'static str, act: Act) {
     edge.stop().await;
 }
 
+/// The answer whose body stops is the one that told what the object is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_body_that_stops_is_gone_on_with() {
+    let forever = Duration::from_secs(3600);
+    let mut cases = tokio::task::JoinSet::new();
+    for act in [
+        Act::StallAfter(0, forever),
+        Act::StallAfter(100_000, forever),
+        Act::StallAfter(3 * MIB, forever),
+        Act::CutAfter(0),
+        Act::CutAfter(3 * MIB),
+    ] {
+        cases.spawn(async move {
+            let directory = tempfile::tempdir().unwrap();
+            let origin = Origin::start(SIZE).await;
+            // As by default: longer than an origin may be silent.
+            let edge = TestEdge::start_with(directory.path(), Some(&origin), |options, _| {
+                options.chunk_wait_timeout = Duration::from_secs(30);
+            })
+            .await;
+            let first = act.clone();
+            origin.script(move |nth, _| if nth == 0 { first.clone() } else { Act::Serve });
+            let begun = Instant::now();
+            let answer = edge.get("/films/a", None).await;
+            answer.assert_bytes(200, &content(1, 0..SIZE));
+            assert!(begun.elapsed() < Duration::from_secs(15), "{act:?}");
+            edge.stop().await;
+        });
+    }
+    cases.join_all().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_origin_that_always_hangs_is_a_problem_within_15_seconds() {
     let (_directory, origin, edge) = pair().await;

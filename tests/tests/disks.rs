@@ -1,5 +1,8 @@
 //! Disks that fill, refuse or are small: serving goes on, health says why, recovery needs nobody.
 
+#![allow(clippy::unwrap_used)]
+
+use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use chunkcache_tests::campaign::SmallDisk;
@@ -108,17 +111,36 @@ fn a_disk_without_inodes_is_passed_by_and_used_again() {
 
 #[test]
 fn a_disk_that_became_read_only_still_serves() {
-    let Some((cluster, disk)) = on_a_small_disk(&[]) else {
+    let Some((mut cluster, disk)) = on_a_small_disk(&[]) else {
         return;
     };
     let kept = cluster.put("/kept.mp4", object(1));
-    comes_right(&cluster, &kept, 1);
-    cluster.wait_recorded("/kept.mp4", &[(0, 2 * CHUNK + 5)]);
+    let spoilt = cluster.put("/spoilt.mp4", object(2));
+    for (target, seed) in [(&kept, 1), (&spoilt, 2)] {
+        comes_right(&cluster, target, seed);
+        let path = target.trim_start_matches("/media");
+        cluster.wait_recorded(path, &[(0, 2 * CHUNK + 5)]);
+    }
+    // What is bad is found at its first use after a start, and can not be withdrawn then.
+    cluster.edge_mut().terminate();
+    spoil(&cluster, "/spoilt.mp4");
+    cluster.edge_mut().start();
     if disk.abort() {
         says(&cluster, 1_000, "os error");
         comes_right(&cluster, &kept, 1);
+        comes_right(&cluster, &spoilt, 2);
     } else {
         println!("skipped: this kernel does not abort a file system on demand");
     }
     end(cluster, disk);
+}
+
+/// Other bytes in the first chunk of the path's entry, on the disk of the only edge, which is stopped.
+fn spoil(cluster: &Cluster, path: &str) {
+    let sql = format!("SELECT id FROM cache_entries WHERE ltrim(path, '/') = ltrim('{path}', '/')");
+    let id = cluster.postgres.query(&sql).remove(0).remove(0);
+    let file = cluster.edge().data.join("entries").join(&id[..2]);
+    let file = file.join(format!("{id}.chunks"));
+    let file = std::fs::File::options().write(true).open(file).unwrap();
+    file.write_all_at(b"other bytes", 1_000).unwrap();
 }

@@ -163,6 +163,44 @@ fn a_precache_job_survives_a_restart_of_everything() {
 }
 
 #[test]
+fn a_job_is_not_fetched_again_when_the_coordinator_is_taken_over() {
+    let mut cluster = Cluster::with_edges(1);
+    let size = 64 * MIB;
+    let object = Object::generated(194, size).header("Cache-Control", "max-age=3600");
+    cluster.put("/kept.mp4", object.paced(4 * MIB));
+    let start = ["precache", "media/kept.mp4", "--edge", "edge-a"];
+    cluster.coordinator.json(&start);
+    for part in 1..=3 {
+        eventually("the job goes on", SOON, || {
+            let done = cluster.recorded_bytes("/kept.mp4", "edge-a");
+            (done >= part * 12 * MIB).then_some(())
+        });
+        cluster.coordinator.kill();
+        cluster.coordinator.start();
+    }
+    cluster.wait_recorded("/kept.mp4", &[(0, size)]);
+    let sent = cluster.origin.body_bytes("/kept.mp4");
+    assert!(sent <= size + CHUNK, "{sent} bytes for {size}");
+}
+
+#[test]
+fn a_job_ends_when_its_edge_was_removed() {
+    let mut cluster = Cluster::with_edges(2);
+    cluster.put("/gone.mp4", Object::generated(195, 64 * MIB).paced(MIB));
+    let start = ["precache", "media/gone.mp4", "--edge", "edge-b"];
+    cluster.coordinator.json(&start);
+    cluster.edges[1].kill();
+    let forget = ["edge", "forget", "edge-b", "--force"];
+    assert!(cluster.coordinator.cli(&forget).status.success());
+    let error = eventually("the job ends", SOON, || {
+        let jobs = cluster.coordinator.json(&["precache", "list", "--all"]);
+        let job = jobs.as_array().unwrap()[0].clone();
+        (job["state"] == "failed").then(|| job["error"].as_str().unwrap().to_owned())
+    });
+    assert!(error.contains("edge-b was removed"), "{error}");
+}
+
+#[test]
 fn an_entry_opens_where_it_is_held_and_not_where_it_drains() {
     let cluster = Cluster::with_edges(2);
     let target = cluster.put("/held.mp4", Object::generated(173, 8 * MIB));

@@ -340,7 +340,8 @@ fn the_proofs_that_docs_name_are_there() {
             let row = line.trim_end_matches('|');
             row.rsplit_once('|').map(|(_, last)| last)
         } else {
-            line.split_once("hown by ").map(|(_, rest)| rest)
+            let sentence = line.split_once("hown by ").map(|(_, rest)| rest);
+            sentence.map(|rest| rest.split_once(". ").map_or(rest, |(sentence, _)| sentence))
         };
         let Some(proofs) = proofs.filter(|rest| is_rule(rest)) else {
             continue;

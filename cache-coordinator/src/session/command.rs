@@ -36,6 +36,8 @@ pub enum Command {
         draining: bool,
         /// As far as is known by now.
         space: EdgeSpace,
+        /// Fetches that go on from before.
+        kept: Vec<v1::KeptFetch>,
     },
     /// From a session: what is used of a disk.
     EdgeSpace {

@@ -154,6 +154,7 @@ async fn open(
                 bytes_used: joined.bytes_used,
                 bytes_allowed: hello.bytes_allowed,
             },
+            kept: hello.kept.clone(),
         })
         .await?;
     // The lead may have been lost between the check and the registration.

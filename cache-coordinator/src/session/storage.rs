@@ -35,10 +35,12 @@ use crate::{
 const COMMITS_AHEAD: usize = 1024;
 /// Entries in one inventory.
 const MAX_INVENTORY: usize = 1_000_000;
-/// Entries whose fill is taken up when an edge is ready.
+/// Entries whose fill is taken up at a time, and the pause until the next: a disk full of begun entries is filled over hours, and
+/// what is not open yet costs nothing.
 const FILL_ENTRIES: u32 = 1000;
 /// Invalidated entries an edge is told of when it comes back: as many as fit into one message.
 const INVALIDATED_ENTRIES: u32 = 20_000;
+const FILL_PAUSE: Duration = Duration::from_secs(10);
 /// An observation older than this was made while no coordinator answered.
 const LIVE_OBSERVATION: Duration = Duration::from_secs(30);
 
@@ -400,17 +402,8 @@ impl Lane {
             bytes_without_rows = self.found.bytes_without_rows,
             "edge is reconciled"
         );
-        let incomplete = self
-            .cluster
-            .database
-            .incomplete_entries(row_id(self.live.edge), EntryId::nil(), FILL_ENTRIES)
-            .await?;
-        for entry in incomplete {
-            self.cluster
-                .plan
-                .tell(Command::EntryWanted(entry.entry))
-                .await?;
-        }
+        let fill = take_up_fill(Arc::clone(&self.cluster), Arc::clone(&self.live));
+        self.cluster.tasks.spawn(fill);
         Ok(())
     }
 
@@ -418,6 +411,44 @@ impl Lane {
         let (done, passed) = oneshot::channel();
         self.promise(Answer::Barrier(done)).await?;
         passed.await.map_err(|_| ServiceError::ShuttingDown)
+    }
+}
+
+/// Opens all entries the edge holds a part of, a page at a time: their fill follows from what is held.
+async fn take_up_fill(cluster: Arc<Cluster>, live: Arc<Live>) {
+    let mut after = EntryId::nil();
+    loop {
+        let database = &cluster.database;
+        let page = tokio::select! {
+            page = database.incomplete_entries(row_id(live.edge), after, FILL_ENTRIES) => page,
+            () = live.outbox.ended() => return,
+        };
+        match page {
+            Ok(page) => {
+                for entry in &page {
+                    if cluster
+                        .plan
+                        .tell(Command::EntryWanted(entry.entry))
+                        .await
+                        .is_err()
+                    {
+                        return;
+                    }
+                    after = entry.entry;
+                }
+                if page.len() < FILL_ENTRIES as usize {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::debug!(edge = %live.name, %error, "the fill is taken up later");
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(FILL_PAUSE) => {}
+            () = live.outbox.ended() => return,
+            () = cluster.shutdown.cancelled() => return,
+        }
     }
 }
 

@@ -113,7 +113,7 @@ impl Reader {
                     None => continue,
                 }
             }
-            if let Some(piece) = self.present(max_len).await? {
+            if let Some(piece) = self.present(max_len).await {
                 return Ok(Some(piece));
             }
             let flights = self.flights();
@@ -179,27 +179,28 @@ impl Reader {
     }
 
     /// Bytes of a chunk in the store, checked before they are first served by this process.
-    async fn present(&mut self, max_len: u64) -> Result<Option<Piece>, ReadError> {
+    async fn present(&mut self, max_len: u64) -> Option<Piece> {
         let file = &self.factory.file;
         let chunk = file.geometry().chunk_of(self.cursor);
         loop {
-            let Some(pin) = file.pin(chunk) else {
-                return Ok(None);
-            };
+            let pin = file.pin(chunk)?;
             if file.is_verified(chunk) {
                 let chunk_end = file.geometry().chunk_range(chunk).end;
                 let end = chunk_end
                     .min(self.end)
                     .min(self.cursor.saturating_add(max_len));
-                return Ok(Some(self.piece(end, Some(pin))));
+                return Some(self.piece(end, Some(pin)));
             }
             drop(pin);
-            if !file
-                .verify(chunk)
-                .await
-                .map_err(|error| ReadError::Disk(error.to_string()))?
-            {
-                return Ok(None);
+            match file.verify(chunk).await {
+                Ok(true) => {}
+                Ok(false) => return None,
+                // Nothing is known of these bytes, and the origin has them too.
+                Err(error) => {
+                    let why = error.to_string();
+                    self.read_past_the_store(&why);
+                    return None;
+                }
             }
         }
     }

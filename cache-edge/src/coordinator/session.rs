@@ -115,7 +115,7 @@ impl Session {
                     backoff.wait(rand::random())
                 }
             };
-            self.downloads.forget_assignments();
+            self.downloads.forget_peers();
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
@@ -137,8 +137,10 @@ impl Session {
         let (sender, receiver) = mpsc::channel(OUTBOX_MESSAGES);
         let hello = v1::Hello {
             bytes_allowed: self.store.bytes_allowed(),
+            kept: self.downloads.kept(),
             ..self.hello.clone()
         };
+        let kept = hello.kept.clone();
         put(&sender, session_request::Message::Hello(hello)).await?;
         self.link.begin(sender.clone(), client.clone());
         // The digests go while the coordinator reads: there may be more of them than the outbox holds.
@@ -168,7 +170,11 @@ impl Session {
                         }
                     }
                     if let Some(message) = message.message {
+                        let is_welcome = matches!(message, Message::Welcome(_));
                         self.handle(message, &sender).await?;
+                        if is_welcome {
+                            self.downloads.report_ended(&kept);
+                        }
                     }
                 }
                 () = self.demand.due(DEMAND_GATHERING), if welcomed => self.send_demand(false),

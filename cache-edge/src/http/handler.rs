@@ -79,6 +79,11 @@ pub(super) async fn handle<O: Objects>(
             response
         }
     };
+    if response.status() == StatusCode::BAD_REQUEST && request.version < Version::HTTP_2 {
+        // Whoever sent it may see the next request elsewhere than we do.
+        let headers = response.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     server
         .settings
         .cors

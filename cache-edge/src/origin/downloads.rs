@@ -376,18 +376,50 @@ impl Downloads {
         self.settle(state);
     }
 
-    /// Assignments of a session that is over mean nothing to the next one.
-    pub fn forget_assignments(&self) {
-        let ids: Vec<u64> = self
-            .0
-            .state
-            .lock()
-            .queue
-            .ids()
-            .filter(|id| id & LOCAL_BIT == 0)
-            .collect();
+    /// A session is over. What comes from origins goes on, and the next session is told of it; what comes from peers costs no
+    /// origin anything, and is planned anew.
+    pub fn forget_peers(&self) {
+        let of_peers = |fetch: &&Fetch| fetch.order.peer.is_some() && !fetch.order.is_local();
+        let ids: Vec<u64> = {
+            let state = self.0.state.lock();
+            let fetches = state.fetches.values().filter(of_peers);
+            fetches.map(|fetch| fetch.order.id).collect()
+        };
         for id in ids {
             self.cancel(id, true);
+        }
+    }
+
+    /// What goes on from before, to tell a new session.
+    #[must_use]
+    pub fn kept(&self) -> Vec<v1::KeptFetch> {
+        let state = self.0.state.lock();
+        let from_origin = |fetch: &&Fetch| fetch.order.peer.is_none();
+        let kept = state.fetches.values().filter(from_origin).map(|fetch| {
+            let order = &fetch.order;
+            let level = state
+                .queue
+                .get(order.id)
+                .map_or(order.level, |task| task.level);
+            v1::KeptFetch {
+                assignment_id: order.id,
+                entry_id: order.file.id().to_string(),
+                first_chunk: order.first_chunk,
+                chunk_count: order.chunk_count,
+                priority: v1::Priority::from(level).into(),
+                max_rate_bytes_per_second: order.max_rate,
+            }
+        });
+        kept.collect()
+    }
+
+    /// Those of a new session's kept fetches that ended before it could be told of it.
+    pub fn report_ended(&self, kept: &[v1::KeptFetch]) {
+        let state = self.0.state.lock();
+        for id in kept.iter().map(|fetch| fetch.assignment_id) {
+            if !state.fetches.contains_key(&id) {
+                self.report_cancelled(id, None, 0);
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use super::{
 use crate::availability::{EntryFlights, FlightError, flight::FlightClaim};
 
 /// The peer has the last byte when it sends it, and the checksum a moment later.
-const PATIENCE: Duration = Duration::from_millis(1_500);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Why chunks of a peer were not recorded.
 pub enum Unproved {

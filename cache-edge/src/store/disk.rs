@@ -95,7 +95,15 @@ impl Disk for RealDisk {
                 options.create(true).truncate(true);
             }
         }
-        Ok(Arc::new(RealFile(options.open(self.root.join(path))?)))
+        let path = self.root.join(path);
+        let file = match options.open(&path) {
+            // A file system that turned read-only still has what it has: a write to it fails by itself.
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                fs::File::open(&path)?
+            }
+            opened => opened?,
+        };
+        Ok(Arc::new(RealFile(file)))
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {

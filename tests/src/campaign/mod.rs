@@ -8,6 +8,7 @@
 
 mod audit;
 mod inject;
+pub mod network;
 mod readers;
 mod small_disk;
 
@@ -37,6 +38,8 @@ pub struct Plan {
     /// At least so many, a few at each kill of an edge: a chunk checked once since the start is trusted after.
     pub corrupted_chunks: u32,
     pub disk_fills: u32,
+    /// Of the coordinator, of PostgreSQL, or of an edge, for some seconds.
+    pub network_cuts: u32,
     pub object_changes: u32,
     pub readers: usize,
     pub objects: usize,
@@ -54,6 +57,7 @@ impl Plan {
             database_kills: 0,
             corrupted_chunks: 0,
             disk_fills: 0,
+            network_cuts: 0,
             object_changes: 0,
             ..Plan::short(seed)
         }
@@ -69,6 +73,7 @@ impl Plan {
             "database-kills" => &mut self.database_kills,
             "corrupted-chunks" => &mut self.corrupted_chunks,
             "disk-fills" => &mut self.disk_fills,
+            "network-cuts" => &mut self.network_cuts,
             "object-changes" => &mut self.object_changes,
             _ => return false,
         };
@@ -87,6 +92,7 @@ impl Plan {
             database_kills: 3,
             corrupted_chunks: 40,
             disk_fills: 2,
+            network_cuts: 4,
             object_changes: 4,
             readers: 6,
             objects: 8,
@@ -104,6 +110,7 @@ impl Plan {
             database_kills: 20,
             corrupted_chunks: 1000,
             disk_fills: 20,
+            network_cuts: 30,
             object_changes: 50,
             readers: 8,
             ..Plan::short(seed)
@@ -141,6 +148,8 @@ pub struct Title {
     pub path: String,
     pub size: u64,
     pub version: AtomicU64,
+    /// Of the content its origin has now.
+    pub seed: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -294,6 +303,7 @@ fn prepare(plan: &Plan, cluster: &Cluster) -> Shared {
             path: format!("/title-{number}.mp4"),
             size: plan.object_bytes + number as u64 * CHUNK / 3,
             version: AtomicU64::new(0),
+            seed: AtomicU64::new(seed(plan, number, 0)),
         };
         cluster
             .origin
@@ -309,13 +319,14 @@ fn prepare(plan: &Plan, cluster: &Cluster) -> Shared {
     }
 }
 
+fn seed(plan: &Plan, number: usize, version: u64) -> u64 {
+    plan.seed.wrapping_mul(1009) % 1_000_000 * 1_000 + number as u64 * 100_000_000_000 + version
+}
+
 /// Version `version` of a title. Its seed is in its ETag, so a reader can tell which bytes are right; fresh for a
 /// second, so that changes are met.
 fn object(plan: &Plan, number: usize, version: u64, size: u64) -> Object {
-    let seed = plan.seed.wrapping_mul(1009) % 1_000_000 * 1_000
-        + number as u64 * 100_000_000_000
-        + version;
-    Object::generated(seed, size)
+    Object::generated(seed(plan, number, version), size)
         .header("Cache-Control", "max-age=1")
         .latency(Duration::from_millis(3))
 }

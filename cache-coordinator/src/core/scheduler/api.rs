@@ -51,6 +51,8 @@ pub enum Event {
     },
     /// The operator drains it, or takes that back.
     EdgeDraining { edge: EdgeId, draining: bool },
+    /// Before it joins, or, of entries opened since, after: fetches from origins that go on from an earlier session.
+    FetchesKept { edge: EdgeId, fetches: Vec<Kept> },
     /// What its chunks take of its disk, and may take. Both 0: not known.
     EdgeSpace {
         edge: EdgeId,
@@ -145,6 +147,19 @@ pub enum Event {
 
     /// Time passed: deadlines, back-offs and budgets are looked at again. At least every 100 ms.
     Tick,
+}
+
+/// A fetch that an edge did not give up when its session ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    pub id: AssignmentId,
+    pub entry: EntryNo,
+    pub chunks: Range<ChunkIndex>,
+    pub level: Level,
+    /// Of its source's rate; 0: no limit.
+    pub rate_bytes_per_second: u64,
+    /// The edge's own.
+    pub local: bool,
 }
 
 /// What a reader wants.
@@ -248,4 +263,6 @@ pub enum Reason {
     Begun,
     /// A second fetch beside a late one.
     Hedge(AssignmentId),
+    /// Assigned before its edge's session, or this coordinator's term, began.
+    Kept,
 }

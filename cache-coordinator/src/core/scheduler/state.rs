@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use chunkcache_proto::{ChunkIndex, Geometry, Level};
 
-use super::api::{AssignmentId, EdgeId, EntryNo, From, Millis, Reason, SourceId};
+use super::api::{AssignmentId, EdgeId, EntryNo, From, Kept, Millis, Reason, SourceId};
 use super::claim::Owner;
 use super::queue::LevelQueue;
 use super::space::Space;
@@ -92,6 +92,8 @@ pub struct Edge {
     pub max_downloads: u32,
     pub background_fill: bool,
     pub space: Space,
+    /// Said before it joined.
+    pub kept: Vec<Kept>,
     /// Disk full or bad: nothing is assigned before.
     pub faulted_until: Millis,
     pub faults: u32,

@@ -84,11 +84,41 @@ async fn look_at(cluster: &Cluster, id: Uuid) -> Result<(), ServiceError> {
         tracing::info!(job = %id, bytes = bytes_done, "job is done");
         return cluster.jobs.withdraw(cluster, id).await;
     }
+    if let Some(error) = can_not_end(cluster, &job, bytes_done).await? {
+        let change = EndJob {
+            id,
+            status: JobStatus::Failed,
+            error,
+        };
+        cluster.writer.write(change).await?;
+        return cluster.jobs.withdraw(cluster, id).await;
+    }
     let has_room = cluster.jobs.find_room(cluster, id);
     if cluster.jobs.sample(id, bytes_done) || has_room {
         cluster.jobs.give(cluster, &job, &entry).await?;
     }
     Ok(())
+}
+
+/// Why it will never be done: edges it names were removed from the cluster, and the others have all of it.
+async fn can_not_end(
+    cluster: &Cluster,
+    job: &JobRecord,
+    bytes_done: u64,
+) -> Result<Option<String>, ServiceError> {
+    let mut gone = Vec::new();
+    for name in &job.edges {
+        if cluster.database.edge(name).await?.is_none() {
+            gone.push(name.as_str());
+        }
+    }
+    let each = job.bytes_total() / job.edges.len().max(1) as u64;
+    let can_be_done = each * (job.edges.len() - gone.len()) as u64;
+    if gone.is_empty() || bytes_done < can_be_done {
+        return Ok(None);
+    }
+    let names = gone.join(" and ");
+    Ok(Some(format!("{names} was removed from the cluster")))
 }
 
 impl Jobs {

@@ -13,7 +13,7 @@ impl World {
         for demand in self.readers.values().cloned().collect::<Vec<_>>() {
             self.apply(Event::DemandSet(demand));
         }
-        let build = |reversed: bool| {
+        let build = |reversed: bool, keeps: bool| {
             let mut scheduler = Scheduler::new(self.scheduler.config.clone());
             let mut effects = Vec::new();
             let mut events: Vec<Event> = Vec::new();
@@ -31,6 +31,13 @@ impl World {
                 .map(|index| self.source_event(index))
                 .collect();
             second.extend((0..self.edges.len()).map(|edge| self.space_event(edge)));
+            if keeps {
+                let alive = (0..self.edges.len()).filter(|&edge| self.edges[edge].alive);
+                second.extend(alive.map(|edge| Event::FetchesKept {
+                    edge: EdgeId(edge as u32),
+                    fetches: self.kept_fetches(edge),
+                }));
+            }
             let alive = (0..self.edges.len()).filter(|&edge| self.edges[edge].alive);
             second.extend(alive.map(|edge| self.join_event(edge)));
             for (edge, sim) in (0..).zip(&self.edges) {
@@ -77,9 +84,10 @@ impl World {
             }
             (scheduler, effects)
         };
-        let (first, effects) = build(false);
-        let (again, same) = build(false);
-        let (other, _) = build(true);
+        let (first, effects) = build(false, false);
+        let (again, same) = build(false, false);
+        let (other, _) = build(true, false);
+        let (kept, given) = build(false, true);
         assert_eq!(
             effects, same,
             "seed {}: a rebuilt scheduler repeats its plan",
@@ -102,10 +110,44 @@ impl World {
         );
         assert_eq!(
             wanted(&first),
+            wanted(&kept),
+            "seed {}: what goes on changes nothing of what is wanted",
+            self.seed
+        );
+        self.check_nothing_given_twice(&given);
+        assert_eq!(
+            wanted(&first),
             wanted(&self.scheduler),
             "seed {}: rebuilt, it wants the same",
             self.seed
         );
+    }
+
+    /// What edges keep is not given to them, or to others from the origin, when the plan is made anew.
+    fn check_nothing_given_twice(&self, given: &[Effect]) {
+        let mut kept: Vec<(EdgeId, Kept)> = Vec::new();
+        for edge in (0..self.edges.len()).filter(|&edge| self.edges[edge].alive) {
+            let of_edge = self.kept_fetches(edge).into_iter();
+            kept.extend(of_edge.map(|it| (EdgeId(edge as u32), it)));
+        }
+        for effect in given {
+            let Effect::Assign(a) = effect else { continue };
+            let chunks = a.first_chunk..a.first_chunk + a.chunk_count;
+            for (edge, it) in &kept {
+                let same = it.entry == a.entry
+                    && it.chunks.start < chunks.end
+                    && chunks.start < it.chunks.end;
+                // One that is stopped for a reader who waits is begun again where the reader is.
+                let stopped = given.iter().any(|other| {
+                    matches!(other, Effect::Cancel { edge: of, assignment } if of == edge && *assignment == it.id)
+                });
+                assert!(
+                    !same || stopped || (*edge != a.edge && a.from != From::Origin),
+                    "seed {}: given again: {a:?} beside {it:?} of {edge:?}",
+                    self.seed
+                );
+            }
+        }
     }
 
     /// No more faults; everybody is there; readers stay where they are.

@@ -147,6 +147,8 @@ pub struct World {
     pub journal: Vec<Effect>,
     /// A peer failed in this run: a second origin fetch may have that cause.
     pub peers_failed: bool,
+    /// A session ended while its fetches went on, and what others were given meanwhile runs still.
+    pub excused: bool,
     /// Its end is not reported yet, and the scheduler may still speak of it.
     pub ending: Option<(EdgeId, AssignmentId)>,
     pub next_number: u64,
@@ -176,6 +178,7 @@ impl World {
             wants: BTreeMap::new(),
             journal: Vec::new(),
             peers_failed: false,
+            excused: false,
             ending: None,
             next_number: 1,
             last_tick: 0,
@@ -296,6 +299,7 @@ impl World {
             self.obey(effect);
         }
         self.journal.append(&mut effects);
+        self.excused &= self.over_limits().is_some();
         self.check();
     }
 
