@@ -168,7 +168,11 @@ impl Load {
         for (edge, assignment) in cancelled {
             self.running
                 .retain(|&running| running != (edge, assignment));
-            self.apply(Event::FetchCancelled { edge, assignment });
+            self.apply(Event::FetchCancelled {
+                edge,
+                assignment,
+                begun: Vec::new(),
+            });
         }
     }
 }

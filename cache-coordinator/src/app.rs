@@ -17,6 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use crate::{
+    access::{self, Access},
     config::ServeConfig,
     events::{ChangeLog, PrunePolicy, prune_until},
     grpc, http,
@@ -41,6 +42,7 @@ pub struct App {
     http: TcpListener,
     grpc_tls: Option<Arc<Reloading<ServerConfig>>>,
     http_tls: Option<Arc<Reloading<ServerConfig>>>,
+    access: Arc<Access>,
     shutdown: CancellationToken,
 }
 
@@ -55,6 +57,7 @@ impl App {
             ..files
         });
         let http_tls = http_files.map(tls::server).transpose()?;
+        let access = Access::load(config.access_tokens.clone()).context("--access-tokens-file")?;
         let bind = |address: SocketAddr| async move {
             let bound = TcpListener::bind(address).await;
             bound.with_context(|| format!("can not listen on {address}"))
@@ -65,6 +68,7 @@ impl App {
             config,
             grpc_tls,
             http_tls,
+            access: Arc::new(access),
             shutdown,
         })
     }
@@ -93,6 +97,10 @@ impl App {
             .clone()
             .unwrap_or_else(|| format!("{scheme}://{grpc_address}"));
         tracing::info!(grpc = %grpc_address, http = %http_address, "listening");
+        let is_open = |address: SocketAddr| !address.ip().is_loopback();
+        if self.access.tokens().is_none() && (is_open(grpc_address) || is_open(http_address)) {
+            tracing::warn!("no --access-tokens-file: whoever can connect may do everything");
+        }
 
         let metrics = Arc::new(Metrics::default());
         let mut database_config = DatabaseConfig::new(self.config.database_url.expose());
@@ -153,9 +161,10 @@ impl App {
         tasks.spawn("grpc-accept", accepting);
         tasks.spawn("grpc", {
             let (cluster, served) = (Arc::clone(&cluster), served.clone());
+            let access = Arc::clone(&self.access);
             async move {
                 let _guard = served.drop_guard();
-                grpc::server::serve(Arc::clone(&cluster), connections).await?;
+                grpc::server::serve(Arc::clone(&cluster), access, connections).await?;
                 cluster.tasks.close();
                 cluster.tasks.wait().await;
                 Ok(())
@@ -168,12 +177,20 @@ impl App {
             "http",
             http::serve(
                 Arc::clone(&cluster),
+                Arc::clone(&self.access),
                 Accepted::new(connections, http_address),
             ),
         );
         for reloading in self.grpc_tls.iter().chain(&self.http_tls) {
             let watching = Arc::clone(reloading).watch(CHECK_INTERVAL, stop.clone());
             tasks.spawn("tls-reload", async move {
+                watching.await;
+                Ok(())
+            });
+        }
+        if let Some(tokens) = self.access.tokens().cloned() {
+            let watching = tokens.watch(access::CHECK_INTERVAL, stop.clone());
+            tasks.spawn("tokens-reload", async move {
                 watching.await;
                 Ok(())
             });

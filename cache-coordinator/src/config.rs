@@ -84,6 +84,13 @@ const OPTIONS: &[OptionSpec] = &[
         "Authority (PEM) whose certificates gRPC clients must present",
     ),
     OptionSpec::new(
+        "access-tokens-file",
+        "FILE",
+        Kind::Path,
+        "Bearer tokens, a line each: role (viewer, service, operator, edge), name, token or sha256:DIGEST; read again when it changes",
+    )
+    .default_note("none: everyone who can connect may do everything"),
+    OptionSpec::new(
         "insecure-listen",
         "BOOL",
         Kind::Bool,
@@ -131,6 +138,8 @@ pub struct ServeConfig {
     pub chunk_size: u32,
     /// TLS of the gRPC listener; the HTTP one has the same without a client CA.
     pub tls: Option<ServerFiles>,
+    /// Who may do what; without it, everyone may do everything.
+    pub access_tokens: Option<PathBuf>,
     /// How long calls may take to end.
     pub drain_grace: std::time::Duration,
 }
@@ -165,6 +174,7 @@ impl ServeConfig {
                 .map(|url| url.as_str().trim_end_matches('/').to_owned()),
             chunk_size: parse_chunk_size(&chunk_size).unwrap_or(Geometry::DEFAULT_CHUNK_SIZE),
             tls,
+            access_tokens: settings.get("access-tokens-file"),
             drain_grace: settings.value("drain-grace"),
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! The folder tree is the architecture; see ARCHITECTURE.md for the invariant of each room.
 
+pub mod access;
 pub mod app;
 pub mod cli;
 pub mod config;

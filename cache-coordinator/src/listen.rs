@@ -12,7 +12,7 @@ use std::{
 };
 
 use chunkcache_plumbing::tls::Reloading;
-use rustls::ServerConfig;
+use rustls::{ServerConfig, pki_types::CertificateDer};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -21,7 +21,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 
 /// Handshakes at a time.
 const HANDSHAKES: usize = 256;
@@ -38,6 +38,13 @@ pub enum Connection {
     Plain(TcpStream),
     /// After its handshake.
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// What a connection proves of who is at its other end.
+#[derive(Clone)]
+pub struct Peer {
+    /// Verified against the clients' authority; none where none is asked for.
+    pub certificate: Option<Arc<CertificateDer<'static>>>,
 }
 
 /// Accepts until `shutdown`. The receiver yields connections that are ready to be served.
@@ -146,10 +153,17 @@ impl Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.tcp().connect_info()
+    fn connect_info(&self) -> Peer {
+        let chain = match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream) => stream.get_ref().1.peer_certificates(),
+        };
+        let certificate = chain.and_then(|chain| chain.first());
+        Peer {
+            certificate: certificate.map(|it| Arc::new(it.clone().into_owned())),
+        }
     }
 }
 

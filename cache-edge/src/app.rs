@@ -12,13 +12,12 @@ use std::{
 
 use anyhow::Context;
 use chunkcache_plumbing::{
-    metrics::{encode, register_build_info},
+    metrics::register_build_info,
     shutdown::{TaskSet, token_on_signal},
     tls::{self, ClientFiles, ServerFiles},
 };
 use chunkcache_proto::{Geometry, v1};
-use parking_lot::Mutex;
-use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
+use prometheus_client::registry::Registry;
 use tokio::{
     net::TcpListener,
     runtime::{Handle, Runtime},
@@ -26,20 +25,17 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admin::State,
     availability::{DemandRegistry, Flights},
     coordinator::{
-        Link, Session, channel::TlsFiles, notes, planner::Planner, session::Totals, upkeep::Upkeep,
+        Link, Session, channel::Credentials, notes, planner::Planner, session::Totals,
+        upkeep::Upkeep,
     },
-    http::{
-        self, Metrics, Server, Settings, SigningKeys, TlsConfig, admin::AdminState,
-        metrics::ByteSource,
-    },
+    http::{self, Metrics, Server, Settings, SigningKeys, TlsConfig, metrics::ByteSource},
     options::Options,
     origin::{
-        Catalogue, Client, Downloads,
-        direct::Direct,
-        peer::PeerKeys,
-        run::{Counters, Fetcher},
+        Catalogue, Client, Downloads, counters::Counters, direct::Direct, peer::PeerKeys,
+        reloading::PeerClient, run::Fetcher,
     },
     serve::{Bindings, EdgeObjects, Parts, peer_handler::Peers},
     store::{Store, StoreOptions},
@@ -98,7 +94,7 @@ impl Edge {
         let client = Client::new((*origin_tls.current()).clone());
         let fetcher = Arc::new(Fetcher {
             client: client.clone(),
-            peer_client: Client::new((*peer_tls.current()).clone()).with_stall_timeout(PEER_STALL),
+            peer_client: PeerClient::new(peer_tls, PEER_STALL),
             catalogue: catalogue.clone(),
             flights: flights.clone(),
             peer_keys: peer_keys.clone(),
@@ -144,6 +140,12 @@ impl Edge {
         })
     }
 
+    /// Chunks on their way.
+    #[must_use]
+    pub fn flights(&self) -> &Flights {
+        &self.flights
+    }
+
     /// What runs beside the listeners.
     pub fn spawn(
         &self,
@@ -178,10 +180,12 @@ impl Edge {
                 version: env!("CARGO_PKG_VERSION").into(),
                 background_fill: options.background_fill,
                 bytes_allowed: self.store.bytes_allowed(),
+                kept: Vec::new(),
             },
-            tls: TlsFiles {
+            credentials: Credentials {
                 ca: options.coordinator_tls.ca.clone(),
                 identity: options.coordinator_tls.identity.clone(),
+                token: options.coordinator_token.clone(),
             },
             store: self.store.clone(),
             catalogue: self.catalogue.clone(),
@@ -196,6 +200,13 @@ impl Edge {
                 counters: self.counters.clone(),
             }),
         };
+        // Certificates toward peers; those toward coordinators are read for each connection.
+        let peer_tls = self.downloads.fetcher().peer_client.tls().clone();
+        let renewed = stop.clone();
+        tasks.spawn("peer-tls-reload", async move {
+            peer_tls.watch(tls::CHECK_INTERVAL, renewed).await;
+            Ok(())
+        });
         let coordinators = options.coordinators.clone();
         let stopped = [stop.clone(), stop.clone(), stop.clone()];
         let [planner_stop, upkeep_stop, session_stop] = stopped;
@@ -230,6 +241,10 @@ impl Totals for EdgeTotals {
             self.counters.peer_bytes.load(Ordering::Relaxed),
             self.metrics.stalls(),
         ]
+    }
+
+    fn requests_active(&self) -> u32 {
+        u32::try_from(self.metrics.requests_active()).unwrap_or_default()
     }
 }
 
@@ -304,7 +319,7 @@ pub async fn serve(options: Options, fetch: Handle) -> anyhow::Result<()> {
     result.map_err(Into::into)
 }
 
-async fn open_store(options: &Options) -> anyhow::Result<Store> {
+pub(crate) async fn open_store(options: &Options) -> anyhow::Result<Store> {
     let store_options = StoreOptions {
         data_dir: options.data_dir.clone(),
         max_bytes: options.max_bytes,
@@ -347,136 +362,4 @@ fn signing_keys(file: Option<PathBuf>) -> anyhow::Result<Option<SigningKeys>> {
     // Ends with the process, as the certificates' does.
     tokio::spawn(keys.clone().watch(tls::CHECK_INTERVAL));
     Ok(Some(keys))
-}
-
-/// Reads one measure at a scrape.
-type Read = Box<dyn Fn(&State) -> u64 + Send + Sync>;
-
-/// What operators see.
-struct State {
-    link: Arc<Link>,
-    store: Store,
-    downloads: Downloads,
-    demand: Arc<DemandRegistry>,
-    counters: Arc<Counters>,
-    shutdown: CancellationToken,
-    registry: Mutex<Registry>,
-    gauges: Vec<(Gauge, Read)>,
-}
-
-impl State {
-    fn new(edge: &Edge, mut registry: Registry, shutdown: CancellationToken) -> Self {
-        let count = |value: usize| value as u64;
-        let measures: Vec<(&str, &str, Read)> = vec![
-            (
-                "store_used_bytes",
-                "Bytes of chunks kept",
-                Box::new(|s| s.store.bytes_used()),
-            ),
-            (
-                "store_allowed_bytes",
-                "Bytes of chunks that may be kept now",
-                Box::new(|s| s.store.bytes_allowed()),
-            ),
-            (
-                "store_degraded",
-                "1 while the store refuses writes",
-                Box::new(|s| u64::from(s.store.degraded().is_some())),
-            ),
-            (
-                "session_ready",
-                "1 while rows and disk agree",
-                Box::new(|s| u64::from(s.link.is_ready())),
-            ),
-            (
-                "readers",
-                "Readers with bytes missing ahead of them",
-                Box::new(move |s| count(s.demand.len())),
-            ),
-            (
-                "fetches_running",
-                "Fetches from origins and peers",
-                Box::new(move |s| count(s.downloads.counts().0)),
-            ),
-            (
-                "fetches_waiting",
-                "Fetches that wait for their turn",
-                Box::new(move |s| count(s.downloads.counts().1)),
-            ),
-            (
-                "origin_bytes",
-                "Bytes from origins since the start",
-                Box::new(|s| s.counters.origin_bytes.load(Ordering::Relaxed)),
-            ),
-            (
-                "peer_bytes",
-                "Bytes from peers since the start",
-                Box::new(|s| s.counters.peer_bytes.load(Ordering::Relaxed)),
-            ),
-            (
-                "origin_requests",
-                "Requests to origins since the start",
-                Box::new(|s| s.counters.origin_requests.load(Ordering::Relaxed)),
-            ),
-            (
-                "origin_errors",
-                "Failed fetches from origins since the start",
-                Box::new(|s| s.counters.origin_errors.load(Ordering::Relaxed)),
-            ),
-            (
-                "record_compared_bytes",
-                "Bytes of an origin's answers compared with what is stored, in record mode",
-                Box::new(|s| s.counters.compared_bytes.load(Ordering::Relaxed)),
-            ),
-            (
-                "record_mismatches",
-                "Answers of an origin that differed from what is stored, in record mode",
-                Box::new(|s| s.counters.mismatches.load(Ordering::Relaxed)),
-            ),
-            (
-                "peer_errors",
-                "Failed fetches from peers since the start",
-                Box::new(|s| s.counters.peer_errors.load(Ordering::Relaxed)),
-            ),
-        ];
-        let mut gauges = Vec::with_capacity(measures.len());
-        for (name, help, read) in measures {
-            let gauge = Gauge::default();
-            registry.register(name, help, gauge.clone());
-            gauges.push((gauge, read));
-        }
-        Self {
-            link: edge.link.clone(),
-            store: edge.store.clone(),
-            downloads: edge.downloads.clone(),
-            demand: edge.demand.clone(),
-            counters: edge.counters.clone(),
-            shutdown,
-            registry: Mutex::new(registry),
-            gauges,
-        }
-    }
-}
-
-impl AdminState for State {
-    fn not_ready(&self) -> Vec<String> {
-        let mut reasons = Vec::new();
-        if self.shutdown.is_cancelled() {
-            reasons.push("the process is shutting down".to_owned());
-        } else if self.link.is_draining() {
-            reasons.push("this edge is being drained".to_owned());
-        }
-        reasons.extend(self.link.not_ready());
-        reasons.extend(self.store.degraded());
-        reasons
-    }
-
-    fn metrics(&self) -> String {
-        for (gauge, read) in &self.gauges {
-            gauge.set(i64::try_from(read(self)).unwrap_or(i64::MAX));
-        }
-        encode(&self.registry.lock(), None)
-            .map(|exposition| exposition.body)
-            .unwrap_or_default()
-    }
 }

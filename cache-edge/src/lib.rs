@@ -2,12 +2,15 @@
 //!
 //! The folder tree is the architecture; see ARCHITECTURE.md for the invariant of each room.
 
+pub mod admin;
 pub mod app;
 pub mod availability;
 pub mod coordinator;
 pub mod core;
 pub mod http;
+pub mod import;
 pub mod options;
 pub mod origin;
 pub mod serve;
+pub mod sign;
 pub mod store;

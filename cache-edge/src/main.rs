@@ -3,12 +3,14 @@
 use std::process::ExitCode;
 
 use cache_edge::{
-    app,
+    app, import,
     options::{self, Options},
+    sign,
 };
 use chunkcache_plumbing::{
     config::EXIT_USAGE,
     health::{self, Listener},
+    shell,
     telemetry::{self, TelemetryOptions},
     tls,
 };
@@ -31,11 +33,22 @@ fn main() -> ExitCode {
         .about("An edge of the chunk cache")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([serve, health::command(&table)]);
-    let matches = command.get_matches();
+        .subcommands([
+            serve,
+            health::command(&table),
+            sign::command(),
+            import::command(&table),
+        ])
+        .subcommands(shell::commands());
+    let matches = command.clone().get_matches();
     let arguments = match matches.subcommand() {
         Some(("serve", arguments)) => arguments,
         Some(("health", arguments)) => return health::run(&table, arguments, HEALTH),
+        Some(("import", arguments)) => return import::run(&table, arguments),
+        Some(("sign", arguments)) => return sign::run(arguments),
+        Some((verb @ ("completions" | "man"), arguments)) => {
+            return shell::run(&command, verb, arguments);
+        }
         _ => return ExitCode::from(EXIT_USAGE),
     };
     let settings = match table.load(arguments, options::check) {

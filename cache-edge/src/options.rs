@@ -127,6 +127,13 @@ const OPTIONS: &[OptionSpec] = &[
         "The key of --coordinator-cert, PEM",
     ),
     OptionSpec::new(
+        "coordinator-token-file",
+        "FILE",
+        Kind::Path,
+        "File holding this edge's bearer token; read anew for each connection",
+    )
+    .default_note("none"),
+    OptionSpec::new(
         "insecure-listen",
         "BOOL",
         Kind::Bool,
@@ -175,6 +182,8 @@ pub struct Options {
     pub background_fill: bool,
     pub tls: Option<(PathBuf, PathBuf)>,
     pub coordinator_tls: ClientFiles,
+    /// Of a bearer token.
+    pub coordinator_token: Option<PathBuf>,
     pub drain_grace: Duration,
     pub players: PlayerOptions,
 }
@@ -220,6 +229,7 @@ impl Options {
                 identity: pair("coordinator-cert", "coordinator-key"),
                 alpn: Vec::new(),
             },
+            coordinator_token: settings.get("coordinator-token-file"),
             drain_grace: settings.value("drain-grace"),
             players: PlayerOptions::from_settings(settings),
         }

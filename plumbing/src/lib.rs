@@ -5,6 +5,7 @@
 pub mod config;
 pub mod health;
 pub mod metrics;
+pub mod shell;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;

@@ -81,17 +81,22 @@ pub fn belongs_to(entry: &v1::Entry, base_url: &str) -> bool {
 
 /// The validator of an object, in clear: its strong ETag with the quotes, else
 /// `<Last-Modified>/<size>`, else none. A weak ETag promises the same
-/// meaning, not the same bytes, so it can not guard ranges (RFC 9110, 8.8.1).
+/// meaning, not the same bytes, so it can not guard ranges (RFC 9110, 8.8.1); but where two
+/// differ so do the objects, so it stands beside the date: `<Last-Modified>/<size>/W/"…"`.
 #[must_use]
 pub fn validator(
     etag: Option<&str>,
     last_modified: Option<&str>,
     size_bytes: u64,
 ) -> Option<String> {
-    match (etag.filter(|tag| is_strong(tag)), last_modified) {
-        (Some(etag), _) => Some(etag.to_owned()),
-        (None, Some(date)) if !date.is_empty() => Some(format!("{date}/{size_bytes}")),
-        (None, _) => None,
+    let date = last_modified.filter(|date| !date.is_empty());
+    match (etag, date) {
+        (Some(etag), _) if is_strong(etag) => Some(etag.to_owned()),
+        (Some(weak), Some(date)) if weak.starts_with("W/") => {
+            Some(format!("{date}/{size_bytes}/{weak}"))
+        }
+        (_, Some(date)) => Some(format!("{date}/{size_bytes}")),
+        (_, None) => None,
     }
 }
 
@@ -192,6 +197,12 @@ mod tests {
         );
         assert_eq!(
             validator(Some("W/\"1\""), Some("Mon"), 5).as_deref(),
+            Some("Mon/5/W/\"1\""),
+            "not the same where the tags differ"
+        );
+        assert_eq!(validator(None, Some("Mon"), 5).as_deref(), Some("Mon/5"));
+        assert_eq!(
+            validator(Some("bare"), Some("Mon"), 5).as_deref(),
             Some("Mon/5")
         );
     }

@@ -16,6 +16,7 @@ pub struct Call {
     target: String,
     headers: Vec<(String, String)>,
     host: bool,
+    body: String,
     timeout: Duration,
 }
 
@@ -26,6 +27,7 @@ impl Call {
             target: target.to_owned(),
             headers: Vec::new(),
             host: true,
+            body: String::new(),
             timeout: READ_TIMEOUT,
         }
     }
@@ -48,6 +50,12 @@ impl Call {
         self.header("Range", &format!("bytes={start}-{}", end - 1))
     }
 
+    /// Sent with its length.
+    pub fn body(mut self, body: &str) -> Call {
+        self.body = body.to_owned();
+        self.header("Content-Length", &body.len().to_string())
+    }
+
     pub fn without_host(mut self) -> Call {
         self.host = false;
         self
@@ -63,7 +71,14 @@ impl Call {
         let began = Instant::now();
         let mut stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
         stream.set_nodelay(true)?;
+        let head = self.text_for(address, "Connection: close\r\n");
         stream.set_read_timeout(Some(self.timeout))?;
+        stream.write_all(head.as_bytes())?;
+        Reply::read_head(stream, self.method == "HEAD", began)
+    }
+
+    /// The request, body and all.
+    fn text_for(&self, address: SocketAddr, last: &str) -> String {
         let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.target);
         if self.host {
             head += &format!("Host: {address}\r\n");
@@ -71,9 +86,7 @@ impl Call {
         for (name, value) in &self.headers {
             head += &format!("{name}: {value}\r\n");
         }
-        head += "Connection: close\r\n\r\n";
-        stream.write_all(head.as_bytes())?;
-        Reply::read_head(stream, self.method == "HEAD", began)
+        head + last + "\r\n" + &self.body
     }
 
     /// The whole answer; panics if there is none.
@@ -82,6 +95,59 @@ impl Call {
             .open(address)
             .unwrap_or_else(|error| panic!("{} {}: {error}", self.method, self.target));
         reply.finish()
+    }
+}
+
+/// A connection that is kept from one request to the next as long as the server keeps it.
+#[derive(Debug)]
+pub struct Connection {
+    address: SocketAddr,
+    kept: Option<TcpStream>,
+}
+
+impl Connection {
+    pub fn to(address: SocketAddr) -> Connection {
+        Connection {
+            address,
+            kept: None,
+        }
+    }
+
+    /// The whole answer; panics if there is none.
+    pub fn send(&mut self, call: &Call) -> Response {
+        let began = Instant::now();
+        let attempt = |stream: TcpStream| {
+            stream.set_read_timeout(Some(call.timeout))?;
+            (&stream).write_all(call.text_for(self.address, "").as_bytes())?;
+            Reply::read_head(stream, call.method == "HEAD", began)
+        };
+        // The server may have closed a kept one meanwhile; a new one has no such excuse.
+        let kept = self.kept.take().and_then(|stream| attempt(stream).ok());
+        let reply = kept.map_or_else(
+            || {
+                let stream = TcpStream::connect_timeout(&self.address, CONNECT_TIMEOUT)?;
+                stream.set_nodelay(true)?;
+                attempt(stream)
+            },
+            Ok,
+        );
+        let mut reply =
+            reply.unwrap_or_else(|error| panic!("{} {}: {error}", call.method, call.target));
+        let (body, complete) = reply.read_body();
+        let is_framed = reply.chunked || reply.left.is_some();
+        let closes = reply
+            .header("connection")
+            .is_some_and(|it| it.eq_ignore_ascii_case("close"));
+        if complete && is_framed && !closes {
+            assert!(reply.unread.is_empty(), "bytes behind the body");
+            self.kept = Some(reply.stream);
+        }
+        Response {
+            status: reply.status,
+            headers: reply.headers,
+            body,
+            complete,
+        }
     }
 }
 
@@ -205,6 +271,16 @@ impl Reply {
 
     /// Reads the rest; what went wrong is in `complete`.
     pub fn finish(mut self) -> Response {
+        let (body, complete) = self.read_body();
+        Response {
+            status: self.status,
+            headers: self.headers,
+            body,
+            complete,
+        }
+    }
+
+    fn read_body(&mut self) -> (Vec<u8>, bool) {
         let mut body = Vec::new();
         let complete = if self.chunked {
             self.read_chunked(&mut body).is_ok()
@@ -218,12 +294,7 @@ impl Reply {
                 }
             }
         };
-        Response {
-            status: self.status,
-            headers: self.headers,
-            body,
-            complete,
-        }
+        (body, complete)
     }
 
     fn read_chunked(&mut self, body: &mut Vec<u8>) -> std::io::Result<()> {

@@ -15,6 +15,7 @@
 // A harness that panics fails the test at the line that is wrong, which is what a test is for.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod authority;
 pub mod browser;
 pub mod campaign;
 pub mod cluster;

@@ -100,6 +100,10 @@ impl Postgres {
         }
     }
 
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
     pub fn url(&self) -> String {
         format!("postgres://postgres@{}/postgres", self.address)
     }

@@ -174,6 +174,64 @@ fn an_edge_that_does_not_confirm_is_named() {
     });
 }
 
+/// The edges ask whether the old version still holds when it is withdrawn: an answer from before is not believed after it.
+#[test]
+fn an_invalidation_overtakes_questions_under_way() {
+    let cluster = Cluster::with_edges(2);
+    let version =
+        |seed, cache_control| Object::generated(seed, SIZE).header("Cache-Control", cache_control);
+    let target = cluster.put("/overtaken", version(60, "max-age=0"));
+    let part = |edge: &chunkcache_tests::Edge| {
+        let answer = Call::get(&target).range(0, 10 * KIB).send(edge.http);
+        answer.expect(206)
+    };
+    for edge in &cluster.edges {
+        assert_one_version(&part(edge), 0, 60..61);
+    }
+    let slow = version(60, "max-age=3600").latency(Duration::from_secs(1));
+    cluster.put("/overtaken", slow);
+    let asked = cluster.origin.hits("/overtaken").len();
+    std::thread::scope(|scope| {
+        for edge in &cluster.edges {
+            scope.spawn(|| assert_one_version(&part(edge), 0, 60..62));
+        }
+        eventually("the origin is asked", Duration::from_secs(20), || {
+            (cluster.origin.hits("/overtaken").len() > asked).then_some(())
+        });
+        cluster.put("/overtaken", version(61, "max-age=3600"));
+        let done = cluster
+            .coordinator
+            .json(&["entry", "invalidate", "media/overtaken"]);
+        assert_eq!(done["unconfirmed_edges"], serde_json::json!([]));
+    });
+    for edge in &cluster.edges {
+        assert_one_version(&part(edge), 0, 61..62);
+    }
+}
+
+#[test]
+fn an_edge_that_was_away_learns_of_an_invalidation() {
+    let mut cluster = Cluster::with_edges(2);
+    let object = |seed| Object::generated(seed, SIZE).header("Cache-Control", "max-age=3600");
+    let target = cluster.put("/away", object(70));
+    for edge in &cluster.edges {
+        Call::get(&target).range(0, 10).send(edge.http).expect(206);
+    }
+    cluster.wait_recorded_on("/away", "edge-b", &[(0, CHUNK)]);
+    cluster.edges[1].terminate();
+    cluster.put("/away", object(71));
+    let done = cluster
+        .coordinator
+        .json(&["entry", "invalidate", "media/away"]);
+    assert_eq!(done["confirmed_edges"], serde_json::json!(["edge-a"]));
+    assert_eq!(done["unconfirmed_edges"], serde_json::json!(["edge-b"]));
+    cluster.edges[1].start();
+    for edge in cluster.edges.iter().rev() {
+        let answer = Call::get(&target).range(0, 10).send(edge.http).expect(206);
+        assert_one_version(&answer, 0, 71..72);
+    }
+}
+
 /// The way behind a body that runs: what is here of the old entry may finish, and nothing else comes after it.
 #[test]
 fn a_running_body_ends_on_its_own_version() {

@@ -159,6 +159,17 @@ fn renders_updates_and_acts() {
         "!document.querySelector('main p[role=status]').textContent.startsWith('Choose')",
     );
 
+    // A seek: the player drops its request and asks anew, elsewhere.
+    drop(playing);
+    let playing = Call::get(&film)
+        .range(40 * MIB, 64 * MIB)
+        .open(address)
+        .unwrap();
+    browser.wait(
+        "the seek is shown",
+        "[...document.querySelectorAll('[aria-label=Seeks] tbody tr')].some(r => r.innerText.includes('edge-a') && r.innerText.trim().endsWith('20'))",
+    );
+
     browser.open(&format!("{page}#/edge/edge-a"));
     browser.wait(
         "the edge",

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use chunkcache_tests::content;
 use chunkcache_tests::http::Call;
-use chunkcache_tests::{Cluster, GIB, KIB, MIB, Object, heavy};
+use chunkcache_tests::{CHUNK, Cluster, GIB, KIB, MIB, Object, heavy};
 use sha2::{Digest as _, Sha256};
 
 /// Reads a body of any size without keeping it.
@@ -143,6 +143,8 @@ fn ten_places_of_a_sparse_giant_cost_only_themselves() {
     let size = 20 * GIB;
     let target = cluster.put("/giant.mkv", Object::generated(14, size));
     let address = cluster.edge().http;
+    // The journal takes 4 MiB ahead of what it writes.
+    let journal = 5 * MIB;
     for place in 0..10 {
         let start = place * size / 10 + 777;
         let end = start + 512 * KIB;
@@ -152,12 +154,19 @@ fn ten_places_of_a_sparse_giant_cost_only_themselves() {
             .expect(206);
         assert_eq!(part.body, content::bytes(14, start, end), "place {place}");
     }
+    // The contract: the disk holds what the rows say, within 1 % and a few MiB. The origin counts more: what it had
+    // handed to the sockets of fetches that were cut when their readers had left.
+    let used = chunkcache_tests::eventually("disk and rows agree", Duration::from_secs(60), || {
+        let recorded = cluster.recorded_bytes("/giant.mkv", "edge-a");
+        let used = cluster.edge().disk_bytes();
+        let agree = used <= recorded + recorded / 100 + journal;
+        (recorded >= 10 * CHUNK && agree).then_some(used)
+    });
     // A bounded request asks for its chunks and what is fetched ahead of it, no more.
     let fetched = cluster.origin.body_bytes("/giant.mkv");
     assert!(fetched < GIB, "{fetched} bytes fetched for ten places");
-    let used = cluster.edge().disk_bytes();
     assert!(
-        used < fetched + 16 * MIB,
+        used <= fetched + journal,
         "{used} bytes on disk for {fetched} fetched"
     );
     let edge = cluster.edge_mut().process();

@@ -163,6 +163,44 @@ fn a_precache_job_survives_a_restart_of_everything() {
 }
 
 #[test]
+fn a_job_is_not_fetched_again_when_the_coordinator_is_taken_over() {
+    let mut cluster = Cluster::with_edges(1);
+    let size = 64 * MIB;
+    let object = Object::generated(194, size).header("Cache-Control", "max-age=3600");
+    cluster.put("/kept.mp4", object.paced(4 * MIB));
+    let start = ["precache", "media/kept.mp4", "--edge", "edge-a"];
+    cluster.coordinator.json(&start);
+    for part in 1..=3 {
+        eventually("the job goes on", SOON, || {
+            let done = cluster.recorded_bytes("/kept.mp4", "edge-a");
+            (done >= part * 12 * MIB).then_some(())
+        });
+        cluster.coordinator.kill();
+        cluster.coordinator.start();
+    }
+    cluster.wait_recorded("/kept.mp4", &[(0, size)]);
+    let sent = cluster.origin.body_bytes("/kept.mp4");
+    assert!(sent <= size + CHUNK, "{sent} bytes for {size}");
+}
+
+#[test]
+fn a_job_ends_when_its_edge_was_removed() {
+    let mut cluster = Cluster::with_edges(2);
+    cluster.put("/gone.mp4", Object::generated(195, 64 * MIB).paced(MIB));
+    let start = ["precache", "media/gone.mp4", "--edge", "edge-b"];
+    cluster.coordinator.json(&start);
+    cluster.edges[1].kill();
+    let forget = ["edge", "forget", "edge-b", "--force"];
+    assert!(cluster.coordinator.cli(&forget).status.success());
+    let error = eventually("the job ends", SOON, || {
+        let jobs = cluster.coordinator.json(&["precache", "list", "--all"]);
+        let job = jobs.as_array().unwrap()[0].clone();
+        (job["state"] == "failed").then(|| job["error"].as_str().unwrap().to_owned())
+    });
+    assert!(error.contains("edge-b was removed"), "{error}");
+}
+
+#[test]
 fn an_entry_opens_where_it_is_held_and_not_where_it_drains() {
     let cluster = Cluster::with_edges(2);
     let target = cluster.put("/held.mp4", Object::generated(173, 8 * MIB));
@@ -245,6 +283,50 @@ fn the_rate_of_a_source_holds_over_all_edges() {
         measured >= 0.3 * rate as f64,
         "{measured} bytes per second of {rate}"
     );
+    let most = cluster.origin.most_connections();
+    assert!(most <= 4, "{most} connections");
+}
+
+#[test]
+fn the_connections_of_a_source_hold_over_all_edges() {
+    let cluster = Cluster::with_edges(2);
+    cluster.add_source_with("media", &["--max-connections=4"]);
+    let objects = 3;
+    let targets: Vec<_> = (0..objects)
+        .map(|n| {
+            let object =
+                Object::generated(185 + n, 256 * MIB).header("Cache-Control", "max-age=3600");
+            let target = cluster.put(&format!("/few-{n}.mp4"), object);
+            for edge in &cluster.edges {
+                Call::get(&target).range(0, 1).send(edge.http).expect(206);
+            }
+            cluster.origin.change(&format!("/few-{n}.mp4"), |it| {
+                *it = it.clone().paced(8 * MIB)
+            });
+            target
+        })
+        .collect();
+    // Readers that wait, seek away and come back, on both edges: fetches are begun, cancelled and taken over.
+    std::thread::scope(|scope| {
+        for reader in 0..8u64 {
+            let (targets, edge) = (&targets, &cluster.edges[reader as usize % 2]);
+            scope.spawn(move || {
+                let until = Instant::now() + Duration::from_secs(8);
+                let mut place = reader * 7;
+                while Instant::now() < until {
+                    let target = &targets[(place % objects) as usize];
+                    let at = place % 100 * CHUNK + 5;
+                    let call = Call::get(target).header("Range", &format!("bytes={at}-"));
+                    let mut reply = call.open(edge.http).unwrap();
+                    reply.take(64 << 10).unwrap();
+                    place += 13;
+                }
+            });
+        }
+    });
+    let most = cluster.origin.most_connections();
+    assert!(most <= 4, "{most} connections");
+    assert!(most >= 3, "{most}: they are not used");
 }
 
 #[test]

@@ -34,6 +34,19 @@ const ROOMS: &[Room] = &[
         why: "the core is pure: time and randomness are arguments",
     },
     Room {
+        folder: "cache-coordinator/src/access",
+        forbidden: &[
+            "tonic",
+            "axum",
+            "crate::repository",
+            "crate::session",
+            "crate::service",
+            "crate::grpc",
+            "crate::http",
+        ],
+        why: "who may do what is decided before, and without, what is done",
+    },
+    Room {
         folder: "cache-coordinator/src/service",
         forbidden: &["tokio_postgres", "axum::", "SELECT ", "INSERT "],
         why: "use cases know ports, not SQL or HTTP",
@@ -295,4 +308,57 @@ fn unsafe_code_is_in_its_documented_places_only() {
             );
         }
     }
+}
+
+/// The table of rules names its proofs: each is there.
+#[test]
+fn the_proofs_that_docs_name_are_there() {
+    let folders = ["tests/tests", "cache-edge/tests", "cache-edge/src"];
+    let sources: Vec<_> = folders
+        .iter()
+        .flat_map(|folder| rust_sources(&root().join(folder)))
+        .collect();
+    let texts: Vec<String> = sources
+        .iter()
+        .map(|path| fs::read_to_string(path).expect("UTF-8 sources"))
+        .collect();
+    let is_there = |name: &str| {
+        let function = format!("fn {name}(");
+        if name.ends_with(".rs") {
+            sources.iter().any(|path| path.ends_with(name))
+        } else if name.contains('/') {
+            root().join(name).exists()
+        } else {
+            texts.iter().any(|text| text.contains(&function))
+        }
+    };
+    let page = fs::read_to_string(root().join("docs/http.md")).expect("docs/http.md");
+    let mut missing = Vec::new();
+    let mut checked = 0;
+    for line in page.lines() {
+        let is_rule = |rest: &str| !rest.starts_with("---") && !rest.starts_with(" shown by");
+        let proofs = if line.starts_with('|') {
+            let row = line.trim_end_matches('|');
+            row.rsplit_once('|').map(|(_, last)| last)
+        } else {
+            let sentence = line.split_once("hown by ").map(|(_, rest)| rest);
+            sentence.map(|rest| rest.split_once(". ").map_or(rest, |(sentence, _)| sentence))
+        };
+        let Some(proofs) = proofs.filter(|rest| is_rule(rest)) else {
+            continue;
+        };
+        let names: Vec<&str> = proofs.split('`').skip(1).step_by(2).collect();
+        if names.is_empty() && !proofs.contains("same") {
+            missing.push(format!("no proof is named in: {line}"));
+        }
+        checked += names.len();
+        missing.extend(
+            names
+                .into_iter()
+                .filter(|name| !is_there(name))
+                .map(|name| format!("{name} is not there: {line}")),
+        );
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+    assert!(checked > 40, "only {checked} proofs were found");
 }

@@ -22,7 +22,14 @@ pub(super) fn command() -> Command {
             Command::new("list").about("All edges"),
             Command::new("drain")
                 .about("Send it no new readers; what runs is finished")
-                .args([name(), switch("undo", "Send it readers again")]),
+                .args([
+                    name(),
+                    switch("undo", "Send it readers again"),
+                    switch(
+                        "follow",
+                        "Show progress until its last request has ended; it may be stopped then",
+                    ),
+                ]),
             Command::new("forget")
                 .about("Remove it and all its rows from the cluster")
                 .args([name(), switch("force", "Also when it is connected")]),
@@ -53,7 +60,10 @@ pub(super) async fn run(
             let answer = client
                 .call(request, async |mut s, r| s.drain_edge(r).await)
                 .await?;
-            let edge = answer.edge.unwrap_or_default();
+            let mut edge = answer.edge.unwrap_or_default();
+            if is_set(arguments, "follow") && !is_set(arguments, "undo") {
+                edge = super::drain::follow(edge, client).await?;
+            }
             printer.result(&view::edge(&edge), || table(std::slice::from_ref(&edge)))
         }
         "forget" => {
@@ -76,7 +86,7 @@ pub(super) async fn run(
     }
 }
 
-async fn list(client: &mut Client) -> Result<Vec<Edge>, CliError> {
+pub(super) async fn list(client: &mut Client) -> Result<Vec<Edge>, CliError> {
     Ok(client
         .call(ListEdgesRequest {}, async |mut s, r| s.list_edges(r).await)
         .await?

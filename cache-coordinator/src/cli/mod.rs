@@ -6,6 +6,7 @@
 //! against. Results go to standard output, everything else to standard error.
 
 mod connection;
+mod drain;
 mod edge;
 mod entry;
 mod failure;
@@ -15,7 +16,6 @@ mod names;
 mod output;
 mod precache;
 mod progress;
-mod shell;
 mod source;
 mod status;
 mod view;
@@ -24,6 +24,7 @@ mod watch;
 use std::io::Write;
 use std::process::ExitCode;
 
+use chunkcache_plumbing::shell;
 use clap::{ArgMatches, Command};
 
 use connection::Client;
@@ -49,9 +50,8 @@ pub fn command() -> Command {
             status::command(),
             status::explain_command(),
             lead::command(),
-            shell::completions_command(),
-            shell::man_command(),
-        ]);
+        ])
+        .subcommands(shell::commands());
     globals::add_to(command)
 }
 
@@ -83,8 +83,9 @@ async fn execute(
         return Err(CliError::Usage("no command; --help lists them".to_owned()));
     };
     match noun {
-        "completions" => return shell::completions(whole, arguments, out),
-        "man" => return shell::man(whole, out),
+        "completions" | "man" => {
+            return Ok(out.write_all(&shell::text(whole, noun, arguments)?)?);
+        }
         _ => {}
     }
     let globals = Globals::from_matches(matches)?;

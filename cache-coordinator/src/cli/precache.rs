@@ -269,6 +269,9 @@ fn fields(job: &Job) -> String {
     if !job.error.is_empty() {
         rows.field("error", job.error.clone());
     }
+    if !job.waiting.is_empty() {
+        rows.field("waiting", job.waiting.clone());
+    }
     rows.render()
 }
 

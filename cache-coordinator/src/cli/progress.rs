@@ -34,21 +34,21 @@ impl Progress {
     }
 
     pub(super) fn show(&mut self, job: &Job) {
+        self.show_part(job.bytes_done, job.bytes_total, || amounts(job));
+    }
+
+    pub(super) fn show_part(&mut self, done: u64, total: u64, amounts: impl FnOnce() -> String) {
         match &self.bar {
             Some(bar) => {
-                bar.set_length(job.bytes_total);
-                bar.set_position(job.bytes_done);
-                bar.set_message(amounts(job));
+                bar.set_length(total);
+                bar.set_position(done);
+                bar.set_message(amounts());
             }
             None if self
                 .last_line
                 .is_none_or(|at| at.elapsed() >= LINE_INTERVAL) =>
             {
-                eprintln!(
-                    "{} {}",
-                    percent(job.bytes_done, job.bytes_total),
-                    amounts(job)
-                );
+                eprintln!("{} {}", percent(done, total), amounts());
                 self.last_line = Some(Instant::now());
             }
             None => {}
@@ -68,6 +68,10 @@ fn amounts(job: &Job) -> String {
     let eta = job.eta_seconds.map_or(String::new(), |eta| {
         format!(", {} left", human_duration(eta))
     });
+    if !job.waiting.is_empty() {
+        let (done, total) = (human_bytes(job.bytes_done), human_bytes(job.bytes_total));
+        return format!("{done} of {total}, waits: {}", job.waiting);
+    }
     format!(
         "{} of {}, {}/s{eta}",
         human_bytes(job.bytes_done),
@@ -90,5 +94,13 @@ mod tests {
             ..Job::default()
         };
         assert_eq!(amounts(&job), "1.0 MiB of 4.0 MiB, 512.0 KiB/s, 6s left");
+        let job = Job {
+            waiting: "edge-a has no room for it".to_owned(),
+            ..job
+        };
+        assert_eq!(
+            amounts(&job),
+            "1.0 MiB of 4.0 MiB, waits: edge-a has no room for it"
+        );
     }
 }

@@ -101,6 +101,7 @@ pub(super) fn job(job: &Job) -> Value {
         "rate": job.rate_bytes_per_second,
         "eta_seconds": job.eta_seconds,
         "error": job.error,
+        "waiting": job.waiting,
         "created_at_ms": job.created_at_ms,
     })
 }
@@ -114,6 +115,7 @@ pub(super) fn edge(edge: &Edge) -> Value {
         "bytes_allowed": edge.bytes_allowed,
         "chunks": edge.chunks,
         "readers": edge.readers,
+        "requests_active": edge.requests_active,
         "epoch": edge.epoch,
         "last_seen_ms": edge.last_seen_ms,
         "store_id": edge.store_id,

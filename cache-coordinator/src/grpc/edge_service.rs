@@ -7,6 +7,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    access::Caller,
     service::{Cluster, entries, resolve_key},
     session::{connection, registry::Outbox},
 };
@@ -25,6 +26,12 @@ impl EdgeApi {
     }
 }
 
+/// As the guard found it.
+fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    caller.ok_or_else(|| Status::internal("a call came past the guard"))
+}
+
 #[tonic::async_trait]
 impl EdgeService for EdgeApi {
     type SessionStream = ReceiverStream<Result<v1::SessionResponse, Status>>;
@@ -33,12 +40,14 @@ impl EdgeService for EdgeApi {
         &self,
         request: Request<Streaming<v1::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        let caller = caller(&request)?;
         self.cluster.require_leader()?;
         let (outbox, receiver) = Outbox::new();
         let cluster = Arc::clone(&self.cluster);
+        let inbound = request.into_inner();
         self.cluster
             .tasks
-            .spawn(connection::run(cluster, request.into_inner(), outbox));
+            .spawn(connection::run(cluster, caller, inbound, outbox));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
@@ -46,6 +55,7 @@ impl EdgeService for EdgeApi {
         &self,
         request: Request<v1::ResolveKeyRequest>,
     ) -> Result<Response<v1::ResolveKeyResponse>, Status> {
+        caller(&request)?.speaks_for(&request.get_ref().edge, "")?;
         let response = resolve_key::resolve_key(&self.cluster, request.into_inner()).await?;
         Ok(Response::new(response))
     }

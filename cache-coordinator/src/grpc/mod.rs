@@ -5,6 +5,8 @@
 
 mod cache_service;
 mod edge_service;
+mod guard;
+mod health;
 pub mod server;
 pub mod status;
 

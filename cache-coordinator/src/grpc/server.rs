@@ -9,25 +9,24 @@ use chunkcache_proto::{
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::transport::Server;
-use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic_health::pb::health_server::HealthServer;
 
-use super::{CacheApi, EdgeApi};
-use crate::{listen::Connection, repository::Health, service::Cluster};
+use super::{CacheApi, EdgeApi, guard::Guarded, health::HealthApi};
+use crate::{access::Access, listen::Connection, service::Cluster};
 
 /// An inventory of one entry of 100 GB is under 1 MiB; a request for many entries may be more.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// A peer that does not answer a ping within the second time is gone.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
-/// Between looks at what health says.
-const HEALTH_EVERY: Duration = Duration::from_secs(1);
 
 /// Serves until the cluster shuts down, then lets calls end.
 pub async fn serve(
     cluster: Arc<Cluster>,
+    access: Arc<Access>,
     connections: mpsc::Receiver<Connection>,
 ) -> anyhow::Result<()> {
-    let (reporter, health) = tonic_health::server::health_reporter();
-    set_health(&reporter, ServingStatus::NotServing).await;
+    let health = HealthApi::new(Arc::clone(&cluster));
+    let watched = health.clone();
     let reflect = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
@@ -41,50 +40,31 @@ pub async fn serve(
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let server = Server::builder()
         .trace_fn(|request| {
-            let span = tracing::info_span!("grpc", path = %request.uri().path());
+            let span = tracing::info_span!(
+                "grpc",
+                otel.kind = "server",
+                path = %request.uri().path(),
+                trace_id = tracing::field::Empty
+            );
             chunkcache_plumbing::telemetry::set_parent(&span, request.headers());
             span
         })
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(KEEPALIVE.0))
         .http2_keepalive_timeout(Some(KEEPALIVE.1))
-        .add_service(health)
+        .add_service(HealthServer::new(health))
         .add_service(reflect().build_v1()?)
         .add_service(reflect().build_v1alpha()?)
-        .add_service(cache)
-        .add_service(edge);
+        // Health and reflection are for everyone: probes have no token, and the protocol is no secret.
+        .add_service(Guarded::new(Arc::clone(&access), cache))
+        .add_service(Guarded::new(access, edge));
     let incoming = ReceiverStream::new(connections).map(Ok::<_, std::io::Error>);
     let shutdown = cluster.shutdown.clone();
     let serving = server.serve_with_incoming_shutdown(incoming, shutdown.cancelled());
     tokio::select! {
         served = serving => served?,
         // Ends only with the server.
-        () = report_health(&cluster, &reporter) => {}
+        () = watched.keep_true() => {}
     }
     Ok(())
-}
-
-async fn report_health(cluster: &Cluster, reporter: &HealthReporter) {
-    let mut look = tokio::time::interval(HEALTH_EVERY);
-    loop {
-        look.tick().await;
-        let is_ready =
-            !cluster.shutdown.is_cancelled() && cluster.database.health().await == Health::Ready;
-        let status = if is_ready {
-            ServingStatus::Serving
-        } else {
-            ServingStatus::NotServing
-        };
-        set_health(reporter, status).await;
-    }
-}
-
-async fn set_health(reporter: &HealthReporter, status: ServingStatus) {
-    for service in [
-        "",
-        "chunkcache.v1.CacheService",
-        "chunkcache.v1.EdgeService",
-    ] {
-        reporter.set_service_status(service, status).await;
-    }
 }

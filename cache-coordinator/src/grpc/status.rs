@@ -5,7 +5,10 @@ use std::collections::HashMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::service::error::ServiceError;
+use crate::{
+    access::{Denied, Refusal},
+    service::error::ServiceError,
+};
 
 /// `google.rpc.ErrorInfo.domain` of everything said here.
 const DOMAIN: &str = "chunkcache.v1";
@@ -26,6 +29,7 @@ fn code_of(error: &ServiceError) -> Code {
     match error {
         ServiceError::Invalid(_) => Code::InvalidArgument,
         ServiceError::NotFound { .. } => Code::NotFound,
+        ServiceError::Denied(denied) => code_of_denied(denied),
         ServiceError::NotLeader { .. }
         | ServiceError::StaleEpoch { .. }
         | ServiceError::Precondition { .. } => Code::FailedPrecondition,
@@ -67,6 +71,7 @@ fn details_of(error: ServiceError) -> ErrorDetails {
             let metadata = HashMap::from([("source".to_owned(), source_name)]);
             details.set_error_info("ORIGIN_FAILED", DOMAIN, metadata);
         }
+        ServiceError::Denied(denied) => set_denied(&mut details, &denied),
         ServiceError::Database(_) => {
             details.set_error_info("DATABASE_UNAVAILABLE", DOMAIN, HashMap::new());
         }
@@ -78,6 +83,27 @@ fn details_of(error: ServiceError) -> ErrorDetails {
         | ServiceError::Internal(_) => {}
     }
     details
+}
+
+impl From<Denied> for Status {
+    fn from(denied: Denied) -> Self {
+        let mut details = ErrorDetails::new();
+        set_denied(&mut details, &denied);
+        Status::with_error_details(code_of_denied(&denied), denied.message, details)
+    }
+}
+
+fn code_of_denied(denied: &Denied) -> Code {
+    match denied.refusal {
+        Refusal::Unauthenticated => Code::Unauthenticated,
+        Refusal::Forbidden => Code::PermissionDenied,
+    }
+}
+
+fn set_denied(details: &mut ErrorDetails, denied: &Denied) {
+    let needed = Some(denied.needed).filter(|roles| !roles.is_empty());
+    let metadata = needed.map(|roles| ("needed_role".to_owned(), roles.to_owned()));
+    details.set_error_info(denied.reason, DOMAIN, HashMap::from_iter(metadata));
 }
 
 #[cfg(test)]

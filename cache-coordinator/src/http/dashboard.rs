@@ -6,7 +6,7 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     extract::{Path, Query, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     middleware::{self, Next},
@@ -22,8 +22,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::MissedTickBehavior;
 
-use super::{entry_view, live::LiveView};
-use crate::service::{Cluster, edges, error::ServiceError, explain, jobs};
+use super::{entry_view, guard, live::LiveView};
+use crate::{
+    access::{Access, Caller, Denied, Refusal, policy::Need},
+    service::{Cluster, edges, error::ServiceError, explain, jobs},
+};
 
 /// The chunk map is drawn at most this often for each viewer of the page.
 const ENTRY_EVERY: Duration = Duration::from_millis(500);
@@ -31,11 +34,21 @@ const ENTRY_EVERY: Duration = Duration::from_millis(500);
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self'; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-const ASSETS: [(&str, &str, &str); 6] = [
+const ASSETS: [(&str, &str, &str); 8] = [
     (
         "app.js",
         "text/javascript; charset=utf-8",
         include_str!("dashboard/app.js"),
+    ),
+    (
+        "session.js",
+        "text/javascript; charset=utf-8",
+        include_str!("dashboard/session.js"),
+    ),
+    (
+        "seeks.js",
+        "text/javascript; charset=utf-8",
+        include_str!("dashboard/seeks.js"),
     ),
     (
         "chunkmap.js",
@@ -70,8 +83,20 @@ struct Parts {
     live: Arc<LiveView>,
 }
 
-/// `/`, `/assets/*` and `/api/v1/*`.
-pub fn router(cluster: Arc<Cluster>, live: Arc<LiveView>) -> Router {
+/// `/`, `/assets/*` and `/api/v1/*`. The page and its assets hold nothing of the cluster and are for everyone; what they show and do
+/// is asked for with a token.
+pub fn router(cluster: Arc<Cluster>, access: Arc<Access>, live: Arc<LiveView>) -> Router {
+    let api = Router::new()
+        .route("/api/v1/overview", get(overview))
+        .route("/api/v1/stream", get(overview_stream))
+        .route("/api/v1/history", get(history))
+        .route("/api/v1/entries", get(list_entries))
+        .route("/api/v1/entries/{id}", get(one_entry))
+        .route("/api/v1/entries/{id}/stream", get(entry_stream))
+        .route("/api/v1/explain", get(explain_chunk))
+        .route("/api/v1/jobs/{id}/cancel", post(cancel_job))
+        .route("/api/v1/edges/{name}/drain", post(drain_edge))
+        .layer(middleware::from_fn_with_state(access, guard::identify));
     Router::new()
         .route(
             "/",
@@ -83,15 +108,7 @@ pub fn router(cluster: Arc<Cluster>, live: Arc<LiveView>) -> Router {
             }),
         )
         .route("/assets/{name}", get(asset))
-        .route("/api/v1/overview", get(overview))
-        .route("/api/v1/stream", get(overview_stream))
-        .route("/api/v1/history", get(history))
-        .route("/api/v1/entries", get(list_entries))
-        .route("/api/v1/entries/{id}", get(one_entry))
-        .route("/api/v1/entries/{id}/stream", get(entry_stream))
-        .route("/api/v1/explain", get(explain_chunk))
-        .route("/api/v1/jobs/{id}/cancel", post(cancel_job))
-        .route("/api/v1/edges/{name}/drain", post(drain_edge))
+        .merge(api)
         .layer(middleware::from_fn(protect))
         .with_state(Parts { cluster, live })
 }
@@ -275,8 +292,10 @@ async fn explain_chunk(
 
 async fn cancel_job(
     State(parts): State<Parts>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<StatusCode, Refused> {
+    caller.require(Need::Use, "to cancel a job")?;
     jobs::cancel(&parts.cluster, v1::CancelJobRequest { id }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -288,9 +307,11 @@ struct DrainBody {
 
 async fn drain_edge(
     State(parts): State<Parts>,
+    Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
     Json(body): Json<DrainBody>,
 ) -> Result<StatusCode, Refused> {
+    caller.require(Need::Operate, "to drain an edge")?;
     edges::drain(
         &parts.cluster,
         v1::DrainEdgeRequest {
@@ -303,11 +324,11 @@ async fn drain_edge(
 }
 
 /// A use case said no.
-struct Refused(ServiceError);
+pub(super) struct Refused(ServiceError);
 
-impl From<ServiceError> for Refused {
-    fn from(error: ServiceError) -> Self {
-        Self(error)
+impl<E: Into<ServiceError>> From<E> for Refused {
+    fn from(error: E) -> Self {
+        Self(error.into())
     }
 }
 
@@ -316,9 +337,20 @@ impl IntoResponse for Refused {
         let status = match &self.0 {
             ServiceError::Invalid(_) => StatusCode::BAD_REQUEST,
             ServiceError::NotFound { .. } => StatusCode::NOT_FOUND,
+            ServiceError::Denied(Denied { refusal, .. }) => match refusal {
+                Refusal::Unauthenticated => StatusCode::UNAUTHORIZED,
+                Refusal::Forbidden => StatusCode::FORBIDDEN,
+            },
             _ => StatusCode::SERVICE_UNAVAILABLE,
         };
-        problem(status, &self.0.to_string())
+        let mut response = problem(status, &self.0.to_string());
+        if status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, scheme);
+        }
+        response
     }
 }
 

@@ -271,6 +271,7 @@ fn job(job: &v1::Job) -> Value {
     json!({
         "id": job.id, "entry": entry.id, "source": key.source, "path": key.path, "state": state, "bytes_done": job.bytes_done, "bytes_total": job.bytes_total,
         "rate": job.rate_bytes_per_second, "eta_seconds": job.eta_seconds, "edges": job.edges, "error": job.error,
+        "waiting": job.waiting,
     })
 }
 

@@ -5,6 +5,7 @@
 
 mod dashboard;
 mod entry_view;
+mod guard;
 mod health;
 mod live;
 mod scrape;
@@ -13,25 +14,29 @@ use std::sync::Arc;
 
 use axum::{Router, routing::get};
 
-use crate::{listen::Accepted, service::Cluster};
+use crate::{access::Access, listen::Accepted, service::Cluster};
 
 /// All routes.
-fn router(cluster: Arc<Cluster>, live: Arc<live::LiveView>) -> Router {
+fn router(cluster: Arc<Cluster>, access: Arc<Access>, live: Arc<live::LiveView>) -> Router {
     Router::new()
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(scrape::metrics))
         .with_state(Arc::clone(&cluster))
-        .merge(dashboard::router(cluster, live))
+        .merge(dashboard::router(cluster, access, live))
 }
 
 /// Serves until the cluster shuts down.
-pub async fn serve(cluster: Arc<Cluster>, connections: Accepted) -> anyhow::Result<()> {
+pub async fn serve(
+    cluster: Arc<Cluster>,
+    access: Arc<Access>,
+    connections: Accepted,
+) -> anyhow::Result<()> {
     let shutdown = cluster.shutdown.clone();
     let live = live::LiveView::new(Arc::clone(&cluster));
     let sampler = Arc::clone(&live).run(shutdown.clone());
     cluster.tasks.spawn(sampler);
-    axum::serve(connections, router(cluster, live))
+    axum::serve(connections, router(cluster, access, live))
         .with_graceful_shutdown(async move { shutdown.cancelled().await })
         .await?;
     Ok(())

@@ -49,6 +49,7 @@ impl EdgeRecord {
             last_seen_ms: self.last_seen_ms,
             store_id: self.store_id.to_string(),
             chunks: 0,
+            requests_active: 0,
         }
     }
 }

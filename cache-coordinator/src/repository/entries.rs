@@ -221,6 +221,14 @@ impl Database {
             .transpose()
     }
 
+    /// Entries that were invalidated and not seen at their origin since, the latest first.
+    pub async fn invalidated_entries(&self, limit: u32) -> Result<Vec<EntryId>, RepositoryError> {
+        let rows = self
+            .query(statements::ENTRY_INVALIDATED, &[&i64::from(limit)])
+            .await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
     /// Entries the edge holds a part of, in the order of ids after `after`.
     pub async fn incomplete_entries(
         &self,

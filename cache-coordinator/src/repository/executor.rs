@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use deadpool_postgres::{GenericClient, Object, Transaction};
 use tokio_postgres::{IsolationLevel, Row, types::ToSql};
+use tracing::{Instrument as _, Span};
 
 use super::{Database, RepositoryError, StatementObserver, statements::Statement};
 
@@ -83,7 +84,18 @@ pub(super) async fn timed<T>(
     work: impl Future<Output = Result<T, tokio_postgres::Error>>,
 ) -> Result<T, RepositoryError> {
     let began = Instant::now();
-    let result = match tokio::time::timeout(give_up_after, work).await {
+    // On behalf of a call: in its trace. The lease and the writer would only fill traces of their own.
+    let span = if Span::current().is_none() {
+        Span::none()
+    } else {
+        tracing::info_span!(
+            "database",
+            otel.kind = "client",
+            db.system.name = "postgresql",
+            statement = name
+        )
+    };
+    let result = match tokio::time::timeout(give_up_after, work.instrument(span)).await {
         Ok(result) => result.map_err(RepositoryError::from),
         Err(_) => Err(RepositoryError::unavailable(format!(
             "{name}: no answer from the database in {give_up_after:?}"

@@ -20,11 +20,18 @@ pub struct Migration {
 /// All we know, ascending.
 #[must_use]
 pub fn migrations() -> &'static [Migration] {
-    &[Migration {
-        version: 1,
-        name: "initial",
-        sql: include_str!("../../../migrations/0001_initial.sql"),
-    }]
+    &[
+        Migration {
+            version: 1,
+            name: "initial",
+            sql: include_str!("../../../migrations/0001_initial.sql"),
+        },
+        Migration {
+            version: 2,
+            name: "invalidated",
+            sql: include_str!("../../../migrations/0002_invalidated.sql"),
+        },
+    ]
 }
 
 /// What to do with a schema older than ours.

@@ -62,6 +62,8 @@ statements! {
     ENTRY_GET = "entry_get";
     ENTRY_INCOMPLETE = "entry_incomplete";
     ENTRY_INSERT = "entry_insert";
+    ENTRY_INVALIDATE = "entry_invalidate";
+    ENTRY_INVALIDATED = "entry_invalidated";
     ENTRY_PAGE = "entry_page";
     ENTRY_PAGE_OF_SOURCE = "entry_page_of_source";
     ENTRY_SET_PINNED = "entry_set_pinned";

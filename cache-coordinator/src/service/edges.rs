@@ -32,6 +32,7 @@ pub fn describe(cluster: &Cluster, row: &EdgeRecord, chunks: u64) -> v1::Edge {
     if let Some(live) = cluster.registry.get(edge_id(row.id)) {
         let status = live.status.lock();
         edge.readers = status.readers;
+        edge.requests_active = status.requests_active;
         if status.bytes_used > 0 {
             edge.bytes_used = status.bytes_used;
         }

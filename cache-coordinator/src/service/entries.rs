@@ -68,18 +68,20 @@ pub async fn find_or_make(
     let source = cluster
         .source(&key.source)
         .ok_or_else(|| ServiceError::not_found(Resource::Source, &key.source))?;
+    let invalidations = cluster.registry.invalidations();
     let found = cluster
         .origin
         .probe(&source, &key, cluster.chunk_size)
         .await?;
-    observe::observe(
-        cluster,
-        None,
-        found.entry.clone(),
-        found.freshness.clone(),
-        Observation::Live,
-    )
-    .await?;
+    let _observing = cluster.registry.observing().await;
+    // What the origin said before an invalidation is no news after it.
+    let how = if cluster.registry.invalidations() == invalidations {
+        Observation::Live
+    } else {
+        Observation::Replayed
+    };
+    let (entry, freshness) = (found.entry.clone(), found.freshness.clone());
+    observe::observe(cluster, None, entry, freshness, how).await?;
     Ok(Binding {
         entry: EntryRecord::from_proto(&found.entry)?,
         freshness: Some(found.freshness),

@@ -2,7 +2,7 @@
 //!
 //! One place (`grpc/status.rs`) maps these to gRPC; nothing else does.
 
-use crate::repository::RepositoryError;
+use crate::{access::Denied, repository::RepositoryError};
 
 /// One field of a request that can not be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +66,9 @@ pub enum ServiceError {
         /// As the caller named it.
         name: String,
     },
+    /// Not for this caller.
+    #[error(transparent)]
+    Denied(#[from] Denied),
     /// Ask the leader instead.
     #[error("this coordinator does not lead{}", leader.as_ref().map(|l| format!("; {l} does")).unwrap_or_default())]
     NotLeader {

@@ -62,7 +62,12 @@ pub async fn invalidate(
         entry: entry.id,
         purge,
     };
-    let mut keys = cluster.writer.write(change).await?.value.keys;
+    let sequence = cluster.registry.begin_invalidation().await;
+    let invalidated = cluster.writer.write(change).await;
+    let mut keys = match &invalidated {
+        Ok(committed) => committed.value.keys.clone(),
+        Err(_) => Vec::new(),
+    };
     // An edge may remember a key that the table has lost already.
     if !keys.contains(&entry.key()) {
         keys.push(entry.key());
@@ -75,10 +80,23 @@ pub async fn invalidate(
             purge,
         })
     };
-    let pushed = cluster
+    let mut pushed = cluster
         .registry
-        .push(Confirmation::Invalidations, message, CONFIRM_WITHIN)
+        .push_as(
+            sequence,
+            Confirmation::Invalidations,
+            message,
+            CONFIRM_WITHIN,
+        )
         .await;
+    // Told also where it is not recorded: the edges confirm the sequence, and ask their origins once more.
+    invalidated?;
+    // One that is away has its bindings, and learns of it when it comes back.
+    for edge in cluster.database.edges().await? {
+        if !pushed.confirmed.contains(&edge.name) && !pushed.unconfirmed.contains(&edge.name) {
+            pushed.unconfirmed.push(edge.name);
+        }
+    }
     Ok(v1::InvalidateEntryResponse {
         confirmed_edges: pushed.confirmed,
         unconfirmed_edges: pushed.unconfirmed,

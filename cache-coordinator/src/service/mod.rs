@@ -17,6 +17,7 @@ pub mod observe;
 pub mod origin_answer;
 pub mod origin_probe;
 pub mod ranges;
+pub mod readiness;
 pub mod resolve_key;
 pub mod source_rules;
 pub mod sources;

@@ -6,6 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use chunkcache_plumbing::telemetry;
 use chunkcache_proto::v1;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::Empty;
@@ -15,6 +16,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use tracing::Instrument as _;
 use url::Url;
 
 use super::{
@@ -85,10 +87,19 @@ impl OriginProbe {
     async fn ask(&self, source: &v1::Source, key: &v1::Key) -> Result<Response<Incoming>, String> {
         let mut url = object_url(source, key)?;
         for _ in 0..=MAX_REDIRECTS {
-            let request = request(source, &url)?;
+            let mut request = request(source, &url)?;
+            // Without the query, which may be signed.
+            let span = tracing::info_span!(
+                "origin",
+                otel.kind = "client",
+                source = source.name,
+                path = url.path()
+            );
+            telemetry::inject(&span, request.headers_mut());
             let response = self
                 .client
                 .request(request)
+                .instrument(span)
                 .await
                 .map_err(|error| deepest(&error))?;
             let Some(next) = redirect_target(&response, &url)? else {

@@ -8,6 +8,15 @@ use v1::session_response::Message;
 use super::directory::EdgeRecord;
 use crate::core::scheduler::api::{EdgeId, WantId};
 
+/// Of an edge's disk. Both 0: not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EdgeSpace {
+    /// Taken by chunks.
+    pub bytes_used: u64,
+    /// What they may take.
+    pub bytes_allowed: u64,
+}
+
 /// What the plan is told.
 #[derive(Debug)]
 pub enum Command {
@@ -25,6 +34,19 @@ pub enum Command {
         background_fill: bool,
         /// As the operator wants it.
         draining: bool,
+        /// As far as is known by now.
+        space: EdgeSpace,
+        /// Fetches that go on from before.
+        kept: Vec<v1::KeptFetch>,
+    },
+    /// From a session: what is used of a disk.
+    EdgeSpace {
+        /// Who speaks.
+        edge: EdgeId,
+        /// In which session.
+        epoch: u64,
+        /// What it said.
+        space: EdgeSpace,
     },
     /// A session ended.
     EdgeLeft {

@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -24,12 +24,13 @@ use v1::{session_request::Message as Request, session_response::Message as Respo
 
 use super::{
     directory::EdgeRecord,
-    plan::Command,
+    plan::{Command, EdgeSpace},
     protocol::{Lane, Protocol},
     registry::{End, Live, Outbox},
     storage,
 };
 use crate::{
+    access::Caller,
     metrics::EndLabel,
     repository::{
         EdgeStatus, RepositoryError,
@@ -53,17 +54,20 @@ const HEARTBEAT: Duration = Duration::from_secs(3);
 const STORAGE_QUEUE: usize = 1024;
 /// What an edge says of itself is written to the table this often.
 const TOUCH_EVERY: Duration = Duration::from_secs(5);
+/// A wait that was heard of is planned for within this time, unless its entry can not be read from the database.
+const HEARD_MS: u32 = 500;
 /// More than any disk bears.
 const MAX_DOWNLOADS: u32 = 256;
 
 /// Runs the session; its end is told to the registry and the plan.
 pub async fn run(
     cluster: Arc<Cluster>,
+    caller: Caller,
     mut inbound: impl Stream<Item = Result<v1::SessionRequest, Status>> + Send + Unpin,
     outbox: Outbox,
 ) {
     let mut protocol = Protocol::default();
-    let opened = open(&cluster, &mut inbound, &mut protocol, &outbox).await;
+    let opened = open(&cluster, &caller, &mut inbound, &mut protocol, &outbox).await;
     let (live, hello) = match opened {
         Ok(opened) => opened,
         Err(error) => {
@@ -81,12 +85,14 @@ pub async fn run(
 /// Hello to Welcome.
 async fn open(
     cluster: &Arc<Cluster>,
+    caller: &Caller,
     inbound: &mut (impl Stream<Item = Result<v1::SessionRequest, Status>> + Send + Unpin),
     protocol: &mut Protocol,
     outbox: &Outbox,
 ) -> Result<(Arc<Live>, v1::Hello), ServiceError> {
     let hello = read_hello(inbound, protocol).await?;
     let store_id = check_hello(&hello).map_err(ServiceError::Invalid)?;
+    caller.speaks_for(&hello.name, &hello.url)?;
     cluster.require_leader()?;
     let join = JoinEdge {
         name: hello.name.clone(),
@@ -110,6 +116,7 @@ async fn open(
             ..Default::default()
         }),
         sources_confirmed: watch::Sender::new(0),
+        invalidations_posted: AtomicU64::new(0),
         invalidations_confirmed: watch::Sender::new(0),
     });
     // First into the outbox, then into the registry: nothing comes before Welcome. A source put
@@ -143,6 +150,11 @@ async fn open(
             max_downloads: hello.max_downloads,
             background_fill: hello.background_fill,
             draining: joined.draining,
+            space: EdgeSpace {
+                bytes_used: joined.bytes_used,
+                bytes_allowed: hello.bytes_allowed,
+            },
+            kept: hello.kept.clone(),
         })
         .await?;
     // The lead may have been lost between the check and the registration.
@@ -257,10 +269,7 @@ async fn serve(
                 }
             }
             Ok(Lane::Control) => {
-                if control(cluster, live, message, &committed, &mut touched)
-                    .await
-                    .is_err()
-                {
+                if control(cluster, live, message, &mut touched).await.is_err() {
                     return End::Shutdown;
                 }
             }
@@ -274,16 +283,19 @@ async fn control(
     cluster: &Arc<Cluster>,
     live: &Arc<Live>,
     message: Request,
-    committed: &watch::Sender<v1::Committed>,
     touched: &mut Option<Instant>,
 ) -> Result<(), ServiceError> {
     let (edge, epoch) = (live.edge, live.epoch);
     match message {
         Request::Demand(batch) => {
-            if batch.readers.iter().any(|reader| reader.waiting) {
-                // As the heartbeat: an edge that hears from us leaves it to us whom the origin is asked by, and when.
-                let last = *committed.borrow();
-                live.outbox.post(Response::Committed(last));
+            // Before the plan looks at it: an edge that hears from us leaves it to us whom the origin is asked by, and when.
+            let waiting = batch.readers.iter().filter(|reader| reader.waiting);
+            let reader_ids: Vec<u64> = waiting.map(|reader| reader.reader_id).collect();
+            if !reader_ids.is_empty() {
+                live.outbox.post(Response::Held(v1::Held {
+                    reader_ids,
+                    wait_ms: HEARD_MS,
+                }));
             }
             cluster
                 .plan
@@ -311,10 +323,6 @@ async fn control(
             live.sources_confirmed
                 .send_if_modified(|s| raise(s, ack.sequence));
         }
-        Request::InvalidateAck(ack) => {
-            live.invalidations_confirmed
-                .send_if_modified(|s| raise(s, ack.sequence));
-        }
         Request::Drain(_) => {
             // The edge asks for itself, so the operator's wish in the table stays as it is.
             live.draining.store(true, Ordering::Relaxed);
@@ -334,6 +342,14 @@ async fn control(
                 *touched = Some(Instant::now());
                 touch(cluster, live, used, allowed);
             }
+            let space = EdgeSpace {
+                bytes_used: used,
+                bytes_allowed: allowed,
+            };
+            cluster
+                .plan
+                .tell(Command::EdgeSpace { edge, epoch, space })
+                .await?;
         }
         // Routed to other lanes by the protocol.
         Request::Hello(_)
@@ -342,7 +358,8 @@ async fn control(
         | Request::InventoryComplete(_)
         | Request::ChunksStored(_)
         | Request::ChunksRemoved(_)
-        | Request::EntryObserved(_) => {}
+        | Request::EntryObserved(_)
+        | Request::InvalidateAck(_) => {}
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! Why entries are loaded first: a scheduler that does not know what is held fetches it again. Commands
 //! that name an entry under way wait for it here, in their order.
 
+mod kept;
 mod readers;
 
 use std::{
@@ -15,7 +16,7 @@ use std::{
 
 use chunkcache_proto::{ChunkIndex, EntryId, Geometry, Level, v1};
 
-pub use super::command::{Action, Command, LoadedEntry};
+pub use super::command::{Action, Command, EdgeSpace, LoadedEntry};
 use super::{
     directory::{Directory, EntryRecord},
     loading::{Absent, Loads},
@@ -43,6 +44,8 @@ pub struct Plan {
     readers: HashMap<ReaderId, EntryId>,
     wants: BTreeMap<WantId, Want>,
     loading: Loads,
+    /// Of entries that are not open yet.
+    kept: HashMap<EntryId, Vec<(EdgeId, v1::KeptFetch)>>,
     effects: Vec<Effect>,
     now: Millis,
 }
@@ -58,6 +61,7 @@ impl Plan {
             readers: HashMap::new(),
             wants: BTreeMap::new(),
             loading: Loads::default(),
+            kept: HashMap::new(),
             effects: Vec::new(),
             now: 0,
         }
@@ -98,11 +102,19 @@ impl Plan {
                 max_downloads,
                 background_fill,
                 draining,
+                space,
+                kept,
             } => {
+                if self.epochs.contains_key(&edge) {
+                    // Its last session was not seen to end.
+                    self.event(Event::EdgeLost { edge }, now, actions);
+                }
+                self.edge_space(edge, space, now, actions);
                 self.directory.set_edge(edge, record);
                 self.directory.end_local_fetches(edge);
                 self.epochs.insert(edge, epoch);
                 self.readers.retain(|reader, _| reader.edge != edge);
+                self.keep_fetches(edge, kept, now, actions);
                 self.event(
                     Event::EdgeJoined {
                         edge,
@@ -116,9 +128,15 @@ impl Plan {
                     self.event(Event::EdgeDraining { edge, draining }, now, actions);
                 }
             }
+            Command::EdgeSpace { edge, epoch, space } => {
+                if self.is_present(edge, epoch) {
+                    self.edge_space(edge, space, now, actions);
+                }
+            }
             Command::EdgeLeft { edge, epoch } => {
                 if self.is_present(edge, epoch) {
                     self.epochs.remove(&edge);
+                    self.forget_kept(|of, _| of == edge);
                     self.directory.end_local_fetches(edge);
                     self.readers.retain(|reader, _| reader.edge != edge);
                     self.event(Event::EdgeLost { edge }, now, actions);
@@ -232,6 +250,21 @@ impl Plan {
         }
     }
 
+    fn edge_space(
+        &mut self,
+        edge: EdgeId,
+        space: EdgeSpace,
+        now: Millis,
+        actions: &mut Vec<Action>,
+    ) {
+        let event = Event::EdgeSpace {
+            edge,
+            bytes_used: space.bytes_used,
+            bytes_allowed: space.bytes_allowed,
+        };
+        self.event(event, now, actions);
+    }
+
     /// An epoch is checked here and not only at the session: its commands may still be in the queue when a newer one joins.
     fn is_present(&self, edge: EdgeId, epoch: u64) -> bool {
         self.epochs.get(&edge) == Some(&epoch)
@@ -304,6 +337,7 @@ impl Plan {
             geometry,
         };
         self.event(opened, now, actions);
+        self.entry_of_kept_opened(id, now, actions);
         for (edge, chunks) in loaded.holders {
             self.event(
                 Event::ChunksHeld {
@@ -344,6 +378,7 @@ impl Plan {
                     if *of == edge && fetch.assignment_id == report.assignment_id)
             };
             self.loading.retain_all(|command| !of_it(command));
+            self.forget_kept(|of, id| of == edge && id == report.assignment_id);
         }
         if let Some(event) = translate::fetch_report(&mut self.directory, edge, report) {
             self.event(event, now, actions);

@@ -6,7 +6,7 @@ use v1::session_response::Message;
 
 use super::{
     directory::EdgeRecord,
-    plan::{Action, Command, LoadedEntry, Plan},
+    plan::{Action, Command, EdgeSpace, LoadedEntry, Plan},
 };
 use crate::core::scheduler::{
     Config, Scheduler,
@@ -20,6 +20,8 @@ const MIB: u64 = 1 << 20;
 struct Fixture {
     plan: Plan,
     now: u64,
+    /// What the edge says it keeps when it joins.
+    kept: Vec<v1::KeptFetch>,
 }
 
 impl Fixture {
@@ -27,6 +29,7 @@ impl Fixture {
         let mut fixture = Self {
             plan: Plan::new(Scheduler::new(Config::default())),
             now: 0,
+            kept: Vec::new(),
         };
         let source = v1::Source {
             name: "films".into(),
@@ -55,6 +58,8 @@ impl Fixture {
             max_downloads: 3,
             background_fill: false,
             draining: false,
+            space: EdgeSpace::default(),
+            kept: self.kept.clone(),
         })
     }
 
@@ -277,18 +282,20 @@ fn wants_on_an_entry_that_is_not_there_are_dropped() {
 }
 
 #[test]
-fn a_wait_that_may_not_be_served_yet_is_answered_as_held() {
+fn a_wait_is_held_from_the_moment_it_is_planned_for() {
     let mut fixture = Fixture::new();
-    fixture.demand(1);
+    let planned = fixture.demand(1);
     let actions = fixture.load(0..0);
     assert_eq!(assigned(&actions), [0, 1, 2, 3]);
     let held = |actions: &[Action]| {
         actions.iter().any(|action| {
             matches!(action, Action::Send(_, message)
-                if matches!(message.as_ref(), Message::Held(held) if held.reader_ids == [1]))
+                if matches!(message.as_ref(), Message::Held(held) if held.reader_ids == [1] && held.wait_ms >= 10_000))
         })
     };
-    assert!(!held(&actions));
+    assert!(!held(&planned), "its entry could not be read yet");
+    // Not only when nothing may be fetched: what brings it now may be stopped for others, and the edge would not know that.
+    assert!(held(&actions));
     let ids: Vec<u64> = actions
         .iter()
         .filter_map(|action| match action {
@@ -345,4 +352,70 @@ fn numbers_of_assignments_go_on_where_they_are_told_to() {
         _ => None,
     });
     assert_eq!(first, Some((1 << 40) + 1));
+}
+
+fn kept(assignment_id: u64, first_chunk: u32, chunk_count: u32) -> v1::KeptFetch {
+    v1::KeptFetch {
+        assignment_id,
+        entry_id: ENTRY.to_string(),
+        first_chunk,
+        chunk_count,
+        priority: v1::Priority::Medium.into(),
+        max_rate_bytes_per_second: 0,
+    }
+}
+
+/// A coordinator takes over: a job of its table, then the edge, which was at it.
+#[test]
+fn what_an_edge_kept_is_not_assigned_again_after_a_takeover() {
+    for is_loaded_first in [true, false] {
+        let mut fixture = Fixture::new();
+        fixture.apply(Command::EdgeLeft {
+            edge: EDGE,
+            epoch: 1,
+        });
+        fixture.want();
+        fixture.kept = vec![kept(77, 1, 2)];
+        let actions = if is_loaded_first {
+            assert_eq!(assigned(&fixture.load(0..0)), Vec::<u32>::new());
+            fixture.join(2)
+        } else {
+            fixture.join(2);
+            fixture.load(0..0)
+        };
+        assert_eq!(assigned(&actions), [0, 3], "{is_loaded_first}");
+        // It fails on the edge: now they are missing.
+        let actions = fixture.apply(Command::FetchReport {
+            edge: EDGE,
+            epoch: 2,
+            report: v1::FetchReport {
+                assignment_id: 77,
+                state: v1::fetch_report::State::Cancelled.into(),
+                ..Default::default()
+            },
+        });
+        assert_eq!(assigned(&actions), [1, 2]);
+    }
+}
+
+#[test]
+fn a_kept_fetch_that_ended_before_its_entry_was_open_does_not_begin_after_it() {
+    let mut fixture = Fixture::new();
+    fixture.apply(Command::EdgeLeft {
+        edge: EDGE,
+        epoch: 1,
+    });
+    fixture.want();
+    fixture.kept = vec![kept(77, 1, 2)];
+    fixture.join(2);
+    fixture.apply(Command::FetchReport {
+        edge: EDGE,
+        epoch: 2,
+        report: v1::FetchReport {
+            assignment_id: 77,
+            state: v1::fetch_report::State::Cancelled.into(),
+            ..Default::default()
+        },
+    });
+    assert_eq!(assigned(&fixture.load(0..0)), [0, 1, 2, 3]);
 }

@@ -81,7 +81,11 @@ impl Protocol {
             ) => return Err(self.out_of_order(message)),
             (
                 phase @ (Digests | Entries | Ready),
-                Message::ChunksStored(_) | Message::ChunksRemoved(_) | Message::EntryObserved(_),
+                Message::ChunksStored(_)
+                | Message::ChunksRemoved(_)
+                | Message::EntryObserved(_)
+                // Behind what was observed before it.
+                | Message::InvalidateAck(_),
             ) => (phase, Lane::Storage),
             (
                 phase @ (Digests | Entries | Ready),
@@ -89,7 +93,6 @@ impl Protocol {
                 | Message::KeyNegative(_)
                 | Message::FetchReport(_)
                 | Message::Status(_)
-                | Message::InvalidateAck(_)
                 | Message::SourceAck(_)
                 | Message::Drain(_)
                 | Message::LocalFetch(_),

@@ -170,8 +170,24 @@ pub struct Live {
     pub status: Mutex<v1::EdgeStatus>,
     /// Highest sequence of `SourcesChanged` it confirmed.
     pub sources_confirmed: watch::Sender<u64>,
+    /// Highest sequence of `Invalidate` that is meant for it.
+    pub invalidations_posted: AtomicU64,
     /// Highest sequence of `Invalidate` it confirmed.
     pub invalidations_confirmed: watch::Sender<u64>,
+}
+
+impl Live {
+    /// What it observed may be from before an invalidation it has not confirmed.
+    #[must_use]
+    pub fn is_behind_invalidations(&self) -> bool {
+        self.invalidations_posted.load(Ordering::Acquire) > *self.invalidations_confirmed.borrow()
+    }
+
+    /// It is behind from now on, until it confirms.
+    pub fn owes_confirmation(&self, sequence: u64) {
+        self.invalidations_posted
+            .fetch_max(sequence, Ordering::AcqRel);
+    }
 }
 
 /// What the reconciliation of a session found and mended.
@@ -221,6 +237,10 @@ pub struct Registry {
     /// Sessions that ended, and when: suspect until they return or are taken as lost.
     suspects: Mutex<HashMap<EdgeId, (Suspect, Instant)>>,
     sequence: AtomicU64,
+    /// Held shared while an observation is judged and recorded, and alone while an invalidation begins.
+    observing: tokio::sync::RwLock<()>,
+    /// Begun so far.
+    invalidations: AtomicU64,
     joined: watch::Sender<u64>,
 }
 
@@ -317,6 +337,29 @@ impl Registry {
         self.sequence.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    /// While it is held no invalidation begins.
+    pub async fn observing(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {
+        self.observing.read().await
+    }
+
+    /// Changes with each that begins.
+    #[must_use]
+    pub fn invalidations(&self) -> u64 {
+        self.invalidations.load(Ordering::Acquire)
+    }
+
+    /// From here on no edge's observation counts as news before the edge has confirmed the sequence. What was observed before
+    /// is recorded, so that the invalidation, written next, undoes it.
+    pub async fn begin_invalidation(&self) -> u64 {
+        let _alone = self.observing.write().await;
+        self.invalidations.fetch_add(1, Ordering::AcqRel);
+        let sequence = self.next_sequence();
+        for live in self.all() {
+            live.owes_confirmation(sequence);
+        }
+        sequence
+    }
+
     /// Sends to every session and waits until each has confirmed, at most for `limit`.
     pub async fn push(
         &self,
@@ -325,8 +368,22 @@ impl Registry {
         limit: Duration,
     ) -> Confirmed {
         let sequence = self.next_sequence();
+        self.push_as(sequence, confirmation, message, limit).await
+    }
+
+    /// The same with a sequence that was taken before.
+    pub async fn push_as(
+        &self,
+        sequence: u64,
+        confirmation: Confirmation,
+        message: impl Fn(u64) -> Message,
+        limit: Duration,
+    ) -> Confirmed {
         let sessions = self.all();
         for live in &sessions {
+            if matches!(confirmation, Confirmation::Invalidations) {
+                live.owes_confirmation(sequence);
+            }
             live.outbox.post(message(sequence));
         }
         let deadline = tokio::time::Instant::now() + limit;
@@ -375,6 +432,7 @@ mod tests {
             reconciled: watch::Sender::new(None),
             status: Mutex::default(),
             sources_confirmed: watch::Sender::new(0),
+            invalidations_posted: AtomicU64::new(0),
             invalidations_confirmed: watch::Sender::new(0),
         };
         (Arc::new(live), inbox)

@@ -35,17 +35,27 @@ use crate::{
 const COMMITS_AHEAD: usize = 1024;
 /// Entries in one inventory.
 const MAX_INVENTORY: usize = 1_000_000;
-/// Entries whose fill is taken up when an edge is ready.
+/// Entries whose fill is taken up at a time, and the pause until the next: a disk full of begun entries is filled over hours, and
+/// what is not open yet costs nothing.
 const FILL_ENTRIES: u32 = 1000;
+/// Invalidated entries an edge is told of when it comes back: as many as fit into one message.
+const INVALIDATED_ENTRIES: u32 = 20_000;
+const FILL_PAUSE: Duration = Duration::from_secs(10);
 /// An observation older than this was made while no coordinator answered.
 const LIVE_OBSERVATION: Duration = Duration::from_secs(30);
 
 /// Answers to give once a change is committed.
 enum Answer {
     Stored(u64, EntryId, Vec<ChunkIndex>, Pending<StoreChunks>),
-    Removed(u64, EntryId, Vec<ChunkIndex>, Pending<RemoveChunks>),
+    Removed(u64, EntryId, Removed, Pending<RemoveChunks>),
     /// Everything before is committed.
     Barrier(oneshot::Sender<()>),
+}
+
+/// What an edge drops, and whether to make room.
+struct Removed {
+    chunks: Vec<ChunkIndex>,
+    evicted: bool,
 }
 
 struct Lane {
@@ -77,6 +87,11 @@ pub async fn run(
             is_requested: false,
             found: Reconciliation::default(),
         };
+        if let Err(error) = lane.tell_invalidated().await {
+            tracing::warn!(edge = %live.name, %error, "the session is ended");
+            live.outbox.end(end_of(&error));
+            return;
+        }
         while let Some(message) = queue.recv().await {
             let name = protocol::name(&message);
             if let Err(error) = lane.take(message).await {
@@ -100,6 +115,29 @@ fn end_of(error: &ServiceError) -> End {
 }
 
 impl Lane {
+    /// What was invalidated while the edge was away; its bindings may be fresh still.
+    async fn tell_invalidated(&self) -> Result<(), ServiceError> {
+        let registry = &self.cluster.registry;
+        let entries = self
+            .cluster
+            .database
+            .invalidated_entries(INVALIDATED_ENTRIES)
+            .await?;
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let sequence = registry.next_sequence();
+        self.live.owes_confirmation(sequence);
+        let message = v1::Invalidate {
+            sequence,
+            keys: Vec::new(),
+            entry_ids: entries.iter().map(ToString::to_string).collect(),
+            purge: false,
+        };
+        self.live.outbox.send(Response::Invalidate(message)).await;
+        Ok(())
+    }
+
     async fn take(&mut self, message: Request) -> Result<(), ServiceError> {
         match message {
             Request::ChunksStored(stored) => self.stored(stored).await,
@@ -109,7 +147,9 @@ impl Lane {
                 let age_ms = now_ms().saturating_sub(freshness.validated_at_ms);
                 let is_live =
                     u128::try_from(age_ms).is_ok_and(|age| age < LIVE_OBSERVATION.as_millis());
-                let how = if is_live {
+                let cluster = Arc::clone(&self.cluster);
+                let _observing = cluster.registry.observing().await;
+                let how = if is_live && !self.live.is_behind_invalidations() {
                     Observation::Live
                 } else {
                     Observation::Replayed
@@ -122,6 +162,16 @@ impl Lane {
             Request::InventoryEntry(entry) => self.inventory(entry).await,
             Request::InventoryComplete(_) if self.is_requested => self.ready().await,
             Request::InventoryComplete(_) => self.compare().await,
+            Request::InvalidateAck(ack) => {
+                self.live
+                    .invalidations_confirmed
+                    .send_if_modified(|confirmed| {
+                        let is_news = ack.sequence > *confirmed;
+                        *confirmed = ack.sequence.max(*confirmed);
+                        is_news
+                    });
+                Ok(())
+            }
             // Routed to other lanes by the protocol.
             _ => Ok(()),
         }
@@ -152,13 +202,13 @@ impl Lane {
             indexes: removed.indexes.clone(),
         };
         let pending = self.cluster.writer.enqueue(change).await?;
-        self.promise(Answer::Removed(
-            removed.sequence,
-            entry,
-            removed.indexes,
-            pending,
-        ))
-        .await
+        let evicted = removed.reason() == v1::RemovalReason::Evicted;
+        let what = Removed {
+            chunks: removed.indexes,
+            evicted,
+        };
+        self.promise(Answer::Removed(removed.sequence, entry, what, pending))
+            .await
     }
 
     async fn promise(&self, answer: Answer) -> Result<(), ServiceError> {
@@ -352,17 +402,8 @@ impl Lane {
             bytes_without_rows = self.found.bytes_without_rows,
             "edge is reconciled"
         );
-        let incomplete = self
-            .cluster
-            .database
-            .incomplete_entries(row_id(self.live.edge), EntryId::nil(), FILL_ENTRIES)
-            .await?;
-        for entry in incomplete {
-            self.cluster
-                .plan
-                .tell(Command::EntryWanted(entry.entry))
-                .await?;
-        }
+        let fill = take_up_fill(Arc::clone(&self.cluster), Arc::clone(&self.live));
+        self.cluster.tasks.spawn(fill);
         Ok(())
     }
 
@@ -370,6 +411,44 @@ impl Lane {
         let (done, passed) = oneshot::channel();
         self.promise(Answer::Barrier(done)).await?;
         passed.await.map_err(|_| ServiceError::ShuttingDown)
+    }
+}
+
+/// Opens all entries the edge holds a part of, a page at a time: their fill follows from what is held.
+async fn take_up_fill(cluster: Arc<Cluster>, live: Arc<Live>) {
+    let mut after = EntryId::nil();
+    loop {
+        let database = &cluster.database;
+        let page = tokio::select! {
+            page = database.incomplete_entries(row_id(live.edge), after, FILL_ENTRIES) => page,
+            () = live.outbox.ended() => return,
+        };
+        match page {
+            Ok(page) => {
+                for entry in &page {
+                    if cluster
+                        .plan
+                        .tell(Command::EntryWanted(entry.entry))
+                        .await
+                        .is_err()
+                    {
+                        return;
+                    }
+                    after = entry.entry;
+                }
+                if page.len() < FILL_ENTRIES as usize {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::debug!(edge = %live.name, %error, "the fill is taken up later");
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(FILL_PAUSE) => {}
+            () = live.outbox.ended() => return,
+            () = cluster.shutdown.cancelled() => return,
+        }
     }
 }
 
@@ -403,8 +482,12 @@ async fn answer(
                     },
                 )
             }
-            Answer::Removed(sequence, entry, chunks, pending) => {
+            Answer::Removed(sequence, entry, Removed { chunks, evicted }, pending) => {
                 let outcome = pending.await.map(|committed| committed.revision);
+                if evicted && outcome.is_ok() {
+                    // Before the plan knows, which would ask for them again at once.
+                    let _ = cluster.jobs.evicted(&cluster, edge, entry, &chunks).await;
+                }
                 let chunks = Some(chunks);
                 (
                     sequence,

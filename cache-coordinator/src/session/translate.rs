@@ -41,6 +41,9 @@ pub fn demand(directory: &Directory, edge: EdgeId, reader: &v1::ReaderDemand) ->
     }))
 }
 
+/// A run has eight chunks at most; two of them are begun as a rule.
+const MAX_BEGUN: usize = 16;
+
 /// What became of a fetch.
 #[must_use]
 pub fn fetch_report(
@@ -60,7 +63,16 @@ pub fn fetch_report(
             });
         }
         State::Finished => Event::FetchFinished { edge, assignment },
-        State::Cancelled => Event::FetchCancelled { edge, assignment },
+        State::Cancelled => Event::FetchCancelled {
+            edge,
+            assignment,
+            begun: report
+                .begun_chunks
+                .iter()
+                .copied()
+                .take(MAX_BEGUN)
+                .collect(),
+        },
         State::Failed => {
             let failure = report.failure.clone().unwrap_or_default();
             Event::FetchFailed {
@@ -176,6 +188,8 @@ pub fn reason(reason: Reason) -> String {
         Reason::Hint(reader) => format!("container index for reader {}", reader.number),
         Reason::Want(want) => format!("asked for by request {}", want.0),
         Reason::BackgroundFill => "completes the entry on this edge".to_owned(),
+        Reason::Begun => "completes a chunk that a stopped fetch had begun".to_owned(),
+        Reason::Kept => "assigned before this session began".to_owned(),
         Reason::Hedge(other) => format!("second fetch beside the late {}", other.0),
     }
 }

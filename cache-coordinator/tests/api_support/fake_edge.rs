@@ -39,6 +39,7 @@ impl FakeEdge {
             version: "test".into(),
             background_fill: false,
             bytes_allowed: 1 << 40,
+            kept: Vec::new(),
         };
         let first = v1::SessionRequest {
             message: Some(Request::Hello(hello)),

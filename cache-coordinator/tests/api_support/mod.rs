@@ -59,6 +59,7 @@ pub async fn start(server: Arc<Server>, database_url: String) -> Coordinator {
         advertise_url: None,
         chunk_size: CHUNK as u32,
         tls: None,
+        access_tokens: None,
         drain_grace: Duration::from_secs(10),
     };
     let shutdown = CancellationToken::new();

@@ -27,8 +27,8 @@ pub struct ReaderState {
     pub end: u64,
     position: AtomicU64,
     waiting: AtomicBool,
-    /// The coordinator knows of the wait, and may not have it served yet.
-    held: AtomicBool,
+    /// So long, from when it began to wait, the coordinator takes care of it.
+    held_ms: AtomicU64,
     /// Microseconds on the registry's clock.
     waiting_since_us: AtomicU64,
     last_read_us: AtomicU64,
@@ -116,7 +116,7 @@ impl DemandRegistry {
             end: range.end,
             position: AtomicU64::new(range.start),
             waiting: AtomicBool::new(false),
-            held: AtomicBool::new(false),
+            held_ms: AtomicU64::new(0),
             waiting_since_us: AtomicU64::new(0),
             last_read_us: AtomicU64::new(self.now_us()),
             rate: AtomicU64::new(0),
@@ -154,7 +154,7 @@ impl DemandRegistry {
     pub fn wait_at(&self, reader: &ReaderState, position: u64) {
         reader.position.store(position, Ordering::Relaxed);
         if !reader.waiting.swap(true, Ordering::AcqRel) {
-            reader.held.store(false, Ordering::Relaxed);
+            reader.held_ms.store(0, Ordering::Relaxed);
             reader
                 .waiting_since_us
                 .store(self.now_us(), Ordering::Relaxed);
@@ -197,11 +197,13 @@ impl DemandRegistry {
         self.waiting_changed.notify_one();
     }
 
-    /// The coordinator's word that these readers' waits are known and can not be served yet.
-    pub fn hold(&self, readers: &[u64]) {
+    /// The coordinator's word that it takes care of these readers' waits.
+    pub fn hold(&self, readers: &[u64], wait_ms: u32) {
         let inner = self.inner.lock();
         for reader in readers.iter().filter_map(|id| inner.readers.get(id)) {
-            reader.held.store(true, Ordering::Relaxed);
+            reader
+                .held_ms
+                .fetch_max(u64::from(wait_ms), Ordering::Relaxed);
         }
     }
 
@@ -247,7 +249,7 @@ impl DemandRegistry {
         if everything {
             // What an earlier session said of them.
             for reader in inner.readers.values() {
-                reader.held.store(false, Ordering::Relaxed);
+                reader.held_ms.store(0, Ordering::Relaxed);
             }
         }
         let readers = if complete {
@@ -355,8 +357,8 @@ impl ReaderState {
 
     /// See [`DemandRegistry::hold`].
     #[must_use]
-    pub fn is_held(&self) -> bool {
-        self.held.load(Ordering::Relaxed)
+    pub fn held_for(&self) -> Duration {
+        Duration::from_millis(self.held_ms.load(Ordering::Relaxed))
     }
 
     #[must_use]

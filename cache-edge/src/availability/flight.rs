@@ -51,6 +51,8 @@ struct State {
     reservation: Option<Reservation>,
     phase: Phase,
     expected_checksum: Option<u64>,
+    /// Some of it came from a peer that could not tell its checksum yet: not recorded before [`Flight::prove`].
+    unproved: bool,
     fetcher: Option<u64>,
     /// Writes under way, outside the lock.
     writing: u32,
@@ -90,6 +92,7 @@ impl Flight {
             reservation: None,
             phase: Phase::Filling,
             expected_checksum: None,
+            unproved: false,
             fetcher: None,
             writing: 0,
             last_progress: Instant::now(),
@@ -157,7 +160,37 @@ impl Flight {
 
     /// What the peer that sends it says it has.
     pub fn expect_checksum(&self, checksum: u64) {
-        self.state.lock().expected_checksum = Some(checksum);
+        let mut state = self.state.lock();
+        state.expected_checksum = Some(checksum);
+        state.unproved = false;
+    }
+
+    /// The peer that sends it receives it itself, and can not tell its checksum before it has all of it.
+    pub fn expect_checksum_later(&self) {
+        let mut state = self.state.lock();
+        state.unproved = state.expected_checksum.is_none();
+    }
+
+    /// All of it is here, and waits for [`Self::prove`].
+    #[must_use]
+    pub fn is_unproved(&self) -> bool {
+        let state = self.state.lock();
+        state.unproved && self.is_whole(&state)
+    }
+
+    /// The checksum that was to come later. True: the chunk is present now. Blocking.
+    pub fn prove(&self, checksum: u64) -> Result<bool, FlightError> {
+        let mut state = self.state.lock();
+        state.unproved = false;
+        state.expected_checksum = Some(checksum);
+        if self.is_whole(&state) {
+            return self.finish(state);
+        }
+        Ok(matches!(state.phase, Phase::Present))
+    }
+
+    fn is_whole(&self, state: &State) -> bool {
+        matches!(state.phase, Phase::Filling) && state.written.contains_range(self.range)
     }
 
     /// A fetch works on it.
@@ -223,13 +256,19 @@ impl Flight {
             state.hasher.update(part);
             state.hashed_to = gap.end;
         }
-        let last =
-            matches!(state.phase, Phase::Filling) && state.written.contains_range(self.range);
-        if !last {
+        if !self.is_whole(&state) || state.unproved {
+            if state.fetcher.is_none() {
+                self.drop_unproved(&mut state);
+            }
             drop(state);
             self.changed.notify_waiters();
             return Ok(false);
         }
+        self.finish(state)
+    }
+
+    /// The last byte is here.
+    fn finish(&self, mut state: MutexGuard<'_, State>) -> Result<bool, FlightError> {
         state.phase = Phase::Finishing;
         let (mut hasher, hashed_to) = (state.hasher.clone(), state.hashed_to);
         let reservation = state.reservation.take();
@@ -247,10 +286,7 @@ impl Flight {
             .take()
             .is_some_and(|expected| expected != checksum)
         {
-            state.claimed.clear();
-            state.written.clear();
-            state.hasher = ChunkHasher::new(self.range.start);
-            state.hashed_to = self.range.start;
+            self.begin_anew(&mut state);
             state.reservation = reservation;
             state.phase = Phase::Filling;
             return Err(FlightError::Mismatch);
@@ -262,6 +298,21 @@ impl Flight {
         self.state.lock().phase = Phase::Present;
         self.changed.notify_waiters();
         Ok(true)
+    }
+
+    fn begin_anew(&self, state: &mut State) {
+        state.claimed.clear();
+        state.written.clear();
+        state.hasher = ChunkHasher::new(self.range.start);
+        state.hashed_to = self.range.start;
+        state.unproved = false;
+    }
+
+    /// Nobody is left who could prove it: it is fetched again.
+    fn drop_unproved(&self, state: &mut State) {
+        if state.unproved && self.is_whole(state) {
+            self.begin_anew(state);
+        }
     }
 
     /// What was fetched from the middle on was hashed up to there only.
@@ -305,6 +356,15 @@ impl Flight {
         drop(state);
         drop(reservation);
         self.changed.notify_waiters();
+    }
+
+    /// It has some of its bytes, and nobody brings the others.
+    #[must_use]
+    pub fn is_begun(&self) -> bool {
+        let state = self.state.lock();
+        matches!(state.phase, Phase::Filling)
+            && state.fetcher.is_none()
+            && !state.written.is_empty()
     }
 
     /// Makes waiters look again.
@@ -359,6 +419,7 @@ impl Drop for FlightClaim {
         // It may have been taken over.
         if state.fetcher == Some(self.fetch) {
             state.fetcher = None;
+            self.flight.drop_unproved(&mut state);
             drop(state);
             self.flight.changed.notify_waiters();
         }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -62,6 +63,14 @@ impl EntryFlights {
     #[must_use]
     pub fn existing(&self, chunk: ChunkIndex) -> Option<Arc<Flight>> {
         self.chunks.lock().get(&chunk).cloned()
+    }
+
+    /// Of these, the chunks that have some of their bytes and that nobody fetches.
+    #[must_use]
+    pub fn begun(&self, chunks: Range<ChunkIndex>) -> Vec<ChunkIndex> {
+        let flights = self.chunks.lock();
+        let is_begun = |chunk: &ChunkIndex| flights.get(chunk).is_some_and(|it| it.is_begun());
+        chunks.filter(is_begun).collect()
     }
 
     /// Forgets a flight that is over.

@@ -115,7 +115,7 @@ impl Reader {
                     None => continue,
                 }
             }
-            if let Some(piece) = self.present(max_len).await? {
+            if let Some(piece) = self.present(max_len).await {
                 return Ok(Some(piece));
             }
             let flights = self.flights();
@@ -199,22 +199,25 @@ impl Reader {
     }
 
     /// Bytes of a chunk in the store, checked before they are first served by this process.
-    async fn present(&mut self, max_len: u64) -> Result<Option<Piece>, ReadError> {
+    async fn present(&mut self, max_len: u64) -> Option<Piece> {
         let file = self.factory.file.clone();
         let chunk = file.geometry().chunk_of(self.cursor);
         loop {
             if let Some(piece) = self.at_hand(max_len) {
-                return Ok(Some(piece));
+                return Some(piece);
             }
             if !file.is_present(chunk) {
-                return Ok(None);
+                return None;
             }
-            if !file
-                .verify(chunk)
-                .await
-                .map_err(|error| ReadError::Disk(error.to_string()))?
-            {
-                return Ok(None);
+            match file.verify(chunk).await {
+                Ok(true) => {}
+                Ok(false) => return None,
+                // Nothing is known of these bytes, and the origin has them too.
+                Err(error) => {
+                    let why = error.to_string();
+                    self.read_past_the_store(&why);
+                    return None;
+                }
             }
         }
     }

@@ -2,16 +2,61 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use anyhow::Context as _;
+use chunkcache_proto::v1::edge_service_client::EdgeServiceClient;
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
 use tonic_types::StatusExt;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// TLS toward coordinators; read anew for each connection, so that renewed files count.
+/// How this edge trusts coordinators and shows who it is; read anew for each connection, so that renewed files count.
 #[derive(Clone, Debug, Default)]
-pub struct TlsFiles {
+pub struct Credentials {
     pub ca: Option<PathBuf>,
     pub identity: Option<(PathBuf, PathBuf)>,
+    /// Of a bearer token.
+    pub token: Option<PathBuf>,
+}
+
+/// A coordinator's service, each call with the edge's token.
+pub type Service = EdgeServiceClient<InterceptedService<Channel, Bearer>>;
+
+/// Puts the token into each call, where there is one.
+#[derive(Clone, Default)]
+pub struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request
+                .metadata_mut()
+                .insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+impl Bearer {
+    async fn read(file: Option<&PathBuf>) -> anyhow::Result<Self> {
+        let Some(file) = file else {
+            return Ok(Self(None));
+        };
+        let text = tokio::fs::read_to_string(file)
+            .await
+            .with_context(|| format!("{} can not be read", file.display()))?;
+        // The error of the conversion is not shown: it may repeat what it was given.
+        let mut value: MetadataValue<Ascii> =
+            format!("Bearer {}", text.trim()).parse().map_err(|_| {
+                anyhow::anyhow!("{} holds characters no header may have", file.display())
+            })?;
+        value.set_sensitive(true);
+        Ok(Self(Some(value)))
+    }
 }
 
 /// The addresses, and the one to try next.
@@ -79,7 +124,8 @@ pub fn named_leader(status: &tonic::Status) -> Option<String> {
 }
 
 /// Connects; bounded.
-pub async fn connect(url: &str, tls: &TlsFiles) -> anyhow::Result<Channel> {
+pub async fn connect(url: &str, credentials: &Credentials) -> anyhow::Result<Service> {
+    let bearer = Bearer::read(credentials.token.as_ref()).await?;
     let mut endpoint = Endpoint::from_shared(url.to_owned())?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
@@ -88,10 +134,10 @@ pub async fn connect(url: &str, tls: &TlsFiles) -> anyhow::Result<Channel> {
         .keep_alive_while_idle(true);
     if url.starts_with("https://") {
         let mut config = ClientTlsConfig::new();
-        if let Some(ca) = &tls.ca {
+        if let Some(ca) = &credentials.ca {
             config = config.ca_certificate(Certificate::from_pem(tokio::fs::read(ca).await?));
         }
-        if let Some((cert, key)) = &tls.identity {
+        if let Some((cert, key)) = &credentials.identity {
             config = config.identity(Identity::from_pem(
                 tokio::fs::read(cert).await?,
                 tokio::fs::read(key).await?,
@@ -99,5 +145,39 @@ pub async fn connect(url: &str, tls: &TlsFiles) -> anyhow::Result<Channel> {
         }
         endpoint = endpoint.tls_config(config)?;
     }
-    Ok(tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect()).await??)
+    let channel = tokio::time::timeout(CONNECT_TIMEOUT, endpoint.connect()).await??;
+    Ok(service(channel, bearer))
+}
+
+/// Each call over the channel has the token.
+#[must_use]
+pub fn service(channel: Channel, bearer: Bearer) -> Service {
+    EdgeServiceClient::with_interceptor(channel, bearer)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_token_is_in_each_call_and_in_no_message() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_owned();
+        std::fs::write(&path, "  secret-0123456789\n").unwrap();
+        let mut bearer = Bearer::read(Some(&path)).await.unwrap();
+        let request = bearer.call(Request::new(())).unwrap();
+        let value = request.metadata().get("authorization").unwrap();
+        assert_eq!(value, "Bearer secret-0123456789");
+        assert!(!format!("{:?}", request.metadata()).contains("secret"));
+
+        std::fs::write(&path, "secret\u{7}").unwrap();
+        let error = Bearer::read(Some(&path)).await.err().unwrap();
+        assert!(!format!("{error:#}").contains("secret"), "{error:#}");
+        drop(file);
+        let error = Bearer::read(Some(&path)).await.err().unwrap();
+        assert!(error.to_string().contains("can not be read"));
+        let mut none = Bearer::read(None).await.unwrap();
+        assert!(none.call(Request::new(())).unwrap().metadata().is_empty());
+    }
 }

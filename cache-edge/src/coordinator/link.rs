@@ -14,10 +14,10 @@ use chunkcache_plumbing::telemetry;
 use chunkcache_proto::{ChunkIndex, EntryId, v1};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
-use tonic::transport::Channel;
 use tracing::Span;
-use v1::{edge_service_client::EdgeServiceClient, session_request::Message};
+use v1::session_request::Message;
 
+use super::channel::Service;
 use crate::{
     availability::Announce,
     serve::directory::{Answer, Directory},
@@ -57,7 +57,7 @@ enum Phase {
 struct State {
     phase: Phase,
     sender: Option<mpsc::Sender<v1::SessionRequest>>,
-    client: Option<EdgeServiceClient<Channel>>,
+    client: Option<Service>,
     epoch: u64,
     sequence: u64,
     held: Vec<Message>,
@@ -103,11 +103,7 @@ impl Link {
     }
 
     /// A session begins; Hello is in the channel already.
-    pub fn begin(
-        &self,
-        sender: mpsc::Sender<v1::SessionRequest>,
-        client: EdgeServiceClient<Channel>,
-    ) {
+    pub fn begin(&self, sender: mpsc::Sender<v1::SessionRequest>, client: Service) {
         let mut state = self.state.lock();
         state.phase = Phase::Greeting;
         state.sender = Some(sender);
@@ -326,7 +322,7 @@ impl Link {
         self.state.lock().removals.len()
     }
 
-    fn client(&self) -> Option<(EdgeServiceClient<Channel>, u64, Duration)> {
+    fn client(&self) -> Option<(Service, u64, Duration)> {
         let state = self.state.lock();
         if state.phase < Phase::Welcomed {
             return None;
@@ -414,13 +410,17 @@ impl Directory for Link {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::*;
+    use super::{
+        super::channel::{self, Bearer},
+        *,
+    };
 
     fn greeted() -> (Arc<Link>, mpsc::Receiver<v1::SessionRequest>) {
         let link = Link::new("edge".into());
         let (sender, receiver) = mpsc::channel(16);
-        let channel = tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
-        link.begin(sender, EdgeServiceClient::new(channel));
+        let endpoint = tonic::transport::Endpoint::from_static("http://127.0.0.1:1");
+        let channel = endpoint.connect_lazy();
+        link.begin(sender, channel::service(channel, Bearer::default()));
         (link, receiver)
     }
 

@@ -18,10 +18,8 @@ use crate::{
 
 /// The coordinator's budget to answer a CRITICAL need (RFC 0001, 6).
 pub const CRITICAL_BUDGET: Duration = Duration::from_millis(40);
-/// The same for a wait the coordinator said it can not serve yet: long, since to fetch is to break a limit, but not without end.
-const HELD_BUDGET: Duration = Duration::from_secs(10);
-/// Once the coordinator has been heard since the wait began: it knows who else fetches the chunk, and what the origin bears.
-const ANSWERED_BUDGET: Duration = Duration::from_millis(500);
+/// The same where to fetch by itself may break a limit of the origin, and where a fetch under way here brings the byte, but late.
+const PATIENT_BUDGET: Duration = Duration::from_millis(500);
 /// Fetches of its own an edge has at a time: an outage of the coordinator is no storm for the origin.
 const MAX_LOCAL: usize = 64;
 /// Looks at waiting readers at most this often.
@@ -107,15 +105,17 @@ impl Planner {
             self.downloads
                 .coverage(reader.file.id(), chunk, view.position)
         };
-        if self.flights.of(&reader.file).ignores_ranges() && coverage() != Coverage::None {
+        let is_covered = coverage() != Coverage::None;
+        if self.flights.of(&reader.file).ignores_ranges() && is_covered {
             return TICK;
         }
         let waited = self.demand.waited(reader);
-        let budget = if reader.is_held() {
-            HELD_BUDGET
-        } else {
-            critical_budget(self.link.silent_for(), waited)
-        };
+        let budget = budget(Wait {
+            held: reader.held_for(),
+            is_limited: self.is_limited(reader),
+            is_covered,
+            store_refuses: self.store_refuses(),
+        });
         if planned_elsewhere && waited < budget {
             return budget - waited;
         }
@@ -128,6 +128,14 @@ impl Planner {
         };
         self.submit(reader, want, local);
         TICK
+    }
+
+    fn is_limited(&self, reader: &ReaderState) -> bool {
+        let key = reader.file.description().key.as_ref();
+        let source = key.and_then(|key| self.downloads.fetcher().catalogue.get(&key.source));
+        source.is_some_and(|source| {
+            source.config.max_connections > 0 || source.config.max_rate_bytes_per_second > 0
+        })
     }
 
     fn look_ahead(&self, reader: &Arc<ReaderState>, local: &mut Vec<Order>) {
@@ -229,13 +237,36 @@ impl Planner {
     }
 }
 
-/// How long the coordinator has to take care of a wait.
-fn critical_budget(silent_for: Duration, waited: Duration) -> Duration {
-    // Before the budget's end nothing is decided, so that both lead to the same look at it.
-    if waited >= CRITICAL_BUDGET && silent_for < waited {
-        ANSWERED_BUDGET
-    } else {
-        CRITICAL_BUDGET
+/// What decides how long a wait is left to the coordinator.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wait {
+    /// As the coordinator asked.
+    held: Duration,
+    /// The origin has limits in the whole cluster.
+    is_limited: bool,
+    /// A fetch here comes to the byte, but late.
+    is_covered: bool,
+    /// Nothing can be kept: readers go past the store, which is not the coordinator's.
+    store_refuses: bool,
+}
+
+fn budget(wait: Wait) -> Duration {
+    match wait {
+        Wait {
+            store_refuses: true,
+            ..
+        } => CRITICAL_BUDGET,
+        Wait {
+            is_limited: true,
+            held,
+            ..
+        } => held.max(PATIENT_BUDGET),
+        Wait {
+            is_covered: true,
+            held,
+            ..
+        } => held.clamp(CRITICAL_BUDGET, PATIENT_BUDGET),
+        Wait { held, .. } => held.max(CRITICAL_BUDGET),
     }
 }
 
@@ -243,12 +274,58 @@ fn critical_budget(silent_for: Duration, waited: Duration) -> Duration {
 mod tests {
     use super::*;
 
+    const HELD: Duration = Duration::from_secs(10);
+
     #[test]
-    fn a_coordinator_that_was_heard_since_has_longer() {
-        let ms = Duration::from_millis;
-        assert_eq!(critical_budget(ms(900), ms(5)), CRITICAL_BUDGET);
-        assert_eq!(critical_budget(ms(900), ms(40)), CRITICAL_BUDGET);
-        assert_eq!(critical_budget(ms(30), ms(40)), ANSWERED_BUDGET);
-        assert_eq!(critical_budget(ms(600), ms(500)), CRITICAL_BUDGET);
+    fn a_wait_the_coordinator_knows_of_is_left_to_it() {
+        let silent = Wait::default();
+        assert_eq!(budget(silent), CRITICAL_BUDGET);
+        assert_eq!(
+            budget(Wait {
+                held: HELD,
+                ..silent
+            }),
+            HELD
+        );
+        let limited = Wait {
+            is_limited: true,
+            ..silent
+        };
+        assert_eq!(
+            budget(limited),
+            PATIENT_BUDGET,
+            "a slow answer breaks no limit"
+        );
+        assert_eq!(
+            budget(Wait {
+                is_covered: true,
+                held: HELD,
+                ..limited
+            }),
+            HELD
+        );
+    }
+
+    #[test]
+    fn what_the_coordinator_can_not_see_is_not_left_to_it() {
+        let held = Wait {
+            held: HELD,
+            ..Wait::default()
+        };
+        assert_eq!(
+            budget(Wait {
+                is_covered: true,
+                ..held
+            }),
+            PATIENT_BUDGET
+        );
+        assert_eq!(
+            budget(Wait {
+                store_refuses: true,
+                is_limited: true,
+                ..held
+            }),
+            CRITICAL_BUDGET
+        );
     }
 }

@@ -13,10 +13,10 @@ use chunkcache_proto::{EntryId, Level, v1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use v1::{edge_service_client::EdgeServiceClient, session_request, session_response::Message};
+use v1::{session_request, session_response::Message};
 
 use super::{
-    channel::{self, Coordinators, TlsFiles},
+    channel::{self, Coordinators, Credentials},
     link::{Link, OUTBOX_MESSAGES, Removal},
     notes,
     upkeep::inventory_entry,
@@ -42,13 +42,15 @@ const MAX_VIEWERS: usize = 1_000;
 pub trait Totals: Send + Sync + 'static {
     /// Bytes sent, of them from the cache; bytes from the origin, from peers; stalls.
     fn totals(&self) -> [u64; 5];
+    /// Requests whose body has not ended.
+    fn requests_active(&self) -> u32;
 }
 
 /// Everything the session touches.
 pub struct Session {
     pub link: Arc<Link>,
     pub hello: v1::Hello,
-    pub tls: TlsFiles,
+    pub credentials: Credentials,
     pub store: Store,
     pub catalogue: Arc<Catalogue>,
     pub bindings: Arc<Bindings>,
@@ -113,7 +115,7 @@ impl Session {
                     backoff.wait(rand::random())
                 }
             };
-            self.downloads.forget_assignments();
+            self.downloads.forget_peers();
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
@@ -129,15 +131,16 @@ impl Session {
     }
 
     async fn talk(&self, url: &str) -> Result<std::convert::Infallible, Ended> {
-        let channel = channel::connect(url, &self.tls)
+        let mut client = channel::connect(url, &self.credentials)
             .await
             .context("can not connect")?;
-        let mut client = EdgeServiceClient::new(channel);
         let (sender, receiver) = mpsc::channel(OUTBOX_MESSAGES);
         let hello = v1::Hello {
             bytes_allowed: self.store.bytes_allowed(),
+            kept: self.downloads.kept(),
             ..self.hello.clone()
         };
+        let kept = hello.kept.clone();
         put(&sender, session_request::Message::Hello(hello)).await?;
         self.link.begin(sender.clone(), client.clone());
         // The digests go while the coordinator reads: there may be more of them than the outbox holds.
@@ -167,7 +170,11 @@ impl Session {
                         }
                     }
                     if let Some(message) = message.message {
+                        let is_welcome = matches!(message, Message::Welcome(_));
                         self.handle(message, &sender).await?;
+                        if is_welcome {
+                            self.downloads.report_ended(&kept);
+                        }
                     }
                 }
                 () = self.demand.due(DEMAND_GATHERING), if welcomed => self.send_demand(false),
@@ -280,7 +287,7 @@ impl Session {
                 }
             }
             Message::Drain(drain) => self.link.set_draining(drain.draining),
-            Message::Held(held) => self.demand.hold(&held.reader_ids),
+            Message::Held(held) => self.demand.hold(&held.reader_ids, held.wait_ms),
             Message::Forget(_) => {
                 tracing::warn!(
                     "this edge was removed from the cluster; everything cached is dropped"
@@ -305,8 +312,8 @@ impl Session {
                 .send(session_request::Message::FetchReport(v1::FetchReport {
                     assignment_id: assign.assignment_id,
                     state: v1::fetch_report::State::Failed.into(),
-                    bytes_done: 0,
                     failure: Some(failure),
+                    ..v1::FetchReport::default()
                 }));
         };
         let Ok(level) = Level::try_from(assign.priority()) else {
@@ -392,13 +399,17 @@ impl Session {
                 let Some(file) = self.store.entry(&id) else {
                     continue;
                 };
-                let indexes = file
+                let indexes: Vec<_> = file
                     .present_chunks()
                     .into_iter()
                     .map(|(chunk, _)| chunk)
                     .collect();
-                self.link
-                    .removed(Removal::Entry(id), indexes, v1::RemovalReason::Invalidated);
+                let (reason, counters) = (
+                    v1::RemovalReason::Invalidated,
+                    &self.downloads.fetcher().counters,
+                );
+                counters.removed(reason, indexes.len());
+                self.link.removed(Removal::Entry(id), indexes, reason);
             }
         }
         self.link
@@ -454,6 +465,7 @@ impl Session {
             bytes_used: self.store.bytes_used(),
             bytes_allowed: self.store.bytes_allowed(),
             readers: u32::try_from(readers.len()).unwrap_or(u32::MAX),
+            requests_active: self.totals.requests_active(),
             bytes_sent_total,
             bytes_hit_total,
             bytes_origin_total,

@@ -76,10 +76,15 @@ impl Upkeep {
     /// Withdrawn already: the row goes, and a reader or the coordinator asks for it again.
     fn lost(&self, victims: Victims) {
         tracing::warn!(entry = %victims.entry, chunks = victims.chunks.len(), "chunks were found corrupt");
+        self.count(v1::RemovalReason::Corrupt, victims.chunks.len());
         let removal = Removal::Nothing(victims.entry);
         // Without a session the next inventory does not have them, and their rows go.
         self.link
             .removed(removal, victims.chunks, v1::RemovalReason::Corrupt);
+    }
+
+    fn count(&self, reason: v1::RemovalReason, chunks: usize) {
+        self.downloads.fetcher().counters.removed(reason, chunks);
     }
 
     async fn relieve(&self, sweep: bool) {
@@ -101,6 +106,7 @@ impl Upkeep {
             return;
         }
         for victims in this.store.victims(pressed).into_iter().take(MAX_REMOVALS) {
+            self.count(v1::RemovalReason::Evicted, victims.chunks.len());
             let removal = Removal::Chunks(victims.entry, victims.chunks.clone());
             this.link
                 .removed(removal, victims.chunks, v1::RemovalReason::Evicted);

@@ -328,10 +328,6 @@ impl FetchQueue {
     pub fn waiting_count(&self) -> usize {
         self.waiting.len()
     }
-
-    pub fn ids(&self) -> impl Iterator<Item = TaskId> + '_ {
-        self.tasks.keys().copied()
-    }
 }
 
 #[cfg(test)]

@@ -300,6 +300,21 @@ mod tests {
             let _ = read_all(&bytes);
         }
 
+        /// Behind a right length and checksum: what is read takes no more memory than what was written.
+        #[test]
+        fn arbitrary_bodies_are_read_as_they_stand_or_not_at_all(body in prop::collection::vec(any::<u8>(), 1..600), kind in 0u8..8) {
+            let body = [&[kind], &body[..]].concat();
+            let mut frame = (body.len() as u32).to_le_bytes().to_vec();
+            frame.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
+            frame.extend_from_slice(&body);
+            if let Step::Record(record, taken) = next_record(&frame) {
+                prop_assert_eq!(taken, frame.len());
+                let mut again = Vec::new();
+                record.encode(&mut again).unwrap();
+                prop_assert_eq!(again, frame);
+            }
+        }
+
         #[test]
         fn a_flipped_bit_never_gives_another_record(record in any_record(), bit in any::<prop::sample::Index>()) {
             let mut bytes = Vec::new();

@@ -199,6 +199,24 @@ impl<O: OpenReader> Cursor<O> {
         }
     }
 
+    /// A file system that stopped itself after an error refuses new mappings, and reads as before.
+    async fn read_unmapped(&mut self, mut piece: Piece) -> Result<BodyData, ReadError> {
+        let (file, start) = (Arc::clone(&piece.file), piece.range.start);
+        let len = piece.range.len().min(LARGE_BYTES as u64) as usize;
+        let bytes = off_the_worker(move || {
+            let mut bytes = vec![0; len];
+            file.read_at(start, &mut bytes).map(|()| bytes)
+        })
+        .await?
+        .map_err(disk)?;
+        self.metrics.count_bytes(ByteSource::Hit, len as u64);
+        piece.range = ByteRange::new(start + len as u64, piece.range.end);
+        if !piece.range.is_empty() {
+            self.rest = Some(piece);
+        }
+        Ok(BodyData::Memory(bytes.into()))
+    }
+
     async fn deliver(&mut self, mut piece: Piece) -> Result<BodyData, ReadError> {
         if let Some(bytes) = piece.unstored.take() {
             self.metrics
@@ -219,8 +237,10 @@ impl<O: OpenReader> Cursor<O> {
                     let (file, range) = (Arc::clone(&piece.file), piece.range);
                     off_the_worker(move || file.bring_in(range)).await?;
                 }
+                let Ok(mapped) = piece.file.map(piece.range) else {
+                    return self.read_unmapped(piece).await;
+                };
                 self.metrics.count_bytes(source, piece.range.len());
-                let mapped = piece.file.map(piece.range).map_err(disk)?;
                 Ok(BodyData::Mapped(
                     registry.register(mapped, piece.pin, piece.file),
                 ))

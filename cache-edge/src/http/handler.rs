@@ -9,7 +9,7 @@ use std::{
 use chunkcache_plumbing::telemetry;
 use chunkcache_proto::ByteRange;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
-use tracing::{Instrument as _, Span};
+use tracing::{Instrument as _, Span, field};
 
 use super::{
     body::{ObjectBody, Part, Plan},
@@ -45,8 +45,8 @@ pub trait PeerHandler: Send + Sync + 'static {
     ) -> Pin<Box<dyn Future<Output = Response<EdgeBody>> + Send + 'a>>;
 }
 
-/// How often an object may change between its head and its first byte before the client is told.
-const MAX_CHANGES: u32 = 2;
+/// How often an object may change between its head and its first byte before the client is told; the last attempt is past the cache.
+const MAX_CHANGES: u32 = 3;
 
 const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 
@@ -57,13 +57,15 @@ pub(super) async fn handle<O: Objects>(
     memory: &Memory<O::Open>,
     request: &Parts,
 ) -> Response<EdgeBody> {
-    let answered = answer(server, client, memory, request).instrument(trace_of(request));
+    let span = trace_of(request);
+    let answered = answer(server, client, memory, request).instrument(span.clone());
     let mut response = match answered.await {
         Ok(response) => response,
         Err(mut problem) => {
             if problem.status.is_server_error() {
                 // Without the query, which may be signed.
                 tracing::warn!(
+                    parent: &span,
                     path = request.uri.path(),
                     status = problem.status.as_u16(),
                     detail = problem.detail,
@@ -79,10 +81,19 @@ pub(super) async fn handle<O: Objects>(
             response
         }
     };
+    if response.status() == StatusCode::BAD_REQUEST && request.version < Version::HTTP_2 {
+        // Whoever sent it may see the next request elsewhere than we do.
+        let headers = response.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     server
         .settings
         .cors
         .decorate(&request.headers, response.headers_mut());
+    let status = response.status().as_u16();
+    span.record("status", status);
+    // In the span, which says what was asked.
+    tracing::debug!(parent: &span, status, "answered");
     if request.method == Method::HEAD {
         *response.body_mut() = EdgeBody::empty();
     }
@@ -90,12 +101,19 @@ pub(super) async fn handle<O: Objects>(
 }
 
 /// What is asked of the coordinator and of the origin on behalf of a client that traces its requests belongs to its trace.
-/// Others pay nothing for it.
+/// Others begin one where traces are sent somewhere, and pay nothing for it elsewhere.
 fn trace_of(request: &Parts) -> Span {
-    if !request.headers.contains_key("traceparent") {
+    if !request.headers.contains_key("traceparent") && !telemetry::exports() {
         return Span::none();
     }
-    let span = tracing::info_span!("request", method = %request.method, path = request.uri.path());
+    let span = tracing::info_span!(
+        "request",
+        otel.kind = "server",
+        method = %request.method,
+        path = request.uri.path(),
+        status = field::Empty,
+        trace_id = field::Empty
+    );
     telemetry::set_parent(&span, &request.headers);
     span
 }
@@ -195,12 +213,13 @@ async fn answer_resolved<O: Objects>(
         }
     };
 
-    let object_request = ObjectRequest {
+    let mut object_request = ObjectRequest {
         name,
         first_bytes: first_bytes(ranges.as_ref()),
         only_if_cached: only_if_cached(&request.headers),
         headers: request.headers.clone(),
         head_only: request.method == Method::HEAD,
+        past_the_cache: false,
     };
     let mut attempts_left = MAX_CHANGES;
     loop {
@@ -232,7 +251,10 @@ async fn answer_resolved<O: Objects>(
                 return Ok(response);
             }
             // No byte of it was sent yet: the client need not know.
-            Err(ReadError::Changed) if attempts_left > 0 => attempts_left -= 1,
+            Err(ReadError::Changed) if attempts_left > 0 => {
+                attempts_left -= 1;
+                object_request.past_the_cache = attempts_left == 0;
+            }
             Err(error) => return Err(Problem::from(&error)),
         }
     }
@@ -328,6 +350,7 @@ async fn answer_object<O: OpenReader>(
     let body = if request.method == Method::HEAD {
         EdgeBody::empty()
     } else {
+        let is_seek = matches!(plan.parts().next(), Some(Part::Range(range)) if range.start > 0);
         let mut body = ObjectBody::new(
             Arc::clone(&object.readers),
             plan,
@@ -335,7 +358,7 @@ async fn answer_object<O: OpenReader>(
             Arc::clone(&server.metrics),
         );
         body.prime().await?;
-        server.metrics.observe_first_byte(began);
+        server.metrics.observe_first_byte(began, is_seek);
         EdgeBody::object(body)
     };
     let mut response = Response::new(body);
@@ -403,7 +426,14 @@ fn answer_negative<O: Objects>(
             ..CacheStatus::default()
         }
     };
-    let mut response = Problem::new(status, "the origin has no such object").into_response();
+    let detail = match status {
+        StatusCode::NOT_FOUND | StatusCode::GONE => "the origin has no such object".to_owned(),
+        other => format!(
+            "the origin refuses the object: it answered {}",
+            other.as_u16()
+        ),
+    };
+    let mut response = Problem::new(status, detail).into_response();
     response
         .headers_mut()
         .insert(CACHE_STATUS, server.cache_status(&cache_status));
@@ -419,7 +449,8 @@ fn check_host<R>(memory: &Memory<R>, request: &Parts) -> Result<(), Problem> {
         }
         let bytes = host.as_bytes();
         let valid = bytes.is_empty()
-            || (!bytes.contains(&b'@') && http::uri::Authority::try_from(bytes).is_ok());
+            || (!bytes.contains(&b'@')
+                && http::uri::Authority::try_from(bytes).is_ok_and(|host| has_valid_port(&host)));
         if valid {
             memory.remember_host(host);
         }
@@ -440,6 +471,15 @@ fn check_host<R>(memory: &Memory<R>, request: &Parts) -> Result<(), Problem> {
             StatusCode::BAD_REQUEST,
             "the request needs exactly one valid Host",
         ))
+    }
+}
+
+/// RFC 3986, 3.2.3: none, an empty one, or digits that name a port.
+fn has_valid_port(authority: &http::uri::Authority) -> bool {
+    let rest = authority.as_str().strip_prefix(authority.host());
+    match rest.and_then(|rest| rest.strip_prefix(':')) {
+        Some(port) => port.is_empty() || authority.port_u16().is_some(),
+        None => rest == Some(""),
     }
 }
 

@@ -60,6 +60,9 @@ const METHODS: [&str; 4] = ["GET", "HEAD", "OPTIONS", "other"];
 const CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 const SOURCES: [&str; 5] = ["hit", "in_flight", "origin", "peer", "bypass"];
 const ABORTS: [&str; 5] = ["client_left", "timed_out", "changed", "origin", "disk"];
+const FIRST_BYTE_SECONDS: [f64; 15] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 30.0,
+];
 const REFUSALS: [&str; 3] = ["total", "per_client", "rate"];
 
 /// Why a connection or request was refused before it was looked at.
@@ -77,6 +80,7 @@ pub struct Metrics {
     aborts: [Counter; ABORTS.len()],
     refusals: [Counter; REFUSALS.len()],
     first_byte_seconds: DurationHistogram,
+    seek_first_byte_seconds: DurationHistogram,
     stalls: Counter,
     stall_seconds: Counter<f64, std::sync::atomic::AtomicU64>,
     connections: Gauge,
@@ -93,14 +97,17 @@ impl Metrics {
             "Requests by method and class of status",
             requests.clone(),
         );
-        let first_byte_seconds = DurationHistogram::new(&[
-            0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0,
-            30.0,
-        ]);
+        let first_byte_seconds = DurationHistogram::new(&FIRST_BYTE_SECONDS);
         registry.register(
             "http_first_byte_seconds",
             "From the request's head to the first byte of the object being at hand",
             first_byte_seconds.clone(),
+        );
+        let seek_first_byte_seconds = DurationHistogram::new(&FIRST_BYTE_SECONDS);
+        registry.register(
+            "http_seek_first_byte_seconds",
+            "The same, of requests that begin within the object",
+            seek_first_byte_seconds.clone(),
         );
         let mut counter = |name: &str, help: &str| {
             let counter: Counter = Counter::default();
@@ -157,6 +164,7 @@ impl Metrics {
                 REFUSALS,
             ),
             first_byte_seconds,
+            seek_first_byte_seconds,
             stalls,
             stall_seconds,
             connections,
@@ -206,14 +214,25 @@ impl Metrics {
         self.bytes[source as usize].get()
     }
 
+    /// Bodies that have not ended.
+    #[must_use]
+    pub fn requests_active(&self) -> i64 {
+        self.requests_active.get()
+    }
+
     /// Of all bodies so far.
     #[must_use]
     pub fn stalls(&self) -> u64 {
         self.stalls.get()
     }
 
-    pub fn observe_first_byte(&self, since: Instant) {
-        self.first_byte_seconds.observe(since.elapsed());
+    /// `is_seek`: the request begins within the object, not at its first byte.
+    pub fn observe_first_byte(&self, since: Instant, is_seek: bool) {
+        let took = since.elapsed();
+        self.first_byte_seconds.observe(took);
+        if is_seek {
+            self.seek_first_byte_seconds.observe(took);
+        }
     }
 
     /// Counted as open until dropped.

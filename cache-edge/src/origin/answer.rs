@@ -217,13 +217,26 @@ pub fn facts(headers: &HeaderMap, described: &Described) -> AnswerFacts {
     }
 }
 
+/// RFC 9111, 4.3.4: a 304 that names another version than the one asked about confirms nothing.
+#[must_use]
+pub fn names_another(headers: &HeaderMap, entry: &v1::Entry) -> bool {
+    let opaque = |tag: &str| tag.trim_start_matches("W/").to_owned();
+    match text(headers, header::ETAG) {
+        Some(etag) => opaque(etag) != opaque(&entry.etag),
+        None if identity::is_strong(&entry.etag) => false,
+        None => {
+            text(headers, header::LAST_MODIFIED).is_some_and(|date| date != entry.last_modified)
+        }
+    }
+}
+
 fn same_version(headers: &HeaderMap, entry: &v1::Entry) -> Result<(), OriginError> {
-    let same = if identity::is_strong(&entry.etag) {
-        text(headers, header::ETAG) == Some(entry.etag.as_str())
-    } else {
-        text(headers, header::LAST_MODIFIED) == Some(entry.last_modified.as_str())
-    };
-    if same {
+    let validator = identity::validator(
+        text(headers, header::ETAG),
+        text(headers, header::LAST_MODIFIED),
+        entry.size,
+    );
+    if validator.as_deref() == Some(entry.validator.as_str()) {
         Ok(())
     } else {
         Err(OriginError::Changed)
@@ -246,7 +259,11 @@ fn is_encoded(headers: &HeaderMap) -> bool {
         .any(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
+/// What the body's length is said to be. RFC 9112, 6.3: beside a `Transfer-Encoding` it says nothing.
 pub fn content_length(headers: &HeaderMap) -> Option<u64> {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        return None;
+    }
     text(headers, header::CONTENT_LENGTH)?.parse().ok()
 }
 

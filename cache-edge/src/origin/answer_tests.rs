@@ -4,6 +4,7 @@ fn entry() -> v1::Entry {
     v1::Entry {
         size: 100,
         etag: "\"1\"".into(),
+        validator: "\"1\"".into(),
         ..v1::Entry::default()
     }
 }
@@ -138,4 +139,35 @@ fn an_object_is_described_by_its_first_answer() {
     ]);
     let described = describe(StatusCode::PARTIAL_CONTENT, &map);
     assert_eq!((described.size, described.validator), (Some(9), None));
+}
+
+#[test]
+fn a_304_may_name_the_version_asked_about_and_no_other() {
+    let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+    let weak = v1::Entry {
+        etag: "W/\"1\"".into(),
+        last_modified: date.into(),
+        ..entry()
+    };
+    let dated = v1::Entry {
+        etag: String::new(),
+        ..weak.clone()
+    };
+    let another =
+        |entry: &v1::Entry, lines: &[(&'static str, &str)]| names_another(&headers(lines), entry);
+    assert!(!another(&entry(), &[]));
+    assert!(!another(&entry(), &[("etag", "\"1\"")]));
+    assert!(!another(&entry(), &[("etag", "W/\"1\"")]));
+    assert!(!another(&entry(), &[("last-modified", "another")]));
+    assert!(another(&entry(), &[("etag", "\"2\"")]));
+    assert!(!another(&weak, &[("etag", "W/\"1\"")]));
+    assert!(another(&weak, &[("etag", "W/\"2\"")]));
+    assert!(!another(&dated, &[("last-modified", date)]));
+    assert!(another(&dated, &[("last-modified", "another")]));
+}
+
+#[test]
+fn a_length_beside_a_transfer_coding_is_none() {
+    let map = headers(&[("content-length", "5"), ("transfer-encoding", "chunked")]);
+    assert_eq!(content_length(&map), None);
 }

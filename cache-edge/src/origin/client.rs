@@ -3,7 +3,13 @@
 //! Redirects are followed inside the source only. Connections are kept alive and pooled; they belong to the runtime that made
 //! the request, which is why all requests are made on the fetch runtime.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use chunkcache_plumbing::telemetry;
@@ -15,9 +21,13 @@ use hyper_util::{
     client::legacy::{Client as HyperClient, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
+use tracing::Instrument as _;
 use url::Url;
 
-use super::{OriginError, Source};
+use super::{
+    OriginError, Source,
+    connections::{Connections, Counted, Counting},
+};
 
 /// Redirects followed for one request.
 const MAX_REDIRECTS: usize = 5;
@@ -28,13 +38,16 @@ pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_PER_HOST: usize = 16;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
-type Pool = HyperClient<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+type Pool = HyperClient<Counting<HttpsConnector<HttpConnector>>, Empty<Bytes>>;
 
 /// The pool of connections.
 #[derive(Clone)]
 pub struct Client {
     pool: Pool,
+    connections: Connections,
     stall: Duration,
+    /// Requests to origins.
+    asked: Arc<AtomicU64>,
 }
 
 /// An answer whose head has come.
@@ -44,6 +57,7 @@ pub struct Response {
     pub headers: HeaderMap,
     body: Incoming,
     stall: Duration,
+    _used: Counted,
 }
 
 impl Client {
@@ -59,6 +73,11 @@ impl Client {
             .https_or_http()
             .enable_http1()
             .wrap_connector(connector);
+        let connections = Connections::default();
+        let connector = Counting {
+            inner: connector,
+            connections: connections.clone(),
+        };
         let pool = HyperClient::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_max_idle_per_host(IDLE_PER_HOST)
@@ -67,8 +86,16 @@ impl Client {
             .build(connector);
         Self {
             pool,
+            connections,
             stall: STALL_TIMEOUT,
+            asked: Arc::default(),
         }
+    }
+
+    /// Requests to origins so far, of all clones.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.asked.load(Ordering::Relaxed)
     }
 
     /// Another patience, for tests and for peers.
@@ -97,6 +124,8 @@ impl Client {
         headers: &HeaderMap,
     ) -> Result<Response, OriginError> {
         let mut url = url;
+        // The second part of a fetch takes the place of the first, not another one beside it.
+        self.closed(source).await;
         for _ in 0..=MAX_REDIRECTS {
             let mut all = headers.clone();
             for (name, value) in &source.headers {
@@ -106,6 +135,7 @@ impl Client {
                 // An idle connection here would be one too many while another edge has the turn.
                 all.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
+            self.asked.fetch_add(1, Ordering::Relaxed);
             let response = self.send(method.clone(), &url, all).await?;
             let Some(next) = redirect(&response, &url)? else {
                 return Ok(response);
@@ -120,6 +150,13 @@ impl Client {
         Err(OriginError::Protocol(format!(
             "more than {MAX_REDIRECTS} redirects"
         )))
+    }
+
+    /// Returns when no connection is open to a source with a limit on them that nobody uses. Before a fetch is said to have ended.
+    pub async fn closed(&self, source: &Source) {
+        if source.config.max_connections > 0 {
+            self.connections.closed(source.authority()).await;
+        }
     }
 
     /// One request, no redirects, no source: for peers.
@@ -154,8 +191,16 @@ impl Client {
         if !url.username().is_empty() && !headers.contains_key(header::AUTHORIZATION) {
             headers.insert(header::AUTHORIZATION, basic_credentials(url)?);
         }
-        telemetry::inject(&tracing::Span::current(), request.headers_mut());
-        let response = tokio::time::timeout(self.stall, self.pool.request(request))
+        let span = if tracing::Span::current().is_none() {
+            tracing::Span::none()
+        } else {
+            // Without the query, which may be signed.
+            tracing::info_span!("ask", otel.kind = "client", method = %request.method(), host = url.host_str(), path = url.path())
+        };
+        telemetry::inject(&span, request.headers_mut());
+        let used = self.connections.used(request.uri());
+        let asked = self.pool.request(request).instrument(span);
+        let response = tokio::time::timeout(self.stall, asked)
             .await
             .map_err(|_| OriginError::Unreachable(format!("no answer within {:?}", self.stall)))?
             .map_err(|error| OriginError::Unreachable(chain(&error)))?;
@@ -165,6 +210,7 @@ impl Client {
             headers: head.headers,
             body,
             stall: self.stall,
+            _used: used,
         })
     }
 }

@@ -1,5 +1,6 @@
 //! The fetches of this edge: `core::fetch_queue` decides, this carries out.
 
+mod reports;
 mod view;
 
 use std::{
@@ -8,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use chunkcache_proto::{ChunkIndex, EntryId, Level, v1};
@@ -19,7 +20,7 @@ pub use super::run::Order;
 use super::{
     answer::Part,
     control::{Control, Stop},
-    run::{Failure, Fetcher, Opened, RunEnd},
+    run::{Fetcher, Opened, RunEnd},
 };
 use crate::{
     availability::Announce,
@@ -28,9 +29,6 @@ use crate::{
 
 /// Ids of fetches this edge decided on itself have this bit.
 pub const LOCAL_BIT: u64 = 1 << 63;
-/// A finished fetch whose chunks are not durable after this is reported all the same: a failed sync is reported elsewhere.
-const DURABLE_WAIT: Duration = Duration::from_secs(10);
-
 /// How a chunk is taken care of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coverage {
@@ -147,7 +145,7 @@ impl Downloads {
             return false;
         }
         self.announce_local(&order);
-        let control = self.control(&order);
+        let control = self.control(&order, Instant::now());
         state.fetches.insert(order.id, Fetch::new(order, control));
         self.0.ordered.notify_waiters();
         self.settle(state);
@@ -163,7 +161,7 @@ impl Downloads {
         let mut state = self.0.state.lock();
         state.queue.adopt_running(task);
         self.announce_local(&order);
-        let control = self.control(&order);
+        let control = self.control(&order, Instant::now());
         let fetch = Fetch::new(order.clone(), control.clone());
         state.fetches.insert(order.id, fetch);
         self.0.ordered.notify_waiters();
@@ -172,29 +170,18 @@ impl Downloads {
     }
 
     /// The coordinator is told of each chunk's end: whether a run comes to a chunk soon is decided by where it is.
-    fn control(&self, order: &Order) -> Arc<Control> {
+    fn control(&self, order: &Order, ordered: Instant) -> Arc<Control> {
         let run = order
             .file
             .geometry()
             .run_range(order.first_chunk, order.chunk_count);
-        let (this, id) = (Arc::downgrade(&self.0), order.id);
+        let (this, id, level) = (Arc::downgrade(&self.0), order.id, order.level);
         Arc::new(Control::new(run.start, order.start_at, move |reached| {
             if let Some(inner) = this.upgrade() {
+                inner.fetcher.counters.chunk_came(level, ordered.elapsed());
                 Self(inner).report(id, v1::fetch_report::State::Progress, reached, None);
             }
         }))
-    }
-
-    fn announce_local(&self, order: &Order) {
-        if order.id & LOCAL_BIT != 0 {
-            self.0.announce.local_fetch(v1::LocalFetch {
-                assignment_id: order.id,
-                entry_id: order.file.id().to_string(),
-                first_chunk: order.first_chunk,
-                chunk_count: order.chunk_count,
-                priority: v1::Priority::from(order.level).into(),
-            });
-        }
     }
 
     fn settle(&self, mut state: parking_lot::MutexGuard<'_, State>) {
@@ -204,7 +191,7 @@ impl Downloads {
                     let Some(fetch) = state.fetches.get_mut(&id) else {
                         continue;
                     };
-                    fetch.control = self.control(&fetch.order);
+                    fetch.control = self.control(&fetch.order, fetch.ordered);
                     let rest = fetch.paused.take();
                     self.spawn(fetch.order.clone(), fetch.control.clone(), rest);
                 }
@@ -219,6 +206,9 @@ impl Downloads {
         self.0.runtime.spawn(async move {
             this.report(order.id, v1::fetch_report::State::Started, 0, None);
             let end = this.0.fetcher.run(&order, &control, opened).await;
+            if !matches!(end, RunEnd::Paused(_)) {
+                this.0.fetcher.connection_closed(&order).await;
+            }
             this.ended(order.id, &control, end);
         });
     }
@@ -226,33 +216,35 @@ impl Downloads {
     fn ended(&self, id: u64, control: &Control, end: RunEnd) {
         let mut state = self.0.state.lock();
         let bytes = control.bytes_done();
+        tracing::debug!(fetch = id & !LOCAL_BIT, bytes, "a fetch ended");
         match end {
             RunEnd::Paused(rest) => {
                 if state.queue.preempted(id) {
                     if let Some(fetch) = state.fetches.get_mut(&id) {
                         fetch.paused = rest;
                     }
-                } else {
-                    state.fetches.remove(&id);
-                    self.report(id, v1::fetch_report::State::Cancelled, bytes, None);
+                } else if let Some(mut fetch) = state.fetches.remove(&id) {
+                    fetch.paused = rest;
+                    self.cancel_paused(fetch, bytes);
                 }
             }
             RunEnd::Stopped => {
                 state.queue.ended(id);
-                state.fetches.remove(&id);
-                self.report(id, v1::fetch_report::State::Cancelled, bytes, None);
+                let fetch = state.fetches.remove(&id);
+                self.report_cancelled(id, fetch, bytes);
             }
             RunEnd::Failed(failure) => {
                 state.queue.ended(id);
                 state.fetches.remove(&id);
+                let fetch = id & !LOCAL_BIT;
+                self.0.fetcher.counters.failed(failure.fault);
                 if failure.fault == v1::fetch_failure::Fault::Edge {
                     state.refused = Some(Instant::now());
+                    // The store has said once why it takes nothing.
+                    tracing::debug!(fetch, message = failure.message, "a fetch failed");
+                } else {
+                    tracing::info!(fetch, message = failure.message, "a fetch failed");
                 }
-                tracing::info!(
-                    fetch = id & !LOCAL_BIT,
-                    message = failure.message,
-                    "a fetch failed"
-                );
                 self.report(id, v1::fetch_report::State::Failed, bytes, Some(failure));
             }
             RunEnd::Finished => {
@@ -273,85 +265,6 @@ impl Downloads {
             }
         }
         self.settle(state);
-    }
-
-    fn report_later(&self, id: u64) {
-        let this = self.clone();
-        self.0.runtime.spawn(async move {
-            tokio::time::sleep(DURABLE_WAIT).await;
-            if let Some(fetch) = this.0.state.lock().fetches.remove(&id) {
-                this.report(
-                    id,
-                    v1::fetch_report::State::Finished,
-                    fetch.control.bytes_done(),
-                    None,
-                );
-            }
-        });
-    }
-
-    /// After `ChunksStored` was said of them: finished fetches are reported in that order.
-    pub fn durable(&self, entry: &EntryId, chunks: &[(ChunkIndex, u64)]) {
-        let mut state = self.0.state.lock();
-        let mut over = Vec::new();
-        for (id, fetch) in &mut state.fetches {
-            if fetch.order.file.id() == *entry {
-                for (chunk, _) in chunks {
-                    fetch.undurable.remove(chunk);
-                }
-                if fetch.finished && fetch.undurable.is_empty() {
-                    over.push(*id);
-                }
-            }
-        }
-        for id in over {
-            if let Some(fetch) = state.fetches.remove(&id) {
-                self.report(
-                    id,
-                    v1::fetch_report::State::Finished,
-                    fetch.control.bytes_done(),
-                    None,
-                );
-            }
-        }
-    }
-
-    fn report(
-        &self,
-        id: u64,
-        state: v1::fetch_report::State,
-        bytes_done: u64,
-        failure: Option<Failure>,
-    ) {
-        let failure = failure.map(|failure| v1::FetchFailure {
-            fault: failure.fault.into(),
-            http_status: u32::from(failure.http_status),
-            retry_after_ms: failure.retry_after.map_or(0, |wait| {
-                u32::try_from(wait.as_millis()).unwrap_or(u32::MAX)
-            }),
-            message: failure.message,
-        });
-        self.0.announce.report(v1::FetchReport {
-            assignment_id: id,
-            state: state.into(),
-            bytes_done,
-            failure,
-        });
-    }
-
-    /// Running fetches and their bytes, for the coordinator's estimates.
-    pub fn report_progress(&self) {
-        let state = self.0.state.lock();
-        for (id, fetch) in &state.fetches {
-            if !fetch.finished && fetch.control.bytes_done() > 0 {
-                self.report(
-                    *id,
-                    v1::fetch_report::State::Progress,
-                    fetch.control.reached(),
-                    None,
-                );
-            }
-        }
     }
 
     pub fn reprioritise(&self, id: u64, level: Level, deadline_in_ms: u32) {
@@ -376,8 +289,11 @@ impl Downloads {
             ),
             None => {
                 if state.fetches.get(&id).is_some_and(|fetch| !fetch.finished) {
-                    state.fetches.remove(&id);
-                    self.report(id, v1::fetch_report::State::Cancelled, 0, None);
+                    let fetch = state.fetches.remove(&id);
+                    match fetch {
+                        Some(fetch) if fetch.paused.is_some() => self.cancel_paused(fetch, 0),
+                        fetch => self.report_cancelled(id, fetch, 0),
+                    }
                 }
             }
         }
@@ -460,18 +376,50 @@ impl Downloads {
         self.settle(state);
     }
 
-    /// Assignments of a session that is over mean nothing to the next one.
-    pub fn forget_assignments(&self) {
-        let ids: Vec<u64> = self
-            .0
-            .state
-            .lock()
-            .queue
-            .ids()
-            .filter(|id| id & LOCAL_BIT == 0)
-            .collect();
+    /// A session is over. What comes from origins goes on, and the next session is told of it; what comes from peers costs no
+    /// origin anything, and is planned anew.
+    pub fn forget_peers(&self) {
+        let of_peers = |fetch: &&Fetch| fetch.order.peer.is_some() && !fetch.order.is_local();
+        let ids: Vec<u64> = {
+            let state = self.0.state.lock();
+            let fetches = state.fetches.values().filter(of_peers);
+            fetches.map(|fetch| fetch.order.id).collect()
+        };
         for id in ids {
             self.cancel(id, true);
+        }
+    }
+
+    /// What goes on from before, to tell a new session.
+    #[must_use]
+    pub fn kept(&self) -> Vec<v1::KeptFetch> {
+        let state = self.0.state.lock();
+        let from_origin = |fetch: &&Fetch| fetch.order.peer.is_none();
+        let kept = state.fetches.values().filter(from_origin).map(|fetch| {
+            let order = &fetch.order;
+            let level = state
+                .queue
+                .get(order.id)
+                .map_or(order.level, |task| task.level);
+            v1::KeptFetch {
+                assignment_id: order.id,
+                entry_id: order.file.id().to_string(),
+                first_chunk: order.first_chunk,
+                chunk_count: order.chunk_count,
+                priority: v1::Priority::from(level).into(),
+                max_rate_bytes_per_second: order.max_rate,
+            }
+        });
+        kept.collect()
+    }
+
+    /// Those of a new session's kept fetches that ended before it could be told of it.
+    pub fn report_ended(&self, kept: &[v1::KeptFetch]) {
+        let state = self.0.state.lock();
+        for id in kept.iter().map(|fetch| fetch.assignment_id) {
+            if !state.fetches.contains_key(&id) {
+                self.report_cancelled(id, None, 0);
+            }
         }
     }
 

@@ -33,6 +33,9 @@ pub enum OriginError {
     /// No byte for too long.
     #[error("sent no byte for {0:?}")]
     Stalled(Duration),
+    /// The key was invalidated after the question was sent: what it found is from before.
+    #[error("answered before the key was invalidated")]
+    Overtaken,
     /// Something HTTP does not allow, or that this edge does not accept.
     #[error("{0}")]
     Protocol(String),
@@ -48,7 +51,7 @@ impl OriginError {
             | Self::Busy { .. }
             | Self::Short { .. }
             | Self::Stalled(_) => true,
-            Self::Refused { .. } | Self::Changed | Self::Protocol(_) => false,
+            Self::Refused { .. } | Self::Changed | Self::Protocol(_) | Self::Overtaken => false,
         }
     }
 

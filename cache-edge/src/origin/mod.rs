@@ -6,12 +6,16 @@
 
 pub mod answer;
 pub mod client;
+pub mod connections;
 pub mod control;
+pub mod counters;
 pub mod direct;
 pub mod downloads;
 pub mod error;
 mod gap;
 pub mod peer;
+mod proof;
+pub mod reloading;
 pub mod run;
 pub mod source;
 

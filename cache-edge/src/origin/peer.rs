@@ -10,6 +10,8 @@ use sha2::Sha256;
 pub const PEER_PREFIX: &str = "/_peer/v1/entries/";
 /// Checksums of the chunks in the answer, hexadecimal, comma separated; `-` where the chunk is still arriving there.
 pub const CHECKSUMS: HeaderName = HeaderName::from_static("x-chunk-checksums");
+/// In a request of an edge that got other bytes than that: the peer checks what it has.
+pub const MISMATCH: HeaderName = HeaderName::from_static("x-chunk-mismatch");
 const SCHEME: &str = "ChunkCache-Peer ";
 /// Clocks of edges may differ by this much; a request can be replayed no longer.
 const LARGEST_SKEW_SECONDS: u64 = 60;
@@ -72,6 +74,12 @@ impl PeerKeys {
                     .is_some_and(|mac| mac.verify_slice(&signature).is_ok())
             })
     }
+}
+
+/// Of one chunk after the other; `None`: not known there yet.
+pub fn parse_checksums(text: &str) -> impl Iterator<Item = Option<u64>> + '_ {
+    text.split(',')
+        .map(|one| u64::from_str_radix(one.trim(), 16).ok())
 }
 
 /// On every edge.

@@ -20,9 +20,12 @@ use super::{
     Catalogue, Client, OriginError, Response, Source,
     answer::{self, Part},
     control::{Control, Stop},
+    counters::Counters,
     downloads::LOCAL_BIT,
     gap::{Gap, Next, next_gap},
     peer::{self, PeerKeys},
+    proof::{Asking, Unproved},
+    reloading::PeerClient,
 };
 use crate::{
     availability::{EntryFlights, FlightError, Flights, flight::FlightClaim},
@@ -100,23 +103,10 @@ pub struct Opened {
     pub part: Part,
 }
 
-/// Bytes that came, for metrics and status.
-#[derive(Debug, Default)]
-pub struct Counters {
-    pub origin_bytes: AtomicU64,
-    pub peer_bytes: AtomicU64,
-    pub origin_requests: AtomicU64,
-    pub origin_errors: AtomicU64,
-    pub peer_errors: AtomicU64,
-    /// In record mode: bytes of answers compared with what is stored, and answers that differed.
-    pub compared_bytes: AtomicU64,
-    pub mismatches: AtomicU64,
-}
-
 /// Everything a fetch needs.
 pub struct Fetcher {
     pub client: Client,
-    pub peer_client: Client,
+    pub peer_client: PeerClient,
     pub catalogue: Arc<Catalogue>,
     pub flights: Arc<Flights>,
     pub peer_keys: Arc<PeerKeys>,
@@ -286,7 +276,7 @@ impl Fetcher {
                     order,
                     control,
                     flights,
-                    gap.claims,
+                    &mut { gap.claims },
                     range,
                     opened.response,
                     counter,
@@ -306,7 +296,7 @@ impl Fetcher {
                     order,
                     control,
                     flights,
-                    Default::default(),
+                    &mut Default::default(),
                     all,
                     opened.response,
                     counter,
@@ -348,9 +338,6 @@ impl Fetcher {
         }
         let mut asked = answer::variant_headers(&key.variant);
         asked.extend(answer::range_headers(range, Some(entry)));
-        self.counters
-            .origin_requests
-            .fetch_add(1, Ordering::Relaxed);
         tracing::debug!(start = range.start, end = range.end, "asking the origin");
         let response = self.client.get(&source, url, &asked).await?;
         let part = answer::check(response.status, &response.headers, range, entry, now_ms());
@@ -361,6 +348,15 @@ impl Fetcher {
             part: part?,
             response,
         })
+    }
+
+    /// Returns when the origin has the fetch's place back: who is given it may be another edge.
+    pub async fn connection_closed(&self, order: &Order) {
+        if order.peer.is_none()
+            && let Some(source) = self.catalogue.get(&order.source())
+        {
+            self.client.closed(&source).await;
+        }
     }
 
     fn source(&self, name: &str) -> Result<Arc<Source>, OriginError> {
@@ -387,7 +383,7 @@ impl Fetcher {
             .request_headers(&id, gap.range, seconds)
             .ok_or_else(|| protocol("no key to ask peers with is known"))?;
         let patience = PEER_PATIENCE[usize::from(order.level != Level::Critical)];
-        let client = self.peer_client.clone().with_stall_timeout(patience);
+        let client = self.peer_client.get().with_stall_timeout(patience);
         let response = client
             .send(http::Method::GET, &url, headers)
             .await
@@ -408,21 +404,33 @@ impl Fetcher {
             .get(peer::CHECKSUMS)
             .and_then(|value| value.to_str().ok())
             .unwrap_or("");
-        for (claim, text) in gap.claims.iter().zip(checksums.split(',')) {
-            if let Ok(checksum) = u64::from_str_radix(text.trim(), 16) {
-                claim.flight().expect_checksum(checksum);
+        for (nth, claim) in gap.claims.iter().enumerate() {
+            match peer::parse_checksums(checksums).nth(nth).flatten() {
+                Some(checksum) => claim.flight().expect_checksum(checksum),
+                None => claim.flight().expect_checksum_later(),
             }
         }
-        self.stream(
-            order,
-            control,
-            flights,
-            gap.claims,
-            range,
-            response,
-            &self.counters.peer_bytes,
-        )
-        .await
+        let mut claims = gap.claims;
+        let bytes = &self.counters.peer_bytes;
+        let streamed = self
+            .stream(order, control, flights, &mut claims, range, response, bytes)
+            .await;
+        let asking = Asking {
+            client: &client,
+            keys: &self.peer_keys,
+            url: &url,
+            entry: id,
+        };
+        let proved = asking.prove(flights, &claims).await;
+        let ended = streamed.and(proved.map_err(|error| match error {
+            Unproved::Mismatch => Broken::Store(FlightError::Mismatch),
+            Unproved::NotTold(error) => Broken::Origin(error),
+            Unproved::Refused(error) => Broken::Store(error),
+        }));
+        if matches!(ended, Err(Broken::Store(FlightError::Mismatch))) {
+            asking.tell_mismatch(range).await;
+        }
+        ended
     }
 
     /// The body into the store, frame by frame.
@@ -432,7 +440,7 @@ impl Fetcher {
         order: &Order,
         control: &Control,
         flights: &Arc<EntryFlights>,
-        mut claims: std::collections::VecDeque<FlightClaim>,
+        claims: &mut std::collections::VecDeque<FlightClaim>,
         range: ByteRange,
         mut response: Response,
         counter: &AtomicU64,

@@ -82,6 +82,13 @@ impl Source {
         self.config.base_url.trim_end_matches('/')
     }
 
+    /// Host and port, as its requests name them.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        let authority = self.base.authority();
+        authority.rsplit_once('@').map_or(authority, |(_, it)| it)
+    }
+
     #[must_use]
     pub fn mode(&self) -> v1::SourceMode {
         match self.config.mode() {
@@ -120,7 +127,7 @@ impl Source {
             && url
                 .path()
                 .strip_prefix(base_path)
-                .is_some_and(|rest| rest.starts_with('/'))
+                .is_some_and(|rest| rest.starts_with('/') && !climbs_when_decoded(rest))
     }
 
     /// The origin asked to be left alone until then.
@@ -133,6 +140,14 @@ impl Source {
     pub fn held_off_for_ms(&self, now_ms: i64) -> u64 {
         u64::try_from(self.not_before_ms.load(Ordering::Acquire) - now_ms).unwrap_or(0)
     }
+}
+
+/// A server that decodes `%2F` before it resolves dot segments would leave the base path.
+fn climbs_when_decoded(path: &str) -> bool {
+    let decoded: Vec<u8> = percent_encoding::percent_decode_str(path).collect();
+    decoded
+        .split(|byte| matches!(byte, b'/' | b'\\'))
+        .any(|segment| segment == b"..")
 }
 
 /// All sources. Reading is lock-free; a change replaces the whole map.
@@ -229,6 +244,10 @@ mod tests {
             "http://origin:8080/library",
             "http://user@origin:8080/library/x",
             "http://169.254.169.254:8080/library/x",
+            "http://[::ffff:169.254.169.254]:8080/library/x",
+            "http://origin:8080/library/..%2f..%2fx",
+            "http://origin:8080/library/a%2F..%2F..%2Fx",
+            "http://origin:8080/library/..%5Cx",
         ] {
             assert!(!allowed(other), "{other}");
         }

@@ -3,7 +3,7 @@
 //! Bindings are kept as notes in the store: after a restart without a coordinator the edge still knows them.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -21,6 +21,8 @@ const NOTE_PREFIX: &[u8] = b"binding\0";
 const MAX_KEYS: usize = 200_000;
 /// How long a key whose answer could not be stored goes to the origin at once.
 const UNSTORABLE_MS: i64 = 60_000;
+/// Invalidated keys remembered; what was asked before the oldest of them is not believed at all.
+const MAX_INVALIDATED: usize = 4_096;
 
 /// A key's present entry.
 #[derive(Clone, Debug)]
@@ -40,6 +42,42 @@ pub struct Bindings {
     unstorable: Mutex<HashMap<String, (&'static str, i64)>>,
     /// Counted up after each change, so that who looked something up need not look again while it stands.
     changes: AtomicU64,
+    /// Taken before every other lock, and before that of the session: what is found, and told, is found and told before an
+    /// invalidation or after it.
+    invalidated: Mutex<Invalidated>,
+}
+
+/// A moment in the order of invalidations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(u64);
+
+#[derive(Default)]
+struct Invalidated {
+    count: u64,
+    /// With its number, the oldest first; keys without variant.
+    latest: VecDeque<(u64, String)>,
+}
+
+impl Invalidated {
+    fn add(&mut self, key: &v1::Key) {
+        self.count += 1;
+        self.latest.push_back((self.count, base_id(key)));
+        if self.latest.len() > MAX_INVALIDATED {
+            self.latest.pop_front();
+        }
+    }
+
+    fn has_since(&self, since: Moment, key: &v1::Key) -> bool {
+        let forgotten = self.count - self.latest.len() as u64;
+        let id = base_id(key);
+        since.0 < forgotten
+            || self
+                .latest
+                .iter()
+                .rev()
+                .take_while(|(number, _)| *number > since.0)
+                .any(|(_, invalidated)| *invalidated == id)
+    }
 }
 
 /// One text for a key; its parts can not hold the separator.
@@ -49,6 +87,13 @@ pub fn key_id(key: &v1::Key) -> String {
         "{}\0{}\0{}\0{}",
         key.source, key.path, key.query, key.variant
     )
+}
+
+fn base_id(key: &v1::Key) -> String {
+    key_id(&v1::Key {
+        variant: String::new(),
+        ..key.clone()
+    })
 }
 
 impl Bindings {
@@ -61,6 +106,7 @@ impl Bindings {
             negative: Mutex::default(),
             unstorable: Mutex::default(),
             changes: AtomicU64::new(0),
+            invalidated: Mutex::default(),
             store,
         };
         for (key, value) in bindings.store.notes() {
@@ -91,15 +137,28 @@ impl Bindings {
     /// What the origin varies on for this key, as far as known.
     #[must_use]
     pub fn vary(&self, key: &v1::Key) -> Vec<String> {
-        let base = v1::Key {
-            variant: String::new(),
-            ..key.clone()
-        };
         self.vary
             .read()
-            .get(&key_id(&base))
+            .get(&base_id(key))
             .cloned()
             .unwrap_or_default()
+    }
+
+    /// To be remembered before the origin, or the coordinator, is asked about a key.
+    #[must_use]
+    pub fn now(&self) -> Moment {
+        Moment(self.invalidated.lock().count)
+    }
+
+    /// Does `then` (takes in what was found, tells of it) unless the key was invalidated since; no invalidation comes between.
+    pub fn unless_invalidated<T>(
+        &self,
+        since: Moment,
+        key: &v1::Key,
+        then: impl FnOnce() -> T,
+    ) -> Option<T> {
+        let invalidated = self.invalidated.lock();
+        (!invalidated.has_since(since, key)).then(then)
     }
 
     /// The key points there now. Kept durably.
@@ -162,6 +221,7 @@ impl Bindings {
 
     /// All variants of the key, and all keys that point to one of the entries.
     pub fn invalidate(&self, keys: &[v1::Key], entries: &[EntryId]) {
+        let mut invalidated = self.invalidated.lock();
         let same = |held: &v1::Key, key: &v1::Key| {
             (&held.source, &held.path, &held.query) == (&key.source, &key.path, &key.query)
         };
@@ -176,6 +236,7 @@ impl Bindings {
                 .collect()
         };
         for key in hit.iter().chain(keys) {
+            invalidated.add(key);
             self.unbind(key);
         }
     }
@@ -192,7 +253,9 @@ impl Bindings {
             });
             keys.collect()
         };
+        let mut invalidated = self.invalidated.lock();
         for key in &foreign {
+            invalidated.add(key);
             self.unbind(key);
         }
     }

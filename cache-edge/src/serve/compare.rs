@@ -6,7 +6,7 @@ use chunkcache_proto::ByteRange;
 use http::{HeaderMap, StatusCode};
 
 use crate::{
-    origin::{answer, run::Counters},
+    origin::{answer, counters::Counters},
     store::EntryFile,
 };
 

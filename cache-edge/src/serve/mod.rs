@@ -8,6 +8,7 @@ pub mod compare;
 pub mod directory;
 pub mod objects;
 pub mod pass_through;
+mod patience;
 pub mod peer_handler;
 pub mod ports;
 pub mod probe;

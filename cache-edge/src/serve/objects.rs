@@ -31,10 +31,7 @@ use crate::{
         freshness::{self, Verdict},
         lookahead::MAX_RUN_CHUNKS,
     },
-    origin::{
-        Catalogue, Client, Downloads, Order, Source,
-        run::{Counters, now_ms},
-    },
+    origin::{Catalogue, Client, Downloads, Order, Source, counters::Counters, run::now_ms},
     store::{EntryFile, Store},
 };
 
@@ -193,6 +190,9 @@ impl EdgeObjects {
         if credentials {
             return self.pass(&source, &key, request, "credentials").await;
         }
+        if request.past_the_cache {
+            return self.pass(&source, &key, request, "changing").await;
+        }
         let (key, varies) = self.with_variant(&source, key, request);
         // Then the next request's headers may select something else.
         let by_headers = varies || source.config.forward_credentials;
@@ -287,12 +287,21 @@ impl EdgeObjects {
         };
         match asked {
             Ok(found) => Ok(found),
-            Err(error) if freshness::usable_on_error(&bound.freshness, &source.policy(), now) => {
+            Err(error)
+                if freshness::usable_on_error(&bound.freshness, &source.policy(), now)
+                    && self.is_bound(key, &bound) =>
+            {
                 tracing::debug!(%error, "served stale");
                 Ok(Found::Object(bound, Freshness::StaleOnError))
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Not invalidated, and not replaced.
+    fn is_bound(&self, key: &v1::Key, bound: &Bound) -> bool {
+        let held = self.parts().bindings.get(key);
+        held.is_some_and(|held| held.id == bound.id)
     }
 
     fn is_changed(&self, bound: &Bound) -> bool {
@@ -344,12 +353,21 @@ impl EdgeObjects {
     ) -> Result<Found, ServeError> {
         use v1::resolve_key_response::Outcome;
         let parts = self.parts();
-        match parts.directory.resolve(key.clone()).await {
+        let since = parts.bindings.now();
+        let resolved = parts.directory.resolve(key.clone()).await;
+        let still = |then: &dyn Fn() -> Option<Arc<Bound>>| {
+            let bound = parts.bindings.unless_invalidated(since, key, then);
+            bound.flatten()
+        };
+        match resolved {
             Some(Outcome::Known(v1::KeyBinding {
                 entry: Some(entry),
                 freshness,
             })) => {
-                if let Some(bound) = parts.bindings.bind(entry, freshness.unwrap_or_default()) {
+                let freshness = freshness.unwrap_or_default();
+                let bind = || parts.bindings.bind(entry.clone(), freshness.clone());
+                // One that was invalidated meanwhile is as unknown as if the coordinator had not answered.
+                if let Some(bound) = still(&bind) {
                     if freshness::judge(&bound.freshness, now_ms()) == Verdict::Fresh {
                         return Ok(Found::Object(bound, Freshness::Fresh));
                     }
@@ -357,11 +375,12 @@ impl EdgeObjects {
                     let stale = bound.clone();
                     return match revalidate::revalidate(self, source, key, &headers, bound).await {
                         Err(_)
-                            if freshness::usable_on_error(
-                                &stale.freshness,
-                                &source.policy(),
-                                now_ms(),
-                            ) =>
+                            if self.is_bound(key, &stale)
+                                && freshness::usable_on_error(
+                                    &stale.freshness,
+                                    &source.policy(),
+                                    now_ms(),
+                                ) =>
                         {
                             Ok(Found::Object(stale, Freshness::StaleOnError))
                         }
@@ -371,15 +390,24 @@ impl EdgeObjects {
             }
             Some(Outcome::Negative(negative)) => {
                 let status = u16::try_from(negative.http_status).unwrap_or(404);
-                parts.bindings.set_negative(key, status, negative.until_ms);
-                return Ok(Found::Negative(status));
+                let remember = || parts.bindings.set_negative(key, status, negative.until_ms);
+                let remembered = parts.bindings.unless_invalidated(since, key, remember);
+                if remembered.is_some() {
+                    return Ok(Found::Negative(status));
+                }
             }
             Some(Outcome::Probe(lease)) if lease.chunk_size > 0 => {
                 parts.chunk_size.store(lease.chunk_size, Ordering::Relaxed);
             }
             Some(Outcome::Known(_) | Outcome::Probe(_)) | None => {}
         }
-        probe::probe(self, source, key, request).await
+        let found = probe::probe(self, source, key, request).await;
+        let is_told = matches!(&found, Ok(Found::Object(..) | Found::Negative(404 | 410)));
+        if !is_told {
+            // Nothing to remember, but the question is over: other edges need not wait for its lease to end.
+            parts.announce.negative(key, 0, 0);
+        }
+        found
     }
 
     /// Runs the question on the fetch runtime unless it is being asked already. It goes on when its askers leave: what it finds is kept.
@@ -437,6 +465,9 @@ impl EdgeObjects {
         why: &'static str,
         stored: Option<(Arc<EntryFile>, Arc<Counters>)>,
     ) -> Result<Resolution<ReaderFactory>, ServeError> {
+        if request.only_if_cached {
+            return Err(ServeError::OnlyIfCached);
+        }
         let url = source
             .url(&key.path, &key.query)
             .ok_or_else(|| ServeError::BadOrigin("the path leaves the source".into()))?;

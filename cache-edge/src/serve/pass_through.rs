@@ -4,24 +4,28 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, header};
+use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use http_body::Frame;
-use tokio::{runtime::Handle, sync::mpsc};
+use tokio::{runtime::Handle, sync::mpsc, time::Instant};
 use tracing::{Instrument as _, Span};
 
 use super::{
     compare::Comparison,
+    patience,
     ports::{ObjectRequest, PassThrough, ReadError, ServeError},
 };
 use crate::{
-    origin::{Client, OriginError, Source, answer, run::Counters},
+    origin::{Client, OriginError, Response, Source, answer, counters::Counters, run::now_ms},
     store::EntryFile,
 };
 
 const FRAMES: usize = 8;
+/// How long an origin that refuses for the moment is asked again behind a held request.
+const REFUSALS_FOR: Duration = Duration::from_secs(2);
 
 /// RFC 9110, 7.6.1, and what this edge says itself.
 const NOT_PASSED_ON: [HeaderName; 8] = [
@@ -102,14 +106,36 @@ pub async fn pass_through(
         Method::GET
     };
     let (client, source) = (client.clone(), source.clone());
-    let asked = async move { client.ask(method, &source, url, &headers).await };
+    let until = Instant::now() + REFUSALS_FOR;
+    let asked = async move {
+        let once = || {
+            ask_once(
+                &client,
+                method.clone(),
+                &source,
+                url.clone(),
+                &headers,
+                until,
+            )
+        };
+        patience::ask(&source, once).await
+    };
     let asked = runtime.spawn(asked.instrument(Span::current()));
     let response = asked
         .await
         .map_err(|_| ServeError::Internal("the request to the origin was given up".into()))?;
     let mut response = response.map_err(|error| serve_error(&error))?;
     let status = response.status;
+    if is_unasked(status, &request.headers) {
+        return Err(ServeError::BadOrigin(format!(
+            "it answered {status} to a request that did not ask for it"
+        )));
+    }
     let mut headers = std::mem::take(&mut response.headers);
+    let announced = answer::content_length(&headers);
+    if announced.is_none() {
+        headers.remove(header::CONTENT_LENGTH);
+    }
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -123,7 +149,6 @@ pub async fn pass_through(
     headers.remove("keep-alive");
     let mut comparison =
         stored.and_then(|(file, counters)| Comparison::of(file, counters, status, &headers));
-    let announced = answer::content_length(&headers);
     let (sender, receiver) = mpsc::channel(FRAMES);
     let body_expected = !request.head_only;
     runtime.spawn(async move {
@@ -155,6 +180,34 @@ pub async fn pass_through(
         body: Box::pin(ChannelBody(receiver)),
         why,
     })
+}
+
+/// A refusal that may pass is an error until then, so that the origin is asked again; after it, its answer as any other.
+async fn ask_once(
+    client: &Client,
+    method: Method,
+    source: &Source,
+    url: url::Url,
+    headers: &HeaderMap,
+    until: Instant,
+) -> Result<Response, OriginError> {
+    let response = client.ask(method, source, url, headers).await?;
+    let refusal = answer::status_error(response.status, &response.headers, now_ms());
+    let wait = refusal.retry_after().unwrap_or_default();
+    if response.status.is_server_error() && Instant::now() + wait < until {
+        return Err(refusal);
+    }
+    Ok(response)
+}
+
+/// A part to a request for the whole, or "as you know it" to one that named nothing it knows: a client would take it for what it is not.
+fn is_unasked(status: StatusCode, asked: &HeaderMap) -> bool {
+    let has = |names: &[HeaderName]| names.iter().any(|name| asked.contains_key(name));
+    match status {
+        StatusCode::PARTIAL_CONTENT => !has(&[header::RANGE]),
+        StatusCode::NOT_MODIFIED => !has(&[header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE]),
+        _ => false,
+    }
 }
 
 struct ChannelBody(mpsc::Receiver<Result<Bytes, ReadError>>);

@@ -3,7 +3,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use chunkcache_proto::{ByteRange, EntryId};
-use http::{HeaderValue, Response, StatusCode, header, request::Parts as RequestParts};
+use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts as RequestParts};
 
 use super::objects::EdgeObjects;
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     http::{Client, EdgeBody, Metrics, ObjectBody, Part, PeerHandler, Plan, problem::Problem},
     origin::{
         downloads::Coverage,
-        peer::{CHECKSUMS, PEER_PREFIX, PeerKeys},
+        peer::{CHECKSUMS, MISMATCH, PEER_PREFIX, PeerKeys},
         run::now_ms,
     },
     store::EntryFile,
@@ -89,6 +89,13 @@ impl Peers {
         };
         let size = file.geometry().size();
         let chunks = file.geometry().chunks_covering(range);
+        if request.headers.contains_key(MISMATCH) {
+            check_again(&file, chunks.clone()).await;
+        }
+        if request.method == Method::HEAD {
+            self.wait_present(&file, chunks.clone()).await;
+            return head(range, size, &checksums(&file, chunks), EdgeBody::empty());
+        }
         let readers = ReaderFactory {
             file: file.clone(),
             flights: parts.flights.clone(),
@@ -108,20 +115,26 @@ impl Peers {
             .await
             .map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
         let checksums = checksums(&file, chunks);
-        let mut response = Response::new(EdgeBody::object(body));
-        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(range.len()));
-        for (name, text) in [
-            (header::CONTENT_RANGE, range::content_range(range, size)),
-            (CHECKSUMS, checksums),
-        ] {
-            headers.insert(
-                name,
-                HeaderValue::from_str(&text).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?,
-            );
+        head(range, size, &checksums, EdgeBody::object(body))
+    }
+
+    /// A chunk's checksum is known when it is whole: a moment after its last byte was sent on.
+    async fn wait_present(&self, file: &Arc<EntryFile>, chunks: std::ops::Range<u32>) {
+        let flights = self.objects.parts().flights.of(file);
+        let deadline = tokio::time::Instant::now() + PEER_WAIT;
+        for chunk in chunks {
+            while let Some(flight) = flights.existing(chunk) {
+                let changed = flight.changed();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                if file.is_present(chunk)
+                    || flight.is_over()
+                    || tokio::time::timeout_at(deadline, changed).await.is_err()
+                {
+                    break;
+                }
+            }
         }
-        Ok(response)
     }
 
     /// All of it is here, arriving, or ordered.
@@ -140,16 +153,50 @@ impl Peers {
     }
 }
 
+fn head(
+    range: ByteRange,
+    size: u64,
+    checksums: &str,
+    body: EdgeBody,
+) -> Result<Response<EdgeBody>, StatusCode> {
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(range.len()));
+    for (name, text) in [
+        (
+            header::CONTENT_RANGE,
+            range::content_range(range, size).as_str(),
+        ),
+        (CHECKSUMS, checksums),
+    ] {
+        let value = HeaderValue::from_str(text);
+        headers.insert(name, value.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?);
+    }
+    Ok(response)
+}
+
+/// Another edge got bytes that are not what the checksum says: a chunk that is wrong on this disk is withdrawn now, and not by the scrub.
+async fn check_again(file: &EntryFile, chunks: std::ops::Range<u32>) {
+    for chunk in chunks {
+        if !file.is_present(chunk) {
+            continue;
+        }
+        match file.verify_again(chunk).await {
+            Ok(good) => {
+                tracing::warn!(entry = %file.id(), chunk, good, "a peer got other bytes of a chunk");
+            }
+            Err(error) => {
+                tracing::warn!(%error, entry = %file.id(), chunk, "a chunk could not be checked");
+            }
+        }
+    }
+}
+
 fn checksums(file: &EntryFile, chunks: std::ops::Range<u32>) -> String {
-    let known: std::collections::HashMap<u32, u64> = file
-        .present_chunks()
-        .into_iter()
-        .filter(|(chunk, _)| chunks.contains(chunk))
-        .collect();
     let texts: Vec<String> = chunks
         .map(|chunk| {
-            known
-                .get(&chunk)
+            file.checksum(chunk)
                 .map_or_else(|| "-".to_owned(), |sum| format!("{sum:016x}"))
         })
         .collect();

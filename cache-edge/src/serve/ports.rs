@@ -25,6 +25,8 @@ pub struct ObjectRequest {
     pub headers: http::HeaderMap,
     /// GET, or HEAD (which must not fetch bodies).
     pub head_only: bool,
+    /// The object changed under each attempt to serve it: one answer of the origin is one version, whatever the next one is.
+    pub past_the_cache: bool,
 }
 
 /// The two forms of URL an edge answers.

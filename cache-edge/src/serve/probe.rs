@@ -6,17 +6,15 @@ use std::{sync::Arc, time::Duration};
 
 use chunkcache_proto::{ByteRange, EntryIdentity, Geometry, Level, v1};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use tokio::time::Instant;
 
 use super::{
-    bindings::Bound,
+    bindings::{Bound, Moment},
     objects::EdgeObjects,
-    pass_through,
+    pass_through, patience,
     ports::{FirstBytes, Freshness, ObjectRequest, ServeError},
 };
 use crate::{
     core::{
-        backoff::Backoff,
         content_range::{self, ContentRange},
         freshness,
     },
@@ -26,10 +24,6 @@ use crate::{
         run::{Opened, now_ms},
     },
 };
-
-/// New attempts begin within this time; one that stalls ends within the origin's stall time-out. Together
-/// they keep the contract's 15 s for a cold object whose origin is down.
-const ATTEMPTS_FOR: Duration = Duration::from_secs(4);
 
 /// As the coordinator's requests for a lookahead.
 const PROBE_STEP_CHUNKS: u64 = 4;
@@ -76,31 +70,30 @@ pub async fn probe(
     key: &v1::Key,
     request: &ObjectRequest,
 ) -> Result<Found, ServeError> {
-    let begun = Instant::now();
-    let mut backoff = Backoff::new(Duration::from_millis(150), Duration::from_secs(2));
+    patience::ask(source, || attempts(objects, source, key, request))
+        .await
+        .map_err(|error| pass_through::serve_error(&error))
+}
+
+/// One question, and those its answer makes necessary.
+async fn attempts(
+    objects: &EdgeObjects,
+    source: &Arc<Source>,
+    key: &v1::Key,
+    request: &ObjectRequest,
+) -> Result<Found, OriginError> {
+    let since = objects.parts().bindings.now();
     let mut ask = first_ask(objects, request);
     loop {
-        let error = match attempt(objects, source, key, request, ask).await {
-            Ok(Next::Found(found)) => return Ok(found),
-            Ok(Next::AskAgain(other)) if other != ask => {
-                ask = other;
-                continue;
+        match attempt(objects, source, key, request, ask, since).await? {
+            Next::Found(found) => return Ok(found),
+            Next::AskAgain(other) if other != ask => ask = other,
+            Next::AskAgain(_) => {
+                return Err(OriginError::Protocol(
+                    "it refuses every range of the object".into(),
+                ));
             }
-            Ok(Next::AskAgain(_)) => {
-                OriginError::Protocol("it refuses every range of the object".into())
-            }
-            Err(error) => error,
-        };
-        if let OriginError::Busy { retry_after } = &error {
-            source.hold_off(now_ms() + i64::try_from(retry_after.as_millis()).unwrap_or(0));
         }
-        let wait = backoff
-            .wait(rand::random())
-            .max(error.retry_after().unwrap_or_default());
-        if !error.is_transient() || begun.elapsed() + wait > ATTEMPTS_FOR {
-            return Err(pass_through::serve_error(&error));
-        }
-        tokio::time::sleep(wait).await;
     }
 }
 
@@ -139,6 +132,7 @@ async fn attempt(
     key: &v1::Key,
     request: &ObjectRequest,
     ask: Ask,
+    since: Moment,
 ) -> Result<Next, OriginError> {
     let held_off = source.held_off_for_ms(now_ms());
     if held_off > 0 {
@@ -161,12 +155,13 @@ async fn attempt(
     }
     let response = objects.parts().client.get(source, url, &headers).await?;
     match response.status {
-        StatusCode::PARTIAL_CONTENT => ranged(objects, source, key, request, ask, response),
+        StatusCode::PARTIAL_CONTENT => ranged(objects, source, key, request, ask, since, response),
         StatusCode::OK => Ok(Next::Found(adopt(
             objects,
             source,
             key,
             request,
+            since,
             response,
             Part::Whole,
         )?)),
@@ -177,10 +172,15 @@ async fn attempt(
                 Some(_) => Ask::Head,
             }))
         }
+        // With its challenge, which is not the edge's to make up (RFC 9110, 15.5.2).
+        StatusCode::UNAUTHORIZED => Ok(Next::Found(Found::Unstorable("unauthorized"))),
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => Err(OriginError::Protocol(
+            "it asks for credentials as a proxy does".into(),
+        )),
         status if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => {
             match answer::status_error(status, &response.headers, now_ms()) {
                 OriginError::Refused { status } => {
-                    Ok(Next::Found(refused(objects, source, key, status)))
+                    Ok(Next::Found(refused(objects, source, key, since, status)?))
                 }
                 error => Err(error),
             }
@@ -197,16 +197,28 @@ fn unsatisfied_size(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// 404 and 410 are remembered for seconds; the others (401, 403, ...) concern this moment.
-pub(super) fn refused(objects: &EdgeObjects, source: &Source, key: &v1::Key, status: u16) -> Found {
+pub(super) fn refused(
+    objects: &EdgeObjects,
+    source: &Source,
+    key: &v1::Key,
+    since: Moment,
+    status: u16,
+) -> Result<Found, OriginError> {
     if matches!(status, 404 | 410) {
         let parts = objects.parts();
         let until_ms =
             now_ms() + i64::from(freshness::negative_ttl_seconds(&source.policy())) * 1000;
-        parts.bindings.unbind(key);
-        parts.bindings.set_negative(key, status, until_ms);
-        parts.announce.negative(key, status, until_ms);
+        let remember = || {
+            parts.bindings.unbind(key);
+            parts.bindings.set_negative(key, status, until_ms);
+            parts.announce.negative(key, status, until_ms);
+        };
+        parts
+            .bindings
+            .unless_invalidated(since, key, remember)
+            .ok_or(OriginError::Overtaken)?;
     }
-    Found::Negative(status)
+    Ok(Found::Negative(status))
 }
 
 fn ranged(
@@ -215,6 +227,7 @@ fn ranged(
     key: &v1::Key,
     request: &ObjectRequest,
     ask: Ask,
+    since: Moment,
     response: Response,
 ) -> Result<Next, OriginError> {
     let (range, size) = answer::satisfied(&response.headers)?;
@@ -238,6 +251,7 @@ fn ranged(
         source,
         key,
         request,
+        since,
         response,
         Part::Range(range),
     )?))
@@ -249,6 +263,7 @@ fn adopt(
     source: &Arc<Source>,
     key: &v1::Key,
     request: &ObjectRequest,
+    since: Moment,
     response: Response,
     part: Part,
 ) -> Result<Found, OriginError> {
@@ -256,14 +271,12 @@ fn adopt(
         collapsed: false,
         status: response.status.as_u16(),
     };
-    let bound = match register(
-        objects,
-        source,
-        key,
-        request,
-        response.status,
-        &response.headers,
-    )? {
+    let value = |name: &str| {
+        let value = request.headers.get(name);
+        value.and_then(|value| value.to_str().ok())
+    };
+    let (status, headers) = (response.status, &response.headers);
+    let bound = match register(objects, source, key, value, since, status, headers)? {
         Ok(bound) => bound,
         Err(why) => return Ok(Found::Unstorable(why)),
     };
@@ -297,28 +310,12 @@ fn adopt(
 }
 
 /// Makes the entry an answer describes and points the key to it; or says why it can not be stored.
-pub(super) fn register(
-    objects: &EdgeObjects,
-    source: &Source,
-    key: &v1::Key,
-    request: &ObjectRequest,
-    status: StatusCode,
-    headers: &HeaderMap,
-) -> Result<Result<Arc<Bound>, &'static str>, OriginError> {
-    let value = |name: &str| {
-        request
-            .headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-    };
-    register_with(objects, source, key, value, status, headers)
-}
-
-pub(super) fn register_with<'a>(
+pub(super) fn register<'a>(
     objects: &EdgeObjects,
     source: &Source,
     key: &v1::Key,
     value_of: impl Fn(&str) -> Option<&'a str>,
+    since: Moment,
     status: StatusCode,
     headers: &HeaderMap,
 ) -> Result<Result<Arc<Bound>, &'static str>, OriginError> {
@@ -369,10 +366,13 @@ pub(super) fn register_with<'a>(
         pinned: false,
     };
     let fresh = freshness::freshness(&facts, &source.policy(), now);
-    parts.announce.observed(&entry, &fresh);
-    if let Some(file) = parts.store.entry(&id) {
-        parts.flights.of(&file).set_current();
-    }
-    let bound = parts.bindings.bind(entry, fresh);
-    Ok(bound.ok_or("no-identity"))
+    let take_in = || {
+        parts.announce.observed(&entry, &fresh);
+        if let Some(file) = parts.store.entry(&id) {
+            parts.flights.of(&file).set_current();
+        }
+        parts.bindings.bind(entry, fresh)
+    };
+    let bound = parts.bindings.unless_invalidated(since, key, take_in);
+    Ok(bound.ok_or(OriginError::Overtaken)?.ok_or("no-identity"))
 }

@@ -6,11 +6,11 @@ use chunkcache_proto::{identity, v1};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::{
-    bindings::Bound,
+    bindings::{Bound, Moment},
     objects::EdgeObjects,
-    pass_through,
+    pass_through, patience,
     ports::{Freshness, ServeError},
-    probe::{Found, refused, register_with},
+    probe::{Found, refused, register},
 };
 use crate::{
     core::freshness,
@@ -28,14 +28,14 @@ pub async fn revalidate(
     forwarded: &HeaderMap,
     bound: Arc<Bound>,
 ) -> Result<Found, ServeError> {
-    let asking = ask(objects, source, key, forwarded, &bound);
+    let asking = || ask(objects, source, key, forwarded, &bound);
     let result = if freshness::usable_on_error(&bound.freshness, &source.policy(), now_ms()) {
-        match tokio::time::timeout(PATIENCE_WITH_STALE, asking).await {
+        match tokio::time::timeout(PATIENCE_WITH_STALE, patience::believed(asking)).await {
             Ok(result) => result,
             Err(_) => Err(OriginError::Stalled(PATIENCE_WITH_STALE)),
         }
     } else {
-        asking.await
+        patience::ask(source, asking).await
     };
     result.map_err(|error| pass_through::serve_error(&error))
 }
@@ -47,10 +47,16 @@ async fn ask(
     forwarded: &HeaderMap,
     bound: &Arc<Bound>,
 ) -> Result<Found, OriginError> {
+    let since = objects.parts().bindings.now();
     let url = source
         .url(&key.path, &key.query)
         .ok_or_else(|| OriginError::Protocol("the path leaves the source".into()))?;
     let mut headers = forwarded.clone();
+    // If the object did change, one byte comes and not all of it.
+    if bound.entry.size > 0 {
+        headers.insert(header::RANGE, HeaderValue::from_static("bytes=0-0"));
+    }
+    let unconditional = headers.clone();
     let (name, value) = if bound.entry.etag.is_empty() {
         (header::IF_MODIFIED_SINCE, &bound.entry.last_modified)
     } else {
@@ -59,19 +65,21 @@ async fn ask(
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
     }
-    // If the object did change, one byte comes and not all of it.
-    if bound.entry.size > 0 {
-        headers.insert(header::RANGE, HeaderValue::from_static("bytes=0-0"));
+    let client = &objects.parts().client;
+    let mut response = client.get(source, url.clone(), &headers).await?;
+    if response.status == StatusCode::NOT_MODIFIED
+        && answer::names_another(&response.headers, &bound.entry)
+    {
+        response = client.get(source, url, &unconditional).await?;
     }
-    let response = objects.parts().client.get(source, url, &headers).await?;
     match response.status {
-        StatusCode::NOT_MODIFIED => Ok(refreshed(objects, source, bound, &response)),
+        StatusCode::NOT_MODIFIED => refreshed(objects, source, bound, since, &response),
         StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
             let described = answer::describe(response.status, &response.headers);
             if described.validator.as_deref() == Some(bound.entry.validator.as_str())
                 && described.size == Some(bound.entry.size)
             {
-                return Ok(refreshed(objects, source, bound, &response));
+                return refreshed(objects, source, bound, since, &response);
             }
             // Readers of the old entry finish on what of it is here.
             if let Some(file) = objects.parts().store.entry(&bound.id) {
@@ -82,11 +90,12 @@ async fn ask(
                 variant: String::new(),
                 ..key.clone()
             };
-            match register_with(
+            match register(
                 objects,
                 source,
                 &key,
                 value,
+                since,
                 response.status,
                 &response.headers,
             )? {
@@ -95,7 +104,7 @@ async fn ask(
             }
         }
         status if matches!(status.as_u16(), 404 | 410) => {
-            Ok(refused(objects, source, key, status.as_u16()))
+            refused(objects, source, key, since, status.as_u16())
         }
         status => Err(answer::status_error(status, &response.headers, now_ms())),
     }
@@ -106,8 +115,9 @@ fn refreshed(
     objects: &EdgeObjects,
     source: &Source,
     bound: &Arc<Bound>,
+    since: Moment,
     response: &Response,
-) -> Found {
+) -> Result<Found, OriginError> {
     let parts = objects.parts();
     let headers = &response.headers;
     let mut described = answer::describe(StatusCode::NOT_MODIFIED, headers);
@@ -124,15 +134,18 @@ fn refreshed(
     }
     debug_assert!(identity::is_strong(&bound.entry.etag) || !bound.entry.last_modified.is_empty());
     let fresh = freshness::freshness(&facts, &source.policy(), now_ms());
-    parts.announce.observed(&bound.entry, &fresh);
-    if let Some(file) = parts.store.entry(&bound.id) {
-        parts.flights.of(&file).set_current();
-    }
-    let renewed = parts
-        .bindings
-        .bind(bound.entry.clone(), fresh)
-        .unwrap_or_else(|| bound.clone());
-    Found::Object(renewed, answered(response.status))
+    let take_in = || {
+        parts.announce.observed(&bound.entry, &fresh);
+        if let Some(file) = parts.store.entry(&bound.id) {
+            parts.flights.of(&file).set_current();
+        }
+        parts.bindings.bind(bound.entry.clone(), fresh)
+    };
+    let key = bound.entry.key.clone().unwrap_or_default();
+    let renewed = parts.bindings.unless_invalidated(since, &key, take_in);
+    let renewed = renewed.ok_or(OriginError::Overtaken)?;
+    let renewed = renewed.unwrap_or_else(|| bound.clone());
+    Ok(Found::Object(renewed, answered(response.status)))
 }
 
 fn answered(status: StatusCode) -> Freshness {

@@ -95,7 +95,15 @@ impl Disk for RealDisk {
                 options.create(true).truncate(true);
             }
         }
-        Ok(Arc::new(RealFile(options.open(self.root.join(path))?)))
+        let path = self.root.join(path);
+        let file = match options.open(&path) {
+            // A file system that turned read-only still has what it has: a write to it fails by itself.
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                fs::File::open(&path)?
+            }
+            opened => opened?,
+        };
+        Ok(Arc::new(RealFile(file)))
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
@@ -129,6 +137,9 @@ impl Disk for RealDisk {
         })
     }
 }
+
+/// Of the file systems this runs on.
+const BLOCK_BYTES: u64 = 4096;
 
 struct RealFile(fs::File);
 
@@ -166,12 +177,19 @@ impl DiskFile for RealFile {
         if range.is_empty() {
             return Ok(());
         }
+        // A block is given back only if all of it is punched, the part behind the file's end included.
+        let cuts_a_block = !range.end.is_multiple_of(BLOCK_BYTES);
+        let end = if cuts_a_block && range.end == self.len()? {
+            range.end.next_multiple_of(BLOCK_BYTES)
+        } else {
+            range.end
+        };
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         Ok(rustix::fs::fallocate(
             &self.0,
             flags,
             range.start,
-            range.len(),
+            end - range.start,
         )?)
     }
 

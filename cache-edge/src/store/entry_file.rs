@@ -124,6 +124,12 @@ impl EntryFile {
         self.durable_chunks()
     }
 
+    /// Of a chunk that is present, synced or not.
+    #[must_use]
+    pub fn checksum(&self, chunk: ChunkIndex) -> Option<u64> {
+        self.is_present(chunk).then(|| self.table.checksum(chunk))
+    }
+
     /// Holds the chunk for reading. Lock-free. `None`: not present. Counts as a use for the eviction policy.
     #[must_use]
     pub fn pin(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
@@ -149,17 +155,22 @@ impl EntryFile {
         self.table.state(chunk).is_verified()
     }
 
-    /// Reads and checks it off the caller's thread; false: it was corrupt and has been withdrawn, or is not present.
-    pub async fn verify(&self, chunk: ChunkIndex) -> Result<bool, StoreError> {
-        if self.is_verified(chunk) {
-            return Ok(true);
-        }
+    /// As [`verify`](Self::verify), also where it was checked before: somebody got other bytes of it.
+    pub async fn verify_again(&self, chunk: ChunkIndex) -> Result<bool, StoreError> {
         let Some(entry) = self.me.upgrade() else {
             return Ok(false);
         };
         tokio::task::spawn_blocking(move || verify::check(&entry, chunk, verify::Trust::Verified))
             .await
             .map_err(io::Error::other)?
+    }
+
+    /// Reads and checks it off the caller's thread; false: it was corrupt and has been withdrawn, or is not present.
+    pub async fn verify(&self, chunk: ChunkIndex) -> Result<bool, StoreError> {
+        if self.is_verified(chunk) {
+            return Ok(true);
+        }
+        self.verify_again(chunk).await
     }
 
     /// Positional write of part of a chunk that is not present. Blocking, for the fetch threads. After an error all that was
@@ -209,6 +220,11 @@ impl EntryFile {
             self.release(chunk);
         }
         Ok(())
+    }
+
+    /// The store is being closed.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.shared.is_stopping()
     }
 
     /// All bytes of the chunk are written: it is present from now on, and durable with the next group.

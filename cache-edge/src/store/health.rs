@@ -31,8 +31,9 @@ impl Health {
         let mut reason = self.reason.lock();
         if reason.is_none() {
             tracing::error!(%error, "the disk refused: {doing}; nothing is stored until it works again");
+            // The first is the cause; what fails after it, fails because of it.
+            *reason = Some(format!("{doing}: {error}"));
         }
-        *reason = Some(format!("{doing}: {error}"));
         self.is_degraded.store(true, Ordering::Release);
     }
 

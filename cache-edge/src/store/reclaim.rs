@@ -102,6 +102,9 @@ fn reclaim_entry(entry: &Arc<EntryFile>, reclaimed: &mut Reclaimed) -> io::Resul
     };
     let mut at = 0;
     while let Some(data) = file.file.next_data(at)? {
+        if entry.is_stopping() {
+            return Ok(());
+        }
         let chunks = geometry.chunks_covering(data);
         // A proved chunk in a hole: its blocks are lost, or were zeros a file system does not store. Its bytes tell.
         check_present(entry, geometry.chunk_of(at), chunks.start);
@@ -133,6 +136,10 @@ fn reclaim_entry(entry: &Arc<EntryFile>, reclaimed: &mut Reclaimed) -> io::Resul
 /// Verifies proved chunks that seem to have no blocks.
 fn check_present(entry: &Arc<EntryFile>, from: u32, to: u32) {
     for chunk in from..to {
+        // Each reads a whole chunk: a disk that lost many would keep the process from ending.
+        if entry.is_stopping() {
+            return;
+        }
         let state = entry.table().state(chunk);
         if state.is_durable()
             && !state.is_verified()

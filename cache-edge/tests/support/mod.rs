@@ -24,6 +24,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     runtime::Runtime,
+    sync::Notify,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +40,7 @@ pub fn content(version: u64, range: std::ops::Range<u64>) -> Vec<u8> {
 /// A request as the origin saw it.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
+    pub method: String,
     pub path: String,
     pub headers: Vec<(String, String)>,
     pub range: Option<(u64, Option<u64>)>,
@@ -76,6 +78,10 @@ pub enum Act {
     Chunked,
     /// As it stands; then close.
     Raw(Vec<u8>),
+    /// As [`Act::Serve`] of the version there was when the request came, once this is notified.
+    Held(Arc<Notify>),
+    /// Nothing, until the other side closes.
+    Hang,
 }
 
 type Script = dyn Fn(usize, &Seen) -> Act + Send + Sync;
@@ -164,6 +170,13 @@ impl Origin {
             "Cache-Control: max-age=60".into(),
             "Content-Type: video/mp4".into(),
         ];
+        if let Act::Held(gate) = &act {
+            gate.notified().await;
+        }
+        if let Act::Hang = act {
+            let _ = stream.read(&mut [0]).await;
+            return false;
+        }
         if let Act::Raw(bytes) = act {
             let _ = stream.write_all(&bytes).await;
             return false;
@@ -227,6 +240,9 @@ impl Origin {
         if stream.write_all(head.as_bytes()).await.is_err() {
             return false;
         }
+        if seen.method == "HEAD" {
+            return true;
+        }
         let limit = match act {
             Act::CutAfter(bytes) => end.min(start + bytes),
             _ => end,
@@ -277,18 +293,14 @@ fn block(lines: &[String]) -> String {
 
 fn parse(head: &str) -> Seen {
     let mut lines = head.split("\r\n");
-    let path = lines
-        .next()
-        .unwrap()
-        .split(' ')
-        .nth(1)
-        .unwrap_or("")
-        .to_owned();
+    let mut words = lines.next().unwrap().split(' ').map(str::to_owned);
+    let (method, path) = (words.next().unwrap(), words.next().unwrap_or_default());
     let headers: Vec<(String, String)> = lines
         .filter_map(|line| line.split_once(": "))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
         .collect();
     let mut seen = Seen {
+        method,
         path,
         headers,
         ..Seen::default()
@@ -343,6 +355,7 @@ impl TestEdge {
             background_fill: false,
             tls: None,
             coordinator_tls: ClientFiles::default(),
+            coordinator_token: None,
             drain_grace: Duration::from_secs(1),
             players: PlayerOptions::default(),
         };

@@ -6,12 +6,14 @@
 mod propagation;
 
 use std::io::IsTerminal as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::WithExportConfig as _;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use tracing_subscriber::filter::{FilterExt as _, LevelFilter, filter_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
@@ -22,6 +24,27 @@ pub use propagation::{inject, inject_metadata, set_parent, set_parent_from_metad
 
 /// Longest time one export to the collector may take.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Libraries that print what they send, receive or bind to a statement (headers, tokens, queries) below this level. A filter can not
+/// bring it into a log.
+const WORDY: [&str; 8] = [
+    "h2",
+    "hyper",
+    "hyper_util",
+    "rustls",
+    "tokio_postgres",
+    "tonic",
+    "tower",
+    "opentelemetry",
+];
+
+/// Spans are sent somewhere.
+static EXPORTS: AtomicBool = AtomicBool::new(false);
+
+/// Whether a request that no caller traces may begin a trace worth its cost.
+pub fn exports() -> bool {
+    EXPORTS.load(Ordering::Relaxed)
+}
 
 /// What both binaries' tables include.
 pub const OPTIONS: &[OptionSpec] = &[
@@ -114,9 +137,12 @@ pub fn init(
     let traces = tracing_opentelemetry::layer().with_tracer(provider.tracer(service));
     // The filter stands before the logs only: what is traced must not depend on what is logged.
     tracing_subscriber::registry()
-        .with(traces.with_filter(tracing_subscriber::filter::LevelFilter::INFO))
-        .with(logs.with_filter(filter))
+        .with(traces.with_filter(LevelFilter::INFO))
+        .with(logs.with_filter(filter.and(filter_fn(|metadata| {
+            *metadata.level() <= tracing::Level::INFO || !is_wordy(metadata.target())
+        }))))
         .try_init()?;
+    EXPORTS.store(options.otlp_endpoint.is_some(), Ordering::Relaxed);
     Ok(Telemetry { provider })
 }
 
@@ -149,6 +175,11 @@ fn tracer_provider(
         .with_batch_exporter(exporter)
         .with_sampler(Sampler::ParentBased(Box::new(ratio)))
         .build())
+}
+
+fn is_wordy(target: &str) -> bool {
+    let crate_name = target.split("::").next().unwrap_or(target);
+    WORDY.contains(&crate_name) || crate_name.starts_with("opentelemetry")
 }
 
 fn check_filter(text: &str) -> Result<(), String> {
@@ -184,6 +215,21 @@ mod tests {
         assert!(check_filter("info,cache_edge=debug").is_ok());
         assert!(check_filter("cache_edge=loud").is_err());
         assert!(check_filter(" ").is_err());
+    }
+
+    #[test]
+    fn what_prints_secrets_is_known_by_its_crate() {
+        for wordy in [
+            "h2::codec::framed_write",
+            "tokio_postgres::query",
+            "opentelemetry_sdk",
+            "hyper",
+        ] {
+            assert!(is_wordy(wordy), "{wordy}");
+        }
+        for ours in ["cache_edge::http", "h2o", "hyperion::x"] {
+            assert!(!is_wordy(ours), "{ours}");
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]

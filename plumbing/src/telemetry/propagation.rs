@@ -8,8 +8,11 @@ use tonic::metadata::MetadataMap;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
+/// A span that declares this field carries its trace's id into the log lines within it.
+const TRACE_ID: &str = "trace_id";
+
 /// Makes the caller's span the parent of `span`; before `span` is entered. Without a usable
-/// `traceparent`, `span` begins a trace.
+/// `traceparent`, `span` begins a trace. An empty field `trace_id` of the span is filled in.
 pub fn set_parent(span: &Span, headers: &HeaderMap) {
     adopt(span, &HeaderReader(headers));
 }
@@ -41,6 +44,11 @@ fn adopt(span: &Span, carrier: &dyn Extractor) {
     if context.span().span_context().is_valid() {
         // Fails only where no layer is installed, or the span has begun: then there is nothing to join.
         let _ = span.set_parent(context);
+    }
+    if span.has_field(TRACE_ID)
+        && let Some(id) = trace_id(span)
+    {
+        span.record(TRACE_ID, id);
     }
 }
 

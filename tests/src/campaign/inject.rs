@@ -9,7 +9,8 @@ use std::time::Duration;
 use rand::{RngExt as _, rngs::SmallRng, seq::SliceRandom as _};
 use rustix::process::Signal;
 
-use super::{Plan, Shared, SmallDisk, Target, breathe, object};
+use super::network::{self, Cut};
+use super::{Plan, Shared, SmallDisk, Target, breathe, object, seed};
 use crate::CHUNK;
 use crate::cluster::Cluster;
 
@@ -22,6 +23,7 @@ enum Kind {
     DatabaseKill,
     DiskFill,
     ObjectChange,
+    NetworkCut,
 }
 
 pub struct Injected {
@@ -51,6 +53,11 @@ pub fn all(
             left_out.push("disk filled (no loop-mounted file system can be made here)")
         }
         None => {}
+    }
+    if network::is_own() {
+        add(Kind::NetworkCut, plan.network_cuts);
+    } else if plan.network_cuts > 0 {
+        left_out.push("network cut (no network namespace can be made here)");
     }
     kinds.shuffle(random);
     let mut corrupted = 0;
@@ -83,6 +90,7 @@ pub fn all(
             }
             Kind::DiskFill => fill_disk(disk, random),
             Kind::ObjectChange => change_object(plan, cluster, shared, random),
+            Kind::NetworkCut => cut_network(cluster, shared, random),
         }
     }
     let count = |kind| kinds.iter().filter(|it| **it == kind).count() as u32;
@@ -111,6 +119,10 @@ pub fn all(
             ("chunks corrupted on disk", corrupted),
             ("disk filled by another program", count(Kind::DiskFill)),
             ("object changed at the origin", count(Kind::ObjectChange)),
+            (
+                "coordinator, PostgreSQL or an edge cut off the network",
+                count(Kind::NetworkCut),
+            ),
         ],
         left_out,
     }
@@ -149,6 +161,25 @@ fn pause_edge(cluster: &mut Cluster, shared: &Shared, random: &mut SmallRng) {
 }
 
 /// Changes some bytes in so many chunks that have any, and syncs nothing: the page cache is what the edge will read.
+/// Silence, not an error: of the coordinator, of PostgreSQL, or of an edge toward its peers and readers.
+fn cut_network(cluster: &Cluster, shared: &Shared, random: &mut SmallRng) {
+    let time = Duration::from_millis(random.random_range(300..4_000));
+    let cut_for = |port| {
+        let _cut = Cut::off(port);
+        std::thread::sleep(time);
+    };
+    match random.random_range(0..3) {
+        0 => cut_for(cluster.coordinator.grpc.port()),
+        1 => cut_for(cluster.postgres.port()),
+        _ => {
+            let number = random.random_range(0..cluster.edges.len());
+            begin(&shared.edges[number]);
+            cut_for(cluster.edges[number].http.port());
+            end(&shared.edges[number]);
+        }
+    }
+}
+
 fn corrupt_chunks(data: &Path, wanted: u32, random: &mut SmallRng) -> u32 {
     let mut places: Vec<(PathBuf, u64)> = Vec::new();
     for path in chunk_files(data) {
@@ -208,6 +239,9 @@ fn change_object(plan: &Plan, cluster: &Cluster, shared: &Shared, random: &mut S
     cluster
         .origin
         .put(&title.path, object(plan, number, version, title.size));
+    title
+        .seed
+        .store(seed(plan, number, version), Ordering::SeqCst);
     // Requests that began before and after both see a change: the edge may meet it up to a second later.
     std::thread::sleep(Duration::from_millis(1_100));
     title.version.fetch_add(1_000_000, Ordering::SeqCst);

@@ -8,6 +8,7 @@
 
 mod audit;
 mod inject;
+pub mod network;
 mod readers;
 mod small_disk;
 
@@ -37,6 +38,8 @@ pub struct Plan {
     /// At least so many, a few at each kill of an edge: a chunk checked once since the start is trusted after.
     pub corrupted_chunks: u32,
     pub disk_fills: u32,
+    /// Of the coordinator, of PostgreSQL, or of an edge, for some seconds.
+    pub network_cuts: u32,
     pub object_changes: u32,
     pub readers: usize,
     pub objects: usize,
@@ -54,6 +57,7 @@ impl Plan {
             database_kills: 0,
             corrupted_chunks: 0,
             disk_fills: 0,
+            network_cuts: 0,
             object_changes: 0,
             ..Plan::short(seed)
         }
@@ -69,6 +73,7 @@ impl Plan {
             "database-kills" => &mut self.database_kills,
             "corrupted-chunks" => &mut self.corrupted_chunks,
             "disk-fills" => &mut self.disk_fills,
+            "network-cuts" => &mut self.network_cuts,
             "object-changes" => &mut self.object_changes,
             _ => return false,
         };
@@ -87,6 +92,7 @@ impl Plan {
             database_kills: 3,
             corrupted_chunks: 40,
             disk_fills: 2,
+            network_cuts: 4,
             object_changes: 4,
             readers: 6,
             objects: 8,
@@ -104,6 +110,7 @@ impl Plan {
             database_kills: 20,
             corrupted_chunks: 1000,
             disk_fills: 20,
+            network_cuts: 30,
             object_changes: 50,
             readers: 8,
             ..Plan::short(seed)
@@ -141,6 +148,8 @@ pub struct Title {
     pub path: String,
     pub size: u64,
     pub version: AtomicU64,
+    /// Of the content its origin has now.
+    pub seed: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -188,8 +197,6 @@ pub fn run(plan: &Plan) -> Report {
     let mut random = SmallRng::seed_from_u64(plan.seed);
     let mut cluster = Cluster::prepare(ClusterOptions {
         edges: 3,
-        // A fill of a full disk and its eviction take turns without end; nothing would ever settle.
-        edge_arguments: vec!["--background-fill=false"],
         ..ClusterOptions::default()
     });
     let disk = if plan.disk_fills > 0 {
@@ -226,13 +233,9 @@ pub fn run(plan: &Plan) -> Report {
     }
     let audit = audit::settle_and_compare(&mut cluster);
     let broken_processes = broken_processes(&mut cluster);
-    // The edge on it first, then the disk.
-    drop(cluster.edges.pop());
-    drop(disk);
-    drop(cluster);
     let counters = &shared.counters;
     let load = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
-    Report {
+    let report = Report {
         seed: plan.seed,
         left_out: injected.left_out,
         injected: injected.counts,
@@ -247,6 +250,30 @@ pub fn run(plan: &Plan) -> Report {
         audit,
         seconds: began.elapsed().as_secs(),
         complaints: shared.complaints.lock().unwrap().clone(),
+    };
+    if report.verdict().is_err() {
+        keep_logs(&cluster, plan.seed);
+    }
+    // The edge on it first, then the disk.
+    drop(cluster.edges.pop());
+    drop(disk);
+    report
+}
+
+/// What the processes said, for who looks for the cause.
+fn keep_logs(cluster: &Cluster, seed: u64) {
+    let to = std::env::temp_dir().join(format!("chunkcache-faults-seed-{seed}"));
+    let logs = std::fs::read_dir(cluster.directory.path())
+        .into_iter()
+        .flatten();
+    let logs = logs.flatten().map(|it| it.path());
+    if std::fs::create_dir_all(&to).is_ok() {
+        for log in logs.filter(|it| it.extension().is_some_and(|it| it == "log")) {
+            if let Some(name) = log.file_name() {
+                let _ = std::fs::copy(&log, to.join(name));
+            }
+        }
+        eprintln!("the logs are in {}", to.display());
     }
 }
 
@@ -276,6 +303,7 @@ fn prepare(plan: &Plan, cluster: &Cluster) -> Shared {
             path: format!("/title-{number}.mp4"),
             size: plan.object_bytes + number as u64 * CHUNK / 3,
             version: AtomicU64::new(0),
+            seed: AtomicU64::new(seed(plan, number, 0)),
         };
         cluster
             .origin
@@ -291,13 +319,14 @@ fn prepare(plan: &Plan, cluster: &Cluster) -> Shared {
     }
 }
 
+fn seed(plan: &Plan, number: usize, version: u64) -> u64 {
+    plan.seed.wrapping_mul(1009) % 1_000_000 * 1_000 + number as u64 * 100_000_000_000 + version
+}
+
 /// Version `version` of a title. Its seed is in its ETag, so a reader can tell which bytes are right; fresh for a
 /// second, so that changes are met.
 fn object(plan: &Plan, number: usize, version: u64, size: u64) -> Object {
-    let seed = plan.seed.wrapping_mul(1009) % 1_000_000 * 1_000
-        + number as u64 * 100_000_000_000
-        + version;
-    Object::generated(seed, size)
+    Object::generated(seed(plan, number, version), size)
         .header("Cache-Control", "max-age=1")
         .latency(Duration::from_millis(3))
 }

@@ -19,6 +19,8 @@ enum End {
     Whole,
     /// Refused, cut, or timed out, and when.
     Failed(String),
+    /// Cut, and of a version that its origin does not have any more: nobody can complete it.
+    Outdated,
 }
 
 pub fn read_until_stopped(shared: &Shared, seed: u64) {
@@ -63,17 +65,36 @@ fn one_request(shared: &Shared, edge: &Target, title: &Title, range: Option<(u64
     }
     match end {
         End::Whole => {}
+        End::Outdated => {
+            counters.excused.fetch_add(1, Ordering::SeqCst);
+        }
         End::Failed(_) if of_edge || of_object => {
             counters.excused.fetch_add(1, Ordering::SeqCst);
         }
         End::Failed(why) => {
             counters.unexcused.fetch_add(1, Ordering::SeqCst);
             shared.complain(format!(
-                "{} {range:?} at {}: {why}",
-                title.path, edge.address
+                "{} {range:?} at {}, {}: {why}",
+                title.path,
+                edge.address,
+                time_of_day()
             ));
         }
     }
+}
+
+/// As the logs have it, to find what they say.
+fn time_of_day() -> String {
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    let (day, ms) = (now.as_secs() % 86_400, now.subsec_millis());
+    format!(
+        "{:02}:{:02}:{:02}.{ms:03}",
+        day / 3600,
+        day / 60 % 60,
+        day % 60
+    )
 }
 
 fn attempt(
@@ -102,7 +123,10 @@ fn attempt(
     let Some(seed) = seed_of(&reply) else {
         return End::Failed(format!("no ETag of ours: {:?}", reply.headers));
     };
-    compare(shared, &mut reply, seed, start, end, worst)
+    match compare(shared, &mut reply, seed, start, end, worst) {
+        End::Failed(_) if title.seed.load(Ordering::SeqCst) != seed => End::Outdated,
+        end => end,
+    }
 }
 
 /// The content's seed, from the ETag of the version that is being served.

@@ -78,6 +78,7 @@ async fn every_verb_answers_in_both_forms() {
         "edge list",
         "edge drain east",
         "edge drain east --undo",
+        "edge drain east --follow",
         "edge forget east --force",
         "edge verify west",
         "status",

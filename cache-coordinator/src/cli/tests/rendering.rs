@@ -123,16 +123,16 @@ fn completions_and_manual_name_the_commands() {
         let matches = command()
             .try_get_matches_from(["cache-coordinator", "completions", shell])
             .unwrap();
-        let mut out = Vec::new();
-        shell::completions(&whole, matches.subcommand().unwrap().1, &mut out).unwrap();
+        let (verb, arguments) = matches.subcommand().unwrap();
+        let out = shell::text(&whole, verb, arguments).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(
             text.contains("precache") && text.contains("set-mode") && text.contains("serve"),
             "{shell}"
         );
     }
-    let mut out = Vec::new();
-    shell::man(&whole, &mut out).unwrap();
+    let matches = command().get_matches_from(["cache-coordinator", "man"]);
+    let out = shell::text(&whole, "man", &matches).unwrap();
     let text = String::from_utf8(out).unwrap();
     assert!(
         text.contains("cache\\-coordinator\\-precache")

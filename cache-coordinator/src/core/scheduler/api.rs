@@ -51,6 +51,14 @@ pub enum Event {
     },
     /// The operator drains it, or takes that back.
     EdgeDraining { edge: EdgeId, draining: bool },
+    /// Before it joins, or, of entries opened since, after: fetches from origins that go on from an earlier session.
+    FetchesKept { edge: EdgeId, fetches: Vec<Kept> },
+    /// What its chunks take of its disk, and may take. Both 0: not known.
+    EdgeSpace {
+        edge: EdgeId,
+        bytes_used: u64,
+        bytes_allowed: u64,
+    },
     /// Its session ended: its readers, assignments and local fetches are gone; what it holds can not be had.
     EdgeLost { edge: EdgeId },
 
@@ -125,6 +133,8 @@ pub enum Event {
     FetchCancelled {
         edge: EdgeId,
         assignment: AssignmentId,
+        /// Chunks it leaves with some of their bytes.
+        begun: Vec<ChunkIndex>,
     },
     /// The edge fetches from the origin by itself (a cold key's probe, or the coordinator was late).
     LocalFetchStarted {
@@ -137,6 +147,19 @@ pub enum Event {
 
     /// Time passed: deadlines, back-offs and budgets are looked at again. At least every 100 ms.
     Tick,
+}
+
+/// A fetch that an edge did not give up when its session ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    pub id: AssignmentId,
+    pub entry: EntryNo,
+    pub chunks: Range<ChunkIndex>,
+    pub level: Level,
+    /// Of its source's rate; 0: no limit.
+    pub rate_bytes_per_second: u64,
+    /// The edge's own.
+    pub local: bool,
 }
 
 /// What a reader wants.
@@ -236,6 +259,10 @@ pub enum Reason {
     Want(WantId),
     /// It completes the entry on this edge.
     BackgroundFill,
+    /// It completes what a fetch that was stopped had begun.
+    Begun,
     /// A second fetch beside a late one.
     Hedge(AssignmentId),
+    /// Assigned before its edge's session, or this coordinator's term, began.
+    Kept,
 }

@@ -262,10 +262,17 @@ impl Scheduler {
         let Some((gap, limit)) = line.and_then(|line| claim.first_gap(&line.covered)) else {
             return Look::Moved;
         };
-        if matches!(owner, Owner::Fill(..)) && !self.fill_may_run(source) {
+        if owner.is_background() && !self.fill_may_run(source) {
             return Look::NotNow;
         }
         match self.way(edge, entry, gap, limit, level, ahead) {
+            Way::Take(route)
+                if matches!(owner, Owner::Fill(..))
+                    && !self.fill_fits(edge, entry, &route.chunks) =>
+            {
+                self.set_full(edge, true);
+                Look::Moved
+            }
             Way::Take(route) => Look::Take(route),
             Way::Split(flight) => Look::Split(flight),
             Way::Refused(refusal) => Look::Refused(refusal),
@@ -318,7 +325,7 @@ impl Scheduler {
         let position = claim.position;
         let deadline = match owner {
             _ if shared => self.now,
-            Owner::Fill(..) => u64::MAX,
+            Owner::Begun(..) | Owner::Fill(..) => u64::MAX,
             Owner::Want(_) if level >= Level::Medium => u64::MAX,
             _ => key.map_or(self.now, |key| key.deadline),
         };

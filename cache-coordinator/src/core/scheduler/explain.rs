@@ -72,9 +72,9 @@ impl Scheduler {
             .collect()
     }
 
-    /// A wait for the chunk is known and nothing may be fetched for it now, because of its origin: limits, or a rest it asked for.
+    /// Waits for the entry on this edge are served from here: at once, or when its origin allows.
     #[must_use]
-    pub fn holds_back(&self, edge: EdgeId, entry: EntryNo, chunk: ChunkIndex) -> bool {
+    pub fn takes_care(&self, edge: EdgeId, entry: EntryNo) -> bool {
         let Some(known) = self.entries.get(&entry) else {
             return false;
         };
@@ -82,11 +82,7 @@ impl Scheduler {
             .sources
             .get(&known.source)
             .is_some_and(|source| source.registered);
-        let covered = known
-            .lines
-            .get(&edge)
-            .is_none_or(|line| line.covered.covers(chunk..chunk + 1));
-        registered && !known.changed && !covered && self.may_fetch(edge)
+        registered && !known.changed && self.may_fetch(edge)
     }
 
     fn explain_on(
@@ -170,7 +166,7 @@ impl Scheduler {
                 (From::Origin, Some("the rate of the origin is used up"))
             }
         };
-        let yields = matches!(owner, Owner::Fill(..)) && !self.fill_may_run(claim.source);
+        let yields = owner.is_background() && !self.fill_may_run(claim.source);
         let blocked_by = blocked_by.or(yields.then_some("something more urgent needs the origin"));
         Some(Decision {
             edge,
@@ -223,11 +219,13 @@ impl Scheduler {
         counts
     }
 
-    /// Chunks wanted and not held, by edge, entry and level; each at the highest level it is wanted at.
+    /// Chunks wanted and not held, by edge, entry and level; each at the highest level it is wanted at. Without what is only
+    /// begun: it is there for seconds, and forgotten with the scheduler.
     #[must_use]
     pub fn wanted(&self) -> BTreeMap<(EdgeId, EntryNo, Level), RangeSet<ChunkIndex>> {
         let mut wanted: BTreeMap<_, RangeSet<ChunkIndex>> = BTreeMap::new();
-        for claim in self.claims.values() {
+        let lasting = |owner: &Owner| !matches!(owner, Owner::Begun(..));
+        for (_, claim) in self.claims.iter().filter(|(owner, _)| lasting(owner)) {
             let set = wanted
                 .entry((claim.edge, claim.entry, claim.level))
                 .or_default();

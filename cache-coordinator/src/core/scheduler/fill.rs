@@ -57,6 +57,7 @@ impl Scheduler {
         };
         on.alive
             && !on.draining
+            && !on.space.is_full
             && !known.changed
             && source.registered
             && source.background_fill.unwrap_or(on.background_fill)

@@ -95,7 +95,7 @@ impl Scheduler {
             edge: EdgeId(0),
             number: 0,
         });
-        let own_fill = matches!(flight.owner, Some(Owner::Fill(..)));
+        let own_fill = flight.owner.is_some_and(Owner::is_background);
         let waiting = line
             .waiting
             .range((chunks.start, least)..(chunks.end, least))
@@ -115,7 +115,7 @@ impl Scheduler {
             let Some(claim) = self.claims.get(owner).filter(|claim| claim.wants(&chunks)) else {
                 continue;
             };
-            if matches!(owner, Owner::Fill(..)) && !own_fill {
+            if owner.is_background() && !own_fill {
                 continue;
             }
             let offer = (
@@ -308,6 +308,7 @@ impl Scheduler {
         let state = self.edges.get_mut(&key.0)?;
         let index = state.flights.iter().position(|flight| flight.id == key.1)?;
         let flight = state.flights.remove(index);
+        state.space.landed = state.space.landed.saturating_add(flight.bytes_done);
         match flight.from {
             From::Origin => {
                 let bytes = self

@@ -37,6 +37,7 @@ impl Scheduler {
                             .map(|(&edge, _)| edge),
                     );
                 }
+                Timer::Begun(edge, entry) => self.begun_is_over(edge, entry),
                 Timer::Flight(edge, id) => self.check_late(edge, id, effects),
             }
         }

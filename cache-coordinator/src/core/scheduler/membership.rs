@@ -24,8 +24,12 @@ impl Scheduler {
         state.background_fill = background_fill;
         state.faulted_until = 0;
         state.faults = 0;
+        let kept = std::mem::take(&mut state.kept);
         for other in self.edges.values_mut() {
             other.peers.remove(&edge);
+        }
+        for fetch in kept {
+            self.take_up(edge, fetch, effects);
         }
         self.ensure_fills_of_edge(edge);
         let entries = self
@@ -70,7 +74,7 @@ impl Scheduler {
             Owner::Waiting(reader) | Owner::Lookahead(reader) | Owner::Hints(reader) => {
                 reader.edge == edge
             }
-            Owner::Fill(on, _) => on == edge,
+            Owner::Begun(on, _) | Owner::Fill(on, _) => on == edge,
             Owner::Want(_) => false,
         };
         let mut over: Vec<Owner> = self.claims.keys().filter(of_edge).copied().collect();

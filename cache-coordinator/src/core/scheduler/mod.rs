@@ -5,15 +5,16 @@
 //! randomness and no I/O; equal input gives equal output, in any process.
 //!
 //! In the order a reader needs: [`api`] (what goes in and out), `claim` (who wants what), `queue`
-//! (in which order), `demand`, `wants` and `fill` (where claims come from), `dispatch` (who gets a
-//! slot), `slots` (who gives one up), `route` (origin or which peer), `budget` (what an origin bears),
-//! `flights` (a fetch and its level), `reports` (what became of it), `late` (timers, hedges), `membership` (edges, sources, entries), `explain`.
+//! (in which order), `demand`, `wants`, `begun` and `fill` (where claims come from), `dispatch` (who gets a
+//! slot), `slots` (who gives one up), `space` (where the fill ends), `route` (origin or which peer), `budget` (what an origin bears),
+//! `flights` (a fetch and its level), `reports` (what became of it), `kept` (from before), `late` (timers, hedges), `membership` (edges, sources, entries), `explain`.
 //!
 //! Invariants, asserted after each event by the simulation: a chunk has one origin fetch at a time
 //! (but for hedges and an edge's own); slots and connections stay within their limits; no
 //! CRITICAL waits for a slot a lower level has; nothing starves. Docs: RFC 0002.
 
 pub mod api;
+mod begun;
 mod budget;
 mod claim;
 mod config;
@@ -22,6 +23,7 @@ mod dispatch;
 mod explain;
 mod fill;
 mod flights;
+mod kept;
 mod late;
 mod membership;
 mod queue;
@@ -30,6 +32,7 @@ mod route;
 #[cfg(test)]
 mod simulation;
 mod slots;
+mod space;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -41,6 +44,7 @@ use api::{EdgeId, Effect, EntryNo, Event, Millis, SourceId, WantId};
 use claim::Claims;
 pub use config::Config;
 pub use explain::{Decision, DecisionState};
+pub use space::Space;
 use state::{Edge, Entry, Line, Source, Timer, Want};
 
 /// The present state of the cluster, as far as fetching is concerned.
@@ -114,6 +118,12 @@ impl Scheduler {
                 self.edge_joined(edge, max_downloads, background_fill, effects);
             }
             Event::EdgeDraining { edge, draining } => self.edge_draining(edge, draining),
+            Event::FetchesKept { edge, fetches } => self.fetches_kept(edge, fetches, effects),
+            Event::EdgeSpace {
+                edge,
+                bytes_used,
+                bytes_allowed,
+            } => self.edge_space(edge, bytes_used, bytes_allowed, effects),
             Event::EdgeLost { edge } => self.edge_lost(edge, effects),
             Event::SourceSet {
                 source,
@@ -186,8 +196,12 @@ impl Scheduler {
             } => {
                 self.fetch_failed(edge, assignment, fault, retry_after, effects);
             }
-            Event::FetchCancelled { edge, assignment } => {
-                self.fetch_cancelled(edge, assignment, effects)
+            Event::FetchCancelled {
+                edge,
+                assignment,
+                begun,
+            } => {
+                self.fetch_cancelled(edge, assignment, &begun, effects);
             }
             Event::LocalFetchStarted {
                 edge,

@@ -46,6 +46,11 @@ impl Scheduler {
         let (twin, from, source) = (flight.twin, flight.from, flight.source);
         let took = self.now.saturating_sub(flight.assigned_at)
             / u64::from(chunks.end - chunks.start).max(1);
+        let bytes = self.bytes_of(entry, &chunks);
+        if let Some(flight) = self.flight_mut((edge, id)) {
+            // All of it came, whatever was reported of it on the way.
+            flight.bytes_done = bytes;
+        }
         self.hold(edge, entry, chunks.clone(), effects);
         self.end_flight((edge, id));
         if let Some(twin) = twin {
@@ -80,11 +85,13 @@ impl Scheduler {
         &mut self,
         edge: EdgeId,
         id: AssignmentId,
+        begun: &[ChunkIndex],
         effects: &mut Vec<Effect>,
     ) {
         let Some(flight) = self.end_flight((edge, id)) else {
             return;
         };
+        self.begun(edge, flight.entry, begun);
         self.stop_followers(&flight, effects);
         if let Some(upstream) = flight.upstream {
             self.reassess(upstream, Withdrawal::Superseded, effects);

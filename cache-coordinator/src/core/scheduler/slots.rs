@@ -140,7 +140,7 @@ impl Scheduler {
                 flight.source == source
                     && flight.is_from_origin()
                     && flight.level == Level::Low
-                    && matches!(flight.owner, Some(Owner::Fill(..)))
+                    && flight.owner.is_some_and(Owner::is_background)
                     && !flight.cancelling
             };
             fills.extend(

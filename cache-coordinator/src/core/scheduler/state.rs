@@ -5,9 +5,10 @@ use std::ops::Range;
 
 use chunkcache_proto::{ChunkIndex, Geometry, Level};
 
-use super::api::{AssignmentId, EdgeId, EntryNo, From, Millis, Reason, SourceId};
+use super::api::{AssignmentId, EdgeId, EntryNo, From, Kept, Millis, Reason, SourceId};
 use super::claim::Owner;
 use super::queue::LevelQueue;
+use super::space::Space;
 use crate::core::range_set::RangeSet;
 
 /// Names a flight: local ids of two edges may be equal.
@@ -90,6 +91,9 @@ pub struct Edge {
     pub draining: bool,
     pub max_downloads: u32,
     pub background_fill: bool,
+    pub space: Space,
+    /// Said before it joined.
+    pub kept: Vec<Kept>,
     /// Disk full or bad: nothing is assigned before.
     pub faulted_until: Millis,
     pub faults: u32,
@@ -181,7 +185,7 @@ pub struct Line {
     pub waiting: BTreeSet<(ChunkIndex, Owner)>,
     /// Lookaheads by their first chunk; none is longer than the entry's longest.
     pub windows: BTreeSet<(ChunkIndex, Owner)>,
-    /// Hints, wants and the fill, by their first chunk.
+    /// Hints, wants, what was begun and the fill, by their first chunk.
     pub wide: BTreeSet<(ChunkIndex, Owner)>,
     /// Claims in a queue.
     pub queued: u32,
@@ -213,5 +217,6 @@ pub enum Timer {
     Edge(EdgeId),
     Source(SourceId),
     Entry(EntryNo),
+    Begun(EdgeId, EntryNo),
     Flight(EdgeId, AssignmentId),
 }

@@ -1,7 +1,9 @@
 //! One scenario a test. The invariants at large are the simulation's (`tests/scheduler_simulation.rs`).
 #![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 
+mod begun;
 mod shares;
+mod space;
 
 use chunkcache_proto::{ChunkIndex, Geometry, Level};
 
@@ -241,6 +243,7 @@ fn a_peer_that_is_lost_is_replaced_by_the_origin_at_once() {
     bench.apply(Event::FetchCancelled {
         edge: EdgeId(1),
         assignment: given[0].id,
+        begun: Vec::new(),
     });
     let explained = bench.scheduler.explain(MOVIE, 0, bench.now);
     assert_eq!(explained[0].from, From::Origin);
@@ -268,6 +271,7 @@ fn connections_hold_and_critical_has_its_part() {
     let effects = bench.apply(Event::FetchCancelled {
         edge: EdgeId(0),
         assignment: gone,
+        begun: Vec::new(),
     });
     assert_eq!(assigned(&effects)[0].level, Level::Critical);
 }
@@ -292,6 +296,24 @@ fn rates_given_never_exceed_the_rate_of_the_source() {
             .map(|a| a.max_rate_bytes_per_second)
             .sum::<u64>()
             <= 10_000_000
+    );
+}
+
+#[test]
+fn what_came_is_taken_from_the_rate_also_where_no_progress_was_reported() {
+    let mut bench = Bench::new(1, 3);
+    let rate = 4 * CHUNK;
+    bench.source(0, rate);
+    // The bucket holds two seconds of the rate: then it is empty, however fast the fetches end.
+    let (mut open, mut came) = (assigned(&bench.want(1, 0, 0..90)), 0);
+    while let Some(next) = open.pop() {
+        came += u64::from(next.chunk_count) * CHUNK;
+        open.extend(assigned(&bench.finish(0, next.id)));
+        assert!(came < 4 * rate, "no end of it");
+    }
+    assert!(
+        came >= rate && came <= 3 * rate,
+        "{came} bytes of {rate} a second"
     );
 }
 
@@ -377,6 +399,7 @@ fn unknown_ids_change_nothing() {
         Event::FetchCancelled {
             edge: EdgeId(0),
             assignment,
+            begun: Vec::new(),
         },
         Event::FetchProgressed {
             edge,

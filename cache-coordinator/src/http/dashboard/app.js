@@ -20,15 +20,12 @@ function el(tag, attributes, ...children) {
 }
 
 async function get(path) {
-  const answer = await fetch(path, { headers: { accept: "application/json" } });
-  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).detail || answer.status + " " + answer.statusText);
-  return answer.json();
+  return (await Session.ask(path, { headers: { accept: "application/json" } })).json();
 }
 
 // A custom header: a form on another site can not send it, so no other site can act here.
 async function act(path, body) {
-  const answer = await fetch(path, { method: "POST", headers: { "content-type": "application/json", "x-requested-with": "chunkcache" }, body: JSON.stringify(body || {}) });
-  if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).detail || answer.status + " " + answer.statusText);
+  await Session.ask(path, { method: "POST", headers: { "content-type": "application/json", "x-requested-with": "chunkcache" }, body: JSON.stringify(body || {}) });
 }
 
 function table(caption, columns, rows, empty) {
@@ -193,7 +190,7 @@ function entriesView() {
 function entryView(id) {
   const title = el("h2", {}, "Entry"), facts = el("dl"), why = el("p", { class: "soft", role: "status" }, "Choose a chunk on the map, or give its number, to see why it is or is not fetched.");
   const canvas = el("canvas", { role: "img", "aria-label": "chunk map" });
-  const ranges = el("div"), flights = el("div"), number = el("input", { id: "chunk", type: "number", min: 0, step: 1, inputmode: "numeric" });
+  const ranges = el("div"), flights = el("div"), sought = el("div"), seeks = Seeks.watch(), number = el("input", { id: "chunk", type: "number", min: 0, step: 1, inputmode: "numeric" });
   let entry = null, frame = 0;
   const explain = async (chunk) => {
     try { why.textContent = (await get("/api/v1/explain?entry=" + id + "&chunk=" + chunk)).summary; } catch (error) { why.textContent = error.message; }
@@ -201,13 +198,12 @@ function entryView(id) {
   canvas.addEventListener("click", (event) => { const hit = entry && ChunkMap.at(canvas, entry, event); if (hit) { number.value = hit.chunk; explain(hit.chunk); } });
   const key = (name, text) => el("li", {}, el("i", { class: "key-" + name }), text);
   main.replaceChildren(title, facts,
-    el("div", { class: "map" }, el("div", { class: "strips", tabindex: "0", role: "region", "aria-label": "Strips of the edges" }, canvas), el("ul", { class: "legend" }, key("held", "held"), key("absent", "not held"), key("critical", "fetching: critical"), key("high", "high"), key("medium", "medium"), key("low", "low"), key("viewer", "▾ viewer"))),
+    el("div", { class: "map" }, el("div", { class: "strips", tabindex: "0", role: "region", "aria-label": "Strips of the edges" }, canvas), el("ul", { class: "legend" }, key("held", "held"), key("absent", "not held"), key("critical", "fetching: critical"), key("high", "high"), key("medium", "medium"), key("low", "low"), key("viewer", "▾ viewer, ⇢ seek"))),
     el("h2", {}, "Why"), el("form", { onsubmit: (event) => { event.preventDefault(); explain(number.value || 0); } }, el("label", { for: "chunk" }, "Chunk"), number, el("button", { type: "submit" }, "Explain")), why,
-    el("h2", {}, "Held"), ranges, el("h2", {}, "In flight"), flights);
-  const redraw = () => { if (entry && !frame) frame = requestAnimationFrame(() => { frame = 0; ChunkMap.draw(canvas, entry); }); };
-  const stream = new EventSource("/api/v1/entries/" + id + "/stream");
-  stream.addEventListener("entry", (event) => {
-    entry = JSON.parse(event.data);
+    el("h2", {}, "Held"), ranges, el("h2", {}, "In flight"), flights, el("h2", {}, "Seeks"), sought);
+  const redraw = () => { if (entry && !frame) frame = requestAnimationFrame(() => { frame = 0; ChunkMap.draw(canvas, entry, seeks.fresh(Date.now())); }); };
+  const stream = Session.events("/api/v1/entries/" + id + "/stream", (picture) => {
+    entry = picture;
     title.textContent = entry.source + "/" + entry.path;
     const held = entry.edges.reduce((best, e) => Math.max(best, e.bytes), 0);
     canvas.setAttribute("aria-label", "chunk map: " + entry.chunk_count + " chunks on " + entry.edges.length + " edges, at most " + Format.percent(held, entry.size) + " held on one; the table below says the same in words");
@@ -225,9 +221,16 @@ function entryView(id) {
       { title: "From", cell: (f) => f.from },
       { title: "Why", wide: true, cell: (f) => f.reason },
     ], entry.flights, "Nothing is being fetched."));
+    if (seeks.see(entry, Date.now())) setTimeout(redraw, Seeks.SHOWN_MS);
+    const chunk = (at) => Format.count(Math.floor(at / entry.chunk_size));
+    replace(sought, table("Seeks", [
+      { title: "At", cell: (s) => new Date(s.at).toLocaleTimeString() },
+      { title: "Edge", cell: (s) => edgeLink(s.edge) },
+      { title: "From chunk", number: true, cell: (s) => chunk(s.from) },
+      { title: "To chunk", number: true, cell: (s) => chunk(s.to) },
+    ], seeks.all(), "None since this page was opened."));
     redraw();
-  });
-  stream.onerror = () => { if (!entry) replace(facts, el("dt", {}, "Waiting"), el("dd", {}, "for the entry " + id)); };
+  }, () => { if (!entry) replace(facts, el("dt", {}, "Waiting"), el("dd", {}, "for the entry " + id)); });
   window.addEventListener("resize", redraw);
   return { draw() {}, close() { stream.close(); window.removeEventListener("resize", redraw); } };
 }
@@ -257,6 +260,7 @@ function jobsView() {
 // --- routes and the stream ---
 
 function route() {
+  if (Session.isRefused()) return;
   if (view && view.close) view.close();
   const [, page, rest] = (location.hash || "#/").match(/^#\/([a-z]*)\/?(.*)$/) || [null, "", ""];
   const views = { entries: entriesView, jobs: jobsView, entry: () => entryView(rest), edge: () => edgeView(decodeURIComponent(rest)) };
@@ -272,10 +276,8 @@ window.addEventListener("hashchange", () => { route(); main.focus(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", route);
 route();
 
-const stream = new EventSource("/api/v1/stream");
-stream.addEventListener("overview", (event) => {
-  overview = JSON.parse(event.data);
+Session.events("/api/v1/stream", (picture) => {
+  overview = picture;
   if (Date.now() - answered > SAID_FOR_MS) tell("live" + (overview.is_leader ? "" : ", standby of " + overview.leader), true);
   if (view) view.draw(overview);
-});
-stream.onerror = () => tell("not connected; trying again", false);
+}, () => { if (!Session.isRefused()) tell("not connected; trying again", false); });

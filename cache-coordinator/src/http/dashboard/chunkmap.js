@@ -27,7 +27,7 @@ const ChunkMap = (() => {
     return columns;
   }
 
-  function draw(canvas, entry) {
+  function draw(canvas, entry, seeks = []) {
     const ratio = window.devicePixelRatio || 1;
     const width = Math.max(200, canvas.clientWidth), rows = Math.max(1, entry.edges.length);
     const height = rows * (STRIP + GAP) + AXIS;
@@ -70,6 +70,18 @@ const ChunkMap = (() => {
         g.beginPath();
         g.moveTo(x, y + STRIP + 3); g.lineTo(x - 4, y - 2); g.lineTo(x + 4, y - 2);
         g.fill();
+      }
+      // From where to where, with a head: the shape says it, not a colour.
+      for (const seek of seeks) {
+        if (seek.edge !== edge.edge) continue;
+        const [a, b] = [seek.from, seek.to].map((at) => LABEL + (at / Math.max(1, entry.size)) * plot);
+        const middle = y + STRIP / 2, back = b < a ? 6 : -6;
+        g.strokeStyle = ink.ink;
+        g.lineWidth = 2;
+        g.setLineDash([4, 3]);
+        g.beginPath(); g.moveTo(a, middle); g.lineTo(b, middle); g.stroke();
+        g.setLineDash([]);
+        g.beginPath(); g.moveTo(b + back, middle - 4); g.lineTo(b, middle); g.lineTo(b + back, middle + 4); g.stroke();
       }
     });
     g.fillStyle = ink.soft;

@@ -231,6 +231,9 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         {
             return Err(RepositoryError::not_found("entry", change.entry));
         }
+        self.executor
+            .execute(statements::ENTRY_INVALIDATE, &[&change.entry])
+            .await?;
         let keys: Vec<v1::Key> = self
             .executor
             .query(statements::KEY_DELETE_OF_ENTRY, &[&change.entry])

@@ -172,6 +172,10 @@ pub async fn describe(cluster: &Cluster, job: &JobRecord) -> Result<Option<v1::J
         error: job.error.clone(),
         created_at_ms: job.created_at_ms,
         priority: v1::Priority::from(job.level).into(),
+        waiting: match job.status {
+            JobStatus::Running => cluster.jobs.waits_for(cluster, job.id),
+            _ => String::new(),
+        },
     }))
 }
 

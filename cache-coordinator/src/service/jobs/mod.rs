@@ -4,13 +4,14 @@
 //! each term and whenever an edge it was given to is lost, so nothing else need survive.
 
 mod api;
+mod room;
 mod supervisor;
 
 pub use api::{cancel, describe, list, precache, watch};
 pub use supervisor::run as supervise;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     ops::Range,
     sync::atomic::{AtomicU64, Ordering},
     time::Instant,
@@ -43,7 +44,7 @@ pub struct Jobs {
 
 #[derive(Default)]
 struct State {
-    wants: HashMap<WantId, Owner>,
+    wants: HashMap<WantId, Asked>,
     running: HashMap<Uuid, Running>,
 }
 
@@ -55,12 +56,23 @@ struct Owner {
     edge: EdgeId,
 }
 
+/// What is asked for, and by whom.
+#[derive(Clone, Debug)]
+struct Asked {
+    owner: Owner,
+    chunks: Vec<Range<ChunkIndex>>,
+}
+
 /// A job the scheduler works on.
 #[derive(Debug)]
 struct Running {
     entry: EntryId,
+    /// All that it asks for.
+    chunks: Vec<Range<ChunkIndex>>,
     /// Not done yet, and where.
     wants: HashSet<WantId>,
+    /// Edges that evicted what it had brought: nothing is asked of them before they have room again.
+    full: BTreeSet<EdgeId>,
     /// The coordinator chooses the edge, and chooses again when that is lost.
     is_free: bool,
     /// Looks at the table since its last want was done.
@@ -131,7 +143,7 @@ impl Jobs {
             .lock()
             .wants
             .values()
-            .filter(|o| o.job.is_none())
+            .filter(|asked| asked.owner.job.is_none())
             .count();
         if requests >= MAX_REQUESTS {
             return Err(ServiceError::Exhausted(format!(
@@ -157,7 +169,11 @@ impl Jobs {
         {
             // Known before it can be done.
             let mut state = self.state.lock();
-            state.wants.insert(want, owner);
+            let asked = Asked {
+                owner,
+                chunks: chunks.clone(),
+            };
+            state.wants.insert(want, asked);
             if let Some(running) = owner.job.and_then(|job| state.running.get_mut(&job)) {
                 running.wants.insert(want);
             }
@@ -181,7 +197,7 @@ impl Jobs {
     ) -> Result<(), ServiceError> {
         let ended: Vec<Uuid> = {
             let mut state = self.state.lock();
-            state.wants.retain(|_, owner| owner.entry != entry);
+            state.wants.retain(|_, asked| asked.owner.entry != entry);
             let of_entry = |running: &Running| running.entry == entry;
             let ended = state
                 .running
@@ -212,10 +228,10 @@ impl Jobs {
         let wants: Vec<WantId> = {
             let mut state = self.state.lock();
             state.running.remove(&job);
-            let of_job = |owner: &Owner| owner.job == Some(job);
-            let wants = state.wants.iter().filter(|(_, owner)| of_job(owner));
+            let of_job = |asked: &Asked| asked.owner.job == Some(job);
+            let wants = state.wants.iter().filter(|(_, asked)| of_job(asked));
             let wants = wants.map(|(want, _)| *want).collect();
-            state.wants.retain(|_, owner| !of_job(owner));
+            state.wants.retain(|_, asked| !of_job(asked));
             wants
         };
         for want in wants {

@@ -1,7 +1,7 @@
 //! Keeps running jobs and the scheduler's wants together: begins, samples, ends, gives again.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -84,10 +84,41 @@ async fn look_at(cluster: &Cluster, id: Uuid) -> Result<(), ServiceError> {
         tracing::info!(job = %id, bytes = bytes_done, "job is done");
         return cluster.jobs.withdraw(cluster, id).await;
     }
-    if cluster.jobs.sample(id, bytes_done) {
+    if let Some(error) = can_not_end(cluster, &job, bytes_done).await? {
+        let change = EndJob {
+            id,
+            status: JobStatus::Failed,
+            error,
+        };
+        cluster.writer.write(change).await?;
+        return cluster.jobs.withdraw(cluster, id).await;
+    }
+    let has_room = cluster.jobs.find_room(cluster, id);
+    if cluster.jobs.sample(id, bytes_done) || has_room {
         cluster.jobs.give(cluster, &job, &entry).await?;
     }
     Ok(())
+}
+
+/// Why it will never be done: edges it names were removed from the cluster, and the others have all of it.
+async fn can_not_end(
+    cluster: &Cluster,
+    job: &JobRecord,
+    bytes_done: u64,
+) -> Result<Option<String>, ServiceError> {
+    let mut gone = Vec::new();
+    for name in &job.edges {
+        if cluster.database.edge(name).await?.is_none() {
+            gone.push(name.as_str());
+        }
+    }
+    let each = job.bytes_total() / job.edges.len().max(1) as u64;
+    let can_be_done = each * (job.edges.len() - gone.len()) as u64;
+    if gone.is_empty() || bytes_done < can_be_done {
+        return Ok(None);
+    }
+    let names = gone.join(" and ");
+    Ok(Some(format!("{names} was removed from the cluster")))
 }
 
 impl Jobs {
@@ -103,7 +134,9 @@ impl Jobs {
             }
             let running = Running {
                 entry: job.entry,
+                chunks: chunks_of(&job.ranges, entry.geometry),
                 wants: HashSet::new(),
+                full: BTreeSet::new(),
                 is_free: job.edges.is_empty(),
                 // With no edge to give it to, the first look tries again.
                 looks: PATIENCE_LOOKS,
@@ -143,6 +176,9 @@ impl Jobs {
             }
         }
         for (edge, name) in targets {
+            if !self.may_ask(job.id, edge) {
+                continue;
+            }
             let mut missing = Vec::new();
             for range in &job.ranges {
                 missing.extend(
@@ -165,7 +201,7 @@ impl Jobs {
     /// The job of a want that is done, if that was its last.
     fn want_done(&self, want: WantId) -> Option<Uuid> {
         let mut state = self.state.lock();
-        let job = state.wants.remove(&want)?.job?;
+        let job = state.wants.remove(&want)?.owner.job?;
         let running = state.running.get_mut(&job)?;
         running.wants.remove(&want);
         running.wants.is_empty().then_some(job)
@@ -220,8 +256,9 @@ impl Jobs {
     pub async fn edge_lost(&self, cluster: &Cluster, edge: EdgeId) -> Result<(), ServiceError> {
         let free: Vec<Uuid> = {
             let state = self.state.lock();
-            let owners = state.wants.values().filter(|owner| owner.edge == edge);
+            let owners = state.wants.values().map(|asked| asked.owner);
             owners
+                .filter(|owner| owner.edge == edge)
                 .filter_map(|owner| owner.job)
                 .filter(|job| {
                     state

@@ -8,6 +8,10 @@ use v1::session_response::Message;
 use super::{Action, Command, Plan, translate};
 use crate::core::scheduler::api::{EdgeId, Event, Millis, ReaderId};
 
+/// A wait that is planned for is fetched for by its edge no sooner: what is in the way is the origin's limits, the rest it asked for,
+/// or other readers. Not without end, since to be late is better than not to come.
+const PLANNED_MS: u32 = 10_000;
+
 impl Plan {
     pub(super) fn demand(
         &mut self,
@@ -42,7 +46,7 @@ impl Plan {
             if self.load(id, actions) {
                 if let Some(event) = translate::demand(&self.directory, edge, &demand) {
                     self.event(event, now, actions);
-                    if demand.waiting && self.is_held_back(edge, id, demand.position) {
+                    if demand.waiting && self.takes_care(edge, id) {
                         held.push(demand.reader_id);
                     }
                 }
@@ -59,16 +63,17 @@ impl Plan {
             self.close_reader(ReaderId { edge, number }, now, actions);
         }
         if !held.is_empty() {
-            let message = Message::Held(v1::Held { reader_ids: held });
+            let message = Message::Held(v1::Held {
+                reader_ids: held,
+                wait_ms: PLANNED_MS,
+            });
             actions.push(Action::Send(edge, Box::new(message)));
         }
     }
 
-    fn is_held_back(&self, edge: EdgeId, id: EntryId, position: u64) -> bool {
-        self.open_geometry(id).is_some_and(|(number, geometry)| {
-            let chunk = geometry.chunk_of(position);
-            self.scheduler.holds_back(edge, number, chunk)
-        })
+    fn takes_care(&self, edge: EdgeId, id: EntryId) -> bool {
+        let open = self.open_geometry(id);
+        open.is_some_and(|(number, _)| self.scheduler.takes_care(edge, number))
     }
 
     fn close_reader(&mut self, reader: ReaderId, now: Millis, actions: &mut Vec<Action>) {

@@ -230,6 +230,18 @@ proptest! {
         }
     }
 
+    /// However long the header, what is made of it is bounded.
+    #[test]
+    fn long_headers_make_short_sets(specs in prop::collection::vec("(0-|[0-9]{1,25}-[0-9]{0,25}|-[0-9]{1,25}|,)", 0..2_000), size: u64) {
+        let header = format!("bytes={}", specs.join(","));
+        if let Some(set) = parse(header.as_bytes()) {
+            prop_assert!(set.0.len() <= MAX_SPECS);
+            if let Selection::Several(ranges) = set.resolve(size) {
+                prop_assert!(ranges.len() <= MAX_RANGES);
+            }
+        }
+    }
+
     #[test]
     fn near_misses_never_panic(header in "bytes=[-0-9, ]{0,60}", size: u64) {
         if let Some(Selection::Single(range)) = parse(header.as_bytes()).map(|set| set.resolve(size)) {

@@ -112,6 +112,26 @@ fn store_with_chunks(dir: &Path, chunks: &[u32]) -> Uuid {
     entry.id()
 }
 
+/// The last block of an object is part of nothing else: it goes with its chunk.
+#[test]
+fn the_end_of_an_object_is_given_back_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(options(dir.path())).unwrap();
+    let mut durable = store.take_durable();
+    let entry = entry_of(&store, 4, CHUNK + 12_345);
+    for chunk in [0, 1] {
+        write_chunk(&store, &entry, chunk).unwrap();
+    }
+    await_durable(&mut durable, 2);
+    assert!(blocks_bytes(dir.path()) >= CHUNK + 12_345);
+    store.drop_chunks(&entry.id(), &[0, 1]).unwrap();
+    let begun = Instant::now();
+    while blocks_bytes(dir.path()) > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "blocks are left");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn a_directory_has_one_user() {
     let dir = tempfile::tempdir().unwrap();

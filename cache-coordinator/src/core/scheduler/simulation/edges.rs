@@ -27,6 +27,7 @@ impl World {
                     self.apply(Event::FetchCancelled {
                         edge: id,
                         assignment,
+                        begun: flight.begun_chunk().into_iter().collect(),
                     });
                 }
                 continue;
@@ -156,5 +157,62 @@ impl World {
                 chunks: vec![brought],
             });
         }
+    }
+
+    /// Evicts as an edge does, and says what is used.
+    pub fn tell_space(&mut self, edge: usize) {
+        if self.edges[edge].allowed == 0 || !self.edges[edge].alive {
+            return;
+        }
+        let id = EdgeId(edge as u32);
+        let headroom = super::super::space::Space::headroom(self.edges[edge].allowed);
+        while self.edges[edge].used() > self.edges[edge].allowed - headroom {
+            let held = self.edges[edge].held.iter();
+            let chunks: Vec<_> = held
+                .flat_map(|(&entry, held)| held.iter().flatten().map(move |chunk| (entry, chunk)))
+                .filter(|&(entry, chunk)| !self.is_being_read(id, entry, chunk))
+                .collect();
+            if chunks.is_empty() {
+                break;
+            }
+            let (entry, chunk) = chunks[self.dice.below(chunks.len() as u64) as usize];
+            let one = chunk..chunk + 1;
+            // As the job service does: what evicts itself is not asked for on.
+            let churning = |(on, of, asked): &(EdgeId, EntryNo, std::ops::Range<ChunkIndex>)| {
+                *on == id && *of == entry && asked.contains(&chunk)
+            };
+            let given_up: Vec<_> = self
+                .wants
+                .iter()
+                .filter(|(_, want)| churning(want))
+                .map(|(&want, _)| want)
+                .collect();
+            for want in given_up {
+                self.wants.remove(&want);
+                self.apply(Event::WantClosed { want });
+            }
+            self.evicted += 1;
+            self.edges[edge]
+                .held
+                .get_mut(&entry)
+                .unwrap()
+                .remove(one.clone());
+            self.apply(Event::ChunksDropped {
+                edge: id,
+                entry,
+                chunks: vec![one],
+            });
+        }
+        self.apply(self.space_event(edge));
+    }
+
+    /// A chunk that a reader is at, or comes to next: used lately, by the store's lights.
+    fn is_being_read(&self, edge: EdgeId, entry: EntryNo, chunk: ChunkIndex) -> bool {
+        self.readers.values().any(|demand| {
+            let at = u32::try_from(demand.position / CHUNK).unwrap();
+            demand.reader.edge == edge
+                && demand.entry == entry
+                && (at..at.saturating_add(20)).contains(&chunk)
+        })
     }
 }

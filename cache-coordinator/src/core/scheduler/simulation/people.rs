@@ -46,7 +46,9 @@ impl World {
         let geometry = self.entries[entry.0 as usize].1;
         let position = self.dice.below(geometry.size());
         if self.dice.per_mille(faults.membership) {
-            if self.edges[edge].alive {
+            if self.edges[edge].alive && self.dice.per_mille(500) {
+                self.begin_session_anew(edge);
+            } else if self.edges[edge].alive {
                 self.edges[edge].alive = false;
                 self.edges[edge].flights.clear();
                 self.readers.retain(|reader, _| reader.edge != id);
@@ -178,6 +180,44 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// The edge goes on with what comes from origins, and says so.
+    fn begin_session_anew(&mut self, edge: usize) {
+        let id = EdgeId(edge as u32);
+        // Meanwhile nobody knows of them: what is asked for a second time then has this cause.
+        self.peers_failed = true;
+        self.excused = true;
+        self.edges[edge].alive = false;
+        self.apply(Event::EdgeLost { edge: id });
+        let kept = self.kept_fetches(edge);
+        self.edges[edge]
+            .flights
+            .retain(|_, f| f.a.from == From::Origin && !f.cancelled);
+        self.apply(Event::FetchesKept {
+            edge: id,
+            fetches: kept,
+        });
+        self.join(edge);
+        let demands = self.readers.values().filter(|it| it.reader.edge == id);
+        for demand in demands.cloned().collect::<Vec<_>>() {
+            self.apply(Event::DemandSet(demand));
+        }
+    }
+
+    pub fn kept_fetches(&self, edge: usize) -> Vec<Kept> {
+        let flights = self.edges[edge].flights.values();
+        flights
+            .filter(|f| f.a.from == From::Origin && !f.cancelled)
+            .map(|f| Kept {
+                id: f.a.id,
+                entry: f.a.entry,
+                chunks: f.chunks(),
+                level: f.a.level,
+                rate_bytes_per_second: f.a.max_rate_bytes_per_second,
+                local: f.local,
+            })
+            .collect()
     }
 
     pub fn local_fetch(&mut self, edge: EdgeId, entry: EntryNo, chunk: ChunkIndex) {

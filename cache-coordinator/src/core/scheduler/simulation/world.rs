@@ -81,6 +81,11 @@ impl SimFlight {
     pub fn chunks(&self) -> Range<ChunkIndex> {
         self.a.first_chunk..self.a.first_chunk + self.a.chunk_count
     }
+    /// Of which it has a part.
+    pub fn begun_chunk(&self) -> Option<ChunkIndex> {
+        let chunk = self.brought().end;
+        (!self.bytes.is_multiple_of(CHUNK) && self.chunks().contains(&chunk)).then_some(chunk)
+    }
     /// Chunks it has brought.
     pub fn brought(&self) -> Range<ChunkIndex> {
         let done = u32::try_from(self.bytes / CHUNK)
@@ -97,9 +102,18 @@ pub struct SimEdge {
     pub fill: bool,
     pub flights: BTreeMap<AssignmentId, SimFlight>,
     pub held: BTreeMap<EntryNo, RangeSet<ChunkIndex>>,
+    /// Bytes its chunks may take; 0: no end.
+    pub allowed: u64,
 }
 
 impl SimEdge {
+    /// Bytes its chunks take, those under way counted as far as they came.
+    pub fn used(&self) -> u64 {
+        let held: u64 = self.held.values().map(RangeSet::count).sum();
+        let coming: u64 = self.flights.values().map(|f| f.bytes).sum();
+        held * CHUNK + coming
+    }
+
     pub fn present(&self, entry: EntryNo, chunk: ChunkIndex) -> bool {
         self.held
             .get(&entry)
@@ -133,10 +147,14 @@ pub struct World {
     pub journal: Vec<Effect>,
     /// A peer failed in this run: a second origin fetch may have that cause.
     pub peers_failed: bool,
+    /// A session ended while its fetches went on, and what others were given meanwhile runs still.
+    pub excused: bool,
     /// Its end is not reported yet, and the scheduler may still speak of it.
     pub ending: Option<(EdgeId, AssignmentId)>,
     pub next_number: u64,
     pub last_tick: Millis,
+    /// Chunks evicted so far.
+    pub evicted: u64,
 }
 
 impl World {
@@ -160,9 +178,11 @@ impl World {
             wants: BTreeMap::new(),
             journal: Vec::new(),
             peers_failed: false,
+            excused: false,
             ending: None,
             next_number: 1,
             last_tick: 0,
+            evicted: 0,
             dice,
         };
         for _ in 0..1 + world.dice.below(3) {
@@ -203,9 +223,15 @@ impl World {
         }
         for edge in 0..1 + world.dice.below(4) as usize {
             let (max, fill) = (1 + world.dice.below(4) as u32, world.dice.per_mille(500));
+            // Large enough that a reader never waits for what is evicted before it can be read.
+            let allowed = match world.dice.below(4) {
+                0 => (60 + world.dice.below(100)) * CHUNK,
+                _ => 0,
+            };
             world.edges.push(SimEdge {
                 max,
                 fill,
+                allowed,
                 ..SimEdge::default()
             });
             world.join(edge);
@@ -238,7 +264,21 @@ impl World {
 
     pub fn join(&mut self, edge: usize) {
         self.edges[edge].alive = true;
+        self.apply(self.space_event(edge));
         self.apply(self.join_event(edge));
+    }
+
+    pub fn space_event(&self, edge: usize) -> Event {
+        let allowed = self.edges[edge].allowed;
+        Event::EdgeSpace {
+            edge: EdgeId(edge as u32),
+            bytes_used: if allowed > 0 {
+                self.edges[edge].used()
+            } else {
+                0
+            },
+            bytes_allowed: allowed,
+        }
     }
 
     /// Gives the scheduler an event, obeys it, and checks everything.
@@ -259,6 +299,7 @@ impl World {
             self.obey(effect);
         }
         self.journal.append(&mut effects);
+        self.excused &= self.over_limits().is_some();
         self.check();
     }
 
@@ -330,6 +371,9 @@ impl World {
         }
         if self.now >= self.last_tick + 100 {
             self.last_tick = self.now;
+            for edge in 0..self.edges.len() {
+                self.tell_space(edge);
+            }
             self.apply(Event::Tick);
         }
     }

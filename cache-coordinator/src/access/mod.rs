@@ -1,0 +1,64 @@
+//! Who may do what: bearer tokens with roles, and certificates of edges.
+//!
+//! A leaf both listeners ask before anything else happens. Pure but for `tokens`, which reads the file of tokens: what a
+//! call needs (`policy`), who calls (`Caller`), and a refusal that says which role would do (`Denied`). Invariant: what
+//! is not listed in the policy needs an operator, and an edge is heard only under its own name.
+
+mod caller;
+pub mod policy;
+mod tokens;
+
+use std::{path::PathBuf, sync::Arc};
+
+pub use caller::{Caller, Denied, Refusal};
+pub use policy::Role;
+use rustls::pki_types::CertificateDer;
+pub use tokens::{CHECK_INTERVAL, Tokens, TokensError};
+
+/// How callers are told apart. Without a file of tokens everyone who gets through TLS may do everything.
+#[derive(Clone, Default)]
+pub struct Access {
+    tokens: Option<Tokens>,
+}
+
+impl Access {
+    /// With the tokens of this file, or without any. Reads the file: not for an async thread of a busy server.
+    pub fn load(file: Option<PathBuf>) -> Result<Self, TokensError> {
+        let tokens = file.map(Tokens::load).transpose()?;
+        Ok(Self { tokens })
+    }
+
+    /// The tokens, to be watched.
+    #[must_use]
+    pub fn tokens(&self) -> Option<&Tokens> {
+        self.tokens.as_ref()
+    }
+
+    /// Who calls: by the `Authorization` header, else by the certificate of the connection.
+    pub fn identify(
+        &self,
+        authorization: Option<&http::HeaderValue>,
+        certificate: Option<Arc<CertificateDer<'static>>>,
+    ) -> Result<Caller, Denied> {
+        let Some(tokens) = &self.tokens else {
+            return Ok(Caller::Anyone { certificate });
+        };
+        let Some(header) = authorization else {
+            return Ok(certificate.map_or(Caller::Nobody, Caller::Certificate));
+        };
+        let token = header.to_str().ok().and_then(bearer);
+        let token = token.ok_or_else(Denied::malformed)?;
+        let (role, name) = tokens.find(token).ok_or_else(Denied::unknown)?;
+        Ok(Caller::Token { role, name })
+    }
+}
+
+/// The token of `Bearer TOKEN`; the scheme's case does not matter (RFC 9110, 11.1).
+fn bearer(header: &str) -> Option<&str> {
+    let (scheme, token) = header.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+#[cfg(test)]
+mod tests;

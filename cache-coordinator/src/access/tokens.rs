@@ -1,0 +1,197 @@
+//! The file of tokens, read again when it changes: one is given out or taken back without a restart.
+//!
+//! A line a token: `ROLE NAME TOKEN`. Instead of the token its `sha256:` and 64 hexadecimal digits may stand there, so
+//! that who reads the file can not use it. Only digests are kept in memory.
+
+use std::{hint::black_box, io, path::PathBuf, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use chunkcache_proto::source_name::check_name;
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use super::Role;
+
+/// How often the file is looked at: so long a token that was taken back may still begin calls.
+pub const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Each call is compared with all of them.
+const MAX_TOKENS: usize = 1000;
+/// Of a file of tokens.
+const MAX_BYTES: u64 = 1 << 20;
+/// Shorter ones can be guessed.
+const LEAST_TOKEN_BYTES: usize = 16;
+
+/// Why a file gives no tokens. Never shows one.
+#[derive(Debug, thiserror::Error)]
+pub enum TokensError {
+    #[error("{path} can not be read: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{path}, line {line}: {problem}")]
+    Line {
+        path: PathBuf,
+        line: usize,
+        problem: &'static str,
+    },
+    #[error("{path} {problem}")]
+    File {
+        path: PathBuf,
+        problem: &'static str,
+    },
+}
+
+type Sum = [u8; 32];
+
+struct Known {
+    role: Role,
+    name: Arc<str>,
+    sum: Sum,
+}
+
+/// The newest tokens that could be read.
+#[derive(Clone)]
+pub struct Tokens {
+    path: Arc<PathBuf>,
+    current: Arc<ArcSwap<(Sum, Vec<Known>)>>,
+}
+
+impl Tokens {
+    /// Reads the file.
+    pub fn load(path: PathBuf) -> Result<Self, TokensError> {
+        let read = read(&path)?;
+        Ok(Self {
+            path: Arc::new(path),
+            current: Arc::new(ArcSwap::from_pointee(read)),
+        })
+    }
+
+    /// Whose token it is. The time it takes tells nothing of any token: digests are compared, all of them, whole.
+    #[must_use]
+    pub fn find(&self, token: &str) -> Option<(Role, Arc<str>)> {
+        let sum = sum(token.as_bytes());
+        let current = self.current.load();
+        let mut found = None;
+        for known in &current.1 {
+            if is_equal(&known.sum, &sum) {
+                found = Some((known.role, Arc::clone(&known.name)));
+            }
+        }
+        found
+    }
+
+    /// Looks at the file every `interval` until cancelled. What can not be used leaves the old tokens in place.
+    pub async fn watch(self, interval: Duration, stop: CancellationToken) {
+        let mut refused = String::new();
+        while stop
+            .run_until_cancelled(tokio::time::sleep(interval))
+            .await
+            .is_some()
+        {
+            let path = Arc::clone(&self.path);
+            match tokio::task::spawn_blocking(move || read(&path)).await {
+                Ok(Ok(new)) if new.0 != self.current.load().0 => {
+                    tracing::info!(file = %self.path.display(), tokens = new.1.len(), "tokens reloaded");
+                    self.current.store(Arc::new(new));
+                    refused.clear();
+                }
+                Ok(Ok(_)) => refused.clear(),
+                Ok(Err(error)) if error.to_string() != refused => {
+                    tracing::warn!(%error, "the tokens can not be used; keeping the old ones");
+                    refused = error.to_string();
+                }
+                Ok(Err(_)) => {}
+                Err(error) => tracing::error!(%error, "looking at the tokens failed"),
+            }
+        }
+    }
+}
+
+fn sum(bytes: &[u8]) -> Sum {
+    Sha256::digest(bytes).into()
+}
+
+/// In a time that does not depend on where they differ.
+fn is_equal(left: &Sum, right: &Sum) -> bool {
+    let differing = left
+        .iter()
+        .zip(right)
+        .fold(0, |bits, (a, b)| black_box(bits | (a ^ b)));
+    black_box(differing) == 0
+}
+
+fn read(path: &PathBuf) -> Result<(Sum, Vec<Known>), TokensError> {
+    let unreadable = |source| TokensError::Read {
+        path: path.clone(),
+        source,
+    };
+    let unusable = |problem| TokensError::File {
+        path: path.clone(),
+        problem,
+    };
+    if std::fs::metadata(path).map_err(unreadable)?.len() > MAX_BYTES {
+        return Err(unusable("is larger than 1 MiB"));
+    }
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    let mut known: Vec<Known> = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let wrong = |problem| TokensError::Line {
+            path: path.clone(),
+            line: index + 1,
+            problem,
+        };
+        let token = parse(line).map_err(wrong)?;
+        if known.iter().any(|other| other.sum == token.sum) {
+            return Err(wrong("the same token stands on an earlier line"));
+        }
+        known.push(token);
+    }
+    match known.len() {
+        0 => Err(unusable("has no token in it")),
+        count if count > MAX_TOKENS => Err(unusable("has more than 1000 tokens")),
+        _ => Ok((sum(text.as_bytes()), known)),
+    }
+}
+
+fn parse(line: &str) -> Result<Known, &'static str> {
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    let [role, name, token] = fields[..] else {
+        return Err("expected a role, a name and a token");
+    };
+    let role = Role::parse(role).ok_or("expected the role viewer, service, operator or edge")?;
+    check_name(name).map_err(
+        |_| "a name is 1 to 63 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit",
+    )?;
+    let sum = match token.strip_prefix("sha256:") {
+        Some(digits) => parse_sum(digits).ok_or("expected 64 hexadecimal digits after sha256:")?,
+        None if token.len() < LEAST_TOKEN_BYTES => {
+            return Err("a token has at least 16 characters");
+        }
+        // RFC 6750, 2.1: what may stand in the header.
+        None if !token
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-._~+/=".contains(&b)) =>
+        {
+            return Err("a token is letters, digits and -._~+/=");
+        }
+        None => sum(token.as_bytes()),
+    };
+    Ok(Known {
+        role,
+        name: name.into(),
+        sum,
+    })
+}
+
+fn parse_sum(digits: &str) -> Option<Sum> {
+    let mut sum = Sum::default();
+    if digits.len() != 2 * sum.len() || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (index, byte) in sum.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(digits.get(2 * index..2 * index + 2)?, 16).ok()?;
+    }
+    Some(sum)
+}

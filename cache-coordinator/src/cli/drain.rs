@@ -1,0 +1,81 @@
+//! `edge drain --follow`: until the edge's last request has ended.
+
+use std::time::Duration;
+
+use chunkcache_plumbing::config::human_duration;
+use chunkcache_proto::v1::Edge;
+use tokio::time::Instant;
+
+use super::connection::Client;
+use super::edge::list;
+use super::failure::CliError;
+use super::progress::Progress;
+
+/// Edges tell how many requests they have once a second.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The edge as it is when nothing runs there any more. New requests of players that know its address may still come: the bar then
+/// goes back, which is the truth.
+pub(super) async fn follow(edge: Edge, client: &mut Client) -> Result<Edge, CliError> {
+    let mut progress = Progress::new();
+    let result = look(edge, client, &mut progress).await;
+    progress.end();
+    result
+}
+
+async fn look(
+    mut edge: Edge,
+    client: &mut Client,
+    progress: &mut Progress,
+) -> Result<Edge, CliError> {
+    let begun = Instant::now();
+    // What was told before the drain may be a second old.
+    let mut most = 0;
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let name = edge.name;
+        let found = list(client).await?.into_iter().find(|it| it.name == name);
+        edge = found.ok_or_else(|| {
+            CliError::Refused(format!("edge {name} is not one of the cluster any more"))
+        })?;
+        let left = u64::from(edge.requests_active);
+        most = most.max(left);
+        progress.show_part(most - left, most, || {
+            amounts(most - left, most, begun.elapsed())
+        });
+        if left == 0 {
+            return Ok(edge);
+        }
+    }
+}
+
+/// "3 of 12 requests ended, 1.5 a minute, 6m00s left".
+fn amounts(ended: u64, most: u64, after: Duration) -> String {
+    let text = format!("{ended} of {most} requests ended");
+    let seconds = after.as_secs_f64();
+    if ended == 0 || seconds <= 0.0 {
+        return text;
+    }
+    let a_second = ended as f64 / seconds;
+    let eta = ((most - ended) as f64 / a_second).round() as u64;
+    format!(
+        "{text}, {:.1} a minute, {} left",
+        a_second * 60.0,
+        human_duration(eta)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rate_and_time_left_read_well() {
+        let after = Duration::from_secs(120);
+        assert_eq!(
+            amounts(3, 12, after),
+            "3 of 12 requests ended, 1.5 a minute, 6m00s left"
+        );
+        assert_eq!(amounts(0, 12, after), "0 of 12 requests ended");
+    }
+}

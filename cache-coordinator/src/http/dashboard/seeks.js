@@ -1,0 +1,37 @@
+"use strict";
+// Seeks of an entry's viewers, as they happen. A player that seeks over HTTP drops its request and asks anew: where a reader
+// goes and another comes on the same edge, elsewhere in the object, one viewer went from here to there.
+
+const Seeks = (() => {
+  const SHOWN_MS = 5000; // on the map
+  const APART_MS = 2500; // between the two, as edges tell of their readers once a second
+  const KEPT = 20; // in the list
+
+  function watch() {
+    let before = null, gone = [], seeks = [];
+    return {
+      // Takes in the next picture; true where someone sought.
+      see(entry, now) {
+        const key = (v) => v.edge + " " + v.reader;
+        const here = new Map(entry.viewers.map((v) => [key(v), v]));
+        const found = [];
+        if (before) {
+          gone = gone.filter((g) => now - g.at < APART_MS);
+          for (const [name, v] of before) if (!here.has(name)) gone.push({ edge: v.edge, position: v.position, at: now });
+          for (const [name, v] of here) {
+            if (before.has(name)) continue;
+            const from = gone.findIndex((g) => g.edge === v.edge && Math.abs(v.position - g.position) > entry.chunk_size);
+            if (from >= 0) found.push({ edge: v.edge, from: gone.splice(from, 1)[0].position, to: v.position, at: now });
+          }
+        }
+        before = here;
+        seeks = [...found, ...seeks].slice(0, KEPT);
+        return found.length > 0;
+      },
+      all: () => seeks,
+      fresh: (now) => seeks.filter((s) => now - s.at < SHOWN_MS),
+    };
+  }
+
+  return { watch, SHOWN_MS };
+})();

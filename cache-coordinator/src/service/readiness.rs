@@ -1,0 +1,49 @@
+//! Whether this coordinator is of use, and why not.
+
+use serde::Serialize;
+
+use super::Cluster;
+use crate::repository::{Health, Leadership};
+
+/// What `/readyz` says, and health over gRPC in one word.
+#[derive(Serialize)]
+pub struct Readiness {
+    pub ready: bool,
+    /// `leader` or `standby`.
+    pub role: &'static str,
+    /// Empty when ready.
+    pub reasons: Vec<String>,
+}
+
+/// Looks now. A standby that knows its leader is ready.
+pub async fn readiness(cluster: &Cluster) -> Readiness {
+    let mut reasons = Vec::new();
+    if cluster.shutdown.is_cancelled() {
+        reasons.push("shutting down".to_owned());
+    }
+    if let Health::NotReady(reason) = cluster.database.health().await {
+        reasons.push(format!("database: {reason}"));
+    }
+    let leadership = cluster.leadership.borrow().clone();
+    let role = match leadership {
+        Leadership::Leader { .. } if cluster.is_leader() => "leader",
+        Leadership::Leader { .. } => {
+            reasons.push("taking over the lead".to_owned());
+            "leader"
+        }
+        Leadership::Standby {
+            leader_address: Some(_),
+        } => "standby",
+        Leadership::Standby {
+            leader_address: None,
+        } => {
+            reasons.push("no leader is known yet".to_owned());
+            "standby"
+        }
+    };
+    Readiness {
+        ready: reasons.is_empty(),
+        role,
+        reasons,
+    }
+}

@@ -1,0 +1,78 @@
+//! Fetches an edge kept from before its session: known to the scheduler before it plans anything for the edge.
+
+use chunkcache_proto::{EntryId, Level, v1};
+
+use super::{Action, Plan};
+use crate::{
+    core::scheduler::api::{EdgeId, Event, Kept, Millis},
+    session::directory::LOCAL_BIT,
+};
+
+/// As many as an edge's own queue holds.
+const MAX_KEPT: usize = 4096;
+
+impl Plan {
+    pub(super) fn keep_fetches(
+        &mut self,
+        edge: EdgeId,
+        kept: Vec<v1::KeptFetch>,
+        now: Millis,
+        actions: &mut Vec<Action>,
+    ) {
+        self.forget_kept(|of, _| of == edge);
+        let mut known = Vec::new();
+        for fetch in kept.into_iter().take(MAX_KEPT) {
+            let Ok(id) = fetch.entry_id.parse::<EntryId>() else {
+                continue;
+            };
+            if self.load(id, actions) {
+                known.extend(self.kept_fetch(edge, id, &fetch));
+            } else {
+                self.kept.entry(id).or_default().push((edge, fetch));
+            }
+        }
+        // Also if there are none: what an earlier session said is over.
+        let event = Event::FetchesKept {
+            edge,
+            fetches: known,
+        };
+        self.event(event, now, actions);
+    }
+
+    /// Before who holds it and who wants it is told.
+    pub(super) fn entry_of_kept_opened(
+        &mut self,
+        id: EntryId,
+        now: Millis,
+        actions: &mut Vec<Action>,
+    ) {
+        for (edge, fetch) in self.kept.remove(&id).unwrap_or_default() {
+            let fetches = self.kept_fetch(edge, id, &fetch).into_iter().collect();
+            self.event(Event::FetchesKept { edge, fetches }, now, actions);
+        }
+    }
+
+    fn kept_fetch(&mut self, edge: EdgeId, id: EntryId, fetch: &v1::KeptFetch) -> Option<Kept> {
+        let entry = self.directory.entry_number(id)?;
+        let level = Level::try_from(fetch.priority()).unwrap_or(Level::Low);
+        Some(Kept {
+            id: self.directory.assignment(edge, fetch.assignment_id),
+            entry,
+            chunks: fetch.first_chunk..fetch.first_chunk.saturating_add(fetch.chunk_count),
+            level,
+            rate_bytes_per_second: fetch.max_rate_bytes_per_second,
+            local: fetch.assignment_id & LOCAL_BIT != 0,
+        })
+    }
+
+    /// Those that ended, or whose edge left, before their entry was open.
+    pub(super) fn forget_kept(&mut self, is_over: impl Fn(EdgeId, u64) -> bool) {
+        if self.kept.is_empty() {
+            return;
+        }
+        for waiting in self.kept.values_mut() {
+            waiting.retain(|(edge, fetch)| !is_over(*edge, fetch.assignment_id));
+        }
+        self.kept.retain(|_, waiting| !waiting.is_empty());
+    }
+}

@@ -1,0 +1,157 @@
+//! What operators see of a running edge: why it is not ready, and its measures, read at each scrape.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use chunkcache_plumbing::metrics::encode;
+use parking_lot::Mutex;
+use prometheus_client::{
+    metrics::{counter::Counter, gauge::Gauge},
+    registry::Registry,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    app::Edge, availability::DemandRegistry, coordinator::Link, http::admin::AdminState,
+    origin::Downloads, store::Store,
+};
+
+type Read = fn(&State) -> u64;
+
+/// What is now.
+const GAUGES: [(&str, &str, Read); 7] = [
+    ("store_used_bytes", "Bytes of chunks kept", |s| {
+        s.store.bytes_used()
+    }),
+    (
+        "store_allowed_bytes",
+        "Bytes of chunks that may be kept now",
+        |s| s.store.bytes_allowed(),
+    ),
+    ("store_degraded", "1 while the store refuses writes", |s| {
+        u64::from(s.store.degraded().is_some())
+    }),
+    ("session_ready", "1 while rows and disk agree", |s| {
+        u64::from(s.link.is_ready())
+    }),
+    ("readers", "Readers with bytes missing ahead of them", |s| {
+        s.demand.len() as u64
+    }),
+    ("fetches_running", "Fetches from origins and peers", |s| {
+        s.downloads.counts().0 as u64
+    }),
+    ("fetches_waiting", "Fetches that wait for their turn", |s| {
+        s.downloads.counts().1 as u64
+    }),
+];
+
+/// What only rises; `_total` is added to the names.
+const COUNTERS: [(&str, &str, Read); 7] = [
+    ("origin_bytes", "Bytes from origins", |s| {
+        s.downloads.fetcher().counters.origin_bytes()
+    }),
+    ("peer_bytes", "Bytes from other edges", |s| {
+        let counters = &s.downloads.fetcher().counters;
+        counters.peer_bytes.load(Ordering::Relaxed)
+    }),
+    ("origin_requests", "Requests to origins", |s| {
+        s.downloads.fetcher().client.requests()
+    }),
+    ("origin_errors", "Failed fetches from origins", |s| {
+        let counters = &s.downloads.fetcher().counters;
+        counters.origin_errors.load(Ordering::Relaxed)
+    }),
+    ("peer_errors", "Failed fetches from other edges", |s| {
+        let counters = &s.downloads.fetcher().counters;
+        counters.peer_errors.load(Ordering::Relaxed)
+    }),
+    (
+        "record_compared_bytes",
+        "Bytes of an origin's answers compared with what is stored, in record mode",
+        |s| {
+            let counters = &s.downloads.fetcher().counters;
+            counters.compared_bytes.load(Ordering::Relaxed)
+        },
+    ),
+    (
+        "record_mismatches",
+        "Answers of an origin that differed from what is stored, in record mode",
+        |s| {
+            let counters = &s.downloads.fetcher().counters;
+            counters.mismatches.load(Ordering::Relaxed)
+        },
+    ),
+];
+
+/// Behind `--admin-listen`.
+pub struct State {
+    link: Arc<Link>,
+    store: Store,
+    downloads: Downloads,
+    demand: Arc<DemandRegistry>,
+    shutdown: CancellationToken,
+    measures: Mutex<Measures>,
+}
+
+struct Measures {
+    registry: Registry,
+    gauges: Vec<(Gauge, Read)>,
+    counters: Vec<(Counter, Read)>,
+}
+
+impl State {
+    /// Adds its measures to the registry.
+    #[must_use]
+    pub fn new(edge: &Edge, mut registry: Registry, shutdown: CancellationToken) -> Self {
+        let gauges = GAUGES.map(|(name, help, read)| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            (gauge, read)
+        });
+        let counters = COUNTERS.map(|(name, help, read)| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            (counter, read)
+        });
+        edge.downloads.fetcher().counters.register(&mut registry);
+        Self {
+            link: edge.link.clone(),
+            store: edge.store.clone(),
+            downloads: edge.downloads.clone(),
+            demand: edge.demand.clone(),
+            shutdown,
+            measures: Mutex::new(Measures {
+                registry,
+                gauges: gauges.to_vec(),
+                counters: counters.to_vec(),
+            }),
+        }
+    }
+}
+
+impl AdminState for State {
+    fn not_ready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if self.shutdown.is_cancelled() {
+            reasons.push("the process is shutting down".to_owned());
+        } else if self.link.is_draining() {
+            reasons.push("this edge is being drained".to_owned());
+        }
+        reasons.extend(self.link.not_ready());
+        reasons.extend(self.store.degraded());
+        reasons
+    }
+
+    fn metrics(&self) -> String {
+        // Held over both loops: of two scrapes at a time, neither counts what the other has.
+        let measures = self.measures.lock();
+        for (gauge, read) in &measures.gauges {
+            gauge.set(i64::try_from(read(self)).unwrap_or(i64::MAX));
+        }
+        for (counter, read) in &measures.counters {
+            counter.inc_by(read(self).saturating_sub(counter.get()));
+        }
+        encode(&measures.registry, None)
+            .map(|exposition| exposition.body)
+            .unwrap_or_default()
+    }
+}

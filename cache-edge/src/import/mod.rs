@@ -1,0 +1,274 @@
+//! `cache-edge import`: takes whole files that another cache has into the store, after checking them against the origin.
+//!
+//! The edge must not run: the store has one user. Each file is asked about at the origin (one byte, for validator and size), then
+//! compared, then copied; when the edge starts it tells the coordinator, and the rows follow.
+
+mod compare;
+mod files;
+
+use std::{
+    fs::File,
+    io::{Read as _, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+use chunkcache_plumbing::config::{EXIT_USAGE, Table};
+use chunkcache_proto::v1;
+use clap::{Arg, ArgMatches, Command, value_parser};
+use http::HeaderMap;
+use serde_json::json;
+use tokio::runtime::Handle;
+
+use self::compare::Comparison;
+use crate::{
+    app::{self, Edge},
+    core::path::{self, Target},
+    options::{self, Options},
+    origin::Source,
+    serve::{
+        ports::{FirstBytes, ObjectName, ObjectRequest},
+        probe::{self, Found},
+    },
+    store::EntryFile,
+};
+
+/// How a file is compared with what its origin has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// Size, and this many pieces of it.
+    Sample,
+    /// Each byte: all of the object is read from the origin once.
+    Whole,
+}
+
+/// With every option of `serve`, of which the store's, the name and the directory count.
+#[must_use]
+pub fn command(table: &Table) -> Command {
+    table
+        .add_to(Command::new("import").about(
+            "Adopt whole files of another cache, checked against their origin; the edge must not run",
+        ))
+        .args([
+            Arg::new("source")
+                .long("source")
+                .value_name("NAME")
+                .required(true)
+                .help("The source they are of; this data directory must know it from an earlier run"),
+            Arg::new("from")
+                .long("from")
+                .value_name("DIR")
+                .required(true)
+                .value_parser(value_parser!(PathBuf))
+                .help("Where the files lie, by their paths below the source's base URL"),
+            Arg::new("check")
+                .long("check")
+                .value_name("HOW")
+                .value_parser(["sample", "whole"])
+                .default_value("sample")
+                .help("sample: size and 16 pieces of 64 KiB; whole: each byte, read from the origin once"),
+            Arg::new("output")
+                .long("output")
+                .value_name("FORMAT")
+                .value_parser(["table", "json"])
+                .default_value("table")
+                .help("A line a file, or a JSON array"),
+        ])
+}
+
+/// Exit status 0: all files are adopted, or were; 1: some are not; 2: usage.
+pub fn run(table: &Table, arguments: &ArgMatches) -> ExitCode {
+    let settings = match table.load(arguments, options::check) {
+        Ok(settings) => settings,
+        Err(problems) => {
+            eprintln!("{problems}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    let options = Options::from_settings(&settings);
+    match import(&options, arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("cache-edge: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What became of a file.
+struct Outcome {
+    path: String,
+    bytes: u64,
+    /// Why it was left out.
+    refused: Option<String>,
+}
+
+fn import(options: &Options, arguments: &ArgMatches) -> anyhow::Result<bool> {
+    let text = |name: &str| arguments.get_one::<String>(name).map(String::as_str);
+    let name = text("source").unwrap_or_default();
+    let root = arguments.get_one::<PathBuf>("from").cloned();
+    let root = root.unwrap_or_default();
+    let check = match text("check") {
+        Some("whole") => Check::Whole,
+        _ => Check::Sample,
+    };
+    let is_json = text("output") == Some("json");
+    let files = files::below(&root)?;
+    let runtime = app::fetch_runtime(options.max_downloads)?;
+    let importer = runtime.block_on(Importer::open(options, name, check, runtime.handle()))?;
+    let mut outcomes = Vec::new();
+    for file in files {
+        let outcome = runtime.block_on(importer.adopt(&root, &file));
+        let outcome = Outcome {
+            path: format!("{name}/{}", file.path),
+            bytes: *outcome.as_ref().unwrap_or(&0),
+            refused: outcome.err().map(|error| format!("{error:#}")),
+        };
+        if !is_json {
+            say(&outcome)?;
+        }
+        outcomes.push(outcome);
+    }
+    importer.close();
+    if is_json {
+        let all: Vec<_> = outcomes
+            .iter()
+            .map(|it| json!({ "name": it.path, "bytes": it.bytes, "imported": it.refused.is_none(), "reason": it.refused }))
+            .collect();
+        writeln!(std::io::stdout(), "{}", serde_json::Value::from(all))?;
+    }
+    Ok(outcomes.iter().all(|outcome| outcome.refused.is_none()))
+}
+
+fn say(outcome: &Outcome) -> std::io::Result<()> {
+    let mut out = std::io::stdout();
+    match &outcome.refused {
+        None => writeln!(out, "{}  imported, {} bytes", outcome.path, outcome.bytes),
+        Some(why) => writeln!(out, "{}  left out: {why}", outcome.path),
+    }
+}
+
+/// An edge that does not serve.
+struct Importer {
+    edge: Edge,
+    source: Arc<Source>,
+    check: Check,
+}
+
+impl Importer {
+    async fn open(
+        options: &Options,
+        source: &str,
+        check: Check,
+        handle: &Handle,
+    ) -> anyhow::Result<Self> {
+        let store = app::open_store(options).await?;
+        let edge = Edge::build(options, store, handle.clone())?;
+        let known = edge.catalogue.get(source);
+        let source = known.with_context(|| {
+            format!("{} knows no source {source:?}: start the edge once with its coordinator, which tells it", options.data_dir.display())
+        })?;
+        Ok(Self {
+            edge,
+            source,
+            check,
+        })
+    }
+
+    /// Last syncs.
+    fn close(self) {
+        self.edge.downloads.close();
+        self.edge.store.close();
+    }
+
+    /// The bytes adopted.
+    async fn adopt(&self, root: &Path, found: &files::Found) -> anyhow::Result<u64> {
+        let path = root.join(&found.file);
+        let mut file = File::open(&path).with_context(|| path.display().to_string())?;
+        let before = file.metadata()?;
+        let entry = self.entry(&found.path).await?;
+        anyhow::ensure!(
+            before.len() == entry.size,
+            "it has {} bytes, and the origin's object {}",
+            before.len(),
+            entry.size
+        );
+        let target = self.edge.objects.entry_file(&entry)?;
+        let mut comparison = Comparison::new(self.check, &self.edge, &self.source, &entry);
+        comparison.before(&file).await?;
+        let geometry = target.geometry();
+        let mut buffer = vec![0; geometry.chunk_size() as usize];
+        for chunk in 0..geometry.chunk_count() {
+            let range = geometry.chunk_range(chunk);
+            let bytes = &mut buffer[..(range.end - range.start) as usize];
+            file.read_exact(bytes)?;
+            comparison.while_copying(range.start, bytes).await?;
+            self.put(&target, chunk, range.start, bytes)?;
+        }
+        let after = file.metadata()?;
+        if (after.len(), after.modified()?) != (before.len(), before.modified()?) {
+            self.edge.store.remove_entry(&target.id())?;
+            anyhow::bail!("it changed while it was read");
+        }
+        Ok(entry.size)
+    }
+
+    /// What the origin has at the path now; asked for one byte of it.
+    async fn entry(&self, below: &str) -> anyhow::Result<v1::Entry> {
+        let target = path::parse(&format!("/{}/{below}", self.source.name()), None)?;
+        let Target::Key {
+            source,
+            path,
+            query,
+        } = target
+        else {
+            anyhow::bail!("it has no place in the source");
+        };
+        let request = ObjectRequest {
+            name: ObjectName::Key {
+                source: source.clone(),
+                path: path.clone(),
+                query: query.clone(),
+            },
+            first_bytes: FirstBytes::From {
+                start: 0,
+                end: Some(1),
+            },
+            only_if_cached: false,
+            past_the_cache: false,
+            headers: HeaderMap::new(),
+            head_only: true,
+        };
+        let key = v1::Key {
+            source,
+            path,
+            query,
+            variant: String::new(),
+        };
+        let found = probe::probe(&self.edge.objects, &self.source, &key, &request).await;
+        match found.map_err(|error| anyhow::anyhow!("{error}"))? {
+            Found::Object(bound, _) => Ok(bound.entry.clone()),
+            Found::Negative(status) => anyhow::bail!("the origin answers {status}"),
+            Found::Unstorable(why) => anyhow::bail!("the origin's answer can not be stored: {why}"),
+        }
+    }
+
+    fn put(
+        &self,
+        target: &Arc<EntryFile>,
+        chunk: u32,
+        offset: u64,
+        bytes: &[u8],
+    ) -> anyhow::Result<()> {
+        // None: it is there already, from an earlier import or a player.
+        let Some(flight) = self.edge.flights().of(target).flight(chunk) else {
+            return Ok(());
+        };
+        flight.write(offset, bytes)?;
+        self.edge.flights().of(target).landed(chunk);
+        Ok(())
+    }
+}

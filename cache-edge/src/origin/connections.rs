@@ -1,0 +1,241 @@
+//! Which connections to an origin are still open although nobody uses them any more.
+//!
+//! A limit on connections holds in the whole cluster: another edge is given a place when a fetch here is said to have ended. A
+//! connection is closed by its own task, a moment after its answer was dropped; who reports the end waits for that moment.
+
+use std::{
+    collections::HashMap,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use http::Uri;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tower_service::Service;
+
+/// Closing takes microseconds, on a busy machine milliseconds; a connection that hangs is not waited for.
+const CLOSED_WITHIN: Duration = Duration::from_millis(250);
+
+/// Connections of one client, by the origin's authority.
+#[derive(Clone, Debug, Default)]
+pub struct Connections(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    counts: Mutex<HashMap<String, Count>>,
+    closed: Notify,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    open: usize,
+    used: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Open,
+    Used,
+}
+
+/// One of those counted, until it is dropped.
+#[derive(Debug)]
+pub struct Counted {
+    of: Arc<Inner>,
+    authority: String,
+    kind: Kind,
+}
+
+impl Connections {
+    /// A request to the URI's origin, until the answer to it is read or dropped.
+    #[must_use]
+    pub fn used(&self, uri: &Uri) -> Counted {
+        self.count(uri, Kind::Used)
+    }
+
+    fn count(&self, uri: &Uri, kind: Kind) -> Counted {
+        let authority = uri.authority().map_or("", |it| it.as_str()).to_owned();
+        *self
+            .0
+            .counts
+            .lock()
+            .entry(authority.clone())
+            .or_default()
+            .of(kind) += 1;
+        Counted {
+            of: Arc::clone(&self.0),
+            authority,
+            kind,
+        }
+    }
+
+    /// Returns when no connection to the authority (`host:port`) is open that nobody uses. Only for origins whose connections
+    /// are not kept for the next request.
+    pub async fn closed(&self, authority: &str) {
+        let closing = |inner: &Inner| {
+            let count = inner.counts.lock().get(authority).copied();
+            count.is_some_and(|count| count.open > count.used)
+        };
+        let wait = async {
+            loop {
+                let closed = self.0.closed.notified();
+                tokio::pin!(closed);
+                // Registered before the look.
+                closed.as_mut().enable();
+                if !closing(&self.0) {
+                    return;
+                }
+                closed.await;
+            }
+        };
+        let _ = tokio::time::timeout(CLOSED_WITHIN, wait).await;
+    }
+}
+
+impl Count {
+    fn of(&mut self, kind: Kind) -> &mut usize {
+        match kind {
+            Kind::Open => &mut self.open,
+            Kind::Used => &mut self.used,
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut counts = self.of.counts.lock();
+        if let Some(count) = counts.get_mut(&self.authority) {
+            let number = count.of(self.kind);
+            *number = number.saturating_sub(1);
+            if count.open == 0 && count.used == 0 {
+                counts.remove(&self.authority);
+            }
+        }
+        drop(counts);
+        self.of.closed.notify_waiters();
+    }
+}
+
+/// A connector whose connections are counted.
+#[derive(Clone, Debug)]
+pub struct Counting<C> {
+    pub inner: C,
+    pub connections: Connections,
+}
+
+/// A connection that is counted.
+#[derive(Debug)]
+pub struct Tracked<T> {
+    // Dropped, and with it closed, before it is counted out.
+    stream: T,
+    _counted: Counted,
+}
+
+impl<C> Service<Uri> for Counting<C>
+where
+    C: Service<Uri>,
+    C::Future: Send + 'static,
+    C::Response: Send,
+{
+    type Response = Tracked<C::Response>;
+    type Error = C::Error;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let counted = self.connections.count(&uri, Kind::Open);
+        let connecting = self.inner.call(uri);
+        Box::pin(async move {
+            Ok(Tracked {
+                stream: connecting.await?,
+                _counted: counted,
+            })
+        })
+    }
+}
+
+impl<T: Connection> Connection for Tracked<T> {
+    fn connected(&self) -> Connected {
+        self.stream.connected()
+    }
+}
+
+impl<T: Read + Unpin> Read for Tracked<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<T: Write + Unpin> Write for Tracked<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_open_and_unused_is_waited_for() {
+        let connections = Connections::default();
+        let uri = Uri::from_static("http://origin:80/film");
+        let (open, used) = (connections.count(&uri, Kind::Open), connections.used(&uri));
+        connections.closed("origin:80").await;
+        drop(used);
+        let closing = connections.closed("origin:80");
+        tokio::pin!(closing);
+        let early = tokio::time::timeout(Duration::from_millis(10), closing.as_mut()).await;
+        assert!(early.is_err());
+        drop(open);
+        closing.await;
+        assert!(connections.0.counts.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_hangs_is_not_waited_for() {
+        let connections = Connections::default();
+        let _open = connections.count(&Uri::from_static("http://origin/"), Kind::Open);
+        let begun = tokio::time::Instant::now();
+        connections.closed("origin").await;
+        assert!(begun.elapsed() >= CLOSED_WITHIN);
+    }
+}

@@ -1,0 +1,137 @@
+//! What fetches count, for metrics and for what the edge tells of itself.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use chunkcache_plumbing::metrics::LATENCY_SECONDS;
+use chunkcache_proto::{Level, v1};
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    registry::Registry,
+};
+use v1::{RemovalReason, fetch_failure::Fault};
+
+type Labels = [(&'static str, &'static str); 1];
+
+/// A histogram a level.
+#[derive(Debug)]
+struct Waits(Family<Labels, Histogram, fn() -> Histogram>);
+
+impl Default for Waits {
+    fn default() -> Self {
+        Self(Family::new_with_constructor(|| {
+            Histogram::new(LATENCY_SECONDS)
+        }))
+    }
+}
+
+/// One for the process.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub origin_bytes: AtomicU64,
+    pub peer_bytes: AtomicU64,
+    pub origin_errors: AtomicU64,
+    pub peer_errors: AtomicU64,
+    /// In record mode: bytes of answers compared with what is stored, and answers that differed.
+    pub compared_bytes: AtomicU64,
+    pub mismatches: AtomicU64,
+    waits: Waits,
+    failures: Family<Labels, Counter>,
+    removed: Family<Labels, Counter>,
+}
+
+impl Counters {
+    /// Those that are not read one by one.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "chunk_wait_seconds",
+            "From the order of a fetch to the end of each of its chunks, by level",
+            self.waits.0.clone(),
+        );
+        registry.register(
+            "fetch_failures",
+            "Fetches given up, by whose fault it was",
+            self.failures.clone(),
+        );
+        registry.register(
+            "removed_chunks",
+            "Chunks taken out of the store, by reason",
+            self.removed.clone(),
+        );
+    }
+
+    /// A chunk came to its end so long after it was ordered.
+    pub fn chunk_came(&self, level: Level, after: Duration) {
+        let label = [("level", level_name(level))];
+        self.waits
+            .0
+            .get_or_create(&label)
+            .observe(after.as_secs_f64());
+    }
+
+    /// A fetch was given up.
+    pub fn failed(&self, fault: Fault) {
+        let fault = match fault {
+            Fault::Origin => "origin",
+            Fault::Peer => "peer",
+            Fault::Edge => "edge",
+            Fault::Changed => "changed",
+            Fault::Unspecified => "unknown",
+        };
+        self.failures.get_or_create(&[("fault", fault)]).inc();
+    }
+
+    /// Chunks are taken out of the store.
+    pub fn removed(&self, reason: RemovalReason, chunks: usize) {
+        let reason = match reason {
+            RemovalReason::Evicted => "evicted",
+            RemovalReason::Invalidated => "invalidated",
+            RemovalReason::Corrupt => "corrupt",
+            _ => "other",
+        };
+        let counter = self.removed.get_or_create(&[("reason", reason)]);
+        counter.inc_by(u64::try_from(chunks).unwrap_or(u64::MAX));
+    }
+
+    /// Bytes from origins so far.
+    #[must_use]
+    pub fn origin_bytes(&self) -> u64 {
+        self.origin_bytes.load(Ordering::Relaxed)
+    }
+}
+
+fn level_name(level: Level) -> &'static str {
+    match level {
+        Level::Critical => "critical",
+        Level::High => "high",
+        Level::Medium => "medium",
+        Level::Low => "low",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_from_small_sets() {
+        let mut registry = Registry::default();
+        let counters = Counters::default();
+        counters.register(&mut registry);
+        counters.chunk_came(Level::Critical, Duration::from_millis(3));
+        counters.failed(Fault::Peer);
+        counters.removed(RemovalReason::Evicted, 5);
+        let mut text = String::new();
+        let encoded = prometheus_client::encoding::text::encode(&mut text, &registry);
+        assert!(encoded.is_ok());
+        for line in [
+            "chunk_wait_seconds_count{level=\"critical\"} 1",
+            "fetch_failures_total{fault=\"peer\"} 1",
+            "removed_chunks_total{reason=\"evicted\"} 5",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! What becomes of fetches, told to the coordinator.
+
+use std::time::Duration;
+
+use chunkcache_proto::{ChunkIndex, EntryId, v1};
+
+use super::{Downloads, Fetch, LOCAL_BIT, Order};
+use crate::origin::run::Failure;
+
+/// A finished fetch whose chunks are not durable after this is reported all the same: a failed sync is reported elsewhere.
+const DURABLE_WAIT: Duration = Duration::from_secs(10);
+
+impl Downloads {
+    pub(super) fn announce_local(&self, order: &Order) {
+        if order.id & LOCAL_BIT != 0 {
+            self.0.announce.local_fetch(v1::LocalFetch {
+                assignment_id: order.id,
+                entry_id: order.file.id().to_string(),
+                first_chunk: order.first_chunk,
+                chunk_count: order.chunk_count,
+                priority: v1::Priority::from(order.level).into(),
+            });
+        }
+    }
+
+    /// With what it leaves half written, which is then completed when nothing else needs the origin.
+    pub(super) fn report_cancelled(&self, id: u64, fetch: Option<Fetch>, bytes_done: u64) {
+        let begun_chunks = fetch.map_or_else(Vec::new, |fetch| {
+            let order = &fetch.order;
+            let end = order.first_chunk.saturating_add(order.chunk_count);
+            let flights = self.0.fetcher.flights.of(&order.file);
+            flights.begun(order.first_chunk..end)
+        });
+        self.0.announce.report(v1::FetchReport {
+            assignment_id: id,
+            state: v1::fetch_report::State::Cancelled.into(),
+            bytes_done,
+            failure: None,
+            begun_chunks,
+        });
+    }
+
+    /// It had its answer still, and with it a place at the origin.
+    pub(super) fn cancel_paused(&self, mut fetch: Fetch, bytes_done: u64) {
+        drop(fetch.paused.take());
+        let this = self.clone();
+        self.0.runtime.spawn(async move {
+            this.0.fetcher.connection_closed(&fetch.order).await;
+            this.report_cancelled(fetch.order.id, Some(fetch), bytes_done);
+        });
+    }
+
+    pub(super) fn report_later(&self, id: u64) {
+        let this = self.clone();
+        self.0.runtime.spawn(async move {
+            tokio::time::sleep(DURABLE_WAIT).await;
+            if let Some(fetch) = this.0.state.lock().fetches.remove(&id) {
+                this.report(
+                    id,
+                    v1::fetch_report::State::Finished,
+                    fetch.control.bytes_done(),
+                    None,
+                );
+            }
+        });
+    }
+
+    /// After `ChunksStored` was said of them: finished fetches are reported in that order.
+    pub fn durable(&self, entry: &EntryId, chunks: &[(ChunkIndex, u64)]) {
+        let mut state = self.0.state.lock();
+        let mut over = Vec::new();
+        for (id, fetch) in &mut state.fetches {
+            if fetch.order.file.id() == *entry {
+                for (chunk, _) in chunks {
+                    fetch.undurable.remove(chunk);
+                }
+                if fetch.finished && fetch.undurable.is_empty() {
+                    over.push(*id);
+                }
+            }
+        }
+        for id in over {
+            if let Some(fetch) = state.fetches.remove(&id) {
+                self.report(
+                    id,
+                    v1::fetch_report::State::Finished,
+                    fetch.control.bytes_done(),
+                    None,
+                );
+            }
+        }
+    }
+
+    pub(super) fn report(
+        &self,
+        id: u64,
+        state: v1::fetch_report::State,
+        bytes_done: u64,
+        failure: Option<Failure>,
+    ) {
+        let failure = failure.map(|failure| v1::FetchFailure {
+            fault: failure.fault.into(),
+            http_status: u32::from(failure.http_status),
+            retry_after_ms: failure.retry_after.map_or(0, |wait| {
+                u32::try_from(wait.as_millis()).unwrap_or(u32::MAX)
+            }),
+            message: failure.message,
+        });
+        self.0.announce.report(v1::FetchReport {
+            assignment_id: id,
+            state: state.into(),
+            bytes_done,
+            failure,
+            begun_chunks: Vec::new(),
+        });
+    }
+
+    /// Running fetches and their bytes, for the coordinator's estimates.
+    pub fn report_progress(&self) {
+        let state = self.0.state.lock();
+        for (id, fetch) in &state.fetches {
+            if !fetch.finished && fetch.control.bytes_done() > 0 {
+                self.report(
+                    *id,
+                    v1::fetch_report::State::Progress,
+                    fetch.control.reached(),
+                    None,
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The client toward other edges, made anew when the files of its certificate or authority change.
+
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use chunkcache_plumbing::tls::Reloading;
+use rustls::ClientConfig;
+
+use super::Client;
+
+/// Cheap to ask; what runs keeps the client it began with.
+pub struct PeerClient {
+    tls: Arc<Reloading<ClientConfig>>,
+    stall: Duration,
+    made: ArcSwap<(Arc<ClientConfig>, Client)>,
+}
+
+impl PeerClient {
+    /// `stall`: how long a peer may bring nothing.
+    #[must_use]
+    pub fn new(tls: Arc<Reloading<ClientConfig>>, stall: Duration) -> Self {
+        let made = make(tls.current(), stall);
+        Self {
+            tls,
+            stall,
+            made: ArcSwap::from_pointee(made),
+        }
+    }
+
+    /// Of the newest files that could be used.
+    pub fn get(&self) -> Client {
+        let (made, now) = (self.made.load(), self.tls.current());
+        if Arc::ptr_eq(&made.0, &now) {
+            return made.1.clone();
+        }
+        let made = make(now, self.stall);
+        let client = made.1.clone();
+        self.made.store(Arc::new(made));
+        client
+    }
+
+    /// The files, to be watched.
+    #[must_use]
+    pub fn tls(&self) -> &Arc<Reloading<ClientConfig>> {
+        &self.tls
+    }
+}
+
+fn make(config: Arc<ClientConfig>, stall: Duration) -> (Arc<ClientConfig>, Client) {
+    let client = Client::new(config.as_ref().clone()).with_stall_timeout(stall);
+    (config, client)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::Path;
+
+    use chunkcache_plumbing::tls::{self, ClientFiles};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_renewed_authority_makes_a_new_client() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plumbing/tests/tls");
+        let folder = tempfile::tempdir().unwrap();
+        let ca = folder.path().join("ca.pem");
+        std::fs::copy(fixtures.join("ca.pem"), &ca).unwrap();
+        let files = ClientFiles {
+            ca: Some(ca.clone()),
+            ..ClientFiles::default()
+        };
+        let peers = PeerClient::new(tls::client(files).unwrap(), Duration::from_secs(1));
+        let made = || Arc::clone(&peers.made.load().0);
+        let first = made();
+        let _ = peers.get();
+        assert!(Arc::ptr_eq(&first, &made()), "nothing changed");
+        let twice = std::fs::read(&ca).unwrap().repeat(2);
+        std::fs::write(&ca, twice).unwrap();
+        assert!(peers.tls().reload_if_changed().unwrap());
+        let _ = peers.get();
+        assert!(!Arc::ptr_eq(&first, &made()));
+    }
+}

@@ -1,0 +1,147 @@
+//! A question to an origin, asked again behind the held request where that may help: the client notices time and nothing else.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::{
+    core::backoff::Backoff,
+    origin::{OriginError, Source, run::now_ms},
+};
+
+/// New attempts begin within this time; one that stalls ends within the origin's stall time-out. Together
+/// they keep the contract's 15 s for a cold object whose origin is down.
+const ATTEMPTS_FOR: Duration = Duration::from_secs(4);
+/// An answer that takes longer may never come: a second attempt goes beside it, and the first to succeed counts.
+const SECOND_AFTER: Duration = Duration::from_secs(4);
+/// How often an answer may be overtaken by an invalidation before who waits is told.
+const MAX_OVERTAKEN: u32 = 8;
+
+/// The first success, or the error that ended the patience.
+pub async fn ask<T, F>(source: &Source, attempt: impl Fn() -> F) -> Result<T, OriginError>
+where
+    F: Future<Output = Result<T, OriginError>>,
+{
+    let begun = Instant::now();
+    let mut backoff = Backoff::new(Duration::from_millis(150), Duration::from_secs(2));
+    loop {
+        let error = match believed(|| once(source, &attempt)).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        if let OriginError::Busy { retry_after } = &error {
+            source.hold_off(now_ms() + i64::try_from(retry_after.as_millis()).unwrap_or(0));
+        }
+        let wait = backoff
+            .wait(rand::random())
+            .max(error.retry_after().unwrap_or_default());
+        if !error.is_transient() || begun.elapsed() + wait > ATTEMPTS_FOR {
+            return Err(error);
+        }
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// One attempt, and others as long as an invalidation overtakes the answer.
+pub async fn believed<T, F>(attempt: impl Fn() -> F) -> Result<T, OriginError>
+where
+    F: Future<Output = Result<T, OriginError>>,
+{
+    for _ in 0..MAX_OVERTAKEN {
+        match attempt().await {
+            Err(OriginError::Overtaken) => {}
+            ended => return ended,
+        }
+    }
+    Err(OriginError::Overtaken)
+}
+
+async fn once<T, F>(source: &Source, attempt: &impl Fn() -> F) -> Result<T, OriginError>
+where
+    F: Future<Output = Result<T, OriginError>>,
+{
+    let mut first = std::pin::pin!(attempt());
+    if let Ok(ended) = tokio::time::timeout(SECOND_AFTER, first.as_mut()).await {
+        return ended;
+    }
+    if source.config.max_connections == 1 {
+        return first.await;
+    }
+    let mut second = std::pin::pin!(attempt());
+    let (ended, is_first) = tokio::select! {
+        ended = first.as_mut() => (ended, true),
+        ended = second.as_mut() => (ended, false),
+    };
+    match ended {
+        Err(error) if error.is_transient() && is_first => second.await,
+        Err(error) if error.is_transient() => first.await,
+        ended => ended,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use chunkcache_proto::v1;
+
+    use super::*;
+
+    fn source() -> Source {
+        Source::new(v1::Source {
+            name: "films".into(),
+            base_url: "http://origin/".into(),
+            ..v1::Source::default()
+        })
+        .unwrap()
+    }
+
+    /// Answers as the script says, by the number of the attempt.
+    async fn run(
+        script: impl Fn(u32) -> Result<(), OriginError>,
+    ) -> (Result<u32, OriginError>, u32) {
+        let asked = AtomicU32::new(0);
+        let source = source();
+        let answer = ask(&source, || {
+            let number = asked.fetch_add(1, Ordering::Relaxed);
+            let result = script(number);
+            async move { result.map(|()| number) }
+        });
+        (answer.await, asked.load(Ordering::Relaxed))
+    }
+
+    #[tokio::test]
+    async fn what_will_not_pass_is_told_at_once() {
+        let (answer, asked) = run(|_| Err(OriginError::Refused { status: 403 })).await;
+        assert!(answer.is_err());
+        assert_eq!(asked, 1);
+    }
+
+    #[tokio::test]
+    async fn what_passes_is_asked_again() {
+        let refused = || OriginError::Unavailable {
+            status: 503,
+            retry_after: None,
+        };
+        let (answer, _) = run(|n| if n == 0 { Err(refused()) } else { Ok(()) }).await;
+        assert_eq!(answer, Ok(1));
+    }
+
+    #[tokio::test]
+    async fn an_overtaken_answer_is_asked_for_again_at_once() {
+        let overtaken = |until| {
+            move |n| {
+                if n < until {
+                    Err(OriginError::Overtaken)
+                } else {
+                    Ok(())
+                }
+            }
+        };
+        let (answer, asked) = run(overtaken(2)).await;
+        assert_eq!((answer, asked), (Ok(2), 3));
+        let (answer, asked) = run(overtaken(u32::MAX)).await;
+        assert!(answer.is_err() && asked == MAX_OVERTAKEN, "{asked}");
+    }
+}

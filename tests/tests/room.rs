@@ -1,0 +1,95 @@
+//! Disks that are full: what is fetched onto them comes to an end.
+#![allow(clippy::unwrap_used)]
+
+use std::time::{Duration, Instant};
+
+use chunkcache_tests::http::Call;
+use chunkcache_tests::{CHUNK, Cluster, ClusterOptions, MIB, Object, eventually};
+
+const ROOM: u64 = 64 * MIB;
+const SOON: Duration = Duration::from_secs(30);
+/// An eviction and the fetch it makes room for take a part of this.
+const REST: Duration = Duration::from_secs(3);
+
+fn small(fill: bool) -> Cluster {
+    let mut edge_arguments = vec!["--max-size=64MiB"];
+    if !fill {
+        edge_arguments.push("--background-fill=false");
+    }
+    Cluster::start_with(ClusterOptions {
+        edges: 1,
+        edge_arguments,
+        ..ClusterOptions::default()
+    })
+}
+
+/// Waits until the origin sends nothing for a while; what it sent by then.
+fn at_rest(cluster: &Cluster, paths: &[&str]) -> u64 {
+    let sent = || paths.iter().map(|it| cluster.origin.body_bytes(it)).sum();
+    let mut since = (sent(), Instant::now());
+    eventually("the origin is left in peace", SOON, || {
+        let now: u64 = sent();
+        if now != since.0 {
+            since = (now, Instant::now());
+        }
+        (since.1.elapsed() > REST).then_some(now)
+    })
+}
+
+#[test]
+fn a_fill_ends_where_the_disk_does_and_goes_on_when_there_is_room() {
+    let cluster = small(true);
+    let size = 48 * MIB;
+    for (path, seed) in [("/one.mp4", 191), ("/two.mp4", 192)] {
+        let object = Object::generated(seed, size).header("Cache-Control", "max-age=3600");
+        let target = cluster.put(path, object);
+        Call::get(&target)
+            .range(0, 1)
+            .send(cluster.edge().http)
+            .expect(206);
+    }
+    let sent = at_rest(&cluster, &["/one.mp4", "/two.mp4"]);
+    // Each of the begun requests may have been cut; nothing was fetched to be evicted.
+    assert!(sent <= ROOM + 2 * CHUNK, "{sent} bytes for {ROOM}");
+    assert!(sent >= ROOM / 2, "{sent}: it ended long before the disk");
+    let held = |path| cluster.recorded_bytes(path, "edge-a");
+    let (less, more) = if held("/one.mp4") < held("/two.mp4") {
+        ("/one.mp4", "/two.mp4")
+    } else {
+        ("/two.mp4", "/one.mp4")
+    };
+    assert!(held(less) < size);
+    let more = format!("media{more}");
+    let purge = ["entry", "invalidate", &more, "--purge"];
+    assert!(cluster.coordinator.cli(&purge).status.success());
+    cluster.wait_recorded(less, &[(0, size)]);
+}
+
+#[test]
+fn a_job_for_which_there_is_no_room_says_so_and_waits() {
+    let cluster = small(false);
+    cluster.put("/large.mp4", Object::generated(193, 160 * MIB));
+    let start = ["precache", "media/large.mp4", "--edge", "edge-a"];
+    let id = cluster.coordinator.json(&start)["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let job = || {
+        let jobs = cluster.coordinator.json(&["precache", "list", "--all"]);
+        jobs.as_array().unwrap()[0].clone()
+    };
+    let waiting = eventually("the job says that there is no room", SOON, || {
+        let waiting = job()["waiting"].as_str().unwrap().to_owned();
+        (!waiting.is_empty()).then_some(waiting)
+    });
+    assert!(waiting.contains("edge-a has no room"), "{waiting}");
+    let sent = at_rest(&cluster, &["/large.mp4"]);
+    // What was handed out when the first eviction was told, at most: three runs of eight chunks, and as many ahead.
+    assert!(sent <= ROOM + 48 * CHUNK, "{sent} bytes for {ROOM}");
+    let job = job();
+    assert_eq!(job["state"], "running", "{job}");
+    let done = job["bytes_done"].as_u64().unwrap();
+    assert!(done > ROOM / 2 && done <= ROOM, "{job}");
+    let cancel = ["precache", "cancel", &id];
+    assert!(cluster.coordinator.cli(&cancel).status.success());
+}
