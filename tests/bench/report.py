@@ -50,7 +50,7 @@ def write(results, folder, whole=True):
             else:
                 before[key] = value
         results = before
-    path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    path.write_text(json.dumps(results, indent=1) + "\n")
     (folder / "report.md").write_text("\n".join([*head(results), *targets(results), *hits(results, folder), *misses(results), *memory(results), *ends(results)]) + "\n")
     readme = folder.parents[1] / "README.md"
     text = readme.read_text()
@@ -67,7 +67,15 @@ def head(results):
         f"{machine.get('load_average', '?')} (what runs beside the bench counts into it). Made by `tests/bench/run`: {results['form']}; "
         "rounds are interleaved in changing order; medians, smallest and largest in brackets; ratios are of the same round; every byte compared while "
         "measuring. Servers are pinned to one core and the load to the other, but where it says unpinned.", "",
+        *was_busy(results),
     ]
+
+
+def was_busy(results):
+    """The bench itself makes some two."""
+    if float(results["machine"].get("load_average", 0)) <= 4:
+        return []
+    return ["The machine was busy with other work during this run: times are too long, and ratios say little. Run it again on a quiet one.", ""]
 
 
 def wrong_bytes(results):
@@ -230,6 +238,7 @@ def summary(results):
     return [
         *lines, "",
         f"{machine['when']}, {machine['cores']} cores ({machine['cpu']}), server on one and load on the other, {results['form']}, load average {machine.get('load_average', '?')}{origin}.",
+        *was_busy(results)[:1],
     ]
 
 
