@@ -233,6 +233,7 @@ impl Importer {
                 path: path.clone(),
                 query: query.clone(),
             },
+            past_the_cache: false,
             first_bytes: FirstBytes::From {
                 start: 0,
                 end: Some(1),

@@ -5,13 +5,14 @@
 //! of chunks: a job over 50,000 chunks costs what its gaps cost.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, DefaultHasher};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
 
 use chunkcache_proto::{ChunkIndex, Level};
 
 use super::api::{EdgeId, EntryNo, Millis, ReaderId, Reason, SourceId, WantId};
 use super::queue::Key;
+use crate::core::edge_choice::mix;
 use crate::core::range_set::RangeSet;
 
 /// Who claims. The order is the last tie-break, so that equal input gives equal output.
@@ -47,7 +48,36 @@ impl Owner {
 
 /// Claims by owner: looked up many times in an event, which a tree of ten thousands makes dear. Its order means nothing, so
 /// what goes through all of it sorts; the hash has no random seed all the same.
-pub type Claims = HashMap<Owner, Claim, BuildHasherDefault<DefaultHasher>>;
+pub type Claims = HashMap<Owner, Claim, BuildHasherDefault<OwnerHasher>>;
+
+/// For small integers that this cluster's own edges and coordinator gave: nobody can choose them to collide in one's own favour,
+/// and a cryptographic hash costs more than all else in a look.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OwnerHasher(u64);
+
+impl Hasher for OwnerHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(u64::from(value));
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = mix(self.0.rotate_left(23) ^ value);
+    }
+
+    fn write_isize(&mut self, value: isize) {
+        self.write_u64(value.unsigned_abs() as u64);
+    }
+}
 
 /// What is claimed, and where it stands.
 #[derive(Clone, Debug)]
