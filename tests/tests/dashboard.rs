@@ -141,6 +141,8 @@ fn renders_updates_and_acts() {
     examine(&browser, axe.as_deref(), "entries");
     let link =
         "[...document.querySelectorAll('main a')].find(a => a.textContent === 'media/film.mp4')";
+    // A change of the colour scheme draws the view anew, from a list that is asked for anew.
+    browser.wait("the link", link);
     browser.run(&format!("{link}.click()"));
     browser.wait(
         "the map",
@@ -153,6 +155,10 @@ fn renders_updates_and_acts() {
         &format!("{colours} >= 3"),
     );
     examine(&browser, axe.as_deref(), "entry");
+    browser.wait(
+        "the map, drawn anew",
+        "document.querySelector('canvas').getAttribute('aria-label').includes('32 chunks on')",
+    );
     browser.click("canvas");
     browser.wait(
         "why",

@@ -38,9 +38,9 @@ const MAX_INVENTORY: usize = 1_000_000;
 /// Entries whose fill is taken up at a time, and the pause until the next: a disk full of begun entries is filled over hours, and
 /// what is not open yet costs nothing.
 const FILL_ENTRIES: u32 = 1000;
+const FILL_PAUSE: Duration = Duration::from_secs(10);
 /// Invalidated entries an edge is told of when it comes back: as many as fit into one message.
 const INVALIDATED_ENTRIES: u32 = 20_000;
-const FILL_PAUSE: Duration = Duration::from_secs(10);
 /// An observation older than this was made while no coordinator answered.
 const LIVE_OBSERVATION: Duration = Duration::from_secs(30);
 

@@ -40,11 +40,11 @@ pub struct Bindings {
     vary: RwLock<HashMap<String, Vec<String>>>,
     negative: Mutex<HashMap<String, (u16, i64)>>,
     unstorable: Mutex<HashMap<String, (&'static str, i64)>>,
-    /// Counted up after each change, so that who looked something up need not look again while it stands.
-    changes: AtomicU64,
     /// Taken before every other lock, and before that of the session: what is found, and told, is found and told before an
     /// invalidation or after it.
     invalidated: Mutex<Invalidated>,
+    /// Counted up after each change, so that who looked something up need not look again while it stands.
+    changes: AtomicU64,
 }
 
 /// A moment in the order of invalidations.
@@ -105,8 +105,8 @@ impl Bindings {
             vary: RwLock::default(),
             negative: Mutex::default(),
             unstorable: Mutex::default(),
-            changes: AtomicU64::new(0),
             invalidated: Mutex::default(),
+            changes: AtomicU64::new(0),
             store,
         };
         for (key, value) in bindings.store.notes() {
