@@ -239,7 +239,6 @@ impl Importer {
                 end: Some(1),
             },
             only_if_cached: false,
-            past_the_cache: false,
             headers: HeaderMap::new(),
             head_only: true,
         };
