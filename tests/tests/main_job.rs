@@ -206,7 +206,7 @@ fn two_edges_cost_the_origin_one_read() {
 fn three_edges_and_thirty_readers_cost_the_origin_one_read() {
     let _turn = heavy();
     let cluster = Cluster::with_edges(3);
-    let size = 64 * MIB;
+    let size = 256 * MIB;
     let target = cluster.put("/all.mp4", Object::generated(16, size));
     let expected = content::sha256(16, size);
     let together = Arc::new(Barrier::new(30));
