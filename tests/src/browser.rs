@@ -23,6 +23,8 @@ pub struct Browser {
 }
 
 impl Browser {
+    const CLICK_ATTEMPTS: usize = 3;
+
     /// Its files go under `directory`. None, with the reason printed, where no browser is installed.
     pub fn start(directory: &Path) -> Option<Browser> {
         let found = Command::new("chromedriver").arg("--version").output();
@@ -74,11 +76,17 @@ impl Browser {
 
     #[track_caller]
     pub fn command(&self, path: &str, body: &Value) -> Value {
-        let path = format!("/session/{}{path}", self.session);
-        let mut answer = call(self.address, "POST", &path, body).expect("chromedriver answers");
-        let value = answer["value"].take();
+        let value = self.ask(path, body);
         assert!(value["error"].is_null(), "{path}: {value}");
         value
+    }
+
+    /// Errors are answers.
+    #[track_caller]
+    fn ask(&self, path: &str, body: &Value) -> Value {
+        let path = format!("/session/{}{path}", self.session);
+        let mut answer = call(self.address, "POST", &path, body).expect("chromedriver answers");
+        answer["value"].take()
     }
 
     #[track_caller]
@@ -101,17 +109,25 @@ impl Browser {
         self.command("/execute/async", &json!({"script": script, "args": []}))
     }
 
-    /// A real click: the element is scrolled to and must not be covered.
+    /// A real click: the element is scrolled to and must not be covered. One that the live page draws anew between the look and the
+    /// click is looked for again, as a person would.
     #[track_caller]
     pub fn click(&self, selector: &str) {
-        let found = self.command(
-            "/element",
-            &json!({"using": "css selector", "value": selector}),
-        );
-        let id = found.as_object().and_then(|it| it.values().next()).cloned();
-        let id = id.expect("an element");
-        let id = id.as_str().expect("an element's id").to_owned();
-        self.command(&format!("/element/{id}/click"), &json!({}));
+        for _ in 0..CLICK_ATTEMPTS {
+            let found = self.command(
+                "/element",
+                &json!({"using": "css selector", "value": selector}),
+            );
+            let id = found.as_object().and_then(|it| it.values().next()).cloned();
+            let id = id.expect("an element");
+            let id = id.as_str().expect("an element's id").to_owned();
+            let answer = self.ask(&format!("/element/{id}/click"), &json!({}));
+            if answer["error"] != "stale element reference" {
+                assert!(answer["error"].is_null(), "{selector}: {answer}");
+                return;
+            }
+        }
+        panic!("{selector} is drawn anew all the time");
     }
 
     #[track_caller]
