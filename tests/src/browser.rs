@@ -22,9 +22,9 @@ pub struct Browser {
     _driver: Process,
 }
 
-impl Browser {
-    const CLICK_ATTEMPTS: usize = 3;
+const CLICK_ATTEMPTS: usize = 3;
 
+impl Browser {
     /// Its files go under `directory`. None, with the reason printed, where no browser is installed.
     pub fn start(directory: &Path) -> Option<Browser> {
         let found = Command::new("chromedriver").arg("--version").output();
