@@ -1,6 +1,7 @@
 //! What this edge decides itself: a reader's wait that nobody takes care of, and all of the plan while no coordinator plans.
 
 use std::{
+    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -42,6 +43,7 @@ impl Planner {
     /// Until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut wait = TICK;
+        let mut joined = HashSet::new();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -49,7 +51,7 @@ impl Planner {
                 () = tokio::time::sleep(wait) => {}
             }
             let begun = Instant::now();
-            wait = self.plan();
+            wait = self.plan(&mut joined);
             // Many readers: one look serves many wakes.
             let rest = (begun.elapsed() * 4).max(LEAST_INTERVAL);
             if self.demand.len() > 32 {
@@ -58,8 +60,8 @@ impl Planner {
         }
     }
 
-    /// One look. Returns when the next is due at the latest.
-    fn plan(&self) -> Duration {
+    /// One look. Returns when the next is due at the latest. `joined`: local fetches that a reader has come to.
+    fn plan(&self, joined: &mut HashSet<u64>) -> Duration {
         let planned_elsewhere = self.link.is_planning();
         let readers = self.demand.all();
         let mut next = TICK;
@@ -75,7 +77,7 @@ impl Planner {
                 self.look_ahead(reader, &mut local);
             }
         }
-        self.cancel_unwanted(&readers, &local);
+        self.cancel_unwanted(&readers, &local, joined);
         self.downloads.tick();
         next
     }
@@ -201,7 +203,13 @@ impl Planner {
     }
 
     /// Lookahead and probes' tails that no reader is near any more: a seek or a close.
-    fn cancel_unwanted(&self, readers: &[Arc<ReaderState>], local: &[Order]) {
+    fn cancel_unwanted(
+        &self,
+        readers: &[Arc<ReaderState>],
+        local: &[Order],
+        joined: &mut HashSet<u64>,
+    ) {
+        joined.retain(|id| local.iter().any(|order| order.id == *id));
         for order in local {
             if order.level == Level::Medium || order.level == Level::Low {
                 continue;
@@ -224,8 +232,13 @@ impl Planner {
                         .iter()
                         .any(|hint| !hint.intersect(run).is_empty())
             });
-            // A probe's reader comes a moment after its fetch.
-            if !wanted && self.downloads.age(order.id) > Duration::from_secs(1) {
+            if wanted {
+                joined.insert(order.id);
+                continue;
+            }
+            // A probe's reader comes a moment after its fetch; who was there and left does not come back to it.
+            let is_left = joined.contains(&order.id);
+            if is_left || self.downloads.age(order.id) > Duration::from_secs(1) {
                 let under_way = self.downloads.chunk_under_way(order.id);
                 let here = of_entry()
                     .any(|reader| Some(geometry.chunk_of(reader.position())) == under_way);
