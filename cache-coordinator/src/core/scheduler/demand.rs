@@ -160,7 +160,12 @@ impl Scheduler {
             .into_iter()
             .flatten()
         {
-            self.reassess_overlapping(edge, old.entry, &old.span, how, effects);
+            // Who jumps or leaves takes with it what it had read past, or what an earlier, longer lookahead of its had asked for.
+            let span = match how {
+                Withdrawal::Superseded => 0..ChunkIndex::MAX,
+                Withdrawal::Advanced => old.span.clone(),
+            };
+            self.reassess_overlapping(edge, old.entry, &span, how, effects);
         }
     }
 
