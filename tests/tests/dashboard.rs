@@ -59,7 +59,10 @@ fn examine(browser: &Browser, axe: Option<&str>, page: &str) {
     }
     browser.prefer("light");
     browser.resize(1280, 1000);
-    let errors: Vec<_> = browser.console();
+    // This test reads a canvas back, which no page of ours does; the browser would have it done otherwise.
+    let of_this_test = |line: &String| line.contains("willReadFrequently");
+    let mut errors: Vec<_> = browser.console();
+    errors.retain(|line| !of_this_test(line));
     assert!(errors.is_empty(), "{page}: {errors:?}");
 }
 
