@@ -186,13 +186,9 @@ impl LevelLabel {
     /// Of a level.
     #[must_use]
     pub fn of(level: Level) -> Self {
-        let level = match level {
-            Level::Critical => "critical",
-            Level::High => "high",
-            Level::Medium => "medium",
-            Level::Low => "low",
-        };
-        Self { level }
+        Self {
+            level: level.label(),
+        }
     }
 }
 

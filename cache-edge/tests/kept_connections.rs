@@ -6,7 +6,7 @@ mod support;
 
 use cache_edge::coordinator::notes;
 use chunkcache_proto::v1;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 use support::{Act, Answer, MIB, Origin, TestEdge, content, request};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -79,13 +79,19 @@ fn key() -> v1::Key {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_binding_that_goes_is_not_served_from_memory() {
+/// An edge that remembers the object on a connection.
+async fn remembered() -> (tempfile::TempDir, Arc<Origin>, TestEdge, Kept) {
     let directory = tempfile::tempdir().unwrap();
     let origin = Origin::start(SIZE).await;
     let edge = TestEdge::start(directory.path(), Some(&origin)).await;
     let mut kept = Kept::open(&edge).await;
     kept.get_remembered(&edge, None).await;
+    (directory, origin, edge, kept)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_binding_that_goes_is_not_served_from_memory() {
+    let (_directory, origin, edge, mut kept) = remembered().await;
 
     origin.version.store(2, Ordering::SeqCst);
     edge.edge.objects.parts().bindings.unbind(&key());
@@ -97,11 +103,7 @@ async fn a_binding_that_goes_is_not_served_from_memory() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_target_on_the_connection_is_another_object() {
-    let directory = tempfile::tempdir().unwrap();
-    let origin = Origin::start(SIZE).await;
-    let edge = TestEdge::start(directory.path(), Some(&origin)).await;
-    let mut kept = Kept::open(&edge).await;
-    kept.get_remembered(&edge, None).await;
+    let (_directory, origin, edge, mut kept) = remembered().await;
     origin.version.store(2, Ordering::SeqCst);
     let other = kept.get("/films/b.mp4", "").await;
     other.assert_bytes(206, &content(2, 1000..2000));
@@ -114,23 +116,27 @@ async fn another_target_on_the_connection_is_another_object() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_is_removed_is_gone_at_once() {
-    let directory = tempfile::tempdir().unwrap();
-    let origin = Origin::start(SIZE).await;
-    let edge = TestEdge::start(directory.path(), Some(&origin)).await;
-    let mut kept = Kept::open(&edge).await;
-    kept.get_remembered(&edge, None).await;
+    let (_directory, _origin, edge, mut kept) = remembered().await;
     let _ = notes::set_sources(&edge.edge.store, &edge.edge.catalogue, Vec::new());
     assert_eq!(kept.get(PATH, "").await.status, 404);
     edge.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_was_purged_is_made_anew() {
+    let (_directory, _origin, edge, mut kept) = remembered().await;
+    let parts = edge.edge.objects.parts();
+    let id = parts.bindings.get(&key()).unwrap().id;
+    parts.store.remove_entry(&id).unwrap();
+    let answer = kept.get(PATH, "").await;
+    answer.assert_bytes(206, &content(1, 1000..2000));
+    assert!(parts.store.entry(&id).is_some(), "nothing of it is kept");
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_object_that_changed_at_its_origin_is_asked_for_again() {
-    let directory = tempfile::tempdir().unwrap();
-    let origin = Origin::start(SIZE).await;
-    let edge = TestEdge::start(directory.path(), Some(&origin)).await;
-    let mut kept = Kept::open(&edge).await;
-    kept.get_remembered(&edge, None).await;
+    let (_directory, origin, edge, mut kept) = remembered().await;
     let parts = edge.edge.objects.parts();
     let bound = parts.bindings.get(&key()).unwrap();
     let file = parts.store.entry(&bound.id).unwrap();

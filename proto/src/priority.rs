@@ -20,7 +20,18 @@ impl Level {
     /// All, most urgent first.
     pub const ALL: [Self; 4] = [Self::Critical, Self::High, Self::Medium, Self::Low];
 
-    /// In metrics, logs and `explain`.
+    /// In metrics and on the command line.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Critical => "critical",
+            Self::High => "high",
+            Self::Medium => "medium",
+            Self::Low => "low",
+        }
+    }
+
+    /// In logs and `explain`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

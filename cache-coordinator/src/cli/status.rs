@@ -1,6 +1,7 @@
 //! `status` and `explain`: how the cluster is, and why a chunk is where it is.
 
 use chunkcache_plumbing::config::human_bytes;
+use chunkcache_proto::Level;
 use chunkcache_proto::v1::{
     ExplainChunkRequest, ExplainChunkResponse, GetStatusRequest, GetStatusResponse,
 };
@@ -12,8 +13,6 @@ use super::failure::CliError;
 use super::names::entry_name;
 use super::output::{Printer, Rows, or_dash, yes};
 use super::{text, view};
-
-const LEVELS: [&str; 4] = ["critical", "high", "medium", "low"];
 
 pub(super) fn command() -> Command {
     Command::new("status").about("The cluster at a glance")
@@ -62,10 +61,9 @@ pub(super) async fn explain(
 }
 
 fn by_level(counts: &[u64]) -> Value {
-    LEVELS
-        .iter()
-        .zip(counts)
-        .map(|(level, count)| ((*level).to_owned(), json!(count)))
+    let levels = Level::ALL.into_iter().zip(counts);
+    levels
+        .map(|(level, count)| (level.label().to_owned(), json!(count)))
         .collect()
 }
 
@@ -93,10 +91,10 @@ pub(super) fn status_json(status: &GetStatusResponse, endpoint: &str) -> Value {
 
 fn status_fields(status: &GetStatusResponse) -> String {
     let levels = |counts: &[u64]| {
-        let parts = LEVELS
-            .iter()
+        let parts = Level::ALL
+            .into_iter()
             .zip(counts)
-            .map(|(level, count)| format!("{level} {count}"));
+            .map(|(level, count)| format!("{} {count}", level.label()));
         or_dash(&parts.collect::<Vec<_>>().join(", "))
     };
     let drift = (

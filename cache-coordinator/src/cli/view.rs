@@ -1,6 +1,7 @@
 //! The JSON people script against, and the words for enums. A list is an array; every object has
 //! `id` or `name`; ranges are `{"start", "end"}` with `end` one past the last byte.
 
+use chunkcache_proto::Level;
 use chunkcache_proto::v1::{
     ByteRange, Edge, EdgeRanges, EdgeState, Entry, EntryDetail, Job, JobState, Priority, Source,
     SourceMode,
@@ -152,11 +153,5 @@ pub(super) fn job_state(state: JobState) -> &'static str {
 }
 
 pub(super) fn priority(priority: Priority) -> &'static str {
-    match priority {
-        Priority::Unspecified => "unset",
-        Priority::Critical => "critical",
-        Priority::High => "high",
-        Priority::Medium => "medium",
-        Priority::Low => "low",
-    }
+    Level::try_from(priority).map_or("unset", Level::label)
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Geometry, v1};
-use tokio_postgres::Row;
+use tokio_postgres::{Row, types::ToSql};
 
 use super::{
     Database, RepositoryError,
@@ -71,6 +71,13 @@ pub struct Digest {
     pub checksum_xor: u64,
 }
 
+/// Of a question about a part of an object: its first byte, past its last, and the chunk size.
+fn asked(geometry: Geometry, range: ByteRange) -> (i64, i64, i64) {
+    let range = range.intersect(ByteRange::new(0, geometry.size()));
+    let chunk_size = i64::from(geometry.chunk_size());
+    (signed(range.start), signed(range.end), chunk_size)
+}
+
 impl Database {
     /// What each edge holds of one entry.
     pub async fn holdings(&self, entry: EntryId) -> Result<Vec<Holding>, RepositoryError> {
@@ -100,15 +107,10 @@ impl Database {
         edges: &[EdgeId],
         limit: u32,
     ) -> Result<Vec<ByteRange>, RepositoryError> {
-        let range = range.intersect(ByteRange::new(0, geometry.size()));
-        let (start, end) = (signed(range.start), signed(range.end));
-        let chunk_size = i64::from(geometry.chunk_size());
-        let rows = self
-            .query(
-                statements::CHUNK_MISSING,
-                &[&entry, &start, &end, &chunk_size, &edges, &i64::from(limit)],
-            )
-            .await?;
+        let (start, end, chunk_size) = asked(geometry, range);
+        let params: [&(dyn ToSql + Sync); 6] =
+            [&entry, &start, &end, &chunk_size, &edges, &i64::from(limit)];
+        let rows = self.query(statements::CHUNK_MISSING, &params).await?;
         Ok(rows.iter().map(range_from_row).collect())
     }
 
@@ -120,14 +122,11 @@ impl Database {
         range: ByteRange,
         limit: u32,
     ) -> Result<Vec<ByteRange>, RepositoryError> {
-        let range = range.intersect(ByteRange::new(0, geometry.size()));
-        let (start, end) = (signed(range.start), signed(range.end));
-        let chunk_size = i64::from(geometry.chunk_size());
+        let (start, end, chunk_size) = asked(geometry, range);
+        let params: [&(dyn ToSql + Sync); 5] =
+            [&entry, &start, &end, &chunk_size, &i64::from(limit)];
         let rows = self
-            .query(
-                statements::CHUNK_MISSING_ANYWHERE,
-                &[&entry, &start, &end, &chunk_size, &i64::from(limit)],
-            )
+            .query(statements::CHUNK_MISSING_ANYWHERE, &params)
             .await?;
         Ok(rows.iter().map(range_from_row).collect())
     }

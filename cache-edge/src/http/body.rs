@@ -200,7 +200,11 @@ impl<O: OpenReader> Cursor<O> {
     }
 
     /// A file system that stopped itself after an error refuses new mappings, and reads as before.
-    async fn read_unmapped(&mut self, mut piece: Piece) -> Result<BodyData, ReadError> {
+    async fn read_unmapped(
+        &mut self,
+        mut piece: Piece,
+        source: ByteSource,
+    ) -> Result<BodyData, ReadError> {
         let (file, start) = (Arc::clone(&piece.file), piece.range.start);
         let len = piece.range.len().min(LARGE_BYTES as u64) as usize;
         let bytes = off_the_worker(move || {
@@ -209,7 +213,7 @@ impl<O: OpenReader> Cursor<O> {
         })
         .await?
         .map_err(disk)?;
-        self.metrics.count_bytes(ByteSource::Hit, len as u64);
+        self.metrics.count_bytes(source, len as u64);
         piece.range = ByteRange::new(start + len as u64, piece.range.end);
         if !piece.range.is_empty() {
             self.rest = Some(piece);
@@ -238,7 +242,7 @@ impl<O: OpenReader> Cursor<O> {
                     off_the_worker(move || file.bring_in(range)).await?;
                 }
                 let Ok(mapped) = piece.file.map(piece.range) else {
-                    return self.read_unmapped(piece).await;
+                    return self.read_unmapped(piece, source).await;
                 };
                 self.metrics.count_bytes(source, piece.range.len());
                 Ok(BodyData::Mapped(

@@ -64,7 +64,7 @@ impl Counters {
 
     /// A chunk came to its end so long after it was ordered.
     pub fn chunk_came(&self, level: Level, after: Duration) {
-        let label = [("level", level_name(level))];
+        let label = [("level", level.label())];
         self.waits
             .0
             .get_or_create(&label)
@@ -99,15 +99,6 @@ impl Counters {
     #[must_use]
     pub fn origin_bytes(&self) -> u64 {
         self.origin_bytes.load(Ordering::Relaxed)
-    }
-}
-
-fn level_name(level: Level) -> &'static str {
-    match level {
-        Level::Critical => "critical",
-        Level::High => "high",
-        Level::Medium => "medium",
-        Level::Low => "low",
     }
 }
 

@@ -341,8 +341,8 @@ impl Fetcher {
         tracing::debug!(start = range.start, end = range.end, "asking the origin");
         let response = self.client.get(&source, url, &asked).await?;
         let part = answer::check(response.status, &response.headers, range, entry, now_ms());
-        if let Err(OriginError::Busy { retry_after }) = &part {
-            source.hold_off(now_ms() + i64::try_from(retry_after.as_millis()).unwrap_or(0));
+        if let Err(error) = &part {
+            source.heed(error, now_ms());
         }
         Ok(Opened {
             part: part?,

@@ -13,6 +13,8 @@ use chunkcache_proto::v1;
 use http::{HeaderName, HeaderValue};
 use url::Url;
 
+use super::OriginError;
+
 /// A source as the coordinator told it, parsed once.
 #[derive(Debug)]
 pub struct Source {
@@ -130,9 +132,13 @@ impl Source {
                 .is_some_and(|rest| rest.starts_with('/') && !climbs_when_decoded(rest))
     }
 
-    /// The origin asked to be left alone until then.
-    pub fn hold_off(&self, until_ms: i64) {
-        self.not_before_ms.fetch_max(until_ms, Ordering::AcqRel);
+    /// An origin that asked to be left alone is left alone.
+    pub fn heed(&self, error: &OriginError, now_ms: i64) {
+        if let OriginError::Busy { retry_after } = error {
+            let wait = i64::try_from(retry_after.as_millis()).unwrap_or(0);
+            let until = now_ms.saturating_add(wait);
+            self.not_before_ms.fetch_max(until, Ordering::AcqRel);
+        }
     }
 
     /// Milliseconds to wait before the next request.

@@ -29,9 +29,7 @@ where
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
-        if let OriginError::Busy { retry_after } = &error {
-            source.hold_off(now_ms() + i64::try_from(retry_after.as_millis()).unwrap_or(0));
-        }
+        source.heed(&error, now_ms());
         let wait = backoff
             .wait(rand::random())
             .max(error.retry_after().unwrap_or_default());

@@ -53,7 +53,10 @@ pub(super) fn cached_pages(file: BorrowedFd<'_>, range: ByteRange) -> Option<u64
         )
     };
     if result != 0 {
-        REFUSED.store(true, Ordering::Relaxed);
+        let error = std::io::Error::last_os_error().raw_os_error();
+        if matches!(error, Some(libc::ENOSYS | libc::EPERM | libc::EACCES)) {
+            REFUSED.store(true, Ordering::Relaxed);
+        }
         return None;
     }
     // SAFETY: plain integers, for which zeros are valid.

@@ -31,6 +31,8 @@ pub struct DiskSpace {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Open {
     Existing,
+    /// To be read alone: possible where the file system takes no writes.
+    Reading,
     CreateOrExisting,
     /// Empties what was there.
     Truncate,
@@ -85,9 +87,9 @@ impl Disk for RealDisk {
 
     fn open(&self, path: &Path, open: Open) -> io::Result<Arc<dyn DiskFile>> {
         let mut options = fs::OpenOptions::new();
-        options.read(true).write(true);
+        options.read(true).write(open != Open::Reading);
         match open {
-            Open::Existing => {}
+            Open::Existing | Open::Reading => {}
             Open::CreateOrExisting => {
                 options.create(true);
             }
@@ -95,15 +97,7 @@ impl Disk for RealDisk {
                 options.create(true).truncate(true);
             }
         }
-        let path = self.root.join(path);
-        let file = match options.open(&path) {
-            // A file system that turned read-only still has what it has: a write to it fails by itself.
-            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-                fs::File::open(&path)?
-            }
-            opened => opened?,
-        };
-        Ok(Arc::new(RealFile(file)))
+        Ok(Arc::new(RealFile(options.open(self.root.join(path))?)))
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {

@@ -275,7 +275,7 @@ impl EntryFile {
     /// Positional read, for TLS, HTTP/2 and hashing. Blocking if the pages are not resident.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
         let read = self
-            .open_file(Open::Existing)?
+            .open_file(Open::Reading)?
             .file
             .read_at(buffer, offset)?;
         if read < buffer.len() {
@@ -287,20 +287,20 @@ impl EntryFile {
 
     /// For sendfile: the file and, for hyper, memory that maps the range. Not for an empty range.
     pub fn map(&self, range: ByteRange) -> Result<Mapped, StoreError> {
-        let file = self.open_file(Open::Existing)?;
+        let file = self.open_file(Open::Reading)?;
         Ok(self.shared.files.map(&file, range)?)
     }
 
     /// The pages of the range are in memory (so that sendfile does not block).
     #[must_use]
     pub fn is_resident(&self, range: ByteRange) -> bool {
-        self.open_file(Open::Existing)
+        self.open_file(Open::Reading)
             .is_ok_and(|file| residency::is_resident(&*file.file, range))
     }
 
     /// Reads the range into the page cache. Blocking.
     pub fn bring_in(&self, range: ByteRange) {
-        if let Ok(file) = self.open_file(Open::Existing) {
+        if let Ok(file) = self.open_file(Open::Reading) {
             residency::bring_in(&*file.file, range);
         }
     }
@@ -372,14 +372,19 @@ impl EntryFile {
         }
     }
 
-    /// The open file, opened and perhaps made.
+    /// The open file, opened and perhaps made. To read it is possible also where the file system takes no writes; who writes then
+    /// opens it anew, as soon as that succeeds.
     pub(super) fn open_file(&self, open: Open) -> io::Result<Arc<OpenFile>> {
-        if let Some(file) = self.open.load_full() {
+        let at_hand = || {
+            let file = self.open.load_full();
+            file.filter(|file| file.is_writable || open == Open::Reading)
+        };
+        if let Some(file) = at_hand() {
             file.touch();
             return Ok(file);
         }
         let path = self.path.lock();
-        if let Some(file) = self.open.load_full() {
+        if let Some(file) = at_hand() {
             return Ok(file);
         }
         let disk = &self.shared.disk;
@@ -388,15 +393,28 @@ impl EntryFile {
         {
             disk.create_dir(parent)?;
         }
-        let file = disk.open(&path, open)?;
+        let writable = match open {
+            Open::Reading => Open::Existing,
+            other => other,
+        };
+        let (file, is_writable) = match disk.open(&path, writable) {
+            Err(error)
+                if open == Open::Reading && error.kind() == io::ErrorKind::ReadOnlyFilesystem =>
+            {
+                (disk.open(&path, Open::Reading)?, false)
+            }
+            opened => (opened?, true),
+        };
         // Never cut: a mapping of it may be in use.
-        if file.len()? < self.geometry.size() {
+        if is_writable && file.len()? < self.geometry.size() {
             file.set_len(self.geometry.size())?;
         }
-        let file = Arc::new(OpenFile::new(file, self.geometry.size()));
-        self.open.store(Some(file.clone()));
+        let file = Arc::new(OpenFile::new(file, self.geometry.size(), is_writable));
+        let was_open = self.open.swap(Some(file.clone())).is_some();
         drop(path);
-        self.shared.files.admit(self.me.clone());
+        if !was_open {
+            self.shared.files.admit(self.me.clone());
+        }
         Ok(file)
     }
 

@@ -31,6 +31,8 @@ const PAGE_BYTES: u64 = 4096;
 pub(super) struct OpenFile {
     pub file: Arc<dyn DiskFile>,
     size_bytes: u64,
+    /// Unset: it was opened where the file system took no writes.
+    pub is_writable: bool,
     windows: Box<[ArcSwapOption<Window>]>,
     /// Since the clock's hand came by.
     used: AtomicBool,
@@ -39,11 +41,12 @@ pub(super) struct OpenFile {
 }
 
 impl OpenFile {
-    pub fn new(file: Arc<dyn DiskFile>, size_bytes: u64) -> Self {
+    pub fn new(file: Arc<dyn DiskFile>, size_bytes: u64, is_writable: bool) -> Self {
         let windows = size_bytes.div_ceil(WINDOW_BYTES);
         Self {
             file,
             size_bytes,
+            is_writable,
             windows: (0..windows).map(|_| ArcSwapOption::empty()).collect(),
             used: AtomicBool::new(true),
             unsynced: AtomicBool::new(false),

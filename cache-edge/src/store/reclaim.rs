@@ -134,7 +134,7 @@ fn reclaim_entry(entry: &Arc<EntryFile>, reclaimed: &mut Reclaimed) -> io::Resul
 }
 
 /// Verifies proved chunks that seem to have no blocks.
-fn check_present(entry: &Arc<EntryFile>, from: u32, to: u32) {
+pub(super) fn check_present(entry: &Arc<EntryFile>, from: u32, to: u32) {
     for chunk in from..to {
         // Each reads a whole chunk: a disk that lost many would keep the process from ending.
         if entry.is_stopping() {

@@ -35,7 +35,7 @@ pub(super) fn check(
         Ok(sum) if sum == entry.table().checksum(chunk) => {
             if trust == Trust::VerifiedAndCold
                 && !was_resident
-                && let Ok(file) = entry.open_file(Open::Existing)
+                && let Ok(file) = entry.open_file(Open::Reading)
             {
                 residency::let_go(&*file.file, range);
             }

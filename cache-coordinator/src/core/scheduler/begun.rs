@@ -10,28 +10,56 @@ use super::Scheduler;
 use super::api::{EdgeId, EntryNo};
 use super::claim::{Claim, Owner};
 use super::state::Timer;
+use crate::core::range_set::RangeSet;
+
+/// Of one entry on one edge; older ones are left to the edge, which gives them back.
+const MAX_BEGUN: usize = 64;
 
 impl Scheduler {
     /// The edge holds some bytes of these chunks, and not all.
     pub(super) fn begun(&mut self, edge: EdgeId, entry: EntryNo, chunks: &[ChunkIndex]) {
-        let Some(known) = self.entries.get(&entry) else {
+        let until = self.now.saturating_add(self.config.begun_ms);
+        let Some(known) = self.entries.get_mut(&entry) else {
             return;
         };
-        let may = self.edges.get(&edge).is_some_and(|on| on.alive) && !known.changed;
         let count = known.geometry.chunk_count();
-        if !may || !chunks.iter().any(|&chunk| chunk < count) {
+        let chunks = chunks.iter().filter(|&&chunk| chunk < count);
+        if chunks.clone().next().is_none() {
             return;
         }
-        let owner = Owner::Begun(edge, entry);
-        let source = known.source;
-        let mut ranges = self
-            .remove_claim(owner)
-            .and_then(|claim| claim.ranges)
-            .unwrap_or_default();
-        for &chunk in chunks.iter().filter(|&&chunk| chunk < count) {
-            ranges.insert(chunk..chunk + 1);
+        let line = known.lines.entry(edge).or_default();
+        for &chunk in chunks {
+            line.begun.retain(|&(other, _)| other != chunk);
+            line.begun.push((chunk, until));
         }
-        let Some(span) = ranges.span() else {
+        let excess = line.begun.len().saturating_sub(MAX_BEGUN);
+        line.begun.drain(..excess);
+        self.timers.insert((until, Timer::Begun(edge, entry)));
+        self.claim_begun(edge, entry);
+    }
+
+    /// Makes, changes or removes the claim, as things are now: each chunk goes in its own time, whatever is begun after it.
+    pub(super) fn claim_begun(&mut self, edge: EdgeId, entry: EntryNo) {
+        let owner = Owner::Begun(edge, entry);
+        self.remove_claim(owner);
+        let now = self.now;
+        let Some(known) = self.entries.get_mut(&entry) else {
+            return;
+        };
+        let (source, changed) = (known.source, known.changed);
+        let Some(line) = known.lines.get_mut(&edge) else {
+            return;
+        };
+        let held = &line.held;
+        line.begun
+            .retain(|&(chunk, until)| until > now && !held.contains(chunk));
+        let ranges: RangeSet<ChunkIndex> = line
+            .begun
+            .iter()
+            .map(|&(chunk, _)| chunk..chunk + 1)
+            .collect();
+        let may = self.edges.get(&edge).is_some_and(|on| on.alive) && !changed;
+        let Some(span) = ranges.span().filter(|_| may) else {
             return;
         };
         let claim = Claim {
@@ -44,23 +72,11 @@ impl Scheduler {
             ranges: Some(ranges),
             position: 0,
             rate_bytes_per_second: 0,
-            since: self.now,
+            since: now,
             served: 0,
             queued: None,
         };
         self.add_claim(owner, claim, &mut Vec::new());
-        let until = self.now.saturating_add(self.config.begun_ms);
-        self.timers.insert((until, Timer::Begun(edge, entry)));
         self.dirty.insert(edge);
-    }
-
-    /// The edge has given them back by now.
-    pub(super) fn begun_is_over(&mut self, edge: EdgeId, entry: EntryNo) {
-        let owner = Owner::Begun(edge, entry);
-        let since = self.claims.get(&owner).map(|claim| claim.since);
-        // One that was extended has a later timer.
-        if since.is_some_and(|since| self.now >= since.saturating_add(self.config.begun_ms)) {
-            self.remove_claim(owner);
-        }
     }
 }

@@ -400,27 +400,14 @@ impl Scheduler {
             .get(&entry)
             .map_or(SourceId(0), |known| known.source);
         let mut flight = Flight {
-            id,
-            entry,
-            source,
-            chunks: route.chunks.clone(),
-            level,
             deadline,
             from: route.from,
             reason,
             owner,
             slot,
-            cancelling: false,
-            local: false,
-            shared: false,
-            assigned_at: self.now,
-            progress_at: self.now,
-            bytes_done: 0,
-            chunks_done: 0,
             rate_bytes_per_second: route.rate_bytes_per_second,
-            twin: None,
             upstream: route.upstream,
-            followers: Vec::new(),
+            ..Flight::new(id, entry, source, route.chunks.clone(), level, self.now)
         };
         // Whoever else wants a part of it may want it more.
         let best = self.best_claim(edge, &flight);

@@ -6,7 +6,7 @@
 use chunkcache_proto::Level;
 
 use super::Scheduler;
-use super::api::{EdgeId, Effect, From, Kept, Reason};
+use super::api::{EdgeId, Effect, Kept, Reason};
 use super::flights::Withdrawal;
 use super::state::Flight;
 
@@ -53,27 +53,17 @@ impl Scheduler {
         let slot = state.slots_used() < slots;
         known.lines.entry(edge).or_default();
         let flight = Flight {
-            id: kept.id,
-            entry: kept.entry,
-            source,
-            chunks: chunks.clone(),
-            level: kept.level,
-            deadline: self.now,
-            from: From::Origin,
             reason: Reason::Kept,
-            owner: None,
             slot,
-            cancelling: false,
-            local: false,
-            shared: false,
-            assigned_at: self.now,
-            progress_at: self.now,
-            bytes_done: 0,
-            chunks_done: 0,
             rate_bytes_per_second: kept.rate_bytes_per_second,
-            twin: None,
-            upstream: None,
-            followers: Vec::new(),
+            ..Flight::new(
+                kept.id,
+                kept.entry,
+                source,
+                chunks.clone(),
+                kept.level,
+                self.now,
+            )
         };
         self.enter_flight(edge, flight, effects);
         // Who wants it now may want it more, or less; while nobody has said so it runs on as it was.

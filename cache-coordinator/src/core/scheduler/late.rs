@@ -37,7 +37,7 @@ impl Scheduler {
                             .map(|(&edge, _)| edge),
                     );
                 }
-                Timer::Begun(edge, entry) => self.begun_is_over(edge, entry),
+                Timer::Begun(edge, entry) => self.claim_begun(edge, entry),
                 Timer::Flight(edge, id) => self.check_late(edge, id, effects),
             }
         }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use chunkcache_proto::{ChunkIndex, Level};
 
 use super::Scheduler;
-use super::api::{AssignmentId, EdgeId, Effect, EntryNo, Fault, From, Millis, Reason};
+use super::api::{AssignmentId, EdgeId, Effect, EntryNo, Fault, From, Millis};
 use super::budget::back_off;
 use super::flights::Withdrawal;
 use super::state::{Flight, Timer};
@@ -182,27 +182,8 @@ impl Scheduler {
         }
         known.lines.entry(edge).or_default();
         let flight = Flight {
-            id,
-            entry,
-            source,
-            chunks,
-            level,
-            deadline: self.now,
-            from: From::Origin,
-            reason: Reason::BackgroundFill,
-            owner: None,
-            slot: true,
-            cancelling: false,
             local: true,
-            shared: false,
-            assigned_at: self.now,
-            progress_at: self.now,
-            bytes_done: 0,
-            chunks_done: 0,
-            rate_bytes_per_second: 0,
-            twin: None,
-            upstream: None,
-            followers: Vec::new(),
+            ..Flight::new(id, entry, source, chunks, level, self.now)
         };
         self.enter_flight(edge, flight, effects);
         self.others_may_follow(edge, entry);

@@ -51,6 +51,40 @@ pub struct Flight {
 }
 
 impl Flight {
+    /// From the origin, of nobody in particular, begun now. What differs is said where it is made.
+    pub fn new(
+        id: AssignmentId,
+        entry: EntryNo,
+        source: SourceId,
+        chunks: Range<ChunkIndex>,
+        level: Level,
+        now: Millis,
+    ) -> Self {
+        Self {
+            id,
+            entry,
+            source,
+            chunks,
+            level,
+            deadline: now,
+            from: From::Origin,
+            reason: Reason::BackgroundFill,
+            owner: None,
+            slot: true,
+            cancelling: false,
+            local: false,
+            shared: false,
+            assigned_at: now,
+            progress_at: now,
+            bytes_done: 0,
+            chunks_done: 0,
+            rate_bytes_per_second: 0,
+            twin: None,
+            upstream: None,
+            followers: Vec::new(),
+        }
+    }
+
     /// The chunk it is at.
     pub fn current(&self) -> ChunkIndex {
         (self.chunks.start + self.chunks_done).min(self.chunks.end.saturating_sub(1))
@@ -187,6 +221,8 @@ pub struct Line {
     pub windows: BTreeSet<(ChunkIndex, Owner)>,
     /// Hints, wants, what was begun and the fill, by their first chunk.
     pub wide: BTreeSet<(ChunkIndex, Owner)>,
+    /// Half written there by fetches that were stopped, and until when they are kept; the oldest first.
+    pub begun: Vec<(ChunkIndex, Millis)>,
     /// Claims in a queue.
     pub queued: u32,
 }

@@ -105,3 +105,29 @@ fn a_sync_that_fails_under_a_fetch_voids_what_was_written() {
     assert_eq!(entry.present_chunks().len(), 1);
     assert_eq!(read_chunk(&entry, 2), under_way);
 }
+
+/// After a restart no file is open. What was opened to be read is not what is written to once the disk takes writes again.
+#[test]
+fn a_read_only_disk_is_read_and_written_again_when_it_can_be() {
+    let disk = SimulatedDisk::default();
+    let id = {
+        let store = open(&disk);
+        let entry = entry_of(&store, 1, 4 * CHUNK);
+        write_chunk(&store, &entry, 0).unwrap();
+        commit::commit_group(store.shared());
+        entry.id()
+    };
+    let store = open(&disk);
+    let entry = store.entry(&id).unwrap();
+    disk.set_read_only(true);
+    assert_eq!(read_chunk(&entry, 0), content(&entry, 0));
+    assert!(write_chunk(&store, &entry, 1).is_err());
+    assert!(store.degraded().is_some());
+    assert_eq!(read_chunk(&entry, 0), content(&entry, 0));
+    disk.set_read_only(false);
+    threads::recover(store.shared());
+    write_chunk(&store, &entry, 1).unwrap();
+    assert_eq!(store.degraded(), None);
+    assert!(entry.open_file(disk::Open::Existing).unwrap().is_writable);
+    assert_eq!(read_chunk(&entry, 1), content(&entry, 1));
+}

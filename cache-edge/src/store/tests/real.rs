@@ -359,6 +359,26 @@ fn removed_entries_and_orphans_leave_nothing() {
     assert!(!orphan.exists() && data_file(dir.path(), id).exists());
 }
 
+/// A disk that lost much is searched for long; a store that closes does not wait for it.
+#[test]
+fn the_search_for_lost_chunks_ends_with_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let id = store_with_chunks(dir.path(), &[0, 1]);
+    fs::File::create(data_file(dir.path(), id)).unwrap();
+    let store = open_stepped(options(dir.path()));
+    let entry = store.entry(&id).unwrap();
+    let stop = |stopping| {
+        let flag = &store.shared().stopping;
+        flag.store(stopping, std::sync::atomic::Ordering::Release);
+    };
+    stop(true);
+    reclaim::check_present(&entry, 0, 8);
+    assert!(entry.is_present(0) && entry.is_present(1), "searched on");
+    stop(false);
+    reclaim::check_present(&entry, 0, 8);
+    assert!(!entry.is_present(0) && !entry.is_present(1));
+}
+
 #[test]
 fn the_limit_holds_and_victims_make_room() {
     let dir = tempfile::tempdir().unwrap();

@@ -58,6 +58,7 @@ struct State {
     /// Steps that fail once, without a crash.
     fail_at: Vec<u64>,
     crashed: bool,
+    read_only: bool,
 }
 
 #[derive(Clone, Default)]
@@ -75,6 +76,11 @@ impl SimulatedDisk {
         let mut state = self.0.lock();
         let step = state.steps + steps;
         state.fail_at.push(step);
+    }
+
+    /// As a file system that stopped itself after an error: it is read as before.
+    pub fn set_read_only(&self, read_only: bool) {
+        self.0.lock().read_only = read_only;
     }
 
     pub fn has_crashed(&self) -> bool {
@@ -232,10 +238,15 @@ impl Disk for SimulatedDisk {
 
     fn open(&self, path: &Path, open: Open) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.0.lock();
+        if state.read_only && open != Open::Reading {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
         let inode = match state.names.get(path) {
             Some(Name::File(inode)) => *inode,
             Some(Name::Directory) => return Err(io::ErrorKind::IsADirectory.into()),
-            None if open == Open::Existing => return Err(io::ErrorKind::NotFound.into()),
+            None if matches!(open, Open::Existing | Open::Reading) => {
+                return Err(io::ErrorKind::NotFound.into());
+            }
             None => {
                 state.step()?;
                 state.inodes.push(Inode::default());

@@ -80,6 +80,31 @@ fn it_is_forgotten_after_a_while() {
     assert!(assigned(&bench.after(70_000)).is_empty());
 }
 
+/// The edge counts from the last byte of each chunk, not from the last chunk.
+#[test]
+fn it_is_forgotten_in_its_own_time_whatever_is_begun_after_it() {
+    let mut bench = Bench::new(1, 3);
+    let jobs: Vec<_> = (0..2)
+        .map(|want| {
+            let start = 20 * u32::try_from(want).unwrap();
+            assigned(&bench.want(want, 0, start..start + 1)).remove(0)
+        })
+        .collect();
+    bench.apply(Event::SourceBackOff {
+        source: ORIGIN,
+        until: bench.now + 20_000,
+    });
+    for want in 0..2 {
+        bench.apply(Event::WantClosed { want: WantId(want) });
+    }
+    cancelled_fetch(&mut bench, jobs[0].id, &[0]);
+    assert!(assigned(&bench.after(10_000)).is_empty());
+    cancelled_fetch(&mut bench, jobs[1].id, &[20]);
+    let after = assigned(&bench.after(11_000));
+    let chunks: Vec<_> = after.iter().map(|a| a.first_chunk).collect();
+    assert_eq!(chunks, [20], "{after:?}");
+}
+
 /// A lookahead that became shorter leaves a fetch behind that none of the reader's claims covers: it goes with its reader all the same.
 #[test]
 fn what_a_longer_lookahead_had_asked_for_goes_with_its_reader() {
