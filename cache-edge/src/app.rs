@@ -300,11 +300,13 @@ pub async fn serve(options: Options, fetch: Handle) -> anyhow::Result<()> {
     tasks.spawn("players", async move {
         let _stop_rest = stop_rest.drop_guard();
         let tell = draining.clone();
-        tokio::join!(server.serve(listener, draining), async move {
+        tokio::try_join!(server.serve(listener, draining), async move {
             tell.cancelled().await;
             link.set_draining(true);
             link.send(v1::session_request::Message::Drain(v1::DrainRequest {}));
-        });
+            Ok(())
+        })
+        .context("starting the threads that serve players")?;
         Ok(())
     });
     tasks.spawn("admin", async move {

@@ -70,7 +70,8 @@ async fn many_readers_one_fetch() {
     for reader in readers {
         reader.await.unwrap();
     }
-    assert_eq!(origin.sent(), 16 * MIB);
+    let asked: Vec<_> = origin.seen.lock().iter().map(|seen| seen.range).collect();
+    assert_eq!(origin.sent(), 16 * MIB, "asked for {asked:?}");
     edge.stop().await;
 }
 

@@ -25,6 +25,7 @@ pub mod server;
 pub mod signing_keys;
 mod socket;
 mod syscalls;
+mod workers;
 
 pub use self::{
     body::{BodyData, Delivery, ObjectBody, Part, Plan},

@@ -32,6 +32,8 @@ pub struct SendfileIo {
     registry: Arc<Registry>,
     activity: Arc<Activity>,
     metrics: Arc<Metrics>,
+    /// The last write filled the socket.
+    filled: bool,
 }
 
 impl SendfileIo {
@@ -47,10 +49,11 @@ impl SendfileIo {
             registry,
             activity,
             metrics,
+            filled: false,
         }
     }
 
-    /// Writes until all is written or the socket takes no more. What was written is in `sent`, also where
+    /// Writes until all is written or the socket takes no more for now. What was written is in `sent`, also where
     /// this fails: an error must not make hyper send the same bytes again.
     fn write_some(&self, slices: &[IoSlice<'_>], sent: &mut usize) -> io::Result<()> {
         let socket = self.io.inner();
@@ -100,7 +103,11 @@ impl SendfileIo {
     }
 }
 
-/// Sends `[offset, end)` of the file until done or the socket is full; `offset` says how far it came.
+/// Sends `[offset, end)` of the file until done or the socket takes no more for now; `offset` says how far it came.
+///
+/// A part that was taken may mean that the socket is full, or that a signal came between: there is no telling, and only
+/// a refused write makes the kernel say when there is room again. So it is tried again, but not at once: see
+/// [`SendfileIo::poll_write_vectored`].
 fn send_file_part(
     socket: &TcpStream,
     part: &FilePart,
@@ -117,6 +124,7 @@ fn send_file_part(
                     "the sparse file is too short",
                 ));
             }
+            Ok(moved) if moved < wanted => return Err(io::ErrorKind::Interrupted.into()),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -147,11 +155,17 @@ impl Write for SendfileIo {
         true
     }
 
+    /// After a write that filled the socket the other connections have their turn first: by then the client has taken
+    /// more, and one write moves as much as many small ones would have.
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if std::mem::take(&mut self.filled) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         loop {
             ready!(self.io.inner().poll_write_ready(context))?;
             let mut sent = 0;
@@ -161,6 +175,8 @@ impl Write for SendfileIo {
                 .try_io(Interest::WRITABLE, || self.write_some(slices, &mut sent));
             if sent > 0 {
                 // An error, if there was one, comes again with the next call.
+                self.filled =
+                    outcome.is_err_and(|error| error.kind() == io::ErrorKind::Interrupted);
                 self.activity.progressed();
                 return Poll::Ready(Ok(sent));
             }

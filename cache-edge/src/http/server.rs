@@ -25,6 +25,7 @@ use super::{
     sendfile_io::SendfileIo,
     signing_keys::SigningKeys,
     socket,
+    workers::Workers,
 };
 use crate::{core::cache_status::CacheStatus, serve::ports::Objects};
 
@@ -116,7 +117,16 @@ impl<O: Objects> Server<O> {
 
     /// Serves until `shutdown`, then lets running responses finish within the grace period, cuts
     /// what is left, and returns. Not cancel safe: dropped, it leaves connections running.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: CancellationToken) {
+    ///
+    /// # Errors
+    ///
+    /// The threads to serve with can not be started.
+    pub async fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+    ) -> io::Result<()> {
+        let workers = Workers::start()?;
         let tasks = TaskTracker::new();
         let cut = CancellationToken::new();
         loop {
@@ -127,17 +137,20 @@ impl<O: Objects> Server<O> {
             };
             match accepted {
                 Ok((stream, address)) => {
-                    if let Some(admission) = self.admit(&stream, address, tasks.len()) {
+                    if let Some(admission) = self.admit(&stream, address, tasks.len())
+                        && let Ok(stream) = stream.into_std()
+                    {
                         // Tokens of its own: waiting on a shared one locks it at each turn of the connection.
                         let (shutdown, cut) = (shutdown.child_token(), cut.child_token());
-                        let connection = Arc::clone(&self).connection(stream, address, shutdown);
-                        tasks.spawn(async move {
+                        let connection =
+                            Arc::clone(&self).connection(stream, address, tasks.len(), shutdown);
+                        workers.spawn(tasks.track_future(async move {
                             tokio::select! {
                                 () = cut.cancelled() => {}
                                 () = connection => {}
                             }
                             drop(admission);
-                        });
+                        }));
                     }
                 }
                 Err(error) if is_of_one_connection(&error) => {}
@@ -164,6 +177,7 @@ impl<O: Objects> Server<O> {
         }
         cut.cancel();
         tasks.wait().await;
+        Ok(())
     }
 
     fn admit(&self, stream: &TcpStream, address: SocketAddr, open: usize) -> Option<Admission> {
@@ -188,12 +202,17 @@ impl<O: Objects> Server<O> {
 
     async fn connection(
         self: Arc<Self>,
-        stream: TcpStream,
+        stream: std::net::TcpStream,
         address: SocketAddr,
+        open: usize,
         shutdown: CancellationToken,
     ) {
+        // From the acceptor's event loop to the one of this thread.
+        let Ok(stream) = TcpStream::from_std(stream) else {
+            return;
+        };
         let _open = self.metrics.connection_opened();
-        socket::tune(&stream);
+        socket::tune(&stream, open);
         let activity = Activity::new();
         let Some(tls) = &self.settings.tls else {
             let registry = Arc::new(Registry::default());

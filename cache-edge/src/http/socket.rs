@@ -1,6 +1,6 @@
 //! Tuning of accepted sockets.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
@@ -10,12 +10,16 @@ use super::syscalls::round_trip;
 /// Up to this round trip a small send buffer costs no throughput: 256 KiB a 200 µs are over 1 GB/s.
 const SHORT_RTT: Duration = Duration::from_micros(200);
 
-/// Keeps what is in flight inside the processor's cache: on loopback twice the throughput of the default,
-/// which autotuning lets grow to megabytes. The kernel doubles the value for its own bookkeeping.
-const SHORT_RTT_SEND_BUFFER_BYTES: usize = 128 << 10;
+/// What is in flight to all short connections together should stay in the processor's caches: on loopback twice the
+/// throughput of the default, which autotuning lets grow to megabytes a connection.
+const SHORT_RTT_BYTES: usize = 32 << 20;
+/// Less makes many small writes, and more brings nothing. The kernel doubles the value for its own bookkeeping, and
+/// may allow less (`net.core.wmem_max`).
+const SHORT_RTT_SEND_BUFFER_BYTES: RangeInclusive<usize> = 64 << 10..=256 << 10;
 
 /// Prepares a player's connection. Failures are not fatal: each is an optimisation or a courtesy.
-pub fn tune(stream: &TcpStream) {
+/// `open`: how many connections there are.
+pub fn tune(stream: &TcpStream, open: usize) {
     // Heads are corked explicitly where a body follows; nothing else should wait.
     let _ = stream.set_nodelay(true);
     let socket = SockRef::from(stream);
@@ -27,6 +31,24 @@ pub fn tune(stream: &TcpStream) {
     let _ = socket.set_tcp_keepalive(&keepalive);
     // A set size ends autotuning and limits a connection to about buffer / round trip, so only where that is short.
     if round_trip(stream).is_some_and(|rtt| rtt <= SHORT_RTT) {
-        let _ = socket.set_send_buffer_size(SHORT_RTT_SEND_BUFFER_BYTES);
+        let _ = socket.set_send_buffer_size(send_buffer_bytes(open));
+    }
+}
+
+fn send_buffer_bytes(open: usize) -> usize {
+    let (least, most) = SHORT_RTT_SEND_BUFFER_BYTES.into_inner();
+    (SHORT_RTT_BYTES / open.max(1)).clamp(least, most)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_connections_have_small_buffers() {
+        assert_eq!(send_buffer_bytes(0), 256 << 10);
+        assert_eq!(send_buffer_bytes(64), 256 << 10);
+        assert_eq!(send_buffer_bytes(256), 128 << 10);
+        assert_eq!(send_buffer_bytes(10_000), 64 << 10);
     }
 }

@@ -124,7 +124,7 @@ async fn draining_lets_a_running_body_finish() {
     let mut body = running.take_buffered();
     running.stream.read_to_end(&mut body).await.unwrap();
     assert!(body == bytes_of(0..2 * CHUNK));
-    edge.serving.await.unwrap();
+    edge.serving.await.unwrap().unwrap();
     assert!(
         TcpStream::connect(edge.address).await.is_err(),
         "nobody listens any more"
@@ -139,7 +139,7 @@ async fn the_drain_grace_ends() {
     running.send(&request("GET", "/films/a", &[])).await;
     running.head().await.unwrap();
     edge.shutdown.cancel();
-    edge.serving.await.unwrap();
+    edge.serving.await.unwrap().unwrap();
     let mut body = running.take_buffered();
     let _ = running.stream.read_to_end(&mut body).await;
     assert!(body == bytes_of(0..CHUNK));

@@ -270,7 +270,7 @@ pub struct Edge {
     pub address: SocketAddr,
     pub metrics: Arc<Metrics>,
     pub shutdown: CancellationToken,
-    pub serving: JoinHandle<()>,
+    pub serving: JoinHandle<std::io::Result<()>>,
     objects: Arc<TestObjects>,
     store: Store,
     _directory: tempfile::TempDir,

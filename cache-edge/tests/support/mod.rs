@@ -399,8 +399,7 @@ impl TestEdge {
         );
         let serving = stop.clone();
         tasks.spawn("players", async move {
-            server.serve(listener, serving).await;
-            Ok(())
+            Ok(server.serve(listener, serving).await?)
         });
         let tasks = tokio::spawn(async move {
             let _ = tasks.run(Duration::from_secs(2)).await;
