@@ -18,7 +18,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
-    client::legacy::{Client as HyperClient, connect::HttpConnector},
+    client::legacy::{Client as HyperClient, Error as ClientError, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
 use tracing::Instrument as _;
@@ -203,7 +203,7 @@ impl Client {
         let response = tokio::time::timeout(self.stall, asked)
             .await
             .map_err(|_| OriginError::Unreachable(format!("no answer within {:?}", self.stall)))?
-            .map_err(|error| OriginError::Unreachable(chain(&error)))?;
+            .map_err(|error| failed(&error))?;
         let (head, body) = response.into_parts();
         Ok(Response {
             status: head.status,
@@ -277,6 +277,19 @@ fn basic_credentials(url: &Url) -> Result<HeaderValue, OriginError> {
         .map_err(|_| OriginError::Protocol("its credentials can not be sent".into()))?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+/// Not reached, or reached and not understood. The connector fails with an `io::Error` in a TLS handshake only; what goes wrong before
+/// that, from the name to the connection, has a type of its own.
+fn failed(error: &ClientError) -> OriginError {
+    let cause = std::error::Error::source(error);
+    let in_handshake = cause.is_some_and(|cause| cause.is::<std::io::Error>());
+    let text = chain(error);
+    if error.is_connect() && !in_handshake {
+        OriginError::Unreachable(text)
+    } else {
+        OriginError::NoAnswer(text)
+    }
 }
 
 /// An error and its causes in one line: hyper keeps the useful part in the last.
