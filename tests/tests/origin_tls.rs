@@ -55,7 +55,7 @@ impl Library {
         let faults = vec![
             fault("unknown", Handshake::With(unknown), "UnknownIssuer", 502),
             fault("expired", Handshake::With(expired), "expired", 502),
-            fault("other", Handshake::With(other), "not valid for name", 502),
+            fault("other", Handshake::With(other), "for another name", 502),
             fault("plain", Handshake::PlainHttp, "corrupt message", 502),
             fault("closes", Handshake::Close, "eof", 502),
             fault("closes-within", Handshake::CloseWithin, "eof", 502),
@@ -106,6 +106,7 @@ fn assert_problem(answer: &Response, fault: &Fault) {
         detail.to_lowercase().contains(&fault.told.to_lowercase()),
         "{name}: {detail}"
     );
+    assert!(!detail.contains("other.example"), "{detail}");
     let said = answer.header("cache-status").unwrap();
     let expected = if fault.status == 504 {
         "origin-unreachable"

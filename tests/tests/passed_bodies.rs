@@ -189,3 +189,21 @@ fn a_passed_body_that_breaks_again_and_again_is_cut() {
         assert_eq!(asked, bound, "{path}: the first, and its attempts");
     }
 }
+
+/// The connection that is open may be read to its end; no new one is made.
+#[test]
+fn a_source_that_was_removed_is_not_asked_for_the_rest() {
+    let cluster = Cluster::start();
+    let object = passing(61).paced(4 * MIB);
+    let fault = Fault::DieAfter(3 * MIB);
+    let target = prepare(&cluster, "/film", object, fault, Times::Always);
+    let before = cluster.origin.hits("/film").len();
+    let mut reply = Call::get(&target).open(cluster.edge().http).unwrap();
+    let first = reply.take(MIB as usize).unwrap();
+    let removed = cluster.coordinator.cli(&["source", "remove", "media"]);
+    assert!(removed.status.success(), "{removed:?}");
+    let mut rest = reply.finish();
+    rest.body = [first, rest.body].concat();
+    assert_cut(&rest, 61);
+    assert_eq!(asked_since(&cluster, "/film", before).len(), 1);
+}

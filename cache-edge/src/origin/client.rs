@@ -284,12 +284,32 @@ fn basic_credentials(url: &Url) -> Result<HeaderValue, OriginError> {
 fn failed(error: &ClientError) -> OriginError {
     let cause = std::error::Error::source(error);
     let in_handshake = cause.is_some_and(|cause| cause.is::<std::io::Error>());
-    let text = chain(error);
+    let mut text = chain(error);
+    if cause.is_some_and(is_for_another_name) {
+        // Whose names are asked for and shown is nothing for players.
+        tracing::debug!(error = text, "an origin's certificate is refused");
+        "its certificate is for another name".clone_into(&mut text);
+    }
     if error.is_connect() && !in_handshake {
         OriginError::Unreachable(text)
     } else {
         OriginError::NoAnswer(text)
     }
+}
+
+fn is_for_another_name(error: &(dyn std::error::Error + 'static)) -> bool {
+    use rustls::CertificateError::{NotValidForName, NotValidForNameContext};
+    if let Some(error) = error.downcast_ref::<rustls::Error>() {
+        return matches!(
+            error,
+            rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })
+        );
+    }
+    // What an `io::Error` holds is not among its sources.
+    let inner = error
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::get_ref);
+    inner.is_some_and(|inner| is_for_another_name(inner))
 }
 
 /// An error and its causes in one line: hyper keeps the useful part in the last.

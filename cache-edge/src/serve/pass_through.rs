@@ -104,6 +104,7 @@ pub async fn pass_through(
     let asking = Asking {
         client: parts.client.clone(),
         source: source.clone(),
+        catalogue: parts.catalogue.clone(),
         url,
         headers,
         patience: parts.chunk_wait_timeout,

@@ -13,7 +13,9 @@ use tokio::time::Instant;
 
 use crate::{
     core::backoff::Backoff,
-    origin::{Client, OriginError, Response, Source, answer, counters::Counters, run::now_ms},
+    origin::{
+        Catalogue, Client, OriginError, Response, Source, answer, counters::Counters, run::now_ms,
+    },
 };
 
 /// Attempts in a row that may bring next to nothing.
@@ -160,6 +162,8 @@ fn encoding(headers: &HeaderMap) -> Vec<HeaderValue> {
 pub struct Asking {
     pub client: Client,
     pub source: Arc<Source>,
+    /// A source that is registered no more is not asked again.
+    pub catalogue: Arc<Catalogue>,
     pub url: url::Url,
     /// As in the first request.
     pub headers: HeaderMap,
@@ -260,6 +264,10 @@ impl Body {
 
     async fn resume(&self) -> Result<(Response, Announced), OriginError> {
         let Asking { client, source, .. } = &self.asking;
+        let registered = self.asking.catalogue.get(source.name());
+        let source = registered
+            .filter(|now| now.base_url() == source.base_url())
+            .ok_or_else(|| OriginError::Protocol("its source is registered no more".into()))?;
         let held_off = source.held_off_for_ms(now_ms());
         if held_off > 0 {
             return Err(OriginError::Busy {
@@ -270,7 +278,7 @@ impl Body {
         let mut headers = self.asking.headers.clone();
         announced.ask_for_rest(self.received, &mut headers)?;
         let url = self.asking.url.clone();
-        let response = client.ask(Method::GET, source, url, &headers).await?;
+        let response = client.ask(Method::GET, &source, url, &headers).await?;
         let announced =
             announced.gone_on_with(self.received, response.status, &response.headers)?;
         Ok((response, announced))
