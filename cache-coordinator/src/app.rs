@@ -139,6 +139,7 @@ impl App {
             leadership,
             step_down: keeper.step_down_handle(),
             sources: ArcSwap::default(),
+            publishing: tokio::sync::Mutex::default(),
             resolver: Resolver::default(),
             origin: OriginProbe::new(origin_tls.current()),
             jobs: jobs::Jobs::default(),

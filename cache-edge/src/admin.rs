@@ -56,7 +56,7 @@ const COUNTERS: [(&str, &str, Read); 7] = [
     ("origin_requests", "Requests to origins", |s| {
         s.downloads.fetcher().client.requests()
     }),
-    ("origin_errors", "Failed fetches from origins", |s| {
+    ("origin_errors", "Attempts at origins that failed", |s| {
         let counters = &s.downloads.fetcher().counters;
         counters.origin_errors.load(Ordering::Relaxed)
     }),

@@ -198,19 +198,21 @@ async fn missing_objects_are_remembered_for_seconds() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn gone_in_the_middle_ends_the_body_short() {
-    let (_directory, origin, edge) = pair().await;
-    origin.script(|nth, _| {
-        if nth == 0 {
-            Act::CutAfter(1_000_000)
-        } else {
-            Act::Status(404, vec![])
-        }
-    });
-    let answer = edge.get("/films/a", None).await;
-    assert_eq!(answer.status, 200);
-    assert!(answer.aborted);
-    assert!(answer.body[..] == content(1, 0..answer.body.len() as u64)[..]);
-    edge.stop().await;
+    for status in [404, 410, 403] {
+        let (_directory, origin, edge) = pair().await;
+        origin.script(move |nth, _| {
+            if nth == 0 {
+                Act::CutAfter(1_000_000)
+            } else {
+                Act::Status(status, vec![])
+            }
+        });
+        let answer = edge.get("/films/a", None).await;
+        assert_eq!(answer.status, 200);
+        assert!(answer.aborted, "{status}");
+        assert!(answer.body[..] == content(1, 0..answer.body.len() as u64)[..]);
+        edge.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -261,6 +261,40 @@ async fn an_origin_that_always_hangs_is_a_problem_within_15_seconds() {
     edge.stop().await;
 }
 
+/// It was reached, and did something wrong: that is another thing than silence. Once it answers, so does the edge.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_answer_is_a_bad_gateway() {
+    let mut cases = tokio::task::JoinSet::new();
+    for raw in [
+        &b""[..],
+        b"\x16\x03\x01 this is not HTTP\r\n\r\n",
+        b"HTTP/1.1 200",
+        b"HTTP/3.0 200 OK\r\n\r\n",
+        b"HTTP/1.1 2000 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nX: a\0b\r\n\r\n",
+    ] {
+        cases.spawn(async move {
+            let (_directory, origin, edge) = pair().await;
+            origin.script(move |_, _| Act::Raw(raw.to_vec()));
+            let text = String::from_utf8_lossy(raw);
+            let answer = edge.get("/films/a", None).await;
+            assert_eq!(answer.status, 502, "{text:?}");
+            assert_eq!(answer.header("content-type"), "application/problem+json");
+            let said = answer.header("cache-status");
+            assert!(said.contains("bad-origin"), "{text:?}: {said}");
+            assert_eq!(edge.edge.store.bytes_used(), 0);
+            origin.script(|_, _| Act::Serve);
+            let mended = edge.get("/films/a", None).await;
+            mended.assert_bytes(200, &content(1, 0..SIZE));
+            edge.stop().await;
+        });
+    }
+    cases.join_all().await;
+}
+
 /// What was asked before an invalidation is not believed after it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invalidation_overtakes_a_question_under_way() {

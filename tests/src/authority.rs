@@ -1,7 +1,7 @@
 //! A certificate authority of one test, by the `openssl` program.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 #[derive(Debug)]
 pub struct Authority {
@@ -21,7 +21,10 @@ impl Authority {
         let authority = Authority {
             directory: directory.to_owned(),
         };
-        authority.openssl("ca", &["-addext", "keyUsage=critical,keyCertSign"]);
+        // Two authorities are not of one name.
+        let name = directory.file_name().unwrap_or_default().to_string_lossy();
+        let (subject, usage) = (format!("/CN=ca {name}"), "keyUsage=critical,keyCertSign");
+        authority.openssl("ca", &["-subj", &subject, "-addext", usage]);
         authority
     }
 
@@ -46,6 +49,52 @@ impl Authority {
         }
     }
 
+    /// As [`issue`](Self::issue), but its time was over long ago.
+    pub fn issue_expired(&self, file: &str, names: &str) -> Identity {
+        let place = &self.directory;
+        let config = place.join("expired.cnf");
+        let database = place.join("expired.db");
+        let text = format!(
+            "[ca]\ndefault_ca=it\n[it]\nnew_certs_dir={}\ndatabase={}\npolicy=any\ndefault_md=sha256\n\
+             copy_extensions=copy\nrand_serial=yes\n[any]\ncommonName=supplied\n",
+            place.display(),
+            database.display()
+        );
+        std::fs::write(&config, text).expect("a file of the authority");
+        std::fs::write(&database, "").expect("a file of the authority");
+        let request = self.path(file, "csr");
+        let names = format!("subjectAltName={names}");
+        let asked = Command::new("openssl")
+            .args("req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes".split(' '))
+            .args(["-subj", &format!("/CN={file}"), "-addext", &names])
+            .arg("-keyout")
+            .arg(self.path(file, "key"))
+            .arg("-out")
+            .arg(&request)
+            .output();
+        succeeded(&asked.expect("openssl runs"));
+        let signed = Command::new("openssl")
+            .args(
+                "ca -batch -notext -startdate 20200101000000Z -enddate 20200201000000Z".split(' '),
+            )
+            .arg("-config")
+            .arg(config)
+            .arg("-cert")
+            .arg(self.path("ca", "pem"))
+            .arg("-keyfile")
+            .arg(self.path("ca", "key"))
+            .arg("-in")
+            .arg(request)
+            .arg("-out")
+            .arg(self.path(file, "pem"))
+            .output();
+        succeeded(&signed.expect("openssl runs"));
+        Identity {
+            cert: self.path(file, "pem"),
+            key: self.path(file, "key"),
+        }
+    }
+
     fn path(&self, file: &str, extension: &str) -> PathBuf {
         self.directory.join(format!("{file}.{extension}"))
     }
@@ -64,7 +113,12 @@ impl Authority {
             .arg(self.path(file, "pem"))
             .output()
             .expect("openssl runs");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "openssl: {said}");
+        succeeded(&output);
     }
+}
+
+#[track_caller]
+fn succeeded(output: &Output) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "openssl: {said}");
 }

@@ -6,6 +6,7 @@
 //!
 //! - [`Cluster`]: PostgreSQL, a coordinator, edges and an origin, each a real process on ports of its own
 //! - [`Origin`]: an HTTP/1.1 origin with content made from the offset, counters, and faults on demand
+//! - [`TlsFront`]: TLS before an origin, right and wrong
 //! - [`campaign`]: faults injected while readers compare every byte
 //! - [`load`]: the client of the load generators of `tests/bench`
 //! - [`http`]: a client that shows exactly what came over the wire
@@ -27,12 +28,14 @@ pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod services;
+pub mod tls_front;
 pub mod wait;
 
 pub use cluster::{Cluster, ClusterOptions};
 pub use origin::{Fault, Object, Origin};
 pub use postgres::Postgres;
 pub use services::{Coordinator, Edge};
+pub use tls_front::{Handshake, TlsFront};
 pub use wait::{eventually, heavy};
 
 pub const KIB: u64 = 1024;

@@ -162,6 +162,8 @@ pub struct Edge {
     pub admin: SocketAddr,
     pub data: PathBuf,
     pub arguments: Vec<String>,
+    /// Beside this process's own.
+    pub environment: Vec<(String, String)>,
     log: PathBuf,
     process: Option<Process>,
 }
@@ -186,6 +188,7 @@ impl Edge {
             admin,
             data,
             arguments,
+            environment: Vec::new(),
             log: directory.join(format!("{name}.log")),
             process: None,
         }
@@ -206,6 +209,7 @@ impl Edge {
     pub fn spawn(&mut self) {
         let mut command = Command::new(program("cache-edge"));
         command.args(&self.arguments);
+        command.envs(self.environment.iter().cloned());
         self.process = Some(Process::spawn(&self.name, &command, &self.log));
     }
 

@@ -1,8 +1,13 @@
 //! Sources as operators change them under the feet of what is cached.
 
+#![allow(clippy::unwrap_used)]
+
+use chunkcache_proto::v1::cache_service_client::CacheServiceClient;
+use chunkcache_proto::v1::{PutSourceRequest, Source};
 use chunkcache_tests::cluster::Cluster;
 use chunkcache_tests::http::Call;
 use chunkcache_tests::{CHUNK, Object, Origin, content};
+use tonic::transport::Endpoint;
 
 const SIZE: u64 = 3 * CHUNK;
 /// The worst library: the same path, size and ETag, other bytes.
@@ -83,4 +88,39 @@ fn a_source_added_again_elsewhere_begins_anew() {
     cluster.edge_mut().start();
     let after = Call::get(&target).send(cluster.edge().http).expect(200);
     assert_eq!(after.body, content::bytes(2, 0, SIZE));
+}
+
+/// Each is told to the edges as the whole set: the last word has to be the newest.
+#[tokio::test(flavor = "multi_thread")]
+async fn sources_added_at_once_are_all_known() {
+    let cluster = tokio::task::block_in_place(|| Cluster::with_edges(1));
+    cluster.origin.put("/x", Object::generated(1, 10));
+    let endpoint = format!("http://{}", cluster.coordinator.grpc);
+    let channel = Endpoint::new(endpoint).unwrap().connect().await.unwrap();
+    let client = CacheServiceClient::new(channel);
+    let names: Vec<String> = (0..128).map(|number| format!("s{number}")).collect();
+    for some in names.chunks(16) {
+        let mut adding = tokio::task::JoinSet::new();
+        for name in some {
+            let source = Source {
+                name: name.clone(),
+                base_url: cluster.origin.url(),
+                ..Source::default()
+            };
+            let mut client = client.clone();
+            adding.spawn(async move {
+                let request = PutSourceRequest {
+                    source: Some(source),
+                };
+                client.put_source(request).await.unwrap();
+            });
+        }
+        adding.join_all().await;
+        tokio::task::block_in_place(|| {
+            for name in some {
+                let answer = Call::get(&format!("/{name}/x")).send(cluster.edge().http);
+                assert_eq!(answer.status, 200, "{name}: {}", answer.text());
+            }
+        });
+    }
 }

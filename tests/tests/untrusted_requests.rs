@@ -347,6 +347,82 @@ fn redirects_reach_nothing_beside_the_source() {
     );
 }
 
+/// Encoded slashes and dots: a server may decode them before it looks where a path leads.
+#[test]
+fn no_form_of_a_redirect_leaves_its_source() {
+    let cluster = Cluster::start();
+    let address = cluster.edge().http;
+    let own = cluster.origin.address();
+    let url = format!("{}/inside", cluster.origin.url());
+    let added = cluster.coordinator.cli(&["source", "add", "inside", &url]);
+    assert!(added.status.success());
+    let redirecting =
+        |to: &str| Object::generated(2, 10).fault(Fault::Redirect(to.to_owned()), Times::Always);
+    let ask = |number: usize, to: &str| {
+        let name = format!("from-{number}");
+        cluster
+            .origin
+            .put(&format!("/inside/{name}"), redirecting(to));
+        Call::get(&format!("/inside/{name}")).send(address)
+    };
+    let leaving = [
+        "/outside".to_owned(),
+        "../outside".into(),
+        "/inside/../outside".into(),
+        "/inside/x/../../outside".into(),
+        "/inside/%2e%2e/outside".into(),
+        "/inside/%2E./outside".into(),
+        "/inside/.%2e/outside".into(),
+        "..%2foutside".into(),
+        "/inside/..%2Foutside".into(),
+        "/inside/%2e%2e%2foutside".into(),
+        "/inside/x%2f..%2f..%2foutside".into(),
+        "/inside/x%2F%2E%2E%2F%2E%2E%2Foutside".into(),
+        "/inside/x/..%2f..%2foutside".into(),
+        "/inside/..%5coutside".into(),
+        "/inside/..%5Coutside".into(),
+        "..\\outside".into(),
+        "/inside%2foutside".into(),
+        "/inside%2f..%2foutside".into(),
+        "/inside%2e%2e/outside".into(),
+        "/inside/%00/../../outside".into(),
+        format!("http://{own}/inside/..%2foutside"),
+        format!("//{own}/inside/%2e%2e/outside"),
+        format!("http:\\\\{own}\\outside"),
+        format!("http://{own}%2finside/x"),
+        "?x=/../outside&to=http://169.254.169.254/".into(),
+    ];
+    for (number, to) in leaving.iter().enumerate() {
+        let answer = ask(number, to);
+        // The last leads to itself.
+        assert_eq!(answer.status, 502, "{to}: {}", answer.text());
+    }
+    // Names below the source, however odd, and decoded by nobody on the way.
+    for (number, path) in [
+        "/inside/a%2Fb",
+        "/inside/a%2fb%2f..c",
+        "/inside/%252e%252e%252foutside",
+        "/inside/...",
+        "/inside/%c0%ae%c0%ae/outside",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        cluster.origin.put(path, Object::generated(3, 10));
+        let answer = ask(100 + number, path).expect(200);
+        assert_eq!(answer.body, content::bytes(3, 0, 10), "{path}");
+        assert_eq!(cluster.origin.hits(path).len(), 1, "{path}");
+    }
+    for hit in cluster.origin.all_hits() {
+        let path = hit.target.split('?').next().unwrap();
+        let decoded = path.to_lowercase().replace("%2f", "/");
+        let decoded = decoded.replace("%2e", ".").replace("%5c", "/");
+        assert!(hit.target.starts_with("/inside/"), "{hit:?}");
+        assert!(!decoded.split('/').any(|part| part == ".."), "{hit:?}");
+        assert_eq!(hit.header("host"), Some(own.to_string().as_str()));
+    }
+}
+
 #[test]
 fn a_trace_goes_on_to_the_origin() {
     let cluster = Cluster::start();

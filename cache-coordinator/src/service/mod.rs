@@ -58,6 +58,8 @@ pub struct Cluster {
     pub step_down: StepDown,
     /// As in the table: read at the start of a term, changed with the table.
     pub sources: ArcSwap<Vec<v1::Source>>,
+    /// Held from a change of the table until it is in `sources`, in the outboxes and in the plan: all learn of changes in one order.
+    pub publishing: tokio::sync::Mutex<()>,
     /// Keys being resolved.
     pub resolver: resolve_key::Resolver,
     /// Asks origins.

@@ -14,7 +14,7 @@ use crate::{
     repository::writer::PutSource,
     session::{
         plan::Command,
-        registry::{Confirmation, Confirmed},
+        registry::{Confirmation, Posted},
     },
 };
 
@@ -30,12 +30,15 @@ pub async fn put(
     let mut source = source_rules::check(request.source).map_err(ServiceError::Invalid)?;
     let before = cluster.source(&source.name);
     source_rules::restore_secrets(&mut source, before.as_ref());
+    let alone = cluster.publishing.lock().await;
     let put = cluster.writer.write(PutSource { source }).await?.value;
-    let confirmed = publish(cluster).await?;
+    let posted = publish(cluster).await?;
     cluster
         .plan
         .tell(Command::SourceSet(Box::new(put.clone())))
         .await?;
+    drop(alone);
+    let confirmed = posted.confirmed(CONFIRM_WITHIN).await;
     Ok(v1::PutSourceResponse {
         source: Some(source_rules::redacted(put)),
         unconfirmed_edges: confirmed.unconfirmed,
@@ -73,20 +76,24 @@ pub async fn remove(
     if cluster.database.source(name).await?.is_none() {
         return Err(ServiceError::not_found(Resource::Source, name));
     }
+    let alone = cluster.publishing.lock().await;
     // First nothing new of it is fetched, then the rows go.
     cluster
         .plan
         .tell(Command::SourceRemoved(name.to_owned()))
         .await?;
     cluster.writer.remove_source(name).await?;
-    let confirmed = publish(cluster).await?;
+    let posted = publish(cluster).await?;
+    drop(alone);
+    let confirmed = posted.confirmed(CONFIRM_WITHIN).await;
     Ok(v1::RemoveSourceResponse {
         unconfirmed_edges: confirmed.unconfirmed,
     })
 }
 
-/// Reads the table again and tells every connected edge the whole set: what is not in it is not registered.
-pub async fn publish(cluster: &Cluster) -> Result<Confirmed, ServiceError> {
+/// Reads the table again and tells every connected edge the whole set: what is not in it is not registered. One at a time: an older
+/// set that is told behind a newer one would take sources away.
+async fn publish(cluster: &Cluster) -> Result<Posted, ServiceError> {
     let sources = Arc::new(cluster.database.sources().await?);
     cluster.sources.store(Arc::clone(&sources));
     let message = |sequence| {
@@ -95,10 +102,7 @@ pub async fn publish(cluster: &Cluster) -> Result<Confirmed, ServiceError> {
             sources: sources.as_ref().clone(),
         })
     };
-    let pushed = cluster
-        .registry
-        .push(Confirmation::Sources, message, CONFIRM_WITHIN);
-    Ok(pushed.await)
+    Ok(cluster.registry.post(Confirmation::Sources, message))
 }
 
 fn require_name(name: &str) -> Result<(), ServiceError> {

@@ -79,6 +79,7 @@ async fn begin(cluster: &Cluster) -> Result<(), ServiceError> {
     let fresh: [u8; 32] = rand::rng().random();
     let key = cluster.database.secret(PEER_KEY, &fresh).await?;
     cluster.peer_keys.store(Arc::new(vec![key]));
+    let alone = cluster.publishing.lock().await;
     let sources = cluster.database.sources().await?;
     for source in &sources {
         cluster
@@ -87,6 +88,7 @@ async fn begin(cluster: &Cluster) -> Result<(), ServiceError> {
             .await?;
     }
     cluster.sources.store(Arc::new(sources));
+    drop(alone);
     for row in cluster.database.edges().await? {
         cluster.registry.expect(Suspect {
             edge: edge_id(row.id),

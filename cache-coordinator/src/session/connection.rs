@@ -119,8 +119,9 @@ async fn open(
         invalidations_posted: AtomicU64::new(0),
         invalidations_confirmed: watch::Sender::new(0),
     });
-    // First into the outbox, then into the registry: nothing comes before Welcome. A source put
-    // between the two is in neither, so the table is read again after joining.
+    // First into the outbox, then into the registry: nothing comes before Welcome. No source is put between the two: it would be
+    // in neither.
+    let alone = cluster.publishing.lock().await;
     let sources = cluster.sources.load_full();
     outbox.post(Response::Welcome(v1::Welcome {
         epoch: joined.epoch,
@@ -131,13 +132,7 @@ async fn open(
         draining: joined.draining,
     }));
     cluster.registry.join(Arc::clone(&live));
-    let now = cluster.sources.load_full();
-    if !Arc::ptr_eq(&sources, &now) {
-        outbox.post(Response::SourcesChanged(v1::SourcesChanged {
-            sequence: cluster.registry.next_sequence(),
-            sources: now.as_ref().clone(),
-        }));
-    }
+    drop(alone);
     cluster
         .plan
         .tell(Command::EdgeJoined {

@@ -367,8 +367,7 @@ impl Registry {
         message: impl Fn(u64) -> Message,
         limit: Duration,
     ) -> Confirmed {
-        let sequence = self.next_sequence();
-        self.push_as(sequence, confirmation, message, limit).await
+        self.post(confirmation, message).confirmed(limit).await
     }
 
     /// The same with a sequence that was taken before.
@@ -379,6 +378,22 @@ impl Registry {
         message: impl Fn(u64) -> Message,
         limit: Duration,
     ) -> Confirmed {
+        self.post_as(sequence, confirmation, message)
+            .confirmed(limit)
+            .await
+    }
+
+    /// Sends to every session, and leaves the wait to the caller: who must send in an order need not wait in it.
+    pub fn post(&self, confirmation: Confirmation, message: impl Fn(u64) -> Message) -> Posted {
+        self.post_as(self.next_sequence(), confirmation, message)
+    }
+
+    fn post_as(
+        &self,
+        sequence: u64,
+        confirmation: Confirmation,
+        message: impl Fn(u64) -> Message,
+    ) -> Posted {
         let sessions = self.all();
         for live in &sessions {
             if matches!(confirmation, Confirmation::Invalidations) {
@@ -386,6 +401,30 @@ impl Registry {
             }
             live.outbox.post(message(sequence));
         }
+        Posted {
+            sequence,
+            confirmation,
+            sessions,
+        }
+    }
+}
+
+/// What was sent to sessions and is to be confirmed by them.
+#[must_use]
+pub struct Posted {
+    sequence: u64,
+    confirmation: Confirmation,
+    sessions: Vec<Arc<Live>>,
+}
+
+impl Posted {
+    /// Waits until each has confirmed, at most for `limit`.
+    pub async fn confirmed(self, limit: Duration) -> Confirmed {
+        let Self {
+            sequence,
+            confirmation,
+            sessions,
+        } = self;
         let deadline = tokio::time::Instant::now() + limit;
         let waits = sessions.iter().map(|live| async move {
             let mut confirmed = match confirmation {

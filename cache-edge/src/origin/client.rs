@@ -18,7 +18,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
-    client::legacy::{Client as HyperClient, connect::HttpConnector},
+    client::legacy::{Client as HyperClient, Error as ClientError, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
 use tracing::Instrument as _;
@@ -203,7 +203,7 @@ impl Client {
         let response = tokio::time::timeout(self.stall, asked)
             .await
             .map_err(|_| OriginError::Unreachable(format!("no answer within {:?}", self.stall)))?
-            .map_err(|error| OriginError::Unreachable(chain(&error)))?;
+            .map_err(|error| failed(&error))?;
         let (head, body) = response.into_parts();
         Ok(Response {
             status: head.status,
@@ -277,6 +277,39 @@ fn basic_credentials(url: &Url) -> Result<HeaderValue, OriginError> {
         .map_err(|_| OriginError::Protocol("its credentials can not be sent".into()))?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+/// Not reached, or reached and not understood. The connector fails with an `io::Error` in a TLS handshake only; what goes wrong before
+/// that, from the name to the connection, has a type of its own.
+fn failed(error: &ClientError) -> OriginError {
+    let cause = std::error::Error::source(error);
+    let in_handshake = cause.is_some_and(|cause| cause.is::<std::io::Error>());
+    let mut text = chain(error);
+    if cause.is_some_and(is_for_another_name) {
+        // Whose names are asked for and shown is nothing for players.
+        tracing::debug!(error = text, "an origin's certificate is refused");
+        "its certificate is for another name".clone_into(&mut text);
+    }
+    if error.is_connect() && !in_handshake {
+        OriginError::Unreachable(text)
+    } else {
+        OriginError::NoAnswer(text)
+    }
+}
+
+fn is_for_another_name(error: &(dyn std::error::Error + 'static)) -> bool {
+    use rustls::CertificateError::{NotValidForName, NotValidForNameContext};
+    if let Some(error) = error.downcast_ref::<rustls::Error>() {
+        return matches!(
+            error,
+            rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })
+        );
+    }
+    // What an `io::Error` holds is not among its sources.
+    let inner = error
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::get_ref);
+    inner.is_some_and(|inner| is_for_another_name(inner))
 }
 
 /// An error and its causes in one line: hyper keeps the useful part in the last.

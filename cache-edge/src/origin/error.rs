@@ -5,9 +5,13 @@ use std::time::Duration;
 /// Why an answer can not be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OriginError {
-    /// Name not found, connection refused, TLS refused, no answer in time.
+    /// Name not found, connection refused, no answer in time.
     #[error("can not be reached: {0}")]
     Unreachable(String),
+    /// Reached, and what came is no answer: a certificate that can not be trusted, no TLS, no HTTP, or the connection's end. One of
+    /// several servers behind a name may be so, or one that is being mended: it is asked again.
+    #[error("gave no answer that can be used: {0}")]
+    NoAnswer(String),
     /// 5xx, 408, 425: perhaps better in a moment.
     #[error("answered {status}")]
     Unavailable {
@@ -47,6 +51,7 @@ impl OriginError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable(_)
+            | Self::NoAnswer(_)
             | Self::Unavailable { .. }
             | Self::Busy { .. }
             | Self::Short { .. }

@@ -31,7 +31,7 @@ use crate::{
         freshness::{self, Verdict},
         lookahead::MAX_RUN_CHUNKS,
     },
-    origin::{Catalogue, Client, Downloads, Order, Source, counters::Counters, run::now_ms},
+    origin::{Catalogue, Client, Downloads, Order, Source, run::now_ms},
     store::{EntryFile, Store},
 };
 
@@ -211,8 +211,7 @@ impl EdgeObjects {
             Found::Object(bound, freshness) if source.mode() == v1::SourceMode::Record => {
                 let _ = freshness;
                 let file = self.record(&bound, request)?;
-                let counters = parts.downloads.fetcher().counters.clone();
-                self.pass_compared(&source, &key, request, "record", Some((file, counters)))
+                self.pass_compared(&source, &key, request, "record", Some(file))
                     .await
             }
             Found::Object(bound, freshness) => {
@@ -463,7 +462,7 @@ impl EdgeObjects {
         key: &v1::Key,
         request: &ObjectRequest,
         why: &'static str,
-        stored: Option<(Arc<EntryFile>, Arc<Counters>)>,
+        stored: Option<Arc<EntryFile>>,
     ) -> Result<Resolution<ReaderFactory>, ServeError> {
         if request.only_if_cached {
             return Err(ServeError::OnlyIfCached);
@@ -471,11 +470,8 @@ impl EdgeObjects {
         let url = source
             .url(&key.path, &key.query)
             .ok_or_else(|| ServeError::BadOrigin("the path leaves the source".into()))?;
-        let parts = self.parts();
-        let runtime = parts.downloads.runtime();
         let passed =
-            pass_through::pass_through(&parts.client, runtime, source, url, request, why, stored)
-                .await?;
+            pass_through::pass_through(self.parts(), source, url, request, why, stored).await?;
         Ok(Resolution::PassThrough(passed))
     }
 

@@ -10,16 +10,18 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use http_body::Frame;
-use tokio::{runtime::Handle, sync::mpsc, time::Instant};
+use tokio::{sync::mpsc, time::Instant};
 use tracing::{Instrument as _, Span};
 
 use super::{
     compare::Comparison,
+    objects::Parts,
     patience,
     ports::{ObjectRequest, PassThrough, ReadError, ServeError},
+    resume::{Announced, Asking, Body},
 };
 use crate::{
-    origin::{Client, OriginError, Response, Source, answer, counters::Counters, run::now_ms},
+    origin::{OriginError, Response, Source, answer, run::now_ms},
     store::EntryFile,
 };
 
@@ -88,43 +90,43 @@ fn copy(from: &HeaderMap, to: &mut HeaderMap, name: &HeaderName) {
 
 /// Asks the origin what the client asked. `stored`: what its answer is compared with.
 pub async fn pass_through(
-    client: &Client,
-    runtime: &Handle,
+    parts: &Parts,
     source: &Arc<Source>,
     url: url::Url,
     request: &ObjectRequest,
     why: &'static str,
-    stored: Option<(Arc<EntryFile>, Arc<Counters>)>,
+    stored: Option<Arc<EntryFile>>,
 ) -> Result<PassThrough, ServeError> {
     let mut headers = allowed_headers(source, &request.headers);
     for name in &PASSED_TO_ORIGIN {
         copy(&request.headers, &mut headers, name);
     }
+    let asking = Asking {
+        client: parts.client.clone(),
+        source: source.clone(),
+        catalogue: parts.catalogue.clone(),
+        url,
+        headers,
+        patience: parts.chunk_wait_timeout,
+        counters: parts.downloads.fetcher().counters.clone(),
+    };
     let method = if request.head_only {
         Method::HEAD
     } else {
         Method::GET
     };
-    let (client, source) = (client.clone(), source.clone());
     let until = Instant::now() + REFUSALS_FOR;
     let asked = async move {
-        let once = || {
-            ask_once(
-                &client,
-                method.clone(),
-                &source,
-                url.clone(),
-                &headers,
-                until,
-            )
-        };
-        patience::ask(&source, once).await
+        let once = || ask_once(&asking, method.clone(), until);
+        let response = patience::ask(&asking.source, &asking.counters, once).await;
+        response.map(|response| (response, asking))
     };
+    let runtime = parts.downloads.runtime();
     let asked = runtime.spawn(asked.instrument(Span::current()));
-    let response = asked
+    let asked = asked
         .await
         .map_err(|_| ServeError::Internal("the request to the origin was given up".into()))?;
-    let mut response = response.map_err(|error| serve_error(&error))?;
+    let (mut response, asking) = asked.map_err(|error| serve_error(&error))?;
     let status = response.status;
     if is_unasked(status, &request.headers) {
         return Err(ServeError::BadOrigin(format!(
@@ -132,8 +134,8 @@ pub async fn pass_through(
         )));
     }
     let mut headers = std::mem::take(&mut response.headers);
-    let announced = answer::content_length(&headers);
-    if announced.is_none() {
+    let announced = Announced::of(status, &headers);
+    if answer::content_length(&headers).is_none() {
         headers.remove(header::CONTENT_LENGTH);
     }
     let named: Vec<HeaderName> = headers
@@ -147,51 +149,69 @@ pub async fn pass_through(
         headers.remove(name);
     }
     headers.remove("keep-alive");
-    let mut comparison =
-        stored.and_then(|(file, counters)| Comparison::of(file, counters, status, &headers));
+    let comparison =
+        stored.and_then(|file| Comparison::of(file, asking.counters.clone(), status, &headers));
     let (sender, receiver) = mpsc::channel(FRAMES);
-    let body_expected = !request.head_only;
-    runtime.spawn(async move {
-        let mut received = 0u64;
-        while !sender.is_closed() && body_expected {
-            let item = match response.chunk().await {
-                Ok(Some(bytes)) => {
-                    received += bytes.len() as u64;
-                    if let Some(comparison) = &mut comparison {
-                        comparison.take(&bytes);
-                    }
-                    Ok(bytes)
-                }
-                Ok(None) => return,
-                Err(error) => {
-                    tracing::debug!(%error, received, ?announced, "an origin's answer broke off while handed through");
-                    Err(ReadError::Origin(error.to_string()))
-                }
-            };
-            let failed = item.is_err();
-            if sender.send(item).await.is_err() || failed {
-                return;
-            }
-        }
-    });
+    if !request.head_only {
+        let body = Body::new(asking, response, announced);
+        runtime.spawn(send(body, sender, comparison).instrument(Span::current()));
+    }
     Ok(PassThrough {
         status,
         headers,
-        body: Box::pin(ChannelBody(receiver)),
+        body: Box::pin(ChannelBody {
+            receiver,
+            ended: request.head_only,
+        }),
         why,
     })
 }
 
+/// To the body's end, to its break, or until the client leaves.
+async fn send(
+    mut body: Body,
+    sender: mpsc::Sender<Result<Bytes, ReadError>>,
+    mut comparison: Option<Comparison>,
+) {
+    loop {
+        let next = tokio::select! {
+            biased;
+            () = sender.closed() => return,
+            next = body.next() => next,
+        };
+        let item = match next {
+            Ok(Some(bytes)) => {
+                if let Some(comparison) = &mut comparison {
+                    comparison.take(&bytes);
+                }
+                Ok(bytes)
+            }
+            // The end has a sign of its own: a task that was given up leaves none, and that is no end.
+            Ok(None) => Ok(Bytes::new()),
+            Err(error) => {
+                let received = body.received();
+                tracing::debug!(%error, received, "an origin's answer broke off while handed through");
+                Err(ReadError::Origin(error.to_string()))
+            }
+        };
+        let is_last = item.as_ref().map_or(true, Bytes::is_empty);
+        if sender.send(item).await.is_err() || is_last {
+            return;
+        }
+    }
+}
+
 /// A refusal that may pass is an error until then, so that the origin is asked again; after it, its answer as any other.
 async fn ask_once(
-    client: &Client,
+    asking: &Asking,
     method: Method,
-    source: &Source,
-    url: url::Url,
-    headers: &HeaderMap,
     until: Instant,
 ) -> Result<Response, OriginError> {
-    let response = client.ask(method, source, url, headers).await?;
+    let Asking { source, url, .. } = asking;
+    let asked = asking
+        .client
+        .ask(method, source, url.clone(), &asking.headers);
+    let response = asked.await?;
     let refusal = answer::status_error(response.status, &response.headers, now_ms());
     let wait = refusal.retry_after().unwrap_or_default();
     if response.status.is_server_error() && Instant::now() + wait < until {
@@ -210,7 +230,10 @@ fn is_unasked(status: StatusCode, asked: &HeaderMap) -> bool {
     }
 }
 
-struct ChannelBody(mpsc::Receiver<Result<Bytes, ReadError>>);
+struct ChannelBody {
+    receiver: mpsc::Receiver<Result<Bytes, ReadError>>,
+    ended: bool,
+}
 
 impl http_body::Body for ChannelBody {
     type Data = Bytes;
@@ -220,9 +243,22 @@ impl http_body::Body for ChannelBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ReadError>>> {
-        self.0
-            .poll_recv(cx)
-            .map(|item| item.map(|item| item.map(Frame::data)))
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let item = std::task::ready!(self.receiver.poll_recv(cx));
+        let given_up = || Err(ReadError::Origin("the request to it was given up".into()));
+        match item.unwrap_or_else(given_up) {
+            Ok(bytes) if bytes.is_empty() => {
+                self.ended = true;
+                Poll::Ready(None)
+            }
+            Ok(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+            Err(error) => {
+                self.ended = true;
+                Poll::Ready(Some(Err(error)))
+            }
+        }
     }
 }
 

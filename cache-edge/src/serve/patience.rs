@@ -1,12 +1,12 @@
 //! A question to an origin, asked again behind the held request where that may help: the client notices time and nothing else.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use tokio::time::Instant;
 
 use crate::{
     core::backoff::Backoff,
-    origin::{OriginError, Source, run::now_ms},
+    origin::{OriginError, Source, counters::Counters, run::now_ms},
 };
 
 /// New attempts begin within this time; one that stalls ends within the origin's stall time-out. Together
@@ -17,8 +17,12 @@ const SECOND_AFTER: Duration = Duration::from_secs(4);
 /// How often an answer may be overtaken by an invalidation before who waits is told.
 const MAX_OVERTAKEN: u32 = 8;
 
-/// The first success, or the error that ended the patience.
-pub async fn ask<T, F>(source: &Source, attempt: impl Fn() -> F) -> Result<T, OriginError>
+/// The first success, or the error that ended the patience. Each failed attempt is counted.
+pub async fn ask<T, F>(
+    source: &Source,
+    counters: &Counters,
+    attempt: impl Fn() -> F,
+) -> Result<T, OriginError>
 where
     F: Future<Output = Result<T, OriginError>>,
 {
@@ -29,6 +33,7 @@ where
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
+        count(counters, &error);
         source.heed(&error, now_ms());
         let wait = backoff
             .wait(rand::random())
@@ -37,6 +42,13 @@ where
             return Err(error);
         }
         tokio::time::sleep(wait).await;
+    }
+}
+
+/// What an origin did wrong. That an answer was overtaken is nobody's fault.
+pub fn count(counters: &Counters, error: &OriginError) {
+    if *error != OriginError::Overtaken {
+        counters.origin_errors.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -80,7 +92,7 @@ where
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
     use chunkcache_proto::v1;
 
@@ -99,14 +111,29 @@ mod tests {
     async fn run(
         script: impl Fn(u32) -> Result<(), OriginError>,
     ) -> (Result<u32, OriginError>, u32) {
-        let asked = AtomicU32::new(0);
+        let (asked, faults) = (AtomicU32::new(0), AtomicU64::new(0));
         let source = source();
-        let answer = ask(&source, || {
+        let counters = Counters::default();
+        let answer = ask(&source, &counters, || {
             let number = asked.fetch_add(1, Ordering::Relaxed);
             let result = script(number);
+            if result
+                .as_ref()
+                .is_err_and(|error| *error != OriginError::Overtaken)
+            {
+                faults.fetch_add(1, Ordering::Relaxed);
+            }
             async move { result.map(|()| number) }
         });
-        (answer.await, asked.load(Ordering::Relaxed))
+        let answer = answer.await;
+        let asked = asked.load(Ordering::Relaxed);
+        let failed = counters.origin_errors.load(Ordering::Relaxed);
+        let faults = faults.load(Ordering::Relaxed);
+        assert_eq!(
+            failed, faults,
+            "the origin's faults are counted, and no other"
+        );
+        (answer, asked)
     }
 
     #[tokio::test]

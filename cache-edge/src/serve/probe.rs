@@ -70,7 +70,9 @@ pub async fn probe(
     key: &v1::Key,
     request: &ObjectRequest,
 ) -> Result<Found, ServeError> {
-    patience::ask(source, || attempts(objects, source, key, request))
+    let counters = &objects.parts().downloads.fetcher().counters;
+    let attempt = || attempts(objects, source, key, request);
+    patience::ask(source, counters, attempt)
         .await
         .map_err(|error| pass_through::serve_error(&error))
 }

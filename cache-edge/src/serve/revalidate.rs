@@ -29,13 +29,16 @@ pub async fn revalidate(
     bound: Arc<Bound>,
 ) -> Result<Found, ServeError> {
     let asking = || ask(objects, source, key, forwarded, &bound);
+    let counters = &objects.parts().downloads.fetcher().counters;
     let result = if freshness::usable_on_error(&bound.freshness, &source.policy(), now_ms()) {
-        match tokio::time::timeout(PATIENCE_WITH_STALE, patience::believed(asking)).await {
-            Ok(result) => result,
-            Err(_) => Err(OriginError::Stalled(PATIENCE_WITH_STALE)),
+        let asked = tokio::time::timeout(PATIENCE_WITH_STALE, patience::believed(asking)).await;
+        let asked = asked.unwrap_or(Err(OriginError::Stalled(PATIENCE_WITH_STALE)));
+        if let Err(error) = &asked {
+            patience::count(counters, error);
         }
+        asked
     } else {
-        patience::ask(source, asking).await
+        patience::ask(source, counters, asking).await
     };
     result.map_err(|error| pass_through::serve_error(&error))
 }
