@@ -5,6 +5,7 @@
 //! Why entries are loaded first: a scheduler that does not know what is held fetches it again. Commands
 //! that name an entry under way wait for it here, in their order.
 
+mod idle;
 mod kept;
 mod readers;
 
@@ -46,6 +47,7 @@ pub struct Plan {
     loading: Loads,
     /// Of entries that are not open yet.
     kept: HashMap<EntryId, Vec<(EdgeId, v1::KeptFetch)>>,
+    idle: idle::Idle,
     effects: Vec<Effect>,
     now: Millis,
 }
@@ -62,6 +64,7 @@ impl Plan {
             wants: BTreeMap::new(),
             loading: Loads::default(),
             kept: HashMap::new(),
+            idle: idle::Idle::default(),
             effects: Vec::new(),
             now: 0,
         }
@@ -182,6 +185,7 @@ impl Plan {
                 } else if let Some(entry) = self.directory.entry_number(id) {
                     self.event(Event::EntryClosed { entry }, now, actions);
                     self.directory.close_entry(id);
+                    self.idle.used(entry);
                 }
             }
             Command::EntryLoaded { id, loaded } => self.entry_loaded(id, loaded, now, actions),
@@ -246,6 +250,7 @@ impl Plan {
             Command::Tick => {
                 self.forget_absent();
                 self.event(Event::Tick, now, actions);
+                self.close_idle_entries(now, actions);
             }
         }
     }
@@ -284,7 +289,8 @@ impl Plan {
 
     /// True if the entry is open; else its load is under way when this returns.
     fn load(&mut self, id: EntryId, actions: &mut Vec<Action>) -> bool {
-        if self.directory.entry_number(id).is_some() {
+        if let Some(entry) = self.directory.entry_number(id) {
+            self.idle.used(entry);
             return true;
         }
         if self.loading.begin(id) {

@@ -17,7 +17,7 @@ pub struct EdgeId(pub u32);
 pub struct SourceId(pub u32);
 
 /// An entry, numbered by the caller for as long as it is open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EntryNo(pub u32);
 
 /// A reader of one edge.

@@ -46,9 +46,10 @@ impl Scheduler {
             self.give_slots_to_critical(edge, effects);
             self.plan_critical(edge, effects);
         }
+        let now = self.now;
         for &edge in &batch {
             if let Some(state) = self.edges.get_mut(&edge) {
-                state.promote_ahead();
+                state.promote_ahead(now);
             }
             self.trim_ahead(edge, effects);
             self.plan_rest(edge, effects);

@@ -55,6 +55,12 @@ impl Scheduler {
             .config
             .late_after_ms
             .max(estimate.saturating_mul(self.config.late_factor));
+        if !flight.slot {
+            // It has not begun: neither its origin nor its peer is late, and a second one would not begin sooner.
+            let again = self.now.saturating_add(allowed);
+            self.timers.insert((again, Timer::Flight(edge, id)));
+            return;
+        }
         let due = flight
             .progress_at
             .max(flight.assigned_at)
