@@ -5,6 +5,7 @@
 //! Why entries are loaded first: a scheduler that does not know what is held fetches it again. Commands
 //! that name an entry under way wait for it here, in their order.
 
+mod handover;
 mod idle;
 mod kept;
 mod readers;
@@ -48,6 +49,7 @@ pub struct Plan {
     /// Of entries that are not open yet.
     kept: HashMap<EntryId, Vec<(EdgeId, v1::KeptFetch)>>,
     idle: idle::Idle,
+    handovers: handover::HandOvers,
     effects: Vec<Effect>,
     now: Millis,
 }
@@ -65,6 +67,7 @@ impl Plan {
             loading: Loads::default(),
             kept: HashMap::new(),
             idle: idle::Idle::default(),
+            handovers: handover::HandOvers::default(),
             effects: Vec::new(),
             now: 0,
         }
@@ -142,11 +145,23 @@ impl Plan {
                     self.forget_kept(|of, _| of == edge);
                     self.directory.end_local_fetches(edge);
                     self.readers.retain(|reader, _| reader.edge != edge);
+                    self.end_hand_overs(edge, now, actions);
                     self.event(Event::EdgeLost { edge }, now, actions);
                 }
             }
             Command::EdgeDraining { edge, draining } => {
+                self.end_hand_overs(edge, now, actions);
                 self.event(Event::EdgeDraining { edge, draining }, now, actions);
+                if draining {
+                    self.hand_over(edge, now, actions);
+                }
+            }
+            Command::HandOver { edge, entry } => {
+                if self.load(entry, actions) {
+                    self.hand_over_one(edge, entry, now, actions);
+                } else {
+                    self.loading.keep(entry, Command::HandOver { edge, entry });
+                }
             }
             Command::EdgeForgotten(edge) => self.forget_edge(edge, now, actions),
             Command::SourceSet(source) => {
@@ -278,7 +293,11 @@ impl Plan {
     fn event(&mut self, event: Event, now: Millis, actions: &mut Vec<Action>) {
         self.scheduler.apply(event, now, &mut self.effects);
         for effect in self.effects.drain(..) {
-            if let Effect::WantDone { want } = effect {
+            if let Effect::WantDone { want } = effect
+                && self.handovers.is_done(want)
+            {
+                continue;
+            } else if let Effect::WantDone { want } = effect {
                 self.wants.remove(&want);
                 actions.push(Action::WantDone(want));
             } else if let Some((edge, message)) = translate::effect(&self.directory, &effect) {
@@ -463,6 +482,7 @@ impl Plan {
     fn forget_edge(&mut self, edge: EdgeId, now: Millis, actions: &mut Vec<Action>) {
         self.epochs.remove(&edge);
         self.readers.retain(|reader, _| reader.edge != edge);
+        self.end_hand_overs(edge, now, actions);
         self.event(Event::EdgeLost { edge }, now, actions);
         let entries: Vec<(EntryNo, u32)> = self
             .directory

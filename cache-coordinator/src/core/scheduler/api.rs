@@ -108,6 +108,14 @@ pub enum Event {
         chunks: Vec<Range<ChunkIndex>>,
         level: Level,
     },
+    /// What a draining edge hands to another one: as a want at MEDIUM, but taken from edges that hold it, never from the origin.
+    /// A chunk that no edge holds any more is let go.
+    HandOver {
+        want: WantId,
+        edge: EdgeId,
+        entry: EntryNo,
+        chunks: Vec<Range<ChunkIndex>>,
+    },
     /// Cancelled.
     WantClosed { want: WantId },
 

@@ -250,6 +250,8 @@ pub struct Want {
     pub chunks: RangeSet<ChunkIndex>,
     /// Chunks not held there yet.
     pub missing: u64,
+    /// Of what a draining edge hands over: the origin is not asked.
+    pub from_edges_only: bool,
 }
 
 /// Something to look at again later.
