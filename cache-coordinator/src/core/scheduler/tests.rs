@@ -4,6 +4,7 @@
 mod begun;
 mod handover;
 mod late;
+mod lookahead;
 mod shares;
 mod space;
 

@@ -145,3 +145,10 @@ fn a_peer_that_is_shunned_without_cause_costs_no_second_fetch() {
 fn what_makes_a_fill_of_its_own_edge_give_way_stays_covered() {
     whole(26_811, STEPS);
 }
+
+#[test]
+fn a_peer_is_not_blamed_for_what_its_edge_does_later() {
+    for seed in [7_174, 10_588, 26_284] {
+        whole(seed, STEPS);
+    }
+}
