@@ -130,6 +130,7 @@ fn a_waiter_behind_refused_ones_is_served_by_a_peer() {
 
 #[test]
 fn a_peer_is_not_blamed_for_what_its_origin_took() {
+    // They failed when the cluster was invented a little otherwise: kept for what may come.
     whole(1474, STEPS);
     whole(1721, STEPS);
 }
