@@ -31,6 +31,8 @@ mod chunks_contract;
 mod edges_contract;
 #[path = "contract/entries.rs"]
 mod entries_contract;
+#[path = "contract/fill.rs"]
+mod fill_contract;
 #[path = "contract/lease.rs"]
 mod lease_contract;
 #[path = "contract/plans.rs"]

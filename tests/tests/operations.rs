@@ -297,3 +297,23 @@ fn modes_of_a_source_are_switched_while_it_plays() {
         "{status}"
     );
 }
+
+/// What is played on an edge that is drained is at the next edge before its players are: nothing of it is asked of the origin again.
+#[test]
+fn a_drained_edge_hands_over_what_is_played_there() {
+    let cluster = Cluster::with_edges(2);
+    let size = 16 * MIB;
+    let film = cluster.put("/film.mp4", Object::generated(52, size));
+    cluster.edges[0].get(&film).expect(200);
+    cluster.wait_recorded_on("film.mp4", "edge-a", &[(0, size)]);
+    assert_eq!(cluster.recorded("film.mp4", "edge-b"), []);
+    let before = cluster.origin.hits("/film.mp4").len();
+    let drain = cluster
+        .coordinator
+        .cli(&["edge", "drain", "edge-a", "--follow"]);
+    assert!(drain.status.success(), "{}", text(&drain));
+    cluster.wait_recorded_on("film.mp4", "edge-b", &[(0, size)]);
+    let served = cluster.edges[1].get(&film).expect(200);
+    assert!(served.body == content::bytes(52, 0, size));
+    assert_eq!(cluster.origin.hits("/film.mp4").len(), before);
+}

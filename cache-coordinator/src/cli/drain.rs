@@ -1,4 +1,4 @@
-//! `edge drain --follow`: until the edge's last request has ended.
+//! `edge drain --follow`: until the edge's last request has ended, and what its readers come to is handed to others.
 
 use std::time::Duration;
 
@@ -40,10 +40,16 @@ async fn look(
         })?;
         let left = u64::from(edge.requests_active);
         most = most.max(left);
+        let to_hand_over = edge.chunks_to_hand_over;
         progress.show_part(most - left, most, || {
-            amounts(most - left, most, begun.elapsed())
+            let text = amounts(most - left, most, begun.elapsed());
+            match to_hand_over {
+                0 => text,
+                1 => format!("{text}, 1 chunk to hand over"),
+                chunks => format!("{text}, {chunks} chunks to hand over"),
+            }
         });
-        if left == 0 {
+        if left == 0 && to_hand_over == 0 {
             return Ok(edge);
         }
     }

@@ -27,7 +27,7 @@ pub(super) fn command() -> Command {
                     switch("undo", "Send it readers again"),
                     switch(
                         "follow",
-                        "Show progress until its last request has ended; it may be stopped then",
+                        "Show progress until its last request has ended and its chunks are handed over; it may be stopped then",
                     ),
                 ]),
             Command::new("forget")

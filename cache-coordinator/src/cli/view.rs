@@ -117,6 +117,7 @@ pub(super) fn edge(edge: &Edge) -> Value {
         "chunks": edge.chunks,
         "readers": edge.readers,
         "requests_active": edge.requests_active,
+        "chunks_to_hand_over": edge.chunks_to_hand_over,
         "epoch": edge.epoch,
         "last_seen_ms": edge.last_seen_ms,
         "store_id": edge.store_id,

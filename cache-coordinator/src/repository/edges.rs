@@ -50,6 +50,7 @@ impl EdgeRecord {
             store_id: self.store_id.to_string(),
             chunks: 0,
             requests_active: 0,
+            chunks_to_hand_over: 0,
         }
     }
 }

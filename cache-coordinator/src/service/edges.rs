@@ -1,8 +1,8 @@
 //! Edges: listed, drained, forgotten, verified.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 
-use chunkcache_proto::v1;
+use chunkcache_proto::{EntryId, v1};
 use v1::session_response::Message;
 
 use super::{
@@ -19,6 +19,8 @@ use crate::{
     },
 };
 
+/// Entries handed over at a drain because somebody plays them.
+const MAX_PLAYED: usize = 256;
 /// Chunks of an edge are counted up to here in a listing.
 const COUNT_LIMIT: u32 = 1_000_000;
 /// An edge comes back and is reconciled within this time.
@@ -55,12 +57,20 @@ pub async fn list(cluster: &Cluster) -> Result<v1::ListEdgesResponse, ServiceErr
             .database
             .edge_chunk_count(row.id, COUNT_LIMIT)
             .await?;
-        edges.push(describe(cluster, &row, chunks));
+        let mut edge = describe(cluster, &row, chunks);
+        let number = edge_id(row.id);
+        if edge.state() == v1::EdgeState::Draining {
+            let left = cluster
+                .plan
+                .ask(move |plan| plan.chunks_to_hand_over(number));
+            edge.chunks_to_hand_over = left.await?;
+        }
+        edges.push(edge);
     }
     Ok(v1::ListEdgesResponse { edges })
 }
 
-/// No new readers; or readers again.
+/// No new readers; or readers again. What its readers come to next goes to the edges that take them.
 pub async fn drain(
     cluster: &Cluster,
     request: v1::DrainEdgeRequest,
@@ -82,6 +92,9 @@ pub async fn drain(
         .plan
         .tell(Command::EdgeDraining { edge, draining })
         .await?;
+    for entry in played(cluster, edge).into_iter().filter(|_| draining) {
+        cluster.plan.tell(Command::HandOver { edge, entry }).await?;
+    }
     let chunks = cluster
         .database
         .edge_chunk_count(row.id, COUNT_LIMIT)
@@ -89,6 +102,16 @@ pub async fn drain(
     Ok(v1::DrainEdgeResponse {
         edge: Some(describe(cluster, &row, chunks)),
     })
+}
+
+/// What its viewers are at, as it said last.
+fn played(cluster: &Cluster, edge: EdgeId) -> BTreeSet<EntryId> {
+    let Some(live) = cluster.registry.get(edge) else {
+        return BTreeSet::new();
+    };
+    let status = live.status.lock();
+    let ids = status.viewers.iter().map(|viewer| viewer.entry_id.parse());
+    ids.filter_map(Result::ok).take(MAX_PLAYED).collect()
 }
 
 /// Removes an edge and its rows from the cluster.

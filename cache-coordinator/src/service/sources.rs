@@ -15,6 +15,7 @@ use crate::{
     session::{
         plan::Command,
         registry::{Confirmation, Posted},
+        storage::take_up_fill,
     },
 };
 
@@ -23,7 +24,7 @@ const CONFIRM_WITHIN: Duration = Duration::from_secs(2);
 
 /// Adds or changes a source.
 pub async fn put(
-    cluster: &Cluster,
+    cluster: &Arc<Cluster>,
     request: v1::PutSourceRequest,
 ) -> Result<v1::PutSourceResponse, ServiceError> {
     cluster.require_leader()?;
@@ -39,6 +40,14 @@ pub async fn put(
         .await?;
     drop(alone);
     let confirmed = posted.confirmed(CONFIRM_WITHIN).await;
+    let fills = |source: &v1::Source| source.background_fill != Some(false);
+    if fills(&put) && before.as_ref().is_some_and(|before| !fills(before)) {
+        // What edges hold a part of, and nobody has spoken of for long, is not open.
+        for live in cluster.registry.all() {
+            let fill = take_up_fill(Arc::clone(cluster), live);
+            cluster.tasks.spawn(fill);
+        }
+    }
     Ok(v1::PutSourceResponse {
         source: Some(source_rules::redacted(put)),
         unconfirmed_edges: confirmed.unconfirmed,

@@ -62,6 +62,13 @@ pub enum Command {
         /// From now on.
         draining: bool,
     },
+    /// Somebody plays this from an edge that is drained, perhaps without ever missing a byte.
+    HandOver {
+        /// Which is drained.
+        edge: EdgeId,
+        /// What is played.
+        entry: EntryId,
+    },
     /// Removed from the cluster with all its rows.
     EdgeForgotten(EdgeId),
     /// Registered or changed.

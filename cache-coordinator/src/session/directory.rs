@@ -1,7 +1,10 @@
 //! The scheduler speaks in small integers, the wire in names and UUIDs; this is the table between
 //! them. Owned by the plan, so nothing here is shared or locked.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use chunkcache_proto::{EntryId, Geometry, v1};
 
@@ -36,7 +39,7 @@ pub struct Directory {
     edges: HashMap<EdgeId, EdgeRecord>,
     sources: HashMap<String, SourceId>,
     entry_numbers: HashMap<EntryId, EntryNo>,
-    entries: HashMap<EntryNo, EntryRecord>,
+    entries: BTreeMap<EntryNo, EntryRecord>,
     local_by_wire: HashMap<(EdgeId, u64), AssignmentId>,
     local_by_id: HashMap<AssignmentId, (EdgeId, u64)>,
     next_source: u32,
@@ -84,6 +87,13 @@ impl Directory {
         self.entries
             .iter()
             .map(|(number, record)| (*number, record))
+    }
+
+    /// Open entries from this number on, in order.
+    pub fn entries_from(&self, first: EntryNo) -> impl Iterator<Item = (EntryNo, EntryId)> {
+        self.entries
+            .range(first..)
+            .map(|(&number, record)| (number, record.id))
     }
 
     /// Numbers of open entries.

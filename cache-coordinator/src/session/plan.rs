@@ -5,6 +5,8 @@
 //! Why entries are loaded first: a scheduler that does not know what is held fetches it again. Commands
 //! that name an entry under way wait for it here, in their order.
 
+mod handover;
+mod idle;
 mod kept;
 mod readers;
 
@@ -46,6 +48,8 @@ pub struct Plan {
     loading: Loads,
     /// Of entries that are not open yet.
     kept: HashMap<EntryId, Vec<(EdgeId, v1::KeptFetch)>>,
+    idle: idle::Idle,
+    handovers: handover::HandOvers,
     effects: Vec<Effect>,
     now: Millis,
 }
@@ -62,6 +66,8 @@ impl Plan {
             wants: BTreeMap::new(),
             loading: Loads::default(),
             kept: HashMap::new(),
+            idle: idle::Idle::default(),
+            handovers: handover::HandOvers::default(),
             effects: Vec::new(),
             now: 0,
         }
@@ -139,11 +145,23 @@ impl Plan {
                     self.forget_kept(|of, _| of == edge);
                     self.directory.end_local_fetches(edge);
                     self.readers.retain(|reader, _| reader.edge != edge);
+                    self.end_hand_overs(edge, now, actions);
                     self.event(Event::EdgeLost { edge }, now, actions);
                 }
             }
             Command::EdgeDraining { edge, draining } => {
+                self.end_hand_overs(edge, now, actions);
                 self.event(Event::EdgeDraining { edge, draining }, now, actions);
+                if draining {
+                    self.hand_over(edge, now, actions);
+                }
+            }
+            Command::HandOver { edge, entry } => {
+                if self.load(entry, actions) {
+                    self.hand_over_one(edge, entry, now, actions);
+                } else {
+                    self.loading.keep(entry, Command::HandOver { edge, entry });
+                }
             }
             Command::EdgeForgotten(edge) => self.forget_edge(edge, now, actions),
             Command::SourceSet(source) => {
@@ -182,6 +200,7 @@ impl Plan {
                 } else if let Some(entry) = self.directory.entry_number(id) {
                     self.event(Event::EntryClosed { entry }, now, actions);
                     self.directory.close_entry(id);
+                    self.idle.used(entry);
                 }
             }
             Command::EntryLoaded { id, loaded } => self.entry_loaded(id, loaded, now, actions),
@@ -246,6 +265,7 @@ impl Plan {
             Command::Tick => {
                 self.forget_absent();
                 self.event(Event::Tick, now, actions);
+                self.close_idle_entries(now, actions);
             }
         }
     }
@@ -273,7 +293,11 @@ impl Plan {
     fn event(&mut self, event: Event, now: Millis, actions: &mut Vec<Action>) {
         self.scheduler.apply(event, now, &mut self.effects);
         for effect in self.effects.drain(..) {
-            if let Effect::WantDone { want } = effect {
+            if let Effect::WantDone { want } = effect
+                && self.handovers.is_done(want)
+            {
+                continue;
+            } else if let Effect::WantDone { want } = effect {
                 self.wants.remove(&want);
                 actions.push(Action::WantDone(want));
             } else if let Some((edge, message)) = translate::effect(&self.directory, &effect) {
@@ -284,7 +308,8 @@ impl Plan {
 
     /// True if the entry is open; else its load is under way when this returns.
     fn load(&mut self, id: EntryId, actions: &mut Vec<Action>) -> bool {
-        if self.directory.entry_number(id).is_some() {
+        if let Some(entry) = self.directory.entry_number(id) {
+            self.idle.used(entry);
             return true;
         }
         if self.loading.begin(id) {
@@ -457,6 +482,7 @@ impl Plan {
     fn forget_edge(&mut self, edge: EdgeId, now: Millis, actions: &mut Vec<Action>) {
         self.epochs.remove(&edge);
         self.readers.retain(|reader, _| reader.edge != edge);
+        self.end_hand_overs(edge, now, actions);
         self.event(Event::EdgeLost { edge }, now, actions);
         let entries: Vec<(EntryNo, u32)> = self
             .directory

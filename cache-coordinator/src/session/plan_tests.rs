@@ -1,6 +1,9 @@
 //! The plan without a runtime: what waits for a load, what an old epoch says, what comes back.
 #![allow(clippy::unwrap_used)]
 
+mod handover;
+mod idle;
+
 use chunkcache_proto::{EntryId, Level, v1};
 use v1::session_response::Message;
 

@@ -415,7 +415,7 @@ impl Lane {
 }
 
 /// Opens all entries the edge holds a part of, a page at a time: their fill follows from what is held.
-async fn take_up_fill(cluster: Arc<Cluster>, live: Arc<Live>) {
+pub async fn take_up_fill(cluster: Arc<Cluster>, live: Arc<Live>) {
     let mut after = EntryId::nil();
     loop {
         let database = &cluster.database;

@@ -17,7 +17,7 @@ pub struct EdgeId(pub u32);
 pub struct SourceId(pub u32);
 
 /// An entry, numbered by the caller for as long as it is open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EntryNo(pub u32);
 
 /// A reader of one edge.
@@ -107,6 +107,14 @@ pub enum Event {
         entry: EntryNo,
         chunks: Vec<Range<ChunkIndex>>,
         level: Level,
+    },
+    /// What a draining edge hands to another one: as a want at MEDIUM, but taken from edges that hold it, never from the origin.
+    /// A chunk that no edge holds any more is let go.
+    HandOver {
+        want: WantId,
+        edge: EdgeId,
+        entry: EntryNo,
+        chunks: Vec<Range<ChunkIndex>>,
     },
     /// Cancelled.
     WantClosed { want: WantId },

@@ -46,9 +46,10 @@ impl Scheduler {
             self.give_slots_to_critical(edge, effects);
             self.plan_critical(edge, effects);
         }
+        let now = self.now;
         for &edge in &batch {
             if let Some(state) = self.edges.get_mut(&edge) {
-                state.promote_ahead();
+                state.promote_ahead(now);
             }
             self.trim_ahead(edge, effects);
             self.plan_rest(edge, effects);
@@ -211,6 +212,10 @@ impl Scheduler {
                     Look::Take(route) => return Some((key.owner, route)),
                     // It is elsewhere in the queue now, or not at all.
                     Look::Moved => moved += 1,
+                    Look::LetGo(chunk) => {
+                        self.let_go(key.owner, chunk, effects);
+                        moved += 1;
+                    }
                     Look::Split(flight) => self.cancel_flight(flight, effects),
                     Look::Refused(refusal) => {
                         self.look_again_after(source, refusal);
@@ -265,7 +270,14 @@ impl Scheduler {
         if owner.is_background() && !self.fill_may_run(source) {
             return Look::NotNow;
         }
-        match self.way(edge, entry, gap, limit, level, ahead) {
+        let mut way = self.way(edge, entry, gap, limit, level, ahead);
+        if self.is_hand_over(owner) {
+            match self.way_between_edges(way, edge, entry, gap) {
+                Some(between) => way = between,
+                None => return Look::LetGo(gap),
+            }
+        }
+        match way {
             Way::Take(route)
                 if matches!(owner, Owner::Fill(..))
                     && !self.fill_fits(edge, entry, &route.chunks) =>
@@ -464,6 +476,8 @@ enum Look {
     Take(Route),
     Moved,
     Split(super::state::FlightKey),
+    /// A chunk of a hand-over that no edge holds any more.
+    LetGo(ChunkIndex),
     Refused(Refusal),
     NotNow,
 }

@@ -224,7 +224,8 @@ impl Scheduler {
     #[must_use]
     pub fn wanted(&self) -> BTreeMap<(EdgeId, EntryNo, Level), RangeSet<ChunkIndex>> {
         let mut wanted: BTreeMap<_, RangeSet<ChunkIndex>> = BTreeMap::new();
-        let lasting = |owner: &Owner| !matches!(owner, Owner::Begun(..));
+        let lasting =
+            |owner: &Owner| !matches!(owner, Owner::Begun(..)) && !self.is_hand_over(*owner);
         for (_, claim) in self.claims.iter().filter(|(owner, _)| lasting(owner)) {
             let set = wanted
                 .entry((claim.edge, claim.entry, claim.level))

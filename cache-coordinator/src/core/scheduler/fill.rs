@@ -43,6 +43,12 @@ impl Scheduler {
     }
 
     fn fill_wanted(&self, edge: EdgeId, entry: EntryNo) -> bool {
+        let on = self.edges.get(&edge);
+        on.is_some_and(|on| !on.draining && !on.space.is_full) && self.fill_goes_on(edge, entry)
+    }
+
+    /// Now, or when the edge has room and is not drained any more.
+    pub(super) fn fill_goes_on(&self, edge: EdgeId, entry: EntryNo) -> bool {
         let Some(known) = self.entries.get(&entry) else {
             return false;
         };
@@ -56,8 +62,6 @@ impl Scheduler {
             return false;
         };
         on.alive
-            && !on.draining
-            && !on.space.is_full
             && !known.changed
             && source.registered
             && source.background_fill.unwrap_or(on.background_fill)

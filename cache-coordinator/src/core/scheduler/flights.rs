@@ -22,19 +22,26 @@ pub enum Withdrawal {
 impl Scheduler {
     pub(super) fn enter_flight(&mut self, edge: EdgeId, flight: Flight, effects: &mut Vec<Effect>) {
         let key = (edge, flight.id);
+        let (from, source, level) = (flight.from, flight.source, flight.level);
+        let (upstream, rate) = (flight.upstream, flight.rate_bytes_per_second);
         let bytes = self.bytes_of(flight.entry, &flight.chunks);
+        let estimate = self.estimate(edge, &flight);
         if let Some(line) = self.line_mut(edge, flight.entry) {
             line.covered.insert(flight.chunks.clone());
         }
-        match flight.from {
+        // Before anything gives way to it: what a cancelled one leaves is computed from the flights there are.
+        if let Some(state) = self.edges.get_mut(&edge) {
+            state.flights.push(flight);
+        }
+        match from {
             From::Origin => {
-                if let Some(source) = self.sources.get_mut(&flight.source) {
-                    source.running[flight.level as usize] += 1;
-                    source.rate_given += flight.rate_bytes_per_second;
+                if let Some(source) = self.sources.get_mut(&source) {
+                    source.running[level as usize] += 1;
+                    source.rate_given += rate;
                     source.charge(bytes, self.now);
                 }
-                if flight.level == Level::Critical {
-                    self.yield_fills(flight.source, effects);
+                if level == Level::Critical {
+                    self.yield_fills(source, effects);
                 }
             }
             From::Peer(peer) => {
@@ -43,13 +50,8 @@ impl Scheduler {
                 }
             }
         }
-        let upstream = flight.upstream;
-        if flight.level == Level::Critical {
-            let estimate = self.estimate(edge, &flight);
-            self.watch_flight(edge, flight.id, estimate);
-        }
-        if let Some(state) = self.edges.get_mut(&edge) {
-            state.flights.push(flight);
+        if level == Level::Critical {
+            self.watch_flight(edge, key.1, estimate);
         }
         if let Some(upstream) = upstream {
             if let Some(flight) = self.flight_mut(upstream) {

@@ -8,7 +8,7 @@ use chunkcache_proto::Level;
 use super::Scheduler;
 use super::api::{AssignmentId, EdgeId, Effect, From, Reason};
 use super::route::Route;
-use super::state::Timer;
+use super::state::{Flight, Timer};
 
 impl Scheduler {
     /// Runs what is due, at most so many: the others are due with the next event.
@@ -55,6 +55,15 @@ impl Scheduler {
             .config
             .late_after_ms
             .max(estimate.saturating_mul(self.config.late_factor));
+        if !flight.slot || self.is_overtaken(edge, id) {
+            // Its edge has not begun it: neither its origin nor its peer is late, and a second one would not begin sooner.
+            let again = self.now.saturating_add(allowed);
+            if let Some(flight) = self.flight_mut((edge, id)) {
+                flight.progress_at = again - allowed;
+            }
+            self.timers.insert((again, Timer::Flight(edge, id)));
+            return;
+        }
         let due = flight
             .progress_at
             .max(flight.assigned_at)
@@ -79,6 +88,23 @@ impl Scheduler {
                     .insert((self.now.saturating_add(allowed), Timer::Flight(edge, id)));
             }
         }
+    }
+
+    /// As many as the edge runs come before it there: it orders by level and deadline, also what was handed out later.
+    fn is_overtaken(&self, edge: EdgeId, id: AssignmentId) -> bool {
+        let Some(state) = self.edges.get(&edge) else {
+            return false;
+        };
+        let place = |flight: &Flight| (flight.level, flight.deadline, flight.id);
+        let under_way = state.flights.iter().filter(|flight| !flight.cancelling);
+        let own = under_way.clone().find(|flight| flight.id == id).map(place);
+        let most = state.max_downloads as usize;
+        own.is_some_and(|own| {
+            under_way
+                .filter(|flight| place(flight) < own)
+                .nth(most)
+                .is_some()
+        })
     }
 
     /// A second fetch of what the late one still has to bring first.

@@ -7,7 +7,7 @@
 //! In the order a reader needs: [`api`] (what goes in and out), `claim` (who wants what), `queue`
 //! (in which order), `demand`, `wants`, `begun` and `fill` (where claims come from), `dispatch` (who gets a
 //! slot), `slots` (who gives one up), `space` (where the fill ends), `route` (origin or which peer), `budget` (what an origin bears),
-//! `flights` (a fetch and its level), `reports` (what became of it), `kept` (from before), `late` (timers, hedges), `membership` (edges, sources, entries), `explain`.
+//! `flights` (a fetch and its level), `reports` (what became of it), `kept` (from before), `handover` (of a draining edge), `idle` (what may be forgotten), `late` (timers, hedges), `membership` (edges, sources, entries), `explain`.
 //!
 //! Invariants, asserted after each event by the simulation: a chunk has one origin fetch at a time
 //! (but for hedges and an edge's own); slots and connections stay within their limits; no
@@ -23,6 +23,8 @@ mod dispatch;
 mod explain;
 mod fill;
 mod flights;
+mod handover;
+mod idle;
 mod kept;
 mod late;
 mod membership;
@@ -177,6 +179,12 @@ impl Scheduler {
             } => {
                 self.want_set(want, edge, entry, chunks, level, effects);
             }
+            Event::HandOver {
+                want,
+                edge,
+                entry,
+                chunks,
+            } => self.hand_over(want, edge, entry, chunks, effects),
             Event::WantClosed { want } => self.want_closed(want, effects),
             Event::FetchProgressed {
                 edge,

@@ -67,16 +67,21 @@ impl Scheduler {
                 if let Some(state) = self.edges.get_mut(&edge) {
                     let view = state.peers.entry(peer).or_default();
                     view.chunk_fetch_ms = Some(moving_average(view.chunk_fetch_ms, took));
+                    // It sends: what was held against it before is over.
                     view.failures = 0;
+                    view.bad_until = 0;
                 }
             }
         }
+        let now = self.now;
         if let Some(state) = self.edges.get_mut(&edge) {
             state.faults = 0;
         }
         for follower in followers {
             if let Some(flight) = self.flight_mut(follower) {
                 flight.upstream = None;
+                // What it waited for until now was the origin: its peer is not late yet.
+                flight.progress_at = now;
             }
         }
     }

@@ -6,7 +6,7 @@
 use chunkcache_proto::Level;
 
 use super::Scheduler;
-use super::api::{AssignmentId, EdgeId, Effect, SourceId};
+use super::api::{AssignmentId, EdgeId, Effect, Millis, SourceId};
 use super::claim::Owner;
 use super::state::{Edge, Flight, FlightKey};
 
@@ -86,10 +86,11 @@ impl Scheduler {
             return;
         };
         let free = state.slots_used() <= state.max_downloads;
+        let now = self.now;
         if (free || self.preempt(key.0, Level::Critical, effects))
             && let Some(flight) = self.flight_mut(key)
         {
-            flight.slot = true;
+            flight.begin(now);
         }
     }
 
@@ -159,7 +160,7 @@ impl Scheduler {
 
 impl Edge {
     /// The next of those handed out ahead have the free slots now, as they have on the edge.
-    pub fn promote_ahead(&mut self) {
+    pub fn promote_ahead(&mut self, now: Millis) {
         while self.slots_used() < self.max_downloads {
             let ahead = self
                 .flights
@@ -169,7 +170,7 @@ impl Edge {
             else {
                 return;
             };
-            next.slot = true;
+            next.begin(now);
         }
     }
 }

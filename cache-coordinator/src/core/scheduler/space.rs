@@ -73,7 +73,7 @@ impl Scheduler {
     }
 
     /// Bytes free when all that is under way has landed; unset: not known.
-    fn room(&self, edge: EdgeId) -> Option<u64> {
+    pub(super) fn room(&self, edge: EdgeId) -> Option<u64> {
         let state = self.edges.get(&edge)?;
         if !state.space.is_known() {
             return None;

@@ -85,17 +85,22 @@ impl Flight {
         }
     }
 
+    /// It has one of its edge's slots from now on: how long it waited for that says nothing of where it comes from.
+    pub fn begin(&mut self, now: Millis) {
+        self.slot = true;
+        self.progress_at = now;
+    }
+
     /// The chunk it is at.
     pub fn current(&self) -> ChunkIndex {
         (self.chunks.start + self.chunks_done).min(self.chunks.end.saturating_sub(1))
     }
 
-    /// What it will still bring, or may: a cancelled one ends with the chunk it is at, and the
-    /// report of how far it is may be one chunk late.
+    /// What it brings, or may: a cancelled one ends with the chunk it is at, and the report of how far it is may be one
+    /// chunk late. What it has brought counts until it ends: those chunks are written, and their rows on the way.
     pub fn brings(&self) -> Range<ChunkIndex> {
         if self.cancelling {
-            let current = self.current();
-            current..(current + 2).min(self.chunks.end)
+            self.chunks.start..(self.current() + 2).min(self.chunks.end)
         } else {
             self.chunks.clone()
         }
@@ -245,6 +250,8 @@ pub struct Want {
     pub chunks: RangeSet<ChunkIndex>,
     /// Chunks not held there yet.
     pub missing: u64,
+    /// Of what a draining edge hands over: the origin is not asked.
+    pub from_edges_only: bool,
 }
 
 /// Something to look at again later.

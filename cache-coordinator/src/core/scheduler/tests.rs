@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 
 mod begun;
+mod handover;
+mod late;
+mod lookahead;
 mod shares;
 mod space;
 

@@ -21,6 +21,20 @@ impl Scheduler {
         level: Level,
         effects: &mut Vec<Effect>,
     ) {
+        self.set_want(want, edge, entry, chunks, level, false, effects);
+    }
+
+    #[allow(clippy::too_many_arguments)] // the fields of one event
+    pub(super) fn set_want(
+        &mut self,
+        want: WantId,
+        edge: EdgeId,
+        entry: EntryNo,
+        chunks: Vec<Range<ChunkIndex>>,
+        level: Level,
+        from_edges_only: bool,
+        effects: &mut Vec<Effect>,
+    ) {
         self.want_closed(want, effects);
         let Some(known) = self.entries.get_mut(&entry) else {
             return;
@@ -54,7 +68,14 @@ impl Scheduler {
             served: 0,
             queued: None,
         };
-        self.wants.insert(want, Want { chunks, missing });
+        self.wants.insert(
+            want,
+            Want {
+                chunks,
+                missing,
+                from_edges_only,
+            },
+        );
         self.add_claim(Owner::Want(want), claim, effects);
         self.dirty.insert(edge);
     }

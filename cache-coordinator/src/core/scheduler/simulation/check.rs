@@ -53,15 +53,6 @@ impl World {
 
     /// A chunk has one origin fetch at a time; a hedge, an edge's own fetch and a peer that failed are causes.
     fn check_single_origin_fetch(&self) {
-        // Failed it, or was late for a reader that waits.
-        let failed = |by: EdgeId, peer: EdgeId| {
-            let view = self
-                .scheduler
-                .edges
-                .get(&by)
-                .and_then(|edge| edge.peers.get(&peer));
-            view.is_some_and(|view| view.failures > 0)
-        };
         let flights = self.edges.iter().flat_map(|edge| edge.flights.values());
         let origin: Vec<_> = flights
             .filter(|f| f.a.from == From::Origin && !f.cancelled && !f.local)
@@ -74,13 +65,9 @@ impl World {
                 }
                 let hedge = matches!(one.a.reason, Reason::Hedge(_))
                     || matches!(other.a.reason, Reason::Hedge(_));
-                let (one_edge, other_edge) = (one.a.edge, other.a.edge);
-                let peers = self.faults.peer > 0
-                    || self.peers_failed
-                    || failed(one_edge, other_edge)
-                    || failed(other_edge, one_edge);
+                let newer = if one.a.id < other.a.id { other } else { one };
                 assert!(
-                    hedge || peers,
+                    hedge || newer.doubtful,
                     "seed {}: fetched twice:\n{one:?}\n{other:?}",
                     self.seed
                 );

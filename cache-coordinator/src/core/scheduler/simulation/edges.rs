@@ -98,7 +98,9 @@ impl World {
         if let Some(fault) = fault {
             self.report_brought(id, flight);
             self.edges[edge].flights.remove(&assignment);
-            self.peers_failed |= fault == Fault::Peer;
+            if let (Fault::Peer, From::Peer(peer)) = (fault, flight.a.from) {
+                self.peer_faults.insert((id, peer));
+            }
             let retry_after = (fault == Fault::Origin && self.dice.per_mille(200)).then_some(500);
             return self.apply(Event::FetchFailed {
                 edge: id,

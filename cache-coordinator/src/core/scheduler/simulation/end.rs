@@ -96,8 +96,10 @@ impl World {
         // Where a fill ends for want of room is history: with what was under way, and with what was free before.
         let wanted = |scheduler: &Scheduler| {
             let mut wanted = scheduler.wanted();
-            wanted.retain(|(edge, _, level), _| {
-                *level < Level::Low || self.edges[edge.0 as usize].allowed == 0
+            // What was evicted of an entry nobody spoke of is filled again when it is opened, or its edge comes back.
+            wanted.retain(|(edge, entry, level), _| {
+                let filled = self.edges[edge.0 as usize].allowed == 0;
+                *level < Level::Low || (filled && !self.closed.contains(entry))
             });
             wanted
         };
@@ -188,6 +190,7 @@ impl World {
                 .held
                 .iter()
                 .filter(|(_, held)| sim.fill && sim.allowed == 0 && !held.is_empty())
+                .filter(|(entry, _)| !self.closed.contains(entry))
             {
                 let count = self.entries[entry.0 as usize].1.chunk_count();
                 if !held.covers(0..count) {

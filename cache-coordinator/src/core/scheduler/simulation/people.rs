@@ -186,7 +186,7 @@ impl World {
     fn begin_session_anew(&mut self, edge: usize) {
         let id = EdgeId(edge as u32);
         // Meanwhile nobody knows of them: what is asked for a second time then has this cause.
-        self.peers_failed = true;
+        self.unnamed = true;
         self.excused = true;
         self.edges[edge].alive = false;
         self.apply(Event::EdgeLost { edge: id });
@@ -199,6 +199,7 @@ impl World {
             fetches: kept,
         });
         self.join(edge);
+        self.unnamed = false;
         let demands = self.readers.values().filter(|it| it.reader.edge == id);
         for demand in demands.cloned().collect::<Vec<_>>() {
             self.apply(Event::DemandSet(demand));
@@ -247,6 +248,7 @@ impl World {
             begun: None,
             stalled: false,
             deadline: self.now,
+            doubtful: false,
         };
         self.edges[edge.0 as usize].flights.insert(id, flight);
         let chunks = chunk..chunk + 1;

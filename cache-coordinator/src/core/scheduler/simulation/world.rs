@@ -1,6 +1,6 @@
 //! The invented cluster: edges that obey, more or less; origins; readers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use chunkcache_proto::{ChunkIndex, Geometry};
@@ -75,6 +75,8 @@ pub struct SimFlight {
     pub begun: Option<Millis>,
     pub stalled: bool,
     pub deadline: Millis,
+    /// When it was made, a peer had lately failed its edge, or fetches went on that no session named: it may be a second one.
+    pub doubtful: bool,
 }
 
 impl SimFlight {
@@ -145,8 +147,14 @@ pub struct World {
     pub wants: BTreeMap<WantId, (EdgeId, EntryNo, Range<ChunkIndex>)>,
     /// Everything the scheduler said.
     pub journal: Vec<Effect>,
-    /// A peer failed in this run: a second origin fetch may have that cause.
-    pub peers_failed: bool,
+    /// A session ended, and its fetches that go on are not named yet.
+    pub unnamed: bool,
+    /// Who reported whom: peers are fast here, so a scheduler that finds one late is wrong.
+    pub peer_faults: BTreeSet<(EdgeId, EdgeId)>,
+    /// Entries nobody spoke of, of which the scheduler was told to forget what it knows.
+    pub closed: BTreeSet<EntryNo>,
+    /// Events the scheduler was given.
+    pub events: u64,
     /// A session ended while its fetches went on, and what others were given meanwhile runs still.
     pub excused: bool,
     /// Its end is not reported yet, and the scheduler may still speak of it.
@@ -177,7 +185,10 @@ impl World {
             readers: BTreeMap::new(),
             wants: BTreeMap::new(),
             journal: Vec::new(),
-            peers_failed: false,
+            unnamed: false,
+            peer_faults: BTreeSet::new(),
+            closed: BTreeSet::new(),
+            events: 0,
             excused: false,
             ending: None,
             next_number: 1,
@@ -283,7 +294,9 @@ impl World {
 
     /// Gives the scheduler an event, obeys it, and checks everything.
     pub fn apply(&mut self, event: Event) {
+        self.reopen_what_is_named(&event);
         let mut effects = Vec::new();
+        self.events += 1;
         self.scheduler.apply(event, self.now, &mut effects);
         let mut rounds = 0;
         while self.scheduler.has_more() {
@@ -309,7 +322,13 @@ impl World {
                 self.check_assignment(a);
                 let stalled = a.from == From::Origin && self.dice.per_mille(self.faults.stall);
                 let deadline = self.now.saturating_add(u64::from(a.deadline_ms));
+                let known = self.scheduler.edges.get(&a.edge);
+                let failed = known.is_some_and(|edge| {
+                    let mut bad = edge.peers.iter().filter(|(_, it)| it.bad_until > self.now);
+                    bad.any(|(&peer, _)| self.peer_faults.contains(&(a.edge, peer)))
+                });
                 let flight = SimFlight {
+                    doubtful: failed || self.unnamed,
                     a: a.clone(),
                     cancelled: false,
                     local: false,
@@ -368,6 +387,7 @@ impl World {
         self.run_readers(ms);
         if chaos {
             self.act();
+            self.close_an_idle_entry();
         }
         if self.now >= self.last_tick + 100 {
             self.last_tick = self.now;

@@ -1,0 +1,182 @@
+//! An edge is drained: what its readers come to next goes to the edges they will be sent to.
+//!
+//! Hot is what is read there, what is pinned, and what was spoken of lately, which is what is open. It is bounded, taken from the
+//! draining edge while it is there, and given up when it goes.
+
+use std::collections::{BTreeMap, HashSet};
+
+use chunkcache_proto::EntryId;
+
+use super::{Action, Plan};
+use crate::core::{
+    edge_choice::{Candidate, choose_edge},
+    scheduler::api::{EdgeId, EntryNo, Event, Millis, WantId},
+};
+
+/// Of one edge at a time: 4 GiB of chunks of 2 MiB, half a minute of 1 Gbit/s.
+const MAX_CHUNKS: u64 = 2048;
+const MAX_BYTES: u64 = 4 << 30;
+const MAX_ENTRIES: usize = 256;
+/// Numbers of its own beside those of requests and jobs.
+const OWN: u64 = 1 << 63;
+
+/// Chunks on their way from draining edges to others.
+#[derive(Debug, Default)]
+pub(super) struct HandOvers {
+    open: BTreeMap<WantId, HandOver>,
+    last: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct HandOver {
+    from: EdgeId,
+    to: EdgeId,
+    entry: EntryNo,
+}
+
+impl HandOvers {
+    /// True: it was one of these.
+    pub(super) fn is_done(&mut self, want: WantId) -> bool {
+        self.open.remove(&want).is_some()
+    }
+
+    fn begin(&mut self, one: HandOver) -> WantId {
+        self.last += 1;
+        let want = WantId(OWN | self.last);
+        self.open.insert(want, one);
+        want
+    }
+}
+
+impl Plan {
+    /// Chunks that a draining edge has still to hand to others.
+    #[must_use]
+    pub fn chunks_to_hand_over(&self, edge: EdgeId) -> u64 {
+        let of_it = self.handovers.open.iter().filter(|(_, it)| it.from == edge);
+        of_it
+            .map(|(want, _)| self.scheduler.missing_of_want(*want))
+            .sum()
+    }
+
+    pub(super) fn hand_over(&mut self, from: EdgeId, now: Millis, actions: &mut Vec<Action>) {
+        for (entry, id) in self.hot_entries(from) {
+            self.hand_over_entry(from, entry, id, now, actions);
+        }
+    }
+
+    /// It is open by now.
+    pub(super) fn hand_over_one(
+        &mut self,
+        from: EdgeId,
+        id: EntryId,
+        now: Millis,
+        actions: &mut Vec<Action>,
+    ) {
+        if let Some(entry) = self.directory.entry_number(id) {
+            self.hand_over_entry(from, entry, id, now, actions);
+        }
+    }
+
+    fn hand_over_entry(
+        &mut self,
+        from: EdgeId,
+        entry: EntryNo,
+        id: EntryId,
+        now: Millis,
+        actions: &mut Vec<Action>,
+    ) {
+        let is_there = self.epochs.contains_key(&from) && self.scheduler.is_draining(from);
+        let known = self.directory.entry(entry);
+        let Some(chunk_size) = known.map(|it| u64::from(it.geometry.chunk_size())) else {
+            return;
+        };
+        let mut open = self.handovers.open.values();
+        if !is_there || open.any(|it| it.from == from && it.entry == entry) {
+            return;
+        }
+        let Some(to) = self.next_edge(from, entry, id) else {
+            return;
+        };
+        let of = |is_it: fn(&HandOver, EdgeId) -> bool, edge| -> u64 {
+            let open = self.handovers.open.iter();
+            let left = open.filter(|(_, it)| is_it(it, edge));
+            left.map(|(want, _)| self.scheduler.missing_of_want(*want))
+                .sum()
+        };
+        let room = self.scheduler.room_for_chunks(to, chunk_size);
+        let room = room.map_or(u64::MAX, |room| {
+            room.saturating_sub(of(|it, edge| it.to == edge, to))
+        });
+        let most = MAX_CHUNKS.min(MAX_BYTES / chunk_size);
+        let most = most
+            .saturating_sub(of(|it, edge| it.from == edge, from))
+            .min(room);
+        let chunks = self.scheduler.only_held_by(from, entry, most);
+        if chunks.is_empty() || self.handovers.open.len() >= MAX_ENTRIES {
+            return;
+        }
+        let want = self.handovers.begin(HandOver { from, to, entry });
+        let event = Event::HandOver {
+            want,
+            edge: to,
+            entry,
+            chunks,
+        };
+        self.event(event, now, actions);
+    }
+
+    /// Of whatever goes from, or to, this edge.
+    pub(super) fn end_hand_overs(&mut self, edge: EdgeId, now: Millis, actions: &mut Vec<Action>) {
+        let open = &mut self.handovers.open;
+        let over: Vec<WantId> = open
+            .extract_if(.., |_, it| it.from == edge || it.to == edge)
+            .map(|(want, _)| want)
+            .collect();
+        for want in over {
+            self.event(Event::WantClosed { want }, now, actions);
+        }
+    }
+
+    /// Those that are read there first, then the pinned ones, then the others that are open.
+    fn hot_entries(&self, from: EdgeId) -> Vec<(EntryNo, EntryId)> {
+        let read: HashSet<EntryId> = self
+            .readers
+            .iter()
+            .filter(|(reader, _)| reader.edge == from)
+            .map(|(_, entry)| *entry)
+            .collect();
+        let mut hot: Vec<_> = self
+            .directory
+            .entries()
+            .map(|(number, record)| {
+                let order = (!read.contains(&record.id), !record.entry.pinned, number);
+                (order, record.id)
+            })
+            .filter(|((.., number), _)| !self.scheduler.only_held_by(from, *number, 1).is_empty())
+            .collect();
+        hot.sort_unstable_by_key(|(order, _)| *order);
+        hot.truncate(MAX_ENTRIES);
+        hot.into_iter()
+            .map(|((.., number), id)| (number, id))
+            .collect()
+    }
+
+    /// Where its readers are sent from now on, as they are when they open it: `service/entries.rs`.
+    fn next_edge(&self, from: EdgeId, entry: EntryNo, id: EntryId) -> Option<EdgeId> {
+        let mut edges: Vec<EdgeId> = self.epochs.keys().copied().collect();
+        edges.sort_unstable();
+        let candidates: Vec<Candidate> = edges
+            .into_iter()
+            .filter(|&edge| edge != from)
+            .map(|edge| Candidate {
+                edge,
+                alive: true,
+                draining: self.scheduler.is_draining(edge),
+                chunks_held: self.scheduler.chunks_held(edge, entry),
+                readers: u32::try_from(self.readers.keys().filter(|it| it.edge == edge).count())
+                    .unwrap_or(u32::MAX),
+            })
+            .collect();
+        choose_edge(id.as_u64_pair().0, &candidates)
+    }
+}

@@ -1,0 +1,74 @@
+//! Entries nobody spoke of for long are closed, so that memory does not grow with all that was ever played.
+//!
+//! What is dropped is in the table: whoever speaks of the entry again has it loaded, as at the first time.
+
+use std::collections::{HashMap, HashSet};
+
+use chunkcache_proto::EntryId;
+
+use super::{Action, Plan};
+use crate::core::scheduler::api::{EntryNo, Event, Millis};
+
+/// Who comes back to a film within this time finds it open: no load stands before the first chunk.
+const IDLE_FOR: Millis = 600_000;
+/// With more open than this, idle ones go at once: some 2 KiB each, 20 MiB in all.
+const MAX_OPEN: usize = 10_000;
+/// Between looks, and entries looked at in one: a look is a few microseconds each.
+const LOOK_EVERY: Millis = 1_000;
+const LOOKS: usize = 256;
+
+/// Since when open entries are idle, as far as was looked.
+#[derive(Debug, Default)]
+pub(super) struct Idle {
+    since: HashMap<EntryNo, Millis>,
+    /// Where the next look begins, so that all have their turn.
+    next: EntryNo,
+    look_at: Millis,
+}
+
+impl Idle {
+    /// Somebody spoke of it.
+    pub(super) fn used(&mut self, entry: EntryNo) {
+        self.since.remove(&entry);
+    }
+
+    /// Is it to be closed, being idle?
+    fn is_over(&mut self, entry: EntryNo, now: Millis, crowded: bool) -> bool {
+        let since = *self.since.entry(entry).or_insert(now);
+        crowded || now.saturating_sub(since) >= IDLE_FOR
+    }
+}
+
+impl Plan {
+    pub(super) fn close_idle_entries(&mut self, now: Millis, actions: &mut Vec<Action>) {
+        if now < self.idle.look_at {
+            return;
+        }
+        self.idle.look_at = now.saturating_add(LOOK_EVERY);
+        let looked: Vec<(EntryNo, EntryId)> = self
+            .directory
+            .entries_from(self.idle.next)
+            .take(LOOKS)
+            .collect();
+        // At the end, or with nothing open: from the beginning again.
+        self.idle.next = match looked.last() {
+            Some(&(last, _)) if looked.len() == LOOKS => EntryNo(last.0.saturating_add(1)),
+            _ => EntryNo::default(),
+        };
+        // Paused readers claim nothing, but have their place.
+        let mut named: HashSet<EntryId> = self.readers.values().copied().collect();
+        named.extend(self.wants.values().map(|want| want.entry));
+        for (entry, id) in looked {
+            if named.contains(&id) || !self.scheduler.is_idle(entry) {
+                self.idle.used(entry);
+                continue;
+            }
+            let crowded = self.directory.entry_count() > MAX_OPEN;
+            if self.idle.is_over(entry, now, crowded) {
+                self.idle.used(entry);
+                self.event(Event::EntryClosed { entry }, now, actions);
+                self.directory.close_entry(id);
+            }
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Entries nobody speaks of are closed, and loaded again when somebody does.
+
+use super::*;
+
+/// Longer than an entry stays open with nobody there.
+const LONG: u64 = 1_500_000;
+
+impl Fixture {
+    /// Ticks for so long, as its actor has it tick.
+    fn wait(&mut self, ms: u64) {
+        let until = self.now + ms;
+        while self.now < until {
+            self.now += 999;
+            self.apply(Command::Tick);
+        }
+    }
+
+    fn leave(&mut self) {
+        let batch = v1::DemandBatch {
+            closed_readers: vec![1],
+            ..Default::default()
+        };
+        self.apply(Command::Demand {
+            edge: EDGE,
+            epoch: 1,
+            batch,
+        });
+    }
+}
+
+#[test]
+fn an_entry_nobody_speaks_of_is_closed_and_loaded_again() {
+    let mut fixture = Fixture::new();
+    fixture.demand(1);
+    fixture.load(0..4);
+    fixture.leave();
+    fixture.wait(100_000);
+    assert_eq!(
+        fixture.plan.entry_count(),
+        1,
+        "who comes back finds it open"
+    );
+    fixture.wait(LONG);
+    assert_eq!(fixture.plan.entry_count(), 0);
+    assert_eq!(fixture.demand(1), [Action::Load(ENTRY)]);
+    let actions = fixture.load(0..3);
+    assert_eq!(assigned(&actions), [3], "what is held is known again");
+}
+
+#[test]
+fn a_reader_that_rests_keeps_its_entry_open() {
+    let mut fixture = Fixture::new();
+    fixture.demand(1);
+    fixture.load(0..4);
+    fixture.wait(LONG);
+    assert_eq!(fixture.plan.entry_count(), 1);
+    fixture.leave();
+    fixture.wait(LONG);
+    assert_eq!(fixture.plan.entry_count(), 0);
+}
+
+#[test]
+fn a_job_and_a_fetch_keep_their_entry_open() {
+    let mut fixture = Fixture::new();
+    fixture.want();
+    fixture.load(0..0);
+    fixture.wait(LONG);
+    assert_eq!(fixture.plan.entry_count(), 1);
+    fixture.apply(Command::WantClosed(WantId(9)));
+    fixture.wait(LONG);
+    assert_eq!(
+        fixture.plan.entry_count(),
+        1,
+        "its edge has not said that the fetch has ended"
+    );
+    fixture.apply(Command::EdgeLeft {
+        edge: EDGE,
+        epoch: 1,
+    });
+    fixture.wait(LONG);
+    assert_eq!(fixture.plan.entry_count(), 0);
+}
+
+#[test]
+fn an_entry_to_be_filled_is_kept_open_as_long_as_its_edge_is_there() {
+    let mut fixture = Fixture::new();
+    fixture.apply(Command::SourceSet(Box::new(v1::Source {
+        name: "films".into(),
+        background_fill: Some(true),
+        ..Default::default()
+    })));
+    fixture.apply(Command::EntryWanted(ENTRY));
+    fixture.load(0..2);
+    fixture.apply(Command::EdgeDraining {
+        edge: EDGE,
+        draining: true,
+    });
+    fixture.wait(LONG);
+    assert_eq!(
+        fixture.plan.entry_count(),
+        1,
+        "it is drained, and may be taken back"
+    );
+    fixture.apply(Command::EdgeLeft {
+        edge: EDGE,
+        epoch: 1,
+    });
+    fixture.wait(LONG);
+    assert_eq!(fixture.plan.entry_count(), 0);
+}
