@@ -3,7 +3,6 @@
 //! The folder tree is the architecture; see ARCHITECTURE.md for the invariant of each room.
 
 pub mod admin;
-pub mod allocator;
 pub mod app;
 pub mod availability;
 pub mod coordinator;

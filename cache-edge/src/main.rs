@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use cache_edge::{
-    allocator, app, import,
+    app, import,
     options::{self, Options},
     sign,
 };
@@ -23,7 +23,6 @@ const HEALTH: Listener = Listener {
 };
 
 fn main() -> ExitCode {
-    allocator::set_up();
     let table = options::table();
     let serve = table.add_to(
         Command::new("serve")

@@ -280,7 +280,6 @@ fn sql_stands_in_the_repository_alone() {
 #[test]
 fn unsafe_code_is_in_its_documented_places_only() {
     let allowed = [
-        "cache-edge/src/allocator.rs",
         "cache-edge/src/store/mapping.rs",
         "cache-edge/src/store/cachestat.rs",
         "cache-edge/src/http/syscalls.rs",

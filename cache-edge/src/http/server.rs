@@ -32,6 +32,9 @@ use crate::{core::cache_status::CacheStatus, serve::ports::Objects};
 /// Buffers of 256 KiB for TLS and HTTP/2: 128 MiB at the very most, and only while so many are being sent.
 const MAX_LARGE_BUFFERS: usize = 512;
 
+/// Of a connection's own future; a thousand readers are to be served in some tens of MiB.
+const MAX_CONNECTION_FUTURE_BYTES: usize = 2048;
+
 /// After the process ran out of descriptors: long enough that it does not spin, short enough that nobody notices.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
@@ -144,6 +147,7 @@ impl<O: Objects> Server<O> {
                         let (shutdown, cut) = (shutdown.child_token(), cut.child_token());
                         let connection =
                             Arc::clone(&self).connection(stream, address, tasks.len(), shutdown);
+                        debug_assert!(size_of_val(&connection) <= MAX_CONNECTION_FUTURE_BYTES);
                         workers.spawn(tasks.track_future(async move {
                             tokio::select! {
                                 () = cut.cancelled() => {}
@@ -200,6 +204,7 @@ impl<O: Objects> Server<O> {
         None
     }
 
+    /// Small, because it is wrapped several times and each wrapper has room for it twice: what is large is boxed.
     async fn connection(
         self: Arc<Self>,
         stream: std::net::TcpStream,
@@ -222,13 +227,14 @@ impl<O: Objects> Server<O> {
                 Arc::clone(&activity),
                 Arc::clone(&self.metrics),
             );
-            return self
-                .converse(io, Some(registry), address, activity, shutdown)
-                .await;
+            let conversation = self.converse(io, Some(registry), address, activity, shutdown);
+            return Box::pin(conversation).await;
         };
         let acceptor = tokio_rustls::TlsAcceptor::from(tls());
-        let handshake =
-            tokio::time::timeout(self.settings.timeouts.request_head, acceptor.accept(stream));
+        let handshake = tokio::time::timeout(
+            self.settings.timeouts.request_head,
+            Box::pin(acceptor.accept(stream)),
+        );
         let accepted = tokio::select! {
             () = shutdown.cancelled() => return,
             accepted = handshake => accepted,
@@ -236,7 +242,7 @@ impl<O: Objects> Server<O> {
         match accepted {
             Ok(Ok(stream)) => {
                 let io = ProgressIo::new(TokioIo::new(stream), Arc::clone(&activity));
-                self.converse(io, None, address, activity, shutdown).await;
+                Box::pin(self.converse(io, None, address, activity, shutdown)).await;
             }
             Ok(Err(error)) => tracing::debug!(%error, %address, "TLS handshake failed"),
             Err(_) => tracing::debug!(%address, "TLS handshake took too long"),
