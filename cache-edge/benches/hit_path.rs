@@ -1,7 +1,7 @@
 //! What a hit costs in instructions: one connection that asks for ranges of a cached object, again and again.
 //!
 //! Run by `tests/bench/guard` under callgrind, twice with different numbers of requests: the difference is the requests alone.
-//! Everything of the hit path, and the client, runs on the main thread.
+//! The client runs on the main thread, the hit path on those that serve.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../tests/support/mod.rs"]

@@ -95,6 +95,25 @@ async fn bytes_are_sent_as_they_land() {
     edge.stop().await;
 }
 
+/// By this a reader that was not woken yet is told from one whose bytes are to be fetched.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_landed_of_a_chunk_is_known() {
+    let directory = tempfile::tempdir().unwrap();
+    let origin = Origin::start(4 * MIB).await;
+    origin.script(|_, _| Act::StallAfter(MIB, Duration::from_secs(5)));
+    let edge = TestEdge::start(directory.path(), Some(&origin)).await;
+    let first = edge
+        .get("/films/a.mp4", Some(&format!("bytes=0-{}", MIB - 1)))
+        .await;
+    first.assert_bytes(206, &content(1, 0..MIB));
+    let file = edge.edge.store.entries().remove(0);
+    let flights = edge.edge.flights().of(&file);
+    assert!(!file.is_present(0), "the rest of the chunk is held back");
+    assert!(flights.has(0) && flights.has(MIB - 1));
+    assert!(!flights.has(MIB + MIB / 2) && !flights.has(3 * MIB));
+    edge.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_space_bytes_pass_by_the_store() {
     let directory = tempfile::tempdir().unwrap();

@@ -66,11 +66,12 @@ fn new_work_beyond_the_bound_is_refused_and_running_bodies_go_on() {
     std::thread::scope(|scope| {
         for number in 0..300 {
             let path = format!("/slow-{number}.mp4");
-            let slow = Object::generated(2, CHUNK).latency(Duration::from_secs(6));
+            // Long enough that all are asked for at a time, on a busy machine too.
+            let slow = Object::generated(2, CHUNK).latency(Duration::from_secs(12));
             let target = cluster.put(&path, slow);
             scope.spawn(move || {
                 let _ = Call::get(&target)
-                    .timeout(Duration::from_secs(8))
+                    .timeout(Duration::from_secs(14))
                     .open(address);
             });
         }

@@ -13,7 +13,7 @@ use std::{
 use chunkcache_proto::{ChunkIndex, EntryId};
 use parking_lot::Mutex;
 
-use super::flight::Flight;
+use super::flight::{Flight, Found};
 use crate::store::{EntryFile, Store};
 
 /// A begun chunk that nobody fetches or waits for keeps its space for this long: a seek back is common.
@@ -63,6 +63,14 @@ impl EntryFlights {
     #[must_use]
     pub fn existing(&self, chunk: ChunkIndex) -> Option<Arc<Flight>> {
         self.chunks.lock().get(&chunk).cloned()
+    }
+
+    /// The byte is in the file, of a chunk that is still arriving.
+    #[must_use]
+    pub fn has(&self, offset: u64) -> bool {
+        let chunk = self.file.geometry().chunk_of(offset);
+        self.existing(chunk)
+            .is_some_and(|flight| matches!(flight.find(offset), Found::Written(_) | Found::Present))
     }
 
     /// Of these, the chunks that have some of their bytes and that nobody fetches.

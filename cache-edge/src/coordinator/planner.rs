@@ -95,7 +95,9 @@ impl Planner {
     ) -> Duration {
         let geometry = reader.file.geometry();
         let chunk = geometry.chunk_of(view.position);
-        if reader.file.is_present(chunk)
+        // What landed a moment ago its reader may not have seen yet. In this order: a flight is forgotten once its chunk is present.
+        if self.flights.of(&reader.file).has(view.position)
+            || reader.file.is_present(chunk)
             || self
                 .downloads
                 .promote(reader.file.id(), chunk, view.position)

@@ -14,6 +14,7 @@ pub mod ports;
 pub mod probe;
 mod resume;
 pub mod revalidate;
+mod unknown_key;
 
 pub use bindings::{Bindings, Bound};
 pub use directory::{Directory, NoDirectory};

@@ -2,10 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, atomic::AtomicU32},
     time::Duration,
 };
 
@@ -22,7 +19,7 @@ use super::{
     ports::{
         Freshness, Object, ObjectName, ObjectRequest, Objects, Resolution, ServeError, Standing,
     },
-    probe::{self, Found},
+    probe::Found,
     revalidate,
 };
 use crate::{
@@ -298,12 +295,12 @@ impl EdgeObjects {
     }
 
     /// Not invalidated, and not replaced.
-    fn is_bound(&self, key: &v1::Key, bound: &Bound) -> bool {
+    pub(super) fn is_bound(&self, key: &v1::Key, bound: &Bound) -> bool {
         let held = self.parts().bindings.get(key);
         held.is_some_and(|held| held.id == bound.id)
     }
 
-    fn is_changed(&self, bound: &Bound) -> bool {
+    pub(super) fn is_changed(&self, bound: &Bound) -> bool {
         let parts = self.parts();
         let file = parts.store.entry(&bound.id);
         file.is_some_and(|file| parts.flights.is_changed(&file))
@@ -338,75 +335,14 @@ impl EdgeObjects {
             (self.clone(), source.clone(), key.clone(), request.clone());
         let headers = pass_through::allowed_headers(source, &request.headers);
         let (pending, first) = self.ask_once(key, &headers, move || async move {
+            // Who looked before another one's answer came, and asks after it was taken in, need not ask again.
+            if let Some(bound) = this.answered(&key_of) {
+                return Ok(Found::Object(bound, Freshness::Fresh));
+            }
             this.ask_cluster_or_origin(&source_of, &key_of, &request_of)
                 .await
         })?;
         Ok(outcome(pending).await?.waited_for(!first))
-    }
-
-    async fn ask_cluster_or_origin(
-        &self,
-        source: &Arc<Source>,
-        key: &v1::Key,
-        request: &ObjectRequest,
-    ) -> Result<Found, ServeError> {
-        use v1::resolve_key_response::Outcome;
-        let parts = self.parts();
-        let since = parts.bindings.now();
-        let resolved = parts.directory.resolve(key.clone()).await;
-        let still = |then: &dyn Fn() -> Option<Arc<Bound>>| {
-            let bound = parts.bindings.unless_invalidated(since, key, then);
-            bound.flatten()
-        };
-        match resolved {
-            Some(Outcome::Known(v1::KeyBinding {
-                entry: Some(entry),
-                freshness,
-            })) => {
-                let freshness = freshness.unwrap_or_default();
-                let bind = || parts.bindings.bind(entry.clone(), freshness.clone());
-                // One that was invalidated meanwhile is as unknown as if the coordinator had not answered.
-                if let Some(bound) = still(&bind) {
-                    if freshness::judge(&bound.freshness, now_ms()) == Verdict::Fresh {
-                        return Ok(Found::Object(bound, Freshness::Fresh));
-                    }
-                    let headers = pass_through::allowed_headers(source, &request.headers);
-                    let stale = bound.clone();
-                    return match revalidate::revalidate(self, source, key, &headers, bound).await {
-                        Err(_)
-                            if self.is_bound(key, &stale)
-                                && freshness::usable_on_error(
-                                    &stale.freshness,
-                                    &source.policy(),
-                                    now_ms(),
-                                ) =>
-                        {
-                            Ok(Found::Object(stale, Freshness::StaleOnError))
-                        }
-                        other => other,
-                    };
-                }
-            }
-            Some(Outcome::Negative(negative)) => {
-                let status = u16::try_from(negative.http_status).unwrap_or(404);
-                let remember = || parts.bindings.set_negative(key, status, negative.until_ms);
-                let remembered = parts.bindings.unless_invalidated(since, key, remember);
-                if remembered.is_some() {
-                    return Ok(Found::Negative(status));
-                }
-            }
-            Some(Outcome::Probe(lease)) if lease.chunk_size > 0 => {
-                parts.chunk_size.store(lease.chunk_size, Ordering::Relaxed);
-            }
-            Some(Outcome::Known(_) | Outcome::Probe(_)) | None => {}
-        }
-        let found = probe::probe(self, source, key, request).await;
-        let is_told = matches!(&found, Ok(Found::Object(..) | Found::Negative(404 | 410)));
-        if !is_told {
-            // Nothing to remember, but the question is over: other edges need not wait for its lease to end.
-            parts.announce.negative(key, 0, 0);
-        }
-        found
     }
 
     /// Runs the question on the fetch runtime unless it is being asked already. It goes on when its askers leave: what it finds is kept.

@@ -1,0 +1,92 @@
+//! What is asked about a key that nobody here knows: first the cluster, then the origin.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use chunkcache_proto::v1;
+
+use super::{
+    bindings::Bound,
+    objects::EdgeObjects,
+    pass_through,
+    ports::{Freshness, ObjectRequest, ServeError},
+    probe::{self, Found},
+    revalidate,
+};
+use crate::{
+    core::freshness::{self, Verdict},
+    origin::{Source, run::now_ms},
+};
+
+impl EdgeObjects {
+    /// What it is bound to, where that needs no confirmation.
+    pub(super) fn answered(&self, key: &v1::Key) -> Option<Arc<Bound>> {
+        let bound = self.parts().bindings.get(key)?;
+        let is_fresh = freshness::judge(&bound.freshness, now_ms()) == Verdict::Fresh;
+        (is_fresh && !self.is_changed(&bound)).then_some(bound)
+    }
+
+    pub(super) async fn ask_cluster_or_origin(
+        &self,
+        source: &Arc<Source>,
+        key: &v1::Key,
+        request: &ObjectRequest,
+    ) -> Result<Found, ServeError> {
+        use v1::resolve_key_response::Outcome;
+        let parts = self.parts();
+        let since = parts.bindings.now();
+        let resolved = parts.directory.resolve(key.clone()).await;
+        let still = |then: &dyn Fn() -> Option<Arc<Bound>>| {
+            let bound = parts.bindings.unless_invalidated(since, key, then);
+            bound.flatten()
+        };
+        match resolved {
+            Some(Outcome::Known(v1::KeyBinding {
+                entry: Some(entry),
+                freshness,
+            })) => {
+                let freshness = freshness.unwrap_or_default();
+                let bind = || parts.bindings.bind(entry.clone(), freshness.clone());
+                // One that was invalidated meanwhile is as unknown as if the coordinator had not answered.
+                if let Some(bound) = still(&bind) {
+                    if freshness::judge(&bound.freshness, now_ms()) == Verdict::Fresh {
+                        return Ok(Found::Object(bound, Freshness::Fresh));
+                    }
+                    let headers = pass_through::allowed_headers(source, &request.headers);
+                    let stale = bound.clone();
+                    return match revalidate::revalidate(self, source, key, &headers, bound).await {
+                        Err(_)
+                            if self.is_bound(key, &stale)
+                                && freshness::usable_on_error(
+                                    &stale.freshness,
+                                    &source.policy(),
+                                    now_ms(),
+                                ) =>
+                        {
+                            Ok(Found::Object(stale, Freshness::StaleOnError))
+                        }
+                        other => other,
+                    };
+                }
+            }
+            Some(Outcome::Negative(negative)) => {
+                let status = u16::try_from(negative.http_status).unwrap_or(404);
+                let remember = || parts.bindings.set_negative(key, status, negative.until_ms);
+                let remembered = parts.bindings.unless_invalidated(since, key, remember);
+                if remembered.is_some() {
+                    return Ok(Found::Negative(status));
+                }
+            }
+            Some(Outcome::Probe(lease)) if lease.chunk_size > 0 => {
+                parts.chunk_size.store(lease.chunk_size, Ordering::Relaxed);
+            }
+            Some(Outcome::Known(_) | Outcome::Probe(_)) | None => {}
+        }
+        let found = probe::probe(self, source, key, request).await;
+        let is_told = matches!(&found, Ok(Found::Object(..) | Found::Negative(404 | 410)));
+        if !is_told {
+            // Nothing to remember, but the question is over: other edges need not wait for its lease to end.
+            parts.announce.negative(key, 0, 0);
+        }
+        found
+    }
+}
