@@ -5,6 +5,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use chunkcache_proto::ByteRange;
 use support::{Act, MIB, Origin, TestEdge, content, request};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,22 +96,41 @@ async fn bytes_are_sent_as_they_land() {
     edge.stop().await;
 }
 
-/// By this a reader that was not woken yet is told from one whose bytes are to be fetched.
+/// A reader whose byte has landed is woken, and may not have run yet: until then it counts as waiting.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_landed_of_a_chunk_is_known() {
+async fn what_landed_is_not_fetched_for_a_reader_that_has_not_seen_it() {
     let directory = tempfile::tempdir().unwrap();
-    let origin = Origin::start(4 * MIB).await;
+    let origin = Origin::start(64 * MIB).await;
     origin.script(|_, _| Act::StallAfter(MIB, Duration::from_secs(5)));
     let edge = TestEdge::start(directory.path(), Some(&origin)).await;
-    let first = edge
-        .get("/films/a.mp4", Some(&format!("bytes=0-{}", MIB - 1)))
-        .await;
+    let first = format!("bytes=0-{}", MIB - 1);
+    let first = edge.get("/films/a.mp4", Some(&first)).await;
     first.assert_bytes(206, &content(1, 0..MIB));
-    let file = edge.edge.store.entries().remove(0);
+    let (file, demand) = (edge.edge.store.entries().remove(0), &edge.edge.demand);
     let flights = edge.edge.flights().of(&file);
     assert!(!file.is_present(0), "the rest of the chunk is held back");
     assert!(flights.has(0) && flights.has(MIB - 1));
-    assert!(!flights.has(MIB + MIB / 2) && !flights.has(3 * MIB));
+    assert!(!flights.has(MIB + MIB / 2) && !flights.has(33 * MIB));
+
+    let fetches_of = |chunk| {
+        let orders = edge.edge.downloads.local_orders();
+        orders.iter().filter(|it| it.first_chunk == chunk).count()
+    };
+    let before = fetches_of(0);
+    let wait_at = |position| {
+        let reader = demand.open(&file, ByteRange::new(position, position + 100));
+        demand.wait_at(&reader, position);
+        reader
+    };
+    let _unaware = wait_at(100);
+    // Nothing else brings these. By the second the planner has looked at all who came before the first.
+    for chunk in [16, 28] {
+        let _waiting = wait_at(u64::from(chunk) * 2 * MIB);
+        while fetches_of(chunk) == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!(fetches_of(0), before);
     edge.stop().await;
 }
 

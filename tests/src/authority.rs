@@ -117,6 +117,21 @@ impl Authority {
     }
 }
 
+/// What a client gets that trusts this authority alone, or what it says against it.
+pub fn curl_trusting(ca: &Path, url: &str) -> Result<Vec<u8>, String> {
+    let output = Command::new("curl")
+        .args(["-sSf", "--max-time", "30", "--cacert"])
+        .arg(ca)
+        .arg(url)
+        .output()
+        .expect("curl runs");
+    if output.status.success() {
+        Ok(output.stdout)
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
 #[track_caller]
 fn succeeded(output: &Output) {
     let said = String::from_utf8_lossy(&output.stderr);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use chunkcache_tests::authority::{Authority, Identity};
+use chunkcache_tests::authority::{Authority, Identity, curl_trusting};
 use chunkcache_tests::browser::Browser;
 use chunkcache_tests::http::{Call, Response};
 use chunkcache_tests::services::program;
@@ -282,21 +282,6 @@ fn tls(identity: &Identity, prefix: &str) -> [String; 2] {
     ]
 }
 
-fn curl(ca: &Path, url: &str) -> Vec<u8> {
-    let output = Command::new("curl")
-        .args(["-sSf", "--max-time", "30", "--cacert"])
-        .arg(ca)
-        .arg(url)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    output.stdout
-}
-
 /// Mutual TLS everywhere: coordinator, edges, peers, command line, players.
 #[test]
 fn a_certificate_says_which_edge_it_is() {
@@ -382,7 +367,10 @@ fn a_certificate_says_which_edge_it_is() {
 
     // From the origin once, between the edges by TLS.
     cluster.put("/film.mp4", Object::generated(8, 8 * MIB));
-    let film = |edge: &Edge| curl(&ca, &format!("https://{}/media/film.mp4", edge.http));
+    let film = |edge: &Edge| {
+        let url = format!("https://{}/media/film.mp4", edge.http);
+        curl_trusting(&ca, &url).unwrap()
+    };
     let expected = film(&first);
     assert_eq!(expected.len() as u64, 8 * MIB);
     cluster_recorded(&cluster, "edge-a", 8 * MIB);

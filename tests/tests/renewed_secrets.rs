@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use chunkcache_tests::authority::{Authority, Identity};
+use chunkcache_tests::authority::{Authority, Identity, curl_trusting};
 use chunkcache_tests::http::Call;
 use chunkcache_tests::services::program;
 use chunkcache_tests::{Cluster, ClusterOptions, KIB, Object, content, eventually};
@@ -29,13 +29,7 @@ fn prepare() -> (Cluster, PathBuf) {
 }
 
 fn curl(ca: &Path, url: &str) -> Option<Vec<u8>> {
-    let output = Command::new("curl")
-        .args(["-sSf", "--max-time", "30", "--cacert"])
-        .arg(ca)
-        .arg(url)
-        .output()
-        .unwrap();
-    output.status.success().then_some(output.stdout)
+    curl_trusting(ca, url).ok()
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use chunkcache_tests::http::Call;
 use chunkcache_tests::origin::Times;
 use chunkcache_tests::{CHUNK, Cluster, ClusterOptions, Fault, MIB, Object, content, eventually};
+use rustix::process::Signal;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -202,7 +203,7 @@ fn a_job_ends_when_its_edge_was_removed() {
 
 #[test]
 fn an_entry_opens_where_it_is_held_and_not_where_it_drains() {
-    let cluster = Cluster::with_edges(2);
+    let mut cluster = Cluster::with_edges(2);
     let target = cluster.put("/held.mp4", Object::generated(173, 8 * MIB));
     Call::get(&target).send(cluster.edges[1].http).expect(200);
     cluster.wait_recorded_on("/held.mp4", "edge-b", &[(0, 8 * MIB)]);
@@ -219,6 +220,8 @@ fn an_entry_opens_where_it_is_held_and_not_where_it_drains() {
         let arguments = [&["edge", "drain", "edge-b"], undo].concat();
         assert!(cluster.coordinator.cli(&arguments).status.success());
     };
+    // It would be handed what edge-b holds, and hold it as well from then on.
+    cluster.edges[0].process().signal(Signal::STOP);
     drain(&[]);
     assert_eq!(open(), "edge-a", "the holder drains");
     drain(&["--undo"]);

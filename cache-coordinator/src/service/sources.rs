@@ -29,9 +29,9 @@ pub async fn put(
 ) -> Result<v1::PutSourceResponse, ServiceError> {
     cluster.require_leader()?;
     let mut source = source_rules::check(request.source).map_err(ServiceError::Invalid)?;
+    let alone = cluster.publishing.lock().await;
     let before = cluster.source(&source.name);
     source_rules::restore_secrets(&mut source, before.as_ref());
-    let alone = cluster.publishing.lock().await;
     let put = cluster.writer.write(PutSource { source }).await?.value;
     let posted = publish(cluster).await?;
     cluster

@@ -293,13 +293,11 @@ impl Plan {
     fn event(&mut self, event: Event, now: Millis, actions: &mut Vec<Action>) {
         self.scheduler.apply(event, now, &mut self.effects);
         for effect in self.effects.drain(..) {
-            if let Effect::WantDone { want } = effect
-                && self.handovers.is_done(want)
-            {
-                continue;
-            } else if let Effect::WantDone { want } = effect {
-                self.wants.remove(&want);
-                actions.push(Action::WantDone(want));
+            if let Effect::WantDone { want } = effect {
+                if !self.handovers.is_done(want) {
+                    self.wants.remove(&want);
+                    actions.push(Action::WantDone(want));
+                }
             } else if let Some((edge, message)) = translate::effect(&self.directory, &effect) {
                 actions.push(Action::Send(edge, Box::new(message)));
             }

@@ -95,9 +95,8 @@ impl Planner {
     ) -> Duration {
         let geometry = reader.file.geometry();
         let chunk = geometry.chunk_of(view.position);
-        // What landed a moment ago its reader may not have seen yet. In this order: a flight is forgotten once its chunk is present.
+        // What landed a moment ago its reader may not have seen yet.
         if self.flights.of(&reader.file).has(view.position)
-            || reader.file.is_present(chunk)
             || self
                 .downloads
                 .promote(reader.file.id(), chunk, view.position)

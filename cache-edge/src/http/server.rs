@@ -140,13 +140,14 @@ impl<O: Objects> Server<O> {
             };
             match accepted {
                 Ok((stream, address)) => {
-                    if let Some(admission) = self.admit(&stream, address, tasks.len())
+                    let open = tasks.len();
+                    if let Some(admission) = self.admit(&stream, address, open)
                         && let Ok(stream) = stream.into_std()
                     {
                         // Tokens of its own: waiting on a shared one locks it at each turn of the connection.
                         let (shutdown, cut) = (shutdown.child_token(), cut.child_token());
                         let connection =
-                            Arc::clone(&self).connection(stream, address, tasks.len(), shutdown);
+                            Arc::clone(&self).connection(stream, address, open, shutdown);
                         debug_assert!(size_of_val(&connection) <= MAX_CONNECTION_FUTURE_BYTES);
                         workers.spawn(tasks.track_future(async move {
                             tokio::select! {

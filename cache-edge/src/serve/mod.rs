@@ -12,6 +12,7 @@ mod patience;
 pub mod peer_handler;
 pub mod ports;
 pub mod probe;
+mod questions;
 mod resume;
 pub mod revalidate;
 mod unknown_key;

@@ -1,16 +1,12 @@
 //! From a request to an object: the binding, else the coordinator, else the origin.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, atomic::AtomicU32},
     time::Duration,
 };
 
 use chunkcache_proto::{Geometry, Level, v1};
 use http::HeaderMap;
-use parking_lot::Mutex;
-use tokio::sync::watch;
-use tracing::{Instrument as _, Span};
 
 use super::{
     bindings::{Bindings, Bound, key_id},
@@ -20,6 +16,7 @@ use super::{
         Freshness, Object, ObjectName, ObjectRequest, Objects, Resolution, ServeError, Standing,
     },
     probe::Found,
+    questions::{Asked, Questions},
     revalidate,
 };
 use crate::{
@@ -32,9 +29,6 @@ use crate::{
     store::{EntryFile, Store},
 };
 
-/// Questions to origins under way, about keys this edge does not know. More are refused: each holds connections and goes on when
-/// who asked has left.
-const MAX_QUESTIONS: usize = 256;
 /// Readers with bytes missing ahead of them. Beyond, new ones get what is wholly here; those that run are kept.
 const MAX_READERS: usize = 8_192;
 
@@ -84,25 +78,20 @@ impl Standing for StandingBinding {
     }
 }
 
-type Pending = watch::Receiver<Option<Result<Found, ServeError>>>;
-
 /// Finds objects. Cheap to clone.
 #[derive(Clone)]
 pub struct EdgeObjects(Arc<Inner>);
 
 struct Inner {
     parts: Parts,
-    /// One question to the origin a key at a time.
-    asking: Mutex<HashMap<String, Pending>>,
+    questions: Questions,
 }
 
 impl EdgeObjects {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        Self(Arc::new(Inner {
-            parts,
-            asking: Mutex::default(),
-        }))
+        let questions = Questions::new(parts.downloads.runtime().clone());
+        Self(Arc::new(Inner { parts, questions }))
     }
 
     #[must_use]
@@ -278,7 +267,7 @@ impl EdgeObjects {
             Verdict::Stale => {}
         }
         let asked = match self.revalidation(source, key, request, bound.clone()) {
-            Ok((pending, first)) => outcome(pending).await.map(|found| found.waited_for(!first)),
+            Ok(asked) => asked.answer().await,
             Err(refused) => Err(refused),
         };
         match asked {
@@ -312,7 +301,7 @@ impl EdgeObjects {
         key: &v1::Key,
         request: &ObjectRequest,
         bound: Arc<Bound>,
-    ) -> Result<(Pending, bool), ServeError> {
+    ) -> Result<Asked, ServeError> {
         let (this, source, key_of) = (self.clone(), source.clone(), key.clone());
         let headers = pass_through::allowed_headers(&source, &request.headers);
         let selecting = headers.clone();
@@ -334,52 +323,39 @@ impl EdgeObjects {
         let (this, source_of, key_of, request_of) =
             (self.clone(), source.clone(), key.clone(), request.clone());
         let headers = pass_through::allowed_headers(source, &request.headers);
-        let (pending, first) = self.ask_once(key, &headers, move || async move {
-            // Who looked before another one's answer came, and asks after it was taken in, need not ask again.
-            if let Some(bound) = this.answered(&key_of) {
-                return Ok(Found::Object(bound, Freshness::Fresh));
-            }
+        let asked = self.ask_once(key, &headers, move || async move {
             this.ask_cluster_or_origin(&source_of, &key_of, &request_of)
                 .await
-        })?;
-        Ok(outcome(pending).await?.waited_for(!first))
+        });
+        asked?.answer().await
     }
 
-    /// Runs the question on the fetch runtime unless it is being asked already. It goes on when its askers leave: what it finds is kept.
-    ///
     /// `selecting`: what goes to the origin of the client's headers. Two requests that differ there may select two objects.
     fn ask_once<F>(
         &self,
         key: &v1::Key,
         selecting: &HeaderMap,
         question: impl FnOnce() -> F,
-    ) -> Result<(Pending, bool), ServeError>
+    ) -> Result<Asked, ServeError>
     where
         F: Future<Output = Result<Found, ServeError>> + Send + 'static,
     {
         let id = question_id(key, selecting);
-        let mut asking = self.0.asking.lock();
-        if let Some(pending) = asking.get(&id)
-            // A sender that is gone without an answer was cut off with its runtime.
-            && pending.has_changed().is_ok()
-        {
-            return Ok((pending.clone(), false));
+        self.0.questions.ask(id, || self.settled(key), question)
+    }
+
+    /// What needs neither the cluster nor the origin now.
+    fn settled(&self, key: &v1::Key) -> Option<Found> {
+        let (bindings, now) = (&self.parts().bindings, now_ms());
+        if let Some(status) = bindings.negative(key, now) {
+            return Some(Found::Negative(status));
         }
-        if asking.len() >= MAX_QUESTIONS {
-            return Err(ServeError::Overloaded("questions to origins are under way"));
+        if let Some(why) = bindings.unstorable(key, now) {
+            return Some(Found::Unstorable(why));
         }
-        let (sender, receiver) = watch::channel(None);
-        asking.insert(id.clone(), receiver.clone());
-        drop(asking);
-        let (this, future) = (self.clone(), question());
-        let asked = async move {
-            let found = future.await;
-            this.0.asking.lock().remove(&id);
-            let _ = sender.send(Some(found));
-        };
-        let runtime = self.parts().downloads.runtime();
-        runtime.spawn(asked.instrument(Span::current()));
-        Ok((receiver, true))
+        let bound = bindings.get(key)?;
+        let is_fresh = freshness::judge(&bound.freshness, now) == Verdict::Fresh;
+        (is_fresh && !self.is_changed(&bound)).then_some(Found::Object(bound, Freshness::Fresh))
     }
 
     async fn pass(
@@ -458,15 +434,6 @@ fn question_id(key: &v1::Key, selecting: &HeaderMap) -> String {
         id.push_str(&String::from_utf8_lossy(value.as_bytes()));
     }
     id
-}
-
-async fn outcome(mut pending: Pending) -> Result<Found, ServeError> {
-    let lost = || ServeError::Internal("the question to the origin was given up".into());
-    let answer = pending
-        .wait_for(Option::is_some)
-        .await
-        .map_err(|_| lost())?;
-    answer.clone().unwrap_or_else(|| Err(lost()))
 }
 
 fn negative(status: u16, remembered: bool) -> Result<Resolution<ReaderFactory>, ServeError> {

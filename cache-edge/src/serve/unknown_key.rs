@@ -18,13 +18,6 @@ use crate::{
 };
 
 impl EdgeObjects {
-    /// What it is bound to, where that needs no confirmation.
-    pub(super) fn answered(&self, key: &v1::Key) -> Option<Arc<Bound>> {
-        let bound = self.parts().bindings.get(key)?;
-        let is_fresh = freshness::judge(&bound.freshness, now_ms()) == Verdict::Fresh;
-        (is_fresh && !self.is_changed(&bound)).then_some(bound)
-    }
-
     pub(super) async fn ask_cluster_or_origin(
         &self,
         source: &Arc<Source>,

@@ -25,7 +25,6 @@ impl Scheduler {
         let (from, source, level) = (flight.from, flight.source, flight.level);
         let (upstream, rate) = (flight.upstream, flight.rate_bytes_per_second);
         let bytes = self.bytes_of(flight.entry, &flight.chunks);
-        let estimate = self.estimate(edge, &flight);
         if let Some(line) = self.line_mut(edge, flight.entry) {
             line.covered.insert(flight.chunks.clone());
         }
@@ -50,7 +49,10 @@ impl Scheduler {
                 }
             }
         }
-        if level == Level::Critical {
+        if level == Level::Critical
+            && let Some(flight) = self.flight(key)
+        {
+            let estimate = self.estimate(edge, flight);
             self.watch_flight(edge, key.1, estimate);
         }
         if let Some(upstream) = upstream {

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use chunkcache_proto::{ChunkIndex, Level};
+use chunkcache_proto::ChunkIndex;
 
 use super::Scheduler;
 use super::api::{EdgeId, Effect, EntryNo, From, Millis, WantId};
@@ -17,17 +17,6 @@ use crate::core::range_set::RangeSet;
 const LOOK_AGAIN_MS: Millis = 500;
 
 impl Scheduler {
-    pub(super) fn hand_over(
-        &mut self,
-        want: WantId,
-        edge: EdgeId,
-        entry: EntryNo,
-        chunks: Vec<Range<ChunkIndex>>,
-        effects: &mut Vec<Effect>,
-    ) {
-        self.set_want(want, edge, entry, chunks, Level::Medium, true, effects);
-    }
-
     /// Chunks that this edge holds and no other that is there and not drained; from where its readers are on, then the others.
     #[must_use]
     pub fn only_held_by(&self, edge: EdgeId, entry: EntryNo, most: u64) -> Vec<Range<ChunkIndex>> {

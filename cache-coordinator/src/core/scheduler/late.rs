@@ -57,11 +57,12 @@ impl Scheduler {
             .max(estimate.saturating_mul(self.config.late_factor));
         if !flight.slot || self.is_overtaken(edge, id) {
             // Its edge has not begun it: neither its origin nor its peer is late, and a second one would not begin sooner.
-            let again = self.now.saturating_add(allowed);
+            let now = self.now;
             if let Some(flight) = self.flight_mut((edge, id)) {
-                flight.progress_at = again - allowed;
+                flight.progress_at = now;
             }
-            self.timers.insert((again, Timer::Flight(edge, id)));
+            self.timers
+                .insert((now.saturating_add(allowed), Timer::Flight(edge, id)));
             return;
         }
         let due = flight

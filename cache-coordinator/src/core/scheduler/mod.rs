@@ -42,6 +42,8 @@ mod wants;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use chunkcache_proto::Level;
+
 use api::{EdgeId, Effect, EntryNo, Event, Millis, SourceId, WantId};
 use claim::Claims;
 pub use config::Config;
@@ -177,14 +179,14 @@ impl Scheduler {
                 chunks,
                 level,
             } => {
-                self.want_set(want, edge, entry, chunks, level, effects);
+                self.want_set(want, edge, entry, chunks, level, false, effects);
             }
             Event::HandOver {
                 want,
                 edge,
                 entry,
                 chunks,
-            } => self.hand_over(want, edge, entry, chunks, effects),
+            } => self.want_set(want, edge, entry, chunks, Level::Medium, true, effects),
             Event::WantClosed { want } => self.want_closed(want, effects),
             Event::FetchProgressed {
                 edge,

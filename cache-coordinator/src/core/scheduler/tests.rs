@@ -61,6 +61,18 @@ impl Bench {
         effects
     }
 
+    /// Three fetches an edge; its entries are completed.
+    fn filling(edges: u32) -> Self {
+        let mut bench = Self::new(edges, 3);
+        bench.apply(Event::SourceSet {
+            source: ORIGIN,
+            max_connections: 0,
+            max_rate_bytes_per_second: 0,
+            background_fill: Some(true),
+        });
+        bench
+    }
+
     fn read(&mut self, edge: u32, number: u64, position: u64, waiting: bool) -> Vec<Effect> {
         self.apply(Event::DemandSet(demand(edge, number, position, waiting)))
     }
@@ -374,13 +386,7 @@ fn a_want_is_done_when_its_edge_holds_it() {
 
 #[test]
 fn background_fill_runs_only_when_nothing_above_needs_the_origin() {
-    let mut bench = Bench::new(1, 3);
-    bench.apply(Event::SourceSet {
-        source: ORIGIN,
-        max_connections: 0,
-        max_rate_bytes_per_second: 0,
-        background_fill: Some(true),
-    });
+    let mut bench = Bench::filling(1);
     let fill = assigned(&bench.apply(Event::ChunksHeld {
         edge: EdgeId(0),
         entry: MOVIE,

@@ -12,20 +12,9 @@ use super::state::{Edge, Want};
 use crate::core::range_set::RangeSet;
 
 impl Scheduler {
-    pub(super) fn want_set(
-        &mut self,
-        want: WantId,
-        edge: EdgeId,
-        entry: EntryNo,
-        chunks: Vec<Range<ChunkIndex>>,
-        level: Level,
-        effects: &mut Vec<Effect>,
-    ) {
-        self.set_want(want, edge, entry, chunks, level, false, effects);
-    }
-
+    /// `from_edges_only`: of a hand-over.
     #[allow(clippy::too_many_arguments)] // the fields of one event
-    pub(super) fn set_want(
+    pub(super) fn want_set(
         &mut self,
         want: WantId,
         edge: EdgeId,

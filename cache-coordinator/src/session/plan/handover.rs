@@ -163,18 +163,23 @@ impl Plan {
 
     /// Where its readers are sent from now on, as they are when they open it: `service/entries.rs`.
     fn next_edge(&self, from: EdgeId, entry: EntryNo, id: EntryId) -> Option<EdgeId> {
-        let mut edges: Vec<EdgeId> = self.epochs.keys().copied().collect();
-        edges.sort_unstable();
-        let candidates: Vec<Candidate> = edges
+        // In one pass: an edge may be drained while ten thousand read.
+        let mut readers: BTreeMap<EdgeId, u32> =
+            self.epochs.keys().map(|&edge| (edge, 0)).collect();
+        readers.remove(&from);
+        for reader in self.readers.keys() {
+            if let Some(count) = readers.get_mut(&reader.edge) {
+                *count += 1;
+            }
+        }
+        let candidates: Vec<Candidate> = readers
             .into_iter()
-            .filter(|&edge| edge != from)
-            .map(|edge| Candidate {
+            .map(|(edge, readers)| Candidate {
                 edge,
                 alive: true,
                 draining: self.scheduler.is_draining(edge),
                 chunks_held: self.scheduler.chunks_held(edge, entry),
-                readers: u32::try_from(self.readers.keys().filter(|it| it.edge == edge).count())
-                    .unwrap_or(u32::MAX),
+                readers,
             })
             .collect();
         choose_edge(id.as_u64_pair().0, &candidates)

@@ -15,6 +15,16 @@ impl Fixture {
         }
     }
 
+    /// Its edge goes, and long after that the entry is closed.
+    fn closes_without_its_edge(&mut self) {
+        self.apply(Command::EdgeLeft {
+            edge: EDGE,
+            epoch: 1,
+        });
+        self.wait(LONG);
+        assert_eq!(self.plan.entry_count(), 0);
+    }
+
     fn leave(&mut self) {
         let batch = v1::DemandBatch {
             closed_readers: vec![1],
@@ -73,12 +83,7 @@ fn a_job_and_a_fetch_keep_their_entry_open() {
         1,
         "its edge has not said that the fetch has ended"
     );
-    fixture.apply(Command::EdgeLeft {
-        edge: EDGE,
-        epoch: 1,
-    });
-    fixture.wait(LONG);
-    assert_eq!(fixture.plan.entry_count(), 0);
+    fixture.closes_without_its_edge();
 }
 
 #[test]
@@ -101,10 +106,5 @@ fn an_entry_to_be_filled_is_kept_open_as_long_as_its_edge_is_there() {
         1,
         "it is drained, and may be taken back"
     );
-    fixture.apply(Command::EdgeLeft {
-        edge: EDGE,
-        epoch: 1,
-    });
-    fixture.wait(LONG);
-    assert_eq!(fixture.plan.entry_count(), 0);
+    fixture.closes_without_its_edge();
 }

@@ -85,13 +85,7 @@ fn what_has_not_begun_for_want_of_a_slot_is_not_late() {
 
 #[test]
 fn what_makes_a_fill_give_way_is_not_fetched_a_second_time() {
-    let mut bench = Bench::new(1, 3);
-    bench.apply(Event::SourceSet {
-        source: ORIGIN,
-        max_connections: 0,
-        max_rate_bytes_per_second: 0,
-        background_fill: Some(true),
-    });
+    let mut bench = Bench::filling(1);
     let fill = of_chunk(&hold(&mut bench, 0, 0..1), 8).remove(0);
     let effects = bench.apply(Event::LocalFetchStarted {
         edge: EdgeId(0),

@@ -4,17 +4,6 @@ use super::*;
 
 const MIB: u64 = 1 << 20;
 
-fn filling(edges: u32) -> Bench {
-    let mut bench = Bench::new(edges, 3);
-    bench.apply(Event::SourceSet {
-        source: ORIGIN,
-        max_connections: 0,
-        max_rate_bytes_per_second: 0,
-        background_fill: Some(true),
-    });
-    bench
-}
-
 fn space(bench: &mut Bench, used: u64, allowed: u64) -> Vec<Effect> {
     bench.apply(Event::EdgeSpace {
         edge: EdgeId(0),
@@ -48,7 +37,7 @@ fn run_to_the_end(bench: &mut Bench, effects: Vec<Effect>) -> u32 {
 
 #[test]
 fn a_fill_ends_before_its_edge_begins_to_evict() {
-    let mut bench = filling(1);
+    let mut bench = Bench::filling(1);
     // 50 chunks; the edge evicts with less than one of them free.
     space(&mut bench, 4 * MIB, 100 * MIB);
     let effects = hold(&mut bench, 0..2);
@@ -67,7 +56,7 @@ fn a_fill_ends_before_its_edge_begins_to_evict() {
 
 #[test]
 fn a_fill_begins_again_when_there_is_clearly_room() {
-    let mut bench = filling(1);
+    let mut bench = Bench::filling(1);
     space(&mut bench, 100 * MIB, 100 * MIB);
     assert_eq!(assigned(&hold(&mut bench, 0..2)), vec![]);
     // As an eviction leaves it.
@@ -80,7 +69,7 @@ fn a_fill_begins_again_when_there_is_clearly_room() {
 
 #[test]
 fn a_fill_stops_when_others_take_the_room() {
-    let mut bench = filling(1);
+    let mut bench = Bench::filling(1);
     space(&mut bench, 4 * MIB, 1_000 * MIB);
     let fill = assigned(&hold(&mut bench, 0..2));
     assert!(!fill.is_empty());
@@ -92,7 +81,7 @@ fn a_fill_stops_when_others_take_the_room() {
 
 #[test]
 fn a_full_edge_fetches_what_readers_and_jobs_ask_for() {
-    let mut bench = filling(1);
+    let mut bench = Bench::filling(1);
     space(&mut bench, 100 * MIB, 100 * MIB);
     assert_eq!(
         assigned(&bench.read(0, 1, 0, true))[0].level,
