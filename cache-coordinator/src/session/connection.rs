@@ -313,6 +313,12 @@ async fn control(
                 .tell(Command::LocalFetch { edge, epoch, fetch })
                 .await?;
         }
+        Request::PlacesAsked(asked) => {
+            cluster
+                .plan
+                .tell(Command::PlacesAsked { edge, epoch, asked })
+                .await?;
+        }
         Request::KeyNegative(negative) => cluster.resolver.negative(negative),
         Request::SourceAck(ack) => {
             live.sources_confirmed

@@ -239,6 +239,20 @@ impl Plan {
                     self.local_fetch(id, edge, epoch, fetch, now, actions);
                 }
             }
+            Command::PlacesAsked { edge, epoch, asked } => {
+                if self.is_present(edge, epoch)
+                    && let Some(source) = self.directory.known_source(&asked.source)
+                {
+                    let event = Event::PlacesAsked {
+                        edge,
+                        source,
+                        sequence: asked.sequence,
+                        held: asked.held,
+                        wanted: asked.wanted,
+                    };
+                    self.event(event, now, actions);
+                }
+            }
             Command::Want {
                 want,
                 edge,

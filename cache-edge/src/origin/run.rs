@@ -17,7 +17,7 @@ use chunkcache_proto::{ByteRange, ChunkIndex, Level, identity::belongs_to, v1};
 use tokio::time::Instant;
 
 use super::{
-    Catalogue, Client, OriginError, Response, Source,
+    Catalogue, Client, OriginError, Response, Source, Turn,
     answer::{self, Part},
     control::{Control, Stop},
     counters::Counters,
@@ -66,6 +66,14 @@ impl Order {
     #[must_use]
     pub fn is_local(&self) -> bool {
         self.id & super::downloads::LOCAL_BIT != 0
+    }
+
+    fn turn(&self) -> Turn {
+        match self.level {
+            _ if !self.is_local() => Turn::Assigned,
+            Level::Critical => Turn::Viewer,
+            _ => Turn::Background,
+        }
     }
 
     /// The name of the source its entry belongs to.
@@ -208,6 +216,8 @@ impl Fetcher {
                     from_peer = None;
                     continue;
                 }
+                // Not the origin's fault: who still needs it asks again.
+                Err(Broken::Origin(OriginError::NoPlace { .. })) => return RunEnd::Stopped,
                 Err(Broken::Origin(error)) => error,
             };
             self.counters.origin_errors.fetch_add(1, Ordering::Relaxed);
@@ -264,7 +274,7 @@ impl Fetcher {
             Some(opened) => opened,
             None => tokio::select! {
                 stop = control.stopped_now() => return Err(Broken::Stop(stop)),
-                opened = self.open(&order.file, flights, gap.range) => opened.map_err(Broken::Origin)?,
+                opened = self.open(&order.file, flights, gap.range, order.turn()) => opened.map_err(Broken::Origin)?,
             },
         };
         let counter = &self.counters.origin_bytes;
@@ -312,6 +322,7 @@ impl Fetcher {
         file: &EntryFile,
         flights: &EntryFlights,
         range: ByteRange,
+        turn: Turn,
     ) -> Result<Opened, OriginError> {
         if flights.has_whole_stream() {
             return Err(OriginError::Unavailable {
@@ -339,7 +350,7 @@ impl Fetcher {
         let mut asked = answer::variant_headers(&key.variant);
         asked.extend(answer::range_headers(range, Some(entry)));
         tracing::debug!(start = range.start, end = range.end, "asking the origin");
-        let response = self.client.get(&source, url, &asked).await?;
+        let response = self.client.get(&source, url, &asked, turn).await?;
         let part = answer::check(response.status, &response.headers, range, entry, now_ms());
         if let Err(error) = &part {
             source.heed(error, now_ms());
@@ -454,6 +465,10 @@ impl Fetcher {
             let bytes = tokio::select! {
                 biased;
                 stop = control.stopped_now(), if stopping.is_none() => {
+                    if stop == Stop::Preempted && response.has_place() {
+                        // What waits for its turn holds no connection that who pre-empted it needs.
+                        return Err(Broken::Stop(stop));
+                    }
                     if stop == Stop::Preempted {
                         let part = Part::Range(ByteRange::new(offset, range.end));
                         return Err(Broken::Pause(Opened { response, part }));
@@ -494,6 +509,10 @@ impl Fetcher {
                     |claim: &FlightClaim| claim.flight().chunk() == chunk && !claim.is_held();
                 if claims.iter().any(is_taken) {
                     // Another fetch brings the rest, for who could not wait.
+                    return Ok(());
+                }
+                if response.is_in_the_way() {
+                    // A viewer waits for its connection. The rest is asked for when there is one again.
                     return Ok(());
                 }
                 if let (Some(stop), None) = (control.wanted_stop(), stopping) {

@@ -185,6 +185,10 @@ impl World {
         {
             what += &format!("reader {demand:?}; ");
         }
+        let waits = self.longest_wait_for_a_place();
+        if waits > 0 {
+            what += &format!("a request waits for a place for {waits} ms; ");
+        }
         for (edge, sim) in self.edges.iter().enumerate() {
             for (entry, held) in sim
                 .held

@@ -14,6 +14,7 @@ mod edges;
 mod end;
 mod idle;
 mod people;
+mod places;
 mod world;
 
 use world::{Faults, World};
