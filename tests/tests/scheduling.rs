@@ -110,6 +110,40 @@ fn background_fill_completes_what_was_begun_where_it_is_wanted() {
     assert_eq!(cluster.recorded("/left.mp4", "edge-a"), [(0, CHUNK)]);
 }
 
+/// Whoever turns the fill on again need not play anything for it to begin.
+#[test]
+fn a_source_that_is_filled_again_has_what_was_begun_completed() {
+    let cluster = Cluster::start_with(ClusterOptions {
+        edges: 1,
+        ..ClusterOptions::default()
+    });
+    let fill = |on: &str| cluster.add_source_with("media", &[&format!("--background-fill={on}")]);
+    fill("false");
+    let size = 12 * MIB + 7;
+    let object = Object::generated(173, size).header("Cache-Control", "max-age=3600");
+    let paths = ["/one.mp4", "/two.mp4"];
+    for path in paths {
+        let target = cluster.put(path, object.clone());
+        let call = Call::get(&target).range(0, 1);
+        call.send(cluster.edge().http).expect(206);
+        cluster.wait_recorded(path, &[(0, CHUNK)]);
+    }
+    // What would have been asked for by now: a fill begins with the first chunk's row.
+    let asked = || cluster.origin.all_hits().len();
+    let before = asked();
+    fill("true");
+    for path in paths {
+        cluster.wait_recorded(path, &[(0, size)]);
+    }
+    assert!(asked() > before);
+    let last = Object::generated(174, size).header("Cache-Control", "max-age=3600");
+    fill("false");
+    let target = cluster.put("/three.mp4", last);
+    let call = Call::get(&target).range(0, 1);
+    call.send(cluster.edge().http).expect(206);
+    cluster.wait_recorded("/three.mp4", &[(0, CHUNK)]);
+}
+
 #[test]
 fn a_precache_job_survives_a_restart_of_everything() {
     let mut cluster = Cluster::with_edges(2);

@@ -133,6 +133,7 @@ impl Plan {
                 if draining {
                     self.event(Event::EdgeDraining { edge, draining }, now, actions);
                 }
+                self.handovers.look_again(now);
             }
             Command::EdgeSpace { edge, epoch, space } => {
                 if self.is_present(edge, epoch) {
@@ -279,6 +280,7 @@ impl Plan {
             Command::Tick => {
                 self.forget_absent();
                 self.event(Event::Tick, now, actions);
+                self.look_at_hand_overs(now, actions);
                 self.close_idle_entries(now, actions);
             }
         }
@@ -308,7 +310,7 @@ impl Plan {
         self.scheduler.apply(event, now, &mut self.effects);
         for effect in self.effects.drain(..) {
             if let Effect::WantDone { want } = effect {
-                if !self.handovers.is_done(want) {
+                if !self.handovers.is_done(want, now) {
                     self.wants.remove(&want);
                     actions.push(Action::WantDone(want));
                 }
@@ -375,6 +377,7 @@ impl Plan {
         };
         self.event(opened, now, actions);
         self.entry_of_kept_opened(id, now, actions);
+        self.handovers.look_again(now);
         for (edge, chunks) in loaded.holders {
             self.event(
                 Event::ChunksHeld {

@@ -108,7 +108,13 @@ impl Scheduler {
         let mut free = source.max_connections.saturating_sub(taken);
         let mut lacking = 0;
         for (&edge, lent) in &mut source.lent {
-            let granted = lent.due.min(lent.counted.saturating_add(free));
+            // More is in use than there is, after a restart perhaps: even what is not known to be given back yet is not given again.
+            let most = if taken > source.max_connections {
+                lent.granted
+            } else {
+                lent.counted.saturating_add(free)
+            };
+            let granted = lent.due.min(most);
             free -= granted.saturating_sub(lent.counted);
             lent.counted = lent.counted.max(granted);
             lacking += lent.due - granted;

@@ -41,7 +41,7 @@ impl World {
 
     /// Requests come, find a place or wait, and end.
     pub fn run_places(&mut self, chaos: bool) {
-        let some = self.seed % 3 == 1;
+        let some = self.has_restarts();
         for edge in 0..self.edges.len() {
             for number in 0..self.sources.len() {
                 let source = SourceId(u32::try_from(number).unwrap());

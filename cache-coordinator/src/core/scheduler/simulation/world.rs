@@ -167,6 +167,9 @@ pub struct World {
     pub evicted: u64,
     /// Of what edges ask by themselves; of its own, so that older seeds mean the same runs as ever.
     pub place_dice: Dice,
+    /// What draining edges hand over, by want.
+    pub hand_overs: BTreeMap<WantId, super::restart::HandOver>,
+    pub next_hand_over: u64,
 }
 
 impl World {
@@ -198,6 +201,8 @@ impl World {
             next_number: 1,
             last_tick: 0,
             evicted: 0,
+            hand_overs: BTreeMap::new(),
+            next_hand_over: 0,
             place_dice: Dice(crate::core::edge_choice::mix(seed)),
             dice,
         };
@@ -381,6 +386,7 @@ impl World {
                 places,
                 ..
             } => self.places_granted(*edge, *source, *sequence, *places),
+            Effect::WantDone { want } if self.hand_overs.remove(want).is_some() => {}
             Effect::WantDone { want } => {
                 let (edge, entry, chunks) = self.wants.remove(want).expect("an open want is done");
                 let held = self.edges[edge.0 as usize].held.get(&entry);
@@ -403,6 +409,7 @@ impl World {
         self.run_places(chaos);
         if chaos {
             self.act();
+            self.restart_now_and_then();
             self.close_an_idle_entry();
         }
         if self.now >= self.last_tick + 100 {
@@ -411,6 +418,7 @@ impl World {
                 self.tell_space(edge);
             }
             self.apply(Event::Tick);
+            self.look_at_hand_overs();
         }
     }
 }
