@@ -38,6 +38,8 @@ pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Idle connections kept to one host; more would outlast most origins' patience.
 const IDLE_PER_HOST: usize = 16;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+/// Read from a connection at once: readers get the first of it while the rest comes, and a call costs little beside it.
+const READ_BYTES: usize = 128 << 10;
 
 type Pool = HyperClient<Counting<HttpsConnector<HttpConnector>>, Empty<Bytes>>;
 
@@ -87,6 +89,7 @@ impl Client {
             .pool_max_idle_per_host(IDLE_PER_HOST)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .http1_max_headers(128)
+            .http1_read_buf_exact_size(READ_BYTES)
             .build(connector);
         Self {
             pool,
