@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use chunkcache_tests::http::Call;
-use chunkcache_tests::{Cluster, Object, content};
+use chunkcache_tests::{Cluster, Edge, Object, content};
 
 const LIMIT: usize = 4;
 const SIZE: u64 = 200 << 10;
@@ -69,6 +69,8 @@ fn without_a_coordinator_each_edge_has_a_part_of_the_limit() {
     cluster.coordinator.kill();
     storm(&cluster, "alone", 5);
     cluster.coordinator.start();
+    // What an edge has open is counted from its session on.
+    cluster.edges.iter_mut().for_each(Edge::wait_ready);
     storm(&cluster, "after", 5);
     let most = cluster.origin.most_connections();
     assert!(most <= LIMIT, "{most} connections");

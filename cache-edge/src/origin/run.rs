@@ -467,13 +467,13 @@ impl Fetcher {
             let bytes = tokio::select! {
                 biased;
                 stop = control.stopped_now(), if stopping.is_none() => {
-                    if stop == Stop::Preempted && response.has_place() {
-                        // What waits for its turn holds no connection that who pre-empted it needs.
-                        return Err(Broken::Stop(stop));
-                    }
-                    if stop == Stop::Preempted {
+                    // What waits for its turn keeps no place that who pre-empted it may need.
+                    if stop == Stop::Preempted && !response.has_place() {
                         let part = Part::Range(ByteRange::new(offset, range.end));
                         return Err(Broken::Pause(Opened { response, part }));
+                    }
+                    if stop == Stop::Preempted {
+                        return Err(Broken::Stop(stop));
                     }
                     stopping = Some((stop, Instant::now() + LINGER));
                     continue;
@@ -513,12 +513,8 @@ impl Fetcher {
                 control.chunk_ended();
                 let is_taken =
                     |claim: &FlightClaim| claim.flight().chunk() == chunk && !claim.is_held();
-                if claims.iter().any(is_taken) {
-                    // Another fetch brings the rest, for who could not wait.
-                    return Ok(());
-                }
-                if response.is_in_the_way() {
-                    // A viewer waits for its connection. The rest is asked for when there is one again.
+                if claims.iter().any(is_taken) || response.is_in_the_way() {
+                    // Another fetch brings the rest, for who could not wait; or a viewer waits for the place, and the rest for another one.
                     return Ok(());
                 }
                 if let (Some(stop), None) = (control.wanted_stop(), stopping) {

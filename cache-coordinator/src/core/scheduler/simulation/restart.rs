@@ -53,7 +53,7 @@ impl World {
         for source in 0..self.sources.len() {
             self.set_source(source);
         }
-        for edge in 0..self.edges.len() {
+        for (edge, draining) in draining.into_iter().enumerate() {
             if self.edges[edge].alive {
                 let kept = self.kept_fetches(edge);
                 self.edges[edge]
@@ -70,7 +70,7 @@ impl World {
             }
             self.apply(Event::EdgeDraining {
                 edge: edge_id(edge),
-                draining: draining[edge],
+                draining,
             });
         }
         self.unnamed = false;
