@@ -17,7 +17,7 @@ use chunkcache_proto::{ByteRange, ChunkIndex, Level, identity::belongs_to, v1};
 use tokio::time::Instant;
 
 use super::{
-    Catalogue, Client, OriginError, Response, Source,
+    Catalogue, Client, OriginError, Response, Source, Turn,
     answer::{self, Part},
     control::{Control, Stop},
     counters::Counters,
@@ -68,6 +68,14 @@ impl Order {
     #[must_use]
     pub fn is_local(&self) -> bool {
         self.id & super::downloads::LOCAL_BIT != 0
+    }
+
+    fn turn(&self) -> Turn {
+        match self.level {
+            _ if !self.is_local() => Turn::Assigned,
+            Level::Critical => Turn::Viewer,
+            _ => Turn::Background,
+        }
     }
 
     /// The name of the source its entry belongs to.
@@ -210,6 +218,8 @@ impl Fetcher {
                     from_peer = None;
                     continue;
                 }
+                // Not the origin's fault: who still needs it asks again.
+                Err(Broken::Origin(OriginError::NoPlace { .. })) => return RunEnd::Stopped,
                 Err(Broken::Origin(error)) => error,
             };
             self.counters.origin_errors.fetch_add(1, Ordering::Relaxed);
@@ -266,7 +276,7 @@ impl Fetcher {
             Some(opened) => opened,
             None => tokio::select! {
                 stop = control.stopped_now() => return Err(Broken::Stop(stop)),
-                opened = self.open(&order.file, flights, gap.range) => opened.map_err(Broken::Origin)?,
+                opened = self.open(&order.file, flights, gap.range, order.turn()) => opened.map_err(Broken::Origin)?,
             },
         };
         let counter = &self.counters.origin_bytes;
@@ -314,6 +324,7 @@ impl Fetcher {
         file: &EntryFile,
         flights: &EntryFlights,
         range: ByteRange,
+        turn: Turn,
     ) -> Result<Opened, OriginError> {
         if flights.has_whole_stream() {
             return Err(OriginError::Unavailable {
@@ -341,7 +352,7 @@ impl Fetcher {
         let mut asked = answer::variant_headers(&key.variant);
         asked.extend(answer::range_headers(range, Some(entry)));
         tracing::debug!(start = range.start, end = range.end, "asking the origin");
-        let response = self.client.get(&source, url, &asked).await?;
+        let response = self.client.get(&source, url, &asked, turn).await?;
         let part = answer::check(response.status, &response.headers, range, entry, now_ms());
         if let Err(error) = &part {
             source.heed(error, now_ms());
@@ -456,9 +467,13 @@ impl Fetcher {
             let bytes = tokio::select! {
                 biased;
                 stop = control.stopped_now(), if stopping.is_none() => {
-                    if stop == Stop::Preempted {
+                    // What waits for its turn keeps no place that who pre-empted it may need.
+                    if stop == Stop::Preempted && !response.has_place() {
                         let part = Part::Range(ByteRange::new(offset, range.end));
                         return Err(Broken::Pause(Opened { response, part }));
+                    }
+                    if stop == Stop::Preempted {
+                        return Err(Broken::Stop(stop));
                     }
                     stopping = Some((stop, Instant::now() + LINGER));
                     continue;
@@ -498,8 +513,8 @@ impl Fetcher {
                 control.chunk_ended();
                 let is_taken =
                     |claim: &FlightClaim| claim.flight().chunk() == chunk && !claim.is_held();
-                if claims.iter().any(is_taken) {
-                    // Another fetch brings the rest, for who could not wait.
+                if claims.iter().any(is_taken) || response.is_in_the_way() {
+                    // Another fetch brings the rest, for who could not wait; or a viewer waits for the place, and the rest for another one.
                     return Ok(());
                 }
                 if let (Some(stop), None) = (control.wanted_stop(), stopping) {

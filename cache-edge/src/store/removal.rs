@@ -93,9 +93,7 @@ pub(super) fn remove_entry(shared: &Shared, entry: &Arc<EntryFile>) -> Result<()
     if let Err(error) = removed {
         // Half of it must not come true after a crash while this process goes on with the entry.
         journal.give_up();
-        shared
-            .health
-            .degrade("removing an entry", &error);
+        shared.health.degrade("removing an entry", &error);
         return Err(error.into());
     }
     shared.catalog.write().remove(entry);
