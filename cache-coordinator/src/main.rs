@@ -12,6 +12,7 @@ use chunkcache_plumbing::{
     health::{self, Listener},
     shutdown::token_on_signal,
     telemetry::{self, TelemetryOptions},
+    turns,
 };
 use clap::ArgMatches;
 
@@ -41,6 +42,8 @@ fn serve(arguments: &ArgMatches) -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
+    // Before the first thread is started.
+    turns::shorten();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -12,7 +12,7 @@ use chunkcache_plumbing::{
     health::{self, Listener},
     shell,
     telemetry::{self, TelemetryOptions},
-    tls,
+    tls, turns,
 };
 use clap::Command;
 
@@ -73,12 +73,16 @@ fn main() -> ExitCode {
 
 fn run(options: Options, telemetry: &TelemetryOptions) -> anyhow::Result<()> {
     tls::install_provider();
+    // Before the first thread is started.
+    turns::shorten();
     let fetch = app::fetch_runtime(options.max_downloads)?;
-    let serving = tokio::runtime::Builder::new_multi_thread()
+    // The session with the coordinator, the plan, upkeep: many short turns that wake each other, and a first byte waits for a chain of
+    // them. On one thread no turn costs a switch to another.
+    let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .thread_name("serve")
+        .thread_name("control-disk")
         .build()?;
-    let result = serving.block_on(async {
+    let result = control.block_on(async {
         let telemetry = telemetry::init("cache-edge", &options.name, telemetry)?;
         let result = app::serve(options, fetch.handle().clone()).await;
         telemetry.shutdown().await;
@@ -86,6 +90,6 @@ fn run(options: Options, telemetry: &TelemetryOptions) -> anyhow::Result<()> {
     });
     // Fetches that were cut are resumed from what is durable; nothing here is worth waiting for.
     fetch.shutdown_background();
-    serving.shutdown_background();
+    control.shutdown_background();
     result
 }

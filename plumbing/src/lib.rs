@@ -9,3 +9,4 @@ pub mod shell;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;
+pub mod turns;

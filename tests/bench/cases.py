@@ -86,7 +86,7 @@ class Bench:
         command = [str(ROOT / "target/release" / program), *(f"--{name.replace('_', '-')}={value}" for name, value in settings.items())]
         if cores:
             command = ["taskset", "-c", cores, *command]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300 + settings.get("seconds", 0))
         if done.returncode != 0:
             raise RuntimeError(f"{program}: {done.stderr.strip()}")
         return json.loads(done.stdout)

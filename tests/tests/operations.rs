@@ -317,3 +317,22 @@ fn a_drained_edge_hands_over_what_is_played_there() {
     assert!(served.body == content::bytes(52, 0, size));
     assert_eq!(cluster.origin.hits("/film.mp4").len(), before);
 }
+
+/// The coordinator that was told to drain the edge is gone before there is anybody to hand to.
+#[test]
+fn a_hand_over_goes_on_after_a_restart_of_the_coordinator() {
+    let mut cluster = Cluster::with_edges(2);
+    let size = 16 * MIB;
+    let film = cluster.put("/film.mp4", Object::generated(53, size));
+    cluster.edges[0].get(&film).expect(200);
+    cluster.wait_recorded_on("film.mp4", "edge-a", &[(0, size)]);
+    let before = cluster.origin.hits("/film.mp4").len();
+    cluster.edges[1].kill();
+    let drain = cluster.coordinator.cli(&["edge", "drain", "edge-a"]);
+    assert!(drain.status.success(), "{}", text(&drain));
+    cluster.coordinator.kill();
+    cluster.coordinator.start();
+    cluster.edges[1].start();
+    cluster.wait_recorded_on("film.mp4", "edge-b", &[(0, size)]);
+    assert_eq!(cluster.origin.hits("/film.mp4").len(), before);
+}

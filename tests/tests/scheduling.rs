@@ -110,6 +110,30 @@ fn background_fill_completes_what_was_begun_where_it_is_wanted() {
     assert_eq!(cluster.recorded("/left.mp4", "edge-a"), [(0, CHUNK)]);
 }
 
+/// Whoever turns the fill on again need not play anything for it to begin.
+#[test]
+fn a_source_that_is_filled_again_has_what_was_begun_completed() {
+    let cluster = Cluster::start_with(ClusterOptions {
+        edges: 1,
+        ..ClusterOptions::default()
+    });
+    let fill = |on: &str| cluster.add_source_with("media", &[&format!("--background-fill={on}")]);
+    fill("false");
+    let size = 12 * MIB + 7;
+    let object = Object::generated(173, size).header("Cache-Control", "max-age=3600");
+    let paths = ["/one.mp4", "/two.mp4"];
+    for path in paths {
+        let target = cluster.put(path, object.clone());
+        let call = Call::get(&target).range(0, 1);
+        call.send(cluster.edge().http).expect(206);
+        cluster.wait_recorded(path, &[(0, CHUNK)]);
+    }
+    fill("true");
+    for path in paths {
+        cluster.wait_recorded(path, &[(0, size)]);
+    }
+}
+
 #[test]
 fn a_precache_job_survives_a_restart_of_everything() {
     let mut cluster = Cluster::with_edges(2);

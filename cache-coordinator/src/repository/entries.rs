@@ -250,6 +250,18 @@ impl Database {
             })
             .collect())
     }
+
+    /// What the edge holds a part of that is pinned, or changed lately.
+    pub async fn hot_entries(
+        &self,
+        edge: EdgeId,
+        limit: u32,
+    ) -> Result<Vec<EntryId>, RepositoryError> {
+        let rows = self
+            .query(statements::ENTRY_HOT_ON_EDGE, &[&edge, &i64::from(limit)])
+            .await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
 }
 
 pub(super) fn from_row(row: &Row) -> Result<EntryRecord, RepositoryError> {

@@ -60,6 +60,7 @@ statements! {
     EDGE_SET_STATE = "edge_set_state";
     EDGE_TOUCH = "edge_touch";
     ENTRY_GET = "entry_get";
+    ENTRY_HOT_ON_EDGE = "entry_hot_on_edge";
     ENTRY_INCOMPLETE = "entry_incomplete";
     ENTRY_INSERT = "entry_insert";
     ENTRY_INVALIDATE = "entry_invalidate";

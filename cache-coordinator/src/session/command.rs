@@ -133,6 +133,15 @@ pub enum Command {
         /// What it said.
         fetch: v1::LocalFetch,
     },
+    /// From a session.
+    PlacesAsked {
+        /// Who speaks.
+        edge: EdgeId,
+        /// In which session.
+        epoch: u64,
+        /// What it said.
+        asked: v1::PlacesAsked,
+    },
     /// A request or a job asks for chunks.
     Want {
         /// Given by the caller; unique.

@@ -4,6 +4,7 @@
 //! confirmations are handled here at once, so that a seek never waits for a commit.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -11,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use chunkcache_proto::v1;
+use chunkcache_proto::{EntryId, v1};
 use futures_util::{Stream, StreamExt};
 use parking_lot::Mutex;
 use tokio::{
@@ -56,6 +57,8 @@ const STORAGE_QUEUE: usize = 1024;
 const TOUCH_EVERY: Duration = Duration::from_secs(5);
 /// A wait that was heard of is planned for within this time, unless its entry can not be read from the database.
 const HEARD_MS: u32 = 500;
+/// Entries of an edge that drains, opened to be handed over.
+const MAX_HOT: u32 = 256;
 /// More than any disk bears.
 const MAX_DOWNLOADS: u32 = 256;
 
@@ -152,9 +155,37 @@ async fn open(
             kept: hello.kept.clone(),
         })
         .await?;
+    if joined.draining {
+        hand_over_on(cluster, &live);
+    }
     // The lead may have been lost between the check and the registration.
     cluster.require_leader()?;
     Ok((live, hello))
+}
+
+/// Of an edge that drains: what the tables say is hot there is opened, and handed over on from where an earlier term was.
+fn hand_over_on(cluster: &Arc<Cluster>, live: &Arc<Live>) {
+    let (cluster, live) = (Arc::clone(cluster), Arc::clone(live));
+    let tracker = cluster.tasks.clone();
+    tracker.spawn(async move {
+        match cluster
+            .database
+            .hot_entries(row_id(live.edge), MAX_HOT)
+            .await
+        {
+            Ok(hot) => open_entries(&cluster, hot).await,
+            Err(error) => {
+                tracing::warn!(edge = %live.name, %error, "what is hot on an edge that drains was not read");
+            }
+        }
+    });
+}
+
+/// A stopped plan is the end of the process: nothing to tell it.
+async fn open_entries(cluster: &Cluster, entries: impl IntoIterator<Item = EntryId>) {
+    for entry in entries {
+        let _ = cluster.plan.tell(Command::EntryWanted(entry)).await;
+    }
 }
 
 async fn read_hello(
@@ -313,6 +344,12 @@ async fn control(
                 .tell(Command::LocalFetch { edge, epoch, fetch })
                 .await?;
         }
+        Request::PlacesAsked(asked) => {
+            cluster
+                .plan
+                .tell(Command::PlacesAsked { edge, epoch, asked })
+                .await?;
+        }
         Request::KeyNegative(negative) => cluster.resolver.negative(negative),
         Request::SourceAck(ack) => {
             live.sources_confirmed
@@ -332,6 +369,13 @@ async fn control(
         Request::Status(status) => {
             let is_due = touched.is_none_or(|at| at.elapsed() >= TOUCH_EVERY);
             let (used, allowed) = (status.bytes_used, status.bytes_allowed);
+            if live.draining.load(Ordering::Relaxed) {
+                // Those that miss nothing speak of their entries nowhere else.
+                let viewers = status.viewers.iter().take(MAX_HOT as usize);
+                let played: BTreeSet<EntryId> =
+                    viewers.filter_map(|it| it.entry_id.parse().ok()).collect();
+                open_entries(cluster, played).await;
+            }
             *live.status.lock() = status;
             if is_due {
                 *touched = Some(Instant::now());

@@ -38,6 +38,7 @@ pub struct EntryRecord {
 pub struct Directory {
     edges: HashMap<EdgeId, EdgeRecord>,
     sources: HashMap<String, SourceId>,
+    source_names: HashMap<SourceId, String>,
     entry_numbers: HashMap<EntryId, EntryNo>,
     entries: BTreeMap<EntryNo, EntryRecord>,
     local_by_wire: HashMap<(EdgeId, u64), AssignmentId>,
@@ -67,7 +68,20 @@ impl Directory {
         let source = SourceId(self.next_source);
         self.next_source += 1;
         self.sources.insert(name.to_owned(), source);
+        self.source_names.insert(source, name.to_owned());
         source
+    }
+
+    /// The number of a source that was mentioned before.
+    #[must_use]
+    pub fn known_source(&self, name: &str) -> Option<SourceId> {
+        self.sources.get(name).copied()
+    }
+
+    /// The source behind a number.
+    #[must_use]
+    pub fn source_name(&self, source: SourceId) -> Option<&str> {
+        self.source_names.get(&source).map(String::as_str)
     }
 
     /// The number of an entry that is open.

@@ -133,6 +133,7 @@ impl Plan {
                 if draining {
                     self.event(Event::EdgeDraining { edge, draining }, now, actions);
                 }
+                self.handovers.look_again(now);
             }
             Command::EdgeSpace { edge, epoch, space } => {
                 if self.is_present(edge, epoch) {
@@ -239,6 +240,20 @@ impl Plan {
                     self.local_fetch(id, edge, epoch, fetch, now, actions);
                 }
             }
+            Command::PlacesAsked { edge, epoch, asked } => {
+                if self.is_present(edge, epoch)
+                    && let Some(source) = self.directory.known_source(&asked.source)
+                {
+                    let event = Event::PlacesAsked {
+                        edge,
+                        source,
+                        sequence: asked.sequence,
+                        held: asked.held,
+                        wanted: asked.wanted,
+                    };
+                    self.event(event, now, actions);
+                }
+            }
             Command::Want {
                 want,
                 edge,
@@ -265,6 +280,7 @@ impl Plan {
             Command::Tick => {
                 self.forget_absent();
                 self.event(Event::Tick, now, actions);
+                self.look_at_hand_overs(now, actions);
                 self.close_idle_entries(now, actions);
             }
         }
@@ -294,7 +310,7 @@ impl Plan {
         self.scheduler.apply(event, now, &mut self.effects);
         for effect in self.effects.drain(..) {
             if let Effect::WantDone { want } = effect {
-                if !self.handovers.is_done(want) {
+                if !self.handovers.is_done(want, now) {
                     self.wants.remove(&want);
                     actions.push(Action::WantDone(want));
                 }
@@ -361,6 +377,7 @@ impl Plan {
         };
         self.event(opened, now, actions);
         self.entry_of_kept_opened(id, now, actions);
+        self.handovers.look_again(now);
         for (edge, chunks) in loaded.holders {
             self.event(
                 Event::ChunksHeld {

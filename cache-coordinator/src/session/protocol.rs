@@ -95,7 +95,8 @@ impl Protocol {
                 | Message::Status(_)
                 | Message::SourceAck(_)
                 | Message::Drain(_)
-                | Message::LocalFetch(_),
+                | Message::LocalFetch(_)
+                | Message::PlacesAsked(_),
             ) => (phase, Lane::Control),
         };
         self.phase = next;
@@ -129,6 +130,7 @@ pub fn name(message: &Message) -> &'static str {
         Message::SourceAck(_) => "SourceAck",
         Message::Drain(_) => "DrainRequest",
         Message::LocalFetch(_) => "LocalFetch",
+        Message::PlacesAsked(_) => "PlacesAsked",
     }
 }
 

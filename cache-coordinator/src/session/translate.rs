@@ -149,6 +149,21 @@ pub fn effect(directory: &Directory, effect: &Effect) -> Option<(EdgeId, Message
                 assignment_id: directory.wire_assignment(*assignment),
             }),
         )),
+        Effect::Places {
+            edge,
+            source,
+            sequence,
+            places,
+            alone,
+        } => {
+            let message = v1::Places {
+                source: directory.source_name(*source)?.to_owned(),
+                sequence: *sequence,
+                places: *places,
+                alone: *alone,
+            };
+            Some((*edge, Message::Places(message)))
+        }
         Effect::WantDone { .. } => None,
     }
 }

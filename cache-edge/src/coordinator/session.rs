@@ -115,6 +115,7 @@ impl Session {
                     backoff.wait(rand::random())
                 }
             };
+            self.catalogue.set_in_session(false);
             self.downloads.forget_peers();
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -181,7 +182,9 @@ impl Session {
                 _ = status.tick(), if welcomed => {
                     self.link.send(session_request::Message::Status(self.status()));
                     self.downloads.report_progress();
+                    self.tell_places(true);
                 }
+                () = self.catalogue.places_changed(), if welcomed => self.tell_places(false),
                 () = self.link.broken() => return Err(anyhow::anyhow!("the coordinator does not read").into()),
                 () = tokio::time::sleep(silence) => {
                     return Err(anyhow::anyhow!("nothing heard for {timeout:?}").into());
@@ -220,6 +223,7 @@ impl Session {
                 notes::set_welcome(&self.store, &self.peer_keys, &self.chunk_size, &welcome);
                 self.set_sources(welcome.sources);
                 self.link.set_draining(welcome.draining);
+                self.catalogue.set_in_session(true);
                 self.link.welcomed(welcome.epoch);
                 self.send_demand(true);
             }
@@ -287,6 +291,7 @@ impl Session {
                 }
             }
             Message::Drain(drain) => self.link.set_draining(drain.draining),
+            Message::Places(places) => self.catalogue.set_places(&places),
             Message::Held(held) => self.demand.hold(&held.reader_ids, held.wait_ms),
             Message::Forget(_) => {
                 tracing::warn!(
@@ -299,6 +304,12 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    fn tell_places(&self, all: bool) {
+        for asked in self.catalogue.places_to_tell(all) {
+            self.link.send(session_request::Message::PlacesAsked(asked));
+        }
     }
 
     fn assign(&self, assign: v1::Assign) {

@@ -105,7 +105,8 @@ impl<R> Memory<R> {
     }
 
     pub fn remember_host(&self, host: &HeaderValue) {
-        self.0.lock().host = Some(host.clone());
+        // A copy: a clone would hold the whole buffer the request was read into for as long as the connection lasts.
+        self.0.lock().host = HeaderValue::from_bytes(host.as_bytes()).ok();
     }
 }
 

@@ -8,7 +8,7 @@ use super::Check;
 use crate::{
     app::Edge,
     origin::{
-        Client, Response, Source,
+        Client, Response, Source, Turn,
         answer::{self, Part},
         run::now_ms,
     },
@@ -82,7 +82,10 @@ impl<'a> Comparison<'a> {
         let url = url.ok_or_else(|| anyhow::anyhow!("its path leaves the source"))?;
         let mut headers = answer::variant_headers(&key.variant);
         headers.extend(answer::range_headers(range, Some(self.entry)));
-        let response = self.client.get(self.source, url, &headers).await?;
+        let response = self
+            .client
+            .get(self.source, url, &headers, Turn::Assigned)
+            .await?;
         let (status, answered) = (response.status, &response.headers);
         match answer::check(status, answered, range, self.entry, now_ms())? {
             // The whole object comes where its beginning was asked for, too.

@@ -26,7 +26,8 @@ use url::Url;
 
 use super::{
     OriginError, Source,
-    connections::{Connections, Counted, Counting},
+    connections::{Connections, Counted, Counting, Seat},
+    places::{Place, Places, Turn},
 };
 
 /// Redirects followed for one request.
@@ -37,6 +38,8 @@ pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Idle connections kept to one host; more would outlast most origins' patience.
 const IDLE_PER_HOST: usize = 16;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+/// Read from a connection at once: readers get the first of it while the rest comes, and a call costs little beside it.
+const READ_BYTES: usize = 128 << 10;
 
 type Pool = HyperClient<Counting<HttpsConnector<HttpConnector>>, Empty<Bytes>>;
 
@@ -58,6 +61,9 @@ pub struct Response {
     body: Incoming,
     stall: Duration,
     _used: Counted,
+    seat: Option<Seat>,
+    /// What it has a place of that others may need.
+    places: Option<Places>,
 }
 
 impl Client {
@@ -83,6 +89,7 @@ impl Client {
             .pool_max_idle_per_host(IDLE_PER_HOST)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .http1_max_headers(128)
+            .http1_read_buf_exact_size(READ_BYTES)
             .build(connector);
         Self {
             pool,
@@ -111,8 +118,9 @@ impl Client {
         source: &Source,
         url: Url,
         headers: &HeaderMap,
+        turn: Turn,
     ) -> Result<Response, OriginError> {
-        self.ask(Method::GET, source, url, headers).await
+        self.ask(Method::GET, source, url, headers, turn).await
     }
 
     /// As [`get`](Self::get), with GET or HEAD.
@@ -122,22 +130,38 @@ impl Client {
         source: &Source,
         url: Url,
         headers: &HeaderMap,
+        turn: Turn,
     ) -> Result<Response, OriginError> {
         let mut url = url;
-        // The second part of a fetch takes the place of the first, not another one beside it.
-        self.closed(source).await;
+        let limited = source.config.max_connections > 0;
+        // Until there is an answer; then its connection has the place.
+        let mut unanswered = Unanswered {
+            connections: &self.connections,
+            source,
+            place: None,
+        };
+        if limited {
+            unanswered.place = Some(source.places.enter(turn).await?);
+        }
         for _ in 0..=MAX_REDIRECTS {
+            // The second part of a fetch takes the place of the first, not another one beside it.
+            self.closed(source).await;
             let mut all = headers.clone();
             for (name, value) in &source.headers {
                 all.insert(name, value.clone());
             }
-            if source.config.max_connections > 0 {
+            if limited {
                 // An idle connection here would be one too many while another edge has the turn.
                 all.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             self.asked.fetch_add(1, Ordering::Relaxed);
-            let response = self.send(method.clone(), &url, all).await?;
+            let mut response = self.send(method.clone(), &url, all).await?;
             let Some(next) = redirect(&response, &url)? else {
+                if let (Some(seat), Some(place)) = (response.seat.take(), unanswered.place.take()) {
+                    seat.take(place);
+                }
+                response.places =
+                    (limited && turn != Turn::Assigned).then(|| source.places.clone());
                 return Ok(response);
             };
             if !source.allows(&next) {
@@ -204,18 +228,54 @@ impl Client {
             .await
             .map_err(|_| OriginError::Unreachable(format!("no answer within {:?}", self.stall)))?
             .map_err(|error| failed(&error))?;
-        let (head, body) = response.into_parts();
+        let (mut head, body) = response.into_parts();
         Ok(Response {
             status: head.status,
             headers: head.headers,
             body,
             stall: self.stall,
             _used: used,
+            seat: head.extensions.remove::<Seat>(),
+            places: None,
         })
     }
 }
 
+/// A request's place before its answer has come: given back when its connection is closed.
+struct Unanswered<'a> {
+    connections: &'a Connections,
+    source: &'a Source,
+    place: Option<Place>,
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        let (Some(place), Ok(runtime)) = (self.place.take(), tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
+        let (connections, authority) =
+            (self.connections.clone(), self.source.authority().to_owned());
+        runtime.spawn(async move {
+            connections.closed(&authority).await;
+            drop(place);
+        });
+    }
+}
+
 impl Response {
+    /// It takes a place that this edge was lent.
+    #[must_use]
+    pub fn has_place(&self) -> bool {
+        self.places.is_some()
+    }
+
+    /// A viewer waits for a place like the one this has.
+    #[must_use]
+    pub fn is_in_the_way(&self) -> bool {
+        self.places.as_ref().is_some_and(Places::is_wanted)
+    }
+
     /// The next bytes; `None` at the body's clean end. Cancel safe.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, OriginError> {
         loop {

@@ -20,6 +20,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tower_service::Service;
 
+use super::places::Place;
+
 /// Closing takes microseconds, on a busy machine milliseconds; a connection that hangs is not waited for.
 const CLOSED_WITHIN: Duration = Duration::from_millis(250);
 
@@ -136,6 +138,44 @@ pub struct Tracked<T> {
     // Dropped, and with it closed, before it is counted out.
     stream: T,
     _counted: Counted,
+    closing: Closing,
+}
+
+/// Where the place that a connection takes is kept until the connection is closed.
+#[derive(Clone, Debug, Default)]
+pub struct Seat(Arc<Mutex<Seated>>);
+
+#[derive(Debug, Default)]
+struct Seated {
+    place: Option<Place>,
+    is_closed: bool,
+}
+
+impl Seat {
+    /// Keeps it until the connection is closed; not at all if it is already.
+    pub fn take(&self, place: Place) {
+        let mut seated = self.0.lock();
+        if !seated.is_closed {
+            seated.place = Some(place);
+        }
+    }
+
+    fn close(&self) {
+        let mut seated = self.0.lock();
+        seated.is_closed = true;
+        let left = seated.place.take();
+        drop((seated, left));
+    }
+}
+
+/// The connection's own hold of its seat.
+#[derive(Debug, Default)]
+struct Closing(Seat);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 impl<C> Service<Uri> for Counting<C>
@@ -159,6 +199,7 @@ where
             Ok(Tracked {
                 stream: connecting.await?,
                 _counted: counted,
+                closing: Closing::default(),
             })
         })
     }
@@ -166,7 +207,7 @@ where
 
 impl<T: Connection> Connection for Tracked<T> {
     fn connected(&self) -> Connected {
-        self.stream.connected()
+        self.stream.connected().extra(self.closing.0.clone())
     }
 }
 

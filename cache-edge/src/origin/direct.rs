@@ -8,7 +8,7 @@ use chunkcache_proto::ByteRange;
 use tokio::{runtime::Handle, sync::mpsc, time::Instant};
 
 use super::{
-    OriginError,
+    OriginError, Turn,
     answer::Part,
     run::{Fetcher, Opened},
 };
@@ -80,7 +80,7 @@ async fn once(
     sender: &mpsc::Sender<Result<Bytes, ReadError>>,
 ) -> Result<(), OriginError> {
     let flights = fetcher.flights.of(file);
-    let Opened { mut response, part } = fetcher.open(file, &flights, *range).await?;
+    let Opened { mut response, part } = fetcher.open(file, &flights, *range, Turn::Viewer).await?;
     let mut skip = if part == Part::Whole { range.start } else { 0 };
     while !range.is_empty() {
         let Some(mut bytes) = response.chunk().await? else {

@@ -21,6 +21,9 @@ pub enum OriginError {
     /// 429: obeyed.
     #[error("answered 429")]
     Busy { retry_after: Duration },
+    /// The limit on connections to it is used up, and stayed so for as long as a request is held.
+    #[error("has as many connections as it is allowed")]
+    NoPlace { retry_after: Duration },
     /// Any other status that is no object: 404, 410, 403, ...
     #[error("answered {status}")]
     Refused { status: u16 },
@@ -56,7 +59,11 @@ impl OriginError {
             | Self::Busy { .. }
             | Self::Short { .. }
             | Self::Stalled(_) => true,
-            Self::Refused { .. } | Self::Changed | Self::Protocol(_) | Self::Overtaken => false,
+            Self::Refused { .. }
+            | Self::Changed
+            | Self::Protocol(_)
+            | Self::Overtaken
+            | Self::NoPlace { .. } => false,
         }
     }
 
@@ -65,7 +72,7 @@ impl OriginError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Unavailable { retry_after, .. } => *retry_after,
-            Self::Busy { retry_after } => Some(*retry_after),
+            Self::Busy { retry_after } | Self::NoPlace { retry_after } => Some(*retry_after),
             _ => None,
         }
     }

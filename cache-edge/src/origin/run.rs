@@ -17,7 +17,7 @@ use chunkcache_proto::{ByteRange, ChunkIndex, Level, identity::belongs_to, v1};
 use tokio::time::Instant;
 
 use super::{
-    Catalogue, Client, OriginError, Response, Source,
+    Catalogue, Client, OriginError, Response, Source, Turn,
     answer::{self, Part},
     control::{Control, Stop},
     counters::Counters,
@@ -40,6 +40,8 @@ const LONGEST_RETRY: Duration = Duration::from_secs(4);
 const LINGER: Duration = Duration::from_millis(100);
 /// A peer that has nothing for so long is left, by who waits and by who does not.
 const PEER_PATIENCE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
+/// What a player gets of a chunk before it has to wait for more.
+const FIRST_BYTES: u64 = 512 << 10;
 /// Between looks at chunks another fetch brings.
 const FOREIGN_WAIT: Duration = Duration::from_secs(1);
 
@@ -66,6 +68,14 @@ impl Order {
     #[must_use]
     pub fn is_local(&self) -> bool {
         self.id & super::downloads::LOCAL_BIT != 0
+    }
+
+    fn turn(&self) -> Turn {
+        match self.level {
+            _ if !self.is_local() => Turn::Assigned,
+            Level::Critical => Turn::Viewer,
+            _ => Turn::Background,
+        }
     }
 
     /// The name of the source its entry belongs to.
@@ -208,6 +218,8 @@ impl Fetcher {
                     from_peer = None;
                     continue;
                 }
+                // Not the origin's fault: who still needs it asks again.
+                Err(Broken::Origin(OriginError::NoPlace { .. })) => return RunEnd::Stopped,
                 Err(Broken::Origin(error)) => error,
             };
             self.counters.origin_errors.fetch_add(1, Ordering::Relaxed);
@@ -264,7 +276,7 @@ impl Fetcher {
             Some(opened) => opened,
             None => tokio::select! {
                 stop = control.stopped_now() => return Err(Broken::Stop(stop)),
-                opened = self.open(&order.file, flights, gap.range) => opened.map_err(Broken::Origin)?,
+                opened = self.open(&order.file, flights, gap.range, order.turn()) => opened.map_err(Broken::Origin)?,
             },
         };
         let counter = &self.counters.origin_bytes;
@@ -312,6 +324,7 @@ impl Fetcher {
         file: &EntryFile,
         flights: &EntryFlights,
         range: ByteRange,
+        turn: Turn,
     ) -> Result<Opened, OriginError> {
         if flights.has_whole_stream() {
             return Err(OriginError::Unavailable {
@@ -339,7 +352,7 @@ impl Fetcher {
         let mut asked = answer::variant_headers(&key.variant);
         asked.extend(answer::range_headers(range, Some(entry)));
         tracing::debug!(start = range.start, end = range.end, "asking the origin");
-        let response = self.client.get(&source, url, &asked).await?;
+        let response = self.client.get(&source, url, &asked, turn).await?;
         let part = answer::check(response.status, &response.headers, range, entry, now_ms());
         if let Err(error) = &part {
             source.heed(error, now_ms());
@@ -454,9 +467,13 @@ impl Fetcher {
             let bytes = tokio::select! {
                 biased;
                 stop = control.stopped_now(), if stopping.is_none() => {
-                    if stop == Stop::Preempted {
+                    // What waits for its turn keeps no place that who pre-empted it may need.
+                    if stop == Stop::Preempted && !response.has_place() {
                         let part = Part::Range(ByteRange::new(offset, range.end));
                         return Err(Broken::Pause(Opened { response, part }));
+                    }
+                    if stop == Stop::Preempted {
+                        return Err(Broken::Stop(stop));
                     }
                     stopping = Some((stop, Instant::now() + LINGER));
                     continue;
@@ -483,6 +500,10 @@ impl Fetcher {
             let chunk_before = geometry.chunk_of(offset);
             write(flights, offset, &bytes).map_err(Broken::Store)?;
             offset += bytes.len() as u64;
+            if order.level == Level::Critical && offset - range.start <= FIRST_BYTES {
+                // Who waits for them was woken, often on this very processor: it goes first, then the rest is read.
+                std::thread::yield_now();
+            }
             counter.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             control.add_bytes(bytes.len() as u64);
             control.set_position(offset);
@@ -492,8 +513,8 @@ impl Fetcher {
                 control.chunk_ended();
                 let is_taken =
                     |claim: &FlightClaim| claim.flight().chunk() == chunk && !claim.is_held();
-                if claims.iter().any(is_taken) {
-                    // Another fetch brings the rest, for who could not wait.
+                if claims.iter().any(is_taken) || response.is_in_the_way() {
+                    // Another fetch brings the rest, for who could not wait; or a viewer waits for the place, and the rest for another one.
                     return Ok(());
                 }
                 if let (Some(stop), None) = (control.wanted_stop(), stopping) {

@@ -4,16 +4,17 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
 };
 
 use arc_swap::ArcSwap;
 use chunkcache_proto::v1;
 use http::{HeaderName, HeaderValue};
+use tokio::sync::Notify;
 use url::Url;
 
-use super::OriginError;
+use super::{OriginError, places::Places};
 
 /// A source as the coordinator told it, parsed once.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub struct Source {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// 429 and `Retry-After` are obeyed by all requests to the source: not before this time (ms since the epoch).
     not_before_ms: AtomicI64,
+    /// Its connections.
+    pub places: Places,
 }
 
 /// A source that can not be used.
@@ -65,7 +68,10 @@ impl Source {
             value.set_sensitive(true);
             headers.push((name, value));
         }
+        let places = Places::default();
+        places.set_limit(config.max_connections);
         Ok(Self {
+            places,
             config,
             base,
             headers,
@@ -158,23 +164,29 @@ fn climbs_when_decoded(path: &str) -> bool {
 
 /// All sources. Reading is lock-free; a change replaces the whole map.
 #[derive(Default)]
-pub struct Catalogue(ArcSwap<HashMap<String, Arc<Source>>>, AtomicU64);
+pub struct Catalogue {
+    sources: ArcSwap<HashMap<String, Arc<Source>>>,
+    changes: AtomicU64,
+    in_session: AtomicBool,
+    /// Of some source's places.
+    to_tell: Arc<Notify>,
+}
 
 impl Catalogue {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Arc<Source>> {
-        self.0.load().get(name).cloned()
+        self.sources.load().get(name).cloned()
     }
 
     /// How often it was replaced. Read before a look-up: while it stays the same, so does what was found.
     #[must_use]
     pub fn changes(&self) -> u64 {
-        self.1.load(Ordering::Acquire)
+        self.changes.load(Ordering::Acquire)
     }
 
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.load().len()
+        self.sources.load().len()
     }
 
     #[must_use]
@@ -185,7 +197,7 @@ impl Catalogue {
     /// Of all sources, by name.
     #[must_use]
     pub fn base_urls(&self) -> HashMap<String, String> {
-        let sources = self.0.load();
+        let sources = self.sources.load();
         sources
             .iter()
             .map(|(name, source)| (name.clone(), source.base_url().to_owned()))
@@ -194,7 +206,7 @@ impl Catalogue {
 
     /// The whole new set. Unchanged sources keep their state; one that can not be parsed is left out and returned.
     pub fn replace(&self, sources: Vec<v1::Source>) -> Vec<BadSource> {
-        let old = self.0.load();
+        let old = self.sources.load();
         let mut bad = Vec::new();
         let mut map = HashMap::with_capacity(sources.len());
         for config in sources {
@@ -203,17 +215,71 @@ impl Catalogue {
                 Some(kept) if kept.config == config => {
                     map.insert(name, kept.clone());
                 }
-                _ => match Source::new(config) {
-                    Ok(source) => {
+                known => match Source::new(config) {
+                    Ok(mut source) => {
+                        source.places = self.places_of(known, source.config.max_connections);
                         map.insert(name, Arc::new(source));
                     }
                     Err(error) => bad.push(error),
                 },
             }
         }
-        self.0.store(Arc::new(map));
-        self.1.fetch_add(1, Ordering::Release);
+        self.sources.store(Arc::new(map));
+        self.changes.fetch_add(1, Ordering::Release);
         bad
+    }
+
+    /// A source that changes keeps its connections, and who waits for one.
+    fn places_of(&self, known: Option<&Arc<Source>>, max_connections: u32) -> Places {
+        let places = known.map_or_else(
+            || Places::new(Arc::clone(&self.to_tell)),
+            |it| it.places.clone(),
+        );
+        if known.is_none() && self.in_session.load(Ordering::Acquire) {
+            places.begin_session();
+        }
+        places.set_limit(max_connections);
+        places
+    }
+
+    /// The coordinator lends places from now on, or does so no more.
+    pub fn set_in_session(&self, in_session: bool) {
+        self.in_session.store(in_session, Ordering::Release);
+        for source in self.sources.load().values() {
+            if in_session {
+                source.places.begin_session();
+            } else {
+                source.places.end_session();
+            }
+        }
+    }
+
+    /// What the coordinator said of a source's places.
+    pub fn set_places(&self, places: &v1::Places) {
+        if let Some(source) = self.get(&places.source) {
+            source.places.set_lent(places);
+        }
+    }
+
+    /// Returns when there may be something to tell of places. Cancel safe.
+    pub async fn places_changed(&self) {
+        self.to_tell.notified().await;
+    }
+
+    /// What the coordinator does not know yet; see [`Places::to_tell`].
+    #[must_use]
+    pub fn places_to_tell(&self, all: bool) -> Vec<v1::PlacesAsked> {
+        let sources = self.sources.load();
+        let asked = sources.values().filter_map(|source| {
+            let (sequence, held, wanted) = source.places.to_tell(all)?;
+            Some(v1::PlacesAsked {
+                source: source.name().to_owned(),
+                sequence,
+                held,
+                wanted,
+            })
+        });
+        asked.collect()
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
     resume::{Announced, Asking, Body},
 };
 use crate::{
-    origin::{OriginError, Response, Source, answer, run::now_ms},
+    origin::{OriginError, Response, Source, Turn, answer, run::now_ms},
     store::EntryFile,
 };
 
@@ -210,7 +210,7 @@ async fn ask_once(
     let Asking { source, url, .. } = asking;
     let asked = asking
         .client
-        .ask(method, source, url.clone(), &asking.headers);
+        .ask(method, source, url.clone(), &asking.headers, Turn::Viewer);
     let response = asked.await?;
     let refusal = answer::status_error(response.status, &response.headers, now_ms());
     let wait = refusal.retry_after().unwrap_or_default();
@@ -270,6 +270,10 @@ pub fn serve_error(error: &OriginError) -> ServeError {
         OriginError::Stalled(_) => ServeError::OriginUnreachable(error.to_string()),
         OriginError::Busy { retry_after } => ServeError::OriginBusy {
             message: "it answered 429".into(),
+            retry_after: *retry_after,
+        },
+        OriginError::NoPlace { retry_after } => ServeError::OriginBusy {
+            message: error.to_string(),
             retry_after: *retry_after,
         },
         OriginError::Unavailable {

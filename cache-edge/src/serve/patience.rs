@@ -47,7 +47,8 @@ where
 
 /// What an origin did wrong. That an answer was overtaken is nobody's fault.
 pub fn count(counters: &Counters, error: &OriginError) {
-    if *error != OriginError::Overtaken {
+    let is_ours = matches!(error, OriginError::Overtaken | OriginError::NoPlace { .. });
+    if !is_ours {
         counters.origin_errors.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -19,7 +19,7 @@ use crate::{
         freshness,
     },
     origin::{
-        Order, OriginError, Response, Source,
+        Order, OriginError, Response, Source, Turn,
         answer::{self, Part},
         run::{Opened, now_ms},
     },
@@ -155,7 +155,8 @@ async fn attempt(
     if let Some(value) = range.and_then(|text| HeaderValue::from_str(&text).ok()) {
         headers.insert(header::RANGE, value);
     }
-    let response = objects.parts().client.get(source, url, &headers).await?;
+    let client = &objects.parts().client;
+    let response = client.get(source, url, &headers, Turn::Viewer).await?;
     match response.status {
         StatusCode::PARTIAL_CONTENT => ranged(objects, source, key, request, ask, since, response),
         StatusCode::OK => Ok(Next::Found(adopt(

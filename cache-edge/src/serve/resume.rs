@@ -14,7 +14,8 @@ use tokio::time::Instant;
 use crate::{
     core::backoff::Backoff,
     origin::{
-        Catalogue, Client, OriginError, Response, Source, answer, counters::Counters, run::now_ms,
+        Catalogue, Client, OriginError, Response, Source, Turn, answer, counters::Counters,
+        run::now_ms,
     },
 };
 
@@ -278,7 +279,9 @@ impl Body {
         let mut headers = self.asking.headers.clone();
         announced.ask_for_rest(self.received, &mut headers)?;
         let url = self.asking.url.clone();
-        let response = client.ask(Method::GET, &source, url, &headers).await?;
+        let response = client
+            .ask(Method::GET, &source, url, &headers, Turn::Viewer)
+            .await?;
         let announced =
             announced.gone_on_with(self.received, response.status, &response.headers)?;
         Ok((response, announced))

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     core::freshness,
-    origin::{OriginError, Response, Source, answer, run::now_ms},
+    origin::{OriginError, Response, Source, Turn, answer, run::now_ms},
 };
 
 /// A reader is held for this long at most where the stale object may be served instead.
@@ -69,11 +69,17 @@ async fn ask(
         headers.insert(name, value);
     }
     let client = &objects.parts().client;
-    let mut response = client.get(source, url.clone(), &headers).await?;
+    let mut response = client
+        .get(source, url.clone(), &headers, Turn::Viewer)
+        .await?;
     if response.status == StatusCode::NOT_MODIFIED
         && answer::names_another(&response.headers, &bound.entry)
     {
-        response = client.get(source, url, &unconditional).await?;
+        // Its connection first: the origin may allow only one.
+        drop(response);
+        response = client
+            .get(source, url, &unconditional, Turn::Viewer)
+            .await?;
     }
     match response.status {
         StatusCode::NOT_MODIFIED => refreshed(objects, source, bound, since, &response),

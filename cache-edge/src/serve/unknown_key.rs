@@ -27,6 +27,8 @@ impl EdgeObjects {
         use v1::resolve_key_response::Outcome;
         let parts = self.parts();
         let since = parts.bindings.now();
+        // Not one round trip after the other.
+        let expected = source.places.expect();
         let resolved = parts.directory.resolve(key.clone()).await;
         let still = |then: &dyn Fn() -> Option<Arc<Bound>>| {
             let bound = parts.bindings.unless_invalidated(since, key, then);
@@ -74,6 +76,7 @@ impl EdgeObjects {
             }
             Some(Outcome::Known(_) | Outcome::Probe(_)) | None => {}
         }
+        drop(expected);
         let found = probe::probe(self, source, key, request).await;
         let is_told = matches!(&found, Ok(Found::Object(..) | Found::Negative(404 | 410)));
         if !is_told {

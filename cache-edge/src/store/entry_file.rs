@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -14,8 +14,13 @@ use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Geometry, checksum::Inven
 use parking_lot::Mutex;
 
 use super::{
-    Mapped, Reservation, StoreError, commit::Finished, disk::Open, open_files::OpenFile, residency,
-    shared::Shared, verify,
+    Mapped, Reservation, StoreError,
+    commit::Finished,
+    disk::{DiskFile, Open},
+    open_files::OpenFile,
+    residency,
+    shared::Shared,
+    verify,
 };
 use crate::core::{
     chunk_table::{ChunkState, ChunkTable},
@@ -358,18 +363,18 @@ impl EntryFile {
     }
 
     /// Under the journal's lock, once the removal is recorded. The file gets another name, so that the entry can be made anew
-    /// while readers still hold this one.
-    pub(super) fn set_removed(&self) {
-        self.removed.store(true, Ordering::Release);
+    /// while readers still hold this one. Refused, nothing has changed: under one name the old entry would punch and unlink what
+    /// the new one writes.
+    pub(super) fn set_removed(&self) -> io::Result<()> {
         let mut path = self.path.lock();
         let aside = path.with_extension(format!("{}.removed", self.number));
         match self.shared.disk.rename(&path, &aside) {
-            Ok(()) => *path = aside,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                tracing::warn!(%error, entry = %self.id, "a removed entry's file could not be renamed")
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            // Also where there is no file yet.
+            _ => *path = aside,
         }
+        self.removed.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// The open file, opened and perhaps made. To read it is possible also where the file system takes no writes; who writes then
@@ -388,22 +393,18 @@ impl EntryFile {
             return Ok(file);
         }
         let disk = &self.shared.disk;
-        if open == Open::CreateOrExisting
-            && let Some(parent) = path.parent()
-        {
-            disk.create_dir(parent)?;
-        }
-        let writable = match open {
-            Open::Reading => Open::Existing,
+        let first = match open {
+            Open::Reading | Open::CreateOrExisting => Open::Existing,
             other => other,
         };
-        let (file, is_writable) = match disk.open(&path, writable) {
-            Err(error)
-                if open == Open::Reading && error.kind() == io::ErrorKind::ReadOnlyFilesystem =>
-            {
+        let (file, is_writable) = match (disk.open(&path, first), open) {
+            (Err(error), Open::Reading) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
                 (disk.open(&path, Open::Reading)?, false)
             }
-            opened => (opened?, true),
+            (Err(error), Open::CreateOrExisting) if error.kind() == io::ErrorKind::NotFound => {
+                (self.make_file(&path)?, true)
+            }
+            (opened, _) => (opened?, true),
         };
         // Never cut: a mapping of it may be in use.
         if is_writable && file.len()? < self.geometry.size() {
@@ -416,6 +417,17 @@ impl EntryFile {
             self.shared.files.admit(self.me.clone());
         }
         Ok(file)
+    }
+
+    fn make_file(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let disk = &*self.shared.disk;
+        if let Some(file) = self.shared.spares.take(disk, path) {
+            return Ok(file);
+        }
+        if let Some(parent) = path.parent() {
+            disk.create_dir(parent)?;
+        }
+        disk.open(path, Open::CreateOrExisting)
     }
 
     /// Directories whose sync makes the file's name durable, the nearer first.

@@ -10,6 +10,7 @@
 //! LOCK            flock of the process that uses it
 //! journal/N.log   a snapshot and what changed since; the newest is the truth
 //! entries/ab/abcd….chunks   sparse, as long as the object
+//! spare/…                   empty files, for entries to come
 //! ```
 //!
 //! May not know of HTTP, gRPC, origins, or who asks; it is told what to keep and proposes what to drop.
@@ -31,6 +32,7 @@ mod residency;
 mod scrub;
 mod shared;
 mod space;
+mod spares;
 mod threads;
 mod verify;
 
@@ -166,7 +168,8 @@ impl Store {
         let lock = directory::lock(&options.data_dir)?;
         let disk = Arc::new(RealDisk::new(options.data_dir.clone()));
         let data_dir = options.data_dir.clone();
-        let shared = open_shared(disk, options, tuning)?;
+        let shared = open_shared(disk.clone(), options, tuning)?;
+        make_directories(&*disk);
         let threads = Threads::start(&shared).map_err(|source| OpenError::Unusable {
             path: data_dir,
             source,
@@ -411,6 +414,7 @@ fn open_shared(
     // Tells an unwritable directory and a full disk from a good one before anything is promised.
     health::probe(&*disk).map_err(unusable)?;
 
+    spares::remove_leftovers(&*disk).map_err(unusable)?;
     let space = Space::new(disk.clone(), max_bytes, min_free);
     let parts = Parts {
         disk,
@@ -439,6 +443,17 @@ fn open_shared(
     }
     drop(journal);
     Ok(shared)
+}
+
+/// The directories of entries, so that no first byte waits for one to be made. One that can not be made now is made, or told of, at
+/// its first entry.
+fn make_directories(disk: &dyn Disk) {
+    for prefix in 0..=u8::MAX {
+        if let Err(error) = disk.create_dir(&Path::new(ENTRIES_DIR).join(format!("{prefix:02x}"))) {
+            tracing::debug!(%error, "a directory of entries could not be made");
+            return;
+        }
+    }
 }
 
 #[cfg(test)]

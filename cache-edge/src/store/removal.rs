@@ -89,15 +89,13 @@ pub(super) fn remove_entry(shared: &Shared, entry: &Arc<EntryFile>) -> Result<()
     .encode(&mut frames)
     .map_err(io::Error::other)?;
     let mut journal = shared.journal.lock();
-    if let Err(error) = journal.append(&frames) {
+    let removed = journal.append(&frames).and_then(|()| entry.set_removed());
+    if let Err(error) = removed {
         // Half of it must not come true after a crash while this process goes on with the entry.
         journal.give_up();
-        shared
-            .health
-            .degrade("recording a removal in the journal", &error);
+        shared.health.degrade("removing an entry", &error);
         return Err(error.into());
     }
-    entry.set_removed();
     shared.catalog.write().remove(entry);
     drop(journal);
     let forgotten = entry.forget_durable();

@@ -27,6 +27,7 @@ use super::{
     policy::Policy,
     removal::Reaper,
     space::Space,
+    spares::Spares,
 };
 
 pub(super) struct Shared {
@@ -39,6 +40,7 @@ pub(super) struct Shared {
     pub queue: CommitQueue,
     pub space: Arc<Space>,
     pub files: OpenFiles,
+    pub spares: Spares,
     pub health: Health,
     pub policy: Mutex<Policy>,
     pub reaper: Reaper,
@@ -72,6 +74,7 @@ impl Shared {
             store_id,
             group_sync_window,
             files: OpenFiles::new(tuning.max_open_files, tuning.max_windows),
+            spares: Spares::default(),
             tuning,
             journal: Mutex::new(Journal::new(disk.clone())),
             disk,

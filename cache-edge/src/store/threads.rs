@@ -99,6 +99,12 @@ fn commit_loop(shared: &Shared) {
         } else {
             shared.group_sync_window
         };
+        if !shared.health.is_degraded()
+            && let Err(error) = shared.spares.refill(&*shared.disk)
+        {
+            // What is written next finds out what is wrong with the disk.
+            tracing::debug!(%error, "no spare files");
+        }
         shared.queue.wait(COMMIT_IDLE, window);
         commit::commit_group(shared);
     }

@@ -153,6 +153,18 @@ pub enum Event {
         level: Level,
     },
 
+    /// What an edge has, and would have, of the places of a source: connections for what it asks by itself.
+    PlacesAsked {
+        edge: EdgeId,
+        source: SourceId,
+        /// Of the last [`Effect::Places`] it knew of.
+        sequence: u64,
+        /// Open, or to be opened without asking again.
+        held: u32,
+        /// Open, or waited for.
+        wanted: u32,
+    },
+
     /// Time passed: deadlines, back-offs and budgets are looked at again. At least every 100 ms.
     Tick,
 }
@@ -222,6 +234,16 @@ pub enum Effect {
     Cancel {
         edge: EdgeId,
         assignment: AssignmentId,
+    },
+    /// Connections of a source that the edge may open for what it asks by itself.
+    Places {
+        edge: EdgeId,
+        source: SourceId,
+        /// Rises with each change of `places`.
+        sequence: u64,
+        places: u32,
+        /// While no coordinator answers it.
+        alone: u32,
     },
     /// All chunks of the want are held.
     WantDone { want: WantId },

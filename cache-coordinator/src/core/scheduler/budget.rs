@@ -51,8 +51,14 @@ impl Source {
         }
     }
 
+    /// In use, lent or about to be lent.
     pub fn connections(&self) -> u32 {
-        self.running.iter().sum()
+        self.assigned().saturating_add(self.places)
+    }
+
+    /// Fetches from it that edges were given: one connection each.
+    pub fn assigned(&self) -> u32 {
+        self.running.iter().sum::<u32>().saturating_sub(self.own)
     }
 
     /// Bytes per second a fetch at this level would get; 0: no limit.

@@ -31,6 +31,7 @@ enum Room {
 impl Scheduler {
     /// Plans for some of the edges that have something to decide.
     pub(super) fn plan(&mut self, effects: &mut Vec<Effect>) {
+        self.lend_of_woken(effects);
         self.wake_edges();
         let most = self.config.max_edges_per_event.max(1);
         let from = self.first_edge;

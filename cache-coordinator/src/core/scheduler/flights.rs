@@ -23,7 +23,7 @@ impl Scheduler {
     pub(super) fn enter_flight(&mut self, edge: EdgeId, flight: Flight, effects: &mut Vec<Effect>) {
         let key = (edge, flight.id);
         let (from, source, level) = (flight.from, flight.source, flight.level);
-        let (upstream, rate) = (flight.upstream, flight.rate_bytes_per_second);
+        let (upstream, rate, local) = (flight.upstream, flight.rate_bytes_per_second, flight.local);
         let bytes = self.bytes_of(flight.entry, &flight.chunks);
         if let Some(line) = self.line_mut(edge, flight.entry) {
             line.covered.insert(flight.chunks.clone());
@@ -36,6 +36,7 @@ impl Scheduler {
             From::Origin => {
                 if let Some(source) = self.sources.get_mut(&source) {
                     source.running[level as usize] += 1;
+                    source.own += u32::from(local);
                     source.rate_given += rate;
                     source.charge(bytes, self.now);
                 }
@@ -321,6 +322,7 @@ impl Scheduler {
                 if let Some(source) = self.sources.get_mut(&flight.source) {
                     let running = &mut source.running[flight.level as usize];
                     *running = running.saturating_sub(1);
+                    source.own = source.own.saturating_sub(u32::from(flight.local));
                     source.rate_given = source
                         .rate_given
                         .saturating_sub(flight.rate_bytes_per_second);

@@ -32,6 +32,7 @@ impl Scheduler {
             self.take_up(edge, fetch, effects);
         }
         self.ensure_fills_of_edge(edge);
+        self.lend_to_all(effects);
         let entries = self
             .entries
             .iter()
@@ -59,6 +60,10 @@ impl Scheduler {
             return;
         }
         state.alive = false;
+        self.places_lost(edge, effects);
+        let Some(state) = self.edges.get_mut(&edge) else {
+            return;
+        };
         let flights: Vec<_> = state.flights.iter().map(|flight| flight.id).collect();
         for id in flights {
             let Some(flight) = self.end_flight((edge, id)) else {

@@ -6,7 +6,7 @@
 //!
 //! In the order a reader needs: [`api`] (what goes in and out), `claim` (who wants what), `queue`
 //! (in which order), `demand`, `wants`, `begun` and `fill` (where claims come from), `dispatch` (who gets a
-//! slot), `slots` (who gives one up), `space` (where the fill ends), `route` (origin or which peer), `budget` (what an origin bears),
+//! slot), `slots` (who gives one up), `space` (where the fill ends), `route` (origin or which peer), `budget` (what an origin bears), `places` (its connections for what edges ask by themselves),
 //! `flights` (a fetch and its level), `reports` (what became of it), `kept` (from before), `handover` (of a draining edge), `idle` (what may be forgotten), `late` (timers, hedges), `membership` (edges, sources, entries), `explain`.
 //!
 //! Invariants, asserted after each event by the simulation: a chunk has one origin fetch at a time
@@ -28,6 +28,7 @@ mod idle;
 mod kept;
 mod late;
 mod membership;
+mod places;
 mod queue;
 mod reports;
 mod route;
@@ -141,6 +142,7 @@ impl Scheduler {
                     max_rate_bytes_per_second,
                     background_fill,
                 );
+                self.lend_to_all(effects);
             }
             Event::SourceRemoved { source } => self.source_removed(source, effects),
             Event::SourceBackOff { source, until } => self.source_back_off(source, until),
@@ -222,7 +224,14 @@ impl Scheduler {
             } => {
                 self.local_fetch_started(edge, assignment, entry, chunks, level, effects);
             }
-            Event::Tick => {}
+            Event::PlacesAsked {
+                edge,
+                source,
+                sequence,
+                held,
+                wanted,
+            } => self.places_asked(edge, source, sequence, held, wanted, effects),
+            Event::Tick => self.lend_again(effects),
         }
     }
 

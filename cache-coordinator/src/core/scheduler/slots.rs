@@ -100,6 +100,17 @@ impl Scheduler {
         if level != Level::Critical {
             return;
         }
+        // What edges have for themselves may be more than their part, now that a reader waits here.
+        self.lend(source, effects);
+        let waiting = self
+            .sources
+            .get(&source)
+            .map_or(0, |source| source.queued[Level::Critical as usize]);
+        self.give_way(source, waiting, effects);
+    }
+
+    /// So many of an origin's fetches below CRITICAL are stopped, the lowest first, those on their way out counted.
+    pub(super) fn give_way(&mut self, source: SourceId, needed: u32, effects: &mut Vec<Effect>) {
         let mut leaving = 0;
         let mut able = Vec::new();
         for (&edge, state) in &self.edges {
@@ -108,19 +119,15 @@ impl Scheduler {
                 .iter()
                 .filter(|flight| flight.source == source && flight.is_from_origin())
             {
-                if flight.cancelling {
+                if flight.cancelling && !flight.local {
                     leaving += 1;
                 } else if flight.level > Level::Critical && !flight.local {
                     able.push((flight.level, flight.deadline, edge, flight.id));
                 }
             }
         }
-        let waiting = self
-            .sources
-            .get(&source)
-            .map_or(0, |source| source.queued[Level::Critical as usize]);
         able.sort_unstable();
-        let more = waiting.saturating_sub(leaving) as usize;
+        let more = needed.saturating_sub(leaving) as usize;
         for (_, _, edge, flight) in able.into_iter().rev().take(more) {
             self.cancel_flight((edge, flight), effects);
         }

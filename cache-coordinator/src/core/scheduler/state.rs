@@ -195,6 +195,12 @@ pub struct Source {
     pub running: [u32; 4],
     /// Claims in queues, by level.
     pub queued: [u32; 4],
+    /// Of these, fetches that edges began by themselves: they run in places lent.
+    pub own: u32,
+    /// Connections lent to edges that are there, for what they ask by themselves.
+    pub lent: BTreeMap<EdgeId, Lent>,
+    /// All that are lent, or about to be.
+    pub places: u32,
     /// Sum of what its fetches may take.
     pub rate_given: u64,
     /// Token bucket, in bytes; below zero: a debt.
@@ -211,6 +217,23 @@ pub struct Source {
     pub wake_left: usize,
     /// A timer to look again is set for then.
     pub timer_at: Millis,
+}
+
+/// Places of a source on one edge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lent {
+    /// As the edge said last.
+    pub wanted: u32,
+    /// What it is to have.
+    pub due: u32,
+    /// What it was told last, and with which number.
+    pub granted: u32,
+    pub sequence: u64,
+    /// What it may have open by now, for all that is known.
+    pub counted: u32,
+    pub alone: u32,
+    /// It asked, and was not answered yet.
+    pub asked: bool,
 }
 
 /// An entry on one edge.

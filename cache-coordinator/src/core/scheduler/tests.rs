@@ -5,6 +5,7 @@ mod begun;
 mod handover;
 mod late;
 mod lookahead;
+mod places;
 mod shares;
 mod space;
 

@@ -2,6 +2,9 @@
 //!
 //! Hot is what is read there, what is pinned, and what was spoken of lately, which is what is open. It is bounded, taken from the
 //! draining edge while it is there, and given up when it goes.
+//!
+//! It is derived: looked at again when edges come or go, entries are opened, or a part of it is done. A coordinator that begins anew
+//! has what is hot loaded (`session/connection.rs`) and so comes to the same.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -17,6 +20,8 @@ use crate::core::{
 const MAX_CHUNKS: u64 = 2048;
 const MAX_BYTES: u64 = 4 << 30;
 const MAX_ENTRIES: usize = 256;
+/// Edges that come back together are all there by then, so that each entry goes where its readers will.
+const LOOK_AFTER: Millis = 500;
 /// Numbers of its own beside those of requests and jobs.
 const OWN: u64 = 1 << 63;
 
@@ -25,6 +30,8 @@ const OWN: u64 = 1 << 63;
 pub(super) struct HandOvers {
     open: BTreeMap<WantId, HandOver>,
     last: u64,
+    /// Something changed that decides what goes where.
+    look_at: Option<Millis>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -35,9 +42,17 @@ struct HandOver {
 }
 
 impl HandOvers {
-    /// True: it was one of these.
-    pub(super) fn is_done(&mut self, want: WantId) -> bool {
-        self.open.remove(&want).is_some()
+    /// True: it was one of these. There may be more to hand over.
+    pub(super) fn is_done(&mut self, want: WantId, now: Millis) -> bool {
+        let is_one = self.open.remove(&want).is_some();
+        if is_one {
+            self.look_again(now);
+        }
+        is_one
+    }
+
+    pub(super) fn look_again(&mut self, now: Millis) {
+        self.look_at.get_or_insert(now.saturating_add(LOOK_AFTER));
     }
 
     fn begin(&mut self, one: HandOver) -> WantId {
@@ -56,6 +71,20 @@ impl Plan {
         of_it
             .map(|(want, _)| self.scheduler.missing_of_want(*want))
             .sum()
+    }
+
+    /// Time passed.
+    pub(super) fn look_at_hand_overs(&mut self, now: Millis, actions: &mut Vec<Action>) {
+        if self.handovers.look_at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.handovers.look_at = None;
+        let mut draining: Vec<EdgeId> = self.epochs.keys().copied().collect();
+        draining.retain(|&edge| self.scheduler.is_draining(edge));
+        draining.sort_unstable();
+        for edge in draining {
+            self.hand_over(edge, now, actions);
+        }
     }
 
     pub(super) fn hand_over(&mut self, from: EdgeId, now: Millis, actions: &mut Vec<Action>) {
@@ -132,6 +161,9 @@ impl Plan {
             .extract_if(.., |_, it| it.from == edge || it.to == edge)
             .map(|(want, _)| want)
             .collect();
+        if !over.is_empty() {
+            self.handovers.look_again(now);
+        }
         for want in over {
             self.event(Event::WantClosed { want }, now, actions);
         }

@@ -111,3 +111,61 @@ fn it_ends_with_the_drain_or_with_either_edge() {
         assert!(given.is_empty(), "nothing of it is asked of the origin");
     }
 }
+
+/// A coordinator begins anew in the midst of it: nobody drains the edge a second time.
+#[test]
+fn it_goes_on_after_a_restart() {
+    let mut fixture = Fixture::new();
+    fixture.apply(Command::EdgeJoined {
+        edge: EDGE,
+        epoch: 2,
+        record: EdgeRecord {
+            name: "a".into(),
+            url: "http://a".into(),
+        },
+        max_downloads: 3,
+        background_fill: false,
+        draining: true,
+        space: EdgeSpace::default(),
+        kept: Vec::new(),
+    });
+    // What is hot there is opened before those are back to whom it goes.
+    fixture.apply(Command::EntryWanted(ENTRY));
+    fixture.load(0..4);
+    fixture.join_other(1);
+    assert_eq!(fixture.to_hand_over(), 0);
+    fixture.now += 500;
+    let given = assignments(&fixture.apply(Command::Tick));
+    assert_eq!(given.len(), 1);
+    assert_eq!((given[0].0, fixture.to_hand_over()), (OTHER, 4));
+}
+
+#[test]
+fn where_one_ends_with_its_edge_another_takes_over() {
+    const THIRD: EdgeId = EdgeId(3);
+    let mut fixture = Fixture::new();
+    fixture.join_other(1);
+    fixture.apply(Command::EntryWanted(ENTRY));
+    fixture.load(0..4);
+    fixture.drain(true);
+    fixture.apply(Command::EdgeLeft {
+        edge: OTHER,
+        epoch: 1,
+    });
+    fixture.apply(Command::EdgeJoined {
+        edge: THIRD,
+        epoch: 1,
+        record: EdgeRecord {
+            name: "c".into(),
+            url: "http://c".into(),
+        },
+        max_downloads: 3,
+        background_fill: false,
+        draining: false,
+        space: EdgeSpace::default(),
+        kept: Vec::new(),
+    });
+    fixture.now += 500;
+    let given = assignments(&fixture.apply(Command::Tick));
+    assert_eq!(given.iter().map(|it| it.0).collect::<Vec<_>>(), [THIRD]);
+}

@@ -23,6 +23,8 @@ enum Op {
     Rewrite,
     Recover,
     Reap,
+    /// Makes empty files ahead.
+    Spare,
     Note(u8),
 }
 
@@ -38,6 +40,7 @@ fn any_op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Rewrite),
         2 => Just(Op::Recover),
         2 => Just(Op::Reap),
+        1 => Just(Op::Spare),
         1 => any::<u8>().prop_map(Op::Note),
     ]
 }
@@ -118,6 +121,11 @@ impl Run {
             }
             Op::Recover => threads::recover(self.store.shared()),
             Op::Reap => removal::reap(self.store.shared()),
+            Op::Spare => {
+                // A disk that broke is what the next commit finds out.
+                let shared = self.store.shared();
+                let _ = shared.spares.refill(&*shared.disk);
+            }
             Op::Note(value) => self.store.put_note(b"note", Some(&[value])),
         }
         while let Ok(Durable { entry, chunks }) = self.durable.try_recv() {
@@ -279,6 +287,35 @@ fn a_crash_at_each_step_of_store_evict_and_rewrite() {
     assert!(crashed > 40, "only {crashed} steps");
 }
 
+/// A removed entry whose file could not be put aside, or that had none yet, once unlinked the file of the entry made anew.
+#[test]
+fn an_entry_is_made_anew_after_a_removal_that_was_refused() {
+    let ops = [
+        Op::Store(0, 0),
+        Op::Commit,
+        Op::RemoveEntry(0),
+        Op::Store(0, 0),
+        Op::Reap,
+        Op::Commit,
+    ];
+    let without_a_file = [
+        Op::Store(0, 0),
+        Op::RemoveEntry(0),
+        Op::Recover,
+        Op::Commit,
+        Op::Store(0, 0),
+        Op::Reap,
+        Op::Commit,
+    ];
+    for ops in [&ops[..], &without_a_file[..]] {
+        for fail_after in 1..30 {
+            for crash_after in fail_after..36 {
+                run(ops, crash_after, &[fail_after], crash_after);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_crash_while_a_new_store_is_made() {
     for step in 1..40 {
@@ -294,7 +331,7 @@ fn a_crash_while_a_new_store_is_made() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn any_operations_any_crash_any_refusal(
         ops in prop::collection::vec(any_op(), 1..30),

@@ -280,6 +280,10 @@ impl Disk for SimulatedDisk {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.0.lock();
         state.step()?;
+        let parent = to.parent().filter(|dir| !dir.as_os_str().is_empty());
+        if parent.is_some_and(|dir| !state.names.contains_key(dir)) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         let name = state
             .names
             .get(from)

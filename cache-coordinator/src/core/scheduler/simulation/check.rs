@@ -87,7 +87,7 @@ impl World {
                 let all = self.edges.iter().flat_map(|edge| edge.flights.values());
                 all.filter(of_it)
             };
-            let open = flights().count();
+            let open = flights().count() + self.places_held(SourceId(number));
             let given: u64 = flights().map(|f| f.a.max_rate_bytes_per_second).sum();
             if source.max_connections > 0 && open > source.max_connections as usize {
                 return Some(format!("{open} connections"));
@@ -148,11 +148,12 @@ fn consistent(scheduler: &Scheduler, seed: u64) {
         assert_eq!(edge.uploads as usize, uploads, "seed {seed}: uploads");
     }
     for (&id, source) in &scheduler.sources {
-        let (mut running, mut queued, mut rate) = ([0; 4], [0; 4], 0);
+        let (mut running, mut queued, mut rate, mut own) = ([0; 4], [0; 4], 0, 0);
         for f in scheduler.edges.values().flat_map(|edge| &edge.flights) {
             if f.source == id && f.from == From::Origin {
                 running[f.level as usize] += 1;
                 rate += f.rate_bytes_per_second;
+                own += u32::from(f.local);
             }
         }
         for claim in scheduler
@@ -163,10 +164,12 @@ fn consistent(scheduler: &Scheduler, seed: u64) {
             queued[claim.level as usize] += 1;
         }
         assert_eq!(
-            (source.running, source.queued, source.rate_given),
-            (running, queued, rate),
+            (source.running, source.queued, source.rate_given, source.own),
+            (running, queued, rate, own),
             "seed {seed}: source"
         );
+        let lent: u32 = source.lent.values().map(|it| it.due.max(it.counted)).sum();
+        assert_eq!(source.places, lent, "seed {seed}: places");
     }
     for (&entry, known) in &scheduler.entries {
         for (&edge, line) in &known.lines {

@@ -9,6 +9,10 @@ use super::world::{Faults, World};
 impl World {
     /// Schedulers built anew from the present state, in any order, want what this one wants.
     pub fn check_rebuild(&mut self) {
+        // These are derived as well, when they are looked at: see `restart`.
+        for want in std::mem::take(&mut self.hand_overs).into_keys() {
+            self.apply(Event::WantClosed { want });
+        }
         // Readers have moved inside their chunks since they last said so.
         for demand in self.readers.values().cloned().collect::<Vec<_>>() {
             self.apply(Event::DemandSet(demand));
@@ -184,6 +188,10 @@ impl World {
             .filter(|demand| !demand.paused && demand.position < demand.end)
         {
             what += &format!("reader {demand:?}; ");
+        }
+        let waits = self.longest_wait_for_a_place();
+        if waits > 0 {
+            what += &format!("a request waits for a place for {waits} ms; ");
         }
         for (edge, sim) in self.edges.iter().enumerate() {
             for (entry, held) in sim

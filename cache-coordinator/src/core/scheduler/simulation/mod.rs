@@ -14,6 +14,8 @@ mod edges;
 mod end;
 mod idle;
 mod people;
+mod places;
+mod restart;
 mod world;
 
 use world::{Faults, World};
@@ -140,6 +142,11 @@ fn a_peer_that_is_shunned_without_cause_costs_no_second_fetch() {
     for seed in [19_766, 30_596, 38_681] {
         whole(seed, STEPS);
     }
+}
+
+#[test]
+fn after_a_restart_no_place_is_lent_while_more_is_in_use_than_there_is() {
+    whole(124, STEPS);
 }
 
 #[test]

@@ -51,6 +51,7 @@ impl World {
             } else if self.edges[edge].alive {
                 self.edges[edge].alive = false;
                 self.edges[edge].flights.clear();
+                self.edges[edge].places.clear();
                 self.readers.retain(|reader, _| reader.edge != id);
                 self.apply(Event::EdgeLost { edge: id });
             } else {
@@ -199,6 +200,9 @@ impl World {
             fetches: kept,
         });
         self.join(edge);
+        for number in 0..self.sources.len() {
+            self.say_places(edge, number);
+        }
         self.unnamed = false;
         let demands = self.readers.values().filter(|it| it.reader.edge == id);
         for demand in demands.cloned().collect::<Vec<_>>() {

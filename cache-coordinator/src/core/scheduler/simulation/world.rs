@@ -106,6 +106,8 @@ pub struct SimEdge {
     pub held: BTreeMap<EntryNo, RangeSet<ChunkIndex>>,
     /// Bytes its chunks may take; 0: no end.
     pub allowed: u64,
+    /// What it asks by itself of sources with a limit.
+    pub places: BTreeMap<SourceId, super::places::SimPlaces>,
 }
 
 impl SimEdge {
@@ -163,6 +165,11 @@ pub struct World {
     pub last_tick: Millis,
     /// Chunks evicted so far.
     pub evicted: u64,
+    /// Of what edges ask by themselves; of its own, so that older seeds mean the same runs as ever.
+    pub place_dice: Dice,
+    /// What draining edges hand over, by want.
+    pub hand_overs: BTreeMap<WantId, super::restart::HandOver>,
+    pub next_hand_over: u64,
 }
 
 impl World {
@@ -194,6 +201,9 @@ impl World {
             next_number: 1,
             last_tick: 0,
             evicted: 0,
+            hand_overs: BTreeMap::new(),
+            next_hand_over: 0,
+            place_dice: Dice(crate::core::edge_choice::mix(seed)),
             dice,
         };
         for _ in 0..1 + world.dice.below(3) {
@@ -275,6 +285,9 @@ impl World {
 
     pub fn join(&mut self, edge: usize) {
         self.edges[edge].alive = true;
+        for places in self.edges[edge].places.values_mut() {
+            places.new_session();
+        }
         self.apply(self.space_event(edge));
         self.apply(self.join_event(edge));
     }
@@ -312,7 +325,7 @@ impl World {
             self.obey(effect);
         }
         self.journal.append(&mut effects);
-        self.excused &= self.over_limits().is_some();
+        self.excused = self.unnamed || (self.excused && self.over_limits().is_some());
         self.check();
     }
 
@@ -366,6 +379,14 @@ impl World {
                 assert!(!flight.cancelled, "seed {}: cancelled twice", self.seed);
                 flight.cancelled = true;
             }
+            Effect::Places {
+                edge,
+                source,
+                sequence,
+                places,
+                ..
+            } => self.places_granted(*edge, *source, *sequence, *places),
+            Effect::WantDone { want } if self.hand_overs.remove(want).is_some() => {}
             Effect::WantDone { want } => {
                 let (edge, entry, chunks) = self.wants.remove(want).expect("an open want is done");
                 let held = self.edges[edge.0 as usize].held.get(&entry);
@@ -385,8 +406,10 @@ impl World {
             self.run_edge(edge, ms);
         }
         self.run_readers(ms);
+        self.run_places(chaos);
         if chaos {
             self.act();
+            self.restart_now_and_then();
             self.close_an_idle_entry();
         }
         if self.now >= self.last_tick + 100 {
@@ -395,6 +418,7 @@ impl World {
                 self.tell_space(edge);
             }
             self.apply(Event::Tick);
+            self.look_at_hand_overs();
         }
     }
 }

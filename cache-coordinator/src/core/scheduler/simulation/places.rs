@@ -1,0 +1,110 @@
+//! What edges ask by themselves: requests that take a place of their source, and wait for one.
+
+use super::super::api::*;
+use super::world::World;
+
+/// Of a source on an edge.
+#[derive(Clone, Debug, Default)]
+pub struct SimPlaces {
+    pub sequence: u64,
+    pub granted: u32,
+    /// When each request ends.
+    pub open: Vec<Millis>,
+    /// Since when each waits.
+    pub waiting: Vec<Millis>,
+    /// Held and wanted, as said last of which grant.
+    told: (u64, u32, u32),
+}
+
+impl SimPlaces {
+    pub fn new_session(&mut self) {
+        self.sequence = 0;
+        self.granted = 0;
+        self.told = (0, 0, 0);
+    }
+
+    fn say(&self) -> (u64, u32, u32) {
+        let open = u32::try_from(self.open.len()).unwrap();
+        let wanted = open + u32::try_from(self.waiting.len()).unwrap();
+        (self.sequence, open.max(self.granted), wanted)
+    }
+}
+
+impl World {
+    pub fn places_granted(&mut self, edge: EdgeId, source: SourceId, sequence: u64, granted: u32) {
+        let edge = &mut self.edges[edge.0 as usize];
+        assert!(edge.alive, "places for an edge that is away");
+        let places = edge.places.entry(source).or_default();
+        assert!(places.sequence <= sequence);
+        (places.sequence, places.granted) = (sequence, granted);
+    }
+
+    /// Requests come, find a place or wait, and end.
+    pub fn run_places(&mut self, chaos: bool) {
+        let some = self.has_restarts();
+        for edge in 0..self.edges.len() {
+            for number in 0..self.sources.len() {
+                let source = SourceId(u32::try_from(number).unwrap());
+                if self.sources[number].max_connections == 0 || !self.edges[edge].alive {
+                    continue;
+                }
+                let come = match chaos && some && self.place_dice.per_mille(120) {
+                    true => 1 + self.place_dice.below(6),
+                    false => 0,
+                };
+                let takes: Vec<Millis> = (0..8).map(|_| 5 + self.place_dice.below(400)).collect();
+                let slow = self.place_dice.per_mille(300);
+                let now = self.now;
+                let places = self.edges[edge].places.entry(source).or_default();
+                places.waiting.extend((0..come).map(|_| now));
+                places.open.retain(|&end| end > now);
+                for takes in takes {
+                    if places.open.len() < places.granted as usize && !places.waiting.is_empty() {
+                        places.waiting.remove(0);
+                        places.open.push(now + takes);
+                    }
+                }
+                // A smaller number is said a moment later, a larger one at once.
+                if !slow || places.say().2 > places.told.2 {
+                    self.say_places(edge, number);
+                }
+            }
+        }
+    }
+
+    pub fn say_places(&mut self, edge: usize, number: usize) {
+        let source = SourceId(u32::try_from(number).unwrap());
+        let Some(places) = self.edges[edge].places.get_mut(&source) else {
+            return;
+        };
+        let say = places.say();
+        if say != places.told {
+            places.told = say;
+            self.apply(Event::PlacesAsked {
+                edge: EdgeId(u32::try_from(edge).unwrap()),
+                source,
+                sequence: say.0,
+                held: say.1,
+                wanted: say.2,
+            });
+        }
+    }
+
+    /// Connections to a source that are open outside of assignments, or may be opened without asking.
+    pub fn places_held(&self, source: SourceId) -> usize {
+        let of_it = self
+            .edges
+            .iter()
+            .filter_map(|edge| edge.places.get(&source));
+        of_it
+            .map(|places| places.open.len().max(places.granted as usize))
+            .sum()
+    }
+
+    /// Requests of one that waits longest, in milliseconds.
+    pub fn longest_wait_for_a_place(&self) -> Millis {
+        let alive = self.edges.iter().filter(|edge| edge.alive);
+        let waiting = alive.flat_map(|edge| edge.places.values().flat_map(|it| &it.waiting));
+        waiting.map(|&since| self.now - since).max().unwrap_or(0)
+    }
+}
