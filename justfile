@@ -17,7 +17,7 @@ lint:
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
 
-# docs/configuration.md and docs/cli.md from the code
+# docs/configuration.md, docs/cli.md and docs/api.md from the code
 reference:
     CHUNKCACHE_WRITE_REFERENCE=1 cargo test --locked -p cache-coordinator -p cache-edge --test reference -- --test-threads=1
 

@@ -29,7 +29,7 @@ pub struct LevelLabel {
 /// By kind of drift.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct DriftLabel {
-    /// `rows_without_bytes`, `bytes_without_rows`.
+    /// One of [`DRIFT_KINDS`].
     pub kind: &'static str,
 }
 
@@ -43,9 +43,28 @@ pub struct StatementLabel {
 /// By how a session ended.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct EndLabel {
-    /// `closed`, `timeout`, `fenced`, `protocol`, `overflow`, `database`, `shutdown`, `transport`.
+    /// One of [`SESSION_ENDS`].
     pub reason: &'static str,
 }
+
+/// Kinds of drift. These counters are there from the start, at 0: of one that appears with its first event,
+/// `increase()` does not see that event, and an alert is silent.
+const DRIFT_KINDS: [&str; 2] = ["rows_without_bytes", "bytes_without_rows"];
+
+/// How sessions end; at 0 from the start, too.
+pub const SESSION_ENDS: [&str; 11] = [
+    "closed",
+    "transport",
+    "timeout",
+    "fenced",
+    "protocol",
+    "overflow",
+    "database",
+    "shutdown",
+    "forgotten",
+    "verify",
+    "not_leader",
+];
 
 /// As the scheduler and the database both need.
 #[derive(Clone, Copy, Debug)]
@@ -113,6 +132,12 @@ impl Default for Metrics {
 
 impl Metrics {
     fn register(&mut self) {
+        for reason in SESSION_ENDS {
+            drop(self.sessions_ended.get_or_create(&EndLabel { reason }));
+        }
+        for kind in DRIFT_KINDS {
+            drop(self.drift_chunks.get_or_create(&DriftLabel { kind }));
+        }
         let registry = &mut self.registry;
         register_build_info(registry, env!("CARGO_PKG_VERSION"));
         registry.register("sessions", "Open edge sessions", self.sessions.clone());
@@ -222,6 +247,9 @@ mod tests {
         let text = metrics.encode(None).unwrap().body;
         assert!(text.contains("cache_coordinator_sessions 1"));
         assert!(text.contains("cache_coordinator_database_statement_seconds_bucket"));
-        assert!(text.ends_with("# EOF\n"));
+        assert!(text.contains("cache_coordinator_sessions_ended_total{reason=\"fenced\"} 0"));
+        assert!(
+            text.contains("cache_coordinator_drift_chunks_total{kind=\"rows_without_bytes\"} 0")
+        );
     }
 }

@@ -1,11 +1,14 @@
-//! `docs/configuration.md` and `docs/cli.md` say what the option table and the commands say. `CHUNKCACHE_WRITE_REFERENCE=1` writes it.
+//! `docs/configuration.md`, `docs/cli.md` and `docs/api.md` say what the option table, the commands and the protocol say. `CHUNKCACHE_WRITE_REFERENCE=1` writes it.
 #![allow(clippy::unwrap_used)]
+
+mod api_page;
 
 use cache_coordinator::{cli, config};
 use chunkcache_plumbing::config::reference_page;
 use clap::Command;
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+const API: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/api.md");
 const COMMANDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");
 /// Of a help text, so that it does not depend on who writes it.
 const WIDTH: usize = 110;
@@ -27,6 +30,11 @@ fn the_page_of_commands_is_up_to_date() {
     );
     describe(&root, "cache-coordinator", &mut page);
     hold(COMMANDS, &page);
+}
+
+#[test]
+fn the_page_of_the_api_is_up_to_date() {
+    hold(API, &api_page::page(chunkcache_proto::FILE_DESCRIPTOR_SET));
 }
 
 /// The command, then those under it.

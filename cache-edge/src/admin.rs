@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use chunkcache_plumbing::metrics::encode;
+use chunkcache_plumbing::metrics::{Exposition, encode};
 use parking_lot::Mutex;
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
@@ -141,7 +141,7 @@ impl AdminState for State {
         reasons
     }
 
-    fn metrics(&self) -> String {
+    fn metrics(&self, accept: Option<&str>) -> Option<Exposition> {
         // Held over both loops: of two scrapes at a time, neither counts what the other has.
         let measures = self.measures.lock();
         for (gauge, read) in &measures.gauges {
@@ -150,8 +150,6 @@ impl AdminState for State {
         for (counter, read) in &measures.counters {
             counter.inc_by(read(self).saturating_sub(counter.get()));
         }
-        encode(&measures.registry, None)
-            .map(|exposition| exposition.body)
-            .unwrap_or_default()
+        encode(&measures.registry, accept).ok()
     }
 }

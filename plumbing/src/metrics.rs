@@ -60,40 +60,65 @@ pub fn register_build_info(registry: &mut Registry, version: &str) {
     registry.register("build_info", "The version that runs, always 1", family);
 }
 
-/// Encodes all metrics. The text reads as OpenMetrics and as the older Prometheus format; `accept` is
-/// the request's header and decides which of the two it is announced as.
+/// Encodes all metrics, as OpenMetrics where `accept`, the request's header, names it, else as the older
+/// Prometheus text.
 pub fn encode(registry: &Registry, accept: Option<&str>) -> Result<Exposition, std::fmt::Error> {
     let mut body = String::with_capacity(16 * 1024);
     prometheus_client::encoding::text::encode(&mut body, registry)?;
-    let wants_open_metrics =
-        accept.is_some_and(|accept| accept.contains("application/openmetrics-text"));
-    let content_type = if wants_open_metrics {
-        OPEN_METRICS
-    } else {
-        PROMETHEUS
-    };
-    Ok(Exposition { content_type, body })
+    if accept.is_some_and(|accept| accept.contains("application/openmetrics-text")) {
+        return Ok(Exposition {
+            content_type: OPEN_METRICS,
+            body,
+        });
+    }
+    Ok(Exposition {
+        content_type: PROMETHEUS,
+        body: as_prometheus_text(&body),
+    })
+}
+
+/// The older text describes a counter by the name of its samples, which end in `_total`: read as it stands,
+/// OpenMetrics gives there a counter without samples and samples without a type. It has no units and no end mark.
+fn as_prometheus_text(open_metrics: &str) -> String {
+    let mut text = String::with_capacity(open_metrics.len() + 1024);
+    // A family's `HELP` comes before its `TYPE`, which says how the family is called.
+    let mut help = None;
+    for line in open_metrics.lines() {
+        if let Some(described) = line.strip_prefix("# HELP ") {
+            help = described.split_once(' ');
+        } else if let Some(typed) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = typed.split_once(' ').unwrap_or((typed, "untyped"));
+            let (suffix, kind) = match kind {
+                "counter" => ("_total", kind),
+                "unknown" => ("", "untyped"),
+                _ => ("", kind),
+            };
+            if let Some((_, words)) = help.take().filter(|(of, _)| *of == name) {
+                text.extend(["# HELP ", name, suffix, " ", words, "\n"]);
+            }
+            text.extend(["# TYPE ", name, suffix, " ", kind, "\n"]);
+        } else if !line.starts_with('#') {
+            text.extend([line, "\n"]);
+        }
+    }
+    text
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use prometheus_client::metrics::counter::Counter;
+    use prometheus_client::registry::Unit;
+
     use super::*;
 
     #[test]
-    fn the_text_ends_as_open_metrics_wants() {
+    fn either_format_by_its_own_rules() {
         let mut registry = Registry::with_prefix("cache_edge");
         register_build_info(&mut registry, "1.2.3");
-        let plain = encode(&registry, None).unwrap();
-        assert!(plain.content_type.starts_with("text/plain; version=0.0.4"));
-        assert!(
-            plain
-                .body
-                .contains("cache_edge_build_info{version=\"1.2.3\"} 1\n"),
-            "{}",
-            plain.body
-        );
-        assert!(plain.body.ends_with("# EOF\n"));
+        let sent = Counter::<u64>::default();
+        sent.inc_by(7);
+        registry.register_with_unit("sent", "What was sent", Unit::Bytes, sent);
         let open = encode(
             &registry,
             Some("application/openmetrics-text;q=1,*/*;q=0.1"),
@@ -102,6 +127,28 @@ mod tests {
         assert!(
             open.content_type
                 .starts_with("application/openmetrics-text")
+        );
+        assert_eq!(
+            open.body,
+            "# HELP cache_edge_build_info The version that runs, always 1.\n\
+             # TYPE cache_edge_build_info gauge\n\
+             cache_edge_build_info{version=\"1.2.3\"} 1\n\
+             # HELP cache_edge_sent_bytes What was sent.\n\
+             # TYPE cache_edge_sent_bytes counter\n\
+             # UNIT cache_edge_sent_bytes bytes\n\
+             cache_edge_sent_bytes_total 7\n\
+             # EOF\n"
+        );
+        let plain = encode(&registry, None).unwrap();
+        assert!(plain.content_type.starts_with("text/plain; version=0.0.4"));
+        assert_eq!(
+            plain.body,
+            "# HELP cache_edge_build_info The version that runs, always 1.\n\
+             # TYPE cache_edge_build_info gauge\n\
+             cache_edge_build_info{version=\"1.2.3\"} 1\n\
+             # HELP cache_edge_sent_bytes_total What was sent.\n\
+             # TYPE cache_edge_sent_bytes_total counter\n\
+             cache_edge_sent_bytes_total 7\n"
         );
     }
 

@@ -22,6 +22,11 @@ pub struct Browser {
     _driver: Process,
 }
 
+/// As the WebDriver protocol writes these keys.
+pub const TAB: &str = "\u{e004}";
+pub const ENTER: &str = "\u{e007}";
+/// More than any page here has.
+const TAB_STOPS: usize = 60;
 const CLICK_ATTEMPTS: usize = 3;
 
 impl Browser {
@@ -128,6 +133,36 @@ impl Browser {
             }
         }
         panic!("{selector} is drawn anew all the time");
+    }
+
+    /// Keys on whatever has the focus, pressed and released one by one.
+    pub fn press(&self, keys: &str) {
+        let strokes = keys.chars().flat_map(|key| {
+            ["keyDown", "keyUp"].map(|kind| json!({"type": kind, "value": key.to_string()}))
+        });
+        let strokes: Vec<_> = strokes.collect();
+        let keyboard = json!({"type": "key", "id": "keyboard", "actions": strokes});
+        self.command("/actions", &json!({"actions": [keyboard]}));
+    }
+
+    /// Goes on with Tab to the element, and checks that each stop on the way can be seen to have the focus.
+    #[track_caller]
+    pub fn tab_to(&self, selector: &str) {
+        for _ in 0..TAB_STOPS {
+            self.press(TAB);
+            let stop = self.run(
+                "const it = document.activeElement, ring = getComputedStyle(it); \
+                 return [it.outerHTML, it === document.body || ring.outlineStyle !== 'none' && ring.outlineWidth !== '0px'];",
+            );
+            assert_eq!(stop[1], true, "the focus is not seen on {}", stop[0]);
+            if self.run(&format!(
+                "return document.activeElement === document.querySelector(\"{selector}\");"
+            )) == true
+            {
+                return;
+            }
+        }
+        panic!("{selector} is not reached by keyboard");
     }
 
     #[track_caller]

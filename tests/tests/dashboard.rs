@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use chunkcache_tests::browser::Browser;
+use chunkcache_tests::browser::{Browser, ENTER};
 use chunkcache_tests::cluster::shared_directory;
 use chunkcache_tests::http::Call;
 use chunkcache_tests::{Cluster, MIB, Object, eventually, heavy};
@@ -184,6 +184,54 @@ fn renders_updates_and_acts() {
     );
     examine(&browser, axe.as_deref(), "edge");
     drop(playing);
+}
+
+/// From page to page, acting, and asking why, without a pointer; the live page takes no focus away.
+#[test]
+fn driven_by_keyboard_alone() {
+    let _turn = heavy();
+    let cluster = Cluster::with_edges(2);
+    let Some(browser) = Browser::start(cluster.directory.path()) else {
+        return;
+    };
+    let film = cluster.put("/film.mp4", Object::generated(173, 16 * MIB));
+    let read = Call::get(&film).range(0, 1000);
+    read.send(cluster.edge().http).expect(206);
+    browser.open(&format!("http://{}/", cluster.coordinator.http));
+    browser.wait("the edges", "document.body.innerText.includes('edge-b')");
+
+    browser.tab_to("[data-key='dedge-b']");
+    for state in ["draining", "active"] {
+        browser.press(ENTER);
+        let drawn = format!(
+            "[...document.querySelectorAll('tr')].some(r => r.innerText.startsWith('edge-b') && r.innerText.includes('{state}'))"
+        );
+        browser.wait(state, &drawn);
+        browser.wait(
+            "the button, drawn anew, still has the focus",
+            "document.activeElement.matches('[data-key=\"dedge-b\"]:not([aria-disabled])')",
+        );
+    }
+
+    browser.open(&format!("http://{}/", cluster.coordinator.http));
+    browser.tab_to("nav a[href='#/entries']");
+    browser.press(ENTER);
+    browser.wait(
+        "the entries",
+        "location.hash === '#/entries' && document.querySelector('main a[href^=\"#/entry/\"]')",
+    );
+    browser.tab_to("main a[href^='#/entry/']");
+    browser.press(ENTER);
+    browser.wait("the entry", "document.querySelector('#chunk')");
+    browser.tab_to("#chunk");
+    browser.press("7");
+    browser.press(ENTER);
+    browser.wait(
+        "why",
+        "!document.querySelector('main p[role=status]').textContent.startsWith('Choose')",
+    );
+    let errors = browser.console();
+    assert!(errors.is_empty(), "{errors:?}");
 }
 
 /// 51,200 chunks (100 GB), 200 edges with eight runs each.

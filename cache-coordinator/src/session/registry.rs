@@ -484,6 +484,24 @@ mod tests {
         })
     }
 
+    #[test]
+    fn every_end_is_counted_from_the_start() {
+        let ends = [
+            End::Closed,
+            End::Transport,
+            End::Timeout,
+            End::Fenced,
+            End::Protocol,
+            End::Overflow,
+            End::Database,
+            End::Shutdown,
+            End::Forgotten,
+            End::Verify,
+            End::NotLeader,
+        ];
+        assert_eq!(ends.map(End::label), crate::metrics::SESSION_ENDS);
+    }
+
     #[tokio::test]
     async fn a_newer_session_fences_the_older_whose_leave_changes_nothing() {
         let registry = Registry::default();

@@ -3,6 +3,7 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use chunkcache_plumbing::metrics::Exposition;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -19,8 +20,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 pub trait AdminState: Send + Sync + 'static {
     /// Why the edge is not ready; empty: it is. Sentences for people.
     fn not_ready(&self) -> Vec<String>;
-    /// The metrics in Prometheus' text format.
-    fn metrics(&self) -> String;
+    /// The metrics, in the format that the scraper's `Accept` asks for.
+    fn metrics(&self, accept: Option<&str>) -> Option<Exposition>;
 }
 
 /// Serves until `shutdown`. Answers under way are cut: they are small, and probes ask again.
@@ -45,7 +46,7 @@ pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>, shutdown: 
         let (state, shutdown) = (Arc::clone(&state), shutdown.clone());
         tokio::spawn(async move {
             let service = service_fn(|request: Request<Incoming>| {
-                let response = answer(&*state, request.method(), request.uri().path());
+                let response = answer(&*state, &request);
                 async move { Ok::<_, Infallible>(response) }
             });
             let connection = http1::Builder::new()
@@ -61,8 +62,8 @@ pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>, shutdown: 
     }
 }
 
-fn answer(state: &dyn AdminState, method: &Method, path: &str) -> Response<Full<Bytes>> {
-    if !matches!(*method, Method::GET | Method::HEAD) {
+fn answer<B>(state: &dyn AdminState, request: &Request<B>) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = text(
             StatusCode::METHOD_NOT_ALLOWED,
             "text/plain",
@@ -73,7 +74,7 @@ fn answer(state: &dyn AdminState, method: &Method, path: &str) -> Response<Full<
             .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
-    match path {
+    match request.uri().path() {
         "/livez" => text(StatusCode::OK, "text/plain", "ok\n".to_owned()),
         "/readyz" => {
             let reasons = state.not_ready();
@@ -86,11 +87,17 @@ fn answer(state: &dyn AdminState, method: &Method, path: &str) -> Response<Full<
             let json = serde_json::json!({ "ready": ready, "reasons": reasons });
             text(status, "application/json", format!("{json}\n"))
         }
-        "/metrics" => text(
-            StatusCode::OK,
-            "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            state.metrics(),
-        ),
+        "/metrics" => {
+            let accept = request.headers().get(header::ACCEPT);
+            match state.metrics(accept.and_then(|value| value.to_str().ok())) {
+                Some(metrics) => text(StatusCode::OK, metrics.content_type, metrics.body),
+                None => text(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "text/plain",
+                    "the metrics can not be encoded\n".to_owned(),
+                ),
+            }
+        }
         _ => text(
             StatusCode::NOT_FOUND,
             "text/plain",
@@ -119,28 +126,33 @@ mod tests {
             vec!["no coordinator answers".to_owned()]
         }
 
-        fn metrics(&self) -> String {
-            "# EOF\n".to_owned()
+        fn metrics(&self, _accept: Option<&str>) -> Option<Exposition> {
+            None
         }
+    }
+
+    fn status(method: Method, path: &str) -> StatusCode {
+        let mut request = Request::new(());
+        *request.method_mut() = method;
+        *request.uri_mut() = path.parse().expect("a path");
+        answer(&Broken, &request).status()
     }
 
     #[test]
     fn live_though_not_ready() {
+        assert_eq!(status(Method::GET, "/livez"), StatusCode::OK);
         assert_eq!(
-            answer(&Broken, &Method::GET, "/livez").status(),
-            StatusCode::OK
-        );
-        assert_eq!(
-            answer(&Broken, &Method::GET, "/readyz").status(),
+            status(Method::GET, "/readyz"),
             StatusCode::SERVICE_UNAVAILABLE
         );
+        assert_eq!(status(Method::GET, "/"), StatusCode::NOT_FOUND);
         assert_eq!(
-            answer(&Broken, &Method::GET, "/").status(),
-            StatusCode::NOT_FOUND
+            status(Method::POST, "/livez"),
+            StatusCode::METHOD_NOT_ALLOWED
         );
         assert_eq!(
-            answer(&Broken, &Method::POST, "/livez").status(),
-            StatusCode::METHOD_NOT_ALLOWED
+            status(Method::GET, "/metrics"),
+            StatusCode::INTERNAL_SERVER_ERROR
         );
     }
 }

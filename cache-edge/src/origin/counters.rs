@@ -15,6 +15,11 @@ use v1::{RemovalReason, fetch_failure::Fault};
 
 type Labels = [(&'static str, &'static str); 1];
 
+/// Labels that are there from the start, at 0: of a counter that appears with its first event, `increase()` does
+/// not see that event.
+const FAULTS: [&str; 4] = ["origin", "peer", "edge", "changed"];
+const REMOVALS: [&str; 3] = ["evicted", "invalidated", "corrupt"];
+
 /// A histogram a level.
 #[derive(Debug)]
 struct Waits(Family<Labels, Histogram, fn() -> Histogram>);
@@ -45,6 +50,15 @@ pub struct Counters {
 impl Counters {
     /// Those that are not read one by one.
     pub fn register(&self, registry: &mut Registry) {
+        for level in Level::ALL {
+            drop(self.waits.0.get_or_create(&[("level", level.label())]));
+        }
+        for fault in FAULTS {
+            drop(self.failures.get_or_create(&[("fault", fault)]));
+        }
+        for reason in REMOVALS {
+            drop(self.removed.get_or_create(&[("reason", reason)]));
+        }
         registry.register(
             "chunk_wait_seconds",
             "From the order of a fetch to the end of each of its chunks, by level",
@@ -119,7 +133,9 @@ mod tests {
         assert!(encoded.is_ok());
         for line in [
             "chunk_wait_seconds_count{level=\"critical\"} 1",
+            "chunk_wait_seconds_count{level=\"low\"} 0",
             "fetch_failures_total{fault=\"peer\"} 1",
+            "fetch_failures_total{fault=\"origin\"} 0",
             "removed_chunks_total{reason=\"evicted\"} 5",
         ] {
             assert!(text.contains(line), "{line}: {text}");

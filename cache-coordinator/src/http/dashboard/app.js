@@ -60,10 +60,12 @@ function replace(holder, ...children) {
 }
 
 function button(label, key, action) {
-  return el("button", { type: "button", "data-key": key, onclick: async (event) => {
-    event.target.disabled = true;
+  return el("button", { type: "button", "data-key": key, onclick: async ({ target }) => {
+    // Not `disabled`: that takes the focus away, and who came by keyboard would begin again at the top.
+    if (target.getAttribute("aria-disabled")) return;
+    target.setAttribute("aria-disabled", "true");
     try { await action(); say("done: " + label, true); } catch (error) { say(label + ": " + error.message, false); }
-    event.target.disabled = false;
+    target.removeAttribute("aria-disabled");
   } }, label);
 }
 
