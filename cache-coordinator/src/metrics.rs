@@ -29,7 +29,7 @@ pub struct LevelLabel {
 /// By kind of drift.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct DriftLabel {
-    /// One of [`DRIFT_KINDS`].
+    /// One of `DRIFT_KINDS`.
     pub kind: &'static str,
 }
 

@@ -25,6 +25,8 @@ pub struct DiskSpace {
     pub total_bytes: u64,
     /// To this process.
     pub free_bytes: u64,
+    /// None: as many files as it has room for.
+    pub free_inodes: Option<u64>,
 }
 
 /// How [`Disk::open`] opens.
@@ -128,6 +130,7 @@ impl Disk for RealDisk {
         Ok(DiskSpace {
             total_bytes: stat.f_blocks * stat.f_frsize,
             free_bytes: stat.f_bavail * stat.f_frsize,
+            free_inodes: (stat.f_files > 0).then_some(stat.f_favail),
         })
     }
 }

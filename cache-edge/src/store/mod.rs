@@ -63,6 +63,8 @@ pub use self::{
 use crate::core::{chunk_table::ChunkState, journal_record::MAX_BODY_BYTES};
 
 const ENTRIES_DIR: &str = "entries";
+/// Of which the directories of entries and the spare files are a small part.
+const PLENTY_OF_INODES: u64 = 16 << 10;
 const CHUNKS_SUFFIX: &str = "chunks";
 /// Notes and descriptions are small facts; a frame holds more.
 const MAX_NOTE_BYTES: usize = MAX_BODY_BYTES / 4;
@@ -446,8 +448,16 @@ fn open_shared(
 }
 
 /// The directories of entries, so that no first byte waits for one to be made. One that can not be made now is made, or told of, at
-/// its first entry.
+/// its first entry; so are all where files are scarce.
 fn make_directories(disk: &dyn Disk) {
+    let enough = |space: disk::DiskSpace| {
+        space
+            .free_inodes
+            .is_none_or(|free| free >= PLENTY_OF_INODES)
+    };
+    if !disk.space().is_ok_and(enough) {
+        return;
+    }
     for prefix in 0..=u8::MAX {
         if let Err(error) = disk.create_dir(&Path::new(ENTRIES_DIR).join(format!("{prefix:02x}"))) {
             tracing::debug!(%error, "a directory of entries could not be made");

@@ -11,7 +11,10 @@ use std::{
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::disk::{Disk, DiskFile, Open};
+use super::{
+    PLENTY_OF_INODES,
+    disk::{Disk, DiskFile, Open},
+};
 
 const DIR: &str = "spare";
 /// As many cold objects as one may expect while the committer is busy; further ones make their files themselves.
@@ -26,10 +29,17 @@ struct Spare {
 }
 
 impl Spares {
-    /// Makes what is missing. Blocking.
+    /// Makes what is missing, where files are not scarce. Blocking.
     pub fn refill(&self, disk: &dyn Disk) -> io::Result<()> {
         let missing = COUNT.saturating_sub(self.0.lock().len());
         if missing > 0 {
+            if disk
+                .space()?
+                .free_inodes
+                .is_some_and(|free| free < PLENTY_OF_INODES)
+            {
+                return Ok(());
+            }
             disk.create_dir(Path::new(DIR))?;
         }
         for _ in 0..missing {
@@ -45,7 +55,17 @@ impl Spares {
     /// An empty file under the name `path`, which must not exist. `None`: there is none to be had; the caller makes one.
     pub fn take(&self, disk: &dyn Disk, path: &Path) -> Option<Arc<dyn DiskFile>> {
         let Spare { path: spare, file } = self.0.lock().pop()?;
-        match disk.rename(&spare, path) {
+        let renamed = disk.rename(&spare, path).or_else(|error| {
+            // Its directory may not be there yet.
+            match (error.kind(), path.parent()) {
+                (io::ErrorKind::NotFound, Some(parent)) => {
+                    disk.create_dir(parent)?;
+                    disk.rename(&spare, path)
+                }
+                _ => Err(error),
+            }
+        });
+        match renamed {
             Ok(()) => Some(file),
             Err(error) => {
                 tracing::debug!(%error, "a spare file can not be used");

@@ -322,6 +322,7 @@ impl Disk for SimulatedDisk {
         Ok(DiskSpace {
             total_bytes: 1 << 40,
             free_bytes: 1 << 40,
+            free_inodes: None,
         })
     }
 }
