@@ -110,7 +110,7 @@ impl Database {
         let tls = verified_tls || postgres.get_ssl_mode() == SslMode::Require;
         // Notices ("already exists, skipping") would be logged as information of ours.
         let options = format!(
-            "{} -c client_min_messages=warning -c statement_timeout={} -c idle_in_transaction_session_timeout={} -c plan_cache_mode=force_generic_plan",
+            "{} -c client_min_messages=warning -c statement_timeout={} -c idle_in_transaction_session_timeout={}",
             postgres.get_options().unwrap_or_default(),
             config.statement_timeout.as_millis(),
             IDLE_IN_TRANSACTION.as_millis(),
