@@ -13,7 +13,7 @@ const TURN: Duration = Duration::from_micros(400);
 
 /// The kernel's `struct sched_attr`, as of its first version.
 #[repr(C)]
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct SchedAttr {
     size: u32,
     policy: u32,
@@ -35,22 +35,30 @@ pub fn shorten() {
 }
 
 fn try_shorten() -> io::Result<()> {
-    let mut attr = SchedAttr {
-        size: SIZE,
-        ..SchedAttr::default()
-    };
+    let attr = get()?;
+    if attr.policy != libc::SCHED_OTHER as u32 {
+        return Ok(());
+    }
+    set(&SchedAttr {
+        runtime: TURN.as_nanos() as u64,
+        ..attr
+    })
+}
+
+/// Of the calling thread.
+fn get() -> io::Result<SchedAttr> {
+    let mut attr = SchedAttr::default();
     // SAFETY: the kernel writes at most `SIZE` bytes, which `attr` has.
     let result = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attr, SIZE, 0_u32) };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    if attr.policy != libc::SCHED_OTHER as u32 {
-        return Ok(());
-    }
-    attr.size = SIZE;
-    attr.runtime = TURN.as_nanos() as u64;
+    Ok(SchedAttr { size: SIZE, ..attr })
+}
+
+fn set(attr: &SchedAttr) -> io::Result<()> {
     // SAFETY: the kernel reads `size` bytes, which is what `attr` has.
-    let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0_u32) };
+    let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const *attr, 0_u32) };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -60,31 +68,25 @@ fn try_shorten() -> io::Result<()> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::thread;
+
     use super::*;
 
     /// And what an operator has set with `nice` stays.
     #[test]
     fn threads_that_follow_have_short_turns_too() {
-        let nice_before = nice();
-        std::thread::spawn(move || {
+        let (before, after) = thread::spawn(|| {
+            let before = get().unwrap();
+            set(&SchedAttr { nice: 7, ..before }).unwrap();
             try_shorten().unwrap();
-            std::thread::spawn(move || {
-                assert_eq!(nice(), nice_before);
-                try_shorten().unwrap();
-            })
-            .join()
-            .unwrap();
+            (before, thread::spawn(|| get().unwrap()).join().unwrap())
         })
         .join()
         .unwrap();
-    }
-
-    fn nice() -> i32 {
-        let mut attr = SchedAttr::default();
-        // SAFETY: as above.
-        let result =
-            unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attr, SIZE, 0_u32) };
-        assert_eq!(result, 0);
-        attr.nice
+        assert_eq!(after.nice, 7);
+        // A kernel without turns of one's own tells none.
+        if before.runtime > 0 {
+            assert_eq!(u128::from(after.runtime), TURN.as_nanos());
+        }
     }
 }

@@ -113,3 +113,23 @@ impl<R> Memory<R> {
 fn target(request: &Parts) -> Option<&str> {
     request.uri.path_and_query().map(|target| target.as_str())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    /// hyper reads a request into one buffer, of which each value of its head is a part.
+    #[test]
+    fn a_host_that_is_remembered_holds_no_buffer() {
+        let read = Bytes::from(vec![b'a'; 8192]);
+        let host = HeaderValue::from_maybe_shared(read.slice(..9)).unwrap();
+        let memory = Memory::<()>::new();
+        memory.remember_host(&host);
+        assert!(memory.is_known_host(&host));
+        drop(host);
+        assert!(read.is_unique(), "the buffer is still in use");
+    }
+}

@@ -27,7 +27,7 @@ const MAX_WAITING: usize = 1_024;
 /// On whose behalf an origin is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// The coordinator's: it counts the connection itself.
+    /// The coordinator's: it counts the connection itself. Also of `import`, a program of its own with one connection or two.
     Assigned,
     /// A viewer waits for it.
     Viewer,

@@ -40,7 +40,7 @@ const LONGEST_RETRY: Duration = Duration::from_secs(4);
 const LINGER: Duration = Duration::from_millis(100);
 /// A peer that has nothing for so long is left, by who waits and by who does not.
 const PEER_PATIENCE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
-/// What a player gets of a chunk before it has to wait for more.
+/// So far from its beginning a fetch lets who waits for its bytes go first.
 const FIRST_BYTES: u64 = 512 << 10;
 /// Between looks at chunks another fetch brings.
 const FOREIGN_WAIT: Duration = Duration::from_secs(1);

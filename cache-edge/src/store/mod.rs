@@ -170,8 +170,7 @@ impl Store {
         let lock = directory::lock(&options.data_dir)?;
         let disk = Arc::new(RealDisk::new(options.data_dir.clone()));
         let data_dir = options.data_dir.clone();
-        let shared = open_shared(disk.clone(), options, tuning)?;
-        make_directories(&*disk);
+        let shared = open_shared(disk, options, tuning)?;
         let threads = Threads::start(&shared).map_err(|source| OpenError::Unusable {
             path: data_dir,
             source,
@@ -416,7 +415,7 @@ fn open_shared(
     // Tells an unwritable directory and a full disk from a good one before anything is promised.
     health::probe(&*disk).map_err(unusable)?;
 
-    spares::remove_leftovers(&*disk).map_err(unusable)?;
+    spares::remove_leftovers(&*disk);
     let space = Space::new(disk.clone(), max_bytes, min_free);
     let parts = Parts {
         disk,

@@ -76,10 +76,40 @@ impl Spares {
     }
 }
 
-/// Those of an earlier run lose their names; one that had become an entry's file has its own.
-pub(super) fn remove_leftovers(disk: &dyn Disk) -> io::Result<()> {
-    for name in disk.list(Path::new(DIR))? {
-        disk.remove_file(&Path::new(DIR).join(name))?;
+/// Those of an earlier run lose their names; one that had become an entry's file has its own. What can not be removed is in nobody's
+/// way.
+pub(super) fn remove_leftovers(disk: &dyn Disk) {
+    for name in disk.list(Path::new(DIR)).unwrap_or_default() {
+        if let Err(error) = disk.remove_file(&Path::new(DIR).join(&name)) {
+            tracing::warn!(%error, name, "a spare file of an earlier run could not be removed");
+        }
     }
-    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs;
+
+    use super::{super::disk::RealDisk, *};
+
+    #[test]
+    fn a_spare_becomes_the_file_and_leftovers_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, spares) = (RealDisk::new(dir.path().into()), Spares::default());
+        let left = || fs::read_dir(dir.path().join(DIR)).unwrap().count();
+        let path = Path::new("entries/ab/file");
+        assert!(spares.take(&disk, path).is_none(), "none was made yet");
+        spares.refill(&disk).unwrap();
+        let file = spares.take(&disk, path).unwrap();
+        file.write_all_at(b"here", 0).unwrap();
+        assert_eq!(fs::read(dir.path().join(path)).unwrap(), b"here");
+        assert_eq!(left(), COUNT - 1);
+        spares.refill(&disk).unwrap();
+        assert_eq!(left(), COUNT);
+        remove_leftovers(&disk);
+        assert_eq!(left(), 0);
+        assert!(spares.take(&disk, path).is_none(), "its name is gone");
+        assert_eq!(fs::read(dir.path().join(path)).unwrap(), b"here");
+    }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{commit, health, reclaim, removal, scrub::Scrub, shared::Shared};
+use super::{commit, health, make_directories, reclaim, removal, scrub::Scrub, shared::Shared};
 
 /// How long the committer sleeps at most with nothing to do.
 const COMMIT_IDLE: Duration = Duration::from_secs(1);
@@ -59,6 +59,8 @@ impl Threads {
             house_loop(shared, &bell)
         })?;
         threads.spawn("store-reclaim", shared, |shared| {
+            // Not before: a start waits for neither.
+            make_directories(&*shared.disk);
             reclaim::reclaim(shared);
         })?;
         Ok(threads)
