@@ -4,7 +4,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -13,7 +13,10 @@ use std::{
 use chunkcache_plumbing::telemetry;
 use chunkcache_proto::{ChunkIndex, EntryId, v1};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, mpsc},
+};
 use tracing::Span;
 use v1::session_request::Message;
 
@@ -25,6 +28,8 @@ use crate::{
 
 /// Messages under way to the wire. More means that the coordinator does not read: the session is ended.
 pub const OUTBOX_MESSAGES: usize = 8_192;
+/// Messages that linger at a time.
+const MAX_LINGERING: usize = 64;
 /// Messages held back until rows and disk agree.
 const MAX_HELD: usize = 65_536;
 /// How long a cold key waits for the coordinator, which may itself wait for another edge's probe.
@@ -32,6 +37,9 @@ const RESOLVE_HEALTHY: Duration = Duration::from_secs(1);
 /// The same if nothing was heard of it lately.
 const RESOLVE_DOUBTFUL: Duration = Duration::from_millis(150);
 const DOUBTFUL_AFTER: Duration = Duration::from_secs(2);
+/// What is told of a new object waits so long for what comes next: the first bytes of it are on their way to a viewer, and on a small
+/// machine what the news sets going (a turn of the session, of the coordinator, of its database) would go before them.
+const LINGER: Duration = Duration::from_millis(1);
 
 /// Bytes to drop once their rows are gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +69,8 @@ struct State {
     epoch: u64,
     sequence: u64,
     held: Vec<Message>,
+    /// What can wait for [`LINGER`], in order.
+    lingering: Vec<Message>,
     /// Entries the coordinator was told of in this session.
     told: HashSet<EntryId>,
     removals: HashMap<u64, Removal>,
@@ -73,6 +83,7 @@ struct State {
 /// One for the process; outlives its sessions.
 pub struct Link {
     edge: String,
+    this: Weak<Self>,
     state: Mutex<State>,
     broken: Notify,
     draining: AtomicBool,
@@ -88,14 +99,16 @@ impl Link {
             epoch: 0,
             sequence: 0,
             held: Vec::new(),
+            lingering: Vec::new(),
             told: HashSet::new(),
             removals: HashMap::new(),
             heard: Instant::now(),
             overflowed: false,
             reason: "no coordinator has answered yet".into(),
         };
-        Arc::new(Self {
+        Arc::new_cyclic(|this| Self {
             edge,
+            this: this.clone(),
             state: Mutex::new(state),
             broken: Notify::new(),
             draining: AtomicBool::new(false),
@@ -109,6 +122,7 @@ impl Link {
         state.sender = Some(sender);
         state.client = Some(client);
         state.held.clear();
+        state.lingering.clear();
         state.told.clear();
         state.removals.clear();
         state.overflowed = false;
@@ -136,6 +150,7 @@ impl Link {
         state.sender = None;
         state.client = None;
         state.held.clear();
+        state.lingering.clear();
         state.removals.clear();
         state.reason = reason;
     }
@@ -208,7 +223,46 @@ impl Link {
         }
     }
 
+    /// As [`put`](Self::put), but with what comes next, or [`LINGER`] later.
+    fn put_lingering(&self, state: &mut State, message: Message) {
+        let (Ok(runtime), Some(this)) = (Handle::try_current(), self.this.upgrade()) else {
+            return self.put(state, message);
+        };
+        if state.lingering.len() >= MAX_LINGERING {
+            return self.put(state, message);
+        }
+        state.lingering.push(message);
+        if state.lingering.len() == 1 {
+            runtime.spawn(async move {
+                tokio::time::sleep(LINGER).await;
+                this.put_lingered(&mut this.state.lock());
+            });
+        }
+    }
+
+    /// What is told of a new object right behind it.
+    fn send_behind(&self, message: Message) {
+        let mut state = self.state.lock();
+        if state.lingering.is_empty() || state.lingering.len() >= MAX_LINGERING {
+            drop(state);
+            return self.send(message);
+        }
+        state.lingering.push(message);
+    }
+
+    fn put_lingered(&self, state: &mut State) {
+        for message in std::mem::take(&mut state.lingering) {
+            self.post(state, message);
+        }
+    }
+
+    /// What was to linger goes before it.
     fn put(&self, state: &mut State, message: Message) {
+        self.put_lingered(state);
+        self.post(state, message);
+    }
+
+    fn post(&self, state: &mut State, message: Message) {
         let Some(sender) = &state.sender else { return };
         if sender
             .try_send(v1::SessionRequest {
@@ -346,7 +400,7 @@ impl Announce for Link {
                     entry: Some(entry.clone()),
                     freshness: Some(freshness.clone()),
                 };
-                self.put(&mut state, Message::EntryObserved(message));
+                self.put_lingering(&mut state, Message::EntryObserved(message));
             }
         }
     }
@@ -361,11 +415,14 @@ impl Announce for Link {
     }
 
     fn local_fetch(&self, fetch: v1::LocalFetch) {
-        self.send(Message::LocalFetch(fetch));
+        self.send_behind(Message::LocalFetch(fetch));
     }
 
     fn report(&self, report: v1::FetchReport) {
-        self.send(Message::FetchReport(report));
+        match report.state() {
+            v1::fetch_report::State::Started => self.send_behind(Message::FetchReport(report)),
+            _ => self.send(Message::FetchReport(report)),
+        }
     }
 }
 
@@ -461,5 +518,69 @@ mod tests {
         let evicted = Removal::Chunks(entry(), vec![3]);
         assert!(link.removed(evicted.clone(), vec![3], v1::RemovalReason::Evicted));
         assert_eq!(link.committed(2), [evicted]);
+    }
+    fn kind(request: v1::SessionRequest) -> &'static str {
+        match request.message {
+            Some(Message::EntryObserved(_)) => "observed",
+            Some(Message::LocalFetch(_)) => "fetch",
+            Some(Message::FetchReport(_)) => "report",
+            Some(Message::KeyNegative(_)) => "negative",
+            _ => "other",
+        }
+    }
+
+    fn kinds(sent: &mut mpsc::Receiver<v1::SessionRequest>) -> Vec<&'static str> {
+        std::iter::from_fn(|| sent.try_recv().ok().map(kind)).collect()
+    }
+
+    fn observe(link: &Link) {
+        let entry = v1::Entry {
+            id: entry().to_string(),
+            ..v1::Entry::default()
+        };
+        link.observed(&entry, &v1::Freshness::default());
+        link.local_fetch(v1::LocalFetch::default());
+        let report = |state: v1::fetch_report::State| v1::FetchReport {
+            state: state.into(),
+            ..v1::FetchReport::default()
+        };
+        link.report(report(v1::fetch_report::State::Started));
+    }
+
+    #[tokio::test]
+    async fn what_is_told_of_a_new_object_lingers_and_stays_in_order() {
+        let (link, mut sent) = greeted();
+        link.welcomed(1);
+        observe(&link);
+        assert_eq!(kinds(&mut sent), [""; 0]);
+        link.negative(&v1::Key::default(), 404, 0);
+        assert_eq!(
+            kinds(&mut sent),
+            ["observed", "fetch", "report", "negative"]
+        );
+        observe(&link);
+        assert_eq!(
+            sent.recv().await.map(kind),
+            Some("observed"),
+            "not for ever"
+        );
+        assert_eq!(kinds(&mut sent), ["fetch", "report"]);
+        link.local_fetch(v1::LocalFetch::default());
+        assert_eq!(kinds(&mut sent), ["fetch"], "behind nothing that lingers");
+    }
+
+    #[tokio::test]
+    async fn what_lingered_when_the_session_ended_is_left_to_the_next_inventory() {
+        let (link, _sent) = greeted();
+        link.welcomed(1);
+        observe(&link);
+        link.end("test".into());
+        let (sender, mut sent) = mpsc::channel(16);
+        let endpoint = tonic::transport::Endpoint::from_static("http://127.0.0.1:1");
+        let channel = endpoint.connect_lazy();
+        link.begin(sender, channel::service(channel, Bearer::default()));
+        link.welcomed(2);
+        link.negative(&v1::Key::default(), 404, 0);
+        assert_eq!(kinds(&mut sent), ["negative"]);
     }
 }
