@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use rand::RngExt as _;
 
-use super::{Cluster, error::ServiceError, loader::edge_id};
+use super::{Cluster, error::ServiceError, known_keys, loader::edge_id};
 use crate::{
     repository::Leadership,
     session::{
@@ -58,7 +58,7 @@ pub async fn run(cluster: Arc<Cluster>) {
     }
 }
 
-async fn begin_patiently(cluster: &Cluster) -> bool {
+async fn begin_patiently(cluster: &Arc<Cluster>) -> bool {
     loop {
         match begin(cluster).await {
             Ok(()) => return true,
@@ -71,7 +71,7 @@ async fn begin_patiently(cluster: &Cluster) -> bool {
     }
 }
 
-async fn begin(cluster: &Cluster) -> Result<(), ServiceError> {
+async fn begin(cluster: &Arc<Cluster>) -> Result<(), ServiceError> {
     cluster.term_ready.send_replace(false);
     cluster.registry.end_all(End::NotLeader);
     cluster.jobs.reset();
@@ -96,6 +96,12 @@ async fn begin(cluster: &Cluster) -> Result<(), ServiceError> {
             epoch: row.epoch,
         });
     }
+    let reading = cluster.clone();
+    cluster.tasks.spawn(async move {
+        if let Err(error) = known_keys::load(&reading).await {
+            tracing::warn!(%error, "the keys could not be read: the table is asked about each");
+        }
+    });
     for job in cluster.database.jobs(false, MAX_JOBS).await? {
         cluster.jobs.begin(cluster, &job).await?;
     }

@@ -176,3 +176,41 @@ async fn sources_entries_and_keys() {
     let key = one.database.secret("peer", b"abc").await.unwrap();
     assert_eq!(one.database.secret("peer", b"other").await.unwrap(), key);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_read_in_pages() {
+    let (_server, _url, one) = leader().await;
+    let put = PutSource {
+        source: v1::Source {
+            name: "films".into(),
+            base_url: "http://origin".into(),
+            mode: v1::SourceMode::Serve.into(),
+            ..Default::default()
+        },
+    };
+    one.writer.write(put).await.unwrap();
+    let mut expected = Vec::new();
+    for (id, path) in [
+        (1, "c.mp4"),
+        (2, "a.mp4"),
+        (3, "a.mp4/b"),
+        (4, "b.mp4"),
+        (5, "B.mp4"),
+    ] {
+        let entry = entry(id, path, 1);
+        one.writer.write(observe(&entry, 1_000)).await.unwrap();
+        expected.push(entry.key());
+    }
+    let mut read = Vec::new();
+    let mut after = v1::Key::default();
+    while let Some(last) = {
+        let page = one.database.keys(&after, 2).await.unwrap();
+        assert!(page.len() <= 2);
+        read.extend(page.iter().cloned());
+        page.into_iter().next_back()
+    } {
+        after = last;
+    }
+    assert_eq!(read.len(), expected.len(), "each once: {read:?}");
+    assert!(expected.iter().all(|key| read.contains(key)));
+}

@@ -3,6 +3,7 @@
 //! Time and randomness are arguments. Imports std, the proto crate and data crates only: no runtime,
 //! no socket, no file, no clock.
 
+pub mod assembly;
 pub mod backoff;
 pub mod cache_status;
 pub mod chunk_table;

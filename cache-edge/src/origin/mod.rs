@@ -19,6 +19,7 @@ mod proof;
 pub mod reloading;
 pub mod run;
 pub mod source;
+mod stream;
 
 pub use client::{Client, Response};
 pub use downloads::{Downloads, Order};

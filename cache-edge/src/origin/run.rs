@@ -5,14 +5,10 @@
 //! fetch runtime only.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use bytes::Bytes;
 use chunkcache_proto::{ByteRange, ChunkIndex, Level, identity::belongs_to, v1};
 use tokio::time::Instant;
 
@@ -28,20 +24,15 @@ use super::{
     reloading::PeerClient,
 };
 use crate::{
-    availability::{EntryFlights, FlightError, Flights, flight::FlightClaim},
+    availability::{EntryFlights, FlightError, Flights},
     core::backoff::Backoff,
     store::EntryFile,
 };
 
 const FIRST_RETRY: Duration = Duration::from_millis(150);
 const LONGEST_RETRY: Duration = Duration::from_secs(4);
-/// A fetch that is stopped reads on for this long at most. What its origin has sent is on the wire and in the sockets' buffers, paid
-/// for already: of a fast origin that is most of the rest of the request, of a slow one nothing.
-const LINGER: Duration = Duration::from_millis(100);
 /// A peer that has nothing for so long is left, by who waits and by who does not.
 const PEER_PATIENCE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
-/// So far from its beginning a fetch lets who waits for its bytes go first.
-const FIRST_BYTES: u64 = 512 << 10;
 /// Between looks at chunks another fetch brings.
 const FOREIGN_WAIT: Duration = Duration::from_secs(1);
 
@@ -125,7 +116,7 @@ pub struct Fetcher {
     pub counters: Arc<Counters>,
 }
 
-enum Broken {
+pub(super) enum Broken {
     Origin(OriginError),
     Peer(OriginError),
     Store(FlightError),
@@ -444,113 +435,6 @@ impl Fetcher {
             asking.tell_mismatch(range).await;
         }
         ended
-    }
-
-    /// The body into the store, frame by frame.
-    #[allow(clippy::too_many_arguments)] // one call path; a struct would only rename them
-    async fn stream(
-        &self,
-        order: &Order,
-        control: &Control,
-        flights: &Arc<EntryFlights>,
-        claims: &mut std::collections::VecDeque<FlightClaim>,
-        range: ByteRange,
-        mut response: Response,
-        counter: &AtomicU64,
-    ) -> Result<(), Broken> {
-        let geometry = order.file.geometry();
-        let begun = Instant::now();
-        let mut offset = range.start;
-        let mut stopping: Option<(Stop, Instant)> = None;
-        while offset < range.end {
-            let until = stopping.map_or(begun, |(_, until)| until);
-            let bytes = tokio::select! {
-                biased;
-                stop = control.stopped_now(), if stopping.is_none() => {
-                    // What waits for its turn keeps no place that who pre-empted it may need.
-                    if stop == Stop::Preempted && !response.has_place() {
-                        let part = Part::Range(ByteRange::new(offset, range.end));
-                        return Err(Broken::Pause(Opened { response, part }));
-                    }
-                    if stop == Stop::Preempted {
-                        return Err(Broken::Stop(stop));
-                    }
-                    stopping = Some((stop, Instant::now() + LINGER));
-                    continue;
-                }
-                () = tokio::time::sleep_until(until), if stopping.is_some() => break,
-                bytes = response.chunk() => bytes,
-            };
-            let short = |detail: &str| {
-                let (received, expected) = (offset - range.start, range.len());
-                Broken::Origin(OriginError::Short {
-                    received,
-                    expected,
-                    detail: detail.to_owned(),
-                })
-            };
-            let mut bytes = match bytes {
-                Ok(Some(bytes)) => bytes,
-                Ok(None) => return Err(short("its body ended early")),
-                Err(OriginError::Short { detail, .. }) => return Err(short(&detail)),
-                Err(error) => return Err(Broken::Origin(error)),
-            };
-            // What is beyond what it announced is nobody's.
-            bytes.truncate(usize::try_from(range.end - offset).unwrap_or(usize::MAX));
-            let chunk_before = geometry.chunk_of(offset);
-            write(flights, offset, &bytes).map_err(Broken::Store)?;
-            offset += bytes.len() as u64;
-            if order.level == Level::Critical && offset - range.start <= FIRST_BYTES {
-                // Who waits for them was woken, often on this very processor: it goes first, then the rest is read.
-                std::thread::yield_now();
-            }
-            counter.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            control.add_bytes(bytes.len() as u64);
-            control.set_position(offset);
-            let chunk = geometry.chunk_of(offset);
-            if chunk != chunk_before && offset < range.end {
-                claims.retain(|claim| !claim.flight().is_over());
-                control.chunk_ended();
-                let is_taken =
-                    |claim: &FlightClaim| claim.flight().chunk() == chunk && !claim.is_held();
-                if claims.iter().any(is_taken) || response.is_in_the_way() {
-                    // Another fetch brings the rest, for who could not wait; or a viewer waits for the place, and the rest for another one.
-                    return Ok(());
-                }
-                if let (Some(stop), None) = (control.wanted_stop(), stopping) {
-                    stopping = Some((stop, Instant::now() + LINGER));
-                }
-            }
-            pace(order.max_rate, offset - range.start, begun).await;
-        }
-        if let Some((stop, _)) = stopping {
-            return Err(Broken::Stop(control.wanted_stop().unwrap_or(stop)));
-        }
-        // The end of the body frees its connection for the next request.
-        let _ = tokio::time::timeout(Duration::from_millis(20), response.chunk()).await;
-        Ok(())
-    }
-}
-
-fn write(flights: &EntryFlights, offset: u64, bytes: &Bytes) -> Result<(), FlightError> {
-    let geometry = flights.file().geometry();
-    for chunk in geometry.chunks_covering(ByteRange::new(offset, offset + bytes.len() as u64)) {
-        if let Some(flight) = flights.flight(chunk)
-            && flight.write(offset, bytes)?
-        {
-            flights.landed(chunk);
-        }
-    }
-    Ok(())
-}
-
-/// Sleeps as long as the rate is ahead of its limit.
-async fn pace(max_rate: u64, bytes: u64, begun: Instant) {
-    if max_rate > 0 {
-        let due = Duration::from_secs_f64(bytes as f64 / max_rate as f64);
-        if let Some(ahead) = due.checked_sub(begun.elapsed()) {
-            tokio::time::sleep(ahead.min(Duration::from_secs(1))).await;
-        }
     }
 }
 

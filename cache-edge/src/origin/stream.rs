@@ -1,0 +1,227 @@
+//! The body of an answer into the store, as it arrives.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use chunkcache_proto::{ByteRange, Level};
+use tokio::time::Instant;
+
+use super::{
+    OriginError, Response,
+    answer::Part,
+    control::{Control, Stop},
+    run::{Broken, Fetcher, Opened, Order},
+};
+use crate::{
+    availability::{EntryFlights, FlightError, flight::FlightClaim},
+    core::assembly::Assembly,
+};
+
+/// A fetch that is stopped reads on for this long at most. What its origin has sent is on the wire and in the sockets' buffers, paid
+/// for already: of a fast origin that is most of the rest of the request, of a slow one nothing.
+const LINGER: Duration = Duration::from_millis(100);
+/// So far from its beginning a fetch lets who waits for its bytes go first.
+const FIRST_BYTES: u64 = 512 << 10;
+/// So long bytes that came may wait for the rest of their block; those that a viewer may wait for from the first on, not at all.
+const HOLD: Duration = Duration::from_millis(5);
+
+/// Where the bytes of one answer go.
+struct Landing<'a> {
+    flights: &'a EntryFlights,
+    assembly: Assembly,
+    /// What is held is written by then.
+    due: Instant,
+}
+
+impl Landing<'_> {
+    fn push(&mut self, bytes: &[u8], hold: Duration) -> Result<(), FlightError> {
+        let Self {
+            flights, assembly, ..
+        } = self;
+        let mut older = assembly.holds();
+        assembly.push(bytes, |offset, bytes| {
+            older = false;
+            write(flights, offset, bytes)
+        })?;
+        let due = Instant::now() + hold;
+        self.due = if older { self.due.min(due) } else { due };
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), FlightError> {
+        let Self {
+            flights, assembly, ..
+        } = self;
+        assembly.flush(|offset, bytes| write(flights, offset, bytes))
+    }
+
+    /// What is held has waited long enough.
+    async fn due(&self) {
+        if self.due > Instant::now() {
+            tokio::time::sleep_until(self.due).await;
+        }
+    }
+}
+
+impl Fetcher {
+    /// The body into the store. However it ends, what came is kept.
+    #[allow(clippy::too_many_arguments)] // one call path; a struct would only rename them
+    pub(super) async fn stream(
+        &self,
+        order: &Order,
+        control: &Control,
+        flights: &Arc<EntryFlights>,
+        claims: &mut VecDeque<FlightClaim>,
+        range: ByteRange,
+        response: Response,
+        counter: &AtomicU64,
+    ) -> Result<(), Broken> {
+        let mut landing = Landing {
+            flights,
+            assembly: Assembly::new(range.start),
+            due: Instant::now(),
+        };
+        let ended = self
+            .receive(
+                order,
+                control,
+                &mut landing,
+                claims,
+                range,
+                response,
+                counter,
+            )
+            .await;
+        landing.flush().map_err(Broken::Store)?;
+        ended
+    }
+
+    #[allow(clippy::too_many_arguments)] // as above
+    async fn receive(
+        &self,
+        order: &Order,
+        control: &Control,
+        landing: &mut Landing<'_>,
+        claims: &mut VecDeque<FlightClaim>,
+        range: ByteRange,
+        mut response: Response,
+        counter: &AtomicU64,
+    ) -> Result<(), Broken> {
+        let geometry = order.file.geometry();
+        let begun = Instant::now();
+        let mut offset = range.start;
+        let mut stopping: Option<(Stop, Instant)> = None;
+        // Who waits for them is woken, often on this very processor: it goes first, then the rest is read.
+        let goes_first =
+            |end: u64| order.level == Level::Critical && end - range.start <= FIRST_BYTES;
+        while offset < range.end {
+            let until = stopping.map_or(begun, |(_, until)| until);
+            let bytes = tokio::select! {
+                biased;
+                stop = control.stopped_now(), if stopping.is_none() => {
+                    // What waits for its turn keeps no place that who pre-empted it may need.
+                    if stop == Stop::Preempted && !response.has_place() {
+                        let part = Part::Range(ByteRange::new(offset, range.end));
+                        return Err(Broken::Pause(Opened { response, part }));
+                    }
+                    if stop == Stop::Preempted {
+                        return Err(Broken::Stop(stop));
+                    }
+                    stopping = Some((stop, Instant::now() + LINGER));
+                    continue;
+                }
+                () = tokio::time::sleep_until(until), if stopping.is_some() => break,
+                bytes = response.chunk() => bytes,
+                () = landing.due(), if landing.assembly.holds() => {
+                    landing.flush().map_err(Broken::Store)?;
+                    if goes_first(offset) {
+                        std::thread::yield_now();
+                    }
+                    continue;
+                }
+            };
+            let short = |detail: &str| {
+                let (received, expected) = (offset - range.start, range.len());
+                Broken::Origin(OriginError::Short {
+                    received,
+                    expected,
+                    detail: detail.to_owned(),
+                })
+            };
+            let mut bytes = match bytes {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => return Err(short("its body ended early")),
+                Err(OriginError::Short { detail, .. }) => return Err(short(&detail)),
+                Err(error) => return Err(Broken::Origin(error)),
+            };
+            // What is beyond what it announced is nobody's.
+            bytes.truncate(usize::try_from(range.end - offset).unwrap_or(usize::MAX));
+            let chunk_before = geometry.chunk_of(offset);
+            offset += bytes.len() as u64;
+            let hold = if goes_first(offset) {
+                Duration::ZERO
+            } else {
+                HOLD
+            };
+            landing.push(&bytes, hold).map_err(Broken::Store)?;
+            if offset >= range.end || order.max_rate > 0 {
+                landing.flush().map_err(Broken::Store)?;
+            }
+            if goes_first(offset) {
+                std::thread::yield_now();
+            }
+            counter.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            control.add_bytes(bytes.len() as u64);
+            control.set_position(offset);
+            let chunk = geometry.chunk_of(offset);
+            if chunk != chunk_before && offset < range.end {
+                claims.retain(|claim| !claim.flight().is_over());
+                control.chunk_ended();
+                let is_taken =
+                    |claim: &FlightClaim| claim.flight().chunk() == chunk && !claim.is_held();
+                if claims.iter().any(is_taken) || response.is_in_the_way() {
+                    // Another fetch brings the rest, for who could not wait; or a viewer waits for the place, and the rest for another one.
+                    return Ok(());
+                }
+                if let (Some(stop), None) = (control.wanted_stop(), stopping) {
+                    stopping = Some((stop, Instant::now() + LINGER));
+                }
+            }
+            pace(order.max_rate, offset - range.start, begun).await;
+        }
+        if let Some((stop, _)) = stopping {
+            return Err(Broken::Stop(control.wanted_stop().unwrap_or(stop)));
+        }
+        // The end of the body frees its connection for the next request.
+        let _ = tokio::time::timeout(Duration::from_millis(20), response.chunk()).await;
+        Ok(())
+    }
+}
+
+fn write(flights: &EntryFlights, offset: u64, bytes: &[u8]) -> Result<(), FlightError> {
+    let geometry = flights.file().geometry();
+    for chunk in geometry.chunks_covering(ByteRange::new(offset, offset + bytes.len() as u64)) {
+        if let Some(flight) = flights.flight(chunk)
+            && flight.write(offset, bytes)?
+        {
+            flights.landed(chunk);
+        }
+    }
+    Ok(())
+}
+
+/// Sleeps as long as the rate is ahead of its limit.
+async fn pace(max_rate: u64, bytes: u64, begun: Instant) {
+    if max_rate > 0 {
+        let due = Duration::from_secs_f64(bytes as f64 / max_rate as f64);
+        if let Some(ahead) = due.checked_sub(begun.elapsed()) {
+            tokio::time::sleep(ahead.min(Duration::from_secs(1))).await;
+        }
+    }
+}
