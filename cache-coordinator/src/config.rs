@@ -194,7 +194,8 @@ pub fn check(settings: &Settings, problems: &mut Problems) {
     let is_insecure = settings.is_set("insecure-listen");
     for name in ["listen", "http-listen"] {
         if let Some(address) = settings.get::<SocketAddr>(name)
-            && let Err(reason) = tls::refuse_plain_listener(address, cert && key, is_insecure)
+            && let Err(reason) =
+                tls::refuse_plain_listener(address, "tls-cert", cert && key, is_insecure)
         {
             problems.push(name, reason);
         }

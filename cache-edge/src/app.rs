@@ -254,7 +254,8 @@ pub async fn serve(options: Options, fetch: Handle) -> anyhow::Result<()> {
     let store = open_store(&options).await?;
     let listener = bind(options.listen, "--listen").await?;
     let admin_listener = bind(options.admin_listen, "--admin-listen").await?;
-    let player_tls = player_tls(&options)?;
+    let player_tls = listener_tls(options.tls.clone(), &["h2", "http/1.1"])?;
+    let admin_tls = listener_tls(options.admin_tls.clone(), &["http/1.1"])?;
     let address = listener.local_addr()?;
     let scheme = if player_tls.is_some() {
         "https"
@@ -310,7 +311,7 @@ pub async fn serve(options: Options, fetch: Handle) -> anyhow::Result<()> {
         Ok(())
     });
     tasks.spawn("admin", async move {
-        http::admin::serve(admin_listener, state, stop).await;
+        http::admin::serve(admin_listener, admin_tls, state, stop).await;
         Ok(())
     });
     tracing::info!(players = %address, data_dir = %options.data_dir.display(), "serving");
@@ -337,15 +338,19 @@ async fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> 
         .with_context(|| format!("{option} {address} can not be listened on"))
 }
 
-fn player_tls(options: &Options) -> anyhow::Result<Option<TlsConfig>> {
-    let Some((cert, key)) = options.tls.clone() else {
+/// `alpn`: in order of preference.
+fn listener_tls(
+    files: Option<(PathBuf, PathBuf)>,
+    alpn: &[&str],
+) -> anyhow::Result<Option<TlsConfig>> {
+    let Some((cert, key)) = files else {
         return Ok(None);
     };
     let files = ServerFiles {
         cert,
         key,
         client_ca: None,
-        alpn: vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        alpn: alpn.iter().map(|name| name.as_bytes().to_vec()).collect(),
     };
     let reloading = tls::server(files)?;
     let watched = reloading.clone();

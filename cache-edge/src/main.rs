@@ -19,7 +19,7 @@ use clap::Command;
 /// Where `/livez` is.
 const HEALTH: Listener = Listener {
     address_option: "admin-listen",
-    tls_option: None,
+    tls_option: Some("admin-tls-cert"),
 };
 
 fn main() -> ExitCode {

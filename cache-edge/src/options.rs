@@ -108,6 +108,18 @@ const OPTIONS: &[OptionSpec] = &[
     ),
     OptionSpec::new("tls-key", "FILE", Kind::Path, "The key of --tls-cert, PEM"),
     OptionSpec::new(
+        "admin-tls-cert",
+        "FILE",
+        Kind::Path,
+        "HTTPS on --admin-listen: the certificate, PEM; that of --listen may be of a public authority, this one of the cluster's",
+    ),
+    OptionSpec::new(
+        "admin-tls-key",
+        "FILE",
+        Kind::Path,
+        "The key of --admin-tls-cert, PEM",
+    ),
+    OptionSpec::new(
         "coordinator-ca",
         "FILE",
         Kind::Path,
@@ -181,6 +193,7 @@ pub struct Options {
     pub chunk_wait_timeout: Duration,
     pub background_fill: bool,
     pub tls: Option<(PathBuf, PathBuf)>,
+    pub admin_tls: Option<(PathBuf, PathBuf)>,
     pub coordinator_tls: ClientFiles,
     /// Of a bearer token.
     pub coordinator_token: Option<PathBuf>,
@@ -224,6 +237,7 @@ impl Options {
             chunk_wait_timeout: settings.value("chunk-wait-timeout"),
             background_fill: settings.value("background-fill"),
             tls: pair("tls-cert", "tls-key"),
+            admin_tls: pair("admin-tls-cert", "admin-tls-key"),
             coordinator_tls: ClientFiles {
                 ca: settings.get("coordinator-ca"),
                 identity: pair("coordinator-cert", "coordinator-key"),
@@ -241,6 +255,7 @@ pub fn check(settings: &Settings, problems: &mut Problems) {
     players::check(settings, problems);
     for (cert, key) in [
         ("tls-cert", "tls-key"),
+        ("admin-tls-cert", "admin-tls-key"),
         ("coordinator-cert", "coordinator-key"),
     ] {
         let has = |name| settings.get::<PathBuf>(name).is_some();
@@ -249,11 +264,11 @@ pub fn check(settings: &Settings, problems: &mut Problems) {
             problems.push(missing, format!("is needed with --{given}"));
         }
     }
-    let tls = settings.get::<PathBuf>("tls-cert").is_some();
     let insecure = settings.is_set("insecure-listen");
-    for (name, tls) in [("listen", tls), ("admin-listen", false)] {
+    for (name, cert) in [("listen", "tls-cert"), ("admin-listen", "admin-tls-cert")] {
+        let tls = settings.get::<PathBuf>(cert).is_some();
         if let Some(address) = settings.get::<SocketAddr>(name)
-            && let Err(message) = refuse_plain_listener(address, tls, insecure)
+            && let Err(message) = refuse_plain_listener(address, cert, tls, insecure)
         {
             problems.push(name, message);
         }

@@ -15,7 +15,7 @@ written = {"cli.md", "configuration.md", "api.md"}
 pages = [page for page in sorted((root / "docs").glob("*.md")) if page.name not in written]
 pages += [root / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md", "deploy/helm/chunk-cache/templates/NOTES.txt")]
 # Options of other people's programs.
-others = set("--build --profile --locked --bins --release --rm --retry --retry-connrefused --retry-delay --workspace --namespace --set --example --bench --from-file".split())
+others = set("--build --profile --locked --bins --release --rm --retry --retry-connrefused --retry-delay --workspace --namespace --set --example --bench --from-file --file --format --clean --if-exists --dbname".split())
 
 
 @functools.cache

@@ -4,7 +4,7 @@ A request that an edge refuses or cuts goes on at the next edge from the byte it
 edge brings the rest. Every byte is compared with the file. Bounded: some twenty requests a second in all, no retries
 beyond one round of the edges, ten seconds a request.
 
-    player.py FILE PHASE_FILE URL=NAME...
+    player.py FILE PHASE_FILE URL=NAME...      (CA_FILE in the environment: the authority of https URLs)
 
 PHASE_FILE names what is being rolled: lines are grouped by it, and trouble at an edge that is not being rolled is told
 apart. Prints one JSON object a phase.
@@ -13,8 +13,10 @@ apart. Prints one JSON object a phase.
 import collections
 import http.client
 import json
+import os
 import random
 import signal
+import ssl
 import sys
 import threading
 import time
@@ -28,6 +30,7 @@ LARGEST = 4 << 20
 path, phase_path = sys.argv[1:3]
 edges = [tuple(argument.rsplit("=", 1)) for argument in sys.argv[3:]]
 content = open(path, "rb").read()
+trust = ssl.create_default_context(cafile=os.environ.get("CA_FILE"))
 stop = threading.Event()
 lock = threading.Lock()
 phases = collections.OrderedDict()
@@ -46,7 +49,10 @@ def phase_now():
 def read(url, first, last):
     """The bytes that came, and what went wrong if they are not all."""
     place = urllib.parse.urlsplit(url)
-    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=TIMEOUT_S)
+    if place.scheme == "https":
+        connection = http.client.HTTPSConnection(place.hostname, place.port, timeout=TIMEOUT_S, context=trust)
+    else:
+        connection = http.client.HTTPConnection(place.hostname, place.port, timeout=TIMEOUT_S)
     body = b""
     try:
         connection.request("GET", place.path, headers={"Range": f"bytes={first}-{last}"})

@@ -282,6 +282,33 @@ fn tls(identity: &Identity, prefix: &str) -> [String; 2] {
     ]
 }
 
+/// What probes and scrapers ask, over TLS with a certificate of its own; the health check of the images follows.
+#[test]
+fn the_edges_admin_listener_speaks_tls() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new(directory.path());
+    let mut edge = Edge::prepare("edge-a", directory.path(), "http://127.0.0.1:9", &[]);
+    let identity = authority.issue("admin", "IP:127.0.0.1");
+    edge.arguments.extend(tls(&identity, "admin-tls"));
+    edge.spawn();
+    let mut health = edge.arguments.clone();
+    health[0] = "health".to_owned();
+    let healthy = || {
+        let mut command = Command::new(program("cache-edge"));
+        command.args(&health).output().unwrap().status.success()
+    };
+    eventually("it is healthy", WAIT, || healthy().then_some(()));
+    let address = edge.admin;
+    let ask = |path: &str| curl_trusting(&authority.pem(), &format!("https://{address}{path}"));
+    assert_eq!(ask("/livez").unwrap(), b"ok\n");
+    let metrics = String::from_utf8(ask("/metrics").unwrap()).unwrap();
+    assert!(metrics.contains("cache_edge_http_requests_total"));
+    let plain = Call::get("/livez").open(address);
+    assert!(plain.is_err(), "answers in clear: {plain:?}");
+    edge.kill();
+    assert!(!healthy());
+}
+
 /// Mutual TLS everywhere: coordinator, edges, peers, command line, players.
 #[test]
 fn a_certificate_says_which_edge_it_is() {

@@ -104,6 +104,24 @@ fn a_listener_for_everyone_needs_tls_or_consent() {
         "{}",
         text(&output)
     );
+    // Each listener by its own certificate: that of the players' does not cover the other.
+    let output = run(
+        "cache-edge",
+        &[
+            "serve",
+            "--name=a",
+            "--data-dir=/tmp/x",
+            "--listen=0.0.0.0:7500",
+            "--tls-cert=a.pem",
+            "--tls-key=a.key",
+            "--admin-listen=0.0.0.0:7501",
+        ],
+        &[],
+    );
+    assert_eq!(output.status.code(), Some(2));
+    let said = text(&output);
+    assert!(said.contains("give --admin-tls-cert"), "{said}");
+    assert!(!said.contains("0.0.0.0:7500"), "{said}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use chunkcache_plumbing::tls;
 use chunkcache_proto::v1::cache_service_client::CacheServiceClient;
+use tokio::time::Instant;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Response, Status};
@@ -16,6 +17,9 @@ pub(super) type Service = CacheServiceClient<Channel>;
 
 /// A leader that has just lost its lease names the next one; more hops than this are a circle.
 const MAX_LEADER_HOPS: usize = 3;
+/// Between two leaders nobody leads: after a loss for as long as this.
+const TAKEOVER: Duration = Duration::from_secs(5);
+const TAKEOVER_PAUSE: Duration = Duration::from_millis(250);
 /// One dead address must not use up the patience for the others.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A snapshot of a heavily fragmented entry: some 40 bytes a range.
@@ -71,6 +75,7 @@ impl Client {
         Q: Clone,
     {
         let mut hops = 0;
+        let begun = Instant::now();
         loop {
             let (endpoint, service) = self.service().await?;
             let mut request = Request::new(message.clone());
@@ -92,7 +97,12 @@ impl Client {
                 Err(status) => status,
             };
             match leader_of(&status) {
-                Some(leader) if hops < MAX_LEADER_HOPS => {
+                Some(Leader::Nobody) if begun.elapsed() < TAKEOVER.min(self.globals.timeout) => {
+                    tokio::time::sleep(TAKEOVER_PAUSE).await;
+                    // Any of them may be the next.
+                    self.reset();
+                }
+                Some(Leader::At(leader)) if hops < MAX_LEADER_HOPS => {
                     hops += 1;
                     let leader = with_scheme(&leader, &endpoint);
                     let service = self.connect(&leader).await.map_err(|reason| {
@@ -179,15 +189,25 @@ impl Client {
     }
 }
 
-/// The leader's address, where a standby refused with it.
-fn leader_of(status: &Status) -> Option<String> {
+/// What a coordinator that refused because it does not lead knows.
+enum Leader {
+    At(String),
+    /// Nobody leads yet, or it has not heard who does.
+    Nobody,
+}
+
+fn leader_of(status: &Status) -> Option<Leader> {
     if status.code() != Code::FailedPrecondition {
         return None;
     }
     let info = status.get_details_error_info()?;
-    (info.reason == "NOT_LEADER")
-        .then(|| info.metadata.get("leader").cloned())?
-        .filter(|leader| !leader.is_empty())
+    if info.reason != "NOT_LEADER" {
+        return None;
+    }
+    match info.metadata.get("leader") {
+        Some(leader) if !leader.is_empty() => Some(Leader::At(leader.clone())),
+        _ => Some(Leader::Nobody),
+    }
 }
 
 /// A leader may be named as `host:port`: then with the scheme that worked for the standby.

@@ -57,6 +57,9 @@ async fn look(
 
 /// "3 of 12 requests ended, 1.5 a minute, 6m00s left".
 fn amounts(ended: u64, most: u64, after: Duration) -> String {
+    if most == 0 {
+        return "no request runs there".to_owned();
+    }
     let text = format!("{ended} of {most} requests ended");
     let seconds = after.as_secs_f64();
     if ended == 0 || seconds <= 0.0 {
@@ -83,5 +86,6 @@ mod tests {
             "3 of 12 requests ended, 1.5 a minute, 6m00s left"
         );
         assert_eq!(amounts(0, 12, after), "0 of 12 requests ended");
+        assert_eq!(amounts(0, 0, after), "no request runs there");
     }
 }

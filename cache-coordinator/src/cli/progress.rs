@@ -22,7 +22,8 @@ impl Progress {
     pub(super) fn new() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(0);
-            if let Ok(style) = ProgressStyle::with_template("{bar:40} {percent:>3}% {msg}") {
+            // Narrow enough for what stands beside it on 80 columns; a line that wraps would leave its halves behind, so it is cut.
+            if let Ok(style) = ProgressStyle::with_template("{bar:20} {percent:>3}% {wide_msg}") {
                 bar.set_style(style);
             }
             bar
@@ -40,9 +41,11 @@ impl Progress {
     pub(super) fn show_part(&mut self, done: u64, total: u64, amounts: impl FnOnce() -> String) {
         match &self.bar {
             Some(bar) => {
-                bar.set_length(total);
-                bar.set_position(done);
                 bar.set_message(amounts());
+                bar.update(|state| {
+                    state.set_len(total);
+                    state.set_pos(done);
+                });
             }
             None if self
                 .last_line

@@ -1,4 +1,4 @@
-//! The listener for operators and probes: `/livez`, `/readyz`, `/metrics`. Plain HTTP, small answers.
+//! The listener for operators and probes: `/livez`, `/readyz`, `/metrics`. HTTP/1.1, in clear or over TLS; small answers.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -8,8 +8,15 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+
+use super::server::TlsConfig;
 
 /// Probes and scrapers are few; whoever else comes waits.
 const MAX_CONNECTIONS: usize = 64;
@@ -25,7 +32,12 @@ pub trait AdminState: Send + Sync + 'static {
 }
 
 /// Serves until `shutdown`. Answers under way are cut: they are small, and probes ask again.
-pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>, shutdown: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<TlsConfig>,
+    state: Arc<dyn AdminState>,
+    shutdown: CancellationToken,
+) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let accepted = tokio::select! {
@@ -44,22 +56,39 @@ pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>, shutdown: 
             continue;
         };
         let (state, shutdown) = (Arc::clone(&state), shutdown.clone());
+        let tls = tls.as_ref().map(|current| TlsAcceptor::from(current()));
         tokio::spawn(async move {
-            let service = service_fn(|request: Request<Incoming>| {
-                let response = answer(&*state, &request);
-                async move { Ok::<_, Infallible>(response) }
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(REQUEST_HEAD_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service);
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                _ = connection => {}
+                () = connection(stream, tls, &*state) => {}
             }
             drop(place);
         });
     }
+}
+
+async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, state: &dyn AdminState) {
+    let Some(tls) = tls else {
+        return converse(stream, state).await;
+    };
+    match tokio::time::timeout(REQUEST_HEAD_TIMEOUT, tls.accept(stream)).await {
+        Ok(Ok(stream)) => converse(stream, state).await,
+        Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+        Err(_) => tracing::debug!("a TLS handshake took too long"),
+    }
+}
+
+/// Until the client is done or breaks off.
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, state: &dyn AdminState) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let response = answer(state, &request);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let _ = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }
 
 fn answer<B>(state: &dyn AdminState, request: &Request<B>) -> Response<Full<Bytes>> {

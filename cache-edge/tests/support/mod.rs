@@ -353,6 +353,7 @@ impl TestEdge {
             fixed_lookahead_chunks: None,
             chunk_wait_timeout: Duration::from_secs(8),
             background_fill: false,
+            admin_tls: None,
             tls: None,
             coordinator_tls: ClientFiles::default(),
             coordinator_token: None,

@@ -153,6 +153,11 @@ fn tracer_provider(
 ) -> Result<SdkTracerProvider, TelemetryError> {
     let resource = Resource::builder()
         .with_service_name(service)
+        // All crates of the workspace have one version.
+        .with_attribute(opentelemetry::KeyValue::new(
+            "service.version",
+            env!("CARGO_PKG_VERSION"),
+        ))
         .with_attribute(opentelemetry::KeyValue::new(
             "service.instance.id",
             instance.to_owned(),

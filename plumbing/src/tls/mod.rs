@@ -93,12 +93,18 @@ pub fn client(files: ClientFiles) -> Result<Arc<Reloading<ClientConfig>>, TlsErr
 }
 
 /// Refuses a listener that others can reach in clear text, unless the operator said so.
-pub fn refuse_plain_listener(addr: SocketAddr, tls: bool, insecure: bool) -> Result<(), String> {
+/// `cert_option` is what would give the listener TLS.
+pub fn refuse_plain_listener(
+    addr: SocketAddr,
+    cert_option: &str,
+    tls: bool,
+    insecure: bool,
+) -> Result<(), String> {
     if tls || insecure || addr.ip().is_loopback() {
         return Ok(());
     }
     Err(format!(
-        "{addr} is reachable from other machines without TLS: give --tls-cert and --tls-key, \
+        "{addr} is reachable from other machines without TLS: give --{cert_option} with its key, \
          listen on a loopback address, or accept it with --insecure-listen"
     ))
 }

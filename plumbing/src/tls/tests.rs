@@ -160,12 +160,14 @@ fn errors_name_the_file() {
 #[test]
 fn plain_listeners_stay_at_home() {
     let far = "0.0.0.0:7400".parse().unwrap();
-    assert!(refuse_plain_listener("127.0.0.1:0".parse().unwrap(), false, false).is_ok());
-    assert!(refuse_plain_listener("[::1]:0".parse().unwrap(), false, false).is_ok());
-    assert!(refuse_plain_listener(far, true, false).is_ok());
-    assert!(refuse_plain_listener(far, false, true).is_ok());
     assert!(
-        refuse_plain_listener(far, false, false)
+        refuse_plain_listener("127.0.0.1:0".parse().unwrap(), "tls-cert", false, false).is_ok()
+    );
+    assert!(refuse_plain_listener("[::1]:0".parse().unwrap(), "tls-cert", false, false).is_ok());
+    assert!(refuse_plain_listener(far, "tls-cert", true, false).is_ok());
+    assert!(refuse_plain_listener(far, "tls-cert", false, true).is_ok());
+    assert!(
+        refuse_plain_listener(far, "tls-cert", false, false)
             .unwrap_err()
             .contains("--insecure-listen")
     );

@@ -17,6 +17,8 @@ pub(super) const ENTRY_ID: &str = "018f6a0e-0000-8000-8000-000000000001";
 pub(super) struct Fake {
     /// Set: refuse everything and name this leader.
     pub leader: Option<String>,
+    /// The first so many requests come while nobody leads.
+    pub without_leader: usize,
     /// Debug text of each request.
     pub asked: Arc<Mutex<Vec<String>>>,
     /// Value of the `authorization` header of each request.
@@ -59,10 +61,11 @@ impl Fake {
         if let Some(token) = request.metadata().get("authorization") {
             self.tokens.lock().push(token.to_str().unwrap().to_owned());
         }
-        let Some(leader) = &self.leader else {
+        let nobody = self.asked.lock().len() <= self.without_leader;
+        let Some(leader) = self.leader.clone().or(nobody.then(String::new)) else {
             return Ok(());
         };
-        let metadata = HashMap::from([("leader".to_owned(), leader.clone())]);
+        let metadata = HashMap::from([("leader".to_owned(), leader)]);
         let details = ErrorDetails::with_error_info("NOT_LEADER", "chunkcache", metadata);
         Err(Status::with_error_details(
             Code::FailedPrecondition,

@@ -311,6 +311,28 @@ async fn standbys_that_name_each_other_are_no_endless_loop() {
     assert_eq!(asked.lock().len(), 2);
 }
 
+/// Right after a step-down nobody leads for a moment: who typed the next command already does not hear of it.
+#[tokio::test]
+async fn a_moment_without_a_leader_is_waited_for() {
+    let between = Fake {
+        without_leader: 2,
+        ..Fake::default()
+    };
+    let asked = between.asked.clone();
+    let endpoint = between.start().await;
+    assert!(run_at(&endpoint, &["source", "list"]).await.is_ok());
+    assert_eq!(asked.lock().len(), 3);
+    // Not for longer than a call may take.
+    let none = Fake {
+        without_leader: usize::MAX,
+        ..Fake::default()
+    };
+    let endpoint = none.start().await;
+    let arguments = ["source", "list", "--timeout=300ms"];
+    let (status, text) = message(run_at(&endpoint, &arguments).await.unwrap_err());
+    assert_eq!((status, text.as_str()), (1, "a standby"));
+}
+
 /// Takes so many lines, then is closed as `head` closes its end.
 struct Head {
     lines: usize,
