@@ -105,6 +105,7 @@ impl Edge {
             options.max_downloads,
             fetcher.clone(),
             link.clone(),
+            demand.clone(),
             fetch.clone(),
         );
         let objects = EdgeObjects::new(Parts {

@@ -89,7 +89,13 @@ async fn begin(cluster: &Arc<Cluster>) -> Result<(), ServiceError> {
     }
     cluster.sources.store(Arc::new(sources));
     drop(alone);
-    for row in cluster.database.edges().await? {
+    let rows = cluster.database.edges().await?;
+    let lately = rows
+        .iter()
+        .filter(|row| row.state != chunkcache_proto::v1::EdgeState::Lost);
+    let expected = lately.map(|row| edge_id(row.id)).collect();
+    cluster.plan.tell(Command::EdgesExpected(expected)).await?;
+    for row in rows {
         cluster.registry.expect(Suspect {
             edge: edge_id(row.id),
             name: row.name,

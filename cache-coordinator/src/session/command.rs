@@ -73,6 +73,8 @@ pub enum Command {
     EdgeForgotten(EdgeId),
     /// Registered or changed.
     SourceSet(Box<v1::Source>),
+    /// A term began: these had sessions in the last one.
+    EdgesExpected(Vec<EdgeId>),
     /// No longer registered.
     SourceRemoved(String),
     /// Load it now: a request, a job or an edge will speak of it.

@@ -174,6 +174,9 @@ impl Plan {
                 };
                 self.event(event, now, actions);
             }
+            Command::EdgesExpected(edges) => {
+                self.event(Event::EdgesExpected { edges }, now, actions);
+            }
             Command::SourceRemoved(name) => {
                 let source = self.directory.source(&name);
                 self.event(Event::SourceRemoved { source }, now, actions);

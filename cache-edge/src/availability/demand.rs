@@ -9,10 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chunkcache_proto::{ByteRange, v1};
+use chunkcache_proto::{ByteRange, EntryId, v1};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::departures::Departures;
 use crate::{core::lookahead::ReaderView, store::EntryFile};
 
 /// A reader that took nothing for this long keeps its place and wants no fetch.
@@ -57,6 +58,7 @@ struct Inner {
     dirty: HashSet<u64>,
     closed: Vec<u64>,
     closed_overflow: bool,
+    departures: Departures,
     urgent: bool,
     /// Since when there is something to tell.
     changed_at: Option<Instant>,
@@ -77,6 +79,8 @@ pub struct Changes {
     pub complete: bool,
     /// A reader waits: not to be held back.
     pub urgent: bool,
+    /// To be answered; 0: nothing waits for an answer.
+    pub sequence: u64,
 }
 
 impl Default for DemandRegistry {
@@ -135,7 +139,9 @@ impl DemandRegistry {
 
     pub fn close(&self, id: u64) {
         let mut inner = self.inner.lock();
-        if inner.readers.remove(&id).is_some() {
+        if let Some(reader) = inner.readers.remove(&id) {
+            let next = self.next_id.load(Ordering::Relaxed);
+            inner.departures.left(reader.file.id(), next);
             self.count.store(inner.readers.len(), Ordering::Relaxed);
             inner.dirty.remove(&id);
             if inner.closed.len() < MAX_CLOSED {
@@ -207,6 +213,27 @@ impl DemandRegistry {
         }
     }
 
+    /// The coordinator has taken in what it was told until then.
+    pub fn answered(&self, sequence: u64) {
+        self.inner.lock().departures.answered(sequence);
+        self.waiting_changed.notify_one();
+    }
+
+    /// The coordinator may not know yet that nobody here wants the run any more: it is not begun before it has answered, or had the
+    /// time to.
+    #[must_use]
+    pub fn holds_back(&self, entry: EntryId, run: ByteRange) -> bool {
+        let inner = self.inner.lock();
+        let readers = inner.readers.values().map(Arc::as_ref);
+        inner.departures.hold_back(entry, run, readers)
+    }
+
+    /// After this nothing is held back any more of what is now; none: nothing is.
+    #[must_use]
+    pub fn holds_back_for(&self) -> Option<Duration> {
+        self.inner.lock().departures.over_in()
+    }
+
     fn mark(&self, reader: &ReaderState) {
         let mut inner = self.inner.lock();
         // One that is closed has nothing to tell any more.
@@ -245,6 +272,7 @@ impl DemandRegistry {
         let closed = std::mem::take(&mut inner.closed);
         let complete = std::mem::take(&mut inner.closed_overflow) || everything;
         let urgent = std::mem::take(&mut inner.urgent);
+        let sequence = inner.departures.tell();
         inner.changed_at = None;
         if everything {
             // What an earlier session said of them.
@@ -265,6 +293,7 @@ impl DemandRegistry {
             closed: if complete { Vec::new() } else { closed },
             complete,
             urgent,
+            sequence,
         }
     }
 
@@ -377,8 +406,7 @@ mod tests {
     use super::*;
     use crate::store::{MinFree, Store, StoreOptions};
 
-    #[test]
-    fn the_operators_lookahead_is_told_and_without_one_the_coordinator_decides() {
+    fn a_file() -> (tempfile::TempDir, Arc<EntryFile>) {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(StoreOptions {
             data_dir: dir.path().to_owned(),
@@ -395,8 +423,53 @@ mod tests {
         };
         let geometry = Geometry::new(entry.size, entry.chunk_size).unwrap();
         let file = store.put_entry(&entry, geometry).unwrap();
+        (dir, file)
+    }
+
+    #[test]
+    fn what_was_handed_out_for_who_left_is_held_back_until_that_is_known() {
+        let (_dir, file) = a_file();
+        let demand = DemandRegistry::default();
+        let open = |from: u64| demand.open(&file, ByteRange::new(from << 20, 100 << 20));
+        let held =
+            |from: u64| demand.holds_back(file.id(), ByteRange::new(from << 20, (from + 8) << 20));
+        let (left, stays) = (open(0), open(40));
+        assert!(!held(0) && !held(8), "somebody is near");
+        demand.close(left.id);
+        assert!(held(8) && held(32), "nobody comes to it any more");
+        assert!(!held(40) && !held(88), "another reader does");
+        let _came = open(10);
+        assert!(!held(12), "near who came meanwhile");
+        assert!(held(0), "behind who came meanwhile");
+        let told = demand.take_changes(false);
+        assert_eq!((told.sequence, told.closed), (1, vec![left.id]));
+        demand.close(stays.id);
+        demand.answered(1);
+        assert!(held(0), "that one is not answered yet");
+        assert_eq!(demand.take_changes(false).sequence, 2);
+        demand.answered(2);
+        assert!(!held(0) && !held(88));
+        assert_eq!(demand.take_changes(false).sequence, 0, "nothing to answer");
+    }
+
+    #[test]
+    fn an_answer_that_does_not_come_holds_nothing_for_ever() {
+        let (_dir, file) = a_file();
+        let demand = DemandRegistry::default();
+        let all = ByteRange::new(0, 100 << 20);
+        demand.close(demand.open(&file, all).id);
+        assert!(demand.holds_back(file.id(), all));
+        let left = demand.holds_back_for().unwrap();
+        std::thread::sleep(left);
+        assert!(!demand.holds_back(file.id(), all));
+        assert_eq!(demand.holds_back_for(), None);
+    }
+
+    #[test]
+    fn the_operators_lookahead_is_told_and_without_one_the_coordinator_decides() {
+        let (_dir, file) = a_file();
         let told = |demand: DemandRegistry| {
-            let reader = demand.open(&file, ByteRange::new(0, entry.size));
+            let reader = demand.open(&file, ByteRange::new(0, 100 << 20));
             demand.message(&reader).lookahead_bytes
         };
         assert_eq!(told(DemandRegistry::new(Some(3))), 3 * (2 << 20));

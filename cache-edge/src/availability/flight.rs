@@ -358,13 +358,15 @@ impl Flight {
         self.changed.notify_waiters();
     }
 
-    /// It has some of its bytes, and nobody brings the others.
+    /// It has half of its bytes or more, and nobody brings the others: to complete it costs its origin no more than what is here did,
+    /// and no more than to begin anew costs if every other such chunk is asked for again. Of less the rest would be fetched
+    /// for the sake of little; a reader that comes back in time finds it all the same.
     #[must_use]
-    pub fn is_begun(&self) -> bool {
+    pub fn is_worth_completing(&self) -> bool {
         let state = self.state.lock();
         matches!(state.phase, Phase::Filling)
             && state.fetcher.is_none()
-            && !state.written.is_empty()
+            && state.written.len_bytes() >= self.range.len().div_ceil(2)
     }
 
     /// Makes waiters look again.

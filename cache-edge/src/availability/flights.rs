@@ -75,12 +75,15 @@ impl EntryFlights {
         self.existing(chunk).is_some_and(is_here) || self.file.is_present(chunk)
     }
 
-    /// Of these, the chunks that have some of their bytes and that nobody fetches.
+    /// Of these, the chunks that nobody fetches and that are to be completed.
     #[must_use]
     pub fn begun(&self, chunks: Range<ChunkIndex>) -> Vec<ChunkIndex> {
         let flights = self.chunks.lock();
-        let is_begun = |chunk: &ChunkIndex| flights.get(chunk).is_some_and(|it| it.is_begun());
-        chunks.filter(is_begun).collect()
+        let is_worth = |chunk: &ChunkIndex| {
+            let flight = flights.get(chunk);
+            flight.is_some_and(|it| it.is_worth_completing())
+        };
+        chunks.filter(is_worth).collect()
     }
 
     /// Forgets a flight that is over.

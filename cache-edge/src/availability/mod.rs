@@ -7,6 +7,7 @@
 
 pub mod announce;
 pub mod demand;
+mod departures;
 pub mod flight;
 pub mod flights;
 pub mod reader;

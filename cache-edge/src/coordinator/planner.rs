@@ -79,7 +79,10 @@ impl Planner {
         }
         self.cancel_unwanted(&readers, &local, joined);
         self.downloads.tick();
-        next
+        match self.demand.holds_back_for() {
+            Some(left) => next.min(left + LEAST_INTERVAL),
+            None => next,
+        }
     }
 
     fn store_refuses(&self) -> bool {

@@ -292,6 +292,7 @@ impl Session {
             }
             Message::Drain(drain) => self.link.set_draining(drain.draining),
             Message::Places(places) => self.catalogue.set_places(&places),
+            Message::DemandAnswered(answer) => self.demand.answered(answer.sequence),
             Message::Held(held) => self.demand.hold(&held.reader_ids, held.wait_ms),
             Message::Forget(_) => {
                 tracing::warn!(
@@ -459,6 +460,7 @@ impl Session {
                 readers,
                 closed_readers: changes.closed,
                 complete: changes.complete,
+                sequence: changes.sequence,
             }));
     }
 

@@ -194,13 +194,14 @@ impl FetchQueue {
         true
     }
 
-    /// What to start and stop now. To be called after each change, and from time to time.
+    /// What to start and stop now. To be called after each change, and from time to time. What is `held_back` does not begin, and
+    /// nothing gives way to it or waits behind it.
     #[must_use]
-    pub fn settle(&mut self, now_ms: u64) -> Vec<Effect> {
+    pub fn settle(&mut self, now_ms: u64, held_back: impl Fn(&Task) -> bool) -> Vec<Effect> {
         let mut effects = Vec::new();
-        let urgent = self.urgent_origins();
+        let urgent = self.urgent_origins(&held_back);
         self.give_way(&urgent, now_ms, &mut effects);
-        while let Some(best) = self.next_to_start(&urgent, now_ms) {
+        while let Some(best) = self.next_to_start(&urgent, now_ms, &held_back) {
             let critical = best.0 == Level::Critical;
             let slots = self.max_running + usize::from(critical);
             if self.running.len() >= slots {
@@ -231,10 +232,11 @@ impl FetchQueue {
     }
 
     /// Origins a CRITICAL fetch runs from, or is about to.
-    fn urgent_origins(&self) -> HashSet<Arc<str>> {
+    fn urgent_origins(&self, held_back: &impl Fn(&Task) -> bool) -> HashSet<Arc<str>> {
         let critical = |rank: &&Rank| rank.0 == Level::Critical;
         let running = self.running.iter().take_while(critical);
-        let waiting = self.waiting.iter().take_while(critical);
+        let is_free = |rank: &&Rank| !self.get(rank.2).is_some_and(held_back);
+        let waiting = self.waiting.iter().take_while(critical).filter(is_free);
         running
             .chain(waiting)
             .filter_map(|rank| self.origin_of(rank.2).cloned())
@@ -268,9 +270,17 @@ impl FetchQueue {
     }
 
     /// The first that waits and may start.
-    fn next_to_start(&mut self, urgent: &HashSet<Arc<str>>, now_ms: u64) -> Option<Rank> {
+    fn next_to_start(
+        &mut self,
+        urgent: &HashSet<Arc<str>>,
+        now_ms: u64,
+        held_back: &impl Fn(&Task) -> bool,
+    ) -> Option<Rank> {
         let full = self.running.len() >= self.max_running;
         for &rank in &self.waiting {
+            if self.get(rank.2).is_some_and(held_back) {
+                continue;
+            }
             if rank.0 < Level::Medium {
                 return Some(rank);
             }

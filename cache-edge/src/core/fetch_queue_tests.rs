@@ -2,6 +2,10 @@ use proptest::prelude::*;
 
 use super::*;
 
+fn free(_: &Task) -> bool {
+    false
+}
+
 fn task(id: TaskId, level: Level, deadline_ms: u64) -> Task {
     Task {
         id,
@@ -20,30 +24,57 @@ fn the_earliest_deadline_of_the_most_urgent_level_first() {
     for (id, level, deadline) in [(1, Level::Low, 0), (2, Level::High, 9), (3, Level::High, 5)] {
         assert!(queue.push(task(id, level, deadline)));
     }
-    assert_eq!(queue.settle(0), [Effect::Start(3)]);
+    assert_eq!(queue.settle(0, free), [Effect::Start(3)]);
     queue.ended(3);
-    assert_eq!(queue.settle(0), [Effect::Start(2)]);
+    assert_eq!(queue.settle(0, free), [Effect::Start(2)]);
+}
+
+#[test]
+fn what_is_held_back_lets_others_go_first() {
+    let mut queue = FetchQueue::new(1);
+    let origin = || Some("films".into());
+    let of = |id, level| Task {
+        origin: origin(),
+        ..task(id, level, 0)
+    };
+    let left = |task: &Task| task.id < 3;
+    assert!(queue.push(of(1, Level::Critical)) && queue.push(of(2, Level::High)));
+    assert_eq!(queue.settle(0, left), []);
+    assert!(queue.push(of(3, Level::Low)));
+    assert_eq!(
+        queue.settle(0, left),
+        [Effect::Start(3)],
+        "a free slot is used, and nobody it gives way to waits"
+    );
+    assert_eq!(
+        queue.settle(0, free),
+        [Effect::Preempt(3), Effect::Start(1)],
+        "as if it had come now"
+    );
 }
 
 #[test]
 fn critical_takes_the_reserved_slot_and_then_preempts() {
     let mut queue = FetchQueue::new(1);
     assert!(queue.push(task(1, Level::Low, 0)));
-    assert_eq!(queue.settle(0), [Effect::Start(1)]);
+    assert_eq!(queue.settle(0, free), [Effect::Start(1)]);
     assert!(queue.push(task(2, Level::Critical, 0)));
-    assert_eq!(queue.settle(0), [Effect::Start(2)]);
+    assert_eq!(queue.settle(0, free), [Effect::Start(2)]);
     assert!(queue.push(task(3, Level::Critical, 0)));
-    assert_eq!(queue.settle(0), [Effect::Preempt(1), Effect::Start(3)]);
+    assert_eq!(
+        queue.settle(0, free),
+        [Effect::Preempt(1), Effect::Start(3)]
+    );
     assert!(queue.preempted(1));
-    assert_eq!(queue.settle(0), []);
+    assert_eq!(queue.settle(0, free), []);
     queue.ended(2);
     assert_eq!(
-        queue.settle(0),
+        queue.settle(0, free),
         [],
         "one runs, the slot beyond is kept for CRITICAL"
     );
     queue.ended(3);
-    assert_eq!(queue.settle(0), [Effect::Start(1)]);
+    assert_eq!(queue.settle(0, free), [Effect::Start(1)]);
 }
 
 #[test]
@@ -51,7 +82,7 @@ fn promotion_starts_what_waited() {
     let mut queue = FetchQueue::new(1);
     assert!(queue.push(task(1, Level::High, 0)));
     assert!(queue.push(task(2, Level::Low, 0)));
-    assert_eq!(queue.settle(0), [Effect::Start(1)]);
+    assert_eq!(queue.settle(0, free), [Effect::Start(1)]);
     assert_eq!(
         queue
             .covering(EntryId::nil(), 9)
@@ -60,7 +91,7 @@ fn promotion_starts_what_waited() {
         [(2, false)]
     );
     queue.reprioritise(2, Level::Critical, 0);
-    assert_eq!(queue.settle(0), [Effect::Start(2)]);
+    assert_eq!(queue.settle(0, free), [Effect::Start(2)]);
 }
 
 #[test]
@@ -68,12 +99,12 @@ fn a_waiting_task_is_cancelled_at_once_and_a_running_one_is_stopped() {
     let mut queue = FetchQueue::new(1);
     assert!(queue.push(task(1, Level::High, 0)));
     assert!(queue.push(task(2, Level::High, 1)));
-    let _ = queue.settle(0);
+    let _ = queue.settle(0, free);
     assert_eq!(queue.cancel(2), None);
     assert_eq!(queue.cancel(1), Some(Effect::Cancel(1)));
     assert!(queue.push(task(3, Level::High, 2)));
     assert_eq!(
-        queue.settle(0),
+        queue.settle(0, free),
         [Effect::Start(3)],
         "its slot is free while it stops"
     );
@@ -100,16 +131,16 @@ fn lower_levels_of_an_origin_give_way_while_a_critical_one_of_it_runs() {
     ] {
         assert!(queue.push(of_origin(origin, task(id, level, 0))));
     }
-    assert_eq!(queue.settle(0).len(), 4);
+    assert_eq!(queue.settle(0, free).len(), 4);
     assert!(queue.push(of_origin("a", task(5, Level::Critical, 0))));
     assert_eq!(
-        queue.settle(0),
+        queue.settle(0, free),
         [Effect::Preempt(1), Effect::Preempt(4), Effect::Start(5)]
     );
     assert!(queue.preempted(1) && queue.preempted(4));
-    assert_eq!(queue.settle(1), [], "slots are free, the way is not");
+    assert_eq!(queue.settle(1, free), [], "slots are free, the way is not");
     queue.ended(5);
-    assert_eq!(queue.settle(2), [Effect::Start(4), Effect::Start(1)]);
+    assert_eq!(queue.settle(2, free), [Effect::Start(4), Effect::Start(1)]);
 }
 
 #[test]
@@ -118,32 +149,36 @@ fn who_gave_way_for_long_runs_to_its_end() {
     for id in [1, 2] {
         assert!(queue.push(of_origin("a", task(id, Level::Low, 0))));
     }
-    assert_eq!(queue.settle(0).len(), 2);
+    assert_eq!(queue.settle(0, free).len(), 2);
     // CRITICAL fetches one after the other, with gaps too short for anything.
     let mut now = 0;
     let mut next = 10;
     let mut spared = None;
     while now < 2 * MAX_YIELD_MS && spared.is_none() {
         assert!(queue.push(of_origin("a", task(next, Level::Critical, 0))));
-        let started = queue.settle(now).contains(&Effect::Start(1));
+        let started = queue.settle(now, free).contains(&Effect::Start(1));
         for id in [1, 2] {
             let _ = queue.preempted(id);
         }
-        if started || queue.settle(now).contains(&Effect::Start(1)) {
+        if started || queue.settle(now, free).contains(&Effect::Start(1)) {
             spared = Some(now);
         } else {
             queue.ended(next);
-            let _ = queue.settle(now);
+            let _ = queue.settle(now, free);
         }
         next += 1;
         now += 100;
     }
     assert_eq!(spared, Some(MAX_YIELD_MS), "one of them, not sooner");
-    assert_eq!(queue.settle(now), [], "one only");
+    assert_eq!(queue.settle(now, free), [], "one only");
     assert!(queue.push(of_origin("a", task(next, Level::Critical, 0))));
-    assert_eq!(queue.settle(now), [Effect::Start(next)], "it is let be");
+    assert_eq!(
+        queue.settle(now, free),
+        [Effect::Start(next)],
+        "it is let be"
+    );
     queue.ended(1);
-    assert_eq!(queue.settle(now), [], "the other's time begins anew");
+    assert_eq!(queue.settle(now, free), [], "the other's time begins anew");
 }
 
 #[test]
@@ -152,19 +187,19 @@ fn a_task_cancelled_while_it_is_preempted_does_not_come_back() {
     assert!(queue.push(task(1, Level::Low, 0)));
     assert!(queue.push(task(2, Level::Critical, 0)));
     assert!(queue.push(task(3, Level::Critical, 0)));
-    assert!(queue.settle(0).contains(&Effect::Start(3)));
+    assert!(queue.settle(0, free).contains(&Effect::Start(3)));
     assert!(queue.push(task(4, Level::Critical, 0)));
-    let _ = queue.settle(0);
+    let _ = queue.settle(0, free);
     assert_eq!(queue.cancel(1), None, "it never ran");
     assert!(queue.push(task(5, Level::Low, 0)));
     for id in [2, 3, 4] {
         queue.ended(id);
     }
-    assert_eq!(queue.settle(0), [Effect::Start(5)]);
+    assert_eq!(queue.settle(0, free), [Effect::Start(5)]);
     for id in [6, 7] {
         assert!(queue.push(task(id, Level::Critical, 0)));
     }
-    assert!(queue.settle(0).contains(&Effect::Preempt(5)));
+    assert!(queue.settle(0, free).contains(&Effect::Preempt(5)));
     assert_eq!(queue.cancel(5), Some(Effect::Cancel(5)));
     assert!(!queue.preempted(5));
     assert!(queue.get(5).is_none());
@@ -208,7 +243,7 @@ proptest! {
                 }
                 Step::Reprioritise(id, level) => queue.reprioritise(id, Level::ALL[level as usize], 0),
             }
-            let _ = queue.settle(0);
+            let _ = queue.settle(0, free);
             prop_assert!(queue.running.len() <= max + 1);
             let best_waiting = queue.waiting.first().map(|rank| rank.0);
             if best_waiting == Some(Level::Critical) {
@@ -218,7 +253,7 @@ proptest! {
             if best_waiting.is_some() {
                 prop_assert!(queue.running.len() >= max, "work waits while a slot is free");
             }
-            prop_assert!(queue.settle(0).is_empty(), "settled means settled");
+            prop_assert!(queue.settle(0, free).is_empty(), "settled means settled");
             for rank in queue.waiting.iter().chain(&queue.running) {
                 prop_assert_eq!(queue.tasks[&rank.2].0.rank(), *rank);
             }

@@ -23,7 +23,7 @@ use super::{
     run::{Fetcher, Opened, RunEnd},
 };
 use crate::{
-    availability::Announce,
+    availability::{Announce, DemandRegistry},
     core::fetch_queue::{Effect, FetchQueue, Task},
 };
 
@@ -52,6 +52,7 @@ struct Inner {
     state: Mutex<State>,
     fetcher: Arc<Fetcher>,
     announce: Arc<dyn Announce>,
+    demand: Arc<DemandRegistry>,
     runtime: Handle,
     /// Something was ordered.
     ordered: Notify,
@@ -85,6 +86,7 @@ impl Downloads {
         max_downloads: usize,
         fetcher: Arc<Fetcher>,
         announce: Arc<dyn Announce>,
+        demand: Arc<DemandRegistry>,
         runtime: Handle,
     ) -> Self {
         let state = State {
@@ -98,6 +100,7 @@ impl Downloads {
             state: Mutex::new(state),
             fetcher,
             announce,
+            demand,
             runtime,
             ordered: Notify::new(),
             begun: Instant::now(),
@@ -171,10 +174,7 @@ impl Downloads {
 
     /// The coordinator is told of each chunk's end: whether a run comes to a chunk soon is decided by where it is.
     fn control(&self, order: &Order, ordered: Instant) -> Arc<Control> {
-        let run = order
-            .file
-            .geometry()
-            .run_range(order.first_chunk, order.chunk_count);
+        let run = order.run();
         let (this, id, level) = (Arc::downgrade(&self.0), order.id, order.level);
         Arc::new(Control::new(run.start, order.start_at, move |reached| {
             if let Some(inner) = this.upgrade() {
@@ -185,7 +185,18 @@ impl Downloads {
     }
 
     fn settle(&self, mut state: parking_lot::MutexGuard<'_, State>) {
-        for effect in state.queue.settle(self.now_ms()) {
+        let State { queue, fetches, .. } = &mut *state;
+        // As they were ordered: a lookahead that was lowered meanwhile was a reader's still. Jobs and fills, which are ordered
+        // below, are nobody's who could leave; what is decided here is looked after here.
+        let held_back = |task: &Task| {
+            let order = fetches.get(&task.id).map(|fetch| &fetch.order);
+            order.is_some_and(|order| {
+                !order.is_local()
+                    && order.level <= Level::High
+                    && self.0.demand.holds_back(task.entry, order.run())
+            })
+        };
+        for effect in queue.settle(self.now_ms(), held_back) {
             match effect {
                 Effect::Start(id) => {
                     let Some(fetch) = state.fetches.get_mut(&id) else {

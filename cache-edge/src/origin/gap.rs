@@ -72,3 +72,13 @@ pub(super) fn next_gap(order: &Order, flights: &Arc<EntryFlights>) -> Next {
         None => Next::Done,
     }
 }
+
+impl Order {
+    /// All bytes of its chunks.
+    #[must_use]
+    pub fn run(&self) -> ByteRange {
+        self.file
+            .geometry()
+            .run_range(self.first_chunk, self.chunk_count)
+    }
+}

@@ -61,7 +61,8 @@ struct State {
     expected: u32,
     viewers: VecDeque<oneshot::Sender<Place>>,
     others: VecDeque<oneshot::Sender<Place>>,
-    told: Told,
+    /// None: nothing yet in this session.
+    told: Option<Told>,
     /// Most that was wanted since a smaller number could be told.
     peak: u32,
     /// More than was lent was asked for, and nothing was heard since.
@@ -169,7 +170,7 @@ impl Places {
         let mut state = self.0.state.lock();
         state.lent = Some(0);
         state.sequence = 0;
-        state.told = Told::default();
+        state.told = None;
         state.asked = None;
         drop(state);
         self.0.to_tell.notify_one();
@@ -207,23 +208,26 @@ impl Places {
         };
         let wanted = state.wanted();
         state.peak = state.peak.max(wanted);
+        // First of all what is open is said, be it nothing: until then the coordinator keeps places for it.
+        let is_first = state.told.is_none();
+        let told = state.told.unwrap_or_default();
         let mut now = Told {
             sequence: state.sequence,
             held: state.open.max(lent),
-            wanted: wanted.max(state.told.wanted),
+            wanted: wanted.max(told.wanted),
         };
         if all {
             now.wanted = std::mem::replace(&mut state.peak, wanted);
         }
-        let told = state.told;
-        let news = now.sequence != told.sequence
+        let news = is_first
+            || now.sequence != told.sequence
             || now.held != told.held
             || (now.wanted > told.wanted && now.wanted > lent)
             || now.wanted < told.wanted;
         if !news {
             return None;
         }
-        state.told = now;
+        state.told = Some(now);
         if now.wanted > lent {
             state.asked.get_or_insert_with(Instant::now);
         }
@@ -319,7 +323,8 @@ impl Drop for Place {
             Turn::Viewer | Turn::Background => state.open = state.open.saturating_sub(1),
         }
         places.admit(&mut state);
-        let is_news = state.open.max(state.lent.unwrap_or(0)) != state.told.held;
+        let is_news =
+            state.open.max(state.lent.unwrap_or(0)) != state.told.unwrap_or_default().held;
         drop(state);
         if is_news {
             places.0.to_tell.notify_one();

@@ -31,6 +31,8 @@ async fn waits(of: &Places, turn: Turn) -> tokio::task::JoinHandle<Result<Place,
 async fn a_place_is_lent_and_its_want_is_told() {
     let places = places(4);
     places.begin_session();
+    let first = places.to_tell(false);
+    assert_eq!(first, Some((0, 0, 0)), "what is open, be it nothing");
     assert_eq!(places.to_tell(false), None, "there is nothing to tell");
     let first = waits(&places, Turn::Viewer).await;
     assert_eq!(places.to_tell(false), Some((0, 0, 1)));

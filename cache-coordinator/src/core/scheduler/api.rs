@@ -61,6 +61,8 @@ pub enum Event {
     },
     /// Its session ended: its readers, assignments and local fetches are gone; what it holds can not be had.
     EdgeLost { edge: EdgeId },
+    /// A term began, after the sources were set: these had sessions in the last one, and fetch on by themselves until they are back.
+    EdgesExpected { edges: Vec<EdgeId> },
 
     /// A source is registered, or its limits changed. 0: no limit. `background_fill` unset: as the edge says.
     SourceSet {

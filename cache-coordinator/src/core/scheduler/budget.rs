@@ -51,9 +51,10 @@ impl Source {
         }
     }
 
-    /// In use, lent or about to be lent.
+    /// In use, lent or about to be lent, or perhaps in use on edges that are away.
     pub fn connections(&self) -> u32 {
-        self.assigned().saturating_add(self.places)
+        let here = self.assigned().saturating_add(self.places);
+        here.saturating_add(self.away())
     }
 
     /// Fetches from it that edges were given: one connection each.

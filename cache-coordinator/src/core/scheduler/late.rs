@@ -23,6 +23,7 @@ impl Scheduler {
                     self.dirty.insert(edge);
                 }
                 Timer::Source(source) => {
+                    self.away_over(source, effects);
                     self.woken.insert(source);
                 }
                 Timer::Entry(entry) => {

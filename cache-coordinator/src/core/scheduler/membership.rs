@@ -31,6 +31,7 @@ impl Scheduler {
         for fetch in kept {
             self.take_up(edge, fetch, effects);
         }
+        self.back_with_fetches(edge);
         self.ensure_fills_of_edge(edge);
         self.lend_to_all(effects);
         let entries = self
@@ -60,6 +61,7 @@ impl Scheduler {
             return;
         }
         state.alive = false;
+        self.away_since_lost(edge);
         self.places_lost(edge, effects);
         let Some(state) = self.edges.get_mut(&edge) else {
             return;

@@ -6,7 +6,7 @@
 //!
 //! In the order a reader needs: [`api`] (what goes in and out), `claim` (who wants what), `queue`
 //! (in which order), `demand`, `wants`, `begun` and `fill` (where claims come from), `dispatch` (who gets a
-//! slot), `slots` (who gives one up), `space` (where the fill ends), `route` (origin or which peer), `budget` (what an origin bears), `places` (its connections for what edges ask by themselves),
+//! slot), `slots` (who gives one up), `space` (where the fill ends), `route` (origin or which peer), `budget` (what an origin bears), `places` (its connections for what edges ask by themselves), `away` (what edges that are away have of them),
 //! `flights` (a fetch and its level), `reports` (what became of it), `kept` (from before), `handover` (of a draining edge), `idle` (what may be forgotten), `late` (timers, hedges), `membership` (edges, sources, entries), `explain`.
 //!
 //! Invariants, asserted after each event by the simulation: a chunk has one origin fetch at a time
@@ -14,6 +14,7 @@
 //! CRITICAL waits for a slot a lower level has; nothing starves. Docs: RFC 0002.
 
 pub mod api;
+mod away;
 mod begun;
 mod budget;
 mod claim;
@@ -130,6 +131,7 @@ impl Scheduler {
                 bytes_allowed,
             } => self.edge_space(edge, bytes_used, bytes_allowed, effects),
             Event::EdgeLost { edge } => self.edge_lost(edge, effects),
+            Event::EdgesExpected { edges } => self.edges_expected(&edges, effects),
             Event::SourceSet {
                 source,
                 max_connections,

@@ -6,7 +6,7 @@
 //! is counted as the larger one until then. Readers that wait on assigned fetches have half of the connections if
 //! they need them, and edges share the rest evenly. Lower levels give way, as they do for CRITICAL.
 //!
-//! All of it follows from what the edges say: nothing is kept over a restart.
+//! All of it follows from what the edges say: nothing is kept over a restart, but for whom to expect (`away`).
 
 use chunkcache_proto::Level;
 
@@ -31,7 +31,7 @@ impl Source {
 
     /// Shares what may be lent evenly among those who want it; who is first changes with the time.
     fn share(&mut self, now: Millis) {
-        let mut left = self.lendable(now);
+        let mut left = self.lendable(now).saturating_sub(self.away());
         let mut short: Vec<EdgeId> = Vec::new();
         for (&edge, lent) in &mut self.lent {
             lent.due = 0;
@@ -85,7 +85,8 @@ impl Scheduler {
         if sequence == lent.sequence {
             let was = lent.counted;
             lent.counted = held.min(MAX_WANTED).max(lent.granted);
-            if lent.counted < was {
+            // All that it has is known from now on.
+            if known.away.remove(&edge).is_some() || lent.counted < was {
                 self.woken.insert(source);
             }
         }
@@ -105,6 +106,7 @@ impl Scheduler {
         source.share(now);
         let counted: u32 = source.lent.values().map(|lent| lent.counted).sum();
         let taken = source.assigned().saturating_add(counted);
+        let taken = taken.saturating_add(source.away());
         let mut free = source.max_connections.saturating_sub(taken);
         let mut lacking = 0;
         for (&edge, lent) in &mut source.lent {
@@ -135,14 +137,19 @@ impl Scheduler {
     /// An edge came, or a limit changed: who has no session by then may open his part of it.
     pub(super) fn lend_to_all(&mut self, effects: &mut Vec<Effect>) {
         let alive = || self.edges.iter().filter(|(_, edge)| edge.alive);
-        let count = u32::try_from(alive().count()).unwrap_or(u32::MAX).max(1);
+        let here = alive().count();
         let mut limited = Vec::new();
         for (&id, source) in &mut self.sources {
             if source.max_connections == 0 {
                 source.lent.clear();
                 source.places = 0;
+                source.away.clear();
                 continue;
             }
+            // Who is away has its part as well.
+            let is_alive = |edge: &&EdgeId| self.edges.get(edge).is_some_and(|it| it.alive);
+            let away = source.away.keys().filter(|edge| !is_alive(edge)).count();
+            let count = u32::try_from(here + away).unwrap_or(u32::MAX).max(1);
             let alone = (source.max_connections / count).max(1);
             for (&edge, _) in alive() {
                 let lent = source.lent.entry(edge).or_default();

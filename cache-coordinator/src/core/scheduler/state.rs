@@ -6,6 +6,7 @@ use std::ops::Range;
 use chunkcache_proto::{ChunkIndex, Geometry, Level};
 
 use super::api::{AssignmentId, EdgeId, EntryNo, From, Kept, Millis, Reason, SourceId};
+use super::away::Away;
 use super::claim::Owner;
 use super::queue::LevelQueue;
 use super::space::Space;
@@ -201,6 +202,8 @@ pub struct Source {
     pub lent: BTreeMap<EdgeId, Lent>,
     /// All that are lent, or about to be.
     pub places: u32,
+    /// What edges that are away may have open still.
+    pub away: BTreeMap<EdgeId, Away>,
     /// Sum of what its fetches may take.
     pub rate_given: u64,
     /// Token bucket, in bytes; below zero: a debt.

@@ -87,10 +87,15 @@ impl World {
                 let all = self.edges.iter().flat_map(|edge| edge.flights.values());
                 all.filter(of_it)
             };
-            let open = flights().count() + self.places_held(SourceId(number));
+            let id = SourceId(number);
+            let open = flights().count() + self.places_held(id) + self.held_away(id);
             let given: u64 = flights().map(|f| f.a.max_rate_bytes_per_second).sum();
             if source.max_connections > 0 && open > source.max_connections as usize {
-                return Some(format!("{open} connections"));
+                let away = self.held_away(id);
+                let assigned = flights().count();
+                return Some(format!(
+                    "{open} connections: {assigned} assigned, {away} of edges that are away"
+                ));
             }
             (source.max_rate > 0 && given > source.max_rate)
                 .then(|| format!("{given} bytes per second"))

@@ -49,6 +49,7 @@ impl World {
             if self.edges[edge].alive && self.dice.per_mille(500) {
                 self.begin_session_anew(edge);
             } else if self.edges[edge].alive {
+                self.goes_away(edge);
                 self.edges[edge].alive = false;
                 self.edges[edge].flights.clear();
                 self.edges[edge].places.clear();

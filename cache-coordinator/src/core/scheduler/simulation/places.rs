@@ -1,5 +1,7 @@
 //! What edges ask by themselves: requests that take a place of their source, and wait for one.
 
+use std::collections::BTreeMap;
+
 use super::super::api::*;
 use super::world::World;
 
@@ -13,14 +15,14 @@ pub struct SimPlaces {
     /// Since when each waits.
     pub waiting: Vec<Millis>,
     /// Held and wanted, as said last of which grant.
-    told: (u64, u32, u32),
+    told: Option<(u64, u32, u32)>,
 }
 
 impl SimPlaces {
     pub fn new_session(&mut self) {
         self.sequence = 0;
         self.granted = 0;
-        self.told = (0, 0, 0);
+        self.told = None;
     }
 
     fn say(&self) -> (u64, u32, u32) {
@@ -65,7 +67,7 @@ impl World {
                     }
                 }
                 // A smaller number is said a moment later, a larger one at once.
-                if !slow || places.say().2 > places.told.2 {
+                if !slow || places.told.is_none_or(|told| places.say().2 > told.2) {
                     self.say_places(edge, number);
                 }
             }
@@ -78,8 +80,8 @@ impl World {
             return;
         };
         let say = places.say();
-        if say != places.told {
-            places.told = say;
+        if places.told != Some(say) {
+            places.told = Some(say);
             self.apply(Event::PlacesAsked {
                 edge: EdgeId(u32::try_from(edge).unwrap()),
                 source,
@@ -99,6 +101,33 @@ impl World {
         of_it
             .map(|places| places.open.len().max(places.granted as usize))
             .sum()
+    }
+
+    /// It goes on by itself with what it has, until it comes back or was away for long.
+    /// By no throw of the dice: seeds kept from before mean the same runs as ever.
+    pub fn goes_away(&mut self, edge: usize) {
+        let flights = self.edges[edge].flights.values();
+        let mut open: BTreeMap<SourceId, u32> = BTreeMap::new();
+        for flight in flights.filter(|f| f.a.from == From::Origin && !f.local) {
+            *open
+                .entry(self.entries[flight.a.entry.0 as usize].0)
+                .or_default() += 1;
+        }
+        let until = self.now + 14_000;
+        let edge = &mut self.edges[edge];
+        for (&source, places) in &edge.places {
+            let held =
+                open.get(&source).copied().unwrap_or(0) + u32::try_from(places.open.len()).unwrap();
+            edge.away.insert(source, (held, until));
+        }
+    }
+
+    /// Of which the last place of a source is not counted: a reader that waits may have it.
+    pub fn held_away(&self, source: SourceId) -> usize {
+        let away = self.edges.iter().filter_map(|edge| edge.away.get(&source));
+        let held: u32 = away.filter(|it| it.1 > self.now).map(|it| it.0).sum();
+        let limit = self.sources[source.0 as usize].max_connections;
+        held.min(limit.saturating_sub(1)) as usize
     }
 
     /// Requests of one that waits longest, in milliseconds.

@@ -53,6 +53,7 @@ impl World {
         for source in 0..self.sources.len() {
             self.set_source(source);
         }
+        self.expect_edges();
         for (edge, draining) in draining.into_iter().enumerate() {
             if self.edges[edge].alive {
                 let kept = self.kept_fetches(edge);
@@ -90,6 +91,25 @@ impl World {
             self.seed
         );
         self.look_at_hand_overs();
+    }
+
+    /// Those that had a session lately. Who was away then has come down to its part as well.
+    fn expect_edges(&mut self) {
+        let lately = |edge: &super::world::SimEdge| {
+            edge.alive || edge.away.values().any(|it| it.1 > self.now)
+        };
+        let edges: Vec<EdgeId> = (0..self.edges.len())
+            .filter(|&edge| lately(&self.edges[edge]))
+            .map(edge_id)
+            .collect();
+        let count = u32::try_from(edges.len()).unwrap().max(1);
+        for edge in &mut self.edges {
+            for (source, away) in &mut edge.away {
+                let limit = self.sources[source.0 as usize].max_connections;
+                away.0 = away.0.min((limit / count).max(1));
+            }
+        }
+        self.apply(Event::EdgesExpected { edges });
     }
 
     /// What a draining edge has alone, and who gets it.

@@ -106,6 +106,8 @@ pub struct SimEdge {
     pub held: BTreeMap<EntryNo, RangeSet<ChunkIndex>>,
     /// Bytes its chunks may take; 0: no end.
     pub allowed: u64,
+    /// Connections that it goes on with while it is away, of each source, and until when at the latest.
+    pub away: BTreeMap<SourceId, (u32, Millis)>,
     /// What it asks by itself of sources with a limit.
     pub places: BTreeMap<SourceId, super::places::SimPlaces>,
 }
@@ -285,6 +287,7 @@ impl World {
 
     pub fn join(&mut self, edge: usize) {
         self.edges[edge].alive = true;
+        self.edges[edge].away.clear();
         for places in self.edges[edge].places.values_mut() {
             places.new_session();
         }

@@ -31,6 +31,14 @@ fn want(edge: u32, sequence: u64, held: u32, wanted: u32) -> Event {
     }
 }
 
+fn join(edge: u32) -> Event {
+    Event::EdgeJoined {
+        edge: EdgeId(edge),
+        max_downloads: 4,
+        background_fill: false,
+    }
+}
+
 fn limited(max_connections: u32) -> Scheduler {
     let mut scheduler = Scheduler::new(Config::default());
     let mut effects = Vec::new();
@@ -42,12 +50,7 @@ fn limited(max_connections: u32) -> Scheduler {
     };
     scheduler.apply(source, 0, &mut effects);
     for edge in 0..EDGES {
-        let joined = Event::EdgeJoined {
-            edge: EdgeId(edge),
-            max_downloads: 4,
-            background_fill: false,
-        };
-        scheduler.apply(joined, 0, &mut effects);
+        scheduler.apply(join(edge), 0, &mut effects);
     }
     assert_eq!(
         grant(&effects, 0),
@@ -88,20 +91,62 @@ fn an_edge_is_lent_what_it_asks_for_and_others_what_it_gives_back() {
 }
 
 #[test]
-fn who_is_away_has_nothing() {
+fn who_is_away_has_what_it_may_have_open_until_it_had_time_to_close_it() {
     let mut scheduler = limited(4);
     apply(&mut scheduler, want(0, 0, 0, 9), 0);
     let effects = apply(&mut scheduler, want(1, 0, 0, 9), 0);
     assert_eq!(grant(&effects, 1).map(|it| it.1), Some(0));
     let effects = apply(&mut scheduler, Event::EdgeLost { edge: EdgeId(0) }, 1);
-    assert_eq!(grant(&effects, 1), Some((1, 4, 2)));
+    assert_eq!(
+        grant(&effects, 1),
+        Some((1, 1, 1)),
+        "the last place is nobody's who is away"
+    );
+    let effects = apply(&mut scheduler, want(0, 1, 4, 4), 2);
+    assert_eq!(effects, [], "of a session that has ended");
+    assert_eq!(apply(&mut scheduler, Event::Tick, 14_900), []);
+    let effects = apply(&mut scheduler, Event::Tick, 15_100);
+    assert_eq!(grant(&effects, 1), Some((2, 4, 2)));
     assert_eq!(
         grant(&effects, 2),
         Some((0, 0, 2)),
         "its part without a coordinator grows"
     );
-    let effects = apply(&mut scheduler, want(0, 1, 4, 4), 2);
-    assert_eq!(effects, [], "of a session that has ended");
+}
+
+#[test]
+fn who_comes_back_is_counted_as_it_says() {
+    let mut scheduler = limited(4);
+    apply(&mut scheduler, want(0, 0, 0, 3), 0);
+    apply(&mut scheduler, want(1, 0, 0, 9), 0);
+    apply(&mut scheduler, Event::EdgeLost { edge: EdgeId(0) }, 1);
+    apply(&mut scheduler, join(0), 2);
+    // It has one of them still.
+    let effects = apply(&mut scheduler, want(0, 0, 1, 1), 3);
+    assert_eq!(grant(&effects, 1).map(|it| it.1), Some(3));
+}
+
+#[test]
+fn after_a_restart_each_edge_that_is_expected_has_its_part() {
+    let mut scheduler = Scheduler::new(Config::default());
+    let source = Event::SourceSet {
+        source: SourceId(0),
+        max_connections: 4,
+        max_rate_bytes_per_second: 0,
+        background_fill: None,
+    };
+    apply(&mut scheduler, source, 0);
+    let edges = (0..4).map(EdgeId).collect();
+    apply(&mut scheduler, Event::EdgesExpected { edges }, 0);
+    apply(&mut scheduler, join(0), 1);
+    let effects = apply(&mut scheduler, want(0, 0, 0, 9), 2);
+    assert_eq!(grant(&effects, 0).map(|it| it.1), Some(1));
+    let effects = apply(&mut scheduler, Event::Tick, 15_100);
+    assert_eq!(
+        grant(&effects, 0).map(|it| it.1),
+        Some(4),
+        "nobody came back"
+    );
 }
 
 #[test]
