@@ -218,14 +218,21 @@ class Bench:
             )
 
     def idle(self, contestants):
-        """10,000 connections that made one request each, and 16 that work."""
+        """10,000 connections that made one request each, and 16 that work. Of the rounds the middle one counts."""
         print("10,000 idle connections:", flush=True)
-        for server in contestants:
-            result = self.load(server, None, connections=16, idle=10000, seconds=1, range=16 << 10, aligned="false")
-            self.results["idle"][server.name] = result
+        runs = {}
+        for _, server in self.rounds(contestants):
+            runs.setdefault(server.name, []).append(
+                self.load(server, None, connections=16, idle=10000, seconds=1, range=16 << 10, aligned="false")
+            )
+        for name, results in runs.items():
+            result = sorted(results, key=lambda r: r["requests_per_second"])[len(results) // 2]
+            # What connections take is seen the first time; later they use again what was given back.
+            result["resident_bytes"] = results[0]["resident_bytes"]
+            self.results["idle"][name] = result
             kib = (result["resident_bytes"]["idle"] - result["resident_bytes"]["at_first"]) / 10000 / 1024
             print(
-                f"  {server.name:20} {result['idle']['held']} held, {kib:6.2f} KiB each, {result['requests_per_second']:8.0f}/s beside, "
+                f"  {name:20} {result['idle']['held']} held, {kib:6.2f} KiB each, {result['requests_per_second']:8.0f}/s beside, "
                 f"p99 {result['first_byte_ms']['p99']:.1f} ms", flush=True,
             )
 
