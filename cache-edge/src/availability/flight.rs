@@ -54,6 +54,8 @@ struct State {
     /// Some of it came from a peer that could not tell its checksum yet: not recorded before [`Flight::prove`].
     unproved: bool,
     fetcher: Option<u64>,
+    /// Somebody was given bytes of it.
+    read: bool,
     /// Writes under way, outside the lock.
     writing: u32,
     last_progress: Instant,
@@ -94,6 +96,7 @@ impl Flight {
             expected_checksum: None,
             unproved: false,
             fetcher: None,
+            read: false,
             writing: 0,
             last_progress: Instant::now(),
         };
@@ -120,10 +123,13 @@ impl Flight {
     /// Looks at one position.
     #[must_use]
     pub fn find(&self, offset: u64) -> Found {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         match (&state.phase, state.written.run_end(offset)) {
             (Phase::Present, _) => Found::Present,
-            (Phase::Filling | Phase::Finishing, Some(end)) => Found::Written(end),
+            (Phase::Filling | Phase::Finishing, Some(end)) => {
+                state.read = true;
+                Found::Written(end)
+            }
             (Phase::Filling | Phase::Finishing, None) => Found::Nothing,
             (Phase::Refusing(why) | Phase::Refused(why), _) => Found::Refused(why.clone()),
         }
@@ -358,15 +364,16 @@ impl Flight {
         self.changed.notify_waiters();
     }
 
-    /// It has half of its bytes or more, and nobody brings the others: to complete it costs its origin no more than what is here did,
-    /// and no more than to begin anew costs if every other such chunk is asked for again. Of less the rest would be fetched
-    /// for the sake of little; a reader that comes back in time finds it all the same.
+    /// Nobody brings the rest of it, and it is worth its price: somebody was given bytes of it, who may come back for more, as others
+    /// may; or it has half of its bytes, so that the rest costs its origin no more than what is here did. The rest of one that was
+    /// hardly begun for a reader who left before would be fetched for the sake of little.
     #[must_use]
     pub fn is_worth_completing(&self) -> bool {
         let state = self.state.lock();
         matches!(state.phase, Phase::Filling)
             && state.fetcher.is_none()
-            && state.written.len_bytes() >= self.range.len().div_ceil(2)
+            && !state.written.is_empty()
+            && (state.read || state.written.len_bytes() >= self.range.len().div_ceil(2))
     }
 
     /// Makes waiters look again.
@@ -425,5 +432,55 @@ impl Drop for FlightClaim {
             drop(state);
             self.flight.changed.notify_waiters();
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use chunkcache_proto::{Geometry, v1};
+
+    use super::*;
+    use crate::store::{MinFree, StoreOptions};
+
+    #[test]
+    fn what_a_reader_has_bytes_of_or_half_of_is_here_is_worth_completing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(StoreOptions {
+            data_dir: dir.path().to_owned(),
+            max_bytes: None,
+            min_free: MinFree::Bytes(0),
+            group_sync_window: std::time::Duration::from_millis(1),
+        })
+        .unwrap();
+        let entry = v1::Entry {
+            id: "00000000-0000-8000-8000-000000000001".into(),
+            size: 8 << 20,
+            chunk_size: 2 << 20,
+            ..v1::Entry::default()
+        };
+        let geometry = Geometry::new(entry.size, entry.chunk_size).unwrap();
+        let file = store.put_entry(&entry, geometry).unwrap();
+        let flight = |chunk| Flight::new(store.clone(), file.clone(), chunk);
+        let bytes = vec![7; 512 << 10];
+
+        let read = flight(0);
+        assert!(!read.is_worth_completing(), "nothing is here");
+        read.write(1 << 20, &bytes).unwrap();
+        assert!(!read.is_worth_completing(), "a quarter, and nobody saw it");
+        assert!(matches!(read.find(0), Found::Nothing));
+        assert!(!read.is_worth_completing(), "nobody was given anything");
+        assert!(matches!(read.find(1 << 20), Found::Written(_)));
+        assert!(read.is_worth_completing());
+
+        let half = flight(1);
+        half.write(2 << 20, &bytes).unwrap();
+        half.write((2 << 20) + (1 << 20), &bytes).unwrap();
+        assert!(half.is_worth_completing());
+        let half = Arc::new(half);
+        let claim = half.claim(1).unwrap();
+        assert!(!half.is_worth_completing(), "somebody brings the rest");
+        drop(claim);
+        assert!(half.is_worth_completing());
     }
 }
