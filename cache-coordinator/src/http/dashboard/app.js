@@ -116,7 +116,8 @@ const plots = {
     holder.append(box);
     const options = {
       width: Math.max(260, box.clientWidth - 18), height: 170, cursor: { y: false },
-      scales: { y: { range: (u, min, max) => [0, Math.max(max, least) * 1.1] } },
+      // Nothing measured yet: the last hour, and not some years to come.
+      scales: { x: { range: (u, min, max) => (max > min ? [min, max] : [Date.now() / 1000 - 3600, Date.now() / 1000]) }, y: { range: (u, min, max) => [0, Math.max(max, least) * 1.1] } },
       axes: [{ stroke: colour("soft"), grid: { stroke: colour("line") } }, { stroke: colour("soft"), grid: { stroke: colour("line") }, size: 84, values: (u, ticks) => ticks.map(format) }],
       series: [{}, ...series.map((s) => ({ label: s.label, stroke: colour(s.colour), width: 2, dash: s.dash, points: { show: false }, value: (u, v) => (v === null ? "–" : format(v)) }))],
     };
@@ -202,7 +203,8 @@ function entryView(id) {
   main.replaceChildren(title, facts,
     el("div", { class: "map" }, el("div", { class: "strips", tabindex: "0", role: "region", "aria-label": "Strips of the edges" }, canvas), el("ul", { class: "legend" }, key("held", "held"), key("absent", "not held"), key("critical", "fetching: critical"), key("high", "high"), key("medium", "medium"), key("low", "low"), key("viewer", "▾ viewer, ⇢ seek"))),
     el("h2", {}, "Why"), el("form", { onsubmit: (event) => { event.preventDefault(); explain(number.value || 0); } }, el("label", { for: "chunk" }, "Chunk"), number, el("button", { type: "submit" }, "Explain")), why,
-    el("h2", {}, "Held"), ranges, el("h2", {}, "In flight"), flights, el("h2", {}, "Seeks"), sought);
+    // What changes first; what is held may be a line each of hundreds of edges.
+    el("h2", {}, "In flight"), flights, el("h2", {}, "Seeks"), sought, el("h2", {}, "Held"), ranges);
   const redraw = () => { if (entry && !frame) frame = requestAnimationFrame(() => { frame = 0; ChunkMap.draw(canvas, entry, seeks.fresh(Date.now())); }); };
   const stream = Session.events("/api/v1/entries/" + id + "/stream", (picture) => {
     entry = picture;

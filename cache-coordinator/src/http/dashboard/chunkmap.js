@@ -86,7 +86,8 @@ const ChunkMap = (() => {
     });
     g.fillStyle = ink.soft;
     const y = rows * (STRIP + GAP) + AXIS / 2;
-    [0, 0.25, 0.5, 0.75, 1].forEach((part) => {
+    // Five do not fit side by side on a phone.
+    (plot < 400 ? [0, 0.5, 1] : [0, 0.25, 0.5, 0.75, 1]).forEach((part) => {
       g.textAlign = part === 0 ? "left" : part === 1 ? "right" : "center";
       g.fillText(Format.bytes(entry.size * part), LABEL + plot * part, y);
     });
