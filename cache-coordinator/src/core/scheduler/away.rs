@@ -10,7 +10,8 @@ use super::Scheduler;
 use super::api::{EdgeId, Effect, Millis, SourceId};
 use super::state::{Source, Timer};
 
-/// An edge notices within 10 s that nobody answers it, and tries again within 3 s; what it has open beyond its part is closed then.
+/// An edge notices within 10 s that nobody answers it, and tries again within 3 s. What it was assigned ends by itself, run by run; it is
+/// not cut, so an edge that is slow and does not come back may still have more than its part open when this is over.
 const AWAY_MS: Millis = 15_000;
 
 /// Of one edge.
