@@ -116,8 +116,8 @@ const plots = {
     holder.append(box);
     const options = {
       width: Math.max(260, box.clientWidth - 18), height: 170, cursor: { y: false },
-      // Nothing measured yet: the last hour, and not some years to come.
-      scales: { x: { range: (u, min, max) => (max > min ? [min, max] : [Date.now() / 1000 - 3600, Date.now() / 1000]) }, y: { range: (u, min, max) => [0, Math.max(max, least) * 1.1] } },
+      // Nothing measured yet, or once: the last hour, and not some years to come.
+      scales: { x: { range: (u, min, max) => (max > min && max - min < 86400 ? [min, max] : [Date.now() / 1000 - 3600, Date.now() / 1000]) }, y: { range: (u, min, max) => [0, Math.max(max, least) * 1.1] } },
       axes: [{ stroke: colour("soft"), grid: { stroke: colour("line") } }, { stroke: colour("soft"), grid: { stroke: colour("line") }, size: 84, values: (u, ticks) => ticks.map(format) }],
       series: [{}, ...series.map((s) => ({ label: s.label, stroke: colour(s.colour), width: 2, dash: s.dash, points: { show: false }, value: (u, v) => (v === null ? "–" : format(v)) }))],
     };
