@@ -97,8 +97,10 @@ def expressions(url, alerts, dashboard):
     prometheus = Prometheus(url)
     up = []
     until = time.monotonic() + WAIT_S
-    # Rates need two scrapes, and the rules' rates one evaluation more.
-    while len(up) < 4 or not prometheus.query("cache:first_byte_seconds:p99_5m"):
+    # Rates need two scrapes with traffic between them, and the rules' rates one evaluation more. The quantile is there, as no number,
+    # before anything has happened; the share is not.
+    recorded = ("cache:first_byte_seconds:p99_5m", "cache:hit_share:ratio5m")
+    while len(up) < 4 or not all(prometheus.query(name) for name in recorded):
         assert time.monotonic() < until, f"not scraped: {prometheus.ask('targets')['activeTargets']}"
         time.sleep(0.5)
         up = prometheus.query("up == 1")
