@@ -33,6 +33,11 @@ const GAUGES: [(&str, &str, Read); 7] = [
     ("session_ready", "1 while rows and disk agree", |s| {
         u64::from(s.link.is_ready())
     }),
+    (
+        "sole",
+        "1 while this edge is the only one in session, and asks origins without asking the coordinator first",
+        |s| u64::from(s.link.sole().is_given()),
+    ),
     ("readers", "Readers with bytes missing ahead of them", |s| {
         s.demand.len() as u64
     }),

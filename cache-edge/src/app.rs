@@ -18,20 +18,18 @@ use chunkcache_plumbing::{
 };
 use chunkcache_proto::{Geometry, v1};
 use prometheus_client::registry::Registry;
-use tokio::{
-    net::TcpListener,
-    runtime::{Handle, Runtime},
-};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::State,
     availability::{DemandRegistry, Flights},
     coordinator::{
-        Link, Session, channel::Credentials, notes, planner::Planner, session::Totals,
-        upkeep::Upkeep,
+        Link, Session, at_once::AtOnce, channel::Credentials, notes, planner::Planner,
+        session::Totals, upkeep::Upkeep,
     },
     http::{self, Metrics, Server, Settings, SigningKeys, TlsConfig, metrics::ByteSource},
+    lanes::{Lanes, Threads},
     options::Options,
     origin::{
         Catalogue, Client, Downloads, counters::Counters, direct::Direct, peer::PeerKeys,
@@ -48,13 +46,13 @@ const END_GRACE: Duration = Duration::from_secs(10);
 /// A peer that brings nothing for this long is given up for the origin.
 const PEER_STALL: Duration = Duration::from_secs(1);
 
-/// Threads that may block on the disk: one a fetch, within reason.
-pub fn fetch_runtime(max_downloads: usize) -> std::io::Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(max_downloads.clamp(2, 8))
-        .thread_name("fetch")
-        .enable_all()
-        .build()
+/// Threads that may block on the disk: one a fetch, within reason, and one for the CRITICAL one beyond them.
+///
+/// # Errors
+///
+/// The system has no more threads.
+pub fn fetch_threads(max_downloads: usize) -> std::io::Result<Threads> {
+    Threads::start("fetch", max_downloads.clamp(2, 8) + 1)
 }
 
 /// The parts of a running edge that tests and the listeners need.
@@ -74,7 +72,7 @@ pub struct Edge {
 
 impl Edge {
     /// Joins the rooms over an open store. Nothing runs yet.
-    pub fn build(options: &Options, store: Store, fetch: Handle) -> anyhow::Result<Self> {
+    pub fn build(options: &Options, store: Store, fetch: Lanes) -> anyhow::Result<Self> {
         let link = Link::new(options.name.clone());
         let catalogue = Arc::new(Catalogue::default());
         let peer_keys = Arc::new(PeerKeys::default());
@@ -114,9 +112,16 @@ impl Edge {
             bindings: bindings.clone(),
             flights: flights.clone(),
             demand: demand.clone(),
+            at_once: Arc::new(AtOnce {
+                sole: link.sole().clone(),
+                downloads: downloads.clone(),
+                flights: flights.clone(),
+                store: store.clone(),
+            }),
+            sole: link.sole().clone(),
             direct: Arc::new(Direct {
                 fetcher,
-                runtime: fetch,
+                lanes: fetch,
             }),
             downloads: downloads.clone(),
             client,
@@ -250,7 +255,7 @@ impl Totals for EdgeTotals {
 }
 
 /// `cache-edge serve`: until a signal, then drained.
-pub async fn serve(options: Options, fetch: Handle) -> anyhow::Result<()> {
+pub async fn serve(options: Options, fetch: Lanes) -> anyhow::Result<()> {
     let signal = token_on_signal()?;
     let store = open_store(&options).await?;
     let listener = bind(options.listen, "--listen").await?;

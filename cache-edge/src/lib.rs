@@ -9,6 +9,7 @@ pub mod coordinator;
 pub mod core;
 pub mod http;
 pub mod import;
+pub mod lanes;
 pub mod options;
 pub mod origin;
 pub mod serve;

@@ -75,7 +75,7 @@ fn run(options: Options, telemetry: &TelemetryOptions) -> anyhow::Result<()> {
     tls::install_provider();
     // Before the first thread is started.
     turns::shorten();
-    let fetch = app::fetch_runtime(options.max_downloads)?;
+    let fetch = app::fetch_threads(options.max_downloads)?;
     // The session with the coordinator, the plan, upkeep: many short turns that wake each other, and a first byte waits for a chain of
     // them. On one thread no turn costs a switch to another.
     let control = tokio::runtime::Builder::new_current_thread()
@@ -84,12 +84,12 @@ fn run(options: Options, telemetry: &TelemetryOptions) -> anyhow::Result<()> {
         .build()?;
     let result = control.block_on(async {
         let telemetry = telemetry::init("cache-edge", &options.name, telemetry)?;
-        let result = app::serve(options, fetch.handle().clone()).await;
+        let result = app::serve(options, fetch.lanes().clone()).await;
         telemetry.shutdown().await;
         result
     });
     // Fetches that were cut are resumed from what is durable; nothing here is worth waiting for.
-    fetch.shutdown_background();
+    drop(fetch);
     control.shutdown_background();
     result
 }

@@ -15,5 +15,6 @@ mod plan_tests;
 pub mod protocol;
 pub mod reconcile;
 pub mod registry;
+pub mod sole;
 pub mod storage;
 pub mod translate;

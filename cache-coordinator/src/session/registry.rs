@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use v1::session_response::Message;
 
+use super::sole::Sole;
 use crate::core::scheduler::api::EdgeId;
 
 /// Messages that wait for a slow edge. Beyond, its session ends: it reconnects and is told its state anew,
@@ -174,6 +175,8 @@ pub struct Live {
     pub invalidations_posted: AtomicU64,
     /// Highest sequence of `Invalidate` it confirmed.
     pub invalidations_confirmed: watch::Sender<u64>,
+    /// Highest sequence of `Sole` it confirmed.
+    pub sole_confirmed: watch::Sender<u64>,
 }
 
 impl Live {
@@ -242,6 +245,7 @@ pub struct Registry {
     /// Begun so far.
     invalidations: AtomicU64,
     joined: watch::Sender<u64>,
+    pub(super) sole: Sole,
 }
 
 impl Registry {
@@ -453,12 +457,12 @@ impl Posted {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    type Inbox = mpsc::Receiver<Result<v1::SessionResponse, Status>>;
+    pub type Inbox = mpsc::Receiver<Result<v1::SessionResponse, Status>>;
 
-    fn live(edge: u32, epoch: u64) -> (Arc<Live>, Inbox) {
+    pub fn live(edge: u32, epoch: u64) -> (Arc<Live>, Inbox) {
         let (outbox, inbox) = Outbox::new();
         let live = Live {
             edge: EdgeId(edge),
@@ -473,6 +477,7 @@ mod tests {
             sources_confirmed: watch::Sender::new(0),
             invalidations_posted: AtomicU64::new(0),
             invalidations_confirmed: watch::Sender::new(0),
+            sole_confirmed: watch::Sender::new(0),
         };
         (Arc::new(live), inbox)
     }

@@ -18,6 +18,8 @@ use crate::{core::lookahead::ReaderView, store::EntryFile};
 
 /// A reader that took nothing for this long keeps its place and wants no fetch.
 const PAUSED_AFTER: Duration = Duration::from_secs(30);
+/// So long a wait whose byte is on its way is told later: the first bytes need the processors more.
+const UNHURRIED: Duration = Duration::from_millis(2);
 /// Closings remembered for a session; beyond it the next batch says all there are instead.
 const MAX_CLOSED: usize = 10_000;
 
@@ -59,7 +61,8 @@ struct Inner {
     closed: Vec<u64>,
     closed_overflow: bool,
     departures: Departures,
-    urgent: bool,
+    /// When a reader's wait is to be told at the latest.
+    urgent: Option<Instant>,
     /// Since when there is something to tell.
     changed_at: Option<Instant>,
 }
@@ -77,8 +80,6 @@ pub struct Changes {
     pub closed: Vec<u64>,
     /// `readers` are all there are.
     pub complete: bool,
-    /// A reader waits: not to be held back.
-    pub urgent: bool,
     /// To be answered; 0: nothing waits for an answer.
     pub sequence: u64,
 }
@@ -156,8 +157,8 @@ impl DemandRegistry {
         self.waiting_changed.notify_one();
     }
 
-    /// The reader is blocked at `position`.
-    pub fn wait_at(&self, reader: &ReaderState, position: u64) {
+    /// The reader is blocked at `position`. `comes`: for a byte that was asked for already, so that telling it is in no hurry.
+    pub fn wait_at(&self, reader: &ReaderState, position: u64, comes: bool) {
         reader.position.store(position, Ordering::Relaxed);
         if !reader.waiting.swap(true, Ordering::AcqRel) {
             reader.held_ms.store(0, Ordering::Relaxed);
@@ -166,7 +167,8 @@ impl DemandRegistry {
                 .store(self.now_us(), Ordering::Relaxed);
             let mut inner = self.inner.lock();
             inner.dirty.insert(reader.id);
-            inner.urgent = true;
+            let by = Instant::now() + if comes { UNHURRIED } else { Duration::ZERO };
+            inner.urgent = Some(inner.urgent.map_or(by, |other| other.min(by)));
             inner.touch();
             drop(inner);
             self.changed.notify_one();
@@ -271,7 +273,7 @@ impl DemandRegistry {
         let dirty = std::mem::take(&mut inner.dirty);
         let closed = std::mem::take(&mut inner.closed);
         let complete = std::mem::take(&mut inner.closed_overflow) || everything;
-        let urgent = std::mem::take(&mut inner.urgent);
+        inner.urgent = None;
         let sequence = inner.departures.tell();
         inner.changed_at = None;
         if everything {
@@ -292,7 +294,6 @@ impl DemandRegistry {
             readers,
             closed: if complete { Vec::new() } else { closed },
             complete,
-            urgent,
             sequence,
         }
     }
@@ -309,8 +310,11 @@ impl DemandRegistry {
             match since {
                 None => changed.await,
                 Some(since) => {
-                    let left = gathering.saturating_sub(since.elapsed());
-                    if urgent || left.is_zero() {
+                    let mut left = gathering.saturating_sub(since.elapsed());
+                    if let Some(by) = urgent {
+                        left = left.min(by.saturating_duration_since(Instant::now()));
+                    }
+                    if left.is_zero() {
                         return;
                     }
                     let _ = tokio::time::timeout(left, changed).await;

@@ -22,7 +22,7 @@ use v1::session_request::Message;
 
 use super::channel::Service;
 use crate::{
-    availability::Announce,
+    availability::{Announce, Sole},
     serve::directory::{Answer, Directory},
 };
 
@@ -87,6 +87,7 @@ pub struct Link {
     state: Mutex<State>,
     broken: Notify,
     draining: AtomicBool,
+    sole: Arc<Sole>,
 }
 
 impl Link {
@@ -106,7 +107,15 @@ impl Link {
             overflowed: false,
             reason: "no coordinator has answered yet".into(),
         };
-        Arc::new_cyclic(|this| Self {
+        Arc::new_cyclic(|this: &Weak<Self>| Self {
+            sole: Arc::new(Sole::new({
+                let this = this.clone();
+                move |sequence| {
+                    if let Some(link) = this.upgrade() {
+                        link.send(Message::SoleAck(v1::SoleAck { sequence }));
+                    }
+                }
+            })),
             edge,
             this: this.clone(),
             state: Mutex::new(state),
@@ -127,6 +136,8 @@ impl Link {
         state.removals.clear();
         state.overflowed = false;
         state.heard = Instant::now();
+        drop(state);
+        self.sole.reset();
     }
 
     pub fn welcomed(&self, epoch: u64) {
@@ -153,10 +164,13 @@ impl Link {
         state.lingering.clear();
         state.removals.clear();
         state.reason = reason;
+        drop(state);
+        self.sole.reset();
     }
 
     pub fn heard(&self) {
         self.state.lock().heard = Instant::now();
+        self.sole.heard();
     }
 
     #[must_use]
@@ -193,6 +207,12 @@ impl Link {
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.state.lock().epoch
+    }
+
+    /// Whether this edge is the only one.
+    #[must_use]
+    pub fn sole(&self) -> &Arc<Sole> {
+        &self.sole
     }
 
     pub fn set_draining(&self, draining: bool) {
@@ -415,6 +435,14 @@ impl Announce for Link {
     }
 
     fn local_fetch(&self, fetch: v1::LocalFetch) {
+        if self.sole.is_given() {
+            // There is no other edge to be told, and it is told before one comes.
+            let mut state = self.state.lock();
+            if state.phase >= Phase::Welcomed {
+                self.put_lingering(&mut state, Message::LocalFetch(fetch));
+            }
+            return;
+        }
         self.send_behind(Message::LocalFetch(fetch));
     }
 

@@ -4,6 +4,7 @@
 //! that overflows ends the session, because the inventory of the next one says all that was lost with it.
 //! May not know HTTP.
 
+pub mod at_once;
 pub mod channel;
 pub mod link;
 pub mod notes;

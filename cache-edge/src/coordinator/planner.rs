@@ -22,7 +22,7 @@ pub const CRITICAL_BUDGET: Duration = Duration::from_millis(40);
 /// The same where to fetch by itself may break a limit of the origin, and where a fetch under way here brings the byte, but late.
 const PATIENT_BUDGET: Duration = Duration::from_millis(500);
 /// Fetches of its own an edge has at a time: an outage of the coordinator is no storm for the origin.
-const MAX_LOCAL: usize = 64;
+pub(super) const MAX_LOCAL: usize = 64;
 /// Looks at waiting readers at most this often.
 const LEAST_INTERVAL: Duration = Duration::from_millis(2);
 const TICK: Duration = Duration::from_millis(500);
@@ -72,7 +72,7 @@ impl Planner {
                 next = next.min(self.wait_of(reader, view, planned_elsewhere, &mut local));
             }
         }
-        if !planned_elsewhere && !self.store_refuses() {
+        if !planned_elsewhere && !store_refuses(&self.store, &self.downloads) {
             for reader in &readers {
                 self.look_ahead(reader, &mut local);
             }
@@ -83,10 +83,6 @@ impl Planner {
             Some(left) => next.min(left + LEAST_INTERVAL),
             None => next,
         }
-    }
-
-    fn store_refuses(&self) -> bool {
-        self.store.degraded().is_some() || self.downloads.refused_within(REFUSED_PAUSE)
     }
 
     fn wait_of(
@@ -118,9 +114,9 @@ impl Planner {
         let waited = self.demand.waited(reader);
         let budget = budget(Wait {
             held: reader.held_for(),
-            is_limited: self.is_limited(reader),
+            is_limited: self.downloads.is_limited(&reader.file),
             is_covered,
-            store_refuses: self.store_refuses(),
+            store_refuses: store_refuses(&self.store, &self.downloads),
         });
         if planned_elsewhere && waited < budget {
             return budget - waited;
@@ -134,14 +130,6 @@ impl Planner {
         };
         self.submit(reader, want, local);
         TICK
-    }
-
-    fn is_limited(&self, reader: &ReaderState) -> bool {
-        let key = reader.file.description().key.as_ref();
-        let source = key.and_then(|key| self.downloads.fetcher().catalogue.get(&key.source));
-        source.is_some_and(|source| {
-            source.config.max_connections > 0 || source.config.max_rate_bytes_per_second > 0
-        })
     }
 
     fn look_ahead(&self, reader: &Arc<ReaderState>, local: &mut Vec<Order>) {
@@ -252,6 +240,11 @@ impl Planner {
             }
         }
     }
+}
+
+/// Readers go past the store for now.
+pub(super) fn store_refuses(store: &Store, downloads: &Downloads) -> bool {
+    store.degraded().is_some() || downloads.refused_within(REFUSED_PAUSE)
 }
 
 /// What decides how long a wait is left to the coordinator.

@@ -291,6 +291,7 @@ impl Session {
                 }
             }
             Message::Drain(drain) => self.link.set_draining(drain.draining),
+            Message::Sole(word) => self.link.sole().set(word.sole, word.sequence),
             Message::Places(places) => self.catalogue.set_places(&places),
             Message::DemandAnswered(answer) => self.demand.answered(answer.sequence),
             Message::Held(held) => self.demand.hold(&held.reader_ids, held.wait_ms),
@@ -433,7 +434,7 @@ impl Session {
     /// Their rows are gone. Blocks on the journal, hence off this task.
     fn drop_bytes(&self, removal: Removal) {
         let store = self.store.clone();
-        self.downloads.runtime().spawn_blocking(move || {
+        self.downloads.lanes().spawn_blocking(move || {
             let result = match &removal {
                 Removal::Chunks(entry, chunks) => store.drop_chunks(entry, chunks),
                 Removal::Entry(entry) => store.remove_entry(entry),

@@ -25,7 +25,6 @@ pub mod server;
 pub mod signing_keys;
 mod socket;
 mod syscalls;
-mod workers;
 
 pub use self::{
     body::{BodyData, Delivery, ObjectBody, Part, Plan},

@@ -1,6 +1,6 @@
 //! The listener for players: accepts, limits, speaks HTTP/1.1 and HTTP/2, and drains.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, num::NonZero, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Request};
 use hyper::{body::Incoming, service::service_fn};
@@ -25,9 +25,8 @@ use super::{
     sendfile_io::SendfileIo,
     signing_keys::SigningKeys,
     socket,
-    workers::Workers,
 };
-use crate::{core::cache_status::CacheStatus, serve::ports::Objects};
+use crate::{core::cache_status::CacheStatus, lanes::Threads, serve::ports::Objects};
 
 /// Buffers of 256 KiB for TLS and HTTP/2: 128 MiB at the very most, and only while so many are being sent.
 const MAX_LARGE_BUFFERS: usize = 512;
@@ -129,7 +128,9 @@ impl<O: Objects> Server<O> {
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> io::Result<()> {
-        let workers = Workers::start()?;
+        // One a processor this process may use.
+        let count = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let workers = Threads::start("serve", count)?;
         let tasks = TaskTracker::new();
         let cut = CancellationToken::new();
         loop {
@@ -149,7 +150,7 @@ impl<O: Objects> Server<O> {
                         let connection =
                             Arc::clone(&self).connection(stream, address, open, shutdown);
                         debug_assert!(size_of_val(&connection) <= MAX_CONNECTION_FUTURE_BYTES);
-                        workers.spawn(tasks.track_future(async move {
+                        workers.lanes().spawn(tasks.track_future(async move {
                             tokio::select! {
                                 () = cut.cancelled() => {}
                                 () = connection => {}

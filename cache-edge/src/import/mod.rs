@@ -20,12 +20,12 @@ use chunkcache_proto::v1;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use http::HeaderMap;
 use serde_json::json;
-use tokio::runtime::Handle;
 
 use self::compare::Comparison;
 use crate::{
     app::{self, Edge},
     core::path::{self, Target},
+    lanes::Lanes,
     options::{self, Options},
     origin::Source,
     serve::{
@@ -117,8 +117,11 @@ fn import(options: &Options, arguments: &ArgMatches) -> anyhow::Result<bool> {
     };
     let is_json = text("output") == Some("json");
     let files = files::below(&root)?;
-    let runtime = app::fetch_runtime(options.max_downloads)?;
-    let importer = runtime.block_on(Importer::open(options, name, check, runtime.handle()))?;
+    let fetch = app::fetch_threads(options.max_downloads)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let importer = runtime.block_on(Importer::open(options, name, check, fetch.lanes()))?;
     let mut outcomes = Vec::new();
     for file in files {
         let outcome = runtime.block_on(importer.adopt(&root, &file));
@@ -163,10 +166,10 @@ impl Importer {
         options: &Options,
         source: &str,
         check: Check,
-        handle: &Handle,
+        fetch: &Lanes,
     ) -> anyhow::Result<Self> {
         let store = app::open_store(options).await?;
-        let edge = Edge::build(options, store, handle.clone())?;
+        let edge = Edge::build(options, store, fetch.clone())?;
         let known = edge.catalogue.get(source);
         let source = known.with_context(|| {
             format!("{} knows no source {source:?}: start the edge once with its coordinator, which tells it", options.data_dir.display())

@@ -1,7 +1,7 @@
 //! One request to a source, and its answer's body as bytes that come in time.
 //!
-//! Redirects are followed inside the source only. Connections are kept alive and pooled; they belong to the runtime that made
-//! the request, which is why all requests are made on the fetch runtime.
+//! Redirects are followed inside the source only. Connections are kept alive and pooled; they belong to the thread that made
+//! the request, which is why all requests are made on the fetching threads.
 
 use std::{
     sync::{

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chunkcache_proto::ByteRange;
-use tokio::{runtime::Handle, sync::mpsc, time::Instant};
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     OriginError, Turn,
@@ -13,7 +13,8 @@ use super::{
     run::{Fetcher, Opened},
 };
 use crate::{
-    availability::DirectBytes, core::backoff::Backoff, serve::ports::ReadError, store::EntryFile,
+    availability::DirectBytes, core::backoff::Backoff, lanes::Lanes, serve::ports::ReadError,
+    store::EntryFile,
 };
 
 /// Frames between the origin's connection and the player's: enough that neither waits for the other's wake-up.
@@ -22,7 +23,7 @@ const FRAMES: usize = 8;
 /// See [`DirectBytes`].
 pub struct Direct {
     pub fetcher: Arc<Fetcher>,
-    pub runtime: Handle,
+    pub lanes: Lanes,
 }
 
 impl DirectBytes for Direct {
@@ -33,7 +34,7 @@ impl DirectBytes for Direct {
     ) -> mpsc::Receiver<Result<Bytes, ReadError>> {
         let (sender, receiver) = mpsc::channel(FRAMES);
         let fetcher = self.fetcher.clone();
-        self.runtime
+        self.lanes
             .spawn(async move { pump(&fetcher, &file, range, &sender).await });
         receiver
     }

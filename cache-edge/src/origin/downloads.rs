@@ -14,7 +14,7 @@ use std::{
 
 use chunkcache_proto::{ChunkIndex, EntryId, Level, v1};
 use parking_lot::Mutex;
-use tokio::{runtime::Handle, sync::Notify};
+use tokio::sync::Notify;
 
 pub use super::run::Order;
 use super::{
@@ -25,6 +25,7 @@ use super::{
 use crate::{
     availability::{Announce, DemandRegistry},
     core::fetch_queue::{Effect, FetchQueue, Task},
+    lanes::Lanes,
 };
 
 /// Ids of fetches this edge decided on itself have this bit.
@@ -53,7 +54,7 @@ struct Inner {
     fetcher: Arc<Fetcher>,
     announce: Arc<dyn Announce>,
     demand: Arc<DemandRegistry>,
-    runtime: Handle,
+    lanes: Lanes,
     /// Something was ordered.
     ordered: Notify,
     begun: Instant,
@@ -80,14 +81,14 @@ struct Fetch {
 }
 
 impl Downloads {
-    /// `runtime`: the fetch runtime, whose threads may block on the disk.
+    /// `lanes`: the fetching threads, which may block on the disk.
     #[must_use]
     pub fn new(
         max_downloads: usize,
         fetcher: Arc<Fetcher>,
         announce: Arc<dyn Announce>,
         demand: Arc<DemandRegistry>,
-        runtime: Handle,
+        lanes: Lanes,
     ) -> Self {
         let state = State {
             queue: FetchQueue::new(max_downloads),
@@ -101,7 +102,7 @@ impl Downloads {
             fetcher,
             announce,
             demand,
-            runtime,
+            lanes,
             ordered: Notify::new(),
             begun: Instant::now(),
             next_local: AtomicU64::new(1),
@@ -114,8 +115,8 @@ impl Downloads {
     }
 
     #[must_use]
-    pub fn runtime(&self) -> &Handle {
-        &self.0.runtime
+    pub fn lanes(&self) -> &Lanes {
+        &self.0.lanes
     }
 
     /// An id for a fetch this edge decides on.
@@ -143,7 +144,15 @@ impl Downloads {
     /// Takes an order in. `false`: refused, the queue is full or closing.
     pub fn submit(&self, order: Order) -> bool {
         let task = self.task(&order);
-        let mut state = self.0.state.lock();
+        self.take_in(self.0.state.lock(), order, task)
+    }
+
+    fn take_in(
+        &self,
+        mut state: parking_lot::MutexGuard<'_, State>,
+        order: Order,
+        task: Task,
+    ) -> bool {
         if state.closed || !state.queue.push(task) {
             return false;
         }
@@ -153,6 +162,17 @@ impl Downloads {
         self.0.ordered.notify_waiters();
         self.settle(state);
         true
+    }
+
+    /// Takes an order of one chunk in where no other covers it. `false`: one does, or it was refused.
+    pub fn submit_uncovered(&self, order: Order) -> bool {
+        let (entry, chunk) = (order.file.id(), order.first_chunk);
+        let task = self.task(&order);
+        let state = self.0.state.lock();
+        if state.queue.covering(entry, chunk).next().is_some() {
+            return false;
+        }
+        self.take_in(state, order, task)
     }
 
     /// Takes over an answer that is under way already.
@@ -213,15 +233,21 @@ impl Downloads {
     }
 
     fn spawn(&self, order: Order, control: Arc<Control>, opened: Option<Opened>) {
-        let this = self.clone();
-        self.0.runtime.spawn(async move {
+        let (this, is_answered) = (self.clone(), opened.is_some());
+        let run = async move {
             this.report(order.id, v1::fetch_report::State::Started, 0, None);
             let end = this.0.fetcher.run(&order, &control, opened).await;
             if !matches!(end, RunEnd::Paused(_)) {
                 this.0.fetcher.connection_closed(&order).await;
             }
             this.ended(order.id, &control, end);
-        });
+        };
+        if is_answered {
+            // By a question on this lane, as a rule: its connection is here, and the first bytes are written while the viewer's thread wakes.
+            self.0.lanes.spawn_here(run);
+        } else {
+            self.0.lanes.spawn(run);
+        }
     }
 
     fn ended(&self, id: u64, control: &Control, end: RunEnd) {

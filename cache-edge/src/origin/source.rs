@@ -110,6 +110,12 @@ impl Source {
         self.config.freshness.unwrap_or_default()
     }
 
+    /// What it bears holds in the whole cluster.
+    #[must_use]
+    pub fn is_limited(&self) -> bool {
+        self.config.max_connections > 0 || self.config.max_rate_bytes_per_second > 0
+    }
+
     /// The object's URL. `None` where the result would not lie below the base URL: the
     /// path was normalised already, this is the second lock on the door.
     #[must_use]

@@ -121,8 +121,10 @@ pub async fn pass_through(
         let response = patience::ask(&asking.source, &asking.counters, once).await;
         response.map(|response| (response, asking))
     };
-    let runtime = parts.downloads.runtime();
-    let asked = runtime.spawn(asked.instrument(Span::current()));
+    let asked = parts
+        .downloads
+        .lanes()
+        .spawn(asked.instrument(Span::current()));
     let asked = asked
         .await
         .map_err(|_| ServeError::Internal("the request to the origin was given up".into()))?;
@@ -154,7 +156,10 @@ pub async fn pass_through(
     let (sender, receiver) = mpsc::channel(FRAMES);
     if !request.head_only {
         let body = Body::new(asking, response, announced);
-        runtime.spawn(send(body, sender, comparison).instrument(Span::current()));
+        parts
+            .downloads
+            .lanes()
+            .spawn(send(body, sender, comparison).instrument(Span::current()));
     }
     Ok(PassThrough {
         status,

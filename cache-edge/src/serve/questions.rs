@@ -3,10 +3,11 @@
 use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
-use tokio::{runtime::Handle, sync::watch};
+use tokio::sync::watch;
 use tracing::{Instrument as _, Span};
 
 use super::{ports::ServeError, probe::Found};
+use crate::lanes::Lanes;
 
 /// Under way at a time. More are refused: each holds connections and goes on when who asked has left.
 const MAX_QUESTIONS: usize = 256;
@@ -16,15 +17,15 @@ type Pending = watch::Receiver<Option<Answer>>;
 
 /// Those under way, by what is asked.
 pub(super) struct Questions {
-    runtime: Handle,
+    lanes: Lanes,
     asking: Arc<Mutex<HashMap<String, Pending>>>,
 }
 
 impl Questions {
-    /// They run on `runtime`, so that they outlive who asked.
-    pub fn new(runtime: Handle) -> Self {
+    /// They run on `lanes`, so that they outlive who asked.
+    pub fn new(lanes: Lanes) -> Self {
         Self {
-            runtime,
+            lanes,
             asking: Arc::default(),
         }
     }
@@ -64,7 +65,7 @@ impl Questions {
             asking.lock().remove(&id);
             let _ = sender.send(Some(found));
         };
-        self.runtime.spawn(asked.instrument(Span::current()));
+        self.lanes.spawn(asked.instrument(Span::current()));
         Ok(Asked::First(receiver))
     }
 }
@@ -96,12 +97,12 @@ impl Asked {
 mod tests {
     use std::sync::atomic::{AtomicU16, Ordering};
 
-    use tokio::sync::Notify;
+    use tokio::{runtime::Handle, sync::Notify};
 
     use super::*;
 
     fn questions() -> Questions {
-        Questions::new(Handle::current())
+        Questions::new(Lanes::of(Handle::current()))
     }
 
     fn unsettled() -> Option<Found> {
@@ -177,13 +178,13 @@ mod tests {
     fn one_that_was_cut_off_is_asked_anew() {
         let runtime = || tokio::runtime::Builder::new_current_thread().build();
         let (lost, present) = (runtime().unwrap(), runtime().unwrap());
-        let mut questions = Questions::new(lost.handle().clone());
+        let mut questions = Questions::new(Lanes::of(lost.handle().clone()));
         let forever = || std::future::pending::<Answer>();
         let asked = questions.ask("a".into(), unsettled, forever).unwrap();
         drop(lost);
         let answer = present.block_on(asked.answer());
         assert!(matches!(answer, Err(ServeError::Internal(_))));
-        questions.runtime = present.handle().clone();
+        questions.lanes = Lanes::of(present.handle().clone());
         let question = || async { Ok(Found::Negative(3)) };
         let asked = questions.ask("a".into(), unsettled, question).unwrap();
         assert_eq!(present.block_on(number(asked)), 3);

@@ -27,6 +27,11 @@ impl EdgeObjects {
         use v1::resolve_key_response::Outcome;
         let parts = self.parts();
         let since = parts.bindings.now();
+        // Alone, this edge would be told to ask the origin, or what the origin says as well: see RFC 0004.
+        let asks_first = source.is_limited() || self.known_keys().may_have(key);
+        if let Some(_turn) = parts.sole.turn().filter(|_| !asks_first) {
+            return self.ask_origin(source, key, request).await;
+        }
         // Not one round trip after the other.
         let expected = source.places.expect();
         let resolved = parts.directory.resolve(key.clone()).await;
@@ -77,11 +82,20 @@ impl EdgeObjects {
             Some(Outcome::Known(_) | Outcome::Probe(_)) | None => {}
         }
         drop(expected);
+        self.ask_origin(source, key, request).await
+    }
+
+    async fn ask_origin(
+        &self,
+        source: &Arc<Source>,
+        key: &v1::Key,
+        request: &ObjectRequest,
+    ) -> Result<Found, ServeError> {
         let found = probe::probe(self, source, key, request).await;
         let is_told = matches!(&found, Ok(Found::Object(..) | Found::Negative(404 | 410)));
         if !is_told {
             // Nothing to remember, but the question is over: other edges need not wait for its lease to end.
-            parts.announce.negative(key, 0, 0);
+            self.parts().announce.negative(key, 0, 0);
         }
         found
     }

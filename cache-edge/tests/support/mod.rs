@@ -11,9 +11,10 @@ use std::{
 };
 
 use cache_edge::{
-    app::{Edge, fetch_runtime},
+    app::{Edge, fetch_threads},
     coordinator::notes,
     http::{Metrics, Server, Settings},
+    lanes::Threads,
     options::{Options, PlayerOptions},
     store::{MinFree, Store, StoreOptions},
 };
@@ -23,7 +24,6 @@ use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    runtime::Runtime,
     sync::Notify,
 };
 use tokio_util::sync::CancellationToken;
@@ -325,7 +325,7 @@ pub struct TestEdge {
     pub edge: Edge,
     stop: CancellationToken,
     tasks: Option<tokio::task::JoinHandle<()>>,
-    fetch: Option<Runtime>,
+    fetch: Option<Threads>,
 }
 
 impl TestEdge {
@@ -375,8 +375,8 @@ impl TestEdge {
             group_sync_window: Duration::from_millis(5),
         })
         .unwrap();
-        let fetch = fetch_runtime(options.max_downloads).unwrap();
-        let edge = Edge::build(&options, store, fetch.handle().clone()).unwrap();
+        let fetch = fetch_threads(options.max_downloads).unwrap();
+        let edge = Edge::build(&options, store, fetch.lanes().clone()).unwrap();
         if origin.is_some() {
             let _ = notes::set_sources(&edge.store, &edge.catalogue, vec![source]);
         }
@@ -423,7 +423,7 @@ impl TestEdge {
         tokio::task::spawn_blocking(move || store.close())
             .await
             .unwrap();
-        self.fetch.take().unwrap().shutdown_background();
+        drop(self.fetch.take());
     }
 
     pub async fn get(&self, path: &str, range: Option<&str>) -> Answer {
@@ -434,9 +434,7 @@ impl TestEdge {
 impl Drop for TestEdge {
     fn drop(&mut self) {
         self.stop.cancel();
-        if let Some(fetch) = self.fetch.take() {
-            fetch.shutdown_background();
-        }
+        drop(self.fetch.take());
     }
 }
 

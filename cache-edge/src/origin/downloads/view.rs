@@ -4,7 +4,8 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use chunkcache_proto::{ChunkIndex, EntryId};
 
-use super::Downloads;
+use super::{Downloads, LOCAL_BIT};
+use crate::store::EntryFile;
 
 impl Downloads {
     /// The entry and chunk the fetch works on.
@@ -23,6 +24,23 @@ impl Downloads {
     #[must_use]
     pub fn chunk_under_way(&self, id: u64) -> Option<ChunkIndex> {
         self.under_way(id).map(|(_, chunk)| chunk)
+    }
+
+    /// Its origin has limits, which hold in the whole cluster.
+    #[must_use]
+    pub fn is_limited(&self, file: &EntryFile) -> bool {
+        let key = file.description().key.as_ref();
+        let source = key.and_then(|key| self.0.fetcher.catalogue.get(&key.source));
+        source.is_some_and(|source| source.is_limited())
+    }
+
+    /// Fetches under way, or waiting for their turn, that this edge decided on itself.
+    #[must_use]
+    pub fn local_count(&self) -> usize {
+        let state = self.0.state.lock();
+        let ids = state.fetches.iter();
+        ids.filter(|(id, fetch)| **id & LOCAL_BIT != 0 && !fetch.finished)
+            .count()
     }
 
     /// Wakes when something is ordered. Subscribe before looking.
