@@ -193,14 +193,25 @@ fn percentiles(name: &str, mut load: Load) {
     }
     nanos.sort_unstable();
     let at = |share: f64| nanos[((nanos.len() - 1) as f64 * share) as usize] as f64 / 1_000.0;
+    let mean = nanos.iter().sum::<u64>() as f64 / nanos.len() as f64 / 1_000.0;
     println!(
-        "{name}: {queued} chunks queued; apply p50 {:.2} µs, p90 {:.2} µs, p99 {:.2} µs, p99.9 {:.2} µs, max {:.1} µs",
+        "{name}: {queued} chunks queued; apply mean {mean:.2} µs, p50 {:.2} µs, p90 {:.2} µs, p99 {:.2} µs, p99.9 {:.2} µs, max {:.1} µs",
         at(0.5),
         at(0.9),
         at(0.99),
         at(0.999),
         at(1.0)
     );
+    if let Some(mib) = resident_mib() {
+        println!("resident {mib} MiB");
+    }
+}
+
+fn resident_mib() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib / 1024)
 }
 
 fn main() {

@@ -1,46 +1,42 @@
-//! Load figures of the repository:
-//! `LOAD_FSYNC=1 LOAD_CHUNKS=1000000 LOAD_ROWS=20000000 cargo test --release -p cache-coordinator --test repository_load -- --nocapture --test-threads=1`.
-//! As a plain test it runs in a small form, so that it keeps working.
+//! Load figures of the coordinator; all of them at full size: `tests/bench/coordinator`. Sizes come from the environment
+//! (`LOAD_ROWS`, `LOAD_SECONDS`, `LOAD_CHUNKS`, `LOAD_SESSION_CHUNKS`, `LOAD_SESSIONS`); with `LOAD_DIRECTORY` PostgreSQL keeps its
+//! files there for the next run; with `LOAD_FSYNC` it syncs.
+//! As plain tests they run in a small form, so that they keep working.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod api_support;
+mod load;
 mod support;
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use api_support::{
     coordinator,
     fake_edge::{FakeEdge, Inventory, entry},
 };
-use cache_coordinator::repository::{EdgeId, writer::StoreChunks};
-use chunkcache_proto::{ByteRange, EntryId, v1::GetStatusRequest};
+use cache_coordinator::repository::{
+    EdgeId,
+    writer::{StoreChunks, WriterConfig},
+};
+use chunkcache_proto::{ByteRange, Geometry, checksum::InventoryDigest, v1};
+use load::{
+    figure,
+    process::Process,
+    report, resident_bytes, size,
+    table::{self, EDGES, ENTRY_CHUNKS, Large},
+};
 use support::{CHUNK, leader, postgres::client, sums};
 use tokio::task::JoinSet;
-
-/// Chunks reported (`LOAD_CHUNKS`), or rows of the large table (`LOAD_ROWS`).
-fn size(variable: &str, small: u32) -> u32 {
-    std::env::var(variable)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(small)
-}
-
-fn report(what: &str, mut times: Vec<Duration>) {
-    times.sort();
-    let part = |part: usize| times[(times.len() - 1) * part / 100];
-    println!(
-        "{what}: median {:?}, p99 {:?}, longest {:?} of {}",
-        part(50),
-        part(99),
-        part(100),
-        times.len()
-    );
-}
+use v1::{
+    GetStatusRequest, session_request::Message as Request, session_response::Message as Response,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn completions_digests_and_range_questions() {
     const REPORT: u32 = 16;
-    const ENTRY_CHUNKS: u32 = 50_000;
     let (_server, url, one) = leader().await;
     one.source("films").await;
     let total = size("LOAD_CHUNKS", 20_000);
@@ -58,7 +54,7 @@ async fn completions_digests_and_range_questions() {
     }
 
     let began = Instant::now();
-    let mut answers = std::collections::VecDeque::new();
+    let mut answers = VecDeque::new();
     for first in (0..total).step_by(REPORT as usize) {
         let entry = entries[(first / ENTRY_CHUNKS) as usize].id;
         let first = first % ENTRY_CHUNKS;
@@ -115,81 +111,195 @@ async fn completions_digests_and_range_questions() {
         times.push(began.elapsed());
         assert!(missing.is_empty());
     }
-    report("has-byte-range over 33 chunks", times);
+    report("small_has_range", "has-byte-range over 33 chunks", times);
 }
 
-/// Entries of 50,000 chunks, each whole on two of 1,000 edges: the question is asked of a random place, of one edge and of all.
+/// In pieces of `LOAD_FILL_SECONDS`; as a plain test, all of it at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_table() {
+    let patience = match size("LOAD_FILL_SECONDS", 0) {
+        0 => None,
+        seconds => Some(Duration::from_secs(seconds.into())),
+    };
+    let Some(large) = table::fill(patience).await else {
+        println!("not filled yet");
+        return;
+    };
+    let client = client(&large.url).await;
+    let sizes = client.query(
+        "SELECT relname::text, pg_relation_size(oid) AS bytes FROM pg_class
+         WHERE relname LIKE 'cache_chunks%' AND relkind IN ('r', 'i') ORDER BY 1",
+        &[],
+    );
+    let mut bytes = 0;
+    for row in sizes.await.unwrap() {
+        let (name, size): (String, i64) = (row.get(0), row.get(1));
+        println!("{name}: {:.2} GB", size as f64 / 1e9);
+        bytes += size;
+    }
+    figure("rows", large.rows as f64);
+    figure("row_bytes", bytes as f64 / large.rows as f64);
+    println!("filled: {} rows", large.rows);
+}
+
+/// Asked of a random place, of one edge and of all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn range_questions_on_a_large_table() {
-    const ENTRY_CHUNKS: u32 = 50_000;
-    const COPIES: u32 = 2;
-    let rows = size("LOAD_ROWS", 100_000);
-    let entries = (rows / ENTRY_CHUNKS / COPIES).max(1);
-    let (_server, url, one) = leader().await;
-    one.source("films").await;
-    let client = client(&url).await;
-    let began = Instant::now();
-    // Indexes afterwards: the table is what is wanted here, not how it grew.
-    client
-        .batch_execute(&format!(
-            "INSERT INTO edges (name, url, store_id) SELECT 'e' || n, 'http://e', gen_random_uuid() FROM generate_series(1, 1000) n;
-             INSERT INTO cache_entries (id, source, path, validator, size, chunk_size)
-             SELECT lpad(to_hex(n), 32, '0')::uuid, 'films', 'p' || n, 'v', {ENTRY_CHUNKS} * 65536::bigint, 65536 FROM generate_series(1, {entries}) n;
-             ALTER TABLE cache_chunks DROP CONSTRAINT cache_chunks_pkey, DROP CONSTRAINT cache_chunks_entry_id_fkey, DROP CONSTRAINT cache_chunks_edge_id_fkey;
-             DROP INDEX cache_chunks_by_edge;
-             INSERT INTO cache_chunks (entry_id, edge_id, start_byte, end_byte, checksum)
-             SELECT lpad(to_hex(n), 32, '0')::uuid, (n * 7 + copy * 501) % 1000 + 1, c * 65536::bigint, (c + 1) * 65536::bigint, c * 1099511628211
-             FROM generate_series(1, {entries}) n, generate_series(1, {COPIES}) copy, generate_series(0, {ENTRY_CHUNKS} - 1) c;
-             SET maintenance_work_mem = '1GB';
-             ALTER TABLE cache_chunks ADD PRIMARY KEY (entry_id, edge_id, start_byte);
-             CREATE INDEX cache_chunks_by_edge ON cache_chunks (edge_id, entry_id);"
-        ))
-        .await
-        .unwrap();
-    client
-        .batch_execute("VACUUM (ANALYZE, FREEZE) cache_chunks")
-        .await
-        .unwrap();
-    let count = entries * COPIES * ENTRY_CHUNKS;
-    println!("{count} rows made in {:?}", began.elapsed());
-    let geometry = support::entry(1, "p", u64::from(ENTRY_CHUNKS)).geometry;
-    for (what, one_edge) in [("of one edge", true), ("of all edges", false)] {
+    let large = table::large().await;
+    let database = support::database(&large.url);
+    let entries = large.entries;
+    let geometry = Geometry::new(u64::from(ENTRY_CHUNKS) * CHUNK, CHUNK as u32).unwrap();
+    for (what, one_edge) in [("one_edge", true), ("all_edges", false)] {
         for chunks in [1, 33] {
             let mut times = Vec::new();
-            for number in 0..4_000_u32 {
+            for number in 0..size("LOAD_QUESTIONS", 4_000) {
                 let entry = number.wrapping_mul(2_654_435_761) % entries + 1;
                 let first = number.wrapping_mul(40_503) % (ENTRY_CHUNKS - 40);
                 let start = u64::from(first) * CHUNK + 17;
                 let range = ByteRange::new(start, start + (chunks - 1) * CHUNK + 4_000);
-                let id = EntryId::from_u128(u128::from(entry));
+                let id = Large::entry(entry);
                 let began = Instant::now();
                 let missing = if one_edge {
-                    let edge = (entry * 7 + 501) % 1000 + 1;
-                    let edges = [EdgeId::try_from(edge).unwrap()];
-                    one.database
-                        .missing(id, geometry, range, &edges, 1_000)
-                        .await
+                    let edges = [Large::holder(entry)];
+                    database.missing(id, geometry, range, &edges, 1_000).await
                 } else {
-                    one.database
-                        .missing_anywhere(id, geometry, range, 1_000)
-                        .await
+                    database.missing_anywhere(id, geometry, range, 1_000).await
                 };
                 times.push(began.elapsed());
                 assert!(missing.unwrap().is_empty());
             }
             // The first questions wait for pages of the disk; those are counted as well.
             report(
-                &format!("has-byte-range over {chunks} chunks {what}, {count} rows"),
+                &format!("has_range_{what}_{chunks}"),
+                &format!("has-byte-range over {chunks} chunks, {what}"),
                 times,
             );
         }
     }
 }
 
+/// For `LOAD_SECONDS`, from a thousand edges, each with an entry of its own, as fast as they are committed; or `LOAD_PACE` a second.
+/// The rate of each second is printed: a mean hides what a checkpoint or a vacuum does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn completions_into_a_large_table() {
+    const REPORT: u32 = 16;
+    let large = table::large().await;
+    let one = support::coordinator(&large.url, "http://one", WriterConfig::default()).await;
+    one.leads().await;
+    // New ones in each run.
+    let known = client(&large.url)
+        .await
+        .query_one("SELECT count(*) FROM cache_entries", &[])
+        .await;
+    let first_new = u32::try_from(known.unwrap().get::<_, i64>(0)).unwrap() + 1;
+    let mut entries = Vec::new();
+    for number in first_new..first_new + EDGES {
+        let made = one
+            .entry(number.into(), &format!("new-{number}"), 10_000_000)
+            .await;
+        entries.push(made.id);
+    }
+    let span = Duration::from_secs(size("LOAD_SECONDS", 1).into());
+    let pace = size("LOAD_PACE", 0);
+    let began = Instant::now();
+    let (mut sent, mut committed, mut reports) = (0_u64, 0_u64, 0_u32);
+    let mut seconds: Vec<u64> = Vec::new();
+    let mut answers = VecDeque::new();
+    let mut slowest = Duration::ZERO;
+    while began.elapsed() < span {
+        if pace > 0 && sent as f64 > began.elapsed().as_secs_f64() * f64::from(pace) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            continue;
+        }
+        let edge = reports % EDGES;
+        let first = reports / EDGES * REPORT;
+        let store = StoreChunks {
+            edge: EdgeId::try_from(edge + 1).unwrap(),
+            epoch: 1,
+            entry: entries[edge as usize],
+            chunks: sums(first..first + REPORT),
+        };
+        answers.push_back((Instant::now(), one.writer.enqueue(store).await.unwrap()));
+        reports += 1;
+        sent += u64::from(REPORT);
+        // What is waited for is a report each of the edges.
+        while answers.len() > EDGES as usize {
+            let (asked, answer) = answers.pop_front().unwrap();
+            answer.await.unwrap();
+            slowest = slowest.max(asked.elapsed());
+            committed += u64::from(REPORT);
+            let second = began.elapsed().as_secs() as usize;
+            seconds.resize(seconds.len().max(second + 1), 0);
+            seconds[second] += u64::from(REPORT);
+        }
+    }
+    let took = began.elapsed();
+    for (_, answer) in answers {
+        answer.await.unwrap();
+    }
+    let rate = committed as f64 / took.as_secs_f64();
+    println!("{committed} completions in {took:?}: {rate:.0} a second, slowest answer {slowest:?}");
+    println!("each second: {seconds:?}");
+    // The last second is a part of one.
+    seconds.truncate(took.as_secs() as usize);
+    seconds.sort_unstable();
+    if let (Some(worst), Some(median)) = (seconds.first(), seconds.get(seconds.len() / 2)) {
+        println!("the worst second {worst}, the median one {median}");
+        figure("completions_worst_second", *worst as f64);
+    }
+    figure("completions_per_second", rate);
+    figure("completions_span_seconds", took.as_secs_f64());
+    figure(
+        "completions_slowest_answer_ms",
+        slowest.as_secs_f64() * 1_000.0,
+    );
+}
+
+/// Of an edge whose rows lie all over a large table, over a real session.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reconciliation_in_a_large_table() {
+    let large = table::large().await;
+    let entries = table::wide_entries(large.entries);
+    let process = Process::start(&large.url).await;
+    let mut digest = InventoryDigest::default();
+    (0..ENTRY_CHUNKS).for_each(|index| digest.add(table::checksum(index)));
+    for what in ["first", "again"] {
+        let mut edge = FakeEdge::hello_at(process.edge().await, table::WIDE).await;
+        let began = Instant::now();
+        for number in 1..=entries {
+            edge.say(Request::InventoryDigest(v1::InventoryDigest {
+                entry_id: Large::entry(number).to_string(),
+                chunk_count: digest.chunk_count,
+                checksum_xor: digest.checksum_xor,
+            }))
+            .await;
+        }
+        edge.say(Request::InventoryComplete(v1::InventoryComplete {}))
+            .await;
+        let differ = edge.expect(|message| match message {
+            Response::InventoryRequest(request) => Some(request.entry_ids),
+            _ => None,
+        });
+        assert!(differ.await.is_empty(), "the rows are what was presented");
+        edge.say(Request::InventoryComplete(v1::InventoryComplete {}))
+            .await;
+        edge.expect(|message| matches!(message, Response::Ready(_)).then_some(()))
+            .await;
+        let took = began.elapsed();
+        println!(
+            "reconciliation of {} chunks by digests, {what}: {took:?}",
+            entries * ENTRY_CHUNKS
+        );
+        figure(
+            &format!("reconciliation_{what}_ms"),
+            took.as_secs_f64() * 1_000.0,
+        );
+    }
+}
+
 /// Over a real session: all of it in full, then digests alone, then one entry that differs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reconciliation_of_an_edge() {
-    const ENTRY_CHUNKS: u32 = 50_000;
     let total = size("LOAD_SESSION_CHUNKS", 10_000);
     let coordinator = coordinator().await;
     coordinator.add_source("films", "http://origin.test").await;
@@ -229,81 +339,83 @@ async fn reconciliation_of_an_edge() {
     coordinator.stop().await.unwrap();
 }
 
-/// Memory is of this whole process: the coordinator and the edges played by hand, both ends of each connection.
+/// Edges played by hand, and a coordinator in a process of its own: its memory is what its sessions take.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_sessions() {
-    const REPORTS: u64 = 20;
     const REPORT: u32 = 16;
     let sessions = size("LOAD_SESSIONS", 20);
-    let coordinator = std::sync::Arc::new(coordinator().await);
-    coordinator.add_source("films", "http://origin.test").await;
-    let film = entry(
-        "films",
-        "http://origin.test",
-        "film.mp4",
-        u64::from(REPORT) * REPORTS,
-        "\"1\"",
-    );
-    let before = resident_bytes();
+    let large = table::large().await;
+    // Nobody else is there, whatever an earlier run left.
+    let client = client(&large.url).await;
+    client
+        .batch_execute("UPDATE edges SET state = 'lost'")
+        .await
+        .unwrap();
+    let process = std::sync::Arc::new(Process::start(&large.url).await);
+    let source = v1::Source {
+        name: "films".into(),
+        base_url: "http://origin.test".into(),
+        background_fill: Some(false),
+        ..Default::default()
+    };
+    let put = v1::PutSourceRequest {
+        source: Some(source),
+    };
+    process.cache().await.put_source(put).await.unwrap();
+    // New in each run.
+    let tag = format!("\"{}\"", uuid::Uuid::new_v4());
+    let film = entry("films", "http://origin.test", "film.mp4", 10_000_000, &tag);
+    let before = resident_bytes(process.pid());
     let began = Instant::now();
     let mut joining = JoinSet::new();
     let mut edges = Vec::new();
     for number in 0..sessions {
-        let coordinator = std::sync::Arc::clone(&coordinator);
-        joining.spawn(async move { FakeEdge::join(&coordinator, &format!("edge-{number}")).await });
+        let process = std::sync::Arc::clone(&process);
+        joining.spawn(async move {
+            FakeEdge::join_at(process.edge().await, &format!("edge-{number}")).await
+        });
         // As a cluster that comes back: many at once, but not all.
         while joining.len() >= 64 {
             edges.push(joining.join_next().await.unwrap().unwrap());
         }
     }
     edges.extend(joining.join_all().await);
-    let held = resident_bytes().saturating_sub(before);
-    println!(
-        "{sessions} sessions ready in {:?}, {} KiB each",
-        began.elapsed(),
-        held / 1024 / u64::from(sessions)
-    );
+    let took = began.elapsed();
+    let held = resident_bytes(process.pid()).saturating_sub(before);
+    let each = held / 1024 / u64::from(sessions);
+    println!("{sessions} sessions ready in {took:?}, {each} KiB each in the coordinator");
+    figure("sessions", f64::from(sessions));
+    figure("sessions_ready_seconds", took.as_secs_f64());
+    figure("session_idle_kib", each as f64);
+    let span = Duration::from_secs(size("LOAD_SECONDS", 1).into());
     let began = Instant::now();
     let mut reporting = JoinSet::new();
     for mut edge in edges {
         let film = film.clone();
         reporting.spawn(async move {
             edge.observe(&film).await;
-            for report in 0..REPORTS {
-                let first = report as u32 * REPORT;
+            let mut reports = 0_u32;
+            while began.elapsed() < span {
+                let first = reports * REPORT;
                 let indexes: Vec<u32> = (first..first + REPORT).collect();
-                edge.store(report + 1, &film.id, &indexes).await;
+                reports += 1;
+                edge.store(reports.into(), &film.id, &indexes).await;
             }
-            edge
+            (edge, reports)
         });
     }
     let edges = reporting.join_all().await;
-    let chunks = u64::from(sessions) * REPORTS * u64::from(REPORT);
+    let chunks: u32 = edges.iter().map(|(_, reports)| reports * REPORT).sum();
+    let rate = f64::from(chunks) / began.elapsed().as_secs_f64();
     println!(
-        "{chunks} completions over {} sessions, each waiting for the commit of its last {REPORT}: {:.0} a second",
-        edges.len(),
-        chunks as f64 / began.elapsed().as_secs_f64()
+        "{chunks} completions over {} sessions, each waiting for the commit of its last {REPORT}: {rate:.0} a second",
+        edges.len()
     );
-    let status = coordinator
-        .cache()
-        .await
-        .get_status(GetStatusRequest {})
-        .await;
+    figure("session_completions_per_second", rate);
+    let held = resident_bytes(process.pid()).saturating_sub(before);
+    let each = held / 1024 / u64::from(sessions);
+    println!("{each} KiB each after it");
+    figure("session_kib", each as f64);
+    let status = process.cache().await.get_status(GetStatusRequest {}).await;
     assert_eq!(status.unwrap().into_inner().edges_active, sessions);
-    drop(edges);
-    coordinator.shutdown.cancel();
-}
-
-fn resident_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .unwrap();
-    line.split_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse::<u64>()
-        .unwrap()
-        * 1024
 }

@@ -1,6 +1,6 @@
 //! What the table says of chunks: who holds what, what is missing, digests.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Geometry, v1};
 use tokio_postgres::{Row, types::ToSql};
@@ -86,6 +86,12 @@ impl Database {
             .await?
             .remove(&entry)
             .unwrap_or_default())
+    }
+
+    /// Edges that hold anything of it.
+    pub async fn edges_holding(&self, entry: EntryId) -> Result<HashSet<EdgeId>, RepositoryError> {
+        let rows = self.query(statements::CHUNK_EDGES, &[&entry]).await?;
+        Ok(rows.iter().map(|row| row.get("edge_id")).collect())
     }
 
     /// What each edge holds of several entries; an entry nobody holds anything of is not in the answer.

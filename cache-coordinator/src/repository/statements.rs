@@ -39,6 +39,7 @@ statements! {
     CHUNK_DELETE_OF_SOURCE = "chunk_delete_of_source";
     CHUNK_DIGEST = "chunk_digest";
     CHUNK_DIGESTS = "chunk_digests";
+    CHUNK_EDGES = "chunk_edges";
     CHUNK_HOLDERS = "chunk_holders";
     CHUNK_HOLDINGS = "chunk_holdings";
     CHUNK_LIST = "chunk_list";

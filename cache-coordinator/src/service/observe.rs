@@ -1,6 +1,6 @@
 //! An origin answered for a key: the entry is registered, the key points to it, who should know is told.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use chunkcache_proto::{EntryIdentity, v1};
 use v1::session_response::Message;
@@ -71,15 +71,13 @@ async fn tell_edges(
         return Ok(());
     }
     let moved = observed.key_changed;
-    let holders: Vec<EdgeId> = match binding.entry.as_ref().and_then(|e| e.id.parse().ok()) {
+    let holders: HashSet<EdgeId> = match binding.entry.as_ref().and_then(|e| e.id.parse().ok()) {
+        // Who, not what: an entry may be fifty thousand chunks on a thousand edges, and each of these confirms it.
         Some(id) if !moved => {
-            let holdings = cluster.database.holdings(id).await?;
-            holdings
-                .iter()
-                .map(|holding| edge_id(holding.edge_id))
-                .collect()
+            let edges = cluster.database.edges_holding(id).await?;
+            edges.into_iter().map(edge_id).collect()
         }
-        _ => Vec::new(),
+        _ => HashSet::new(),
     };
     for live in cluster.registry.all() {
         if Some(live.edge) != by && (moved || holders.contains(&live.edge)) {

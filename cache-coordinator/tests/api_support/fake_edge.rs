@@ -3,8 +3,9 @@
 use chunkcache_proto::{EntryIdentity, checksum::InventoryDigest, v1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::{Status, Streaming, transport::Channel};
 use uuid::Uuid;
+use v1::edge_service_client::EdgeServiceClient;
 use v1::{session_request::Message as Request, session_response::Message as Response};
 
 use super::{CHUNK, Coordinator, WAIT};
@@ -23,17 +24,26 @@ pub type Inventory = Vec<(v1::Entry, Vec<u32>)>;
 impl FakeEdge {
     /// Joins with nothing held; ready when this returns.
     pub async fn join(coordinator: &Coordinator, name: &str) -> Self {
-        let mut edge = Self::hello(coordinator, name).await;
+        Self::join_at(coordinator.edge().await, name).await
+    }
+
+    /// The same over a connection that is there.
+    pub async fn join_at(client: EdgeServiceClient<Channel>, name: &str) -> Self {
+        let mut edge = Self::hello_at(client, name).await;
         edge.present(&Vec::new()).await;
         edge
     }
 
     /// As far as Welcome.
     pub async fn hello(coordinator: &Coordinator, name: &str) -> Self {
+        Self::hello_at(coordinator.edge().await, name).await
+    }
+
+    pub async fn hello_at(mut client: EdgeServiceClient<Channel>, name: &str) -> Self {
         let (to, requests) = mpsc::channel(64);
         let hello = v1::Hello {
             name: name.into(),
-            store_id: Uuid::from_u128(name.len() as u128).to_string(),
+            store_id: store_id(name).to_string(),
             url: format!("http://{name}:7500"),
             max_downloads: 3,
             version: "test".into(),
@@ -45,7 +55,6 @@ impl FakeEdge {
             message: Some(Request::Hello(hello)),
         };
         to.send(first).await.unwrap();
-        let mut client = coordinator.edge().await;
         let from = client
             .session(ReceiverStream::new(requests))
             .await
@@ -232,6 +241,11 @@ pub fn chunk(index: u32) -> v1::Chunk {
         index,
         checksum: checksum(index),
     }
+}
+
+/// The same each time a name comes.
+pub fn store_id(name: &str) -> Uuid {
+    Uuid::from_u128(name.len() as u128)
 }
 
 /// Any number that differs by index does.

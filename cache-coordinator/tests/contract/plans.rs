@@ -18,11 +18,11 @@ async fn hot_statements_use_the_primary_key() {
              INSERT INTO cache_entries (id, source, path, validator, size, chunk_size)
              SELECT gen_random_uuid(), 'films', 'more' || n, 'v', 65536, 65536 FROM generate_series(1, 5000) n;
              INSERT INTO cache_keys (source, path, entry_id, validated_at, fresh_until)
-             SELECT source, path, id, now(), now() FROM cache_entries;
-             ANALYZE",
+             SELECT source, path, id, now(), now() FROM cache_entries",
         )
         .await
         .unwrap();
+    client.batch_execute("VACUUM ANALYZE").await.unwrap();
     let id = "'00000000-0000-0000-0000-000000000007'::uuid";
     let edge = "(SELECT id FROM edges WHERE name = 'e2')";
     let cases = [
@@ -36,12 +36,13 @@ async fn hot_statements_use_the_primary_key() {
                 "ARRAY(SELECT id FROM edges)",
                 "1000",
             ],
-            "cache_chunks_pkey",
+            // On a table far larger than memory a page of it for each few rows is what a question would wait for.
+            "Index Only Scan using cache_chunks_pkey",
         ),
         (
             statements::CHUNK_MISSING_ANYWHERE,
             vec![id, "655360", "1310720", "65536", "1000"],
-            "cache_chunks_pkey",
+            "Index Only Scan using cache_chunks_pkey",
         ),
         (
             statements::CHUNK_HOLDINGS,

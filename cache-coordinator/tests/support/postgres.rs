@@ -16,6 +16,8 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 /// A running server.
 pub struct Server {
     directory: PathBuf,
+    /// What is in it is for the next process too.
+    is_kept: bool,
 }
 
 impl Server {
@@ -23,7 +25,11 @@ impl Server {
     pub fn shared() -> Arc<Self> {
         let mut shared = SHARED.lock().unwrap();
         shared.upgrade().unwrap_or_else(|| {
-            let server = Arc::new(Self::prepare());
+            let server = match std::env::var_os("LOAD_DIRECTORY") {
+                Some(directory) => Self::kept(directory.into()),
+                None => Self::prepare(),
+            };
+            let server = Arc::new(server);
             server.start();
             *shared = Arc::downgrade(&server);
             server
@@ -35,25 +41,28 @@ impl Server {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         // Short: a socket's path has at most 107 bytes.
         let directory = PathBuf::from(format!("/tmp/ccpg-{}-{number}", std::process::id()));
-        run(as_postgres("initdb")
-            .args([
-                "--no-sync",
-                "-A",
-                "trust",
-                "-U",
-                "postgres",
-                "-E",
-                "UTF8",
-                "-D",
-            ])
-            .arg(&directory));
-        Self { directory }
+        initialise(&directory);
+        Self {
+            directory,
+            is_kept: false,
+        }
+    }
+
+    /// In a directory that stays: filling a large table takes longer than all else.
+    fn kept(directory: PathBuf) -> Self {
+        if !directory.join("PG_VERSION").exists() {
+            initialise(&directory);
+        }
+        Self {
+            directory,
+            is_kept: true,
+        }
     }
 
     pub fn start(&self) {
         // Tests need no safety from a crash of the machine; a load figure counts only with it.
         let safety = match std::env::var_os("LOAD_FSYNC") {
-            Some(_) => "-c fsync=on -c max_wal_size=8GB -c shared_buffers=1GB",
+            Some(_) => "-c fsync=on -c max_wal_size=8GB -c shared_buffers=3GB",
             None => "-c fsync=off -c full_page_writes=off",
         };
         let options = format!(
@@ -95,11 +104,15 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // What is kept is written out, so that the next start needs no recovery.
+        let how = if self.is_kept { "fast" } else { "immediate" };
         let _ = as_postgres("pg_ctl")
-            .args(["stop", "-m", "immediate", "-D"])
+            .args(["stop", "-t", "120", "-m", how, "-D"])
             .arg(&self.directory)
             .output();
-        let _ = std::fs::remove_dir_all(&self.directory);
+        if !self.is_kept {
+            let _ = std::fs::remove_dir_all(&self.directory);
+        }
     }
 }
 
@@ -110,6 +123,21 @@ pub async fn client(url: &str) -> tokio_postgres::Client {
         .unwrap();
     tokio::spawn(connection);
     client
+}
+
+fn initialise(directory: &Path) {
+    run(as_postgres("initdb")
+        .args([
+            "--no-sync",
+            "-A",
+            "trust",
+            "-U",
+            "postgres",
+            "-E",
+            "UTF8",
+            "-D",
+        ])
+        .arg(directory));
 }
 
 fn as_postgres(program: &str) -> Command {

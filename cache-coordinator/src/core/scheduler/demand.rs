@@ -256,9 +256,10 @@ impl Scheduler {
         if let Some(edge) = self.edges.get_mut(&edge_id) {
             edge.queues[level].insert(source, key);
         }
-        if let Some(line) = self.line_mut(edge_id, entry) {
-            line.queued += 1;
+        if level == Level::Critical as usize {
+            self.note_room(edge_id);
         }
+        self.count_queued(edge_id, entry, |queued| queued + 1);
         if let Some(source) = self.sources.get_mut(&source) {
             source.queued[level] += 1;
             *source.waiting_edges.entry(edge_id).or_insert(0) += 1;
@@ -278,15 +279,25 @@ impl Scheduler {
         }
     }
 
+    fn count_queued(&mut self, edge: EdgeId, entry: EntryNo, change: impl FnOnce(u32) -> u32) {
+        if let Some(known) = self.entries.get_mut(&entry)
+            && let Some(line) = known.lines.get_mut(&edge)
+        {
+            line.queued = change(line.queued);
+            known.waiting.set(edge, line.queued > 0);
+        }
+    }
+
     fn unqueue(&mut self, place: (EdgeId, EntryNo, SourceId, Level), key: Key) {
         let (edge_id, entry, source_id, level) = place;
         let level = level as usize;
         if let Some(edge) = self.edges.get_mut(&edge_id) {
             edge.queues[level].remove(source_id, &key);
         }
-        if let Some(line) = self.line_mut(edge_id, entry) {
-            line.queued = line.queued.saturating_sub(1);
+        if level == Level::Critical as usize {
+            self.note_room(edge_id);
         }
+        self.count_queued(edge_id, entry, |queued| queued.saturating_sub(1));
         let Some(source) = self.sources.get_mut(&source_id) else {
             return;
         };

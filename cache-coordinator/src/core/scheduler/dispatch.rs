@@ -35,11 +35,7 @@ impl Scheduler {
         self.wake_edges();
         let most = self.config.max_edges_per_event.max(1);
         let from = self.first_edge;
-        let mut batch: Vec<EdgeId> = self.dirty.range(from..).take(most).copied().collect();
-        batch.extend(self.dirty.range(..from).take(most - batch.len()).copied());
-        for edge in &batch {
-            self.dirty.remove(edge);
-        }
+        let batch = self.dirty.take(most, from);
         if let Some(last) = batch.last() {
             self.first_edge = EdgeId(last.0.wrapping_add(1));
         }
@@ -52,6 +48,7 @@ impl Scheduler {
             if let Some(state) = self.edges.get_mut(&edge) {
                 state.promote_ahead(now);
             }
+            self.note_room(edge);
             self.trim_ahead(edge, effects);
             self.plan_rest(edge, effects);
         }

@@ -32,10 +32,12 @@ impl Scheduler {
         if let Some(state) = self.edges.get_mut(&edge) {
             state.flights.push(flight);
         }
+        self.note_room(edge);
         match from {
             From::Origin => {
                 if let Some(source) = self.sources.get_mut(&source) {
                     source.running[level as usize] += 1;
+                    source.fetches.insert((level, edge, key.1));
                     source.own += u32::from(local);
                     source.rate_given += rate;
                     source.charge(bytes, self.now);
@@ -268,6 +270,8 @@ impl Scheduler {
         if origin && let Some(source) = self.sources.get_mut(&source) {
             source.running[was as usize] = source.running[was as usize].saturating_sub(1);
             source.running[level as usize] += 1;
+            source.fetches.remove(&(was, key.0, key.1));
+            source.fetches.insert((level, key.0, key.1));
         }
         if level == Level::Critical {
             self.watch_flight(key.0, key.1, estimate);
@@ -296,6 +300,7 @@ impl Scheduler {
         flight.slot = false;
         let (entry, chunks) = (flight.entry, flight.chunks.clone());
         let followers = std::mem::take(&mut flight.followers);
+        self.note_room(key.0);
         effects.push(Effect::Cancel {
             edge: key.0,
             assignment: key.1,
@@ -314,6 +319,7 @@ impl Scheduler {
         let index = state.flights.iter().position(|flight| flight.id == key.1)?;
         let flight = state.flights.remove(index);
         state.space.landed = state.space.landed.saturating_add(flight.bytes_done);
+        self.note_room(key.0);
         match flight.from {
             From::Origin => {
                 let bytes = self
@@ -322,6 +328,7 @@ impl Scheduler {
                 if let Some(source) = self.sources.get_mut(&flight.source) {
                     let running = &mut source.running[flight.level as usize];
                     *running = running.saturating_sub(1);
+                    source.fetches.remove(&(flight.level, key.0, key.1));
                     source.own = source.own.saturating_sub(u32::from(flight.local));
                     source.rate_given = source
                         .rate_given

@@ -27,16 +27,9 @@ impl Scheduler {
                     self.woken.insert(source);
                 }
                 Timer::Entry(entry) => {
-                    let lines = self
-                        .entries
-                        .get(&entry)
-                        .into_iter()
-                        .flat_map(|entry| &entry.lines);
-                    self.dirty.extend(
-                        lines
-                            .filter(|(_, line)| line.queued > 0)
-                            .map(|(&edge, _)| edge),
-                    );
+                    if let Some(known) = self.entries.get(&entry) {
+                        self.dirty.insert_all(&known.waiting);
+                    }
                 }
                 Timer::Begun(edge, entry) => self.claim_begun(edge, entry),
                 Timer::Flight(edge, id) => self.check_late(edge, id, effects),

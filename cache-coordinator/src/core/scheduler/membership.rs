@@ -5,6 +5,7 @@ use chunkcache_proto::Geometry;
 use super::Scheduler;
 use super::api::{EdgeId, Effect, EntryNo, From, SourceId};
 use super::claim::Owner;
+use super::edge_set::EdgeSet;
 use super::flights::Withdrawal;
 use super::state::Entry;
 
@@ -28,6 +29,7 @@ impl Scheduler {
         for other in self.edges.values_mut() {
             other.peers.remove(&edge);
         }
+        self.note_room(edge);
         for fetch in kept {
             self.take_up(edge, fetch, effects);
         }
@@ -61,6 +63,7 @@ impl Scheduler {
             return;
         }
         state.alive = false;
+        self.roomy.remove(edge);
         self.away_since_lost(edge);
         self.places_lost(edge, effects);
         let Some(state) = self.edges.get_mut(&edge) else {
@@ -174,6 +177,7 @@ impl Scheduler {
             back_off_until: 0,
             failures: 0,
             lines,
+            waiting: EdgeSet::default(),
         };
         self.entries.insert(entry, opened);
     }

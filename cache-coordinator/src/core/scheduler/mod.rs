@@ -7,7 +7,7 @@
 //! In the order a reader needs: [`api`] (what goes in and out), `claim` (who wants what), `queue`
 //! (in which order), `demand`, `wants`, `begun` and `fill` (where claims come from), `dispatch` (who gets a
 //! slot), `slots` (who gives one up), `space` (where the fill ends), `route` (origin or which peer), `budget` (what an origin bears), `places` (its connections for what edges ask by themselves), `away` (what edges that are away have of them),
-//! `flights` (a fetch and its level), `reports` (what became of it), `kept` (from before), `handover` (of a draining edge), `idle` (what may be forgotten), `late` (timers, hedges), `membership` (edges, sources, entries), `explain`.
+//! `flights` (a fetch and its level), `reports` (what became of it), `kept` (from before), `handover` (of a draining edge), `idle` (what may be forgotten), `edge_set` (many edges at once), `late` (timers, hedges), `membership` (edges, sources, entries), `explain`.
 //!
 //! Invariants, asserted after each event by the simulation: a chunk has one origin fetch at a time
 //! (but for hedges and an edge's own); slots and connections stay within their limits; no
@@ -21,6 +21,7 @@ mod claim;
 mod config;
 mod demand;
 mod dispatch;
+mod edge_set;
 mod explain;
 mod fill;
 mod flights;
@@ -49,6 +50,7 @@ use chunkcache_proto::Level;
 use api::{EdgeId, Effect, EntryNo, Event, Millis, SourceId, WantId};
 use claim::Claims;
 pub use config::Config;
+use edge_set::EdgeSet;
 pub use explain::{Decision, DecisionState};
 pub use space::Space;
 use state::{Edge, Entry, Line, Source, Timer, Want};
@@ -65,7 +67,9 @@ pub struct Scheduler {
     wants: BTreeMap<WantId, Want>,
     timers: BTreeSet<(Millis, Timer)>,
     /// Edges with something to decide.
-    dirty: BTreeSet<EdgeId>,
+    dirty: EdgeSet,
+    /// Those that have room.
+    roomy: EdgeSet,
     /// Sources that may bear more than before; their edges are looked at.
     woken: BTreeSet<SourceId>,
     /// Those of which some edges are left.
@@ -89,7 +93,8 @@ impl Scheduler {
             claims: Claims::default(),
             wants: BTreeMap::new(),
             timers: BTreeSet::new(),
-            dirty: BTreeSet::new(),
+            dirty: EdgeSet::default(),
+            roomy: EdgeSet::default(),
             woken: BTreeSet::new(),
             waking: BTreeSet::new(),
             first_edge: EdgeId(0),

@@ -91,7 +91,14 @@ impl Scheduler {
             && let Some(flight) = self.flight_mut(key)
         {
             flight.begin(now);
+            self.note_room(key.0);
         }
+    }
+
+    /// After each change of what [`Edge::has_room`] looks at.
+    pub(super) fn note_room(&mut self, edge: EdgeId) {
+        let has_room = self.edges.get(&edge).is_some_and(Edge::has_room);
+        self.roomy.set(edge, has_room);
     }
 
     /// A CRITICAL claim finds an origin's budget used up by lower levels: one of these gives way
@@ -113,17 +120,15 @@ impl Scheduler {
     pub(super) fn give_way(&mut self, source: SourceId, needed: u32, effects: &mut Vec<Effect>) {
         let mut leaving = 0;
         let mut able = Vec::new();
-        for (&edge, state) in &self.edges {
-            for flight in state
-                .flights
-                .iter()
-                .filter(|flight| flight.source == source && flight.is_from_origin())
-            {
-                if flight.cancelling && !flight.local {
-                    leaving += 1;
-                } else if flight.level > Level::Critical && !flight.local {
-                    able.push((flight.level, flight.deadline, edge, flight.id));
-                }
+        let fetches = self.sources.get(&source).map(|known| &known.fetches);
+        for &(level, edge, id) in fetches.into_iter().flatten() {
+            let Some(flight) = self.flight((edge, id)).filter(|flight| !flight.local) else {
+                continue;
+            };
+            if flight.cancelling {
+                leaving += 1;
+            } else if level > Level::Critical {
+                able.push((level, flight.deadline, edge, id));
             }
         }
         able.sort_unstable();
@@ -135,30 +140,18 @@ impl Scheduler {
 
     /// Background fills of an origin stop when somebody waits for it.
     pub(super) fn yield_fills(&mut self, source: super::api::SourceId, effects: &mut Vec<Effect>) {
-        if self
-            .sources
-            .get(&source)
-            .is_none_or(|source| source.running[Level::Low as usize] == 0)
-        {
+        let Some(known) = self.sources.get(&source) else {
             return;
-        }
-        let mut fills = Vec::new();
-        for (&edge, state) in &self.edges {
-            let yields = |flight: &&Flight| {
-                flight.source == source
-                    && flight.is_from_origin()
-                    && flight.level == Level::Low
-                    && flight.owner.is_some_and(Owner::is_background)
-                    && !flight.cancelling
-            };
-            fills.extend(
-                state
-                    .flights
-                    .iter()
-                    .filter(yields)
-                    .map(|flight| (edge, flight.id)),
-            );
-        }
+        };
+        let yields =
+            |flight: &Flight| flight.owner.is_some_and(Owner::is_background) && !flight.cancelling;
+        let low = (Level::Low, EdgeId(0), AssignmentId(0));
+        let fills: Vec<_> = known
+            .fetches
+            .range(low..)
+            .map(|&(_, edge, id)| (edge, id))
+            .filter(|&key| self.flight(key).is_some_and(yields))
+            .collect();
         for fill in fills {
             self.cancel_flight(fill, effects);
         }

@@ -8,6 +8,7 @@ use chunkcache_proto::{ChunkIndex, Geometry, Level};
 use super::api::{AssignmentId, EdgeId, EntryNo, From, Kept, Millis, Reason, SourceId};
 use super::away::Away;
 use super::claim::Owner;
+use super::edge_set::EdgeSet;
 use super::queue::LevelQueue;
 use super::space::Space;
 use crate::core::range_set::RangeSet;
@@ -194,6 +195,8 @@ pub struct Source {
     pub failures: u32,
     /// Fetches from it under way, by level, those being cancelled included.
     pub running: [u32; 4],
+    /// The same, by name.
+    pub fetches: BTreeSet<(Level, EdgeId, AssignmentId)>,
     /// Claims in queues, by level.
     pub queued: [u32; 4],
     /// Of these, fetches that edges began by themselves: they run in places lent.
@@ -268,6 +271,8 @@ pub struct Entry {
     pub back_off_until: Millis,
     pub failures: u32,
     pub lines: BTreeMap<EdgeId, Line>,
+    /// Edges with claims of it in a queue.
+    pub waiting: EdgeSet,
 }
 
 /// A want, while it is open.

@@ -8,7 +8,7 @@ use super::Scheduler;
 use super::api::{EdgeId, Effect, EntryNo, WantId};
 use super::claim::{Claim, Owner};
 use super::flights::Withdrawal;
-use super::state::{Edge, Want};
+use super::state::Want;
 use crate::core::range_set::RangeSet;
 
 impl Scheduler {
@@ -180,11 +180,7 @@ impl Scheduler {
         let Some(known) = self.entries.get(&entry) else {
             return;
         };
-        let others = known
-            .lines
-            .iter()
-            .filter(|&(&other, line)| other != edge && line.queued > 0)
-            .filter(|(other, _)| self.edges.get(other).is_some_and(Edge::has_room));
-        self.dirty.extend(others.map(|(&other, _)| other));
+        // Many may wait for it: none is looked at here.
+        self.dirty.insert_both(&known.waiting, &self.roomy, edge);
     }
 }

@@ -1,6 +1,7 @@
 -- What no edge at all holds of [$2, $3). Only edges that hold something of the entry are looked at, found by leaps
 -- through the primary key: the cost does not grow with the number of edges in the cluster.
--- $4 is the chunk size: a chunk that meets the range starts less than that before it.
+-- $4 is the chunk size: a chunk that meets the range starts less than that before it, and ends so far behind its start, so that
+-- the index alone answers (see chunk_missing.sql).
 WITH RECURSIVE holder (edge_id) AS (
     (SELECT edge_id FROM cache_chunks WHERE entry_id = $1 ORDER BY edge_id LIMIT 1)
     UNION ALL
@@ -10,10 +11,10 @@ WITH RECURSIVE holder (edge_id) AS (
 )
 SELECT lower(r) AS start_byte, upper(r) AS end_byte
 FROM (
-    SELECT int8multirange(int8range($2, $3)) - coalesce(range_agg(int8range(c.start_byte, c.end_byte)), '{}'::int8multirange) AS missing
+    SELECT int8multirange(int8range($2, $3)) - coalesce(range_agg(int8range(c.start_byte, c.start_byte + $4::bigint)), '{}'::int8multirange) AS missing
     FROM holder
     CROSS JOIN LATERAL (
-        SELECT start_byte, end_byte
+        SELECT start_byte
         FROM cache_chunks
         WHERE entry_id = $1 AND edge_id = holder.edge_id AND start_byte > $2::bigint - $4::bigint AND start_byte < $3
     ) c

@@ -1,5 +1,7 @@
 //! The invariants, asserted after each event.
 
+use std::collections::BTreeSet;
+
 use chunkcache_proto::Level;
 
 use super::super::Scheduler;
@@ -151,12 +153,20 @@ fn consistent(scheduler: &Scheduler, seed: u64) {
             .filter(|f| f.from == From::Peer(id))
             .count();
         assert_eq!(edge.uploads as usize, uploads, "seed {seed}: uploads");
+        assert_eq!(
+            scheduler.roomy.contains(id),
+            edge.has_room(),
+            "seed {seed}: room on {id:?}"
+        );
     }
     for (&id, source) in &scheduler.sources {
         let (mut running, mut queued, mut rate, mut own) = ([0; 4], [0; 4], 0, 0);
-        for f in scheduler.edges.values().flat_map(|edge| &edge.flights) {
+        let mut fetches = BTreeSet::new();
+        let flights = scheduler.edges.iter();
+        for (&edge, f) in flights.flat_map(|(id, edge)| edge.flights.iter().map(move |f| (id, f))) {
             if f.source == id && f.from == From::Origin {
                 running[f.level as usize] += 1;
+                fetches.insert((f.level, edge, f.id));
                 rate += f.rate_bytes_per_second;
                 own += u32::from(f.local);
             }
@@ -173,11 +183,17 @@ fn consistent(scheduler: &Scheduler, seed: u64) {
             (running, queued, rate, own),
             "seed {seed}: source"
         );
+        assert_eq!(source.fetches, fetches, "seed {seed}: fetches of {id:?}");
         let lent: u32 = source.lent.values().map(|it| it.due.max(it.counted)).sum();
         assert_eq!(source.places, lent, "seed {seed}: places");
     }
     for (&entry, known) in &scheduler.entries {
         for (&edge, line) in &known.lines {
+            assert_eq!(
+                known.waiting.contains(edge),
+                line.queued > 0,
+                "seed {seed}: who waits for {entry:?}"
+            );
             let mut covered: RangeSet<u32> = line.held.clone();
             let flights = scheduler
                 .edges
