@@ -185,7 +185,7 @@ impl Session {
                     self.tell_places(true);
                 }
                 () = self.catalogue.places_changed(), if welcomed => self.tell_places(false),
-                () = self.link.broken() => return Err(anyhow::anyhow!("the coordinator does not read").into()),
+                why = self.link.broken() => return Err(anyhow::anyhow!(why).into()),
                 () = tokio::time::sleep(silence) => {
                     return Err(anyhow::anyhow!("nothing heard for {timeout:?}").into());
                 }

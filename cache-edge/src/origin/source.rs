@@ -254,6 +254,12 @@ impl Catalogue {
         }
     }
 
+    /// Of all sources.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Source>> {
+        self.sources.load().values().cloned().collect()
+    }
+
     /// What the coordinator said of a source's places.
     pub fn set_places(&self, places: &v1::Places) {
         if let Some(source) = self.get(&places.source) {

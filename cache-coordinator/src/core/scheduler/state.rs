@@ -204,6 +204,8 @@ pub struct Source {
     pub places: u32,
     /// What edges that are away may have open still.
     pub away: BTreeMap<EdgeId, Away>,
+    /// Until then not even the last connection is another's; 0: that is over.
+    pub all_away_until: Millis,
     /// Sum of what its fetches may take.
     pub rate_given: u64,
     /// Token bucket, in bytes; below zero: a debt.
