@@ -96,6 +96,10 @@ impl World {
         }
         let missing: Vec<_> = hand_overs
             .into_iter()
+            // It ends when either edge leaves.
+            .filter(|((from, to, _), _)| {
+                [from, to].iter().all(|it| self.edges[it.0 as usize].alive)
+            })
             .filter(|it| !self.derived_hand_overs().contains(it))
             .collect();
         assert!(
