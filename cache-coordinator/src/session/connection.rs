@@ -359,6 +359,12 @@ async fn control(
                 .tell(Command::PlacesAsked { edge, epoch, asked })
                 .await?;
         }
+        Request::BytesTaken(taken) => {
+            cluster
+                .plan
+                .tell(Command::BytesTaken { edge, epoch, taken })
+                .await?;
+        }
         Request::KeyNegative(negative) => cluster.resolver.negative(negative),
         Request::SourceAck(ack) => {
             live.sources_confirmed

@@ -96,7 +96,8 @@ impl Protocol {
                 | Message::SourceAck(_)
                 | Message::Drain(_)
                 | Message::LocalFetch(_)
-                | Message::PlacesAsked(_),
+                | Message::PlacesAsked(_)
+                | Message::BytesTaken(_),
             ) => (phase, Lane::Control),
         };
         self.phase = next;
@@ -131,6 +132,7 @@ pub fn name(message: &Message) -> &'static str {
         Message::Drain(_) => "DrainRequest",
         Message::LocalFetch(_) => "LocalFetch",
         Message::PlacesAsked(_) => "PlacesAsked",
+        Message::BytesTaken(_) => "BytesTaken",
     }
 }
 

@@ -104,6 +104,7 @@ impl Absence {
     fn follow(&self, presence: Presence) {
         let mut limited = false;
         for source in self.catalogue.all() {
+            source.pace.set_alone(presence == Presence::Alone);
             let how = match presence {
                 Presence::Heard => {
                     source.places.heard_again();

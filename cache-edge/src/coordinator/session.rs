@@ -183,6 +183,9 @@ impl Session {
                     self.link.send(session_request::Message::Status(self.status()));
                     self.downloads.report_progress();
                     self.tell_places(true);
+                    for taken in self.catalogue.bytes_to_tell() {
+                        self.link.send(session_request::Message::BytesTaken(taken));
+                    }
                 }
                 () = self.catalogue.places_changed(), if welcomed => self.tell_places(false),
                 why = self.link.broken() => return Err(anyhow::anyhow!(why).into()),

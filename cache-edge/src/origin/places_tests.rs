@@ -14,6 +14,7 @@ fn lend(of: &Places, sequence: u64, places: u32) {
         sequence,
         places,
         alone: 2,
+        alone_bytes_per_second: 0,
     });
 }
 

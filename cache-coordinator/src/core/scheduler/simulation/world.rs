@@ -388,6 +388,7 @@ impl World {
                 sequence,
                 places,
                 alone,
+                ..
             } => self.places_granted(*edge, *source, *sequence, (*places, *alone)),
             Effect::WantDone { want } if self.hand_overs.remove(want).is_some() => {}
             Effect::WantDone { want } => {
