@@ -18,7 +18,7 @@ use crate::{
 type Read = fn(&State) -> u64;
 
 /// What is now.
-const GAUGES: [(&str, &str, Read); 7] = [
+const GAUGES: [(&str, &str, Read); 8] = [
     ("store_used_bytes", "Bytes of chunks kept", |s| {
         s.store.bytes_used()
     }),

@@ -25,7 +25,7 @@ use crate::{
     admin::State,
     availability::{DemandRegistry, Flights},
     coordinator::{
-        Link, Session, at_once::AtOnce, channel::Credentials, notes, planner::Planner,
+        Absence, Link, Session, at_once::AtOnce, channel::Credentials, notes, planner::Planner,
         session::Totals, upkeep::Upkeep,
     },
     http::{self, Metrics, Server, Settings, SigningKeys, TlsConfig, metrics::ByteSource},
@@ -176,6 +176,11 @@ impl Edge {
             downloads: self.downloads.clone(),
             flights: self.flights.clone(),
         };
+        let absence = Absence {
+            link: self.link.clone(),
+            catalogue: self.catalogue.clone(),
+            downloads: self.downloads.clone(),
+        };
         let session = Session {
             link: self.link.clone(),
             hello: v1::Hello {
@@ -214,14 +219,18 @@ impl Edge {
             Ok(())
         });
         let coordinators = options.coordinators.clone();
-        let stopped = [stop.clone(), stop.clone(), stop.clone()];
-        let [planner_stop, upkeep_stop, session_stop] = stopped;
+        let stopped = [stop.clone(), stop.clone(), stop.clone(), stop.clone()];
+        let [planner_stop, upkeep_stop, session_stop, absence_stop] = stopped;
         tasks.spawn("planner", async move {
             planner.run(planner_stop).await;
             Ok(())
         });
         tasks.spawn("upkeep", async move {
             upkeep.run(upkeep_stop).await;
+            Ok(())
+        });
+        tasks.spawn("absence", async move {
+            absence.run(absence_stop).await;
             Ok(())
         });
         tasks.spawn("session", async move {

@@ -31,8 +31,9 @@ def write_seek(table, machine, folder):
 
 One edge and a coordinator with PostgreSQL, as processes; an origin that answers after 40 ms, behind one link of 10 MB/s that all its
 connections share. Each seek is a new connection with an open-ended range, at a place nobody was at; the one before is cut, as
-players do. Idle: nothing else runs. Saturated: background fill completes other files and a precache job runs. Every byte read is
-compared.
+players do. Idle: nothing else runs. Saturated: background fill completes other files and a precache job runs. A node down: a cluster of three
+edges, of which one holds every second chunk that is sought, alone, and is fetching the first when it is killed (SIGKILL); the seeks are those after that,
+in turn at the other two, and nothing is waited for in between. Every byte read is compared.
 
 {table}
 """)

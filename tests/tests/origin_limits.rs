@@ -1,10 +1,12 @@
 //! The limit of a source's connections holds for all that edges ask, also for what nobody can plan.
 #![allow(clippy::unwrap_used)]
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use chunkcache_tests::http::Call;
-use chunkcache_tests::{Cluster, Edge, Object, content};
+use chunkcache_tests::{Cluster, Coordinator, Edge, MIB, Object, Origin, content, eventually};
+use rustix::process::Signal;
 
 const LIMIT: usize = 4;
 const SIZE: u64 = 200 << 10;
@@ -74,4 +76,115 @@ fn without_a_coordinator_each_edge_has_a_part_of_the_limit() {
     storm(&cluster, "after", 5);
     let most = cluster.origin.most_connections();
     assert!(most <= LIMIT, "{most} connections");
+}
+
+/// One object after another that nobody asked for before: every second one may not be cached. Returns what went wrong.
+fn one_after_another(
+    origin: &Origin,
+    edge: &Edge,
+    stop: &AtomicBool,
+    answers: &AtomicU64,
+) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for seed in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let object = Object::generated(seed, SIZE).latency(LATENCY);
+        let object = match seed % 2 {
+            0 => object,
+            _ => object.etag(None).last_modified(None),
+        };
+        let path = format!("/{}-{seed}.mp4", edge.name);
+        origin.put(&path, object);
+        let target = format!("/media{path}");
+        let reply = Call::get(&target).send(edge.http);
+        if reply.status != 200 || reply.body != content::bytes(seed, 0, SIZE) {
+            wrong.push(format!("{target}: {}", reply.status));
+        }
+        answers.fetch_add(1, Ordering::Relaxed);
+    }
+    wrong
+}
+
+/// Also where the test fails.
+struct StopAtTheEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_coordinator_that_dies_or_hangs_under_load_lets_nobody_pass_the_limit() {
+    const SEED: u64 = 77;
+    const PIECE: u64 = 64 << 10;
+    let mut cluster = limited(3);
+    // Longer than the test.
+    let film = Object::generated(SEED, 1024 * MIB).paced(MIB);
+    let film = cluster.put("/film.mp4", film);
+    let (stop, answers) = (
+        AtomicBool::new(false),
+        [AtomicU64::new(0), AtomicU64::new(0)],
+    );
+    let Cluster {
+        edges,
+        coordinator,
+        origin,
+        ..
+    } = &mut cluster;
+    let (edges, origin) = (&*edges, &*origin);
+    let more = || {
+        let before = answers.each_ref().map(|it| it.load(Ordering::Relaxed));
+        eventually("both go on", Duration::from_secs(30), || {
+            let now = answers.each_ref().map(|it| it.load(Ordering::Relaxed));
+            (now[0] > before[0] + 10 && now[1] > before[1] + 10).then_some(())
+        });
+    };
+    let sessions = |coordinator: &Coordinator| {
+        eventually("the edges' sessions", Duration::from_secs(30), || {
+            (coordinator.json(&["status"])["edges_active"] == 3).then_some(())
+        });
+    };
+    std::thread::scope(|scope| {
+        let stop = &stop;
+        let stops = StopAtTheEnd(stop);
+        // It is given more of the connections than its part.
+        let playing = scope.spawn(move || {
+            let mut reply = Call::get(&film).open(edges[0].http).unwrap();
+            let mut position = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let bytes = reply.take(PIECE as usize).unwrap();
+                assert!(bytes == content::bytes(SEED, position, position + PIECE));
+                position += PIECE;
+            }
+        });
+        let asking = [0, 1].map(|it| {
+            let answers = &answers[it];
+            scope.spawn(move || one_after_another(origin, &edges[it + 1], stop, answers))
+        });
+        more();
+        for _ in 0..2 {
+            coordinator.kill();
+            more();
+            coordinator.start();
+            sessions(coordinator);
+            more();
+        }
+        coordinator.process().signal(Signal::STOP);
+        more();
+        coordinator.process().signal(Signal::CONT);
+        sessions(coordinator);
+        more();
+        coordinator.kill();
+        drop(stops);
+        for asking in asking {
+            assert_eq!(asking.join().unwrap(), Vec::<String>::new());
+        }
+        playing.join().unwrap();
+    });
+    let most = cluster.origin.most_connections();
+    assert!(most <= LIMIT, "{most} connections");
+    assert!(most > 2, "they are used");
 }

@@ -256,6 +256,32 @@ fn an_entry_opens_where_it_is_held_and_not_where_it_drains() {
 }
 
 #[test]
+fn what_is_passed_through_is_within_the_rate_of_its_source() {
+    let cluster = Cluster::with_edges(2);
+    let rate = 4 * MIB;
+    let limit = format!("--max-rate={rate}");
+    cluster.add_source_with("media", &[&limit]);
+    let size = 3 * MIB;
+    let object = Object::generated(190, size).etag(None).last_modified(None);
+    let target = cluster.put("/passed.mp4", object);
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let target = &target;
+        for edge in &cluster.edges {
+            scope.spawn(move || {
+                let reply = Call::get(target).send(edge.http).expect(200);
+                assert!(reply.body == content::bytes(190, 0, size));
+            });
+        }
+    });
+    // Two edges have half of the rate together. What each may take at once after a rest, and what is read at once, is not 256 KiB each.
+    let paced = 2 * (size - (512 << 10));
+    let least = paced as f64 / (rate / 2) as f64;
+    let passed = began.elapsed().as_secs_f64();
+    assert!(passed >= least, "{passed} s, at least {least}");
+}
+
+#[test]
 fn the_rate_of_a_source_holds_over_all_edges() {
     let cluster = Cluster::with_edges(2);
     let url = cluster.origin.url();

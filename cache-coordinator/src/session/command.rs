@@ -144,6 +144,15 @@ pub enum Command {
         /// What it said.
         asked: v1::PlacesAsked,
     },
+    /// From a session.
+    BytesTaken {
+        /// Who speaks.
+        edge: EdgeId,
+        /// In which session.
+        epoch: u64,
+        /// What it said.
+        taken: v1::BytesTaken,
+    },
     /// A request or a job asks for chunks.
     Want {
         /// Given by the caller; unique.

@@ -48,8 +48,8 @@ use crate::{
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// A session without a message for this long is dead.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Three and more in a time-out, as promised in `Welcome`.
-const HEARTBEAT: Duration = Duration::from_secs(3);
+/// An edge that hears nothing for two and a half of them comes down to its own part of what origins bear.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Storage messages that wait for the database. Beyond, the session is not read: the edge
 /// keeps what it has to say in its own outbox.
 const STORAGE_QUEUE: usize = 1024;
@@ -265,9 +265,7 @@ async fn serve(
             }
             () = tokio::time::sleep_until(heard + SESSION_TIMEOUT) => return End::Timeout,
             _ = heartbeat.tick() => {
-                // Says nothing new: that the way back is open is the news.
-                let last = *committed.borrow();
-                live.outbox.post(Response::Committed(last));
+                live.outbox.post(heartbeat_of(&committed));
                 continue;
             }
             received = inbound.next() => match received {
@@ -290,9 +288,15 @@ async fn serve(
             }
             Ok(Lane::Hello) => return End::Protocol,
             Ok(Lane::Storage) => {
-                let forwarded = tokio::select! {
-                    sent = storage.send(message) => sent.is_ok(),
-                    () = live.outbox.ended() => false,
+                let sent = storage.send(message);
+                tokio::pin!(sent);
+                // However long the database takes: an edge that hears nothing takes its coordinator as lost.
+                let forwarded = loop {
+                    tokio::select! {
+                        sent = &mut sent => break sent.is_ok(),
+                        () = live.outbox.ended() => break false,
+                        _ = heartbeat.tick() => live.outbox.post(heartbeat_of(&committed)),
+                    }
                 };
                 if !forwarded {
                     return live.outbox.end_reason().unwrap_or(End::Database);
@@ -307,6 +311,11 @@ async fn serve(
         // Also after waiting for the database: the time was ours.
         heard = Instant::now();
     }
+}
+
+/// Says nothing new: that the way back is open is the news.
+fn heartbeat_of(committed: &watch::Sender<v1::Committed>) -> Response {
+    Response::Committed(*committed.borrow())
 }
 
 async fn control(
@@ -352,6 +361,12 @@ async fn control(
             cluster
                 .plan
                 .tell(Command::PlacesAsked { edge, epoch, asked })
+                .await?;
+        }
+        Request::BytesTaken(taken) => {
+            cluster
+                .plan
+                .tell(Command::BytesTaken { edge, epoch, taken })
                 .await?;
         }
         Request::KeyNegative(negative) => cluster.resolver.negative(negative),

@@ -257,6 +257,19 @@ impl Plan {
                     self.event(event, now, actions);
                 }
             }
+            Command::BytesTaken { edge, epoch, taken } => {
+                if self.is_present(edge, epoch)
+                    && let Some(source) = self.directory.known_source(&taken.source)
+                {
+                    let bytes = taken.bytes;
+                    let event = Event::BytesTaken {
+                        edge,
+                        source,
+                        bytes,
+                    };
+                    self.event(event, now, actions);
+                }
+            }
             Command::Want {
                 want,
                 edge,

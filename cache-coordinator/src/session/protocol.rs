@@ -97,6 +97,7 @@ impl Protocol {
                 | Message::Drain(_)
                 | Message::LocalFetch(_)
                 | Message::PlacesAsked(_)
+                | Message::BytesTaken(_)
                 | Message::SoleAck(_),
             ) => (phase, Lane::Control),
         };
@@ -132,6 +133,7 @@ pub fn name(message: &Message) -> &'static str {
         Message::Drain(_) => "DrainRequest",
         Message::LocalFetch(_) => "LocalFetch",
         Message::PlacesAsked(_) => "PlacesAsked",
+        Message::BytesTaken(_) => "BytesTaken",
         Message::SoleAck(_) => "SoleAck",
     }
 }

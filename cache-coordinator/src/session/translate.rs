@@ -155,12 +155,14 @@ pub fn effect(directory: &Directory, effect: &Effect) -> Option<(EdgeId, Message
             sequence,
             places,
             alone,
+            alone_rate,
         } => {
             let message = v1::Places {
                 source: directory.source_name(*source)?.to_owned(),
                 sequence: *sequence,
                 places: *places,
                 alone: *alone,
+                alone_bytes_per_second: *alone_rate,
             };
             Some((*edge, Message::Places(message)))
         }

@@ -20,7 +20,10 @@ use tokio::{
 use tracing::Span;
 use v1::session_request::Message;
 
-use super::channel::Service;
+use super::{
+    absence::{Heard, SILENT_AFTER},
+    channel::Service,
+};
 use crate::{
     availability::{Announce, Sole},
     serve::directory::{Answer, Directory},
@@ -75,7 +78,13 @@ struct State {
     told: HashSet<EntryId>,
     removals: HashMap<u64, Removal>,
     heard: Instant,
+    /// As it matters to those who share an origin.
+    last_heard: Heard,
     overflowed: bool,
+    /// In this session it was silent for so long that fetches were cut for it.
+    came_down: bool,
+    /// It was heard again after that.
+    outdated: bool,
     /// Why there is no session.
     reason: String,
 }
@@ -86,6 +95,8 @@ pub struct Link {
     this: Weak<Self>,
     state: Mutex<State>,
     broken: Notify,
+    /// It began, was heard, or ended.
+    session_changed: Notify,
     draining: AtomicBool,
     sole: Arc<Sole>,
 }
@@ -104,7 +115,10 @@ impl Link {
             told: HashSet::new(),
             removals: HashMap::new(),
             heard: Instant::now(),
+            last_heard: Heard::Never,
             overflowed: false,
+            came_down: false,
+            outdated: false,
             reason: "no coordinator has answered yet".into(),
         };
         Arc::new_cyclic(|this: &Weak<Self>| Self {
@@ -120,6 +134,7 @@ impl Link {
             this: this.clone(),
             state: Mutex::new(state),
             broken: Notify::new(),
+            session_changed: Notify::new(),
             draining: AtomicBool::new(false),
         })
     }
@@ -135,6 +150,8 @@ impl Link {
         state.told.clear();
         state.removals.clear();
         state.overflowed = false;
+        state.came_down = false;
+        state.outdated = false;
         state.heard = Instant::now();
         drop(state);
         self.sole.reset();
@@ -144,6 +161,9 @@ impl Link {
         let mut state = self.state.lock();
         state.phase = Phase::Welcomed;
         state.epoch = epoch;
+        state.last_heard = Heard::At(state.heard);
+        drop(state);
+        self.session_changed.notify_one();
     }
 
     /// Rows and disk agree: what was held back follows.
@@ -164,13 +184,51 @@ impl Link {
         state.lingering.clear();
         state.removals.clear();
         state.reason = reason;
+        if let Heard::At(heard) = state.last_heard {
+            let ended = Instant::now();
+            state.last_heard = Heard::Until { heard, ended };
+        }
         drop(state);
         self.sole.reset();
+        self.session_changed.notify_one();
     }
 
     pub fn heard(&self) {
-        self.state.lock().heard = Instant::now();
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        if state.came_down && state.phase == Phase::Ready {
+            state.outdated = true;
+            self.broken.notify_one();
+            return;
+        }
+        let was_silent = now - state.heard >= SILENT_AFTER;
+        state.heard = now;
+        if let Heard::At(heard) = &mut state.last_heard {
+            *heard = now;
+        }
+        drop(state);
         self.sole.heard();
+        if was_silent {
+            self.session_changed.notify_one();
+        }
+    }
+
+    /// It was silent for so long that others may have opened what it lent to this edge, and it does not know. Should it be heard again,
+    /// this session is over: the next one tells it what is open. Not while it reads inventories, which may take long.
+    pub fn came_down(&self) {
+        let mut state = self.state.lock();
+        state.came_down = matches!(state.last_heard, Heard::At(_));
+    }
+
+    /// When the coordinator was heard last.
+    #[must_use]
+    pub fn last_heard(&self) -> Heard {
+        self.state.lock().last_heard
+    }
+
+    /// Wakes when a session began, was heard again, or ended. For one who waits; cancel safe.
+    pub async fn session_changed(&self) {
+        self.session_changed.notified().await;
     }
 
     #[must_use]
@@ -224,12 +282,18 @@ impl Link {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// Returns when the outbox has overflowed. Cancel safe.
-    pub async fn broken(&self) {
+    /// Returns when the outbox has overflowed, or what the coordinator knows is no longer so, and says why. Cancel safe.
+    pub async fn broken(&self) -> &'static str {
         loop {
             let notified = self.broken.notified();
-            if self.state.lock().overflowed {
-                return;
+            {
+                let state = self.state.lock();
+                if state.overflowed {
+                    return "the coordinator does not read";
+                }
+                if state.outdated {
+                    return "the coordinator was silent for too long";
+                }
             }
             notified.await;
         }
@@ -610,5 +674,39 @@ mod tests {
         link.welcomed(2);
         link.negative(&v1::Key::default(), 404, 0);
         assert_eq!(kinds(&mut sent), ["negative"]);
+    }
+
+    fn is_broken(link: &Link) -> Option<&'static str> {
+        use futures_util::FutureExt as _;
+        link.broken().now_or_never()
+    }
+
+    #[tokio::test]
+    async fn a_coordinator_that_goes_on_after_others_grew_gets_a_new_session() {
+        let (link, _sent) = greeted();
+        link.welcomed(1);
+        link.came_down();
+        link.heard();
+        assert_eq!(is_broken(&link), None, "inventories take their time");
+        link.ready();
+        let heard = link.last_heard();
+        link.heard();
+        assert!(is_broken(&link).is_some());
+        assert_eq!(
+            link.last_heard(),
+            heard,
+            "nothing is lent until there is a new one"
+        );
+        link.end("test".into());
+        // Said too late, of a session that is over.
+        link.came_down();
+        let (sender, _sent) = mpsc::channel(16);
+        let endpoint = tonic::transport::Endpoint::from_static("http://127.0.0.1:1");
+        let channel = endpoint.connect_lazy();
+        link.begin(sender, channel::service(channel, Bearer::default()));
+        link.welcomed(2);
+        link.ready();
+        link.heard();
+        assert_eq!(is_broken(&link), None);
     }
 }

@@ -4,6 +4,7 @@
 //! that overflows ends the session, because the inventory of the next one says all that was lost with it.
 //! May not know HTTP.
 
+pub mod absence;
 pub mod at_once;
 pub mod channel;
 pub mod link;
@@ -12,5 +13,6 @@ pub mod planner;
 pub mod session;
 pub mod upkeep;
 
+pub use absence::Absence;
 pub use link::Link;
 pub use session::Session;

@@ -183,9 +183,12 @@ impl Session {
                     self.link.send(session_request::Message::Status(self.status()));
                     self.downloads.report_progress();
                     self.tell_places(true);
+                    for taken in self.catalogue.bytes_to_tell() {
+                        self.link.send(session_request::Message::BytesTaken(taken));
+                    }
                 }
                 () = self.catalogue.places_changed(), if welcomed => self.tell_places(false),
-                () = self.link.broken() => return Err(anyhow::anyhow!("the coordinator does not read").into()),
+                why = self.link.broken() => return Err(anyhow::anyhow!(why).into()),
                 () = tokio::time::sleep(silence) => {
                     return Err(anyhow::anyhow!("nothing heard for {timeout:?}").into());
                 }

@@ -76,6 +76,15 @@ enum State {
     Leaving,
 }
 
+/// How far a task is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Waiting,
+    Running,
+    /// Told to stop.
+    Stopping,
+}
+
 /// Lower levels of one origin that give way.
 #[derive(Debug)]
 struct Yielding {
@@ -327,6 +336,23 @@ impl FetchQueue {
             .values()
             .filter(move |(task, state)| *state != State::Leaving && task.covers(&entry, chunk))
             .map(|(task, state)| (task, *state == State::Running))
+    }
+
+    /// What has to do with an origin, the most urgent first; `Waiting` is what has no slot.
+    #[must_use]
+    pub fn of_origin(&self, origin: &str) -> Vec<(TaskId, Standing)> {
+        let of_it = |(task, _): &&(Task, State)| task.origin.as_deref() == Some(origin);
+        let mut tasks: Vec<_> = self.tasks.values().filter(of_it).collect();
+        tasks.sort_unstable_by_key(|(task, _)| task.rank());
+        let standing = |state: &State| match state {
+            State::Waiting => Standing::Waiting,
+            State::Running => Standing::Running,
+            State::Preempting | State::Leaving => Standing::Stopping,
+        };
+        let tasks = tasks.into_iter();
+        tasks
+            .map(|(task, state)| (task.id, standing(state)))
+            .collect()
     }
 
     #[must_use]

@@ -54,6 +54,26 @@ fn what_is_held_back_lets_others_go_first() {
 }
 
 #[test]
+fn what_is_of_an_origin_is_told_with_how_far_it_is() {
+    let mut queue = FetchQueue::new(2);
+    let of = |id, level, origin: &str| Task {
+        origin: Some(origin.into()),
+        ..task(id, level, 0)
+    };
+    assert!(queue.push(of(1, Level::Low, "films")) && queue.push(of(2, Level::High, "films")));
+    assert_eq!(queue.settle(0, free).len(), 2);
+    assert!(queue.push(of(3, Level::Medium, "films")) && queue.push(of(4, Level::High, "other")));
+    assert!(queue.push(task(5, Level::High, 0)));
+    assert!(queue.cancel(1).is_some());
+    let expected = [
+        (2, Standing::Running),
+        (3, Standing::Waiting),
+        (1, Standing::Stopping),
+    ];
+    assert_eq!(queue.of_origin("films"), expected);
+}
+
+#[test]
 fn critical_takes_the_reserved_slot_and_then_preempts() {
     let mut queue = FetchQueue::new(1);
     assert!(queue.push(task(1, Level::Low, 0)));

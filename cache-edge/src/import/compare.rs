@@ -84,7 +84,7 @@ impl<'a> Comparison<'a> {
         headers.extend(answer::range_headers(range, Some(self.entry)));
         let response = self
             .client
-            .get(self.source, url, &headers, Turn::Assigned)
+            .get(self.source, url, &headers, Turn::Import)
             .await?;
         let (status, answered) = (response.status, &response.headers);
         match answer::check(status, answered, range, self.entry, now_ms())? {

@@ -27,6 +27,7 @@ use url::Url;
 use super::{
     OriginError, Source,
     connections::{Connections, Counted, Counting, Seat},
+    pace::Pace,
     places::{Place, Places, Turn},
 };
 
@@ -64,6 +65,8 @@ pub struct Response {
     seat: Option<Seat>,
     /// What it has a place of that others may need.
     places: Option<Places>,
+    /// What this edge asked by itself from a source with a limited rate.
+    pace: Option<Pace>,
 }
 
 impl Client {
@@ -162,6 +165,9 @@ impl Client {
                 }
                 response.places =
                     (limited && turn != Turn::Assigned).then(|| source.places.clone());
+                let is_own = matches!(turn, Turn::Viewer | Turn::Background);
+                let is_paced = is_own && source.config.max_rate_bytes_per_second > 0;
+                response.pace = is_paced.then(|| source.pace.clone());
                 return Ok(response);
             };
             if !source.allows(&next) {
@@ -237,6 +243,7 @@ impl Client {
             _used: used,
             seat: head.extensions.remove::<Seat>(),
             places: None,
+            pace: None,
         })
     }
 }
@@ -279,6 +286,9 @@ impl Response {
     /// The next bytes; `None` at the body's clean end. Cancel safe.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, OriginError> {
         loop {
+            if let Some(pace) = &self.pace {
+                pace.ready().await;
+            }
             let frame = tokio::time::timeout(self.stall, self.body.frame())
                 .await
                 .map_err(|_| OriginError::Stalled(self.stall))?;
@@ -295,6 +305,9 @@ impl Response {
                     if let Ok(bytes) = frame.into_data()
                         && !bytes.is_empty()
                     {
+                        if let Some(pace) = &self.pace {
+                            pace.took(bytes.len());
+                        }
                         return Ok(Some(bytes));
                     }
                 }

@@ -1,5 +1,6 @@
 //! The fetches of this edge: `core::fetch_queue` decides, this carries out.
 
+mod absence;
 mod reports;
 mod view;
 
@@ -16,6 +17,7 @@ use chunkcache_proto::{ChunkIndex, EntryId, Level, v1};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+pub use self::absence::ComeDown;
 pub use super::run::Order;
 use super::{
     answer::Part,

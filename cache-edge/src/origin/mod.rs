@@ -13,6 +13,7 @@ pub mod direct;
 pub mod downloads;
 pub mod error;
 mod gap;
+pub mod pace;
 pub mod peer;
 pub mod places;
 mod proof;

@@ -1,9 +1,11 @@
 //! Places: connections to a source with a limit that this edge may open for what it asks by itself.
 //!
 //! The limit holds in the whole cluster, so the coordinator lends them: this edge says how many it has use for, and opens no more than it
-//! was lent. Who finds none waits in a queue, viewers before others, and is told when it takes too long. While no coordinator
-//! answers, an edge has a part of the limit for itself, assignments that go on counted. A place is free again when
+//! was lent. Who finds none waits in a queue, viewers before others, and is told when it takes too long. A place is free again when
 //! its connection is closed. A source without a limit costs one comparison.
+//!
+//! While no coordinator answers, an edge has a part of the limit for itself, assignments that go on counted. Before it opens what it
+//! did not have, others that had more than their part have come down to it: see `coordinator::absence`.
 
 use std::{
     collections::VecDeque,
@@ -19,20 +21,34 @@ use super::OriginError;
 
 /// Who waits longer for a place is told to come again.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// A coordinator answers at once; one that does not is taken as absent.
-const ANSWERS_WITHIN: Duration = Duration::from_millis(500);
+/// A coordinator answers at once, also that there is nothing to lend; one whose session lives and that does not is taken as absent.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(4);
 /// Requests that wait for a place of one source. More are refused at once.
 const MAX_WAITING: usize = 1_024;
 
 /// On whose behalf an origin is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// The coordinator's: it counts the connection itself. Also of `import`, a program of its own with one connection or two.
+    /// The coordinator's: it counts the connection itself.
     Assigned,
+    /// Of `import`, a program of its own with one connection or two.
+    Import,
     /// A viewer waits for it.
     Viewer,
     /// Nobody waits for it yet.
     Background,
+}
+
+/// Who says how many connections there may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Rule {
+    /// The coordinator.
+    Lent,
+    /// It fell silent a moment ago: no more than there were then, and what is above the part of this edge is not renewed.
+    ComingDown { most: u32 },
+    /// Nobody: this edge's part.
+    #[default]
+    Alone,
 }
 
 /// Of one source. Cheap to clone.
@@ -50,6 +66,7 @@ struct Inner {
 struct State {
     /// None: no limit.
     limit: Option<u32>,
+    rule: Rule,
     /// None: no session.
     lent: Option<u32>,
     sequence: u64,
@@ -59,7 +76,8 @@ struct State {
     assigned: u32,
     /// Requests that may come to need one.
     expected: u32,
-    viewers: VecDeque<oneshot::Sender<Place>>,
+    /// While there is no coordinator also what goes on of its assignments.
+    viewers: VecDeque<(Turn, oneshot::Sender<Place>)>,
     others: VecDeque<oneshot::Sender<Place>>,
     /// None: nothing yet in this session.
     told: Option<Told>,
@@ -135,8 +153,8 @@ impl Places {
             }
             let (sender, receiver) = oneshot::channel();
             match turn {
-                Turn::Viewer => state.viewers.push_back(sender),
-                _ => state.others.push_back(sender),
+                Turn::Background => state.others.push_back(sender),
+                _ => state.viewers.push_back((turn, sender)),
             }
             receiver
         };
@@ -162,25 +180,68 @@ impl Places {
     #[must_use]
     pub fn is_wanted(&self) -> bool {
         let state = self.0.state.lock();
-        state.viewers.iter().any(|waiting| !waiting.is_closed())
+        state
+            .viewers
+            .iter()
+            .any(|(_, waiting)| !waiting.is_closed())
     }
 
-    /// Nothing is lent before the coordinator says so.
+    /// Nothing is lent before the coordinator says so. What was assigned it knows of.
     pub fn begin_session(&self) {
         let mut state = self.0.state.lock();
         state.lent = Some(0);
         state.sequence = 0;
         state.told = None;
         state.asked = None;
+        self.follow(&mut state);
         drop(state);
         self.0.to_tell.notify_one();
     }
 
     pub fn end_session(&self) {
         let mut state = self.0.state.lock();
+        state.come_down();
         state.lent = None;
         state.asked = None;
+    }
+
+    /// The coordinator that was silent is heard again.
+    pub fn heard_again(&self) {
+        let mut state = self.0.state.lock();
+        if state.lent.is_none() {
+            return;
+        }
+        self.follow(&mut state);
+        drop(state);
+        self.0.to_tell.notify_one();
+    }
+
+    /// The coordinator is silent. Returns how many connections may be kept, and how many this edge opened by itself.
+    #[must_use]
+    pub fn come_down(&self) -> Option<(u32, u32)> {
+        let mut state = self.0.state.lock();
+        let limit = state.limit?;
+        state.come_down();
+        Some((state.part(limit), state.open))
+    }
+
+    /// By now others have come down to their parts.
+    pub fn stand_alone(&self) {
+        let mut state = self.0.state.lock();
+        state.rule = Rule::Alone;
         self.admit(&mut state);
+    }
+
+    fn follow(&self, state: &mut State) {
+        state.rule = Rule::Lent;
+        let waiting = std::mem::take(&mut state.viewers);
+        let (assigned, viewers) = waiting
+            .into_iter()
+            .partition::<VecDeque<_>, _>(|(turn, _)| *turn == Turn::Assigned);
+        state.viewers = viewers;
+        for (turn, waiting) in assigned {
+            self.seat(state, turn, waiting);
+        }
     }
 
     /// What the coordinator said.
@@ -235,10 +296,7 @@ impl Places {
     }
 
     fn place(&self, state: &mut State, turn: Turn) -> Place {
-        match turn {
-            Turn::Assigned => state.assigned += 1,
-            Turn::Viewer | Turn::Background => state.open += 1,
-        }
+        *state.count(turn) += 1;
         state.peak = state.peak.max(state.wanted());
         Place {
             of: Some(self.clone()),
@@ -248,23 +306,28 @@ impl Places {
 
     /// Those who wait, as far as there are places.
     fn admit(&self, state: &mut State) {
-        state.viewers.retain(|waiting| !waiting.is_closed());
+        state.viewers.retain(|(_, waiting)| !waiting.is_closed());
         state.others.retain(|waiting| !waiting.is_closed());
         loop {
-            let (turn, waiting) = if state.has_room(Turn::Viewer) && !state.viewers.is_empty() {
-                (Turn::Viewer, state.viewers.pop_front())
+            let next = if state.has_room(Turn::Viewer) && !state.viewers.is_empty() {
+                state.viewers.pop_front()
             } else if state.viewers.is_empty() && state.has_room(Turn::Background) {
-                (Turn::Background, state.others.pop_front())
+                let waiting = state.others.pop_front();
+                waiting.map(|waiting| (Turn::Background, waiting))
             } else {
                 return;
             };
-            let Some(waiting) = waiting else { return };
-            let place = self.place(state, turn);
-            if let Err(mut place) = waiting.send(place) {
-                // It left. Not dropped here, where the state is locked.
-                place.of = None;
-                state.open -= 1;
-            }
+            let Some((turn, waiting)) = next else { return };
+            self.seat(state, turn, waiting);
+        }
+    }
+
+    fn seat(&self, state: &mut State, turn: Turn, waiting: oneshot::Sender<Place>) {
+        let place = self.place(state, turn);
+        if let Err(mut place) = waiting.send(place) {
+            // It left. Not dropped here, where the state is locked.
+            place.of = None;
+            *state.count(turn) -= 1;
         }
     }
 }
@@ -275,29 +338,56 @@ impl State {
     }
 
     fn wanted(&self) -> u32 {
-        let waiting = self.viewers.iter().chain(&self.others);
+        let viewers = self.viewers.iter().map(|(_, waiting)| waiting);
+        let waiting = viewers.chain(&self.others);
         let waiting = waiting.filter(|waiting| !waiting.is_closed()).count();
         self.open
             .saturating_add(self.expected)
             .saturating_add(u32::try_from(waiting).unwrap_or(u32::MAX))
     }
 
-    fn may_enter(&self, turn: Turn) -> bool {
+    fn count(&mut self, turn: Turn) -> &mut u32 {
         match turn {
-            Turn::Assigned => true,
-            Turn::Viewer => self.viewers.is_empty() && self.has_room(turn),
-            Turn::Background => self.waiting() == 0 && self.has_room(turn),
+            Turn::Assigned | Turn::Import => &mut self.assigned,
+            Turn::Viewer | Turn::Background => &mut self.open,
+        }
+    }
+
+    fn come_down(&mut self) {
+        if self.rule == Rule::Lent {
+            let lent = self.lent.unwrap_or(0);
+            let most = self.assigned.saturating_add(self.open.max(lent));
+            self.rule = Rule::ComingDown { most };
+        }
+    }
+
+    fn part(&self, limit: u32) -> u32 {
+        self.alone.clamp(1, limit)
+    }
+
+    fn may_enter(&self, turn: Turn) -> bool {
+        match (turn, self.rule) {
+            (Turn::Import, _) | (Turn::Assigned, Rule::Lent) => true,
+            (Turn::Background, _) => self.waiting() == 0 && self.has_room(turn),
+            (Turn::Assigned | Turn::Viewer, _) => self.viewers.is_empty() && self.has_room(turn),
         }
     }
 
     fn has_room(&self, turn: Turn) -> bool {
         let Some(limit) = self.limit else { return true };
-        let alone = || self.alone.clamp(1, limit).saturating_sub(self.assigned);
+        let part = self.part(limit);
         let unanswered = |since: Instant| since.elapsed() >= ANSWERS_WITHIN;
-        let room = match self.lent {
-            Some(lent) if self.asked.is_some_and(unanswered) => lent.max(alone()),
-            Some(lent) => lent,
-            None => alone(),
+        let room = match self.rule {
+            Rule::Lent => {
+                let lent = self.lent.unwrap_or(0);
+                if self.asked.is_some_and(unanswered) {
+                    lent.max(part.saturating_sub(self.assigned))
+                } else {
+                    lent
+                }
+            }
+            Rule::ComingDown { most } => most.min(part).saturating_sub(self.assigned),
+            Rule::Alone => part.saturating_sub(self.assigned),
         };
         // The last of several is for who waits.
         let kept = u32::from(turn == Turn::Background && room > 1);
@@ -318,10 +408,8 @@ impl Drop for Place {
     fn drop(&mut self) {
         let Some(places) = self.of.take() else { return };
         let mut state = places.0.state.lock();
-        match self.turn {
-            Turn::Assigned => state.assigned = state.assigned.saturating_sub(1),
-            Turn::Viewer | Turn::Background => state.open = state.open.saturating_sub(1),
-        }
+        let count = state.count(self.turn);
+        *count = count.saturating_sub(1);
         places.admit(&mut state);
         let is_news =
             state.open.max(state.lent.unwrap_or(0)) != state.told.unwrap_or_default().held;

@@ -14,6 +14,7 @@ fn lend(of: &Places, sequence: u64, places: u32) {
         sequence,
         places,
         alone: 2,
+        alone_bytes_per_second: 0,
     });
 }
 
@@ -119,6 +120,13 @@ async fn without_a_coordinator_a_part_of_the_limit_is_its_own() {
     lend(&places, 1, 0);
     assert!(!second.is_finished());
     places.end_session();
+    assert_eq!(places.come_down(), Some((2, 1)));
+    tokio::task::yield_now().await;
+    assert!(
+        !second.is_finished(),
+        "others may have more than their part"
+    );
+    places.stand_alone();
     let second = second.await.unwrap().unwrap();
     drop((first, second));
     let _assigned = places.enter(Turn::Assigned).await.unwrap();
@@ -128,12 +136,56 @@ async fn without_a_coordinator_a_part_of_the_limit_is_its_own() {
 }
 
 #[tokio::test]
+async fn what_was_open_is_opened_again_up_to_the_part_of_the_edge() {
+    let places = places(6);
+    places.begin_session();
+    lend(&places, 1, 1);
+    let assigned = (
+        places.enter(Turn::Assigned).await.unwrap(),
+        places.enter(Turn::Assigned).await.unwrap(),
+    );
+    places.end_session();
+    // Lent and not in use is its own as well, but two are its part.
+    let viewer = waits(&places, Turn::Viewer).await;
+    let next_leg = waits(&places, Turn::Assigned).await;
+    drop(assigned.0);
+    let viewer = viewer.await.unwrap().unwrap();
+    drop(assigned.1);
+    let next_leg = next_leg.await.unwrap().unwrap();
+    let third = waits(&places, Turn::Viewer).await;
+    let leg = waits(&places, Turn::Assigned).await;
+    assert!(!third.is_finished() && !leg.is_finished());
+    places.begin_session();
+    let leg = leg.await.unwrap().unwrap();
+    assert!(
+        !third.is_finished(),
+        "the coordinator knows what it assigned"
+    );
+    drop((viewer, next_leg, leg));
+}
+
+#[tokio::test]
+async fn who_had_nothing_opens_nothing_until_others_have_come_down() {
+    let places = places(6);
+    places.begin_session();
+    lend(&places, 1, 0);
+    places.end_session();
+    let first = waits(&places, Turn::Viewer).await;
+    tokio::task::yield_now().await;
+    assert!(!first.is_finished());
+    places.stand_alone();
+    drop(first.await.unwrap().unwrap());
+}
+
+#[tokio::test]
 async fn a_coordinator_that_does_not_answer_is_taken_as_absent() {
     let places = places(6);
     places.begin_session();
     lend(&places, 1, 0);
     let waiting = waits(&places, Turn::Viewer).await;
     assert!(places.to_tell(false).is_some());
+    places.0.state.lock().asked = Instant::now().checked_sub(ANSWERS_WITHIN);
+    places.admit(&mut places.0.state.lock());
     waiting.await.unwrap().unwrap();
 }
 

@@ -14,7 +14,7 @@ use http::{HeaderName, HeaderValue};
 use tokio::sync::Notify;
 use url::Url;
 
-use super::{OriginError, places::Places};
+use super::{OriginError, pace::Pace, places::Places};
 
 /// A source as the coordinator told it, parsed once.
 #[derive(Debug)]
@@ -27,6 +27,8 @@ pub struct Source {
     not_before_ms: AtomicI64,
     /// Its connections.
     pub places: Places,
+    /// Its bytes per second.
+    pub pace: Pace,
 }
 
 /// A source that can not be used.
@@ -72,6 +74,7 @@ impl Source {
         places.set_limit(config.max_connections);
         Ok(Self {
             places,
+            pace: Pace::default(),
             config,
             base,
             headers,
@@ -224,6 +227,11 @@ impl Catalogue {
                 known => match Source::new(config) {
                     Ok(mut source) => {
                         source.places = self.places_of(known, source.config.max_connections);
+                        source.pace = known.map_or_else(Pace::default, |it| it.pace.clone());
+                        source.pace.set(
+                            source.config.max_rate_bytes_per_second,
+                            source.mode() != v1::SourceMode::Serve,
+                        );
                         map.insert(name, Arc::new(source));
                     }
                     Err(error) => bad.push(error),
@@ -254,22 +262,43 @@ impl Catalogue {
         for source in self.sources.load().values() {
             if in_session {
                 source.places.begin_session();
+                source.pace.begin_session();
             } else {
                 source.places.end_session();
             }
         }
     }
 
+    /// Of all sources.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Source>> {
+        self.sources.load().values().cloned().collect()
+    }
+
     /// What the coordinator said of a source's places.
     pub fn set_places(&self, places: &v1::Places) {
         if let Some(source) = self.get(&places.source) {
             source.places.set_lent(places);
+            source.pace.set_part(places.alone_bytes_per_second);
         }
     }
 
     /// Returns when there may be something to tell of places. Cancel safe.
     pub async fn places_changed(&self) {
         self.to_tell.notified().await;
+    }
+
+    /// What was taken of sources with a limited rate; see [`Pace::to_tell`].
+    #[must_use]
+    pub fn bytes_to_tell(&self) -> Vec<v1::BytesTaken> {
+        let sources = self.sources.load();
+        let taken = sources.values().filter_map(|source| {
+            Some(v1::BytesTaken {
+                source: source.name().to_owned(),
+                bytes: source.pace.to_tell()?,
+            })
+        });
+        taken.collect()
     }
 
     /// What the coordinator does not know yet; see [`Places::to_tell`].

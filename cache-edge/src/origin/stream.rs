@@ -193,7 +193,14 @@ impl Fetcher {
                     stopping = Some((stop, Instant::now() + LINGER));
                 }
             }
-            pace(order.max_rate, offset - range.start, begun).await;
+            let until = stopping.map_or(begun, |(_, until)| until);
+            // Who is to stop does not keep its connection for the sake of the rate.
+            tokio::select! {
+                biased;
+                _ = control.stopped_now(), if stopping.is_none() => {}
+                () = tokio::time::sleep_until(until), if stopping.is_some() => {}
+                () = pace(order.max_rate, offset - range.start, begun) => {}
+            }
         }
         if let Some((stop, _)) = stopping {
             return Err(Broken::Stop(control.wanted_stop().unwrap_or(stop)));

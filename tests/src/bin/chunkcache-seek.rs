@@ -1,10 +1,13 @@
-//! The founding promise, measured: time from a seek to its first byte, idle and in a saturated system, in one run.
+//! The founding promise, measured: time from a seek to its first byte, idle, in a saturated system, and with a node down, in one run.
 //!
 //! One edge; an origin 40 ms away behind one 10 MB/s link that all its connections share. Idle: seeks into a cold file, nothing
-//! else. Loaded: the same seeks while background fill completes other files and a precache job runs. Prints Markdown and, last, one JSON line.
+//! else. Loaded: the same seeks while background fill completes other files and a precache job runs. With a node down: three edges, of which
+//! one holds half of what is sought, or is fetching it, and is killed; the seeks are those after that, at the others. Prints Markdown and,
+//! last, one JSON line.
 // A measurement that is wrong stops at the line that is wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use chunkcache_tests::cluster::{Cluster, ClusterOptions, SOURCE};
@@ -78,10 +81,13 @@ fn main() {
         + cluster.origin.body_bytes("/precached.mp4")
         - before) as f64
         / began.elapsed().as_secs_f64();
+    drop(cluster);
+    let down = with_a_node_down(seeks);
     println!("| seek to first byte, ms | p50 | p99 | seeks |\n|---|---|---|---|");
     for (name, times) in [
         ("idle", &idle),
         ("saturated by background fill and a precache job", &loaded),
+        ("one of three edges killed, which held or fetched it", &down),
     ] {
         println!(
             "| {name} | {:.1} | {:.1} | {} |",
@@ -90,60 +96,121 @@ fn main() {
             times.len()
         );
     }
-    let ratios = (
-        at(&loaded, 0.5) / at(&idle, 0.5),
-        at(&loaded, 0.99) / at(&idle, 0.99),
-    );
+    let to_idle = |times: &[f64]| {
+        (
+            at(times, 0.5) / at(&idle, 0.5),
+            at(times, 0.99) / at(&idle, 0.99),
+        )
+    };
+    let (ratios, ratios_down) = (to_idle(&loaded), to_idle(&down));
     println!(
-        "| ratio | {:.2} | {:.2} | |\n\nBackground work meanwhile: {:.1} MB/s of the link's {:.1}.",
+        "| saturated to idle | {:.2} | {:.2} | |\n| a node down to idle | {:.2} | {:.2} | |\n\nThe slowest seeks with a node down: {}.\nBackground work in the saturated case: {:.1} MB/s of the link's {:.1}.",
         ratios.0,
         ratios.1,
+        ratios_down.0,
+        ratios_down.1,
+        slowest(&down),
         background / 1e6,
         LINK_BYTES_PER_SECOND as f64 / 1e6
     );
     println!(
         "{}",
-        serde_json::json!({ "idle_ms": { "p50": at(&idle, 0.5), "p99": at(&idle, 0.99) }, "loaded_ms": { "p50": at(&loaded, 0.5), "p99": at(&loaded, 0.99) }, "ratio": { "p50": ratios.0, "p99": ratios.1 }, "background_bytes_per_second": background })
+        serde_json::json!({ "idle_ms": { "p50": at(&idle, 0.5), "p99": at(&idle, 0.99) }, "loaded_ms": { "p50": at(&loaded, 0.5), "p99": at(&loaded, 0.99) }, "ratio": { "p50": ratios.0, "p99": ratios.1 }, "down_ms": { "p50": at(&down, 0.5), "p99": at(&down, 0.99) }, "ratio_down": { "p50": ratios_down.0, "p99": ratios_down.1 }, "background_bytes_per_second": background })
     );
+}
+
+/// Three edges: what is sought at two of them the third holds, every other time, or is fetching, the first time; it is killed before.
+fn with_a_node_down(seeks: usize) -> Vec<f64> {
+    const SEED: u64 = 15;
+    let mut cluster = Cluster::start_with(ClusterOptions {
+        edges: 3,
+        ..ClusterOptions::default()
+    });
+    fill(&cluster, false);
+    let size = (seeks as u64 + 2) * 16 * CHUNK;
+    let target = cluster.put("/down.mp4", Object::generated(SEED, size).latency(LATENCY));
+    let mut doomed = cluster.edges.pop().expect("three edges");
+    let edges: Vec<_> = cluster.edges.iter().map(|edge| edge.http).collect();
+    for edge in edges.iter().chain([&doomed.http]) {
+        Call::get(&target).range(0, 1).send(*edge).expect(206);
+    }
+    let mut places = places(SEED, seeks);
+    let first = places.pop().expect("a place");
+    for &place in places.iter().step_by(2) {
+        let chunk = place / CHUNK * CHUNK;
+        let held = Call::get(&target).range(chunk, chunk + CHUNK);
+        held.send(doomed.http).expect(206);
+    }
+    eventually("what it holds is known", Duration::from_secs(20), || {
+        let held = cluster.recorded_bytes("/down.mp4", &doomed.name);
+        (held >= places.len().div_ceil(2) as u64 * CHUNK).then_some(())
+    });
+    cluster.origin.set_link(Some(LINK_BYTES_PER_SECOND));
+    // One that is under way when it dies.
+    let mut playing = Call::get(&target)
+        .header("Range", &format!("bytes={}-", first / CHUNK * CHUNK))
+        .open(doomed.http)
+        .expect("an answer");
+    playing.take(1).expect("a first byte");
+    doomed.kill();
+    let mut times = Vec::with_capacity(seeks);
+    for (number, place) in [first].into_iter().chain(places).enumerate() {
+        // At each of them both what was held and what nobody has.
+        let edge = edges[number / 2 % edges.len()];
+        times.push(seek(edge, &target, SEED, place));
+    }
+    times.sort_by(f64::total_cmp);
+    times
 }
 
 /// Seeks to places nobody was at, each a new connection with an open-ended range, the old one cut: as players do.
 fn run(cluster: &Cluster, path: &str, seed: u64, size: u64, seeks: usize) -> Vec<f64> {
     let target = cluster.put(path, Object::generated(seed, size).latency(LATENCY));
-    Call::get(&target)
-        .range(0, 1)
-        .send(cluster.edge().http)
-        .expect(206);
+    let edge = cluster.edge().http;
+    Call::get(&target).range(0, 1).send(edge).expect(206);
+    let places = places(seed, seeks).into_iter();
+    let mut times: Vec<f64> = places
+        .map(|place| seek(edge, &target, seed, place))
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times
+}
+
+/// Far enough apart that no seek lands in the lookahead of another, in no order.
+fn places(seed: u64, seeks: usize) -> Vec<u64> {
     let mut random = SmallRng::seed_from_u64(seed);
-    // Far enough apart that no seek lands in the lookahead of another.
     let mut places: Vec<u64> = (1..=seeks as u64)
         .map(|number| number * 16 * CHUNK + random.random_range(0..CHUNK))
         .collect();
     places.shuffle(&mut random);
-    let mut times = Vec::with_capacity(seeks);
-    for place in places {
-        let asked = Instant::now();
-        let mut reply = Call::get(&target)
-            .header("Range", &format!("bytes={place}-"))
-            .open(cluster.edge().http)
-            .expect("an answer");
-        assert_eq!(reply.status, 206);
-        let mut first = reply.take(1).expect("a first byte");
-        times.push(asked.elapsed().as_secs_f64() * 1000.0);
-        first.extend(
-            reply
-                .take(SEEK_BYTES as usize - 1)
-                .expect("the bytes after it"),
-        );
-        assert!(
-            first == content::bytes(seed, place, place + SEEK_BYTES),
-            "wrong bytes at {place}"
-        );
-        drop(reply);
-        std::thread::sleep(PAUSE);
-    }
-    times.sort_by(f64::total_cmp);
-    times
+    places
+}
+
+/// Milliseconds to the first byte; what follows is compared, and the connection cut.
+fn seek(edge: SocketAddr, target: &str, seed: u64, place: u64) -> f64 {
+    let asked = Instant::now();
+    let mut reply = Call::get(target)
+        .header("Range", &format!("bytes={place}-"))
+        .open(edge)
+        .expect("an answer");
+    assert_eq!(reply.status, 206);
+    let mut first = reply.take(1).expect("a first byte");
+    let time = asked.elapsed().as_secs_f64() * 1000.0;
+    let rest = reply.take(SEEK_BYTES as usize - 1);
+    first.extend(rest.expect("the bytes after it"));
+    assert!(
+        first == content::bytes(seed, place, place + SEEK_BYTES),
+        "wrong bytes at {place}"
+    );
+    drop(reply);
+    std::thread::sleep(PAUSE);
+    time
+}
+
+fn slowest(sorted: &[f64]) -> String {
+    let slowest = sorted.iter().rev().take(4);
+    let slowest: Vec<String> = slowest.map(|time| format!("{time:.1}")).collect();
+    slowest.join(", ") + " ms"
 }
 
 /// Background fill of the one source, on or off.

@@ -166,6 +166,12 @@ pub enum Event {
         /// Open, or waited for.
         wanted: u32,
     },
+    /// What an edge took of a source by itself since it last said so.
+    BytesTaken {
+        edge: EdgeId,
+        source: SourceId,
+        bytes: u64,
+    },
 
     /// Time passed: deadlines, back-offs and budgets are looked at again. At least every 100 ms.
     Tick,
@@ -246,6 +252,8 @@ pub enum Effect {
         places: u32,
         /// While no coordinator answers it.
         alone: u32,
+        /// Bytes per second, likewise; 0: no limit.
+        alone_rate: u64,
     },
     /// All chunks of the want are held.
     WantDone { want: WantId },

@@ -3,6 +3,9 @@
 //! A quarter of both is kept for CRITICAL. The rate is held twice: each fetch is given a part of
 //! it (the parts of all fetches never sum to more than the whole), and a token bucket is charged when
 //! a fetch is assigned, so that short fetches in a row hold it as well. CRITICAL may run into debt.
+//!
+//! What edges take by themselves can not be planned. They hold it to half of the rate together, each to its part of that, and say what they
+//! took: it is charged to the bucket, and given to nobody while it goes on.
 
 use chunkcache_proto::Level;
 
@@ -13,6 +16,8 @@ use crate::core::edge_choice::mix;
 
 /// The bucket holds this much of the rate.
 const BURST_MS: u64 = 2_000;
+/// Edges say each second what they took. Who was silent for longer takes nothing.
+const TAKEN_MS: Millis = 2_500;
 
 /// Why an origin can not be asked now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +98,7 @@ impl Source {
         };
         let free = whole
             .saturating_sub(self.rate_given)
+            .saturating_sub(self.rate_taken(now))
             .saturating_sub(reserved);
         // Half of what is left for each, so that there is always something for the next, but no crumbs.
         let part = (free / 2).max(whole / 8).min(free);
@@ -105,6 +111,14 @@ impl Source {
             return Err(Refusal::Rate(Some(now + wait)));
         }
         Ok(part)
+    }
+
+    /// Bytes per second that edges take by themselves: half of all at the most.
+    fn rate_taken(&self, now: Millis) -> u64 {
+        let lately = |&&(_, at): &&(u64, Millis)| at.saturating_add(TAKEN_MS) > now;
+        let taken = self.taken.values().filter(lately).map(|&(rate, _)| rate);
+        let taken = taken.fold(0, u64::saturating_add);
+        taken.min(self.max_rate_bytes_per_second / 2)
     }
 
     fn tokens_now(&self, now: Millis) -> i64 {
@@ -144,6 +158,25 @@ impl Scheduler {
             .get(&source)
             .and_then(|source| source.chunk_fetch_ms);
         known.unwrap_or(self.config.default_chunk_fetch_ms)
+    }
+
+    pub(super) fn bytes_taken(&mut self, edge: EdgeId, source: SourceId, bytes: u64) {
+        let now = self.now;
+        let is_there = self.edges.get(&edge).is_some_and(|edge| edge.alive);
+        let Some(known) = self.sources.get_mut(&source).filter(|_| is_there) else {
+            return;
+        };
+        if known.max_rate_bytes_per_second == 0 {
+            return;
+        }
+        known.charge(bytes, now);
+        let since = known.taken.get(&edge).map_or(0, |&(_, at)| at);
+        // The first time in a while it is of the last second.
+        let ms = now.saturating_sub(since).clamp(500, 1_000);
+        let rate = bytes.saturating_mul(1_000) / ms;
+        known.taken.insert(edge, (rate, now));
+        self.timers
+            .insert((now.saturating_add(TAKEN_MS), Timer::Source(source)));
     }
 
     pub(super) fn source_back_off(&mut self, source: SourceId, until: Millis) {

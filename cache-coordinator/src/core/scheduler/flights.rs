@@ -40,7 +40,10 @@ impl Scheduler {
                     source.fetches.insert((level, edge, key.1));
                     source.own += u32::from(local);
                     source.rate_given += rate;
-                    source.charge(bytes, self.now);
+                    // Its own are charged as it says what it took.
+                    if !local {
+                        source.charge(bytes, self.now);
+                    }
                 }
                 if level == Level::Critical {
                     self.yield_fills(source, effects);
@@ -333,7 +336,9 @@ impl Scheduler {
                     source.rate_given = source
                         .rate_given
                         .saturating_sub(flight.rate_bytes_per_second);
-                    source.refund(bytes, self.now);
+                    if !flight.local {
+                        source.refund(bytes, self.now);
+                    }
                     // An origin without limits keeps nobody waiting but the fill.
                     if source.limited() || source.fill_may_start() {
                         self.woken.insert(flight.source);

@@ -238,6 +238,11 @@ impl Scheduler {
                 held,
                 wanted,
             } => self.places_asked(edge, source, sequence, held, wanted, effects),
+            Event::BytesTaken {
+                edge,
+                source,
+                bytes,
+            } => self.bytes_taken(edge, source, bytes),
             Event::Tick => self.lend_again(effects),
         }
     }

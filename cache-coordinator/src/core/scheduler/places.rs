@@ -141,9 +141,12 @@ impl Scheduler {
         let mut limited = Vec::new();
         for (&id, source) in &mut self.sources {
             if source.max_connections == 0 {
-                source.lent.clear();
+                source.lent.values_mut().for_each(Lent::lend_nothing);
                 source.places = 0;
                 source.away.clear();
+            }
+            if !source.limited() {
+                source.lent.clear();
                 continue;
             }
             // Who is away has its part as well.
@@ -151,12 +154,26 @@ impl Scheduler {
             let away = source.away.keys().filter(|edge| !is_alive(edge)).count();
             let count = u32::try_from(here + away).unwrap_or(u32::MAX).max(1);
             let alone = (source.max_connections / count).max(1);
+            let alone_rate = match source.max_rate_bytes_per_second {
+                0 => 0,
+                rate => (rate / u64::from(count)).max(1),
+            };
+            let lends = source.max_connections > 0;
+            let alone = if lends { alone } else { 0 };
             for (&edge, _) in alive() {
                 let lent = source.lent.entry(edge).or_default();
-                lent.asked |= lent.alone != alone;
-                lent.alone = alone;
+                let is_news = lent.alone != alone || lent.alone_rate != alone_rate;
+                lent.asked |= is_news;
+                (lent.alone, lent.alone_rate) = (alone, alone_rate);
+                if is_news && !lends {
+                    // The rate is all that there is to say.
+                    effects.push(lent.told(edge, id));
+                    lent.asked = false;
+                }
             }
-            limited.push(id);
+            if lends {
+                limited.push(id);
+            }
         }
         for id in limited {
             self.lend(id, effects);
@@ -197,6 +214,14 @@ impl Scheduler {
 }
 
 impl Lent {
+    /// Its source has no limit of connections.
+    fn lend_nothing(&mut self) {
+        *self = Self {
+            alone_rate: self.alone_rate,
+            ..Self::default()
+        };
+    }
+
     fn told(&self, edge: EdgeId, source: SourceId) -> Effect {
         Effect::Places {
             edge,
@@ -204,6 +229,7 @@ impl Lent {
             sequence: self.sequence,
             places: self.granted,
             alone: self.alone,
+            alone_rate: self.alone_rate,
         }
     }
 }

@@ -207,8 +207,12 @@ pub struct Source {
     pub places: u32,
     /// What edges that are away may have open still.
     pub away: BTreeMap<EdgeId, Away>,
+    /// Until then not even the last connection is another's; 0: that is over.
+    pub all_away_until: Millis,
     /// Sum of what its fetches may take.
     pub rate_given: u64,
+    /// Bytes per second that edges took by themselves lately, and when they said so.
+    pub taken: BTreeMap<EdgeId, (u64, Millis)>,
     /// Token bucket, in bytes; below zero: a debt.
     pub tokens: i64,
     pub tokens_at: Millis,
@@ -238,6 +242,8 @@ pub struct Lent {
     /// What it may have open by now, for all that is known.
     pub counted: u32,
     pub alone: u32,
+    /// Its part of the rate; 0: no limit.
+    pub alone_rate: u64,
     /// It asked, and was not answered yet.
     pub asked: bool,
 }

@@ -49,11 +49,9 @@ impl World {
             if self.edges[edge].alive && self.dice.per_mille(500) {
                 self.begin_session_anew(edge);
             } else if self.edges[edge].alive {
-                self.goes_away(edge);
-                self.edges[edge].alive = false;
-                self.edges[edge].flights.clear();
-                self.edges[edge].places.clear();
-                self.readers.retain(|reader, _| reader.edge != id);
+                // It may be the only one that sees the network broken, and late.
+                let missed_after = crate::core::edge_choice::mix(self.now) % 10_000;
+                self.leave(edge, missed_after);
                 self.apply(Event::EdgeLost { edge: id });
             } else {
                 self.join(edge);
@@ -182,6 +180,15 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    pub fn leave(&mut self, edge: usize, missed_after: Millis) {
+        self.goes_away(edge, missed_after);
+        self.edges[edge].alive = false;
+        self.edges[edge].flights.clear();
+        self.edges[edge].places.clear();
+        self.readers
+            .retain(|reader, _| reader.edge != EdgeId(edge as u32));
     }
 
     /// The edge goes on with what comes from origins, and says so.

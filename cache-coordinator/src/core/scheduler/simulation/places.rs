@@ -10,12 +10,47 @@ use super::world::World;
 pub struct SimPlaces {
     pub sequence: u64,
     pub granted: u32,
+    /// What it may open while no coordinator answers.
+    pub part: u32,
     /// When each request ends.
     pub open: Vec<Millis>,
     /// Since when each waits.
     pub waiting: Vec<Millis>,
     /// Held and wanted, as said last of which grant.
     told: Option<(u64, u32, u32)>,
+}
+
+/// Of a source, on an edge that is away.
+#[derive(Clone, Copy, Debug)]
+pub struct SimAway {
+    pub since: Millis,
+    /// When it noticed.
+    pub missed: Millis,
+    /// All that it was given.
+    pub had: u32,
+    /// What it may have by itself.
+    pub part: u32,
+}
+
+/// As `away` does.
+const GIVEN_UP_MS: Millis = 14_900;
+const ALL_MS: Millis = 1_400;
+/// As an edge does (its `coordinator::absence`).
+const CUT_MS: Millis = 600;
+const ALONE_MS: Millis = 1_000;
+
+impl SimAway {
+    /// At the most.
+    fn has(&self, now: Millis) -> u32 {
+        let missed_for = now.saturating_sub(self.missed);
+        if now < self.missed || missed_for < CUT_MS {
+            self.had
+        } else if missed_for < ALONE_MS {
+            self.had.min(self.part)
+        } else {
+            self.part
+        }
+    }
 }
 
 impl SimPlaces {
@@ -33,12 +68,19 @@ impl SimPlaces {
 }
 
 impl World {
-    pub fn places_granted(&mut self, edge: EdgeId, source: SourceId, sequence: u64, granted: u32) {
+    pub fn places_granted(
+        &mut self,
+        edge: EdgeId,
+        source: SourceId,
+        sequence: u64,
+        (granted, part): (u32, u32),
+    ) {
         let edge = &mut self.edges[edge.0 as usize];
         assert!(edge.alive, "places for an edge that is away");
         let places = edge.places.entry(source).or_default();
         assert!(places.sequence <= sequence);
         (places.sequence, places.granted) = (sequence, granted);
+        places.part = part;
     }
 
     /// Requests come, find a place or wait, and end.
@@ -103,9 +145,9 @@ impl World {
             .sum()
     }
 
-    /// It goes on by itself with what it has, until it comes back or was away for long.
+    /// It goes on by itself with what it has, and misses the coordinator `missed_after` milliseconds later.
     /// By no throw of the dice: seeds kept from before mean the same runs as ever.
-    pub fn goes_away(&mut self, edge: usize) {
+    pub fn goes_away(&mut self, edge: usize, missed_after: Millis) {
         let flights = self.edges[edge].flights.values();
         let mut open: BTreeMap<SourceId, u32> = BTreeMap::new();
         for flight in flights.filter(|f| f.a.from == From::Origin && !f.local) {
@@ -113,21 +155,32 @@ impl World {
                 .entry(self.entries[flight.a.entry.0 as usize].0)
                 .or_default() += 1;
         }
-        let until = self.now + 14_000;
+        let now = self.now;
         let edge = &mut self.edges[edge];
         for (&source, places) in &edge.places {
-            let held =
-                open.get(&source).copied().unwrap_or(0) + u32::try_from(places.open.len()).unwrap();
-            edge.away.insert(source, (held, until));
+            let assigned = open.get(&source).copied().unwrap_or(0);
+            let own = u32::try_from(places.open.len()).unwrap();
+            let away = SimAway {
+                since: now,
+                missed: now + missed_after,
+                had: assigned + own.max(places.granted),
+                part: places.part,
+            };
+            edge.away.insert(source, away);
         }
     }
 
-    /// Of which the last place of a source is not counted: a reader that waits may have it.
+    /// Connections of those that are away. A moment after the last one went, the last place of a source is not counted any more:
+    /// a reader that waits may have it.
     pub fn held_away(&self, source: SourceId) -> usize {
-        let away = self.edges.iter().filter_map(|edge| edge.away.get(&source));
-        let held: u32 = away.filter(|it| it.1 > self.now).map(|it| it.0).sum();
         let limit = self.sources[source.0 as usize].max_connections;
-        held.min(limit.saturating_sub(1)) as usize
+        let away = || {
+            let away = self.edges.iter().filter_map(|edge| edge.away.get(&source));
+            away.filter(|away| away.since + GIVEN_UP_MS > self.now)
+        };
+        let held: u32 = away().map(|away| away.has(self.now)).sum();
+        let all = away().any(|away| away.since + ALL_MS > self.now);
+        held.min(limit.saturating_sub(u32::from(!all))) as usize
     }
 
     /// Requests of one that waits longest, in milliseconds.

@@ -106,8 +106,8 @@ pub struct SimEdge {
     pub held: BTreeMap<EntryNo, RangeSet<ChunkIndex>>,
     /// Bytes its chunks may take; 0: no end.
     pub allowed: u64,
-    /// Connections that it goes on with while it is away, of each source, and until when at the latest.
-    pub away: BTreeMap<SourceId, (u32, Millis)>,
+    /// Connections that it may have while it is away, of each source.
+    pub away: BTreeMap<SourceId, super::places::SimAway>,
     /// What it asks by itself of sources with a limit.
     pub places: BTreeMap<SourceId, super::places::SimPlaces>,
 }
@@ -159,7 +159,7 @@ pub struct World {
     pub closed: BTreeSet<EntryNo>,
     /// Events the scheduler was given.
     pub events: u64,
-    /// A session ended while its fetches went on, and what others were given meanwhile runs still.
+    /// A session ended while its fetches went on, and what others were given of a source's rate meanwhile runs still.
     pub excused: bool,
     /// Its end is not reported yet, and the scheduler may still speak of it.
     pub ending: Option<(EdgeId, AssignmentId)>,
@@ -328,7 +328,7 @@ impl World {
             self.obey(effect);
         }
         self.journal.append(&mut effects);
-        self.excused = self.unnamed || (self.excused && self.over_limits().is_some());
+        self.excused = self.unnamed || (self.excused && self.over_rates().is_some());
         self.check();
     }
 
@@ -387,8 +387,9 @@ impl World {
                 source,
                 sequence,
                 places,
+                alone,
                 ..
-            } => self.places_granted(*edge, *source, *sequence, *places),
+            } => self.places_granted(*edge, *source, *sequence, (*places, *alone)),
             Effect::WantDone { want } if self.hand_overs.remove(want).is_some() => {}
             Effect::WantDone { want } => {
                 let (edge, entry, chunks) = self.wants.remove(want).expect("an open want is done");

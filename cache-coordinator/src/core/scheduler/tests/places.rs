@@ -97,12 +97,15 @@ fn who_is_away_has_what_it_may_have_open_until_it_had_time_to_close_it() {
     let effects = apply(&mut scheduler, want(1, 0, 0, 9), 0);
     assert_eq!(grant(&effects, 1).map(|it| it.1), Some(0));
     let effects = apply(&mut scheduler, Event::EdgeLost { edge: EdgeId(0) }, 1);
+    assert_eq!(grant(&effects, 1), None, "it has all four still");
+    assert_eq!(apply(&mut scheduler, Event::Tick, 1_500), []);
+    let effects = apply(&mut scheduler, Event::Tick, 1_502);
     assert_eq!(
         grant(&effects, 1),
         Some((1, 1, 1)),
-        "the last place is nobody's who is away"
+        "the last place is nobody's who is away for longer than a moment"
     );
-    let effects = apply(&mut scheduler, want(0, 1, 4, 4), 2);
+    let effects = apply(&mut scheduler, want(0, 1, 4, 4), 1_503);
     assert_eq!(effects, [], "of a session that has ended");
     assert_eq!(apply(&mut scheduler, Event::Tick, 14_900), []);
     let effects = apply(&mut scheduler, Event::Tick, 15_100);
@@ -140,7 +143,14 @@ fn after_a_restart_each_edge_that_is_expected_has_its_part() {
     apply(&mut scheduler, Event::EdgesExpected { edges }, 0);
     apply(&mut scheduler, join(0), 1);
     let effects = apply(&mut scheduler, want(0, 0, 0, 9), 2);
+    assert_eq!(
+        grant(&effects, 0).map(|it| it.1),
+        Some(0),
+        "any of the others may have had all of them"
+    );
+    let effects = apply(&mut scheduler, Event::Tick, 1_501);
     assert_eq!(grant(&effects, 0).map(|it| it.1), Some(1));
+    assert_eq!(apply(&mut scheduler, Event::Tick, 14_900), []);
     let effects = apply(&mut scheduler, Event::Tick, 15_100);
     assert_eq!(
         grant(&effects, 0).map(|it| it.1),
