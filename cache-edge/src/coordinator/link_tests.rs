@@ -1,0 +1,150 @@
+use super::{
+    super::channel::{self, Bearer},
+    *,
+};
+
+fn greeted() -> (Arc<Link>, mpsc::Receiver<v1::SessionRequest>) {
+    let link = Link::new("edge".into());
+    let (sender, receiver) = mpsc::channel(16);
+    let endpoint = tonic::transport::Endpoint::from_static("http://127.0.0.1:1");
+    let channel = endpoint.connect_lazy();
+    link.begin(sender, channel::service(channel, Bearer::default()));
+    (link, receiver)
+}
+
+fn entry() -> EntryId {
+    "00000000-0000-8000-8000-000000000001".parse().unwrap()
+}
+
+fn lose(link: &Link) -> bool {
+    link.removed(
+        Removal::Nothing(entry()),
+        vec![3],
+        v1::RemovalReason::Corrupt,
+    )
+}
+
+#[tokio::test]
+async fn what_is_lost_while_the_inventory_is_compared_is_told_after_it() {
+    let (link, mut sent) = greeted();
+    assert!(lose(&link), "its row may have been found right just before");
+    assert!(sent.try_recv().is_err(), "not before rows and disk agree");
+    link.welcomed(1);
+    link.ready();
+    let told = sent.try_recv().unwrap().message;
+    assert!(
+        matches!(told, Some(Message::ChunksRemoved(it)) if it.indexes == [3]),
+        "the row would stay without bytes"
+    );
+}
+
+#[tokio::test]
+async fn what_was_lost_and_fetched_again_is_not_dropped_with_its_old_row() {
+    let (link, _sent) = greeted();
+    link.welcomed(1);
+    link.ready();
+    assert!(lose(&link));
+    // By now the chunk may be here again.
+    assert_eq!(link.committed(1), []);
+    let evicted = Removal::Chunks(entry(), vec![3]);
+    assert!(link.removed(evicted.clone(), vec![3], v1::RemovalReason::Evicted));
+    assert_eq!(link.committed(2), [evicted]);
+}
+fn kind(request: v1::SessionRequest) -> &'static str {
+    match request.message {
+        Some(Message::EntryObserved(_)) => "observed",
+        Some(Message::LocalFetch(_)) => "fetch",
+        Some(Message::FetchReport(_)) => "report",
+        Some(Message::KeyNegative(_)) => "negative",
+        _ => "other",
+    }
+}
+
+fn kinds(sent: &mut mpsc::Receiver<v1::SessionRequest>) -> Vec<&'static str> {
+    std::iter::from_fn(|| sent.try_recv().ok().map(kind)).collect()
+}
+
+fn observe(link: &Link) {
+    let entry = v1::Entry {
+        id: entry().to_string(),
+        ..v1::Entry::default()
+    };
+    link.observed(&entry, &v1::Freshness::default());
+    link.local_fetch(v1::LocalFetch::default());
+    let report = |state: v1::fetch_report::State| v1::FetchReport {
+        state: state.into(),
+        ..v1::FetchReport::default()
+    };
+    link.report(report(v1::fetch_report::State::Started));
+}
+
+#[tokio::test]
+async fn what_is_told_of_a_new_object_lingers_and_stays_in_order() {
+    let (link, mut sent) = greeted();
+    link.welcomed(1);
+    observe(&link);
+    assert_eq!(kinds(&mut sent), [""; 0]);
+    link.negative(&v1::Key::default(), 404, 0);
+    assert_eq!(
+        kinds(&mut sent),
+        ["observed", "fetch", "report", "negative"]
+    );
+    observe(&link);
+    assert_eq!(
+        sent.recv().await.map(kind),
+        Some("observed"),
+        "not for ever"
+    );
+    assert_eq!(kinds(&mut sent), ["fetch", "report"]);
+    link.local_fetch(v1::LocalFetch::default());
+    assert_eq!(kinds(&mut sent), ["fetch"], "behind nothing that lingers");
+}
+
+#[tokio::test]
+async fn what_lingered_when_the_session_ended_is_left_to_the_next_inventory() {
+    let (link, _sent) = greeted();
+    link.welcomed(1);
+    observe(&link);
+    link.end("test".into());
+    let (sender, mut sent) = mpsc::channel(16);
+    let endpoint = tonic::transport::Endpoint::from_static("http://127.0.0.1:1");
+    let channel = endpoint.connect_lazy();
+    link.begin(sender, channel::service(channel, Bearer::default()));
+    link.welcomed(2);
+    link.negative(&v1::Key::default(), 404, 0);
+    assert_eq!(kinds(&mut sent), ["negative"]);
+}
+
+fn is_broken(link: &Link) -> Option<&'static str> {
+    use futures_util::FutureExt as _;
+    link.broken().now_or_never()
+}
+
+#[tokio::test]
+async fn a_coordinator_that_goes_on_after_others_grew_gets_a_new_session() {
+    let (link, _sent) = greeted();
+    link.welcomed(1);
+    link.came_down();
+    link.heard();
+    assert_eq!(is_broken(&link), None, "inventories take their time");
+    link.ready();
+    let heard = link.last_heard();
+    link.heard();
+    assert!(is_broken(&link).is_some());
+    assert_eq!(
+        link.last_heard(),
+        heard,
+        "nothing is lent until there is a new one"
+    );
+    link.end("test".into());
+    // Said too late, of a session that is over.
+    link.came_down();
+    let (sender, _sent) = mpsc::channel(16);
+    let endpoint = tonic::transport::Endpoint::from_static("http://127.0.0.1:1");
+    let channel = endpoint.connect_lazy();
+    link.begin(sender, channel::service(channel, Bearer::default()));
+    link.welcomed(2);
+    link.ready();
+    link.heard();
+    assert_eq!(is_broken(&link), None);
+}
