@@ -66,7 +66,7 @@ fn examine(browser: &Browser, axe: Option<&str>, page: &str) {
 #[test]
 fn renders_updates_and_acts() {
     let _turn = heavy();
-    let cluster = Cluster::with_edges(2);
+    let mut cluster = Cluster::with_edges(2);
     let Some(browser) = Browser::start(cluster.directory.path()) else {
         return;
     };
@@ -102,6 +102,14 @@ fn renders_updates_and_acts() {
     browser.wait(
         "the charts are drawn",
         "document.querySelectorAll('.plot canvas').length === 2",
+    );
+    browser.wait(
+        "that all is well",
+        "document.querySelector('.verdict.good').textContent.startsWith('All is well')",
+    );
+    browser.wait(
+        "what is fetched, and why",
+        "[...document.querySelectorAll('[aria-label=Fetches] tbody tr')].some(r => r.innerText.includes('media/job.mp4') && r.innerText.includes('asked for by request'))",
     );
     examine(&browser, axe.as_deref(), "cluster");
 
@@ -182,7 +190,18 @@ fn renders_updates_and_acts() {
         "the edge",
         "document.querySelector('main h2').textContent === 'Edge edge-a'",
     );
+    browser.wait(
+        "its last hour",
+        "document.querySelectorAll('.plot canvas').length === 2",
+    );
     examine(&browser, axe.as_deref(), "edge");
+
+    cluster.edges[1].kill();
+    browser.open(&page);
+    browser.wait(
+        "what needs a look",
+        "document.querySelector('.verdict.bad li a').textContent === 'edge-b'",
+    );
     drop(playing);
 }
 

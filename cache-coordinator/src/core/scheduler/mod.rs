@@ -51,6 +51,7 @@ use claim::Claims;
 pub use config::Config;
 pub use explain::{Decision, DecisionState};
 pub use space::Space;
+pub(crate) use state::Flight;
 use state::{Edge, Entry, Line, Source, Timer, Want};
 
 /// The present state of the cluster, as far as fetching is concerned.
