@@ -144,6 +144,15 @@ impl axum::serve::Listener for Accepted {
 }
 
 impl Connection {
+    /// As agreed with the client; in the clear it is not asked.
+    #[must_use]
+    pub fn is_http2(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+        }
+    }
+
     fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(stream) => stream,

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -272,6 +274,60 @@ fn people_sign_in_to_the_dashboard() {
     browser.wait("the edge", "document.body.innerText.includes('edge-a')");
     browser.click("[data-key='dedge-a']");
     browser.wait("it drains", "document.querySelector('.state-draining')");
+}
+
+/// A page of another site whose name was made to lead to this machine (DNS rebinding) is of one origin with the dashboard to the
+/// browser, and may send any header: without tokens, the name it asks by gives it away.
+#[test]
+fn another_site_that_leads_here_by_its_name_gets_nothing() {
+    let cluster = Cluster::with_edges(1);
+    let http = cluster.coordinator.http;
+    let look = |host: &str| {
+        let call = Call::get("/api/v1/overview").without_host();
+        call.header("Host", host).send(http).status
+    };
+    let drain = |host: &str| {
+        let call = Call::new("POST", "/api/v1/edges/edge-a/drain").without_host();
+        let call = call
+            .header("Host", host)
+            .header("X-Requested-With", "chunkcache")
+            .header("Content-Type", "application/json");
+        call.body(r#"{"drain":true}"#).send(http).status
+    };
+    let port = http.port();
+    for host in ["rebound.example", "127.0.0.1.example", ""] {
+        let host = &format!("{host}:{port}");
+        assert!([400, 421].contains(&look(host)), "{host}");
+        assert!([400, 421].contains(&drain(host)), "{host}");
+    }
+    let edges = cluster.coordinator.json(&["edge", "list"]);
+    assert_eq!(edges[0]["state"], "active");
+    for host in ["127.0.0.1", "localhost", "[::1]", "workstation"] {
+        assert_eq!(look(&format!("{host}:{port}")), 200, "{host}");
+    }
+    // With tokens, who asks proves who it is, by whichever name.
+    let mut cluster = guarded(1);
+    cluster.edge_mut().start();
+    let call = Call::get("/api/v1/overview").without_host();
+    let call = call
+        .header("Host", "cache.example")
+        .header("Authorization", &format!("Bearer {}", token("viewer")));
+    call.send(cluster.coordinator.http).expect(200);
+}
+
+/// Who begins a request and never ends its head is let go, before the many of them hold all descriptors.
+#[test]
+fn a_head_that_never_ends_is_not_waited_for() {
+    let cluster = Cluster::start();
+    let mut silent = TcpStream::connect(cluster.coordinator.http).unwrap();
+    let patience = Duration::from_secs(60);
+    silent.set_read_timeout(Some(patience)).unwrap();
+    silent
+        .write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n")
+        .unwrap();
+    let mut said = Vec::new();
+    // Ended by the server, with an answer or without.
+    silent.read_to_end(&mut said).unwrap();
 }
 
 fn tls(identity: &Identity, prefix: &str) -> [String; 2] {

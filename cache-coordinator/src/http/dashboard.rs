@@ -34,7 +34,7 @@ const ENTRY_EVERY: Duration = Duration::from_millis(500);
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self'; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-const ASSETS: [(&str, &str, &str); 8] = [
+const ASSETS: [(&str, &str, &str); 9] = [
     (
         "app.js",
         "text/javascript; charset=utf-8",
@@ -44,6 +44,11 @@ const ASSETS: [(&str, &str, &str); 8] = [
         "session.js",
         "text/javascript; charset=utf-8",
         include_str!("dashboard/session.js"),
+    ),
+    (
+        "plots.js",
+        "text/javascript; charset=utf-8",
+        include_str!("dashboard/plots.js"),
     ),
     (
         "seeks.js",
@@ -85,7 +90,12 @@ struct Parts {
 
 /// `/`, `/assets/*` and `/api/v1/*`. The page and its assets hold nothing of the cluster and are for everyone; what they show and do
 /// is asked for with a token.
-pub fn router(cluster: Arc<Cluster>, access: Arc<Access>, live: Arc<LiveView>) -> Router {
+pub fn router(
+    cluster: Arc<Cluster>,
+    access: Arc<Access>,
+    live: Arc<LiveView>,
+    is_loopback: bool,
+) -> Router {
     let api = Router::new()
         .route("/api/v1/overview", get(overview))
         .route("/api/v1/stream", get(overview_stream))
@@ -96,7 +106,10 @@ pub fn router(cluster: Arc<Cluster>, access: Arc<Access>, live: Arc<LiveView>) -
         .route("/api/v1/explain", get(explain_chunk))
         .route("/api/v1/jobs/{id}/cancel", post(cancel_job))
         .route("/api/v1/edges/{name}/drain", post(drain_edge))
-        .layer(middleware::from_fn_with_state(access, guard::identify));
+        .layer(middleware::from_fn_with_state(
+            (access, is_loopback),
+            guard::identify,
+        ));
     Router::new()
         .route(
             "/",
@@ -195,8 +208,13 @@ async fn overview_stream(
     Sse::new(events).keep_alive(KeepAlive::default())
 }
 
-async fn history(State(parts): State<Parts>) -> Json<Value> {
-    Json(parts.live.history())
+#[derive(Deserialize)]
+struct OfEdge {
+    edge: Option<String>,
+}
+
+async fn history(State(parts): State<Parts>, Query(of): Query<OfEdge>) -> Json<Value> {
+    Json(parts.live.history(of.edge.as_deref()))
 }
 
 #[derive(Deserialize)]
@@ -354,7 +372,7 @@ impl IntoResponse for Refused {
     }
 }
 
-fn problem(status: StatusCode, detail: &str) -> Response {
+pub(super) fn problem(status: StatusCode, detail: &str) -> Response {
     let body =
         json!({ "status": status.as_u16(), "title": status.canonical_reason(), "detail": detail })
             .to_string();

@@ -4,7 +4,10 @@ use chunkcache_proto::{EntryId, Geometry, v1};
 use serde_json::{Value, json};
 
 use crate::{
-    core::scheduler::api::From as FetchFrom,
+    core::scheduler::{
+        Flight,
+        api::{EdgeId, From as FetchFrom},
+    },
     service::{Cluster, entries, error::ServiceError},
     session::{plan::Plan, translate},
 };
@@ -120,25 +123,43 @@ fn flights(plan: &Plan, id: EntryId) -> Vec<Value> {
     let Some(number) = plan.directory().entry_number(id) else {
         return Vec::new();
     };
+    let flights = plan.scheduler().flights_of(number);
+    flights
+        .map(|(edge, flight)| rendered(plan, edge, flight))
+        .collect()
+}
+
+/// Of the whole cluster, the most urgent first, at most `limit`: what the scheduler does now, and why.
+pub fn all_flights(plan: &Plan, limit: usize) -> Vec<Value> {
+    let mut flights: Vec<_> = plan.scheduler().flights().collect();
+    flights.sort_by_key(|(_, flight)| flight.level as u8);
+    flights.truncate(limit);
+    let told = flights.into_iter().filter_map(|(edge, flight)| {
+        let entry = &plan.directory().entry(flight.entry)?.entry;
+        let key = entry.key.clone().unwrap_or_default();
+        let mut told = rendered(plan, edge, flight);
+        told["entry"] = json!(entry.id);
+        told["object"] = json!(format!("{}/{}", key.source, key.path));
+        Some(told)
+    });
+    told.collect()
+}
+
+fn rendered(plan: &Plan, edge: EdgeId, flight: &Flight) -> Value {
     let name = |edge| {
         plan.directory()
             .edge(edge)
             .map(|e| e.name.clone())
             .unwrap_or_default()
     };
-    plan.scheduler()
-        .flights_of(number)
-        .map(|(edge, flight)| {
-            let from = match flight.from {
-                FetchFrom::Origin => "origin".to_owned(),
-                FetchFrom::Peer(peer) => name(peer),
-            };
-            json!({
-                "edge": name(edge), "first": flight.chunks.start, "count": flight.chunks.end - flight.chunks.start,
-                "level": flight.level as u8 + 1, "from": from, "reason": translate::reason(flight.reason), "bytes_done": flight.bytes_done,
-            })
-        })
-        .collect()
+    let from = match flight.from {
+        FetchFrom::Origin => "origin".to_owned(),
+        FetchFrom::Peer(peer) => name(peer),
+    };
+    json!({
+        "edge": name(edge), "first": flight.chunks.start, "count": flight.chunks.end - flight.chunks.start,
+        "level": flight.level as u8 + 1, "from": from, "reason": translate::reason(plan.scheduler().reason_of(edge, flight)), "bytes_done": flight.bytes_done,
+    })
 }
 
 fn viewers(cluster: &Cluster, id: &str) -> Vec<Value> {

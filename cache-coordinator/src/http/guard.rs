@@ -1,24 +1,34 @@
 //! Who asks the dashboard's interface. Tokens come in the `Authorization` header alone: no cookie, so no request is
 //! authorised that our own page did not make.
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+};
 
 use axum::{
     extract::{Request, State},
-    http::header,
+    http::{StatusCode, header, uri::Authority},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
 
-use super::dashboard::Refused;
+use super::dashboard::{Refused, problem};
 use crate::access::{Access, Denied, policy::Need};
 
 /// Refuses who may not even look; what acts asks more of the caller it finds in the extensions.
 pub(super) async fn identify(
-    State(access): State<Arc<Access>>,
+    State((access, is_loopback)): State<(Arc<Access>, bool)>,
     mut request: Request,
     next: Next,
 ) -> Response {
+    // Without tokens, being on this machine is what is asked for.
+    if is_loopback && access.tokens().is_none() && !is_of_this_machine(&request) {
+        return problem(
+            StatusCode::MISDIRECTED_REQUEST,
+            "without tokens, this is answered only where it is asked for by an address, localhost or a name without a dot",
+        );
+    }
     let identified = access
         .identify(request.headers().get(header::AUTHORIZATION), None)
         .and_then(|caller| caller.require(Need::See, "the dashboard").map(|()| caller));
@@ -37,4 +47,53 @@ fn refuse(denied: Denied) -> Response {
         "the dashboard was refused: {denied}"
     );
     Refused::from(denied).into_response()
+}
+
+/// Whether no other site can have the name that this was asked for by. A page of another site is on this machine too, in the
+/// browser of who works here; once its name is made to lead to 127.0.0.1 (DNS rebinding), what it asks is of one origin to
+/// the browser, and each header is its to send, but the name stays its own.
+fn is_of_this_machine(request: &Request) -> bool {
+    let named = request.uri().authority().cloned().or_else(|| {
+        let host = request.headers().get(header::HOST)?.to_str().ok()?;
+        host.parse::<Authority>().ok()
+    });
+    named.is_some_and(|authority| is_local_name(authority.host()))
+}
+
+fn is_local_name(host: &str) -> bool {
+    let inside = host.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
+    let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    inside.is_some_and(|it| it.parse::<Ipv6Addr>().is_ok())
+        || host.parse::<IpAddr>().is_ok()
+        || host.ends_with(".localhost")
+        || (!host.is_empty() && !host.contains('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_local_name;
+
+    #[test]
+    fn names_that_no_other_site_can_have() {
+        for name in [
+            "127.0.0.1",
+            "[::1]",
+            "localhost",
+            "LOCALHOST.",
+            "a.localhost",
+            "coordinator-1",
+        ] {
+            assert!(is_local_name(name), "{name}");
+        }
+        for name in [
+            "rebound.example",
+            "localhost.example",
+            "127.0.0.1.example",
+            "127.0.0.1.nip.example.",
+            "",
+            "[::1].example",
+        ] {
+            assert!(!is_local_name(name), "{name}");
+        }
+    }
 }

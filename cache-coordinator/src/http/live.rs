@@ -15,13 +15,19 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::entry_view;
 use crate::service::{Cluster, edges, jobs, resolve_key::now_ms, status};
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 /// One of so many samples is kept, and asks the database.
 const KEEP_EVERY: u64 = 5;
+/// Samples that a rate is taken over. Players take what they play in bursts, some seconds apart: over one second most rates
+/// would be nothing or a burst. All that a kept sample stands for is in it.
+const RATE_OVER: usize = 5;
 /// An hour of kept samples.
 const HISTORY: usize = 720;
+/// Fetches on the page: the most urgent.
+const MAX_FLIGHTS: usize = 100;
 /// Jobs on the page; the command line lists all.
 const MAX_JOBS: usize = 200;
 
@@ -35,17 +41,23 @@ struct Rates {
     stalls: f64,
 }
 
-struct Sample {
-    at_seconds: i64,
+/// Of one edge, or of all.
+#[derive(Clone, Copy, Debug, Default)]
+struct Measured {
     rates: Rates,
     readers: u32,
 }
 
-/// The last totals of an edge's session, to take differences of.
+struct Sample {
+    at_seconds: i64,
+    all: Measured,
+    edges: HashMap<Arc<str>, Measured>,
+}
+
+/// The last totals of an edge's session, oldest first, to take differences of.
 struct Before {
     epoch: u64,
-    at: Instant,
-    status: v1::EdgeStatus,
+    told: VecDeque<(Instant, v1::EdgeStatus)>,
 }
 
 #[derive(Default)]
@@ -79,20 +91,25 @@ impl LiveView {
         self.overview.subscribe()
     }
 
-    /// The last hour, one array a series.
+    /// The last hour, of one edge or of all; one array a series, null where the edge was not in session.
     #[must_use]
-    pub fn history(&self) -> Value {
+    pub fn history(&self, edge: Option<&str>) -> Value {
         let history = self.history.lock();
-        let series =
-            |pick: fn(&Sample) -> f64| history.iter().map(pick).map(f64::round).collect::<Vec<_>>();
+        let measured: Vec<Option<Measured>> = history
+            .iter()
+            .map(|sample| edge.map_or(Some(sample.all), |name| sample.edges.get(name).copied()))
+            .collect();
+        let series = |pick: fn(&Measured) -> f64| -> Vec<Option<f64>> {
+            measured.iter().map(|m| m.as_ref().map(pick)).collect()
+        };
         json!({
             "t": history.iter().map(|s| s.at_seconds).collect::<Vec<_>>(),
-            "sent": series(|s| s.rates.sent),
-            "hit": series(|s| s.rates.hit),
-            "origin": series(|s| s.rates.origin),
-            "peer": series(|s| s.rates.peer),
-            "readers": history.iter().map(|s| s.readers).collect::<Vec<_>>(),
-            "stalls": history.iter().map(|s| s.rates.stalls).collect::<Vec<_>>(),
+            "sent": series(|m| m.rates.sent.round()),
+            "hit": series(|m| m.rates.hit.round()),
+            "origin": series(|m| m.rates.origin.round()),
+            "peer": series(|m| m.rates.peer.round()),
+            "readers": series(|m| f64::from(m.readers)),
+            "stalls": series(|m| m.rates.stalls),
         })
     }
 
@@ -117,8 +134,12 @@ impl LiveView {
                 if number.is_multiple_of(KEEP_EVERY) || slow.status.version.is_empty() {
                     slow = self.ask(slow).await;
                 }
-                self.overview
-                    .send_replace(Arc::from(self.render(&slow, &rates).to_string()));
+                // None where another coordinator leads.
+                let plan = &self.cluster.plan;
+                let flights = plan.ask(|plan| entry_view::all_flights(plan, MAX_FLIGHTS));
+                let mut picture = self.render(&slow, &rates);
+                picture["flights"] = Value::Array(flights.await.unwrap_or_default());
+                self.overview.send_replace(Arc::from(picture.to_string()));
             }
             number += 1;
         }
@@ -130,30 +151,53 @@ impl LiveView {
         before.retain(|edge, _| live.iter().any(|l| l.edge.0 == *edge));
         live.iter()
             .map(|session| {
-                let status = session.status.lock().clone();
-                let rates = match before.get(&session.edge.0) {
-                    Some(last) if last.epoch == session.epoch => {
-                        differences(&last.status, &status, now - last.at)
-                    }
-                    _ => Rates::default(),
-                };
-                before.insert(
-                    session.edge.0,
-                    Before {
-                        epoch: session.epoch,
-                        at: now,
-                        status,
-                    },
-                );
+                let mut status = session.status.lock().clone();
+                // Totals are what is kept.
+                status.viewers.clear();
+                let known = before.entry(session.edge.0).or_insert_with(|| Before {
+                    epoch: session.epoch,
+                    told: VecDeque::new(),
+                });
+                if known.epoch != session.epoch {
+                    known.epoch = session.epoch;
+                    known.told.clear();
+                }
+                let rates = known
+                    .told
+                    .front()
+                    .map_or_else(Rates::default, |(at, first)| {
+                        differences(first, &status, now - *at)
+                    });
+                if known.told.len() == RATE_OVER {
+                    known.told.pop_front();
+                }
+                known.told.push_back((now, status));
                 (session.name.clone(), rates)
             })
             .collect()
     }
 
     fn keep(&self, rates: &HashMap<String, Rates>) {
-        let sum = |pick: fn(&Rates) -> f64| rates.values().map(pick).sum();
-        let sample = Sample {
-            at_seconds: now_ms() / 1000,
+        let mut history = self.history.lock();
+        // One copy of a name for all of the hour.
+        let former = history.back().map(|sample| &sample.edges);
+        let name = |name: &str| {
+            let known = former.and_then(|edges| edges.get_key_value(name));
+            known.map_or_else(|| Arc::from(name), |(name, _)| Arc::clone(name))
+        };
+        let live = self.cluster.registry.all();
+        let edges: HashMap<_, _> = live
+            .iter()
+            .map(|session| {
+                let measured = Measured {
+                    rates: rates.get(&session.name).copied().unwrap_or_default(),
+                    readers: session.status.lock().readers,
+                };
+                (name(&session.name), measured)
+            })
+            .collect();
+        let sum = |pick: fn(&Rates) -> f64| edges.values().map(|m| pick(&m.rates)).sum();
+        let all = Measured {
             rates: Rates {
                 sent: sum(|r| r.sent),
                 hit: sum(|r| r.hit),
@@ -161,19 +205,16 @@ impl LiveView {
                 peer: sum(|r| r.peer),
                 stalls: sum(|r| r.stalls),
             },
-            readers: self
-                .cluster
-                .registry
-                .all()
-                .iter()
-                .map(|l| l.status.lock().readers)
-                .sum(),
+            readers: edges.values().map(|m| m.readers).sum(),
         };
-        let mut history = self.history.lock();
         if history.len() == HISTORY {
             history.pop_front();
         }
-        history.push_back(sample);
+        history.push_back(Sample {
+            at_seconds: now_ms() / 1000,
+            all,
+            edges,
+        });
     }
 
     /// The database's part. What can not be had now stays as it was.

@@ -1,6 +1,6 @@
 //! livez, readyz, metrics and the dashboard.
 //!
-//! One file a concern: `health` (for probes), `scrape` (for Prometheus), `dashboard` with its
+//! One file a concern: `health` (for probes), `scrape` (for Prometheus), `server` (connections), `dashboard` with its
 //! views (for people). Acts only through use cases.
 
 mod dashboard;
@@ -9,21 +9,27 @@ mod guard;
 mod health;
 mod live;
 mod scrape;
+mod server;
 
 use std::sync::Arc;
 
-use axum::{Router, routing::get};
+use axum::{Router, routing::get, serve::Listener as _};
 
 use crate::{access::Access, listen::Accepted, service::Cluster};
 
 /// All routes.
-fn router(cluster: Arc<Cluster>, access: Arc<Access>, live: Arc<live::LiveView>) -> Router {
+fn router(
+    cluster: Arc<Cluster>,
+    access: Arc<Access>,
+    live: Arc<live::LiveView>,
+    is_loopback: bool,
+) -> Router {
     Router::new()
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(scrape::metrics))
         .with_state(Arc::clone(&cluster))
-        .merge(dashboard::router(cluster, access, live))
+        .merge(dashboard::router(cluster, access, live, is_loopback))
 }
 
 /// Serves until the cluster shuts down.
@@ -36,8 +42,8 @@ pub async fn serve(
     let live = live::LiveView::new(Arc::clone(&cluster));
     let sampler = Arc::clone(&live).run(shutdown.clone());
     cluster.tasks.spawn(sampler);
-    axum::serve(connections, router(cluster, access, live))
-        .with_graceful_shutdown(async move { shutdown.cancelled().await })
-        .await?;
+    let is_loopback = connections.local_addr()?.ip().is_loopback();
+    let router = router(cluster, access, live, is_loopback);
+    server::serve(connections, router, shutdown).await;
     Ok(())
 }

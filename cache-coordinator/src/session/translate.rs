@@ -206,6 +206,7 @@ pub fn reason(reason: Reason) -> String {
         Reason::Want(want) => format!("asked for by request {}", want.0),
         Reason::BackgroundFill => "completes the entry on this edge".to_owned(),
         Reason::Begun => "completes a chunk that a stopped fetch had begun".to_owned(),
+        Reason::Own => "begun by the edge itself, for a request".to_owned(),
         Reason::Kept => "assigned before this session began".to_owned(),
         Reason::Hedge(other) => format!("second fetch beside the late {}", other.0),
     }

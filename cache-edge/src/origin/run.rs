@@ -121,7 +121,7 @@ pub(super) enum Broken {
     Peer(OriginError),
     Store(FlightError),
     Stop(Stop),
-    Pause(Opened),
+    Pause(Box<Opened>),
 }
 
 impl From<Stop> for RunEnd {
@@ -188,7 +188,7 @@ impl Fetcher {
                     continue;
                 }
                 Err(Broken::Stop(stop)) => return stop.into(),
-                Err(Broken::Pause(rest)) => return RunEnd::Paused(Some(rest)),
+                Err(Broken::Pause(rest)) => return RunEnd::Paused(Some(*rest)),
                 Err(Broken::Store(error @ FlightError::Mismatch)) => {
                     self.counters.peer_errors.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(entry = %order.file.id(), peer = from_peer, "a peer's bytes do not match its checksum");

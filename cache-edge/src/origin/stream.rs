@@ -128,7 +128,7 @@ impl Fetcher {
                     // What waits for its turn keeps no place that who pre-empted it may need.
                     if stop == Stop::Preempted && !response.has_place() {
                         let part = Part::Range(ByteRange::new(offset, range.end));
-                        return Err(Broken::Pause(Opened { response, part }));
+                        return Err(Broken::Pause(Box::new(Opened { response, part })));
                     }
                     if stop == Stop::Preempted {
                         return Err(Broken::Stop(stop));

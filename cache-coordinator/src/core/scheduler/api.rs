@@ -301,6 +301,8 @@ pub enum Reason {
     BackgroundFill,
     /// It completes what a fetch that was stopped had begun.
     Begun,
+    /// The edge began it by itself: it had a request to answer.
+    Own,
     /// A second fetch beside a late one.
     Hedge(AssignmentId),
     /// Assigned before its edge's session, or this coordinator's term, began.

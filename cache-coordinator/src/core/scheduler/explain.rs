@@ -124,7 +124,7 @@ impl Scheduler {
                     DecisionState::Assigned
                 },
                 from: flight.from,
-                reason: flight.reason,
+                reason: self.reason_of(edge, flight),
                 readers,
                 deadline: timed(flight.deadline),
                 blocked_by: flight
@@ -186,10 +186,29 @@ impl Scheduler {
 
     /// The fetches of an entry under way, by edge. For a picture of it.
     pub fn flights_of(&self, entry: EntryNo) -> impl Iterator<Item = (EdgeId, &Flight)> + '_ {
+        self.flights()
+            .filter(move |(_, flight)| flight.entry == entry)
+    }
+
+    /// Why it runs now: who wants it most, which may be another than the one it was begun for.
+    #[must_use]
+    pub fn reason_of(&self, edge: EdgeId, flight: &Flight) -> Reason {
+        if matches!(flight.reason, Reason::Hedge(_)) {
+            return flight.reason;
+        }
+        let owners = self.owners_of(edge, flight.entry, &flight.chunks);
+        // In the order of their urgency.
+        owners
+            .into_iter()
+            .min()
+            .map_or(flight.reason, |owner| owner.reason())
+    }
+
+    /// Everything under way, by edge.
+    pub fn flights(&self) -> impl Iterator<Item = (EdgeId, &Flight)> + '_ {
         self.edges
             .iter()
             .flat_map(|(edge, state)| state.flights.iter().map(move |flight| (*edge, flight)))
-            .filter(move |(_, flight)| flight.entry == entry)
     }
 
     /// Chunks wanted, by level, that no fetch under way brings. Costs what the claims cost: for

@@ -53,6 +53,7 @@ pub use config::Config;
 use edge_set::EdgeSet;
 pub use explain::{Decision, DecisionState};
 pub use space::Space;
+pub(crate) use state::Flight;
 use state::{Edge, Entry, Line, Source, Timer, Want};
 
 /// The present state of the cluster, as far as fetching is concerned.

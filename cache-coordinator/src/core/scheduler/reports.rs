@@ -5,7 +5,7 @@ use std::ops::Range;
 use chunkcache_proto::{ChunkIndex, Level};
 
 use super::Scheduler;
-use super::api::{AssignmentId, EdgeId, Effect, EntryNo, Fault, From, Millis};
+use super::api::{AssignmentId, EdgeId, Effect, EntryNo, Fault, From, Millis, Reason};
 use super::budget::back_off;
 use super::flights::Withdrawal;
 use super::state::{Flight, Timer};
@@ -188,6 +188,7 @@ impl Scheduler {
         known.lines.entry(edge).or_default();
         let flight = Flight {
             local: true,
+            reason: Reason::Own,
             ..Flight::new(id, entry, source, chunks, level, self.now)
         };
         self.enter_flight(edge, flight, effects);

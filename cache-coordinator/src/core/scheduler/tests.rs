@@ -521,6 +521,25 @@ fn explain_names_level_state_source_and_reason() {
     );
 }
 
+/// A reason is of now: a job's fetch that a reader came to wait for, and one that the edge began by itself.
+#[test]
+fn explain_names_the_reason_of_now() {
+    let mut bench = Bench::new(2, 3);
+    bench.want(0, 0, 0..1);
+    let why = |bench: &Bench, chunk| bench.scheduler.explain(MOVIE, chunk, bench.now)[0].reason;
+    assert!(matches!(why(&bench, 0), Reason::Want(_)));
+    bench.read(0, 1, 0, true);
+    assert!(matches!(why(&bench, 0), Reason::ReaderWaits(_)));
+    bench.apply(Event::LocalFetchStarted {
+        edge: EdgeId(0),
+        assignment: AssignmentId(1 << 63),
+        entry: MOVIE,
+        chunks: 90..91,
+        level: Level::Critical,
+    });
+    assert_eq!(why(&bench, 90), Reason::Own);
+}
+
 #[test]
 fn who_reads_from_a_peer_raises_the_fetch_it_follows() {
     let mut bench = Bench::new(2, 3);

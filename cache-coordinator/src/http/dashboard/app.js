@@ -99,66 +99,82 @@ function jobTable(jobs) {
   return table("Jobs", [
     { title: "Entry", wide: true, cell: (j) => el("a", { href: "#/entry/" + j.entry, "data-key": "j" + j.id }, j.source + "/" + j.path) },
     { title: "State", cell: (j) => state(j.state) },
-    { title: "Progress", cell: (j) => [el("progress", { max: j.bytes_total || 1, value: j.bytes_done, "aria-label": "progress of " + j.path }), " " + Format.percent(j.bytes_done, j.bytes_total)] },
-    { title: "Rate", number: true, cell: (j) => Format.rate(j.rate) },
-    { title: "Left", number: true, cell: (j) => Format.duration(j.eta_seconds) },
+    { title: "Progress", cell: (j) => [el("progress", { max: j.bytes_total || 1, value: j.bytes_done, "aria-label": "progress of " + j.path }), " " + Format.percent(j.bytes_done, j.bytes_total) + " of " + Format.bytes(j.bytes_total)] },
+    { title: "Rate", number: true, cell: (j) => j.state === "running" ? Format.rate(j.rate) : "" },
+    { title: "Left", number: true, cell: (j) => j.state === "running" ? Format.duration(j.eta_seconds) : "" },
     { title: "Edges", cell: (j) => j.edges.join(", ") },
+    { title: "Note", wide: true, cell: (j) => j.error || j.waiting || "" },
     { title: "", cell: (j) => j.state === "running" ? button("Cancel", "c" + j.id, () => act("/api/v1/jobs/" + j.id + "/cancel")) : "" },
   ], jobs, "No jobs. Start one: cache-coordinator precache SOURCE/PATH");
 }
 
-const plots = {
-  // `least`: what the axis reaches at least, so that nothing at all is drawn as nothing.
-  make(holder, title, series, format, least) {
-    const style = getComputedStyle(document.documentElement);
-    const colour = (name) => style.getPropertyValue("--" + name).trim();
-    const box = el("div", { class: "plot" }, el("h3", {}, title));
-    holder.append(box);
-    const options = {
-      width: Math.max(260, box.clientWidth - 18), height: 170, cursor: { y: false },
-      // Nothing measured yet, or once: the last hour, and not some years to come.
-      scales: { x: { range: (u, min, max) => (max > min && max - min < 86400 ? [min, max] : [Date.now() / 1000 - 3600, Date.now() / 1000]) }, y: { range: (u, min, max) => [0, Math.max(max, least) * 1.1] } },
-      axes: [{ stroke: colour("soft"), grid: { stroke: colour("line") } }, { stroke: colour("soft"), grid: { stroke: colour("line") }, size: 84, values: (u, ticks) => ticks.map(format) }],
-      series: [{}, ...series.map((s) => ({ label: s.label, stroke: colour(s.colour), width: 2, dash: s.dash, points: { show: false }, value: (u, v) => (v === null ? "–" : format(v)) }))],
-    };
-    return new uPlot(options, [[], ...series.map(() => [])], box);
-  },
-};
+const LEVELS = ["critical", "high", "medium", "low"];
+const LEVEL_MEANS = ["a viewer waits", "comes next", "was asked for", "completes an entry"];
+const level = (f) => [el("i", { class: "swatch key-" + LEVELS[f.level - 1] }), LEVELS[f.level - 1].toUpperCase()];
+const chunksOf = (f) => Format.count(f.first) + (f.count > 1 ? "–" + Format.count(f.first + f.count - 1) : "");
+
+// What is urgent, and how much of it: fetched now, and wanted but not yet begun.
+function levelTiles(totals) {
+  return el("ul", { class: "levels" }, LEVELS.map((name, i) => el("li", { class: "edge-" + name },
+    el("b", {}, name.toUpperCase()), el("span", {}, LEVEL_MEANS[i]),
+    el("span", {}, Format.count(totals.running[i]) + " fetching, " + Format.count(totals.queued[i]) + " waiting"))));
+}
+
+// What the scheduler does now, and why.
+function flightTable(flights, without) {
+  return table("Fetches", [
+    { title: "Entry", wide: true, cell: (f) => el("a", { href: "#/entry/" + f.entry, "data-key": "f" + f.edge + f.entry + f.first }, f.object) },
+    { title: "Edge", cell: (f) => edgeLink(f.edge) },
+    { title: "Chunks", cell: chunksOf },
+    { title: "Level", cell: level },
+    { title: "From", cell: (f) => f.from },
+    { title: "Why", wide: true, cell: (f) => f.reason },
+  ].filter((c) => c.title !== without), flights || [], "Nothing is being fetched.");
+}
+
+// The first thing to know: is all well, and if not, where not.
+function verdictOf(o) {
+  const wrong = [];
+  for (const e of o.edges) {
+    if (e.degraded) wrong.push(el("li", {}, edgeLink(e.name), " is degraded: ", e.reason));
+    else if (e.state === "lost" || e.state === "suspect") wrong.push(el("li", {}, edgeLink(e.name), " is " + e.state + ": heard of " + Format.ago(e.last_seen_ms)));
+    else if (e.bytes_allowed && e.bytes_used > e.bytes_allowed) wrong.push(el("li", {}, edgeLink(e.name), " holds more than it may"));
+  }
+  for (const j of o.jobs) if (j.state === "failed") wrong.push(el("li", {}, "a job failed: ", el("a", { href: "#/jobs" }, j.source + "/" + j.path)));
+  const who = "leader " + (o.leader || "unknown") + ", version " + o.version;
+  if (!wrong.length) return el("p", { class: "verdict good" }, o.edges.length ? "All is well" : "No edge yet", el("span", { class: "soft" }, who));
+  return el("div", { class: "verdict bad" }, el("p", {}, wrong.length === 1 ? "One thing needs a look" : wrong.length + " things need a look", el("span", { class: "soft" }, who)),
+    el("ul", {}, wrong.slice(0, 8), wrong.length > 8 ? el("li", {}, "and " + (wrong.length - 8) + " more, below") : null));
+}
 
 // --- views: each has `draw(overview)` and, if it must, `close()` ---
 
 function clusterView() {
-  const totals = el("div"), edges = el("div"), jobs = el("div"), charts = el("div", { class: "plots" });
-  main.replaceChildren(el("h2", {}, "Cluster"), totals, el("h2", {}, "Last hour"), charts, el("h2", {}, "Edges"), edges, el("h2", {}, "Running jobs"), jobs);
-  const bytes = plots.make(charts, "Bytes", [{ label: "sent", colour: "ink" }, { label: "from origin", colour: "critical", dash: [6, 3] }, { label: "from peers", colour: "medium", dash: [2, 3] }], Format.rate, 4096);
-  const people = plots.make(charts, "Viewers and stalls", [{ label: "viewers", colour: "held" }, { label: "stalls/s", colour: "high", dash: [6, 3] }], (v) => (v % 1 ? v.toFixed(1) : String(v)), 4);
-  const refresh = () => get("/api/v1/history").then((h) => {
-    bytes.setData([h.t, h.sent, h.origin, h.peer]);
-    people.setData([h.t, h.readers, h.stalls]);
-  }).catch((error) => say(error.message, false));
-  refresh();
-  const timer = setInterval(refresh, 5000);
-  const resize = () => [bytes, people].forEach((p) => p.setSize({ width: Math.max(260, p.root.parentNode.clientWidth - 18), height: 170 }));
-  window.addEventListener("resize", resize);
+  const verdict = el("div"), totals = el("div"), levels = el("div"), edges = el("div"), jobs = el("div"), flights = el("div"), charts = el("div", { class: "plots" });
+  main.replaceChildren(el("h2", {}, "Cluster"), verdict, totals, el("h2", {}, "Last hour"), charts, el("h2", {}, "Edges"), edges,
+    el("h2", {}, "Scheduler"), levels, flights, el("h2", {}, "Running jobs"), jobs);
+  const hour = Plots.lastHour(charts, "/api/v1/history");
   return {
     draw(o) {
       const sum = (key) => o.edges.reduce((all, e) => all + e.rates[key], 0);
-      const sent = sum("sent"), origin = sum("origin");
+      const sent = sum("sent"), origin = sum("origin"), saved = Math.max(0, sent - origin);
+      replace(verdict, verdictOf(o));
       replace(totals, cards([
         [o.edges.filter((e) => e.state === "active").length + " of " + o.edges.length, "edges active"],
-        [Format.bytes(o.totals.bytes_cached), "cached, " + Format.count(o.totals.chunks) + " chunks"],
+        [Format.bytes(o.totals.bytes_cached), "cached of " + Format.bytes(o.edges.reduce((all, e) => all + e.bytes_allowed, 0)) + ", " + Format.count(o.totals.chunks) + " chunks"],
+        [Format.rate(sent), "sent to viewers and peers"],
         [Format.percent(sum("hit"), sent), "of bytes sent are hits"],
         [Format.rate(origin), "from origins"],
-        [Format.rate(Math.max(0, sent - origin)), "saved at origins"],
+        [Format.rate(saved), "saved at origins"],
         [Format.count(o.totals.readers), "viewers"],
         [Format.count(o.edges.reduce((all, e) => all + e.stalls_total, 0)), "stalls since start"],
-        [o.totals.running.join(" / "), "fetches: critical / high / medium / low"],
-        [o.totals.queued.map(Format.count).join(" / "), "wanted chunks, same order"],
       ]));
+      replace(levels, levelTiles(o.totals));
+      replace(flights, flightTable(o.flights));
       replace(edges, edgeTable(o.edges));
       replace(jobs, jobTable(o.jobs.filter((j) => j.state === "running")));
     },
-    close() { clearInterval(timer); window.removeEventListener("resize", resize); bytes.destroy(); people.destroy(); },
+    close: hour.close,
   };
 }
 
@@ -177,7 +193,7 @@ function entriesView() {
       replace(list, table("Entries", [
         { title: "Entry", wide: true, cell: entryLink },
         { title: "Size", number: true, cell: (e) => Format.bytes(e.size) },
-        { title: "On edges", cell: (e) => e.edges.map((g) => g.edge + " " + Format.percent(g.bytes, e.size)).join(", ") || "none" },
+        { title: "On edges", wide: true, cell: (e) => e.edges.map((g) => g.edge + " " + Format.percent(g.bytes, e.size)).join(", ") || "none" },
         { title: "Complete", cell: (e) => (e.complete ? "yes" : "no") },
         { title: "Pinned", cell: (e) => (e.pinned ? "yes" : "no") },
       ], rows, "No entries yet. Play something: http://EDGE/SOURCE/PATH"));
@@ -219,9 +235,9 @@ function entryView(id) {
       { title: "Chunks", wide: true, cell: (e) => e.runs.slice(0, 12).map(([a, b]) => (b - a === 1 ? String(a) : a + "–" + (b - 1))).join(", ") + (e.runs.length > 12 ? " and " + (e.runs.length - 12) + " more runs" : "") },
     ], entry.edges, "No edge holds any of it."));
     replace(flights, table("In flight", [
-      { title: "Edge", cell: (f) => f.edge },
-      { title: "Chunks", cell: (f) => f.first + (f.count > 1 ? "–" + (f.first + f.count - 1) : "") },
-      { title: "Level", cell: (f) => ["", "CRITICAL", "HIGH", "MEDIUM", "LOW"][f.level] },
+      { title: "Edge", cell: (f) => edgeLink(f.edge) },
+      { title: "Chunks", cell: chunksOf },
+      { title: "Level", cell: level },
       { title: "From", cell: (f) => f.from },
       { title: "Why", wide: true, cell: (f) => f.reason },
     ], entry.flights, "Nothing is being fetched."));
@@ -240,8 +256,9 @@ function entryView(id) {
 }
 
 function edgeView(name) {
-  const facts = el("div");
-  main.replaceChildren(el("h2", {}, "Edge " + name), facts);
+  const facts = el("div"), flights = el("div"), charts = el("div", { class: "plots" }), jobs = el("div");
+  main.replaceChildren(el("h2", {}, "Edge " + name), facts, el("h2", {}, "Last hour"), charts, el("h2", {}, "Being fetched"), flights, el("h2", {}, "Jobs here"), jobs);
+  const hour = Plots.lastHour(charts, "/api/v1/history?edge=" + encodeURIComponent(name));
   return { draw(o) {
     const edge = o.edges.find((e) => e.name === name);
     if (!edge) { replace(facts, el("p", { class: "notice" }, "No edge named " + name + " is known.")); return; }
@@ -252,7 +269,9 @@ function edgeView(name) {
       [Format.rate(edge.rates.sent), "sent"], [Format.percent(edge.rates.hit, edge.rates.sent), "hits"],
       [Format.rate(edge.rates.origin), "from origins"], [Format.rate(edge.rates.peer), "from peers"],
     ]), el("p", {}, el("span", { class: "soft" }, "Reached at "), edge.url), edgeTable([edge]));
-  } };
+    replace(flights, flightTable((o.flights || []).filter((f) => f.edge === name), "Edge"));
+    replace(jobs, jobTable(o.jobs.filter((j) => j.state === "running" && j.edges.includes(name))));
+  }, close: hour.close };
 }
 
 function jobsView() {
@@ -263,6 +282,9 @@ function jobsView() {
 
 // --- routes and the stream ---
 
+// Pages that are reached from one of the menu.
+const PART_OF = { entry: "entries", edge: "" };
+
 function route() {
   if (Session.isRefused()) return;
   if (view && view.close) view.close();
@@ -270,7 +292,7 @@ function route() {
   const views = { entries: entriesView, jobs: jobsView, entry: () => entryView(rest), edge: () => edgeView(decodeURIComponent(rest)) };
   view = (views[page] || clusterView)();
   for (const link of document.querySelectorAll("nav a")) {
-    if (link.getAttribute("href") === "#/" + (views[page] ? page : "")) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
+    if (link.getAttribute("href") === "#/" + (PART_OF[page] ?? (views[page] ? page : ""))) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
   }
   if (overview) view.draw(overview);
 }

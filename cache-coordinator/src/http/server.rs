@@ -1,0 +1,62 @@
+//! Connections of the HTTP listener: bounded in number, each head in time, so that who opens many or says little holds nobody up.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Router, serve::Listener as _};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+    service::TowerToHyperService,
+};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::listen::Accepted;
+
+/// Of each of HTTP/1.1 and HTTP/2; viewers of the dashboard hold one or two each. Further ones are closed: to let them wait would
+/// be to let probes wait behind who holds the others. Apart, for only heads of HTTP/1.1 are timed: a client of HTTP/2 that says
+/// nothing at all is told by its pings, which begin when it has said something.
+const MAX_CONNECTIONS: usize = 2048;
+/// For a request's head, also the first and the one after a pause: longer than scrapers pause, so that they keep their connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Serves until `shutdown`, then lets what runs end; streams end by themselves then.
+pub async fn serve(mut connections: Accepted, router: Router, shutdown: CancellationToken) {
+    let running = GracefulShutdown::new();
+    let mut http1 = auto::Builder::new(TokioExecutor::new()).http1_only();
+    http1
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT);
+    let mut http2 = auto::Builder::new(TokioExecutor::new()).http2_only();
+    http2
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(HEAD_TIMEOUT);
+    let places = || Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let (http1, http2) = ((http1, places()), (http2, places()));
+    loop {
+        let connection = tokio::select! {
+            () = shutdown.cancelled() => break,
+            (connection, _) = connections.accept() => connection,
+        };
+        let (builder, places) = if connection.is_http2() {
+            &http2
+        } else {
+            &http1
+        };
+        let Ok(place) = Arc::clone(places).try_acquire_owned() else {
+            tracing::warn!("a connection was closed: there are {MAX_CONNECTIONS} already");
+            continue;
+        };
+        let service = TowerToHyperService::new(router.clone());
+        let conversation = builder.serve_connection(TokioIo::new(connection), service);
+        let conversation = running.watch(conversation.into_owned());
+        tokio::spawn(async move {
+            // A client that broke off is no error of ours.
+            let _ = conversation.await;
+            drop(place);
+        });
+    }
+    running.shutdown().await;
+}
