@@ -287,6 +287,10 @@ fn a_planned_change_takes_less_than_a_second() {
         .range(0, 1)
         .send(pair.cluster.edge().http)
         .expect(206);
+    // A watch names an entry that the table has; what an edge observed gets there a moment after its first answer.
+    eventually("its entry is recorded", Duration::from_secs(20), || {
+        (pair.cluster.recorded_bytes("/late.mp4", "edge-a") > 0).then_some(())
+    });
     let mut watching = pair.watch("/late.mp4");
     let readers = Readers::start(&pair.cluster);
 
