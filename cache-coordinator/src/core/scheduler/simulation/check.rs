@@ -77,15 +77,23 @@ impl World {
         }
     }
 
-    /// Connections that are more than a source bears.
+    /// Connections that are more than a source bears: one more only where the last was given before (`note_last_given`), and
+    /// those of edges that are away beyond the limit only where there are more edges than connections: each may have one then.
     fn over_connections(&self) -> Option<String> {
         (0..).zip(&self.sources).find_map(|(number, source)| {
             let id = SourceId(number);
-            let (assigned, lent) = (self.assigned_of(id).count(), self.places_held(id));
-            let away = self.held_away(id);
-            let open = assigned + lent + away;
             let limit = source.max_connections as usize;
-            (limit > 0 && open > limit).then(|| {
+            let (assigned, lent) = (self.assigned_of(id), self.places_held(id));
+            let here = assigned + lent;
+            let given = self.last_given.get(&id);
+            let excepted = usize::from(given.is_some_and(|&given| here <= given));
+            let mut away = self.held_away(id);
+            if self.edges.len() > limit {
+                away = away.min(limit);
+            }
+            let open = here + away;
+            let least = here + away.min(limit.saturating_sub(excepted));
+            (limit > 0 && (open > limit + excepted || least > limit)).then(|| {
                 format!("{open} connections of {limit}: {assigned} assigned, {lent} lent, {away} of edges that are away")
             })
         })
@@ -94,14 +102,18 @@ impl World {
     /// Bytes per second that are more than a source bears.
     pub fn over_rates(&self) -> Option<String> {
         (0..).zip(&self.sources).find_map(|(number, source)| {
-            let flights = self.assigned_of(SourceId(number));
+            let flights = self.flights_of(SourceId(number));
             let given: u64 = flights.map(|f| f.a.max_rate_bytes_per_second).sum();
             (source.max_rate > 0 && given > source.max_rate)
                 .then(|| format!("{given} bytes per second"))
         })
     }
 
-    fn assigned_of(&self, source: SourceId) -> impl Iterator<Item = &super::world::SimFlight> {
+    pub fn assigned_of(&self, source: SourceId) -> usize {
+        self.flights_of(source).count()
+    }
+
+    fn flights_of(&self, source: SourceId) -> impl Iterator<Item = &super::world::SimFlight> {
         let all = self.edges.iter().flat_map(|edge| edge.flights.values());
         all.filter(move |f| {
             f.a.from == From::Origin && !f.local && self.entries[f.a.entry.0 as usize].0 == source

@@ -160,3 +160,12 @@ fn a_peer_is_not_blamed_for_what_its_edge_does_later() {
         whole(seed, STEPS);
     }
 }
+
+#[test]
+fn who_was_given_the_last_connection_has_it_still_when_a_new_term_begins() {
+    for seed in [
+        3_413, 4_110, 7_709, 9_438, 9_698, 10_101, 13_468, 15_782, 16_744,
+    ] {
+        whole(seed, STEPS);
+    }
+}

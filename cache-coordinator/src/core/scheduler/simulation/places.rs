@@ -170,17 +170,37 @@ impl World {
         }
     }
 
-    /// Connections of those that are away. A moment after the last one went, the last place of a source is not counted any more:
-    /// a reader that waits may have it.
+    /// Connections of those that are away.
     pub fn held_away(&self, source: SourceId) -> usize {
-        let limit = self.sources[source.0 as usize].max_connections;
-        let away = || {
-            let away = self.edges.iter().filter_map(|edge| edge.away.get(&source));
-            away.filter(|away| away.since + GIVEN_UP_MS > self.now)
-        };
-        let held: u32 = away().map(|away| away.has(self.now)).sum();
-        let all = away().any(|away| away.since + ALL_MS > self.now);
-        held.min(limit.saturating_sub(u32::from(!all))) as usize
+        let held: u32 = self.away_of(source).map(|away| away.has(self.now)).sum();
+        held as usize
+    }
+
+    fn away_of(&self, source: SourceId) -> impl Iterator<Item = &SimAway> {
+        let away = self
+            .edges
+            .iter()
+            .filter_map(move |edge| edge.away.get(&source));
+        away.filter(|away| away.since + GIVEN_UP_MS > self.now)
+    }
+
+    /// A moment after the last edge went, the last place of a source is not kept for those that are away: a reader that waits may
+    /// have it. It has it still when another edge goes then, or a new term begins: all is kept again, and until that moment is over as
+    /// well nothing more is given.
+    pub fn note_last_given(&mut self) {
+        for number in 0..self.sources.len() {
+            let id = SourceId(u32::try_from(number).unwrap());
+            let limit = self.sources[number].max_connections as usize;
+            let here = self.assigned_of(id) + self.places_held(id);
+            let may: u32 = self.away_of(id).map(|it| it.had.max(it.part)).sum();
+            if here + limit.min(may as usize) <= limit {
+                self.last_given.remove(&id);
+            } else if self.away_of(id).all(|it| it.since + ALL_MS <= self.now) {
+                self.last_given.insert(id, here);
+            } else if let Some(given) = self.last_given.get_mut(&id) {
+                *given = here.min(*given);
+            }
+        }
     }
 
     /// Requests of one that waits longest, in milliseconds.

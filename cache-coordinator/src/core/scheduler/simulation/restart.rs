@@ -94,13 +94,24 @@ impl World {
         for want in wants {
             self.apply(want);
         }
+        let derived = self.derived_hand_overs();
+        let is_there = |edge: EdgeId| self.edges[edge.0 as usize].alive;
+        let mut edges = (0..self.edges.len()).map(edge_id);
+        let somebody_stays = edges.any(|it| is_there(it) && !self.scheduler.is_draining(it));
+        let goes_on = |it: &(HandOver, Vec<std::ops::Range<u32>>)| {
+            let (from, to, entry) = it.0;
+            if is_there(to) {
+                derived.contains(it)
+            } else {
+                // To another one then, as long as there is one.
+                let mut others = derived.iter().map(|it| (it.0.0, it.0.2));
+                !somebody_stays || others.any(|it| it == (from, entry))
+            }
+        };
+        // It ends when its edge leaves.
         let missing: Vec<_> = hand_overs
             .into_iter()
-            // It ends when either edge leaves.
-            .filter(|((from, to, _), _)| {
-                [from, to].iter().all(|it| self.edges[it.0 as usize].alive)
-            })
-            .filter(|it| !self.derived_hand_overs().contains(it))
+            .filter(|it| is_there(it.0.0) && !goes_on(it))
             .collect();
         assert!(
             missing.is_empty(),

@@ -169,6 +169,8 @@ pub struct World {
     pub evicted: u64,
     /// Of what edges ask by themselves; of its own, so that older seeds mean the same runs as ever.
     pub place_dice: Dice,
+    /// Sources whose last connection somebody has although edges that are away may have all, and what is given of them with it.
+    pub last_given: BTreeMap<SourceId, usize>,
     /// What draining edges hand over, by want.
     pub hand_overs: BTreeMap<WantId, super::restart::HandOver>,
     pub next_hand_over: u64,
@@ -203,6 +205,7 @@ impl World {
             next_number: 1,
             last_tick: 0,
             evicted: 0,
+            last_given: BTreeMap::new(),
             hand_overs: BTreeMap::new(),
             next_hand_over: 0,
             place_dice: Dice(crate::core::edge_choice::mix(seed)),
@@ -329,6 +332,9 @@ impl World {
         }
         self.journal.append(&mut effects);
         self.excused = self.unnamed || (self.excused && self.over_rates().is_some());
+        if !self.unnamed {
+            self.note_last_given();
+        }
         self.check();
     }
 

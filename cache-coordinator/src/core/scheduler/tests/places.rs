@@ -118,6 +118,26 @@ fn who_is_away_has_what_it_may_have_open_until_it_had_time_to_close_it() {
 }
 
 #[test]
+fn while_all_is_kept_again_the_last_connection_goes_to_nobody_else() {
+    let mut scheduler = limited(1);
+    apply(&mut scheduler, want(0, 0, 0, 1), 0);
+    apply(&mut scheduler, Event::EdgeLost { edge: EdgeId(0) }, 1);
+    apply(&mut scheduler, want(1, 0, 0, 1), 2);
+    let effects = apply(&mut scheduler, Event::Tick, 1_502);
+    assert_eq!(grant(&effects, 1).map(|it| it.1), Some(1));
+    // From here on for another moment: it has that one to the end of what runs there, and it is not given again.
+    let effects = apply(&mut scheduler, Event::EdgeLost { edge: EdgeId(2) }, 1_600);
+    assert_eq!(grant(&effects, 1).map(|it| (it.0, it.1)), Some((2, 0)));
+    let effects = apply(&mut scheduler, want(1, 2, 1, 1), 1_601);
+    assert_eq!(grant(&effects, 1).map(|it| it.1), Some(0));
+    let effects = apply(&mut scheduler, want(1, 2, 0, 1), 1_602);
+    assert_eq!(grant(&effects, 1).map(|it| it.1), Some(0));
+    assert_eq!(apply(&mut scheduler, Event::Tick, 3_099), []);
+    let effects = apply(&mut scheduler, Event::Tick, 3_101);
+    assert_eq!(grant(&effects, 1).map(|it| it.1), Some(1));
+}
+
+#[test]
 fn who_comes_back_is_counted_as_it_says() {
     let mut scheduler = limited(4);
     apply(&mut scheduler, want(0, 0, 0, 3), 0);
