@@ -100,3 +100,25 @@ fn nothing_comes_twice_while_another_edge_joins() {
     }
     assert!(!is_sole(&cluster.edges[0]));
 }
+
+/// A job brings an entry, and no request its key: it is found all the same, also without the origin.
+#[test]
+fn what_a_job_brought_is_served_without_the_origin() {
+    let mut cluster = Cluster::start();
+    eventually("it is alone", SOON, || {
+        is_sole(cluster.edge()).then_some(())
+    });
+    let object = Object::generated(7, SIZE).header("Cache-Control", "max-age=3600");
+    let target = cluster.put("/precached.mp4", object);
+    let done = cluster
+        .coordinator
+        .cli(&["precache", "media/precached.mp4", "--follow"]);
+    assert!(done.status.success());
+    cluster.wait_recorded("/precached.mp4", &[(0, SIZE)]);
+    cluster.origin.stop();
+    let body = Call::get(&target)
+        .send(cluster.edge().http)
+        .expect(200)
+        .body;
+    assert!(body == content::bytes(7, 0, SIZE), "wrong bytes");
+}

@@ -90,13 +90,6 @@ impl Sole {
     }
 }
 
-impl Default for Sole {
-    /// For an edge on its own: there is no coordinator who could say so.
-    fn default() -> Self {
-        Self::new(|_| {})
-    }
-}
-
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let confirmed = {

@@ -29,7 +29,7 @@ impl EdgeObjects {
         let since = parts.bindings.now();
         // Alone, this edge would be told to ask the origin, or what the origin says as well: see RFC 0004.
         let asks_first = source.is_limited() || self.known_keys().may_have(key);
-        if let Some(_turn) = parts.sole.turn().filter(|_| !asks_first) {
+        if !asks_first && let Some(_turn) = parts.sole.turn() {
             return self.ask_origin(source, key, request).await;
         }
         // Not one round trip after the other.
