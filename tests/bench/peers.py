@@ -158,15 +158,10 @@ class NginxStatic(Nginx):
     def start(self):
         # As every contestant, it has a copy of its own: the load compares with the content's own pages, and what was just sent
         # from those would still be in the processor's caches.
-        copied = {}
         for path in (self.content, *sorted((self.content.parent / "many").iterdir())):
             target = self.folder / "files" / path.relative_to(self.content.parent)
             target.parent.mkdir(parents=True, exist_ok=True)
-            first = copied.setdefault(path.stat().st_ino, target)
-            if first is target:
-                shutil.copyfile(path, target)
-            else:
-                os.link(first, target)
+            shutil.copyfile(path, target)
         return super().start()
 
     def server_block(self):

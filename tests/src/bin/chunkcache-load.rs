@@ -1,5 +1,5 @@
 //! The load generator of `tests/bench`: keep-alive connections that ask for random ranges, or whole files, and compare
-//! every byte. Prints one JSON object.
+//! bytes: all of them, or those of one connection in `--compare-one-in`. Prints one JSON object.
 
 use std::{
     sync::Arc,
@@ -8,7 +8,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use chunkcache_tests::load::{
-    Arguments, Asked, Client, Connection, Content, Until, cpu_seconds, percentile, resident_bytes,
+    Arguments, Asked, Client, Connection, Content, Looks, Until, cpu_seconds, percentile,
+    resident_bytes,
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
@@ -23,6 +24,8 @@ struct Options {
     targets: Vec<String>,
     content: Content,
     connections: u64,
+    /// Of so many connections one compares every byte; the others the first ones of each answer.
+    compare_one_in: u64,
     /// Opened before and held meanwhile, after a small request each.
     idle: u64,
     duration: Duration,
@@ -68,6 +71,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
         )?,
         targets: given.list("targets")?,
         connections: given.value("connections", Some("16"))?,
+        compare_one_in: given.value("compare-one-in", Some("1"))?,
         idle: given.value("idle", Some("0"))?,
         duration: Duration::from_secs_f64(given.value("seconds", Some("3"))?),
         range_bytes: given.value("range", Some("2097152"))?,
@@ -79,6 +83,9 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
         content,
     };
     given.end()?;
+    if options.compare_one_in == 0 {
+        bail!("--compare-one-in=0: expected 1 or more");
+    }
     if options.targets.is_empty() {
         bail!("--targets= is missing");
     }
@@ -177,7 +184,6 @@ async fn hold_idle(options: &Options) -> (Vec<Connection>, u64) {
         let one = async {
             let mut connection = options.client.connect(options.connections + number).await?;
             connection.get(asked, Until::End).await?;
-            connection.forget_buffer();
             Ok::<_, std::io::Error>(connection)
         };
         match one.await {
@@ -208,7 +214,20 @@ async fn connection(
                 Some(open) => open,
                 None => options.client.connect(number).await?,
             };
-            converse(connection, &options, end, limit, &mut random, &mut tally).await
+            let looks = if number.is_multiple_of(options.compare_one_in) {
+                Looks::AtAll
+            } else {
+                Looks::AtFirst
+            };
+            converse(
+                connection.looking(looks),
+                &options,
+                end,
+                limit,
+                &mut random,
+                &mut tally,
+            )
+            .await
         };
         if let Err(error) = turn.await {
             tally.errors += 1;

@@ -1,19 +1,25 @@
 //! Connections, and one request at a time over them.
 
 use std::{
+    cell::RefCell,
+    future::poll_fn,
     io::{self, ErrorKind},
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    pin::Pin,
     sync::Arc,
+    task::{Poll, ready},
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail};
+use rustix::net::RecvFlags;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    net::TcpSocket,
+    io::{AsyncRead as _, AsyncWriteExt as _, Interest, ReadBuf},
+    net::{TcpSocket, TcpStream},
 };
 use tokio_rustls::{
     TlsConnector,
+    client::TlsStream,
     rustls::{
         self, DigitallySignedStruct, SignatureScheme,
         client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -25,6 +31,8 @@ use super::Content;
 
 const READ_BYTES: usize = 256 << 10;
 const HEAD_LIMIT: usize = 16 << 10;
+/// A head and the first bytes of a body.
+const FIRST_BYTES: u64 = 4 << 10;
 /// No answer for so long is an error.
 const STALL_LIMIT: Duration = Duration::from_secs(30);
 /// Connections from one loopback address: below what servers allow one client.
@@ -36,13 +44,31 @@ pub struct Client {
     tls: Option<TlsConnector>,
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+thread_local! {
+    /// Of all connections: what is read is looked at before another one reads. One buffer stays in the processor's cache, where
+    /// one for each connection would measure the memory's speed.
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
+}
 
 /// A keep-alive connection.
 pub struct Connection {
-    stream: Box<dyn Stream>,
-    buffer: Vec<u8>,
+    stream: Stream,
+    looks: Looks,
+}
+
+/// What becomes of bodies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Looks {
+    /// All of each is compared.
+    AtAll,
+    /// The first bytes are; of the rest the length counts, and the kernel throws it away. As with a network card, taking bytes
+    /// costs a processor next to nothing then, and what the server can send is what is measured. With TLS: as `AtAll`.
+    AtFirst,
 }
 
 /// One request.
@@ -97,38 +123,86 @@ impl Client {
         }
         let stream = socket.connect(self.address).await?;
         stream.set_nodelay(true)?;
-        let stream: Box<dyn Stream> = match &self.tls {
-            None => Box::new(stream),
+        let stream = match &self.tls {
+            None => Stream::Plain(stream),
             Some(tls) => {
                 let name = ServerName::try_from("localhost").map_err(io::Error::other)?;
-                Box::new(tls.connect(name, stream).await?)
+                Stream::Tls(Box::new(tls.connect(name, stream).await?))
             }
         };
         Ok(Connection {
             stream,
-            buffer: Vec::new(),
+            looks: Looks::AtAll,
         })
     }
 }
 
 impl Connection {
+    /// From the next answer on.
+    #[must_use]
+    pub fn looking(mut self, looks: Looks) -> Self {
+        self.looks = looks;
+        self
+    }
+
     /// Asks, reads and compares.
     pub async fn get(&mut self, asked: Asked<'_>, until: Until) -> io::Result<Timing> {
-        self.buffer.resize(READ_BYTES, 0);
         let one = self.get_whole(asked, until);
         tokio::time::timeout(STALL_LIMIT, one)
             .await
             .map_err(|_| io::Error::from(ErrorKind::TimedOut))?
     }
 
-    /// Idle connections need no buffer.
-    pub fn forget_buffer(&mut self) {
-        self.buffer = Vec::new();
+    /// Waits for bytes and gives them to `see`; none at the end.
+    async fn read<T>(
+        &mut self,
+        at_most: u64,
+        mut see: impl FnMut(&[u8]) -> io::Result<T>,
+    ) -> io::Result<T> {
+        poll_fn(|context| {
+            BUFFER.with_borrow_mut(|buffer| {
+                let room = usize::try_from(at_most).map_or(READ_BYTES, |most| most.min(READ_BYTES));
+                let mut read = ReadBuf::new(&mut buffer[..room]);
+                ready!(match &mut self.stream {
+                    Stream::Plain(stream) => Pin::new(stream).poll_read(context, &mut read),
+                    Stream::Tls(stream) => Pin::new(stream).poll_read(context, &mut read),
+                })?;
+                Poll::Ready(see(read.filled()))
+            })
+        })
+        .await
+    }
+
+    /// Waits for bytes and throws them away: how many. `None`: this connection has to look at them.
+    async fn discard(&mut self, at_most: u64) -> Option<io::Result<u64>> {
+        let Stream::Plain(stream) = &self.stream else {
+            return None;
+        };
+        if self.looks == Looks::AtAll {
+            return None;
+        }
+        let room = usize::try_from(at_most).map_or(READ_BYTES, |most| most.min(READ_BYTES));
+        let discarded = stream.async_io(Interest::READABLE, || {
+            BUFFER.with_borrow_mut(|buffer| {
+                let (_, count) = rustix::net::recv(stream, &mut buffer[..room], RecvFlags::TRUNC)?;
+                Ok(count as u64)
+            })
+        });
+        Some(discarded.await)
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.stream {
+            Stream::Plain(stream) => stream.write_all(bytes).await,
+            Stream::Tls(stream) => {
+                stream.write_all(bytes).await?;
+                stream.flush().await
+            }
+        }
     }
 
     async fn get_whole(&mut self, asked: Asked<'_>, until: Until) -> io::Result<Timing> {
         let bad = |text: String| io::Error::new(ErrorKind::InvalidData, text);
-        let Connection { stream, buffer } = self;
         let (range, status) = match asked.range {
             Some((start, end)) => (format!("Range: bytes={start}-{}\r\n", end - 1), "206"),
             None => (String::new(), "200"),
@@ -138,26 +212,7 @@ impl Connection {
             asked.target
         );
         let began = Instant::now();
-        stream.write_all(head.as_bytes()).await?;
-        stream.flush().await?;
-        let mut filled = 0;
-        let body_at = loop {
-            let read = stream.read(&mut buffer[filled..]).await?;
-            if read == 0 {
-                return Err(ErrorKind::UnexpectedEof.into());
-            }
-            filled += read;
-            if let Some(at) = buffer[..filled].windows(4).position(|w| w == b"\r\n\r\n") {
-                break at + 4;
-            }
-            if filled > HEAD_LIMIT {
-                return Err(bad("a response head over 16 KiB".into()));
-            }
-        };
-        if buffer.get(9..12) != Some(status.as_bytes()) {
-            let line = &buffer[..filled.min(64)];
-            return Err(bad(String::from_utf8_lossy(line).into_owned()));
-        }
+        self.send(head.as_bytes()).await?;
         let (start, end) = asked.range.unwrap_or((0, asked.content.size()));
         let mut timing = Timing {
             first_byte: Duration::ZERO,
@@ -166,16 +221,43 @@ impl Connection {
             wrong_bytes: 0,
             ended: true,
         };
-        let mut part = body_at..filled;
-        loop {
-            if !part.is_empty() {
-                if timing.bytes == 0 {
-                    timing.first_byte = began.elapsed();
-                }
-                let bytes = &buffer[part.clone()];
-                timing.wrong_bytes += asked.content.wrong_bytes(start + timing.bytes, bytes);
-                timing.bytes += bytes.len() as u64;
+        let compare = |timing: &mut Timing, bytes: &[u8]| {
+            if timing.bytes == 0 && !bytes.is_empty() {
+                timing.first_byte = began.elapsed();
             }
+            timing.wrong_bytes += asked.content.wrong_bytes(start + timing.bytes, bytes);
+            timing.bytes += bytes.len() as u64;
+        };
+        let at_first = match self.looks {
+            Looks::AtAll => u64::MAX,
+            Looks::AtFirst => FIRST_BYTES,
+        };
+        let mut head = Vec::new();
+        let mut in_head = true;
+        while in_head {
+            in_head = self
+                .read(at_first, |bytes| {
+                    if bytes.is_empty() {
+                        return Err(ErrorKind::UnexpectedEof.into());
+                    }
+                    let before = head.len();
+                    head.extend_from_slice(&bytes[..bytes.len().min(HEAD_LIMIT)]);
+                    let Some(at) = head.windows(4).position(|w| w == b"\r\n\r\n") else {
+                        if head.len() > HEAD_LIMIT {
+                            return Err(bad("a response head over 16 KiB".into()));
+                        }
+                        return Ok(true);
+                    };
+                    if head.get(9..12) != Some(status.as_bytes()) {
+                        let line = &head[..head.len().min(64)];
+                        return Err(bad(String::from_utf8_lossy(line).into_owned()));
+                    }
+                    compare(&mut timing, &bytes[at + 4 - before..]);
+                    Ok(false)
+                })
+                .await?;
+        }
+        loop {
             let left = (end - start).saturating_sub(timing.bytes);
             if left == 0 {
                 break;
@@ -188,12 +270,25 @@ impl Connection {
             if !timing.ended {
                 break;
             }
-            let want = (left as usize).min(buffer.len());
-            let read = stream.read(&mut buffer[..want]).await?;
-            if read == 0 {
-                return Err(bad(format!("the body ended {left} bytes short")));
+            if let Some(discarded) = self.discard(left).await {
+                let discarded = discarded?;
+                if discarded == 0 {
+                    return Err(bad(format!("the body ended {left} bytes short")));
+                }
+                if timing.bytes == 0 {
+                    timing.first_byte = began.elapsed();
+                }
+                timing.bytes += discarded;
+                continue;
             }
-            part = 0..read;
+            self.read(left, |bytes| {
+                if bytes.is_empty() {
+                    return Err(bad(format!("the body ended {left} bytes short")));
+                }
+                compare(&mut timing, bytes);
+                Ok(())
+            })
+            .await?;
         }
         timing.whole = began.elapsed();
         Ok(timing)

@@ -1,37 +1,60 @@
 //! What the load generators of `tests/bench` have in common: a small HTTP/1.1 client that reads 256 KiB at a time and
-//! compares every byte with what it should be.
+//! compares what it reads with what it should be.
 //!
 //! wrk reads 8 KiB at a time and, at several GB/s, mostly measures itself.
 
 mod client;
 mod processes;
 
-pub use client::{Asked, Client, Connection, Timing, Until};
+pub use client::{Asked, Client, Connection, Looks, Timing, Until};
 pub use processes::{cpu_seconds, resident_bytes};
 
-use std::collections::HashMap;
+use std::{collections::HashMap, io::Read as _};
 
 use anyhow::{Context as _, Result, bail};
 
 /// What the bytes of an object should be.
 pub enum Content {
     Memory(Vec<u8>),
+    /// So many bytes, of which all but the first are those `period` before them.
+    Repeating {
+        period: Vec<u8>,
+        size: u64,
+    },
     /// A sparse file of this size.
     Zeros(u64),
 }
 
 impl Content {
-    /// A file's path, or `zeros:SIZE`.
+    /// A file's path, `zeros:SIZE`, or `repeating:PERIOD:PATH`: a file that repeats its first bytes. A period that stays in the
+    /// processor's cache leaves the memory to what is measured; a prime one differs at all places that servers could mix up.
     pub fn parse(text: &str) -> Result<Content> {
-        match text.strip_prefix("zeros:") {
-            Some(size) => Ok(Content::Zeros(size.parse().context("zeros:SIZE")?)),
-            None => Ok(Content::Memory(std::fs::read(text).context("--content")?)),
+        if let Some(size) = text.strip_prefix("zeros:") {
+            return Ok(Content::Zeros(size.parse().context("zeros:SIZE")?));
         }
+        let Some(repeating) = text.strip_prefix("repeating:") else {
+            return Ok(Content::Memory(std::fs::read(text).context("--content")?));
+        };
+        let (period, path) = repeating.split_once(':').context("repeating:PERIOD:PATH")?;
+        let file = std::fs::File::open(path).context("--content")?;
+        let size = file.metadata().context("--content")?.len();
+        let mut first = Vec::new();
+        file.take(period.parse().context("repeating:PERIOD")?)
+            .read_to_end(&mut first)
+            .context("--content")?;
+        if first.is_empty() {
+            bail!("--content={text}: nothing repeats");
+        }
+        Ok(Content::Repeating {
+            period: first,
+            size,
+        })
     }
 
     pub fn size(&self) -> u64 {
         match self {
             Content::Memory(bytes) => bytes.len() as u64,
+            Content::Repeating { size, .. } => *size,
             Content::Zeros(size) => *size,
         }
     }
@@ -52,6 +75,18 @@ impl Content {
                 let start = (offset as usize).min(content.len());
                 let end = (start + bytes.len()).min(content.len());
                 differing(bytes, &content[start..end])
+            }
+            Content::Repeating { period, size } => {
+                let within = size.saturating_sub(offset).min(bytes.len() as u64) as usize;
+                let mut wrong = (bytes.len() - within) as u64;
+                let (mut rest, mut at) =
+                    (&bytes[..within], (offset % period.len() as u64) as usize);
+                while !rest.is_empty() {
+                    let (part, later) = rest.split_at(rest.len().min(period.len() - at));
+                    wrong += differing(part, &period[at..at + part.len()]);
+                    (rest, at) = (later, 0);
+                }
+                wrong
             }
             Content::Zeros(_) => bytes
                 .chunks(ZEROS.len())
@@ -119,4 +154,36 @@ pub fn percentile(sorted_us: &[u32], part: f64) -> f64 {
     }
     let index = ((sorted_us.len() - 1) as f64 * part).round() as usize;
     f64::from(sorted_us[index]) / 1000.0
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repeating_content_is_what_its_file_is() {
+        let whole: Vec<u8> = (0..1000u32).map(|at| (at % 97) as u8).collect();
+        let path =
+            std::env::temp_dir().join(format!("chunkcache-repeating-{}", std::process::id()));
+        std::fs::write(&path, &whole).unwrap();
+        let content = Content::parse(&format!("repeating:97:{}", path.display())).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(content.size(), 1000);
+        for start in [0, 1, 96, 97, 500, 999] {
+            let mut bytes = whole[start..].to_vec();
+            assert_eq!(content.wrong_bytes(start as u64, &bytes), 0);
+            assert_eq!(
+                content.wrong_bytes(start as u64 + 1, &bytes),
+                bytes.len() as u64
+            );
+            bytes[0] ^= 1;
+            assert_eq!(content.wrong_bytes(start as u64, &bytes), 1);
+        }
+        assert_eq!(
+            content.wrong_bytes(999, &[whole[999], 7, 7]),
+            2,
+            "past its end"
+        );
+    }
 }
