@@ -3,7 +3,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use chunkcache_proto::ByteRange;
+use chunkcache_proto::{ByteRange, ChunkIndex};
 use tokio::time::Instant;
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     core::container,
     serve::ports::{OpenReader, Piece, Presence, ReadBytes, ReadError},
-    store::EntryFile,
+    store::{ChunkPin, EntryFile},
 };
 
 /// A reader of more than this is known to the cluster even if all its bytes are here.
@@ -86,6 +86,24 @@ impl OpenReader for ReaderFactory {
             Some(_) if chunks.clone().any(|chunk| self.file.is_present(chunk)) => Presence::Some,
             Some(_) => Presence::None,
         }
+    }
+
+    fn hold(&self, range: ByteRange) -> Option<[Option<ChunkPin>; 2]> {
+        let chunks = self.file.geometry().chunks_covering(range);
+        let first = self.verified(chunks.start)?;
+        match chunks.len() {
+            1 => Some([Some(first), None]),
+            2 => Some([Some(first), Some(self.verified(chunks.start + 1)?)]),
+            _ => None,
+        }
+    }
+}
+
+impl ReaderFactory {
+    /// Holds a chunk that is here and was checked.
+    fn verified(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
+        let pin = self.file.pin(chunk)?;
+        self.file.is_verified(chunk).then_some(pin)
     }
 }
 
@@ -203,13 +221,10 @@ impl Reader {
         if self.cursor >= self.end || self.direct.is_some() {
             return None;
         }
-        let file = &self.factory.file;
-        let chunk = file.geometry().chunk_of(self.cursor);
-        let pin = file.pin(chunk)?;
-        if !file.is_verified(chunk) {
-            return None;
-        }
-        let chunk_end = file.geometry().chunk_range(chunk).end;
+        let geometry = self.factory.file.geometry();
+        let chunk = geometry.chunk_of(self.cursor);
+        let pin = self.factory.verified(chunk)?;
+        let chunk_end = geometry.chunk_range(chunk).end;
         let end = chunk_end
             .min(self.end)
             .min(self.cursor.saturating_add(max_len));
@@ -259,7 +274,7 @@ impl Reader {
         }
     }
 
-    fn piece(&mut self, end: u64, pin: Option<crate::store::ChunkPin>) -> Piece {
+    fn piece(&mut self, end: u64, pin: Option<ChunkPin>) -> Piece {
         let range = ByteRange::new(self.cursor, end);
         let geometry = self.factory.file.geometry();
         let moved_on = geometry.chunk_of(range.start) != geometry.chunk_of(end);

@@ -18,5 +18,6 @@ pub mod journal_record;
 pub mod lookahead;
 pub mod path;
 pub mod range;
+pub mod repeated_head;
 pub mod signed_url;
 pub mod signed_url_keys;

@@ -45,6 +45,13 @@ impl Activity {
         ActiveRequest(Arc::clone(self))
     }
 
+    /// Requests that have arrived whole, if all of them were answered.
+    #[must_use]
+    pub fn requests_answered(&self) -> Option<u64> {
+        let none_active = self.requests_active.load(Ordering::Relaxed) == 0;
+        none_active.then(|| self.requests_begun.load(Ordering::Relaxed))
+    }
+
     /// When to look again whether the connection has gone on too long without progress; `None`: it has. Never later
     /// than the shortest time-out, because another one may apply by then.
     #[must_use]

@@ -19,6 +19,7 @@ pub mod metrics;
 mod multipart;
 pub mod problem;
 mod progress_io;
+mod repeats;
 mod response;
 mod sendfile_io;
 pub mod server;

@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, io, net::SocketAddr, num::NonZero, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Request};
+use http::{HeaderValue, Request, Response, request::Parts};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -19,9 +19,11 @@ use super::{
     handler::{self, PeerHandler},
     limits::{Admission, Connections, Limits, RateLimiter},
     mapped::Registry,
-    memory::Memory,
+    memory::{Known, Memory},
     metrics::{Metrics, Refusal},
     progress_io::ProgressIo,
+    repeats::{Repeatable, Repeats},
+    response::CACHE_STATUS,
     sendfile_io::SendfileIo,
     signing_keys::SigningKeys,
     socket,
@@ -115,6 +117,18 @@ impl<O: Objects> Server<O> {
         } else {
             render(status, &self.settings.edge_name)
         }
+    }
+
+    /// What a repetition of the request would be answered with, if that is as simple as a hit.
+    pub(super) fn repeatable<B>(
+        &self,
+        known: Arc<Known<O::Open>>,
+        request: &Parts,
+        client: &Client,
+        response: &Response<B>,
+    ) -> Option<Repeatable<O::Open>> {
+        let is_hit = response.headers().get(CACHE_STATUS) == Some(&self.hit);
+        is_hit.then(|| Repeatable::of(known, request, client, response))?
     }
 
     /// Serves until `shutdown`, then lets running responses finish within the grace period, cuts
@@ -221,15 +235,23 @@ impl<O: Objects> Server<O> {
         let _open = self.metrics.connection_opened();
         socket::tune(&stream, open);
         let activity = Activity::new();
+        let memory = Arc::new(Memory::new());
         let Some(tls) = &self.settings.tls else {
             let registry = Arc::new(Registry::default());
+            let repeats = Repeats {
+                server: Arc::clone(&self),
+                memory: Arc::clone(&memory),
+                address: address.ip(),
+            };
             let io = SendfileIo::new(
                 stream,
                 Arc::clone(&registry),
                 Arc::clone(&activity),
                 Arc::clone(&self.metrics),
+                Box::new(repeats),
             );
-            let conversation = self.converse(io, Some(registry), address, activity, shutdown);
+            let conversation =
+                self.converse(io, Some(registry), memory, address, activity, shutdown);
             return Box::pin(conversation).await;
         };
         let acceptor = tokio_rustls::TlsAcceptor::from(tls());
@@ -244,7 +266,7 @@ impl<O: Objects> Server<O> {
         match accepted {
             Ok(Ok(stream)) => {
                 let io = ProgressIo::new(TokioIo::new(stream), Arc::clone(&activity));
-                Box::pin(self.converse(io, None, address, activity, shutdown)).await;
+                Box::pin(self.converse(io, None, memory, address, activity, shutdown)).await;
             }
             Ok(Err(error)) => tracing::debug!(%error, %address, "TLS handshake failed"),
             Err(_) => tracing::debug!(%address, "TLS handshake took too long"),
@@ -256,6 +278,7 @@ impl<O: Objects> Server<O> {
         self: Arc<Self>,
         io: I,
         registry: Option<Arc<Registry>>,
+        memory: Arc<Memory<O::Open>>,
         address: SocketAddr,
         activity: Arc<Activity>,
         shutdown: CancellationToken,
@@ -263,7 +286,6 @@ impl<O: Objects> Server<O> {
         I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
         let builder = self.protocols();
-        let memory = Arc::new(Memory::new());
         let service = service_fn(|request: Request<Incoming>| {
             let server = Arc::clone(&self);
             let memory = Arc::clone(&memory);

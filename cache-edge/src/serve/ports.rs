@@ -109,6 +109,8 @@ pub trait OpenReader: Send + Sync + 'static {
     fn open(&self, range: ByteRange) -> Self::Reader;
     /// All of the range is present now (for `Cache-Status: hit` against `fwd=partial`).
     fn presence(&self, range: ByteRange) -> Presence;
+    /// What holds the range, if it lies in one chunk or two whose bytes are here and were checked. Nobody is told of it.
+    fn hold(&self, range: ByteRange) -> Option<[Option<ChunkPin>; 2]>;
 }
 
 impl<O: OpenReader> OpenReader for Arc<O> {
@@ -120,6 +122,10 @@ impl<O: OpenReader> OpenReader for Arc<O> {
 
     fn presence(&self, range: ByteRange) -> Presence {
         (**self).presence(range)
+    }
+
+    fn hold(&self, range: ByteRange) -> Option<[Option<ChunkPin>; 2]> {
+        (**self).hold(range)
     }
 }
 

@@ -296,11 +296,18 @@ impl EntryFile {
         Ok(self.shared.files.map(&file, range)?)
     }
 
-    /// The pages of the range are in memory (so that sendfile does not block).
+    /// The pages of the range are in memory (so that sendfile does not block), or were a moment ago.
     #[must_use]
     pub fn is_resident(&self, range: ByteRange) -> bool {
-        self.open_file(Open::Reading)
-            .is_ok_and(|file| residency::is_resident(&*file.file, range))
+        let Ok(file) = self.open_file(Open::Reading) else {
+            return false;
+        };
+        let mut chunks = self.geometry.chunks_covering(range);
+        chunks.all(|chunk| {
+            let whole = self.geometry.chunk_range(chunk);
+            let part = whole.intersect(range);
+            residency::is_resident_lately(&*file.file, self.id, (chunk, whole), part)
+        })
     }
 
     /// Reads the range into the page cache. Blocking.

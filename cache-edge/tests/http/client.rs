@@ -29,8 +29,12 @@ impl Answer {
 
 impl Connection {
     pub async fn open(address: SocketAddr) -> Self {
+        Self::over(TcpStream::connect(address).await.unwrap())
+    }
+
+    pub fn over(stream: TcpStream) -> Self {
         Self {
-            stream: TcpStream::connect(address).await.unwrap(),
+            stream,
             buffer: Vec::new(),
         }
     }
@@ -118,7 +122,7 @@ impl Connection {
     }
 
     async fn fill(&mut self) -> bool {
-        let mut piece = [0; 64 << 10];
+        let mut piece = vec![0; 64 << 10];
         match self.stream.read(&mut piece).await {
             Ok(0) | Err(_) => false,
             Ok(read) => {

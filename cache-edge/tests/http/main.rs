@@ -6,4 +6,5 @@ mod connections;
 mod hits;
 mod http2_and_tls;
 mod objects;
+mod repeats;
 mod semantics;

@@ -4,7 +4,10 @@ use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -12,9 +15,9 @@ use cache_edge::{
     http::{Client, EdgeBody, Metrics, PeerHandler, Server, Settings},
     serve::ports::{
         Freshness, Object, ObjectName, ObjectRequest, Objects, OpenReader, PassThrough, Piece,
-        Presence, ReadBytes, ReadError, Resolution, ServeError,
+        Presence, ReadBytes, ReadError, Resolution, ServeError, Standing,
     },
-    store::{EntryFile, MinFree, Store, StoreOptions},
+    store::{ChunkPin, EntryFile, MinFree, Store, StoreOptions},
 };
 use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, checksum::chunk_checksum, v1};
 use http_body::Frame;
@@ -48,9 +51,23 @@ pub struct TestObject {
     freshness: Freshness,
     /// Sent from memory: the store has no space.
     unstored: Arc<Mutex<HashSet<ChunkIndex>>>,
+    /// Its target resolves to it again, and need not be resolved.
+    stands: Arc<AtomicBool>,
+}
+
+struct Stands(Arc<AtomicBool>);
+
+impl Standing for Stands {
+    fn age_seconds(&self) -> Option<u64> {
+        self.0.load(Ordering::Relaxed).then_some(7)
+    }
 }
 
 impl TestObject {
+    pub fn set_stands(&self, stands: bool) {
+        self.stands.store(stands, Ordering::Relaxed);
+    }
+
     /// The chunk arrives and can not be stored.
     pub fn land_unstored(&self, chunk: ChunkIndex) {
         self.unstored.lock().unwrap().insert(chunk);
@@ -101,6 +118,16 @@ impl OpenReader for TestObject {
             0 => Presence::None,
             all if all == chunks.len() => Presence::All,
             _ => Presence::Some,
+        }
+    }
+
+    fn hold(&self, range: ByteRange) -> Option<[Option<ChunkPin>; 2]> {
+        let chunks = self.entry.geometry().chunks_covering(range);
+        let first = self.entry.pin(chunks.start)?;
+        match chunks.len() {
+            1 => Some([Some(first), None]),
+            2 => Some([Some(first), Some(self.entry.pin(chunks.start + 1)?)]),
+            _ => None,
         }
     }
 }
@@ -212,7 +239,7 @@ impl Objects for TestObjects {
             return Err(ServeError::UnknownSource(path));
         };
         Ok(Resolution::Object(Object {
-            standing: None,
+            standing: Some(Box::new(Stands(Arc::clone(&object.stands)))),
             entry: Arc::clone(&object.entry),
             age_seconds: 7,
             freshness: object.freshness,
@@ -317,11 +344,15 @@ impl Edge {
 
     /// An object of which nothing has landed.
     pub fn cold(&self, path: &str, size: u64) -> TestObject {
-        let geometry = Geometry::new(size, CHUNK as u32).unwrap();
+        self.cold_in_chunks(path, size, CHUNK)
+    }
+
+    pub fn cold_in_chunks(&self, path: &str, size: u64, chunk: u64) -> TestObject {
+        let geometry = Geometry::new(size, chunk as u32).unwrap();
         let entry = v1::Entry {
             id: Uuid::new_v4().to_string(),
             size,
-            chunk_size: CHUNK as u32,
+            chunk_size: chunk as u32,
             validator: ETAG.to_owned(),
             etag: ETAG.to_owned(),
             last_modified: DATE.to_owned(),
@@ -334,6 +365,7 @@ impl Edge {
             landed: Arc::default(),
             faults: Arc::default(),
             unstored: Arc::default(),
+            stands: Arc::default(),
             freshness: Freshness::Fresh,
         };
         self.objects
