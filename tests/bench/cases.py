@@ -40,6 +40,7 @@ LARGE_BYTES, COMPARE_ONE_IN = 1 << 20, 8
 
 MANY_FILES, MANY_BYTES = 100, 4 << 20
 COLD_BYTES = 64 << 20
+EXTENT_FILES = 4
 
 #: Name, folder, where in the object.
 First = namedtuple("First", "name folder offset seen_before", defaults=(False,))
@@ -56,7 +57,7 @@ FIRST_BYTES = [
 class Bench:
     def __init__(self, options, files):
         self.options, self.files = options, Path(files)
-        self.results = {"hits": {}, "first_bytes": {}, "follower": {}, "crowd": {}, "idle": {}, "huge": {}, "left_out": {}}
+        self.results = {"hits": {}, "first_bytes": {}, "follower": {}, "crowd": {}, "extents": {}, "idle": {}, "huge": {}, "left_out": {}}
         self.asked = {}
 
     # Files
@@ -76,7 +77,7 @@ class Bench:
             with open(self.files / f"huge-{number}.bin", "wb") as out:
                 out.truncate(100 << 30)
         self.links("many", "many.bin", MANY_FILES)
-        for folder in ("cold", "after-20ms", "after-80ms", "paced", "crowd"):
+        for folder in ("cold", "after-20ms", "after-80ms", "paced", "crowd", "extents"):
             self.links(folder, "cold.bin", 200)
         # rclone asks a server what it has.
         for folder in (self.files, *(path for path in self.files.iterdir() if path.is_dir())):
@@ -227,6 +228,22 @@ class Bench:
                 f"{middle(lambda r: r['origin_copies']):5.2f} copies from the origin", flush=True,
             )
 
+    def extents(self, contestants):
+        """Where on the disk a file ends up that 16 readers filled at random places, four files at a time."""
+        print("extents after random fills:", flush=True)
+        for server in contestants:
+            targets, content = self.fresh("extents", EXTENT_FILES), repeating(self.files / "cold.bin")
+            before = set(sparse_files(server, COLD_BYTES))
+            # At random places first, until there is little left; then what is.
+            self.check(self.load(server, None, targets, content, connections=16, range=64 << 10, aligned="false", seconds=3), server)
+            for target in targets:
+                self.check(self.load(server, None, [target], content, connections=1, requests=1, range=0), server)
+            os.sync()
+            counts = [extents_of(path) for path in sorted(set(sparse_files(server, COLD_BYTES)) - before)]
+            if counts:
+                self.results["extents"][server.name] = counts
+                print(f"  {server.name:20} {', '.join(map(str, counts))} extents in files of {COLD_BYTES >> 20} MiB", flush=True)
+
     def idle(self, contestants):
         """10,000 connections that made one request each, and 16 that work. Of the rounds the middle one counts."""
         print("10,000 idle connections:", flush=True)
@@ -266,6 +283,16 @@ class Bench:
 def repeating(path):
     """For the load generator: what it has to remember of the file's content."""
     return f"repeating:{PERIOD}:{path}"
+
+
+def sparse_files(server, size):
+    """Of the server, that hold a whole object each."""
+    return [path for path in server.folder.rglob("*") if path.is_file() and path.stat().st_size == size]
+
+
+def extents_of(path):
+    done = subprocess.run(["filefrag", str(path)], capture_output=True, text=True, check=True)
+    return int(re.search(r"(\d+) extents? found", done.stdout).group(1))
 
 
 def sent(origin, target):
