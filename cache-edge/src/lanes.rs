@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use tokio::{
     runtime::{Builder, Handle},
     task::JoinHandle,
@@ -32,6 +33,7 @@ thread_local! {
     /// The lane that this thread is.
     static HERE: RefCell<Option<Lane>> = const { RefCell::new(None) };
     static LOAD: Cell<Load> = const { Cell::new(Load::NONE) };
+    static STAYS: RefCell<Stays> = const { RefCell::new(Stays { count: 0, before: None }) };
 }
 
 /// Of those started so far.
@@ -85,6 +87,53 @@ pub fn later(what: impl FnOnce() + Send + 'static) {
         })),
         None => what(),
     }
+}
+
+/// Keeps the thread of a lane at leisure on the processor it is on, until it is dropped. For who waits for an answer.
+///
+/// Why: the kernel moves a thread that is woken by what comes through a socket to the processor of who sent it, where it may wait for
+/// the sender to end its turn while its own processor is idle. Of an origin on the same machine that is most of a millisecond.
+pub struct Stay(Option<thread::ThreadId>);
+
+/// See [`Stay`].
+#[must_use]
+pub fn stay() -> Stay {
+    if at_leisure().is_none() {
+        return Stay(None);
+    }
+    STAYS.with_borrow_mut(|stays| {
+        if stays.count == 0 {
+            stays.before = sched_getaffinity(None).ok();
+            let mut here = CpuSet::new();
+            here.set(sched_getcpu());
+            // Refused, it goes where it is taken: slower, and no worse than that.
+            let _ = sched_setaffinity(None, &here);
+        }
+        stays.count += 1;
+    });
+    Stay(Some(thread::current().id()))
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        // With its lane it ends elsewhere; that thread is no more.
+        if self.0 != Some(thread::current().id()) {
+            return;
+        }
+        STAYS.with_borrow_mut(|stays| {
+            stays.count -= 1;
+            if let (0, Some(before)) = (stays.count, stays.before) {
+                let _ = sched_setaffinity(None, &before);
+            }
+        });
+    }
+}
+
+/// Of one thread.
+struct Stays {
+    count: u32,
+    /// Where it may be otherwise.
+    before: Option<CpuSet>,
 }
 
 /// How long a lane had something to do lately, and how long not.
@@ -367,5 +416,26 @@ mod tests {
         });
         assert_eq!(seen.recv().await, Some("ready"));
         assert_eq!(seen.recv().await, Some("later"));
+    }
+
+    #[tokio::test]
+    async fn a_lane_stays_where_it_is_until_the_last_who_waits_has_its_answer() {
+        let threads = Threads::start("test", 1).unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let may_be_on = || sched_getaffinity(None).unwrap().count();
+        let counts = threads.lanes().spawn(async move {
+            let before = may_be_on();
+            let (first, second) = (stay(), stay());
+            let both = may_be_on();
+            drop(first);
+            let one = may_be_on();
+            drop(second);
+            (before, both, one, may_be_on())
+        });
+        let (before, both, one, after) = counts.await.unwrap();
+        assert_eq!((both, one, after), (1, 1, before));
+        let elsewhere = may_be_on();
+        drop(stay());
+        assert_eq!(may_be_on(), elsewhere, "no lane");
     }
 }

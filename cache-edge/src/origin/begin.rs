@@ -12,7 +12,10 @@ use super::{
     gap::{Next, next_gap},
     run::{Begun, Fetcher, Opened, Order},
 };
-use crate::availability::{EntryFlights, flight::Loan};
+use crate::{
+    availability::{EntryFlights, flight::Loan},
+    lanes,
+};
 
 impl Fetcher {
     /// Asks, where there is no answer yet, and lends its first bytes. What it did not come to is left to [`run`](Self::run), and so is what
@@ -23,6 +26,7 @@ impl Fetcher {
             return opened.into();
         };
         control.set_position(gap.range.start);
+        let _staying = lanes::stay();
         let answered = match opened {
             Some(opened) => Ok(opened),
             None => tokio::select! {
