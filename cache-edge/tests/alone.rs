@@ -148,6 +148,27 @@ async fn without_space_bytes_pass_by_the_store() {
     edge.stop().await;
 }
 
+/// The first bytes go out before the file is made they are to be kept in, and so does the rest if it can not be made.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_can_not_be_made_costs_a_viewer_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let entries = directory.path().join("entries");
+    std::fs::create_dir(&entries).unwrap();
+    for prefix in 0..=u8::MAX {
+        // Where the directory should be.
+        std::fs::write(entries.join(format!("{prefix:02x}")), b"").unwrap();
+    }
+    let origin = Origin::start(5 * MIB).await;
+    let edge = TestEdge::start(directory.path(), Some(&origin)).await;
+    for range in [3_000_000..3_500_000, 0..5 * MIB] {
+        let asked = format!("bytes={}-{}", range.start, range.end - 1);
+        let read = edge.get("/films/a.mp4", Some(&asked)).await;
+        read.assert_bytes(206, &content(1, range));
+    }
+    assert_eq!(edge.edge.store.bytes_used(), 0);
+    edge.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_registered_sources_and_only_below_their_base() {
     let directory = tempfile::tempdir().unwrap();

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::departures::Departures;
-use crate::{core::lookahead::ReaderView, store::EntryFile};
+use crate::{core::lookahead::ReaderView, lanes, store::EntryFile};
 
 /// A reader that took nothing for this long keeps its place and wants no fetch.
 const PAUSED_AFTER: Duration = Duration::from_secs(30);
@@ -46,12 +46,37 @@ pub struct DemandRegistry {
     inner: Mutex<Inner>,
     /// Of readers.
     count: AtomicUsize,
+    told: Arc<Told>,
+    /// 0: the coordinator decides.
+    lookahead_chunks: u32,
+}
+
+/// Who is to look at the readers again.
+#[derive(Default)]
+struct Told {
     /// For the session.
     changed: Notify,
     /// For the edge's own planning.
     waiting_changed: Notify,
-    /// 0: the coordinator decides.
-    lookahead_chunks: u32,
+    /// They will be told.
+    is_due: AtomicBool,
+}
+
+impl Told {
+    fn tell(&self) {
+        self.changed.notify_one();
+        self.waiting_changed.notify_one();
+    }
+}
+
+/// They are told when it is dropped, as it also is with the lane it waits on.
+struct Due(Arc<Told>);
+
+impl Drop for Due {
+    fn drop(&mut self) {
+        self.0.is_due.store(false, Ordering::Release);
+        self.0.tell();
+    }
 }
 
 #[derive(Default)]
@@ -91,8 +116,7 @@ impl Default for DemandRegistry {
             next_id: AtomicU64::new(1),
             inner: Mutex::default(),
             count: AtomicUsize::new(0),
-            changed: Notify::new(),
-            waiting_changed: Notify::new(),
+            told: Arc::default(),
             lookahead_chunks: 0,
         }
     }
@@ -133,9 +157,16 @@ impl DemandRegistry {
         inner.dirty.insert(state.id);
         inner.touch();
         drop(inner);
-        self.changed.notify_one();
-        self.waiting_changed.notify_one();
+        self.tell_later();
         state
+    }
+
+    /// Behind the first bytes, which need the processors more. All there is to tell is told at once.
+    fn tell_later(&self) {
+        if !self.told.is_due.swap(true, Ordering::AcqRel) {
+            let due = Due(self.told.clone());
+            lanes::later(move || drop(due));
+        }
     }
 
     pub fn close(&self, id: u64) {
@@ -153,8 +184,7 @@ impl DemandRegistry {
             inner.touch();
         }
         drop(inner);
-        self.changed.notify_one();
-        self.waiting_changed.notify_one();
+        self.tell_later();
     }
 
     /// The reader is blocked at `position`. `comes`: for a byte that was asked for already, so that telling it is in no hurry.
@@ -170,10 +200,12 @@ impl DemandRegistry {
             let by = Instant::now() + if comes { UNHURRIED } else { Duration::ZERO };
             inner.urgent = Some(inner.urgent.map_or(by, |other| other.min(by)));
             inner.touch();
-            drop(inner);
-            self.changed.notify_one();
         }
-        self.waiting_changed.notify_one();
+        if comes {
+            self.tell_later();
+        } else {
+            self.told.tell();
+        }
     }
 
     /// The reader took `len` bytes up to `position`. `moved_on`: into another chunk, which is worth telling.
@@ -192,8 +224,7 @@ impl DemandRegistry {
         let waited = reader.waiting.swap(false, Ordering::AcqRel);
         if waited || moved_on {
             self.mark(reader);
-            self.changed.notify_one();
-            self.waiting_changed.notify_one();
+            self.tell_later();
         }
     }
 
@@ -201,8 +232,7 @@ impl DemandRegistry {
     pub fn hint(&self, reader: &ReaderState, ranges: Vec<ByteRange>) {
         *reader.hints.lock() = ranges;
         self.mark(reader);
-        self.changed.notify_one();
-        self.waiting_changed.notify_one();
+        self.told.tell();
     }
 
     /// The coordinator's word that it takes care of these readers' waits.
@@ -218,7 +248,7 @@ impl DemandRegistry {
     /// The coordinator has taken in what it was told until then.
     pub fn answered(&self, sequence: u64) {
         self.inner.lock().departures.answered(sequence);
-        self.waiting_changed.notify_one();
+        self.told.waiting_changed.notify_one();
     }
 
     /// The coordinator may not know yet that nobody here wants the run any more: it is not begun before it has answered, or had the
@@ -302,7 +332,7 @@ impl DemandRegistry {
     /// Cancel safe: it looks at what there is, not at what it was woken by.
     pub async fn due(&self, gathering: Duration) {
         loop {
-            let changed = self.changed.notified();
+            let changed = self.told.changed.notified();
             let (urgent, since) = {
                 let inner = self.inner.lock();
                 (inner.urgent, inner.changed_at)
@@ -325,7 +355,7 @@ impl DemandRegistry {
 
     /// For the edge's own planning. Cancel safe.
     pub async fn waiting_changed(&self) {
-        self.waiting_changed.notified().await;
+        self.told.waiting_changed.notified().await;
     }
 
     /// How long the reader has waited.

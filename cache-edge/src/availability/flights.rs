@@ -65,12 +65,14 @@ impl EntryFlights {
         self.chunks.lock().get(&chunk).cloned()
     }
 
-    /// The byte is in the file, of a chunk that is present or still arriving.
+    /// The byte is here, of a chunk that is present or still arriving.
     #[must_use]
     pub fn has(&self, offset: u64) -> bool {
         let chunk = self.file.geometry().chunk_of(offset);
-        let is_here =
-            |flight: Arc<Flight>| matches!(flight.find(offset), Found::Written(_) | Found::Present);
+        let is_here = |flight: Arc<Flight>| {
+            let found = flight.find(offset);
+            matches!(found, Found::Written(_) | Found::Lent(_) | Found::Present)
+        };
         // In this order: a flight is forgotten once its chunk is present.
         self.existing(chunk).is_some_and(is_here) || self.file.is_present(chunk)
     }

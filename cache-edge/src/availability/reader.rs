@@ -172,6 +172,12 @@ impl Reader {
                         continue;
                     }
                 }
+                Found::Lent(bytes) => {
+                    let left = (self.end - self.cursor).min(max_len);
+                    let fits = usize::try_from(left).unwrap_or(usize::MAX);
+                    let bytes = bytes.slice(..bytes.len().min(fits));
+                    return Ok(Some(self.piece_in_memory(bytes)));
+                }
                 Found::Refused(why) => {
                     self.read_past_the_store(&why);
                     continue;
@@ -260,12 +266,7 @@ impl Reader {
             return Ok(None);
         };
         match direct.recv().await {
-            Some(Ok(bytes)) => {
-                let start = self.cursor;
-                let mut piece = self.piece(start + bytes.len() as u64, None);
-                piece.unstored = Some(bytes);
-                Ok(Some(piece))
-            }
+            Some(Ok(bytes)) => Ok(Some(self.piece_in_memory(bytes))),
             Some(Err(error)) => Err(error),
             None => {
                 self.direct = None;
@@ -274,7 +275,29 @@ impl Reader {
         }
     }
 
+    fn piece_in_memory(&mut self, bytes: Bytes) -> Piece {
+        let start = self.cursor;
+        let mut piece = self.advance(start + bytes.len() as u64, None);
+        if start == 0 {
+            self.look_for_index(bytes.len(), |head| {
+                head.copy_from_slice(&bytes[..head.len()]);
+                true
+            });
+        }
+        piece.unstored = Some(bytes);
+        piece
+    }
+
     fn piece(&mut self, end: u64, pin: Option<ChunkPin>) -> Piece {
+        let piece = self.advance(end, pin);
+        if piece.range.start == 0 {
+            let len = usize::try_from(end).unwrap_or(usize::MAX);
+            self.look_for_index(len, |head| piece.file.read_at(0, head).is_ok());
+        }
+        piece
+    }
+
+    fn advance(&mut self, end: u64, pin: Option<ChunkPin>) -> Piece {
         let range = ByteRange::new(self.cursor, end);
         let geometry = self.factory.file.geometry();
         let moved_on = geometry.chunk_of(range.start) != geometry.chunk_of(end);
@@ -283,9 +306,6 @@ impl Reader {
             self.factory
                 .demand
                 .advance(state, end, range.len(), moved_on);
-            if range.start == 0 {
-                self.look_for_index(range);
-            }
         }
         Piece {
             file: self.factory.file.clone(),
@@ -295,16 +315,16 @@ impl Reader {
         }
     }
 
-    /// The first bytes tell where the container's index is; it is wanted before the player asks for it.
-    fn look_for_index(&self, range: ByteRange) {
+    /// The first `len` bytes tell where the container's index is; it is wanted before the player asks for it.
+    fn look_for_index(&self, len: usize, read: impl FnOnce(&mut [u8]) -> bool) {
         let (Some(state), Some(flights)) = (&self.demand, &self.flights) else {
             return;
         };
-        if range.len() < 4096 || !flights.take_hint_turn() {
+        if len < 4096 || !flights.take_hint_turn() {
             return;
         }
-        let mut head = vec![0; container::HEAD_BYTES.min(range.len() as usize)];
-        if self.factory.file.read_at(0, &mut head).is_ok() {
+        let mut head = vec![0; container::HEAD_BYTES.min(len)];
+        if read(&mut head) {
             let hints = container::index_hints(&head, self.factory.file.geometry().size());
             if !hints.is_empty() {
                 self.factory.demand.hint(state, hints);

@@ -9,7 +9,7 @@ use chunkcache_proto::Level;
 use super::planner::{self, MAX_LOCAL};
 use crate::{
     availability::{self, Flights, Sole},
-    origin::{Downloads, Order},
+    origin::{Downloads, Order, downloads::Coverage},
     store::{EntryFile, Store},
 };
 
@@ -23,6 +23,12 @@ pub struct AtOnce {
 
 impl availability::AtOnce for AtOnce {
     fn fetch(&self, file: &Arc<EntryFile>, position: u64) -> bool {
+        let geometry = file.geometry();
+        let chunk = geometry.chunk_of(position);
+        let covered = self.downloads.coverage(file.id(), chunk, position);
+        if let Coverage::Coming { distance, .. } = covered {
+            return distance <= u64::from(geometry.chunk_size());
+        }
         let Some(_turn) = self.sole.turn() else {
             return false;
         };
@@ -38,7 +44,7 @@ impl availability::AtOnce for AtOnce {
         self.downloads.submit_uncovered(Order {
             id: self.downloads.local_id(),
             file: file.clone(),
-            first_chunk: file.geometry().chunk_of(position),
+            first_chunk: chunk,
             chunk_count: 1,
             level: Level::Critical,
             deadline_in_ms: 0,

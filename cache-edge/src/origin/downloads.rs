@@ -22,12 +22,13 @@ pub use super::run::Order;
 use super::{
     answer::Part,
     control::{Control, Stop},
-    run::{Fetcher, Opened, RunEnd},
+    places::Turn,
+    run::{Begun, Fetcher, Opened, RunEnd},
 };
 use crate::{
     availability::{Announce, DemandRegistry},
     core::fetch_queue::{Effect, FetchQueue, Task},
-    lanes::Lanes,
+    lanes::{self, Lanes},
 };
 
 /// Ids of fetches this edge decided on itself have this bit.
@@ -235,21 +236,48 @@ impl Downloads {
     }
 
     fn spawn(&self, order: Order, control: Arc<Control>, opened: Option<Opened>) {
-        let (this, is_answered) = (self.clone(), opened.is_some());
+        let lanes = &self.0.lanes;
+        // With an answer: its connection is here.
+        let is_answered = opened.is_some();
+        let here = if is_answered {
+            lanes::here()
+        } else {
+            lanes::at_leisure()
+        };
+        let is_awaited = order.turn() == Turn::Viewer && order.peer.is_none();
+        let this = self.clone();
+        if let Some(viewers_own) = here.filter(|lane| is_awaited && !lanes.has(lane)) {
+            viewers_own.spawn(async move {
+                let begun = this.0.fetcher.begin(&order, &control, opened).await;
+                // Who waits for the first bytes goes first, and who they are sent to.
+                tokio::task::yield_now().await;
+                std::thread::yield_now();
+                let run = this.clone().run(order, control, begun);
+                this.0.lanes.spawn(run);
+            });
+            return;
+        }
         let run = async move {
-            this.report(order.id, v1::fetch_report::State::Started, 0, None);
-            let end = this.0.fetcher.run(&order, &control, opened).await;
-            if !matches!(end, RunEnd::Paused(_)) {
-                this.0.fetcher.connection_closed(&order).await;
-            }
-            this.ended(order.id, &control, end);
+            let begun = match opened {
+                _ if is_awaited => this.0.fetcher.begin(&order, &control, opened).await,
+                opened => opened.into(),
+            };
+            this.run(order, control, begun).await;
         };
         if is_answered {
-            // By a question on this lane, as a rule: its connection is here, and the first bytes are written while the viewer's thread wakes.
-            self.0.lanes.spawn_here(run);
+            lanes.spawn_here(run);
         } else {
-            self.0.lanes.spawn(run);
+            lanes.spawn(run);
         }
+    }
+
+    async fn run(self, order: Order, control: Arc<Control>, begun: Begun) {
+        self.report(order.id, v1::fetch_report::State::Started, 0, None);
+        let end = self.0.fetcher.run(&order, &control, begun).await;
+        if !matches!(end, RunEnd::Paused(_)) {
+            self.0.fetcher.connection_closed(&order).await;
+        }
+        self.ended(order.id, &control, end);
     }
 
     fn ended(&self, id: u64, control: &Control, end: RunEnd) {
@@ -260,10 +288,10 @@ impl Downloads {
             RunEnd::Paused(rest) => {
                 if state.queue.preempted(id) {
                     if let Some(fetch) = state.fetches.get_mut(&id) {
-                        fetch.paused = rest;
+                        fetch.paused = rest.map(|rest| *rest);
                     }
                 } else if let Some(mut fetch) = state.fetches.remove(&id) {
-                    fetch.paused = rest;
+                    fetch.paused = rest.map(|rest| *rest);
                     self.cancel_paused(fetch, bytes);
                 }
             }

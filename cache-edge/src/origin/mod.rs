@@ -5,6 +5,7 @@
 //! May not know of players, of the session with the coordinator, or of how entries are found.
 
 pub mod answer;
+mod begin;
 pub mod client;
 pub mod connections;
 pub mod control;
@@ -16,6 +17,7 @@ mod gap;
 pub mod pace;
 pub mod peer;
 pub mod places;
+mod pools;
 mod proof;
 pub mod reloading;
 pub mod run;

@@ -24,7 +24,7 @@ use super::{
     reloading::PeerClient,
 };
 use crate::{
-    availability::{EntryFlights, FlightError, Flights},
+    availability::{EntryFlights, FlightError, Flights, flight::Loan},
     core::backoff::Backoff,
     store::EntryFile,
 };
@@ -61,7 +61,7 @@ impl Order {
         self.id & super::downloads::LOCAL_BIT != 0
     }
 
-    fn turn(&self) -> Turn {
+    pub(super) fn turn(&self) -> Turn {
         match self.level {
             _ if !self.is_local() => Turn::Assigned,
             Level::Critical => Turn::Viewer,
@@ -84,7 +84,7 @@ pub enum RunEnd {
     Finished,
     Stopped,
     /// Pre-empted; with the answer it was reading, which is gone on with later: what its origin has sent is in the sockets' buffers.
-    Paused(Option<Opened>),
+    Paused(Option<Box<Opened>>),
     Failed(Failure),
 }
 
@@ -102,6 +102,25 @@ pub struct Failure {
 pub struct Opened {
     pub response: Response,
     pub part: Part,
+}
+
+/// What of a fetch was done before [`Fetcher::run`] goes on with it.
+#[derive(Default)]
+pub struct Begun {
+    pub(super) opened: Option<Result<Opened, OriginError>>,
+    /// What is asked for.
+    pub(super) gap: Option<Gap>,
+    /// The first bytes of the answer.
+    pub(super) loan: Option<Loan>,
+}
+
+impl From<Option<Opened>> for Begun {
+    fn from(opened: Option<Opened>) -> Self {
+        Self {
+            opened: opened.map(Ok),
+            ..Self::default()
+        }
+    }
 }
 
 /// Everything a fetch needs.
@@ -135,12 +154,12 @@ impl From<Stop> for RunEnd {
 
 impl Fetcher {
     /// Fetches the run. Bounded by the retry budget since the last byte that came.
-    pub async fn run(
-        &self,
-        order: &Order,
-        control: &Control,
-        mut opened: Option<Opened>,
-    ) -> RunEnd {
+    pub async fn run(&self, order: &Order, control: &Control, begun: Begun) -> RunEnd {
+        let Begun {
+            mut opened,
+            gap: mut begun_with,
+            mut loan,
+        } = begun;
         let flights = self.flights.of(&order.file);
         let mut from_peer = order.peer.clone();
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
@@ -152,7 +171,11 @@ impl Fetcher {
             if flights.is_changed() {
                 return RunEnd::Failed(failure(&OriginError::Changed));
             }
-            let gap = match next_gap(order, &flights) {
+            let next = match begun_with.take() {
+                Some(gap) => Next::Gap(gap),
+                None => next_gap(order, &flights),
+            };
+            let gap = match next {
                 Next::Done => return RunEnd::Finished,
                 Next::Gap(gap) => gap,
                 Next::Foreign(flight) => {
@@ -178,6 +201,7 @@ impl Fetcher {
                     from_peer.as_deref(),
                 )
                 .await;
+            drop(loan.take());
             if control.bytes_done() > before {
                 last_progress = Instant::now();
                 backoff.reset();
@@ -188,7 +212,7 @@ impl Fetcher {
                     continue;
                 }
                 Err(Broken::Stop(stop)) => return stop.into(),
-                Err(Broken::Pause(rest)) => return RunEnd::Paused(Some(*rest)),
+                Err(Broken::Pause(rest)) => return RunEnd::Paused(Some(rest)),
                 Err(Broken::Store(error @ FlightError::Mismatch)) => {
                     self.counters.peer_errors.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(entry = %order.file.id(), peer = from_peer, "a peer's bytes do not match its checksum");
@@ -244,10 +268,11 @@ impl Fetcher {
         control: &Control,
         flights: &Arc<EntryFlights>,
         gap: Gap,
-        opened: Option<Opened>,
+        opened: Option<Result<Opened, OriginError>>,
         peer: Option<&str>,
     ) -> Result<(), Broken> {
         control.set_position(gap.range.start);
+        let opened = opened.transpose().map_err(Broken::Origin)?;
         if let (Some(peer), None) = (peer, &opened) {
             return self
                 .fetch_from_peer(order, control, flights, gap, peer)

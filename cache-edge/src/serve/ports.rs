@@ -147,13 +147,13 @@ pub trait ReadBytes: Send + 'static {
     ) -> impl Future<Output = Result<Option<Piece>, ReadError>> + Send;
 }
 
-/// Bytes that are in the sparse file now and stay there while this is held.
+/// Bytes that are in the sparse file now and stay there while this is held; or bytes in memory.
 pub struct Piece {
     pub file: Arc<EntryFile>,
     pub range: ByteRange,
     /// Keeps the chunk from being evicted; none where the chunk is still arriving (it is held by its fetch).
     pub pin: Option<ChunkPin>,
-    /// Bytes that could not be stored (no space): to be sent from memory instead of from the file.
+    /// Bytes that are not in the file, yet (the first of an answer) or at all (no space): to be sent from memory instead.
     pub unstored: Option<Bytes>,
 }
 

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tracing::{Instrument as _, Span};
 
 use super::{ports::ServeError, probe::Found};
-use crate::lanes::Lanes;
+use crate::lanes::{self, Lanes};
 
 /// Under way at a time. More are refused: each holds connections and goes on when who asked has left.
 const MAX_QUESTIONS: usize = 256;
@@ -22,7 +22,7 @@ pub(super) struct Questions {
 }
 
 impl Questions {
-    /// They run on `lanes`, so that they outlive who asked.
+    /// They run on `lanes`, or where who asks is, if there is nothing else to do; they outlive who asked.
     pub fn new(lanes: Lanes) -> Self {
         Self {
             lanes,
@@ -65,7 +65,12 @@ impl Questions {
             asking.lock().remove(&id);
             let _ = sender.send(Some(found));
         };
-        self.lanes.spawn(asked.instrument(Span::current()));
+        let asked = asked.instrument(Span::current());
+        match lanes::at_leisure() {
+            // Nothing in it blocks. Who asks is on this thread too: the question and its answer cost no switch to another.
+            Some(here) => here.spawn(asked),
+            None => self.lanes.spawn(asked),
+        };
         Ok(Asked::First(receiver))
     }
 }

@@ -16,9 +16,12 @@ use parking_lot::{Condvar, Mutex};
 use super::{
     Durable, catalog::describe, disk::Open, entry_file::EntryFile, journal::Journal, shared::Shared,
 };
-use crate::core::{
-    chunk_table::ChunkState,
-    journal_record::{EntryNumber, Record, stored_records},
+use crate::{
+    core::{
+        chunk_table::ChunkState,
+        journal_record::{EntryNumber, Record, stored_records},
+    },
+    lanes,
 };
 
 /// Files synced at a time; more would only queue in the disk.
@@ -52,24 +55,35 @@ impl Group {
 #[derive(Default)]
 pub(super) struct CommitQueue {
     waiting: Mutex<Group>,
-    arrived: Condvar,
+    arrived: Arc<Condvar>,
 }
 
 impl CommitQueue {
     pub fn finished(&self, chunk: Finished) {
-        self.waiting.lock().chunks.push(chunk);
-        self.arrived.notify_one();
+        self.put(|group| group.chunks.push(chunk));
     }
 
     /// The entry's description is to be recorded.
     pub fn describe(&self, entry: Arc<EntryFile>) {
-        self.waiting.lock().entries.insert(entry.number(), entry);
-        self.arrived.notify_one();
+        self.put(|group| drop(group.entries.insert(entry.number(), entry)));
     }
 
     pub fn note(&self, key: Vec<u8>, value: Option<Vec<u8>>) {
-        self.waiting.lock().notes.insert(key, value);
-        self.arrived.notify_one();
+        self.put(|group| drop(group.notes.insert(key, value)));
+    }
+
+    /// Only the first of a group wakes the committer, which then waits for others to join.
+    fn put(&self, put: impl FnOnce(&mut Group)) {
+        let mut waiting = self.waiting.lock();
+        let is_first = waiting.is_empty();
+        put(&mut waiting);
+        drop(waiting);
+        if is_first {
+            let arrived = self.arrived.clone();
+            lanes::later(move || {
+                arrived.notify_one();
+            });
+        }
     }
 
     pub fn wake(&self) {
