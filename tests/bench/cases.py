@@ -34,9 +34,9 @@ TLS_HITS = [Hit("TLS, 2 MiB aligned, 16 connections", 2 << 20, True, 16)]
 #: is measured; being a prime, so many bytes are no multiple of anything by which a server could mistake a place.
 PERIOD = 262139
 
-#: Ranges of this size and more: one connection in eight compares every byte, the others compare the first ones of each answer and let
-#: the kernel throw the rest away, as a network card takes bytes without a processor. Else the load's core is what is measured.
-LARGE_BYTES, COMPARE_ONE_IN = 1 << 20, 8
+#: Of hits, one connection in so many compares every byte; the others compare the first ones of each answer and let the kernel throw the
+#: rest away, as a network card takes bytes without a processor. Else the load's core is what is measured. Of whole files all is compared.
+COMPARE_ONE_IN = 8
 
 MANY_FILES, MANY_BYTES = 100, 4 << 20
 COLD_BYTES = 64 << 20
@@ -155,8 +155,7 @@ class Bench:
         server_cores, load_cores = ("0", "1") if case.pinned else ("0-1", "0-1")
         for server in contestants:
             self.pin(server, server_cores)
-        is_large = case.range_bytes >= LARGE_BYTES
-        shape = {"range": case.range_bytes, "aligned": str(case.aligned).lower(), "compare_one_in": COMPARE_ONE_IN if is_large else 1}
+        shape = {"range": case.range_bytes, "aligned": str(case.aligned).lower(), "compare_one_in": COMPARE_ONE_IN if case.range_bytes else 1}
         if case.many:
             shape |= {"targets": [f"/many/{n}.bin" for n in range(MANY_FILES)], "content": repeating(self.files / "many.bin")}
         for number, server in self.rounds(contestants):

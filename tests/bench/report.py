@@ -67,8 +67,8 @@ def head(results):
         f"{machine['when']}: {machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB, kernel {machine['kernel']}, load average "
         f"{machine.get('load_average', '?')} (what runs beside the bench counts into it). Made by `tests/bench/run`: {results['form']}; "
         "rounds are interleaved in changing order; medians, smallest and largest in brackets; ratios are of the same round. Bytes are compared while "
-        "measuring: every one, but for 2 MiB hits those of one connection in eight and the first ones of each other answer, as comparing all takes "
-        "the load more than sending takes a server. Servers are pinned to one core and the load to the other, but where it says unpinned.", "",
+        "measuring: every one, but for hits of ranges those of one connection in eight and the first ones of each other answer, as taking and comparing all "
+        "costs the load more than sending costs a server. Servers are pinned to one core and the load to the other, but where it says unpinned.", "",
         *was_busy(results),
     ]
 

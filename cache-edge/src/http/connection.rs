@@ -33,8 +33,13 @@ impl Activity {
 
     /// The client took or sent something.
     pub fn progressed(&self) {
-        let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_ms.store(now, Ordering::Relaxed);
+        self.progressed_at(Instant::now());
+    }
+
+    pub fn progressed_at(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.opened).as_millis();
+        let since = u64::try_from(since).unwrap_or(u64::MAX);
+        self.last_ms.store(since, Ordering::Relaxed);
     }
 
     /// A request has arrived whole.

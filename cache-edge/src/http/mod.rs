@@ -25,7 +25,6 @@ mod sendfile_io;
 pub mod server;
 pub mod signing_keys;
 mod socket;
-mod syscalls;
 
 pub use self::{
     body::{BodyData, Delivery, ObjectBody, Part, Plan},

@@ -64,7 +64,7 @@ impl<R> Repeatable<R> {
         Some(Self { known, head })
     }
 
-    fn write_head(&self, head: &mut String, range: ByteRange, age_seconds: u64) {
+    fn write_head(&self, head: &mut String, range: ByteRange, age_seconds: u64, now: Instant) {
         head.clear();
         head.push_str(STATUS_LINE);
         head.push_str(&self.head);
@@ -75,7 +75,7 @@ impl<R> Repeatable<R> {
         head.push_str("\r\ncontent-length: ");
         range::push_number(head, range.len());
         head.push_str("\r\ndate: ");
-        DATE.with_borrow_mut(|date| head.push_str(date.now()));
+        DATE.with_borrow_mut(|date| head.push_str(date.at(now)));
         head.push_str("\r\n\r\n");
     }
 }
@@ -95,6 +95,8 @@ fn lasting_lines(headers: &HeaderMap) -> Option<String> {
 
 /// What follows a head that was written down, and what holds it meanwhile.
 pub struct Hit {
+    /// When it was asked for.
+    pub asked: Instant,
     pub part: FilePart,
     /// Tells the metrics how it ended.
     pub guard: RequestGuard,
@@ -129,7 +131,7 @@ impl<O: Objects> AnswerRepeated for Repeats<O> {
         }
         let file = &last.known.entry;
         let pins = last.known.readers.hold(range)?;
-        if !file.is_resident(range) {
+        if !file.is_resident_at(range, began) {
             return None;
         }
         let part = file.map(range).ok()?;
@@ -137,7 +139,7 @@ impl<O: Objects> AnswerRepeated for Repeats<O> {
             // Refused by hyper's handler, which asks again.
             limiter.take(self.address, began).ok()?;
         }
-        last.write_head(head, range, age_seconds);
+        last.write_head(head, range, age_seconds, began);
         let metrics = &self.server.metrics;
         metrics.count_repeated();
         metrics.count_bytes(ByteSource::Hit, range.len());
@@ -145,6 +147,7 @@ impl<O: Objects> AnswerRepeated for Repeats<O> {
         let status = StatusCode::PARTIAL_CONTENT;
         tracing::debug!(status = status.as_u16(), "answered");
         Some(Hit {
+            asked: began,
             part: FilePart::whole(part),
             guard: metrics.request_answered(&Method::GET, status),
             _pins: pins,
@@ -153,22 +156,24 @@ impl<O: Objects> AnswerRepeated for Repeats<O> {
 }
 
 thread_local! {
-    static DATE: std::cell::RefCell<Date> = const { std::cell::RefCell::new(Date { second: 0, text: String::new() }) };
+    static DATE: std::cell::RefCell<Date> = const { std::cell::RefCell::new(Date { until: None, text: String::new() }) };
 }
 
 /// The time of day as a field value, written down once a second.
 struct Date {
-    second: u64,
+    /// The end of its second.
+    until: Option<Instant>,
     text: String,
 }
 
 impl Date {
-    fn now(&mut self) -> &str {
-        let now = SystemTime::now();
-        let second = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        if second != self.second || self.text.is_empty() {
-            self.second = second;
-            self.text = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(second));
+    fn at(&mut self, now: Instant) -> &str {
+        if self.until.is_none_or(|until| now >= until) {
+            let time = SystemTime::now();
+            let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+            let left = Duration::from_secs(1) - Duration::from_nanos(since.subsec_nanos().into());
+            self.until = Some(now + left);
+            self.text = httpdate::fmt_http_date(time);
         }
         &self.text
     }

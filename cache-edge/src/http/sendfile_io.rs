@@ -178,7 +178,9 @@ impl SendfileIo {
             hit,
             active: None,
         };
-        if !self.send_more(&mut answering)? {
+        if self.send_more(&mut answering)? {
+            self.activity.progressed_at(answering.hit.asked);
+        } else {
             answering.active = Some(self.activity.request_begun());
             self.turns.count();
             self.answering = Some(Box::new(answering));
@@ -192,7 +194,6 @@ impl SendfileIo {
         let before = answering.offset;
         let outcome = socket.try_io(Interest::WRITABLE, || answering.send(socket));
         self.metrics.count_sendfile(answering.offset - before);
-        self.activity.progressed();
         match outcome {
             Ok(()) => {
                 answering.hit.guard.finished();
@@ -226,6 +227,7 @@ impl SendfileIo {
             if !self.send_more(&mut answering)? {
                 self.answering = Some(answering);
             }
+            self.activity.progressed();
         }
         Poll::Ready(Ok(()))
     }

@@ -145,6 +145,7 @@ impl<O: Objects> Server<O> {
         // One a processor this process may use.
         let count = std::thread::available_parallelism().map_or(1, NonZero::get);
         let workers = Threads::start("serve", count)?;
+        let usual = socket::begin_unpaced(&listener);
         let tasks = TaskTracker::new();
         let cut = CancellationToken::new();
         loop {
@@ -156,13 +157,14 @@ impl<O: Objects> Server<O> {
             match accepted {
                 Ok((stream, address)) => {
                     let open = tasks.len();
-                    if let Some(admission) = self.admit(&stream, address, open)
-                        && let Ok(stream) = stream.into_std()
-                    {
+                    if let Some(admission) = self.admit(&stream, address, open) {
+                        socket::tune(&stream, open, &usual);
+                        let Ok(stream) = stream.into_std() else {
+                            continue;
+                        };
                         // Tokens of its own: waiting on a shared one locks it at each turn of the connection.
                         let (shutdown, cut) = (shutdown.child_token(), cut.child_token());
-                        let connection =
-                            Arc::clone(&self).connection(stream, address, open, shutdown);
+                        let connection = Arc::clone(&self).connection(stream, address, shutdown);
                         debug_assert!(size_of_val(&connection) <= MAX_CONNECTION_FUTURE_BYTES);
                         workers.lanes().spawn(tasks.track_future(async move {
                             tokio::select! {
@@ -225,7 +227,6 @@ impl<O: Objects> Server<O> {
         self: Arc<Self>,
         stream: std::net::TcpStream,
         address: SocketAddr,
-        open: usize,
         shutdown: CancellationToken,
     ) {
         // From the acceptor's event loop to the one of this thread.
@@ -233,7 +234,6 @@ impl<O: Objects> Server<O> {
             return;
         };
         let _open = self.metrics.connection_opened();
-        socket::tune(&stream, open);
         let activity = Activity::new();
         let memory = Arc::new(Memory::new());
         let Some(tls) = &self.settings.tls else {
@@ -319,7 +319,9 @@ impl<O: Objects> Server<O> {
                 tracing::debug!(%address, "nothing moved on the connection for too long");
                 return;
             };
+            // Most turns are the connection's.
             tokio::select! {
+                biased;
                 result = connection.as_mut() => {
                     if let Err(error) = result {
                         tracing::debug!(%error, %address, "connection ended");

@@ -23,6 +23,7 @@ use url::Url;
 use super::{
     OriginError, Source,
     connections::{Counted, Seat},
+    near::NearConnector,
     pace::Pace,
     places::{Place, Places, Turn},
     pools::Pools,
@@ -74,7 +75,7 @@ impl Client {
             .with_tls_config(tls)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(connector);
+            .wrap_connector(NearConnector(connector));
         Self {
             pools: Pools::new(connector),
             stall: STALL_TIMEOUT,

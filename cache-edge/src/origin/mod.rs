@@ -14,6 +14,7 @@ pub mod direct;
 pub mod downloads;
 pub mod error;
 mod gap;
+mod near;
 pub mod pace;
 pub mod peer;
 pub mod places;

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http_body_util::Empty;
 use hyper_rustls::HttpsConnector;
 use hyper_util::{
-    client::legacy::{Client as HyperClient, connect::HttpConnector},
+    client::legacy::Client as HyperClient,
     rt::{TokioExecutor, TokioTimer},
 };
 use parking_lot::RwLock;
@@ -21,6 +21,7 @@ use parking_lot::RwLock;
 use super::{
     Turn,
     connections::{Connections, Counting},
+    near::NearConnector,
 };
 use crate::lanes;
 
@@ -30,7 +31,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// Read from a connection at once: readers get the first of it while the rest comes, and a call costs little beside it.
 const READ_BYTES: usize = 128 << 10;
 
-type Connector = HttpsConnector<HttpConnector>;
+type Connector = HttpsConnector<NearConnector>;
 
 /// The connections of one thread.
 #[derive(Clone)]
@@ -123,6 +124,7 @@ impl Pools {
 mod tests {
     use http_body_util::BodyExt as _;
     use hyper_rustls::HttpsConnectorBuilder;
+    use hyper_util::client::legacy::connect::HttpConnector;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::TcpListener,
@@ -160,11 +162,13 @@ mod tests {
         .unwrap()
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();
+        let mut plain = HttpConnector::new();
+        plain.enforce_http(false);
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_or_http()
             .enable_http1()
-            .build();
+            .wrap_connector(NearConnector(plain));
         let pools = Pools::new(connector);
         let threads = |name| lanes::Threads::start(name, 1).unwrap();
         let (serving, fetching) = (threads("serve"), threads("fetch"));

@@ -7,6 +7,7 @@ use std::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use arc_swap::ArcSwapOption;
@@ -299,6 +300,12 @@ impl EntryFile {
     /// The pages of the range are in memory (so that sendfile does not block), or were a moment ago.
     #[must_use]
     pub fn is_resident(&self, range: ByteRange) -> bool {
+        self.is_resident_at(range, Instant::now())
+    }
+
+    /// The same, for who knows what time it is.
+    #[must_use]
+    pub fn is_resident_at(&self, range: ByteRange, now: Instant) -> bool {
         let Ok(file) = self.open_file(Open::Reading) else {
             return false;
         };
@@ -306,7 +313,7 @@ impl EntryFile {
         chunks.all(|chunk| {
             let whole = self.geometry.chunk_range(chunk);
             let part = whole.intersect(range);
-            residency::is_resident_lately(&*file.file, self.id, (chunk, whole), part)
+            residency::is_resident_lately(&*file.file, self.id, (chunk, whole), part, now)
         })
     }
 

@@ -121,10 +121,11 @@ pub(super) fn is_resident_lately(
     entry: EntryId,
     (chunk, whole): (ChunkIndex, ByteRange),
     range: ByteRange,
+    now: Instant,
 ) -> bool {
     let asked = |range| move || is_resident(file, range);
     RECENT.with_borrow_mut(|recent| {
-        recent.is_resident((entry, chunk), Instant::now(), asked(whole), asked(range))
+        recent.is_resident((entry, chunk), now, asked(whole), asked(range))
     })
 }
 

@@ -32,7 +32,7 @@ use super::Content;
 const READ_BYTES: usize = 256 << 10;
 const HEAD_LIMIT: usize = 16 << 10;
 /// A head and the first bytes of a body.
-const FIRST_BYTES: u64 = 4 << 10;
+const FIRST_BYTES: u64 = 1 << 10;
 /// No answer for so long is an error.
 const STALL_LIMIT: Duration = Duration::from_secs(30);
 /// Connections from one loopback address: below what servers allow one client.

@@ -1,4 +1,4 @@
-//! System calls that no safe crate offers: the HTTP room's only unsafe code.
+//! How far away the other end of a connection is: a system call that no safe crate offers.
 #![allow(unsafe_code)] // getsockopt(TCP_INFO)
 
 use std::{
