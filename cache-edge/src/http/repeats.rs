@@ -90,6 +90,7 @@ fn lasting_lines(headers: &HeaderMap) -> Option<String> {
             lines.push_str("\r\n");
         }
     }
+    lines.shrink_to_fit();
     Some(lines)
 }
 

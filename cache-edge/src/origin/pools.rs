@@ -26,7 +26,7 @@ use super::{
 use crate::lanes;
 
 /// Idle connections kept to one host by one thread; more would outlast most origins' patience.
-const IDLE_PER_HOST: usize = 8;
+const IDLE_PER_HOST: usize = 4;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// Read from a connection at once: readers get the first of it while the rest comes, and a call costs little beside it.
 const READ_BYTES: usize = 128 << 10;
