@@ -17,13 +17,15 @@ use std::{
 
 use rustix::{
     process::getpid,
-    thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity},
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
 };
 use tokio::{
     runtime::{Builder, Handle},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
+
+use crate::system_calls::processor;
 
 /// For files that are not in memory. Beyond it reads wait in line, which costs nothing on a disk that is busy already.
 const MAX_BLOCKING_THREADS: usize = 32;
@@ -105,10 +107,12 @@ pub fn stay() -> Stay {
         return Stay(None);
     }
     STAYS.with_borrow_mut(|stays| {
-        if stays.count == 0 {
+        if stays.count == 0
+            && let Some(processor) = processor().filter(|number| *number < CpuSet::MAX_CPU)
+        {
             stays.before = sched_getaffinity(None).ok();
             let mut here = CpuSet::new();
-            here.set(sched_getcpu());
+            here.set(processor);
             // Refused, it goes where it is taken: slower, and no worse than that.
             let _ = sched_setaffinity(None, &here);
         }

@@ -12,7 +12,7 @@ pub mod import;
 pub mod lanes;
 pub mod options;
 pub mod origin;
-mod round_trip;
 pub mod serve;
 pub mod sign;
 pub mod store;
+mod system_calls;

@@ -5,7 +5,7 @@ use std::{ops::RangeInclusive, time::Duration};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::round_trip::round_trip;
+use crate::system_calls::round_trip;
 
 /// Up to this round trip a small send buffer costs no throughput: 256 KiB a 200 µs are over 1 GB/s.
 const SHORT_RTT: Duration = Duration::from_micros(200);

@@ -16,7 +16,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tower_service::Service;
 
-use crate::round_trip::round_trip;
+use crate::system_calls::round_trip;
 
 /// Up to this round trip a small window costs no throughput.
 const NEAR: Duration = Duration::from_micros(200);
