@@ -1,6 +1,6 @@
 //! One request to a source, and its answer's body as bytes that come in time.
 //!
-//! Redirects are followed inside the source only. Connections are kept alive and pooled: see [`Pools`].
+//! Redirects are followed inside the source only. Connections are kept alive and pooled, by the thread that opened them.
 
 use std::{
     sync::{
