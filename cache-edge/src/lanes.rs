@@ -83,14 +83,25 @@ pub fn at_leisure() -> Option<Lane> {
 }
 
 /// Does it a millisecond later on a lane at leisure, elsewhere at once. For what wakes another thread for something that nobody waits
-/// for: on a small machine that thread would go before who is waited for.
+/// for: on a small machine that thread would go before who is waited for. It is done in any case, also where the lane ends before.
 pub fn later(what: impl FnOnce() + Send + 'static) {
-    match at_leisure() {
-        Some(lane) => drop(lane.handle.spawn(async {
+    let what = Later(Some(what));
+    if let Some(lane) = at_leisure() {
+        lane.handle.spawn(async {
             tokio::time::sleep(LATER).await;
+            drop(what);
+        });
+    }
+}
+
+/// Done when it is dropped, as it also is with the lane it waits on.
+struct Later<F: FnOnce()>(Option<F>);
+
+impl<F: FnOnce()> Drop for Later<F> {
+    fn drop(&mut self) {
+        if let Some(what) = self.0.take() {
             what();
-        })),
-        None => what(),
+        }
     }
 }
 
@@ -107,10 +118,12 @@ pub fn stay() -> Stay {
         return Stay(None);
     }
     STAYS.with_borrow_mut(|stays| {
+        // Only where it can be let go again.
         if stays.count == 0
             && let Some(processor) = processor().filter(|number| *number < CpuSet::MAX_CPU)
+            && let Ok(before) = sched_getaffinity(None)
         {
-            stays.before = sched_getaffinity(None).ok();
+            stays.before = Some(before);
             let mut here = CpuSet::new();
             here.set(processor);
             // Refused, it goes where it is taken: slower, and no worse than that.
@@ -430,6 +443,23 @@ mod tests {
         // What was long ago does not count.
         load = load.goes_on(at(1_000_000)).rests(at(1_000_100));
         assert!(load.is_light());
+    }
+
+    #[tokio::test]
+    async fn what_is_done_later_is_done_though_its_lane_ends_before() {
+        let threads = Threads::start("test", 1).unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let (done, seen) = tokio::sync::oneshot::channel();
+        let waits = threads.lanes().spawn(async move {
+            assert!(at_leisure().is_some());
+            later(move || done.send(()).unwrap());
+            // Its time does not come while this goes on.
+            thread::sleep(LATER / 2);
+        });
+        waits.await.unwrap();
+        drop(threads);
+        let seen = tokio::time::timeout(Duration::from_secs(5), seen).await;
+        assert!(matches!(seen, Ok(Ok(()))));
     }
 
     #[tokio::test]

@@ -69,16 +69,6 @@ impl Told {
     }
 }
 
-/// They are told when it is dropped, as it also is with the lane it waits on.
-struct Due(Arc<Told>);
-
-impl Drop for Due {
-    fn drop(&mut self) {
-        self.0.is_due.store(false, Ordering::Release);
-        self.0.tell();
-    }
-}
-
 #[derive(Default)]
 struct Inner {
     readers: HashMap<u64, Arc<ReaderState>>,
@@ -164,8 +154,11 @@ impl DemandRegistry {
     /// Behind the first bytes, which need the processors more. All there is to tell is told at once.
     fn tell_later(&self) {
         if !self.told.is_due.swap(true, Ordering::AcqRel) {
-            let due = Due(self.told.clone());
-            lanes::later(move || drop(due));
+            let told = self.told.clone();
+            lanes::later(move || {
+                told.is_due.store(false, Ordering::Release);
+                told.tell();
+            });
         }
     }
 

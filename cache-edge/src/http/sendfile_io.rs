@@ -108,11 +108,7 @@ impl Answering {
         while self.head_sent < self.head.len() {
             let rest = &self.head.as_bytes()[self.head_sent..];
             let flags = SendFlags::NOSIGNAL | SendFlags::MORE;
-            let sent = rustix::net::send(socket, rest, flags)?;
-            self.head_sent += sent;
-            if sent < rest.len() {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
+            self.head_sent += rustix::net::send(socket, rest, flags)?;
         }
         send_file_part(
             socket,

@@ -165,7 +165,10 @@ impl Fetcher {
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         let mut last_progress = Instant::now();
         loop {
-            if let Some(stop) = control.wanted_stop() {
+            // What an answer brought already is not dropped: it is read on from for a moment, as any that is stopped.
+            if opened.is_none()
+                && let Some(stop) = control.wanted_stop()
+            {
                 return stop.into();
             }
             if flights.is_changed() {
