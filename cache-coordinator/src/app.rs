@@ -1,17 +1,18 @@
 //! Composition: the only owner of tasks and shutdown.
 //!
-//! Bind first, serve at once, be ready later: a database that is not there yet delays readiness and nothing else. The
-//! end is in steps: servers and sessions first, then the writer with what they queued, then the lease.
+//! Bind first, serve at once, be ready later: a database that is not there yet delays readiness and
+//! nothing else. The end is in steps: servers and sessions first, then the writer with what they
+//! queued, then the lease.
 
 use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use chunkcache_plumbing::{
+use rustls::ServerConfig;
+use service_kit::{
     shutdown::TaskSet,
     tls::{self, CHECK_INTERVAL, ClientFiles, Reloading, ServerFiles},
 };
-use rustls::ServerConfig;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;

@@ -2,13 +2,13 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use chunkcache_plumbing::{
+use chunkcache_proto::Geometry;
+use clap::Command;
+use service_kit::{
     config::{Kind, OptionSpec, Problems, Secret, Settings, Table},
     telemetry,
     tls::{self, ServerFiles},
 };
-use chunkcache_proto::Geometry;
-use clap::Command;
 
 use crate::repository::MigrateMode;
 
@@ -213,7 +213,7 @@ fn check_chunk_size(text: &str) -> Result<(), String> {
 }
 
 fn parse_chunk_size(text: &str) -> Result<u32, String> {
-    let bytes = chunkcache_plumbing::config::parse_bytes(text)?;
+    let bytes = service_kit::config::parse_bytes(text)?;
     let bytes = u32::try_from(bytes).map_err(|_| "expected at most 64MiB".to_owned())?;
     Geometry::new(1, bytes).map_err(|error| error.to_string())?;
     Ok(bytes)

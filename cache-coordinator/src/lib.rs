@@ -6,7 +6,6 @@ pub mod access;
 pub mod app;
 pub mod cli;
 pub mod config;
-pub mod core;
 pub mod events;
 pub mod grpc;
 pub mod http;

@@ -1,6 +1,7 @@
 //! Listeners: bound first, served later; TLS with reloaded certificates. A leaf both servers use.
 //!
-//! Handshakes run beside the accept loop, bounded in number and time, so that a silent client holds nobody up.
+//! Handshakes run beside the accept loop, bounded in number and time, so that a silent client holds
+//! nobody up.
 
 use std::{
     io,
@@ -11,8 +12,8 @@ use std::{
     time::Duration,
 };
 
-use chunkcache_plumbing::tls::Reloading;
 use rustls::{ServerConfig, pki_types::CertificateDer};
+use service_kit::tls::Reloading;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},

@@ -7,14 +7,14 @@ use cache_coordinator::{
     cli,
     config::{self, ServeConfig},
 };
-use chunkcache_plumbing::{
+use clap::ArgMatches;
+use service_kit::{
     config::EXIT_USAGE,
     health::{self, Listener},
     shutdown::token_on_signal,
     telemetry::{self, TelemetryOptions},
     turns,
 };
-use clap::ArgMatches;
 
 /// Where `/livez` is.
 const HEALTH: Listener = Listener {

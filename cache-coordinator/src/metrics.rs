@@ -4,7 +4,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use chunkcache_plumbing::metrics::{Exposition, INTERNAL_SECONDS, register_build_info};
 use chunkcache_proto::Level;
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -16,6 +15,7 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
+use service_kit::metrics::{Exposition, INTERNAL_SECONDS, register_build_info};
 
 use crate::repository::StatementObserver;
 
@@ -47,8 +47,8 @@ pub struct EndLabel {
     pub reason: &'static str,
 }
 
-/// Kinds of drift. These counters are there from the start, at 0: of one that appears with its first event,
-/// `increase()` does not see that event, and an alert is silent.
+/// Kinds of drift. These counters are there from the start, at 0: of one that appears with its
+/// first event, `increase()` does not see that event, and an alert is silent.
 const DRIFT_KINDS: [&str; 2] = ["rows_without_bytes", "bytes_without_rows"];
 
 /// How sessions end; at 0 from the start, too.
@@ -203,7 +203,7 @@ impl Metrics {
 
     /// As text; `accept` is the scraper's header.
     pub fn encode(&self, accept: Option<&str>) -> Result<Exposition, std::fmt::Error> {
-        chunkcache_plumbing::metrics::encode(&self.registry, accept)
+        service_kit::metrics::encode(&self.registry, accept)
     }
 }
 

@@ -1,11 +1,12 @@
-//! `docs/configuration.md`, `docs/cli.md` and `docs/api.md` say what the option table, the commands and the protocol say. `CHUNKCACHE_WRITE_REFERENCE=1` writes it.
+//! `docs/configuration.md`, `docs/cli.md` and `docs/api.md` say what the option table, the commands
+//! and the protocol say. `CHUNKCACHE_WRITE_REFERENCE=1` writes it.
 #![allow(clippy::unwrap_used)]
 
 mod api_page;
 
 use cache_coordinator::{cli, config};
-use chunkcache_plumbing::config::reference_page;
 use clap::Command;
+use service_kit::config::reference_page;
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
 const API: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/api.md");

@@ -1,7 +1,7 @@
-//! Load figures of the coordinator; all of them at full size: `tests/bench/coordinator`. Sizes come from the environment
-//! (`LOAD_ROWS`, `LOAD_SECONDS`, `LOAD_CHUNKS`, `LOAD_SESSION_CHUNKS`, `LOAD_SESSIONS`); with `LOAD_DIRECTORY` PostgreSQL keeps its
-//! files there for the next run; with `LOAD_FSYNC` it syncs.
-//! As plain tests they run in a small form, so that they keep working.
+//! Load figures of the coordinator; all of them at full size: `tests/bench/coordinator`. Sizes come
+//! from the environment (`LOAD_ROWS`, `LOAD_SECONDS`, `LOAD_CHUNKS`, `LOAD_SESSION_CHUNKS`,
+//! `LOAD_SESSIONS`); with `LOAD_DIRECTORY` PostgreSQL keeps its files there for the next run; with
+//! `LOAD_FSYNC` it syncs. As plain tests they run in a small form, so that they keep working.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod api_support;
@@ -178,8 +178,9 @@ async fn range_questions_on_a_large_table() {
     }
 }
 
-/// For `LOAD_SECONDS`, from a thousand edges, each with an entry of its own, as fast as they are committed; or `LOAD_PACE` a second.
-/// The rate of each second is printed: a mean hides what a checkpoint or a vacuum does.
+/// For `LOAD_SECONDS`, from a thousand edges, each with an entry of its own, as fast as they are
+/// committed; or `LOAD_PACE` a second. The rate of each second is printed: a mean hides what a
+/// checkpoint or a vacuum does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn completions_into_a_large_table() {
     const REPORT: u32 = 16;
@@ -339,7 +340,8 @@ async fn reconciliation_of_an_edge() {
     coordinator.stop().await.unwrap();
 }
 
-/// Edges played by hand, and a coordinator in a process of its own: its memory is what its sessions take.
+/// Edges played by hand, and a coordinator in a process of its own: its memory is what its sessions
+/// take.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_sessions() {
     const REPORT: u32 = 16;

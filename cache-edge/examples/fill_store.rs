@@ -1,12 +1,14 @@
-//! Makes a stopped edge's store say that it holds every chunk of the entries it knows: journal records over sparse files.
+//! Makes a stopped edge's store say that it holds every chunk of the entries it knows: journal
+//! records over sparse files.
 //!
-//! For measurements of starts and reconciliation at sizes no disk here has (`chunkcache-restart`). The bytes between are not there: whoever
-//! reads such a chunk finds it corrupt, which is what the store is for. Usage: `fill_store <data directory>`.
+//! For measurements of starts and reconciliation at sizes no disk here has (`chunkcache-restart`).
+//! The bytes between are not there: whoever reads such a chunk finds it corrupt, which is what the
+//! store is for. Usage: `fill_store <data directory>`.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::time::{Duration, Instant};
 
-use cache_edge::store::{MinFree, Store, StoreOptions};
+use chunk_store::{MinFree, Store, StoreOptions};
 
 fn main() {
     let data_dir = std::env::args().nth(1).unwrap().into();

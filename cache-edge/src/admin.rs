@@ -1,19 +1,21 @@
-//! What operators see of a running edge: why it is not ready, and its measures, read at each scrape.
+//! What operators see of a running edge: why it is not ready, and its measures, read at each
+//! scrape.
 
 use std::sync::{Arc, atomic::Ordering};
 
-use chunkcache_plumbing::metrics::{Exposition, encode};
 use parking_lot::Mutex;
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
     registry::Registry,
 };
+use service_kit::metrics::{Exposition, encode};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     app::Edge, availability::DemandRegistry, coordinator::Link, http::admin::AdminState,
-    origin::Downloads, store::Store,
+    origin::Downloads,
 };
+use chunk_store::Store;
 
 type Read = fn(&State) -> u64;
 

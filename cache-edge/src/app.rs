@@ -11,13 +11,13 @@ use std::{
 };
 
 use anyhow::Context;
-use chunkcache_plumbing::{
+use chunkcache_proto::{Geometry, v1};
+use prometheus_client::registry::Registry;
+use service_kit::{
     metrics::register_build_info,
     shutdown::{TaskSet, token_on_signal},
     tls::{self, ClientFiles, ServerFiles},
 };
-use chunkcache_proto::{Geometry, v1};
-use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -36,8 +36,8 @@ use crate::{
         reloading::PeerClient, run::Fetcher,
     },
     serve::{Bindings, EdgeObjects, Parts, peer_handler::Peers},
-    store::{Store, StoreOptions},
 };
+use chunk_store::{Store, StoreOptions};
 
 /// Chunks that finish together share their syncs.
 const GROUP_SYNC_WINDOW: Duration = Duration::from_millis(20);
@@ -46,7 +46,8 @@ const END_GRACE: Duration = Duration::from_secs(10);
 /// A peer that brings nothing for this long is given up for the origin.
 const PEER_STALL: Duration = Duration::from_secs(1);
 
-/// Threads that may block on the disk: one a fetch, within reason, and one for the CRITICAL one beyond them.
+/// Threads that may block on the disk: one a fetch, within reason, and one for the CRITICAL one
+/// beyond them.
 ///
 /// # Errors
 ///
@@ -79,7 +80,8 @@ impl Edge {
         let chunk_size = Arc::new(AtomicU32::new(Geometry::DEFAULT_CHUNK_SIZE));
         notes::restore(&store, &catalogue, &peer_keys, &chunk_size);
         let bindings = Arc::new(Bindings::load(store.clone()));
-        // Sources and bindings are noted apart: a crash between them must not join an old key to a new library.
+        // Sources and bindings are noted apart: a crash between them must not join an old key to a
+        // new library.
         let base_urls = catalogue.base_urls();
         bindings.forget_foreign(|name| base_urls.get(name).cloned());
         let flights = Arc::new(Flights::new(store.clone()));

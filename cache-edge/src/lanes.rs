@@ -1,8 +1,10 @@
 //! Threads with an event loop each: those that serve connections, and those that fetch.
 //!
-//! Why not one pool that steals work: a connection, or a fetch, is served by many short turns. Where any thread may take the next one, each
-//! turn wakes a second thread to look for work, and what the turns touch moves from cache to cache. Here a task
-//! stays on the lane it was given to, as with nginx and its kin; and what it starts on its own lane runs when it rests, with no switch between.
+//! Why not one pool that steals work: a connection, or a fetch, is served by many short turns.
+//! Where any thread may take the next one, each turn wakes a second thread to look for work, and
+//! what the turns touch moves from cache to cache. Here a task stays on the lane it was given to,
+//! as with nginx and its kin; and what it starts on its own lane runs when it rests, with no switch
+//! between.
 
 use std::{
     cell::{Cell, RefCell},
@@ -27,7 +29,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::system_calls::processor;
 
-/// For files that are not in memory. Beyond it reads wait in line, which costs nothing on a disk that is busy already.
+/// For files that are not in memory. Beyond it reads wait in line, which costs nothing on a disk
+/// that is busy already.
 const MAX_BLOCKING_THREADS: usize = 32;
 /// Whether a lane is at leisure is seen from so much of the past.
 const LATELY: Duration = Duration::from_millis(10);
@@ -75,15 +78,16 @@ pub fn here() -> Option<Lane> {
     HERE.with_borrow(Clone::clone)
 }
 
-/// The lane that this thread is, if it is one that had nothing to do for half of the last milliseconds, or more. It has time for what
-/// other threads are there for.
+/// The lane that this thread is, if it is one that had nothing to do for half of the last
+/// milliseconds, or more. It has time for what other threads are there for.
 #[must_use]
 pub fn at_leisure() -> Option<Lane> {
     LOAD.get().is_light().then(here).flatten()
 }
 
-/// Does it a millisecond later on a lane at leisure, elsewhere at once. For what wakes another thread for something that nobody waits
-/// for: on a small machine that thread would go before who is waited for. It is done in any case, also where the lane ends before.
+/// Does it a millisecond later on a lane at leisure, elsewhere at once. For what wakes another
+/// thread for something that nobody waits for: on a small machine that thread would go before who
+/// is waited for. It is done in any case, also where the lane ends before.
 pub fn later(what: impl FnOnce() + Send + 'static) {
     let what = Later(Some(what));
     if let Some(lane) = at_leisure() {
@@ -105,10 +109,12 @@ impl<F: FnOnce()> Drop for Later<F> {
     }
 }
 
-/// Keeps the thread of a lane at leisure on the processor it is on, until it is dropped. For who waits for an answer.
+/// Keeps the thread of a lane at leisure on the processor it is on, until it is dropped. For who
+/// waits for an answer.
 ///
-/// Why: the kernel moves a thread that is woken by what comes through a socket to the processor of who sent it, where it may wait for
-/// the sender to end its turn while its own processor is idle. Of an origin on the same machine that is most of a millisecond.
+/// Why: the kernel moves a thread that is woken by what comes through a socket to the processor of
+/// who sent it, where it may wait for the sender to end its turn while its own processor is idle.
+/// Of an origin on the same machine that is most of a millisecond.
 pub struct Stay(Option<thread::ThreadId>);
 
 /// See [`Stay`].
@@ -164,7 +170,8 @@ impl Stays {
     }
 }
 
-/// A thread has the processors of the one it was started by, which may stay on one just then; the process's first thread never does.
+/// A thread has the processors of the one it was started by, which may stay on one just then; the
+/// process's first thread never does.
 fn take_all_processors() {
     if let Ok(all) = sched_getaffinity(Some(getpid())) {
         let _ = sched_setaffinity(None, &all);

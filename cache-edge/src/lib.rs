@@ -14,5 +14,4 @@ pub mod options;
 pub mod origin;
 pub mod serve;
 pub mod sign;
-pub mod store;
 mod system_calls;

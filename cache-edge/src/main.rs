@@ -7,14 +7,14 @@ use cache_edge::{
     options::{self, Options},
     sign,
 };
-use chunkcache_plumbing::{
+use clap::Command;
+use service_kit::{
     config::EXIT_USAGE,
     health::{self, Listener},
     shell,
     telemetry::{self, TelemetryOptions},
     tls, turns,
 };
-use clap::Command;
 
 /// Where `/livez` is.
 const HEALTH: Listener = Listener {
@@ -76,8 +76,8 @@ fn run(options: Options, telemetry: &TelemetryOptions) -> anyhow::Result<()> {
     // Before the first thread is started.
     turns::shorten();
     let fetch = app::fetch_threads(options.max_downloads)?;
-    // The session with the coordinator, the plan, upkeep: many short turns that wake each other, and a first byte waits for a chain of
-    // them. On one thread no turn costs a switch to another.
+    // The session with the coordinator, the plan, upkeep: many short turns that wake each other,
+    // and a first byte waits for a chain of them. On one thread no turn costs a switch to another.
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("control-disk")

@@ -4,15 +4,16 @@ mod players;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use chunkcache_plumbing::{
+use chunkcache_proto::source_name::check_name;
+use service_kit::{
     config::{BytesOrPercent, Kind, OptionSpec, Problems, Settings, Table},
     telemetry,
     tls::{ClientFiles, refuse_plain_listener},
 };
-use chunkcache_proto::source_name::check_name;
 
 pub use self::players::PlayerOptions;
-use crate::{core::lookahead::DEFAULT_LOOKAHEAD_CHUNKS, store::MinFree};
+use crate::core::lookahead::DEFAULT_LOOKAHEAD_CHUNKS;
+use chunk_store::MinFree;
 
 const OPTIONS: &[OptionSpec] = &[
     OptionSpec::new(

@@ -1,4 +1,5 @@
-//! `cache-edge sign`: makes a URL that an edge with `--signed-url-keys-file` answers until it expires.
+//! `cache-edge sign`: makes a URL that an edge with `--signed-url-keys-file` answers until it
+//! expires.
 
 use std::{
     io::Write,
@@ -7,15 +8,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use chunkcache_plumbing::config::{EXIT_USAGE, parse_duration};
 use clap::{Arg, ArgMatches, Command, value_parser};
+use service_kit::config::{EXIT_USAGE, parse_duration};
 use url::Url;
 
-use crate::core::{
-    path::{self, Target},
-    signed_url::Grant,
-    signed_url_keys,
-};
+use crate::core::{signed_url::Grant, signed_url_keys};
+use http_rules::path::{self, Target};
 
 /// Beside `serve`.
 #[must_use]

@@ -9,7 +9,8 @@ use std::{
 
 use tokio::net::TcpStream;
 
-/// The processor this thread is on just now. Of the C library: rustix looks it up in the kernel's own page, which valgrind hides.
+/// The processor this thread is on just now. Of the C library: rustix looks it up in the kernel's
+/// own page, which valgrind hides.
 pub fn processor() -> Option<usize> {
     // SAFETY: it takes nothing and touches no memory of this program.
     let number = unsafe { libc::sched_getcpu() };
@@ -33,7 +34,8 @@ pub fn round_trip(stream: &TcpStream) -> Option<Duration> {
     if result != 0 {
         return None;
     }
-    // SAFETY: `tcp_info` is plain integers, for which the zeros of what the kernel left out are valid.
+    // SAFETY: `tcp_info` is plain integers, for which the zeros of what the kernel left out are
+    // valid.
     let info = unsafe { info.assume_init() };
     Some(Duration::from_micros(u64::from(info.tcpi_rtt)))
 }

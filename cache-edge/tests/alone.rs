@@ -1,4 +1,5 @@
-//! An edge without a coordinator, end to end over sockets: cold read, hit, restart, many readers, no space.
+//! An edge without a coordinator, end to end over sockets: cold read, hit, restart, many readers,
+//! no space.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -83,7 +84,8 @@ async fn bytes_are_sent_as_they_land() {
     origin.script(|_, _| Act::Paced(256 << 10));
     let edge = TestEdge::start(directory.path(), Some(&origin)).await;
     let begun = Instant::now();
-    // The middle of a chunk, of which the origin would need four seconds to bring what comes before.
+    // The middle of a chunk, of which the origin would need four seconds to bring what comes
+    // before.
     let first = edge
         .get("/films/a.mp4", Some("bytes=41000000-41000099"))
         .await;
@@ -96,7 +98,8 @@ async fn bytes_are_sent_as_they_land() {
     edge.stop().await;
 }
 
-/// A reader whose byte has landed is woken, and may not have run yet: until then it counts as waiting.
+/// A reader whose byte has landed is woken, and may not have run yet: until then it counts as
+/// waiting.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_landed_is_not_fetched_for_a_reader_that_has_not_seen_it() {
     let directory = tempfile::tempdir().unwrap();
@@ -123,7 +126,8 @@ async fn what_landed_is_not_fetched_for_a_reader_that_has_not_seen_it() {
         reader
     };
     let _unaware = wait_at(100);
-    // Nothing else brings these. By the second the planner has looked at all who came before the first.
+    // Nothing else brings these. By the second the planner has looked at all who came before the
+    // first.
     for chunk in [16, 28] {
         let _waiting = wait_at(u64::from(chunk) * 2 * MIB);
         while fetches_of(chunk) == 0 {
@@ -148,7 +152,8 @@ async fn without_space_bytes_pass_by_the_store() {
     edge.stop().await;
 }
 
-/// The first bytes go out before the file is made they are to be kept in, and so does the rest if it can not be made.
+/// The first bytes go out before the file is made they are to be kept in, and so does the rest if
+/// it can not be made.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_can_not_be_made_costs_a_viewer_nothing() {
     let directory = tempfile::tempdir().unwrap();

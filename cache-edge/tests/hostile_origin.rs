@@ -126,7 +126,8 @@ async fn a_last_modified_alone_is_a_validator() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_object_never_mixes() {
     let (_directory, origin, edge) = pair().await;
-    // A whole chunk: of a few bytes, which are handed on from memory, nothing may be kept once their reader has left.
+    // A whole chunk: of a few bytes, which are handed on from memory, nothing may be kept once
+    // their reader has left.
     const CHUNK: u64 = 2 << 20;
     edge.get("/films/a", Some("bytes=0-2097151"))
         .await

@@ -1,5 +1,5 @@
-//! A connection remembers what its last target was resolved to. What it is told on its next request has to be what a new
-//! connection would be told.
+//! A connection remembers what its last target was resolved to. What it is told on its next request
+//! has to be what a new connection would be told.
 #![allow(clippy::unwrap_used)]
 
 mod support;

@@ -146,7 +146,8 @@ async fn only_if_cached_does_not_pass_through() {
     edge.stop().await;
 }
 
-/// Each request meets another version: what one answer brings is one version, and the player gets it.
+/// Each request meets another version: what one answer brings is one version, and the player gets
+/// it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_that_changes_at_each_request_is_handed_through() {
     let (_directory, origin, edge) = pair().await;
@@ -261,7 +262,8 @@ async fn an_origin_that_always_hangs_is_a_problem_within_15_seconds() {
     edge.stop().await;
 }
 
-/// It was reached, and did something wrong: that is another thing than silence. Once it answers, so does the edge.
+/// It was reached, and did something wrong: that is another thing than silence. Once it answers, so
+/// does the edge.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_answer_is_a_bad_gateway() {
     let mut cases = tokio::task::JoinSet::new();
@@ -343,7 +345,8 @@ fn checksum(range: ByteRange) -> u64 {
     hasher.finish()
 }
 
-/// A peer that receives a chunk itself sends it on without a checksum. It is recorded once the checksum is known, and right.
+/// A peer that receives a chunk itself sends it on without a checksum. It is recorded once the
+/// checksum is known, and right.
 #[tokio::test(flavor = "multi_thread")]
 async fn chunks_from_a_peer_are_recorded_once_their_checksums_are_known() {
     for (case, told, kept) in [

@@ -1,7 +1,8 @@
-//! `docs/configuration.md` says what the option table says. `CHUNKCACHE_WRITE_REFERENCE=1` writes it.
+//! `docs/configuration.md` says what the option table says. `CHUNKCACHE_WRITE_REFERENCE=1` writes
+//! it.
 #![allow(clippy::unwrap_used)]
 
-use chunkcache_plumbing::config::reference_page;
+use service_kit::config::reference_page;
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
 

@@ -12,7 +12,8 @@ as_root() {
   fi
 }
 
-# Directory of the newest PostgreSQL's programs (Debian keeps them out of PATH); fails if there is none.
+# Directory of the newest PostgreSQL's programs (Debian keeps them out of PATH); fails if there is
+# none.
 postgres_bin() {
   local found
   found=$(find /usr/lib/postgresql -maxdepth 3 -path '*/bin/postgres' 2>/dev/null | sort -V | tail -n 1)
@@ -42,7 +43,8 @@ install_missing() {
   allow_services_again
 }
 
-# Debian starts a cluster when PostgreSQL is installed; ours is private, and nothing else should come to run.
+# Debian starts a cluster when PostgreSQL is installed; ours is private, and nothing else should
+# come to run.
 keep_services_down() {
   if [ -d /etc/postgresql-common ] || [ -e /etc/postgresql-common/createcluster.conf ]; then return 0; fi
   as_root mkdir -p /etc/postgresql-common

@@ -1,7 +1,8 @@
 # Sourced by deploy/quickstart: real videos, made once and kept.
 # shellcheck shell=bash
 
-# make_videos DIRECTORY  film.mp4 (H.264/AAC, its index at the end) and film.mkv (the same streams), some 200 MB each.
+# make_videos DIRECTORY  film.mp4 (H.264/AAC, its index at the end) and film.mkv (the same streams),
+# some 200 MB each.
 make_videos() {
   local directory=$1 began
   mkdir -p "$directory"
@@ -11,7 +12,8 @@ make_videos() {
   fi
   began=$(now_ms)
   note "making a sample video (H.264/AAC, 200 MB, index at the end) and the same as Matroska"
-  # A short noisy clip is encoded and then repeated without encoding: seconds of work for minutes of video.
+  # A short noisy clip is encoded and then repeated without encoding: seconds of work for minutes of
+  # video.
   ffmpeg -v error -nostdin -y -f lavfi -i 'testsrc2=size=1280x720:rate=25,noise=alls=60:allf=t' \
     -f lavfi -i 'sine=frequency=440:beep_factor=4:sample_rate=48000' -t 10 \
     -c:v libx264 -preset ultrafast -pix_fmt yuv420p -g 50 -b:v 28M -minrate 28M -maxrate 28M -bufsize 28M \

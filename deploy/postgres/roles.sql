@@ -1,11 +1,12 @@
--- Roles of the chunk cache in a database of its own, by psql as a superuser or the database's owner with CREATEROLE:
---   createdb cache_chunks
---   psql -d cache_chunks -f roles.sql
+-- Roles of the chunk cache in a database of its own, by psql as a superuser or the database's owner
+-- with CREATEROLE:
+--   createdb cache_chunks psql -d cache_chunks -f roles.sql
 -- Then give the passwords (\password chunk_cache), or let pg_hba.conf ask for certificates.
 --
--- chunk_cache_owner   owns the tables: a coordinator started with its URL applies migrations. Only for upgrades.
--- chunk_cache         what coordinators run as, with --no-migrate: reads and writes rows, changes no table.
--- chunk_cache_reader  for operators and their tools: reads what is cached where, but no secret.
+-- chunk_cache_owner   owns the tables: a coordinator started with its URL applies migrations. Only
+-- for upgrades. chunk_cache         what coordinators run as, with --no-migrate: reads and writes
+-- rows, changes no table. chunk_cache_reader  for operators and their tools: reads what is cached
+-- where, but no secret.
 \set ON_ERROR_STOP on
 BEGIN;
 CREATE ROLE chunk_cache_owner LOGIN;

@@ -61,8 +61,8 @@ impl EntryIdentity<'_> {
     }
 }
 
-/// Whether the entry is one of the source at this base URL. A source may be pointed at another library: its old
-/// entries can be read on, and nothing more is ever fetched for them.
+/// Whether the entry is one of the source at this base URL. A source may be pointed at another
+/// library: its old entries can be read on, and nothing more is ever fetched for them.
 #[must_use]
 pub fn belongs_to(entry: &v1::Entry, base_url: &str) -> bool {
     let Some(key) = &entry.key else { return false };

@@ -12,8 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: `range_bytes` 0: the whole file. `many`: over many small files. `cold`: the servers' files leave the page cache first.
-#: `times` as long as other cases.
+#: `range_bytes` 0: the whole file. `many`: over many small files. `cold`: the servers' files leave
+#: the page cache first. `times` as long as other cases.
 Hit = namedtuple("Hit", "name range_bytes aligned connections pinned many cold times", defaults=(True, False, False, 1))
 
 HITS = [
@@ -30,12 +30,14 @@ HITS = [
 ]
 TLS_HITS = [Hit("TLS, 2 MiB aligned, 16 connections", 2 << 20, True, 16)]
 
-#: Every object repeats its first bytes. They stay in a processor's cache, so that comparing does not take the memory's speed from what
-#: is measured; being a prime, so many bytes are no multiple of anything by which a server could mistake a place.
+#: Every object repeats its first bytes. They stay in a processor's cache, so that comparing does
+#: not take the memory's speed from what is measured; being a prime, so many bytes are no multiple
+#: of anything by which a server could mistake a place.
 PERIOD = 262139
 
-#: Of hits, one connection in so many compares every byte; the others compare the first ones of each answer and let the kernel throw the
-#: rest away, as a network card takes bytes without a processor. Else the load's core is what is measured. Of whole files all is compared.
+#: Of hits, one connection in so many compares every byte; the others compare the first ones of each
+#: answer and let the kernel throw the rest away, as a network card takes bytes without a processor.
+#: Else the load's core is what is measured. Of whole files all is compared.
 COMPARE_ONE_IN = 8
 
 MANY_FILES, MANY_BYTES = 100, 4 << 20
@@ -253,7 +255,8 @@ class Bench:
             )
         for name, results in runs.items():
             result = sorted(results, key=lambda r: r["requests_per_second"])[len(results) // 2]
-            # What connections take is seen the first time; later they use again what was given back.
+            # What connections take is seen the first time; later they use again what was given
+            # back.
             result["resident_bytes"] = results[0]["resident_bytes"]
             self.results["idle"][name] = result
             kib = (result["resident_bytes"]["idle"] - result["resident_bytes"]["at_first"]) / 10000 / 1024

@@ -156,8 +156,8 @@ class NginxStatic(Nginx):
     what = "sendfile on, tcp_nopush on"
 
     def start(self):
-        # As every contestant, it has a copy of its own: the load compares with the content's own pages, and what was just sent
-        # from those would still be in the processor's caches.
+        # As every contestant, it has a copy of its own: the load compares with the content's own
+        # pages, and what was just sent from those would still be in the processor's caches.
         for path in (self.content, *sorted((self.content.parent / "many").iterdir())):
             target = self.folder / "files" / path.relative_to(self.content.parent)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,8 @@ import sys
 
 # First words of a line that make it a command.
 PROGRAMS = "cache-coordinator cache-edge chunkcache-origin curl psql pg_dump pg_restore createdb systemctl docker kubectl helm cargo openssl".split()
-# Written from the code; how to develop; and what a page of its own test runs (tests/tests/examples.rs).
+# Written from the code; how to develop; and what a page of its own test runs
+# (tests/tests/examples.rs).
 LEFT_OUT = {"cli.md", "configuration.md", "api.md"}
 # Commands in the text that need what no page has: the reason is told.
 NOT_RUN = {
@@ -51,7 +52,8 @@ def script(page):
             if command.startswith("cache-coordinator serve "):
                 print('[ -z "${served_7401:-}" ] || { kill "$served_7401" && wait "$served_7401"; } 2>/dev/null || true')
             print(command)
-            # As a reader does who looks whether it came up, and who ended the former one at the same port.
+            # As a reader does who looks whether it came up, and who ended the former one at the
+            # same port.
             if serve := re.match(r"cache-(coordinator|edge) serve .*[^2]&$", command):
                 port = "7401" if serve[1] == "coordinator" else "7501"
                 print(f"came_up {port}; served_{port}=$!")

@@ -35,7 +35,8 @@ finish() {
   exit 0
 }
 
-# binary NAME  The newest build of it: CHUNKCACHE_BIN_DIR, else release, else debug. Fails if there is none.
+# binary NAME  The newest build of it: CHUNKCACHE_BIN_DIR, else release, else debug. Fails if there
+# is none.
 binary() {
   local target=${CARGO_TARGET_DIR:-$root/target} directory
   for directory in "${CHUNKCACHE_BIN_DIR:-}" "$target/release" "$target/debug"; do

@@ -72,7 +72,7 @@ for page in pages:
         if option not in others and not any(exact.search(known) for known in (*ours.values(), scripts)):
             problems.append(f"{name}: nothing has the option {option}")
     named = {page.parent / target for target in re.findall(r"\]\(([\w./-]+)\)", text)}
-    for target in re.findall(r"`((?:deploy|tests|docs|plumbing|proto|cache-edge|cache-coordinator|examples)/[\w./-]+)`", text):
+    for target in re.findall(r"`((?:deploy|tests|docs|crates|proto|cache-edge|cache-coordinator|examples)/[\w./-]+)`", text):
         named.add(root / target)
     for target in named:
         files += 1

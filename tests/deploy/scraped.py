@@ -55,7 +55,8 @@ class Prometheus:
 
 def rules_of(path):
     """Expressions of the rules, each with the labels its annotations name."""
-    # A parser of YAML is no part of Python: promtool has judged the file, and its rules have one shape.
+    # A parser of YAML is no part of Python: promtool has judged the file, and its rules have one
+    # shape.
     for block in re.split(r"^ *- (?=alert:|record:|name:)", open(path).read(), flags=re.M)[1:]:
         kind, name = re.match(r"(\w+): (\S+)", block).groups()
         if kind != "name":
@@ -97,8 +98,8 @@ def expressions(url, alerts, dashboard):
     prometheus = Prometheus(url)
     up = []
     until = time.monotonic() + WAIT_S
-    # Rates need two scrapes with traffic between them, and the rules' rates one evaluation more. The quantile is there, as no number,
-    # before anything has happened; the share is not.
+    # Rates need two scrapes with traffic between them, and the rules' rates one evaluation more.
+    # The quantile is there, as no number, before anything has happened; the share is not.
     recorded = ("cache:first_byte_seconds:p99_5m", "cache:hit_share:ratio5m")
     while len(up) < 4 or not all(prometheus.query(name) for name in recorded):
         assert time.monotonic() < until, f"not scraped: {prometheus.ask('targets')['activeTargets']}"

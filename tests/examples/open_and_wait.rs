@@ -1,4 +1,5 @@
-//! Another service's use of the cache: open an entry, have a part of it fetched, wait for it, and get the URL to play.
+//! Another service's use of the cache: open an entry, have a part of it fetched, wait for it, and
+//! get the URL to play.
 //!
 //!     cargo run -p chunkcache-tests --example open_and_wait -- http://127.0.0.1:7400 films/a.mp4
 

@@ -30,7 +30,8 @@ const TAB_STOPS: usize = 60;
 const CLICK_ATTEMPTS: usize = 3;
 
 impl Browser {
-    /// Its files go under `directory`. None, with the reason printed, where no browser is installed.
+    /// Its files go under `directory`. None, with the reason printed, where no browser is
+    /// installed.
     pub fn start(directory: &Path) -> Option<Browser> {
         let found = Command::new("chromedriver").arg("--version").output();
         if !found.is_ok_and(|output| output.status.success()) {
@@ -114,8 +115,8 @@ impl Browser {
         self.command("/execute/async", &json!({"script": script, "args": []}))
     }
 
-    /// A real click: the element is scrolled to and must not be covered. One that the live page draws anew between the look and the
-    /// click is looked for again, as a person would.
+    /// A real click: the element is scrolled to and must not be covered. One that the live page
+    /// draws anew between the look and the click is looked for again, as a person would.
     #[track_caller]
     pub fn click(&self, selector: &str) {
         for _ in 0..CLICK_ATTEMPTS {
@@ -145,7 +146,8 @@ impl Browser {
         self.command("/actions", &json!({"actions": [keyboard]}));
     }
 
-    /// Goes on with Tab to the element, and checks that each stop on the way can be seen to have the focus.
+    /// Goes on with Tab to the element, and checks that each stop on the way can be seen to have
+    /// the focus.
     #[track_caller]
     pub fn tab_to(&self, selector: &str) {
         for _ in 0..TAB_STOPS {
@@ -173,7 +175,8 @@ impl Browser {
     }
 
     pub fn resize(&self, width: u32, height: u32) {
-        // Through the protocol of the browser's own tools: a window is never narrower than 500 pixels.
+        // Through the protocol of the browser's own tools: a window is never narrower than 500
+        // pixels.
         let size =
             json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
         let command = json!({"cmd": "Emulation.setDeviceMetricsOverride", "params": size});

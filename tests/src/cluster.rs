@@ -143,7 +143,8 @@ impl Cluster {
         }
     }
 
-    /// What the table says is held of the path's entries by an edge: byte ranges, touching ones joined, ascending.
+    /// What the table says is held of the path's entries by an edge: byte ranges, touching ones
+    /// joined, ascending.
     pub fn recorded(&self, path: &str, edge: &str) -> Vec<(u64, u64)> {
         let rows = self.postgres.query(&format!(
             "SELECT c.start_byte, c.end_byte FROM cache_chunks c
@@ -204,8 +205,8 @@ pub fn shared_directory() -> PathBuf {
     path
 }
 
-/// A directory other users may enter: PostgreSQL runs as its own. `CHUNKCACHE_KEEP` in the environment keeps it, to be
-/// looked at.
+/// A directory other users may enter: PostgreSQL runs as its own. `CHUNKCACHE_KEEP` in the
+/// environment keeps it, to be looked at.
 pub fn directory() -> TempDir {
     let directory = tempfile::Builder::new()
         .prefix("chunkcache-test-")

@@ -1,4 +1,5 @@
-//! An HTTP/1.1 client that hides nothing: the head as sent, the body as far as it came, and whether it ended well.
+//! An HTTP/1.1 client that hides nothing: the head as sent, the body as far as it came, and whether
+//! it ended well.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -226,7 +227,8 @@ impl Reply {
         find(&self.headers, name)
     }
 
-    /// The next body bytes, at most as many as the buffer holds; 0 at the end. An end before the announced one is an error.
+    /// The next body bytes, at most as many as the buffer holds; 0 at the end. An end before the
+    /// announced one is an error.
     pub fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         assert!(!self.chunked, "a chunked body can only be read whole");
         let limit = self

@@ -1,8 +1,8 @@
 //! Ports of 127.0.0.1 that stay reserved for the life of the test process.
 //!
-//! Binding port 0 and letting go is a race: another test, or any outgoing connection, may get the same
-//! port before the service binds it, and again at each restart of the service. So ports come from
-//! below the ephemeral range, and a locked file per port keeps other test processes away.
+//! Binding port 0 and letting go is a race: another test, or any outgoing connection, may get the
+//! same port before the service binds it, and again at each restart of the service. So ports come
+//! from below the ephemeral range, and a locked file per port keeps other test processes away.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};

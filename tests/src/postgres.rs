@@ -143,7 +143,8 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // SIGQUIT ends the children with it; SIGKILL would leave them and the shared memory for a while.
+        // SIGQUIT ends the children with it; SIGKILL would leave them and the shared memory for a
+        // while.
         if let Some(process) = &mut self.process
             && process.is_running()
         {
@@ -153,7 +154,8 @@ impl Drop for Postgres {
     }
 }
 
-/// A freshly initialised cluster, made once a machine and copied for each test: initdb takes seconds, a copy does not.
+/// A freshly initialised cluster, made once a machine and copied for each test: initdb takes
+/// seconds, a copy does not.
 fn template() -> PathBuf {
     let version = Command::new(binary("postgres"))
         .arg("--version")
@@ -210,7 +212,8 @@ fn am_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// PostgreSQL refuses to run as root: then everything on its data directory runs as the user `postgres`.
+/// PostgreSQL refuses to run as root: then everything on its data directory runs as the user
+/// `postgres`.
 fn as_postgres(program: impl AsRef<std::ffi::OsStr>) -> Command {
     if !am_root() {
         return Command::new(program);

@@ -22,8 +22,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts the command with both outputs appended to `log`. The child dies with the thread that started it,
-    /// so that a killed test leaves nothing behind.
+    /// Starts the command with both outputs appended to `log`. The child dies with the thread that
+    /// started it, so that a killed test leaves nothing behind.
     pub fn spawn(name: &str, command: &Command, log: &Path) -> Process {
         let output = File::options()
             .create(true)
@@ -87,7 +87,8 @@ impl Process {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// Resident memory that belongs to the process: anonymous pages, not the page cache it has mapped.
+    /// Resident memory that belongs to the process: anonymous pages, not the page cache it has
+    /// mapped.
     pub fn resident_anonymous_bytes(&self) -> u64 {
         self.status_bytes("RssAnon:")
     }

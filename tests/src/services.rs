@@ -1,4 +1,5 @@
-//! The two services as processes: the real binaries, with ports and directories that stay over restarts.
+//! The two services as processes: the real binaries, with ports and directories that stay over
+//! restarts.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -15,8 +16,8 @@ use crate::wait::eventually;
 
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The built program. From `CHUNKCACHE_BIN_DIR`, else built now by cargo in this test's own profile, so that a
-/// test never judges an old binary.
+/// The built program. From `CHUNKCACHE_BIN_DIR`, else built now by cargo in this test's own
+/// profile, so that a test never judges an old binary.
 pub fn program(name: &str) -> PathBuf {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     let directory = DIRECTORY.get_or_init(|| {
@@ -39,7 +40,8 @@ pub fn program(name: &str) -> PathBuf {
             "cache-edge",
             "--bins",
         ]);
-        // Those of this very test: build scripts would take them for a change, and half of the services be built anew.
+        // Those of this very test: build scripts would take them for a change, and half of the
+        // services be built anew.
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
             if [

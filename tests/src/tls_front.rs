@@ -1,4 +1,5 @@
-//! TLS in front of an origin, and all that can be wrong with it. What is decrypted goes on to the origin's own port.
+//! TLS in front of an origin, and all that can be wrong with it. What is decrypted goes on to the
+//! origin's own port.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

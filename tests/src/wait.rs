@@ -21,7 +21,8 @@ pub fn eventually<T>(what: &str, within: Duration, mut probe: impl FnMut() -> Op
     }
 }
 
-/// Held by tests that move gigabytes or measure time: one at a time on this machine, whatever runs them.
+/// Held by tests that move gigabytes or measure time: one at a time on this machine, whatever runs
+/// them.
 pub fn heavy() -> File {
     let path = cluster::shared_directory().join("heavy.lock");
     let file = File::options()

@@ -276,8 +276,9 @@ fn people_sign_in_to_the_dashboard() {
     browser.wait("it drains", "document.querySelector('.state-draining')");
 }
 
-/// A page of another site whose name was made to lead to this machine (DNS rebinding) is of one origin with the dashboard to the
-/// browser, and may send any header: without tokens, the name it asks by gives it away.
+/// A page of another site whose name was made to lead to this machine (DNS rebinding) is of one
+/// origin with the dashboard to the browser, and may send any header: without tokens, the name it
+/// asks by gives it away.
 #[test]
 fn another_site_that_leads_here_by_its_name_gets_nothing() {
     let cluster = Cluster::with_edges(1);
@@ -315,7 +316,8 @@ fn another_site_that_leads_here_by_its_name_gets_nothing() {
     call.send(cluster.coordinator.http).expect(200);
 }
 
-/// Who begins a request and never ends its head is let go, before the many of them hold all descriptors.
+/// Who begins a request and never ends its head is let go, before the many of them hold all
+/// descriptors.
 #[test]
 fn a_head_that_never_ends_is_not_waited_for() {
     let cluster = Cluster::start();
@@ -338,7 +340,8 @@ fn tls(identity: &Identity, prefix: &str) -> [String; 2] {
     ]
 }
 
-/// What probes and scrapers ask, over TLS with a certificate of its own; the health check of the images follows.
+/// What probes and scrapers ask, over TLS with a certificate of its own; the health check of the
+/// images follows.
 #[test]
 fn the_edges_admin_listener_speaks_tls() {
     let directory = tempfile::tempdir().unwrap();

@@ -156,7 +156,8 @@ fn open_request_wait_and_ask() {
             matches!(late.code(), Code::DeadlineExceeded | Code::Cancelled),
             "{late}"
         );
-        // The client's own clock may have spoken there. Told by the header alone, it is the coordinator's.
+        // The client's own clock may have spoken there. Told by the header alone, it is the
+        // coordinator's.
         let mut request = Request::new(wait(size));
         let deadline = "300m".parse().unwrap();
         request.metadata_mut().insert("grpc-timeout", deadline);
@@ -409,7 +410,8 @@ fn health_and_both_reflections_answer() {
             let request = HealthCheckRequest {
                 service: service.to_owned(),
             };
-            // Told at the next look, a second after `/readyz` at most: followed as a load balancer would.
+            // Told at the next look, a second after `/readyz` at most: followed as a load balancer
+            // would.
             let mut told = health.watch(request).await.unwrap().into_inner();
             let serving = async {
                 while let Some(answer) = told.message().await.unwrap() {

@@ -1,4 +1,5 @@
-//! Objects that change at their origin: no body mixes two versions, and nobody reads the old one once it was invalidated.
+//! Objects that change at their origin: no body mixes two versions, and nobody reads the old one
+//! once it was invalidated.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -51,8 +52,8 @@ fn an_origin_that_changes_at_each_request() {
     }
 }
 
-/// The key is known and fresh, the chunk is not here, and the origin has another version: nothing was sent yet, so the
-/// request gets the new version and not an error.
+/// The key is known and fresh, the chunk is not here, and the origin has another version: nothing
+/// was sent yet, so the request gets the new version and not an error.
 #[test]
 fn a_change_found_before_the_first_byte_is_not_told() {
     let cluster = Cluster::start();
@@ -174,7 +175,8 @@ fn an_edge_that_does_not_confirm_is_named() {
     });
 }
 
-/// The edges ask whether the old version still holds when it is withdrawn: an answer from before is not believed after it.
+/// The edges ask whether the old version still holds when it is withdrawn: an answer from before is
+/// not believed after it.
 #[test]
 fn an_invalidation_overtakes_questions_under_way() {
     let cluster = Cluster::with_edges(2);
@@ -232,7 +234,8 @@ fn an_edge_that_was_away_learns_of_an_invalidation() {
     }
 }
 
-/// The way behind a body that runs: what is here of the old entry may finish, and nothing else comes after it.
+/// The way behind a body that runs: what is here of the old entry may finish, and nothing else
+/// comes after it.
 #[test]
 fn a_running_body_ends_on_its_own_version() {
     let cluster = Cluster::start();

@@ -1,4 +1,5 @@
-//! The dashboard in a real browser: drawn from data, live, of use, accessible, and smooth where there is much to draw.
+//! The dashboard in a real browser: drawn from data, live, of use, accessible, and smooth where
+//! there is much to draw.
 #![allow(clippy::unwrap_used)]
 
 use std::process::Command;

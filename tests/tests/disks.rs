@@ -11,7 +11,8 @@ use chunkcache_tests::{CHUNK, Cluster, ClusterOptions, MIB, Object, content, eve
 
 const RECOVERY: Duration = Duration::from_secs(30);
 
-/// An edge whose data directory is a small file system of its own; none where this machine allows no mount.
+/// An edge whose data directory is a small file system of its own; none where this machine allows
+/// no mount.
 fn on_a_small_disk(mkfs: &[&str]) -> Option<(Cluster, SmallDisk)> {
     let mut cluster = Cluster::prepare(ClusterOptions {
         edges: 1,
@@ -136,7 +137,8 @@ fn a_disk_that_became_read_only_still_serves() {
     end(cluster, disk);
 }
 
-/// Other bytes in the first chunk of the path's entry, on the disk of the only edge, which is stopped.
+/// Other bytes in the first chunk of the path's entry, on the disk of the only edge, which is
+/// stopped.
 fn spoil(cluster: &Cluster, path: &str) {
     let sql = format!("SELECT id FROM cache_entries WHERE ltrim(path, '/') = ltrim('{path}', '/')");
     let id = cluster.postgres.query(&sql).remove(0).remove(0);

@@ -1,5 +1,5 @@
-//! Freshness as a shared cache keeps it (RFC 9111, RFC 5861), seen from both sides: what the client gets and what the
-//! origin is asked. Each test has an object or more of its own at one cluster.
+//! Freshness as a shared cache keeps it (RFC 9111, RFC 5861), seen from both sides: what the client
+//! gets and what the origin is asked. Each test has an object or more of its own at one cluster.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -43,7 +43,8 @@ fn lifetimes_of_the_origin() {
         let at = std::time::SystemTime::now() + Duration::from_secs(seconds);
         http_date(at)
     };
-    // Path, headers of the origin, and whether a second request within the second is answered without asking.
+    // Path, headers of the origin, and whether a second request within the second is answered
+    // without asking.
     let cases: Vec<(&str, Object, bool)> = vec![
         (
             "/max-age",
@@ -255,7 +256,8 @@ fn stale_while_revalidate_answers_at_once() {
 fn each_variant_is_an_object_of_its_own() {
     let cluster = Cluster::start();
     cluster.add_source_with("varied", &["--forward-header=X-Quality"]);
-    // Longer than what the first question brings: later chunks must be asked for with the same header.
+    // Longer than what the first question brings: later chunks must be asked for with the same
+    // header.
     let size = 16 * CHUNK + 7;
     let object = Object::generated(51, size)
         .varying_on("X-Quality")

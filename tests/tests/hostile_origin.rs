@@ -1,4 +1,5 @@
-//! Origins that break and lie: the client gets the right bytes, or an honest failure; never a wrong byte.
+//! Origins that break and lie: the client gets the right bytes, or an honest failure; never a wrong
+//! byte.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -46,7 +47,8 @@ fn passing_faults_are_healed_by_asking_again() {
             path,
             Object::generated(seed, SIZE).fault(fault, Times::Next(1)),
         );
-        // A stall may outlast what one request waits for; what was fetched is kept, so another one ends.
+        // A stall may outlast what one request waits for; what was fetched is kept, so another one
+        // ends.
         eventually(
             &format!("{path} is healed"),
             Duration::from_secs(90),

@@ -223,7 +223,8 @@ fn what_is_not_registered_is_not_fetched() {
             .status,
         404
     );
-    // An absolute-form target and a Host of somewhere else name this edge still, never another host.
+    // An absolute-form target and a Host of somewhere else name this edge still, never another
+    // host.
     let absolute = raw(
         address,
         "GET http://192.0.2.1/x HTTP/1.1\r\nHost: 192.0.2.1\r\nConnection: close\r\n\r\n",

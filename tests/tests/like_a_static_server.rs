@@ -1,5 +1,5 @@
-//! An edge against nginx over the same file: the same questions, cold, half warm and warm, get the same answers. Where the
-//! two differ on purpose is in [`DIFFERENCES`], and nowhere else.
+//! An edge against nginx over the same file: the same questions, cold, half warm and warm, get the
+//! same answers. Where the two differ on purpose is in [`DIFFERENCES`], and nowhere else.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -40,7 +40,8 @@ const LATER_DATE: &str =
 const PRECEDENCE: &str = "RFC 9110, 13.2.2: dates are not looked at where entity tags are given";
 const NO_DATE: &str = "RFC 9110, 13.1.4: a field that is no date is ignored";
 
-/// What is asked by GET and by HEAD, its status at nginx and at an edge, and why an edge answers otherwise.
+/// What is asked by GET and by HEAD, its status at nginx and at an edge, and why an edge answers
+/// otherwise.
 #[rustfmt::skip]
 const DIFFERENCES: &[(&str, u16, u16, &str)] = &[
     ("Range: bytes=+1-5", 416, 200, MALFORMED),
@@ -240,7 +241,8 @@ fn answers_equal_those_of_nginx() {
     let seed = 2024;
     let mut random = StdRng::seed_from_u64(seed);
     let all = questions(&mut random, &etag, &date);
-    // The odd ones are asked in three rounds: of a cold object, of one that is half here, of one that is here.
+    // The odd ones are asked in three rounds: of a cold object, of one that is half here, of one
+    // that is here.
     let kinds = all
         .iter()
         .filter(|question| !question.name.is_empty())

@@ -143,7 +143,8 @@ fn ten_places_of_a_sparse_giant_cost_only_themselves() {
     let size = 20 * GIB;
     let target = cluster.put("/giant.mkv", Object::generated(14, size));
     let address = cluster.edge().http;
-    // The journal takes 4 MiB ahead of what it writes, and the 256 directories of the store 4 KiB each.
+    // The journal takes 4 MiB ahead of what it writes, and the 256 directories of the store 4 KiB
+    // each.
     let journal = 6 * MIB;
     for place in 0..10 {
         let start = place * size / 10 + 777;
@@ -154,8 +155,8 @@ fn ten_places_of_a_sparse_giant_cost_only_themselves() {
             .expect(206);
         assert_eq!(part.body, content::bytes(14, start, end), "place {place}");
     }
-    // The contract: the disk holds what the rows say, within 1 % and a few MiB. The origin counts more: what it had
-    // handed to the sockets of fetches that were cut when their readers had left.
+    // The contract: the disk holds what the rows say, within 1 % and a few MiB. The origin counts
+    // more: what it had handed to the sockets of fetches that were cut when their readers had left.
     let used = chunkcache_tests::eventually("disk and rows agree", Duration::from_secs(60), || {
         let recorded = cluster.recorded_bytes("/giant.mkv", "edge-a");
         let used = cluster.edge().disk_bytes();

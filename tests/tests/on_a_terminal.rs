@@ -1,5 +1,5 @@
-//! What follows a job or a drain shows on a terminal: a bar with rate and time left, and at the end a clean line. `script`
-//! of util-linux is the terminal.
+//! What follows a job or a drain shows on a terminal: a bar with rate and time left, and at the end
+//! a clean line. `script` of util-linux is the terminal.
 #![allow(clippy::unwrap_used)]
 
 use std::process::Command;

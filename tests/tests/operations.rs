@@ -229,7 +229,8 @@ fn urls_are_signed_and_only_those_are_answered() {
     assert_eq!(cluster.origin.body_bytes("/film.mp4"), MIB);
 }
 
-/// The rollout of the migration plan, and its way back: each mode takes effect before the command returns.
+/// The rollout of the migration plan, and its way back: each mode takes effect before the command
+/// returns.
 #[test]
 fn modes_of_a_source_are_switched_while_it_plays() {
     let cluster = Cluster::start();
@@ -298,7 +299,8 @@ fn modes_of_a_source_are_switched_while_it_plays() {
     );
 }
 
-/// What is played on an edge that is drained is at the next edge before its players are: nothing of it is asked of the origin again.
+/// What is played on an edge that is drained is at the next edge before its players are: nothing of
+/// it is asked of the origin again.
 #[test]
 fn a_drained_edge_hands_over_what_is_played_there() {
     let cluster = Cluster::with_edges(2);

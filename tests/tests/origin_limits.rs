@@ -18,7 +18,8 @@ fn limited(edges: usize) -> Cluster {
     cluster
 }
 
-/// Cold keys, objects that are passed through and objects to be revalidated, of this many each, asked of every edge at once.
+/// Cold keys, objects that are passed through and objects to be revalidated, of this many each,
+/// asked of every edge at once.
 fn storm(cluster: &Cluster, name: &str, count: u64) {
     let put = |kind: &str, object: &dyn Fn(u64) -> Object| -> Vec<String> {
         let path = |number| format!("/{name}-{kind}-{number}.mp4");
@@ -78,7 +79,8 @@ fn without_a_coordinator_each_edge_has_a_part_of_the_limit() {
     assert!(most <= LIMIT, "{most} connections");
 }
 
-/// One object after another that nobody asked for before: every second one may not be cached. Returns what went wrong.
+/// One object after another that nobody asked for before: every second one may not be cached.
+/// Returns what went wrong.
 fn one_after_another(
     origin: &Origin,
     edge: &Edge,

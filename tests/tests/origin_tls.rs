@@ -1,4 +1,5 @@
-//! An origin whose TLS is wrong: nothing is sent to it and nothing believed of it, who asks is told, what is cached goes on.
+//! An origin whose TLS is wrong: nothing is sent to it and nothing believed of it, who asks is
+//! told, what is cached goes on.
 #![allow(clippy::unwrap_used)]
 
 use std::time::{Duration, Instant};
@@ -12,8 +13,8 @@ use chunkcache_tests::{
 const SIZE: u64 = 3 * CHUNK + 77;
 const NAMES: &str = "IP:127.0.0.1,DNS:localhost";
 
-/// What an origin does, what of it stands in a log or an answer, and what its clients get: 502 where it did something wrong, 504 where
-/// it did nothing in time.
+/// What an origin does, what of it stands in a log or an answer, and what its clients get: 502
+/// where it did something wrong, 504 where it did nothing in time.
 struct Fault {
     name: &'static str,
     handshake: Handshake,
@@ -183,7 +184,8 @@ fn cached_ranges_outlive_an_origins_tls() {
                     cluster.wait_recorded(path, &[(0, CHUNK)]);
                 }
                 front.set(fault.handshake.clone());
-                // What is here is served, and said to be stale; where the origin forbids that it is a problem.
+                // What is here is served, and said to be stale; where the origin forbids that it is
+                // a problem.
                 let cached = part(&paths[0], 1000, CHUNK).expect(206);
                 assert!(cached.body == content::bytes(seed, 1000, CHUNK), "{name}");
                 let said = cached.header("cache-status").unwrap();

@@ -1,4 +1,5 @@
-//! Parts of the system away, also two at a time: what is here is served, what was finished meanwhile is recorded later.
+//! Parts of the system away, also two at a time: what is here is served, what was finished
+//! meanwhile is recorded later.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! Bodies that are handed through and break off: gone on with where the origin proves that the rest is of the same version, cut
-//! everywhere else. Never a clean end of a short body, never bytes of two versions.
+//! Bodies that are handed through and break off: gone on with where the origin proves that the rest
+//! is of the same version, cut everywhere else. Never a clean end of a short body, never bytes of
+//! two versions.
 #![allow(clippy::unwrap_used)]
 
 use chunkcache_tests::http::{Call, Response};
@@ -12,7 +13,8 @@ fn passing(seed: u64) -> Object {
     Object::generated(seed, SIZE).header("Cache-Control", "no-store")
 }
 
-/// A fault that meets the next request for the object as it is handed through, and not the one that finds out that it has to be.
+/// A fault that meets the next request for the object as it is handed through, and not the one that
+/// finds out that it has to be.
 fn prepare(cluster: &Cluster, path: &str, object: Object, fault: Fault, times: Times) -> String {
     let target = cluster.put(path, object.clone());
     let known = Call::get(&target).range(0, 1).send(cluster.edge().http);
@@ -73,7 +75,8 @@ fn a_passed_body_that_breaks_once_is_gone_on_with() {
     let whole = Call::get(&target).send(address).expect(200);
     assert_eq!(whole.header("content-length"), None);
     assert!(whole.body == content::bytes(22, 0, SIZE));
-    // Each break behind enough new bytes is the first again. Paced: a reset takes what was not read yet with it.
+    // Each break behind enough new bytes is the first again. Paced: a reset takes what was not read
+    // yet with it.
     let fault = Fault::DieAfter(MIB + MIB / 2);
     let object = passing(23).paced(8 * MIB);
     let target = prepare(&cluster, "/in-steps", object, fault, Times::Always);

@@ -1,4 +1,5 @@
-//! The clients people use, against an edge. Each is skipped, with a printed reason, where it is not installed.
+//! The clients people use, against an edge. Each is skipped, with a printed reason, where it is not
+//! installed.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::{self, File};
@@ -40,7 +41,8 @@ fn succeed(program: &str, arguments: &[&str]) -> Output {
     output
 }
 
-/// A video of about 75 MB whose index is at its end (MP4) or that has Cues there (Matroska), made once a test.
+/// A video of about 75 MB whose index is at its end (MP4) or that has Cues there (Matroska), made
+/// once a test.
 fn video(directory: &Path, name: &str) -> PathBuf {
     let path = directory.join(name);
     let file = path.to_str().unwrap();
@@ -155,7 +157,8 @@ fn aria2_fetches_eight_parts_at_once() {
     succeed("aria2c", &["-q", "-x8", "-s8", "-k1M", "--no-conf", "--file-allocation=none", "-d", directory, "-o", "out", &url]);
     let got = fs::read(cluster.directory.path().join("out")).unwrap();
     assert_eq!(content::sha256_of(&got), content::sha256(122, size));
-    // Eight readers at eight places pre-empt each other's fetches; what was on its way then may come twice.
+    // Eight readers at eight places pre-empt each other's fetches; what was on its way then may
+    // come twice.
     let sent = cluster.origin.body_bytes("/parts.bin");
     assert!(sent >= size && sent < size + 8 * MIB, "{sent} of {size}");
 }
@@ -335,8 +338,8 @@ fn starts_at_least(hit: &chunkcache_tests::origin::Hit, offset: u64) -> bool {
     start.is_some_and(|start| start >= offset)
 }
 
-/// A page of another origin plays, seeks, reads pixels (which only CORS allows) and headers of a range, and tells its own
-/// server how it went.
+/// A page of another origin plays, seeks, reads pixels (which only CORS allows) and headers of a
+/// range, and tells its own server how it went.
 #[test]
 fn chromium_plays_and_seeks_cross_origin() {
     if !is_installed("ffmpeg") || !is_installed("chromium") {

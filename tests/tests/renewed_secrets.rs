@@ -1,4 +1,5 @@
-//! Certificates and keys that are renewed while an edge runs: looked at every 30 s, and no connection is lost over it.
+//! Certificates and keys that are renewed while an edge runs: looked at every 30 s, and no
+//! connection is lost over it.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};

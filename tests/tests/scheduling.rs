@@ -274,7 +274,8 @@ fn what_is_passed_through_is_within_the_rate_of_its_source() {
             });
         }
     });
-    // Two edges have half of the rate together. What each may take at once after a rest, and what is read at once, is not 256 KiB each.
+    // Two edges have half of the rate together. What each may take at once after a rest, and what
+    // is read at once, is not 256 KiB each.
     let paced = 2 * (size - (512 << 10));
     let least = paced as f64 / (rate / 2) as f64;
     let passed = began.elapsed().as_secs_f64();
@@ -310,7 +311,8 @@ fn the_rate_of_a_source_holds_over_all_edges() {
             .map(|n| cluster.origin.body_bytes(&format!("/limited-{n}.mp4")))
             .sum()
     };
-    // The first answer about a key is asked for whatever runs: it is what a player waits for to begin.
+    // The first answer about a key is asked for whatever runs: it is what a player waits for to
+    // begin.
     for target in &targets {
         for edge in &cluster.edges {
             Call::get(target).range(0, 1).send(edge.http).expect(206);
@@ -362,7 +364,8 @@ fn the_connections_of_a_source_hold_over_all_edges() {
             target
         })
         .collect();
-    // Readers that wait, seek away and come back, on both edges: fetches are begun, cancelled and taken over.
+    // Readers that wait, seek away and come back, on both edges: fetches are begun, cancelled and
+    // taken over.
     std::thread::scope(|scope| {
         for reader in 0..8u64 {
             let (targets, edge) = (&targets, &cluster.edges[reader as usize % 2]);
@@ -515,8 +518,9 @@ fn a_seek_stops_what_it_left_behind() {
     eventually("its lookahead is under way", SOON, || {
         (bytes_of_old() > CHUNK).then_some(())
     });
-    // Each fetch under way has begun a chunk, or is about to with what is on the wire. Those may be completed, after all that the new
-    // place needs; nothing else of the old place is asked for, be it for a moment.
+    // Each fetch under way has begun a chunk, or is about to with what is on the wire. Those may be
+    // completed, after all that the new place needs; nothing else of the old place is asked for, be
+    // it for a moment.
     let under_way = requests();
     let chunks = |(start, bytes): &(Option<u64>, u64)| {
         let start = start.filter(|it| *it < old_end)?;
@@ -551,8 +555,9 @@ fn a_seek_stops_what_it_left_behind() {
         wasted.is_empty(),
         "asked for what nobody reads: {wasted:?}, beyond chunks {begun:?}; before {under_way:?}, later {later:?}"
     );
-    // There are three slots, and each goes on to the end of one chunk at most: there if it is the last of its run, by being completed
-    // if half of it is there. What is sent until a fetch is stopped is less than what a begun chunk lacks.
+    // There are three slots, and each goes on to the end of one chunk at most: there if it is the
+    // last of its run, by being completed if half of it is there. What is sent until a fetch is
+    // stopped is less than what a begun chunk lacks.
     let more = last.0 - at_seek;
     assert!(
         more <= 3 * CHUNK,

@@ -1,4 +1,5 @@
-//! An edge that is alone asks origins at once; from when another one is there they share what each fetches.
+//! An edge that is alone asks origins at once; from when another one is there they share what each
+//! fetches.
 #![allow(clippy::unwrap_used)]
 
 use std::{thread, time::Duration};
@@ -61,7 +62,8 @@ fn the_word_goes_with_who_is_there() {
     wait(&cluster, 0, true);
 }
 
-/// New objects are read at the first edge, and seeks made in them, while the second one joins and reads the same.
+/// New objects are read at the first edge, and seeks made in them, while the second one joins and
+/// reads the same.
 #[test]
 fn nothing_comes_twice_while_another_edge_joins() {
     let mut cluster = two_edges();
@@ -101,7 +103,8 @@ fn nothing_comes_twice_while_another_edge_joins() {
     assert!(!is_sole(&cluster.edges[0]));
 }
 
-/// A job brings an entry, and no request its key: it is found all the same, also without the origin.
+/// A job brings an entry, and no request its key: it is found all the same, also without the
+/// origin.
 #[test]
 fn what_a_job_brought_is_served_without_the_origin() {
     let mut cluster = Cluster::start();

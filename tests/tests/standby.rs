@@ -1,4 +1,5 @@
-//! Two coordinators over one PostgreSQL: one leads, the other takes over, and nobody who plays, fetches or watches notices.
+//! Two coordinators over one PostgreSQL: one leads, the other takes over, and nobody who plays,
+//! fetches or watches notices.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -166,7 +167,8 @@ fn read(address: SocketAddr, start: u64, end: u64) -> Result<(), String> {
     }
 }
 
-/// What the lines of a watch add up to, by edge; panics on a revision that does not rise, or on bytes told twice.
+/// What the lines of a watch add up to, by edge; panics on a revision that does not rise, or on
+/// bytes told twice.
 #[track_caller]
 fn add_up(lines: &str) -> BTreeMap<String, BTreeMap<u64, u64>> {
     let mut held: BTreeMap<String, BTreeMap<u64, u64>> = BTreeMap::new();
@@ -287,7 +289,8 @@ fn a_planned_change_takes_less_than_a_second() {
         .range(0, 1)
         .send(pair.cluster.edge().http)
         .expect(206);
-    // A watch names an entry that the table has; what an edge observed gets there a moment after its first answer.
+    // A watch names an entry that the table has; what an edge observed gets there a moment after
+    // its first answer.
     eventually("its entry is recorded", Duration::from_secs(20), || {
         (pair.cluster.recorded_bytes("/late.mp4", "edge-a") > 0).then_some(())
     });
@@ -367,7 +370,8 @@ fn a_leader_that_was_stopped_for_ten_seconds_changes_nothing() {
     readers.none_failed();
 }
 
-/// All rows, but for what the present leader touches on its own: when it renewed, and when an edge was last heard of.
+/// All rows, but for what the present leader touches on its own: when it renewed, and when an edge
+/// was last heard of.
 fn everything(cluster: &Cluster) -> Vec<Vec<String>> {
     cluster.postgres.query(
         "SELECT 'lease', holder::text || term FROM coordinator_lease

@@ -1,4 +1,5 @@
-//! Traces and logs: one trace from a player's request to the origin, the ids in the logs, and no secret in any of it.
+//! Traces and logs: one trace from a player's request to the origin, the ids in the logs, and no
+//! secret in any of it.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -310,7 +311,8 @@ fn no_secret_is_logged_traced_or_counted() {
     let with_key =
         |hit: &chunkcache_tests::origin::Hit| hit.header("x-api-key") == Some("canary-origin-key");
     assert!(cluster.origin.all_hits().iter().any(with_key));
-    // What fails says why, and not with what: an origin that is away, jobs, a lookup by URL, tokens that are wrong.
+    // What fails says why, and not with what: an origin that is away, jobs, a lookup by URL, tokens
+    // that are wrong.
     let cli = |arguments: &[&str]| {
         cluster
             .coordinator

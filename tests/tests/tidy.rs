@@ -17,21 +17,9 @@ struct Room {
 
 const ROOMS: &[Room] = &[
     Room {
-        folder: "cache-coordinator/src/core",
-        forbidden: &[
-            "tokio",
-            "tonic",
-            "tokio_postgres",
-            "axum",
-            "SystemTime",
-            "Instant::now",
-            "rand::",
-            "crate::repository",
-            "crate::session",
-            "crate::service",
-            "crate::grpc",
-        ],
-        why: "the core is pure: time and randomness are arguments",
+        folder: "crates/scheduler/src",
+        forbidden: &["SystemTime", "Instant::now"],
+        why: "the scheduler is pure: time and randomness are arguments",
     },
     Room {
         folder: "cache-coordinator/src/access",
@@ -56,7 +44,7 @@ const ROOMS: &[Room] = &[
         forbidden: &[
             "tonic::",
             "axum::",
-            "crate::core::scheduler",
+            "scheduler",
             "crate::session",
             "crate::grpc",
         ],
@@ -64,12 +52,7 @@ const ROOMS: &[Room] = &[
     },
     Room {
         folder: "cache-coordinator/src/events",
-        forbidden: &[
-            "tonic::",
-            "axum::",
-            "crate::core::scheduler",
-            "crate::session",
-        ],
+        forbidden: &["tonic::", "axum::", "scheduler", "crate::session"],
         why: "the change log knows rows, not the wire and not the plan",
     },
     Room {
@@ -89,7 +72,7 @@ const ROOMS: &[Room] = &[
             "crate::repository",
             "crate::session",
             "crate::service",
-            "crate::core",
+            "scheduler::",
         ],
         why: "the command line is a gRPC client like any other",
     },
@@ -102,7 +85,7 @@ const ROOMS: &[Room] = &[
             "std::fs",
             "SystemTime::now",
             "Instant::now",
-            "crate::store",
+            "chunk_store::",
             "crate::http",
             "crate::origin",
             "crate::coordinator",
@@ -110,19 +93,6 @@ const ROOMS: &[Room] = &[
             "crate::serve",
         ],
         why: "the core is pure: time and randomness are arguments",
-    },
-    Room {
-        folder: "cache-edge/src/store",
-        forbidden: &[
-            "hyper::",
-            "tonic::",
-            "crate::http",
-            "crate::origin",
-            "crate::coordinator",
-            "crate::availability",
-            "crate::serve",
-        ],
-        why: "the store knows files, not where bytes come from or go to",
     },
     Room {
         folder: "cache-edge/src/http",
@@ -232,7 +202,7 @@ fn files_are_read_in_one_sitting() {
     let mut long = Vec::new();
     for folder in [
         "proto/src",
-        "plumbing/src",
+        "crates",
         "cache-coordinator/src",
         "cache-edge/src",
         "tests/src",
@@ -280,14 +250,14 @@ fn sql_stands_in_the_repository_alone() {
 #[test]
 fn unsafe_code_is_in_its_documented_places_only() {
     let allowed = [
-        "cache-edge/src/store/mapping.rs",
-        "cache-edge/src/store/cachestat.rs",
+        "crates/chunk-store/src/mapping.rs",
+        "crates/chunk-store/src/cachestat.rs",
         "cache-edge/src/system_calls.rs",
-        "plumbing/src/turns.rs",
+        "crates/service-kit/src/turns.rs",
     ];
     for folder in [
         "proto/src",
-        "plumbing/src",
+        "crates",
         "cache-coordinator/src",
         "cache-edge/src",
     ] {
@@ -314,7 +284,12 @@ fn unsafe_code_is_in_its_documented_places_only() {
 /// The table of rules names its proofs: each is there.
 #[test]
 fn the_proofs_that_docs_name_are_there() {
-    let folders = ["tests/tests", "cache-edge/tests", "cache-edge/src"];
+    let folders = [
+        "tests/tests",
+        "cache-edge/tests",
+        "cache-edge/src",
+        "crates",
+    ];
     let sources: Vec<_> = folders
         .iter()
         .flat_map(|folder| rust_sources(&root().join(folder)))

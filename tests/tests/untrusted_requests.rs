@@ -1,5 +1,6 @@
-//! What no request may do: reach an address that is no registered source's, put a header into one to an origin, or learn
-//! more than an answer. And the one thing that is passed on on purpose: a trace.
+//! What no request may do: reach an address that is no registered source's, put a header into one
+//! to an origin, or learn more than an answer. And the one thing that is passed on on purpose: a
+//! trace.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read as _, Write as _};
@@ -187,7 +188,8 @@ fn get_head(path: &str) -> Vec<u8> {
     [&[0x82, 0x86, 0x04, length], path.as_bytes(), b"\x01\x01a"].concat()
 }
 
-/// Sends the frames until the server has enough, and answers with its GOAWAY's error code, if it said one.
+/// Sends the frames until the server has enough, and answers with its GOAWAY's error code, if it
+/// said one.
 fn http2_until_cut(address: SocketAddr, frames: impl Iterator<Item = Vec<u8>>) -> Option<u32> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let mut stream = TcpStream::connect(address).unwrap();
@@ -466,8 +468,8 @@ fn cors_limits_and_signatures_are_options() {
     let target = cluster.put("/s", Object::generated(1, 10 * KIB));
     let refused = Call::get(&target).send(address);
     assert_eq!(refused.status, 403);
-    // Made with the key above over ["chunk cache signed URL 1", "k1", "/media/s", "", "4102444800", ""], each field after
-    // its length as 8 bytes: see docs/http.md.
+    // Made with the key above over ["chunk cache signed URL 1", "k1", "/media/s", "", "4102444800",
+    // ""], each field after its length as 8 bytes: see docs/http.md.
     let signed = format!(
         "{target}?cc-expires=4102444800&cc-key=k1&cc-signature=R_vXoYf9uVu1ensbCZKjyxu9rt8Ire27c8pcckc3PIY"
     );

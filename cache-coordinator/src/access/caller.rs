@@ -25,7 +25,8 @@ pub enum Caller {
         /// Whose it is; of an edge, the only name it may use.
         name: Arc<str>,
     },
-    /// No token, but a certificate of the clients' authority: enough for an edge, for it has a name and no role.
+    /// No token, but a certificate of the clients' authority: enough for an edge, for it has a name
+    /// and no role.
     Certificate(Arc<CertificateDer<'static>>),
     /// Neither.
     Nobody,
@@ -143,8 +144,8 @@ impl Caller {
     }
 }
 
-/// The certificate is valid for the edge's name, or for the host of its URL where that is the name with a domain after
-/// it (then a wildcard certificate vouches for each edge of its domain).
+/// The certificate is valid for the edge's name, or for the host of its URL where that is the name
+/// with a domain after it (then a wildcard certificate vouches for each edge of its domain).
 fn names_edge(certificate: &CertificateDer<'_>, name: &str, url: &str) -> Result<(), Denied> {
     let host = url::Url::parse(url).ok();
     let host = host.as_ref().and_then(url::Url::host_str).filter(|host| {

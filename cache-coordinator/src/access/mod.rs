@@ -1,8 +1,9 @@
 //! Who may do what: bearer tokens with roles, and certificates of edges.
 //!
-//! A leaf both listeners ask before anything else happens. Pure but for `tokens`, which reads the file of tokens: what a
-//! call needs (`policy`), who calls (`Caller`), and a refusal that says which role would do (`Denied`). Invariant: what
-//! is not listed in the policy needs an operator, and an edge is heard only under its own name.
+//! A leaf both listeners ask before anything else happens. Pure but for `tokens`, which reads the
+//! file of tokens: what a call needs (`policy`), who calls (`Caller`), and a refusal that says
+//! which role would do (`Denied`). Invariant: what is not listed in the policy needs an operator,
+//! and an edge is heard only under its own name.
 
 mod caller;
 pub mod policy;
@@ -15,14 +16,16 @@ pub use policy::Role;
 use rustls::pki_types::CertificateDer;
 pub use tokens::{CHECK_INTERVAL, Tokens, TokensError};
 
-/// How callers are told apart. Without a file of tokens everyone who gets through TLS may do everything.
+/// How callers are told apart. Without a file of tokens everyone who gets through TLS may do
+/// everything.
 #[derive(Clone, Default)]
 pub struct Access {
     tokens: Option<Tokens>,
 }
 
 impl Access {
-    /// With the tokens of this file, or without any. Reads the file: not for an async thread of a busy server.
+    /// With the tokens of this file, or without any. Reads the file: not for an async thread of a
+    /// busy server.
     pub fn load(file: Option<PathBuf>) -> Result<Self, TokensError> {
         let tokens = file.map(Tokens::load).transpose()?;
         Ok(Self { tokens })

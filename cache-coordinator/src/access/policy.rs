@@ -68,7 +68,8 @@ pub enum Need {
 }
 
 impl Need {
-    /// Of a gRPC method by its path, `/package.Service/Method`. What is not known here is for operators.
+    /// Of a gRPC method by its path, `/package.Service/Method`. What is not known here is for
+    /// operators.
     #[must_use]
     pub fn of_method(path: &str) -> Self {
         let Some((service, method)) = path.strip_prefix('/').and_then(|p| p.split_once('/')) else {

@@ -117,7 +117,8 @@ fn roles_nest_and_edges_stand_apart() {
     );
 }
 
-/// Each method of the public services was thought about: none falls to operators by being forgotten.
+/// Each method of the public services was thought about: none falls to operators by being
+/// forgotten.
 #[test]
 fn every_method_is_listed() {
     use prost::Message as _;

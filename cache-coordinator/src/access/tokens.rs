@@ -1,7 +1,8 @@
-//! The file of tokens, read again when it changes: one is given out or taken back without a restart.
+//! The file of tokens, read again when it changes: one is given out or taken back without a
+//! restart.
 //!
-//! A line a token: `ROLE NAME TOKEN`. Instead of the token its `sha256:` and 64 hexadecimal digits may stand there, so
-//! that who reads the file can not use it. Only digests are kept in memory.
+//! A line a token: `ROLE NAME TOKEN`. Instead of the token its `sha256:` and 64 hexadecimal digits
+//! may stand there, so that who reads the file can not use it. Only digests are kept in memory.
 
 use std::{hint::black_box, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -64,7 +65,8 @@ impl Tokens {
         })
     }
 
-    /// Whose token it is. The time it takes tells nothing of any token: digests are compared, all of them, whole.
+    /// Whose token it is. The time it takes tells nothing of any token: digests are compared, all
+    /// of them, whole.
     #[must_use]
     pub fn find(&self, token: &str) -> Option<(Role, Arc<str>)> {
         let sum = sum(token.as_bytes());
@@ -78,7 +80,8 @@ impl Tokens {
         found
     }
 
-    /// Looks at the file every `interval` until cancelled. What can not be used leaves the old tokens in place.
+    /// Looks at the file every `interval` until cancelled. What can not be used leaves the old
+    /// tokens in place.
     pub async fn watch(self, interval: Duration, stop: CancellationToken) {
         let mut refused = String::new();
         while stop

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use chunkcache_plumbing::tls;
 use chunkcache_proto::v1::cache_service_client::CacheServiceClient;
+use service_kit::tls;
 use tokio::time::Instant;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};

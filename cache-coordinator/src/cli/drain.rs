@@ -1,9 +1,10 @@
-//! `edge drain --follow`: until the edge's last request has ended, and what its readers come to is handed to others.
+//! `edge drain --follow`: until the edge's last request has ended, and what its readers come to is
+//! handed to others.
 
 use std::time::Duration;
 
-use chunkcache_plumbing::config::human_duration;
 use chunkcache_proto::v1::Edge;
+use service_kit::config::human_duration;
 use tokio::time::Instant;
 
 use super::connection::Client;
@@ -14,8 +15,8 @@ use super::progress::Progress;
 /// Edges tell how many requests they have once a second.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// The edge as it is when nothing runs there any more. New requests of players that know its address may still come: the bar then
-/// goes back, which is the truth.
+/// The edge as it is when nothing runs there any more. New requests of players that know its
+/// address may still come: the bar then goes back, which is the truth.
 pub(super) async fn follow(edge: Edge, client: &mut Client) -> Result<Edge, CliError> {
     let mut progress = Progress::new();
     let result = look(edge, client, &mut progress).await;

@@ -1,12 +1,12 @@
 //! `edge`: the machines that hold the bytes.
 
-use chunkcache_plumbing::config::human_bytes;
 use chunkcache_proto::v1::{
     DrainEdgeRequest, Edge, ForgetEdgeRequest, ListEdgesRequest, VerifyEdgeRequest,
     VerifyEdgeResponse,
 };
 use clap::{Arg, ArgMatches, Command};
 use serde_json::{Value, json};
+use service_kit::config::human_bytes;
 
 use super::connection::Client;
 use super::failure::CliError;

@@ -1,12 +1,12 @@
 //! `entry`: what is cached, and where.
 
-use chunkcache_plumbing::config::human_bytes;
 use chunkcache_proto::v1::{
     EntryDetail, EntryName, GetEntryRequest, InvalidateEntryRequest, ListEntriesRequest,
     OpenEntryRequest, PinEntryRequest,
 };
 use clap::{Arg, ArgMatches, Command};
 use serde_json::{Value, json};
+use service_kit::config::human_bytes;
 
 use super::connection::Client;
 use super::failure::CliError;
@@ -48,7 +48,7 @@ pub(super) fn command() -> Command {
             Arg::new("position")
                 .long("position")
                 .value_name("BYTES")
-                .value_parser(chunkcache_plumbing::config::parse_bytes)
+                .value_parser(service_kit::config::parse_bytes)
                 .help("Where playing begins; edges that hold that part are preferred [default: 0]"),
         ]),
     ])

@@ -18,7 +18,7 @@ pub(super) enum CliError {
 impl CliError {
     pub(super) fn exit_status(&self) -> u8 {
         match self {
-            CliError::Usage(_) => chunkcache_plumbing::config::EXIT_USAGE,
+            CliError::Usage(_) => service_kit::config::EXIT_USAGE,
             CliError::Refused(_) => 1,
             CliError::OutputClosed => 0,
         }

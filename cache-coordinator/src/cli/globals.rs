@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use chunkcache_plumbing::config::{Secret, parse_duration, parse_url};
 use clap::{Arg, ArgMatches, Command};
+use service_kit::config::{Secret, parse_duration, parse_url};
 
 use super::failure::CliError;
 

@@ -24,8 +24,8 @@ mod watch;
 use std::io::Write;
 use std::process::ExitCode;
 
-use chunkcache_plumbing::shell;
 use clap::{ArgMatches, Command};
+use service_kit::shell;
 
 use connection::Client;
 use failure::CliError;
@@ -55,8 +55,8 @@ pub fn command() -> Command {
     globals::add_to(command)
 }
 
-/// Runs what `matches` say. 0: done, 1: refused, 2: usage. `whole` is the binary's whole command line, with `serve`,
-/// for completions and the manual page.
+/// Runs what `matches` say. 0: done, 1: refused, 2: usage. `whole` is the binary's whole command
+/// line, with `serve`, for completions and the manual page.
 pub fn run(whole: &Command, matches: &ArgMatches) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,7 +1,7 @@
 //! How entries and ranges are written on the command line.
 
-use chunkcache_plumbing::config::parse_bytes;
 use chunkcache_proto::v1::{ByteRange, EntryName, SourcePath, entry_name::Name};
+use service_kit::config::parse_bytes;
 use uuid::Uuid;
 
 use super::failure::CliError;
@@ -33,7 +33,8 @@ pub(super) fn entry_name(text: &str) -> Result<EntryName, CliError> {
 /// A range as written, with inclusive bytes as in HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WrittenRange {
-    /// `A-B` and `A-`, here half-open; without an end `u64::MAX`, which the coordinator cuts to the size.
+    /// `A-B` and `A-`, here half-open; without an end `u64::MAX`, which the coordinator cuts to the
+    /// size.
     FromTo { start: u64, end: u64 },
     /// `-N`: the last N bytes.
     Last(u64),

@@ -1,12 +1,12 @@
 //! `precache`: durable jobs that bring whole objects or ranges to edges.
 
-use chunkcache_plumbing::config::{human_bytes, human_duration};
 use chunkcache_proto::v1::{
     ByteRange, CancelJobRequest, EntryName, Job, JobState, ListJobsRequest, OpenEntryRequest,
     PrecacheRequest, Priority, WatchJobRequest,
 };
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::Value;
+use service_kit::config::{human_bytes, human_duration};
 use tonic::Code;
 
 use super::connection::Client;

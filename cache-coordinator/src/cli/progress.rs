@@ -3,9 +3,9 @@
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
-use chunkcache_plumbing::config::{human_bytes, human_duration};
 use chunkcache_proto::v1::Job;
 use indicatif::{ProgressBar, ProgressStyle};
+use service_kit::config::{human_bytes, human_duration};
 
 use super::entry::percent;
 
@@ -22,7 +22,8 @@ impl Progress {
     pub(super) fn new() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(0);
-            // Narrow enough for what stands beside it on 80 columns; a line that wraps would leave its halves behind, so it is cut.
+            // Narrow enough for what stands beside it on 80 columns; a line that wraps would leave
+            // its halves behind, so it is cut.
             if let Ok(style) = ProgressStyle::with_template("{bar:20} {percent:>3}% {wide_msg}") {
                 bar.set_style(style);
             }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use chunkcache_plumbing::config::{human_bytes, parse_duration, parse_rate, parse_url};
 use chunkcache_proto::v1::{
     FreshnessPolicy, GetSourceRequest, Header, ListSourcesRequest, PutSourceRequest,
     RemoveSourceRequest, Source, SourceMode,
 };
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::{Value, json};
+use service_kit::config::{human_bytes, parse_duration, parse_rate, parse_url};
 
 use super::connection::Client;
 use super::failure::CliError;

@@ -1,12 +1,12 @@
 //! `status` and `explain`: how the cluster is, and why a chunk is where it is.
 
-use chunkcache_plumbing::config::human_bytes;
 use chunkcache_proto::Level;
 use chunkcache_proto::v1::{
     ExplainChunkRequest, ExplainChunkResponse, GetStatusRequest, GetStatusResponse,
 };
 use clap::{Arg, ArgMatches, Command, value_parser};
 use serde_json::{Value, json};
+use service_kit::config::human_bytes;
 
 use super::connection::Client;
 use super::failure::CliError;

@@ -1,7 +1,8 @@
 //! The change log, delivered to watchers.
 //!
-//! A subscriber gets every change after its revision once and in order: from the table where it is behind, from the writer's
-//! broadcast where it is not. It may not know SQL (that is `repository`), gRPC, or who watches.
+//! A subscriber gets every change after its revision once and in order: from the table where it is
+//! behind, from the writer's broadcast where it is not. It may not know SQL (that is `repository`),
+//! gRPC, or who watches.
 
 mod pruner;
 mod subscription;
@@ -45,7 +46,8 @@ impl Filter {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     Change(Change),
-    /// The log no longer reaches back to where the subscriber was: it must take a snapshot and subscribe from its revision.
+    /// The log no longer reaches back to where the subscriber was: it must take a snapshot and
+    /// subscribe from its revision.
     SnapshotNeeded,
 }
 
@@ -72,7 +74,8 @@ impl ChangeLog {
         }
     }
 
-    /// Changes after `from_revision`. Ends with `NotLeader` when this process stops leading: another one writes the log then.
+    /// Changes after `from_revision`. Ends with `NotLeader` when this process stops leading:
+    /// another one writes the log then.
     pub fn subscribe(
         &self,
         from_revision: u64,

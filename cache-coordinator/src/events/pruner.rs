@@ -29,7 +29,8 @@ impl Default for PrunePolicy {
     }
 }
 
-/// Prunes while this process leads, until cancelled. A leader has the schema: before the migrations there is no table to prune.
+/// Prunes while this process leads, until cancelled. A leader has the schema: before the migrations
+/// there is no table to prune.
 pub async fn prune_until(
     database: Database,
     mut leadership: watch::Receiver<Leadership>,

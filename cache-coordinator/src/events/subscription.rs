@@ -47,7 +47,8 @@ impl Subscription {
         }
     }
 
-    /// The next event; none after `SnapshotNeeded` or an error. Cancel-safe: nothing is lost when the future is dropped.
+    /// The next event; none after `SnapshotNeeded` or an error. Cancel-safe: nothing is lost when
+    /// the future is dropped.
     pub async fn next(&mut self) -> Option<Result<Event, RepositoryError>> {
         loop {
             if let Some(change) = self.ready.pop_front() {
@@ -70,7 +71,8 @@ impl Subscription {
         })
     }
 
-    /// The last revision that was looked at; a subscriber that saw nothing of its own can resume from here.
+    /// The last revision that was looked at; a subscriber that saw nothing of its own can resume
+    /// from here.
     #[must_use]
     pub fn seen(&self) -> u64 {
         self.seen

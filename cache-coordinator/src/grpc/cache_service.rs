@@ -28,8 +28,8 @@ impl CacheApi {
         Self { cluster }
     }
 
-    /// Carries a change to its end although its caller hangs up: a source recorded and not told to the edges is half
-    /// a change.
+    /// Carries a change to its end although its caller hangs up: a source recorded and not told to
+    /// the edges is half a change.
     async fn complete<F, T>(
         &self,
         change: impl FnOnce(Arc<Cluster>) -> F,

@@ -1,7 +1,7 @@
 //! `grpc.health.v1`: the answer of `/readyz`, in one word.
 //!
-//! Who asks is answered by a look at that moment; who watches hears of changes of the lead at once, of
-//! the database within [`LOOK_EVERY`].
+//! Who asks is answered by a look at that moment; who watches hears of changes of the lead at once,
+//! of the database within [`LOOK_EVERY`].
 
 use std::{sync::Arc, time::Duration};
 

@@ -46,7 +46,7 @@ pub async fn serve(
                 path = %request.uri().path(),
                 trace_id = tracing::field::Empty
             );
-            chunkcache_plumbing::telemetry::set_parent(&span, request.headers());
+            service_kit::telemetry::set_parent(&span, request.headers());
             span
         })
         .tcp_nodelay(true)
@@ -55,7 +55,8 @@ pub async fn serve(
         .add_service(HealthServer::new(health))
         .add_service(reflect().build_v1()?)
         .add_service(reflect().build_v1alpha()?)
-        // Health and reflection are for everyone: probes have no token, and the protocol is no secret.
+        // Health and reflection are for everyone: probes have no token, and the protocol is no
+        // secret.
         .add_service(Guarded::new(Arc::clone(&access), cache))
         .add_service(Guarded::new(access, edge));
     let incoming = ReceiverStream::new(connections).map(Ok::<_, std::io::Error>);

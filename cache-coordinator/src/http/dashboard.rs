@@ -1,7 +1,8 @@
 //! The dashboard: one page with its assets embedded, JSON beside it, live by server-sent events.
 //!
-//! Nothing is fetched from elsewhere and no script is inline, so the content security policy can forbid both. What changes something
-//! is a POST with a header that no other site can send without our consent (no CORS is given): safe against CSRF without a cookie.
+//! Nothing is fetched from elsewhere and no script is inline, so the content security policy can
+//! forbid both. What changes something is a POST with a header that no other site can send without
+//! our consent (no CORS is given): safe against CSRF without a cookie.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -88,8 +89,8 @@ struct Parts {
     live: Arc<LiveView>,
 }
 
-/// `/`, `/assets/*` and `/api/v1/*`. The page and its assets hold nothing of the cluster and are for everyone; what they show and do
-/// is asked for with a token.
+/// `/`, `/assets/*` and `/api/v1/*`. The page and its assets hold nothing of the cluster and are
+/// for everyone; what they show and do is asked for with a token.
 pub fn router(
     cluster: Arc<Cluster>,
     access: Arc<Access>,

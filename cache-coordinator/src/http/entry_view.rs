@@ -1,15 +1,16 @@
-//! One entry for the dashboard: what each edge holds, what is in flight at which level, where the viewers are.
+//! One entry for the dashboard: what each edge holds, what is in flight at which level, where the
+//! viewers are.
 
 use chunkcache_proto::{EntryId, Geometry, v1};
 use serde_json::{Value, json};
 
 use crate::{
-    core::scheduler::{
-        Flight,
-        api::{EdgeId, From as FetchFrom},
-    },
     service::{Cluster, entries, error::ServiceError},
     session::{plan::Plan, translate},
+};
+use scheduler::{
+    Flight,
+    api::{EdgeId, From as FetchFrom},
 };
 
 /// As JSON; see `dashboard/app.js` for who reads it.
@@ -17,7 +18,8 @@ pub async fn entry(cluster: &Cluster, id: EntryId) -> Result<Value, ServiceError
     render(cluster, id, &Held::read(cluster, id).await?).await
 }
 
-/// One entry for who looks at it for long: the table is read again only after a change, what is in flight each time.
+/// One entry for who looks at it for long: the table is read again only after a change, what is in
+/// flight each time.
 pub struct Viewed {
     id: EntryId,
     held: Option<(Option<u64>, Held)>,
@@ -129,7 +131,8 @@ fn flights(plan: &Plan, id: EntryId) -> Vec<Value> {
         .collect()
 }
 
-/// Of the whole cluster, the most urgent first, at most `limit`: what the scheduler does now, and why.
+/// Of the whole cluster, the most urgent first, at most `limit`: what the scheduler does now, and
+/// why.
 pub fn all_flights(plan: &Plan, limit: usize) -> Vec<Value> {
     let mut flights: Vec<_> = plan.scheduler().flights().collect();
     flights.sort_by_key(|(_, flight)| flight.level as u8);

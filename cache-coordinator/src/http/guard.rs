@@ -1,5 +1,5 @@
-//! Who asks the dashboard's interface. Tokens come in the `Authorization` header alone: no cookie, so no request is
-//! authorised that our own page did not make.
+//! Who asks the dashboard's interface. Tokens come in the `Authorization` header alone: no cookie,
+//! so no request is authorised that our own page did not make.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -49,9 +49,10 @@ fn refuse(denied: Denied) -> Response {
     Refused::from(denied).into_response()
 }
 
-/// Whether no other site can have the name that this was asked for by. A page of another site is on this machine too, in the
-/// browser of who works here; once its name is made to lead to 127.0.0.1 (DNS rebinding), what it asks is of one origin to
-/// the browser, and each header is its to send, but the name stays its own.
+/// Whether no other site can have the name that this was asked for by. A page of another site is on
+/// this machine too, in the browser of who works here; once its name is made to lead to 127.0.0.1
+/// (DNS rebinding), what it asks is of one origin to the browser, and each header is its to send,
+/// but the name stays its own.
 fn is_of_this_machine(request: &Request) -> bool {
     let named = request.uri().authority().cloned().or_else(|| {
         let host = request.headers().get(header::HOST)?.to_str().ok()?;

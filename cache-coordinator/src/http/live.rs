@@ -1,7 +1,8 @@
-//! What the dashboard shows of the cluster: sampled once a second, whoever looks, and kept for an hour.
+//! What the dashboard shows of the cluster: sampled once a second, whoever looks, and kept for an
+//! hour.
 //!
-//! Rates are differences of the totals edges report. The parts that cost queries (rows of edges, jobs) are
-//! read every few seconds, and only while somebody looks.
+//! Rates are differences of the totals edges report. The parts that cost queries (rows of edges,
+//! jobs) are read every few seconds, and only while somebody looks.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -21,8 +22,9 @@ use crate::service::{Cluster, edges, jobs, resolve_key::now_ms, status};
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 /// One of so many samples is kept, and asks the database.
 const KEEP_EVERY: u64 = 5;
-/// Samples that a rate is taken over. Players take what they play in bursts, some seconds apart: over one second most rates
-/// would be nothing or a burst. All that a kept sample stands for is in it.
+/// Samples that a rate is taken over. Players take what they play in bursts, some seconds apart:
+/// over one second most rates would be nothing or a burst. All that a kept sample stands for is in
+/// it.
 const RATE_OVER: usize = 5;
 /// An hour of kept samples.
 const HISTORY: usize = 720;
@@ -91,7 +93,8 @@ impl LiveView {
         self.overview.subscribe()
     }
 
-    /// The last hour, of one edge or of all; one array a series, null where the edge was not in session.
+    /// The last hour, of one edge or of all; one array a series, null where the edge was not in
+    /// session.
     #[must_use]
     pub fn history(&self, edge: Option<&str>) -> Value {
         let history = self.history.lock();
@@ -277,7 +280,8 @@ impl LiveView {
     }
 }
 
-/// Totals that fell (another process under the same epoch can not be) count as nothing rather than as a flood.
+/// Totals that fell (another process under the same epoch can not be) count as nothing rather than
+/// as a flood.
 fn differences(before: &v1::EdgeStatus, now: &v1::EdgeStatus, elapsed: Duration) -> Rates {
     let seconds = elapsed.as_secs_f64().max(0.001);
     let rate =

@@ -1,7 +1,7 @@
 //! livez, readyz, metrics and the dashboard.
 //!
-//! One file a concern: `health` (for probes), `scrape` (for Prometheus), `server` (connections), `dashboard` with its
-//! views (for people). Acts only through use cases.
+//! One file a concern: `health` (for probes), `scrape` (for Prometheus), `server` (connections),
+//! `dashboard` with its views (for people). Acts only through use cases.
 
 mod dashboard;
 mod entry_view;

@@ -11,7 +11,8 @@ use chunkcache_proto::Level;
 
 use crate::{metrics::LevelLabel, service::Cluster};
 
-/// What the plan counts is taken at the scrape: it costs what it costs, once a scrape and not once an event.
+/// What the plan counts is taken at the scrape: it costs what it costs, once a scrape and not once
+/// an event.
 pub async fn metrics(State(cluster): State<Arc<Cluster>>, headers: HeaderMap) -> Response {
     let counted = cluster
         .plan

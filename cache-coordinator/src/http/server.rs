@@ -1,4 +1,5 @@
-//! Connections of the HTTP listener: bounded in number, each head in time, so that who opens many or says little holds nobody up.
+//! Connections of the HTTP listener: bounded in number, each head in time, so that who opens many
+//! or says little holds nobody up.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,11 +14,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::listen::Accepted;
 
-/// Of each of HTTP/1.1 and HTTP/2; viewers of the dashboard hold one or two each. Further ones are closed: to let them wait would
-/// be to let probes wait behind who holds the others. Apart, for only heads of HTTP/1.1 are timed: a client of HTTP/2 that says
-/// nothing at all is told by its pings, which begin when it has said something.
+/// Of each of HTTP/1.1 and HTTP/2; viewers of the dashboard hold one or two each. Further ones are
+/// closed: to let them wait would be to let probes wait behind who holds the others. Apart, for
+/// only heads of HTTP/1.1 are timed: a client of HTTP/2 that says nothing at all is told by its
+/// pings, which begin when it has said something.
 const MAX_CONNECTIONS: usize = 2048;
-/// For a request's head, also the first and the one after a pause: longer than scrapers pause, so that they keep their connection.
+/// For a request's head, also the first and the one after a pause: longer than scrapers pause, so
+/// that they keep their connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Serves until `shutdown`, then lets what runs end; streams end by themselves then.

@@ -178,7 +178,8 @@ impl Database {
                     .await?
             }
         };
-        // Looked at last: what was pruned before or while the page was read shows here. Revisions have no holes.
+        // Looked at last: what was pruned before or while the page was read shows here. Revisions
+        // have no holes.
         let oldest: Option<i64> = self
             .query_one(statements::CHANGE_OLDEST, &[])
             .await?
@@ -194,8 +195,8 @@ impl Database {
         Ok(LogPage::Changes { changes, through })
     }
 
-    /// Deletes what is older than `keep_for` or beyond the newest `keep_count`, among the oldest `limit` rows. Returns how
-    /// many went: none where `term` is over.
+    /// Deletes what is older than `keep_for` or beyond the newest `keep_count`, among the oldest
+    /// `limit` rows. Returns how many went: none where `term` is over.
     pub async fn prune_changes(
         &self,
         term: u64,

@@ -94,7 +94,8 @@ impl Database {
         Ok(rows.iter().map(|row| row.get("edge_id")).collect())
     }
 
-    /// What each edge holds of several entries; an entry nobody holds anything of is not in the answer.
+    /// What each edge holds of several entries; an entry nobody holds anything of is not in the
+    /// answer.
     pub async fn holdings_of(
         &self,
         entries: &[EntryId],
@@ -104,7 +105,8 @@ impl Database {
         ))
     }
 
-    /// What of `range` is on none of `edges`, ascending, at most `limit` ranges. Empty: all of it is there.
+    /// What of `range` is on none of `edges`, ascending, at most `limit` ranges. Empty: all of it
+    /// is there.
     pub async fn missing(
         &self,
         entry: EntryId,

@@ -24,14 +24,16 @@ use super::{
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// What the client waits beyond the server's own statement timeout before it calls the server dead.
 const GRACE: Duration = Duration::from_secs(2);
-/// A coordinator that stops in the middle of a transaction (SIGSTOP, a cut network) holds the lease row's
-/// lock; the server ends its transaction after this, well within the five seconds a takeover may last.
+/// A coordinator that stops in the middle of a transaction (SIGSTOP, a cut network) holds the lease
+/// row's lock; the server ends its transaction after this, well within the five seconds a takeover
+/// may last.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_millis(1_500);
 
 /// Where the database is and how much of it is used.
 #[derive(Clone)]
 pub struct DatabaseConfig {
-    /// `postgres://…` or `key=value …`. `sslmode` `require`, `verify-ca` and `verify-full` mean verified TLS.
+    /// `postgres://…` or `key=value …`. `sslmode` `require`, `verify-ca` and `verify-full` mean
+    /// verified TLS.
     pub url: String,
     /// Connections for reads; the writer and the lease have one each beside.
     pub max_connections: usize,
@@ -163,8 +165,9 @@ impl Database {
         })
     }
 
-    /// Returns once the database answers with our schema; logs one line an attempt. A schema that can never
-    /// fit ends it with an error, a database that is not there does not. `None`: cancelled.
+    /// Returns once the database answers with our schema; logs one line an attempt. A schema that
+    /// can never fit ends it with an error, a database that is not there does not. `None`:
+    /// cancelled.
     pub async fn wait_ready(
         &self,
         mode: MigrateMode,
@@ -183,7 +186,8 @@ impl Database {
                     return Ok(Some(()));
                 }
                 Err(SchemaError::Database(RepositoryError::Unavailable { reason, .. })) => reason,
-                // With --no-migrate an older schema is somebody else's job, under way or still to come.
+                // With --no-migrate an older schema is somebody else's job, under way or still to
+                // come.
                 Err(error @ SchemaError::Pending { .. }) => error.to_string(),
                 Err(error) => {
                     *self.shared.health.write() = Health::NotReady(error.to_string());
@@ -285,7 +289,8 @@ pub(super) fn jittered(wait: Duration) -> Duration {
     wait.mul_f64(rand::rng().random_range(0.5..1.0))
 }
 
-/// Takes out of a URL the libpq options the driver does not know: `sslrootcert`, and the `sslmode`s that verify.
+/// Takes out of a URL the libpq options the driver does not know: `sslrootcert`, and the `sslmode`s
+/// that verify.
 fn split_tls_options(url: &str) -> (String, Option<PathBuf>, bool) {
     let Ok(mut parsed) = url::Url::parse(url) else {
         return (url.to_owned(), None, false);

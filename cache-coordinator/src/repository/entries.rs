@@ -51,7 +51,8 @@ impl EntryRecord {
         }
     }
 
-    /// From the wire. Whether the id is the one its fields derive is the caller's to check: it knows the base URL.
+    /// From the wire. Whether the id is the one its fields derive is the caller's to check: it
+    /// knows the base URL.
     pub fn from_proto(entry: &v1::Entry) -> Result<Self, RepositoryError> {
         let id = entry
             .id
@@ -91,7 +92,8 @@ impl EntryRecord {
     }
 }
 
-/// A place in the listing of entries. All fields, so that the listing goes on although the entry went.
+/// A place in the listing of entries. All fields, so that the listing goes on although the entry
+/// went.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EntryCursor {
     pub source: String,
@@ -163,7 +165,8 @@ impl Database {
             .transpose()
     }
 
-    /// At most `limit` entries after `after` in the order of source, path, query, id; `source` empty: of all.
+    /// At most `limit` entries after `after` in the order of source, path, query, id; `source`
+    /// empty: of all.
     pub async fn entries(
         &self,
         source: &str,

@@ -66,8 +66,8 @@ impl RepositoryError {
 impl From<tokio_postgres::Error> for RepositoryError {
     fn from(error: tokio_postgres::Error) -> Self {
         let Some(state) = error.code() else {
-            // No SQLSTATE: the server did not say it. Either the connection broke, or a value of ours did
-            // not fit the statement, and that is a bug.
+            // No SQLSTATE: the server did not say it. Either the connection broke, or a value of
+            // ours did not fit the statement, and that is a bug.
             return if error.is_closed() || is_io(&error) {
                 Self::unavailable(describe(&error))
             } else {

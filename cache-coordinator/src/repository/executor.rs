@@ -1,4 +1,5 @@
-//! Runs one catalogued statement: prepared once a connection, bounded in time, measured, errors translated.
+//! Runs one catalogued statement: prepared once a connection, bounded in time, measured, errors
+//! translated.
 
 use std::time::{Duration, Instant};
 
@@ -84,7 +85,8 @@ pub(super) async fn timed<T>(
     work: impl Future<Output = Result<T, tokio_postgres::Error>>,
 ) -> Result<T, RepositoryError> {
     let began = Instant::now();
-    // On behalf of a call: in its trace. The lease and the writer would only fill traces of their own.
+    // On behalf of a call: in its trace. The lease and the writer would only fill traces of their
+    // own.
     let span = if Span::current().is_none() {
         Span::none()
     } else {
@@ -105,8 +107,9 @@ pub(super) async fn timed<T>(
     result
 }
 
-/// A connection on loan. Unless the work on it is known to have ended well, it does not go back to the pool:
-/// a dropped call (a client's deadline) leaves a statement running on it, and the next user would wait behind that.
+/// A connection on loan. Unless the work on it is known to have ended well, it does not go back to
+/// the pool: a dropped call (a client's deadline) leaves a statement running on it, and the next
+/// user would wait behind that.
 pub(super) struct Loan {
     object: Option<Object>,
     returnable: bool,

@@ -1,7 +1,9 @@
-//! Who leads: a lease row changed by compare-and-set, measured by the database's clock (RFC 0001, 9).
+//! Who leads: a lease row changed by compare-and-set, measured by the database's clock (RFC 0001,
+//! 9).
 //!
-//! The leader believes in its lease only as long as it surely holds: counted on its own monotonic clock from before
-//! the request that renewed it. Writes do not depend on that belief, they check the row itself.
+//! The leader believes in its lease only as long as it surely holds: counted on its own monotonic
+//! clock from before the request that renewed it. Writes do not depend on that belief, they check
+//! the row itself.
 
 use std::time::Duration;
 
@@ -122,7 +124,8 @@ impl LeaseKeeper {
         }
     }
 
-    /// Runs until cancelled; then releases the lease so that a standby need not wait for it to expire.
+    /// Runs until cancelled; then releases the lease so that a standby need not wait for it to
+    /// expire.
     pub async fn run(self, cancel: CancellationToken) {
         let mut requests = self.step_down.subscribe();
         loop {
@@ -252,7 +255,8 @@ impl LeaseKeeper {
         false
     }
 
-    /// A compare-and-set on (holder, term), bounded in time. False: the row is somebody else's by now.
+    /// A compare-and-set on (holder, term), bounded in time. False: the row is somebody else's by
+    /// now.
     async fn change(
         &self,
         statement: statements::Statement,

@@ -1,4 +1,5 @@
-//! The schema: forward-only files of `migrations/`, each applied once, in one transaction, by one coordinator at a time.
+//! The schema: forward-only files of `migrations/`, each applied once, in one transaction, by one
+//! coordinator at a time.
 
 use sha2::{Digest as _, Sha256};
 
@@ -108,7 +109,8 @@ async fn apply_next(database: &Database, known: &[Migration]) -> Result<bool, Sc
     let result = async {
         let (observer, patience) = (database.observer(), database.give_up_after());
         let transaction = timed(observer, patience, "begin", loan.client()?.transaction()).await?;
-        // Another coordinator may hold the lock, and an index on a large table may take long to build.
+        // Another coordinator may hold the lock, and an index on a large table may take long to
+        // build.
         transaction.batch_execute("SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0").await.map_err(RepositoryError::from)?;
         transaction.batch_execute(statements::SCHEMA_LOCK.sql).await.map_err(RepositoryError::from)?;
         transaction.batch_execute(statements::SCHEMA_TABLE.sql).await.map_err(RepositoryError::from)?;

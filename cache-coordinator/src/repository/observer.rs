@@ -1,10 +1,12 @@
-//! Where statement latencies go. The metrics room implements it; this room does not know Prometheus.
+//! Where statement latencies go. The metrics room implements it; this room does not know
+//! Prometheus.
 
 use std::time::Duration;
 
 /// Told of each statement that ended.
 pub trait StatementObserver: Send + Sync + 'static {
-    /// `statement` is a file name of `queries/` without `.sql`, or `begin` and `commit`: a bounded set.
+    /// `statement` is a file name of `queries/` without `.sql`, or `begin` and `commit`: a bounded
+    /// set.
     fn observe(&self, statement: &'static str, took: Duration, ok: bool);
 }
 

@@ -26,7 +26,8 @@ impl Database {
     }
 }
 
-/// The document of `sources.settings`. Fields missing in it are those an older release did not know.
+/// The document of `sources.settings`. Fields missing in it are those an older release did not
+/// know.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Settings {

@@ -1,4 +1,5 @@
-//! The catalogue of statements: one file each in `queries/`, named here, prepared once a connection.
+//! The catalogue of statements: one file each in `queries/`, named here, prepared once a
+//! connection.
 
 /// A statement and the name its latency is recorded under.
 #[derive(Clone, Copy, Debug)]

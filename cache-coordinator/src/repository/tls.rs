@@ -1,5 +1,5 @@
-//! TLS to PostgreSQL, when the URL asks for it. The server's certificate is always verified: `require` without
-//! verification would protect from nobody who can stand in between.
+//! TLS to PostgreSQL, when the URL asks for it. The server's certificate is always verified:
+//! `require` without verification would protect from nobody who can stand in between.
 
 use std::{fs::File, io::BufReader, path::Path, sync::Arc};
 

@@ -111,7 +111,8 @@ pub async fn request(
     })
 }
 
-/// Returns when the range is recorded. Subscribes first, then looks, then waits: nothing is missed between.
+/// Returns when the range is recorded. Subscribes first, then looks, then waits: nothing is missed
+/// between.
 pub async fn wait(
     cluster: &Cluster,
     request: v1::WaitForRangeRequest,

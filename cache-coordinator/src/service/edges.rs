@@ -11,13 +11,13 @@ use super::{
     loader::edge_id,
 };
 use crate::{
-    core::scheduler::api::EdgeId,
     repository::{EdgeRecord, writer::DrainEdge},
     session::{
         plan::Command,
         registry::{End, Reconciliation},
     },
 };
+use scheduler::api::EdgeId;
 
 /// Entries handed over at a drain because somebody plays them.
 const MAX_PLAYED: usize = 256;
@@ -70,7 +70,8 @@ pub async fn list(cluster: &Cluster) -> Result<v1::ListEdgesResponse, ServiceErr
     Ok(v1::ListEdgesResponse { edges })
 }
 
-/// No new readers; or readers again. What its readers come to next goes to the edges that take them.
+/// No new readers; or readers again. What its readers come to next goes to the edges that take
+/// them.
 pub async fn drain(
     cluster: &Cluster,
     request: v1::DrainEdgeRequest,
@@ -150,8 +151,8 @@ pub async fn forget(
     })
 }
 
-/// Rows against what the edge says it holds. Its session is ended: the next one begins with an inventory and its
-/// reconciliation, which is the very check; readers keep their bytes meanwhile.
+/// Rows against what the edge says it holds. Its session is ended: the next one begins with an
+/// inventory and its reconciliation, which is the very check; readers keep their bytes meanwhile.
 pub async fn verify(
     cluster: &Cluster,
     request: v1::VerifyEdgeRequest,

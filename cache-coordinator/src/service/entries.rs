@@ -12,13 +12,11 @@ use super::{
     observe, ranges,
 };
 use crate::{
-    core::{
-        edge_choice::{Candidate, choose_edge},
-        scheduler::api::EdgeId,
-    },
     repository::{Binding, EntryCursor, EntryRecord, Holding, writer::Observation},
     session::registry::Live,
 };
+use scheduler::api::EdgeId;
+use scheduler::edge_choice::{Candidate, choose_edge};
 
 /// Of a listing.
 const DEFAULT_PAGE: u32 = 100;
@@ -132,7 +130,8 @@ pub async fn open(
     })
 }
 
-/// Alive, not draining, holding most near the position, least loaded; and how many chunks it holds there.
+/// Alive, not draining, holding most near the position, least loaded; and how many chunks it holds
+/// there.
 pub fn best_edge(
     cluster: &Cluster,
     entry: &EntryRecord,

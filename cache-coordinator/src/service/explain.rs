@@ -3,10 +3,8 @@
 use chunkcache_proto::{EntryId, v1};
 
 use super::{Cluster, entries, error::ServiceError};
-use crate::{
-    core::scheduler::{Decision, api::From as FetchFrom},
-    session::{plan::Plan, translate},
-};
+use crate::session::{plan::Plan, translate};
+use scheduler::{Decision, api::From as FetchFrom};
 
 /// In words and numbers.
 pub async fn explain(

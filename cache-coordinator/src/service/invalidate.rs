@@ -89,7 +89,8 @@ pub async fn invalidate(
             CONFIRM_WITHIN,
         )
         .await;
-    // Told also where it is not recorded: the edges confirm the sequence, and ask their origins once more.
+    // Told also where it is not recorded: the edges confirm the sequence, and ask their origins
+    // once more.
     invalidated?;
     // One that is away has its bindings, and learns of it when it comes back.
     for edge in cluster.database.edges().await? {

@@ -1,8 +1,9 @@
 //! Which keys the table may have: a question about one it has not is answered without asking it.
 //!
-//! A viewer waits while a new key is resolved, and nearly all keys that are asked for here are new: edges know theirs. Only the
-//! leader writes keys, so what it read at the start of its term and what it wrote since is all of them. Taken out is none: one
-//! that is here though the table has it no more costs a look at the table. It never says "no" of a key that is there.
+//! A viewer waits while a new key is resolved, and nearly all keys that are asked for here are new:
+//! edges know theirs. Only the leader writes keys, so what it read at the start of its term and
+//! what it wrote since is all of them. Taken out is none: one that is here though the table has it
+//! no more costs a look at the table. It never says "no" of a key that is there.
 
 use std::{
     collections::HashSet,

@@ -4,10 +4,10 @@ use chunkcache_proto::EntryId;
 
 use super::error::ServiceError;
 use crate::{
-    core::scheduler::api::EdgeId,
     repository::Database,
     session::{actor::EntrySource, plan::LoadedEntry},
 };
+use scheduler::api::EdgeId;
 
 /// An edge's row id as the scheduler's.
 #[must_use]

@@ -1,7 +1,7 @@
 //! One file a use case, over the table, the plan and the live sessions.
 //!
-//! Knows messages of the protos as values; nothing of tonic's transport, of SQL, or of how a session
-//! speaks. Every use case that writes or decides asks [`Cluster::require_leader`] first.
+//! Knows messages of the protos as values; nothing of tonic's transport, of SQL, or of how a
+//! session speaks. Every use case that writes or decides asks [`Cluster::require_leader`] first.
 
 pub mod availability;
 pub mod edges;
@@ -59,7 +59,8 @@ pub struct Cluster {
     pub step_down: StepDown,
     /// As in the table: read at the start of a term, changed with the table.
     pub sources: ArcSwap<Vec<v1::Source>>,
-    /// Held from a change of the table until it is in `sources`, in the outboxes and in the plan: all learn of changes in one order.
+    /// Held from a change of the table until it is in `sources`, in the outboxes and in the plan:
+    /// all learn of changes in one order.
     pub publishing: tokio::sync::Mutex<()>,
     /// Keys the table may have.
     pub known_keys: known_keys::KnownKeys,

@@ -1,4 +1,5 @@
-//! An origin answered for a key: the entry is registered, the key points to it, who should know is told.
+//! An origin answered for a key: the entry is registered, the key points to it, who should know is
+//! told.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -11,13 +12,13 @@ use super::{
     loader::edge_id,
 };
 use crate::{
-    core::scheduler::api::EdgeId,
     repository::{
         EntryRecord,
         writer::{Observation, ObserveEntry, Observed},
     },
     session::plan::Command,
 };
+use scheduler::api::EdgeId;
 
 /// Registers. `by` is the edge that saw it: it need not be told.
 pub async fn observe(
@@ -59,8 +60,8 @@ pub async fn observe(
     Ok(observed)
 }
 
-/// A key that moved concerns every edge; one that was confirmed, those that hold the entry; a new one nobody
-/// (who waits for it in `ResolveKey` has its answer).
+/// A key that moved concerns every edge; one that was confirmed, those that hold the entry; a new
+/// one nobody (who waits for it in `ResolveKey` has its answer).
 async fn tell_edges(
     cluster: &Cluster,
     by: Option<EdgeId>,
@@ -72,7 +73,8 @@ async fn tell_edges(
     }
     let moved = observed.key_changed;
     let holders: HashSet<EdgeId> = match binding.entry.as_ref().and_then(|e| e.id.parse().ok()) {
-        // Who, not what: an entry may be fifty thousand chunks on a thousand edges, and each of these confirms it.
+        // Who, not what: an entry may be fifty thousand chunks on a thousand edges, and each of
+        // these confirms it.
         Some(id) if !moved => {
             let edges = cluster.database.edges_holding(id).await?;
             edges.into_iter().map(edge_id).collect()

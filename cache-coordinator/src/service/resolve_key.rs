@@ -1,8 +1,8 @@
-//! Key to entry, for edges: at once where the table knows it; else one caller in the cluster asks the
-//! origin and the others wait for what it finds.
+//! Key to entry, for edges: at once where the table knows it; else one caller in the cluster asks
+//! the origin and the others wait for what it finds.
 //!
-//! Waiting is by events: what ends a probe drops its channel, which wakes everyone who waits
-//! on it. A probe that says nothing ends by its lease.
+//! Waiting is by events: what ends a probe drops its channel, which wakes everyone who waits on it.
+//! A probe that says nothing ends by its lease.
 
 use std::{
     collections::HashMap,
@@ -36,7 +36,8 @@ pub struct Resolver {
 struct State {
     probes: HashMap<v1::Key, Probe>,
     negatives: HashMap<v1::Key, v1::NegativeAnswer>,
-    /// Rises with each probe that ended: shows whether the table may have changed since it was read.
+    /// Rises with each probe that ended: shows whether the table may have changed since it was
+    /// read.
     ended: u64,
 }
 

@@ -100,8 +100,8 @@ pub async fn remove(
     })
 }
 
-/// Reads the table again and tells every connected edge the whole set: what is not in it is not registered. One at a time: an older
-/// set that is told behind a newer one would take sources away.
+/// Reads the table again and tells every connected edge the whole set: what is not in it is not
+/// registered. One at a time: an older set that is told behind a newer one would take sources away.
 async fn publish(cluster: &Cluster) -> Result<Posted, ServiceError> {
     let sources = Arc::new(cluster.database.sources().await?);
     cluster.sources.store(Arc::clone(&sources));

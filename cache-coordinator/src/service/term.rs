@@ -1,7 +1,8 @@
 //! The beginning and the end of a term: what a leader needs to know is read from the table, and
 //! what belongs to a term that is over is let go.
 //!
-//! Re-reads everything each time and takes no argument of the past, so a second beginning is as good as a first.
+//! Re-reads everything each time and takes no argument of the past, so a second beginning is as
+//! good as a first.
 
 use std::{sync::Arc, time::Duration};
 

@@ -21,11 +21,8 @@ use super::{
     plan::{Action, Command, LoadedEntry, Plan},
     registry::Registry,
 };
-use crate::{
-    core::scheduler::{Config, Scheduler, api::Millis, api::WantId},
-    metrics::Metrics,
-    service::error::ServiceError,
-};
+use crate::{metrics::Metrics, service::error::ServiceError};
+use scheduler::{Config, Scheduler, api::Millis, api::WantId};
 
 /// Commands that wait. Beyond, sessions wait for room, and with them their edges.
 const QUEUE_COMMANDS: usize = 8192;
@@ -117,8 +114,8 @@ pub struct Actor<S> {
 }
 
 impl<S: EntrySource> Actor<S> {
-    /// The actor, the way to it, and the wants that are done. These are unbounded in type only: there are never
-    /// more than there are wants, whose number the jobs and requests bound.
+    /// The actor, the way to it, and the wants that are done. These are unbounded in type only:
+    /// there are never more than there are wants, whose number the jobs and requests bound.
     pub fn new(
         source: Arc<S>,
         registry: Arc<Registry>,
@@ -229,8 +226,8 @@ impl<S: EntrySource> Actor<S> {
     }
 }
 
-/// Milliseconds since 1970, with room for a million assignments in each, below the bit of an edge's own fetches:
-/// no number of an earlier plan, whichever process it was in, comes again.
+/// Milliseconds since 1970, with room for a million assignments in each, below the bit of an edge's
+/// own fetches: no number of an earlier plan, whichever process it was in, comes again.
 fn first_assignment() -> u64 {
     let since = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)

@@ -6,7 +6,7 @@ use chunkcache_proto::{ChunkIndex, EntryId, Level, v1};
 use v1::session_response::Message;
 
 use super::directory::EdgeRecord;
-use crate::core::scheduler::api::{EdgeId, WantId};
+use scheduler::api::{EdgeId, WantId};
 
 /// Of an edge's disk. Both 0: not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

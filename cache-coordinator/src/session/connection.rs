@@ -1,7 +1,7 @@
 //! One edge's session, from `Hello` to its end.
 //!
-//! Two lanes: what changes rows goes to `storage.rs`, in order, at the database's pace; demand, reports and
-//! confirmations are handled here at once, so that a seek never waits for a commit.
+//! Two lanes: what changes rows goes to `storage.rs`, in order, at the database's pace; demand,
+//! reports and confirmations are handled here at once, so that a seek never waits for a commit.
 
 use std::{
     collections::BTreeSet,
@@ -48,14 +48,16 @@ use crate::{
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// A session without a message for this long is dead.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
-/// An edge that hears nothing for two and a half of them comes down to its own part of what origins bear.
+/// An edge that hears nothing for two and a half of them comes down to its own part of what origins
+/// bear.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Storage messages that wait for the database. Beyond, the session is not read: the edge
 /// keeps what it has to say in its own outbox.
 const STORAGE_QUEUE: usize = 1024;
 /// What an edge says of itself is written to the table this often.
 const TOUCH_EVERY: Duration = Duration::from_secs(5);
-/// A wait that was heard of is planned for within this time, unless its entry can not be read from the database.
+/// A wait that was heard of is planned for within this time, unless its entry can not be read from
+/// the database.
 const HEARD_MS: u32 = 500;
 /// Entries of an edge that drains, opened to be handed over.
 const MAX_HOT: u32 = 256;
@@ -125,8 +127,8 @@ async fn open(
     });
     // One that was alone says what it has under way before this one asks for anything.
     let joining = cluster.registry.joining(live.edge).await;
-    // First into the outbox, then into the registry: nothing comes before Welcome. No source is put between the two: it would be
-    // in neither.
+    // First into the outbox, then into the registry: nothing comes before Welcome. No source is put
+    // between the two: it would be in neither.
     let alone = cluster.publishing.lock().await;
     let sources = cluster.sources.load_full();
     outbox.post(Response::Welcome(v1::Welcome {
@@ -167,7 +169,8 @@ async fn open(
     Ok((live, hello))
 }
 
-/// Of an edge that drains: what the tables say is hot there is opened, and handed over on from where an earlier term was.
+/// Of an edge that drains: what the tables say is hot there is opened, and handed over on from
+/// where an earlier term was.
 fn hand_over_on(cluster: &Arc<Cluster>, live: &Arc<Live>) {
     let (cluster, live) = (Arc::clone(cluster), Arc::clone(live));
     let tracker = cluster.tasks.clone();
@@ -290,7 +293,8 @@ async fn serve(
             Ok(Lane::Storage) => {
                 let sent = storage.send(message);
                 tokio::pin!(sent);
-                // However long the database takes: an edge that hears nothing takes its coordinator as lost.
+                // However long the database takes: an edge that hears nothing takes its coordinator
+                // as lost.
                 let forwarded = loop {
                     tokio::select! {
                         sent = &mut sent => break sent.is_ok(),
@@ -327,7 +331,8 @@ async fn control(
     let (edge, epoch) = (live.edge, live.epoch);
     match message {
         Request::Demand(batch) => {
-            // Before the plan looks at it: an edge that hears from us leaves it to us whom the origin is asked by, and when.
+            // Before the plan looks at it: an edge that hears from us leaves it to us whom the
+            // origin is asked by, and when.
             let waiting = batch.readers.iter().filter(|reader| reader.waiting);
             let reader_ids: Vec<u64> = waiting.map(|reader| reader.reader_id).collect();
             if !reader_ids.is_empty() {

@@ -8,7 +8,7 @@ use std::{
 
 use chunkcache_proto::{EntryId, Geometry, v1};
 
-use crate::core::scheduler::api::{AssignmentId, EdgeId, EntryNo, SourceId};
+use scheduler::api::{AssignmentId, EdgeId, EntryNo, SourceId};
 
 /// The highest bit marks fetches an edge began by itself.
 pub(super) const LOCAL_BIT: u64 = 1 << 63;
@@ -116,7 +116,8 @@ impl Directory {
         self.entries.len()
     }
 
-    /// Gives an entry a number that was never used before: late messages about a closed one find nothing.
+    /// Gives an entry a number that was never used before: late messages about a closed one find
+    /// nothing.
     pub fn open_entry(&mut self, record: EntryRecord) -> EntryNo {
         let number = EntryNo(self.next_entry);
         self.next_entry = self.next_entry.wrapping_add(1);
@@ -139,8 +140,8 @@ impl Directory {
         }
     }
 
-    /// The scheduler's id of a fetch as an edge names it. An edge's own fetches are numbered by the edge,
-    /// so two edges may use the same number: each gets an id of its own here.
+    /// The scheduler's id of a fetch as an edge names it. An edge's own fetches are numbered by the
+    /// edge, so two edges may use the same number: each gets an id of its own here.
     pub fn assignment(&mut self, edge: EdgeId, wire: u64) -> AssignmentId {
         if wire & LOCAL_BIT == 0 {
             return AssignmentId(wire);

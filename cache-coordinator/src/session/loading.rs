@@ -1,19 +1,20 @@
 //! Entries that are not open yet, and what was said of them meanwhile, in its order.
 //!
-//! An edge meets an object, and speaks of it, before the row of it is committed: an entry the table does not have
-//! is waited for a while before what was said of it is dropped.
+//! An edge meets an object, and speaks of it, before the row of it is committed: an entry the table
+//! does not have is waited for a while before what was said of it is dropped.
 
 use std::collections::{HashMap, VecDeque, hash_map};
 
 use chunkcache_proto::EntryId;
 
 use super::command::Command;
-use crate::core::scheduler::api::Millis;
+use scheduler::api::Millis;
 
 /// Commands kept for one entry. What is beyond is dropped: demand
 /// is said again by the edges, rows are loaded by the very load that is waited for.
 const MAX_WAITING_PER_ENTRY: usize = 4096;
-/// From the first mention to the row: a commit, or an outage of the database as long as a probe's lease.
+/// From the first mention to the row: a commit, or an outage of the database as long as a probe's
+/// lease.
 const UNREGISTERED_FOR: Millis = 5_000;
 
 /// One entry.

@@ -1,8 +1,8 @@
 //! Edge sessions: wire to events, effects to wire, reconciliation.
 //!
-//! `protocol`, `command`, `directory`, `loading`, `translate`, `plan` and `reconcile` are pure; `connection` and `storage` are the two lanes
-//! of a session; `actor` owns the plan; `registry` is who is connected. May not know SQL, HTTP, or what
-//! clients of CacheService ask.
+//! `protocol`, `command`, `directory`, `loading`, `translate`, `plan` and `reconcile` are pure;
+//! `connection` and `storage` are the two lanes of a session; `actor` owns the plan; `registry` is
+//! who is connected. May not know SQL, HTTP, or what clients of CacheService ask.
 
 pub mod actor;
 pub mod command;

@@ -1,9 +1,9 @@
 //! The scheduler with what it needs to be spoken to: names, entries loaded before their first
-//! mention, requests and jobs. Synchronous and deterministic, so that it is tested
-//! without a runtime; `actor.rs` gives it time, tables and edges.
+//! mention, requests and jobs. Synchronous and deterministic, so that it is tested without a
+//! runtime; `actor.rs` gives it time, tables and edges.
 //!
-//! Why entries are loaded first: a scheduler that does not know what is held fetches it again. Commands
-//! that name an entry under way wait for it here, in their order.
+//! Why entries are loaded first: a scheduler that does not know what is held fetches it again.
+//! Commands that name an entry under way wait for it here, in their order.
 
 mod handover;
 mod idle;
@@ -24,7 +24,7 @@ use super::{
     loading::{Absent, Loads},
     translate,
 };
-use crate::core::scheduler::{
+use scheduler::{
     Scheduler,
     api::{EdgeId, Effect, EntryNo, Event, Millis, ReaderId, WantId},
 };
@@ -317,7 +317,8 @@ impl Plan {
         self.event(event, now, actions);
     }
 
-    /// An epoch is checked here and not only at the session: its commands may still be in the queue when a newer one joins.
+    /// An epoch is checked here and not only at the session: its commands may still be in the queue
+    /// when a newer one joins.
     fn is_present(&self, edge: EdgeId, epoch: u64) -> bool {
         self.epochs.get(&edge) == Some(&epoch)
     }

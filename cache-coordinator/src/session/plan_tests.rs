@@ -11,7 +11,7 @@ use super::{
     directory::EdgeRecord,
     plan::{Action, Command, EdgeSpace, LoadedEntry, Plan},
 };
-use crate::core::scheduler::{
+use scheduler::{
     Config, Scheduler,
     api::{EdgeId, WantId},
 };
@@ -193,7 +193,8 @@ fn local_fetch(first_chunk: u32, chunk_count: u32) -> Command {
     }
 }
 
-/// The session's two lanes: the probe's fetch is told at once, the entry's row is committed a moment later.
+/// The session's two lanes: the probe's fetch is told at once, the entry's row is committed a
+/// moment later.
 #[test]
 fn what_is_said_before_the_row_is_committed_is_not_lost() {
     let mut fixture = Fixture::new();
@@ -315,7 +316,8 @@ fn a_wait_is_held_from_the_moment_it_is_planned_for() {
         })
     };
     assert!(!held(&planned), "its entry could not be read yet");
-    // Not only when nothing may be fetched: what brings it now may be stopped for others, and the edge would not know that.
+    // Not only when nothing may be fetched: what brings it now may be stopped for others, and the
+    // edge would not know that.
     assert!(held(&actions));
     let ids: Vec<u64> = actions
         .iter()

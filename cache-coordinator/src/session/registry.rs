@@ -19,10 +19,10 @@ use tonic::Status;
 use v1::session_response::Message;
 
 use super::sole::Sole;
-use crate::core::scheduler::api::EdgeId;
+use scheduler::api::EdgeId;
 
-/// Messages that wait for a slow edge. Beyond, its session ends: it reconnects and is told its state anew,
-/// which is less than what it has missed.
+/// Messages that wait for a slow edge. Beyond, its session ends: it reconnects and is told its
+/// state anew, which is less than what it has missed.
 pub const OUTBOX_MESSAGES: usize = 4096;
 
 /// Why a session ends, for logs and metrics.
@@ -240,7 +240,8 @@ pub struct Registry {
     /// Sessions that ended, and when: suspect until they return or are taken as lost.
     suspects: Mutex<HashMap<EdgeId, (Suspect, Instant)>>,
     sequence: AtomicU64,
-    /// Held shared while an observation is judged and recorded, and alone while an invalidation begins.
+    /// Held shared while an observation is judged and recorded, and alone while an invalidation
+    /// begins.
     observing: tokio::sync::RwLock<()>,
     /// Begun so far.
     invalidations: AtomicU64,
@@ -352,8 +353,9 @@ impl Registry {
         self.invalidations.load(Ordering::Acquire)
     }
 
-    /// From here on no edge's observation counts as news before the edge has confirmed the sequence. What was observed before
-    /// is recorded, so that the invalidation, written next, undoes it.
+    /// From here on no edge's observation counts as news before the edge has confirmed the
+    /// sequence. What was observed before is recorded, so that the invalidation, written next,
+    /// undoes it.
     pub async fn begin_invalidation(&self) -> u64 {
         let _alone = self.observing.write().await;
         self.invalidations.fetch_add(1, Ordering::AcqRel);
@@ -387,7 +389,8 @@ impl Registry {
             .await
     }
 
-    /// Sends to every session, and leaves the wait to the caller: who must send in an order need not wait in it.
+    /// Sends to every session, and leaves the wait to the caller: who must send in an order need
+    /// not wait in it.
     pub fn post(&self, confirmation: Confirmation, message: impl Fn(u64) -> Message) -> Posted {
         self.post_as(self.next_sequence(), confirmation, message)
     }

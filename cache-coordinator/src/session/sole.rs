@@ -1,7 +1,7 @@
 //! The one edge that has a session while no other has, and so need not ask who else has a byte.
 //!
-//! It is told so once its rows and disk agree. Before another edge is welcomed the word is taken back, and what the first one began under it
-//! has been told by then. See RFC 0004.
+//! It is told so once its rows and disk agree. Before another edge is welcomed the word is taken
+//! back, and what the first one began under it has been told by then. See RFC 0004.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,9 +10,10 @@ use parking_lot::Mutex;
 use v1::session_response::Message;
 
 use super::registry::{Live, Registry};
-use crate::core::scheduler::api::EdgeId;
+use scheduler::api::EdgeId;
 
-/// Who does not confirm in this time may be asking an origin for what the new edge is about to ask for: bytes that come twice, no more.
+/// Who does not confirm in this time may be asking an origin for what the new edge is about to ask
+/// for: bytes that come twice, no more.
 const CONFIRMED_WITHIN: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Default)]
@@ -59,7 +60,8 @@ impl Registry {
         state.holder = Some(Arc::clone(only));
     }
 
-    /// Takes the word back from another edge before this one joins. What it began is known when this returns, or half a second has passed.
+    /// Takes the word back from another edge before this one joins. What it began is known when
+    /// this returns, or half a second has passed.
     pub async fn joining(&self, edge: EdgeId) -> Joining<'_> {
         let (joining, withdrawn) = {
             let mut state = self.sole.state.lock();

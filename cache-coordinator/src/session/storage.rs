@@ -1,8 +1,10 @@
-//! The lane of a session that changes rows: inventory, stored, removed, observed; in the order received.
+//! The lane of a session that changes rows: inventory, stored, removed, observed; in the order
+//! received.
 //!
-//! Reports are queued one after the other without waiting for their commits; a second task takes the answers in
-//! the same order and sends `Committed`. While an inventory is reconciled, later reports wait behind it here:
-//! a row recorded after the inventory is never taken for one without bytes.
+//! Reports are queued one after the other without waiting for their commits; a second task takes
+//! the answers in the same order and sends `Committed`. While an inventory is reconciled, later
+//! reports wait behind it here: a row recorded after the inventory is never taken for one without
+//! bytes.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -35,8 +37,8 @@ use crate::{
 const COMMITS_AHEAD: usize = 1024;
 /// Entries in one inventory.
 const MAX_INVENTORY: usize = 1_000_000;
-/// Entries whose fill is taken up at a time, and the pause until the next: a disk full of begun entries is filled over hours, and
-/// what is not open yet costs nothing.
+/// Entries whose fill is taken up at a time, and the pause until the next: a disk full of begun
+/// entries is filled over hours, and what is not open yet costs nothing.
 const FILL_ENTRIES: u32 = 1000;
 const FILL_PAUSE: Duration = Duration::from_secs(10);
 /// Invalidated entries an edge is told of when it comes back: as many as fit into one message.
@@ -255,7 +257,8 @@ impl Lane {
         Ok(())
     }
 
-    /// All digests are here: rows of entries the edge does not have go, what differs is asked for in full.
+    /// All digests are here: rows of entries the edge does not have go, what differs is asked for
+    /// in full.
     async fn compare(&mut self) -> Result<(), ServiceError> {
         self.barrier().await?;
         let edge = row_id(self.live.edge);
@@ -415,7 +418,8 @@ impl Lane {
     }
 }
 
-/// Opens all entries the edge holds a part of, a page at a time: their fill follows from what is held.
+/// Opens all entries the edge holds a part of, a page at a time: their fill follows from what is
+/// held.
 pub async fn take_up_fill(cluster: Arc<Cluster>, live: Arc<Live>) {
     let mut after = EntryId::nil();
     loop {

@@ -9,7 +9,7 @@ use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, Level, v1};
 use v1::session_response::Message;
 
 use super::directory::Directory;
-use crate::core::scheduler::api::{
+use scheduler::api::{
     Assignment, Demand, EdgeId, Effect, Event, Fault, From as FetchFrom, ReaderId, Reason,
 };
 
@@ -231,9 +231,9 @@ pub fn coalesce(mut indexes: Vec<ChunkIndex>, geometry: Geometry) -> Vec<Range<C
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::core::scheduler::api::{AssignmentId, EntryNo};
     use crate::session::directory::{EdgeRecord, EntryRecord};
     use chunkcache_proto::EntryId;
+    use scheduler::api::{AssignmentId, EntryNo};
     use std::sync::Arc;
 
     const EDGE: EdgeId = EdgeId(1);

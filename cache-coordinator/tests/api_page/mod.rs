@@ -1,4 +1,5 @@
-//! `docs/api.md` from the descriptors of the protocol: services with who may call what, messages, values.
+//! `docs/api.md` from the descriptors of the protocol: services with who may call what, messages,
+//! values.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;

@@ -16,10 +16,10 @@ use axum::{
     response::IntoResponse,
 };
 use cache_coordinator::{app::App, config::ServeConfig, repository::MigrateMode};
-use chunkcache_plumbing::config::Secret;
 use chunkcache_proto::v1::{
     self, cache_service_client::CacheServiceClient, edge_service_client::EdgeServiceClient,
 };
+use service_kit::config::Secret;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;

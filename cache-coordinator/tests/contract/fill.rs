@@ -10,7 +10,8 @@ async fn all_that_is_begun_is_found_page_by_page() {
     let (_server, url, one) = leader().await;
     one.source("films").await;
     let (a, b) = (one.edge("a", 1).await.edge, one.edge("b", 2).await.edge);
-    // 2,500 entries of two chunks: every fifth is whole on the first edge, of the others it has one chunk; the second edge has the other.
+    // 2,500 entries of two chunks: every fifth is whole on the first edge, of the others it has one
+    // chunk; the second edge has the other.
     client(&url)
         .await
         .batch_execute(&format!(

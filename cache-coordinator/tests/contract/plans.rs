@@ -36,7 +36,8 @@ async fn hot_statements_use_the_primary_key() {
                 "ARRAY(SELECT id FROM edges)",
                 "1000",
             ],
-            // On a table far larger than memory a page of it for each few rows is what a question would wait for.
+            // On a table far larger than memory a page of it for each few rows is what a question
+            // would wait for.
             "Index Only Scan using cache_chunks_pkey",
         ),
         (
@@ -68,7 +69,8 @@ async fn hot_statements_use_the_primary_key() {
             "cache_entries_by_path",
         ),
     ];
-    // Where an entry table is tiny the planner rightly reads all of it; the question is which index would serve.
+    // Where an entry table is tiny the planner rightly reads all of it; the question is which index
+    // would serve.
     client
         .batch_execute("SET enable_seqscan = off")
         .await

@@ -1,4 +1,5 @@
-//! What the load tests share: sizes, figures, the large table, a coordinator in a process of its own.
+//! What the load tests share: sizes, figures, the large table, a coordinator in a process of its
+//! own.
 
 pub mod process;
 pub mod table;

@@ -1,9 +1,11 @@
 //! A large `cache_chunks`, as a thousand edges that fill at the same time leave it.
 //!
-//! Rows lie in the order of their arrival: eight of an entry on an edge, then eight of the next, as the writer's batches bring them
-//! from a thousand edges. So what is asked for lies on many pages, and not, as it would if each entry were made at once, on few.
+//! Rows lie in the order of their arrival: eight of an entry on an edge, then eight of the next, as
+//! the writer's batches bring them from a thousand edges. So what is asked for lies on many pages,
+//! and not, as it would if each entry were made at once, on few.
 //!
-//! Filling is a list of steps kept in the database: with `LOAD_DIRECTORY` a run goes on where the one before ended.
+//! Filling is a list of steps kept in the database: with `LOAD_DIRECTORY` a run goes on where the
+//! one before ended.
 
 use std::{
     sync::Arc,
@@ -120,7 +122,8 @@ pub async fn large() -> Large {
     large
 }
 
-/// Makes what is small, notes the steps, and takes the indexes and constraints away until the rows are there.
+/// Makes what is small, notes the steps, and takes the indexes and constraints away until the rows
+/// are there.
 async fn plan(client: &Client, entries: u32) {
     let store = store_id(WIDE);
     let wide = wide_entries(entries);
@@ -208,7 +211,8 @@ async fn plan(client: &Client, entries: u32) {
     client.batch_execute("COMMIT").await.unwrap();
 }
 
-/// True: none of the part is left. A step that was interrupted is rolled back, and is done again by the next run.
+/// True: none of the part is left. A step that was interrupted is rolled back, and is done again by
+/// the next run.
 async fn run_steps(client: &Client, part: &str, is_over: &impl Fn() -> bool) -> bool {
     client
         .batch_execute("SET maintenance_work_mem = '1GB'; SET synchronous_commit = off")

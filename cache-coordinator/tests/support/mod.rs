@@ -1,4 +1,5 @@
-//! What the contract tests stand on: a private PostgreSQL, and a coordinator's repository on a database of its own.
+//! What the contract tests stand on: a private PostgreSQL, and a coordinator's repository on a
+//! database of its own.
 
 // Each test binary uses a part of it.
 #![allow(dead_code)]

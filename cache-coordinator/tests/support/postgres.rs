@@ -1,4 +1,5 @@
-//! A private PostgreSQL: its own directory and socket, no TCP port; gone with the last test that uses it.
+//! A private PostgreSQL: its own directory and socket, no TCP port; gone with the last test that
+//! uses it.
 
 use std::{
     os::unix::fs::MetadataExt,

@@ -14,7 +14,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::departures::Departures;
-use crate::{core::lookahead::ReaderView, lanes, store::EntryFile};
+use crate::{core::lookahead::ReaderView, lanes};
+use chunk_store::EntryFile;
 
 /// A reader that took nothing for this long keeps its place and wants no fetch.
 const PAUSED_AFTER: Duration = Duration::from_secs(30);
@@ -113,7 +114,8 @@ impl Default for DemandRegistry {
 }
 
 impl DemandRegistry {
-    /// `lookahead_chunks`: what the operator wants ahead of each reader; unset: the coordinator decides.
+    /// `lookahead_chunks`: what the operator wants ahead of each reader; unset: the coordinator
+    /// decides.
     #[must_use]
     pub fn new(lookahead_chunks: Option<u32>) -> Self {
         Self {
@@ -151,7 +153,8 @@ impl DemandRegistry {
         state
     }
 
-    /// Behind the first bytes, which need the processors more. All there is to tell is told at once.
+    /// Behind the first bytes, which need the processors more. All there is to tell is told at
+    /// once.
     fn tell_later(&self) {
         if !self.told.is_due.swap(true, Ordering::AcqRel) {
             let told = self.told.clone();
@@ -180,7 +183,8 @@ impl DemandRegistry {
         self.tell_later();
     }
 
-    /// The reader is blocked at `position`. `comes`: for a byte that was asked for already, so that telling it is in no hurry.
+    /// The reader is blocked at `position`. `comes`: for a byte that was asked for already, so that
+    /// telling it is in no hurry.
     pub fn wait_at(&self, reader: &ReaderState, position: u64, comes: bool) {
         reader.position.store(position, Ordering::Relaxed);
         if !reader.waiting.swap(true, Ordering::AcqRel) {
@@ -201,7 +205,8 @@ impl DemandRegistry {
         }
     }
 
-    /// The reader took `len` bytes up to `position`. `moved_on`: into another chunk, which is worth telling.
+    /// The reader took `len` bytes up to `position`. `moved_on`: into another chunk, which is worth
+    /// telling.
     pub fn advance(&self, reader: &ReaderState, position: u64, len: u64, moved_on: bool) {
         let now = self.now_us();
         let before = reader.last_read_us.swap(now, Ordering::Relaxed);
@@ -244,8 +249,8 @@ impl DemandRegistry {
         self.told.waiting_changed.notify_one();
     }
 
-    /// The coordinator may not know yet that nobody here wants the run any more: it is not begun before it has answered, or had the
-    /// time to.
+    /// The coordinator may not know yet that nobody here wants the run any more: it is not begun
+    /// before it has answered, or had the time to.
     #[must_use]
     pub fn holds_back(&self, entry: EntryId, run: ByteRange) -> bool {
         let inner = self.inner.lock();
@@ -321,8 +326,8 @@ impl DemandRegistry {
         }
     }
 
-    /// Returns when there is something to tell: at once if a reader waits, else after others had this long to join.
-    /// Cancel safe: it looks at what there is, not at what it was woken by.
+    /// Returns when there is something to tell: at once if a reader waits, else after others had
+    /// this long to join. Cancel safe: it looks at what there is, not at what it was woken by.
     pub async fn due(&self, gathering: Duration) {
         loop {
             let changed = self.told.changed.notified();
@@ -431,7 +436,7 @@ mod tests {
     use chunkcache_proto::Geometry;
 
     use super::*;
-    use crate::store::{MinFree, Store, StoreOptions};
+    use chunk_store::{MinFree, Store, StoreOptions};
 
     fn a_file() -> (tempfile::TempDir, Arc<EntryFile>) {
         let dir = tempfile::tempdir().unwrap();

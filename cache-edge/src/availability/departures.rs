@@ -1,7 +1,9 @@
-//! Readers that left, until the coordinator has answered: what it handed out ahead for them is not begun meanwhile.
+//! Readers that left, until the coordinator has answered: what it handed out ahead for them is not
+//! begun meanwhile.
 //!
-//! A reader's leaving frees places here at once, with the fetches it alone had reason for, and the coordinator hears of it some
-//! milliseconds later. What it handed out ahead for that reader would begin in those places only to be cancelled.
+//! A reader's leaving frees places here at once, with the fetches it alone had reason for, and the
+//! coordinator hears of it some milliseconds later. What it handed out ahead for that reader would
+//! begin in those places only to be cancelled.
 
 use std::time::{Duration, Instant};
 
@@ -15,8 +17,9 @@ const HOLD_BACK: Duration = Duration::from_millis(500);
 const MAX_DEPARTURES: usize = 64;
 /// No lookahead reaches farther: the coordinator's limit.
 const FARTHEST: u64 = 256 << 20;
-/// So far ahead of a reader that came after the departure anything is taken as wanted: the least lookahead, in whole requests. More of
-/// it can not have been handed out, since the coordinator has not heard of it either.
+/// So far ahead of a reader that came after the departure anything is taken as wanted: the least
+/// lookahead, in whole requests. More of it can not have been handed out, since the coordinator has
+/// not heard of it either.
 const NEAR: u64 = 28 << 20;
 
 struct Departure {
@@ -79,7 +82,8 @@ impl Departures {
         self.list.iter().map(left).max()
     }
 
-    /// A run of the entry that none of these readers is near was, as far as is known here, for one that left.
+    /// A run of the entry that none of these readers is near was, as far as is known here, for one
+    /// that left.
     pub fn hold_back<'a>(
         &self,
         entry: EntryId,

@@ -1,8 +1,8 @@
 //! One chunk on its way into the store.
 //!
-//! Bytes are claimed under the lock, written outside it, then published: readers take them from the sparse
-//! file at once. Whoever publishes the last byte finishes the chunk. Two fetches may feed one flight
-//! (a second, hedged one): each byte is written once.
+//! Bytes are claimed under the lock, written outside it, then published: readers take them from the
+//! sparse file at once. Whoever publishes the last byte finishes the chunk. Two fetches may feed
+//! one flight (a second, hedged one): each byte is written once.
 
 use std::{sync::Arc, time::Instant};
 
@@ -11,10 +11,8 @@ use chunkcache_proto::{ByteRange, ChunkIndex, checksum::ChunkHasher};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-use crate::{
-    core::interval_set::IntervalSet,
-    store::{EntryFile, Reservation, Store, StoreError},
-};
+use crate::core::interval_set::IntervalSet;
+use chunk_store::{EntryFile, Reservation, Store, StoreError};
 
 /// Read back at a time for a checksum whose bytes came out of order.
 const REREAD_BYTES: usize = 256 << 10;
@@ -54,7 +52,8 @@ struct State {
     reservation: Option<Reservation>,
     phase: Phase,
     expected_checksum: Option<u64>,
-    /// Some of it came from a peer that could not tell its checksum yet: not recorded before [`Flight::prove`].
+    /// Some of it came from a peer that could not tell its checksum yet: not recorded before
+    /// [`Flight::prove`].
     unproved: bool,
     fetcher: Option<u64>,
     /// Somebody was given bytes of it.
@@ -157,8 +156,8 @@ impl Flight {
         }
     }
 
-    /// Lets readers have the first bytes of an answer that was checked before they are in the file, which may have to be made.
-    /// `None`: they have those, or others in that place.
+    /// Lets readers have the first bytes of an answer that was checked before they are in the file,
+    /// which may have to be made. `None`: they have those, or others in that place.
     pub fn lend(self: &Arc<Self>, offset: u64, bytes: &Bytes) -> Option<Loan> {
         let end = offset.saturating_add(bytes.len() as u64);
         let within = ByteRange::new(offset, end).intersect(self.range);
@@ -175,7 +174,8 @@ impl Flight {
         Some(Loan(self.clone()))
     }
 
-    /// Makes the fetch the one that brings this chunk. Another's claim stands unless it brought nothing for a second.
+    /// Makes the fetch the one that brings this chunk. Another's claim stands unless it brought
+    /// nothing for a second.
     pub fn claim(self: &Arc<Self>, fetch: u64) -> Option<FlightClaim> {
         let mut state = self.state.lock();
         let free = match state.fetcher {
@@ -201,7 +201,8 @@ impl Flight {
         state.unproved = false;
     }
 
-    /// The peer that sends it receives it itself, and can not tell its checksum before it has all of it.
+    /// The peer that sends it receives it itself, and can not tell its checksum before it has all
+    /// of it.
     pub fn expect_checksum_later(&self) {
         let mut state = self.state.lock();
         state.unproved = state.expected_checksum.is_none();
@@ -374,7 +375,8 @@ impl Flight {
         FlightError::Refused(why)
     }
 
-    /// The last writer of a chunk that is given up leaves its blocks and its space to others. Blocking.
+    /// The last writer of a chunk that is given up leaves its blocks and its space to others.
+    /// Blocking.
     fn give_back(&self, state: MutexGuard<'_, State>) {
         let why = match &state.phase {
             Phase::Refusing(why) if state.writing == 0 => why.clone(),
@@ -394,9 +396,10 @@ impl Flight {
         self.changed.notify_waiters();
     }
 
-    /// Nobody brings the rest of it, and it is worth its price: somebody was given bytes of it, who may come back for more, as others
-    /// may; or it has half of its bytes, so that the rest costs its origin no more than what is here did. The rest of one that was
-    /// hardly begun for a reader who left before would be fetched for the sake of little.
+    /// Nobody brings the rest of it, and it is worth its price: somebody was given bytes of it, who
+    /// may come back for more, as others may; or it has half of its bytes, so that the rest costs
+    /// its origin no more than what is here did. The rest of one that was hardly begun for a reader
+    /// who left before would be fetched for the sake of little.
     #[must_use]
     pub fn is_worth_completing(&self) -> bool {
         let state = self.state.lock();
@@ -456,7 +459,8 @@ impl Drop for Loan {
     }
 }
 
-/// The right to fetch a chunk. Dropped without the chunk being whole, it wakes the waiters so that someone claims it again.
+/// The right to fetch a chunk. Dropped without the chunk being whole, it wakes the waiters so that
+/// someone claims it again.
 pub struct FlightClaim {
     flight: Arc<Flight>,
     fetch: u64,
@@ -494,7 +498,7 @@ mod tests {
     use chunkcache_proto::{Geometry, v1};
 
     use super::*;
-    use crate::store::{MinFree, StoreOptions};
+    use chunk_store::{MinFree, StoreOptions};
 
     /// Of chunks of 2 MiB.
     fn a_file() -> (tempfile::TempDir, Store, Arc<EntryFile>) {

@@ -14,9 +14,10 @@ use chunkcache_proto::{ChunkIndex, EntryId};
 use parking_lot::Mutex;
 
 use super::flight::{Flight, Found};
-use crate::store::{EntryFile, Store};
+use chunk_store::{EntryFile, Store};
 
-/// A begun chunk that nobody fetches or waits for keeps its space for this long: a seek back is common.
+/// A begun chunk that nobody fetches or waits for keeps its space for this long: a seek back is
+/// common.
 const IDLE_LIMIT_MS: u128 = 15_000;
 
 /// Of one entry.
@@ -213,8 +214,9 @@ impl Flights {
         }
     }
 
-    /// How often an entry was found changed at its origin. Read before [`is_changed`](Self::is_changed): while it
-    /// stays the same, an entry that had not changed has not.
+    /// How often an entry was found changed at its origin. Read before
+    /// [`is_changed`](Self::is_changed): while it stays the same, an entry that had not changed has
+    /// not.
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
@@ -260,7 +262,8 @@ impl Flights {
         for entry in all {
             let empty = entry.sweep(under_pressure);
             let mut entries = self.entries.lock();
-            // The map's count and ours; one that changed at its origin is remembered with its readers.
+            // The map's count and ours; one that changed at its origin is remembered with its
+            // readers.
             if empty && Arc::strong_count(&entry) == 2 {
                 entries.remove(&entry.file.id());
             }

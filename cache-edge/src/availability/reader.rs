@@ -1,4 +1,5 @@
-//! A cursor over a range of an entry: present bytes at once, bytes in flight as they land, and a wait for the rest.
+//! A cursor over a range of an entry: present bytes at once, bytes in flight as they land, and a
+//! wait for the rest.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -14,8 +15,8 @@ use super::{
 use crate::{
     core::container,
     serve::ports::{OpenReader, Piece, Presence, ReadBytes, ReadError},
-    store::{ChunkPin, EntryFile},
 };
+use chunk_store::{ChunkPin, EntryFile};
 
 /// A reader of more than this is known to the cluster even if all its bytes are here.
 const TELL_ALWAYS_BYTES: u64 = 16 << 20;
@@ -131,7 +132,8 @@ impl ReadBytes for Reader {
         if let Some(piece) = self.at_hand(max_len) {
             return Ok(Some(piece));
         }
-        // Apart, because it is large and a hit has no use for it: futures are moved, and live as long as connections.
+        // Apart, because it is large and a hit has no use for it: futures are moved, and live as
+        // long as connections.
         Box::pin(self.step(max_len)).await
     }
 }
@@ -163,7 +165,8 @@ impl Reader {
             match flight.find(self.cursor) {
                 Found::Present => continue,
                 Found::Written(_) => {
-                    // Held first and looked at again: what is given up meanwhile is punched behind the hold.
+                    // Held first and looked at again: what is given up meanwhile is punched behind
+                    // the hold.
                     if let Some(pin) = self.factory.file.hold_unfinished(chunk) {
                         if let Found::Written(end) = flight.find(self.cursor) {
                             let end = end.min(self.end).min(self.cursor.saturating_add(max_len));
@@ -315,7 +318,8 @@ impl Reader {
         }
     }
 
-    /// The first `len` bytes tell where the container's index is; it is wanted before the player asks for it.
+    /// The first `len` bytes tell where the container's index is; it is wanted before the player
+    /// asks for it.
     fn look_for_index(&self, len: usize, read: impl FnOnce(&mut [u8]) -> bool) {
         let (Some(state), Some(flights)) = (&self.demand, &self.flights) else {
             return;

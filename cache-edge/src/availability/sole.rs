@@ -1,8 +1,10 @@
-//! Whether this edge alone has a session with the coordinator, and may ask origins at once for what a viewer waits for.
+//! Whether this edge alone has a session with the coordinator, and may ask origins at once for what
+//! a viewer waits for.
 //!
-//! No other edge could have the bytes or be fetching them, so there is nothing to be decided elsewhere first: what is asked is told
-//! as it is asked. Before another edge is let in the coordinator takes the word back, and waits until what was begun
-//! under it has been told. See RFC 0004.
+//! No other edge could have the bytes or be fetching them, so there is nothing to be decided
+//! elsewhere first: what is asked is told as it is asked. Before another edge is let in the
+//! coordinator takes the word back, and waits until what was begun under it has been told. See RFC
+//! 0004.
 
 use std::time::{Duration, Instant};
 
@@ -27,8 +29,8 @@ struct State {
     owed: Option<u64>,
 }
 
-/// While it is held the coordinator lets no other edge in. To be dropped once the fetch it was taken for is told, and never kept longer:
-/// the coordinator waits half a second at most.
+/// While it is held the coordinator lets no other edge in. To be dropped once the fetch it was
+/// taken for is told, and never kept longer: the coordinator waits half a second at most.
 pub struct Turn<'a>(&'a Sole);
 
 impl Sole {
@@ -60,7 +62,8 @@ impl Sole {
         }
     }
 
-    /// The session ended, or another began: nothing of an earlier one holds, and nothing is owed to it.
+    /// The session ended, or another began: nothing of an earlier one holds, and nothing is owed to
+    /// it.
     pub fn reset(&self) {
         let mut state = self.state.lock();
         state.given = false;

@@ -1,10 +1,12 @@
-//! While no coordinator is heard, each edge has its part of the connections that an origin bears, and nobody tells it what the others have.
+//! While no coordinator is heard, each edge has its part of the connections that an origin bears,
+//! and nobody tells it what the others have.
 //!
-//! So all come down first, and grow after that. From the moment a session ends nothing is opened beyond what was open, what
-//! is above the part is not renewed, and ends with its chunk; a moment later it is cut, the bytes that came kept. Only when all have
-//! done so does an edge open what it did not have. A coordinator that dies is missed by all at once. One that hangs is missed by
-//! its heartbeat, which comes to each edge at another time: both steps come later then. Should it go on after that, the session is begun
-//! anew, since it knows nothing of what was opened meanwhile.
+//! So all come down first, and grow after that. From the moment a session ends nothing is opened
+//! beyond what was open, what is above the part is not renewed, and ends with its chunk; a moment
+//! later it is cut, the bytes that came kept. Only when all have done so does an edge open what it
+//! did not have. A coordinator that dies is missed by all at once. One that hangs is missed by its
+//! heartbeat, which comes to each edge at another time: both steps come later then. Should it go on
+//! after that, the session is begun anew, since it knows nothing of what was opened meanwhile.
 //!
 //! Sources without a limit have nothing to do with it.
 

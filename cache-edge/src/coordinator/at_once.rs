@@ -1,4 +1,5 @@
-//! A reader's wait of an edge that is alone: the origin is asked at once, by the reader's own thread, and the coordinator is told.
+//! A reader's wait of an edge that is alone: the origin is asked at once, by the reader's own
+//! thread, and the coordinator is told.
 //!
 //! Saves the way to the coordinator and back, which nobody's answer could change: see [`Sole`].
 
@@ -10,8 +11,8 @@ use super::planner::{self, MAX_LOCAL};
 use crate::{
     availability::{self, Flights, Sole},
     origin::{Downloads, Order, downloads::Coverage},
-    store::{EntryFile, Store},
 };
+use chunk_store::{EntryFile, Store};
 
 /// See the module.
 pub struct AtOnce {

@@ -14,7 +14,8 @@ use tonic_types::StatusExt;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How this edge trusts coordinators and shows who it is; read anew for each connection, so that renewed files count.
+/// How this edge trusts coordinators and shows who it is; read anew for each connection, so that
+/// renewed files count.
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
     pub ca: Option<PathBuf>,

@@ -1,5 +1,5 @@
-//! The outgoing half of the session, as other rooms see it: messages that are sent if there is a session, and questions
-//! that are answered if there is one.
+//! The outgoing half of the session, as other rooms see it: messages that are sent if there is a
+//! session, and questions that are answered if there is one.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,9 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chunkcache_plumbing::telemetry;
 use chunkcache_proto::{ChunkIndex, EntryId, v1};
 use parking_lot::Mutex;
+use service_kit::telemetry;
 use tokio::{
     runtime::Handle,
     sync::{Notify, mpsc},
@@ -29,7 +29,8 @@ use crate::{
     serve::directory::{Answer, Directory},
 };
 
-/// Messages under way to the wire. More means that the coordinator does not read: the session is ended.
+/// Messages under way to the wire. More means that the coordinator does not read: the session is
+/// ended.
 pub const OUTBOX_MESSAGES: usize = 8_192;
 /// Messages that linger at a time.
 const MAX_LINGERING: usize = 64;
@@ -40,8 +41,9 @@ const RESOLVE_HEALTHY: Duration = Duration::from_secs(1);
 /// The same if nothing was heard of it lately.
 const RESOLVE_DOUBTFUL: Duration = Duration::from_millis(150);
 const DOUBTFUL_AFTER: Duration = Duration::from_secs(2);
-/// What is told of a new object waits so long for what comes next: the first bytes of it are on their way to a viewer, and on a small
-/// machine what the news sets going (a turn of the session, of the coordinator, of its database) would go before them.
+/// What is told of a new object waits so long for what comes next: the first bytes of it are on
+/// their way to a viewer, and on a small machine what the news sets going (a turn of the session,
+/// of the coordinator, of its database) would go before them.
 const LINGER: Duration = Duration::from_millis(1);
 
 /// Bytes to drop once their rows are gone.
@@ -49,8 +51,8 @@ const LINGER: Duration = Duration::from_millis(1);
 pub enum Removal {
     Chunks(EntryId, Vec<ChunkIndex>),
     Entry(EntryId),
-    /// Nothing: the bytes were withdrawn before. What is there by the time the rows are gone was fetched anew, and has
-    /// rows of its own.
+    /// Nothing: the bytes were withdrawn before. What is there by the time the rows are gone was
+    /// fetched anew, and has rows of its own.
     Nothing(EntryId),
 }
 
@@ -213,8 +215,9 @@ impl Link {
         }
     }
 
-    /// It was silent for so long that others may have opened what it lent to this edge, and it does not know. Should it be heard again,
-    /// this session is over: the next one tells it what is open. Not while it reads inventories, which may take long.
+    /// It was silent for so long that others may have opened what it lent to this edge, and it does
+    /// not know. Should it be heard again, this session is over: the next one tells it what is
+    /// open. Not while it reads inventories, which may take long.
     pub fn came_down(&self) {
         let mut state = self.state.lock();
         state.came_down = matches!(state.last_heard, Heard::At(_));
@@ -282,7 +285,8 @@ impl Link {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// Returns when the outbox has overflowed, or what the coordinator knows is no longer so, and says why. Cancel safe.
+    /// Returns when the outbox has overflowed, or what the coordinator knows is no longer so, and
+    /// says why. Cancel safe.
     pub async fn broken(&self) -> &'static str {
         loop {
             let notified = self.broken.notified();
@@ -409,8 +413,9 @@ impl Link {
         );
     }
 
-    /// Asks for rows to be deleted; [`committed`](Self::committed) returns the removal when they are. `false`: no session. Bytes
-    /// that are lost already are told as soon as rows and disk agree, since the inventory may have had them still.
+    /// Asks for rows to be deleted; [`committed`](Self::committed) returns the removal when they
+    /// are. `false`: no session. Bytes that are lost already are told as soon as rows and disk
+    /// agree, since the inventory may have had them still.
     pub fn removed(
         &self,
         removal: Removal,

@@ -1,4 +1,5 @@
-//! What the coordinator told this edge, kept in the store's notes: with it the edge serves after a restart without a coordinator.
+//! What the coordinator told this edge, kept in the store's notes: with it the edge serves after a
+//! restart without a coordinator.
 
 use std::{
     collections::HashSet,
@@ -8,10 +9,8 @@ use std::{
 use chunkcache_proto::{Geometry, v1};
 use prost::Message;
 
-use crate::{
-    origin::{Catalogue, peer::PeerKeys},
-    store::Store,
-};
+use crate::origin::{Catalogue, peer::PeerKeys};
+use chunk_store::Store;
 
 const SOURCE_PREFIX: &[u8] = b"source\0";
 const PEER_KEYS: &[u8] = b"peer-keys";
@@ -37,7 +36,8 @@ pub fn restore(store: &Store, catalogue: &Catalogue, peer_keys: &PeerKeys, chunk
     report_bad(catalogue.replace(sources));
 }
 
-/// The whole set of sources. True where one was pointed elsewhere or removed, so that bindings must be looked at.
+/// The whole set of sources. True where one was pointed elsewhere or removed, so that bindings must
+/// be looked at.
 pub fn set_sources(store: &Store, catalogue: &Catalogue, sources: Vec<v1::Source>) -> bool {
     let before = catalogue.base_urls();
     let names: HashSet<Vec<u8>> = sources

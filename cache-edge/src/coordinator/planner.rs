@@ -1,4 +1,5 @@
-//! What this edge decides itself: a reader's wait that nobody takes care of, and all of the plan while no coordinator plans.
+//! What this edge decides itself: a reader's wait that nobody takes care of, and all of the plan
+//! while no coordinator plans.
 
 use std::{
     collections::HashSet,
@@ -14,19 +15,22 @@ use crate::{
     availability::{DemandRegistry, Flights, ReaderState},
     core::lookahead::{self, ReaderView, Want},
     origin::{Downloads, Order, downloads::Coverage},
-    store::Store,
 };
+use chunk_store::Store;
 
 /// The coordinator's budget to answer a CRITICAL need (RFC 0001, 6).
 pub const CRITICAL_BUDGET: Duration = Duration::from_millis(40);
-/// The same where to fetch by itself may break a limit of the origin, and where a fetch under way here brings the byte, but late.
+/// The same where to fetch by itself may break a limit of the origin, and where a fetch under way
+/// here brings the byte, but late.
 const PATIENT_BUDGET: Duration = Duration::from_millis(500);
-/// Fetches of its own an edge has at a time: an outage of the coordinator is no storm for the origin.
+/// Fetches of its own an edge has at a time: an outage of the coordinator is no storm for the
+/// origin.
 pub(super) const MAX_LOCAL: usize = 64;
 /// Looks at waiting readers at most this often.
 const LEAST_INTERVAL: Duration = Duration::from_millis(2);
 const TICK: Duration = Duration::from_millis(500);
-/// After the store refused a chunk nothing is fetched ahead for this long; waiting readers go past the store.
+/// After the store refused a chunk nothing is fetched ahead for this long; waiting readers go past
+/// the store.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
 /// See the module.
@@ -60,7 +64,8 @@ impl Planner {
         }
     }
 
-    /// One look. Returns when the next is due at the latest. `joined`: local fetches that a reader has come to.
+    /// One look. Returns when the next is due at the latest. `joined`: local fetches that a reader
+    /// has come to.
     fn plan(&self, joined: &mut HashSet<u64>) -> Duration {
         let planned_elsewhere = self.link.is_planning();
         let readers = self.demand.all();
@@ -228,7 +233,8 @@ impl Planner {
                 joined.insert(order.id);
                 continue;
             }
-            // A probe's reader comes a moment after its fetch; who was there and left does not come back to it.
+            // A probe's reader comes a moment after its fetch; who was there and left does not come
+            // back to it.
             let is_left = joined.contains(&order.id);
             if is_left || self.downloads.age(order.id) > Duration::from_secs(1) {
                 let under_way = self.downloads.chunk_under_way(order.id);

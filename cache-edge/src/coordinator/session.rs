@@ -26,8 +26,8 @@ use crate::{
     core::backoff::Backoff,
     origin::{Catalogue, Downloads, Order, peer::PeerKeys},
     serve::{Bindings, EdgeObjects},
-    store::Store,
 };
+use chunk_store::Store;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(3);
@@ -98,7 +98,8 @@ impl Session {
                 Ended::NotLeader(leader) => {
                     self.link.end(format!("{url} stands by for {leader}"));
                     coordinators.try_leader(leader);
-                    // At least a moment: two standbys that name each other must not be asked in a loop.
+                    // At least a moment: two standbys that name each other must not be asked in a
+                    // loop.
                     backoff.wait(rand::random())
                 }
                 Ended::Other(error) => {
@@ -144,7 +145,8 @@ impl Session {
         let kept = hello.kept.clone();
         put(&sender, session_request::Message::Hello(hello)).await?;
         self.link.begin(sender.clone(), client.clone());
-        // The digests go while the coordinator reads: there may be more of them than the outbox holds.
+        // The digests go while the coordinator reads: there may be more of them than the outbox
+        // holds.
         let digests = self.send_digests(&sender);
         let opened = async {
             client

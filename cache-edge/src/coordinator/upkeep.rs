@@ -10,8 +10,8 @@ use crate::{
     availability::Flights,
     origin::Downloads,
     serve::{Bindings, bindings::Bound},
-    store::{Durable, EntryFile, Store, Victims},
 };
+use chunk_store::{Durable, EntryFile, Store, Victims};
 
 const PRESSURE_INTERVAL: Duration = Duration::from_millis(250);
 const SWEEP_EVERY: u32 = 20;

@@ -1,8 +1,10 @@
-//! Cuts the pieces of a body, as the network happens to deliver them, into writes that end at multiples of a block.
+//! Cuts the pieces of a body, as the network happens to deliver them, into writes that end at
+//! multiples of a block.
 //!
-//! Why: the kernel keeps a file in memory in units no larger than the writes that made them, and a unit must be aligned to its
-//! own size. A file written in pieces that end anywhere is kept page by page in places, and each hit pays for that with 10 to
-//! 20 % of its processor time, for as long as it stays in memory.
+//! Why: the kernel keeps a file in memory in units no larger than the writes that made them, and a
+//! unit must be aligned to its own size. A file written in pieces that end anywhere is kept page by
+//! page in places, and each hit pays for that with 10 to 20 % of its processor time, for as long as
+//! it stays in memory.
 
 /// Larger units bring nothing more.
 const BLOCK_BYTES: u64 = 256 << 10;
@@ -30,8 +32,8 @@ impl Assembly {
         !self.held.is_empty()
     }
 
-    /// Takes the next bytes, and gives all that fills blocks to `write`, with its offset. After an error the assembly is of
-    /// no more use.
+    /// Takes the next bytes, and gives all that fills blocks to `write`, with its offset. After an
+    /// error the assembly is of no more use.
     pub fn push<E>(
         &mut self,
         mut bytes: &[u8],
@@ -79,7 +81,8 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Nothing is lost, doubled or out of order, whatever the pieces are; but for flushes, writes end where blocks do.
+        /// Nothing is lost, doubled or out of order, whatever the pieces are; but for flushes,
+        /// writes end where blocks do.
         #[test]
         fn writes_are_the_body_cut_at_blocks(
             start in prop_oneof![Just(0), Just(2 << 20), 0..u64::from(u32::MAX)],

@@ -11,7 +11,8 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The first wait is about `first`, each later one about twice the one before, none beyond `longest`.
+    /// The first wait is about `first`, each later one about twice the one before, none beyond
+    /// `longest`.
     #[must_use]
     pub fn new(first: Duration, longest: Duration) -> Self {
         Self {

@@ -1,10 +1,11 @@
 //! Where a media file keeps its index, told from its first bytes.
 //!
-//! A player that opens an MP4 whose `moov` follows the media data, or a Matroska file whose Cues are at its end,
-//! will ask for that part next. Knowing it from the first bytes saves one round trip before playback.
+//! A player that opens an MP4 whose `moov` follows the media data, or a Matroska file whose Cues
+//! are at its end, will ask for that part next. Knowing it from the first bytes saves one round
+//! trip before playback.
 //!
-//! The bytes are the origin's and can be anything: each step checks what it reads, the number of steps is
-//! bounded, and what is not understood gives no hint.
+//! The bytes are the origin's and can be anything: each step checks what it reads, the number of
+//! steps is bounded, and what is not understood gives no hint.
 
 use chunkcache_proto::ByteRange;
 
@@ -26,7 +27,8 @@ pub fn index_hints(head: &[u8], size_bytes: u64) -> Vec<ByteRange> {
         .collect()
 }
 
-/// ISO/IEC 14496-12, 4.2: boxes of `size:u32 type:[4] (size:u64)?`. The offset after `mdat` if no `moov` came before it.
+/// ISO/IEC 14496-12, 4.2: boxes of `size:u32 type:[4] (size:u64)?`. The offset after `mdat` if no
+/// `moov` came before it.
 fn mp4_index(head: &[u8], size_bytes: u64) -> Option<u64> {
     if head.get(4..8)? != b"ftyp" {
         return None;

@@ -2,12 +2,13 @@
 //!
 //! At most `max_running` run, the earliest deadline of the most urgent level first. A CRITICAL one
 //! starts in any case: in the one reserved slot beyond, or in the place of the least urgent running
-//! fetch, which waits again and later resumes from what it wrote. Only when every
-//! running fetch is CRITICAL itself does a CRITICAL one wait.
+//! fetch, which waits again and later resumes from what it wrote. Only when every running fetch is
+//! CRITICAL itself does a CRITICAL one wait.
 //!
-//! While a CRITICAL fetch of an origin runs, MEDIUM and LOW ones of that origin do not: the way to the origin is one, and
-//! what they have on it stands before the byte a reader waits for. They are stopped here, at once, not when the
-//! coordinator gets to know. No level starves of it: after [`MAX_YIELD_MS`] one of them runs to its end.
+//! While a CRITICAL fetch of an origin runs, MEDIUM and LOW ones of that origin do not: the way to
+//! the origin is one, and what they have on it stands before the byte a reader waits for. They are
+//! stopped here, at once, not when the coordinator gets to know. No level starves of it: after
+//! [`MAX_YIELD_MS`] one of them runs to its end.
 //!
 //! A state machine without clock or tasks: each change returns what to start and what to stop.
 
@@ -23,7 +24,8 @@ pub type TaskId = u64;
 
 /// Tasks held at most; beyond it new ones below CRITICAL are refused.
 pub const MAX_TASKS: usize = 4096;
-/// So long MEDIUM and LOW of an origin give way to its CRITICAL fetches before one of them may run beside these.
+/// So long MEDIUM and LOW of an origin give way to its CRITICAL fetches before one of them may run
+/// beside these.
 pub const MAX_YIELD_MS: u64 = 3_000;
 
 /// A run of adjacent chunks to fetch.
@@ -152,7 +154,8 @@ impl FetchQueue {
         set.insert(new);
     }
 
-    /// Not wanted any more. A waiting task is gone at once (`None`); a running one is to be stopped.
+    /// Not wanted any more. A waiting task is gone at once (`None`); a running one is to be
+    /// stopped.
     #[must_use]
     pub fn cancel(&mut self, id: TaskId) -> Option<Effect> {
         let (task, state) = self.tasks.get_mut(&id)?;
@@ -183,7 +186,8 @@ impl FetchQueue {
         }
     }
 
-    /// The task stopped after [`Effect::Preempt`]: it waits again. `false`: it was cancelled meanwhile, and is over.
+    /// The task stopped after [`Effect::Preempt`]: it waits again. `false`: it was cancelled
+    /// meanwhile, and is over.
     #[must_use]
     pub fn preempted(&mut self, id: TaskId) -> bool {
         let Some((task, state)) = self.tasks.get_mut(&id) else {
@@ -203,8 +207,8 @@ impl FetchQueue {
         true
     }
 
-    /// What to start and stop now. To be called after each change, and from time to time. What is `held_back` does not begin, and
-    /// nothing gives way to it or waits behind it.
+    /// What to start and stop now. To be called after each change, and from time to time. What is
+    /// `held_back` does not begin, and nothing gives way to it or waits behind it.
     #[must_use]
     pub fn settle(&mut self, now_ms: u64, held_back: impl Fn(&Task) -> bool) -> Vec<Effect> {
         let mut effects = Vec::new();

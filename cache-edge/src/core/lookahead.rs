@@ -32,7 +32,8 @@ pub struct Want {
     pub start_at: u64,
 }
 
-/// What to fetch for the reader. `covered` says that a chunk is present, or that a fetch of it runs or waits.
+/// What to fetch for the reader. `covered` says that a chunk is present, or that a fetch of it runs
+/// or waits.
 #[must_use]
 pub fn plan(
     geometry: Geometry,

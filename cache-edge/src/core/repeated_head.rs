@@ -1,7 +1,8 @@
 //! Requests that are the one before but for their range.
 //!
-//! A player that takes a title range by range over one connection sends the same head again and again. Its bytes tell that
-//! at once, without parsing them: what was decided of the head before holds for it now, whatever its fields say.
+//! A player that takes a title range by range over one connection sends the same head again and
+//! again. Its bytes tell that at once, without parsing them: what was decided of the head before
+//! holds for it now, whatever its fields say.
 
 use chunkcache_proto::ByteRange;
 
@@ -11,7 +12,8 @@ const MAX_KEPT_BYTES: usize = 2 << 10;
 /// Digits of a position that can not overflow.
 const MAX_DIGITS: usize = 18;
 
-/// Fields by which a request has a body, or its connection another protocol, another end, or other rules.
+/// Fields by which a request has a body, or its connection another protocol, another end, or other
+/// rules.
 const OTHER_FRAMING: [&[u8]; 7] = [
     b"content-length",
     b"transfer-encoding",
@@ -25,10 +27,11 @@ const OTHER_FRAMING: [&[u8]; 7] = [
 /// What arrived between two requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Arrived {
-    /// Exactly one whole head of a request without a body; and if it asks for one closed range under no condition, what its
-    /// repetitions have in common with it.
+    /// Exactly one whole head of a request without a body; and if it asks for one closed range
+    /// under no condition, what its repetitions have in common with it.
     OneHead(Option<RepeatedHead>),
-    /// A part of a head, more than one, or something else that takes a parser to tell where it ends.
+    /// A part of a head, more than one, or something else that takes a parser to tell where it
+    /// ends.
     Other,
 }
 
@@ -93,7 +96,8 @@ impl Arrived {
 struct Line<'a>(&'a [u8]);
 
 impl<'a> Line<'a> {
-    /// Every line but the last one, whose end was taken off, has to end in a carriage return; none has one elsewhere.
+    /// Every line but the last one, whose end was taken off, has to end in a carriage return; none
+    /// has one elsewhere.
     fn without_return(self, whole: &[u8]) -> Option<&'a [u8]> {
         let last = self.0.as_ptr_range().end as usize + 4 == whole.as_ptr_range().end as usize;
         let line = if last {
@@ -115,7 +119,8 @@ impl RepeatedHead {
         }
     }
 
-    /// The range asked for, if the bytes are this head again. It is not empty; the object may be shorter.
+    /// The range asked for, if the bytes are this head again. It is not empty; the object may be
+    /// shorter.
     #[must_use]
     pub fn range_in(&self, bytes: &[u8]) -> Option<ByteRange> {
         let (before, after) = self.bytes.split_at(self.range_at);
@@ -260,7 +265,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever it is taken for, the parser behind ends it at the same byte and sees the same range in it.
+        /// Whatever it is taken for, the parser behind ends it at the same byte and sees the same
+        /// range in it.
         #[test]
         fn agrees_with_the_parser(
             lines in proptest::collection::vec("(Host: e|Range: bytes=[0-9]{0,3}-[0-9]{0,3}|[A-Za-z:\\- \t\r\n]{0,12})", 0..4),

@@ -1,8 +1,9 @@
 //! Signed URLs: whoever has one may read one object until it expires.
 //!
-//! `?cc-expires=<unix seconds>&cc-key=<key id>[&cc-client=<address or prefix>]&cc-signature=<base64url>`, HMAC-SHA256 over the
-//! normalised path, the rest of the query, and these fields. The parameters are taken off before
-//! the key of the cache is made: the same object signed twice is one object.
+//! `?cc-expires=<unix seconds>&cc-key=<key id>[&cc-client=<address or
+//! prefix>]&cc-signature=<base64url>`, HMAC-SHA256 over the normalised path, the rest of the query,
+//! and these fields. The parameters are taken off before the key of the cache is made: the same
+//! object signed twice is one object.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -10,7 +11,8 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-/// Verifies and makes signatures. Several keys, so that one can be replaced while URLs made with the other live.
+/// Verifies and makes signatures. Several keys, so that one can be replaced while URLs made with
+/// the other live.
 #[derive(Clone, Default)]
 pub struct Signer {
     keys: BTreeMap<String, Vec<u8>>,
@@ -54,7 +56,8 @@ impl Signer {
         }
     }
 
-    /// The query to append to `path`, which begins with a slash and is normalised. `None`: no such key.
+    /// The query to append to `path`, which begins with a slash and is normalised. `None`: no such
+    /// key.
     #[must_use]
     pub fn sign(&self, path: &str, query: &str, grant: &Grant<'_>) -> Option<String> {
         let expires = grant.expires_unix_seconds.to_string();
@@ -102,7 +105,8 @@ impl Signer {
         let signature = URL_SAFE_NO_PAD
             .decode(signature)
             .map_err(|_| SignatureError::Malformed)?;
-        // Compared in constant time by `verify_slice`; nothing is said of the fields before it holds.
+        // Compared in constant time by `verify_slice`; nothing is said of the fields before it
+        // holds.
         let allowed = parameters.client.unwrap_or("");
         self.mac(key, path, &parameters.rest, expires, allowed)
             .ok_or(SignatureError::Mismatch)?

@@ -1,4 +1,5 @@
-//! The text form of the keys of signed URLs: a line a key, so that one can be added before another is taken away.
+//! The text form of the keys of signed URLs: a line a key, so that one can be added before another
+//! is taken away.
 
 use super::signed_url::Signer;
 

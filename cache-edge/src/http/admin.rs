@@ -1,13 +1,14 @@
-//! The listener for operators and probes: `/livez`, `/readyz`, `/metrics`. HTTP/1.1, in clear or over TLS; small answers.
+//! The listener for operators and probes: `/livez`, `/readyz`, `/metrics`. HTTP/1.1, in clear or
+//! over TLS; small answers.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use chunkcache_plumbing::metrics::Exposition;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use service_kit::metrics::Exposition;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},

@@ -1,7 +1,7 @@
 //! Parts of an object as they come from a reader.
 //!
-//! A body that can not be completed ends with an error, which makes hyper close the connection (or reset the stream)
-//! short of its length; it never ends cleanly.
+//! A body that can not be completed ends with an error, which makes hyper close the connection (or
+//! reset the stream) short of its length; it never ends cleanly.
 
 use std::{
     collections::VecDeque,
@@ -132,7 +132,8 @@ struct Cursor<O: OpenReader> {
     reader: Option<O::Reader>,
     /// What of the last piece did not fit into its buffer.
     rest: Option<Piece>,
-    /// Got before the response's head was made: what goes before the first range, and its first bytes.
+    /// Got before the response's head was made: what goes before the first range, and its first
+    /// bytes.
     head: Option<Bytes>,
     primed: Option<BodyData>,
     delivery: Delivery,

@@ -8,7 +8,8 @@ use std::sync::{
 use bytes::Buf;
 use parking_lot::Mutex;
 
-/// Large enough that system calls and TLS records cost little beside the copy, small enough for the L2 cache.
+/// Large enough that system calls and TLS records cost little beside the copy, small enough for the
+/// L2 cache.
 pub const LARGE_BYTES: usize = 256 << 10;
 
 /// Where the large ones are all out: every connection goes on, only less fast. Waiting instead

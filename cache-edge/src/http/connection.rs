@@ -1,4 +1,5 @@
-//! What is known of one connection while it lives: who, how, and when something last happened on it.
+//! What is known of one connection while it lives: who, how, and when something last happened on
+//! it.
 
 use std::{
     net::IpAddr,
@@ -57,8 +58,8 @@ impl Activity {
         none_active.then(|| self.requests_begun.load(Ordering::Relaxed))
     }
 
-    /// When to look again whether the connection has gone on too long without progress; `None`: it has. Never later
-    /// than the shortest time-out, because another one may apply by then.
+    /// When to look again whether the connection has gone on too long without progress; `None`: it
+    /// has. Never later than the shortest time-out, because another one may apply by then.
     #[must_use]
     pub fn patience(&self, timeouts: &Timeouts) -> Option<Duration> {
         let last = self.opened + Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
@@ -100,7 +101,8 @@ pub struct Timeouts {
     pub request_head: Duration,
     /// Between requests.
     pub keep_alive: Duration,
-    /// While a body is under way and the client takes none of it. Long, because that is what a paused player does.
+    /// While a body is under way and the client takes none of it. Long, because that is what a
+    /// paused player does.
     pub no_progress: Duration,
 }
 

@@ -1,4 +1,5 @@
-//! The one body type of this server's responses: an object's parts, the origin's own body, or a few bytes.
+//! The one body type of this server's responses: an object's parts, the origin's own body, or a few
+//! bytes.
 //!
 //! It tells the metrics how it ended, and it never ends cleanly where bytes are missing.
 

@@ -6,9 +6,9 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
-use chunkcache_plumbing::telemetry;
 use chunkcache_proto::ByteRange;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
+use service_kit::telemetry;
 use tracing::{Instrument as _, Span, field};
 
 use super::{
@@ -22,18 +22,14 @@ use super::{
     response::{self, CACHE_STATUS},
     server::Server,
 };
-use crate::{
-    core::{
-        cache_status::{CacheStatus, Forward},
-        conditional::{self, Verdict},
-        path::{self, Target},
-        range::{self, RangeSet, RangeSpec, Selection},
-    },
-    serve::ports::{
-        FirstBytes, ObjectName, ObjectRequest, Objects, OpenReader, PassThrough, Presence,
-        ReadError, Resolution,
-    },
+use crate::serve::ports::{
+    FirstBytes, ObjectName, ObjectRequest, Objects, OpenReader, PassThrough, Presence, ReadError,
+    Resolution,
 };
+use http_rules::cache_status::{CacheStatus, Forward};
+use http_rules::conditional::{self, Verdict};
+use http_rules::path::{self, Target};
+use http_rules::range::{self, RangeSet, RangeSpec, Selection};
 
 /// Answers `/_peer/…`, the requests of other edges.
 pub trait PeerHandler: Send + Sync + 'static {
@@ -45,7 +41,8 @@ pub trait PeerHandler: Send + Sync + 'static {
     ) -> Pin<Box<dyn Future<Output = Response<EdgeBody>> + Send + 'a>>;
 }
 
-/// How often an object may change between its head and its first byte before the client is told; the last attempt is past the cache.
+/// How often an object may change between its head and its first byte before the client is told;
+/// the last attempt is past the cache.
 const MAX_CHANGES: u32 = 3;
 
 const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
@@ -101,8 +98,9 @@ pub(super) async fn handle<O: Objects>(
     response
 }
 
-/// What is asked of the coordinator and of the origin on behalf of a client that traces its requests belongs to its trace.
-/// Others begin one where traces are sent somewhere, and pay nothing for it elsewhere.
+/// What is asked of the coordinator and of the origin on behalf of a client that traces its
+/// requests belongs to its trace. Others begin one where traces are sent somewhere, and pay nothing
+/// for it elsewhere.
 fn trace_of(request: &Parts) -> Span {
     if !request.headers.contains_key("traceparent") && !telemetry::exports() {
         return Span::none();
@@ -167,7 +165,8 @@ async fn answer<O: Objects>(
             Err(error) => return Err(Problem::from(&error)),
         }
     }
-    // Apart, because it is large and a hit has no use for it: the future is moved, and kept with the connection.
+    // Apart, because it is large and a hit has no use for it: the future is moved, and kept with
+    // the connection.
     Box::pin(answer_resolved(
         server, client, memory, request, ranges, began,
     ))
@@ -441,7 +440,8 @@ fn answer_negative<O: Objects>(
     response
 }
 
-/// RFC 9112, 3.2: exactly one Host in HTTP/1.1, and one that can be a host; in HTTP/2 `:authority` does as well.
+/// RFC 9112, 3.2: exactly one Host in HTTP/1.1, and one that can be a host; in HTTP/2 `:authority`
+/// does as well.
 fn check_host<R>(memory: &Memory<R>, request: &Parts) -> Result<(), Problem> {
     let mut hosts = request.headers.get_all(header::HOST).iter();
     let valid = |host: &HeaderValue| {

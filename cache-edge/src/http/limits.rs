@@ -9,8 +9,8 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// Clients whose rate is remembered. Past it those who have their full allowance anyway are forgotten, and if
-/// none has, all are: a flood of addresses must not cost memory.
+/// Clients whose rate is remembered. Past it those who have their full allowance anyway are
+/// forgotten, and if none has, all are: a flood of addresses must not cost memory.
 const MAX_RATED_CLIENTS: usize = 64 << 10;
 
 /// How many connections and requests are served.
@@ -48,7 +48,8 @@ pub struct RequestRate {
     pub burst: f64,
 }
 
-/// A client as limits see it: an IPv4 address, or an IPv6 network of /64, which is what one subscriber gets.
+/// A client as limits see it: an IPv4 address, or an IPv6 network of /64, which is what one
+/// subscriber gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Client(u128);
 

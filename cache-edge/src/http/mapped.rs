@@ -1,18 +1,21 @@
-//! Bytes that hyper passes around as memory and that never are: a slice that points into the mapping of
-//! a sparse file, and the registry by which the connection's I/O recognises it and calls `sendfile` instead.
+//! Bytes that hyper passes around as memory and that never are: a slice that points into the
+//! mapping of a sparse file, and the registry by which the connection's I/O recognises it and calls
+//! `sendfile` instead.
 //!
-//! Nobody reads through these slices: a page whose file was truncated, or whose disk fails, would be SIGBUS. Only
-//! [`super::sendfile_io`] is given them; TLS and HTTP/2 connections copy instead (`super::body::Delivery`).
+//! Nobody reads through these slices: a page whose file was truncated, or whose disk fails, would
+//! be SIGBUS. Only [`super::sendfile_io`] is given them; TLS and HTTP/2 connections copy instead
+//! (`super::body::Delivery`).
 
 use std::{os::fd::BorrowedFd, sync::Arc};
 
 use bytes::Buf;
 use parking_lot::Mutex;
 
-use crate::store::{ChunkPin, EntryFile, Mapped};
+use chunk_store::{ChunkPin, EntryFile, Mapped};
 
-/// The mapped pieces a connection's bodies have handed to hyper and hyper has not sent yet. The connection's task alone
-/// uses it, so its lock is never contended; hyper queues 16 buffers at most, so it is short.
+/// The mapped pieces a connection's bodies have handed to hyper and hyper has not sent yet. The
+/// connection's task alone uses it, so its lock is never contended; hyper queues 16 buffers at
+/// most, so it is short.
 #[derive(Default)]
 pub struct Registry(Mutex<Pieces>);
 
@@ -48,7 +51,8 @@ impl FilePart {
 }
 
 impl Registry {
-    /// Makes the piece known and returns it as a buffer; it is forgotten when the buffer is dropped.
+    /// Makes the piece known and returns it as a buffer; it is forgotten when the buffer is
+    /// dropped.
     pub fn register(
         self: &Arc<Self>,
         mapped: Mapped,
@@ -99,7 +103,8 @@ fn offset_in(mapped: &Mapped, slice: &[u8]) -> Option<usize> {
 /// A cursor over a mapped part of a chunk, and what keeps it there.
 pub struct MappedBuf {
     id: u64,
-    // In the order of dropping: the mapping goes before the pin that keeps its chunk from being punched.
+    // In the order of dropping: the mapping goes before the pin that keeps its chunk from being
+    // punched.
     mapped: Mapped,
     position: usize,
     registry: Arc<Registry>,

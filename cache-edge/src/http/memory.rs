@@ -1,7 +1,8 @@
-//! What a connection was answered last, so that its next request of the same target needs no look-up.
+//! What a connection was answered last, so that its next request of the same target needs no
+//! look-up.
 //!
-//! A player takes one title in many ranges over one connection. Finding the title again each time would cost some
-//! allocations, and locks that all connections share.
+//! A player takes one title in many ranges over one connection. Finding the title again each time
+//! would cost some allocations, and locks that all connections share.
 
 use std::sync::Arc;
 
@@ -9,10 +10,8 @@ use http::{HeaderMap, HeaderValue, request::Parts};
 use parking_lot::Mutex;
 
 use super::{repeats::Repeatable, response::Described};
-use crate::{
-    serve::ports::{Freshness, Object, Standing},
-    store::EntryFile,
-};
+use crate::serve::ports::{Freshness, Object, Standing};
+use chunk_store::EntryFile;
 
 /// A request with a long head does not make the connection keep its map.
 const MAX_SPARE_FIELDS: usize = 64;
@@ -46,7 +45,8 @@ impl<R> Known<R> {
     }
 }
 
-/// Of one connection, whose requests come one after the other or, in HTTP/2, seldom at once: the lock is not contended.
+/// Of one connection, whose requests come one after the other or, in HTTP/2, seldom at once: the
+/// lock is not contended.
 pub(super) struct Memory<R>(Mutex<Last<R>>);
 
 struct Last<R> {
@@ -58,7 +58,8 @@ struct Last<R> {
     repeatable: Option<Arc<Repeatable<R>>>,
     /// A Host that was found valid.
     host: Option<HeaderValue>,
-    /// An empty map with room: hyper keeps a response's map for the next request's head, and this one is that request's.
+    /// An empty map with room: hyper keeps a response's map for the next request's head, and this
+    /// one is that request's.
     spare: HeaderMap,
 }
 
@@ -89,8 +90,8 @@ impl<R> Memory<R> {
         Some((known, age_seconds))
     }
 
-    /// The last request was answered with what is known: now that its head is made, the next one may be a repetition of it.
-    /// Not at the first request of a target, as many are asked for once.
+    /// The last request was answered with what is known: now that its head is made, the next one
+    /// may be a repetition of it. Not at the first request of a target, as many are asked for once.
     pub fn note_response(&self, repeatable: impl FnOnce(Arc<Known<R>>) -> Option<Repeatable<R>>) {
         let mut last = self.0.lock();
         if std::mem::take(&mut last.recalled)
@@ -100,7 +101,8 @@ impl<R> Memory<R> {
         }
     }
 
-    /// What the target's last request was answered with, and its age now, if its repetition would be answered alike.
+    /// What the target's last request was answered with, and its age now, if its repetition would
+    /// be answered alike.
     pub fn recall_repeatable(&self, target: &[u8]) -> Option<(Arc<Repeatable<R>>, u64)> {
         let last = self.0.lock();
         let repeatable = last.repeatable.as_ref()?;
@@ -144,7 +146,8 @@ impl<R> Memory<R> {
     }
 
     pub fn remember_host(&self, host: &HeaderValue) {
-        // A copy: a clone would hold the whole buffer the request was read into for as long as the connection lasts.
+        // A copy: a clone would hold the whole buffer the request was read into for as long as the
+        // connection lasts.
         self.0.lock().host = HeaderValue::from_bytes(host.as_bytes()).ok();
     }
 }

@@ -1,5 +1,5 @@
-//! What the HTTP room counts. Every label has a fixed, small set of values; every counter is made at
-//! the start, so counting is one atomic addition and takes no lock.
+//! What the HTTP room counts. Every label has a fixed, small set of values; every counter is made
+//! at the start, so counting is one atomic addition and takes no lock.
 
 use std::{
     sync::Arc,

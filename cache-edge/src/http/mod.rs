@@ -1,8 +1,9 @@
-//! The HTTP server that players see: hyper over sockets that send file bytes with `sendfile`, TLS, limits, and errors
-//! as problem+json; beside it the listener for operators.
+//! The HTTP server that players see: hyper over sockets that send file bytes with `sendfile`, TLS,
+//! limits, and errors as problem+json; beside it the listener for operators.
 //!
-//! Why a room of its own: whatever a client may send ends here. Behind it are the ports of `serve::ports` and nothing
-//! else: it may not know the coordinator, the origin, or how a chunk comes to be here.
+//! Why a room of its own: whatever a client may send ends here. Behind it are the ports of
+//! `serve::ports` and nothing else: it may not know the coordinator, the origin, or how a chunk
+//! comes to be here.
 
 pub mod admin;
 pub mod body;

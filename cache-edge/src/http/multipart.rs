@@ -4,7 +4,7 @@ use bytes::Bytes;
 use chunkcache_proto::ByteRange;
 
 use super::body::Part;
-use crate::core::range::content_range;
+use http_rules::range::content_range;
 
 /// The plan of a multipart body, and the boundary for its `Content-Type`.
 pub fn plan(

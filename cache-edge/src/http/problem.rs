@@ -7,13 +7,11 @@ use http::{HeaderValue, Response, StatusCode, header};
 
 use super::edge_body::EdgeBody;
 use crate::{
-    core::{
-        cache_status::{CacheStatus, Forward},
-        path::TargetError,
-        signed_url::SignatureError,
-    },
+    core::signed_url::SignatureError,
     serve::ports::{ReadError, ServeError},
 };
+use http_rules::cache_status::{CacheStatus, Forward};
+use http_rules::path::TargetError;
 
 /// An error response to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +53,8 @@ impl Problem {
         self
     }
 
-    /// The response, but for `Cache-Status`, which only the server can name itself in. Never kept by caches in front of the edge: what is wrong may be right in a moment.
+    /// The response, but for `Cache-Status`, which only the server can name itself in. Never kept
+    /// by caches in front of the edge: what is wrong may be right in a moment.
     #[must_use]
     pub fn into_response(self) -> Response<EdgeBody> {
         let json = serde_json::json!({

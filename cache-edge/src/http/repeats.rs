@@ -1,9 +1,11 @@
-//! Hits that need no parser: a request that is the connection's last one but for its range, of bytes that are here.
+//! Hits that need no parser: a request that is the connection's last one but for its range, of
+//! bytes that are here.
 //!
-//! A player that takes a title range by range asks so each time, and of a small range, parsing the request and putting the
-//! same response together again is half of the cost. hyper does not see these requests: [`super::sendfile_io`] takes them
-//! from the socket before it, between two of its own, and gives it all that is not one of them. What hyper's handler decided
-//! of such a head holds as long as what it was decided by does; that is looked up each time, and where it does not hold,
+//! A player that takes a title range by range asks so each time, and of a small range, parsing the
+//! request and putting the same response together again is half of the cost. hyper does not see
+//! these requests: [`super::sendfile_io`] takes them from the socket before it, between two of its
+//! own, and gives it all that is not one of them. What hyper's handler decided of such a head holds
+//! as long as what it was decided by does; that is looked up each time, and where it does not hold,
 //! the request is hyper's.
 
 use std::{
@@ -12,9 +14,9 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use chunkcache_plumbing::telemetry;
 use chunkcache_proto::ByteRange;
 use http::{HeaderMap, Method, Response, StatusCode, Version, header, request::Parts};
+use service_kit::telemetry;
 
 use super::{
     body::Delivery,
@@ -24,11 +26,9 @@ use super::{
     metrics::{ByteSource, RequestGuard},
     server::Server,
 };
-use crate::{
-    core::range,
-    serve::ports::{Objects, OpenReader as _},
-    store::ChunkPin,
-};
+use crate::serve::ports::{Objects, OpenReader as _};
+use chunk_store::ChunkPin;
+use http_rules::range;
 
 const STATUS_LINE: &str = "HTTP/1.1 206 Partial Content\r\n";
 

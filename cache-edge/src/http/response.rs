@@ -3,18 +3,15 @@
 use chunkcache_proto::v1;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::{
-    core::{
-        cache_status::{CacheStatus, Forward},
-        conditional::Validators,
-        freshness,
-    },
-    serve::ports::{Freshness, Presence},
-};
+use crate::serve::ports::{Freshness, Presence};
+use http_rules::cache_status::{CacheStatus, Forward};
+use http_rules::conditional::Validators;
+use http_rules::freshness;
 
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
-/// Where the origin gave no type (RFC 9110, 8.3: the client may then guess; this one it will not render).
+/// Where the origin gave no type (RFC 9110, 8.3: the client may then guess; this one it will not
+/// render).
 const UNKNOWN_TYPE: &str = "application/octet-stream";
 
 /// The entry's media type.
@@ -36,7 +33,8 @@ pub fn validators(entry: &v1::Entry) -> Validators<'_> {
     }
 }
 
-/// Validators, freshness and `Accept-Ranges`: what a 200, 206, 304, 412 and 416 have in common. Made once an object.
+/// Validators, freshness and `Accept-Ranges`: what a 200, 206, 304, 412 and 416 have in common.
+/// Made once an object.
 pub struct Described {
     fields: Vec<(HeaderName, HeaderValue)>,
     content_type: HeaderValue,
@@ -45,7 +43,8 @@ pub struct Described {
 impl Described {
     #[must_use]
     pub fn of(entry: &v1::Entry, cache_control: &str) -> Self {
-        // What this entry was selected by. What the origin varies on beyond that is the same in all requests it gets from here.
+        // What this entry was selected by. What the origin varies on beyond that is the same in all
+        // requests it gets from here.
         let key = entry.key.as_ref();
         let vary: Vec<String> = key
             .into_iter()
@@ -96,7 +95,8 @@ pub fn insert_text(headers: &mut HeaderMap, name: HeaderName, text: String) {
     }
 }
 
-/// `Cache-Status` of an object, from how its binding was confirmed and how much of the range is here.
+/// `Cache-Status` of an object, from how its binding was confirmed and how much of the range is
+/// here.
 #[must_use]
 pub fn cache_status(freshness: Freshness, presence: Presence) -> CacheStatus {
     let by_presence = match presence {

@@ -1,12 +1,12 @@
 //! A plain socket under hyper that sends mapped pieces with `sendfile(2)`.
 //!
-//! hyper asks for a vectored write of the response's head and of slices that point into mappings. Plain memory goes out with
-//! `sendmsg`, with `MSG_MORE` where file bytes follow, so that head and body share packets; for a
-//! slice the registry knows, the kernel copies from the page cache to the socket. Should hyper ever copy
-//! such a slice instead, the bytes are still right.
+//! hyper asks for a vectored write of the response's head and of slices that point into mappings.
+//! Plain memory goes out with `sendmsg`, with `MSG_MORE` where file bytes follow, so that head and
+//! body share packets; for a slice the registry knows, the kernel copies from the page cache to the
+//! socket. Should hyper ever copy such a slice instead, the bytes are still right.
 //!
-//! Between two of hyper's requests it looks at what arrives: a repetition of the last one ([`super::repeats`]) is answered
-//! here, and hyper goes on waiting.
+//! Between two of hyper's requests it looks at what arrives: a repetition of the last one
+//! ([`super::repeats`]) is answered here, and hyper goes on waiting.
 
 use std::{
     cell::{Cell, RefCell},
@@ -35,7 +35,8 @@ use crate::core::repeated_head::{Arrived, RepeatedHead};
 /// Plain slices given to one `sendmsg`; hyper queues 16 buffers of up to three slices.
 const MAX_PLAIN_SLICES: usize = 64;
 
-/// Of a file at a time, before other connections have their turn: what a socket on a short path holds.
+/// Of a file at a time, before other connections have their turn: what a socket on a short path
+/// holds.
 const TURN_BYTES: u64 = 512 << 10;
 
 /// The I/O of one plain connection.
@@ -56,8 +57,9 @@ pub struct SendfileIo {
     answering: Option<Box<Answering>>,
 }
 
-/// Whose turn it is to read. Heads are counted where hyper is given them and where it has taken them apart: as long as both see
-/// the same, what arrives after the last response is the beginning of a request.
+/// Whose turn it is to read. Heads are counted where hyper is given them and where it has taken
+/// them apart: as long as both see the same, what arrives after the last response is the beginning
+/// of a request.
 struct Turns {
     /// None: hyper was given something else than one whole head, and gets all that follows.
     heads: Option<u64>,
@@ -251,8 +253,8 @@ impl SendfileIo {
         })
     }
 
-    /// Writes until all is written or the socket takes no more for now. What was written is in `sent`, also where
-    /// this fails: an error must not make hyper send the same bytes again.
+    /// Writes until all is written or the socket takes no more for now. What was written is in
+    /// `sent`, also where this fails: an error must not make hyper send the same bytes again.
     fn write_some(&self, slices: &[IoSlice<'_>], sent: &mut usize) -> io::Result<()> {
         let socket = self.io.inner();
         let mut index = 0;
@@ -301,11 +303,11 @@ impl SendfileIo {
     }
 }
 
-/// Sends `[offset, end)` of the file until done, the socket takes no more for now (`WouldBlock`), or the turn is over
-/// (`Interrupted`); `offset` says how far it came.
+/// Sends `[offset, end)` of the file until done, the socket takes no more for now (`WouldBlock`),
+/// or the turn is over (`Interrupted`); `offset` says how far it came.
 ///
-/// A part that was taken may mean that the socket is full, or that a signal came between: only a refused write tells, and makes
-/// the kernel say when there is room again.
+/// A part that was taken may mean that the socket is full, or that a signal came between: only a
+/// refused write tells, and makes the kernel say when there is room again.
 fn send_file_part(
     socket: &TcpStream,
     part: &FilePart,

@@ -28,21 +28,25 @@ use super::{
     signing_keys::SigningKeys,
     socket,
 };
-use crate::{core::cache_status::CacheStatus, lanes::Threads, serve::ports::Objects};
+use crate::{lanes::Threads, serve::ports::Objects};
+use http_rules::cache_status::CacheStatus;
 
-/// Buffers of 256 KiB for TLS and HTTP/2: 128 MiB at the very most, and only while so many are being sent.
+/// Buffers of 256 KiB for TLS and HTTP/2: 128 MiB at the very most, and only while so many are
+/// being sent.
 const MAX_LARGE_BUFFERS: usize = 512;
 
 /// Of a connection's own future; a thousand readers are to be served in some tens of MiB.
 const MAX_CONNECTION_FUTURE_BYTES: usize = 2048;
 
-/// After the process ran out of descriptors: long enough that it does not spin, short enough that nobody notices.
+/// After the process ran out of descriptors: long enough that it does not spin, short enough that
+/// nobody notices.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// Best effort, before a connection that is one too many is closed.
 const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
-/// The present TLS configuration; asked at each handshake, so that a reloaded certificate counts at once.
+/// The present TLS configuration; asked at each handshake, so that a reloaded certificate counts at
+/// once.
 pub type TlsConfig = Arc<dyn Fn() -> Arc<rustls::ServerConfig> + Send + Sync>;
 
 /// What the operator decides.
@@ -162,7 +166,8 @@ impl<O: Objects> Server<O> {
                         let Ok(stream) = stream.into_std() else {
                             continue;
                         };
-                        // Tokens of its own: waiting on a shared one locks it at each turn of the connection.
+                        // Tokens of its own: waiting on a shared one locks it at each turn of the
+                        // connection.
                         let (shutdown, cut) = (shutdown.child_token(), cut.child_token());
                         let connection = Arc::clone(&self).connection(stream, address, shutdown);
                         debug_assert!(size_of_val(&connection) <= MAX_CONNECTION_FUTURE_BYTES);
@@ -185,7 +190,8 @@ impl<O: Objects> Server<O> {
                 }
             }
         }
-        // New connections are refused by the kernel from here on, so that a balancer goes elsewhere.
+        // New connections are refused by the kernel from here on, so that a balancer goes
+        // elsewhere.
         drop(listener);
         tasks.close();
         if tokio::time::timeout(self.settings.drain_grace, tasks.wait())
@@ -222,7 +228,8 @@ impl<O: Objects> Server<O> {
         None
     }
 
-    /// Small, because it is wrapped several times and each wrapper has room for it twice: what is large is boxed.
+    /// Small, because it is wrapped several times and each wrapper has room for it twice: what is
+    /// large is boxed.
     async fn connection(
         self: Arc<Self>,
         stream: std::net::TcpStream,
@@ -345,8 +352,8 @@ impl<O: Objects> Server<O> {
             .timer(TokioTimer::new())
             // Also bounds what hyper queues for writing; a piece is taken whole whatever it says.
             .max_buf_size(limits.request_head_bytes)
-            // The connection's watchdog sees to slow heads too; a timer of hyper's would be made and unmade for each
-            // request, under the lock of all timers.
+            // The connection's watchdog sees to slow heads too; a timer of hyper's would be made
+            // and unmade for each request, under the lock of all timers.
             .header_read_timeout(None);
         builder
             .http2()

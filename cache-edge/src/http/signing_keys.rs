@@ -1,4 +1,5 @@
-//! The keys of signed URLs from their file, read again when it changes: a key is replaced without a restart.
+//! The keys of signed URLs from their file, read again when it changes: a key is replaced without a
+//! restart.
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -53,7 +54,8 @@ impl SigningKeys {
         use_them(&self.current.load().1)
     }
 
-    /// Looks at the file every `interval`, for as long as the process lives. What can not be used leaves the old keys in place.
+    /// Looks at the file every `interval`, for as long as the process lives. What can not be used
+    /// leaves the old keys in place.
     pub async fn watch(self, interval: Duration) {
         let mut refused = String::new();
         loop {

@@ -10,14 +10,16 @@ use crate::system_calls::round_trip;
 /// Up to this round trip a small send buffer costs no throughput: 256 KiB a 200 µs are over 1 GB/s.
 const SHORT_RTT: Duration = Duration::from_micros(200);
 
-/// What is in flight to all short connections together should stay in the processor's caches: on loopback twice the
-/// throughput of the default, which autotuning lets grow to megabytes a connection.
+/// What is in flight to all short connections together should stay in the processor's caches: on
+/// loopback twice the throughput of the default, which autotuning lets grow to megabytes a
+/// connection.
 const SHORT_RTT_BYTES: usize = 32 << 20;
-/// Less makes many small writes, and more brings nothing. The kernel doubles the value for its own bookkeeping, and
-/// may allow less (`net.core.wmem_max`).
+/// Less makes many small writes, and more brings nothing. The kernel doubles the value for its own
+/// bookkeeping, and may allow less (`net.core.wmem_max`).
 const SHORT_RTT_SEND_BUFFER_BYTES: RangeInclusive<usize> = 64 << 10..=256 << 10;
 
-/// Congestion control that sends when it may, by preference. The second one is in every kernel and allowed to everybody.
+/// Congestion control that sends when it may, by preference. The second one is in every kernel and
+/// allowed to everybody.
 const UNPACED: [&str; 2] = ["cubic", "reno"];
 
 /// The system's congestion control, which connections that are not short have again.
@@ -25,9 +27,10 @@ pub struct UsualCongestion(Option<Vec<u8>>);
 
 /// Lets the connections of a listener begin without pacing.
 ///
-/// Why: BBR spreads what it sends over time, with a timer for each 64 KiB. Over a distance that keeps queues short. At a short round trip
-/// there is nothing to keep short, and the timers are half of the processor time of a hit; on a virtual machine each is
-/// a way to the host and back. A connection that once was paced stays so, hence before it is there.
+/// Why: BBR spreads what it sends over time, with a timer for each 64 KiB. Over a distance that
+/// keeps queues short. At a short round trip there is nothing to keep short, and the timers are
+/// half of the processor time of a hit; on a virtual machine each is a way to the host and back. A
+/// connection that once was paced stays so, hence before it is there.
 pub fn begin_unpaced(listener: &TcpListener) -> UsualCongestion {
     let socket = SockRef::from(listener);
     let usual = socket.tcp_congestion().ok();
@@ -51,7 +54,8 @@ pub fn tune(stream: &TcpStream, open: usize, usual: &UsualCongestion) {
         .with_interval(Duration::from_secs(15))
         .with_retries(4);
     let _ = socket.set_tcp_keepalive(&keepalive);
-    // A set size ends autotuning and limits a connection to about buffer / round trip, so only where that is short.
+    // A set size ends autotuning and limits a connection to about buffer / round trip, so only
+    // where that is short.
     if round_trip(stream).is_some_and(|rtt| rtt <= SHORT_RTT) {
         let _ = socket.set_send_buffer_size(send_buffer_bytes(open));
     } else if let Some(usual) = &usual.0 {

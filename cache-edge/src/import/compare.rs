@@ -14,8 +14,9 @@ use crate::{
     },
 };
 
-/// A file that another cache holds is wrong in large parts (cut, filled with zeros, another version) or not at all: a piece of this
-/// length in each of this many equal parts finds a wrong eighth in one place always, a wrong tenth strewn about four times in five.
+/// A file that another cache holds is wrong in large parts (cut, filled with zeros, another
+/// version) or not at all: a piece of this length in each of this many equal parts finds a wrong
+/// eighth in one place always, a wrong tenth strewn about four times in five.
 const SAMPLES: u64 = 16;
 const SAMPLE_BYTES: u64 = 64 << 10;
 

@@ -1,7 +1,9 @@
-//! `cache-edge import`: takes whole files that another cache has into the store, after checking them against the origin.
+//! `cache-edge import`: takes whole files that another cache has into the store, after checking
+//! them against the origin.
 //!
-//! The edge must not run: the store has one user. Each file is asked about at the origin (one byte, for validator and size), then
-//! compared, then copied; when the edge starts it tells the coordinator, and the rows follow.
+//! The edge must not run: the store has one user. Each file is asked about at the origin (one byte,
+//! for validator and size), then compared, then copied; when the edge starts it tells the
+//! coordinator, and the rows follow.
 
 mod compare;
 mod files;
@@ -15,16 +17,15 @@ use std::{
 };
 
 use anyhow::Context as _;
-use chunkcache_plumbing::config::{EXIT_USAGE, Table};
 use chunkcache_proto::v1;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use http::HeaderMap;
 use serde_json::json;
+use service_kit::config::{EXIT_USAGE, Table};
 
 use self::compare::Comparison;
 use crate::{
     app::{self, Edge},
-    core::path::{self, Target},
     lanes::Lanes,
     options::{self, Options},
     origin::Source,
@@ -32,8 +33,9 @@ use crate::{
         ports::{FirstBytes, ObjectName, ObjectRequest},
         probe::{self, Found},
     },
-    store::EntryFile,
 };
+use chunk_store::EntryFile;
+use http_rules::path::{self, Target};
 
 /// How a file is compared with what its origin has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use chunkcache_plumbing::config::{Kind, OptionSpec, Problems, Settings};
+use service_kit::config::{Kind, OptionSpec, Problems, Settings};
 
 use crate::{
     core::signed_url_keys,

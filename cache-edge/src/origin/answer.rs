@@ -1,7 +1,8 @@
 //! What an origin's answer is, checked against what was asked and against the entry: pure.
 //!
 //! RFC 9110, 15.3.7 lets a server answer a range with other parts, and servers do worse than it
-//! lets them. Nothing of an answer is written unless it says exactly what was asked for, of exactly this version.
+//! lets them. Nothing of an answer is written unless it says exactly what was asked for, of exactly
+//! this version.
 
 use std::time::Duration;
 
@@ -9,10 +10,9 @@ use chunkcache_proto::{ByteRange, identity, v1};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::OriginError;
-use crate::core::{
-    content_range::{self, ContentRange},
-    freshness::{self, AnswerFacts},
-};
+
+use http_rules::content_range::{self, ContentRange};
+use http_rules::freshness::{self, AnswerFacts};
 
 /// Longest `Retry-After` obeyed: a typo of an origin must not take a source away for a year.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(600);
@@ -58,7 +58,8 @@ pub fn range_headers(range: ByteRange, entry: Option<&v1::Entry>) -> HeaderMap {
     headers
 }
 
-/// What the client that the variant was made for had sent: without it the origin would select another object.
+/// What the client that the variant was made for had sent: without it the origin would select
+/// another object.
 pub fn variant_headers(variant: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in freshness::variant_headers(variant) {
@@ -138,7 +139,8 @@ pub fn status_error(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> Ori
     }
 }
 
-/// Where in the entry an answer's body begins; `None` if it is no part of this version of it as it is.
+/// Where in the entry an answer's body begins; `None` if it is no part of this version of it as it
+/// is.
 #[must_use]
 pub fn offset_in(status: StatusCode, headers: &HeaderMap, entry: &v1::Entry) -> Option<u64> {
     if is_encoded(headers) || same_version(headers, entry).is_err() {
@@ -259,7 +261,8 @@ fn is_encoded(headers: &HeaderMap) -> bool {
         .any(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"))
 }
 
-/// What the body's length is said to be. RFC 9112, 6.3: beside a `Transfer-Encoding` it says nothing.
+/// What the body's length is said to be. RFC 9112, 6.3: beside a `Transfer-Encoding` it says
+/// nothing.
 pub fn content_length(headers: &HeaderMap) -> Option<u64> {
     if headers.contains_key(header::TRANSFER_ENCODING) {
         return None;

@@ -1,8 +1,10 @@
-//! The beginning of a fetch that a viewer waits for: on the viewer's own thread, if that has the time.
+//! The beginning of a fetch that a viewer waits for: on the viewer's own thread, if that has the
+//! time.
 //!
-//! Why: on a fetching thread the first byte waits for two switches of threads, and for the entry's file to be made. To ask, and to take
-//! the first bytes of the answer, blocks nowhere; they go to the viewer from memory, and the rest of the fetch, which writes, goes to a
-//! thread that may block.
+//! Why: on a fetching thread the first byte waits for two switches of threads, and for the entry's
+//! file to be made. To ask, and to take the first bytes of the answer, blocks nowhere; they go to
+//! the viewer from memory, and the rest of the fetch, which writes, goes to a thread that may
+//! block.
 
 use chunkcache_proto::ByteRange;
 
@@ -18,8 +20,8 @@ use crate::{
 };
 
 impl Fetcher {
-    /// Asks, where there is no answer yet, and lends its first bytes. What it did not come to is left to [`run`](Self::run), and so is what
-    /// is to be done about errors.
+    /// Asks, where there is no answer yet, and lends its first bytes. What it did not come to is
+    /// left to [`run`](Self::run), and so is what is to be done about errors.
     pub async fn begin(&self, order: &Order, control: &Control, opened: Option<Opened>) -> Begun {
         let flights = self.flights.of(&order.file);
         let Next::Gap(gap) = next_gap(order, &flights) else {

@@ -1,6 +1,7 @@
 //! One request to a source, and its answer's body as bytes that come in time.
 //!
-//! Redirects are followed inside the source only. Connections are kept alive and pooled, by the thread that opened them.
+//! Redirects are followed inside the source only. Connections are kept alive and pooled, by the
+//! thread that opened them.
 
 use std::{
     sync::{
@@ -11,12 +12,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use chunkcache_plumbing::telemetry;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::{Error as ClientError, connect::HttpConnector};
+use service_kit::telemetry;
 use tracing::Instrument as _;
 use url::Url;
 
@@ -96,7 +97,8 @@ impl Client {
         self
     }
 
-    /// Asks the source for an object. `headers` are added to the source's own and to those every request carries.
+    /// Asks the source for an object. `headers` are added to the source's own and to those every
+    /// request carries.
     pub async fn get(
         &self,
         source: &Source,
@@ -164,7 +166,8 @@ impl Client {
         )))
     }
 
-    /// Returns when no connection is open to a source with a limit on them that nobody uses. Before a fetch is said to have ended.
+    /// Returns when no connection is open to a source with a limit on them that nobody uses. Before
+    /// a fetch is said to have ended.
     pub async fn closed(&self, source: &Source) {
         if source.config.max_connections > 0 {
             self.pools.closed(source.authority()).await;
@@ -277,7 +280,8 @@ impl Response {
         self.places.as_ref().is_some_and(Places::is_wanted)
     }
 
-    /// The body's next bytes, which [`chunk`](Self::chunk) will give, if they come at once. Cancel safe.
+    /// The body's next bytes, which [`chunk`](Self::chunk) will give, if they come at once. Cancel
+    /// safe.
     pub async fn peek(&mut self) -> Option<&Bytes> {
         if self.peeked.is_none() {
             let next = tokio::time::timeout(BODY_FOLLOWS_WITHIN, self.chunk()).await;
@@ -361,8 +365,9 @@ fn basic_credentials(url: &Url) -> Result<HeaderValue, OriginError> {
     Ok(value)
 }
 
-/// Not reached, or reached and not understood. The connector fails with an `io::Error` in a TLS handshake only; what goes wrong before
-/// that, from the name to the connection, has a type of its own.
+/// Not reached, or reached and not understood. The connector fails with an `io::Error` in a TLS
+/// handshake only; what goes wrong before that, from the name to the connection, has a type of its
+/// own.
 fn failed(error: &ClientError) -> OriginError {
     let cause = std::error::Error::source(error);
     let in_handshake = cause.is_some_and(|cause| cause.is::<std::io::Error>());

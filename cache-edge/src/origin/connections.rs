@@ -1,7 +1,8 @@
 //! Which connections to an origin are still open although nobody uses them any more.
 //!
-//! A limit on connections holds in the whole cluster: another edge is given a place when a fetch here is said to have ended. A
-//! connection is closed by its own task, a moment after its answer was dropped; who reports the end waits for that moment.
+//! A limit on connections holds in the whole cluster: another edge is given a place when a fetch
+//! here is said to have ended. A connection is closed by its own task, a moment after its answer
+//! was dropped; who reports the end waits for that moment.
 
 use std::{
     collections::HashMap,
@@ -22,7 +23,8 @@ use tower_service::Service;
 
 use super::places::Place;
 
-/// Closing takes microseconds, on a busy machine milliseconds; a connection that hangs is not waited for.
+/// Closing takes microseconds, on a busy machine milliseconds; a connection that hangs is not
+/// waited for.
 const CLOSED_WITHIN: Duration = Duration::from_millis(250);
 
 /// Connections of one client, by the origin's authority.
@@ -87,8 +89,8 @@ impl Connections {
             .is_some_and(|count| count.open > count.used)
     }
 
-    /// Returns when no connection to the authority (`host:port`) is open that nobody uses. Only for origins whose connections
-    /// are not kept for the next request.
+    /// Returns when no connection to the authority (`host:port`) is open that nobody uses. Only for
+    /// origins whose connections are not kept for the next request.
     pub async fn closed(&self, authority: &str) {
         let closing = |inner: &Inner| {
             let count = inner.counts.lock().get(authority).copied();

@@ -5,18 +5,18 @@ use std::{
     time::Duration,
 };
 
-use chunkcache_plumbing::metrics::LATENCY_SECONDS;
 use chunkcache_proto::{Level, v1};
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, histogram::Histogram},
     registry::Registry,
 };
+use service_kit::metrics::LATENCY_SECONDS;
 use v1::{RemovalReason, fetch_failure::Fault};
 
 type Labels = [(&'static str, &'static str); 1];
 
-/// Labels that are there from the start, at 0: of a counter that appears with its first event, `increase()` does
-/// not see that event.
+/// Labels that are there from the start, at 0: of a counter that appears with its first event,
+/// `increase()` does not see that event.
 const FAULTS: [&str; 4] = ["origin", "peer", "edge", "changed"];
 const REMOVALS: [&str; 3] = ["evicted", "invalidated", "corrupt"];
 

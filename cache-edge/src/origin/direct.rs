@@ -1,5 +1,5 @@
-//! Bytes from the origin past the store, for readers of chunks that can not be kept. Checked like any other; each reader
-//! has its own request, because there is nowhere to share what comes.
+//! Bytes from the origin past the store, for readers of chunks that can not be kept. Checked like
+//! any other; each reader has its own request, because there is nowhere to share what comes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,10 +14,11 @@ use super::{
 };
 use crate::{
     availability::DirectBytes, core::backoff::Backoff, lanes::Lanes, serve::ports::ReadError,
-    store::EntryFile,
 };
+use chunk_store::EntryFile;
 
-/// Frames between the origin's connection and the player's: enough that neither waits for the other's wake-up.
+/// Frames between the origin's connection and the player's: enough that neither waits for the
+/// other's wake-up.
 const FRAMES: usize = 8;
 
 /// See [`DirectBytes`].

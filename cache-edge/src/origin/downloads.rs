@@ -44,7 +44,8 @@ pub enum Coverage {
         id: u64,
         distance: u64,
     },
-    /// A fetch runs that will come to it late: it is past the byte, and fetches the chunk's head last.
+    /// A fetch runs that will come to it late: it is past the byte, and fetches the chunk's head
+    /// last.
     Late(u64),
 }
 
@@ -167,7 +168,8 @@ impl Downloads {
         true
     }
 
-    /// Takes an order of one chunk in where no other covers it. `false`: one does, or it was refused.
+    /// Takes an order of one chunk in where no other covers it. `false`: one does, or it was
+    /// refused.
     pub fn submit_uncovered(&self, order: Order) -> bool {
         let (entry, chunk) = (order.file.id(), order.first_chunk);
         let task = self.task(&order);
@@ -195,7 +197,8 @@ impl Downloads {
         self.settle(state);
     }
 
-    /// The coordinator is told of each chunk's end: whether a run comes to a chunk soon is decided by where it is.
+    /// The coordinator is told of each chunk's end: whether a run comes to a chunk soon is decided
+    /// by where it is.
     fn control(&self, order: &Order, ordered: Instant) -> Arc<Control> {
         let run = order.run();
         let (this, id, level) = (Arc::downgrade(&self.0), order.id, order.level);
@@ -209,8 +212,9 @@ impl Downloads {
 
     fn settle(&self, mut state: parking_lot::MutexGuard<'_, State>) {
         let State { queue, fetches, .. } = &mut *state;
-        // As they were ordered: a lookahead that was lowered meanwhile was a reader's still. Jobs and fills, which are ordered
-        // below, are nobody's who could leave; what is decided here is looked after here.
+        // As they were ordered: a lookahead that was lowered meanwhile was a reader's still. Jobs
+        // and fills, which are ordered below, are nobody's who could leave; what is decided here is
+        // looked after here.
         let held_back = |task: &Task| {
             let order = fetches.get(&task.id).map(|fetch| &fetch.order);
             order.is_some_and(|order| {
@@ -341,7 +345,8 @@ impl Downloads {
         self.settle(state);
     }
 
-    /// Not wanted any more. `chunk_wanted`: a reader stands in the chunk under way, which is then finished.
+    /// Not wanted any more. `chunk_wanted`: a reader stands in the chunk under way, which is then
+    /// finished.
     pub fn cancel(&self, id: u64, chunk_wanted: bool) {
         let mut state = self.0.state.lock();
         match state.queue.cancel(id) {
@@ -367,8 +372,8 @@ impl Downloads {
         self.settle(state);
     }
 
-    /// A reader of this edge is blocked on the byte: what covers it becomes CRITICAL, without a round trip.
-    /// Returns whether anything brings the byte soon.
+    /// A reader of this edge is blocked on the byte: what covers it becomes CRITICAL, without a
+    /// round trip. Returns whether anything brings the byte soon.
     pub fn promote(&self, entry: EntryId, chunk: ChunkIndex, position: u64) -> bool {
         let coverage = self.coverage(entry, chunk, position);
         let mut state = self.0.state.lock();
@@ -443,8 +448,8 @@ impl Downloads {
         self.settle(state);
     }
 
-    /// A session is over. What comes from origins goes on, and the next session is told of it; what comes from peers costs no
-    /// origin anything, and is planned anew.
+    /// A session is over. What comes from origins goes on, and the next session is told of it; what
+    /// comes from peers costs no origin anything, and is planned anew.
     pub fn forget_peers(&self) {
         let of_peers = |fetch: &&Fetch| fetch.order.peer.is_some() && !fetch.order.is_local();
         let ids: Vec<u64> = {

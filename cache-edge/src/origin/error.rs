@@ -1,4 +1,5 @@
-//! What can go wrong between this edge and an origin or peer: whose fault, and whether to ask again.
+//! What can go wrong between this edge and an origin or peer: whose fault, and whether to ask
+//! again.
 
 use std::time::Duration;
 
@@ -8,8 +9,9 @@ pub enum OriginError {
     /// Name not found, connection refused, no answer in time.
     #[error("can not be reached: {0}")]
     Unreachable(String),
-    /// Reached, and what came is no answer: a certificate that can not be trusted, no TLS, no HTTP, or the connection's end. One of
-    /// several servers behind a name may be so, or one that is being mended: it is asked again.
+    /// Reached, and what came is no answer: a certificate that can not be trusted, no TLS, no HTTP,
+    /// or the connection's end. One of several servers behind a name may be so, or one that is
+    /// being mended: it is asked again.
     #[error("gave no answer that can be used: {0}")]
     NoAnswer(String),
     /// 5xx, 408, 425: perhaps better in a moment.

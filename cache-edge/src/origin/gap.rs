@@ -18,7 +18,8 @@ pub(super) enum Next {
     Done,
 }
 
-/// The next bytes to ask for: from the wanted byte to the run's end, then the head; adjacent chunks together.
+/// The next bytes to ask for: from the wanted byte to the run's end, then the head; adjacent chunks
+/// together.
 pub(super) fn next_gap(order: &Order, flights: &Arc<EntryFlights>) -> Next {
     let geometry = order.file.geometry();
     let run = geometry.run_range(order.first_chunk, order.chunk_count);

@@ -1,8 +1,9 @@
 //! Connections to origins that are near.
 //!
-//! Why: an origin on the same machine, or beside it, fills whatever window it is given before anybody reads. While it sends the rest of a
-//! chunk, of which nobody is in need, its processor is not there for who waits for the first bytes. A small window makes it wait for its
-//! reader instead, and at a short round trip costs no throughput.
+//! Why: an origin on the same machine, or beside it, fills whatever window it is given before
+//! anybody reads. While it sends the rest of a chunk, of which nobody is in need, its processor is
+//! not there for who waits for the first bytes. A small window makes it wait for its reader
+//! instead, and at a short round trip costs no throughput.
 
 use std::{
     task::{Context, Poll},
@@ -21,7 +22,8 @@ use crate::system_calls::round_trip;
 /// Up to this round trip a small window costs no throughput.
 const NEAR: Duration = Duration::from_micros(200);
 
-/// What a near origin may be ahead of its reader, about. The kernel doubles it for its own bookkeeping.
+/// What a near origin may be ahead of its reader, about. The kernel doubles it for its own
+/// bookkeeping.
 const WINDOW_BYTES: usize = 64 << 10;
 
 /// Connects, and keeps the windows of near origins small.

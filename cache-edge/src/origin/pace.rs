@@ -1,9 +1,12 @@
-//! The pace of what this edge asks of a source by itself, where the source bears so many bytes per second.
+//! The pace of what this edge asks of a source by itself, where the source bears so many bytes per
+//! second.
 //!
-//! What is assigned has a rate of its own. First questions about keys, revalidations, what is passed through and fetches of its own can not
-//! be planned: an edge has a part of the source's rate for all of them together, the whole divided by the edges there are. While the
-//! coordinator plans, half of that, since it gives at least the other half away; what was taken is told it, and is missing in what it gives next.
-//! A source that plans nothing, because it is only passed through or recorded, has no use for the other half.
+//! What is assigned has a rate of its own. First questions about keys, revalidations, what is
+//! passed through and fetches of its own can not be planned: an edge has a part of the source's
+//! rate for all of them together, the whole divided by the edges there are. While the coordinator
+//! plans, half of that, since it gives at least the other half away; what was taken is told it, and
+//! is missing in what it gives next. A source that plans nothing, because it is only passed through
+//! or recorded, has no use for the other half.
 
 use std::{
     sync::Arc,
@@ -70,7 +73,8 @@ impl Pace {
         (untold > 0).then_some(untold)
     }
 
-    /// Returns when more may be read. Cancel safe: what was read is counted by [`took`](Self::took) alone.
+    /// Returns when more may be read. Cancel safe: what was read is counted by [`took`](Self::took)
+    /// alone.
     pub async fn ready(&self) {
         while let Some(wait) = self.wait(Instant::now()) {
             tokio::time::sleep(wait.min(LONGEST_SLEEP)).await;

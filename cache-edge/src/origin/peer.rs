@@ -8,7 +8,8 @@ use sha2::Sha256;
 
 /// The path prefix on the player listener.
 pub const PEER_PREFIX: &str = "/_peer/v1/entries/";
-/// Checksums of the chunks in the answer, hexadecimal, comma separated; `-` where the chunk is still arriving there.
+/// Checksums of the chunks in the answer, hexadecimal, comma separated; `-` where the chunk is
+/// still arriving there.
 pub const CHECKSUMS: HeaderName = HeaderName::from_static("x-chunk-checksums");
 /// In a request of an edge that got other bytes than that: the peer checks what it has.
 pub const MISMATCH: HeaderName = HeaderName::from_static("x-chunk-mismatch");

@@ -1,11 +1,13 @@
 //! Places: connections to a source with a limit that this edge may open for what it asks by itself.
 //!
-//! The limit holds in the whole cluster, so the coordinator lends them: this edge says how many it has use for, and opens no more than it
-//! was lent. Who finds none waits in a queue, viewers before others, and is told when it takes too long. A place is free again when
-//! its connection is closed. A source without a limit costs one comparison.
+//! The limit holds in the whole cluster, so the coordinator lends them: this edge says how many it
+//! has use for, and opens no more than it was lent. Who finds none waits in a queue, viewers before
+//! others, and is told when it takes too long. A place is free again when its connection is closed.
+//! A source without a limit costs one comparison.
 //!
-//! While no coordinator answers, an edge has a part of the limit for itself, assignments that go on counted. Before it opens what it
-//! did not have, others that had more than their part have come down to it: see `coordinator::absence`.
+//! While no coordinator answers, an edge has a part of the limit for itself, assignments that go on
+//! counted. Before it opens what it did not have, others that had more than their part have come
+//! down to it: see `coordinator::absence`.
 
 use std::{
     collections::VecDeque,
@@ -21,7 +23,8 @@ use super::OriginError;
 
 /// Who waits longer for a place is told to come again.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// A coordinator answers at once, also that there is nothing to lend; one whose session lives and that does not is taken as absent.
+/// A coordinator answers at once, also that there is nothing to lend; one whose session lives and
+/// that does not is taken as absent.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(4);
 /// Requests that wait for a place of one source. More are refused at once.
 const MAX_WAITING: usize = 1_024;
@@ -44,7 +47,8 @@ pub enum Turn {
 enum Rule {
     /// The coordinator.
     Lent,
-    /// It fell silent a moment ago: no more than there were then, and what is above the part of this edge is not renewed.
+    /// It fell silent a moment ago: no more than there were then, and what is above the part of
+    /// this edge is not renewed.
     ComingDown { most: u32 },
     /// Nobody: this edge's part.
     #[default]
@@ -122,7 +126,8 @@ impl Places {
         self.admit(&mut state);
     }
 
-    /// A request will perhaps need a place: if there is none, it is asked for while the request is at something else.
+    /// A request will perhaps need a place: if there is none, it is asked for while the request is
+    /// at something else.
     #[must_use]
     pub fn expect(&self) -> Expected {
         let mut state = self.0.state.lock();
@@ -216,7 +221,8 @@ impl Places {
         self.0.to_tell.notify_one();
     }
 
-    /// The coordinator is silent. Returns how many connections may be kept, and how many this edge opened by itself.
+    /// The coordinator is silent. Returns how many connections may be kept, and how many this edge
+    /// opened by itself.
     #[must_use]
     pub fn come_down(&self) -> Option<(u32, u32)> {
         let mut state = self.0.state.lock();
@@ -259,8 +265,8 @@ impl Places {
         self.0.to_tell.notify_one();
     }
 
-    /// What the coordinator has to know, if it does not yet. `all`: also that less is wanted, which is not said of each
-    /// request that ends.
+    /// What the coordinator has to know, if it does not yet. `all`: also that less is wanted, which
+    /// is not said of each request that ends.
     #[must_use]
     pub fn to_tell(&self, all: bool) -> Option<(u64, u32, u32)> {
         let mut state = self.0.state.lock();
@@ -269,7 +275,8 @@ impl Places {
         };
         let wanted = state.wanted();
         state.peak = state.peak.max(wanted);
-        // First of all what is open is said, be it nothing: until then the coordinator keeps places for it.
+        // First of all what is open is said, be it nothing: until then the coordinator keeps places
+        // for it.
         let is_first = state.told.is_none();
         let told = state.told.unwrap_or_default();
         let mut now = Told {

@@ -1,7 +1,8 @@
 //! Connections that are kept for the next request: a pool for each thread that asks.
 //!
-//! Why: a connection is driven by the event loop of the thread that opened it. Asked with from another thread, each request and each part of
-//! its answer costs a switch between the two. But a connection of another thread is better than none, which costs round trips.
+//! Why: a connection is driven by the event loop of the thread that opened it. Asked with from
+//! another thread, each request and each part of its answer costs a switch between the two. But a
+//! connection of another thread is better than none, which costs round trips.
 
 use std::{
     sync::Arc,
@@ -28,7 +29,8 @@ use crate::lanes;
 /// Idle connections kept to one host by one thread; more would outlast most origins' patience.
 const IDLE_PER_HOST: usize = 4;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
-/// Read from a connection at once: readers get the first of it while the rest comes, and a call costs little beside it.
+/// Read from a connection at once: readers get the first of it while the rest comes, and a call
+/// costs little beside it.
 const READ_BYTES: usize = 128 << 10;
 
 type Connector = HttpsConnector<NearConnector>;
@@ -60,8 +62,9 @@ impl Pools {
         })
     }
 
-    /// For a request to the authority: this thread's, or another's that has a connection to it where this one has none. Only a viewer's
-    /// request takes one of threads that are there for something else, and burdens them.
+    /// For a request to the authority: this thread's, or another's that has a connection to it
+    /// where this one has none. Only a viewer's request takes one of threads that are there for
+    /// something else, and burdens them.
     pub fn pool_for(&self, authority: &str, turn: Option<Turn>) -> Pool {
         let (here, group) = (thread::current().id(), lanes::group());
         let pools = self.by_thread.read();
@@ -88,7 +91,8 @@ impl Pools {
         pool
     }
 
-    /// Returns when no connection of any pool is open to the authority that nobody uses: see [`Connections::closed`].
+    /// Returns when no connection of any pool is open to the authority that nobody uses: see
+    /// [`Connections::closed`].
     pub async fn closed(&self, authority: &str) {
         let pools: Vec<Connections> = {
             let pools = self.by_thread.read();

@@ -33,7 +33,8 @@ pub struct Asking<'a> {
 }
 
 impl Asking<'_> {
-    /// Asks for the checksums of the chunks that arrived before the peer knew them. Without it they are fetched again.
+    /// Asks for the checksums of the chunks that arrived before the peer knew them. Without it they
+    /// are fetched again.
     pub async fn prove(
         &self,
         flights: &EntryFlights,

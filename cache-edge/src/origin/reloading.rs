@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use chunkcache_plumbing::tls::Reloading;
 use rustls::ClientConfig;
+use service_kit::tls::Reloading;
 
 use super::Client;
 
@@ -56,7 +56,7 @@ fn make(config: Arc<ClientConfig>, stall: Duration) -> (Arc<ClientConfig>, Clien
 mod tests {
     use std::path::Path;
 
-    use chunkcache_plumbing::tls::{self, ClientFiles};
+    use service_kit::tls::{self, ClientFiles};
 
     use super::*;
 

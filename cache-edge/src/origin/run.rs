@@ -1,8 +1,8 @@
 //! One fetch: a run of adjacent chunks from a peer or the origin into the store.
 //!
-//! The byte a reader waits for comes first, the head of its chunk as a second leg. What is written stays
-//! written: a fetch that is asked again, pre-empted or taken over goes on where the bytes end. Writes block, so this runs on the
-//! fetch runtime only.
+//! The byte a reader waits for comes first, the head of its chunk as a second leg. What is written
+//! stays written: a fetch that is asked again, pre-empted or taken over goes on where the bytes
+//! end. Writes block, so this runs on the fetch runtime only.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -26,8 +26,8 @@ use super::{
 use crate::{
     availability::{EntryFlights, FlightError, Flights, flight::Loan},
     core::backoff::Backoff,
-    store::EntryFile,
 };
+use chunk_store::EntryFile;
 
 const FIRST_RETRY: Duration = Duration::from_millis(150);
 const LONGEST_RETRY: Duration = Duration::from_secs(4);
@@ -83,7 +83,8 @@ pub enum RunEnd {
     /// All chunks are present.
     Finished,
     Stopped,
-    /// Pre-empted; with the answer it was reading, which is gone on with later: what its origin has sent is in the sockets' buffers.
+    /// Pre-empted; with the answer it was reading, which is gone on with later: what its origin has
+    /// sent is in the sockets' buffers.
     Paused(Option<Box<Opened>>),
     Failed(Failure),
 }
@@ -97,7 +98,8 @@ pub struct Failure {
     pub message: String,
 }
 
-/// An answer already under way: the probe's, or one that was paused. `part` was checked against the entry.
+/// An answer already under way: the probe's, or one that was paused. `part` was checked against the
+/// entry.
 #[derive(Debug)]
 pub struct Opened {
     pub response: Response,
@@ -165,7 +167,8 @@ impl Fetcher {
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         let mut last_progress = Instant::now();
         loop {
-            // What an answer brought already is not dropped: it is read on from for a moment, as any that is stopped.
+            // What an answer brought already is not dropped: it is read on from for a moment, as
+            // any that is stopped.
             if opened.is_none()
                 && let Some(stop) = control.wanted_stop()
             {
@@ -229,7 +232,8 @@ impl Fetcher {
                 Err(Broken::Peer(error)) => {
                     tracing::debug!(%error, peer = from_peer, "a peer failed");
                     self.counters.peer_errors.fetch_add(1, Ordering::Relaxed);
-                    // Another peer or the origin: who chose this one knows who else has it, and who asks the origin already.
+                    // Another peer or the origin: who chose this one knows who else has it, and who
+                    // asks the origin already.
                     if !order.is_local() {
                         return RunEnd::Failed(peer_failure(&error));
                     }
@@ -252,7 +256,8 @@ impl Fetcher {
             let wait = backoff
                 .wait(rand::random())
                 .max(error.retry_after().unwrap_or_default());
-            // The whole cluster leaves it alone then: the coordinator has to know now, not when this fetch gives up.
+            // The whole cluster leaves it alone then: the coordinator has to know now, not when
+            // this fetch gives up.
             let busy = matches!(error, OriginError::Busy { .. }) && order.id & LOCAL_BIT == 0;
             if busy || !error.is_transient() || last_progress.elapsed() + wait > self.retry_budget {
                 return RunEnd::Failed(failure(&error));
@@ -355,7 +360,8 @@ impl Fetcher {
         let key = entry.key.clone().unwrap_or_default();
         let source = self.source(&key.source)?;
         if !belongs_to(entry, source.base_url()) {
-            // The source was pointed elsewhere: what is there now is not this object, whatever its ETag says.
+            // The source was pointed elsewhere: what is there now is not this object, whatever its
+            // ETag says.
             return Err(OriginError::Changed);
         }
         let url = source

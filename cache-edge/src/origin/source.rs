@@ -23,7 +23,8 @@ pub struct Source {
     base: Url,
     /// Sent with each request.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// 429 and `Retry-After` are obeyed by all requests to the source: not before this time (ms since the epoch).
+    /// 429 and `Retry-After` are obeyed by all requests to the source: not before this time (ms
+    /// since the epoch).
     not_before_ms: AtomicI64,
     /// Its connections.
     pub places: Places,
@@ -132,7 +133,8 @@ impl Source {
         self.allows(&url).then_some(url)
     }
 
-    /// The URL is the source's own: same scheme, host and port, below the base path, without credentials.
+    /// The URL is the source's own: same scheme, host and port, below the base path, without
+    /// credentials.
     #[must_use]
     pub fn allows(&self, url: &Url) -> bool {
         let base_path = self.base.path().trim_end_matches('/');
@@ -187,7 +189,8 @@ impl Catalogue {
         self.sources.load().get(name).cloned()
     }
 
-    /// How often it was replaced. Read before a look-up: while it stays the same, so does what was found.
+    /// How often it was replaced. Read before a look-up: while it stays the same, so does what was
+    /// found.
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
@@ -213,7 +216,8 @@ impl Catalogue {
             .collect()
     }
 
-    /// The whole new set. Unchanged sources keep their state; one that can not be parsed is left out and returned.
+    /// The whole new set. Unchanged sources keep their state; one that can not be parsed is left
+    /// out and returned.
     pub fn replace(&self, sources: Vec<v1::Source>) -> Vec<BadSource> {
         let old = self.sources.load();
         let mut bad = Vec::new();

@@ -23,12 +23,14 @@ use crate::{
     core::assembly::Assembly,
 };
 
-/// A fetch that is stopped reads on for this long at most. What its origin has sent is on the wire and in the sockets' buffers, paid
-/// for already: of a fast origin that is most of the rest of the request, of a slow one nothing.
+/// A fetch that is stopped reads on for this long at most. What its origin has sent is on the wire
+/// and in the sockets' buffers, paid for already: of a fast origin that is most of the rest of the
+/// request, of a slow one nothing.
 const LINGER: Duration = Duration::from_millis(100);
 /// So far from its beginning a fetch lets who waits for its bytes go first.
 const FIRST_BYTES: u64 = 512 << 10;
-/// So long bytes that came may wait for the rest of their block; those that a viewer may wait for from the first on, not at all.
+/// So long bytes that came may wait for the rest of their block; those that a viewer may wait for
+/// from the first on, not at all.
 const HOLD: Duration = Duration::from_millis(5);
 
 /// Where the bytes of one answer go.
@@ -117,7 +119,8 @@ impl Fetcher {
         let begun = Instant::now();
         let mut offset = range.start;
         let mut stopping: Option<(Stop, Instant)> = None;
-        // Who waits for them is woken, often on this very processor: it goes first, then the rest is read.
+        // Who waits for them is woken, often on this very processor: it goes first, then the rest
+        // is read.
         let goes_first =
             |end: u64| order.level == Level::Critical && end - range.start <= FIRST_BYTES;
         while offset < range.end {
@@ -186,7 +189,8 @@ impl Fetcher {
                 let is_taken =
                     |claim: &FlightClaim| claim.flight().chunk() == chunk && !claim.is_held();
                 if claims.iter().any(is_taken) || response.is_in_the_way() {
-                    // Another fetch brings the rest, for who could not wait; or a viewer waits for the place, and the rest for another one.
+                    // Another fetch brings the rest, for who could not wait; or a viewer waits for
+                    // the place, and the rest for another one.
                     return Ok(());
                 }
                 if let (Some(stop), None) = (control.wanted_stop(), stopping) {

@@ -1,6 +1,7 @@
 //! Which entry each key points to, for how long; what is not there; what can not be stored.
 //!
-//! Bindings are kept as notes in the store: after a restart without a coordinator the edge still knows them.
+//! Bindings are kept as notes in the store: after a restart without a coordinator the edge still
+//! knows them.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,10 +15,11 @@ use chunkcache_proto::{EntryId, identity::belongs_to, v1};
 use parking_lot::{Mutex, RwLock};
 use prost::Message;
 
-use crate::store::Store;
+use chunk_store::Store;
 
 const NOTE_PREFIX: &[u8] = b"binding\0";
-/// Of bindings, negative answers and unstorable keys each; clients choose keys, memory must not be theirs to fill.
+/// Of bindings, negative answers and unstorable keys each; clients choose keys, memory must not be
+/// theirs to fill.
 const MAX_KEYS: usize = 200_000;
 /// How long a key whose answer could not be stored goes to the origin at once.
 const UNSTORABLE_MS: i64 = 60_000;
@@ -40,10 +42,11 @@ pub struct Bindings {
     vary: RwLock<HashMap<String, Vec<String>>>,
     negative: Mutex<HashMap<String, (u16, i64)>>,
     unstorable: Mutex<HashMap<String, (&'static str, i64)>>,
-    /// Taken before every other lock, and before that of the session: what is found, and told, is found and told before an
-    /// invalidation or after it.
+    /// Taken before every other lock, and before that of the session: what is found, and told, is
+    /// found and told before an invalidation or after it.
     invalidated: Mutex<Invalidated>,
-    /// Counted up after each change, so that who looked something up need not look again while it stands.
+    /// Counted up after each change, so that who looked something up need not look again while it
+    /// stands.
     changes: AtomicU64,
 }
 
@@ -150,7 +153,8 @@ impl Bindings {
         Moment(self.invalidated.lock().count)
     }
 
-    /// Does `then` (takes in what was found, tells of it) unless the key was invalidated since; no invalidation comes between.
+    /// Does `then` (takes in what was found, tells of it) unless the key was invalidated since; no
+    /// invalidation comes between.
     pub fn unless_invalidated<T>(
         &self,
         since: Moment,
@@ -241,7 +245,8 @@ impl Bindings {
         }
     }
 
-    /// Forgets the keys whose entries are not of their source as it is registered now: it was pointed elsewhere, or removed.
+    /// Forgets the keys whose entries are not of their source as it is registered now: it was
+    /// pointed elsewhere, or removed.
     pub fn forget_foreign(&self, base_url_of: impl Fn(&str) -> Option<String>) {
         let foreign: Vec<v1::Key> = {
             let bound = self.bound.read();

@@ -1,14 +1,13 @@
-//! Record mode's proof: what the origin answers is compared with what is stored, byte by byte, on its way to the client.
+//! Record mode's proof: what the origin answers is compared with what is stored, byte by byte, on
+//! its way to the client.
 
 use std::sync::{Arc, atomic::Ordering};
 
 use chunkcache_proto::ByteRange;
 use http::{HeaderMap, StatusCode};
 
-use crate::{
-    origin::{answer, counters::Counters},
-    store::EntryFile,
-};
+use crate::origin::{answer, counters::Counters};
+use chunk_store::EntryFile;
 
 /// Follows one answer. What is not stored yet is not compared: it is the next reader's.
 pub struct Comparison {
@@ -59,7 +58,8 @@ impl Comparison {
                 .compared_bytes
                 .fetch_add(range.len(), Ordering::Relaxed);
             if came != self.buffer.as_slice() && !self.differs {
-                // Once an answer: it is the answers that are counted in the weeks before a rollout goes on.
+                // Once an answer: it is the answers that are counted in the weeks before a rollout
+                // goes on.
                 self.differs = true;
                 self.counters.mismatches.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(entry = %self.file.id(), chunk, "what the origin answers is not what is stored");

@@ -1,7 +1,8 @@
 //! The keys of entries that are, or were, in the store.
 //!
-//! An entry can be here without its key being bound: a job brought it. An edge that would ask the origin about a key without asking the
-//! coordinator first looks here, so that what is here already is found.
+//! An entry can be here without its key being bound: a job brought it. An edge that would ask the
+//! origin about a key without asking the coordinator first looks here, so that what is here already
+//! is found.
 
 use std::{
     collections::HashSet,
@@ -14,7 +15,8 @@ use parking_lot::Mutex;
 /// 16 MiB; an edge that has seen more entries since its start asks about every key.
 const MAX_KEYS: usize = 1 << 20;
 
-/// Hashes: who is taken for known by chance costs one question. A key of an entry that was removed stays.
+/// Hashes: who is taken for known by chance costs one question. A key of an entry that was removed
+/// stays.
 pub struct KnownKeys {
     hasher: RandomState,
     hashes: Mutex<HashSet<u64>>,

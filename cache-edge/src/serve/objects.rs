@@ -22,15 +22,14 @@ use super::{
 };
 use crate::{
     availability::{Announce, AtOnce, DemandRegistry, DirectBytes, Flights, ReaderFactory, Sole},
-    core::{
-        freshness::{self, Verdict},
-        lookahead::MAX_RUN_CHUNKS,
-    },
+    core::lookahead::MAX_RUN_CHUNKS,
     origin::{Catalogue, Client, Downloads, Order, Source, run::now_ms},
-    store::{EntryFile, Store},
 };
+use chunk_store::{EntryFile, Store};
+use http_rules::freshness::{self, Verdict};
 
-/// Readers with bytes missing ahead of them. Beyond, new ones get what is wholly here; those that run are kept.
+/// Readers with bytes missing ahead of them. Beyond, new ones get what is wholly here; those that
+/// run are kept.
 const MAX_READERS: usize = 8_192;
 
 /// What a resolution needs of the other rooms.
@@ -267,7 +266,8 @@ impl EdgeObjects {
     ) -> Result<Found, ServeError> {
         let now = now_ms();
         let verdict = if self.is_changed(&bound) {
-            // A fetch found another version there: what the binding promised does not hold any more.
+            // A fetch found another version there: what the binding promised does not hold any
+            // more.
             Verdict::Stale
         } else {
             freshness::judge(&bound.freshness, now)
@@ -346,7 +346,8 @@ impl EdgeObjects {
         asked?.answer().await
     }
 
-    /// `selecting`: what goes to the origin of the client's headers. Two requests that differ there may select two objects.
+    /// `selecting`: what goes to the origin of the client's headers. Two requests that differ there
+    /// may select two objects.
     fn ask_once<F>(
         &self,
         key: &v1::Key,

@@ -20,10 +20,8 @@ use super::{
     ports::{ObjectRequest, PassThrough, ReadError, ServeError},
     resume::{Announced, Asking, Body},
 };
-use crate::{
-    origin::{OriginError, Response, Source, Turn, answer, run::now_ms},
-    store::EntryFile,
-};
+use crate::origin::{OriginError, Response, Source, Turn, answer, run::now_ms};
+use chunk_store::EntryFile;
 
 const FRAMES: usize = 8;
 /// How long an origin that refuses for the moment is asked again behind a held request.
@@ -191,7 +189,8 @@ async fn send(
                 }
                 Ok(bytes)
             }
-            // The end has a sign of its own: a task that was given up leaves none, and that is no end.
+            // The end has a sign of its own: a task that was given up leaves none, and that is no
+            // end.
             Ok(None) => Ok(Bytes::new()),
             Err(error) => {
                 let received = body.received();
@@ -206,7 +205,8 @@ async fn send(
     }
 }
 
-/// A refusal that may pass is an error until then, so that the origin is asked again; after it, its answer as any other.
+/// A refusal that may pass is an error until then, so that the origin is asked again; after it, its
+/// answer as any other.
 async fn ask_once(
     asking: &Asking,
     method: Method,
@@ -225,7 +225,8 @@ async fn ask_once(
     Ok(response)
 }
 
-/// A part to a request for the whole, or "as you know it" to one that named nothing it knows: a client would take it for what it is not.
+/// A part to a request for the whole, or "as you know it" to one that named nothing it knows: a
+/// client would take it for what it is not.
 fn is_unasked(status: StatusCode, asked: &HeaderMap) -> bool {
     let has = |names: &[HeaderName]| names.iter().any(|name| asked.contains_key(name));
     match status {

@@ -1,4 +1,5 @@
-//! A question to an origin, asked again behind the held request where that may help: the client notices time and nothing else.
+//! A question to an origin, asked again behind the held request where that may help: the client
+//! notices time and nothing else.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -9,10 +10,11 @@ use crate::{
     origin::{OriginError, Source, counters::Counters, run::now_ms},
 };
 
-/// New attempts begin within this time; one that stalls ends within the origin's stall time-out. Together
-/// they keep the contract's 15 s for a cold object whose origin is down.
+/// New attempts begin within this time; one that stalls ends within the origin's stall time-out.
+/// Together they keep the contract's 15 s for a cold object whose origin is down.
 const ATTEMPTS_FOR: Duration = Duration::from_secs(4);
-/// An answer that takes longer may never come: a second attempt goes beside it, and the first to succeed counts.
+/// An answer that takes longer may never come: a second attempt goes beside it, and the first to
+/// succeed counts.
 const SECOND_AFTER: Duration = Duration::from_secs(4);
 /// How often an answer may be overtaken by an invalidation before who waits is told.
 const MAX_OVERTAKEN: u32 = 8;

@@ -1,4 +1,5 @@
-//! Chunks for other edges: what is here or arriving, streamed behind the fetch that brings it; never fetched for them.
+//! Chunks for other edges: what is here or arriving, streamed behind the fetch that brings it;
+//! never fetched for them.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -8,20 +9,21 @@ use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts as 
 use super::objects::EdgeObjects;
 use crate::{
     availability::{DemandRegistry, NotAtOnce, ReaderFactory},
-    core::range::{self, Selection},
     http::{Client, EdgeBody, Metrics, ObjectBody, Part, PeerHandler, Plan, problem::Problem},
     origin::{
         downloads::Coverage,
         peer::{CHECKSUMS, MISMATCH, PEER_PREFIX, PeerKeys},
         run::now_ms,
     },
-    store::EntryFile,
 };
+use chunk_store::EntryFile;
+use http_rules::range::{self, Selection};
 
 /// The asking edge goes to the origin by itself after about a second without a byte.
 const PEER_WAIT: Duration = Duration::from_secs(4);
 
-/// The coordinator tells both edges at the same time; the other's request may overtake this one's order.
+/// The coordinator tells both edges at the same time; the other's request may overtake this one's
+/// order.
 const ORDER_WAIT: Duration = Duration::from_millis(500);
 
 /// See [`PeerHandler`].
@@ -177,7 +179,8 @@ fn head(
     Ok(response)
 }
 
-/// Another edge got bytes that are not what the checksum says: a chunk that is wrong on this disk is withdrawn now, and not by the scrub.
+/// Another edge got bytes that are not what the checksum says: a chunk that is wrong on this disk
+/// is withdrawn now, and not by the scrub.
 async fn check_again(file: &EntryFile, chunks: std::ops::Range<u32>) {
     for chunk in chunks {
         if !file.is_present(chunk) {

@@ -8,7 +8,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use bytes::Bytes;
 use chunkcache_proto::ByteRange;
 
-use crate::store::{ChunkPin, EntryFile};
+use chunk_store::{ChunkPin, EntryFile};
 
 /// A request for an object, after the HTTP room has parsed it.
 #[derive(Clone, Debug)]
@@ -18,14 +18,15 @@ pub struct ObjectRequest {
     /// What of it will be read first, for a cold key: the first request to the origin is
     /// this range itself, not a HEAD.
     pub first_bytes: FirstBytes,
-    /// `Cache-Control: no-cache` or `Pragma: no-cache` in the request does not bypass the cache (players and
-    /// proxies send it idly); `only-if-cached` does what it says.
+    /// `Cache-Control: no-cache` or `Pragma: no-cache` in the request does not bypass the cache
+    /// (players and proxies send it idly); `only-if-cached` does what it says.
     pub only_if_cached: bool,
     /// The client's headers; only those the source allows are ever forwarded.
     pub headers: http::HeaderMap,
     /// GET, or HEAD (which must not fetch bodies).
     pub head_only: bool,
-    /// The object changed under each attempt to serve it: one answer of the origin is one version, whatever the next one is.
+    /// The object changed under each attempt to serve it: one answer of the origin is one version,
+    /// whatever the next one is.
     pub past_the_cache: bool,
 }
 
@@ -72,15 +73,18 @@ pub struct Object<R> {
     pub age_seconds: u64,
     /// For `Cache-Status` before any byte was read.
     pub freshness: Freshness,
-    /// The origin's directives, for caches nearer to the client (RFC 9111, 5.2); empty: it gave none.
+    /// The origin's directives, for caches nearer to the client (RFC 9111, 5.2); empty: it gave
+    /// none.
     pub cache_control: String,
     /// Opens a reader over a range of it. Dropping the reader withdraws its demand.
     pub readers: R,
-    /// By which the same target on the same connection need not be resolved again; none: it has to be.
+    /// By which the same target on the same connection need not be resolved again; none: it has to
+    /// be.
     pub standing: Option<Box<dyn Standing>>,
 }
 
-/// Whether what a target was resolved to is what it would be resolved to now, whatever the request's headers say.
+/// Whether what a target was resolved to is what it would be resolved to now, whatever the
+/// request's headers say.
 pub trait Standing: Send + Sync + 'static {
     /// Its `Age` in seconds if so. Takes no lock: it is asked at each hit.
     fn age_seconds(&self) -> Option<u64>;
@@ -91,11 +95,11 @@ pub trait Standing: Send + Sync + 'static {
 pub enum Freshness {
     /// Within its lifetime; the origin was not asked.
     Fresh,
-    /// The key was unknown and the origin was asked for it by this request (`fwd=miss`), or by another
-    /// request this one waited for (`collapsed`). `status`: what it answered.
+    /// The key was unknown and the origin was asked for it by this request (`fwd=miss`), or by
+    /// another request this one waited for (`collapsed`). `status`: what it answered.
     Probed { collapsed: bool, status: u16 },
-    /// The binding was stale, and the origin answered just now: with the same object or with another one
-    /// (`fwd=stale; fwd-status=304`).
+    /// The binding was stale, and the origin answered just now: with the same object or with
+    /// another one (`fwd=stale; fwd-status=304`).
     Revalidated { collapsed: bool, status: u16 },
     /// The origin was asked and could not answer; served under stale-if-error.
     StaleOnError,
@@ -109,7 +113,8 @@ pub trait OpenReader: Send + Sync + 'static {
     fn open(&self, range: ByteRange) -> Self::Reader;
     /// All of the range is present now (for `Cache-Status: hit` against `fwd=partial`).
     fn presence(&self, range: ByteRange) -> Presence;
-    /// What holds the range, if it lies in one chunk or two whose bytes are here and were checked. Nobody is told of it.
+    /// What holds the range, if it lies in one chunk or two whose bytes are here and were checked.
+    /// Nobody is told of it.
     fn hold(&self, range: ByteRange) -> Option<[Option<ChunkPin>; 2]>;
 }
 
@@ -140,7 +145,8 @@ pub enum Presence {
 /// A cursor over a range of an entry.
 pub trait ReadBytes: Send + 'static {
     /// The next bytes at the cursor, at most `max_len` and never past a chunk's end; waits by
-    /// events for what is missing, at most the chunk wait time-out. `None` at the end of the range. Cancel safe.
+    /// events for what is missing, at most the chunk wait time-out. `None` at the end of the range.
+    /// Cancel safe.
     fn next(
         &mut self,
         max_len: u64,
@@ -151,9 +157,11 @@ pub trait ReadBytes: Send + 'static {
 pub struct Piece {
     pub file: Arc<EntryFile>,
     pub range: ByteRange,
-    /// Keeps the chunk from being evicted; none where the chunk is still arriving (it is held by its fetch).
+    /// Keeps the chunk from being evicted; none where the chunk is still arriving (it is held by
+    /// its fetch).
     pub pin: Option<ChunkPin>,
-    /// Bytes that are not in the file, yet (the first of an answer) or at all (no space): to be sent from memory instead.
+    /// Bytes that are not in the file, yet (the first of an answer) or at all (no space): to be
+    /// sent from memory instead.
     pub unstored: Option<Bytes>,
 }
 

@@ -1,6 +1,7 @@
 //! The first question about a key: the useful range itself.
 //!
-//! Its 206 tells size, validator and type; its body goes into the store and to the reader as it lands. One origin round trip, no HEAD.
+//! Its 206 tells size, validator and type; its body goes into the store and to the reader as it
+//! lands. One origin round trip, no HEAD.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,10 +15,6 @@ use super::{
     ports::{FirstBytes, Freshness, ObjectRequest, ServeError},
 };
 use crate::{
-    core::{
-        content_range::{self, ContentRange},
-        freshness,
-    },
     lanes,
     origin::{
         Order, OriginError, Response, Source, Turn,
@@ -25,6 +22,8 @@ use crate::{
         run::{Opened, now_ms},
     },
 };
+use http_rules::content_range::{self, ContentRange};
+use http_rules::freshness;
 
 /// As the coordinator's requests for a lookahead.
 const PROBE_STEP_CHUNKS: u64 = 4;
@@ -160,8 +159,9 @@ async fn attempt(
     let staying = lanes::stay();
     let mut response = client.get(source, url, &headers, Turn::Viewer).await?;
     if response.status.is_success() && !request.head_only {
-        // The work an answer makes is done with its first bytes at hand. Done before, on a machine where the origin's processors are
-        // this edge's too, it takes their time while they are to be sent.
+        // The work an answer makes is done with its first bytes at hand. Done before, on a machine
+        // where the origin's processors are this edge's too, it takes their time while they are to
+        // be sent.
         response.peek().await;
     }
     drop(staying);

@@ -1,4 +1,5 @@
-//! Questions to the cluster and to origins: each is asked once at a time, whoever waits for its answer.
+//! Questions to the cluster and to origins: each is asked once at a time, whoever waits for its
+//! answer.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -9,7 +10,8 @@ use tracing::{Instrument as _, Span};
 use super::{ports::ServeError, probe::Found};
 use crate::lanes::{self, Lanes};
 
-/// Under way at a time. More are refused: each holds connections and goes on when who asked has left.
+/// Under way at a time. More are refused: each holds connections and goes on when who asked has
+/// left.
 const MAX_QUESTIONS: usize = 256;
 
 type Answer = Result<Found, ServeError>;
@@ -22,7 +24,8 @@ pub(super) struct Questions {
 }
 
 impl Questions {
-    /// They run on `lanes`, or where who asks is, if there is nothing else to do; they outlive who asked.
+    /// They run on `lanes`, or where who asks is, if there is nothing else to do; they outlive who
+    /// asked.
     pub fn new(lanes: Lanes) -> Self {
         Self {
             lanes,
@@ -30,10 +33,11 @@ impl Questions {
         }
     }
 
-    /// Joins the question if it is under way, else asks it. It goes on when its askers leave: what it finds is kept.
+    /// Joins the question if it is under way, else asks it. It goes on when its askers leave: what
+    /// it finds is kept.
     ///
-    /// `settled`: the answer, if there is one by now. Looked at once no question is under way, because who asks looked before that:
-    /// one that ended in between would be asked again.
+    /// `settled`: the answer, if there is one by now. Looked at once no question is under way,
+    /// because who asks looked before that: one that ended in between would be asked again.
     pub fn ask<F>(
         &self,
         id: String,
@@ -67,7 +71,8 @@ impl Questions {
         };
         let asked = asked.instrument(Span::current());
         match lanes::at_leisure() {
-            // Nothing in it blocks. Who asks is on this thread too: the question and its answer cost no switch to another.
+            // Nothing in it blocks. Who asks is on this thread too: the question and its answer
+            // cost no switch to another.
             Some(here) => here.spawn(asked),
             None => self.lanes.spawn(asked),
         };
@@ -144,7 +149,8 @@ mod tests {
         assert!(matches!(ask("a"), Asked::First(_)), "it is over");
     }
 
-    /// Between the look of who asks and the question another one may have ended: what it found is looked for where none can.
+    /// Between the look of who asks and the question another one may have ended: what it found is
+    /// looked for where none can.
     #[tokio::test]
     async fn what_is_settled_by_now_is_not_asked_again() {
         let questions = questions();

@@ -1,5 +1,6 @@
-//! A body that is handed through and breaks off is gone on with where it stopped, if the origin proves that the rest is of the
-//! same version. If not, it stays cut: a client can ask again, but it can not take bytes back.
+//! A body that is handed through and breaks off is gone on with where it stopped, if the origin
+//! proves that the rest is of the same version. If not, it stays cut: a client can ask again, but
+//! it can not take bytes back.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -100,7 +101,8 @@ impl Announced {
         Ok(())
     }
 
-    /// Whether an answer is exactly the rest behind the first `received` bytes. Then all is known of the body's end.
+    /// Whether an answer is exactly the rest behind the first `received` bytes. Then all is known
+    /// of the body's end.
     fn gone_on_with(
         &self,
         received: u64,
@@ -207,7 +209,8 @@ impl Body {
         self.received
     }
 
-    /// The next bytes; `None` at the end of all that was announced. Not cancel safe: an answer that comes may be lost.
+    /// The next bytes; `None` at the end of all that was announced. Not cancel safe: an answer that
+    /// comes may be lost.
     pub async fn next(&mut self) -> Result<Option<Bytes>, OriginError> {
         loop {
             let error = match self.step().await {

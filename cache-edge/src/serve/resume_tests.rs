@@ -53,7 +53,8 @@ fn only_what_can_be_proved_is_gone_on_with() {
     for status in [203, 404, 500] {
         assert_eq!(of(status, &whole()), None, "{status}");
     }
-    // A part shows that its origin can send parts; several parts are none that could be gone on with.
+    // A part shows that its origin can send parts; several parts are none that could be gone on
+    // with.
     let part = |range: &str| {
         headers(&[
             ("etag", "\"v1\""),

@@ -12,10 +12,8 @@ use super::{
     ports::{Freshness, ServeError},
     probe::{Found, refused, register},
 };
-use crate::{
-    core::freshness,
-    origin::{OriginError, Response, Source, Turn, answer, run::now_ms},
-};
+use crate::origin::{OriginError, Response, Source, Turn, answer, run::now_ms};
+use http_rules::freshness;
 
 /// A reader is held for this long at most where the stale object may be served instead.
 const PATIENCE_WITH_STALE: Duration = Duration::from_secs(3);

@@ -12,10 +12,8 @@ use super::{
     probe::{self, Found},
     revalidate,
 };
-use crate::{
-    core::freshness::{self, Verdict},
-    origin::{Source, run::now_ms},
-};
+use crate::origin::{Source, run::now_ms};
+use http_rules::freshness::{self, Verdict};
 
 impl EdgeObjects {
     pub(super) async fn ask_cluster_or_origin(
@@ -27,7 +25,8 @@ impl EdgeObjects {
         use v1::resolve_key_response::Outcome;
         let parts = self.parts();
         let since = parts.bindings.now();
-        // Alone, this edge would be told to ask the origin, or what the origin says as well: see RFC 0004.
+        // Alone, this edge would be told to ask the origin, or what the origin says as well: see
+        // RFC 0004.
         let asks_first = source.is_limited() || self.known_keys().may_have(key);
         if !asks_first && let Some(_turn) = parts.sole.turn() {
             return self.ask_origin(source, key, request).await;
@@ -46,7 +45,8 @@ impl EdgeObjects {
             })) => {
                 let freshness = freshness.unwrap_or_default();
                 let bind = || parts.bindings.bind(entry.clone(), freshness.clone());
-                // One that was invalidated meanwhile is as unknown as if the coordinator had not answered.
+                // One that was invalidated meanwhile is as unknown as if the coordinator had not
+                // answered.
                 if let Some(bound) = still(&bind) {
                     if freshness::judge(&bound.freshness, now_ms()) == Verdict::Fresh {
                         return Ok(Found::Object(bound, Freshness::Fresh));
@@ -94,7 +94,8 @@ impl EdgeObjects {
         let found = probe::probe(self, source, key, request).await;
         let is_told = matches!(&found, Ok(Found::Object(..) | Found::Negative(404 | 410)));
         if !is_told {
-            // Nothing to remember, but the question is over: other edges need not wait for its lease to end.
+            // Nothing to remember, but the question is over: other edges need not wait for its
+            // lease to end.
             self.parts().announce.negative(key, 0, 0);
         }
         found

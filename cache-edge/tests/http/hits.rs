@@ -82,7 +82,8 @@ async fn a_reader_slower_than_the_socket_gets_every_byte() {
     let edge = Edge::start().await;
     edge.warm("a", 300 * CHUNK);
     let mut connection = Connection::open(edge.address).await;
-    // The socket buffers hold some hundred KiB of these 19 MiB, so sendfile stops short again and again.
+    // The socket buffers hold some hundred KiB of these 19 MiB, so sendfile stops short again and
+    // again.
     let answer = connection
         .ask("GET", "/films/a", &["Range: bytes=3-"])
         .await;

@@ -17,8 +17,8 @@ use cache_edge::{
         Freshness, Object, ObjectName, ObjectRequest, Objects, OpenReader, PassThrough, Piece,
         Presence, ReadBytes, ReadError, Resolution, ServeError, Standing,
     },
-    store::{ChunkPin, EntryFile, MinFree, Store, StoreOptions},
 };
+use chunk_store::{ChunkPin, EntryFile, MinFree, Store, StoreOptions};
 use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, checksum::chunk_checksum, v1};
 use http_body::Frame;
 use http_body_util::StreamBody;

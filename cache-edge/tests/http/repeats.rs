@@ -31,7 +31,8 @@ async fn warm(size: u64) -> (Edge, TestObject) {
     (edge, object)
 }
 
-/// A connection whose next request is a repetition. The first one finds the object, the second one is what is repeated.
+/// A connection whose next request is a repetition. The first one finds the object, the second one
+/// is what is repeated.
 async fn settled(edge: &Edge) -> Connection {
     let mut connection = Connection::open(edge.address).await;
     for _ in 0..2 {

@@ -16,11 +16,11 @@ use cache_edge::{
     http::{Metrics, Server, Settings},
     lanes::Threads,
     options::{Options, PlayerOptions},
-    store::{MinFree, Store, StoreOptions},
 };
-use chunkcache_plumbing::{shutdown::TaskSet, tls::ClientFiles};
+use chunk_store::{MinFree, Store, StoreOptions};
 use chunkcache_proto::v1;
 use parking_lot::Mutex;
+use service_kit::{shutdown::TaskSet, tls::ClientFiles};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -338,7 +338,7 @@ impl TestEdge {
         origin: Option<&Origin>,
         adjust: impl FnOnce(&mut Options, &mut v1::Source),
     ) -> Self {
-        chunkcache_plumbing::tls::install_provider();
+        service_kit::tls::install_provider();
         let mut options = Options {
             name: "test".into(),
             coordinators: vec!["http://127.0.0.1:9".into()],

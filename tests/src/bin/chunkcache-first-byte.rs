@@ -1,7 +1,8 @@
-//! Time from a request to its first byte where bytes are missing: one request after the other, each of another object or
-//! place. Prints one JSON object.
+//! Time from a request to its first byte where bytes are missing: one request after the other, each
+//! of another object or place. Prints one JSON object.
 //!
-//! `--follow-ms=N`: each object is asked for by a first reader, and N ms later by the one that is measured.
+//! `--follow-ms=N`: each object is asked for by a first reader, and N ms later by the one that is
+//! measured.
 
 use std::{
     sync::Arc,

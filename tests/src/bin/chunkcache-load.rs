@@ -1,5 +1,6 @@
-//! The load generator of `tests/bench`: keep-alive connections that ask for random ranges, or whole files, and compare
-//! bytes: all of them, or those of one connection in `--compare-one-in`. Prints one JSON object.
+//! The load generator of `tests/bench`: keep-alive connections that ask for random ranges, or whole
+//! files, and compare bytes: all of them, or those of one connection in `--compare-one-in`. Prints
+//! one JSON object.
 
 use std::{
     sync::Arc,

@@ -1,8 +1,11 @@
-//! How long an edge that holds many chunks takes to start, and the coordinator to reconcile with it.
+//! How long an edge that holds many chunks takes to start, and the coordinator to reconcile with
+//! it.
 //!
-//! Twenty objects are opened through a real edge; its store is then told that it holds all of their chunks (the example `fill_store` of
-//! cache-edge, given by its path). Three starts follow: with a table that knows none of them (all are told and recorded), with one that
-//! knows all (digests alone), and once more. Usage: `chunkcache-restart <fill_store> [chunks, default 1000000]`. Prints Markdown.
+//! Twenty objects are opened through a real edge; its store is then told that it holds all of their
+//! chunks (the example `fill_store` of cache-edge, given by its path). Three starts follow: with a
+//! table that knows none of them (all are told and recorded), with one that knows all (digests
+//! alone), and once more. Usage: `chunkcache-restart <fill_store> [chunks, default 1000000]`.
+//! Prints Markdown.
 // A measurement that is wrong stops at the line that is wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

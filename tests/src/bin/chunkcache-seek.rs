@@ -1,9 +1,11 @@
-//! The founding promise, measured: time from a seek to its first byte, idle, in a saturated system, and with a node down, in one run.
+//! The founding promise, measured: time from a seek to its first byte, idle, in a saturated system,
+//! and with a node down, in one run.
 //!
-//! One edge; an origin 40 ms away behind one 10 MB/s link that all its connections share. Idle: seeks into a cold file, nothing
-//! else. Loaded: the same seeks while background fill completes other files and a precache job runs. With a node down: three edges, of which
-//! one holds half of what is sought, or is fetching it, and is killed; the seeks are those after that, at the others. Prints Markdown and,
-//! last, one JSON line.
+//! One edge; an origin 40 ms away behind one 10 MB/s link that all its connections share. Idle:
+//! seeks into a cold file, nothing else. Loaded: the same seeks while background fill completes
+//! other files and a precache job runs. With a node down: three edges, of which one holds half of
+//! what is sought, or is fetching it, and is killed; the seeks are those after that, at the others.
+//! Prints Markdown and, last, one JSON line.
 // A measurement that is wrong stops at the line that is wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -119,7 +121,8 @@ fn main() {
     );
 }
 
-/// Three edges: what is sought at two of them the third holds, every other time, or is fetching, the first time; it is killed before.
+/// Three edges: what is sought at two of them the third holds, every other time, or is fetching,
+/// the first time; it is killed before.
 fn with_a_node_down(seeks: usize) -> Vec<f64> {
     const SEED: u64 = 15;
     let mut cluster = Cluster::start_with(ClusterOptions {
@@ -163,7 +166,8 @@ fn with_a_node_down(seeks: usize) -> Vec<f64> {
     times
 }
 
-/// Seeks to places nobody was at, each a new connection with an open-ended range, the old one cut: as players do.
+/// Seeks to places nobody was at, each a new connection with an open-ended range, the old one cut:
+/// as players do.
 fn run(cluster: &Cluster, path: &str, seed: u64, size: u64, seeks: usize) -> Vec<f64> {
     let target = cluster.put(path, Object::generated(seed, size).latency(LATENCY));
     let edge = cluster.edge().http;

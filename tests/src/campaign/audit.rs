@@ -1,8 +1,9 @@
 //! After the storm: are the rows true, and does every byte kept have a row?
 //!
-//! First every row's bytes are asked of its edge, so that what was corrupted on disk and not read since is met, withdrawn
-//! and fetched again. Then, when nothing moves any more, each row must equal the origin's content byte by byte on
-//! the disk itself, and no chunk of any file may have a byte on disk that no row accounts for.
+//! First every row's bytes are asked of its edge, so that what was corrupted on disk and not read
+//! since is met, withdrawn and fetched again. Then, when nothing moves any more, each row must
+//! equal the origin's content byte by byte on the disk itself, and no chunk of any file may have a
+//! byte on disk that no row accounts for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -18,7 +19,8 @@ use crate::{CHUNK, content};
 
 /// A full campaign leaves gigabytes to compare.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(600);
-/// Equal looks at the table before it is taken to stand still, and before a difference is taken to be there to stay.
+/// Equal looks at the table before it is taken to stand still, and before a difference is taken to
+/// be there to stay.
 const STILL_LOOKS: u32 = 4;
 const FINAL_LOOKS: u32 = 30;
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -66,7 +68,8 @@ impl Row {
     }
 }
 
-/// Waits until everything is ready and the table stands still, reads everything once, waits again, and compares.
+/// Waits until everything is ready and the table stands still, reads everything once, waits again,
+/// and compares.
 pub fn settle_and_compare(cluster: &mut Cluster) -> Audit {
     cluster.coordinator.wait_ready();
     for edge in &mut cluster.edges {
@@ -75,7 +78,8 @@ pub fn settle_and_compare(cluster: &mut Cluster) -> Audit {
     stand_still(cluster, |_, _| true);
     for row in rows(cluster) {
         let edge = home(cluster, &row);
-        // Of an object that changed since, a corrupt chunk can not be had again: then it must only be gone.
+        // Of an object that changed since, a corrupt chunk can not be had again: then it must only
+        // be gone.
         if let Ok(reply) = Call::get(&format!("/v1/entries/{}", row.entry))
             .range(row.start, row.end)
             .open(edge.http)

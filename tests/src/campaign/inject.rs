@@ -160,8 +160,9 @@ fn pause_edge(cluster: &mut Cluster, shared: &Shared, random: &mut SmallRng) {
     end(&shared.edges[number]);
 }
 
-/// Changes some bytes in so many chunks that have any, and syncs nothing: the page cache is what the edge will read.
-/// Silence, not an error: of the coordinator, of PostgreSQL, or of an edge toward its peers and readers.
+/// Changes some bytes in so many chunks that have any, and syncs nothing: the page cache is what
+/// the edge will read. Silence, not an error: of the coordinator, of PostgreSQL, or of an edge
+/// toward its peers and readers.
 fn cut_network(cluster: &Cluster, shared: &Shared, random: &mut SmallRng) {
     let time = Duration::from_millis(random.random_range(300..4_000));
     let cut_for = |port| {
@@ -242,7 +243,8 @@ fn change_object(plan: &Plan, cluster: &Cluster, shared: &Shared, random: &mut S
     title
         .seed
         .store(seed(plan, number, version), Ordering::SeqCst);
-    // Requests that began before and after both see a change: the edge may meet it up to a second later.
+    // Requests that began before and after both see a change: the edge may meet it up to a second
+    // later.
     std::thread::sleep(Duration::from_millis(1_100));
     title.version.fetch_add(1_000_000, Ordering::SeqCst);
 }

@@ -1,10 +1,11 @@
-//! The fault campaign: readers compare every byte with the origin's known content while edges, the coordinator and
-//! PostgreSQL are killed and stopped, chunks are corrupted on disk, a disk is filled, and objects change.
+//! The fault campaign: readers compare every byte with the origin's known content while edges, the
+//! coordinator and PostgreSQL are killed and stopped, chunks are corrupted on disk, a disk is
+//! filled, and objects change.
 //!
-//! One thread (the caller's) injects faults, one after the other, drawn from a seed; reader threads never stop.
-//! A failed request is excused only by a fault of the very edge it went to, or by a change of the very object it
-//! read: a dead coordinator or database excuses nothing. At the end everything runs, readers are gone, and the rows
-//! are held against the files.
+//! One thread (the caller's) injects faults, one after the other, drawn from a seed; reader threads
+//! never stop. A failed request is excused only by a fault of the very edge it went to, or by a
+//! change of the very object it read: a dead coordinator or database excuses nothing. At the end
+//! everything runs, readers are gone, and the rows are held against the files.
 
 mod audit;
 mod inject;
@@ -35,7 +36,8 @@ pub struct Plan {
     pub coordinator_kills: u32,
     pub coordinator_pauses: u32,
     pub database_kills: u32,
-    /// At least so many, a few at each kill of an edge: a chunk checked once since the start is trusted after.
+    /// At least so many, a few at each kill of an edge: a chunk checked once since the start is
+    /// trusted after.
     pub corrupted_chunks: u32,
     pub disk_fills: u32,
     /// Of the coordinator, of PostgreSQL, or of an edge, for some seconds.
@@ -277,7 +279,8 @@ fn keep_logs(cluster: &Cluster, seed: u64) {
     }
 }
 
-/// What no fault of the plan explains: a service that ended by itself, or a task in it that panicked.
+/// What no fault of the plan explains: a service that ended by itself, or a task in it that
+/// panicked.
 fn broken_processes(cluster: &mut Cluster) -> Vec<String> {
     let edges = cluster.edges.iter_mut().map(crate::services::Edge::process);
     let mut broken = Vec::new();
@@ -323,8 +326,8 @@ fn seed(plan: &Plan, number: usize, version: u64) -> u64 {
     plan.seed.wrapping_mul(1009) % 1_000_000 * 1_000 + number as u64 * 100_000_000_000 + version
 }
 
-/// Version `version` of a title. Its seed is in its ETag, so a reader can tell which bytes are right; fresh for a
-/// second, so that changes are met.
+/// Version `version` of a title. Its seed is in its ETag, so a reader can tell which bytes are
+/// right; fresh for a second, so that changes are met.
 fn object(plan: &Plan, number: usize, version: u64, size: u64) -> Object {
     Object::generated(seed(plan, number, version), size)
         .header("Cache-Control", "max-age=1")

@@ -1,6 +1,8 @@
-//! A network that can be cut: the campaign runs in a network namespace of its own, where packets to and from a port are dropped.
+//! A network that can be cut: the campaign runs in a network namespace of its own, where packets to
+//! and from a port are dropped.
 //!
-//! Unlike a kill, nobody is told: connections stay open and silent, which is what a broken switch looks like.
+//! Unlike a kill, nobody is told: connections stay open and silent, which is what a broken switch
+//! looks like.
 
 use std::process::{Command, Stdio};
 
@@ -12,7 +14,8 @@ pub fn is_own() -> bool {
     std::env::var_os(MARK).is_some()
 }
 
-/// This program again, in a new network namespace; none where none can be made (needs root, `unshare`, `ip`, `iptables`).
+/// This program again, in a new network namespace; none where none can be made (needs root,
+/// `unshare`, `ip`, `iptables`).
 pub fn in_own_namespace() -> Option<Command> {
     if is_own() {
         return None;

@@ -1,4 +1,5 @@
-//! A small ext4 file system on a loop device, to be filled. Needs root; where it can not be made, the caller says so.
+//! A small ext4 file system on a loop device, to be filled. Needs root; where it can not be made,
+//! the caller says so.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -78,7 +79,8 @@ impl SmallDisk {
         let _ = std::fs::remove_dir_all(self.mount.join("many"));
     }
 
-    /// As the kernel does after an error of the file system: everything fails that would write. False: not here.
+    /// As the kernel does after an error of the file system: everything fails that would write.
+    /// False: not here.
     pub fn abort(&self) -> bool {
         let mut command = Command::new("mount");
         command.args(["-o", "remount,abort"]).arg(&self.mount);

@@ -50,8 +50,8 @@ enum Stream {
 }
 
 thread_local! {
-    /// Of all connections: what is read is looked at before another one reads. One buffer stays in the processor's cache, where
-    /// one for each connection would measure the memory's speed.
+    /// Of all connections: what is read is looked at before another one reads. One buffer stays in
+    /// the processor's cache, where one for each connection would measure the memory's speed.
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
 }
 
@@ -66,8 +66,9 @@ pub struct Connection {
 pub enum Looks {
     /// All of each is compared.
     AtAll,
-    /// The first bytes are; of the rest the length counts, and the kernel throws it away. As with a network card, taking bytes
-    /// costs a processor next to nothing then, and what the server can send is what is measured. With TLS: as `AtAll`.
+    /// The first bytes are; of the rest the length counts, and the kernel throws it away. As with a
+    /// network card, taking bytes costs a processor next to nothing then, and what the server can
+    /// send is what is measured. With TLS: as `AtAll`.
     AtFirst,
 }
 

@@ -1,5 +1,5 @@
-//! What the load generators of `tests/bench` have in common: a small HTTP/1.1 client that reads 256 KiB at a time and
-//! compares what it reads with what it should be.
+//! What the load generators of `tests/bench` have in common: a small HTTP/1.1 client that reads 256
+//! KiB at a time and compares what it reads with what it should be.
 //!
 //! wrk reads 8 KiB at a time and, at several GB/s, mostly measures itself.
 
@@ -26,8 +26,9 @@ pub enum Content {
 }
 
 impl Content {
-    /// A file's path, `zeros:SIZE`, or `repeating:PERIOD:PATH`: a file that repeats its first bytes. A period that stays in the
-    /// processor's cache leaves the memory to what is measured; a prime one differs at all places that servers could mix up.
+    /// A file's path, `zeros:SIZE`, or `repeating:PERIOD:PATH`: a file that repeats its first
+    /// bytes. A period that stays in the processor's cache leaves the memory to what is measured; a
+    /// prime one differs at all places that servers could mix up.
     pub fn parse(text: &str) -> Result<Content> {
         if let Some(size) = text.strip_prefix("zeros:") {
             return Ok(Content::Zeros(size.parse().context("zeros:SIZE")?));

@@ -1,8 +1,9 @@
 //! An HTTP/1.1 origin under the test's control.
 //!
-//! Objects are generated from their offset or read from files, so their size costs nothing. Every request and every body
-//! byte is counted, and each path can be made slow, broken or dishonest. A thread a connection and hand-written
-//! HTTP: a library would refuse to send most of what a hostile origin sends.
+//! Objects are generated from their offset or read from files, so their size costs nothing. Every
+//! request and every body byte is counted, and each path can be made slow, broken or dishonest. A
+//! thread a connection and hand-written HTTP: a library would refuse to send most of what a hostile
+//! origin sends.
 
 mod connection;
 mod directory;
@@ -101,7 +102,8 @@ impl Origin {
         Ok(origin)
     }
 
-    /// Serves the regular files below `root`, beside the objects put here. `templates`: for folders right below it.
+    /// Serves the regular files below `root`, beside the objects put here. `templates`: for folders
+    /// right below it.
     pub fn serve_directory(
         &self,
         root: &Path,
@@ -262,7 +264,8 @@ impl Shared {
     }
 }
 
-/// The other side has not closed it: a thread that is pacing its body learns of that later than a kernel.
+/// The other side has not closed it: a thread that is pacing its body learns of that later than a
+/// kernel.
 fn is_open(stream: &TcpStream) -> bool {
     const PEEK_WITHOUT_WAITING: i32 = 0x02 | 0x40;
     let mut byte = [std::mem::MaybeUninit::uninit()];

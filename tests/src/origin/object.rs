@@ -125,7 +125,8 @@ impl Object {
         self
     }
 
-    /// A generated object whose content and ETag depend on the value of this request header; see [`variant_seed`].
+    /// A generated object whose content and ETag depend on the value of this request header; see
+    /// [`variant_seed`].
     pub fn varying_on(mut self, name: &str) -> Object {
         self.vary_on = Some(name.to_owned());
         self.header("Vary", name)

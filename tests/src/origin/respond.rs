@@ -271,7 +271,8 @@ fn text(
     Ok(After::KeepOpen)
 }
 
-/// `None`: to be ignored. `Some(None)`: can not be satisfied. One range only: that is all a cache asks for.
+/// `None`: to be ignored. `Some(None)`: can not be satisfied. One range only: that is all a cache
+/// asks for.
 fn parse_range(value: &str, size: u64) -> Option<Option<(u64, u64)>> {
     let (first, last) = value.strip_prefix("bytes=")?.split_once('-')?;
     if first.is_empty() {

@@ -1,4 +1,5 @@
-//! What is asked of both servers: every odd question three times, and random ones up to a few thousand.
+//! What is asked of both servers: every odd question three times, and random ones up to a few
+//! thousand.
 
 use rand::{RngExt as _, rngs::StdRng};
 
@@ -199,7 +200,8 @@ pub fn questions(random: &mut StdRng, etag: &str, date: &str) -> Vec<Question> {
             });
         }
     }
-    // Each odd question is asked three times, so that it meets a cold, a half warm and a warm object.
+    // Each odd question is asked three times, so that it meets a cold, a half warm and a warm
+    // object.
     let odd: Vec<Question> = (0..3)
         .flat_map(|_| &all)
         .map(|q| Question {

@@ -311,7 +311,8 @@ async fn standbys_that_name_each_other_are_no_endless_loop() {
     assert_eq!(asked.lock().len(), 2);
 }
 
-/// Right after a step-down nobody leads for a moment: who typed the next command already does not hear of it.
+/// Right after a step-down nobody leads for a moment: who typed the next command already does not
+/// hear of it.
 #[tokio::test]
 async fn a_moment_without_a_leader_is_waited_for() {
     let between = Fake {

@@ -1,6 +1,6 @@
 "use strict";
-// One page: a route in the hash, a view a route, live through server-sent events. Text from the server is
-// only ever set as text, never as markup.
+// One page: a route in the hash, a view a route, live through server-sent events. Text from the
+// server is only ever set as text, never as markup.
 
 const main = document.getElementById("main");
 const live = document.getElementById("live");
@@ -61,7 +61,8 @@ function replace(holder, ...children) {
 
 function button(label, key, action) {
   return el("button", { type: "button", "data-key": key, onclick: async ({ target }) => {
-    // Not `disabled`: that takes the focus away, and who came by keyboard would begin again at the top.
+    // Not `disabled`: that takes the focus away, and who came by keyboard would begin again at the
+    // top.
     if (target.getAttribute("aria-disabled")) return;
     target.setAttribute("aria-disabled", "true");
     try { await action(); say("done: " + label, true); } catch (error) { say(label + ": " + error.message, false); }

@@ -1,6 +1,7 @@
 "use strict";
 // The chunk map of one entry: a strip an edge, a column of pixels for as many chunks as fall on it.
-// Drawn from runs, so that 51,200 chunks and 200 edges cost a few thousand rectangles a frame at most.
+// Drawn from runs, so that 51,200 chunks and 200 edges cost a few thousand rectangles a frame at
+// most.
 
 const ChunkMap = (() => {
   const STRIP = 14, GAP = 4, LABEL = 90, AXIS = 18;
@@ -50,7 +51,8 @@ const ChunkMap = (() => {
       g.fillRect(LABEL, y, plot, STRIP);
       const columns = coverage(edge.runs, Math.max(1, entry.chunk_count), plot);
       g.fillStyle = ink.held;
-      // Columns that are equally covered are one rectangle: as many as there are runs, not as there are pixels.
+      // Columns that are equally covered are one rectangle: as many as there are runs, not as there
+      // are pixels.
       for (let x = 0, end; x < plot; x = end) {
         for (end = x + 1; end < plot && columns[end] === columns[x]; end++);
         if (columns[x] <= 0) continue;

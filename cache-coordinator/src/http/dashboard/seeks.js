@@ -1,6 +1,7 @@
 "use strict";
-// Seeks of an entry's viewers, as they happen. A player that seeks over HTTP drops its request and asks anew: where a reader
-// goes and another comes on the same edge, elsewhere in the object, one viewer went from here to there.
+// Seeks of an entry's viewers, as they happen. A player that seeks over HTTP drops its request and
+// asks anew: where a reader goes and another comes on the same edge, elsewhere in the object, one
+// viewer went from here to there.
 
 const Seeks = (() => {
   const SHOWN_MS = 5000; // on the map

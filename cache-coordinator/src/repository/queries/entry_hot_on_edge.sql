@@ -1,4 +1,5 @@
--- What an edge holds a part of that is pinned, or changed in the last ten minutes. Once for each session of an edge that drains.
+-- What an edge holds a part of that is pinned, or changed in the last ten minutes. Once for each
+-- session of an edge that drains.
 SELECT e.id
 FROM cache_entries e
 WHERE (e.pinned OR e.id IN (

@@ -1,4 +1,5 @@
--- Bytes of the ranges that each named edge holds. Chunks of one edge do not overlap, nor do the ranges of a job.
+-- Bytes of the ranges that each named edge holds. Chunks of one edge do not overlap, nor do the
+-- ranges of a job.
 SELECT e.name, coalesce(sum(held.bytes), 0)::bigint AS bytes
 FROM edges e
 LEFT JOIN LATERAL (

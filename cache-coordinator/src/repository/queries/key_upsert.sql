@@ -1,5 +1,6 @@
 -- Points the key to an entry and tells where it pointed before (null: nowhere). A replayed
--- observation ($11) is old news: it does not win over a later validation, nor over an invalidation. Another one ends that.
+-- observation ($11) is old news: it does not win over a later validation, nor over an invalidation.
+-- Another one ends that.
 WITH before AS (
     SELECT entry_id FROM cache_keys WHERE source = $1 AND path = $2 AND query = $3 AND variant = $4
 ), confirmed AS (

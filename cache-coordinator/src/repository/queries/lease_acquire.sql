@@ -1,5 +1,6 @@
--- The column only is set again so that the row is locked FOR UPDATE and not FOR NO KEY UPDATE: taking over
--- waits for a write of the old term that has already checked its lease (lease_check.sql).
+-- The column only is set again so that the row is locked FOR UPDATE and not FOR NO KEY UPDATE:
+-- taking over waits for a write of the old term that has already checked its lease
+-- (lease_check.sql).
 INSERT INTO coordinator_lease AS l ("only", holder, address, term, expires_at)
 VALUES (true, $1, $2, 1, clock_timestamp() + $3::bigint * interval '1 millisecond')
 ON CONFLICT ("only") DO UPDATE

@@ -1,5 +1,5 @@
--- A source that is pointed at another library has no keys there yet: its old entries stay what they were, and are
--- found by their id alone.
+-- A source that is pointed at another library has no keys there yet: its old entries stay what they
+-- were, and are found by their id alone.
 WITH moved AS (
     DELETE FROM cache_keys k USING sources s
     WHERE s.name = $1 AND s.base_url <> $2 AND k.source = s.name

@@ -44,8 +44,8 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         }
     }
 
-    /// Applies all in order. An error is of the database and fails the batch; what is wrong with one change
-    /// alone is its own answer.
+    /// Applies all in order. An error is of the database and fails the batch; what is wrong with
+    /// one change alone is its own answer.
     pub(super) async fn apply<'o>(
         mut self,
         operations: impl Iterator<Item = &'o Operation>,
@@ -456,8 +456,8 @@ impl<'a, C: GenericClient> Batch<'a, C> {
     }
 }
 
-/// These touch neither chunk rows nor epochs, so they may overtake the reports gathered so far; entries must, for
-/// the first reports of an entry follow its observation closely.
+/// These touch neither chunk rows nor epochs, so they may overtake the reports gathered so far;
+/// entries must, for the first reports of an entry follow its observation closely.
 fn commutes_with_reports(operation: &Operation) -> bool {
     matches!(
         operation,

@@ -1,4 +1,5 @@
-//! Reports of chunks: those of many edges and entries become two statements, each row fenced by its edge's epoch.
+//! Reports of chunks: those of many edges and entries become two statements, each row fenced by its
+//! edge's epoch.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -19,7 +20,8 @@ use super::{Operation, Outcome, ReconcileEntry, Reconciled, TouchEdge, apply::Ba
 pub(super) struct ChunkReports {
     reports: Vec<Report>,
     touches: Vec<(usize, TouchEdge)>,
-    /// Whether what is gathered for the entry on the edge is stored (or removed): the other kind does not commute.
+    /// Whether what is gathered for the entry on the edge is stored (or removed): the other kind
+    /// does not commute.
     kinds: HashMap<(EntryId, EdgeId), bool>,
 }
 

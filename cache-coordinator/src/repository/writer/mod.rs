@@ -1,8 +1,9 @@
-//! The one writer of the leader: all changes of tables, in the order they were queued, in batches, each batch one
-//! transaction together with its rows of the change log.
+//! The one writer of the leader: all changes of tables, in the order they were queued, in batches,
+//! each batch one transaction together with its rows of the change log.
 //!
-//! Why one: revisions are committed in order, fsyncs are shared, and a fence checked at the start of a batch holds to its
-//! end. The queue is bounded: who queues faster than PostgreSQL commits waits.
+//! Why one: revisions are committed in order, fsyncs are shared, and a fence checked at the start
+//! of a batch holds to its end. The queue is bounded: who queues faster than PostgreSQL commits
+//! waits.
 
 mod apply;
 mod chunks;
@@ -49,8 +50,8 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Queues a change, waiting for room. Changes queued one after the other are applied in that order. The answer
-    /// comes after the commit; dropping it does not take the change back.
+    /// Queues a change, waiting for room. Changes queued one after the other are applied in that
+    /// order. The answer comes after the commit; dropping it does not take the change back.
     pub async fn enqueue<W: Write>(&self, change: W) -> Result<Pending<W>, RepositoryError> {
         let (sender, answer) = oneshot::channel();
         self.queue
@@ -74,7 +75,8 @@ impl Writer {
         self.enqueue(change).await?.await
     }
 
-    /// A session begins: a new epoch. If the edge comes with another disk, the rows of the old one go first, in bites.
+    /// A session begins: a new epoch. If the edge comes with another disk, the rows of the old one
+    /// go first, in bites.
     pub async fn join_edge(&self, join: JoinEdge) -> Result<Committed<Joined>, RepositoryError> {
         loop {
             let answer = self.write(join.clone()).await?;

@@ -39,13 +39,15 @@ macro_rules! operations {
 }
 
 operations! {
-    /// Chunks the edge has made durable. `Fenced` if the epoch is not its present one, `NotFound` if the entry is not registered.
+    /// Chunks the edge has made durable. `Fenced` if the epoch is not its present one, `NotFound`
+    /// if the entry is not registered.
     StoreChunks { edge: EdgeId, epoch: u64, entry: EntryId, chunks: Vec<ChunkSum> } -> ();
     /// Chunks the edge wants to drop; it may once this is committed.
     RemoveChunks { edge: EdgeId, epoch: u64, entry: EntryId, indexes: Vec<ChunkIndex> } -> ();
     /// After it the rows of the entry on the edge are exactly `chunks`.
     ReconcileEntry { edge: EdgeId, epoch: u64, entry: EntryId, chunks: Vec<ChunkSum> } -> Reconciled;
-    /// The origin answered for the entry's key: register the entry, point the key to it. Idempotent.
+    /// The origin answered for the entry's key: register the entry, point the key to it.
+    /// Idempotent.
     ObserveEntry { entry: EntryRecord, freshness: v1::Freshness, observation: Observation } -> Observed;
     SetPinned { entry: EntryId, pinned: bool } -> ();
     /// No key points to the entry any more; with `purge` its chunk rows go too.

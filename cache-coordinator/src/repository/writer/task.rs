@@ -144,7 +144,8 @@ impl WriterTask {
         batch
     }
 
-    /// Commits the batch, or its halves where something in it can not be committed, down to the culprit.
+    /// Commits the batch, or its halves where something in it can not be committed, down to the
+    /// culprit.
     async fn commit_all(&mut self, batch: Vec<Command>) {
         let mut work = vec![batch];
         while let Some(mut batch) = work.pop() {
@@ -238,8 +239,8 @@ impl WriterTask {
                     latest.unsigned_abs()
                 }
             };
-            // Nobody else writes in this term: if the log has got as far as the unanswered commit would have
-            // brought it, that commit took place.
+            // Nobody else writes in this term: if the log has got as far as the unanswered commit
+            // would have brought it, that commit took place.
             if let Some(known) = uncertain.take_if(|known| before > known.batch.previous) {
                 transaction.rollback().await?;
                 return Ok(self.announce(known));

@@ -1,7 +1,8 @@
 //! Precache jobs and requests for ranges: what is asked for beside readers.
 //!
-//! A job is a row; its progress is what `cache_chunks` says. Its wants in the scheduler are rebuilt at the start of
-//! each term and whenever an edge it was given to is lost, so nothing else need survive.
+//! A job is a row; its progress is what `cache_chunks` says. Its wants in the scheduler are rebuilt
+//! at the start of each term and whenever an edge it was given to is lost, so nothing else need
+//! survive.
 
 mod api;
 mod room;
@@ -27,10 +28,10 @@ use super::{
     loader::edge_id,
 };
 use crate::{
-    core::scheduler::api::{EdgeId, WantId},
     repository::{EntryRecord, JobStatus, writer::EndJob},
     session::plan::Command,
 };
+use scheduler::api::{EdgeId, WantId};
 
 /// Requests for ranges that are not done yet.
 const MAX_REQUESTS: usize = 10_000;
@@ -71,7 +72,8 @@ struct Running {
     chunks: Vec<Range<ChunkIndex>>,
     /// Not done yet, and where.
     wants: HashSet<WantId>,
-    /// Edges that evicted what it had brought: nothing is asked of them before they have room again.
+    /// Edges that evicted what it had brought: nothing is asked of them before they have room
+    /// again.
     full: BTreeSet<EdgeId>,
     /// The coordinator chooses the edge, and chooses again when that is lost.
     is_free: bool,

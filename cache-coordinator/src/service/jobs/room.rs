@@ -1,7 +1,8 @@
 //! Jobs and the room on their edges.
 //!
-//! A job that an edge has no room for would fetch what is evicted to make room for what it fetches next, without end. An
-//! edge that evicts what a job brought is therefore not asked on for it, until much is free there; the job says so.
+//! A job that an edge has no room for would fetch what is evicted to make room for what it fetches
+//! next, without end. An edge that evicts what a job brought is therefore not asked on for it,
+//! until much is free there; the job says so.
 
 use std::ops::Range;
 
@@ -10,10 +11,8 @@ use uuid::Uuid;
 
 use super::super::{Cluster, error::ServiceError};
 use super::{Jobs, Running};
-use crate::{
-    core::scheduler::{Space, api::EdgeId},
-    session::plan::Command,
-};
+use crate::session::plan::Command;
+use scheduler::{Space, api::EdgeId};
 
 fn wants_any(asked: &[Range<ChunkIndex>], chunks: &[ChunkIndex]) -> bool {
     let wanted = |chunk: &ChunkIndex| asked.iter().any(|range| range.contains(chunk));
@@ -42,7 +41,7 @@ impl Jobs {
         edge: EdgeId,
         entry: EntryId,
         chunks: &[ChunkIndex],
-    ) -> Vec<crate::core::scheduler::api::WantId> {
+    ) -> Vec<scheduler::api::WantId> {
         let mut state = self.state.lock();
         let state = &mut *state;
         let is_hit = |running: &Running, on: bool| {
@@ -144,10 +143,8 @@ mod tests {
     use std::collections::{BTreeSet, HashSet};
 
     use super::*;
-    use crate::{
-        core::scheduler::api::WantId,
-        service::jobs::{Asked, Owner},
-    };
+    use crate::service::jobs::{Asked, Owner};
+    use scheduler::api::WantId;
 
     const ENTRY: EntryId = EntryId::from_u128(7);
 

@@ -13,10 +13,8 @@ use super::super::{
     Cluster, availability, entries, error::ServiceError, loader::edge_id, ranges::chunks_of,
 };
 use super::{Jobs, Owner, Running, Sample};
-use crate::{
-    core::scheduler::api::{EdgeId, WantId},
-    repository::{EntryRecord, JobRecord, JobStatus, writer::EndJob},
-};
+use crate::repository::{EntryRecord, JobRecord, JobStatus, writer::EndJob};
+use scheduler::api::{EdgeId, WantId};
 
 /// Between looks at running jobs.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -100,7 +98,8 @@ async fn look_at(cluster: &Cluster, id: Uuid) -> Result<(), ServiceError> {
     Ok(())
 }
 
-/// Why it will never be done: edges it names were removed from the cluster, and the others have all of it.
+/// Why it will never be done: edges it names were removed from the cluster, and the others have all
+/// of it.
 async fn can_not_end(
     cluster: &Cluster,
     job: &JobRecord,
@@ -207,7 +206,8 @@ impl Jobs {
         running.wants.is_empty().then_some(job)
     }
 
-    /// Records progress. True: nothing is asked for although bytes are missing, for a while already.
+    /// Records progress. True: nothing is asked for although bytes are missing, for a while
+    /// already.
     fn sample(&self, job: Uuid, bytes_done: u64) -> bool {
         let mut state = self.state.lock();
         let Some(running) = state.running.get_mut(&job) else {

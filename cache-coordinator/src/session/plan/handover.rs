@@ -1,26 +1,28 @@
 //! An edge is drained: what its readers come to next goes to the edges they will be sent to.
 //!
-//! Hot is what is read there, what is pinned, and what was spoken of lately, which is what is open. It is bounded, taken from the
-//! draining edge while it is there, and given up when it goes.
+//! Hot is what is read there, what is pinned, and what was spoken of lately, which is what is open.
+//! It is bounded, taken from the draining edge while it is there, and given up when it goes.
 //!
-//! It is derived: looked at again when edges come or go, entries are opened, or a part of it is done. A coordinator that begins anew
-//! has what is hot loaded (`session/connection.rs`) and so comes to the same.
+//! It is derived: looked at again when edges come or go, entries are opened, or a part of it is
+//! done. A coordinator that begins anew has what is hot loaded (`session/connection.rs`) and so
+//! comes to the same.
 
 use std::collections::{BTreeMap, HashSet};
 
 use chunkcache_proto::EntryId;
 
 use super::{Action, Plan};
-use crate::core::{
+use scheduler::{
+    api::{EdgeId, EntryNo, Event, Millis, WantId},
     edge_choice::{Candidate, choose_edge},
-    scheduler::api::{EdgeId, EntryNo, Event, Millis, WantId},
 };
 
 /// Of one edge at a time: 4 GiB of chunks of 2 MiB, half a minute of 1 Gbit/s.
 const MAX_CHUNKS: u64 = 2048;
 const MAX_BYTES: u64 = 4 << 30;
 const MAX_ENTRIES: usize = 256;
-/// Edges that come back together are all there by then, so that each entry goes where its readers will.
+/// Edges that come back together are all there by then, so that each entry goes where its readers
+/// will.
 const LOOK_AFTER: Millis = 500;
 /// Numbers of its own beside those of requests and jobs.
 const OWN: u64 = 1 << 63;

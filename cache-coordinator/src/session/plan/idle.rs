@@ -1,13 +1,15 @@
-//! Entries nobody spoke of for long are closed, so that memory does not grow with all that was ever played.
+//! Entries nobody spoke of for long are closed, so that memory does not grow with all that was ever
+//! played.
 //!
-//! What is dropped is in the table: whoever speaks of the entry again has it loaded, as at the first time.
+//! What is dropped is in the table: whoever speaks of the entry again has it loaded, as at the
+//! first time.
 
 use std::collections::{HashMap, HashSet};
 
 use chunkcache_proto::EntryId;
 
 use super::{Action, Plan};
-use crate::core::scheduler::api::{EntryNo, Event, Millis};
+use scheduler::api::{EntryNo, Event, Millis};
 
 /// Who comes back to a film within this time finds it open: no load stands before the first chunk.
 const IDLE_FOR: Millis = 600_000;

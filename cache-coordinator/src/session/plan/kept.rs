@@ -1,12 +1,11 @@
-//! Fetches an edge kept from before its session: known to the scheduler before it plans anything for the edge.
+//! Fetches an edge kept from before its session: known to the scheduler before it plans anything
+//! for the edge.
 
 use chunkcache_proto::{EntryId, Level, v1};
 
 use super::{Action, Plan};
-use crate::{
-    core::scheduler::api::{EdgeId, Event, Kept, Millis},
-    session::directory::LOCAL_BIT,
-};
+use crate::session::directory::LOCAL_BIT;
+use scheduler::api::{EdgeId, Event, Kept, Millis};
 
 /// As many as an edge's own queue holds.
 const MAX_KEPT: usize = 4096;

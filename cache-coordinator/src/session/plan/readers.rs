@@ -1,4 +1,5 @@
-//! Readers of edges: what they want now, what they no longer want, and which of their waits have to wait on.
+//! Readers of edges: what they want now, what they no longer want, and which of their waits have to
+//! wait on.
 
 use std::collections::HashSet;
 
@@ -6,10 +7,11 @@ use chunkcache_proto::{EntryId, v1};
 use v1::session_response::Message;
 
 use super::{Action, Command, Plan, translate};
-use crate::core::scheduler::api::{EdgeId, Event, Millis, ReaderId};
+use scheduler::api::{EdgeId, Event, Millis, ReaderId};
 
-/// A wait that is planned for is fetched for by its edge no sooner: what is in the way is the origin's limits, the rest it asked for,
-/// or other readers. Not without end, since to be late is better than not to come.
+/// A wait that is planned for is fetched for by its edge no sooner: what is in the way is the
+/// origin's limits, the rest it asked for, or other readers. Not without end, since to be late is
+/// better than not to come.
 const PLANNED_MS: u32 = 10_000;
 
 impl Plan {

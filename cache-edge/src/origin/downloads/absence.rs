@@ -1,4 +1,5 @@
-//! What becomes of fetches when the coordinator is silent: the limits of origins hold in the whole cluster, and nobody plans for it now.
+//! What becomes of fetches when the coordinator is silent: the limits of origins hold in the whole
+//! cluster, and nobody plans for it now.
 
 use super::{Downloads, Stop, stop};
 use crate::{core::fetch_queue::Standing, origin::downloads::LOCAL_BIT};
@@ -13,9 +14,9 @@ pub enum ComeDown {
 }
 
 impl Downloads {
-    /// Keeps of the fetches from a source as many as its part of the connections bears, the most urgent ones. `part`: connections it
-    /// may have; `own`: of those it has, which the coordinator did not assign.
-    /// What was handed out and has not begun is dropped: it is planned anew.
+    /// Keeps of the fetches from a source as many as its part of the connections bears, the most
+    /// urgent ones. `part`: connections it may have; `own`: of those it has, which the coordinator
+    /// did not assign. What was handed out and has not begun is dropped: it is planned anew.
     pub fn come_down(&self, source: &str, part: u32, own: u32, how: ComeDown) {
         let mut state = self.0.state.lock();
         let tasks = state.queue.of_origin(source);
@@ -54,7 +55,8 @@ fn course(tasks: &[(u64, Standing)], part: u32, own: u32) -> Course {
         let of_it = tasks.iter().filter(move |(_, it)| *it == standing);
         of_it.map(|&(id, _)| id)
     };
-    // Its own fetches are among what it opened; the rest are questions, and bodies that are handed through: those are not cut.
+    // Its own fetches are among what it opened; the rest are questions, and bodies that are handed
+    // through: those are not cut.
     let local = of(Standing::Running).filter(|&id| is_local(id)).count();
     let others = usize::try_from(own).unwrap_or(usize::MAX);
     let others = others.saturating_sub(local);

@@ -7,7 +7,8 @@ use chunkcache_proto::{ChunkIndex, EntryId, v1};
 use super::{Downloads, Fetch, LOCAL_BIT, Order};
 use crate::origin::run::Failure;
 
-/// A finished fetch whose chunks are not durable after this is reported all the same: a failed sync is reported elsewhere.
+/// A finished fetch whose chunks are not durable after this is reported all the same: a failed sync
+/// is reported elsewhere.
 const DURABLE_WAIT: Duration = Duration::from_secs(10);
 
 impl Downloads {
@@ -23,7 +24,8 @@ impl Downloads {
         }
     }
 
-    /// With what it leaves half written, which is then completed when nothing else needs the origin.
+    /// With what it leaves half written, which is then completed when nothing else needs the
+    /// origin.
     pub(super) fn report_cancelled(&self, id: u64, fetch: Option<Fetch>, bytes_done: u64) {
         let begun_chunks = fetch.map_or_else(Vec::new, |fetch| {
             let order = &fetch.order;

@@ -5,7 +5,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use chunkcache_proto::{ChunkIndex, EntryId};
 
 use super::{Downloads, LOCAL_BIT};
-use crate::store::EntryFile;
+use chunk_store::EntryFile;
 
 impl Downloads {
     /// The entry and chunk the fetch works on.

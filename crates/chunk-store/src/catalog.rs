@@ -1,0 +1,169 @@
+//! Which entries and notes there are: in memory, and as records.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use chunkcache_proto::{EntryId, Geometry, v1};
+use prost::Message;
+
+use super::{entry_file::EntryFile, shared::Shared};
+use crate::journal_record::{EntryNumber, Record, stored_records};
+
+#[derive(Default)]
+pub(super) struct Catalog {
+    by_id: HashMap<EntryId, Arc<EntryFile>>,
+    by_number: HashMap<EntryNumber, Arc<EntryFile>>,
+    next_number: EntryNumber,
+    pub notes: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+impl Catalog {
+    pub fn get(&self, id: &EntryId) -> Option<&Arc<EntryFile>> {
+        self.by_id.get(id)
+    }
+
+    pub fn by_number(&self, number: EntryNumber) -> Option<&Arc<EntryFile>> {
+        self.by_number.get(&number)
+    }
+
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    pub fn all(&self) -> Vec<Arc<EntryFile>> {
+        self.by_id.values().cloned().collect()
+    }
+
+    pub fn insert_new(
+        &mut self,
+        shared: &Arc<Shared>,
+        description: v1::Entry,
+        id: EntryId,
+        geometry: Geometry,
+    ) -> Arc<EntryFile> {
+        self.insert(shared, self.next_number, description, id, geometry)
+    }
+
+    fn insert(
+        &mut self,
+        shared: &Arc<Shared>,
+        number: EntryNumber,
+        description: v1::Entry,
+        id: EntryId,
+        geometry: Geometry,
+    ) -> Arc<EntryFile> {
+        self.next_number = self.next_number.max(number.saturating_add(1));
+        let entry = EntryFile::new(shared.clone(), number, id, geometry, description);
+        self.by_id.insert(id, entry.clone());
+        self.by_number.insert(number, entry.clone());
+        entry
+    }
+
+    pub fn remove(&mut self, entry: &EntryFile) {
+        self.by_number.remove(&entry.number());
+        if self
+            .by_id
+            .get(&entry.id())
+            .is_some_and(|held| held.number() == entry.number())
+        {
+            self.by_id.remove(&entry.id());
+        }
+    }
+
+    /// Entries know the store that knows them; this ends the circle.
+    pub fn clear(&mut self) {
+        self.by_id.clear();
+        self.by_number.clear();
+    }
+
+    /// One record of the journal, at open. What makes no sense is left out: nothing is then proved
+    /// by it.
+    pub fn replay(&mut self, shared: &Arc<Shared>, record: Record) {
+        match record {
+            Record::Entry {
+                number,
+                description,
+            } => {
+                self.next_number = self.next_number.max(number.saturating_add(1));
+                if let Some((description, id, geometry)) = decode_description(&description) {
+                    match self.by_number.get(&number) {
+                        Some(known) if known.id() == id => known.restore_pinned(description.pinned),
+                        _ => {
+                            self.insert(shared, number, description, id, geometry);
+                        }
+                    }
+                } else {
+                    tracing::warn!(
+                        number,
+                        "an entry of the journal can not be read and is dropped"
+                    );
+                }
+            }
+            Record::Stored { number, chunks } => {
+                if let Some(entry) = self.by_number.get(&number) {
+                    for (chunk, checksum) in chunks {
+                        entry.restore(chunk, checksum);
+                    }
+                }
+            }
+            Record::Removed { number, chunks } => {
+                if let Some(entry) = self.by_number.get(&number) {
+                    chunks
+                        .into_iter()
+                        .for_each(|chunk| entry.restore_removed(chunk));
+                }
+            }
+            Record::EntryRemoved { number } => {
+                if let Some(entry) = self.by_number.get(&number).cloned() {
+                    entry.restore_all_removed();
+                    self.remove(&entry);
+                }
+            }
+            Record::Note { key, value } => {
+                self.notes.insert(key, value);
+            }
+            Record::NoteRemoved { key } => {
+                self.notes.remove(&key);
+            }
+        }
+    }
+}
+
+/// The id, the size and the chunk size must make sense together.
+pub(super) fn decode_description(bytes: &[u8]) -> Option<(v1::Entry, EntryId, Geometry)> {
+    let description = v1::Entry::decode(bytes).ok()?;
+    let id = description.id.parse().ok()?;
+    let geometry = Geometry::new(description.size, description.chunk_size).ok()?;
+    Some((description, id, geometry))
+}
+
+pub(super) fn describe(entry: &EntryFile) -> Record {
+    let mut description = entry.description().clone();
+    description.pinned = entry.is_pinned();
+    Record::Entry {
+        number: entry.number(),
+        description: description.encode_to_vec(),
+    }
+}
+
+/// Everything that is true now, as the beginning of a journal. The caller holds the journal: chunks
+/// become durable and removals are recorded only under it.
+pub(super) fn snapshot(
+    entries: &[Arc<EntryFile>],
+    notes: BTreeMap<Vec<u8>, Vec<u8>>,
+) -> impl Iterator<Item = Record> + '_ {
+    let notes = notes
+        .into_iter()
+        .map(|(key, value)| Record::Note { key, value });
+    let entries = entries
+        .iter()
+        .filter(|entry| !entry.is_removed())
+        .flat_map(|entry| {
+            let chunks = entry.durable_chunks();
+            std::iter::once(describe(entry))
+                .chain(stored_records(entry.number(), &chunks).collect::<Vec<_>>())
+        });
+    notes.chain(entries)
+}

@@ -1,0 +1,108 @@
+//! The data directory itself: its lock, its format, its identity.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{FlockOperation, flock};
+use uuid::Uuid;
+
+use super::{
+    OpenError,
+    disk::{Disk, Open},
+};
+
+/// Raised when an older program could not read what this one writes.
+const FORMAT: u32 = 1;
+const LOCK_NAME: &str = "LOCK";
+const STORE_NAME: &str = "STORE";
+/// Far more than it ever has.
+const STORE_MAX_BYTES: u64 = 4096;
+
+/// Makes the directory if it is missing and locks it. The lock goes with the file handle, so also
+/// with a killed process.
+pub(super) fn lock(data_dir: &Path) -> Result<fs::File, OpenError> {
+    let unusable = |source| OpenError::Unusable {
+        path: data_dir.to_owned(),
+        source,
+    };
+    fs::create_dir_all(data_dir).map_err(unusable)?;
+    let path = data_dir.join(LOCK_NAME);
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(unusable)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked {
+            path: data_dir.to_owned(),
+        }),
+        Err(error) => Err(unusable(error.into())),
+    }
+}
+
+/// Reads the store's id, or makes one in a new directory. `STORE` is two lines: `format N` and
+/// `store UUID`.
+pub(super) fn identify(disk: &dyn Disk, data_dir: &Path) -> Result<Uuid, OpenError> {
+    let unusable = |source| OpenError::Unusable {
+        path: data_dir.to_owned(),
+        source,
+    };
+    match read_store(disk) {
+        Ok(text) => parse_store(&text, data_dir),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let id = Uuid::new_v4();
+            write_store(disk, id).map_err(unusable)?;
+            Ok(id)
+        }
+        Err(error) => Err(unusable(error)),
+    }
+}
+
+fn parse_store(text: &str, data_dir: &Path) -> Result<Uuid, OpenError> {
+    let field = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+    };
+    let format: Option<u32> = field("format").and_then(|value| value.trim().parse().ok());
+    if let Some(found) = format
+        && found > FORMAT
+    {
+        return Err(OpenError::NewerFormat {
+            path: data_dir.to_owned(),
+            found,
+            known: FORMAT,
+        });
+    }
+    match (
+        format,
+        field("store").and_then(|value| value.trim().parse().ok()),
+    ) {
+        (Some(_), Some(id)) => Ok(id),
+        _ => Err(OpenError::Unusable {
+            path: data_dir.join(STORE_NAME),
+            source: io::Error::new(io::ErrorKind::InvalidData, "not a store's description"),
+        }),
+    }
+}
+
+fn read_store(disk: &dyn Disk) -> io::Result<String> {
+    let file = disk.open(Path::new(STORE_NAME), Open::Existing)?;
+    let mut bytes = vec![0; file.len()?.min(STORE_MAX_BYTES) as usize];
+    let read = file.read_at(&mut bytes, 0)?;
+    Ok(String::from_utf8_lossy(&bytes[..read]).into_owned())
+}
+
+/// Whole or not at all: written aside, synced, renamed.
+fn write_store(disk: &dyn Disk, id: Uuid) -> io::Result<()> {
+    let aside = PathBuf::from(STORE_NAME).with_extension("tmp");
+    let file = disk.open(&aside, Open::Truncate)?;
+    file.write_all_at(format!("format {FORMAT}\nstore {id}\n").as_bytes(), 0)?;
+    file.sync_data()?;
+    disk.rename(&aside, Path::new(STORE_NAME))?;
+    disk.sync_dir(Path::new(""))
+}

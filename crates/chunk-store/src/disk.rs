@@ -1,0 +1,216 @@
+//! The disk, as narrow as the store needs it, so that tests can put one underneath that
+//! loses unsynced writes at each step.
+//!
+//! Paths are relative to the data directory.
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::{FileExt, MetadataExt},
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use chunkcache_proto::ByteRange;
+use rustix::{
+    fs::{FallocateFlags, SeekFrom},
+    io::Errno,
+};
+
+/// What a file system has.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskSpace {
+    pub total_bytes: u64,
+    /// To this process.
+    pub free_bytes: u64,
+    /// None: as many files as it has room for.
+    pub free_inodes: Option<u64>,
+}
+
+/// How [`Disk::open`] opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Open {
+    Existing,
+    /// To be read alone: possible where the file system takes no writes.
+    Reading,
+    CreateOrExisting,
+    /// Empties what was there.
+    Truncate,
+}
+
+pub trait Disk: Send + Sync + 'static {
+    /// With its parents; exists already is fine. Not synced.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+    fn open(&self, path: &Path, open: Open) -> io::Result<Arc<dyn DiskFile>>;
+    /// Names in a directory; none if there is no such directory.
+    fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+    /// Makes creations, renames and removals in the directory durable.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    fn space(&self) -> io::Result<DiskSpace>;
+}
+
+pub trait DiskFile: Send + Sync {
+    fn len(&self) -> io::Result<u64>;
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Bytes read; less than asked only at the end of the file.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Data, and as much of the metadata as reading it back needs.
+    fn sync_data(&self) -> io::Result<()>;
+    /// Gives the blocks of the range back; it reads as zeros. The length stays.
+    fn punch(&self, range: ByteRange) -> io::Result<()>;
+    /// Asks for blocks ahead of their use; the length stays.
+    fn allocate(&self, range: ByteRange) -> io::Result<()>;
+    /// The first run of bytes at or after `from` that takes up blocks.
+    fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>>;
+    /// For mmap, sendfile and advice; a simulated file has none.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+}
+
+/// The real one.
+pub struct RealDisk {
+    root: PathBuf,
+}
+
+impl RealDisk {
+    pub fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+}
+
+impl Disk for RealDisk {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir_all(self.root.join(path))
+    }
+
+    fn open(&self, path: &Path, open: Open) -> io::Result<Arc<dyn DiskFile>> {
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(open != Open::Reading);
+        match open {
+            Open::Existing | Open::Reading => {}
+            Open::CreateOrExisting => {
+                options.create(true);
+            }
+            Open::Truncate => {
+                options.create(true).truncate(true);
+            }
+        }
+        Ok(Arc::new(RealFile(options.open(self.root.join(path))?)))
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(self.root.join(path)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other?,
+        };
+        // A name that is not UTF-8 is not the store's; it is left alone.
+        entries
+            .filter_map(|e| e.map(|e| e.file_name().into_string().ok()).transpose())
+            .collect()
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(self.root.join(from), self.root.join(to))
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(self.root.join(path))
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        fs::File::open(self.root.join(path))?.sync_all()
+    }
+
+    fn space(&self) -> io::Result<DiskSpace> {
+        let stat = rustix::fs::statvfs(&self.root)?;
+        Ok(DiskSpace {
+            total_bytes: stat.f_blocks * stat.f_frsize,
+            free_bytes: stat.f_bavail * stat.f_frsize,
+            free_inodes: (stat.f_files > 0).then_some(stat.f_favail),
+        })
+    }
+}
+
+/// Of the file systems this runs on.
+const BLOCK_BYTES: u64 = 4096;
+
+struct RealFile(fs::File);
+
+impl DiskFile for RealFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.size())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buffer.len() {
+            match self.0.read_at(&mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn punch(&self, range: ByteRange) -> io::Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        // A block is given back only if all of it is punched, the part behind the file's end
+        // included.
+        let cuts_a_block = !range.end.is_multiple_of(BLOCK_BYTES);
+        let end = if cuts_a_block && range.end == self.len()? {
+            range.end.next_multiple_of(BLOCK_BYTES)
+        } else {
+            range.end
+        };
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(
+            &self.0,
+            flags,
+            range.start,
+            end - range.start,
+        )?)
+    }
+
+    fn allocate(&self, range: ByteRange) -> io::Result<()> {
+        Ok(rustix::fs::fallocate(
+            &self.0,
+            FallocateFlags::KEEP_SIZE,
+            range.start,
+            range.len(),
+        )?)
+    }
+
+    fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>> {
+        let start = match rustix::fs::seek(&self.0, SeekFrom::Data(from)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        let end = rustix::fs::seek(&self.0, SeekFrom::Hole(start))?;
+        Ok(Some(ByteRange::new(start, end)))
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.as_fd())
+    }
+}

@@ -1,0 +1,572 @@
+//! An entry: its description, which chunks are present, its sparse file.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use arc_swap::ArcSwapOption;
+use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Geometry, checksum::InventoryDigest, v1};
+use parking_lot::Mutex;
+
+use super::{
+    Mapped, Reservation, StoreError,
+    commit::Finished,
+    disk::{DiskFile, Open},
+    open_files::OpenFile,
+    residency,
+    shared::Shared,
+    verify,
+};
+use crate::{
+    chunk_table::{ChunkState, ChunkTable},
+    journal_record::EntryNumber,
+};
+
+/// An entry: its description, which chunks are present, its sparse file.
+pub struct EntryFile {
+    me: Weak<Self>,
+    shared: Arc<Shared>,
+    number: EntryNumber,
+    id: EntryId,
+    geometry: Geometry,
+    description: v1::Entry,
+    pinned: AtomicBool,
+    /// Its records are gone; the file follows with the last handle.
+    removed: AtomicBool,
+    table: ChunkTable,
+    /// Of the durable chunks.
+    digest: Mutex<InventoryDigest>,
+    /// Bytes of chunks its file holds, also of withdrawn ones that are not punched yet.
+    disk_bytes: AtomicU64,
+    open: ArcSwapOption<OpenFile>,
+    /// Where the file is; held while it is opened or renamed.
+    path: Mutex<PathBuf>,
+    /// Held while chunks are removed and punched, and by the first write to a chunk, so that
+    /// neither meets the other. It is taken before the journal's lock.
+    pub(super) emptying: Mutex<()>,
+    /// The directory entry of the file is synced.
+    pub(super) linked: AtomicBool,
+}
+
+impl EntryFile {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        number: EntryNumber,
+        id: EntryId,
+        geometry: Geometry,
+        description: v1::Entry,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            shared,
+            number,
+            id,
+            geometry,
+            pinned: AtomicBool::new(description.pinned),
+            description,
+            removed: AtomicBool::new(false),
+            table: ChunkTable::new(geometry.chunk_count()),
+            digest: Mutex::default(),
+            disk_bytes: AtomicU64::new(0),
+            open: ArcSwapOption::empty(),
+            path: Mutex::new(file_path(&id)),
+            emptying: Mutex::new(()),
+            linked: AtomicBool::new(false),
+        })
+    }
+
+    #[must_use]
+    pub fn id(&self) -> EntryId {
+        self.id
+    }
+
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// As it was given first; [`is_pinned`](Self::is_pinned) is what changes.
+    #[must_use]
+    pub fn description(&self) -> &v1::Entry {
+        &self.description
+    }
+
+    /// Pinned entries are evicted when nothing else is left. Recorded with the next group.
+    pub fn set_pinned(&self, pinned: bool) {
+        if self.pinned.swap(pinned, Ordering::AcqRel) != pinned
+            && let Some(me) = self.me.upgrade()
+        {
+            self.shared.queue.describe(me);
+            self.shared.policy.lock().pinning_changed();
+        }
+    }
+
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.pinned.load(Ordering::Acquire)
+    }
+
+    #[must_use]
+    pub fn is_present(&self, chunk: ChunkIndex) -> bool {
+        self.table.state(chunk).is_present()
+    }
+
+    /// First chunk at or after `from` that is not present, before `to`.
+    #[must_use]
+    pub fn first_missing(&self, from: ChunkIndex, to: ChunkIndex) -> Option<ChunkIndex> {
+        self.table.first_missing(from, to)
+    }
+
+    /// What can be proved: chunks whose bytes and records are synced, with their checksums. One
+    /// that is present and waits for its group's sync comes through
+    /// [`Store::take_durable`](super::Store::take_durable) instead.
+    #[must_use]
+    pub fn present_chunks(&self) -> Vec<(ChunkIndex, u64)> {
+        self.durable_chunks()
+    }
+
+    /// Of a chunk that is present, synced or not.
+    #[must_use]
+    pub fn checksum(&self, chunk: ChunkIndex) -> Option<u64> {
+        self.is_present(chunk).then(|| self.table.checksum(chunk))
+    }
+
+    /// Holds the chunk for reading. Lock-free. `None`: not present. Counts as a use for the
+    /// eviction policy.
+    #[must_use]
+    pub fn pin(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
+        let entry = self.me.upgrade()?;
+        self.table
+            .try_pin(chunk, self.shared.tick())
+            .then(|| ChunkPin { entry, chunk })
+    }
+
+    /// Holds a chunk that may be unfinished: what is written of it is not punched before the hold
+    /// ends, whatever becomes of the chunk. What is written is known to whoever writes it, and is
+    /// asked again once held. `None`: nothing is.
+    #[must_use]
+    pub fn hold_unfinished(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
+        let entry = self.me.upgrade()?;
+        self.table
+            .try_hold_unfinished(chunk)
+            .then(|| ChunkPin { entry, chunk })
+    }
+
+    /// The chunk's bytes were checked since this process started (or written by it).
+    #[must_use]
+    pub fn is_verified(&self, chunk: ChunkIndex) -> bool {
+        self.table.state(chunk).is_verified()
+    }
+
+    /// As [`verify`](Self::verify), also where it was checked before: somebody got other bytes of
+    /// it.
+    pub async fn verify_again(&self, chunk: ChunkIndex) -> Result<bool, StoreError> {
+        let Some(entry) = self.me.upgrade() else {
+            return Ok(false);
+        };
+        tokio::task::spawn_blocking(move || verify::check(&entry, chunk, verify::Trust::Verified))
+            .await
+            .map_err(io::Error::other)?
+    }
+
+    /// Reads and checks it off the caller's thread; false: it was corrupt and has been withdrawn,
+    /// or is not present.
+    pub async fn verify(&self, chunk: ChunkIndex) -> Result<bool, StoreError> {
+        if self.is_verified(chunk) {
+            return Ok(true);
+        }
+        self.verify_again(chunk).await
+    }
+
+    /// Positional write of part of a chunk that is not present. Blocking, for the fetch threads.
+    /// After an error all that was written of the chunk is void: it begins anew, or is given up
+    /// with [`abandon_chunk`](Self::abandon_chunk).
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let range = ByteRange::new(offset, offset.saturating_add(bytes.len() as u64));
+        if range.end > self.geometry.size() {
+            return Err(StoreError::Io(io::ErrorKind::InvalidInput.into()));
+        }
+        self.shared.health.check()?;
+        for chunk in self.geometry.chunks_covering(range) {
+            let state = self.table.state(chunk);
+            let under_way = state.is_written()
+                && !state.is_doomed()
+                && !state.is_spoiled()
+                && !state.is_present();
+            if !under_way {
+                self.begin_write(chunk)?;
+            }
+        }
+        let write = || -> io::Result<()> {
+            let file = self.open_file(Open::CreateOrExisting)?;
+            file.unsynced.store(true, Ordering::Release);
+            file.file.write_all_at(bytes, offset)
+        };
+        write().map_err(|error| {
+            self.shared.health.degrade("writing a chunk", &error);
+            StoreError::from(error)
+        })
+    }
+
+    /// The first write to a chunk: not while it is being punched.
+    fn begin_write(&self, chunk: ChunkIndex) -> Result<(), StoreError> {
+        let _not_emptied_meanwhile = self.emptying.lock();
+        let state = self.table.state(chunk);
+        if state.is_present() {
+            return Err(StoreError::Io(io::ErrorKind::AlreadyExists.into()));
+        }
+        if state.is_spoiled() {
+            self.abandon_locked(chunk);
+            return Err(StoreError::Io(io::Error::other(
+                "what was written of the chunk may be lost: a sync failed",
+            )));
+        }
+        if self.table.begin_write(chunk).is_doomed() {
+            // Its old blocks are the new chunk's, for which space has been reserved.
+            self.release(chunk);
+        }
+        Ok(())
+    }
+
+    /// The store is being closed.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.shared.is_stopping()
+    }
+
+    /// All bytes of the chunk are written: it is present from now on, and durable with the next
+    /// group. `checksum` is checked against the bytes nowhere: the caller computed it while they
+    /// passed.
+    pub fn finish_chunk(&self, chunk: ChunkIndex, checksum: u64, reservation: Reservation) {
+        let Some(me) = self.me.upgrade() else { return };
+        if self.is_present(chunk) {
+            return;
+        }
+        // Counted before it can be found, withdrawn and counted off.
+        let bytes = self.geometry.chunk_len(chunk);
+        reservation.become_chunk(bytes);
+        self.disk_bytes.fetch_add(bytes, Ordering::AcqRel);
+        if self.table.finish(chunk, checksum, self.shared.tick()) {
+            self.shared.queue.finished(Finished { entry: me, chunk });
+        } else {
+            self.release(chunk);
+            // A sync failed while it was being written.
+            self.abandon_chunk(chunk);
+            self.shared.report_lost(self.id, vec![chunk]);
+        }
+    }
+
+    /// What was written of a chunk that will not be finished goes back to the disk. Blocking.
+    /// Without it the bytes stay until the chunk is fetched again or the store is opened the next
+    /// time.
+    pub fn abandon_chunk(&self, chunk: ChunkIndex) {
+        let _no_write_begins = self.emptying.lock();
+        self.abandon_locked(chunk);
+    }
+
+    /// `emptying` is held.
+    fn abandon_locked(&self, chunk: ChunkIndex) {
+        let Some(before) = self.table.abandon(chunk) else {
+            return;
+        };
+        if before.pins() > 0 {
+            // A reader sends from it: its blocks count until that reader has gone and they are
+            // punched.
+            let bytes = self.geometry.chunk_len(chunk);
+            self.disk_bytes.fetch_add(bytes, Ordering::AcqRel);
+            self.shared.space.add_chunk(bytes);
+        } else if let Ok(file) = self.open_file(Open::Existing)
+            && let Err(error) = file.file.punch(self.geometry.chunk_range(chunk))
+        {
+            tracing::warn!(%error, entry = %self.id, chunk, "an unfinished chunk could not be punched");
+        }
+    }
+
+    /// Positional read, for TLS, HTTP/2 and hashing. Blocking if the pages are not resident.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
+        let read = self
+            .open_file(Open::Reading)?
+            .file
+            .read_at(buffer, offset)?;
+        if read < buffer.len() {
+            Err(io::Error::from(io::ErrorKind::UnexpectedEof).into())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// For sendfile: the file and, for hyper, memory that maps the range. Not for an empty range.
+    pub fn map(&self, range: ByteRange) -> Result<Mapped, StoreError> {
+        let file = self.open_file(Open::Reading)?;
+        Ok(self.shared.files.map(&file, range)?)
+    }
+
+    /// The pages of the range are in memory (so that sendfile does not block), or were a moment
+    /// ago.
+    #[must_use]
+    pub fn is_resident(&self, range: ByteRange) -> bool {
+        self.is_resident_at(range, Instant::now())
+    }
+
+    /// The same, for who knows what time it is.
+    #[must_use]
+    pub fn is_resident_at(&self, range: ByteRange, now: Instant) -> bool {
+        let Ok(file) = self.open_file(Open::Reading) else {
+            return false;
+        };
+        let mut chunks = self.geometry.chunks_covering(range);
+        chunks.all(|chunk| {
+            let whole = self.geometry.chunk_range(chunk);
+            let part = whole.intersect(range);
+            residency::is_resident_lately(&*file.file, self.id, (chunk, whole), part, now)
+        })
+    }
+
+    /// Reads the range into the page cache. Blocking.
+    pub fn bring_in(&self, range: ByteRange) {
+        if let Ok(file) = self.open_file(Open::Reading) {
+            residency::bring_in(&*file.file, range);
+        }
+    }
+
+    pub(super) fn number(&self) -> EntryNumber {
+        self.number
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(super) fn table(&self) -> &ChunkTable {
+        &self.table
+    }
+
+    pub(super) fn open_slot(&self) -> &ArcSwapOption<OpenFile> {
+        &self.open
+    }
+
+    pub(super) fn digest(&self) -> InventoryDigest {
+        *self.digest.lock()
+    }
+
+    pub(super) fn durable_chunks(&self) -> Vec<(ChunkIndex, u64)> {
+        self.table
+            .select(ChunkState::is_durable)
+            .map(|chunk| (chunk, self.table.checksum(chunk)))
+            .collect()
+    }
+
+    /// Holds a chunk without counting a use: for the store's own reading.
+    pub(super) fn hold(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
+        let entry = self.me.upgrade()?;
+        self.table
+            .try_hold(chunk)
+            .then(|| ChunkPin { entry, chunk })
+    }
+
+    /// The entry is removed: its chunks go on being read by who holds it, and prove nothing.
+    /// Returns how many.
+    pub(super) fn forget_durable(&self) -> usize {
+        let mut digest = self.digest.lock();
+        *digest = InventoryDigest::default();
+        let forgotten = self.table.forget_durable();
+        self.shared
+            .durable_chunks
+            .fetch_sub(forgotten as u64, Ordering::AcqRel);
+        forgotten
+    }
+
+    /// Its records are gone; it goes on being read by who holds it.
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+
+    /// Under the journal's lock, once the removal is recorded. The file gets another name, so that
+    /// the entry can be made anew while readers still hold this one. Refused, nothing has changed:
+    /// under one name the old entry would punch and unlink what the new one writes.
+    pub(super) fn set_removed(&self) -> io::Result<()> {
+        let mut path = self.path.lock();
+        let aside = path.with_extension(format!("{}.removed", self.number));
+        match self.shared.disk.rename(&path, &aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            // Also where there is no file yet.
+            _ => *path = aside,
+        }
+        self.removed.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// The open file, opened and perhaps made. To read it is possible also where the file system
+    /// takes no writes; who writes then opens it anew, as soon as that succeeds.
+    pub(super) fn open_file(&self, open: Open) -> io::Result<Arc<OpenFile>> {
+        let at_hand = || {
+            let file = self.open.load_full();
+            file.filter(|file| file.is_writable || open == Open::Reading)
+        };
+        if let Some(file) = at_hand() {
+            file.touch();
+            return Ok(file);
+        }
+        let path = self.path.lock();
+        if let Some(file) = at_hand() {
+            return Ok(file);
+        }
+        let disk = &self.shared.disk;
+        let first = match open {
+            Open::Reading | Open::CreateOrExisting => Open::Existing,
+            other => other,
+        };
+        let (file, is_writable) = match (disk.open(&path, first), open) {
+            (Err(error), Open::Reading) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                (disk.open(&path, Open::Reading)?, false)
+            }
+            (Err(error), Open::CreateOrExisting) if error.kind() == io::ErrorKind::NotFound => {
+                (self.make_file(&path)?, true)
+            }
+            (opened, _) => (opened?, true),
+        };
+        // Never cut: a mapping of it may be in use.
+        if is_writable && file.len()? < self.geometry.size() {
+            file.set_len(self.geometry.size())?;
+        }
+        let file = Arc::new(OpenFile::new(file, self.geometry.size(), is_writable));
+        let was_open = self.open.swap(Some(file.clone())).is_some();
+        drop(path);
+        if !was_open {
+            self.shared.files.admit(self.me.clone());
+        }
+        Ok(file)
+    }
+
+    fn make_file(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let disk = &*self.shared.disk;
+        if let Some(file) = self.shared.spares.take(disk, path) {
+            return Ok(file);
+        }
+        if let Some(parent) = path.parent() {
+            disk.create_dir(parent)?;
+        }
+        disk.open(path, Open::CreateOrExisting)
+    }
+
+    /// Directories whose sync makes the file's name durable, the nearer first.
+    pub(super) fn parents(&self) -> Vec<PathBuf> {
+        self.path
+            .lock()
+            .ancestors()
+            .skip(1)
+            .map(PathBuf::from)
+            .collect()
+    }
+
+    /// Its sync and its record succeeded. False: it was withdrawn meanwhile.
+    pub(super) fn mark_durable(&self, chunk: ChunkIndex) -> bool {
+        // Under the digest's lock, as the withdrawal is: the digest then follows the flag.
+        let mut digest = self.digest.lock();
+        if !self.table.mark_durable(chunk) {
+            return false;
+        }
+        digest.add(self.table.checksum(chunk));
+        self.shared.durable_chunks.fetch_add(1, Ordering::AcqRel);
+        true
+    }
+
+    /// No reader gets it from now on; its bytes stay until they are punched. True if it was
+    /// present.
+    pub(super) fn withdraw(&self, chunk: ChunkIndex) -> bool {
+        let mut digest = self.digest.lock();
+        let Some(before) = self.table.withdraw(chunk) else {
+            return false;
+        };
+        if before.is_durable() {
+            digest.remove(self.table.checksum(chunk));
+            self.shared.durable_chunks.fetch_sub(1, Ordering::AcqRel);
+        }
+        true
+    }
+
+    /// Its blocks are free, or another's.
+    pub(super) fn release(&self, chunk: ChunkIndex) {
+        let bytes = self.geometry.chunk_len(chunk);
+        self.disk_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        self.shared.space.release_chunk(bytes);
+    }
+
+    pub(super) fn restore_pinned(&self, pinned: bool) {
+        self.pinned.store(pinned, Ordering::Release);
+    }
+
+    pub(super) fn restore(&self, chunk: ChunkIndex, checksum: u64) {
+        if chunk >= self.geometry.chunk_count() {
+            return;
+        }
+        // A record may come again with another checksum (withdrawn while the journal was broken,
+        // then fetched again).
+        self.restore_removed(chunk);
+        if self.table.restore(chunk, checksum) {
+            let bytes = self.geometry.chunk_len(chunk);
+            self.disk_bytes.fetch_add(bytes, Ordering::AcqRel);
+            self.shared.space.add_chunk(bytes);
+            self.mark_durable(chunk);
+        }
+    }
+
+    pub(super) fn restore_removed(&self, chunk: ChunkIndex) {
+        if self.withdraw(chunk) {
+            self.table.mark_empty(chunk);
+            self.release(chunk);
+        }
+    }
+
+    pub(super) fn restore_all_removed(&self) {
+        let chunks: Vec<_> = self.table.select(ChunkState::is_present).collect();
+        chunks
+            .into_iter()
+            .for_each(|chunk| self.restore_removed(chunk));
+    }
+}
+
+impl Drop for EntryFile {
+    fn drop(&mut self) {
+        if *self.removed.get_mut() {
+            let path = std::mem::take(self.path.get_mut());
+            self.shared.reaper.unlink(path, *self.disk_bytes.get_mut());
+        }
+    }
+}
+
+/// Two levels, because directories of 10^5 names are slow to list on some file systems.
+pub(super) fn file_path(id: &EntryId) -> PathBuf {
+    let name = id.to_string();
+    PathBuf::from(format!(
+        "{}/{}/{name}.{}",
+        super::ENTRIES_DIR,
+        &name[..2],
+        super::CHUNKS_SUFFIX
+    ))
+}
+
+/// Keeps a chunk from being punched while held.
+pub struct ChunkPin {
+    entry: Arc<EntryFile>,
+    chunk: ChunkIndex,
+}
+
+impl Drop for ChunkPin {
+    fn drop(&mut self) {
+        let state = self.entry.table.unpin(self.chunk);
+        if state.is_doomed() && state.pins() == 0 {
+            // Not here: punching blocks, and this may be a serving thread.
+            self.entry
+                .shared
+                .reaper
+                .punch(self.entry.clone(), self.chunk);
+        }
+    }
+}

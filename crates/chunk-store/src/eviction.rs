@@ -1,0 +1,251 @@
+//! What to evict: S3-FIFO over chunks, with a favoured part for heads and indexes.
+//!
+//! S3-FIFO (Yang et al., SOSP 2023): new chunks enter a small queue; those used again until they
+//! reach its end move to the main one, the others leave and are remembered in a ghost queue, from
+//! which a return leads straight to the main queue. A scan of one long file passes through the
+//! small queue only. A hit sets two bits in the chunk's own word and touches no queue and no lock.
+//! What is added, and why, is in `docs/rfcs/0003-store.md`: favoured and pinned chunks.
+//!
+//! Pure: chunks are numbers, and what is known of them is asked of [`Residents`].
+
+use std::collections::{HashSet, VecDeque};
+
+/// A chunk; the store packs the entry's number and the chunk's index into it.
+pub type ChunkKey = u64;
+
+/// The small queue's share of all chunks, one in so many, as published.
+const SMALL_DIVISOR: usize = 10;
+/// Favoured chunks beyond this share lose their favour: a library of many short files must not be
+/// all heads.
+const FAVOURED_DIVISOR: usize = 8;
+/// Used more often than this, a chunk of the small queue is not a passing one.
+const PASSING_USES: u8 = 1;
+/// Two numbers a chunk: 8 MiB at most.
+const MAX_GHOSTS: usize = 1 << 18;
+const MIN_GHOSTS: usize = 64;
+
+/// What the policy may know of a chunk that is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resident {
+    pub bytes: u64,
+    /// Counted uses since they were last taken away, saturating.
+    pub uses: u8,
+    /// A reader holds it now.
+    pub is_held: bool,
+    /// An operator wants its entry kept.
+    pub is_pinned: bool,
+    /// First or last chunks of an entry: what players ask for first, and what containers keep their
+    /// index in.
+    pub is_favoured: bool,
+}
+
+/// The chunks, as the policy sees them.
+pub trait Residents {
+    /// `None`: it is gone.
+    fn look(&self, key: ChunkKey) -> Option<Resident>;
+    /// It is in a queue from now on; false: it was already.
+    fn enqueue(&self, key: ChunkKey) -> bool;
+    /// It is in no queue from now on.
+    fn dequeue(&self, key: ChunkKey);
+    fn forget_use(&self, key: ChunkKey);
+}
+
+/// The queues. Oldest first.
+#[derive(Debug, Default)]
+pub struct Eviction {
+    small: VecDeque<ChunkKey>,
+    main: VecDeque<ChunkKey>,
+    favoured: VecDeque<ChunkKey>,
+    pinned: VecDeque<ChunkKey>,
+    ghost: Ghost,
+    /// Chunks that went without the policy's doing; their keys are met later.
+    gone: usize,
+}
+
+impl Eviction {
+    /// A chunk is there.
+    pub fn insert(&mut self, key: ChunkKey, residents: &impl Residents) {
+        self.sweep_if_mostly_gone(residents);
+        // A key left over from the chunk's former life keeps its place.
+        if !residents.enqueue(key) {
+            return;
+        }
+        let returned = self.ghost.remove(key);
+        match residents.look(key) {
+            None => residents.dequeue(key),
+            Some(chunk) if chunk.is_pinned => self.pinned.push_back(key),
+            Some(chunk) if chunk.is_favoured => self.favoured.push_back(key),
+            Some(_) if returned => self.main.push_back(key),
+            Some(_) => self.small.push_back(key),
+        }
+    }
+
+    /// Proposed, and not evicted after all: first in line the next time.
+    pub fn put_back(&mut self, key: ChunkKey, residents: &impl Residents) {
+        if residents.look(key).is_some() && residents.enqueue(key) {
+            self.main.push_front(key);
+        }
+    }
+
+    /// So many chunks went other than through [`victims`](Self::victims).
+    pub fn note_gone(&mut self, chunks: usize) {
+        self.gone += chunks;
+    }
+
+    /// An entry may be pinned no more.
+    pub fn pinning_changed(&mut self) {
+        self.main.append(&mut self.pinned);
+    }
+
+    /// Keys in all queues.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.small.len() + self.main.len() + self.favoured.len() + self.pinned.len()
+    }
+
+    /// No key in any queue.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Chooses at least `bytes`, or all there is; takes them out of the queues. Never a chunk a
+    /// reader holds; pinned ones only when nothing else is left.
+    pub fn victims(&mut self, bytes: u64, residents: &impl Residents) -> Vec<ChunkKey> {
+        let mut chosen = Vec::new();
+        // Set aside meanwhile, so that a queue full of them does not hide what lies behind.
+        let mut held = Vec::new();
+        let mut freed = 0;
+        // Ends: each step takes a key, a use, a place or a favour away.
+        while freed < bytes {
+            match self.step(residents) {
+                Some(Step::Evict(key, size)) => {
+                    residents.dequeue(key);
+                    freed += size;
+                    chosen.push(key);
+                }
+                Some(Step::Held(key)) => held.push(key),
+                Some(Step::Moved) => {}
+                None => break,
+            }
+        }
+        // A reader's hold is a use.
+        self.main.extend(held);
+        chosen
+    }
+
+    /// Looks at one chunk; `None` when all queues are empty.
+    fn step(&mut self, residents: &impl Residents) -> Option<Step> {
+        let ordinary = self.small.len() + self.main.len();
+        let (queue, from) =
+            if self.favoured.len() * FAVOURED_DIVISOR > self.len().max(FAVOURED_DIVISOR) {
+                (&mut self.favoured, Queue::FavouredOverShare)
+            } else if !self.small.is_empty()
+                && (self.small.len() * SMALL_DIVISOR >= ordinary || self.main.is_empty())
+            {
+                (&mut self.small, Queue::Small)
+            } else if !self.main.is_empty() {
+                (&mut self.main, Queue::Main)
+            } else if !self.favoured.is_empty() {
+                (&mut self.favoured, Queue::Favoured)
+            } else {
+                (&mut self.pinned, Queue::Pinned)
+            };
+        let key = queue.pop_front()?;
+        let Some(chunk) = residents.look(key) else {
+            residents.dequeue(key);
+            self.gone = self.gone.saturating_sub(1);
+            return Some(Step::Moved);
+        };
+        if chunk.is_held {
+            return Some(Step::Held(key));
+        }
+        let is_used = chunk.uses > 0;
+        match from {
+            _ if chunk.is_pinned && from != Queue::Pinned => {
+                self.pinned.push_back(key);
+                return Some(Step::Moved);
+            }
+            Queue::Small if chunk.uses > PASSING_USES => self.main.push_back(key),
+            Queue::Small => {
+                self.ghost.insert(key, self.main.len());
+                return Some(Step::Evict(key, chunk.bytes));
+            }
+            Queue::Main if is_used => self.main.push_back(key),
+            Queue::Favoured | Queue::FavouredOverShare if is_used => self.favoured.push_back(key),
+            Queue::FavouredOverShare => self.main.push_back(key),
+            Queue::Pinned if !chunk.is_pinned => self.main.push_back(key),
+            Queue::Main | Queue::Favoured | Queue::Pinned => {
+                return Some(Step::Evict(key, chunk.bytes));
+            }
+        }
+        residents.forget_use(key);
+        Some(Step::Moved)
+    }
+
+    fn sweep_if_mostly_gone(&mut self, residents: &impl Residents) {
+        if self.gone <= self.len() / 2 + MIN_GHOSTS {
+            return;
+        }
+        self.gone = 0;
+        for queue in [
+            &mut self.small,
+            &mut self.main,
+            &mut self.favoured,
+            &mut self.pinned,
+        ] {
+            queue.retain(|key| {
+                let is_there = residents.look(*key).is_some();
+                if !is_there {
+                    residents.dequeue(*key);
+                }
+                is_there
+            });
+        }
+    }
+}
+
+enum Step {
+    Evict(ChunkKey, u64),
+    Held(ChunkKey),
+    Moved,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Queue {
+    Small,
+    Main,
+    FavouredOverShare,
+    Favoured,
+    Pinned,
+}
+
+/// Keys lately evicted from the small queue.
+#[derive(Debug, Default)]
+struct Ghost {
+    order: VecDeque<ChunkKey>,
+    keys: HashSet<ChunkKey>,
+}
+
+impl Ghost {
+    /// As many as the main queue has, as published.
+    fn insert(&mut self, key: ChunkKey, main_len: usize) {
+        if self.keys.insert(key) {
+            self.order.push_back(key);
+        }
+        while self.order.len() > main_len.clamp(MIN_GHOSTS, MAX_GHOSTS) {
+            if let Some(oldest) = self.order.pop_front() {
+                self.keys.remove(&oldest);
+            }
+        }
+    }
+
+    /// Was in. Its place in the order is left; it only makes the queue forget a little sooner.
+    fn remove(&mut self, key: ChunkKey) -> bool {
+        self.keys.remove(&key)
+    }
+}
+
+#[cfg(test)]
+#[path = "eviction_tests.rs"]
+mod tests;

@@ -1,0 +1,75 @@
+//! Whether the disk takes writes at present, and why not.
+//!
+//! A failed write, sync or creation makes the store degraded: new writes are refused at once
+//! (misses then pass through uncached), reads go on. A probe finds out when it works again.
+
+use std::{
+    io,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use parking_lot::Mutex;
+
+use super::{
+    StoreError,
+    disk::{Disk, Open},
+};
+
+/// As much as a small chunk, so that a nearly full disk does not pass for a healthy one.
+const PROBE_BYTES: usize = 64 << 10;
+const PROBE_PATH: &str = "probe";
+
+#[derive(Default)]
+pub struct Health {
+    is_degraded: AtomicBool,
+    reason: Mutex<Option<String>>,
+}
+
+impl Health {
+    pub fn degrade(&self, doing: &str, error: &io::Error) {
+        let mut reason = self.reason.lock();
+        if reason.is_none() {
+            tracing::error!(%error, "the disk refused: {doing}; nothing is stored until it works again");
+            // The first is the cause; what fails after it, fails because of it.
+            *reason = Some(format!("{doing}: {error}"));
+        }
+        self.is_degraded.store(true, Ordering::Release);
+    }
+
+    pub fn recover(&self) {
+        if self.reason.lock().take().is_some() {
+            tracing::info!("the disk takes writes again");
+        }
+        self.is_degraded.store(false, Ordering::Release);
+    }
+
+    pub fn reason(&self) -> Option<String> {
+        self.reason.lock().clone()
+    }
+
+    pub fn is_degraded(&self) -> bool {
+        self.is_degraded.load(Ordering::Acquire)
+    }
+
+    pub fn check(&self) -> Result<(), StoreError> {
+        if !self.is_degraded() {
+            return Ok(());
+        }
+        Err(StoreError::Io(io::Error::other(
+            self.reason().unwrap_or_default(),
+        )))
+    }
+}
+
+/// Makes, writes, syncs and removes a file: what a chunk needs, also of inodes.
+pub fn probe(disk: &dyn Disk) -> io::Result<()> {
+    let path = Path::new(PROBE_PATH);
+    let result = disk.open(path, Open::Truncate).and_then(|file| {
+        file.write_all_at(&vec![0xa5; PROBE_BYTES], 0)?;
+        file.sync_data()
+    });
+    // Also after a failure in between; that there is none then is no error.
+    let removed = disk.remove_file(path);
+    result.and(removed)
+}

@@ -1,0 +1,479 @@
+//! The chunk store: one sparse file an entry, and a journal that proves what is in them.
+//!
+//! Why both: a sparse file alone can not tell a chunk from what a crash left of one. A chunk is
+//! *present* once all its bytes are written (readers of this process have it), and *durable* once
+//! data and journal record are synced, in groups; only then is it told to the coordinator. In
+//! reverse, the journal forgets a chunk before its hole is punched, and nobody holds it then. So at
+//! any crash the journal never says more than the disk; `docs/rfcs/0003-store.md` has the reasons
+//! and the figures.
+//!
+//! ```text
+//! STORE           format and id of the store
+//! LOCK            flock of the process that uses it
+//! journal/N.log   a snapshot and what changed since; the newest is the truth
+//! entries/ab/abcd….chunks   sparse, as long as the object
+//! spare/…                   empty files, for entries to come
+//! ```
+//!
+//! May not know of HTTP, gRPC, origins, or who asks; it is told what to keep and proposes what to
+//! drop.
+
+mod cachestat;
+mod catalog;
+pub mod chunk_table;
+mod commit;
+mod directory;
+mod disk;
+mod entry_file;
+pub mod eviction;
+mod health;
+mod journal;
+pub mod journal_record;
+mod mapping;
+mod open_files;
+mod policy;
+mod reclaim;
+mod removal;
+mod residency;
+mod scrub;
+mod shared;
+mod space;
+mod spares;
+mod threads;
+mod verify;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use chunkcache_proto::{ChunkIndex, EntryId, Geometry, checksum::InventoryDigest, v1};
+use parking_lot::Mutex;
+use prost::Message;
+use uuid::Uuid;
+
+use self::{
+    disk::{Disk, RealDisk},
+    journal::JOURNAL_DIR,
+    shared::{Parts, Shared},
+    space::Space,
+    threads::Threads,
+};
+pub use self::{
+    entry_file::{ChunkPin, EntryFile},
+    mapping::Mapped,
+    space::Reservation,
+};
+use crate::{chunk_table::ChunkState, journal_record::MAX_BODY_BYTES};
+
+const ENTRIES_DIR: &str = "entries";
+/// Of which the directories of entries and the spare files are a small part.
+const PLENTY_OF_INODES: u64 = 16 << 10;
+const CHUNKS_SUFFIX: &str = "chunks";
+/// Notes and descriptions are small facts; a frame holds more.
+const MAX_NOTE_BYTES: usize = MAX_BODY_BYTES / 4;
+
+/// How a store is opened.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    pub data_dir: PathBuf,
+    /// Bytes of chunks kept at most; none: 90 % of the file system.
+    pub max_bytes: Option<u64>,
+    pub min_free: MinFree,
+    /// Chunks that finish within this time share their syncs.
+    pub group_sync_window: Duration,
+}
+
+/// Free space never used.
+#[derive(Clone, Copy, Debug)]
+pub enum MinFree {
+    Bytes(u64),
+    Percent(f64),
+}
+
+/// What an operator seldom sets.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    /// The scrub checks everything once in this time.
+    pub scrub_period: Duration,
+    pub max_open_files: usize,
+    /// Mapped windows of 1 GiB: address space, not memory.
+    pub max_windows: usize,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            scrub_period: Duration::from_secs(7 * 24 * 3600),
+            max_open_files: 512,
+            max_windows: 4096,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{path} is in use by another process; each edge needs a data directory of its own")]
+    Locked { path: PathBuf },
+    #[error("{path} can not be used: {source}")]
+    Unusable { path: PathBuf, source: io::Error },
+    #[error("{path} was written by a newer version (format {found}, this is {known})")]
+    NewerFormat {
+        path: PathBuf,
+        found: u32,
+        known: u32,
+    },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("no space: {0}")]
+    NoSpace(String),
+    #[error("disk: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Chunks that became durable together: their bytes and their journal records are synced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Durable {
+    pub entry: EntryId,
+    /// With their checksums.
+    pub chunks: Vec<(ChunkIndex, u64)>,
+}
+
+/// Chunks proposed for eviction; they go on being served until `drop_chunks`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Victims {
+    pub entry: EntryId,
+    pub chunks: Vec<ChunkIndex>,
+}
+
+/// One store; cheap to clone. The last one dropped closes it.
+#[derive(Clone)]
+pub struct Store(Arc<Handle>);
+
+struct Handle {
+    shared: Arc<Shared>,
+    running: Mutex<Option<Running>>,
+}
+
+/// What ends at `close`.
+struct Running {
+    /// None in tests that drive the store step by step.
+    threads: Option<Threads>,
+    _lock: Option<fs::File>,
+}
+
+impl Store {
+    /// Locks the directory and reads the journal; nothing else is read. Blocking.
+    pub fn open(options: StoreOptions) -> Result<Self, OpenError> {
+        Self::open_tuned(options, Tuning::default())
+    }
+
+    pub fn open_tuned(options: StoreOptions, tuning: Tuning) -> Result<Self, OpenError> {
+        let lock = directory::lock(&options.data_dir)?;
+        let disk = Arc::new(RealDisk::new(options.data_dir.clone()));
+        let data_dir = options.data_dir.clone();
+        let shared = open_shared(disk, options, tuning)?;
+        let threads = Threads::start(&shared).map_err(|source| OpenError::Unusable {
+            path: data_dir,
+            source,
+        })?;
+        let running = Running {
+            threads: Some(threads),
+            _lock: Some(lock),
+        };
+        Ok(Self(Arc::new(Handle {
+            shared,
+            running: Mutex::new(Some(running)),
+        })))
+    }
+
+    #[must_use]
+    pub fn store_id(&self) -> Uuid {
+        self.shared().store_id
+    }
+
+    /// Makes the entry known, or returns it. The sparse file is made at its first write.
+    pub fn put_entry(
+        &self,
+        entry: &v1::Entry,
+        geometry: Geometry,
+    ) -> Result<Arc<EntryFile>, StoreError> {
+        let invalid = |what: &str| {
+            StoreError::Io(io::Error::new(io::ErrorKind::InvalidInput, what.to_owned()))
+        };
+        let id: EntryId = entry
+            .id
+            .parse()
+            .map_err(|_| invalid("the entry's id is not a UUID"))?;
+        if (entry.size, entry.chunk_size) != (geometry.size(), geometry.chunk_size()) {
+            return Err(invalid("the entry's geometry is not the one given"));
+        }
+        if entry.encoded_len() > MAX_NOTE_BYTES {
+            return Err(invalid("the entry's description is too long"));
+        }
+        let (file, is_new) = {
+            let mut catalog = self.shared().catalog.write();
+            match catalog.get(&id) {
+                Some(known) => (known.clone(), false),
+                None => (
+                    catalog.insert_new(self.shared(), entry.clone(), id, geometry),
+                    true,
+                ),
+            }
+        };
+        if file.geometry() != geometry {
+            return Err(invalid("the entry is known with another geometry"));
+        }
+        if is_new {
+            self.shared().queue.describe(file.clone());
+        } else if entry.pinned {
+            file.set_pinned(true);
+        }
+        Ok(file)
+    }
+
+    #[must_use]
+    pub fn entry(&self, id: &EntryId) -> Option<Arc<EntryFile>> {
+        self.shared().catalog.read().get(id).cloned()
+    }
+
+    #[must_use]
+    pub fn entries(&self) -> Vec<Arc<EntryFile>> {
+        self.shared().catalog.read().all()
+    }
+
+    /// Removes the entry and its records; its file goes once no reader is left. Blocking.
+    pub fn remove_entry(&self, id: &EntryId) -> Result<(), StoreError> {
+        match self.entry(id) {
+            Some(entry) => removal::remove_entry(self.shared(), &entry),
+            None => Ok(()),
+        }
+    }
+
+    /// Small durable notes for other rooms (sources, key bindings, peer keys), so that a restart
+    /// without a coordinator knows what it was told. Synced with the next group, lost at worst if
+    /// younger than that.
+    pub fn put_note(&self, key: &[u8], value: Option<&[u8]>) {
+        if key.len() + value.map_or(0, <[u8]>::len) > MAX_NOTE_BYTES {
+            tracing::error!(
+                bytes = value.map_or(0, <[u8]>::len),
+                "a note is too long and is not kept"
+            );
+            return;
+        }
+        let mut catalog = self.shared().catalog.write();
+        let changed = match value {
+            Some(value) => {
+                catalog
+                    .notes
+                    .insert(key.to_vec(), value.to_vec())
+                    .as_deref()
+                    != Some(value)
+            }
+            None => catalog.notes.remove(key).is_some(),
+        };
+        // Inside the lock: the order in the queue is the order in memory.
+        if changed {
+            self.shared()
+                .queue
+                .note(key.to_vec(), value.map(<[u8]>::to_vec));
+        }
+    }
+
+    #[must_use]
+    pub fn notes(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        self.shared()
+            .catalog
+            .read()
+            .notes
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect()
+    }
+
+    /// Space is reserved before it is written; the hard limit holds at each moment.
+    pub fn reserve(&self, bytes: u64) -> Result<Reservation, StoreError> {
+        self.shared().health.check()?;
+        self.shared().space.reserve(bytes)
+    }
+
+    #[must_use]
+    pub fn bytes_used(&self) -> u64 {
+        self.shared().space.used()
+    }
+
+    #[must_use]
+    pub fn bytes_allowed(&self) -> u64 {
+        self.shared().space.allowed()
+    }
+
+    /// Bytes that must be proposed for the pressure to end; 0 when there is none, or when what was
+    /// proposed suffices.
+    #[must_use]
+    pub fn pressure(&self) -> u64 {
+        let shared = self.shared();
+        let over = shared.space.over_headroom();
+        let catalog = shared.catalog.read();
+        let mut policy = shared.policy.lock();
+        policy.expire(&catalog, Instant::now());
+        over.saturating_sub(policy.proposed_bytes())
+    }
+
+    /// What to evict for `bytes`, by the published policy; never pinned chunks a reader holds. Each
+    /// is proposed once; one that is not dropped within 15 s may be proposed again.
+    #[must_use]
+    pub fn victims(&self, bytes: u64) -> Vec<Victims> {
+        let catalog = self.shared().catalog.read();
+        self.shared()
+            .policy
+            .lock()
+            .victims(bytes, &catalog, Instant::now())
+    }
+
+    /// After the rows are gone: journal the removal, sync, punch holes where no reader holds the
+    /// chunk (later where one does). Blocking.
+    pub fn drop_chunks(&self, entry: &EntryId, chunks: &[ChunkIndex]) -> Result<(), StoreError> {
+        match self.entry(entry) {
+            Some(entry) => removal::drop_chunks(self.shared(), &entry, chunks),
+            None => Ok(()),
+        }
+    }
+
+    /// Durable chunks, in the order of their durability. One receiver.
+    #[must_use]
+    pub fn take_durable(&self) -> tokio::sync::mpsc::UnboundedReceiver<Durable> {
+        self.shared().durable.take()
+    }
+
+    /// Chunks found corrupt, and chunks whose sync failed before they were durable: withdrawn
+    /// already, to be reported and fetched again.
+    #[must_use]
+    pub fn take_corrupt(&self) -> tokio::sync::mpsc::UnboundedReceiver<Victims> {
+        self.shared().lost.take()
+    }
+
+    #[must_use]
+    pub fn digest(&self, entry: &EntryId) -> InventoryDigest {
+        self.entry(entry)
+            .map_or_else(InventoryDigest::default, |entry| entry.digest())
+    }
+
+    /// Why writes are refused at present, if they are.
+    #[must_use]
+    pub fn degraded(&self) -> Option<String> {
+        let shared = self.shared();
+        let shortage = || shared.space.shortage(Instant::now());
+        shared.health.reason().or_else(shortage)
+    }
+
+    /// Last syncs; then the lock is given back. Blocking.
+    pub fn close(&self) {
+        self.0.close();
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.0.shared
+    }
+}
+
+impl Handle {
+    fn close(&self) {
+        let Some(Running { threads, _lock }) = self.running.lock().take() else {
+            return;
+        };
+        self.shared.stopping.store(true, Ordering::Release);
+        if let Some(threads) = threads {
+            threads.stop(&self.shared);
+            commit::commit_group(&self.shared);
+            removal::reap(&self.shared);
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.close();
+        self.shared.catalog.write().clear();
+    }
+}
+
+/// Everything but the lock and the threads.
+fn open_shared(
+    disk: Arc<dyn Disk>,
+    options: StoreOptions,
+    tuning: Tuning,
+) -> Result<Arc<Shared>, OpenError> {
+    let StoreOptions {
+        data_dir,
+        max_bytes,
+        min_free,
+        group_sync_window,
+    } = options;
+    let unusable = |source| OpenError::Unusable {
+        path: data_dir.clone(),
+        source,
+    };
+    let store_id = directory::identify(&*disk, &data_dir)?;
+    disk.create_dir(Path::new(JOURNAL_DIR)).map_err(unusable)?;
+    disk.create_dir(Path::new(ENTRIES_DIR)).map_err(unusable)?;
+    disk.sync_dir(Path::new("")).map_err(unusable)?;
+    // Tells an unwritable directory and a full disk from a good one before anything is promised.
+    health::probe(&*disk).map_err(unusable)?;
+
+    spares::remove_leftovers(&*disk);
+    let space = Space::new(disk.clone(), max_bytes, min_free);
+    let parts = Parts {
+        disk,
+        store_id,
+        group_sync_window,
+        tuning,
+        space,
+    };
+    let shared = Arc::new(Shared::new(parts));
+    let mut journal = shared.journal.lock();
+    let mut catalog = shared.catalog.write();
+    journal
+        .load(|record| catalog.replay(&shared, record))
+        .map_err(unusable)?;
+    {
+        let mut policy = shared.policy.lock();
+        for entry in catalog.all() {
+            for chunk in entry.table().select(ChunkState::is_durable) {
+                policy.insert(&catalog, &entry, chunk);
+            }
+        }
+    }
+    drop(catalog);
+    if journal.is_broken() {
+        shared.rewrite_journal(&mut journal).map_err(unusable)?;
+    }
+    drop(journal);
+    Ok(shared)
+}
+
+/// The directories of entries, so that no first byte waits for one to be made. One that can not be
+/// made now is made, or told of, at its first entry; so are all where files are scarce.
+fn make_directories(disk: &dyn Disk) {
+    let enough = |space: disk::DiskSpace| {
+        space
+            .free_inodes
+            .is_none_or(|free| free >= PLENTY_OF_INODES)
+    };
+    if !disk.space().is_ok_and(enough) {
+        return;
+    }
+    for prefix in 0..=u8::MAX {
+        if let Err(error) = disk.create_dir(&Path::new(ENTRIES_DIR).join(format!("{prefix:02x}"))) {
+            tracing::debug!(%error, "a directory of entries could not be made");
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests;

@@ -1,0 +1,153 @@
+//! After an open: what the journal does not prove goes back to the disk, and what it proves but the
+//! disk lacks is found. In the background, so that serving begins at once.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use chunkcache_proto::{ByteRange, EntryId};
+
+use super::{
+    CHUNKS_SUFFIX, ENTRIES_DIR, disk::Open, entry_file::EntryFile, shared::Shared, verify,
+};
+
+/// What was given back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Reclaimed {
+    pub files: u64,
+    pub chunks: u64,
+}
+
+/// Removes files of no entry and punches extents of no chunk. Blocking, long.
+pub(super) fn reclaim(shared: &Shared) -> Reclaimed {
+    let mut reclaimed = Reclaimed::default();
+    if let Err(error) = remove_orphans(shared, &mut reclaimed) {
+        tracing::warn!(%error, "the data directory could not be searched for orphaned files");
+    }
+    // Weak: a removed entry's file goes with its last reader.
+    let entries: Vec<_> = shared
+        .catalog
+        .read()
+        .all()
+        .iter()
+        .map(Arc::downgrade)
+        .collect();
+    for entry in entries {
+        if shared.is_stopping() {
+            return reclaimed;
+        }
+        let Some(entry) = entry.upgrade() else {
+            continue;
+        };
+        if let Err(error) = reclaim_entry(&entry, &mut reclaimed) {
+            tracing::warn!(%error, entry = %entry.id(), "unproved extents could not be reclaimed");
+        }
+    }
+    if reclaimed != Reclaimed::default() {
+        tracing::info!(
+            files = reclaimed.files,
+            chunks = reclaimed.chunks,
+            "reclaimed what the journal does not prove"
+        );
+    }
+    reclaimed
+}
+
+fn remove_orphans(shared: &Shared, reclaimed: &mut Reclaimed) -> io::Result<()> {
+    let root = Path::new(ENTRIES_DIR);
+    for directory in shared.disk.list(root)? {
+        let directory = root.join(directory);
+        for name in shared.disk.list(&directory)? {
+            if shared.is_stopping() {
+                return Ok(());
+            }
+            let id = name
+                .strip_suffix(CHUNKS_SUFFIX)
+                .and_then(|stem| stem.strip_suffix('.')?.parse::<EntryId>().ok());
+            // Held while the file goes: an entry made anew is in the catalog before its file is.
+            let catalog = shared.catalog.read();
+            if id.is_some_and(|id| catalog.get(&id).is_some()) || !is_ours(&name) {
+                continue;
+            }
+            let path: PathBuf = directory.join(name);
+            match shared.disk.remove_file(&path) {
+                Ok(()) => reclaimed.files += 1,
+                Err(error) => {
+                    tracing::warn!(%error, ?path, "an orphaned file could not be removed")
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A file someone else put there is left alone.
+fn is_ours(name: &str) -> bool {
+    name.get(..36)
+        .is_some_and(|id| id.parse::<EntryId>().is_ok())
+        && (name.ends_with(CHUNKS_SUFFIX) || name.ends_with(".removed"))
+}
+
+fn reclaim_entry(entry: &Arc<EntryFile>, reclaimed: &mut Reclaimed) -> io::Result<()> {
+    let geometry = entry.geometry();
+    let file = match entry.open_file(Open::Existing) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            check_present(entry, 0, geometry.chunk_count());
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    let mut at = 0;
+    while let Some(data) = file.file.next_data(at)? {
+        if entry.is_stopping() {
+            return Ok(());
+        }
+        let chunks = geometry.chunks_covering(data);
+        // A proved chunk in a hole: its blocks are lost, or were zeros a file system does not
+        // store. Its bytes tell.
+        check_present(entry, geometry.chunk_of(at), chunks.start);
+        for chunk in chunks.clone() {
+            // Under the lock that the first write to a chunk takes: what is written by this process
+            // is left alone.
+            let _no_write_begins = entry.emptying.lock();
+            let state = entry.table().state(chunk);
+            if !state.is_present() && !state.is_written() && !state.is_doomed() {
+                file.file
+                    .punch(geometry.chunk_range(chunk).intersect(data))?;
+                reclaimed.chunks += 1;
+            }
+        }
+        at = data.end;
+    }
+    if at < geometry.size() {
+        check_present(
+            entry,
+            geometry.chunk_of(at.saturating_sub(1)) + u32::from(at > 0),
+            geometry.chunk_count(),
+        );
+    }
+    // Blocks behind the end of the object belong to nothing.
+    let len = file.file.len()?;
+    file.file
+        .punch(ByteRange::new(geometry.size().next_multiple_of(4096), len))
+}
+
+/// Verifies proved chunks that seem to have no blocks.
+pub(super) fn check_present(entry: &Arc<EntryFile>, from: u32, to: u32) {
+    for chunk in from..to {
+        // Each reads a whole chunk: a disk that lost many would keep the process from ending.
+        if entry.is_stopping() {
+            return;
+        }
+        let state = entry.table().state(chunk);
+        if state.is_durable()
+            && !state.is_verified()
+            && let Err(error) = verify::check(entry, chunk, verify::Trust::Verified)
+        {
+            tracing::warn!(%error, entry = %entry.id(), chunk, "a chunk without blocks could not be checked");
+        }
+    }
+}

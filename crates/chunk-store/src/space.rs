@@ -1,0 +1,237 @@
+//! Space: a hard limit that holds at each moment, because space is reserved before it is written.
+//!
+//! `used` is what chunks take on the disk plus what is promised. It never exceeds `allowed`, the
+//! smaller of the configured maximum and what the minimum free space leaves; the latter moves when
+//! other programs write, so it is read again at intervals and whenever a reservation would be
+//! refused.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use super::{
+    MinFree, StoreError,
+    disk::{Disk, DiskSpace},
+};
+
+/// `statvfs` costs a microsecond or two; other programs do not fill disks faster than this matters,
+/// given `min_free`.
+const REFRESH_INTERVAL: Duration = Duration::from_millis(200);
+/// Share of the file system used where no maximum is given.
+const DEFAULT_MAX_PERCENT: u64 = 90;
+/// Kept free below the limit so that reservations seldom wait for an eviction's round trip.
+const HEADROOM_DIVISOR: u64 = 50;
+const HEADROOM_MAX_BYTES: u64 = 1 << 30;
+
+/// Refusals that go on for so long are said: an eviction's round trip is shorter.
+const SHORTAGE_AFTER: Duration = Duration::from_secs(2);
+/// And until so long after the last one.
+const SHORTAGE_OVER: Duration = Duration::from_secs(5);
+
+/// Of reservations, without one granted in between.
+#[derive(Clone, Copy)]
+struct Refusals {
+    first: Instant,
+    last: Instant,
+}
+
+pub struct Space {
+    refusals: Mutex<Option<Refusals>>,
+    disk: Arc<dyn Disk>,
+    max_bytes: Option<u64>,
+    min_free: MinFree,
+    /// Bytes of chunks on the disk, also of those withdrawn and not yet punched.
+    chunk_bytes: AtomicU64,
+    /// Those and what is promised; the compare-and-swap that keeps the limit is on this one.
+    used_bytes: AtomicU64,
+    allowed_bytes: AtomicU64,
+    refreshed: Mutex<Option<Instant>>,
+}
+
+impl Space {
+    pub fn new(disk: Arc<dyn Disk>, max_bytes: Option<u64>, min_free: MinFree) -> Self {
+        Self {
+            refusals: Mutex::default(),
+            disk,
+            max_bytes,
+            min_free,
+            chunk_bytes: AtomicU64::new(0),
+            used_bytes: AtomicU64::new(0),
+            allowed_bytes: AtomicU64::new(0),
+            refreshed: Mutex::new(None),
+        }
+    }
+
+    pub fn used(&self) -> u64 {
+        self.used_bytes.load(Ordering::Acquire)
+    }
+
+    /// Bytes of chunks alone.
+    pub fn chunk_bytes(&self) -> u64 {
+        self.chunk_bytes.load(Ordering::Acquire)
+    }
+
+    pub fn allowed(&self) -> u64 {
+        self.refresh(REFRESH_INTERVAL);
+        self.allowed_bytes.load(Ordering::Acquire)
+    }
+
+    /// Bytes over the mark at which eviction begins.
+    pub fn over_headroom(&self) -> u64 {
+        let allowed = self.allowed();
+        let headroom = (allowed / HEADROOM_DIVISOR).min(HEADROOM_MAX_BYTES);
+        self.used().saturating_sub(allowed - headroom)
+    }
+
+    pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, StoreError> {
+        self.refresh(REFRESH_INTERVAL);
+        if !self.try_reserve(bytes) {
+            self.refresh(Duration::ZERO);
+            if !self.try_reserve(bytes) {
+                self.refused(Instant::now());
+                return Err(StoreError::NoSpace(format!(
+                    "{bytes} bytes wanted, {}",
+                    self.in_use()
+                )));
+            }
+        }
+        *self.refusals.lock() = None;
+        Ok(Reservation {
+            space: self.clone(),
+            bytes,
+        })
+    }
+
+    fn in_use(&self) -> String {
+        let (used, allowed) = (self.used(), self.allowed_bytes.load(Ordering::Acquire));
+        format!("{used} of {allowed} allowed bytes are in use")
+    }
+
+    fn refused(&self, now: Instant) {
+        let mut refusals = self.refusals.lock();
+        let went_on = refusals.filter(|it| now.duration_since(it.last) < SHORTAGE_OVER);
+        let first = went_on.map_or(now, |it| it.first);
+        *refusals = Some(Refusals { first, last: now });
+    }
+
+    /// Why nothing can be kept, while that goes on: eviction does not make room, or can not.
+    pub fn shortage(&self, now: Instant) -> Option<String> {
+        let Refusals { first, last } = (*self.refusals.lock())?;
+        let goes_on = now.saturating_duration_since(last) < SHORTAGE_OVER
+            && last.duration_since(first) >= SHORTAGE_AFTER;
+        goes_on.then(|| format!("no space: {}", self.in_use()))
+    }
+
+    fn try_reserve(&self, bytes: u64) -> bool {
+        let allowed = self.allowed_bytes.load(Ordering::Acquire);
+        self.used_bytes
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| {
+                used.checked_add(bytes).filter(|sum| *sum <= allowed)
+            })
+            .is_ok()
+    }
+
+    /// Chunks of which nothing was promised: those the journal proves at open.
+    pub fn add_chunk(&self, bytes: u64) {
+        self.chunk_bytes.fetch_add(bytes, Ordering::AcqRel);
+        self.used_bytes.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// Their blocks went back to the file system.
+    pub fn release_chunk(&self, bytes: u64) {
+        self.chunk_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        self.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
+    }
+
+    fn refresh(&self, older_than: Duration) {
+        let mut refreshed = self.refreshed.lock();
+        if refreshed.is_some_and(|at| at.elapsed() < older_than) {
+            return;
+        }
+        // An error leaves the last figure; health learns of a broken disk from reads and writes.
+        if let Ok(space) = self.disk.space() {
+            self.allowed_bytes
+                .store(self.limit(space), Ordering::Release);
+            *refreshed = Some(Instant::now());
+        }
+    }
+
+    /// Reservations are not written yet, so they do not count as what this store could still write
+    /// into; one that is written in part counts twice for a moment, which errs on the safe side.
+    fn limit(&self, space: DiskSpace) -> u64 {
+        let max = self
+            .max_bytes
+            .unwrap_or(space.total_bytes / 100 * DEFAULT_MAX_PERCENT);
+        let min_free = match self.min_free {
+            MinFree::Bytes(bytes) => bytes,
+            MinFree::Percent(percent) => (space.total_bytes as f64 * percent / 100.0) as u64,
+        };
+        max.min((self.chunk_bytes() + space.free_bytes).saturating_sub(min_free))
+    }
+}
+
+/// Space promised; given back when dropped unused.
+pub struct Reservation {
+    space: Arc<Space>,
+    bytes: u64,
+}
+
+impl Reservation {
+    /// Bytes promised.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// It became a chunk of `chunk_bytes`; used bytes stay as they are where it was reserved at its
+    /// size.
+    pub(super) fn become_chunk(mut self, chunk_bytes: u64) {
+        let space = &self.space;
+        space.chunk_bytes.fetch_add(chunk_bytes, Ordering::AcqRel);
+        space
+            .used_bytes
+            .fetch_add(chunk_bytes.saturating_sub(self.bytes), Ordering::AcqRel);
+        self.bytes = self.bytes.saturating_sub(chunk_bytes);
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.space
+            .used_bytes
+            .fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::disk::RealDisk;
+
+    #[test]
+    fn a_shortage_is_said_while_it_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = Arc::new(RealDisk::new(directory.path().to_owned()));
+        let space = Arc::new(Space::new(disk, Some(100), MinFree::Bytes(0)));
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        space.refused(after(0));
+        assert_eq!(space.shortage(after(0)), None, "an eviction makes room");
+        space.refused(after(1));
+        space.refused(after(3));
+        assert!(space.shortage(after(4)).is_some());
+        assert_eq!(space.shortage(after(9)), None, "nobody asked since");
+        space.refused(after(10));
+        assert_eq!(space.shortage(after(10)), None, "another one begins");
+        space.refused(after(13));
+        let granted = space.reserve(50);
+        assert!(granted.is_ok() && space.shortage(after(13)).is_none());
+    }
+}

@@ -1,0 +1,158 @@
+//! The store's own threads: one commits groups, one keeps house, one reclaims once after an open.
+//!
+//! Threads and not tasks, because all they do blocks on the disk.
+
+use std::{
+    io,
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::{commit, health, make_directories, reclaim, removal, scrub::Scrub, shared::Shared};
+
+/// How long the committer sleeps at most with nothing to do.
+const COMMIT_IDLE: Duration = Duration::from_secs(1);
+/// How soon a hole is punched after its last reader left.
+const HOUSE_INTERVAL: Duration = Duration::from_millis(100);
+const IDLE_FILES_INTERVAL: Duration = Duration::from_secs(30);
+/// The eviction policy's tick: uses of a chunk within one or two of these are one use. As long as a
+/// slow viewer takes for a chunk.
+const TICK_INTERVAL: Duration = Duration::from_secs(16);
+/// Between probes of a disk that refused.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Running threads; stopped and joined by [`stop`](Self::stop).
+pub(super) struct Threads {
+    handles: Vec<JoinHandle<()>>,
+    bell: Arc<Bell>,
+}
+
+/// Ends a sleep.
+#[derive(Default)]
+struct Bell {
+    rung: Mutex<bool>,
+    condition: Condvar,
+}
+
+impl Bell {
+    /// True if it rang.
+    fn wait(&self, timeout: Duration) -> bool {
+        let mut rung = self.rung.lock();
+        if !*rung {
+            self.condition.wait_for(&mut rung, timeout);
+        }
+        *rung
+    }
+}
+
+impl Threads {
+    pub fn start(shared: &Arc<Shared>) -> io::Result<Self> {
+        let mut threads = Self {
+            handles: Vec::new(),
+            bell: Arc::default(),
+        };
+        let bell = threads.bell.clone();
+        threads.spawn("store-commit", shared, commit_loop)?;
+        threads.spawn("store-house", shared, move |shared| {
+            house_loop(shared, &bell)
+        })?;
+        threads.spawn("store-reclaim", shared, |shared| {
+            // Not before: a start waits for neither.
+            make_directories(&*shared.disk);
+            reclaim::reclaim(shared);
+        })?;
+        Ok(threads)
+    }
+
+    fn spawn(
+        &mut self,
+        name: &str,
+        shared: &Arc<Shared>,
+        run: impl FnOnce(&Shared) + Send + 'static,
+    ) -> io::Result<()> {
+        let shared = shared.clone();
+        self.handles.push(
+            std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(move || run(&shared))?,
+        );
+        Ok(())
+    }
+
+    /// `shared.stopping` is set already.
+    pub fn stop(self, shared: &Shared) {
+        shared.queue.wake();
+        *self.bell.rung.lock() = true;
+        self.bell.condition.notify_all();
+        for handle in self.handles {
+            // A panic was printed when it happened; closing goes on.
+            let _ = handle.join();
+        }
+    }
+}
+
+fn commit_loop(shared: &Shared) {
+    while !shared.is_stopping() {
+        // What waits can not be recorded while the disk refuses: no hurry then.
+        let window = if shared.health.is_degraded() {
+            HOUSE_INTERVAL
+        } else {
+            shared.group_sync_window
+        };
+        if !shared.health.is_degraded()
+            && let Err(error) = shared.spares.refill(&*shared.disk)
+        {
+            // What is written next finds out what is wrong with the disk.
+            tracing::debug!(%error, "no spare files");
+        }
+        shared.queue.wait(COMMIT_IDLE, window);
+        commit::commit_group(shared);
+    }
+}
+
+fn house_loop(shared: &Shared, bell: &Bell) {
+    let start = Instant::now();
+    let (mut tick_at, mut sweep_at, mut probe_at) = (start, start, start);
+    let mut scrub = Scrub::new(shared.tuning.scrub_period, start);
+    while !bell.wait(HOUSE_INTERVAL) {
+        let now = Instant::now();
+        let due = |at: &mut Instant, interval: Duration| {
+            let is_due = now.duration_since(*at) >= interval;
+            if is_due {
+                *at = now;
+            }
+            is_due
+        };
+        if due(&mut tick_at, TICK_INTERVAL) {
+            shared.advance_tick();
+        }
+        if shared.health.is_degraded() && due(&mut probe_at, PROBE_INTERVAL) {
+            recover(shared);
+        }
+        removal::reap(shared);
+        if due(&mut sweep_at, IDLE_FILES_INTERVAL) {
+            shared.files.sweep_idle();
+        }
+        scrub.step(shared, now);
+    }
+}
+
+/// Finds out whether the disk works again; makes the journal anew where it broke.
+pub(super) fn recover(shared: &Shared) {
+    if health::probe(&*shared.disk).is_err() {
+        return;
+    }
+    let mut journal = shared.journal.lock();
+    if journal.is_broken()
+        && let Err(error) = shared.rewrite_journal(&mut journal)
+    {
+        shared.health.degrade("rewriting the journal", &error);
+        return;
+    }
+    drop(journal);
+    shared.health.recover();
+    shared.queue.wake();
+}

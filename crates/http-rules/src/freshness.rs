@@ -1,0 +1,288 @@
+//! Freshness in a shared cache (RFC 9111, RFC 5861) under a source's policy.
+//!
+//! What may be stored, for how long it answers without asking, and what may be served while
+//! the origin can not be asked. Times are milliseconds since the Unix epoch.
+
+use chunkcache_proto::v1;
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+
+/// Where neither the origin nor the policy gives a lifetime.
+const DEFAULT_TTL_SECONDS: u32 = 60;
+/// Where the policy says nothing: an unreachable origin is not a deleted object.
+const DEFAULT_STALE_IF_ERROR_SECONDS: u32 = 24 * 3600;
+/// How long a 404 or 410 is remembered where the policy says nothing.
+const DEFAULT_NEGATIVE_TTL_SECONDS: u32 = 5;
+/// RFC 9111, 1.2.2: a value too large is taken as this.
+const LARGEST_DELTA_SECONDS: u64 = 1 << 31;
+
+/// The response directives that concern a shared cache (RFC 9111, 5.2.2; RFC 5861).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CacheControl {
+    pub no_store: bool,
+    pub private: bool,
+    pub no_cache: bool,
+    pub must_revalidate: bool,
+    pub public: bool,
+    pub max_age: Option<u64>,
+    pub s_maxage: Option<u64>,
+    pub stale_if_error: Option<u64>,
+    pub stale_while_revalidate: Option<u64>,
+}
+
+impl CacheControl {
+    /// All field lines joined by commas. Unknown directives are ignored; of a repeated one the more
+    /// restrictive value counts; an argument that is no number makes the answer stale at once (RFC
+    /// 9111, 4.2.1).
+    #[must_use]
+    pub fn parse(value: &str) -> Self {
+        let mut parsed = Self::default();
+        for directive in split_outside_quotes(value) {
+            let (name, argument) = match directive.split_once('=') {
+                Some((name, argument)) => (name.trim(), Some(argument.trim().trim_matches('"'))),
+                None => (directive.trim(), None),
+            };
+            let delta = || argument.map_or(0, delta_seconds);
+            let least = |old: Option<u64>| Some(old.map_or_else(delta, |old| old.min(delta())));
+            match name.to_ascii_lowercase().as_str() {
+                "no-store" => parsed.no_store = true,
+                // With field names they concern only those fields; treating all of the answer so is
+                // the safe reading.
+                "private" => parsed.private = true,
+                "no-cache" => parsed.no_cache = true,
+                "must-revalidate" | "proxy-revalidate" => parsed.must_revalidate = true,
+                "public" => parsed.public = true,
+                "max-age" => parsed.max_age = least(parsed.max_age),
+                "s-maxage" => parsed.s_maxage = least(parsed.s_maxage),
+                "stale-if-error" => parsed.stale_if_error = least(parsed.stale_if_error),
+                "stale-while-revalidate" => {
+                    parsed.stale_while_revalidate = least(parsed.stale_while_revalidate);
+                }
+                _ => {}
+            }
+        }
+        parsed
+    }
+}
+
+fn split_outside_quotes(value: &str) -> impl Iterator<Item = &str> {
+    let mut quoted = false;
+    value.split(move |c| {
+        if c == '"' {
+            quoted = !quoted;
+        }
+        c == ',' && !quoted
+    })
+}
+
+fn delta_seconds(text: &str) -> u64 {
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+        return 0;
+    }
+    text.parse()
+        .unwrap_or(LARGEST_DELTA_SECONDS)
+        .min(LARGEST_DELTA_SECONDS)
+}
+
+/// What of an origin's answer decides about storing it.
+#[derive(Clone, Debug, Default)]
+pub struct AnswerFacts {
+    /// All `Cache-Control` lines joined by commas.
+    pub cache_control: String,
+    pub pragma_no_cache: bool,
+    pub expires_ms: Option<i64>,
+    /// An `Expires` that is no date means: already expired (RFC 9111, 5.3).
+    pub expires_invalid: bool,
+    pub date_ms: Option<i64>,
+    pub age_seconds: u32,
+    /// Lower-case names.
+    pub vary: Vec<String>,
+    /// A strong ETag or a Last-Modified.
+    pub has_validator: bool,
+    pub size: Option<u64>,
+    /// `Content-Encoding` other than identity.
+    pub encoded: bool,
+    /// The client's `Authorization` was sent along.
+    pub with_authorization: bool,
+}
+
+/// Why an answer must not be stored; the words go into `Cache-Status` as `detail`.
+pub fn storable(facts: &AnswerFacts) -> Result<(), &'static str> {
+    let control = CacheControl::parse(&facts.cache_control);
+    if control.no_store {
+        return Err("no-store");
+    }
+    if control.private {
+        return Err("private");
+    }
+    if facts.vary.iter().any(|name| name == "*") {
+        return Err("vary-any");
+    }
+    // RFC 9111, 3.5. no-store and private were dealt with above.
+    if facts.with_authorization
+        && !(control.public || control.s_maxage.is_some() || control.must_revalidate)
+    {
+        return Err("authorization");
+    }
+    if facts.encoded {
+        return Err("content-encoding");
+    }
+    if facts.size.is_none() {
+        return Err("unknown-length");
+    }
+    if !facts.has_validator {
+        return Err("no-validator");
+    }
+    Ok(())
+}
+
+/// For how long the key answers without asking, from an answer that came at `now_ms`.
+#[must_use]
+pub fn freshness(facts: &AnswerFacts, policy: &v1::FreshnessPolicy, now_ms: i64) -> v1::Freshness {
+    let lifetime = lifetime_seconds(facts, policy);
+    // RFC 9111, 4.2.3: the larger of what Age says and what Date implies.
+    let apparent = facts
+        .date_ms
+        .map_or(0, |date| ((now_ms - date) / 1000).max(0));
+    let age = i64::from(facts.age_seconds)
+        .max(apparent)
+        .min(LARGEST_DELTA_SECONDS as i64);
+    // The policy's lifetimes count from our own confirmation: the origin's clock and caches are not
+    // its matter.
+    let left = match lifetime {
+        Lifetime::Origin(seconds) => (seconds as i64 - age).max(0),
+        Lifetime::Policy(seconds) => i64::from(seconds),
+    };
+    v1::Freshness {
+        validated_at_ms: now_ms,
+        fresh_until_ms: now_ms.saturating_add(left * 1000),
+        initial_age_seconds: age as u32,
+        cache_control: facts.cache_control.clone(),
+        vary: facts.vary.clone(),
+    }
+}
+
+enum Lifetime {
+    Origin(u64),
+    Policy(u32),
+}
+
+fn lifetime_seconds(facts: &AnswerFacts, policy: &v1::FreshnessPolicy) -> Lifetime {
+    if let Some(seconds) = policy.override_ttl_seconds {
+        return Lifetime::Policy(seconds);
+    }
+    let control = CacheControl::parse(&facts.cache_control);
+    if control.no_cache || (facts.cache_control.is_empty() && facts.pragma_no_cache) {
+        return Lifetime::Origin(0);
+    }
+    if let Some(seconds) = control.s_maxage.or(control.max_age) {
+        return Lifetime::Origin(seconds);
+    }
+    if facts.expires_invalid {
+        return Lifetime::Origin(0);
+    }
+    match (facts.expires_ms, facts.date_ms) {
+        (Some(expires), Some(date)) => Lifetime::Origin(((expires - date) / 1000).max(0) as u64),
+        // Without a Date there is nothing on the origin's clock to measure it by.
+        (Some(_), None) => Lifetime::Origin(0),
+        (None, _) => Lifetime::Policy(policy.default_ttl_seconds.unwrap_or(DEFAULT_TTL_SECONDS)),
+    }
+}
+
+/// What a known binding is good for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Fresh,
+    /// Serve it and ask the origin meanwhile (RFC 5861, 3).
+    StaleWhileRevalidate,
+    /// Ask the origin first.
+    Stale,
+}
+
+/// Judges a binding at `now_ms`.
+#[must_use]
+pub fn judge(binding: &v1::Freshness, now_ms: i64) -> Verdict {
+    if now_ms < binding.fresh_until_ms {
+        return Verdict::Fresh;
+    }
+    let control = CacheControl::parse(&binding.cache_control);
+    let grace_ms = control.stale_while_revalidate.unwrap_or(0) as i64 * 1000;
+    if !control.must_revalidate
+        && !control.no_cache
+        && now_ms < binding.fresh_until_ms.saturating_add(grace_ms)
+    {
+        return Verdict::StaleWhileRevalidate;
+    }
+    Verdict::Stale
+}
+
+/// May the stale object be served while its origin can not be reached? What the operator set
+/// explicitly wins; else the origin's `must-revalidate` and `no-cache` forbid it, its
+/// `stale-if-error` bounds it.
+#[must_use]
+pub fn usable_on_error(binding: &v1::Freshness, policy: &v1::FreshnessPolicy, now_ms: i64) -> bool {
+    let control = CacheControl::parse(&binding.cache_control);
+    let seconds = match policy.stale_if_error_seconds {
+        Some(seconds) => u64::from(seconds),
+        None if control.must_revalidate || control.no_cache => return false,
+        None => control
+            .stale_if_error
+            .unwrap_or(u64::from(DEFAULT_STALE_IF_ERROR_SECONDS)),
+    };
+    now_ms < binding.fresh_until_ms.saturating_add(seconds as i64 * 1000)
+}
+
+/// `Age` of an answer given now (RFC 9111, 4.2.3).
+#[must_use]
+pub fn age_seconds(binding: &v1::Freshness, now_ms: i64) -> u64 {
+    let resident = ((now_ms - binding.validated_at_ms) / 1000).max(0) as u64;
+    u64::from(binding.initial_age_seconds) + resident
+}
+
+/// How long a 404 or 410 is remembered.
+#[must_use]
+pub fn negative_ttl_seconds(policy: &v1::FreshnessPolicy) -> u32 {
+    policy
+        .negative_ttl_seconds
+        .unwrap_or(DEFAULT_NEGATIVE_TTL_SECONDS)
+}
+
+/// Names the variant a request selects: of the headers the origin varies on, those that are passed
+/// on to it. The others are the same in every request this edge sends, so they select nothing.
+#[must_use]
+pub fn variant<'a>(
+    vary: &[String],
+    forwarded: &[String],
+    value_of: impl Fn(&str) -> Option<&'a str>,
+) -> String {
+    let mut names: Vec<&String> = vary
+        .iter()
+        .filter(|name| forwarded.iter().any(|f| f.eq_ignore_ascii_case(name)))
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    let parts: Vec<String> = names
+        .iter()
+        .map(|name| {
+            let value = value_of(name).unwrap_or("").trim();
+            format!("{name}={}", utf8_percent_encode(value, IN_VARIANT))
+        })
+        .collect();
+    parts.join("&")
+}
+
+/// What would make two variants look like one.
+const IN_VARIANT: &AsciiSet = &CONTROLS.add(b'%').add(b'&').add(b'=');
+
+/// The header fields a variant was selected by; an empty value: the request had none. The inverse
+/// of [`variant`].
+pub fn variant_headers(variant: &str) -> impl Iterator<Item = (String, String)> + '_ {
+    variant.split('&').filter_map(|part| {
+        let (name, value) = part.split_once('=')?;
+        let value = percent_decode_str(value).decode_utf8_lossy().into_owned();
+        Some((name.to_owned(), value))
+    })
+}
+
+#[cfg(test)]
+#[path = "freshness_tests.rs"]
+mod tests;

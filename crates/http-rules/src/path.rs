@@ -1,0 +1,370 @@
+//! From a request target to the name of an object.
+//!
+//! The path ends up in a URL under the source's base, so what could lead out of it is refused here,
+//! and equal names become equal strings (RFC 3986, 6.2.2). Where servers differ in how they read
+//! something (an encoded slash, a backslash), it is a 400: guessing is how one cache key becomes
+//! two objects.
+
+use chunkcache_proto::source_name::check_source_name;
+use uuid::Uuid;
+
+/// Longer targets are 414; object stores stop at 1 KiB of key.
+pub const MAX_TARGET_BYTES: usize = 8 << 10;
+
+/// What a target names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// `/{source}/{path}?{query}`; path without the leading slash, query without the `?`.
+    Key {
+        source: String,
+        path: String,
+        query: String,
+    },
+    /// `/v1/entries/{id}`
+    Entry { id: Uuid, query: String },
+    /// `/_peer/…`: for the peer handler, not looked at further.
+    Peer,
+}
+
+/// Why a target names nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    /// 400
+    #[error("{0}")]
+    Bad(&'static str),
+    /// 404
+    #[error("{0}")]
+    NotFound(&'static str),
+    /// 414
+    #[error("the request target is too long")]
+    TooLong,
+}
+
+/// Reads the path and query of a target; of an absolute-form target these are the parts after the
+/// authority.
+pub fn parse(path: &str, query: Option<&str>) -> Result<Target, TargetError> {
+    let query = query.unwrap_or("");
+    if path.len() + query.len() > MAX_TARGET_BYTES {
+        return Err(TargetError::TooLong);
+    }
+    let Some(rest) = path.strip_prefix('/') else {
+        return Err(TargetError::Bad("the request target is not a path"));
+    };
+    let (first, rest) = match rest.split_once('/') {
+        Some((first, rest)) => (first, Some(rest)),
+        None => (rest, None),
+    };
+    // The first segment is compared as it decodes, so that `%66ilms` is `films`.
+    let first = normalize_segment(first)?;
+    match (first.as_str(), rest) {
+        ("_peer", Some(_)) => Ok(Target::Peer),
+        ("v1", Some(rest)) => {
+            let id = rest
+                .strip_prefix("entries/")
+                .and_then(|id| Uuid::try_parse(id).ok())
+                .ok_or(TargetError::NotFound(
+                    "under /v1/ there is only /v1/entries/{id}",
+                ))?;
+            Ok(Target::Entry {
+                id,
+                query: normalize_query(query)?,
+            })
+        }
+        (source, Some(rest)) if check_source_name(source).is_ok() => {
+            let path = normalize_path(rest)?;
+            if path.is_empty() {
+                return Err(TargetError::NotFound(
+                    "the path names a source, but no object in it",
+                ));
+            }
+            Ok(Target::Key {
+                source: first,
+                path,
+                query: normalize_query(query)?,
+            })
+        }
+        _ => Err(TargetError::NotFound("objects are at /{source}/{path}")),
+    }
+}
+
+/// Normalises each segment and removes dot segments (RFC 3986, 5.2.4); one that leads
+/// above the source is an error, not clamped.
+fn normalize_path(path: &str) -> Result<String, TargetError> {
+    let mut segments: Vec<String> = Vec::new();
+    let mut ends_in_dots = false;
+    for raw in path.split('/') {
+        let segment = normalize_segment(raw)?;
+        ends_in_dots = matches!(segment.as_str(), "." | "..");
+        match segment.as_str() {
+            "." => {}
+            ".." => {
+                if segments.pop().is_none() {
+                    return Err(TargetError::Bad("the path leads out of its source"));
+                }
+            }
+            _ => segments.push(segment),
+        }
+    }
+    if ends_in_dots && !segments.is_empty() {
+        segments.push(String::new());
+    }
+    Ok(segments.join("/"))
+}
+
+fn normalize_segment(segment: &str) -> Result<String, TargetError> {
+    normalize(
+        segment,
+        |byte| match byte {
+            b'/' | b'\\' => Err(TargetError::Bad(
+                "the path contains an encoded slash or a backslash",
+            )),
+            0..=0x1f | 0x7f => Err(TargetError::Bad("the path contains a control character")),
+            _ => Ok(is_unreserved(byte)),
+        },
+        is_path_char,
+    )
+}
+
+/// A query is the origin's matter; only its spelling is made one. What may be encoded in it may be
+/// anything.
+fn normalize_query(query: &str) -> Result<String, TargetError> {
+    normalize(
+        query,
+        |byte| Ok(is_unreserved(byte)),
+        |byte| is_path_char(byte) || matches!(byte, b'/' | b'?'),
+    )
+}
+
+/// Decodes what `decode` says yes to, writes other escapes with upper-case digits, and escapes what
+/// may not stand plainly.
+fn normalize(
+    text: &str,
+    decode: impl Fn(u8) -> Result<bool, TargetError>,
+    plain: impl Fn(u8) -> bool,
+) -> Result<String, TargetError> {
+    let mut out = String::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        let (byte, was_encoded) = if byte == b'%' {
+            let digits = (
+                bytes.next().and_then(hex_value),
+                bytes.next().and_then(hex_value),
+            );
+            let (Some(high), Some(low)) = digits else {
+                return Err(TargetError::Bad(
+                    "the request target contains a broken percent-encoding",
+                ));
+            };
+            (high << 4 | low, true)
+        } else {
+            (byte, false)
+        };
+        let may_decode = decode(byte)?;
+        if may_decode || (!was_encoded && plain(byte)) {
+            out.push(char::from(byte));
+        } else {
+            const HEX: &[u8; 16] = b"0123456789ABCDEF";
+            out.push('%');
+            out.push(char::from(HEX[usize::from(byte >> 4)]));
+            out.push(char::from(HEX[usize::from(byte & 15)]));
+        }
+    }
+    Ok(out)
+}
+
+fn hex_value(digit: u8) -> Option<u8> {
+    char::from(digit)
+        .to_digit(16)
+        .and_then(|value| u8::try_from(value).ok())
+}
+
+/// RFC 3986, 2.3.
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// `pchar` without escapes (RFC 3986, 3.3).
+fn is_path_char(byte: u8) -> bool {
+    is_unreserved(byte) || matches!(byte, b'!' | b'$' | b'&'..=b',' | b';' | b'=' | b':' | b'@')
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+    use url::Url;
+
+    use super::*;
+
+    fn key(path: &str) -> Result<String, TargetError> {
+        match parse(path, None)? {
+            Target::Key {
+                source,
+                path,
+                query,
+            } => Ok(format!("{source}|{path}|{query}")),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn plain_names() {
+        assert_eq!(key("/films/a/b.mp4").unwrap(), "films|a/b.mp4|");
+        assert_eq!(
+            parse("/films/a", Some("x=1&y=%7e%2f")).unwrap(),
+            Target::Key {
+                source: "films".into(),
+                path: "a".into(),
+                query: "x=1&y=~%2F".into()
+            }
+        );
+    }
+
+    #[test]
+    fn entries_and_peers() {
+        let id = Uuid::from_u128(7);
+        assert_eq!(
+            parse(&format!("/v1/entries/{id}"), None).unwrap(),
+            Target::Entry {
+                id,
+                query: String::new()
+            }
+        );
+        assert_eq!(parse("/_peer/v1/entries/x", None).unwrap(), Target::Peer);
+        for path in [
+            "/v1/entries/7",
+            "/v1/entries",
+            "/v1/",
+            "/v1/sources/x",
+            "/v1/entries/../films/a",
+        ] {
+            assert!(
+                matches!(parse(path, None), Err(TargetError::NotFound(_))),
+                "{path}"
+            );
+        }
+    }
+
+    #[test]
+    fn equal_names_become_equal_strings() {
+        let want = key("/films/a~b/%C3%A9").unwrap();
+        for spelling in [
+            "/films/a%7Eb/%c3%a9",
+            "/%66ilms/%61~b/é",
+            "/films/./a~b/%C3%A9",
+            "/films/x/%2E%2e/a~b/%C3%A9",
+        ] {
+            assert_eq!(key(spelling).unwrap(), want, "{spelling}");
+        }
+        assert_ne!(
+            key("/films/a%3Bb").unwrap(),
+            key("/films/a;b").unwrap(),
+            "reserved characters are data when encoded"
+        );
+    }
+
+    #[test]
+    fn double_slashes_are_part_of_the_name() {
+        assert_eq!(key("/films//a//b").unwrap(), "films|/a//b|");
+        assert!(key("//films/a").is_err());
+    }
+
+    #[test]
+    fn what_leads_out_is_refused() {
+        for path in [
+            "/films/..",
+            "/films/../x",
+            "/films/a/../../x",
+            "/films/%2e%2e/x",
+            "/films/.%2E/x",
+            "/films/..%2fx",
+            "/films/..%5cx",
+            "/films/..\\x",
+            "/films/a%2Fb",
+            "/films/a%00",
+            "/films/a%0d%0aHost:x",
+            "/films/a%7f",
+            "/films/%",
+            "/films/%2",
+            "/films/%zz",
+        ] {
+            assert!(
+                matches!(key(path), Err(TargetError::Bad(_))),
+                "{path}: {:?}",
+                key(path)
+            );
+        }
+        for path in [
+            "/",
+            "/films",
+            "/films/",
+            "/films/.",
+            "/Films/a",
+            "/../etc",
+            "/_x/a",
+            "/./films/a",
+        ] {
+            assert!(
+                matches!(key(path), Err(TargetError::NotFound(_))),
+                "{path}: {:?}",
+                key(path)
+            );
+        }
+        assert!(key("*").is_err());
+        assert_eq!(
+            parse(&format!("/films/{}", "a".repeat(9000)), None),
+            Err(TargetError::TooLong)
+        );
+    }
+
+    /// However odd the target: the URL asked of the origin stays under the source's base.
+    fn stays_under_base(path: &str, query: Option<&str>) {
+        let Ok(Target::Key { path, query, .. }) = parse(path, query) else {
+            return;
+        };
+        for base in ["http://origin.example", "https://origin.example/library/v2"] {
+            let joined = if query.is_empty() {
+                format!("{base}/{path}")
+            } else {
+                format!("{base}/{path}?{query}")
+            };
+            let url = Url::parse(&joined).unwrap();
+            let base = Url::parse(base).unwrap();
+            assert_eq!(url.authority(), base.authority(), "{joined}");
+            assert_eq!(url.scheme(), base.scheme(), "{joined}");
+            let prefix = format!("{}/", base.path().trim_end_matches('/'));
+            assert!(url.path().starts_with(&prefix), "{joined} is {url}");
+            assert_eq!(url.fragment(), None, "{joined}");
+            assert!(
+                !joined.bytes().any(|b| b <= b' ' || b >= 0x7f),
+                "{joined:?}"
+            );
+            // No parser normalises it further, so no two parsers can disagree.
+            assert_eq!(url.path(), format!("{prefix}{path}"));
+        }
+        // Normalising is idempotent.
+        let again = parse(&format!("/s/{path}"), Some(&query)).unwrap();
+        assert_eq!(
+            again,
+            Target::Key {
+                source: "s".into(),
+                path,
+                query
+            }
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn odd_paths_stay_under_the_base(rest in "([a-z.%2eEfF5cC0\\\\/@:?#é ]|%2e|%2E|%2f|\\.\\.|//|%25){0,24}", query in "[ -~]{0,12}") {
+            stays_under_base(&format!("/s/{rest}"), Some(&query));
+        }
+
+        #[test]
+        fn arbitrary_text_never_panics(path: String, query: Option<String>) {
+            stays_under_base(&path, query.as_deref());
+            stays_under_base(&format!("/s/{path}"), query.as_deref());
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! What an origin bears, in the whole cluster: connections, bytes per second, and rest after
+//! errors.
+//!
+//! A quarter of both is kept for CRITICAL. The rate is held twice: each fetch is given a part of it
+//! (the parts of all fetches never sum to more than the whole), and a token bucket is charged when
+//! a fetch is assigned, so that short fetches in a row hold it as well. CRITICAL may run into debt.
+//!
+//! What edges take by themselves can not be planned. They hold it to half of the rate together,
+//! each to its part of that, and say what they took: it is charged to the bucket, and given to
+//! nobody while it goes on.
+
+use chunkcache_proto::Level;
+
+use super::Scheduler;
+use super::api::{EdgeId, EntryNo, Millis, SourceId};
+use super::state::{Edge, Source, Timer};
+use crate::edge_choice::mix;
+
+/// The bucket holds this much of the rate.
+const BURST_MS: u64 = 2_000;
+/// Edges say each second what they took. Who was silent for longer takes nothing.
+const TAKEN_MS: Millis = 2_500;
+
+/// Why an origin can not be asked now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Not a source any more.
+    Unregistered,
+    /// It asked for rest, or failed too often.
+    BackOff(Millis),
+    /// All connections that this level may use are in use.
+    Connections,
+    /// The rate is given away, or used up until then.
+    Rate(Option<Millis>),
+}
+
+impl Source {
+    /// It can refuse what another edge's fetch, when it ends, makes possible.
+    pub fn limited(&self) -> bool {
+        self.max_connections > 0 || self.max_rate_bytes_per_second > 0
+    }
+
+    /// Fills wait, and no reader is in their way any more.
+    pub fn fill_may_start(&self) -> bool {
+        let readers = [Level::Critical, Level::High].map(|level| level as usize);
+        self.queued[Level::Low as usize] > 0
+            && readers
+                .iter()
+                .all(|&level| self.queued[level] + self.running[level] == 0)
+    }
+
+    /// Connections only CRITICAL may use.
+    pub fn reserved_connections(&self) -> u32 {
+        if self.max_connections < 2 {
+            0
+        } else {
+            (self.max_connections / 4).max(1)
+        }
+    }
+
+    /// In use, lent or about to be lent, or perhaps in use on edges that are away.
+    pub fn connections(&self) -> u32 {
+        let here = self.assigned().saturating_add(self.places);
+        here.saturating_add(self.away())
+    }
+
+    /// Fetches from it that edges were given: one connection each.
+    pub fn assigned(&self) -> u32 {
+        self.running.iter().sum::<u32>().saturating_sub(self.own)
+    }
+
+    /// Bytes per second a fetch at this level would get; 0: no limit.
+    pub fn offer(&self, level: Level, ahead: bool, now: Millis) -> Result<u64, Refusal> {
+        if !self.registered {
+            return Err(Refusal::Unregistered);
+        }
+        if self.back_off_until > now {
+            return Err(Refusal::BackOff(self.back_off_until));
+        }
+        if self.max_connections > 0 {
+            let reserved = if level == Level::Critical {
+                0
+            } else {
+                self.reserved_connections()
+            };
+            // What is handed out ahead holds a connection it does not use yet: only the lower half.
+            let usable = (self.max_connections - reserved) / if ahead { 2 } else { 1 };
+            if self.connections() >= usable {
+                return Err(Refusal::Connections);
+            }
+        }
+        let whole = self.max_rate_bytes_per_second;
+        if whole == 0 {
+            return Ok(0);
+        }
+        let reserved = if level == Level::Critical {
+            0
+        } else {
+            whole / 4
+        };
+        let free = whole
+            .saturating_sub(self.rate_given)
+            .saturating_sub(self.rate_taken(now))
+            .saturating_sub(reserved);
+        // Half of what is left for each, so that there is always something for the next, but no
+        // crumbs.
+        let part = (free / 2).max(whole / 8).min(free);
+        if part < (whole / 16).max(1) || free == 0 {
+            return Err(Refusal::Rate(None));
+        }
+        let tokens = self.tokens_now(now);
+        if level != Level::Critical && tokens <= 0 {
+            let wait = tokens.unsigned_abs().saturating_mul(1_000) / whole + 1;
+            return Err(Refusal::Rate(Some(now + wait)));
+        }
+        Ok(part)
+    }
+
+    /// Bytes per second that edges take by themselves: half of all at the most.
+    fn rate_taken(&self, now: Millis) -> u64 {
+        let lately = |&&(_, at): &&(u64, Millis)| at.saturating_add(TAKEN_MS) > now;
+        let taken = self.taken.values().filter(lately).map(|&(rate, _)| rate);
+        let taken = taken.fold(0, u64::saturating_add);
+        taken.min(self.max_rate_bytes_per_second / 2)
+    }
+
+    fn tokens_now(&self, now: Millis) -> i64 {
+        let whole = self.max_rate_bytes_per_second;
+        let grown = u128::from(whole) * u128::from(now.saturating_sub(self.tokens_at)) / 1_000;
+        let most =
+            i64::try_from(u128::from(whole) * u128::from(BURST_MS) / 1_000).unwrap_or(i64::MAX);
+        self.tokens
+            .saturating_add(i64::try_from(grown).unwrap_or(i64::MAX))
+            .min(most)
+    }
+
+    pub fn charge(&mut self, bytes: u64, now: Millis) {
+        if self.max_rate_bytes_per_second > 0 {
+            let tokens = self.tokens_now(now);
+            self.tokens = tokens.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
+            self.tokens_at = now;
+        }
+    }
+
+    pub fn refund(&mut self, bytes: u64, now: Millis) {
+        if self.max_rate_bytes_per_second > 0 {
+            self.tokens = self
+                .tokens_now(now)
+                .saturating_add(i64::try_from(bytes).unwrap_or(i64::MAX));
+            self.tokens_at = now;
+            self.tokens = self.tokens_now(now);
+        }
+    }
+}
+
+impl Scheduler {
+    /// How long a chunk takes from this origin.
+    pub(super) fn origin_estimate(&self, source: SourceId) -> Millis {
+        let known = self
+            .sources
+            .get(&source)
+            .and_then(|source| source.chunk_fetch_ms);
+        known.unwrap_or(self.config.default_chunk_fetch_ms)
+    }
+
+    pub(super) fn bytes_taken(&mut self, edge: EdgeId, source: SourceId, bytes: u64) {
+        let now = self.now;
+        let is_there = self.edges.get(&edge).is_some_and(|edge| edge.alive);
+        let Some(known) = self.sources.get_mut(&source).filter(|_| is_there) else {
+            return;
+        };
+        if known.max_rate_bytes_per_second == 0 {
+            return;
+        }
+        known.charge(bytes, now);
+        let since = known.taken.get(&edge).map_or(0, |&(_, at)| at);
+        // The first time in a while it is of the last second.
+        let ms = now.saturating_sub(since).clamp(500, 1_000);
+        let rate = bytes.saturating_mul(1_000) / ms;
+        known.taken.insert(edge, (rate, now));
+        self.timers
+            .insert((now.saturating_add(TAKEN_MS), Timer::Source(source)));
+    }
+
+    pub(super) fn source_back_off(&mut self, source: SourceId, until: Millis) {
+        let Some(known) = self.sources.get_mut(&source) else {
+            return;
+        };
+        // Bounded: a source that says "in a year" is asked again before that.
+        let until = until.min(self.now.saturating_add(3_600_000));
+        known.back_off_until = known.back_off_until.max(until);
+        self.timers
+            .insert((known.back_off_until, Timer::Source(source)));
+    }
+
+    /// Counts a failure of the origin against the entry, and against the source.
+    pub(super) fn origin_failed(&mut self, entry: EntryNo, retry_after: Option<Millis>) {
+        let now = self.now;
+        let Some(known) = self.entries.get_mut(&entry) else {
+            return;
+        };
+        let source_id = known.source;
+        known.failures = known.failures.saturating_add(1);
+        let jitter = mix(u64::from(entry.0) << 32 | u64::from(known.failures));
+        let rest = back_off(&self.config, known.failures, jitter);
+        known.back_off_until = now.saturating_add(rest);
+        self.timers
+            .insert((known.back_off_until, Timer::Entry(entry)));
+        let Some(source) = self.sources.get_mut(&source_id) else {
+            return;
+        };
+        source.failures = source.failures.saturating_add(1);
+        let over = (source.failures + 1).saturating_sub(self.config.source_failures.max(1));
+        if let Some(after) = retry_after {
+            self.source_back_off(source_id, now.saturating_add(after));
+        } else if over > 0 {
+            let rest = back_off(&self.config, over, mix(u64::from(source_id.0)));
+            self.source_back_off(source_id, now.saturating_add(rest));
+        }
+    }
+
+    /// A fetch went well.
+    pub(super) fn origin_succeeded(&mut self, entry: EntryNo) {
+        let Some(known) = self.entries.get_mut(&entry) else {
+            return;
+        };
+        known.failures = 0;
+        known.back_off_until = 0;
+        if let Some(source) = self.sources.get_mut(&known.source) {
+            source.failures = 0;
+        }
+    }
+
+    /// Has the edges that wait for woken sources looked at, some with each event, each once a wake.
+    pub(super) fn wake_edges(&mut self) {
+        let most = self.config.max_edges_per_event.max(1);
+        for source in std::mem::take(&mut self.woken) {
+            if let Some(source) = self.sources.get_mut(&source) {
+                source.wake_left = source.waiting_edges.len();
+            }
+            self.waking.insert(source);
+        }
+        for source_id in std::mem::take(&mut self.waking) {
+            let Some(source) = self.sources.get_mut(&source_id) else {
+                continue;
+            };
+            let from = source.wake_from;
+            let ahead = source.waiting_edges.range(from..);
+            let around = ahead.chain(source.waiting_edges.range(..from));
+            let edges: Vec<_> = around
+                .map(|(&edge, _)| edge)
+                .take(most.min(source.wake_left))
+                .collect();
+            source.wake_left -= edges.len();
+            if let Some(last) = edges.last() {
+                source.wake_from = EdgeId(last.0.wrapping_add(1));
+                if source.wake_left > 0 {
+                    self.waking.insert(source_id);
+                }
+            }
+            let room = |edge: &EdgeId| self.edges.get(edge).is_some_and(Edge::has_room);
+            self.dirty.extend(edges.into_iter().filter(room));
+        }
+    }
+}
+
+/// Doubles with each failure; the last quarter is spread by the ids, not by chance.
+pub(super) fn back_off(config: &super::Config, failures: u32, jitter: u64) -> Millis {
+    let doubled = config
+        .back_off_min_ms
+        .saturating_mul(1 << failures.saturating_sub(1).min(20));
+    let most = doubled.min(config.back_off_max_ms).max(1);
+    most - jitter % (most / 4 + 1)
+}

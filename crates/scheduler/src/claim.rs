@@ -1,0 +1,146 @@
+//! A claim: somebody wants a set of chunks on one edge, at one level.
+//!
+//! A reader has up to three (the chunk it waits for, its lookahead, its hints), a want one, and
+//! each partly held entry of an edge one for its background fill and one for chunks begun. A claim
+//! is ranges, never a list of chunks: a job over 50,000 chunks costs what its gaps cost.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::Range;
+
+use chunkcache_proto::{ChunkIndex, Level};
+
+use super::api::{EdgeId, EntryNo, Millis, ReaderId, Reason, SourceId, WantId};
+use super::queue::Key;
+use crate::edge_choice::mix;
+use crate::range_set::RangeSet;
+
+/// Who claims. The order is the last tie-break, so that equal input gives equal output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Owner {
+    Waiting(ReaderId),
+    Lookahead(ReaderId),
+    Hints(ReaderId),
+    Want(WantId),
+    /// What was begun there and not completed.
+    Begun(EdgeId, EntryNo),
+    Fill(EdgeId, EntryNo),
+}
+
+impl Owner {
+    /// For the effect.
+    pub fn reason(self) -> Reason {
+        match self {
+            Self::Waiting(reader) => Reason::ReaderWaits(reader),
+            Self::Lookahead(reader) => Reason::Lookahead(reader),
+            Self::Hints(reader) => Reason::Hint(reader),
+            Self::Want(want) => Reason::Want(want),
+            Self::Begun(..) => Reason::Begun,
+            Self::Fill(..) => Reason::BackgroundFill,
+        }
+    }
+
+    /// Nobody asked for it: it runs only while nothing above needs the origin.
+    pub fn is_background(self) -> bool {
+        matches!(self, Self::Begun(..) | Self::Fill(..))
+    }
+}
+
+/// Claims by owner: looked up many times in an event, which a tree of ten thousands makes dear. Its
+/// order means nothing, so what goes through all of it sorts; the hash has no random seed all the
+/// same.
+pub type Claims = HashMap<Owner, Claim, BuildHasherDefault<OwnerHasher>>;
+
+/// For small integers that this cluster's own edges and coordinator gave: nobody can choose them to
+/// collide in one's own favour, and a cryptographic hash costs more than all else in a look.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OwnerHasher(u64);
+
+impl Hasher for OwnerHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(u64::from(value));
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = mix(self.0.rotate_left(23) ^ value);
+    }
+
+    fn write_isize(&mut self, value: isize) {
+        self.write_u64(value.unsigned_abs() as u64);
+    }
+}
+
+/// What is claimed, and where it stands.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    pub edge: EdgeId,
+    pub entry: EntryNo,
+    pub source: SourceId,
+    pub level: Level,
+    /// From the first chunk to past the last.
+    pub span: Range<ChunkIndex>,
+    /// Within the span; unset: all of it.
+    pub ranges: Option<RangeSet<ChunkIndex>>,
+    /// No chunk before this one is missing.
+    pub cursor: ChunkIndex,
+    /// The byte its owner stands at (start of the object where it has none).
+    pub position: u64,
+    /// How fast the owner comes nearer; 0: it does not, and `since` is the deadline.
+    pub rate_bytes_per_second: u64,
+    /// When it was made, or began to wait.
+    pub since: Millis,
+    /// Chunks granted so far, for fair shares.
+    pub served: u64,
+    /// Its place in the queue of its edge, level and source.
+    pub queued: Option<Key>,
+}
+
+impl Claim {
+    /// Does it want any of these?
+    pub fn wants(&self, chunks: &Range<ChunkIndex>) -> bool {
+        let start = chunks.start.max(self.span.start);
+        let end = chunks.end.min(self.span.end);
+        start < end
+            && self
+                .ranges
+                .as_ref()
+                .is_none_or(|ranges| ranges.intersects(start..end))
+    }
+
+    /// The first chunk from the cursor on that is wanted and not covered, and where the range it
+    /// lies in ends. Moves the cursor.
+    pub fn first_gap(
+        &mut self,
+        covered: &RangeSet<ChunkIndex>,
+    ) -> Option<(ChunkIndex, ChunkIndex)> {
+        let from = self.cursor.max(self.span.start);
+        let found = match &self.ranges {
+            None => covered
+                .first_missing(from..self.span.end)
+                .map(|gap| (gap, self.span.end)),
+            Some(ranges) => ranges.iter_from(from).find_map(|range| {
+                let within = range.start.max(from)..range.end;
+                covered.first_missing(within).map(|gap| (gap, range.end))
+            }),
+        };
+        self.cursor = found.map_or(self.span.end, |(gap, _)| gap);
+        found
+    }
+
+    /// Some of these may be missing again.
+    pub fn uncovered(&mut self, chunks: &Range<ChunkIndex>) {
+        if self.wants(chunks) {
+            self.cursor = self.cursor.min(chunks.start).max(self.span.start);
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The scheduler's settings, with the reason of each default.
+
+use super::api::Millis;
+
+/// Limits and shares. All are plain numbers, so that a run can be repeated from its input alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Chunks ahead of a reader at least: 20 MiB, some 10 s of a 16 Mbit/s film.
+    pub lookahead_min_chunks: u32,
+    /// Bytes ahead of a reader at most (but never less than the minimum of chunks).
+    pub lookahead_max_bytes: u64,
+    /// The lookahead is what the reader consumes in this many fetch times: one under way, one
+    /// queued, and room for a fetch that takes twice its average.
+    pub lookahead_fetch_times: u64,
+    /// Of a reader whose rate is not known yet: 20 Mbit/s, a good 1080p film.
+    pub default_rate_bytes_per_second: u64,
+    /// Of a source or peer nothing was fetched from yet.
+    pub default_chunk_fetch_ms: Millis,
+    /// Adjacent chunks in one request at most, by level. A reader that waits gets one chunk, so
+    /// that nothing but that chunk stands before its byte; background work makes few, long
+    /// requests.
+    pub max_run_chunks: [u32; 4],
+    /// HIGH takes the slot of MEDIUM or LOW when its deadline is nearer than this.
+    pub urgent_ms: Millis,
+    /// One grant of so many below CRITICAL goes to MEDIUM first, even before HIGH.
+    pub medium_share: u64,
+    /// One grant of so many goes to LOW before MEDIUM.
+    pub low_share: u64,
+    /// Chunks an edge sends to peers at a time, at most; CRITICAL may take twice that.
+    pub max_uploads_per_edge: u32,
+    /// A CRITICAL fetch without progress for this long, and for [`Self::late_factor`] times its
+    /// estimate, is late: it gets a second one (origin) or another source (peer).
+    pub late_after_ms: Millis,
+    /// See [`Self::late_after_ms`].
+    pub late_factor: u64,
+    /// First back-off after a failure; doubles with each further one.
+    pub back_off_min_ms: Millis,
+    /// Longest back-off.
+    pub back_off_max_ms: Millis,
+    /// Failures in a row, over all entries of a source, before the whole source backs off.
+    pub source_failures: u32,
+    /// A deadline given to what has none (wants at CRITICAL or HIGH), from the time it is queued.
+    pub want_deadline_ms: Millis,
+    /// Deadlines nearer to each other than this are equal, and fair shares decide.
+    pub deadline_grain_ms: Millis,
+    /// What was begun is completed within this time or not at all: an edge gives it back after 15
+    /// s.
+    pub begun_ms: Millis,
+    /// Claims looked at in one queue before another event is let in.
+    pub max_looks: usize,
+    /// Edges planned for in one event; the others follow with the next.
+    pub max_edges_per_event: usize,
+    /// Assignments are numbered from here on. An edge may still finish, or report, what an earlier
+    /// scheduler gave it: their numbers must not meet.
+    pub first_assignment: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            lookahead_min_chunks: 10,
+            lookahead_max_bytes: 256 << 20,
+            lookahead_fetch_times: 8,
+            default_rate_bytes_per_second: 2_500_000,
+            default_chunk_fetch_ms: 200,
+            max_run_chunks: [1, 4, 8, 8],
+            urgent_ms: 2_000,
+            medium_share: 8,
+            low_share: 16,
+            max_uploads_per_edge: 16,
+            late_after_ms: 1_000,
+            late_factor: 3,
+            back_off_min_ms: 200,
+            back_off_max_ms: 30_000,
+            source_failures: 4,
+            want_deadline_ms: 30_000,
+            deadline_grain_ms: 100,
+            begun_ms: 14_000,
+            max_looks: 32,
+            max_edges_per_event: 8,
+            first_assignment: 0,
+        }
+    }
+}

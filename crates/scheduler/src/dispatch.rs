@@ -1,0 +1,481 @@
+//! Who gets a slot.
+//!
+//! Each edge has `max_downloads` slots, one more that only CRITICAL may take, and as many
+//! assignments handed out ahead, so that its pipe does not idle for a round trip. CRITICAL of all
+//! edges is planned before anything else of any edge.
+
+use std::ops::Range;
+
+use chunkcache_proto::{ChunkIndex, Level};
+
+use super::Scheduler;
+use super::api::{Assignment, AssignmentId, EdgeId, Effect, From, SourceId};
+use super::budget::Refusal;
+use super::claim::Owner;
+use super::queue::Key;
+use super::route::{Route, Way};
+use super::state::{Flight, Timer};
+
+/// Claims of a source looked at for one that a peer can serve while the origin can not.
+const LOOKS_PAST_REFUSAL: usize = 8;
+
+/// Where an assignment goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    Slot,
+    /// Taken from the lowest fetch that has one.
+    Preempt,
+    Ahead,
+}
+
+impl Scheduler {
+    /// Plans for some of the edges that have something to decide.
+    pub(super) fn plan(&mut self, effects: &mut Vec<Effect>) {
+        self.lend_of_woken(effects);
+        self.wake_edges();
+        let most = self.config.max_edges_per_event.max(1);
+        let from = self.first_edge;
+        let batch = self.dirty.take(most, from);
+        if let Some(last) = batch.last() {
+            self.first_edge = EdgeId(last.0.wrapping_add(1));
+        }
+        for &edge in &batch {
+            self.give_slots_to_critical(edge, effects);
+            self.plan_critical(edge, effects);
+        }
+        let now = self.now;
+        for &edge in &batch {
+            if let Some(state) = self.edges.get_mut(&edge) {
+                state.promote_ahead(now);
+            }
+            self.note_room(edge);
+            self.trim_ahead(edge, effects);
+            self.plan_rest(edge, effects);
+        }
+    }
+
+    fn plan_critical(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
+        loop {
+            let Some(state) = self.edges.get(&edge) else {
+                return;
+            };
+            // As with the others: the slots, and as many ahead.
+            if state.queues[Level::Critical as usize].is_empty()
+                || !self.may_fetch(edge)
+                || state.critical() > 2 * state.max_downloads
+            {
+                return;
+            }
+            let room = if state.slots_used() <= state.max_downloads {
+                Room::Slot
+            } else {
+                Room::Preempt
+            };
+            let Some((owner, route)) = self.pick(edge, Level::Critical, false, effects) else {
+                return;
+            };
+            let room = match room {
+                Room::Preempt if !self.preempt(edge, Level::Critical, effects) => Room::Ahead,
+                Room::Preempt => Room::Slot,
+                room => room,
+            };
+            self.assign(edge, owner, route, room != Room::Ahead, false, effects);
+        }
+    }
+
+    fn plan_rest(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
+        loop {
+            let Some(state) = self.edges.get(&edge) else {
+                return;
+            };
+            if !self.may_fetch(edge)
+                || state.queues[1..]
+                    .iter()
+                    .all(super::queue::LevelQueue::is_empty)
+            {
+                return;
+            }
+            let (used, ahead, slots) = (
+                state.slots_used(),
+                state.handed_ahead(),
+                state.max_downloads,
+            );
+            let draining = state.draining;
+            let (levels, shared) = self.level_order(state.grants);
+            let granted = if used < slots {
+                let mut orders = levels
+                    .into_iter()
+                    .filter(|&level| level == Level::High || !draining);
+                orders.find_map(|level| {
+                    Some((self.pick(edge, level, false, effects)?, level, Room::Slot))
+                })
+            } else if self.lowest_slot(edge, Level::High).is_some() && self.high_is_urgent(edge) {
+                self.pick(edge, Level::High, false, effects)
+                    .map(|pick| (pick, Level::High, Room::Preempt))
+            } else if ahead < slots {
+                // LOW is handed out ahead only as its minimal share.
+                let mut orders = levels.into_iter().filter(|&level| match level {
+                    Level::Low => !draining && shared == Some(Level::Low),
+                    level => level == Level::High || !draining,
+                });
+                orders.find_map(|level| {
+                    Some((self.pick(edge, level, true, effects)?, level, Room::Ahead))
+                })
+            } else {
+                None
+            };
+            let Some(((owner, route), level, room)) = granted else {
+                return;
+            };
+            if room == Room::Preempt {
+                self.preempt(edge, Level::High, effects);
+            }
+            let Some(state) = self.edges.get_mut(&edge) else {
+                return;
+            };
+            state.grants += 1;
+            let contended = !state.queues[Level::High as usize].is_empty();
+            let by_share = shared == Some(level) && contended;
+            self.assign(edge, owner, route, room != Room::Ahead, by_share, effects);
+        }
+    }
+
+    pub(super) fn may_fetch(&self, edge: EdgeId) -> bool {
+        self.edges
+            .get(&edge)
+            .is_some_and(|edge| edge.alive && edge.faulted_until <= self.now)
+    }
+
+    /// Below CRITICAL: strict order, but for the grants that are a level's minimal share.
+    fn level_order(&self, grants: u64) -> ([Level; 3], Option<Level>) {
+        let medium = self.config.medium_share.max(2);
+        let low = self.config.low_share.max(2);
+        if grants % (2 * low) == 2 * low - 1 {
+            ([Level::Low, Level::High, Level::Medium], Some(Level::Low))
+        } else if grants % medium == medium - 1 {
+            (
+                [Level::Medium, Level::High, Level::Low],
+                Some(Level::Medium),
+            )
+        } else if grants % low == low - 1 {
+            ([Level::High, Level::Low, Level::Medium], None)
+        } else {
+            ([Level::High, Level::Medium, Level::Low], None)
+        }
+    }
+
+    fn high_is_urgent(&self, edge: EdgeId) -> bool {
+        let Some(state) = self.edges.get(&edge) else {
+            return false;
+        };
+        let queue = &state.queues[Level::High as usize];
+        let first = queue
+            .sources(self.now)
+            .into_iter()
+            .next()
+            .and_then(|source| queue.next(source, None));
+        first.is_some_and(|key| key.deadline <= self.now.saturating_add(self.config.urgent_ms))
+    }
+
+    /// The first claim of a level that can be served now, and how.
+    fn pick(
+        &mut self,
+        edge: EdgeId,
+        level: Level,
+        ahead: bool,
+        effects: &mut Vec<Effect>,
+    ) -> Option<(Owner, Route)> {
+        self.admit_due(edge, level);
+        let sources = self.edges.get(&edge)?.queues[level as usize].sources(self.now);
+        let mut looks = self.config.max_looks.max(1);
+        let mut moved = 0;
+        let refusals = match level {
+            Level::Critical => looks,
+            _ => LOOKS_PAST_REFUSAL,
+        };
+        for source in sources {
+            let mut refused = 0;
+            let mut after: Option<Key> = None;
+            while looks > 0 && refused < refusals {
+                let Some(key) =
+                    self.edges.get(&edge)?.queues[level as usize].next(source, after.as_ref())
+                else {
+                    break;
+                };
+                if key.not_before > self.now {
+                    break;
+                }
+                looks -= 1;
+                match self.look(edge, level, source, key, ahead) {
+                    Look::Take(route) => return Some((key.owner, route)),
+                    // It is elsewhere in the queue now, or not at all.
+                    Look::Moved => moved += 1,
+                    Look::LetGo(chunk) => {
+                        self.let_go(key.owner, chunk, effects);
+                        moved += 1;
+                    }
+                    Look::Split(flight) => self.cancel_flight(flight, effects),
+                    Look::Refused(refusal) => {
+                        self.look_again_after(source, refusal);
+                        let full = matches!(refusal, Refusal::Connections | Refusal::Rate(None));
+                        if full && refused == 0 {
+                            self.make_way(source, level, effects);
+                        }
+                        refused += 1;
+                        after = Some(key);
+                    }
+                    Look::NotNow => {
+                        refused += 1;
+                        after = Some(key);
+                    }
+                }
+            }
+        }
+        if looks == 0 && moved > 0 {
+            // Others may wait behind what was looked at: go on with the next event.
+            self.dirty.insert(edge);
+        }
+        None
+    }
+
+    fn look(
+        &mut self,
+        edge: EdgeId,
+        level: Level,
+        source: SourceId,
+        key: Key,
+        ahead: bool,
+    ) -> Look {
+        let owner = key.owner;
+        self.requeue(owner, 0);
+        let Some(claim) = self.claims.get_mut(&owner) else {
+            if let Some(edge) = self.edges.get_mut(&edge) {
+                edge.queues[level as usize].remove(source, &key);
+            }
+            return Look::Moved;
+        };
+        if claim.queued != Some(key) {
+            return Look::Moved;
+        }
+        let entry = claim.entry;
+        let line = self
+            .entries
+            .get(&entry)
+            .and_then(|known| known.lines.get(&edge));
+        let Some((gap, limit)) = line.and_then(|line| claim.first_gap(&line.covered)) else {
+            return Look::Moved;
+        };
+        if owner.is_background() && !self.fill_may_run(source) {
+            return Look::NotNow;
+        }
+        let mut way = self.way(edge, entry, gap, limit, level, ahead);
+        if self.is_hand_over(owner) {
+            match self.way_between_edges(way, edge, entry, gap) {
+                Some(between) => way = between,
+                None => return Look::LetGo(gap),
+            }
+        }
+        match way {
+            Way::Take(route)
+                if matches!(owner, Owner::Fill(..))
+                    && !self.fill_fits(edge, entry, &route.chunks) =>
+            {
+                self.set_full(edge, true);
+                Look::Moved
+            }
+            Way::Take(route) => Look::Take(route),
+            Way::Split(flight) => Look::Split(flight),
+            Way::Refused(refusal) => Look::Refused(refusal),
+            Way::Wait(until) => {
+                self.requeue(owner, until.max(self.now + 1));
+                Look::Moved
+            }
+        }
+    }
+
+    /// Claims that were held back until now take their places again.
+    fn admit_due(&mut self, edge: EdgeId, level: Level) {
+        let Some(state) = self.edges.get(&edge) else {
+            return;
+        };
+        if !state.queues[level as usize].any_held_back() {
+            return;
+        }
+        let sources: Vec<SourceId> = state.queues[level as usize].all_sources().collect();
+        for source in sources {
+            for _ in 0..self.config.max_looks {
+                let due = self
+                    .edges
+                    .get(&edge)
+                    .and_then(|state| state.queues[level as usize].due(source, self.now));
+                let Some(key) = due else { break };
+                self.requeue(key.owner, 0);
+            }
+        }
+    }
+
+    /// Enters the fetch everywhere and tells the edge.
+    fn assign(
+        &mut self,
+        edge: EdgeId,
+        owner: Owner,
+        route: Route,
+        slot: bool,
+        shared: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(claim) = self.claims.get_mut(&owner) else {
+            return;
+        };
+        let (entry, source, level) = (claim.entry, claim.source, claim.level);
+        let chunks = route.chunks.clone();
+        let count = u64::from(chunks.end - chunks.start);
+        let key = claim.queued;
+        claim.served = key.map_or(claim.served, |key| key.tag) + count;
+        let position = claim.position;
+        let deadline = match owner {
+            _ if shared => self.now,
+            Owner::Begun(..) | Owner::Fill(..) => u64::MAX,
+            Owner::Want(_) if level >= Level::Medium => u64::MAX,
+            _ => key.map_or(self.now, |key| key.deadline),
+        };
+        let start_at = self.entries.get(&entry).map_or(0, |known| {
+            let range = known.geometry.chunk_range(chunks.start);
+            if range.contains(position) {
+                position
+            } else {
+                range.start
+            }
+        });
+        self.dequeue(owner);
+        if let (Some(state), Some(key)) = (self.edges.get_mut(&edge), key) {
+            state.queues[level as usize].served(source, key.tag, count);
+        }
+        if level > Level::Critical
+            && route.from == From::Origin
+            && let Some(source) = self.sources.get_mut(&source)
+        {
+            source.grants += 1;
+        }
+        // The edge runs by level and deadline as well: a minimal share is worth something only if
+        // this one run goes there as HIGH.
+        let granted = if shared {
+            level.min(Level::High)
+        } else {
+            level
+        };
+        let id = self.start_flight(
+            edge,
+            entry,
+            owner.reason(),
+            Some(owner),
+            granted,
+            deadline,
+            route,
+            slot,
+            effects,
+            start_at,
+        );
+        if shared
+            && let Some(flight) = self
+                .edges
+                .get_mut(&edge)
+                .and_then(|state| state.flight_mut(id))
+        {
+            flight.shared = true;
+        }
+        self.requeue(owner, 0);
+        self.others_may_follow(edge, entry);
+    }
+
+    /// The part of [`Self::assign`] that a hedge needs as well.
+    #[allow(clippy::too_many_arguments)] // one call makes one flight: these are its fields
+    pub(super) fn start_flight(
+        &mut self,
+        edge: EdgeId,
+        entry: super::api::EntryNo,
+        reason: super::api::Reason,
+        owner: Option<Owner>,
+        level: Level,
+        deadline: u64,
+        route: Route,
+        slot: bool,
+        effects: &mut Vec<Effect>,
+        start_at: u64,
+    ) -> AssignmentId {
+        self.last_assignment += 1;
+        let id = AssignmentId(self.last_assignment);
+        let source = self
+            .entries
+            .get(&entry)
+            .map_or(SourceId(0), |known| known.source);
+        let mut flight = Flight {
+            deadline,
+            from: route.from,
+            reason,
+            owner,
+            slot,
+            rate_bytes_per_second: route.rate_bytes_per_second,
+            upstream: route.upstream,
+            ..Flight::new(id, entry, source, route.chunks.clone(), level, self.now)
+        };
+        // Whoever else wants a part of it may want it more.
+        let best = self.best_claim(edge, &flight);
+        flight.level = best.map_or(level, |(best, _)| best.min(level));
+        let effect = Effect::Assign(Assignment {
+            id,
+            edge,
+            entry,
+            first_chunk: route.chunks.start,
+            chunk_count: route.chunks.end - route.chunks.start,
+            level: flight.level,
+            deadline_ms: relative(deadline, self.now),
+            start_at,
+            from: route.from,
+            max_rate_bytes_per_second: route.rate_bytes_per_second,
+            reason,
+        });
+        effects.push(effect);
+        let raised = flight.level == Level::Critical && !flight.slot;
+        self.enter_flight(edge, flight, effects);
+        if raised {
+            self.claim_slot((edge, id), effects);
+        }
+        id
+    }
+
+    /// Looks at a CRITICAL fetch again when it should have been done.
+    pub(super) fn watch_flight(&mut self, edge: EdgeId, id: AssignmentId, estimate: u64) {
+        let after = self
+            .config
+            .late_after_ms
+            .max(estimate.saturating_mul(self.config.late_factor));
+        self.timers
+            .insert((self.now.saturating_add(after), Timer::Flight(edge, id)));
+    }
+
+    pub(super) fn bytes_of(&self, entry: super::api::EntryNo, chunks: &Range<ChunkIndex>) -> u64 {
+        let geometry = self.entries.get(&entry).map(|known| known.geometry);
+        geometry.map_or(0, |geometry| {
+            geometry
+                .run_range(chunks.start, chunks.end - chunks.start)
+                .len()
+        })
+    }
+}
+
+/// Of an absolute deadline.
+pub(super) fn relative(deadline: u64, now: u64) -> u32 {
+    u32::try_from(deadline.saturating_sub(now)).unwrap_or(u32::MAX)
+}
+
+/// What looking at one claim showed.
+enum Look {
+    Take(Route),
+    Moved,
+    Split(super::state::FlightKey),
+    /// A chunk of a hand-over that no edge holds any more.
+    LetGo(ChunkIndex),
+    Refused(Refusal),
+    NotNow,
+}

@@ -1,0 +1,279 @@
+//! Why: the present decision on one chunk, and what is outstanding.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use chunkcache_proto::{ChunkIndex, Level};
+
+use super::Scheduler;
+use super::api::{EdgeId, EntryNo, From, Millis, Reason};
+use super::budget::Refusal;
+use super::claim::Owner;
+use super::route::Way;
+use super::state::Flight;
+use crate::range_set::RangeSet;
+
+/// Where a wanted chunk stands on one edge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DecisionState {
+    /// In the queue: it could be assigned when a slot is free.
+    Wanted,
+    /// Something else than a slot is in the way; see [`Decision::blocked_by`].
+    Waiting,
+    /// Handed to the edge, nothing of it has come yet.
+    Assigned,
+    /// Bytes are coming.
+    Running,
+}
+
+impl DecisionState {
+    /// As `ExplainChunk` answers.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Wanted => "wanted",
+            Self::Waiting => "waiting",
+            Self::Assigned => "assigned",
+            Self::Running => "running",
+        }
+    }
+}
+
+/// What is decided for one chunk on one edge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    pub edge: EdgeId,
+    pub level: Level,
+    pub state: DecisionState,
+    /// Where it comes from, or would now.
+    pub from: From,
+    /// Why it is wanted.
+    pub reason: Reason,
+    /// Readers that wait for it or have it in their lookahead.
+    pub readers: u32,
+    /// On the scheduler's clock; unset: none.
+    pub deadline: Option<Millis>,
+    /// In words, while it waits.
+    pub blocked_by: Option<&'static str>,
+}
+
+impl Scheduler {
+    /// One decision for each edge that wants the chunk or fetches it, by edge.
+    #[must_use]
+    pub fn explain(&self, entry: EntryNo, chunk: ChunkIndex, now: Millis) -> Vec<Decision> {
+        let now = now.max(self.now);
+        let Some(known) = self.entries.get(&entry) else {
+            return Vec::new();
+        };
+        known
+            .lines
+            .keys()
+            .filter_map(|&edge| self.explain_on(edge, entry, chunk, now))
+            .collect()
+    }
+
+    /// Waits for the entry on this edge are served from here: at once, or when its origin allows.
+    #[must_use]
+    pub fn takes_care(&self, edge: EdgeId, entry: EntryNo) -> bool {
+        let Some(known) = self.entries.get(&entry) else {
+            return false;
+        };
+        let registered = self
+            .sources
+            .get(&known.source)
+            .is_some_and(|source| source.registered);
+        registered && !known.changed && self.may_fetch(edge)
+    }
+
+    fn explain_on(
+        &self,
+        edge: EdgeId,
+        entry: EntryNo,
+        chunk: ChunkIndex,
+        now: Millis,
+    ) -> Option<Decision> {
+        let one = chunk..chunk + 1;
+        let owners = self.owners_of(edge, entry, &one);
+        let readers = |owner: &&Owner| matches!(owner, Owner::Waiting(_) | Owner::Lookahead(_));
+        let reader_of = |owner: &Owner| match owner {
+            Owner::Waiting(reader) | Owner::Lookahead(reader) => Some(*reader),
+            _ => None,
+        };
+        let distinct: std::collections::BTreeSet<_> = owners
+            .iter()
+            .filter(readers)
+            .filter_map(reader_of)
+            .collect();
+        let readers = u32::try_from(distinct.len()).unwrap_or(u32::MAX);
+        let timed = |deadline: Millis| (deadline > 1 && deadline < Millis::MAX).then_some(deadline);
+
+        let state = self.edges.get(&edge)?;
+        let flying = state
+            .flights
+            .iter()
+            .filter(|flight| flight.entry == entry && flight.brings().contains(&chunk));
+        if let Some(flight) =
+            flying.min_by_key(|flight| (flight.cancelling, flight.level, flight.id))
+        {
+            return Some(Decision {
+                edge,
+                level: flight.level,
+                state: if flight.bytes_done > 0 {
+                    DecisionState::Running
+                } else {
+                    DecisionState::Assigned
+                },
+                from: flight.from,
+                reason: self.reason_of(edge, flight),
+                readers,
+                deadline: timed(flight.deadline),
+                blocked_by: flight
+                    .cancelling
+                    .then_some("being cancelled; its chunk under way is finished"),
+            });
+        }
+        if self.line(edge, entry)?.held.contains(chunk) {
+            return None;
+        }
+        let claims = owners
+            .iter()
+            .filter_map(|owner| Some((owner, self.claims.get(owner)?)));
+        let (owner, claim) =
+            claims.min_by_key(|(owner, claim)| (claim.level, claim.queued, **owner))?;
+        let (from, blocked_by) = match self.way(edge, entry, chunk, chunk + 1, claim.level, false) {
+            _ if !state.alive => (From::Origin, Some("the edge is not connected")),
+            _ if state.faulted_until > now => {
+                (From::Origin, Some("the edge reported a fault of its disk"))
+            }
+            Way::Take(route) => (route.from, None),
+            Way::Split(_) => (From::Origin, None),
+            Way::Wait(_) => (
+                From::Origin,
+                Some("after a failure, or until a peer may send it"),
+            ),
+            Way::Refused(Refusal::Unregistered) => (
+                From::Origin,
+                Some("the source or the entry is not fetched any more"),
+            ),
+            Way::Refused(Refusal::BackOff(_)) => {
+                (From::Origin, Some("the origin asked for rest, or failed"))
+            }
+            Way::Refused(Refusal::Connections) => (
+                From::Origin,
+                Some("all connections to the origin are in use"),
+            ),
+            Way::Refused(Refusal::Rate(_)) => {
+                (From::Origin, Some("the rate of the origin is used up"))
+            }
+        };
+        let yields = owner.is_background() && !self.fill_may_run(claim.source);
+        let blocked_by = blocked_by.or(yields.then_some("something more urgent needs the origin"));
+        Some(Decision {
+            edge,
+            level: claim.level,
+            state: if blocked_by.is_some() {
+                DecisionState::Waiting
+            } else {
+                DecisionState::Wanted
+            },
+            from,
+            reason: owner.reason(),
+            readers,
+            deadline: claim.queued.and_then(|key| timed(key.deadline)),
+            blocked_by,
+        })
+    }
+
+    /// The fetches of an entry under way, by edge. For a picture of it.
+    pub fn flights_of(&self, entry: EntryNo) -> impl Iterator<Item = (EdgeId, &Flight)> + '_ {
+        self.flights()
+            .filter(move |(_, flight)| flight.entry == entry)
+    }
+
+    /// Why it runs now: who wants it most, which may be another than the one it was begun for.
+    #[must_use]
+    pub fn reason_of(&self, edge: EdgeId, flight: &Flight) -> Reason {
+        if matches!(flight.reason, Reason::Hedge(_)) {
+            return flight.reason;
+        }
+        let owners = self.owners_of(edge, flight.entry, &flight.chunks);
+        // In the order of their urgency.
+        owners
+            .into_iter()
+            .min()
+            .map_or(flight.reason, |owner| owner.reason())
+    }
+
+    /// Everything under way, by edge.
+    pub fn flights(&self) -> impl Iterator<Item = (EdgeId, &Flight)> + '_ {
+        self.edges
+            .iter()
+            .flat_map(|(edge, state)| state.flights.iter().map(move |flight| (*edge, flight)))
+    }
+
+    /// Chunks wanted, by level, that no fetch under way brings. Costs what the claims cost: for
+    /// status and metrics, not for each event.
+    #[must_use]
+    pub fn queued_by_level(&self) -> [u64; 4] {
+        let mut counts = [0; 4];
+        for ((edge, entry, level), chunks) in self.wanted() {
+            let covered = self.line(edge, entry).map(|line| &line.covered);
+            let missing = |range: Range<ChunkIndex>| {
+                let there = covered.map_or(0, |covered| covered.count_in(range.clone()));
+                u64::from(range.end - range.start) - there
+            };
+            counts[level as usize] += chunks.iter().map(missing).sum::<u64>();
+        }
+        counts
+    }
+
+    /// Chunks of fetches under way, by level.
+    #[must_use]
+    pub fn running_by_level(&self) -> [u64; 4] {
+        let mut counts = [0; 4];
+        for flight in self.edges.values().flat_map(|edge| &edge.flights) {
+            let left = flight.chunks.end - flight.chunks.start;
+            counts[flight.level as usize] += u64::from(left.saturating_sub(flight.chunks_done));
+        }
+        counts
+    }
+
+    /// Chunks wanted and not held, by edge, entry and level; each at the highest level it is wanted
+    /// at. Without what is only begun: it is there for seconds, and forgotten with the scheduler.
+    #[must_use]
+    pub fn wanted(&self) -> BTreeMap<(EdgeId, EntryNo, Level), RangeSet<ChunkIndex>> {
+        let mut wanted: BTreeMap<_, RangeSet<ChunkIndex>> = BTreeMap::new();
+        let lasting =
+            |owner: &Owner| !matches!(owner, Owner::Begun(..)) && !self.is_hand_over(*owner);
+        for (_, claim) in self.claims.iter().filter(|(owner, _)| lasting(owner)) {
+            let set = wanted
+                .entry((claim.edge, claim.entry, claim.level))
+                .or_default();
+            match &claim.ranges {
+                None => set.insert(claim.span.clone()),
+                Some(ranges) => ranges.iter().for_each(|range| set.insert(range)),
+            }
+        }
+        let keys: Vec<_> = wanted.keys().copied().collect();
+        for (edge, entry, level) in keys {
+            let held = self
+                .line(edge, entry)
+                .map(|line| line.held.clone())
+                .unwrap_or_default();
+            let higher = Level::ALL.into_iter().filter(|&other| other < level);
+            let above: Vec<_> = higher
+                .filter_map(|other| wanted.get(&(edge, entry, other)).cloned())
+                .collect();
+            if let Some(set) = wanted.get_mut(&(edge, entry, level)) {
+                for range in std::iter::once(&held)
+                    .chain(&above)
+                    .flat_map(RangeSet::iter)
+                {
+                    set.remove(range);
+                }
+            }
+        }
+        wanted.retain(|_, set| !set.is_empty());
+        wanted
+    }
+}

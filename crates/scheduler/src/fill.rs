@@ -1,0 +1,111 @@
+//! Background fill: what completes a partly held entry, at LOW.
+//!
+//! Nothing of it is stored: it follows from what edges hold, so it goes on after any restart. It
+//! takes from an origin only what nothing above needs: no reader of that source waits, queues or is
+//! being served from it; where only jobs do, it gets one grant in `low_share`.
+
+use chunkcache_proto::Level;
+
+use super::Scheduler;
+use super::api::{EdgeId, EntryNo, SourceId};
+use super::claim::{Claim, Owner};
+
+impl Scheduler {
+    /// Makes, keeps or removes the fill of one entry on one edge, as things are now.
+    pub(super) fn ensure_fill(&mut self, edge: EdgeId, entry: EntryNo) {
+        let owner = Owner::Fill(edge, entry);
+        let wanted = self.fill_wanted(edge, entry);
+        let there = self.claims.contains_key(&owner);
+        if there && !wanted {
+            self.remove_claim(owner);
+        } else if wanted && !there {
+            let Some(known) = self.entries.get(&entry) else {
+                return;
+            };
+            let span = 0..known.geometry.chunk_count();
+            let claim = Claim {
+                edge,
+                entry,
+                source: known.source,
+                level: Level::Low,
+                cursor: 0,
+                span,
+                ranges: None,
+                position: 0,
+                rate_bytes_per_second: 0,
+                since: self.now,
+                served: 0,
+                queued: None,
+            };
+            self.add_claim(owner, claim, &mut Vec::new());
+            self.dirty.insert(edge);
+        }
+    }
+
+    fn fill_wanted(&self, edge: EdgeId, entry: EntryNo) -> bool {
+        let on = self.edges.get(&edge);
+        on.is_some_and(|on| !on.draining && !on.space.is_full) && self.fill_goes_on(edge, entry)
+    }
+
+    /// Now, or when the edge has room and is not drained any more.
+    pub(super) fn fill_goes_on(&self, edge: EdgeId, entry: EntryNo) -> bool {
+        let Some(known) = self.entries.get(&entry) else {
+            return false;
+        };
+        let Some(on) = self.edges.get(&edge) else {
+            return false;
+        };
+        let Some(source) = self.sources.get(&known.source) else {
+            return false;
+        };
+        let Some(line) = known.lines.get(&edge) else {
+            return false;
+        };
+        on.alive
+            && !known.changed
+            && source.registered
+            && source.background_fill.unwrap_or(on.background_fill)
+            && !line.held.is_empty()
+            && !line.held.covers(0..known.geometry.chunk_count())
+    }
+
+    /// Fills of everything of one source, after its setting changed.
+    pub(super) fn ensure_fills_of_source(&mut self, source: SourceId) {
+        let lines: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.source == source)
+            .flat_map(|(&number, entry)| entry.lines.keys().map(move |&edge| (edge, number)))
+            .collect();
+        for (edge, entry) in lines {
+            self.ensure_fill(edge, entry);
+        }
+    }
+
+    /// Fills of everything on one edge, after it came, or drains, or not any more.
+    pub(super) fn ensure_fills_of_edge(&mut self, edge: EdgeId) {
+        let entries: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.lines.contains_key(&edge))
+            .map(|(&number, _)| number)
+            .collect();
+        for entry in entries {
+            self.ensure_fill(edge, entry);
+        }
+    }
+
+    /// Nothing above needs the origin.
+    pub(super) fn fill_may_run(&self, source: SourceId) -> bool {
+        let Some(source) = self.sources.get(&source) else {
+            return false;
+        };
+        let busy =
+            |level: Level| source.queued[level as usize] + source.running[level as usize] > 0;
+        if busy(Level::Critical) || busy(Level::High) {
+            return false;
+        }
+        let share = self.config.low_share.max(1);
+        !busy(Level::Medium) || source.grants % share == share - 1
+    }
+}

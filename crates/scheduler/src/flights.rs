@@ -1,0 +1,372 @@
+//! What becomes of a fetch: entered, raised or lowered, cancelled, ended.
+
+use std::ops::Range;
+
+use chunkcache_proto::{ChunkIndex, Level};
+
+use super::Scheduler;
+use super::api::{EdgeId, Effect, EntryNo, From, Millis, Reason};
+use super::claim::Owner;
+use super::dispatch::relative;
+use super::state::{Flight, FlightKey, Source};
+
+/// Why claims went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Withdrawal {
+    /// The reader read on: what it left behind it had wanted, and is finished at LOW.
+    Advanced,
+    /// It jumped, paused or left: what only it wanted is stopped, unless one begun chunk is all
+    /// that is left.
+    Superseded,
+}
+
+impl Scheduler {
+    pub(super) fn enter_flight(&mut self, edge: EdgeId, flight: Flight, effects: &mut Vec<Effect>) {
+        let key = (edge, flight.id);
+        let (from, source, level) = (flight.from, flight.source, flight.level);
+        let (upstream, rate, local) = (flight.upstream, flight.rate_bytes_per_second, flight.local);
+        let bytes = self.bytes_of(flight.entry, &flight.chunks);
+        if let Some(line) = self.line_mut(edge, flight.entry) {
+            line.covered.insert(flight.chunks.clone());
+        }
+        // Before anything gives way to it: what a cancelled one leaves is computed from the flights
+        // there are.
+        if let Some(state) = self.edges.get_mut(&edge) {
+            state.flights.push(flight);
+        }
+        self.note_room(edge);
+        match from {
+            From::Origin => {
+                if let Some(source) = self.sources.get_mut(&source) {
+                    source.running[level as usize] += 1;
+                    source.fetches.insert((level, edge, key.1));
+                    source.own += u32::from(local);
+                    source.rate_given += rate;
+                    // Its own are charged as it says what it took.
+                    if !local {
+                        source.charge(bytes, self.now);
+                    }
+                }
+                if level == Level::Critical {
+                    self.yield_fills(source, effects);
+                }
+            }
+            From::Peer(peer) => {
+                if let Some(peer) = self.edges.get_mut(&peer) {
+                    peer.uploads += 1;
+                }
+            }
+        }
+        if level == Level::Critical
+            && let Some(flight) = self.flight(key)
+        {
+            let estimate = self.estimate(edge, flight);
+            self.watch_flight(edge, key.1, estimate);
+        }
+        if let Some(upstream) = upstream {
+            if let Some(flight) = self.flight_mut(upstream) {
+                flight.followers.push(key);
+            }
+            self.reassess(upstream, Withdrawal::Advanced, effects);
+        }
+    }
+
+    /// How long one chunk of this fetch should take.
+    pub(super) fn estimate(&self, edge: EdgeId, flight: &Flight) -> Millis {
+        match flight.from {
+            From::Origin => self.origin_estimate(flight.source),
+            From::Peer(peer) => {
+                let view = self.edges.get(&edge).and_then(|edge| edge.peers.get(&peer));
+                view.and_then(|view| view.chunk_fetch_ms)
+                    .unwrap_or(self.config.default_chunk_fetch_ms)
+            }
+        }
+    }
+
+    pub(super) fn flight(&self, (edge, id): FlightKey) -> Option<&Flight> {
+        self.edges.get(&edge)?.flight(id)
+    }
+
+    pub(super) fn flight_mut(&mut self, (edge, id): FlightKey) -> Option<&mut Flight> {
+        self.edges.get_mut(&edge)?.flight_mut(id)
+    }
+
+    /// The most urgent that is wanted of a fetch, by claims of its edge and by those who follow it.
+    pub(super) fn best_claim(&self, edge: EdgeId, flight: &Flight) -> Option<(Level, Millis)> {
+        let entry = self.entries.get(&flight.entry)?;
+        let follower = |&key: &FlightKey| {
+            self.flight(key)
+                .map(|flight| (flight.level, flight.deadline))
+        };
+        let mut best = flight.followers.iter().filter_map(follower).min();
+        let Some(line) = entry.lines.get(&edge) else {
+            return best;
+        };
+        let chunks = flight.chunks.clone();
+        let least = Owner::Waiting(super::api::ReaderId {
+            edge: EdgeId(0),
+            number: 0,
+        });
+        let own_fill = flight.owner.is_some_and(Owner::is_background);
+        let waiting = line
+            .waiting
+            .range((chunks.start, least)..(chunks.end, least))
+            .next();
+        if let Some((_, owner)) = waiting {
+            let since = self.claims.get(owner).map_or(0, |claim| claim.since);
+            return Some((Level::Critical, since));
+        }
+        let longest = self.longest_window(entry.geometry);
+        let windows = line
+            .windows
+            .range((chunks.start.saturating_sub(longest), least)..(chunks.end, least))
+            .rev();
+        let wide = line.wide.range(..(chunks.end, least));
+        // The nearest window decides for all: they have one level, and it is found first.
+        for (_, owner) in windows.chain(wide) {
+            let Some(claim) = self.claims.get(owner).filter(|claim| claim.wants(&chunks)) else {
+                continue;
+            };
+            if owner.is_background() && !own_fill {
+                continue;
+            }
+            let offer = (
+                claim.level,
+                if claim.level == Level::High {
+                    claim.since
+                } else {
+                    Millis::MAX
+                },
+            );
+            best = Some(best.map_or(offer, |best| best.min(offer)));
+            if claim.level <= Level::High {
+                break;
+            }
+        }
+        best
+    }
+
+    /// Somebody waits for a chunk: what brings it becomes CRITICAL, or is stopped if others come
+    /// first.
+    pub(super) fn reach_waited(
+        &mut self,
+        edge: EdgeId,
+        entry: EntryNo,
+        chunk: ChunkIndex,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(state) = self.edges.get(&edge) else {
+            return;
+        };
+        let brings = |flight: &&Flight| {
+            flight.entry == entry && !flight.cancelling && flight.chunks.contains(&chunk)
+        };
+        let found: Vec<_> = state
+            .flights
+            .iter()
+            .filter(brings)
+            .map(|flight| (flight.id, flight.current(), flight.local))
+            .collect();
+        for (id, current, local) in found {
+            if current.saturating_add(2) <= chunk && !local {
+                self.cancel_flight((edge, id), effects);
+            } else {
+                self.reassess((edge, id), Withdrawal::Advanced, effects);
+            }
+        }
+    }
+
+    pub(super) fn reassess_overlapping(
+        &mut self,
+        edge: EdgeId,
+        entry: EntryNo,
+        chunks: &Range<ChunkIndex>,
+        how: Withdrawal,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(state) = self.edges.get(&edge) else {
+            return;
+        };
+        let touched = |flight: &&Flight| {
+            flight.entry == entry && !flight.cancelling && flight.overlaps(chunks)
+        };
+        let touched: Vec<_> = state
+            .flights
+            .iter()
+            .filter(touched)
+            .map(|flight| flight.id)
+            .collect();
+        for id in touched {
+            self.reassess((edge, id), how, effects);
+        }
+    }
+
+    /// Gives a fetch the level it is wanted at now.
+    pub(super) fn reassess(&mut self, key: FlightKey, how: Withdrawal, effects: &mut Vec<Effect>) {
+        let Some(flight) = self.flight(key) else {
+            return;
+        };
+        if flight.cancelling || flight.local {
+            return;
+        }
+        if matches!(flight.reason, Reason::Hedge(_))
+            && flight.twin.is_some()
+            && how == Withdrawal::Advanced
+        {
+            return;
+        }
+        let best = self.best_claim(key.0, flight);
+        let (level, deadline) = match best {
+            // A minimal share keeps what it was given for this run.
+            Some((level, deadline)) if flight.shared => (level.min(flight.level), deadline),
+            Some(best) => best,
+            None => {
+                let last_chunk = flight.current() + 1 >= flight.chunks.end;
+                let begun =
+                    flight.bytes_done > 0 || (flight.level == Level::Critical && flight.slot);
+                if how == Withdrawal::Superseded && !(last_chunk && begun) {
+                    return self.cancel_flight(key, effects);
+                }
+                (Level::Low, Millis::MAX)
+            }
+        };
+        self.set_level(key, level, deadline, effects);
+    }
+
+    fn set_level(
+        &mut self,
+        key: FlightKey,
+        level: Level,
+        deadline: Millis,
+        effects: &mut Vec<Effect>,
+    ) {
+        let now = self.now;
+        let Some(flight) = self.flight_mut(key) else {
+            return;
+        };
+        let was = flight.level;
+        if was == level {
+            return;
+        }
+        flight.level = level;
+        flight.deadline = deadline;
+        self.dirty.insert(key.0);
+        let Some(flight) = self.flight(key) else {
+            return;
+        };
+        let (source, origin, upstream, had_slot) = (
+            flight.source,
+            flight.is_from_origin(),
+            flight.upstream,
+            flight.slot,
+        );
+        let estimate = self
+            .flight(key)
+            .map_or(0, |flight| self.estimate(key.0, flight));
+        effects.push(Effect::Reprioritise {
+            edge: key.0,
+            assignment: key.1,
+            level,
+            deadline_ms: relative(deadline, now),
+        });
+        if was == Level::Critical && self.sources.get(&source).is_some_and(Source::limited) {
+            // It may have to give way now, on whatever edge.
+            self.woken.insert(source);
+        }
+        if origin && let Some(source) = self.sources.get_mut(&source) {
+            source.running[was as usize] = source.running[was as usize].saturating_sub(1);
+            source.running[level as usize] += 1;
+            source.fetches.remove(&(was, key.0, key.1));
+            source.fetches.insert((level, key.0, key.1));
+        }
+        if level == Level::Critical {
+            self.watch_flight(key.0, key.1, estimate);
+            if !had_slot {
+                self.claim_slot(key, effects);
+            }
+            if origin {
+                self.yield_fills(source, effects);
+            }
+        }
+        if let Some(upstream) = upstream {
+            self.reassess(upstream, Withdrawal::Advanced, effects);
+        }
+    }
+
+    /// Tells the edge to stop. It finishes the chunk it is at; the others are free at once, since
+    /// what is assigned next reaches the edge after the cancel.
+    pub(super) fn cancel_flight(&mut self, key: FlightKey, effects: &mut Vec<Effect>) {
+        let Some(flight) = self.flight_mut(key) else {
+            return;
+        };
+        if flight.cancelling {
+            return;
+        }
+        flight.cancelling = true;
+        flight.slot = false;
+        let (entry, chunks) = (flight.entry, flight.chunks.clone());
+        let followers = std::mem::take(&mut flight.followers);
+        self.note_room(key.0);
+        effects.push(Effect::Cancel {
+            edge: key.0,
+            assignment: key.1,
+        });
+        for follower in followers {
+            self.cancel_flight(follower, effects);
+        }
+        self.recover(key.0, entry, &chunks);
+        self.uncovered(key.0, entry, &chunks);
+        self.others_may_follow(key.0, entry);
+    }
+
+    /// Takes a fetch out of everything; the chunks it did not bring are missing again.
+    pub(super) fn end_flight(&mut self, key: FlightKey) -> Option<Flight> {
+        let state = self.edges.get_mut(&key.0)?;
+        let index = state.flights.iter().position(|flight| flight.id == key.1)?;
+        let flight = state.flights.remove(index);
+        state.space.landed = state.space.landed.saturating_add(flight.bytes_done);
+        self.note_room(key.0);
+        match flight.from {
+            From::Origin => {
+                let bytes = self
+                    .bytes_of(flight.entry, &flight.chunks)
+                    .saturating_sub(flight.bytes_done);
+                if let Some(source) = self.sources.get_mut(&flight.source) {
+                    let running = &mut source.running[flight.level as usize];
+                    *running = running.saturating_sub(1);
+                    source.fetches.remove(&(flight.level, key.0, key.1));
+                    source.own = source.own.saturating_sub(u32::from(flight.local));
+                    source.rate_given = source
+                        .rate_given
+                        .saturating_sub(flight.rate_bytes_per_second);
+                    if !flight.local {
+                        source.refund(bytes, self.now);
+                    }
+                    // An origin without limits keeps nobody waiting but the fill.
+                    if source.limited() || source.fill_may_start() {
+                        self.woken.insert(flight.source);
+                    }
+                }
+            }
+            From::Peer(peer) => {
+                if let Some(peer) = self.edges.get_mut(&peer) {
+                    peer.uploads = peer.uploads.saturating_sub(1);
+                }
+            }
+        }
+        if let Some(twin) = flight.twin.and_then(|twin| self.flight_mut((key.0, twin))) {
+            twin.twin = None;
+        }
+        if let Some(upstream) = flight
+            .upstream
+            .and_then(|upstream| self.flight_mut(upstream))
+        {
+            upstream.followers.retain(|&follower| follower != key);
+        }
+        self.recover(key.0, flight.entry, &flight.chunks);
+        self.uncovered(key.0, flight.entry, &flight.chunks);
+        self.others_may_follow(key.0, flight.entry);
+        self.dirty.insert(key.0);
+        Some(flight)
+    }
+}

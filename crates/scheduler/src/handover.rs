@@ -1,0 +1,133 @@
+//! What an edge that is drained hands to others: the chunks its readers come to next, taken from it
+//! while it is still there.
+//!
+//! The origin is never asked on behalf of a hand-over: what no edge holds any more is let go, and
+//! what an edge that holds it can not send now is waited for.
+
+use std::ops::Range;
+
+use chunkcache_proto::ChunkIndex;
+
+use super::Scheduler;
+use super::api::{EdgeId, Effect, EntryNo, From, Millis, WantId};
+use super::claim::Owner;
+use super::route::Way;
+use crate::range_set::RangeSet;
+
+/// Who holds it failed a moment ago, or sends as much as it may.
+const LOOK_AGAIN_MS: Millis = 500;
+
+impl Scheduler {
+    /// Chunks that this edge holds and no other that is there and not drained; from where its
+    /// readers are on, then the others.
+    #[must_use]
+    pub fn only_held_by(&self, edge: EdgeId, entry: EntryNo, most: u64) -> Vec<Range<ChunkIndex>> {
+        let Some(known) = self.entries.get(&entry).filter(|known| !known.changed) else {
+            return Vec::new();
+        };
+        let Some(line) = known.lines.get(&edge) else {
+            return Vec::new();
+        };
+        let mut held: RangeSet<ChunkIndex> = line.held.clone();
+        for (other, on) in &known.lines {
+            let stays = self
+                .edges
+                .get(other)
+                .is_some_and(|it| it.alive && !it.draining);
+            if *other != edge && stays {
+                on.held.iter().for_each(|range| held.remove(range));
+            }
+        }
+        let begin = line.windows.first().map_or(0, |&(chunk, _)| chunk);
+        let ahead = held.present_in(begin..known.geometry.chunk_count());
+        let behind = held.present_in(0..begin);
+        let mut left = u32::try_from(most).unwrap_or(u32::MAX);
+        let mut found = Vec::new();
+        for range in ahead.chain(behind).take_while(|_| most > 0) {
+            let taken = left.min(range.end - range.start);
+            if taken > 0 {
+                found.push(range.start..range.start + taken);
+            }
+            left -= taken;
+        }
+        found
+    }
+
+    /// It gets no new readers.
+    #[must_use]
+    pub fn is_draining(&self, edge: EdgeId) -> bool {
+        self.edges.get(&edge).is_some_and(|edge| edge.draining)
+    }
+
+    /// Of an entry on an edge.
+    #[must_use]
+    pub fn chunks_held(&self, edge: EdgeId, entry: EntryNo) -> u64 {
+        self.line(edge, entry).map_or(0, |line| line.held.count())
+    }
+
+    /// Chunks of a want that its edge does not hold yet.
+    #[must_use]
+    pub fn missing_of_want(&self, want: WantId) -> u64 {
+        self.wants.get(&want).map_or(0, |want| want.missing)
+    }
+
+    /// How many chunks a hand-over may bring to this edge without anything being evicted there;
+    /// unset: not known.
+    #[must_use]
+    pub fn room_for_chunks(&self, edge: EdgeId, chunk_size: u64) -> Option<u64> {
+        let allowed = self.edges.get(&edge)?.space.allowed;
+        let room = self.room(edge)?;
+        let kept = 2 * super::Space::headroom(allowed);
+        Some(room.saturating_sub(kept) / chunk_size.max(1))
+    }
+
+    pub(super) fn is_hand_over(&self, owner: Owner) -> bool {
+        matches!(owner, Owner::Want(want) if self.wants.get(&want).is_some_and(|it| it.from_edges_only))
+    }
+
+    /// The way of a hand-over: as any other, but not to the origin. Unset: nobody holds the chunk.
+    pub(super) fn way_between_edges(
+        &self,
+        way: Way,
+        edge: EdgeId,
+        entry: EntryNo,
+        gap: ChunkIndex,
+    ) -> Option<Way> {
+        match way {
+            Way::Take(route) if route.from == From::Origin => {}
+            Way::Refused(_) => {}
+            way => return Some(way),
+        }
+        let held = self.entries.get(&entry).is_some_and(|known| {
+            let mut others = known.lines.iter().filter(|&(&other, _)| other != edge);
+            others.any(|(other, line)| {
+                line.held.contains(gap) && self.edges.get(other).is_some_and(|it| it.alive)
+            })
+        });
+        held.then(|| Way::Wait(self.now.saturating_add(LOOK_AGAIN_MS)))
+    }
+
+    /// One chunk less is wanted.
+    pub(super) fn let_go(&mut self, owner: Owner, chunk: ChunkIndex, effects: &mut Vec<Effect>) {
+        let Owner::Want(id) = owner else { return };
+        let Some(want) = self.wants.get_mut(&id) else {
+            return;
+        };
+        want.chunks.remove(chunk..chunk + 1);
+        want.missing = want.missing.saturating_sub(1);
+        if want.missing == 0 {
+            self.wants.remove(&id);
+            self.remove_claim(owner);
+            effects.push(Effect::WantDone { want: id });
+            return;
+        }
+        if let Some(ranges) = self
+            .claims
+            .get_mut(&owner)
+            .and_then(|it| it.ranges.as_mut())
+        {
+            ranges.remove(chunk..chunk + 1);
+        }
+        self.requeue(owner, 0);
+    }
+}

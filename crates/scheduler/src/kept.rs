@@ -1,0 +1,80 @@
+//! Fetches that go on from before: an edge does not give up what runs because a session ended, or a
+//! coordinator did.
+//!
+//! They are entered before anything is planned for their edge, so that nothing is fetched a second
+//! time, and count in their source's budget like any other.
+
+use chunkcache_proto::Level;
+
+use super::Scheduler;
+use super::api::{EdgeId, Effect, Kept, Reason};
+use super::flights::Withdrawal;
+use super::state::Flight;
+
+impl Scheduler {
+    pub(super) fn fetches_kept(
+        &mut self,
+        edge: EdgeId,
+        fetches: Vec<Kept>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let state = self.edges.entry(edge).or_default();
+        if !state.alive {
+            state.kept = fetches;
+            return;
+        }
+        for fetch in fetches {
+            self.take_up(edge, fetch, effects);
+        }
+    }
+
+    pub(super) fn take_up(&mut self, edge: EdgeId, kept: Kept, effects: &mut Vec<Effect>) {
+        if kept.local {
+            let Kept {
+                id,
+                entry,
+                chunks,
+                level,
+                ..
+            } = kept;
+            return self.local_fetch_started(edge, id, entry, chunks, level, effects);
+        }
+        let Some(known) = self.entries.get_mut(&kept.entry) else {
+            return;
+        };
+        let chunks = kept.chunks.start..kept.chunks.end.min(known.geometry.chunk_count());
+        let source = known.source;
+        let Some(state) = self.edges.get(&edge) else {
+            return;
+        };
+        if chunks.is_empty() || !state.alive || state.flight(kept.id).is_some() {
+            return;
+        }
+        let slots = state.max_downloads + u32::from(kept.level == Level::Critical);
+        let slot = state.slots_used() < slots;
+        known.lines.entry(edge).or_default();
+        let flight = Flight {
+            reason: Reason::Kept,
+            slot,
+            rate_bytes_per_second: kept.rate_bytes_per_second,
+            ..Flight::new(
+                kept.id,
+                kept.entry,
+                source,
+                chunks.clone(),
+                kept.level,
+                self.now,
+            )
+        };
+        self.enter_flight(edge, flight, effects);
+        // Who wants it now may want it more, or less; while nobody has said so it runs on as it
+        // was.
+        let wanted = self.owners_of(edge, kept.entry, &chunks);
+        if !wanted.is_empty() {
+            self.reassess((edge, kept.id), Withdrawal::Advanced, effects);
+        }
+        self.give_slots_to_critical(edge, effects);
+        self.others_may_follow(edge, kept.entry);
+        self.dirty.insert(edge);
+    }
+}

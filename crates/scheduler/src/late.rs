@@ -1,0 +1,175 @@
+//! Time passing: back-offs that end, and CRITICAL fetches that are late.
+//!
+//! A late fetch from the origin gets a second, independent one (a hedge); the first to finish wins.
+//! A late fetch from a peer is given up for another peer or the origin.
+
+use chunkcache_proto::Level;
+
+use super::Scheduler;
+use super::api::{AssignmentId, EdgeId, Effect, From, Reason};
+use super::route::Route;
+use super::state::{Flight, Timer};
+
+impl Scheduler {
+    /// Runs what is due, at most so many: the others are due with the next event.
+    pub(super) fn run_timers(&mut self, most: usize, effects: &mut Vec<Effect>) {
+        for _ in 0..most {
+            let Some(&due) = self.timers.first().filter(|(at, _)| *at <= self.now) else {
+                return;
+            };
+            self.timers.remove(&due);
+            match due.1 {
+                Timer::Edge(edge) => {
+                    self.dirty.insert(edge);
+                }
+                Timer::Source(source) => {
+                    self.away_over(source, effects);
+                    self.woken.insert(source);
+                }
+                Timer::Entry(entry) => {
+                    if let Some(known) = self.entries.get(&entry) {
+                        self.dirty.insert_all(&known.waiting);
+                    }
+                }
+                Timer::Begun(edge, entry) => self.claim_begun(edge, entry),
+                Timer::Flight(edge, id) => self.check_late(edge, id, effects),
+            }
+        }
+    }
+
+    fn check_late(&mut self, edge: EdgeId, id: AssignmentId, effects: &mut Vec<Effect>) {
+        let Some(flight) = self.flight((edge, id)) else {
+            return;
+        };
+        if flight.cancelling || flight.level != Level::Critical || flight.twin.is_some() {
+            return;
+        }
+        let estimate = self.estimate(edge, flight);
+        let allowed = self
+            .config
+            .late_after_ms
+            .max(estimate.saturating_mul(self.config.late_factor));
+        if !flight.slot || self.is_overtaken(edge, id) {
+            // Its edge has not begun it: neither its origin nor its peer is late, and a second one
+            // would not begin sooner.
+            let now = self.now;
+            if let Some(flight) = self.flight_mut((edge, id)) {
+                flight.progress_at = now;
+            }
+            self.timers
+                .insert((now.saturating_add(allowed), Timer::Flight(edge, id)));
+            return;
+        }
+        let due = flight
+            .progress_at
+            .max(flight.assigned_at)
+            .saturating_add(allowed);
+        if self.now < due {
+            self.timers.insert((due, Timer::Flight(edge, id)));
+            return;
+        }
+        match flight.from {
+            // It is as late as the origin fetch it follows, which has its own hedge.
+            From::Peer(_) if flight.upstream.is_some() => {
+                self.timers
+                    .insert((self.now.saturating_add(allowed), Timer::Flight(edge, id)));
+            }
+            From::Peer(peer) => {
+                self.peer_failed(edge, peer);
+                self.cancel_flight((edge, id), effects);
+            }
+            From::Origin => {
+                self.hedge(edge, id, effects);
+                self.timers
+                    .insert((self.now.saturating_add(allowed), Timer::Flight(edge, id)));
+            }
+        }
+    }
+
+    /// As many as the edge runs come before it there: it orders by level and deadline, also what
+    /// was handed out later.
+    fn is_overtaken(&self, edge: EdgeId, id: AssignmentId) -> bool {
+        let Some(state) = self.edges.get(&edge) else {
+            return false;
+        };
+        let place = |flight: &Flight| (flight.level, flight.deadline, flight.id);
+        let under_way = state.flights.iter().filter(|flight| !flight.cancelling);
+        let own = under_way.clone().find(|flight| flight.id == id).map(place);
+        let most = state.max_downloads as usize;
+        own.is_some_and(|own| {
+            under_way
+                .filter(|flight| place(flight) < own)
+                .nth(most)
+                .is_some()
+        })
+    }
+
+    /// A second fetch of what the late one still has to bring first.
+    fn hedge(&mut self, edge: EdgeId, id: AssignmentId, effects: &mut Vec<Effect>) {
+        let Some(flight) = self.flight((edge, id)) else {
+            return;
+        };
+        let (entry, source, deadline) = (flight.entry, flight.source, flight.deadline);
+        let chunk = flight.current();
+        let Some(state) = self.edges.get(&edge) else {
+            return;
+        };
+        if state.critical() > 2 * state.max_downloads || !self.may_fetch(edge) {
+            return;
+        }
+        let Some(Ok(rate)) = self
+            .sources
+            .get(&source)
+            .map(|source| source.offer(Level::Critical, false, self.now))
+        else {
+            return;
+        };
+        let slot = state.slots_used() <= state.max_downloads
+            || self.preempt(edge, Level::Critical, effects);
+        let start = self
+            .entries
+            .get(&entry)
+            .map_or(0, |entry| entry.geometry.chunk_range(chunk).start);
+        let waited = self.owners_of(edge, entry, &(chunk..chunk + 1));
+        let start_at = waited
+            .iter()
+            .filter_map(|owner| self.claims.get(owner))
+            .map(|claim| claim.position)
+            .max()
+            .unwrap_or(0);
+        let chunk_end = self
+            .entries
+            .get(&entry)
+            .map_or(0, |entry| entry.geometry.chunk_range(chunk).end);
+        let start_at = if (start..chunk_end).contains(&start_at) {
+            start_at
+        } else {
+            start
+        };
+        let route = Route {
+            chunks: chunk..chunk + 1,
+            from: From::Origin,
+            upstream: None,
+            rate_bytes_per_second: rate,
+        };
+        let reason = Reason::Hedge(id);
+        let twin = self.start_flight(
+            edge,
+            entry,
+            reason,
+            None,
+            Level::Critical,
+            deadline,
+            route,
+            slot,
+            effects,
+            start_at,
+        );
+        if let Some(flight) = self.flight_mut((edge, id)) {
+            flight.twin = Some(twin);
+        }
+        if let Some(flight) = self.flight_mut((edge, twin)) {
+            flight.twin = Some(id);
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The priority scheduler: a pure, deterministic state machine.
+//!
+//! [`Scheduler::apply`] takes what happened and answers with what is to be done. It decides which
+//! edge fetches which run of chunks next, at which level, and from where. It knows no clock, no
+//! randomness and no I/O; equal input gives equal output, in any process.
+//!
+//! In the order a reader needs: [`api`] (what goes in and out), `claim` (who wants what), `queue`
+//! (in which order), `demand`, `wants`, `begun` and `fill` (where claims come from), `dispatch`
+//! (who gets a slot), `slots` (who gives one up), `space` (where the fill ends), `route` (origin or
+//! which peer), `budget` (what an origin bears), `places` (its connections for what edges ask by
+//! themselves), `away` (what edges that are away have of them), `flights` (a fetch and its level),
+//! `reports` (what became of it), `kept` (from before), `handover` (of a draining edge), `idle`
+//! (what may be forgotten), `edge_set` (many edges at once), `late` (timers, hedges), `membership`
+//! (edges, sources, entries), `explain`.
+//!
+//! Invariants, asserted after each event by the simulation: a chunk has one origin fetch at a time
+//! (but for hedges and an edge's own); slots and connections stay within their limits; no CRITICAL
+//! waits for a slot a lower level has; nothing starves. Docs: RFC 0002.
+
+pub mod api;
+mod away;
+mod begun;
+mod budget;
+mod claim;
+mod config;
+mod demand;
+mod dispatch;
+pub mod edge_choice;
+mod edge_set;
+mod explain;
+mod fill;
+mod flights;
+mod handover;
+mod idle;
+mod kept;
+mod late;
+mod membership;
+mod places;
+mod queue;
+pub mod range_set;
+mod reports;
+mod route;
+#[cfg(test)]
+mod simulation;
+mod slots;
+mod space;
+mod state;
+#[cfg(test)]
+mod tests;
+mod wants;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chunkcache_proto::Level;
+
+use api::{EdgeId, Effect, EntryNo, Event, Millis, SourceId, WantId};
+use claim::Claims;
+pub use config::Config;
+use edge_set::EdgeSet;
+pub use explain::{Decision, DecisionState};
+pub use space::Space;
+pub use state::Flight;
+use state::{Edge, Entry, Line, Source, Timer, Want};
+
+/// The present state of the cluster, as far as fetching is concerned.
+#[derive(Debug)]
+pub struct Scheduler {
+    config: Config,
+    now: Millis,
+    edges: BTreeMap<EdgeId, Edge>,
+    sources: BTreeMap<SourceId, Source>,
+    entries: BTreeMap<EntryNo, Entry>,
+    claims: Claims,
+    wants: BTreeMap<WantId, Want>,
+    timers: BTreeSet<(Millis, Timer)>,
+    /// Edges with something to decide.
+    dirty: EdgeSet,
+    /// Those that have room.
+    roomy: EdgeSet,
+    /// Sources that may bear more than before; their edges are looked at.
+    woken: BTreeSet<SourceId>,
+    /// Those of which some edges are left.
+    waking: BTreeSet<SourceId>,
+    /// Where the next round of planning begins, so that no edge is always first.
+    first_edge: EdgeId,
+    last_assignment: u64,
+}
+
+impl Scheduler {
+    /// Knows nothing yet.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self {
+            last_assignment: config.first_assignment,
+            config,
+            now: 0,
+            edges: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            claims: Claims::default(),
+            wants: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            dirty: EdgeSet::default(),
+            roomy: EdgeSet::default(),
+            woken: BTreeSet::new(),
+            waking: BTreeSet::new(),
+            first_edge: EdgeId(0),
+        }
+    }
+
+    /// Takes an event and appends what is to be done, in the order it is to be sent. Ids that are
+    /// not known, or not any more, change nothing. A clock that goes back is taken as standing
+    /// still.
+    pub fn apply(&mut self, event: Event, now: Millis, effects: &mut Vec<Effect>) {
+        self.now = self.now.max(now);
+        let timers = if matches!(event, Event::Tick) { 64 } else { 4 };
+        self.take(event, effects);
+        self.run_timers(timers, effects);
+        self.plan(effects);
+    }
+
+    /// Something was left for the next event, to keep this one short; a `Tick` at once goes on with
+    /// them.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        let due = self.timers.first().is_some_and(|(at, _)| *at <= self.now);
+        let woken = !self.woken.is_empty() || !self.waking.is_empty();
+        due || woken || !self.dirty.is_empty()
+    }
+
+    fn take(&mut self, event: Event, effects: &mut Vec<Effect>) {
+        match event {
+            Event::EdgeJoined {
+                edge,
+                max_downloads,
+                background_fill,
+            } => {
+                self.edge_joined(edge, max_downloads, background_fill, effects);
+            }
+            Event::EdgeDraining { edge, draining } => self.edge_draining(edge, draining),
+            Event::FetchesKept { edge, fetches } => self.fetches_kept(edge, fetches, effects),
+            Event::EdgeSpace {
+                edge,
+                bytes_used,
+                bytes_allowed,
+            } => self.edge_space(edge, bytes_used, bytes_allowed, effects),
+            Event::EdgeLost { edge } => self.edge_lost(edge, effects),
+            Event::EdgesExpected { edges } => self.edges_expected(&edges, effects),
+            Event::SourceSet {
+                source,
+                max_connections,
+                max_rate_bytes_per_second,
+                background_fill,
+            } => {
+                self.source_set(
+                    source,
+                    max_connections,
+                    max_rate_bytes_per_second,
+                    background_fill,
+                );
+                self.lend_to_all(effects);
+            }
+            Event::SourceRemoved { source } => self.source_removed(source, effects),
+            Event::SourceBackOff { source, until } => self.source_back_off(source, until),
+            Event::EntryOpened {
+                entry,
+                source,
+                geometry,
+            } => {
+                self.entry_opened(entry, source, geometry, effects);
+            }
+            Event::EntryClosed { entry } => self.entry_closed(entry, effects),
+            Event::ChunksHeld {
+                edge,
+                entry,
+                chunks,
+            } => {
+                for range in chunks {
+                    self.hold(edge, entry, range, effects);
+                }
+            }
+            Event::ChunksDropped {
+                edge,
+                entry,
+                chunks,
+            } => {
+                for range in chunks {
+                    self.drop_held(edge, entry, range);
+                }
+            }
+            Event::DemandSet(demand) => self.demand_set(&demand, effects),
+            Event::DemandClosed { reader } => self.demand_closed(reader, effects),
+            Event::WantSet {
+                want,
+                edge,
+                entry,
+                chunks,
+                level,
+            } => {
+                self.want_set(want, edge, entry, chunks, level, false, effects);
+            }
+            Event::HandOver {
+                want,
+                edge,
+                entry,
+                chunks,
+            } => self.want_set(want, edge, entry, chunks, Level::Medium, true, effects),
+            Event::WantClosed { want } => self.want_closed(want, effects),
+            Event::FetchProgressed {
+                edge,
+                assignment,
+                bytes_done,
+            } => {
+                self.fetch_progressed(edge, assignment, bytes_done);
+            }
+            Event::FetchFinished { edge, assignment } => {
+                self.fetch_finished(edge, assignment, effects)
+            }
+            Event::FetchFailed {
+                edge,
+                assignment,
+                fault,
+                retry_after,
+            } => {
+                self.fetch_failed(edge, assignment, fault, retry_after, effects);
+            }
+            Event::FetchCancelled {
+                edge,
+                assignment,
+                begun,
+            } => {
+                self.fetch_cancelled(edge, assignment, &begun, effects);
+            }
+            Event::LocalFetchStarted {
+                edge,
+                assignment,
+                entry,
+                chunks,
+                level,
+            } => {
+                self.local_fetch_started(edge, assignment, entry, chunks, level, effects);
+            }
+            Event::PlacesAsked {
+                edge,
+                source,
+                sequence,
+                held,
+                wanted,
+            } => self.places_asked(edge, source, sequence, held, wanted, effects),
+            Event::BytesTaken {
+                edge,
+                source,
+                bytes,
+            } => self.bytes_taken(edge, source, bytes),
+            Event::Tick => self.lend_again(effects),
+        }
+    }
+
+    fn line(&self, edge: EdgeId, entry: EntryNo) -> Option<&Line> {
+        self.entries.get(&entry)?.lines.get(&edge)
+    }
+
+    fn line_mut(&mut self, edge: EdgeId, entry: EntryNo) -> Option<&mut Line> {
+        self.entries.get_mut(&entry)?.lines.get_mut(&edge)
+    }
+}

@@ -1,0 +1,203 @@
+//! What edges report of their fetches.
+
+use std::ops::Range;
+
+use chunkcache_proto::{ChunkIndex, Level};
+
+use super::Scheduler;
+use super::api::{AssignmentId, EdgeId, Effect, EntryNo, Fault, From, Millis, Reason};
+use super::budget::back_off;
+use super::flights::Withdrawal;
+use super::state::{Flight, Timer};
+use crate::edge_choice::mix;
+
+impl Scheduler {
+    pub(super) fn fetch_progressed(&mut self, edge: EdgeId, id: AssignmentId, bytes_done: u64) {
+        let now = self.now;
+        let Some(flight) = self.flight((edge, id)) else {
+            return;
+        };
+        let geometry = self.entries.get(&flight.entry).map(|entry| entry.geometry);
+        let Some(flight) = self.flight_mut((edge, id)) else {
+            return;
+        };
+        if bytes_done > flight.bytes_done || flight.bytes_done == 0 {
+            flight.progress_at = now;
+        }
+        flight.bytes_done = flight.bytes_done.max(bytes_done);
+        let chunk_size = geometry.map_or(1, |geometry| u64::from(geometry.chunk_size()));
+        flight.chunks_done = u32::try_from(flight.bytes_done / chunk_size).unwrap_or(u32::MAX);
+    }
+
+    pub(super) fn fetch_finished(
+        &mut self,
+        edge: EdgeId,
+        id: AssignmentId,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(flight) = self.flight((edge, id)) else {
+            return;
+        };
+        let (entry, chunks, followers) = (
+            flight.entry,
+            flight.chunks.clone(),
+            flight.followers.clone(),
+        );
+        let (twin, from, source) = (flight.twin, flight.from, flight.source);
+        let took = self.now.saturating_sub(flight.assigned_at)
+            / u64::from(chunks.end - chunks.start).max(1);
+        let bytes = self.bytes_of(entry, &chunks);
+        if let Some(flight) = self.flight_mut((edge, id)) {
+            // All of it came, whatever was reported of it on the way.
+            flight.bytes_done = bytes;
+        }
+        self.hold(edge, entry, chunks.clone(), effects);
+        self.end_flight((edge, id));
+        if let Some(twin) = twin {
+            self.cancel_flight((edge, twin), effects);
+        }
+        match from {
+            From::Origin => {
+                self.origin_succeeded(entry);
+                if let Some(source) = self.sources.get_mut(&source) {
+                    source.chunk_fetch_ms = Some(moving_average(source.chunk_fetch_ms, took));
+                }
+            }
+            From::Peer(peer) => {
+                if let Some(state) = self.edges.get_mut(&edge) {
+                    let view = state.peers.entry(peer).or_default();
+                    view.chunk_fetch_ms = Some(moving_average(view.chunk_fetch_ms, took));
+                    // It sends: what was held against it before is over.
+                    view.failures = 0;
+                    view.bad_until = 0;
+                }
+            }
+        }
+        let now = self.now;
+        if let Some(state) = self.edges.get_mut(&edge) {
+            state.faults = 0;
+        }
+        for follower in followers {
+            if let Some(flight) = self.flight_mut(follower) {
+                flight.upstream = None;
+                // What it waited for until now was the origin: its peer is not late yet.
+                flight.progress_at = now;
+            }
+        }
+    }
+
+    pub(super) fn fetch_cancelled(
+        &mut self,
+        edge: EdgeId,
+        id: AssignmentId,
+        begun: &[ChunkIndex],
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(flight) = self.end_flight((edge, id)) else {
+            return;
+        };
+        self.begun(edge, flight.entry, begun);
+        self.stop_followers(&flight, effects);
+        if let Some(upstream) = flight.upstream {
+            self.reassess(upstream, Withdrawal::Superseded, effects);
+        }
+    }
+
+    pub(super) fn fetch_failed(
+        &mut self,
+        edge: EdgeId,
+        id: AssignmentId,
+        fault: Fault,
+        retry_after: Option<Millis>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(flight) = self.end_flight((edge, id)) else {
+            return;
+        };
+        self.stop_followers(&flight, effects);
+        match fault {
+            Fault::Origin => self.origin_failed(flight.entry, retry_after),
+            Fault::Peer => {
+                if let From::Peer(peer) = flight.from {
+                    self.peer_failed(edge, peer);
+                }
+            }
+            Fault::Edge => {
+                let Some(state) = self.edges.get_mut(&edge) else {
+                    return;
+                };
+                state.faults = state.faults.saturating_add(1);
+                // From some seconds on: a disk is not freed faster.
+                let rest = back_off(
+                    &self.config,
+                    state.faults.saturating_add(4),
+                    mix(u64::from(edge.0)),
+                );
+                state.faulted_until = self.now.saturating_add(rest);
+                self.timers.insert((state.faulted_until, Timer::Edge(edge)));
+            }
+            Fault::Changed => self.entry_changed(flight.entry, effects),
+        }
+    }
+
+    /// The peer is not asked by this edge for a while.
+    pub(super) fn peer_failed(&mut self, edge: EdgeId, peer: EdgeId) {
+        let Some(state) = self.edges.get_mut(&edge) else {
+            return;
+        };
+        let view = state.peers.entry(peer).or_default();
+        view.failures = view.failures.saturating_add(1);
+        let jitter = mix(u64::from(edge.0) << 32 | u64::from(peer.0));
+        view.bad_until = self.now.saturating_add(back_off(
+            &self.config,
+            view.failures.saturating_add(2),
+            jitter,
+        ));
+        self.timers.insert((view.bad_until, Timer::Edge(edge)));
+    }
+
+    /// What they follow brings nothing more: they are planned anew.
+    pub(super) fn stop_followers(&mut self, flight: &Flight, effects: &mut Vec<Effect>) {
+        for &follower in &flight.followers {
+            self.cancel_flight(follower, effects);
+        }
+    }
+
+    pub(super) fn local_fetch_started(
+        &mut self,
+        edge: EdgeId,
+        id: AssignmentId,
+        entry: EntryNo,
+        chunks: Range<ChunkIndex>,
+        level: Level,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(known) = self.entries.get_mut(&entry) else {
+            return;
+        };
+        let chunks = chunks.start..chunks.end.min(known.geometry.chunk_count());
+        let source = known.source;
+        if chunks.is_empty()
+            || !self
+                .edges
+                .get(&edge)
+                .is_some_and(|state| state.alive && state.flight(id).is_none())
+        {
+            return;
+        }
+        known.lines.entry(edge).or_default();
+        let flight = Flight {
+            local: true,
+            reason: Reason::Own,
+            ..Flight::new(id, entry, source, chunks, level, self.now)
+        };
+        self.enter_flight(edge, flight, effects);
+        self.others_may_follow(edge, entry);
+        self.dirty.insert(edge);
+    }
+}
+
+/// An eighth of the newest.
+fn moving_average(old: Option<Millis>, new: Millis) -> Millis {
+    old.map_or(new, |old| (old * 7 + new).div_ceil(8)).max(1)
+}

@@ -1,0 +1,298 @@
+//! The invariants, asserted after each event.
+
+use std::collections::BTreeSet;
+
+use chunkcache_proto::Level;
+
+use super::super::Scheduler;
+use super::super::api::*;
+use super::super::budget::Refusal;
+use super::super::claim::Owner;
+use super::super::route::Way;
+use super::world::World;
+use crate::range_set::RangeSet;
+
+impl World {
+    pub fn check(&self) {
+        self.check_single_origin_fetch();
+        self.check_limits();
+        let seed = self.seed;
+        consistent(&self.scheduler, seed);
+        nobody_waits_behind_a_lower_level(&self.scheduler, seed);
+    }
+
+    /// At the moment it is made, of what the edge does not have.
+    pub fn check_assignment(&self, a: &Assignment) {
+        let edge = &self.edges[a.edge.0 as usize];
+        let chunks = a.first_chunk..a.first_chunk + a.chunk_count;
+        if let Some(held) = edge.held.get(&a.entry)
+            && edge.flights.is_empty()
+        {
+            assert!(
+                !held.intersects(chunks),
+                "seed {}: fetched what is held",
+                self.seed
+            );
+        }
+        assert!(a.chunk_count >= 1);
+        if a.level == Level::Critical
+            && !matches!(
+                a.reason,
+                Reason::Lookahead(_)
+                    | Reason::Want(_)
+                    | Reason::BackgroundFill
+                    | Reason::Begun
+                    | Reason::Hint(_)
+            )
+        {
+            assert_eq!(
+                a.chunk_count, 1,
+                "seed {}: who waits does not wait for a run",
+                self.seed
+            );
+        }
+    }
+
+    /// A chunk has one origin fetch at a time; a hedge, an edge's own fetch and a peer that failed
+    /// are causes.
+    fn check_single_origin_fetch(&self) {
+        let flights = self.edges.iter().flat_map(|edge| edge.flights.values());
+        let origin: Vec<_> = flights
+            .filter(|f| f.a.from == From::Origin && !f.cancelled && !f.local)
+            .collect();
+        for (index, one) in origin.iter().enumerate() {
+            for other in &origin[index + 1..] {
+                let (a, b) = (one.chunks(), other.chunks());
+                if one.a.entry != other.a.entry || a.end <= b.start || b.end <= a.start {
+                    continue;
+                }
+                let hedge = matches!(one.a.reason, Reason::Hedge(_))
+                    || matches!(other.a.reason, Reason::Hedge(_));
+                let newer = if one.a.id < other.a.id { other } else { one };
+                assert!(
+                    hedge || newer.doubtful,
+                    "seed {}: fetched twice:\n{one:?}\n{other:?}",
+                    self.seed
+                );
+            }
+        }
+    }
+
+    /// Connections that are more than a source bears: one more only where the last was given before
+    /// (`note_last_given`), and those of edges that are away beyond the limit only where there are
+    /// more edges than connections: each may have one then.
+    fn over_connections(&self) -> Option<String> {
+        (0..).zip(&self.sources).find_map(|(number, source)| {
+            let id = SourceId(number);
+            let limit = source.max_connections as usize;
+            let (assigned, lent) = (self.assigned_of(id), self.places_held(id));
+            let here = assigned + lent;
+            let given = self.last_given.get(&id);
+            let excepted = usize::from(given.is_some_and(|&given| here <= given));
+            let mut away = self.held_away(id);
+            if self.edges.len() > limit {
+                away = away.min(limit);
+            }
+            let open = here + away;
+            let least = here + away.min(limit.saturating_sub(excepted));
+            (limit > 0 && (open > limit + excepted || least > limit)).then(|| {
+                format!("{open} connections of {limit}: {assigned} assigned, {lent} lent, {away} of edges that are away")
+            })
+        })
+    }
+
+    /// Bytes per second that are more than a source bears.
+    pub fn over_rates(&self) -> Option<String> {
+        (0..).zip(&self.sources).find_map(|(number, source)| {
+            let flights = self.flights_of(SourceId(number));
+            let given: u64 = flights.map(|f| f.a.max_rate_bytes_per_second).sum();
+            (source.max_rate > 0 && given > source.max_rate)
+                .then(|| format!("{given} bytes per second"))
+        })
+    }
+
+    pub fn assigned_of(&self, source: SourceId) -> usize {
+        self.flights_of(source).count()
+    }
+
+    fn flights_of(&self, source: SourceId) -> impl Iterator<Item = &super::world::SimFlight> {
+        let all = self.edges.iter().flat_map(|edge| edge.flights.values());
+        all.filter(move |f| {
+            f.a.from == From::Origin && !f.local && self.entries[f.a.entry.0 as usize].0 == source
+        })
+    }
+
+    fn check_limits(&self) {
+        let over = self.over_connections().filter(|_| !self.unnamed);
+        assert!(over.is_none(), "seed {}: {}", self.seed, over.unwrap());
+        let over = self.over_rates().filter(|_| !self.excused);
+        assert!(over.is_none(), "seed {}: {}", self.seed, over.unwrap());
+        for edge in &self.edges {
+            let active = edge
+                .flights
+                .values()
+                .filter(|f| !f.cancelled && !f.local)
+                .count();
+            assert!(
+                active <= 4 * edge.max as usize + 2,
+                "seed {}: {active} assignments",
+                self.seed
+            );
+        }
+    }
+}
+
+/// Indexes and counters are what they summarise.
+fn consistent(scheduler: &Scheduler, seed: u64) {
+    for (&id, edge) in &scheduler.edges {
+        let used = edge
+            .flights
+            .iter()
+            .filter(|f| f.slot && !f.cancelling && !f.local)
+            .count();
+        assert!(
+            used <= edge.max_downloads as usize + 1,
+            "seed {seed}: {used} slots on {id:?}"
+        );
+        let waits = edge
+            .flights
+            .iter()
+            .any(|f| f.level == Level::Critical && !f.slot && !f.cancelling);
+        let lower = edge
+            .flights
+            .iter()
+            .any(|f| f.level > Level::Critical && f.slot && !f.cancelling && !f.local);
+        assert!(
+            !(waits && lower),
+            "seed {seed}: a CRITICAL fetch has no slot and a lower one has"
+        );
+        let uploads = scheduler
+            .edges
+            .values()
+            .flat_map(|edge| &edge.flights)
+            .filter(|f| f.from == From::Peer(id))
+            .count();
+        assert_eq!(edge.uploads as usize, uploads, "seed {seed}: uploads");
+        assert_eq!(
+            scheduler.roomy.contains(id),
+            edge.has_room(),
+            "seed {seed}: room on {id:?}"
+        );
+    }
+    for (&id, source) in &scheduler.sources {
+        let (mut running, mut queued, mut rate, mut own) = ([0; 4], [0; 4], 0, 0);
+        let mut fetches = BTreeSet::new();
+        let flights = scheduler.edges.iter();
+        for (&edge, f) in flights.flat_map(|(id, edge)| edge.flights.iter().map(move |f| (id, f))) {
+            if f.source == id && f.from == From::Origin {
+                running[f.level as usize] += 1;
+                fetches.insert((f.level, edge, f.id));
+                rate += f.rate_bytes_per_second;
+                own += u32::from(f.local);
+            }
+        }
+        for claim in scheduler
+            .claims
+            .values()
+            .filter(|claim| claim.source == id && claim.queued.is_some())
+        {
+            queued[claim.level as usize] += 1;
+        }
+        assert_eq!(
+            (source.running, source.queued, source.rate_given, source.own),
+            (running, queued, rate, own),
+            "seed {seed}: source"
+        );
+        assert_eq!(source.fetches, fetches, "seed {seed}: fetches of {id:?}");
+        let lent: u32 = source.lent.values().map(|it| it.due.max(it.counted)).sum();
+        assert_eq!(source.places, lent, "seed {seed}: places");
+    }
+    for (&entry, known) in &scheduler.entries {
+        for (&edge, line) in &known.lines {
+            assert_eq!(
+                known.waiting.contains(edge),
+                line.queued > 0,
+                "seed {seed}: who waits for {entry:?}"
+            );
+            let mut covered: RangeSet<u32> = line.held.clone();
+            let flights = scheduler
+                .edges
+                .get(&edge)
+                .map_or(&[][..], |edge| &edge.flights[..]);
+            for flight in flights.iter().filter(|flight| flight.entry == entry) {
+                covered.insert(flight.brings());
+            }
+            assert_eq!(
+                line.covered, covered,
+                "seed {seed}: what is covered of {entry:?} on {edge:?}"
+            );
+        }
+    }
+    for (owner, claim) in &scheduler.claims {
+        let mut looked = claim.clone();
+        looked.cursor = 0;
+        let line = scheduler.line(claim.edge, claim.entry).unwrap();
+        if let Some((gap, _)) = looked.first_gap(&line.covered) {
+            assert!(
+                claim.queued.is_some(),
+                "seed {seed}: {owner:?} is not queued for {gap}"
+            );
+            assert!(
+                claim.cursor <= gap,
+                "seed {seed}: {owner:?} has passed {gap}"
+            );
+        }
+    }
+}
+
+/// A CRITICAL claim that is left in the queue has a reason other than a lower level.
+fn nobody_waits_behind_a_lower_level(scheduler: &Scheduler, seed: u64) {
+    for (owner, claim) in &scheduler.claims {
+        let ready = claim
+            .queued
+            .is_some_and(|key| key.not_before <= scheduler.now);
+        if !matches!(owner, Owner::Waiting(_)) || !ready || !scheduler.may_fetch(claim.edge) {
+            continue;
+        }
+        let line = scheduler.line(claim.edge, claim.entry).unwrap();
+        if line.covered.contains(claim.span.start) {
+            continue;
+        }
+        let edge = &scheduler.edges[&claim.edge];
+        match scheduler.way(
+            claim.edge,
+            claim.entry,
+            claim.span.start,
+            claim.span.end,
+            Level::Critical,
+            false,
+        ) {
+            Way::Take(route) => {
+                assert!(
+                    edge.critical() > 2 * edge.max_downloads,
+                    "seed {seed}: {owner:?} could have {route:?}"
+                );
+            }
+            Way::Split(_) => {
+                assert!(
+                    edge.critical() > 2 * edge.max_downloads,
+                    "seed {seed}: {owner:?} could split"
+                );
+            }
+            Way::Refused(Refusal::Connections) if edge.critical() <= 2 * edge.max_downloads => {
+                let flights = || {
+                    let all = scheduler.edges.values().flat_map(|edge| &edge.flights);
+                    all.filter(|f| f.source == claim.source && f.from == From::Origin)
+                };
+                let lower =
+                    flights().any(|f| f.level > Level::Critical && !f.cancelling && !f.local);
+                let leaving = flights().any(|f| f.cancelling);
+                assert!(
+                    !lower || leaving,
+                    "seed {seed}: {owner:?} waits behind a lower level's connection"
+                );
+            }
+            Way::Refused(_) | Way::Wait(_) => {}
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! What the scheduler remembers: edges with their flights, sources, entries with a line per edge.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use chunkcache_proto::{ChunkIndex, Geometry, Level};
+
+use super::api::{AssignmentId, EdgeId, EntryNo, From, Kept, Millis, Reason, SourceId};
+use super::away::Away;
+use super::claim::Owner;
+use super::edge_set::EdgeSet;
+use super::queue::LevelQueue;
+use super::space::Space;
+use crate::range_set::RangeSet;
+
+/// Names a flight: local ids of two edges may be equal.
+pub type FlightKey = (EdgeId, AssignmentId);
+
+/// A fetch an edge was given, or began by itself.
+#[derive(Clone, Debug)]
+pub struct Flight {
+    pub id: AssignmentId,
+    pub entry: EntryNo,
+    pub source: SourceId,
+    pub chunks: Range<ChunkIndex>,
+    pub level: Level,
+    pub deadline: Millis,
+    pub from: From,
+    pub reason: Reason,
+    /// Whose turn it was.
+    pub owner: Option<Owner>,
+    /// It occupies one of the edge's slots; else it was handed out ahead.
+    pub slot: bool,
+    /// Told to stop; still there until the edge says so.
+    pub cancelling: bool,
+    /// The edge's own.
+    pub local: bool,
+    /// Granted by a level's minimal share: only CRITICAL may take its slot.
+    pub shared: bool,
+    pub assigned_at: Millis,
+    pub progress_at: Millis,
+    pub bytes_done: u64,
+    /// Chunks surely written.
+    pub chunks_done: u32,
+    /// Of the source's rate.
+    pub rate_bytes_per_second: u64,
+    /// The other one of a hedged pair.
+    pub twin: Option<AssignmentId>,
+    /// The origin fetch of the peer this one follows.
+    pub upstream: Option<FlightKey>,
+    /// Fetches of other edges that follow this one.
+    pub followers: Vec<FlightKey>,
+}
+
+impl Flight {
+    /// From the origin, of nobody in particular, begun now. What differs is said where it is made.
+    pub fn new(
+        id: AssignmentId,
+        entry: EntryNo,
+        source: SourceId,
+        chunks: Range<ChunkIndex>,
+        level: Level,
+        now: Millis,
+    ) -> Self {
+        Self {
+            id,
+            entry,
+            source,
+            chunks,
+            level,
+            deadline: now,
+            from: From::Origin,
+            reason: Reason::BackgroundFill,
+            owner: None,
+            slot: true,
+            cancelling: false,
+            local: false,
+            shared: false,
+            assigned_at: now,
+            progress_at: now,
+            bytes_done: 0,
+            chunks_done: 0,
+            rate_bytes_per_second: 0,
+            twin: None,
+            upstream: None,
+            followers: Vec::new(),
+        }
+    }
+
+    /// It has one of its edge's slots from now on: how long it waited for that says nothing of
+    /// where it comes from.
+    pub fn begin(&mut self, now: Millis) {
+        self.slot = true;
+        self.progress_at = now;
+    }
+
+    /// The chunk it is at.
+    pub fn current(&self) -> ChunkIndex {
+        (self.chunks.start + self.chunks_done).min(self.chunks.end.saturating_sub(1))
+    }
+
+    /// What it brings, or may: a cancelled one ends with the chunk it is at, and the report of how
+    /// far it is may be one chunk late. What it has brought counts until it ends: those chunks are
+    /// written, and their rows on the way.
+    pub fn brings(&self) -> Range<ChunkIndex> {
+        if self.cancelling {
+            self.chunks.start..(self.current() + 2).min(self.chunks.end)
+        } else {
+            self.chunks.clone()
+        }
+    }
+
+    pub fn is_from_origin(&self) -> bool {
+        self.from == From::Origin
+    }
+
+    pub fn overlaps(&self, chunks: &Range<ChunkIndex>) -> bool {
+        self.chunks.start < chunks.end && chunks.start < self.chunks.end
+    }
+}
+
+/// How a peer behaves toward one edge.
+#[derive(Clone, Debug, Default)]
+pub struct PeerView {
+    pub chunk_fetch_ms: Option<Millis>,
+    pub bad_until: Millis,
+    pub failures: u32,
+}
+
+/// An edge of the cluster, also one that is only known by its rows.
+#[derive(Clone, Debug, Default)]
+pub struct Edge {
+    pub alive: bool,
+    pub draining: bool,
+    pub max_downloads: u32,
+    pub background_fill: bool,
+    pub space: Space,
+    /// Said before it joined.
+    pub kept: Vec<Kept>,
+    /// Disk full or bad: nothing is assigned before.
+    pub faulted_until: Millis,
+    pub faults: u32,
+    /// A few: at most two a slot, and what is being cancelled.
+    pub flights: Vec<Flight>,
+    /// Chunks it sends to peers now, one a flight.
+    pub uploads: u32,
+    /// Grants below CRITICAL, for the minimal shares.
+    pub grants: u64,
+    pub queues: [LevelQueue; 4],
+    pub peers: BTreeMap<EdgeId, PeerView>,
+}
+
+impl Edge {
+    pub fn flight(&self, id: AssignmentId) -> Option<&Flight> {
+        self.flights.iter().find(|flight| flight.id == id)
+    }
+
+    pub fn flight_mut(&mut self, id: AssignmentId) -> Option<&mut Flight> {
+        self.flights.iter_mut().find(|flight| flight.id == id)
+    }
+
+    pub fn slots_used(&self) -> u32 {
+        self.flights
+            .iter()
+            .filter(|flight| flight.slot && !flight.cancelling)
+            .count() as u32
+    }
+
+    pub fn handed_ahead(&self) -> u32 {
+        self.flights
+            .iter()
+            .filter(|flight| !flight.slot && !flight.cancelling)
+            .count() as u32
+    }
+
+    /// Something could be assigned to it, or someone waits who makes room.
+    pub fn has_room(&self) -> bool {
+        let room =
+            self.slots_used() < self.max_downloads || self.handed_ahead() < self.max_downloads;
+        self.alive && (room || !self.queues[Level::Critical as usize].is_empty())
+    }
+
+    pub fn critical(&self) -> u32 {
+        let critical = |flight: &&Flight| flight.level == Level::Critical && !flight.cancelling;
+        self.flights.iter().filter(critical).count() as u32
+    }
+}
+
+/// An origin.
+#[derive(Clone, Debug, Default)]
+pub struct Source {
+    pub registered: bool,
+    pub max_connections: u32,
+    pub max_rate_bytes_per_second: u64,
+    pub background_fill: Option<bool>,
+    pub back_off_until: Millis,
+    pub failures: u32,
+    /// Fetches from it under way, by level, those being cancelled included.
+    pub running: [u32; 4],
+    /// The same, by name.
+    pub fetches: BTreeSet<(Level, EdgeId, AssignmentId)>,
+    /// Claims in queues, by level.
+    pub queued: [u32; 4],
+    /// Of these, fetches that edges began by themselves: they run in places lent.
+    pub own: u32,
+    /// Connections lent to edges that are there, for what they ask by themselves.
+    pub lent: BTreeMap<EdgeId, Lent>,
+    /// All that are lent, or about to be.
+    pub places: u32,
+    /// What edges that are away may have open still.
+    pub away: BTreeMap<EdgeId, Away>,
+    /// Until then not even the last connection is another's; 0: that is over.
+    pub all_away_until: Millis,
+    /// Sum of what its fetches may take.
+    pub rate_given: u64,
+    /// Bytes per second that edges took by themselves lately, and when they said so.
+    pub taken: BTreeMap<EdgeId, (u64, Millis)>,
+    /// Token bucket, in bytes; below zero: a debt.
+    pub tokens: i64,
+    pub tokens_at: Millis,
+    /// Grants below CRITICAL.
+    pub grants: u64,
+    pub chunk_fetch_ms: Option<Millis>,
+    /// Edges with claims in a queue, and how many.
+    pub waiting_edges: BTreeMap<EdgeId, u32>,
+    /// Where waking its edges goes on.
+    pub wake_from: EdgeId,
+    /// Edges still to be looked at since the source was last woken.
+    pub wake_left: usize,
+    /// A timer to look again is set for then.
+    pub timer_at: Millis,
+}
+
+/// Places of a source on one edge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lent {
+    /// As the edge said last.
+    pub wanted: u32,
+    /// What it is to have.
+    pub due: u32,
+    /// What it was told last, and with which number.
+    pub granted: u32,
+    pub sequence: u64,
+    /// What it may have open by now, for all that is known.
+    pub counted: u32,
+    pub alone: u32,
+    /// Its part of the rate; 0: no limit.
+    pub alone_rate: u64,
+    /// It asked, and was not answered yet.
+    pub asked: bool,
+}
+
+/// An entry on one edge.
+#[derive(Clone, Debug, Default)]
+pub struct Line {
+    /// Durable there.
+    pub held: RangeSet<ChunkIndex>,
+    /// Held, or on its way there.
+    pub covered: RangeSet<ChunkIndex>,
+    /// Chunks waited for.
+    pub waiting: BTreeSet<(ChunkIndex, Owner)>,
+    /// Lookaheads by their first chunk; none is longer than the entry's longest.
+    pub windows: BTreeSet<(ChunkIndex, Owner)>,
+    /// Hints, wants, what was begun and the fill, by their first chunk.
+    pub wide: BTreeSet<(ChunkIndex, Owner)>,
+    /// Half written there by fetches that were stopped, and until when they are kept; the oldest
+    /// first.
+    pub begun: Vec<(ChunkIndex, Millis)>,
+    /// Claims in a queue.
+    pub queued: u32,
+}
+
+/// An object.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub source: SourceId,
+    pub geometry: Geometry,
+    /// The object is another one now.
+    pub changed: bool,
+    pub back_off_until: Millis,
+    pub failures: u32,
+    pub lines: BTreeMap<EdgeId, Line>,
+    /// Edges with claims of it in a queue.
+    pub waiting: EdgeSet,
+}
+
+/// A want, while it is open.
+#[derive(Clone, Debug)]
+pub struct Want {
+    pub chunks: RangeSet<ChunkIndex>,
+    /// Chunks not held there yet.
+    pub missing: u64,
+    /// Of what a draining edge hands over: the origin is not asked.
+    pub from_edges_only: bool,
+}
+
+/// Something to look at again later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Timer {
+    Edge(EdgeId),
+    Source(SourceId),
+    Entry(EntryNo),
+    Begun(EdgeId, EntryNo),
+    Flight(EdgeId, AssignmentId),
+}

@@ -1,0 +1,552 @@
+//! One scenario a test. The invariants at large are the simulation's
+//! (`tests/scheduler_simulation.rs`).
+#![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
+
+mod begun;
+mod handover;
+mod late;
+mod lookahead;
+mod places;
+mod shares;
+mod space;
+
+use chunkcache_proto::{ChunkIndex, Geometry, Level};
+
+use super::api::*;
+use super::{Config, Scheduler};
+
+const CHUNK: u64 = 2 << 20;
+const MOVIE: EntryNo = EntryNo(1);
+const ORIGIN: SourceId = SourceId(1);
+
+/// A scheduler, its clock, and what it said last.
+struct Bench {
+    scheduler: Scheduler,
+    now: Millis,
+}
+
+impl Bench {
+    fn new(edges: u32, max_downloads: u32) -> Self {
+        let mut bench = Self {
+            scheduler: Scheduler::new(Config::default()),
+            now: 1_000,
+        };
+        bench.source(0, 0);
+        for edge in 0..edges {
+            bench.apply(Event::EdgeJoined {
+                edge: EdgeId(edge),
+                max_downloads,
+                background_fill: false,
+            });
+        }
+        let geometry = Geometry::new(100 * CHUNK, CHUNK as u32).unwrap();
+        bench.apply(Event::EntryOpened {
+            entry: MOVIE,
+            source: ORIGIN,
+            geometry,
+        });
+        bench
+    }
+
+    fn source(&mut self, max_connections: u32, max_rate_bytes_per_second: u64) -> Vec<Effect> {
+        self.apply(Event::SourceSet {
+            source: ORIGIN,
+            max_connections,
+            max_rate_bytes_per_second,
+            background_fill: None,
+        })
+    }
+
+    fn apply(&mut self, event: Event) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.scheduler.apply(event, self.now, &mut effects);
+        effects
+    }
+
+    /// Three fetches an edge; its entries are completed.
+    fn filling(edges: u32) -> Self {
+        let mut bench = Self::new(edges, 3);
+        bench.apply(Event::SourceSet {
+            source: ORIGIN,
+            max_connections: 0,
+            max_rate_bytes_per_second: 0,
+            background_fill: Some(true),
+        });
+        bench
+    }
+
+    fn read(&mut self, edge: u32, number: u64, position: u64, waiting: bool) -> Vec<Effect> {
+        self.apply(Event::DemandSet(demand(edge, number, position, waiting)))
+    }
+
+    fn want(&mut self, want: u64, edge: u32, chunks: std::ops::Range<ChunkIndex>) -> Vec<Effect> {
+        let edge = EdgeId(edge);
+        self.apply(Event::WantSet {
+            want: WantId(want),
+            edge,
+            entry: MOVIE,
+            chunks: vec![chunks],
+            level: Level::Medium,
+        })
+    }
+
+    fn finish(&mut self, edge: u32, assignment: AssignmentId) -> Vec<Effect> {
+        self.apply(Event::FetchFinished {
+            edge: EdgeId(edge),
+            assignment,
+        })
+    }
+
+    fn after(&mut self, ms: Millis) -> Vec<Effect> {
+        self.now += ms;
+        self.apply(Event::Tick)
+    }
+}
+
+fn demand(edge: u32, number: u64, position: u64, waiting: bool) -> Demand {
+    Demand {
+        reader: ReaderId {
+            edge: EdgeId(edge),
+            number,
+        },
+        entry: MOVIE,
+        position,
+        end: 100 * CHUNK,
+        waiting,
+        rate_bytes_per_second: 1_000_000,
+        buffered_bytes: 0,
+        lookahead_bytes: 0,
+        paused: false,
+        hints: Vec::new(),
+    }
+}
+
+fn assigned(effects: &[Effect]) -> Vec<Assignment> {
+    let assignment = |effect: &Effect| match effect {
+        Effect::Assign(assignment) => Some(assignment.clone()),
+        _ => None,
+    };
+    effects.iter().filter_map(assignment).collect()
+}
+
+fn cancelled(effects: &[Effect]) -> Vec<AssignmentId> {
+    let id = |effect: &Effect| match effect {
+        Effect::Cancel { assignment, .. } => Some(*assignment),
+        _ => None,
+    };
+    effects.iter().filter_map(id).collect()
+}
+
+#[test]
+fn a_reader_gets_its_chunk_from_its_byte_and_then_its_lookahead() {
+    let mut bench = Bench::new(1, 3);
+    let effects = bench.read(0, 1, 5 * CHUNK + 77, true);
+    let given = assigned(&effects);
+    assert_eq!(
+        (given[0].level, given[0].first_chunk, given[0].chunk_count),
+        (Level::Critical, 5, 1)
+    );
+    assert_eq!(given[0].start_at, 5 * CHUNK + 77);
+    assert_eq!(
+        (given[1].level, given[1].first_chunk, given[1].chunk_count),
+        (Level::High, 6, 4)
+    );
+    let last = given.last().unwrap();
+    assert!(
+        last.first_chunk + last.chunk_count <= 17,
+        "the request is bytes=N-, the fetch is the lookahead: {last:?}"
+    );
+}
+
+#[test]
+fn a_seek_cancels_what_it_superseded_and_fetches_its_target_at_once() {
+    let mut bench = Bench::new(1, 3);
+    let before = assigned(&bench.read(0, 1, 0, true));
+    let effects = bench.read(0, 1, 60 * CHUNK, true);
+    let given = assigned(&effects);
+    assert_eq!(
+        (given[0].level, given[0].first_chunk),
+        (Level::Critical, 60)
+    );
+    let high: Vec<_> = before
+        .iter()
+        .filter(|a| a.level == Level::High)
+        .map(|a| a.id)
+        .collect();
+    assert!(
+        high.iter().all(|id| cancelled(&effects).contains(id)),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn a_reader_that_reads_on_lets_its_last_chunk_be_finished() {
+    let mut bench = Bench::new(1, 3);
+    let before = assigned(&bench.read(0, 1, 0, true));
+    let effects = bench.read(0, 1, CHUNK, false);
+    assert!(!cancelled(&effects).contains(&before[0].id));
+    let lowered = Effect::Reprioritise {
+        edge: EdgeId(0),
+        assignment: before[0].id,
+        level: Level::Low,
+        deadline_ms: u32::MAX,
+    };
+    assert!(effects.contains(&lowered), "{effects:?}");
+}
+
+#[test]
+fn critical_takes_the_slot_of_a_job() {
+    let mut bench = Bench::new(1, 2);
+    let jobs = assigned(&bench.want(1, 0, 0..80));
+    assert_eq!(jobs.len(), 4, "two slots, two ahead");
+    let one_chunk = |number, chunk| Demand {
+        end: (chunk + 1) * CHUNK,
+        ..demand(0, number, chunk * CHUNK, true)
+    };
+    // The reserved slot.
+    assert_eq!(
+        cancelled(&bench.apply(Event::DemandSet(one_chunk(1, 90)))),
+        vec![]
+    );
+    let effects = bench.apply(Event::DemandSet(one_chunk(2, 95)));
+    assert_eq!(cancelled(&effects).len(), 1);
+    assert!(
+        assigned(&effects)
+            .iter()
+            .any(|a| a.level == Level::Critical && a.first_chunk == 95)
+    );
+}
+
+#[test]
+fn an_urgent_lookahead_takes_the_slot_of_a_job_too() {
+    let mut bench = Bench::new(1, 2);
+    bench.want(1, 0, 0..80);
+    let effects = bench.read(0, 1, 90 * CHUNK, true);
+    assert_eq!(cancelled(&effects).len(), 1);
+    assert_eq!(
+        assigned(&effects)
+            .iter()
+            .map(|a| a.level)
+            .collect::<Vec<_>>(),
+        [Level::Critical, Level::High]
+    );
+}
+
+#[test]
+fn one_edge_asks_the_origin_and_the_other_follows_it() {
+    let mut bench = Bench::new(2, 3);
+    bench.read(0, 1, 0, true);
+    let effects = bench.read(1, 1, 0, true);
+    assert!(
+        assigned(&effects)
+            .iter()
+            .all(|a| a.from == From::Peer(EdgeId(0))),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn a_peer_that_is_lost_is_replaced_by_the_origin_at_once() {
+    let mut bench = Bench::new(2, 3);
+    bench.apply(Event::ChunksHeld {
+        edge: EdgeId(0),
+        entry: MOVIE,
+        chunks: std::iter::once(0..100).collect(),
+    });
+    let given = assigned(&bench.read(1, 1, 0, true));
+    assert_eq!(given[0].from, From::Peer(EdgeId(0)));
+    let effects = bench.apply(Event::EdgeLost { edge: EdgeId(0) });
+    assert!(cancelled(&effects).contains(&given[0].id));
+    bench.apply(Event::FetchCancelled {
+        edge: EdgeId(1),
+        assignment: given[0].id,
+        begun: Vec::new(),
+    });
+    let explained = bench.scheduler.explain(MOVIE, 0, bench.now);
+    assert_eq!(explained[0].from, From::Origin);
+}
+
+#[test]
+fn a_waiter_does_not_stand_behind_the_rest_of_a_run() {
+    let mut bench = Bench::new(1, 3);
+    let job = assigned(&bench.want(1, 0, 0..8));
+    let effects = bench.read(0, 1, 6 * CHUNK, true);
+    assert_eq!(cancelled(&effects), vec![job[0].id]);
+    let first = &assigned(&effects)[0];
+    assert_eq!((first.level, first.first_chunk), (Level::Critical, 6));
+}
+
+#[test]
+fn connections_hold_and_critical_has_its_part() {
+    let mut bench = Bench::new(1, 8);
+    bench.source(4, 0);
+    assert_eq!(assigned(&bench.want(1, 0, 0..90)).len(), 3);
+    assert_eq!(assigned(&bench.read(0, 1, 95 * CHUNK, true)).len(), 1);
+    let effects = bench.read(0, 2, 97 * CHUNK, true);
+    assert_eq!(cancelled(&effects).len(), 1, "a job gives its connection");
+    let gone = cancelled(&effects)[0];
+    let effects = bench.apply(Event::FetchCancelled {
+        edge: EdgeId(0),
+        assignment: gone,
+        begun: Vec::new(),
+    });
+    assert_eq!(assigned(&effects)[0].level, Level::Critical);
+}
+
+#[test]
+fn rates_given_never_exceed_the_rate_of_the_source() {
+    let mut bench = Bench::new(1, 8);
+    bench.source(0, 10_000_000);
+    let mut given = assigned(&bench.want(1, 0, 0..90));
+    for reader in 0..6 {
+        given.extend(assigned(&bench.read(
+            0,
+            reader,
+            (90 + reader) * CHUNK,
+            true,
+        )));
+    }
+    assert!(given.iter().all(|a| a.max_rate_bytes_per_second > 0));
+    assert!(
+        given
+            .iter()
+            .map(|a| a.max_rate_bytes_per_second)
+            .sum::<u64>()
+            <= 10_000_000
+    );
+}
+
+fn taken(edge: u32, bytes: u64) -> Event {
+    Event::BytesTaken {
+        edge: EdgeId(edge),
+        source: ORIGIN,
+        bytes,
+    }
+}
+
+#[test]
+fn what_an_edge_takes_by_itself_is_given_to_nobody_while_it_goes_on() {
+    const RATE: u64 = 10_000_000;
+    let mut bench = Bench::new(2, 8);
+    let parts = |effects: &[Effect]| -> Vec<u64> {
+        let parts = effects.iter().filter_map(|effect| match effect {
+            Effect::Places { alone_rate, .. } => Some(*alone_rate),
+            _ => None,
+        });
+        parts.collect()
+    };
+    assert_eq!(parts(&bench.source(0, RATE)), [RATE / 2; 2]);
+    assert_eq!(parts(&bench.source(0, RATE)), [0; 0], "said once");
+    let given = |bench: &mut Bench| -> u64 {
+        let given =
+            (0..6).flat_map(|reader| assigned(&bench.read(0, reader, reader * 9 * CHUNK, true)));
+        given.map(|a| a.max_rate_bytes_per_second).sum()
+    };
+    bench.apply(taken(0, 4_000_000));
+    let beside = given(&mut bench);
+    assert!((4_000_000..=RATE - 4_000_000).contains(&beside), "{beside}");
+    for was_taken in [false, true] {
+        let mut bench = Bench::new(2, 8);
+        bench.source(0, RATE);
+        if was_taken {
+            bench.apply(taken(0, 4_000_000));
+            bench.after(3_000);
+        }
+        let alone = given(&mut bench);
+        assert!((RATE - 4_000_000 + 1..=RATE).contains(&alone), "{alone}");
+    }
+    // However much they take, readers have their half.
+    let mut bench = Bench::new(2, 8);
+    bench.source(0, RATE);
+    bench.apply(taken(1, 9 * RATE));
+    assert_eq!(assigned(&bench.read(0, 1, 0, true)).len(), 1);
+}
+
+#[test]
+fn what_an_edge_takes_by_itself_is_taken_from_the_rate() {
+    let mut bench = Bench::new(1, 3);
+    let rate = 4 * CHUNK;
+    bench.source(0, rate);
+    // A second of it was in the bucket.
+    bench.apply(taken(0, 3 * rate));
+    assert_eq!(assigned(&bench.want(1, 0, 0..90)), []);
+    let mut came = 0;
+    for _ in 0..18 {
+        came += assigned(&bench.after(100)).len();
+    }
+    assert_eq!(came, 0, "the debt is not paid");
+    for _ in 0..9 {
+        came += assigned(&bench.after(100)).len();
+    }
+    assert!(came > 0);
+}
+
+#[test]
+fn what_came_is_taken_from_the_rate_also_where_no_progress_was_reported() {
+    let mut bench = Bench::new(1, 3);
+    let rate = 4 * CHUNK;
+    bench.source(0, rate);
+    // The bucket holds two seconds of the rate: then it is empty, however fast the fetches end.
+    let (mut open, mut came) = (assigned(&bench.want(1, 0, 0..90)), 0);
+    while let Some(next) = open.pop() {
+        came += u64::from(next.chunk_count) * CHUNK;
+        open.extend(assigned(&bench.finish(0, next.id)));
+        assert!(came < 4 * rate, "no end of it");
+    }
+    assert!(
+        came >= rate && came <= 3 * rate,
+        "{came} bytes of {rate} a second"
+    );
+}
+
+#[test]
+fn an_origin_that_asks_for_rest_gets_it() {
+    let mut bench = Bench::new(1, 3);
+    bench.apply(Event::SourceBackOff {
+        source: ORIGIN,
+        until: bench.now + 5_000,
+    });
+    assert_eq!(bench.read(0, 1, 0, true), vec![]);
+    assert_eq!(bench.after(4_900), vec![]);
+    assert_eq!(assigned(&bench.after(200))[0].level, Level::Critical);
+}
+
+#[test]
+fn a_failure_is_tried_again_after_a_rest() {
+    let mut bench = Bench::new(1, 3);
+    let first = assigned(&bench.read(0, 1, 0, true))[0].clone();
+    let failed = Event::FetchFailed {
+        edge: EdgeId(0),
+        assignment: first.id,
+        fault: Fault::Origin,
+        retry_after: None,
+    };
+    assert!(assigned(&bench.apply(failed)).is_empty());
+    assert_eq!(assigned(&bench.after(250))[0].first_chunk, 0);
+}
+
+#[test]
+fn a_late_critical_fetch_is_hedged_and_the_loser_stopped() {
+    let mut bench = Bench::new(1, 3);
+    let first = assigned(&bench.read(0, 1, 0, true))[0].clone();
+    let hedge = assigned(&bench.after(1_100))
+        .into_iter()
+        .find(|a| matches!(a.reason, Reason::Hedge(_)))
+        .unwrap();
+    assert_eq!(
+        (hedge.reason, hedge.first_chunk),
+        (Reason::Hedge(first.id), 0)
+    );
+    assert_eq!(cancelled(&bench.finish(0, hedge.id)), vec![first.id]);
+}
+
+#[test]
+fn a_want_is_done_when_its_edge_holds_it() {
+    let mut bench = Bench::new(1, 3);
+    let job = assigned(&bench.want(7, 0, 0..4));
+    assert!(
+        bench
+            .finish(0, job[0].id)
+            .contains(&Effect::WantDone { want: WantId(7) })
+    );
+}
+
+#[test]
+fn background_fill_runs_only_when_nothing_above_needs_the_origin() {
+    let mut bench = Bench::filling(1);
+    let fill = assigned(&bench.apply(Event::ChunksHeld {
+        edge: EdgeId(0),
+        entry: MOVIE,
+        chunks: std::iter::once(0..3).collect(),
+    }));
+    assert!(!fill.is_empty() && fill.iter().all(|a| a.reason == Reason::BackgroundFill));
+    let effects = bench.read(0, 1, 80 * CHUNK, true);
+    let ids: Vec<_> = fill.iter().map(|a| a.id).collect();
+    assert!(ids.iter().all(|id| cancelled(&effects).contains(id)));
+    assert!(assigned(&effects).iter().all(|a| a.level <= Level::High));
+}
+
+#[test]
+fn unknown_ids_change_nothing() {
+    let mut bench = Bench::new(1, 3);
+    let (edge, assignment) = (EdgeId(9), AssignmentId(99));
+    for event in [
+        Event::FetchFinished { edge, assignment },
+        Event::FetchCancelled {
+            edge: EdgeId(0),
+            assignment,
+            begun: Vec::new(),
+        },
+        Event::FetchProgressed {
+            edge,
+            assignment,
+            bytes_done: 1,
+        },
+        Event::EntryClosed { entry: EntryNo(9) },
+        Event::SourceRemoved {
+            source: SourceId(9),
+        },
+        Event::EdgeLost { edge },
+        Event::WantClosed { want: WantId(9) },
+        Event::DemandClosed {
+            reader: ReaderId { edge, number: 1 },
+        },
+        Event::DemandSet(Demand {
+            entry: EntryNo(9),
+            ..demand(0, 1, 0, true)
+        }),
+        Event::DemandSet(demand(9, 1, 0, true)),
+    ] {
+        assert_eq!(bench.apply(event), vec![]);
+    }
+    assert_eq!(bench.scheduler.queued_by_level(), [0; 4]);
+}
+
+#[test]
+fn explain_names_level_state_source_and_reason() {
+    let mut bench = Bench::new(2, 3);
+    bench.read(0, 1, 0, true);
+    bench.read(0, 2, 0, true);
+    let decision = &bench.scheduler.explain(MOVIE, 0, bench.now)[0];
+    assert_eq!(
+        (decision.level, decision.from, decision.readers),
+        (Level::Critical, From::Origin, 2)
+    );
+    assert_eq!(decision.state.name(), "assigned");
+    assert_eq!(
+        decision.reason,
+        Reason::ReaderWaits(ReaderId {
+            edge: EdgeId(0),
+            number: 1
+        })
+    );
+}
+
+/// A reason is of now: a job's fetch that a reader came to wait for, and one that the edge began by
+/// itself.
+#[test]
+fn explain_names_the_reason_of_now() {
+    let mut bench = Bench::new(2, 3);
+    bench.want(0, 0, 0..1);
+    let why = |bench: &Bench, chunk| bench.scheduler.explain(MOVIE, chunk, bench.now)[0].reason;
+    assert!(matches!(why(&bench, 0), Reason::Want(_)));
+    bench.read(0, 1, 0, true);
+    assert!(matches!(why(&bench, 0), Reason::ReaderWaits(_)));
+    bench.apply(Event::LocalFetchStarted {
+        edge: EdgeId(0),
+        assignment: AssignmentId(1 << 63),
+        entry: MOVIE,
+        chunks: 90..91,
+        level: Level::Critical,
+    });
+    assert_eq!(why(&bench, 90), Reason::Own);
+}
+
+#[test]
+fn who_reads_from_a_peer_raises_the_fetch_it_follows() {
+    let mut bench = Bench::new(2, 3);
+    let job = assigned(&bench.want(1, 0, 0..1));
+    let effects = bench.read(1, 1, 0, true);
+    let raised = |effect: &Effect| matches!(effect, Effect::Reprioritise { edge: EdgeId(0), assignment, level: Level::Critical, .. } if *assignment == job[0].id);
+    assert!(effects.iter().any(raised), "{effects:?}");
+}

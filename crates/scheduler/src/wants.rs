@@ -1,0 +1,186 @@
+//! What services and jobs ask for, and what edges hold.
+
+use std::ops::Range;
+
+use chunkcache_proto::{ChunkIndex, Level};
+
+use super::Scheduler;
+use super::api::{EdgeId, Effect, EntryNo, WantId};
+use super::claim::{Claim, Owner};
+use super::flights::Withdrawal;
+use super::state::Want;
+use crate::range_set::RangeSet;
+
+impl Scheduler {
+    /// `from_edges_only`: of a hand-over.
+    #[allow(clippy::too_many_arguments)] // the fields of one event
+    pub(super) fn want_set(
+        &mut self,
+        want: WantId,
+        edge: EdgeId,
+        entry: EntryNo,
+        chunks: Vec<Range<ChunkIndex>>,
+        level: Level,
+        from_edges_only: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.want_closed(want, effects);
+        let Some(known) = self.entries.get_mut(&entry) else {
+            return;
+        };
+        let count = known.geometry.chunk_count();
+        let source = known.source;
+        let chunks: RangeSet<ChunkIndex> = chunks
+            .into_iter()
+            .map(|range| range.start.min(count)..range.end.min(count))
+            .collect();
+        let line = known.lines.entry(edge).or_default();
+        let held: u64 = chunks.iter().map(|range| line.held.count_in(range)).sum();
+        let missing = chunks.count() - held;
+        let Some(span) = chunks.span().filter(|_| missing > 0) else {
+            effects.push(Effect::WantDone { want });
+            return;
+        };
+        // It may be set before its edge has come back: it is planned for then.
+        self.edges.entry(edge).or_default();
+        let claim = Claim {
+            edge,
+            entry,
+            source,
+            level,
+            cursor: span.start,
+            span,
+            ranges: Some(chunks.clone()),
+            position: 0,
+            rate_bytes_per_second: 0,
+            since: self.now,
+            served: 0,
+            queued: None,
+        };
+        self.wants.insert(
+            want,
+            Want {
+                chunks,
+                missing,
+                from_edges_only,
+            },
+        );
+        self.add_claim(Owner::Want(want), claim, effects);
+        self.dirty.insert(edge);
+    }
+
+    pub(super) fn want_closed(&mut self, want: WantId, effects: &mut Vec<Effect>) {
+        self.wants.remove(&want);
+        let Some(claim) = self.remove_claim(Owner::Want(want)) else {
+            return;
+        };
+        self.reassess_overlapping(
+            claim.edge,
+            claim.entry,
+            &claim.span,
+            Withdrawal::Superseded,
+            effects,
+        );
+        self.dirty.insert(claim.edge);
+    }
+
+    /// The edge has these durably.
+    pub(super) fn hold(
+        &mut self,
+        edge: EdgeId,
+        entry: EntryNo,
+        chunks: Range<ChunkIndex>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(known) = self.entries.get_mut(&entry) else {
+            return;
+        };
+        let chunks = chunks.start..chunks.end.min(known.geometry.chunk_count());
+        if chunks.is_empty() {
+            return;
+        }
+        self.edges.entry(edge).or_default();
+        let line = known.lines.entry(edge).or_default();
+        let fresh = line.held.missing_of(chunks.clone());
+        line.held.insert(chunks.clone());
+        line.covered.insert(chunks.clone());
+        if fresh.is_empty() {
+            return;
+        }
+        for owner in self.owners_of(edge, entry, &chunks) {
+            let Owner::Want(id) = owner else { continue };
+            let Some(want) = self.wants.get_mut(&id) else {
+                continue;
+            };
+            let now_held: u64 = fresh
+                .iter()
+                .map(|range| want.chunks.count_in(range.clone()))
+                .sum();
+            want.missing = want.missing.saturating_sub(now_held);
+            if want.missing == 0 {
+                self.wants.remove(&id);
+                self.remove_claim(owner);
+                effects.push(Effect::WantDone { want: id });
+            }
+        }
+        self.ensure_fill(edge, entry);
+        self.others_may_follow(edge, entry);
+        self.dirty.insert(edge);
+    }
+
+    /// The edge has these no more.
+    pub(super) fn drop_held(&mut self, edge: EdgeId, entry: EntryNo, chunks: Range<ChunkIndex>) {
+        let Some(line) = self.line_mut(edge, entry) else {
+            return;
+        };
+        let gone: Vec<_> = line.held.present_in(chunks.clone()).collect();
+        line.held.remove(chunks.clone());
+        self.recover(edge, entry, &chunks);
+        for owner in self.owners_of(edge, entry, &chunks) {
+            if let Owner::Want(id) = owner
+                && let Some(want) = self.wants.get_mut(&id)
+            {
+                want.missing += gone
+                    .iter()
+                    .map(|range| want.chunks.count_in(range.clone()))
+                    .sum::<u64>();
+            }
+        }
+        self.ensure_fill(edge, entry);
+        self.uncovered(edge, entry, &chunks);
+    }
+
+    /// Computes anew which of these are covered: held, or brought by a fetch under way.
+    pub(super) fn recover(&mut self, edge: EdgeId, entry: EntryNo, chunks: &Range<ChunkIndex>) {
+        let flights = self
+            .edges
+            .get(&edge)
+            .map_or(&[][..], |edge| &edge.flights[..]);
+        let Some(line) = self
+            .entries
+            .get_mut(&entry)
+            .and_then(|entry| entry.lines.get_mut(&edge))
+        else {
+            return;
+        };
+        line.covered.remove(chunks.clone());
+        let held: Vec<_> = line.held.present_in(chunks.clone()).collect();
+        for range in held {
+            line.covered.insert(range);
+        }
+        for flight in flights.iter().filter(|flight| flight.entry == entry) {
+            let brings = flight.brings();
+            line.covered
+                .insert(brings.start.max(chunks.start)..brings.end.min(chunks.end));
+        }
+    }
+
+    /// Chunks of the entry are on their way to, or on, this edge: others need no origin for them.
+    pub(super) fn others_may_follow(&mut self, edge: EdgeId, entry: EntryNo) {
+        let Some(known) = self.entries.get(&entry) else {
+            return;
+        };
+        // Many may wait for it: none is looked at here.
+        self.dirty.insert_both(&known.waiting, &self.roomy, edge);
+    }
+}

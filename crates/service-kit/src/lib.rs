@@ -1,0 +1,13 @@
+//! What both binaries need and neither owns: configuration, telemetry, metrics, TLS, health,
+//! shutdown.
+//!
+//! Knows nothing of chunks, entries, SQL or the protocol.
+
+pub mod config;
+pub mod health;
+pub mod metrics;
+pub mod shell;
+pub mod shutdown;
+pub mod telemetry;
+pub mod tls;
+pub mod turns;

@@ -1,0 +1,251 @@
+//! Logs and traces: one subscriber a process, W3C trace context in and out, OTLP where wanted.
+//!
+//! The OpenTelemetry layer is always there, so that a caller's `traceparent` is carried on also
+//! where nothing is exported. Logs go to standard error: standard output belongs to commands.
+
+mod propagation;
+
+use std::io::IsTerminal as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_otlp::WithExportConfig as _;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use tracing_subscriber::filter::{FilterExt as _, LevelFilter, filter_fn};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
+
+use crate::config::{Kind, OptionSpec, Settings};
+
+pub use propagation::{inject, inject_metadata, set_parent, set_parent_from_metadata, trace_id};
+
+/// Longest time one export to the collector may take.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Libraries that print what they send, receive or bind to a statement (headers, tokens, queries)
+/// below this level. A filter can not bring it into a log.
+const WORDY: [&str; 8] = [
+    "h2",
+    "hyper",
+    "hyper_util",
+    "rustls",
+    "tokio_postgres",
+    "tonic",
+    "tower",
+    "opentelemetry",
+];
+
+/// Spans are sent somewhere.
+static EXPORTS: AtomicBool = AtomicBool::new(false);
+
+/// Whether a request that no caller traces may begin a trace worth its cost.
+pub fn exports() -> bool {
+    EXPORTS.load(Ordering::Relaxed)
+}
+
+/// What both binaries' tables include.
+pub const OPTIONS: &[OptionSpec] = &[
+    OptionSpec::new("log-format", "FORMAT", Kind::Choice(&["human", "json"]), "How log lines look")
+        .default("human"),
+    OptionSpec::new(
+        "log-level",
+        "FILTER",
+        Kind::Checked(check_filter),
+        "What is logged: error, warn, info, debug, trace, or a filter such as info,cache_edge=debug",
+    )
+    .default("info"),
+    OptionSpec::new(
+        "otlp-endpoint",
+        "URL",
+        Kind::Url,
+        "OpenTelemetry collector that traces are sent to, over gRPC",
+    )
+    .default_note("none: nothing is sent"),
+    OptionSpec::new(
+        "trace-sample-ratio",
+        "RATIO",
+        Kind::Ratio,
+        "Part of new traces that is recorded, 0 to 1; a caller's own decision is kept",
+    )
+    .default("0.01"),
+];
+
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    #[error("trace export can not be set up: {0}")]
+    Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+    #[error("log filter is not right: {0}")]
+    Filter(#[from] tracing_subscriber::filter::ParseError),
+    #[error("telemetry is set up already")]
+    AlreadySet(#[from] tracing_subscriber::util::TryInitError),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct TelemetryOptions {
+    pub is_json: bool,
+    pub filter: String,
+    pub otlp_endpoint: Option<String>,
+    /// 0 to 1.
+    pub sample_ratio: f64,
+}
+
+impl TelemetryOptions {
+    pub fn from_settings(settings: &Settings) -> Self {
+        TelemetryOptions {
+            is_json: settings.value::<String>("log-format") == "json",
+            filter: settings.value("log-level"),
+            otlp_endpoint: settings.get::<url::Url>("otlp-endpoint").map(String::from),
+            sample_ratio: settings.value("trace-sample-ratio"),
+        }
+    }
+}
+
+/// Held by `main`; what is not yet exported is sent by [`Telemetry::shutdown`].
+pub struct Telemetry {
+    provider: SdkTracerProvider,
+}
+
+impl Telemetry {
+    /// Sends what is left, at most a few seconds. The end of a process: errors are logged only.
+    pub async fn shutdown(self) {
+        let stop = move || self.provider.shutdown_with_timeout(EXPORT_TIMEOUT);
+        match tokio::task::spawn_blocking(stop).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the last traces were not sent"),
+            Err(error) => tracing::warn!(%error, "the last traces were not sent"),
+        }
+    }
+}
+
+/// Sets up logs and traces for the process. Within a tokio runtime: the exporter needs one.
+pub fn init(
+    service: &'static str,
+    instance: &str,
+    options: &TelemetryOptions,
+) -> Result<Telemetry, TelemetryError> {
+    let provider = tracer_provider(service, instance, options)?;
+    let filter = EnvFilter::try_new(&options.filter)?;
+    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let logs = if options.is_json {
+        logs.json().flatten_event(true).boxed()
+    } else {
+        logs.with_ansi(std::io::stderr().is_terminal()).boxed()
+    };
+    let traces = tracing_opentelemetry::layer().with_tracer(provider.tracer(service));
+    // The filter stands before the logs only: what is traced must not depend on what is logged.
+    tracing_subscriber::registry()
+        .with(traces.with_filter(LevelFilter::INFO))
+        .with(logs.with_filter(filter.and(filter_fn(|metadata| {
+            *metadata.level() <= tracing::Level::INFO || !is_wordy(metadata.target())
+        }))))
+        .try_init()?;
+    EXPORTS.store(options.otlp_endpoint.is_some(), Ordering::Relaxed);
+    Ok(Telemetry { provider })
+}
+
+fn tracer_provider(
+    service: &'static str,
+    instance: &str,
+    options: &TelemetryOptions,
+) -> Result<SdkTracerProvider, TelemetryError> {
+    let resource = Resource::builder()
+        .with_service_name(service)
+        // All crates of the workspace have one version.
+        .with_attribute(opentelemetry::KeyValue::new(
+            "service.version",
+            env!("CARGO_PKG_VERSION"),
+        ))
+        .with_attribute(opentelemetry::KeyValue::new(
+            "service.instance.id",
+            instance.to_owned(),
+        ))
+        .build();
+    let builder = SdkTracerProvider::builder().with_resource(resource);
+    let Some(endpoint) = &options.otlp_endpoint else {
+        // Ids are still made and carried on; nothing is recorded that no caller asked for.
+        return Ok(builder
+            .with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOff)))
+            .build());
+    };
+    let exporter = opentelemetry_otlp::SpanExporter::builder()
+        .with_tonic()
+        .with_endpoint(endpoint)
+        .with_timeout(EXPORT_TIMEOUT)
+        .build()?;
+    let ratio = Sampler::TraceIdRatioBased(options.sample_ratio);
+    Ok(builder
+        .with_batch_exporter(exporter)
+        .with_sampler(Sampler::ParentBased(Box::new(ratio)))
+        .build())
+}
+
+fn is_wordy(target: &str) -> bool {
+    let crate_name = target.split("::").next().unwrap_or(target);
+    WORDY.contains(&crate_name) || crate_name.starts_with("opentelemetry")
+}
+
+fn check_filter(text: &str) -> Result<(), String> {
+    let expected =
+        "expected error, warn, info, debug, trace, or a filter such as info,cache_edge=debug";
+    if text.trim().is_empty() {
+        return Err(expected.to_owned());
+    }
+    EnvFilter::try_new(text)
+        .map(drop)
+        .map_err(|error| format!("{error}: {expected}"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::config::Table;
+
+    #[test]
+    fn the_options_have_their_defaults() {
+        let table = Table::new("X", &[OPTIONS]);
+        let command = table.add_to(clap::Command::new("serve").no_binary_name(true));
+        let matches = command.try_get_matches_from::<_, &str>([]).unwrap();
+        let settings = table.load_from(&matches, [], |_, _| {}).unwrap();
+        let options = TelemetryOptions::from_settings(&settings);
+        assert_eq!((options.is_json, options.filter.as_str()), (false, "info"));
+        assert_eq!((options.otlp_endpoint, options.sample_ratio), (None, 0.01));
+    }
+
+    #[test]
+    fn filters_are_checked() {
+        assert!(check_filter("info,cache_edge=debug").is_ok());
+        assert!(check_filter("cache_edge=loud").is_err());
+        assert!(check_filter(" ").is_err());
+    }
+
+    #[test]
+    fn what_prints_secrets_is_known_by_its_crate() {
+        for wordy in [
+            "h2::codec::framed_write",
+            "tokio_postgres::query",
+            "opentelemetry_sdk",
+            "hyper",
+        ] {
+            assert!(is_wordy(wordy), "{wordy}");
+        }
+        for ours in ["cache_edge::http", "h2o", "hyperion::x"] {
+            assert!(!is_wordy(ours), "{ours}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_absent_collector_does_not_hold_up_the_end() {
+        let options = TelemetryOptions {
+            is_json: true,
+            filter: "info".to_owned(),
+            otlp_endpoint: Some("http://127.0.0.1:1".to_owned()),
+            sample_ratio: 1.0,
+        };
+        let provider = tracer_provider("test", "one", &options).unwrap();
+        Telemetry { provider }.shutdown().await;
+    }
+}

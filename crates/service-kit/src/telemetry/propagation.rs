@@ -1,0 +1,148 @@
+//! W3C trace context (`traceparent`, `tracestate`) between spans and the headers of HTTP and gRPC.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator as _};
+use opentelemetry::trace::TraceContextExt as _;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use tonic::metadata::MetadataMap;
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+/// A span that declares this field carries its trace's id into the log lines within it.
+const TRACE_ID: &str = "trace_id";
+
+/// Makes the caller's span the parent of `span`; before `span` is entered. Without a usable
+/// `traceparent`, `span` begins a trace. An empty field `trace_id` of the span is filled in.
+pub fn set_parent(span: &Span, headers: &HeaderMap) {
+    adopt(span, &HeaderReader(headers));
+}
+
+/// As [`set_parent`], for gRPC.
+pub fn set_parent_from_metadata(span: &Span, metadata: &MetadataMap) {
+    adopt(span, &MetadataReader(metadata));
+}
+
+/// Names `span` as the parent of what the receiver of these headers does.
+pub fn inject(span: &Span, headers: &mut HeaderMap) {
+    TraceContextPropagator::new().inject_context(&span.context(), &mut HeaderWriter(headers));
+}
+
+/// As [`inject`], for gRPC.
+pub fn inject_metadata(span: &Span, metadata: &mut MetadataMap) {
+    TraceContextPropagator::new().inject_context(&span.context(), &mut MetadataWriter(metadata));
+}
+
+/// The trace `span` belongs to, as 32 hexadecimal digits, for log lines and error answers.
+pub fn trace_id(span: &Span) -> Option<String> {
+    let context = span.context();
+    let id = context.span().span_context().trace_id();
+    (id != opentelemetry::trace::TraceId::INVALID).then(|| id.to_string())
+}
+
+fn adopt(span: &Span, carrier: &dyn Extractor) {
+    let context = TraceContextPropagator::new().extract(carrier);
+    if context.span().span_context().is_valid() {
+        // Fails only where no layer is installed, or the span has begun: then there is nothing to
+        // join.
+        let _ = span.set_parent(context);
+    }
+    if span.has_field(TRACE_ID)
+        && let Some(id) = trace_id(span)
+    {
+        span.record(TRACE_ID, id);
+    }
+}
+
+struct HeaderReader<'a>(&'a HeaderMap);
+struct HeaderWriter<'a>(&'a mut HeaderMap);
+struct MetadataReader<'a>(&'a MetadataMap);
+struct MetadataWriter<'a>(&'a mut MetadataMap);
+
+impl Extractor for HeaderReader<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).and_then(|value| value.to_str().ok())
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(HeaderName::as_str).collect()
+    }
+}
+
+impl Injector for HeaderWriter<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        let name = HeaderName::from_bytes(key.as_bytes());
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(&value)) {
+            self.0.insert(name, value);
+        }
+    }
+}
+
+impl Extractor for MetadataReader<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).and_then(|value| value.to_str().ok())
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        // The propagator asks by name only.
+        Vec::new()
+    }
+}
+
+impl Injector for MetadataWriter<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        let name = tonic::metadata::MetadataKey::from_bytes(key.as_bytes());
+        if let (Ok(name), Ok(value)) = (name, value.parse()) {
+            self.0.insert(name, value);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use opentelemetry::trace::TracerProvider as _;
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+
+    fn with_layer(test: impl FnOnce()) {
+        let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), test);
+    }
+
+    #[test]
+    fn the_trace_goes_in_by_http_and_out_by_grpc_and_back() {
+        with_layer(|| {
+            let mut headers = HeaderMap::new();
+            let parent = format!("00-{TRACE}-00f067aa0ba902b7-01");
+            headers.insert("traceparent", parent.parse().unwrap());
+            let span = tracing::info_span!("request");
+            set_parent(&span, &headers);
+            assert_eq!(trace_id(&span).as_deref(), Some(TRACE));
+
+            let mut metadata = MetadataMap::new();
+            inject_metadata(&span, &mut metadata);
+            let sent = metadata.get("traceparent").unwrap().to_str().unwrap();
+            assert!(sent.contains(TRACE) && sent != parent, "{sent}");
+
+            let inner = tracing::info_span!("call");
+            set_parent_from_metadata(&inner, &metadata);
+            let mut out = HeaderMap::new();
+            inject(&inner, &mut out);
+            assert!(out["traceparent"].to_str().unwrap().contains(TRACE));
+        });
+    }
+
+    #[test]
+    fn nonsense_begins_a_new_trace() {
+        with_layer(|| {
+            let mut headers = HeaderMap::new();
+            headers.insert("traceparent", HeaderValue::from_static("00-zz-1"));
+            let span = tracing::info_span!("request");
+            set_parent(&span, &headers);
+            assert!(trace_id(&span).is_some_and(|id| id != TRACE));
+        });
+    }
+}
