@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     app::Edge, availability::DemandRegistry, coordinator::Link, http::admin::AdminState,
-    origin::Downloads,
+    upstream::Downloads,
 };
 use chunk_store::Store;
 

@@ -31,11 +31,11 @@ use crate::{
     http::{self, Metrics, Server, Settings, SigningKeys, TlsConfig, metrics::ByteSource},
     lanes::{Lanes, Threads},
     options::Options,
-    origin::{
+    serve::{Bindings, EdgeObjects, Parts, peer_handler::Peers},
+    upstream::{
         Catalogue, Client, Downloads, counters::Counters, direct::Direct, peer::PeerKeys,
         reloading::PeerClient, run::Fetcher,
     },
-    serve::{Bindings, EdgeObjects, Parts, peer_handler::Peers},
 };
 use chunk_store::{Store, StoreOptions};
 

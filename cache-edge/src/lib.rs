@@ -11,7 +11,7 @@ pub mod http;
 pub mod import;
 pub mod lanes;
 pub mod options;
-pub mod origin;
 pub mod serve;
 pub mod sign;
 mod system_calls;
+pub mod upstream;

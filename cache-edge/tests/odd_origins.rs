@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cache_edge::{origin::Order, serve::Bound};
+use cache_edge::{serve::Bound, upstream::Order};
 use chunkcache_proto::{ByteRange, Level, checksum::ChunkHasher, v1};
 use support::{Act, MIB, Origin, TestEdge, content, request};
 use tokio::sync::Notify;

@@ -18,7 +18,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::Link;
-use crate::origin::{Catalogue, Downloads, downloads::ComeDown};
+use crate::upstream::{Catalogue, Downloads, downloads::ComeDown};
 
 /// Of a coordinator that says something every second.
 pub const SILENT_AFTER: Duration = Duration::from_millis(2_500);

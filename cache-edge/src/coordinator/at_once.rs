@@ -10,7 +10,7 @@ use chunkcache_proto::Level;
 use super::planner::{self, MAX_LOCAL};
 use crate::{
     availability::{self, Flights, Sole},
-    origin::{Downloads, Order, downloads::Coverage},
+    upstream::{Downloads, Order, downloads::Coverage},
 };
 use chunk_store::{EntryFile, Store};
 

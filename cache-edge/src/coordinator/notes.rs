@@ -9,7 +9,7 @@ use std::{
 use chunkcache_proto::{Geometry, v1};
 use prost::Message;
 
-use crate::origin::{Catalogue, peer::PeerKeys};
+use crate::upstream::{Catalogue, peer::PeerKeys};
 use chunk_store::Store;
 
 const SOURCE_PREFIX: &[u8] = b"source\0";
@@ -91,7 +91,7 @@ fn note_key(name: &str) -> Vec<u8> {
     [SOURCE_PREFIX, name.as_bytes()].concat()
 }
 
-fn report_bad(bad: Vec<crate::origin::source::BadSource>) {
+fn report_bad(bad: Vec<crate::upstream::source::BadSource>) {
     for error in bad {
         tracing::error!(%error, "a source is left out");
     }

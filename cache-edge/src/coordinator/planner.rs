@@ -14,7 +14,7 @@ use super::Link;
 use crate::{
     availability::{DemandRegistry, Flights, ReaderState},
     core::lookahead::{self, ReaderView, Want},
-    origin::{Downloads, Order, downloads::Coverage},
+    upstream::{Downloads, Order, downloads::Coverage},
 };
 use chunk_store::Store;
 

@@ -24,8 +24,8 @@ use super::{
 use crate::{
     availability::DemandRegistry,
     core::backoff::Backoff,
-    origin::{Catalogue, Downloads, Order, peer::PeerKeys},
     serve::{Bindings, EdgeObjects},
+    upstream::{Catalogue, Downloads, Order, peer::PeerKeys},
 };
 use chunk_store::Store;
 

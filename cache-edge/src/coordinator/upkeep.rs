@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 use super::link::{Link, Removal};
 use crate::{
     availability::Flights,
-    origin::Downloads,
     serve::{Bindings, bindings::Bound},
+    upstream::Downloads,
 };
 use chunk_store::{Durable, EntryFile, Store, Victims};
 

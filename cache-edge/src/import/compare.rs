@@ -7,7 +7,7 @@ use chunkcache_proto::{ByteRange, v1};
 use super::Check;
 use crate::{
     app::Edge,
-    origin::{
+    upstream::{
         Client, Response, Source, Turn,
         answer::{self, Part},
         run::now_ms,

@@ -28,11 +28,11 @@ use crate::{
     app::{self, Edge},
     lanes::Lanes,
     options::{self, Options},
-    origin::Source,
     serve::{
         ports::{FirstBytes, ObjectName, ObjectRequest},
         probe::{self, Found},
     },
+    upstream::Source,
 };
 use chunk_store::EntryFile;
 use http_rules::path::{self, Target};

@@ -6,7 +6,7 @@ use std::sync::{Arc, atomic::Ordering};
 use chunkcache_proto::ByteRange;
 use http::{HeaderMap, StatusCode};
 
-use crate::origin::{answer, counters::Counters};
+use crate::upstream::{answer, counters::Counters};
 use chunk_store::EntryFile;
 
 /// Follows one answer. What is not stored yet is not compared: it is the next reader's.

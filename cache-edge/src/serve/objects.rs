@@ -23,7 +23,7 @@ use super::{
 use crate::{
     availability::{Announce, AtOnce, DemandRegistry, DirectBytes, Flights, ReaderFactory, Sole},
     core::lookahead::MAX_RUN_CHUNKS,
-    origin::{Catalogue, Client, Downloads, Order, Source, run::now_ms},
+    upstream::{Catalogue, Client, Downloads, Order, Source, run::now_ms},
 };
 use chunk_store::{EntryFile, Store};
 use http_rules::freshness::{self, Verdict};

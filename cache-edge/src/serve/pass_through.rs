@@ -20,7 +20,7 @@ use super::{
     ports::{ObjectRequest, PassThrough, ReadError, ServeError},
     resume::{Announced, Asking, Body},
 };
-use crate::origin::{OriginError, Response, Source, Turn, answer, run::now_ms};
+use crate::upstream::{OriginError, Response, Source, Turn, answer, run::now_ms};
 use chunk_store::EntryFile;
 
 const FRAMES: usize = 8;

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::{
     core::backoff::Backoff,
-    origin::{OriginError, Source, counters::Counters, run::now_ms},
+    upstream::{OriginError, Source, counters::Counters, run::now_ms},
 };
 
 /// New attempts begin within this time; one that stalls ends within the origin's stall time-out.

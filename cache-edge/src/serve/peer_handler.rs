@@ -10,7 +10,7 @@ use super::objects::EdgeObjects;
 use crate::{
     availability::{DemandRegistry, NotAtOnce, ReaderFactory},
     http::{Client, EdgeBody, Metrics, ObjectBody, Part, PeerHandler, Plan, problem::Problem},
-    origin::{
+    upstream::{
         downloads::Coverage,
         peer::{CHECKSUMS, MISMATCH, PEER_PREFIX, PeerKeys},
         run::now_ms,

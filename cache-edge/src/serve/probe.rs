@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     lanes,
-    origin::{
+    upstream::{
         Order, OriginError, Response, Source, Turn,
         answer::{self, Part},
         run::{Opened, now_ms},

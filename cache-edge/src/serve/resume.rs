@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::{
     core::backoff::Backoff,
-    origin::{
+    upstream::{
         Catalogue, Client, OriginError, Response, Source, Turn, answer, counters::Counters,
         run::now_ms,
     },

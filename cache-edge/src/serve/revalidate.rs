@@ -12,7 +12,7 @@ use super::{
     ports::{Freshness, ServeError},
     probe::{Found, refused, register},
 };
-use crate::origin::{OriginError, Response, Source, Turn, answer, run::now_ms};
+use crate::upstream::{OriginError, Response, Source, Turn, answer, run::now_ms};
 use http_rules::freshness;
 
 /// A reader is held for this long at most where the stale object may be served instead.

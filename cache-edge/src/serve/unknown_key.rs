@@ -12,7 +12,7 @@ use super::{
     probe::{self, Found},
     revalidate,
 };
-use crate::origin::{Source, run::now_ms};
+use crate::upstream::{Source, run::now_ms};
 use http_rules::freshness::{self, Verdict};
 
 impl EdgeObjects {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chunkcache_proto::{ChunkIndex, EntryId, v1};
 
 use super::{Downloads, Fetch, LOCAL_BIT, Order};
-use crate::origin::run::Failure;
+use crate::upstream::run::Failure;
 
 /// A finished fetch whose chunks are not durable after this is reported all the same: a failed sync
 /// is reported elsewhere.

@@ -62,7 +62,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_renewed_authority_makes_a_new_client() {
-        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plumbing/tests/tls");
+        let fixtures =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/service-kit/tests/tls");
         let folder = tempfile::tempdir().unwrap();
         let ca = folder.path().join("ca.pem");
         std::fs::copy(fixtures.join("ca.pem"), &ca).unwrap();

@@ -2,7 +2,7 @@
 //! cluster, and nobody plans for it now.
 
 use super::{Downloads, Stop, stop};
-use crate::{core::fetch_queue::Standing, origin::downloads::LOCAL_BIT};
+use crate::{core::fetch_queue::Standing, upstream::downloads::LOCAL_BIT};
 
 /// How soon what is above this edge's part of a source's connections is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
