@@ -20,15 +20,15 @@ use uuid::Uuid;
 use crate::{
     access::{self, Access},
     config::ServeConfig,
-    events::{ChangeLog, PrunePolicy, prune_until},
-    grpc, http,
-    listen::{self, Accepted},
-    metrics::{DatabaseTimes, Metrics},
-    repository::{
+    db::{
         Database, DatabaseConfig, LeaseKeeper,
         lease::LeaseTimes,
         writer::{WriterConfig, WriterTask},
     },
+    events::{ChangeLog, PrunePolicy, prune_until},
+    grpc, http,
+    listen::{self, Accepted},
+    metrics::{DatabaseTimes, Metrics},
     service::{
         Cluster, jobs, known_keys::KnownKeys, membership, origin_probe::OriginProbe,
         resolve_key::Resolver, term,

@@ -10,7 +10,7 @@ use service_kit::{
     tls::{self, ServerFiles},
 };
 
-use crate::repository::MigrateMode;
+use crate::db::MigrateMode;
 
 /// Variables begin with it.
 pub const PREFIX: &str = "CACHE_COORDINATOR";

@@ -17,7 +17,7 @@ use prometheus_client::{
 };
 use service_kit::metrics::{Exposition, INTERNAL_SECONDS, register_build_info};
 
-use crate::repository::StatementObserver;
+use crate::db::StatementObserver;
 
 /// By level of urgency.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -217,7 +217,7 @@ impl LevelLabel {
     }
 }
 
-/// The repository tells of its statements.
+/// The database code tells of its statements.
 pub struct DatabaseTimes(pub Arc<Metrics>);
 
 impl StatementObserver for DatabaseTimes {

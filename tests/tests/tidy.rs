@@ -26,7 +26,7 @@ const ROOMS: &[Room] = &[
         forbidden: &[
             "tonic",
             "axum",
-            "crate::repository",
+            "crate::db",
             "crate::session",
             "crate::service",
             "crate::grpc",
@@ -40,7 +40,7 @@ const ROOMS: &[Room] = &[
         why: "use cases know ports, not SQL or HTTP",
     },
     Room {
-        folder: "cache-coordinator/src/repository",
+        folder: "cache-coordinator/src/db",
         forbidden: &[
             "tonic::",
             "axum::",
@@ -48,7 +48,7 @@ const ROOMS: &[Room] = &[
             "crate::session",
             "crate::grpc",
         ],
-        why: "the repository knows rows, not the wire and not the plan",
+        why: "`db` knows rows, not the wire and not the plan",
     },
     Room {
         folder: "cache-coordinator/src/events",
@@ -63,13 +63,13 @@ const ROOMS: &[Room] = &[
     Room {
         folder: "cache-coordinator/src/session",
         forbidden: &["tokio_postgres", "SELECT ", "INSERT "],
-        why: "SQL is in the repository alone",
+        why: "SQL is in the database code alone",
     },
     Room {
         folder: "cache-coordinator/src/cli",
         forbidden: &[
             "tokio_postgres",
-            "crate::repository",
+            "crate::db",
             "crate::session",
             "crate::service",
             "scheduler::",
@@ -225,7 +225,7 @@ fn files_are_read_in_one_sitting() {
 }
 
 #[test]
-fn sql_stands_in_the_repository_alone() {
+fn sql_stands_in_db_alone() {
     for folder in [
         "cache-coordinator/src/service",
         "cache-coordinator/src/session",
@@ -238,7 +238,7 @@ fn sql_stands_in_the_repository_alone() {
             for (number, line) in code_lines(&text) {
                 assert!(
                     !line.contains(" FROM cache_"),
-                    "{}:{}: SQL outside the repository",
+                    "{}:{}: SQL outside the database code",
                     path.display(),
                     number + 1
                 );

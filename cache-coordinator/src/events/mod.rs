@@ -1,7 +1,7 @@
 //! The change log, delivered to watchers.
 //!
 //! A subscriber gets every change after its revision once and in order: from the table where it is
-//! behind, from the writer's broadcast where it is not. It may not know SQL (that is `repository`),
+//! behind, from the writer's broadcast where it is not. It may not know SQL (that is `db`),
 //! gRPC, or who watches.
 
 mod pruner;
@@ -13,9 +13,7 @@ use tokio::sync::{broadcast, watch};
 pub use pruner::{PrunePolicy, prune_until};
 pub use subscription::Subscription;
 
-use crate::repository::{
-    Change, ChangeKind, Database, Leadership, RepositoryError, writer::CommittedBatch,
-};
+use crate::db::{Change, ChangeKind, Database, DatabaseError, Leadership, writer::CommittedBatch};
 
 /// What a subscriber is told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +78,7 @@ impl ChangeLog {
         &self,
         from_revision: u64,
         filter: Filter,
-    ) -> Result<Subscription, RepositoryError> {
+    ) -> Result<Subscription, DatabaseError> {
         let now = self.leadership.borrow().clone();
         if !matches!(now, Leadership::Leader { .. }) {
             return Err(now.refusal());

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::repository::{Database, Leadership};
+use crate::db::{Database, Leadership};
 
 /// How much of the log is kept, and how it is cut.
 #[derive(Clone, Copy, Debug)]

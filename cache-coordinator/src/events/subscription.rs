@@ -6,9 +6,7 @@ use futures_util::Stream;
 use tokio::sync::{broadcast, watch};
 
 use super::{Event, Filter};
-use crate::repository::{
-    Change, Database, Leadership, LogPage, RepositoryError, writer::CommittedBatch,
-};
+use crate::db::{Change, Database, DatabaseError, Leadership, LogPage, writer::CommittedBatch};
 
 /// Changes read from the table at a time; bounds what a subscriber holds.
 const PAGE: u32 = 500;
@@ -49,7 +47,7 @@ impl Subscription {
 
     /// The next event; none after `SnapshotNeeded` or an error. Cancel-safe: nothing is lost when
     /// the future is dropped.
-    pub async fn next(&mut self) -> Option<Result<Event, RepositoryError>> {
+    pub async fn next(&mut self) -> Option<Result<Event, DatabaseError>> {
         loop {
             if let Some(change) = self.ready.pop_front() {
                 return Some(Ok(Event::Change(change)));
@@ -65,7 +63,7 @@ impl Subscription {
     }
 
     /// As a stream.
-    pub fn into_stream(self) -> impl Stream<Item = Result<Event, RepositoryError>> + Send {
+    pub fn into_stream(self) -> impl Stream<Item = Result<Event, DatabaseError>> + Send {
         futures_util::stream::unfold(self, |mut subscription| async move {
             subscription.next().await.map(|event| (event, subscription))
         })
@@ -79,7 +77,7 @@ impl Subscription {
     }
 
     /// Fills `ready`, or says how it ends.
-    async fn advance(&mut self) -> Result<(), Result<Event, RepositoryError>> {
+    async fn advance(&mut self) -> Result<(), Result<Event, DatabaseError>> {
         if self.behind {
             return self.read_log().await;
         }
@@ -113,13 +111,13 @@ impl Subscription {
             }
             Err(broadcast::error::RecvError::Lagged(_)) => self.behind = true,
             Err(broadcast::error::RecvError::Closed) => {
-                return Err(Err(RepositoryError::NotLeader { leader: None }));
+                return Err(Err(DatabaseError::NotLeader { leader: None }));
             }
         }
         Ok(())
     }
 
-    async fn read_log(&mut self) -> Result<(), Result<Event, RepositoryError>> {
+    async fn read_log(&mut self) -> Result<(), Result<Event, DatabaseError>> {
         match self
             .database
             .changes_after(self.seen, self.filter.entry(), PAGE)

@@ -12,8 +12,8 @@ use super::{
     ranges::{chunks_of, or_whole, required},
 };
 use crate::{
+    db::ChangeKind,
     events::{Event, Filter},
-    repository::ChangeKind,
 };
 
 /// Missing ranges in one answer.

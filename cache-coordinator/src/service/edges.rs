@@ -11,7 +11,7 @@ use super::{
     loader::edge_id,
 };
 use crate::{
-    repository::{EdgeRecord, writer::DrainEdge},
+    db::{EdgeRecord, writer::DrainEdge},
     session::{
         plan::Command,
         registry::{End, Reconciliation},

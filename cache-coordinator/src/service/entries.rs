@@ -12,7 +12,7 @@ use super::{
     observe, ranges,
 };
 use crate::{
-    repository::{Binding, EntryCursor, EntryRecord, Holding, writer::Observation},
+    db::{Binding, EntryCursor, EntryRecord, Holding, writer::Observation},
     session::registry::Live,
 };
 use scheduler::api::EdgeId;

@@ -2,7 +2,7 @@
 //!
 //! One place (`grpc/status.rs`) maps these to gRPC; nothing else does.
 
-use crate::{access::Denied, repository::RepositoryError};
+use crate::{access::Denied, db::DatabaseError};
 
 /// One field of a request that can not be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,10 +139,10 @@ fn describe_violations(violations: &[FieldViolation]) -> String {
     parts.join("; ")
 }
 
-impl From<RepositoryError> for ServiceError {
-    fn from(error: RepositoryError) -> Self {
+impl From<DatabaseError> for ServiceError {
+    fn from(error: DatabaseError) -> Self {
         match error {
-            RepositoryError::NotFound { what, name } => {
+            DatabaseError::NotFound { what, name } => {
                 let resource = match what {
                     "source" => Resource::Source,
                     "edge" => Resource::Edge,
@@ -151,18 +151,18 @@ impl From<RepositoryError> for ServiceError {
                 };
                 Self::NotFound { resource, name }
             }
-            RepositoryError::Conflict(message) => Self::Precondition {
+            DatabaseError::Conflict(message) => Self::Precondition {
                 reason: "CONFLICT",
                 message,
             },
-            RepositoryError::Fenced => Self::Precondition {
+            DatabaseError::Fenced => Self::Precondition {
                 reason: "STALE_EPOCH",
                 message: error.to_string(),
             },
-            RepositoryError::NotLeader { leader } => Self::NotLeader { leader },
-            RepositoryError::Unavailable { reason, .. } => Self::Database(reason),
-            RepositoryError::Invalid { field, reason } => Self::invalid(field, reason),
-            RepositoryError::Internal(message) => Self::Internal(message),
+            DatabaseError::NotLeader { leader } => Self::NotLeader { leader },
+            DatabaseError::Unavailable { reason, .. } => Self::Database(reason),
+            DatabaseError::Invalid { field, reason } => Self::invalid(field, reason),
+            DatabaseError::Internal(message) => Self::Internal(message),
         }
     }
 }

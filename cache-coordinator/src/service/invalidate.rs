@@ -7,7 +7,7 @@ use v1::session_response::Message;
 
 use super::{Cluster, entries, error::ServiceError};
 use crate::{
-    repository::writer::{InvalidateEntry, SetPinned},
+    db::writer::{InvalidateEntry, SetPinned},
     session::{plan::Command, registry::Confirmation},
 };
 

@@ -4,7 +4,7 @@ use chunkcache_proto::EntryId;
 
 use super::error::ServiceError;
 use crate::{
-    repository::Database,
+    db::Database,
     session::{actor::EntrySource, plan::LoadedEntry},
 };
 use scheduler::api::EdgeId;

@@ -34,9 +34,9 @@ use tokio::sync::watch as channel;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    db::{Database, Leadership, Writer, lease::StepDown},
     events::ChangeLog,
     metrics::Metrics,
-    repository::{Database, Leadership, Writer, lease::StepDown},
     session::{actor::PlanHandle, registry::Registry},
 };
 use error::ServiceError;

@@ -12,7 +12,7 @@ use super::{
     loader::edge_id,
 };
 use crate::{
-    repository::{
+    db::{
         EntryRecord,
         writer::{Observation, ObserveEntry, Observed},
     },

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Cluster;
-use crate::repository::{Health, Leadership};
+use crate::db::{Health, Leadership};
 
 /// What `/readyz` says, and health over gRPC in one word.
 #[derive(Serialize)]

@@ -11,7 +11,7 @@ use super::{
     source_rules,
 };
 use crate::{
-    repository::writer::PutSource,
+    db::writer::PutSource,
     session::{
         plan::Command,
         registry::{Confirmation, Posted},

@@ -4,8 +4,8 @@ use chunkcache_proto::v1;
 
 use super::{Cluster, error::ServiceError};
 use crate::{
+    db::{Health, Leadership},
     metrics::DriftLabel,
-    repository::{Health, Leadership},
 };
 
 /// What this coordinator sees; also on a standby, and without a database.

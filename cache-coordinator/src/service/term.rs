@@ -10,7 +10,7 @@ use rand::RngExt as _;
 
 use super::{Cluster, error::ServiceError, known_keys, loader::edge_id};
 use crate::{
-    repository::Leadership,
+    db::Leadership,
     session::{
         plan::Command,
         registry::{End, Suspect},

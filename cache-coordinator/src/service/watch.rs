@@ -11,8 +11,8 @@ use tonic::Status;
 
 use super::{Cluster, availability, edges, entries, error::ServiceError, jobs, source_rules};
 use crate::{
+    db::{Change, ChangeKind},
     events::{Event, Filter},
-    repository::{Change, ChangeKind},
 };
 
 /// Messages ahead of a slow watcher; the log holds the rest.

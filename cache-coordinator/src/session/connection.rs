@@ -32,11 +32,11 @@ use super::{
 };
 use crate::{
     access::Caller,
-    metrics::EndLabel,
-    repository::{
-        EdgeStatus, RepositoryError,
+    db::{
+        DatabaseError, EdgeStatus,
         writer::{JoinEdge, SetEdgeState, TouchEdge},
     },
+    metrics::EndLabel,
     service::{
         Cluster,
         error::{FieldViolation, ServiceError},
@@ -453,7 +453,7 @@ fn touch(cluster: &Arc<Cluster>, live: &Arc<Live>, used: u64, allowed: u64) {
         match cluster.writer.write(change).await {
             Ok(_) => {}
             // Another coordinator granted a newer epoch: what this session says changes nothing.
-            Err(RepositoryError::Fenced) => live.outbox.end(End::Fenced),
+            Err(DatabaseError::Fenced) => live.outbox.end(End::Fenced),
             Err(error) => tracing::debug!(edge = %live.name, %error, "status was not recorded"),
         }
     });

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use chunkcache_proto::{ChunkIndex, EntryId, Geometry, checksum::InventoryDigest, v1};
 
-use crate::repository::{ChunkSum, Digest};
+use crate::db::{ChunkSum, Digest};
 
 /// Where rows and inventory do not agree.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

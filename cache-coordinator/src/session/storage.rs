@@ -23,11 +23,11 @@ use super::{
     registry::{End, Live, Reconciliation},
 };
 use crate::{
-    metrics::DriftLabel,
-    repository::{
-        ChunkSum, RepositoryError,
+    db::{
+        ChunkSum, DatabaseError,
         writer::{Observation, Pending, ReconcileEntry, RemoveChunks, StoreChunks},
     },
+    metrics::DriftLabel,
     service::{
         Cluster, error::ServiceError, loader::row_id, observe::observe, resolve_key::now_ms,
     },
@@ -381,7 +381,7 @@ impl Lane {
             };
             let reconciled = match self.cluster.writer.write(change).await {
                 Ok(committed) => committed.value,
-                Err(RepositoryError::NotFound { .. }) => continue,
+                Err(DatabaseError::NotFound { .. }) => continue,
                 Err(error) => return Err(error.into()),
             };
             self.drift(reconciled.rows_deleted, 0);
@@ -512,7 +512,7 @@ async fn answer(
                 let _ = cluster.plan.tell(command).await;
                 revision
             }
-            Err(RepositoryError::NotFound { .. }) => {
+            Err(DatabaseError::NotFound { .. }) => {
                 refuse_entry(&cluster, &live, entry.to_string(), None);
                 committed.borrow().revision
             }

@@ -15,7 +15,7 @@ use axum::{
     http::{StatusCode, header},
     response::IntoResponse,
 };
-use cache_coordinator::{app::App, config::ServeConfig, repository::MigrateMode};
+use cache_coordinator::{app::App, config::ServeConfig, db::MigrateMode};
 use chunkcache_proto::v1::{
     self, cache_service_client::CacheServiceClient, edge_service_client::EdgeServiceClient,
 };

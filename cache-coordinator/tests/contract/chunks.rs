@@ -8,7 +8,7 @@ async fn chunks_are_stored_found_and_reconciled() {
     one.source("films").await;
     let film = one.entry(1, "a.mp4", 10).await;
     let (a, b) = (one.edge("a", 1).await.edge, one.edge("b", 2).await.edge);
-    let store = |edge: &cache_coordinator::repository::EdgeRecord, indexes: Vec<u32>| StoreChunks {
+    let store = |edge: &cache_coordinator::db::EdgeRecord, indexes: Vec<u32>| StoreChunks {
         edge: edge.id,
         epoch: edge.epoch,
         entry: film.id,
@@ -168,7 +168,7 @@ async fn chunks_are_stored_found_and_reconciled() {
             .unwrap(),
         2 * CHUNK
     );
-    let anywhere = cache_coordinator::repository::JobRecord {
+    let anywhere = cache_coordinator::db::JobRecord {
         edges: vec![],
         ranges: vec![range(1, 4)],
         ..stored

@@ -23,7 +23,7 @@ async fn edges_join_drain_and_are_fenced() {
     );
     assert_eq!(
         one.writer.write(store(first.epoch)).await,
-        Err(RepositoryError::Fenced)
+        Err(DatabaseError::Fenced)
     );
     let old = RemoveChunks {
         edge: first.id,
@@ -31,14 +31,14 @@ async fn edges_join_drain_and_are_fenced() {
         entry: film.id,
         indexes: vec![0],
     };
-    assert_eq!(one.writer.write(old).await, Err(RepositoryError::Fenced));
+    assert_eq!(one.writer.write(old).await, Err(DatabaseError::Fenced));
     let old = ReconcileEntry {
         edge: first.id,
         epoch: first.epoch,
         entry: film.id,
         chunks: vec![],
     };
-    assert_eq!(one.writer.write(old).await, Err(RepositoryError::Fenced));
+    assert_eq!(one.writer.write(old).await, Err(DatabaseError::Fenced));
     let status = EdgeStatus {
         bytes_used: 5,
         bytes_allowed: 6,
@@ -50,7 +50,7 @@ async fn edges_join_drain_and_are_fenced() {
     };
     assert_eq!(
         one.writer.write(touch(first.epoch)).await,
-        Err(RepositoryError::Fenced)
+        Err(DatabaseError::Fenced)
     );
     one.writer.write(touch(second.epoch)).await.unwrap();
     assert_eq!(one.database.edge("a").await.unwrap().unwrap().bytes_used, 5);
@@ -110,10 +110,10 @@ async fn edges_join_drain_and_are_fenced() {
     assert_eq!(one.database.edge("a").await.unwrap(), None);
     assert_eq!(
         one.writer.write(store(fourth.epoch)).await,
-        Err(RepositoryError::Fenced)
+        Err(DatabaseError::Fenced)
     );
     assert!(matches!(
         one.writer.forget_edge("a").await,
-        Err(RepositoryError::NotFound { .. })
+        Err(DatabaseError::NotFound { .. })
     ));
 }

@@ -107,7 +107,7 @@ async fn sources_entries_and_keys() {
     );
 
     let nowhere = ObserveEntry {
-        entry: cache_coordinator::repository::EntryRecord {
+        entry: cache_coordinator::db::EntryRecord {
             source: "none".into(),
             ..entry(3, "b", 1)
         },
@@ -116,7 +116,7 @@ async fn sources_entries_and_keys() {
     let error = one.writer.write(nowhere).await.unwrap_err();
     assert_eq!(
         error,
-        RepositoryError::NotFound {
+        DatabaseError::NotFound {
             what: "source",
             name: "none".into()
         }
@@ -137,7 +137,7 @@ async fn sources_entries_and_keys() {
             pinned: true,
         })
         .await;
-    assert!(matches!(missing, Err(RepositoryError::NotFound { .. })));
+    assert!(matches!(missing, Err(DatabaseError::NotFound { .. })));
 
     for number in 10..35 {
         one.entry(number, &format!("list/{number}"), 1).await;
@@ -170,7 +170,7 @@ async fn sources_entries_and_keys() {
     assert_eq!(one.database.entry(second.id).await.unwrap(), None);
     assert!(matches!(
         one.writer.remove_source("films").await,
-        Err(RepositoryError::NotFound { .. })
+        Err(DatabaseError::NotFound { .. })
     ));
 
     let key = one.database.secret("peer", b"abc").await.unwrap();

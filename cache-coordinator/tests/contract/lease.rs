@@ -35,7 +35,7 @@ async fn a_step_down_hands_over_within_a_second_and_old_terms_are_fenced() {
         .await;
     assert_eq!(
         refused,
-        Err(RepositoryError::NotLeader {
+        Err(DatabaseError::NotLeader {
             leader: Some("http://one".into())
         })
     );
@@ -53,7 +53,7 @@ async fn a_step_down_hands_over_within_a_second_and_old_terms_are_fenced() {
     );
     assert!(matches!(
         watching.next().await,
-        Some(Err(RepositoryError::NotLeader { .. }))
+        Some(Err(DatabaseError::NotLeader { .. }))
     ));
     let first = one.database.latest_revision().await.unwrap();
     let film = two.entry(1, "a.mp4", 1).await;
@@ -64,7 +64,7 @@ async fn a_step_down_hands_over_within_a_second_and_old_terms_are_fenced() {
             pinned: true,
         })
         .await;
-    assert!(matches!(refused, Err(RepositoryError::NotLeader { .. })));
+    assert!(matches!(refused, Err(DatabaseError::NotLeader { .. })));
     assert_eq!(
         two.database.latest_revision().await.unwrap(),
         first + 2,
@@ -88,7 +88,7 @@ async fn a_step_down_hands_over_within_a_second_and_old_terms_are_fenced() {
         })
         .await;
     assert!(
-        matches!(fenced, Err(RepositoryError::NotLeader { .. })),
+        matches!(fenced, Err(DatabaseError::NotLeader { .. })),
         "{fenced:?}"
     );
     assert!(!one.database.entry(film.id).await.unwrap().unwrap().pinned);

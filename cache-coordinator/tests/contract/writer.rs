@@ -47,11 +47,11 @@ async fn one_bad_change_does_not_fail_its_batch() {
         let answer = answer.await;
         match index {
             5 => assert!(
-                matches!(answer, Err(RepositoryError::NotFound { what: "entry", .. })),
+                matches!(answer, Err(DatabaseError::NotFound { what: "entry", .. })),
                 "{answer:?}"
             ),
             6 => assert!(
-                matches!(answer, Err(RepositoryError::Invalid { .. })),
+                matches!(answer, Err(DatabaseError::Invalid { .. })),
                 "{answer:?}"
             ),
             _ => assert!(answer.is_ok(), "{index}: {answer:?}"),
@@ -59,7 +59,7 @@ async fn one_bad_change_does_not_fail_its_batch() {
     }
     let poison = poison.await;
     assert!(
-        matches!(poison, Err(RepositoryError::Invalid { .. })),
+        matches!(poison, Err(DatabaseError::Invalid { .. })),
         "{poison:?}"
     );
     assert!(after.await.unwrap().value.created);
@@ -127,7 +127,7 @@ async fn the_database_crashes_under_load_and_every_change_is_applied_once() {
         match answer.await {
             Ok(_) => committed += 1,
             // The lease may run out while the database is away; then the edge replays.
-            Err(RepositoryError::NotLeader { .. } | RepositoryError::Unavailable { .. }) => {
+            Err(DatabaseError::NotLeader { .. } | DatabaseError::Unavailable { .. }) => {
                 one.leads().await;
                 let again = StoreChunks {
                     edge: edge.id,

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cache_coordinator::repository::EdgeId;
+use cache_coordinator::db::EdgeId;
 use chunkcache_proto::EntryId;
 use tokio_postgres::Client;
 

@@ -1,4 +1,4 @@
-//! What the contract tests stand on: a private PostgreSQL, and a coordinator's repository on a
+//! What the contract tests stand on: a private PostgreSQL, and a coordinator's database code on a
 //! database of its own.
 
 // Each test binary uses a part of it.
@@ -9,8 +9,7 @@ pub mod postgres;
 use std::{sync::Arc, time::Duration};
 
 use cache_coordinator::{
-    events::ChangeLog,
-    repository::{
+    db::{
         ChunkSum, Database, DatabaseConfig, EntryRecord, Leadership, LeaseKeeper, MigrateMode,
         NoObserver, Writer,
         lease::{LeaseTimes, StepDown},
@@ -18,6 +17,7 @@ use cache_coordinator::{
             JoinEdge, Joined, Observation, ObserveEntry, PutSource, WriterConfig, WriterTask,
         },
     },
+    events::ChangeLog,
 };
 use chunkcache_proto::{EntryId, Geometry, v1};
 use tokio::sync::watch;
@@ -29,7 +29,7 @@ use postgres::Server;
 /// Bytes in a chunk of the entries made here.
 pub const CHUNK: u64 = 64 << 10;
 
-/// One coordinator's repository; several may share a database.
+/// One coordinator's database code; several may share a database.
 pub struct Coordinator {
     pub database: Database,
     pub writer: Writer,
@@ -59,7 +59,7 @@ pub async fn migrated(url: &str) -> Database {
     database
 }
 
-/// Runs a coordinator's repository; does not wait for it to lead.
+/// Runs a coordinator's database code; does not wait for it to lead.
 pub async fn coordinator(url: &str, address: &str, config: WriterConfig) -> Coordinator {
     let database = migrated(url).await;
     let (holder, cancel) = (Uuid::new_v4(), CancellationToken::new());

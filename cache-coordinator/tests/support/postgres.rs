@@ -117,7 +117,7 @@ impl Drop for Server {
     }
 }
 
-/// A plain client, for what the tests look at behind the repository's back.
+/// A plain client, for what the tests look at behind the database code's back.
 pub async fn client(url: &str) -> tokio_postgres::Client {
     let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls)
         .await

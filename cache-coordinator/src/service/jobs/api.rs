@@ -14,7 +14,7 @@ use super::super::{
     watch::{Watched, spawn},
 };
 use super::level;
-use crate::repository::{
+use crate::db::{
     JobRecord, JobStatus,
     writer::{AddJob, EndJob},
 };

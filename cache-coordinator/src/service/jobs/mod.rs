@@ -28,7 +28,7 @@ use super::{
     loader::edge_id,
 };
 use crate::{
-    repository::{EntryRecord, JobStatus, writer::EndJob},
+    db::{EntryRecord, JobStatus, writer::EndJob},
     session::plan::Command,
 };
 use scheduler::api::{EdgeId, WantId};

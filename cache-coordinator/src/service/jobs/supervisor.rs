@@ -13,7 +13,7 @@ use super::super::{
     Cluster, availability, entries, error::ServiceError, loader::edge_id, ranges::chunks_of,
 };
 use super::{Jobs, Owner, Running, Sample};
-use crate::repository::{EntryRecord, JobRecord, JobStatus, writer::EndJob};
+use crate::db::{EntryRecord, JobRecord, JobStatus, writer::EndJob};
 use scheduler::api::{EdgeId, WantId};
 
 /// Between looks at running jobs.

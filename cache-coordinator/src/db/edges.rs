@@ -4,7 +4,7 @@ use chunkcache_proto::v1;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{Database, RepositoryError, statements, to_ms};
+use super::{Database, DatabaseError, statements, to_ms};
 
 /// `edges.id`.
 pub type EdgeId = i32;
@@ -57,7 +57,7 @@ impl EdgeRecord {
 
 impl Database {
     /// All of them, by name.
-    pub async fn edges(&self) -> Result<Vec<EdgeRecord>, RepositoryError> {
+    pub async fn edges(&self) -> Result<Vec<EdgeRecord>, DatabaseError> {
         Ok(self
             .query(statements::EDGE_LIST, &[])
             .await?
@@ -66,7 +66,7 @@ impl Database {
             .collect())
     }
 
-    pub async fn edge(&self, name: &str) -> Result<Option<EdgeRecord>, RepositoryError> {
+    pub async fn edge(&self, name: &str) -> Result<Option<EdgeRecord>, DatabaseError> {
         Ok(self
             .query_opt(statements::EDGE_GET, &[&name])
             .await?
@@ -75,7 +75,7 @@ impl Database {
     }
 
     /// Chunk rows of an edge, counted no further than `limit`.
-    pub async fn edge_chunk_count(&self, edge: EdgeId, limit: u32) -> Result<u64, RepositoryError> {
+    pub async fn edge_chunk_count(&self, edge: EdgeId, limit: u32) -> Result<u64, DatabaseError> {
         let row = self
             .query_one(statements::EDGE_CHUNK_COUNT, &[&edge, &i64::from(limit)])
             .await?;
@@ -109,12 +109,12 @@ pub(super) fn parse_state(text: &str) -> v1::EdgeState {
     }
 }
 
-pub(super) fn state_text(state: v1::EdgeState) -> Result<&'static str, RepositoryError> {
+pub(super) fn state_text(state: v1::EdgeState) -> Result<&'static str, DatabaseError> {
     match state {
         v1::EdgeState::Active => Ok("active"),
         v1::EdgeState::Draining => Ok("draining"),
         v1::EdgeState::Suspect => Ok("suspect"),
         v1::EdgeState::Lost => Ok("lost"),
-        v1::EdgeState::Unspecified => Err(RepositoryError::invalid("state", "is not set")),
+        v1::EdgeState::Unspecified => Err(DatabaseError::invalid("state", "is not set")),
     }
 }

@@ -13,7 +13,7 @@ use tokio_postgres::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    MigrateMode, RepositoryError, SchemaError, StatementObserver,
+    DatabaseError, MigrateMode, SchemaError, StatementObserver,
     executor::{Executor, Loan},
     migrations,
     statements::Statement,
@@ -103,11 +103,11 @@ impl Database {
     pub fn new(
         config: &DatabaseConfig,
         observer: Arc<dyn StatementObserver>,
-    ) -> Result<Self, RepositoryError> {
+    ) -> Result<Self, DatabaseError> {
         let (url, root_certificate, verified_tls) = split_tls_options(&config.url);
         let mut postgres: tokio_postgres::Config =
             url.parse().map_err(|error: tokio_postgres::Error| {
-                RepositoryError::invalid("database-url", error.to_string())
+                DatabaseError::invalid("database-url", error.to_string())
             })?;
         let tls = verified_tls || postgres.get_ssl_mode() == SslMode::Require;
         // Notices ("already exists, skipping") would be logged as information of ours.
@@ -151,7 +151,7 @@ impl Database {
                     recycle: Some(config.connect_timeout),
                 })
                 .build()
-                .map_err(|error| RepositoryError::Internal(error.to_string()))
+                .map_err(|error| DatabaseError::Internal(error.to_string()))
         };
         Ok(Self {
             shared: Arc::new(Shared {
@@ -185,7 +185,7 @@ impl Database {
                     tracing::info!(migrations_applied = applied, "database is ready");
                     return Ok(Some(()));
                 }
-                Err(SchemaError::Database(RepositoryError::Unavailable { reason, .. })) => reason,
+                Err(SchemaError::Database(DatabaseError::Unavailable { reason, .. })) => reason,
                 // With --no-migrate an older schema is somebody else's job, under way or still to
                 // come.
                 Err(error @ SchemaError::Pending { .. }) => error.to_string(),
@@ -225,7 +225,7 @@ impl Database {
         &self,
         statement: Statement,
         params: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<Row>, RepositoryError> {
+    ) -> Result<Vec<Row>, DatabaseError> {
         let mut loan = self.reader().await?;
         let result = Executor::new(&*loan.client()?, self)
             .query(statement, params)
@@ -237,7 +237,7 @@ impl Database {
         &self,
         statement: Statement,
         params: &[&(dyn ToSql + Sync)],
-    ) -> Result<Option<Row>, RepositoryError> {
+    ) -> Result<Option<Row>, DatabaseError> {
         Ok(self.query(statement, params).await?.into_iter().next())
     }
 
@@ -245,17 +245,17 @@ impl Database {
         &self,
         statement: Statement,
         params: &[&(dyn ToSql + Sync)],
-    ) -> Result<Row, RepositoryError> {
+    ) -> Result<Row, DatabaseError> {
         self.query_opt(statement, params)
             .await?
-            .ok_or_else(|| RepositoryError::Internal(format!("{} answered no row", statement.name)))
+            .ok_or_else(|| DatabaseError::Internal(format!("{} answered no row", statement.name)))
     }
 
     pub(super) async fn execute(
         &self,
         statement: Statement,
         params: &[&(dyn ToSql + Sync)],
-    ) -> Result<u64, RepositoryError> {
+    ) -> Result<u64, DatabaseError> {
         let mut loan = self.reader().await?;
         let result = Executor::new(&*loan.client()?, self)
             .execute(statement, params)
@@ -263,15 +263,15 @@ impl Database {
         loan.end(result)
     }
 
-    pub(super) async fn reader(&self) -> Result<Loan, RepositoryError> {
+    pub(super) async fn reader(&self) -> Result<Loan, DatabaseError> {
         Ok(Loan::new(self.shared.readers.get().await?))
     }
 
-    pub(super) async fn writer_connection(&self) -> Result<Loan, RepositoryError> {
+    pub(super) async fn writer_connection(&self) -> Result<Loan, DatabaseError> {
         Ok(Loan::new(self.shared.writer.get().await?))
     }
 
-    pub(super) async fn lease_connection(&self) -> Result<Loan, RepositoryError> {
+    pub(super) async fn lease_connection(&self) -> Result<Loan, DatabaseError> {
         Ok(Loan::new(self.shared.lease.get().await?))
     }
 

@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 
 /// Whose fault it was and whether to try again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RepositoryError {
+pub enum DatabaseError {
     /// There is no such thing.
     #[error("{what} {name} is not known")]
     NotFound { what: &'static str, name: String },
@@ -34,7 +34,7 @@ pub enum RepositoryError {
     Internal(String),
 }
 
-impl RepositoryError {
+impl DatabaseError {
     /// The same call may succeed later.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
@@ -63,7 +63,7 @@ impl RepositoryError {
     }
 }
 
-impl From<tokio_postgres::Error> for RepositoryError {
+impl From<tokio_postgres::Error> for DatabaseError {
     fn from(error: tokio_postgres::Error) -> Self {
         let Some(state) = error.code() else {
             // No SQLSTATE: the server did not say it. Either the connection broke, or a value of
@@ -97,7 +97,7 @@ impl From<tokio_postgres::Error> for RepositoryError {
     }
 }
 
-impl From<PoolError> for RepositoryError {
+impl From<PoolError> for DatabaseError {
     fn from(error: PoolError) -> Self {
         match error {
             PoolError::Timeout(kind) => {

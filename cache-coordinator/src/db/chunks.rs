@@ -6,7 +6,7 @@ use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Geometry, v1};
 use tokio_postgres::{Row, types::ToSql};
 
 use super::{
-    Database, RepositoryError,
+    Database, DatabaseError,
     edges::{EdgeId, parse_state},
     statements,
 };
@@ -80,7 +80,7 @@ fn asked(geometry: Geometry, range: ByteRange) -> (i64, i64, i64) {
 
 impl Database {
     /// What each edge holds of one entry.
-    pub async fn holdings(&self, entry: EntryId) -> Result<Vec<Holding>, RepositoryError> {
+    pub async fn holdings(&self, entry: EntryId) -> Result<Vec<Holding>, DatabaseError> {
         Ok(self
             .holdings_of(&[entry])
             .await?
@@ -89,7 +89,7 @@ impl Database {
     }
 
     /// Edges that hold anything of it.
-    pub async fn edges_holding(&self, entry: EntryId) -> Result<HashSet<EdgeId>, RepositoryError> {
+    pub async fn edges_holding(&self, entry: EntryId) -> Result<HashSet<EdgeId>, DatabaseError> {
         let rows = self.query(statements::CHUNK_EDGES, &[&entry]).await?;
         Ok(rows.iter().map(|row| row.get("edge_id")).collect())
     }
@@ -99,7 +99,7 @@ impl Database {
     pub async fn holdings_of(
         &self,
         entries: &[EntryId],
-    ) -> Result<HashMap<EntryId, Vec<Holding>>, RepositoryError> {
+    ) -> Result<HashMap<EntryId, Vec<Holding>>, DatabaseError> {
         Ok(holdings_from_rows(
             &self.query(statements::CHUNK_HOLDINGS, &[&entries]).await?,
         ))
@@ -114,7 +114,7 @@ impl Database {
         range: ByteRange,
         edges: &[EdgeId],
         limit: u32,
-    ) -> Result<Vec<ByteRange>, RepositoryError> {
+    ) -> Result<Vec<ByteRange>, DatabaseError> {
         let (start, end, chunk_size) = asked(geometry, range);
         let params: [&(dyn ToSql + Sync); 6] =
             [&entry, &start, &end, &chunk_size, &edges, &i64::from(limit)];
@@ -129,7 +129,7 @@ impl Database {
         geometry: Geometry,
         range: ByteRange,
         limit: u32,
-    ) -> Result<Vec<ByteRange>, RepositoryError> {
+    ) -> Result<Vec<ByteRange>, DatabaseError> {
         let (start, end, chunk_size) = asked(geometry, range);
         let params: [&(dyn ToSql + Sync); 5] =
             [&entry, &start, &end, &chunk_size, &i64::from(limit)];
@@ -140,7 +140,7 @@ impl Database {
     }
 
     /// Of every entry the edge holds something of.
-    pub async fn digests(&self, edge: EdgeId) -> Result<HashMap<EntryId, Digest>, RepositoryError> {
+    pub async fn digests(&self, edge: EdgeId) -> Result<HashMap<EntryId, Digest>, DatabaseError> {
         let rows = self.query(statements::CHUNK_DIGESTS, &[&edge]).await?;
         Ok(rows
             .iter()
@@ -149,7 +149,7 @@ impl Database {
     }
 
     /// Of one entry.
-    pub async fn digest(&self, edge: EdgeId, entry: EntryId) -> Result<Digest, RepositoryError> {
+    pub async fn digest(&self, edge: EdgeId, entry: EntryId) -> Result<Digest, DatabaseError> {
         Ok(digest_from_row(
             &self
                 .query_one(statements::CHUNK_DIGEST, &[&entry, &edge])
@@ -162,7 +162,7 @@ impl Database {
         &self,
         edge: EdgeId,
         entry: EntryId,
-    ) -> Result<Vec<StoredChunk>, RepositoryError> {
+    ) -> Result<Vec<StoredChunk>, DatabaseError> {
         let rows = self.query(statements::CHUNK_LIST, &[&entry, &edge]).await?;
         Ok(rows
             .iter()

@@ -4,7 +4,7 @@ use chunkcache_proto::{ByteRange, EntryId, Geometry, Level};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{Database, RepositoryError, chunks::signed, statements, to_ms};
+use super::{Database, DatabaseError, chunks::signed, statements, to_ms};
 
 /// Where a job stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl JobRecord {
 }
 
 impl Database {
-    pub async fn job(&self, id: Uuid) -> Result<Option<JobRecord>, RepositoryError> {
+    pub async fn job(&self, id: Uuid) -> Result<Option<JobRecord>, DatabaseError> {
         self.query_opt(statements::JOB_GET, &[&id])
             .await?
             .as_ref()
@@ -64,7 +64,7 @@ impl Database {
         &self,
         include_ended: bool,
         limit: u32,
-    ) -> Result<Vec<JobRecord>, RepositoryError> {
+    ) -> Result<Vec<JobRecord>, DatabaseError> {
         self.query(statements::JOB_LIST, &[&include_ended, &i64::from(limit)])
             .await?
             .iter()
@@ -77,7 +77,7 @@ impl Database {
         &self,
         job: &JobRecord,
         geometry: Geometry,
-    ) -> Result<u64, RepositoryError> {
+    ) -> Result<u64, DatabaseError> {
         let starts: Vec<i64> = job.ranges.iter().map(|range| signed(range.start)).collect();
         let ends: Vec<i64> = job.ranges.iter().map(|range| signed(range.end)).collect();
         let chunk_size = i64::from(geometry.chunk_size());
@@ -102,7 +102,7 @@ impl Database {
     }
 }
 
-pub(super) fn from_row(row: &Row) -> Result<JobRecord, RepositoryError> {
+pub(super) fn from_row(row: &Row) -> Result<JobRecord, DatabaseError> {
     let (starts, ends): (Vec<i64>, Vec<i64>) = (row.get("starts"), row.get("ends"));
     let level = match row.get::<_, i16>("priority") {
         1 => Level::Critical,
@@ -116,9 +116,7 @@ pub(super) fn from_row(row: &Row) -> Result<JobRecord, RepositoryError> {
         "cancelled" => JobStatus::Cancelled,
         "failed" => JobStatus::Failed,
         other => {
-            return Err(RepositoryError::Internal(format!(
-                "state of a job: {other}"
-            )));
+            return Err(DatabaseError::Internal(format!("state of a job: {other}")));
         }
     };
     Ok(JobRecord {

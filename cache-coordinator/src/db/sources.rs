@@ -4,11 +4,11 @@ use chunkcache_proto::v1;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::{Row, types::Json};
 
-use super::{Database, RepositoryError, statements};
+use super::{Database, DatabaseError, statements};
 
 impl Database {
     /// All of them, by name.
-    pub async fn sources(&self) -> Result<Vec<v1::Source>, RepositoryError> {
+    pub async fn sources(&self) -> Result<Vec<v1::Source>, DatabaseError> {
         self.query(statements::SOURCE_LIST, &[])
             .await?
             .iter()
@@ -17,7 +17,7 @@ impl Database {
     }
 
     /// One of them. Headers come in clear: callers that answer clients redact.
-    pub async fn source(&self, name: &str) -> Result<Option<v1::Source>, RepositoryError> {
+    pub async fn source(&self, name: &str) -> Result<Option<v1::Source>, DatabaseError> {
         self.query_opt(statements::SOURCE_GET, &[&name])
             .await?
             .as_ref()
@@ -101,10 +101,10 @@ impl Settings {
     }
 }
 
-pub(super) fn from_row(row: &Row) -> Result<v1::Source, RepositoryError> {
+pub(super) fn from_row(row: &Row) -> Result<v1::Source, DatabaseError> {
     let Json(settings): Json<Settings> = row
         .try_get("settings")
-        .map_err(|error| RepositoryError::Internal(format!("settings of a source: {error}")))?;
+        .map_err(|error| DatabaseError::Internal(format!("settings of a source: {error}")))?;
     let revision: i64 = row.get("revision");
     Ok(settings.into_source(
         row.get("name"),

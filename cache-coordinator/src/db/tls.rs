@@ -6,15 +6,15 @@ use std::{fs::File, io::BufReader, path::Path, sync::Arc};
 use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer, pki_types::pem::PemObject};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::RepositoryError;
+use super::DatabaseError;
 
 /// Trusts `root_certificate` alone if given, else what the system trusts.
-pub fn connector(root_certificate: Option<&Path>) -> Result<MakeRustlsConnect, RepositoryError> {
+pub fn connector(root_certificate: Option<&Path>) -> Result<MakeRustlsConnect, DatabaseError> {
     let mut roots = RootCertStore::empty();
     match root_certificate {
         Some(path) => {
             let problem = |reason: String| {
-                RepositoryError::invalid(
+                DatabaseError::invalid(
                     "database-url",
                     format!("sslrootcert {}: {reason}", path.display()),
                 )
@@ -32,7 +32,7 @@ pub fn connector(root_certificate: Option<&Path>) -> Result<MakeRustlsConnect, R
         }
     }
     if roots.is_empty() {
-        return Err(RepositoryError::invalid(
+        return Err(DatabaseError::invalid(
             "database-url",
             "TLS is required and no root certificate was found",
         ));
@@ -40,7 +40,7 @@ pub fn connector(root_certificate: Option<&Path>) -> Result<MakeRustlsConnect, R
     let config =
         ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
-            .map_err(|error| RepositoryError::Internal(error.to_string()))?
+            .map_err(|error| DatabaseError::Internal(error.to_string()))?
             .with_root_certificates(roots)
             .with_no_client_auth();
     Ok(MakeRustlsConnect::new(config))

@@ -6,7 +6,7 @@ use chunkcache_proto::{ByteRange, EntryId};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::{Database, RepositoryError, chunks::signed, statements, to_ms};
+use super::{Database, DatabaseError, chunks::signed, statements, to_ms};
 
 /// One row of `cache_changes`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,7 +136,7 @@ pub enum LogPage {
 
 impl Database {
     /// The newest revision; 0 before the first change.
-    pub async fn latest_revision(&self) -> Result<u64, RepositoryError> {
+    pub async fn latest_revision(&self) -> Result<u64, DatabaseError> {
         let latest: i64 = self
             .query_one(statements::CHANGE_REVISION, &[])
             .await?
@@ -145,7 +145,7 @@ impl Database {
     }
 
     /// The newest change of an entry; none when the log no longer has one.
-    pub async fn latest_revision_of(&self, entry: EntryId) -> Result<Option<u64>, RepositoryError> {
+    pub async fn latest_revision_of(&self, entry: EntryId) -> Result<Option<u64>, DatabaseError> {
         let latest: Option<i64> = self
             .query_one(statements::CHANGE_REVISION_OF_ENTRY, &[&entry])
             .await?
@@ -159,7 +159,7 @@ impl Database {
         from: u64,
         entry: Option<EntryId>,
         limit: u32,
-    ) -> Result<LogPage, RepositoryError> {
+    ) -> Result<LogPage, DatabaseError> {
         let latest = self.latest_revision().await?;
         if from > latest {
             return Ok(LogPage::SnapshotNeeded);
@@ -203,7 +203,7 @@ impl Database {
         keep_for: Duration,
         keep_count: u64,
         limit: u32,
-    ) -> Result<u64, RepositoryError> {
+    ) -> Result<u64, DatabaseError> {
         let seconds = i64::try_from(keep_for.as_secs()).unwrap_or(i64::MAX);
         self.execute(
             statements::CHANGE_PRUNE,
@@ -218,8 +218,8 @@ impl Database {
     }
 }
 
-fn from_row(row: &Row) -> Result<Change, RepositoryError> {
-    let bad = |what: &str| RepositoryError::Internal(format!("change log: {what}"));
+fn from_row(row: &Row) -> Result<Change, DatabaseError> {
+    let bad = |what: &str| DatabaseError::Internal(format!("change log: {what}"));
     let entry: Option<EntryId> = row.get("entry_id");
     let of_entry = || entry.ok_or_else(|| bad("a change of an entry without its id"));
     let edge = || row.get::<_, Option<String>>("edge").unwrap_or_default();

@@ -3,7 +3,7 @@
 use chunkcache_proto::{EntryId, v1};
 
 use super::{
-    Binding, Database, EdgeRecord, EntryRecord, Holding, JobRecord, RepositoryError, chunks, edges,
+    Binding, Database, DatabaseError, EdgeRecord, EntryRecord, Holding, JobRecord, chunks, edges,
     entries,
     executor::{Executor, Loan},
     jobs, sources, statements,
@@ -47,7 +47,7 @@ pub struct ClusterSnapshot {
 
 impl Database {
     /// Cheap at any size.
-    pub async fn totals(&self) -> Result<Totals, RepositoryError> {
+    pub async fn totals(&self) -> Result<Totals, DatabaseError> {
         let row = self.query_one(statements::TOTALS, &[&COUNT_LIMIT]).await?;
         let number = |name: &str| row.get::<_, i64>(name).max(0).unsigned_abs();
         let (entries, chunks) = (number("entries_counted"), number("chunks_counted"));
@@ -78,7 +78,7 @@ impl Database {
     }
 
     /// Read in one transaction: deltas after `revision` make it complete, without gap or repeat.
-    pub async fn entry_snapshot(&self, id: EntryId) -> Result<EntrySnapshot, RepositoryError> {
+    pub async fn entry_snapshot(&self, id: EntryId) -> Result<EntrySnapshot, DatabaseError> {
         let mut loan = self.reader().await?;
         let result = async {
             let transaction = loan.snapshot(self).await?;
@@ -89,7 +89,7 @@ impl Database {
                 .get("latest");
             let row = executor.query_opt(statements::ENTRY_GET, &[&id]).await?;
             let entry =
-                entries::from_row(&row.ok_or_else(|| RepositoryError::not_found("entry", id))?)?;
+                entries::from_row(&row.ok_or_else(|| DatabaseError::not_found("entry", id))?)?;
             let rows = executor
                 .query(statements::CHUNK_HOLDINGS, &[&[id].as_slice()])
                 .await?;
@@ -108,7 +108,7 @@ impl Database {
     }
 
     /// As [`Self::entry_snapshot`], of edges, sources and running jobs.
-    pub async fn cluster_snapshot(&self) -> Result<ClusterSnapshot, RepositoryError> {
+    pub async fn cluster_snapshot(&self) -> Result<ClusterSnapshot, DatabaseError> {
         let mut loan: Loan = self.reader().await?;
         let result = async {
             let transaction = loan.snapshot(self).await?;
@@ -148,9 +148,9 @@ impl Database {
     }
 
     /// The entry of an id, or NotFound.
-    pub async fn known_entry(&self, id: EntryId) -> Result<Binding, RepositoryError> {
+    pub async fn known_entry(&self, id: EntryId) -> Result<Binding, DatabaseError> {
         self.binding_of_entry(id)
             .await?
-            .ok_or_else(|| RepositoryError::not_found("entry", id))
+            .ok_or_else(|| DatabaseError::not_found("entry", id))
     }
 }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::super::{
-    Change, ChangeKind, Database, Leadership, RepositoryError,
+    Change, ChangeKind, Database, DatabaseError, Leadership,
     chunks::signed,
     database::jittered,
     executor::{Executor, timed},
@@ -178,7 +178,7 @@ impl WriterTask {
     async fn commit_patiently(
         &mut self,
         batch: &[Command],
-    ) -> Result<(Vec<Judged>, u64), RepositoryError> {
+    ) -> Result<(Vec<Judged>, u64), DatabaseError> {
         let deadline = Instant::now() + self.config.patience;
         let mut back_off = BACK_OFF.0;
         let mut uncertain = None;
@@ -212,7 +212,7 @@ impl WriterTask {
         term: u64,
         batch: &[Command],
         uncertain: &mut Option<Uncertain>,
-    ) -> Result<(Vec<Judged>, u64), RepositoryError> {
+    ) -> Result<(Vec<Judged>, u64), DatabaseError> {
         let database = self.database.clone();
         let mut loan = database.writer_connection().await?;
         let result = async {
@@ -226,7 +226,7 @@ impl WriterTask {
                 .is_none()
             {
                 self.position = None;
-                return Err(RepositoryError::NotLeader { leader: None });
+                return Err(DatabaseError::NotLeader { leader: None });
             }
             let before = match self.position {
                 Some((of_term, revision)) if of_term == term => revision,
@@ -282,10 +282,10 @@ impl WriterTask {
 }
 
 /// Not the fault of one change in the batch: splitting would not help.
-fn concerns_all(error: &RepositoryError) -> bool {
+fn concerns_all(error: &DatabaseError) -> bool {
     matches!(
         error,
-        RepositoryError::NotLeader { .. } | RepositoryError::Unavailable { .. }
+        DatabaseError::NotLeader { .. } | DatabaseError::Unavailable { .. }
     )
 }
 
@@ -322,7 +322,7 @@ fn numbered(before: u64, changes: Vec<ChangeKind>) -> Vec<Change> {
 async fn insert_changes<C: deadpool_postgres::GenericClient>(
     executor: &Executor<'_, C>,
     changes: &[Change],
-) -> Result<(), RepositoryError> {
+) -> Result<(), DatabaseError> {
     let columns: Vec<_> = changes.iter().map(|change| change.kind.columns()).collect();
     let revisions: Vec<i64> = changes
         .iter()

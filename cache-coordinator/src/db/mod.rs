@@ -28,7 +28,7 @@ pub use chunks::{ChunkSum, Digest, Holding, StoredChunk};
 pub use database::{Database, DatabaseConfig, Health};
 pub use edges::{EdgeId, EdgeRecord, EdgeStatus};
 pub use entries::{Binding, EntryCursor, EntryRecord, IncompleteEntry};
-pub use error::RepositoryError;
+pub use error::DatabaseError;
 pub use jobs::{JobRecord, JobStatus};
 pub use lease::{Leadership, LeaseKeeper};
 pub use migrations::{MigrateMode, Migration, SchemaError, migrations};

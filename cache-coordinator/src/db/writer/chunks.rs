@@ -8,7 +8,7 @@ use deadpool_postgres::GenericClient;
 use tokio_postgres::{Row, types::ToSql};
 
 use super::super::{
-    ChangeKind, ChunkSum, RepositoryError,
+    ChangeKind, ChunkSum, DatabaseError,
     chunks::{coalesce, range_from_row, signed},
     edges::EdgeId,
     statements::{self, Statement},
@@ -81,7 +81,7 @@ impl ChunkReports {
 type Rows = BTreeMap<(EntryId, EdgeId, u64), (u64, ByteRange, u64)>;
 
 impl<C: GenericClient> Batch<'_, C> {
-    pub(super) async fn flush_reports(&mut self) -> Result<(), RepositoryError> {
+    pub(super) async fn flush_reports(&mut self) -> Result<(), DatabaseError> {
         let ChunkReports {
             reports, touches, ..
         } = std::mem::take(&mut self.reports);
@@ -155,7 +155,7 @@ impl<C: GenericClient> Batch<'_, C> {
     async fn flush_touches(
         &mut self,
         touches: Vec<(usize, TouchEdge)>,
-    ) -> Result<(), RepositoryError> {
+    ) -> Result<(), DatabaseError> {
         if touches.is_empty() {
             return Ok(());
         }
@@ -185,7 +185,7 @@ impl<C: GenericClient> Batch<'_, C> {
             self.judged[number] = Some(if is_current {
                 Ok(Outcome::TouchEdge(()))
             } else {
-                Err(RepositoryError::Fenced)
+                Err(DatabaseError::Fenced)
             });
         }
         Ok(())
@@ -218,7 +218,7 @@ impl<C: GenericClient> Batch<'_, C> {
     pub(super) async fn reconcile(
         &mut self,
         change: &ReconcileEntry,
-    ) -> Result<Reconciled, RepositoryError> {
+    ) -> Result<Reconciled, DatabaseError> {
         let report = Report {
             number: 0,
             edge: change.edge,
@@ -288,7 +288,7 @@ impl<C: GenericClient> Batch<'_, C> {
         &mut self,
         statement: Statement,
         params: &[&(dyn ToSql + Sync)],
-    ) -> Result<u64, RepositoryError> {
+    ) -> Result<u64, DatabaseError> {
         let rows = self.executor.query(statement, params).await?;
         let mut groups: BTreeMap<(EntryId, EdgeId), Vec<ByteRange>> = BTreeMap::new();
         for row in &rows {
@@ -320,29 +320,26 @@ impl<C: GenericClient> Batch<'_, C> {
 }
 
 /// The row is one of `chunk_reports.sql`.
-fn judge(report: &Report, row: &Row) -> Result<Geometry, RepositoryError> {
+fn judge(report: &Report, row: &Row) -> Result<Geometry, DatabaseError> {
     let epoch: Option<i64> = row.get("epoch");
     if epoch != Some(signed(report.epoch)) {
         // Also an edge that is gone: its session is over in any case.
-        return Err(RepositoryError::Fenced);
+        return Err(DatabaseError::Fenced);
     }
     let size: Option<i64> = row.get("size");
-    let size = size.ok_or_else(|| RepositoryError::not_found("entry", report.entry))?;
+    let size = size.ok_or_else(|| DatabaseError::not_found("entry", report.entry))?;
     let chunk_size: i32 = row.get("chunk_size");
     Geometry::new(size.unsigned_abs(), chunk_size.unsigned_abs())
-        .map_err(|error| RepositoryError::Internal(error.to_string()))
+        .map_err(|error| DatabaseError::Internal(error.to_string()))
 }
 
 /// The chunks' ranges, with their checksums where there are any.
-fn ranges_of(
-    report: &Report,
-    geometry: Geometry,
-) -> Result<Vec<(ByteRange, u64)>, RepositoryError> {
+fn ranges_of(report: &Report, geometry: Geometry) -> Result<Vec<(ByteRange, u64)>, DatabaseError> {
     let place = |index: ChunkIndex, checksum: u64| {
         if index < geometry.chunk_count() {
             Ok((geometry.chunk_range(index), checksum))
         } else {
-            Err(RepositoryError::invalid(
+            Err(DatabaseError::invalid(
                 "chunks",
                 format!(
                     "chunk {index} of an entry of {} chunks",

@@ -17,7 +17,7 @@ use api_support::{
     coordinator,
     fake_edge::{FakeEdge, Inventory, entry},
 };
-use cache_coordinator::repository::{
+use cache_coordinator::db::{
     EdgeId,
     writer::{StoreChunks, WriterConfig},
 };

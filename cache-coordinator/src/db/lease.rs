@@ -11,7 +11,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Database, RepositoryError, database::jittered, executor::Executor, statements};
+use super::{Database, DatabaseError, database::jittered, executor::Executor, statements};
 
 /// Times of the lease.
 #[derive(Clone, Copy, Debug)]
@@ -49,10 +49,10 @@ pub enum Leadership {
 impl Leadership {
     /// As the error to refuse with.
     #[must_use]
-    pub fn refusal(&self) -> RepositoryError {
+    pub fn refusal(&self) -> DatabaseError {
         match self {
-            Self::Leader { .. } => RepositoryError::NotLeader { leader: None },
-            Self::Standby { leader_address } => RepositoryError::NotLeader {
+            Self::Leader { .. } => DatabaseError::NotLeader { leader: None },
+            Self::Standby { leader_address } => DatabaseError::NotLeader {
                 leader: leader_address.clone(),
             },
         }
@@ -154,7 +154,7 @@ impl LeaseKeeper {
     }
 
     /// Takes the lease if it is free. The term, and until when it surely holds.
-    async fn look(&self) -> Result<Option<(u64, Instant)>, RepositoryError> {
+    async fn look(&self) -> Result<Option<(u64, Instant)>, DatabaseError> {
         let asked_at = Instant::now();
         let mut loan = self.database.lease_connection().await?;
         let result = async {
@@ -263,7 +263,7 @@ impl LeaseKeeper {
         term: u64,
         duration: Option<Duration>,
         patience: Duration,
-    ) -> Result<bool, RepositoryError> {
+    ) -> Result<bool, DatabaseError> {
         let work = async {
             let mut loan = self.database.lease_connection().await?;
             let term = i64::try_from(term).unwrap_or(i64::MAX);
@@ -280,7 +280,7 @@ impl LeaseKeeper {
         };
         match tokio::time::timeout(patience, work).await {
             Ok(result) => Ok(result? == 1),
-            Err(_) => Err(RepositoryError::unavailable(
+            Err(_) => Err(DatabaseError::unavailable(
                 "the database did not answer in time",
             )),
         }

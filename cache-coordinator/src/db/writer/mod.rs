@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 pub use operation::*;
 pub use task::{CommittedBatch, WriterConfig, WriterTask};
 
-use super::{RepositoryError, edges::EdgeId};
+use super::{DatabaseError, edges::EdgeId};
 
 /// Commands waiting; a session's reports carry up to some hundred chunks each.
 const QUEUE: usize = 4_096;
@@ -36,7 +36,7 @@ pub struct Committed<T> {
     pub value: T,
 }
 
-pub(super) type Answer = Result<Committed<Outcome>, RepositoryError>;
+pub(super) type Answer = Result<Committed<Outcome>, DatabaseError>;
 
 pub(super) struct Command {
     pub operation: Operation,
@@ -52,7 +52,7 @@ pub struct Writer {
 impl Writer {
     /// Queues a change, waiting for room. Changes queued one after the other are applied in that
     /// order. The answer comes after the commit; dropping it does not take the change back.
-    pub async fn enqueue<W: Write>(&self, change: W) -> Result<Pending<W>, RepositoryError> {
+    pub async fn enqueue<W: Write>(&self, change: W) -> Result<Pending<W>, DatabaseError> {
         let (sender, answer) = oneshot::channel();
         self.queue
             .send(Command {
@@ -68,16 +68,13 @@ impl Writer {
     }
 
     /// Queues a change and waits for its commit.
-    pub async fn write<W: Write>(
-        &self,
-        change: W,
-    ) -> Result<Committed<W::Output>, RepositoryError> {
+    pub async fn write<W: Write>(&self, change: W) -> Result<Committed<W::Output>, DatabaseError> {
         self.enqueue(change).await?.await
     }
 
     /// A session begins: a new epoch. If the edge comes with another disk, the rows of the old one
     /// go first, in bites.
-    pub async fn join_edge(&self, join: JoinEdge) -> Result<Committed<Joined>, RepositoryError> {
+    pub async fn join_edge(&self, join: JoinEdge) -> Result<Committed<Joined>, DatabaseError> {
         loop {
             let answer = self.write(join.clone()).await?;
             match answer.value {
@@ -93,7 +90,7 @@ impl Writer {
     }
 
     /// Removes an edge and all rows of it. Answers how many.
-    pub async fn forget_edge(&self, name: &str) -> Result<Committed<u64>, RepositoryError> {
+    pub async fn forget_edge(&self, name: &str) -> Result<Committed<u64>, DatabaseError> {
         let edge = self
             .write(RetireEdge {
                 name: name.to_owned(),
@@ -113,7 +110,7 @@ impl Writer {
     }
 
     /// Removes a source with its entries, keys and jobs. Answers how many chunk rows went.
-    pub async fn remove_source(&self, name: &str) -> Result<Committed<u64>, RepositoryError> {
+    pub async fn remove_source(&self, name: &str) -> Result<Committed<u64>, DatabaseError> {
         let mut removed = 0;
         loop {
             let bite = self
@@ -139,7 +136,7 @@ impl Writer {
         })
     }
 
-    async fn remove_rows_of_edge(&self, edge: EdgeId) -> Result<u64, RepositoryError> {
+    async fn remove_rows_of_edge(&self, edge: EdgeId) -> Result<u64, DatabaseError> {
         let mut removed = 0;
         loop {
             let bite = self
@@ -161,13 +158,13 @@ pub struct Pending<W> {
 }
 
 impl<W: Write> Future for Pending<W> {
-    type Output = Result<Committed<W::Output>, RepositoryError>;
+    type Output = Result<Committed<W::Output>, DatabaseError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.answer).poll(context).map(|answer| {
             let committed = answer.unwrap_or_else(|_| Err(stopped()))?;
             let value = W::output(committed.value).ok_or_else(|| {
-                RepositoryError::Internal("the writer answered another question".into())
+                DatabaseError::Internal("the writer answered another question".into())
             })?;
             Ok(Committed {
                 revision: committed.revision,
@@ -177,6 +174,6 @@ impl<W: Write> Future for Pending<W> {
     }
 }
 
-fn stopped() -> RepositoryError {
-    RepositoryError::unavailable("the coordinator is shutting down")
+fn stopped() -> DatabaseError {
+    DatabaseError::unavailable("the coordinator is shutting down")
 }

@@ -7,7 +7,7 @@ use deadpool_postgres::{GenericClient, Object, Transaction};
 use tokio_postgres::{IsolationLevel, Row, types::ToSql};
 use tracing::{Instrument as _, Span};
 
-use super::{Database, RepositoryError, StatementObserver, statements::Statement};
+use super::{Database, DatabaseError, StatementObserver, statements::Statement};
 
 /// A client or a transaction, and what watches it.
 pub(super) struct Executor<'a, C> {
@@ -30,7 +30,7 @@ impl<'a, C: GenericClient> Executor<'a, C> {
         &self,
         statement: Statement,
         params: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<Row>, RepositoryError> {
+    ) -> Result<Vec<Row>, DatabaseError> {
         self.timed(statement.name, async {
             let prepared = self.client.prepare_cached(statement.sql).await?;
             self.client.query(&prepared, params).await
@@ -42,7 +42,7 @@ impl<'a, C: GenericClient> Executor<'a, C> {
         &self,
         statement: Statement,
         params: &[&(dyn ToSql + Sync)],
-    ) -> Result<Option<Row>, RepositoryError> {
+    ) -> Result<Option<Row>, DatabaseError> {
         Ok(self.query(statement, params).await?.into_iter().next())
     }
 
@@ -50,17 +50,17 @@ impl<'a, C: GenericClient> Executor<'a, C> {
         &self,
         statement: Statement,
         params: &[&(dyn ToSql + Sync)],
-    ) -> Result<Row, RepositoryError> {
+    ) -> Result<Row, DatabaseError> {
         self.query_opt(statement, params)
             .await?
-            .ok_or_else(|| RepositoryError::Internal(format!("{} answered no row", statement.name)))
+            .ok_or_else(|| DatabaseError::Internal(format!("{} answered no row", statement.name)))
     }
 
     pub async fn execute(
         &self,
         statement: Statement,
         params: &[&(dyn ToSql + Sync)],
-    ) -> Result<u64, RepositoryError> {
+    ) -> Result<u64, DatabaseError> {
         self.timed(statement.name, async {
             let prepared = self.client.prepare_cached(statement.sql).await?;
             self.client.execute(&prepared, params).await
@@ -72,7 +72,7 @@ impl<'a, C: GenericClient> Executor<'a, C> {
         &self,
         name: &'static str,
         work: impl Future<Output = Result<T, tokio_postgres::Error>>,
-    ) -> Result<T, RepositoryError> {
+    ) -> Result<T, DatabaseError> {
         timed(self.observer, self.give_up_after, name, work).await
     }
 }
@@ -83,7 +83,7 @@ pub(super) async fn timed<T>(
     give_up_after: Duration,
     name: &'static str,
     work: impl Future<Output = Result<T, tokio_postgres::Error>>,
-) -> Result<T, RepositoryError> {
+) -> Result<T, DatabaseError> {
     let began = Instant::now();
     // On behalf of a call: in its trace. The lease and the writer would only fill traces of their
     // own.
@@ -98,8 +98,8 @@ pub(super) async fn timed<T>(
         )
     };
     let result = match tokio::time::timeout(give_up_after, work.instrument(span)).await {
-        Ok(result) => result.map_err(RepositoryError::from),
-        Err(_) => Err(RepositoryError::unavailable(format!(
+        Ok(result) => result.map_err(DatabaseError::from),
+        Err(_) => Err(DatabaseError::unavailable(format!(
             "{name}: no answer from the database in {give_up_after:?}"
         ))),
     };
@@ -123,14 +123,14 @@ impl Loan {
         }
     }
 
-    pub fn client(&mut self) -> Result<&mut Object, RepositoryError> {
+    pub fn client(&mut self) -> Result<&mut Object, DatabaseError> {
         self.object
             .as_mut()
-            .ok_or_else(|| RepositoryError::Internal("connection already given back".into()))
+            .ok_or_else(|| DatabaseError::Internal("connection already given back".into()))
     }
 
     /// Gives the connection back if the result says that it is sound.
-    pub fn end<T>(mut self, result: Result<T, RepositoryError>) -> Result<T, RepositoryError> {
+    pub fn end<T>(mut self, result: Result<T, DatabaseError>) -> Result<T, DatabaseError> {
         self.returnable = !matches!(&result, Err(error) if error.is_unavailable());
         result
     }
@@ -139,7 +139,7 @@ impl Loan {
     pub async fn snapshot(
         &mut self,
         database: &Database,
-    ) -> Result<Transaction<'_>, RepositoryError> {
+    ) -> Result<Transaction<'_>, DatabaseError> {
         let begin = self
             .client()?
             .build_transaction()

@@ -1,4 +1,4 @@
-//! The repository's contract, on a real PostgreSQL.
+//! The contract of the database code, on a real PostgreSQL.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
@@ -6,11 +6,11 @@ mod support;
 use std::time::{Duration, Instant};
 
 use cache_coordinator::{
-    events::{Event, Filter},
-    repository::{
-        ChangeKind, Digest, EdgeStatus, EntryCursor, Health, JobStatus, Leadership, LogPage,
-        MigrateMode, RepositoryError, SchemaError, migrations, statements, writer::*,
+    db::{
+        ChangeKind, DatabaseError, Digest, EdgeStatus, EntryCursor, Health, JobStatus, Leadership,
+        LogPage, MigrateMode, SchemaError, migrations, statements, writer::*,
     },
+    events::{Event, Filter},
 };
 use chunkcache_proto::{ByteRange, EntryId, Level, v1};
 use support::{

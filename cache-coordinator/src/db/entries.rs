@@ -3,7 +3,7 @@
 use chunkcache_proto::{EntryId, Geometry, v1};
 use tokio_postgres::Row;
 
-use super::{Database, RepositoryError, edges::EdgeId, from_ms, statements, to_ms};
+use super::{Database, DatabaseError, edges::EdgeId, from_ms, statements, to_ms};
 
 /// A row of `cache_entries`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,17 +53,17 @@ impl EntryRecord {
 
     /// From the wire. Whether the id is the one its fields derive is the caller's to check: it
     /// knows the base URL.
-    pub fn from_proto(entry: &v1::Entry) -> Result<Self, RepositoryError> {
+    pub fn from_proto(entry: &v1::Entry) -> Result<Self, DatabaseError> {
         let id = entry
             .id
             .parse()
-            .map_err(|_| RepositoryError::invalid("entry.id", "not a UUID"))?;
+            .map_err(|_| DatabaseError::invalid("entry.id", "not a UUID"))?;
         let key = entry
             .key
             .as_ref()
-            .ok_or_else(|| RepositoryError::invalid("entry.key", "is missing"))?;
+            .ok_or_else(|| DatabaseError::invalid("entry.key", "is missing"))?;
         let geometry = Geometry::new(entry.size, entry.chunk_size)
-            .map_err(|error| RepositoryError::invalid("entry.chunk_size", error.to_string()))?;
+            .map_err(|error| DatabaseError::invalid("entry.chunk_size", error.to_string()))?;
         Ok(Self {
             id,
             source: key.source.clone(),
@@ -112,7 +112,7 @@ impl EntryCursor {
     }
 
     /// From a page token; the empty one is the beginning.
-    pub fn decode(token: &str) -> Result<Self, RepositoryError> {
+    pub fn decode(token: &str) -> Result<Self, DatabaseError> {
         use base64::Engine as _;
         if token.is_empty() {
             return Ok(Self::default());
@@ -127,7 +127,7 @@ impl EntryCursor {
                 query,
                 id,
             })
-            .ok_or_else(|| RepositoryError::invalid("page_token", "not one this service gave"))
+            .ok_or_else(|| DatabaseError::invalid("page_token", "not one this service gave"))
     }
 }
 
@@ -157,7 +157,7 @@ pub struct IncompleteEntry {
 }
 
 impl Database {
-    pub async fn entry(&self, id: EntryId) -> Result<Option<EntryRecord>, RepositoryError> {
+    pub async fn entry(&self, id: EntryId) -> Result<Option<EntryRecord>, DatabaseError> {
         self.query_opt(statements::ENTRY_GET, &[&id])
             .await?
             .as_ref()
@@ -172,7 +172,7 @@ impl Database {
         source: &str,
         after: &EntryCursor,
         limit: u32,
-    ) -> Result<Vec<EntryRecord>, RepositoryError> {
+    ) -> Result<Vec<EntryRecord>, DatabaseError> {
         let limit = i64::from(limit);
         let rows = if source.is_empty() {
             self.query(
@@ -191,7 +191,7 @@ impl Database {
     }
 
     /// What the key points to now.
-    pub async fn binding(&self, key: &v1::Key) -> Result<Option<Binding>, RepositoryError> {
+    pub async fn binding(&self, key: &v1::Key) -> Result<Option<Binding>, DatabaseError> {
         let row = self
             .query_opt(
                 statements::BINDING_GET,
@@ -202,7 +202,7 @@ impl Database {
     }
 
     /// Keys in the order of their fields, from behind one on; the empty one is before all.
-    pub async fn keys(&self, after: &v1::Key, limit: u32) -> Result<Vec<v1::Key>, RepositoryError> {
+    pub async fn keys(&self, after: &v1::Key, limit: u32) -> Result<Vec<v1::Key>, DatabaseError> {
         let rows = self
             .query(
                 statements::KEY_PAGE,
@@ -232,7 +232,7 @@ impl Database {
         source: &str,
         path: &str,
         query: &str,
-    ) -> Result<Vec<Binding>, RepositoryError> {
+    ) -> Result<Vec<Binding>, DatabaseError> {
         self.query(statements::BINDING_OF_PATH, &[&source, &path, &query])
             .await?
             .iter()
@@ -241,7 +241,7 @@ impl Database {
     }
 
     /// The entry, with freshness if its key still points to it.
-    pub async fn binding_of_entry(&self, id: EntryId) -> Result<Option<Binding>, RepositoryError> {
+    pub async fn binding_of_entry(&self, id: EntryId) -> Result<Option<Binding>, DatabaseError> {
         self.query_opt(statements::BINDING_OF_ENTRY, &[&id])
             .await?
             .as_ref()
@@ -250,7 +250,7 @@ impl Database {
     }
 
     /// Entries that were invalidated and not seen at their origin since, the latest first.
-    pub async fn invalidated_entries(&self, limit: u32) -> Result<Vec<EntryId>, RepositoryError> {
+    pub async fn invalidated_entries(&self, limit: u32) -> Result<Vec<EntryId>, DatabaseError> {
         let rows = self
             .query(statements::ENTRY_INVALIDATED, &[&i64::from(limit)])
             .await?;
@@ -263,7 +263,7 @@ impl Database {
         edge: EdgeId,
         after: EntryId,
         limit: u32,
-    ) -> Result<Vec<IncompleteEntry>, RepositoryError> {
+    ) -> Result<Vec<IncompleteEntry>, DatabaseError> {
         let rows = self
             .query(
                 statements::ENTRY_INCOMPLETE,
@@ -284,7 +284,7 @@ impl Database {
         &self,
         edge: EdgeId,
         limit: u32,
-    ) -> Result<Vec<EntryId>, RepositoryError> {
+    ) -> Result<Vec<EntryId>, DatabaseError> {
         let rows = self
             .query(statements::ENTRY_HOT_ON_EDGE, &[&edge, &i64::from(limit)])
             .await?;
@@ -292,10 +292,10 @@ impl Database {
     }
 }
 
-pub(super) fn from_row(row: &Row) -> Result<EntryRecord, RepositoryError> {
+pub(super) fn from_row(row: &Row) -> Result<EntryRecord, DatabaseError> {
     let (size, chunk_size): (i64, i32) = (row.get("size"), row.get("chunk_size"));
     let geometry = Geometry::new(size.unsigned_abs(), chunk_size.unsigned_abs())
-        .map_err(|error| RepositoryError::Internal(format!("geometry of an entry: {error}")))?;
+        .map_err(|error| DatabaseError::Internal(format!("geometry of an entry: {error}")))?;
     Ok(EntryRecord {
         id: row.get("id"),
         source: row.get("source"),
@@ -312,7 +312,7 @@ pub(super) fn from_row(row: &Row) -> Result<EntryRecord, RepositoryError> {
     })
 }
 
-fn binding_from_row(row: &Row) -> Result<Binding, RepositoryError> {
+fn binding_from_row(row: &Row) -> Result<Binding, DatabaseError> {
     let validated_at: Option<std::time::SystemTime> = row.get("validated_at");
     let freshness = validated_at.map(|validated_at| v1::Freshness {
         validated_at_ms: to_ms(validated_at),

@@ -4,7 +4,7 @@
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Database, RepositoryError,
+    Database, DatabaseError,
     executor::{Executor, timed},
     statements,
 };
@@ -62,7 +62,7 @@ pub enum SchemaError {
     )]
     Pending { found: i32, known: i32 },
     #[error(transparent)]
-    Database(#[from] RepositoryError),
+    Database(#[from] DatabaseError),
 }
 
 /// Brings the schema up to date, or checks it. Returns the number of migrations applied.
@@ -111,16 +111,16 @@ async fn apply_next(database: &Database, known: &[Migration]) -> Result<bool, Sc
         let transaction = timed(observer, patience, "begin", loan.client()?.transaction()).await?;
         // Another coordinator may hold the lock, and an index on a large table may take long to
         // build.
-        transaction.batch_execute("SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0").await.map_err(RepositoryError::from)?;
-        transaction.batch_execute(statements::SCHEMA_LOCK.sql).await.map_err(RepositoryError::from)?;
-        transaction.batch_execute(statements::SCHEMA_TABLE.sql).await.map_err(RepositoryError::from)?;
+        transaction.batch_execute("SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0").await.map_err(DatabaseError::from)?;
+        transaction.batch_execute(statements::SCHEMA_LOCK.sql).await.map_err(DatabaseError::from)?;
+        transaction.batch_execute(statements::SCHEMA_TABLE.sql).await.map_err(DatabaseError::from)?;
         let executor = Executor::new(&transaction, database);
         let found = check(&applied(executor.query(statements::SCHEMA_APPLIED, &[]).await?), known)?;
         let Some(next) = known.iter().find(|migration| migration.version > found) else {
             return Ok(false);
         };
         transaction.batch_execute(next.sql).await.map_err(|error| {
-            RepositoryError::from(error).in_migration(next)
+            DatabaseError::from(error).in_migration(next)
         })?;
         executor
             .execute(statements::SCHEMA_RECORD, &[&next.version, &next.name, &checksum(next.sql)])
@@ -135,7 +135,7 @@ async fn apply_next(database: &Database, known: &[Migration]) -> Result<bool, Sc
     result
 }
 
-impl RepositoryError {
+impl DatabaseError {
     fn in_migration(self, migration: &Migration) -> Self {
         match self {
             unavailable @ Self::Unavailable { .. } => unavailable,

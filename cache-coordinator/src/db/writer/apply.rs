@@ -5,7 +5,7 @@ use deadpool_postgres::GenericClient;
 use tokio_postgres::types::Json;
 
 use super::super::{
-    ChangeKind, JobStatus, RepositoryError,
+    ChangeKind, DatabaseError, JobStatus,
     chunks::{coalesce, signed},
     edges::{self, state_text},
     entries::FreshnessColumns,
@@ -21,7 +21,7 @@ use super::{
 };
 
 /// What a change comes to unless the whole batch fails.
-pub(super) type Judged = Result<Outcome, RepositoryError>;
+pub(super) type Judged = Result<Outcome, DatabaseError>;
 
 /// A batch under way.
 pub(super) struct Batch<'a, C> {
@@ -49,7 +49,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
     pub(super) async fn apply<'o>(
         mut self,
         operations: impl Iterator<Item = &'o Operation>,
-    ) -> Result<(Vec<Judged>, Vec<ChangeKind>), RepositoryError> {
+    ) -> Result<(Vec<Judged>, Vec<ChangeKind>), DatabaseError> {
         for (number, operation) in operations.enumerate() {
             self.judged.push(None);
             if self.reports.take(number, operation) {
@@ -63,9 +63,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
                 continue;
             }
             let judged = match self.one(operation).await {
-                Err(error @ (RepositoryError::NotFound { .. } | RepositoryError::Fenced)) => {
-                    Err(error)
-                }
+                Err(error @ (DatabaseError::NotFound { .. } | DatabaseError::Fenced)) => Err(error),
                 Err(error) => return Err(error),
                 Ok(outcome) => Ok(outcome),
             };
@@ -77,17 +75,17 @@ impl<'a, C: GenericClient> Batch<'a, C> {
             .into_iter()
             .map(|judged| {
                 judged.unwrap_or_else(|| {
-                    Err(RepositoryError::Internal("a change was not applied".into()))
+                    Err(DatabaseError::Internal("a change was not applied".into()))
                 })
             })
             .collect();
         Ok((judged, self.changes))
     }
 
-    async fn one(&mut self, operation: &Operation) -> Result<Outcome, RepositoryError> {
+    async fn one(&mut self, operation: &Operation) -> Result<Outcome, DatabaseError> {
         Ok(match operation {
             Operation::StoreChunks(_) | Operation::RemoveChunks(_) | Operation::TouchEdge(_) => {
-                return Err(RepositoryError::Internal(
+                return Err(DatabaseError::Internal(
                     "reports are applied together".into(),
                 ));
             }
@@ -127,7 +125,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         })
     }
 
-    async fn observe(&mut self, change: &ObserveEntry) -> Result<Observed, RepositoryError> {
+    async fn observe(&mut self, change: &ObserveEntry) -> Result<Observed, DatabaseError> {
         let entry = &change.entry;
         if self
             .executor
@@ -135,7 +133,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
             .await?
             .is_none()
         {
-            return Err(RepositoryError::not_found("source", &entry.source));
+            return Err(DatabaseError::not_found("source", &entry.source));
         }
         let chunk_size = i32::try_from(entry.geometry.chunk_size()).unwrap_or(i32::MAX);
         let size = signed(entry.geometry.size());
@@ -200,7 +198,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         })
     }
 
-    async fn pin(&mut self, change: &SetPinned) -> Result<(), RepositoryError> {
+    async fn pin(&mut self, change: &SetPinned) -> Result<(), DatabaseError> {
         let row = self
             .executor
             .query_opt(
@@ -209,7 +207,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
             )
             .await?;
         let before: bool = row
-            .ok_or_else(|| RepositoryError::not_found("entry", change.entry))?
+            .ok_or_else(|| DatabaseError::not_found("entry", change.entry))?
             .get(0);
         if before != change.pinned {
             self.changes.push(ChangeKind::Entry {
@@ -219,17 +217,14 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         Ok(())
     }
 
-    async fn invalidate(
-        &mut self,
-        change: &InvalidateEntry,
-    ) -> Result<Invalidated, RepositoryError> {
+    async fn invalidate(&mut self, change: &InvalidateEntry) -> Result<Invalidated, DatabaseError> {
         if self
             .executor
             .query_opt(statements::ENTRY_GET, &[&change.entry])
             .await?
             .is_none()
         {
-            return Err(RepositoryError::not_found("entry", change.entry));
+            return Err(DatabaseError::not_found("entry", change.entry));
         }
         self.executor
             .execute(statements::ENTRY_INVALIDATE, &[&change.entry])
@@ -264,7 +259,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         })
     }
 
-    async fn put_source(&mut self, change: &PutSource) -> Result<v1::Source, RepositoryError> {
+    async fn put_source(&mut self, change: &PutSource) -> Result<v1::Source, DatabaseError> {
         self.changes.push(ChangeKind::Source {
             name: change.source.name.clone(),
         });
@@ -283,7 +278,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         Ok(source)
     }
 
-    async fn remove_source(&mut self, name: &str) -> Result<u64, RepositoryError> {
+    async fn remove_source(&mut self, name: &str) -> Result<u64, DatabaseError> {
         let removed = self
             .remove_rows(statements::CHUNK_DELETE_OF_SOURCE, &[&name, &i64::MAX])
             .await?;
@@ -293,7 +288,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
             .await?
             == 0
         {
-            return Err(RepositoryError::not_found("source", name));
+            return Err(DatabaseError::not_found("source", name));
         }
         self.changes.push(ChangeKind::Source {
             name: name.to_owned(),
@@ -301,7 +296,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         Ok(removed)
     }
 
-    async fn join(&mut self, change: &JoinEdge) -> Result<JoinStep, RepositoryError> {
+    async fn join(&mut self, change: &JoinEdge) -> Result<JoinStep, DatabaseError> {
         if let Some(row) = self
             .executor
             .query_opt(statements::EDGE_GET, &[&change.name])
@@ -338,7 +333,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         }))
     }
 
-    async fn set_state(&mut self, change: &SetEdgeState) -> Result<bool, RepositoryError> {
+    async fn set_state(&mut self, change: &SetEdgeState) -> Result<bool, DatabaseError> {
         let state = state_text(change.state)?;
         let row = self
             .executor
@@ -358,31 +353,31 @@ impl<'a, C: GenericClient> Batch<'a, C> {
     async fn drain(
         &mut self,
         change: &DrainEdge,
-    ) -> Result<super::super::EdgeRecord, RepositoryError> {
+    ) -> Result<super::super::EdgeRecord, DatabaseError> {
         let row = self
             .executor
             .query_opt(statements::EDGE_DRAIN, &[&change.name, &change.draining])
             .await?;
-        let row = row.ok_or_else(|| RepositoryError::not_found("edge", &change.name))?;
+        let row = row.ok_or_else(|| DatabaseError::not_found("edge", &change.name))?;
         self.changes.push(ChangeKind::Edge {
             name: change.name.clone(),
         });
         Ok(edges::from_row(&row))
     }
 
-    async fn retire(&mut self, name: &str) -> Result<edges::EdgeId, RepositoryError> {
+    async fn retire(&mut self, name: &str) -> Result<edges::EdgeId, DatabaseError> {
         let row = self
             .executor
             .query_opt(statements::EDGE_RETIRE, &[&name])
             .await?;
-        let row = row.ok_or_else(|| RepositoryError::not_found("edge", name))?;
+        let row = row.ok_or_else(|| DatabaseError::not_found("edge", name))?;
         self.changes.push(ChangeKind::Edge {
             name: name.to_owned(),
         });
         Ok(row.get("id"))
     }
 
-    async fn forget(&mut self, name: &str) -> Result<u64, RepositoryError> {
+    async fn forget(&mut self, name: &str) -> Result<u64, DatabaseError> {
         let id = self.retire(name).await?;
         let removed = self
             .remove_rows(statements::CHUNK_DELETE_OF_EDGE, &[&id, &i64::MAX])
@@ -393,14 +388,14 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         Ok(removed)
     }
 
-    async fn add_job(&mut self, change: &AddJob) -> Result<(), RepositoryError> {
+    async fn add_job(&mut self, change: &AddJob) -> Result<(), DatabaseError> {
         if self
             .executor
             .query_opt(statements::ENTRY_GET, &[&change.entry])
             .await?
             .is_none()
         {
-            return Err(RepositoryError::not_found("entry", change.entry));
+            return Err(DatabaseError::not_found("entry", change.entry));
         }
         let ranges = coalesce(change.ranges.clone());
         let starts: Vec<i64> = ranges.iter().map(|range| signed(range.start)).collect();
@@ -426,9 +421,9 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         Ok(())
     }
 
-    async fn end_job(&mut self, change: &EndJob) -> Result<bool, RepositoryError> {
+    async fn end_job(&mut self, change: &EndJob) -> Result<bool, DatabaseError> {
         if change.status == JobStatus::Running {
-            return Err(RepositoryError::invalid(
+            return Err(DatabaseError::invalid(
                 "status",
                 "a job does not end by running",
             ));
@@ -439,7 +434,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
             .await?
             .is_none()
         {
-            return Err(RepositoryError::not_found("job", change.id));
+            return Err(DatabaseError::not_found("job", change.id));
         }
         let ended = self
             .executor
