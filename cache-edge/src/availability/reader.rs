@@ -88,16 +88,6 @@ impl OpenReader for ReaderFactory {
             Some(_) => Presence::None,
         }
     }
-
-    fn hold(&self, range: ByteRange) -> Option<[Option<ChunkPin>; 2]> {
-        let chunks = self.file.geometry().chunks_covering(range);
-        let first = self.verified(chunks.start)?;
-        match chunks.len() {
-            1 => Some([Some(first), None]),
-            2 => Some([Some(first), Some(self.verified(chunks.start + 1)?)]),
-            _ => None,
-        }
-    }
 }
 
 impl ReaderFactory {

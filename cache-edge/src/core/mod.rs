@@ -9,6 +9,5 @@ pub mod container;
 pub mod fetch_queue;
 pub mod interval_set;
 pub mod lookahead;
-pub mod repeated_head;
 pub mod signed_url;
 pub mod signed_url_keys;

@@ -34,11 +34,7 @@ impl Activity {
 
     /// The client took or sent something.
     pub fn progressed(&self) {
-        self.progressed_at(Instant::now());
-    }
-
-    pub fn progressed_at(&self, now: Instant) {
-        let since = now.saturating_duration_since(self.opened).as_millis();
+        let since = self.opened.elapsed().as_millis();
         let since = u64::try_from(since).unwrap_or(u64::MAX);
         self.last_ms.store(since, Ordering::Relaxed);
     }
@@ -49,13 +45,6 @@ impl Activity {
         self.requests_begun.fetch_add(1, Ordering::Relaxed);
         self.requests_active.fetch_add(1, Ordering::Relaxed);
         ActiveRequest(Arc::clone(self))
-    }
-
-    /// Requests that have arrived whole, if all of them were answered.
-    #[must_use]
-    pub fn requests_answered(&self) -> Option<u64> {
-        let none_active = self.requests_active.load(Ordering::Relaxed) == 0;
-        none_active.then(|| self.requests_begun.load(Ordering::Relaxed))
     }
 
     /// When to look again whether the connection has gone on too long without progress; `None`: it

@@ -87,7 +87,6 @@ pub(super) async fn handle<O: Objects>(
         .settings
         .cors
         .decorate(&request.headers, response.headers_mut());
-    memory.note_response(|known| server.repeatable(known, request, client, &response));
     let status = response.status().as_u16();
     span.record("status", status);
     // In the span, which says what was asked.

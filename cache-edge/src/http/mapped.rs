@@ -32,19 +32,6 @@ pub struct FilePart {
 }
 
 impl FilePart {
-    /// All of a piece.
-    #[must_use]
-    pub fn whole(mapped: Mapped) -> Self {
-        let offset = mapped.file_offset();
-        Self { mapped, offset }
-    }
-
-    /// Where the piece ends in its file.
-    #[must_use]
-    pub fn end(&self) -> u64 {
-        self.mapped.file_offset() + self.mapped.len() as u64
-    }
-
     pub fn file(&self) -> BorrowedFd<'_> {
         self.mapped.file()
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderValue, request::Parts};
 use parking_lot::Mutex;
 
-use super::{repeats::Repeatable, response::Described};
+use super::response::Described;
 use crate::serve::ports::{Freshness, Object, Standing};
 use chunk_store::EntryFile;
 
@@ -52,10 +52,6 @@ pub(super) struct Memory<R>(Mutex<Last<R>>);
 struct Last<R> {
     target: String,
     known: Option<Arc<Known<R>>>,
-    /// The last request was answered with what is known.
-    recalled: bool,
-    /// And would be again if it came with another range.
-    repeatable: Option<Arc<Repeatable<R>>>,
     /// A Host that was found valid.
     host: Option<HeaderValue>,
     /// An empty map with room: hyper keeps a response's map for the next request's head, and this
@@ -68,8 +64,6 @@ impl<R> Memory<R> {
         Self(Mutex::new(Last {
             target: String::new(),
             known: None,
-            recalled: false,
-            repeatable: None,
             host: None,
             spare: HeaderMap::new(),
         }))
@@ -77,40 +71,13 @@ impl<R> Memory<R> {
 
     /// What the same target was answered with, and its age now, if it would be again.
     pub fn recall(&self, request: &Parts) -> Option<(Arc<Known<R>>, u64)> {
-        let mut last = self.0.lock();
-        last.recalled = false;
-        last.repeatable = None;
+        let last = self.0.lock();
         let known = last.known.as_ref()?;
         if last.target != target(request)? {
             return None;
         }
         let age_seconds = known.age_seconds_now()?;
-        let known = Arc::clone(known);
-        last.recalled = true;
-        Some((known, age_seconds))
-    }
-
-    /// The last request was answered with what is known: now that its head is made, the next one
-    /// may be a repetition of it. Not at the first request of a target, as many are asked for once.
-    pub fn note_response(&self, repeatable: impl FnOnce(Arc<Known<R>>) -> Option<Repeatable<R>>) {
-        let mut last = self.0.lock();
-        if std::mem::take(&mut last.recalled)
-            && let Some(known) = last.known.clone()
-        {
-            last.repeatable = repeatable(known).map(Arc::new);
-        }
-    }
-
-    /// What the target's last request was answered with, and its age now, if its repetition would
-    /// be answered alike.
-    pub fn recall_repeatable(&self, target: &[u8]) -> Option<(Arc<Repeatable<R>>, u64)> {
-        let last = self.0.lock();
-        let repeatable = last.repeatable.as_ref()?;
-        if last.target.as_bytes() != target {
-            return None;
-        }
-        let age_seconds = repeatable.known.age_seconds_now()?;
-        Some((Arc::clone(repeatable), age_seconds))
+        Some((Arc::clone(known), age_seconds))
     }
 
     pub fn remember(&self, request: &Parts, known: &Arc<Known<R>>) {
@@ -123,9 +90,7 @@ impl<R> Memory<R> {
     }
 
     pub fn forget(&self) {
-        let mut last = self.0.lock();
-        last.known = None;
-        last.recalled = false;
+        self.0.lock().known = None;
     }
 
     /// Empty, with room for a response's head.

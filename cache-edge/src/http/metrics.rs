@@ -86,7 +86,6 @@ pub struct Metrics {
     connections: Gauge,
     requests_active: Gauge,
     sendfile_bytes: Counter,
-    repeated: Counter,
 }
 
 impl Metrics {
@@ -122,10 +121,6 @@ impl Metrics {
         let sendfile_bytes = counter(
             "http_sendfile_bytes",
             "Bytes that went from file to socket in the kernel",
-        );
-        let repeated = counter(
-            "http_repeated_requests",
-            "Requests like the connection's last one but for the range, answered without being parsed",
         );
         let stall_seconds = Counter::<f64, std::sync::atomic::AtomicU64>::default();
         registry.register(
@@ -175,7 +170,6 @@ impl Metrics {
             connections,
             requests_active,
             sendfile_bytes,
-            repeated,
         })
     }
 
@@ -196,16 +190,6 @@ impl Metrics {
 
     pub fn count_refusal(&self, refusal: Refusal) {
         self.refusals[refusal as usize].inc();
-    }
-
-    pub fn count_repeated(&self) {
-        self.repeated.inc();
-    }
-
-    /// Requests answered without being parsed, so far.
-    #[must_use]
-    pub fn repeated(&self) -> u64 {
-        self.repeated.get()
     }
 
     pub fn count_sendfile(&self, bytes: u64) {

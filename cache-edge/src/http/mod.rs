@@ -20,7 +20,6 @@ pub mod metrics;
 mod multipart;
 pub mod problem;
 mod progress_io;
-mod repeats;
 mod response;
 mod sendfile_io;
 pub mod server;

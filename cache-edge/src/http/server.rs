@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, io, net::SocketAddr, num::NonZero, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Request, Response, request::Parts};
+use http::{HeaderValue, Request};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -19,11 +19,9 @@ use super::{
     handler::{self, PeerHandler},
     limits::{Admission, Connections, Limits, RateLimiter},
     mapped::Registry,
-    memory::{Known, Memory},
+    memory::Memory,
     metrics::{Metrics, Refusal},
     progress_io::ProgressIo,
-    repeats::{Repeatable, Repeats},
-    response::CACHE_STATUS,
     sendfile_io::SendfileIo,
     signing_keys::SigningKeys,
     socket,
@@ -121,18 +119,6 @@ impl<O: Objects> Server<O> {
         } else {
             render(status, &self.settings.edge_name)
         }
-    }
-
-    /// What a repetition of the request would be answered with, if that is as simple as a hit.
-    pub(super) fn repeatable<B>(
-        &self,
-        known: Arc<Known<O::Open>>,
-        request: &Parts,
-        client: &Client,
-        response: &Response<B>,
-    ) -> Option<Repeatable<O::Open>> {
-        let is_hit = response.headers().get(CACHE_STATUS) == Some(&self.hit);
-        is_hit.then(|| Repeatable::of(known, request, client, response))?
     }
 
     /// Serves until `shutdown`, then lets running responses finish within the grace period, cuts
@@ -245,17 +231,11 @@ impl<O: Objects> Server<O> {
         let memory = Arc::new(Memory::new());
         let Some(tls) = &self.settings.tls else {
             let registry = Arc::new(Registry::default());
-            let repeats = Repeats {
-                server: Arc::clone(&self),
-                memory: Arc::clone(&memory),
-                address: address.ip(),
-            };
             let io = SendfileIo::new(
                 stream,
                 Arc::clone(&registry),
                 Arc::clone(&activity),
                 Arc::clone(&self.metrics),
-                Box::new(repeats),
             );
             let conversation =
                 self.converse(io, Some(registry), memory, address, activity, shutdown);

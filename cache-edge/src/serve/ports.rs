@@ -113,9 +113,6 @@ pub trait OpenReader: Send + Sync + 'static {
     fn open(&self, range: ByteRange) -> Self::Reader;
     /// All of the range is present now (for `Cache-Status: hit` against `fwd=partial`).
     fn presence(&self, range: ByteRange) -> Presence;
-    /// What holds the range, if it lies in one chunk or two whose bytes are here and were checked.
-    /// Nobody is told of it.
-    fn hold(&self, range: ByteRange) -> Option<[Option<ChunkPin>; 2]>;
 }
 
 impl<O: OpenReader> OpenReader for Arc<O> {
@@ -127,10 +124,6 @@ impl<O: OpenReader> OpenReader for Arc<O> {
 
     fn presence(&self, range: ByteRange) -> Presence {
         (**self).presence(range)
-    }
-
-    fn hold(&self, range: ByteRange) -> Option<[Option<ChunkPin>; 2]> {
-        (**self).hold(range)
     }
 }
 

@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod client;
+mod connection_cache;
 mod connections;
 mod hits;
 mod http2_and_tls;
 mod objects;
-mod repeats;
 mod semantics;
+mod split_heads;

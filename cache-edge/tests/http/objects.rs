@@ -18,7 +18,7 @@ use cache_edge::{
         Presence, ReadBytes, ReadError, Resolution, ServeError, Standing,
     },
 };
-use chunk_store::{ChunkPin, EntryFile, MinFree, Store, StoreOptions};
+use chunk_store::{EntryFile, MinFree, Store, StoreOptions};
 use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, checksum::chunk_checksum, v1};
 use http_body::Frame;
 use http_body_util::StreamBody;
@@ -118,16 +118,6 @@ impl OpenReader for TestObject {
             0 => Presence::None,
             all if all == chunks.len() => Presence::All,
             _ => Presence::Some,
-        }
-    }
-
-    fn hold(&self, range: ByteRange) -> Option<[Option<ChunkPin>; 2]> {
-        let chunks = self.entry.geometry().chunks_covering(range);
-        let first = self.entry.pin(chunks.start)?;
-        match chunks.len() {
-            1 => Some([Some(first), None]),
-            2 => Some([Some(first), Some(self.entry.pin(chunks.start + 1)?)]),
-            _ => None,
         }
     }
 }

@@ -129,22 +129,17 @@ pub fn content_range(range: ByteRange, size: u64) -> String {
     // By hand: it is made at each hit, and the formatter costs more than all else that is made
     // there.
     let mut text = String::with_capacity(CONTENT_RANGE_BYTES);
-    push_content_range(&mut text, range, size);
+    text.push_str("bytes ");
+    push_number(&mut text, range.start);
+    text.push('-');
+    push_number(&mut text, range.end.saturating_sub(1));
+    text.push('/');
+    push_number(&mut text, size);
     text
 }
 
-/// Appends what [`content_range`] says.
-pub fn push_content_range(text: &mut String, range: ByteRange, size: u64) {
-    text.push_str("bytes ");
-    push_number(text, range.start);
-    text.push('-');
-    push_number(text, range.end.saturating_sub(1));
-    text.push('/');
-    push_number(text, size);
-}
-
 /// Appends a number in decimal digits.
-pub fn push_number(text: &mut String, mut number: u64) {
+fn push_number(text: &mut String, mut number: u64) {
     let mut digits = [0; MAX_DIGITS];
     let mut at = MAX_DIGITS;
     loop {
