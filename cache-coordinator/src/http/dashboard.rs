@@ -32,10 +32,10 @@ use crate::{
 /// The chunk map is drawn at most this often for each viewer of the page.
 const ENTRY_EVERY: Duration = Duration::from_millis(500);
 
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self'; connect-src 'self'; \
-                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
+                      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-const ASSETS: [(&str, &str, &str); 9] = [
+const ASSETS: [(&str, &str, &str); 7] = [
     (
         "app.js",
         "text/javascript; charset=utf-8",
@@ -70,16 +70,6 @@ const ASSETS: [(&str, &str, &str); 9] = [
         "icon.svg",
         "image/svg+xml",
         include_str!("dashboard/icon.svg"),
-    ),
-    (
-        "uplot.min.js",
-        "text/javascript; charset=utf-8",
-        include_str!("dashboard/uplot.min.js"),
-    ),
-    (
-        "uplot.min.css",
-        "text/css; charset=utf-8",
-        include_str!("dashboard/uplot.min.css"),
     ),
 ];
 

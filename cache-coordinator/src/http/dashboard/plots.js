@@ -1,51 +1,184 @@
 "use strict";
-// The last hour as lines (uPlot): of the cluster, or of one edge.
+// The last hour as lines, of the cluster or of one edge: a small inline SVG, drawn anew every few
+// seconds and when its box changes its width.
 
 const Plots = (() => {
-  const HEIGHT = 180, REFRESH_MS = 5000, HOUR = 3600;
-  // Steps of an axis of bytes, so that it says 4 MiB and not 3.8 MiB.
-  const POWERS = Array.from({ length: 52 }, (_, i) => 2 ** i);
+  const HEIGHT = 170,
+    LEFT = 78,
+    BOTTOM = 20,
+    TOP = 8,
+    REFRESH_MS = 5000,
+    HOUR = 3600;
 
-  const width = (box) => Math.max(260, box.clientWidth - 18);
-  const clock = (u, ticks, axis, space, step) => ticks.map((t) => new Date(t * 1000).toLocaleTimeString("en-GB", step < 60 ? {} : { hour: "2-digit", minute: "2-digit" }));
-
-  // `least`: what the axis reaches at least, so that nothing at all is drawn as nothing.
-  function make(holder, title, series, format, least, steps) {
-    const style = getComputedStyle(document.documentElement);
-    const colour = (name) => style.getPropertyValue("--" + name).trim();
-    const box = el("div", { class: "plot" }, el("h3", {}, title));
-    holder.append(box);
-    const drawn = { stroke: colour("soft"), grid: { stroke: colour("line"), width: 1 }, ticks: { stroke: colour("line"), width: 1 } };
-    const options = {
-      width: width(box), height: HEIGHT, cursor: { y: false },
-      // Nothing measured yet, or once: the last hour, and not some years to come.
-      scales: { x: { range: (u, min, max) => (max > min && max - min < 86400 ? [min, max] : [Date.now() / 1000 - HOUR, Date.now() / 1000]) }, y: { range: (u, min, max) => [0, Math.max(max, least) * 1.1] } },
-      axes: [{ ...drawn, space: 64, values: clock }, { ...drawn, size: 84, incrs: steps, values: (u, ticks) => ticks.map(format) }],
-      series: [{ value: (u, t) => (t ? new Date(t * 1000).toLocaleTimeString("en-GB") : "–") },
-        ...series.map((s) => ({ label: s.label, stroke: colour(s.colour), fill: s.filled ? colour(s.colour) + "26" : undefined, width: 2, dash: s.dash, points: { show: false }, value: (u, v) => (v === null || v === undefined ? "–" : format(v)) }))],
-    };
-    return new uPlot(options, [[], ...series.map(() => [])], box);
+  function svg(tag, attributes, text) {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    if (text !== undefined) node.textContent = text;
+    return node;
   }
 
-  function show(plot, data) {
-    plot.setData(data);
-    // Nobody points at a moment: the legend tells the newest.
-    if (plot.cursor.left < 0 && data[0].length) plot.setLegend({ idx: data[0].length - 1 });
+  // The smallest step of `1, 2, 5 × 10^n` (or of powers of two, for bytes) with at most four lines.
+  function stepOf(top, binary) {
+    if (binary) return 2 ** Math.ceil(Math.log2(top / 4));
+    const power = 10 ** Math.floor(Math.log10(top / 4));
+    return Math.max(1, power * [1, 2, 5, 10].find((m) => m * power >= top / 4));
+  }
+
+  const clock = (seconds, options) => new Date(seconds * 1000).toLocaleTimeString("en-GB", options);
+
+  // A line with gaps where there is no value.
+  function pathOf(times, values, x, y) {
+    let path = "",
+      open = false;
+    times.forEach((t, i) => {
+      const value = values[i];
+      if (value === null || value === undefined) {
+        open = false;
+        return;
+      }
+      path += (open ? "L" : "M") + x(t).toFixed(1) + " " + y(value).toFixed(1);
+      open = true;
+    });
+    return path;
+  }
+
+  class Plot {
+    // `least` is the value the axis reaches at least, so that zero is drawn at the bottom.
+    constructor(holder, title, series, { format, least, binary }) {
+      Object.assign(this, { title, series, format, least, binary, data: [[]], at: null });
+      this.legend = el("p", { class: "plot-legend" });
+      this.picture = svg("svg", { role: "img", height: HEIGHT });
+      this.box = el("div", { class: "plot" }, el("h3", {}, title), this.picture, this.legend);
+      holder.append(this.box);
+      this.picture.addEventListener("pointermove", (event) => this.point(event.offsetX));
+      this.picture.addEventListener("pointerleave", () => this.point(null));
+      this.watch = new ResizeObserver(() => this.draw());
+      this.watch.observe(this.box);
+    }
+
+    show(data) {
+      this.data = data;
+      this.draw();
+    }
+    point(offset) {
+      this.at = offset;
+      this.draw();
+    }
+    close() {
+      this.watch.disconnect();
+    }
+
+    draw() {
+      const [times, ...lines] = this.data,
+        width = Math.max(240, this.picture.clientWidth || this.box.clientWidth - 18);
+      const end = times.length ? times[times.length - 1] : Date.now() / 1000,
+        start = Math.min(times[0] ?? end, end - 60, Math.max(end - HOUR, times[0] ?? end - HOUR));
+      const top =
+        Math.max(this.least, ...lines.flat().filter((v) => v !== null && v !== undefined)) * 1.05;
+      const x = (t) => LEFT + ((t - start) / (end - start)) * (width - LEFT - 8);
+      const y = (v) => TOP + (1 - v / top) * (HEIGHT - TOP - BOTTOM);
+      const parts = [];
+      for (let v = 0, step = stepOf(top, this.binary); v <= top; v += step) {
+        parts.push(
+          svg("line", { x1: LEFT, x2: width - 8, y1: y(v), y2: y(v), class: "plot-grid" }),
+          svg("text", { x: LEFT - 6, y: y(v) + 4, "text-anchor": "end" }, this.format(v)),
+        );
+      }
+      const ticks = Math.max(1, Math.min(5, Math.floor((width - LEFT) / 90))),
+        short = end - start < 300 ? {} : { hour: "2-digit", minute: "2-digit" };
+      for (let i = 0; i <= ticks; i++) {
+        const t = start + ((end - start) * i) / ticks;
+        parts.push(
+          svg(
+            "text",
+            {
+              x: x(t),
+              y: HEIGHT - 4,
+              "text-anchor": i === 0 ? "start" : i === ticks ? "end" : "middle",
+            },
+            clock(t, short),
+          ),
+        );
+      }
+      lines.forEach((values, i) =>
+        parts.push(
+          svg("path", {
+            d: pathOf(times, values, x, y),
+            class: "plot-line",
+            stroke: "var(--" + this.series[i].colour + ")",
+            "stroke-dasharray": this.series[i].dash || "none",
+          }),
+        ),
+      );
+      let index = times.length - 1;
+      if (this.at !== null && times.length) {
+        const sought = start + ((this.at - LEFT) / (width - LEFT - 8)) * (end - start);
+        index = times.reduce(
+          (best, t, i) => (Math.abs(t - sought) < Math.abs(times[best] - sought) ? i : best),
+          0,
+        );
+        parts.push(
+          svg("line", {
+            x1: x(times[index]),
+            x2: x(times[index]),
+            y1: TOP,
+            y2: HEIGHT - BOTTOM,
+            class: "plot-grid",
+          }),
+        );
+      }
+      this.picture.replaceChildren(...parts);
+      const said = (i) => {
+        const value = lines[i] && lines[i][index];
+        return value === null || value === undefined ? "–" : this.format(value);
+      };
+      this.legend.replaceChildren(
+        el("span", {}, index >= 0 ? clock(times[index]) : "no data yet"),
+        ...this.series.map((s, i) =>
+          el("span", {}, el("i", { class: "key-" + s.colour }), s.label + " " + said(i)),
+        ),
+      );
+      this.picture.setAttribute("aria-label", this.title + ": " + this.legend.textContent);
+    }
   }
 
   // Both plots, kept up to date from `path` until closed.
   function lastHour(holder, path) {
-    const bytes = make(holder, "Bytes a second", [{ label: "sent", colour: "held", filled: true }, { label: "from origin", colour: "critical", dash: [6, 3] }, { label: "from peers", colour: "medium", dash: [2, 3] }], Format.rate, 4096, POWERS);
-    const people = make(holder, "Viewers and stalls", [{ label: "viewers", colour: "held", filled: true }, { label: "stalls/s", colour: "high", dash: [6, 3] }], (v) => (v % 1 ? v.toFixed(1) : String(v)), 4, [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000]);
-    const refresh = () => get(path).then((h) => {
-      show(bytes, [h.t, h.sent, h.origin, h.peer]);
-      show(people, [h.t, h.readers, h.stalls]);
-    }).catch((error) => say(error.message, false));
+    const bytes = new Plot(
+      holder,
+      "Bytes a second",
+      [
+        { label: "sent", colour: "held" },
+        { label: "from origin", colour: "critical", dash: "6 3" },
+        { label: "from peers", colour: "medium", dash: "2 3" },
+      ],
+      { format: Format.rate, least: 4096, binary: true },
+    );
+    const people = new Plot(
+      holder,
+      "Viewers and stalls",
+      [
+        { label: "viewers", colour: "held" },
+        { label: "stalls/s", colour: "high", dash: "6 3" },
+      ],
+      { format: (v) => (v % 1 ? v.toFixed(1) : String(v)), least: 4, binary: false },
+    );
+    const refresh = () =>
+      get(path)
+        .then((h) => {
+          bytes.show([h.t, h.sent, h.origin, h.peer]);
+          people.show([h.t, h.readers, h.stalls]);
+        })
+        .catch((error) => say(error.message, false));
     refresh();
     const timer = setInterval(refresh, REFRESH_MS);
-    const resize = () => [bytes, people].forEach((p) => p.setSize({ width: width(p.root.parentNode), height: HEIGHT }));
-    window.addEventListener("resize", resize);
-    return { close() { clearInterval(timer); window.removeEventListener("resize", resize); bytes.destroy(); people.destroy(); } };
+    return {
+      close() {
+        clearInterval(timer);
+        bytes.close();
+        people.close();
+      },
+    };
   }
 
   return { lastHour };

@@ -9,7 +9,9 @@ const Seeks = (() => {
   const KEPT = 20; // in the list
 
   function watch() {
-    let before = null, gone = [], seeks = [];
+    let before = null,
+      gone = [],
+      seeks = [];
     return {
       // Takes in the next picture; true where someone sought.
       see(entry, now) {
@@ -18,11 +20,20 @@ const Seeks = (() => {
         const found = [];
         if (before) {
           gone = gone.filter((g) => now - g.at < APART_MS);
-          for (const [name, v] of before) if (!here.has(name)) gone.push({ edge: v.edge, position: v.position, at: now });
+          for (const [name, v] of before)
+            if (!here.has(name)) gone.push({ edge: v.edge, position: v.position, at: now });
           for (const [name, v] of here) {
             if (before.has(name)) continue;
-            const from = gone.findIndex((g) => g.edge === v.edge && Math.abs(v.position - g.position) > entry.chunk_size);
-            if (from >= 0) found.push({ edge: v.edge, from: gone.splice(from, 1)[0].position, to: v.position, at: now });
+            const from = gone.findIndex(
+              (g) => g.edge === v.edge && Math.abs(v.position - g.position) > entry.chunk_size,
+            );
+            if (from >= 0)
+              found.push({
+                edge: v.edge,
+                from: gone.splice(from, 1)[0].position,
+                to: v.position,
+                at: now,
+              });
           }
         }
         before = here;

@@ -15,14 +15,17 @@ const Session = (() => {
   async function ask(path, options) {
     const answer = await fetch(path, { ...options, headers: headers(options.headers) });
     if (answer.ok) return answer;
-    const reason = (await answer.json().catch(() => ({}))).detail || answer.status + " " + answer.statusText;
+    const reason =
+      (await answer.json().catch(() => ({}))).detail || answer.status + " " + answer.statusText;
     if (answer.status === 401 || (answer.status === 403 && !options.method)) signIn(reason);
     throw Object.assign(new Error(reason), { status: answer.status });
   }
 
   function signIn(reason) {
     if (refused) return;
-    const token = document.createElement("input"), label = document.createElement("label"), send = document.createElement("button");
+    const token = document.createElement("input"),
+      label = document.createElement("label"),
+      send = document.createElement("button");
     Object.assign(token, { id: "token", type: "password", autocomplete: "off", required: true });
     label.htmlFor = "token";
     label.textContent = "Token";
@@ -34,7 +37,8 @@ const Session = (() => {
       sessionStorage.setItem(KEY, token.value.trim());
       location.reload();
     });
-    const title = document.createElement("h2"), why = document.createElement("p");
+    const title = document.createElement("h2"),
+      why = document.createElement("p");
     title.textContent = "Sign in";
     why.className = "notice";
     why.textContent = reason;
@@ -48,7 +52,10 @@ const Session = (() => {
   function events(path, onEvent, onBreak) {
     const stop = new AbortController();
     async function once() {
-      const answer = await ask(path, { headers: { accept: "text/event-stream" }, signal: stop.signal });
+      const answer = await ask(path, {
+        headers: { accept: "text/event-stream" },
+        signal: stop.signal,
+      });
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
       for (let rest = ""; ;) {
         const { value, done } = await reader.read();
@@ -56,14 +63,21 @@ const Session = (() => {
         const parts = (rest + value).split("\n\n");
         rest = parts.pop();
         for (const part of parts) {
-          const data = part.split("\n").filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trimStart());
+          const data = part
+            .split("\n")
+            .filter((line) => line.startsWith("data:"))
+            .map((line) => line.slice(5).trimStart());
           if (data.length) onEvent(JSON.parse(data.join("\n")));
         }
       }
     }
     (async () => {
       while (!stop.signal.aborted && !refused) {
-        try { await once(); } catch (error) { if (!stop.signal.aborted && onBreak) onBreak(error); }
+        try {
+          await once();
+        } catch (error) {
+          if (!stop.signal.aborted && onBreak) onBreak(error);
+        }
         if (!stop.signal.aborted) await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
       }
     })();
@@ -72,7 +86,10 @@ const Session = (() => {
 
   const out = document.getElementById("sign-out");
   out.hidden = !sessionStorage.getItem(KEY);
-  out.addEventListener("click", () => { sessionStorage.removeItem(KEY); location.reload(); });
+  out.addEventListener("click", () => {
+    sessionStorage.removeItem(KEY);
+    location.reload();
+  });
 
   return { ask, events, isRefused: () => Boolean(refused) };
 })();
