@@ -11,6 +11,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     ];
     let descriptors = protox::compile(files, ["."])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
+    // Replaced, not rewritten: a target directory may be a hard-linked copy of another checkout's.
+    for file in fs::read_dir(&out)? {
+        fs::remove_file(file?.path())?;
+    }
     fs::write(
         out.join("descriptors.bin"),
         prost_for_build::encode(&descriptors),

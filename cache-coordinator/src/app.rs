@@ -29,10 +29,7 @@ use crate::{
     grpc, http,
     listen::{self, Accepted},
     metrics::{DatabaseTimes, Metrics},
-    service::{
-        Cluster, jobs, known_keys::KnownKeys, membership, origin_probe::OriginProbe,
-        resolve_key::Resolver, term,
-    },
+    service::{Cluster, jobs, membership, origin_probe::OriginProbe, resolve_key::Resolver, term},
     session::{
         actor::Actor,
         registry::{End, Registry},
@@ -144,7 +141,6 @@ impl App {
             step_down: keeper.step_down_handle(),
             sources: ArcSwap::default(),
             publishing: tokio::sync::Mutex::default(),
-            known_keys: KnownKeys::default(),
             resolver: Resolver::default(),
             origin: OriginProbe::new(origin_tls.current()),
             jobs: jobs::Jobs::default(),

@@ -20,7 +20,7 @@ use chunk_store::Store;
 type Read = fn(&State) -> u64;
 
 /// What is now.
-const GAUGES: [(&str, &str, Read); 8] = [
+const GAUGES: [(&str, &str, Read); 7] = [
     ("store_used_bytes", "Bytes of chunks kept", |s| {
         s.store.bytes_used()
     }),
@@ -35,11 +35,6 @@ const GAUGES: [(&str, &str, Read); 8] = [
     ("session_ready", "1 while rows and disk agree", |s| {
         u64::from(s.link.is_ready())
     }),
-    (
-        "sole",
-        "1 while this edge is the only one in session, and asks origins without asking the coordinator first",
-        |s| u64::from(s.link.sole().is_given()),
-    ),
     ("readers", "Readers with bytes missing ahead of them", |s| {
         s.demand.len() as u64
     }),

@@ -25,8 +25,8 @@ use crate::{
     admin::State,
     availability::{DemandRegistry, Flights},
     coordinator::{
-        Absence, Link, Session, at_once::AtOnce, channel::Credentials, notes, planner::Planner,
-        session::Totals, upkeep::Upkeep,
+        Absence, Link, Session, channel::Credentials, notes, planner::Planner, session::Totals,
+        upkeep::Upkeep,
     },
     http::{self, Metrics, Server, Settings, SigningKeys, TlsConfig, metrics::ByteSource},
     lanes::{Lanes, Threads},
@@ -114,13 +114,6 @@ impl Edge {
             bindings: bindings.clone(),
             flights: flights.clone(),
             demand: demand.clone(),
-            at_once: Arc::new(AtOnce {
-                sole: link.sole().clone(),
-                downloads: downloads.clone(),
-                flights: flights.clone(),
-                store: store.clone(),
-            }),
-            sole: link.sole().clone(),
             direct: Arc::new(Direct {
                 fetcher,
                 lanes: fetch,

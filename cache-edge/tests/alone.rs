@@ -122,7 +122,7 @@ async fn what_landed_is_not_fetched_for_a_reader_that_has_not_seen_it() {
     let before = fetches_of(0);
     let wait_at = |position| {
         let reader = demand.open(&file, ByteRange::new(position, position + 100));
-        demand.wait_at(&reader, position, false);
+        demand.wait_at(&reader, position);
         reader
     };
     let _unaware = wait_at(100);

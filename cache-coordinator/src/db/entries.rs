@@ -201,31 +201,6 @@ impl Database {
         row.as_ref().map(binding_from_row).transpose()
     }
 
-    /// Keys in the order of their fields, from behind one on; the empty one is before all.
-    pub async fn keys(&self, after: &v1::Key, limit: u32) -> Result<Vec<v1::Key>, DatabaseError> {
-        let rows = self
-            .query(
-                statements::KEY_PAGE,
-                &[
-                    &after.source,
-                    &after.path,
-                    &after.query,
-                    &after.variant,
-                    &i64::from(limit),
-                ],
-            )
-            .await?;
-        Ok(rows
-            .iter()
-            .map(|row| v1::Key {
-                source: row.get(0),
-                path: row.get(1),
-                query: row.get(2),
-                variant: row.get(3),
-            })
-            .collect())
-    }
-
     /// What the variants of a path point to (at most 100), the most recently validated first.
     pub async fn bindings_of_path(
         &self,

@@ -77,7 +77,6 @@ statements! {
     JOB_INSERT = "job_insert";
     JOB_LIST = "job_list";
     KEY_DELETE_OF_ENTRY = "key_delete_of_entry";
-    KEY_PAGE = "key_page";
     KEY_UPSERT = "key_upsert";
     LEASE_ACQUIRE = "lease_acquire";
     LEASE_CHECK = "lease_check";

@@ -10,7 +10,6 @@ pub mod error;
 pub mod explain;
 pub mod invalidate;
 pub mod jobs;
-pub mod known_keys;
 pub mod loader;
 pub mod membership;
 pub mod names;
@@ -62,8 +61,6 @@ pub struct Cluster {
     /// Held from a change of the table until it is in `sources`, in the outboxes and in the plan:
     /// all learn of changes in one order.
     pub publishing: tokio::sync::Mutex<()>,
-    /// Keys the table may have.
-    pub known_keys: known_keys::KnownKeys,
     /// Keys being resolved.
     pub resolver: resolve_key::Resolver,
     /// Asks origins.

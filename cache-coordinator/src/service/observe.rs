@@ -35,7 +35,6 @@ pub async fn observe(
         freshness: freshness.clone(),
         observation,
     };
-    cluster.known_keys.add(&key);
     let observed = cluster.writer.write(change).await?.value;
     cluster.resolver.bound(&key);
     if let Some(previous) = observed.previous.filter(|previous| *previous != id) {

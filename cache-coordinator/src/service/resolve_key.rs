@@ -172,9 +172,7 @@ pub async fn resolve_key(
 async fn outcome(cluster: &Cluster, key: &v1::Key) -> Result<Outcome, ServiceError> {
     loop {
         let seen = cluster.resolver.ended();
-        if cluster.known_keys.may_have(key)
-            && let Some(binding) = cluster.database.binding(key).await?
-        {
+        if let Some(binding) = cluster.database.binding(key).await? {
             return Ok(Outcome::Known(binding.to_proto()));
         }
         if let Some(negative) = cluster.resolver.find_negative(key) {

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use rand::RngExt as _;
 
-use super::{Cluster, error::ServiceError, known_keys, loader::edge_id};
+use super::{Cluster, error::ServiceError, loader::edge_id};
 use crate::{
     db::Leadership,
     session::{
@@ -103,12 +103,6 @@ async fn begin(cluster: &Arc<Cluster>) -> Result<(), ServiceError> {
             epoch: row.epoch,
         });
     }
-    let reading = cluster.clone();
-    cluster.tasks.spawn(async move {
-        if let Err(error) = known_keys::load(&reading).await {
-            tracing::warn!(%error, "the keys could not be read: the table is asked about each");
-        }
-    });
     for job in cluster.database.jobs(false, MAX_JOBS).await? {
         cluster.jobs.begin(cluster, &job).await?;
     }

@@ -123,10 +123,7 @@ async fn open(
         sources_confirmed: watch::Sender::new(0),
         invalidations_posted: AtomicU64::new(0),
         invalidations_confirmed: watch::Sender::new(0),
-        sole_confirmed: watch::Sender::new(0),
     });
-    // One that was alone says what it has under way before this one asks for anything.
-    let joining = cluster.registry.joining(live.edge).await;
     // First into the outbox, then into the registry: nothing comes before Welcome. No source is put
     // between the two: it would be in neither.
     let alone = cluster.publishing.lock().await;
@@ -141,7 +138,6 @@ async fn open(
     }));
     cluster.registry.join(Arc::clone(&live));
     drop(alone);
-    drop(joining);
     cluster
         .plan
         .tell(Command::EdgeJoined {
@@ -379,10 +375,6 @@ async fn control(
             live.sources_confirmed
                 .send_if_modified(|s| raise(s, ack.sequence));
         }
-        Request::SoleAck(ack) => {
-            live.sole_confirmed
-                .send_if_modified(|s| raise(s, ack.sequence));
-        }
         Request::Drain(_) => {
             // The edge asks for itself, so the operator's wish in the table stays as it is.
             live.draining.store(true, Ordering::Relaxed);
@@ -485,7 +477,6 @@ async fn close(cluster: &Arc<Cluster>, live: &Arc<Live>, end: End) {
         _ => {}
     }
     let was_present = cluster.registry.leave(live.edge, live.epoch);
-    cluster.registry.tell_sole();
     let left = Command::EdgeLeft {
         edge: live.edge,
         epoch: live.epoch,

@@ -15,6 +15,5 @@ mod plan_tests;
 pub mod protocol;
 pub mod reconcile;
 pub mod registry;
-pub mod sole;
 pub mod storage;
 pub mod translate;

@@ -97,8 +97,7 @@ impl Protocol {
                 | Message::Drain(_)
                 | Message::LocalFetch(_)
                 | Message::PlacesAsked(_)
-                | Message::BytesTaken(_)
-                | Message::SoleAck(_),
+                | Message::BytesTaken(_),
             ) => (phase, Lane::Control),
         };
         self.phase = next;
@@ -134,7 +133,6 @@ pub fn name(message: &Message) -> &'static str {
         Message::LocalFetch(_) => "LocalFetch",
         Message::PlacesAsked(_) => "PlacesAsked",
         Message::BytesTaken(_) => "BytesTaken",
-        Message::SoleAck(_) => "SoleAck",
     }
 }
 

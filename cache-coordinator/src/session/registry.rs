@@ -18,7 +18,6 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use v1::session_response::Message;
 
-use super::sole::Sole;
 use scheduler::api::EdgeId;
 
 /// Messages that wait for a slow edge. Beyond, its session ends: it reconnects and is told its
@@ -175,8 +174,6 @@ pub struct Live {
     pub invalidations_posted: AtomicU64,
     /// Highest sequence of `Invalidate` it confirmed.
     pub invalidations_confirmed: watch::Sender<u64>,
-    /// Highest sequence of `Sole` it confirmed.
-    pub sole_confirmed: watch::Sender<u64>,
 }
 
 impl Live {
@@ -246,7 +243,6 @@ pub struct Registry {
     /// Begun so far.
     invalidations: AtomicU64,
     joined: watch::Sender<u64>,
-    pub(super) sole: Sole,
 }
 
 impl Registry {
@@ -480,7 +476,6 @@ pub(super) mod tests {
             sources_confirmed: watch::Sender::new(0),
             invalidations_posted: AtomicU64::new(0),
             invalidations_confirmed: watch::Sender::new(0),
-            sole_confirmed: watch::Sender::new(0),
         };
         (Arc::new(live), inbox)
     }

@@ -398,7 +398,6 @@ impl Lane {
             .outbox
             .send(Response::Ready(v1::Ready { revision }))
             .await;
-        self.cluster.registry.tell_sole();
         tracing::info!(
             edge = %self.live.name,
             chunks = self.found.chunks_checked,

@@ -19,8 +19,6 @@ use chunk_store::EntryFile;
 
 /// A reader that took nothing for this long keeps its place and wants no fetch.
 const PAUSED_AFTER: Duration = Duration::from_secs(30);
-/// So long a wait whose byte is on its way is told later: the first bytes need the processors more.
-const UNHURRIED: Duration = Duration::from_millis(2);
 /// Closings remembered for a session; beyond it the next batch says all there are instead.
 const MAX_CLOSED: usize = 10_000;
 
@@ -77,8 +75,8 @@ struct Inner {
     closed: Vec<u64>,
     closed_overflow: bool,
     departures: Departures,
-    /// When a reader's wait is to be told at the latest.
-    urgent: Option<Instant>,
+    /// A reader waits that the coordinator was not told of.
+    urgent: bool,
     /// Since when there is something to tell.
     changed_at: Option<Instant>,
 }
@@ -183,9 +181,8 @@ impl DemandRegistry {
         self.tell_later();
     }
 
-    /// The reader is blocked at `position`. `comes`: for a byte that was asked for already, so that
-    /// telling it is in no hurry.
-    pub fn wait_at(&self, reader: &ReaderState, position: u64, comes: bool) {
+    /// The reader is blocked at `position`.
+    pub fn wait_at(&self, reader: &ReaderState, position: u64) {
         reader.position.store(position, Ordering::Relaxed);
         if !reader.waiting.swap(true, Ordering::AcqRel) {
             reader.held_ms.store(0, Ordering::Relaxed);
@@ -194,15 +191,10 @@ impl DemandRegistry {
                 .store(self.now_us(), Ordering::Relaxed);
             let mut inner = self.inner.lock();
             inner.dirty.insert(reader.id);
-            let by = Instant::now() + if comes { UNHURRIED } else { Duration::ZERO };
-            inner.urgent = Some(inner.urgent.map_or(by, |other| other.min(by)));
+            inner.urgent = true;
             inner.touch();
         }
-        if comes {
-            self.tell_later();
-        } else {
-            self.told.tell();
-        }
+        self.told.tell();
     }
 
     /// The reader took `len` bytes up to `position`. `moved_on`: into another chunk, which is worth
@@ -301,7 +293,7 @@ impl DemandRegistry {
         let dirty = std::mem::take(&mut inner.dirty);
         let closed = std::mem::take(&mut inner.closed);
         let complete = std::mem::take(&mut inner.closed_overflow) || everything;
-        inner.urgent = None;
+        inner.urgent = false;
         let sequence = inner.departures.tell();
         inner.changed_at = None;
         if everything {
@@ -338,11 +330,8 @@ impl DemandRegistry {
             match since {
                 None => changed.await,
                 Some(since) => {
-                    let mut left = gathering.saturating_sub(since.elapsed());
-                    if let Some(by) = urgent {
-                        left = left.min(by.saturating_duration_since(Instant::now()));
-                    }
-                    if left.is_zero() {
+                    let left = gathering.saturating_sub(since.elapsed());
+                    if urgent || left.is_zero() {
                         return;
                     }
                     let _ = tokio::time::timeout(left, changed).await;

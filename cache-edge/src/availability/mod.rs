@@ -11,11 +11,9 @@ mod departures;
 pub mod flight;
 pub mod flights;
 pub mod reader;
-pub mod sole;
 
 pub use announce::Announce;
 pub use demand::{DemandRegistry, ReaderState};
 pub use flight::{Flight, FlightError};
 pub use flights::{EntryFlights, Flights};
-pub use reader::{AtOnce, DirectBytes, NotAtOnce, Reader, ReaderFactory};
-pub use sole::Sole;
+pub use reader::{DirectBytes, Reader, ReaderFactory};

@@ -33,21 +33,6 @@ pub trait DirectBytes: Send + Sync + 'static {
     ) -> tokio::sync::mpsc::Receiver<Result<Bytes, ReadError>>;
 }
 
-/// Asks the origin for a byte that a reader waits for, where nobody else is to be asked first.
-pub trait AtOnce: Send + Sync + 'static {
-    /// True: it is on its way, and whoever plans has been told.
-    fn fetch(&self, file: &Arc<EntryFile>, position: u64) -> bool;
-}
-
-/// For readers whose waits are no demand of this edge's viewers.
-pub struct NotAtOnce;
-
-impl AtOnce for NotAtOnce {
-    fn fetch(&self, _: &Arc<EntryFile>, _: u64) -> bool {
-        false
-    }
-}
-
 /// Opens readers of one entry.
 #[derive(Clone)]
 pub struct ReaderFactory {
@@ -55,7 +40,6 @@ pub struct ReaderFactory {
     pub flights: Arc<Flights>,
     pub demand: Arc<DemandRegistry>,
     pub direct: Arc<dyn DirectBytes>,
-    pub at_once: Arc<dyn AtOnce>,
     pub chunk_wait_timeout: Duration,
 }
 
@@ -186,9 +170,7 @@ impl Reader {
                 return Err(ReadError::Origin(error));
             }
             let state = self.told();
-            // Told before the wait is: whoever plans finds the byte on its way.
-            let comes = self.factory.at_once.fetch(&self.factory.file, self.cursor);
-            self.factory.demand.wait_at(&state, self.cursor, comes);
+            self.factory.demand.wait_at(&state, self.cursor);
             if tokio::time::timeout_at(deadline, changed).await.is_err() {
                 let detail = flights
                     .last_error()

@@ -25,7 +25,7 @@ use super::{
     channel::Service,
 };
 use crate::{
-    availability::{Announce, Sole},
+    availability::Announce,
     serve::directory::{Answer, Directory},
 };
 
@@ -100,7 +100,6 @@ pub struct Link {
     /// It began, was heard, or ended.
     session_changed: Notify,
     draining: AtomicBool,
-    sole: Arc<Sole>,
 }
 
 impl Link {
@@ -124,14 +123,6 @@ impl Link {
             reason: "no coordinator has answered yet".into(),
         };
         Arc::new_cyclic(|this: &Weak<Self>| Self {
-            sole: Arc::new(Sole::new({
-                let this = this.clone();
-                move |sequence| {
-                    if let Some(link) = this.upgrade() {
-                        link.send(Message::SoleAck(v1::SoleAck { sequence }));
-                    }
-                }
-            })),
             edge,
             this: this.clone(),
             state: Mutex::new(state),
@@ -155,8 +146,6 @@ impl Link {
         state.came_down = false;
         state.outdated = false;
         state.heard = Instant::now();
-        drop(state);
-        self.sole.reset();
     }
 
     pub fn welcomed(&self, epoch: u64) {
@@ -191,7 +180,6 @@ impl Link {
             state.last_heard = Heard::Until { heard, ended };
         }
         drop(state);
-        self.sole.reset();
         self.session_changed.notify_one();
     }
 
@@ -209,7 +197,6 @@ impl Link {
             *heard = now;
         }
         drop(state);
-        self.sole.heard();
         if was_silent {
             self.session_changed.notify_one();
         }
@@ -268,12 +255,6 @@ impl Link {
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.state.lock().epoch
-    }
-
-    /// Whether this edge is the only one.
-    #[must_use]
-    pub fn sole(&self) -> &Arc<Sole> {
-        &self.sole
     }
 
     pub fn set_draining(&self, draining: bool) {
@@ -504,14 +485,6 @@ impl Announce for Link {
     }
 
     fn local_fetch(&self, fetch: v1::LocalFetch) {
-        if self.sole.is_given() {
-            // There is no other edge to be told, and it is told before one comes.
-            let mut state = self.state.lock();
-            if state.phase >= Phase::Welcomed {
-                self.put_lingering(&mut state, Message::LocalFetch(fetch));
-            }
-            return;
-        }
         self.send_behind(Message::LocalFetch(fetch));
     }
 

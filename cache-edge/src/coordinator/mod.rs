@@ -6,7 +6,6 @@
 //! all that was lost with it. May not know HTTP.
 
 pub mod absence;
-pub mod at_once;
 pub mod channel;
 pub mod link;
 pub mod notes;

@@ -296,7 +296,6 @@ impl Session {
                 }
             }
             Message::Drain(drain) => self.link.set_draining(drain.draining),
-            Message::Sole(word) => self.link.sole().set(word.sole, word.sequence),
             Message::Places(places) => self.catalogue.set_places(&places),
             Message::DemandAnswered(answer) => self.demand.answered(answer.sequence),
             Message::Held(held) => self.demand.hold(&held.reader_ids, held.wait_ms),

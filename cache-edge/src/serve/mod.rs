@@ -7,7 +7,6 @@
 pub mod bindings;
 pub mod compare;
 pub mod directory;
-mod known_keys;
 pub mod objects;
 pub mod pass_through;
 mod patience;

@@ -11,7 +11,6 @@ use http::HeaderMap;
 use super::{
     bindings::{Bindings, Bound, key_id},
     directory::Directory,
-    known_keys::KnownKeys,
     pass_through,
     ports::{
         Freshness, Object, ObjectName, ObjectRequest, Objects, Resolution, ServeError, Standing,
@@ -21,7 +20,7 @@ use super::{
     revalidate,
 };
 use crate::{
-    availability::{Announce, AtOnce, DemandRegistry, DirectBytes, Flights, ReaderFactory, Sole},
+    availability::{Announce, DemandRegistry, DirectBytes, Flights, ReaderFactory},
     core::lookahead::MAX_RUN_CHUNKS,
     upstream::{Catalogue, Client, Downloads, Order, Source, run::now_ms},
 };
@@ -40,8 +39,6 @@ pub struct Parts {
     pub flights: Arc<Flights>,
     pub demand: Arc<DemandRegistry>,
     pub direct: Arc<dyn DirectBytes>,
-    pub at_once: Arc<dyn AtOnce>,
-    pub sole: Arc<Sole>,
     pub downloads: Downloads,
     pub client: Client,
     pub directory: Arc<dyn Directory>,
@@ -87,30 +84,18 @@ pub struct EdgeObjects(Arc<Inner>);
 struct Inner {
     parts: Parts,
     questions: Questions,
-    known_keys: KnownKeys,
 }
 
 impl EdgeObjects {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let questions = Questions::new(parts.downloads.lanes().clone());
-        let entries = parts.store.entries();
-        let known_keys = KnownKeys::of(entries.iter().map(|file| file.description()));
-        Self(Arc::new(Inner {
-            parts,
-            questions,
-            known_keys,
-        }))
+        Self(Arc::new(Inner { parts, questions }))
     }
 
     #[must_use]
     pub fn parts(&self) -> &Parts {
         &self.0.parts
-    }
-
-    /// What of the cluster's is here.
-    pub(super) fn known_keys(&self) -> &KnownKeys {
-        &self.0.known_keys
     }
 
     /// The store's entry for a description; made if it is not known yet.
@@ -124,9 +109,7 @@ impl EdgeObjects {
         let geometry =
             Geometry::new(entry.size, entry.chunk_size).map_err(|error| internal(&error))?;
         let file = self.parts().store.put_entry(entry, geometry);
-        let file = file.map_err(|error| internal(&error))?;
-        self.known_keys().note(entry);
-        Ok(file)
+        file.map_err(|error| internal(&error))
     }
 
     /// `seen`: before the binding was looked up; none: the next request has to be resolved again.
@@ -149,7 +132,6 @@ impl EdgeObjects {
             flights: parts.flights.clone(),
             demand: parts.demand.clone(),
             direct: parts.direct.clone(),
-            at_once: parts.at_once.clone(),
             chunk_wait_timeout: parts.chunk_wait_timeout,
         };
         let age_seconds = freshness::age_seconds(&bound.freshness, now_ms());

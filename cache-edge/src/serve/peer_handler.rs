@@ -8,7 +8,7 @@ use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts as 
 
 use super::objects::EdgeObjects;
 use crate::{
-    availability::{DemandRegistry, NotAtOnce, ReaderFactory},
+    availability::{DemandRegistry, ReaderFactory},
     http::{Client, EdgeBody, Metrics, ObjectBody, Part, PeerHandler, Plan, problem::Problem},
     upstream::{
         downloads::Coverage,
@@ -104,7 +104,6 @@ impl Peers {
             // A registry of its own: a peer's wait is no demand of this edge's viewers.
             demand: Arc::new(DemandRegistry::default()),
             direct: parts.direct.clone(),
-            at_once: Arc::new(NotAtOnce),
             chunk_wait_timeout: PEER_WAIT,
         };
         let mut body = ObjectBody::new(

@@ -25,12 +25,6 @@ impl EdgeObjects {
         use v1::resolve_key_response::Outcome;
         let parts = self.parts();
         let since = parts.bindings.now();
-        // Alone, this edge would be told to ask the origin, or what the origin says as well: see
-        // RFC 0004.
-        let asks_first = source.is_limited() || self.known_keys().may_have(key);
-        if !asks_first && let Some(_turn) = parts.sole.turn() {
-            return self.ask_origin(source, key, request).await;
-        }
         // Not one round trip after the other.
         let expected = source.places.expect();
         let resolved = parts.directory.resolve(key.clone()).await;

@@ -148,15 +148,7 @@ impl Downloads {
     /// Takes an order in. `false`: refused, the queue is full or closing.
     pub fn submit(&self, order: Order) -> bool {
         let task = self.task(&order);
-        self.take_in(self.0.state.lock(), order, task)
-    }
-
-    fn take_in(
-        &self,
-        mut state: parking_lot::MutexGuard<'_, State>,
-        order: Order,
-        task: Task,
-    ) -> bool {
+        let mut state = self.0.state.lock();
         if state.closed || !state.queue.push(task) {
             return false;
         }
@@ -166,18 +158,6 @@ impl Downloads {
         self.0.ordered.notify_waiters();
         self.settle(state);
         true
-    }
-
-    /// Takes an order of one chunk in where no other covers it. `false`: one does, or it was
-    /// refused.
-    pub fn submit_uncovered(&self, order: Order) -> bool {
-        let (entry, chunk) = (order.file.id(), order.first_chunk);
-        let task = self.task(&order);
-        let state = self.0.state.lock();
-        if state.queue.covering(entry, chunk).next().is_some() {
-            return false;
-        }
-        self.take_in(state, order, task)
     }
 
     /// Takes over an answer that is under way already.
