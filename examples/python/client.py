@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
 """Another service's use of the cache: health, open, precache, watch until it is there, and how errors are read.
 
-    examples/python/run ENDPOINT SOURCE/PATH     (ENDPOINT as host:port)
+examples/python/run ENDPOINT SOURCE/PATH     (ENDPOINT as host:port)
 """
+
 import sys
 
 import grpc
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
 from grpc_status import rpc_status
 
 from chunkcache.v1 import cache_service_pb2 as api
@@ -30,7 +33,9 @@ def main(endpoint, name):
     source, _, path = name.partition("/")
     entry = api.EntryName(source_path=api.SourcePath(source=source, path=path))
     with grpc.insecure_channel(endpoint) as channel:
-        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=DEADLINE_S)
+        health = health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(), timeout=DEADLINE_S
+        )
         print("health", health_pb2.HealthCheckResponse.ServingStatus.Name(health.status))
         print("services", *sorted(ProtoReflectionDescriptorDatabase(channel).get_services()))
 
@@ -42,14 +47,19 @@ def main(endpoint, name):
         watch = cache.WatchEntry(api.WatchEntryRequest(entry=entry), timeout=DEADLINE_S)
         snapshot = next(watch).snapshot
         stored = sum(held.bytes for held in snapshot.edges)
-        cache.RequestRange(api.RequestRangeRequest(entry=entry, priority=types_pb2.PRIORITY_MEDIUM), timeout=DEADLINE_S)
+        cache.RequestRange(
+            api.RequestRangeRequest(entry=entry, priority=types_pb2.PRIORITY_MEDIUM),
+            timeout=DEADLINE_S,
+        )
         while stored < opened.entry.size:
             event = next(watch)
             if event.WhichOneof("event") == "stored":
                 stored += sum(part.end - part.start for part in event.stored.ranges)
         watch.cancel()
         whole = types_pb2.ByteRange(start=0, end=opened.entry.size)
-        here = cache.HasByteRange(api.HasByteRangeRequest(entry=entry, range=whole), timeout=DEADLINE_S)
+        here = cache.HasByteRange(
+            api.HasByteRangeRequest(entry=entry, range=whole), timeout=DEADLINE_S
+        )
         print("present", here.present, opened.entry.size, "bytes")
 
         try:

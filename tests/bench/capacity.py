@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes docs/capacity.md: what a size needs, from what was measured (docs/bench/results.json, docs/bench/coordinator.json).
 
-    tests/bench/capacity.py
+tests/bench/capacity.py
 """
 
 import json
@@ -33,14 +33,27 @@ def constants(results, told):
     hits = results["hits"]
 
     def of(case, key):
-        return statistics.median(run[key] for run in hits[case]["chunk cache" if "TLS" not in case else "chunk cache, TLS"])
+        return statistics.median(
+            run[key]
+            for run in hits[case]["chunk cache" if "TLS" not in case else "chunk cache, TLS"]
+        )
 
     idle = results["idle"]["chunk cache"]["resident_bytes"]
     return {
         "plain": of("2 MiB unaligned, 64 connections", "server_cpu_seconds_per_gigabyte"),
         "tls": of("TLS, 2 MiB aligned, 16 connections", "server_cpu_seconds_per_gigabyte"),
-        "idle_kib": (idle["idle"] - idle["at_first"]) / results["idle"]["chunk cache"]["idle"]["held"] / 1024,
-        "reader_kib": max(0, max(r["resident_bytes"]["most"] - r["resident_bytes"]["at_first"] for r in results["huge"]["chunk cache"])) / 1000 / 1024,
+        "idle_kib": (idle["idle"] - idle["at_first"])
+        / results["idle"]["chunk cache"]["idle"]["held"]
+        / 1024,
+        "reader_kib": max(
+            0,
+            max(
+                r["resident_bytes"]["most"] - r["resident_bytes"]["at_first"]
+                for r in results["huge"]["chunk cache"]
+            ),
+        )
+        / 1000
+        / 1024,
         **told["constants"],
     }
 
@@ -64,7 +77,8 @@ def text(c, told):
         "not the last percent.",
         "",
         "## The constants",
-        "| | measured |", "|---|---|",
+        "| | measured |",
+        "|---|---|",
         f"| edge CPU a GB of hits, plain HTTP/1.1, 2 MiB | {c['plain']:.2f} s |",
         f"| the same over TLS | {c['tls']:.2f} s |",
         f"| edge memory an idle connection | {c['idle_kib']:.0f} KiB |",
@@ -82,7 +96,8 @@ def text(c, told):
         f"## {EDGES:,} edges, {VIEWERS:,} viewers, 10 Tb/s",
         f"A viewer takes {per_viewer * 8 / 1e6:.0f} Mb/s, so one chunk each {CHUNK / per_viewer:.1f} s; all of them {chunks:,.0f} chunks a second.",
         "",
-        "| of | needed |", "|---|---|",
+        "| of | needed |",
+        "|---|---|",
         f"| an edge: throughput | {gigabytes * edge_share * 8:.1f} Gb/s, {VIEWERS * edge_share:.0f} viewers |",
         f"| an edge: CPU for hits | {gigabytes * edge_share * c['plain']:.3f} cores plain, {gigabytes * edge_share * c['tls']:.3f} with TLS |",
         f"| an edge: memory for connections | {VIEWERS * edge_share * (c['reader_kib'] + c['idle_kib']) / 1024:.0f} MiB |",
@@ -120,8 +135,12 @@ def text(c, told):
         "## Checked against the scheduler",
         "`cargo bench -p cache-coordinator --bench scheduler -- --at EDGES READERS CHUNKS` drives the scheduler alone with readers that move and seek, fetches that progress and end, and edges that obey:",
         "",
-        "| edges / readers / outstanding chunks | an event: mean | p50 | p99, µs | resident, MiB |", "|---|---|---|---|---|",
-        *(f"| {row['at']} | {row['mean']} | {row['p50']} | {row['p99']} | {row['resident']:,.0f} |" for row in told["scheduler"]),
+        "| edges / readers / outstanding chunks | an event: mean | p50 | p99, µs | resident, MiB |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row['at']} | {row['mean']} | {row['p50']} | {row['p99']} | {row['resident']:,.0f} |"
+            for row in told["scheduler"]
+        ),
         "",
     ]
     return "\n".join(lines)

@@ -14,7 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: `range_bytes` 0: the whole file. `many`: over many small files. `cold`: the servers' files leave
 #: the page cache first. `times` as long as other cases.
-Hit = namedtuple("Hit", "name range_bytes aligned connections pinned many cold times", defaults=(True, False, False, 1))
+Hit = namedtuple(
+    "Hit",
+    "name range_bytes aligned connections pinned many cold times",
+    defaults=(True, False, False, 1),
+)
 
 HITS = [
     Hit("2 MiB aligned, 16 connections", 2 << 20, True, 16),
@@ -59,7 +63,16 @@ FIRST_BYTES = [
 class Bench:
     def __init__(self, options, files):
         self.options, self.files = options, Path(files)
-        self.results = {"hits": {}, "first_bytes": {}, "follower": {}, "crowd": {}, "extents": {}, "idle": {}, "huge": {}, "left_out": {}}
+        self.results = {
+            "hits": {},
+            "first_bytes": {},
+            "follower": {},
+            "crowd": {},
+            "extents": {},
+            "idle": {},
+            "huge": {},
+            "left_out": {},
+        }
         self.asked = {}
 
     # Files
@@ -84,7 +97,11 @@ class Bench:
         # rclone asks a server what it has.
         for folder in (self.files, *(path for path in self.files.iterdir() if path.is_dir())):
             names = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir())
-            (folder / "index.html").write_text("<html><body>" + "".join(f'<a href="{name}">{name}</a><br>' for name in names) + "</body></html>")
+            (folder / "index.html").write_text(
+                "<html><body>"
+                + "".join(f'<a href="{name}">{name}</a><br>' for name in names)
+                + "</body></html>"
+            )
 
     def links(self, folder, of, count):
         """As many objects as a cache sees, in the space of one."""
@@ -95,24 +112,41 @@ class Bench:
     # Load
 
     def tool(self, program, cores, **settings):
-        command = [str(ROOT / "target/release" / program), *(f"--{name.replace('_', '-')}={value}" for name, value in settings.items())]
+        command = [
+            str(ROOT / "target/release" / program),
+            *(f"--{name.replace('_', '-')}={value}" for name, value in settings.items()),
+        ]
         if cores:
             command = ["taskset", "-c", cores, *command]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300 + settings.get("seconds", 0))
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300 + settings.get("seconds", 0)
+        )
         if done.returncode != 0:
             raise RuntimeError(f"{program}: {done.stderr.strip()}")
         return json.loads(done.stdout)
 
     def load(self, server, cores, targets=("/file.bin",), content=None, **settings):
         return self.tool(
-            "chunkcache-load", cores, address=f"127.0.0.1:{server.port}", targets=",".join(server.prefix + t for t in targets),
-            content=content or repeating(self.content), pids=",".join(map(str, server.pids())), tls=str(server.tls).lower(), **settings,
+            "chunkcache-load",
+            cores,
+            address=f"127.0.0.1:{server.port}",
+            targets=",".join(server.prefix + t for t in targets),
+            content=content or repeating(self.content),
+            pids=",".join(map(str, server.pids())),
+            tls=str(server.tls).lower(),
+            **settings,
         )
 
     def first_bytes(self, server, targets, offset, content, **settings):
         return self.tool(
-            "chunkcache-first-byte", None, address=f"127.0.0.1:{server.port}", targets=",".join(server.prefix + t for t in targets),
-            offsets=offset, content=content, tls=str(server.tls).lower(), **settings,
+            "chunkcache-first-byte",
+            None,
+            address=f"127.0.0.1:{server.port}",
+            targets=",".join(server.prefix + t for t in targets),
+            offsets=offset,
+            content=content,
+            tls=str(server.tls).lower(),
+            **settings,
         )
 
     def fetch(self, server, target, first=None, last=None):
@@ -130,11 +164,17 @@ class Bench:
         if server.is_cache and not server.tls:
             for number in range(MANY_FILES):
                 self.fetch(server, f"/many/{number}.bin", 0, MANY_BYTES - 1)
-        self.check(self.load(server, None, connections=2, seconds=0.3, range=2 << 20, aligned="false"), server)
+        self.check(
+            self.load(server, None, connections=2, seconds=0.3, range=2 << 20, aligned="false"),
+            server,
+        )
 
     def check(self, result, server):
         if result["wrong_bytes"] or result["errors"]:
-            print(f"  {server.name}: {result['errors']} errors, {result['wrong_bytes']} wrong bytes, {result['first_error'].splitlines()[0] if result['first_error'] else ''}", flush=True)
+            print(
+                f"  {server.name}: {result['errors']} errors, {result['wrong_bytes']} wrong bytes, {result['first_error'].splitlines()[0] if result['first_error'] else ''}",
+                flush=True,
+            )
         return result
 
     def pin(self, server, cores):
@@ -157,24 +197,41 @@ class Bench:
         server_cores, load_cores = ("0", "1") if case.pinned else ("0-1", "0-1")
         for server in contestants:
             self.pin(server, server_cores)
-        shape = {"range": case.range_bytes, "aligned": str(case.aligned).lower(), "compare_one_in": COMPARE_ONE_IN if case.range_bytes else 1}
+        shape = {
+            "range": case.range_bytes,
+            "aligned": str(case.aligned).lower(),
+            "compare_one_in": COMPARE_ONE_IN if case.range_bytes else 1,
+        }
         if case.many:
-            shape |= {"targets": [f"/many/{n}.bin" for n in range(MANY_FILES)], "content": repeating(self.files / "many.bin")}
+            shape |= {
+                "targets": [f"/many/{n}.bin" for n in range(MANY_FILES)],
+                "content": repeating(self.files / "many.bin"),
+            }
         for number, server in self.rounds(contestants):
             if case.cold:
                 evict(server)
             else:
                 # The page cache of an idle file may have gone; everyone starts warm.
                 self.load(server, load_cores, connections=4, seconds=0.2, seed=99, **shape)
-            run = lambda: self.load(server, load_cores, connections=case.connections, seconds=self.options.seconds * case.times, seed=number + 1, **shape)  # noqa: E731
-            profiled = self.options.profile and number == 0 and server.name.startswith("chunk cache")
+            run = lambda: self.load(
+                server,
+                load_cores,
+                connections=case.connections,
+                seconds=self.options.seconds * case.times,
+                seed=number + 1,
+                **shape,
+            )  # noqa: E731
+            profiled = (
+                self.options.profile and number == 0 and server.name.startswith("chunk cache")
+            )
             result = profile(server, case.name, run) if profiled else run()
             runs[server.name].append(self.check(result, server))
         for server in contestants:
             median = lambda key: statistics.median(r[key] for r in runs[server.name])  # noqa: E731
             print(
                 f"  {server.name:20} {median('gigabytes_per_second'):6.2f} GB/s {median('requests_per_second'):9.0f}/s "
-                f"{median('server_cpu_seconds_per_gigabyte'):6.3f} CPU s/GB", flush=True,
+                f"{median('server_cpu_seconds_per_gigabyte'):6.3f} CPU s/GB",
+                flush=True,
             )
 
     def unpin(self, contestants):
@@ -189,7 +246,9 @@ class Bench:
 
     def first_byte(self, case, contestants, origin):
         print(f"first byte, {case.name}:", flush=True)
-        runs = self.results["first_bytes"].setdefault(case.name, {s.name: [] for s in [origin, *contestants]})
+        runs = self.results["first_bytes"].setdefault(
+            case.name, {s.name: [] for s in [origin, *contestants]}
+        )
         targets = {}
         for number, server in self.rounds([origin, *contestants]):
             if number not in targets:
@@ -201,14 +260,19 @@ class Bench:
             result = self.first_bytes(server, targets[number], case.offset, self.files / "cold.bin")
             runs[server.name].append(self.check(result, server))
         for server in [origin, *contestants]:
-            print(f"  {server.name:20} {statistics.median(r['first_byte_ms']['p50'] for r in runs[server.name]):8.2f} ms", flush=True)
+            print(
+                f"  {server.name:20} {statistics.median(r['first_byte_ms']['p50'] for r in runs[server.name]):8.2f} ms",
+                flush=True,
+            )
 
     def follower(self, contestants):
         """150 ms behind the first reader of an object that arrives at 4 MiB/s, from its start: the bytes are there."""
         print("follower on a paced origin:", flush=True)
         targets = self.fresh("paced", 5)
         for server in contestants:
-            result = self.first_bytes(server, targets, 0, self.files / "cold.bin", follow_ms=150, pause_ms=50)
+            result = self.first_bytes(
+                server, targets, 0, self.files / "cold.bin", follow_ms=150, pause_ms=50
+            )
             self.results["follower"][server.name] = self.check(result, server)
             print(f"  {server.name:20} {result['first_byte_ms']['p50']:8.2f} ms", flush=True)
 
@@ -219,31 +283,65 @@ class Bench:
         for number, server in self.rounds(contestants):
             target = f"/crowd/{number}.bin"
             before = sent(origin, target)
-            result = self.check(self.load(server, None, [target], repeating(self.files / "cold.bin"), connections=50, requests=1, range=0), server)
+            result = self.check(
+                self.load(
+                    server,
+                    None,
+                    [target],
+                    repeating(self.files / "cold.bin"),
+                    connections=50,
+                    requests=1,
+                    range=0,
+                ),
+                server,
+            )
             result["origin_copies"] = (sent(origin, target) - before) / COLD_BYTES
             runs.setdefault(server.name, []).append(result)
         for name, results in runs.items():
             middle = lambda key: statistics.median(key(r) for r in results)  # noqa: E731
             print(
                 f"  {name:20} {middle(lambda r: r['first_byte_ms']['p50']):8.1f} ms, all after {middle(lambda r: r['seconds']):5.2f} s, "
-                f"{middle(lambda r: r['origin_copies']):5.2f} copies from the origin", flush=True,
+                f"{middle(lambda r: r['origin_copies']):5.2f} copies from the origin",
+                flush=True,
             )
 
     def extents(self, contestants):
         """Where on the disk a file ends up that 16 readers filled at random places, four files at a time."""
         print("extents after random fills:", flush=True)
         for server in contestants:
-            targets, content = self.fresh("extents", EXTENT_FILES), repeating(self.files / "cold.bin")
+            targets, content = self.fresh("extents", EXTENT_FILES), repeating(
+                self.files / "cold.bin"
+            )
             before = set(sparse_files(server, COLD_BYTES))
             # At random places first, until there is little left; then what is.
-            self.check(self.load(server, None, targets, content, connections=16, range=64 << 10, aligned="false", seconds=3), server)
+            self.check(
+                self.load(
+                    server,
+                    None,
+                    targets,
+                    content,
+                    connections=16,
+                    range=64 << 10,
+                    aligned="false",
+                    seconds=3,
+                ),
+                server,
+            )
             for target in targets:
-                self.check(self.load(server, None, [target], content, connections=1, requests=1, range=0), server)
+                self.check(
+                    self.load(server, None, [target], content, connections=1, requests=1, range=0),
+                    server,
+                )
             os.sync()
-            counts = [extents_of(path) for path in sorted(set(sparse_files(server, COLD_BYTES)) - before)]
+            counts = [
+                extents_of(path) for path in sorted(set(sparse_files(server, COLD_BYTES)) - before)
+            ]
             if counts:
                 self.results["extents"][server.name] = counts
-                print(f"  {server.name:20} {', '.join(map(str, counts))} extents in files of {COLD_BYTES >> 20} MiB", flush=True)
+                print(
+                    f"  {server.name:20} {', '.join(map(str, counts))} extents in files of {COLD_BYTES >> 20} MiB",
+                    flush=True,
+                )
 
     def idle(self, contestants):
         """10,000 connections that made one request each, and 16 that work. Of the rounds the middle one counts."""
@@ -251,7 +349,15 @@ class Bench:
         runs = {}
         for _, server in self.rounds(contestants):
             runs.setdefault(server.name, []).append(
-                self.load(server, None, connections=16, idle=10000, seconds=1, range=16 << 10, aligned="false")
+                self.load(
+                    server,
+                    None,
+                    connections=16,
+                    idle=10000,
+                    seconds=1,
+                    range=16 << 10,
+                    aligned="false",
+                )
             )
         for name, results in runs.items():
             result = sorted(results, key=lambda r: r["requests_per_second"])[len(results) // 2]
@@ -259,10 +365,15 @@ class Bench:
             # back.
             result["resident_bytes"] = results[0]["resident_bytes"]
             self.results["idle"][name] = result
-            kib = (result["resident_bytes"]["idle"] - result["resident_bytes"]["at_first"]) / 10000 / 1024
+            kib = (
+                (result["resident_bytes"]["idle"] - result["resident_bytes"]["at_first"])
+                / 10000
+                / 1024
+            )
             print(
                 f"  {name:20} {result['idle']['held']} held, {kib:6.2f} KiB each, {result['requests_per_second']:8.0f}/s beside, "
-                f"p99 {result['first_byte_ms']['p99']:.1f} ms", flush=True,
+                f"p99 {result['first_byte_ms']['p99']:.1f} ms",
+                flush=True,
             )
 
     def huge(self, server):
@@ -274,12 +385,28 @@ class Bench:
                 self.fetch(server, target, start, start + (8 << 20) - 1)
         runs = []
         for number in range(self.options.rounds):
-            runs.append(self.check(self.load(
-                server, None, targets, f"zeros:{100 << 30}", connections=1000, range=2 << 20, aligned="false", within=32 << 20, seconds=self.options.seconds * 2,
-                seed=number,
-            ), server))
+            runs.append(
+                self.check(
+                    self.load(
+                        server,
+                        None,
+                        targets,
+                        f"zeros:{100 << 30}",
+                        connections=1000,
+                        range=2 << 20,
+                        aligned="false",
+                        within=32 << 20,
+                        seconds=self.options.seconds * 2,
+                        seed=number,
+                    ),
+                    server,
+                )
+            )
         self.results["huge"][server.name] = runs
-        print("  " + ", ".join(f"{r['resident_bytes']['most'] / (1 << 20):.1f} MiB" for r in runs), flush=True)
+        print(
+            "  " + ", ".join(f"{r['resident_bytes']['most'] / (1 << 20):.1f} MiB" for r in runs),
+            flush=True,
+        )
 
 
 def repeating(path):
@@ -289,7 +416,9 @@ def repeating(path):
 
 def sparse_files(server, size):
     """Of the server, that hold a whole object each."""
-    return [path for path in server.folder.rglob("*") if path.is_file() and path.stat().st_size == size]
+    return [
+        path for path in server.folder.rglob("*") if path.is_file() and path.stat().st_size == size
+    ]
 
 
 def extents_of(path):
@@ -299,8 +428,15 @@ def extents_of(path):
 
 def sent(origin, target):
     """Body bytes the origin sent of an object."""
-    done = subprocess.run(["curl", "-sf", f"http://127.0.0.1:{origin.port}/.requests"], capture_output=True, text=True, check=True)
-    return sum(int(line.split()[-1]) for line in done.stdout.splitlines() if line.split()[1] == target)
+    done = subprocess.run(
+        ["curl", "-sf", f"http://127.0.0.1:{origin.port}/.requests"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return sum(
+        int(line.split()[-1]) for line in done.stdout.splitlines() if line.split()[1] == target
+    )
 
 
 def evict(server):
@@ -324,13 +460,31 @@ def profile(server, name, run):
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / f"{slug}.data"
     pids = ",".join(map(str, server.pids()))
-    recorder = subprocess.Popen(["perf", "record", "-q", "-e", "cpu-clock", "-F", "999", "--call-graph", "dwarf,16384", "-p", pids, "-o", str(data)])
+    recorder = subprocess.Popen(
+        [
+            "perf",
+            "record",
+            "-q",
+            "-e",
+            "cpu-clock",
+            "-F",
+            "999",
+            "--call-graph",
+            "dwarf,16384",
+            "-p",
+            pids,
+            "-o",
+            str(data),
+        ]
+    )
     try:
         result = run()
     finally:
         recorder.send_signal(2)
         recorder.wait(120)
-    script = subprocess.run(["perf", "script", "-i", str(data), "-F", "comm,ip,sym"], capture_output=True, text=True).stdout
+    script = subprocess.run(
+        ["perf", "script", "-i", str(data), "-F", "comm,ip,sym"], capture_output=True, text=True
+    ).stdout
     (folder / f"{slug}.folded").write_text(fold(script))
     print(f"  stacks in {folder / slug}.folded", flush=True)
     return result
@@ -341,7 +495,11 @@ def fold(script):
     seen = {}
     for block in script.strip().split("\n\n"):
         lines = block.splitlines()
-        frames = [line.split(None, 1)[1].split("+0x")[0] for line in lines[1:] if len(line.split(None, 1)) == 2]
+        frames = [
+            line.split(None, 1)[1].split("+0x")[0]
+            for line in lines[1:]
+            if len(line.split(None, 1)) == 2
+        ]
         if frames:
             stack = ";".join([lines[0].split()[0], *reversed(frames)])
             seen[stack] = seen.get(stack, 0) + 1

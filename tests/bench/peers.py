@@ -49,8 +49,26 @@ def self_signed(folder):
     certificate, key = Path(folder) / "certificate.pem", Path(folder) / "key.pem"
     if not certificate.exists():
         subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "7", "-subj", "/CN=localhost",
-             "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True,
+            [
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+                "-days",
+                "7",
+                "-subj",
+                "/CN=localhost",
+                "-keyout",
+                str(key),
+                "-out",
+                str(certificate),
+            ],
+            check=True,
+            capture_output=True,
         )
     return certificate, key
 
@@ -78,7 +96,9 @@ class Server:
 
     def launch(self, *command, **options):
         log = open(self.folder / "log.txt", "ab")
-        process = subprocess.Popen([str(c) for c in command], stdout=log, stderr=log, start_new_session=True, **options)
+        process = subprocess.Popen(
+            [str(c) for c in command], stdout=log, stderr=log, start_new_session=True, **options
+        )
         self.processes.append(process)
         return process
 
@@ -125,8 +145,7 @@ class Nginx(Server):
 
     def start(self):
         config = self.folder / "nginx.conf"
-        config.write_text(
-            f"""
+        config.write_text(f"""
 worker_processes {self.workers};
 daemon off;
 user root;
@@ -143,8 +162,7 @@ http {{
   {self.http_lines()}
   server {{ {self.listen()} {self.server_block()} }}
 }}
-"""
-        )
+""")
         process = self.launch("nginx", "-c", config, "-p", self.folder)
         wait_for_port(self.port, process)
         return self
@@ -216,15 +234,24 @@ class Varnish(Server):
 
     def start(self):
         vcl = self.folder / "bench.vcl"
-        vcl.write_text(
-            f"""vcl 4.1;
+        vcl.write_text(f"""vcl 4.1;
 backend default {{ .host = "127.0.0.1"; .port = "{self.origin_port}"; }}
 sub vcl_backend_response {{ set beresp.ttl = 1d; }}
-"""
-        )
+""")
         size = max(2 << 30, self.content.stat().st_size + (512 << 20))
         process = self.launch(
-            "varnishd", "-F", "-f", vcl, "-a", f"127.0.0.1:{self.port}", "-n", self.folder / "work", "-s", f"malloc,{size}", "-j", "none"
+            "varnishd",
+            "-F",
+            "-f",
+            vcl,
+            "-a",
+            f"127.0.0.1:{self.port}",
+            "-n",
+            self.folder / "work",
+            "-s",
+            f"malloc,{size}",
+            "-j",
+            "none",
         )
         wait_for_port(self.port, process)
         return self
@@ -241,7 +268,9 @@ class TrafficServer(Server):
         for sub in ("cache", "log", "run"):
             (root / sub).mkdir()
         slicing = "@plugin=slice.so @pparam=--blockbytes=2m @plugin=cache_range_requests.so"
-        (config / "remap.config").write_text(f"map / http://127.0.0.1:{self.origin_port}/ {slicing}\n")
+        (config / "remap.config").write_text(
+            f"map / http://127.0.0.1:{self.origin_port}/ {slicing}\n"
+        )
         (config / "storage.config").write_text(f"{root}/cache 4G\n")
         (config / "records.config").write_text(
             f"""CONFIG proxy.config.http.server_ports STRING {self.port}:ip-in=127.0.0.1
@@ -257,8 +286,7 @@ CONFIG proxy.config.log.logging_enabled INT 0
 """
         )
         layout = root / "runroot.yaml"
-        layout.write_text(
-            f"""prefix: /usr
+        layout.write_text(f"""prefix: /usr
 exec_prefix: /usr
 bindir: /usr/bin
 sbindir: /usr/sbin
@@ -271,15 +299,18 @@ localstatedir: {root}/run
 runtimedir: {root}/run
 logdir: {root}/log
 cachedir: {root}/cache
-"""
-        )
+""")
         # It refuses to run as root.
         account = []
         if os.geteuid() == 0:
             subprocess.run(["chown", "-R", "trafficserver:", root], check=True)
             account = ["runuser", "-u", "trafficserver", "--"]
         process = self.launch(
-            *account, "traffic_server", f"--run-root={layout}", env={**os.environ, "TS_RUNROOT": str(layout)}, cwd="/"
+            *account,
+            "traffic_server",
+            f"--run-root={layout}",
+            env={**os.environ, "TS_RUNROOT": str(layout)},
+            cwd="/",
         )
         wait_for_port(self.port, process)
         # It listens before its cache is ready, and passes all through until then.
@@ -296,9 +327,18 @@ class Origin(Server):
     folders = [("after-20ms", 20, 0), ("after-80ms", 80, 0), ("paced", 0, 4 << 20)]
 
     def start(self):
-        options = [part for folder in self.folders for part in ("--folder", ":".join(map(str, folder)))]
+        options = [
+            part for folder in self.folders for part in ("--folder", ":".join(map(str, folder)))
+        ]
         process = self.launch(
-            ChunkCache.binaries / "chunkcache-origin", "--root", self.content.parent, "--listen", f"127.0.0.1:{self.port}", "--max-age", 86400, *options
+            ChunkCache.binaries / "chunkcache-origin",
+            "--root",
+            self.content.parent,
+            "--listen",
+            f"127.0.0.1:{self.port}",
+            "--max-age",
+            86400,
+            *options,
         )
         wait_for_port(self.port, process)
         return self
@@ -310,8 +350,20 @@ class Rclone(Server):
 
     def start(self):
         process = self.launch(
-            "rclone", "serve", "http", ":http:", "--http-url", f"http://127.0.0.1:{self.origin_port}/", "--addr", f"127.0.0.1:{self.port}",
-            "--vfs-cache-mode", "full", "--cache-dir", self.folder / "cache", "--config", "/dev/null",
+            "rclone",
+            "serve",
+            "http",
+            ":http:",
+            "--http-url",
+            f"http://127.0.0.1:{self.origin_port}/",
+            "--addr",
+            f"127.0.0.1:{self.port}",
+            "--vfs-cache-mode",
+            "full",
+            "--cache-dir",
+            self.folder / "cache",
+            "--config",
+            "/dev/null",
         )
         wait_for_port(self.port, process)
         return self
@@ -332,8 +384,14 @@ class ChunkCache(Server):
         self.database = database
         grpc, http, self.admin = free_port(), free_port(), free_port()
         coordinator = self.launch(
-            self.binaries / "cache-coordinator", "serve", "--database-url", database.url(), "--listen", f"127.0.0.1:{grpc}",
-            "--http-listen", f"127.0.0.1:{http}",
+            self.binaries / "cache-coordinator",
+            "serve",
+            "--database-url",
+            database.url(),
+            "--listen",
+            f"127.0.0.1:{grpc}",
+            "--http-listen",
+            f"127.0.0.1:{http}",
         )
         wait_for_port(grpc, coordinator)
         options = []
@@ -341,8 +399,19 @@ class ChunkCache(Server):
             certificate, key = self_signed(self.folder)
             options = ["--tls-cert", certificate, "--tls-key", key]
         edge = self.launch(
-            self.binaries / "cache-edge", "serve", "--name", "bench", "--coordinator", f"http://127.0.0.1:{grpc}",
-            "--data-dir", self.folder / "data", "--listen", f"127.0.0.1:{self.port}", "--admin-listen", f"127.0.0.1:{self.admin}", *options,
+            self.binaries / "cache-edge",
+            "serve",
+            "--name",
+            "bench",
+            "--coordinator",
+            f"http://127.0.0.1:{grpc}",
+            "--data-dir",
+            self.folder / "data",
+            "--listen",
+            f"127.0.0.1:{self.port}",
+            "--admin-listen",
+            f"127.0.0.1:{self.admin}",
+            *options,
         )
         wait_for_port(self.port, edge)
         self.edge = edge
@@ -353,7 +422,13 @@ class ChunkCache(Server):
     def set_fill(self, on):
         deadline = time.monotonic() + 30
         while True:
-            added = self.cli("source", "add", "bench", f"http://127.0.0.1:{self.origin_port}", f"--background-fill={str(on).lower()}")
+            added = self.cli(
+                "source",
+                "add",
+                "bench",
+                f"http://127.0.0.1:{self.origin_port}",
+                f"--background-fill={str(on).lower()}",
+            )
             if added.returncode == 0:
                 return
             if time.monotonic() > deadline:
@@ -392,15 +467,52 @@ class Postgres:
         if self.prefix:
             shutil.chown(self.folder, "postgres", "postgres")
         data = self.folder / "data"
-        subprocess.run([*self.prefix, str(self.bin / "initdb"), "-D", str(data), "-A", "trust", "-U", "postgres"], check=True, capture_output=True, cwd="/")
+        subprocess.run(
+            [
+                *self.prefix,
+                str(self.bin / "initdb"),
+                "-D",
+                str(data),
+                "-A",
+                "trust",
+                "-U",
+                "postgres",
+            ],
+            check=True,
+            capture_output=True,
+            cwd="/",
+        )
         log = open(self.folder.parent / "postgres.log", "ab")
         process = subprocess.Popen(
-            [*self.prefix, str(self.bin / "postgres"), "-D", str(data), "-c", "listen_addresses=127.0.0.1", "-p", str(self.port), "-k", ""],
-            stdout=log, stderr=log, start_new_session=True, cwd="/",
+            [
+                *self.prefix,
+                str(self.bin / "postgres"),
+                "-D",
+                str(data),
+                "-c",
+                "listen_addresses=127.0.0.1",
+                "-p",
+                str(self.port),
+                "-k",
+                "",
+            ],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd="/",
         )
         wait_for_port(self.port, process)
         return process
 
 
-PLAIN = [ChunkCache, NginxStatic, NginxStaticTuned, NginxSlice, NginxSliceTuned, Varnish, TrafficServer, Rclone]
+PLAIN = [
+    ChunkCache,
+    NginxStatic,
+    NginxStaticTuned,
+    NginxSlice,
+    NginxSliceTuned,
+    Varnish,
+    TrafficServer,
+    Rclone,
+]
 TLS = [ChunkCacheTls, NginxStaticTls]

@@ -6,18 +6,32 @@ import statistics
 OURS = "chunk cache"
 README_BEGIN, README_END = "<!-- bench: from here -->", "<!-- bench: to here -->"
 
-ALIGNED, UNALIGNED, THOUSAND = "2 MiB aligned, 16 connections", "2 MiB unaligned, 64 connections", "2 MiB unaligned, 1,000 connections"
+ALIGNED, UNALIGNED, THOUSAND = (
+    "2 MiB aligned, 16 connections",
+    "2 MiB unaligned, 64 connections",
+    "2 MiB unaligned, 1,000 connections",
+)
 SMALL_16, SMALL_64 = "16 KiB, 16 connections", "16 KiB, 64 connections"
 UNPINNED = ALIGNED + ", unpinned"
 TLS = "TLS, 2 MiB aligned, 16 connections"
 
 #: case, peer, least ratio of GB/s, most ratio of CPU seconds a GB.
 RATIOS = [
-    (ALIGNED, "nginx slice", 2.0, 0.65), (UNALIGNED, "nginx slice", 2.0, 0.65), (UNPINNED, "nginx slice", 2.0, 0.65),
-    (ALIGNED, "nginx slice tuned", 1.15, None), (UNALIGNED, "nginx slice tuned", 1.15, None), (UNPINNED, "nginx slice tuned", 1.0, None),
-    (ALIGNED, "nginx static tuned", 1.0, None), (UNALIGNED, "nginx static tuned", 1.0, None),
-    (SMALL_16, "nginx static", 1.2, None), (SMALL_64, "nginx static", 1.0, None),
-    *((case, peer, least, None) for peer, least in (("varnish", 1.5), ("ATS slice", 3.0)) for case in (ALIGNED, UNALIGNED, THOUSAND, SMALL_16, SMALL_64)),
+    (ALIGNED, "nginx slice", 2.0, 0.65),
+    (UNALIGNED, "nginx slice", 2.0, 0.65),
+    (UNPINNED, "nginx slice", 2.0, 0.65),
+    (ALIGNED, "nginx slice tuned", 1.15, None),
+    (UNALIGNED, "nginx slice tuned", 1.15, None),
+    (UNPINNED, "nginx slice tuned", 1.0, None),
+    (ALIGNED, "nginx static tuned", 1.0, None),
+    (UNALIGNED, "nginx static tuned", 1.0, None),
+    (SMALL_16, "nginx static", 1.2, None),
+    (SMALL_64, "nginx static", 1.0, None),
+    *(
+        (case, peer, least, None)
+        for peer, least in (("varnish", 1.5), ("ATS slice", 3.0))
+        for case in (ALIGNED, UNALIGNED, THOUSAND, SMALL_16, SMALL_64)
+    ),
     (TLS, "nginx static, TLS", 1.0, None),
 ]
 
@@ -52,23 +66,45 @@ def write(results, folder, whole=True):
                 before[key] = value
         results = before
     path.write_text(json.dumps(results, indent=1) + "\n")
-    (folder / "report.md").write_text("\n".join([*head(results), *targets(results), *hits(results, folder), *misses(results), *memory(results), *ends(results)]) + "\n")
+    (folder / "report.md").write_text(
+        "\n".join(
+            [
+                *head(results),
+                *targets(results),
+                *hits(results, folder),
+                *misses(results),
+                *memory(results),
+                *ends(results),
+            ]
+        )
+        + "\n"
+    )
     readme = folder.parents[1] / "README.md"
     text = readme.read_text()
     if README_BEGIN in text and README_END in text:
         before, rest = text.split(README_BEGIN)
-        readme.write_text(before + README_BEGIN + "\n" + "\n".join(summary(results)) + "\n" + README_END + rest.split(README_END)[1])
+        readme.write_text(
+            before
+            + README_BEGIN
+            + "\n"
+            + "\n".join(summary(results))
+            + "\n"
+            + README_END
+            + rest.split(README_END)[1]
+        )
 
 
 def head(results):
     machine = results["machine"]
     return [
-        "# Measured: the edge and its peers", "",
+        "# Measured: the edge and its peers",
+        "",
         f"{machine['when']}: {machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB, kernel {machine['kernel']}, load average "
         f"{machine.get('load_average', '?')} (what runs beside the bench counts into it). Made by `tests/bench/run`: {results['form']}; "
         "rounds are interleaved in changing order; medians, smallest and largest in brackets; ratios are of the same round. Bytes are compared while "
         "measuring: every one, but for hits of ranges those of one connection in eight and the first ones of each other answer, as taking and comparing all "
-        "costs the load more than sending costs a server. Servers are pinned to one core and the load to the other, but where it says unpinned.", "",
+        "costs the load more than sending costs a server. Servers are pinned to one core and the load to the other, but where it says unpinned.",
+        "",
         *was_busy(results),
     ]
 
@@ -77,12 +113,23 @@ def was_busy(results):
     """The bench itself makes some two."""
     if float(results["machine"].get("load_average", 0)) <= 4:
         return []
-    return ["The machine was busy with other work during this run: times are too long, and ratios say little. Run it again on a quiet one.", ""]
+    return [
+        "The machine was busy with other work during this run: times are too long, and ratios say little. Run it again on a quiet one.",
+        "",
+    ]
 
 
 def wrong_bytes(results):
-    runs = [run for kind in ("hits", "first_bytes") for case in results[kind].values() for rounds in case.values() for run in rounds]
-    runs += [run for rounds in [*results["crowd"].values(), *results["huge"].values()] for run in rounds]
+    runs = [
+        run
+        for kind in ("hits", "first_bytes")
+        for case in results[kind].values()
+        for rounds in case.values()
+        for run in rounds
+    ]
+    runs += [
+        run for rounds in [*results["crowd"].values(), *results["huge"].values()] for run in rounds
+    ]
     runs += [*results["follower"].values(), *results["idle"].values()]
     return sum(run["wrong_bytes"] for run in runs)
 
@@ -109,50 +156,82 @@ def targets(results):
         if not ours or not theirs:
             continue
         for key, bound, is_least, what in (
-            ("gigabytes_per_second", least, True, "throughput"), ("server_cpu_seconds_per_gigabyte", most_cpu, False, "CPU per GB"),
+            ("gigabytes_per_second", least, True, "throughput"),
+            ("server_cpu_seconds_per_gigabyte", most_cpu, False, "CPU per GB"),
         ):
             values = ratios(ours, theirs, key)
             if bound and values:
-                rows.append(verdict(f"{case}: {what} over {peer}", statistics.median(values), bound, is_least))
+                rows.append(
+                    verdict(
+                        f"{case}: {what} over {peer}", statistics.median(values), bound, is_least
+                    )
+                )
     for case, runs in results["first_bytes"].items():
         origin, ours = runs.get("origin"), runs.get(OURS)
         if origin and ours:
-            over = statistics.median(a["first_byte_ms"]["p50"] - b["first_byte_ms"]["p50"] for a, b in zip(ours, origin))
+            over = statistics.median(
+                a["first_byte_ms"]["p50"] - b["first_byte_ms"]["p50"] for a, b in zip(ours, origin)
+            )
             rows.append(verdict(f"first byte, {case}: over the origin alone, ms", over, 1.0, False))
             peers = [
                 statistics.median(r["first_byte_ms"]["p50"] for r in rounds)
-                for name, rounds in runs.items() if name not in (OURS, "origin") and all(r["samples"] for r in rounds)
+                for name, rounds in runs.items()
+                if name not in (OURS, "origin") and all(r["samples"] for r in rounds)
             ]
             if peers:
                 mine = statistics.median(r["first_byte_ms"]["p50"] for r in ours)
-                rows.append(verdict(f"first byte, {case}: over the fastest peer", mine / min(peers), 1.0, False))
+                rows.append(
+                    verdict(
+                        f"first byte, {case}: over the fastest peer", mine / min(peers), 1.0, False
+                    )
+                )
     if OURS in results["follower"]:
-        rows.append(verdict("follower on a paced origin, ms", results["follower"][OURS]["first_byte_ms"]["p50"], 5, False))
+        rows.append(
+            verdict(
+                "follower on a paced origin, ms",
+                results["follower"][OURS]["first_byte_ms"]["p50"],
+                5,
+                False,
+            )
+        )
     for rounds in results["huge"].values():
         most = max(r["resident_bytes"]["most"] for r in rounds) / (1 << 20)
         rows.append(verdict("MiB resident at 1,000 readers of 100 GiB files", most, 64, False, 0))
     if not rows:
         return []
-    return ["## What is promised", "", "| | promised | measured | kept |", "|---|---|---|---|", *rows, ""]
+    return [
+        "## What is promised",
+        "",
+        "| | promised | measured | kept |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+    ]
 
 
 def hits(results, folder):
     lines = []
     for case, runs in results["hits"].items():
         lines += [
-            f"## {case}", "", "| server | GB/s | requests/s | server CPU s/GB | first byte p50 / p99 ms | MiB resident | errors | GB/s, ours over it |",
+            f"## {case}",
+            "",
+            "| server | GB/s | requests/s | server CPU s/GB | first byte p50 / p99 ms | MiB resident | errors | GB/s, ours over it |",
             "|---|---|---|---|---|---|---|---|",
         ]
         for name, rounds in runs.items():
             lines.append(row(name, rounds, ours_of(runs)))
         lines += ["", f"![{case}]({slug(case)}.svg)", ""]
-        (folder / f"{slug(case)}.svg").write_text(bars(f"{case}: GB/s, median", runs, "gigabytes_per_second"))
+        (folder / f"{slug(case)}.svg").write_text(
+            bars(f"{case}: GB/s, median", runs, "gigabytes_per_second")
+        )
     return lines
 
 
 def row(name, rounds, ours):
     median = lambda key: statistics.median(r[key] for r in rounds)  # noqa: E731
-    spread = lambda key, digits: f"{median(key):.{digits}f} ({min(r[key] for r in rounds):.{digits}f}–{max(r[key] for r in rounds):.{digits}f})"  # noqa: E731
+    spread = (
+        lambda key, digits: f"{median(key):.{digits}f} ({min(r[key] for r in rounds):.{digits}f}–{max(r[key] for r in rounds):.{digits}f})"
+    )  # noqa: E731
     first = [statistics.median(r["first_byte_ms"][part] for r in rounds) for part in ("p50", "p99")]
     resident = max(r["resident_bytes"]["most"] for r in rounds) / (1 << 20)
     ratio = "–"
@@ -169,17 +248,47 @@ def misses(results):
     lines = []
     if results["first_bytes"]:
         names = list(next(iter(results["first_bytes"].values())))
-        lines += ["## First byte where bytes are missing, ms", "", "| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        lines += [
+            "## First byte where bytes are missing, ms",
+            "",
+            "| | " + " | ".join(names) + " |",
+            "|---" * (len(names) + 1) + "|",
+        ]
         for case, runs in results["first_bytes"].items():
-            cells = [f"{statistics.median(r['first_byte_ms']['p50'] for r in runs[name]):.2f}" for name in names if name in runs]
+            cells = [
+                f"{statistics.median(r['first_byte_ms']['p50'] for r in runs[name]):.2f}"
+                for name in names
+                if name in runs
+            ]
             lines.append(f"| {case} | " + " | ".join(cells) + " |")
-        lines += ["", "Medians; 64 KiB are asked for on an open connection, of another object each time, one after the other.", ""]
+        lines += [
+            "",
+            "Medians; 64 KiB are asked for on an open connection, of another object each time, one after the other.",
+            "",
+        ]
     if results["follower"]:
-        lines += ["## Follower", "", "| server | first byte p50 / p90 ms | errors |", "|---|---|---|"]
-        lines += [f"| {n} | {r['first_byte_ms']['p50']:.2f} / {r['first_byte_ms']['p90']:.2f} | {r['errors']} |" for n, r in results["follower"].items()]
-        lines += ["", "An object that arrives at 4 MiB/s; 150 ms after the first reader a second asks for its first 64 KiB, which are there.", ""]
+        lines += [
+            "## Follower",
+            "",
+            "| server | first byte p50 / p90 ms | errors |",
+            "|---|---|---|",
+        ]
+        lines += [
+            f"| {n} | {r['first_byte_ms']['p50']:.2f} / {r['first_byte_ms']['p90']:.2f} | {r['errors']} |"
+            for n, r in results["follower"].items()
+        ]
+        lines += [
+            "",
+            "An object that arrives at 4 MiB/s; 150 ms after the first reader a second asks for its first 64 KiB, which are there.",
+            "",
+        ]
     if results["crowd"]:
-        lines += ["## 50 readers of one cold file of 64 MiB", "", "| server | first byte p50 / p99 ms | all have all after, s | copies sent by the origin | errors |", "|---|---|---|---|---|"]
+        lines += [
+            "## 50 readers of one cold file of 64 MiB",
+            "",
+            "| server | first byte p50 / p99 ms | all have all after, s | copies sent by the origin | errors |",
+            "|---|---|---|---|---|",
+        ]
         for name, rounds in results["crowd"].items():
             m = lambda key: statistics.median(key(r) for r in rounds)  # noqa: E731
             lines.append(
@@ -188,42 +297,90 @@ def misses(results):
             )
         lines.append("")
     if results.get("extents"):
-        lines += ["## Extents after random fills", "", "| server | extents of each file of 64 MiB |", "|---|---|"]
-        lines += [f"| {name} | {', '.join(map(str, counts))} |" for name, counts in results["extents"].items()]
-        lines += ["", "By `filefrag`: 16 readers ask for 64 KiB at random places of four objects for 3 s, then each is read whole. Only servers with one file an object.", ""]
+        lines += [
+            "## Extents after random fills",
+            "",
+            "| server | extents of each file of 64 MiB |",
+            "|---|---|",
+        ]
+        lines += [
+            f"| {name} | {', '.join(map(str, counts))} |"
+            for name, counts in results["extents"].items()
+        ]
+        lines += [
+            "",
+            "By `filefrag`: 16 readers ask for 64 KiB at random places of four objects for 3 s, then each is read whole. Only servers with one file an object.",
+            "",
+        ]
     return lines
 
 
 def memory(results):
     lines = []
     if results["idle"]:
-        lines += ["## 10,000 idle connections", "", "| server | held | KiB each | 16 KiB requests/s on 16 others | their first byte p99 ms |", "|---|---|---|---|---|"]
+        lines += [
+            "## 10,000 idle connections",
+            "",
+            "| server | held | KiB each | 16 KiB requests/s on 16 others | their first byte p99 ms |",
+            "|---|---|---|---|---|",
+        ]
         for name, r in results["idle"].items():
-            each = (r["resident_bytes"]["idle"] - r["resident_bytes"]["at_first"]) / 1024 / max(1, r["idle"]["held"])
-            lines.append(f"| {name} | {r['idle']['held']} | {each:.2f} | {r['requests_per_second']:.0f} | {r['first_byte_ms']['p99']:.2f} |")
+            each = (
+                (r["resident_bytes"]["idle"] - r["resident_bytes"]["at_first"])
+                / 1024
+                / max(1, r["idle"]["held"])
+            )
+            lines.append(
+                f"| {name} | {r['idle']['held']} | {each:.2f} | {r['requests_per_second']:.0f} | {r['first_byte_ms']['p99']:.2f} |"
+            )
         lines.append("")
     for name, rounds in results["huge"].items():
         values = ", ".join(f"{r['resident_bytes']['most'] / (1 << 20):.1f}" for r in rounds)
-        lines += ["## Memory at 1,000 readers of ten files of 100 GiB", "", f"{name}: {values} MiB resident at most, in rounds one after the other.", ""]
+        lines += [
+            "## Memory at 1,000 readers of ten files of 100 GiB",
+            "",
+            f"{name}: {values} MiB resident at most, in rounds one after the other.",
+            "",
+        ]
     return lines
 
 
 def ends(results):
-    lines = ["## Versions and configurations", "", "| server | version | configuration |", "|---|---|---|"]
+    lines = [
+        "## Versions and configurations",
+        "",
+        "| server | version | configuration |",
+        "|---|---|---|",
+    ]
     for name, what in results["what"].items():
         version = next((v for k, v in results["versions"].items() if name.startswith(k)), "")
         lines.append(f"| {name} | {version} | {what} |")
     for name, why in results.get("left_out", {}).items():
         lines.append(f"| {name} | left out | {why} |")
-    return [*lines, "", "Other versions: " + "; ".join(f"{k}: {v}" for k, v in results["versions"].items()) + ".", ""]
+    return [
+        *lines,
+        "",
+        "Other versions: " + "; ".join(f"{k}: {v}" for k, v in results["versions"].items()) + ".",
+        "",
+    ]
 
 
 def summary(results):
     """The README's table."""
-    columns = [(ALIGNED, "2 MiB, 16 conn., GB/s (CPU s/GB)"), (UNALIGNED, "2 MiB, 64 conn."), (SMALL_16, "16 KiB requests/s, 16 conn."), (SMALL_64, "64 conn.")]
+    columns = [
+        (ALIGNED, "2 MiB, 16 conn., GB/s (CPU s/GB)"),
+        (UNALIGNED, "2 MiB, 64 conn."),
+        (SMALL_16, "16 KiB requests/s, 16 conn."),
+        (SMALL_64, "64 conn."),
+    ]
     names = list(results["hits"].get(ALIGNED, {}))
     cold = results["first_bytes"].get("cold object, amid a chunk", {})
-    lines = ["| | " + " | ".join(title for _, title in columns) + " | cold first byte, ms | follower, ms |", "|---" * (len(columns) + 3) + "|"]
+    lines = [
+        "| | "
+        + " | ".join(title for _, title in columns)
+        + " | cold first byte, ms | follower, ms |",
+        "|---" * (len(columns) + 3) + "|",
+    ]
     for name in names:
         cells = []
         for case, title in columns:
@@ -234,15 +391,28 @@ def summary(results):
             elif "KiB" in case:
                 cells.append(f"{m('requests_per_second') / 1000:.1f}k")
             else:
-                cells.append(f"{m('gigabytes_per_second'):.2f} ({m('server_cpu_seconds_per_gigabyte'):.2f})")
-        cells.append(f"{statistics.median(r['first_byte_ms']['p50'] for r in cold[name]):.2f}" if cold.get(name) else "–")
+                cells.append(
+                    f"{m('gigabytes_per_second'):.2f} ({m('server_cpu_seconds_per_gigabyte'):.2f})"
+                )
+        cells.append(
+            f"{statistics.median(r['first_byte_ms']['p50'] for r in cold[name]):.2f}"
+            if cold.get(name)
+            else "–"
+        )
         follower = results["follower"].get(name)
         cells.append(f"{follower['first_byte_ms']['p50']:.1f}" if follower else "–")
-        lines.append(f"| {'**' + name + '**' if name == OURS else name} | " + " | ".join(cells) + " |")
+        lines.append(
+            f"| {'**' + name + '**' if name == OURS else name} | " + " | ".join(cells) + " |"
+        )
     machine = results["machine"]
-    origin = f"; the origin alone: {statistics.median(r['first_byte_ms']['p50'] for r in cold['origin']):.2f} ms" if cold.get("origin") else ""
+    origin = (
+        f"; the origin alone: {statistics.median(r['first_byte_ms']['p50'] for r in cold['origin']):.2f} ms"
+        if cold.get("origin")
+        else ""
+    )
     return [
-        *lines, "",
+        *lines,
+        "",
         f"{machine['when']}, {machine['cores']} cores ({machine['cpu']}), server on one and load on the other, {results['form']}, load average {machine.get('load_average', '?')}{origin}.",
         *was_busy(results)[:1],
     ]
@@ -253,14 +423,22 @@ def slug(text):
 
 
 def bars(title, runs, key):
-    values = {name: statistics.median(r[key] for r in rounds) for name, rounds in runs.items() if rounds}
+    values = {
+        name: statistics.median(r[key] for r in rounds) for name, rounds in runs.items() if rounds
+    }
     top = max(values.values(), default=1) or 1
     height = 30 * len(values) + 40
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="720" height="{height}" font-family="system-ui, sans-serif" font-size="13" role="img" aria-label="{title}">']
-    parts.append(f'<rect width="720" height="{height}" fill="#fff"/><text x="10" y="20" font-weight="600">{title}</text>')
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="720" height="{height}" font-family="system-ui, sans-serif" font-size="13" role="img" aria-label="{title}">'
+    ]
+    parts.append(
+        f'<rect width="720" height="{height}" fill="#fff"/><text x="10" y="20" font-weight="600">{title}</text>'
+    )
     for index, (name, value) in enumerate(sorted(values.items(), key=lambda item: -item[1])):
         y = 34 + 30 * index
         colour = "#0b6a5d" if name.startswith(OURS) else "#9aa7b4"
-        parts.append(f'<text x="150" y="{y + 15}" text-anchor="end">{name}</text><rect x="160" y="{y}" width="{480 * value / top:.1f}" height="20" fill="{colour}"/>')
+        parts.append(
+            f'<text x="150" y="{y + 15}" text-anchor="end">{name}</text><rect x="160" y="{y}" width="{480 * value / top:.1f}" height="20" fill="{colour}"/>'
+        )
         parts.append(f'<text x="{166 + 480 * value / top:.1f}" y="{y + 15}">{value:.2f}</text>')
     return "\n".join([*parts, "</svg>", ""])

@@ -42,7 +42,7 @@ def blocks(text):
 
 
 def script(page):
-    print('trap \'kill $(jobs -p) 2>/dev/null || true\' EXIT')
+    print("trap 'kill $(jobs -p) 2>/dev/null || true' EXIT")
     print("set -euo pipefail")
     for line, language, lines, reason in blocks(page.read_text()):
         if language != "sh" or reason:
@@ -50,7 +50,9 @@ def script(page):
         print(f'echo "== line {line}"')
         for command in lines:
             if command.startswith("cache-coordinator serve "):
-                print('[ -z "${served_7401:-}" ] || { kill "$served_7401" && wait "$served_7401"; } 2>/dev/null || true')
+                print(
+                    '[ -z "${served_7401:-}" ] || { kill "$served_7401" && wait "$served_7401"; } 2>/dev/null || true'
+                )
             print(command)
             # As a reader does who looks whether it came up, and who ended the former one at the
             # same port.
@@ -74,17 +76,24 @@ def judge(root, record):
     ran = []
     for line in record.read_text().splitlines():
         ran.append(words_and_options(shlex.split(line)))
-    pages = [page for page in sorted((root / "docs").glob("*.md")) if page.name not in LEFT_OUT] + [root / "README.md"]
+    pages = [page for page in sorted((root / "docs").glob("*.md")) if page.name not in LEFT_OUT] + [
+        root / "README.md"
+    ]
     problems, told, counted = [], [], 0
     for page in pages:
         name, text = page.relative_to(root), page.read_text()
         for line, language, lines, reason in blocks(text):
             first = [re.split(r"[\s/]", command.strip())[0] for command in lines if command.strip()]
-            is_command = any(word in PROGRAMS or word in ("deploy", "tests", "target", "examples") for word in first)
+            is_command = any(
+                word in PROGRAMS or word in ("deploy", "tests", "target", "examples")
+                for word in first
+            )
             if reason:
                 told.append(f"{name}:{line} is not run: {reason}")
             elif is_command and language != "sh":
-                problems.append(f"{name}:{line}: commands that are not run: make it an `sh` block, or say why not above it")
+                problems.append(
+                    f"{name}:{line}: commands that are not run: make it an `sh` block, or say why not above it"
+                )
             elif language == "sh":
                 counted += len([word for word in first if not word.startswith("#")])
         prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
@@ -94,7 +103,9 @@ def judge(root, record):
                 continue
             # Verbs end where a placeholder or an object begins.
             verbs, options = words_and_options(words)
-            excused = next((why for start, why in NOT_RUN.items() if verbs[: len(start)] == start), None)
+            excused = next(
+                (why for start, why in NOT_RUN.items() if verbs[: len(start)] == start), None
+            )
             fits = [found for done, found in ran if done[: len(verbs)] == verbs]
             if excused:
                 told.append(f"{name}: `{span}`: {excused}")
@@ -104,7 +115,11 @@ def judge(root, record):
                 problems.append(f"{name}: `{span}` was not run with {', '.join(sorted(missing))}")
             else:
                 counted += 1
-    print("\n".join(problems) if problems else "\n".join([f"{counted} commands run or seen run", *sorted(set(told))]))
+    print(
+        "\n".join(problems)
+        if problems
+        else "\n".join([f"{counted} commands run or seen run", *sorted(set(told))])
+    )
     return bool(problems)
 
 

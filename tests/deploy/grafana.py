@@ -1,6 +1,6 @@
 """A dashboard, read into Grafana's own types and written again: what is lost is no field that Grafana knows.
 
-    grafana.py DASHBOARD
+grafana.py DASHBOARD
 """
 
 import json

@@ -50,7 +50,9 @@ def read(url, first, last):
     """The bytes that came, and what went wrong if they are not all."""
     place = urllib.parse.urlsplit(url)
     if place.scheme == "https":
-        connection = http.client.HTTPSConnection(place.hostname, place.port, timeout=TIMEOUT_S, context=trust)
+        connection = http.client.HTTPSConnection(
+            place.hostname, place.port, timeout=TIMEOUT_S, context=trust
+        )
     else:
         connection = http.client.HTTPConnection(place.hostname, place.port, timeout=TIMEOUT_S)
     body = b""
@@ -93,7 +95,10 @@ def request(random_source):
         # The phase may have changed while this ran: both count.
         if name not in (phase, phase_now()):
             count(phase, "trouble_elsewhere")
-            print(f"{name} while {phase} was rolled: {problem} at {at}, wanted {last}", file=sys.stderr)
+            print(
+                f"{name} while {phase} was rolled: {problem} at {at}, wanted {last}",
+                file=sys.stderr,
+            )
     count(phase, "failed")
 
 

@@ -1,7 +1,7 @@
 """Judges metrics for tests/deploy/scraped.
 
-    scraped.py texts NAME...                            NAME.text and NAME.open, one answer of a service in both formats
-    scraped.py expressions PROMETHEUS ALERTS DASHBOARD  what these files ask, of a Prometheus that scrapes the services
+scraped.py texts NAME...                            NAME.text and NAME.open, one answer of a service in both formats
+scraped.py expressions PROMETHEUS ALERTS DASHBOARD  what these files ask, of a Prometheus that scrapes the services
 """
 
 import json
@@ -25,9 +25,15 @@ def texts(names):
         for kind, parser in (("open", open_metrics), ("text", text)):
             with open(f"{name}.{kind}") as file:
                 families[kind] = {family.name: family for family in parser(file.read())}
-        unknown = [family.name for family in families["text"].values() if family.type == "unknown" or not family.documentation]
+        unknown = [
+            family.name
+            for family in families["text"].values()
+            if family.type == "unknown" or not family.documentation
+        ]
         assert not unknown, f"without a type or a description: {unknown}"
-        assert set(families["open"]) == set(families["text"]), "the formats tell of different families: " + str(
+        assert set(families["open"]) == set(
+            families["text"]
+        ), "the formats tell of different families: " + str(
             set(families["open"]) ^ set(families["text"])
         )
         for family in families["open"].values():
@@ -44,7 +50,9 @@ class Prometheus:
     def ask(self, path, **parameters):
         query = urllib.parse.urlencode(parameters)
         try:
-            with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{query}", timeout=10) as response:
+            with urllib.request.urlopen(
+                f"{self.url}/api/v1/{path}?{query}", timeout=10
+            ) as response:
                 return json.load(response)["data"]
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{parameters}: {error.read().decode()}") from None
@@ -60,7 +68,9 @@ def rules_of(path):
     for block in re.split(r"^ *- (?=alert:|record:|name:)", open(path).read(), flags=re.M)[1:]:
         kind, name = re.match(r"(\w+): (\S+)", block).groups()
         if kind != "name":
-            lines = re.search(r"^ +expr:(?: \||) *(.*?)(?=^ {8}[a-z]+:|\Z)", block, flags=re.M | re.S)[1]
+            lines = re.search(
+                r"^ +expr:(?: \||) *(.*?)(?=^ {8}[a-z]+:|\Z)", block, flags=re.M | re.S
+            )[1]
             yield name, " ".join(lines.split()), set(re.findall(r"\$labels\.(\w+)", block))
 
 
@@ -68,19 +78,27 @@ def panels_of(path):
     for panel in json.load(open(path))["panels"]:
         for target in panel.get("targets", []):
             expression = target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*")
-            yield panel["title"], expression, set(re.findall(r"{{(\w+)}}", target.get("legendFormat", "")))
+            yield panel["title"], expression, set(
+                re.findall(r"{{(\w+)}}", target.get("legendFormat", ""))
+            )
 
 
 def problems_of(prometheus, expression, shown):
     """Metrics, labels and values of labels which the expression names and nobody exports."""
     plain = re.sub(r'"[^"]*"', '""', expression)
-    grouped = {label.strip() for group in re.findall(r"\b(?:by|on|ignoring)\s*\(([^)]*)\)", plain) for label in group.split(",")}
+    grouped = {
+        label.strip()
+        for group in re.findall(r"\b(?:by|on|ignoring)\s*\(([^)]*)\)", plain)
+        for label in group.split(",")
+    }
     for metric in set(re.findall(r"\b(?:cache_[a-z0-9_]+|cache:[a-z0-9_:]+|up)\b", plain)):
         if not prometheus.query(metric):
             yield f"no series {metric}"
             continue
         matchers = [found for found in re.findall(metric + r"{([^}]*)}", expression)]
-        pairs = [pair for found in matchers for pair in re.findall(r'(\w+)(=~|!=|!~|=)"([^"]*)"', found)]
+        pairs = [
+            pair for found in matchers for pair in re.findall(r'(\w+)(=~|!=|!~|=)"([^"]*)"', found)
+        ]
         labels = {label for label, _, _ in pairs} | (set() if ":" in metric else grouped | shown)
         if not metric.endswith("_bucket"):
             labels.discard("le")
@@ -90,7 +108,9 @@ def problems_of(prometheus, expression, shown):
         # Also what is left out must exist, or nothing is left out.
         for label, operator, value in pairs:
             for one in value.split("|"):
-                if not prometheus.query(f'{metric}{{{label}{"=~" if "~" in operator else "="}"{one}"}}'):
+                if not prometheus.query(
+                    f'{metric}{{{label}{"=~" if "~" in operator else "="}"{one}"}}'
+                ):
                     yield f"{metric} has no {label} {one}"
 
 
@@ -102,12 +122,18 @@ def expressions(url, alerts, dashboard):
     # The quantile is there, as no number, before anything has happened; the share is not.
     recorded = ("cache:first_byte_seconds:p99_5m", "cache:hit_share:ratio5m")
     while len(up) < 4 or not all(prometheus.query(name) for name in recorded):
-        assert time.monotonic() < until, f"not scraped: {prometheus.ask('targets')['activeTargets']}"
+        assert (
+            time.monotonic() < until
+        ), f"not scraped: {prometheus.ask('targets')['activeTargets']}"
         time.sleep(0.5)
         up = prometheus.query("up == 1")
     trouble = []
     for group in prometheus.ask("rules")["groups"]:
-        trouble += [f"{rule['name']}: {rule['lastError']}" for rule in group["rules"] if rule.get("lastError")]
+        trouble += [
+            f"{rule['name']}: {rule['lastError']}"
+            for rule in group["rules"]
+            if rule.get("lastError")
+        ]
     asked = [*rules_of(alerts), *panels_of(dashboard)]
     empty = 0
     for name, expression, shown in asked:
@@ -115,9 +141,15 @@ def expressions(url, alerts, dashboard):
         empty += not answer
         trouble += [f"{name}: {problem}" for problem in problems_of(prometheus, expression, shown)]
     assert not trouble, "\n".join(trouble)
-    firing = [alert["labels"]["alertname"] for alert in prometheus.ask("alerts")["alerts"] if alert["state"] == "firing"]
+    firing = [
+        alert["labels"]["alertname"]
+        for alert in prometheus.ask("alerts")["alerts"]
+        if alert["state"] == "firing"
+    ]
     assert not firing, f"alerts of a cluster that is well: {firing}"
-    print(f"{len(up)} instances, {len(asked)} expressions; {len(asked) - empty} had an answer, the rest are alerts that are silent")
+    print(
+        f"{len(up)} instances, {len(asked)} expressions; {len(asked) - empty} had an answer, the rest are alerts that are silent"
+    )
 
 
 if __name__ == "__main__":

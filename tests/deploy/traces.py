@@ -16,7 +16,12 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 
 address, trace, caller = sys.argv[1:4]
 spans, lock, problems = {}, threading.Lock(), []
-WANTED = {("cache-edge", "request"), ("cache-edge", "ask"), ("cache-coordinator", "grpc"), ("cache-coordinator", "database")}
+WANTED = {
+    ("cache-edge", "request"),
+    ("cache-edge", "ask"),
+    ("cache-coordinator", "grpc"),
+    ("cache-coordinator", "database"),
+}
 
 
 class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
