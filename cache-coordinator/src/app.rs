@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use service_kit::{
     shutdown::TaskSet,
-    tls::{self, CHECK_INTERVAL, ClientFiles, Reloading, ServerFiles},
+    tls::{self, CHECK_INTERVAL, Reloading, ServerFiles},
 };
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -29,7 +29,7 @@ use crate::{
     grpc, http,
     listen::{self, Accepted},
     metrics::{DatabaseTimes, Metrics},
-    service::{Cluster, jobs, membership, origin_probe::OriginProbe, resolve_key::Resolver, term},
+    service::{Cluster, jobs, membership, probe::Probes, resolve_key::Resolver, term},
     session::{
         actor::Actor,
         registry::{End, Registry},
@@ -130,7 +130,6 @@ impl App {
             Arc::clone(&registry),
             Arc::clone(&metrics),
         );
-        let origin_tls = tls::client(ClientFiles::default())?;
         let cluster = Arc::new(Cluster {
             events: ChangeLog::new(database.clone(), writer_task.commits(), leadership.clone()),
             database: database.clone(),
@@ -142,7 +141,7 @@ impl App {
             sources: ArcSwap::default(),
             publishing: tokio::sync::Mutex::default(),
             resolver: Resolver::default(),
-            origin: OriginProbe::new(origin_tls.current()),
+            probes: Probes::default(),
             jobs: jobs::Jobs::default(),
             peer_keys: ArcSwap::default(),
             term_ready: watch::Sender::new(false),

@@ -9,13 +9,13 @@ use std::time::Duration;
 use api_support::{
     Coordinator, WAIT, by_id, by_path, chunks, coordinator,
     fake_edge::{FakeEdge, entry},
-    origin,
 };
 use chunkcache_proto::v1;
 use tonic::{Code, Request};
 use tonic_types::StatusExt as _;
 use v1::{
-    session_request::Message as Ask, session_response::Message as Say, watch_entry_response::Event,
+    probe_report::Outcome as Probed, session_request::Message as Ask,
+    session_response::Message as Say, watch_entry_response::Event,
 };
 
 const BASE: &str = "http://origin.test";
@@ -207,21 +207,15 @@ async fn one_edge_probes_and_the_others_get_what_it_finds() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_is_assigned_to_an_edge_and_ends_when_its_rows_are_there() {
     let coordinator = coordinator().await;
-    let base = origin(3 * api_support::CHUNK).await;
-    coordinator.add_source("films", &base).await;
+    coordinator.add_source("films", BASE).await;
     let mut edge = FakeEdge::join(&coordinator, "edge-1").await;
     let mut client = coordinator.cache().await;
     let request = v1::PrecacheRequest {
         entry: by_path("films", "film.mp4"),
         ..Default::default()
     };
-    let job = client
-        .precache(request)
-        .await
-        .unwrap()
-        .into_inner()
-        .job
-        .unwrap();
+    let (asked, ()) = tokio::join!(client.precache(request), edge.answer_probe(found()));
+    let job = asked.unwrap().into_inner().job.unwrap();
     assert_eq!(job.bytes_total, 3 * api_support::CHUNK);
     let watch = v1::WatchJobRequest { id: job.id.clone() };
     let mut progress = client.watch_job(watch).await.unwrap().into_inner();
@@ -262,22 +256,24 @@ async fn a_job_is_assigned_to_an_edge_and_ends_when_its_rows_are_there() {
 #[tokio::test(flavor = "multi_thread")]
 async fn opening_an_entry_makes_it_and_names_an_edge() {
     let coordinator = coordinator().await;
-    let base = origin(3 * api_support::CHUNK).await;
-    coordinator.add_source("films", &base).await;
+    coordinator.add_source("films", BASE).await;
     let mut client = coordinator.cache().await;
     let open = v1::OpenEntryRequest {
         entry: Some(v1::EntryName {
-            name: Some(v1::entry_name::Name::Url(format!("{base}/film.mp4"))),
+            name: Some(v1::entry_name::Name::Url(format!("{BASE}/film.mp4"))),
         }),
         position: 0,
     };
     let refused = client.open_entry(open.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert!(refused.message().contains("no edge"), "{refused:?}");
     assert_eq!(
         refused.get_error_details().error_info().unwrap().reason,
         "NO_EDGE"
     );
-    let _edge = FakeEdge::join(&coordinator, "edge-1").await;
-    let opened = client.open_entry(open).await.unwrap().into_inner();
+    let mut edge = FakeEdge::join(&coordinator, "edge-1").await;
+    let (opened, ()) = tokio::join!(client.open_entry(open), edge.answer_probe(found()));
+    let opened = opened.unwrap().into_inner();
     let id = opened.entry.unwrap().id;
     assert_eq!(opened.play_url, "http://edge-1:7500/films/film.mp4");
     assert_eq!(
@@ -288,10 +284,40 @@ async fn opening_an_entry_makes_it_and_names_an_edge() {
         entry: by_path("films", "nothing.mp4"),
         position: 0,
     };
-    assert_eq!(
-        client.open_entry(absent).await.unwrap_err().code(),
-        Code::NotFound
-    );
+    let gone = edge.answer_probe(Probed::AbsentStatus(404));
+    let (absent, ()) = tokio::join!(client.open_entry(absent), gone);
+    assert_eq!(absent.unwrap_err().code(), Code::NotFound);
+    let open = || v1::OpenEntryRequest {
+        entry: by_path("films", "other.mp4"),
+        position: 0,
+    };
+    let private = edge.answer_probe(Probed::Uncacheable("private".into()));
+    let (private, ()) = tokio::join!(client.open_entry(open()), private);
+    assert_eq!(private.unwrap_err().code(), Code::FailedPrecondition);
+    // The edge leaves while it asks.
+    let leaving = async {
+        edge.expect(|message| matches!(message, Say::Probe(_)).then_some(()))
+            .await;
+        drop(edge);
+    };
+    let mut second = client.clone();
+    let (left, ()) = tokio::join!(second.open_entry(open()), leaving);
+    assert_eq!(left.unwrap_err().code(), Code::Unavailable);
+    // What leads out of the source is refused before anybody is asked.
+    let climbing = v1::OpenEntryRequest {
+        entry: by_path("films", "..%2f..%2fsecret"),
+        position: 0,
+    };
+    let refused = client.open_entry(climbing).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+}
+
+/// What an edge says of `film.mp4`, of three chunks.
+fn found() -> Probed {
+    Probed::Found(v1::KeyBinding {
+        entry: Some(entry("films", BASE, "film.mp4", 3, "\"v1\"")),
+        freshness: Some(v1::Freshness::default()),
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -33,9 +33,10 @@ fn code_of(error: &ServiceError) -> Code {
         ServiceError::NotLeader { .. }
         | ServiceError::StaleEpoch { .. }
         | ServiceError::Precondition { .. } => Code::FailedPrecondition,
-        ServiceError::Origin { .. } | ServiceError::Database(_) | ServiceError::ShuttingDown => {
-            Code::Unavailable
-        }
+        ServiceError::Origin { .. }
+        | ServiceError::NoEdge(_)
+        | ServiceError::Database(_)
+        | ServiceError::ShuttingDown => Code::Unavailable,
         ServiceError::Exhausted(_) => Code::ResourceExhausted,
         ServiceError::DeadlineExceeded(_) => Code::DeadlineExceeded,
         ServiceError::Internal(_) => Code::Internal,
@@ -66,6 +67,9 @@ fn details_of(error: ServiceError) -> ErrorDetails {
         }
         ServiceError::Precondition { reason, .. } => {
             details.set_error_info(reason, DOMAIN, HashMap::new());
+        }
+        ServiceError::NoEdge(_) => {
+            details.set_error_info("NO_EDGE", DOMAIN, HashMap::new());
         }
         ServiceError::Origin { source_name, .. } => {
             let metadata = HashMap::from([("source".to_owned(), source_name)]);

@@ -6,10 +6,10 @@ use chunkcache_proto::{ByteRange, EntryId, v1};
 
 use super::{
     Cluster,
+    entry_ref::{self, EntryRef},
     error::{FieldViolation, Resource, ServiceError},
     loader::edge_id,
-    names::{self, EntryRef},
-    observe, ranges,
+    observe, probe, ranges,
 };
 use crate::{
     db::{Binding, EntryCursor, EntryRecord, Holding, writer::Observation},
@@ -34,7 +34,7 @@ pub fn read_name(
     let pairs = sources
         .iter()
         .map(|s| (s.name.as_str(), s.base_url.as_str()));
-    names::read_name(name, pairs).map_err(|violation| ServiceError::Invalid(vec![violation]))
+    entry_ref::read_name(name, pairs).map_err(|violation| ServiceError::Invalid(vec![violation]))
 }
 
 /// A known entry.
@@ -63,14 +63,14 @@ pub async fn find_or_make(
             reference.to_string(),
         ));
     };
-    let source = cluster
-        .source(&key.source)
-        .ok_or_else(|| ServiceError::not_found(Resource::Source, &key.source))?;
+    if cluster.source(&key.source).is_none() {
+        return Err(ServiceError::not_found(Resource::Source, &key.source));
+    }
     let invalidations = cluster.registry.invalidations();
-    let found = cluster
-        .origin
-        .probe(&source, &key, cluster.chunk_size)
-        .await?;
+    let found = probe::probe(cluster, &key).await?;
+    let (Some(entry), Some(freshness)) = (found.entry, found.freshness) else {
+        return Err(ServiceError::Internal("an edge found no entry".into()));
+    };
     let _observing = cluster.registry.observing().await;
     // What the origin said before an invalidation is no news after it.
     let how = if cluster.registry.invalidations() == invalidations {
@@ -78,11 +78,10 @@ pub async fn find_or_make(
     } else {
         Observation::Replayed
     };
-    let (entry, freshness) = (found.entry.clone(), found.freshness.clone());
-    observe::observe(cluster, None, entry, freshness, how).await?;
+    observe::observe(cluster, None, entry.clone(), freshness.clone(), how).await?;
     Ok(Binding {
-        entry: EntryRecord::from_proto(&found.entry)?,
-        freshness: Some(found.freshness),
+        entry: EntryRecord::from_proto(&entry)?,
+        freshness: Some(freshness),
     })
 }
 
@@ -167,10 +166,7 @@ pub fn best_edge(
             let chunks = held.get(&live.edge).copied().unwrap_or(0);
             (live, chunks)
         })
-        .ok_or_else(|| ServiceError::Precondition {
-            reason: "NO_EDGE",
-            message: "no edge is connected that takes readers".into(),
-        })
+        .ok_or_else(|| ServiceError::NoEdge("no edge is in session that takes readers".into()))
 }
 
 /// 64 bits that stay with an entry; its id is a hash already.

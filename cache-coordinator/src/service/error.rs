@@ -91,6 +91,9 @@ pub enum ServiceError {
         /// For people.
         message: String,
     },
+    /// No edge is there to do it; may pass.
+    #[error("{0}")]
+    NoEdge(String),
     /// The origin's fault; may pass.
     #[error("origin of source {source_name:?}: {message}")]
     Origin {

@@ -6,16 +6,15 @@
 pub mod availability;
 pub mod edges;
 pub mod entries;
+pub mod entry_ref;
 pub mod error;
 pub mod explain;
 pub mod invalidate;
 pub mod jobs;
 pub mod loader;
 pub mod membership;
-pub mod names;
 pub mod observe;
-pub mod origin_answer;
-pub mod origin_probe;
+pub mod probe;
 pub mod ranges;
 pub mod readiness;
 pub mod resolve_key;
@@ -63,8 +62,8 @@ pub struct Cluster {
     pub publishing: tokio::sync::Mutex<()>,
     /// Keys being resolved.
     pub resolver: resolve_key::Resolver,
-    /// Asks origins.
-    pub origin: origin_probe::OriginProbe,
+    /// Questions to origins, through edges.
+    pub probes: probe::Probes,
     /// Jobs under way.
     pub jobs: jobs::Jobs,
     /// Newest first; set at the start of a term.

@@ -371,6 +371,7 @@ async fn control(
                 .await?;
         }
         Request::KeyNegative(negative) => cluster.resolver.negative(negative),
+        Request::ProbeReport(report) => cluster.probes.report(edge, report),
         Request::SourceAck(ack) => {
             live.sources_confirmed
                 .send_if_modified(|s| raise(s, ack.sequence));

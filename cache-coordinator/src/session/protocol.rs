@@ -92,6 +92,7 @@ impl Protocol {
                 Message::Demand(_)
                 | Message::KeyNegative(_)
                 | Message::FetchReport(_)
+                | Message::ProbeReport(_)
                 | Message::Status(_)
                 | Message::SourceAck(_)
                 | Message::Drain(_)
@@ -126,6 +127,7 @@ pub fn name(message: &Message) -> &'static str {
         Message::EntryObserved(_) => "EntryObserved",
         Message::KeyNegative(_) => "KeyNegative",
         Message::FetchReport(_) => "FetchReport",
+        Message::ProbeReport(_) => "ProbeReport",
         Message::Status(_) => "EdgeStatus",
         Message::InvalidateAck(_) => "InvalidateAck",
         Message::SourceAck(_) => "SourceAck",

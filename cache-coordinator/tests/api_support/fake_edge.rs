@@ -6,6 +6,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming, transport::Channel};
 use uuid::Uuid;
 use v1::edge_service_client::EdgeServiceClient;
+use v1::probe_report::Outcome;
 use v1::{session_request::Message as Request, session_response::Message as Response};
 
 use super::{CHUNK, Coordinator, WAIT};
@@ -163,6 +164,21 @@ impl FakeEdge {
         tokio::time::timeout(WAIT, end)
             .await
             .expect("the session ends in time")
+    }
+
+    /// Answers the coordinator's question about an object.
+    pub async fn answer_probe(&mut self, outcome: Outcome) {
+        let probe = self
+            .expect(|message| match message {
+                Response::Probe(probe) => Some(probe),
+                _ => None,
+            })
+            .await;
+        self.say(Request::ProbeReport(v1::ProbeReport {
+            sequence: probe.sequence,
+            outcome: Some(outcome),
+        }))
+        .await;
     }
 
     pub async fn observe(&self, entry: &v1::Entry) {

@@ -1,4 +1,4 @@
-//! A coordinator in this process, an edge that speaks the session protocol, an origin.
+//! A coordinator in this process, an edge that speaks the session protocol.
 #![allow(dead_code)]
 
 pub mod fake_edge;
@@ -9,12 +9,6 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    Router,
-    extract::Request,
-    http::{StatusCode, header},
-    response::IntoResponse,
-};
 use cache_coordinator::{app::App, config::ServeConfig, db::MigrateMode};
 use chunkcache_proto::v1::{
     self, cache_service_client::CacheServiceClient, edge_service_client::EdgeServiceClient,
@@ -132,27 +126,6 @@ impl Coordinator {
         self.shutdown.cancel();
         tokio::time::timeout(WAIT, self.run).await.unwrap().unwrap()
     }
-}
-
-/// An origin with one object of `size` bytes at `/film.mp4`; everything else is absent.
-pub async fn origin(size: u64) -> String {
-    let answer = move |request: Request| async move {
-        if request.uri().path() != "/film.mp4" {
-            return StatusCode::NOT_FOUND.into_response();
-        }
-        let headers = [
-            (header::CONTENT_RANGE, format!("bytes 0-0/{size}")),
-            (header::ETAG, "\"v1\"".to_owned()),
-            (header::CONTENT_TYPE, "video/mp4".to_owned()),
-        ];
-        (StatusCode::PARTIAL_CONTENT, headers, "x").into_response()
-    };
-    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .await
-        .unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
-    format!("http://{address}")
 }
 
 pub fn by_id(id: &str) -> Option<v1::EntryName> {

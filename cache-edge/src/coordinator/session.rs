@@ -256,6 +256,7 @@ impl Session {
                 self.link.ready();
             }
             Message::Assign(assign) => self.assign(assign),
+            Message::Probe(probe) => self.probe(probe),
             Message::Reprioritise(change) => {
                 if let Ok(level) = Level::try_from(change.priority()) {
                     self.downloads
@@ -372,6 +373,19 @@ impl Session {
         if !self.downloads.submit(order) {
             refuse("the fetch queue is full");
         }
+    }
+
+    /// Beside the session: an origin may take its time.
+    fn probe(&self, probe: v1::ProbeRequest) {
+        let (objects, link) = (self.objects.clone(), self.link.clone());
+        let key = probe.key.unwrap_or_default();
+        self.downloads.lanes().spawn(async move {
+            let outcome = objects.probe_for_cluster(key).await;
+            link.send(session_request::Message::ProbeReport(v1::ProbeReport {
+                sequence: probe.sequence,
+                outcome: Some(outcome),
+            }));
+        });
     }
 
     fn key_changed(&self, binding: Option<v1::KeyBinding>) {

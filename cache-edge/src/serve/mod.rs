@@ -4,6 +4,7 @@
 //! not known, the origin last. Only registered sources are ever asked. May not know hyper, the disk
 //! layout or the session's messages.
 
+mod asked_by_cluster;
 pub mod bindings;
 pub mod compare;
 pub mod directory;

@@ -215,7 +215,7 @@ impl EdgeObjects {
     }
 
     /// And whether the request's headers select anything.
-    fn with_variant(
+    pub(super) fn with_variant(
         &self,
         source: &Source,
         key: v1::Key,
@@ -239,7 +239,7 @@ impl EdgeObjects {
     }
 
     /// A known binding: fresh, confirmed by the origin, or stale under the policy.
-    async fn confirmed(
+    pub(super) async fn confirmed(
         &self,
         source: &Arc<Source>,
         key: &v1::Key,
@@ -309,7 +309,7 @@ impl EdgeObjects {
     }
 
     /// A key nobody here knows.
-    async fn unknown(
+    pub(super) async fn unknown(
         &self,
         source: &Arc<Source>,
         key: &v1::Key,

@@ -217,7 +217,11 @@ async fn ask_once(
         .client
         .ask(method, source, url.clone(), &asking.headers, Turn::Viewer);
     let response = asked.await?;
-    let refusal = answer::status_error(response.status, &response.headers, now_ms());
+    let refusal = OriginError::from(answer::status_error(
+        response.status,
+        &response.headers,
+        now_ms(),
+    ));
     let wait = refusal.retry_after().unwrap_or_default();
     if response.status.is_server_error() && Instant::now() + wait < until {
         return Err(refusal);

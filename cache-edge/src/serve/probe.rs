@@ -189,14 +189,14 @@ async fn attempt(
             "it asks for credentials as a proxy does".into(),
         )),
         status if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => {
-            match answer::status_error(status, &response.headers, now_ms()) {
+            match answer::status_error(status, &response.headers, now_ms()).into() {
                 OriginError::Refused { status } => {
                     Ok(Next::Found(refused(objects, source, key, since, status)?))
                 }
                 error => Err(error),
             }
         }
-        status => Err(answer::status_error(status, &response.headers, now_ms())),
+        status => Err(answer::status_error(status, &response.headers, now_ms()).into()),
     }
 }
 

@@ -8,8 +8,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use chunkcache_proto::{ByteRange, identity};
+use chunkcache_proto::ByteRange;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http_rules::validator;
 use tokio::time::Instant;
 
 use crate::{
@@ -53,7 +54,7 @@ impl Announced {
     #[must_use]
     pub fn of(status: StatusCode, headers: &HeaderMap) -> Option<Self> {
         let etag = headers.get(header::ETAG)?;
-        if !identity::is_strong(etag.to_str().ok()?) {
+        if !validator::is_strong(etag.to_str().ok()?) {
             return None;
         }
         let length = answer::content_length(headers);
@@ -115,7 +116,7 @@ impl Announced {
             StatusCode::OK
             | StatusCode::PRECONDITION_FAILED
             | StatusCode::RANGE_NOT_SATISFIABLE => return Err(OriginError::Changed),
-            other => return Err(answer::status_error(other, headers, now_ms())),
+            other => return Err(answer::status_error(other, headers, now_ms()).into()),
         }
         if headers.get(header::ETAG) != Some(&self.etag) || encoding(headers) != self.encoding {
             return Err(OriginError::Changed);

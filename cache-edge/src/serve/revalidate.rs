@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use chunkcache_proto::{identity, v1};
+use chunkcache_proto::v1;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
     probe::{Found, refused, register},
 };
 use crate::upstream::{OriginError, Response, Source, Turn, answer, run::now_ms};
-use http_rules::freshness;
+use http_rules::{freshness, validator};
 
 /// A reader is held for this long at most where the stale object may be served instead.
 const PATIENCE_WITH_STALE: Duration = Duration::from_secs(3);
@@ -113,7 +113,7 @@ async fn ask(
         status if matches!(status.as_u16(), 404 | 410) => {
             refused(objects, source, key, since, status.as_u16())
         }
-        status => Err(answer::status_error(status, &response.headers, now_ms())),
+        status => Err(answer::status_error(status, &response.headers, now_ms()).into()),
     }
 }
 
@@ -139,7 +139,7 @@ fn refreshed(
     if facts.vary.is_empty() {
         facts.vary.clone_from(&bound.freshness.vary);
     }
-    debug_assert!(identity::is_strong(&bound.entry.etag) || !bound.entry.last_modified.is_empty());
+    debug_assert!(validator::is_strong(&bound.entry.etag) || !bound.entry.last_modified.is_empty());
     let fresh = freshness::freshness(&facts, &source.policy(), now_ms());
     let take_in = || {
         parts.announce.observed(&bound.entry, &fresh);

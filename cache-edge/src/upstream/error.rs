@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use http_rules::origin_answer::AnswerError;
+
 /// Why an answer can not be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OriginError {
@@ -48,6 +50,24 @@ pub enum OriginError {
     /// Something HTTP does not allow, or that this edge does not accept.
     #[error("{0}")]
     Protocol(String),
+}
+
+impl From<AnswerError> for OriginError {
+    fn from(error: AnswerError) -> Self {
+        match error {
+            AnswerError::Unavailable {
+                status,
+                retry_after,
+            } => Self::Unavailable {
+                status,
+                retry_after,
+            },
+            AnswerError::Busy { retry_after } => Self::Busy { retry_after },
+            AnswerError::Refused { status } => Self::Refused { status },
+            AnswerError::Changed => Self::Changed,
+            AnswerError::Protocol(message) => Self::Protocol(message),
+        }
+    }
 }
 
 impl OriginError {

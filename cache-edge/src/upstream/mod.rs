@@ -6,7 +6,6 @@
 //! (`answer`), every wait has an end, every retry a budget. May not know of players, of the session
 //! with the coordinator, or of how entries are found.
 
-pub mod answer;
 mod begin;
 pub mod client;
 pub mod connections;
@@ -30,5 +29,6 @@ mod stream;
 pub use client::{Client, Response};
 pub use downloads::{Downloads, Order};
 pub use error::OriginError;
+pub use http_rules::origin_answer as answer;
 pub use places::Turn;
 pub use source::{Catalogue, Source};

@@ -378,7 +378,8 @@ impl Fetcher {
         asked.extend(answer::range_headers(range, Some(entry)));
         tracing::debug!(start = range.start, end = range.end, "asking the origin");
         let response = self.client.get(&source, url, &asked, turn).await?;
-        let part = answer::check(response.status, &response.headers, range, entry, now_ms());
+        let part = answer::check(response.status, &response.headers, range, entry, now_ms())
+            .map_err(OriginError::from);
         if let Err(error) = &part {
             source.heed(error, now_ms());
         }
@@ -427,13 +428,11 @@ impl Fetcher {
             .await
             .map_err(Broken::Origin)?;
         if response.status != http::StatusCode::PARTIAL_CONTENT {
-            return Err(Broken::Origin(answer::status_error(
-                response.status,
-                &response.headers,
-                now_ms(),
-            )));
+            let error = answer::status_error(response.status, &response.headers, now_ms());
+            return Err(Broken::Origin(error.into()));
         }
-        let (range, _) = answer::satisfied(&response.headers).map_err(Broken::Origin)?;
+        let (range, _) =
+            answer::satisfied(&response.headers).map_err(|error| Broken::Origin(error.into()))?;
         if range != gap.range {
             return Err(protocol("the peer sends another range than was asked for"));
         }

@@ -1,11 +1,33 @@
-//! The rules of HTTP that both services follow, as pure functions over plain values.
+//! The rules of HTTP that both services follow, one copy of each.
 //!
-//! Ranges, conditional requests, freshness, the normal form of paths, `Cache-Status`. No runtime, no
-//! socket, no file, no clock: time is an argument.
+//! **Problem.** A cache is asked the same question in many places: what does this answer of an
+//! origin mean, and may it be kept? The edge asks it of every fetch, the coordinator where it names
+//! an object. Two copies of a rule drift apart, and then one cache key is two objects.
+//!
+//! **Shape.** Pure functions over plain values: header maps and numbers in, a verdict out. No
+//! runtime, no socket, no file, no clock: time is an argument. So each rule has its tests beside it,
+//! and no input makes one panic.
+//!
+//! | module | rule | RFC |
+//! |---|---|---|
+//! | [`path`] | the normal form of an object's name; what leads out of its source is refused | 3986, 5.2.4 and 6.2.2 |
+//! | [`range`], [`content_range`] | byte ranges asked for and answered | 9110, 14 |
+//! | [`conditional`] | conditions of a request, in their order | 9110, 13 |
+//! | [`validator`] | what tells one version of an object from another | 9110, 8.8 |
+//! | [`freshness`] | what may be stored, how long it answers, what a variant is | 9111, 5861 |
+//! | [`origin_answer`] | an origin's answer against what was asked | 9110, 15; 9112, 6 |
+//! | [`retry_after`] | how long to leave an origin alone | 9110, 10.2.3 |
+//! | [`cache_status`] | what is said about all that | 9211 |
+//!
+//! **Deliberately absent.** Who asks, over which connection, how often again: that is the edge's.
+//! Whether a source is registered: the coordinator's. What a client may send: the HTTP server's.
 
 pub mod cache_status;
 pub mod conditional;
 pub mod content_range;
 pub mod freshness;
+pub mod origin_answer;
 pub mod path;
 pub mod range;
+pub mod retry_after;
+pub mod validator;

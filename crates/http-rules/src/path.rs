@@ -6,6 +6,7 @@
 //! two objects.
 
 use chunkcache_proto::source_name::check_source_name;
+use url::Url;
 use uuid::Uuid;
 
 /// Longer targets are 414; object stores stop at 1 KiB of key.
@@ -71,20 +72,46 @@ pub fn parse(path: &str, query: Option<&str>) -> Result<Target, TargetError> {
             })
         }
         (source, Some(rest)) if check_source_name(source).is_ok() => {
-            let path = normalize_path(rest)?;
-            if path.is_empty() {
-                return Err(TargetError::NotFound(
-                    "the path names a source, but no object in it",
-                ));
-            }
+            let (path, query) = normalize_name(rest, query)?;
             Ok(Target::Key {
                 source: first,
                 path,
-                query: normalize_query(query)?,
+                query,
             })
         }
         _ => Err(TargetError::NotFound("objects are at /{source}/{path}")),
     }
+}
+
+/// The normal form of an object's path below its source, without the leading slash, and of its
+/// query, without the `?`.
+pub fn normalize_name(path: &str, query: &str) -> Result<(String, String), TargetError> {
+    if path.len() + query.len() > MAX_TARGET_BYTES {
+        return Err(TargetError::TooLong);
+    }
+    let path = normalize_path(path)?;
+    if path.is_empty() {
+        return Err(TargetError::NotFound(
+            "the path names a source, but no object in it",
+        ));
+    }
+    Ok((path, normalize_query(query)?))
+}
+
+/// What of `url` lies below `base_url`, without the leading slash; none: it lies elsewhere. Both are
+/// absolute and were read by the same parser, which has resolved dot segments.
+#[must_use]
+pub fn below_base<'a>(url: &'a Url, base_url: &Url) -> Option<&'a str> {
+    let same_authority = base_url.scheme() == url.scheme()
+        && base_url.host() == url.host()
+        && base_url.port_or_known_default() == url.port_or_known_default();
+    if !same_authority {
+        return None;
+    }
+    let rest = url
+        .path()
+        .strip_prefix(base_url.path().trim_end_matches('/'))?;
+    rest.strip_prefix('/')
 }
 
 /// Normalises each segment and removes dot segments (RFC 3986, 5.2.4); one that leads
@@ -192,7 +219,6 @@ fn is_path_char(byte: u8) -> bool {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use proptest::prelude::*;
-    use url::Url;
 
     use super::*;
 

@@ -50,6 +50,8 @@ pub enum Fault {
     StallAfter(u64),
     /// Closes without an answer.
     Hangup,
+    /// Answers in full, as if the connection were kept, and closes it.
+    CloseSilently,
     /// Something that is not HTTP.
     Garbage,
 }

@@ -71,7 +71,11 @@ pub(crate) fn respond(
         set_content_range(&mut plan, object.size, shift);
     }
     shared.lock().hits[hit].status = plan.status;
-    send(stream, shared, hit, request, &object, &plan)
+    let after = send(stream, shared, hit, request, &object, &plan)?;
+    match find(&object, |f| matches!(f, Fault::CloseSilently)) {
+        Some(_) => Ok(After::Close),
+        None => Ok(after),
+    }
 }
 
 /// The requests so far, one a line: method, target, range, status, body bytes.

@@ -20,7 +20,7 @@ fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
     map
 }
 
-fn outcome(status: u16, lines: &[(&'static str, &str)]) -> Result<Part, OriginError> {
+fn outcome(status: u16, lines: &[(&'static str, &str)]) -> Result<Part, AnswerError> {
     let status = StatusCode::from_u16(status).unwrap_or_default();
     check(status, &headers(lines), ByteRange::new(10, 20), &entry(), 0)
 }
@@ -35,13 +35,13 @@ fn only_what_was_asked_of_this_version_is_taken() {
     assert_eq!(outcome(206, &good), Ok(Part::Range(ByteRange::new(10, 20))));
     assert_eq!(
         outcome(206, &[good[0], ("content-range", "bytes 10-19/101")]),
-        Err(OriginError::Changed)
+        Err(AnswerError::Changed)
     );
     assert_eq!(
         outcome(206, &[("etag", "\"2\""), good[1]]),
-        Err(OriginError::Changed)
+        Err(AnswerError::Changed)
     );
-    assert_eq!(outcome(206, &[good[1]]), Err(OriginError::Changed));
+    assert_eq!(outcome(206, &[good[1]]), Err(AnswerError::Changed));
     for wrong in [
         "bytes 0-9/100",
         "bytes 10-18/100",
@@ -51,7 +51,7 @@ fn only_what_was_asked_of_this_version_is_taken() {
         assert!(
             matches!(
                 outcome(206, &[good[0], ("content-range", wrong)]),
-                Err(OriginError::Protocol(_))
+                Err(AnswerError::Protocol(_))
             ),
             "{wrong}"
         );
@@ -59,11 +59,11 @@ fn only_what_was_asked_of_this_version_is_taken() {
     let encoded = [good[0], good[1], ("content-encoding", "gzip")];
     assert!(matches!(
         outcome(206, &encoded),
-        Err(OriginError::Protocol(_))
+        Err(AnswerError::Protocol(_))
     ));
     assert!(matches!(
         outcome(206, &[good[0], good[1], ("content-length", "11")]),
-        Err(OriginError::Protocol(_))
+        Err(AnswerError::Protocol(_))
     ));
 }
 
@@ -75,27 +75,29 @@ fn a_200_is_the_whole_object_or_another() {
     );
     assert_eq!(
         outcome(200, &[("etag", "\"1\""), ("content-length", "99")]),
-        Err(OriginError::Changed)
+        Err(AnswerError::Changed)
     );
     assert_eq!(
         outcome(200, &[("etag", "\"2\""), ("content-length", "100")]),
-        Err(OriginError::Changed)
+        Err(AnswerError::Changed)
     );
     assert!(matches!(
         outcome(200, &[("etag", "\"1\"")]),
-        Err(OriginError::Protocol(_))
+        Err(AnswerError::Protocol(_))
     ));
-    assert_eq!(outcome(412, &[]), Err(OriginError::Changed));
+    assert_eq!(outcome(412, &[]), Err(AnswerError::Changed));
     assert_eq!(
         outcome(416, &[("content-range", "bytes */5")]),
-        Err(OriginError::Changed)
+        Err(AnswerError::Changed)
     );
 }
 
 #[test]
 fn other_statuses_say_whether_to_ask_again() {
-    let retry = |status, lines: &[(&'static str, &str)]| {
-        outcome(status, lines).err().and_then(|e| e.retry_after())
+    let retry = |status, lines: &[(&'static str, &str)]| match outcome(status, lines) {
+        Err(AnswerError::Busy { retry_after }) => Some(retry_after),
+        Err(AnswerError::Unavailable { retry_after, .. }) => retry_after,
+        _ => None,
     };
     assert_eq!(
         retry(429, &[("retry-after", "7")]),
@@ -104,10 +106,13 @@ fn other_statuses_say_whether_to_ask_again() {
     assert_eq!(retry(429, &[]), Some(DEFAULT_RETRY_AFTER));
     assert_eq!(
         retry(503, &[("retry-after", "99999999")]),
-        Some(LONGEST_RETRY_AFTER)
+        Some(crate::retry_after::LONGEST_RETRY_AFTER)
     );
-    assert!(outcome(503, &[]).is_err_and(|e| e.is_transient()));
-    assert!(outcome(404, &[]).is_err_and(|e| !e.is_transient()));
+    assert!(matches!(
+        outcome(503, &[]),
+        Err(AnswerError::Unavailable { status: 503, .. })
+    ));
+    assert_eq!(outcome(404, &[]), Err(AnswerError::Refused { status: 404 }));
 }
 
 #[test]

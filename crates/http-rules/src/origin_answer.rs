@@ -6,18 +6,38 @@
 
 use std::time::Duration;
 
-use chunkcache_proto::{ByteRange, identity, v1};
+use chunkcache_proto::{ByteRange, v1};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use super::OriginError;
+use crate::{
+    content_range::{self, ContentRange},
+    freshness::{self, AnswerFacts},
+    retry_after::{DEFAULT_RETRY_AFTER, retry_after},
+    validator,
+};
 
-use http_rules::content_range::{self, ContentRange};
-use http_rules::freshness::{self, AnswerFacts};
-
-/// Longest `Retry-After` obeyed: a typo of an origin must not take a source away for a year.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(600);
-/// For a 429 that does not say.
-const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Why an answer can not be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AnswerError {
+    /// 5xx, 408, 425: perhaps better in a moment.
+    #[error("answered {status}")]
+    Unavailable {
+        status: u16,
+        retry_after: Option<Duration>,
+    },
+    /// 429
+    #[error("answered 429")]
+    Busy { retry_after: Duration },
+    /// Any other status that is no object: 404, 410, 403, ...
+    #[error("answered {status}")]
+    Refused { status: u16 },
+    /// Another validator or another size than the entry's.
+    #[error("has another version of the object now")]
+    Changed,
+    /// Something HTTP does not allow, or that a cache of parts does not accept.
+    #[error("{0}")]
+    Protocol(String),
+}
 
 /// An object as one answer describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +67,7 @@ pub fn range_headers(range: ByteRange, entry: Option<&v1::Entry>) -> HeaderMap {
     }
     let Some(entry) = entry else { return headers };
     // If-Match rather than If-Range: a changed object costs a 412 then, and not a body.
-    let (name, value) = if identity::is_strong(&entry.etag) {
+    let (name, value) = if validator::is_strong(&entry.etag) {
         (header::IF_MATCH, &entry.etag)
     } else {
         (header::IF_UNMODIFIED_SINCE, &entry.last_modified)
@@ -81,17 +101,17 @@ pub fn check(
     asked: ByteRange,
     entry: &v1::Entry,
     now_ms: i64,
-) -> Result<Part, OriginError> {
+) -> Result<Part, AnswerError> {
     match status {
         StatusCode::PARTIAL_CONTENT => {
             refuse_encoded(headers)?;
             let (range, size) = satisfied(headers)?;
             if size.is_some_and(|size| size != entry.size) {
-                return Err(OriginError::Changed);
+                return Err(AnswerError::Changed);
             }
             same_version(headers, entry)?;
             if range != asked {
-                return Err(OriginError::Protocol(format!(
+                return Err(AnswerError::Protocol(format!(
                     "asked for bytes {}-{}, it sends {}-{}",
                     asked.start,
                     asked.end.saturating_sub(1),
@@ -100,7 +120,7 @@ pub fn check(
                 )));
             }
             if content_length(headers).is_some_and(|length| length != range.len()) {
-                return Err(OriginError::Protocol(
+                return Err(AnswerError::Protocol(
                     "its Content-Length is not that of its Content-Range".into(),
                 ));
             }
@@ -111,31 +131,31 @@ pub fn check(
             same_version(headers, entry)?;
             match content_length(headers) {
                 Some(length) if length == entry.size => Ok(Part::Whole),
-                Some(_) => Err(OriginError::Changed),
-                None => Err(OriginError::Protocol(
+                Some(_) => Err(AnswerError::Changed),
+                None => Err(AnswerError::Protocol(
                     "it no longer tells the object's length".into(),
                 )),
             }
         }
         StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE => {
-            Err(OriginError::Changed)
+            Err(AnswerError::Changed)
         }
         other => Err(status_error(other, headers, now_ms)),
     }
 }
 
 /// What any other status means.
-pub fn status_error(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> OriginError {
+pub fn status_error(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> AnswerError {
     let retry_after = retry_after(headers, now_ms);
     match status.as_u16() {
-        429 => OriginError::Busy {
+        429 => AnswerError::Busy {
             retry_after: retry_after.unwrap_or(DEFAULT_RETRY_AFTER),
         },
-        408 | 425 | 500..=599 => OriginError::Unavailable {
+        408 | 425 | 500..=599 => AnswerError::Unavailable {
             status: status.as_u16(),
             retry_after,
         },
-        status => OriginError::Refused { status },
+        status => AnswerError::Refused { status },
     }
 }
 
@@ -154,10 +174,10 @@ pub fn offset_in(status: StatusCode, headers: &HeaderMap, entry: &v1::Entry) -> 
 }
 
 /// `Content-Range` of a 206, which must be one range.
-pub fn satisfied(headers: &HeaderMap) -> Result<(ByteRange, Option<u64>), OriginError> {
+pub fn satisfied(headers: &HeaderMap) -> Result<(ByteRange, Option<u64>), AnswerError> {
     match text(headers, header::CONTENT_RANGE).and_then(content_range::parse) {
         Some(ContentRange::Satisfied { range, size }) => Ok((range, size)),
-        Some(ContentRange::Unsatisfied { .. }) | None => Err(OriginError::Protocol(
+        Some(ContentRange::Unsatisfied { .. }) | None => Err(AnswerError::Protocol(
             "its 206 has no usable Content-Range".into(),
         )),
     }
@@ -176,7 +196,7 @@ pub fn describe(status: StatusCode, headers: &HeaderMap) -> Described {
         .unwrap_or("")
         .to_owned();
     let validator =
-        size.and_then(|size| identity::validator(Some(&etag), Some(&last_modified), size));
+        size.and_then(|size| validator::validator(Some(&etag), Some(&last_modified), size));
     Described {
         size,
         validator,
@@ -188,7 +208,7 @@ pub fn describe(status: StatusCode, headers: &HeaderMap) -> Described {
     }
 }
 
-/// For `core::freshness`.
+/// What [`freshness`] judges by.
 pub fn facts(headers: &HeaderMap, described: &Described) -> AnswerFacts {
     let date_ms = |name| {
         text(headers, name)
@@ -225,15 +245,15 @@ pub fn names_another(headers: &HeaderMap, entry: &v1::Entry) -> bool {
     let opaque = |tag: &str| tag.trim_start_matches("W/").to_owned();
     match text(headers, header::ETAG) {
         Some(etag) => opaque(etag) != opaque(&entry.etag),
-        None if identity::is_strong(&entry.etag) => false,
+        None if validator::is_strong(&entry.etag) => false,
         None => {
             text(headers, header::LAST_MODIFIED).is_some_and(|date| date != entry.last_modified)
         }
     }
 }
 
-fn same_version(headers: &HeaderMap, entry: &v1::Entry) -> Result<(), OriginError> {
-    let validator = identity::validator(
+fn same_version(headers: &HeaderMap, entry: &v1::Entry) -> Result<(), AnswerError> {
+    let validator = validator::validator(
         text(headers, header::ETAG),
         text(headers, header::LAST_MODIFIED),
         entry.size,
@@ -241,13 +261,13 @@ fn same_version(headers: &HeaderMap, entry: &v1::Entry) -> Result<(), OriginErro
     if validator.as_deref() == Some(entry.validator.as_str()) {
         Ok(())
     } else {
-        Err(OriginError::Changed)
+        Err(AnswerError::Changed)
     }
 }
 
-fn refuse_encoded(headers: &HeaderMap) -> Result<(), OriginError> {
+fn refuse_encoded(headers: &HeaderMap) -> Result<(), AnswerError> {
     if is_encoded(headers) {
-        return Err(OriginError::Protocol(
+        return Err(AnswerError::Protocol(
             "it encodes the content, which was asked for as it is".into(),
         ));
     }
@@ -270,19 +290,7 @@ pub fn content_length(headers: &HeaderMap) -> Option<u64> {
     text(headers, header::CONTENT_LENGTH)?.parse().ok()
 }
 
-fn retry_after(headers: &HeaderMap, now_ms: i64) -> Option<Duration> {
-    let value = text(headers, header::RETRY_AFTER)?.trim();
-    let wait = match value.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let at = epoch_ms(httpdate::parse_http_date(value).ok()?);
-            Duration::from_millis(u64::try_from(at - now_ms).unwrap_or(0))
-        }
-    };
-    Some(wait.min(LONGEST_RETRY_AFTER))
-}
-
-fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
+pub(crate) fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
@@ -295,7 +303,7 @@ fn joined(headers: &HeaderMap, name: header::HeaderName) -> String {
     lines.join(", ")
 }
 
-fn epoch_ms(time: std::time::SystemTime) -> i64 {
+pub(crate) fn epoch_ms(time: std::time::SystemTime) -> i64 {
     let since = time
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default();
@@ -303,5 +311,5 @@ fn epoch_ms(time: std::time::SystemTime) -> i64 {
 }
 
 #[cfg(test)]
-#[path = "answer_tests.rs"]
+#[path = "origin_answer_tests.rs"]
 mod tests;

@@ -1,0 +1,59 @@
+//! The coordinator's question whether an origin has an object, answered as a player's would be.
+
+use chunkcache_proto::v1;
+use v1::probe_report::Outcome;
+
+use super::{
+    objects::EdgeObjects,
+    ports::{FirstBytes, ObjectName, ObjectRequest, ServeError},
+    probe::Found,
+};
+use crate::upstream::run::now_ms;
+
+impl EdgeObjects {
+    /// As a HEAD without headers of its own: no body moves, nothing is stored but what the object
+    /// is.
+    pub async fn probe_for_cluster(&self, key: v1::Key) -> Outcome {
+        match self.find(key).await {
+            Ok(Found::Object(bound, _)) => Outcome::Found(v1::KeyBinding {
+                entry: Some(bound.entry.clone()),
+                freshness: Some(bound.freshness.clone()),
+            }),
+            Ok(Found::Negative(status @ (404 | 410))) => Outcome::AbsentStatus(status.into()),
+            Ok(Found::Negative(status)) => Outcome::Failed(format!("it answered {status}")),
+            Ok(Found::Unstorable(why)) => Outcome::Uncacheable(why.into()),
+            Err(error) => Outcome::Failed(error.to_string()),
+        }
+    }
+
+    async fn find(&self, key: v1::Key) -> Result<Found, ServeError> {
+        let parts = self.parts();
+        let source = parts
+            .catalogue
+            .get(&key.source)
+            .ok_or_else(|| ServeError::UnknownSource(key.source.clone()))?;
+        let request = ObjectRequest {
+            name: ObjectName::Key {
+                source: key.source.clone(),
+                path: key.path.clone(),
+                query: key.query.clone(),
+            },
+            first_bytes: FirstBytes::From {
+                start: 0,
+                end: Some(1),
+            },
+            only_if_cached: false,
+            headers: http::HeaderMap::new(),
+            head_only: true,
+            past_the_cache: false,
+        };
+        let (key, _) = self.with_variant(&source, key, &request);
+        if let Some(status) = parts.bindings.negative(&key, now_ms()) {
+            return Ok(Found::Negative(status));
+        }
+        match parts.bindings.get(&key) {
+            Some(bound) => self.confirmed(&source, &key, &request, bound).await,
+            None => self.unknown(&source, &key, &request).await,
+        }
+    }
+}
