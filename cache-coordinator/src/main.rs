@@ -13,7 +13,6 @@ use service_kit::{
     health::{self, Listener},
     shutdown::token_on_signal,
     telemetry::{self, TelemetryOptions},
-    turns,
 };
 
 /// Where `/livez` is.
@@ -42,8 +41,6 @@ fn serve(arguments: &ArgMatches) -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    // Before the first thread is started.
-    turns::shorten();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -29,13 +29,13 @@ use crate::{
         upkeep::Upkeep,
     },
     http::{self, Metrics, Server, Settings, SigningKeys, TlsConfig, metrics::ByteSource},
-    lanes::{Lanes, Threads},
     options::Options,
     serve::{Bindings, EdgeObjects, Parts, peer_handler::Peers},
     upstream::{
         Catalogue, Client, Downloads, counters::Counters, direct::Direct, peer::PeerKeys,
         reloading::PeerClient, run::Fetcher,
     },
+    worker_pool::{WorkerPool, Workers},
 };
 use chunk_store::{Store, StoreOptions};
 
@@ -46,14 +46,14 @@ const END_GRACE: Duration = Duration::from_secs(10);
 /// A peer that brings nothing for this long is given up for the origin.
 const PEER_STALL: Duration = Duration::from_secs(1);
 
-/// Threads that may block on the disk: one a fetch, within reason, and one for the CRITICAL one
+/// WorkerPool that may block on the disk: one a fetch, within reason, and one for the CRITICAL one
 /// beyond them.
 ///
 /// # Errors
 ///
 /// The system has no more threads.
-pub fn fetch_threads(max_downloads: usize) -> std::io::Result<Threads> {
-    Threads::start("fetch", max_downloads.clamp(2, 8) + 1)
+pub fn fetch_threads(max_downloads: usize) -> std::io::Result<WorkerPool> {
+    WorkerPool::start("fetch", max_downloads.clamp(2, 8) + 1)
 }
 
 /// The parts of a running edge that tests and the listeners need.
@@ -73,7 +73,7 @@ pub struct Edge {
 
 impl Edge {
     /// Joins the rooms over an open store. Nothing runs yet.
-    pub fn build(options: &Options, store: Store, fetch: Lanes) -> anyhow::Result<Self> {
+    pub fn build(options: &Options, store: Store, fetch: Workers) -> anyhow::Result<Self> {
         let link = Link::new(options.name.clone());
         let catalogue = Arc::new(Catalogue::default());
         let peer_keys = Arc::new(PeerKeys::default());
@@ -116,7 +116,7 @@ impl Edge {
             demand: demand.clone(),
             direct: Arc::new(Direct {
                 fetcher,
-                lanes: fetch,
+                workers: fetch,
             }),
             downloads: downloads.clone(),
             client,
@@ -259,7 +259,7 @@ impl Totals for EdgeTotals {
 }
 
 /// `cache-edge serve`: until a signal, then drained.
-pub async fn serve(options: Options, fetch: Lanes) -> anyhow::Result<()> {
+pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
     let signal = token_on_signal()?;
     let store = open_store(&options).await?;
     let listener = bind(options.listen, "--listen").await?;

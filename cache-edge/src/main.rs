@@ -13,7 +13,7 @@ use service_kit::{
     health::{self, Listener},
     shell,
     telemetry::{self, TelemetryOptions},
-    tls, turns,
+    tls,
 };
 
 /// Where `/livez` is.
@@ -73,18 +73,16 @@ fn main() -> ExitCode {
 
 fn run(options: Options, telemetry: &TelemetryOptions) -> anyhow::Result<()> {
     tls::install_provider();
-    // Before the first thread is started.
-    turns::shorten();
     let fetch = app::fetch_threads(options.max_downloads)?;
-    // The session with the coordinator, the plan, upkeep: many short turns that wake each other,
-    // and a first byte waits for a chain of them. On one thread no turn costs a switch to another.
+    // The session with the coordinator, the plan, upkeep: many short turns that wake each other. On
+    // one thread no turn costs a switch to another.
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("control-disk")
         .build()?;
     let result = control.block_on(async {
         let telemetry = telemetry::init("cache-edge", &options.name, telemetry)?;
-        let result = app::serve(options, fetch.lanes().clone()).await;
+        let result = app::serve(options, fetch.workers().clone()).await;
         telemetry.shutdown().await;
         result
     });

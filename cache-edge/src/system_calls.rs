@@ -1,5 +1,5 @@
 //! System calls that no safe crate offers as they are needed here.
-#![allow(unsafe_code)] // getsockopt(TCP_INFO), sched_getcpu
+#![allow(unsafe_code)] // getsockopt(TCP_INFO)
 
 use std::{
     mem::{MaybeUninit, size_of},
@@ -8,14 +8,6 @@ use std::{
 };
 
 use tokio::net::TcpStream;
-
-/// The processor this thread is on just now. Of the C library: rustix looks it up in the kernel's
-/// own page, which valgrind hides.
-pub fn processor() -> Option<usize> {
-    // SAFETY: it takes nothing and touches no memory of this program.
-    let number = unsafe { libc::sched_getcpu() };
-    usize::try_from(number).ok()
-}
 
 /// The kernel's smoothed round trip time, from the handshake on.
 pub fn round_trip(stream: &TcpStream) -> Option<Duration> {

@@ -253,7 +253,6 @@ fn unsafe_code_is_in_its_documented_places_only() {
         "crates/chunk-store/src/mapping.rs",
         "crates/chunk-store/src/cachestat.rs",
         "cache-edge/src/system_calls.rs",
-        "crates/service-kit/src/turns.rs",
     ];
     for folder in [
         "proto/src",

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::departures::Departures;
-use crate::{core::lookahead::ReaderView, lanes};
+use crate::core::lookahead::ReaderView;
 use chunk_store::EntryFile;
 
 /// A reader that took nothing for this long keeps its place and wants no fetch.
@@ -57,8 +57,6 @@ struct Told {
     changed: Notify,
     /// For the edge's own planning.
     waiting_changed: Notify,
-    /// They will be told.
-    is_due: AtomicBool,
 }
 
 impl Told {
@@ -147,20 +145,8 @@ impl DemandRegistry {
         inner.dirty.insert(state.id);
         inner.touch();
         drop(inner);
-        self.tell_later();
+        self.told.tell();
         state
-    }
-
-    /// Behind the first bytes, which need the processors more. All there is to tell is told at
-    /// once.
-    fn tell_later(&self) {
-        if !self.told.is_due.swap(true, Ordering::AcqRel) {
-            let told = self.told.clone();
-            lanes::later(move || {
-                told.is_due.store(false, Ordering::Release);
-                told.tell();
-            });
-        }
     }
 
     pub fn close(&self, id: u64) {
@@ -178,7 +164,7 @@ impl DemandRegistry {
             inner.touch();
         }
         drop(inner);
-        self.tell_later();
+        self.told.tell();
     }
 
     /// The reader is blocked at `position`.
@@ -214,7 +200,7 @@ impl DemandRegistry {
         let waited = reader.waiting.swap(false, Ordering::AcqRel);
         if waited || moved_on {
             self.mark(reader);
-            self.tell_later();
+            self.told.tell();
         }
     }
 

@@ -6,7 +6,6 @@
 
 use std::{sync::Arc, time::Instant};
 
-use bytes::Bytes;
 use chunkcache_proto::{ByteRange, ChunkIndex, checksum::ChunkHasher};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
@@ -45,8 +44,6 @@ struct State {
     claimed: IntervalSet,
     /// In the sparse file.
     written: IntervalSet,
-    /// On their way there: from this offset on.
-    lent: Option<(u64, Bytes)>,
     hasher: ChunkHasher,
     hashed_to: u64,
     reservation: Option<Reservation>,
@@ -79,8 +76,6 @@ enum Phase {
 pub enum Found {
     /// Bytes up to this offset are in the file.
     Written(u64),
-    /// These are not there yet.
-    Lent(Bytes),
     Nothing,
     /// The chunk is in the store now.
     Present,
@@ -93,7 +88,6 @@ impl Flight {
         let state = State {
             claimed: IntervalSet::new(),
             written: IntervalSet::new(),
-            lent: None,
             hasher: ChunkHasher::new(range.start),
             hashed_to: range.start,
             reservation: None,
@@ -135,13 +129,7 @@ impl Flight {
                 state.read = true;
                 Found::Written(end)
             }
-            (Phase::Filling | Phase::Finishing, None) => match state.lent_from(offset) {
-                Some(bytes) => {
-                    state.read = true;
-                    Found::Lent(bytes)
-                }
-                None => Found::Nothing,
-            },
+            (Phase::Filling | Phase::Finishing, None) => Found::Nothing,
             (Phase::Refusing(why) | Phase::Refused(why), _) => Found::Refused(why.clone()),
         }
     }
@@ -154,24 +142,6 @@ impl Flight {
             Phase::Filling => state.claimed.first_gap(within.intersect(self.range)),
             _ => None,
         }
-    }
-
-    /// Lets readers have the first bytes of an answer that was checked before they are in the file,
-    /// which may have to be made. `None`: they have those, or others in that place.
-    pub fn lend(self: &Arc<Self>, offset: u64, bytes: &Bytes) -> Option<Loan> {
-        let end = offset.saturating_add(bytes.len() as u64);
-        let within = ByteRange::new(offset, end).intersect(self.range);
-        let mut state = self.state.lock();
-        let is_open = matches!(state.phase, Phase::Filling);
-        let is_news = state.lent.is_none() && state.written.run_end(within.start).is_none();
-        if within.is_empty() || !is_open || !is_news {
-            return None;
-        }
-        let part = (within.start - offset) as usize..(within.end - offset) as usize;
-        state.lent = Some((within.start, bytes.slice(part)));
-        drop(state);
-        self.changed.notify_waiters();
-        Some(Loan(self.clone()))
     }
 
     /// Makes the fetch the one that brings this chunk. Another's claim stands unless it brought
@@ -436,29 +406,6 @@ impl Flight {
     }
 }
 
-impl State {
-    fn lent_from(&self, offset: u64) -> Option<Bytes> {
-        let (start, bytes) = self.lent.as_ref()?;
-        let skipped = usize::try_from(offset.checked_sub(*start)?).ok()?;
-        (skipped < bytes.len()).then(|| bytes.slice(skipped..))
-    }
-}
-
-/// See [`Flight::lend`]. To be dropped once the bytes are written, or will not be.
-pub struct Loan(Arc<Flight>);
-
-impl std::fmt::Debug for Loan {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(out, "Loan({})", self.0.chunk)
-    }
-}
-
-impl Drop for Loan {
-    fn drop(&mut self) {
-        self.0.state.lock().lent = None;
-    }
-}
-
 /// The right to fetch a chunk. Dropped without the chunk being whole, it wakes the waiters so that
 /// someone claims it again.
 pub struct FlightClaim {
@@ -545,44 +492,5 @@ mod tests {
         assert!(!half.is_worth_completing(), "somebody brings the rest");
         drop(claim);
         assert!(half.is_worth_completing());
-    }
-
-    #[tokio::test]
-    async fn first_bytes_are_read_from_memory_until_they_are_in_the_file() {
-        let (_dir, store, file) = a_file();
-        let flight = Arc::new(Flight::new(store, file, 1));
-        let start = 2 << 20;
-        let bytes = Bytes::from_iter((0..1000_u16).map(|at| at as u8));
-        let mut waiting = Box::pin(flight.changed());
-        waiting.as_mut().enable();
-        // Of an answer that begins in the chunk before.
-        let loan = flight.lend(start - 200, &bytes).unwrap();
-        waiting.await;
-        let lent = |at: u64| match flight.find(at) {
-            Found::Lent(bytes) => Some(bytes),
-            _ => None,
-        };
-        assert_eq!(lent(start).unwrap(), bytes[200..]);
-        assert_eq!(lent(start + 799).unwrap(), bytes[999..]);
-        assert!(lent(start + 800).is_none() && lent(start - 1).is_none());
-        assert!(flight.lend(start, &bytes).is_none(), "one at a time");
-
-        flight.write(start, &bytes[200..600]).unwrap();
-        assert!(matches!(flight.find(start), Found::Written(_)));
-        assert_eq!(lent(start + 400).unwrap(), bytes[600..]);
-        drop(loan);
-        assert!(matches!(flight.find(start + 400), Found::Nothing));
-        assert!(flight.lend(start, &bytes).is_none(), "they are there");
-    }
-
-    #[test]
-    fn nothing_is_lent_of_a_chunk_that_is_given_up() {
-        let (_dir, store, file) = a_file();
-        let flight = Arc::new(Flight::new(store, file, 0));
-        let bytes = Bytes::from_static(b"first");
-        let _loan = flight.lend(0, &bytes).unwrap();
-        flight.abandon();
-        assert!(matches!(flight.find(0), Found::Refused(_)));
-        assert!(flight.lend(0, &bytes).is_none());
     }
 }

@@ -72,7 +72,7 @@ impl EntryFlights {
         let chunk = self.file.geometry().chunk_of(offset);
         let is_here = |flight: Arc<Flight>| {
             let found = flight.find(offset);
-            matches!(found, Found::Written(_) | Found::Lent(_) | Found::Present)
+            matches!(found, Found::Written(_) | Found::Present)
         };
         // In this order: a flight is forgotten once its chunk is present.
         self.existing(chunk).is_some_and(is_here) || self.file.is_present(chunk)

@@ -149,12 +149,6 @@ impl Reader {
                         continue;
                     }
                 }
-                Found::Lent(bytes) => {
-                    let left = (self.end - self.cursor).min(max_len);
-                    let fits = usize::try_from(left).unwrap_or(usize::MAX);
-                    let bytes = bytes.slice(..bytes.len().min(fits));
-                    return Ok(Some(self.piece_in_memory(bytes)));
-                }
                 Found::Refused(why) => {
                     self.read_past_the_store(&why);
                     continue;

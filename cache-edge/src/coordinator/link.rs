@@ -4,7 +4,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc, Weak,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -13,10 +13,7 @@ use std::{
 use chunkcache_proto::{ChunkIndex, EntryId, v1};
 use parking_lot::Mutex;
 use service_kit::telemetry;
-use tokio::{
-    runtime::Handle,
-    sync::{Notify, mpsc},
-};
+use tokio::sync::{Notify, mpsc};
 use tracing::Span;
 use v1::session_request::Message;
 
@@ -32,8 +29,6 @@ use crate::{
 /// Messages under way to the wire. More means that the coordinator does not read: the session is
 /// ended.
 pub const OUTBOX_MESSAGES: usize = 8_192;
-/// Messages that linger at a time.
-const MAX_LINGERING: usize = 64;
 /// Messages held back until rows and disk agree.
 const MAX_HELD: usize = 65_536;
 /// How long a cold key waits for the coordinator, which may itself wait for another edge's probe.
@@ -41,11 +36,6 @@ const RESOLVE_HEALTHY: Duration = Duration::from_secs(1);
 /// The same if nothing was heard of it lately.
 const RESOLVE_DOUBTFUL: Duration = Duration::from_millis(150);
 const DOUBTFUL_AFTER: Duration = Duration::from_secs(2);
-/// What is told of a new object waits so long for what comes next: the first bytes of it are on
-/// their way to a viewer, and on a small machine what the news sets going (a turn of the session,
-/// of the coordinator, of its database) would go before them.
-const LINGER: Duration = Duration::from_millis(1);
-
 /// Bytes to drop once their rows are gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Removal {
@@ -74,8 +64,6 @@ struct State {
     epoch: u64,
     sequence: u64,
     held: Vec<Message>,
-    /// What can wait for [`LINGER`], in order.
-    lingering: Vec<Message>,
     /// Entries the coordinator was told of in this session.
     told: HashSet<EntryId>,
     removals: HashMap<u64, Removal>,
@@ -94,7 +82,6 @@ struct State {
 /// One for the process; outlives its sessions.
 pub struct Link {
     edge: String,
-    this: Weak<Self>,
     state: Mutex<State>,
     broken: Notify,
     /// It began, was heard, or ended.
@@ -112,7 +99,6 @@ impl Link {
             epoch: 0,
             sequence: 0,
             held: Vec::new(),
-            lingering: Vec::new(),
             told: HashSet::new(),
             removals: HashMap::new(),
             heard: Instant::now(),
@@ -122,9 +108,8 @@ impl Link {
             outdated: false,
             reason: "no coordinator has answered yet".into(),
         };
-        Arc::new_cyclic(|this: &Weak<Self>| Self {
+        Arc::new(Self {
             edge,
-            this: this.clone(),
             state: Mutex::new(state),
             broken: Notify::new(),
             session_changed: Notify::new(),
@@ -139,7 +124,6 @@ impl Link {
         state.sender = Some(sender);
         state.client = Some(client);
         state.held.clear();
-        state.lingering.clear();
         state.told.clear();
         state.removals.clear();
         state.overflowed = false;
@@ -172,7 +156,6 @@ impl Link {
         state.sender = None;
         state.client = None;
         state.held.clear();
-        state.lingering.clear();
         state.removals.clear();
         state.reason = reason;
         if let Heard::At(heard) = state.last_heard {
@@ -292,46 +275,7 @@ impl Link {
         }
     }
 
-    /// As [`put`](Self::put), but with what comes next, or [`LINGER`] later.
-    fn put_lingering(&self, state: &mut State, message: Message) {
-        let (Ok(runtime), Some(this)) = (Handle::try_current(), self.this.upgrade()) else {
-            return self.put(state, message);
-        };
-        if state.lingering.len() >= MAX_LINGERING {
-            return self.put(state, message);
-        }
-        state.lingering.push(message);
-        if state.lingering.len() == 1 {
-            runtime.spawn(async move {
-                tokio::time::sleep(LINGER).await;
-                this.put_lingered(&mut this.state.lock());
-            });
-        }
-    }
-
-    /// What is told of a new object right behind it.
-    fn send_behind(&self, message: Message) {
-        let mut state = self.state.lock();
-        if state.lingering.is_empty() || state.lingering.len() >= MAX_LINGERING {
-            drop(state);
-            return self.send(message);
-        }
-        state.lingering.push(message);
-    }
-
-    fn put_lingered(&self, state: &mut State) {
-        for message in std::mem::take(&mut state.lingering) {
-            self.post(state, message);
-        }
-    }
-
-    /// What was to linger goes before it.
     fn put(&self, state: &mut State, message: Message) {
-        self.put_lingered(state);
-        self.post(state, message);
-    }
-
-    fn post(&self, state: &mut State, message: Message) {
         let Some(sender) = &state.sender else { return };
         if sender
             .try_send(v1::SessionRequest {
@@ -470,7 +414,7 @@ impl Announce for Link {
                     entry: Some(entry.clone()),
                     freshness: Some(freshness.clone()),
                 };
-                self.put_lingering(&mut state, Message::EntryObserved(message));
+                self.put(&mut state, Message::EntryObserved(message));
             }
         }
     }
@@ -485,14 +429,11 @@ impl Announce for Link {
     }
 
     fn local_fetch(&self, fetch: v1::LocalFetch) {
-        self.send_behind(Message::LocalFetch(fetch));
+        self.send(Message::LocalFetch(fetch));
     }
 
     fn report(&self, report: v1::FetchReport) {
-        match report.state() {
-            v1::fetch_report::State::Started => self.send_behind(Message::FetchReport(report)),
-            _ => self.send(Message::FetchReport(report)),
-        }
+        self.send(Message::FetchReport(report));
     }
 }
 

@@ -379,7 +379,7 @@ impl Session {
     fn probe(&self, probe: v1::ProbeRequest) {
         let (objects, link) = (self.objects.clone(), self.link.clone());
         let key = probe.key.unwrap_or_default();
-        self.downloads.lanes().spawn(async move {
+        self.downloads.workers().spawn(async move {
             let outcome = objects.probe_for_cluster(key).await;
             link.send(session_request::Message::ProbeReport(v1::ProbeReport {
                 sequence: probe.sequence,
@@ -452,7 +452,7 @@ impl Session {
     /// Their rows are gone. Blocks on the journal, hence off this task.
     fn drop_bytes(&self, removal: Removal) {
         let store = self.store.clone();
-        self.downloads.lanes().spawn_blocking(move || {
+        self.downloads.workers().spawn_blocking(move || {
             let result = match &removal {
                 Removal::Chunks(entry, chunks) => store.drop_chunks(entry, chunks),
                 Removal::Entry(entry) => store.remove_entry(entry),

@@ -93,7 +93,7 @@ impl Upkeep {
             let flights = self.flights.clone();
             let _ = self
                 .downloads
-                .lanes()
+                .workers()
                 .spawn_blocking(move || flights.sweep(pressed > 0))
                 .await;
         }

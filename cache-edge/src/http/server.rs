@@ -26,7 +26,7 @@ use super::{
     signing_keys::SigningKeys,
     socket,
 };
-use crate::{lanes::Threads, serve::ports::Objects};
+use crate::{serve::ports::Objects, worker_pool::WorkerPool};
 use http_rules::cache_status::CacheStatus;
 
 /// Buffers of 256 KiB for TLS and HTTP/2: 128 MiB at the very most, and only while so many are
@@ -134,8 +134,7 @@ impl<O: Objects> Server<O> {
     ) -> io::Result<()> {
         // One a processor this process may use.
         let count = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let workers = Threads::start("serve", count)?;
-        let usual = socket::begin_unpaced(&listener);
+        let workers = WorkerPool::start("serve", count)?;
         let tasks = TaskTracker::new();
         let cut = CancellationToken::new();
         loop {
@@ -148,7 +147,7 @@ impl<O: Objects> Server<O> {
                 Ok((stream, address)) => {
                     let open = tasks.len();
                     if let Some(admission) = self.admit(&stream, address, open) {
-                        socket::tune(&stream, open, &usual);
+                        socket::tune(&stream, open);
                         let Ok(stream) = stream.into_std() else {
                             continue;
                         };
@@ -157,7 +156,7 @@ impl<O: Objects> Server<O> {
                         let (shutdown, cut) = (shutdown.child_token(), cut.child_token());
                         let connection = Arc::clone(&self).connection(stream, address, shutdown);
                         debug_assert!(size_of_val(&connection) <= MAX_CONNECTION_FUTURE_BYTES);
-                        workers.lanes().spawn(tasks.track_future(async move {
+                        workers.workers().spawn(tasks.track_future(async move {
                             tokio::select! {
                                 () = cut.cancelled() => {}
                                 () = connection => {}

@@ -26,13 +26,13 @@ use service_kit::config::{EXIT_USAGE, Table};
 use self::compare::Comparison;
 use crate::{
     app::{self, Edge},
-    lanes::Lanes,
     options::{self, Options},
     serve::{
         ports::{FirstBytes, ObjectName, ObjectRequest},
         probe::{self, Found},
     },
     upstream::Source,
+    worker_pool::Workers,
 };
 use chunk_store::EntryFile;
 use http_rules::path::{self, Target};
@@ -123,7 +123,7 @@ fn import(options: &Options, arguments: &ArgMatches) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let importer = runtime.block_on(Importer::open(options, name, check, fetch.lanes()))?;
+    let importer = runtime.block_on(Importer::open(options, name, check, fetch.workers()))?;
     let mut outcomes = Vec::new();
     for file in files {
         let outcome = runtime.block_on(importer.adopt(&root, &file));
@@ -168,7 +168,7 @@ impl Importer {
         options: &Options,
         source: &str,
         check: Check,
-        fetch: &Lanes,
+        fetch: &Workers,
     ) -> anyhow::Result<Self> {
         let store = app::open_store(options).await?;
         let edge = Edge::build(options, store, fetch.clone())?;

@@ -89,7 +89,7 @@ struct Inner {
 impl EdgeObjects {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let questions = Questions::new(parts.downloads.lanes().clone());
+        let questions = Questions::new(parts.downloads.workers().clone());
         Self(Arc::new(Inner { parts, questions }))
     }
 

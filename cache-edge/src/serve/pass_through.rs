@@ -121,7 +121,7 @@ pub async fn pass_through(
     };
     let asked = parts
         .downloads
-        .lanes()
+        .workers()
         .spawn(asked.instrument(Span::current()));
     let asked = asked
         .await
@@ -156,7 +156,7 @@ pub async fn pass_through(
         let body = Body::new(asking, response, announced);
         parts
             .downloads
-            .lanes()
+            .workers()
             .spawn(send(body, sender, comparison).instrument(Span::current()));
     }
     Ok(PassThrough {

@@ -14,13 +14,10 @@ use super::{
     pass_through, patience,
     ports::{FirstBytes, Freshness, ObjectRequest, ServeError},
 };
-use crate::{
-    lanes,
-    upstream::{
-        Order, OriginError, Response, Source, Turn,
-        answer::{self, Part},
-        run::{Opened, now_ms},
-    },
+use crate::upstream::{
+    Order, OriginError, Response, Source, Turn,
+    answer::{self, Part},
+    run::{Opened, now_ms},
 };
 use http_rules::content_range::{self, ContentRange};
 use http_rules::freshness;
@@ -156,15 +153,7 @@ async fn attempt(
         headers.insert(header::RANGE, value);
     }
     let client = &objects.parts().client;
-    let staying = lanes::stay();
-    let mut response = client.get(source, url, &headers, Turn::Viewer).await?;
-    if response.status.is_success() && !request.head_only {
-        // The work an answer makes is done with its first bytes at hand. Done before, on a machine
-        // where the origin's processors are this edge's too, it takes their time while they are to
-        // be sent.
-        response.peek().await;
-    }
-    drop(staying);
+    let response = client.get(source, url, &headers, Turn::Viewer).await?;
     match response.status {
         StatusCode::PARTIAL_CONTENT => ranged(objects, source, key, request, ask, since, response),
         StatusCode::OK => Ok(Next::Found(adopt(

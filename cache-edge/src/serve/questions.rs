@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tracing::{Instrument as _, Span};
 
 use super::{ports::ServeError, probe::Found};
-use crate::lanes::{self, Lanes};
+use crate::worker_pool::Workers;
 
 /// Under way at a time. More are refused: each holds connections and goes on when who asked has
 /// left.
@@ -19,16 +19,15 @@ type Pending = watch::Receiver<Option<Answer>>;
 
 /// Those under way, by what is asked.
 pub(super) struct Questions {
-    lanes: Lanes,
+    workers: Workers,
     asking: Arc<Mutex<HashMap<String, Pending>>>,
 }
 
 impl Questions {
-    /// They run on `lanes`, or where who asks is, if there is nothing else to do; they outlive who
-    /// asked.
-    pub fn new(lanes: Lanes) -> Self {
+    /// They run on `workers` and outlive who asked.
+    pub fn new(workers: Workers) -> Self {
         Self {
-            lanes,
+            workers,
             asking: Arc::default(),
         }
     }
@@ -70,12 +69,7 @@ impl Questions {
             let _ = sender.send(Some(found));
         };
         let asked = asked.instrument(Span::current());
-        match lanes::at_leisure() {
-            // Nothing in it blocks. Who asks is on this thread too: the question and its answer
-            // cost no switch to another.
-            Some(here) => here.spawn(asked),
-            None => self.lanes.spawn(asked),
-        };
+        self.workers.spawn(asked);
         Ok(Asked::First(receiver))
     }
 }
@@ -112,7 +106,7 @@ mod tests {
     use super::*;
 
     fn questions() -> Questions {
-        Questions::new(Lanes::of(Handle::current()))
+        Questions::new(Workers::of(Handle::current()))
     }
 
     fn unsettled() -> Option<Found> {
@@ -189,13 +183,13 @@ mod tests {
     fn one_that_was_cut_off_is_asked_anew() {
         let runtime = || tokio::runtime::Builder::new_current_thread().build();
         let (lost, present) = (runtime().unwrap(), runtime().unwrap());
-        let mut questions = Questions::new(Lanes::of(lost.handle().clone()));
+        let mut questions = Questions::new(Workers::of(lost.handle().clone()));
         let forever = || std::future::pending::<Answer>();
         let asked = questions.ask("a".into(), unsettled, forever).unwrap();
         drop(lost);
         let answer = present.block_on(asked.answer());
         assert!(matches!(answer, Err(ServeError::Internal(_))));
-        questions.lanes = Lanes::of(present.handle().clone());
+        questions.workers = Workers::of(present.handle().clone());
         let question = || async { Ok(Found::Negative(3)) };
         let asked = questions.ask("a".into(), unsettled, question).unwrap();
         assert_eq!(present.block_on(number(asked)), 3);

@@ -1,7 +1,6 @@
 //! One request to a source, and its answer's body as bytes that come in time.
 //!
-//! Redirects are followed inside the source only. Connections are kept alive and pooled, by the
-//! thread that opened them.
+//! Redirects are followed inside the source only. Connections are kept alive and pooled.
 
 use std::{
     sync::{
@@ -15,33 +14,39 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
-use hyper_rustls::HttpsConnectorBuilder;
-use hyper_util::client::legacy::{Error as ClientError, connect::HttpConnector};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client as HyperClient, Error as ClientError, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
 use service_kit::telemetry;
 use tracing::Instrument as _;
 use url::Url;
 
 use super::{
     OriginError, Source,
-    connections::{Counted, Seat},
-    near::NearConnector,
+    connections::{Connections, Counted, Counting, Seat},
     pace::Pace,
     places::{Place, Places, Turn},
-    pools::Pools,
 };
 
 /// Redirects followed for one request.
 const MAX_REDIRECTS: usize = 5;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The first bytes of a body that is there follow its head so soon.
-const BODY_FOLLOWS_WITHIN: Duration = Duration::from_millis(5);
 /// Without a byte for this long, an origin is taken as stalled.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Idle connections kept to one host; more would outlast most origins' patience.
+const IDLE_PER_HOST: usize = 8;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+/// Bytes read from a connection at once. Readers get the first of them while the rest comes, and a
+/// system call costs little beside copying them.
+const READ_BYTES: usize = 128 << 10;
 
 /// Cheap to clone; clones share the connections.
 #[derive(Clone)]
 pub struct Client {
-    pools: Arc<Pools>,
+    http: HyperClient<Counting<HttpsConnector<HttpConnector>>, Empty<Bytes>>,
+    connections: Connections,
     stall: Duration,
     /// Requests to origins.
     asked: Arc<AtomicU64>,
@@ -53,8 +58,6 @@ pub struct Response {
     pub status: StatusCode,
     pub headers: HeaderMap,
     body: Incoming,
-    /// What [`peek`](Self::peek) found.
-    peeked: Option<Box<Result<Option<Bytes>, OriginError>>>,
     stall: Duration,
     _used: Counted,
     seat: Option<Seat>,
@@ -76,9 +79,21 @@ impl Client {
             .with_tls_config(tls)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(NearConnector(connector));
+            .wrap_connector(connector);
+        let connections = Connections::default();
+        let http = HyperClient::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_max_idle_per_host(IDLE_PER_HOST)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .http1_max_headers(128)
+            .http1_read_buf_exact_size(READ_BYTES)
+            .build(Counting {
+                inner: connector,
+                connections: connections.clone(),
+            });
         Self {
-            pools: Pools::new(connector),
+            http,
+            connections,
             stall: STALL_TIMEOUT,
             asked: Arc::default(),
         }
@@ -122,7 +137,7 @@ impl Client {
         let limited = source.config.max_connections > 0;
         // Until there is an answer; then its connection has the place.
         let mut unanswered = Unanswered {
-            pools: &self.pools,
+            connections: &self.connections,
             source,
             place: None,
         };
@@ -141,7 +156,7 @@ impl Client {
                 all.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             self.asked.fetch_add(1, Ordering::Relaxed);
-            let asked = self.send_in_turn(method.clone(), &url, all, Some(turn));
+            let asked = self.send(method.clone(), &url, all);
             let mut response = asked.await?;
             let Some(next) = redirect(&response, &url)? else {
                 if let (Some(seat), Some(place)) = (response.seat.take(), unanswered.place.take()) {
@@ -170,7 +185,7 @@ impl Client {
     /// a fetch is said to have ended.
     pub async fn closed(&self, source: &Source) {
         if source.config.max_connections > 0 {
-            self.pools.closed(source.authority()).await;
+            self.connections.closed(source.authority()).await;
         }
     }
 
@@ -180,16 +195,6 @@ impl Client {
         method: Method,
         url: &Url,
         headers: HeaderMap,
-    ) -> Result<Response, OriginError> {
-        self.send_in_turn(method, url, headers, None).await
-    }
-
-    async fn send_in_turn(
-        &self,
-        method: Method,
-        url: &Url,
-        headers: HeaderMap,
-        turn: Option<Turn>,
     ) -> Result<Response, OriginError> {
         let mut request = Request::new(Empty::new());
         *request.method_mut() = method;
@@ -223,10 +228,8 @@ impl Client {
             tracing::info_span!("ask", otel.kind = "client", method = %request.method(), host = url.host_str(), path = url.path())
         };
         telemetry::inject(&span, request.headers_mut());
-        let authority = request.uri().authority().map_or("", |it| it.as_str());
-        let pool = self.pools.pool_for(authority, turn);
-        let used = pool.connections.used(request.uri());
-        let asked = pool.client.request(request).instrument(span);
+        let used = self.connections.used(request.uri());
+        let asked = self.http.request(request).instrument(span);
         let response = tokio::time::timeout(self.stall, asked)
             .await
             .map_err(|_| OriginError::Unreachable(format!("no answer within {:?}", self.stall)))?
@@ -236,7 +239,6 @@ impl Client {
             status: head.status,
             headers: head.headers,
             body,
-            peeked: None,
             stall: self.stall,
             _used: used,
             seat: head.extensions.remove::<Seat>(),
@@ -248,7 +250,7 @@ impl Client {
 
 /// A request's place before its answer has come: given back when its connection is closed.
 struct Unanswered<'a> {
-    pools: &'a Arc<Pools>,
+    connections: &'a Connections,
     source: &'a Source,
     place: Option<Place>,
 }
@@ -259,9 +261,10 @@ impl Drop for Unanswered<'_> {
         else {
             return;
         };
-        let (pools, authority) = (self.pools.clone(), self.source.authority().to_owned());
+        let (connections, authority) =
+            (self.connections.clone(), self.source.authority().to_owned());
         runtime.spawn(async move {
-            pools.closed(&authority).await;
+            connections.closed(&authority).await;
             drop(place);
         });
     }
@@ -280,24 +283,8 @@ impl Response {
         self.places.as_ref().is_some_and(Places::is_wanted)
     }
 
-    /// The body's next bytes, which [`chunk`](Self::chunk) will give, if they come at once. Cancel
-    /// safe.
-    pub async fn peek(&mut self) -> Option<&Bytes> {
-        if self.peeked.is_none() {
-            let next = tokio::time::timeout(BODY_FOLLOWS_WITHIN, self.chunk()).await;
-            self.peeked = next.ok().map(Box::new);
-        }
-        match self.peeked.as_deref() {
-            Some(Ok(Some(bytes))) => Some(bytes),
-            _ => None,
-        }
-    }
-
     /// The next bytes; `None` at the body's clean end. Cancel safe.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, OriginError> {
-        if let Some(peeked) = self.peeked.take() {
-            return *peeked;
-        }
         loop {
             if let Some(pace) = &self.pace {
                 pace.ready().await;

@@ -80,15 +80,6 @@ impl Connections {
         }
     }
 
-    /// One is kept for the next request to the authority.
-    #[must_use]
-    pub fn has_idle(&self, authority: &str) -> bool {
-        let counts = self.0.counts.lock();
-        counts
-            .get(authority)
-            .is_some_and(|count| count.open > count.used)
-    }
-
     /// Returns when no connection to the authority (`host:port`) is open that nobody uses. Only for
     /// origins whose connections are not kept for the next request.
     pub async fn closed(&self, authority: &str) {
@@ -271,10 +262,8 @@ mod tests {
         let connections = Connections::default();
         let uri = Uri::from_static("http://origin:80/film");
         let (open, used) = (connections.count(&uri, Kind::Open), connections.used(&uri));
-        assert!(!connections.has_idle("origin:80"));
         connections.closed("origin:80").await;
         drop(used);
-        assert!(connections.has_idle("origin:80") && !connections.has_idle("other:80"));
         let closing = connections.closed("origin:80");
         tokio::pin!(closing);
         let early = tokio::time::timeout(Duration::from_millis(10), closing.as_mut()).await;

@@ -13,7 +13,8 @@ use super::{
     run::{Fetcher, Opened},
 };
 use crate::{
-    availability::DirectBytes, core::backoff::Backoff, lanes::Lanes, serve::ports::ReadError,
+    availability::DirectBytes, core::backoff::Backoff, serve::ports::ReadError,
+    worker_pool::Workers,
 };
 use chunk_store::EntryFile;
 
@@ -24,7 +25,7 @@ const FRAMES: usize = 8;
 /// See [`DirectBytes`].
 pub struct Direct {
     pub fetcher: Arc<Fetcher>,
-    pub lanes: Lanes,
+    pub workers: Workers,
 }
 
 impl DirectBytes for Direct {
@@ -35,7 +36,7 @@ impl DirectBytes for Direct {
     ) -> mpsc::Receiver<Result<Bytes, ReadError>> {
         let (sender, receiver) = mpsc::channel(FRAMES);
         let fetcher = self.fetcher.clone();
-        self.lanes
+        self.workers
             .spawn(async move { pump(&fetcher, &file, range, &sender).await });
         receiver
     }

@@ -22,13 +22,12 @@ pub use super::run::Order;
 use super::{
     answer::Part,
     control::{Control, Stop},
-    places::Turn,
-    run::{Begun, Fetcher, Opened, RunEnd},
+    run::{Fetcher, Opened, RunEnd},
 };
 use crate::{
     availability::{Announce, DemandRegistry},
     core::fetch_queue::{Effect, FetchQueue, Task},
-    lanes::{self, Lanes},
+    worker_pool::Workers,
 };
 
 /// Ids of fetches this edge decided on itself have this bit.
@@ -58,7 +57,7 @@ struct Inner {
     fetcher: Arc<Fetcher>,
     announce: Arc<dyn Announce>,
     demand: Arc<DemandRegistry>,
-    lanes: Lanes,
+    workers: Workers,
     /// Something was ordered.
     ordered: Notify,
     begun: Instant,
@@ -85,14 +84,14 @@ struct Fetch {
 }
 
 impl Downloads {
-    /// `lanes`: the fetching threads, which may block on the disk.
+    /// `workers`: the fetching threads, which may block on the disk.
     #[must_use]
     pub fn new(
         max_downloads: usize,
         fetcher: Arc<Fetcher>,
         announce: Arc<dyn Announce>,
         demand: Arc<DemandRegistry>,
-        lanes: Lanes,
+        workers: Workers,
     ) -> Self {
         let state = State {
             queue: FetchQueue::new(max_downloads),
@@ -106,7 +105,7 @@ impl Downloads {
             fetcher,
             announce,
             demand,
-            lanes,
+            workers,
             ordered: Notify::new(),
             begun: Instant::now(),
             next_local: AtomicU64::new(1),
@@ -119,8 +118,8 @@ impl Downloads {
     }
 
     #[must_use]
-    pub fn lanes(&self) -> &Lanes {
-        &self.0.lanes
+    pub fn workers(&self) -> &Workers {
+        &self.0.workers
     }
 
     /// An id for a fetch this edge decides on.
@@ -220,44 +219,13 @@ impl Downloads {
     }
 
     fn spawn(&self, order: Order, control: Arc<Control>, opened: Option<Opened>) {
-        let lanes = &self.0.lanes;
-        // With an answer: its connection is here.
-        let is_answered = opened.is_some();
-        let here = if is_answered {
-            lanes::here()
-        } else {
-            lanes::at_leisure()
-        };
-        let is_awaited = order.turn() == Turn::Viewer && order.peer.is_none();
-        let this = self.clone();
-        if let Some(viewers_own) = here.filter(|lane| is_awaited && !lanes.has(lane)) {
-            viewers_own.spawn(async move {
-                let begun = this.0.fetcher.begin(&order, &control, opened).await;
-                // Who waits for the first bytes goes first, and who they are sent to.
-                tokio::task::yield_now().await;
-                std::thread::yield_now();
-                let run = this.clone().run(order, control, begun);
-                this.0.lanes.spawn(run);
-            });
-            return;
-        }
-        let run = async move {
-            let begun = match opened {
-                _ if is_awaited => this.0.fetcher.begin(&order, &control, opened).await,
-                opened => opened.into(),
-            };
-            this.run(order, control, begun).await;
-        };
-        if is_answered {
-            lanes.spawn_here(run);
-        } else {
-            lanes.spawn(run);
-        }
+        let run = self.clone().run(order, control, opened);
+        self.0.workers.spawn(run);
     }
 
-    async fn run(self, order: Order, control: Arc<Control>, begun: Begun) {
+    async fn run(self, order: Order, control: Arc<Control>, opened: Option<Opened>) {
         self.report(order.id, v1::fetch_report::State::Started, 0, None);
-        let end = self.0.fetcher.run(&order, &control, begun).await;
+        let end = self.0.fetcher.run(&order, &control, opened).await;
         if !matches!(end, RunEnd::Paused(_)) {
             self.0.fetcher.connection_closed(&order).await;
         }

@@ -6,7 +6,6 @@
 //! (`answer`), every wait has an end, every retry a budget. May not know of players, of the session
 //! with the coordinator, or of how entries are found.
 
-mod begin;
 pub mod client;
 pub mod connections;
 pub mod control;
@@ -15,11 +14,9 @@ pub mod direct;
 pub mod downloads;
 pub mod error;
 mod gap;
-mod near;
 pub mod pace;
 pub mod peer;
 pub mod places;
-mod pools;
 mod proof;
 pub mod reloading;
 pub mod run;

@@ -24,7 +24,7 @@ use super::{
     reloading::PeerClient,
 };
 use crate::{
-    availability::{EntryFlights, FlightError, Flights, flight::Loan},
+    availability::{EntryFlights, FlightError, Flights},
     core::backoff::Backoff,
 };
 use chunk_store::EntryFile;
@@ -106,25 +106,6 @@ pub struct Opened {
     pub part: Part,
 }
 
-/// What of a fetch was done before [`Fetcher::run`] goes on with it.
-#[derive(Default)]
-pub struct Begun {
-    pub(super) opened: Option<Result<Opened, OriginError>>,
-    /// What is asked for.
-    pub(super) gap: Option<Gap>,
-    /// The first bytes of the answer.
-    pub(super) loan: Option<Loan>,
-}
-
-impl From<Option<Opened>> for Begun {
-    fn from(opened: Option<Opened>) -> Self {
-        Self {
-            opened: opened.map(Ok),
-            ..Self::default()
-        }
-    }
-}
-
 /// Everything a fetch needs.
 pub struct Fetcher {
     pub client: Client,
@@ -156,12 +137,12 @@ impl From<Stop> for RunEnd {
 
 impl Fetcher {
     /// Fetches the run. Bounded by the retry budget since the last byte that came.
-    pub async fn run(&self, order: &Order, control: &Control, begun: Begun) -> RunEnd {
-        let Begun {
-            mut opened,
-            gap: mut begun_with,
-            mut loan,
-        } = begun;
+    pub async fn run(
+        &self,
+        order: &Order,
+        control: &Control,
+        mut opened: Option<Opened>,
+    ) -> RunEnd {
         let flights = self.flights.of(&order.file);
         let mut from_peer = order.peer.clone();
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
@@ -177,11 +158,7 @@ impl Fetcher {
             if flights.is_changed() {
                 return RunEnd::Failed(failure(&OriginError::Changed));
             }
-            let next = match begun_with.take() {
-                Some(gap) => Next::Gap(gap),
-                None => next_gap(order, &flights),
-            };
-            let gap = match next {
+            let gap = match next_gap(order, &flights) {
                 Next::Done => return RunEnd::Finished,
                 Next::Gap(gap) => gap,
                 Next::Foreign(flight) => {
@@ -207,7 +184,6 @@ impl Fetcher {
                     from_peer.as_deref(),
                 )
                 .await;
-            drop(loan.take());
             if control.bytes_done() > before {
                 last_progress = Instant::now();
                 backoff.reset();
@@ -276,11 +252,10 @@ impl Fetcher {
         control: &Control,
         flights: &Arc<EntryFlights>,
         gap: Gap,
-        opened: Option<Result<Opened, OriginError>>,
+        opened: Option<Opened>,
         peer: Option<&str>,
     ) -> Result<(), Broken> {
         control.set_position(gap.range.start);
-        let opened = opened.transpose().map_err(Broken::Origin)?;
         if let (Some(peer), None) = (peer, &opened) {
             return self
                 .fetch_from_peer(order, control, flights, gap, peer)

@@ -27,7 +27,7 @@ use crate::{
 /// and in the sockets' buffers, paid for already: of a fast origin that is most of the rest of the
 /// request, of a slow one nothing.
 const LINGER: Duration = Duration::from_millis(100);
-/// So far from its beginning a fetch lets who waits for its bytes go first.
+/// So far from its beginning a fetch writes what arrives at once, because a viewer may wait for it.
 const FIRST_BYTES: u64 = 512 << 10;
 /// So long bytes that came may wait for the rest of their block; those that a viewer may wait for
 /// from the first on, not at all.
@@ -119,8 +119,6 @@ impl Fetcher {
         let begun = Instant::now();
         let mut offset = range.start;
         let mut stopping: Option<(Stop, Instant)> = None;
-        // Who waits for them is woken, often on this very processor: it goes first, then the rest
-        // is read.
         let goes_first =
             |end: u64| order.level == Level::Critical && end - range.start <= FIRST_BYTES;
         while offset < range.end {
@@ -143,9 +141,6 @@ impl Fetcher {
                 bytes = response.chunk() => bytes,
                 () = landing.due(), if landing.assembly.holds() => {
                     landing.flush().map_err(Broken::Store)?;
-                    if goes_first(offset) {
-                        std::thread::yield_now();
-                    }
                     continue;
                 }
             };
@@ -175,9 +170,6 @@ impl Fetcher {
             landing.push(&bytes, hold).map_err(Broken::Store)?;
             if offset >= range.end || order.max_rate > 0 {
                 landing.flush().map_err(Broken::Store)?;
-            }
-            if goes_first(offset) {
-                std::thread::yield_now();
             }
             counter.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             control.add_bytes(bytes.len() as u64);

@@ -14,8 +14,8 @@ use cache_edge::{
     app::{Edge, fetch_threads},
     coordinator::notes,
     http::{Metrics, Server, Settings},
-    lanes::Threads,
     options::{Options, PlayerOptions},
+    worker_pool::WorkerPool,
 };
 use chunk_store::{MinFree, Store, StoreOptions};
 use chunkcache_proto::v1;
@@ -325,7 +325,7 @@ pub struct TestEdge {
     pub edge: Edge,
     stop: CancellationToken,
     tasks: Option<tokio::task::JoinHandle<()>>,
-    fetch: Option<Threads>,
+    fetch: Option<WorkerPool>,
 }
 
 impl TestEdge {
@@ -376,7 +376,7 @@ impl TestEdge {
         })
         .unwrap();
         let fetch = fetch_threads(options.max_downloads).unwrap();
-        let edge = Edge::build(&options, store, fetch.lanes().clone()).unwrap();
+        let edge = Edge::build(&options, store, fetch.workers().clone()).unwrap();
         if origin.is_some() {
             let _ = notes::set_sources(&edge.store, &edge.catalogue, vec![source]);
         }

@@ -10,4 +10,3 @@ pub mod shell;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;
-pub mod turns;

@@ -46,7 +46,7 @@ impl Downloads {
     pub(super) fn cancel_paused(&self, mut fetch: Fetch, bytes_done: u64) {
         drop(fetch.paused.take());
         let this = self.clone();
-        self.0.lanes.spawn(async move {
+        self.0.workers.spawn(async move {
             this.0.fetcher.connection_closed(&fetch.order).await;
             this.report_cancelled(fetch.order.id, Some(fetch), bytes_done);
         });
@@ -54,7 +54,7 @@ impl Downloads {
 
     pub(super) fn report_later(&self, id: u64) {
         let this = self.clone();
-        self.0.lanes.spawn(async move {
+        self.0.workers.spawn(async move {
             tokio::time::sleep(DURABLE_WAIT).await;
             if let Some(fetch) = this.0.state.lock().fetches.remove(&id) {
                 this.report(

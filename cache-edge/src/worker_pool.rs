@@ -1,0 +1,183 @@
+//! Worker threads with an event loop each: those that serve connections, and those that fetch.
+//!
+//! Why not one pool that steals work: a connection, or a fetch, is served by many short turns.
+//! Where any thread may take the next one, each turn wakes a second thread to look for work, and
+//! what the turns touch moves from cache to cache. Here a task stays on the worker it was given to,
+//! as with nginx and its kin.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use tokio::{
+    runtime::{Builder, Handle},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+/// For files that are not in memory. Beyond it reads wait in line, which costs nothing on a disk
+/// that is busy already.
+const MAX_BLOCKING_THREADS: usize = 32;
+
+/// Ends its threads when dropped; what still runs there is dropped with them.
+pub struct WorkerPool {
+    workers: Workers,
+    stop: CancellationToken,
+}
+
+/// Gives tasks to the workers of a pool. Cheap to clone.
+#[derive(Clone)]
+pub struct Workers(Arc<[Worker]>);
+
+struct Worker {
+    handle: Handle,
+    tasks: Arc<AtomicUsize>,
+}
+
+impl WorkerPool {
+    /// # Errors
+    ///
+    /// The system has no more threads.
+    pub fn start(name: &str, count: usize) -> io::Result<Self> {
+        let stop = CancellationToken::new();
+        let mut workers = Vec::with_capacity(count);
+        // Dropped on the way out if one can not be started: those that were end.
+        let ending = stop.clone().drop_guard();
+        for _ in 0..count.max(1) {
+            let runtime = Builder::new_current_thread()
+                .enable_all()
+                .max_blocking_threads(MAX_BLOCKING_THREADS)
+                .thread_name(format!("{name}-disk"))
+                .build()?;
+            workers.push(Worker::new(runtime.handle().clone()));
+            let stop = stop.clone();
+            thread::Builder::new().name(name.into()).spawn(move || {
+                runtime.block_on(stop.cancelled());
+                runtime.shutdown_background();
+            })?;
+        }
+        ending.disarm();
+        Ok(Self {
+            workers: Workers(workers.into()),
+            stop,
+        })
+    }
+
+    #[must_use]
+    pub fn workers(&self) -> &Workers {
+        &self.workers
+    }
+}
+
+impl Drop for WorkerPool {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Workers {
+    /// One worker, whose event loop somebody else runs.
+    #[must_use]
+    pub fn of(handle: Handle) -> Self {
+        Self(Arc::new([Worker::new(handle)]))
+    }
+
+    /// Runs the task on the worker that has the fewest.
+    pub fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let tasks = |worker: &&Worker| worker.tasks.load(Ordering::Relaxed);
+        let worker = self.0.iter().min_by_key(tasks).unwrap_or(&self.0[0]);
+        let counted = CountedTask::new(&worker.tasks);
+        worker.handle.spawn(async move {
+            let _counted = counted;
+            task.await
+        })
+    }
+
+    /// Runs the work on a thread beside the workers.
+    pub fn spawn_blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.0[0].handle.spawn_blocking(work)
+    }
+}
+
+impl Worker {
+    fn new(handle: Handle) -> Self {
+        Self {
+            handle,
+            tasks: Arc::default(),
+        }
+    }
+}
+
+/// Counts a task from when it is given to a worker until it is dropped, finished or not.
+struct CountedTask(Arc<AtomicUsize>);
+
+impl CountedTask {
+    fn new(tasks: &Arc<AtomicUsize>) -> Self {
+        tasks.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(tasks))
+    }
+}
+
+impl Drop for CountedTask {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn tasks_are_spread_evenly_and_counted_out() {
+        let pool = WorkerPool::start("test", 2).unwrap();
+        let workers = pool.workers();
+        let (end, _) = tokio::sync::broadcast::channel::<()>(1);
+        let (ids, mut seen_on) = tokio::sync::mpsc::unbounded_channel();
+        let mut tasks = Vec::new();
+        for _ in 0..4 {
+            let mut end = end.subscribe();
+            let ids = ids.clone();
+            tasks.push(workers.spawn(async move {
+                let _ = ids.send(thread::current().id());
+                let _ = end.recv().await;
+            }));
+        }
+        let mut seen = std::collections::HashMap::new();
+        for _ in 0..4 {
+            *seen.entry(seen_on.recv().await.unwrap()).or_insert(0) += 1;
+        }
+        assert_eq!(seen.len(), 2);
+        assert!(seen.values().all(|tasks| *tasks == 2), "{seen:?}");
+        drop(end);
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let counts = workers.0.iter().map(|it| it.tasks.load(Ordering::Relaxed));
+        assert_eq!(counts.sum::<usize>(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_runs_ends_with_the_pool() {
+        let pool = WorkerPool::start("test", 1).unwrap();
+        let (held, mut waiting) = tokio::sync::mpsc::channel::<()>(1);
+        pool.workers().spawn(async move {
+            std::future::pending::<()>().await;
+            drop(held);
+        });
+        drop(pool);
+        assert!(waiting.recv().await.is_none());
+    }
+}
