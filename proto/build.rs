@@ -19,9 +19,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         out.join("descriptors.bin"),
         prost_for_build::encode(&descriptors),
     )?;
-    tonic_prost_build::configure()
-        .build_transport(false)
-        .compile_fds(descriptors)?;
+    let mut builder = tonic_prost_build::configure().build_transport(false);
+    // The coordinator stores them as they are, in one document.
+    for message in [
+        "FreshnessPolicy",
+        "OriginConnection",
+        "KeyRules",
+        "TtlRule",
+        "S3Settings",
+    ] {
+        builder = builder.type_attribute(
+            format!(".chunkcache.v1.{message}"),
+            "#[derive(serde::Serialize, serde::Deserialize)] #[serde(default)]",
+        );
+    }
+    builder.compile_fds(descriptors)?;
     Ok(())
 }
 

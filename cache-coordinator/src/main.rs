@@ -25,7 +25,8 @@ fn main() -> ExitCode {
     let whole = cli::command()
         .subcommand(config::serve_command())
         .subcommand(health::command(&config::table()));
-    let matches = whole.clone().get_matches();
+    let arguments = cli::shared_names::resolve(std::env::args_os());
+    let matches = whole.clone().get_matches_from(arguments);
     match matches.subcommand() {
         Some(("serve", arguments)) => serve(arguments),
         Some(("health", arguments)) => health::run(&config::table(), arguments, HEALTH),

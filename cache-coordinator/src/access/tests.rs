@@ -30,7 +30,8 @@ fn identify(access: &Access, header: &str) -> Result<Caller, Denied> {
 
 fn certificate() -> Arc<CertificateDer<'static>> {
     // Valid for localhost and 127.0.0.1.
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plumbing/tests/tls/server-a.pem");
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/service-kit/tests/tls/server-a.pem");
     Arc::new(CertificateDer::from_pem_file(path).unwrap())
 }
 

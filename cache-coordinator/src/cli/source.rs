@@ -1,19 +1,16 @@
 //! `source`: the registered origins.
 
-use std::time::Duration;
-
 use chunkcache_proto::v1::{
-    FreshnessPolicy, GetSourceRequest, Header, ListSourcesRequest, PutSourceRequest,
-    RemoveSourceRequest, Source, SourceMode,
+    GetSourceRequest, ListSourcesRequest, PutSourceRequest, RemoveSourceRequest, Source,
 };
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgMatches, Command};
 use serde_json::{Value, json};
-use service_kit::config::{human_bytes, parse_duration, parse_rate, parse_url};
+use service_kit::config::human_bytes;
 
 use super::connection::Client;
 use super::failure::CliError;
 use super::output::{Printer, Rows, or_dash, warn_unconfirmed, yes};
-use super::{is_set, switch, text, unknown_verb, verb, view};
+use super::{source_options, text, unknown_verb, verb, view};
 
 pub(super) fn command() -> Command {
     let name = || {
@@ -21,67 +18,26 @@ pub(super) fn command() -> Command {
             .required(true)
             .help("The source's name: first part of its URLs")
     };
-    let mode = || ["serve", "record", "passthrough"];
-    let ttl = |name: &'static str, help: &'static str| {
-        Arg::new(name)
-            .long(name)
-            .value_name("DURATION")
-            .value_parser(parse_duration)
-            .help(help)
+    let urls = || {
+        Arg::new("BASE_URL")
+            .num_args(1..)
+            .value_parser(source_options::base_url)
+            .help("http://, https:// or s3://BUCKET/PREFIX URL that the objects lie below; further ones are asked, in order, when those before them fail")
     };
     let add = Command::new("add")
         .about("Add a source, or change all of one; every connected edge knows it before this ends")
-        .args([
-            name(),
-            Arg::new("BASE_URL")
-                .required(true)
-                .value_parser(|text: &str| parse_url(text).map(|_| text.to_owned()))
-                .help("http:// or https:// URL that the objects lie below"),
-            Arg::new("header")
-                .long("header")
-                .value_name("K: V")
-                .action(ArgAction::Append)
-                .value_parser(parse_header)
-                .help("Header sent with each request to the origin; the value is kept secret"),
-            Arg::new("max-connections")
-                .long("max-connections")
-                .value_name("N")
-                .value_parser(value_parser!(u32))
-                .help("Connections to the origin at a time, in the whole cluster [default: no limit]"),
-            Arg::new("max-rate")
-                .long("max-rate")
-                .value_name("BYTES/S")
-                .value_parser(parse_rate)
-                .help("Bytes per second from the origin, in the whole cluster: 10MiB [default: no limit]"),
-            Arg::new("mode")
-                .long("mode")
-                .value_name("MODE")
-                .value_parser(mode())
-                .default_value("serve")
-                .help("serve from the cache, record only and compare, or pass through"),
-            Arg::new("background-fill")
-                .long("background-fill")
-                .value_name("BOOL")
-                .num_args(0..=1)
-                .default_missing_value("true")
-                .value_parser(value_parser!(bool))
-                .help("Finish partly cached entries at LOW [default: as each edge says]"),
-            ttl("default-ttl", "Fresh for this long where the origin does not say [default: 60s]"),
-            ttl("override-ttl", "Fresh for this long whatever the origin says, except no-store and private"),
-            ttl("stale-if-error", "Served for this long past freshness while the origin is down [default: 24h]"),
-            ttl("negative-ttl", "How long a 404 or 410 is remembered [default: 5s]"),
-            switch("forward-credentials", "The client's Authorization and Cookie reach the origin; nothing is stored then"),
-            Arg::new("forward-header")
-                .long("forward-header")
-                .value_name("NAME")
-                .action(ArgAction::Append)
-                .help("Further client header passed on to the origin"),
-        ]);
+        .args([name(), urls().required(true)])
+        .args(source_options::arguments());
+    let set = Command::new("set")
+        .about("Change some settings of a source; an empty value is the default")
+        .args([name(), urls()])
+        .args(source_options::arguments());
     Command::new("source")
         .about("Registered origins")
         .subcommand_required(true)
         .subcommands([
             add,
+            set,
             Command::new("list").about("All sources"),
             Command::new("show").about("One source").arg(name()),
             Command::new("remove")
@@ -93,7 +49,7 @@ pub(super) fn command() -> Command {
                     name(),
                     Arg::new("MODE")
                         .required(true)
-                        .value_parser(mode())
+                        .value_parser(source_options::MODES)
                         .help("serve, record or passthrough"),
                 ]),
         ])
@@ -106,7 +62,19 @@ pub(super) async fn run(
 ) -> Result<(), CliError> {
     let (verb, arguments) = verb(matches)?;
     match verb {
-        "add" => put(from_arguments(arguments)?, client, printer).await,
+        "add" => {
+            let mut source = Source {
+                name: text(arguments, "NAME")?.to_owned(),
+                ..Source::default()
+            };
+            source_options::apply(arguments, &mut source)?;
+            put(source, client, printer).await
+        }
+        "set" => {
+            let mut source = get(text(arguments, "NAME")?, client).await?;
+            source_options::apply(arguments, &mut source)?;
+            put(source, client, printer).await
+        }
         "list" => {
             let answer = client
                 .call(ListSourcesRequest {}, async |mut s, r| {
@@ -134,7 +102,7 @@ pub(super) async fn run(
         }
         "set-mode" => {
             let mut source = get(text(arguments, "NAME")?, client).await?;
-            source.set_mode(parse_mode(text(arguments, "MODE")?));
+            source.set_mode(source_options::parse_mode(text(arguments, "MODE")?));
             put(source, client, printer).await
         }
         other => Err(unknown_verb(other)),
@@ -169,63 +137,6 @@ async fn put(
     printer.result(&json, || fields(&source))
 }
 
-fn from_arguments(arguments: &ArgMatches) -> Result<Source, CliError> {
-    let ttl = |name: &str| {
-        let duration = arguments.get_one::<Duration>(name)?;
-        // Whole seconds on the wire; u32::MAX of them is 136 years.
-        Some(u32::try_from(duration.as_secs()).unwrap_or(u32::MAX))
-    };
-    Ok(Source {
-        name: text(arguments, "NAME")?.to_owned(),
-        base_url: text(arguments, "BASE_URL")?.to_owned(),
-        headers: arguments
-            .get_many("header")
-            .unwrap_or_default()
-            .cloned()
-            .collect(),
-        max_connections: arguments
-            .get_one("max-connections")
-            .copied()
-            .unwrap_or_default(),
-        max_rate_bytes_per_second: arguments.get_one("max-rate").copied().unwrap_or_default(),
-        background_fill: arguments.get_one("background-fill").copied(),
-        mode: parse_mode(text(arguments, "mode")?).into(),
-        freshness: Some(FreshnessPolicy {
-            default_ttl_seconds: ttl("default-ttl"),
-            override_ttl_seconds: ttl("override-ttl"),
-            stale_if_error_seconds: ttl("stale-if-error"),
-            negative_ttl_seconds: ttl("negative-ttl"),
-        }),
-        forward_credentials: is_set(arguments, "forward-credentials"),
-        forward_headers: arguments
-            .get_many("forward-header")
-            .unwrap_or_default()
-            .cloned()
-            .collect(),
-        revision: 0,
-    })
-}
-
-/// clap lets only these words through.
-fn parse_mode(word: &str) -> SourceMode {
-    match word {
-        "record" => SourceMode::Record,
-        "passthrough" => SourceMode::Passthrough,
-        _ => SourceMode::Serve,
-    }
-}
-
-/// `K: V`. The error does not repeat the value.
-fn parse_header(text: &str) -> Result<Header, String> {
-    match text.split_once(':') {
-        Some((name, value)) if !name.trim().is_empty() => Ok(Header {
-            name: name.trim().to_owned(),
-            value: value.trim().to_owned(),
-        }),
-        _ => Err("expected 'Name: value'".to_owned()),
-    }
-}
-
 fn limit(amount: u64, shown: String) -> String {
     if amount == 0 {
         "no limit".to_owned()
@@ -254,18 +165,24 @@ pub(super) fn table(sources: &[Source]) -> String {
 
 fn fields(source: &Source) -> String {
     let freshness = source.freshness.unwrap_or_default();
+    let connection = source.connection.clone().unwrap_or_default();
+    let keys = source.key_rules.clone().unwrap_or_default();
     let rate = source.max_rate_bytes_per_second;
     let seconds = |ttl: Option<u32>| ttl.map_or("default".to_owned(), |ttl| format!("{ttl}s"));
-    let headers: Vec<&str> = source
-        .headers
-        .iter()
-        .map(|header| header.name.as_str())
+    let ms = |timeout: Option<u32>| timeout.map_or("default".to_owned(), |ms| format!("{ms}ms"));
+    let joined = |list: &[String]| or_dash(&list.join(", "));
+    let given = |text: &str| if text.is_empty() { "-" } else { "given" }.to_owned();
+    let headers: Vec<String> = source.headers.iter().map(|h| h.name.clone()).collect();
+    let ttls = source.ttl_rules.iter();
+    let ttls: Vec<String> = ttls
+        .map(|r| format!("{}={}s", r.pattern, r.seconds))
         .collect();
-    Rows::of_fields([
+    let mut rows = Rows::of_fields([
         ("name", source.name.clone()),
         ("base url", source.base_url.clone()),
+        ("further base urls", joined(&source.further_base_urls)),
         ("mode", view::mode(source.mode()).to_owned()),
-        ("headers", or_dash(&headers.join(", "))),
+        ("headers", joined(&headers)),
         (
             "max connections",
             limit(
@@ -275,6 +192,10 @@ fn fields(source: &Source) -> String {
         ),
         ("max rate", limit(rate, format!("{}/s", human_bytes(rate)))),
         (
+            "quota",
+            limit(source.quota_bytes, human_bytes(source.quota_bytes)),
+        ),
+        (
             "background fill",
             source
                 .background_fill
@@ -282,9 +203,29 @@ fn fields(source: &Source) -> String {
         ),
         ("default ttl", seconds(freshness.default_ttl_seconds)),
         ("override ttl", seconds(freshness.override_ttl_seconds)),
+        ("ttl rules", joined(&ttls)),
         ("stale if error", seconds(freshness.stale_if_error_seconds)),
         ("negative ttl", seconds(freshness.negative_ttl_seconds)),
         ("forward credentials", yes(source.forward_credentials)),
-    ])
-    .render()
+        ("failover on 404", yes(source.failover_on_not_found)),
+        ("redirects allowed to", joined(&source.redirect_hosts)),
+        ("ignored query", joined(&keys.ignore_query)),
+        ("only query", joined(&keys.only_query)),
+        ("kept query", joined(&keys.keep_query)),
+        ("connect timeout", ms(connection.connect_timeout_ms)),
+        ("first byte timeout", ms(connection.first_byte_timeout_ms)),
+        ("idle timeout", ms(connection.idle_timeout_ms)),
+        ("max connection age", ms(connection.max_age_ms)),
+        ("host", or_dash(&connection.host)),
+        ("ca", given(&connection.ca_pem)),
+        ("client certificate", given(&connection.client_cert_pem)),
+        ("http proxy", or_dash(&connection.http_proxy)),
+    ]);
+    if let Some(s3) = &source.s3 {
+        rows.field("region", or_dash(&s3.region));
+        rows.field("endpoint", or_dash(&s3.endpoint));
+        rows.field("path style", yes(s3.path_style));
+        rows.field("access key", or_dash(&s3.access_key_id));
+    }
+    rows.render()
 }

@@ -15,9 +15,19 @@ pub(super) fn source(source: &Source) -> Value {
         .iter()
         .map(|header| json!({"name": header.name, "value": header.value}))
         .collect();
+    let connection = source.connection.clone().unwrap_or_default();
+    let keys = source.key_rules.clone().unwrap_or_default();
     json!({
         "name": source.name,
         "base_url": source.base_url,
+        "further_base_urls": source.further_base_urls,
+        "failover_on_not_found": source.failover_on_not_found,
+        "redirect_hosts": source.redirect_hosts,
+        "quota_bytes": source.quota_bytes,
+        "ttl_rules": source.ttl_rules,
+        "key_rules": keys,
+        "connection": connection,
+        "s3": source.s3,
         "headers": headers,
         "mode": mode(source.mode()),
         "max_connections": source.max_connections,

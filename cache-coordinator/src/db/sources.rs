@@ -36,18 +36,17 @@ pub(super) struct Settings {
     max_rate_bytes_per_second: u64,
     background_fill: Option<bool>,
     mode: String,
-    freshness: Option<Freshness>,
+    freshness: Option<v1::FreshnessPolicy>,
     forward_credentials: bool,
     forward_headers: Vec<String>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-struct Freshness {
-    default_ttl_seconds: Option<u32>,
-    override_ttl_seconds: Option<u32>,
-    stale_if_error_seconds: Option<u32>,
-    negative_ttl_seconds: Option<u32>,
+    further_base_urls: Vec<String>,
+    failover_on_not_found: bool,
+    connection: Option<v1::OriginConnection>,
+    redirect_hosts: Vec<String>,
+    key_rules: Option<v1::KeyRules>,
+    ttl_rules: Vec<v1::TtlRule>,
+    quota_bytes: u64,
+    s3: Option<v1::S3Settings>,
 }
 
 impl Settings {
@@ -62,14 +61,17 @@ impl Settings {
             max_rate_bytes_per_second: source.max_rate_bytes_per_second,
             background_fill: source.background_fill,
             mode: source.mode().as_str_name().into(),
-            freshness: source.freshness.as_ref().map(|policy| Freshness {
-                default_ttl_seconds: policy.default_ttl_seconds,
-                override_ttl_seconds: policy.override_ttl_seconds,
-                stale_if_error_seconds: policy.stale_if_error_seconds,
-                negative_ttl_seconds: policy.negative_ttl_seconds,
-            }),
+            freshness: source.freshness,
             forward_credentials: source.forward_credentials,
             forward_headers: source.forward_headers.clone(),
+            further_base_urls: source.further_base_urls.clone(),
+            failover_on_not_found: source.failover_on_not_found,
+            connection: source.connection.clone(),
+            redirect_hosts: source.redirect_hosts.clone(),
+            key_rules: source.key_rules.clone(),
+            ttl_rules: source.ttl_rules.clone(),
+            quota_bytes: source.quota_bytes,
+            s3: source.s3.clone(),
         }
     }
 
@@ -88,15 +90,18 @@ impl Settings {
             mode: v1::SourceMode::from_str_name(&self.mode)
                 .unwrap_or_default()
                 .into(),
-            freshness: self.freshness.map(|policy| v1::FreshnessPolicy {
-                default_ttl_seconds: policy.default_ttl_seconds,
-                override_ttl_seconds: policy.override_ttl_seconds,
-                stale_if_error_seconds: policy.stale_if_error_seconds,
-                negative_ttl_seconds: policy.negative_ttl_seconds,
-            }),
+            freshness: self.freshness,
             forward_credentials: self.forward_credentials,
             forward_headers: self.forward_headers,
             revision,
+            further_base_urls: self.further_base_urls,
+            failover_on_not_found: self.failover_on_not_found,
+            connection: self.connection,
+            redirect_hosts: self.redirect_hosts,
+            key_rules: self.key_rules,
+            ttl_rules: self.ttl_rules,
+            quota_bytes: self.quota_bytes,
+            s3: self.s3,
         }
     }
 }
@@ -137,6 +142,27 @@ mod tests {
             forward_credentials: true,
             forward_headers: vec!["X-A".into()],
             revision: 9,
+            further_base_urls: vec!["http://mirror".into()],
+            failover_on_not_found: true,
+            connection: Some(v1::OriginConnection {
+                host: "films.example".into(),
+                first_byte_timeout_ms: Some(90_000),
+                ..Default::default()
+            }),
+            redirect_hosts: vec!["cdn.example".into()],
+            key_rules: Some(v1::KeyRules {
+                ignore_query: vec!["utm_*".into()],
+                ..Default::default()
+            }),
+            ttl_rules: vec![v1::TtlRule {
+                pattern: "*.m3u8".into(),
+                seconds: 2,
+            }],
+            quota_bytes: 7,
+            s3: Some(v1::S3Settings {
+                region: "eu-central-1".into(),
+                ..Default::default()
+            }),
         };
         let back = Settings::of(&source).into_source("films".into(), "http://origin".into(), 9);
         assert_eq!(back, source);

@@ -19,6 +19,7 @@ pub mod ranges;
 pub mod readiness;
 pub mod resolve_key;
 pub mod source_rules;
+pub mod source_secrets;
 pub mod sources;
 pub mod status;
 pub mod term;

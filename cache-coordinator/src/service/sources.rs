@@ -8,7 +8,7 @@ use v1::session_response::Message;
 use super::{
     Cluster,
     error::{Resource, ServiceError},
-    source_rules,
+    source_rules, source_secrets,
 };
 use crate::{
     db::writer::PutSource,
@@ -28,10 +28,13 @@ pub async fn put(
     request: v1::PutSourceRequest,
 ) -> Result<v1::PutSourceResponse, ServiceError> {
     cluster.require_leader()?;
-    let mut source = source_rules::check(request.source).map_err(ServiceError::Invalid)?;
     let alone = cluster.publishing.lock().await;
+    let mut source = request
+        .source
+        .ok_or_else(|| ServiceError::invalid("source", "expected a source"))?;
     let before = cluster.source(&source.name);
-    source_rules::restore_secrets(&mut source, before.as_ref());
+    source_secrets::restore(&mut source, before.as_ref());
+    let source = source_rules::check(source).map_err(ServiceError::Invalid)?;
     let put = cluster.writer.write(PutSource { source }).await?.value;
     let posted = publish(cluster).await?;
     cluster
@@ -49,7 +52,7 @@ pub async fn put(
         }
     }
     Ok(v1::PutSourceResponse {
-        source: Some(source_rules::redacted(put)),
+        source: Some(source_secrets::redacted(put)),
         unconfirmed_edges: confirmed.unconfirmed,
     })
 }
@@ -63,7 +66,7 @@ pub async fn get(cluster: &Cluster, name: &str) -> Result<v1::GetSourceResponse,
         .await?
         .ok_or_else(|| ServiceError::not_found(Resource::Source, name))?;
     Ok(v1::GetSourceResponse {
-        source: Some(source_rules::redacted(source)),
+        source: Some(source_secrets::redacted(source)),
     })
 }
 
@@ -71,7 +74,7 @@ pub async fn get(cluster: &Cluster, name: &str) -> Result<v1::GetSourceResponse,
 pub async fn list(cluster: &Cluster) -> Result<v1::ListSourcesResponse, ServiceError> {
     let sources = cluster.database.sources().await?;
     Ok(v1::ListSourcesResponse {
-        sources: sources.into_iter().map(source_rules::redacted).collect(),
+        sources: sources.into_iter().map(source_secrets::redacted).collect(),
     })
 }
 

@@ -9,7 +9,7 @@ use chunkcache_proto::{ByteRange, EntryId, v1};
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use super::{Cluster, availability, edges, entries, error::ServiceError, jobs, source_rules};
+use super::{Cluster, availability, edges, entries, error::ServiceError, jobs, source_secrets};
 use crate::{
     db::{Change, ChangeKind},
     events::{Event, Filter},
@@ -182,7 +182,7 @@ async fn follow_cluster(
                 sources: snapshot
                     .sources
                     .into_iter()
-                    .map(source_rules::redacted)
+                    .map(source_secrets::redacted)
                     .collect(),
                 jobs,
             });
@@ -239,7 +239,7 @@ async fn cluster_event(
             None => Wire::RemovedEdge(name.clone()),
         }),
         ChangeKind::Source { name } => Some(match cluster.database.source(name).await? {
-            Some(source) => Wire::Source(source_rules::redacted(source)),
+            Some(source) => Wire::Source(source_secrets::redacted(source)),
             None => Wire::RemovedSource(name.clone()),
         }),
         ChangeKind::Job { id } => match cluster.database.job(*id).await? {

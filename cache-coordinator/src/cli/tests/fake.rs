@@ -78,7 +78,7 @@ impl Fake {
 /// A certificate or key made for tests, valid for 127.0.0.1.
 pub(super) fn fixture(name: &str) -> String {
     format!(
-        "{}/../plumbing/tests/tls/{name}",
+        "{}/../crates/service-kit/tests/tls/{name}",
         env!("CARGO_MANIFEST_DIR")
     )
 }

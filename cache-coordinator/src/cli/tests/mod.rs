@@ -16,6 +16,7 @@ use fake::Fake;
 async fn run_at(endpoint: &str, arguments: &[&str]) -> Result<String, CliError> {
     let mut line = vec!["cache-coordinator", "--endpoint", endpoint];
     line.extend(arguments);
+    let line = shared_names::resolve(line.into_iter().map(Into::into));
     let matches = command()
         .try_get_matches_from(line)
         .map_err(|e| CliError::Usage(e.to_string()))?;
@@ -63,6 +64,7 @@ async fn every_verb_answers_in_both_forms() {
         "source add films http://127.0.0.1:9/films",
         "source list",
         "source show films",
+        "source set films --first-byte-timeout 90s",
         "source set-mode films record",
         "source remove films",
         "entry list",
@@ -168,6 +170,75 @@ async fn a_source_is_sent_as_written() {
 }
 
 #[tokio::test]
+async fn settings_of_origins_are_sent_as_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let headers = file("headers", "# of the archive\nX-Key: a:b\n\nX-Two: 2\n");
+    let keys = file("keys", "AKID\nsecret\n");
+    let (result, asked) = run_fake(&[
+        "source",
+        "add",
+        "films",
+        "s3://films/top",
+        "s3://mirror",
+        "--header-file",
+        &headers,
+        "--access-key-file",
+        &keys,
+        "--endpoint=https://s3.example",
+        "--path-style",
+        "--first-byte-timeout=90s",
+        "--ignore-query",
+        "utm_*",
+        "presigned",
+        "--ignore-query=x",
+        "--ttl",
+        "a=b*=2s",
+        "--quota=1GiB",
+        "--allow-redirect-to",
+        "cdn.example",
+    ])
+    .await;
+    result.unwrap();
+    for expected in [
+        "base_url: \"s3://films/top\"",
+        "further_base_urls: [\"s3://mirror\"]",
+        "name: \"X-Key\", value: \"a:b\"",
+        "name: \"X-Two\", value: \"2\"",
+        "access_key_id: \"AKID\", secret_access_key: \"secret\", session_token: \"\"",
+        "endpoint: \"https://s3.example\", path_style: true",
+        "first_byte_timeout_ms: Some(90000)",
+        "ignore_query: [\"utm_*\", \"presigned\", \"x\"]",
+        "pattern: \"a=b*\", seconds: 2",
+        "quota_bytes: 1073741824",
+        "redirect_hosts: [\"cdn.example\"]",
+    ] {
+        assert!(
+            asked[0].contains(expected),
+            "{expected} is missing in {}",
+            asked[0]
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_change_keeps_what_it_does_not_name() {
+    let (result, asked) = run_fake(&["source", "set", "films", "--host=films.example"]).await;
+    result.unwrap();
+    for expected in [
+        "base_url: \"http://127.0.0.1:9/films\"",
+        "name: \"X-Key\", value: \"***\"",
+        "host: \"films.example\"",
+    ] {
+        assert!(asked[1].contains(expected), "{expected}: {}", asked[1]);
+    }
+}
+
+#[tokio::test]
 async fn ranges_are_sent_half_open() {
     let (result, asked) = run_fake(&[
         "precache",
@@ -204,6 +275,10 @@ async fn usage_is_2_and_nothing_is_asked() {
         "source add films ftp://x/",
         "source add films http://x/ --header nonsense",
         "source add films http://x/ --max-rate fast",
+        "source add films http://x/ --header-file /absent",
+        "source add films http://x/ --ttl 5s",
+        "source add films http://x/ --ignore-query a --only-query b",
+        "source add films http://x/ --client-cert /x",
         "explain films/a.mp4",
         "source list --output yaml",
         "source list --cert /c.pem",

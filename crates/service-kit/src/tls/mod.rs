@@ -134,29 +134,66 @@ fn server_config(files: &ServerFiles) -> Result<ServerConfig, TlsError> {
 }
 
 fn client_config(files: &ClientFiles) -> Result<ClientConfig, TlsError> {
-    let provider = provider();
     let roots = match &files.ca {
         Some(path) => roots(path)?,
         None => system_roots()?,
     };
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots);
-    let mut config = match &files.identity {
-        None => builder.with_no_client_auth(),
-        Some((cert, key)) => {
-            let identity = Arc::new(identity(cert, key, &provider)?);
-            builder
-                .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity)))
-        }
+    let identity = match &files.identity {
+        Some((cert, key)) => Some(identity(cert, key, &provider())?),
+        None => None,
     };
+    let mut config = client_of(roots, identity)?;
     config.alpn_protocols.clone_from(&files.alpn);
     Ok(config)
 }
 
+/// A client that trusts `roots` and shows `identity` to servers that ask.
+pub fn client_of(
+    roots: RootCertStore,
+    identity: Option<CertifiedKey>,
+) -> Result<ClientConfig, TlsError> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
+    Ok(match identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => {
+            let resolver = rustls::sign::SingleCertAndKey::from(Arc::new(identity));
+            builder.with_client_cert_resolver(Arc::new(resolver))
+        }
+    })
+}
+
+/// The authorities in PEM text.
+pub fn roots_from_pem(pem: &str) -> Result<RootCertStore, TlsError> {
+    roots_of(Path::new("the text"), pem.as_bytes())
+}
+
+/// A certificate and its key in PEM text.
+pub fn identity_from_pem(cert: &str, key: &str) -> Result<CertifiedKey, TlsError> {
+    let (cert_name, key_name) = (Path::new("the certificate"), Path::new("the key"));
+    identity_of(
+        (cert_name, cert.as_bytes()),
+        (key_name, key.as_bytes()),
+        &provider(),
+    )
+}
+
 fn identity(cert: &Path, key: &Path, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
-    let chain = files::certificates(cert)?;
-    let private = files::private_key(key)?;
+    identity_of(
+        (cert, &files::read(cert)?),
+        (key, &files::read(key)?),
+        provider,
+    )
+}
+
+fn identity_of(
+    (cert, chain): (&Path, &[u8]),
+    (key, private): (&Path, &[u8]),
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, TlsError> {
+    let chain = files::certificates(cert, chain)?;
+    let private = files::private_key(key, private)?;
     CertifiedKey::from_der(chain, private, provider).map_err(|source| TlsError::Identity {
         cert: cert.to_owned(),
         key: key.to_owned(),
@@ -165,8 +202,12 @@ fn identity(cert: &Path, key: &Path, provider: &CryptoProvider) -> Result<Certif
 }
 
 fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
+    roots_of(path, &files::read(path)?)
+}
+
+fn roots_of(path: &Path, content: &[u8]) -> Result<RootCertStore, TlsError> {
     let mut store = RootCertStore::empty();
-    for certificate in files::certificates(path)? {
+    for certificate in files::certificates(path, content)? {
         store
             .add(certificate)
             .map_err(|error| TlsError::Authority {

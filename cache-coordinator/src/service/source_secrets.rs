@@ -1,0 +1,110 @@
+//! Secrets of sources: hidden from whoever reads a source, kept when it is written back.
+
+use chunkcache_proto::v1;
+use url::Url;
+
+/// Shown instead of a secret.
+pub const REDACTED: &str = "***";
+
+/// Without what is secret in it.
+#[must_use]
+pub fn redacted(mut source: v1::Source) -> v1::Source {
+    for header in &mut source.headers {
+        REDACTED.clone_into(&mut header.value);
+    }
+    let hide = |secret: &mut String| {
+        if !secret.is_empty() {
+            REDACTED.clone_into(secret);
+        }
+    };
+    if let Some(connection) = &mut source.connection {
+        hide(&mut connection.client_key_pem);
+        if let Ok(mut proxy) = Url::parse(&connection.http_proxy)
+            && proxy.password().is_some()
+            && proxy.set_password(Some(REDACTED)).is_ok()
+        {
+            connection.http_proxy = proxy.as_str().trim_end_matches('/').to_owned();
+        }
+    }
+    if let Some(s3) = &mut source.s3 {
+        hide(&mut s3.secret_access_key);
+        hide(&mut s3.session_token);
+    }
+    source
+}
+
+/// `"***"` in a change means "as it was": so that what was read can be written back.
+pub fn restore(source: &mut v1::Source, before: Option<&v1::Source>) {
+    let Some(before) = before else { return };
+    for header in source.headers.iter_mut().filter(|h| h.value == REDACTED) {
+        let mut named = before.headers.iter();
+        if let Some(kept) = named.find(|h| h.name.eq_ignore_ascii_case(&header.name)) {
+            header.value.clone_from(&kept.value);
+        }
+    }
+    let shown = redacted(before.clone());
+    let put_back = |secret: &mut String, shown: &str, kept: &str| {
+        if secret.contains(REDACTED) && secret == shown {
+            kept.clone_into(secret);
+        }
+    };
+    if let (Some(now), Some(shown), Some(kept)) = (
+        &mut source.connection,
+        &shown.connection,
+        &before.connection,
+    ) {
+        put_back(
+            &mut now.client_key_pem,
+            &shown.client_key_pem,
+            &kept.client_key_pem,
+        );
+        put_back(&mut now.http_proxy, &shown.http_proxy, &kept.http_proxy);
+    }
+    if let (Some(now), Some(shown), Some(kept)) = (&mut source.s3, &shown.s3, &before.s3) {
+        put_back(
+            &mut now.secret_access_key,
+            &shown.secret_access_key,
+            &kept.secret_access_key,
+        );
+        put_back(
+            &mut now.session_token,
+            &shown.session_token,
+            &kept.session_token,
+        );
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_read_can_be_written_back() {
+        let mut before = v1::Source {
+            name: "films".into(),
+            base_url: "s3://bucket".into(),
+            ..Default::default()
+        };
+        before.headers.push(v1::Header {
+            name: "X-Key".into(),
+            value: "secret".into(),
+        });
+        before.connection = Some(v1::OriginConnection {
+            client_key_pem: "secret".into(),
+            http_proxy: "http://user:secret@proxy:3128".into(),
+            ..Default::default()
+        });
+        before.s3 = Some(v1::S3Settings {
+            access_key_id: "id".into(),
+            secret_access_key: "secret".into(),
+            session_token: "secret".into(),
+            ..Default::default()
+        });
+        let mut again = redacted(before.clone());
+        assert!(!format!("{again:?}").contains("secret\""), "{again:?}");
+        assert_eq!(again.headers[0].value, REDACTED);
+        restore(&mut again, Some(&before));
+        assert_eq!(again, before);
+    }
+}
