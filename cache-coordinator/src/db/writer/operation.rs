@@ -19,10 +19,13 @@ macro_rules! operations {
         pub struct $name { $($(#[$field_meta])* pub $field: $type),* })*
 
         /// Any change.
+        // A change lives in one queue for milliseconds: boxing its largest kind would save nothing.
+        #[allow(clippy::large_enum_variant)]
         #[derive(Clone, Debug)]
         pub enum Operation { $(#[doc = stringify!($name)] $name($name)),* }
 
-        /// What any change answers.
+        /// The answer to any change.
+        #[allow(clippy::large_enum_variant)]
         #[derive(Clone, Debug)]
         pub enum Outcome { $(#[doc = stringify!($name)] $name($output)),* }
 
