@@ -17,7 +17,7 @@ PROGRAMS = "cache-coordinator cache-edge chunkcache-origin curl psql pg_dump pg_
 # Written from the code; how to develop; and what a page of its own test runs
 # (tests/tests/examples.rs).
 LEFT_OUT = {"cli.md", "configuration.md", "api.md"}
-# Commands in the text that need what no page has: the reason is told.
+# Commands in the text that need something no page has, with the reason.
 NOT_RUN = {
     ("docker", "compose"): "needs a container engine: tests/deploy/containers",
     ("cache-coordinator", "serve"): "run, with other options",

@@ -10,7 +10,7 @@ import sys
 from grafana_foundation_sdk.cog import encoder, plugins
 from grafana_foundation_sdk.models import dashboard
 
-# Of the Prometheus data source's annotations, which the types do not go into.
+# The types do not cover the annotations of the Prometheus data source.
 OTHERS = {"$.annotations.list[].step", "$.annotations.list[].titleFormat"}
 
 plugins.register_default_plugins()

@@ -5,7 +5,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 # shellcheck source=../../deploy/lib/common.sh
 . "$root/deploy/lib/common.sh"
 
-# What a script ends with when a tool it needs can not be had; tests/deploy/files counts it apart.
+# Exit status of a script whose tools cannot be had; tests/deploy/files counts it apart.
 skipped=77
 skip() { printf 'skipped: %s\n' "$*"; exit "$skipped"; }
 

@@ -64,7 +64,7 @@ def read(url, first, last):
         while piece := response.read(256 << 10):
             body += piece
     except (OSError, http.client.HTTPException) as error:
-        # What an IncompleteRead holds is not taken: it is asked for again.
+        # The bytes of an IncompleteRead are dropped and asked for again.
         return body, type(error).__name__
     finally:
         connection.close()

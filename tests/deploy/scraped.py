@@ -11,7 +11,8 @@ import time
 import urllib.parse
 import urllib.request
 
-# Of one instance. Labels are small fixed sets: nothing that grows with entries, viewers or edges.
+# Series of one instance. Labels are small fixed sets: nothing that grows with entries, viewers or
+# edges.
 MOST_SERIES = 1200
 WAIT_S = 60
 

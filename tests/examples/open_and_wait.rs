@@ -12,7 +12,7 @@ use chunkcache_proto::v1::{
 use tonic::{Request, transport::Endpoint};
 use tonic_types::StatusExt as _;
 
-/// What a player reads first.
+/// The bytes that a player reads first.
 const FIRST_BYTES: u64 = 4 << 20;
 
 #[tokio::main(flavor = "current_thread")]
@@ -41,7 +41,7 @@ async fn main() -> anyhow::Result<()> {
     let opened = match cache.open_entry(request).await {
         Ok(opened) => opened.into_inner(),
         Err(status) => {
-            // What was wrong is in the details, for programs; the message is for people.
+            // The details tell programs what was wrong; the message is for people.
             for violation in status
                 .get_details_bad_request()
                 .into_iter()

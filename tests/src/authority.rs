@@ -28,7 +28,7 @@ impl Authority {
         authority
     }
 
-    /// Of the authority itself.
+    /// The certificate of the authority itself.
     pub fn pem(&self) -> PathBuf {
         self.path("ca", "pem")
     }
@@ -117,7 +117,7 @@ impl Authority {
     }
 }
 
-/// What a client gets that trusts this authority alone, or what it says against it.
+/// The answer to a client that trusts this authority alone, or its complaint.
 pub fn curl_trusting(ca: &Path, url: &str) -> Result<Vec<u8>, String> {
     let output = Command::new("curl")
         .args(["-sSf", "--max-time", "30", "--cacert"])

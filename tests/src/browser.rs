@@ -203,7 +203,7 @@ impl Browser {
         std::fs::write(path, text).expect("a screenshot is written");
     }
 
-    /// What the page wrote to the console since the last look.
+    /// Lines that the page wrote to the console since the last call.
     pub fn console(&self) -> Vec<String> {
         let log = self.command("/se/log", &json!({"type": "browser"}));
         let entries = log.as_array().cloned().unwrap_or_default();

@@ -143,7 +143,7 @@ impl Cluster {
         }
     }
 
-    /// What the table says is held of the path's entries by an edge: byte ranges, touching ones
+    /// Byte ranges of the path's entries that an edge holds by the table, touching ones
     /// joined, ascending.
     pub fn recorded(&self, path: &str, edge: &str) -> Vec<(u64, u64)> {
         let rows = self.postgres.query(&format!(

@@ -161,7 +161,7 @@ pub struct Reply {
     pub head_after: Duration,
     stream: TcpStream,
     unread: Vec<u8>,
-    /// Of the body, when it is announced.
+    /// Length of the body, when it is announced.
     left: Option<u64>,
     chunked: bool,
 }

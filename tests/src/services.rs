@@ -254,7 +254,7 @@ impl Edge {
         Call::get(target).send(self.http)
     }
 
-    /// What the data directory takes on disk: allocated blocks, not lengths.
+    /// Bytes of the data directory on disk: allocated blocks, not lengths.
     pub fn disk_bytes(&self) -> u64 {
         let output = Command::new("du")
             .args(["-s", "--block-size=1"])

@@ -107,7 +107,7 @@ async fn meet(mut client: TcpStream, origin: SocketAddr, way: Handshake) {
             };
             let _ = client.write_all(answer).await;
             let _ = client.shutdown().await;
-            // What the client has sent is read, so that the end is no reset.
+            // The client's bytes are read first, so that closing is no reset.
             while matches!(client.read(&mut [0; 4096]).await, Ok(1..)) {}
             return;
         }

@@ -306,7 +306,7 @@ fn another_site_that_leads_here_by_its_name_gets_nothing() {
     for host in ["127.0.0.1", "localhost", "[::1]", "workstation"] {
         assert_eq!(look(&format!("{host}:{port}")), 200, "{host}");
     }
-    // With tokens, who asks proves who it is, by whichever name.
+    // With tokens a caller proves its identity, by whichever name it asks.
     let mut cluster = guarded(1);
     cluster.edge_mut().start();
     let call = Call::get("/api/v1/overview").without_host();

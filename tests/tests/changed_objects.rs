@@ -70,7 +70,7 @@ fn a_change_found_before_the_first_byte_is_not_told() {
         .send(address)
         .expect(206);
     assert_one_version(&later, start, 11..12);
-    // A player holds on to the version it began with, and is told by a 200 that it is gone.
+    // A player insists on the version it began with; a 200 tells it that it is gone.
     let resumed = Call::get(&target)
         .range(start, start + MIB)
         .header("If-Range", head.header("etag").unwrap())

@@ -123,7 +123,7 @@ fn a_disk_that_became_read_only_still_serves() {
         let path = target.trim_start_matches("/media");
         cluster.wait_recorded(path, &[(0, 2 * CHUNK + 5)]);
     }
-    // What is bad is found at its first use after a start, and can not be withdrawn then.
+    // A bad chunk is found at its first use after a start, and cannot be withdrawn then.
     cluster.edge_mut().terminate();
     spoil(&cluster, "/spoilt.mp4");
     cluster.edge_mut().start();

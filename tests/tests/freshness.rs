@@ -288,7 +288,7 @@ fn each_variant_is_an_object_of_its_own() {
         let again = ask(quality);
         assert_eq!(content::sha256_of(&again.body), wanted, "{quality}");
     }
-    // Of a source that does not get the header there is one variant, whatever the client says.
+    // A source that does not get the header has one variant, whatever the client says.
     cluster.origin.put("/v1.mp4", object.clone());
     for quality in ["high", "low"] {
         let call = Call::get("/media/v1.mp4").header("X-Quality", quality);

@@ -10,7 +10,7 @@ use chunkcache_tests::{CHUNK, Cluster, Fault, MIB, Object, content, eventually};
 
 const SIZE: u64 = 9 * MIB + 77;
 
-/// What came is a prefix of the truth, and it is the whole truth where it ended cleanly.
+/// The body is a prefix of the object, and all of it where it ended cleanly.
 #[track_caller]
 fn read_honestly(cluster: &Cluster, target: &str, seed: u64) -> bool {
     let answer = Call::get(target)

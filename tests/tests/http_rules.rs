@@ -1,4 +1,4 @@
-//! What an edge answers: the rules of RFC 9110 and the promises of the contract, cold and warm.
+//! Answers of an edge: the rules of RFC 9110 and the promises of the contract, cold and warm.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read as _, Write as _};
@@ -338,7 +338,7 @@ fn what_may_not_be_kept_is_passed_through() {
         ),
         (
             "/no-length",
-            // Of a chunked 206 the length is known, from Content-Range.
+            // The length of a chunked 206 is known from its Content-Range.
             Object::generated(31, size)
                 .fault(Fault::Chunked, Times::Always)
                 .fault(Fault::IgnoreRange, Times::Always),

@@ -40,7 +40,7 @@ const LATER_DATE: &str =
 const PRECEDENCE: &str = "RFC 9110, 13.2.2: dates are not looked at where entity tags are given";
 const NO_DATE: &str = "RFC 9110, 13.1.4: a field that is no date is ignored";
 
-/// What is asked by GET and by HEAD, its status at nginx and at an edge, and why an edge answers
+/// A question by GET and by HEAD, its status at nginx and at an edge, and why an edge answers
 /// otherwise.
 #[rustfmt::skip]
 const DIFFERENCES: &[(&str, u16, u16, &str)] = &[
@@ -124,7 +124,7 @@ fn parts(answer: &Response) -> Vec<(String, Vec<u8>)> {
     let delimiter = format!("--{boundary}\r\n").into_bytes();
     let mut found = Vec::new();
     if answer.body.is_empty() {
-        // Of a HEAD.
+        // Answers to a HEAD.
         return found;
     }
     // The line break before the first delimiter may be left out (RFC 2046, 5.1.1).
@@ -148,7 +148,7 @@ fn parts(answer: &Response) -> Vec<(String, Vec<u8>)> {
     found
 }
 
-/// Of a `Content-Range`: first byte, and the one after the last.
+/// The first byte of a `Content-Range`, and the one after its last.
 fn bounds(content_range: &str) -> Option<(u64, u64)> {
     let range = content_range.strip_prefix("bytes ")?.split('/').next()?;
     let (first, last) = range.split_once('-')?;
@@ -258,7 +258,7 @@ fn answers_equal_those_of_nginx() {
         } {
             let turn = (number % kinds + number / kinds) % 3;
             let target = match turn {
-                // Of the random ones fewer: each costs a fetch.
+                // Fewer of the random ones: each costs a fetch.
                 0 | 1 if !question.name.is_empty() || number % 8 == 0 => {
                     let target = cluster.put(&format!("/cold-{number}.mp4"), object());
                     if turn == 1 {

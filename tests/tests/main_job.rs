@@ -26,7 +26,7 @@ fn sha256_through(call: &Call, address: std::net::SocketAddr) -> (u64, String) {
     }
 }
 
-/// What the origin sent of an object; names the requests where it is not that.
+/// Checks the bytes that the origin sent of an object; names the requests otherwise.
 fn assert_sent(cluster: &Cluster, path: &str, expected: std::ops::RangeInclusive<u64>) {
     let sent = cluster.origin.body_bytes(path);
     let requests: Vec<_> = cluster

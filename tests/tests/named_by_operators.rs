@@ -23,7 +23,7 @@ fn said(output: &Output) -> String {
     )
 }
 
-/// What the coordinator's own client did wrong when it had one: a redirect out of the base was
+/// Faults of the client to origins that the coordinator once had: a redirect out of the base was
 /// followed with the source's secret, `..%2f` was sent on, a closed connection was an error.
 #[test]
 fn an_origin_is_asked_by_an_edges_rules() {

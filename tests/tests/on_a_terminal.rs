@@ -1,4 +1,4 @@
-//! What follows a job or a drain shows on a terminal: a bar with rate and time left, and at the end
+//! A followed job or drain on a terminal: a bar with rate and time left, and at the end
 //! a clean line. `script` of util-linux is the terminal.
 #![allow(clippy::unwrap_used)]
 
@@ -13,7 +13,7 @@ use chunkcache_tests::{Cluster, MIB, Object, eventually};
 const WAIT: Duration = Duration::from_secs(30);
 const COLUMNS: usize = 80;
 const ESCAPE: char = '\u{1b}';
-/// What a bar is drawn with, done and not yet.
+/// Characters of a bar, done and not yet.
 const DONE: char = '█';
 const LEFT: char = '░';
 

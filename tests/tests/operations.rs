@@ -299,7 +299,7 @@ fn modes_of_a_source_are_switched_while_it_plays() {
     );
 }
 
-/// What is played on an edge that is drained is at the next edge before its players are: nothing of
+/// Chunks played on a draining edge are at the next edge before its players are: nothing of
 /// it is asked of the origin again.
 #[test]
 fn a_drained_edge_hands_over_what_is_played_there() {
@@ -320,7 +320,7 @@ fn a_drained_edge_hands_over_what_is_played_there() {
     assert_eq!(cluster.origin.hits("/film.mp4").len(), before);
 }
 
-/// The coordinator that was told to drain the edge is gone before there is anybody to hand to.
+/// The coordinator that took the drain is gone before another edge can take its chunks.
 #[test]
 fn a_hand_over_goes_on_after_a_restart_of_the_coordinator() {
     let mut cluster = Cluster::with_edges(2);

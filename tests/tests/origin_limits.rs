@@ -72,7 +72,7 @@ fn without_a_coordinator_each_edge_has_a_part_of_the_limit() {
     cluster.coordinator.kill();
     storm(&cluster, "alone", 5);
     cluster.coordinator.start();
-    // What an edge has open is counted from its session on.
+    // An edge's open connections count from its session on.
     cluster.edges.iter_mut().for_each(Edge::wait_ready);
     storm(&cluster, "after", 5);
     let most = cluster.origin.most_connections();

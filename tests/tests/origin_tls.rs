@@ -1,4 +1,4 @@
-//! An origin whose TLS is wrong: nothing is sent to it and nothing believed of it, who asks is
+//! An origin whose TLS is wrong: nothing is sent to it and nothing believed of it, the client is
 //! told, what is cached goes on.
 #![allow(clippy::unwrap_used)]
 
@@ -13,7 +13,7 @@ use chunkcache_tests::{
 const SIZE: u64 = 3 * CHUNK + 77;
 const NAMES: &str = "IP:127.0.0.1,DNS:localhost";
 
-/// What an origin does, what of it stands in a log or an answer, and what its clients get: 502
+/// A fault of an origin, its words in a log or an answer, and the clients' status: 502
 /// where it did something wrong, 504 where it did nothing in time.
 struct Fault {
     name: &'static str,
@@ -184,8 +184,8 @@ fn cached_ranges_outlive_an_origins_tls() {
                     cluster.wait_recorded(path, &[(0, CHUNK)]);
                 }
                 front.set(fault.handshake.clone());
-                // What is here is served, and said to be stale; where the origin forbids that it is
-                // a problem.
+                // Held bytes are served and marked stale; where the origin forbids that, the answer
+                // is a problem.
                 let cached = part(&paths[0], 1000, CHUNK).expect(206);
                 assert!(cached.body == content::bytes(seed, 1000, CHUNK), "{name}");
                 let said = cached.header("cache-status").unwrap();
@@ -194,13 +194,13 @@ fn cached_ranges_outlive_an_origins_tls() {
                     "{name}: {said}"
                 );
                 assert_problem(&part(&paths[1], 0, CHUNK), fault);
-                // What is not here is waited for as long as an edge waits.
+                // Missing bytes are waited for as long as an edge waits.
                 let missing = part(&paths[0], 2 * CHUNK, SIZE);
                 assert_eq!(missing.status, 503, "{name}: {}", missing.text());
                 let said = missing.header("cache-status").unwrap();
                 assert!(said.contains("timed-out"), "{name}: {said}");
                 assert!(missing.header("retry-after").is_some());
-                // And comes when the origin is mended, to who waits meanwhile too.
+                // It arrives once the origin is repaired, also for requests that waited meanwhile.
                 let mut waiting = Call::get(&format!("/{name}{}", paths[0]))
                     .open(address)
                     .unwrap();

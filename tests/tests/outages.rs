@@ -78,7 +78,7 @@ fn new_work_beyond_the_bound_is_refused_and_running_bodies_go_on() {
             });
         }
         drop(told);
-        // Of 300 at a time 256 are asked for: the others are told at once.
+        // 256 of 300 at a time are asked for: the others are refused at once.
         let mut refused = 0;
         for answer in answers.into_iter().flatten() {
             if answer.status == 503 {

@@ -1,4 +1,4 @@
-//! Bodies that are handed through and break off: gone on with where the origin proves that the rest
+//! Passed-through bodies that break off: continued where the origin proves that the rest
 //! is of the same version, cut everywhere else. Never a clean end of a short body, never bytes of
 //! two versions.
 #![allow(clippy::unwrap_used)]
@@ -58,7 +58,7 @@ fn a_passed_body_that_breaks_once_is_gone_on_with() {
         assert!(got <= SIZE && asked[1].body_bytes == SIZE - got, "{path}");
         assert!(cluster.recorded(path, "edge-a").is_empty());
     }
-    // Of a part the rest of the part.
+    // A part is completed by the rest of the part.
     let target = prepare(
         &cluster,
         "/part",
@@ -68,7 +68,7 @@ fn a_passed_body_that_breaks_once_is_gone_on_with() {
     );
     let part = Call::get(&target).range(1000, 4 * MIB).send(address);
     assert!(part.expect(206).body == content::bytes(21, 1000, 4 * MIB));
-    // Of a body whose length nobody knew all that the second answer tells of.
+    // A body of unknown length ends where the second answer ends.
     let object = passing(22).fault(Fault::Chunked, Times::Always);
     let fault = Fault::DieAfter(3 * MIB);
     let target = prepare(&cluster, "/chunked", object, fault, Times::Next(1));

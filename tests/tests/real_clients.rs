@@ -136,7 +136,7 @@ fn curl_and_wget_resume_in_the_middle() {
             expected,
             "{client}"
         );
-        // Again on the complete file: wget asks past the end, is told 416, and is content.
+        // Again on the complete file: wget asks past the end, gets 416, and is content.
         let again = run(client, &arguments);
         assert!(client == "curl" || again.status.success(), "{again:?}");
         assert_eq!(fs::metadata(&file).unwrap().len(), size);

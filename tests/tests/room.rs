@@ -84,7 +84,7 @@ fn a_job_for_which_there_is_no_room_says_so_and_waits() {
     });
     assert!(waiting.contains("edge-a has no room"), "{waiting}");
     let sent = at_rest(&cluster, &["/large.mp4"]);
-    // What was handed out when the first eviction was told, at most: three runs of eight chunks,
+    // Assigned at most when the first eviction was reported: three runs of eight chunks,
     // and as many ahead.
     assert!(sent <= ROOM + 48 * CHUNK, "{sent} bytes for {ROOM}");
     let job = job();

@@ -1,4 +1,4 @@
-//! What the cluster fetches, when and for whom, told from the origin's log and the tables.
+//! The cluster's fetches, their times and reasons, from the origin's log and the tables.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -181,7 +181,7 @@ fn a_precache_job_survives_a_restart_of_everything() {
     });
     assert_eq!(cluster.recorded("/job.mp4", "edge-b"), [(0, 40 * MIB)]);
     assert_eq!(cluster.recorded("/job.mp4", "edge-a"), []);
-    // What was on its way when everything stopped, at most: three fetches and a chunk each.
+    // In flight at most when everything stopped: three fetches of a chunk each.
     let sent = cluster.origin.body_bytes("/job.mp4");
     assert!(
         sent <= 40 * MIB + 4 * CHUNK,

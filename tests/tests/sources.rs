@@ -90,7 +90,7 @@ fn a_source_added_again_elsewhere_begins_anew() {
     assert_eq!(after.body, content::bytes(2, 0, SIZE));
 }
 
-/// Each is told to the edges as the whole set: the last word has to be the newest.
+/// Edges receive the whole set each time: the last message has to be the newest.
 #[tokio::test(flavor = "multi_thread")]
 async fn sources_added_at_once_are_all_known() {
     let cluster = tokio::task::block_in_place(|| Cluster::with_edges(1));

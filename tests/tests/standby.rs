@@ -167,7 +167,7 @@ fn read(address: SocketAddr, start: u64, end: u64) -> Result<(), String> {
     }
 }
 
-/// What the lines of a watch add up to, by edge; panics on a revision that does not rise, or on
+/// Adds up the lines of a watch, by edge; panics on a revision that does not rise, or on
 /// bytes told twice.
 #[track_caller]
 fn add_up(lines: &str) -> BTreeMap<String, BTreeMap<u64, u64>> {
@@ -314,7 +314,7 @@ fn a_planned_change_takes_less_than_a_second() {
     edges_are_back(&pair.cluster.coordinator, 2);
     assert!(!leads(&pair.standby));
 
-    // What is stored after two changes of the leader reaches who watched before them.
+    // Chunks stored after two changes of the leader reach watchers from before them.
     Call::get(&late).send(pair.cluster.edge().http).expect(200);
     eventually("the watch tells all", Duration::from_secs(20), || {
         let held = add_up(&watching.output());

@@ -26,7 +26,7 @@ const CALLER: &str = "00f067aa0ba902b7";
 
 type Received = Arc<Mutex<Vec<ExportTraceServiceRequest>>>;
 
-/// What an OpenTelemetry collector is to the services.
+/// Stands in for an OpenTelemetry collector.
 struct Collector {
     address: std::net::SocketAddr,
     received: Received,
@@ -138,7 +138,7 @@ fn one_trace_from_the_player_to_the_origin() {
     let mut cluster = traced(&collector);
     cluster.start_prepared();
     let film = cluster.put("/film.mp4", Object::generated(21, 4 * MIB));
-    // Of a key that is new the coordinator need not ask its table; of this one it must.
+    // The coordinator answers for a new key without its table; for this one it must ask it.
     cluster.edge().get(&film).expect(200);
     let invalidate = ["entry", "invalidate", "media/film.mp4"];
     assert!(cluster.coordinator.cli(&invalidate).status.success());

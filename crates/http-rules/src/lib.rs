@@ -5,8 +5,8 @@
 //! an object. Two copies of a rule drift apart, and then one cache key is two objects.
 //!
 //! **Shape.** Pure functions over plain values: header maps and numbers in, a verdict out. No
-//! runtime, no socket, no file, no clock: time is an argument. So each rule has its tests beside it,
-//! and no input makes one panic.
+//! runtime, no socket, no file, no clock: time is an argument. So each rule has its tests beside
+//! it, and no input makes one panic.
 //!
 //! | module | rule | RFC |
 //! |---|---|---|

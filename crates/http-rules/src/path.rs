@@ -98,8 +98,8 @@ pub fn normalize_name(path: &str, query: &str) -> Result<(String, String), Targe
     Ok((path, normalize_query(query)?))
 }
 
-/// What of `url` lies below `base_url`, without the leading slash; none: it lies elsewhere. Both are
-/// absolute and were read by the same parser, which has resolved dot segments.
+/// What of `url` lies below `base_url`, without the leading slash; none: it lies elsewhere. Both
+/// are absolute and were read by the same parser, which has resolved dot segments.
 #[must_use]
 pub fn below_base<'a>(url: &'a Url, base_url: &Url) -> Option<&'a str> {
     let same_authority = base_url.scheme() == url.scheme()

@@ -120,7 +120,7 @@ async fn run(options: Arc<Options>) -> Result<()> {
     Ok(())
 }
 
-/// Reads the object from its start until it is told to stop.
+/// Reads the object from its start until it is stopped.
 async fn lead(options: Arc<Options>, target: usize) -> std::io::Result<()> {
     let mut connection = options.client.connect(0).await?;
     let asked = Asked {

@@ -16,7 +16,7 @@ use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 /// How often the memory of the servers is looked at; none of them changes faster.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
-/// Of one connection; a server that fails is not hammered.
+/// Errors of one connection before it gives up: a failing server is not hammered.
 const MAX_ERRORS: u64 = 20;
 
 struct Options {

@@ -3,7 +3,7 @@
 //!
 //! Twenty objects are opened through a real edge; its store is then told that it holds all of their
 //! chunks (the example `fill_store` of cache-edge, given by its path). Three starts follow: with a
-//! table that knows none of them (all are told and recorded), with one that knows all (digests
+//! table that knows none of them (all are reported and recorded), with one that knows all (digests
 //! alone), and once more. Usage: `chunkcache-restart <fill_store> [chunks, default 1000000]`.
 //! Prints Markdown.
 // A measurement that is wrong stops at the line that is wrong.
@@ -78,7 +78,7 @@ fn main() {
     }
 }
 
-/// What the process has read, from wherever (`rchar`).
+/// Bytes that the process has read, from wherever (`rchar`).
 fn read_bytes(pid: rustix::process::Pid) -> u64 {
     let io = std::fs::read_to_string(format!("/proc/{}/io", pid.as_raw_nonzero())).unwrap();
     let line = io.lines().find(|line| line.starts_with("rchar:")).unwrap();

@@ -78,8 +78,8 @@ pub fn settle_and_compare(cluster: &mut Cluster) -> Audit {
     stand_still(cluster, |_, _| true);
     for row in rows(cluster) {
         let edge = home(cluster, &row);
-        // Of an object that changed since, a corrupt chunk can not be had again: then it must only
-        // be gone.
+        // A corrupt chunk of an object that changed since cannot be fetched again: then it must
+        // only be gone.
         if let Ok(reply) = Call::get(&format!("/v1/entries/{}", row.entry))
             .range(row.start, row.end)
             .open(edge.http)

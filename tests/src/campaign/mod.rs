@@ -26,7 +26,7 @@ use crate::{CHUNK, MIB};
 pub use audit::Audit;
 pub use small_disk::SmallDisk;
 
-/// How often each fault is injected, and who reads meanwhile.
+/// How often each fault is injected, and which readers run meanwhile.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub seed: u64,
@@ -40,7 +40,7 @@ pub struct Plan {
     /// trusted after.
     pub corrupted_chunks: u32,
     pub disk_fills: u32,
-    /// Of the coordinator, of PostgreSQL, or of an edge, for some seconds.
+    /// Outage of the coordinator, of PostgreSQL, or of an edge, for some seconds.
     pub network_cuts: u32,
     pub object_changes: u32,
     pub readers: usize,
@@ -102,7 +102,7 @@ impl Plan {
         }
     }
 
-    /// What the project promises of one campaign.
+    /// The promises that one campaign checks.
     pub fn full(seed: u64) -> Plan {
         Plan {
             edge_kills: 200,
@@ -150,7 +150,7 @@ pub struct Title {
     pub path: String,
     pub size: u64,
     pub version: AtomicU64,
-    /// Of the content its origin has now.
+    /// Version of the content that its origin has now.
     pub seed: AtomicU64,
 }
 
@@ -262,7 +262,7 @@ pub fn run(plan: &Plan) -> Report {
     report
 }
 
-/// What the processes said, for who looks for the cause.
+/// The logs of the processes, to find the cause in.
 fn keep_logs(cluster: &Cluster, seed: u64) {
     let to = std::env::temp_dir().join(format!("chunkcache-faults-seed-{seed}"));
     let logs = std::fs::read_dir(cluster.directory.path())

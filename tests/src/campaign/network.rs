@@ -1,8 +1,8 @@
 //! A network that can be cut: the campaign runs in a network namespace of its own, where packets to
 //! and from a port are dropped.
 //!
-//! Unlike a kill, nobody is told: connections stay open and silent, which is what a broken switch
-//! looks like.
+//! Unlike after a kill, no peer notices: connections stay open and silent, which is what a broken
+//! switch looks like.
 
 use std::process::{Command, Stdio};
 

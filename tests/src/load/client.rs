@@ -50,8 +50,9 @@ enum Stream {
 }
 
 thread_local! {
-    /// Of all connections: what is read is looked at before another one reads. One buffer stays in
-    /// the processor's cache, where one for each connection would measure the memory's speed.
+    /// Shared by all connections: bytes are compared before another connection reads. One buffer
+    /// stays in the processor's cache, where one for each connection would measure the memory's
+    /// speed.
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
 }
 

@@ -1,4 +1,4 @@
-//! What the load generators of `tests/bench` have in common: a small HTTP/1.1 client that reads 256
+//! Shared by the load generators of `tests/bench`: a small HTTP/1.1 client that reads 256
 //! KiB at a time and compares what it reads with what it should be.
 //!
 //! wrk reads 8 KiB at a time and, at several GB/s, mostly measures itself.
@@ -13,7 +13,7 @@ use std::{collections::HashMap, io::Read as _};
 
 use anyhow::{Context as _, Result, bail};
 
-/// What the bytes of an object should be.
+/// The expected bytes of an object.
 pub enum Content {
     Memory(Vec<u8>),
     /// So many bytes, of which all but the first are those `period` before them.

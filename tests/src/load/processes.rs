@@ -1,4 +1,4 @@
-//! What the processes under load cost, from `/proc`.
+//! Processor time and memory of the processes under load, from `/proc`.
 
 use std::fs;
 

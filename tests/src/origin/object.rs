@@ -1,4 +1,4 @@
-//! What an origin holds at a path, and how it misbehaves there.
+//! An object at an origin's path, and how the origin misbehaves there.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;

@@ -1,4 +1,4 @@
-//! What is asked of both servers: every odd question three times, and random ones up to a few
+//! Questions to both servers: every odd one three times, and random ones up to a few
 //! thousand.
 
 use rand::{RngExt as _, rngs::StdRng};

@@ -117,8 +117,8 @@ function button(label, key, action) {
       type: "button",
       "data-key": key,
       onclick: async ({ target }) => {
-        // Not `disabled`: that takes the focus away, and who came by keyboard would begin again at the
-        // top.
+        // Not `disabled`: that takes the focus away, and who came by keyboard would begin again at
+        // the top.
         if (target.getAttribute("aria-disabled")) return;
         target.setAttribute("aria-disabled", "true");
         try {
