@@ -250,7 +250,6 @@ fn sql_stands_in_db_alone() {
 #[test]
 fn unsafe_code_is_in_its_documented_places_only() {
     let allowed = [
-        "crates/chunk-store/src/mapping.rs",
         "crates/chunk-store/src/cachestat.rs",
         "cache-edge/src/system_calls.rs",
     ];

@@ -18,13 +18,10 @@ use tokio_util::sync::ReusableBoxFuture;
 
 use super::{
     buffers::{BufferPool, LARGE_BYTES, PooledBuf},
-    mapped::{MappedBuf, Registry},
+    file_slices::{FilePart, FileSlice, FileSlices, MAX_SLICE_BYTES},
     metrics::{ByteSource, Metrics},
 };
 use crate::serve::ports::{OpenReader, Piece, ReadBytes, ReadError};
-
-/// What is handed to hyper at once on a plain connection: a chunk of the usual size.
-const MAX_MAPPED_BYTES: u64 = 2 << 20;
 
 /// A reader that waits longer than this within a body is a stall, as a viewer may notice it.
 const STALL: Duration = Duration::from_millis(100);
@@ -33,7 +30,7 @@ const STALL: Duration = Duration::from_millis(100);
 pub enum BodyData {
     Memory(Bytes),
     /// Sent by `sendfile`; never to be read.
-    Mapped(MappedBuf),
+    File(FileSlice),
     Pooled(PooledBuf),
 }
 
@@ -41,7 +38,7 @@ impl Buf for BodyData {
     fn remaining(&self) -> usize {
         match self {
             Self::Memory(data) => data.remaining(),
-            Self::Mapped(data) => data.remaining(),
+            Self::File(data) => data.remaining(),
             Self::Pooled(data) => data.remaining(),
         }
     }
@@ -49,7 +46,7 @@ impl Buf for BodyData {
     fn chunk(&self) -> &[u8] {
         match self {
             Self::Memory(data) => data.chunk(),
-            Self::Mapped(data) => data.chunk(),
+            Self::File(data) => data.chunk(),
             Self::Pooled(data) => data.chunk(),
         }
     }
@@ -57,7 +54,7 @@ impl Buf for BodyData {
     fn advance(&mut self, count: usize) {
         match self {
             Self::Memory(data) => data.advance(count),
-            Self::Mapped(data) => data.advance(count),
+            Self::File(data) => data.advance(count),
             Self::Pooled(data) => data.advance(count),
         }
     }
@@ -67,7 +64,7 @@ impl Buf for BodyData {
 #[derive(Clone)]
 pub enum Delivery {
     /// A plain HTTP/1.1 socket: by `sendfile`.
-    Sendfile(Arc<Registry>),
+    Sendfile(Arc<FileSlices>),
     /// TLS or HTTP/2: through reused buffers.
     Copy(Arc<BufferPool>),
 }
@@ -187,7 +184,7 @@ impl<O: OpenReader> Cursor<O> {
             (Some(piece), _) => Some(piece),
             (None, Some(reader)) => {
                 let max_len = match self.delivery {
-                    Delivery::Sendfile(_) => MAX_MAPPED_BYTES,
+                    Delivery::Sendfile(_) => MAX_SLICE_BYTES as u64,
                     Delivery::Copy(_) => LARGE_BYTES as u64,
                 };
                 reader.next(max_len).await?
@@ -200,8 +197,8 @@ impl<O: OpenReader> Cursor<O> {
         }
     }
 
-    /// A file system that stopped itself after an error refuses new mappings, and reads as before.
-    async fn read_unmapped(
+    /// Where there is no slice to be had.
+    async fn read_into_memory(
         &mut self,
         mut piece: Piece,
         source: ByteSource,
@@ -236,19 +233,22 @@ impl<O: OpenReader> Cursor<O> {
         let source = self.counted_as.unwrap_or(here);
         let resident = piece.file.is_resident(piece.range);
         match &self.delivery {
-            Delivery::Sendfile(registry) => {
+            Delivery::Sendfile(slices) => {
                 if !resident {
                     // sendfile would block this worker, and with it every connection it serves.
                     let (file, range) = (Arc::clone(&piece.file), piece.range);
                     off_the_worker(move || file.bring_in(range)).await?;
                 }
-                let Ok(mapped) = piece.file.map(piece.range) else {
-                    return self.read_unmapped(piece, source).await;
+                let part = FilePart {
+                    file: piece.file.stored_file().map_err(disk)?,
+                    offset: piece.range.start,
+                };
+                let len = piece.range.len() as usize;
+                let Some(slice) = slices.add(part, len) else {
+                    return self.read_into_memory(piece, source).await;
                 };
                 self.metrics.count_bytes(source, piece.range.len());
-                Ok(BodyData::Mapped(
-                    registry.register(mapped, piece.pin, piece.file),
-                ))
+                Ok(BodyData::File(slice.with_pin(piece.pin)))
             }
             Delivery::Copy(pool) => {
                 let mut buffer = pool.take(piece.range.len());

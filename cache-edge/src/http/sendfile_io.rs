@@ -1,9 +1,9 @@
-//! A plain socket under hyper that sends mapped pieces with `sendfile(2)`.
+//! A plain socket under hyper that sends parts of files with `sendfile(2)`.
 //!
-//! hyper asks for a vectored write of the response's head and of slices that point into mappings.
-//! Plain memory goes out with `sendmsg`, with `MSG_MORE` where file bytes follow, so that head and
-//! body share packets; for a slice the registry knows, the kernel copies from the page cache to the
-//! socket. Should hyper ever copy such a slice instead, the bytes are still right.
+//! hyper asks for a vectored write of the response's head and of slices that stand for parts of
+//! files ([`super::file_slices`]). Memory goes out with `sendmsg`, with `MSG_MORE` where file bytes
+//! follow, so that head and body share packets; a part of a file the kernel copies from the page
+//! cache to the socket.
 
 use std::{
     io::{self, IoSlice},
@@ -19,7 +19,7 @@ use tokio::{io::Interest, net::TcpStream};
 
 use super::{
     connection::Activity,
-    mapped::{FilePart, Registry},
+    file_slices::{FilePart, FileSlices},
     metrics::Metrics,
 };
 
@@ -33,7 +33,7 @@ const TURN_BYTES: u64 = 512 << 10;
 /// The I/O of one plain connection.
 pub struct SendfileIo {
     io: TokioIo<TcpStream>,
-    registry: Arc<Registry>,
+    slices: Arc<FileSlices>,
     activity: Arc<Activity>,
     metrics: Arc<Metrics>,
     /// The last write ended because others have their turn.
@@ -44,13 +44,13 @@ impl SendfileIo {
     #[must_use]
     pub fn new(
         stream: TcpStream,
-        registry: Arc<Registry>,
+        slices: Arc<FileSlices>,
         activity: Arc<Activity>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             io: TokioIo::new(stream),
-            registry,
+            slices,
             activity,
             metrics,
             turn_over: false,
@@ -67,7 +67,7 @@ impl SendfileIo {
                 index += 1;
                 continue;
             }
-            if let Some(part) = self.registry.find(&slices[index]) {
+            if let Some(part) = self.slices.find(&slices[index]) {
                 let length = slices[index].len();
                 let mut offset = part.offset;
                 let end = part.offset + length as u64;
@@ -79,11 +79,14 @@ impl SendfileIo {
                 index += 1;
                 continue;
             }
+            if FileSlices::holds(&slices[index]) {
+                return Err(io::Error::other("a slice of a file outlived its buffer"));
+            }
             let rest = &slices[index..];
             let plain = rest
                 .iter()
                 .take(MAX_PLAIN_SLICES)
-                .take_while(|slice| slice.is_empty() || !self.registry.holds(slice))
+                .take_while(|slice| slice.is_empty() || !FileSlices::holds(slice))
                 .count();
             let mut flags = SendFlags::NOSIGNAL;
             if plain < rest.len() {
@@ -121,7 +124,7 @@ fn send_file_part(
     let turn_end = end.min(offset.saturating_add(TURN_BYTES));
     while *offset < turn_end {
         let wanted = usize::try_from(turn_end - *offset).unwrap_or(usize::MAX);
-        match rustix::fs::sendfile(socket, part.file(), Some(offset), wanted) {
+        match rustix::fs::sendfile(socket, &part.file, Some(offset), wanted) {
             // The file is shorter than its entry says. Nothing may be made up.
             Ok(0) => {
                 return Err(io::Error::new(

@@ -16,9 +16,9 @@ use super::{
     buffers::BufferPool,
     connection::{Activity, Client, Timeouts},
     cors::Cors,
+    file_slices::FileSlices,
     handler::{self, PeerHandler},
     limits::{Admission, Connections, Limits, RateLimiter},
-    mapped::Registry,
     memory::Memory,
     metrics::{Metrics, Refusal},
     progress_io::ProgressIo,
@@ -229,15 +229,14 @@ impl<O: Objects> Server<O> {
         let activity = Activity::new();
         let memory = Arc::new(Memory::new());
         let Some(tls) = &self.settings.tls else {
-            let registry = Arc::new(Registry::default());
+            let slices = Arc::new(FileSlices::default());
             let io = SendfileIo::new(
                 stream,
-                Arc::clone(&registry),
+                Arc::clone(&slices),
                 Arc::clone(&activity),
                 Arc::clone(&self.metrics),
             );
-            let conversation =
-                self.converse(io, Some(registry), memory, address, activity, shutdown);
+            let conversation = self.converse(io, Some(slices), memory, address, activity, shutdown);
             return Box::pin(conversation).await;
         };
         let acceptor = tokio_rustls::TlsAcceptor::from(tls());
@@ -263,7 +262,7 @@ impl<O: Objects> Server<O> {
     async fn converse<I>(
         self: Arc<Self>,
         io: I,
-        registry: Option<Arc<Registry>>,
+        slices: Option<Arc<FileSlices>>,
         memory: Arc<Memory<O::Open>>,
         address: SocketAddr,
         activity: Arc<Activity>,
@@ -276,9 +275,9 @@ impl<O: Objects> Server<O> {
             let server = Arc::clone(&self);
             let memory = Arc::clone(&memory);
             let active = activity.request_begun();
-            let delivery = match &registry {
-                Some(registry) if request.version() < http::Version::HTTP_2 => {
-                    Delivery::Sendfile(Arc::clone(registry))
+            let delivery = match &slices {
+                Some(slices) if request.version() < http::Version::HTTP_2 => {
+                    Delivery::Sendfile(Arc::clone(slices))
                 }
                 _ => Delivery::Copy(Arc::clone(&server.buffers)),
             };

@@ -67,7 +67,7 @@ pub trait DiskFile: Send + Sync {
     fn allocate(&self, range: ByteRange) -> io::Result<()>;
     /// The first run of bytes at or after `from` that takes up blocks.
     fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>>;
-    /// For mmap, sendfile and advice; a simulated file has none.
+    /// For sendfile and advice; a simulated file has none.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 }
 

@@ -15,10 +15,10 @@ use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Geometry, checksum::Inven
 use parking_lot::Mutex;
 
 use super::{
-    Mapped, Reservation, StoreError,
+    Reservation, StoreError,
     commit::Finished,
     disk::{DiskFile, Open},
-    open_files::OpenFile,
+    open_files::{OpenFile, StoredFile},
     residency,
     shared::Shared,
     verify,
@@ -300,10 +300,10 @@ impl EntryFile {
         }
     }
 
-    /// For sendfile: the file and, for hyper, memory that maps the range. Not for an empty range.
-    pub fn map(&self, range: ByteRange) -> Result<Mapped, StoreError> {
-        let file = self.open_file(Open::Reading)?;
-        Ok(self.shared.files.map(&file, range)?)
+    /// The sparse file, for sendfile.
+    pub fn stored_file(&self) -> Result<StoredFile, StoreError> {
+        let open = self.open_file(Open::Reading)?;
+        Ok(StoredFile::new(open.file.clone())?)
     }
 
     /// The pages of the range are in memory (so that sendfile does not block), or were a moment
@@ -431,11 +431,11 @@ impl EntryFile {
             }
             (opened, _) => (opened?, true),
         };
-        // Never cut: a mapping of it may be in use.
+        // Never cut: a reader may send from it.
         if is_writable && file.len()? < self.geometry.size() {
             file.set_len(self.geometry.size())?;
         }
-        let file = Arc::new(OpenFile::new(file, self.geometry.size(), is_writable));
+        let file = Arc::new(OpenFile::new(file, is_writable));
         let was_open = self.open.swap(Some(file.clone())).is_some();
         drop(path);
         if !was_open {

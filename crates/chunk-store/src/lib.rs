@@ -29,7 +29,6 @@ pub mod eviction;
 mod health;
 mod journal;
 pub mod journal_record;
-mod mapping;
 mod open_files;
 mod policy;
 mod reclaim;
@@ -63,7 +62,7 @@ use self::{
 };
 pub use self::{
     entry_file::{ChunkPin, EntryFile},
-    mapping::Mapped,
+    open_files::StoredFile,
     space::Reservation,
 };
 use crate::{chunk_table::ChunkState, journal_record::MAX_BODY_BYTES};
@@ -99,8 +98,6 @@ pub struct Tuning {
     /// The scrub checks everything once in this time.
     pub scrub_period: Duration,
     pub max_open_files: usize,
-    /// Mapped windows of 1 GiB: address space, not memory.
-    pub max_windows: usize,
 }
 
 impl Default for Tuning {
@@ -108,7 +105,6 @@ impl Default for Tuning {
         Self {
             scrub_period: Duration::from_secs(7 * 24 * 3600),
             max_open_files: 512,
-            max_windows: 4096,
         }
     }
 }

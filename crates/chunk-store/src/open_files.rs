@@ -1,4 +1,4 @@
-//! Open files and mapped windows: a bounded number of both, whatever the number of entries.
+//! Open files: a bounded number, whatever the number of entries.
 //!
 //! The hit path takes an open file with one atomic load. Opening is rare and goes through a lock;
 //! it closes another file where the bound is reached (second-chance clock). A file with unsynced
@@ -8,33 +8,22 @@
 use std::{
     collections::VecDeque,
     io,
+    os::fd::{AsFd, BorrowedFd},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use arc_swap::ArcSwapOption;
-use chunkcache_proto::ByteRange;
 use parking_lot::Mutex;
 
-use super::{
-    disk::DiskFile,
-    entry_file::EntryFile,
-    mapping::{Mapped, Window},
-};
-
-/// A multiple of every chunk size, so that no chunk lies across two windows.
-const WINDOW_BYTES: u64 = 1 << 30;
-const PAGE_BYTES: u64 = 4096;
+use super::{disk::DiskFile, entry_file::EntryFile};
 
 /// A sparse file while it is open.
 pub(super) struct OpenFile {
     pub file: Arc<dyn DiskFile>,
-    size_bytes: u64,
     /// Unset: it was opened where the file system took no writes.
     pub is_writable: bool,
-    windows: Box<[ArcSwapOption<Window>]>,
     /// Since the clock's hand came by.
     used: AtomicBool,
     /// Written and not synced since.
@@ -42,13 +31,10 @@ pub(super) struct OpenFile {
 }
 
 impl OpenFile {
-    pub fn new(file: Arc<dyn DiskFile>, size_bytes: u64, is_writable: bool) -> Self {
-        let windows = size_bytes.div_ceil(WINDOW_BYTES);
+    pub fn new(file: Arc<dyn DiskFile>, is_writable: bool) -> Self {
         Self {
             file,
-            size_bytes,
             is_writable,
-            windows: (0..windows).map(|_| ArcSwapOption::empty()).collect(),
             used: AtomicBool::new(true),
             unsynced: AtomicBool::new(false),
         }
@@ -62,21 +48,40 @@ impl OpenFile {
     }
 }
 
-/// All files and windows that are open.
+/// A sparse file of a real disk, for sendfile. It stays open while this is held. Cheap to clone.
+#[derive(Clone)]
+pub struct StoredFile(Arc<dyn DiskFile>);
+
+impl StoredFile {
+    /// A simulated file has no descriptor.
+    pub(super) fn new(file: Arc<dyn DiskFile>) -> io::Result<Self> {
+        match file.fd() {
+            Some(_) => Ok(Self(file)),
+            None => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+}
+
+impl AsFd for StoredFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self.0.fd() {
+            Some(fd) => fd,
+            None => unreachable!("made of a file with a descriptor"),
+        }
+    }
+}
+
+/// All files that are open.
 pub(super) struct OpenFiles {
     max_files: usize,
-    max_windows: usize,
     files: Mutex<VecDeque<Weak<EntryFile>>>,
-    windows: Mutex<VecDeque<(Weak<OpenFile>, usize)>>,
 }
 
 impl OpenFiles {
-    pub fn new(max_files: usize, max_windows: usize) -> Self {
+    pub fn new(max_files: usize) -> Self {
         Self {
             max_files,
-            max_windows,
             files: Mutex::default(),
-            windows: Mutex::default(),
         }
     }
 
@@ -124,58 +129,6 @@ impl OpenFiles {
     #[cfg(test)]
     pub fn open_count(&self) -> usize {
         self.files.lock().len()
-    }
-
-    /// Memory that maps the range: a shared window, or one of its own for a range across two.
-    pub fn map(&self, file: &Arc<OpenFile>, range: ByteRange) -> io::Result<Mapped> {
-        if range.is_empty() || range.end > file.size_bytes {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let at = (range.start / WINDOW_BYTES) as usize;
-        let window_start = at as u64 * WINDOW_BYTES;
-        let window_range = ByteRange::new(
-            window_start,
-            (window_start + WINDOW_BYTES).min(file.size_bytes),
-        );
-        let window = if range.end > window_range.end {
-            let start = range.start / PAGE_BYTES * PAGE_BYTES;
-            Arc::new(Window::map(
-                file.file.clone(),
-                ByteRange::new(start, range.end),
-            )?)
-        } else if let Some(window) = file.windows[at].load_full() {
-            window
-        } else {
-            self.map_window(file, at, window_range)?
-        };
-        Mapped::new(window, range).ok_or_else(|| io::ErrorKind::InvalidInput.into())
-    }
-
-    fn map_window(
-        &self,
-        file: &Arc<OpenFile>,
-        at: usize,
-        range: ByteRange,
-    ) -> io::Result<Arc<Window>> {
-        let mut windows = self.windows.lock();
-        // Another reader may have been faster.
-        if let Some(window) = file.windows[at].load_full() {
-            return Ok(window);
-        }
-        let window = Arc::new(Window::map(file.file.clone(), range)?);
-        debug_assert_eq!(window.range(), range);
-        file.windows[at].store(Some(window.clone()));
-        windows.push_back((Arc::downgrade(file), at));
-        while windows.len() > self.max_windows {
-            // First in, first out: a window in use lives on in its readers and is mapped again when
-            // asked for.
-            if let Some((file, at)) = windows.pop_front()
-                && let Some(file) = file.upgrade()
-            {
-                file.windows[at].store(None);
-            }
-        }
-        Ok(window)
     }
 }
 

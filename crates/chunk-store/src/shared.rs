@@ -74,7 +74,7 @@ impl Shared {
         Self {
             store_id,
             group_sync_window,
-            files: OpenFiles::new(tuning.max_open_files, tuning.max_windows),
+            files: OpenFiles::new(tuning.max_open_files),
             spares: Spares::default(),
             tuning,
             journal: Mutex::new(Journal::new(disk.clone())),

@@ -55,15 +55,6 @@ fn what_is_durable_is_there_after_a_restart() {
     }
     let range = entry.geometry().chunk_range(3);
     let part = ByteRange::new(range.start + 10, range.end - 10);
-    let mapped = entry.map(part).unwrap();
-    assert_eq!(
-        (mapped.file_offset(), mapped.len() as u64),
-        (part.start, part.len())
-    );
-    assert_eq!(
-        mapped.as_ref(),
-        &content(&entry, 3)[10..CHUNK as usize - 10]
-    );
     assert!(entry.is_resident(part));
 }
 
@@ -258,19 +249,9 @@ fn a_large_sparse_entry_uses_what_was_written() {
         "{blocks}"
     );
     let range = entry.geometry().chunk_range(count - 1);
-    assert_eq!(
-        entry.map(range).unwrap().as_ref(),
-        content(&entry, count - 1)
-    );
-    // Across two windows.
-    assert_eq!(
-        entry
-            .map(ByteRange::new((1 << 30) - 5, (1 << 30) + 5))
-            .unwrap()
-            .len(),
-        10
-    );
-    assert!(entry.map(ByteRange::new(size - 1, size + 1)).is_err());
+    let mut last = vec![0; range.len() as usize];
+    entry.read_at(range.start, &mut last).unwrap();
+    assert_eq!(last, content(&entry, count - 1));
 }
 
 #[test]
@@ -432,7 +413,6 @@ fn open_files_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let tuning = Tuning {
         max_open_files: 4,
-        max_windows: 4,
         ..Tuning::default()
     };
     let store = Store::open_tuned(options(dir.path()), tuning).unwrap();
@@ -441,22 +421,20 @@ fn open_files_are_bounded() {
         write_chunk(&store, &entry_of(&store, id, CHUNK), 0).unwrap();
         await_durable(&mut durable, 1);
     }
-    let mapped: Vec<_> = store
+    let files: Vec<_> = store
         .entries()
         .iter()
-        .map(|entry| entry.map(ByteRange::new(0, CHUNK)).unwrap())
+        .map(|entry| entry.stored_file().unwrap())
         .collect();
     assert!(
         store.shared().files.open_count() <= 5,
         "{}",
         store.shared().files.open_count()
     );
-    for (entry, mapped) in store.entries().iter().zip(mapped) {
-        assert_eq!(
-            mapped.as_ref(),
-            content(entry, 0),
-            "a mapping outlives its window's place"
-        );
+    for (entry, file) in store.entries().iter().zip(files) {
+        let mut bytes = vec![0; CHUNK as usize];
+        rustix::io::pread(&file, &mut bytes, 0).unwrap();
+        assert_eq!(bytes, content(entry, 0), "a file that is held stays open");
     }
 }
 
