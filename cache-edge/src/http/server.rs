@@ -33,6 +33,9 @@ use http_rules::cache_status::CacheStatus;
 /// being sent.
 const MAX_LARGE_BUFFERS: usize = 512;
 
+/// Bytes of an HTTP/2 stream that wait for the client to take them, beside what the body read last.
+const MAX_STREAM_SEND_BYTES: usize = 64 << 10;
+
 /// Of a connection's own future; a thousand readers are to be served in some tens of MiB.
 const MAX_CONNECTION_FUTURE_BYTES: usize = 2048;
 
@@ -337,6 +340,10 @@ impl<O: Objects> Server<O> {
             .http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.http2_streams)
+            // A player that scrubs opens and cancels as many as it may in one packet. More than
+            // that, cancelled before they were looked at, end the connection.
+            .max_pending_accept_reset_streams(limits.http2_streams as usize)
+            .max_send_buf_size(MAX_STREAM_SEND_BYTES)
             .max_header_list_size(u32::try_from(limits.request_head_bytes).unwrap_or(u32::MAX))
             .keep_alive_interval(timeouts.keep_alive)
             .adaptive_window(false);

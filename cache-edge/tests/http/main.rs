@@ -7,5 +7,6 @@ mod connections;
 mod hits;
 mod http2_and_tls;
 mod objects;
+mod scrubbing;
 mod semantics;
 mod split_heads;
