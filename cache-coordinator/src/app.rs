@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::{
     access::{self, Access},
-    config::ServeConfig,
+    config::ServeOptions,
     db::{
         Database, DatabaseConfig, LeaseKeeper,
         lease::LeaseTimes,
@@ -38,7 +38,7 @@ use crate::{
 
 /// A coordinator whose listeners are bound.
 pub struct App {
-    config: ServeConfig,
+    config: ServeOptions,
     grpc: TcpListener,
     http: TcpListener,
     grpc_tls: Option<Arc<Reloading<ServerConfig>>>,
@@ -49,16 +49,17 @@ pub struct App {
 
 impl App {
     /// Binds both listeners and reads the certificates.
-    pub async fn bind(config: ServeConfig, shutdown: CancellationToken) -> anyhow::Result<Self> {
+    pub async fn bind(config: ServeOptions, shutdown: CancellationToken) -> anyhow::Result<Self> {
         tls::install_provider();
-        let grpc_tls = config.tls.clone().map(tls::server).transpose()?;
-        let http_files = config.tls.clone().map(|files| ServerFiles {
+        let grpc_tls = config.tls().map(tls::server).transpose()?;
+        let http_files = config.tls().map(|files| ServerFiles {
             client_ca: None,
             alpn: vec![b"h2".to_vec(), b"http/1.1".to_vec()],
             ..files
         });
         let http_tls = http_files.map(tls::server).transpose()?;
-        let access = Access::load(config.access_tokens.clone()).context("--access-tokens-file")?;
+        let access =
+            Access::load(config.access_tokens_file.clone()).context("--access-tokens-file")?;
         let bind = |address: SocketAddr| async move {
             let bound = TcpListener::bind(address).await;
             bound.with_context(|| format!("can not listen on {address}"))
@@ -105,7 +106,7 @@ impl App {
 
         let metrics = Arc::new(Metrics::default());
         let mut database_config = DatabaseConfig::new(self.config.database_url.expose());
-        database_config.max_connections = self.config.database_connections;
+        database_config.max_connections = self.config.database_connections as usize;
         let database = Database::new(
             &database_config,
             Arc::new(DatabaseTimes(Arc::clone(&metrics))),
@@ -235,7 +236,7 @@ impl App {
                 Ok(())
             }
         });
-        let migrate = self.config.migrate;
+        let migrate = self.config.migrate();
         tasks.spawn("lease", async move {
             // A schema that can never fit ends the process; a database that is not there does not.
             if database.wait_ready(migrate, &stop).await?.is_some() {

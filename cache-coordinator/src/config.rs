@@ -1,219 +1,136 @@
-//! The options of `serve`: one table, and the checked values.
+//! The options of `serve`.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use chunkcache_proto::Geometry;
-use clap::Command;
+use clap::value_parser;
 use service_kit::{
-    config::{Kind, OptionSpec, Problems, Secret, Settings, Table},
-    telemetry,
+    config::{
+        self, Problems, Secret, parse_bytes, parse_duration, parse_socket_address, parse_url,
+    },
+    telemetry::TelemetryOptions,
     tls::{self, ServerFiles},
 };
 
 use crate::db::MigrateMode;
 
-/// Variables begin with it.
-pub const PREFIX: &str = "CACHE_COORDINATOR";
-
-const OPTIONS: &[OptionSpec] = &[
-    OptionSpec::new(
-        "database-url",
-        "URL",
-        Kind::Text,
-        "PostgreSQL 15 or later: postgres://user@host/database, or key=value pairs",
-    )
-    .required()
-    .secret(),
-    OptionSpec::new(
-        "no-migrate",
-        "BOOL",
-        Kind::Bool,
-        "Do not apply migrations at start; wait until the schema is up to date",
-    ),
-    OptionSpec::new(
-        "database-connections",
-        "COUNT",
-        Kind::Integer { min: 1, max: 1000 },
-        "Connections for reads; three more are used for writes, the lease and migrations",
-    )
-    .default("16"),
-    OptionSpec::new(
-        "listen",
-        "ADDRESS",
-        Kind::SocketAddress,
-        "gRPC: CacheService, EdgeService, health and reflection",
-    )
-    .default("127.0.0.1:7400"),
-    OptionSpec::new(
-        "http-listen",
-        "ADDRESS",
-        Kind::SocketAddress,
-        "HTTP: /livez, /readyz, /metrics and the dashboard at /",
-    )
-    .default("127.0.0.1:7401"),
-    OptionSpec::new(
-        "advertise-url",
-        "URL",
-        Kind::Url,
-        "Where clients and edges reach this coordinator's gRPC; standbys name it while it leads",
-    )
-    .default_note("from --listen"),
-    OptionSpec::new(
-        "chunk-size",
-        "BYTES",
-        Kind::Checked(check_chunk_size),
-        "Bytes in a chunk of entries made from now on: a power of two from 64KiB to 64MiB",
-    )
-    .default("2MiB"),
-    OptionSpec::new(
-        "tls-cert",
-        "FILE",
-        Kind::Path,
-        "Certificate chain (PEM); TLS on both listeners",
-    ),
-    OptionSpec::new(
-        "tls-key",
-        "FILE",
-        Kind::Path,
-        "Private key of --tls-cert (PEM)",
-    ),
-    OptionSpec::new(
-        "tls-client-ca",
-        "FILE",
-        Kind::Path,
-        "Authority (PEM) whose certificates gRPC clients must present",
-    ),
-    OptionSpec::new(
-        "access-tokens-file",
-        "FILE",
-        Kind::Path,
-        "Bearer tokens, a line each: role (viewer, service, operator, edge), name, token or sha256:DIGEST; read again when it changes",
-    )
-    .default_note("none: everyone who can connect may do everything"),
-    OptionSpec::new(
-        "insecure-listen",
-        "BOOL",
-        Kind::Bool,
-        "Listen without TLS also where other machines can reach it",
-    ),
-    OptionSpec::new(
-        "drain-grace",
-        "DURATION",
-        Kind::Duration,
-        "How long running calls may take to end after SIGTERM",
-    )
-    .default("10s"),
-];
-
-/// All options of `serve`.
-#[must_use]
-pub fn table() -> Table {
-    Table::new(PREFIX, &[OPTIONS, telemetry::OPTIONS]).foreign_variables(crate::cli::VARIABLES)
-}
-
-/// The command `serve`, to stand beside those of [`crate::cli`].
-pub fn serve_command() -> Command {
-    table().add_to(
-        Command::new("serve")
-            .about("Runs a coordinator; every option is also an environment variable and a key of --config FILE"),
-    )
-}
-
-/// What `serve` runs with.
-#[derive(Clone, Debug)]
-pub struct ServeConfig {
-    /// May hold a password.
+/// What the operator decided.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ServeOptions {
+    /// PostgreSQL 15 or later: postgres://user@host/database, or key=value pairs
+    #[arg(long, value_name = "URL", value_parser = Secret::parse)]
     pub database_url: Secret,
-    /// Connections for reads.
-    pub database_connections: usize,
-    /// Whether the schema is brought up to date.
-    pub migrate: MigrateMode,
-    /// gRPC.
+    /// Do not apply migrations at start; wait until the schema is up to date
+    #[arg(long)]
+    pub no_migrate: bool,
+    /// Connections for reads, 1 to 1000; three more are used for writes, the lease and migrations
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value = "16",
+        value_parser = value_parser!(u32).range(1..=1000)
+    )]
+    pub database_connections: u32,
+    /// gRPC: CacheService, EdgeService, health and reflection
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:7400",
+        value_parser = parse_socket_address
+    )]
     pub listen: SocketAddr,
-    /// HTTP.
+    /// HTTP: /livez, /readyz, /metrics and the dashboard at /
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:7401",
+        value_parser = parse_socket_address
+    )]
     pub http_listen: SocketAddr,
-    /// How others reach us; made from the bound address where it is not given.
+    /// Where clients and edges reach this coordinator's gRPC; standbys name it while it leads [default: from --listen]
+    #[arg(long, value_name = "URL", value_parser = parse_base_url)]
     pub advertise_url: Option<String>,
-    /// Bytes in a chunk.
+    /// Bytes in a chunk of entries made from now on: a power of two from 64KiB to 64MiB
+    #[arg(long, value_name = "BYTES", default_value = "2MiB", value_parser = parse_chunk_size)]
     pub chunk_size: u32,
-    /// TLS of the gRPC listener; the HTTP one has the same without a client CA.
-    pub tls: Option<ServerFiles>,
-    /// Who may do what; without it, everyone may do everything.
-    pub access_tokens: Option<PathBuf>,
-    /// How long calls may take to end.
-    pub drain_grace: std::time::Duration,
+    /// Certificate chain (PEM); TLS on both listeners
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of --tls-cert (PEM)
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Authority (PEM) whose certificates gRPC clients must present
+    #[arg(long, value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Bearer tokens, a line each: role (viewer, service, operator, edge), name, token or sha256:DIGEST; read again when it changes [default: none: everyone who can connect may do everything]
+    #[arg(long, value_name = "FILE")]
+    pub access_tokens_file: Option<PathBuf>,
+    /// Listen without TLS also where other machines can reach it
+    #[arg(long)]
+    pub insecure_listen: bool,
+    /// How long running calls may take to end after SIGTERM
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    pub drain_grace: Duration,
+    #[command(flatten)]
+    pub telemetry: TelemetryOptions,
 }
 
-impl ServeConfig {
-    /// From settings that [`check`] accepted.
+impl ServeOptions {
     #[must_use]
-    pub fn from_settings(settings: &Settings) -> Self {
-        let chunk_size: String = settings.value("chunk-size");
-        let tls = settings
-            .get::<PathBuf>("tls-cert")
-            .zip(settings.get::<PathBuf>("tls-key"))
-            .map(|(cert, key)| ServerFiles {
-                cert,
-                key,
-                client_ca: settings.get("tls-client-ca"),
-                alpn: vec![b"h2".to_vec()],
-            });
-        Self {
-            database_url: settings.value("database-url"),
-            database_connections: usize::try_from(settings.value::<u64>("database-connections"))
-                .unwrap_or(1),
-            migrate: if settings.is_set("no-migrate") {
-                MigrateMode::CheckOnly
-            } else {
-                MigrateMode::Apply
-            },
-            listen: settings.value("listen"),
-            http_listen: settings.value("http-listen"),
-            advertise_url: settings
-                .get::<url::Url>("advertise-url")
-                .map(|url| url.as_str().trim_end_matches('/').to_owned()),
-            chunk_size: parse_chunk_size(&chunk_size).unwrap_or(Geometry::DEFAULT_CHUNK_SIZE),
-            tls,
-            access_tokens: settings.get("access-tokens-file"),
-            drain_grace: settings.value("drain-grace"),
+    pub fn migrate(&self) -> MigrateMode {
+        if self.no_migrate {
+            MigrateMode::CheckOnly
+        } else {
+            MigrateMode::Apply
+        }
+    }
+
+    /// TLS of the gRPC listener; the HTTP one has the same without a client CA.
+    #[must_use]
+    pub fn tls(&self) -> Option<ServerFiles> {
+        let (cert, key) = self.tls_cert.clone().zip(self.tls_key.clone())?;
+        Some(ServerFiles {
+            cert,
+            key,
+            client_ca: self.tls_client_ca.clone(),
+            alpn: vec![b"h2".to_vec()],
+        })
+    }
+}
+
+impl config::Options for ServeOptions {
+    const PREFIX: &'static str = "CACHE_COORDINATOR";
+    const FOREIGN_VARIABLES: &'static [&'static str] = crate::cli::VARIABLES;
+
+    fn check(&self, problems: &mut Problems) {
+        let (cert, key) = (self.tls_cert.is_some(), self.tls_key.is_some());
+        if cert != key {
+            let missing = if cert { "tls-key" } else { "tls-cert" };
+            problems.push(missing, "--tls-cert and --tls-key are given together");
+        }
+        if self.tls_client_ca.is_some() && !cert {
+            problems.push("tls-client-ca", "needs --tls-cert and --tls-key");
+        }
+        let is_tls = cert && key;
+        for (name, address) in [("listen", self.listen), ("http-listen", self.http_listen)] {
+            let refused =
+                tls::refuse_plain_listener(address, "tls-cert", is_tls, self.insecure_listen);
+            if let Err(reason) = refused {
+                problems.push(name, reason);
+            }
+        }
+        if self.listen == self.http_listen && self.listen.port() != 0 {
+            problems.push("http-listen", "is the same address as --listen");
         }
     }
 }
 
-/// What options must agree on.
-pub fn check(settings: &Settings, problems: &mut Problems) {
-    let has = |name| settings.get::<PathBuf>(name).is_some();
-    let (cert, key) = (has("tls-cert"), has("tls-key"));
-    if cert != key {
-        let missing = if cert { "tls-key" } else { "tls-cert" };
-        problems.push(missing, "--tls-cert and --tls-key are given together");
-    }
-    if has("tls-client-ca") && !cert {
-        problems.push("tls-client-ca", "needs --tls-cert and --tls-key");
-    }
-    let is_insecure = settings.is_set("insecure-listen");
-    for name in ["listen", "http-listen"] {
-        if let Some(address) = settings.get::<SocketAddr>(name)
-            && let Err(reason) =
-                tls::refuse_plain_listener(address, "tls-cert", cert && key, is_insecure)
-        {
-            problems.push(name, reason);
-        }
-    }
-    let addresses = settings
-        .get::<SocketAddr>("listen")
-        .zip(settings.get::<SocketAddr>("http-listen"));
-    if addresses.is_some_and(|(grpc, http)| grpc == http && grpc.port() != 0) {
-        problems.push("http-listen", "is the same address as --listen");
-    }
-}
-
-fn check_chunk_size(text: &str) -> Result<(), String> {
-    parse_chunk_size(text).map(drop)
+fn parse_base_url(text: &str) -> Result<String, String> {
+    Ok(parse_url(text)?.as_str().trim_end_matches('/').to_owned())
 }
 
 fn parse_chunk_size(text: &str) -> Result<u32, String> {
-    let bytes = service_kit::config::parse_bytes(text)?;
+    let bytes = parse_bytes(text)?;
     let bytes = u32::try_from(bytes).map_err(|_| "expected at most 64MiB".to_owned())?;
     Geometry::new(1, bytes).map_err(|error| error.to_string())?;
     Ok(bytes)
@@ -224,44 +141,32 @@ fn parse_chunk_size(text: &str) -> Result<u32, String> {
 mod tests {
     use super::*;
 
-    fn load(arguments: &[&str]) -> Result<ServeConfig, String> {
-        let table = table();
-        let command = table.add_to(clap::Command::new("serve"));
-        let matches = command.get_matches_from([&["serve"], arguments].concat());
-        table
-            .load_from(&matches, [], check)
-            .map(|settings| ServeConfig::from_settings(&settings))
-            .map_err(|problems| problems.to_string())
+    fn load(flags: &[&str]) -> Result<ServeOptions, String> {
+        config::parse_from(flags).map_err(|error| error.to_string())
     }
 
     #[test]
     fn defaults_are_the_contracts() {
-        let config = load(&["--database-url", "postgres://x"]).unwrap();
-        assert_eq!(config.listen.to_string(), "127.0.0.1:7400");
-        assert_eq!(config.http_listen.to_string(), "127.0.0.1:7401");
-        assert_eq!(config.chunk_size, 2 << 20);
+        let options = load(&["--database-url", "postgres://x"]).unwrap();
+        assert_eq!(options.listen.to_string(), "127.0.0.1:7400");
+        assert_eq!(options.http_listen.to_string(), "127.0.0.1:7401");
+        assert_eq!(options.chunk_size, 2 << 20);
     }
 
     #[test]
-    fn everything_wrong_is_said_at_once() {
-        let problems = load(&[
-            "--chunk-size",
-            "3MiB",
-            "--listen",
-            "0.0.0.0:1",
-            "--tls-client-ca",
-            "ca.pem",
-            "--nonsense",
+    fn what_is_wrong_is_said_at_once() {
+        let values = load(&["--chunk-size", "3MiB", "--listen", "nowhere"]).unwrap_err();
+        for part in ["database-url", "chunk-size", "listen"] {
+            assert!(values.contains(part), "{part}: {values}");
+        }
+        let conflicts = load(&[
+            "--database-url=x",
+            "--listen=0.0.0.0:1",
+            "--tls-client-ca=ca.pem",
         ])
         .unwrap_err();
-        for part in [
-            "database-url",
-            "chunk-size",
-            "0.0.0.0:1",
-            "tls-client-ca",
-            "nonsense",
-        ] {
-            assert!(problems.contains(part), "{part}: {problems}");
+        for part in ["0.0.0.0:1", "tls-client-ca"] {
+            assert!(conflicts.contains(part), "{part}: {conflicts}");
         }
     }
 

@@ -2,45 +2,44 @@
 
 use std::process::ExitCode;
 
-use cache_coordinator::{
-    app::App,
-    cli,
-    config::{self, ServeConfig},
-};
+use cache_coordinator::{app::App, cli, config::ServeOptions};
 use clap::ArgMatches;
 use service_kit::{
-    config::EXIT_USAGE,
+    config,
     health::{self, Listener},
     shutdown::token_on_signal,
-    telemetry::{self, TelemetryOptions},
+    telemetry,
 };
 
 /// Where `/livez` is.
 const HEALTH: Listener = Listener {
-    address_option: "http-listen",
-    tls_option: Some("tls-cert"),
+    address: "http_listen",
+    tls_cert: "tls_cert",
 };
 
 fn main() -> ExitCode {
+    let serve_command = config::command::<ServeOptions>("serve").about(
+        "Runs a coordinator; every option is also an environment variable and a key of --config FILE",
+    );
     let whole = cli::command()
-        .subcommand(config::serve_command())
-        .subcommand(health::command(&config::table()));
+        .subcommand(serve_command)
+        .subcommand(health::command::<ServeOptions>(HEALTH));
     let arguments = cli::shared_names::resolve(std::env::args_os());
-    let matches = whole.clone().get_matches_from(arguments);
+    let matches = match config::matches::<ServeOptions>(&whole, arguments) {
+        Ok(matches) => matches,
+        Err(error) => return error.report(),
+    };
     match matches.subcommand() {
         Some(("serve", arguments)) => serve(arguments),
-        Some(("health", arguments)) => health::run(&config::table(), arguments, HEALTH),
+        Some(("health", arguments)) => health::run(arguments, HEALTH),
         _ => cli::run(&whole, &matches),
     }
 }
 
 fn serve(arguments: &ArgMatches) -> ExitCode {
-    let settings = match config::table().load(arguments, config::check) {
-        Ok(settings) => settings,
-        Err(problems) => {
-            eprintln!("{problems}");
-            return ExitCode::from(EXIT_USAGE);
-        }
+    let options = match config::load::<ServeOptions>(arguments) {
+        Ok(options) => options,
+        Err(error) => return error.report(),
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -52,8 +51,7 @@ fn serve(arguments: &ArgMatches) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let telemetry = TelemetryOptions::from_settings(&settings);
-    match runtime.block_on(run(ServeConfig::from_settings(&settings), telemetry)) {
+    match runtime.block_on(run(options)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("cache-coordinator: {error:#}");
@@ -62,11 +60,11 @@ fn serve(arguments: &ArgMatches) -> ExitCode {
     }
 }
 
-async fn run(config: ServeConfig, options: TelemetryOptions) -> anyhow::Result<()> {
-    let instance = config.listen.to_string();
-    let telemetry = telemetry::init("cache-coordinator", &instance, &options)?;
+async fn run(options: ServeOptions) -> anyhow::Result<()> {
+    let instance = options.listen.to_string();
+    let telemetry = telemetry::init("cache-coordinator", &instance, &options.telemetry)?;
     let shutdown = token_on_signal()?;
-    let result = match App::bind(config, shutdown).await {
+    let result = match App::bind(options, shutdown).await {
         Ok(app) => app.run().await,
         Err(error) => Err(error),
     };

@@ -1,10 +1,10 @@
-//! `docs/configuration.md`, `docs/cli.md` and `docs/api.md` say what the option table, the commands
+//! `docs/configuration.md`, `docs/cli.md` and `docs/api.md` say what the options, the commands
 //! and the protocol say. `CHUNKCACHE_WRITE_REFERENCE=1` writes it.
 #![allow(clippy::unwrap_used)]
 
 mod api_page;
 
-use cache_coordinator::{cli, config};
+use cache_coordinator::{cli, config::ServeOptions};
 use clap::Command;
 use service_kit::config::reference_page;
 
@@ -17,7 +17,7 @@ const WIDTH: usize = 110;
 #[test]
 fn the_configuration_page_is_up_to_date() {
     let page = std::fs::read_to_string(PAGE).unwrap_or_default();
-    let written = reference_page(&page, "cache-coordinator serve", &config::table());
+    let written = reference_page::<ServeOptions>(&page, "cache-coordinator serve");
     hold(PAGE, &written);
 }
 

@@ -85,12 +85,12 @@ impl Edge {
         let base_urls = catalogue.base_urls();
         bindings.forget_foreign(|name| base_urls.get(name).cloned());
         let flights = Arc::new(Flights::new(store.clone()));
-        let demand = Arc::new(DemandRegistry::new(options.fixed_lookahead_chunks));
+        let demand = Arc::new(DemandRegistry::new(options.lookahead));
         let counters = Arc::new(Counters::default());
         let origin_tls =
             tls::client(ClientFiles::default()).context("trusting the system's authorities")?;
-        let peer_tls = tls::client(options.coordinator_tls.clone())
-            .context("TLS toward coordinators and peers")?;
+        let peer_tls =
+            tls::client(options.coordinator_tls()).context("TLS toward coordinators and peers")?;
         let client = Client::new((*origin_tls.current()).clone());
         let fetcher = Arc::new(Fetcher {
             client: client.clone(),
@@ -102,7 +102,7 @@ impl Edge {
             counters: counters.clone(),
         });
         let downloads = Downloads::new(
-            options.max_downloads,
+            options.max_downloads as usize,
             fetcher.clone(),
             link.clone(),
             demand.clone(),
@@ -124,7 +124,7 @@ impl Edge {
             announce: link.clone(),
             chunk_size: chunk_size.clone(),
             chunk_wait_timeout: options.chunk_wait_timeout,
-            lookahead_chunks: options.lookahead_chunks,
+            lookahead_chunks: options.lookahead_chunks(),
         });
         Ok(Self {
             objects,
@@ -162,7 +162,7 @@ impl Edge {
             downloads: self.downloads.clone(),
             flights: self.flights.clone(),
             store: self.store.clone(),
-            lookahead_chunks: options.lookahead_chunks,
+            lookahead_chunks: options.lookahead_chunks(),
         };
         let upkeep = Upkeep {
             link: self.link.clone(),
@@ -182,16 +182,16 @@ impl Edge {
                 name: options.name.clone(),
                 store_id: self.store.store_id().to_string(),
                 url,
-                max_downloads: u32::try_from(options.max_downloads).unwrap_or(u32::MAX),
+                max_downloads: options.max_downloads,
                 version: env!("CARGO_PKG_VERSION").into(),
                 background_fill: options.background_fill,
                 bytes_allowed: self.store.bytes_allowed(),
                 kept: Vec::new(),
             },
             credentials: Credentials {
-                ca: options.coordinator_tls.ca.clone(),
-                identity: options.coordinator_tls.identity.clone(),
-                token: options.coordinator_token.clone(),
+                ca: options.coordinator_ca.clone(),
+                identity: options.coordinator_tls().identity,
+                token: options.coordinator_token_file.clone(),
             },
             store: self.store.clone(),
             catalogue: self.catalogue.clone(),
@@ -264,8 +264,8 @@ pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
     let store = open_store(&options).await?;
     let listener = bind(options.listen, "--listen").await?;
     let admin_listener = bind(options.admin_listen, "--admin-listen").await?;
-    let player_tls = listener_tls(options.tls.clone(), &["h2", "http/1.1"])?;
-    let admin_tls = listener_tls(options.admin_tls.clone(), &["http/1.1"])?;
+    let player_tls = listener_tls(options.tls(), &["h2", "http/1.1"])?;
+    let admin_tls = listener_tls(options.admin_tls(), &["http/1.1"])?;
     let address = listener.local_addr()?;
     let scheme = if player_tls.is_some() {
         "https"
@@ -288,11 +288,10 @@ pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
     let mut tasks = TaskSet::new(signal.clone());
     edge.spawn(&options, url, metrics.clone(), &mut tasks, &stop);
     let mut settings = Settings::new(options.name.clone());
-    let players = options.players.clone();
-    settings.cors = players.cors;
-    settings.limits = players.limits;
-    settings.timeouts = players.timeouts;
-    settings.signed_urls = signing_keys(players.signed_url_keys_file)?;
+    settings.cors = options.players.cors();
+    settings.limits = options.players.limits();
+    settings.timeouts = options.players.timeouts();
+    settings.signed_urls = signing_keys(options.players.signed_url_keys_file.clone())?;
     settings.drain_grace = options.drain_grace;
     settings.tls = player_tls;
     let peers = Peers {

@@ -2,32 +2,23 @@
 
 use std::process::ExitCode;
 
-use cache_edge::{
-    app, import,
-    options::{self, Options},
-    sign,
-};
+use cache_edge::{app, import, options::Options, sign};
 use clap::Command;
 use service_kit::{
-    config::EXIT_USAGE,
+    config::{self, EXIT_USAGE},
     health::{self, Listener},
-    shell,
-    telemetry::{self, TelemetryOptions},
-    tls,
+    shell, telemetry, tls,
 };
 
 /// Where `/livez` is.
 const HEALTH: Listener = Listener {
-    address_option: "admin-listen",
-    tls_option: Some("admin-tls-cert"),
+    address: "admin_listen",
+    tls_cert: "admin_tls_cert",
 };
 
 fn main() -> ExitCode {
-    let table = options::table();
-    let serve = table.add_to(
-        Command::new("serve")
-            .about("Serve players from the cache, filling it from origins and peers"),
-    );
+    let serve = config::command::<Options>("serve")
+        .about("Serve players from the cache, filling it from origins and peers");
     let command = Command::new("cache-edge")
         .version(env!("CARGO_PKG_VERSION"))
         .about("An edge of the chunk cache")
@@ -35,34 +26,30 @@ fn main() -> ExitCode {
         .arg_required_else_help(true)
         .subcommands([
             serve,
-            health::command(&table),
+            health::command::<Options>(HEALTH),
             sign::command(),
-            import::command(&table),
+            import::command(),
         ])
         .subcommands(shell::commands());
-    let matches = command.clone().get_matches();
+    let matches = match config::matches::<Options>(&command, std::env::args_os()) {
+        Ok(matches) => matches,
+        Err(error) => return error.report(),
+    };
     let arguments = match matches.subcommand() {
         Some(("serve", arguments)) => arguments,
-        Some(("health", arguments)) => return health::run(&table, arguments, HEALTH),
-        Some(("import", arguments)) => return import::run(&table, arguments),
+        Some(("health", arguments)) => return health::run(arguments, HEALTH),
+        Some(("import", arguments)) => return import::run(arguments),
         Some(("sign", arguments)) => return sign::run(arguments),
         Some((verb @ ("completions" | "man"), arguments)) => {
             return shell::run(&command, verb, arguments);
         }
         _ => return ExitCode::from(EXIT_USAGE),
     };
-    let settings = match table.load(arguments, options::check) {
-        Ok(settings) => settings,
-        Err(problems) => {
-            eprintln!("{problems}");
-            return ExitCode::from(EXIT_USAGE);
-        }
+    let options = match config::load::<Options>(arguments) {
+        Ok(options) => options,
+        Err(error) => return error.report(),
     };
-    let (options, telemetry) = (
-        Options::from_settings(&settings),
-        TelemetryOptions::from_settings(&settings),
-    );
-    match run(options, &telemetry) {
+    match run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("cache-edge: {error:#}");
@@ -71,9 +58,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: Options, telemetry: &TelemetryOptions) -> anyhow::Result<()> {
+fn run(options: Options) -> anyhow::Result<()> {
     tls::install_provider();
-    let fetch = app::fetch_threads(options.max_downloads)?;
+    let fetch = app::fetch_threads(options.max_downloads as usize)?;
     // The session with the coordinator, the plan, upkeep: many short turns that wake each other. On
     // one thread no turn costs a switch to another.
     let control = tokio::runtime::Builder::new_current_thread()
@@ -81,7 +68,7 @@ fn run(options: Options, telemetry: &TelemetryOptions) -> anyhow::Result<()> {
         .thread_name("control-disk")
         .build()?;
     let result = control.block_on(async {
-        let telemetry = telemetry::init("cache-edge", &options.name, telemetry)?;
+        let telemetry = telemetry::init("cache-edge", &options.name, &options.telemetry)?;
         let result = app::serve(options, fetch.workers().clone()).await;
         telemetry.shutdown().await;
         result

@@ -1,7 +1,8 @@
-//! `docs/configuration.md` says what the option table says. `CHUNKCACHE_WRITE_REFERENCE=1` writes
+//! `docs/configuration.md` says what the options say. `CHUNKCACHE_WRITE_REFERENCE=1` writes
 //! it.
 #![allow(clippy::unwrap_used)]
 
+use cache_edge::options::Options;
 use service_kit::config::reference_page;
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
@@ -9,7 +10,7 @@ const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.m
 #[test]
 fn the_configuration_page_is_up_to_date() {
     let page = std::fs::read_to_string(PAGE).unwrap_or_default();
-    let written = reference_page(&page, "cache-edge serve", &cache_edge::options::table());
+    let written = reference_page::<Options>(&page, "cache-edge serve");
     hold(PAGE, &written);
 }
 

@@ -3,17 +3,12 @@
 
 pub mod fake_edge;
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use cache_coordinator::{app::App, config::ServeConfig, db::MigrateMode};
+use cache_coordinator::{app::App, config::ServeOptions};
 use chunkcache_proto::v1::{
     self, cache_service_client::CacheServiceClient, edge_service_client::EdgeServiceClient,
 };
-use service_kit::config::Secret;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -43,21 +38,16 @@ pub async fn coordinator() -> Coordinator {
 
 /// Does not wait for anything.
 pub async fn start(server: Arc<Server>, database_url: String) -> Coordinator {
-    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let config = ServeConfig {
-        database_url: Secret::new(database_url.clone()),
-        database_connections: 8,
-        migrate: MigrateMode::Apply,
-        listen: any,
-        http_listen: any,
-        advertise_url: None,
-        chunk_size: CHUNK as u32,
-        tls: None,
-        access_tokens: None,
-        drain_grace: Duration::from_secs(10),
-    };
+    let database = format!("--database-url={database_url}");
+    let options = service_kit::config::parse_from::<ServeOptions>(&[
+        &database,
+        "--database-connections=8",
+        "--listen=127.0.0.1:0",
+        "--http-listen=127.0.0.1:0",
+    ])
+    .unwrap();
     let shutdown = CancellationToken::new();
-    let app = App::bind(config, shutdown.clone()).await.unwrap();
+    let app = App::bind(options, shutdown.clone()).await.unwrap();
     let (grpc, http) = (app.grpc_address().unwrap(), app.http_address().unwrap());
     Coordinator {
         grpc,

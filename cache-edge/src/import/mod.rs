@@ -21,12 +21,12 @@ use chunkcache_proto::v1;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use http::HeaderMap;
 use serde_json::json;
-use service_kit::config::{EXIT_USAGE, Table};
+use service_kit::config;
 
 use self::compare::Comparison;
 use crate::{
     app::{self, Edge},
-    options::{self, Options},
+    options::Options,
     serve::{
         ports::{FirstBytes, ObjectName, ObjectRequest},
         probe::{self, Found},
@@ -48,11 +48,11 @@ pub enum Check {
 
 /// With every option of `serve`, of which the store's, the name and the directory count.
 #[must_use]
-pub fn command(table: &Table) -> Command {
-    table
-        .add_to(Command::new("import").about(
+pub fn command() -> Command {
+    config::command::<Options>("import")
+        .about(
             "Adopt whole files of another cache, checked against their origin; the edge must not run",
-        ))
+        )
         .args([
             Arg::new("source")
                 .long("source")
@@ -81,15 +81,11 @@ pub fn command(table: &Table) -> Command {
 }
 
 /// Exit status 0: all files are adopted, or were; 1: some are not; 2: usage.
-pub fn run(table: &Table, arguments: &ArgMatches) -> ExitCode {
-    let settings = match table.load(arguments, options::check) {
-        Ok(settings) => settings,
-        Err(problems) => {
-            eprintln!("{problems}");
-            return ExitCode::from(EXIT_USAGE);
-        }
+pub fn run(arguments: &ArgMatches) -> ExitCode {
+    let options = match config::load::<Options>(arguments) {
+        Ok(options) => options,
+        Err(error) => return error.report(),
     };
-    let options = Options::from_settings(&settings);
     match import(&options, arguments) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -119,7 +115,7 @@ fn import(options: &Options, arguments: &ArgMatches) -> anyhow::Result<bool> {
     };
     let is_json = text("output") == Some("json");
     let files = files::below(&root)?;
-    let fetch = app::fetch_threads(options.max_downloads)?;
+    let fetch = app::fetch_threads(options.max_downloads as usize)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

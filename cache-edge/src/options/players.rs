@@ -2,7 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use service_kit::config::{Kind, OptionSpec, Problems, Settings};
+use clap::value_parser;
+use service_kit::config::{Problems, parse_duration};
 
 use crate::{
     core::signed_url_keys,
@@ -10,165 +11,126 @@ use crate::{
 };
 
 /// See the module.
-pub const OPTIONS: &[OptionSpec] = &[
-    OptionSpec::new(
-        "cors-allow-origin",
-        "ORIGIN",
-        Kind::Checked(checked_origin),
-        "Web pages whose scripts may read responses: *, none, or origins such as https://player.example",
-    )
-    .default("*")
-    .list(),
-    OptionSpec::new(
-        "signed-url-keys-file",
-        "FILE",
-        Kind::Path,
-        "Answer signed URLs only; a line a key: its id, a space, its secret; read again when it changes",
-    )
-    .default_note("none: URLs need no signature"),
-    OptionSpec::new(
-        "max-connections",
-        "COUNT",
-        Kind::Integer {
-            min: 1,
-            max: 1_000_000,
-        },
-        "Connections of all clients at a time; one more is answered 503 and closed",
-    )
-    .default("20000"),
-    OptionSpec::new(
-        "max-connections-per-client",
-        "COUNT",
-        Kind::Integer {
-            min: 1,
-            max: 1_000_000,
-        },
-        "Connections of one IPv4 address or IPv6 /64 at a time",
-    )
-    .default("512"),
-    OptionSpec::new(
-        "request-rate",
-        "COUNT",
-        Kind::Integer {
-            min: 0,
-            max: 1_000_000,
-        },
-        "Requests a second of one client, twice as many at once; more are answered 429; 0: not limited",
-    )
-    .default("0"),
-    OptionSpec::new(
-        "request-timeout",
-        "DURATION",
-        Kind::Duration,
-        "How long a new connection may take for its first request's head, TLS handshake included",
-    )
-    .default("30s"),
-    OptionSpec::new(
-        "idle-timeout",
-        "DURATION",
-        Kind::Duration,
-        "How long a connection stays open between two requests",
-    )
-    .default("75s"),
-    OptionSpec::new(
-        "send-timeout",
-        "DURATION",
-        Kind::Duration,
-        "How long a client may take no byte of a body; long, as a paused player does just that",
-    )
-    .default("15m"),
-];
-
-/// What the operator decided.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct PlayerOptions {
-    pub cors: Cors,
+    /// Web pages whose scripts may read responses: *, none, or origins such as https://player.example
+    #[arg(
+        long,
+        value_name = "ORIGIN",
+        value_delimiter = ',',
+        default_value = "*",
+        value_parser = parse_origin
+    )]
+    pub cors_allow_origin: Vec<String>,
+    /// Answer signed URLs only; a line a key: its id, a space, its secret; read again when it changes [default: none: URLs need no signature]
+    #[arg(long, value_name = "FILE")]
     pub signed_url_keys_file: Option<PathBuf>,
-    pub limits: Limits,
-    pub timeouts: Timeouts,
+    /// Connections of all clients at a time; one more is answered 503 and closed
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value = "20000",
+        value_parser = value_parser!(u32).range(1..=1_000_000)
+    )]
+    pub max_connections: u32,
+    /// Connections of one IPv4 address or IPv6 /64 at a time
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value = "512",
+        value_parser = value_parser!(u32).range(1..=1_000_000)
+    )]
+    pub max_connections_per_client: u32,
+    /// Requests a second of one client, twice as many at once; more are answered 429; 0: not limited
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value = "0",
+        value_parser = value_parser!(u32).range(0..=1_000_000)
+    )]
+    pub request_rate: u32,
+    /// How long a new connection may take for its first request's head, TLS handshake included
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_some_time)]
+    pub request_timeout: Duration,
+    /// How long a connection stays open between two requests
+    #[arg(long, value_name = "DURATION", default_value = "75s", value_parser = parse_some_time)]
+    pub idle_timeout: Duration,
+    /// How long a client may take no byte of a body; long, as a paused player does just that
+    #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = parse_some_time)]
+    pub send_timeout: Duration,
 }
 
 impl PlayerOptions {
-    /// After the table's own checks succeeded.
     #[must_use]
-    pub fn from_settings(settings: &Settings) -> Self {
-        let count = |name| settings.value::<u64>(name);
-        let rate = count("request-rate") as f64;
-        Self {
-            cors: cors(settings.list("cors-allow-origin")),
-            signed_url_keys_file: settings.get("signed-url-keys-file"),
-            limits: Limits {
-                connections: usize::try_from(count("max-connections")).unwrap_or(usize::MAX),
-                connections_per_client: u32::try_from(count("max-connections-per-client"))
-                    .unwrap_or(u32::MAX),
-                request_rate: (rate > 0.0).then_some(RequestRate {
-                    per_second: rate,
-                    burst: rate * 2.0,
-                }),
-                ..Limits::default()
-            },
-            timeouts: Timeouts {
-                request_head: settings.value("request-timeout"),
-                keep_alive: settings.value("idle-timeout"),
-                no_progress: settings.value("send-timeout"),
-            },
+    pub fn cors(&self) -> Cors {
+        let allows = |word| self.cors_allow_origin.iter().any(|origin| origin == word);
+        if allows("*") {
+            Cors::AnyOrigin
+        } else if allows("none") {
+            Cors::Off
+        } else {
+            Cors::Origins(self.cors_allow_origin.clone())
+        }
+    }
+
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        let rate = f64::from(self.request_rate);
+        Limits {
+            connections: usize::try_from(self.max_connections).unwrap_or(usize::MAX),
+            connections_per_client: self.max_connections_per_client,
+            request_rate: (rate > 0.0).then_some(RequestRate {
+                per_second: rate,
+                burst: rate * 2.0,
+            }),
+            ..Limits::default()
+        }
+    }
+
+    #[must_use]
+    pub fn timeouts(&self) -> Timeouts {
+        Timeouts {
+            request_head: self.request_timeout,
+            keep_alive: self.idle_timeout,
+            no_progress: self.send_timeout,
+        }
+    }
+
+    /// Conflicts, and values that only their use can judge.
+    pub fn check(&self, problems: &mut Problems) {
+        let is_word = |origin: &String| matches!(origin.as_str(), "*" | "none");
+        if self.cors_allow_origin.len() > 1 && self.cors_allow_origin.iter().any(is_word) {
+            problems.push("cors-allow-origin", "* and none are given alone");
+        }
+        if let Some(path) = &self.signed_url_keys_file {
+            let keys = std::fs::read_to_string(path)
+                .map_err(|error| format!("cannot be read: {error}"))
+                .and_then(|text| signed_url_keys::parse(&text).map_err(|error| error.to_string()));
+            if let Err(error) = keys {
+                let message = format!("{}: {error}", path.display());
+                problems.push("signed-url-keys-file", message);
+            }
         }
     }
 }
 
-fn cors(origins: Vec<String>) -> Cors {
-    if origins.iter().any(|origin| origin == "*") {
-        Cors::AnyOrigin
-    } else if origins.iter().any(|origin| origin == "none") {
-        Cors::Off
-    } else {
-        Cors::Origins(origins)
+fn parse_some_time(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err("expected more than nothing".to_owned()),
+        duration => Ok(duration),
     }
 }
 
-fn checked_origin(origin: &str) -> Result<(), String> {
+fn parse_origin(origin: &str) -> Result<String, String> {
     const EXPECTED: &str = "expected *, none, or an origin such as https://player.example:8443";
     if matches!(origin, "*" | "none") {
-        return Ok(());
+        return Ok(origin.to_owned());
     }
     // Compared byte by byte with what browsers send, which is the serialisation of an origin.
     let url = url::Url::parse(origin).map_err(|_| EXPECTED.to_owned())?;
     if url.origin().ascii_serialization() == origin {
-        Ok(())
+        Ok(origin.to_owned())
     } else {
         Err(EXPECTED.to_owned())
-    }
-}
-
-/// Conflicts, and values that only their use can judge.
-pub fn check(settings: &Settings, problems: &mut Problems) {
-    let origins: Vec<String> = settings.list("cors-allow-origin");
-    if origins.len() > 1
-        && origins
-            .iter()
-            .any(|origin| matches!(origin.as_str(), "*" | "none"))
-    {
-        problems.push("cors-allow-origin", "* and none stand alone");
-    }
-    for name in ["request-timeout", "idle-timeout", "send-timeout"] {
-        if settings.get::<Duration>(name) == Some(Duration::ZERO) {
-            problems.push(name, "expected more than nothing");
-        }
-    }
-    if let Some(path) = settings.get::<PathBuf>("signed-url-keys-file") {
-        match std::fs::read_to_string(&path) {
-            Ok(text) => {
-                if let Err(error) = signed_url_keys::parse(&text) {
-                    problems.push(
-                        "signed-url-keys-file",
-                        format!("{}: {error}", path.display()),
-                    );
-                }
-            }
-            Err(error) => problems.push(
-                "signed-url-keys-file",
-                format!("{} can not be read: {error}", path.display()),
-            ),
-        }
     }
 }

@@ -14,13 +14,13 @@ use cache_edge::{
     app::{Edge, fetch_threads},
     coordinator::notes,
     http::{Metrics, Server, Settings},
-    options::{Options, PlayerOptions},
+    options::Options,
     worker_pool::WorkerPool,
 };
-use chunk_store::{MinFree, Store, StoreOptions};
+use chunk_store::{Store, StoreOptions};
 use chunkcache_proto::v1;
 use parking_lot::Mutex;
-use service_kit::{shutdown::TaskSet, tls::ClientFiles};
+use service_kit::shutdown::TaskSet;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -339,27 +339,20 @@ impl TestEdge {
         adjust: impl FnOnce(&mut Options, &mut v1::Source),
     ) -> Self {
         service_kit::tls::install_provider();
-        let mut options = Options {
-            name: "test".into(),
-            coordinators: vec!["http://127.0.0.1:9".into()],
-            data_dir: directory.to_owned(),
-            listen: "127.0.0.1:0".parse().unwrap(),
-            admin_listen: "127.0.0.1:0".parse().unwrap(),
-            advertise_url: None,
-            max_bytes: Some(1 << 30),
-            min_free: MinFree::Bytes(0),
-            max_downloads: 3,
-            lookahead_chunks: 10,
-            fixed_lookahead_chunks: None,
-            chunk_wait_timeout: Duration::from_secs(8),
-            background_fill: false,
-            admin_tls: None,
-            tls: None,
-            coordinator_tls: ClientFiles::default(),
-            coordinator_token: None,
-            drain_grace: Duration::from_secs(1),
-            players: PlayerOptions::default(),
-        };
+        let data_dir = format!("--data-dir={}", directory.display());
+        let mut options = service_kit::config::parse_from::<Options>(&[
+            "--name=test",
+            "--coordinator=http://127.0.0.1:9",
+            &data_dir,
+            "--listen=127.0.0.1:0",
+            "--admin-listen=127.0.0.1:0",
+            "--max-size=1GiB",
+            "--min-free=0",
+            "--chunk-wait-timeout=8s",
+            "--background-fill=false",
+            "--drain-grace=1s",
+        ])
+        .unwrap();
         let mut source = v1::Source {
             name: "films".into(),
             ..v1::Source::default()
@@ -375,7 +368,7 @@ impl TestEdge {
             group_sync_window: Duration::from_millis(5),
         })
         .unwrap();
-        let fetch = fetch_threads(options.max_downloads).unwrap();
+        let fetch = fetch_threads(options.max_downloads as usize).unwrap();
         let edge = Edge::build(&options, store, fetch.workers().clone()).unwrap();
         if origin.is_some() {
             let _ = notes::set_sources(&edge.store, &edge.catalogue, vec![source]);

@@ -6,7 +6,6 @@
 //! flags `serve` was started with: those are given to `health` again.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +18,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::config::Table;
+use crate::config::{self, Options};
 use crate::tls;
 
 /// Below the three seconds after which the images' health check gives up.
@@ -52,39 +51,34 @@ pub enum HealthError {
 /// Where `/livez` is answered, in terms of the binary's options.
 #[derive(Clone, Copy, Debug)]
 pub struct Listener {
-    /// The option with its address.
-    pub address_option: &'static str,
-    /// The option whose presence means TLS; none: it is always plain.
-    pub tls_option: Option<&'static str>,
+    /// The id of the option with its address.
+    pub address: &'static str,
+    /// The id of the option whose presence means TLS.
+    pub tls_cert: &'static str,
 }
 
 /// The verb, with every option of `serve`.
-pub fn command(table: &Table) -> Command {
-    table.add_to(Command::new("health").about(
-        "Asks /livez of the process configured here and exits 0 or 1; takes the options of serve, the \
-         environment and --config FILE, and uses the listener's address only",
-    ))
+pub fn command<O: Options>(listener: Listener) -> Command {
+    // What else is wrong or missing, `serve` reports: a health check need not know the secrets.
+    let used = [listener.address, listener.tls_cert, "config"];
+    config::command::<O>("health")
+        .about(
+            "Asks /livez of the process configured here and exits 0 or 1; takes the options of serve, the \
+             environment and --config FILE, and uses the listener's address only",
+        )
+        .mut_args(|arg| match used.contains(&arg.get_id().as_str()) {
+            true => arg,
+            false => config::unjudged(arg),
+        })
 }
 
 /// Runs the verb. 0: alive, 1: not known to be.
-pub fn run(table: &Table, matches: &ArgMatches, listener: Listener) -> ExitCode {
-    let mut found = None;
-    // What else is wrong or missing, `serve` reports: here a health check need not know the
-    // secrets.
-    let loaded = table.load(matches, |settings, _| {
-        let uses_tls = listener
-            .tls_option
-            .is_some_and(|option| settings.get::<PathBuf>(option).is_some());
-        found = settings
-            .get::<SocketAddr>(listener.address_option)
-            .map(|address| (address, uses_tls));
-    });
-    let Some((address, uses_tls)) = found else {
-        if let Err(problems) = loaded {
-            eprintln!("{problems}");
-        }
+pub fn run(arguments: &ArgMatches, listener: Listener) -> ExitCode {
+    let Some(address) = arguments.get_one::<SocketAddr>(listener.address).copied() else {
+        eprintln!("no address is configured");
         return ExitCode::FAILURE;
     };
+    let uses_tls = arguments.contains_id(listener.tls_cert);
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -263,7 +257,7 @@ mod tests {
     #[tokio::test]
     async fn over_tls_whatever_the_certificate_is_called() {
         let fixture = |name| {
-            PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR"))
                 .join("tests/tls")
                 .join(name)
         };

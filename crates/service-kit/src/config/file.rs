@@ -1,23 +1,35 @@
 //! The keys of `--config FILE`.
 
+use std::path::Path;
+
 use toml::Value as Toml;
 
-/// One key of the file: its name as written, and its texts (several for an array).
-pub(super) struct FileKey {
-    pub key: String,
-    pub texts: Result<Vec<String>, String>,
-    pub is_array: bool,
+/// The value of a key, as it would be written as a flag.
+pub(super) enum Texts {
+    One(String),
+    List(Vec<String>),
 }
 
+impl Texts {
+    pub(super) fn into_vec(self) -> Vec<String> {
+        match self {
+            Texts::One(text) => vec![text],
+            Texts::List(texts) => texts,
+        }
+    }
+}
+
+/// Each key as written, with its value or what is wrong with it.
+type Keys = Vec<(String, Result<Texts, String>)>;
+
 /// Reads and takes apart a file; the error is a plain sentence.
-pub(super) fn read(path: &str) -> Result<Vec<FileKey>, String> {
-    let text =
-        std::fs::read_to_string(path).map_err(|error| format!("can not be read: {error}"))?;
+pub(super) fn read(path: &Path) -> Result<Keys, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))?;
     parse(&text)
 }
 
 /// A syntax error names line and column and not the text there, which may be a secret.
-fn parse(text: &str) -> Result<Vec<FileKey>, String> {
+fn parse(text: &str) -> Result<Keys, String> {
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
         let place = error.span().map_or(String::new(), |span| {
             let before = text.get(..span.start).unwrap_or(text);
@@ -27,20 +39,16 @@ fn parse(text: &str) -> Result<Vec<FileKey>, String> {
         });
         format!("is not TOML{place}: {}", error.message().trim_end())
     })?;
+    let texts = |value| match value {
+        Toml::Array(items) => {
+            let items: Result<_, _> = items.into_iter().map(scalar).collect();
+            items.map(Texts::List)
+        }
+        other => scalar(other).map(Texts::One),
+    };
     Ok(table
         .into_iter()
-        .map(|(key, value)| {
-            let is_array = matches!(value, Toml::Array(_));
-            let texts = match value {
-                Toml::Array(items) => items.into_iter().map(scalar).collect(),
-                other => scalar(other).map(|text| vec![text]),
-            };
-            FileKey {
-                key,
-                texts,
-                is_array,
-            }
-        })
+        .map(|(key, value)| (key, texts(value)))
         .collect())
 }
 
@@ -53,7 +61,7 @@ fn scalar(value: Toml) -> Result<String, String> {
         Toml::Datetime(_) => Err("expected text, a number or a boolean, not a date".to_owned()),
         Toml::Array(_) => Err("expected a flat list".to_owned()),
         Toml::Table(_) => {
-            Err("expected a value, not a table: all keys stand at the top level".to_owned())
+            Err("expected a value, not a table: all keys are at the top level".to_owned())
         }
     }
 }

@@ -1,267 +1,302 @@
-//! Joins flags, environment, file and defaults, and collects everything that is wrong.
+//! Joins flags, environment and file, and collects everything that is wrong.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::time::Duration;
+use std::path::Path;
 
-use clap::ArgMatches;
+use clap::error::{ContextKind, ContextValue};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::file;
-use super::problem::{Origin, Problems};
-use super::spec::{Kind, OptionSpec, Table};
-use super::value::{FromValue, Value};
+use super::problems::{ConfigError, Problems};
+use super::{CONFIG, Options, file, is_secret, secret_file, unjudged, variable};
 
-/// What holds after all places were read. Secrets do not show in `Debug`.
-#[derive(Clone, Debug, Default)]
-pub struct Settings {
-    values: BTreeMap<&'static str, Vec<Value>>,
-    origins: BTreeMap<&'static str, Origin>,
-}
+/// A jaro similarity from which a name is taken for a misspelling of another.
+const SIMILAR: f64 = 0.8;
 
-/// Raw text from one place, before it is known to win.
-struct Candidate {
-    origin: Origin,
-    /// As the person wrote the name there, for messages.
-    written: String,
-    is_secret_file: bool,
-    texts: Vec<String>,
-}
-
-/// By option name: what each place says, strongest place first.
-type Candidates = BTreeMap<&'static str, Vec<Candidate>>;
-
-impl Settings {
-    /// The value, if the option was given or has a default.
-    ///
-    /// # Panics
-    /// If the table has the option with another kind: a mistake in the program.
-    pub fn get<T: FromValue>(&self, name: &str) -> Option<T> {
-        self.values
-            .get(name)
-            .and_then(|values| values.first())
-            .map(|value| taken(name, value))
+/// What a whole command line says, with the environment and the file where its verb takes them.
+pub fn matches<O: Options>(
+    whole: &Command,
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Result<ArgMatches, ConfigError> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let as_given = |command: Command| command.try_get_matches_from(&arguments);
+    // The first pass judges no value: it only finds the verb, the file, and who says what.
+    let Ok(first) = as_given(unjudged_options(whole.clone())) else {
+        return Ok(as_given(whole.clone())?);
+    };
+    let found = first.subcommand();
+    let Some((verb, given)) = found.filter(|(_, given)| given.try_contains_id(CONFIG).is_ok())
+    else {
+        return Ok(as_given(whole.clone())?);
+    };
+    let mut parse = Parse {
+        command: whole.clone(),
+        verb,
+        given,
+        path: None,
+        in_file: BTreeMap::new(),
+        problems: Problems::default(),
+    };
+    parse.refuse_unknown_variables::<O>(std::env::vars_os());
+    if let Some(path) = given.get_one::<OsString>(CONFIG) {
+        parse.read_file(Path::new(path));
     }
-
-    /// The value of an option that is required or has a default. After [`Table::load`] succeeded
-    /// only.
-    ///
-    /// # Panics
-    /// If the option is neither: a mistake in the program.
-    pub fn value<T: FromValue>(&self, name: &str) -> T {
-        match self.get(name) {
-            Some(value) => value,
-            None => panic!("option {name} has no value: neither required nor with a default"),
-        }
-    }
-
-    /// All values of a list option, in the order given.
-    pub fn list<T: FromValue>(&self, name: &str) -> Vec<T> {
-        let values = self.values.get(name).map(Vec::as_slice).unwrap_or_default();
-        values.iter().map(|value| taken(name, value)).collect()
-    }
-
-    /// A switch: false unless given.
-    pub fn is_set(&self, name: &str) -> bool {
-        self.get(name).unwrap_or(false)
-    }
-
-    pub fn duration(&self, name: &str) -> Option<Duration> {
-        self.get(name)
-    }
-
-    /// Where the value came from; [`Origin::Nowhere`] if there is none.
-    pub fn origin(&self, name: &str) -> Origin {
-        self.origins.get(name).cloned().unwrap_or(Origin::Nowhere)
-    }
-}
-
-fn taken<T: FromValue>(name: &str, value: &Value) -> T {
-    match T::from_value(value) {
-        Some(value) => value,
-        None => panic!("option {name} is read as another kind than the table says"),
-    }
-}
-
-impl Table {
-    /// Reads everything from the real environment; see [`Table::load_from`].
-    pub fn load(
-        &self,
-        matches: &ArgMatches,
-        check: impl FnOnce(&Settings, &mut Problems),
-    ) -> Result<Settings, Problems> {
-        self.load_from(matches, std::env::vars_os(), check)
-    }
-
-    /// Joins all places. `check` sees what could be read (use [`Settings::get`]: required options
-    /// may be missing) and adds conflicts between options; it runs also when there are problems
-    /// already.
-    pub fn load_from(
-        &self,
-        matches: &ArgMatches,
-        environment: impl IntoIterator<Item = (OsString, OsString)>,
-        check: impl FnOnce(&Settings, &mut Problems),
-    ) -> Result<Settings, Problems> {
-        let mut problems = Problems::default();
-        let mut candidates = Candidates::new();
-        let mut config_file = None;
-        self.collect_flags(matches, &mut candidates, &mut config_file, &mut problems);
-        self.collect_environment(
-            environment,
-            &mut candidates,
-            &mut config_file,
-            &mut problems,
-        );
-        if let Some((path, origin)) = config_file {
-            self.collect_file(&path, origin, &mut candidates, &mut problems);
-        }
-        let mut settings = Settings::default();
-        for option in &self.options {
-            let said = candidates.remove(option.name).unwrap_or_default();
-            resolve(option, said, &mut settings, &mut problems);
-        }
-        check(&settings, &mut problems);
-        problems.into_result(settings)
-    }
-
-    fn collect_flags(
-        &self,
-        matches: &ArgMatches,
-        candidates: &mut Candidates,
-        config_file: &mut Option<(String, Origin)>,
-        problems: &mut Problems,
-    ) {
-        for given in self.given_flags(matches, problems) {
-            let written = format!("--{}", given.name);
-            if given.name == "config" {
-                if config_file
-                    .replace((given.text, Origin::CommandLine))
-                    .is_some()
-                {
-                    problems.push_from(written, Origin::CommandLine, "given more than once");
-                }
-                continue;
-            }
-            let Some((_, option, is_secret_file)) =
-                self.names().find(|(name, _, _)| *name == given.name)
-            else {
-                continue;
-            };
-            let said = candidates.entry(option.name).or_default();
-            let same = said.iter_mut().find(|earlier| earlier.written == written);
-            match same {
-                Some(earlier) if option.list => earlier.texts.push(given.text),
-                Some(_) => problems.push_from(written, Origin::CommandLine, "given more than once"),
-                None => said.push(Candidate {
-                    origin: Origin::CommandLine,
-                    written,
-                    is_secret_file,
-                    texts: vec![given.text],
-                }),
+    parse.read_secret_files();
+    loop {
+        match as_given(parse.command.clone()) {
+            Ok(matches) => return parse.problems.into_result(matches),
+            Err(error) if parse.set_aside::<O>(&error) => {}
+            Err(error) if parse.problems.is_empty() => return Err(error.into()),
+            Err(error) => {
+                parse.problems.add(sentence(&error));
+                return Err(ConfigError::Problems(parse.problems));
             }
         }
     }
+}
 
-    fn collect_environment(
-        &self,
-        environment: impl IntoIterator<Item = (OsString, OsString)>,
-        candidates: &mut Candidates,
-        config_file: &mut Option<(String, Origin)>,
-        problems: &mut Problems,
-    ) {
-        let prefix = format!("{}_", self.prefix);
-        let mut variables: Vec<(String, OsString)> = environment
+/// The options of a verb that [`matches`] found.
+pub fn load<O: Options>(arguments: &ArgMatches) -> Result<O, ConfigError> {
+    let options = O::from_arg_matches(arguments)?;
+    let mut problems = Problems::default();
+    options.check(&mut problems);
+    problems.into_result(options)
+}
+
+/// The options that these flags give, for tests.
+pub fn parse_from<O: Options>(flags: &[&str]) -> Result<O, ConfigError> {
+    let whole = Command::new("test")
+        .subcommand_required(true)
+        .subcommand(super::command::<O>("serve"));
+    let arguments = ["test", "serve"].iter().chain(flags).map(OsString::from);
+    let matches = matches::<O>(&whole, arguments)?;
+    match matches.subcommand() {
+        Some((_, arguments)) => load(arguments),
+        None => Err(clap::Error::new(clap::error::ErrorKind::MissingSubcommand).into()),
+    }
+}
+
+/// The command with values of any form, where a verb takes the options.
+fn unjudged_options(whole: Command) -> Command {
+    let verbs: Vec<String> = whole
+        .get_subcommands()
+        .filter(|verb| verb.get_arguments().any(|arg| arg.get_id() == CONFIG))
+        .map(|verb| verb.get_name().to_owned())
+        .collect();
+    verbs.into_iter().fold(whole, |whole, verb| {
+        whole.mut_subcommand(verb, |verb| verb.mut_args(unjudged))
+    })
+}
+
+/// One reading of a command line.
+struct Parse<'a> {
+    command: Command,
+    verb: &'a str,
+    /// The first pass: texts and where they come from.
+    given: &'a ArgMatches,
+    path: Option<String>,
+    /// The file's texts by name.
+    in_file: BTreeMap<String, Vec<String>>,
+    problems: Problems,
+}
+
+impl Parse<'_> {
+    fn options(&self) -> impl Iterator<Item = &Arg> {
+        self.command
+            .find_subcommand(self.verb)
             .into_iter()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
-            .filter(|(name, _)| name.starts_with(&prefix))
+            .flat_map(Command::get_arguments)
+    }
+
+    fn option(&self, name: &str) -> Option<&Arg> {
+        self.options().find(|arg| arg.get_long() == Some(name))
+    }
+
+    fn change(&mut self, name: &str, change: impl FnOnce(Arg) -> Arg) {
+        let Some(id) = self.option(name).map(|arg| arg.get_id().clone()) else {
+            return;
+        };
+        let command = std::mem::take(&mut self.command);
+        self.command = command.mut_subcommand(self.verb, |verb| verb.mut_arg(id, change));
+    }
+
+    fn refuse_unknown_variables<O: Options>(
+        &mut self,
+        environment: impl Iterator<Item = (OsString, OsString)>,
+    ) {
+        let prefix = format!("{}_", O::PREFIX);
+        let mut names: Vec<String> = environment
+            .filter_map(|(name, _)| name.into_string().ok())
+            .filter(|name| name.starts_with(&prefix))
             .collect();
-        variables.sort();
-        for (variable, value) in variables {
-            let rest = variable.trim_start_matches(&prefix);
-            if self.foreign_variables.contains(&variable.as_str()) || is_service_link(rest) {
-                continue;
-            }
-            let name = rest.to_lowercase().replace('_', "-");
-            let origin = Origin::Environment(variable.clone());
-            let known = self.names().find(|(known, _, _)| *known == name);
-            if known.is_none() && name != "config" {
-                problems.push_from(&variable, origin, self.unknown("variable", &name));
-                continue;
-            }
-            let Ok(text) = value.into_string() else {
-                problems.push_from(format!("--{name}"), origin, "is not UTF-8");
-                continue;
-            };
-            // An empty variable is what scripts leave where they mean "not set".
-            if text.is_empty() {
-                continue;
-            }
-            match known {
-                None if config_file.is_none() => *config_file = Some((text, origin)),
-                None => {}
-                Some((_, option, is_secret_file)) => {
-                    candidates.entry(option.name).or_default().push(Candidate {
-                        origin,
-                        written: format!("--{name}"),
-                        is_secret_file,
-                        texts: vec![text],
-                    });
-                }
+        names.sort();
+        for name in names {
+            let rest = name.trim_start_matches(&prefix);
+            let option = rest.to_lowercase().replace('_', "-");
+            let is_known = self.option(&option).is_some()
+                || O::FOREIGN_VARIABLES.contains(&name.as_str())
+                || is_service_link(rest);
+            if !is_known {
+                let unknown = self.unknown("variable", &option);
+                self.problems
+                    .add(format!("environment variable {name}: {unknown}"));
             }
         }
     }
 
-    fn collect_file(
-        &self,
-        path: &str,
-        named_by: Origin,
-        candidates: &mut Candidates,
-        problems: &mut Problems,
-    ) {
+    /// The file's values become defaults: then flags and environment win.
+    fn read_file(&mut self, path: &Path) {
+        let shown = path.display().to_string();
         let keys = match file::read(path) {
             Ok(keys) => keys,
-            Err(message) => {
-                return problems.push_from("--config", named_by, format!("{path} {message}"));
-            }
+            Err(message) => return self.problems.push(CONFIG, format!("{shown} {message}")),
         };
-        for file::FileKey {
-            key,
-            texts,
-            is_array,
-        } in keys
-        {
-            let origin = Origin::File(path.to_owned());
+        for (key, value) in keys {
             let name = key.replace('_', "-");
-            let Some((_, option, is_secret_file)) =
-                self.names().find(|(known, _, _)| *known == name)
-            else {
-                problems.push_from(&key, origin, self.unknown("key", &name));
+            let wrong = match (self.option(&name), value) {
+                (None, _) => self.unknown("key", &name),
+                (Some(_), _) if name == CONFIG => "not in a file".to_owned(),
+                (Some(_), _) if self.in_file.contains_key(&name) => {
+                    "given in both spellings of the key".to_owned()
+                }
+                (Some(_), Err(message)) => message,
+                (Some(arg), Ok(file::Texts::List(_)))
+                    if !matches!(arg.get_action(), ArgAction::Append) =>
+                {
+                    "expected one value, not a list".to_owned()
+                }
+                (Some(_), Ok(texts)) => {
+                    let texts = texts.into_vec();
+                    self.in_file.insert(name.clone(), texts.clone());
+                    self.change(&name, |arg| arg.required(false).default_values(texts));
+                    continue;
+                }
+            };
+            self.problems.add(format!("{key} (file {shown}): {wrong}"));
+        }
+        self.path = Some(shown);
+    }
+
+    /// `--NAME-file` is `--NAME`, where it comes from a stronger place.
+    fn read_secret_files(&mut self) {
+        let secrets: Vec<String> = self
+            .options()
+            .filter(|arg| is_secret(arg))
+            .filter_map(|arg| arg.get_long().map(str::to_owned))
+            .collect();
+        for name in secrets {
+            let file = secret_file(&name);
+            let (own, other) = (self.strength(&name), self.strength(&file));
+            if other == 0 || other < own {
                 continue;
+            }
+            if other == own {
+                let message = format!("conflicts with --{file}: give one of them");
+                self.problems.push(&name, message);
+                continue;
+            }
+            let path = match self.given.get_one::<OsString>(&file) {
+                Some(path) => path.clone(),
+                None => OsString::from(self.in_file[&file].concat()),
             };
-            let texts = match texts {
-                Ok(_) if is_array && !option.list => Err("expected one value, not a list".into()),
-                other => other,
-            };
-            match texts {
-                Err(message) => problems.push_from(format!("--{name}"), origin, message),
-                Ok(texts) => {
-                    let said = candidates.entry(option.name).or_default();
-                    let written = format!("--{name}");
-                    if said
-                        .iter()
-                        .any(|other| other.origin == origin && other.written == written)
-                    {
-                        problems.push_from(written, origin, "given in both spellings of the key");
-                    } else {
-                        said.push(Candidate {
-                            origin,
-                            written,
-                            is_secret_file,
-                            texts,
-                        });
-                    }
+            match secret_of(Path::new(&path)) {
+                Ok(secret) => self.change(&name, |arg| {
+                    let arg = arg.required(false).default_value(secret);
+                    arg.env(clap::builder::Resettable::Reset)
+                }),
+                Err(message) => {
+                    self.change(&name, unjudged);
+                    self.problems.push(&file, message);
                 }
             }
         }
+    }
+
+    /// How strong the place is that an option comes from; 0: it is given nowhere.
+    fn strength(&self, name: &str) -> u8 {
+        let Some(id) = self.option(name).map(|arg| arg.get_id().as_str()) else {
+            return 0;
+        };
+        match self.given.value_source(id) {
+            Some(ValueSource::CommandLine) => 3,
+            Some(ValueSource::EnvVariable) => 2,
+            _ => u8::from(self.in_file.contains_key(name)),
+        }
+    }
+
+    /// Notes the options that are wrong, and judges them no more. False: there is none.
+    fn set_aside<O: Options>(&mut self, error: &clap::Error) -> bool {
+        let names = match error.get(ContextKind::InvalidArg) {
+            Some(ContextValue::String(text)) => vec![long_name(text)],
+            Some(ContextValue::Strings(texts)) => texts.iter().map(|t| long_name(t)).collect(),
+            _ => return false,
+        };
+        // What was set aside before is wrong in another way: its number, not its value.
+        let is_judged = |name: &&str| {
+            self.option(name)
+                .is_some_and(|arg| arg.get_value_parser().type_id() != unjudged_type())
+        };
+        if names.is_empty() || !names.iter().all(|name| is_judged(&name.as_str())) {
+            return false;
+        }
+        let place = match names.as_slice() {
+            [name] => match self.strength(name) {
+                2 => format!(" (environment variable {})", variable(O::PREFIX, name)),
+                1 => self
+                    .path
+                    .as_deref()
+                    .map_or(String::new(), |path| format!(" (file {path})")),
+                _ => String::new(),
+            },
+            _ => String::new(),
+        };
+        self.problems.add(sentence(error) + &place);
+        for name in names {
+            self.change(&name, unjudged);
+        }
+        true
+    }
+
+    /// "unknown key", with the nearest known name where one is near.
+    fn unknown(&self, what: &str, name: &str) -> String {
+        let likeness = |known: &str| strsim::jaro(known, name);
+        let names = self.options().filter_map(|arg| arg.get_long());
+        let nearest = names.max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+        match nearest.filter(|known| likeness(known) >= SIMILAR) {
+            Some(known) => format!("unknown {what}; did you mean {known}?"),
+            None => format!("unknown {what}; --help lists what there is"),
+        }
+    }
+}
+
+fn unjudged_type() -> std::any::TypeId {
+    std::any::TypeId::of::<OsString>()
+}
+
+/// `--max-size <BYTES>` → `max-size`.
+fn long_name(text: &str) -> String {
+    text.trim_start_matches('-')
+        .chars()
+        .take_while(|c| c.is_ascii_alphanumeric() || *c == '-')
+        .collect()
+}
+
+/// Clap's first paragraph, on one line.
+fn sentence(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let lines: Vec<&str> = first.lines().map(str::trim).collect();
+    lines.join(" ").trim_start_matches("error: ").to_owned()
+}
+
+fn secret_of(path: &Path) -> Result<String, String> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("{shown} cannot be read: {error}"))?;
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err(format!("{shown} is empty")),
+        text => Ok(text.to_owned()),
     }
 }
 
@@ -277,114 +312,3 @@ fn is_service_link(rest: &str) -> bool {
         || rest.contains("_PORT_")
         || rest.ends_with("_PORT")
 }
-
-/// Judges every place's text, also of places that lose: a bad value that is hidden today bites
-/// later.
-fn resolve(
-    option: &OptionSpec,
-    said: Vec<Candidate>,
-    settings: &mut Settings,
-    problems: &mut Problems,
-) {
-    let was_given = !said.is_empty();
-    let mut winner: Option<(Origin, Vec<Value>)> = None;
-    let mut earlier: Option<(Origin, bool)> = None;
-    for candidate in said {
-        let Candidate {
-            origin,
-            written,
-            is_secret_file,
-            texts,
-        } = candidate;
-        // Only in one place is it a contradiction; across places precedence decides.
-        let place = std::mem::discriminant(&origin);
-        if let Some((other, other_is_file)) = &earlier
-            && std::mem::discriminant(other) == place
-            && *other_is_file != is_secret_file
-        {
-            let message = format!("conflicts with --{}-file: give one of them", option.name);
-            problems.push_from(format!("--{}", option.name), origin.clone(), message);
-            continue;
-        }
-        earlier = Some((origin.clone(), is_secret_file));
-        let read = if is_secret_file {
-            secret_from_files(&texts)
-        } else {
-            Ok(texts)
-        };
-        let parsed = read.and_then(|texts| parse_all(option, &texts));
-        match parsed {
-            Ok(values) if winner.is_none() => winner = Some((origin, values)),
-            Ok(_) => {}
-            Err(message) => problems.push_from(written, origin, message),
-        }
-    }
-    if winner.is_none() && !was_given {
-        match option
-            .default
-            .map(|text| parse_all(option, &[text.to_owned()]))
-        {
-            Some(Ok(values)) => winner = Some((Origin::Default, values)),
-            Some(Err(message)) => {
-                problems.push_from(format!("--{}", option.name), Origin::Default, message);
-            }
-            None if option.required => problems.push(
-                option.name,
-                match option.file_name() {
-                    Some(name) => format!("required; give it or --{name}: {}", option.help),
-                    None => format!("required: {}", option.help),
-                },
-            ),
-            None => {}
-        }
-    }
-    if let Some((origin, values)) = winner {
-        settings.values.insert(option.name, values);
-        settings.origins.insert(option.name, origin);
-    }
-}
-
-fn secret_from_files(paths: &[String]) -> Result<Vec<String>, String> {
-    let read = |path: &String| {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| format!("{path} can not be read: {error}"))?;
-        match text.trim_end_matches(['\r', '\n']) {
-            "" => Err(format!("{path} is empty")),
-            text => Ok(text.to_owned()),
-        }
-    };
-    paths.iter().map(read).collect()
-}
-
-fn parse_all(option: &OptionSpec, texts: &[String]) -> Result<Vec<Value>, String> {
-    let parse = |text: &str| {
-        option.parse(text).map_err(|expected| match option.secret {
-            true => format!("is not right: {expected}"),
-            false => format!("{text:?} is not right: {expected}"),
-        })
-    };
-    let splits = option.list && !matches!(option.kind, Kind::Checked(_));
-    let mut values = Vec::with_capacity(texts.len());
-    for text in texts {
-        if splits {
-            for part in text
-                .split(',')
-                .map(str::trim)
-                .filter(|part| !part.is_empty())
-            {
-                values.push(parse(part)?);
-            }
-        } else {
-            values.push(parse(text)?);
-        }
-    }
-    if values.is_empty() {
-        Err("expected at least one value".to_owned())
-    } else {
-        Ok(values)
-    }
-}
-
-#[cfg(test)]
-#[path = "load_tests.rs"]
-mod tests;

@@ -1,31 +1,132 @@
-//! One table of options a binary, and everything that follows from it: flags with help, environment
-//! variables, keys of a TOML file, and the written reference.
+//! Options: one struct with clap's derive a binary, and everything an operator expects of it.
 //!
-//! Why a table: an operator meets the same option in four places, and four hand-written lists drift
-//! apart. Why not clap's own validation: it stops at the first mistake, and an operator who rolls
-//! out a file to many machines wants all of them at once. So clap only collects raw text here and
-//! [`Table::load`] judges it.
+//! A field is a flag, an environment variable and a TOML key, with its help, default and row in
+//! `docs/configuration.md`:
 //!
-//! Precedence: flag, then environment, then `--config FILE`, then the default. Knows nothing of
-//! what any option means to a service.
+//! ```ignore
+//! /// How long running bodies may finish after SIGTERM.
+//! #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+//! pub drain_grace: Duration,
+//! ```
+//!
+//! Clap parses flags, environment and values. Added here is what it does not do: the keys of
+//! `--config FILE` (they become clap's defaults, so flags and environment win), `--flag=false`, a
+//! `--NAME-file` for each [`Secret`], and a report of all wrong values at once, because an
+//! operator who rolls out a file to many machines wants all of them.
 
-mod arguments;
 mod file;
 mod load;
-mod problem;
+mod problems;
 mod reference;
-mod spec;
 mod value;
 
-pub use problem::{Origin, Problem, Problems};
+use std::any::TypeId;
+use std::path::PathBuf;
+
+use clap::builder::ValueParser;
+use clap::{Arg, ArgAction, Command, value_parser};
+
+pub use load::{load, matches, parse_from};
+pub use problems::{ConfigError, Problems};
 pub use reference::reference_page;
-pub use spec::{Kind, OptionSpec, Table};
 pub use value::{
-    BytesOrPercent, FromValue, Secret, Value, human_bytes, human_duration, parse_bool, parse_bytes,
-    parse_bytes_or_percent, parse_duration, parse_rate, parse_socket_address, parse_url,
+    BytesOrPercent, Secret, human_bytes, human_duration, parse_bytes, parse_bytes_or_percent,
+    parse_duration, parse_rate, parse_ratio, parse_socket_address, parse_url,
 };
 
-pub use load::Settings;
-
-/// The exit status for a command line or configuration that can not be used.
+/// The exit status for a command line or configuration that cannot be used.
 pub const EXIT_USAGE: u8 = 2;
+
+/// The id of `--config`. A command that has it takes a binary's options.
+const CONFIG: &str = "config";
+
+/// The options of one binary.
+pub trait Options: clap::Args {
+    /// `CACHE_EDGE`: variables are `CACHE_EDGE_MAX_SIZE`.
+    const PREFIX: &'static str;
+
+    /// Variables under the prefix that belong to other commands of the same binary.
+    const FOREIGN_VARIABLES: &'static [&'static str] = &[];
+
+    /// Adds conflicts between options, and values that only their use can judge.
+    fn check(&self, problems: &mut Problems);
+}
+
+/// A command that takes the options, with `--config`.
+pub fn command<O: Options>(name: &'static str) -> Command {
+    let config = Arg::new(CONFIG)
+        .long(CONFIG)
+        .value_name("FILE")
+        .value_parser(value_parser!(PathBuf))
+        .help("TOML file with any of these options as keys; flags and environment win over it");
+    let command = O::augment_args(Command::new(name).arg(config));
+    let secret_files: Vec<Arg> = command
+        .get_arguments()
+        .filter(|arg| is_secret(arg))
+        .filter_map(|arg| arg.get_long())
+        .map(|name| {
+            Arg::new(secret_file(name))
+                .long(secret_file(name))
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .help(format!(
+                    "File whose content, without its last line break, is --{name}"
+                ))
+        })
+        .collect();
+    command
+        .args(secret_files)
+        .mut_args(|arg| complete(O::PREFIX, arg))
+}
+
+/// Adds what every option has: its variable, and `--flag=false` where it is a switch.
+fn complete(prefix: &str, arg: Arg) -> Arg {
+    let Some(name) = arg.get_long().map(str::to_owned) else {
+        return arg;
+    };
+    let arg = match arg.get_action() {
+        ArgAction::SetTrue => arg
+            .action(ArgAction::Set)
+            .value_name("BOOL")
+            .value_parser(value_parser!(bool))
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true"),
+        // `--x -5` is a bad value of x, to be reported as such, not an unknown flag.
+        _ => arg.allow_negative_numbers(true),
+    };
+    let arg = match (
+        arg.get_value_parser().type_id() == TypeId::of::<bool>(),
+        arg.get_default_values(),
+    ) {
+        (true, []) => arg.default_value("false"),
+        _ => arg,
+    };
+    let variable = variable(prefix, &name);
+    // An empty variable is what scripts leave where they mean "not set".
+    if std::env::var_os(&variable).is_some_and(|value| value.is_empty()) {
+        return arg;
+    }
+    arg.env(variable).hide_env_values(true)
+}
+
+/// `max-size` → `CACHE_EDGE_MAX_SIZE`.
+fn variable(prefix: &str, name: &str) -> String {
+    format!("{prefix}_{}", name.replace('-', "_").to_uppercase())
+}
+
+fn secret_file(name: &str) -> String {
+    format!("{name}-file")
+}
+
+fn is_secret(arg: &Arg) -> bool {
+    arg.get_value_parser().type_id() == TypeId::of::<Secret>()
+}
+
+/// The argument, accepting anything: judged elsewhere, or not at all.
+pub(crate) fn unjudged(arg: Arg) -> Arg {
+    arg.required(false).value_parser(ValueParser::os_string())
+}
+
+#[cfg(test)]
+mod tests;

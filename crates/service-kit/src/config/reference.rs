@@ -1,65 +1,30 @@
-//! The configuration reference, written from the tables: `docs/configuration.md` is its output and
-//! a test in each service compares the two.
+//! The configuration reference, written from the options: `docs/configuration.md` is its output
+//! and a test in each service compares the two.
 
 use std::fmt::Write as _;
 
-use super::spec::{Kind, Table};
+use clap::Arg;
 
-impl Table {
-    /// A Markdown table: one row an option, with variable, value, default and meaning.
-    pub fn reference(&self) -> String {
-        let mut text = String::from(
-            "| flag and TOML key | environment | value | default | meaning |\n|---|---|---|---|---|\n",
-        );
-        for option in &self.options {
-            let default = match (option.default, option.default_note) {
-                (_, Some(note)) => note.to_owned(),
-                (Some(text), None) => format!("`{text}`"),
-                (None, None) if option.required => "none, required".to_owned(),
-                (None, None) if matches!(option.kind, Kind::Bool) => "`false`".to_owned(),
-                (None, None) => "none".to_owned(),
-            };
-            let mut value = option.kind.describe();
-            if option.list {
-                value.push_str("; several");
-            }
-            let mut meaning = option.help.to_owned();
-            if let Some(name) = option.file_name() {
-                let variable = self.variable(&name);
-                let _ = write!(
-                    meaning,
-                    ". Secret; also from a file: `--{name}`, `{variable}`"
-                );
-            }
-            let cells = [
-                format!("`--{}`", option.name),
-                format!("`{}`", self.variable(option.name)),
-                value,
-                default,
-                meaning,
-            ];
-            let _ = writeln!(
-                text,
-                "| {} |",
-                cells.map(|cell| cell.replace('|', "\\|")).join(" | ")
-            );
-        }
-        text
-    }
-}
+use super::{CONFIG, Options, command, is_secret, secret_file, variable};
 
 const HEAD: &str = "# Configuration\n\n\
-    Written from the option tables in the code (`just reference`); tests compare it with them.\n\n\
+    Written from the options in the code (`just reference`); tests compare it with them.\n\n\
     Every option is a flag, an environment variable and a TOML key (with `-` or `_`) in `--config FILE`. \
     Flags win over the environment, the environment over the file, the file over the default. An empty \
-    variable counts as not set. All mistakes are reported together, with exit status 2, before any port is bound.\n";
+    variable counts as not set. All unknown keys and bad values are reported together, with exit status 2, \
+    before any port is bound.\n\n\
+    Values: `BYTES` are plain (`4096`) or have a unit (`10GiB`, `64MB`); a `RATE` is bytes a second (`10MiB`); a \
+    `DURATION` has a unit (`250ms`, `30s`, `1m30s`); an `ADDRESS:PORT` is `127.0.0.1:7500` or `[::1]:7500`; a \
+    `BOOL` is `true` or `false`, and a flag alone means `true`. Options that take several values are repeated, \
+    separated by commas, or a TOML list.\n";
 
 /// A page with this binary's section brought up to date. The services do not know each other, so
 /// each keeps the section of its own; an empty page is begun.
-pub fn reference_page(page: &str, binary: &str, table: &Table) -> String {
+pub fn reference_page<O: Options>(page: &str, binary: &str) -> String {
     let heading = format!("\n## `{binary}`\n");
-    let section = format!("{heading}\n{}", table.reference());
-    let page = if page.is_empty() { HEAD } else { page };
+    let section = format!("{heading}\n{}", table::<O>());
+    let sections = page.find("\n## ").map_or("", |start| &page[start..]);
+    let page = format!("{HEAD}{sections}");
     let Some(start) = page.find(&heading) else {
         return format!("{page}{section}");
     };
@@ -70,23 +35,77 @@ pub fn reference_page(page: &str, binary: &str, table: &Table) -> String {
     format!("{}{section}{}", &page[..start], &page[end..])
 }
 
-#[cfg(test)]
-mod tests {
-    use super::super::spec::{Kind, OptionSpec};
-    use super::*;
-
-    #[test]
-    fn each_binary_replaces_its_own_section() {
-        const OLD: &[OptionSpec] = &[OptionSpec::new("old", "X", Kind::Text, "Old")];
-        const NEW: &[OptionSpec] = &[OptionSpec::new("new", "X", Kind::Text, "New")];
-        let (old, new) = (Table::new("A", &[OLD]), Table::new("A", &[NEW]));
-        let page = reference_page(&reference_page("", "one serve", &old), "two serve", &old);
-        let changed = reference_page(&page, "one serve", &new);
-        assert!(changed.starts_with("# Configuration"));
-        assert!(changed.contains("`--new`"));
-        assert_eq!(changed.matches("`--old`").count(), 1, "{changed}");
-        assert_eq!(reference_page(&changed, "one serve", &old), page);
-        let both = reference_page(&changed, "two serve", &new);
-        assert!(!both.contains("`--old`"), "{both}");
+/// A Markdown table: one row an option.
+fn table<O: Options>() -> String {
+    let mut text = String::from(
+        "| flag and TOML key | environment | value | default | meaning |\n|---|---|---|---|---|\n",
+    );
+    let command = command::<O>("serve");
+    let secrets: Vec<String> = command
+        .get_arguments()
+        .filter(|arg| is_secret(arg))
+        .filter_map(|arg| arg.get_long().map(secret_file))
+        .collect();
+    for arg in command.get_arguments() {
+        let Some(name) = arg.get_long() else { continue };
+        if name == CONFIG || secrets.iter().any(|secret| secret == name) {
+            continue;
+        }
+        let _ = writeln!(text, "{}", row(O::PREFIX, name, arg));
     }
+    text
+}
+
+fn row(prefix: &str, name: &str, arg: &Arg) -> String {
+    let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+    // A default that is no constant is said in the help, as clap says the others.
+    let (meaning, noted) = match help.rsplit_once(" [default: ") {
+        Some((meaning, note)) => (
+            meaning.to_owned(),
+            Some(note.trim_end_matches(']').to_owned()),
+        ),
+        None => (help, None),
+    };
+    let values: Vec<String> = arg
+        .get_default_values()
+        .iter()
+        .map(|value| format!("`{}`", value.to_string_lossy()))
+        .collect();
+    let default = match (noted, values.is_empty()) {
+        (Some(note), _) => note,
+        (None, false) => values.join(", "),
+        (None, true) if arg.is_required_set() => "none, required".to_owned(),
+        (None, true) => "none".to_owned(),
+    };
+    let words: Vec<String> = arg
+        .get_possible_values()
+        .iter()
+        .map(|value| format!("`{}`", value.get_name()))
+        .collect();
+    let mut value = match (words.is_empty(), arg.get_value_names()) {
+        (false, _) => words.join(", "),
+        (true, Some([name, ..])) => format!("`{name}`"),
+        (true, _) => "text".to_owned(),
+    };
+    if matches!(arg.get_action(), clap::ArgAction::Append) {
+        value.push_str("; several");
+    }
+    let mut meaning = meaning;
+    if is_secret(arg) {
+        let file = secret_file(name);
+        let variable = variable(prefix, &file);
+        let _ = write!(
+            meaning,
+            ". Secret; also from a file: `--{file}`, `{variable}`"
+        );
+    }
+    let cells = [
+        format!("`--{name}`"),
+        format!("`{}`", variable(prefix, name)),
+        value,
+        default,
+        meaning,
+    ];
+    let cells = cells.map(|cell| cell.replace('|', "\\|"));
+    format!("| {} |", cells.join(" | "))
 }

@@ -18,7 +18,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
-use crate::config::{Kind, OptionSpec, Settings};
+use crate::config::{parse_ratio, parse_url};
 
 pub use propagation::{inject, inject_metadata, set_parent, set_parent_from_metadata, trace_id};
 
@@ -46,33 +46,6 @@ pub fn exports() -> bool {
     EXPORTS.load(Ordering::Relaxed)
 }
 
-/// What both binaries' tables include.
-pub const OPTIONS: &[OptionSpec] = &[
-    OptionSpec::new("log-format", "FORMAT", Kind::Choice(&["human", "json"]), "How log lines look")
-        .default("human"),
-    OptionSpec::new(
-        "log-level",
-        "FILTER",
-        Kind::Checked(check_filter),
-        "What is logged: error, warn, info, debug, trace, or a filter such as info,cache_edge=debug",
-    )
-    .default("info"),
-    OptionSpec::new(
-        "otlp-endpoint",
-        "URL",
-        Kind::Url,
-        "OpenTelemetry collector that traces are sent to, over gRPC",
-    )
-    .default_note("none: nothing is sent"),
-    OptionSpec::new(
-        "trace-sample-ratio",
-        "RATIO",
-        Kind::Ratio,
-        "Part of new traces that is recorded, 0 to 1; a caller's own decision is kept",
-    )
-    .default("0.01"),
-];
-
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     #[error("trace export can not be set up: {0}")]
@@ -83,24 +56,27 @@ pub enum TelemetryError {
     AlreadySet(#[from] tracing_subscriber::util::TryInitError),
 }
 
-#[derive(Clone, Debug, PartialEq)]
+/// The options of both binaries.
+#[derive(Clone, Debug, PartialEq, clap::Args)]
 pub struct TelemetryOptions {
-    pub is_json: bool,
-    pub filter: String,
-    pub otlp_endpoint: Option<String>,
-    /// 0 to 1.
-    pub sample_ratio: f64,
+    /// How log lines look
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "human")]
+    pub log_format: LogFormat,
+    /// What is logged: error, warn, info, debug, trace, or a filter such as info,cache_edge=debug
+    #[arg(long, value_name = "FILTER", default_value = "info", value_parser = parse_filter)]
+    pub log_level: String,
+    /// OpenTelemetry collector that traces are sent to, over gRPC [default: none: nothing is sent]
+    #[arg(long, value_name = "URL", value_parser = parse_url)]
+    pub otlp_endpoint: Option<url::Url>,
+    /// Part of new traces that is recorded, 0 to 1; a caller's own decision is kept
+    #[arg(long, value_name = "RATIO", default_value = "0.01", value_parser = parse_ratio)]
+    pub trace_sample_ratio: f64,
 }
 
-impl TelemetryOptions {
-    pub fn from_settings(settings: &Settings) -> Self {
-        TelemetryOptions {
-            is_json: settings.value::<String>("log-format") == "json",
-            filter: settings.value("log-level"),
-            otlp_endpoint: settings.get::<url::Url>("otlp-endpoint").map(String::from),
-            sample_ratio: settings.value("trace-sample-ratio"),
-        }
-    }
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    Human,
+    Json,
 }
 
 /// Held by `main`; what is not yet exported is sent by [`Telemetry::shutdown`].
@@ -127,9 +103,9 @@ pub fn init(
     options: &TelemetryOptions,
 ) -> Result<Telemetry, TelemetryError> {
     let provider = tracer_provider(service, instance, options)?;
-    let filter = EnvFilter::try_new(&options.filter)?;
+    let filter = EnvFilter::try_new(&options.log_level)?;
     let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let logs = if options.is_json {
+    let logs = if options.log_format == LogFormat::Json {
         logs.json().flatten_event(true).boxed()
     } else {
         logs.with_ansi(std::io::stderr().is_terminal()).boxed()
@@ -172,10 +148,10 @@ fn tracer_provider(
     };
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_tonic()
-        .with_endpoint(endpoint)
+        .with_endpoint(endpoint.as_str())
         .with_timeout(EXPORT_TIMEOUT)
         .build()?;
-    let ratio = Sampler::TraceIdRatioBased(options.sample_ratio);
+    let ratio = Sampler::TraceIdRatioBased(options.trace_sample_ratio);
     Ok(builder
         .with_batch_exporter(exporter)
         .with_sampler(Sampler::ParentBased(Box::new(ratio)))
@@ -187,14 +163,14 @@ fn is_wordy(target: &str) -> bool {
     WORDY.contains(&crate_name) || crate_name.starts_with("opentelemetry")
 }
 
-fn check_filter(text: &str) -> Result<(), String> {
+fn parse_filter(text: &str) -> Result<String, String> {
     let expected =
         "expected error, warn, info, debug, trace, or a filter such as info,cache_edge=debug";
     if text.trim().is_empty() {
         return Err(expected.to_owned());
     }
     EnvFilter::try_new(text)
-        .map(drop)
+        .map(|_| text.to_owned())
         .map_err(|error| format!("{error}: {expected}"))
 }
 
@@ -202,24 +178,12 @@ fn check_filter(text: &str) -> Result<(), String> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::config::Table;
-
-    #[test]
-    fn the_options_have_their_defaults() {
-        let table = Table::new("X", &[OPTIONS]);
-        let command = table.add_to(clap::Command::new("serve").no_binary_name(true));
-        let matches = command.try_get_matches_from::<_, &str>([]).unwrap();
-        let settings = table.load_from(&matches, [], |_, _| {}).unwrap();
-        let options = TelemetryOptions::from_settings(&settings);
-        assert_eq!((options.is_json, options.filter.as_str()), (false, "info"));
-        assert_eq!((options.otlp_endpoint, options.sample_ratio), (None, 0.01));
-    }
 
     #[test]
     fn filters_are_checked() {
-        assert!(check_filter("info,cache_edge=debug").is_ok());
-        assert!(check_filter("cache_edge=loud").is_err());
-        assert!(check_filter(" ").is_err());
+        assert!(parse_filter("info,cache_edge=debug").is_ok());
+        assert!(parse_filter("cache_edge=loud").is_err());
+        assert!(parse_filter(" ").is_err());
     }
 
     #[test]
@@ -240,10 +204,10 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn an_absent_collector_does_not_hold_up_the_end() {
         let options = TelemetryOptions {
-            is_json: true,
-            filter: "info".to_owned(),
-            otlp_endpoint: Some("http://127.0.0.1:1".to_owned()),
-            sample_ratio: 1.0,
+            log_format: LogFormat::Json,
+            log_level: "info".to_owned(),
+            otlp_endpoint: Some("http://127.0.0.1:1".parse().unwrap()),
+            trace_sample_ratio: 1.0,
         };
         let provider = tracer_provider("test", "one", &options).unwrap();
         Telemetry { provider }.shutdown().await;
