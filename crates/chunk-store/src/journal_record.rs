@@ -19,6 +19,7 @@ const KIND_REMOVED: u8 = 3;
 const KIND_ENTRY_REMOVED: u8 = 4;
 const KIND_NOTE: u8 = 5;
 const KIND_NOTE_REMOVED: u8 = 6;
+const KIND_BLOCKS: u8 = 7;
 
 /// The store's own short name of an entry; never used twice in the life of a data directory.
 pub type EntryNumber = u32;
@@ -36,6 +37,12 @@ pub enum Record {
     Stored {
         number: EntryNumber,
         chunks: Vec<(u32, u64)>,
+    },
+    /// The hashes of a stored chunk's blocks; follows the chunk's own record.
+    Blocks {
+        number: EntryNumber,
+        chunk: u32,
+        hashes: Box<[u64]>,
     },
     /// These are no more.
     Removed {
@@ -97,6 +104,18 @@ impl Record {
                     out.extend_from_slice(&checksum.to_le_bytes());
                 }
             }
+            Self::Blocks {
+                number,
+                chunk,
+                hashes,
+            } => {
+                out.push(KIND_BLOCKS);
+                out.extend_from_slice(&number.to_le_bytes());
+                out.extend_from_slice(&chunk.to_le_bytes());
+                for hash in hashes {
+                    out.extend_from_slice(&hash.to_le_bytes());
+                }
+            }
             Self::Removed { number, chunks } => {
                 out.push(KIND_REMOVED);
                 out.extend_from_slice(&number.to_le_bytes());
@@ -146,6 +165,18 @@ impl Record {
                     .map(|item| (u32_at(item, 0), u64_at(item, 4)))
                     .collect();
                 Some(Self::Stored { number, chunks })
+            }
+            KIND_BLOCKS => {
+                let (number, rest) = number_and()?;
+                let (chunk, list) = rest.split_first_chunk::<4>()?;
+                let (hashes, []) = list.as_chunks::<8>() else {
+                    return None;
+                };
+                Some(Self::Blocks {
+                    number,
+                    chunk: u32::from_le_bytes(*chunk),
+                    hashes: hashes.iter().map(|hash| u64::from_le_bytes(*hash)).collect(),
+                })
             }
             KIND_REMOVED => {
                 let (number, list) = number_and()?;
@@ -253,6 +284,13 @@ mod tests {
                 prop::collection::vec(any::<(u32, u64)>(), 0..20)
             )
                 .prop_map(|(number, chunks)| Record::Stored { number, chunks }),
+            (any::<u32>(), any::<u32>(), prop::collection::vec(any::<u64>(), 0..20)).prop_map(
+                |(number, chunk, hashes)| Record::Blocks {
+                    number,
+                    chunk,
+                    hashes: hashes.into()
+                }
+            ),
             (any::<u32>(), prop::collection::vec(any::<u32>(), 0..20))
                 .prop_map(|(number, chunks)| Record::Removed { number, chunks }),
             any::<u32>().prop_map(|number| Record::EntryRemoved { number }),
@@ -305,7 +343,7 @@ mod tests {
         /// Behind a right length and checksum: what is read takes no more memory than what was
         /// written.
         #[test]
-        fn arbitrary_bodies_are_read_as_they_stand_or_not_at_all(body in prop::collection::vec(any::<u8>(), 1..600), kind in 0u8..8) {
+        fn arbitrary_bodies_are_read_as_they_stand_or_not_at_all(body in prop::collection::vec(any::<u8>(), 1..600), kind in 0u8..9) {
             let body = [&[kind], &body[..]].concat();
             let mut frame = (body.len() as u32).to_le_bytes().to_vec();
             frame.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
