@@ -186,7 +186,10 @@ mod tests {
             .map(|(at, block)| chunk_checksum(start + at as u64 * BLOCK_BYTES, block))
             .collect();
         assert_eq!(*digest.blocks, *hashes);
-        assert_eq!(block_range(chunk, start + 700_000 - 1).len(), 700_000 % BLOCK_BYTES);
+        assert_eq!(
+            block_range(chunk, start + 700_000 - 1).len(),
+            700_000 % BLOCK_BYTES
+        );
         let small = ChunkDigest::of(start, &bytes[..1000]);
         assert!(small.blocks.is_empty());
     }

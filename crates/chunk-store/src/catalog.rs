@@ -108,6 +108,17 @@ impl Catalog {
                     }
                 }
             }
+            Record::Blocks {
+                number,
+                chunk,
+                hashes,
+            } => {
+                if let Some(entry) = self.by_number.get(&number)
+                    && entry.is_present(chunk)
+                {
+                    entry.set_blocks(chunk, hashes);
+                }
+            }
             Record::Removed { number, chunks } => {
                 if let Some(entry) = self.by_number.get(&number) {
                     chunks
@@ -164,6 +175,7 @@ pub(super) fn snapshot(
             let chunks = entry.durable_chunks();
             std::iter::once(describe(entry))
                 .chain(stored_records(entry.number(), &chunks).collect::<Vec<_>>())
+                .chain(entry.block_records(&chunks))
         });
     notes.chain(entries)
 }

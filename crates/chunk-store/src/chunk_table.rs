@@ -365,9 +365,10 @@ impl ChunkTable {
             if !slot.state().is_present() {
                 return true;
             }
+            let is_full = runs.len() >= limit;
             match runs.last_mut() {
                 Some(run) if run.end == chunk => run.end += 1,
-                _ if runs.len() >= limit => return false,
+                _ if is_full => return false,
                 _ => runs.push(chunk..chunk + 1),
             }
             true

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chunkcache_proto::ChunkIndex;
+use chunkcache_proto::{ChunkIndex, checksum::BLOCK_BYTES};
 use parking_lot::{Condvar, Mutex};
 
 use super::{
@@ -28,6 +28,8 @@ const PARALLEL_SYNCS: usize = 4;
 const REWRITE_MIN_BYTES: u64 = 4 << 20;
 /// A chunk's share of the journal, with its share of a frame.
 const BYTES_PER_CHUNK: u64 = 13;
+/// A block's, likewise: chunks of one block have none.
+const BYTES_PER_BLOCK: u64 = 10;
 const BYTES_PER_ENTRY: u64 = 512;
 
 /// A chunk whose bytes are written.
@@ -257,6 +259,8 @@ fn frames(
             .map(|chunk| (*chunk, table.checksum(*chunk)))
             .collect();
         stored_records(group.entry.number(), &chunks).for_each(&mut encode);
+        let blocks = group.entry.block_records(&chunks);
+        blocks.into_iter().for_each(&mut encode);
     }
     bytes
 }
@@ -314,6 +318,7 @@ fn rewrite_if_mostly_garbage(shared: &Shared, journal: &mut Journal) {
             .map(|(key, value)| key.len() + value.len())
             .sum();
         shared.durable_chunks.load(Ordering::Acquire) * BYTES_PER_CHUNK
+            + shared.space.chunk_bytes() / BLOCK_BYTES * BYTES_PER_BLOCK
             + catalog.len() as u64 * BYTES_PER_ENTRY
             + notes as u64
     };

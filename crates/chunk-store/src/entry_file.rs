@@ -1,6 +1,7 @@
 //! An entry: its description, which chunks are present, its sparse file.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::{
@@ -11,7 +12,11 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Geometry, checksum::InventoryDigest, v1};
+use chunkcache_proto::{
+    ByteRange, ChunkIndex, EntryId, Geometry,
+    checksum::{BLOCK_BYTES, ChunkDigest, InventoryDigest},
+    v1,
+};
 use parking_lot::Mutex;
 
 use super::{
@@ -21,11 +26,11 @@ use super::{
     open_files::OpenFile,
     residency,
     shared::Shared,
-    verify,
+    verify::{self, Block},
 };
 use crate::{
     chunk_table::{ChunkState, ChunkTable},
-    journal_record::EntryNumber,
+    journal_record::{EntryNumber, Record},
 };
 
 /// An entry: its description, which chunks are present, its sparse file.
@@ -40,6 +45,9 @@ pub struct EntryFile {
     /// Its records are gone; the file follows with the last handle.
     removed: AtomicBool,
     table: ChunkTable,
+    /// Hashes of the blocks of chunks that are here and longer than one. A chunk of a journal from
+    /// before there were any has none until it is checked.
+    blocks: Mutex<BTreeMap<ChunkIndex, Box<[u64]>>>,
     /// Of the durable chunks.
     digest: Mutex<InventoryDigest>,
     /// Bytes of chunks its file holds, also of withdrawn ones that are not punched yet.
@@ -72,6 +80,7 @@ impl EntryFile {
             description,
             removed: AtomicBool::new(false),
             table: ChunkTable::new(geometry.chunk_count()),
+            blocks: Mutex::default(),
             digest: Mutex::default(),
             disk_bytes: AtomicU64::new(0),
             open: ArcSwapOption::empty(),
@@ -121,6 +130,26 @@ impl EntryFile {
     #[must_use]
     pub fn first_missing(&self, from: ChunkIndex, to: ChunkIndex) -> Option<ChunkIndex> {
         self.table.first_missing(from, to)
+    }
+
+    /// Runs of present bytes within `range`, ascending, at most `limit` of them. Costs what is
+    /// stored there, not what the range claims.
+    #[must_use]
+    pub fn present_runs(&self, range: ByteRange, limit: usize) -> Vec<ByteRange> {
+        let chunks = self.geometry.chunks_covering(range);
+        let runs = self.table.present_runs(chunks, limit).into_iter();
+        let bytes = |run: std::ops::Range<ChunkIndex>| {
+            let start = self.geometry.chunk_range(run.start).start;
+            let end = self.geometry.chunk_range(run.end - 1).end;
+            ByteRange::new(start, end).intersect(range)
+        };
+        runs.map(bytes).collect()
+    }
+
+    /// First chunk at or after `from` that is present, before `to`.
+    #[must_use]
+    pub fn first_present(&self, from: ChunkIndex, to: ChunkIndex) -> Option<ChunkIndex> {
+        self.table.first_present(from, to)
     }
 
     /// What can be proved: chunks whose bytes and records are synced, with their checksums. One
@@ -209,7 +238,10 @@ impl EntryFile {
             file.file.write_all_at(bytes, offset)
         };
         write().map_err(|error| {
-            self.shared.health.degrade("writing a chunk", &error);
+            // A file longer than the file system has any is this object's problem alone.
+            if error.kind() != io::ErrorKind::FileTooLarge {
+                self.shared.health.degrade("writing a chunk", &error);
+            }
             StoreError::from(error)
         })
     }
@@ -240,9 +272,9 @@ impl EntryFile {
     }
 
     /// All bytes of the chunk are written: it is present from now on, and durable with the next
-    /// group. `checksum` is checked against the bytes nowhere: the caller computed it while they
+    /// group. `digest` is checked against the bytes nowhere: the caller computed it while they
     /// passed.
-    pub fn finish_chunk(&self, chunk: ChunkIndex, checksum: u64, reservation: Reservation) {
+    pub fn finish_chunk(&self, chunk: ChunkIndex, digest: ChunkDigest, reservation: Reservation) {
         let Some(me) = self.me.upgrade() else { return };
         if self.is_present(chunk) {
             return;
@@ -251,7 +283,11 @@ impl EntryFile {
         let bytes = self.geometry.chunk_len(chunk);
         reservation.become_chunk(bytes);
         self.disk_bytes.fetch_add(bytes, Ordering::AcqRel);
-        if self.table.finish(chunk, checksum, self.shared.tick()) {
+        self.set_blocks(chunk, digest.blocks);
+        if self
+            .table
+            .finish(chunk, digest.checksum, self.shared.tick())
+        {
             self.shared.queue.finished(Finished { entry: me, chunk });
         } else {
             self.release(chunk);
@@ -327,11 +363,59 @@ impl EntryFile {
         })
     }
 
-    /// Reads the range into the page cache. Blocking.
-    pub fn bring_in(&self, range: ByteRange) {
-        if let Ok(file) = self.open_file(Open::Reading) {
-            residency::bring_in(&*file.file, range);
+    /// Reads the range into the page cache and compares it with its hashes on the way. False: it
+    /// is not what was stored, and its chunk has been withdrawn. Blocking.
+    pub fn bring_in(&self, range: ByteRange) -> Result<bool, StoreError> {
+        let Some(me) = self.me.upgrade() else {
+            return Ok(false);
+        };
+        let file = self.open_file(Open::Reading)?;
+        residency::ask_for(&*file.file, range);
+        for chunk in self.geometry.chunks_covering(range) {
+            let part = self.geometry.chunk_range(chunk).intersect(range);
+            if !verify::read_through(&me, part)? {
+                return Ok(false);
+            }
         }
+        Ok(true)
+    }
+
+    /// The block of a present chunk that holds this byte, compared with its hash. `None`: it is not
+    /// what was stored, and its chunk has been withdrawn, or it is not here. Blocking.
+    pub fn read_block(&self, offset: u64) -> Result<Option<Block>, StoreError> {
+        match self.me.upgrade() {
+            Some(me) => verify::read_block(&me, offset),
+            None => Ok(None),
+        }
+    }
+
+    /// Hashes of a chunk's blocks; `None`: they are not known.
+    pub(super) fn blocks(&self, chunk: ChunkIndex) -> Option<Box<[u64]>> {
+        if self.geometry.chunk_len(chunk) <= BLOCK_BYTES {
+            return Some([self.table.checksum(chunk)].into());
+        }
+        self.blocks.lock().get(&chunk).cloned()
+    }
+
+    /// Kept where they are as many as the chunk has blocks.
+    pub(super) fn set_blocks(&self, chunk: ChunkIndex, hashes: Box<[u64]>) {
+        let len = self.geometry.chunk_len(chunk);
+        if len > BLOCK_BYTES && hashes.len() as u64 == len.div_ceil(BLOCK_BYTES) {
+            self.blocks.lock().insert(chunk, hashes);
+        }
+    }
+
+    /// What the journal says of durable chunks beside their checksums.
+    pub(super) fn block_records(&self, chunks: &[(ChunkIndex, u64)]) -> Vec<Record> {
+        let blocks = self.blocks.lock();
+        let known = chunks.iter().filter_map(|(chunk, _)| {
+            Some(Record::Blocks {
+                number: self.number,
+                chunk: *chunk,
+                hashes: blocks.get(chunk)?.clone(),
+            })
+        });
+        known.collect()
     }
 
     pub(super) fn number(&self) -> EntryNumber {
@@ -496,6 +580,7 @@ impl EntryFile {
         let bytes = self.geometry.chunk_len(chunk);
         self.disk_bytes.fetch_sub(bytes, Ordering::AcqRel);
         self.shared.space.release_chunk(bytes);
+        self.blocks.lock().remove(&chunk);
     }
 
     pub(super) fn restore_pinned(&self, pinned: bool) {

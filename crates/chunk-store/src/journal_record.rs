@@ -175,7 +175,10 @@ impl Record {
                 Some(Self::Blocks {
                     number,
                     chunk: u32::from_le_bytes(*chunk),
-                    hashes: hashes.iter().map(|hash| u64::from_le_bytes(*hash)).collect(),
+                    hashes: hashes
+                        .iter()
+                        .map(|hash| u64::from_le_bytes(*hash))
+                        .collect(),
                 })
             }
             KIND_REMOVED => {
@@ -284,13 +287,16 @@ mod tests {
                 prop::collection::vec(any::<(u32, u64)>(), 0..20)
             )
                 .prop_map(|(number, chunks)| Record::Stored { number, chunks }),
-            (any::<u32>(), any::<u32>(), prop::collection::vec(any::<u64>(), 0..20)).prop_map(
-                |(number, chunk, hashes)| Record::Blocks {
+            (
+                any::<u32>(),
+                any::<u32>(),
+                prop::collection::vec(any::<u64>(), 0..20)
+            )
+                .prop_map(|(number, chunk, hashes)| Record::Blocks {
                     number,
                     chunk,
                     hashes: hashes.into()
-                }
-            ),
+                }),
             (any::<u32>(), prop::collection::vec(any::<u32>(), 0..20))
                 .prop_map(|(number, chunks)| Record::Removed { number, chunks }),
             any::<u32>().prop_map(|number| Record::EntryRemoved { number }),

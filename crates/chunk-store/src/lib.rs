@@ -65,6 +65,7 @@ pub use self::{
     entry_file::{ChunkPin, EntryFile},
     mapping::Mapped,
     space::Reservation,
+    verify::Block,
 };
 use crate::{chunk_table::ChunkState, journal_record::MAX_BODY_BYTES};
 
@@ -106,7 +107,7 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            scrub_period: Duration::from_secs(7 * 24 * 3600),
+            scrub_period: Duration::from_secs(24 * 3600),
             max_open_files: 512,
             max_windows: 4096,
         }

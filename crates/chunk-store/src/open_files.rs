@@ -27,6 +27,9 @@ use super::{
 /// A multiple of every chunk size, so that no chunk lies across two windows.
 const WINDOW_BYTES: u64 = 1 << 30;
 const PAGE_BYTES: u64 = 4096;
+/// Shared windows of one file: those of the first 4 TiB. Beyond, each range is mapped by itself, so
+/// that a file of petabytes of nothing costs no memory.
+const MAX_WINDOWS: u64 = 4096;
 
 /// A sparse file while it is open.
 pub(super) struct OpenFile {
@@ -43,7 +46,7 @@ pub(super) struct OpenFile {
 
 impl OpenFile {
     pub fn new(file: Arc<dyn DiskFile>, size_bytes: u64, is_writable: bool) -> Self {
-        let windows = size_bytes.div_ceil(WINDOW_BYTES);
+        let windows = size_bytes.div_ceil(WINDOW_BYTES).min(MAX_WINDOWS);
         Self {
             file,
             size_bytes,
@@ -137,7 +140,7 @@ impl OpenFiles {
             window_start,
             (window_start + WINDOW_BYTES).min(file.size_bytes),
         );
-        let window = if range.end > window_range.end {
+        let window = if range.end > window_range.end || at >= file.windows.len() {
             let start = range.start / PAGE_BYTES * PAGE_BYTES;
             Arc::new(Window::map(
                 file.file.clone(),

@@ -1,0 +1,5 @@
+//! What somebody who means harm, or a fault nobody planned, can make of the system: each figure of
+//! an attack, and what it has to be.
+#![allow(clippy::unwrap_used)]
+
+mod wrong_bytes;
