@@ -28,6 +28,7 @@ const WRITTEN: u64 = 1 << 4;
 const SPOILED: u64 = 1 << 5;
 const QUEUED: u64 = 1 << 6;
 const SYNCING: u64 = 1 << 7;
+const UNRECORDED: u64 = 1 << 10;
 const USES_SHIFT: u32 = 8;
 const USES_MASK: u64 = 0b11 << USES_SHIFT;
 const TICK_SHIFT: u32 = 16;
@@ -82,10 +83,18 @@ impl ChunkState {
     pub fn is_syncing(self) -> bool {
         self.0 & SYNCING != 0
     }
+    /// Its bytes may go: it is withdrawn, the journal has forgotten it, and nobody holds it.
+    #[must_use]
+    pub fn is_disposable(self) -> bool {
+        self.0 & (DOOMED | UNRECORDED) == DOOMED | UNRECORDED && self.pins() == 0
+    }
     /// Readers that hold it.
     #[must_use]
     pub fn pins(self) -> u64 {
         self.0 >> 32
+    }
+    fn is_vacant(self) -> bool {
+        self.0 & (PRESENT | WRITTEN | DOOMED | SPOILED) == 0 && self.pins() == 0
     }
     /// Counted uses, 0 to [`MAX_USES`].
     #[must_use]
@@ -203,7 +212,7 @@ impl ChunkTable {
             return ChunkState(0);
         };
         self.change(&slot.word, |state| {
-            (state & PRESENT == 0).then_some(state & !(DOOMED | SPOILED) | WRITTEN)
+            (state & PRESENT == 0).then_some(state & !(DOOMED | UNRECORDED | SPOILED) | WRITTEN)
         })
     }
 
@@ -276,32 +285,42 @@ impl ChunkTable {
         let word = self.word(chunk)?;
         update(word, |state| {
             (state & PRESENT != 0)
-                .then_some(state & !(PRESENT | VERIFIED | DURABLE | SYNCING) | DOOMED)
+                .then_some(state & !(PRESENT | VERIFIED | DURABLE | SYNCING | UNRECORDED) | DOOMED)
         })
         .map(ChunkState)
     }
 
-    /// An unfinished chunk is given up. Returns the state before if there was one. One that is held
-    /// is doomed instead of empty: its bytes go with the last hold.
+    /// An unfinished chunk is given up: doomed. Returns the state before if there was one.
     pub fn abandon(&self, chunk: ChunkIndex) -> Option<ChunkState> {
         let word = self.word(chunk)?;
         update(word, |state| {
             let fits =
                 state & PRESENT == 0 && state & (WRITTEN | SPOILED) != 0 && state & DOOMED == 0;
-            let emptied = state & !(WRITTEN | SPOILED);
-            fits.then_some(if state >> 32 > 0 {
-                emptied | DOOMED
-            } else {
-                emptied
-            })
+            fits.then_some(state & !(WRITTEN | SPOILED) | DOOMED)
         })
         .map(ChunkState)
     }
 
-    /// Its bytes are gone (the caller punches only doomed chunks without pins, under its lock).
+    /// The journal says no more that it is stored. Returns the state after it, if it is withdrawn
+    /// still.
+    pub fn mark_unrecorded(&self, chunk: ChunkIndex) -> Option<ChunkState> {
+        let word = self.word(chunk)?;
+        let fits = |state: u64| (state & DOOMED != 0).then_some(state | UNRECORDED);
+        update(word, fits).map(|before| ChunkState(before | UNRECORDED))
+    }
+
+    /// Nothing is left but chunks that are disposable.
+    #[must_use]
+    pub fn is_disposable(&self) -> bool {
+        self.visit(0..self.chunk_count, &mut |_, slot| {
+            slot.state().is_vacant() || slot.state().is_disposable()
+        })
+    }
+
+    /// Its bytes are gone (the caller punches only disposable chunks, under its lock).
     pub fn mark_empty(&self, chunk: ChunkIndex) {
         if let Some(word) = self.word(chunk) {
-            word.fetch_and(!(DOOMED | WRITTEN | SPOILED), Ordering::AcqRel);
+            word.fetch_and(!(DOOMED | UNRECORDED | WRITTEN | SPOILED), Ordering::AcqRel);
         }
     }
 
@@ -379,10 +398,7 @@ impl ChunkTable {
     /// No chunk is present, written, withdrawn or held.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.visit(0..self.chunk_count, &mut |_, slot| {
-            let state = slot.word.load(Ordering::Acquire);
-            state & (PRESENT | WRITTEN | DOOMED | SPOILED) == 0 && state >> 32 == 0
-        })
+        self.visit(0..self.chunk_count, &mut |_, slot| slot.state().is_vacant())
     }
 
     /// Chunks ever touched whose state `keep` accepts, ascending.

@@ -35,8 +35,18 @@ fn a_chunk_lives_and_dies() {
     assert!(!table.try_pin(1500, 0));
     assert!(!table.mark_durable(1500));
     let last = table.unpin(1500);
-    assert!(last.is_doomed() && last.pins() == 0);
+    assert!(
+        last.is_doomed() && !last.is_disposable(),
+        "the journal has it"
+    );
+    assert!(
+        table
+            .mark_unrecorded(1500)
+            .is_some_and(ChunkState::is_disposable)
+    );
+    assert!(table.is_disposable() && !table.is_empty());
     table.mark_empty(1500);
+    assert!(table.is_empty() && table.mark_unrecorded(1500).is_none());
     assert_eq!(table.state(1500).pins(), 0);
     assert!(!table.state(1500).is_written());
 }
@@ -50,12 +60,17 @@ fn an_unfinished_chunk_that_is_held_outlives_being_given_up() {
     assert!(table.abandon(1).is_some_and(|before| before.pins() == 1));
     assert!(!table.try_hold_unfinished(1), "it is going");
     assert!(table.abandon(1).is_none());
+    assert!(
+        table
+            .mark_unrecorded(1)
+            .is_some_and(|state| !state.is_disposable())
+    );
     let last = table.unpin(1);
-    assert!(last.is_doomed() && last.pins() == 0);
-    table.mark_empty(1);
+    assert!(last.is_disposable());
     table.begin_write(1);
+    assert!(!table.is_disposable(), "it is being written anew");
     assert!(table.abandon(1).is_some_and(|before| before.pins() == 0));
-    assert!(!table.state(1).is_doomed());
+    assert!(!table.state(1).is_disposable());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -10,7 +11,7 @@ use uuid::Uuid;
 
 use super::{
     OpenError,
-    disk::{Disk, Open},
+    disk::{DIRECTORY_MODE, Disk, FILE_MODE, Open},
 };
 
 /// Raised when an older program could not read what this one writes.
@@ -27,13 +28,23 @@ pub(super) fn lock(data_dir: &Path) -> Result<fs::File, OpenError> {
         path: data_dir.to_owned(),
         source,
     };
-    fs::create_dir_all(data_dir).map_err(unusable)?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(DIRECTORY_MODE)
+        .create(data_dir)
+        .map_err(unusable)?;
+    let private = fs::Permissions::from_mode(DIRECTORY_MODE);
+    if let Err(error) = fs::set_permissions(data_dir, private) {
+        // A mount of another owner: whoever set it up decided who may enter.
+        tracing::warn!(%error, path = %data_dir.display(), "the data directory is open to others");
+    }
     let path = data_dir.join(LOCK_NAME);
     let file = fs::OpenOptions::new()
         .create(true)
         .truncate(false)
         .read(true)
         .write(true)
+        .mode(FILE_MODE)
         .open(path)
         .map_err(unusable)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     chunk_table::{ChunkState, ChunkTable},
-    journal_record::{EntryNumber, Record},
+    journal_record::{EntryNumber, FileNaming, Record},
 };
 
 /// An entry: its description, which chunks are present, its sparse file.
@@ -53,13 +53,20 @@ pub struct EntryFile {
     /// Bytes of chunks its file holds, also of withdrawn ones that are not punched yet.
     disk_bytes: AtomicU64,
     open: ArcSwapOption<OpenFile>,
-    /// Where the file is; held while it is opened or renamed.
-    path: Mutex<PathBuf>,
-    /// Held while chunks are removed and punched, and by the first write to a chunk, so that
-    /// neither meets the other. It is taken before the journal's lock.
+    naming: FileNaming,
+    /// Held while the file is opened.
+    opening: Mutex<()>,
+    /// Held while chunks are punched or their file is removed, and by the first write to a chunk,
+    /// so that neither meets the other.
     pub(super) emptying: Mutex<()>,
     /// The directory entry of the file is synced.
     pub(super) linked: AtomicBool,
+    /// The journal has the description. Changed under the journal's lock.
+    pub(super) described: AtomicBool,
+    /// It is among the entries without chunks.
+    idle: AtomicBool,
+    /// Somebody looked for it since it was put there.
+    asked: AtomicBool,
 }
 
 impl EntryFile {
@@ -69,6 +76,7 @@ impl EntryFile {
         id: EntryId,
         geometry: Geometry,
         description: v1::Entry,
+        naming: FileNaming,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
@@ -84,9 +92,13 @@ impl EntryFile {
             digest: Mutex::default(),
             disk_bytes: AtomicU64::new(0),
             open: ArcSwapOption::empty(),
-            path: Mutex::new(file_path(&id)),
+            naming,
+            opening: Mutex::new(()),
             emptying: Mutex::new(()),
             linked: AtomicBool::new(false),
+            described: AtomicBool::new(false),
+            idle: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
         })
     }
 
@@ -111,7 +123,9 @@ impl EntryFile {
         if self.pinned.swap(pinned, Ordering::AcqRel) != pinned
             && let Some(me) = self.me.upgrade()
         {
-            self.shared.queue.describe(me);
+            if self.described.load(Ordering::Acquire) {
+                self.shared.queue.describe(me);
+            }
             self.shared.policy.lock().pinning_changed();
         }
     }
@@ -237,13 +251,22 @@ impl EntryFile {
             file.unsynced.store(true, Ordering::Release);
             file.file.write_all_at(bytes, offset)
         };
-        write().map_err(|error| {
-            // A file longer than the file system has any is this object's problem alone.
-            if error.kind() != io::ErrorKind::FileTooLarge {
-                self.shared.health.degrade("writing a chunk", &error);
+        write().map_err(|error| self.refused(error))
+    }
+
+    /// A write failed. A length the file system does not have is this object's problem alone, and
+    /// a lack of files that of new ones, until some are evicted.
+    fn refused(&self, error: io::Error) -> StoreError {
+        match error.kind() {
+            io::ErrorKind::FileTooLarge => error.into(),
+            io::ErrorKind::StorageFull if self.shared.space.lacks_files() => {
+                StoreError::NoSpace("the file system has no more files".into())
             }
-            StoreError::from(error)
-        })
+            _ => {
+                self.shared.health.degrade("writing a chunk", &error);
+                error.into()
+            }
+        }
     }
 
     /// The first write to a chunk: not while it is being punched.
@@ -290,36 +313,30 @@ impl EntryFile {
         {
             self.shared.queue.finished(Finished { entry: me, chunk });
         } else {
-            self.release(chunk);
+            self.uncount(chunk);
             // A sync failed while it was being written.
             self.abandon_chunk(chunk);
             self.shared.report_lost(self.id, vec![chunk]);
         }
     }
 
-    /// What was written of a chunk that will not be finished goes back to the disk. Blocking.
-    /// Without it the bytes stay until the chunk is fetched again or the store is opened the next
+    /// What was written of a chunk that will not be finished goes back to the disk. Without it the bytes stay until the chunk is fetched again or the store is opened the next
     /// time.
     pub fn abandon_chunk(&self, chunk: ChunkIndex) {
         let _no_write_begins = self.emptying.lock();
         self.abandon_locked(chunk);
     }
 
-    /// `emptying` is held.
+    /// `emptying` is held. Its blocks count until they are punched, as those of a chunk do.
     fn abandon_locked(&self, chunk: ChunkIndex) {
-        let Some(before) = self.table.abandon(chunk) else {
-            return;
-        };
-        if before.pins() > 0 {
-            // A reader sends from it: its blocks count until that reader has gone and they are
-            // punched.
+        if self.table.abandon(chunk).is_some() {
             let bytes = self.geometry.chunk_len(chunk);
             self.disk_bytes.fetch_add(bytes, Ordering::AcqRel);
             self.shared.space.add_chunk(bytes);
-        } else if let Ok(file) = self.open_file(Open::Existing)
-            && let Err(error) = file.file.punch(self.geometry.chunk_range(chunk))
-        {
-            tracing::warn!(%error, entry = %self.id, chunk, "an unfinished chunk could not be punched");
+            self.shared.space.begin_leaving(bytes);
+            if let Some(me) = self.me.upgrade() {
+                self.shared.queue.removed(me, vec![chunk]);
+            }
         }
     }
 
@@ -445,6 +462,10 @@ impl EntryFile {
             .collect()
     }
 
+    pub(super) fn has_durable(&self) -> bool {
+        self.digest.lock().chunk_count > 0
+    }
+
     /// Holds a chunk without counting a use: for the store's own reading.
     pub(super) fn hold(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
         let entry = self.me.upgrade()?;
@@ -471,19 +492,44 @@ impl EntryFile {
         self.removed.load(Ordering::Acquire)
     }
 
-    /// Under the journal's lock, once the removal is recorded. The file gets another name, so that
-    /// the entry can be made anew while readers still hold this one. Refused, nothing has changed:
-    /// under one name the old entry would punch and unlink what the new one writes.
-    pub(super) fn set_removed(&self) -> io::Result<()> {
-        let mut path = self.path.lock();
-        let aside = path.with_extension(format!("{}.removed", self.number));
-        match self.shared.disk.rename(&path, &aside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            // Also where there is no file yet.
-            _ => *path = aside,
-        }
+    pub(super) fn set_removed(&self) {
         self.removed.store(true, Ordering::Release);
-        Ok(())
+    }
+
+    /// False: it was so already.
+    pub(super) fn set_idle(&self, idle: bool) -> bool {
+        self.idle.swap(idle, Ordering::AcqRel) != idle
+    }
+
+    /// Somebody looks for it.
+    pub(super) fn ask(&self) {
+        if !self.asked.load(Ordering::Relaxed) {
+            self.asked.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Somebody looked for it since the last call.
+    pub(super) fn take_asked(&self) -> bool {
+        self.asked.swap(false, Ordering::Relaxed)
+    }
+
+    pub(super) fn naming(&self) -> FileNaming {
+        self.naming
+    }
+
+    pub(super) fn path(&self) -> PathBuf {
+        file_path(&self.id, self.number, self.naming)
+    }
+
+    /// Nothing is in it. `emptying` is held: nothing will be meanwhile.
+    pub(super) fn remove_file(&self) -> io::Result<()> {
+        let _not_opened_meanwhile = self.opening.lock();
+        self.open.store(None);
+        self.linked.store(false, Ordering::Release);
+        match self.shared.disk.remove_file(&self.path()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// The open file, opened and perhaps made. To read it is possible also where the file system
@@ -497,10 +543,11 @@ impl EntryFile {
             file.touch();
             return Ok(file);
         }
-        let path = self.path.lock();
+        let opening = self.opening.lock();
         if let Some(file) = at_hand() {
             return Ok(file);
         }
+        let path = self.path();
         let disk = &self.shared.disk;
         let first = match open {
             Open::Reading | Open::CreateOrExisting => Open::Existing,
@@ -521,7 +568,7 @@ impl EntryFile {
         }
         let file = Arc::new(OpenFile::new(file, self.geometry.size(), is_writable));
         let was_open = self.open.swap(Some(file.clone())).is_some();
-        drop(path);
+        drop(opening);
         if !was_open {
             self.shared.files.admit(self.me.clone());
         }
@@ -541,12 +588,7 @@ impl EntryFile {
 
     /// Directories whose sync makes the file's name durable, the nearer first.
     pub(super) fn parents(&self) -> Vec<PathBuf> {
-        self.path
-            .lock()
-            .ancestors()
-            .skip(1)
-            .map(PathBuf::from)
-            .collect()
+        self.path().ancestors().skip(1).map(PathBuf::from).collect()
     }
 
     /// Its sync and its record succeeded. False: it was withdrawn meanwhile.
@@ -572,11 +614,21 @@ impl EntryFile {
             digest.remove(self.table.checksum(chunk));
             self.shared.durable_chunks.fetch_sub(1, Ordering::AcqRel);
         }
+        self.shared
+            .space
+            .begin_leaving(self.geometry.chunk_len(chunk));
         true
     }
 
-    /// Its blocks are free, or another's.
+    /// A withdrawn chunk's blocks are free, or another's.
     pub(super) fn release(&self, chunk: ChunkIndex) {
+        self.shared
+            .space
+            .end_leaving(self.geometry.chunk_len(chunk));
+        self.uncount(chunk);
+    }
+
+    fn uncount(&self, chunk: ChunkIndex) {
         let bytes = self.geometry.chunk_len(chunk);
         self.disk_bytes.fetch_sub(bytes, Ordering::AcqRel);
         self.shared.space.release_chunk(bytes);
@@ -620,17 +672,24 @@ impl EntryFile {
 impl Drop for EntryFile {
     fn drop(&mut self) {
         if *self.removed.get_mut() {
-            let path = std::mem::take(self.path.get_mut());
-            self.shared.reaper.unlink(path, *self.disk_bytes.get_mut());
+            let bytes = *self.disk_bytes.get_mut();
+            let leaving = self.table.select(ChunkState::is_doomed);
+            let leaving = leaving.map(|chunk| self.geometry.chunk_len(chunk)).sum();
+            self.shared.space.end_leaving(leaving);
+            self.shared.reaper.unlink(self.path(), bytes);
         }
     }
 }
 
 /// Two levels, because directories of 10^5 names are slow to list on some file systems.
-pub(super) fn file_path(id: &EntryId) -> PathBuf {
+pub(super) fn file_path(id: &EntryId, number: EntryNumber, naming: FileNaming) -> PathBuf {
     let name = id.to_string();
+    let number = match naming {
+        FileNaming::Id => String::new(),
+        FileNaming::IdAndNumber => format!(".{number}"),
+    };
     PathBuf::from(format!(
-        "{}/{}/{name}.{}",
+        "{}/{}/{name}{number}.{}",
         super::ENTRIES_DIR,
         &name[..2],
         super::CHUNKS_SUFFIX
@@ -645,13 +704,10 @@ pub struct ChunkPin {
 
 impl Drop for ChunkPin {
     fn drop(&mut self) {
-        let state = self.entry.table.unpin(self.chunk);
-        if state.is_doomed() && state.pins() == 0 {
+        if self.entry.table.unpin(self.chunk).is_disposable() {
             // Not here: punching blocks, and this may be a serving thread.
-            self.entry
-                .shared
-                .reaper
-                .punch(self.entry.clone(), self.chunk);
+            let entry = self.entry.clone();
+            entry.shared.reaper.dispose(self.entry.clone(), self.chunk);
         }
     }
 }

@@ -140,9 +140,9 @@ fn withdraw(
     if !entry.is_present(chunk) {
         return Ok(());
     }
-    let removed = removal::drop_chunks(entry.shared(), entry, &[chunk]);
+    removal::drop_chunks(entry.shared(), entry, &[chunk]);
     entry.shared().report_lost(entry.id(), vec![chunk]);
-    removed
+    Ok(())
 }
 
 fn is_loss(error: &std::io::Error) -> bool {

@@ -51,6 +51,7 @@ fn check_withdrawn_and_recovers(disk: &SimulatedDisk, store: &Store, entry: &Ent
     assert!(store.degraded().is_some());
     threads::recover(store.shared());
     assert_eq!(store.degraded(), None);
+    commit::commit_group(store.shared());
     removal::reap(store.shared());
     assert_eq!(store.bytes_used(), CHUNK);
     write_chunk(store, entry, 1).unwrap();
