@@ -24,6 +24,7 @@ use super::{
     commit::Finished,
     disk::{DiskFile, Open},
     open_files::OpenFile,
+    removal::is_absent,
     residency,
     shared::Shared,
     verify::{self, Block},
@@ -527,7 +528,7 @@ impl EntryFile {
         self.open.store(None);
         self.linked.store(false, Ordering::Release);
         match self.shared.disk.remove_file(&self.path()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Err(error) if !is_absent(&error) => Err(error),
             _ => Ok(()),
         }
     }

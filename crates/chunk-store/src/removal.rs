@@ -102,7 +102,7 @@ pub(super) fn reap(shared: &Shared) {
     }
     for (path, bytes) in files {
         match shared.disk.remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error) if !is_absent(&error) => {
                 // It is an orphan at the next open; until then its bytes count.
                 tracing::warn!(%error, ?path, "a removed entry's file could not be removed");
             }
@@ -152,7 +152,7 @@ fn dispose(shared: &Shared, entry: &Arc<EntryFile>, mut chunks: Vec<ChunkIndex>)
         let punched = match entry.open_file(Open::Existing) {
             Ok(file) => file.file.punch(range),
             // No file, no blocks.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) if is_absent(&error) => Ok(()),
             Err(error) => Err(error),
         };
         match punched {
@@ -169,6 +169,12 @@ fn dispose(shared: &Shared, entry: &Arc<EntryFile>, mut chunks: Vec<ChunkIndex>)
             }
         }
     }
+}
+
+/// There is no such file, or none could be made.
+pub(super) fn is_absent(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory)
 }
 
 fn put_back(shared: &Shared, entry: &Arc<EntryFile>, chunks: &[ChunkIndex]) {

@@ -2,4 +2,5 @@
 //! an attack, and what it has to be.
 #![allow(clippy::unwrap_used)]
 
+mod claims;
 mod wrong_bytes;
