@@ -190,7 +190,7 @@ pub(super) fn commit_group(shared: &Shared) {
     let (frames, recorded) = frames(&files, &changes, numbers);
     match journal.append(&frames) {
         Ok(()) => {
-            for entry in new {
+            for entry in changes.entries.values() {
                 entry.described.store(true, Ordering::Release);
             }
             files.iter().for_each(|group| settle(shared, group));

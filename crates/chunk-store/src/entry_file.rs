@@ -124,9 +124,7 @@ impl EntryFile {
         if self.pinned.swap(pinned, Ordering::AcqRel) != pinned
             && let Some(me) = self.me.upgrade()
         {
-            if self.described.load(Ordering::Acquire) {
-                self.shared.queue.describe(me);
-            }
+            self.shared.queue.describe(me);
             self.shared.policy.lock().pinning_changed();
         }
     }

@@ -61,16 +61,16 @@ pub(super) fn forget(shared: &Shared, now: Instant) -> bool {
             continue;
         };
         entry.set_idle(false);
-        let is_asked_for = entry.take_asked();
+        let is_wanted = entry.take_asked() || entry.is_pinned();
         let is_forgotten = {
             let mut catalog = shared.catalog.write();
             // The catalogue's two, and this one: nobody else can be about to write.
             let is_free = Arc::strong_count(&entry) == 3 && entry.table().is_empty();
-            if is_free && !is_asked_for {
+            if is_free && !is_wanted {
                 entry.set_removed();
                 catalog.remove(&entry);
             }
-            is_free && !is_asked_for
+            is_free && !is_wanted
         };
         if is_forgotten {
             shared.queue.entry_removed(entry);

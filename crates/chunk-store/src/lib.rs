@@ -234,6 +234,9 @@ impl Store {
         if is_new {
             // It is recorded with its first chunk, and forgotten if there is none.
             self.shared().idle.put(&file);
+            if entry.pinned {
+                self.shared().queue.describe(file.clone());
+            }
         } else if entry.pinned {
             file.set_pinned(true);
         }

@@ -127,8 +127,10 @@ impl Shared {
             catalog.reserve_numbers();
             (catalog.all(), catalog.notes().clone(), catalog.numbers())
         };
-        // What has no chunk is described with its next one.
-        let is_stored = |entry: &Arc<EntryFile>| !entry.is_removed() && entry.has_durable();
+        // What has no chunk is described with its next one, unless an operator wants it kept.
+        let is_stored = |entry: &Arc<EntryFile>| {
+            !entry.is_removed() && (entry.has_durable() || entry.is_pinned())
+        };
         let (stored, empty): (Vec<_>, Vec<_>) = entries.into_iter().partition(is_stored);
         for entry in &empty {
             entry.described.store(false, Ordering::Release);
