@@ -132,6 +132,9 @@ fn parse_base_url(text: &str) -> Result<String, String> {
 fn parse_chunk_size(text: &str) -> Result<u32, String> {
     let bytes = parse_bytes(text)?;
     let bytes = u32::try_from(bytes).map_err(|_| "expected at most 64MiB".to_owned())?;
+    if bytes < Geometry::MIN_SERVED_CHUNK_SIZE {
+        return Err("expected at least 2MiB".into());
+    }
     Geometry::new(1, bytes).map_err(|error| error.to_string())?;
     Ok(bytes)
 }

@@ -9,6 +9,7 @@
 use std::time::{Duration, Instant};
 
 use chunk_store::{MinFree, Store, StoreOptions};
+use chunkcache_proto::checksum::{BLOCK_BYTES, ChunkDigest};
 
 fn main() {
     let data_dir = std::env::args().nth(1).unwrap().into();
@@ -31,7 +32,11 @@ fn main() {
             // Two blocks, 8 GB a million: no chunk then looks as if its disk had lost it.
             entry.write_at(range.start, &[1]).unwrap();
             entry.write_at(range.end - 1, &[1]).unwrap();
-            entry.finish_chunk(chunk, u64::from(chunk) * 7 + 1, reservation);
+            let digest = ChunkDigest {
+                checksum: u64::from(chunk) * 7 + 1,
+                blocks: vec![1; range.len().div_ceil(BLOCK_BYTES) as usize].into(),
+            };
+            entry.finish_chunk(chunk, digest, reservation);
             made += 1;
             // The store's queue is as long as what is not synced.
             while durable.try_recv().is_ok() {}

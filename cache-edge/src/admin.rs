@@ -13,14 +13,20 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     app::Edge, availability::DemandRegistry, coordinator::Link, http::admin::AdminState,
-    upstream::Downloads,
+    serve::Bindings, upstream::Downloads,
 };
 use chunk_store::Store;
 
 type Read = fn(&State) -> u64;
 
 /// What is now.
-const GAUGES: [(&str, &str, Read); 7] = [
+const GAUGES: [(&str, &str, Read); 9] = [
+    ("entries", "Entries known, with chunks or without", |s| {
+        s.store.entry_count() as u64
+    }),
+    ("known_keys", "Keys whose entry is known", |s| {
+        s.bindings.key_count() as u64
+    }),
     ("store_used_bytes", "Bytes of chunks kept", |s| {
         s.store.bytes_used()
     }),
@@ -88,6 +94,7 @@ const COUNTERS: [(&str, &str, Read); 7] = [
 pub struct State {
     link: Arc<Link>,
     store: Store,
+    bindings: Arc<Bindings>,
     downloads: Downloads,
     demand: Arc<DemandRegistry>,
     shutdown: CancellationToken,
@@ -118,6 +125,7 @@ impl State {
         Self {
             link: edge.link.clone(),
             store: edge.store.clone(),
+            bindings: edge.objects.parts().bindings.clone(),
             downloads: edge.downloads.clone(),
             demand: edge.demand.clone(),
             shutdown,

@@ -170,7 +170,11 @@ async fn a_file_that_can_not_be_made_costs_a_viewer_nothing() {
         let read = edge.get("/films/a.mp4", Some(&asked)).await;
         read.assert_bytes(206, &content(1, range));
     }
-    assert_eq!(edge.edge.store.bytes_used(), 0);
+    let until = Instant::now() + Duration::from_secs(10);
+    while edge.edge.store.bytes_used() > 0 {
+        assert!(Instant::now() < until, "what was given up counts still");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     edge.stop().await;
 }
 

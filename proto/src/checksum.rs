@@ -7,6 +7,8 @@
 
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::ByteRange;
+
 /// Of a whole chunk that begins at `start`.
 #[must_use]
 pub fn chunk_checksum(start: u64, bytes: &[u8]) -> u64 {
@@ -33,6 +35,99 @@ impl ChunkHasher {
     #[must_use]
     pub fn finish(&self) -> u64 {
         self.0.digest()
+    }
+}
+
+/// Bytes under one hash of their own: what a reader of a peer, or of a cold file, is given at a
+/// time is what was checked at once.
+pub const BLOCK_BYTES: u64 = 256 << 10;
+
+/// The checksum of a chunk, and that of each of its blocks of [`BLOCK_BYTES`], seeded likewise.
+/// A chunk of one block has no list: its checksum is the block's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChunkDigest {
+    /// Of the whole chunk.
+    pub checksum: u64,
+    /// Of its blocks, in order.
+    pub blocks: Box<[u64]>,
+}
+
+impl ChunkDigest {
+    /// Of a whole chunk that begins at `start`.
+    #[must_use]
+    pub fn of(start: u64, bytes: &[u8]) -> Self {
+        let mut hasher = DigestHasher::new(ByteRange::new(start, start + bytes.len() as u64));
+        hasher.update(bytes);
+        hasher.finish()
+    }
+}
+
+/// The range of the block that holds `offset`, of a chunk of range `chunk`.
+#[must_use]
+pub fn block_range(chunk: ByteRange, offset: u64) -> ByteRange {
+    let start = offset - offset.saturating_sub(chunk.start) % BLOCK_BYTES;
+    ByteRange::new(start, (start + BLOCK_BYTES).min(chunk.end))
+}
+
+/// Makes a [`ChunkDigest`] of bytes as they come, in order.
+#[derive(Clone)]
+pub struct DigestHasher {
+    chunk: ByteRange,
+    /// Of the next byte.
+    position: u64,
+    whole: ChunkHasher,
+    /// Of the block that `position` lies in; none where the chunk is one block.
+    block: Option<ChunkHasher>,
+    blocks: Vec<u64>,
+}
+
+impl DigestHasher {
+    /// For the chunk of this range.
+    #[must_use]
+    pub fn new(chunk: ByteRange) -> Self {
+        Self {
+            chunk,
+            position: chunk.start,
+            whole: ChunkHasher::new(chunk.start),
+            block: (chunk.len() > BLOCK_BYTES).then(|| ChunkHasher::new(chunk.start)),
+            blocks: Vec::new(),
+        }
+    }
+
+    /// Of the next byte it takes.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// The next bytes of the chunk.
+    pub fn update(&mut self, mut bytes: &[u8]) {
+        self.whole.update(bytes);
+        let Some(block) = &mut self.block else {
+            self.position += bytes.len() as u64;
+            return;
+        };
+        while !bytes.is_empty() {
+            let end = block_range(self.chunk, self.position).end;
+            let lacking = usize::try_from(end.saturating_sub(self.position)).unwrap_or(usize::MAX);
+            let (part, rest) = bytes.split_at(bytes.len().min(lacking.max(1)));
+            block.update(part);
+            self.position += part.len() as u64;
+            if self.position >= end {
+                self.blocks.push(block.finish());
+                *block = ChunkHasher::new(end);
+            }
+            bytes = rest;
+        }
+    }
+
+    /// Of all bytes so far; of the chunk once all came.
+    #[must_use]
+    pub fn finish(self) -> ChunkDigest {
+        ChunkDigest {
+            checksum: self.whole.finish(),
+            blocks: self.blocks.into(),
+        }
     }
 }
 
@@ -72,6 +167,31 @@ mod tests {
             hasher.update(part);
         }
         assert_eq!(hasher.finish(), chunk_checksum(4 << 20, &bytes));
+    }
+
+    #[test]
+    fn each_block_has_the_hash_of_its_bytes_at_their_place() {
+        let start = 2 << 20;
+        let bytes: Vec<u8> = (0..700_000u32).map(|i| (i * 13) as u8).collect();
+        let chunk = ByteRange::new(start, start + bytes.len() as u64);
+        let mut hasher = DigestHasher::new(chunk);
+        for part in bytes.chunks(100_001) {
+            hasher.update(part);
+        }
+        let digest = hasher.finish();
+        assert_eq!(digest, ChunkDigest::of(start, &bytes));
+        assert_eq!(digest.checksum, chunk_checksum(start, &bytes));
+        let blocks = bytes.chunks(BLOCK_BYTES as usize).enumerate();
+        let hashes: Vec<u64> = blocks
+            .map(|(at, block)| chunk_checksum(start + at as u64 * BLOCK_BYTES, block))
+            .collect();
+        assert_eq!(*digest.blocks, *hashes);
+        assert_eq!(
+            block_range(chunk, start + 700_000 - 1).len(),
+            700_000 % BLOCK_BYTES
+        );
+        let small = ChunkDigest::of(start, &bytes[..1000]);
+        assert!(small.blocks.is_empty());
     }
 
     #[test]

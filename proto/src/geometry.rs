@@ -97,6 +97,9 @@ pub enum GeometryError {
 impl Geometry {
     /// Smallest chunk, 64 KiB.
     pub const MIN_CHUNK_SIZE: u32 = 64 << 10;
+    /// Smallest chunk of an entry that is served, 2 MiB: no folio of the page cache is larger, so a
+    /// hole punched beside bytes that are still in a socket never zeroes a part of their folio.
+    pub const MIN_SERVED_CHUNK_SIZE: u32 = 2 << 20;
     /// Largest chunk, 64 MiB.
     pub const MAX_CHUNK_SIZE: u32 = 64 << 20;
     /// Where nothing else is said, 2 MiB.

@@ -270,6 +270,21 @@ impl Edge {
     }
 }
 
+/// The sparse file of an entry in a data directory; one that does not exist where there is none.
+pub fn data_file(data: &Path, entry: &str) -> PathBuf {
+    let directory = data.join("entries").join(&entry[..2]);
+    let names = std::fs::read_dir(&directory)
+        .into_iter()
+        .flatten()
+        .flatten();
+    let is_its = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(entry) && name.ends_with(".chunks")
+    };
+    let mut paths = names.map(|item| item.path());
+    paths.find(is_its).unwrap_or_else(|| directory.join(entry))
+}
+
 fn wait_ready(process: &mut Process, address: SocketAddr) {
     let what = format!("{} is ready", process.name);
     let mut said = String::new();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use chunkcache_tests::campaign::SmallDisk;
 use chunkcache_tests::http::Call;
+use chunkcache_tests::services::data_file;
 use chunkcache_tests::{CHUNK, Cluster, ClusterOptions, MIB, Object, content, eventually};
 
 const RECOVERY: Duration = Duration::from_secs(30);
@@ -142,8 +143,7 @@ fn a_disk_that_became_read_only_still_serves() {
 fn spoil(cluster: &Cluster, path: &str) {
     let sql = format!("SELECT id FROM cache_entries WHERE ltrim(path, '/') = ltrim('{path}', '/')");
     let id = cluster.postgres.query(&sql).remove(0).remove(0);
-    let file = cluster.edge().data.join("entries").join(&id[..2]);
-    let file = file.join(format!("{id}.chunks"));
+    let file = data_file(&cluster.edge().data, &id);
     let file = std::fs::File::options().write(true).open(file).unwrap();
     file.write_all_at(b"other bytes", 1_000).unwrap();
 }

@@ -6,10 +6,11 @@
 
 use std::{sync::Arc, time::Instant};
 
-use chunkcache_proto::{ByteRange, ChunkIndex, checksum::ChunkHasher};
+use chunkcache_proto::{ByteRange, ChunkIndex, checksum::DigestHasher};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
+use super::pieces::Pieces;
 use crate::core::interval_set::IntervalSet;
 use chunk_store::{EntryFile, Reservation, Store, StoreError};
 
@@ -24,9 +25,6 @@ pub enum FlightError {
     /// Readers get them from the origin, past the store.
     #[error("not stored: {0}")]
     Refused(String),
-    /// A peer's bytes are not what its checksum says; all of the chunk is fetched again.
-    #[error("the bytes do not have the checksum announced")]
-    Mismatch,
 }
 
 /// A chunk that is not present yet.
@@ -44,14 +42,11 @@ struct State {
     claimed: IntervalSet,
     /// In the sparse file.
     written: IntervalSet,
-    hasher: ChunkHasher,
-    hashed_to: u64,
+    /// Of what came in order from the beginning on.
+    hasher: DigestHasher,
+    pieces: Pieces,
     reservation: Option<Reservation>,
     phase: Phase,
-    expected_checksum: Option<u64>,
-    /// Some of it came from a peer that could not tell its checksum yet: not recorded before
-    /// [`Flight::prove`].
-    unproved: bool,
     fetcher: Option<u64>,
     /// Somebody was given bytes of it.
     read: bool,
@@ -88,12 +83,10 @@ impl Flight {
         let state = State {
             claimed: IntervalSet::new(),
             written: IntervalSet::new(),
-            hasher: ChunkHasher::new(range.start),
-            hashed_to: range.start,
+            hasher: DigestHasher::new(range),
+            pieces: Pieces::new(range),
             reservation: None,
             phase: Phase::Filling,
-            expected_checksum: None,
-            unproved: false,
             fetcher: None,
             read: false,
             writing: 0,
@@ -164,36 +157,16 @@ impl Flight {
         })
     }
 
-    /// What the peer that sends it says it has.
-    pub fn expect_checksum(&self, checksum: u64) {
-        let mut state = self.state.lock();
-        state.expected_checksum = Some(checksum);
-        state.unproved = false;
-    }
-
-    /// The peer that sends it receives it itself, and can not tell its checksum before it has all
-    /// of it.
-    pub fn expect_checksum_later(&self) {
-        let mut state = self.state.lock();
-        state.unproved = state.expected_checksum.is_none();
-    }
-
-    /// All of it is here, and waits for [`Self::prove`].
+    /// Bytes around this one that are in the file, with the hash they had when they came.
     #[must_use]
-    pub fn is_unproved(&self) -> bool {
-        let state = self.state.lock();
-        state.unproved && self.is_whole(&state)
-    }
-
-    /// The checksum that was to come later. True: the chunk is present now. Blocking.
-    pub fn prove(&self, checksum: u64) -> Result<bool, FlightError> {
+    pub fn proved(&self, offset: u64) -> Option<(ByteRange, u64)> {
         let mut state = self.state.lock();
-        state.unproved = false;
-        state.expected_checksum = Some(checksum);
-        if self.is_whole(&state) {
-            return self.finish(state);
-        }
-        Ok(matches!(state.phase, Phase::Present))
+        let piece = match state.phase {
+            Phase::Filling | Phase::Finishing => state.pieces.find(offset),
+            _ => None,
+        };
+        state.read |= piece.is_some();
+        piece
     }
 
     fn is_whole(&self, state: &State) -> bool {
@@ -259,14 +232,11 @@ impl Flight {
     ) -> Result<bool, FlightError> {
         state.written.insert(gap);
         state.last_progress = Instant::now();
-        if gap.start == state.hashed_to {
+        if gap.start == state.hasher.position() {
             state.hasher.update(part);
-            state.hashed_to = gap.end;
         }
-        if !self.is_whole(&state) || state.unproved {
-            if state.fetcher.is_none() {
-                self.drop_unproved(&mut state);
-            }
+        state.pieces.add(gap.start, part);
+        if !self.is_whole(&state) {
             drop(state);
             self.changed.notify_waiters();
             return Ok(false);
@@ -277,60 +247,33 @@ impl Flight {
     /// The last byte is here.
     fn finish(&self, mut state: MutexGuard<'_, State>) -> Result<bool, FlightError> {
         state.phase = Phase::Finishing;
-        let (mut hasher, hashed_to) = (state.hasher.clone(), state.hashed_to);
+        let mut hasher = state.hasher.clone();
         let reservation = state.reservation.take();
         drop(state);
         self.changed.notify_waiters();
-        if let Err(error) = self.hash_rest(&mut hasher, hashed_to) {
+        if let Err(error) = self.hash_rest(&mut hasher) {
             let mut state = self.state.lock();
             state.reservation = reservation;
             return Err(self.refuse(state, &error));
         }
-        let checksum = hasher.finish();
-        let mut state = self.state.lock();
-        if state
-            .expected_checksum
-            .take()
-            .is_some_and(|expected| expected != checksum)
-        {
-            self.begin_anew(&mut state);
-            state.reservation = reservation;
-            state.phase = Phase::Filling;
-            return Err(FlightError::Mismatch);
-        }
-        drop(state);
         if let Some(reservation) = reservation {
-            self.file.finish_chunk(self.chunk, checksum, reservation);
+            self.file
+                .finish_chunk(self.chunk, hasher.finish(), reservation);
         }
         self.state.lock().phase = Phase::Present;
         self.changed.notify_waiters();
         Ok(true)
     }
 
-    fn begin_anew(&self, state: &mut State) {
-        state.claimed.clear();
-        state.written.clear();
-        state.hasher = ChunkHasher::new(self.range.start);
-        state.hashed_to = self.range.start;
-        state.unproved = false;
-    }
-
-    /// Nobody is left who could prove it: it is fetched again.
-    fn drop_unproved(&self, state: &mut State) {
-        if state.unproved && self.is_whole(state) {
-            self.begin_anew(state);
-        }
-    }
-
     /// What was fetched from the middle on was hashed up to there only.
-    fn hash_rest(&self, hasher: &mut ChunkHasher, from: u64) -> Result<(), StoreError> {
-        let mut buffer = vec![0; REREAD_BYTES.min((self.range.end - from) as usize)];
-        let mut at = from;
-        while at < self.range.end {
-            let length = buffer.len().min((self.range.end - at) as usize);
-            self.file.read_at(at, &mut buffer[..length])?;
+    fn hash_rest(&self, hasher: &mut DigestHasher) -> Result<(), StoreError> {
+        let left = |hasher: &DigestHasher| (self.range.end - hasher.position()) as usize;
+        let mut buffer = vec![0; REREAD_BYTES.min(left(hasher))];
+        while left(hasher) > 0 {
+            let length = buffer.len().min(left(hasher));
+            self.file
+                .read_at(hasher.position(), &mut buffer[..length])?;
             hasher.update(&buffer[..length]);
-            at += length as u64;
         }
         Ok(())
     }
@@ -432,7 +375,6 @@ impl Drop for FlightClaim {
         // It may have been taken over.
         if state.fetcher == Some(self.fetch) {
             state.fetcher = None;
-            self.flight.drop_unproved(&mut state);
             drop(state);
             self.flight.changed.notify_waiters();
         }

@@ -10,6 +10,7 @@ pub mod demand;
 mod departures;
 pub mod flight;
 pub mod flights;
+mod pieces;
 pub mod reader;
 
 pub use announce::Announce;

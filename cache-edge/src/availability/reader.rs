@@ -68,8 +68,10 @@ impl OpenReader for ReaderFactory {
         match self.file.first_missing(chunks.start, chunks.end) {
             None => Presence::All,
             Some(missing) if missing > chunks.start => Presence::Some,
-            Some(_) if chunks.clone().any(|chunk| self.file.is_present(chunk)) => Presence::Some,
-            Some(_) => Presence::None,
+            Some(missing) => match self.file.first_present(missing, chunks.end) {
+                Some(_) => Presence::Some,
+                None => Presence::None,
+            },
         }
     }
 }

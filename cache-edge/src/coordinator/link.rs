@@ -2,7 +2,7 @@
 //! session, and questions that are answered if there is one.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -66,7 +66,7 @@ struct State {
     held: Vec<Message>,
     /// Entries the coordinator was told of in this session.
     told: HashSet<EntryId>,
-    removals: HashMap<u64, Removal>,
+    removals: BTreeMap<u64, Removal>,
     heard: Instant,
     /// As it matters to those who share an origin.
     last_heard: Heard,
@@ -100,7 +100,7 @@ impl Link {
             sequence: 0,
             held: Vec::new(),
             told: HashSet::new(),
-            removals: HashMap::new(),
+            removals: BTreeMap::new(),
             heard: Instant::now(),
             last_heard: Heard::Never,
             overflowed: false,
@@ -374,14 +374,9 @@ impl Link {
     #[must_use]
     pub fn committed(&self, sequence: u64) -> Vec<Removal> {
         let mut state = self.state.lock();
-        let over: Vec<u64> = state
-            .removals
-            .keys()
-            .copied()
-            .filter(|held| *held <= sequence)
-            .collect();
-        over.into_iter()
-            .filter_map(|held| state.removals.remove(&held))
+        let under_way = state.removals.split_off(&sequence.saturating_add(1));
+        std::mem::replace(&mut state.removals, under_way)
+            .into_values()
             .collect()
     }
 

@@ -248,7 +248,7 @@ impl Session {
                 if let Ok(id) = verdict.entry_id.parse::<EntryId>()
                     && !verdict.drop.is_empty()
                 {
-                    self.drop_bytes(Removal::Chunks(id, verdict.drop));
+                    self.drop_bytes(&Removal::Chunks(id, verdict.drop));
                 }
             }
             Message::Ready(_) => {
@@ -277,7 +277,7 @@ impl Session {
             }
             Message::Committed(committed) => {
                 for removal in self.link.committed(committed.sequence) {
-                    self.drop_bytes(removal);
+                    self.drop_bytes(&removal);
                 }
             }
             Message::SourcesChanged(change) => {
@@ -304,10 +304,9 @@ impl Session {
                 tracing::warn!(
                     "this edge was removed from the cluster; everything cached is dropped"
                 );
-                for file in self.store.entries() {
-                    self.bindings.invalidate(&[], &[file.id()]);
-                    self.drop_bytes(Removal::Entry(file.id()));
-                }
+                let ids: Vec<_> = self.store.entries().iter().map(|file| file.id()).collect();
+                self.bindings.invalidate(&[], &ids);
+                ids.iter().for_each(|id| self.store.remove_entry(id));
             }
         }
         Ok(())
@@ -449,19 +448,14 @@ impl Session {
             }));
     }
 
-    /// Their rows are gone. Blocks on the journal, hence off this task.
-    fn drop_bytes(&self, removal: Removal) {
-        let store = self.store.clone();
-        self.downloads.workers().spawn_blocking(move || {
-            let result = match &removal {
-                Removal::Chunks(entry, chunks) => store.drop_chunks(entry, chunks),
-                Removal::Entry(entry) => store.remove_entry(entry),
-                Removal::Nothing(_) => Ok(()),
-            };
-            if let Err(error) = result {
-                tracing::warn!(%error, "bytes could not be dropped");
-            }
-        });
+    /// Their rows are gone. Withdrawn now: the inventory of a next session does not list them,
+    /// however long their bytes take to go.
+    fn drop_bytes(&self, removal: &Removal) {
+        match removal {
+            Removal::Chunks(entry, chunks) => self.store.drop_chunks(entry, chunks),
+            Removal::Entry(entry) => self.store.remove_entry(entry),
+            Removal::Nothing(_) => {}
+        }
     }
 
     fn send_demand(&self, everything: bool) {

@@ -15,8 +15,8 @@ use chunk_store::{Durable, EntryFile, Store, Victims};
 
 const PRESSURE_INTERVAL: Duration = Duration::from_millis(250);
 const SWEEP_EVERY: u32 = 20;
-/// Removals whose rows are being deleted.
-const MAX_REMOVALS: usize = 256;
+/// Removals whose rows are being deleted: at four rounds a second, ten thousand small entries.
+const MAX_REMOVALS: usize = 4_096;
 
 /// See the module.
 #[derive(Clone)]
@@ -98,14 +98,11 @@ impl Upkeep {
                 .await;
         }
         // Rows first: without a coordinator nothing is evicted, misses pass through uncached.
-        if pressed == 0 || !self.link.is_ready() || self.link.removals_under_way() >= MAX_REMOVALS {
+        let room = MAX_REMOVALS.saturating_sub(self.link.removals_under_way());
+        if pressed == 0 || !self.link.is_ready() || room < MAX_REMOVALS / 2 {
             return;
         }
-        // What is on its way out already makes room when its rows are gone.
-        if self.link.removals_under_way() > 0 {
-            return;
-        }
-        for victims in this.store.victims(pressed).into_iter().take(MAX_REMOVALS) {
+        for victims in this.store.victims(pressed, room) {
             self.count(v1::RemovalReason::Evicted, victims.chunks.len());
             let removal = Removal::Chunks(victims.entry, victims.chunks.clone());
             this.link

@@ -134,8 +134,6 @@ struct Cursor<O: OpenReader> {
     head: Option<Bytes>,
     primed: Option<BodyData>,
     delivery: Delivery,
-    /// Where the bytes of the file are counted, if not as what they are.
-    counted_as: Option<ByteSource>,
     metrics: Arc<Metrics>,
 }
 
@@ -225,20 +223,22 @@ impl<O: OpenReader> Cursor<O> {
                 .count_bytes(ByteSource::Origin, bytes.len() as u64);
             return Ok(BodyData::Memory(bytes));
         }
-        let here = if piece.pin.is_some() {
+        let source = if piece.pin.is_some() {
             ByteSource::Hit
         } else {
             ByteSource::InFlight
         };
-        let source = self.counted_as.unwrap_or(here);
-        let resident = piece.file.is_resident(piece.range);
+        if !piece.file.is_resident(piece.range) {
+            // Sending would block this worker, and with it every connection it serves. What comes
+            // from the disk is checked on its way into memory.
+            let (file, range) = (Arc::clone(&piece.file), piece.range);
+            let checked = off_the_worker(move || file.bring_in(range)).await?;
+            if !checked.map_err(disk)? {
+                return Err(disk("it gave other bytes than were stored"));
+            }
+        }
         match &self.delivery {
             Delivery::Sendfile(slices) => {
-                if !resident {
-                    // sendfile would block this worker, and with it every connection it serves.
-                    let (file, range) = (Arc::clone(&piece.file), piece.range);
-                    off_the_worker(move || file.bring_in(range)).await?;
-                }
                 let part = FilePart {
                     file: piece.file.stored_file().map_err(disk)?,
                     offset: piece.range.start,
@@ -253,15 +253,7 @@ impl<O: OpenReader> Cursor<O> {
             Delivery::Copy(pool) => {
                 let mut buffer = pool.take(piece.range.len());
                 let (file, start) = (Arc::clone(&piece.file), piece.range.start);
-                if resident {
-                    file.read_at(start, buffer.as_mut_slice()).map_err(disk)?;
-                } else {
-                    buffer = off_the_worker(move || {
-                        file.read_at(start, buffer.as_mut_slice()).map(|()| buffer)
-                    })
-                    .await?
-                    .map_err(disk)?;
-                }
+                file.read_at(start, buffer.as_mut_slice()).map_err(disk)?;
                 let read = buffer.len() as u64;
                 self.metrics.count_bytes(source, read);
                 piece.range = ByteRange::new(start + read, piece.range.end);
@@ -316,7 +308,6 @@ impl<O: OpenReader> ObjectBody<O> {
             head: None,
             primed: None,
             delivery,
-            counted_as: None,
             metrics: Arc::clone(&metrics),
         };
         Self {
@@ -326,15 +317,6 @@ impl<O: OpenReader> ObjectBody<O> {
             remaining,
             metrics,
         }
-    }
-
-    /// Counts its bytes as sent to another edge.
-    #[must_use]
-    pub fn for_peer(mut self) -> Self {
-        if let Some(cursor) = &mut self.cursor {
-            cursor.counted_as = Some(ByteSource::Peer);
-        }
-        self
     }
 
     /// Waits for the first bytes of the object, so that an error can still be a status.

@@ -37,6 +37,7 @@ enum Kind {
     Pass {
         body: PassBody,
         metrics: Arc<Metrics>,
+        counted_as: ByteSource,
     },
 }
 
@@ -77,8 +78,22 @@ impl EdgeBody {
 
     #[must_use]
     pub fn pass_through(body: PassBody, metrics: Arc<Metrics>) -> Self {
+        Self::streamed(body, metrics, ByteSource::Bypass)
+    }
+
+    /// What another edge asked for.
+    #[must_use]
+    pub fn to_peer(body: PassBody, metrics: Arc<Metrics>) -> Self {
+        Self::streamed(body, metrics, ByteSource::Peer)
+    }
+
+    fn streamed(body: PassBody, metrics: Arc<Metrics>, counted_as: ByteSource) -> Self {
         Self {
-            kind: Kind::Pass { body, metrics },
+            kind: Kind::Pass {
+                body,
+                metrics,
+                counted_as,
+            },
             guard: None,
             active: None,
             error: None,
@@ -112,16 +127,18 @@ impl Body for EdgeBody {
                 .take()
                 .map(|bytes| Ok(Frame::data(BodyData::Memory(bytes)))),
             Kind::Object(body) => ready!(body.as_mut().poll_frame(context)),
-            Kind::Pass { body, metrics } => {
-                ready!(body.as_mut().poll_frame(context)).map(|frame| {
-                    frame.map(|frame| {
-                        frame.map_data(|bytes| {
-                            metrics.count_bytes(ByteSource::Bypass, bytes.len() as u64);
-                            BodyData::Memory(bytes)
-                        })
+            Kind::Pass {
+                body,
+                metrics,
+                counted_as,
+            } => ready!(body.as_mut().poll_frame(context)).map(|frame| {
+                frame.map(|frame| {
+                    frame.map_data(|bytes| {
+                        metrics.count_bytes(*counted_as, bytes.len() as u64);
+                        BodyData::Memory(bytes)
                     })
                 })
-            }
+            }),
         };
         let ended = frame.is_none() || this.kind.is_end();
         if let Some(guard) = &mut this.guard {

@@ -211,7 +211,7 @@ impl Importer {
         }
         let after = file.metadata()?;
         if (after.len(), after.modified()?) != (before.len(), before.modified()?) {
-            self.edge.store.remove_entry(&target.id())?;
+            self.edge.store.remove_entry(&target.id());
             anyhow::bail!("it changed while it was read");
         }
         Ok(entry.size)

@@ -4,7 +4,7 @@
 //! knows them.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -122,6 +122,12 @@ impl Bindings {
         bindings
     }
 
+    /// Keys whose entry is known.
+    #[must_use]
+    pub fn key_count(&self) -> usize {
+        self.bound.read().len()
+    }
+
     /// To be read before a look-up: while it stays the same, so does what was found.
     #[must_use]
     pub fn changes(&self) -> u64 {
@@ -226,6 +232,7 @@ impl Bindings {
     /// All variants of the key, and all keys that point to one of the entries.
     pub fn invalidate(&self, keys: &[v1::Key], entries: &[EntryId]) {
         let mut invalidated = self.invalidated.lock();
+        let entries: HashSet<&EntryId> = entries.iter().collect();
         let same = |held: &v1::Key, key: &v1::Key| {
             (&held.source, &held.path, &held.query) == (&key.source, &key.path, &key.query)
         };

@@ -108,6 +108,9 @@ impl EdgeObjects {
         }
         let geometry =
             Geometry::new(entry.size, entry.chunk_size).map_err(|error| internal(&error))?;
+        if geometry.chunk_size() < Geometry::MIN_SERVED_CHUNK_SIZE {
+            return Err(internal(&"the entry has chunks of less than 2 MiB"));
+        }
         let file = self.parts().store.put_entry(entry, geometry);
         file.map_err(|error| internal(&error))
     }

@@ -1,22 +1,31 @@
 //! Chunks for other edges: what is here or arriving, streamed behind the fetch that brings it;
 //! never fetched for them.
+//!
+//! They go out in blocks with the hash the bytes had when they came here, and each is compared with
+//! it when it is read. What changed on this disk since is found here, and withdrawn.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use chunkcache_proto::{ByteRange, EntryId};
+use bytes::Bytes;
+use chunkcache_proto::{ByteRange, EntryId, checksum::chunk_checksum};
 use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts as RequestParts};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use tokio::time::Instant;
 
 use super::objects::EdgeObjects;
 use crate::{
-    availability::{DemandRegistry, ReaderFactory},
-    http::{Client, EdgeBody, Metrics, ObjectBody, Part, PeerHandler, Plan, problem::Problem},
+    availability::{EntryFlights, Flight},
+    http::{Client, EdgeBody, Metrics, PeerHandler, problem::Problem},
+    serve::ports::ReadError,
     upstream::{
         downloads::Coverage,
-        peer::{CHECKSUMS, MISMATCH, PEER_PREFIX, PeerKeys},
+        peer::{MISMATCH, PEER_PREFIX, PeerKeys},
+        peer_blocks::{CONTENT_TYPE, block_header},
         run::now_ms,
     },
 };
-use chunk_store::EntryFile;
+use chunk_store::{EntryFile, StoreError};
 use http_rules::range::{self, Selection};
 
 /// The asking edge goes to the origin by itself after about a second without a byte.
@@ -37,10 +46,10 @@ impl PeerHandler for Peers {
     fn handle<'a>(
         &'a self,
         request: &'a RequestParts,
-        client: &'a Client,
+        _: &'a Client,
     ) -> Pin<Box<dyn Future<Output = Response<EdgeBody>> + Send + 'a>> {
         Box::pin(async move {
-            self.answer(request, client).await.unwrap_or_else(|status| {
+            self.answer(request).await.unwrap_or_else(|status| {
                 Problem::new(status, "this edge does not serve that to peers").into_response()
             })
         })
@@ -48,11 +57,7 @@ impl PeerHandler for Peers {
 }
 
 impl Peers {
-    async fn answer(
-        &self,
-        request: &RequestParts,
-        client: &Client,
-    ) -> Result<Response<EdgeBody>, StatusCode> {
+    async fn answer(&self, request: &RequestParts) -> Result<Response<EdgeBody>, StatusCode> {
         let seconds = u64::try_from(now_ms() / 1000).unwrap_or(0);
         if !self
             .keys
@@ -72,7 +77,7 @@ impl Peers {
             .get(header::RANGE)
             .and_then(|value| range::parse(value.as_bytes()))
             .ok_or(StatusCode::RANGE_NOT_SATISFIABLE)?;
-        let deadline = tokio::time::Instant::now() + ORDER_WAIT;
+        let deadline = Instant::now() + ORDER_WAIT;
         let (file, range) = loop {
             let ordered = parts.downloads.ordered();
             tokio::pin!(ordered);
@@ -89,54 +94,31 @@ impl Peers {
                 return Err(StatusCode::NOT_FOUND);
             }
         };
-        let size = file.geometry().size();
-        let chunks = file.geometry().chunks_covering(range);
         if request.headers.contains_key(MISMATCH) {
-            check_again(&file, chunks.clone()).await;
+            check_again(&file, range).await;
         }
-        if request.method == Method::HEAD {
-            self.wait_present(&file, chunks.clone()).await;
-            return head(range, size, &checksums(&file, chunks), EdgeBody::empty());
+        let mut response = Response::new(EdgeBody::empty());
+        if request.method != Method::HEAD {
+            let mut blocks = Blocks {
+                flights: parts.flights.of(&file),
+                file,
+                left: range,
+                bytes: None,
+            };
+            // So that a failure can still be a status.
+            let first = blocks.next().await.map_err(|error| {
+                tracing::debug!(%error, "a peer gets nothing");
+                StatusCode::SERVICE_UNAVAILABLE
+            })?;
+            let frames = futures_util::stream::try_unfold((first, blocks), next_frame);
+            let body = Box::pin(StreamBody::new(frames));
+            *response.body_mut() = EdgeBody::to_peer(body, self.metrics.clone());
         }
-        let readers = ReaderFactory {
-            file: file.clone(),
-            flights: parts.flights.clone(),
-            // A registry of its own: a peer's wait is no demand of this edge's viewers.
-            demand: Arc::new(DemandRegistry::default()),
-            direct: parts.direct.clone(),
-            chunk_wait_timeout: PEER_WAIT,
-        };
-        let mut body = ObjectBody::new(
-            readers,
-            Plan::new([Part::Range(range)]),
-            client.delivery.clone(),
-            self.metrics.clone(),
-        )
-        .for_peer();
-        body.prime()
-            .await
-            .map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
-        let checksums = checksums(&file, chunks);
-        head(range, size, &checksums, EdgeBody::object(body))
-    }
-
-    /// A chunk's checksum is known when it is whole: a moment after its last byte was sent on.
-    async fn wait_present(&self, file: &Arc<EntryFile>, chunks: std::ops::Range<u32>) {
-        let flights = self.objects.parts().flights.of(file);
-        let deadline = tokio::time::Instant::now() + PEER_WAIT;
-        for chunk in chunks {
-            while let Some(flight) = flights.existing(chunk) {
-                let changed = flight.changed();
-                tokio::pin!(changed);
-                changed.as_mut().enable();
-                if file.is_present(chunk)
-                    || flight.is_over()
-                    || tokio::time::timeout_at(deadline, changed).await.is_err()
-                {
-                    break;
-                }
-            }
-        }
+        let content_type = HeaderValue::from_static(CONTENT_TYPE);
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, content_type);
+        Ok(response)
     }
 
     /// All of it is here, arriving, or ordered.
@@ -155,33 +137,116 @@ impl Peers {
     }
 }
 
-fn head(
-    range: ByteRange,
-    size: u64,
-    checksums: &str,
-    body: EdgeBody,
-) -> Result<Response<EdgeBody>, StatusCode> {
-    let mut response = Response::new(body);
-    *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(range.len()));
-    for (name, text) in [
-        (
-            header::CONTENT_RANGE,
-            range::content_range(range, size).as_str(),
-        ),
-        (CHECKSUMS, checksums),
-    ] {
-        let value = HeaderValue::from_str(text);
-        headers.insert(name, value.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?);
-    }
-    Ok(response)
+async fn next_frame(
+    (next, mut blocks): (Option<Bytes>, Blocks),
+) -> Result<Option<(Frame<Bytes>, (Option<Bytes>, Blocks))>, ReadError> {
+    let Some(bytes) = next else { return Ok(None) };
+    let next = match blocks.bytes.take() {
+        Some(bytes) => Some(bytes),
+        None => blocks.next().await?,
+    };
+    Ok(Some((Frame::data(bytes), (next, blocks))))
 }
 
-/// Another edge got bytes that are not what the checksum says: a chunk that is wrong on this disk
-/// is withdrawn now, and not by the scrub.
-async fn check_again(file: &EntryFile, chunks: std::ops::Range<u32>) {
-    for chunk in chunks {
+/// The blocks that cover a range, as they are here.
+struct Blocks {
+    file: Arc<EntryFile>,
+    flights: Arc<EntryFlights>,
+    left: ByteRange,
+    /// Of the block whose header was given last.
+    bytes: Option<Bytes>,
+}
+
+impl Blocks {
+    /// The next block's header, and its bytes in `self.bytes`; `None` at the end.
+    async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
+        let deadline = Instant::now() + PEER_WAIT;
+        while !self.left.is_empty() {
+            let chunk = self.file.geometry().chunk_of(self.left.start);
+            if self.file.is_present(chunk) {
+                let (file, offset) = (self.file.clone(), self.left.start);
+                let read = off_the_worker(move || file.read_block(offset)).await?;
+                match read {
+                    Some(block) => {
+                        return Ok(Some(self.give(block.range, block.hash, block.bytes)));
+                    }
+                    // It was wrong, or evicted meanwhile; and is not present any more.
+                    None => continue,
+                }
+            }
+            let Some(flight) = self.flights.flight(chunk) else {
+                continue;
+            };
+            let changed = flight.changed();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some((range, hash)) = flight.proved(self.left.start)
+                && let Some(bytes) = self.read_piece(&flight, range, hash).await?
+            {
+                return Ok(Some(self.give(range, hash, bytes)));
+            }
+            if self.file.is_present(chunk) {
+                continue;
+            }
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                return Err(ReadError::TimedOut {
+                    chunk,
+                    waited: PEER_WAIT,
+                    detail: "it is not here".into(),
+                });
+            }
+        }
+        Ok(None)
+    }
+
+    /// Part of a chunk that is arriving; `None`: the chunk is being given up.
+    async fn read_piece(
+        &self,
+        flight: &Arc<Flight>,
+        range: ByteRange,
+        hash: u64,
+    ) -> Result<Option<Vec<u8>>, ReadError> {
+        let Some(hold) = self.file.hold_unfinished(flight.chunk()) else {
+            return Ok(None);
+        };
+        let file = self.file.clone();
+        let bytes = off_the_worker(move || {
+            let _hold = hold;
+            let mut bytes = vec![0; range.len() as usize];
+            file.read_at(range.start, &mut bytes).map(|()| bytes)
+        })
+        .await?;
+        if chunk_checksum(range.start, &bytes) == hash {
+            return Ok(Some(bytes));
+        }
+        // It was given up between the look and the hold, or changed on the disk since it came.
+        match flight.proved(range.start) {
+            Some(_) => Err(ReadError::Disk("arriving bytes changed on the disk".into())),
+            None => Ok(None),
+        }
+    }
+
+    fn give(&mut self, range: ByteRange, hash: u64, bytes: Vec<u8>) -> Bytes {
+        self.left = ByteRange::new(range.end.min(self.left.end), self.left.end);
+        self.bytes = Some(bytes.into());
+        block_header(range, hash)
+    }
+}
+
+async fn off_the_worker<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, ReadError> {
+    let disk = |error: &dyn std::fmt::Display| ReadError::Disk(error.to_string());
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| disk(&error))?
+        .map_err(|error| disk(&error))
+}
+
+/// Another edge got bytes that do not have their hash: a chunk that is wrong on this disk is
+/// withdrawn now, and not by the scrub.
+async fn check_again(file: &EntryFile, range: ByteRange) {
+    for chunk in file.geometry().chunks_covering(range) {
         if !file.is_present(chunk) {
             continue;
         }
@@ -194,14 +259,4 @@ async fn check_again(file: &EntryFile, chunks: std::ops::Range<u32>) {
             }
         }
     }
-}
-
-fn checksums(file: &EntryFile, chunks: std::ops::Range<u32>) -> String {
-    let texts: Vec<String> = chunks
-        .map(|chunk| {
-            file.checksum(chunk)
-                .map_or_else(|| "-".to_owned(), |sum| format!("{sum:016x}"))
-        })
-        .collect();
-    texts.join(",")
 }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use chunkcache_proto::ByteRange;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
@@ -27,6 +28,7 @@ use super::{
     OriginError, Source,
     connections::{Connections, Counted, Counting, Seat},
     pace::Pace,
+    peer_blocks::BlockDecoder,
     places::{Place, Places, Turn},
 };
 
@@ -58,6 +60,8 @@ pub struct Response {
     pub status: StatusCode,
     pub headers: HeaderMap,
     body: Incoming,
+    /// Of a peer: takes the body's blocks apart.
+    blocks: Option<Box<BlockDecoder>>,
     stall: Duration,
     _used: Counted,
     seat: Option<Seat>,
@@ -239,6 +243,7 @@ impl Client {
             status: head.status,
             headers: head.headers,
             body,
+            blocks: None,
             stall: self.stall,
             _used: used,
             seat: head.extensions.remove::<Seat>(),
@@ -283,8 +288,31 @@ impl Response {
         self.places.as_ref().is_some_and(Places::is_wanted)
     }
 
+    /// The body is made of a peer's blocks: [`chunk`](Self::chunk) gives the bytes of this range,
+    /// checked.
+    pub fn expect_blocks(&mut self, range: ByteRange) {
+        self.blocks = Some(Box::new(BlockDecoder::new(range)));
+    }
+
     /// The next bytes; `None` at the body's clean end. Cancel safe.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, OriginError> {
+        loop {
+            if let Some(blocks) = &mut self.blocks
+                && let Some(bytes) = blocks.next_bytes()?
+            {
+                return Ok(Some(bytes));
+            }
+            let received = self.next_frame().await?;
+            match (&mut self.blocks, received) {
+                // What is behind the range is nobody's.
+                (Some(blocks), Some(_)) if blocks.is_done() => {}
+                (Some(blocks), Some(bytes)) => blocks.push(&bytes),
+                (_, received) => return Ok(received),
+            }
+        }
+    }
+
+    async fn next_frame(&mut self) -> Result<Option<Bytes>, OriginError> {
         loop {
             if let Some(pace) = &self.pace {
                 pace.ready().await;

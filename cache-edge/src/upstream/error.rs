@@ -47,6 +47,9 @@ pub enum OriginError {
     /// The key was invalidated after the question was sent: what it found is from before.
     #[error("answered before the key was invalidated")]
     Overtaken,
+    /// Of a peer: a block does not have the hash it was sent with.
+    #[error("sent bytes that are not what it has the hash of")]
+    WrongBytes,
     /// Something HTTP does not allow, or that this edge does not accept.
     #[error("{0}")]
     Protocol(String),
@@ -84,6 +87,7 @@ impl OriginError {
             Self::Refused { .. }
             | Self::Changed
             | Self::Protocol(_)
+            | Self::WrongBytes
             | Self::Overtaken
             | Self::NoPlace { .. } => false,
         }

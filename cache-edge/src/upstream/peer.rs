@@ -8,9 +8,6 @@ use sha2::Sha256;
 
 /// The path prefix on the player listener.
 pub const PEER_PREFIX: &str = "/_peer/v1/entries/";
-/// Checksums of the chunks in the answer, hexadecimal, comma separated; `-` where the chunk is
-/// still arriving there.
-pub const CHECKSUMS: HeaderName = HeaderName::from_static("x-chunk-checksums");
 /// In a request of an edge that got other bytes than that: the peer checks what it has.
 pub const MISMATCH: HeaderName = HeaderName::from_static("x-chunk-mismatch");
 const SCHEME: &str = "ChunkCache-Peer ";
@@ -75,12 +72,6 @@ impl PeerKeys {
                     .is_some_and(|mac| mac.verify_slice(&signature).is_ok())
             })
     }
-}
-
-/// Of one chunk after the other; `None`: not known there yet.
-pub fn parse_checksums(text: &str) -> impl Iterator<Item = Option<u64>> + '_ {
-    text.split(',')
-        .map(|one| u64::from_str_radix(one.trim(), 16).ok())
 }
 
 /// On every edge.

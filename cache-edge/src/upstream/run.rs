@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use chunkcache_proto::{ByteRange, ChunkIndex, Level, identity::belongs_to, v1};
+use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Level, identity::belongs_to, v1};
 use tokio::time::Instant;
 
 use super::{
@@ -20,7 +20,7 @@ use super::{
     downloads::LOCAL_BIT,
     gap::{Gap, Next, next_gap},
     peer::{self, PeerKeys},
-    proof::{Asking, Unproved},
+    peer_blocks,
     reloading::PeerClient,
 };
 use crate::{
@@ -195,18 +195,9 @@ impl Fetcher {
                 }
                 Err(Broken::Stop(stop)) => return stop.into(),
                 Err(Broken::Pause(rest)) => return RunEnd::Paused(Some(rest)),
-                Err(Broken::Store(error @ FlightError::Mismatch)) => {
-                    self.counters.peer_errors.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(entry = %order.file.id(), peer = from_peer, "a peer's bytes do not match its checksum");
-                    if !order.is_local() {
-                        return RunEnd::Failed(store_failure(&error));
-                    }
-                    from_peer = None;
-                    continue;
-                }
                 Err(Broken::Store(error)) => return RunEnd::Failed(store_failure(&error)),
                 Err(Broken::Peer(error)) => {
-                    tracing::debug!(%error, peer = from_peer, "a peer failed");
+                    tracing::debug!(%error, peer = from_peer, entry = %order.file.id(), "a peer failed");
                     self.counters.peer_errors.fetch_add(1, Ordering::Relaxed);
                     // Another peer or the origin: who chose this one knows who else has it, and who
                     // asks the origin already.
@@ -398,51 +389,54 @@ impl Fetcher {
             .ok_or_else(|| protocol("no key to ask peers with is known"))?;
         let patience = PEER_PATIENCE[usize::from(order.level != Level::Critical)];
         let client = self.peer_client.get().with_stall_timeout(patience);
-        let response = client
+        let mut response = client
             .send(http::Method::GET, &url, headers)
             .await
             .map_err(Broken::Origin)?;
-        if response.status != http::StatusCode::PARTIAL_CONTENT {
+        if response.status != http::StatusCode::OK {
             let error = answer::status_error(response.status, &response.headers, now_ms());
             return Err(Broken::Origin(error.into()));
         }
-        let (range, _) =
-            answer::satisfied(&response.headers).map_err(|error| Broken::Origin(error.into()))?;
-        if range != gap.range {
-            return Err(protocol("the peer sends another range than was asked for"));
+        if response.header(http::header::CONTENT_TYPE) != Some(peer_blocks::CONTENT_TYPE) {
+            return Err(protocol("the peer does not send blocks"));
         }
-        let checksums = response
-            .headers
-            .get(peer::CHECKSUMS)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or("");
-        for (nth, claim) in gap.claims.iter().enumerate() {
-            match peer::parse_checksums(checksums).nth(nth).flatten() {
-                Some(checksum) => claim.flight().expect_checksum(checksum),
-                None => claim.flight().expect_checksum_later(),
-            }
-        }
+        response.expect_blocks(gap.range);
         let mut claims = gap.claims;
         let bytes = &self.counters.peer_bytes;
-        let streamed = self
-            .stream(order, control, flights, &mut claims, range, response, bytes)
+        let ended = self
+            .stream(
+                order,
+                control,
+                flights,
+                &mut claims,
+                gap.range,
+                response,
+                bytes,
+            )
             .await;
-        let asking = Asking {
-            client: &client,
-            keys: &self.peer_keys,
-            url: &url,
-            entry: id,
-        };
-        let proved = asking.prove(flights, &claims).await;
-        let ended = streamed.and(proved.map_err(|error| match error {
-            Unproved::Mismatch => Broken::Store(FlightError::Mismatch),
-            Unproved::NotTold(error) => Broken::Origin(error),
-            Unproved::Refused(error) => Broken::Store(error),
-        }));
-        if matches!(ended, Err(Broken::Store(FlightError::Mismatch))) {
-            asking.tell_mismatch(range).await;
+        if matches!(ended, Err(Broken::Origin(OriginError::WrongBytes))) {
+            tracing::warn!(entry = %id, peer, "a peer's bytes do not have the hash it sent");
+            self.report_wrong_bytes(&client, &url, id, gap.range).await;
         }
         ended
+    }
+
+    /// The peer checks what it has of the range. Best effort.
+    async fn report_wrong_bytes(
+        &self,
+        client: &Client,
+        url: &url::Url,
+        entry: EntryId,
+        range: ByteRange,
+    ) {
+        let seconds = u64::try_from(now_ms() / 1000).unwrap_or(0);
+        let Some(mut headers) = self.peer_keys.request_headers(&entry, range, seconds) else {
+            return;
+        };
+        headers.insert(peer::MISMATCH, http::HeaderValue::from_static("1"));
+        if let Err(error) = client.send(http::Method::HEAD, url, headers).await {
+            tracing::debug!(%error, "a peer could not be told that its bytes are wrong");
+        }
     }
 }
 
@@ -467,12 +461,8 @@ fn peer_failure(error: &OriginError) -> Failure {
 }
 
 fn store_failure(error: &FlightError) -> Failure {
-    let fault = match error {
-        FlightError::Refused(_) => v1::fetch_failure::Fault::Edge,
-        FlightError::Mismatch => v1::fetch_failure::Fault::Peer,
-    };
     Failure {
-        fault,
+        fault: v1::fetch_failure::Fault::Edge,
         http_status: 0,
         retry_after: None,
         message: error.to_string(),

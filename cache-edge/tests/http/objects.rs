@@ -19,7 +19,7 @@ use cache_edge::{
     },
 };
 use chunk_store::{EntryFile, MinFree, Store, StoreOptions};
-use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, checksum::chunk_checksum, v1};
+use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, checksum::ChunkDigest, v1};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use hyper::body::Bytes;
@@ -82,7 +82,7 @@ impl TestObject {
         self.entry.write_at(range.start, &bytes).unwrap();
         // The right one: the store's scrub looks at it.
         self.entry
-            .finish_chunk(chunk, chunk_checksum(range.start, &bytes), reservation);
+            .finish_chunk(chunk, ChunkDigest::of(range.start, &bytes), reservation);
         self.landed.notify_waiters();
     }
 

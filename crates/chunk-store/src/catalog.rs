@@ -2,21 +2,29 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use chunkcache_proto::{EntryId, Geometry, v1};
 use prost::Message;
 
 use super::{entry_file::EntryFile, shared::Shared};
-use crate::journal_record::{EntryNumber, Record, stored_records};
+use crate::journal_record::{EntryNumber, FileNaming, Record, stored_records};
+
+/// Reserved at a time: more entries than are made between two groups.
+const NUMBERS: EntryNumber = 1 << 16;
 
 #[derive(Default)]
 pub(super) struct Catalog {
     by_id: HashMap<EntryId, Arc<EntryFile>>,
     by_number: HashMap<EntryNumber, Arc<EntryFile>>,
     next_number: EntryNumber,
-    pub notes: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// The journal says that numbers below this one may be in use: the next process takes higher
+    /// ones, and so never meets a file of an entry that was not recorded.
+    numbers_below: EntryNumber,
+    notes: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Of all keys and values.
+    notes_bytes: u64,
 }
 
 impl Catalog {
@@ -26,6 +34,34 @@ impl Catalog {
 
     pub fn by_number(&self, number: EntryNumber) -> Option<&Arc<EntryFile>> {
         self.by_number.get(&number)
+    }
+
+    pub fn notes(&self) -> &BTreeMap<Vec<u8>, Vec<u8>> {
+        &self.notes
+    }
+
+    pub fn notes_bytes(&self) -> u64 {
+        self.notes_bytes
+    }
+
+    /// False: it said so already.
+    pub fn set_note(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) -> bool {
+        let len = |value: Option<&Vec<u8>>, key: usize| value.map_or(0, |it| key + it.len()) as u64;
+        let (key_len, new_len) = (key.len(), len(value.as_ref(), key.len()));
+        let (before, is_same) = match value {
+            Some(value) => {
+                let before = self.notes.insert(key.clone(), value);
+                let is_same = before.as_ref() == self.notes.get(&key);
+                (before, is_same)
+            }
+            None => {
+                let before = self.notes.remove(&key);
+                let is_same = before.is_none();
+                (before, is_same)
+            }
+        };
+        self.notes_bytes = self.notes_bytes + new_len - len(before.as_ref(), key_len);
+        !is_same
     }
 
     pub fn len(&self) -> usize {
@@ -43,19 +79,44 @@ impl Catalog {
         id: EntryId,
         geometry: Geometry,
     ) -> Arc<EntryFile> {
-        self.insert(shared, self.next_number, description, id, geometry)
+        let naming = FileNaming::IdAndNumber;
+        self.insert(
+            shared,
+            self.next_number,
+            (id, geometry, description),
+            naming,
+        )
+    }
+
+    pub fn next_number(&self) -> EntryNumber {
+        self.next_number
+    }
+
+    /// The record that reserves more numbers, where they are about to run out.
+    pub fn reserve_numbers(&mut self) -> Option<Record> {
+        let is_enough = self.next_number.saturating_add(NUMBERS / 2) < self.numbers_below;
+        if is_enough || self.numbers_below == EntryNumber::MAX {
+            return None;
+        }
+        self.numbers_below = self.next_number.saturating_add(NUMBERS);
+        Some(self.numbers())
+    }
+
+    pub fn numbers(&self) -> Record {
+        Record::Numbers {
+            below: self.numbers_below,
+        }
     }
 
     fn insert(
         &mut self,
         shared: &Arc<Shared>,
         number: EntryNumber,
-        description: v1::Entry,
-        id: EntryId,
-        geometry: Geometry,
+        (id, geometry, description): (EntryId, Geometry, v1::Entry),
+        naming: FileNaming,
     ) -> Arc<EntryFile> {
         self.next_number = self.next_number.max(number.saturating_add(1));
-        let entry = EntryFile::new(shared.clone(), number, id, geometry, description);
+        let entry = EntryFile::new(shared.clone(), number, id, geometry, description, naming);
         self.by_id.insert(id, entry.clone());
         self.by_number.insert(number, entry.clone());
         entry
@@ -85,13 +146,16 @@ impl Catalog {
             Record::Entry {
                 number,
                 description,
+                naming,
             } => {
                 self.next_number = self.next_number.max(number.saturating_add(1));
                 if let Some((description, id, geometry)) = decode_description(&description) {
                     match self.by_number.get(&number) {
                         Some(known) if known.id() == id => known.restore_pinned(description.pinned),
                         _ => {
-                            self.insert(shared, number, description, id, geometry);
+                            let description = (id, geometry, description);
+                            let entry = self.insert(shared, number, description, naming);
+                            entry.described.store(true, Ordering::Release);
                         }
                     }
                 } else {
@@ -108,6 +172,20 @@ impl Catalog {
                     }
                 }
             }
+            Record::Numbers { below } => {
+                self.next_number = self.next_number.max(below);
+            }
+            Record::Blocks {
+                number,
+                chunk,
+                hashes,
+            } => {
+                if let Some(entry) = self.by_number.get(&number)
+                    && entry.is_present(chunk)
+                {
+                    entry.set_blocks(chunk, hashes);
+                }
+            }
             Record::Removed { number, chunks } => {
                 if let Some(entry) = self.by_number.get(&number) {
                     chunks
@@ -122,10 +200,10 @@ impl Catalog {
                 }
             }
             Record::Note { key, value } => {
-                self.notes.insert(key, value);
+                self.set_note(key, Some(value));
             }
             Record::NoteRemoved { key } => {
-                self.notes.remove(&key);
+                self.set_note(key, None);
             }
         }
     }
@@ -145,6 +223,7 @@ pub(super) fn describe(entry: &EntryFile) -> Record {
     Record::Entry {
         number: entry.number(),
         description: description.encode_to_vec(),
+        naming: entry.naming(),
     }
 }
 
@@ -164,6 +243,7 @@ pub(super) fn snapshot(
             let chunks = entry.durable_chunks();
             std::iter::once(describe(entry))
                 .chain(stored_records(entry.number(), &chunks).collect::<Vec<_>>())
+                .chain(entry.block_records(&chunks))
         });
     notes.chain(entries)
 }

@@ -1,19 +1,24 @@
 //! What is known of each chunk of one entry, in one atomic word a chunk.
 //!
-//! Readers pin and unpin with one compare-and-swap: no lock is shared between connections. Words
-//! live in pages of 512 that are made when first touched, so that a 100 GB entry of which little is
-//! cached costs some hundred bytes. The table holds facts only; the order in which they may change
-//! (journal before punch, sync before durable) is the store's business.
+//! Readers pin and unpin with one compare-and-swap: no lock is shared between connections. Slots
+//! are the leaves of a radix tree whose nodes are made when first touched: the table grows with
+//! what is stored, not with the length an object claims, and a chunk of a small object costs 16
+//! bytes. The table holds facts only; the order in which they may change (journal before punch,
+//! sync before durable) is the store's business.
 
-use std::sync::{
-    OnceLock,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    ops::Range,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use chunkcache_proto::ChunkIndex;
 
-/// 8 KiB a page: small against what 512 chunks weigh, large against the pointer to it.
-const PAGE_CHUNKS: usize = 512;
+/// Children of a node, as a power of two: 1 KiB a full leaf, 6 levels for 2^32 chunks.
+const FANOUT_BITS: u32 = 6;
+const FANOUT: usize = 1 << FANOUT_BITS;
 
 const PRESENT: u64 = 1;
 const VERIFIED: u64 = 1 << 1;
@@ -23,6 +28,7 @@ const WRITTEN: u64 = 1 << 4;
 const SPOILED: u64 = 1 << 5;
 const QUEUED: u64 = 1 << 6;
 const SYNCING: u64 = 1 << 7;
+const UNRECORDED: u64 = 1 << 10;
 const USES_SHIFT: u32 = 8;
 const USES_MASK: u64 = 0b11 << USES_SHIFT;
 const TICK_SHIFT: u32 = 16;
@@ -77,10 +83,18 @@ impl ChunkState {
     pub fn is_syncing(self) -> bool {
         self.0 & SYNCING != 0
     }
+    /// Its bytes may go: it is withdrawn, the journal has forgotten it, and nobody holds it.
+    #[must_use]
+    pub fn is_disposable(self) -> bool {
+        self.0 & (DOOMED | UNRECORDED) == DOOMED | UNRECORDED && self.pins() == 0
+    }
     /// Readers that hold it.
     #[must_use]
     pub fn pins(self) -> u64 {
         self.0 >> 32
+    }
+    fn is_vacant(self) -> bool {
+        self.0 & (PRESENT | WRITTEN | DOOMED | SPOILED) == 0 && self.pins() == 0
     }
     /// Counted uses, 0 to [`MAX_USES`].
     #[must_use]
@@ -89,24 +103,36 @@ impl ChunkState {
     }
 }
 
-struct Page {
-    words: [AtomicU64; PAGE_CHUNKS],
-    checksums: [AtomicU64; PAGE_CHUNKS],
+#[derive(Default)]
+struct Slot {
+    word: AtomicU64,
+    checksum: AtomicU64,
+}
+
+enum Node {
+    Leaf(Box<[Slot]>),
+    Branch(Box<[OnceLock<Node>]>),
 }
 
 /// The chunks of one entry.
 pub struct ChunkTable {
-    pages: Box<[OnceLock<Box<Page>>]>,
+    root: OnceLock<Node>,
+    /// Levels above the leaves.
+    height: u32,
     chunk_count: u32,
 }
 
 impl ChunkTable {
-    /// All chunks absent.
+    /// All chunks absent; nothing is allocated.
     #[must_use]
     pub fn new(chunk_count: u32) -> Self {
-        let pages = (chunk_count as usize).div_ceil(PAGE_CHUNKS);
+        let mut height = 0;
+        while u64::from(chunk_count) > 1 << ((height + 1) * FANOUT_BITS) {
+            height += 1;
+        }
         Self {
-            pages: (0..pages).map(|_| OnceLock::new()).collect(),
+            root: OnceLock::new(),
+            height,
             chunk_count,
         }
     }
@@ -123,13 +149,8 @@ impl ChunkTable {
     /// As it was given when the chunk became present; only then of meaning.
     #[must_use]
     pub fn checksum(&self, chunk: ChunkIndex) -> u64 {
-        let page = self
-            .pages
-            .get(chunk as usize / PAGE_CHUNKS)
-            .and_then(OnceLock::get);
-        page.map_or(0, |p| {
-            p.checksums[chunk as usize % PAGE_CHUNKS].load(Ordering::Acquire)
-        })
+        self.slot(chunk)
+            .map_or(0, |slot| slot.checksum.load(Ordering::Acquire))
     }
 
     /// Holds a present chunk, and counts the use. `tick` is a coarse clock that may wrap.
@@ -187,26 +208,26 @@ impl ChunkTable {
     /// the state before; nothing changes if that was present. A doomed chunk is doomed no more: its
     /// old bytes are the new one's.
     pub fn begin_write(&self, chunk: ChunkIndex) -> ChunkState {
-        let Some(word) = self.make_word(chunk) else {
+        let Some(slot) = self.make_slot(chunk) else {
             return ChunkState(0);
         };
-        self.change(word, |state| {
-            (state & PRESENT == 0).then_some(state & !(DOOMED | SPOILED) | WRITTEN)
+        self.change(&slot.word, |state| {
+            (state & PRESENT == 0).then_some(state & !(DOOMED | UNRECORDED | SPOILED) | WRITTEN)
         })
     }
 
     /// All bytes are written: present and verified. False, and nothing changed: it was present
     /// already, not written, or spoiled.
     pub fn finish(&self, chunk: ChunkIndex, checksum: u64, tick: u16) -> bool {
-        let Some(word) = self.make_word(chunk) else {
+        let Some(slot) = self.slot(chunk) else {
             return false;
         };
-        let state = word.load(Ordering::Acquire);
+        let state = slot.word.load(Ordering::Acquire);
         if state & (PRESENT | SPOILED) != 0 || state & WRITTEN == 0 {
             return false;
         }
-        self.set_checksum(chunk, checksum);
-        update(word, |state| {
+        slot.checksum.store(checksum, Ordering::Release);
+        update(&slot.word, |state| {
             let fit = state & (PRESENT | SPOILED | WRITTEN) == WRITTEN;
             fit.then_some(with_tick(state, tick) & !(USES_MASK | DURABLE) | PRESENT | VERIFIED)
         })
@@ -216,11 +237,14 @@ impl ChunkTable {
     /// From the journal: present, not verified; [`mark_durable`](Self::mark_durable) follows.
     /// False: it was present already (its checksum is the new one).
     pub fn restore(&self, chunk: ChunkIndex, checksum: u64) -> bool {
-        let Some(word) = self.make_word(chunk) else {
+        let Some(slot) = self.make_slot(chunk) else {
             return false;
         };
-        self.set_checksum(chunk, checksum);
-        word.fetch_or(PRESENT | SYNCING | WRITTEN, Ordering::AcqRel) & PRESENT == 0
+        slot.checksum.store(checksum, Ordering::Release);
+        let before = slot
+            .word
+            .fetch_or(PRESENT | SYNCING | WRITTEN, Ordering::AcqRel);
+        before & PRESENT == 0
     }
 
     /// Its file is about to be synced. Tells this chunk from one that is withdrawn and written anew
@@ -243,9 +267,12 @@ impl ChunkTable {
 
     /// No chunk is durable any more; returns how many were.
     pub fn forget_durable(&self) -> usize {
-        self.words()
-            .filter(|(_, word)| word.fetch_and(!DURABLE, Ordering::AcqRel) & DURABLE != 0)
-            .count()
+        let mut count = 0;
+        self.visit(0..self.chunk_count, &mut |_, slot| {
+            count += usize::from(slot.word.fetch_and(!DURABLE, Ordering::AcqRel) & DURABLE != 0);
+            true
+        });
+        count
     }
 
     /// Its bytes have been checked.
@@ -258,49 +285,60 @@ impl ChunkTable {
         let word = self.word(chunk)?;
         update(word, |state| {
             (state & PRESENT != 0)
-                .then_some(state & !(PRESENT | VERIFIED | DURABLE | SYNCING) | DOOMED)
+                .then_some(state & !(PRESENT | VERIFIED | DURABLE | SYNCING | UNRECORDED) | DOOMED)
         })
         .map(ChunkState)
     }
 
-    /// An unfinished chunk is given up. Returns the state before if there was one. One that is held
-    /// is doomed instead of empty: its bytes go with the last hold.
+    /// An unfinished chunk is given up: doomed. Returns the state before if there was one.
     pub fn abandon(&self, chunk: ChunkIndex) -> Option<ChunkState> {
         let word = self.word(chunk)?;
         update(word, |state| {
             let fits =
                 state & PRESENT == 0 && state & (WRITTEN | SPOILED) != 0 && state & DOOMED == 0;
-            let emptied = state & !(WRITTEN | SPOILED);
-            fits.then_some(if state >> 32 > 0 {
-                emptied | DOOMED
-            } else {
-                emptied
-            })
+            fits.then_some(state & !(WRITTEN | SPOILED) | DOOMED)
         })
         .map(ChunkState)
     }
 
-    /// Its bytes are gone (the caller punches only doomed chunks without pins, under its lock).
+    /// The journal says no more that it is stored. Returns the state after it, if it is withdrawn
+    /// still.
+    pub fn mark_unrecorded(&self, chunk: ChunkIndex) -> Option<ChunkState> {
+        let word = self.word(chunk)?;
+        let fits = |state: u64| (state & DOOMED != 0).then_some(state | UNRECORDED);
+        update(word, fits).map(|before| ChunkState(before | UNRECORDED))
+    }
+
+    /// Nothing is left but chunks that are disposable.
+    #[must_use]
+    pub fn is_disposable(&self) -> bool {
+        self.visit(0..self.chunk_count, &mut |_, slot| {
+            slot.state().is_vacant() || slot.state().is_disposable()
+        })
+    }
+
+    /// Its bytes are gone (the caller punches only disposable chunks, under its lock).
     pub fn mark_empty(&self, chunk: ChunkIndex) {
         if let Some(word) = self.word(chunk) {
-            word.fetch_and(!(DOOMED | WRITTEN | SPOILED), Ordering::AcqRel);
+            word.fetch_and(!(DOOMED | UNRECORDED | WRITTEN | SPOILED), Ordering::AcqRel);
         }
     }
 
     /// Its file's sync failed before the chunk was finished: what is written of it can not be
     /// trusted.
     pub fn spoil_unfinished(&self) {
-        for (_, word) in self.words() {
-            update(word, |state| {
+        self.visit(0..self.chunk_count, &mut |_, slot| {
+            update(&slot.word, |state| {
                 (state & (WRITTEN | PRESENT | DOOMED) == WRITTEN).then_some(state | SPOILED)
             });
-        }
+            true
+        });
     }
 
     /// For the eviction policy: is in one of its queues. False: was already.
     pub fn enqueue(&self, chunk: ChunkIndex) -> bool {
-        self.make_word(chunk)
-            .is_some_and(|word| word.fetch_or(QUEUED, Ordering::AcqRel) & QUEUED == 0)
+        self.make_slot(chunk)
+            .is_some_and(|slot| slot.word.fetch_or(QUEUED, Ordering::AcqRel) & QUEUED == 0)
     }
 
     /// For the eviction policy: is in none of its queues.
@@ -325,11 +363,54 @@ impl ChunkTable {
         (from..to.min(self.chunk_count)).find(|chunk| !self.state(*chunk).is_present())
     }
 
-    /// Chunks of pages ever touched whose state `keep` accepts, ascending.
+    /// The first chunk of `from..to` that is present.
+    #[must_use]
+    pub fn first_present(&self, from: ChunkIndex, to: ChunkIndex) -> Option<ChunkIndex> {
+        let mut found = None;
+        self.visit(from..to, &mut |chunk, slot| {
+            if slot.state().is_present() {
+                found = Some(chunk);
+            }
+            found.is_none()
+        });
+        found
+    }
+
+    /// Runs of adjacent present chunks in `within`, ascending; at most `limit` of them.
+    #[must_use]
+    pub fn present_runs(&self, within: Range<ChunkIndex>, limit: usize) -> Vec<Range<ChunkIndex>> {
+        let mut runs: Vec<Range<ChunkIndex>> = Vec::new();
+        self.visit(within, &mut |chunk, slot| {
+            if !slot.state().is_present() {
+                return true;
+            }
+            let is_full = runs.len() >= limit;
+            match runs.last_mut() {
+                Some(run) if run.end == chunk => run.end += 1,
+                _ if is_full => return false,
+                _ => runs.push(chunk..chunk + 1),
+            }
+            true
+        });
+        runs
+    }
+
+    /// No chunk is present, written, withdrawn or held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.visit(0..self.chunk_count, &mut |_, slot| slot.state().is_vacant())
+    }
+
+    /// Chunks ever touched whose state `keep` accepts, ascending.
     pub fn select(&self, keep: impl Fn(ChunkState) -> bool) -> impl Iterator<Item = ChunkIndex> {
-        self.words()
-            .filter(move |(_, word)| keep(ChunkState(word.load(Ordering::Acquire))))
-            .map(|(chunk, _)| chunk)
+        let mut selected = Vec::new();
+        self.visit(0..self.chunk_count, &mut |chunk, slot| {
+            if keep(slot.state()) {
+                selected.push(chunk);
+            }
+            true
+        });
+        selected.into_iter()
     }
 
     /// Number of chunks, present or not.
@@ -338,50 +419,53 @@ impl ChunkTable {
         self.chunk_count
     }
 
-    fn words(&self) -> impl Iterator<Item = (ChunkIndex, &AtomicU64)> {
-        let pages = self
-            .pages
-            .iter()
-            .enumerate()
-            .filter_map(|(at, page)| Some((at, page.get()?)));
-        pages
-            .flat_map(|(at, page)| {
-                page.words
-                    .iter()
-                    .enumerate()
-                    .map(move |(i, word)| ((at * PAGE_CHUNKS + i) as u32, word))
-            })
-            .take_while(|(chunk, _)| *chunk < self.chunk_count)
+    /// Calls `f` with the slots of `within` that were ever touched, ascending, until it returns
+    /// false; false then.
+    fn visit(
+        &self,
+        within: Range<ChunkIndex>,
+        f: &mut impl FnMut(ChunkIndex, &Slot) -> bool,
+    ) -> bool {
+        let within = u64::from(within.start)..u64::from(within.end.min(self.chunk_count));
+        self.root
+            .get()
+            .is_none_or(|root| root.visit(self.height, 0, &within, f))
     }
 
     fn word(&self, chunk: ChunkIndex) -> Option<&AtomicU64> {
-        let page = self.pages.get(chunk as usize / PAGE_CHUNKS)?.get()?;
-        Some(&page.words[chunk as usize % PAGE_CHUNKS])
+        self.slot(chunk).map(|slot| &slot.word)
     }
 
-    fn make_word(&self, chunk: ChunkIndex) -> Option<&AtomicU64> {
+    fn slot(&self, chunk: ChunkIndex) -> Option<&Slot> {
+        let mut node = self.root.get()?;
+        let mut height = self.height;
+        loop {
+            match node {
+                Node::Leaf(slots) => return slots.get(place(chunk, 0)),
+                Node::Branch(children) => {
+                    node = children.get(place(chunk, height))?.get()?;
+                    height -= 1;
+                }
+            }
+        }
+    }
+
+    fn make_slot(&self, chunk: ChunkIndex) -> Option<&Slot> {
         if chunk >= self.chunk_count {
             return None;
         }
-        let page = self
-            .pages
-            .get(chunk as usize / PAGE_CHUNKS)?
-            .get_or_init(|| {
-                Box::new(Page {
-                    words: [const { AtomicU64::new(0) }; PAGE_CHUNKS],
-                    checksums: [const { AtomicU64::new(0) }; PAGE_CHUNKS],
-                })
-            });
-        Some(&page.words[chunk as usize % PAGE_CHUNKS])
-    }
-
-    fn set_checksum(&self, chunk: ChunkIndex, checksum: u64) {
-        if let Some(page) = self
-            .pages
-            .get(chunk as usize / PAGE_CHUNKS)
-            .and_then(OnceLock::get)
-        {
-            page.checksums[chunk as usize % PAGE_CHUNKS].store(checksum, Ordering::Release);
+        let slots = (self.chunk_count as usize).min(FANOUT);
+        let mut height = self.height;
+        let mut node = self.root.get_or_init(|| Node::new(height, slots));
+        loop {
+            match node {
+                Node::Leaf(slots) => return slots.get(place(chunk, 0)),
+                Node::Branch(children) => {
+                    let child = children.get(place(chunk, height))?;
+                    height -= 1;
+                    node = child.get_or_init(|| Node::new(height, slots));
+                }
+            }
         }
     }
 
@@ -394,6 +478,54 @@ impl ChunkTable {
     fn change(&self, word: &AtomicU64, next: impl Fn(u64) -> Option<u64>) -> ChunkState {
         ChunkState(update(word, next).unwrap_or_else(|| word.load(Ordering::Acquire)))
     }
+}
+
+impl Slot {
+    fn state(&self) -> ChunkState {
+        ChunkState(self.word.load(Ordering::Acquire))
+    }
+}
+
+impl Node {
+    /// A leaf has as many slots as chunks can be below it: few in a small object.
+    fn new(height: u32, slots: usize) -> Self {
+        if height == 0 {
+            Self::Leaf((0..slots).map(|_| Slot::default()).collect())
+        } else {
+            Self::Branch((0..FANOUT).map(|_| OnceLock::new()).collect())
+        }
+    }
+
+    /// `first`: the first chunk below this node.
+    fn visit(
+        &self,
+        height: u32,
+        first: u64,
+        within: &Range<u64>,
+        f: &mut impl FnMut(ChunkIndex, &Slot) -> bool,
+    ) -> bool {
+        let child_chunks = 1_u64 << (height * FANOUT_BITS);
+        let below = |at: usize| first + at as u64 * child_chunks;
+        let skipped = (within.start.saturating_sub(first) / child_chunks).min(FANOUT as u64);
+        let skipped = skipped as usize;
+        match self {
+            Self::Leaf(slots) => slots.iter().enumerate().skip(skipped).all(|(at, slot)| {
+                let chunk = below(at);
+                chunk >= within.end || f(chunk as ChunkIndex, slot)
+            }),
+            Self::Branch(children) => {
+                let made = children.iter().enumerate().skip(skipped);
+                made.take_while(|(at, _)| below(*at) < within.end)
+                    .filter_map(|(at, child)| Some((at, child.get()?)))
+                    .all(|(at, child)| child.visit(height - 1, below(at), within, f))
+            }
+        }
+    }
+}
+
+/// Which child of a node at `height` leads to the chunk.
+fn place(chunk: ChunkIndex, height: u32) -> usize {
+    (chunk >> (height * FANOUT_BITS)) as usize % FANOUT
 }
 
 /// Compare-and-swap until it holds; the value before, or `None` where `next` refused.

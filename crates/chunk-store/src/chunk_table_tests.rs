@@ -7,6 +7,17 @@ fn stored(table: &ChunkTable, chunk: ChunkIndex) {
     assert!(table.finish(chunk, u64::from(chunk) + 1, 0));
 }
 
+fn count_nodes(node: Option<&Node>) -> usize {
+    match node {
+        None => 0,
+        Some(Node::Leaf(_)) => 1,
+        Some(Node::Branch(children)) => {
+            let below = children.iter().map(|child| count_nodes(child.get()));
+            1 + below.sum::<usize>()
+        }
+    }
+}
+
 #[test]
 fn a_chunk_lives_and_dies() {
     let table = ChunkTable::new(2000);
@@ -24,8 +35,18 @@ fn a_chunk_lives_and_dies() {
     assert!(!table.try_pin(1500, 0));
     assert!(!table.mark_durable(1500));
     let last = table.unpin(1500);
-    assert!(last.is_doomed() && last.pins() == 0);
+    assert!(
+        last.is_doomed() && !last.is_disposable(),
+        "the journal has it"
+    );
+    assert!(
+        table
+            .mark_unrecorded(1500)
+            .is_some_and(ChunkState::is_disposable)
+    );
+    assert!(table.is_disposable() && !table.is_empty());
     table.mark_empty(1500);
+    assert!(table.is_empty() && table.mark_unrecorded(1500).is_none());
     assert_eq!(table.state(1500).pins(), 0);
     assert!(!table.state(1500).is_written());
 }
@@ -39,12 +60,17 @@ fn an_unfinished_chunk_that_is_held_outlives_being_given_up() {
     assert!(table.abandon(1).is_some_and(|before| before.pins() == 1));
     assert!(!table.try_hold_unfinished(1), "it is going");
     assert!(table.abandon(1).is_none());
+    assert!(
+        table
+            .mark_unrecorded(1)
+            .is_some_and(|state| !state.is_disposable())
+    );
     let last = table.unpin(1);
-    assert!(last.is_doomed() && last.pins() == 0);
-    table.mark_empty(1);
+    assert!(last.is_disposable());
     table.begin_write(1);
+    assert!(!table.is_disposable(), "it is being written anew");
     assert!(table.abandon(1).is_some_and(|before| before.pins() == 0));
-    assert!(!table.state(1).is_doomed());
+    assert!(!table.state(1).is_disposable());
 }
 
 #[test]
@@ -126,4 +152,26 @@ fn a_held_chunk_is_never_seen_empty() {
         done.store(true, Ordering::Relaxed);
     });
     assert_eq!(table.state(2).pins(), 0);
+}
+
+#[test]
+fn a_table_grows_with_what_is_stored_and_not_with_what_is_claimed() {
+    let table = ChunkTable::new(u32::MAX);
+    let begun = std::time::Instant::now();
+    assert_eq!(table.first_present(0, u32::MAX), None);
+    assert!(table.present_runs(0..u32::MAX, 8).is_empty() && table.is_empty());
+    for chunk in [0, 63, 64, 65, 1 << 30, u32::MAX - 1] {
+        assert_eq!(table.first_missing(chunk, u32::MAX), Some(chunk));
+        stored(&table, chunk);
+    }
+    let runs = [0..1, 63..66, 1 << 30..(1 << 30) + 1, u32::MAX - 1..u32::MAX];
+    assert_eq!(table.present_runs(0..u32::MAX, 8), runs);
+    assert_eq!(table.present_runs(0..u32::MAX, 2), runs[..2]);
+    assert_eq!(table.present_runs(64..1 << 30, 8), [64..66]);
+    assert_eq!(table.first_present(66, u32::MAX), Some(1 << 30));
+    assert_eq!(table.first_present(66, 1 << 30), None);
+    assert_eq!(table.select(ChunkState::is_present).count(), 6);
+    assert!(begun.elapsed() < std::time::Duration::from_millis(100));
+    assert_eq!(count_nodes(table.root.get()), 17);
+    assert_eq!(count_nodes(ChunkTable::new(1).root.get()), 0);
 }

@@ -5,13 +5,13 @@
 //! that file was not durable is withdrawn.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     io,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use chunkcache_proto::ChunkIndex;
+use chunkcache_proto::{ChunkIndex, checksum::BLOCK_BYTES};
 use parking_lot::{Condvar, Mutex};
 
 use super::{
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     chunk_table::ChunkState,
-    journal_record::{EntryNumber, Record, stored_records},
+    journal_record::{EntryNumber, MAX_CHUNKS_PER_RECORD, Record, stored_records},
 };
 
 /// Files synced at a time; more would only queue in the disk.
@@ -28,6 +28,8 @@ const PARALLEL_SYNCS: usize = 4;
 const REWRITE_MIN_BYTES: u64 = 4 << 20;
 /// A chunk's share of the journal, with its share of a frame.
 const BYTES_PER_CHUNK: u64 = 13;
+/// A block's, likewise: chunks of one block have none.
+const BYTES_PER_BLOCK: u64 = 10;
 const BYTES_PER_ENTRY: u64 = 512;
 
 /// A chunk whose bytes are written.
@@ -40,13 +42,33 @@ pub(super) struct Finished {
 #[derive(Default)]
 struct Group {
     chunks: Vec<Finished>,
+    changes: Changes,
+}
+
+/// What waits for the journal alone.
+#[derive(Default)]
+struct Changes {
+    /// To be described anew.
     entries: BTreeMap<EntryNumber, Arc<EntryFile>>,
     notes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    /// Withdrawn chunks.
+    removed: Vec<(Arc<EntryFile>, Vec<ChunkIndex>)>,
+    /// Held until they are recorded: their files go with the last handle.
+    removed_entries: Vec<Arc<EntryFile>>,
+}
+
+impl Changes {
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+            && self.notes.is_empty()
+            && self.removed.is_empty()
+            && self.removed_entries.is_empty()
+    }
 }
 
 impl Group {
     fn is_empty(&self) -> bool {
-        self.chunks.is_empty() && self.entries.is_empty() && self.notes.is_empty()
+        self.chunks.is_empty() && self.changes.is_empty()
     }
 }
 
@@ -63,11 +85,20 @@ impl CommitQueue {
 
     /// The entry's description is to be recorded.
     pub fn describe(&self, entry: Arc<EntryFile>) {
-        self.put(|group| drop(group.entries.insert(entry.number(), entry)));
+        self.put(|group| drop(group.changes.entries.insert(entry.number(), entry)));
     }
 
     pub fn note(&self, key: Vec<u8>, value: Option<Vec<u8>>) {
-        self.put(|group| drop(group.notes.insert(key, value)));
+        self.put(|group| drop(group.changes.notes.insert(key, value)));
+    }
+
+    /// Chunks that were withdrawn.
+    pub fn removed(&self, entry: Arc<EntryFile>, chunks: Vec<ChunkIndex>) {
+        self.put(|group| group.changes.removed.push((entry, chunks)));
+    }
+
+    pub fn entry_removed(&self, entry: Arc<EntryFile>) {
+        self.put(|group| group.changes.removed_entries.push(entry));
     }
 
     /// Only the first of a group wakes the committer, which then waits for others to join.
@@ -99,19 +130,17 @@ impl CommitQueue {
         std::mem::take(&mut *self.waiting.lock())
     }
 
-    /// Descriptions and notes of a failed group wait again; what came meanwhile is newer.
-    fn give_back(
-        &self,
-        entries: BTreeMap<EntryNumber, Arc<EntryFile>>,
-        notes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
-    ) {
+    /// The changes of a failed group wait again; what came meanwhile is newer.
+    fn give_back(&self, changes: Changes) {
         let mut waiting = self.waiting.lock();
-        for (number, entry) in entries {
-            waiting.entries.entry(number).or_insert(entry);
-        }
-        for (key, value) in notes {
-            waiting.notes.entry(key).or_insert(value);
-        }
+        let newer = std::mem::replace(&mut waiting.changes, changes);
+        waiting.changes.entries.extend(newer.entries);
+        waiting.changes.notes.extend(newer.notes);
+        waiting.changes.removed.extend(newer.removed);
+        waiting
+            .changes
+            .removed_entries
+            .extend(newer.removed_entries);
     }
 }
 
@@ -125,8 +154,7 @@ struct FileGroup {
 pub(super) fn commit_group(shared: &Shared) {
     let Group {
         chunks,
-        entries,
-        notes,
+        mut changes,
     } = shared.queue.take();
     let mut files: BTreeMap<EntryNumber, FileGroup> = BTreeMap::new();
     for Finished { entry, chunk } in chunks {
@@ -148,23 +176,64 @@ pub(super) fn commit_group(shared: &Shared) {
             .retain(|chunk| group.entry.table().begin_sync(*chunk));
     }
     let files = sync_files(shared, files.into_values().collect());
-    if files.is_empty() && entries.is_empty() && notes.is_empty() {
+    if files.is_empty() && changes.is_empty() {
         return;
     }
     let mut journal = shared.journal.lock();
-    match journal.append(&frames(&files, &entries, &notes)) {
+    let new = files.iter().map(|group| &group.entry);
+    let new = new.filter(|entry| !entry.described.load(Ordering::Acquire));
+    let new: Vec<_> = new.cloned().collect();
+    for entry in &new {
+        changes.entries.insert(entry.number(), entry.clone());
+    }
+    let numbers = shared.catalog.write().reserve_numbers();
+    let (frames, recorded) = frames(&files, &changes, numbers);
+    match journal.append(&frames) {
         Ok(()) => {
+            for entry in changes.entries.values() {
+                entry.described.store(true, Ordering::Release);
+            }
             files.iter().for_each(|group| settle(shared, group));
             rewrite_if_mostly_garbage(shared, &mut journal);
+            drop(journal);
+            dispose_of(shared, changes.removed, &recorded);
+            if !changes.removed_entries.is_empty() {
+                drop(changes.removed_entries);
+                shared.house.wake();
+            }
         }
         Err(error) => {
             drop(journal);
             shared
                 .health
                 .degrade("recording chunks in the journal", &error);
-            shared.queue.give_back(entries, notes);
+            for entry in new {
+                changes.entries.remove(&entry.number());
+            }
+            shared.queue.give_back(changes);
             for FileGroup { entry, chunks } in files {
                 withdraw_all(shared, &entry, chunks);
+            }
+        }
+    }
+}
+
+/// The journal has forgotten these: what nobody holds can go.
+fn dispose_of(
+    shared: &Shared,
+    removed: Vec<(Arc<EntryFile>, Vec<ChunkIndex>)>,
+    recorded: &HashSet<(EntryNumber, ChunkIndex)>,
+) {
+    for (entry, chunks) in removed {
+        for chunk in chunks {
+            // One that came again, was recorded, and went again since has a later removal.
+            if recorded.contains(&(entry.number(), chunk)) {
+                continue;
+            }
+            let state = entry.table().mark_unrecorded(chunk);
+            if state.is_some_and(ChunkState::is_disposable) {
+                shared.reaper.dispose(entry.clone(), chunk);
+                shared.house.wake();
             }
         }
     }
@@ -223,30 +292,46 @@ fn sync_file(shared: &Shared, entry: &EntryFile) -> io::Result<()> {
     Ok(())
 }
 
+/// The records of a group, and the chunks they say are stored.
 fn frames(
     files: &[FileGroup],
-    entries: &BTreeMap<EntryNumber, Arc<EntryFile>>,
-    notes: &BTreeMap<Vec<u8>, Option<Vec<u8>>>,
-) -> Vec<u8> {
-    let descriptions = entries
-        .values()
-        .filter(|entry| !entry.is_removed())
-        .map(|entry| describe(entry));
-    let notes = notes.iter().map(|(key, value)| match value.clone() {
-        Some(value) => Record::Note {
-            key: key.clone(),
-            value,
-        },
-        None => Record::NoteRemoved { key: key.clone() },
-    });
+    changes: &Changes,
+    numbers: Option<Record>,
+) -> (Vec<u8>, HashSet<(EntryNumber, ChunkIndex)>) {
     let mut bytes = Vec::new();
+    let mut recorded = HashSet::new();
     let mut encode = |record: Record| {
         // Only a description or note can be too large, and both are refused at the door.
         if let Err(error) = record.encode(&mut bytes) {
             tracing::error!(%error, "left out of the journal");
         }
     };
-    descriptions.chain(notes).for_each(&mut encode);
+    numbers.into_iter().for_each(&mut encode);
+    let described = changes.entries.values();
+    described
+        .filter(|entry| !entry.is_removed())
+        .for_each(|entry| encode(describe(entry)));
+    for (key, value) in &changes.notes {
+        encode(match value.clone() {
+            Some(value) => Record::Note {
+                key: key.clone(),
+                value,
+            },
+            None => Record::NoteRemoved { key: key.clone() },
+        });
+    }
+    // Before what is stored: a chunk that went and came again is there.
+    for (entry, chunks) in &changes.removed {
+        if entry.is_removed() {
+            continue;
+        }
+        for part in chunks.chunks(MAX_CHUNKS_PER_RECORD) {
+            encode(Record::Removed {
+                number: entry.number(),
+                chunks: part.to_vec(),
+            });
+        }
+    }
     for group in files.iter().filter(|group| !group.entry.is_removed()) {
         let table = group.entry.table();
         let present = group
@@ -256,9 +341,18 @@ fn frames(
         let chunks: Vec<_> = present
             .map(|chunk| (*chunk, table.checksum(*chunk)))
             .collect();
-        stored_records(group.entry.number(), &chunks).for_each(&mut encode);
+        let number = group.entry.number();
+        recorded.extend(chunks.iter().map(|(chunk, _)| (number, *chunk)));
+        stored_records(number, &chunks).for_each(&mut encode);
+        let blocks = group.entry.block_records(&chunks);
+        blocks.into_iter().for_each(&mut encode);
     }
-    bytes
+    for entry in &changes.removed_entries {
+        encode(Record::EntryRemoved {
+            number: entry.number(),
+        });
+    }
+    (bytes, recorded)
 }
 
 /// The group's records are synced.
@@ -299,8 +393,8 @@ fn withdraw_all(shared: &Shared, entry: &Arc<EntryFile>, chunks: Vec<ChunkIndex>
         .into_iter()
         .filter(|chunk| entry.withdraw(*chunk))
         .collect();
-    for chunk in &withdrawn {
-        shared.reaper.punch(entry.clone(), *chunk);
+    if !withdrawn.is_empty() {
+        shared.queue.removed(entry.clone(), withdrawn.clone());
     }
     shared.report_lost(entry.id(), withdrawn);
 }
@@ -308,14 +402,10 @@ fn withdraw_all(shared: &Shared, entry: &Arc<EntryFile>, chunks: Vec<ChunkIndex>
 fn rewrite_if_mostly_garbage(shared: &Shared, journal: &mut Journal) {
     let live = {
         let catalog = shared.catalog.read();
-        let notes: usize = catalog
-            .notes
-            .iter()
-            .map(|(key, value)| key.len() + value.len())
-            .sum();
         shared.durable_chunks.load(Ordering::Acquire) * BYTES_PER_CHUNK
+            + shared.space.chunk_bytes() / BLOCK_BYTES * BYTES_PER_BLOCK
             + catalog.len() as u64 * BYTES_PER_ENTRY
-            + notes as u64
+            + catalog.notes_bytes()
     };
     if journal.len_bytes() > (2 * live).max(REWRITE_MIN_BYTES)
         && let Err(error) = shared.rewrite_journal(journal)

@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -10,11 +11,11 @@ use uuid::Uuid;
 
 use super::{
     OpenError,
-    disk::{Disk, Open},
+    disk::{DIRECTORY_MODE, Disk, FILE_MODE, Open},
 };
 
 /// Raised when an older program could not read what this one writes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const LOCK_NAME: &str = "LOCK";
 const STORE_NAME: &str = "STORE";
 /// Far more than it ever has.
@@ -27,13 +28,23 @@ pub(super) fn lock(data_dir: &Path) -> Result<fs::File, OpenError> {
         path: data_dir.to_owned(),
         source,
     };
-    fs::create_dir_all(data_dir).map_err(unusable)?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(DIRECTORY_MODE)
+        .create(data_dir)
+        .map_err(unusable)?;
+    let private = fs::Permissions::from_mode(DIRECTORY_MODE);
+    if let Err(error) = fs::set_permissions(data_dir, private) {
+        // A mount of another owner: whoever set it up decided who may enter.
+        tracing::warn!(%error, path = %data_dir.display(), "the data directory is open to others");
+    }
     let path = data_dir.join(LOCK_NAME);
     let file = fs::OpenOptions::new()
         .create(true)
         .truncate(false)
         .read(true)
         .write(true)
+        .mode(FILE_MODE)
         .open(path)
         .map_err(unusable)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -45,7 +56,7 @@ pub(super) fn lock(data_dir: &Path) -> Result<fs::File, OpenError> {
     }
 }
 
-/// Reads the store's id, or makes one in a new directory. `STORE` is two lines: `format N` and
+/// Reads the store's id (of an older format: raises it), or makes one in a new directory. `STORE` is two lines: `format N` and
 /// `store UUID`.
 pub(super) fn identify(disk: &dyn Disk, data_dir: &Path) -> Result<Uuid, OpenError> {
     let unusable = |source| OpenError::Unusable {
@@ -53,7 +64,14 @@ pub(super) fn identify(disk: &dyn Disk, data_dir: &Path) -> Result<Uuid, OpenErr
         source,
     };
     match read_store(disk) {
-        Ok(text) => parse_store(&text, data_dir),
+        Ok(text) => {
+            let (format, id) = parse_store(&text, data_dir)?;
+            if format < FORMAT {
+                // Before anything is written that an older program would take for damage.
+                write_store(disk, id).map_err(unusable)?;
+            }
+            Ok(id)
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let id = Uuid::new_v4();
             write_store(disk, id).map_err(unusable)?;
@@ -63,7 +81,7 @@ pub(super) fn identify(disk: &dyn Disk, data_dir: &Path) -> Result<Uuid, OpenErr
     }
 }
 
-fn parse_store(text: &str, data_dir: &Path) -> Result<Uuid, OpenError> {
+fn parse_store(text: &str, data_dir: &Path) -> Result<(u32, Uuid), OpenError> {
     let field = |name: &str| {
         text.lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
@@ -82,7 +100,7 @@ fn parse_store(text: &str, data_dir: &Path) -> Result<Uuid, OpenError> {
         format,
         field("store").and_then(|value| value.trim().parse().ok()),
     ) {
-        (Some(_), Some(id)) => Ok(id),
+        (Some(format), Some(id)) => Ok((format, id)),
         _ => Err(OpenError::Unusable {
             path: data_dir.join(STORE_NAME),
             source: io::Error::new(io::ErrorKind::InvalidData, "not a store's description"),

@@ -7,7 +7,7 @@ use std::{
     fs, io,
     os::{
         fd::{AsFd, BorrowedFd},
-        unix::fs::{FileExt, MetadataExt},
+        unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,6 +18,11 @@ use rustix::{
     fs::{FallocateFlags, SeekFrom},
     io::Errno,
 };
+
+/// Nobody but the edge's own user reads what is stored: objects behind credentials, the credentials,
+/// and the peers' key.
+pub(super) const DIRECTORY_MODE: u32 = 0o700;
+pub(super) const FILE_MODE: u32 = 0o600;
 
 /// What a file system has.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +68,8 @@ pub trait DiskFile: Send + Sync {
     fn sync_data(&self) -> io::Result<()>;
     /// Gives the blocks of the range back; it reads as zeros. The length stays.
     fn punch(&self, range: ByteRange) -> io::Result<()>;
+    /// Bytes of blocks it takes.
+    fn allocated_bytes(&self) -> io::Result<u64>;
     /// Asks for blocks ahead of their use; the length stays.
     fn allocate(&self, range: ByteRange) -> io::Result<()>;
     /// The first run of bytes at or after `from` that takes up blocks.
@@ -84,12 +91,16 @@ impl RealDisk {
 
 impl Disk for RealDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        fs::create_dir_all(self.root.join(path))
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(DIRECTORY_MODE)
+            .create(self.root.join(path))
     }
 
     fn open(&self, path: &Path, open: Open) -> io::Result<Arc<dyn DiskFile>> {
         let mut options = fs::OpenOptions::new();
         options.read(true).write(open != Open::Reading);
+        options.mode(FILE_MODE);
         match open {
             Open::Existing | Open::Reading => {}
             Open::CreateOrExisting => {
@@ -189,6 +200,10 @@ impl DiskFile for RealFile {
             range.start,
             end - range.start,
         )?)
+    }
+
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.blocks() * 512)
     }
 
     fn allocate(&self, range: ByteRange) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! An entry: its description, which chunks are present, its sparse file.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::{
@@ -11,7 +12,11 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Geometry, checksum::InventoryDigest, v1};
+use chunkcache_proto::{
+    ByteRange, ChunkIndex, EntryId, Geometry,
+    checksum::{BLOCK_BYTES, ChunkDigest, InventoryDigest},
+    v1,
+};
 use parking_lot::Mutex;
 
 use super::{
@@ -19,13 +24,14 @@ use super::{
     commit::Finished,
     disk::{DiskFile, Open},
     open_files::{OpenFile, StoredFile},
+    removal::is_absent,
     residency,
     shared::Shared,
-    verify,
+    verify::{self, Block},
 };
 use crate::{
     chunk_table::{ChunkState, ChunkTable},
-    journal_record::EntryNumber,
+    journal_record::{EntryNumber, FileNaming, Record},
 };
 
 /// An entry: its description, which chunks are present, its sparse file.
@@ -40,18 +46,28 @@ pub struct EntryFile {
     /// Its records are gone; the file follows with the last handle.
     removed: AtomicBool,
     table: ChunkTable,
+    /// Hashes of the blocks of chunks that are here and longer than one. A chunk of a journal from
+    /// before there were any has none until it is checked.
+    blocks: Mutex<BTreeMap<ChunkIndex, Box<[u64]>>>,
     /// Of the durable chunks.
     digest: Mutex<InventoryDigest>,
     /// Bytes of chunks its file holds, also of withdrawn ones that are not punched yet.
     disk_bytes: AtomicU64,
     open: ArcSwapOption<OpenFile>,
-    /// Where the file is; held while it is opened or renamed.
-    path: Mutex<PathBuf>,
-    /// Held while chunks are removed and punched, and by the first write to a chunk, so that
-    /// neither meets the other. It is taken before the journal's lock.
+    naming: FileNaming,
+    /// Held while the file is opened.
+    opening: Mutex<()>,
+    /// Held while chunks are punched or their file is removed, and by the first write to a chunk,
+    /// so that neither meets the other.
     pub(super) emptying: Mutex<()>,
     /// The directory entry of the file is synced.
     pub(super) linked: AtomicBool,
+    /// The journal has the description. Changed under the journal's lock.
+    pub(super) described: AtomicBool,
+    /// It is among the entries without chunks.
+    idle: AtomicBool,
+    /// Somebody looked for it since it was put there.
+    asked: AtomicBool,
 }
 
 impl EntryFile {
@@ -61,6 +77,7 @@ impl EntryFile {
         id: EntryId,
         geometry: Geometry,
         description: v1::Entry,
+        naming: FileNaming,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
@@ -72,12 +89,17 @@ impl EntryFile {
             description,
             removed: AtomicBool::new(false),
             table: ChunkTable::new(geometry.chunk_count()),
+            blocks: Mutex::default(),
             digest: Mutex::default(),
             disk_bytes: AtomicU64::new(0),
             open: ArcSwapOption::empty(),
-            path: Mutex::new(file_path(&id)),
+            naming,
+            opening: Mutex::new(()),
             emptying: Mutex::new(()),
             linked: AtomicBool::new(false),
+            described: AtomicBool::new(false),
+            idle: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
         })
     }
 
@@ -121,6 +143,26 @@ impl EntryFile {
     #[must_use]
     pub fn first_missing(&self, from: ChunkIndex, to: ChunkIndex) -> Option<ChunkIndex> {
         self.table.first_missing(from, to)
+    }
+
+    /// Runs of present bytes within `range`, ascending, at most `limit` of them. Costs what is
+    /// stored there, not what the range claims.
+    #[must_use]
+    pub fn present_runs(&self, range: ByteRange, limit: usize) -> Vec<ByteRange> {
+        let chunks = self.geometry.chunks_covering(range);
+        let runs = self.table.present_runs(chunks, limit).into_iter();
+        let bytes = |run: std::ops::Range<ChunkIndex>| {
+            let start = self.geometry.chunk_range(run.start).start;
+            let end = self.geometry.chunk_range(run.end - 1).end;
+            ByteRange::new(start, end).intersect(range)
+        };
+        runs.map(bytes).collect()
+    }
+
+    /// First chunk at or after `from` that is present, before `to`.
+    #[must_use]
+    pub fn first_present(&self, from: ChunkIndex, to: ChunkIndex) -> Option<ChunkIndex> {
+        self.table.first_present(from, to)
     }
 
     /// What can be proved: chunks whose bytes and records are synced, with their checksums. One
@@ -208,10 +250,22 @@ impl EntryFile {
             file.unsynced.store(true, Ordering::Release);
             file.file.write_all_at(bytes, offset)
         };
-        write().map_err(|error| {
-            self.shared.health.degrade("writing a chunk", &error);
-            StoreError::from(error)
-        })
+        write().map_err(|error| self.refused(error))
+    }
+
+    /// A write failed. A length the file system does not have is this object's problem alone, and
+    /// a lack of files that of new ones, until some are evicted.
+    fn refused(&self, error: io::Error) -> StoreError {
+        match error.kind() {
+            io::ErrorKind::FileTooLarge => error.into(),
+            io::ErrorKind::StorageFull if self.shared.space.lacks_files() => {
+                StoreError::NoSpace("the file system has no more files".into())
+            }
+            _ => {
+                self.shared.health.degrade("writing a chunk", &error);
+                error.into()
+            }
+        }
     }
 
     /// The first write to a chunk: not while it is being punched.
@@ -240,9 +294,9 @@ impl EntryFile {
     }
 
     /// All bytes of the chunk are written: it is present from now on, and durable with the next
-    /// group. `checksum` is checked against the bytes nowhere: the caller computed it while they
+    /// group. `digest` is checked against the bytes nowhere: the caller computed it while they
     /// passed.
-    pub fn finish_chunk(&self, chunk: ChunkIndex, checksum: u64, reservation: Reservation) {
+    pub fn finish_chunk(&self, chunk: ChunkIndex, digest: ChunkDigest, reservation: Reservation) {
         let Some(me) = self.me.upgrade() else { return };
         if self.is_present(chunk) {
             return;
@@ -251,39 +305,37 @@ impl EntryFile {
         let bytes = self.geometry.chunk_len(chunk);
         reservation.become_chunk(bytes);
         self.disk_bytes.fetch_add(bytes, Ordering::AcqRel);
-        if self.table.finish(chunk, checksum, self.shared.tick()) {
+        self.set_blocks(chunk, digest.blocks);
+        if self
+            .table
+            .finish(chunk, digest.checksum, self.shared.tick())
+        {
             self.shared.queue.finished(Finished { entry: me, chunk });
         } else {
-            self.release(chunk);
+            self.uncount(chunk);
             // A sync failed while it was being written.
             self.abandon_chunk(chunk);
             self.shared.report_lost(self.id, vec![chunk]);
         }
     }
 
-    /// What was written of a chunk that will not be finished goes back to the disk. Blocking.
-    /// Without it the bytes stay until the chunk is fetched again or the store is opened the next
+    /// What was written of a chunk that will not be finished goes back to the disk. Without it the bytes stay until the chunk is fetched again or the store is opened the next
     /// time.
     pub fn abandon_chunk(&self, chunk: ChunkIndex) {
         let _no_write_begins = self.emptying.lock();
         self.abandon_locked(chunk);
     }
 
-    /// `emptying` is held.
+    /// `emptying` is held. Its blocks count until they are punched, as those of a chunk do.
     fn abandon_locked(&self, chunk: ChunkIndex) {
-        let Some(before) = self.table.abandon(chunk) else {
-            return;
-        };
-        if before.pins() > 0 {
-            // A reader sends from it: its blocks count until that reader has gone and they are
-            // punched.
+        if self.table.abandon(chunk).is_some() {
             let bytes = self.geometry.chunk_len(chunk);
             self.disk_bytes.fetch_add(bytes, Ordering::AcqRel);
             self.shared.space.add_chunk(bytes);
-        } else if let Ok(file) = self.open_file(Open::Existing)
-            && let Err(error) = file.file.punch(self.geometry.chunk_range(chunk))
-        {
-            tracing::warn!(%error, entry = %self.id, chunk, "an unfinished chunk could not be punched");
+            self.shared.space.begin_leaving(bytes);
+            if let Some(me) = self.me.upgrade() {
+                self.shared.queue.removed(me, vec![chunk]);
+            }
         }
     }
 
@@ -327,11 +379,59 @@ impl EntryFile {
         })
     }
 
-    /// Reads the range into the page cache. Blocking.
-    pub fn bring_in(&self, range: ByteRange) {
-        if let Ok(file) = self.open_file(Open::Reading) {
-            residency::bring_in(&*file.file, range);
+    /// Reads the range into the page cache and compares it with its hashes on the way. False: it
+    /// is not what was stored, and its chunk has been withdrawn. Blocking.
+    pub fn bring_in(&self, range: ByteRange) -> Result<bool, StoreError> {
+        let Some(me) = self.me.upgrade() else {
+            return Ok(false);
+        };
+        let file = self.open_file(Open::Reading)?;
+        residency::ask_for(&*file.file, range);
+        for chunk in self.geometry.chunks_covering(range) {
+            let part = self.geometry.chunk_range(chunk).intersect(range);
+            if !verify::read_through(&me, part)? {
+                return Ok(false);
+            }
         }
+        Ok(true)
+    }
+
+    /// The block of a present chunk that holds this byte, compared with its hash. `None`: it is not
+    /// what was stored, and its chunk has been withdrawn, or it is not here. Blocking.
+    pub fn read_block(&self, offset: u64) -> Result<Option<Block>, StoreError> {
+        match self.me.upgrade() {
+            Some(me) => verify::read_block(&me, offset),
+            None => Ok(None),
+        }
+    }
+
+    /// Hashes of a chunk's blocks; `None`: they are not known.
+    pub(super) fn blocks(&self, chunk: ChunkIndex) -> Option<Box<[u64]>> {
+        if self.geometry.chunk_len(chunk) <= BLOCK_BYTES {
+            return Some([self.table.checksum(chunk)].into());
+        }
+        self.blocks.lock().get(&chunk).cloned()
+    }
+
+    /// Kept where they are as many as the chunk has blocks.
+    pub(super) fn set_blocks(&self, chunk: ChunkIndex, hashes: Box<[u64]>) {
+        let len = self.geometry.chunk_len(chunk);
+        if len > BLOCK_BYTES && hashes.len() as u64 == len.div_ceil(BLOCK_BYTES) {
+            self.blocks.lock().insert(chunk, hashes);
+        }
+    }
+
+    /// What the journal says of durable chunks beside their checksums.
+    pub(super) fn block_records(&self, chunks: &[(ChunkIndex, u64)]) -> Vec<Record> {
+        let blocks = self.blocks.lock();
+        let known = chunks.iter().filter_map(|(chunk, _)| {
+            Some(Record::Blocks {
+                number: self.number,
+                chunk: *chunk,
+                hashes: blocks.get(chunk)?.clone(),
+            })
+        });
+        known.collect()
     }
 
     pub(super) fn number(&self) -> EntryNumber {
@@ -361,6 +461,10 @@ impl EntryFile {
             .collect()
     }
 
+    pub(super) fn has_durable(&self) -> bool {
+        self.digest.lock().chunk_count > 0
+    }
+
     /// Holds a chunk without counting a use: for the store's own reading.
     pub(super) fn hold(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
         let entry = self.me.upgrade()?;
@@ -387,19 +491,44 @@ impl EntryFile {
         self.removed.load(Ordering::Acquire)
     }
 
-    /// Under the journal's lock, once the removal is recorded. The file gets another name, so that
-    /// the entry can be made anew while readers still hold this one. Refused, nothing has changed:
-    /// under one name the old entry would punch and unlink what the new one writes.
-    pub(super) fn set_removed(&self) -> io::Result<()> {
-        let mut path = self.path.lock();
-        let aside = path.with_extension(format!("{}.removed", self.number));
-        match self.shared.disk.rename(&path, &aside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            // Also where there is no file yet.
-            _ => *path = aside,
-        }
+    pub(super) fn set_removed(&self) {
         self.removed.store(true, Ordering::Release);
-        Ok(())
+    }
+
+    /// False: it was so already.
+    pub(super) fn set_idle(&self, idle: bool) -> bool {
+        self.idle.swap(idle, Ordering::AcqRel) != idle
+    }
+
+    /// Somebody looks for it.
+    pub(super) fn ask(&self) {
+        if !self.asked.load(Ordering::Relaxed) {
+            self.asked.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Somebody looked for it since the last call.
+    pub(super) fn take_asked(&self) -> bool {
+        self.asked.swap(false, Ordering::Relaxed)
+    }
+
+    pub(super) fn naming(&self) -> FileNaming {
+        self.naming
+    }
+
+    pub(super) fn path(&self) -> PathBuf {
+        file_path(&self.id, self.number, self.naming)
+    }
+
+    /// Nothing is in it. `emptying` is held: nothing will be meanwhile.
+    pub(super) fn remove_file(&self) -> io::Result<()> {
+        let _not_opened_meanwhile = self.opening.lock();
+        self.open.store(None);
+        self.linked.store(false, Ordering::Release);
+        match self.shared.disk.remove_file(&self.path()) {
+            Err(error) if !is_absent(&error) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// The open file, opened and perhaps made. To read it is possible also where the file system
@@ -413,10 +542,11 @@ impl EntryFile {
             file.touch();
             return Ok(file);
         }
-        let path = self.path.lock();
+        let opening = self.opening.lock();
         if let Some(file) = at_hand() {
             return Ok(file);
         }
+        let path = self.path();
         let disk = &self.shared.disk;
         let first = match open {
             Open::Reading | Open::CreateOrExisting => Open::Existing,
@@ -437,7 +567,7 @@ impl EntryFile {
         }
         let file = Arc::new(OpenFile::new(file, is_writable));
         let was_open = self.open.swap(Some(file.clone())).is_some();
-        drop(path);
+        drop(opening);
         if !was_open {
             self.shared.files.admit(self.me.clone());
         }
@@ -457,12 +587,7 @@ impl EntryFile {
 
     /// Directories whose sync makes the file's name durable, the nearer first.
     pub(super) fn parents(&self) -> Vec<PathBuf> {
-        self.path
-            .lock()
-            .ancestors()
-            .skip(1)
-            .map(PathBuf::from)
-            .collect()
+        self.path().ancestors().skip(1).map(PathBuf::from).collect()
     }
 
     /// Its sync and its record succeeded. False: it was withdrawn meanwhile.
@@ -488,14 +613,25 @@ impl EntryFile {
             digest.remove(self.table.checksum(chunk));
             self.shared.durable_chunks.fetch_sub(1, Ordering::AcqRel);
         }
+        self.shared
+            .space
+            .begin_leaving(self.geometry.chunk_len(chunk));
         true
     }
 
-    /// Its blocks are free, or another's.
+    /// A withdrawn chunk's blocks are free, or another's.
     pub(super) fn release(&self, chunk: ChunkIndex) {
+        self.shared
+            .space
+            .end_leaving(self.geometry.chunk_len(chunk));
+        self.uncount(chunk);
+    }
+
+    fn uncount(&self, chunk: ChunkIndex) {
         let bytes = self.geometry.chunk_len(chunk);
         self.disk_bytes.fetch_sub(bytes, Ordering::AcqRel);
         self.shared.space.release_chunk(bytes);
+        self.blocks.lock().remove(&chunk);
     }
 
     pub(super) fn restore_pinned(&self, pinned: bool) {
@@ -535,17 +671,24 @@ impl EntryFile {
 impl Drop for EntryFile {
     fn drop(&mut self) {
         if *self.removed.get_mut() {
-            let path = std::mem::take(self.path.get_mut());
-            self.shared.reaper.unlink(path, *self.disk_bytes.get_mut());
+            let bytes = *self.disk_bytes.get_mut();
+            let leaving = self.table.select(ChunkState::is_doomed);
+            let leaving = leaving.map(|chunk| self.geometry.chunk_len(chunk)).sum();
+            self.shared.space.end_leaving(leaving);
+            self.shared.reaper.unlink(self.path(), bytes);
         }
     }
 }
 
 /// Two levels, because directories of 10^5 names are slow to list on some file systems.
-pub(super) fn file_path(id: &EntryId) -> PathBuf {
+pub(super) fn file_path(id: &EntryId, number: EntryNumber, naming: FileNaming) -> PathBuf {
     let name = id.to_string();
+    let number = match naming {
+        FileNaming::Id => String::new(),
+        FileNaming::IdAndNumber => format!(".{number}"),
+    };
     PathBuf::from(format!(
-        "{}/{}/{name}.{}",
+        "{}/{}/{name}{number}.{}",
         super::ENTRIES_DIR,
         &name[..2],
         super::CHUNKS_SUFFIX
@@ -560,13 +703,10 @@ pub struct ChunkPin {
 
 impl Drop for ChunkPin {
     fn drop(&mut self) {
-        let state = self.entry.table.unpin(self.chunk);
-        if state.is_doomed() && state.pins() == 0 {
+        if self.entry.table.unpin(self.chunk).is_disposable() {
             // Not here: punching blocks, and this may be a serving thread.
-            self.entry
-                .shared
-                .reaper
-                .punch(self.entry.clone(), self.chunk);
+            let entry = self.entry.clone();
+            entry.shared.reaper.dispose(self.entry.clone(), self.chunk);
         }
     }
 }

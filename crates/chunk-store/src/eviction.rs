@@ -109,15 +109,19 @@ impl Eviction {
         self.len() == 0
     }
 
-    /// Chooses at least `bytes`, or all there is; takes them out of the queues. Never a chunk a
-    /// reader holds; pinned ones only when nothing else is left.
-    pub fn victims(&mut self, bytes: u64, residents: &impl Residents) -> Vec<ChunkKey> {
+    /// Chooses at least so many bytes, or so many chunks, or all there is; takes them out of the
+    /// queues. Never a chunk a reader holds; pinned ones only when nothing else is left.
+    pub fn victims(
+        &mut self,
+        (bytes, max_chunks): (u64, usize),
+        residents: &impl Residents,
+    ) -> Vec<ChunkKey> {
         let mut chosen = Vec::new();
         // Set aside meanwhile, so that a queue full of them does not hide what lies behind.
         let mut held = Vec::new();
         let mut freed = 0;
         // Ends: each step takes a key, a use, a place or a favour away.
-        while freed < bytes {
+        while freed < bytes && chosen.len() < max_chunks {
             match self.step(residents) {
                 Some(Step::Evict(key, size)) => {
                     residents.dequeue(key);

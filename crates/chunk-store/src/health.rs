@@ -11,9 +11,12 @@ use std::{
 
 use parking_lot::Mutex;
 
+use chunkcache_proto::ByteRange;
+use rustix::io::Errno;
+
 use super::{
     StoreError,
-    disk::{Disk, Open},
+    disk::{Disk, DiskFile, Open},
 };
 
 /// As much as a small chunk, so that a nearly full disk does not pass for a healthy one.
@@ -72,4 +75,52 @@ pub fn probe(disk: &dyn Disk) -> io::Result<()> {
     // Also after a failure in between; that there is none then is no error.
     let removed = disk.remove_file(path);
     result.and(removed)
+}
+
+/// What not every file system can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Abilities {
+    /// A part of a file can be given back. Without it whole entries are evicted.
+    pub punch: bool,
+}
+
+/// Length of a file of which one page is written.
+const SPARSE_BYTES: u64 = 256 << 10;
+
+/// Finds out what the disk can do; an error if it can not be used at all.
+pub fn try_abilities(disk: &dyn Disk) -> io::Result<Abilities> {
+    let path = Path::new(PROBE_PATH);
+    let result = disk
+        .open(path, Open::Truncate)
+        .and_then(|file| try_sparse(&*file));
+    let removed = disk.remove_file(path);
+    let abilities = result?;
+    removed.map(|()| abilities)
+}
+
+fn try_sparse(file: &dyn DiskFile) -> io::Result<Abilities> {
+    file.set_len(SPARSE_BYTES)?;
+    file.write_all_at(&vec![0xa5; PROBE_BYTES], 0)?;
+    file.sync_data()?;
+    if file.allocated_bytes()? > SPARSE_BYTES / 2 {
+        let text = "its file system has no sparse files: a chunk would take its object's length";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+    }
+    let punched = file.punch(ByteRange::new(0, PROBE_BYTES as u64));
+    let punch = match punched {
+        Ok(()) => true,
+        Err(error) if is_unsupported(&error) => {
+            tracing::warn!(%error, "the disk can not give back parts of files: whole entries are evicted");
+            false
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(Abilities { punch })
+}
+
+/// The file system can not do it at all.
+pub fn is_unsupported(error: &io::Error) -> bool {
+    let errno = rustix::io::Errno::from_io_error(error);
+    error.kind() == io::ErrorKind::Unsupported
+        || errno.is_some_and(|it| it == Errno::OPNOTSUPP || it == Errno::NOSYS)
 }

@@ -128,11 +128,6 @@ impl Journal {
         Ok(())
     }
 
-    /// What the file says may not become true: it is not appended to any more.
-    pub fn give_up(&mut self) {
-        self.active = None;
-    }
-
     /// Replaces the journal by one that begins with `records`. On an error the old one is not
     /// appended to any more: the rename may or may not survive a crash, and either file must stay
     /// true.

@@ -19,9 +19,21 @@ const KIND_REMOVED: u8 = 3;
 const KIND_ENTRY_REMOVED: u8 = 4;
 const KIND_NOTE: u8 = 5;
 const KIND_NOTE_REMOVED: u8 = 6;
+const KIND_BLOCKS: u8 = 7;
+const KIND_NUMBERED_ENTRY: u8 = 8;
+const KIND_NUMBERS: u8 = 9;
 
 /// The store's own short name of an entry; never used twice in the life of a data directory.
 pub type EntryNumber = u32;
+
+/// What an entry's file is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileNaming {
+    /// By the entry's id alone: files of format 1.
+    Id,
+    /// By id and number: an entry that is made anew never meets its former self's file.
+    IdAndNumber,
+}
 
 /// One thing that became true.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,11 +43,22 @@ pub enum Record {
     Entry {
         number: EntryNumber,
         description: Vec<u8>,
+        naming: FileNaming,
     },
     /// These chunks are on the disk, synced, with these checksums.
     Stored {
         number: EntryNumber,
         chunks: Vec<(u32, u64)>,
+    },
+    /// Numbers below this one may be in use.
+    Numbers {
+        below: EntryNumber,
+    },
+    /// The hashes of a stored chunk's blocks; follows the chunk's own record.
+    Blocks {
+        number: EntryNumber,
+        chunk: u32,
+        hashes: Box<[u64]>,
     },
     /// These are no more.
     Removed {
@@ -84,8 +107,12 @@ impl Record {
             Self::Entry {
                 number,
                 description,
+                naming,
             } => {
-                out.push(KIND_ENTRY);
+                out.push(match naming {
+                    FileNaming::Id => KIND_ENTRY,
+                    FileNaming::IdAndNumber => KIND_NUMBERED_ENTRY,
+                });
                 out.extend_from_slice(&number.to_le_bytes());
                 out.extend_from_slice(description);
             }
@@ -95,6 +122,22 @@ impl Record {
                 for (index, checksum) in chunks {
                     out.extend_from_slice(&index.to_le_bytes());
                     out.extend_from_slice(&checksum.to_le_bytes());
+                }
+            }
+            Self::Numbers { below } => {
+                out.push(KIND_NUMBERS);
+                out.extend_from_slice(&below.to_le_bytes());
+            }
+            Self::Blocks {
+                number,
+                chunk,
+                hashes,
+            } => {
+                out.push(KIND_BLOCKS);
+                out.extend_from_slice(&number.to_le_bytes());
+                out.extend_from_slice(&chunk.to_le_bytes());
+                for hash in hashes {
+                    out.extend_from_slice(&hash.to_le_bytes());
                 }
             }
             Self::Removed { number, chunks } => {
@@ -129,11 +172,15 @@ impl Record {
                 .map(|(n, r)| (u32::from_le_bytes(*n), r))
         };
         match kind {
-            KIND_ENTRY => {
+            KIND_ENTRY | KIND_NUMBERED_ENTRY => {
                 let (number, description) = number_and()?;
                 Some(Self::Entry {
                     number,
                     description: description.to_vec(),
+                    naming: match kind {
+                        KIND_ENTRY => FileNaming::Id,
+                        _ => FileNaming::IdAndNumber,
+                    },
                 })
             }
             KIND_STORED => {
@@ -146,6 +193,25 @@ impl Record {
                     .map(|item| (u32_at(item, 0), u64_at(item, 4)))
                     .collect();
                 Some(Self::Stored { number, chunks })
+            }
+            KIND_NUMBERS => {
+                let (below, rest) = number_and()?;
+                rest.is_empty().then_some(Self::Numbers { below })
+            }
+            KIND_BLOCKS => {
+                let (number, rest) = number_and()?;
+                let (chunk, list) = rest.split_first_chunk::<4>()?;
+                let (hashes, []) = list.as_chunks::<8>() else {
+                    return None;
+                };
+                Some(Self::Blocks {
+                    number,
+                    chunk: u32::from_le_bytes(*chunk),
+                    hashes: hashes
+                        .iter()
+                        .map(|hash| u64::from_le_bytes(*hash))
+                        .collect(),
+                })
             }
             KIND_REMOVED => {
                 let (number, list) = number_and()?;
@@ -244,18 +310,37 @@ mod tests {
     fn any_record() -> impl Strategy<Value = Record> {
         let bytes = || prop::collection::vec(any::<u8>(), 0..64);
         prop_oneof![
-            (any::<u32>(), bytes()).prop_map(|(number, description)| Record::Entry {
-                number,
-                description
+            (any::<u32>(), bytes(), any::<bool>()).prop_map(|(number, description, by_id)| {
+                let naming = if by_id {
+                    FileNaming::Id
+                } else {
+                    FileNaming::IdAndNumber
+                };
+                Record::Entry {
+                    number,
+                    description,
+                    naming,
+                }
             }),
             (
                 any::<u32>(),
                 prop::collection::vec(any::<(u32, u64)>(), 0..20)
             )
                 .prop_map(|(number, chunks)| Record::Stored { number, chunks }),
+            (
+                any::<u32>(),
+                any::<u32>(),
+                prop::collection::vec(any::<u64>(), 0..20)
+            )
+                .prop_map(|(number, chunk, hashes)| Record::Blocks {
+                    number,
+                    chunk,
+                    hashes: hashes.into()
+                }),
             (any::<u32>(), prop::collection::vec(any::<u32>(), 0..20))
                 .prop_map(|(number, chunks)| Record::Removed { number, chunks }),
             any::<u32>().prop_map(|number| Record::EntryRemoved { number }),
+            any::<u32>().prop_map(|below| Record::Numbers { below }),
             (bytes(), bytes()).prop_map(|(key, value)| Record::Note { key, value }),
             bytes().prop_map(|key| Record::NoteRemoved { key }),
         ]
@@ -305,7 +390,7 @@ mod tests {
         /// Behind a right length and checksum: what is read takes no more memory than what was
         /// written.
         #[test]
-        fn arbitrary_bodies_are_read_as_they_stand_or_not_at_all(body in prop::collection::vec(any::<u8>(), 1..600), kind in 0u8..8) {
+        fn arbitrary_bodies_are_read_as_they_stand_or_not_at_all(body in prop::collection::vec(any::<u8>(), 1..600), kind in 0u8..11) {
             let body = [&[kind], &body[..]].concat();
             let mut frame = (body.len() as u32).to_le_bytes().to_vec();
             frame.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());

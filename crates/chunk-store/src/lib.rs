@@ -11,7 +11,7 @@
 //! STORE           format and id of the store
 //! LOCK            flock of the process that uses it
 //! journal/N.log   a snapshot and what changed since; the newest is the truth
-//! entries/ab/abcd….chunks   sparse, as long as the object
+//! entries/ab/abcd….7.chunks sparse, as long as the object
 //! spare/…                   empty files, for entries to come
 //! ```
 //!
@@ -27,6 +27,7 @@ mod disk;
 mod entry_file;
 pub mod eviction;
 mod health;
+mod idle;
 mod journal;
 pub mod journal_record;
 mod open_files;
@@ -56,7 +57,8 @@ use uuid::Uuid;
 use self::{
     disk::{Disk, RealDisk},
     journal::JOURNAL_DIR,
-    shared::{Parts, Shared},
+    policy::Wanted,
+    shared::{Shared, SharedConfig},
     space::Space,
     threads::Threads,
 };
@@ -64,6 +66,7 @@ pub use self::{
     entry_file::{ChunkPin, EntryFile},
     open_files::StoredFile,
     space::Reservation,
+    verify::Block,
 };
 use crate::{chunk_table::ChunkState, journal_record::MAX_BODY_BYTES};
 
@@ -103,7 +106,7 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            scrub_period: Duration::from_secs(7 * 24 * 3600),
+            scrub_period: Duration::from_secs(24 * 3600),
             max_open_files: 512,
         }
     }
@@ -225,7 +228,11 @@ impl Store {
             return Err(invalid("the entry is known with another geometry"));
         }
         if is_new {
-            self.shared().queue.describe(file.clone());
+            // It is recorded with its first chunk, and forgotten if there is none.
+            self.shared().idle.put(&file);
+            if entry.pinned {
+                self.shared().queue.describe(file.clone());
+            }
         } else if entry.pinned {
             file.set_pinned(true);
         }
@@ -234,7 +241,15 @@ impl Store {
 
     #[must_use]
     pub fn entry(&self, id: &EntryId) -> Option<Arc<EntryFile>> {
-        self.shared().catalog.read().get(id).cloned()
+        let entry = self.shared().catalog.read().get(id).cloned()?;
+        entry.ask();
+        Some(entry)
+    }
+
+    /// Entries there are, with chunks or without.
+    #[must_use]
+    pub fn entry_count(&self) -> usize {
+        self.shared().catalog.read().len()
     }
 
     #[must_use]
@@ -242,11 +257,11 @@ impl Store {
         self.shared().catalog.read().all()
     }
 
-    /// Removes the entry and its records; its file goes once no reader is left. Blocking.
-    pub fn remove_entry(&self, id: &EntryId) -> Result<(), StoreError> {
-        match self.entry(id) {
-            Some(entry) => removal::remove_entry(self.shared(), &entry),
-            None => Ok(()),
+    /// Removes the entry: nobody finds it from now on. Its records go with the next group, its file
+    /// once no reader is left.
+    pub fn remove_entry(&self, id: &EntryId) {
+        if let Some(entry) = self.entry(id) {
+            removal::remove_entry(self.shared(), &entry);
         }
     }
 
@@ -262,16 +277,7 @@ impl Store {
             return;
         }
         let mut catalog = self.shared().catalog.write();
-        let changed = match value {
-            Some(value) => {
-                catalog
-                    .notes
-                    .insert(key.to_vec(), value.to_vec())
-                    .as_deref()
-                    != Some(value)
-            }
-            None => catalog.notes.remove(key).is_some(),
-        };
+        let changed = catalog.set_note(key.to_vec(), value.map(<[u8]>::to_vec));
         // Inside the lock: the order in the queue is the order in memory.
         if changed {
             self.shared()
@@ -285,7 +291,7 @@ impl Store {
         self.shared()
             .catalog
             .read()
-            .notes
+            .notes()
             .iter()
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect()
@@ -312,30 +318,38 @@ impl Store {
     #[must_use]
     pub fn pressure(&self) -> u64 {
         let shared = self.shared();
-        let over = shared.space.over_headroom();
         let catalog = shared.catalog.read();
+        let files = (catalog.len() as u64).max(1);
+        let bytes_per_file = (shared.space.chunk_bytes() / files).max(1);
+        let over_files = shared.space.files_over().min(files) * bytes_per_file;
+        let over = shared.space.over_headroom().max(over_files);
         let mut policy = shared.policy.lock();
         policy.expire(&catalog, Instant::now());
         over.saturating_sub(policy.proposed_bytes())
     }
 
-    /// What to evict for `bytes`, by the published policy; never pinned chunks a reader holds. Each
-    /// is proposed once; one that is not dropped within 15 s may be proposed again.
+    /// What to evict for `bytes`, by the published policy, at most `max_chunks`; never a chunk a
+    /// reader holds. Each is proposed once; one that is not dropped within 15 s may be proposed
+    /// again.
     #[must_use]
-    pub fn victims(&self, bytes: u64) -> Vec<Victims> {
+    pub fn victims(&self, bytes: u64, max_chunks: usize) -> Vec<Victims> {
+        let wanted = Wanted {
+            bytes,
+            max_chunks,
+            whole_entries: self.shared().reaper.frees_whole_files_only(),
+        };
         let catalog = self.shared().catalog.read();
         self.shared()
             .policy
             .lock()
-            .victims(bytes, &catalog, Instant::now())
+            .victims(&wanted, &catalog, Instant::now())
     }
 
-    /// After the rows are gone: journal the removal, sync, punch holes where no reader holds the
-    /// chunk (later where one does). Blocking.
-    pub fn drop_chunks(&self, entry: &EntryId, chunks: &[ChunkIndex]) -> Result<(), StoreError> {
-        match self.entry(entry) {
-            Some(entry) => removal::drop_chunks(self.shared(), &entry, chunks),
-            None => Ok(()),
+    /// After the rows are gone: nobody finds the chunks from now on. The removal is recorded with
+    /// the next group; then their bytes go, where no reader holds them.
+    pub fn drop_chunks(&self, entry: &EntryId, chunks: &[ChunkIndex]) {
+        if let Some(entry) = self.entry(entry) {
+            removal::drop_chunks(self.shared(), &entry, chunks);
         }
     }
 
@@ -419,17 +433,21 @@ fn open_shared(
     disk.sync_dir(Path::new("")).map_err(unusable)?;
     // Tells an unwritable directory and a full disk from a good one before anything is promised.
     health::probe(&*disk).map_err(unusable)?;
+    let abilities = health::try_abilities(&*disk).map_err(unusable)?;
 
     spares::remove_leftovers(&*disk);
     let space = Space::new(disk.clone(), max_bytes, min_free);
-    let parts = Parts {
+    let config = SharedConfig {
         disk,
         store_id,
         group_sync_window,
         tuning,
         space,
     };
-    let shared = Arc::new(Shared::new(parts));
+    let shared = Arc::new(Shared::new(config));
+    if !abilities.punch {
+        shared.reaper.set_no_punching();
+    }
     let mut journal = shared.journal.lock();
     let mut catalog = shared.catalog.write();
     journal
@@ -441,11 +459,21 @@ fn open_shared(
             for chunk in entry.table().select(ChunkState::is_durable) {
                 policy.insert(&catalog, &entry, chunk);
             }
+            if !entry.has_durable() {
+                shared.idle.put(&entry);
+            }
         }
     }
+    let numbers = catalog.reserve_numbers();
     drop(catalog);
     if journal.is_broken() {
         shared.rewrite_journal(&mut journal).map_err(unusable)?;
+    } else if let Some(numbers) = numbers {
+        let mut frame = Vec::new();
+        let encoded = numbers.encode(&mut frame).map_err(io::Error::other);
+        encoded
+            .and_then(|()| journal.append(&frame))
+            .map_err(unusable)?;
     }
     drop(journal);
     Ok(shared)

@@ -10,7 +10,10 @@ use std::{
 use chunkcache_proto::ChunkIndex;
 
 use super::{Victims, catalog::Catalog, entry_file::EntryFile};
-use crate::eviction::{ChunkKey, Eviction, Resident, Residents};
+use crate::{
+    chunk_table::ChunkState,
+    eviction::{ChunkKey, Eviction, Resident, Residents},
+};
 
 /// First and last chunks of an entry that are favoured: the head players probe; the index at the
 /// end of MP4 and Matroska files.
@@ -24,6 +27,14 @@ pub(super) struct Policy {
     eviction: Eviction,
     proposed: HashMap<ChunkKey, Proposal>,
     proposed_bytes: u64,
+}
+
+/// What is to be proposed.
+pub(super) struct Wanted {
+    pub bytes: u64,
+    pub max_chunks: usize,
+    /// A part of an entry frees nothing.
+    pub whole_entries: bool,
 }
 
 struct Proposal {
@@ -64,23 +75,34 @@ impl Policy {
         self.proposed_bytes
     }
 
-    /// Chooses at least `bytes` (if there are so many), and remembers the proposal.
-    pub fn victims(&mut self, bytes: u64, catalog: &Catalog, now: Instant) -> Vec<Victims> {
+    /// Chooses at least `bytes` (if there are so many, and not more chunks than asked for), and
+    /// remembers the proposal.
+    pub fn victims(&mut self, wanted: &Wanted, catalog: &Catalog, now: Instant) -> Vec<Victims> {
         self.expire(catalog, now);
         let residents = AllEntries(catalog);
         let mut by_entry: BTreeMap<u32, Vec<ChunkIndex>> = BTreeMap::new();
-        for key in self.eviction.victims(bytes, &residents) {
-            let bytes = residents.look(key).map_or(0, |chunk| chunk.bytes);
-            self.proposed_bytes += bytes;
-            self.proposed.insert(
-                key,
-                Proposal {
-                    bytes,
-                    until: now + PROPOSAL_LIFETIME,
-                },
-            );
+        let limits = (wanted.bytes, wanted.max_chunks);
+        for key in self.eviction.victims(limits, &residents) {
+            self.propose(key, &residents, now);
             let (number, chunk) = parts(key);
             by_entry.entry(number).or_default().push(chunk);
+        }
+        if wanted.whole_entries {
+            for (number, chunks) in &mut by_entry {
+                let Some(entry) = catalog.by_number(*number) else {
+                    continue;
+                };
+                let others = entry.table().select(ChunkState::is_durable);
+                for chunk in others
+                    .filter(|chunk| !chunks.contains(chunk))
+                    .collect::<Vec<_>>()
+                {
+                    let key = key(entry, chunk);
+                    residents.dequeue(key);
+                    self.propose(key, &residents, now);
+                    chunks.push(chunk);
+                }
+            }
         }
         let known = |(number, chunks)| {
             Some(Victims {
@@ -89,6 +111,14 @@ impl Policy {
             })
         };
         by_entry.into_iter().filter_map(known).collect()
+    }
+
+    fn propose(&mut self, key: ChunkKey, residents: &AllEntries<'_>, now: Instant) {
+        let bytes = residents.look(key).map_or(0, |chunk| chunk.bytes);
+        let until = now + PROPOSAL_LIFETIME;
+        let before = self.proposed.insert(key, Proposal { bytes, until });
+        self.proposed_bytes += bytes;
+        self.proposed_bytes -= before.map_or(0, |before| before.bytes);
     }
 
     pub fn expire(&mut self, catalog: &Catalog, now: Instant) {

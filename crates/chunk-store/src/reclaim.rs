@@ -2,16 +2,19 @@
 //! disk lacks is found. In the background, so that serving begins at once.
 
 use std::{
+    collections::HashSet,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 use chunkcache_proto::{ByteRange, EntryId};
 
 use super::{
-    CHUNKS_SUFFIX, ENTRIES_DIR, disk::Open, entry_file::EntryFile, shared::Shared, verify,
+    CHUNKS_SUFFIX, ENTRIES_DIR, disk::Open, entry_file::EntryFile, health::is_unsupported,
+    shared::Shared, verify,
 };
+use crate::{chunk_table::ChunkState, journal_record::EntryNumber};
 
 /// What was given back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,67 +23,83 @@ pub(super) struct Reclaimed {
     pub chunks: u64,
 }
 
-/// Removes files of no entry and punches extents of no chunk. Blocking, long.
-pub(super) fn reclaim(shared: &Shared) -> Reclaimed {
-    let mut reclaimed = Reclaimed::default();
-    if let Err(error) = remove_orphans(shared, &mut reclaimed) {
-        tracing::warn!(%error, "the data directory could not be searched for orphaned files");
-    }
-    // Weak: a removed entry's file goes with its last reader.
-    let entries: Vec<_> = shared
-        .catalog
-        .read()
-        .all()
-        .iter()
-        .map(Arc::downgrade)
-        .collect();
-    for entry in entries {
-        if shared.is_stopping() {
-            return reclaimed;
-        }
-        let Some(entry) = entry.upgrade() else {
-            continue;
-        };
-        if let Err(error) = reclaim_entry(&entry, &mut reclaimed) {
-            tracing::warn!(%error, entry = %entry.id(), "unproved extents could not be reclaimed");
-        }
-    }
-    if reclaimed != Reclaimed::default() {
-        tracing::info!(
-            files = reclaimed.files,
-            chunks = reclaimed.chunks,
-            "reclaimed what the journal does not prove"
-        );
-    }
-    reclaimed
+/// What was known at the open. What came or went since is not the search's business.
+pub(super) struct Search {
+    /// Weak: a removed entry's file goes with its last reader.
+    entries: Vec<Weak<EntryFile>>,
+    files: HashSet<PathBuf>,
+    /// Files of entries that were made since have higher numbers.
+    next_number: EntryNumber,
+    reclaimed: Reclaimed,
 }
 
-fn remove_orphans(shared: &Shared, reclaimed: &mut Reclaimed) -> io::Result<()> {
-    let root = Path::new(ENTRIES_DIR);
-    for directory in shared.disk.list(root)? {
-        let directory = root.join(directory);
-        for name in shared.disk.list(&directory)? {
+impl Search {
+    /// Before anything is stored or removed.
+    pub fn new(shared: &Shared) -> Self {
+        let catalog = shared.catalog.read();
+        let entries = catalog.all();
+        Self {
+            files: entries.iter().map(|entry| entry.path()).collect(),
+            entries: entries.iter().map(Arc::downgrade).collect(),
+            next_number: catalog.next_number(),
+            reclaimed: Reclaimed::default(),
+        }
+    }
+
+    /// Removes files of no entry and punches extents of no chunk. Blocking, long.
+    pub fn run(mut self, shared: &Shared) -> Reclaimed {
+        if let Err(error) = self.remove_orphans(shared) {
+            tracing::warn!(%error, "the data directory could not be searched for orphaned files");
+        }
+        for entry in std::mem::take(&mut self.entries) {
             if shared.is_stopping() {
-                return Ok(());
+                return self.reclaimed;
             }
-            let id = name
-                .strip_suffix(CHUNKS_SUFFIX)
-                .and_then(|stem| stem.strip_suffix('.')?.parse::<EntryId>().ok());
-            // Held while the file goes: an entry made anew is in the catalog before its file is.
-            let catalog = shared.catalog.read();
-            if id.is_some_and(|id| catalog.get(&id).is_some()) || !is_ours(&name) {
+            let Some(entry) = entry.upgrade() else {
                 continue;
+            };
+            if let Err(error) = reclaim_entry(&entry, &mut self.reclaimed) {
+                tracing::warn!(%error, entry = %entry.id(), "unproved extents could not be reclaimed");
             }
-            let path: PathBuf = directory.join(name);
-            match shared.disk.remove_file(&path) {
-                Ok(()) => reclaimed.files += 1,
-                Err(error) => {
-                    tracing::warn!(%error, ?path, "an orphaned file could not be removed")
+        }
+        if self.reclaimed != Reclaimed::default() {
+            tracing::info!(
+                files = self.reclaimed.files,
+                chunks = self.reclaimed.chunks,
+                "reclaimed what the journal does not prove"
+            );
+        }
+        self.reclaimed
+    }
+
+    fn remove_orphans(&mut self, shared: &Shared) -> io::Result<()> {
+        let root = Path::new(ENTRIES_DIR);
+        for directory in shared.disk.list(root)? {
+            let directory = root.join(directory);
+            for name in shared.disk.list(&directory)? {
+                if shared.is_stopping() {
+                    return Ok(());
+                }
+                let is_later = number_in(&name).is_some_and(|number| number >= self.next_number);
+                let path: PathBuf = directory.join(&name);
+                if is_later || !is_ours(&name) || self.files.contains(&path) {
+                    continue;
+                }
+                match shared.disk.remove_file(&path) {
+                    Ok(()) => self.reclaimed.files += 1,
+                    Err(error) => {
+                        tracing::warn!(%error, ?path, "an orphaned file could not be removed")
+                    }
                 }
             }
         }
+        Ok(())
     }
-    Ok(())
+}
+
+/// Of a file that is called by its entry's id and number.
+fn number_in(name: &str) -> Option<EntryNumber> {
+    name.split('.').nth(1)?.parse().ok()
 }
 
 /// A file someone else put there is left alone.
@@ -116,7 +135,8 @@ fn reclaim_entry(entry: &Arc<EntryFile>, reclaimed: &mut Reclaimed) -> io::Resul
             let state = entry.table().state(chunk);
             if !state.is_present() && !state.is_written() && !state.is_doomed() {
                 file.file
-                    .punch(geometry.chunk_range(chunk).intersect(data))?;
+                    .punch(geometry.chunk_range(chunk).intersect(data))
+                    .or_else(ignore_unsupported)?;
                 reclaimed.chunks += 1;
             }
         }
@@ -133,20 +153,29 @@ fn reclaim_entry(entry: &Arc<EntryFile>, reclaimed: &mut Reclaimed) -> io::Resul
     let len = file.file.len()?;
     file.file
         .punch(ByteRange::new(geometry.size().next_multiple_of(4096), len))
+        .or_else(ignore_unsupported)
+}
+
+/// They go with the file.
+fn ignore_unsupported(error: io::Error) -> io::Result<()> {
+    if is_unsupported(&error) {
+        Ok(())
+    } else {
+        Err(error)
+    }
 }
 
 /// Verifies proved chunks that seem to have no blocks.
 pub(super) fn check_present(entry: &Arc<EntryFile>, from: u32, to: u32) {
-    for chunk in from..to {
+    let is_unsure = |state: ChunkState| state.is_durable() && !state.is_verified();
+    // What is stored, not what is claimed: an object may be petabytes long.
+    let unsure = entry.table().select(is_unsure);
+    for chunk in unsure.filter(|chunk| (from..to).contains(chunk)) {
         // Each reads a whole chunk: a disk that lost many would keep the process from ending.
         if entry.is_stopping() {
             return;
         }
-        let state = entry.table().state(chunk);
-        if state.is_durable()
-            && !state.is_verified()
-            && let Err(error) = verify::check(entry, chunk, verify::Trust::Verified)
-        {
+        if let Err(error) = verify::check(entry, chunk, verify::Trust::Verified) {
             tracing::warn!(%error, entry = %entry.id(), chunk, "a chunk without blocks could not be checked");
         }
     }

@@ -15,8 +15,8 @@ use rustix::{
 
 use super::{cachestat::cached_pages, disk::DiskFile};
 
-/// Read at a time to bring a range into memory.
-const BRING_IN_BYTES: u64 = 256 << 10;
+/// Read at a time.
+const READ_BYTES: u64 = 256 << 10;
 
 /// Where the kernel does not count: pages probed in a range. The kernel reads ahead and evicts in
 /// larger units than a page, so a few tell.
@@ -133,15 +133,18 @@ pub(super) fn is_resident_lately(
     })
 }
 
+/// All of the range will be wanted at once.
+pub(super) fn ask_for(file: &dyn DiskFile, range: ByteRange) {
+    advise(file, range, Advice::WillNeed);
+}
+
 /// Reads the range into memory. Blocking, until it is there or can not be read; whoever sends it
 /// then learns why.
-pub(super) fn bring_in(file: &dyn DiskFile, range: ByteRange) {
-    // All of it at once, then what has arrived.
-    advise(file, range, Advice::WillNeed);
-    let mut scratch = vec![0; range.len().min(BRING_IN_BYTES) as usize];
+pub(super) fn read_all(file: &dyn DiskFile, range: ByteRange) {
+    let mut scratch = vec![0; range.len().min(READ_BYTES) as usize];
     let mut at = range.start;
     while at < range.end {
-        let wanted = (range.end - at).min(BRING_IN_BYTES) as usize;
+        let wanted = (range.end - at).min(READ_BYTES) as usize;
         match file.read_at(&mut scratch[..wanted], at) {
             Ok(0) | Err(_) => return,
             Ok(read) => at += read as u64,

@@ -1,8 +1,8 @@
 //! What every part of the store works on.
 //!
 //! Locks are taken in this order, and no other: an entry's `emptying`, `journal`, `catalog`, an
-//! entry's `path`, then one of the small ones (queue, policy, reaper, digest, open files), of which
-//! none is held while another is taken.
+//! entry's `opening`, then one of the small ones (queue, policy, reaper, idle, digest, blocks, open
+//! files), of which none is held while another is taken.
 
 use std::{
     sync::{
@@ -22,13 +22,16 @@ use super::{
     catalog::{Catalog, snapshot},
     commit::CommitQueue,
     disk::Disk,
+    entry_file::EntryFile,
     health::Health,
+    idle::IdleEntries,
     journal::Journal,
     open_files::OpenFiles,
     policy::Policy,
     removal::Reaper,
     space::Space,
     spares::Spares,
+    threads::WakeUp,
 };
 
 pub(super) struct Shared {
@@ -45,6 +48,9 @@ pub(super) struct Shared {
     pub health: Health,
     pub policy: Mutex<Policy>,
     pub reaper: Reaper,
+    pub idle: IdleEntries,
+    /// The maintenance thread has something to do.
+    pub house: WakeUp,
     pub durable_chunks: AtomicU64,
     pub durable: Channel<Durable>,
     pub lost: Channel<Victims>,
@@ -54,7 +60,7 @@ pub(super) struct Shared {
 }
 
 /// What [`Shared::new`] is made of.
-pub(super) struct Parts {
+pub(super) struct SharedConfig {
     pub disk: Arc<dyn Disk>,
     pub store_id: Uuid,
     pub group_sync_window: Duration,
@@ -63,14 +69,14 @@ pub(super) struct Parts {
 }
 
 impl Shared {
-    pub fn new(parts: Parts) -> Self {
-        let Parts {
+    pub fn new(config: SharedConfig) -> Self {
+        let SharedConfig {
             disk,
             store_id,
             group_sync_window,
             tuning,
             space,
-        } = parts;
+        } = config;
         Self {
             store_id,
             group_sync_window,
@@ -85,6 +91,8 @@ impl Shared {
             health: Health::default(),
             policy: Mutex::default(),
             reaper: Reaper::default(),
+            idle: IdleEntries::default(),
+            house: WakeUp::default(),
             durable_chunks: AtomicU64::new(0),
             durable: Channel::new(),
             lost: Channel::new(),
@@ -114,11 +122,23 @@ impl Shared {
 
     /// A fresh journal that says what is true now.
     pub fn rewrite_journal(&self, journal: &mut Journal) -> std::io::Result<()> {
-        let (entries, notes) = {
-            let catalog = self.catalog.read();
-            (catalog.all(), catalog.notes.clone())
+        let (entries, notes, numbers) = {
+            let mut catalog = self.catalog.write();
+            catalog.reserve_numbers();
+            (catalog.all(), catalog.notes().clone(), catalog.numbers())
         };
-        journal.rewrite(snapshot(&entries, notes))
+        // What has no chunk is described with its next one, unless an operator wants it kept.
+        let is_stored = |entry: &Arc<EntryFile>| {
+            !entry.is_removed() && (entry.has_durable() || entry.is_pinned())
+        };
+        let (stored, empty): (Vec<_>, Vec<_>) = entries.into_iter().partition(is_stored);
+        for entry in &empty {
+            entry.described.store(false, Ordering::Release);
+        }
+        for entry in &stored {
+            entry.described.store(true, Ordering::Release);
+        }
+        journal.rewrite(std::iter::once(numbers).chain(snapshot(&stored, notes)))
     }
 }
 

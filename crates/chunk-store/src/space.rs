@@ -29,6 +29,9 @@ const DEFAULT_MAX_PERCENT: u64 = 90;
 const HEADROOM_DIVISOR: u64 = 50;
 const HEADROOM_MAX_BYTES: u64 = 1 << 30;
 
+/// Files left to others, and to what is on its way while some are evicted.
+const SPARE_FILES: u64 = 128;
+
 /// Refusals that go on for so long are said: an eviction's round trip is shorter.
 const SHORTAGE_AFTER: Duration = Duration::from_secs(2);
 /// And until so long after the last one.
@@ -48,9 +51,13 @@ pub struct Space {
     min_free: MinFree,
     /// Bytes of chunks on the disk, also of those withdrawn and not yet punched.
     chunk_bytes: AtomicU64,
+    /// Of them, bytes of chunks that are withdrawn and wait to be given back.
+    leaving_bytes: AtomicU64,
     /// Those and what is promised; the compare-and-swap that keeps the limit is on this one.
     used_bytes: AtomicU64,
     allowed_bytes: AtomicU64,
+    /// As many as there is room for: the largest number.
+    free_files: AtomicU64,
     refreshed: Mutex<Option<Instant>>,
 }
 
@@ -62,8 +69,10 @@ impl Space {
             max_bytes,
             min_free,
             chunk_bytes: AtomicU64::new(0),
+            leaving_bytes: AtomicU64::new(0),
             used_bytes: AtomicU64::new(0),
             allowed_bytes: AtomicU64::new(0),
+            free_files: AtomicU64::new(u64::MAX),
             refreshed: Mutex::new(None),
         }
     }
@@ -82,11 +91,23 @@ impl Space {
         self.allowed_bytes.load(Ordering::Acquire)
     }
 
-    /// Bytes over the mark at which eviction begins.
+    /// Bytes over the mark at which eviction begins, without those that are leaving.
     pub fn over_headroom(&self) -> u64 {
         let allowed = self.allowed();
         let headroom = (allowed / HEADROOM_DIVISOR).min(HEADROOM_MAX_BYTES);
-        self.used().saturating_sub(allowed - headroom)
+        let leaving = self.leaving_bytes.load(Ordering::Acquire);
+        let staying = self.used().saturating_sub(leaving);
+        staying.saturating_sub(allowed - headroom)
+    }
+
+    /// A chunk is withdrawn.
+    pub fn begin_leaving(&self, bytes: u64) {
+        self.leaving_bytes.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// Its bytes are gone, or another's.
+    pub fn end_leaving(&self, bytes: u64) {
+        self.leaving_bytes.fetch_sub(bytes, Ordering::AcqRel);
     }
 
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, StoreError> {
@@ -158,8 +179,22 @@ impl Space {
         if let Ok(space) = self.disk.space() {
             self.allowed_bytes
                 .store(self.limit(space), Ordering::Release);
+            let free_files = space.free_inodes.unwrap_or(u64::MAX);
+            self.free_files.store(free_files, Ordering::Release);
             *refreshed = Some(Instant::now());
         }
+    }
+
+    /// Files that must go so that there are enough for new entries.
+    pub fn files_over(&self) -> u64 {
+        self.refresh(REFRESH_INTERVAL);
+        SPARE_FILES.saturating_sub(self.free_files.load(Ordering::Acquire))
+    }
+
+    /// A file could not be made, and that is why.
+    pub fn lacks_files(&self) -> bool {
+        self.refresh(Duration::ZERO);
+        self.files_over() > 0
     }
 
     /// Reservations are not written yet, so they do not count as what this store could still write

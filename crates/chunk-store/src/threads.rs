@@ -11,11 +11,13 @@ use std::{
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{commit, health, make_directories, reclaim, removal, scrub::Scrub, shared::Shared};
+use super::{
+    commit, health, idle, make_directories, reclaim, removal, scrub::Scrub, shared::Shared,
+};
 
 /// How long the committer sleeps at most with nothing to do.
 const COMMIT_IDLE: Duration = Duration::from_secs(1);
-/// How soon a hole is punched after its last reader left.
+/// How soon a hole is punched after its last reader left, and what is due by time is done.
 const HOUSE_INTERVAL: Duration = Duration::from_millis(100);
 const IDLE_FILES_INTERVAL: Duration = Duration::from_secs(30);
 /// The eviction policy's tick: uses of a chunk within one or two of these are one use. As long as a
@@ -27,24 +29,27 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// Running threads; stopped and joined by [`stop`](Self::stop).
 pub(super) struct Threads {
     handles: Vec<JoinHandle<()>>,
-    bell: Arc<Bell>,
 }
 
 /// Ends a sleep.
 #[derive(Default)]
-struct Bell {
-    rung: Mutex<bool>,
+pub(super) struct WakeUp {
+    is_due: Mutex<bool>,
     condition: Condvar,
 }
 
-impl Bell {
-    /// True if it rang.
-    fn wait(&self, timeout: Duration) -> bool {
-        let mut rung = self.rung.lock();
-        if !*rung {
-            self.condition.wait_for(&mut rung, timeout);
+impl WakeUp {
+    fn wait(&self, timeout: Duration) {
+        let mut is_due = self.is_due.lock();
+        if !*is_due {
+            self.condition.wait_for(&mut is_due, timeout);
         }
-        *rung
+        *is_due = false;
+    }
+
+    pub fn wake(&self) {
+        *self.is_due.lock() = true;
+        self.condition.notify_all();
     }
 }
 
@@ -52,17 +57,14 @@ impl Threads {
     pub fn start(shared: &Arc<Shared>) -> io::Result<Self> {
         let mut threads = Self {
             handles: Vec::new(),
-            bell: Arc::default(),
         };
-        let bell = threads.bell.clone();
         threads.spawn("store-commit", shared, commit_loop)?;
-        threads.spawn("store-house", shared, move |shared| {
-            house_loop(shared, &bell)
-        })?;
+        threads.spawn("store-house", shared, house_loop)?;
+        let search = reclaim::Search::new(shared);
         threads.spawn("store-reclaim", shared, |shared| {
             // Not before: a start waits for neither.
             make_directories(&*shared.disk);
-            reclaim::reclaim(shared);
+            search.run(shared);
         })?;
         Ok(threads)
     }
@@ -85,8 +87,7 @@ impl Threads {
     /// `shared.stopping` is set already.
     pub fn stop(self, shared: &Shared) {
         shared.queue.wake();
-        *self.bell.rung.lock() = true;
-        self.bell.condition.notify_all();
+        shared.house.wake();
         for handle in self.handles {
             // A panic was printed when it happened; closing goes on.
             let _ = handle.join();
@@ -113,11 +114,15 @@ fn commit_loop(shared: &Shared) {
     }
 }
 
-fn house_loop(shared: &Shared, bell: &Bell) {
+fn house_loop(shared: &Shared) {
     let start = Instant::now();
     let (mut tick_at, mut sweep_at, mut probe_at) = (start, start, start);
     let mut scrub = Scrub::new(shared.tuning.scrub_period, start);
-    while !bell.wait(HOUSE_INTERVAL) {
+    loop {
+        shared.house.wait(HOUSE_INTERVAL);
+        if shared.is_stopping() {
+            return;
+        }
         let now = Instant::now();
         let due = |at: &mut Instant, interval: Duration| {
             let is_due = now.duration_since(*at) >= interval;
@@ -133,6 +138,7 @@ fn house_loop(shared: &Shared, bell: &Bell) {
             recover(shared);
         }
         removal::reap(shared);
+        idle::forget(shared, now);
         if due(&mut sweep_at, IDLE_FILES_INTERVAL) {
             shared.files.sweep_idle();
         }

@@ -1,14 +1,22 @@
-//! Checking chunks against their checksums: before one is first served after a start, and at
-//! leisure.
+//! Checking chunks against their checksums: before one is first served after a start, block by
+//! block as it comes from the disk or goes to a peer, and at leisure.
 
 use std::sync::Arc;
 
-use chunkcache_proto::{ByteRange, ChunkIndex, checksum::ChunkHasher};
+use chunkcache_proto::{
+    ByteRange, ChunkIndex,
+    checksum::{BLOCK_BYTES, ChunkDigest, DigestHasher, block_range, chunk_checksum},
+};
 
 use super::{StoreError, disk::Open, entry_file::EntryFile, removal, residency};
 
-/// Read at a time: fits the second-level cache with the hasher's state.
-const READ_BYTES: usize = 256 << 10;
+/// A block of a chunk, read and compared with the hash it had when it was stored.
+pub struct Block {
+    pub range: ByteRange,
+    pub hash: u64,
+    pub bytes: Vec<u8>,
+}
+
 /// What the kernel answers for a sector it can not read.
 const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 
@@ -33,29 +41,108 @@ pub(super) fn check(
     };
     let range = entry.geometry().chunk_range(chunk);
     let was_resident = trust == Trust::VerifiedAndCold && entry.is_resident(range);
-    match checksum(entry, range) {
-        Ok(sum) if sum == entry.table().checksum(chunk) => {
+    match digest(entry, range) {
+        Ok(digest) if digest.checksum == entry.table().checksum(chunk) => {
             if trust == Trust::VerifiedAndCold
                 && !was_resident
                 && let Ok(file) = entry.open_file(Open::Reading)
             {
                 residency::let_go(&*file.file, range);
             }
-            return Ok(entry.table().mark_verified(chunk));
+            entry.set_blocks(chunk, digest.blocks);
+            Ok(entry.table().mark_verified(chunk))
         }
-        Ok(_) => {
+        read => withdraw(entry, chunk, read.err()).map(|()| false),
+    }
+}
+
+/// What became of reading one block.
+enum Read {
+    Right(Block),
+    /// It is not what was stored; its chunk is withdrawn.
+    Wrong,
+    /// Its hash is not known: the chunk is arriving.
+    Unknown,
+}
+
+/// See [`EntryFile::read_block`]. Blocking.
+pub(super) fn read_block(entry: &Arc<EntryFile>, offset: u64) -> Result<Option<Block>, StoreError> {
+    let Some(_pin) = entry.hold(entry.geometry().chunk_of(offset)) else {
+        return Ok(None);
+    };
+    Ok(match read(entry, offset)? {
+        Read::Right(block) => Some(block),
+        Read::Wrong | Read::Unknown => None,
+    })
+}
+
+/// Reads a part of a chunk that is held, so that it is in memory; false: it is not what was stored.
+/// Blocking.
+pub(super) fn read_through(entry: &Arc<EntryFile>, part: ByteRange) -> Result<bool, StoreError> {
+    let mut at = part.start;
+    while at < part.end {
+        match read(entry, at)? {
+            Read::Right(block) => at = block.range.end,
+            Read::Wrong => return Ok(false),
+            Read::Unknown => {
+                let file = entry.open_file(Open::Reading)?;
+                residency::read_all(&*file.file, ByteRange::new(at, part.end));
+                return Ok(true);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// The chunk is held. One that was withdrawn is compared as well: it may be so because it is wrong.
+fn read(entry: &Arc<EntryFile>, offset: u64) -> Result<Read, StoreError> {
+    let chunk = entry.geometry().chunk_of(offset);
+    let state = entry.table().state(chunk);
+    if !state.is_present() && !state.is_doomed() {
+        return Ok(Read::Unknown);
+    }
+    if state.is_present() && entry.blocks(chunk).is_none() && !check(entry, chunk, Trust::Verified)?
+    {
+        return Ok(Read::Wrong);
+    }
+    let chunk_range = entry.geometry().chunk_range(chunk);
+    let range = block_range(chunk_range, offset);
+    let nth = (range.start - chunk_range.start) / BLOCK_BYTES;
+    let blocks = entry.blocks(chunk);
+    let Some(&hash) = blocks.as_deref().and_then(|all| all.get(nth as usize)) else {
+        return Ok(Read::Unknown);
+    };
+    let mut bytes = vec![0; range.len() as usize];
+    match entry.read_at(range.start, &mut bytes) {
+        Ok(()) if chunk_checksum(range.start, &bytes) == hash => {
+            Ok(Read::Right(Block { range, hash, bytes }))
+        }
+        read => withdraw(entry, chunk, read.err()).map(|()| Read::Wrong),
+    }
+}
+
+/// A chunk whose bytes are wrong, or can not be read. Another error (no descriptors, no memory)
+/// says nothing of the chunk.
+fn withdraw(
+    entry: &Arc<EntryFile>,
+    chunk: ChunkIndex,
+    error: Option<StoreError>,
+) -> Result<(), StoreError> {
+    match error {
+        None => {
             tracing::warn!(entry = %entry.id(), chunk, "a chunk's bytes do not match its checksum; it is withdrawn")
         }
-        // What can not be read is as good as wrong. Other errors (no descriptors, no memory) say
-        // nothing of the chunk.
-        Err(StoreError::Io(error)) if is_loss(&error) => {
+        Some(StoreError::Io(error)) if is_loss(&error) => {
             tracing::warn!(%error, entry = %entry.id(), chunk, "a chunk can not be read; it is withdrawn");
         }
-        Err(error) => return Err(error),
+        Some(error) => return Err(error),
     }
-    let removed = removal::drop_chunks(entry.shared(), entry, &[chunk]);
+    if !entry.is_present(chunk) {
+        return Ok(());
+    }
+    removal::drop_chunks(entry.shared(), entry, &[chunk]);
     entry.shared().report_lost(entry.id(), vec![chunk]);
-    removed.map(|()| false)
+    Ok(())
 }
 
 fn is_loss(error: &std::io::Error) -> bool {
@@ -64,15 +151,14 @@ fn is_loss(error: &std::io::Error) -> bool {
         || matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::NotFound)
 }
 
-fn checksum(entry: &EntryFile, range: ByteRange) -> Result<u64, StoreError> {
-    let mut hasher = ChunkHasher::new(range.start);
-    let mut buffer = vec![0; READ_BYTES.min(range.len() as usize)];
-    let mut at = range.start;
-    while at < range.end {
+fn digest(entry: &EntryFile, range: ByteRange) -> Result<ChunkDigest, StoreError> {
+    let mut hasher = DigestHasher::new(range);
+    let mut buffer = vec![0; BLOCK_BYTES.min(range.len()) as usize];
+    while hasher.position() < range.end {
+        let at = hasher.position();
         let len = buffer.len().min((range.end - at) as usize);
         entry.read_at(at, &mut buffer[..len])?;
         hasher.update(&buffer[..len]);
-        at += len as u64;
     }
     Ok(hasher.finish())
 }

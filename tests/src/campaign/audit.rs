@@ -142,12 +142,8 @@ fn compare(cluster: &Cluster) -> Audit {
     let mut recorded: BTreeSet<(String, String, u64)> = BTreeSet::new();
     let (mut bytes, mut expected) = (Vec::new(), Vec::new());
     for ((edge, id), rows) in &files {
-        let path = home(cluster, &rows[0])
-            .data
-            .join("entries")
-            .join(&id[..2])
-            .join(format!("{id}.chunks"));
-        let file = File::open(path);
+        let data = &home(cluster, &rows[0]).data;
+        let file = File::open(crate::services::data_file(data, id));
         for row in rows {
             audit.rows += 1;
             recorded.insert((edge.clone(), id.clone(), row.start / CHUNK));
@@ -166,11 +162,8 @@ fn compare(cluster: &Cluster) -> Audit {
     }
     for edge in &cluster.edges {
         for path in chunk_files(&edge.data) {
-            let id = path
-                .file_stem()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let id = name.split('.').next().unwrap_or_default().to_owned();
             for chunk in chunks_with_data(&path) {
                 if !recorded.contains(&(edge.name.clone(), id.clone(), chunk)) {
                     audit.bytes_without_rows += 1;

@@ -96,6 +96,7 @@ impl Run {
                     .and_then(|file| file.pin(chunk));
                 self.drop_chunk(entry, chunk);
                 if let Some(pin) = pin {
+                    commit::commit_group(self.store.shared());
                     removal::reap(self.store.shared());
                     let file = self.store.entry(&Uuid::from_u128(entry)).unwrap();
                     assert_eq!(
@@ -108,7 +109,7 @@ impl Run {
             }
             Op::RemoveEntry(entry) => {
                 self.promised.retain(|(id, _)| *id != entry);
-                let _ = self.store.remove_entry(&Uuid::from_u128(entry));
+                self.store.remove_entry(&Uuid::from_u128(entry));
             }
             Op::Rewrite => {
                 let shared = self.store.shared();
@@ -137,7 +138,7 @@ impl Run {
 
     fn drop_chunk(&mut self, entry: u128, chunk: u32) {
         self.promised.remove(&(entry, chunk));
-        let _ = self.store.drop_chunks(&Uuid::from_u128(entry), &[chunk]);
+        self.store.drop_chunks(&Uuid::from_u128(entry), &[chunk]);
     }
 
     fn check_in_memory(&self) {
@@ -169,7 +170,7 @@ impl Run {
             after.promised
         );
         after.check_bytes();
-        reclaim::reclaim(after.store.shared());
+        reclaim::Search::new(after.store.shared()).run(after.store.shared());
         assert_eq!(
             after.promised,
             present(&after.store),

@@ -51,6 +51,7 @@ fn check_withdrawn_and_recovers(disk: &SimulatedDisk, store: &Store, entry: &Ent
     assert!(store.degraded().is_some());
     threads::recover(store.shared());
     assert_eq!(store.degraded(), None);
+    commit::commit_group(store.shared());
     removal::reap(store.shared());
     assert_eq!(store.bytes_used(), CHUNK);
     write_chunk(store, entry, 1).unwrap();
@@ -99,7 +100,7 @@ fn a_sync_that_fails_under_a_fetch_voids_what_was_written() {
         "told that its bytes may be lost"
     );
     entry.write_at(2 * CHUNK, &under_way).unwrap();
-    entry.finish_chunk(2, chunk_checksum(2 * CHUNK, &under_way), reservation);
+    entry.finish_chunk(2, ChunkDigest::of(2 * CHUNK, &under_way), reservation);
     commit::commit_group(store.shared());
     let after = open(&disk.after_crash(6));
     let entry = after.entry(&entry.id()).unwrap();

@@ -8,7 +8,7 @@ mod stress;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use chunkcache_proto::{Geometry, checksum::chunk_checksum, v1};
+use chunkcache_proto::{Geometry, checksum::ChunkDigest, v1};
 use uuid::Uuid;
 
 use super::*;
@@ -56,7 +56,7 @@ pub(super) fn write_chunk(store: &Store, entry: &EntryFile, chunk: u32) -> Resul
     let (head, tail) = bytes.split_at(bytes.len() / 3);
     entry.write_at(start + head.len() as u64, tail)?;
     entry.write_at(start, head)?;
-    entry.finish_chunk(chunk, chunk_checksum(start, &bytes), reservation);
+    entry.finish_chunk(chunk, ChunkDigest::of(start, &bytes), reservation);
     Ok(())
 }
 

@@ -393,6 +393,13 @@ impl DiskFile for SimulatedFile {
         self.change(Change::Punch(range))
     }
 
+    fn allocated_bytes(&self) -> io::Result<u64> {
+        let state = self.disk.0.lock();
+        let pages = state.inodes[self.inode].current.chunks(PAGE);
+        let taken = pages.filter(|page| page.iter().any(|byte| *byte != 0));
+        Ok(taken.count() as u64 * PAGE as u64)
+    }
+
     fn allocate(&self, _range: ByteRange) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }

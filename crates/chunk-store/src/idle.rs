@@ -1,0 +1,82 @@
+//! Entries without chunks: forgotten by age and by number, in bounded batches.
+//!
+//! Why: each question about an object makes an entry, and clients choose what they ask about. What
+//! an entry is needed for beside its chunks is known where keys are resolved, and is put here again
+//! with the next request.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use super::{entry_file::EntryFile, journal_record::EntryNumber, shared::Shared};
+
+/// An entry without chunks that nobody asked for goes within twice this.
+const MAX_AGE: Duration = Duration::from_secs(240);
+/// More of them than this go at once, the oldest first.
+const MAX_ENTRIES: usize = 50_000;
+/// Looked at in one step, so that nothing else waits for long.
+const BATCH: usize = 2_000;
+
+/// Since when entries have no chunk, the oldest first.
+#[derive(Default)]
+pub(super) struct IdleEntries(Mutex<VecDeque<(EntryNumber, Instant)>>);
+
+impl IdleEntries {
+    /// The entry has no chunk now.
+    pub fn put(&self, entry: &EntryFile) {
+        if !entry.is_removed() && entry.set_idle(true) {
+            self.0.lock().push_back((entry.number(), Instant::now()));
+        }
+    }
+
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.0.lock().len()
+    }
+
+    fn take_due(&self, now: Instant) -> Vec<EntryNumber> {
+        let mut entries = self.0.lock();
+        let mut due = Vec::new();
+        while due.len() < BATCH
+            && let Some((number, since)) = entries.front()
+            && (entries.len() > MAX_ENTRIES || now.saturating_duration_since(*since) >= MAX_AGE)
+        {
+            due.push(*number);
+            entries.pop_front();
+        }
+        due
+    }
+}
+
+/// Forgets what is due; false: more of it may be.
+pub(super) fn forget(shared: &Shared, now: Instant) -> bool {
+    let due = shared.idle.take_due(now);
+    let is_done = due.len() < BATCH;
+    for number in due {
+        let Some(entry) = shared.catalog.read().by_number(number).cloned() else {
+            continue;
+        };
+        entry.set_idle(false);
+        let is_wanted = entry.take_asked() || entry.is_pinned();
+        let is_forgotten = {
+            let mut catalog = shared.catalog.write();
+            // The catalogue's two, and this one: nobody else can be about to write.
+            let is_free = Arc::strong_count(&entry) == 3 && entry.table().is_empty();
+            if is_free && !is_wanted {
+                entry.set_removed();
+                catalog.remove(&entry);
+            }
+            is_free && !is_wanted
+        };
+        if is_forgotten {
+            shared.queue.entry_removed(entry);
+        } else if entry.table().is_empty() {
+            shared.idle.put(&entry);
+        }
+    }
+    is_done
+}

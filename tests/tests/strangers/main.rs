@@ -1,0 +1,6 @@
+//! What somebody who means harm, or a fault nobody planned, can make of the system: each figure of
+//! an attack, and what it has to be.
+#![allow(clippy::unwrap_used)]
+
+mod claims;
+mod wrong_bytes;
