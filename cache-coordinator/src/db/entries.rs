@@ -295,6 +295,8 @@ fn binding_from_row(row: &Row) -> Result<Binding, DatabaseError> {
         initial_age_seconds: row.get::<_, i32>("initial_age").unsigned_abs(),
         cache_control: row.get("cache_control"),
         vary: row.get("vary"),
+        sent_at_ms: 0,
+        fields: Vec::new(),
     });
     Ok(Binding {
         entry: from_row(row)?,

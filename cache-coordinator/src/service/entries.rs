@@ -10,6 +10,7 @@ use super::{
     error::{FieldViolation, Resource, ServiceError},
     loader::edge_id,
     observe, probe, ranges,
+    resolve_key::stamped,
 };
 use crate::{
     db::{Binding, EntryCursor, EntryRecord, Holding, writer::Observation},
@@ -256,6 +257,6 @@ pub async fn lookup_by_id(
         .map_err(|_| ServiceError::invalid("id", "expected a UUID"))?;
     let binding = cluster.database.known_entry(id).await?;
     Ok(v1::LookupEntryResponse {
-        binding: Some(binding.to_proto()),
+        binding: Some(stamped(binding.to_proto())),
     })
 }

@@ -10,6 +10,7 @@ use super::{
     Cluster,
     error::{Resource, ServiceError},
     loader::edge_id,
+    resolve_key::stamped,
 };
 use crate::{
     db::{
@@ -83,7 +84,7 @@ async fn tell_edges(
     for live in cluster.registry.all() {
         if Some(live.edge) != by && (moved || holders.contains(&live.edge)) {
             live.outbox.post(Message::KeyChanged(v1::KeyChanged {
-                binding: Some(binding.clone()),
+                binding: Some(stamped(binding.clone())),
             }));
         }
     }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use chunkcache_proto::{source_name, v1};
+use http_rules::freshness;
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
 use v1::resolve_key_response::Outcome;
@@ -23,6 +24,8 @@ use super::{
 const PROBE_LEASE: Duration = Duration::from_secs(2);
 /// Keys remembered at a time as asked for, and as absent.
 const MAX_REMEMBERED: usize = 10_000;
+/// Longer keys are not remembered as absent: clients choose them, and the edges remember them too.
+const LONGEST_ABSENT: usize = 1_024;
 /// An edge that says "absent" is believed no longer than this.
 const MAX_NEGATIVE: Duration = Duration::from_secs(60);
 
@@ -35,10 +38,16 @@ pub struct Resolver {
 #[derive(Debug, Default)]
 struct State {
     probes: HashMap<v1::Key, Probe>,
-    negatives: HashMap<v1::Key, v1::NegativeAnswer>,
+    negatives: HashMap<v1::Key, Negative>,
     /// Rises with each probe that ended: shows whether the table may have changed since it was
     /// read.
     ended: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Negative {
+    http_status: u32,
+    until: Instant,
 }
 
 #[derive(Debug)]
@@ -72,17 +81,18 @@ impl Resolver {
         let Some(key) = negative.key else {
             return;
         };
-        let latest = now_ms().saturating_add(i64::try_from(MAX_NEGATIVE.as_millis()).unwrap_or(0));
-        let answer = v1::NegativeAnswer {
+        let valid_for = Duration::from_millis(negative.valid_for_ms.into());
+        let answer = Negative {
             http_status: negative.http_status,
-            until_ms: negative.until_ms.min(latest),
+            until: Instant::now() + valid_for.min(MAX_NEGATIVE),
         };
         let mut state = self.state.lock();
         if state.negatives.len() >= MAX_REMEMBERED {
-            let now = now_ms();
-            state.negatives.retain(|_, answer| answer.until_ms > now);
+            let now = Instant::now();
+            state.negatives.retain(|_, answer| answer.until > now);
         }
-        if state.negatives.len() < MAX_REMEMBERED {
+        let is_short = key.path.len() + key.query.len() <= LONGEST_ABSENT;
+        if is_short && !valid_for.is_zero() && state.negatives.len() < MAX_REMEMBERED {
             state.negatives.insert(key.clone(), answer);
         }
         state.end(&key);
@@ -95,8 +105,12 @@ impl Resolver {
     fn find_negative(&self, key: &v1::Key) -> Option<v1::NegativeAnswer> {
         let mut state = self.state.lock();
         let answer = *state.negatives.get(key)?;
-        if answer.until_ms > now_ms() {
-            return Some(answer);
+        let left = answer.until.saturating_duration_since(Instant::now());
+        if !left.is_zero() {
+            return Some(v1::NegativeAnswer {
+                http_status: answer.http_status,
+                valid_for_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
+            });
         }
         state.negatives.remove(key);
         None
@@ -173,7 +187,7 @@ async fn outcome(cluster: &Cluster, key: &v1::Key) -> Result<Outcome, ServiceErr
     loop {
         let seen = cluster.resolver.ended();
         if let Some(binding) = cluster.database.binding(key).await? {
-            return Ok(Outcome::Known(binding.to_proto()));
+            return Ok(Outcome::Known(stamped(binding.to_proto())));
         }
         if let Some(negative) = cluster.resolver.find_negative(key) {
             return Ok(Outcome::Negative(negative));
@@ -195,6 +209,17 @@ async fn outcome(cluster: &Cluster, key: &v1::Key) -> Result<Outcome, ServiceErr
                 }
             }
         }
+    }
+}
+
+/// As it is sent to an edge, whose clock may be another.
+#[must_use]
+pub fn stamped(binding: v1::KeyBinding) -> v1::KeyBinding {
+    v1::KeyBinding {
+        freshness: binding
+            .freshness
+            .map(|freshness| freshness::stamp(freshness, now_ms())),
+        ..binding
     }
 }
 
@@ -246,18 +271,23 @@ mod tests {
         assert!(matches!(resolver.claim(&key("a"), 0), Ok(Claim::Ask)));
     }
 
-    #[test]
-    fn an_absent_object_is_remembered_for_a_while() {
+    #[tokio::test(start_paused = true)]
+    async fn an_absent_object_is_remembered_for_a_while() {
         let resolver = Resolver::default();
-        let negative = |until_ms| v1::KeyNegative {
-            key: Some(key("a")),
+        let negative = |path: &str, valid_for_ms| v1::KeyNegative {
+            key: Some(key(path)),
             http_status: 404,
-            until_ms,
+            valid_for_ms,
         };
-        resolver.negative(negative(i64::MAX));
+        resolver.negative(negative("a", u32::MAX));
         let found = resolver.find_negative(&key("a")).unwrap();
-        assert!(found.until_ms <= now_ms() + 60_000);
-        resolver.negative(negative(now_ms() - 1));
+        assert!(found.valid_for_ms <= 60_000);
+        tokio::time::advance(MAX_NEGATIVE).await;
         assert!(resolver.find_negative(&key("a")).is_none());
+        resolver.negative(negative("a", 0));
+        assert!(resolver.find_negative(&key("a")).is_none());
+        let long = "x".repeat(LONGEST_ABSENT + 1);
+        resolver.negative(negative(&long, 60_000));
+        assert!(resolver.find_negative(&key(&long)).is_none());
     }
 }

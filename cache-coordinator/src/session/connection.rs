@@ -14,6 +14,7 @@ use std::{
 
 use chunkcache_proto::{EntryId, v1};
 use futures_util::{Stream, StreamExt};
+use http_rules::freshness;
 use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, watch},
@@ -41,6 +42,7 @@ use crate::{
         Cluster,
         error::{FieldViolation, ServiceError},
         loader::{edge_id, row_id},
+        resolve_key::now_ms,
     },
 };
 
@@ -135,6 +137,7 @@ async fn open(
         peer_keys: cluster.peer_keys.load_full().as_ref().clone(),
         session_timeout_ms: u32::try_from(SESSION_TIMEOUT.as_millis()).unwrap_or(u32::MAX),
         draining: joined.draining,
+        now_ms: now_ms(),
     }));
     cluster.registry.join(Arc::clone(&live));
     drop(alone);
@@ -278,6 +281,7 @@ async fn serve(
                 Some(Ok(v1::SessionRequest { message: Some(message) })) => message,
             },
         };
+        let message = on_own_clock(message);
         match protocol.accept(&message) {
             Err(error) => {
                 tracing::warn!(edge = %live.name, %error, "the session is ended");
@@ -310,6 +314,31 @@ async fn serve(
         }
         // Also after waiting for the database: the time was ours.
         heard = Instant::now();
+    }
+}
+
+/// The times an edge says, on this coordinator's clock; as soon as they come, because what waits for
+/// the database gets older.
+fn on_own_clock(message: Request) -> Request {
+    let receive = |freshness: Option<v1::Freshness>| {
+        freshness.map(|freshness| freshness::receive(freshness, now_ms()))
+    };
+    match message {
+        Request::EntryObserved(mut observed) => {
+            observed.freshness = receive(observed.freshness);
+            Request::EntryObserved(observed)
+        }
+        Request::InventoryEntry(mut inventory) => {
+            inventory.freshness = receive(inventory.freshness);
+            Request::InventoryEntry(inventory)
+        }
+        Request::ProbeReport(mut report) => {
+            if let Some(v1::probe_report::Outcome::Found(found)) = &mut report.outcome {
+                found.freshness = receive(found.freshness.take());
+            }
+            Request::ProbeReport(report)
+        }
+        other => other,
     }
 }
 

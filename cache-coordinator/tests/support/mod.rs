@@ -156,6 +156,7 @@ pub fn observe(entry: &EntryRecord, validated_at_ms: i64) -> ObserveEntry {
         initial_age_seconds: 3,
         cache_control: "max-age=60".into(),
         vary: vec!["accept".into()],
+        ..v1::Freshness::default()
     };
     ObserveEntry {
         entry: entry.clone(),

@@ -24,7 +24,9 @@ use super::{
 use crate::{
     availability::Announce,
     serve::directory::{Answer, Directory},
+    upstream::run::now_ms,
 };
+use http_rules::freshness;
 
 /// Messages under way to the wire. More means that the coordinator does not read: the session is
 /// ended.
@@ -407,7 +409,7 @@ impl Announce for Link {
                 state.told.insert(id);
                 let message = v1::EntryObserved {
                     entry: Some(entry.clone()),
-                    freshness: Some(freshness.clone()),
+                    freshness: Some(freshness::stamp(freshness.clone(), now_ms())),
                 };
                 self.put(&mut state, Message::EntryObserved(message));
             }
@@ -419,7 +421,7 @@ impl Announce for Link {
         self.send(Message::KeyNegative(v1::KeyNegative {
             key: Some(key.clone()),
             http_status,
-            until_ms,
+            valid_for_ms: u32::try_from(until_ms - now_ms()).unwrap_or(0),
         }));
     }
 
@@ -447,7 +449,7 @@ impl Directory for Link {
                 .await
                 .ok()?;
             match answer {
-                Ok(answer) => answer.into_inner().outcome,
+                Ok(answer) => answer.into_inner().outcome.map(on_own_clock),
                 Err(status) => {
                     tracing::debug!(%status, "the coordinator did not resolve a key");
                     None
@@ -465,8 +467,27 @@ impl Directory for Link {
             let answer = tokio::time::timeout(patience, client.lookup_entry(request))
                 .await
                 .ok()?;
-            answer.ok()?.into_inner().binding
+            answer.ok()?.into_inner().binding.map(received)
         })
+    }
+}
+
+/// What the coordinator says of a key, on this edge's clock.
+#[must_use]
+pub fn received(binding: v1::KeyBinding) -> v1::KeyBinding {
+    v1::KeyBinding {
+        freshness: binding
+            .freshness
+            .map(|freshness| freshness::receive(freshness, now_ms())),
+        ..binding
+    }
+}
+
+fn on_own_clock(outcome: v1::resolve_key_response::Outcome) -> v1::resolve_key_response::Outcome {
+    use v1::resolve_key_response::Outcome;
+    match outcome {
+        Outcome::Known(binding) => Outcome::Known(received(binding)),
+        other => other,
     }
 }
 

@@ -17,7 +17,7 @@ use v1::{session_request, session_response::Message};
 
 use super::{
     channel::{self, Coordinators, Credentials},
-    link::{Link, OUTBOX_MESSAGES, Removal},
+    link::{Link, OUTBOX_MESSAGES, Removal, received},
     notes,
     upkeep::inventory_entry,
 };
@@ -25,7 +25,7 @@ use crate::{
     availability::DemandRegistry,
     core::backoff::Backoff,
     serve::{Bindings, EdgeObjects},
-    upstream::{Catalogue, Downloads, Order, peer::PeerKeys},
+    upstream::{Catalogue, Downloads, Order, peer::PeerKeys, run::now_ms},
 };
 use chunk_store::Store;
 
@@ -35,6 +35,8 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// Movements of readers are gathered this long; waits are told at once.
 const DEMAND_GATHERING: Duration = Duration::from_millis(50);
 const DEFAULT_SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Clocks that differ by more are told of.
+const MAX_CLOCK_SKEW_MS: i64 = 1_000;
 /// Viewers named in a status.
 const MAX_VIEWERS: usize = 1_000;
 
@@ -225,6 +227,7 @@ impl Session {
     ) -> Result<(), Ended> {
         match message {
             Message::Welcome(welcome) => {
+                self.note_clock(welcome.now_ms);
                 notes::set_welcome(&self.store, &self.peer_keys, &self.chunk_size, &welcome);
                 self.set_sources(welcome.sources);
                 self.link.set_draining(welcome.draining);
@@ -312,6 +315,21 @@ impl Session {
         Ok(())
     }
 
+    /// Nothing here depends on the two clocks being one; what else runs on this machine may.
+    fn note_clock(&self, coordinator_ms: i64) {
+        if coordinator_ms == 0 {
+            return;
+        }
+        let ahead_ms = now_ms().saturating_sub(coordinator_ms);
+        self.downloads.fetcher().counters.set_clock_ahead(ahead_ms);
+        if ahead_ms.abs() > MAX_CLOCK_SKEW_MS {
+            tracing::warn!(
+                ahead_seconds = ahead_ms as f64 / 1_000.0,
+                "this machine's clock and the coordinator's differ"
+            );
+        }
+    }
+
     fn tell_places(&self, all: bool) {
         for asked in self.catalogue.places_to_tell(all) {
             self.link.send(session_request::Message::PlacesAsked(asked));
@@ -391,7 +409,7 @@ impl Session {
         let Some(v1::KeyBinding {
             entry: Some(entry),
             freshness: Some(freshness),
-        }) = binding
+        }) = binding.map(received)
         else {
             return;
         };

@@ -9,9 +9,10 @@ use super::link::{Link, Removal};
 use crate::{
     availability::Flights,
     serve::{Bindings, bindings::Bound},
-    upstream::Downloads,
+    upstream::{Downloads, run::now_ms},
 };
 use chunk_store::{Durable, EntryFile, Store, Victims};
+use http_rules::freshness;
 
 const PRESSURE_INTERVAL: Duration = Duration::from_millis(250);
 const SWEEP_EVERY: u32 = 20;
@@ -118,7 +119,7 @@ pub fn observed(bindings: &Bindings, file: &EntryFile) -> v1::EntryObserved {
     let freshness = binding_of(bindings, &entry).map(|bound| bound.freshness.clone());
     v1::EntryObserved {
         entry: Some(entry),
-        freshness: Some(freshness.unwrap_or_default()),
+        freshness: Some(freshness::stamp(freshness.unwrap_or_default(), now_ms())),
     }
 }
 

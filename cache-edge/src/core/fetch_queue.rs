@@ -10,6 +10,8 @@
 //! stopped here, at once, not when the coordinator gets to know. No level starves of it: after
 //! [`MAX_YIELD_MS`] one of them runs to its end.
 //!
+//! Of CRITICAL ones of several sources none takes all slots: see [`FetchQueue::settle`].
+//!
 //! A state machine without clock or tasks: each change returns what to start and what to stop.
 
 use std::{
@@ -214,17 +216,26 @@ impl FetchQueue {
         let mut effects = Vec::new();
         let urgent = self.urgent_origins(&held_back);
         self.give_way(&urgent, now_ms, &mut effects);
-        while let Some(best) = self.next_to_start(&urgent, now_ms, &held_back) {
+        while let Some(mut best) = self.next_to_start(&urgent, now_ms, &held_back) {
             let critical = best.0 == Level::Critical;
             let slots = self.max_running + usize::from(critical);
             if self.running.len() >= slots {
                 let Some(&worst) = self.running.last() else {
                     break;
                 };
-                if !critical || worst.0 == Level::Critical {
+                if !critical {
                     break;
                 }
-                self.preempt(worst, &mut effects);
+                let victim = if worst.0 == Level::Critical {
+                    let Some((next, victim)) = self.fairer(&held_back) else {
+                        break;
+                    };
+                    best = next;
+                    victim
+                } else {
+                    worst
+                };
+                self.preempt(victim, &mut effects);
             }
             self.waiting.remove(&best);
             self.running.insert(best);
@@ -232,6 +243,28 @@ impl FetchQueue {
             effects.push(Effect::Start(best.2));
         }
         effects
+    }
+
+    /// Where all slots are CRITICAL: a waiting one of a source that has two running ones fewer than
+    /// another, and the least urgent of that other. So a source that hangs keeps its part of the
+    /// slots and no more.
+    fn fairer(&self, held_back: impl Fn(&Task) -> bool) -> Option<(Rank, Rank)> {
+        let mut running: HashMap<Option<&Arc<str>>, (usize, Rank)> = HashMap::new();
+        for &rank in &self.running {
+            let (count, worst) = running.entry(self.origin_of(rank.2)).or_insert((0, rank));
+            (*count, *worst) = (*count + 1, rank);
+        }
+        let (most, victim) = running.values().max_by_key(|(count, _)| *count).copied()?;
+        let critical = self
+            .waiting
+            .iter()
+            .take_while(|rank| rank.0 == Level::Critical);
+        let mut free = critical.filter(|rank| !self.get(rank.2).is_some_and(&held_back));
+        let next = free.find(|rank| {
+            let own = running.get(&self.origin_of(rank.2));
+            own.map_or(0, |(count, _)| *count) + 2 <= most
+        });
+        Some((*next?, victim))
     }
 
     fn preempt(&mut self, rank: Rank, effects: &mut Vec<Effect>) {

@@ -280,3 +280,35 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_source_that_hangs_keeps_its_part_of_the_slots() {
+    let mut queue = FetchQueue::new(3);
+    let of = |id, origin: &str| Task {
+        origin: Some(origin.into()),
+        ..task(id, Level::Critical, id)
+    };
+    for id in 0..8 {
+        assert!(queue.push(of(id, "hung")));
+    }
+    let started: Vec<Effect> = (0..4).map(Effect::Start).collect();
+    assert_eq!(queue.settle(0, free), started);
+    assert!(queue.push(of(8, "other")));
+    let gives_way = [Effect::Preempt(3), Effect::Start(8)];
+    assert_eq!(queue.settle(0, free), gives_way, "behind four that wait");
+    assert!(queue.preempted(3));
+    assert!(queue.push(of(9, "other")));
+    let even = [Effect::Preempt(2), Effect::Start(9)];
+    assert_eq!(queue.settle(0, free), even);
+    assert!(queue.preempted(2));
+    assert!(queue.push(of(10, "other")));
+    assert_eq!(queue.settle(0, free), [], "each has its part");
+    queue.ended(8);
+    queue.ended(9);
+    queue.ended(10);
+    assert_eq!(
+        queue.settle(0, free),
+        [Effect::Start(2), Effect::Start(3)],
+        "what is free is used"
+    );
+}

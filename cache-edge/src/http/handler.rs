@@ -293,6 +293,9 @@ async fn answer_object<O: OpenReader>(
                     .into_response(),
                 };
                 object.head.insert(response.headers_mut(), age_seconds);
+                if response.status() == StatusCode::NOT_MODIFIED {
+                    object.head.append_kept(response.headers_mut());
+                }
                 response
                     .headers_mut()
                     .insert(CACHE_STATUS, server.cache_status(&status));
@@ -342,6 +345,7 @@ async fn answer_object<O: OpenReader>(
             (StatusCode::PARTIAL_CONTENT, Plan::new(parts), length)
         }
     };
+    object.head.append_kept(&mut head);
     let cache_status = response::cache_status(freshness, presence_of(&*object.readers, &plan));
     head.insert(CACHE_STATUS, server.cache_status(&cache_status));
     head.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
@@ -389,12 +393,12 @@ fn presence_of<O: OpenReader>(readers: &O, plan: &Plan) -> Presence {
 }
 
 fn answer_pass_through<O: Objects>(server: &Server<O>, pass: PassThrough) -> Response<EdgeBody> {
-    let status = CacheStatus {
+    let status = pass.status_words.unwrap_or_else(|| CacheStatus {
         forward: Some(Forward::Bypass),
         forward_status: Some(pass.status.as_u16()),
         detail: Some(pass.why.to_owned()),
         ..CacheStatus::default()
-    };
+    });
     let mut response = Response::new(EdgeBody::pass_through(
         pass.body,
         Arc::clone(&server.metrics),

@@ -30,7 +30,11 @@ pub(super) struct Known<R> {
 impl<R> Known<R> {
     pub fn new(object: Object<R>) -> Self {
         Self {
-            head: Described::of(object.entry.description(), &object.cache_control),
+            head: Described::of(
+                object.entry.description(),
+                &object.cache_control,
+                &object.fields,
+            ),
             entry: object.entry,
             freshness: object.freshness,
             readers: Arc::new(object.readers),

@@ -1,12 +1,14 @@
 //! The heads of responses that concern an object.
 
+use std::sync::Arc;
+
 use chunkcache_proto::v1;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::serve::ports::{Freshness, Presence};
 use http_rules::cache_status::{CacheStatus, Forward};
 use http_rules::conditional::Validators;
-use http_rules::freshness;
+use http_rules::{freshness, validator};
 
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
@@ -38,11 +40,13 @@ pub fn validators(entry: &v1::Entry) -> Validators<'_> {
 pub struct Described {
     fields: Vec<(HeaderName, HeaderValue)>,
     content_type: HeaderValue,
+    kept: Arc<HeaderMap>,
 }
 
 impl Described {
     #[must_use]
-    pub fn of(entry: &v1::Entry, cache_control: &str) -> Self {
+    /// `kept`: other fields of the origin's answer.
+    pub fn of(entry: &v1::Entry, cache_control: &str, kept: &Arc<HeaderMap>) -> Self {
         // What this entry was selected by. What the origin varies on beyond that is the same in all
         // requests it gets from here.
         let key = entry.key.as_ref();
@@ -53,7 +57,7 @@ impl Described {
             .collect();
         let fields = [
             (header::ACCEPT_RANGES, "bytes"),
-            (header::ETAG, &entry.etag),
+            (header::ETAG, &validator::quoted(&entry.etag)),
             (header::LAST_MODIFIED, &entry.last_modified),
             (header::CACHE_CONTROL, cache_control),
             (header::VARY, &vary.join(", ")),
@@ -64,6 +68,7 @@ impl Described {
             .collect();
         Self {
             fields,
+            kept: kept.clone(),
             content_type: value(content_type(entry))
                 .unwrap_or(HeaderValue::from_static(UNKNOWN_TYPE)),
         }
@@ -74,6 +79,13 @@ impl Described {
             headers.insert(name.clone(), value.clone());
         }
         headers.insert(header::AGE, HeaderValue::from(age_seconds));
+    }
+
+    /// The origin's other fields: of answers with the object, or a 304.
+    pub fn append_kept(&self, headers: &mut HeaderMap) {
+        for (name, value) in self.kept.iter() {
+            headers.append(name.clone(), value.clone());
+        }
     }
 
     /// The object's own.

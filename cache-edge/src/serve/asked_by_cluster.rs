@@ -9,6 +9,7 @@ use super::{
     probe::Found,
 };
 use crate::upstream::run::now_ms;
+use http_rules::freshness;
 
 impl EdgeObjects {
     /// As a HEAD without headers of its own: no body moves, nothing is stored but what the object
@@ -17,7 +18,7 @@ impl EdgeObjects {
         match self.find(key).await {
             Ok(Found::Object(bound, _)) => Outcome::Found(v1::KeyBinding {
                 entry: Some(bound.entry.clone()),
-                freshness: Some(bound.freshness.clone()),
+                freshness: Some(freshness::stamp(bound.freshness.clone(), now_ms())),
             }),
             Ok(Found::Negative(status @ (404 | 410))) => Outcome::AbsentStatus(status.into()),
             Ok(Found::Negative(status)) => Outcome::Failed(format!("it answered {status}")),

@@ -15,14 +15,23 @@ use chunkcache_proto::{EntryId, identity::belongs_to, v1};
 use parking_lot::{Mutex, RwLock};
 use prost::Message;
 
+use super::{
+    short_memory::{KeyHasher, ShortMemory},
+    whole::WholeAnswers,
+};
 use chunk_store::Store;
+use http::HeaderMap;
+use http_rules::{fields, freshness};
 
 const NOTE_PREFIX: &[u8] = b"binding\0";
-/// Of bindings, negative answers and unstorable keys each; clients choose keys, memory must not be
-/// theirs to fill.
-const MAX_KEYS: usize = 200_000;
+/// Clients choose keys, memory must not be theirs to fill.
+const MAX_BOUND_BYTES: usize = 96 << 20;
+/// Of a binding beside its texts.
+const BOUND_BYTES: usize = 512;
 /// How long a key whose answer could not be stored goes to the origin at once.
 const UNSTORABLE_MS: i64 = 60_000;
+/// The same, where an answer can be stored once its date is older.
+const YOUNG_MS: i64 = 1_000;
 /// Invalidated keys remembered; what was asked before the oldest of them is not believed at all.
 const MAX_INVALIDATED: usize = 4_096;
 
@@ -32,16 +41,33 @@ pub struct Bound {
     pub id: EntryId,
     pub entry: v1::Entry,
     pub freshness: v1::Freshness,
+    /// The freshness's fields, as they are sent.
+    pub fields: Arc<HeaderMap>,
+}
+
+impl Bound {
+    #[must_use]
+    pub fn new(id: EntryId, entry: v1::Entry, freshness: v1::Freshness) -> Self {
+        Self {
+            id,
+            entry,
+            fields: Arc::new(fields::to_headers(&freshness.fields)),
+            freshness,
+        }
+    }
 }
 
 /// By key. Reading takes a shared lock for one look-up.
 pub struct Bindings {
     store: Store,
-    bound: RwLock<HashMap<String, Arc<Bound>>>,
+    bound: RwLock<BoundMap>,
     /// What the origin varies on, by key without variant.
-    vary: RwLock<HashMap<String, Vec<String>>>,
-    negative: Mutex<HashMap<String, (u16, i64)>>,
-    unstorable: Mutex<HashMap<String, (&'static str, i64)>>,
+    vary: ShortMemory<Arc<[String]>>,
+    negative: ShortMemory<u16>,
+    unstorable: ShortMemory<&'static str>,
+    hasher: KeyHasher,
+    /// Answers that are kept as a whole.
+    whole: WholeAnswers,
     /// Taken before every other lock, and before that of the session: what is found, and told, is
     /// found and told before an invalidation or after it.
     invalidated: Mutex<Invalidated>,
@@ -54,17 +80,56 @@ pub struct Bindings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(u64);
 
+/// Bindings, and how many bytes they are.
+#[derive(Default)]
+struct BoundMap {
+    by_id: HashMap<String, Arc<Bound>>,
+    bytes: usize,
+}
+
+impl BoundMap {
+    fn weigh(id: &str, bound: &Bound) -> usize {
+        // The key stands in the map, in the entry, and in parts.
+        let entry = &bound.entry;
+        let texts = [&entry.validator, &entry.etag, &entry.content_type];
+        let texts: usize = texts.iter().map(|text| text.len()).sum();
+        BOUND_BYTES + 2 * id.len() + texts + 2 * bound.freshness.encoded_len()
+    }
+
+    fn insert(&mut self, id: String, bound: Arc<Bound>) {
+        self.remove(&id);
+        self.bytes += Self::weigh(&id, &bound);
+        self.by_id.insert(id, bound);
+    }
+
+    fn remove(&mut self, id: &str) -> bool {
+        let Some(bound) = self.by_id.remove(id) else {
+            return false;
+        };
+        self.bytes -= Self::weigh(id, &bound);
+        true
+    }
+
+    /// Any, while there is too much.
+    fn victim(&self) -> Option<String> {
+        let is_full = self.bytes > MAX_BOUND_BYTES;
+        is_full.then(|| self.by_id.keys().next().cloned())?
+    }
+}
+
 #[derive(Default)]
 struct Invalidated {
+    hasher: KeyHasher,
     count: u64,
-    /// With its number, the oldest first; keys without variant.
-    latest: VecDeque<(u64, String)>,
+    /// With its number, the oldest first; hashes of keys without variant.
+    latest: VecDeque<(u64, u128)>,
 }
 
 impl Invalidated {
     fn add(&mut self, key: &v1::Key) {
         self.count += 1;
-        self.latest.push_back((self.count, base_id(key)));
+        let id = self.hasher.hash(&base_id(key));
+        self.latest.push_back((self.count, id));
         if self.latest.len() > MAX_INVALIDATED {
             self.latest.pop_front();
         }
@@ -72,7 +137,7 @@ impl Invalidated {
 
     fn has_since(&self, since: Moment, key: &v1::Key) -> bool {
         let forgotten = self.count - self.latest.len() as u64;
-        let id = base_id(key);
+        let id = self.hasher.hash(&base_id(key));
         since.0 < forgotten
             || self
                 .latest
@@ -103,11 +168,14 @@ impl Bindings {
     /// With what the store's notes say.
     #[must_use]
     pub fn load(store: Store) -> Self {
+        let hasher = KeyHasher::default();
         let bindings = Self {
             bound: RwLock::default(),
-            vary: RwLock::default(),
-            negative: Mutex::default(),
-            unstorable: Mutex::default(),
+            vary: ShortMemory::new(hasher.clone()),
+            negative: ShortMemory::new(hasher.clone()),
+            unstorable: ShortMemory::new(hasher.clone()),
+            hasher,
+            whole: WholeAnswers::default(),
             invalidated: Mutex::default(),
             changes: AtomicU64::new(0),
             store,
@@ -140,17 +208,24 @@ impl Bindings {
 
     #[must_use]
     pub fn get(&self, key: &v1::Key) -> Option<Arc<Bound>> {
-        self.bound.read().get(&key_id(key)).cloned()
+        self.bound.read().by_id.get(&key_id(key)).cloned()
     }
 
     /// What the origin varies on for this key, as far as known.
     #[must_use]
-    pub fn vary(&self, key: &v1::Key) -> Vec<String> {
-        self.vary
-            .read()
-            .get(&base_id(key))
-            .cloned()
-            .unwrap_or_default()
+    pub fn vary(&self, key: &v1::Key) -> Arc<[String]> {
+        let known = self.vary.get(&key.source, &base_id(key), 0);
+        known.unwrap_or_default()
+    }
+
+    pub(super) fn whole(&self) -> &WholeAnswers {
+        &self.whole
+    }
+
+    /// One number for a text that clients choose.
+    #[must_use]
+    pub fn hash(&self, text: &str) -> u128 {
+        self.hasher.hash(text)
     }
 
     /// To be remembered before the origin, or the coordinator, is asked about a key.
@@ -189,26 +264,15 @@ impl Bindings {
         let key = entry.key.clone()?;
         let id = key_id(&key);
         if !freshness.vary.is_empty() {
-            let base = v1::Key {
-                variant: String::new(),
-                ..key
-            };
+            let vary = freshness.vary.as_slice().into();
             self.vary
-                .write()
-                .insert(key_id(&base), freshness.vary.clone());
+                .insert(&key.source, &base_id(&key), vary, i64::MAX, 0);
         }
-        self.negative.lock().remove(&id);
-        self.unstorable.lock().remove(&id);
-        let bound = Arc::new(Bound {
-            id: entry.id.parse().ok()?,
-            entry,
-            freshness,
-        });
+        self.negative.remove(&key.source, &id);
+        self.unstorable.remove(&key.source, &id);
+        let bound = Arc::new(Bound::new(entry.id.parse().ok()?, entry, freshness));
         let mut map = self.bound.write();
-        if map.len() >= MAX_KEYS
-            && !map.contains_key(&id)
-            && let Some(victim) = map.keys().next().cloned()
-        {
+        while let Some(victim) = map.victim() {
             map.remove(&victim);
             self.store.put_note(&note_key(&victim), None);
         }
@@ -221,11 +285,11 @@ impl Bindings {
     /// The next request for the key asks anew.
     pub fn unbind(&self, key: &v1::Key) {
         let id = key_id(key);
-        if self.bound.write().remove(&id).is_some() {
+        if self.bound.write().remove(&id) {
             self.store.put_note(&note_key(&id), None);
         }
-        self.negative.lock().remove(&id);
-        self.unstorable.lock().remove(&id);
+        self.negative.remove(&key.source, &id);
+        self.unstorable.remove(&key.source, &id);
         self.changed();
     }
 
@@ -239,6 +303,7 @@ impl Bindings {
         let hit: Vec<v1::Key> = {
             let bound = self.bound.read();
             let keys_of = bound
+                .by_id
                 .values()
                 .filter_map(|bound| Some((bound.id, bound.entry.key.clone()?)));
             keys_of
@@ -246,6 +311,8 @@ impl Bindings {
                 .map(|(_, held)| held)
                 .collect()
         };
+        self.whole
+            .forget(|held| keys.iter().any(|key| same(held, key)));
         for key in hit.iter().chain(keys) {
             invalidated.add(key);
             self.unbind(key);
@@ -255,9 +322,11 @@ impl Bindings {
     /// Forgets the keys whose entries are not of their source as it is registered now: it was
     /// pointed elsewhere, or removed.
     pub fn forget_foreign(&self, base_url_of: impl Fn(&str) -> Option<String>) {
+        // They are few, and whose they are is not known from them.
+        self.whole.forget(|_| true);
         let foreign: Vec<v1::Key> = {
             let bound = self.bound.read();
-            let keys = bound.values().filter_map(|bound| {
+            let keys = bound.by_id.values().filter_map(|bound| {
                 let key = bound.entry.key.clone()?;
                 let base_url = base_url_of(&key.source);
                 let is_ours = base_url.is_some_and(|base_url| belongs_to(&bound.entry, &base_url));
@@ -273,49 +342,36 @@ impl Bindings {
     }
 
     /// The origin has no such object, until then.
-    pub fn set_negative(&self, key: &v1::Key, status: u16, until_ms: i64) {
-        insert_bounded(&mut self.negative.lock(), key_id(key), (status, until_ms));
+    pub fn set_negative(&self, key: &v1::Key, status: u16, until_ms: i64, now_ms: i64) {
+        let id = key_id(key);
+        self.negative
+            .insert(&key.source, &id, status, until_ms, now_ms);
         self.changed();
     }
 
     #[must_use]
     pub fn negative(&self, key: &v1::Key, now_ms: i64) -> Option<u16> {
-        lookup(&mut self.negative.lock(), &key_id(key), now_ms)
+        self.negative.get(&key.source, &key_id(key), now_ms)
     }
 
     /// The key's answer can not be stored, for this reason.
     pub fn set_unstorable(&self, key: &v1::Key, why: &'static str, now_ms: i64) {
-        insert_bounded(
-            &mut self.unstorable.lock(),
-            key_id(key),
-            (why, now_ms + UNSTORABLE_MS),
-        );
+        let remembered_for = match why {
+            freshness::YOUNG => YOUNG_MS,
+            _ => UNSTORABLE_MS,
+        };
+        let (id, until_ms) = (key_id(key), now_ms + remembered_for);
+        self.unstorable
+            .insert(&key.source, &id, why, until_ms, now_ms);
         self.changed();
     }
 
     #[must_use]
     pub fn unstorable(&self, key: &v1::Key, now_ms: i64) -> Option<&'static str> {
-        lookup(&mut self.unstorable.lock(), &key_id(key), now_ms)
+        self.unstorable.get(&key.source, &key_id(key), now_ms)
     }
 }
 
 fn note_key(id: &str) -> Vec<u8> {
     [NOTE_PREFIX, id.as_bytes()].concat()
-}
-
-fn lookup<T: Copy>(map: &mut HashMap<String, (T, i64)>, id: &str, now_ms: i64) -> Option<T> {
-    let (value, until_ms) = *map.get(id)?;
-    if now_ms < until_ms {
-        return Some(value);
-    }
-    map.remove(id);
-    None
-}
-
-fn insert_bounded<T>(map: &mut HashMap<String, T>, id: String, value: T) {
-    // They live for seconds: forgetting all of them costs one request each.
-    if map.len() >= MAX_KEYS {
-        map.clear();
-    }
-    map.insert(id, value);
 }

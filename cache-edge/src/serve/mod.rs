@@ -4,6 +4,7 @@
 //! not known, the origin last. Only registered sources are ever asked. May not know hyper, the disk
 //! layout or the session's messages.
 
+mod ailing;
 mod asked_by_cluster;
 pub mod bindings;
 pub mod compare;
@@ -17,7 +18,10 @@ pub mod probe;
 mod questions;
 mod resume;
 pub mod revalidate;
+mod short_memory;
 mod unknown_key;
+mod whole;
+mod whole_answer;
 
 pub use bindings::{Bindings, Bound};
 pub use directory::{Directory, NoDirectory};

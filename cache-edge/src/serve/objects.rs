@@ -9,6 +9,7 @@ use chunkcache_proto::{Geometry, Level, v1};
 use http::HeaderMap;
 
 use super::{
+    ailing::{Advice, Ailing},
     bindings::{Bindings, Bound, key_id},
     directory::Directory,
     pass_through,
@@ -18,11 +19,12 @@ use super::{
     probe::Found,
     questions::{Asked, Questions},
     revalidate,
+    whole_answer::AS_A_WHOLE,
 };
 use crate::{
     availability::{Announce, DemandRegistry, DirectBytes, Flights, ReaderFactory},
     core::lookahead::MAX_RUN_CHUNKS,
-    upstream::{Catalogue, Client, Downloads, Order, Source, run::now_ms},
+    upstream::{Catalogue, Client, Downloads, Order, OriginError, Source, run::now_ms},
 };
 use chunk_store::{EntryFile, Store};
 use http_rules::freshness::{self, Verdict};
@@ -84,13 +86,18 @@ pub struct EdgeObjects(Arc<Inner>);
 struct Inner {
     parts: Parts,
     questions: Questions,
+    ailing: Ailing,
 }
 
 impl EdgeObjects {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let questions = Questions::new(parts.downloads.workers().clone());
-        Self(Arc::new(Inner { parts, questions }))
+        Self(Arc::new(Inner {
+            parts,
+            questions,
+            ailing: Ailing::default(),
+        }))
     }
 
     #[must_use]
@@ -152,6 +159,7 @@ impl EdgeObjects {
             age_seconds,
             freshness,
             cache_control: bound.freshness.cache_control.clone(),
+            fields: bound.fields.clone(),
             readers,
         }))
     }
@@ -179,6 +187,10 @@ impl EdgeObjects {
         if request.past_the_cache {
             return self.pass(&source, &key, request, "changing").await;
         }
+        let serves = source.mode() == v1::SourceMode::Serve;
+        if serves && let Some(kept) = self.find_whole(&source, &key, request).await {
+            return Ok(Resolution::PassThrough(kept));
+        }
         let (key, varies) = self.with_variant(&source, key, request);
         // Then the next request's headers may select something else.
         let by_headers = varies || source.config.forward_credentials;
@@ -187,7 +199,7 @@ impl EdgeObjects {
             return negative(status, true);
         }
         if let Some(why) = parts.bindings.unstorable(&key, now) {
-            return self.pass(&source, &key, request, why).await;
+            return self.unstorable(&source, &key, request, why).await;
         }
         let found = match parts.bindings.get(&key) {
             Some(bound) => self.confirmed(&source, &key, request, bound).await?,
@@ -204,7 +216,7 @@ impl EdgeObjects {
                 self.object(&bound, freshness, (!by_headers).then_some(seen))
             }
             Found::Negative(status) => negative(status, false),
-            Found::Unstorable(why) => self.pass(&source, &key, request, why).await,
+            Found::Unstorable(why) => self.unstorable(&source, &key, request, why).await,
         }
     }
 
@@ -260,12 +272,19 @@ impl EdgeObjects {
         match verdict {
             Verdict::Fresh => return Ok(Found::Object(bound, Freshness::Fresh)),
             Verdict::StaleWhileRevalidate => {
-                // Refused under load: the next request asks.
-                let _ = self.revalidation(source, key, request, bound.clone());
+                self.revalidate_beside(source, key, request, &bound);
                 return Ok(Found::Object(bound, Freshness::StaleMeanwhile));
             }
             Verdict::Stale if request.only_if_cached => return Err(ServeError::OnlyIfCached),
             Verdict::Stale => {}
+        }
+        if freshness::usable_on_error(&bound.freshness, &source.policy(), now)
+            && let Some(advice) = self.advice(source, key, now)
+        {
+            if advice == Advice::ServeStaleAndAsk {
+                self.revalidate_beside(source, key, request, &bound);
+            }
+            return Ok(Found::Object(bound, Freshness::StaleOnError));
         }
         let asked = match self.revalidation(source, key, request, bound.clone()) {
             Ok(asked) => asked.answer().await,
@@ -294,6 +313,46 @@ impl EdgeObjects {
         let parts = self.parts();
         let file = parts.store.entry(&bound.id);
         file.is_some_and(|file| parts.flights.is_changed(&file))
+    }
+
+    /// Nobody waits for the answer. Refused under load: the next request asks.
+    fn revalidate_beside(
+        &self,
+        source: &Arc<Source>,
+        key: &v1::Key,
+        request: &ObjectRequest,
+        bound: &Arc<Bound>,
+    ) {
+        if let Ok(asked) = self.revalidation(source, key, request, bound.clone()) {
+            self.parts().downloads.workers().spawn(async move {
+                // A question is given up once nobody waits for it.
+                let _ = asked.answer().await;
+            });
+        }
+    }
+
+    /// How a revalidation went, for all who would ask next.
+    pub(super) fn note_health(&self, source: &Source, key: &v1::Key, failed: Option<&OriginError>) {
+        let ailing = &self.0.ailing;
+        match failed {
+            Some(error) if error.is_transient() => {
+                ailing.failed(&key_id(key), now_ms());
+                if error.status().is_none() {
+                    ailing.failed(source.name(), now_ms());
+                }
+            }
+            Some(_) => {}
+            None => {
+                ailing.answered(&key_id(key));
+                ailing.answered(source.name());
+            }
+        }
+    }
+
+    fn advice(&self, source: &Source, key: &v1::Key, now_ms: i64) -> Option<Advice> {
+        let ailing = &self.0.ailing;
+        let of_source = ailing.advise(source.name(), now_ms);
+        of_source.or_else(|| ailing.advise(&key_id(key), now_ms))
     }
 
     fn revalidation(
@@ -342,8 +401,9 @@ impl EdgeObjects {
     where
         F: Future<Output = Result<Found, ServeError>> + Send + 'static,
     {
-        let id = question_id(key, selecting);
-        self.0.questions.ask(id, || self.settled(key), question)
+        let id = self.parts().bindings.hash(&question_id(key, selecting));
+        let settled = || self.settled(key);
+        self.0.questions.ask(&key.source, id, settled, question)
     }
 
     /// What needs neither the cluster nor the origin now.
@@ -358,6 +418,28 @@ impl EdgeObjects {
         let bound = bindings.get(key)?;
         let is_fresh = freshness::judge(&bound.freshness, now) == Verdict::Fresh;
         (is_fresh && !self.is_changed(&bound)).then_some(Found::Object(bound, Freshness::Fresh))
+    }
+
+    /// What is not kept in parts: as a whole, or not at all.
+    async fn unstorable(
+        &self,
+        source: &Arc<Source>,
+        key: &v1::Key,
+        request: &ObjectRequest,
+        why: &'static str,
+    ) -> Result<Resolution<ReaderFactory>, ServeError> {
+        // The headers that select are part of what is asked.
+        let base = v1::Key {
+            variant: String::new(),
+            ..key.clone()
+        };
+        if source.mode() == v1::SourceMode::Serve
+            && why == AS_A_WHOLE
+            && let Some(whole) = self.ask_for_whole(source, &base, request, why).await?
+        {
+            return Ok(Resolution::PassThrough(whole));
+        }
+        self.pass(source, key, request, why).await
     }
 
     async fn pass(
@@ -427,7 +509,7 @@ impl EdgeObjects {
     }
 }
 
-fn question_id(key: &v1::Key, selecting: &HeaderMap) -> String {
+pub(super) fn question_id(key: &v1::Key, selecting: &HeaderMap) -> String {
     let mut id = key_id(key);
     for (name, value) in selecting {
         id.push('\0');
@@ -470,14 +552,13 @@ impl Objects for EdgeObjects {
             ObjectName::Entry(id) => {
                 let parts = self.parts();
                 let bound = match parts.store.entry(&id) {
-                    Some(file) => Bound {
-                        id,
-                        entry: file.description().clone(),
-                        freshness: v1::Freshness {
+                    Some(file) => {
+                        let freshness = v1::Freshness {
                             validated_at_ms: file.description().created_at_ms,
                             ..v1::Freshness::default()
-                        },
-                    },
+                        };
+                        Bound::new(id, file.description().clone(), freshness)
+                    }
                     None => {
                         let binding = parts
                             .directory
@@ -485,11 +566,7 @@ impl Objects for EdgeObjects {
                             .await
                             .ok_or(ServeError::UnknownEntry(id))?;
                         let entry = binding.entry.ok_or(ServeError::UnknownEntry(id))?;
-                        Bound {
-                            id,
-                            entry,
-                            freshness: binding.freshness.unwrap_or_default(),
-                        }
+                        Bound::new(id, entry, binding.freshness.unwrap_or_default())
                     }
                 };
                 self.object(&Arc::new(bound), Freshness::Fresh, None)

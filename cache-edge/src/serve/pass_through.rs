@@ -167,6 +167,7 @@ pub async fn pass_through(
             ended: request.head_only,
         }),
         why,
+        status_words: None,
     })
 }
 
@@ -240,9 +241,20 @@ fn is_unasked(status: StatusCode, asked: &HeaderMap) -> bool {
     }
 }
 
-struct ChannelBody {
+/// A body that comes through a channel. Its end is an empty piece: a sender that is gone without one
+/// is no end.
+pub(super) struct ChannelBody {
     receiver: mpsc::Receiver<Result<Bytes, ReadError>>,
     ended: bool,
+}
+
+impl ChannelBody {
+    pub fn new(receiver: mpsc::Receiver<Result<Bytes, ReadError>>) -> Self {
+        Self {
+            receiver,
+            ended: false,
+        }
+    }
 }
 
 impl http_body::Body for ChannelBody {

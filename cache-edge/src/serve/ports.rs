@@ -9,6 +9,7 @@ use bytes::Bytes;
 use chunkcache_proto::ByteRange;
 
 use chunk_store::{ChunkPin, EntryFile};
+use http_rules::cache_status::CacheStatus;
 
 /// A request for an object, after the HTTP room has parsed it.
 #[derive(Clone, Debug)]
@@ -76,6 +77,8 @@ pub struct Object<R> {
     /// The origin's directives, for caches nearer to the client (RFC 9111, 5.2); empty: it gave
     /// none.
     pub cache_control: String,
+    /// Other fields of the origin's answer, for clients.
+    pub fields: Arc<http::HeaderMap>,
     /// Opens a reader over a range of it. Dropping the reader withdraws its demand.
     pub readers: R,
     /// By which the same target on the same connection need not be resolved again; none: it has to
@@ -183,6 +186,8 @@ pub struct PassThrough {
     pub body: PassBody,
     /// For `Cache-Status` `detail`.
     pub why: &'static str,
+    /// `Cache-Status` of an answer that was kept, or will be; none: it passes by the cache.
+    pub status_words: Option<CacheStatus>,
 }
 
 /// Ends with an error when the origin's body ended short, so that the client's does too.

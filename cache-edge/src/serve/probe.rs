@@ -13,6 +13,8 @@ use super::{
     objects::EdgeObjects,
     pass_through, patience,
     ports::{FirstBytes, Freshness, ObjectRequest, ServeError},
+    whole::MAX_OBJECT_BYTES,
+    whole_answer::AS_A_WHOLE,
 };
 use crate::upstream::{
     Order, OriginError, Response, Source, Turn,
@@ -20,7 +22,7 @@ use crate::upstream::{
     run::{Opened, now_ms},
 };
 use http_rules::content_range::{self, ContentRange};
-use http_rules::freshness;
+use http_rules::{fields, freshness};
 
 /// As the coordinator's requests for a lookahead.
 const PROBE_STEP_CHUNKS: u64 = 4;
@@ -172,21 +174,31 @@ async fn attempt(
                 Some(_) => Ask::Head,
             }))
         }
-        // With its challenge, which is not the edge's to make up (RFC 9110, 15.5.2).
-        StatusCode::UNAUTHORIZED => Ok(Next::Found(Found::Unstorable("unauthorized"))),
+        status
+            if answer::may_refuse_range(status) && matches!(ask, Ask::From(_) | Ask::Last(_)) =>
+        {
+            Ok(Next::AskAgain(Ask::Head))
+        }
         StatusCode::PROXY_AUTHENTICATION_REQUIRED => Err(OriginError::Protocol(
             "it asks for credentials as a proxy does".into(),
         )),
-        status if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => {
-            match answer::status_error(status, &response.headers, now_ms()).into() {
-                OriginError::Refused { status } => {
-                    Ok(Next::Found(refused(objects, source, key, since, status)?))
-                }
-                error => Err(error),
-            }
+        status if is_refusal(status) => {
+            let headers = &response.headers;
+            let found = refused(objects, source, key, since, status, headers)?;
+            Ok(Next::Found(found))
         }
+        // No object in parts, and yet an answer; what was asked for in it says nothing of it.
+        StatusCode::NON_AUTHORITATIVE_INFORMATION
+        | StatusCode::NO_CONTENT
+        | StatusCode::MULTIPLE_CHOICES => Ok(Next::Found(Found::Unstorable(AS_A_WHOLE))),
         status => Err(answer::status_error(status, &response.headers, now_ms()).into()),
     }
+}
+
+/// What asking again does not change.
+fn is_refusal(status: StatusCode) -> bool {
+    let may_pass = matches!(status.as_u16(), 408 | 425 | 429);
+    (status.is_client_error() && !may_pass) || status == StatusCode::NOT_IMPLEMENTED
 }
 
 fn unsatisfied_size(headers: &HeaderMap) -> Option<u64> {
@@ -196,22 +208,38 @@ fn unsatisfied_size(headers: &HeaderMap) -> Option<u64> {
     }
 }
 
-/// 404 and 410 are remembered for seconds; the others (401, 403, ...) concern this moment.
+/// 404, 410 and 451 end the object and are remembered for seconds, or as they say; the others (403,
+/// 405, ...) concern this moment, unless they say for how long. A 401 is handed through with its
+/// challenge, which is not the edge's to make up (RFC 9110, 15.5.2).
 pub(super) fn refused(
     objects: &EdgeObjects,
     source: &Source,
     key: &v1::Key,
     since: Moment,
-    status: u16,
+    status: StatusCode,
+    headers: &HeaderMap,
 ) -> Result<Found, OriginError> {
-    if matches!(status, 404 | 410) {
-        let parts = objects.parts();
-        let until_ms =
-            now_ms() + i64::from(freshness::negative_ttl_seconds(&source.policy())) * 1000;
+    if status == StatusCode::UNAUTHORIZED {
+        return Ok(Found::Unstorable("unauthorized"));
+    }
+    let (parts, now, status) = (objects.parts(), now_ms(), status.as_u16());
+    let facts = answer::facts(
+        headers,
+        &answer::describe(StatusCode::NOT_FOUND, headers, now),
+    );
+    let ahead_ms = parts.downloads.fetcher().counters.clock_ahead_ms();
+    let facts = facts.on_clock_ahead(ahead_ms);
+    let is_end = matches!(status, 404 | 410 | 451);
+    let is_explicit = freshness::freshness_of_whole(status, &facts, &source.policy(), now);
+    if is_end || is_explicit.is_some() {
+        let lifetime_ms = freshness::negative_lifetime_ms(&facts, &source.policy(), now);
+        let until_ms = now.saturating_add(lifetime_ms);
         let remember = || {
-            parts.bindings.unbind(key);
-            parts.bindings.set_negative(key, status, until_ms);
-            parts.announce.negative(key, status, until_ms);
+            if is_end {
+                parts.bindings.unbind(key);
+                parts.announce.negative(key, status, until_ms);
+            }
+            parts.bindings.set_negative(key, status, until_ms, now);
         };
         parts
             .bindings
@@ -232,7 +260,10 @@ fn ranged(
 ) -> Result<Next, OriginError> {
     let (range, size) = answer::satisfied(&response.headers)?;
     let as_asked = match (ask, size) {
-        (Ask::From(asked), Some(size)) => range == asked.intersect(ByteRange::new(0, size)),
+        (Ask::From(asked), Some(size)) => {
+            let asked = asked.intersect(ByteRange::new(0, size));
+            range == asked || answer::is_shorter(range, asked)
+        }
         (Ask::Last(count), Some(size)) => range == ByteRange::new(size.saturating_sub(count), size),
         (Ask::Head, _) => range == ByteRange::new(0, 1),
         // Without a size nothing is stored; the client's own request is handed through.
@@ -321,15 +352,25 @@ pub(super) fn register<'a>(
 ) -> Result<Result<Arc<Bound>, &'static str>, OriginError> {
     let parts = objects.parts();
     let now = now_ms();
-    let described = answer::describe(status, headers);
-    let facts = answer::facts(headers, &described);
+    let described = answer::describe(status, headers, now);
+    let ahead_ms = parts.downloads.fetcher().counters.clock_ahead_ms();
+    let facts = answer::facts(headers, &described).on_clock_ahead(ahead_ms);
     let refuse = |why| {
         parts.bindings.unbind(key);
         parts.bindings.set_unstorable(key, why, now);
         Ok(Err(why))
     };
     if let Err(why) = freshness::storable(&facts) {
-        return refuse(why);
+        let is_small = facts
+            .size
+            .is_none_or(|size| size <= MAX_OBJECT_BYTES as u64);
+        let in_one = is_small && matches!(why, "no-validator" | "unknown-length");
+        let fresh = freshness::freshness_of_whole(200, &facts, &source.policy(), now);
+        return refuse(if in_one && fresh.is_some() {
+            AS_A_WHOLE
+        } else {
+            why
+        });
     }
     let (Some(size), Some(validator)) = (described.size, described.validator) else {
         return refuse("no-validator");
@@ -365,7 +406,8 @@ pub(super) fn register<'a>(
         created_at_ms: now,
         pinned: false,
     };
-    let fresh = freshness::freshness(&facts, &source.policy(), now);
+    let mut fresh = freshness::freshness(&facts, &source.policy(), now);
+    fresh.fields = fields::kept(headers);
     let take_in = || {
         parts.announce.observed(&entry, &fresh);
         if let Some(file) = parts.store.entry(&id) {

@@ -1,7 +1,7 @@
 //! Questions to the cluster and to origins: each is asked once at a time, whoever waits for its
 //! answer.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -10,67 +10,149 @@ use tracing::{Instrument as _, Span};
 use super::{ports::ServeError, probe::Found};
 use crate::worker_pool::Workers;
 
-/// Under way at a time. More are refused: each holds connections and goes on when who asked has
-/// left.
-const MAX_QUESTIONS: usize = 256;
+/// Under way at a time. More are refused: each holds a connection.
+const MAX_QUESTIONS: usize = 1_024;
+/// So many a source has in any case.
+const MIN_OF_SOURCE: usize = 16;
+/// So long a question goes on when its askers have left: a player that seeks asks again at once.
+const LEFT_FOR: Duration = Duration::from_secs(1);
 
 type Answer = Result<Found, ServeError>;
+type Sender = watch::Sender<Option<Answer>>;
 type Pending = watch::Receiver<Option<Answer>>;
+
+/// Whether a source may have one more: half of what the others leave, so that one that hangs never
+/// takes the last.
+fn may_ask(of_source: usize, all: usize) -> bool {
+    let left = MAX_QUESTIONS.saturating_sub(all - of_source);
+    of_source < MIN_OF_SOURCE.max(left / 2)
+}
+
+#[derive(Default)]
+struct UnderWay {
+    by_id: HashMap<u128, Arc<Sender>>,
+    of_source: HashMap<String, usize>,
+}
+
+type Shared = Arc<Mutex<UnderWay>>;
+
+/// One that is under way; it is over when this is dropped, also with its runtime.
+struct Question {
+    under_way: Shared,
+    id: u128,
+    source: String,
+    sender: Arc<Sender>,
+}
+
+impl Question {
+    /// Nobody waits, and from now on nobody can.
+    fn gives_up(&self) -> bool {
+        let mut under_way = self.under_way.lock();
+        let is_left = self.sender.is_closed();
+        if is_left {
+            under_way.by_id.remove(&self.id);
+        }
+        is_left
+    }
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        let mut under_way = self.under_way.lock();
+        let present = under_way.by_id.get(&self.id);
+        if present.is_some_and(|present| Arc::ptr_eq(present, &self.sender)) {
+            under_way.by_id.remove(&self.id);
+        }
+        if let Some(count) = under_way.of_source.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                under_way.of_source.remove(&self.source);
+            }
+        }
+    }
+}
 
 /// Those under way, by what is asked.
 pub(super) struct Questions {
     workers: Workers,
-    asking: Arc<Mutex<HashMap<String, Pending>>>,
+    under_way: Shared,
 }
 
 impl Questions {
-    /// They run on `workers` and outlive who asked.
+    /// They run on `workers`.
     pub fn new(workers: Workers) -> Self {
         Self {
             workers,
-            asking: Arc::default(),
+            under_way: Arc::default(),
         }
     }
 
-    /// Joins the question if it is under way, else asks it. It goes on when its askers leave: what
-    /// it finds is kept.
+    /// Joins the question if it is under way, else asks it. It is given up a moment after its last
+    /// asker left.
     ///
     /// `settled`: the answer, if there is one by now. Looked at once no question is under way,
     /// because who asks looked before that: one that ended in between would be asked again.
     pub fn ask<F>(
         &self,
-        id: String,
+        source: &str,
+        id: u128,
         settled: impl FnOnce() -> Option<Found>,
         question: impl FnOnce() -> F,
     ) -> Result<Asked, ServeError>
     where
         F: Future<Output = Answer> + Send + 'static,
     {
-        let mut asking = self.asking.lock();
-        if let Some(pending) = asking.get(&id)
-            // A sender that is gone without an answer was cut off with its runtime.
-            && pending.has_changed().is_ok()
-        {
-            return Ok(Asked::Joined(pending.clone()));
+        let mut under_way = self.under_way.lock();
+        if let Some(sender) = under_way.by_id.get(&id) {
+            return Ok(Asked::Joined(sender.subscribe()));
         }
         if let Some(found) = settled() {
             return Ok(Asked::Settled(found));
         }
-        if asking.len() >= MAX_QUESTIONS {
+        let all = under_way.by_id.len();
+        let of_source = under_way.of_source.get(source).copied().unwrap_or(0);
+        if !may_ask(of_source, all) {
             return Err(ServeError::Overloaded("questions to origins are under way"));
         }
         let (sender, receiver) = watch::channel(None);
-        asking.insert(id.clone(), receiver.clone());
-        drop(asking);
-        let (asking, answer) = (Arc::clone(&self.asking), question());
+        let sender = Arc::new(sender);
+        under_way.by_id.insert(id, sender.clone());
+        under_way.of_source.insert(source.to_owned(), of_source + 1);
+        drop(under_way);
+        let asking = Question {
+            under_way: Arc::clone(&self.under_way),
+            id,
+            source: source.to_owned(),
+            sender: sender.clone(),
+        };
+        let answer = question();
         let asked = async move {
-            let found = answer.await;
-            asking.lock().remove(&id);
+            let mut answer = std::pin::pin!(answer);
+            let found = loop {
+                tokio::select! {
+                    found = answer.as_mut() => break found,
+                    () = left(&sender) => if asking.gives_up() {
+                        return;
+                    },
+                }
+            };
+            drop(asking);
             let _ = sender.send(Some(found));
         };
         let asked = asked.instrument(Span::current());
         self.workers.spawn(asked);
         Ok(Asked::First(receiver))
+    }
+}
+
+/// When nobody has waited for a while.
+async fn left(sender: &Sender) {
+    loop {
+        sender.closed().await;
+        tokio::time::sleep(LEFT_FOR).await;
+        if sender.is_closed() {
+            return;
+        }
     }
 }
 
@@ -125,22 +207,22 @@ mod tests {
     async fn who_asks_the_same_waits_for_the_same_answer() {
         let (questions, go_on) = (questions(), Arc::new(Notify::new()));
         let count = Arc::new(AtomicU16::new(0));
-        let ask = |id: &str| {
+        let ask = |id: u128| {
             let (go_on, count) = (Arc::clone(&go_on), Arc::clone(&count));
             let question = || async move {
                 let number = count.fetch_add(1, Ordering::SeqCst);
                 go_on.notified().await;
                 Ok(Found::Negative(number))
             };
-            questions.ask(id.into(), unsettled, question).unwrap()
+            questions.ask("films", id, unsettled, question).unwrap()
         };
-        let (first, second, other) = (ask("a"), ask("a"), ask("b"));
+        let (first, second, other) = (ask(1), ask(1), ask(2));
         assert!(matches!(first, Asked::First(_)) && matches!(second, Asked::Joined(_)));
         tokio::task::yield_now().await;
         go_on.notify_waiters();
         assert_eq!((number(first).await, number(second).await), (0, 0));
         assert_eq!(number(other).await, 1);
-        assert!(matches!(ask("a"), Asked::First(_)), "it is over");
+        assert!(matches!(ask(1), Asked::First(_)), "it is over");
     }
 
     /// Between the look of who asks and the question another one may have ended: what it found is
@@ -149,34 +231,61 @@ mod tests {
     async fn what_is_settled_by_now_is_not_asked_again() {
         let questions = questions();
         let settled = || {
-            assert!(questions.asking.try_lock().is_none(), "one may end here");
+            assert!(questions.under_way.try_lock().is_none(), "one may end here");
             Some(Found::Negative(7))
         };
         let question = || async { unreachable!("it was asked again") };
-        let asked = questions.ask("a".into(), settled, question).unwrap();
+        let asked = questions.ask("films", 1, settled, question).unwrap();
         assert_eq!(number(asked).await, 7);
-        assert!(questions.asking.lock().is_empty());
+        assert!(questions.under_way.lock().by_id.is_empty());
     }
 
     #[tokio::test]
-    async fn there_is_a_limit_and_room_again_behind_it() {
+    async fn a_source_that_hangs_leaves_places_to_the_others() {
         let (questions, (end, ended)) = (questions(), watch::channel(false));
-        let ask = |id: usize| {
+        let ask = |source: &str, id: u128| {
             let mut ended = ended.clone();
             let question = || async move {
                 ended.wait_for(|ended| *ended).await.unwrap();
                 Ok(Found::Negative(0))
             };
-            questions.ask(id.to_string(), unsettled, question)
+            questions.ask(source, id, unsettled, question)
         };
-        let asked: Vec<Asked> = (0..MAX_QUESTIONS).map(|id| ask(id).unwrap()).collect();
-        assert!(matches!(ask(MAX_QUESTIONS), Err(ServeError::Overloaded(_))));
-        assert!(ask(0).is_ok(), "to wait for one costs nothing");
+        let mut asked = Vec::new();
+        let mut id = 0;
+        for source in ["hung", "hung-too", "third"] {
+            while let Ok(question) = ask(source, id) {
+                asked.push(question);
+                id += 1;
+            }
+            assert!(asked.len() < MAX_QUESTIONS);
+        }
+        assert!(asked.len() > 300);
+        assert!(ask("hung", 0).is_ok(), "to wait for one costs nothing");
+        let other = ask("other", id).unwrap();
         end.send_replace(true);
         for asked in asked {
             number(asked).await;
         }
-        assert!(ask(MAX_QUESTIONS).is_ok());
+        number(other).await;
+        assert!(questions.under_way.lock().of_source.is_empty());
+        assert!(ask("hung", 0).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_its_askers_left_is_given_up() {
+        let questions = questions();
+        let forever = || std::future::pending::<Answer>();
+        let first = questions.ask("films", 1, unsettled, forever).unwrap();
+        drop(first);
+        tokio::time::sleep(LEFT_FOR / 2).await;
+        let second = questions.ask("films", 1, unsettled, forever).unwrap();
+        assert!(matches!(second, Asked::Joined(_)), "not at once");
+        tokio::time::sleep(LEFT_FOR * 2).await;
+        assert_eq!(questions.under_way.lock().by_id.len(), 1);
+        drop(second);
+        tokio::time::sleep(LEFT_FOR * 2).await;
+        assert!(questions.under_way.lock().by_id.is_empty());
     }
 
     #[test]
@@ -185,13 +294,13 @@ mod tests {
         let (lost, present) = (runtime().unwrap(), runtime().unwrap());
         let mut questions = Questions::new(Workers::of(lost.handle().clone()));
         let forever = || std::future::pending::<Answer>();
-        let asked = questions.ask("a".into(), unsettled, forever).unwrap();
+        let asked = questions.ask("films", 1, unsettled, forever).unwrap();
         drop(lost);
         let answer = present.block_on(asked.answer());
         assert!(matches!(answer, Err(ServeError::Internal(_))));
         questions.workers = Workers::of(present.handle().clone());
         let question = || async { Ok(Found::Negative(3)) };
-        let asked = questions.ask("a".into(), unsettled, question).unwrap();
+        let asked = questions.ask("films", 1, unsettled, question).unwrap();
         assert_eq!(present.block_on(number(asked)), 3);
     }
 }

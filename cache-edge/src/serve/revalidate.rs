@@ -13,7 +13,11 @@ use super::{
     probe::{Found, refused, register},
 };
 use crate::upstream::{OriginError, Response, Source, Turn, answer, run::now_ms};
-use http_rules::{freshness, validator};
+use http_rules::{
+    fields, freshness,
+    origin_answer::{Revalidation, judge_revalidation},
+    validator,
+};
 
 /// A reader is held for this long at most where the stale object may be served instead.
 const PATIENCE_WITH_STALE: Duration = Duration::from_secs(3);
@@ -38,6 +42,7 @@ pub async fn revalidate(
     } else {
         patience::ask(source, counters, asking).await
     };
+    objects.note_health(source, key, result.as_ref().err());
     result.map_err(|error| pass_through::serve_error(&error))
 }
 
@@ -70,19 +75,23 @@ async fn ask(
     let mut response = client
         .get(source, url.clone(), &headers, Turn::Viewer)
         .await?;
-    if response.status == StatusCode::NOT_MODIFIED
-        && answer::names_another(&response.headers, &bound.entry)
-    {
+    let again = match judge_revalidation(response.status) {
+        Revalidation::Confirmed if answer::names_another(&response.headers, &bound.entry) => {
+            Some(unconditional)
+        }
+        // The object is empty by now, or the origin does not like the range.
+        Revalidation::Unsatisfied => Some(forwarded.clone()),
+        _ => None,
+    };
+    if let Some(headers) = again {
         // Its connection first: the origin may allow only one.
         drop(response);
-        response = client
-            .get(source, url, &unconditional, Turn::Viewer)
-            .await?;
+        response = client.get(source, url, &headers, Turn::Viewer).await?;
     }
-    match response.status {
-        StatusCode::NOT_MODIFIED => refreshed(objects, source, bound, since, &response),
-        StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
-            let described = answer::describe(response.status, &response.headers);
+    match judge_revalidation(response.status) {
+        Revalidation::Confirmed => refreshed(objects, source, bound, since, &response),
+        Revalidation::Object => {
+            let described = answer::describe(response.status, &response.headers, now_ms());
             if described.validator.as_deref() == Some(bound.entry.validator.as_str())
                 && described.size == Some(bound.entry.size)
             {
@@ -110,10 +119,13 @@ async fn ask(
                 Err(why) => Ok(Found::Unstorable(why)),
             }
         }
-        status if matches!(status.as_u16(), 404 | 410) => {
-            refused(objects, source, key, since, status.as_u16())
+        Revalidation::Gone | Revalidation::Refused => {
+            let (status, headers) = (response.status, &response.headers);
+            refused(objects, source, key, since, status, headers)
         }
-        status => Err(answer::status_error(status, &response.headers, now_ms()).into()),
+        Revalidation::Unsatisfied | Revalidation::Failed => {
+            Err(answer::status_error(response.status, &response.headers, now_ms()).into())
+        }
     }
 }
 
@@ -127,10 +139,13 @@ fn refreshed(
 ) -> Result<Found, OriginError> {
     let parts = objects.parts();
     let headers = &response.headers;
-    let mut described = answer::describe(StatusCode::NOT_MODIFIED, headers);
+    let mut described = answer::describe(StatusCode::NOT_MODIFIED, headers, now_ms());
     described.size = Some(bound.entry.size);
     described.validator = Some(bound.entry.validator.clone());
-    let mut facts = answer::facts(headers, &described);
+    let ahead_ms = parts.downloads.fetcher().counters.clock_ahead_ms();
+    let mut facts = answer::facts(headers, &described).on_clock_ahead(ahead_ms);
+    let kept = fields::refreshed(&bound.freshness.fields, headers);
+    facts.targeted = freshness::targeted(&kept);
     if !headers.contains_key(header::CACHE_CONTROL) && !headers.contains_key(header::EXPIRES) {
         facts
             .cache_control
@@ -140,7 +155,8 @@ fn refreshed(
         facts.vary.clone_from(&bound.freshness.vary);
     }
     debug_assert!(validator::is_strong(&bound.entry.etag) || !bound.entry.last_modified.is_empty());
-    let fresh = freshness::freshness(&facts, &source.policy(), now_ms());
+    let mut fresh = freshness::freshness(&facts, &source.policy(), now_ms());
+    fresh.fields = kept;
     let take_in = || {
         parts.announce.observed(&bound.entry, &fresh);
         if let Some(file) = parts.store.entry(&bound.id) {

@@ -64,7 +64,9 @@ impl EdgeObjects {
             }
             Some(Outcome::Negative(negative)) => {
                 let status = u16::try_from(negative.http_status).unwrap_or(404);
-                let remember = || parts.bindings.set_negative(key, status, negative.until_ms);
+                let now = now_ms();
+                let until_ms = now + i64::from(negative.valid_for_ms);
+                let remember = || parts.bindings.set_negative(key, status, until_ms, now);
                 let remembered = parts.bindings.unless_invalidated(since, key, remember);
                 if remembered.is_some() {
                     return Ok(Found::Negative(status));
@@ -86,7 +88,10 @@ impl EdgeObjects {
         request: &ObjectRequest,
     ) -> Result<Found, ServeError> {
         let found = probe::probe(self, source, key, request).await;
-        let is_told = matches!(&found, Ok(Found::Object(..) | Found::Negative(404 | 410)));
+        let is_told = matches!(
+            &found,
+            Ok(Found::Object(..) | Found::Negative(404 | 410 | 451))
+        );
         if !is_told {
             // Nothing to remember, but the question is over: other edges need not wait for its
             // lease to end.

@@ -1,13 +1,13 @@
 //! What fetches count, for metrics and for what the edge tells of itself.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
     time::Duration,
 };
 
 use chunkcache_proto::{Level, v1};
 use prometheus_client::{
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 use service_kit::metrics::LATENCY_SECONDS;
@@ -42,6 +42,9 @@ pub struct Counters {
     /// In record mode: bytes of answers compared with what is stored, and answers that differed.
     pub compared_bytes: AtomicU64,
     pub mismatches: AtomicU64,
+    /// How far this machine's clock is ahead of the coordinator's, in milliseconds.
+    clock_ahead_ms: AtomicI64,
+    clock_ahead: Gauge<f64, AtomicU64>,
     waits: Waits,
     failures: Family<Labels, Counter>,
     removed: Family<Labels, Counter>,
@@ -65,6 +68,11 @@ impl Counters {
             self.waits.0.clone(),
         );
         registry.register(
+            "clock_skew_seconds",
+            "How far this machine's clock was ahead of the coordinator's when the session began",
+            self.clock_ahead.clone(),
+        );
+        registry.register(
             "fetch_failures",
             "Fetches given up, by whose fault it was",
             self.failures.clone(),
@@ -74,6 +82,17 @@ impl Counters {
             "Chunks taken out of the store, by reason",
             self.removed.clone(),
         );
+    }
+
+    pub fn set_clock_ahead(&self, ahead_ms: i64) {
+        self.clock_ahead_ms.store(ahead_ms, Ordering::Relaxed);
+        self.clock_ahead.set(ahead_ms as f64 / 1_000.0);
+    }
+
+    /// By which the origin's dates are moved before they are compared with this machine's clock.
+    #[must_use]
+    pub fn clock_ahead_ms(&self) -> i64 {
+        self.clock_ahead_ms.load(Ordering::Relaxed)
     }
 
     /// A chunk came to its end so long after it was ordered.

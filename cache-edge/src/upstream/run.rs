@@ -5,7 +5,7 @@
 //! end. Writes block, so this runs on the fetch runtime only.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, LazyLock, atomic::Ordering},
     time::Duration,
 };
 
@@ -472,8 +472,15 @@ fn store_failure(error: &FlightError) -> Failure {
 /// The wall clock, in milliseconds since the epoch.
 #[must_use]
 pub fn now_ms() -> i64 {
-    let since = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+    /// The wall clock is read once: what is fresh does not become stale, or young again, because
+    /// somebody set it.
+    static STARTED: LazyLock<(std::time::Instant, i64)> = LazyLock::new(|| {
+        let since = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        let at = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
+        (std::time::Instant::now(), at)
+    });
+    let (begun, at) = *STARTED;
+    at.saturating_add(i64::try_from(begun.elapsed().as_millis()).unwrap_or(i64::MAX))
 }

@@ -234,6 +234,7 @@ impl Objects for TestObjects {
             age_seconds: 7,
             freshness: object.freshness,
             cache_control: String::new(),
+            fields: Arc::default(),
             readers: object,
         }))
     }
@@ -265,6 +266,7 @@ fn pass_through(head_only: bool, length: Option<u64>, clean: bool) -> PassThroug
         headers,
         body,
         why: "no validator",
+        status_words: None,
     }
 }
 

@@ -80,6 +80,8 @@ pub enum Act {
     Raw(Vec<u8>),
     /// As [`Act::Serve`] of the version there was when the request came, once this is notified.
     Held(Arc<Notify>),
+    /// At most so many bytes of a range, consistently announced.
+    ShortPart(u64),
     /// Nothing, until the other side closes.
     Hang,
 }
@@ -223,7 +225,10 @@ impl Origin {
             );
             return stream.write_all(text.as_bytes()).await.is_ok();
         }
-        let (start, end) = asked.unwrap_or((0, size));
+        let (start, mut end) = asked.unwrap_or((0, size));
+        if let Act::ShortPart(most) = act {
+            end = end.min(start + most);
+        }
         let content_range = match &act {
             Act::ContentRange(text) => text.clone(),
             _ => format!("bytes {start}-{}/{size}", end.max(1) - 1),
@@ -417,6 +422,16 @@ impl TestEdge {
             .await
             .unwrap();
         drop(self.fetch.take());
+    }
+
+    /// Registers a source for each.
+    pub fn set_sources(&self, sources: &[(&str, &Origin)]) {
+        let sources = sources.iter().map(|(name, origin)| v1::Source {
+            name: (*name).into(),
+            base_url: format!("http://{}/library", origin.address),
+            ..v1::Source::default()
+        });
+        let _ = notes::set_sources(&self.edge.store, &self.edge.catalogue, sources.collect());
     }
 
     pub async fn get(&self, path: &str, range: Option<&str>) -> Answer {

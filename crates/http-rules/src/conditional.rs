@@ -4,10 +4,12 @@ use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderValue, header};
 
+use crate::validator::quoted;
+
 /// What can be compared of the selected representation.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Validators<'a> {
-    /// As in the `ETag` header, quotes and `W/` included.
+    /// As in the origin's `ETag`, `W/` included; one without quotes is compared as if it had them.
     pub etag: Option<&'a str>,
     /// As in the `Last-Modified` header.
     pub last_modified: Option<&'a str>,
@@ -86,13 +88,13 @@ fn if_range_holds(headers: &HeaderMap, validators: Validators<'_>) -> bool {
 
 /// RFC 9110, 8.8.3.2: equal, and neither is weak.
 fn strong_match(asked: &str, is: Option<&str>) -> bool {
-    is.is_some_and(|is| !asked.starts_with("W/") && !is.starts_with("W/") && asked == is)
+    is.is_some_and(|is| !asked.starts_with("W/") && !is.starts_with("W/") && asked == quoted(is))
 }
 
 /// Equal but for the `W/`.
 fn weak_match(asked: &str, is: Option<&str>) -> bool {
     let opaque = |tag: &str| tag.strip_prefix("W/").unwrap_or(tag).to_owned();
-    is.is_some_and(|is| opaque(asked) == opaque(is))
+    is.is_some_and(|is| opaque(asked) == opaque(&quoted(is)))
 }
 
 /// `*`, or a tag of the list for which `matches` holds. What follows something malformed is not

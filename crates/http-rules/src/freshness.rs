@@ -6,6 +6,8 @@
 use chunkcache_proto::v1;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
+/// The field that speaks to caches that are none of the client's (RFC 9213).
+pub const TARGETED: &str = "cdn-cache-control";
 /// Where neither the origin nor the policy gives a lifetime.
 const DEFAULT_TTL_SECONDS: u32 = 60;
 /// Where the policy says nothing: an unreachable origin is not a deleted object.
@@ -29,6 +31,24 @@ pub struct CacheControl {
     pub stale_while_revalidate: Option<u64>,
 }
 
+impl AnswerFacts {
+    fn control(&self) -> CacheControl {
+        CacheControl::parse(match self.targeted.trim() {
+            "" => &self.cache_control,
+            targeted => targeted,
+        })
+    }
+
+    /// The origin's dates on a clock that is ahead by so much.
+    #[must_use]
+    pub fn on_clock_ahead(mut self, by_ms: i64) -> Self {
+        for date in [&mut self.date_ms, &mut self.expires_ms] {
+            *date = date.map(|date| date.saturating_add(by_ms));
+        }
+        self
+    }
+}
+
 impl CacheControl {
     /// All field lines joined by commas. Unknown directives are ignored; of a repeated one the more
     /// restrictive value counts; an argument that is no number makes the answer stale at once (RFC
@@ -45,10 +65,10 @@ impl CacheControl {
             let least = |old: Option<u64>| Some(old.map_or_else(delta, |old| old.min(delta())));
             match name.to_ascii_lowercase().as_str() {
                 "no-store" => parsed.no_store = true,
-                // With field names they concern only those fields; treating all of the answer so is
-                // the safe reading.
-                "private" => parsed.private = true,
-                "no-cache" => parsed.no_cache = true,
+                // With field names they concern only those fields, which are not kept: see
+                // `named_fields`.
+                "private" => parsed.private |= argument.is_none(),
+                "no-cache" => parsed.no_cache |= argument.is_none(),
                 "must-revalidate" | "proxy-revalidate" => parsed.must_revalidate = true,
                 "public" => parsed.public = true,
                 "max-age" => parsed.max_age = least(parsed.max_age),
@@ -64,6 +84,19 @@ impl CacheControl {
     }
 }
 
+/// The fields that `no-cache="…"` and `private="…"` name, in lower case (RFC 9111, 5.2.2.4 and
+/// 5.2.2.7).
+pub fn named_fields(cache_control: &str) -> impl Iterator<Item = String> + '_ {
+    let directives = split_outside_quotes(cache_control).filter_map(|it| it.split_once('='));
+    let naming = directives.filter(|(name, _)| {
+        let name = name.trim();
+        name.eq_ignore_ascii_case("no-cache") || name.eq_ignore_ascii_case("private")
+    });
+    naming
+        .flat_map(|(_, names)| names.trim().trim_matches('"').split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+}
+
 fn split_outside_quotes(value: &str) -> impl Iterator<Item = &str> {
     let mut quoted = false;
     value.split(move |c| {
@@ -74,7 +107,8 @@ fn split_outside_quotes(value: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-fn delta_seconds(text: &str) -> u64 {
+/// A number of seconds; what is none is 0, one beyond all bounds is 2³¹ (RFC 9111, 1.2.2).
+pub(crate) fn delta_seconds(text: &str) -> u64 {
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
         return 0;
     }
@@ -88,6 +122,9 @@ fn delta_seconds(text: &str) -> u64 {
 pub struct AnswerFacts {
     /// All `Cache-Control` lines joined by commas.
     pub cache_control: String,
+    /// The same of `CDN-Cache-Control`, which speaks to caches like this one (RFC 9213): where it is
+    /// there, `Cache-Control` and `Expires` say nothing.
+    pub targeted: String,
     pub pragma_no_cache: bool,
     pub expires_ms: Option<i64>,
     /// An `Expires` that is no date means: already expired (RFC 9111, 5.3).
@@ -98,6 +135,8 @@ pub struct AnswerFacts {
     pub vary: Vec<String>,
     /// A strong ETag or a Last-Modified.
     pub has_validator: bool,
+    /// It will have one in a second: see [`crate::validator::is_date_strong`].
+    pub is_young: bool,
     pub size: Option<u64>,
     /// `Content-Encoding` other than identity.
     pub encoded: bool,
@@ -105,9 +144,12 @@ pub struct AnswerFacts {
     pub with_authorization: bool,
 }
 
+/// Why an answer is not stored now and may be in a second.
+pub const YOUNG: &str = "young-validator";
+
 /// Why an answer must not be stored; the words go into `Cache-Status` as `detail`.
 pub fn storable(facts: &AnswerFacts) -> Result<(), &'static str> {
-    let control = CacheControl::parse(&facts.cache_control);
+    let control = facts.control();
     if control.no_store {
         return Err("no-store");
     }
@@ -128,6 +170,9 @@ pub fn storable(facts: &AnswerFacts) -> Result<(), &'static str> {
     }
     if facts.size.is_none() {
         return Err("unknown-length");
+    }
+    if facts.is_young {
+        return Err(YOUNG);
     }
     if !facts.has_validator {
         return Err("no-validator");
@@ -158,7 +203,56 @@ pub fn freshness(facts: &AnswerFacts, policy: &v1::FreshnessPolicy, now_ms: i64)
         initial_age_seconds: age as u32,
         cache_control: facts.cache_control.clone(),
         vary: facts.vary.clone(),
+        sent_at_ms: 0,
+        fields: Vec::new(),
     }
+}
+
+/// Statuses that may be kept where the answer says for how long (RFC 9110, 15.1).
+const KEPT_AS_A_WHOLE: [u16; 11] = [200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501];
+
+/// Whether an answer may be kept as a whole, and for how long: one that says so explicitly, or a 200
+/// where the source's policy gives a lifetime. It needs neither a validator nor a length.
+#[must_use]
+pub fn freshness_of_whole(
+    status: u16,
+    facts: &AnswerFacts,
+    policy: &v1::FreshnessPolicy,
+    now_ms: i64,
+) -> Option<v1::Freshness> {
+    let control = facts.control();
+    let is_forbidden = control.no_store
+        || control.private
+        || control.no_cache
+        || facts.encoded
+        || facts.vary.iter().any(|name| name == "*")
+        || !KEPT_AS_A_WHOLE.contains(&status);
+    let is_explicit = control.s_maxage.or(control.max_age).is_some() || facts.expires_ms.is_some();
+    let by_policy = policy.override_ttl_seconds.or(policy.default_ttl_seconds);
+    if is_forbidden || !(is_explicit || (status == 200 && by_policy.is_some())) {
+        return None;
+    }
+    let fresh = freshness(facts, policy, now_ms);
+    (now_ms < fresh.fresh_until_ms).then_some(fresh)
+}
+
+/// For how long an answer without an object is remembered: as it says itself, else as the source
+/// says. An operator's word goes before the origin's.
+#[must_use]
+pub fn negative_lifetime_ms(facts: &AnswerFacts, policy: &v1::FreshnessPolicy, now_ms: i64) -> i64 {
+    let usual = i64::from(negative_ttl_seconds(policy)) * 1_000;
+    let control = facts.control();
+    if policy.negative_ttl_seconds.is_some() {
+        return usual;
+    }
+    if control.no_store || control.private || control.no_cache {
+        return 0;
+    }
+    let is_explicit = control.s_maxage.or(control.max_age).is_some() || facts.expires_ms.is_some();
+    if !is_explicit {
+        return usual;
+    }
+    freshness(facts, policy, now_ms).fresh_until_ms - now_ms
 }
 
 enum Lifetime {
@@ -170,12 +264,17 @@ fn lifetime_seconds(facts: &AnswerFacts, policy: &v1::FreshnessPolicy) -> Lifeti
     if let Some(seconds) = policy.override_ttl_seconds {
         return Lifetime::Policy(seconds);
     }
-    let control = CacheControl::parse(&facts.cache_control);
-    if control.no_cache || (facts.cache_control.is_empty() && facts.pragma_no_cache) {
+    let control = facts.control();
+    let is_targeted = !facts.targeted.trim().is_empty();
+    let says_nothing = facts.cache_control.is_empty() && !is_targeted;
+    if control.no_cache || (says_nothing && facts.pragma_no_cache) {
         return Lifetime::Origin(0);
     }
     if let Some(seconds) = control.s_maxage.or(control.max_age) {
         return Lifetime::Origin(seconds);
+    }
+    if is_targeted {
+        return Lifetime::Policy(policy.default_ttl_seconds.unwrap_or(DEFAULT_TTL_SECONDS));
     }
     if facts.expires_invalid {
         return Lifetime::Origin(0);
@@ -198,13 +297,29 @@ pub enum Verdict {
     Stale,
 }
 
+/// `CDN-Cache-Control` among the fields of an object; empty: none.
+#[must_use]
+pub fn targeted(fields: &[v1::Header]) -> String {
+    let lines = fields.iter().filter(|field| field.name == TARGETED);
+    let lines: Vec<&str> = lines.map(|field| field.value.as_str()).collect();
+    lines.join(", ")
+}
+
+/// What the origin said to caches like this one.
+fn control_of(binding: &v1::Freshness) -> CacheControl {
+    match targeted(&binding.fields).trim() {
+        "" => CacheControl::parse(&binding.cache_control),
+        targeted => CacheControl::parse(targeted),
+    }
+}
+
 /// Judges a binding at `now_ms`.
 #[must_use]
 pub fn judge(binding: &v1::Freshness, now_ms: i64) -> Verdict {
     if now_ms < binding.fresh_until_ms {
         return Verdict::Fresh;
     }
-    let control = CacheControl::parse(&binding.cache_control);
+    let control = control_of(binding);
     let grace_ms = control.stale_while_revalidate.unwrap_or(0) as i64 * 1000;
     if !control.must_revalidate
         && !control.no_cache
@@ -220,7 +335,7 @@ pub fn judge(binding: &v1::Freshness, now_ms: i64) -> Verdict {
 /// `stale-if-error` bounds it.
 #[must_use]
 pub fn usable_on_error(binding: &v1::Freshness, policy: &v1::FreshnessPolicy, now_ms: i64) -> bool {
-    let control = CacheControl::parse(&binding.cache_control);
+    let control = control_of(binding);
     let seconds = match policy.stale_if_error_seconds {
         Some(seconds) => u64::from(seconds),
         None if control.must_revalidate || control.no_cache => return false,
@@ -229,6 +344,32 @@ pub fn usable_on_error(binding: &v1::Freshness, policy: &v1::FreshnessPolicy, no
             .unwrap_or(u64::from(DEFAULT_STALE_IF_ERROR_SECONDS)),
     };
     now_ms < binding.fresh_until_ms.saturating_add(seconds as i64 * 1000)
+}
+
+/// Marks a freshness that is sent to another machine: see [`receive`].
+#[must_use]
+pub fn stamp(mut freshness: v1::Freshness, now_ms: i64) -> v1::Freshness {
+    freshness.sent_at_ms = now_ms;
+    freshness
+}
+
+/// Moves the times of a freshness that another machine sent to this one's clock. One without a
+/// stamp is taken as it is.
+#[must_use]
+pub fn receive(mut freshness: v1::Freshness, now_ms: i64) -> v1::Freshness {
+    if freshness.sent_at_ms != 0 {
+        let ahead = now_ms.saturating_sub(freshness.sent_at_ms);
+        for time in [
+            &mut freshness.validated_at_ms,
+            &mut freshness.fresh_until_ms,
+        ] {
+            *time = time.saturating_add(ahead);
+        }
+        // Nothing was confirmed in the future.
+        freshness.validated_at_ms = freshness.validated_at_ms.min(now_ms);
+        freshness.sent_at_ms = 0;
+    }
+    freshness
 }
 
 /// `Age` of an answer given now (RFC 9111, 4.2.3).

@@ -190,3 +190,141 @@ proptest! {
         prop_assert!(variant_headers(&text).count() <= text.len() + 1);
     }
 }
+
+#[test]
+fn a_clock_that_is_wrong_harms_nobody() {
+    let minute = 60_000;
+    let here = v1::Freshness {
+        validated_at_ms: 1_000_000,
+        fresh_until_ms: 1_000_000 + minute,
+        ..v1::Freshness::default()
+    };
+    let sent = stamp(here.clone(), 1_010_000);
+    // The receiver's clock is an hour behind.
+    let behind = 1_010_000 - 60 * minute;
+    let there = receive(sent.clone(), behind);
+    assert_eq!(behind - there.validated_at_ms, 10_000, "as old as it was");
+    assert_eq!(there.fresh_until_ms - behind, 50_000, "as fresh as it was");
+    assert_eq!(there.sent_at_ms, 0);
+    assert_eq!(receive(here.clone(), behind), here, "no stamp");
+    let future = v1::Freshness {
+        validated_at_ms: 1_020_000,
+        ..sent
+    };
+    assert_eq!(receive(future, behind).validated_at_ms, behind);
+}
+
+#[test]
+fn an_hour_of_skew_is_no_age() {
+    let hour = 3_600_000;
+    let facts = AnswerFacts {
+        cache_control: "max-age=60".into(),
+        date_ms: Some(0),
+        ..AnswerFacts::default()
+    };
+    let policy = v1::FreshnessPolicy::default();
+    let wrong = freshness(&facts, &policy, hour);
+    assert_eq!(judge(&wrong, hour), Verdict::Stale);
+    let right = freshness(&facts.on_clock_ahead(hour), &policy, hour);
+    assert_eq!(judge(&right, hour), Verdict::Fresh);
+    assert_eq!(right.initial_age_seconds, 0);
+}
+
+#[test]
+fn named_fields_concern_those_fields_alone() {
+    let control = CacheControl::parse("no-cache=\"a, b\", private=c, max-age=5");
+    assert!(!control.no_cache && !control.private);
+    assert_eq!(control.max_age, Some(5));
+    let named: Vec<String> = named_fields("no-cache=\"A, b\", private=c, max-age=5").collect();
+    assert_eq!(named, ["a", "b", "c"]);
+    assert!(CacheControl::parse("no-cache=\"a\", no-cache").no_cache);
+}
+
+#[test]
+fn the_word_to_shared_caches_goes_before_the_others() {
+    let policy = v1::FreshnessPolicy::default();
+    let of = |cache_control: &str, targeted: &str| {
+        let facts = AnswerFacts {
+            cache_control: cache_control.into(),
+            targeted: targeted.into(),
+            expires_ms: Some(0),
+            date_ms: Some(0),
+            has_validator: true,
+            size: Some(1),
+            ..AnswerFacts::default()
+        };
+        let left = freshness(&facts, &policy, 0).fresh_until_ms / 1_000;
+        (storable(&facts).is_ok(), left)
+    };
+    assert_eq!(of("no-store", "max-age=100"), (true, 100));
+    assert_eq!(of("max-age=5", "no-store"), (false, 60));
+    assert_eq!(of("max-age=5", ""), (true, 5));
+    let binding = v1::Freshness {
+        cache_control: "must-revalidate".into(),
+        fields: vec![v1::Header {
+            name: TARGETED.into(),
+            value: "max-age=1, stale-while-revalidate=10".into(),
+        }],
+        ..v1::Freshness::default()
+    };
+    assert_eq!(judge(&binding, 5_000), Verdict::StaleWhileRevalidate);
+}
+
+#[test]
+fn what_says_for_how_long_may_be_kept_as_a_whole() {
+    let facts = |cache_control: &str| AnswerFacts {
+        cache_control: cache_control.into(),
+        ..AnswerFacts::default()
+    };
+    let none = v1::FreshnessPolicy::default();
+    let kept = |status, control: &str, policy: &v1::FreshnessPolicy| {
+        freshness_of_whole(status, &facts(control), policy, 0).map(|it| it.fresh_until_ms)
+    };
+    for status in [200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501] {
+        assert_eq!(kept(status, "max-age=5", &none), Some(5_000), "{status}");
+        assert_eq!(kept(status, "", &none), None, "{status}");
+    }
+    for status in [206, 302, 307, 403, 500, 503] {
+        assert_eq!(kept(status, "max-age=5", &none), None, "{status}");
+    }
+    for control in [
+        "no-store",
+        "private",
+        "no-cache",
+        "max-age=0",
+        "max-age=0, s-maxage=0",
+    ] {
+        let control = format!("{control}, max-age=5");
+        if !control.starts_with("max-age") {
+            assert_eq!(kept(200, &control, &none), None, "{control}");
+        }
+    }
+    assert_eq!(kept(200, "max-age=0", &none), None);
+    let policy = v1::FreshnessPolicy {
+        default_ttl_seconds: Some(7),
+        ..none
+    };
+    assert_eq!(kept(200, "", &policy), Some(7_000), "the source says so");
+    assert_eq!(kept(404, "", &policy), None);
+}
+
+#[test]
+fn an_absence_is_remembered_as_it_says() {
+    let of = |control: &str, policy: &v1::FreshnessPolicy| {
+        let facts = AnswerFacts {
+            cache_control: control.into(),
+            ..AnswerFacts::default()
+        };
+        negative_lifetime_ms(&facts, policy, 0)
+    };
+    let policy = v1::FreshnessPolicy::default();
+    assert_eq!(of("", &policy), 5_000);
+    assert_eq!(of("max-age=60", &policy), 60_000);
+    assert_eq!(of("max-age=1", &policy), 1_000);
+    assert_eq!(of("no-store", &policy), 0);
+    let operator = v1::FreshnessPolicy {
+        negative_ttl_seconds: Some(2),
+        ..policy
+    };
+    assert_eq!(of("max-age=60", &operator), 2_000);
+}

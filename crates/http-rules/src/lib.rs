@@ -14,7 +14,8 @@
 //! | [`range`], [`content_range`] | byte ranges asked for and answered | 9110, 14 |
 //! | [`conditional`] | conditions of a request, in their order | 9110, 13 |
 //! | [`validator`] | what tells one version of an object from another | 9110, 8.8 |
-//! | [`freshness`] | what may be stored, how long it answers, what a variant is | 9111, 5861 |
+//! | [`freshness`] | what may be stored, how long it answers, what a variant is | 9111, 5861, 9213 |
+//! | [`fields`] | which fields of an answer are kept with its object, what a 304 refreshes | 9111, 3.1 and 3.2 |
 //! | [`origin_answer`] | an origin's answer against what was asked | 9110, 15; 9112, 6 |
 //! | [`retry_after`] | how long to leave an origin alone | 9110, 10.2.3 |
 //! | [`cache_status`] | what is said about all that | 9211 |
@@ -25,6 +26,7 @@
 pub mod cache_status;
 pub mod conditional;
 pub mod content_range;
+pub mod fields;
 pub mod freshness;
 pub mod origin_answer;
 pub mod path;

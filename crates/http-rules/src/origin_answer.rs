@@ -16,6 +16,11 @@ use crate::{
     validator,
 };
 
+/// RFC 9213.
+const CDN_CACHE_CONTROL: header::HeaderName = header::HeaderName::from_static(freshness::TARGETED);
+/// A 206 that is shorter than asked has this many bytes at least.
+const SHORTEST_PART: u64 = 64 << 10;
+
 /// Why an answer can not be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerError {
@@ -44,6 +49,8 @@ pub enum AnswerError {
 pub struct Described {
     pub size: Option<u64>,
     pub validator: Option<String>,
+    /// There is a date that would do, were it a second older.
+    pub is_young: bool,
     pub etag: String,
     pub last_modified: String,
     pub content_type: String,
@@ -110,7 +117,7 @@ pub fn check(
                 return Err(AnswerError::Changed);
             }
             same_version(headers, entry)?;
-            if range != asked {
+            if range != asked && !is_shorter(range, asked) {
                 return Err(AnswerError::Protocol(format!(
                     "asked for bytes {}-{}, it sends {}-{}",
                     asked.start,
@@ -142,6 +149,52 @@ pub fn check(
         }
         other => Err(status_error(other, headers, now_ms)),
     }
+}
+
+/// A 206 may end before what was asked for (RFC 9110, 15.3.7): the rest is asked for behind it. Not
+/// one of a few bytes, which would make thousands of requests of one.
+#[must_use]
+pub fn is_shorter(range: ByteRange, asked: ByteRange) -> bool {
+    range.start == asked.start && range.end < asked.end && range.len() >= SHORTEST_PART
+}
+
+/// What an origin says when it is asked whether a stale object is still right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Revalidation {
+    /// 304: it is.
+    Confirmed,
+    /// 200 or 206: the object, perhaps another version.
+    Object,
+    /// 404, 410, 451: there is no such object any more.
+    Gone,
+    /// 416: another size than a first byte has; to be asked without a range.
+    Unsatisfied,
+    /// Any other 4xx: handed on, and never hidden behind the old object (RFC 5861, 4).
+    Refused,
+    /// 5xx, 408, 425, 429 and what is no answer to this: the old object may serve.
+    Failed,
+}
+
+/// Judges the status of a revalidation.
+#[must_use]
+pub fn judge_revalidation(status: StatusCode) -> Revalidation {
+    match status.as_u16() {
+        304 => Revalidation::Confirmed,
+        200 | 206 => Revalidation::Object,
+        404 | 410 | 451 => Revalidation::Gone,
+        416 => Revalidation::Unsatisfied,
+        // As a proxy would say it; this edge is none to its origin.
+        407 | 408 | 425 | 429 => Revalidation::Failed,
+        400..=499 => Revalidation::Refused,
+        _ => Revalidation::Failed,
+    }
+}
+
+/// Whether an origin that refused this request may answer one without that range: some refuse a
+/// range because it is long, or counted from the end.
+#[must_use]
+pub fn may_refuse_range(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 400 | 403 | 501)
 }
 
 /// What any other status means.
@@ -183,8 +236,8 @@ pub fn satisfied(headers: &HeaderMap) -> Result<(ByteRange, Option<u64>), Answer
     }
 }
 
-/// Describes the object of a 200 or 206.
-pub fn describe(status: StatusCode, headers: &HeaderMap) -> Described {
+/// Describes the object of a 200 or 206 that came at `now_ms`.
+pub fn describe(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> Described {
     let size = match status {
         StatusCode::PARTIAL_CONTENT => satisfied(headers).ok().and_then(|(_, size)| size),
         _ => content_length(headers),
@@ -197,9 +250,16 @@ pub fn describe(status: StatusCode, headers: &HeaderMap) -> Described {
         .to_owned();
     let validator =
         size.and_then(|size| validator::validator(Some(&etag), Some(&last_modified), size));
+    let is_young = !validator::is_strong(&etag)
+        && date_ms(headers, header::LAST_MODIFIED).is_some_and(|modified| {
+            // An answer without a date is of the moment it came (RFC 9110, 6.6.1).
+            let date = date_ms(headers, header::DATE).unwrap_or(now_ms);
+            !validator::is_date_strong(modified, date)
+        });
     Described {
         size,
-        validator,
+        validator: validator.filter(|_| !is_young),
+        is_young,
         etag,
         last_modified,
         content_type: text(headers, header::CONTENT_TYPE)
@@ -210,29 +270,25 @@ pub fn describe(status: StatusCode, headers: &HeaderMap) -> Described {
 
 /// What [`freshness`] judges by.
 pub fn facts(headers: &HeaderMap, described: &Described) -> AnswerFacts {
-    let date_ms = |name| {
-        text(headers, name)
-            .and_then(|date| httpdate::parse_http_date(date).ok())
-            .map(epoch_ms)
-    };
     AnswerFacts {
         cache_control: joined(headers, header::CACHE_CONTROL),
+        targeted: joined(headers, CDN_CACHE_CONTROL),
         pragma_no_cache: joined(headers, header::PRAGMA)
             .to_ascii_lowercase()
             .contains("no-cache"),
-        expires_ms: date_ms(header::EXPIRES),
+        expires_ms: date_ms(headers, header::EXPIRES),
         expires_invalid: headers.contains_key(header::EXPIRES)
-            && date_ms(header::EXPIRES).is_none(),
-        date_ms: date_ms(header::DATE),
+            && date_ms(headers, header::EXPIRES).is_none(),
+        date_ms: date_ms(headers, header::DATE),
         age_seconds: text(headers, header::AGE)
-            .and_then(|age| age.trim().parse().ok())
-            .unwrap_or(0),
+            .map_or(0, |age| freshness::delta_seconds(age.trim()) as u32),
         vary: joined(headers, header::VARY)
             .split(',')
             .map(|name| name.trim().to_ascii_lowercase())
             .filter(|name| !name.is_empty())
             .collect(),
         has_validator: described.validator.is_some(),
+        is_young: described.is_young,
         size: described.size,
         encoded: is_encoded(headers),
         with_authorization: false,
@@ -242,7 +298,7 @@ pub fn facts(headers: &HeaderMap, described: &Described) -> AnswerFacts {
 /// RFC 9111, 4.3.4: a 304 that names another version than the one asked about confirms nothing.
 #[must_use]
 pub fn names_another(headers: &HeaderMap, entry: &v1::Entry) -> bool {
-    let opaque = |tag: &str| tag.trim_start_matches("W/").to_owned();
+    let opaque = |tag: &str| validator::quoted(tag).trim_start_matches("W/").to_owned();
     match text(headers, header::ETAG) {
         Some(etag) => opaque(etag) != opaque(&entry.etag),
         None if validator::is_strong(&entry.etag) => false,
@@ -275,10 +331,20 @@ fn refuse_encoded(headers: &HeaderMap) -> Result<(), AnswerError> {
 }
 
 fn is_encoded(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(header::CONTENT_ENCODING)
-        .iter()
-        .any(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"))
+    joined(headers, header::CONTENT_ENCODING)
+        .split(',')
+        .any(|coding| {
+            // `aws-chunked` is how an object was sent to its bucket, not how it comes from there.
+            let plain = ["", "identity", "aws-chunked"];
+            !plain
+                .iter()
+                .any(|it| coding.trim().eq_ignore_ascii_case(it))
+        })
+}
+
+fn date_ms(headers: &HeaderMap, name: header::HeaderName) -> Option<i64> {
+    let date = httpdate::parse_http_date(text(headers, name)?).ok()?;
+    Some(epoch_ms(date))
 }
 
 /// What the body's length is said to be. RFC 9112, 6.3: beside a `Transfer-Encoding` it says
@@ -294,7 +360,7 @@ pub(crate) fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-fn joined(headers: &HeaderMap, name: header::HeaderName) -> String {
+pub(crate) fn joined(headers: &HeaderMap, name: header::HeaderName) -> String {
     let lines: Vec<&str> = headers
         .get_all(name)
         .iter()

@@ -142,7 +142,7 @@ fn an_object_is_described_by_its_first_answer() {
         ("etag", "W/\"1\""),
         ("last-modified", "yesterday"),
     ]);
-    let described = describe(StatusCode::PARTIAL_CONTENT, &map);
+    let described = describe(StatusCode::PARTIAL_CONTENT, &map, 0);
     assert_eq!((described.size, described.validator), (Some(9), None));
 }
 
@@ -175,4 +175,102 @@ fn a_304_may_name_the_version_asked_about_and_no_other() {
 fn a_length_beside_a_transfer_coding_is_none() {
     let map = headers(&[("content-length", "5"), ("transfer-encoding", "chunked")]);
     assert_eq!(content_length(&map), None);
+}
+
+#[test]
+fn a_part_may_be_shorter_but_not_tiny() {
+    let asked = ByteRange::new(10, 1 << 20);
+    let entry = v1::Entry {
+        size: 1 << 21,
+        ..entry()
+    };
+    let part = |end: u64| {
+        let range = format!("bytes 10-{}/{}", end - 1, entry.size);
+        let lines = [("etag", "\"1\""), ("content-range", range.as_str())];
+        check(
+            StatusCode::PARTIAL_CONTENT,
+            &headers(&lines),
+            asked,
+            &entry,
+            0,
+        )
+    };
+    assert_eq!(part(1 << 19), Ok(Part::Range(ByteRange::new(10, 1 << 19))));
+    assert!(matches!(part(1_000), Err(AnswerError::Protocol(_))));
+    assert!(matches!(part((1 << 20) + 1), Err(AnswerError::Protocol(_))));
+}
+
+#[test]
+fn stale_is_for_errors_and_silence_only() {
+    let judged = |status| judge_revalidation(StatusCode::from_u16(status).unwrap_or_default());
+    for (status, expected) in [
+        (304, Revalidation::Confirmed),
+        (206, Revalidation::Object),
+        (404, Revalidation::Gone),
+        (410, Revalidation::Gone),
+        (451, Revalidation::Gone),
+        (416, Revalidation::Unsatisfied),
+        (401, Revalidation::Refused),
+        (403, Revalidation::Refused),
+        (405, Revalidation::Refused),
+        (429, Revalidation::Failed),
+        (408, Revalidation::Failed),
+        (500, Revalidation::Failed),
+        (503, Revalidation::Failed),
+        (302, Revalidation::Failed),
+    ] {
+        assert_eq!(judged(status), expected, "{status}");
+    }
+}
+
+#[test]
+fn a_date_of_this_second_is_no_validator_yet() {
+    let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+    let described = |lines: &[(&'static str, &str)], now_ms| {
+        let length = [("content-length", "9"), ("last-modified", date)];
+        let map = headers(&[&length, lines].concat());
+        let described = describe(StatusCode::OK, &map, now_ms);
+        (described.validator.is_some(), described.is_young)
+    };
+    let now = 784_111_777_000;
+    let later = "Sun, 06 Nov 1994 08:49:38 GMT";
+    let before = "Sun, 06 Nov 1994 08:00:00 GMT";
+    assert_eq!(described(&[("date", date)], now), (false, true));
+    assert_eq!(described(&[("date", later)], now), (true, false));
+    assert_eq!(described(&[("date", before)], now), (false, true));
+    assert_eq!(described(&[], now + 500), (false, true), "no date: now");
+    assert_eq!(described(&[], now + 1_000), (true, false));
+    assert_eq!(
+        described(&[("date", date), ("etag", "\"1\"")], now),
+        (true, false),
+        "a strong tag needs no date"
+    );
+}
+
+#[test]
+fn codings_that_are_none() {
+    for plain in ["", "identity", "aws-chunked", "Identity, aws-chunked"] {
+        assert!(
+            !is_encoded(&headers(&[("content-encoding", plain)])),
+            "{plain}"
+        );
+    }
+    for coded in ["gzip", "aws-chunked, gzip"] {
+        assert!(
+            is_encoded(&headers(&[("content-encoding", coded)])),
+            "{coded}"
+        );
+    }
+}
+
+#[test]
+fn ages_beyond_32_bits_are_very_old() {
+    let age = |text: &str| {
+        let map = headers(&[("age", text)]);
+        facts(&map, &describe(StatusCode::OK, &map, 0)).age_seconds
+    };
+    assert_eq!(age("7"), 7);
+    assert_eq!(age("99999999999999999999"), 1 << 31);
+    assert_eq!(age("4294967296"), 1 << 31);
+    assert_eq!(age("soon"), 0);
 }

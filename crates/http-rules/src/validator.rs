@@ -1,4 +1,10 @@
-//! The validator of an object: what tells one version of it from another.
+//! The validator of an object: what tells one version of it from another (RFC 9110, 8.8).
+
+use std::borrow::Cow;
+
+/// A date is as good as a strong tag only where it is that much older than the answer it came with
+/// (RFC 9110, 8.8.2.2): within one second an object can change twice.
+const DATE_RESOLUTION_MS: i64 = 1_000;
 
 /// The validator of an object, in clear: its strong ETag with the quotes, else
 /// `<Last-Modified>/<size>`, else none. A weak ETag promises the same
@@ -11,20 +17,48 @@ pub fn validator(
     size_bytes: u64,
 ) -> Option<String> {
     let date = last_modified.filter(|date| !date.is_empty());
-    match (etag, date) {
-        (Some(etag), _) if is_strong(etag) => Some(etag.to_owned()),
-        (Some(weak), Some(date)) if weak.starts_with("W/") => {
-            Some(format!("{date}/{size_bytes}/{weak}"))
-        }
-        (_, Some(date)) => Some(format!("{date}/{size_bytes}")),
+    match (etag.filter(|etag| !etag.is_empty()), date) {
+        (Some(etag), _) if is_strong(etag) => Some(quoted(etag).into_owned()),
+        (Some(other), Some(date)) => Some(format!("{date}/{size_bytes}/{other}")),
+        (None, Some(date)) => Some(format!("{date}/{size_bytes}")),
         (_, None) => None,
     }
 }
 
-/// A strong entity tag: quoted, not prefixed by `W/`.
+/// Whether `Last-Modified` tells versions apart, in an answer of this date.
+#[must_use]
+pub fn is_date_strong(last_modified_ms: i64, date_ms: i64) -> bool {
+    last_modified_ms.saturating_add(DATE_RESOLUTION_MS) <= date_ms
+}
+
+/// A strong entity tag: without `W/`; quoted, or a plain word where an origin forgets the quotes.
 #[must_use]
 pub fn is_strong(etag: &str) -> bool {
-    etag.len() >= 2 && etag.starts_with('"') && etag.ends_with('"')
+    let is_quoted = etag.len() >= 2 && etag.starts_with('"') && etag.ends_with('"');
+    is_quoted || (is_word(etag) && !etag.starts_with("W/"))
+}
+
+/// An entity tag as HTTP writes it: an origin's tag without quotes gets them. Toward clients only;
+/// the origin is asked with what it sent.
+#[must_use]
+pub fn quoted(etag: &str) -> Cow<'_, str> {
+    let (weak, tag) = match etag.strip_prefix("W/") {
+        Some(tag) => ("W/", tag),
+        None => ("", etag),
+    };
+    if is_word(tag) {
+        Cow::Owned(format!("{weak}\"{tag}\""))
+    } else {
+        Cow::Borrowed(etag)
+    }
+}
+
+/// What needs quotes and has none.
+fn is_word(tag: &str) -> bool {
+    !tag.is_empty()
+        && tag
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && byte != b'"')
 }
 
 #[cfg(test)]
@@ -45,8 +79,30 @@ mod tests {
         );
         assert_eq!(validator(None, Some("Mon"), 5).as_deref(), Some("Mon/5"));
         assert_eq!(
-            validator(Some("bare"), Some("Mon"), 5).as_deref(),
+            validator(Some(""), Some("Mon"), 5).as_deref(),
             Some("Mon/5")
         );
+    }
+
+    #[test]
+    fn a_tag_without_quotes_is_a_tag() {
+        let of = |etag| validator(Some(etag), Some("Mon"), 5);
+        assert_eq!(of("abc").as_deref(), Some("\"abc\""));
+        assert_ne!(of("abc"), of("abd"));
+        assert_eq!(of("abc"), of("\"abc\""), "the same tag, once mended");
+        assert_ne!(of("\"broken"), of("\"braken"), "whatever it is, it differs");
+        assert_eq!(quoted("abc"), "\"abc\"");
+        assert_eq!(quoted("W/abc"), "W/\"abc\"");
+        for whole in ["\"abc\"", "W/\"abc\"", "", "\"", "a b"] {
+            assert_eq!(quoted(whole), whole);
+        }
+    }
+
+    #[test]
+    fn a_date_of_this_second_tells_nothing() {
+        assert!(!is_date_strong(5_000, 5_000));
+        assert!(!is_date_strong(5_000, 5_999));
+        assert!(is_date_strong(5_000, 6_000));
+        assert!(!is_date_strong(9_000, 5_000), "in the future");
     }
 }

@@ -1,0 +1,536 @@
+//! Answers that are kept as a whole, from one request: those without a validator or a length, and
+//! those of other statuses, for as long as they say explicitly (RFC 9111, 4.2).
+//!
+//! They live in memory, bounded for each source and in all. Who asks while one arrives gets what
+//! has arrived and the rest as it comes. Nothing is ever joined to it: a new answer replaces all.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use chunkcache_proto::v1;
+use http::{HeaderMap, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time::timeout,
+};
+
+use super::{
+    pass_through::ChannelBody,
+    ports::{PassBody, ReadError},
+};
+
+/// What is larger is handed through and not kept.
+pub(super) const MAX_OBJECT_BYTES: usize = 8 << 20;
+/// Of all, and of one source.
+const MAX_BYTES: usize = 64 << 20;
+const MAX_SOURCE_BYTES: usize = 16 << 20;
+/// Of an object beside its body.
+const OBJECT_BYTES: usize = 2 << 10;
+/// What may wait for the readers of one that is not kept.
+const WINDOW_BYTES: usize = 256 << 10;
+/// How long a reader of what is not kept may hold up the others.
+const SLOWEST_FOR: Duration = Duration::from_secs(10);
+/// Pieces on their way to one reader.
+const FRAMES: usize = 4;
+
+/// Of which answer.
+pub(super) struct Described {
+    pub key: v1::Key,
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub freshness: v1::Freshness,
+}
+
+/// One answer, arrived or arriving.
+pub(super) struct Whole {
+    pub described: Described,
+    progress: Mutex<Progress>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Progress {
+    /// As it came, without what every reader has had and nobody else will want.
+    pieces: VecDeque<Bytes>,
+    dropped: usize,
+    bytes: usize,
+    end: Option<Result<(), String>>,
+    /// All of it, in one piece.
+    body: Option<Bytes>,
+    /// It is too large: nobody joins any more, and what was read is let go.
+    is_left: bool,
+    /// The piece each reader comes to next.
+    readers: HashMap<u64, usize>,
+    next_reader: u64,
+}
+
+impl Progress {
+    /// All of it is here in one piece, and nobody reads the others any more.
+    fn let_pieces_go(&mut self) {
+        if self.body.is_some() && self.readers.is_empty() {
+            self.pieces = VecDeque::new();
+        }
+    }
+
+    fn trim(&mut self) {
+        let least = self.readers.values().min().copied();
+        let least = least.unwrap_or(self.dropped + self.pieces.len());
+        while self.dropped < least
+            && let Some(piece) = self.pieces.pop_front()
+        {
+            self.dropped += 1;
+            self.bytes -= piece.len();
+        }
+    }
+}
+
+/// A reader's place; without it, nothing is kept for it.
+struct Reader {
+    whole: Arc<Whole>,
+    number: u64,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let mut progress = self.whole.progress.lock();
+        progress.readers.remove(&self.number);
+        if progress.is_left {
+            progress.trim();
+        }
+        progress.let_pieces_go();
+        drop(progress);
+        self.whole.changed.notify_waiters();
+    }
+}
+
+impl Reader {
+    /// The next piece; none at the end.
+    async fn next(&self) -> Result<Option<Bytes>, String> {
+        loop {
+            let mut changed = std::pin::pin!(self.whole.changed.notified());
+            changed.as_mut().enable();
+            {
+                let mut guard = self.whole.progress.lock();
+                let progress = &mut *guard;
+                let Some(at) = progress.readers.get_mut(&self.number) else {
+                    return Err("it was read too slowly".into());
+                };
+                if let Some(piece) = progress.pieces.get(*at - progress.dropped).cloned() {
+                    *at += 1;
+                    if progress.is_left {
+                        progress.trim();
+                        drop(guard);
+                        self.whole.changed.notify_waiters();
+                    }
+                    return Ok(Some(piece));
+                }
+                if let Some(end) = &progress.end {
+                    return end.clone().map(|()| None);
+                }
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Whole {
+    fn new(described: Described) -> Self {
+        Self {
+            described,
+            progress: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// All of it, if it is here.
+    pub fn body(&self) -> Option<Bytes> {
+        self.progress.lock().body.clone()
+    }
+
+    /// Waits until all of it is here. None: it will never be.
+    pub async fn arrived(&self) -> Option<Bytes> {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            {
+                let progress = self.progress.lock();
+                if progress.body.is_some() || progress.end.is_some() || progress.is_left {
+                    return progress.body.clone();
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// What has arrived, and the rest as it comes; none: nobody joins it any more.
+    pub fn stream(self: &Arc<Self>, spawn: impl FnOnce(PumpFuture)) -> Option<PassBody> {
+        let mut progress = self.progress.lock();
+        if progress.is_left || matches!(progress.end, Some(Err(_))) {
+            return None;
+        }
+        if let Some(body) = &progress.body {
+            return Some(full(body.clone()));
+        }
+        let number = progress.next_reader;
+        progress.next_reader += 1;
+        let first = progress.dropped;
+        progress.readers.insert(number, first);
+        drop(progress);
+        let reader = Reader {
+            whole: Arc::clone(self),
+            number,
+        };
+        let (sender, receiver) = mpsc::channel(FRAMES);
+        spawn(Box::pin(async move {
+            loop {
+                let next = tokio::select! {
+                    biased;
+                    () = sender.closed() => return,
+                    next = reader.next() => next,
+                };
+                // The end has a sign of its own, as what was given up is no end.
+                let item = next
+                    .map(Option::unwrap_or_default)
+                    .map_err(ReadError::Origin);
+                let is_last = item.as_ref().map_or(true, Bytes::is_empty);
+                if sender.send(item).await.is_err() || is_last {
+                    return;
+                }
+            }
+        }));
+        Some(Box::pin(ChannelBody::new(receiver)))
+    }
+
+    fn push(&self, piece: Bytes) -> usize {
+        let mut progress = self.progress.lock();
+        progress.bytes += piece.len();
+        progress.pieces.push_back(piece);
+        let bytes = progress.bytes;
+        drop(progress);
+        self.changed.notify_waiters();
+        bytes
+    }
+
+    fn leave(&self) {
+        let mut progress = self.progress.lock();
+        progress.is_left = true;
+        progress.trim();
+        drop(progress);
+        self.changed.notify_waiters();
+    }
+
+    fn end(&self, end: Result<(), String>) {
+        let mut progress = self.progress.lock();
+        if end.is_ok() && !progress.is_left {
+            let mut all = BytesMut::with_capacity(progress.bytes);
+            progress.pieces.iter().for_each(|piece| all.extend(piece));
+            progress.body = Some(all.freeze());
+        }
+        progress.let_pieces_go();
+        progress.end = Some(end);
+        drop(progress);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until what is not kept is read. `false`: nobody reads it.
+    async fn drained(&self) -> bool {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            {
+                let progress = self.progress.lock();
+                if progress.readers.is_empty() {
+                    return false;
+                }
+                if progress.bytes < WINDOW_BYTES {
+                    return true;
+                }
+            }
+            if timeout(SLOWEST_FOR, changed).await.is_err() {
+                let mut progress = self.progress.lock();
+                let slowest = progress.readers.iter().min_by_key(|(_, at)| **at);
+                let slowest = slowest.map(|(number, _)| *number);
+                slowest.and_then(|number| progress.readers.remove(&number));
+                progress.trim();
+                drop(progress);
+                self.changed.notify_waiters();
+            }
+        }
+    }
+}
+
+/// A body that is here.
+pub(super) fn full(bytes: Bytes) -> PassBody {
+    Box::pin(Full::new(bytes).map_err(|never| match never {}))
+}
+
+pub(super) type PumpFuture = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+enum Slot {
+    /// Somebody asks the origin; dropped when the answer is known.
+    Asking(watch::Receiver<()>),
+    /// And what it is counted as.
+    Present(Arc<Whole>, usize),
+}
+
+#[derive(Default)]
+struct State {
+    slots: HashMap<u128, Slot>,
+    bytes: usize,
+    of_source: HashMap<String, usize>,
+}
+
+impl State {
+    fn remove(&mut self, id: u128) {
+        if let Some(Slot::Present(whole, weight)) = self.slots.remove(&id) {
+            self.bytes -= weight;
+            let source = &whole.described.key.source;
+            if let Some(of_source) = self.of_source.get_mut(source) {
+                *of_source -= weight;
+                if *of_source == 0 {
+                    self.of_source.remove(source);
+                }
+            }
+        }
+    }
+
+    fn insert(&mut self, id: u128, whole: Arc<Whole>, weight: usize) {
+        self.remove(id);
+        self.bytes += weight;
+        let source = whole.described.key.source.clone();
+        *self.of_source.entry(source).or_default() += weight;
+        self.slots.insert(id, Slot::Present(whole, weight));
+    }
+
+    fn is_present(&self, id: u128, whole: &Arc<Whole>) -> bool {
+        let slot = self.slots.get(&id);
+        slot.is_some_and(|slot| matches!(slot, Slot::Present(it, _) if Arc::ptr_eq(it, whole)))
+    }
+
+    fn is_over(&self, source: &str) -> bool {
+        self.bytes > MAX_BYTES
+            || self
+                .of_source
+                .get(source)
+                .is_some_and(|bytes| *bytes > MAX_SOURCE_BYTES)
+    }
+
+    /// What ends first goes first; of the same source where that has too much.
+    fn victim(&self, source: &str) -> Option<u128> {
+        let of_source = self.of_source.get(source).copied().unwrap_or(0);
+        let only_source = of_source > MAX_SOURCE_BYTES;
+        let present = self.slots.iter().filter_map(|(id, slot)| match slot {
+            Slot::Present(whole, _) if whole.body().is_some() => Some((id, &whole.described)),
+            _ => None,
+        });
+        let mine = present.filter(|(_, it)| !only_source || it.key.source == source);
+        mine.min_by_key(|(_, it)| it.freshness.fresh_until_ms)
+            .map(|(id, _)| *id)
+    }
+}
+
+/// All of them. Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct WholeAnswers {
+    state: Arc<Mutex<State>>,
+    count: Arc<AtomicUsize>,
+    /// Bytes of those that have not arrived in full.
+    arriving: Arc<AtomicUsize>,
+}
+
+/// What to do about a key.
+pub(super) enum Claim {
+    Present(Arc<Whole>),
+    /// Another request asks for it.
+    Wait(watch::Receiver<()>),
+    Ask(Asking),
+}
+
+/// The right to ask; when it is dropped, who waits looks again.
+pub(super) struct Asking {
+    answers: WholeAnswers,
+    id: u128,
+    _wakes: watch::Sender<()>,
+    is_kept: bool,
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.answers.remove(self.id);
+        }
+    }
+}
+
+impl WholeAnswers {
+    /// A fresh one. Costs nothing where there is none at all.
+    pub fn get(&self, id: impl FnOnce() -> u128, now_ms: i64) -> Option<Arc<Whole>> {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let id = id();
+        let mut state = self.state.lock();
+        let Some(Slot::Present(whole, _)) = state.slots.get(&id) else {
+            return None;
+        };
+        if now_ms < whole.described.freshness.fresh_until_ms {
+            return Some(whole.clone());
+        }
+        state.remove(id);
+        self.count.store(state.slots.len(), Ordering::Relaxed);
+        None
+    }
+
+    pub fn claim(&self, id: u128, now_ms: i64) -> Claim {
+        let mut state = self.state.lock();
+        match state.slots.get(&id) {
+            Some(Slot::Asking(ended)) => return Claim::Wait(ended.clone()),
+            Some(Slot::Present(whole, _)) if now_ms < whole.described.freshness.fresh_until_ms => {
+                return Claim::Present(whole.clone());
+            }
+            _ => {}
+        }
+        state.remove(id);
+        let (wakes, ended) = watch::channel(());
+        state.slots.insert(id, Slot::Asking(ended));
+        self.count.store(state.slots.len(), Ordering::Relaxed);
+        Claim::Ask(Asking {
+            answers: self.clone(),
+            id,
+            _wakes: wakes,
+            is_kept: false,
+        })
+    }
+
+    fn remove(&self, id: u128) {
+        let mut state = self.state.lock();
+        state.remove(id);
+        self.count.store(state.slots.len(), Ordering::Relaxed);
+    }
+
+    /// Forgets those for which this holds; what is on its way to clients goes on.
+    pub fn forget(&self, is_unwanted: impl Fn(&v1::Key) -> bool) {
+        let mut state = self.state.lock();
+        let unwanted: Vec<u128> = state
+            .slots
+            .iter()
+            .filter_map(|(id, slot)| match slot {
+                Slot::Present(whole, _) => is_unwanted(&whole.described.key).then_some(*id),
+                Slot::Asking(_) => None,
+            })
+            .collect();
+        for id in unwanted {
+            state.remove(id);
+        }
+        self.count.store(state.slots.len(), Ordering::Relaxed);
+    }
+
+    /// It has arrived: counted, and place made for it.
+    fn settle(&self, id: u128, whole: &Arc<Whole>) {
+        let mut state = self.state.lock();
+        if !state.is_present(id, whole) {
+            return;
+        }
+        let body = whole.body().map_or(0, |body| body.len());
+        state.insert(id, whole.clone(), OBJECT_BYTES + body);
+        let source = &whole.described.key.source;
+        while state.is_over(source)
+            && let Some(victim) = state.victim(source)
+        {
+            state.remove(victim);
+        }
+        self.count.store(state.slots.len(), Ordering::Relaxed);
+    }
+
+    /// Not kept, if it is still this one.
+    fn give_up(&self, id: u128, whole: &Arc<Whole>) {
+        let mut state = self.state.lock();
+        if state.is_present(id, whole) {
+            state.remove(id);
+            self.count.store(state.slots.len(), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Asking {
+    /// The answer is worth keeping: all who wait get it, while `pump` reads it to its end.
+    pub fn keep(
+        mut self,
+        described: Described,
+        body: PassBody,
+        spawn: impl FnOnce(PumpFuture),
+    ) -> Arc<Whole> {
+        let whole = Arc::new(Whole::new(described));
+        let mut state = self.answers.state.lock();
+        state.insert(self.id, whole.clone(), OBJECT_BYTES);
+        drop(state);
+        self.is_kept = true;
+        let (answers, id) = (self.answers.clone(), self.id);
+        spawn(Box::pin(pump(answers, id, whole.clone(), body)));
+        whole
+    }
+}
+
+/// Counts what has come of one that arrives.
+struct Arriving(Arc<AtomicUsize>, usize);
+
+impl Arriving {
+    /// Bytes of all that arrive.
+    fn add(&mut self, bytes: usize) -> usize {
+        self.1 += bytes;
+        self.0.fetch_add(bytes, Ordering::Relaxed) + bytes
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
+    }
+}
+
+async fn pump(answers: WholeAnswers, id: u128, whole: Arc<Whole>, mut body: PassBody) {
+    let mut arriving = Some(Arriving(answers.arriving.clone(), 0));
+    let end = loop {
+        let frame = match body.frame().await {
+            None => break Ok(()),
+            Some(Err(error)) => break Err(error.to_string()),
+            Some(Ok(frame)) => frame,
+        };
+        let Ok(piece) = frame.into_data() else {
+            continue;
+        };
+        if piece.is_empty() {
+            continue;
+        }
+        let all = arriving.as_mut().map_or(0, |it| it.add(piece.len()));
+        let of_this = whole.push(piece);
+        if arriving.is_some() && (of_this > MAX_OBJECT_BYTES || all > MAX_BYTES) {
+            arriving = None;
+            answers.give_up(id, &whole);
+            whole.leave();
+        }
+        if arriving.is_none() && !whole.drained().await {
+            return;
+        }
+    };
+    let is_whole = end.is_ok() && arriving.is_some();
+    whole.end(end);
+    if is_whole {
+        answers.settle(id, &whole);
+    } else {
+        answers.give_up(id, &whole);
+    }
+}
+
+#[cfg(test)]
+#[path = "whole_tests.rs"]
+mod tests;

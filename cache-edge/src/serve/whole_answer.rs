@@ -1,0 +1,250 @@
+//! Requests answered from what is kept as a whole, and how such an answer comes to be kept.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chunkcache_proto::v1;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http_rules::{
+    cache_status::{CacheStatus, Forward},
+    conditional::{self, Validators, Verdict},
+    fields, freshness, origin_answer,
+    range::{self, Selection},
+};
+
+use super::{
+    bindings::Moment,
+    objects::EdgeObjects,
+    pass_through,
+    ports::{ObjectRequest, PassBody, PassThrough, ServeError},
+    whole::{Asking, Claim, Described, PumpFuture, Whole, full},
+};
+use crate::upstream::{Source, run::now_ms};
+
+/// Why an object is not kept in parts, where it may be kept as a whole.
+pub(super) const AS_A_WHOLE: &str = "as-a-whole";
+/// Why it is not kept at all.
+const NOT_FRESH: &str = "no-explicit-freshness";
+
+/// What selects a part of the answer, or an answer without a body; the whole is asked for without.
+const SELECTING: [HeaderName; 6] = [
+    header::RANGE,
+    header::IF_RANGE,
+    header::IF_MATCH,
+    header::IF_NONE_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_UNMODIFIED_SINCE,
+];
+
+/// Fields of an answer that a kept object has elsewhere, and this one among the others.
+const ALSO_KEPT: [HeaderName; 5] = [
+    header::CACHE_CONTROL,
+    header::CONTENT_TYPE,
+    header::ETAG,
+    header::LAST_MODIFIED,
+    header::VARY,
+];
+
+impl EdgeObjects {
+    fn whole_id(&self, source: &Source, key: &v1::Key, request: &ObjectRequest) -> u128 {
+        let selecting = pass_through::allowed_headers(source, &request.headers);
+        let id = super::objects::question_id(key, &selecting);
+        self.parts().bindings.hash(&id)
+    }
+
+    /// A fresh answer that is kept, or arrives.
+    pub(super) async fn find_whole(
+        &self,
+        source: &Source,
+        key: &v1::Key,
+        request: &ObjectRequest,
+    ) -> Option<PassThrough> {
+        let whole = self.parts().bindings.whole();
+        let found = whole.get(|| self.whole_id(source, key, request), now_ms())?;
+        self.answer_from(&found, request, CacheStatus::default())
+            .await
+    }
+
+    /// Asks for all of it, once for all who want it; none: it is not to be kept, and each request is
+    /// handed through by itself.
+    pub(super) async fn ask_for_whole(
+        &self,
+        source: &Arc<Source>,
+        key: &v1::Key,
+        request: &ObjectRequest,
+        why: &'static str,
+    ) -> Result<Option<PassThrough>, ServeError> {
+        if request.only_if_cached || request.head_only {
+            return Ok(None);
+        }
+        let bindings = &self.parts().bindings;
+        let id = self.whole_id(source, key, request);
+        let collapsed = CacheStatus {
+            forward: Some(Forward::Miss),
+            collapsed: true,
+            ..CacheStatus::default()
+        };
+        match bindings.whole().claim(id, now_ms()) {
+            Claim::Present(whole) => Ok(self.answer_from(&whole, request, collapsed).await),
+            Claim::Wait(mut ended) => {
+                // Its sender is dropped, never written.
+                let _ = ended.changed().await;
+                match bindings.whole().get(|| id, now_ms()) {
+                    Some(whole) => Ok(self.answer_from(&whole, request, collapsed).await),
+                    None => Ok(None),
+                }
+            }
+            Claim::Ask(asking) => self.ask_as(asking, source, key, request, why).await,
+        }
+    }
+
+    async fn ask_as(
+        &self,
+        asking: Asking,
+        source: &Arc<Source>,
+        key: &v1::Key,
+        request: &ObjectRequest,
+        why: &'static str,
+    ) -> Result<Option<PassThrough>, ServeError> {
+        let parts = self.parts();
+        let since = parts.bindings.now();
+        let url = source
+            .url(&key.path, &key.query)
+            .ok_or_else(|| ServeError::BadOrigin("the path leaves the source".into()))?;
+        let mut plain = request.clone();
+        SELECTING.iter().for_each(|name| {
+            plain.headers.remove(name);
+        });
+        let passed = pass_through::pass_through(parts, source, url, &plain, why, None).await?;
+        let Some(described) = self.describe_whole(source, key, since, &passed) else {
+            parts.bindings.set_unstorable(key, NOT_FRESH, now_ms());
+            let is_plain = !SELECTING.iter().any(|it| request.headers.contains_key(it));
+            return Ok(is_plain.then_some(passed));
+        };
+        let status_words = CacheStatus {
+            forward: Some(Forward::Miss),
+            forward_status: Some(passed.status.as_u16()),
+            stored: true,
+            ..CacheStatus::default()
+        };
+        let whole = asking.keep(described, passed.body, |pump| self.spawn_pump(pump));
+        Ok(self.answer_from(&whole, request, status_words).await)
+    }
+
+    fn spawn_pump(&self, pump: PumpFuture) {
+        self.parts().downloads.workers().spawn(pump);
+    }
+
+    fn describe_whole(
+        &self,
+        source: &Source,
+        key: &v1::Key,
+        since: Moment,
+        passed: &PassThrough,
+    ) -> Option<Described> {
+        let parts = self.parts();
+        let (now, headers) = (now_ms(), &passed.headers);
+        let described = origin_answer::describe(passed.status, headers, now);
+        let ahead_ms = parts.downloads.fetcher().counters.clock_ahead_ms();
+        let facts = origin_answer::facts(headers, &described).on_clock_ahead(ahead_ms);
+        let status = passed.status.as_u16();
+        let freshness = freshness::freshness_of_whole(status, &facts, &source.policy(), now)?;
+        let mut kept = fields::to_headers(&fields::kept(headers));
+        for name in &ALSO_KEPT {
+            for value in headers.get_all(name) {
+                kept.append(name.clone(), value.clone());
+            }
+        }
+        let described = Described {
+            key: key.clone(),
+            status: passed.status,
+            headers: kept,
+            freshness,
+        };
+        // What was asked before an invalidation is no news after it.
+        parts.bindings.unless_invalidated(since, key, || described)
+    }
+
+    /// None: it is not to be had from there any more.
+    async fn answer_from(
+        &self,
+        whole: &Arc<Whole>,
+        request: &ObjectRequest,
+        status_words: CacheStatus,
+    ) -> Option<PassThrough> {
+        let described = &whole.described;
+        let mut headers = described.headers.clone();
+        let age = freshness::age_seconds(&described.freshness, now_ms());
+        headers.insert(header::AGE, HeaderValue::from(age));
+        let answer = |status, headers, body| PassThrough {
+            status,
+            headers,
+            body,
+            why: "whole",
+            status_words: Some(status_words.clone()),
+        };
+        let is_ok = described.status == StatusCode::OK;
+        if is_ok {
+            headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        }
+        let text = |name: HeaderName| described.headers.get(name)?.to_str().ok();
+        let validators = Validators {
+            etag: text(header::ETAG),
+            last_modified: text(header::LAST_MODIFIED),
+        };
+        let ignore_range = match conditional::evaluate(&request.headers, validators) {
+            _ if !is_ok => true,
+            Verdict::Proceed { ignore_range } => ignore_range,
+            Verdict::NotModified => {
+                return Some(answer(StatusCode::NOT_MODIFIED, headers, empty()));
+            }
+            Verdict::PreconditionFailed => {
+                return Some(answer(StatusCode::PRECONDITION_FAILED, headers, empty()));
+            }
+        };
+        let asked = request.headers.get(header::RANGE).filter(|_| !ignore_range);
+        let asked = asked.and_then(|value| range::parse(value.as_bytes()));
+        let body = match asked {
+            Some(_) => whole.arrived().await,
+            None => whole.body(),
+        };
+        let Some(body) = body else {
+            if request.head_only {
+                return Some(answer(described.status, headers, empty()));
+            }
+            let stream = whole.stream(|pump| self.spawn_pump(pump))?;
+            return Some(answer(described.status, headers, stream));
+        };
+        let size = body.len() as u64;
+        let (status, part) = match asked.map(|ranges| ranges.resolve(size)) {
+            Some(Selection::Single(part)) => {
+                insert(&mut headers, range::content_range(part, size));
+                let (start, end) = (part.start as usize, part.end as usize);
+                (StatusCode::PARTIAL_CONTENT, body.slice(start..end))
+            }
+            Some(Selection::NotSatisfiable) => {
+                insert(&mut headers, range::unsatisfied_range(size));
+                (StatusCode::RANGE_NOT_SATISFIABLE, Bytes::new())
+            }
+            // Several parts of something this small: all of it.
+            Some(Selection::Whole | Selection::Several(_)) | None => (described.status, body),
+        };
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(part.len()));
+        let body = if request.head_only {
+            empty()
+        } else {
+            full(part)
+        };
+        Some(answer(status, headers, body))
+    }
+}
+
+fn insert(headers: &mut HeaderMap, content_range: String) {
+    if let Ok(value) = HeaderValue::try_from(content_range) {
+        headers.insert(header::CONTENT_RANGE, value);
+    }
+}
+
+fn empty() -> PassBody {
+    full(Bytes::new())
+}
