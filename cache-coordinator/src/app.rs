@@ -29,7 +29,7 @@ use crate::{
     grpc, http,
     listen::{self, Accepted},
     metrics::{DatabaseTimes, Metrics},
-    service::{Cluster, jobs, membership, probe::Probes, resolve_key::Resolver, term},
+    service::{Cluster, forget, jobs, membership, probe::Probes, resolve_key::Resolver, term},
     session::{
         actor::Actor,
         registry::{End, Registry},
@@ -121,8 +121,9 @@ impl App {
         let (writer, writer_task) = WriterTask::new(
             database.clone(),
             holder,
-            leadership.clone(),
+            keeper.step_down_handle(),
             WriterConfig::default(),
+            Arc::new(DatabaseTimes(Arc::clone(&metrics))),
         );
         let registry = Arc::new(Registry::default());
         let (actor, plan, done_wants) = Actor::new(
@@ -142,6 +143,7 @@ impl App {
             publishing: tokio::sync::Mutex::default(),
             resolver: Resolver::default(),
             probes: Probes::default(),
+            watched: forget::Watched::default(),
             jobs: jobs::Jobs::default(),
             peer_keys: ArcSwap::default(),
             term_ready: watch::Sender::new(false),
@@ -218,6 +220,7 @@ impl App {
             "membership",
             plain(Box::pin(membership::run(Arc::clone(&cluster)))),
         );
+        tasks.spawn("forget", plain(Box::pin(forget::run(Arc::clone(&cluster)))));
         tasks.spawn("prune", {
             let (database, stop) = (database.clone(), stop.clone());
             plain(Box::pin(prune_until(

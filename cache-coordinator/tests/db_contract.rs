@@ -3,12 +3,16 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use cache_coordinator::{
     db::{
-        ChangeKind, DatabaseError, Digest, EdgeStatus, EntryCursor, Health, JobStatus, Leadership,
-        LogPage, MigrateMode, SchemaError, migrations, statements, writer::*,
+        ChangeKind, DatabaseError, Digest, EdgeStatus, EntryCursor, EntryRecord, Health, JobStatus,
+        Leadership, LogPage, MigrateMode, NoObserver, SchemaError, lease::StepDown, migrations,
+        statements, writer::*,
     },
     events::{Event, Filter},
 };
@@ -16,6 +20,7 @@ use chunkcache_proto::{ByteRange, EntryId, Level, v1};
 use support::{
     CHUNK, checksum, coordinator, database, entry, leader, migrated, observe,
     postgres::{Server, client},
+    proxy::{CommitFault, Proxy},
     sums,
 };
 use tokio_util::sync::CancellationToken;

@@ -27,7 +27,7 @@ pub use changes::{Change, ChangeKind, LogPage};
 pub use chunks::{ChunkSum, Digest, Holding, StoredChunk};
 pub use database::{Database, DatabaseConfig, Health};
 pub use edges::{EdgeId, EdgeRecord, EdgeStatus};
-pub use entries::{Binding, EntryCursor, EntryRecord, IncompleteEntry};
+pub use entries::{Binding, EntryCursor, EntryRecord, IncompleteEntry, key_hash};
 pub use error::DatabaseError;
 pub use jobs::{JobRecord, JobStatus};
 pub use lease::{Leadership, LeaseKeeper};

@@ -84,6 +84,10 @@ impl Server {
             .arg(&self.directory));
     }
 
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join(".s.PGSQL.5432")
+    }
+
     pub fn url(&self, database: &str) -> String {
         format!(
             "host={} user=postgres dbname={database}",
