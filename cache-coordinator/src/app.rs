@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use service_kit::{
+    advertise::reachable_address,
     shutdown::TaskSet,
     tls::{self, CHECK_INTERVAL, Reloading, ServerFiles},
 };
@@ -92,11 +93,13 @@ impl App {
         } else {
             "http"
         };
-        let address = self
-            .config
-            .advertise_url
-            .clone()
-            .unwrap_or_else(|| format!("{scheme}://{grpc_address}"));
+        let address = match &self.config.advertise_url {
+            Some(url) => url.clone(),
+            None => format!(
+                "{scheme}://{}",
+                reachable_address(grpc_address).map_err(anyhow::Error::msg)?
+            ),
+        };
         tracing::info!(grpc = %grpc_address, http = %http_address, "listening");
         let is_open = |address: SocketAddr| !address.ip().is_loopback();
         if self.access.tokens().is_none() && (is_open(grpc_address) || is_open(http_address)) {

@@ -10,9 +10,9 @@ use std::{
 
 use cache_coordinator::{
     db::{
-        ChangeKind, DatabaseError, Digest, EdgeStatus, EntryCursor, EntryRecord, Health, JobStatus,
-        Leadership, LogPage, MigrateMode, NoObserver, SchemaError, lease::StepDown, migrations,
-        statements, writer::*,
+        ChangeKind, Database, DatabaseConfig, DatabaseError, Digest, EdgeStatus, EntryCursor,
+        EntryRecord, Health, JobStatus, Leadership, LogPage, MigrateMode, NoObserver, SchemaError,
+        lease::StepDown, migrations, statements, writer::*,
     },
     events::{Event, Filter},
 };
@@ -32,6 +32,8 @@ fn range(first_chunk: u64, end_chunk: u64) -> ByteRange {
 
 #[path = "contract/chunks.rs"]
 mod chunks_contract;
+#[path = "contract/connect.rs"]
+mod connect_contract;
 #[path = "contract/edges.rs"]
 mod edges_contract;
 #[path = "contract/entries.rs"]

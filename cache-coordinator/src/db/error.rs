@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use deadpool_postgres::PoolError;
+use deadpool_postgres::{HookError, PoolError};
 
 /// Whose fault it was and whether to try again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -203,8 +203,15 @@ impl From<PoolError> for DatabaseError {
                 let permanent = error
                     .code()
                     .is_some_and(|state| is_permanent_at_start(state.code()));
+                let reason = describe(&error);
+                if reason.contains("unsupported startup parameter") {
+                    return Self::Unusable(format!(
+                        "{reason}: leave it out of the connection string, or name it in PgBouncer's \
+                         ignore_startup_parameters"
+                    ));
+                }
                 if permanent {
-                    return Self::Unusable(describe(&error));
+                    return Self::Unusable(reason);
                 }
                 // While connecting everything else is worth another try: the database may be
                 // starting.
@@ -213,6 +220,7 @@ impl From<PoolError> for DatabaseError {
                     other => Self::unavailable(other.to_string()),
                 }
             }
+            PoolError::PostCreateHook(HookError::Message(reason)) => Self::unavailable(reason),
             other => Self::unavailable(other.to_string()),
         }
     }

@@ -7,6 +7,7 @@
 
 mod changes;
 mod chunks;
+mod connect;
 mod database;
 mod edges;
 mod entries;
@@ -20,7 +21,6 @@ mod secrets;
 mod sources;
 pub mod statements;
 mod status;
-mod tls;
 pub mod writer;
 
 pub use changes::{Change, ChangeKind, LogPage};

@@ -99,6 +99,8 @@ statements! {
     SCHEMA_TABLE = "schema_table";
     SECRET_GET = "secret_get";
     SECRET_INSERT = "secret_insert";
+    SESSION_ENCRYPTED = "session_encrypted";
+    SESSION_SETTING = "session_setting";
     SOURCE_DELETE = "source_delete";
     SOURCE_GET = "source_get";
     SOURCE_LIST = "source_list";

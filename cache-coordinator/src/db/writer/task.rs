@@ -243,6 +243,9 @@ impl WriterTask {
                 Err(error) => error,
             };
             self.position = None;
+            if error.is_unavailable() {
+                self.database.renew_connections();
+            }
             // What the database refuses for its content says nothing of whether others can be
             // written.
             if !error.is_of_one_change() && self.inability.failed(began) {
