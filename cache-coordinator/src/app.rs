@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use service_kit::{
+    advertise::reachable_address,
     shutdown::TaskSet,
     tls::{self, CHECK_INTERVAL, Reloading, ServerFiles},
 };
@@ -29,7 +30,7 @@ use crate::{
     grpc, http,
     listen::{self, Accepted},
     metrics::{DatabaseTimes, Metrics},
-    service::{Cluster, jobs, membership, probe::Probes, resolve_key::Resolver, term},
+    service::{Cluster, forget, jobs, membership, probe::Probes, resolve_key::Resolver, term},
     session::{
         actor::Actor,
         registry::{End, Registry},
@@ -93,11 +94,13 @@ impl App {
         } else {
             "http"
         };
-        let address = self
-            .config
-            .advertise_url
-            .clone()
-            .unwrap_or_else(|| format!("{scheme}://{grpc_address}"));
+        let address = match &self.config.advertise_url {
+            Some(url) => url.clone(),
+            None => format!(
+                "{scheme}://{}",
+                reachable_address(grpc_address).map_err(anyhow::Error::msg)?
+            ),
+        };
         tracing::info!(grpc = %grpc_address, http = %http_address, "listening");
         let is_open = |address: SocketAddr| !address.ip().is_loopback();
         if self.access.tokens().is_none() && (is_open(grpc_address) || is_open(http_address)) {
@@ -122,8 +125,9 @@ impl App {
         let (writer, writer_task) = WriterTask::new(
             database.clone(),
             holder,
-            leadership.clone(),
+            keeper.step_down_handle(),
             WriterConfig::default(),
+            Arc::new(DatabaseTimes(Arc::clone(&metrics))),
         );
         let registry = Arc::new(Registry::default());
         let (actor, plan, done_wants) = Actor::new(
@@ -143,6 +147,7 @@ impl App {
             publishing: tokio::sync::Mutex::default(),
             resolver: Resolver::default(),
             probes: Probes::default(),
+            watched: forget::Watched::default(),
             jobs: jobs::Jobs::default(),
             peer_keys: ArcSwap::default(),
             term_ready: watch::Sender::new(false),
@@ -219,6 +224,7 @@ impl App {
             "membership",
             plain(Box::pin(membership::run(Arc::clone(&cluster)))),
         );
+        tasks.spawn("forget", plain(Box::pin(forget::run(Arc::clone(&cluster)))));
         tasks.spawn("prune", {
             let (database, stop) = (database.clone(), stop.clone());
             plain(Box::pin(prune_until(

@@ -1,23 +1,27 @@
 //! Listeners: bound first, served later; TLS with reloaded certificates. A leaf both servers use.
 //!
-//! Handshakes run beside the accept loop, bounded in number and time, so that a silent client holds
-//! nobody up.
+//! Handshakes run beside the accept loop, which waits for none: they are bounded in time, and in
+//! number for each client address as well as in all. Where there are too many, the oldest one of
+//! the address that has most is ended, so that silent clients hold nobody up.
 
 use std::{
+    collections::{HashMap, VecDeque},
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use rustls::{ServerConfig, pki_types::CertificateDer};
 use service_kit::tls::Reloading;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
+    sync::mpsc,
+    task::AbortHandle,
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -25,7 +29,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 /// Handshakes at a time.
-const HANDSHAKES: usize = 256;
+const HANDSHAKES: usize = 1_024;
+/// Of one client address (of IPv6, the first 64 bits).
+const HANDSHAKES_OF_ADDRESS: usize = 64;
 /// For one handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections that wait to be served.
@@ -59,14 +65,14 @@ pub fn accept(
 ) {
     let (ready, receiver) = mpsc::channel(WAITING);
     let accepting = async move {
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        let handshakes = Arc::new(Mutex::new(Handshakes::default()));
         loop {
             let accepted = tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 accepted = listener.accept() => accepted,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let (stream, address) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -84,13 +90,13 @@ pub fn accept(
                 }
                 Some(tls) => {
                     let acceptor = TlsAcceptor::from(tls.current());
-                    let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else {
-                        continue;
-                    };
-                    let ready = ready.clone();
-                    tokio::spawn(async move {
+                    let (ready, ended) = (ready.clone(), Arc::clone(&handshakes));
+                    // Locked until it is noted: it can not end before.
+                    let mut handshakes = handshakes.lock();
+                    let number = handshakes.next_number();
+                    let shaking = tokio::spawn(async move {
                         let shaken = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
-                        drop(permit);
+                        ended.lock().remove(address.ip(), number);
                         match shaken {
                             Ok(Ok(stream)) => {
                                 // A server that is gone serves nobody.
@@ -100,11 +106,92 @@ pub fn accept(
                             Err(_) => tracing::debug!("a TLS handshake took too long"),
                         }
                     });
+                    let too_many = handshakes.insert(address.ip(), number, shaking.abort_handle());
+                    if let Some(oldest) = too_many {
+                        oldest.abort();
+                    }
                 }
             }
         }
     };
     (accepting, receiver)
+}
+
+/// Handshakes under way, by client address, the oldest first.
+#[derive(Debug)]
+struct Handshakes<T = AbortHandle> {
+    by_address: HashMap<IpAddr, VecDeque<(u64, T)>>,
+    count: usize,
+    last_number: u64,
+}
+
+impl<T> Default for Handshakes<T> {
+    fn default() -> Self {
+        Self {
+            by_address: HashMap::new(),
+            count: 0,
+            last_number: 0,
+        }
+    }
+}
+
+impl<T> Handshakes<T> {
+    fn next_number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    /// The one to be ended where there are too many.
+    fn insert(&mut self, address: IpAddr, number: u64, handshake: T) -> Option<T> {
+        let address = client_of(address);
+        let of_address = self.by_address.entry(address).or_default();
+        of_address.push_back((number, handshake));
+        self.count += 1;
+        let crowded = if of_address.len() > HANDSHAKES_OF_ADDRESS {
+            address
+        } else if self.count > HANDSHAKES {
+            let most = self.by_address.iter().max_by_key(|(_, list)| list.len());
+            most.map(|(address, _)| *address)?
+        } else {
+            return None;
+        };
+        let (_, oldest) = self.by_address.get_mut(&crowded)?.pop_front()?;
+        self.removed(crowded);
+        Some(oldest)
+    }
+
+    fn remove(&mut self, address: IpAddr, number: u64) {
+        let address = client_of(address);
+        let Some(list) = self.by_address.get_mut(&address) else {
+            return;
+        };
+        if let Some(index) = list.iter().position(|(other, _)| *other == number) {
+            list.remove(index);
+            self.removed(address);
+        }
+    }
+
+    fn removed(&mut self, address: IpAddr) {
+        self.count -= 1;
+        if self
+            .by_address
+            .get(&address)
+            .is_some_and(VecDeque::is_empty)
+        {
+            self.by_address.remove(&address);
+        }
+    }
+}
+
+/// A client may have all addresses of an IPv6 network of 64 bits.
+fn client_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let network = u128::from(address) >> 64 << 64;
+            IpAddr::V6(network.into())
+        }
+        address => address,
+    }
 }
 
 /// Connections for axum.
@@ -214,5 +301,55 @@ impl AsyncWrite for Connection {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
+
+    #[test]
+    fn an_address_with_too_many_handshakes_loses_its_oldest() {
+        let mut handshakes = Handshakes::default();
+        for number in 0..HANDSHAKES_OF_ADDRESS as u64 {
+            assert_eq!(handshakes.insert(address(1), number, number), None);
+        }
+        assert_eq!(handshakes.insert(address(2), 1_000, 1_000), None);
+        assert_eq!(handshakes.insert(address(1), 1_001, 1_001), Some(0));
+        handshakes.remove(address(1), 1);
+        assert_eq!(handshakes.insert(address(1), 1_002, 1_002), None);
+    }
+
+    #[test]
+    fn where_there_are_too_many_in_all_the_busiest_address_loses_one() {
+        let mut handshakes = Handshakes::default();
+        let mut number = 0;
+        while handshakes.count < HANDSHAKES {
+            let host = if number % 3 == 0 {
+                1
+            } else {
+                number / 20 % 200 + 2
+            };
+            let of_address = u8::try_from(host).unwrap_or(1);
+            handshakes.insert(address(of_address), number, of_address);
+            number += 1;
+        }
+        let busiest = handshakes.by_address.values().map(VecDeque::len).max();
+        let ended = handshakes.insert(address(255), number, 255);
+        let list = &handshakes.by_address[&address(ended.unwrap_or_default())];
+        assert_eq!(Some(list.len() + 1), busiest);
+        assert_eq!(handshakes.count, HANDSHAKES);
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_client() {
+        let at = |text: &str| client_of(text.parse::<IpAddr>().unwrap_or(address(1)));
+        assert_eq!(at("2001:db8::1"), at("2001:db8::ffff:1"));
+        assert_ne!(at("2001:db8::1"), at("2001:db8:0:1::1"));
+        assert_eq!(at("::ffff:192.0.2.7"), address(7));
     }
 }

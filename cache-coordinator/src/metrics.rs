@@ -17,7 +17,7 @@ use prometheus_client::{
 };
 use service_kit::metrics::{Exposition, INTERNAL_SECONDS, register_build_info};
 
-use crate::db::StatementObserver;
+use crate::db::{DatabaseError, StatementObserver, writer::WriterObserver};
 
 /// By level of urgency.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -101,6 +101,14 @@ pub struct Metrics {
     pub database_seconds: Family<StatementLabel, Histogram, LatencyBuckets>,
     /// Rows and bytes that did not agree, found and mended.
     pub drift_chunks: Family<DriftLabel, Counter>,
+    /// Changes the database refused, set aside one by one.
+    pub refused_changes: Counter,
+    /// Entries in the database.
+    pub entries: Gauge,
+    /// Entries of which no edge holds anything.
+    pub chunkless_entries: Gauge,
+    /// Entries that were forgotten.
+    pub entries_forgotten: Counter,
     /// Open watches.
     pub watchers: Gauge,
     /// 1 while this coordinator leads.
@@ -122,6 +130,10 @@ impl Default for Metrics {
             report_chunks: Histogram::new(exponential_buckets(1.0, 4.0, 8)),
             database_seconds: Family::new_with_constructor(LatencyBuckets),
             drift_chunks: Family::default(),
+            refused_changes: Counter::default(),
+            entries: Gauge::default(),
+            chunkless_entries: Gauge::default(),
+            entries_forgotten: Counter::default(),
             watchers: Gauge::default(),
             leading: Gauge::default(),
         };
@@ -193,6 +205,22 @@ impl Metrics {
             "Rows and bytes that did not agree, found and mended",
             self.drift_chunks.clone(),
         );
+        registry.register(
+            "refused_changes",
+            "Changes the database refused, set aside one by one",
+            self.refused_changes.clone(),
+        );
+        registry.register("entries", "Entries in the database", self.entries.clone());
+        registry.register(
+            "chunkless_entries",
+            "Entries of which no edge holds anything",
+            self.chunkless_entries.clone(),
+        );
+        registry.register(
+            "entries_forgotten",
+            "Entries forgotten because no edge held anything of them",
+            self.entries_forgotten.clone(),
+        );
         registry.register("watchers", "Open watches", self.watchers.clone());
         registry.register(
             "leading",
@@ -219,6 +247,12 @@ impl LevelLabel {
 
 /// The database code tells of its statements.
 pub struct DatabaseTimes(pub Arc<Metrics>);
+
+impl WriterObserver for DatabaseTimes {
+    fn refused(&self, _kind: &'static str, _error: &DatabaseError) {
+        self.0.refused_changes.inc();
+    }
+}
 
 impl StatementObserver for DatabaseTimes {
     fn observe(&self, statement: &'static str, took: Duration, _ok: bool) {

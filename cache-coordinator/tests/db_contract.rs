@@ -3,12 +3,16 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use cache_coordinator::{
     db::{
-        ChangeKind, DatabaseError, Digest, EdgeStatus, EntryCursor, Health, JobStatus, Leadership,
-        LogPage, MigrateMode, SchemaError, migrations, statements, writer::*,
+        ChangeKind, Database, DatabaseConfig, DatabaseError, Digest, EdgeStatus, EntryCursor,
+        EntryRecord, Health, JobStatus, Leadership, LogPage, MigrateMode, NoObserver, SchemaError,
+        lease::StepDown, migrations, statements, writer::*,
     },
     events::{Event, Filter},
 };
@@ -16,6 +20,7 @@ use chunkcache_proto::{ByteRange, EntryId, Level, v1};
 use support::{
     CHUNK, checksum, coordinator, database, entry, leader, migrated, observe,
     postgres::{Server, client},
+    proxy::{CommitFault, Proxy},
     sums,
 };
 use tokio_util::sync::CancellationToken;
@@ -27,6 +32,8 @@ fn range(first_chunk: u64, end_chunk: u64) -> ByteRange {
 
 #[path = "contract/chunks.rs"]
 mod chunks_contract;
+#[path = "contract/connect.rs"]
+mod connect_contract;
 #[path = "contract/edges.rs"]
 mod edges_contract;
 #[path = "contract/entries.rs"]

@@ -14,6 +14,7 @@ use anyhow::Context;
 use chunkcache_proto::{Geometry, v1};
 use prometheus_client::registry::Registry;
 use service_kit::{
+    advertise::reachable_address,
     metrics::register_build_info,
     shutdown::{TaskSet, token_on_signal},
     tls::{self, ClientFiles, ServerFiles},
@@ -272,10 +273,13 @@ pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
     } else {
         "http"
     };
-    let url = options
-        .advertise_url
-        .clone()
-        .unwrap_or_else(|| format!("{scheme}://{address}"));
+    let url = match &options.advertise_url {
+        Some(url) => url.clone(),
+        None => format!(
+            "{scheme}://{}",
+            reachable_address(address).map_err(anyhow::Error::msg)?
+        ),
+    };
 
     let mut registry = Registry::with_prefix("cache_edge");
     register_build_info(&mut registry, env!("CARGO_PKG_VERSION"));

@@ -7,6 +7,7 @@
 pub mod checksum;
 pub mod geometry;
 pub mod identity;
+pub mod key;
 pub mod priority;
 pub mod source_name;
 

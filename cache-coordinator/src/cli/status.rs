@@ -86,6 +86,7 @@ pub(super) fn status_json(status: &GetStatusResponse, endpoint: &str) -> Value {
         "running_by_level": by_level(&status.running_by_level),
         "drift_rows_without_bytes": status.drift_rows_without_bytes,
         "drift_bytes_without_rows": status.drift_bytes_without_rows,
+        "refused_changes": status.refused_changes,
     })
 }
 
@@ -126,6 +127,7 @@ fn status_fields(status: &GetStatusResponse) -> String {
                 drift.0, drift.1
             ),
         ),
+        ("changes refused", status.refused_changes.to_string()),
     ])
     .render()
 }

@@ -1,29 +1,33 @@
 //! The connections: pools, limits, time-outs, readiness.
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts};
+use deadpool_postgres::{
+    Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime, Timeouts,
+};
 use parking_lot::RwLock;
 use rand::RngExt as _;
-use tokio_postgres::{
-    NoTls, Row,
-    config::{SslMode, TargetSessionAttrs},
-    types::ToSql,
-};
+use tokio_postgres::{Row, types::ToSql};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     DatabaseError, MigrateMode, SchemaError, StatementObserver,
+    connect::{Connector, Process, find_pooler, prepare_session},
     executor::{Executor, Loan},
     migrations,
-    statements::Statement,
-    tls,
+    statements::{self, Statement},
 };
 
 /// First wait between attempts to reach the database, and the longest.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// What the client waits beyond the server's own statement timeout before it calls the server dead.
 const GRACE: Duration = Duration::from_secs(2);
+/// A connection is not used for longer: what it leads to may have been demoted, or left its name.
+const MAX_AGE: Duration = Duration::from_secs(600);
 /// A coordinator that stops in the middle of a transaction (SIGSTOP, a cut network) holds the lease
 /// row's lock; the server ends its transaction after this, well within the five seconds a takeover
 /// may last.
@@ -32,8 +36,7 @@ const IDLE_IN_TRANSACTION: Duration = Duration::from_millis(1_500);
 /// Where the database is and how much of it is used.
 #[derive(Clone)]
 pub struct DatabaseConfig {
-    /// `postgres://…` or `key=value …`. `sslmode` `require`, `verify-ca` and `verify-full` mean
-    /// verified TLS.
+    /// `postgres://…` or `key=value …`, as libpq reads it.
     pub url: String,
     /// Connections for reads; the writer and the lease have one each beside.
     pub max_connections: usize,
@@ -95,6 +98,8 @@ struct Shared {
     lease: Pool,
     observer: Arc<dyn StatementObserver>,
     give_up_after: Duration,
+    /// Connections made before are not used again.
+    renewed: Arc<RwLock<Instant>>,
     health: RwLock<Health>,
 }
 
@@ -104,44 +109,26 @@ impl Database {
         config: &DatabaseConfig,
         observer: Arc<dyn StatementObserver>,
     ) -> Result<Self, DatabaseError> {
-        let (url, root_certificate, verified_tls) = split_tls_options(&config.url);
-        let mut postgres: tokio_postgres::Config =
-            url.parse().map_err(|error: tokio_postgres::Error| {
-                DatabaseError::invalid("database-url", error.to_string())
-            })?;
-        let tls = verified_tls || postgres.get_ssl_mode() == SslMode::Require;
-        // Notices ("already exists, skipping") would be logged as information of ours.
-        let options = format!(
-            "{} -c client_min_messages=warning -c statement_timeout={} -c idle_in_transaction_session_timeout={}",
-            postgres.get_options().unwrap_or_default(),
-            config.statement_timeout.as_millis(),
-            IDLE_IN_TRANSACTION.as_millis(),
-        );
-        postgres
-            .options(options.trim())
-            .application_name(&config.application_name)
-            .connect_timeout(config.connect_timeout)
-            .keepalives_idle(Duration::from_secs(10))
-            .tcp_user_timeout(config.statement_timeout + GRACE);
-        if postgres.get_hosts().len() > 1 {
-            // Of a managed pair, the one that takes writes.
-            postgres.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        let mut connector = Connector::new(&config.url, &Process)?;
+        let postgres = &mut connector.config;
+        if postgres.get_application_name().is_none() {
+            postgres.application_name(&config.application_name);
         }
+        if postgres.get_connect_timeout().is_none() {
+            postgres.connect_timeout(config.connect_timeout);
+        }
+        if postgres.get_tcp_user_timeout().is_none() {
+            postgres.tcp_user_timeout(config.statement_timeout + GRACE);
+        }
+        let renewed = Arc::new(RwLock::new(Instant::now()));
+        let statement_timeout = config.statement_timeout;
         let pool = |max_size| {
             let manager_config = ManagerConfig {
                 recycling_method: RecyclingMethod::Fast,
             };
-            let manager = if tls {
-                let mut postgres = postgres.clone();
-                postgres.ssl_mode(SslMode::Require);
-                Manager::from_config(
-                    postgres,
-                    tls::connector(root_certificate.as_deref())?,
-                    manager_config,
-                )
-            } else {
-                Manager::from_config(postgres.clone(), NoTls, manager_config)
-            };
+            let manager =
+                Manager::from_connect(connector.config.clone(), connector.clone(), manager_config);
+            let renewed = Arc::clone(&renewed);
             Pool::builder(manager)
                 .max_size(max_size)
                 .runtime(Runtime::Tokio1)
@@ -150,6 +137,20 @@ impl Database {
                     create: Some(config.connect_timeout),
                     recycle: Some(config.connect_timeout),
                 })
+                .post_create(Hook::async_fn(move |client, _| {
+                    Box::pin(async move {
+                        prepare_session(&**client, statement_timeout, IDLE_IN_TRANSACTION)
+                            .await
+                            .map_err(|error| HookError::message(error.to_string()))
+                    })
+                }))
+                // An old connection may be to a server that was demoted since.
+                .pre_recycle(Hook::sync_fn(move |_, metrics| {
+                    if metrics.created < *renewed.read() || metrics.age() > MAX_AGE {
+                        return Err(HookError::message("the connection is too old"));
+                    }
+                    Ok(())
+                }))
                 .build()
                 .map_err(|error| DatabaseError::Internal(error.to_string()))
         };
@@ -160,6 +161,7 @@ impl Database {
                 lease: pool(1)?,
                 observer,
                 give_up_after: config.statement_timeout + GRACE,
+                renewed: Arc::clone(&renewed),
                 health: RwLock::new(Health::NotReady("not connected yet".into())),
             }),
         })
@@ -177,7 +179,7 @@ impl Database {
         loop {
             let attempt = tokio::select! {
                 () = cancel.cancelled() => return Ok(None),
-                attempt = migrations::prepare(self, mode) => attempt,
+                attempt = self.prepare(mode) => attempt,
             };
             let reason = match attempt {
                 Ok(applied) => {
@@ -206,6 +208,42 @@ impl Database {
             }
             back_off = (back_off * 2).min(BACK_OFF.1);
         }
+    }
+
+    async fn prepare(&self, mode: MigrateMode) -> Result<usize, SchemaError> {
+        self.refuse_pooler().await?;
+        migrations::prepare(self, mode).await
+    }
+
+    async fn refuse_pooler(&self) -> Result<(), DatabaseError> {
+        let mut one = self.writer_connection().await?;
+        let mut other = self.lease_connection().await?;
+        let found = find_pooler(one.client()?, other.client()?).await;
+        let found = other.end(found);
+        match one.end(found)? {
+            None => Ok(()),
+            Some(reason) => Err(DatabaseError::Unusable(reason)),
+        }
+    }
+
+    /// Whether connections are encrypted.
+    pub async fn is_encrypted(&self) -> Result<bool, DatabaseError> {
+        let row = self.query_one(statements::SESSION_ENCRYPTED, &[]).await?;
+        Ok(row.get(0))
+    }
+
+    /// What a session has set.
+    pub async fn setting(&self, name: &str) -> Result<String, DatabaseError> {
+        let row = self
+            .query_one(statements::SESSION_SETTING, &[&name])
+            .await?;
+        Ok(row.get(0))
+    }
+
+    /// Something went wrong where changes are written: connections made before are not used again,
+    /// for the server may have been demoted.
+    pub(super) fn renew_connections(&self) {
+        *self.shared.renewed.write() = Instant::now();
     }
 
     /// Asks now. Before `wait_ready` has succeeded, what it last said.
@@ -287,46 +325,4 @@ impl Database {
 /// Half to all of a wait, so that many coordinators do not come back in step.
 pub(super) fn jittered(wait: Duration) -> Duration {
     wait.mul_f64(rand::rng().random_range(0.5..1.0))
-}
-
-/// Takes out of a URL the libpq options the driver does not know: `sslrootcert`, and the `sslmode`s
-/// that verify.
-fn split_tls_options(url: &str) -> (String, Option<PathBuf>, bool) {
-    let Ok(mut parsed) = url::Url::parse(url) else {
-        return (url.to_owned(), None, false);
-    };
-    let (mut root_certificate, mut verified) = (None, false);
-    let mut rest = Vec::new();
-    for (name, value) in parsed.query_pairs().into_owned() {
-        match (name.as_str(), value.as_str()) {
-            ("sslrootcert", path) => root_certificate = Some(PathBuf::from(path)),
-            ("sslmode", "verify-ca" | "verify-full") => verified = true,
-            _ => rest.push((name, value)),
-        }
-    }
-    if root_certificate.is_none() && !verified {
-        return (url.to_owned(), None, false);
-    }
-    parsed.set_query(None);
-    if !rest.is_empty() {
-        parsed.query_pairs_mut().extend_pairs(rest);
-    }
-    (parsed.into(), root_certificate, verified)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn verifying_modes_are_taken_out_of_the_url() {
-        let (url, root, verified) = split_tls_options(
-            "postgres://u@h/db?sslmode=verify-full&sslrootcert=/ca.pem&connect_timeout=1",
-        );
-        assert_eq!(url, "postgres://u@h/db?connect_timeout=1");
-        assert_eq!(root, Some(PathBuf::from("/ca.pem")));
-        assert!(verified);
-        let plain = "host=/run/postgresql user=x";
-        assert_eq!(split_tls_options(plain), (plain.to_owned(), None, false));
-    }
 }

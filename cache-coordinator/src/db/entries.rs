@@ -1,7 +1,11 @@
 //! Entries and the keys that point to them.
 
+use std::time::Duration;
+
 use chunkcache_proto::{EntryId, Geometry, v1};
+use sha2::{Digest as _, Sha256};
 use tokio_postgres::Row;
+use uuid::Uuid;
 
 use super::{Database, DatabaseError, edges::EdgeId, from_ms, statements, to_ms};
 
@@ -136,6 +140,29 @@ impl EntryCursor {
 pub struct Binding {
     pub entry: EntryRecord,
     pub freshness: Option<v1::Freshness>,
+    /// No edge holds anything of it and nobody was given it for minutes: it may be forgotten soon.
+    pub is_idle: bool,
+}
+
+/// What a key is indexed by: the first 128 bits of SHA-256 over its fields, with a zero byte (which
+/// no text in the database can have) between them. Clients choose keys, so that a faster hash will
+/// not do.
+#[must_use]
+pub fn key_hash(key: &v1::Key) -> Uuid {
+    let mut hasher = Sha256::new();
+    for (number, field) in [&key.source, &key.path, &key.query, &key.variant]
+        .into_iter()
+        .enumerate()
+    {
+        if number > 0 {
+            hasher.update([0]);
+        }
+        hasher.update(field.as_bytes());
+    }
+    let digest = hasher.finalize();
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    Uuid::from_bytes(bytes)
 }
 
 impl Binding {
@@ -193,12 +220,34 @@ impl Database {
     /// What the key points to now.
     pub async fn binding(&self, key: &v1::Key) -> Result<Option<Binding>, DatabaseError> {
         let row = self
-            .query_opt(
-                statements::BINDING_GET,
-                &[&key.source, &key.path, &key.query, &key.variant],
-            )
+            .query_opt(statements::BINDING_GET, &[&key_hash(key)])
             .await?;
         row.as_ref().map(binding_from_row).transpose()
+    }
+
+    /// Entries that may be forgotten: see [`super::writer::ForgetEntries`].
+    pub async fn unused_entries(
+        &self,
+        unused_for: Duration,
+        are_too_many: bool,
+        limit: u32,
+    ) -> Result<Vec<EntryId>, DatabaseError> {
+        let seconds = i64::try_from(unused_for.as_secs()).unwrap_or(i64::MAX);
+        let rows = self
+            .query(
+                statements::ENTRY_UNUSED,
+                &[&seconds, &are_too_many, &i64::from(limit)],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Entries of which no edge holds anything.
+    pub async fn chunkless_entries(&self) -> Result<u64, DatabaseError> {
+        let row = self
+            .query_one(statements::ENTRY_CHUNKLESS_COUNT, &[])
+            .await?;
+        Ok(row.get::<_, i64>(0).unsigned_abs())
     }
 
     /// What the variants of a path point to (at most 100), the most recently validated first.
@@ -301,6 +350,7 @@ fn binding_from_row(row: &Row) -> Result<Binding, DatabaseError> {
     Ok(Binding {
         entry: from_row(row)?,
         freshness,
+        is_idle: row.get("idle"),
     })
 }
 

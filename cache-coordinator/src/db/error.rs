@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use deadpool_postgres::PoolError;
-use tokio_postgres::error::SqlState;
+use deadpool_postgres::{HookError, PoolError};
 
 /// Whose fault it was and whether to try again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,10 +24,19 @@ pub enum DatabaseError {
     Unavailable {
         reason: String,
         retry_after: Duration,
+        /// The server ended the statement for the time it took.
+        is_timeout: bool,
     },
+    /// The server answers and does not take us: who we are, what we may, what it is. At the start
+    /// it ends the process; later it is as an outage.
+    #[error("the database can not be used: {0}")]
+    Unusable(String),
     /// The caller's value can not be stored.
     #[error("{field}: {reason}")]
     Invalid { field: &'static str, reason: String },
+    /// The database refused a statement for what is in it: the same change is refused again.
+    #[error("the database refuses it: {reason} (SQLSTATE {sqlstate})")]
+    Refused { sqlstate: String, reason: String },
     /// A bug, or a database that is not ours.
     #[error("internal: {0}")]
     Internal(String),
@@ -38,13 +46,48 @@ impl DatabaseError {
     /// The same call may succeed later.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Unavailable { .. })
+        matches!(self, Self::Unavailable { .. } | Self::Unusable(_))
+    }
+
+    /// The statement took too long: less of it at a time may do.
+    pub(super) fn is_timeout(&self) -> bool {
+        matches!(
+            self,
+            Self::Unavailable {
+                is_timeout: true,
+                ..
+            }
+        )
+    }
+
+    /// Raised by us before a statement failed: the transaction it was found in goes on.
+    #[must_use]
+    pub(super) fn leaves_transaction(&self) -> bool {
+        matches!(
+            self,
+            Self::NotFound { .. } | Self::Fenced | Self::Invalid { .. }
+        )
+    }
+
+    /// The fault of one change, never of the others in its batch.
+    #[must_use]
+    pub fn is_of_one_change(&self) -> bool {
+        self.leaves_transaction() || matches!(self, Self::Refused { .. } | Self::Conflict(_))
     }
 
     pub(crate) fn unavailable(reason: impl Into<String>) -> Self {
         Self::Unavailable {
             reason: reason.into(),
             retry_after: Duration::from_millis(500),
+            is_timeout: false,
+        }
+    }
+
+    fn soon(reason: String) -> Self {
+        Self::Unavailable {
+            reason,
+            retry_after: Duration::from_millis(10),
+            is_timeout: false,
         }
     }
 
@@ -75,25 +118,78 @@ impl From<tokio_postgres::Error> for DatabaseError {
             };
         };
         let reason = describe(&error);
-        let retry_at_once = *state == SqlState::T_R_SERIALIZATION_FAILURE
-            || *state == SqlState::T_R_DEADLOCK_DETECTED;
-        match state.code() {
-            _ if retry_at_once => Self::Unavailable {
-                reason,
-                retry_after: Duration::from_millis(10),
-            },
-            "57014" => Self::unavailable(format!("statement timeout: {reason}")),
-            "55P03" | "25006" | "25P03" | "3D000" => Self::unavailable(reason),
-            "23503" => Self::Conflict(reason),
-            "23505" => Self::Conflict(reason),
-            "23514" | "23502" => Self::invalid("value", reason),
-            code => match &code[..2] {
-                // Connection, authentication, resources, operator intervention, system error.
-                "08" | "28" | "53" | "57" | "58" => Self::unavailable(reason),
-                "22" => Self::invalid("value", reason),
-                _ => Self::Internal(format!("{reason} (SQLSTATE {code})")),
-            },
+        let constraint = error.as_db_error().and_then(|db| db.constraint());
+        if constraint == Some(CHANGE_LOG_KEY) {
+            // The writer's position in the change log is out of date; it reads it again.
+            return Self::soon(reason);
         }
+        match classify(state.code()) {
+            Class::Soon => Self::soon(reason),
+            Class::Later => Self::Unavailable {
+                reason,
+                retry_after: Duration::from_millis(500),
+                is_timeout: state.code() == "57014",
+            },
+            Class::Conflict => Self::Conflict(reason),
+            Class::Change => Self::Refused {
+                sqlstate: state.code().to_owned(),
+                reason,
+            },
+            Class::Ours => Self::Internal(format!("{reason} (SQLSTATE {})", state.code())),
+        }
+    }
+}
+
+/// The primary key of the change log: a revision that is there already.
+const CHANGE_LOG_KEY: &str = "cache_changes_pkey";
+
+/// What a SQLSTATE says of the next attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// The same statement may succeed at once: a conflict with another transaction.
+    Soon,
+    /// It may succeed later: the connection, the server or its resources.
+    Later,
+    /// It contradicts what is stored.
+    Conflict,
+    /// This change is refused, whoever sends it and whenever.
+    Change,
+    /// The statement itself is wrong, or the schema, or the rights.
+    Ours,
+}
+
+/// Every SQLSTATE has its class: by its five characters, else by the first two (PostgreSQL manual,
+/// appendix A).
+pub(super) fn classify(sqlstate: &str) -> Class {
+    match sqlstate {
+        // serialization_failure, deadlock_detected, statement_completion_unknown.
+        "40001" | "40P01" | "40003" => return Class::Soon,
+        // lock_not_available, read_only_sql_transaction (a demoted primary),
+        // idle_in_transaction_session_timeout, transaction_timeout, object_in_use.
+        "55P03" | "25006" | "25P03" | "25P04" | "55006" | "3D000" => return Class::Later,
+        "23503" | "23505" | "23P01" => return Class::Conflict,
+        // A prepared statement that is not there: the connection was changed behind our back.
+        "26000" => return Class::Later,
+        _ => {}
+    }
+    match sqlstate.get(..2).unwrap_or_default() {
+        // Connection, authentication, rollback, resources, operator, system, configuration file.
+        "08" | "28" | "40" | "53" | "57" | "58" | "F0" => Class::Later,
+        // Data, integrity, program limits (a row or an index row too large), a WITH CHECK OPTION.
+        "21" | "22" | "23" | "44" | "54" => Class::Change,
+        _ => Class::Ours,
+    }
+}
+
+/// An error that waiting does not mend while the coordinator starts: who it is, what it may, which
+/// database. The person who gave the connection string has to change something.
+pub(super) fn is_permanent_at_start(sqlstate: &str) -> bool {
+    match sqlstate {
+        // A server that starts or stops; too many connections.
+        _ if sqlstate.starts_with("57P") || sqlstate.starts_with("53") => false,
+        // A database that is made later is waited for, as a server that is started later is.
+        "3D000" => false,
+        _ => matches!(classify(sqlstate), Class::Ours) || sqlstate.starts_with("28"),
     }
 }
 
@@ -104,12 +200,27 @@ impl From<PoolError> for DatabaseError {
                 Self::unavailable(format!("no connection in time ({kind:?})"))
             }
             PoolError::Backend(error) => {
-                // While connecting everything is worth another try: the database may be starting.
+                let permanent = error
+                    .code()
+                    .is_some_and(|state| is_permanent_at_start(state.code()));
+                let reason = describe(&error);
+                if reason.contains("unsupported startup parameter") {
+                    return Self::Unusable(format!(
+                        "{reason}: leave it out of the connection string, or name it in PgBouncer's \
+                         ignore_startup_parameters"
+                    ));
+                }
+                if permanent {
+                    return Self::Unusable(reason);
+                }
+                // While connecting everything else is worth another try: the database may be
+                // starting.
                 match Self::from(error) {
-                    Self::Internal(reason) => Self::unavailable(reason),
-                    other => other,
+                    unavailable @ Self::Unavailable { .. } => unavailable,
+                    other => Self::unavailable(other.to_string()),
                 }
             }
+            PoolError::PostCreateHook(HookError::Message(reason)) => Self::unavailable(reason),
             other => Self::unavailable(other.to_string()),
         }
     }
@@ -142,4 +253,46 @@ fn is_io(error: &tokio_postgres::Error) -> bool {
         source = cause.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_sqlstate_has_its_class() {
+        for (sqlstate, class) in [
+            ("40001", Class::Soon),
+            ("40P01", Class::Soon),
+            ("57P01", Class::Later),
+            ("57014", Class::Later),
+            ("53100", Class::Later),
+            ("25006", Class::Later),
+            ("08006", Class::Later),
+            ("58030", Class::Later),
+            ("23505", Class::Conflict),
+            // index row size exceeds maximum
+            ("54000", Class::Change),
+            // invalid byte sequence, numeric value out of range, check constraint
+            ("22021", Class::Change),
+            ("22003", Class::Change),
+            ("23514", Class::Change),
+            ("42P01", Class::Ours),
+            ("42501", Class::Ours),
+            ("XX001", Class::Ours),
+            ("", Class::Ours),
+        ] {
+            assert_eq!(classify(sqlstate), class, "{sqlstate}");
+        }
+    }
+
+    #[test]
+    fn a_start_ends_for_what_waiting_does_not_mend() {
+        for sqlstate in ["28P01", "28000", "42501", "0A000"] {
+            assert!(is_permanent_at_start(sqlstate), "{sqlstate}");
+        }
+        for sqlstate in ["57P03", "53300", "3D000", "08006", "25006"] {
+            assert!(!is_permanent_at_start(sqlstate), "{sqlstate}");
+        }
+    }
 }

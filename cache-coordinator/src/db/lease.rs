@@ -77,9 +77,29 @@ pub struct StepDown {
 }
 
 impl StepDown {
+    /// Of a process that has no lease to give up.
+    #[must_use]
+    pub fn of(leadership: watch::Receiver<Leadership>) -> Self {
+        Self {
+            requests: watch::Sender::new(0),
+            leadership,
+        }
+    }
+
+    /// Whether this coordinator leads.
+    #[must_use]
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.clone()
+    }
+
+    /// Asks for it and does not wait.
+    pub fn request(&self) {
+        self.requests.send_modify(|count| *count += 1);
+    }
+
     /// Returns once this coordinator no longer leads.
     pub async fn step_down(&self) {
-        self.requests.send_modify(|count| *count += 1);
+        self.request();
         let mut leadership = self.leadership.clone();
         // An error means the keeper is gone, and with it the leadership.
         let _ = leadership

@@ -32,6 +32,11 @@ pub fn migrations() -> &'static [Migration] {
             name: "invalidated",
             sql: include_str!("../../../migrations/0002_invalidated.sql"),
         },
+        Migration {
+            version: 3,
+            name: "bounded",
+            sql: include_str!("../../../migrations/0003_bounded.sql"),
+        },
     ]
 }
 

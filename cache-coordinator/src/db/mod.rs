@@ -7,6 +7,7 @@
 
 mod changes;
 mod chunks;
+mod connect;
 mod database;
 mod edges;
 mod entries;
@@ -20,14 +21,13 @@ mod secrets;
 mod sources;
 pub mod statements;
 mod status;
-mod tls;
 pub mod writer;
 
 pub use changes::{Change, ChangeKind, LogPage};
 pub use chunks::{ChunkSum, Digest, Holding, StoredChunk};
 pub use database::{Database, DatabaseConfig, Health};
 pub use edges::{EdgeId, EdgeRecord, EdgeStatus};
-pub use entries::{Binding, EntryCursor, EntryRecord, IncompleteEntry};
+pub use entries::{Binding, EntryCursor, EntryRecord, IncompleteEntry, key_hash};
 pub use error::DatabaseError;
 pub use jobs::{JobRecord, JobStatus};
 pub use lease::{Leadership, LeaseKeeper};

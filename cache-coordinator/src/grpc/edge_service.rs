@@ -55,7 +55,12 @@ impl EdgeService for EdgeApi {
         &self,
         request: Request<v1::ResolveKeyRequest>,
     ) -> Result<Response<v1::ResolveKeyResponse>, Status> {
-        caller(&request)?.speaks_for(&request.get_ref().edge, "")?;
+        // The session said where the edge is reached; a certificate of the form NAME.DOMAIN is
+        // judged by it.
+        let edge = &request.get_ref().edge;
+        let live = self.cluster.registry.by_name(edge);
+        let url = live.as_ref().map_or("", |live| live.url.as_str());
+        caller(&request)?.speaks_for(edge, url)?;
         let response = resolve_key::resolve_key(&self.cluster, request.into_inner()).await?;
         Ok(Response::new(response))
     }

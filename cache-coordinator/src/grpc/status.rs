@@ -27,7 +27,7 @@ impl From<ServiceError> for Status {
 /// Which code tells the caller what to do next.
 fn code_of(error: &ServiceError) -> Code {
     match error {
-        ServiceError::Invalid(_) => Code::InvalidArgument,
+        ServiceError::Invalid(_) | ServiceError::Refused(_) => Code::InvalidArgument,
         ServiceError::NotFound { .. } => Code::NotFound,
         ServiceError::Denied(denied) => code_of_denied(denied),
         ServiceError::NotLeader { .. }
@@ -81,6 +81,9 @@ fn details_of(error: ServiceError) -> ErrorDetails {
         }
         ServiceError::ShuttingDown => {
             details.set_error_info("SHUTTING_DOWN", DOMAIN, HashMap::new());
+        }
+        ServiceError::Refused(_) => {
+            details.set_error_info("REFUSED_BY_DATABASE", DOMAIN, HashMap::new());
         }
         ServiceError::Exhausted(_)
         | ServiceError::DeadlineExceeded(_)

@@ -13,7 +13,10 @@ use super::{
     resolve_key::stamped,
 };
 use crate::{
-    db::{Binding, EntryCursor, EntryRecord, Holding, writer::Observation},
+    db::{
+        Binding, EntryCursor, EntryRecord, Holding,
+        writer::{Observation, TouchEntry},
+    },
     session::registry::Live,
 };
 use scheduler::api::EdgeId;
@@ -56,6 +59,10 @@ pub async fn find_or_make(
 ) -> Result<Binding, ServiceError> {
     let reference = read_name(cluster, name)?;
     if let Some(binding) = lookup(cluster, &reference).await? {
+        if binding.is_idle {
+            let entry = binding.entry.id;
+            cluster.writer.write(TouchEntry { entry }).await?;
+        }
         return Ok(binding);
     }
     let EntryRef::Key(key) = reference else {
@@ -83,6 +90,7 @@ pub async fn find_or_make(
     Ok(Binding {
         entry: EntryRecord::from_proto(&entry)?,
         freshness: Some(freshness),
+        is_idle: false,
     })
 }
 

@@ -108,6 +108,9 @@ pub enum ServiceError {
     /// The database's fault; may pass.
     #[error("database: {0}")]
     Database(String),
+    /// The database refuses the value, and will each time.
+    #[error("{0}")]
+    Refused(String),
     /// The caller's deadline came first.
     #[error("{0}")]
     DeadlineExceeded(String),
@@ -163,7 +166,10 @@ impl From<DatabaseError> for ServiceError {
                 message: error.to_string(),
             },
             DatabaseError::NotLeader { leader } => Self::NotLeader { leader },
-            DatabaseError::Unavailable { reason, .. } => Self::Database(reason),
+            DatabaseError::Unavailable { reason, .. } | DatabaseError::Unusable(reason) => {
+                Self::Database(reason)
+            }
+            DatabaseError::Refused { .. } => Self::Refused(error.to_string()),
             DatabaseError::Invalid { field, reason } => Self::invalid(field, reason),
             DatabaseError::Internal(message) => Self::Internal(message),
         }

@@ -9,6 +9,7 @@ pub mod entries;
 pub mod entry_ref;
 pub mod error;
 pub mod explain;
+pub mod forget;
 pub mod invalidate;
 pub mod jobs;
 pub mod loader;
@@ -65,6 +66,8 @@ pub struct Cluster {
     pub resolver: resolve_key::Resolver,
     /// Questions to origins, through edges.
     pub probes: probe::Probes,
+    /// Entries somebody watches: they are not forgotten.
+    pub watched: forget::Watched,
     /// Jobs under way.
     pub jobs: jobs::Jobs,
     /// Newest first; set at the start of a term.

@@ -3,7 +3,11 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use chunkcache_proto::{EntryIdentity, v1};
+use chunkcache_proto::{
+    EntryId, EntryIdentity,
+    key::{MAX_KEY_BYTES, is_key_recordable},
+    v1,
+};
 use v1::session_response::Message;
 
 use super::{
@@ -15,11 +19,34 @@ use super::{
 use crate::{
     db::{
         EntryRecord,
-        writer::{Observation, ObserveEntry, Observed},
+        writer::{Observation, ObserveEntry, Observed, Pending},
     },
     session::plan::Command,
 };
 use scheduler::api::EdgeId;
+
+/// An observation that is queued to be recorded.
+pub struct Observing {
+    by: Option<EdgeId>,
+    id: EntryId,
+    key: v1::Key,
+    binding: v1::KeyBinding,
+    pending: Pending<ObserveEntry>,
+}
+
+impl Observing {
+    /// The entry it is of.
+    #[must_use]
+    pub fn entry(&self) -> EntryId {
+        self.id
+    }
+
+    /// The key it binds.
+    #[must_use]
+    pub fn key(&self) -> &v1::Key {
+        &self.key
+    }
+}
 
 /// Registers. `by` is the edge that saw it: it need not be told.
 pub async fn observe(
@@ -29,15 +56,71 @@ pub async fn observe(
     freshness: v1::Freshness,
     observation: Observation,
 ) -> Result<Observed, ServiceError> {
-    let record = check(cluster, &entry)?;
-    let (id, key) = (record.id, record.key());
-    let change = ObserveEntry {
+    let observing = begin(cluster, by, entry, freshness, observation).await?;
+    finish(cluster, observing).await
+}
+
+/// Queues it: what is queued afterwards is recorded after it.
+pub async fn begin(
+    cluster: &Cluster,
+    by: Option<EdgeId>,
+    entry: v1::Entry,
+    freshness: v1::Freshness,
+    observation: Observation,
+) -> Result<Observing, ServiceError> {
+    let change = admit(cluster, &entry, freshness.clone(), observation)?;
+    let (id, key) = (change.entry.id, change.entry.key());
+    let pending = cluster.writer.enqueue(change).await?;
+    Ok(Observing {
+        by,
+        id,
+        key,
+        binding: v1::KeyBinding {
+            entry: Some(entry),
+            freshness: Some(freshness),
+        },
+        pending,
+    })
+}
+
+/// Waits until it is recorded and tells who should know.
+pub async fn finish(cluster: &Cluster, observing: Observing) -> Result<Observed, ServiceError> {
+    let Observing {
+        by,
+        id,
+        key,
+        binding,
+        pending,
+    } = observing;
+    let observed = pending.await?.value;
+    announce(cluster, by, (id, &key), &observed, binding).await?;
+    Ok(observed)
+}
+
+/// The change that records it, if it can be recorded.
+pub fn admit(
+    cluster: &Cluster,
+    entry: &v1::Entry,
+    freshness: v1::Freshness,
+    observation: Observation,
+) -> Result<ObserveEntry, ServiceError> {
+    let record = check(cluster, entry)?;
+    Ok(ObserveEntry {
         entry: record,
-        freshness: freshness.clone(),
+        freshness,
         observation,
-    };
-    let observed = cluster.writer.write(change).await?.value;
-    cluster.resolver.bound(&key);
+    })
+}
+
+/// It is recorded: who waits for the key looks again, the plan and the edges learn of it.
+pub async fn announce(
+    cluster: &Cluster,
+    by: Option<EdgeId>,
+    (id, key): (EntryId, &v1::Key),
+    observed: &Observed,
+    binding: v1::KeyBinding,
+) -> Result<(), ServiceError> {
+    cluster.resolver.bound(key);
     if let Some(previous) = observed.previous.filter(|previous| *previous != id) {
         cluster.plan.tell(Command::EntryClosed(previous)).await?;
         cluster
@@ -47,17 +130,7 @@ pub async fn observe(
     }
     // Loaded before an edge speaks of it: the first demand then waits for nothing.
     cluster.plan.tell(Command::EntryWanted(id)).await?;
-    tell_edges(
-        cluster,
-        by,
-        &observed,
-        v1::KeyBinding {
-            entry: Some(entry),
-            freshness: Some(freshness),
-        },
-    )
-    .await?;
-    Ok(observed)
+    tell_edges(cluster, by, observed, binding).await
 }
 
 /// A key that moved concerns every edge; one that was confirmed, those that hold the entry; a new
@@ -68,7 +141,10 @@ async fn tell_edges(
     observed: &Observed,
     binding: v1::KeyBinding,
 ) -> Result<(), ServiceError> {
-    if observed.created && observed.previous.is_none() {
+    let others = cluster.registry.all();
+    if observed.created && observed.previous.is_none()
+        || others.iter().all(|live| Some(live.edge) == by)
+    {
         return Ok(());
     }
     let moved = observed.key_changed;
@@ -81,7 +157,7 @@ async fn tell_edges(
         }
         _ => HashSet::new(),
     };
-    for live in cluster.registry.all() {
+    for live in others {
         if Some(live.edge) != by && (moved || holders.contains(&live.edge)) {
             live.outbox.post(Message::KeyChanged(v1::KeyChanged {
                 binding: Some(stamped(binding.clone())),
@@ -91,9 +167,23 @@ async fn tell_edges(
     Ok(())
 }
 
+/// A key that is too long to be recorded is passed through by the edges.
+pub fn check_key(key: &v1::Key) -> Result<(), ServiceError> {
+    if is_key_recordable(key) {
+        return Ok(());
+    }
+    Err(ServiceError::invalid(
+        "key",
+        format!(
+            "expected at most {MAX_KEY_BYTES} bytes of path, query and variant, without zero bytes"
+        ),
+    ))
+}
+
 /// The id is derived again: an edge can not register one object under another's id.
 fn check(cluster: &Cluster, entry: &v1::Entry) -> Result<EntryRecord, ServiceError> {
     let record = EntryRecord::from_proto(entry)?;
+    check_key(&record.key())?;
     let sources: Arc<Vec<v1::Source>> = cluster.sources.load_full();
     let source = sources
         .iter()

@@ -19,6 +19,7 @@ use super::{
     Cluster,
     error::{Resource, ServiceError},
 };
+use crate::db::writer::TouchEntry;
 
 /// The origin is asked within this time, or somebody else may.
 const PROBE_LEASE: Duration = Duration::from_secs(2);
@@ -164,6 +165,7 @@ pub async fn resolve_key(
     if key.path.is_empty() {
         return Err(ServiceError::invalid("key.path", "expected a path"));
     }
+    super::observe::check_key(&key)?;
     let is_present = cluster
         .registry
         .by_name(&request.edge)
@@ -187,6 +189,11 @@ async fn outcome(cluster: &Cluster, key: &v1::Key) -> Result<Outcome, ServiceErr
     loop {
         let seen = cluster.resolver.ended();
         if let Some(binding) = cluster.database.binding(key).await? {
+            if binding.is_idle {
+                // Before it is given out: it must not be forgotten while its first chunk comes.
+                let entry = binding.entry.id;
+                cluster.writer.write(TouchEntry { entry }).await?;
+            }
             return Ok(Outcome::Known(stamped(binding.to_proto())));
         }
         if let Some(negative) = cluster.resolver.find_negative(key) {

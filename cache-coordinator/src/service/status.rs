@@ -50,5 +50,6 @@ pub async fn status(cluster: &Cluster) -> Result<v1::GetStatusResponse, ServiceE
         running_by_level: running.to_vec(),
         drift_rows_without_bytes: drift("rows_without_bytes"),
         drift_bytes_without_rows: drift("bytes_without_rows"),
+        refused_changes: cluster.metrics.refused_changes.get(),
     })
 }

@@ -9,7 +9,10 @@ use chunkcache_proto::{ByteRange, EntryId, v1};
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use super::{Cluster, availability, edges, entries, error::ServiceError, jobs, source_secrets};
+use super::{
+    Cluster, availability, edges, entries, error::ServiceError, forget::Watching, jobs,
+    source_secrets,
+};
 use crate::{
     db::{Change, ChangeKind},
     events::{Event, Filter},
@@ -83,6 +86,7 @@ async fn follow_entry(
     sender: mpsc::Sender<Result<v1::WatchEntryResponse, Status>>,
 ) -> Result<(), ServiceError> {
     use v1::watch_entry_response::Event as Wire;
+    let _watching = Watching::new(&cluster, entry);
     loop {
         if from == 0 {
             let snapshot = availability::snapshot(&cluster, entry).await?;

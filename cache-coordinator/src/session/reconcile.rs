@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use chunkcache_proto::{ChunkIndex, EntryId, Geometry, checksum::InventoryDigest, v1};
+use chunkcache_proto::{EntryId, checksum::InventoryDigest};
 
-use crate::db::{ChunkSum, Digest};
+use crate::db::Digest;
 
 /// Where rows and inventory do not agree.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,36 +39,6 @@ pub fn compare(
     Difference { gone, differing }
 }
 
-/// An inventory of one entry, judged.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Split {
-    /// To be recorded; each index once.
-    pub kept: Vec<ChunkSum>,
-    /// To be dropped by the edge.
-    pub dropped: Vec<ChunkIndex>,
-}
-
-/// Without a geometry the entry is refused, and all of it is dropped.
-#[must_use]
-pub fn split(chunks: &[v1::Chunk], geometry: Option<Geometry>) -> Split {
-    let count = geometry.map_or(0, Geometry::chunk_count);
-    let mut split = Split::default();
-    let mut sums: HashMap<ChunkIndex, u64> = HashMap::with_capacity(chunks.len());
-    for chunk in chunks {
-        if chunk.index < count {
-            sums.insert(chunk.index, chunk.checksum);
-        } else {
-            split.dropped.push(chunk.index);
-        }
-    }
-    split.kept = sums
-        .into_iter()
-        .map(|(index, checksum)| ChunkSum { index, checksum })
-        .collect();
-    split.kept.sort_unstable_by_key(|chunk| chunk.index);
-    split
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -100,18 +70,5 @@ mod tests {
         let difference = compare(&inventory, &rows);
         assert_eq!(difference.gone, [id(3), id(5)]);
         assert_eq!(difference.differing, [id(2), id(4)]);
-    }
-
-    #[test]
-    fn chunks_past_the_object_are_dropped() {
-        let chunks = [3, 0, 9].map(|index| v1::Chunk { index, checksum: 1 });
-        let geometry = Geometry::new(4 << 20, 1 << 20).unwrap();
-        let judged = split(&chunks, Some(geometry));
-        assert_eq!(
-            judged.kept.iter().map(|c| c.index).collect::<Vec<_>>(),
-            [0, 3]
-        );
-        assert_eq!(judged.dropped, [9]);
-        assert_eq!(split(&chunks, None).dropped, [3, 0, 9]);
     }
 }

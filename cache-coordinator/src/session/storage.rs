@@ -25,11 +25,18 @@ use super::{
 use crate::{
     db::{
         ChunkSum, DatabaseError,
-        writer::{Observation, Pending, ReconcileEntry, RemoveChunks, StoreChunks},
+        writer::{
+            InventoryItem, Observation, Pending, ReconcileEntries, Reconciled, RemoveChunks,
+            StoreChunks,
+        },
     },
     metrics::DriftLabel,
     service::{
-        Cluster, error::ServiceError, loader::row_id, observe::observe, resolve_key::now_ms,
+        Cluster,
+        error::ServiceError,
+        loader::row_id,
+        observe::{self, Observing},
+        resolve_key::now_ms,
     },
 };
 
@@ -37,6 +44,9 @@ use crate::{
 const COMMITS_AHEAD: usize = 1024;
 /// Entries in one inventory.
 const MAX_INVENTORY: usize = 1_000_000;
+/// Entries and chunks reconciled in one transaction.
+const PAGE_ENTRIES: usize = 1_000;
+const PAGE_CHUNKS: usize = 8_192;
 /// Entries whose fill is taken up at a time, and the pause until the next: a disk full of begun
 /// entries is filled over hours, and what is not open yet costs nothing.
 const FILL_ENTRIES: u32 = 1000;
@@ -50,6 +60,7 @@ const LIVE_OBSERVATION: Duration = Duration::from_secs(30);
 enum Answer {
     Stored(u64, EntryId, Vec<ChunkIndex>, Pending<StoreChunks>),
     Removed(u64, EntryId, Removed, Pending<RemoveChunks>),
+    Observed(Box<Observing>),
     /// Everything before is committed.
     Barrier(oneshot::Sender<()>),
 }
@@ -94,9 +105,26 @@ pub async fn run(
             live.outbox.end(end_of(&error));
             return;
         }
-        while let Some(message) = queue.recv().await {
+        let mut next = None;
+        loop {
+            let message = match next.take() {
+                Some(message) => message,
+                None => match queue.recv().await {
+                    Some(message) => message,
+                    None => break,
+                },
+            };
             let name = protocol::name(&message);
-            if let Err(error) = lane.take(message).await {
+            let taken = match message {
+                // What has arrived already makes one page.
+                Request::InventoryEntry(first) => {
+                    let page;
+                    (page, next) = gather_page(first, &mut queue);
+                    lane.inventory(page).await
+                }
+                message => lane.take(message).await,
+            };
+            if let Err(error) = taken {
                 tracing::warn!(edge = %live.name, %error, message = name, "the session is ended");
                 live.outbox.end(end_of(&error));
                 return;
@@ -156,12 +184,10 @@ impl Lane {
                 } else {
                     Observation::Replayed
                 };
-                self.observed(observed.entry, freshness, how)
-                    .await
-                    .map(drop)
+                // Held until it is queued: an invalidation that begins now is queued behind it.
+                self.observed(observed.entry, freshness, how).await
             }
             Request::InventoryDigest(digest) => self.digest(&digest),
-            Request::InventoryEntry(entry) => self.inventory(entry).await,
             Request::InventoryComplete(_) if self.is_requested => self.ready().await,
             Request::InventoryComplete(_) => self.compare().await,
             Request::InvalidateAck(ack) => {
@@ -220,22 +246,21 @@ impl Lane {
             .map_err(|_| ServiceError::ShuttingDown)
     }
 
-    /// False: it can not be registered, and the edge is told to drop it.
     async fn observed(
         &self,
         entry: Option<v1::Entry>,
         freshness: v1::Freshness,
         how: Observation,
-    ) -> Result<bool, ServiceError> {
+    ) -> Result<(), ServiceError> {
         let entry = entry.ok_or_else(|| ServiceError::invalid("entry", "expected an entry"))?;
         let (id, key) = (entry.id.clone(), entry.key.clone());
-        match observe(&self.cluster, Some(self.live.edge), entry, freshness, how).await {
-            Ok(_) => Ok(true),
-            // Of a source that was removed, or points elsewhere, since the edge met the object.
-            Err(error @ (ServiceError::NotFound { .. } | ServiceError::Invalid(_))) => {
+        let by = Some(self.live.edge);
+        match observe::begin(&self.cluster, by, entry, freshness, how).await {
+            Ok(observing) => self.promise(Answer::Observed(Box::new(observing))).await,
+            Err(error) if is_of_one_entry(&error) => {
                 tracing::info!(edge = %self.live.name, entry = %id, %error, "an entry is refused");
                 refuse_entry(&self.cluster, &self.live, id, key);
-                Ok(false)
+                Ok(())
             }
             Err(error) => Err(error),
         }
@@ -266,26 +291,7 @@ impl Lane {
         let digests = std::mem::take(&mut self.digests);
         self.found.chunks_checked = digests.values().map(|digest| digest.chunk_count).sum();
         let Difference { gone, differing } = reconcile::compare(&digests, &rows);
-        let mut pending = Vec::new();
-        for entry in gone {
-            let change = ReconcileEntry {
-                edge,
-                epoch: self.live.epoch,
-                entry,
-                chunks: Vec::new(),
-            };
-            pending.push((entry, self.cluster.writer.enqueue(change).await?));
-        }
-        for (entry, pending) in pending {
-            let reconciled = pending.await?.value;
-            self.drift(reconciled.rows_deleted, 0);
-            let dropped = Command::Dropped {
-                edge: self.live.edge,
-                entry,
-                chunks: None,
-            };
-            self.cluster.plan.tell(dropped).await?;
-        }
+        self.drop_rows(gone).await?;
         self.requested = differing.iter().copied().collect();
         self.is_requested = true;
         let request = v1::InventoryRequest {
@@ -298,48 +304,78 @@ impl Lane {
         Ok(())
     }
 
-    /// One entry in full: the rows are made equal to what the edge can prove.
-    async fn inventory(&mut self, inventory: v1::InventoryEntry) -> Result<(), ServiceError> {
-        let entry = inventory
-            .entry
-            .ok_or_else(|| ServiceError::invalid("inventory_entry.entry", "expected an entry"))?;
-        let id = parse_id("inventory_entry.entry.id", &entry.id)?;
-        if !self.requested.remove(&id) {
-            return Err(ServiceError::invalid(
-                "inventory_entry",
-                "was not requested",
-            ));
-        }
-        let known = self.cluster.database.entry(id).await?;
-        let geometry = match known {
-            Some(known) => Some(known.geometry),
-            None => {
-                let freshness = inventory.freshness.unwrap_or_default();
-                let geometry = chunkcache_proto::Geometry::new(entry.size, entry.chunk_size).ok();
-                let adopted = self
-                    .observed(Some(entry), freshness, Observation::Replayed)
-                    .await?;
-                geometry.filter(|_| adopted)
+    /// Entries in full: the rows are made equal to what the edge can prove.
+    async fn inventory(&mut self, page: Vec<v1::InventoryEntry>) -> Result<(), ServiceError> {
+        let mut items: Vec<InventoryItem> = Vec::with_capacity(page.len());
+        let mut bindings = HashMap::new();
+        for inventory in page {
+            let entry = inventory.entry.ok_or_else(|| {
+                ServiceError::invalid("inventory_entry.entry", "expected an entry")
+            })?;
+            let id = parse_id("inventory_entry.entry.id", &entry.id)?;
+            if !self.requested.remove(&id) {
+                return Err(ServiceError::invalid(
+                    "inventory_entry",
+                    "was not requested",
+                ));
             }
-        };
-        let split = reconcile::split(&inventory.chunks, geometry);
-        if geometry.is_some() {
-            let chunks: Vec<ChunkIndex> = split.kept.iter().map(|chunk| chunk.index).collect();
-            let change = ReconcileEntry {
-                edge: row_id(self.live.edge),
-                epoch: self.live.epoch,
-                entry: id,
-                chunks: split.kept,
+            let freshness = inventory.freshness.unwrap_or_default();
+            // One that can not be recorded is dropped with all its chunks.
+            let adopt = observe::admit(
+                &self.cluster,
+                &entry,
+                freshness.clone(),
+                Observation::Replayed,
+            )
+            .ok();
+            let binding = v1::KeyBinding {
+                entry: Some(entry),
+                freshness: Some(freshness),
             };
-            let reconciled = self.cluster.writer.write(change).await?.value;
-            self.drift(reconciled.rows_deleted, reconciled.rows_written);
-            let edge = self.live.edge;
-            let dropped = Command::Dropped {
-                edge,
-                entry: id,
-                chunks: None,
-            };
-            self.cluster.plan.tell(dropped).await?;
+            bindings.insert(id, binding);
+            items.push(InventoryItem {
+                id,
+                adopt,
+                chunks: inventory.chunks.iter().map(ChunkSum::from).collect(),
+            });
+        }
+        let kept: Vec<(EntryId, Vec<ChunkIndex>)> = items
+            .iter()
+            .map(|item| {
+                let chunks = item.chunks.iter().map(|chunk| chunk.index).collect();
+                (item.id, chunks)
+            })
+            .collect();
+        let answers = self.reconcile(items).await?;
+        for ((id, chunks), answer) in kept.into_iter().zip(answers) {
+            let binding = bindings.remove(&id).unwrap_or_default();
+            self.reconciled(id, chunks, answer, binding).await?;
+        }
+        Ok(())
+    }
+
+    /// One entry's rows and bytes agree: the plan and the edge are told.
+    async fn reconciled(
+        &mut self,
+        id: EntryId,
+        mut chunks: Vec<ChunkIndex>,
+        answer: Reconciled,
+        binding: v1::KeyBinding,
+    ) -> Result<(), ServiceError> {
+        let edge = self.live.edge;
+        self.drift(answer.rows_deleted, answer.rows_written);
+        if let Some(error) = &answer.refused {
+            tracing::info!(edge = %self.live.name, entry = %id, %error, "an entry is refused");
+            let key = binding.entry.as_ref().and_then(|entry| entry.key.clone());
+            refuse_entry(&self.cluster, &self.live, id.to_string(), key);
+        } else {
+            let key = binding.entry.as_ref().and_then(|entry| entry.key.clone());
+            if let (Some(observed), Some(key)) = (&answer.observed, key) {
+                observe::announce(&self.cluster, Some(edge), (id, &key), observed, binding).await?;
+            }
+            let dropped: HashSet<ChunkIndex> = answer.dropped.iter().copied().collect();
+            chunks.retain(|index| !dropped.contains(index));
+            self.forget_holding(id).await?;
             let held = Command::Held {
                 edge,
                 entry: id,
@@ -349,13 +385,54 @@ impl Lane {
         }
         let verdict = v1::InventoryVerdict {
             entry_id: id.to_string(),
-            drop: split.dropped,
+            drop: answer.dropped,
         };
         self.live
             .outbox
             .send(Response::InventoryVerdict(verdict))
             .await;
         Ok(())
+    }
+
+    async fn forget_holding(&self, entry: EntryId) -> Result<(), ServiceError> {
+        let dropped = Command::Dropped {
+            edge: self.live.edge,
+            entry,
+            chunks: None,
+        };
+        Ok(self.cluster.plan.tell(dropped).await?)
+    }
+
+    /// The edge has nothing of these: their rows go.
+    async fn drop_rows(&mut self, entries: Vec<EntryId>) -> Result<(), ServiceError> {
+        for page in entries.chunks(PAGE_ENTRIES) {
+            let items = page
+                .iter()
+                .map(|entry| InventoryItem {
+                    id: *entry,
+                    adopt: None,
+                    chunks: Vec::new(),
+                })
+                .collect();
+            let answers = self.reconcile(items).await?;
+            for (entry, answer) in page.iter().zip(answers) {
+                self.drift(answer.rows_deleted, 0);
+                self.forget_holding(*entry).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn reconcile(
+        &self,
+        entries: Vec<InventoryItem>,
+    ) -> Result<Vec<Reconciled>, ServiceError> {
+        let page = ReconcileEntries {
+            edge: row_id(self.live.edge),
+            epoch: self.live.epoch,
+            entries,
+        };
+        Ok(self.cluster.writer.reconcile(page).await?)
     }
 
     fn drift(&mut self, rows_without_bytes: u64, bytes_without_rows: u64) {
@@ -372,26 +449,8 @@ impl Lane {
     /// Rows and disk agree from here on.
     async fn ready(&mut self) -> Result<(), ServiceError> {
         // What was asked for and did not come is no longer there.
-        for entry in std::mem::take(&mut self.requested) {
-            let change = ReconcileEntry {
-                edge: row_id(self.live.edge),
-                epoch: self.live.epoch,
-                entry,
-                chunks: Vec::new(),
-            };
-            let reconciled = match self.cluster.writer.write(change).await {
-                Ok(committed) => committed.value,
-                Err(DatabaseError::NotFound { .. }) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            self.drift(reconciled.rows_deleted, 0);
-            let dropped = Command::Dropped {
-                edge: self.live.edge,
-                entry,
-                chunks: None,
-            };
-            self.cluster.plan.tell(dropped).await?;
-        }
+        let absent = std::mem::take(&mut self.requested).into_iter().collect();
+        self.drop_rows(absent).await?;
         let revision = self.cluster.database.latest_revision().await?;
         self.live.reconciled.send_replace(Some(self.found));
         self.live
@@ -456,6 +515,40 @@ pub async fn take_up_fill(cluster: Arc<Cluster>, live: Arc<Live>) {
     }
 }
 
+/// The entries that have arrived, and what came behind them.
+fn gather_page(
+    first: v1::InventoryEntry,
+    queue: &mut mpsc::Receiver<Request>,
+) -> (Vec<v1::InventoryEntry>, Option<Request>) {
+    let mut chunks = first.chunks.len();
+    let mut page = vec![first];
+    while page.len() < PAGE_ENTRIES && chunks < PAGE_CHUNKS {
+        match queue.try_recv() {
+            Ok(Request::InventoryEntry(entry)) => {
+                chunks += entry.chunks.len();
+                page.push(entry);
+            }
+            Ok(other) => return (page, Some(other)),
+            Err(_) => break,
+        }
+    }
+    (page, None)
+}
+
+/// What is wrong with one entry alone: the edge forgets it, and the session goes on.
+fn is_of_one_entry(error: &ServiceError) -> bool {
+    matches!(
+        error,
+        ServiceError::NotFound { .. }
+            | ServiceError::Invalid(_)
+            | ServiceError::Refused(_)
+            | ServiceError::Precondition {
+                reason: "CONFLICT",
+                ..
+            }
+    )
+}
+
 /// Gives answers in the order of the reports.
 async fn answer(
     cluster: Arc<Cluster>,
@@ -468,6 +561,22 @@ async fn answer(
         let (sequence, entry, outcome, command) = match answer {
             Answer::Barrier(done) => {
                 let _ = done.send(());
+                continue;
+            }
+            Answer::Observed(observing) => {
+                let (id, key) = (observing.entry().to_string(), observing.key().clone());
+                match observe::finish(&cluster, *observing).await {
+                    Ok(_) => {}
+                    Err(error) if is_of_one_entry(&error) => {
+                        tracing::info!(edge = %live.name, entry = %id, %error, "an entry is refused");
+                        refuse_entry(&cluster, &live, id, Some(key));
+                    }
+                    Err(error) => {
+                        tracing::warn!(edge = %live.name, %error, "an entry was not recorded");
+                        live.outbox.end(end_of(&error));
+                        return;
+                    }
+                }
                 continue;
             }
             Answer::Stored(sequence, entry, chunks, pending) => {
@@ -511,7 +620,8 @@ async fn answer(
                 let _ = cluster.plan.tell(command).await;
                 revision
             }
-            Err(DatabaseError::NotFound { .. }) => {
+            // Its report can never be recorded: the edge forgets the entry, the session goes on.
+            Err(error) if error.is_of_one_change() && error != DatabaseError::Fenced => {
                 refuse_entry(&cluster, &live, entry.to_string(), None);
                 committed.borrow().revision
             }

@@ -108,22 +108,26 @@ async fn chunks_are_stored_found_and_reconciled() {
         3
     );
 
-    let reconcile = ReconcileEntry {
+    let reconcile = ReconcileEntries {
         edge: a.id,
         epoch: a.epoch,
-        entry: film.id,
-        chunks: sums([1, 2, 5]),
+        entries: vec![InventoryItem {
+            id: film.id,
+            adopt: None,
+            chunks: sums([1, 2, 5]),
+        }],
     };
     let reconciled = one.writer.write(reconcile.clone()).await.unwrap();
     assert_eq!(
         reconciled.value,
-        Reconciled {
+        [Reconciled {
             rows_deleted: 1,
-            rows_written: 1
-        }
+            rows_written: 1,
+            ..Reconciled::default()
+        }]
     );
     let again = one.writer.write(reconcile).await.unwrap();
-    assert_eq!(again.value, Reconciled::default());
+    assert_eq!(again.value, [Reconciled::default()]);
     assert_eq!(
         again.revision, reconciled.revision,
         "nothing changed, nothing is logged"

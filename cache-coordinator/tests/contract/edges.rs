@@ -32,11 +32,14 @@ async fn edges_join_drain_and_are_fenced() {
         indexes: vec![0],
     };
     assert_eq!(one.writer.write(old).await, Err(DatabaseError::Fenced));
-    let old = ReconcileEntry {
+    let old = ReconcileEntries {
         edge: first.id,
         epoch: first.epoch,
-        entry: film.id,
-        chunks: vec![],
+        entries: vec![InventoryItem {
+            id: film.id,
+            adopt: None,
+            chunks: vec![],
+        }],
     };
     assert_eq!(one.writer.write(old).await, Err(DatabaseError::Fenced));
     let status = EdgeStatus {

@@ -17,8 +17,8 @@ async fn hot_statements_use_the_primary_key() {
              SELECT e.id, d.id, c * 65536::bigint, (c + 1) * 65536::bigint, c FROM edges d, cache_entries e, generate_series(0, 999) c;
              INSERT INTO cache_entries (id, source, path, validator, size, chunk_size)
              SELECT gen_random_uuid(), 'films', 'more' || n, 'v', 65536, 65536 FROM generate_series(1, 5000) n;
-             INSERT INTO cache_keys (source, path, entry_id, validated_at, fresh_until)
-             SELECT source, path, id, now(), now() FROM cache_entries",
+             INSERT INTO cache_keys (hash, entry_id, validated_at, fresh_until)
+             SELECT gen_random_uuid(), id, now(), now() FROM cache_entries",
         )
         .await
         .unwrap();
@@ -58,10 +58,16 @@ async fn hot_statements_use_the_primary_key() {
             vec![id, "655360", "1310720", "65536"],
             "cache_chunks_pkey",
         ),
+        (statements::BINDING_GET, vec![id], "cache_keys_pkey"),
         (
-            statements::BINDING_GET,
-            vec!["'films'", "'p7'", "''", "''"],
-            "cache_keys_pkey",
+            statements::BINDING_OF_PATH,
+            vec!["'films'", "'p7'", "''"],
+            "cache_entries_by_path",
+        ),
+        (
+            statements::ENTRY_UNUSED,
+            vec!["600", "false", "100"],
+            "cache_entries_chunkless",
         ),
         (
             statements::ENTRY_PAGE_OF_SOURCE,

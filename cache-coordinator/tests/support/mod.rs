@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 pub mod postgres;
+pub mod proxy;
 
 use std::{sync::Arc, time::Duration};
 
@@ -71,7 +72,13 @@ pub async fn coordinator(url: &str, address: &str, config: WriterConfig) -> Coor
     );
     let leadership = keeper.leadership();
     let step_down = keeper.step_down_handle();
-    let (writer, task) = WriterTask::new(database.clone(), holder, leadership.clone(), config);
+    let (writer, task) = WriterTask::new(
+        database.clone(),
+        holder,
+        keeper.step_down_handle(),
+        config,
+        Arc::new(NoObserver),
+    );
     let log = ChangeLog::new(database.clone(), task.commits(), leadership.clone());
     tokio::spawn(keeper.run(cancel.clone()));
     tokio::spawn(task.run(cancel.clone()));

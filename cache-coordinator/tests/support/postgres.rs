@@ -61,13 +61,18 @@ impl Server {
     }
 
     pub fn start(&self) {
+        self.start_with("-c listen_addresses=''");
+    }
+
+    /// With further settings.
+    pub fn start_with(&self, settings: &str) {
         // Tests need no safety from a crash of the machine; a load figure counts only with it.
         let safety = match std::env::var_os("LOAD_FSYNC") {
             Some(_) => "-c fsync=on -c max_wal_size=8GB -c shared_buffers=3GB",
             None => "-c fsync=off -c full_page_writes=off",
         };
         let options = format!(
-            "-c listen_addresses='' -c unix_socket_directories={} {safety} -c max_connections=200",
+            "{settings} -c unix_socket_directories={} {safety} -c max_connections=200",
             self.directory.display()
         );
         run(as_postgres("pg_ctl")
@@ -82,6 +87,23 @@ impl Server {
         run(as_postgres("pg_ctl")
             .args(["stop", "-m", "immediate", "-D"])
             .arg(&self.directory));
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Writes a file of the server's user.
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.directory.join(name);
+        std::fs::write(&path, text).unwrap();
+        let owner = std::fs::metadata(&self.directory).unwrap();
+        std::os::unix::fs::chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
+        path
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join(".s.PGSQL.5432")
     }
 
     pub fn url(&self, database: &str) -> String {
@@ -141,7 +163,7 @@ fn initialise(directory: &Path) {
         .arg(directory));
 }
 
-fn as_postgres(program: &str) -> Command {
+pub fn as_postgres(program: &str) -> Command {
     let program = binary(program);
     let mut command = if std::fs::metadata("/proc/self").unwrap().uid() == 0 {
         // PostgreSQL refuses to run as root.

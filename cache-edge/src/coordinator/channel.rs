@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use chunkcache_proto::v1::edge_service_client::EdgeServiceClient;
+use service_kit::tls;
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
@@ -135,9 +136,10 @@ pub async fn connect(url: &str, credentials: &Credentials) -> anyhow::Result<Ser
         .keep_alive_while_idle(true);
     if url.starts_with("https://") {
         let mut config = ClientTlsConfig::new();
-        if let Some(ca) = &credentials.ca {
-            config = config.ca_certificate(Certificate::from_pem(tokio::fs::read(ca).await?));
-        }
+        config = match &credentials.ca {
+            Some(ca) => config.ca_certificate(Certificate::from_pem(tokio::fs::read(ca).await?)),
+            None => config.trust_anchors(tls::system_roots()?.roots),
+        };
         if let Some((cert, key)) = &credentials.identity {
             config = config.identity(Identity::from_pem(
                 tokio::fs::read(cert).await?,

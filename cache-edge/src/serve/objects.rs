@@ -192,6 +192,9 @@ impl EdgeObjects {
             return Ok(Resolution::PassThrough(kept));
         }
         let (key, varies) = self.with_variant(&source, key, request);
+        if !chunkcache_proto::key::is_key_recordable(&key) {
+            return self.pass(&source, &key, request, "key-too-long").await;
+        }
         // Then the next request's headers may select something else.
         let by_headers = varies || source.config.forward_credentials;
         let now = now_ms();

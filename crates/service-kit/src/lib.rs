@@ -3,6 +3,7 @@
 //!
 //! Knows nothing of chunks, entries, SQL or the protocol.
 
+pub mod advertise;
 pub mod config;
 pub mod health;
 pub mod metrics;

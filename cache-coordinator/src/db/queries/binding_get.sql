@@ -1,5 +1,5 @@
 SELECT e.id, e.source, e.path, e.query, e.variant, e.validator, e.etag, e.last_modified, e.content_type, e.size, e.chunk_size,
-       e.pinned, e.created_at,
+       e.pinned, e.created_at, coalesce(e.chunkless_since < now() - interval '3 minutes', false) AS idle,
        k.validated_at, k.fresh_until, k.initial_age, k.cache_control, k.vary
 FROM cache_keys k JOIN cache_entries e ON e.id = k.entry_id
-WHERE k.source = $1 AND k.path = $2 AND k.query = $3 AND k.variant = $4
+WHERE k.hash = $1

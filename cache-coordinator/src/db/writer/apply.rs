@@ -8,16 +8,15 @@ use super::super::{
     ChangeKind, DatabaseError, JobStatus,
     chunks::{coalesce, signed},
     edges::{self, state_text},
-    entries::FreshnessColumns,
     executor::Executor,
     jobs::level_number,
     sources::Settings,
     statements,
 };
 use super::{
-    AddJob, DrainEdge, EndJob, InvalidateEntry, Invalidated, JoinEdge, JoinStep, Joined,
-    Observation, ObserveEntry, Observed, Operation, Outcome, PutSource, SetEdgeState, SetPinned,
-    chunks::ChunkReports,
+    AddJob, DrainEdge, EndJob, ForgetEntries, InvalidateEntry, Invalidated, JoinEdge, JoinStep,
+    Joined, Operation, Outcome, PutSource, SetEdgeState, SetPinned, chunks::ChunkReports,
+    observations::Observations,
 };
 
 /// What a change comes to unless the whole batch fails.
@@ -30,6 +29,7 @@ pub(super) struct Batch<'a, C> {
     before: u64,
     pub(super) changes: Vec<ChangeKind>,
     pub(super) judged: Vec<Option<Judged>>,
+    pub(super) observations: Observations,
     pub(super) reports: ChunkReports,
 }
 
@@ -40,6 +40,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
             before,
             changes: Vec::new(),
             judged: Vec::new(),
+            observations: Observations::default(),
             reports: ChunkReports::default(),
         }
     }
@@ -52,14 +53,12 @@ impl<'a, C: GenericClient> Batch<'a, C> {
     ) -> Result<(Vec<Judged>, Vec<ChangeKind>), DatabaseError> {
         for (number, operation) in operations.enumerate() {
             self.judged.push(None);
-            if self.reports.take(number, operation) {
+            if self.gather(number, operation) {
                 continue;
             }
-            // A report that does not commute with those gathered, or another kind of change.
-            if !commutes_with_reports(operation) {
-                self.flush_reports().await?;
-            }
-            if self.reports.take(number, operation) {
+            // It does not commute with what is gathered.
+            self.flush().await?;
+            if self.gather(number, operation) {
                 continue;
             }
             let judged = match self.one(operation).await {
@@ -69,7 +68,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
             };
             self.judged[number] = Some(judged);
         }
-        self.flush_reports().await?;
+        self.flush().await?;
         let judged = self
             .judged
             .into_iter()
@@ -82,17 +81,46 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         Ok((judged, self.changes))
     }
 
+    fn gather(&mut self, number: usize, operation: &Operation) -> bool {
+        self.observations.take(number, operation) || self.reports.take(number, operation)
+    }
+
+    /// Observations first: a report of an entry follows its observation closely.
+    async fn flush(&mut self) -> Result<(), DatabaseError> {
+        self.flush_observations().await?;
+        self.flush_reports().await
+    }
+
     async fn one(&mut self, operation: &Operation) -> Result<Outcome, DatabaseError> {
         Ok(match operation {
-            Operation::StoreChunks(_) | Operation::RemoveChunks(_) | Operation::TouchEdge(_) => {
+            Operation::StoreChunks(_)
+            | Operation::RemoveChunks(_)
+            | Operation::TouchEdge(_)
+            | Operation::ObserveEntry(_) => {
                 return Err(DatabaseError::Internal(
                     "reports are applied together".into(),
                 ));
             }
-            Operation::ReconcileEntry(change) => {
-                Outcome::ReconcileEntry(self.reconcile(change).await?)
+            Operation::ReconcileEntries(page) => {
+                Outcome::ReconcileEntries(self.reconcile(page).await?)
             }
-            Operation::ObserveEntry(change) => Outcome::ObserveEntry(self.observe(change).await?),
+            Operation::TouchEntry(change) => {
+                self.executor
+                    .execute(statements::ENTRY_TOUCH, &[&change.entry])
+                    .await?;
+                Outcome::TouchEntry(())
+            }
+            Operation::ForgetEntries(change) => {
+                Outcome::ForgetEntries(self.forget_entries(change).await?)
+            }
+            Operation::RemoveEntriesOfSource(change) => Outcome::RemoveEntriesOfSource(
+                self.executor
+                    .execute(
+                        statements::ENTRY_DELETE_OF_SOURCE,
+                        &[&change.name, &i64::from(change.limit)],
+                    )
+                    .await?,
+            ),
             Operation::SetPinned(change) => Outcome::SetPinned(self.pin(change).await?),
             Operation::InvalidateEntry(change) => {
                 Outcome::InvalidateEntry(self.invalidate(change).await?)
@@ -122,79 +150,6 @@ impl<'a, C: GenericClient> Batch<'a, C> {
             Operation::ForgetEdge(change) => Outcome::ForgetEdge(self.forget(&change.name).await?),
             Operation::AddJob(change) => Outcome::AddJob(self.add_job(change).await?),
             Operation::EndJob(change) => Outcome::EndJob(self.end_job(change).await?),
-        })
-    }
-
-    async fn observe(&mut self, change: &ObserveEntry) -> Result<Observed, DatabaseError> {
-        let entry = &change.entry;
-        if self
-            .executor
-            .query_opt(statements::SOURCE_GET, &[&entry.source])
-            .await?
-            .is_none()
-        {
-            return Err(DatabaseError::not_found("source", &entry.source));
-        }
-        let chunk_size = i32::try_from(entry.geometry.chunk_size()).unwrap_or(i32::MAX);
-        let size = signed(entry.geometry.size());
-        let created = self
-            .executor
-            .execute(
-                statements::ENTRY_INSERT,
-                &[
-                    &entry.id,
-                    &entry.source,
-                    &entry.path,
-                    &entry.query,
-                    &entry.variant,
-                    &entry.validator,
-                    &entry.etag,
-                    &entry.last_modified,
-                    &entry.content_type,
-                    &size,
-                    &chunk_size,
-                ],
-            )
-            .await?
-            == 1;
-        let fresh = FreshnessColumns::of(&change.freshness);
-        let replayed = change.observation == Observation::Replayed;
-        let moved = self
-            .executor
-            .query_opt(
-                statements::KEY_UPSERT,
-                &[
-                    &entry.source,
-                    &entry.path,
-                    &entry.query,
-                    &entry.variant,
-                    &entry.id,
-                    &fresh.validated_at,
-                    &fresh.fresh_until,
-                    &fresh.initial_age,
-                    &change.freshness.cache_control,
-                    &change.freshness.vary,
-                    &replayed,
-                ],
-            )
-            .await?;
-        if created {
-            self.changes.push(ChangeKind::Entry { entry: entry.id });
-        }
-        // No row: a replayed observation that lost against a later one.
-        let before = moved.map(|row| row.get::<_, Option<chunkcache_proto::EntryId>>("previous"));
-        let key_changed = before.is_some_and(|previous| previous != Some(entry.id));
-        let previous = before.flatten().filter(|previous| *previous != entry.id);
-        if key_changed {
-            self.changes.push(ChangeKind::Key {
-                previous,
-                entry: Some(entry.id),
-            });
-        }
-        Ok(Observed {
-            created,
-            key_changed,
-            previous,
         })
     }
 
@@ -388,6 +343,16 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         Ok(removed)
     }
 
+    async fn forget_entries(&mut self, change: &ForgetEntries) -> Result<u64, DatabaseError> {
+        let seconds = i64::try_from(change.unused_for.as_secs()).unwrap_or(i64::MAX);
+        self.executor
+            .execute(
+                statements::ENTRY_FORGET,
+                &[&seconds, &change.are_too_many, &change.entries],
+            )
+            .await
+    }
+
     async fn add_job(&mut self, change: &AddJob) -> Result<(), DatabaseError> {
         if self
             .executor
@@ -449,17 +414,4 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         }
         Ok(ended)
     }
-}
-
-/// These touch neither chunk rows nor epochs, so they may overtake the reports gathered so far;
-/// entries must, for the first reports of an entry follow its observation closely.
-fn commutes_with_reports(operation: &Operation) -> bool {
-    matches!(
-        operation,
-        Operation::ObserveEntry(_)
-            | Operation::SetPinned(_)
-            | Operation::PutSource(_)
-            | Operation::AddJob(_)
-            | Operation::EndJob(_)
-    )
 }

@@ -1,7 +1,7 @@
 //! Reports of chunks: those of many edges and entries become two statements, each row fenced by its
 //! edge's epoch.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Geometry};
 use deadpool_postgres::GenericClient;
@@ -13,7 +13,7 @@ use super::super::{
     edges::EdgeId,
     statements::{self, Statement},
 };
-use super::{Operation, Outcome, ReconcileEntry, Reconciled, TouchEdge, apply::Batch};
+use super::{Operation, Outcome, TouchEdge, apply::Batch};
 
 /// Reports gathered, not yet applied.
 #[derive(Default)]
@@ -133,6 +133,8 @@ impl<C: GenericClient> Batch<'_, C> {
                 )
                 .await?;
             self.log_rows(&stored, &names, true);
+            let entries: BTreeSet<EntryId> = stored.keys().map(|(entry, ..)| *entry).collect();
+            self.mark_chunkless(entries, []).await?;
         }
         if !removed.is_empty() {
             let columns = ChunkColumns::of(&removed);
@@ -148,6 +150,8 @@ impl<C: GenericClient> Batch<'_, C> {
                 )
                 .await?;
             self.log_rows(&removed, &names, false);
+            self.mark_chunkless([], removed.keys().map(|(entry, ..)| *entry))
+                .await?;
         }
         Ok(())
     }
@@ -215,72 +219,24 @@ impl<C: GenericClient> Batch<'_, C> {
         }
     }
 
-    pub(super) async fn reconcile(
-        &mut self,
-        change: &ReconcileEntry,
-    ) -> Result<Reconciled, DatabaseError> {
-        let report = Report {
-            number: 0,
-            edge: change.edge,
-            epoch: change.epoch,
-            entry: change.entry,
-            content: Content::Stored(change.chunks.clone()),
-        };
-        let facts = self
-            .executor
-            .query_one(
-                statements::CHUNK_REPORTS,
-                &[&vec![change.edge], &vec![change.entry]],
-            )
-            .await?;
-        let geometry = judge(&report, &facts)?;
-        let chunks: BTreeMap<u64, (ByteRange, u64)> = ranges_of(&report, geometry)?
-            .into_iter()
-            .map(|(range, checksum)| (range.start, (range, checksum)))
-            .collect();
-        let starts: Vec<i64> = chunks.keys().map(|start| signed(*start)).collect();
-        let ends: Vec<i64> = chunks
-            .values()
-            .map(|(range, _)| signed(range.end))
-            .collect();
-        let checksums: Vec<i64> = chunks
-            .values()
-            .map(|(_, checksum)| checksum.cast_signed())
-            .collect();
-        let edge: String = facts.get("edge");
-        let gone = self
-            .executor
-            .query(
-                statements::CHUNK_RECONCILE_DELETE,
-                &[&change.entry, &change.edge, &starts],
-            )
-            .await?;
-        let come = self
-            .executor
-            .query(
-                statements::CHUNK_RECONCILE_INSERT,
-                &[&change.entry, &change.edge, &starts, &ends, &checksums],
-            )
-            .await?;
-        let ranges = |rows: &[Row]| coalesce(rows.iter().map(range_from_row).collect());
-        if !gone.is_empty() {
-            self.changes.push(ChangeKind::Removed {
-                entry: change.entry,
-                edge: edge.clone(),
-                ranges: ranges(&gone),
-            });
+    /// Keeps `chunkless_since`: null where an entry has chunks, and since when it has none.
+    pub(super) async fn mark_chunkless(
+        &self,
+        with_chunks: impl IntoIterator<Item = EntryId>,
+        lost_chunks: impl IntoIterator<Item = EntryId>,
+    ) -> Result<(), DatabaseError> {
+        let with: Vec<EntryId> = with_chunks.into_iter().collect();
+        let lost: BTreeSet<EntryId> = lost_chunks.into_iter().collect();
+        let lost: Vec<EntryId> = lost.into_iter().collect();
+        for (statement, entries) in [
+            (statements::ENTRY_WITH_CHUNKS, with),
+            (statements::ENTRY_WITHOUT_CHUNKS, lost),
+        ] {
+            if !entries.is_empty() {
+                self.executor.execute(statement, &[&entries]).await?;
+            }
         }
-        if !come.is_empty() {
-            self.changes.push(ChangeKind::Stored {
-                entry: change.entry,
-                edge,
-                ranges: ranges(&come),
-            });
-        }
-        Ok(Reconciled {
-            rows_deleted: gone.len() as u64,
-            rows_written: come.len() as u64,
-        })
+        Ok(())
     }
 
     /// Runs a statement that deletes chunk rows and returns them; logs them by entry and edge.
@@ -300,6 +256,8 @@ impl<C: GenericClient> Batch<'_, C> {
         if groups.is_empty() {
             return Ok(0);
         }
+        self.mark_chunkless([], groups.keys().map(|(entry, _)| *entry))
+            .await?;
         let names: HashMap<EdgeId, String> = self
             .executor
             .query(statements::EDGE_LIST, &[])

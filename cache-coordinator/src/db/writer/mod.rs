@@ -7,6 +7,8 @@
 
 mod apply;
 mod chunks;
+mod inventory;
+mod observations;
 mod operation;
 mod task;
 
@@ -19,7 +21,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 
 pub use operation::*;
-pub use task::{CommittedBatch, WriterConfig, WriterTask};
+pub use task::{CommittedBatch, WriterConfig, WriterObserver, WriterTask};
 
 use super::{DatabaseError, edges::EdgeId};
 
@@ -125,6 +127,15 @@ impl Writer {
                 break;
             }
         }
+        loop {
+            let change = RemoveEntriesOfSource {
+                name: name.to_owned(),
+                limit: BITE,
+            };
+            if self.write(change).await?.value < u64::from(BITE) {
+                break;
+            }
+        }
         let answer = self
             .write(RemoveSource {
                 name: name.to_owned(),
@@ -134,6 +145,44 @@ impl Writer {
             revision: answer.revision,
             value: removed + answer.value,
         })
+    }
+
+    /// Reconciles a page of an edge's inventory. What the database refuses is set aside: its item is
+    /// answered with the error, the others are recorded. The page has at most one item an entry.
+    pub async fn reconcile(
+        &self,
+        page: ReconcileEntries,
+    ) -> Result<Vec<Reconciled>, DatabaseError> {
+        let mut work = vec![page.entries];
+        let mut answers = Vec::new();
+        while let Some(entries) = work.pop() {
+            let part = ReconcileEntries {
+                edge: page.edge,
+                epoch: page.epoch,
+                entries,
+            };
+            match self.write(part.clone()).await {
+                Ok(committed) => answers.extend(committed.value),
+                Err(error) if !error.is_of_one_change() || error == DatabaseError::Fenced => {
+                    return Err(error);
+                }
+                Err(error) => match part.entries.len() {
+                    0 => {}
+                    1 => answers.push(Reconciled {
+                        dropped: part.entries[0].chunks.iter().map(|it| it.index).collect(),
+                        refused: Some(error),
+                        ..Reconciled::default()
+                    }),
+                    count => {
+                        let (first, second) = part.entries.split_at(count / 2);
+                        // The first half is next: answers come in the items' order.
+                        work.push(second.to_vec());
+                        work.push(first.to_vec());
+                    }
+                },
+            }
+        }
+        Ok(answers)
     }
 
     async fn remove_rows_of_edge(&self, edge: EdgeId) -> Result<u64, DatabaseError> {

@@ -1,9 +1,13 @@
 //! The changes that can be asked for, and what each answers.
 
+use std::time::Duration;
+
 use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Level, v1};
 use uuid::Uuid;
 
-use super::super::{ChunkSum, EdgeRecord, EdgeStatus, EntryRecord, JobStatus, edges::EdgeId};
+use super::super::{
+    ChunkSum, DatabaseError, EdgeRecord, EdgeStatus, EntryRecord, JobStatus, edges::EdgeId,
+};
 
 /// A change and the type of its answer.
 pub trait Write: Into<Operation> + Send + 'static {
@@ -23,6 +27,14 @@ macro_rules! operations {
         #[allow(clippy::large_enum_variant)]
         #[derive(Clone, Debug)]
         pub enum Operation { $(#[doc = stringify!($name)] $name($name)),* }
+
+        impl Operation {
+            /// Its name, for logs and metrics.
+            #[must_use]
+            pub fn kind(&self) -> &'static str {
+                match self { $(Self::$name(_) => stringify!($name)),* }
+            }
+        }
 
         /// The answer to any change.
         #[allow(clippy::large_enum_variant)]
@@ -47,11 +59,18 @@ operations! {
     StoreChunks { edge: EdgeId, epoch: u64, entry: EntryId, chunks: Vec<ChunkSum> } -> ();
     /// Chunks the edge wants to drop; it may once this is committed.
     RemoveChunks { edge: EdgeId, epoch: u64, entry: EntryId, indexes: Vec<ChunkIndex> } -> ();
-    /// After it the rows of the entry on the edge are exactly `chunks`.
-    ReconcileEntry { edge: EdgeId, epoch: u64, entry: EntryId, chunks: Vec<ChunkSum> } -> Reconciled;
+    /// Use [`super::Writer::reconcile`]. After it the rows of these entries on the edge are exactly
+    /// what the page says. An answer for each item, in their order.
+    ReconcileEntries { edge: EdgeId, epoch: u64, entries: Vec<InventoryItem> } -> Vec<Reconciled>;
     /// The origin answered for the entry's key: register the entry, point the key to it.
     /// Idempotent.
     ObserveEntry { entry: EntryRecord, freshness: v1::Freshness, observation: Observation } -> Observed;
+    /// The entry was given to somebody: it is not forgotten soon.
+    TouchEntry { entry: EntryId } -> ();
+    /// Those of the entries go that nobody has asked for since `unused_for`, of which no edge holds
+    /// anything, that are not pinned and have no job. Answers how many. Where they are too many an
+    /// invalidated one goes too, which edges that are away were to be told of.
+    ForgetEntries { entries: Vec<EntryId>, unused_for: Duration, are_too_many: bool } -> u64;
     SetPinned { entry: EntryId, pinned: bool } -> ();
     /// No key points to the entry any more; with `purge` its chunk rows go too.
     InvalidateEntry { entry: EntryId, purge: bool } -> Invalidated;
@@ -59,6 +78,8 @@ operations! {
     PutSource { source: v1::Source } -> v1::Source;
     /// Use [`super::Writer::remove_source`].
     RemoveRowsOfSource { name: String, limit: u32 } -> u64;
+    /// Use [`super::Writer::remove_source`].
+    RemoveEntriesOfSource { name: String, limit: u32 } -> u64;
     /// Use [`super::Writer::remove_source`].
     RemoveSource { name: String } -> u64;
     /// Use [`super::Writer::join_edge`].
@@ -101,13 +122,28 @@ pub struct Observed {
     pub previous: Option<EntryId>,
 }
 
-/// What a reconciliation found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// One entry of an edge's inventory: all the edge has of it.
+#[derive(Clone, Debug)]
+pub struct InventoryItem {
+    pub id: EntryId,
+    /// To be registered if the database does not know the entry.
+    pub adopt: Option<ObserveEntry>,
+    pub chunks: Vec<ChunkSum>,
+}
+
+/// What a reconciliation of one entry found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reconciled {
     /// Rows without bytes, deleted.
     pub rows_deleted: u64,
     /// Bytes without rows, or with rows that said something else; recorded.
     pub rows_written: u64,
+    /// Chunks that can not be: past the object's end, or of an entry that is refused.
+    pub dropped: Vec<ChunkIndex>,
+    /// The entry was not known; its key was bound as this says.
+    pub observed: Option<Observed>,
+    /// The entry can not be recorded.
+    pub refused: Option<DatabaseError>,
 }
 
 /// What an invalidation took away.

@@ -10,10 +10,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::super::{
-    Change, ChangeKind, Database, DatabaseError, Leadership,
+    Change, ChangeKind, Database, DatabaseError, Leadership, NoObserver,
     chunks::signed,
     database::jittered,
     executor::{Executor, timed},
+    lease::StepDown,
     statements, to_ms,
 };
 use super::{
@@ -23,6 +24,11 @@ use super::{
 
 /// Batches a slow watcher may be behind before it reads the table instead.
 const BROADCAST: usize = 1_024;
+/// A COMMIT that is not answered within this was lost, or its answer was.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(3);
+/// A leader that could write nothing for so long, in two attempts or more, gives up its lease:
+/// another one may reach what it does not.
+const UNABLE_FOR: Duration = Duration::from_secs(2);
 /// First and longest wait between attempts at the same batch.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
@@ -63,8 +69,38 @@ pub struct WriterTask {
     config: WriterConfig,
     queue: mpsc::Receiver<Command>,
     commits: broadcast::Sender<CommittedBatch>,
-    /// Term and newest revision, once read in that term.
+    /// Term and newest revision, once read in that term. Unknown again after any error: the log may
+    /// have grown by a COMMIT that was not answered.
     position: Option<(u64, u64)>,
+    step_down: StepDown,
+    inability: Inability,
+    observer: Arc<dyn WriterObserver>,
+}
+
+/// Hears of changes that were set aside.
+pub trait WriterObserver: Send + Sync {
+    /// One change was refused and will be each time: `kind` is the operation's name.
+    fn refused(&self, kind: &'static str, error: &DatabaseError);
+}
+
+impl WriterObserver for NoObserver {
+    fn refused(&self, _kind: &'static str, _error: &DatabaseError) {}
+}
+
+/// How long nothing could be written.
+#[derive(Default)]
+struct Inability {
+    since: Option<Instant>,
+    attempts: u32,
+}
+
+impl Inability {
+    /// An attempt that began at `began` failed. True: the lease is to be given up.
+    fn failed(&mut self, began: Instant) -> bool {
+        let since = *self.since.get_or_insert(began);
+        self.attempts += 1;
+        self.attempts >= 2 && since.elapsed() >= UNABLE_FOR
+    }
 }
 
 /// A batch whose COMMIT was sent and not answered.
@@ -79,9 +115,11 @@ impl WriterTask {
     pub fn new(
         database: Database,
         holder: Uuid,
-        leadership: watch::Receiver<Leadership>,
+        step_down: StepDown,
         config: WriterConfig,
+        observer: Arc<dyn WriterObserver>,
     ) -> (Writer, Self) {
+        let leadership = step_down.leadership();
         let (sender, queue) = mpsc::channel(QUEUE);
         let (commits, _) = broadcast::channel(BROADCAST);
         (
@@ -94,6 +132,9 @@ impl WriterTask {
                 queue,
                 commits,
                 position: None,
+                step_down,
+                inability: Inability::default(),
+                observer,
             },
         )
     }
@@ -167,6 +208,11 @@ impl WriterTask {
                 }
                 Err(error) => {
                     for command in batch {
+                        if !concerns_all(&error) {
+                            let kind = command.operation.kind();
+                            tracing::warn!(kind, "a change is set aside: {error}");
+                            self.observer.refused(kind, &error);
+                        }
                         let _ = command.answer.send(Err(error.clone()));
                     }
                 }
@@ -188,11 +234,29 @@ impl WriterTask {
                 self.position = None;
                 return Err(now.refusal());
             };
+            let began = Instant::now();
             let error = match self.commit_once(term, batch, &mut uncertain).await {
-                Err(error) if error.is_unavailable() => error,
-                settled => return settled,
+                Ok(settled) => {
+                    self.inability = Inability::default();
+                    return Ok(settled);
+                }
+                Err(error) => error,
             };
             self.position = None;
+            if error.is_unavailable() {
+                self.database.renew_connections();
+            }
+            // What the database refuses for its content says nothing of whether others can be
+            // written.
+            if !error.is_of_one_change() && self.inability.failed(began) {
+                tracing::error!("nothing can be written, the lease is given up: {error}");
+                self.inability = Inability::default();
+                self.step_down.request();
+                return Err(error);
+            }
+            if !error.is_unavailable() || (batch.len() > 1 && error.is_timeout()) {
+                return Err(error);
+            }
             let wait = jittered(back_off);
             if Instant::now() + wait > deadline {
                 return Err(error);
@@ -225,7 +289,6 @@ impl WriterTask {
                 .await?
                 .is_none()
             {
-                self.position = None;
                 return Err(DatabaseError::NotLeader { leader: None });
             }
             let before = match self.position {
@@ -260,7 +323,7 @@ impl WriterTask {
                 },
             };
             let done = uncertain.insert(done);
-            timed(observer, patience, "commit", transaction.commit()).await?;
+            timed(observer, COMMIT_PATIENCE, "commit", transaction.commit()).await?;
             self.position = Some((term, before + done.batch.changes.len() as u64));
             Ok(uncertain
                 .take()
@@ -281,12 +344,13 @@ impl WriterTask {
     }
 }
 
-/// Not the fault of one change in the batch: splitting would not help.
+/// Not the fault of one change in the batch: splitting would not help. A batch that takes too long
+/// may do in halves.
 fn concerns_all(error: &DatabaseError) -> bool {
     matches!(
         error,
-        DatabaseError::NotLeader { .. } | DatabaseError::Unavailable { .. }
-    )
+        DatabaseError::NotLeader { .. } | DatabaseError::Unusable(_)
+    ) || (error.is_unavailable() && !error.is_timeout())
 }
 
 fn is_report(operation: &Operation) -> bool {
@@ -301,8 +365,12 @@ fn rows(operation: &Operation) -> usize {
     match operation {
         Operation::StoreChunks(change) => change.chunks.len().max(1),
         Operation::RemoveChunks(change) => change.indexes.len().max(1),
-        Operation::ReconcileEntry(change) => change.chunks.len().max(1),
-        Operation::TouchEdge(_) => 1,
+        Operation::ReconcileEntries(page) => {
+            let rows = page.entries.iter().map(|item| item.chunks.len() + 4);
+            rows.sum::<usize>().max(1)
+        }
+        Operation::ObserveEntry(_) => 4,
+        Operation::TouchEdge(_) | Operation::TouchEntry(_) => 1,
         _ => 32,
     }
 }

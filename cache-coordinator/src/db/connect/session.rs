@@ -1,0 +1,70 @@
+//! What each session is set to, and whether there is a session at all: a pooler may give a client
+//! another server connection for each transaction.
+
+use std::time::Duration;
+
+use tokio_postgres::Client;
+
+use super::super::DatabaseError;
+
+/// Sets the time-outs. By statements and not by start-up options: poolers refuse those, or drop
+/// them in silence. A server that only reads is refused: it was demoted, or is not yet promoted.
+pub async fn prepare_session(
+    client: &Client,
+    statement_timeout: Duration,
+    idle_in_transaction: Duration,
+) -> Result<(), DatabaseError> {
+    // Notices ("already exists, skipping") would be logged as information of ours.
+    client
+        .batch_execute(&format!(
+            "SET client_min_messages = warning; SET statement_timeout = {}; \
+             SET idle_in_transaction_session_timeout = {}",
+            statement_timeout.as_millis(),
+            idle_in_transaction.as_millis(),
+        ))
+        .await?;
+    if first_value(client, "SELECT pg_is_in_recovery()").await? == "t" {
+        return Err(DatabaseError::unavailable(
+            "the server is a standby that only reads",
+        ));
+    }
+    Ok(())
+}
+
+/// Whether two connections that are open at a time share a server connection, or one of them does
+/// not keep its own: transaction or statement pooling. Time-outs and prepared statements do not
+/// hold there. Why it is refused, if it is.
+pub async fn find_pooler(one: &Client, other: &Client) -> Result<Option<String>, DatabaseError> {
+    const ROUNDS: usize = 3;
+    let (mut ones, mut others) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        ones.push(backend(one).await?);
+        others.push(backend(other).await?);
+    }
+    let keeps = |list: &[String]| list.windows(2).all(|pair| pair[0] == pair[1]);
+    if keeps(&ones) && keeps(&others) && ones[0] != others[0] {
+        return Ok(None);
+    }
+    Ok(Some(
+        "a pooler gives each transaction another server connection (PgBouncer's \
+         pool_mode=transaction or statement), and neither time-outs nor prepared statements hold \
+         there: set pool_mode=session for this database, or connect to PostgreSQL directly"
+            .to_owned(),
+    ))
+}
+
+async fn backend(client: &Client) -> Result<String, DatabaseError> {
+    first_value(client, "SELECT pg_backend_pid()").await
+}
+
+/// By the simple protocol: nothing is prepared.
+async fn first_value(client: &Client, statement: &str) -> Result<String, DatabaseError> {
+    let messages = client.simple_query(statement).await?;
+    let value = messages.iter().find_map(|message| match message {
+        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    value
+        .map(str::to_owned)
+        .ok_or_else(|| DatabaseError::Internal(format!("{statement} answered no row")))
+}

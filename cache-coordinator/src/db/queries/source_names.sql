@@ -1,0 +1,1 @@
+SELECT name FROM sources WHERE name = ANY($1)
