@@ -10,7 +10,9 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use service_kit::{
+    route,
     shutdown::TaskSet,
+    systemd,
     tls::{self, CHECK_INTERVAL, Reloading, ServerFiles},
 };
 use tokio::{net::TcpListener, sync::watch};
@@ -61,7 +63,7 @@ impl App {
         let access =
             Access::load(config.access_tokens_file.clone()).context("--access-tokens-file")?;
         let bind = |address: SocketAddr| async move {
-            let bound = TcpListener::bind(address).await;
+            let bound = systemd::bind(address).await;
             bound.with_context(|| format!("can not listen on {address}"))
         };
         Ok(Self {
@@ -93,11 +95,15 @@ impl App {
         } else {
             "http"
         };
-        let address = self
-            .config
-            .advertise_url
-            .clone()
-            .unwrap_or_else(|| format!("{scheme}://{grpc_address}"));
+        let address = match &self.config.advertise_url {
+            Some(url) => url.clone(),
+            None => {
+                let reachable = route::reachable(grpc_address, &[]).with_context(|| {
+                    format!("--listen {grpc_address} names no machine: give --advertise-url")
+                })?;
+                format!("{scheme}://{reachable}")
+            }
+        };
         tracing::info!(grpc = %grpc_address, http = %http_address, "listening");
         let is_open = |address: SocketAddr| !address.ip().is_loopback();
         if self.access.tokens().is_none() && (is_open(grpc_address) || is_open(http_address)) {
@@ -197,6 +203,13 @@ impl App {
                 Ok(())
             });
         }
+        tasks.spawn("systemd", {
+            let (stop, status) = (stop.clone(), format!("gRPC on {grpc_address}"));
+            async move {
+                systemd::notify_until(stop, status).await;
+                Ok(())
+            }
+        });
         tasks.spawn("sessions-end", {
             let cluster = Arc::clone(&cluster);
             async move {

@@ -17,12 +17,14 @@
 //! | [`freshness`] | what may be stored, how long it answers, what a variant is | 9111, 5861 |
 //! | [`origin_answer`] | an origin's answer against what was asked | 9110, 15; 9112, 6 |
 //! | [`retry_after`] | how long to leave an origin alone | 9110, 10.2.3 |
+//! | [`cmcd`] | what a player says of its buffer and of what it asks for next | CTA-5004 |
 //! | [`cache_status`] | what is said about all that | 9211 |
 //!
 //! **Deliberately absent.** Who asks, over which connection, how often again: that is the edge's.
 //! Whether a source is registered: the coordinator's. What a client may send: the HTTP server's.
 
 pub mod cache_status;
+pub mod cmcd;
 pub mod conditional;
 pub mod content_range;
 pub mod freshness;

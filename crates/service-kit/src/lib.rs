@@ -6,7 +6,9 @@
 pub mod config;
 pub mod health;
 pub mod metrics;
+pub mod route;
 pub mod shell;
 pub mod shutdown;
+pub mod systemd;
 pub mod telemetry;
 pub mod tls;
