@@ -10,8 +10,9 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use service_kit::{
-    advertise::reachable_address,
+    route,
     shutdown::TaskSet,
+    systemd,
     tls::{self, CHECK_INTERVAL, Reloading, ServerFiles},
 };
 use tokio::{net::TcpListener, sync::watch};
@@ -62,7 +63,7 @@ impl App {
         let access =
             Access::load(config.access_tokens_file.clone()).context("--access-tokens-file")?;
         let bind = |address: SocketAddr| async move {
-            let bound = TcpListener::bind(address).await;
+            let bound = systemd::bind(address).await;
             bound.with_context(|| format!("can not listen on {address}"))
         };
         Ok(Self {
@@ -96,10 +97,12 @@ impl App {
         };
         let address = match &self.config.advertise_url {
             Some(url) => url.clone(),
-            None => format!(
-                "{scheme}://{}",
-                reachable_address(grpc_address).map_err(anyhow::Error::msg)?
-            ),
+            None => {
+                let reachable = route::reachable(grpc_address, &[]).with_context(|| {
+                    format!("--listen {grpc_address} names no machine: give --advertise-url")
+                })?;
+                format!("{scheme}://{reachable}")
+            }
         };
         tracing::info!(grpc = %grpc_address, http = %http_address, "listening");
         let is_open = |address: SocketAddr| !address.ip().is_loopback();
@@ -202,6 +205,13 @@ impl App {
                 Ok(())
             });
         }
+        tasks.spawn("systemd", {
+            let (stop, status) = (stop.clone(), format!("gRPC on {grpc_address}"));
+            async move {
+                systemd::notify_until(stop, status).await;
+                Ok(())
+            }
+        });
         tasks.spawn("sessions-end", {
             let cluster = Arc::clone(&cluster);
             async move {

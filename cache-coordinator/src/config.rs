@@ -47,7 +47,7 @@ pub struct ServeOptions {
         value_parser = parse_socket_address
     )]
     pub http_listen: SocketAddr,
-    /// Where clients and edges reach this coordinator's gRPC; standbys name it while it leads [default: from --listen]
+    /// Where clients and edges reach this coordinator's gRPC; standbys name it while it leads [default: from --listen; of all addresses, the one that the default route has]
     #[arg(long, value_name = "URL", value_parser = parse_base_url)]
     pub advertise_url: Option<String>,
     /// Bytes in a chunk of entries made from now on: a power of two from 64KiB to 64MiB

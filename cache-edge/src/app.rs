@@ -14,12 +14,16 @@ use anyhow::Context;
 use chunkcache_proto::{Geometry, v1};
 use prometheus_client::registry::Registry;
 use service_kit::{
-    advertise::reachable_address,
     metrics::register_build_info,
+    route,
     shutdown::{TaskSet, token_on_signal},
+    systemd,
     tls::{self, ClientFiles, ServerFiles},
 };
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -29,7 +33,9 @@ use crate::{
         Absence, Link, Session, channel::Credentials, notes, planner::Planner, session::Totals,
         upkeep::Upkeep,
     },
-    http::{self, Metrics, Server, Settings, SigningKeys, TlsConfig, metrics::ByteSource},
+    http::{
+        self, AccessLog, Metrics, Server, Settings, SigningKeys, TlsConfig, metrics::ByteSource,
+    },
     options::Options,
     serve::{Bindings, EdgeObjects, Parts, peer_handler::Peers},
     upstream::{
@@ -44,6 +50,8 @@ use chunk_store::{Store, StoreOptions};
 const GROUP_SYNC_WINDOW: Duration = Duration::from_millis(20);
 /// Beyond the grace of running bodies: for the store's last syncs and the session's last words.
 const END_GRACE: Duration = Duration::from_secs(10);
+/// For the name of a coordinator, at start.
+const LOOKUP: Duration = Duration::from_millis(500);
 /// A peer that brings nothing for this long is given up for the origin.
 const PEER_STALL: Duration = Duration::from_secs(1);
 
@@ -275,29 +283,27 @@ pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
     };
     let url = match &options.advertise_url {
         Some(url) => url.clone(),
-        None => format!(
-            "{scheme}://{}",
-            reachable_address(address).map_err(anyhow::Error::msg)?
-        ),
+        None => format!("{scheme}://{}", reachable_address(address, &options).await?),
     };
 
     let mut registry = Registry::with_prefix("cache_edge");
     register_build_info(&mut registry, env!("CARGO_PKG_VERSION"));
     let metrics = Metrics::new(&mut registry);
     let edge = Edge::build(&options, store.clone(), fetch)?;
-    let state = Arc::new(State::new(&edge, registry, signal.clone()));
 
     // The session and the rest outlive the listener: bodies that drain still need their chunks.
     let stop = CancellationToken::new();
     let mut tasks = TaskSet::new(signal.clone());
     edge.spawn(&options, url, metrics.clone(), &mut tasks, &stop);
     let mut settings = Settings::new(options.name.clone());
+    settings.access_log = access_log(&options, &mut registry)?;
     settings.cors = options.players.cors();
     settings.limits = options.players.limits();
     settings.timeouts = options.players.timeouts();
     settings.signed_urls = signing_keys(options.players.signed_url_keys_file.clone())?;
     settings.drain_grace = options.drain_grace;
     settings.tls = player_tls;
+    let state = Arc::new(State::new(&edge, registry, signal.clone()));
     let peers = Peers {
         objects: edge.objects.clone(),
         keys: edge.peer_keys.clone(),
@@ -327,6 +333,11 @@ pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
         http::admin::serve(admin_listener, admin_tls, state, stop).await;
         Ok(())
     });
+    let (stopping, status) = (signal.clone(), format!("serving players on {address}"));
+    tasks.spawn("systemd", async move {
+        systemd::notify_until(stopping, status).await;
+        Ok(())
+    });
     tracing::info!(players = %address, data_dir = %options.data_dir.display(), "serving");
 
     let result = tasks.run(options.drain_grace + END_GRACE).await;
@@ -345,8 +356,56 @@ pub(crate) async fn open_store(options: &Options) -> anyhow::Result<Store> {
     Ok(tokio::task::spawn_blocking(move || Store::open(store_options)).await??)
 }
 
+/// Its file is opened anew on each SIGHUP, as log rotation wants it.
+fn access_log(
+    options: &Options,
+    registry: &mut Registry,
+) -> anyhow::Result<Option<Arc<AccessLog>>> {
+    let Some(options) = &options.players.access_log else {
+        return Ok(None);
+    };
+    let log = AccessLog::start(options).context("--access-log")?;
+    registry.register(
+        "access_log_dropped_lines",
+        "Lines of the access log that its target was too slow for",
+        log.dropped(),
+    );
+    let mut hangups = signal(SignalKind::hangup())?;
+    let reopened = Arc::clone(&log);
+    // Ends with the process.
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            reopened.reopen();
+        }
+    });
+    Ok(Some(log))
+}
+
+/// As coordinators see it. A name that does not resolve yet is no reason to wait.
+async fn reachable_address(bound: SocketAddr, options: &Options) -> anyhow::Result<SocketAddr> {
+    let mut peers = Vec::new();
+    if bound.ip().is_unspecified() {
+        for url in options
+            .coordinators
+            .iter()
+            .flat_map(|url| url.parse::<url::Url>())
+        {
+            let host = url.host_str().unwrap_or_default();
+            let host = host
+                .trim_start_matches('[')
+                .trim_end_matches(']')
+                .to_owned();
+            let port = url.port_or_known_default().unwrap_or_default();
+            let found = tokio::time::timeout(LOOKUP, tokio::net::lookup_host((host, port))).await;
+            peers.extend(found.into_iter().flatten().flatten());
+        }
+    }
+    route::reachable(bound, &peers)
+        .with_context(|| format!("--listen {bound} names no machine: give --advertise-url"))
+}
+
 async fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
+    systemd::bind(address)
         .await
         .with_context(|| format!("{option} {address} can not be listened on"))
 }

@@ -54,7 +54,7 @@ pub struct Options {
         value_parser = parse_socket_address
     )]
     pub admin_listen: SocketAddr,
-    /// The base URL players and peer edges reach this edge at [default: from --listen]
+    /// The base URL players and peer edges reach this edge at [default: from --listen; of all addresses, the one that the route to the coordinator has]
     #[arg(long, value_name = "URL", value_parser = parse_base_url)]
     pub advertise_url: Option<String>,
     /// Bytes of chunks kept at most [default: the smaller of 90 % of the file system and what --min-free leaves]

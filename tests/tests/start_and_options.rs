@@ -147,6 +147,51 @@ fn help_names_units_and_defaults() {
     }
 }
 
+/// A socket unit holds the listener over a restart: who connects meanwhile waits and is answered.
+#[test]
+fn systemd_gives_listeners_and_is_told_of_the_start_and_the_end() {
+    use std::os::unix::net::UnixDatagram;
+    let directory = directory();
+    let notices = directory.path().join("notify");
+    let notified = UnixDatagram::bind(&notices).unwrap();
+    notified
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let notice = || {
+        let mut buffer = [0; 512];
+        let length = notified.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let admin = listener.local_addr().unwrap();
+    let waiting = std::thread::spawn(move || Call::get("/livez").send(admin).status);
+    let mut edge = Command::new("sh")
+        .arg("-c")
+        // systemd's sockets begin at the third descriptor, for the process that is named.
+        .arg("exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec \"$@\"")
+        .arg("sh")
+        .arg(program("cache-edge"))
+        .arg("serve")
+        .arg("--name=given")
+        .arg(format!(
+            "--data-dir={}",
+            directory.path().join("data").display()
+        ))
+        .arg(format!("--listen={}", ports::reserve()))
+        .arg(format!("--admin-listen={admin}"))
+        .arg("--coordinator=http://127.0.0.1:9")
+        .env("NOTIFY_SOCKET", &notices)
+        .stdin(std::os::fd::OwnedFd::from(listener))
+        .spawn()
+        .unwrap();
+    assert!(notice().contains("READY=1"));
+    assert_eq!(waiting.join().unwrap(), 200);
+    let pid = edge.id().to_string();
+    assert!(Command::new("kill").arg(pid).status().unwrap().success());
+    assert!(notice().contains("STOPPING=1"));
+    assert_eq!(edge.wait().unwrap().code(), Some(0));
+}
+
 /// Flags win over the environment, the environment over the file.
 #[test]
 fn precedence_of_options() {

@@ -451,11 +451,15 @@ fn cors_limits_and_signatures_are_options() {
     std::fs::write(keys.path(), "k1 0123456789abcdef0123\n").unwrap();
     let keys_option: &'static str =
         format!("--signed-url-keys-file={}", keys.path().display()).leak();
+    let logs = tempfile::tempdir().unwrap();
+    let log = logs.path().join("access.log");
+    let log_option: &'static str = format!("--access-log=json:{}", log.display()).leak();
     let cluster = Cluster::start_with(ClusterOptions {
         edges: 1,
         edge_arguments: vec![
             "--background-fill=false",
             "--cors-allow-origin=https://player.example",
+            log_option,
             "--max-connections-per-client=3",
             "--request-rate=1000",
             "--idle-timeout=1s",
@@ -487,6 +491,29 @@ fn cors_limits_and_signatures_are_options() {
         "/s",
         "the signature is no part of the object's name"
     );
+    assert_eq!(
+        answer.header("access-control-allow-credentials"),
+        Some("true")
+    );
+    let line = chunkcache_tests::eventually("a line is logged", Duration::from_secs(10), || {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        assert!(
+            !text.contains("R_vXoYf9"),
+            "the signature is logged: {text}"
+        );
+        let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        lines
+            .into_iter()
+            .find(|line: &serde_json::Value| line["status"] == 200)
+    });
+    for (field, value) in [
+        ("source", "media".into()),
+        ("client", "127.0.0.1".into()),
+        ("bytes", (10 * KIB).into()),
+        ("complete", true.into()),
+    ] {
+        assert_eq!(line[field], serde_json::Value::from(value), "{line}");
+    }
     let other = Call::get(&signed)
         .header("Origin", "https://other.example")
         .send(address);

@@ -9,10 +9,11 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use http_body::{Body, Frame, SizeHint};
 
 use super::{
+    access_log::Pending,
     body::{BodyData, ObjectBody},
     connection::ActiveRequest,
     metrics::{Abort, ByteSource, Metrics, RequestGuard},
@@ -26,6 +27,8 @@ pub struct EdgeBody {
     guard: Option<RequestGuard>,
     /// Keeps the connection's watchdog patient.
     active: Option<ActiveRequest>,
+    /// The line of the access log, written when the body is dropped.
+    log: Option<Pending>,
     /// An error that waits for one more poll: hyper flushes before it, and what was right so far
     /// (above all the head) reaches the client.
     error: Option<ReadError>,
@@ -48,6 +51,7 @@ impl EdgeBody {
             kind: Kind::Full(None),
             guard: None,
             active: None,
+            log: None,
             error: None,
         }
     }
@@ -59,6 +63,7 @@ impl EdgeBody {
             kind: Kind::Full(bytes),
             guard: None,
             active: None,
+            log: None,
             error: None,
         }
     }
@@ -72,6 +77,7 @@ impl EdgeBody {
             kind: Kind::Object(Box::pin(body)),
             guard: None,
             active: None,
+            log: None,
             error: None,
         }
     }
@@ -96,8 +102,17 @@ impl EdgeBody {
             },
             guard: None,
             active: None,
+            log: None,
             error: None,
         }
+    }
+
+    /// Writes `line` when the body ends or is dropped.
+    pub(super) fn log(&mut self, mut line: Pending) {
+        if self.kind.is_end() {
+            line.finished();
+        }
+        self.log = Some(line);
     }
 
     /// Counts the request until the body ends or is dropped.
@@ -141,6 +156,16 @@ impl Body for EdgeBody {
             }),
         };
         let ended = frame.is_none() || this.kind.is_end();
+        if let Some(line) = &mut this.log {
+            if let Some(Ok(frame)) = &frame
+                && let Some(data) = frame.data_ref()
+            {
+                line.sent(data.remaining() as u64);
+            }
+            if ended && !matches!(frame, Some(Err(_))) {
+                line.finished();
+            }
+        }
         if let Some(guard) = &mut this.guard {
             match &frame {
                 Some(Err(error)) => guard.aborted(Abort::of(error)),

@@ -5,6 +5,7 @@
 //! `serve::ports` and nothing else: it may not know the coordinator, the origin, or how a chunk
 //! comes to be here.
 
+pub mod access_log;
 pub mod admin;
 pub mod body;
 mod buffers;
@@ -27,9 +28,10 @@ pub mod signing_keys;
 mod socket;
 
 pub use self::{
+    access_log::{AccessLog, AccessLogOptions},
     body::{BodyData, Delivery, ObjectBody, Part, Plan},
     connection::{Client, Timeouts},
-    cors::Cors,
+    cors::{AllowedOrigins, Cors},
     edge_body::EdgeBody,
     handler::PeerHandler,
     limits::{Limits, RequestRate},

@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    access_log::{self, AccessLog},
     body::Delivery,
     buffers::BufferPool,
     connection::{Activity, Client, Timeouts},
@@ -56,6 +57,8 @@ pub struct Settings {
     /// For `Cache-Status`.
     pub edge_name: String,
     pub cors: Cors,
+    /// None: requests are not logged.
+    pub access_log: Option<Arc<AccessLog>>,
     /// Only signed URLs are answered, if there are keys.
     pub signed_urls: Option<SigningKeys>,
     pub limits: Limits,
@@ -73,6 +76,7 @@ impl Settings {
         Self {
             edge_name: edge_name.into(),
             cors: Cors::default(),
+            access_log: None,
             signed_urls: None,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
@@ -291,7 +295,14 @@ impl<O: Objects> Server<O> {
                 };
                 // The body is dropped unread: hyper takes what little is there already, or closes.
                 let (mut parts, _) = request.into_parts();
+                let log = server.settings.access_log.as_ref();
+                let line = log.map(|log| access_log::Pending::new(log, &parts, client.address));
                 let mut response = handler::handle(&*server, &client, &memory, &parts).await;
+                if let Some(mut line) = line {
+                    let is_tls = server.settings.tls.is_some();
+                    line.answered(response.status(), response.headers(), is_tls);
+                    response.body_mut().log(line);
+                }
                 let guard = server
                     .metrics
                     .request_answered(&parts.method, response.status());

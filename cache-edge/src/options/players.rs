@@ -2,12 +2,13 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::value_parser;
+use clap::{ValueEnum, value_parser};
+use http::{HeaderName, HeaderValue};
 use service_kit::config::{Problems, parse_duration};
 
 use crate::{
     core::signed_url_keys,
-    http::{Cors, Limits, RequestRate, Timeouts},
+    http::{AccessLogOptions, AllowedOrigins, Cors, Limits, RequestRate, Timeouts},
 };
 
 /// See the module.
@@ -22,6 +23,25 @@ pub struct PlayerOptions {
         value_parser = parse_origin
     )]
     pub cors_allow_origin: Vec<String>,
+    /// Request headers that scripts of such pages may set [default: whatever a preflight asks for]
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_delimiter = ',',
+        value_parser = parse_header_name
+    )]
+    pub cors_allow_header: Vec<String>,
+    /// Pages that may embed responses without CORS (Cross-Origin-Resource-Policy)
+    #[arg(
+        long,
+        value_name = "POLICY",
+        value_enum,
+        default_value = "cross-origin"
+    )]
+    pub cross_origin_resource_policy: ResourcePolicy,
+    /// One line a request: json, combined or w3c, then perhaps :FILE, opened anew on SIGHUP, or :- for standard output [default: none]
+    #[arg(long, value_name = "FORMAT[:TARGET]", value_parser = value_parser!(AccessLogOptions))]
+    pub access_log: Option<AccessLogOptions>,
     /// Answer signed URLs only; a line a key: its id, a space, its secret; read again when it changes [default: none: URLs need no signature]
     #[arg(long, value_name = "FILE")]
     pub signed_url_keys_file: Option<PathBuf>,
@@ -60,16 +80,38 @@ pub struct PlayerOptions {
     pub send_timeout: Duration,
 }
 
+/// `Cross-Origin-Resource-Policy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ResourcePolicy {
+    /// The header is not sent.
+    None,
+    SameOrigin,
+    SameSite,
+    CrossOrigin,
+}
+
 impl PlayerOptions {
     #[must_use]
     pub fn cors(&self) -> Cors {
         let allows = |word| self.cors_allow_origin.iter().any(|origin| origin == word);
-        if allows("*") {
-            Cors::AnyOrigin
+        let origins = if allows("*") {
+            AllowedOrigins::Any
         } else if allows("none") {
-            Cors::Off
+            AllowedOrigins::None
         } else {
-            Cors::Origins(self.cors_allow_origin.clone())
+            AllowedOrigins::Listed(self.cors_allow_origin.clone())
+        };
+        let names = &self.cors_allow_header;
+        let policy = match self.cross_origin_resource_policy {
+            ResourcePolicy::None => None,
+            ResourcePolicy::SameOrigin => Some("same-origin"),
+            ResourcePolicy::SameSite => Some("same-site"),
+            ResourcePolicy::CrossOrigin => Some("cross-origin"),
+        };
+        Cors {
+            origins,
+            request_headers: (!names.is_empty()).then(|| names.clone()),
+            resource_policy: policy.map(HeaderValue::from_static),
         }
     }
 
@@ -112,6 +154,11 @@ impl PlayerOptions {
             }
         }
     }
+}
+
+fn parse_header_name(text: &str) -> Result<String, String> {
+    let name: HeaderName = text.parse().map_err(|_| "expected the name of a header")?;
+    Ok(name.as_str().to_owned())
 }
 
 fn parse_some_time(text: &str) -> Result<Duration, String> {

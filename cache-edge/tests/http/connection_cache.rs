@@ -3,7 +3,7 @@
 
 use std::{ops::Range, time::Duration};
 
-use cache_edge::http::{Cors, metrics::Abort};
+use cache_edge::http::{AllowedOrigins, metrics::Abort};
 
 use crate::{
     client::{Answer, Connection, get, request},
@@ -164,7 +164,7 @@ async fn limits_hold() {
 #[tokio::test]
 async fn an_origin_is_allowed_each_time() {
     let edge = Edge::start_with(|settings| {
-        settings.cors = Cors::Origins(vec!["https://a.example".to_owned()]);
+        settings.cors.origins = AllowedOrigins::Listed(vec!["https://a.example".to_owned()]);
     })
     .await;
     edge.warm("a", CHUNK).set_stands(true);

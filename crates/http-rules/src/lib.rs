@@ -18,12 +18,14 @@
 //! | [`fields`] | which fields of an answer are kept with its object, what a 304 refreshes | 9111, 3.1 and 3.2 |
 //! | [`origin_answer`] | an origin's answer against what was asked | 9110, 15; 9112, 6 |
 //! | [`retry_after`] | how long to leave an origin alone | 9110, 10.2.3 |
+//! | [`cmcd`] | what a player says of its buffer and of what it asks for next | CTA-5004 |
 //! | [`cache_status`] | what is said about all that | 9211 |
 //!
 //! **Deliberately absent.** Who asks, over which connection, how often again: that is the edge's.
 //! Whether a source is registered: the coordinator's. What a client may send: the HTTP server's.
 
 pub mod cache_status;
+pub mod cmcd;
 pub mod conditional;
 pub mod content_range;
 pub mod fields;

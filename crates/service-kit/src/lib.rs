@@ -3,11 +3,12 @@
 //!
 //! Knows nothing of chunks, entries, SQL or the protocol.
 
-pub mod advertise;
 pub mod config;
 pub mod health;
 pub mod metrics;
+pub mod route;
 pub mod shell;
 pub mod shutdown;
+pub mod systemd;
 pub mod telemetry;
 pub mod tls;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use opentelemetry::trace::TracerProvider as _;
-use opentelemetry_otlp::WithExportConfig as _;
+use opentelemetry_otlp::{WithExportConfig as _, WithTonicConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tracing_subscriber::filter::{FilterExt as _, LevelFilter, filter_fn};
@@ -65,12 +65,28 @@ pub struct TelemetryOptions {
     /// What is logged: error, warn, info, debug, trace, or a filter such as info,cache_edge=debug
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = parse_filter)]
     pub log_level: String,
-    /// OpenTelemetry collector that traces are sent to, over gRPC [default: none: nothing is sent]
+    /// OpenTelemetry collector that traces are sent to, over gRPC, as OTEL_EXPORTER_OTLP_ENDPOINT says it [default: none: nothing is sent]
     #[arg(long, value_name = "URL", value_parser = parse_url)]
     pub otlp_endpoint: Option<url::Url>,
     /// Part of new traces that is recorded, 0 to 1; a caller's own decision is kept
     #[arg(long, value_name = "RATIO", default_value = "0.01", value_parser = parse_ratio)]
     pub trace_sample_ratio: f64,
+}
+
+impl TelemetryOptions {
+    /// The option, else what OpenTelemetry's own variables say. Headers, timeouts and resource
+    /// attributes in such variables are read by its library.
+    fn otlp_endpoint(&self) -> Option<String> {
+        if std::env::var("OTEL_SDK_DISABLED").is_ok_and(|value| value.eq_ignore_ascii_case("true"))
+        {
+            return None;
+        }
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let option = self.otlp_endpoint.as_ref().map(|url| url.to_string());
+        option
+            .or_else(|| variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
+            .or_else(|| variable("OTEL_EXPORTER_OTLP_ENDPOINT"))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -118,7 +134,7 @@ pub fn init(
             *metadata.level() <= tracing::Level::INFO || !is_wordy(metadata.target())
         }))))
         .try_init()?;
-    EXPORTS.store(options.otlp_endpoint.is_some(), Ordering::Relaxed);
+    EXPORTS.store(options.otlp_endpoint().is_some(), Ordering::Relaxed);
     Ok(Telemetry { provider })
 }
 
@@ -140,17 +156,21 @@ fn tracer_provider(
         ))
         .build();
     let builder = SdkTracerProvider::builder().with_resource(resource);
-    let Some(endpoint) = &options.otlp_endpoint else {
+    let Some(endpoint) = options.otlp_endpoint() else {
         // Ids are still made and carried on; nothing is recorded that no caller asked for.
         return Ok(builder
             .with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOff)))
             .build());
     };
-    let exporter = opentelemetry_otlp::SpanExporter::builder()
+    let mut exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_tonic()
-        .with_endpoint(endpoint.as_str())
-        .with_timeout(EXPORT_TIMEOUT)
-        .build()?;
+        .with_endpoint(&endpoint)
+        .with_timeout(EXPORT_TIMEOUT);
+    if endpoint.starts_with("https:") {
+        let roots = tonic::transport::ClientTlsConfig::new().with_native_roots();
+        exporter = exporter.with_tls_config(roots);
+    }
+    let exporter = exporter.build()?;
     let ratio = Sampler::TraceIdRatioBased(options.trace_sample_ratio);
     Ok(builder
         .with_batch_exporter(exporter)
@@ -203,13 +223,16 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn an_absent_collector_does_not_hold_up_the_end() {
-        let options = TelemetryOptions {
-            log_format: LogFormat::Json,
-            log_level: "info".to_owned(),
-            otlp_endpoint: Some("http://127.0.0.1:1".parse().unwrap()),
-            trace_sample_ratio: 1.0,
-        };
-        let provider = tracer_provider("test", "one", &options).unwrap();
-        Telemetry { provider }.shutdown().await;
+        crate::tls::install_provider();
+        for endpoint in ["http://127.0.0.1:1", "https://127.0.0.1:1"] {
+            let options = TelemetryOptions {
+                log_format: LogFormat::Json,
+                log_level: "info".to_owned(),
+                otlp_endpoint: Some(endpoint.parse().unwrap()),
+                trace_sample_ratio: 1.0,
+            };
+            let provider = tracer_provider("test", "one", &options).unwrap();
+            Telemetry { provider }.shutdown().await;
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! W3C trace context (`traceparent`, `tracestate`) between spans and the headers of HTTP and gRPC.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
-use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator as _};
+use http::HeaderMap;
+use opentelemetry::propagation::TextMapPropagator as _;
 use opentelemetry::trace::TraceContextExt as _;
+use opentelemetry_http::{HeaderExtractor, HeaderInjector};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tonic::metadata::MetadataMap;
 use tracing::Span;
@@ -14,22 +15,22 @@ const TRACE_ID: &str = "trace_id";
 /// Makes the caller's span the parent of `span`; before `span` is entered. Without a usable
 /// `traceparent`, `span` begins a trace. An empty field `trace_id` of the span is filled in.
 pub fn set_parent(span: &Span, headers: &HeaderMap) {
-    adopt(span, &HeaderReader(headers));
+    adopt(span, headers);
 }
 
 /// As [`set_parent`], for gRPC.
 pub fn set_parent_from_metadata(span: &Span, metadata: &MetadataMap) {
-    adopt(span, &MetadataReader(metadata));
+    adopt(span, metadata.as_ref());
 }
 
 /// Names `span` as the parent of what the receiver of these headers does.
 pub fn inject(span: &Span, headers: &mut HeaderMap) {
-    TraceContextPropagator::new().inject_context(&span.context(), &mut HeaderWriter(headers));
+    TraceContextPropagator::new().inject_context(&span.context(), &mut HeaderInjector(headers));
 }
 
 /// As [`inject`], for gRPC.
 pub fn inject_metadata(span: &Span, metadata: &mut MetadataMap) {
-    TraceContextPropagator::new().inject_context(&span.context(), &mut MetadataWriter(metadata));
+    inject(span, metadata.as_mut());
 }
 
 /// The trace `span` belongs to, as 32 hexadecimal digits, for log lines and error answers.
@@ -39,8 +40,8 @@ pub fn trace_id(span: &Span) -> Option<String> {
     (id != opentelemetry::trace::TraceId::INVALID).then(|| id.to_string())
 }
 
-fn adopt(span: &Span, carrier: &dyn Extractor) {
-    let context = TraceContextPropagator::new().extract(carrier);
+fn adopt(span: &Span, headers: &HeaderMap) {
+    let context = TraceContextPropagator::new().extract(&HeaderExtractor(headers));
     if context.span().span_context().is_valid() {
         // Fails only where no layer is installed, or the span has begun: then there is nothing to
         // join.
@@ -53,54 +54,11 @@ fn adopt(span: &Span, carrier: &dyn Extractor) {
     }
 }
 
-struct HeaderReader<'a>(&'a HeaderMap);
-struct HeaderWriter<'a>(&'a mut HeaderMap);
-struct MetadataReader<'a>(&'a MetadataMap);
-struct MetadataWriter<'a>(&'a mut MetadataMap);
-
-impl Extractor for HeaderReader<'_> {
-    fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key).and_then(|value| value.to_str().ok())
-    }
-
-    fn keys(&self) -> Vec<&str> {
-        self.0.keys().map(HeaderName::as_str).collect()
-    }
-}
-
-impl Injector for HeaderWriter<'_> {
-    fn set(&mut self, key: &str, value: String) {
-        let name = HeaderName::from_bytes(key.as_bytes());
-        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(&value)) {
-            self.0.insert(name, value);
-        }
-    }
-}
-
-impl Extractor for MetadataReader<'_> {
-    fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key).and_then(|value| value.to_str().ok())
-    }
-
-    fn keys(&self) -> Vec<&str> {
-        // The propagator asks by name only.
-        Vec::new()
-    }
-}
-
-impl Injector for MetadataWriter<'_> {
-    fn set(&mut self, key: &str, value: String) {
-        let name = tonic::metadata::MetadataKey::from_bytes(key.as_bytes());
-        if let (Ok(name), Ok(value)) = (name, value.parse()) {
-            self.0.insert(name, value);
-        }
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use http::HeaderValue;
     use opentelemetry::trace::TracerProvider as _;
     use tracing_subscriber::layer::SubscriberExt as _;
 

@@ -1,0 +1,387 @@
+//! What one line is made of, and how it looks.
+
+use std::{
+    fmt::Write as _,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
+use serde_json::json;
+
+use super::{AccessLog, Format};
+use crate::http::response::CACHE_STATUS;
+
+/// Before the first line of a file.
+pub(super) const W3C_HEADER: &str = "#Version: 1.0\n\
+    #Fields: date time c-ip cs-method cs-uri-stem cs-uri-query cs-version sc-status sc-bytes \
+    time-taken x-first-byte x-cache-status cs(Range) cs(User-Agent) cs(Referer)\n";
+
+const CMCD: [&str; 4] = ["cmcd-request", "cmcd-object", "cmcd-status", "cmcd-session"];
+/// Instead of a secret.
+const REDACTED: &str = "-";
+/// Parts of names of query parameters that are secrets or stand for one: ours, those of presigned
+/// URLs, and tokens.
+const SECRET_NAMES: [&str; 8] = [
+    "cc-",
+    "sign",
+    "token",
+    "secret",
+    "credential",
+    "key",
+    "policy",
+    "auth",
+];
+
+/// A request and its response.
+pub struct Record {
+    at: SystemTime,
+    client: IpAddr,
+    is_tls: bool,
+    method: Method,
+    uri: Uri,
+    version: Version,
+    range: Option<HeaderValue>,
+    user_agent: Option<HeaderValue>,
+    referer: Option<HeaderValue>,
+    traceparent: Option<HeaderValue>,
+    cmcd: Vec<HeaderValue>,
+    status: StatusCode,
+    cache_status: Option<HeaderValue>,
+    etag: Option<HeaderValue>,
+    bytes: u64,
+    first_byte: Option<Duration>,
+    total: Duration,
+    is_complete: bool,
+}
+
+/// A line whose body still runs; it is written when this is dropped.
+pub struct Pending {
+    log: Arc<AccessLog>,
+    began: Instant,
+    record: Option<Box<Record>>,
+}
+
+impl Pending {
+    #[must_use]
+    pub fn new(log: &Arc<AccessLog>, request: &http::request::Parts, client: IpAddr) -> Self {
+        let get = |name: HeaderName| request.headers.get(name).cloned();
+        let cmcd = CMCD.iter().filter_map(|name| request.headers.get(*name));
+        let record = Record {
+            at: SystemTime::now(),
+            client,
+            is_tls: false,
+            method: request.method.clone(),
+            uri: request.uri.clone(),
+            version: request.version,
+            range: get(header::RANGE),
+            user_agent: get(header::USER_AGENT),
+            referer: get(header::REFERER),
+            traceparent: request.headers.get("traceparent").cloned(),
+            cmcd: cmcd.cloned().collect(),
+            status: StatusCode::OK,
+            cache_status: None,
+            etag: None,
+            bytes: 0,
+            first_byte: None,
+            total: Duration::ZERO,
+            is_complete: false,
+        };
+        Self {
+            log: Arc::clone(log),
+            began: Instant::now(),
+            record: Some(Box::new(record)),
+        }
+    }
+
+    pub fn answered(&mut self, status: StatusCode, headers: &HeaderMap, is_tls: bool) {
+        if let Some(record) = &mut self.record {
+            record.status = status;
+            record.is_tls = is_tls;
+            record.cache_status = headers.get(CACHE_STATUS).cloned();
+            record.etag = headers.get(header::ETAG).cloned();
+        }
+    }
+
+    /// Bytes of the body that were handed to the connection.
+    pub fn sent(&mut self, bytes: u64) {
+        let began = self.began;
+        if let Some(record) = &mut self.record {
+            record.bytes += bytes;
+            record.first_byte.get_or_insert_with(|| began.elapsed());
+        }
+    }
+
+    /// All of the body was handed over.
+    pub fn finished(&mut self) {
+        if let Some(record) = &mut self.record {
+            record.is_complete = true;
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Some(mut record) = self.record.take() {
+            record.total = self.began.elapsed();
+            self.log.write(record);
+        }
+    }
+}
+
+impl Record {
+    pub(super) fn format(&self, format: Format, line: &mut String) {
+        // Writing to a string does not fail.
+        let _ = match format {
+            Format::Json => write!(line, "{}", self.json()),
+            Format::Combined => self.combined(line),
+            Format::W3c => self.w3c(line),
+        };
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let source = self.uri.path().trim_start_matches('/').split('/').next();
+        let cmcd: Vec<_> = self.cmcd.iter().map(text).collect();
+        json!({
+            "time": humantime::format_rfc3339_millis(self.at).to_string(),
+            "client": self.client.to_string(),
+            "method": self.method.as_str(),
+            "source": source.unwrap_or_default(),
+            "key": self.target(),
+            "protocol": protocol(self.version),
+            "tls": self.is_tls,
+            "status": self.status.as_u16(),
+            "bytes": self.bytes,
+            "complete": self.is_complete,
+            "first_byte_ms": self.first_byte.map(milliseconds),
+            "duration_ms": milliseconds(self.total),
+            "cache_status": self.cache_status.as_ref().map(text),
+            "etag": self.etag.as_ref().map(text),
+            "range": self.range.as_ref().map(text),
+            "user_agent": self.user_agent.as_ref().map(text),
+            "referer": self.referer.as_ref().map(|value| redact(&text(value))),
+            "cmcd": (!cmcd.is_empty()).then(|| cmcd.join(",")),
+            "trace_id": self.trace_id(),
+        })
+    }
+
+    fn combined(&self, line: &mut String) -> std::fmt::Result {
+        // Sun, 06 Nov 1994 08:49:37 GMT
+        let date = httpdate::fmt_http_date(self.at);
+        let part = |from: usize, to: usize| date.get(from..to).unwrap_or_default();
+        write!(
+            line,
+            "{} - - [{}/{}/{}:{} +0000] \"{} {} {}\" {} {} \"{}\" \"{}\"",
+            self.client,
+            part(5, 7),
+            part(8, 11),
+            part(12, 16),
+            part(17, 25),
+            self.method,
+            quoted(&self.target()),
+            protocol(self.version),
+            self.status.as_u16(),
+            self.bytes,
+            or_dash(self.referer.as_ref(), |text| quoted(&redact(text))),
+            or_dash(self.user_agent.as_ref(), quoted),
+        )
+    }
+
+    fn w3c(&self, line: &mut String) -> std::fmt::Result {
+        let time = humantime::format_rfc3339_seconds(self.at).to_string();
+        let (date, time) = time.split_once('T').unwrap_or_default();
+        let target = self.target();
+        let (stem, query) = target.split_once('?').unwrap_or((&target, REDACTED));
+        let seconds = |time: Duration| format!("{:.3}", time.as_secs_f64());
+        write!(
+            line,
+            "{date} {} {} {} {} {} {} {} {} {} {} {} {} {} {}",
+            time.trim_end_matches('Z'),
+            self.client,
+            self.method,
+            word(stem),
+            word(query),
+            protocol(self.version),
+            self.status.as_u16(),
+            self.bytes,
+            seconds(self.total),
+            self.first_byte.map_or_else(|| "-".to_owned(), seconds),
+            or_dash(self.cache_status.as_ref(), word),
+            or_dash(self.range.as_ref(), word),
+            or_dash(self.user_agent.as_ref(), word),
+            or_dash(self.referer.as_ref(), |text| word(&redact(text))),
+        )
+    }
+
+    /// Path and query without secrets.
+    fn target(&self) -> String {
+        redact(
+            self.uri
+                .path_and_query()
+                .map_or("/", |target| target.as_str()),
+        )
+    }
+
+    /// `00-TRACE-SPAN-FLAGS`
+    fn trace_id(&self) -> Option<&str> {
+        let parent = self.traceparent.as_ref()?.to_str().ok()?;
+        parent.split('-').nth(1).filter(|id| id.len() == 32)
+    }
+
+    #[cfg(test)]
+    pub(super) fn sample() -> Self {
+        let value = |text| Some(HeaderValue::from_static(text));
+        Self {
+            at: SystemTime::UNIX_EPOCH + Duration::from_millis(784_111_777_123),
+            client: IpAddr::from([192, 0, 2, 1]),
+            is_tls: true,
+            method: Method::GET,
+            uri: Uri::from_static("/films/a.mp4?x=1&cc-signature=hunter2&Sign%61ture=hunter2"),
+            version: Version::HTTP_2,
+            range: value("bytes=0-9"),
+            user_agent: value("a \"b\\"),
+            referer: value("https://a.example/?token=hunter2"),
+            traceparent: value("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+            cmcd: vec![HeaderValue::from_static("bl=100")],
+            status: StatusCode::PARTIAL_CONTENT,
+            cache_status: value("e; hit"),
+            etag: value("\"v1\""),
+            bytes: 10,
+            first_byte: Some(Duration::from_micros(1500)),
+            total: Duration::from_millis(2),
+            is_complete: true,
+        }
+    }
+}
+
+/// The text with the values of secret query parameters taken out.
+fn redact(target: &str) -> String {
+    let Some((path, query)) = target.split_once('?') else {
+        return target.to_owned();
+    };
+    let mut redacted = format!("{path}?");
+    for (index, pair) in query.split('&').enumerate() {
+        if index > 0 {
+            redacted.push('&');
+        }
+        match pair.split_once('=') {
+            Some((name, _)) if is_secret(name) => {
+                redacted.extend([name, "=", REDACTED]);
+            }
+            _ => redacted.push_str(pair),
+        }
+    }
+    redacted
+}
+
+/// Compared as it decodes: a client may encode any letter.
+fn is_secret(name: &str) -> bool {
+    let decoded = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
+    let decoded = decoded.to_ascii_lowercase();
+    SECRET_NAMES.iter().any(|part| decoded.contains(part))
+}
+
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2.0",
+        Version::HTTP_3 => "HTTP/3.0",
+        _ => "HTTP/1.1",
+    }
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+fn text(value: &HeaderValue) -> String {
+    String::from_utf8_lossy(value.as_bytes()).into_owned()
+}
+
+fn or_dash(value: Option<&HeaderValue>, shown: impl Fn(&str) -> String) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| shown(&text(value)))
+}
+
+/// Inside quotes: nothing a client sends ends the field or the line.
+fn quoted(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'"' | b'\\' | 0..0x20 | 0x7f.. => {
+                let _ = write!(escaped, "\\x{byte:02X}");
+            }
+            _ => escaped.push(char::from(byte)),
+        }
+    }
+    escaped
+}
+
+/// One field among others that blanks separate.
+fn word(text: &str) -> String {
+    match quoted(text).replace(' ', "+") {
+        text if text.is_empty() => "-".to_owned(),
+        text => text,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn line(format: Format) -> String {
+        let mut line = String::new();
+        Record::sample().format(format, &mut line);
+        assert!(!line.contains("hunter2"), "{line}");
+        line
+    }
+
+    #[test]
+    fn combined() {
+        assert_eq!(
+            line(Format::Combined),
+            "192.0.2.1 - - [06/Nov/1994:08:49:37 +0000] \
+             \"GET /films/a.mp4?x=1&cc-signature=-&Sign%61ture=- HTTP/2.0\" 206 10 \
+             \"https://a.example/?token=-\" \"a \\x22b\\x5C\""
+        );
+    }
+
+    #[test]
+    fn w3c_has_as_many_words_as_fields() {
+        let fields = W3C_HEADER.lines().nth(1).unwrap();
+        let count = fields.split(' ').skip(1).count();
+        let line = line(Format::W3c);
+        assert_eq!(line.split(' ').count(), count, "{line}");
+        assert!(line.starts_with("1994-11-06 08:49:37 192.0.2.1 GET /films/a.mp4 x=1&"));
+    }
+
+    #[test]
+    fn json() {
+        let json: serde_json::Value = serde_json::from_str(&line(Format::Json)).unwrap();
+        for (field, value) in [
+            ("time", json!("1994-11-06T08:49:37.123Z")),
+            ("source", json!("films")),
+            ("bytes", json!(10)),
+            ("first_byte_ms", json!(1.5)),
+            ("cache_status", json!("e; hit")),
+            ("trace_id", json!("4bf92f3577b34da6a3ce929d0e0e4736")),
+            ("cmcd", json!("bl=100")),
+            ("tls", json!(true)),
+            ("complete", json!(true)),
+        ] {
+            assert_eq!(json[field], value, "{field}");
+        }
+    }
+
+    #[test]
+    fn no_client_makes_a_line_of_its_own() {
+        let mut record = Record::sample();
+        record.user_agent = HeaderValue::from_bytes(b"x\xff\xfe \"\t").ok();
+        for format in [Format::Json, Format::Combined, Format::W3c] {
+            let mut line = String::new();
+            record.format(format, &mut line);
+            assert!(!line.contains(['\n', '\t']), "{line}");
+        }
+    }
+}
