@@ -15,7 +15,7 @@ use super::{
     ports::{FirstBytes, Freshness, ObjectRequest, ServeError},
 };
 use crate::upstream::{
-    Order, OriginError, Response, Source, Turn,
+    Order, OriginError, RequestClass, Response, Source,
     answer::{self, Part},
     run::{Opened, now_ms},
 };
@@ -153,7 +153,9 @@ async fn attempt(
         headers.insert(header::RANGE, value);
     }
     let client = &objects.parts().client;
-    let response = client.get(source, url, &headers, Turn::Viewer).await?;
+    let response = client
+        .get(source, url, &headers, RequestClass::Foreground)
+        .await?;
     match response.status {
         StatusCode::PARTIAL_CONTENT => ranged(objects, source, key, request, ask, since, response),
         StatusCode::OK => Ok(Next::Found(adopt(
@@ -299,7 +301,6 @@ fn adopt(
             deadline_in_ms: 0,
             start_at: start,
             peer: None,
-            max_rate: 0,
         };
         objects
             .parts()

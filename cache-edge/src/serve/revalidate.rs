@@ -12,7 +12,7 @@ use super::{
     ports::{Freshness, ServeError},
     probe::{Found, refused, register},
 };
-use crate::upstream::{OriginError, Response, Source, Turn, answer, run::now_ms};
+use crate::upstream::{OriginError, RequestClass, Response, Source, answer, run::now_ms};
 use http_rules::{freshness, validator};
 
 /// A reader is held for this long at most where the stale object may be served instead.
@@ -68,7 +68,7 @@ async fn ask(
     }
     let client = &objects.parts().client;
     let mut response = client
-        .get(source, url.clone(), &headers, Turn::Viewer)
+        .get(source, url.clone(), &headers, RequestClass::Foreground)
         .await?;
     if response.status == StatusCode::NOT_MODIFIED
         && answer::names_another(&response.headers, &bound.entry)
@@ -76,7 +76,7 @@ async fn ask(
         // Its connection first: the origin may allow only one.
         drop(response);
         response = client
-            .get(source, url, &unconditional, Turn::Viewer)
+            .get(source, url, &unconditional, RequestClass::Foreground)
             .await?;
     }
     match response.status {
