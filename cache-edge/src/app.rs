@@ -30,8 +30,8 @@ use crate::{
     admin::State,
     availability::{DemandRegistry, Flights},
     coordinator::{
-        Absence, Link, Session, channel::Credentials, notes, planner::Planner, session::Totals,
-        upkeep::Upkeep,
+        Link, Session, channel::Credentials, leases::LeaseKeeper, notes, planner::Planner,
+        session::Totals, upkeep::Upkeep,
     },
     http::{
         self, AccessLog, Metrics, Server, Settings, SigningKeys, TlsConfig, metrics::ByteSource,
@@ -180,8 +180,7 @@ impl Edge {
             downloads: self.downloads.clone(),
             flights: self.flights.clone(),
         };
-        let absence = Absence {
-            link: self.link.clone(),
+        let leases = LeaseKeeper {
             catalogue: self.catalogue.clone(),
             downloads: self.downloads.clone(),
         };
@@ -224,7 +223,7 @@ impl Edge {
         });
         let coordinators = options.coordinators.clone();
         let stopped = [stop.clone(), stop.clone(), stop.clone(), stop.clone()];
-        let [planner_stop, upkeep_stop, session_stop, absence_stop] = stopped;
+        let [planner_stop, upkeep_stop, session_stop, leases_stop] = stopped;
         tasks.spawn("planner", async move {
             planner.run(planner_stop).await;
             Ok(())
@@ -233,8 +232,8 @@ impl Edge {
             upkeep.run(upkeep_stop).await;
             Ok(())
         });
-        tasks.spawn("absence", async move {
-            absence.run(absence_stop).await;
+        tasks.spawn("leases", async move {
+            leases.run(leases_stop).await;
             Ok(())
         });
         tasks.spawn("session", async move {

@@ -404,7 +404,6 @@ async fn a_peers_block_that_does_not_have_its_hash_is_not_taken() {
             deadline_in_ms: 0,
             start_at: 0,
             peer: Some(format!("http://{}", peer.address)),
-            max_rate: 0,
         });
         asked(&peer, 1).await;
         let settled = Instant::now() + Duration::from_secs(10);

@@ -136,22 +136,13 @@ pub enum Command {
         fetch: v1::LocalFetch,
     },
     /// From a session.
-    PlacesAsked {
+    QuotaReported {
         /// Who speaks.
         edge: EdgeId,
         /// In which session.
         epoch: u64,
         /// What it said.
-        asked: v1::PlacesAsked,
-    },
-    /// From a session.
-    BytesTaken {
-        /// Who speaks.
-        edge: EdgeId,
-        /// In which session.
-        epoch: u64,
-        /// What it said.
-        taken: v1::BytesTaken,
+        report: v1::QuotaReport,
     },
     /// A request or a job asks for chunks.
     Want {

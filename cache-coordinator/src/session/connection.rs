@@ -387,16 +387,14 @@ async fn control(
                 .tell(Command::LocalFetch { edge, epoch, fetch })
                 .await?;
         }
-        Request::PlacesAsked(asked) => {
+        Request::QuotaReport(report) => {
             cluster
                 .plan
-                .tell(Command::PlacesAsked { edge, epoch, asked })
-                .await?;
-        }
-        Request::BytesTaken(taken) => {
-            cluster
-                .plan
-                .tell(Command::BytesTaken { edge, epoch, taken })
+                .tell(Command::QuotaReported {
+                    edge,
+                    epoch,
+                    report,
+                })
                 .await?;
         }
         Request::KeyNegative(negative) => cluster.resolver.negative(negative),

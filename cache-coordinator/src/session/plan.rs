@@ -243,30 +243,15 @@ impl Plan {
                     self.local_fetch(id, edge, epoch, fetch, now, actions);
                 }
             }
-            Command::PlacesAsked { edge, epoch, asked } => {
-                if self.is_present(edge, epoch)
-                    && let Some(source) = self.directory.known_source(&asked.source)
-                {
-                    let event = Event::PlacesAsked {
-                        edge,
-                        source,
-                        sequence: asked.sequence,
-                        held: asked.held,
-                        wanted: asked.wanted,
-                    };
-                    self.event(event, now, actions);
-                }
-            }
-            Command::BytesTaken { edge, epoch, taken } => {
-                if self.is_present(edge, epoch)
-                    && let Some(source) = self.directory.known_source(&taken.source)
-                {
-                    let bytes = taken.bytes;
-                    let event = Event::BytesTaken {
-                        edge,
-                        source,
-                        bytes,
-                    };
+            Command::QuotaReported {
+                edge,
+                epoch,
+                report,
+            } => {
+                if self.is_present(edge, epoch) {
+                    let uses = translate::quota_uses(&self.directory, &report);
+                    let number = report.number;
+                    let event = Event::QuotaReported { edge, number, uses };
                     self.event(event, now, actions);
                 }
             }

@@ -384,7 +384,6 @@ fn kept(assignment_id: u64, first_chunk: u32, chunk_count: u32) -> v1::KeptFetch
         first_chunk,
         chunk_count,
         priority: v1::Priority::Medium.into(),
-        max_rate_bytes_per_second: 0,
     }
 }
 

@@ -97,8 +97,7 @@ impl Protocol {
                 | Message::SourceAck(_)
                 | Message::Drain(_)
                 | Message::LocalFetch(_)
-                | Message::PlacesAsked(_)
-                | Message::BytesTaken(_),
+                | Message::QuotaReport(_),
             ) => (phase, Lane::Control),
         };
         self.phase = next;
@@ -133,8 +132,7 @@ pub fn name(message: &Message) -> &'static str {
         Message::SourceAck(_) => "SourceAck",
         Message::Drain(_) => "DrainRequest",
         Message::LocalFetch(_) => "LocalFetch",
-        Message::PlacesAsked(_) => "PlacesAsked",
-        Message::BytesTaken(_) => "BytesTaken",
+        Message::QuotaReport(_) => "QuotaReport",
     }
 }
 

@@ -9,9 +9,16 @@ use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, Level, v1};
 use v1::session_response::Message;
 
 use super::directory::Directory;
-use scheduler::api::{
-    Assignment, Demand, EdgeId, Effect, Event, Fault, From as FetchFrom, ReaderId, Reason,
+use scheduler::{
+    LEASE_MS,
+    api::{
+        Assignment, Demand, EdgeId, Effect, Event, Fault, From as FetchFrom, Lease, QuotaUse,
+        ReaderId, Reason,
+    },
 };
+
+/// Sources that an edge may speak of at a time. More than a cluster has.
+const MAX_QUOTA_USES: usize = 4_096;
 
 /// One reader's demand; `None` where its entry is not open.
 #[must_use]
@@ -149,25 +156,47 @@ pub fn effect(directory: &Directory, effect: &Effect) -> Option<(EdgeId, Message
                 assignment_id: directory.wire_assignment(*assignment),
             }),
         )),
-        Effect::Places {
+        Effect::Quota {
             edge,
-            source,
-            sequence,
-            places,
-            alone,
-            alone_rate,
+            answers,
+            leases,
         } => {
-            let message = v1::Places {
-                source: directory.source_name(*source)?.to_owned(),
-                sequence: *sequence,
-                places: *places,
-                alone: *alone,
-                alone_bytes_per_second: *alone_rate,
+            let lease = |lease: &Lease| {
+                let source = directory.source_name(lease.source)?.to_owned();
+                Some(v1::QuotaLease {
+                    source,
+                    sequence: lease.sequence,
+                    connections: lease.granted.connections,
+                    bytes_per_second: lease.granted.bytes_per_second,
+                    floor_connections: lease.floor.connections,
+                    floor_bytes_per_second: lease.floor.bytes_per_second,
+                })
             };
-            Some((*edge, Message::Places(message)))
+            let message = v1::QuotaLeases {
+                answers: *answers,
+                expires_ms: u32::try_from(LEASE_MS).unwrap_or(u32::MAX),
+                leases: leases.iter().filter_map(lease).collect(),
+            };
+            Some((*edge, Message::QuotaLeases(message)))
         }
         Effect::WantDone { .. } => None,
     }
+}
+
+/// What an edge says of sources that are known.
+#[must_use]
+pub fn quota_uses(directory: &Directory, report: &v1::QuotaReport) -> Vec<QuotaUse> {
+    let uses = report.uses.iter().take(MAX_QUOTA_USES);
+    let known = uses.filter_map(|said| {
+        Some(QuotaUse {
+            source: directory.known_source(&said.source)?,
+            sequence: said.sequence,
+            held: said.held,
+            wanted: said.wanted,
+            urgent: said.urgent,
+        })
+    });
+    known.collect()
 }
 
 fn assign(directory: &Directory, assignment: &Assignment) -> Option<v1::Assign> {
@@ -191,7 +220,6 @@ fn assign(directory: &Directory, assignment: &Assignment) -> Option<v1::Assign> 
         deadline_ms: assignment.deadline_ms,
         start_at: assignment.start_at,
         peer,
-        max_rate_bytes_per_second: assignment.max_rate_bytes_per_second,
         reason: reason(assignment.reason),
     })
 }
@@ -309,7 +337,6 @@ mod tests {
             deadline_ms: 20,
             start_at: 3 * MIB,
             from: FetchFrom::Peer(EdgeId(2)),
-            max_rate_bytes_per_second: 0,
             reason: Reason::BackgroundFill,
         };
         let (to, message) = effect(&directory, &Effect::Assign(assignment)).unwrap();

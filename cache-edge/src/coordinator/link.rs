@@ -17,10 +17,7 @@ use tokio::sync::{Notify, mpsc};
 use tracing::Span;
 use v1::session_request::Message;
 
-use super::{
-    absence::{Heard, SILENT_AFTER},
-    channel::Service,
-};
+use super::channel::Service;
 use crate::{
     availability::Announce,
     serve::directory::{Answer, Directory},
@@ -70,13 +67,7 @@ struct State {
     told: HashSet<EntryId>,
     removals: BTreeMap<u64, Removal>,
     heard: Instant,
-    /// As it matters to those who share an origin.
-    last_heard: Heard,
     overflowed: bool,
-    /// In this session it was silent for so long that fetches were cut for it.
-    came_down: bool,
-    /// It was heard again after that.
-    outdated: bool,
     /// Why there is no session.
     reason: String,
 }
@@ -86,8 +77,6 @@ pub struct Link {
     edge: String,
     state: Mutex<State>,
     broken: Notify,
-    /// It began, was heard, or ended.
-    session_changed: Notify,
     draining: AtomicBool,
 }
 
@@ -104,17 +93,13 @@ impl Link {
             told: HashSet::new(),
             removals: BTreeMap::new(),
             heard: Instant::now(),
-            last_heard: Heard::Never,
             overflowed: false,
-            came_down: false,
-            outdated: false,
             reason: "no coordinator has answered yet".into(),
         };
         Arc::new(Self {
             edge,
             state: Mutex::new(state),
             broken: Notify::new(),
-            session_changed: Notify::new(),
             draining: AtomicBool::new(false),
         })
     }
@@ -129,8 +114,6 @@ impl Link {
         state.told.clear();
         state.removals.clear();
         state.overflowed = false;
-        state.came_down = false;
-        state.outdated = false;
         state.heard = Instant::now();
     }
 
@@ -138,9 +121,6 @@ impl Link {
         let mut state = self.state.lock();
         state.phase = Phase::Welcomed;
         state.epoch = epoch;
-        state.last_heard = Heard::At(state.heard);
-        drop(state);
-        self.session_changed.notify_one();
     }
 
     /// Rows and disk agree: what was held back follows.
@@ -160,50 +140,11 @@ impl Link {
         state.held.clear();
         state.removals.clear();
         state.reason = reason;
-        if let Heard::At(heard) = state.last_heard {
-            let ended = Instant::now();
-            state.last_heard = Heard::Until { heard, ended };
-        }
         drop(state);
-        self.session_changed.notify_one();
     }
 
     pub fn heard(&self) {
-        let now = Instant::now();
-        let mut state = self.state.lock();
-        if state.came_down && state.phase == Phase::Ready {
-            state.outdated = true;
-            self.broken.notify_one();
-            return;
-        }
-        let was_silent = now - state.heard >= SILENT_AFTER;
-        state.heard = now;
-        if let Heard::At(heard) = &mut state.last_heard {
-            *heard = now;
-        }
-        drop(state);
-        if was_silent {
-            self.session_changed.notify_one();
-        }
-    }
-
-    /// It was silent for so long that others may have opened what it lent to this edge, and it does
-    /// not know. Should it be heard again, this session is over: the next one tells it what is
-    /// open. Not while it reads inventories, which may take long.
-    pub fn came_down(&self) {
-        let mut state = self.state.lock();
-        state.came_down = matches!(state.last_heard, Heard::At(_));
-    }
-
-    /// When the coordinator was heard last.
-    #[must_use]
-    pub fn last_heard(&self) -> Heard {
-        self.state.lock().last_heard
-    }
-
-    /// Wakes when a session began, was heard again, or ended. For one who waits; cancel safe.
-    pub async fn session_changed(&self) {
-        self.session_changed.notified().await;
+        self.state.lock().heard = Instant::now();
     }
 
     #[must_use]
@@ -251,8 +192,7 @@ impl Link {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// Returns when the outbox has overflowed, or what the coordinator knows is no longer so, and
-    /// says why. Cancel safe.
+    /// Returns when the outbox has overflowed, and says so. Cancel safe.
     pub async fn broken(&self) -> &'static str {
         loop {
             let notified = self.broken.notified();
@@ -260,9 +200,6 @@ impl Link {
                 let state = self.state.lock();
                 if state.overflowed {
                     return "the coordinator does not read";
-                }
-                if state.outdated {
-                    return "the coordinator was silent for too long";
                 }
             }
             notified.await;

@@ -50,36 +50,3 @@ async fn what_was_lost_and_fetched_again_is_not_dropped_with_its_old_row() {
     assert!(link.removed(evicted.clone(), vec![3], v1::RemovalReason::Evicted));
     assert_eq!(link.committed(2), [evicted]);
 }
-fn is_broken(link: &Link) -> Option<&'static str> {
-    use futures_util::FutureExt as _;
-    link.broken().now_or_never()
-}
-
-#[tokio::test]
-async fn a_coordinator_that_goes_on_after_others_grew_gets_a_new_session() {
-    let (link, _sent) = greeted();
-    link.welcomed(1);
-    link.came_down();
-    link.heard();
-    assert_eq!(is_broken(&link), None, "inventories take their time");
-    link.ready();
-    let heard = link.last_heard();
-    link.heard();
-    assert!(is_broken(&link).is_some());
-    assert_eq!(
-        link.last_heard(),
-        heard,
-        "nothing is lent until there is a new one"
-    );
-    link.end("test".into());
-    // Said too late, of a session that is over.
-    link.came_down();
-    let (sender, _sent) = mpsc::channel(16);
-    let endpoint = tonic::transport::Endpoint::from_static("http://127.0.0.1:1");
-    let channel = endpoint.connect_lazy();
-    link.begin(sender, channel::service(channel, Bearer::default()));
-    link.welcomed(2);
-    link.ready();
-    link.heard();
-    assert_eq!(is_broken(&link), None);
-}

@@ -5,14 +5,13 @@
 //! bounded, and a queue that overflows ends the session, because the inventory of the next one says
 //! all that was lost with it. May not know HTTP.
 
-pub mod absence;
 pub mod channel;
+pub mod leases;
 pub mod link;
 pub mod notes;
 pub mod planner;
 pub mod session;
 pub mod upkeep;
 
-pub use absence::Absence;
 pub use link::Link;
 pub use session::Session;

@@ -192,7 +192,6 @@ impl Planner {
             },
             start_at: want.start_at,
             peer: None,
-            max_rate: 0,
         };
         if self.downloads.submit(order.clone()) {
             local.push(order);

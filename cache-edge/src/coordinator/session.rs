@@ -186,12 +186,9 @@ impl Session {
                 _ = status.tick(), if welcomed => {
                     self.link.send(session_request::Message::Status(self.status()));
                     self.downloads.report_progress();
-                    self.tell_places(true);
-                    for taken in self.catalogue.bytes_to_tell() {
-                        self.link.send(session_request::Message::BytesTaken(taken));
-                    }
+                    self.report_quotas(true);
                 }
-                () = self.catalogue.places_changed(), if welcomed => self.tell_places(false),
+                () = self.catalogue.quotas_changed(), if welcomed => self.report_quotas(false),
                 why = self.link.broken() => return Err(anyhow::anyhow!(why).into()),
                 () = tokio::time::sleep(silence) => {
                     return Err(anyhow::anyhow!("nothing heard for {timeout:?}").into());
@@ -300,7 +297,7 @@ impl Session {
                 }
             }
             Message::Drain(drain) => self.link.set_draining(drain.draining),
-            Message::Places(places) => self.catalogue.set_places(&places),
+            Message::QuotaLeases(told) => self.catalogue.set_leases(told),
             Message::DemandAnswered(answer) => self.demand.answered(answer.sequence),
             Message::Held(held) => self.demand.hold(&held.reader_ids, held.wait_ms),
             Message::Forget(_) => {
@@ -330,9 +327,11 @@ impl Session {
         }
     }
 
-    fn tell_places(&self, all: bool) {
-        for asked in self.catalogue.places_to_tell(all) {
-            self.link.send(session_request::Message::PlacesAsked(asked));
+    /// `all`: a heartbeat, which renews the leases also without news.
+    fn report_quotas(&self, all: bool) {
+        if let Some(report) = self.catalogue.quota_report(all) {
+            self.link
+                .send(session_request::Message::QuotaReport(report));
         }
     }
 
@@ -385,7 +384,6 @@ impl Session {
                 .as_ref()
                 .map(|peer| peer.url.clone())
                 .filter(|url| !url.is_empty()),
-            max_rate: assign.max_rate_bytes_per_second,
         };
         if !self.downloads.submit(order) {
             refuse("the fetch queue is full");

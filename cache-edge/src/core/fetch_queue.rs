@@ -82,7 +82,7 @@ enum State {
 
 /// How far a task is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum TaskStanding {
     Waiting,
     Running,
     /// Told to stop.
@@ -377,14 +377,14 @@ impl FetchQueue {
 
     /// What has to do with an origin, the most urgent first; `Waiting` is what has no slot.
     #[must_use]
-    pub fn of_origin(&self, origin: &str) -> Vec<(TaskId, Standing)> {
+    pub fn of_origin(&self, origin: &str) -> Vec<(TaskId, TaskStanding)> {
         let of_it = |(task, _): &&(Task, State)| task.origin.as_deref() == Some(origin);
         let mut tasks: Vec<_> = self.tasks.values().filter(of_it).collect();
         tasks.sort_unstable_by_key(|(task, _)| task.rank());
         let standing = |state: &State| match state {
-            State::Waiting => Standing::Waiting,
-            State::Running => Standing::Running,
-            State::Preempting | State::Leaving => Standing::Stopping,
+            State::Waiting => TaskStanding::Waiting,
+            State::Running => TaskStanding::Running,
+            State::Preempting | State::Leaving => TaskStanding::Stopping,
         };
         let tasks = tasks.into_iter();
         tasks

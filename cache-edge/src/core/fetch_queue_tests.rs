@@ -66,9 +66,9 @@ fn what_is_of_an_origin_is_told_with_how_far_it_is() {
     assert!(queue.push(task(5, Level::High, 0)));
     assert!(queue.cancel(1).is_some());
     let expected = [
-        (2, Standing::Running),
-        (3, Standing::Waiting),
-        (1, Standing::Stopping),
+        (2, TaskStanding::Running),
+        (3, TaskStanding::Waiting),
+        (1, TaskStanding::Stopping),
     ];
     assert_eq!(queue.of_origin("films"), expected);
 }

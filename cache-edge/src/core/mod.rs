@@ -5,6 +5,7 @@
 
 pub mod assembly;
 pub mod backoff;
+pub mod byte_rate;
 pub mod container;
 pub mod fetch_queue;
 pub mod interval_set;

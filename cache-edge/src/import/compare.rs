@@ -8,7 +8,7 @@ use super::Check;
 use crate::{
     app::Edge,
     upstream::{
-        Client, Response, Source, Turn,
+        Client, RequestClass, Response, Source,
         answer::{self, Part},
         run::now_ms,
     },
@@ -85,7 +85,7 @@ impl<'a> Comparison<'a> {
         headers.extend(answer::range_headers(range, Some(self.entry)));
         let response = self
             .client
-            .get(self.source, url, &headers, Turn::Import)
+            .get(self.source, url, &headers, RequestClass::Import)
             .await?;
         let (status, answered) = (response.status, &response.headers);
         match answer::check(status, answered, range, self.entry, now_ms())? {

@@ -501,7 +501,6 @@ impl EdgeObjects {
                 deadline_in_ms: 60_000,
                 start_at: geometry.chunk_range(missing).start,
                 peer: None,
-                max_rate: 0,
             };
             if !self.parts().downloads.submit(order) {
                 break;

@@ -20,7 +20,7 @@ use super::{
     ports::{ObjectRequest, PassThrough, ReadError, ServeError},
     resume::{Announced, Asking, Body},
 };
-use crate::upstream::{OriginError, Response, Source, Turn, answer, run::now_ms};
+use crate::upstream::{OriginError, RequestClass, Response, Source, answer, run::now_ms};
 use chunk_store::EntryFile;
 
 const FRAMES: usize = 8;
@@ -214,9 +214,13 @@ async fn ask_once(
     until: Instant,
 ) -> Result<Response, OriginError> {
     let Asking { source, url, .. } = asking;
-    let asked = asking
-        .client
-        .ask(method, source, url.clone(), &asking.headers, Turn::Viewer);
+    let asked = asking.client.ask(
+        method,
+        source,
+        url.clone(),
+        &asking.headers,
+        RequestClass::Foreground,
+    );
     let response = asked.await?;
     let refusal = OriginError::from(answer::status_error(
         response.status,
@@ -294,9 +298,9 @@ pub fn serve_error(error: &OriginError) -> ServeError {
             message: "it answered 429".into(),
             retry_after: *retry_after,
         },
-        OriginError::NoPlace { retry_after } => ServeError::OriginBusy {
+        OriginError::TooManyWaiting => ServeError::OriginBusy {
             message: error.to_string(),
-            retry_after: *retry_after,
+            retry_after: error.retry_after().unwrap_or_default(),
         },
         OriginError::Unavailable {
             status,

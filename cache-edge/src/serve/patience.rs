@@ -49,7 +49,7 @@ where
 
 /// What an origin did wrong. That an answer was overtaken is nobody's fault.
 pub fn count(counters: &Counters, error: &OriginError) {
-    let is_ours = matches!(error, OriginError::Overtaken | OriginError::NoPlace { .. });
+    let is_ours = matches!(error, OriginError::Overtaken | OriginError::TooManyWaiting);
     if !is_ours {
         counters.origin_errors.fetch_add(1, Ordering::Relaxed);
     }
@@ -77,7 +77,8 @@ where
     if let Ok(ended) = tokio::time::timeout(SECOND_AFTER, first.as_mut()).await {
         return ended;
     }
-    if source.config.max_connections == 1 {
+    // It may be waiting for a connection, and a second one would wait beside it.
+    if source.config.max_connections > 0 {
         return first.await;
     }
     let mut second = std::pin::pin!(attempt());

@@ -17,7 +17,7 @@ use super::{
     whole_answer::AS_A_WHOLE,
 };
 use crate::upstream::{
-    Order, OriginError, Response, Source, Turn,
+    Order, OriginError, RequestClass, Response, Source,
     answer::{self, Part},
     run::{Opened, now_ms},
 };
@@ -155,7 +155,9 @@ async fn attempt(
         headers.insert(header::RANGE, value);
     }
     let client = &objects.parts().client;
-    let response = client.get(source, url, &headers, Turn::Viewer).await?;
+    let response = client
+        .get(source, url, &headers, RequestClass::Foreground)
+        .await?;
     match response.status {
         StatusCode::PARTIAL_CONTENT => ranged(objects, source, key, request, ask, since, response),
         StatusCode::OK => Ok(Next::Found(adopt(
@@ -330,7 +332,6 @@ fn adopt(
             deadline_in_ms: 0,
             start_at: start,
             peer: None,
-            max_rate: 0,
         };
         objects
             .parts()

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::{
     core::backoff::Backoff,
     upstream::{
-        Catalogue, Client, OriginError, Response, Source, Turn, answer, counters::Counters,
+        Catalogue, Client, OriginError, RequestClass, Response, Source, answer, counters::Counters,
         run::now_ms,
     },
 };
@@ -284,7 +284,13 @@ impl Body {
         announced.ask_for_rest(self.received, &mut headers)?;
         let url = self.asking.url.clone();
         let response = client
-            .ask(Method::GET, &source, url, &headers, Turn::Viewer)
+            .ask(
+                Method::GET,
+                &source,
+                url,
+                &headers,
+                RequestClass::Foreground,
+            )
             .await?;
         let announced =
             announced.gone_on_with(self.received, response.status, &response.headers)?;

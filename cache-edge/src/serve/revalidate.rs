@@ -12,7 +12,7 @@ use super::{
     ports::{Freshness, ServeError},
     probe::{Found, refused, register},
 };
-use crate::upstream::{OriginError, Response, Source, Turn, answer, run::now_ms};
+use crate::upstream::{OriginError, RequestClass, Response, Source, answer, run::now_ms};
 use http_rules::{
     fields, freshness,
     origin_answer::{Revalidation, judge_revalidation},
@@ -73,7 +73,7 @@ async fn ask(
     }
     let client = &objects.parts().client;
     let mut response = client
-        .get(source, url.clone(), &headers, Turn::Viewer)
+        .get(source, url.clone(), &headers, RequestClass::Foreground)
         .await?;
     let again = match judge_revalidation(response.status) {
         Revalidation::Confirmed if answer::names_another(&response.headers, &bound.entry) => {
@@ -86,7 +86,9 @@ async fn ask(
     if let Some(headers) = again {
         // Its connection first: the origin may allow only one.
         drop(response);
-        response = client.get(source, url, &headers, Turn::Viewer).await?;
+        response = client
+            .get(source, url, &headers, RequestClass::Foreground)
+            .await?;
     }
     match judge_revalidation(response.status) {
         Revalidation::Confirmed => refreshed(objects, source, bound, since, &response),

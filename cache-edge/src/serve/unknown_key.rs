@@ -26,7 +26,7 @@ impl EdgeObjects {
         let parts = self.parts();
         let since = parts.bindings.now();
         // Not one round trip after the other.
-        let expected = source.places.expect();
+        let expected = source.quota.expect();
         let resolved = parts.directory.resolve(key.clone()).await;
         let still = |then: &dyn Fn() -> Option<Arc<Bound>>| {
             let bound = parts.bindings.unless_invalidated(since, key, then);

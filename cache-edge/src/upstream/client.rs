@@ -5,13 +5,13 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use bytes::Bytes;
-use chunkcache_proto::ByteRange;
+use chunkcache_proto::{ByteRange, Level};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
@@ -26,10 +26,9 @@ use url::Url;
 
 use super::{
     OriginError, Source,
-    connections::{Connections, Counted, Counting, Seat},
-    pace::Pace,
+    connections::{Connections, Counted, Counting, PermitSlot},
     peer_blocks::BlockDecoder,
-    places::{Place, Places, Turn},
+    quota::{ConnectionPermit, Quota, RequestClass},
 };
 
 /// Redirects followed for one request.
@@ -64,11 +63,24 @@ pub struct Response {
     blocks: Option<Box<BlockDecoder>>,
     stall: Duration,
     _used: Counted,
-    seat: Option<Seat>,
-    /// What it has a place of that others may need.
-    places: Option<Places>,
-    /// What this edge asked by itself from a source with a limited rate.
-    pace: Option<Pace>,
+    permit_slot: Option<PermitSlot>,
+    /// Of its source, and how urgently it is read; none: a peer.
+    reading: Option<Reading>,
+    /// It holds a permit of this edge's lease.
+    has_permit: bool,
+}
+
+/// Bytes of an origin's answer are read within the source's rate, more urgent ones first.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    quota: Quota,
+    level: Arc<AtomicU8>,
+}
+
+impl Reading {
+    fn level(&self) -> Level {
+        Level::ALL[usize::from(self.level.load(Ordering::Relaxed)).min(3)]
+    }
 }
 
 impl Client {
@@ -123,9 +135,9 @@ impl Client {
         source: &Source,
         url: Url,
         headers: &HeaderMap,
-        turn: Turn,
+        class: RequestClass,
     ) -> Result<Response, OriginError> {
-        self.ask(Method::GET, source, url, headers, turn).await
+        self.ask(Method::GET, source, url, headers, class).await
     }
 
     /// As [`get`](Self::get), with GET or HEAD.
@@ -135,42 +147,48 @@ impl Client {
         source: &Source,
         url: Url,
         headers: &HeaderMap,
-        turn: Turn,
+        class: RequestClass,
     ) -> Result<Response, OriginError> {
         let mut url = url;
         let limited = source.config.max_connections > 0;
-        // Until there is an answer; then its connection has the place.
+        // Until there is an answer; then its connection has the permit.
         let mut unanswered = Unanswered {
             connections: &self.connections,
             source,
-            place: None,
+            permit: None,
         };
         if limited {
-            unanswered.place = Some(source.places.enter(turn).await?);
+            unanswered.permit = Some(source.quota.acquire(class).await?);
         }
         for _ in 0..=MAX_REDIRECTS {
-            // The second part of a fetch takes the place of the first, not another one beside it.
+            // The second part of a fetch takes the connection of the first, not another beside it.
             self.closed(source).await;
             let mut all = headers.clone();
             for (name, value) in &source.headers {
                 all.insert(name, value.clone());
             }
             if limited {
-                // An idle connection here would be one too many while another edge has the turn.
+                // An idle connection here would be one too many for another edge.
                 all.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             self.asked.fetch_add(1, Ordering::Relaxed);
             let asked = self.send(method.clone(), &url, all);
             let mut response = asked.await?;
             let Some(next) = redirect(&response, &url)? else {
-                if let (Some(seat), Some(place)) = (response.seat.take(), unanswered.place.take()) {
-                    seat.take(place);
+                let permit = unanswered.permit.take();
+                if let (Some(slot), Some(permit)) = (response.permit_slot.take(), permit) {
+                    slot.put(permit);
                 }
-                response.places =
-                    (limited && turn != Turn::Assigned).then(|| source.places.clone());
-                let is_own = matches!(turn, Turn::Viewer | Turn::Background);
-                let is_paced = is_own && source.config.max_rate_bytes_per_second > 0;
-                response.pace = is_paced.then(|| source.pace.clone());
+                response.has_permit = limited && class != RequestClass::Assigned;
+                let level = match class {
+                    RequestClass::Foreground => Level::Critical,
+                    RequestClass::Assigned | RequestClass::Import => Level::High,
+                    RequestClass::Background => Level::Low,
+                };
+                response.reading = Some(Reading {
+                    quota: source.quota.clone(),
+                    level: Arc::new(AtomicU8::new(level as u8)),
+                });
                 return Ok(response);
             };
             if !source.allows(&next) {
@@ -246,23 +264,24 @@ impl Client {
             blocks: None,
             stall: self.stall,
             _used: used,
-            seat: head.extensions.remove::<Seat>(),
-            places: None,
-            pace: None,
+            permit_slot: head.extensions.remove::<PermitSlot>(),
+            reading: None,
+            has_permit: false,
         })
     }
 }
 
-/// A request's place before its answer has come: given back when its connection is closed.
+/// A request's permit before its answer has come: given back when its connection is closed.
 struct Unanswered<'a> {
     connections: &'a Connections,
     source: &'a Source,
-    place: Option<Place>,
+    permit: Option<ConnectionPermit>,
 }
 
 impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
-        let (Some(place), Ok(runtime)) = (self.place.take(), tokio::runtime::Handle::try_current())
+        let (Some(permit), Ok(runtime)) =
+            (self.permit.take(), tokio::runtime::Handle::try_current())
         else {
             return;
         };
@@ -270,22 +289,29 @@ impl Drop for Unanswered<'_> {
             (self.connections.clone(), self.source.authority().to_owned());
         runtime.spawn(async move {
             connections.closed(&authority).await;
-            drop(place);
+            drop(permit);
         });
     }
 }
 
 impl Response {
-    /// It takes a place that this edge was lent.
+    /// It holds a permit of this edge's lease.
     #[must_use]
-    pub fn has_place(&self) -> bool {
-        self.places.is_some()
+    pub fn has_permit(&self) -> bool {
+        self.has_permit
     }
 
-    /// A viewer waits for a place like the one this has.
+    /// A viewer waits for a permit like the one this holds.
     #[must_use]
     pub fn is_in_the_way(&self) -> bool {
-        self.places.as_ref().is_some_and(Places::is_wanted)
+        self.has_permit && self.reading.as_ref().is_some_and(|it| it.quota.is_wanted())
+    }
+
+    /// How urgently its bytes are wanted from now on.
+    pub fn set_level(&mut self, level: Arc<AtomicU8>) {
+        if let Some(reading) = &mut self.reading {
+            reading.level = level;
+        }
     }
 
     /// The body is made of a peer's blocks: [`chunk`](Self::chunk) gives the bytes of this range,
@@ -314,8 +340,8 @@ impl Response {
 
     async fn next_frame(&mut self) -> Result<Option<Bytes>, OriginError> {
         loop {
-            if let Some(pace) = &self.pace {
-                pace.ready().await;
+            if let Some(reading) = &self.reading {
+                reading.quota.ready(reading.level()).await;
             }
             let frame = tokio::time::timeout(self.stall, self.body.frame())
                 .await
@@ -333,8 +359,8 @@ impl Response {
                     if let Ok(bytes) = frame.into_data()
                         && !bytes.is_empty()
                     {
-                        if let Some(pace) = &self.pace {
-                            pace.took(bytes.len());
+                        if let Some(reading) = &self.reading {
+                            reading.quota.took(bytes.len(), reading.level());
                         }
                         return Ok(Some(bytes));
                     }

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tower_service::Service;
 
-use super::places::Place;
+use super::quota::ConnectionPermit;
 
 /// Closing takes microseconds, on a busy machine milliseconds; a connection that hangs is not
 /// waited for.
@@ -143,40 +143,36 @@ pub struct Tracked<T> {
     closing: Closing,
 }
 
-/// Where the place that a connection takes is kept until the connection is closed.
+/// Where the permit of a connection is kept until the connection is closed.
 #[derive(Clone, Debug, Default)]
-pub struct Seat(Arc<Mutex<Seated>>);
+pub struct PermitSlot(Arc<Mutex<Slot>>);
 
 #[derive(Debug, Default)]
-struct Seated {
-    place: Option<Place>,
+struct Slot {
+    permit: Option<ConnectionPermit>,
     is_closed: bool,
 }
 
-impl Seat {
+impl PermitSlot {
     /// Keeps it until the connection is closed; not at all if it is already.
-    pub fn take(&self, place: Place) {
-        let mut seated = self.0.lock();
-        if !seated.is_closed {
-            seated.place = Some(place);
+    pub fn put(&self, permit: ConnectionPermit) {
+        let mut slot = self.0.lock();
+        if !slot.is_closed {
+            slot.permit = Some(permit);
         }
-    }
-
-    fn close(&self) {
-        let mut seated = self.0.lock();
-        seated.is_closed = true;
-        let left = seated.place.take();
-        drop((seated, left));
     }
 }
 
-/// The connection's own hold of its seat.
+/// The connection's own hold of its permit's slot.
 #[derive(Debug, Default)]
-struct Closing(Seat);
+struct Closing(PermitSlot);
 
 impl Drop for Closing {
     fn drop(&mut self) {
-        self.0.close();
+        let mut slot = self.0.0.lock();
+        slot.is_closed = true;
+        let left = slot.permit.take();
+        drop((slot, left));
     }
 }
 

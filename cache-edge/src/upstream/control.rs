@@ -1,6 +1,11 @@
 //! Stopping a fetch that runs, and seeing how far it is.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, AtomicU64, Ordering},
+};
+
+use chunkcache_proto::Level;
 
 use tokio::sync::Notify;
 
@@ -29,6 +34,8 @@ pub struct Control {
     /// From the run's start to the furthest position.
     reached: AtomicU64,
     on_chunk: Option<OnChunk>,
+    /// How urgently its bytes are wanted.
+    level: Arc<AtomicU8>,
 }
 
 impl Control {
@@ -46,6 +53,16 @@ impl Control {
         };
         control.set_position(start_at);
         control
+    }
+
+    /// Shared with the answer that is read.
+    #[must_use]
+    pub fn level(&self) -> Arc<AtomicU8> {
+        self.level.clone()
+    }
+
+    pub fn set_level(&self, level: Level) {
+        self.level.store(level as u8, Ordering::Relaxed);
     }
 
     /// The fetch has come to a chunk's end.

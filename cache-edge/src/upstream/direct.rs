@@ -8,7 +8,7 @@ use chunkcache_proto::ByteRange;
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    OriginError, Turn,
+    OriginError, RequestClass,
     answer::Part,
     run::{Fetcher, Opened},
 };
@@ -83,7 +83,9 @@ async fn once(
     sender: &mpsc::Sender<Result<Bytes, ReadError>>,
 ) -> Result<(), OriginError> {
     let flights = fetcher.flights.of(file);
-    let Opened { mut response, part } = fetcher.open(file, &flights, *range, Turn::Viewer).await?;
+    let Opened { mut response, part } = fetcher
+        .open(file, &flights, *range, RequestClass::Foreground)
+        .await?;
     let mut skip = if part == Part::Whole { range.start } else { 0 };
     while !range.is_empty() {
         let Some(mut bytes) = response.chunk().await? else {

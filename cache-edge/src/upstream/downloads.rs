@@ -1,7 +1,7 @@
 //! The fetches of this edge: `core::fetch_queue` decides, this carries out.
 
-mod absence;
 mod reports;
+mod shed;
 mod view;
 
 use std::{
@@ -17,7 +17,6 @@ use chunkcache_proto::{ChunkIndex, EntryId, Level, v1};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-pub use self::absence::ComeDown;
 pub use super::run::Order;
 use super::{
     answer::Part,
@@ -181,12 +180,14 @@ impl Downloads {
     fn control(&self, order: &Order, ordered: Instant) -> Arc<Control> {
         let run = order.run();
         let (this, id, level) = (Arc::downgrade(&self.0), order.id, order.level);
-        Arc::new(Control::new(run.start, order.start_at, move |reached| {
+        let control = Control::new(run.start, order.start_at, move |reached| {
             if let Some(inner) = this.upgrade() {
                 inner.fetcher.counters.chunk_came(level, ordered.elapsed());
                 Self(inner).report(id, v1::fetch_report::State::Progress, reached, None);
             }
-        }))
+        });
+        control.set_level(level);
+        Arc::new(control)
     }
 
     fn settle(&self, mut state: parking_lot::MutexGuard<'_, State>) {
@@ -205,10 +206,12 @@ impl Downloads {
         for effect in queue.settle(self.now_ms(), held_back) {
             match effect {
                 Effect::Start(id) => {
+                    let level = state.queue.get(id).map(|task| task.level);
                     let Some(fetch) = state.fetches.get_mut(&id) else {
                         continue;
                     };
                     fetch.control = self.control(&fetch.order, fetch.ordered);
+                    fetch.control.set_level(level.unwrap_or(fetch.order.level));
                     let rest = fetch.paused.take();
                     self.spawn(fetch.order.clone(), fetch.control.clone(), rest);
                 }
@@ -289,8 +292,15 @@ impl Downloads {
     pub fn reprioritise(&self, id: u64, level: Level, deadline_in_ms: u32) {
         let deadline = self.now_ms() + u64::from(deadline_in_ms);
         let mut state = self.0.state.lock();
-        state.queue.reprioritise(id, level, deadline);
+        self.set_level(&mut state, id, level, deadline);
         self.settle(state);
+    }
+
+    fn set_level(&self, state: &mut State, id: u64, level: Level, deadline: u64) {
+        state.queue.reprioritise(id, level, deadline);
+        if let Some(fetch) = state.fetches.get(&id) {
+            fetch.control.set_level(level);
+        }
     }
 
     /// Not wanted any more. `chunk_wanted`: a reader stands in the chunk under way, which is then
@@ -331,7 +341,7 @@ impl Downloads {
                     fetch.order.start_at = position;
                     fetch.order.level = Level::Critical;
                 }
-                state.queue.reprioritise(id, Level::Critical, 0);
+                self.set_level(&mut state, id, Level::Critical, 0);
                 true
             }
             Coverage::Coming { id, distance } => {
@@ -340,7 +350,7 @@ impl Downloads {
                     .get(&id)
                     .is_some_and(|f| distance <= u64::from(f.order.file.geometry().chunk_size()));
                 if near {
-                    state.queue.reprioritise(id, Level::Critical, 0);
+                    self.set_level(&mut state, id, Level::Critical, 0);
                 }
                 near
             }
@@ -427,7 +437,6 @@ impl Downloads {
                 first_chunk: order.first_chunk,
                 chunk_count: order.chunk_count,
                 priority: v1::Priority::from(level).into(),
-                max_rate_bytes_per_second: order.max_rate,
             }
         });
         kept.collect()

@@ -25,9 +25,9 @@ pub enum OriginError {
     /// 429: obeyed.
     #[error("answered 429")]
     Busy { retry_after: Duration },
-    /// The limit on connections to it is used up, and stayed so for as long as a request is held.
-    #[error("has as many connections as it is allowed")]
-    NoPlace { retry_after: Duration },
+    /// Too many requests are held already until its limit on connections lets them through.
+    #[error("has too many requests waiting for a connection")]
+    TooManyWaiting,
     /// Any other status that is no object: 404, 410, 403, ...
     #[error("answered {status}")]
     Refused { status: u16 },
@@ -89,7 +89,7 @@ impl OriginError {
             | Self::Protocol(_)
             | Self::WrongBytes
             | Self::Overtaken
-            | Self::NoPlace { .. } => false,
+            | Self::TooManyWaiting => false,
         }
     }
 
@@ -98,7 +98,8 @@ impl OriginError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Unavailable { retry_after, .. } => *retry_after,
-            Self::Busy { retry_after } | Self::NoPlace { retry_after } => Some(*retry_after),
+            Self::Busy { retry_after } => Some(*retry_after),
+            Self::TooManyWaiting => Some(Duration::from_secs(1)),
             _ => None,
         }
     }

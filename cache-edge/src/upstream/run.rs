@@ -13,7 +13,7 @@ use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Level, identity::belongs_
 use tokio::time::Instant;
 
 use super::{
-    Catalogue, Client, OriginError, Response, Source, Turn,
+    Catalogue, Client, OriginError, RequestClass, Response, Source,
     answer::{self, Part},
     control::{Control, Stop},
     counters::Counters,
@@ -50,8 +50,6 @@ pub struct Order {
     pub start_at: u64,
     /// Base URL of the peer to take it from.
     pub peer: Option<String>,
-    /// 0: no limit.
-    pub max_rate: u64,
 }
 
 impl Order {
@@ -61,11 +59,11 @@ impl Order {
         self.id & super::downloads::LOCAL_BIT != 0
     }
 
-    pub(super) fn turn(&self) -> Turn {
+    pub(super) fn class(&self) -> RequestClass {
         match self.level {
-            _ if !self.is_local() => Turn::Assigned,
-            Level::Critical => Turn::Viewer,
-            _ => Turn::Background,
+            _ if !self.is_local() => RequestClass::Assigned,
+            Level::Critical => RequestClass::Foreground,
+            _ => RequestClass::Background,
         }
     }
 
@@ -208,7 +206,7 @@ impl Fetcher {
                     continue;
                 }
                 // Not the origin's fault: who still needs it asks again.
-                Err(Broken::Origin(OriginError::NoPlace { .. })) => return RunEnd::Stopped,
+                Err(Broken::Origin(OriginError::TooManyWaiting)) => return RunEnd::Stopped,
                 Err(Broken::Origin(error)) => error,
             };
             self.counters.origin_errors.fetch_add(1, Ordering::Relaxed);
@@ -266,7 +264,7 @@ impl Fetcher {
             Some(opened) => opened,
             None => tokio::select! {
                 stop = control.stopped_now() => return Err(Broken::Stop(stop)),
-                opened = self.open(&order.file, flights, gap.range, order.turn()) => opened.map_err(Broken::Origin)?,
+                opened = self.open(&order.file, flights, gap.range, order.class()) => opened.map_err(Broken::Origin)?,
             },
         };
         let counter = &self.counters.origin_bytes;
@@ -314,7 +312,7 @@ impl Fetcher {
         file: &EntryFile,
         flights: &EntryFlights,
         range: ByteRange,
-        turn: Turn,
+        class: RequestClass,
     ) -> Result<Opened, OriginError> {
         if flights.has_whole_stream() {
             return Err(OriginError::Unavailable {
@@ -343,7 +341,7 @@ impl Fetcher {
         let mut asked = answer::variant_headers(&key.variant);
         asked.extend(answer::range_headers(range, Some(entry)));
         tracing::debug!(start = range.start, end = range.end, "asking the origin");
-        let response = self.client.get(&source, url, &asked, turn).await?;
+        let response = self.client.get(&source, url, &asked, class).await?;
         let part = answer::check(response.status, &response.headers, range, entry, now_ms())
             .map_err(OriginError::from);
         if let Err(error) = &part {
@@ -355,7 +353,8 @@ impl Fetcher {
         })
     }
 
-    /// Returns when the origin has the fetch's place back: who is given it may be another edge.
+    /// Returns after the connection is closed and its permit released: another edge may be granted it
+    /// next.
     pub async fn connection_closed(&self, order: &Order) {
         if order.peer.is_none()
             && let Some(source) = self.catalogue.get(&order.source())

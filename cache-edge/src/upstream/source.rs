@@ -4,8 +4,9 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -14,7 +15,10 @@ use http::{HeaderName, HeaderValue};
 use tokio::sync::Notify;
 use url::Url;
 
-use super::{OriginError, pace::Pace, places::Places};
+use super::{
+    OriginError,
+    quota::{LeaseState, LeaseTerm, Quota},
+};
 
 /// A source as the coordinator told it, parsed once.
 #[derive(Debug)]
@@ -26,10 +30,8 @@ pub struct Source {
     /// 429 and `Retry-After` are obeyed by all requests to the source: not before this time (ms
     /// since the epoch).
     not_before_ms: AtomicI64,
-    /// Its connections.
-    pub places: Places,
-    /// Its bytes per second.
-    pub pace: Pace,
+    /// What this edge may use of its limits.
+    pub quota: Quota,
 }
 
 /// A source that can not be used.
@@ -71,11 +73,10 @@ impl Source {
             value.set_sensitive(true);
             headers.push((name, value));
         }
-        let places = Places::default();
-        places.set_limit(config.max_connections);
+        let quota = Quota::default();
+        quota.set_limits(config.max_connections, config.max_rate_bytes_per_second);
         Ok(Self {
-            places,
-            pace: Pace::default(),
+            quota,
             config,
             base,
             headers,
@@ -178,9 +179,12 @@ fn climbs_when_decoded(path: &str) -> bool {
 pub struct Catalogue {
     sources: ArcSwap<HashMap<String, Arc<Source>>>,
     changes: AtomicU64,
-    in_session: AtomicBool,
-    /// Of some source's places.
-    to_tell: Arc<Notify>,
+    /// When the leases of all sources expire.
+    term: LeaseTerm,
+    /// There may be something to report of some source's quota.
+    quota_news: Arc<Notify>,
+    /// Leases changed, or whether they are renewed.
+    term_changed: Notify,
 }
 
 impl Catalogue {
@@ -230,12 +234,7 @@ impl Catalogue {
                 }
                 known => match Source::new(config) {
                     Ok(mut source) => {
-                        source.places = self.places_of(known, source.config.max_connections);
-                        source.pace = known.map_or_else(Pace::default, |it| it.pace.clone());
-                        source.pace.set(
-                            source.config.max_rate_bytes_per_second,
-                            source.mode() != v1::SourceMode::Serve,
-                        );
+                        source.quota = self.quota_of(known, &source.config);
                         map.insert(name, Arc::new(source));
                     }
                     Err(error) => bad.push(error),
@@ -247,30 +246,26 @@ impl Catalogue {
         bad
     }
 
-    /// A source that changes keeps its connections, and who waits for one.
-    fn places_of(&self, known: Option<&Arc<Source>>, max_connections: u32) -> Places {
-        let places = known.map_or_else(
-            || Places::new(Arc::clone(&self.to_tell)),
-            |it| it.places.clone(),
+    /// A source that changes keeps its connections, and the requests that wait for one.
+    fn quota_of(&self, known: Option<&Arc<Source>>, config: &v1::Source) -> Quota {
+        let quota = known.map_or_else(
+            || Quota::new(self.term.clone(), Arc::clone(&self.quota_news)),
+            |it| it.quota.clone(),
         );
-        if known.is_none() && self.in_session.load(Ordering::Acquire) {
-            places.begin_session();
-        }
-        places.set_limit(max_connections);
-        places
+        quota.set_limits(config.max_connections, config.max_rate_bytes_per_second);
+        quota
     }
 
-    /// The coordinator lends places from now on, or does so no more.
+    /// The coordinator renews leases from now on, or does so no more.
     pub fn set_in_session(&self, in_session: bool) {
-        self.in_session.store(in_session, Ordering::Release);
-        for source in self.sources.load().values() {
-            if in_session {
-                source.places.begin_session();
-                source.pace.begin_session();
-            } else {
-                source.places.end_session();
+        self.term.set_in_session(in_session);
+        if in_session {
+            for source in self.sources.load().values() {
+                source.quota.begin_session();
             }
         }
+        self.term_changed.notify_one();
+        self.quota_news.notify_one();
     }
 
     /// Of all sources.
@@ -279,46 +274,51 @@ impl Catalogue {
         self.sources.load().values().cloned().collect()
     }
 
-    /// What the coordinator said of a source's places.
-    pub fn set_places(&self, places: &v1::Places) {
-        if let Some(source) = self.get(&places.source) {
-            source.places.set_lent(places);
-            source.pace.set_part(places.alone_bytes_per_second);
+    /// The coordinator's answer to a report, or leases that changed.
+    pub fn set_leases(&self, told: v1::QuotaLeases) {
+        let ttl = Duration::from_millis(told.expires_ms.into());
+        self.term.renew(told.answers, ttl);
+        for lease in told.leases {
+            if let Some(source) = self.get(&lease.source) {
+                source.quota.set_lease(lease);
+            }
         }
+        self.term_changed.notify_one();
     }
 
-    /// Returns when there may be something to tell of places. Cancel safe.
-    pub async fn places_changed(&self) {
-        self.to_tell.notified().await;
-    }
-
-    /// What was taken of sources with a limited rate; see [`Pace::to_tell`].
+    /// How far this edge may rely on its leases, and after which time that may change by itself.
     #[must_use]
-    pub fn bytes_to_tell(&self) -> Vec<v1::BytesTaken> {
-        let sources = self.sources.load();
-        let taken = sources.values().filter_map(|source| {
-            Some(v1::BytesTaken {
-                source: source.name().to_owned(),
-                bytes: source.pace.to_tell()?,
-            })
-        });
-        taken.collect()
+    pub fn lease_state(&self) -> (LeaseState, Option<Duration>) {
+        self.term.state(Instant::now())
     }
 
-    /// What the coordinator does not know yet; see [`Places::to_tell`].
+    /// Returns when leases, or the state of all, may have changed. For one who waits; cancel safe.
+    pub async fn leases_changed(&self) {
+        self.term_changed.notified().await;
+    }
+
+    /// Returns when there may be something to report of quotas. Cancel safe.
+    pub async fn quotas_changed(&self) {
+        self.quota_news.notified().await;
+    }
+
+    /// What the coordinator does not know yet; see [`Quota::to_report`]. With `all` a heartbeat,
+    /// also without news.
     #[must_use]
-    pub fn places_to_tell(&self, all: bool) -> Vec<v1::PlacesAsked> {
+    pub fn quota_report(&self, all: bool) -> Option<v1::QuotaReport> {
         let sources = self.sources.load();
-        let asked = sources.values().filter_map(|source| {
-            let (sequence, held, wanted) = source.places.to_tell(all)?;
-            Some(v1::PlacesAsked {
-                source: source.name().to_owned(),
-                sequence,
-                held,
-                wanted,
-            })
-        });
-        asked.collect()
+        let uses = sources
+            .values()
+            .filter_map(|source| source.quota.to_report(source.name(), all));
+        let uses: Vec<_> = uses.collect();
+        let is_limited = || sources.values().any(|source| source.is_limited());
+        if uses.is_empty() && !(all && is_limited()) {
+            return None;
+        }
+        Some(v1::QuotaReport {
+            number: self.term.report(Instant::now()),
+            uses,
+        })
     }
 }
 

@@ -117,6 +117,7 @@ impl Fetcher {
     ) -> Result<(), Broken> {
         let geometry = order.file.geometry();
         let begun = Instant::now();
+        response.set_level(control.level());
         let mut offset = range.start;
         let mut stopping: Option<(Stop, Instant)> = None;
         let goes_first =
@@ -126,8 +127,8 @@ impl Fetcher {
             let bytes = tokio::select! {
                 biased;
                 stop = control.stopped_now(), if stopping.is_none() => {
-                    // What waits for its turn keeps no place that who pre-empted it may need.
-                    if stop == Stop::Preempted && !response.has_place() {
+                    // What waits to go on keeps no permit that a more urgent fetch may need.
+                    if stop == Stop::Preempted && !response.has_permit() {
                         let part = Part::Range(ByteRange::new(offset, range.end));
                         return Err(Broken::Pause(Box::new(Opened { response, part })));
                     }
@@ -168,7 +169,7 @@ impl Fetcher {
                 HOLD
             };
             landing.push(&bytes, hold).map_err(Broken::Store)?;
-            if offset >= range.end || order.max_rate > 0 {
+            if offset >= range.end {
                 landing.flush().map_err(Broken::Store)?;
             }
             counter.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -188,14 +189,6 @@ impl Fetcher {
                 if let (Some(stop), None) = (control.wanted_stop(), stopping) {
                     stopping = Some((stop, Instant::now() + LINGER));
                 }
-            }
-            let until = stopping.map_or(begun, |(_, until)| until);
-            // Who is to stop does not keep its connection for the sake of the rate.
-            tokio::select! {
-                biased;
-                _ = control.stopped_now(), if stopping.is_none() => {}
-                () = tokio::time::sleep_until(until), if stopping.is_some() => {}
-                () = pace(order.max_rate, offset - range.start, begun) => {}
             }
         }
         if let Some((stop, _)) = stopping {
@@ -217,14 +210,4 @@ fn write(flights: &EntryFlights, offset: u64, bytes: &[u8]) -> Result<(), Flight
         }
     }
     Ok(())
-}
-
-/// Sleeps as long as the rate is ahead of its limit.
-async fn pace(max_rate: u64, bytes: u64, begun: Instant) {
-    if max_rate > 0 {
-        let due = Duration::from_secs_f64(bytes as f64 / max_rate as f64);
-        if let Some(ahead) = due.checked_sub(begun.elapsed()) {
-            tokio::time::sleep(ahead.min(Duration::from_secs(1))).await;
-        }
-    }
 }

@@ -162,7 +162,7 @@ impl Load {
             match effect {
                 Effect::Assign(a) => self.running.push((a.edge, a.id)),
                 Effect::Cancel { edge, assignment } => cancelled.push((*edge, *assignment)),
-                Effect::Reprioritise { .. } | Effect::Places { .. } | Effect::WantDone { .. } => {}
+                Effect::Reprioritise { .. } | Effect::Quota { .. } | Effect::WantDone { .. } => {}
             }
         }
         for (edge, assignment) in cancelled {

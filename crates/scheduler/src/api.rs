@@ -161,23 +161,14 @@ pub enum Event {
         level: Level,
     },
 
-    /// What an edge has, and would have, of the places of a source: connections for what it asks by
-    /// itself.
-    PlacesAsked {
+    /// What an edge uses of the sources that have limits: with each heartbeat, and when it changes.
+    /// Renews its leases.
+    QuotaReported {
         edge: EdgeId,
-        source: SourceId,
-        /// Of the last [`Effect::Places`] it knew of.
-        sequence: u64,
-        /// Open, or to be opened without asking again.
-        held: u32,
-        /// Open, or waited for.
-        wanted: u32,
-    },
-    /// What an edge took of a source by itself since it last said so.
-    BytesTaken {
-        edge: EdgeId,
-        source: SourceId,
-        bytes: u64,
+        /// Rises with each report of a session.
+        number: u64,
+        /// Of sources not named, nothing changed.
+        uses: Vec<QuotaUse>,
     },
 
     /// Time passed: deadlines, back-offs and budgets are looked at again. At least every 100 ms.
@@ -191,10 +182,41 @@ pub struct Kept {
     pub entry: EntryNo,
     pub chunks: Range<ChunkIndex>,
     pub level: Level,
-    /// Of its source's rate; 0: no limit.
-    pub rate_bytes_per_second: u64,
     /// The edge's own.
     pub local: bool,
+}
+
+/// What an edge uses of a source by itself, beside what it was assigned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuotaUse {
+    pub source: SourceId,
+    /// Of the last [`Lease`] it knew of in this session.
+    pub sequence: u64,
+    /// Connections open, or to be opened without asking again.
+    pub held: u32,
+    /// Connections open, or waited for.
+    pub wanted: u32,
+    /// Of these, waited for by viewers.
+    pub urgent: u32,
+}
+
+/// A part of what an origin bears. 0 bytes per second: no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    pub connections: u32,
+    pub bytes_per_second: u64,
+}
+
+/// What an edge may use of a source. Good for as long as its last report renewed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    pub source: SourceId,
+    /// Rises with each change of the others.
+    pub sequence: u64,
+    /// Connections for its own requests, and bytes a second for all it reads.
+    pub granted: Share,
+    /// For all it has open, once the lease has expired.
+    pub floor: Share,
 }
 
 /// What a reader wants.
@@ -250,17 +272,12 @@ pub enum Effect {
         edge: EdgeId,
         assignment: AssignmentId,
     },
-    /// Connections of a source that the edge may open for what it asks by itself.
-    Places {
+    /// Renews the edge's leases, and tells it those that changed.
+    Quota {
         edge: EdgeId,
-        source: SourceId,
-        /// Rises with each change of `places`.
-        sequence: u64,
-        places: u32,
-        /// While no coordinator answers it.
-        alone: u32,
-        /// Bytes per second, likewise; 0: no limit.
-        alone_rate: u64,
+        /// The number of its last report.
+        answers: u64,
+        leases: Vec<Lease>,
     },
     /// All chunks of the want are held.
     WantDone { want: WantId },
@@ -281,8 +298,6 @@ pub struct Assignment {
     /// Byte of the object to begin at, inside the first chunk.
     pub start_at: u64,
     pub from: From,
-    /// 0: no limit.
-    pub max_rate_bytes_per_second: u64,
     pub reason: Reason,
 }
 

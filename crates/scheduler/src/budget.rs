@@ -1,13 +1,7 @@
-//! What an origin bears, in the whole cluster: connections, bytes per second, and rest after
-//! errors.
+//! What an origin bears, in the whole cluster: connections, and rest after errors. Which part of its
+//! connections and of its rate each edge may use is in `quota`.
 //!
-//! A quarter of both is kept for CRITICAL. The rate is held twice: each fetch is given a part of it
-//! (the parts of all fetches never sum to more than the whole), and a token bucket is charged when
-//! a fetch is assigned, so that short fetches in a row hold it as well. CRITICAL may run into debt.
-//!
-//! What edges take by themselves can not be planned. They hold it to half of the rate together,
-//! each to its part of that, and say what they took: it is charged to the bucket, and given to
-//! nobody while it goes on.
+//! A quarter of the connections is kept for CRITICAL.
 
 use chunkcache_proto::Level;
 
@@ -15,11 +9,6 @@ use super::Scheduler;
 use super::api::{EdgeId, EntryNo, Millis, SourceId};
 use super::state::{Edge, Source, Timer};
 use crate::edge_choice::mix;
-
-/// The bucket holds this much of the rate.
-const BURST_MS: u64 = 2_000;
-/// Edges say each second what they took. Who was silent for longer takes nothing.
-const TAKEN_MS: Millis = 2_500;
 
 /// Why an origin can not be asked now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +19,6 @@ pub enum Refusal {
     BackOff(Millis),
     /// All connections that this level may use are in use.
     Connections,
-    /// The rate is given away, or used up until then.
-    Rate(Option<Millis>),
 }
 
 impl Source {
@@ -58,10 +45,10 @@ impl Source {
         }
     }
 
-    /// In use, lent or about to be lent, or perhaps in use on edges that are away.
-    pub fn connections(&self) -> u32 {
-        let here = self.assigned().saturating_add(self.places);
-        here.saturating_add(self.away())
+    /// In use, lent or about to be lent, or perhaps in use on edges without a session.
+    pub fn connections(&self, now: Millis) -> u32 {
+        let here = self.assigned().saturating_add(self.lent);
+        here.saturating_add(self.absent(now).connections)
     }
 
     /// Fetches from it that edges were given: one connection each.
@@ -69,8 +56,8 @@ impl Source {
         self.running.iter().sum::<u32>().saturating_sub(self.own)
     }
 
-    /// Bytes per second a fetch at this level would get; 0: no limit.
-    pub fn offer(&self, level: Level, ahead: bool, now: Millis) -> Result<u64, Refusal> {
+    /// Whether a fetch at this level may begin.
+    pub fn offer(&self, level: Level, ahead: bool, now: Millis) -> Result<(), Refusal> {
         if !self.registered {
             return Err(Refusal::Unregistered);
         }
@@ -85,71 +72,11 @@ impl Source {
             };
             // What is handed out ahead holds a connection it does not use yet: only the lower half.
             let usable = (self.max_connections - reserved) / if ahead { 2 } else { 1 };
-            if self.connections() >= usable {
+            if self.connections(now) >= usable {
                 return Err(Refusal::Connections);
             }
         }
-        let whole = self.max_rate_bytes_per_second;
-        if whole == 0 {
-            return Ok(0);
-        }
-        let reserved = if level == Level::Critical {
-            0
-        } else {
-            whole / 4
-        };
-        let free = whole
-            .saturating_sub(self.rate_given)
-            .saturating_sub(self.rate_taken(now))
-            .saturating_sub(reserved);
-        // Half of what is left for each, so that there is always something for the next, but no
-        // crumbs.
-        let part = (free / 2).max(whole / 8).min(free);
-        if part < (whole / 16).max(1) || free == 0 {
-            return Err(Refusal::Rate(None));
-        }
-        let tokens = self.tokens_now(now);
-        if level != Level::Critical && tokens <= 0 {
-            let wait = tokens.unsigned_abs().saturating_mul(1_000) / whole + 1;
-            return Err(Refusal::Rate(Some(now + wait)));
-        }
-        Ok(part)
-    }
-
-    /// Bytes per second that edges take by themselves: half of all at the most.
-    fn rate_taken(&self, now: Millis) -> u64 {
-        let lately = |&&(_, at): &&(u64, Millis)| at.saturating_add(TAKEN_MS) > now;
-        let taken = self.taken.values().filter(lately).map(|&(rate, _)| rate);
-        let taken = taken.fold(0, u64::saturating_add);
-        taken.min(self.max_rate_bytes_per_second / 2)
-    }
-
-    fn tokens_now(&self, now: Millis) -> i64 {
-        let whole = self.max_rate_bytes_per_second;
-        let grown = u128::from(whole) * u128::from(now.saturating_sub(self.tokens_at)) / 1_000;
-        let most =
-            i64::try_from(u128::from(whole) * u128::from(BURST_MS) / 1_000).unwrap_or(i64::MAX);
-        self.tokens
-            .saturating_add(i64::try_from(grown).unwrap_or(i64::MAX))
-            .min(most)
-    }
-
-    pub fn charge(&mut self, bytes: u64, now: Millis) {
-        if self.max_rate_bytes_per_second > 0 {
-            let tokens = self.tokens_now(now);
-            self.tokens = tokens.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
-            self.tokens_at = now;
-        }
-    }
-
-    pub fn refund(&mut self, bytes: u64, now: Millis) {
-        if self.max_rate_bytes_per_second > 0 {
-            self.tokens = self
-                .tokens_now(now)
-                .saturating_add(i64::try_from(bytes).unwrap_or(i64::MAX));
-            self.tokens_at = now;
-            self.tokens = self.tokens_now(now);
-        }
+        Ok(())
     }
 }
 
@@ -161,25 +88,6 @@ impl Scheduler {
             .get(&source)
             .and_then(|source| source.chunk_fetch_ms);
         known.unwrap_or(self.config.default_chunk_fetch_ms)
-    }
-
-    pub(super) fn bytes_taken(&mut self, edge: EdgeId, source: SourceId, bytes: u64) {
-        let now = self.now;
-        let is_there = self.edges.get(&edge).is_some_and(|edge| edge.alive);
-        let Some(known) = self.sources.get_mut(&source).filter(|_| is_there) else {
-            return;
-        };
-        if known.max_rate_bytes_per_second == 0 {
-            return;
-        }
-        known.charge(bytes, now);
-        let since = known.taken.get(&edge).map_or(0, |&(_, at)| at);
-        // The first time in a while it is of the last second.
-        let ms = now.saturating_sub(since).clamp(500, 1_000);
-        let rate = bytes.saturating_mul(1_000) / ms;
-        known.taken.insert(edge, (rate, now));
-        self.timers
-            .insert((now.saturating_add(TAKEN_MS), Timer::Source(source)));
     }
 
     pub(super) fn source_back_off(&mut self, source: SourceId, until: Millis) {

@@ -31,7 +31,7 @@ enum Room {
 impl Scheduler {
     /// Plans for some of the edges that have something to decide.
     pub(super) fn plan(&mut self, effects: &mut Vec<Effect>) {
-        self.lend_of_woken(effects);
+        self.grant_woken(effects);
         self.wake_edges();
         let most = self.config.max_edges_per_event.max(1);
         let from = self.first_edge;
@@ -217,7 +217,7 @@ impl Scheduler {
                     Look::Split(flight) => self.cancel_flight(flight, effects),
                     Look::Refused(refusal) => {
                         self.look_again_after(source, refusal);
-                        let full = matches!(refusal, Refusal::Connections | Refusal::Rate(None));
+                        let full = refusal == Refusal::Connections;
                         if full && refused == 0 {
                             self.make_way(source, level, effects);
                         }
@@ -415,7 +415,6 @@ impl Scheduler {
             reason,
             owner,
             slot,
-            rate_bytes_per_second: route.rate_bytes_per_second,
             upstream: route.upstream,
             ..Flight::new(id, entry, source, route.chunks.clone(), level, self.now)
         };
@@ -432,7 +431,6 @@ impl Scheduler {
             deadline_ms: relative(deadline, self.now),
             start_at,
             from: route.from,
-            max_rate_bytes_per_second: route.rate_bytes_per_second,
             reason,
         });
         effects.push(effect);

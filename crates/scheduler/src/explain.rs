@@ -162,9 +162,6 @@ impl Scheduler {
                 From::Origin,
                 Some("all connections to the origin are in use"),
             ),
-            Way::Refused(Refusal::Rate(_)) => {
-                (From::Origin, Some("the rate of the origin is used up"))
-            }
         };
         let yields = owner.is_background() && !self.fill_may_run(claim.source);
         let blocked_by = blocked_by.or(yields.then_some("something more urgent needs the origin"));

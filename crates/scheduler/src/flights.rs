@@ -24,8 +24,7 @@ impl Scheduler {
     pub(super) fn enter_flight(&mut self, edge: EdgeId, flight: Flight, effects: &mut Vec<Effect>) {
         let key = (edge, flight.id);
         let (from, source, level) = (flight.from, flight.source, flight.level);
-        let (upstream, rate, local) = (flight.upstream, flight.rate_bytes_per_second, flight.local);
-        let bytes = self.bytes_of(flight.entry, &flight.chunks);
+        let (upstream, local) = (flight.upstream, flight.local);
         if let Some(line) = self.line_mut(edge, flight.entry) {
             line.covered.insert(flight.chunks.clone());
         }
@@ -37,14 +36,14 @@ impl Scheduler {
         self.note_room(edge);
         match from {
             From::Origin => {
+                let source_id = source;
                 if let Some(source) = self.sources.get_mut(&source) {
                     source.running[level as usize] += 1;
                     source.fetches.insert((level, edge, key.1));
                     source.own += u32::from(local);
-                    source.rate_given += rate;
-                    // Its own are charged as it says what it took.
-                    if !local {
-                        source.charge(bytes, self.now);
+                    if source.max_rate_bytes_per_second > 0 {
+                        // Who reads what has changed, and with it each edge's part of the rate.
+                        self.woken.insert(source_id);
                     }
                 }
                 if level == Level::Critical {
@@ -328,20 +327,11 @@ impl Scheduler {
         self.note_room(key.0);
         match flight.from {
             From::Origin => {
-                let bytes = self
-                    .bytes_of(flight.entry, &flight.chunks)
-                    .saturating_sub(flight.bytes_done);
                 if let Some(source) = self.sources.get_mut(&flight.source) {
                     let running = &mut source.running[flight.level as usize];
                     *running = running.saturating_sub(1);
                     source.fetches.remove(&(flight.level, key.0, key.1));
                     source.own = source.own.saturating_sub(u32::from(flight.local));
-                    source.rate_given = source
-                        .rate_given
-                        .saturating_sub(flight.rate_bytes_per_second);
-                    if !flight.local {
-                        source.refund(bytes, self.now);
-                    }
                     // An origin without limits keeps nobody waiting but the fill.
                     if source.limited() || source.fill_may_start() {
                         self.woken.insert(flight.source);

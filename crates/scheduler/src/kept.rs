@@ -56,7 +56,6 @@ impl Scheduler {
         let flight = Flight {
             reason: Reason::Kept,
             slot,
-            rate_bytes_per_second: kept.rate_bytes_per_second,
             ..Flight::new(
                 kept.id,
                 kept.entry,

@@ -23,8 +23,7 @@ impl Scheduler {
                     self.dirty.insert(edge);
                 }
                 Timer::Source(source) => {
-                    self.away_over(source, effects);
-                    self.woken.insert(source);
+                    self.quotas_expired(source, effects);
                 }
                 Timer::Entry(entry) => {
                     if let Some(known) = self.entries.get(&entry) {
@@ -117,13 +116,10 @@ impl Scheduler {
         if state.critical() > 2 * state.max_downloads || !self.may_fetch(edge) {
             return;
         }
-        let Some(Ok(rate)) = self
-            .sources
-            .get(&source)
-            .map(|source| source.offer(Level::Critical, false, self.now))
-        else {
+        let offer = |source: &super::state::Source| source.offer(Level::Critical, false, self.now);
+        if !matches!(self.sources.get(&source).map(offer), Some(Ok(()))) {
             return;
-        };
+        }
         let slot = state.slots_used() <= state.max_downloads
             || self.preempt(edge, Level::Critical, effects);
         let start = self
@@ -150,7 +146,6 @@ impl Scheduler {
             chunks: chunk..chunk + 1,
             from: From::Origin,
             upstream: None,
-            rate_bytes_per_second: rate,
         };
         let reason = Reason::Hedge(id);
         let twin = self.start_flight(

@@ -7,8 +7,7 @@
 //! In the order a reader needs: [`api`] (what goes in and out), `claim` (who wants what), `queue`
 //! (in which order), `demand`, `wants`, `begun` and `fill` (where claims come from), `dispatch`
 //! (who gets a slot), `slots` (who gives one up), `space` (where the fill ends), `route` (origin or
-//! which peer), `budget` (what an origin bears), `places` (its connections for what edges ask by
-//! themselves), `away` (what edges that are away have of them), `flights` (a fetch and its level),
+//! which peer), `budget` (what an origin bears), `quota` (which part of it an edge may use), `flights` (a fetch and its level),
 //! `reports` (what became of it), `kept` (from before), `handover` (of a draining edge), `idle`
 //! (what may be forgotten), `edge_set` (many edges at once), `late` (timers, hedges), `membership`
 //! (edges, sources, entries), `explain`.
@@ -18,7 +17,6 @@
 //! waits for a slot a lower level has; nothing starves. Docs: RFC 0002.
 
 pub mod api;
-mod away;
 mod begun;
 mod budget;
 mod claim;
@@ -35,8 +33,8 @@ mod idle;
 mod kept;
 mod late;
 mod membership;
-mod places;
 mod queue;
+mod quota;
 pub mod range_set;
 mod reports;
 mod route;
@@ -58,6 +56,7 @@ use claim::Claims;
 pub use config::Config;
 use edge_set::EdgeSet;
 pub use explain::{Decision, DecisionState};
+pub use quota::LEASE_MS;
 pub use space::Space;
 pub use state::Flight;
 use state::{Edge, Entry, Line, Source, Timer, Want};
@@ -77,6 +76,8 @@ pub struct Scheduler {
     dirty: EdgeSet,
     /// Those that have room.
     roomy: EdgeSet,
+    /// Those to be told of their leases.
+    quota_news: BTreeSet<EdgeId>,
     /// Sources that may bear more than before; their edges are looked at.
     woken: BTreeSet<SourceId>,
     /// Those of which some edges are left.
@@ -102,6 +103,7 @@ impl Scheduler {
             timers: BTreeSet::new(),
             dirty: EdgeSet::default(),
             roomy: EdgeSet::default(),
+            quota_news: BTreeSet::new(),
             woken: BTreeSet::new(),
             waking: BTreeSet::new(),
             first_edge: EdgeId(0),
@@ -117,6 +119,7 @@ impl Scheduler {
         self.take(event, effects);
         self.run_timers(timers, effects);
         self.plan(effects);
+        self.tell_quotas(effects);
     }
 
     /// Something was left for the next event, to keep this one short; a `Tick` at once goes on with
@@ -158,7 +161,7 @@ impl Scheduler {
                     max_rate_bytes_per_second,
                     background_fill,
                 );
-                self.lend_to_all(effects);
+                self.grant_all(effects);
             }
             Event::SourceRemoved { source } => self.source_removed(source, effects),
             Event::SourceBackOff { source, until } => self.source_back_off(source, until),
@@ -240,19 +243,10 @@ impl Scheduler {
             } => {
                 self.local_fetch_started(edge, assignment, entry, chunks, level, effects);
             }
-            Event::PlacesAsked {
-                edge,
-                source,
-                sequence,
-                held,
-                wanted,
-            } => self.places_asked(edge, source, sequence, held, wanted, effects),
-            Event::BytesTaken {
-                edge,
-                source,
-                bytes,
-            } => self.bytes_taken(edge, source, bytes),
-            Event::Tick => self.lend_again(effects),
+            Event::QuotaReported { edge, number, uses } => {
+                self.quota_reported(edge, number, uses, effects);
+            }
+            Event::Tick => self.grant_again(effects),
         }
     }
 

@@ -33,9 +33,9 @@ impl Scheduler {
         for fetch in kept {
             self.take_up(edge, fetch, effects);
         }
-        self.back_with_fetches(edge);
+        self.quota_session_began(edge);
         self.ensure_fills_of_edge(edge);
-        self.lend_to_all(effects);
+        self.grant_all(effects);
         let entries = self
             .entries
             .iter()
@@ -64,8 +64,7 @@ impl Scheduler {
         }
         state.alive = false;
         self.roomy.remove(edge);
-        self.away_since_lost(edge);
-        self.places_lost(edge, effects);
+        self.quota_session_ended(edge, effects);
         let Some(state) = self.edges.get_mut(&edge) else {
             return;
         };
@@ -121,17 +120,12 @@ impl Scheduler {
         max_rate_bytes_per_second: u64,
         background_fill: Option<bool>,
     ) {
-        let now = self.now;
         let known = self.sources.entry(source).or_default();
         let fill_changed = !known.registered || known.background_fill != background_fill;
         known.registered = true;
         known.max_connections = max_connections;
         known.background_fill = background_fill;
-        if known.max_rate_bytes_per_second != max_rate_bytes_per_second {
-            known.max_rate_bytes_per_second = max_rate_bytes_per_second;
-            known.tokens = i64::try_from(max_rate_bytes_per_second).unwrap_or(i64::MAX);
-            known.tokens_at = now;
-        }
+        known.max_rate_bytes_per_second = max_rate_bytes_per_second;
         self.woken.insert(source);
         if fill_changed {
             self.ensure_fills_of_source(source);

@@ -21,7 +21,6 @@ pub struct Route {
     pub from: From,
     /// The fetch of the peer it follows.
     pub upstream: Option<FlightKey>,
-    pub rate_bytes_per_second: u64,
 }
 
 /// What can be done for a chunk now.
@@ -140,7 +139,6 @@ impl Scheduler {
                 chunks,
                 from: From::Peer(peer),
                 upstream: None,
-                rate_bytes_per_second: 0,
             });
         }
         if let Some((_, peer, flight, end)) = receiver {
@@ -149,7 +147,6 @@ impl Scheduler {
                 chunks: gap..end,
                 from: From::Peer(peer),
                 upstream,
-                rate_bytes_per_second: 0,
             });
         }
         if taken {
@@ -158,12 +155,12 @@ impl Scheduler {
         if known.back_off_until > self.now {
             return Way::Wait(known.back_off_until);
         }
-        self.ask_origin(entry, gap..origin_end.max(gap + 1), level, ahead)
+        self.ask_origin((edge, entry), gap..origin_end.max(gap + 1), level, ahead)
     }
 
     fn ask_origin(
         &self,
-        entry: EntryNo,
+        (edge, entry): (EdgeId, EntryNo),
         chunks: Range<ChunkIndex>,
         level: Level,
         ahead: bool,
@@ -176,10 +173,11 @@ impl Scheduler {
         };
         match source.offer(level, ahead, self.now) {
             Err(refusal) => Way::Refused(refusal),
-            Ok(rate) => {
+            Ok(()) => {
                 let mut chunks = chunks;
+                let rate = self.rate_of_edge(edge, known.source);
                 if rate > 0 {
-                    // A slow part of a rate is not held for minutes: some two seconds at a time.
+                    // At a slow rate no connection is held for minutes: some two seconds at a time.
                     let fits = rate.saturating_mul(2) / u64::from(known.geometry.chunk_size());
                     let fits = u32::try_from(fits).unwrap_or(u32::MAX).max(1);
                     chunks.end = chunks.end.min(chunks.start.saturating_add(fits));
@@ -188,7 +186,6 @@ impl Scheduler {
                     chunks,
                     from: From::Origin,
                     upstream: None,
-                    rate_bytes_per_second: rate,
                 })
             }
         }
@@ -219,7 +216,7 @@ impl Scheduler {
 
     /// Sets a timer for when a refusal ends by itself.
     pub(super) fn look_again_after(&mut self, source_id: super::api::SourceId, refusal: Refusal) {
-        let (Refusal::BackOff(at) | Refusal::Rate(Some(at))) = refusal else {
+        let Refusal::BackOff(at) = refusal else {
             return;
         };
         let Some(source) = self.sources.get_mut(&source_id) else {

@@ -108,7 +108,7 @@ impl Scheduler {
             return;
         }
         // What edges have for themselves may be more than their part, now that a reader waits here.
-        self.lend(source, effects);
+        self.grant(source, effects);
         let waiting = self
             .sources
             .get(&source)

@@ -6,10 +6,10 @@ use std::ops::Range;
 use chunkcache_proto::{ChunkIndex, Geometry, Level};
 
 use super::api::{AssignmentId, EdgeId, EntryNo, From, Kept, Millis, Reason, SourceId};
-use super::away::Away;
 use super::claim::Owner;
 use super::edge_set::EdgeSet;
 use super::queue::LevelQueue;
+use super::quota::{AbsentQuota, EdgeQuota};
 use super::space::Space;
 use crate::range_set::RangeSet;
 
@@ -42,8 +42,6 @@ pub struct Flight {
     pub bytes_done: u64,
     /// Chunks surely written.
     pub chunks_done: u32,
-    /// Of the source's rate.
-    pub rate_bytes_per_second: u64,
     /// The other one of a hedged pair.
     pub twin: Option<AssignmentId>,
     /// The origin fetch of the peer this one follows.
@@ -80,7 +78,6 @@ impl Flight {
             progress_at: now,
             bytes_done: 0,
             chunks_done: 0,
-            rate_bytes_per_second: 0,
             twin: None,
             upstream: None,
             followers: Vec::new(),
@@ -137,6 +134,9 @@ pub struct Edge {
     pub space: Space,
     /// Said before it joined.
     pub kept: Vec<Kept>,
+    /// The number of its last report of quotas, and when the leases it renewed expire.
+    pub quota_reported: u64,
+    pub quota_expires: Millis,
     /// Disk full or bad: nothing is assigned before.
     pub faulted_until: Millis,
     pub faults: u32,
@@ -203,21 +203,12 @@ pub struct Source {
     pub queued: [u32; 4],
     /// Of these, fetches that edges began by themselves: they run in places lent.
     pub own: u32,
-    /// Connections lent to edges that are there, for what they ask by themselves.
-    pub lent: BTreeMap<EdgeId, Lent>,
-    /// All that are lent, or about to be.
-    pub places: u32,
-    /// What edges that are away may have open still.
-    pub away: BTreeMap<EdgeId, Away>,
-    /// Until then not even the last connection is another's; 0: that is over.
-    pub all_away_until: Millis,
-    /// Sum of what its fetches may take.
-    pub rate_given: u64,
-    /// Bytes per second that edges took by themselves lately, and when they said so.
-    pub taken: BTreeMap<EdgeId, (u64, Millis)>,
-    /// Token bucket, in bytes; below zero: a debt.
-    pub tokens: i64,
-    pub tokens_at: Millis,
+    /// What edges in session use of its limits.
+    pub quotas: BTreeMap<EdgeId, EdgeQuota>,
+    /// Connections granted to them for their own requests, or about to be.
+    pub lent: u32,
+    /// What edges without a session may be using still.
+    pub absent: BTreeMap<EdgeId, AbsentQuota>,
     /// Grants below CRITICAL.
     pub grants: u64,
     pub chunk_fetch_ms: Option<Millis>,
@@ -229,25 +220,6 @@ pub struct Source {
     pub wake_left: usize,
     /// A timer to look again is set for then.
     pub timer_at: Millis,
-}
-
-/// Places of a source on one edge.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Lent {
-    /// As the edge said last.
-    pub wanted: u32,
-    /// What it is to have.
-    pub due: u32,
-    /// What it was told last, and with which number.
-    pub granted: u32,
-    pub sequence: u64,
-    /// What it may have open by now, for all that is known.
-    pub counted: u32,
-    pub alone: u32,
-    /// Its part of the rate; 0: no limit.
-    pub alone_rate: u64,
-    /// It asked, and was not answered yet.
-    pub asked: bool,
 }
 
 /// An entry on one edge.

@@ -6,7 +6,7 @@ mod begun;
 mod handover;
 mod late;
 mod lookahead;
-mod places;
+mod quota;
 mod shares;
 mod space;
 
@@ -291,112 +291,6 @@ fn connections_hold_and_critical_has_its_part() {
         begun: Vec::new(),
     });
     assert_eq!(assigned(&effects)[0].level, Level::Critical);
-}
-
-#[test]
-fn rates_given_never_exceed_the_rate_of_the_source() {
-    let mut bench = Bench::new(1, 8);
-    bench.source(0, 10_000_000);
-    let mut given = assigned(&bench.want(1, 0, 0..90));
-    for reader in 0..6 {
-        given.extend(assigned(&bench.read(
-            0,
-            reader,
-            (90 + reader) * CHUNK,
-            true,
-        )));
-    }
-    assert!(given.iter().all(|a| a.max_rate_bytes_per_second > 0));
-    assert!(
-        given
-            .iter()
-            .map(|a| a.max_rate_bytes_per_second)
-            .sum::<u64>()
-            <= 10_000_000
-    );
-}
-
-fn taken(edge: u32, bytes: u64) -> Event {
-    Event::BytesTaken {
-        edge: EdgeId(edge),
-        source: ORIGIN,
-        bytes,
-    }
-}
-
-#[test]
-fn what_an_edge_takes_by_itself_is_given_to_nobody_while_it_goes_on() {
-    const RATE: u64 = 10_000_000;
-    let mut bench = Bench::new(2, 8);
-    let parts = |effects: &[Effect]| -> Vec<u64> {
-        let parts = effects.iter().filter_map(|effect| match effect {
-            Effect::Places { alone_rate, .. } => Some(*alone_rate),
-            _ => None,
-        });
-        parts.collect()
-    };
-    assert_eq!(parts(&bench.source(0, RATE)), [RATE / 2; 2]);
-    assert_eq!(parts(&bench.source(0, RATE)), [0; 0], "said once");
-    let given = |bench: &mut Bench| -> u64 {
-        let given =
-            (0..6).flat_map(|reader| assigned(&bench.read(0, reader, reader * 9 * CHUNK, true)));
-        given.map(|a| a.max_rate_bytes_per_second).sum()
-    };
-    bench.apply(taken(0, 4_000_000));
-    let beside = given(&mut bench);
-    assert!((4_000_000..=RATE - 4_000_000).contains(&beside), "{beside}");
-    for was_taken in [false, true] {
-        let mut bench = Bench::new(2, 8);
-        bench.source(0, RATE);
-        if was_taken {
-            bench.apply(taken(0, 4_000_000));
-            bench.after(3_000);
-        }
-        let alone = given(&mut bench);
-        assert!((RATE - 4_000_000 + 1..=RATE).contains(&alone), "{alone}");
-    }
-    // However much they take, readers have their half.
-    let mut bench = Bench::new(2, 8);
-    bench.source(0, RATE);
-    bench.apply(taken(1, 9 * RATE));
-    assert_eq!(assigned(&bench.read(0, 1, 0, true)).len(), 1);
-}
-
-#[test]
-fn what_an_edge_takes_by_itself_is_taken_from_the_rate() {
-    let mut bench = Bench::new(1, 3);
-    let rate = 4 * CHUNK;
-    bench.source(0, rate);
-    // A second of it was in the bucket.
-    bench.apply(taken(0, 3 * rate));
-    assert_eq!(assigned(&bench.want(1, 0, 0..90)), []);
-    let mut came = 0;
-    for _ in 0..18 {
-        came += assigned(&bench.after(100)).len();
-    }
-    assert_eq!(came, 0, "the debt is not paid");
-    for _ in 0..9 {
-        came += assigned(&bench.after(100)).len();
-    }
-    assert!(came > 0);
-}
-
-#[test]
-fn what_came_is_taken_from_the_rate_also_where_no_progress_was_reported() {
-    let mut bench = Bench::new(1, 3);
-    let rate = 4 * CHUNK;
-    bench.source(0, rate);
-    // The bucket holds two seconds of the rate: then it is empty, however fast the fetches end.
-    let (mut open, mut came) = (assigned(&bench.want(1, 0, 0..90)), 0);
-    while let Some(next) = open.pop() {
-        came += u64::from(next.chunk_count) * CHUNK;
-        open.extend(assigned(&bench.finish(0, next.id)));
-        assert!(came < 4 * rate, "no end of it");
-    }
-    assert!(
-        came >= rate && came <= 3 * rate,
-        "{came} bytes of {rate} a second"
-    );
 }
 
 #[test]

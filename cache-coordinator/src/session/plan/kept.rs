@@ -59,7 +59,6 @@ impl Plan {
             entry,
             chunks: fetch.first_chunk..fetch.first_chunk.saturating_add(fetch.chunk_count),
             level,
-            rate_bytes_per_second: fetch.max_rate_bytes_per_second,
             local: fetch.assignment_id & LOCAL_BIT != 0,
         })
     }

@@ -65,8 +65,8 @@ impl World {
                         fault = Some(Fault::Origin);
                     }
                 }
-                if flight.a.max_rate_bytes_per_second > 0 {
-                    speed = speed.min(flight.a.max_rate_bytes_per_second.div_ceil(1_000));
+                if let Some(rate) = self.rate_of_flight(edge, source) {
+                    speed = speed.min(rate);
                 }
             }
             From::Peer(peer) => {
@@ -143,6 +143,22 @@ impl World {
                 bytes_done: bytes,
             });
         }
+    }
+
+    /// Bytes per millisecond, where the source has a limit: the edge's rate is shared by what it
+    /// runs.
+    fn rate_of_flight(&self, edge: usize, source: SourceId) -> Option<u64> {
+        if self.sources[source.0 as usize].max_rate == 0 {
+            return None;
+        }
+        let edge = &self.edges[edge];
+        let of_it = |f: &&SimFlight| {
+            f.a.from == From::Origin && self.entries[f.a.entry.0 as usize].0 == source
+        };
+        let running = edge.flights.values().filter(of_it).count() as u64;
+        let lease = edge.quotas.get(&source).and_then(|quota| quota.lease);
+        let rate = lease.map_or(1, |lease| lease.granted.bytes_per_second);
+        Some((rate / 1_000 / running.max(1)).max(1))
     }
 
     pub fn report_brought(&mut self, edge: EdgeId, flight: &SimFlight) {

@@ -192,9 +192,9 @@ impl World {
         {
             what += &format!("reader {demand:?}; ");
         }
-        let waits = self.longest_wait_for_a_place();
+        let waits = self.longest_wait_for_a_connection();
         if waits > 0 {
-            what += &format!("a request waits for a place for {waits} ms; ");
+            what += &format!("a request waits for a connection for {waits} ms; ");
         }
         for (edge, sim) in self.edges.iter().enumerate() {
             for (entry, held) in sim

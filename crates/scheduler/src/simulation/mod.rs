@@ -14,7 +14,7 @@ mod edges;
 mod end;
 mod idle;
 mod people;
-mod places;
+mod quota;
 mod restart;
 mod world;
 

@@ -49,9 +49,7 @@ impl World {
             if self.edges[edge].alive && self.dice.per_mille(500) {
                 self.begin_session_anew(edge);
             } else if self.edges[edge].alive {
-                // It may be the only one that sees the network broken, and late.
-                let missed_after = crate::edge_choice::mix(self.now) % 10_000;
-                self.leave(edge, missed_after);
+                self.leave(edge);
                 self.apply(Event::EdgeLost { edge: id });
             } else {
                 self.join(edge);
@@ -182,11 +180,11 @@ impl World {
         }
     }
 
-    pub fn leave(&mut self, edge: usize, missed_after: Millis) {
-        self.goes_away(edge, missed_after);
+    pub fn leave(&mut self, edge: usize) {
+        self.goes_away(edge);
         self.edges[edge].alive = false;
         self.edges[edge].flights.clear();
-        self.edges[edge].places.clear();
+        self.edges[edge].quotas.clear();
         self.readers
             .retain(|reader, _| reader.edge != EdgeId(edge as u32));
     }
@@ -196,7 +194,6 @@ impl World {
         let id = EdgeId(edge as u32);
         // Meanwhile nobody knows of them: what is asked for a second time then has this cause.
         self.unnamed = true;
-        self.excused = true;
         self.edges[edge].alive = false;
         self.apply(Event::EdgeLost { edge: id });
         let kept = self.kept_fetches(edge);
@@ -209,7 +206,7 @@ impl World {
         });
         self.join(edge);
         for number in 0..self.sources.len() {
-            self.say_places(edge, number);
+            self.say_quota(edge, number);
         }
         self.unnamed = false;
         let demands = self.readers.values().filter(|it| it.reader.edge == id);
@@ -227,7 +224,6 @@ impl World {
                 entry: f.a.entry,
                 chunks: f.chunks(),
                 level: f.a.level,
-                rate_bytes_per_second: f.a.max_rate_bytes_per_second,
                 local: f.local,
             })
             .collect()
@@ -249,7 +245,6 @@ impl World {
             deadline_ms: 0,
             start_at: 0,
             from: From::Origin,
-            max_rate_bytes_per_second: 0,
             reason: Reason::BackgroundFill,
         };
         let flight = SimFlight {

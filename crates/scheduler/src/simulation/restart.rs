@@ -64,7 +64,7 @@ impl World {
             for edge in 0..self.edges.len() {
                 let some = crate::edge_choice::mix(self.now ^ edge as u64) % 3;
                 if self.edges[edge].alive && some == 0 {
-                    self.leave(edge, 0);
+                    self.leave(edge);
                 }
             }
         }
@@ -80,7 +80,7 @@ impl World {
                 });
                 self.join(edge);
                 for source in 0..self.sources.len() {
-                    self.say_places(edge, source);
+                    self.say_quota(edge, source);
                 }
             }
             self.apply(Event::EdgeDraining {
@@ -124,19 +124,11 @@ impl World {
 
     /// Those that had a session lately.
     fn expect_edges(&mut self) {
-        let lately = |edge: &super::world::SimEdge| edge.alive || !edge.away.is_empty();
+        let lately = |edge: &super::world::SimEdge| edge.alive || !edge.absent.is_empty();
         let edges: Vec<EdgeId> = (0..self.edges.len())
             .filter(|&edge| lately(&self.edges[edge]))
             .map(edge_id)
             .collect();
-        // As of now: who was away before is counted on by the new one as long again.
-        let now = self.now;
-        for edge in &mut self.edges {
-            for away in edge.away.values_mut() {
-                away.since = now;
-                away.missed = away.missed.min(now);
-            }
-        }
         self.apply(Event::EdgesExpected { edges });
     }
 

@@ -107,10 +107,13 @@ pub struct SimEdge {
     pub held: BTreeMap<EntryNo, RangeSet<ChunkIndex>>,
     /// Bytes its chunks may take; 0: no end.
     pub allowed: u64,
-    /// Connections that it may have while it is away, of each source.
-    pub away: BTreeMap<SourceId, super::places::SimAway>,
+    /// What it may use of each source while it has no session.
+    pub absent: BTreeMap<SourceId, super::quota::SimAbsent>,
+    /// The number of its last report of quotas, and when that was.
+    pub reported: u64,
+    pub reported_at: Millis,
     /// What it asks by itself of sources with a limit.
-    pub places: BTreeMap<SourceId, super::places::SimPlaces>,
+    pub quotas: BTreeMap<SourceId, super::quota::SimQuota>,
 }
 
 impl SimEdge {
@@ -160,9 +163,6 @@ pub struct World {
     pub closed: BTreeSet<EntryNo>,
     /// Events the scheduler was given.
     pub events: u64,
-    /// A session ended while its fetches went on, and what others were given of a source's rate
-    /// meanwhile runs still.
-    pub excused: bool,
     /// Its end is not reported yet, and the scheduler may still speak of it.
     pub ending: Option<(EdgeId, AssignmentId)>,
     pub next_number: u64,
@@ -171,9 +171,6 @@ pub struct World {
     pub evicted: u64,
     /// Of what edges ask by themselves; of its own, so that older seeds mean the same runs as ever.
     pub place_dice: Dice,
-    /// Sources whose last connection somebody has although edges that are away may have all, and
-    /// what is given of them with it.
-    pub last_given: BTreeMap<SourceId, usize>,
     /// What draining edges hand over, by want.
     pub hand_overs: BTreeMap<WantId, super::restart::HandOver>,
     pub next_hand_over: u64,
@@ -203,12 +200,10 @@ impl World {
             peer_faults: BTreeSet::new(),
             closed: BTreeSet::new(),
             events: 0,
-            excused: false,
             ending: None,
             next_number: 1,
             last_tick: 0,
             evicted: 0,
-            last_given: BTreeMap::new(),
             hand_overs: BTreeMap::new(),
             next_hand_over: 0,
             place_dice: Dice(crate::edge_choice::mix(seed)),
@@ -293,12 +288,13 @@ impl World {
 
     pub fn join(&mut self, edge: usize) {
         self.edges[edge].alive = true;
-        self.edges[edge].away.clear();
-        for places in self.edges[edge].places.values_mut() {
-            places.new_session();
+        self.edges[edge].absent.clear();
+        for quota in self.edges[edge].quotas.values_mut() {
+            quota.new_session();
         }
         self.apply(self.space_event(edge));
         self.apply(self.join_event(edge));
+        self.report(edge, Vec::new());
     }
 
     pub fn space_event(&self, edge: usize) -> Event {
@@ -333,11 +329,9 @@ impl World {
         for effect in &effects {
             self.obey(effect);
         }
+        // A heartbeat's answer is no news.
+        effects.retain(|it| !matches!(it, Effect::Quota { leases, .. } if leases.is_empty()));
         self.journal.append(&mut effects);
-        self.excused = self.unnamed || (self.excused && self.over_rates().is_some());
-        if !self.unnamed {
-            self.note_last_given();
-        }
         self.check();
     }
 
@@ -391,14 +385,16 @@ impl World {
                 assert!(!flight.cancelled, "seed {}: cancelled twice", self.seed);
                 flight.cancelled = true;
             }
-            Effect::Places {
+            Effect::Quota {
                 edge,
-                source,
-                sequence,
-                places,
-                alone,
-                ..
-            } => self.places_granted(*edge, *source, *sequence, (*places, *alone)),
+                answers,
+                leases,
+            } => {
+                assert!(*answers <= self.edges[edge.0 as usize].reported);
+                for lease in leases {
+                    self.leased(*edge, *lease);
+                }
+            }
             Effect::WantDone { want } if self.hand_overs.remove(want).is_some() => {}
             Effect::WantDone { want } => {
                 let (edge, entry, chunks) = self.wants.remove(want).expect("an open want is done");
@@ -419,7 +415,8 @@ impl World {
             self.run_edge(edge, ms);
         }
         self.run_readers(ms);
-        self.run_places(chaos);
+        self.run_quotas(chaos);
+        self.heartbeats();
         if chaos {
             self.act();
             self.restart_now_and_then();

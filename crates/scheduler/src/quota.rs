@@ -1,0 +1,437 @@
+//! Quota leases: how much of an origin's limits each edge may be using, and until when.
+//!
+//! An edge in session renews its leases with each heartbeat. Each lease grants connections for what
+//! the edge asks by itself (an assigned fetch brings its own connection), and bytes a second for
+//! all it reads from the source. The grant is counted until the lease expires, whether or not there
+//! is a session; from then on the edge uses no more than its floor, and that is counted instead.
+//! RFC 0007 has the table of states and the invariant.
+//!
+//! A smaller grant is counted as the larger one until the edge has confirmed it. Nothing is kept
+//! over a restart: a new term counts each expected edge with all there is until its leases have
+//! expired. How much each edge gets is in `share`.
+
+mod share;
+
+use std::collections::BTreeMap;
+
+use super::Scheduler;
+use super::api::{EdgeId, Effect, Lease, Millis, QuotaUse, Share, SourceId};
+use super::state::{Source, Timer};
+
+/// How long a lease is good for, from the report that it answers.
+pub const LEASE_MS: Millis = 2_500;
+/// An edge that was not heard of for this long is not counted any more.
+const GIVEN_UP_MS: Millis = 60_000;
+/// More than one edge has requests for.
+const MAX_WANTED: u32 = 4_096;
+/// This part of the rate is shared by all edges alike, so that a first byte waits for no answer.
+const STANDING_PART: u64 = 8;
+
+/// What one edge in session has of one source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EdgeQuota {
+    /// Connections for its own requests, as the edge said last; of these, viewers' that wait.
+    pub wanted: u32,
+    pub urgent: u32,
+    /// What it is to have.
+    pub due: u32,
+    /// What it was told last, and with which number.
+    pub granted: Share,
+    pub floor: Share,
+    pub sequence: u64,
+    /// What it may be using, for all that is known.
+    pub outstanding: Share,
+    /// Its floor, likewise.
+    pub outstanding_floor: Share,
+    /// It asked, or something changed, and it was not told yet.
+    pub news: bool,
+    /// Its leases expired although it has a session: it uses its floor.
+    pub is_silent: bool,
+}
+
+/// What one edge without a session may still be using of one source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AbsentQuota {
+    /// Until its leases expire.
+    granted: Share,
+    floor: Share,
+    expires: Millis,
+    given_up: Millis,
+}
+
+impl AbsentQuota {
+    fn is_leased(&self, now: Millis) -> bool {
+        now < self.expires
+    }
+
+    fn counted(&self, now: Millis) -> Share {
+        if self.is_leased(now) {
+            self.granted.max(self.floor)
+        } else {
+            self.floor
+        }
+    }
+}
+
+impl Share {
+    /// The larger of each.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            connections: self.connections.max(other.connections),
+            bytes_per_second: self.bytes_per_second.max(other.bytes_per_second),
+        }
+    }
+}
+
+impl Source {
+    fn limit(&self) -> Share {
+        Share {
+            connections: self.max_connections,
+            bytes_per_second: self.max_rate_bytes_per_second,
+        }
+    }
+
+    /// What edges without a session may use. A part always stays for those that have one.
+    pub fn absent(&self, now: Millis) -> Share {
+        let (mut leased, mut expired) = (Share::default(), Share::default());
+        for absent in self.absent.values() {
+            let sum = if absent.is_leased(now) {
+                &mut leased
+            } else {
+                &mut expired
+            };
+            let counted = absent.counted(now);
+            sum.connections = sum.connections.saturating_add(counted.connections);
+            sum.bytes_per_second = sum
+                .bytes_per_second
+                .saturating_add(counted.bytes_per_second);
+        }
+        let limit = self.limit();
+        let rate = limit.bytes_per_second - limit.bytes_per_second / STANDING_PART;
+        Share {
+            connections: expired
+                .connections
+                .min(limit.connections.saturating_sub(1))
+                .saturating_add(leased.connections)
+                .min(limit.connections),
+            bytes_per_second: expired
+                .bytes_per_second
+                .min(rate)
+                .saturating_add(leased.bytes_per_second)
+                .min(limit.bytes_per_second),
+        }
+    }
+
+    /// Each edge's part, for when its lease has expired.
+    fn floor(&self, edges: usize) -> Share {
+        let edges = u32::try_from(edges).unwrap_or(u32::MAX).max(1);
+        let part = |whole: u64, edges: u64| {
+            if whole == 0 {
+                0
+            } else {
+                (whole / edges).max(1)
+            }
+        };
+        let connections = part(self.max_connections.into(), edges.into());
+        Share {
+            connections: u32::try_from(connections).unwrap_or(u32::MAX),
+            bytes_per_second: part(self.max_rate_bytes_per_second, edges.into()),
+        }
+    }
+}
+
+impl EdgeQuota {
+    fn change(&mut self) {
+        self.sequence += 1;
+        self.news = true;
+    }
+
+    fn set_floor(&mut self, floor: Share) {
+        if self.floor != floor {
+            self.floor = floor;
+            self.outstanding_floor = self.outstanding_floor.max(floor);
+            self.change();
+        }
+    }
+
+    /// Nothing was said of it, and nothing is in use.
+    fn is_idle(&self) -> bool {
+        let connections = self.wanted + self.granted.connections + self.outstanding.connections;
+        connections == 0 && !self.news
+    }
+}
+
+impl Scheduler {
+    /// A heartbeat, or news: what the edge uses, and which leases it knows. Renews all its leases.
+    pub(super) fn quota_reported(
+        &mut self,
+        edge: EdgeId,
+        number: u64,
+        uses: Vec<QuotaUse>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let now = self.now;
+        let Some(state) = self.edges.get_mut(&edge).filter(|edge| edge.alive) else {
+            return;
+        };
+        state.quota_reported = number;
+        state.quota_expires = now.saturating_add(LEASE_MS);
+        self.quota_news.insert(edge);
+        for source in self.sources.values_mut() {
+            if let Some(quota) = source.quotas.get_mut(&edge) {
+                quota.is_silent = false;
+            }
+        }
+        for said in uses {
+            let Some(source) = self.sources.get_mut(&said.source) else {
+                continue;
+            };
+            let Some(quota) = source.quotas.get_mut(&edge) else {
+                continue;
+            };
+            quota.wanted = said.wanted.min(MAX_WANTED);
+            quota.urgent = said.urgent.min(MAX_WANTED);
+            quota.news = true;
+            if said.sequence == quota.sequence {
+                let was = quota.outstanding;
+                quota.outstanding = Share {
+                    connections: said.held.min(MAX_WANTED).max(quota.granted.connections),
+                    ..quota.granted
+                };
+                quota.outstanding_floor = quota.floor;
+                // All that it has is known from now on.
+                let is_back = source.absent.remove(&edge).is_some();
+                if is_back || quota.outstanding != was {
+                    self.woken.insert(said.source);
+                }
+            }
+            self.grant(said.source, effects);
+        }
+    }
+
+    /// Grants, or takes back, what each edge is to have by now.
+    pub(super) fn grant(&mut self, id: SourceId, effects: &mut Vec<Effect>) {
+        let now = self.now;
+        let Some(source) = self.sources.get_mut(&id) else {
+            return;
+        };
+        source.grant_rates(now);
+        let mut lacking = 0;
+        if source.max_connections > 0 && !source.quotas.values().all(EdgeQuota::is_idle) {
+            lacking = source.grant_connections(now);
+        }
+        let news = source.quotas.iter().filter(|(_, quota)| quota.news);
+        self.quota_news.extend(news.map(|(edge, _)| *edge));
+        if lacking > 0 {
+            self.give_way(id, lacking, effects);
+        }
+    }
+
+    /// Tells each edge what changed for it, and answers its report.
+    pub(super) fn tell_quotas(&mut self, effects: &mut Vec<Effect>) {
+        for edge in std::mem::take(&mut self.quota_news) {
+            let Some(state) = self.edges.get(&edge).filter(|edge| edge.alive) else {
+                continue;
+            };
+            let mut leases = Vec::new();
+            for (&source, known) in &mut self.sources {
+                if let Some(quota) = known.quotas.get_mut(&edge)
+                    && std::mem::take(&mut quota.news)
+                {
+                    leases.push(Lease {
+                        source,
+                        sequence: quota.sequence,
+                        granted: quota.granted,
+                        floor: quota.floor,
+                    });
+                }
+            }
+            effects.push(Effect::Quota {
+                edge,
+                answers: state.quota_reported,
+                leases,
+            });
+        }
+    }
+
+    /// An edge came or went, or a limit changed: floors are parts of the whole.
+    pub(super) fn grant_all(&mut self, effects: &mut Vec<Effect>) {
+        let alive = || self.edges.iter().filter(|(_, edge)| edge.alive);
+        let here = alive().count();
+        let mut limited = Vec::new();
+        for (&id, source) in &mut self.sources {
+            if !source.limited() {
+                source.quotas.clear();
+                source.absent.clear();
+                source.lent = 0;
+                continue;
+            }
+            if source.max_connections == 0 {
+                source.lent = 0;
+            }
+            let is_alive = |edge: &&EdgeId| self.edges.get(edge).is_some_and(|it| it.alive);
+            let away = source.absent.keys().filter(|it| !is_alive(it)).count();
+            let floor = source.floor(here + away);
+            for (&edge, _) in alive() {
+                let quota = source.quotas.entry(edge).or_default();
+                quota.set_floor(floor);
+                if source.max_connections == 0 {
+                    quota.granted.connections = 0;
+                    quota.outstanding.connections = 0;
+                }
+            }
+            limited.push(id);
+        }
+        for id in limited {
+            self.grant(id, effects);
+        }
+    }
+
+    /// Time passed: whose turn it is, which readers wait, who is silent.
+    pub(super) fn grant_again(&mut self, effects: &mut Vec<Effect>) {
+        let now = self.now;
+        for (edge, state) in &mut self.edges {
+            if !state.alive || now < state.quota_expires {
+                continue;
+            }
+            // It hangs, or its messages do: it uses its floor by now, and may be said to later.
+            for source in self.sources.values_mut() {
+                if let Some(quota) = source.quotas.get_mut(edge) {
+                    quota.outstanding = quota.outstanding.max(quota.outstanding_floor);
+                    quota.is_silent = true;
+                }
+            }
+        }
+        let short = |quota: &EdgeQuota| {
+            quota.wanted != quota.granted.connections || quota.outstanding != quota.granted
+        };
+        let contended = self.sources.iter().filter(|(_, source)| {
+            source.max_rate_bytes_per_second > 0 || source.quotas.values().any(short)
+        });
+        let contended: Vec<SourceId> = contended.map(|(&id, _)| id).collect();
+        for id in contended {
+            self.grant(id, effects);
+        }
+    }
+
+    /// Connections came free, or readers came or left.
+    pub(super) fn grant_woken(&mut self, effects: &mut Vec<Effect>) {
+        let woken: Vec<SourceId> = self.woken.iter().copied().collect();
+        for id in woken {
+            self.grant(id, effects);
+        }
+    }
+
+    /// Its session ended. To be said while its fetches are still known.
+    pub(super) fn quota_session_ended(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
+        let now = self.now;
+        let Some(state) = self.edges.get(&edge) else {
+            return;
+        };
+        let mut assigned: BTreeMap<SourceId, u32> = BTreeMap::new();
+        for flight in &state.flights {
+            // Its own run on connections that it was lent.
+            if flight.is_from_origin() && !flight.local {
+                *assigned.entry(flight.source).or_default() += 1;
+            }
+        }
+        let expires = now.saturating_add(LEASE_MS);
+        for (&id, source) in &mut self.sources {
+            let Some(quota) = source.quotas.remove(&edge) else {
+                continue;
+            };
+            let lent = quota.due.max(quota.outstanding.connections);
+            source.lent = source.lent.saturating_sub(lent);
+            let fetches = assigned.get(&id).copied().unwrap_or(0);
+            let granted = Share {
+                connections: quota.outstanding.connections.saturating_add(fetches),
+                ..quota.outstanding
+            };
+            let floor = quota.outstanding_floor.max(quota.floor);
+            source.set_absent(edge, granted, floor, expires);
+            self.timers.insert((expires, Timer::Source(id)));
+            self.timers.insert((now + GIVEN_UP_MS, Timer::Source(id)));
+            self.woken.insert(id);
+        }
+        self.quota_news.remove(&edge);
+        self.grant_all(effects);
+    }
+
+    /// A term began, and these edges had sessions in the last one: any of them may have all there
+    /// is until its leases have expired.
+    pub(super) fn edges_expected(&mut self, edges: &[EdgeId], effects: &mut Vec<Effect>) {
+        let now = self.now;
+        let absent = |edge: &&EdgeId| !self.edges.get(edge).is_some_and(|it| it.alive);
+        let absent: Vec<EdgeId> = edges.iter().filter(absent).copied().collect();
+        for (&id, source) in &mut self.sources {
+            if !source.limited() {
+                continue;
+            }
+            let floor = source.floor(edges.len());
+            let expires = now.saturating_add(LEASE_MS);
+            for &edge in &absent {
+                source.set_absent(edge, source.limit(), floor, expires);
+                self.timers.insert((expires, Timer::Source(id)));
+                self.timers.insert((now + GIVEN_UP_MS, Timer::Source(id)));
+            }
+        }
+        self.grant_all(effects);
+    }
+
+    /// It is back, and its fetches that went on are counted by themselves from now on. What it has
+    /// beside them is when it has said so.
+    pub(super) fn quota_session_began(&mut self, edge: EdgeId) {
+        let now = self.now;
+        let Some(state) = self.edges.get_mut(&edge) else {
+            return;
+        };
+        state.quota_reported = 0;
+        state.quota_expires = now.saturating_add(LEASE_MS);
+        for flight in state.flights.iter().filter(|flight| !flight.local) {
+            if let Some(source) = self.sources.get_mut(&flight.source)
+                && let Some(absent) = source.absent.get_mut(&edge)
+            {
+                let left = absent.granted.connections.saturating_sub(1);
+                absent.granted.connections = left;
+                absent.floor.connections = absent.floor.connections.saturating_sub(1);
+            }
+        }
+    }
+
+    /// Leases of edges without a session expire, and edges are given up.
+    pub(super) fn quotas_expired(&mut self, id: SourceId, effects: &mut Vec<Effect>) {
+        let now = self.now;
+        let Some(source) = self.sources.get_mut(&id) else {
+            return;
+        };
+        let was = source.absent.len();
+        source.absent.retain(|_, absent| absent.given_up > now);
+        self.woken.insert(id);
+        if source.absent.len() != was {
+            self.grant_all(effects);
+        }
+    }
+
+    /// Bytes a second that the edge may read from the source; 0: no limit.
+    pub(super) fn rate_of_edge(&self, edge: EdgeId, source: SourceId) -> u64 {
+        let quota = self
+            .sources
+            .get(&source)
+            .and_then(|source| source.quotas.get(&edge));
+        quota.map_or(0, |quota| quota.granted.bytes_per_second)
+    }
+}
+
+impl Source {
+    fn set_absent(&mut self, edge: EdgeId, granted: Share, floor: Share, expires: Millis) {
+        let given_up = expires - LEASE_MS + GIVEN_UP_MS;
+        let absent = AbsentQuota {
+            granted,
+            floor,
+            expires,
+            given_up,
+        };
+        self.absent.insert(edge, absent);
+    }
+}
