@@ -390,6 +390,7 @@ async fn chunks_from_a_peer_are_recorded_once_their_checksums_are_known() {
             start_at: 0,
             peer: Some(format!("http://{}", peer.address)),
             max_rate: 0,
+            reader: 0,
         });
         asked(&peer, 2).await;
         let settled = Instant::now() + Duration::from_secs(10);

@@ -136,7 +136,7 @@ async fn open(
         session_timeout_ms: u32::try_from(SESSION_TIMEOUT.as_millis()).unwrap_or(u32::MAX),
         draining: joined.draining,
     }));
-    cluster.registry.join(Arc::clone(&live));
+    let registration = cluster.registry.register(&live);
     drop(alone);
     cluster
         .plan
@@ -161,7 +161,16 @@ async fn open(
         hand_over_on(cluster, &live);
     }
     // The lead may have been lost between the check and the registration.
-    cluster.require_leader()?;
+    if let Err(error) = cluster.require_leader() {
+        let left = Command::EdgeLeft {
+            edge: live.edge,
+            epoch: live.epoch,
+        };
+        // A stopped plan is the end of the process: nothing to tell it.
+        let _ = cluster.plan.tell(left).await;
+        return Err(error);
+    }
+    registration.keep();
     Ok((live, hello))
 }
 

@@ -298,7 +298,6 @@ impl Session {
             }
             Message::Drain(drain) => self.link.set_draining(drain.draining),
             Message::Places(places) => self.catalogue.set_places(&places),
-            Message::DemandAnswered(answer) => self.demand.answered(answer.sequence),
             Message::Held(held) => self.demand.hold(&held.reader_ids, held.wait_ms),
             Message::Forget(_) => {
                 tracing::warn!(
@@ -369,6 +368,7 @@ impl Session {
                 .map(|peer| peer.url.clone())
                 .filter(|url| !url.is_empty()),
             max_rate: assign.max_rate_bytes_per_second,
+            reader: assign.reader_id,
         };
         if !self.downloads.submit(order) {
             refuse("the fetch queue is full");
@@ -479,7 +479,6 @@ impl Session {
                 readers,
                 closed_readers: changes.closed,
                 complete: changes.complete,
-                sequence: changes.sequence,
             }));
     }
 

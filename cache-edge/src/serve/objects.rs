@@ -414,6 +414,7 @@ impl EdgeObjects {
                 start_at: geometry.chunk_range(missing).start,
                 peer: None,
                 max_rate: 0,
+                reader: 0,
             };
             if !self.parts().downloads.submit(order) {
                 break;

@@ -300,6 +300,7 @@ fn adopt(
             start_at: start,
             peer: None,
             max_rate: 0,
+            reader: 0,
         };
         objects
             .parts()

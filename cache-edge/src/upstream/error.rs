@@ -47,6 +47,10 @@ pub enum OriginError {
     /// The key was invalidated after the question was sent: what it found is from before.
     #[error("answered before the key was invalidated")]
     Overtaken,
+    /// Its origin ignores ranges, and one body brings all of the entry here already. No error of the
+    /// origin.
+    #[error("is brought as a whole by another fetch")]
+    WholeStreamRuns,
     /// Something HTTP does not allow, or that this edge does not accept.
     #[error("{0}")]
     Protocol(String),
@@ -80,7 +84,8 @@ impl OriginError {
             | Self::Unavailable { .. }
             | Self::Busy { .. }
             | Self::Short { .. }
-            | Self::Stalled(_) => true,
+            | Self::Stalled(_)
+            | Self::WholeStreamRuns => true,
             Self::Refused { .. }
             | Self::Changed
             | Self::Protocol(_)

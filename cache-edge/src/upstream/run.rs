@@ -52,6 +52,8 @@ pub struct Order {
     pub peer: Option<String>,
     /// 0: no limit.
     pub max_rate: u64,
+    /// The reader it was assigned for; 0: none that the edge could know to have left.
+    pub reader: u64,
 }
 
 impl Order {
@@ -216,6 +218,14 @@ impl Fetcher {
                     from_peer = None;
                     continue;
                 }
+                // The origin is not asked meanwhile, and nothing of this is its error.
+                Err(Broken::Origin(OriginError::WholeStreamRuns)) => {
+                    tokio::select! {
+                        stop = control.stopped_now() => return stop.into(),
+                        () = flights.whole_stream_ended() => {}
+                    }
+                    continue;
+                }
                 // Not the origin's fault: who still needs it asks again.
                 Err(Broken::Origin(OriginError::NoPlace { .. })) => return RunEnd::Stopped,
                 Err(Broken::Origin(error)) => error,
@@ -297,10 +307,7 @@ impl Fetcher {
             Part::Whole => {
                 drop(gap);
                 let Some(_turn) = flights.begin_whole_stream() else {
-                    return Err(Broken::Origin(OriginError::Unavailable {
-                        status: 200,
-                        retry_after: None,
-                    }));
+                    return Err(Broken::Origin(OriginError::WholeStreamRuns));
                 };
                 let all = ByteRange::new(0, order.file.geometry().size());
                 self.stream(
@@ -326,10 +333,7 @@ impl Fetcher {
         turn: Turn,
     ) -> Result<Opened, OriginError> {
         if flights.has_whole_stream() {
-            return Err(OriginError::Unavailable {
-                status: 200,
-                retry_after: None,
-            });
+            return Err(OriginError::WholeStreamRuns);
         }
         let entry = file.description();
         let key = entry.key.clone().unwrap_or_default();

@@ -244,11 +244,7 @@ fn background_work_gives_way_to_what_an_edge_asks() {
     assert_eq!(stopped.len(), given.len() - 1, "so many as are asked for");
     let mut last = None;
     for (edge, assignment) in stopped {
-        let over = Event::FetchCancelled {
-            edge,
-            assignment,
-            begun: Vec::new(),
-        };
+        let over = Event::FetchCancelled { edge, assignment };
         let effects = apply(&mut scheduler, over, 3);
         assert_eq!(assigned(&effects), [], "what comes free is lent");
         last = grant(&effects, 0).or(last);
