@@ -404,6 +404,7 @@ async fn a_peers_block_that_does_not_have_its_hash_is_not_taken() {
             deadline_in_ms: 0,
             start_at: 0,
             peer: Some(format!("http://{}", peer.address)),
+            reader: 0,
         });
         asked(&peer, 1).await;
         let settled = Instant::now() + Duration::from_secs(10);

@@ -139,7 +139,7 @@ async fn open(
         draining: joined.draining,
         now_ms: now_ms(),
     }));
-    cluster.registry.join(Arc::clone(&live));
+    let registration = cluster.registry.register(&live);
     drop(alone);
     cluster
         .plan
@@ -164,7 +164,16 @@ async fn open(
         hand_over_on(cluster, &live);
     }
     // The lead may have been lost between the check and the registration.
-    cluster.require_leader()?;
+    if let Err(error) = cluster.require_leader() {
+        let left = Command::EdgeLeft {
+            edge: live.edge,
+            epoch: live.epoch,
+        };
+        // A stopped plan is the end of the process: nothing to tell it.
+        let _ = cluster.plan.tell(left).await;
+        return Err(error);
+    }
+    registration.keep();
     Ok((live, hello))
 }
 

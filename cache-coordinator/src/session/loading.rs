@@ -73,19 +73,6 @@ impl Loads {
         }
     }
 
-    /// Keeps a command behind one that is kept already. False: there is no such one, or no room.
-    pub fn keep_behind(&mut self, is_it: impl Fn(&Command) -> bool, command: Command) -> bool {
-        let mut queues = self.0.values_mut().map(|loading| &mut loading.waiting);
-        let Some(queue) = queues.find(|queue| queue.iter().any(&is_it)) else {
-            return false;
-        };
-        let has_room = queue.len() < MAX_WAITING_PER_ENTRY;
-        if has_room {
-            queue.push_back(command);
-        }
-        has_room
-    }
-
     /// Is it being loaded?
     #[must_use]
     pub fn contains(&self, id: EntryId) -> bool {

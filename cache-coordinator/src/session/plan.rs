@@ -233,7 +233,7 @@ impl Plan {
                 report,
             } => {
                 if self.is_present(edge, epoch) {
-                    self.fetch_report(edge, epoch, &report, now, actions);
+                    self.fetch_report(edge, &report, now, actions);
                 }
             }
             Command::LocalFetch { edge, epoch, fetch } => {
@@ -408,7 +408,6 @@ impl Plan {
     fn fetch_report(
         &mut self,
         edge: EdgeId,
-        epoch: u64,
         report: &v1::FetchReport,
         now: Millis,
         actions: &mut Vec<Action>,
@@ -420,16 +419,6 @@ impl Plan {
                 matches!(command, Command::LocalFetch { edge: of, fetch, .. }
                     if *of == edge && fetch.assignment_id == report.assignment_id)
             };
-            let left_begun = !report.begun_chunks.is_empty();
-            let behind = Command::FetchReport {
-                edge,
-                epoch,
-                report: report.clone(),
-            };
-            if left_begun && self.loading.keep_behind(of_it, behind) {
-                // Both when the entry is open: what it left half written is completed then.
-                return;
-            }
             self.loading.retain_all(|command| !of_it(command));
             self.forget_kept(|of, id| of == edge && id == report.assignment_id);
         }

@@ -239,24 +239,6 @@ fn a_fetch_that_ended_before_its_entry_was_open_does_not_begin_after_it() {
     assert_eq!(assigned(&fixture.load(0..0)), [0, 1, 2, 3]);
 }
 
-/// A reader of a new object that left at once: what its probe had brought by then is completed.
-#[test]
-fn a_local_fetch_that_left_a_chunk_begun_before_its_entry_was_open_is_gone_on_with() {
-    let mut fixture = Fixture::new();
-    fixture.apply(local_fetch(0, 4));
-    fixture.apply(Command::FetchReport {
-        edge: EDGE,
-        epoch: 1,
-        report: v1::FetchReport {
-            assignment_id: 1 << 63 | 1,
-            state: v1::fetch_report::State::Cancelled.into(),
-            begun_chunks: vec![2],
-            ..Default::default()
-        },
-    });
-    assert_eq!(assigned(&fixture.load(0..0)), [2]);
-}
-
 #[test]
 fn what_is_said_of_an_entry_that_never_comes_is_forgotten() {
     let mut fixture = Fixture::new();

@@ -245,8 +245,39 @@ pub struct Registry {
     joined: watch::Sender<u64>,
 }
 
+/// See [`Registry::register`].
+pub struct Registration<'a> {
+    registry: &'a Registry,
+    session: Option<(EdgeId, u64)>,
+}
+
+impl Registration<'_> {
+    pub fn keep(mut self) {
+        self.session = None;
+    }
+}
+
+impl Drop for Registration<'_> {
+    fn drop(&mut self) {
+        if let Some((edge, epoch)) = self.session {
+            self.registry.leave(edge, epoch);
+        }
+    }
+}
+
 impl Registry {
-    /// A session stands. An older one of the same edge ends.
+    /// As [`join`](Self::join), taken back when the guard is dropped before it is kept: a session
+    /// whose opening failed is in no list.
+    #[must_use]
+    pub fn register(&self, live: &Arc<Live>) -> Registration<'_> {
+        self.join(Arc::clone(live));
+        Registration {
+            registry: self,
+            session: Some((live.edge, live.epoch)),
+        }
+    }
+
+    /// Registers a session and fences an older one of the same edge.
     pub fn join(&self, live: Arc<Live>) {
         self.suspects.lock().remove(&live.edge);
         let older = self.live.write().insert(live.edge, live);
@@ -503,6 +534,17 @@ pub(super) mod tests {
             End::NotLeader,
         ];
         assert_eq!(ends.map(End::label), crate::metrics::SESSION_ENDS);
+    }
+
+    #[tokio::test]
+    async fn a_session_whose_opening_fails_is_not_left_in_the_registry() {
+        let registry = Registry::default();
+        let (first, _inbox) = live(1, 1);
+        drop(registry.register(&first));
+        assert!(registry.get(first.edge).is_none());
+        let (second, _inbox) = live(1, 2);
+        registry.register(&second).keep();
+        assert!(registry.get(second.edge).is_some());
     }
 
     #[tokio::test]

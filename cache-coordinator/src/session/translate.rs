@@ -48,9 +48,6 @@ pub fn demand(directory: &Directory, edge: EdgeId, reader: &v1::ReaderDemand) ->
     }))
 }
 
-/// A run has eight chunks at most; two of them are begun as a rule.
-const MAX_BEGUN: usize = 16;
-
 /// What became of a fetch.
 #[must_use]
 pub fn fetch_report(
@@ -70,16 +67,7 @@ pub fn fetch_report(
             });
         }
         State::Finished => Event::FetchFinished { edge, assignment },
-        State::Cancelled => Event::FetchCancelled {
-            edge,
-            assignment,
-            begun: report
-                .begun_chunks
-                .iter()
-                .copied()
-                .take(MAX_BEGUN)
-                .collect(),
-        },
+        State::Cancelled => Event::FetchCancelled { edge, assignment },
         State::Failed => {
             let failure = report.failure.clone().unwrap_or_default();
             Event::FetchFailed {
@@ -221,6 +209,12 @@ fn assign(directory: &Directory, assignment: &Assignment) -> Option<v1::Assign> 
         start_at: assignment.start_at,
         peer,
         reason: reason(assignment.reason),
+        reader_id: match assignment.reason {
+            Reason::ReaderWaits(reader) | Reason::Lookahead(reader) | Reason::Hint(reader) => {
+                reader.number
+            }
+            _ => 0,
+        },
     })
 }
 
@@ -233,7 +227,6 @@ pub fn reason(reason: Reason) -> String {
         Reason::Hint(reader) => format!("container index for reader {}", reader.number),
         Reason::Want(want) => format!("asked for by request {}", want.0),
         Reason::BackgroundFill => "completes the entry on this edge".to_owned(),
-        Reason::Begun => "completes a chunk that a stopped fetch had begun".to_owned(),
         Reason::Own => "begun by the edge itself, for a request".to_owned(),
         Reason::Kept => "assigned before this session began".to_owned(),
         Reason::Hedge(other) => format!("second fetch beside the late {}", other.0),

@@ -13,12 +13,13 @@ use chunkcache_proto::{ByteRange, EntryId, v1};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::departures::Departures;
 use crate::core::lookahead::ReaderView;
 use chunk_store::EntryFile;
 
 /// A reader that took nothing for this long keeps its place and wants no fetch.
 const PAUSED_AFTER: Duration = Duration::from_secs(30);
+/// How far ahead of another reader a fetch counts as wanted: the least lookahead, in whole requests.
+const NEAR: u64 = 28 << 20;
 /// Closings remembered for a session; beyond it the next batch says all there are instead.
 const MAX_CLOSED: usize = 10_000;
 
@@ -72,7 +73,6 @@ struct Inner {
     dirty: HashSet<u64>,
     closed: Vec<u64>,
     closed_overflow: bool,
-    departures: Departures,
     /// A reader waits that the coordinator was not told of.
     urgent: bool,
     /// Since when there is something to tell.
@@ -92,8 +92,6 @@ pub struct Changes {
     pub closed: Vec<u64>,
     /// `readers` are all there are.
     pub complete: bool,
-    /// To be answered; 0: nothing waits for an answer.
-    pub sequence: u64,
 }
 
 impl Default for DemandRegistry {
@@ -151,9 +149,7 @@ impl DemandRegistry {
 
     pub fn close(&self, id: u64) {
         let mut inner = self.inner.lock();
-        if let Some(reader) = inner.readers.remove(&id) {
-            let next = self.next_id.load(Ordering::Relaxed);
-            inner.departures.left(reader.file.id(), next);
+        if inner.readers.remove(&id).is_some() {
             self.count.store(inner.readers.len(), Ordering::Relaxed);
             inner.dirty.remove(&id);
             if inner.closed.len() < MAX_CLOSED {
@@ -221,25 +217,29 @@ impl DemandRegistry {
         }
     }
 
-    /// The coordinator has taken in what it was told until then.
-    pub fn answered(&self, sequence: u64) {
-        self.inner.lock().departures.answered(sequence);
-        self.told.waiting_changed.notify_one();
-    }
-
-    /// The coordinator may not know yet that nobody here wants the run any more: it is not begun
-    /// before it has answered, or had the time to.
+    /// A fetch was assigned for this reader; is it still wanted here? Not if the reader left and no
+    /// other is near. The coordinator is then told of the departure at once, so that it does not
+    /// assign the same again.
     #[must_use]
-    pub fn holds_back(&self, entry: EntryId, run: ByteRange) -> bool {
-        let inner = self.inner.lock();
-        let readers = inner.readers.values().map(Arc::as_ref);
-        inner.departures.hold_back(entry, run, readers)
-    }
-
-    /// After this nothing is held back any more of what is now; none: nothing is.
-    #[must_use]
-    pub fn holds_back_for(&self) -> Option<Duration> {
-        self.inner.lock().departures.over_in()
+    pub fn still_wants(&self, reader: u64, entry: EntryId, run: ByteRange) -> bool {
+        let mut inner = self.inner.lock();
+        let is_near = |other: &ReaderState| {
+            let end = other.position().saturating_add(NEAR).min(other.end);
+            other.file.id() == entry
+                && (other.position() < run.end && run.start < end
+                    || other
+                        .hints()
+                        .iter()
+                        .any(|hint| !hint.intersect(run).is_empty()))
+        };
+        let is_wanted = inner.readers.contains_key(&reader)
+            || inner.readers.values().any(|other| is_near(other));
+        if !is_wanted {
+            inner.urgent |= inner.changed_at.is_some();
+            drop(inner);
+            self.told.tell();
+        }
+        is_wanted
     }
 
     fn mark(&self, reader: &ReaderState) {
@@ -280,7 +280,6 @@ impl DemandRegistry {
         let closed = std::mem::take(&mut inner.closed);
         let complete = std::mem::take(&mut inner.closed_overflow) || everything;
         inner.urgent = false;
-        let sequence = inner.departures.tell();
         inner.changed_at = None;
         if everything {
             // What an earlier session said of them.
@@ -300,7 +299,6 @@ impl DemandRegistry {
             readers,
             closed: if complete { Vec::new() } else { closed },
             complete,
-            sequence,
         }
     }
 
@@ -434,42 +432,22 @@ mod tests {
     }
 
     #[test]
-    fn what_was_handed_out_for_who_left_is_held_back_until_that_is_known() {
+    fn what_was_assigned_for_a_reader_that_left_is_wanted_only_by_readers_near_it() {
         let (_dir, file) = a_file();
         let demand = DemandRegistry::default();
         let open = |from: u64| demand.open(&file, ByteRange::new(from << 20, 100 << 20));
-        let held =
-            |from: u64| demand.holds_back(file.id(), ByteRange::new(from << 20, (from + 8) << 20));
-        let (left, stays) = (open(0), open(40));
-        assert!(!held(0) && !held(8), "somebody is near");
+        let (left, _stays) = (open(0), open(40));
+        let wants = |from: u64| {
+            let run = ByteRange::new(from << 20, (from + 8) << 20);
+            demand.still_wants(left.id, file.id(), run)
+        };
+        assert!(wants(0) && wants(8), "its reader is there");
         demand.close(left.id);
-        assert!(held(8) && held(32), "nobody comes to it any more");
-        assert!(!held(40) && !held(88), "another reader does");
-        let _came = open(10);
-        assert!(!held(12), "near who came meanwhile");
-        assert!(held(0), "behind who came meanwhile");
+        assert!(!wants(0) && !wants(24), "nobody comes to it any more");
+        assert!(wants(40) && wants(60), "another reader does");
+        assert!(!wants(72), "too far ahead of the other reader");
         let told = demand.take_changes(false);
-        assert_eq!((told.sequence, told.closed), (1, vec![left.id]));
-        demand.close(stays.id);
-        demand.answered(1);
-        assert!(held(0), "that one is not answered yet");
-        assert_eq!(demand.take_changes(false).sequence, 2);
-        demand.answered(2);
-        assert!(!held(0) && !held(88));
-        assert_eq!(demand.take_changes(false).sequence, 0, "nothing to answer");
-    }
-
-    #[test]
-    fn an_answer_that_does_not_come_holds_nothing_for_ever() {
-        let (_dir, file) = a_file();
-        let demand = DemandRegistry::default();
-        let all = ByteRange::new(0, 100 << 20);
-        demand.close(demand.open(&file, all).id);
-        assert!(demand.holds_back(file.id(), all));
-        let left = demand.holds_back_for().unwrap();
-        std::thread::sleep(left);
-        assert!(!demand.holds_back(file.id(), all));
-        assert_eq!(demand.holds_back_for(), None);
+        assert_eq!(told.closed, [left.id]);
     }
 
     #[test]

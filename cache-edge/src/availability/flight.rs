@@ -64,6 +64,9 @@ enum Phase {
     /// Given up; what was written goes back to the disk before anybody can begin the chunk anew.
     Refusing(String),
     Refused(String),
+    /// Nobody needed it; as `Refusing` and `Refused`, but whoever wants the chunk begins anew.
+    Abandoning,
+    Abandoned,
 }
 
 /// What a reader finds at its position.
@@ -124,6 +127,7 @@ impl Flight {
             }
             (Phase::Filling | Phase::Finishing, None) => Found::Nothing,
             (Phase::Refusing(why) | Phase::Refused(why), _) => Found::Refused(why.clone()),
+            (Phase::Abandoning | Phase::Abandoned, _) => Found::Nothing,
         }
     }
 
@@ -191,6 +195,8 @@ impl Flight {
                         return Err(FlightError::Refused(why.clone()));
                     }
                     Phase::Finishing | Phase::Present => return Ok(true),
+                    // Whoever still wants the chunk begins it anew.
+                    Phase::Abandoning | Phase::Abandoned => return Ok(false),
                     Phase::Filling => {}
                 }
                 if state.reservation.is_none() {
@@ -291,8 +297,9 @@ impl Flight {
     /// The last writer of a chunk that is given up leaves its blocks and its space to others.
     /// Blocking.
     fn give_back(&self, state: MutexGuard<'_, State>) {
-        let why = match &state.phase {
-            Phase::Refusing(why) if state.writing == 0 => why.clone(),
+        let over = match &state.phase {
+            Phase::Refusing(why) if state.writing == 0 => Phase::Refused(why.clone()),
+            Phase::Abandoning if state.writing == 0 => Phase::Abandoned,
             _ => return,
         };
         let begun = !state.claimed.is_empty();
@@ -302,7 +309,7 @@ impl Flight {
             self.file.abandon_chunk(self.chunk);
         }
         let mut state = self.state.lock();
-        state.phase = Phase::Refused(why);
+        state.phase = over;
         let reservation = state.reservation.take();
         drop(state);
         drop(reservation);
@@ -330,7 +337,10 @@ impl Flight {
     /// Whole, or given up.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        matches!(self.state.lock().phase, Phase::Present | Phase::Refused(_))
+        matches!(
+            self.state.lock().phase,
+            Phase::Present | Phase::Refused(_) | Phase::Abandoned
+        )
     }
 
     /// Nothing happened to it for so long.
@@ -339,13 +349,19 @@ impl Flight {
         self.state.lock().last_progress.elapsed().as_millis()
     }
 
-    /// Gives what was written back to the disk, if the chunk did not become present. Blocking.
-    pub(super) fn abandon(&self) {
+    /// From here on nobody writes to it. False: it is whole, or given up already.
+    pub(super) fn begin_abandoning(&self) -> bool {
         let mut state = self.state.lock();
-        if matches!(state.phase, Phase::Filling) {
-            state.phase = Phase::Refusing("given up".into());
-            self.give_back(state);
+        let is_open = matches!(state.phase, Phase::Filling);
+        if is_open {
+            state.phase = Phase::Abandoning;
         }
+        is_open
+    }
+
+    /// Gives what was written back to the disk. Blocking.
+    pub(super) fn finish_abandoning(&self) {
+        self.give_back(self.state.lock());
     }
 }
 
@@ -386,7 +402,7 @@ impl Drop for FlightClaim {
 mod tests {
     use chunkcache_proto::{Geometry, v1};
 
-    use super::*;
+    use super::{super::flights::Flights, *};
     use chunk_store::{MinFree, StoreOptions};
 
     /// Of chunks of 2 MiB.
@@ -434,5 +450,44 @@ mod tests {
         assert!(!half.is_worth_completing(), "somebody brings the rest");
         drop(claim);
         assert!(half.is_worth_completing());
+    }
+
+    /// The blocks are punched without the map's lock: whoever comes meanwhile waits for the punch,
+    /// and begins anew after it.
+    #[test]
+    fn a_chunk_that_is_given_up_is_begun_anew_only_behind_the_punch() {
+        let (_dir, store, file) = a_file();
+        let flights = Flights::new(store).of(&file);
+        let first = flights.flight(0).unwrap();
+        first.write(0, &[7; 512]).unwrap();
+        assert!(first.begin_abandoning());
+        let still = flights.flight(0).unwrap();
+        assert!(Arc::ptr_eq(&first, &still), "no second one beside it");
+        assert!(still.claim(1).is_none());
+        assert!(matches!(still.find(0), Found::Nothing));
+        assert!(!still.write(512, &[7; 512]).unwrap());
+        first.finish_abandoning();
+        let anew = flights.flight(0).unwrap();
+        assert!(!Arc::ptr_eq(&first, &anew));
+        assert!(anew.claim(1).is_some() && matches!(anew.find(0), Found::Nothing));
+    }
+
+    #[tokio::test]
+    async fn a_second_whole_stream_of_an_entry_waits_for_the_first() {
+        let (_dir, store, file) = a_file();
+        let flights = Flights::new(store).of(&file);
+        let stream = flights.begin_whole_stream().unwrap();
+        assert!(flights.begin_whole_stream().is_none());
+        let ended = flights.whole_stream_ended();
+        tokio::pin!(ended);
+        assert!(futures_pending(ended.as_mut()).await);
+        drop(stream);
+        ended.await;
+        assert!(flights.begin_whole_stream().is_some());
+    }
+
+    async fn futures_pending(future: impl Future<Output = ()>) -> bool {
+        let soon = std::time::Duration::from_millis(5);
+        tokio::time::timeout(soon, future).await.is_err()
     }
 }

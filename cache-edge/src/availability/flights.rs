@@ -12,6 +12,7 @@ use std::{
 
 use chunkcache_proto::{ChunkIndex, EntryId};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::flight::{Flight, Found};
 use chunk_store::{EntryFile, Store};
@@ -27,6 +28,7 @@ pub struct EntryFlights {
     chunks: Mutex<HashMap<ChunkIndex, Arc<Flight>>>,
     /// One body brings all of the object: its origin ignores ranges.
     whole_stream: AtomicBool,
+    whole_stream_ended: Notify,
     ignores_ranges: AtomicBool,
     changed_at_origin: AtomicBool,
     /// Of all entries.
@@ -78,9 +80,9 @@ impl EntryFlights {
         self.existing(chunk).is_some_and(is_here) || self.file.is_present(chunk)
     }
 
-    /// Of these, the chunks that nobody fetches and that are to be completed.
+    /// Of these, the partial chunks that nobody fetches and that are worth completing.
     #[must_use]
-    pub fn begun(&self, chunks: Range<ChunkIndex>) -> Vec<ChunkIndex> {
+    pub fn partial_chunks(&self, chunks: Range<ChunkIndex>) -> Vec<ChunkIndex> {
         let flights = self.chunks.lock();
         let is_worth = |chunk: &ChunkIndex| {
             let flight = flights.get(chunk);
@@ -101,6 +103,16 @@ impl EntryFlights {
     pub fn begin_whole_stream(self: &Arc<Self>) -> Option<WholeStream> {
         self.ignores_ranges.store(true, Ordering::Release);
         (!self.whole_stream.swap(true, Ordering::AcqRel)).then(|| WholeStream(self.clone()))
+    }
+
+    /// Waits for the end of the whole stream, if there is one. Cancel safe.
+    pub async fn whole_stream_ended(&self) {
+        while let Some(ended) = {
+            let ended = self.whole_stream_ended.notified();
+            self.has_whole_stream().then_some(ended)
+        } {
+            ended.await;
+        }
     }
 
     #[must_use]
@@ -175,15 +187,24 @@ impl EntryFlights {
     fn sweep(&self, under_pressure: bool) -> bool {
         // Of a version its origin does not have any more nothing can be completed.
         let at_once = under_pressure || self.is_changed();
+        let abandoned: Vec<_> = {
+            let chunks = self.chunks.lock();
+            let idle = chunks.values().filter(|flight| {
+                // One count is the map's own.
+                let used = Arc::strong_count(flight) > 1 || flight.is_claimed();
+                !used && (at_once || flight.idle_ms() > IDLE_LIMIT_MS)
+            });
+            // Decided under the lock, so that nobody takes it up in between; it stays in the map
+            // until its blocks are punched, so that nobody begins the chunk anew before that.
+            idle.filter(|flight| flight.begin_abandoning())
+                .cloned()
+                .collect()
+        };
+        for flight in abandoned {
+            flight.finish_abandoning();
+        }
         let mut chunks = self.chunks.lock();
-        chunks.retain(|_, flight| {
-            // One count is the map's own.
-            let used = Arc::strong_count(flight) > 1 || flight.is_claimed();
-            if !used && (at_once || flight.idle_ms() > IDLE_LIMIT_MS) {
-                flight.abandon();
-            }
-            !flight.is_over()
-        });
+        chunks.retain(|_, flight| !flight.is_over());
         chunks.is_empty()
     }
 }
@@ -194,6 +215,7 @@ pub struct WholeStream(Arc<EntryFlights>);
 impl Drop for WholeStream {
     fn drop(&mut self) {
         self.0.whole_stream.store(false, Ordering::Release);
+        self.0.whole_stream_ended.notify_waiters();
     }
 }
 
@@ -236,6 +258,7 @@ impl Flights {
             store: self.store.clone(),
             chunks: Mutex::default(),
             whole_stream: AtomicBool::new(false),
+            whole_stream_ended: Notify::new(),
             ignores_ranges: AtomicBool::new(false),
             changed_at_origin: AtomicBool::new(false),
             changes: self.changes.clone(),

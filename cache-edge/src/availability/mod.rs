@@ -7,7 +7,6 @@
 
 pub mod announce;
 pub mod demand;
-mod departures;
 pub mod flight;
 pub mod flights;
 mod pieces;

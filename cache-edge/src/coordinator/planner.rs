@@ -84,10 +84,7 @@ impl Planner {
         }
         self.cancel_unwanted(&readers, &local, joined);
         self.downloads.tick();
-        match self.demand.holds_back_for() {
-            Some(left) => next.min(left + LEAST_INTERVAL),
-            None => next,
-        }
+        next
     }
 
     fn wait_of(
@@ -192,9 +189,18 @@ impl Planner {
             },
             start_at: want.start_at,
             peer: None,
+            reader: 0,
         };
         if self.downloads.submit(order.clone()) {
             local.push(order);
+        }
+    }
+
+    /// A partial chunk that was to be completed may be swept before its fetch gets a slot.
+    fn cancel_swept(&self, order: &Order) {
+        let flight = self.flights.of(&order.file).existing(order.first_chunk);
+        if flight.is_none_or(|flight| !flight.is_claimed() && !flight.is_worth_completing()) {
+            self.downloads.cancel(order.id, true);
         }
     }
 
@@ -207,7 +213,11 @@ impl Planner {
     ) {
         joined.retain(|id| local.iter().any(|order| order.id == *id));
         for order in local {
-            if order.level == Level::Medium || order.level == Level::Low {
+            if order.level == Level::Low {
+                self.cancel_swept(order);
+                continue;
+            }
+            if order.level == Level::Medium {
                 continue;
             }
             let geometry = order.file.geometry();

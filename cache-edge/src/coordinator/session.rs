@@ -298,7 +298,6 @@ impl Session {
             }
             Message::Drain(drain) => self.link.set_draining(drain.draining),
             Message::QuotaLeases(told) => self.catalogue.set_leases(told),
-            Message::DemandAnswered(answer) => self.demand.answered(answer.sequence),
             Message::Held(held) => self.demand.hold(&held.reader_ids, held.wait_ms),
             Message::Forget(_) => {
                 tracing::warn!(
@@ -384,6 +383,7 @@ impl Session {
                 .as_ref()
                 .map(|peer| peer.url.clone())
                 .filter(|url| !url.is_empty()),
+            reader: assign.reader_id,
         };
         if !self.downloads.submit(order) {
             refuse("the fetch queue is full");
@@ -489,7 +489,6 @@ impl Session {
                 readers,
                 closed_readers: changes.closed,
                 complete: changes.complete,
-                sequence: changes.sequence,
             }));
     }
 

@@ -68,6 +68,8 @@ pub enum Effect {
     Preempt(TaskId),
     /// Stop at the next chunk's end; answer with [`FetchQueue::ended`].
     Cancel(TaskId),
+    /// It waited, and nobody wants it any more: it is no longer in the queue.
+    Drop(TaskId),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,14 +211,15 @@ impl FetchQueue {
         true
     }
 
-    /// What to start and stop now. To be called after each change, and from time to time. What is
-    /// `held_back` does not begin, and nothing gives way to it or waits behind it.
+    /// What to start and stop now. To be called after each change, and from time to time. A waiting
+    /// task that is not wanted any more is dropped before anything gives way to it.
     #[must_use]
-    pub fn settle(&mut self, now_ms: u64, held_back: impl Fn(&Task) -> bool) -> Vec<Effect> {
+    pub fn settle(&mut self, now_ms: u64, is_wanted: impl Fn(&Task) -> bool) -> Vec<Effect> {
         let mut effects = Vec::new();
-        let urgent = self.urgent_origins(&held_back);
+        self.drop_unwanted(is_wanted, &mut effects);
+        let urgent = self.urgent_origins();
         self.give_way(&urgent, now_ms, &mut effects);
-        while let Some(mut best) = self.next_to_start(&urgent, now_ms, &held_back) {
+        while let Some(mut best) = self.next_to_start(&urgent, now_ms) {
             let critical = best.0 == Level::Critical;
             let slots = self.max_running + usize::from(critical);
             if self.running.len() >= slots {
@@ -227,7 +230,7 @@ impl FetchQueue {
                     break;
                 }
                 let victim = if worst.0 == Level::Critical {
-                    let Some((next, victim)) = self.fairer(&held_back) else {
+                    let Some((next, victim)) = self.fairer() else {
                         break;
                     };
                     best = next;
@@ -245,22 +248,32 @@ impl FetchQueue {
         effects
     }
 
+    /// Jobs and fills, which are below HIGH, have no reader who could leave.
+    fn drop_unwanted(&mut self, is_wanted: impl Fn(&Task) -> bool, effects: &mut Vec<Effect>) {
+        let readers = self.waiting.iter().take_while(|rank| rank.0 <= Level::High);
+        let unwanted = readers.filter(|rank| !self.get(rank.2).is_none_or(&is_wanted));
+        for rank in unwanted.copied().collect::<Vec<_>>() {
+            self.waiting.remove(&rank);
+            self.tasks.remove(&rank.2);
+            effects.push(Effect::Drop(rank.2));
+        }
+    }
+
     /// Where all slots are CRITICAL: a waiting one of a source that has two running ones fewer than
     /// another, and the least urgent of that other. So a source that hangs keeps its part of the
     /// slots and no more.
-    fn fairer(&self, held_back: impl Fn(&Task) -> bool) -> Option<(Rank, Rank)> {
+    fn fairer(&self) -> Option<(Rank, Rank)> {
         let mut running: HashMap<Option<&Arc<str>>, (usize, Rank)> = HashMap::new();
         for &rank in &self.running {
             let (count, worst) = running.entry(self.origin_of(rank.2)).or_insert((0, rank));
             (*count, *worst) = (*count + 1, rank);
         }
         let (most, victim) = running.values().max_by_key(|(count, _)| *count).copied()?;
-        let critical = self
+        let mut critical = self
             .waiting
             .iter()
             .take_while(|rank| rank.0 == Level::Critical);
-        let mut free = critical.filter(|rank| !self.get(rank.2).is_some_and(&held_back));
-        let next = free.find(|rank| {
+        let next = critical.find(|rank| {
             let own = running.get(&self.origin_of(rank.2));
             own.map_or(0, |(count, _)| *count) + 2 <= most
         });
@@ -278,11 +291,10 @@ impl FetchQueue {
     }
 
     /// Origins a CRITICAL fetch runs from, or is about to.
-    fn urgent_origins(&self, held_back: &impl Fn(&Task) -> bool) -> HashSet<Arc<str>> {
+    fn urgent_origins(&self) -> HashSet<Arc<str>> {
         let critical = |rank: &&Rank| rank.0 == Level::Critical;
         let running = self.running.iter().take_while(critical);
-        let is_free = |rank: &&Rank| !self.get(rank.2).is_some_and(held_back);
-        let waiting = self.waiting.iter().take_while(critical).filter(is_free);
+        let waiting = self.waiting.iter().take_while(critical);
         running
             .chain(waiting)
             .filter_map(|rank| self.origin_of(rank.2).cloned())
@@ -316,17 +328,9 @@ impl FetchQueue {
     }
 
     /// The first that waits and may start.
-    fn next_to_start(
-        &mut self,
-        urgent: &HashSet<Arc<str>>,
-        now_ms: u64,
-        held_back: &impl Fn(&Task) -> bool,
-    ) -> Option<Rank> {
+    fn next_to_start(&mut self, urgent: &HashSet<Arc<str>>, now_ms: u64) -> Option<Rank> {
         let full = self.running.len() >= self.max_running;
         for &rank in &self.waiting {
-            if self.get(rank.2).is_some_and(held_back) {
-                continue;
-            }
             if rank.0 < Level::Medium {
                 return Some(rank);
             }

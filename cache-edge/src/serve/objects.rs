@@ -501,6 +501,7 @@ impl EdgeObjects {
                 deadline_in_ms: 60_000,
                 start_at: geometry.chunk_range(missing).start,
                 peer: None,
+                reader: 0,
             };
             if !self.parts().downloads.submit(order) {
                 break;

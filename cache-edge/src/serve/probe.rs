@@ -332,6 +332,7 @@ fn adopt(
             deadline_in_ms: 0,
             start_at: start,
             peer: None,
+            reader: 0,
         };
         objects
             .parts()

@@ -145,16 +145,22 @@ impl Downloads {
 
     /// Takes an order in. `false`: refused, the queue is full or closing.
     pub fn submit(&self, order: Order) -> bool {
-        let task = self.task(&order);
         let mut state = self.0.state.lock();
-        if state.closed || !state.queue.push(task) {
+        let is_taken = !state.closed && self.take_in(&mut state, order);
+        if is_taken {
+            self.settle(state);
+        }
+        is_taken
+    }
+
+    fn take_in(&self, state: &mut State, order: Order) -> bool {
+        if !state.queue.push(self.task(&order)) {
             return false;
         }
         self.announce_local(&order);
         let control = self.control(&order, Instant::now());
         state.fetches.insert(order.id, Fetch::new(order, control));
         self.0.ordered.notify_waiters();
-        self.settle(state);
         true
     }
 
@@ -192,18 +198,17 @@ impl Downloads {
 
     fn settle(&self, mut state: parking_lot::MutexGuard<'_, State>) {
         let State { queue, fetches, .. } = &mut *state;
-        // As they were ordered: a lookahead that was lowered meanwhile was a reader's still. Jobs
-        // and fills, which are ordered below, are nobody's who could leave; what is decided here is
-        // looked after here.
-        let held_back = |task: &Task| {
+        let is_wanted = |task: &Task| {
             let order = fetches.get(&task.id).map(|fetch| &fetch.order);
-            order.is_some_and(|order| {
-                !order.is_local()
-                    && order.level <= Level::High
-                    && self.0.demand.holds_back(task.entry, order.run())
+            order.is_none_or(|order| {
+                order.reader == 0
+                    || self
+                        .0
+                        .demand
+                        .still_wants(order.reader, task.entry, order.run())
             })
         };
-        for effect in queue.settle(self.now_ms(), held_back) {
+        for effect in queue.settle(self.now_ms(), is_wanted) {
             match effect {
                 Effect::Start(id) => {
                     let level = state.queue.get(id).map(|task| task.level);
@@ -217,6 +222,10 @@ impl Downloads {
                 }
                 Effect::Preempt(id) => stop(&state, id, Stop::Preempted),
                 Effect::Cancel(id) => stop(&state, id, Stop::AtChunkEnd),
+                Effect::Drop(id) => {
+                    let fetch = state.fetches.remove(&id);
+                    self.end_unstarted(id, fetch);
+                }
             }
         }
     }
@@ -253,7 +262,10 @@ impl Downloads {
             RunEnd::Stopped => {
                 state.queue.ended(id);
                 let fetch = state.fetches.remove(&id);
-                self.report_cancelled(id, fetch, bytes);
+                self.report_cancelled(id, bytes);
+                if let Some(fetch) = fetch {
+                    self.complete_partial_chunks(&mut state, &fetch.order);
+                }
             }
             RunEnd::Failed(failure) => {
                 state.queue.ended(id);
@@ -320,10 +332,7 @@ impl Downloads {
             None => {
                 if state.fetches.get(&id).is_some_and(|fetch| !fetch.finished) {
                     let fetch = state.fetches.remove(&id);
-                    match fetch {
-                        Some(fetch) if fetch.paused.is_some() => self.cancel_paused(fetch, 0),
-                        fetch => self.report_cancelled(id, fetch, 0),
-                    }
+                    self.end_unstarted(id, fetch);
                 }
             }
         }
@@ -447,7 +456,7 @@ impl Downloads {
         let state = self.0.state.lock();
         for id in kept.iter().map(|fetch| fetch.assignment_id) {
             if !state.fetches.contains_key(&id) {
-                self.report_cancelled(id, None, 0);
+                self.report_cancelled(id, 0);
             }
         }
     }

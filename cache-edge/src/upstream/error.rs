@@ -50,6 +50,10 @@ pub enum OriginError {
     /// Of a peer: a block does not have the hash it was sent with.
     #[error("sent bytes that are not what it has the hash of")]
     WrongBytes,
+    /// Its origin ignores ranges, and one body brings all of the entry here already. No error of the
+    /// origin.
+    #[error("is brought as a whole by another fetch")]
+    WholeStreamRuns,
     /// Something HTTP does not allow, or that this edge does not accept.
     #[error("{0}")]
     Protocol(String),
@@ -83,7 +87,8 @@ impl OriginError {
             | Self::Unavailable { .. }
             | Self::Busy { .. }
             | Self::Short { .. }
-            | Self::Stalled(_) => true,
+            | Self::Stalled(_)
+            | Self::WholeStreamRuns => true,
             Self::Refused { .. }
             | Self::Changed
             | Self::Protocol(_)

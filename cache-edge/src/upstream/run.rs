@@ -50,6 +50,8 @@ pub struct Order {
     pub start_at: u64,
     /// Base URL of the peer to take it from.
     pub peer: Option<String>,
+    /// The reader it was assigned for; 0: none that the edge could know to have left.
+    pub reader: u64,
 }
 
 impl Order {
@@ -205,6 +207,14 @@ impl Fetcher {
                     from_peer = None;
                     continue;
                 }
+                // The origin is not asked meanwhile, and nothing of this is its error.
+                Err(Broken::Origin(OriginError::WholeStreamRuns)) => {
+                    tokio::select! {
+                        stop = control.stopped_now() => return stop.into(),
+                        () = flights.whole_stream_ended() => {}
+                    }
+                    continue;
+                }
                 // Not the origin's fault: who still needs it asks again.
                 Err(Broken::Origin(OriginError::TooManyWaiting)) => return RunEnd::Stopped,
                 Err(Broken::Origin(error)) => error,
@@ -286,10 +296,7 @@ impl Fetcher {
             Part::Whole => {
                 drop(gap);
                 let Some(_turn) = flights.begin_whole_stream() else {
-                    return Err(Broken::Origin(OriginError::Unavailable {
-                        status: 200,
-                        retry_after: None,
-                    }));
+                    return Err(Broken::Origin(OriginError::WholeStreamRuns));
                 };
                 let all = ByteRange::new(0, order.file.geometry().size());
                 self.stream(
@@ -315,10 +322,7 @@ impl Fetcher {
         class: RequestClass,
     ) -> Result<Opened, OriginError> {
         if flights.has_whole_stream() {
-            return Err(OriginError::Unavailable {
-                status: 200,
-                retry_after: None,
-            });
+            return Err(OriginError::WholeStreamRuns);
         }
         let entry = file.description();
         let key = entry.key.clone().unwrap_or_default();

@@ -168,11 +168,7 @@ impl Load {
         for (edge, assignment) in cancelled {
             self.running
                 .retain(|&running| running != (edge, assignment));
-            self.apply(Event::FetchCancelled {
-                edge,
-                assignment,
-                begun: Vec::new(),
-            });
+            self.apply(Event::FetchCancelled { edge, assignment });
         }
     }
 }

@@ -148,8 +148,6 @@ pub enum Event {
     FetchCancelled {
         edge: EdgeId,
         assignment: AssignmentId,
-        /// Chunks it leaves with some of their bytes.
-        begun: Vec<ChunkIndex>,
     },
     /// The edge fetches from the origin by itself (a cold key's probe, or the coordinator was
     /// late).
@@ -321,8 +319,6 @@ pub enum Reason {
     Want(WantId),
     /// It completes the entry on this edge.
     BackgroundFill,
-    /// It completes what a fetch that was stopped had begun.
-    Begun,
     /// The edge began it by itself: it had a request to answer.
     Own,
     /// A second fetch beside a late one.

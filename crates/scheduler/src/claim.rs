@@ -1,7 +1,7 @@
 //! A claim: somebody wants a set of chunks on one edge, at one level.
 //!
 //! A reader has up to three (the chunk it waits for, its lookahead, its hints), a want one, and
-//! each partly held entry of an edge one for its background fill and one for chunks begun. A claim
+//! each partly held entry of an edge one for its background fill. A claim
 //! is ranges, never a list of chunks: a job over 50,000 chunks costs what its gaps cost.
 
 use std::collections::HashMap;
@@ -22,8 +22,6 @@ pub enum Owner {
     Lookahead(ReaderId),
     Hints(ReaderId),
     Want(WantId),
-    /// What was begun there and not completed.
-    Begun(EdgeId, EntryNo),
     Fill(EdgeId, EntryNo),
 }
 
@@ -35,14 +33,13 @@ impl Owner {
             Self::Lookahead(reader) => Reason::Lookahead(reader),
             Self::Hints(reader) => Reason::Hint(reader),
             Self::Want(want) => Reason::Want(want),
-            Self::Begun(..) => Reason::Begun,
             Self::Fill(..) => Reason::BackgroundFill,
         }
     }
 
     /// Nobody asked for it: it runs only while nothing above needs the origin.
     pub fn is_background(self) -> bool {
-        matches!(self, Self::Begun(..) | Self::Fill(..))
+        matches!(self, Self::Fill(..))
     }
 }
 

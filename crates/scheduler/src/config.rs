@@ -43,9 +43,6 @@ pub struct Config {
     pub want_deadline_ms: Millis,
     /// Deadlines nearer to each other than this are equal, and fair shares decide.
     pub deadline_grain_ms: Millis,
-    /// What was begun is completed within this time or not at all: an edge gives it back after 15
-    /// s.
-    pub begun_ms: Millis,
     /// Claims looked at in one queue before another event is let in.
     pub max_looks: usize,
     /// Edges planned for in one event; the others follow with the next.
@@ -75,7 +72,6 @@ impl Default for Config {
             source_failures: 4,
             want_deadline_ms: 30_000,
             deadline_grain_ms: 100,
-            begun_ms: 14_000,
             max_looks: 32,
             max_edges_per_event: 8,
             first_assignment: 0,

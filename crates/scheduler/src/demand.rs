@@ -408,8 +408,6 @@ fn deadline(
         },
         // Jobs before fills, otherwise by fair shares alone.
         Owner::Want(_) => return 0,
-        // What is half there goes away if it is not completed.
-        Owner::Begun(..) => return 0,
         Owner::Fill(..) => return 1,
     };
     let grain = config.deadline_grain_ms.max(1);

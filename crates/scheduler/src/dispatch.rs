@@ -335,7 +335,7 @@ impl Scheduler {
         let position = claim.position;
         let deadline = match owner {
             _ if shared => self.now,
-            Owner::Begun(..) | Owner::Fill(..) => u64::MAX,
+            Owner::Fill(..) => u64::MAX,
             Owner::Want(_) if level >= Level::Medium => u64::MAX,
             _ => key.map_or(self.now, |key| key.deadline),
         };

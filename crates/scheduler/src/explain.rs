@@ -236,12 +236,11 @@ impl Scheduler {
     }
 
     /// Chunks wanted and not held, by edge, entry and level; each at the highest level it is wanted
-    /// at. Without what is only begun: it is there for seconds, and forgotten with the scheduler.
+    /// at.
     #[must_use]
     pub fn wanted(&self) -> BTreeMap<(EdgeId, EntryNo, Level), RangeSet<ChunkIndex>> {
         let mut wanted: BTreeMap<_, RangeSet<ChunkIndex>> = BTreeMap::new();
-        let lasting =
-            |owner: &Owner| !matches!(owner, Owner::Begun(..)) && !self.is_hand_over(*owner);
+        let lasting = |owner: &Owner| !self.is_hand_over(*owner);
         for (_, claim) in self.claims.iter().filter(|(owner, _)| lasting(owner)) {
             let set = wanted
                 .entry((claim.edge, claim.entry, claim.level))

@@ -5,7 +5,7 @@ use super::Scheduler;
 use super::api::EntryNo;
 
 impl Scheduler {
-    /// Nobody reads it, asks for it or fetches it, nothing of it is begun, no edge that is here has
+    /// Nobody reads it, asks for it or fetches it, no edge that is here has
     /// a part of it to complete, and no failure of it is waited for. To close it changes no plan:
     /// its rows say all that is left.
     #[must_use]
@@ -18,10 +18,7 @@ impl Scheduler {
         }
         let used = known.lines.iter().any(|(&edge, line)| {
             // What background fill and wants claim is among the wide ones.
-            !(line.waiting.is_empty()
-                && line.windows.is_empty()
-                && line.wide.is_empty()
-                && line.begun.is_empty())
+            !(line.waiting.is_empty() && line.windows.is_empty() && line.wide.is_empty())
                 || self.fill_goes_on(edge, entry)
         });
         let fetched = self.edges.values().any(|edge| {

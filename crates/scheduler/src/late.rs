@@ -30,7 +30,6 @@ impl Scheduler {
                         self.dirty.insert_all(&known.waiting);
                     }
                 }
-                Timer::Begun(edge, entry) => self.claim_begun(edge, entry),
                 Timer::Flight(edge, id) => self.check_late(edge, id, effects),
             }
         }

@@ -1,23 +1,35 @@
-//! The priority scheduler: a pure, deterministic state machine.
+//! # The priority scheduler
 //!
-//! [`Scheduler::apply`] takes what happened and answers with what is to be done. It decides which
-//! edge fetches which run of chunks next, at which level, and from where. It knows no clock, no
-//! randomness and no I/O; equal input gives equal output, in any process.
+//! **Problem.** Many edges hold parts of many objects; readers, services and background work want
+//! chunks; origins bear only so much. Which edge fetches which run of chunks next, from where, and
+//! what stops for it? [`Scheduler::apply`] takes what happened and answers with what is to be done.
 //!
-//! In the order a reader needs: [`api`] (what goes in and out), `claim` (who wants what), `queue`
-//! (in which order), `demand`, `wants`, `begun` and `fill` (where claims come from), `dispatch`
-//! (who gets a slot), `slots` (who gives one up), `space` (where the fill ends), `route` (origin or
-//! which peer), `budget` (what an origin bears), `quota` (which part of it an edge may use), `flights` (a fetch and its level),
-//! `reports` (what became of it), `kept` (from before), `handover` (of a draining edge), `idle`
-//! (what may be forgotten), `edge_set` (many edges at once), `late` (timers, hedges), `membership`
-//! (edges, sources, entries), `explain`.
+//! **Properties**, asserted after each event by the simulation:
+//! - A chunk has one origin fetch at a time, but for hedges and fetches that an edge starts itself.
+//! - Slots, connections and rates stay within their limits.
+//! - No blocked reader waits for a slot or connection that a lower level has.
+//! - Nothing below CRITICAL starves.
+//! - Equal input gives equal output, in any process; the work of one event is bounded.
 //!
-//! Invariants, asserted after each event by the simulation: a chunk has one origin fetch at a time
-//! (but for hedges and an edge's own); slots and connections stay within their limits; no CRITICAL
-//! waits for a slot a lower level has; nothing starves. Docs: RFC 0002.
+//! **Phases** of one `apply`, and the modules of each:
+//! 1. The event changes claims: who wants which chunks of which edge, at which level (`claim`,
+//!    `demand`, `wants`, `fill`, `space`, `handover`), or the cluster (`membership`, `reports`,
+//!    `kept`).
+//! 2. Claims with a gap are queued by level, deadline and fair share (`queue`).
+//! 3. Edges with free slots, or with more urgent claims than fetches, are planned (`dispatch`,
+//!    `slots`): CRITICAL of all edges first.
+//! 4. A gap becomes a run, and gets its source: a peer, or the origin within its budget (`route`,
+//!    `budget`), which keeps within the quota leases of the edges (`quota`).
+//! 5. The fetch is entered and the edge told (`flights`). Timers find late ones (`late`).
+//!
+//! Around it: [`api`] (what goes in and out), `idle` (what may be forgotten), `edge_set` (many edges
+//! at once), `explain` (why).
+//!
+//! **Deliberately absent**: clocks, randomness, I/O and hash order; half-written chunks, which an
+//! edge completes by itself; readers that left unheard, for which an edge looks before it starts a
+//! fetch; any state that could not be rebuilt from rows and sessions. See RFC 0002.
 
 pub mod api;
-mod begun;
 mod budget;
 mod claim;
 mod config;
@@ -227,12 +239,8 @@ impl Scheduler {
             } => {
                 self.fetch_failed(edge, assignment, fault, retry_after, effects);
             }
-            Event::FetchCancelled {
-                edge,
-                assignment,
-                begun,
-            } => {
-                self.fetch_cancelled(edge, assignment, &begun, effects);
+            Event::FetchCancelled { edge, assignment } => {
+                self.fetch_cancelled(edge, assignment, effects);
             }
             Event::LocalFetchStarted {
                 edge,

@@ -83,7 +83,7 @@ impl Scheduler {
             Owner::Waiting(reader) | Owner::Lookahead(reader) | Owner::Hints(reader) => {
                 reader.edge == edge
             }
-            Owner::Begun(on, _) | Owner::Fill(on, _) => on == edge,
+            Owner::Fill(on, _) => on == edge,
             Owner::Want(_) => false,
         };
         let mut over: Vec<Owner> = self.claims.keys().filter(of_edge).copied().collect();

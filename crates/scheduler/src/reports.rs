@@ -90,13 +90,11 @@ impl Scheduler {
         &mut self,
         edge: EdgeId,
         id: AssignmentId,
-        begun: &[ChunkIndex],
         effects: &mut Vec<Effect>,
     ) {
         let Some(flight) = self.end_flight((edge, id)) else {
             return;
         };
-        self.begun(edge, flight.entry, begun);
         self.stop_followers(&flight, effects);
         if let Some(upstream) = flight.upstream {
             self.reassess(upstream, Withdrawal::Superseded, effects);

@@ -233,11 +233,8 @@ pub struct Line {
     pub waiting: BTreeSet<(ChunkIndex, Owner)>,
     /// Lookaheads by their first chunk; none is longer than the entry's longest.
     pub windows: BTreeSet<(ChunkIndex, Owner)>,
-    /// Hints, wants, what was begun and the fill, by their first chunk.
+    /// Hints, wants and the fill, by their first chunk.
     pub wide: BTreeSet<(ChunkIndex, Owner)>,
-    /// Half written there by fetches that were stopped, and until when they are kept; the oldest
-    /// first.
-    pub begun: Vec<(ChunkIndex, Millis)>,
     /// Claims in a queue.
     pub queued: u32,
 }
@@ -272,6 +269,5 @@ pub enum Timer {
     Edge(EdgeId),
     Source(SourceId),
     Entry(EntryNo),
-    Begun(EdgeId, EntryNo),
     Flight(EdgeId, AssignmentId),
 }

@@ -1,14 +1,13 @@
-//! One scenario a test. The invariants at large are the simulation's
-//! (`tests/scheduler_simulation.rs`).
+//! One scenario a test. The invariants at large are the simulation's.
 #![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 
-mod begun;
 mod handover;
 mod late;
 mod lookahead;
 mod quota;
 mod shares;
 mod space;
+mod traces;
 
 use chunkcache_proto::{ChunkIndex, Geometry, Level};
 
@@ -260,7 +259,6 @@ fn a_peer_that_is_lost_is_replaced_by_the_origin_at_once() {
     bench.apply(Event::FetchCancelled {
         edge: EdgeId(1),
         assignment: given[0].id,
-        begun: Vec::new(),
     });
     let explained = bench.scheduler.explain(MOVIE, 0, bench.now);
     assert_eq!(explained[0].from, From::Origin);
@@ -288,7 +286,6 @@ fn connections_hold_and_critical_has_its_part() {
     let effects = bench.apply(Event::FetchCancelled {
         edge: EdgeId(0),
         assignment: gone,
-        begun: Vec::new(),
     });
     assert_eq!(assigned(&effects)[0].level, Level::Critical);
 }
@@ -369,7 +366,6 @@ fn unknown_ids_change_nothing() {
         Event::FetchCancelled {
             edge: EdgeId(0),
             assignment,
-            begun: Vec::new(),
         },
         Event::FetchProgressed {
             edge,

@@ -64,12 +64,6 @@ impl Plan {
         for number in batch.closed_readers {
             self.close_reader(ReaderId { edge, number }, now, actions);
         }
-        if batch.sequence > 0 {
-            let message = Message::DemandAnswered(v1::DemandAnswered {
-                sequence: batch.sequence,
-            });
-            actions.push(Action::Send(edge, Box::new(message)));
-        }
         if !held.is_empty() {
             let message = Message::Held(v1::Held {
                 reader_ids: held,

@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use chunkcache_proto::{ChunkIndex, EntryId, v1};
+use chunkcache_proto::{ChunkIndex, EntryId, Level, v1};
 
-use super::{Downloads, Fetch, LOCAL_BIT, Order};
+use super::{Downloads, Fetch, LOCAL_BIT, Order, State};
 use crate::upstream::run::Failure;
 
 /// A finished fetch whose chunks are not durable after this is reported all the same: a failed sync
 /// is reported elsewhere.
 const DURABLE_WAIT: Duration = Duration::from_secs(10);
+/// Partial chunks that are completed at a time.
+const MAX_COMPLETING: usize = 4;
 
 impl Downloads {
     pub(super) fn announce_local(&self, order: &Order) {
@@ -24,32 +26,67 @@ impl Downloads {
         }
     }
 
-    /// With what it leaves half written, which is then completed when nothing else needs the
-    /// origin.
-    pub(super) fn report_cancelled(&self, id: u64, fetch: Option<Fetch>, bytes_done: u64) {
-        let begun_chunks = fetch.map_or_else(Vec::new, |fetch| {
-            let order = &fetch.order;
-            let end = order.first_chunk.saturating_add(order.chunk_count);
-            let flights = self.0.fetcher.flights.of(&order.file);
-            flights.begun(order.first_chunk..end)
-        });
-        self.0.announce.report(v1::FetchReport {
-            assignment_id: id,
-            state: v1::fetch_report::State::Cancelled.into(),
-            bytes_done,
-            failure: None,
-            begun_chunks,
-        });
+    pub(super) fn report_cancelled(&self, id: u64, bytes_done: u64) {
+        self.report(id, v1::fetch_report::State::Cancelled, bytes_done, None);
     }
 
-    /// It had its answer still, and with it a place at the origin.
+    /// It has no slot, but may have its answer still, and with it a place at the origin.
+    pub(super) fn end_unstarted(&self, id: u64, fetch: Option<Fetch>) {
+        match fetch {
+            Some(fetch) if fetch.paused.is_some() => self.cancel_paused(fetch, 0),
+            _ => self.report_cancelled(id, 0),
+        }
+    }
+
     pub(super) fn cancel_paused(&self, mut fetch: Fetch, bytes_done: u64) {
         drop(fetch.paused.take());
         let this = self.clone();
         self.0.workers.spawn(async move {
             this.0.fetcher.connection_closed(&fetch.order).await;
-            this.report_cancelled(fetch.order.id, Some(fetch), bytes_done);
+            this.report_cancelled(fetch.order.id, bytes_done);
+            let mut state = this.0.state.lock();
+            this.complete_partial_chunks(&mut state, &fetch.order);
+            this.settle(state);
         });
+    }
+
+    /// Orders at LOW what a stopped fetch left half written: those bytes were paid for, but only a
+    /// whole chunk can be recorded. A few at a time; others are left to the sweep.
+    pub(super) fn complete_partial_chunks(&self, state: &mut State, stopped: &Order) {
+        if state.closed {
+            return;
+        }
+        let run = stopped.first_chunk..stopped.first_chunk.saturating_add(stopped.chunk_count);
+        let flights = self.0.fetcher.flights.of(&stopped.file);
+        if flights.is_changed() || flights.ignores_ranges() {
+            return;
+        }
+        let completing = |fetch: &&Fetch| fetch.order.is_local() && fetch.order.level == Level::Low;
+        let under_way = state.fetches.values().filter(completing).count();
+        let room = MAX_COMPLETING.saturating_sub(under_way);
+        for chunk in flights.partial_chunks(run).into_iter().take(room) {
+            if state
+                .queue
+                .covering(stopped.file.id(), chunk)
+                .next()
+                .is_some()
+            {
+                continue;
+            }
+            let order = Order {
+                id: self.local_id(),
+                first_chunk: chunk,
+                chunk_count: 1,
+                level: Level::Low,
+                deadline_in_ms: u32::MAX,
+                start_at: stopped.file.geometry().chunk_range(chunk).start,
+                peer: None,
+                max_rate: 0,
+                reader: 0,
+                file: stopped.file.clone(),
+            };
+            self.take_in(state, order);
+        }
     }
 
     pub(super) fn report_later(&self, id: u64) {
@@ -113,7 +150,6 @@ impl Downloads {
             state: state.into(),
             bytes_done,
             failure,
-            begun_chunks: Vec::new(),
         });
     }
 

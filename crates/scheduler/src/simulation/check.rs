@@ -38,11 +38,7 @@ impl World {
         if a.level == Level::Critical
             && !matches!(
                 a.reason,
-                Reason::Lookahead(_)
-                    | Reason::Want(_)
-                    | Reason::BackgroundFill
-                    | Reason::Begun
-                    | Reason::Hint(_)
+                Reason::Lookahead(_) | Reason::Want(_) | Reason::BackgroundFill | Reason::Hint(_)
             )
         {
             assert_eq!(

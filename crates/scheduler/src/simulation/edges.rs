@@ -27,7 +27,6 @@ impl World {
                     self.apply(Event::FetchCancelled {
                         edge: id,
                         assignment,
-                        begun: flight.begun_chunk().into_iter().collect(),
                     });
                 }
                 continue;

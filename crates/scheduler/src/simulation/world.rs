@@ -85,10 +85,6 @@ impl SimFlight {
         self.a.first_chunk..self.a.first_chunk + self.a.chunk_count
     }
     /// Of which it has a part.
-    pub fn begun_chunk(&self) -> Option<ChunkIndex> {
-        let chunk = self.brought().end;
-        (!self.bytes.is_multiple_of(CHUNK) && self.chunks().contains(&chunk)).then_some(chunk)
-    }
     /// Chunks it has brought.
     pub fn brought(&self) -> Range<ChunkIndex> {
         let done = u32::try_from(self.bytes / CHUNK)

@@ -114,7 +114,6 @@ fn what_a_stopped_fetch_has_brought_is_not_asked_for_until_it_ends() {
     let effects = bench.apply(Event::FetchCancelled {
         edge: EdgeId(0),
         assignment: fetch.id,
-        begun: Vec::new(),
     });
     let mut given = of_chunk(&effects, 0);
     given.extend(of_chunk(&bench.after(100), 0));

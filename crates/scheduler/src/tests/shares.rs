@@ -98,7 +98,6 @@ fn jobs_go_on_while_lookaheads_take_all_there_is() {
             effects.extend(bench.apply(Event::FetchCancelled {
                 edge: EdgeId(0),
                 assignment: id,
-                begun: Vec::new(),
             }));
         }
         open.extend(assigned(&effects));
@@ -119,7 +118,6 @@ fn jobs_go_on_while_lookaheads_take_all_there_is() {
                 open.extend(assigned(&bench.apply(Event::FetchCancelled {
                     edge: EdgeId(0),
                     assignment: id,
-                    begun: Vec::new(),
                 })));
             }
         }
