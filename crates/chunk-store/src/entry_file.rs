@@ -1,9 +1,11 @@
 //! An entry: its description, which chunks are present, its sparse file.
 
+mod on_disk;
+mod replay;
+
 use std::{
     collections::BTreeMap,
     io,
-    path::{Path, PathBuf},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -259,7 +261,7 @@ impl EntryFile {
         match error.kind() {
             io::ErrorKind::FileTooLarge => error.into(),
             io::ErrorKind::StorageFull if self.shared.space.lacks_files() => {
-                StoreError::NoSpace("the file system has no more files".into())
+                self.shared.space.refuse_file()
             }
             _ => {
                 self.shared.health.degrade("writing a chunk", &error);
@@ -512,84 +514,6 @@ impl EntryFile {
         self.asked.swap(false, Ordering::Relaxed)
     }
 
-    pub(super) fn naming(&self) -> FileNaming {
-        self.naming
-    }
-
-    pub(super) fn path(&self) -> PathBuf {
-        file_path(&self.id, self.number, self.naming)
-    }
-
-    /// Nothing is in it. `emptying` is held: nothing will be meanwhile.
-    pub(super) fn remove_file(&self) -> io::Result<()> {
-        let _not_opened_meanwhile = self.opening.lock();
-        self.open.store(None);
-        self.linked.store(false, Ordering::Release);
-        match self.shared.disk.remove_file(&self.path()) {
-            Err(error) if !is_absent(&error) => Err(error),
-            _ => Ok(()),
-        }
-    }
-
-    /// The open file, opened and perhaps made. To read it is possible also where the file system
-    /// takes no writes; who writes then opens it anew, as soon as that succeeds.
-    pub(super) fn open_file(&self, open: Open) -> io::Result<Arc<OpenFile>> {
-        let at_hand = || {
-            let file = self.open.load_full();
-            file.filter(|file| file.is_writable || open == Open::Reading)
-        };
-        if let Some(file) = at_hand() {
-            file.touch();
-            return Ok(file);
-        }
-        let opening = self.opening.lock();
-        if let Some(file) = at_hand() {
-            return Ok(file);
-        }
-        let path = self.path();
-        let disk = &self.shared.disk;
-        let first = match open {
-            Open::Reading | Open::CreateOrExisting => Open::Existing,
-            other => other,
-        };
-        let (file, is_writable) = match (disk.open(&path, first), open) {
-            (Err(error), Open::Reading) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-                (disk.open(&path, Open::Reading)?, false)
-            }
-            (Err(error), Open::CreateOrExisting) if error.kind() == io::ErrorKind::NotFound => {
-                (self.make_file(&path)?, true)
-            }
-            (opened, _) => (opened?, true),
-        };
-        // Never cut: a reader may send from it.
-        if is_writable && file.len()? < self.geometry.size() {
-            file.set_len(self.geometry.size())?;
-        }
-        let file = Arc::new(OpenFile::new(file, is_writable));
-        let was_open = self.open.swap(Some(file.clone())).is_some();
-        drop(opening);
-        if !was_open {
-            self.shared.files.admit(self.me.clone());
-        }
-        Ok(file)
-    }
-
-    fn make_file(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let disk = &*self.shared.disk;
-        if let Some(file) = self.shared.spares.take(disk, path) {
-            return Ok(file);
-        }
-        if let Some(parent) = path.parent() {
-            disk.create_dir(parent)?;
-        }
-        disk.open(path, Open::CreateOrExisting)
-    }
-
-    /// Directories whose sync makes the file's name durable, the nearer first.
-    pub(super) fn parents(&self) -> Vec<PathBuf> {
-        self.path().ancestors().skip(1).map(PathBuf::from).collect()
-    }
-
     /// Its sync and its record succeeded. False: it was withdrawn meanwhile.
     pub(super) fn mark_durable(&self, chunk: ChunkIndex) -> bool {
         // Under the digest's lock, as the withdrawal is: the digest then follows the flag.
@@ -633,39 +557,6 @@ impl EntryFile {
         self.shared.space.release_chunk(bytes);
         self.blocks.lock().remove(&chunk);
     }
-
-    pub(super) fn restore_pinned(&self, pinned: bool) {
-        self.pinned.store(pinned, Ordering::Release);
-    }
-
-    pub(super) fn restore(&self, chunk: ChunkIndex, checksum: u64) {
-        if chunk >= self.geometry.chunk_count() {
-            return;
-        }
-        // A record may come again with another checksum (withdrawn while the journal was broken,
-        // then fetched again).
-        self.restore_removed(chunk);
-        if self.table.restore(chunk, checksum) {
-            let bytes = self.geometry.chunk_len(chunk);
-            self.disk_bytes.fetch_add(bytes, Ordering::AcqRel);
-            self.shared.space.add_chunk(bytes);
-            self.mark_durable(chunk);
-        }
-    }
-
-    pub(super) fn restore_removed(&self, chunk: ChunkIndex) {
-        if self.withdraw(chunk) {
-            self.table.mark_empty(chunk);
-            self.release(chunk);
-        }
-    }
-
-    pub(super) fn restore_all_removed(&self) {
-        let chunks: Vec<_> = self.table.select(ChunkState::is_present).collect();
-        chunks
-            .into_iter()
-            .for_each(|chunk| self.restore_removed(chunk));
-    }
 }
 
 impl Drop for EntryFile {
@@ -678,21 +569,6 @@ impl Drop for EntryFile {
             self.shared.reaper.unlink(self.path(), bytes);
         }
     }
-}
-
-/// Two levels, because directories of 10^5 names are slow to list on some file systems.
-pub(super) fn file_path(id: &EntryId, number: EntryNumber, naming: FileNaming) -> PathBuf {
-    let name = id.to_string();
-    let number = match naming {
-        FileNaming::Id => String::new(),
-        FileNaming::IdAndNumber => format!(".{number}"),
-    };
-    PathBuf::from(format!(
-        "{}/{}/{name}{number}.{}",
-        super::ENTRIES_DIR,
-        &name[..2],
-        super::CHUNKS_SUFFIX
-    ))
 }
 
 /// Keeps a chunk from being punched while held.

@@ -46,6 +46,8 @@ struct Refusals {
 
 pub struct Space {
     refusals: Mutex<Option<Refusals>>,
+    /// Since when no file could be made, while that goes on.
+    no_files: Mutex<Option<Refusals>>,
     disk: Arc<dyn Disk>,
     max_bytes: Option<u64>,
     min_free: MinFree,
@@ -65,6 +67,7 @@ impl Space {
     pub fn new(disk: Arc<dyn Disk>, max_bytes: Option<u64>, min_free: MinFree) -> Self {
         Self {
             refusals: Mutex::default(),
+            no_files: Mutex::default(),
             disk,
             max_bytes,
             min_free,
@@ -135,18 +138,21 @@ impl Space {
     }
 
     fn refused(&self, now: Instant) {
-        let mut refusals = self.refusals.lock();
-        let went_on = refusals.filter(|it| now.duration_since(it.last) < SHORTAGE_OVER);
-        let first = went_on.map_or(now, |it| it.first);
-        *refusals = Some(Refusals { first, last: now });
+        note_refusal(&self.refusals, now);
+    }
+
+    /// A file could not be made: there are as many as the file system has.
+    pub fn refuse_file(&self) -> StoreError {
+        note_refusal(&self.no_files, Instant::now());
+        StoreError::NoSpace(NO_FILES.into())
     }
 
     /// Why nothing can be kept, while that goes on: eviction does not make room, or can not.
     pub fn shortage(&self, now: Instant) -> Option<String> {
-        let Refusals { first, last } = (*self.refusals.lock())?;
-        let goes_on = now.saturating_duration_since(last) < SHORTAGE_OVER
-            && last.duration_since(first) >= SHORTAGE_AFTER;
-        goes_on.then(|| format!("no space: {}", self.in_use()))
+        if goes_on(&self.refusals, now) {
+            return Some(format!("no space: {}", self.in_use()));
+        }
+        goes_on(&self.no_files, now).then(|| format!("no space: {NO_FILES}"))
     }
 
     fn try_reserve(&self, bytes: u64) -> bool {
@@ -209,6 +215,22 @@ impl Space {
         };
         max.min((self.chunk_bytes() + space.free_bytes).saturating_sub(min_free))
     }
+}
+
+const NO_FILES: &str = "the file system has no more files";
+
+fn note_refusal(refusals: &Mutex<Option<Refusals>>, now: Instant) {
+    let mut refusals = refusals.lock();
+    let went_on = refusals.filter(|it| now.duration_since(it.last) < SHORTAGE_OVER);
+    let first = went_on.map_or(now, |it| it.first);
+    *refusals = Some(Refusals { first, last: now });
+}
+
+fn goes_on(refusals: &Mutex<Option<Refusals>>, now: Instant) -> bool {
+    refusals.lock().is_some_and(|Refusals { first, last }| {
+        now.saturating_duration_since(last) < SHORTAGE_OVER
+            && last.duration_since(first) >= SHORTAGE_AFTER
+    })
 }
 
 /// Space promised; given back when dropped unused.

@@ -1,5 +1,6 @@
 //! The store on real directories, and on a simulated disk that crashes.
 
+mod bounds;
 mod crash;
 mod degraded;
 mod real;
