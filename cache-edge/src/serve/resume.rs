@@ -54,7 +54,9 @@ impl Announced {
     #[must_use]
     pub fn of(status: StatusCode, headers: &HeaderMap) -> Option<Self> {
         let etag = headers.get(header::ETAG)?;
-        if !validator::is_strong(etag.to_str().ok()?) {
+        // With its quotes: `If-Range` would take another for a date.
+        let text = etag.to_str().ok()?;
+        if !text.starts_with('"') || !validator::is_strong(text) {
             return None;
         }
         let length = answer::content_length(headers);

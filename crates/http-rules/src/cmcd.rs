@@ -507,7 +507,7 @@ mod tests {
                 headers.insert("cmcd-request", value);
             }
             let from_header = Cmcd::from_request(&headers, None);
-            prop_assert_eq!(from_header.as_ref(), from_query(&text).as_ref());
+            prop_assert_eq!(&from_header, &from_query(&text));
             let _ = from_header.unwrap_or_default().prefetch_targets("/films/a/5.m4s");
         }
     }
