@@ -8,6 +8,7 @@ pub mod actor;
 pub mod command;
 pub mod connection;
 pub mod directory;
+mod inventory;
 pub mod loading;
 pub mod plan;
 #[cfg(test)]

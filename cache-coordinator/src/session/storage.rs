@@ -17,20 +17,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 use v1::{session_request::Message as Request, session_response::Message as Response};
 
 use super::{
+    inventory::gather_page,
     plan::Command,
     protocol,
-    reconcile::{self, Difference},
     registry::{End, Live, Reconciliation},
 };
 use crate::{
     db::{
         ChunkSum, DatabaseError,
-        writer::{
-            InventoryItem, Observation, Pending, ReconcileEntries, Reconciled, RemoveChunks,
-            StoreChunks,
-        },
+        writer::{Observation, Pending, RemoveChunks, StoreChunks},
     },
-    metrics::DriftLabel,
     service::{
         Cluster,
         error::ServiceError,
@@ -42,11 +38,6 @@ use crate::{
 
 /// Commits of one session under way.
 const COMMITS_AHEAD: usize = 1024;
-/// Entries in one inventory.
-const MAX_INVENTORY: usize = 1_000_000;
-/// Entries and chunks reconciled in one transaction.
-const PAGE_ENTRIES: usize = 1_000;
-const PAGE_CHUNKS: usize = 8_192;
 /// Entries whose fill is taken up at a time, and the pause until the next: a disk full of begun
 /// entries is filled over hours, and what is not open yet costs nothing.
 const FILL_ENTRIES: u32 = 1000;
@@ -71,14 +62,15 @@ struct Removed {
     evicted: bool,
 }
 
-struct Lane {
-    cluster: Arc<Cluster>,
-    live: Arc<Live>,
+/// The state of one session.
+pub(super) struct Lane {
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) live: Arc<Live>,
     answers: mpsc::Sender<Answer>,
-    digests: HashMap<EntryId, InventoryDigest>,
-    requested: HashSet<EntryId>,
-    is_requested: bool,
-    found: Reconciliation,
+    pub(super) digests: HashMap<EntryId, InventoryDigest>,
+    pub(super) requested: HashSet<EntryId>,
+    pub(super) is_requested: bool,
+    pub(super) found: Reconciliation,
 }
 
 /// Runs until the session's end; what was received by then is still queued.
@@ -266,210 +258,7 @@ impl Lane {
         }
     }
 
-    fn digest(&mut self, digest: &v1::InventoryDigest) -> Result<(), ServiceError> {
-        let entry = parse_id("inventory_digest.entry_id", &digest.entry_id)?;
-        if self.digests.len() >= MAX_INVENTORY {
-            return Err(ServiceError::invalid(
-                "inventory_digest",
-                "too many entries",
-            ));
-        }
-        let digest = InventoryDigest {
-            chunk_count: digest.chunk_count,
-            checksum_xor: digest.checksum_xor,
-        };
-        self.digests.insert(entry, digest);
-        Ok(())
-    }
-
-    /// All digests are here: rows of entries the edge does not have go, what differs is asked for
-    /// in full.
-    async fn compare(&mut self) -> Result<(), ServiceError> {
-        self.barrier().await?;
-        let edge = row_id(self.live.edge);
-        let rows = self.cluster.database.digests(edge).await?;
-        let digests = std::mem::take(&mut self.digests);
-        self.found.chunks_checked = digests.values().map(|digest| digest.chunk_count).sum();
-        let Difference { gone, differing } = reconcile::compare(&digests, &rows);
-        self.drop_rows(gone).await?;
-        self.requested = differing.iter().copied().collect();
-        self.is_requested = true;
-        let request = v1::InventoryRequest {
-            entry_ids: differing.iter().map(EntryId::to_string).collect(),
-        };
-        self.live
-            .outbox
-            .send(Response::InventoryRequest(request))
-            .await;
-        Ok(())
-    }
-
-    /// Entries in full: the rows are made equal to what the edge can prove.
-    async fn inventory(&mut self, page: Vec<v1::InventoryEntry>) -> Result<(), ServiceError> {
-        let mut items: Vec<InventoryItem> = Vec::with_capacity(page.len());
-        let mut bindings = HashMap::new();
-        for inventory in page {
-            let entry = inventory.entry.ok_or_else(|| {
-                ServiceError::invalid("inventory_entry.entry", "expected an entry")
-            })?;
-            let id = parse_id("inventory_entry.entry.id", &entry.id)?;
-            if !self.requested.remove(&id) {
-                return Err(ServiceError::invalid(
-                    "inventory_entry",
-                    "was not requested",
-                ));
-            }
-            let freshness = inventory.freshness.unwrap_or_default();
-            // One that can not be recorded is dropped with all its chunks.
-            let adopt = observe::admit(
-                &self.cluster,
-                &entry,
-                freshness.clone(),
-                Observation::Replayed,
-            )
-            .ok();
-            let binding = v1::KeyBinding {
-                entry: Some(entry),
-                freshness: Some(freshness),
-            };
-            bindings.insert(id, binding);
-            items.push(InventoryItem {
-                id,
-                adopt,
-                chunks: inventory.chunks.iter().map(ChunkSum::from).collect(),
-            });
-        }
-        let kept: Vec<(EntryId, Vec<ChunkIndex>)> = items
-            .iter()
-            .map(|item| {
-                let chunks = item.chunks.iter().map(|chunk| chunk.index).collect();
-                (item.id, chunks)
-            })
-            .collect();
-        let answers = self.reconcile(items).await?;
-        for ((id, chunks), answer) in kept.into_iter().zip(answers) {
-            let binding = bindings.remove(&id).unwrap_or_default();
-            self.reconciled(id, chunks, answer, binding).await?;
-        }
-        Ok(())
-    }
-
-    /// One entry's rows and bytes agree: the plan and the edge are told.
-    async fn reconciled(
-        &mut self,
-        id: EntryId,
-        mut chunks: Vec<ChunkIndex>,
-        answer: Reconciled,
-        binding: v1::KeyBinding,
-    ) -> Result<(), ServiceError> {
-        let edge = self.live.edge;
-        self.drift(answer.rows_deleted, answer.rows_written);
-        if let Some(error) = &answer.refused {
-            tracing::info!(edge = %self.live.name, entry = %id, %error, "an entry is refused");
-            let key = binding.entry.as_ref().and_then(|entry| entry.key.clone());
-            refuse_entry(&self.cluster, &self.live, id.to_string(), key);
-        } else {
-            let key = binding.entry.as_ref().and_then(|entry| entry.key.clone());
-            if let (Some(observed), Some(key)) = (&answer.observed, key) {
-                observe::announce(&self.cluster, Some(edge), (id, &key), observed, binding).await?;
-            }
-            let dropped: HashSet<ChunkIndex> = answer.dropped.iter().copied().collect();
-            chunks.retain(|index| !dropped.contains(index));
-            self.forget_holding(id).await?;
-            let held = Command::Held {
-                edge,
-                entry: id,
-                chunks,
-            };
-            self.cluster.plan.tell(held).await?;
-        }
-        let verdict = v1::InventoryVerdict {
-            entry_id: id.to_string(),
-            drop: answer.dropped,
-        };
-        self.live
-            .outbox
-            .send(Response::InventoryVerdict(verdict))
-            .await;
-        Ok(())
-    }
-
-    async fn forget_holding(&self, entry: EntryId) -> Result<(), ServiceError> {
-        let dropped = Command::Dropped {
-            edge: self.live.edge,
-            entry,
-            chunks: None,
-        };
-        Ok(self.cluster.plan.tell(dropped).await?)
-    }
-
-    /// The edge has nothing of these: their rows go.
-    async fn drop_rows(&mut self, entries: Vec<EntryId>) -> Result<(), ServiceError> {
-        for page in entries.chunks(PAGE_ENTRIES) {
-            let items = page
-                .iter()
-                .map(|entry| InventoryItem {
-                    id: *entry,
-                    adopt: None,
-                    chunks: Vec::new(),
-                })
-                .collect();
-            let answers = self.reconcile(items).await?;
-            for (entry, answer) in page.iter().zip(answers) {
-                self.drift(answer.rows_deleted, 0);
-                self.forget_holding(*entry).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn reconcile(
-        &self,
-        entries: Vec<InventoryItem>,
-    ) -> Result<Vec<Reconciled>, ServiceError> {
-        let page = ReconcileEntries {
-            edge: row_id(self.live.edge),
-            epoch: self.live.epoch,
-            entries,
-        };
-        Ok(self.cluster.writer.reconcile(page).await?)
-    }
-
-    fn drift(&mut self, rows_without_bytes: u64, bytes_without_rows: u64) {
-        self.found.rows_without_bytes += rows_without_bytes;
-        self.found.bytes_without_rows += bytes_without_rows;
-        let count = |kind, by| {
-            let family = &self.cluster.metrics.drift_chunks;
-            family.get_or_create(&DriftLabel { kind }).inc_by(by);
-        };
-        count("rows_without_bytes", rows_without_bytes);
-        count("bytes_without_rows", bytes_without_rows);
-    }
-
-    /// Rows and disk agree from here on.
-    async fn ready(&mut self) -> Result<(), ServiceError> {
-        // What was asked for and did not come is no longer there.
-        let absent = std::mem::take(&mut self.requested).into_iter().collect();
-        self.drop_rows(absent).await?;
-        let revision = self.cluster.database.latest_revision().await?;
-        self.live.reconciled.send_replace(Some(self.found));
-        self.live
-            .outbox
-            .send(Response::Ready(v1::Ready { revision }))
-            .await;
-        tracing::info!(
-            edge = %self.live.name,
-            chunks = self.found.chunks_checked,
-            rows_without_bytes = self.found.rows_without_bytes,
-            bytes_without_rows = self.found.bytes_without_rows,
-            "edge is reconciled"
-        );
-        let fill = take_up_fill(Arc::clone(&self.cluster), Arc::clone(&self.live));
-        self.cluster.tasks.spawn(fill);
-        Ok(())
-    }
-
-    async fn barrier(&self) -> Result<(), ServiceError> {
+    pub(super) async fn barrier(&self) -> Result<(), ServiceError> {
         let (done, passed) = oneshot::channel();
         self.promise(Answer::Barrier(done)).await?;
         passed.await.map_err(|_| ServiceError::ShuttingDown)
@@ -513,26 +302,6 @@ pub async fn take_up_fill(cluster: Arc<Cluster>, live: Arc<Live>) {
             () = cluster.shutdown.cancelled() => return,
         }
     }
-}
-
-/// The entries that have arrived, and what came behind them.
-fn gather_page(
-    first: v1::InventoryEntry,
-    queue: &mut mpsc::Receiver<Request>,
-) -> (Vec<v1::InventoryEntry>, Option<Request>) {
-    let mut chunks = first.chunks.len();
-    let mut page = vec![first];
-    while page.len() < PAGE_ENTRIES && chunks < PAGE_CHUNKS {
-        match queue.try_recv() {
-            Ok(Request::InventoryEntry(entry)) => {
-                chunks += entry.chunks.len();
-                page.push(entry);
-            }
-            Ok(other) => return (page, Some(other)),
-            Err(_) => break,
-        }
-    }
-    (page, None)
 }
 
 /// What is wrong with one entry alone: the edge forgets it, and the session goes on.
@@ -639,7 +408,7 @@ async fn answer(
 }
 
 /// The edge has an entry that can not be: it forgets it, bytes and all.
-fn refuse_entry(cluster: &Cluster, live: &Live, id: String, key: Option<v1::Key>) {
+pub(super) fn refuse_entry(cluster: &Cluster, live: &Live, id: String, key: Option<v1::Key>) {
     live.outbox.post(Response::Invalidate(v1::Invalidate {
         sequence: cluster.registry.next_sequence(),
         keys: key.into_iter().collect(),
@@ -648,7 +417,7 @@ fn refuse_entry(cluster: &Cluster, live: &Live, id: String, key: Option<v1::Key>
     }));
 }
 
-fn parse_id(field: &str, id: &str) -> Result<EntryId, ServiceError> {
+pub(super) fn parse_id(field: &str, id: &str) -> Result<EntryId, ServiceError> {
     id.parse()
         .map_err(|_| ServiceError::invalid(field, "expected a UUID"))
 }
