@@ -193,7 +193,7 @@ impl Bindings {
     /// Keys whose entry is known.
     #[must_use]
     pub fn key_count(&self) -> usize {
-        self.bound.read().len()
+        self.bound.read().by_id.len()
     }
 
     /// To be read before a look-up: while it stays the same, so does what was found.

@@ -81,7 +81,6 @@ impl Downloads {
                 deadline_in_ms: u32::MAX,
                 start_at: stopped.file.geometry().chunk_range(chunk).start,
                 peer: None,
-                max_rate: 0,
                 reader: 0,
                 file: stopped.file.clone(),
             };
