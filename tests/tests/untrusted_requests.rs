@@ -507,12 +507,12 @@ fn cors_limits_and_signatures_are_options() {
             .find(|line: &serde_json::Value| line["status"] == 200)
     });
     for (field, value) in [
-        ("source", "media".into()),
+        ("source", serde_json::Value::from("media")),
         ("client", "127.0.0.1".into()),
         ("bytes", (10 * KIB).into()),
         ("complete", true.into()),
     ] {
-        assert_eq!(line[field], serde_json::Value::from(value), "{line}");
+        assert_eq!(line[field], value, "{line}");
     }
     let other = Call::get(&signed)
         .header("Origin", "https://other.example")

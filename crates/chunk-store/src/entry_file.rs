@@ -24,9 +24,8 @@ use parking_lot::Mutex;
 use super::{
     Reservation, StoreError,
     commit::Finished,
-    disk::{DiskFile, Open},
+    disk::Open,
     open_files::{OpenFile, StoredFile},
-    removal::is_absent,
     residency,
     shared::Shared,
     verify::{self, Block},

@@ -323,7 +323,6 @@ fn background_work_gives_way_to_what_an_edge_asks() {
         let effects = cluster.apply(Event::FetchCancelled {
             edge: EdgeId(1),
             assignment,
-            begun: Vec::new(),
         });
         assert_eq!(assigned(&effects), [], "what comes free is granted");
     }
