@@ -132,7 +132,7 @@ impl EdgeObjects {
             flights: parts.flights.clone(),
             demand: parts.demand.clone(),
             direct: parts.direct.clone(),
-            chunk_wait_timeout: parts.chunk_wait_timeout,
+            chunk_wait_timeout: self.patience(bound),
         };
         let age_seconds = freshness::age_seconds(&bound.freshness, now_ms());
         let standing = seen.filter(|_| freshness == Freshness::Fresh).map(|seen| {
@@ -153,6 +153,16 @@ impl EdgeObjects {
         }))
     }
 
+    /// How long a reader waits for a byte.
+    fn patience(&self, bound: &Bound) -> Duration {
+        let parts = self.parts();
+        let key = bound.entry.key.as_ref();
+        let source = key.and_then(|key| parts.catalogue.get(&key.source));
+        source.map_or(parts.chunk_wait_timeout, |source| {
+            source.patience(parts.chunk_wait_timeout)
+        })
+    }
+
     async fn by_key(
         &self,
         request: &ObjectRequest,
@@ -164,6 +174,7 @@ impl EdgeObjects {
             .catalogue
             .get(&key.source)
             .ok_or_else(|| ServeError::UnknownSource(key.source.clone()))?;
+        let key = source.key(key);
         let credentials = source.config.forward_credentials
             && (request.headers.contains_key(http::header::AUTHORIZATION)
                 || request.headers.contains_key(http::header::COOKIE));
@@ -271,7 +282,7 @@ impl EdgeObjects {
         match asked {
             Ok(found) => Ok(found),
             Err(error)
-                if freshness::usable_on_error(&bound.freshness, &source.policy(), now)
+                if freshness::usable_on_error(&bound.freshness, &source.policy(&key.path), now)
                     && self.is_bound(key, &bound) =>
             {
                 tracing::debug!(%error, "served stale");
@@ -447,6 +458,9 @@ impl Objects for EdgeObjects {
         &self,
         request: &ObjectRequest,
     ) -> Result<Resolution<ReaderFactory>, ServeError> {
+        if self.parts().client.sees_loop(&request.headers) {
+            return Err(ServeError::Loop);
+        }
         match request.name.clone() {
             ObjectName::Key {
                 source,

@@ -77,7 +77,7 @@ where
     if let Ok(ended) = tokio::time::timeout(SECOND_AFTER, first.as_mut()).await {
         return ended;
     }
-    if source.config.max_connections == 1 {
+    if source.config.max_connections == 1 || source.may_think() {
         return first.await;
     }
     let mut second = std::pin::pin!(attempt());

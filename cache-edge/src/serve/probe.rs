@@ -177,7 +177,14 @@ async fn attempt(
         StatusCode::PROXY_AUTHENTICATION_REQUIRED => Err(OriginError::Protocol(
             "it asks for credentials as a proxy does".into(),
         )),
+        status if pass_through::is_redirect(status) => {
+            Ok(Next::Found(Found::Unstorable("redirect")))
+        }
         status if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => {
+            // The origin that is asked first may have it.
+            if let Some(error) = response.passed_over() {
+                return Err(error.clone());
+            }
             match answer::status_error(status, &response.headers, now_ms()).into() {
                 OriginError::Refused { status } => {
                     Ok(Next::Found(refused(objects, source, key, since, status)?))
@@ -207,7 +214,7 @@ pub(super) fn refused(
     if matches!(status, 404 | 410) {
         let parts = objects.parts();
         let until_ms =
-            now_ms() + i64::from(freshness::negative_ttl_seconds(&source.policy())) * 1000;
+            now_ms() + i64::from(freshness::negative_ttl_seconds(&source.policy(&key.path))) * 1000;
         let remember = || {
             parts.bindings.unbind(key);
             parts.bindings.set_negative(key, status, until_ms);
@@ -365,7 +372,7 @@ pub(super) fn register<'a>(
         created_at_ms: now,
         pinned: false,
     };
-    let fresh = freshness::freshness(&facts, &source.policy(), now);
+    let fresh = freshness::freshness(&facts, &source.policy(&key.path), now);
     let take_in = || {
         parts.announce.observed(&entry, &fresh);
         if let Some(file) = parts.store.entry(&id) {

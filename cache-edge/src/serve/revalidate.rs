@@ -28,16 +28,17 @@ pub async fn revalidate(
 ) -> Result<Found, ServeError> {
     let asking = || ask(objects, source, key, forwarded, &bound);
     let counters = &objects.parts().downloads.fetcher().counters;
-    let result = if freshness::usable_on_error(&bound.freshness, &source.policy(), now_ms()) {
-        let asked = tokio::time::timeout(PATIENCE_WITH_STALE, patience::believed(asking)).await;
-        let asked = asked.unwrap_or(Err(OriginError::Stalled(PATIENCE_WITH_STALE)));
-        if let Err(error) = &asked {
-            patience::count(counters, error);
-        }
-        asked
-    } else {
-        patience::ask(source, counters, asking).await
-    };
+    let result =
+        if freshness::usable_on_error(&bound.freshness, &source.policy(&key.path), now_ms()) {
+            let asked = tokio::time::timeout(PATIENCE_WITH_STALE, patience::believed(asking)).await;
+            let asked = asked.unwrap_or(Err(OriginError::Stalled(PATIENCE_WITH_STALE)));
+            if let Err(error) = &asked {
+                patience::count(counters, error);
+            }
+            asked
+        } else {
+            patience::ask(source, counters, asking).await
+        };
     result.map_err(|error| pass_through::serve_error(&error))
 }
 
@@ -88,6 +89,10 @@ async fn ask(
             {
                 return refreshed(objects, source, bound, since, &response);
             }
+            // Another origin's version says nothing of what the first one has.
+            if let Some(error) = response.passed_over() {
+                return Err(error.clone());
+            }
             // Readers of the old entry finish on what of it is here.
             if let Some(file) = objects.parts().store.entry(&bound.id) {
                 objects.parts().flights.of(&file).set_changed();
@@ -110,7 +115,11 @@ async fn ask(
                 Err(why) => Ok(Found::Unstorable(why)),
             }
         }
+        status if pass_through::is_redirect(status) => Ok(Found::Unstorable("redirect")),
         status if matches!(status.as_u16(), 404 | 410) => {
+            if let Some(error) = response.passed_over() {
+                return Err(error.clone());
+            }
             refused(objects, source, key, since, status.as_u16())
         }
         status => Err(answer::status_error(status, &response.headers, now_ms()).into()),
@@ -140,7 +149,8 @@ fn refreshed(
         facts.vary.clone_from(&bound.freshness.vary);
     }
     debug_assert!(validator::is_strong(&bound.entry.etag) || !bound.entry.last_modified.is_empty());
-    let fresh = freshness::freshness(&facts, &source.policy(), now_ms());
+    let path = bound.entry.key.as_ref().map_or("", |key| &key.path);
+    let fresh = freshness::freshness(&facts, &source.policy(path), now_ms());
     let take_in = || {
         parts.announce.observed(&bound.entry, &fresh);
         if let Some(file) = parts.store.entry(&bound.id) {
