@@ -69,7 +69,10 @@ impl Lane {
     }
 
     /// Entries in full: the rows are made equal to what the edge can prove.
-    pub(super) async fn inventory(&mut self, page: Vec<v1::InventoryEntry>) -> Result<(), ServiceError> {
+    pub(super) async fn inventory(
+        &mut self,
+        page: Vec<v1::InventoryEntry>,
+    ) -> Result<(), ServiceError> {
         let mut items: Vec<InventoryItem> = Vec::with_capacity(page.len());
         let mut bindings = HashMap::new();
         for inventory in page {
