@@ -39,8 +39,8 @@ use crate::{
     options::Options,
     serve::{Bindings, EdgeObjects, Parts, peer_handler::Peers},
     upstream::{
-        Catalogue, Client, Downloads, counters::Counters, direct::Direct, peer::PeerKeys,
-        reloading::PeerClient, run::Fetcher,
+        Catalogue, Client, Downloads, counters::Counters, direct::Direct, loops::LoopMarks,
+        peer::PeerKeys, reloading::PeerClient, run::Fetcher,
     },
     worker_pool::{WorkerPool, Workers},
 };
@@ -100,7 +100,9 @@ impl Edge {
             tls::client(ClientFiles::default()).context("trusting the system's authorities")?;
         let peer_tls =
             tls::client(options.coordinator_tls()).context("TLS toward coordinators and peers")?;
-        let client = Client::new((*origin_tls.current()).clone());
+        let marks = LoopMarks::new(&store.store_id().to_string(), &options.name)
+            .context("--name can not be sent to origins")?;
+        let client = Client::toward_origins((*origin_tls.current()).clone(), marks);
         let fetcher = Arc::new(Fetcher {
             client: client.clone(),
             peer_client: PeerClient::new(peer_tls, PEER_STALL),

@@ -233,9 +233,10 @@ async fn redirects_stay_inside_the_source() {
     edge.get("/films/moved", Some("bytes=0-9"))
         .await
         .assert_bytes(206, &content(1, 0..10));
-    for path in ["/films/out", "/films/far", "/films/loop"] {
-        assert_eq!(edge.get(path, None).await.status, 502, "{path}");
+    for path in ["/films/out", "/films/far"] {
+        assert_eq!(edge.get(path, None).await.status, 302, "{path}");
     }
+    assert_eq!(edge.get("/films/loop", None).await.status, 502);
     edge.stop().await;
 }
 

@@ -332,13 +332,15 @@ fn redirects_reach_nothing_beside_the_source() {
         cluster.put("/loop", redirecting("/loop"));
         let target = cluster.put(&format!("/r{number}"), redirecting(&to));
         let answer = Call::get(&target).send(cluster.edge().http);
-        assert_eq!(answer.status, 502, "{to}: {}", answer.text());
-        assert!(
-            answer
-                .header("cache-status")
-                .unwrap()
-                .contains("bad-origin")
-        );
+        let (status, why) = match to.as_str() {
+            "/loop" | "" => (502, "bad-origin"),
+            // The same place with TLS, which is not there.
+            to if to.starts_with("https:") => (504, "origin-unreachable"),
+            _ => (302, "redirect"),
+        };
+        assert_eq!(answer.status, status, "{to}: {}", answer.text());
+        let told = answer.header("cache-status").unwrap();
+        assert!(told.contains(why), "{to}: {told}");
         assert!(!answer.text().contains("127.0.0.1"), "{}", answer.text());
     }
     assert!(elsewhere.all_hits().is_empty());
@@ -396,8 +398,13 @@ fn no_form_of_a_redirect_leaves_its_source() {
     ];
     for (number, to) in leaving.iter().enumerate() {
         let answer = ask(number, to);
-        // The last leads to itself.
-        assert_eq!(answer.status, 502, "{to}: {}", answer.text());
+        // No URL; and the last leads to itself. All others are the client's matter.
+        let status = if to.contains("%2finside/x") || to.starts_with('?') {
+            502
+        } else {
+            302
+        };
+        assert_eq!(answer.status, status, "{to}: {}", answer.text());
     }
     // Names below the source, however odd, and decoded by nobody on the way.
     for (number, path) in [

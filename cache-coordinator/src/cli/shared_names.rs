@@ -33,7 +33,9 @@ pub fn resolve(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let behind = |places: &[usize]| -> Vec<usize> {
         places.iter().copied().filter(|&at| at > verb).collect()
     };
+    let is_named = !given("--s3-endpoint").is_empty();
     let of_source = match behind(&endpoints).as_slice() {
+        _ if is_named => None,
         [only] if is_bucket => Some(*only),
         [first, _, ..] => Some(*first),
         _ => None,

@@ -186,14 +186,10 @@ fn keys() -> Vec<Arg> {
             "sort-query",
             "Query parameters in another order name the same object",
         ),
-        switch(
-            "forward-ignored-query",
-            "Send what does not name the object to the origins all the same",
-        ),
         option(
             "presigned",
             "HOW",
-            "Whoever has another signature is given what is cached (trust-cache), or the origin is asked about each signature once (ask) [default: ask]",
+            "With --ignore-query presigned: whoever has another signature or none is given what is cached (trust-cache), or each signature names an object of its own (ask) [default: ask]",
         )
         .value_parser(["ask", "trust-cache"]),
         switch(
@@ -344,11 +340,6 @@ fn apply_keys(arguments: &ArgMatches, source: &mut Source) {
     set_list(arguments, "only-query", &mut keys.only_query);
     set_list(arguments, "keep-query", &mut keys.keep_query);
     set(arguments, "sort-query", &mut keys.sort_query);
-    set(
-        arguments,
-        "forward-ignored-query",
-        &mut keys.forward_ignored,
-    );
     if let Some(how) = arguments.get_one::<String>("presigned") {
         keys.trust_cache = how == "trust-cache";
     }

@@ -92,6 +92,7 @@ impl From<&ServeError> for Problem {
                 StatusCode::GATEWAY_TIMEOUT
             }
             ServeError::BadOrigin(_) => StatusCode::BAD_GATEWAY,
+            ServeError::Loop => StatusCode::LOOP_DETECTED,
             ServeError::OriginBusy { .. } | ServeError::Overloaded(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -102,6 +103,7 @@ impl From<&ServeError> for Problem {
             ServeError::UnknownSource(_) | ServeError::UnknownEntry(_) => problem,
             ServeError::OnlyIfCached => problem.cache_status(Forward::Not, "only-if-cached"),
             ServeError::BadOrigin(_) => problem.cache_status(Forward::Miss, "bad-origin"),
+            ServeError::Loop => problem.cache_status(Forward::Miss, "loop"),
             ServeError::OriginUnreachable(_) => {
                 problem.cache_status(Forward::Miss, "origin-unreachable")
             }

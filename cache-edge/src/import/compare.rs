@@ -1,6 +1,6 @@
 //! Is a file what the origin has? Each question is bound to the version the entry is made of.
 
-use std::{fs::File, os::unix::fs::FileExt as _};
+use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc};
 
 use chunkcache_proto::{ByteRange, v1};
 
@@ -24,7 +24,7 @@ const SAMPLE_BYTES: u64 = 64 << 10;
 pub(super) struct Comparison<'a> {
     check: Check,
     client: &'a Client,
-    source: &'a Source,
+    source: &'a Arc<Source>,
     entry: &'a v1::Entry,
     whole: Option<Stream>,
 }
@@ -39,7 +39,7 @@ impl<'a> Comparison<'a> {
     pub(super) fn new(
         check: Check,
         edge: &'a Edge,
-        source: &'a Source,
+        source: &'a Arc<Source>,
         entry: &'a v1::Entry,
     ) -> Self {
         Self {

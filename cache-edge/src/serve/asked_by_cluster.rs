@@ -33,6 +33,7 @@ impl EdgeObjects {
             .catalogue
             .get(&key.source)
             .ok_or_else(|| ServeError::UnknownSource(key.source.clone()))?;
+        let key = source.key(key);
         let request = ObjectRequest {
             name: ObjectName::Key {
                 source: key.source.clone(),

@@ -24,7 +24,9 @@ use super::{
 use crate::{
     availability::{Announce, DemandRegistry, DirectBytes, Flights, ReaderFactory},
     core::lookahead::MAX_RUN_CHUNKS,
-    upstream::{Catalogue, Client, Downloads, Order, OriginError, Source, run::now_ms},
+    upstream::{
+        Catalogue, Client, Downloads, Order, OriginError, Source, loops::CDN_LOOP, run::now_ms,
+    },
 };
 use chunk_store::{EntryFile, Store};
 use http_rules::freshness::{self, Verdict};
@@ -142,7 +144,7 @@ impl EdgeObjects {
             flights: parts.flights.clone(),
             demand: parts.demand.clone(),
             direct: parts.direct.clone(),
-            chunk_wait_timeout: parts.chunk_wait_timeout,
+            chunk_wait_timeout: self.patience(bound),
         };
         let age_seconds = freshness::age_seconds(&bound.freshness, now_ms());
         let standing = seen.filter(|_| freshness == Freshness::Fresh).map(|seen| {
@@ -164,6 +166,16 @@ impl EdgeObjects {
         }))
     }
 
+    /// How long a reader waits for a byte.
+    fn patience(&self, bound: &Bound) -> Duration {
+        let parts = self.parts();
+        let key = bound.entry.key.as_ref();
+        let source = key.and_then(|key| parts.catalogue.get(&key.source));
+        source.map_or(parts.chunk_wait_timeout, |source| {
+            source.patience(parts.chunk_wait_timeout)
+        })
+    }
+
     async fn by_key(
         &self,
         request: &ObjectRequest,
@@ -175,6 +187,7 @@ impl EdgeObjects {
             .catalogue
             .get(&key.source)
             .ok_or_else(|| ServeError::UnknownSource(key.source.clone()))?;
+        let key = source.key(key);
         let credentials = source.config.forward_credentials
             && (request.headers.contains_key(http::header::AUTHORIZATION)
                 || request.headers.contains_key(http::header::COOKIE));
@@ -281,7 +294,7 @@ impl EdgeObjects {
             Verdict::Stale if request.only_if_cached => return Err(ServeError::OnlyIfCached),
             Verdict::Stale => {}
         }
-        if freshness::usable_on_error(&bound.freshness, &source.policy(), now)
+        if freshness::usable_on_error(&bound.freshness, &source.policy(&key.path), now)
             && let Some(advice) = self.advice(source, key, now)
         {
             if advice == Advice::ServeStaleAndAsk {
@@ -296,7 +309,7 @@ impl EdgeObjects {
         match asked {
             Ok(found) => Ok(found),
             Err(error)
-                if freshness::usable_on_error(&bound.freshness, &source.policy(), now)
+                if freshness::usable_on_error(&bound.freshness, &source.policy(&key.path), now)
                     && self.is_bound(key, &bound) =>
             {
                 tracing::debug!(%error, "served stale");
@@ -514,7 +527,8 @@ impl EdgeObjects {
 
 pub(super) fn question_id(key: &v1::Key, selecting: &HeaderMap) -> String {
     let mut id = key_id(key);
-    for (name, value) in selecting {
+    // Which way a request came selects nothing.
+    for (name, value) in selecting.iter().filter(|(name, _)| *name != CDN_LOOP) {
         id.push('\0');
         id.push_str(name.as_str());
         id.push('=');
@@ -535,6 +549,9 @@ impl Objects for EdgeObjects {
         &self,
         request: &ObjectRequest,
     ) -> Result<Resolution<ReaderFactory>, ServeError> {
+        if self.parts().client.sees_loop(&request.headers) {
+            return Err(ServeError::Loop);
+        }
         match request.name.clone() {
             ObjectName::Key {
                 source,

@@ -20,7 +20,9 @@ use super::{
     ports::{ObjectRequest, PassThrough, ReadError, ServeError},
     resume::{Announced, Asking, Body},
 };
-use crate::upstream::{OriginError, RequestClass, Response, Source, answer, run::now_ms};
+use crate::upstream::{
+    OriginError, RequestClass, Response, Source, answer, loops::CDN_LOOP, run::now_ms,
+};
 use chunk_store::EntryFile;
 
 const FRAMES: usize = 8;
@@ -76,6 +78,8 @@ pub fn allowed_headers(source: &Source, client: &HeaderMap) -> HeaderMap {
         copy(client, &mut headers, &header::AUTHORIZATION);
         copy(client, &mut headers, &header::COOKIE);
     }
+    // A loop over several edges is seen by the first of them.
+    copy(client, &mut headers, &CDN_LOOP);
     headers
 }
 
@@ -84,6 +88,12 @@ fn copy(from: &HeaderMap, to: &mut HeaderMap, name: &HeaderName) {
     for value in from.get_all(name) {
         to.append(name.clone(), value.clone());
     }
+}
+
+/// Handed to the client: the source does not allow to follow it.
+#[must_use]
+pub fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
 /// Asks the origin what the client asked. `stored`: what its answer is compared with.
@@ -105,7 +115,7 @@ pub async fn pass_through(
         catalogue: parts.catalogue.clone(),
         url,
         headers,
-        patience: parts.chunk_wait_timeout,
+        patience: source.patience(parts.chunk_wait_timeout),
         counters: parts.downloads.fetcher().counters.clone(),
     };
     let method = if request.head_only {
@@ -228,7 +238,9 @@ async fn ask_once(
         now_ms(),
     ));
     let wait = refusal.retry_after().unwrap_or_default();
-    if response.status.is_server_error() && Instant::now() + wait < until {
+    let may_pass =
+        response.status.is_server_error() && response.status != StatusCode::LOOP_DETECTED;
+    if may_pass && Instant::now() + wait < until {
         return Err(refusal);
     }
     Ok(response)
@@ -293,6 +305,10 @@ impl http_body::Body for ChannelBody {
 pub fn serve_error(error: &OriginError) -> ServeError {
     match error {
         OriginError::Unreachable(text) => ServeError::OriginUnreachable(text.clone()),
+        OriginError::TimedOut(after) => {
+            ServeError::OriginUnreachable(format!("no answer within {after:?}"))
+        }
+        OriginError::Loop => ServeError::Loop,
         OriginError::Stalled(_) => ServeError::OriginUnreachable(error.to_string()),
         OriginError::Busy { retry_after } => ServeError::OriginBusy {
             message: "it answered 429".into(),

@@ -78,7 +78,7 @@ where
         return ended;
     }
     // It may be waiting for a connection, and a second one would wait beside it.
-    if source.config.max_connections > 0 {
+    if source.config.max_connections > 0 || source.may_think() {
         return first.await;
     }
     let mut second = std::pin::pin!(attempt());

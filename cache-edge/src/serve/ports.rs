@@ -215,6 +215,9 @@ pub enum ServeError {
         message: String,
         retry_after: Duration,
     },
+    /// 508
+    #[error("the source leads back to this edge")]
+    Loop,
     /// 503 with Retry-After
     #[error("too much at once: {0}")]
     Overloaded(&'static str),

@@ -184,7 +184,14 @@ async fn attempt(
         StatusCode::PROXY_AUTHENTICATION_REQUIRED => Err(OriginError::Protocol(
             "it asks for credentials as a proxy does".into(),
         )),
+        status if pass_through::is_redirect(status) => {
+            Ok(Next::Found(Found::Unstorable("redirect")))
+        }
         status if is_refusal(status) => {
+            // The origin that is asked first may have it.
+            if let Some(error) = response.passed_over() {
+                return Err(error.clone());
+            }
             let headers = &response.headers;
             let found = refused(objects, source, key, since, status, headers)?;
             Ok(Next::Found(found))
@@ -232,9 +239,9 @@ pub(super) fn refused(
     let ahead_ms = parts.downloads.fetcher().counters.clock_ahead_ms();
     let facts = facts.on_clock_ahead(ahead_ms);
     let is_end = matches!(status, 404 | 410 | 451);
-    let is_explicit = freshness::freshness_of_whole(status, &facts, &source.policy(), now);
+    let is_explicit = freshness::freshness_of_whole(status, &facts, &source.policy(&key.path), now);
     if is_end || is_explicit.is_some() {
-        let lifetime_ms = freshness::negative_lifetime_ms(&facts, &source.policy(), now);
+        let lifetime_ms = freshness::negative_lifetime_ms(&facts, &source.policy(&key.path), now);
         let until_ms = now.saturating_add(lifetime_ms);
         let remember = || {
             if is_end {
@@ -367,7 +374,7 @@ pub(super) fn register<'a>(
             .size
             .is_none_or(|size| size <= MAX_OBJECT_BYTES as u64);
         let in_one = is_small && matches!(why, "no-validator" | "unknown-length");
-        let fresh = freshness::freshness_of_whole(200, &facts, &source.policy(), now);
+        let fresh = freshness::freshness_of_whole(200, &facts, &source.policy(&key.path), now);
         return refuse(if in_one && fresh.is_some() {
             AS_A_WHOLE
         } else {
@@ -408,7 +415,7 @@ pub(super) fn register<'a>(
         created_at_ms: now,
         pinned: false,
     };
-    let mut fresh = freshness::freshness(&facts, &source.policy(), now);
+    let mut fresh = freshness::freshness(&facts, &source.policy(&key.path), now);
     fresh.fields = fields::kept(headers);
     let take_in = || {
         parts.announce.observed(&entry, &fresh);

@@ -32,16 +32,17 @@ pub async fn revalidate(
 ) -> Result<Found, ServeError> {
     let asking = || ask(objects, source, key, forwarded, &bound);
     let counters = &objects.parts().downloads.fetcher().counters;
-    let result = if freshness::usable_on_error(&bound.freshness, &source.policy(), now_ms()) {
-        let asked = tokio::time::timeout(PATIENCE_WITH_STALE, patience::believed(asking)).await;
-        let asked = asked.unwrap_or(Err(OriginError::Stalled(PATIENCE_WITH_STALE)));
-        if let Err(error) = &asked {
-            patience::count(counters, error);
-        }
-        asked
-    } else {
-        patience::ask(source, counters, asking).await
-    };
+    let result =
+        if freshness::usable_on_error(&bound.freshness, &source.policy(&key.path), now_ms()) {
+            let asked = tokio::time::timeout(PATIENCE_WITH_STALE, patience::believed(asking)).await;
+            let asked = asked.unwrap_or(Err(OriginError::Stalled(PATIENCE_WITH_STALE)));
+            if let Err(error) = &asked {
+                patience::count(counters, error);
+            }
+            asked
+        } else {
+            patience::ask(source, counters, asking).await
+        };
     objects.note_health(source, key, result.as_ref().err());
     result.map_err(|error| pass_through::serve_error(&error))
 }
@@ -90,6 +91,9 @@ async fn ask(
             .get(source, url, &headers, RequestClass::Foreground)
             .await?;
     }
+    if pass_through::is_redirect(response.status) {
+        return Ok(Found::Unstorable("redirect"));
+    }
     match judge_revalidation(response.status) {
         Revalidation::Confirmed => refreshed(objects, source, bound, since, &response),
         Revalidation::Object => {
@@ -98,6 +102,10 @@ async fn ask(
                 && described.size == Some(bound.entry.size)
             {
                 return refreshed(objects, source, bound, since, &response);
+            }
+            // Another origin's version says nothing of what the first one has.
+            if let Some(error) = response.passed_over() {
+                return Err(error.clone());
             }
             // Readers of the old entry finish on what of it is here.
             if let Some(file) = objects.parts().store.entry(&bound.id) {
@@ -122,6 +130,10 @@ async fn ask(
             }
         }
         Revalidation::Gone | Revalidation::Refused => {
+            // The origin that is asked first may have it.
+            if let Some(error) = response.passed_over() {
+                return Err(error.clone());
+            }
             let (status, headers) = (response.status, &response.headers);
             refused(objects, source, key, since, status, headers)
         }
@@ -157,7 +169,8 @@ fn refreshed(
         facts.vary.clone_from(&bound.freshness.vary);
     }
     debug_assert!(validator::is_strong(&bound.entry.etag) || !bound.entry.last_modified.is_empty());
-    let mut fresh = freshness::freshness(&facts, &source.policy(), now_ms());
+    let path = bound.entry.key.as_ref().map_or("", |key| &key.path);
+    let mut fresh = freshness::freshness(&facts, &source.policy(path), now_ms());
     fresh.fields = kept;
     let take_in = || {
         parts.announce.observed(&bound.entry, &fresh);

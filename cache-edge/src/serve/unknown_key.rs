@@ -52,7 +52,7 @@ impl EdgeObjects {
                             if self.is_bound(key, &stale)
                                 && freshness::usable_on_error(
                                     &stale.freshness,
-                                    &source.policy(),
+                                    &source.policy(&key.path),
                                     now_ms(),
                                 ) =>
                         {

@@ -148,7 +148,8 @@ impl EdgeObjects {
         let ahead_ms = parts.downloads.fetcher().counters.clock_ahead_ms();
         let facts = origin_answer::facts(headers, &described).on_clock_ahead(ahead_ms);
         let status = passed.status.as_u16();
-        let freshness = freshness::freshness_of_whole(status, &facts, &source.policy(), now)?;
+        let freshness =
+            freshness::freshness_of_whole(status, &facts, &source.policy(&key.path), now)?;
         let mut kept = fields::to_headers(&fields::kept(headers));
         for name in &ALSO_KEPT {
             for value in headers.get_all(name) {

@@ -1,6 +1,6 @@
 //! One request to a source, and its answer's body as bytes that come in time.
 //!
-//! Redirects are followed inside the source only. Connections are kept alive and pooled.
+//! Asked are the source's origins in order; redirects are followed to where the source says.
 
 use std::{
     sync::{
@@ -11,46 +11,42 @@ use std::{
 };
 
 use bytes::Bytes;
-use chunkcache_proto::{ByteRange, Level};
+use chunkcache_proto::{ByteRange, Level, v1};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::{
-    client::legacy::{Client as HyperClient, Error as ClientError, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
+use hyper_util::client::legacy::Error as ClientError;
 use service_kit::telemetry;
 use tracing::Instrument as _;
 use url::Url;
 
 use super::{
-    OriginError, Source,
-    connections::{Connections, Counted, Counting, PermitSlot},
+    OriginError, Source, answer,
+    connections::{Counted, PermitSlot},
+    loops::LoopMarks,
+    origin,
     peer_blocks::BlockDecoder,
     quota::{ConnectionPermit, Quota, RequestClass},
+    redirect::{self, Redirect},
+    run::now_ms,
+    source::OriginSet,
+    transport::{Dialing, Proxy, Transport},
 };
 
 /// Redirects followed for one request.
 const MAX_REDIRECTS: usize = 5;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Without a byte for this long, an origin is taken as stalled.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// Idle connections kept to one host; more would outlast most origins' patience.
-const IDLE_PER_HOST: usize = 8;
-const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
-/// Bytes read from a connection at once. Readers get the first of them while the rest comes, and a
-/// system call costs little beside copying them.
-const READ_BYTES: usize = 128 << 10;
 
 /// Cheap to clone; clones share the connections.
 #[derive(Clone)]
 pub struct Client {
-    http: HyperClient<Counting<HttpsConnector<HttpConnector>>, Empty<Bytes>>,
-    connections: Connections,
+    transport: Transport,
+    tls: Arc<rustls::ClientConfig>,
     stall: Duration,
     /// Requests to origins.
     asked: Arc<AtomicU64>,
+    marks: Option<Arc<LoopMarks>>,
 }
 
 /// An answer whose head has come.
@@ -61,6 +57,10 @@ pub struct Response {
     body: Incoming,
     /// Of a peer: takes the body's blocks apart.
     blocks: Option<Box<BlockDecoder>>,
+    /// Which of the source's origins gave it.
+    origin: usize,
+    /// Why an origin before that one did not.
+    passed_over: Option<OriginError>,
     stall: Duration,
     _used: Counted,
     permit_slot: Option<PermitSlot>,
@@ -84,35 +84,44 @@ impl Reading {
 }
 
 impl Client {
-    /// `tls`: roots and perhaps a client certificate.
+    /// Toward other edges. `tls`: roots and perhaps a client certificate.
     #[must_use]
     pub fn new(tls: rustls::ClientConfig) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.enforce_http(false);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        connector.set_nodelay(true);
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(connector);
-        let connections = Connections::default();
-        let http = HyperClient::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_max_idle_per_host(IDLE_PER_HOST)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .http1_max_headers(128)
-            .http1_read_buf_exact_size(READ_BYTES)
-            .build(Counting {
-                inner: connector,
-                connections: connections.clone(),
-            });
+        let dialing = Dialing {
+            proxy: Proxy::None,
+            http2: false,
+            ..origin::dialing(&v1::Source::default())
+        };
+        Self::with_dialing(tls, dialing)
+    }
+
+    /// Toward origins: through the environment's proxies, with HTTP/2 where it is offered, and with
+    /// what shows that a request came through this edge.
+    #[must_use]
+    pub fn toward_origins(tls: rustls::ClientConfig, marks: LoopMarks) -> Self {
+        let dialing = origin::dialing(&v1::Source::default());
         Self {
-            http,
-            connections,
+            marks: Some(Arc::new(marks)),
+            ..Self::with_dialing(tls, dialing)
+        }
+    }
+
+    fn with_dialing(tls: rustls::ClientConfig, dialing: Dialing) -> Self {
+        Self {
+            transport: Transport::new(tls.clone(), dialing),
+            tls: Arc::new(tls),
             stall: STALL_TIMEOUT,
             asked: Arc::default(),
+            marks: None,
         }
+    }
+
+    /// A request came through this edge before.
+    #[must_use]
+    pub fn sees_loop(&self, headers: &HeaderMap) -> bool {
+        self.marks
+            .as_ref()
+            .is_some_and(|marks| marks.are_in(headers))
     }
 
     /// Requests to origins so far, of all clones.
@@ -132,7 +141,7 @@ impl Client {
     /// request carries.
     pub async fn get(
         &self,
-        source: &Source,
+        source: &Arc<Source>,
         url: Url,
         headers: &HeaderMap,
         class: RequestClass,
@@ -144,59 +153,183 @@ impl Client {
     pub async fn ask(
         &self,
         method: Method,
-        source: &Source,
+        source: &Arc<Source>,
         url: Url,
         headers: &HeaderMap,
         class: RequestClass,
     ) -> Result<Response, OriginError> {
-        let mut url = url;
+        let question = Question {
+            method,
+            url,
+            headers,
+            class,
+            skip: OriginSet::default(),
+        };
+        self.ask_origins(source, &question).await
+    }
+
+    /// Asks the origins in order until one answers: those that are dead last, those that the
+    /// question skips not at all.
+    pub async fn ask_origins(
+        &self,
+        source: &Arc<Source>,
+        question: &Question<'_>,
+    ) -> Result<Response, OriginError> {
         let limited = source.config.max_connections > 0;
         // Until there is an answer; then its connection has the permit.
         let mut unanswered = Unanswered {
-            connections: &self.connections,
+            client: self,
             source,
             permit: None,
         };
         if limited {
-            unanswered.permit = Some(source.quota.acquire(class).await?);
+            unanswered.permit = Some(source.quota.acquire(question.class).await?);
         }
+        let order = source.order(&question.skip);
+        self.try_dead_ones(source, question);
+        let mut passed_over: Option<OriginError> = None;
+        for (nth, &index) in order.iter().enumerate() {
+            let is_last = nth + 1 == order.len();
+            let answer = self.ask_origin(source, index, question).await;
+            source.judge(index, &answer);
+            let mut response = match answer {
+                Ok(response) if is_last || !source.fails_over(response.status) => response,
+                Ok(response) => {
+                    let error = answer::status_error(response.status, &response.headers, now_ms());
+                    tracing::debug!(%error, source = source.name(), origin = index, "asking the next origin");
+                    let error = OriginError::from(error);
+                    passed_over = error.is_transient().then_some(error);
+                    continue;
+                }
+                Err(error) if is_last || !error.is_transient() => {
+                    return Err(error);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, source = source.name(), origin = index, "asking the next origin");
+                    passed_over = Some(error);
+                    continue;
+                }
+            };
+            response.origin = index;
+            response.passed_over = passed_over;
+            let permit = unanswered.permit.take();
+            if let (Some(slot), Some(permit)) = (response.permit_slot.take(), permit) {
+                slot.put(permit);
+            }
+            response.has_permit = limited && question.class != RequestClass::Assigned;
+            let level = match question.class {
+                RequestClass::Foreground => Level::Critical,
+                RequestClass::Assigned | RequestClass::Import => Level::High,
+                RequestClass::Background => Level::Low,
+            };
+            response.reading = Some(Reading {
+                quota: source.quota.clone(),
+                level: Arc::new(AtomicU8::new(level as u8)),
+            });
+            return Ok(response);
+        }
+        Err(passed_over.unwrap_or(OriginError::Changed))
+    }
+
+    /// Tries origins that were left alone for long enough, beside the question.
+    fn try_dead_ones(&self, source: &Arc<Source>, question: &Question<'_>) {
+        for index in source.due_trials() {
+            let (client, source) = (self.clone(), source.clone());
+            let url = question.url.clone();
+            tokio::spawn(async move {
+                let mut unanswered = Unanswered {
+                    client: &client,
+                    source: &source,
+                    permit: None,
+                };
+                if source.config.max_connections > 0 {
+                    match source.quota.acquire(RequestClass::Background).await {
+                        Ok(permit) => unanswered.permit = Some(permit),
+                        Err(_) => return,
+                    }
+                }
+                let mut headers = HeaderMap::new();
+                headers.insert(header::RANGE, HeaderValue::from_static("bytes=0-0"));
+                let trial = Question {
+                    method: Method::GET,
+                    url,
+                    headers: &headers,
+                    class: RequestClass::Background,
+                    skip: OriginSet::default(),
+                };
+                let answer = client.ask_origin(&source, index, &trial).await;
+                source.judge(index, &answer);
+            });
+        }
+    }
+
+    /// Asks one origin, and where its redirects lead.
+    async fn ask_origin(
+        &self,
+        source: &Arc<Source>,
+        index: usize,
+        question: &Question<'_>,
+    ) -> Result<Response, OriginError> {
+        let outside = || OriginError::Protocol("the path leaves the source".into());
+        let origin = source.origins().get(index).ok_or_else(outside)?;
+        let mut url = source.target(origin, &question.url).ok_or_else(outside)?;
+        let mut is_own = true;
+        // What redirects say of their own lifetime holds for what they lead to.
+        let mut lifetimes = Vec::new();
         for _ in 0..=MAX_REDIRECTS {
             // The second part of a fetch takes the connection of the first, not another beside it.
             self.closed(source).await;
-            let mut all = headers.clone();
-            for (name, value) in &source.headers {
-                all.insert(name, value.clone());
-            }
-            if limited {
-                // An idle connection here would be one too many for another edge.
-                all.insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            self.asked.fetch_add(1, Ordering::Relaxed);
-            let asked = self.send(method.clone(), &url, all);
-            let mut response = asked.await?;
-            let Some(next) = redirect(&response, &url)? else {
-                let permit = unanswered.permit.take();
-                if let (Some(slot), Some(permit)) = (response.permit_slot.take(), permit) {
-                    slot.put(permit);
+            let mut headers = question.headers.clone();
+            if is_own {
+                for (name, value) in &source.headers {
+                    headers.insert(name, value.clone());
                 }
-                response.has_permit = limited && class != RequestClass::Assigned;
-                let level = match class {
-                    RequestClass::Foreground => Level::Critical,
-                    RequestClass::Assigned | RequestClass::Import => Level::High,
-                    RequestClass::Background => Level::Low,
-                };
-                response.reading = Some(Reading {
-                    quota: source.quota.clone(),
-                    level: Arc::new(AtomicU8::new(level as u8)),
-                });
-                return Ok(response);
-            };
-            if !source.allows(&next) {
-                return Err(OriginError::Protocol(
-                    "it redirects outside its source".into(),
-                ));
+            } else {
+                headers.remove(header::AUTHORIZATION);
+                headers.remove(header::COOKIE);
             }
-            url = next;
+            if source.config.max_connections > 0 {
+                // An idle connection here would be one too many for another edge.
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            if let Some(marks) = &self.marks {
+                marks.add_to(&mut headers);
+            }
+            let signer = source.signer.as_ref().filter(|_| is_own);
+            let transport = if is_own {
+                origin.transport().unwrap_or(&self.transport)
+            } else {
+                source.elsewhere.get_or_init(|| {
+                    Transport::new(self.tls.as_ref().clone(), origin::dialing(&source.config))
+                })
+            };
+            let first_byte = source.first_byte_timeout(self.stall);
+            let mut response = loop {
+                let mut request = request(question.method.clone(), &url, headers.clone())?;
+                if let Some(signer) = signer {
+                    signer.sign(&mut request).await?;
+                }
+                self.asked.fetch_add(1, Ordering::Relaxed);
+                let response = self.send_over(transport, request, &url, first_byte).await?;
+                if !signer.is_some_and(|signer| signer.renew(response.status)) {
+                    break response;
+                }
+            };
+            response.stall = source.idle_timeout(self.stall);
+            let (status, head) = (response.status, &response.headers);
+            let named = &source.config.redirect_hosts;
+            match redirect::read(status, head, &url, origin, named)? {
+                Some(Redirect::Own(next)) => (is_own, url) = (true, next),
+                Some(Redirect::Named(next)) => (is_own, url) = (false, next),
+                // Handed on as it is.
+                Some(Redirect::Refused) | None => {
+                    for lifetime in lifetimes {
+                        response.headers.append(header::CACHE_CONTROL, lifetime);
+                    }
+                    return Ok(response);
+                }
+            }
+            lifetimes.extend(head.get_all(header::CACHE_CONTROL).iter().cloned());
         }
         Err(OriginError::Protocol(format!(
             "more than {MAX_REDIRECTS} redirects"
@@ -206,8 +339,12 @@ impl Client {
     /// Returns when no connection is open to a source with a limit on them that nobody uses. Before
     /// a fetch is said to have ended.
     pub async fn closed(&self, source: &Source) {
-        if source.config.max_connections > 0 {
-            self.connections.closed(source.authority()).await;
+        if source.config.max_connections == 0 {
+            return;
+        }
+        for origin in source.origins() {
+            let transport = origin.transport().unwrap_or(&self.transport);
+            transport.connections.closed(origin.authority()).await;
         }
     }
 
@@ -218,31 +355,18 @@ impl Client {
         url: &Url,
         headers: HeaderMap,
     ) -> Result<Response, OriginError> {
-        let mut request = Request::new(Empty::new());
-        *request.method_mut() = method;
-        let mut target = url.clone();
-        // Of a base URL with credentials; they go into a header, never into the request line.
-        let _ = target.set_username("");
-        let _ = target.set_password(None);
-        *request.uri_mut() = target
-            .as_str()
-            .parse()
-            .map_err(|_| OriginError::Protocol(format!("{} is no URL to ask", target.path())))?;
-        *request.headers_mut() = headers;
-        let headers = request.headers_mut();
-        headers.insert(
-            header::ACCEPT_ENCODING,
-            HeaderValue::from_static("identity"),
-        );
-        if !headers.contains_key(header::USER_AGENT) {
-            headers.insert(
-                header::USER_AGENT,
-                HeaderValue::from_static(concat!("cache-edge/", env!("CARGO_PKG_VERSION"))),
-            );
-        }
-        if !url.username().is_empty() && !headers.contains_key(header::AUTHORIZATION) {
-            headers.insert(header::AUTHORIZATION, basic_credentials(url)?);
-        }
+        let request = request(method, url, headers)?;
+        self.send_over(&self.transport, request, url, self.stall)
+            .await
+    }
+
+    async fn send_over(
+        &self,
+        transport: &Transport,
+        mut request: Request<Empty<Bytes>>,
+        url: &Url,
+        first_byte: Duration,
+    ) -> Result<Response, OriginError> {
         let span = if tracing::Span::current().is_none() {
             tracing::Span::none()
         } else {
@@ -250,11 +374,10 @@ impl Client {
             tracing::info_span!("ask", otel.kind = "client", method = %request.method(), host = url.host_str(), path = url.path())
         };
         telemetry::inject(&span, request.headers_mut());
-        let used = self.connections.used(request.uri());
-        let asked = self.http.request(request).instrument(span);
-        let response = tokio::time::timeout(self.stall, asked)
+        let asked = transport.request(request).instrument(span);
+        let (response, used) = tokio::time::timeout(first_byte, asked)
             .await
-            .map_err(|_| OriginError::Unreachable(format!("no answer within {:?}", self.stall)))?
+            .map_err(|_| OriginError::TimedOut(first_byte))?
             .map_err(|error| failed(&error))?;
         let (mut head, body) = response.into_parts();
         Ok(Response {
@@ -262,6 +385,8 @@ impl Client {
             headers: head.headers,
             body,
             blocks: None,
+            origin: 0,
+            passed_over: None,
             stall: self.stall,
             _used: used,
             permit_slot: head.extensions.remove::<PermitSlot>(),
@@ -271,10 +396,53 @@ impl Client {
     }
 }
 
+/// What is asked of a source.
+pub struct Question<'a> {
+    pub method: Method,
+    /// Below the source's base URL.
+    pub url: Url,
+    pub headers: &'a HeaderMap,
+    pub class: RequestClass,
+    pub skip: OriginSet,
+}
+
+fn request(
+    method: Method,
+    url: &Url,
+    headers: HeaderMap,
+) -> Result<Request<Empty<Bytes>>, OriginError> {
+    let mut request = Request::new(Empty::new());
+    *request.method_mut() = method;
+    let mut target = url.clone();
+    // Of a base URL with credentials; they go into a header, never into the request line.
+    let _ = target.set_username("");
+    let _ = target.set_password(None);
+    *request.uri_mut() = target
+        .as_str()
+        .parse()
+        .map_err(|_| OriginError::Protocol(format!("{} is no URL to ask", target.path())))?;
+    *request.headers_mut() = headers;
+    let headers = request.headers_mut();
+    headers.insert(
+        header::ACCEPT_ENCODING,
+        HeaderValue::from_static("identity"),
+    );
+    if !headers.contains_key(header::USER_AGENT) {
+        headers.insert(
+            header::USER_AGENT,
+            HeaderValue::from_static(concat!("cache-edge/", env!("CARGO_PKG_VERSION"))),
+        );
+    }
+    if !url.username().is_empty() && !headers.contains_key(header::AUTHORIZATION) {
+        headers.insert(header::AUTHORIZATION, basic_credentials(url)?);
+    }
+    Ok(request)
+}
+
 /// A request's permit before its answer has come: given back when its connection is closed.
 struct Unanswered<'a> {
-    connections: &'a Connections,
-    source: &'a Source,
+    client: &'a Client,
+    source: &'a Arc<Source>,
     permit: Option<ConnectionPermit>,
 }
 
@@ -285,16 +453,27 @@ impl Drop for Unanswered<'_> {
         else {
             return;
         };
-        let (connections, authority) =
-            (self.connections.clone(), self.source.authority().to_owned());
+        let (client, source) = (self.client.clone(), self.source.clone());
         runtime.spawn(async move {
-            connections.closed(&authority).await;
+            client.closed(&source).await;
             drop(permit);
         });
     }
 }
 
 impl Response {
+    /// Which of the source's origins gave it.
+    #[must_use]
+    pub fn origin(&self) -> usize {
+        self.origin
+    }
+
+    /// Why an origin before that one did not give it.
+    #[must_use]
+    pub fn passed_over(&self) -> Option<&OriginError> {
+        self.passed_over.as_ref()
+    }
+
     /// It holds a permit of this edge's lease.
     #[must_use]
     pub fn has_permit(&self) -> bool {
@@ -374,20 +553,6 @@ impl Response {
     pub fn header(&self, name: header::HeaderName) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
-}
-
-/// Where the answer redirects to, if it does.
-fn redirect(response: &Response, from: &Url) -> Result<Option<Url>, OriginError> {
-    if !matches!(response.status.as_u16(), 301 | 302 | 303 | 307 | 308) {
-        return Ok(None);
-    }
-    let location = response
-        .header(header::LOCATION)
-        .ok_or_else(|| OriginError::Protocol("it redirects without saying where".into()))?;
-    let next = from
-        .join(location)
-        .map_err(|_| OriginError::Protocol("it redirects to no URL".into()))?;
-    Ok(Some(next))
 }
 
 fn basic_credentials(url: &Url) -> Result<HeaderValue, OriginError> {

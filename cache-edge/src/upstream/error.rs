@@ -8,9 +8,15 @@ use http_rules::origin_answer::AnswerError;
 /// Why an answer can not be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OriginError {
-    /// Name not found, connection refused, no answer in time.
+    /// Name not found, connection refused.
     #[error("can not be reached: {0}")]
     Unreachable(String),
+    /// No head of an answer in time.
+    #[error("can not be reached: no answer within {0:?}")]
+    TimedOut(Duration),
+    /// The request came back to an edge it had passed.
+    #[error("leads back to this edge")]
+    Loop,
     /// Reached, and what came is no answer: a certificate that can not be trusted, no TLS, no HTTP,
     /// or the connection's end. One of several servers behind a name may be so, or one that is
     /// being mended: it is asked again.
@@ -62,6 +68,7 @@ pub enum OriginError {
 impl From<AnswerError> for OriginError {
     fn from(error: AnswerError) -> Self {
         match error {
+            AnswerError::Unavailable { status: 508, .. } => Self::Loop,
             AnswerError::Unavailable {
                 status,
                 retry_after,
@@ -83,6 +90,7 @@ impl OriginError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable(_)
+            | Self::TimedOut(_)
             | Self::NoAnswer(_)
             | Self::Unavailable { .. }
             | Self::Busy { .. }
@@ -91,6 +99,7 @@ impl OriginError {
             | Self::WholeStreamRuns => true,
             Self::Refused { .. }
             | Self::Changed
+            | Self::Loop
             | Self::Protocol(_)
             | Self::WrongBytes
             | Self::Overtaken
@@ -115,6 +124,7 @@ impl OriginError {
         match self {
             Self::Unavailable { status, .. } | Self::Refused { status } => Some(*status),
             Self::Busy { .. } => Some(429),
+            Self::Loop => Some(508),
             _ => None,
         }
     }

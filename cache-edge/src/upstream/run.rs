@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::{
     Catalogue, Client, OriginError, RequestClass, Response, Source,
     answer::{self, Part},
+    client::Question,
     control::{Control, Stop},
     counters::Counters,
     downloads::LOCAL_BIT,
@@ -22,6 +23,7 @@ use super::{
     peer::{self, PeerKeys},
     peer_blocks,
     reloading::PeerClient,
+    source::OriginSet,
 };
 use crate::{
     availability::{EntryFlights, FlightError, Flights},
@@ -144,6 +146,8 @@ impl Fetcher {
         mut opened: Option<Opened>,
     ) -> RunEnd {
         let flights = self.flights.of(&order.file);
+        let source = self.catalogue.get(&order.source());
+        let retry_budget = source.map_or(self.retry_budget, |it| it.patience(self.retry_budget));
         let mut from_peer = order.peer.clone();
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         let mut last_progress = Instant::now();
@@ -162,8 +166,8 @@ impl Fetcher {
                 Next::Done => return RunEnd::Finished,
                 Next::Gap(gap) => gap,
                 Next::Foreign(flight) => {
-                    if last_progress.elapsed() > self.retry_budget {
-                        return RunEnd::Failed(failure(&OriginError::Stalled(self.retry_budget)));
+                    if last_progress.elapsed() > retry_budget {
+                        return RunEnd::Failed(failure(&OriginError::Stalled(retry_budget)));
                     }
                     let changed = flight.changed();
                     tokio::select! {
@@ -234,7 +238,7 @@ impl Fetcher {
             // The whole cluster leaves it alone then: the coordinator has to know now, not when
             // this fetch gives up.
             let busy = matches!(error, OriginError::Busy { .. }) && order.id & LOCAL_BIT == 0;
-            if busy || !error.is_transient() || last_progress.elapsed() + wait > self.retry_budget {
+            if busy || !error.is_transient() || last_progress.elapsed() + wait > retry_budget {
                 return RunEnd::Failed(failure(&error));
             }
             tracing::debug!(%error, ?wait, entry = %order.file.id(), "asking the origin again");
@@ -345,16 +349,35 @@ impl Fetcher {
         let mut asked = answer::variant_headers(&key.variant);
         asked.extend(answer::range_headers(range, Some(entry)));
         tracing::debug!(start = range.start, end = range.end, "asking the origin");
-        let response = self.client.get(&source, url, &asked, class).await?;
-        let part = answer::check(response.status, &response.headers, range, entry, now_ms())
-            .map_err(OriginError::from);
-        if let Err(error) = &part {
-            source.heed(error, now_ms());
+        let mut question = Question {
+            method: http::Method::GET,
+            url,
+            headers: &asked,
+            class,
+            skip: OriginSet::default(),
+        };
+        loop {
+            let response = self.client.ask_origins(&source, &question).await?;
+            let part = answer::check(response.status, &response.headers, range, entry, now_ms())
+                .map_err(OriginError::from);
+            if let (Err(OriginError::Changed), true) = (&part, source.origins().len() > 1) {
+                // Another origin's version says nothing of what the first one has.
+                if let Some(error) = response.passed_over() {
+                    return Err(error.clone());
+                }
+                question.skip.insert(response.origin());
+                if source.may_have_it(&question.skip, self.retry_budget) {
+                    continue;
+                }
+            }
+            if let Err(error) = &part {
+                source.heed(error, now_ms());
+            }
+            return Ok(Opened {
+                part: part?,
+                response,
+            });
         }
-        Ok(Opened {
-            part: part?,
-            response,
-        })
     }
 
     /// Returns after the connection is closed and its permit released: another edge may be granted it

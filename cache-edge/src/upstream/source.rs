@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -11,20 +11,34 @@ use std::{
 
 use arc_swap::ArcSwap;
 use chunkcache_proto::v1;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, StatusCode};
+use http_rules::{query_rules, ttl_rules};
 use tokio::sync::Notify;
 use url::Url;
 
 use super::{
-    OriginError,
+    OriginError, Response,
+    health::Failure,
+    origin::Origin,
     quota::{LeaseState, LeaseTerm, Quota},
+    s3::Signer,
+    transport::Transport,
 };
+
+/// What a client waits beyond its origin's own time to think: for the way there and back.
+const PATIENCE_BEYOND: Duration = Duration::from_secs(5);
 
 /// A source as the coordinator told it, parsed once.
 #[derive(Debug)]
 pub struct Source {
     pub config: v1::Source,
-    base: Url,
+    key_rules: v1::KeyRules,
+    /// In the order they are asked; at least one.
+    origins: Vec<Origin>,
+    /// Toward hosts that redirects lead to.
+    pub(super) elsewhere: OnceLock<Transport>,
+    /// Of requests to a bucket.
+    pub(super) signer: Option<Signer>,
     /// Sent with each request.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// 429 and `Retry-After` are obeyed by all requests to the source: not before this time (ms
@@ -50,18 +64,16 @@ pub enum BadSource {
 impl Source {
     /// Parses what the coordinator sent.
     pub fn new(config: v1::Source) -> Result<Self, BadSource> {
-        let bad_url = |reason: &str| BadSource::BaseUrl {
-            name: config.name.clone(),
-            url: config.base_url.clone(),
-            reason: reason.to_owned(),
-        };
-        let base = Url::parse(&config.base_url).map_err(|error| bad_url(&error.to_string()))?;
-        if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
-            return Err(bad_url("expected http:// or https:// and a host"));
-        }
-        if base.query().is_some() || base.fragment().is_some() {
-            return Err(bad_url("no query and no fragment are allowed"));
-        }
+        let urls = std::iter::once(&config.base_url).chain(&config.further_base_urls);
+        let origins = urls
+            .map(|url| {
+                Origin::new(url, &config).map_err(|reason| BadSource::BaseUrl {
+                    name: config.name.clone(),
+                    url: url.clone(),
+                    reason,
+                })
+            })
+            .collect::<Result<Vec<_>, _>>()?;
         let mut headers = Vec::with_capacity(config.headers.len());
         for header in &config.headers {
             let bad = || BadSource::Header {
@@ -77,8 +89,11 @@ impl Source {
         quota.set_limits(config.max_connections, config.max_rate_bytes_per_second);
         Ok(Self {
             quota,
+            key_rules: query_rules::effective(config.key_rules.clone().unwrap_or_default()),
+            origins,
+            elsewhere: OnceLock::new(),
+            signer: Signer::of(&config),
             config,
-            base,
             headers,
             not_before_ms: AtomicI64::new(0),
         })
@@ -95,11 +110,47 @@ impl Source {
         self.config.base_url.trim_end_matches('/')
     }
 
-    /// Host and port, as its requests name them.
+    /// In the order they are asked.
     #[must_use]
-    pub fn authority(&self) -> &str {
-        let authority = self.base.authority();
-        authority.rsplit_once('@').map_or(authority, |(_, it)| it)
+    pub fn origins(&self) -> &[Origin] {
+        &self.origins
+    }
+
+    /// How long an origin may think before it answers; `default` where nothing is set.
+    #[must_use]
+    pub fn first_byte_timeout(&self, default: Duration) -> Duration {
+        let timeout = self.connection().and_then(|it| it.first_byte_timeout_ms);
+        timeout.map_or(default, |ms| Duration::from_millis(ms.into()))
+    }
+
+    /// How long an origin may pause within an answer; `default` where nothing is set.
+    #[must_use]
+    pub fn idle_timeout(&self, default: Duration) -> Duration {
+        let timeout = self.connection().and_then(|it| it.idle_timeout_ms);
+        timeout.map_or(default, |ms| Duration::from_millis(ms.into()))
+    }
+
+    /// How long a request is held for it, where `default` is the edge's own patience: an origin
+    /// that may think longer is given the time.
+    #[must_use]
+    pub fn patience(&self, default: Duration) -> Duration {
+        let thinking = self.first_byte_timeout(Duration::ZERO);
+        let pausing = self.idle_timeout(Duration::ZERO);
+        match thinking.max(pausing) {
+            Duration::ZERO => default,
+            longest => default.max(longest + PATIENCE_BEYOND),
+        }
+    }
+
+    /// An origin that is slow on purpose: a second request would not be faster.
+    #[must_use]
+    pub fn may_think(&self) -> bool {
+        self.connection()
+            .is_some_and(|it| it.first_byte_timeout_ms.is_some())
+    }
+
+    fn connection(&self) -> Option<&v1::OriginConnection> {
+        self.config.connection.as_ref()
     }
 
     #[must_use]
@@ -110,9 +161,25 @@ impl Source {
         }
     }
 
+    /// Of the object at a path.
     #[must_use]
-    pub fn policy(&self) -> v1::FreshnessPolicy {
-        self.config.freshness.unwrap_or_default()
+    pub fn policy(&self, path: &str) -> v1::FreshnessPolicy {
+        let policy = self.config.freshness.unwrap_or_default();
+        ttl_rules::policy_for(policy, &self.config.ttl_rules, path)
+    }
+
+    /// The key of what a client names, by the source's rules.
+    #[must_use]
+    pub fn key(&self, named: v1::Key) -> v1::Key {
+        let path = query_rules::fold_path(&named.path, &self.key_rules).into_owned();
+        let query = query_rules::split(&named.query, &self.key_rules)
+            .key
+            .into_owned();
+        v1::Key {
+            path,
+            query,
+            ..named
+        }
     }
 
     /// What it bears holds in the whole cluster.
@@ -134,20 +201,64 @@ impl Source {
         self.allows(&url).then_some(url)
     }
 
-    /// The URL is the source's own: same scheme, host and port, below the base path, without
-    /// credentials.
+    /// The URL is below the source's base URL: same scheme, host and port, no credentials.
     #[must_use]
     pub fn allows(&self, url: &Url) -> bool {
-        let base_path = self.base.path().trim_end_matches('/');
-        url.scheme() == self.base.scheme()
-            && url.host() == self.base.host()
-            && url.port_or_known_default() == self.base.port_or_known_default()
-            && url.username() == self.base.username()
-            && url.password() == self.base.password()
-            && url
-                .path()
-                .strip_prefix(base_path)
-                .is_some_and(|rest| rest.starts_with('/') && !climbs_when_decoded(rest))
+        self.origins.first().is_some_and(|origin| origin.holds(url))
+    }
+
+    /// What to ask one of its origins for a URL below the base URL.
+    pub(super) fn target(&self, origin: &Origin, url: &Url) -> Option<Url> {
+        origin.target_of(self.origins.first()?.logical_base(), url)
+    }
+
+    /// The origins to ask, in order: dead ones last.
+    pub(super) fn order(&self, skip: &OriginSet) -> Vec<usize> {
+        let (alive, dead): (Vec<usize>, Vec<usize>) = (0..self.origins.len())
+            .filter(|&index| !skip.has(index))
+            .partition(|&index| self.origins[index].health.dead_since().is_none());
+        [alive, dead].concat()
+    }
+
+    /// Dead origins whose pause is over. Each is returned once.
+    pub(super) fn due_trials(&self) -> Vec<usize> {
+        if self.origins.len() == 1 {
+            return Vec::new();
+        }
+        let now = Instant::now();
+        let due = |index: &usize| self.origins[*index].health.take_trial(now);
+        (0..self.origins.len()).filter(due).collect()
+    }
+
+    /// Takes in how one origin answered.
+    pub(super) fn judge(&self, index: usize, answer: &Result<Response, OriginError>) {
+        let Some(origin) = self.origins.get(index) else {
+            return;
+        };
+        let failure = match answer {
+            Ok(response) if is_failing(response.status) => Failure::Quick,
+            Ok(_) => return origin.health.succeed(),
+            Err(OriginError::TimedOut(_)) => Failure::Slow,
+            Err(error) if error.is_transient() => Failure::Quick,
+            Err(_) => return,
+        };
+        origin.health.fail(failure, Instant::now());
+    }
+
+    /// An answer with this status is not believed while there is another origin to ask.
+    pub(super) fn fails_over(&self, status: StatusCode) -> bool {
+        is_failing(status) || (self.config.failover_on_not_found && status == StatusCode::NOT_FOUND)
+    }
+
+    /// Another origin may have the version that this one does not have: one that was not asked, and
+    /// that did not fail for longer than readers are held.
+    pub(super) fn may_have_it(&self, asked: &OriginSet, patience: Duration) -> bool {
+        let is_lost = |origin: &Origin| {
+            let since = origin.health.dead_since();
+            since.is_some_and(|since| since.elapsed() > patience)
+        };
+        let mut others = self.origins.iter().enumerate();
+        others.any(|(index, origin)| !asked.has(index) && !is_lost(origin))
     }
 
     /// An origin that asked to be left alone is left alone.
@@ -166,12 +277,29 @@ impl Source {
     }
 }
 
-/// A server that decodes `%2F` before it resolves dot segments would leave the base path.
-fn climbs_when_decoded(path: &str) -> bool {
-    let decoded: Vec<u8> = percent_encoding::percent_decode_str(path).collect();
-    decoded
-        .split(|byte| matches!(byte, b'/' | b'\\'))
-        .any(|segment| segment == b"..")
+/// 5xx but a loop, which every origin would make again; and 429.
+fn is_failing(status: StatusCode) -> bool {
+    (status.is_server_error() && status != StatusCode::LOOP_DETECTED)
+        || status == StatusCode::TOO_MANY_REQUESTS
+}
+
+/// Some of a source's origins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OriginSet(u64);
+
+impl OriginSet {
+    /// Beyond 64 nothing is in it: a source has at most eight.
+    pub fn insert(&mut self, index: usize) {
+        self.0 |= u32::try_from(index)
+            .ok()
+            .and_then(|index| 1_u64.checked_shl(index))
+            .unwrap_or(0);
+    }
+
+    #[must_use]
+    pub fn has(&self, index: usize) -> bool {
+        index < 64 && self.0 >> index & 1 == 1
+    }
 }
 
 /// All sources. Reading is lock-free; a change replaces the whole map.

@@ -61,21 +61,14 @@ pub fn split<'a>(query: &'a str, rules: &KeyRules) -> SplitQuery<'a> {
     }
 }
 
-/// The parameters of a presigned URL among those that were left out of the key, in one order.
+/// The rules that are followed. A presigned URL is a right and not only a name: unless the operator
+/// trusts whoever can name the object, its signature stays in the key, and each is asked about.
 #[must_use]
-pub fn signature_of(ignored: &str) -> String {
-    let mut signed: Vec<&str> = ignored
-        .split('&')
-        .filter(|parameter| is_presigned(name_of(parameter)))
-        .collect();
-    signed.sort_unstable();
-    signed.join("&")
-}
-
-/// The preset for presigned URLs is among the rules.
-#[must_use]
-pub fn ignores_presigned(rules: &KeyRules) -> bool {
-    rules.ignore_query.iter().any(|rule| rule == PRESIGNED)
+pub fn effective(mut rules: KeyRules) -> KeyRules {
+    if !rules.trust_cache {
+        rules.ignore_query.retain(|rule| rule != PRESIGNED);
+    }
+    rules
 }
 
 /// The path as it is in keys.
@@ -189,10 +182,13 @@ mod tests {
             "v=1&presigned=1",
             "X-Amz-Signature=s&X-Amz-Date=d&Key-Pair-Id=k&Signature=z&Expires=9",
         );
-        let one = signature_of("X-Amz-Signature=s&utm=1&X-Amz-Date=d");
-        assert_eq!(one, signature_of("X-Amz-Date=d&X-Amz-Signature=s"));
-        assert_eq!(one, "X-Amz-Date=d&X-Amz-Signature=s");
-        assert_eq!(signature_of("utm=1"), "");
+        let distrusting = effective(presigned.clone());
+        check(&distrusting, "v=1&Signature=z", "v=1&Signature=z", "");
+        let trusting = effective(KeyRules {
+            trust_cache: true,
+            ..presigned
+        });
+        check(&trusting, "v=1&Signature=z", "v=1", "Signature=z");
     }
 
     #[test]

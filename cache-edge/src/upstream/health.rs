@@ -1,0 +1,119 @@
+//! Whether one of several origins of a source is worth asking.
+//!
+//! A few failures in a row make it dead. A dead one is left alone for a while, which grows, and
+//! then tried beside a request that another origin answers: no viewer waits for it.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// Failures in a row that make an origin dead.
+const FAILURES: u32 = 3;
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// The health of one origin.
+#[derive(Debug, Default)]
+pub struct Health(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    failures: u32,
+    dead: Option<Dead>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Dead {
+    since: Instant,
+    pause: Duration,
+    next_trial: Instant,
+}
+
+/// How bad a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Told at once: refused, broken, an error status.
+    Quick,
+    /// It took a time-out to find out; that is not done to another request.
+    Slow,
+}
+
+impl Health {
+    /// It answered.
+    pub fn succeed(&self) {
+        *self.0.lock() = State::default();
+    }
+
+    /// It did not answer, or with an error.
+    pub fn fail(&self, failure: Failure, now: Instant) {
+        let mut state = self.0.lock();
+        state.failures = match failure {
+            Failure::Quick => state.failures.saturating_add(1),
+            Failure::Slow => state.failures.max(FAILURES),
+        };
+        if state.failures >= FAILURES && state.dead.is_none() {
+            state.dead = Some(Dead {
+                since: now,
+                pause: FIRST_PAUSE,
+                next_trial: now + FIRST_PAUSE,
+            });
+        }
+    }
+
+    /// Since when it is dead.
+    #[must_use]
+    pub fn dead_since(&self) -> Option<Instant> {
+        self.0.lock().dead.map(|dead| dead.since)
+    }
+
+    /// True once for each pause that is over: the caller tries it.
+    #[must_use]
+    pub fn take_trial(&self, now: Instant) -> bool {
+        let mut state = self.0.lock();
+        let Some(dead) = &mut state.dead else {
+            return false;
+        };
+        if dead.next_trial > now {
+            return false;
+        }
+        dead.pause = (dead.pause * 2).min(LONGEST_PAUSE);
+        dead.next_trial = now + dead.pause;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dead_one_is_tried_after_growing_pauses() {
+        let (health, start) = (Health::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        health.fail(Failure::Quick, start);
+        health.fail(Failure::Quick, start);
+        assert_eq!(health.dead_since(), None);
+        health.fail(Failure::Quick, start);
+        assert_eq!(health.dead_since(), Some(start));
+        assert!(!health.take_trial(start));
+        let trials: Vec<u64> = (0..200).filter(|&s| health.take_trial(at(s))).collect();
+        assert_eq!(trials, [1, 3, 7, 15, 31, 63, 123, 183]);
+        health.fail(Failure::Quick, at(9));
+        assert_eq!(health.dead_since(), Some(start));
+        health.succeed();
+        assert_eq!(health.dead_since(), None);
+        assert!(!health.take_trial(at(1_000)));
+    }
+
+    #[test]
+    fn one_time_out_is_enough_and_one_success_forgets_failures() {
+        let (health, now) = (Health::default(), Instant::now());
+        health.fail(Failure::Quick, now);
+        health.fail(Failure::Quick, now);
+        health.succeed();
+        health.fail(Failure::Quick, now);
+        assert_eq!(health.dead_since(), None);
+        health.fail(Failure::Slow, now);
+        assert!(health.dead_since().is_some());
+    }
+}

@@ -1,0 +1,323 @@
+//! How requests reach a server: at which address, through which proxy, with which TLS.
+
+use std::{
+    io,
+    net::IpAddr,
+    pin::Pin,
+    sync::{Arc, LazyLock},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{HeaderValue, Request, Response, Uri, header, uri::Authority};
+use http_body_util::Empty;
+use hyper::{
+    body::Incoming,
+    rt::{Read, ReadBufCursor, Write},
+};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::{
+        legacy::{
+            Client as HyperClient, Error as ClientError,
+            connect::{Connected, Connection, HttpConnector, capture_connection, proxy::Tunnel},
+        },
+        proxy::matcher::{Intercept, Matcher},
+    },
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
+use tokio::net::TcpStream;
+use tower_service::Service;
+
+use super::connections::{Connections, Counted, Counting};
+
+/// Idle connections kept to one host; more would outlast most origins' patience.
+const IDLE_PER_HOST: usize = 8;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+/// Bytes read from a connection at once. Readers get the first of them while the rest comes, and a
+/// system call costs little beside copying them.
+const READ_BYTES: usize = 128 << 10;
+
+/// Why a connection was not made.
+type ConnectError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What the environment says: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`.
+static ENVIRONMENT: LazyLock<Arc<Matcher>> = LazyLock::new(|| Arc::new(Matcher::from_env()));
+
+/// Which proxy a request goes through.
+#[derive(Clone, Default)]
+pub enum Proxy {
+    #[default]
+    None,
+    /// As the environment says. What is on this machine is not behind a proxy.
+    Environment,
+    Fixed(Arc<Matcher>),
+}
+
+impl Proxy {
+    /// Everything goes through the proxy at the URL.
+    #[must_use]
+    pub fn fixed(url: &str) -> Self {
+        Self::Fixed(Arc::new(Matcher::builder().all(url).build()))
+    }
+
+    fn intercept(&self, target: &Uri) -> Option<Intercept> {
+        match self {
+            Self::None => None,
+            Self::Environment if is_this_machine(target) => None,
+            Self::Environment => ENVIRONMENT.intercept(target),
+            Self::Fixed(matcher) => matcher.intercept(target),
+        }
+    }
+}
+
+fn is_this_machine(target: &Uri) -> bool {
+    let host = target.host().unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost")
+        || address.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+}
+
+/// How connections are made and kept.
+#[derive(Clone, Default)]
+pub struct Dialing {
+    pub connect_timeout: Duration,
+    /// A connection takes no further request at this age.
+    pub max_age: Duration,
+    /// Dialled instead of what the request names.
+    pub address: Option<Authority>,
+    pub proxy: Proxy,
+    /// HTTP/2 where the server offers it.
+    pub http2: bool,
+}
+
+/// A client with its connections. Cheap to clone; clones share them.
+#[derive(Clone)]
+pub struct Transport {
+    http: HyperClient<Counting<HttpsConnector<Dialer>>, Empty<Bytes>>,
+    pub(super) connections: Connections,
+    dialing: Arc<Dialing>,
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transport").finish_non_exhaustive()
+    }
+}
+
+impl Transport {
+    /// `tls`: roots and perhaps a client certificate; no ALPN.
+    #[must_use]
+    pub fn new(tls: rustls::ClientConfig, dialing: Dialing) -> Self {
+        // Tries all addresses of a name, both families beside each other (RFC 8305), and asks for
+        // them anew with each connection.
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_connect_timeout(Some(dialing.connect_timeout));
+        tcp.set_nodelay(true);
+        let dialing = Arc::new(dialing);
+        let dialer = Dialer {
+            tcp,
+            dialing: dialing.clone(),
+        };
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1();
+        let https = if dialing.http2 {
+            https.enable_http2().wrap_connector(dialer)
+        } else {
+            https.wrap_connector(dialer)
+        };
+        let connections = Connections::default();
+        let http = HyperClient::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .timer(TokioTimer::new())
+            .pool_max_idle_per_host(IDLE_PER_HOST)
+            .pool_idle_timeout(IDLE_TIMEOUT.min(dialing.max_age))
+            .http1_max_headers(128)
+            .http1_read_buf_exact_size(READ_BYTES)
+            .http2_adaptive_window(true)
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .build(Counting {
+                inner: https,
+                connections: connections.clone(),
+            });
+        Self {
+            http,
+            connections,
+            dialing,
+        }
+    }
+
+    /// The answer's head, and a mark of the connection that is used until it is dropped.
+    pub async fn request(
+        &self,
+        mut request: Request<Empty<Bytes>>,
+    ) -> Result<(Response<Incoming>, Counted), ClientError> {
+        if request.uri().scheme() == Some(&http::uri::Scheme::HTTP)
+            && let Some(proxy) = self
+                .dialing
+                .proxy
+                .intercept(&self.dialing.target(request.uri()))
+            && let Some(credentials) = proxy.basic_auth()
+        {
+            let headers = request.headers_mut();
+            headers.insert(header::PROXY_AUTHORIZATION, sensitive(credentials));
+        }
+        let connection = capture_connection(&mut request);
+        let used = self.connections.used(request.uri());
+        let response = self.http.request(request).await?;
+        let since = response.extensions().get::<Since>();
+        if since.is_some_and(|since| since.0.elapsed() >= self.dialing.max_age)
+            && let Some(connection) = connection.connection_metadata().as_ref()
+        {
+            connection.poison();
+        }
+        Ok((response, used))
+    }
+}
+
+fn sensitive(value: &HeaderValue) -> HeaderValue {
+    let mut value = value.clone();
+    value.set_sensitive(true);
+    value
+}
+
+impl Dialing {
+    /// The URI whose host and port are dialled.
+    fn target(&self, uri: &Uri) -> Uri {
+        let Some(address) = &self.address else {
+            return uri.clone();
+        };
+        let mut parts = uri.clone().into_parts();
+        parts.authority = Some(address.clone());
+        Uri::from_parts(parts).unwrap_or_else(|_| uri.clone())
+    }
+}
+
+/// When a connection was made.
+#[derive(Clone, Copy, Debug)]
+struct Since(Instant);
+
+/// Makes connections.
+#[derive(Clone)]
+struct Dialer {
+    tcp: HttpConnector,
+    dialing: Arc<Dialing>,
+}
+
+impl Service<Uri> for Dialer {
+    type Response = Dialed;
+    type Error = ConnectError;
+    type Future = BoxFuture<'static, Result<Dialed, ConnectError>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Service::<Uri>::poll_ready(&mut self.tcp, context).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let target = self.dialing.target(&uri);
+        let mut tcp = self.tcp.clone();
+        let proxy = self.dialing.proxy.intercept(&target);
+        Box::pin(async move {
+            let dialed = |io, is_proxied| Dialed {
+                io,
+                is_proxied,
+                since: Since(Instant::now()),
+            };
+            let Some(proxy) = proxy else {
+                return Ok(dialed(tcp.call(target).await?, false));
+            };
+            if target.scheme() != Some(&http::uri::Scheme::HTTPS) {
+                return Ok(dialed(tcp.call(proxy.uri().clone()).await?, true));
+            }
+            let mut tunnel = Tunnel::new(proxy.uri().clone(), tcp);
+            if let Some(credentials) = proxy.basic_auth() {
+                tunnel = tunnel.with_auth(credentials.clone());
+            }
+            Ok(dialed(tunnel.call(target).await?, false))
+        })
+    }
+}
+
+/// A connection to a server or a proxy.
+struct Dialed {
+    io: TokioIo<TcpStream>,
+    /// Requests name their server: it is a proxy's.
+    is_proxied: bool,
+    since: Since,
+}
+
+impl Connection for Dialed {
+    fn connected(&self) -> Connected {
+        let connected = self.io.connected().proxy(self.is_proxied);
+        connected.extra(self.since)
+    }
+}
+
+impl Read for Dialed {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(context, buffer)
+    }
+}
+
+impl Write for Dialed {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(context, buffers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fixed_proxy_takes_all_and_the_environments_nothing_of_this_machine() {
+        let fixed = Proxy::fixed("http://user:secret@proxy:3128");
+        let target = Uri::from_static("https://127.0.0.1:8443/");
+        let through = fixed.intercept(&target);
+        assert!(
+            through.is_some_and(|it| it.uri().host() == Some("proxy") && it.basic_auth().is_some())
+        );
+        assert!(Proxy::None.intercept(&target).is_none());
+        for here in [
+            "http://localhost:80/",
+            "http://127.9.9.9/",
+            "http://[::1]:80/",
+        ] {
+            assert!(is_this_machine(&Uri::from_static(here)), "{here}");
+        }
+        assert!(!is_this_machine(&Uri::from_static("http://10.0.0.1/")));
+    }
+}
