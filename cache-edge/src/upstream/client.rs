@@ -1,4 +1,4 @@
-//! One request to a source, and its answer's body as bytes that come in time.
+//! One request to a source, up to the head of its answer.
 //!
 //! Asked are the source's origins in order; redirects are followed to where the source says.
 
@@ -11,10 +11,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use chunkcache_proto::{ByteRange, Level, v1};
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
-use http_body_util::{BodyExt, Empty};
-use hyper::body::Incoming;
+use chunkcache_proto::{Level, v1};
+use http::{HeaderMap, HeaderValue, Method, Request, header};
+use http_body_util::Empty;
 use hyper_util::client::legacy::Error as ClientError;
 use service_kit::telemetry;
 use tracing::Instrument as _;
@@ -22,12 +21,12 @@ use url::Url;
 
 use super::{
     OriginError, Source, answer,
-    connections::{Counted, PermitSlot},
+    connections::PermitSlot,
     loops::LoopMarks,
     origin,
-    peer_blocks::BlockDecoder,
-    quota::{ConnectionPermit, Quota, RequestClass},
+    quota::{ConnectionPermit, RequestClass},
     redirect::{self, Redirect},
+    response::{Reading, Response},
     run::now_ms,
     source::OriginSet,
     transport::{Dialing, Proxy, Transport},
@@ -47,40 +46,6 @@ pub struct Client {
     /// Requests to origins.
     asked: Arc<AtomicU64>,
     marks: Option<Arc<LoopMarks>>,
-}
-
-/// An answer whose head has come.
-#[derive(Debug)]
-pub struct Response {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    body: Incoming,
-    /// Of a peer: takes the body's blocks apart.
-    blocks: Option<Box<BlockDecoder>>,
-    /// Which of the source's origins gave it.
-    origin: usize,
-    /// Why an origin before that one did not.
-    passed_over: Option<OriginError>,
-    stall: Duration,
-    _used: Counted,
-    permit_slot: Option<PermitSlot>,
-    /// Of its source, and how urgently it is read; none: a peer.
-    reading: Option<Reading>,
-    /// It holds a permit of this edge's lease.
-    has_permit: bool,
-}
-
-/// Bytes of an origin's answer are read within the source's rate, more urgent ones first.
-#[derive(Clone, Debug)]
-pub struct Reading {
-    quota: Quota,
-    level: Arc<AtomicU8>,
-}
-
-impl Reading {
-    fn level(&self) -> Level {
-        Level::ALL[usize::from(self.level.load(Ordering::Relaxed)).min(3)]
-    }
 }
 
 impl Client {
@@ -461,100 +426,6 @@ impl Drop for Unanswered<'_> {
     }
 }
 
-impl Response {
-    /// Which of the source's origins gave it.
-    #[must_use]
-    pub fn origin(&self) -> usize {
-        self.origin
-    }
-
-    /// Why an origin before that one did not give it.
-    #[must_use]
-    pub fn passed_over(&self) -> Option<&OriginError> {
-        self.passed_over.as_ref()
-    }
-
-    /// It holds a permit of this edge's lease.
-    #[must_use]
-    pub fn has_permit(&self) -> bool {
-        self.has_permit
-    }
-
-    /// A viewer waits for a permit like the one this holds.
-    #[must_use]
-    pub fn is_in_the_way(&self) -> bool {
-        self.has_permit && self.reading.as_ref().is_some_and(|it| it.quota.is_wanted())
-    }
-
-    /// How urgently its bytes are wanted from now on.
-    pub fn set_level(&mut self, level: Arc<AtomicU8>) {
-        if let Some(reading) = &mut self.reading {
-            reading.level = level;
-        }
-    }
-
-    /// The body is made of a peer's blocks: [`chunk`](Self::chunk) gives the bytes of this range,
-    /// checked.
-    pub fn expect_blocks(&mut self, range: ByteRange) {
-        self.blocks = Some(Box::new(BlockDecoder::new(range)));
-    }
-
-    /// The next bytes; `None` at the body's clean end. Cancel safe.
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>, OriginError> {
-        loop {
-            if let Some(blocks) = &mut self.blocks
-                && let Some(bytes) = blocks.next_bytes()?
-            {
-                return Ok(Some(bytes));
-            }
-            let received = self.next_frame().await?;
-            match (&mut self.blocks, received) {
-                // What is behind the range is nobody's.
-                (Some(blocks), Some(_)) if blocks.is_done() => {}
-                (Some(blocks), Some(bytes)) => blocks.push(&bytes),
-                (_, received) => return Ok(received),
-            }
-        }
-    }
-
-    async fn next_frame(&mut self) -> Result<Option<Bytes>, OriginError> {
-        loop {
-            if let Some(reading) = &self.reading {
-                reading.quota.ready(reading.level()).await;
-            }
-            let frame = tokio::time::timeout(self.stall, self.body.frame())
-                .await
-                .map_err(|_| OriginError::Stalled(self.stall))?;
-            match frame {
-                None => return Ok(None),
-                Some(Err(error)) => {
-                    return Err(OriginError::Short {
-                        received: 0,
-                        expected: 0,
-                        detail: chain(&error),
-                    });
-                }
-                Some(Ok(frame)) => {
-                    if let Ok(bytes) = frame.into_data()
-                        && !bytes.is_empty()
-                    {
-                        if let Some(reading) = &self.reading {
-                            reading.quota.took(bytes.len(), reading.level());
-                        }
-                        return Ok(Some(bytes));
-                    }
-                }
-            }
-        }
-    }
-
-    /// One header as text.
-    #[must_use]
-    pub fn header(&self, name: header::HeaderName) -> Option<&str> {
-        self.headers.get(name).and_then(|value| value.to_str().ok())
-    }
-}
-
 fn basic_credentials(url: &Url) -> Result<HeaderValue, OriginError> {
     use base64::Engine;
     let decode = |text: &str| percent_encoding::percent_decode_str(text).collect::<Vec<u8>>();
@@ -606,7 +477,7 @@ fn is_for_another_name(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 /// An error and its causes in one line: hyper keeps the useful part in the last.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -22,15 +22,17 @@ pub mod peer_blocks;
 pub mod quota;
 mod redirect;
 pub mod reloading;
+mod response;
 pub mod run;
 mod s3;
 pub mod source;
 mod stream;
 mod transport;
 
-pub use client::{Client, Response};
+pub use client::Client;
 pub use downloads::{Downloads, Order};
 pub use error::OriginError;
 pub use http_rules::origin_answer as answer;
 pub use quota::RequestClass;
+pub use response::Response;
 pub use source::{Catalogue, Source};

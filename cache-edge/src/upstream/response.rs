@@ -1,0 +1,151 @@
+//! An answer to a request: its head, and its body as bytes that come in time.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use chunkcache_proto::{ByteRange, Level};
+use http::{HeaderMap, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+
+use super::{
+    OriginError,
+    client::chain,
+    connections::{Counted, PermitSlot},
+    peer_blocks::BlockDecoder,
+    quota::Quota,
+};
+
+/// An answer whose head has come.
+#[derive(Debug)]
+pub struct Response {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub(super) body: Incoming,
+    /// Of a peer: takes the body's blocks apart.
+    pub(super) blocks: Option<Box<BlockDecoder>>,
+    /// Which of the source's origins gave it.
+    pub(super) origin: usize,
+    /// Why an origin before that one did not.
+    pub(super) passed_over: Option<OriginError>,
+    pub(super) stall: Duration,
+    pub(super) _used: Counted,
+    pub(super) permit_slot: Option<PermitSlot>,
+    /// Of its source, and how urgently it is read; none: a peer.
+    pub(super) reading: Option<Reading>,
+    /// It holds a permit of this edge's lease.
+    pub(super) has_permit: bool,
+}
+
+/// Bytes of an origin's answer are read within the source's rate, more urgent ones first.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    pub(super) quota: Quota,
+    pub(super) level: Arc<AtomicU8>,
+}
+
+impl Reading {
+    fn level(&self) -> Level {
+        Level::ALL[usize::from(self.level.load(Ordering::Relaxed)).min(3)]
+    }
+}
+
+impl Response {
+    /// Which of the source's origins gave it.
+    #[must_use]
+    pub fn origin(&self) -> usize {
+        self.origin
+    }
+
+    /// Why an origin before that one did not give it.
+    #[must_use]
+    pub fn passed_over(&self) -> Option<&OriginError> {
+        self.passed_over.as_ref()
+    }
+
+    /// It holds a permit of this edge's lease.
+    #[must_use]
+    pub fn has_permit(&self) -> bool {
+        self.has_permit
+    }
+
+    /// A viewer waits for a permit like the one this holds.
+    #[must_use]
+    pub fn is_in_the_way(&self) -> bool {
+        self.has_permit && self.reading.as_ref().is_some_and(|it| it.quota.is_wanted())
+    }
+
+    /// How urgently its bytes are wanted from now on.
+    pub fn set_level(&mut self, level: Arc<AtomicU8>) {
+        if let Some(reading) = &mut self.reading {
+            reading.level = level;
+        }
+    }
+
+    /// The body is made of a peer's blocks: [`chunk`](Self::chunk) gives the bytes of this range,
+    /// checked.
+    pub fn expect_blocks(&mut self, range: ByteRange) {
+        self.blocks = Some(Box::new(BlockDecoder::new(range)));
+    }
+
+    /// The next bytes; `None` at the body's clean end. Cancel safe.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, OriginError> {
+        loop {
+            if let Some(blocks) = &mut self.blocks
+                && let Some(bytes) = blocks.next_bytes()?
+            {
+                return Ok(Some(bytes));
+            }
+            let received = self.next_frame().await?;
+            match (&mut self.blocks, received) {
+                // What is behind the range is nobody's.
+                (Some(blocks), Some(_)) if blocks.is_done() => {}
+                (Some(blocks), Some(bytes)) => blocks.push(&bytes),
+                (_, received) => return Ok(received),
+            }
+        }
+    }
+
+    async fn next_frame(&mut self) -> Result<Option<Bytes>, OriginError> {
+        loop {
+            if let Some(reading) = &self.reading {
+                reading.quota.ready(reading.level()).await;
+            }
+            let frame = tokio::time::timeout(self.stall, self.body.frame())
+                .await
+                .map_err(|_| OriginError::Stalled(self.stall))?;
+            match frame {
+                None => return Ok(None),
+                Some(Err(error)) => {
+                    return Err(OriginError::Short {
+                        received: 0,
+                        expected: 0,
+                        detail: chain(&error),
+                    });
+                }
+                Some(Ok(frame)) => {
+                    if let Ok(bytes) = frame.into_data()
+                        && !bytes.is_empty()
+                    {
+                        if let Some(reading) = &self.reading {
+                            reading.quota.took(bytes.len(), reading.level());
+                        }
+                        return Ok(Some(bytes));
+                    }
+                }
+            }
+        }
+    }
+
+    /// One header as text.
+    #[must_use]
+    pub fn header(&self, name: header::HeaderName) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
