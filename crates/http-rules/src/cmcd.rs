@@ -11,6 +11,9 @@ use percent_encoding::percent_decode_str;
 
 use crate::path::{self, Target};
 
+/// First byte, and the last one if it is given (inclusive).
+pub type OpenRange = (u64, Option<u64>);
+
 /// The query parameter.
 pub const PARAMETER: &str = "CMCD";
 
@@ -47,7 +50,7 @@ pub struct NextObject {
     /// As sent: relative to the object asked for. Empty: that object, in another range.
     pub path: String,
     /// First byte, and last byte where one is named; both inclusive.
-    pub range: Option<(u64, Option<u64>)>,
+    pub range: Option<OpenRange>,
 }
 
 /// What was said and is within its bounds.
@@ -116,7 +119,7 @@ impl Cmcd {
     /// The next objects as normalised targets in the same source; none while the buffer is not
     /// ample, because what is asked for now goes first.
     #[must_use]
-    pub fn prefetch_targets(&self, asked_for: &str) -> Vec<(Target, Option<(u64, Option<u64>)>)> {
+    pub fn prefetch_targets(&self, asked_for: &str) -> Vec<(Target, Option<OpenRange>)> {
         if self.urgency() != Urgency::Relaxed {
             return Vec::new();
         }
@@ -174,7 +177,7 @@ fn resolve(asked_for: &str, reference: &str) -> Option<Target> {
 struct Reading {
     cmcd: Cmcd,
     says_something: bool,
-    next_range: Option<(u64, Option<u64>)>,
+    next_range: Option<OpenRange>,
 }
 
 impl Reading {
@@ -336,7 +339,7 @@ fn next_objects(value: &str) -> Vec<NextObject> {
 }
 
 /// `0-99`, `100-`. A suffix range `-99` names no bytes before the size is known.
-fn range(text: &str) -> Option<(u64, Option<u64>)> {
+fn range(text: &str) -> Option<OpenRange> {
     let (first, last) = text.split_once('-')?;
     let first = first.parse().ok()?;
     match last {
