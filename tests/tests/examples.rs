@@ -60,17 +60,19 @@ fn rust_as_another_service() {
     let cluster = Cluster::start();
     cluster.put("/a.mp4", Object::generated(163, 9 * MIB));
     let endpoint = format!("http://{}", cluster.coordinator.grpc);
-    let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
-    let output = Command::new(cargo)
-        .args([
-            "run",
-            "--quiet",
-            "-p",
-            "chunkcache-tests",
-            "--example",
-            "open_and_wait",
-            "--",
-        ])
+    // Built with everything else (`--all-targets`) where the binaries were; else built now.
+    let built = std::env::var_os("CHUNKCACHE_BIN_DIR")
+        .map(|directory| PathBuf::from(directory).join("examples/open_and_wait"))
+        .filter(|path| path.exists());
+    let mut command = if let Some(path) = built {
+        Command::new(path)
+    } else {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+        cargo.args(["run", "--quiet", "-p", "chunkcache-tests"]);
+        cargo.args(["--example", "open_and_wait", "--"]);
+        cargo
+    };
+    let output = command
         .args([&endpoint, "media/a.mp4"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()

@@ -407,9 +407,11 @@ fn no_object_is_remembered_for_seconds() {
     let forbidden = Fault::Status(403, Vec::new());
     cluster.put(
         "/forbidden",
-        Object::generated(83, SIZE).fault(forbidden, Times::Next(1)),
+        Object::generated(83, SIZE).fault(forbidden, Times::Always),
     );
     assert_eq!(Call::get("/media/forbidden").send(address).status, 403);
+    // It may have been asked twice: some origins refuse a range with 403.
+    cluster.put("/forbidden", Object::generated(83, SIZE));
     Call::get("/media/forbidden").send(address).expect(200);
 }
 
