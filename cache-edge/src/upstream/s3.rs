@@ -102,7 +102,7 @@ fn signing(settings: &v1::S3Settings) -> RequestSigning<Credential> {
     let context = Context::new()
         .with_env(OsEnv)
         .with_file_read(Files)
-        .with_http_send(MetadataClient::default());
+        .with_http_send(MetadataClient);
     let region = match settings.region.as_str() {
         "" => DEFAULT_REGION,
         region => region,
