@@ -139,7 +139,7 @@ impl Database {
                 })
                 .post_create(Hook::async_fn(move |client, _| {
                     Box::pin(async move {
-                        prepare_session(&**client, statement_timeout, IDLE_IN_TRANSACTION)
+                        prepare_session(client, statement_timeout, IDLE_IN_TRANSACTION)
                             .await
                             .map_err(|error| HookError::message(error.to_string()))
                     })
