@@ -11,7 +11,7 @@ use crate::upstream::run::Failure;
 /// is reported elsewhere.
 const DURABLE_WAIT: Duration = Duration::from_secs(10);
 /// Partial chunks that are completed at a time.
-const MAX_COMPLETING: usize = 4;
+const MAX_COMPLETING: usize = 64;
 
 impl Downloads {
     pub(super) fn announce_local(&self, order: &Order) {
