@@ -1,3 +1,4 @@
+#![allow(clippy::single_range_in_vec_init)] // a list of one range is meant
 use std::sync::atomic::AtomicBool;
 
 use super::*;
