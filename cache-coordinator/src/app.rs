@@ -22,17 +22,18 @@ use uuid::Uuid;
 use crate::{
     access::{self, Access},
     config::ServeOptions,
+    dashboard,
     db::{
         Database, DatabaseConfig, LeaseKeeper,
         lease::LeaseTimes,
         writer::{WriterConfig, WriterTask},
     },
     events::{ChangeLog, PrunePolicy, prune_until},
-    grpc, http,
+    grpc,
     listen::{self, Accepted},
     metrics::{DatabaseTimes, Metrics},
     service::{Cluster, forget, jobs, membership, probe::Probes, resolve_key::Resolver, term},
-    session::{
+    sessions::{
         actor::Actor,
         registry::{End, Registry},
     },

@@ -12,8 +12,8 @@ use service_kit::metrics::{Exposition, encode};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    app::Edge, availability::DemandRegistry, coordinator::Link, http::admin::AdminState,
-    serve::Bindings, upstream::Downloads,
+    app::Edge, control::Link, readers::DemandRegistry, resolve::Bindings,
+    server::admin::AdminState, upstream::Downloads,
 };
 use chunk_store::Store;
 

@@ -28,16 +28,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::State,
-    availability::{DemandRegistry, Flights},
-    coordinator::{
+    control::{
         Link, Session, channel::Credentials, leases::LeaseKeeper, notes, planner::Planner,
         session::Totals, upkeep::Upkeep,
     },
-    http::{
+    options::Options,
+    readers::{DemandRegistry, Flights},
+    resolve::{Bindings, EdgeObjects, Parts, peer_handler::Peers},
+    server::{
         self, AccessLog, Metrics, Server, Settings, SigningKeys, TlsConfig, metrics::ByteSource,
     },
-    options::Options,
-    serve::{Bindings, EdgeObjects, Parts, peer_handler::Peers},
     upstream::{
         Catalogue, Client, Downloads, counters::Counters, direct::Direct, loops::LoopMarks,
         peer::PeerKeys, reloading::PeerClient, run::Fetcher,

@@ -4,13 +4,13 @@
 
 pub mod admin;
 pub mod app;
-pub mod availability;
-pub mod coordinator;
+pub mod control;
 pub mod core;
-pub mod http;
 pub mod import;
 pub mod options;
-pub mod serve;
+pub mod readers;
+pub mod resolve;
+pub mod server;
 pub mod sign;
 mod system_calls;
 pub mod upstream;

@@ -4,7 +4,7 @@
 
 mod support;
 
-use cache_edge::coordinator::notes;
+use cache_edge::control::notes;
 use chunkcache_proto::v1;
 use std::sync::{Arc, atomic::Ordering};
 use support::{Act, Answer, MIB, Origin, TestEdge, content, request};

@@ -9,7 +9,7 @@ use std::{
 };
 
 use cache_edge::{
-    serve::Bound,
+    resolve::Bound,
     upstream::{Order, peer_blocks},
 };
 use chunkcache_proto::{

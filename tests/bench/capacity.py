@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 2 << 20
 
 EDGES, VIEWERS, BITS = 10_000, 1_000_000, 10e12
-#: DEMAND_GATHERING in cache-edge/src/coordinator/session.rs: an edge tells of its readers at most
+#: DEMAND_GATHERING in cache-edge/src/control/session.rs: an edge tells of its readers at most
 #: so often.
 BATCHES_PER_SECOND = 20
 #: A seek, RFC 0002: the demand of the new place, the end of the old reader; a CRITICAL and two HIGH

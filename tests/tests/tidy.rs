@@ -61,7 +61,7 @@ const ROOMS: &[Room] = &[
         why: "only translation and error mapping here",
     },
     Room {
-        folder: "cache-coordinator/src/session",
+        folder: "cache-coordinator/src/sessions",
         forbidden: &["tokio_postgres", "SELECT ", "INSERT "],
         why: "SQL is in the database code alone",
     },
@@ -95,7 +95,7 @@ const ROOMS: &[Room] = &[
         why: "the core is pure: time and randomness are arguments",
     },
     Room {
-        folder: "cache-edge/src/http",
+        folder: "cache-edge/src/server",
         forbidden: &[
             "tonic::",
             "crate::upstream",
@@ -110,7 +110,7 @@ const ROOMS: &[Room] = &[
         why: "the HTTP client knows neither our own server nor the session",
     },
     Room {
-        folder: "cache-edge/src/availability",
+        folder: "cache-edge/src/readers",
         forbidden: &["hyper::", "tonic::", "crate::http"],
         why: "who waits for which bytes has nothing to do with HTTP",
     },
@@ -228,7 +228,7 @@ fn files_are_read_in_one_sitting() {
 fn sql_stands_in_db_alone() {
     for folder in [
         "cache-coordinator/src/service",
-        "cache-coordinator/src/session",
+        "cache-coordinator/src/sessions",
         "cache-coordinator/src/grpc",
         "cache-coordinator/src/http",
         "cache-edge/src",

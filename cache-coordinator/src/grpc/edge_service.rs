@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{
     access::Caller,
     service::{Cluster, entries, resolve_key},
-    session::{connection, registry::Outbox},
+    sessions::{connection, registry::Outbox},
 };
 
 /// The service over a cluster.

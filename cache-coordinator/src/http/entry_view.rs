@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     service::{Cluster, entries, error::ServiceError},
-    session::{plan::Plan, translate},
+    sessions::{plan::Plan, translate},
 };
 use scheduler::{
     Flight,

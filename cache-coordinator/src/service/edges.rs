@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     db::{EdgeRecord, writer::DrainEdge},
-    session::{
+    sessions::{
         plan::Command,
         registry::{End, Reconciliation},
     },

@@ -17,7 +17,7 @@ use crate::{
         Binding, EntryCursor, EntryRecord, Holding,
         writer::{Observation, TouchEntry},
     },
-    session::registry::Live,
+    sessions::registry::Live,
 };
 use scheduler::api::EdgeId;
 use scheduler::edge_choice::{Candidate, choose_edge};

@@ -3,7 +3,7 @@
 use chunkcache_proto::{EntryId, v1};
 
 use super::{Cluster, entries, error::ServiceError};
-use crate::session::{plan::Plan, translate};
+use crate::sessions::{plan::Plan, translate};
 use scheduler::{Decision, api::From as FetchFrom};
 
 /// In words and numbers.

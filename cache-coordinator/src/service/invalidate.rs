@@ -8,7 +8,7 @@ use v1::session_response::Message;
 use super::{Cluster, entries, error::ServiceError};
 use crate::{
     db::writer::{InvalidateEntry, SetPinned},
-    session::{plan::Command, registry::Confirmation},
+    sessions::{plan::Command, registry::Confirmation},
 };
 
 /// Edges are waited for this long.

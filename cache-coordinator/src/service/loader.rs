@@ -5,7 +5,7 @@ use chunkcache_proto::EntryId;
 use super::error::ServiceError;
 use crate::{
     db::Database,
-    session::{actor::EntrySource, plan::LoadedEntry},
+    sessions::{actor::EntrySource, plan::LoadedEntry},
 };
 use scheduler::api::EdgeId;
 

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use chunkcache_proto::v1;
 
 use super::{Cluster, error::ServiceError, loader::row_id};
-use crate::{db::writer::SetEdgeState, session::registry::Suspect};
+use crate::{db::writer::SetEdgeState, sessions::registry::Suspect};
 
 /// An edge that restarts is back before it is taken as lost.
 const LOST_AFTER: Duration = Duration::from_secs(30);

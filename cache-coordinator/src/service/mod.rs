@@ -37,7 +37,7 @@ use crate::{
     db::{Database, Leadership, Writer, lease::StepDown},
     events::ChangeLog,
     metrics::Metrics,
-    session::{actor::PlanHandle, registry::Registry},
+    sessions::{actor::PlanHandle, registry::Registry},
 };
 use error::ServiceError;
 

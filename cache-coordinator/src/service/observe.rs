@@ -21,7 +21,7 @@ use crate::{
         EntryRecord,
         writer::{Observation, ObserveEntry, Observed, Pending},
     },
-    session::plan::Command,
+    sessions::plan::Command,
 };
 use scheduler::api::EdgeId;
 

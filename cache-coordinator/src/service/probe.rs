@@ -23,7 +23,7 @@ use super::{
     entry_ref::display_key,
     error::{Resource, ServiceError},
 };
-use crate::session::registry::Live;
+use crate::sessions::registry::Live;
 
 /// An edge answers for a cold object whose origin is down within 15 s.
 const TIMEOUT: Duration = Duration::from_secs(20);

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     db::writer::PutSource,
-    session::{
+    sessions::{
         plan::Command,
         registry::{Confirmation, Posted},
         storage::take_up_fill,

@@ -11,7 +11,7 @@ use rand::RngExt as _;
 use super::{Cluster, error::ServiceError, loader::edge_id};
 use crate::{
     db::Leadership,
-    session::{
+    sessions::{
         plan::Command,
         registry::{End, Suspect},
     },

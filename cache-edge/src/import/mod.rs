@@ -27,7 +27,7 @@ use self::compare::Comparison;
 use crate::{
     app::{self, Edge},
     options::Options,
-    serve::{
+    resolve::{
         ports::{FirstBytes, ObjectName, ObjectRequest},
         probe::{self, Found},
     },

@@ -8,7 +8,7 @@ use service_kit::config::{Problems, parse_duration};
 
 use crate::{
     core::signed_url_keys,
-    http::{AccessLogOptions, AllowedOrigins, Cors, Limits, RequestRate, Timeouts},
+    server::{AccessLogOptions, AllowedOrigins, Cors, Limits, RequestRate, Timeouts},
 };
 
 /// See the module.

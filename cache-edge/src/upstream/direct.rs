@@ -13,8 +13,7 @@ use super::{
     run::{Fetcher, Opened},
 };
 use crate::{
-    availability::DirectBytes, core::backoff::Backoff, serve::ports::ReadError,
-    worker_pool::Workers,
+    core::backoff::Backoff, readers::DirectBytes, resolve::ports::ReadError, worker_pool::Workers,
 };
 use chunk_store::EntryFile;
 

@@ -24,8 +24,8 @@ use super::{
     run::{Fetcher, Opened, RunEnd},
 };
 use crate::{
-    availability::{Announce, DemandRegistry},
     core::fetch_queue::{Effect, FetchQueue, Task},
+    readers::{Announce, DemandRegistry},
     worker_pool::Workers,
 };
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chunkcache_proto::ByteRange;
 
 use super::run::Order;
-use crate::availability::{EntryFlights, Flight, flight::FlightClaim};
+use crate::readers::{EntryFlights, Flight, flight::FlightClaim};
 
 pub(super) struct Gap {
     pub range: ByteRange,

@@ -26,8 +26,8 @@ use super::{
     source::OriginSet,
 };
 use crate::{
-    availability::{EntryFlights, FlightError, Flights},
     core::backoff::Backoff,
+    readers::{EntryFlights, FlightError, Flights},
 };
 use chunk_store::EntryFile;
 

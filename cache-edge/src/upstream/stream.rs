@@ -19,8 +19,8 @@ use super::{
     run::{Broken, Fetcher, Opened, Order},
 };
 use crate::{
-    availability::{EntryFlights, FlightError, flight::FlightClaim},
     core::assembly::Assembly,
+    readers::{EntryFlights, FlightError, flight::FlightClaim},
 };
 
 /// A fetch that is stopped reads on for this long at most. What its origin has sent is on the wire

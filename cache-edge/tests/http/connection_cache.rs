@@ -3,7 +3,7 @@
 
 use std::{ops::Range, time::Duration};
 
-use cache_edge::http::{AllowedOrigins, metrics::Abort};
+use cache_edge::server::{AllowedOrigins, metrics::Abort};
 
 use crate::{
     client::{Answer, Connection, get, request},
@@ -147,7 +147,7 @@ async fn bytes_that_are_missing_are_waited_for() {
 #[tokio::test]
 async fn limits_hold() {
     let edge = Edge::start_with(|settings| {
-        settings.limits.request_rate = Some(cache_edge::http::RequestRate {
+        settings.limits.request_rate = Some(cache_edge::server::RequestRate {
             per_second: 0.001,
             burst: 4.0,
         });

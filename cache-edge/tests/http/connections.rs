@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cache_edge::{http::metrics::Abort, serve::ports::ReadError};
+use cache_edge::{resolve::ports::ReadError, server::metrics::Abort};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,

@@ -1,6 +1,6 @@
 //! The hit path: right bytes, by sendfile, for every alignment and many connections.
 
-use cache_edge::http::metrics::ByteSource;
+use cache_edge::server::metrics::ByteSource;
 
 use crate::{
     client::Connection,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cache_edge::{http::metrics::Abort, serve::ports::ReadError};
+use cache_edge::{resolve::ports::ReadError, server::metrics::Abort};
 use http::{Request, StatusCode, Version};
 use http_body_util::{BodyExt, Empty};
 use hyper::{body::Bytes, client::conn::http2};

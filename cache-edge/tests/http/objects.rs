@@ -12,11 +12,11 @@ use std::{
 };
 
 use cache_edge::{
-    http::{Client, EdgeBody, Metrics, PeerHandler, Server, Settings},
-    serve::ports::{
+    resolve::ports::{
         Freshness, Object, ObjectName, ObjectRequest, Objects, OpenReader, PassThrough, Piece,
         Presence, ReadBytes, ReadError, Resolution, ServeError, Standing,
     },
+    server::{Client, EdgeBody, Metrics, PeerHandler, Server, Settings},
 };
 use chunk_store::{EntryFile, MinFree, Store, StoreOptions};
 use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, checksum::ChunkDigest, v1};

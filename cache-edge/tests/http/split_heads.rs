@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use cache_edge::http::metrics::Abort;
+use cache_edge::server::metrics::Abort;
 use tokio::{io::AsyncReadExt, net::TcpSocket};
 
 use crate::{

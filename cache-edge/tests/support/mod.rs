@@ -12,9 +12,9 @@ use std::{
 
 use cache_edge::{
     app::{Edge, fetch_threads},
-    coordinator::notes,
-    http::{Metrics, Server, Settings},
+    control::notes,
     options::Options,
+    server::{Metrics, Server, Settings},
     worker_pool::WorkerPool,
 };
 use chunk_store::{Store, StoreOptions};

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     db::{EntryRecord, JobStatus, writer::EndJob},
-    session::plan::Command,
+    sessions::plan::Command,
 };
 use scheduler::api::{EdgeId, WantId};
 

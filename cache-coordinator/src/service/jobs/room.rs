@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::super::{Cluster, error::ServiceError};
 use super::{Jobs, Running};
-use crate::session::plan::Command;
+use crate::sessions::plan::Command;
 use scheduler::{Space, api::EdgeId};
 
 fn wants_any(asked: &[Range<ChunkIndex>], chunks: &[ChunkIndex]) -> bool {

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Link;
 use crate::{
-    availability::{DemandRegistry, Flights, ReaderState},
     core::lookahead::{self, ReaderView, Want},
+    readers::{DemandRegistry, Flights, ReaderState},
     upstream::{Downloads, Order, downloads::Coverage},
 };
 use chunk_store::Store;

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     core::container,
-    serve::ports::{OpenReader, Piece, Presence, ReadBytes, ReadError},
+    resolve::ports::{OpenReader, Piece, Presence, ReadBytes, ReadError},
 };
 use chunk_store::{ChunkPin, EntryFile};
 

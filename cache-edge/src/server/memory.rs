@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, request::Parts};
 use parking_lot::Mutex;
 
 use super::response::Described;
-use crate::serve::ports::{Freshness, Object, Standing};
+use crate::resolve::ports::{Freshness, Object, Standing};
 use chunk_store::EntryFile;
 
 /// A request with a long head does not make the connection keep its map.

@@ -4,7 +4,7 @@
 use chunkcache_proto::{EntryId, Level, v1};
 
 use super::{Action, Plan};
-use crate::session::directory::LOCAL_BIT;
+use crate::sessions::directory::LOCAL_BIT;
 use scheduler::api::{EdgeId, Event, Kept, Millis};
 
 /// As many as an edge's own queue holds.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chunkcache_proto::v1;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::serve::ports::{Freshness, Presence};
+use crate::resolve::ports::{Freshness, Presence};
 use http_rules::cache_status::{CacheStatus, Forward};
 use http_rules::conditional::Validators;
 use http_rules::{freshness, validator};

@@ -13,7 +13,7 @@ use prometheus_client::{
 };
 
 use super::histogram::DurationHistogram;
-use crate::serve::ports::ReadError;
+use crate::resolve::ports::ReadError;
 
 /// Where sent bytes came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,8 +19,8 @@ use v1::session_request::Message;
 
 use super::channel::Service;
 use crate::{
-    availability::Announce,
-    serve::directory::{Answer, Directory},
+    readers::Announce,
+    resolve::directory::{Answer, Directory},
     upstream::run::now_ms,
 };
 use http_rules::freshness;

@@ -22,8 +22,8 @@ use super::{
     whole_answer::AS_A_WHOLE,
 };
 use crate::{
-    availability::{Announce, DemandRegistry, DirectBytes, Flights, ReaderFactory},
     core::lookahead::MAX_RUN_CHUNKS,
+    readers::{Announce, DemandRegistry, DirectBytes, Flights, ReaderFactory},
     upstream::{
         Catalogue, Client, Downloads, Order, OriginError, Source, loops::CDN_LOOP, run::now_ms,
     },

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
 use serde_json::json;
 
 use super::{AccessLog, Format};
-use crate::http::response::CACHE_STATUS;
+use crate::server::response::CACHE_STATUS;
 
 /// Before the first line of a file.
 pub(super) const W3C_HEADER: &str = "#Version: 1.0\n\

@@ -7,8 +7,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::link::{Link, Removal};
 use crate::{
-    availability::Flights,
-    serve::{Bindings, bindings::Bound},
+    readers::Flights,
+    resolve::{Bindings, bindings::Bound},
     upstream::{Downloads, run::now_ms},
 };
 use chunk_store::{Durable, EntryFile, Store, Victims};

@@ -27,7 +27,7 @@ use super::{
     signing_keys::SigningKeys,
     socket,
 };
-use crate::{serve::ports::Objects, worker_pool::WorkerPool};
+use crate::{resolve::ports::Objects, worker_pool::WorkerPool};
 use http_rules::cache_status::CacheStatus;
 
 /// Buffers of 256 KiB for TLS and HTTP/2: 128 MiB at the very most, and only while so many are

@@ -8,7 +8,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 use super::edge_body::EdgeBody;
 use crate::{
     core::signed_url::SignatureError,
-    serve::ports::{ReadError, ServeError},
+    resolve::ports::{ReadError, ServeError},
 };
 use http_rules::cache_status::{CacheStatus, Forward};
 use http_rules::path::TargetError;

@@ -22,9 +22,9 @@ use super::{
     upkeep::inventory_entry,
 };
 use crate::{
-    availability::DemandRegistry,
     core::backoff::Backoff,
-    serve::{Bindings, EdgeObjects},
+    readers::DemandRegistry,
+    resolve::{Bindings, EdgeObjects},
     upstream::{Catalogue, Downloads, Order, peer::PeerKeys, run::now_ms},
 };
 use chunk_store::Store;
@@ -266,7 +266,7 @@ impl Session {
             Message::Cancel(cancel) => {
                 let under_way = self.downloads.under_way(cancel.assignment_id);
                 let wanted = under_way.is_some_and(|(entry, chunk)| {
-                    let stands = |reader: &crate::availability::ReaderState| {
+                    let stands = |reader: &crate::readers::ReaderState| {
                         reader.file.id() == entry
                             && reader.file.geometry().chunk_of(reader.position()) == chunk
                     };

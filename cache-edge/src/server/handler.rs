@@ -22,7 +22,7 @@ use super::{
     response::{self, CACHE_STATUS},
     server::Server,
 };
-use crate::serve::ports::{
+use crate::resolve::ports::{
     FirstBytes, ObjectName, ObjectRequest, Objects, OpenReader, PassThrough, Presence, ReadError,
     Resolution,
 };

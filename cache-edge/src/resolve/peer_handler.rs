@@ -15,9 +15,9 @@ use tokio::time::Instant;
 
 use super::objects::EdgeObjects;
 use crate::{
-    availability::{EntryFlights, Flight},
-    http::{Client, EdgeBody, Metrics, PeerHandler, problem::Problem},
-    serve::ports::ReadError,
+    readers::{EntryFlights, Flight},
+    resolve::ports::ReadError,
+    server::{Client, EdgeBody, Metrics, PeerHandler, problem::Problem},
     upstream::{
         downloads::Coverage,
         peer::{MISMATCH, PEER_PREFIX, PeerKeys},

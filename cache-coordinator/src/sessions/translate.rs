@@ -252,7 +252,7 @@ pub fn coalesce(mut indexes: Vec<ChunkIndex>, geometry: Geometry) -> Vec<Range<C
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::session::directory::{EdgeRecord, EntryRecord};
+    use crate::sessions::directory::{EdgeRecord, EntryRecord};
     use chunkcache_proto::EntryId;
     use scheduler::api::{AssignmentId, EntryNo};
     use std::sync::Arc;

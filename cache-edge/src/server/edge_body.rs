@@ -18,7 +18,7 @@ use super::{
     connection::ActiveRequest,
     metrics::{Abort, ByteSource, Metrics, RequestGuard},
 };
-use crate::serve::ports::{OpenReader, PassBody, ReadError};
+use crate::resolve::ports::{OpenReader, PassBody, ReadError};
 
 /// The body of every response of this server.
 pub struct EdgeBody {

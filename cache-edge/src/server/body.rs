@@ -21,7 +21,7 @@ use super::{
     file_slices::{FilePart, FileSlice, FileSlices, MAX_SLICE_BYTES},
     metrics::{ByteSource, Metrics},
 };
-use crate::serve::ports::{OpenReader, Piece, ReadBytes, ReadError};
+use crate::resolve::ports::{OpenReader, Piece, ReadBytes, ReadError};
 
 /// A reader that waits longer than this within a body is a stall, as a viewer may notice it.
 const STALL: Duration = Duration::from_millis(100);
