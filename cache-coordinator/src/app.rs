@@ -22,14 +22,13 @@ use uuid::Uuid;
 use crate::{
     access::{self, Access},
     config::ServeOptions,
-    dashboard,
     db::{
         Database, DatabaseConfig, LeaseKeeper,
         lease::LeaseTimes,
         writer::{WriterConfig, WriterTask},
     },
     events::{ChangeLog, PrunePolicy, prune_until},
-    grpc,
+    grpc, http,
     listen::{self, Accepted},
     metrics::{DatabaseTimes, Metrics},
     service::{Cluster, forget, jobs, membership, probe::Probes, resolve_key::Resolver, term},

@@ -12,8 +12,8 @@ use service_kit::metrics::{Exposition, encode};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    app::Edge, control::Link, readers::DemandRegistry, resolve::Bindings,
-    server::admin::AdminState, upstream::Downloads,
+    app::Edge, control::Link, fetch::Downloads, readers::DemandRegistry, resolve::Bindings,
+    server::admin::AdminState,
 };
 use chunk_store::Store;
 

@@ -26,21 +26,22 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::fetch::{Downloads, direct::Direct, run::Fetcher};
 use crate::{
     admin::State,
     control::{
-        Link, Session, channel::Credentials, leases::LeaseKeeper, notes, planner::Planner,
-        session::Totals, upkeep::Upkeep,
+        Link, Session, channel::Credentials, leases::LeaseKeeper, maintenance::Maintenance, notes,
+        planner::Planner, session::Totals,
     },
     options::Options,
-    readers::{DemandRegistry, Flights},
+    readers::{DemandRegistry, IncomingChunks},
     resolve::{Bindings, EdgeObjects, Parts, peer_handler::Peers},
     server::{
         self, AccessLog, Metrics, Server, Settings, SigningKeys, TlsConfig, metrics::ByteSource,
     },
     upstream::{
-        Catalogue, Client, Downloads, counters::Counters, direct::Direct, loops::LoopMarks,
-        peer::PeerKeys, reloading::PeerClient, run::Fetcher,
+        Catalogue, Client, counters::Counters, loops::LoopMarks, peer::PeerKeys,
+        reloading::PeerClient,
     },
     worker_pool::{WorkerPool, Workers},
 };
@@ -75,7 +76,7 @@ pub struct Edge {
     pub demand: Arc<DemandRegistry>,
     pub peer_keys: Arc<PeerKeys>,
     bindings: Arc<Bindings>,
-    flights: Arc<Flights>,
+    flights: Arc<IncomingChunks>,
     chunk_size: Arc<AtomicU32>,
     counters: Arc<Counters>,
 }
@@ -93,7 +94,7 @@ impl Edge {
         // new library.
         let base_urls = catalogue.base_urls();
         bindings.forget_foreign(|name| base_urls.get(name).cloned());
-        let flights = Arc::new(Flights::new(store.clone()));
+        let flights = Arc::new(IncomingChunks::new(store.clone()));
         let demand = Arc::new(DemandRegistry::new(options.lookahead));
         let counters = Arc::new(Counters::default());
         let origin_tls =
@@ -154,7 +155,7 @@ impl Edge {
 
     /// Chunks on their way.
     #[must_use]
-    pub fn flights(&self) -> &Flights {
+    pub fn flights(&self) -> &IncomingChunks {
         &self.flights
     }
 
@@ -175,7 +176,7 @@ impl Edge {
             store: self.store.clone(),
             lookahead_chunks: options.lookahead_chunks(),
         };
-        let upkeep = Upkeep {
+        let maintenance = Maintenance {
             link: self.link.clone(),
             store: self.store.clone(),
             bindings: self.bindings.clone(),
@@ -230,8 +231,8 @@ impl Edge {
             planner.run(planner_stop).await;
             Ok(())
         });
-        tasks.spawn("upkeep", async move {
-            upkeep.run(upkeep_stop).await;
+        tasks.spawn("maintenance", async move {
+            maintenance.run(upkeep_stop).await;
             Ok(())
         });
         tasks.spawn("leases", async move {
@@ -331,7 +332,7 @@ pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
         Ok(())
     });
     tasks.spawn("admin", async move {
-        http::admin::serve(admin_listener, admin_tls, state, stop).await;
+        server::admin::serve(admin_listener, admin_tls, state, stop).await;
         Ok(())
     });
     let (stopping, status) = (signal.clone(), format!("serving players on {address}"));

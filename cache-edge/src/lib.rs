@@ -1,11 +1,13 @@
 //! An edge of the chunk cache: downloader, store, and the HTTP proxy players stream from.
 //!
-//! The folder tree is the architecture; see ARCHITECTURE.md for the invariant of each room.
+//! The folder tree is the architecture; see ARCHITECTURE.md for the invariant of each folder.
 
 pub mod admin;
 pub mod app;
+pub mod clock;
 pub mod control;
 pub mod core;
+pub mod fetch;
 pub mod import;
 pub mod options;
 pub mod readers;

@@ -63,7 +63,7 @@ fn run(options: Options) -> anyhow::Result<()> {
     // Sources' credentials lie in the data directory: nobody else reads what this process makes.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let fetch = app::fetch_threads(options.max_downloads as usize)?;
-    // The session with the coordinator, the plan, upkeep: many short turns that wake each other. On
+    // The session with the coordinator, the plan, maintenance: many short turns that wake each other. On
     // one thread no turn costs a switch to another.
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()

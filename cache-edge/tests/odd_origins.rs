@@ -8,10 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cache_edge::{
-    resolve::Bound,
-    upstream::{Order, peer_blocks},
-};
+use cache_edge::fetch::Assignment;
+use cache_edge::{resolve::Bound, upstream::peer_blocks};
 use chunkcache_proto::{
     ByteRange, Level,
     checksum::{BLOCK_BYTES, chunk_checksum},
@@ -395,7 +393,7 @@ async fn a_peers_block_that_does_not_have_its_hash_is_not_taken() {
             .id;
         let file = edge.edge.store.entry(&id).unwrap();
         let origin_asked = origin.requests();
-        edge.edge.downloads.submit(Order {
+        edge.edge.downloads.submit(Assignment {
             id: 77,
             file: file.clone(),
             first_chunk: 0,

@@ -1,4 +1,4 @@
-//! Holds the code to ARCHITECTURE.md: which room may name what, how long a file may be, and
+//! Holds the code to ARCHITECTURE.md: which folder may name what, how long a file may be, and
 //! what may stand nowhere. Reads the sources as text; runs in milliseconds.
 
 #![allow(clippy::expect_used, clippy::unwrap_used)]
@@ -9,74 +9,74 @@ use std::{
 };
 
 /// A folder and the words its sources may not use, with the reason printed on failure.
-struct Room {
+struct Folder {
     folder: &'static str,
     forbidden: &'static [&'static str],
     why: &'static str,
 }
 
-const ROOMS: &[Room] = &[
-    Room {
+const FOLDERS: &[Folder] = &[
+    Folder {
         folder: "crates/scheduler/src",
         forbidden: &["SystemTime", "Instant::now"],
         why: "the scheduler is pure: time and randomness are arguments",
     },
-    Room {
+    Folder {
         folder: "cache-coordinator/src/access",
         forbidden: &[
             "tonic",
             "axum",
             "crate::db",
-            "crate::session",
+            "crate::sessions",
             "crate::service",
             "crate::grpc",
             "crate::http",
         ],
         why: "who may do what is decided before, and without, what is done",
     },
-    Room {
+    Folder {
         folder: "cache-coordinator/src/service",
         forbidden: &["tokio_postgres", "axum::", "SELECT ", "INSERT "],
         why: "use cases know ports, not SQL or HTTP",
     },
-    Room {
+    Folder {
         folder: "cache-coordinator/src/db",
         forbidden: &[
             "tonic::",
             "axum::",
             "scheduler",
-            "crate::session",
+            "crate::sessions",
             "crate::grpc",
         ],
         why: "`db` knows rows, not the wire and not the plan",
     },
-    Room {
+    Folder {
         folder: "cache-coordinator/src/events",
-        forbidden: &["tonic::", "axum::", "scheduler", "crate::session"],
+        forbidden: &["tonic::", "axum::", "scheduler", "crate::sessions"],
         why: "the change log knows rows, not the wire and not the plan",
     },
-    Room {
+    Folder {
         folder: "cache-coordinator/src/grpc",
         forbidden: &["tokio_postgres", "SELECT ", "INSERT "],
         why: "only translation and error mapping here",
     },
-    Room {
+    Folder {
         folder: "cache-coordinator/src/sessions",
         forbidden: &["tokio_postgres", "SELECT ", "INSERT "],
         why: "SQL is in the database code alone",
     },
-    Room {
+    Folder {
         folder: "cache-coordinator/src/cli",
         forbidden: &[
             "tokio_postgres",
             "crate::db",
-            "crate::session",
+            "crate::sessions",
             "crate::service",
             "scheduler::",
         ],
         why: "the command line is a gRPC client like any other",
     },
-    Room {
+    Folder {
         folder: "cache-edge/src/core",
         forbidden: &[
             "tokio::",
@@ -86,42 +86,42 @@ const ROOMS: &[Room] = &[
             "SystemTime::now",
             "Instant::now",
             "chunk_store::",
-            "crate::http",
+            "crate::server",
             "crate::upstream",
-            "crate::coordinator",
-            "crate::availability",
-            "crate::serve",
+            "crate::control",
+            "crate::readers",
+            "crate::resolve",
         ],
         why: "the core is pure: time and randomness are arguments",
     },
-    Room {
+    Folder {
         folder: "cache-edge/src/server",
         forbidden: &[
             "tonic::",
             "crate::upstream",
-            "crate::coordinator",
-            "crate::availability",
+            "crate::control",
+            "crate::readers",
         ],
-        why: "the server knows the ports in serve, not what is behind them",
+        why: "the server knows the ports in resolve, not what is behind them",
     },
-    Room {
+    Folder {
         folder: "cache-edge/src/upstream",
-        forbidden: &["tonic::", "crate::http", "crate::coordinator"],
+        forbidden: &["tonic::", "crate::server", "crate::control", "crate::fetch"],
         why: "the HTTP client knows neither our own server nor the session",
     },
-    Room {
+    Folder {
         folder: "cache-edge/src/readers",
-        forbidden: &["hyper::", "tonic::", "crate::http"],
+        forbidden: &["hyper::", "tonic::", "crate::server"],
         why: "who waits for which bytes has nothing to do with HTTP",
     },
-    Room {
+    Folder {
         folder: "proto/src",
         forbidden: &["tokio", "std::fs", "SystemTime", "Instant::now"],
         why: "what both sides agree on knows no time and no I/O",
     },
 ];
 
-/// A file longer than this is no longer one room.
+/// A file longer than this is too much for one reader.
 const MAX_LINES: usize = 600;
 
 fn root() -> PathBuf {
@@ -144,7 +144,7 @@ fn rust_sources(folder: &Path) -> Vec<PathBuf> {
     found.sort();
     assert!(
         !found.is_empty(),
-        "{} has no sources: is the room gone?",
+        "{} has no sources: is the folder gone?",
         folder.display()
     );
     found
@@ -159,18 +159,18 @@ fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
 }
 
 #[test]
-fn rooms_do_not_know_what_they_may_not() {
+fn folders_do_not_know_what_they_may_not() {
     let mut problems = Vec::new();
-    for room in ROOMS {
-        for path in rust_sources(&root().join(room.folder)) {
+    for rule in FOLDERS {
+        for path in rust_sources(&root().join(rule.folder)) {
             let text = fs::read_to_string(&path).expect("UTF-8 sources");
             for (number, line) in code_lines(&text) {
-                for word in room.forbidden.iter().filter(|word| line.contains(**word)) {
+                for word in rule.forbidden.iter().filter(|word| line.contains(**word)) {
                     problems.push(format!(
                         "{}:{}: {word:?}: {}",
                         path.display(),
                         number + 1,
-                        room.why
+                        rule.why
                     ));
                 }
             }
@@ -180,14 +180,14 @@ fn rooms_do_not_know_what_they_may_not() {
 }
 
 #[test]
-fn every_room_says_what_it_is() {
-    for room in ROOMS {
-        let folder = root().join(room.folder);
+fn every_folder_says_what_it_is() {
+    for rule in FOLDERS {
+        let folder = root().join(rule.folder);
         let main = ["mod.rs", "lib.rs"]
             .iter()
             .map(|f| folder.join(f))
             .find(|p| p.exists());
-        let main = main.unwrap_or_else(|| panic!("{} has no mod.rs", room.folder));
+        let main = main.unwrap_or_else(|| panic!("{} has no mod.rs", rule.folder));
         let text = fs::read_to_string(&main).expect("UTF-8 sources");
         assert!(
             text.starts_with("//!"),

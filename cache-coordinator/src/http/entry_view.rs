@@ -9,8 +9,8 @@ use crate::{
     sessions::{plan::Plan, translate},
 };
 use scheduler::{
-    Flight,
-    api::{EdgeId, From as FetchFrom},
+    RunningFetch,
+    api::{EdgeId, FetchSource},
 };
 
 /// As JSON; see `dashboard/app.js` for who reads it.
@@ -148,7 +148,7 @@ pub fn all_flights(plan: &Plan, limit: usize) -> Vec<Value> {
     told.collect()
 }
 
-fn rendered(plan: &Plan, edge: EdgeId, flight: &Flight) -> Value {
+fn rendered(plan: &Plan, edge: EdgeId, flight: &RunningFetch) -> Value {
     let name = |edge| {
         plan.directory()
             .edge(edge)
@@ -156,8 +156,8 @@ fn rendered(plan: &Plan, edge: EdgeId, flight: &Flight) -> Value {
             .unwrap_or_default()
     };
     let from = match flight.from {
-        FetchFrom::Origin => "origin".to_owned(),
-        FetchFrom::Peer(peer) => name(peer),
+        FetchSource::Origin => "origin".to_owned(),
+        FetchSource::Peer(peer) => name(peer),
     };
     json!({
         "edge": name(edge), "first": flight.chunks.start, "count": flight.chunks.end - flight.chunks.start,

@@ -17,7 +17,7 @@ use crate::{
         Binding, EntryCursor, EntryRecord, Holding,
         writer::{Observation, TouchEntry},
     },
-    sessions::registry::Live,
+    sessions::registry::EdgeSession,
 };
 use scheduler::api::EdgeId;
 use scheduler::edge_choice::{Candidate, choose_edge};
@@ -145,7 +145,7 @@ pub fn best_edge(
     entry: &EntryRecord,
     holdings: &[Holding],
     position: u64,
-) -> Result<(std::sync::Arc<Live>, u64), ServiceError> {
+) -> Result<(std::sync::Arc<EdgeSession>, u64), ServiceError> {
     let near = ByteRange::new(position, position.saturating_add(NEAR_BYTES));
     let held: HashMap<EdgeId, u64> = holdings
         .iter()

@@ -4,7 +4,7 @@ use chunkcache_proto::{EntryId, v1};
 
 use super::{Cluster, entries, error::ServiceError};
 use crate::sessions::{plan::Plan, translate};
-use scheduler::{Decision, api::From as FetchFrom};
+use scheduler::{Decision, api::FetchSource};
 
 /// In words and numbers.
 pub async fn explain(
@@ -72,8 +72,8 @@ fn describe(plan: &Plan, decision: &Decision, now: u64) -> v1::ChunkDecision {
         priority: v1::Priority::from(decision.level).into(),
         state: decision.state.name().to_owned(),
         from: match decision.from {
-            FetchFrom::Origin => "origin".to_owned(),
-            FetchFrom::Peer(peer) => name(peer),
+            FetchSource::Origin => "origin".to_owned(),
+            FetchSource::Peer(peer) => name(peer),
         },
         reason,
         readers: decision.readers,

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use chunkcache_proto::v1;
 
 use super::{Cluster, error::ServiceError, loader::row_id};
-use crate::{db::writer::SetEdgeState, sessions::registry::Suspect};
+use crate::{db::writer::SetEdgeState, sessions::registry::DisconnectedEdge};
 
 /// An edge that restarts is back before it is taken as lost.
 const LOST_AFTER: Duration = Duration::from_secs(30);
@@ -34,7 +34,7 @@ pub async fn run(cluster: Arc<Cluster>) {
     }
 }
 
-async fn lost(cluster: &Cluster, suspect: &Suspect) -> Result<(), ServiceError> {
+async fn lost(cluster: &Cluster, suspect: &DisconnectedEdge) -> Result<(), ServiceError> {
     let change = SetEdgeState {
         edge: row_id(suspect.edge),
         epoch: suspect.epoch,

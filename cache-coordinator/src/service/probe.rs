@@ -23,7 +23,7 @@ use super::{
     entry_ref::display_key,
     error::{Resource, ServiceError},
 };
-use crate::sessions::registry::Live;
+use crate::sessions::registry::EdgeSession;
 
 /// An edge answers for a cold object whose origin is down within 15 s.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -130,7 +130,7 @@ pub async fn probe(cluster: &Cluster, key: &v1::Key) -> Result<v1::KeyBinding, S
 }
 
 /// One that takes readers, where there is one; the least loaded.
-fn choose(cluster: &Cluster) -> Option<Arc<Live>> {
+fn choose(cluster: &Cluster) -> Option<Arc<EdgeSession>> {
     let live = cluster.registry.all();
     let candidates: Vec<Candidate> = live
         .iter()

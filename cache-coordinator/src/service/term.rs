@@ -13,7 +13,7 @@ use crate::{
     db::Leadership,
     sessions::{
         plan::Command,
-        registry::{End, Suspect},
+        registry::{DisconnectedEdge, End},
     },
 };
 
@@ -97,7 +97,7 @@ async fn begin(cluster: &Arc<Cluster>) -> Result<(), ServiceError> {
     let expected = lately.map(|row| edge_id(row.id)).collect();
     cluster.plan.tell(Command::EdgesExpected(expected)).await?;
     for row in rows {
-        cluster.registry.expect(Suspect {
+        cluster.registry.expect(DisconnectedEdge {
             edge: edge_id(row.id),
             name: row.name,
             epoch: row.epoch,

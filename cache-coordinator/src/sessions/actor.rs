@@ -44,7 +44,7 @@ pub trait EntrySource: Send + Sync + 'static {
 
 type Question = Box<dyn FnOnce(&Plan) + Send>;
 
-enum Letter {
+enum ActorMessage {
     Command(Command),
     Question(Question),
     Reset,
@@ -53,7 +53,7 @@ enum Letter {
 /// The way to the plan. Cheap to clone.
 #[derive(Clone)]
 pub struct PlanHandle {
-    letters: mpsc::Sender<Letter>,
+    letters: mpsc::Sender<ActorMessage>,
 }
 
 /// The plan stopped: the process is ending.
@@ -71,7 +71,7 @@ impl PlanHandle {
     /// Waits for room in the queue; not for the command's effect.
     pub async fn tell(&self, command: Command) -> Result<(), Stopped> {
         self.letters
-            .send(Letter::Command(command))
+            .send(ActorMessage::Command(command))
             .await
             .map_err(|_| Stopped)
     }
@@ -86,7 +86,7 @@ impl PlanHandle {
             let _ = answer.send(question(plan));
         });
         self.letters
-            .send(Letter::Question(question))
+            .send(ActorMessage::Question(question))
             .await
             .map_err(|_| Stopped)?;
         answered.await.map_err(|_| Stopped)
@@ -94,13 +94,16 @@ impl PlanHandle {
 
     /// Forgets everything: another term begins.
     pub async fn reset(&self) -> Result<(), Stopped> {
-        self.letters.send(Letter::Reset).await.map_err(|_| Stopped)
+        self.letters
+            .send(ActorMessage::Reset)
+            .await
+            .map_err(|_| Stopped)
     }
 }
 
 /// The task's parts.
 pub struct Actor<S> {
-    letters: mpsc::Receiver<Letter>,
+    letters: mpsc::Receiver<ActorMessage>,
     plan: Plan,
     source: Arc<S>,
     registry: Arc<Registry>,
@@ -154,12 +157,12 @@ impl<S: EntrySource> Actor<S> {
                 },
                 letter = self.letters.recv() => match letter {
                     None => break,
-                    Some(Letter::Command(command)) => command,
-                    Some(Letter::Question(question)) => {
+                    Some(ActorMessage::Command(command)) => command,
+                    Some(ActorMessage::Question(question)) => {
                         question(&self.plan);
                         continue;
                     }
-                    Some(Letter::Reset) => {
+                    Some(ActorMessage::Reset) => {
                         self.reset();
                         continue;
                     }

@@ -28,7 +28,7 @@ use super::{
     directory::EdgeRecord,
     plan::{Command, EdgeSpace},
     protocol::{Lane, Protocol},
-    registry::{End, Live, Outbox},
+    registry::{EdgeSession, End, Outbox},
     storage,
 };
 use crate::{
@@ -96,7 +96,7 @@ async fn open(
     inbound: &mut (impl Stream<Item = Result<v1::SessionRequest, Status>> + Send + Unpin),
     protocol: &mut Protocol,
     outbox: &Outbox,
-) -> Result<(Arc<Live>, v1::Hello), ServiceError> {
+) -> Result<(Arc<EdgeSession>, v1::Hello), ServiceError> {
     let hello = read_hello(inbound, protocol).await?;
     let store_id = check_hello(&hello).map_err(ServiceError::Invalid)?;
     caller.speaks_for(&hello.name, &hello.url)?;
@@ -108,7 +108,7 @@ async fn open(
         bytes_allowed: hello.bytes_allowed,
     };
     let joined = cluster.writer.join_edge(join).await?.value.edge;
-    let live = Arc::new(Live {
+    let live = Arc::new(EdgeSession {
         edge: edge_id(joined.id),
         name: hello.name.clone(),
         url: joined.url.clone(),
@@ -179,7 +179,7 @@ async fn open(
 
 /// Of an edge that drains: what the tables say is hot there is opened, and handed over on from
 /// where an earlier term was.
-fn hand_over_on(cluster: &Arc<Cluster>, live: &Arc<Live>) {
+fn hand_over_on(cluster: &Arc<Cluster>, live: &Arc<EdgeSession>) {
     let (cluster, live) = (Arc::clone(cluster), Arc::clone(live));
     let tracker = cluster.tasks.clone();
     tracker.spawn(async move {
@@ -255,7 +255,7 @@ async fn serve(
     cluster: &Arc<Cluster>,
     inbound: &mut (impl Stream<Item = Result<v1::SessionRequest, Status>> + Send + Unpin),
     protocol: &mut Protocol,
-    live: &Arc<Live>,
+    live: &Arc<EdgeSession>,
 ) -> End {
     let (storage, queue) = mpsc::channel(STORAGE_QUEUE);
     let committed = Arc::new(watch::Sender::new(v1::Committed::default()));
@@ -358,7 +358,7 @@ fn heartbeat_of(committed: &watch::Sender<v1::Committed>) -> Response {
 
 async fn control(
     cluster: &Arc<Cluster>,
-    live: &Arc<Live>,
+    live: &Arc<EdgeSession>,
     message: Request,
     touched: &mut Option<Instant>,
 ) -> Result<(), ServiceError> {
@@ -467,7 +467,7 @@ fn raise(present: &mut u64, to: u64) -> bool {
 }
 
 /// Beside the session: nobody waits for it, and the next one repeats it.
-fn touch(cluster: &Arc<Cluster>, live: &Arc<Live>, used: u64, allowed: u64) {
+fn touch(cluster: &Arc<Cluster>, live: &Arc<EdgeSession>, used: u64, allowed: u64) {
     let (cluster, live) = (Arc::clone(cluster), Arc::clone(live));
     let tracker = cluster.tasks.clone();
     tracker.spawn(async move {
@@ -488,7 +488,7 @@ fn touch(cluster: &Arc<Cluster>, live: &Arc<Live>, used: u64, allowed: u64) {
     });
 }
 
-async fn close(cluster: &Arc<Cluster>, live: &Arc<Live>, end: End) {
+async fn close(cluster: &Arc<Cluster>, live: &Arc<EdgeSession>, end: End) {
     live.outbox.end(end);
     cluster.metrics.sessions.dec();
     cluster

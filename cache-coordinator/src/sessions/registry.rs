@@ -149,7 +149,7 @@ impl Outbox {
 
 /// A session that stands.
 #[derive(Debug)]
-pub struct Live {
+pub struct EdgeSession {
     /// Its row's id.
     pub edge: EdgeId,
     /// Its name in the cluster.
@@ -176,7 +176,7 @@ pub struct Live {
     pub invalidations_confirmed: watch::Sender<u64>,
 }
 
-impl Live {
+impl EdgeSession {
     /// What it observed may be from before an invalidation it has not confirmed.
     #[must_use]
     pub fn is_behind_invalidations(&self) -> bool {
@@ -203,7 +203,7 @@ pub struct Reconciliation {
 
 /// An edge whose session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Suspect {
+pub struct DisconnectedEdge {
     /// Its row's id.
     pub edge: EdgeId,
     /// Its name in the cluster.
@@ -233,9 +233,9 @@ pub struct Confirmed {
 /// All of them.
 #[derive(Debug, Default)]
 pub struct Registry {
-    live: RwLock<HashMap<EdgeId, Arc<Live>>>,
+    live: RwLock<HashMap<EdgeId, Arc<EdgeSession>>>,
     /// Sessions that ended, and when: suspect until they return or are taken as lost.
-    suspects: Mutex<HashMap<EdgeId, (Suspect, Instant)>>,
+    suspects: Mutex<HashMap<EdgeId, (DisconnectedEdge, Instant)>>,
     sequence: AtomicU64,
     /// Held shared while an observation is judged and recorded, and alone while an invalidation
     /// begins.
@@ -269,7 +269,7 @@ impl Registry {
     /// As [`join`](Self::join), taken back when the guard is dropped before it is kept: a session
     /// whose opening failed is in no list.
     #[must_use]
-    pub fn register(&self, live: &Arc<Live>) -> Registration<'_> {
+    pub fn register(&self, live: &Arc<EdgeSession>) -> Registration<'_> {
         self.join(Arc::clone(live));
         Registration {
             registry: self,
@@ -278,7 +278,7 @@ impl Registry {
     }
 
     /// Registers a session and fences an older one of the same edge.
-    pub fn join(&self, live: Arc<Live>) {
+    pub fn join(&self, live: Arc<EdgeSession>) {
         self.suspects.lock().remove(&live.edge);
         let older = self.live.write().insert(live.edge, live);
         if let Some(older) = older {
@@ -292,7 +292,7 @@ impl Registry {
         let mut live = self.live.write();
         let is_present = live.get(&edge).is_some_and(|l| l.epoch == epoch);
         if is_present && let Some(gone) = live.remove(&edge) {
-            let suspect = Suspect {
+            let suspect = DisconnectedEdge {
                 edge,
                 name: gone.name.clone(),
                 epoch,
@@ -303,7 +303,7 @@ impl Registry {
     }
 
     /// An edge the table names but that has no session yet (after a restart of this coordinator).
-    pub fn expect(&self, suspect: Suspect) {
+    pub fn expect(&self, suspect: DisconnectedEdge) {
         if self.get(suspect.edge).is_none() {
             self.suspects
                 .lock()
@@ -313,7 +313,7 @@ impl Registry {
     }
 
     /// Takes those that have been away for longer than `limit`.
-    pub fn take_lost(&self, limit: Duration) -> Vec<Suspect> {
+    pub fn take_lost(&self, limit: Duration) -> Vec<DisconnectedEdge> {
         let mut suspects = self.suspects.lock();
         let mut lost = Vec::new();
         suspects.retain(|_, (suspect, since)| {
@@ -339,20 +339,20 @@ impl Registry {
 
     /// Its session, if one stands.
     #[must_use]
-    pub fn get(&self, edge: EdgeId) -> Option<Arc<Live>> {
+    pub fn get(&self, edge: EdgeId) -> Option<Arc<EdgeSession>> {
         self.live.read().get(&edge).cloned()
     }
 
     /// The same by name.
     #[must_use]
-    pub fn by_name(&self, name: &str) -> Option<Arc<Live>> {
+    pub fn by_name(&self, name: &str) -> Option<Arc<EdgeSession>> {
         self.live.read().values().find(|l| l.name == name).cloned()
     }
 
     /// All sessions, by name.
     #[must_use]
-    pub fn all(&self) -> Vec<Arc<Live>> {
-        let mut all: Vec<Arc<Live>> = self.live.read().values().cloned().collect();
+    pub fn all(&self) -> Vec<Arc<EdgeSession>> {
+        let mut all: Vec<Arc<EdgeSession>> = self.live.read().values().cloned().collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }
@@ -448,7 +448,7 @@ impl Registry {
 pub struct Posted {
     sequence: u64,
     confirmation: Confirmation,
-    sessions: Vec<Arc<Live>>,
+    sessions: Vec<Arc<EdgeSession>>,
 }
 
 impl Posted {
@@ -492,9 +492,9 @@ pub(super) mod tests {
 
     pub type Inbox = mpsc::Receiver<Result<v1::SessionResponse, Status>>;
 
-    pub fn live(edge: u32, epoch: u64) -> (Arc<Live>, Inbox) {
+    pub fn live(edge: u32, epoch: u64) -> (Arc<EdgeSession>, Inbox) {
         let (outbox, inbox) = Outbox::new();
-        let live = Live {
+        let live = EdgeSession {
             edge: EdgeId(edge),
             name: format!("edge-{edge}"),
             url: String::new(),

@@ -20,7 +20,7 @@ use super::{
     inventory::gather_page,
     plan::Command,
     protocol,
-    registry::{End, Live, Reconciliation},
+    registry::{EdgeSession, End, Reconciliation},
 };
 use crate::{
     db::{
@@ -65,7 +65,7 @@ struct Removed {
 /// The state of one session.
 pub(super) struct Lane {
     pub(super) cluster: Arc<Cluster>,
-    pub(super) live: Arc<Live>,
+    pub(super) live: Arc<EdgeSession>,
     answers: mpsc::Sender<Answer>,
     pub(super) digests: HashMap<EntryId, InventoryDigest>,
     pub(super) requested: HashSet<EntryId>,
@@ -76,7 +76,7 @@ pub(super) struct Lane {
 /// Runs until the session's end; what was received by then is still queued.
 pub async fn run(
     cluster: Arc<Cluster>,
-    live: Arc<Live>,
+    live: Arc<EdgeSession>,
     mut queue: mpsc::Receiver<Request>,
     committed: Arc<watch::Sender<v1::Committed>>,
 ) {
@@ -267,7 +267,7 @@ impl Lane {
 
 /// Opens all entries the edge holds a part of, a page at a time: their fill follows from what is
 /// held.
-pub async fn take_up_fill(cluster: Arc<Cluster>, live: Arc<Live>) {
+pub async fn take_up_fill(cluster: Arc<Cluster>, live: Arc<EdgeSession>) {
     let mut after = EntryId::nil();
     loop {
         let database = &cluster.database;
@@ -321,7 +321,7 @@ fn is_of_one_entry(error: &ServiceError) -> bool {
 /// Gives answers in the order of the reports.
 async fn answer(
     cluster: Arc<Cluster>,
-    live: Arc<Live>,
+    live: Arc<EdgeSession>,
     mut answers: mpsc::Receiver<Answer>,
     committed: Arc<watch::Sender<v1::Committed>>,
 ) {
@@ -408,7 +408,12 @@ async fn answer(
 }
 
 /// The edge has an entry that can not be: it forgets it, bytes and all.
-pub(super) fn refuse_entry(cluster: &Cluster, live: &Live, id: String, key: Option<v1::Key>) {
+pub(super) fn refuse_entry(
+    cluster: &Cluster,
+    live: &EdgeSession,
+    id: String,
+    key: Option<v1::Key>,
+) {
     live.outbox.post(Response::Invalidate(v1::Invalidate {
         sequence: cluster.registry.next_sequence(),
         keys: key.into_iter().collect(),

@@ -12,8 +12,8 @@ use super::directory::Directory;
 use scheduler::{
     LEASE_MS,
     api::{
-        Assignment, Demand, EdgeId, Effect, Event, Fault, From as FetchFrom, Lease, QuotaUse,
-        ReaderId, Reason,
+        Assignment, Demand, EdgeId, Effect, Event, Fault, FetchSource as FetchFrom, Lease,
+        QuotaUse, ReaderId, Reason,
     },
 };
 
@@ -228,7 +228,7 @@ pub fn reason(reason: Reason) -> String {
         Reason::Want(want) => format!("asked for by request {}", want.0),
         Reason::BackgroundFill => "completes the entry on this edge".to_owned(),
         Reason::Own => "begun by the edge itself, for a request".to_owned(),
-        Reason::Kept => "assigned before this session began".to_owned(),
+        Reason::InFlight => "assigned before this session began".to_owned(),
         Reason::Hedge(other) => format!("second fetch beside the late {}", other.0),
     }
 }

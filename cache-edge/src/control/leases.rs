@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::upstream::{Catalogue, Downloads};
+use crate::fetch::Downloads;
+use crate::upstream::Catalogue;
 
 /// See the module.
 pub struct LeaseKeeper {

@@ -19,9 +19,9 @@ use v1::session_request::Message;
 
 use super::channel::Service;
 use crate::{
+    clock::now_ms,
     readers::Announce,
     resolve::directory::{Answer, Directory},
-    upstream::run::now_ms,
 };
 use http_rules::freshness;
 

@@ -8,10 +8,10 @@
 pub mod channel;
 pub mod leases;
 pub mod link;
+pub mod maintenance;
 pub mod notes;
 pub mod planner;
 pub mod session;
-pub mod upkeep;
 
 pub use link::Link;
 pub use session::Session;

@@ -11,10 +11,10 @@ use chunkcache_proto::Level;
 use tokio_util::sync::CancellationToken;
 
 use super::Link;
+use crate::fetch::{Assignment, Downloads, downloads::Coverage};
 use crate::{
     core::lookahead::{self, ReaderView, Want},
-    readers::{DemandRegistry, Flights, ReaderState},
-    upstream::{Downloads, Order, downloads::Coverage},
+    readers::{DemandRegistry, IncomingChunks, ReaderState},
 };
 use chunk_store::Store;
 
@@ -38,7 +38,7 @@ pub struct Planner {
     pub link: Arc<Link>,
     pub demand: Arc<DemandRegistry>,
     pub downloads: Downloads,
-    pub flights: Arc<Flights>,
+    pub flights: Arc<IncomingChunks>,
     pub store: Store,
     pub lookahead_chunks: u32,
 }
@@ -92,7 +92,7 @@ impl Planner {
         reader: &Arc<ReaderState>,
         view: ReaderView,
         planned_elsewhere: bool,
-        local: &mut Vec<Order>,
+        local: &mut Vec<Assignment>,
     ) -> Duration {
         let geometry = reader.file.geometry();
         let chunk = geometry.chunk_of(view.position);
@@ -134,7 +134,7 @@ impl Planner {
         TICK
     }
 
-    fn look_ahead(&self, reader: &Arc<ReaderState>, local: &mut Vec<Order>) {
+    fn look_ahead(&self, reader: &Arc<ReaderState>, local: &mut Vec<Assignment>) {
         let geometry = reader.file.geometry();
         let id = reader.file.id();
         let flights = self.flights.of(&reader.file);
@@ -172,11 +172,11 @@ impl Planner {
         }
     }
 
-    fn submit(&self, reader: &Arc<ReaderState>, want: Want, local: &mut Vec<Order>) {
+    fn submit(&self, reader: &Arc<ReaderState>, want: Want, local: &mut Vec<Assignment>) {
         if local.len() >= MAX_LOCAL {
             return;
         }
-        let order = Order {
+        let order = Assignment {
             id: self.downloads.local_id(),
             file: reader.file.clone(),
             first_chunk: want.first_chunk,
@@ -197,7 +197,7 @@ impl Planner {
     }
 
     /// A partial chunk that was to be completed may be swept before its fetch gets a slot.
-    fn cancel_swept(&self, order: &Order) {
+    fn cancel_swept(&self, order: &Assignment) {
         let flight = self.flights.of(&order.file).existing(order.first_chunk);
         if flight.is_none_or(|flight| !flight.is_claimed() && !flight.is_worth_completing()) {
             self.downloads.cancel(order.id, true);
@@ -208,7 +208,7 @@ impl Planner {
     fn cancel_unwanted(
         &self,
         readers: &[Arc<ReaderState>],
-        local: &[Order],
+        local: &[Assignment],
         joined: &mut HashSet<u64>,
     ) {
         joined.retain(|id| local.iter().any(|order| order.id == *id));

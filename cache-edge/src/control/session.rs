@@ -18,14 +18,16 @@ use v1::{session_request, session_response::Message};
 use super::{
     channel::{self, Coordinators, Credentials},
     link::{Link, OUTBOX_MESSAGES, Removal, received},
+    maintenance::inventory_entry,
     notes,
-    upkeep::inventory_entry,
 };
+use crate::clock::now_ms;
+use crate::fetch::{Assignment, Downloads};
 use crate::{
     core::backoff::Backoff,
     readers::DemandRegistry,
     resolve::{Bindings, EdgeObjects},
-    upstream::{Catalogue, Downloads, Order, peer::PeerKeys, run::now_ms},
+    upstream::{Catalogue, peer::PeerKeys},
 };
 use chunk_store::Store;
 
@@ -368,7 +370,7 @@ impl Session {
             reason = assign.reason,
             "assigned"
         );
-        let order = Order {
+        let order = Assignment {
             id: assign.assignment_id,
             start_at: assign
                 .start_at

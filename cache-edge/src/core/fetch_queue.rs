@@ -64,9 +64,9 @@ type Rank = (Level, u64, TaskId);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     Start(TaskId),
-    /// Stop at once, keeping what is written; answer with [`FetchQueue::preempted`].
+    /// StopMode at once, keeping what is written; answer with [`FetchQueue::preempted`].
     Preempt(TaskId),
-    /// Stop at the next chunk's end; answer with [`FetchQueue::ended`].
+    /// StopMode at the next chunk's end; answer with [`FetchQueue::ended`].
     Cancel(TaskId),
     /// It waited, and nobody wants it any more: it is no longer in the queue.
     Drop(TaskId),

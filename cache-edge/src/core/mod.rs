@@ -3,8 +3,8 @@
 //! Time and randomness are arguments. Imports std, the proto crate and data crates only: no
 //! runtime, no socket, no file, no clock.
 
-pub mod assembly;
 pub mod backoff;
+pub mod block_aligner;
 pub mod byte_rate;
 pub mod container;
 pub mod fetch_queue;

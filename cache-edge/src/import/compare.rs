@@ -5,12 +5,12 @@ use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc};
 use chunkcache_proto::{ByteRange, v1};
 
 use super::Check;
+use crate::clock::now_ms;
 use crate::{
     app::Edge,
     upstream::{
         Client, RequestClass, Response, Source,
         answer::{self, Part},
-        run::now_ms,
     },
 };
 

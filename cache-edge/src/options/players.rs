@@ -14,7 +14,7 @@ use crate::{
 /// See the module.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PlayerOptions {
-    /// Web pages whose scripts may read responses: *, none, or origins such as https://player.example
+    /// Web pages whose scripts may read responses: *, none, or origins such as `https://player.example`
     #[arg(
         long,
         value_name = "ORIGIN",

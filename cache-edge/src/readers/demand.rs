@@ -46,21 +46,21 @@ pub struct DemandRegistry {
     inner: Mutex<Inner>,
     /// Of readers.
     count: AtomicUsize,
-    told: Arc<Told>,
+    told: Arc<Observers>,
     /// 0: the coordinator decides.
     lookahead_chunks: u32,
 }
 
 /// Who is to look at the readers again.
 #[derive(Default)]
-struct Told {
+struct Observers {
     /// For the session.
     changed: Notify,
     /// For the edge's own planning.
     waiting_changed: Notify,
 }
 
-impl Told {
+impl Observers {
     fn tell(&self) {
         self.changed.notify_one();
         self.waiting_changed.notify_one();

@@ -7,13 +7,13 @@
 
 pub mod announce;
 pub mod demand;
-pub mod flight;
-pub mod flights;
+pub mod incoming_chunk;
+pub mod incoming_chunks;
 mod pieces;
 pub mod reader;
 
 pub use announce::Announce;
 pub use demand::{DemandRegistry, ReaderState};
-pub use flight::{Flight, FlightError};
-pub use flights::{EntryFlights, Flights};
+pub use incoming_chunk::{IncomingChunk, IncomingError};
+pub use incoming_chunks::{EntryIncoming, IncomingChunks};
 pub use reader::{DirectBytes, Reader, ReaderFactory};

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::{
     demand::{DemandRegistry, ReaderState},
-    flight::Found,
-    flights::{EntryFlights, Flights},
+    incoming_chunk::Found,
+    incoming_chunks::{EntryIncoming, IncomingChunks},
 };
 use crate::{
     core::container,
@@ -37,7 +37,7 @@ pub trait DirectBytes: Send + Sync + 'static {
 #[derive(Clone)]
 pub struct ReaderFactory {
     pub file: Arc<EntryFile>,
-    pub flights: Arc<Flights>,
+    pub flights: Arc<IncomingChunks>,
     pub demand: Arc<DemandRegistry>,
     pub direct: Arc<dyn DirectBytes>,
     pub chunk_wait_timeout: Duration,
@@ -90,7 +90,7 @@ pub struct Reader {
     cursor: u64,
     end: u64,
     demand: Option<Arc<ReaderState>>,
-    flights: Option<Arc<EntryFlights>>,
+    flights: Option<Arc<EntryIncoming>>,
     direct: Option<tokio::sync::mpsc::Receiver<Result<Bytes, ReadError>>>,
 }
 
@@ -315,7 +315,7 @@ impl Reader {
         state
     }
 
-    fn flights(&mut self) -> Arc<EntryFlights> {
+    fn flights(&mut self) -> Arc<EntryIncoming> {
         let factory = &self.factory;
         self.flights
             .get_or_insert_with(|| factory.flights.of(&factory.file))

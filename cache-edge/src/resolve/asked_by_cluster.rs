@@ -8,7 +8,7 @@ use super::{
     ports::{FirstBytes, ObjectName, ObjectRequest, ServeError},
     probe::Found,
 };
-use crate::upstream::run::now_ms;
+use crate::clock::now_ms;
 use http_rules::freshness;
 
 impl EdgeObjects {

@@ -78,7 +78,7 @@ pub struct Bindings {
 
 /// A moment in the order of invalidations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Moment(u64);
+pub struct InvalidationEpoch(u64);
 
 /// Bindings, and how many bytes they are.
 #[derive(Default)]
@@ -135,7 +135,7 @@ impl Invalidated {
         }
     }
 
-    fn has_since(&self, since: Moment, key: &v1::Key) -> bool {
+    fn has_since(&self, since: InvalidationEpoch, key: &v1::Key) -> bool {
         let forgotten = self.count - self.latest.len() as u64;
         let id = self.hasher.hash(&base_id(key));
         since.0 < forgotten
@@ -230,15 +230,15 @@ impl Bindings {
 
     /// To be remembered before the origin, or the coordinator, is asked about a key.
     #[must_use]
-    pub fn now(&self) -> Moment {
-        Moment(self.invalidated.lock().count)
+    pub fn now(&self) -> InvalidationEpoch {
+        InvalidationEpoch(self.invalidated.lock().count)
     }
 
     /// Does `then` (takes in what was found, tells of it) unless the key was invalidated since; no
     /// invalidation comes between.
     pub fn unless_invalidated<T>(
         &self,
-        since: Moment,
+        since: InvalidationEpoch,
         key: &v1::Key,
         then: impl FnOnce() -> T,
     ) -> Option<T> {

@@ -17,16 +17,16 @@ use super::{
         Freshness, Object, ObjectName, ObjectRequest, Objects, Resolution, ServeError, Standing,
     },
     probe::Found,
-    questions::{Asked, Questions},
     revalidate,
+    singleflight::{Outcome, Singleflight},
     whole_answer::AS_A_WHOLE,
 };
+use crate::clock::now_ms;
+use crate::fetch::{Assignment, Downloads};
 use crate::{
     core::lookahead::MAX_RUN_CHUNKS,
-    readers::{Announce, DemandRegistry, DirectBytes, Flights, ReaderFactory},
-    upstream::{
-        Catalogue, Client, Downloads, Order, OriginError, Source, loops::CDN_LOOP, run::now_ms,
-    },
+    readers::{Announce, DemandRegistry, DirectBytes, IncomingChunks, ReaderFactory},
+    upstream::{Catalogue, Client, OriginError, Source, loops::CDN_LOOP},
 };
 use chunk_store::{EntryFile, Store};
 use http_rules::freshness::{self, Verdict};
@@ -40,7 +40,7 @@ pub struct Parts {
     pub store: Store,
     pub catalogue: Arc<Catalogue>,
     pub bindings: Arc<Bindings>,
-    pub flights: Arc<Flights>,
+    pub flights: Arc<IncomingChunks>,
     pub demand: Arc<DemandRegistry>,
     pub direct: Arc<dyn DirectBytes>,
     pub downloads: Downloads,
@@ -87,14 +87,14 @@ pub struct EdgeObjects(Arc<Inner>);
 
 struct Inner {
     parts: Parts,
-    questions: Questions,
+    questions: Singleflight,
     ailing: Ailing,
 }
 
 impl EdgeObjects {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let questions = Questions::new(parts.downloads.workers().clone());
+        let questions = Singleflight::new(parts.downloads.workers().clone());
         Self(Arc::new(Inner {
             parts,
             questions,
@@ -377,7 +377,7 @@ impl EdgeObjects {
         key: &v1::Key,
         request: &ObjectRequest,
         bound: Arc<Bound>,
-    ) -> Result<Asked, ServeError> {
+    ) -> Result<Outcome, ServeError> {
         let (this, source, key_of) = (self.clone(), source.clone(), key.clone());
         let headers = pass_through::allowed_headers(&source, &request.headers);
         let selecting = headers.clone();
@@ -413,7 +413,7 @@ impl EdgeObjects {
         key: &v1::Key,
         selecting: &HeaderMap,
         question: impl FnOnce() -> F,
-    ) -> Result<Asked, ServeError>
+    ) -> Result<Outcome, ServeError>
     where
         F: Future<Output = Result<Found, ServeError>> + Send + 'static,
     {
@@ -505,7 +505,7 @@ impl EdgeObjects {
         let mut first = chunks.start;
         while let Some(missing) = file.first_missing(first, last) {
             let count = MAX_RUN_CHUNKS.min(last - missing);
-            let order = Order {
+            let order = Assignment {
                 id: self.parts().downloads.local_id(),
                 file: file.clone(),
                 first_chunk: missing,

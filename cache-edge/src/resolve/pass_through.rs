@@ -20,9 +20,8 @@ use super::{
     ports::{ObjectRequest, PassThrough, ReadError, ServeError},
     resume::{Announced, Asking, Body},
 };
-use crate::upstream::{
-    OriginError, RequestClass, Response, Source, answer, loops::CDN_LOOP, run::now_ms,
-};
+use crate::clock::now_ms;
+use crate::upstream::{OriginError, RequestClass, Response, Source, answer, loops::CDN_LOOP};
 use chunk_store::EntryFile;
 
 const FRAMES: usize = 8;

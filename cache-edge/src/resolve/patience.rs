@@ -5,9 +5,10 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use tokio::time::Instant;
 
+use crate::clock::now_ms;
 use crate::{
     core::backoff::Backoff,
-    upstream::{OriginError, Source, counters::Counters, run::now_ms},
+    upstream::{OriginError, Source, counters::Counters},
 };
 
 /// New attempts begin within this time; one that stalls ends within the origin's stall time-out.

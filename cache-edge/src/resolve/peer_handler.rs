@@ -14,15 +14,15 @@ use http_body_util::StreamBody;
 use tokio::time::Instant;
 
 use super::objects::EdgeObjects;
+use crate::clock::now_ms;
+use crate::fetch::downloads::Coverage;
 use crate::{
-    readers::{EntryFlights, Flight},
+    readers::{EntryIncoming, IncomingChunk},
     resolve::ports::ReadError,
     server::{Client, EdgeBody, Metrics, PeerHandler, problem::Problem},
     upstream::{
-        downloads::Coverage,
         peer::{MISMATCH, PEER_PREFIX, PeerKeys},
         peer_blocks::{CONTENT_TYPE, block_header},
-        run::now_ms,
     },
 };
 use chunk_store::{EntryFile, StoreError};
@@ -151,7 +151,7 @@ async fn next_frame(
 /// The blocks that cover a range, as they are here.
 struct Blocks {
     file: Arc<EntryFile>,
-    flights: Arc<EntryFlights>,
+    flights: Arc<EntryIncoming>,
     left: ByteRange,
     /// Of the block whose header was given last.
     bytes: Option<Bytes>,
@@ -202,7 +202,7 @@ impl Blocks {
     /// Part of a chunk that is arriving; `None`: the chunk is being given up.
     async fn read_piece(
         &self,
-        flight: &Arc<Flight>,
+        flight: &Arc<IncomingChunk>,
         range: ByteRange,
         hash: u64,
     ) -> Result<Option<Vec<u8>>, ReadError> {

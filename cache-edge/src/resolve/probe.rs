@@ -9,17 +9,18 @@ use chunkcache_proto::{ByteRange, EntryIdentity, Geometry, Level, v1};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::{
-    bindings::{Bound, Moment},
+    bindings::{Bound, InvalidationEpoch},
     objects::EdgeObjects,
     pass_through, patience,
     ports::{FirstBytes, Freshness, ObjectRequest, ServeError},
     whole::MAX_OBJECT_BYTES,
     whole_answer::AS_A_WHOLE,
 };
+use crate::clock::now_ms;
+use crate::fetch::{Assignment, run::Opened};
 use crate::upstream::{
-    Order, OriginError, RequestClass, Response, Source,
+    OriginError, RequestClass, Response, Source,
     answer::{self, Part},
-    run::{Opened, now_ms},
 };
 use http_rules::content_range::{self, ContentRange};
 use http_rules::{fields, freshness};
@@ -133,7 +134,7 @@ async fn attempt(
     key: &v1::Key,
     request: &ObjectRequest,
     ask: Ask,
-    since: Moment,
+    since: InvalidationEpoch,
 ) -> Result<Next, OriginError> {
     let held_off = source.held_off_for_ms(now_ms());
     if held_off > 0 {
@@ -224,7 +225,7 @@ pub(super) fn refused(
     objects: &EdgeObjects,
     source: &Source,
     key: &v1::Key,
-    since: Moment,
+    since: InvalidationEpoch,
     status: StatusCode,
     headers: &HeaderMap,
 ) -> Result<Found, OriginError> {
@@ -264,7 +265,7 @@ fn ranged(
     key: &v1::Key,
     request: &ObjectRequest,
     ask: Ask,
-    since: Moment,
+    since: InvalidationEpoch,
     response: Response,
 ) -> Result<Next, OriginError> {
     let (range, size) = answer::satisfied(&response.headers)?;
@@ -303,7 +304,7 @@ fn adopt(
     source: &Arc<Source>,
     key: &v1::Key,
     request: &ObjectRequest,
-    since: Moment,
+    since: InvalidationEpoch,
     response: Response,
     part: Part,
 ) -> Result<Found, OriginError> {
@@ -330,7 +331,7 @@ fn adopt(
     };
     // One byte of a HEAD is not worth a fetch.
     if !request.head_only && !chunks.is_empty() {
-        let order = Order {
+        let order = Assignment {
             id: objects.parts().downloads.local_id(),
             file,
             first_chunk: chunks.start,
@@ -355,7 +356,7 @@ pub(super) fn register<'a>(
     source: &Source,
     key: &v1::Key,
     value_of: impl Fn(&str) -> Option<&'a str>,
-    since: Moment,
+    since: InvalidationEpoch,
     status: StatusCode,
     headers: &HeaderMap,
 ) -> Result<Result<Arc<Bound>, &'static str>, OriginError> {

@@ -13,11 +13,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_rules::validator;
 use tokio::time::Instant;
 
+use crate::clock::now_ms;
 use crate::{
     core::backoff::Backoff,
     upstream::{
         Catalogue, Client, OriginError, RequestClass, Response, Source, answer, counters::Counters,
-        run::now_ms,
     },
 };
 

@@ -6,13 +6,14 @@ use chunkcache_proto::v1;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::{
-    bindings::{Bound, Moment},
+    bindings::{Bound, InvalidationEpoch},
     objects::EdgeObjects,
     pass_through, patience,
     ports::{Freshness, ServeError},
     probe::{Found, refused, register},
 };
-use crate::upstream::{OriginError, RequestClass, Response, Source, answer, run::now_ms};
+use crate::clock::now_ms;
+use crate::upstream::{OriginError, RequestClass, Response, Source, answer};
 use http_rules::{
     fields, freshness,
     origin_answer::{Revalidation, judge_revalidation},
@@ -148,7 +149,7 @@ fn refreshed(
     objects: &EdgeObjects,
     source: &Source,
     bound: &Arc<Bound>,
-    since: Moment,
+    since: InvalidationEpoch,
     response: &Response,
 ) -> Result<Found, OriginError> {
     let parts = objects.parts();

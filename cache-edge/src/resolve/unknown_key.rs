@@ -12,7 +12,8 @@ use super::{
     probe::{self, Found},
     revalidate,
 };
-use crate::upstream::{Source, run::now_ms};
+use crate::clock::now_ms;
+use crate::upstream::Source;
 use http_rules::freshness::{self, Verdict};
 
 impl EdgeObjects {

@@ -13,13 +13,14 @@ use http_rules::{
 };
 
 use super::{
-    bindings::Moment,
+    bindings::InvalidationEpoch,
     objects::EdgeObjects,
     pass_through,
     ports::{ObjectRequest, PassBody, PassThrough, ServeError},
     whole::{Asking, Claim, Described, PumpFuture, Whole, full},
 };
-use crate::upstream::{Source, run::now_ms};
+use crate::clock::now_ms;
+use crate::upstream::Source;
 
 /// Why an object is not kept in parts, where it may be kept as a whole.
 pub(super) const AS_A_WHOLE: &str = "as-a-whole";
@@ -139,7 +140,7 @@ impl EdgeObjects {
         &self,
         source: &Source,
         key: &v1::Key,
-        since: Moment,
+        since: InvalidationEpoch,
         passed: &PassThrough,
     ) -> Option<Described> {
         let parts = self.parts();

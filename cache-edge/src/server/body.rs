@@ -88,12 +88,12 @@ impl Part {
 }
 
 /// What is to be sent, in order. Most bodies are one part, which needs no memory of its own.
-pub struct Plan {
+pub struct BodyPlan {
     first: Option<Part>,
     rest: VecDeque<Part>,
 }
 
-impl Plan {
+impl BodyPlan {
     #[must_use]
     pub fn new(parts: impl IntoIterator<Item = Part>) -> Self {
         let mut parts = parts.into_iter().filter(|part| part.len() > 0);
@@ -125,7 +125,7 @@ impl Plan {
 /// Walks the plan. Moved into the future of each step and back.
 struct Cursor<O: OpenReader> {
     opener: O,
-    plan: Plan,
+    plan: BodyPlan,
     reader: Option<O::Reader>,
     /// What of the last piece did not fit into its buffer.
     rest: Option<Piece>,
@@ -298,7 +298,7 @@ impl<O: OpenReader> Unpin for ObjectBody<O> {}
 impl<O: OpenReader> ObjectBody<O> {
     /// Nothing is opened yet.
     #[must_use]
-    pub fn new(opener: O, plan: Plan, delivery: Delivery, metrics: Arc<Metrics>) -> Self {
+    pub fn new(opener: O, plan: BodyPlan, delivery: Delivery, metrics: Arc<Metrics>) -> Self {
         let remaining = plan.parts().map(Part::len).sum();
         let cursor = Cursor {
             opener,

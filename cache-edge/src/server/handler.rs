@@ -12,10 +12,10 @@ use service_kit::telemetry;
 use tracing::{Instrument as _, Span, field};
 
 use super::{
-    body::{ObjectBody, Part, Plan},
+    body::{BodyPlan, ObjectBody, Part},
     connection::Client,
+    connection_cache::{CachedResolution, ConnectionCache},
     edge_body::EdgeBody,
-    memory::{Known, Memory},
     metrics::Refusal,
     multipart,
     problem::Problem,
@@ -51,7 +51,7 @@ const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTION
 pub(super) async fn handle<O: Objects>(
     server: &Server<O>,
     client: &Client,
-    memory: &Memory<O::Open>,
+    memory: &ConnectionCache<O::Open>,
     request: &Parts,
 ) -> Response<EdgeBody> {
     let span = trace_of(request);
@@ -119,7 +119,7 @@ fn trace_of(request: &Parts) -> Span {
 async fn answer<O: Objects>(
     server: &Server<O>,
     client: &Client,
-    memory: &Memory<O::Open>,
+    memory: &ConnectionCache<O::Open>,
     request: &Parts,
 ) -> Result<Response<EdgeBody>, Problem> {
     let began = Instant::now();
@@ -176,7 +176,7 @@ async fn answer<O: Objects>(
 async fn answer_resolved<O: Objects>(
     server: &Server<O>,
     client: &Client,
-    memory: &Memory<O::Open>,
+    memory: &ConnectionCache<O::Open>,
     request: &Parts,
     ranges: Option<RangeSet>,
     began: Instant,
@@ -224,7 +224,7 @@ async fn answer_resolved<O: Objects>(
     loop {
         let resolution = server.objects.resolve(&object_request).await;
         let object = match resolution.map_err(|error| Problem::from(&error))? {
-            Resolution::Object(object) => Arc::new(Known::new(object)),
+            Resolution::Object(object) => Arc::new(CachedResolution::new(object)),
             Resolution::PassThrough(pass) => return Ok(answer_pass_through(server, pass)),
             Resolution::Negative { status, remembered } => {
                 return Ok(answer_negative(server, status, remembered));
@@ -263,10 +263,10 @@ async fn answer_resolved<O: Objects>(
 async fn answer_object<O: OpenReader>(
     server: &Server<impl Objects<Open = O>>,
     client: &Client,
-    memory: &Memory<O>,
+    memory: &ConnectionCache<O>,
     request: &Parts,
     ranges: Option<&RangeSet>,
-    object: &Known<O>,
+    object: &CachedResolution<O>,
     age_seconds: u64,
     began: Instant,
 ) -> Result<Response<EdgeBody>, ReadError> {
@@ -342,7 +342,7 @@ async fn answer_object<O: OpenReader>(
             let value = format!("multipart/byteranges; boundary={boundary}");
             response::insert_text(&mut head, header::CONTENT_TYPE, value);
             let length = multipart::length(&parts);
-            (StatusCode::PARTIAL_CONTENT, Plan::new(parts), length)
+            (StatusCode::PARTIAL_CONTENT, BodyPlan::new(parts), length)
         }
     };
     object.head.append_kept(&mut head);
@@ -370,12 +370,12 @@ async fn answer_object<O: OpenReader>(
     Ok(response)
 }
 
-fn one(range: ByteRange) -> Plan {
-    Plan::new([Part::Range(range)])
+fn one(range: ByteRange) -> BodyPlan {
+    BodyPlan::new([Part::Range(range)])
 }
 
 /// All is here only if all of each part is.
-fn presence_of<O: OpenReader>(readers: &O, plan: &Plan) -> Presence {
+fn presence_of<O: OpenReader>(readers: &O, plan: &BodyPlan) -> Presence {
     let mut ranges = plan.parts().filter_map(|part| match part {
         Part::Range(range) if !range.is_empty() => Some(readers.presence(*range)),
         _ => None,
@@ -445,7 +445,7 @@ fn answer_negative<O: Objects>(
 
 /// RFC 9112, 3.2: exactly one Host in HTTP/1.1, and one that can be a host; in HTTP/2 `:authority`
 /// does as well.
-fn check_host<R>(memory: &Memory<R>, request: &Parts) -> Result<(), Problem> {
+fn check_host<R>(memory: &ConnectionCache<R>, request: &Parts) -> Result<(), Problem> {
     let mut hosts = request.headers.get_all(header::HOST).iter();
     let valid = |host: &HeaderValue| {
         if memory.is_known_host(host) {

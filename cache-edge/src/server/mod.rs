@@ -10,13 +10,13 @@ pub mod admin;
 pub mod body;
 mod buffers;
 pub mod connection;
+mod connection_cache;
 pub mod cors;
 mod edge_body;
 mod file_slices;
 pub mod handler;
 mod histogram;
 pub mod limits;
-mod memory;
 pub mod metrics;
 mod multipart;
 pub mod problem;
@@ -29,7 +29,7 @@ mod socket;
 
 pub use self::{
     access_log::{AccessLog, AccessLogOptions},
-    body::{BodyData, Delivery, ObjectBody, Part, Plan},
+    body::{BodyData, BodyPlan, Delivery, ObjectBody, Part},
     connection::{Client, Timeouts},
     cors::{AllowedOrigins, Cors},
     edge_body::EdgeBody,

@@ -1,7 +1,7 @@
 //! A plain socket under hyper that sends parts of files with `sendfile(2)`.
 //!
 //! hyper asks for a vectored write of the response's head and of slices that stand for parts of
-//! files ([`super::file_slices`]). Memory goes out with `sendmsg`, with `MSG_MORE` where file bytes
+//! files ([`super::file_slices`]). ConnectionCache goes out with `sendmsg`, with `MSG_MORE` where file bytes
 //! follow, so that head and body share packets; a part of a file the kernel copies from the page
 //! cache to the socket.
 

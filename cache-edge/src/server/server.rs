@@ -16,11 +16,11 @@ use super::{
     body::Delivery,
     buffers::BufferPool,
     connection::{Activity, Client, Timeouts},
+    connection_cache::ConnectionCache,
     cors::Cors,
     file_slices::FileSlices,
     handler::{self, PeerHandler},
     limits::{Admission, Connections, Limits, RateLimiter},
-    memory::Memory,
     metrics::{Metrics, Refusal},
     progress_io::ProgressIo,
     sendfile_io::SendfileIo,
@@ -234,7 +234,7 @@ impl<O: Objects> Server<O> {
         };
         let _open = self.metrics.connection_opened();
         let activity = Activity::new();
-        let memory = Arc::new(Memory::new());
+        let memory = Arc::new(ConnectionCache::new());
         let Some(tls) = &self.settings.tls else {
             let slices = Arc::new(FileSlices::default());
             let io = SendfileIo::new(
@@ -270,7 +270,7 @@ impl<O: Objects> Server<O> {
         self: Arc<Self>,
         io: I,
         slices: Option<Arc<FileSlices>>,
-        memory: Arc<Memory<O::Open>>,
+        memory: Arc<ConnectionCache<O::Open>>,
         address: SocketAddr,
         activity: Arc<Activity>,
         shutdown: CancellationToken,

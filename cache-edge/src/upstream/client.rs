@@ -27,10 +27,10 @@ use super::{
     quota::{ConnectionPermit, RequestClass},
     redirect::{self, Redirect},
     response::{Reading, Response},
-    run::now_ms,
     source::OriginSet,
     transport::{Dialing, Proxy, Transport},
 };
+use crate::clock::now_ms;
 
 /// Redirects followed for one request.
 const MAX_REDIRECTS: usize = 5;

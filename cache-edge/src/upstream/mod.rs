@@ -8,12 +8,8 @@
 
 pub mod client;
 pub mod connections;
-pub mod control;
 pub mod counters;
-pub mod direct;
-pub mod downloads;
 pub mod error;
-mod gap;
 pub mod health;
 pub mod loops;
 mod origin;
@@ -23,14 +19,11 @@ pub mod quota;
 mod redirect;
 pub mod reloading;
 mod response;
-pub mod run;
 mod s3;
 pub mod source;
-mod stream;
 mod transport;
 
 pub use client::Client;
-pub use downloads::{Downloads, Order};
 pub use error::OriginError;
 pub use http_rules::origin_answer as answer;
 pub use quota::RequestClass;

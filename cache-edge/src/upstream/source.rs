@@ -252,7 +252,7 @@ impl Source {
 
     /// Another origin may have the version that this one does not have: one that was not asked, and
     /// that did not fail for longer than readers are held.
-    pub(super) fn may_have_it(&self, asked: &OriginSet, patience: Duration) -> bool {
+    pub(crate) fn may_have_it(&self, asked: &OriginSet, patience: Duration) -> bool {
         let is_lost = |origin: &Origin| {
             let since = origin.health.dead_since();
             since.is_some_and(|since| since.elapsed() > patience)

@@ -32,13 +32,13 @@ mod journal;
 pub mod journal_record;
 mod open_files;
 mod policy;
+mod preallocated;
 mod reclaim;
 mod removal;
 mod residency;
 mod scrub;
 mod shared;
 mod space;
-mod spares;
 mod threads;
 mod verify;
 
@@ -435,7 +435,7 @@ fn open_shared(
     health::probe(&*disk).map_err(unusable)?;
     let abilities = health::try_abilities(&*disk).map_err(unusable)?;
 
-    spares::remove_leftovers(&*disk);
+    preallocated::remove_leftovers(&*disk);
     let space = Space::new(disk.clone(), max_bytes, min_free);
     let config = SharedConfig {
         disk,

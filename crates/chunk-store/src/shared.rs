@@ -28,9 +28,9 @@ use super::{
     journal::Journal,
     open_files::OpenFiles,
     policy::Policy,
+    preallocated::PreallocatedFiles,
     removal::Reaper,
     space::Space,
-    spares::Spares,
     threads::WakeUp,
 };
 
@@ -44,7 +44,7 @@ pub(super) struct Shared {
     pub queue: CommitQueue,
     pub space: Arc<Space>,
     pub files: OpenFiles,
-    pub spares: Spares,
+    pub spares: PreallocatedFiles,
     pub health: Health,
     pub policy: Mutex<Policy>,
     pub reaper: Reaper,
@@ -81,7 +81,7 @@ impl Shared {
             store_id,
             group_sync_window,
             files: OpenFiles::new(tuning.max_open_files),
-            spares: Spares::default(),
+            spares: PreallocatedFiles::default(),
             tuning,
             journal: Mutex::new(Journal::new(disk.clone())),
             disk,

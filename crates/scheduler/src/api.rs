@@ -53,7 +53,10 @@ pub enum Event {
     EdgeDraining { edge: EdgeId, draining: bool },
     /// Before it joins, or, of entries opened since, after: fetches from origins that go on from an
     /// earlier session.
-    FetchesKept { edge: EdgeId, fetches: Vec<Kept> },
+    FetchesKept {
+        edge: EdgeId,
+        fetches: Vec<InFlightFetch>,
+    },
     /// What its chunks take of its disk, and may take. Both 0: not known.
     EdgeSpace {
         edge: EdgeId,
@@ -175,7 +178,7 @@ pub enum Event {
 
 /// A fetch that an edge did not give up when its session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct InFlightFetch {
     pub id: AssignmentId,
     pub entry: EntryNo,
     pub chunks: Range<ChunkIndex>,
@@ -291,17 +294,17 @@ pub struct Assignment {
     /// Adjacent chunks, one request.
     pub chunk_count: u32,
     pub level: Level,
-    /// From now; within a level the earliest goes first.
+    /// FetchSource now; within a level the earliest goes first.
     pub deadline_ms: u32,
     /// Byte of the object to begin at, inside the first chunk.
     pub start_at: u64,
-    pub from: From,
+    pub from: FetchSource,
     pub reason: Reason,
 }
 
 /// Where a chunk comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum From {
+pub enum FetchSource {
     Origin,
     Peer(EdgeId),
 }
@@ -324,5 +327,5 @@ pub enum Reason {
     /// A second fetch beside a late one.
     Hedge(AssignmentId),
     /// Assigned before its edge's session, or this coordinator's term, began.
-    Kept,
+    InFlight,
 }

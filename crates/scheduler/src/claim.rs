@@ -84,7 +84,7 @@ pub struct Claim {
     pub entry: EntryNo,
     pub source: SourceId,
     pub level: Level,
-    /// From the first chunk to past the last.
+    /// FetchSource the first chunk to past the last.
     pub span: Range<ChunkIndex>,
     /// Within the span; unset: all of it.
     pub ranges: Option<RangeSet<ChunkIndex>>,

@@ -10,8 +10,8 @@ use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, Level};
 use super::Scheduler;
 use super::api::{Demand, EdgeId, Effect, EntryNo, Millis, ReaderId, SourceId};
 use super::claim::{Claim, Owner};
-use super::flights::Withdrawal;
 use super::queue::Key;
+use super::running::Withdrawal;
 use crate::range_set::RangeSet;
 
 impl Scheduler {

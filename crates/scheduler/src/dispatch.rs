@@ -9,19 +9,19 @@ use std::ops::Range;
 use chunkcache_proto::{ChunkIndex, Level};
 
 use super::Scheduler;
-use super::api::{Assignment, AssignmentId, EdgeId, Effect, From, SourceId};
+use super::api::{Assignment, AssignmentId, EdgeId, Effect, FetchSource, SourceId};
 use super::budget::Refusal;
 use super::claim::Owner;
 use super::queue::Key;
-use super::route::{Route, Way};
-use super::state::{Flight, Timer};
+use super::route::{Route, RouteOutcome};
+use super::state::{RunningFetch, Timer};
 
 /// Claims of a source looked at for one that a peer can serve while the origin can not.
 const LOOKS_PAST_REFUSAL: usize = 8;
 
 /// Where an assignment goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Room {
+enum Placement {
     Slot,
     /// Taken from the lowest fetch that has one.
     Preempt,
@@ -67,19 +67,21 @@ impl Scheduler {
                 return;
             }
             let room = if state.slots_used() <= state.max_downloads {
-                Room::Slot
+                Placement::Slot
             } else {
-                Room::Preempt
+                Placement::Preempt
             };
             let Some((owner, route)) = self.pick(edge, Level::Critical, false, effects) else {
                 return;
             };
             let room = match room {
-                Room::Preempt if !self.preempt(edge, Level::Critical, effects) => Room::Ahead,
-                Room::Preempt => Room::Slot,
+                Placement::Preempt if !self.preempt(edge, Level::Critical, effects) => {
+                    Placement::Ahead
+                }
+                Placement::Preempt => Placement::Slot,
                 room => room,
             };
-            self.assign(edge, owner, route, room != Room::Ahead, false, effects);
+            self.assign(edge, owner, route, room != Placement::Ahead, false, effects);
         }
     }
 
@@ -107,11 +109,15 @@ impl Scheduler {
                     .into_iter()
                     .filter(|&level| level == Level::High || !draining);
                 orders.find_map(|level| {
-                    Some((self.pick(edge, level, false, effects)?, level, Room::Slot))
+                    Some((
+                        self.pick(edge, level, false, effects)?,
+                        level,
+                        Placement::Slot,
+                    ))
                 })
             } else if self.lowest_slot(edge, Level::High).is_some() && self.high_is_urgent(edge) {
                 self.pick(edge, Level::High, false, effects)
-                    .map(|pick| (pick, Level::High, Room::Preempt))
+                    .map(|pick| (pick, Level::High, Placement::Preempt))
             } else if ahead < slots {
                 // LOW is handed out ahead only as its minimal share.
                 let mut orders = levels.into_iter().filter(|&level| match level {
@@ -119,7 +125,11 @@ impl Scheduler {
                     level => level == Level::High || !draining,
                 });
                 orders.find_map(|level| {
-                    Some((self.pick(edge, level, true, effects)?, level, Room::Ahead))
+                    Some((
+                        self.pick(edge, level, true, effects)?,
+                        level,
+                        Placement::Ahead,
+                    ))
                 })
             } else {
                 None
@@ -127,7 +137,7 @@ impl Scheduler {
             let Some(((owner, route), level, room)) = granted else {
                 return;
             };
-            if room == Room::Preempt {
+            if room == Placement::Preempt {
                 self.preempt(edge, Level::High, effects);
             }
             let Some(state) = self.edges.get_mut(&edge) else {
@@ -136,7 +146,14 @@ impl Scheduler {
             state.grants += 1;
             let contended = !state.queues[Level::High as usize].is_empty();
             let by_share = shared == Some(level) && contended;
-            self.assign(edge, owner, route, room != Room::Ahead, by_share, effects);
+            self.assign(
+                edge,
+                owner,
+                route,
+                room != Placement::Ahead,
+                by_share,
+                effects,
+            );
         }
     }
 
@@ -207,15 +224,15 @@ impl Scheduler {
                 }
                 looks -= 1;
                 match self.look(edge, level, source, key, ahead) {
-                    Look::Take(route) => return Some((key.owner, route)),
+                    ClaimOutcome::Take(route) => return Some((key.owner, route)),
                     // It is elsewhere in the queue now, or not at all.
-                    Look::Moved => moved += 1,
-                    Look::LetGo(chunk) => {
+                    ClaimOutcome::Moved => moved += 1,
+                    ClaimOutcome::LetGo(chunk) => {
                         self.let_go(key.owner, chunk, effects);
                         moved += 1;
                     }
-                    Look::Split(flight) => self.cancel_flight(flight, effects),
-                    Look::Refused(refusal) => {
+                    ClaimOutcome::Split(flight) => self.cancel_flight(flight, effects),
+                    ClaimOutcome::Refused(refusal) => {
                         self.look_again_after(source, refusal);
                         let full = refusal == Refusal::Connections;
                         if full && refused == 0 {
@@ -224,7 +241,7 @@ impl Scheduler {
                         refused += 1;
                         after = Some(key);
                     }
-                    Look::NotNow => {
+                    ClaimOutcome::NotNow => {
                         refused += 1;
                         after = Some(key);
                     }
@@ -245,17 +262,17 @@ impl Scheduler {
         source: SourceId,
         key: Key,
         ahead: bool,
-    ) -> Look {
+    ) -> ClaimOutcome {
         let owner = key.owner;
         self.requeue(owner, 0);
         let Some(claim) = self.claims.get_mut(&owner) else {
             if let Some(edge) = self.edges.get_mut(&edge) {
                 edge.queues[level as usize].remove(source, &key);
             }
-            return Look::Moved;
+            return ClaimOutcome::Moved;
         };
         if claim.queued != Some(key) {
-            return Look::Moved;
+            return ClaimOutcome::Moved;
         }
         let entry = claim.entry;
         let line = self
@@ -263,32 +280,32 @@ impl Scheduler {
             .get(&entry)
             .and_then(|known| known.lines.get(&edge));
         let Some((gap, limit)) = line.and_then(|line| claim.first_gap(&line.covered)) else {
-            return Look::Moved;
+            return ClaimOutcome::Moved;
         };
         if owner.is_background() && !self.fill_may_run(source) {
-            return Look::NotNow;
+            return ClaimOutcome::NotNow;
         }
-        let mut way = self.way(edge, entry, gap, limit, level, ahead);
+        let mut route = self.find_route(edge, entry, gap, limit, level, ahead);
         if self.is_hand_over(owner) {
-            match self.way_between_edges(way, edge, entry, gap) {
-                Some(between) => way = between,
-                None => return Look::LetGo(gap),
+            match self.route_between_edges(route, edge, entry, gap) {
+                Some(between) => route = between,
+                None => return ClaimOutcome::LetGo(gap),
             }
         }
-        match way {
-            Way::Take(route)
+        match route {
+            RouteOutcome::Take(route)
                 if matches!(owner, Owner::Fill(..))
                     && !self.fill_fits(edge, entry, &route.chunks) =>
             {
                 self.set_full(edge, true);
-                Look::Moved
+                ClaimOutcome::Moved
             }
-            Way::Take(route) => Look::Take(route),
-            Way::Split(flight) => Look::Split(flight),
-            Way::Refused(refusal) => Look::Refused(refusal),
-            Way::Wait(until) => {
+            RouteOutcome::Take(route) => ClaimOutcome::Take(route),
+            RouteOutcome::Split(flight) => ClaimOutcome::Split(flight),
+            RouteOutcome::Refused(refusal) => ClaimOutcome::Refused(refusal),
+            RouteOutcome::Wait(until) => {
                 self.requeue(owner, until.max(self.now + 1));
-                Look::Moved
+                ClaimOutcome::Moved
             }
         }
     }
@@ -352,7 +369,7 @@ impl Scheduler {
             state.queues[level as usize].served(source, key.tag, count);
         }
         if level > Level::Critical
-            && route.from == From::Origin
+            && route.from == FetchSource::Origin
             && let Some(source) = self.sources.get_mut(&source)
         {
             source.grants += 1;
@@ -409,14 +426,14 @@ impl Scheduler {
             .entries
             .get(&entry)
             .map_or(SourceId(0), |known| known.source);
-        let mut flight = Flight {
+        let mut flight = RunningFetch {
             deadline,
             from: route.from,
             reason,
             owner,
             slot,
             upstream: route.upstream,
-            ..Flight::new(id, entry, source, route.chunks.clone(), level, self.now)
+            ..RunningFetch::new(id, entry, source, route.chunks.clone(), level, self.now)
         };
         // Whoever else wants a part of it may want it more.
         let best = self.best_claim(edge, &flight);
@@ -448,8 +465,10 @@ impl Scheduler {
             .config
             .late_after_ms
             .max(estimate.saturating_mul(self.config.late_factor));
-        self.timers
-            .insert((self.now.saturating_add(after), Timer::Flight(edge, id)));
+        self.timers.insert((
+            self.now.saturating_add(after),
+            Timer::RunningFetch(edge, id),
+        ));
     }
 
     pub(super) fn bytes_of(&self, entry: super::api::EntryNo, chunks: &Range<ChunkIndex>) -> u64 {
@@ -468,10 +487,10 @@ pub(super) fn relative(deadline: u64, now: u64) -> u32 {
 }
 
 /// What looking at one claim showed.
-enum Look {
+enum ClaimOutcome {
     Take(Route),
     Moved,
-    Split(super::state::FlightKey),
+    Split(super::state::FetchKey),
     /// A chunk of a hand-over that no edge holds any more.
     LetGo(ChunkIndex),
     Refused(Refusal),

@@ -6,11 +6,11 @@ use std::ops::Range;
 use chunkcache_proto::{ChunkIndex, Level};
 
 use super::Scheduler;
-use super::api::{EdgeId, EntryNo, From, Millis, Reason};
+use super::api::{EdgeId, EntryNo, FetchSource, Millis, Reason};
 use super::budget::Refusal;
 use super::claim::Owner;
-use super::route::Way;
-use super::state::Flight;
+use super::route::RouteOutcome;
+use super::state::RunningFetch;
 use crate::range_set::RangeSet;
 
 /// Where a wanted chunk stands on one edge.
@@ -46,7 +46,7 @@ pub struct Decision {
     pub level: Level,
     pub state: DecisionState,
     /// Where it comes from, or would now.
-    pub from: From,
+    pub from: FetchSource,
     /// Why it is wanted.
     pub reason: Reason,
     /// Readers that wait for it or have it in their lookahead.
@@ -140,29 +140,32 @@ impl Scheduler {
             .filter_map(|owner| Some((owner, self.claims.get(owner)?)));
         let (owner, claim) =
             claims.min_by_key(|(owner, claim)| (claim.level, claim.queued, **owner))?;
-        let (from, blocked_by) = match self.way(edge, entry, chunk, chunk + 1, claim.level, false) {
-            _ if !state.alive => (From::Origin, Some("the edge is not connected")),
-            _ if state.faulted_until > now => {
-                (From::Origin, Some("the edge reported a fault of its disk"))
-            }
-            Way::Take(route) => (route.from, None),
-            Way::Split(_) => (From::Origin, None),
-            Way::Wait(_) => (
-                From::Origin,
-                Some("after a failure, or until a peer may send it"),
-            ),
-            Way::Refused(Refusal::Unregistered) => (
-                From::Origin,
-                Some("the source or the entry is not fetched any more"),
-            ),
-            Way::Refused(Refusal::BackOff(_)) => {
-                (From::Origin, Some("the origin asked for rest, or failed"))
-            }
-            Way::Refused(Refusal::Connections) => (
-                From::Origin,
-                Some("all connections to the origin are in use"),
-            ),
-        };
+        let (from, blocked_by) =
+            match self.find_route(edge, entry, chunk, chunk + 1, claim.level, false) {
+                _ if !state.alive => (FetchSource::Origin, Some("the edge is not connected")),
+                _ if state.faulted_until > now => (
+                    FetchSource::Origin,
+                    Some("the edge reported a fault of its disk"),
+                ),
+                RouteOutcome::Take(route) => (route.from, None),
+                RouteOutcome::Split(_) => (FetchSource::Origin, None),
+                RouteOutcome::Wait(_) => (
+                    FetchSource::Origin,
+                    Some("after a failure, or until a peer may send it"),
+                ),
+                RouteOutcome::Refused(Refusal::Unregistered) => (
+                    FetchSource::Origin,
+                    Some("the source or the entry is not fetched any more"),
+                ),
+                RouteOutcome::Refused(Refusal::BackOff(_)) => (
+                    FetchSource::Origin,
+                    Some("the origin asked for rest, or failed"),
+                ),
+                RouteOutcome::Refused(Refusal::Connections) => (
+                    FetchSource::Origin,
+                    Some("all connections to the origin are in use"),
+                ),
+            };
         let yields = owner.is_background() && !self.fill_may_run(claim.source);
         let blocked_by = blocked_by.or(yields.then_some("something more urgent needs the origin"));
         Some(Decision {
@@ -182,14 +185,14 @@ impl Scheduler {
     }
 
     /// The fetches of an entry under way, by edge. For a picture of it.
-    pub fn flights_of(&self, entry: EntryNo) -> impl Iterator<Item = (EdgeId, &Flight)> + '_ {
+    pub fn flights_of(&self, entry: EntryNo) -> impl Iterator<Item = (EdgeId, &RunningFetch)> + '_ {
         self.flights()
             .filter(move |(_, flight)| flight.entry == entry)
     }
 
     /// Why it runs now: who wants it most, which may be another than the one it was begun for.
     #[must_use]
-    pub fn reason_of(&self, edge: EdgeId, flight: &Flight) -> Reason {
+    pub fn reason_of(&self, edge: EdgeId, flight: &RunningFetch) -> Reason {
         if matches!(flight.reason, Reason::Hedge(_)) {
             return flight.reason;
         }
@@ -202,7 +205,7 @@ impl Scheduler {
     }
 
     /// Everything under way, by edge.
-    pub fn flights(&self) -> impl Iterator<Item = (EdgeId, &Flight)> + '_ {
+    pub fn flights(&self) -> impl Iterator<Item = (EdgeId, &RunningFetch)> + '_ {
         self.edges
             .iter()
             .flat_map(|(edge, state)| state.flights.iter().map(move |flight| (*edge, flight)))

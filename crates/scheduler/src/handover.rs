@@ -9,9 +9,9 @@ use std::ops::Range;
 use chunkcache_proto::ChunkIndex;
 
 use super::Scheduler;
-use super::api::{EdgeId, Effect, EntryNo, From, Millis, WantId};
+use super::api::{EdgeId, Effect, EntryNo, FetchSource, Millis, WantId};
 use super::claim::Owner;
-use super::route::Way;
+use super::route::RouteOutcome;
 use crate::range_set::RangeSet;
 
 /// Who holds it failed a moment ago, or sends as much as it may.
@@ -85,18 +85,18 @@ impl Scheduler {
         matches!(owner, Owner::Want(want) if self.wants.get(&want).is_some_and(|it| it.from_edges_only))
     }
 
-    /// The way of a hand-over: as any other, but not to the origin. Unset: nobody holds the chunk.
-    pub(super) fn way_between_edges(
+    /// The route of a hand-over: like any other, but never to the origin. `None`: no edge holds it.
+    pub(super) fn route_between_edges(
         &self,
-        way: Way,
+        outcome: RouteOutcome,
         edge: EdgeId,
         entry: EntryNo,
         gap: ChunkIndex,
-    ) -> Option<Way> {
-        match way {
-            Way::Take(route) if route.from == From::Origin => {}
-            Way::Refused(_) => {}
-            way => return Some(way),
+    ) -> Option<RouteOutcome> {
+        match outcome {
+            RouteOutcome::Take(route) if route.from == FetchSource::Origin => {}
+            RouteOutcome::Refused(_) => {}
+            other => return Some(other),
         }
         let held = self.entries.get(&entry).is_some_and(|known| {
             let mut others = known.lines.iter().filter(|&(&other, _)| other != edge);
@@ -104,7 +104,7 @@ impl Scheduler {
                 line.held.contains(gap) && self.edges.get(other).is_some_and(|it| it.alive)
             })
         });
-        held.then(|| Way::Wait(self.now.saturating_add(LOOK_AGAIN_MS)))
+        held.then(|| RouteOutcome::Wait(self.now.saturating_add(LOOK_AGAIN_MS)))
     }
 
     /// One chunk less is wanted.

@@ -6,9 +6,9 @@
 use chunkcache_proto::Level;
 
 use super::Scheduler;
-use super::api::{AssignmentId, EdgeId, Effect, From, Reason};
+use super::api::{AssignmentId, EdgeId, Effect, FetchSource, Reason};
 use super::route::Route;
-use super::state::{Flight, Timer};
+use super::state::{RunningFetch, Timer};
 
 impl Scheduler {
     /// Runs what is due, at most so many: the others are due with the next event.
@@ -30,7 +30,7 @@ impl Scheduler {
                         self.dirty.insert_all(&known.waiting);
                     }
                 }
-                Timer::Flight(edge, id) => self.check_late(edge, id, effects),
+                Timer::RunningFetch(edge, id) => self.check_late(edge, id, effects),
             }
         }
     }
@@ -55,7 +55,7 @@ impl Scheduler {
                 flight.progress_at = now;
             }
             self.timers
-                .insert((now.saturating_add(allowed), Timer::Flight(edge, id)));
+                .insert((now.saturating_add(allowed), Timer::RunningFetch(edge, id)));
             return;
         }
         let due = flight
@@ -63,23 +63,27 @@ impl Scheduler {
             .max(flight.assigned_at)
             .saturating_add(allowed);
         if self.now < due {
-            self.timers.insert((due, Timer::Flight(edge, id)));
+            self.timers.insert((due, Timer::RunningFetch(edge, id)));
             return;
         }
         match flight.from {
             // It is as late as the origin fetch it follows, which has its own hedge.
-            From::Peer(_) if flight.upstream.is_some() => {
-                self.timers
-                    .insert((self.now.saturating_add(allowed), Timer::Flight(edge, id)));
+            FetchSource::Peer(_) if flight.upstream.is_some() => {
+                self.timers.insert((
+                    self.now.saturating_add(allowed),
+                    Timer::RunningFetch(edge, id),
+                ));
             }
-            From::Peer(peer) => {
+            FetchSource::Peer(peer) => {
                 self.peer_failed(edge, peer);
                 self.cancel_flight((edge, id), effects);
             }
-            From::Origin => {
+            FetchSource::Origin => {
                 self.hedge(edge, id, effects);
-                self.timers
-                    .insert((self.now.saturating_add(allowed), Timer::Flight(edge, id)));
+                self.timers.insert((
+                    self.now.saturating_add(allowed),
+                    Timer::RunningFetch(edge, id),
+                ));
             }
         }
     }
@@ -90,7 +94,7 @@ impl Scheduler {
         let Some(state) = self.edges.get(&edge) else {
             return false;
         };
-        let place = |flight: &Flight| (flight.level, flight.deadline, flight.id);
+        let place = |flight: &RunningFetch| (flight.level, flight.deadline, flight.id);
         let under_way = state.flights.iter().filter(|flight| !flight.cancelling);
         let own = under_way.clone().find(|flight| flight.id == id).map(place);
         let most = state.max_downloads as usize;
@@ -143,7 +147,7 @@ impl Scheduler {
         };
         let route = Route {
             chunks: chunk..chunk + 1,
-            from: From::Origin,
+            from: FetchSource::Origin,
             upstream: None,
         };
         let reason = Reason::Hedge(id);

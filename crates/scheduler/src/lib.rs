@@ -39,10 +39,9 @@ pub mod edge_choice;
 mod edge_set;
 mod explain;
 mod fill;
-mod flights;
 mod handover;
 mod idle;
-mod kept;
+mod in_flight;
 mod late;
 mod membership;
 mod queue;
@@ -50,6 +49,7 @@ mod quota;
 pub mod range_set;
 mod reports;
 mod route;
+mod running;
 #[cfg(test)]
 mod simulation;
 mod slots;
@@ -70,8 +70,8 @@ use edge_set::EdgeSet;
 pub use explain::{Decision, DecisionState};
 pub use quota::LEASE_MS;
 pub use space::Space;
-pub use state::Flight;
-use state::{Edge, Entry, Line, Source, Timer, Want};
+pub use state::RunningFetch;
+use state::{Edge, Entry, Replica, Source, Timer, Want};
 
 /// The present state of the cluster, as far as fetching is concerned.
 #[derive(Debug)]
@@ -258,11 +258,11 @@ impl Scheduler {
         }
     }
 
-    fn line(&self, edge: EdgeId, entry: EntryNo) -> Option<&Line> {
+    fn line(&self, edge: EdgeId, entry: EntryNo) -> Option<&Replica> {
         self.entries.get(&entry)?.lines.get(&edge)
     }
 
-    fn line_mut(&mut self, edge: EdgeId, entry: EntryNo) -> Option<&mut Line> {
+    fn line_mut(&mut self, edge: EdgeId, entry: EntryNo) -> Option<&mut Replica> {
         self.entries.get_mut(&entry)?.lines.get_mut(&edge)
     }
 }

@@ -3,10 +3,10 @@
 use chunkcache_proto::Geometry;
 
 use super::Scheduler;
-use super::api::{EdgeId, Effect, EntryNo, From, SourceId};
+use super::api::{EdgeId, Effect, EntryNo, FetchSource, SourceId};
 use super::claim::Owner;
 use super::edge_set::EdgeSet;
-use super::flights::Withdrawal;
+use super::running::Withdrawal;
 use super::state::Entry;
 
 impl Scheduler {
@@ -96,7 +96,7 @@ impl Scheduler {
             .edges
             .iter()
             .flat_map(|(&other, state)| state.flights.iter().map(move |flight| (other, flight)))
-            .filter(|(_, flight)| flight.from == From::Peer(edge))
+            .filter(|(_, flight)| flight.from == FetchSource::Peer(edge))
             .map(|(other, flight)| (other, flight.id))
             .collect();
         for key in from_it {

@@ -191,7 +191,7 @@ impl<T: Copy + Ord + Into<u64>> RangeSet<T> {
         self.runs.range(from..).map(|(&start, &end)| start..end)
     }
 
-    /// From the first to past the last.
+    /// FetchSource the first to past the last.
     #[must_use]
     pub fn span(&self) -> Option<Range<T>> {
         let (&start, _) = self.runs.first_key_value()?;

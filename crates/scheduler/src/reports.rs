@@ -5,10 +5,10 @@ use std::ops::Range;
 use chunkcache_proto::{ChunkIndex, Level};
 
 use super::Scheduler;
-use super::api::{AssignmentId, EdgeId, Effect, EntryNo, Fault, From, Millis, Reason};
+use super::api::{AssignmentId, EdgeId, Effect, EntryNo, Fault, FetchSource, Millis, Reason};
 use super::budget::back_off;
-use super::flights::Withdrawal;
-use super::state::{Flight, Timer};
+use super::running::Withdrawal;
+use super::state::{RunningFetch, Timer};
 use crate::edge_choice::mix;
 
 impl Scheduler {
@@ -57,13 +57,13 @@ impl Scheduler {
             self.cancel_flight((edge, twin), effects);
         }
         match from {
-            From::Origin => {
+            FetchSource::Origin => {
                 self.origin_succeeded(entry);
                 if let Some(source) = self.sources.get_mut(&source) {
                     source.chunk_fetch_ms = Some(moving_average(source.chunk_fetch_ms, took));
                 }
             }
-            From::Peer(peer) => {
+            FetchSource::Peer(peer) => {
                 if let Some(state) = self.edges.get_mut(&edge) {
                     let view = state.peers.entry(peer).or_default();
                     view.chunk_fetch_ms = Some(moving_average(view.chunk_fetch_ms, took));
@@ -116,7 +116,7 @@ impl Scheduler {
         match fault {
             Fault::Origin => self.origin_failed(flight.entry, retry_after),
             Fault::Peer => {
-                if let From::Peer(peer) = flight.from {
+                if let FetchSource::Peer(peer) = flight.from {
                     self.peer_failed(edge, peer);
                 }
             }
@@ -125,7 +125,7 @@ impl Scheduler {
                     return;
                 };
                 state.faults = state.faults.saturating_add(1);
-                // From some seconds on: a disk is not freed faster.
+                // FetchSource some seconds on: a disk is not freed faster.
                 let rest = back_off(
                     &self.config,
                     state.faults.saturating_add(4),
@@ -155,7 +155,7 @@ impl Scheduler {
     }
 
     /// What they follow brings nothing more: they are planned anew.
-    pub(super) fn stop_followers(&mut self, flight: &Flight, effects: &mut Vec<Effect>) {
+    pub(super) fn stop_followers(&mut self, flight: &RunningFetch, effects: &mut Vec<Effect>) {
         for &follower in &flight.followers {
             self.cancel_flight(follower, effects);
         }
@@ -184,10 +184,10 @@ impl Scheduler {
             return;
         }
         known.lines.entry(edge).or_default();
-        let flight = Flight {
+        let flight = RunningFetch {
             local: true,
             reason: Reason::Own,
-            ..Flight::new(id, entry, source, chunks, level, self.now)
+            ..RunningFetch::new(id, entry, source, chunks, level, self.now)
         };
         self.enter_flight(edge, flight, effects);
         self.others_may_follow(edge, entry);

@@ -5,9 +5,9 @@ use std::ops::Range;
 use chunkcache_proto::{ChunkIndex, Level};
 
 use super::Scheduler;
-use super::api::{EdgeId, EntryNo, From, Millis};
+use super::api::{EdgeId, EntryNo, FetchSource, Millis};
 use super::budget::Refusal;
-use super::state::{Edge, FlightKey, Timer};
+use super::state::{Edge, FetchKey, Timer};
 
 /// Other edges looked at for one chunk.
 const MAX_PEERS_LOOKED_AT: usize = 64;
@@ -18,17 +18,17 @@ const LOOK_AGAIN_MS: Millis = 50;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     pub chunks: Range<ChunkIndex>,
-    pub from: From,
+    pub from: FetchSource,
     /// The fetch of the peer it follows.
-    pub upstream: Option<FlightKey>,
+    pub upstream: Option<FetchKey>,
 }
 
 /// What can be done for a chunk now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum RouteOutcome {
     Take(Route),
     /// A fetch of another edge brings it, but far behind others: stop that one, then look again.
-    Split(FlightKey),
+    Split(FetchKey),
     /// Not before.
     Wait(Millis),
     /// The origin can not be asked at this level now.
@@ -37,7 +37,7 @@ pub enum Way {
 
 impl Scheduler {
     /// How `edge` gets the chunks from `gap` on, up to `limit`.
-    pub(super) fn way(
+    pub(super) fn find_route(
         &self,
         edge: EdgeId,
         entry: EntryNo,
@@ -45,22 +45,22 @@ impl Scheduler {
         limit: ChunkIndex,
         level: Level,
         ahead: bool,
-    ) -> Way {
+    ) -> RouteOutcome {
         let Some(known) = self.entries.get(&entry) else {
-            return Way::Wait(Millis::MAX);
+            return RouteOutcome::Wait(Millis::MAX);
         };
         let Some(me) = self.edges.get(&edge) else {
-            return Way::Wait(Millis::MAX);
+            return RouteOutcome::Wait(Millis::MAX);
         };
         let Some(line) = known.lines.get(&edge) else {
-            return Way::Wait(Millis::MAX);
+            return RouteOutcome::Wait(Millis::MAX);
         };
         let registered = self
             .sources
             .get(&known.source)
             .is_some_and(|source| source.registered);
         if known.changed || !registered {
-            return Way::Refused(Refusal::Unregistered);
+            return RouteOutcome::Refused(Refusal::Unregistered);
         }
         let longest = self.config.max_run_chunks[level as usize].max(1);
         let mut end = limit.min(gap.saturating_add(longest));
@@ -122,7 +122,7 @@ impl Scheduler {
                         continue;
                     }
                     if level == Level::Critical && far && !flight.local {
-                        return Way::Split((peer, flight.id));
+                        return RouteOutcome::Split((peer, flight.id));
                     }
                     let offer = (other.uploads, peer, flight.id, brings.end.min(end));
                     if usable && other.uploads < uploads_allowed {
@@ -135,25 +135,25 @@ impl Scheduler {
         }
         if let Some((_, _, peer, end)) = holder {
             let chunks = gap..end;
-            return Way::Take(Route {
+            return RouteOutcome::Take(Route {
                 chunks,
-                from: From::Peer(peer),
+                from: FetchSource::Peer(peer),
                 upstream: None,
             });
         }
         if let Some((_, peer, flight, end)) = receiver {
             let upstream = Some((peer, flight));
-            return Way::Take(Route {
+            return RouteOutcome::Take(Route {
                 chunks: gap..end,
-                from: From::Peer(peer),
+                from: FetchSource::Peer(peer),
                 upstream,
             });
         }
         if taken {
-            return Way::Wait(self.now + LOOK_AGAIN_MS);
+            return RouteOutcome::Wait(self.now + LOOK_AGAIN_MS);
         }
         if known.back_off_until > self.now {
-            return Way::Wait(known.back_off_until);
+            return RouteOutcome::Wait(known.back_off_until);
         }
         self.ask_origin((edge, entry), gap..origin_end.max(gap + 1), level, ahead)
     }
@@ -164,15 +164,15 @@ impl Scheduler {
         chunks: Range<ChunkIndex>,
         level: Level,
         ahead: bool,
-    ) -> Way {
+    ) -> RouteOutcome {
         let Some(known) = self.entries.get(&entry) else {
-            return Way::Wait(Millis::MAX);
+            return RouteOutcome::Wait(Millis::MAX);
         };
         let Some(source) = self.sources.get(&known.source) else {
-            return Way::Refused(Refusal::Unregistered);
+            return RouteOutcome::Refused(Refusal::Unregistered);
         };
         match source.offer(level, ahead, self.now) {
-            Err(refusal) => Way::Refused(refusal),
+            Err(refusal) => RouteOutcome::Refused(refusal),
             Ok(()) => {
                 let mut chunks = chunks;
                 let rate = self.rate_of_edge(edge, known.source);
@@ -182,9 +182,9 @@ impl Scheduler {
                     let fits = u32::try_from(fits).unwrap_or(u32::MAX).max(1);
                     chunks.end = chunks.end.min(chunks.start.saturating_add(fits));
                 }
-                Way::Take(Route {
+                RouteOutcome::Take(Route {
                     chunks,
-                    from: From::Origin,
+                    from: FetchSource::Origin,
                     upstream: None,
                 })
             }

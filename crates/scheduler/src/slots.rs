@@ -8,7 +8,7 @@ use chunkcache_proto::Level;
 use super::Scheduler;
 use super::api::{AssignmentId, EdgeId, Effect, Millis, SourceId};
 use super::claim::Owner;
-use super::state::{Edge, Flight, FlightKey};
+use super::state::{Edge, FetchKey, RunningFetch};
 
 impl Scheduler {
     /// Takes the slot of the lowest fetch below `level`; false if there is none.
@@ -27,7 +27,7 @@ impl Scheduler {
 
     pub(super) fn lowest_slot(&self, edge: EdgeId, level: Level) -> Option<AssignmentId> {
         let flights = &self.edges.get(&edge)?.flights;
-        let able = |flight: &&Flight| {
+        let able = |flight: &&RunningFetch| {
             flight.slot
                 && !flight.cancelling
                 && !flight.local
@@ -46,7 +46,7 @@ impl Scheduler {
         let Some(state) = self.edges.get(&edge) else {
             return;
         };
-        let without = |flight: &&Flight| {
+        let without = |flight: &&RunningFetch| {
             flight.level == Level::Critical && !flight.slot && !flight.cancelling
         };
         let mut waiting: Vec<_> = state
@@ -66,8 +66,9 @@ impl Scheduler {
         let Some(state) = self.edges.get(&edge) else {
             return;
         };
-        let ahead =
-            |flight: &&Flight| flight.level > Level::Critical && !flight.slot && !flight.cancelling;
+        let ahead = |flight: &&RunningFetch| {
+            flight.level > Level::Critical && !flight.slot && !flight.cancelling
+        };
         let mut lower: Vec<_> = state
             .flights
             .iter()
@@ -81,7 +82,7 @@ impl Scheduler {
     }
 
     /// A fetch handed out ahead became CRITICAL: it does not wait for a slot lower levels have.
-    pub(super) fn claim_slot(&mut self, key: FlightKey, effects: &mut Vec<Effect>) {
+    pub(super) fn claim_slot(&mut self, key: FetchKey, effects: &mut Vec<Effect>) {
         let Some(state) = self.edges.get(&key.0) else {
             return;
         };
@@ -144,8 +145,9 @@ impl Scheduler {
         let Some(known) = self.sources.get(&source) else {
             return;
         };
-        let yields =
-            |flight: &Flight| flight.owner.is_some_and(Owner::is_background) && !flight.cancelling;
+        let yields = |flight: &RunningFetch| {
+            flight.owner.is_some_and(Owner::is_background) && !flight.cancelling
+        };
         let low = (Level::Low, EdgeId(0), AssignmentId(0));
         let fills: Vec<_> = known
             .fetches

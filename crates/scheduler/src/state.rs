@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use chunkcache_proto::{ChunkIndex, Geometry, Level};
 
-use super::api::{AssignmentId, EdgeId, EntryNo, From, Kept, Millis, Reason, SourceId};
+use super::api::{
+    AssignmentId, EdgeId, EntryNo, FetchSource, InFlightFetch, Millis, Reason, SourceId,
+};
 use super::claim::Owner;
 use super::edge_set::EdgeSet;
 use super::queue::LevelQueue;
@@ -14,18 +16,18 @@ use super::space::Space;
 use crate::range_set::RangeSet;
 
 /// Names a flight: local ids of two edges may be equal.
-pub type FlightKey = (EdgeId, AssignmentId);
+pub type FetchKey = (EdgeId, AssignmentId);
 
 /// A fetch an edge was given, or began by itself.
 #[derive(Clone, Debug)]
-pub struct Flight {
+pub struct RunningFetch {
     pub id: AssignmentId,
     pub entry: EntryNo,
     pub source: SourceId,
     pub chunks: Range<ChunkIndex>,
     pub level: Level,
     pub deadline: Millis,
-    pub from: From,
+    pub from: FetchSource,
     pub reason: Reason,
     /// Whose turn it was.
     pub owner: Option<Owner>,
@@ -45,13 +47,13 @@ pub struct Flight {
     /// The other one of a hedged pair.
     pub twin: Option<AssignmentId>,
     /// The origin fetch of the peer this one follows.
-    pub upstream: Option<FlightKey>,
+    pub upstream: Option<FetchKey>,
     /// Fetches of other edges that follow this one.
-    pub followers: Vec<FlightKey>,
+    pub followers: Vec<FetchKey>,
 }
 
-impl Flight {
-    /// From the origin, of nobody in particular, begun now. What differs is said where it is made.
+impl RunningFetch {
+    /// FetchSource the origin, of nobody in particular, begun now. What differs is said where it is made.
     pub fn new(
         id: AssignmentId,
         entry: EntryNo,
@@ -67,7 +69,7 @@ impl Flight {
             chunks,
             level,
             deadline: now,
-            from: From::Origin,
+            from: FetchSource::Origin,
             reason: Reason::BackgroundFill,
             owner: None,
             slot: true,
@@ -108,7 +110,7 @@ impl Flight {
     }
 
     pub fn is_from_origin(&self) -> bool {
-        self.from == From::Origin
+        self.from == FetchSource::Origin
     }
 
     pub fn overlaps(&self, chunks: &Range<ChunkIndex>) -> bool {
@@ -133,7 +135,7 @@ pub struct Edge {
     pub background_fill: bool,
     pub space: Space,
     /// Said before it joined.
-    pub kept: Vec<Kept>,
+    pub kept: Vec<InFlightFetch>,
     /// The number of its last report of quotas, and when the leases it renewed expire.
     pub quota_reported: u64,
     pub quota_expires: Millis,
@@ -141,7 +143,7 @@ pub struct Edge {
     pub faulted_until: Millis,
     pub faults: u32,
     /// A few: at most two a slot, and what is being cancelled.
-    pub flights: Vec<Flight>,
+    pub flights: Vec<RunningFetch>,
     /// Chunks it sends to peers now, one a flight.
     pub uploads: u32,
     /// Grants below CRITICAL, for the minimal shares.
@@ -151,11 +153,11 @@ pub struct Edge {
 }
 
 impl Edge {
-    pub fn flight(&self, id: AssignmentId) -> Option<&Flight> {
+    pub fn flight(&self, id: AssignmentId) -> Option<&RunningFetch> {
         self.flights.iter().find(|flight| flight.id == id)
     }
 
-    pub fn flight_mut(&mut self, id: AssignmentId) -> Option<&mut Flight> {
+    pub fn flight_mut(&mut self, id: AssignmentId) -> Option<&mut RunningFetch> {
         self.flights.iter_mut().find(|flight| flight.id == id)
     }
 
@@ -181,7 +183,8 @@ impl Edge {
     }
 
     pub fn critical(&self) -> u32 {
-        let critical = |flight: &&Flight| flight.level == Level::Critical && !flight.cancelling;
+        let critical =
+            |flight: &&RunningFetch| flight.level == Level::Critical && !flight.cancelling;
         self.flights.iter().filter(critical).count() as u32
     }
 }
@@ -224,7 +227,7 @@ pub struct Source {
 
 /// An entry on one edge.
 #[derive(Clone, Debug, Default)]
-pub struct Line {
+pub struct Replica {
     /// Durable there.
     pub held: RangeSet<ChunkIndex>,
     /// Held, or on its way there.
@@ -248,7 +251,7 @@ pub struct Entry {
     pub changed: bool,
     pub back_off_until: Millis,
     pub failures: u32,
-    pub lines: BTreeMap<EdgeId, Line>,
+    pub lines: BTreeMap<EdgeId, Replica>,
     /// Edges with claims of it in a queue.
     pub waiting: EdgeSet,
 }
@@ -269,5 +272,5 @@ pub enum Timer {
     Edge(EdgeId),
     Source(SourceId),
     Entry(EntryNo),
-    Flight(EdgeId, AssignmentId),
+    RunningFetch(EdgeId, AssignmentId),
 }

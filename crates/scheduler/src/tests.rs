@@ -239,7 +239,7 @@ fn one_edge_asks_the_origin_and_the_other_follows_it() {
     assert!(
         assigned(&effects)
             .iter()
-            .all(|a| a.from == From::Peer(EdgeId(0))),
+            .all(|a| a.from == FetchSource::Peer(EdgeId(0))),
         "{effects:?}"
     );
 }
@@ -253,7 +253,7 @@ fn a_peer_that_is_lost_is_replaced_by_the_origin_at_once() {
         chunks: std::iter::once(0..100).collect(),
     });
     let given = assigned(&bench.read(1, 1, 0, true));
-    assert_eq!(given[0].from, From::Peer(EdgeId(0)));
+    assert_eq!(given[0].from, FetchSource::Peer(EdgeId(0)));
     let effects = bench.apply(Event::EdgeLost { edge: EdgeId(0) });
     assert!(cancelled(&effects).contains(&given[0].id));
     bench.apply(Event::FetchCancelled {
@@ -261,7 +261,7 @@ fn a_peer_that_is_lost_is_replaced_by_the_origin_at_once() {
         assignment: given[0].id,
     });
     let explained = bench.scheduler.explain(MOVIE, 0, bench.now);
-    assert_eq!(explained[0].from, From::Origin);
+    assert_eq!(explained[0].from, FetchSource::Origin);
 }
 
 #[test]
@@ -400,7 +400,7 @@ fn explain_names_level_state_source_and_reason() {
     let decision = &bench.scheduler.explain(MOVIE, 0, bench.now)[0];
     assert_eq!(
         (decision.level, decision.from, decision.readers),
-        (Level::Critical, From::Origin, 2)
+        (Level::Critical, FetchSource::Origin, 2)
     );
     assert_eq!(decision.state.name(), "assigned");
     assert_eq!(

@@ -7,7 +7,7 @@ use chunkcache_proto::{ChunkIndex, Level};
 use super::Scheduler;
 use super::api::{EdgeId, Effect, EntryNo, WantId};
 use super::claim::{Claim, Owner};
-use super::flights::Withdrawal;
+use super::running::Withdrawal;
 use super::state::Want;
 use crate::range_set::RangeSet;
 

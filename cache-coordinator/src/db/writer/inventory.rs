@@ -23,7 +23,7 @@ struct Known {
 }
 
 /// The chunks that become rows, by entry and first byte.
-type Kept = BTreeMap<(EntryId, u64), (ByteRange, u64)>;
+type NewRows = BTreeMap<(EntryId, u64), (ByteRange, u64)>;
 
 impl<C: GenericClient> Batch<'_, C> {
     /// After it the rows of the page's entries on the edge are exactly what the page says, less the
@@ -35,7 +35,7 @@ impl<C: GenericClient> Batch<'_, C> {
         let Known { edge, mut geometry } = self.known(page).await?;
         let mut answers: Vec<Reconciled> = vec![Reconciled::default(); page.entries.len()];
         let adopted = self.adopt(page, &geometry).await?;
-        let mut kept = Kept::new();
+        let mut kept = NewRows::new();
         for (item, answer) in page.entries.iter().zip(&mut answers) {
             if let Some(result) = adopted.get(&item.id) {
                 match result {
@@ -159,7 +159,7 @@ impl<C: GenericClient> Batch<'_, C> {
         &self,
         page: &ReconcileEntries,
         entries: &[EntryId],
-        kept: &Kept,
+        kept: &NewRows,
     ) -> Result<(ByEntry, ByEntry), DatabaseError> {
         let ids: Vec<EntryId> = kept.keys().map(|(entry, _)| *entry).collect();
         let starts: Vec<i64> = kept.keys().map(|(_, start)| signed(*start)).collect();

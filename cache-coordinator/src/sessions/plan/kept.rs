@@ -5,7 +5,7 @@ use chunkcache_proto::{EntryId, Level, v1};
 
 use super::{Action, Plan};
 use crate::sessions::directory::LOCAL_BIT;
-use scheduler::api::{EdgeId, Event, Kept, Millis};
+use scheduler::api::{EdgeId, Event, InFlightFetch, Millis};
 
 /// As many as an edge's own queue holds.
 const MAX_KEPT: usize = 4096;
@@ -51,10 +51,15 @@ impl Plan {
         }
     }
 
-    fn kept_fetch(&mut self, edge: EdgeId, id: EntryId, fetch: &v1::KeptFetch) -> Option<Kept> {
+    fn kept_fetch(
+        &mut self,
+        edge: EdgeId,
+        id: EntryId,
+        fetch: &v1::KeptFetch,
+    ) -> Option<InFlightFetch> {
         let entry = self.directory.entry_number(id)?;
         let level = Level::try_from(fetch.priority()).unwrap_or(Level::Low);
-        Some(Kept {
+        Some(InFlightFetch {
             id: self.directory.assignment(edge, fetch.assignment_id),
             entry,
             chunks: fetch.first_chunk..fetch.first_chunk.saturating_add(fetch.chunk_count),

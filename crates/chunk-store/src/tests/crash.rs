@@ -24,7 +24,7 @@ enum Op {
     Recover,
     Reap,
     /// Makes empty files ahead.
-    Spare,
+    PreallocatedFile,
     Note(u8),
 }
 
@@ -40,7 +40,7 @@ fn any_op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Rewrite),
         2 => Just(Op::Recover),
         2 => Just(Op::Reap),
-        1 => Just(Op::Spare),
+        1 => Just(Op::PreallocatedFile),
         1 => any::<u8>().prop_map(Op::Note),
     ]
 }
@@ -122,7 +122,7 @@ impl Run {
             }
             Op::Recover => threads::recover(self.store.shared()),
             Op::Reap => removal::reap(self.store.shared()),
-            Op::Spare => {
+            Op::PreallocatedFile => {
                 // A disk that broke is what the next commit finds out.
                 let shared = self.store.shared();
                 let _ = shared.spares.refill(&*shared.disk);

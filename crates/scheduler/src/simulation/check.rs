@@ -8,7 +8,7 @@ use super::super::Scheduler;
 use super::super::api::*;
 use super::super::budget::Refusal;
 use super::super::claim::Owner;
-use super::super::route::Way;
+use super::super::route::RouteOutcome;
 use super::world::World;
 use crate::range_set::RangeSet;
 
@@ -54,7 +54,7 @@ impl World {
     fn check_single_origin_fetch(&self) {
         let flights = self.edges.iter().flat_map(|edge| edge.flights.values());
         let origin: Vec<_> = flights
-            .filter(|f| f.a.from == From::Origin && !f.cancelled && !f.local)
+            .filter(|f| f.a.from == FetchSource::Origin && !f.cancelled && !f.local)
             .collect();
         for (index, one) in origin.iter().enumerate() {
             for other in &origin[index + 1..] {
@@ -105,7 +105,9 @@ impl World {
     fn flights_of(&self, source: SourceId) -> impl Iterator<Item = &super::world::SimFlight> {
         let all = self.edges.iter().flat_map(|edge| edge.flights.values());
         all.filter(move |f| {
-            f.a.from == From::Origin && !f.local && self.entries[f.a.entry.0 as usize].0 == source
+            f.a.from == FetchSource::Origin
+                && !f.local
+                && self.entries[f.a.entry.0 as usize].0 == source
         })
     }
 
@@ -155,7 +157,7 @@ fn consistent(scheduler: &Scheduler, seed: u64) {
             .edges
             .values()
             .flat_map(|edge| &edge.flights)
-            .filter(|f| f.from == From::Peer(id))
+            .filter(|f| f.from == FetchSource::Peer(id))
             .count();
         assert_eq!(edge.uploads as usize, uploads, "seed {seed}: uploads");
         assert_eq!(
@@ -169,7 +171,7 @@ fn consistent(scheduler: &Scheduler, seed: u64) {
         let mut fetches = BTreeSet::new();
         let flights = scheduler.edges.iter();
         for (&edge, f) in flights.flat_map(|(id, edge)| edge.flights.iter().map(move |f| (id, f))) {
-            if f.source == id && f.from == From::Origin {
+            if f.source == id && f.from == FetchSource::Origin {
                 running[f.level as usize] += 1;
                 fetches.insert((f.level, edge, f.id));
                 own += u32::from(f.local);
@@ -246,7 +248,7 @@ fn nobody_waits_behind_a_lower_level(scheduler: &Scheduler, seed: u64) {
             continue;
         }
         let edge = &scheduler.edges[&claim.edge];
-        match scheduler.way(
+        match scheduler.find_route(
             claim.edge,
             claim.entry,
             claim.span.start,
@@ -254,22 +256,24 @@ fn nobody_waits_behind_a_lower_level(scheduler: &Scheduler, seed: u64) {
             Level::Critical,
             false,
         ) {
-            Way::Take(route) => {
+            RouteOutcome::Take(route) => {
                 assert!(
                     edge.critical() > 2 * edge.max_downloads,
                     "seed {seed}: {owner:?} could have {route:?}"
                 );
             }
-            Way::Split(_) => {
+            RouteOutcome::Split(_) => {
                 assert!(
                     edge.critical() > 2 * edge.max_downloads,
                     "seed {seed}: {owner:?} could split"
                 );
             }
-            Way::Refused(Refusal::Connections) if edge.critical() <= 2 * edge.max_downloads => {
+            RouteOutcome::Refused(Refusal::Connections)
+                if edge.critical() <= 2 * edge.max_downloads =>
+            {
                 let flights = || {
                     let all = scheduler.edges.values().flat_map(|edge| &edge.flights);
-                    all.filter(|f| f.source == claim.source && f.from == From::Origin)
+                    all.filter(|f| f.source == claim.source && f.from == FetchSource::Origin)
                 };
                 let lower =
                     flights().any(|f| f.level > Level::Critical && !f.cancelling && !f.local);
@@ -279,7 +283,7 @@ fn nobody_waits_behind_a_lower_level(scheduler: &Scheduler, seed: u64) {
                     "seed {seed}: {owner:?} waits behind a lower level's connection"
                 );
             }
-            Way::Refused(_) | Way::Wait(_) => {}
+            RouteOutcome::Refused(_) | RouteOutcome::Wait(_) => {}
         }
     }
 }

@@ -54,7 +54,7 @@ impl World {
         let mut latency = self.sources[source.0 as usize].latency;
         let mut fault = None;
         match flight.a.from {
-            From::Origin => {
+            FetchSource::Origin => {
                 if self.dice.per_mille(self.faults.origin) {
                     fault = Some(Fault::Origin);
                 }
@@ -68,7 +68,7 @@ impl World {
                     speed = speed.min(rate);
                 }
             }
-            From::Peer(peer) => {
+            FetchSource::Peer(peer) => {
                 (speed, latency) = (20_000, 1);
                 let peer = &self.edges[peer.0 as usize];
                 let has = flight
@@ -97,7 +97,7 @@ impl World {
         if let Some(fault) = fault {
             self.report_brought(id, flight);
             self.edges[edge].flights.remove(&assignment);
-            if let (Fault::Peer, From::Peer(peer)) = (fault, flight.a.from) {
+            if let (Fault::Peer, FetchSource::Peer(peer)) = (fault, flight.a.from) {
                 self.peer_faults.insert((id, peer));
             }
             let retry_after = (fault == Fault::Origin && self.dice.per_mille(200)).then_some(500);
@@ -152,7 +152,7 @@ impl World {
         }
         let edge = &self.edges[edge];
         let of_it = |f: &&SimFlight| {
-            f.a.from == From::Origin && self.entries[f.a.entry.0 as usize].0 == source
+            f.a.from == FetchSource::Origin && self.entries[f.a.entry.0 as usize].0 == source
         };
         let running = edge.flights.values().filter(of_it).count() as u64;
         let lease = edge.quotas.get(&source).and_then(|quota| quota.lease);

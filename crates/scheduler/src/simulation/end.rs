@@ -134,7 +134,7 @@ impl World {
     /// What edges keep is not given to them, or to others from the origin, when the plan is made
     /// anew.
     fn check_nothing_given_twice(&self, given: &[Effect]) {
-        let mut kept: Vec<(EdgeId, Kept)> = Vec::new();
+        let mut kept: Vec<(EdgeId, InFlightFetch)> = Vec::new();
         for edge in (0..self.edges.len()).filter(|&edge| self.edges[edge].alive) {
             let of_edge = self.kept_fetches(edge).into_iter();
             kept.extend(of_edge.map(|it| (EdgeId(edge as u32), it)));
@@ -151,7 +151,7 @@ impl World {
                     matches!(other, Effect::Cancel { edge: of, assignment } if of == edge && *assignment == it.id)
                 });
                 assert!(
-                    !same || stopped || (*edge != a.edge && a.from != From::Origin),
+                    !same || stopped || (*edge != a.edge && a.from != FetchSource::Origin),
                     "seed {}: given again: {a:?} beside {it:?} of {edge:?}",
                     self.seed
                 );

@@ -199,7 +199,7 @@ impl World {
         let kept = self.kept_fetches(edge);
         self.edges[edge]
             .flights
-            .retain(|_, f| f.a.from == From::Origin && !f.cancelled);
+            .retain(|_, f| f.a.from == FetchSource::Origin && !f.cancelled);
         self.apply(Event::FetchesKept {
             edge: id,
             fetches: kept,
@@ -215,11 +215,11 @@ impl World {
         }
     }
 
-    pub fn kept_fetches(&self, edge: usize) -> Vec<Kept> {
+    pub fn kept_fetches(&self, edge: usize) -> Vec<InFlightFetch> {
         let flights = self.edges[edge].flights.values();
         flights
-            .filter(|f| f.a.from == From::Origin && !f.cancelled)
-            .map(|f| Kept {
+            .filter(|f| f.a.from == FetchSource::Origin && !f.cancelled)
+            .map(|f| InFlightFetch {
                 id: f.a.id,
                 entry: f.a.entry,
                 chunks: f.chunks(),
@@ -244,7 +244,7 @@ impl World {
             level: Level::Critical,
             deadline_ms: 0,
             start_at: 0,
-            from: From::Origin,
+            from: FetchSource::Origin,
             reason: Reason::BackgroundFill,
         };
         let flight = SimFlight {

@@ -73,7 +73,7 @@ impl World {
                 let kept = self.kept_fetches(edge);
                 self.edges[edge]
                     .flights
-                    .retain(|_, f| f.a.from == From::Origin && !f.cancelled);
+                    .retain(|_, f| f.a.from == FetchSource::Origin && !f.cancelled);
                 self.apply(Event::FetchesKept {
                     edge: edge_id(edge),
                     fetches: kept,

@@ -335,7 +335,8 @@ impl World {
         match effect {
             Effect::Assign(a) => {
                 self.check_assignment(a);
-                let stalled = a.from == From::Origin && self.dice.per_mille(self.faults.stall);
+                let stalled =
+                    a.from == FetchSource::Origin && self.dice.per_mille(self.faults.stall);
                 let deadline = self.now.saturating_add(u64::from(a.deadline_ms));
                 let known = self.scheduler.edges.get(&a.edge);
                 let failed = known.is_some_and(|edge| {

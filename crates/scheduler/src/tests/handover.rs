@@ -32,7 +32,7 @@ fn it_comes_from_the_edge_that_is_drained() {
     while let Some(next) = open.pop() {
         assert_eq!(
             (next.from, next.edge, next.level),
-            (From::Peer(EdgeId(0)), EdgeId(1), Level::Medium)
+            (FetchSource::Peer(EdgeId(0)), EdgeId(1), Level::Medium)
         );
         let effects = bench.finish(1, next.id);
         done |= effects.contains(&Effect::WantDone { want: WantId(1) });
@@ -55,7 +55,7 @@ fn the_origin_is_not_asked_for_what_is_evicted_meanwhile() {
     let mut brought = 0;
     let mut done = false;
     while let Some(next) = open.pop() {
-        assert_eq!(next.from, From::Peer(EdgeId(0)));
+        assert_eq!(next.from, FetchSource::Peer(EdgeId(0)));
         brought += next.chunk_count;
         let effects = bench.finish(1, next.id);
         done |= effects.contains(&Effect::WantDone { want: WantId(1) });
@@ -86,7 +86,7 @@ fn the_origin_is_not_asked_where_the_edge_fails_to_send() {
     }
     let again = assigned(&effects);
     assert!(!again.is_empty(), "it is tried again");
-    assert!(again.iter().all(|a| a.from == From::Peer(EdgeId(0))));
+    assert!(again.iter().all(|a| a.from == FetchSource::Peer(EdgeId(0))));
 }
 
 #[test]

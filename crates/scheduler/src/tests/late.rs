@@ -28,7 +28,7 @@ fn a_peer_is_not_late_for_what_its_origin_took() {
     let mut bench = Bench::new(2, 3);
     let upstream = of_chunk(&bench.read(0, 1, 0, true), 0).remove(0);
     let follower = of_chunk(&bench.read(1, 1, 0, true), 0).remove(0);
-    assert_eq!(follower.from, From::Peer(EdgeId(0)));
+    assert_eq!(follower.from, FetchSource::Peer(EdgeId(0)));
     for part in 1..=9 {
         bench.after(500);
         progress(&mut bench, 0, upstream.id, part * CHUNK / 16);
@@ -46,7 +46,7 @@ fn a_peer_that_sent_a_chunk_is_asked_again() {
     hold(&mut bench, 0, 0..100);
     let first = of_chunk(&bench.read(1, 1, 0, true), 0).remove(0);
     let second = of_chunk(&bench.read(1, 2, 40 * CHUNK, true), 40).remove(0);
-    assert_eq!(second.from, From::Peer(EdgeId(0)));
+    assert_eq!(second.from, FetchSource::Peer(EdgeId(0)));
     bench.apply(Event::FetchFailed {
         edge: EdgeId(1),
         assignment: first.id,
@@ -57,7 +57,7 @@ fn a_peer_that_sent_a_chunk_is_asked_again() {
     let next = of_chunk(&bench.read(1, 3, 80 * CHUNK, true), 80);
     assert_eq!(next.len(), 1);
     assert!(
-        next.iter().all(|a| a.from == From::Peer(EdgeId(0))),
+        next.iter().all(|a| a.from == FetchSource::Peer(EdgeId(0))),
         "{next:?}"
     );
 }
@@ -117,6 +117,6 @@ fn what_a_stopped_fetch_has_brought_is_not_asked_for_until_it_ends() {
     });
     let mut given = of_chunk(&effects, 0);
     given.extend(of_chunk(&bench.after(100), 0));
-    assert!(given.iter().all(|a| a.from == From::Peer(EdgeId(0))));
+    assert!(given.iter().all(|a| a.from == FetchSource::Peer(EdgeId(0))));
     assert_eq!(given.len(), 1);
 }

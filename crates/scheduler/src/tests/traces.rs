@@ -45,7 +45,7 @@ fn a_waiter_behind_others_that_the_origin_refuses_is_served_by_a_peer() {
     let of_it = assigned(&effects)
         .into_iter()
         .find(|it| it.first_chunk == 90);
-    assert_eq!(of_it.map(|it| it.from), Some(From::Peer(EdgeId(0))));
+    assert_eq!(of_it.map(|it| it.from), Some(FetchSource::Peer(EdgeId(0))));
 }
 
 #[test]

@@ -56,7 +56,7 @@ pub fn matches<O: Options>(
     }
 }
 
-/// The options of a verb that [`matches`] found.
+/// The options of a verb that [`matches()`] found.
 pub fn load<O: Options>(arguments: &ArgMatches) -> Result<O, ConfigError> {
     let options = O::from_arg_matches(arguments)?;
     let mut problems = Problems::default();

@@ -7,11 +7,8 @@ use bytes::Bytes;
 use chunkcache_proto::ByteRange;
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{
-    OriginError, RequestClass,
-    answer::Part,
-    run::{Fetcher, Opened},
-};
+use crate::fetch::run::{Fetcher, Opened};
+use crate::upstream::{OriginError, RequestClass, answer::Part};
 use crate::{
     core::backoff::Backoff, readers::DirectBytes, resolve::ports::ReadError, worker_pool::Workers,
 };

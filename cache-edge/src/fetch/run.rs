@@ -5,7 +5,7 @@
 //! end. Writes block, so this runs on the fetch runtime only.
 
 use std::{
-    sync::{Arc, LazyLock, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -13,13 +13,16 @@ use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Level, identity::belongs_
 use tokio::time::Instant;
 
 use super::{
+    downloads::LOCAL_BIT,
+    gap::{Gap, Next, next_gap},
+    handle::{FetchHandle, StopMode},
+};
+use crate::clock::now_ms;
+use crate::upstream::{
     Catalogue, Client, OriginError, RequestClass, Response, Source,
     answer::{self, Part},
     client::Question,
-    control::{Control, Stop},
     counters::Counters,
-    downloads::LOCAL_BIT,
-    gap::{Gap, Next, next_gap},
     peer::{self, PeerKeys},
     peer_blocks,
     reloading::PeerClient,
@@ -27,7 +30,7 @@ use super::{
 };
 use crate::{
     core::backoff::Backoff,
-    readers::{EntryFlights, FlightError, Flights},
+    readers::{EntryIncoming, IncomingChunks, IncomingError},
 };
 use chunk_store::EntryFile;
 
@@ -40,7 +43,7 @@ const FOREIGN_WAIT: Duration = Duration::from_secs(1);
 
 /// What to fetch.
 #[derive(Clone)]
-pub struct Order {
+pub struct Assignment {
     pub id: u64,
     pub file: Arc<EntryFile>,
     pub first_chunk: ChunkIndex,
@@ -56,7 +59,7 @@ pub struct Order {
     pub reader: u64,
 }
 
-impl Order {
+impl Assignment {
     /// Decided by this edge itself.
     #[must_use]
     pub fn is_local(&self) -> bool {
@@ -113,7 +116,7 @@ pub struct Fetcher {
     pub client: Client,
     pub peer_client: PeerClient,
     pub catalogue: Arc<Catalogue>,
-    pub flights: Arc<Flights>,
+    pub flights: Arc<IncomingChunks>,
     pub peer_keys: Arc<PeerKeys>,
     /// How long a fetch tries without a new byte.
     pub retry_budget: Duration,
@@ -123,16 +126,16 @@ pub struct Fetcher {
 pub(super) enum Broken {
     Origin(OriginError),
     Peer(OriginError),
-    Store(FlightError),
-    Stop(Stop),
+    Store(IncomingError),
+    Stop(StopMode),
     Pause(Box<Opened>),
 }
 
-impl From<Stop> for RunEnd {
-    fn from(stop: Stop) -> Self {
+impl From<StopMode> for RunEnd {
+    fn from(stop: StopMode) -> Self {
         match stop {
-            Stop::AtChunkEnd | Stop::Now => Self::Stopped,
-            Stop::Preempted => Self::Paused(None),
+            StopMode::AtChunkEnd | StopMode::Now => Self::Stopped,
+            StopMode::Preempted => Self::Paused(None),
         }
     }
 }
@@ -141,8 +144,8 @@ impl Fetcher {
     /// Fetches the run. Bounded by the retry budget since the last byte that came.
     pub async fn run(
         &self,
-        order: &Order,
-        control: &Control,
+        order: &Assignment,
+        control: &FetchHandle,
         mut opened: Option<Opened>,
     ) -> RunEnd {
         let flights = self.flights.of(&order.file);
@@ -251,9 +254,9 @@ impl Fetcher {
 
     async fn fetch(
         &self,
-        order: &Order,
-        control: &Control,
-        flights: &Arc<EntryFlights>,
+        order: &Assignment,
+        control: &FetchHandle,
+        flights: &Arc<EntryIncoming>,
         gap: Gap,
         opened: Option<Opened>,
         peer: Option<&str>,
@@ -266,7 +269,7 @@ impl Fetcher {
                 .map_err(|error| match error {
                     Broken::Origin(error) => Broken::Peer(error),
                     // A peer has it still; what is on the way from it costs no origin.
-                    Broken::Pause(_) => Broken::Stop(Stop::Preempted),
+                    Broken::Pause(_) => Broken::Stop(StopMode::Preempted),
                     other => other,
                 });
         }
@@ -321,7 +324,7 @@ impl Fetcher {
     pub async fn open(
         &self,
         file: &EntryFile,
-        flights: &EntryFlights,
+        flights: &EntryIncoming,
         range: ByteRange,
         class: RequestClass,
     ) -> Result<Opened, OriginError> {
@@ -382,7 +385,7 @@ impl Fetcher {
 
     /// Returns after the connection is closed and its permit released: another edge may be granted it
     /// next.
-    pub async fn connection_closed(&self, order: &Order) {
+    pub async fn connection_closed(&self, order: &Assignment) {
         if order.peer.is_none()
             && let Some(source) = self.catalogue.get(&order.source())
         {
@@ -398,9 +401,9 @@ impl Fetcher {
 
     async fn fetch_from_peer(
         &self,
-        order: &Order,
-        control: &Control,
-        flights: &Arc<EntryFlights>,
+        order: &Assignment,
+        control: &FetchHandle,
+        flights: &Arc<EntryIncoming>,
         gap: Gap,
         peer: &str,
     ) -> Result<(), Broken> {
@@ -486,27 +489,11 @@ fn peer_failure(error: &OriginError) -> Failure {
     }
 }
 
-fn store_failure(error: &FlightError) -> Failure {
+fn store_failure(error: &IncomingError) -> Failure {
     Failure {
         fault: v1::fetch_failure::Fault::Edge,
         http_status: 0,
         retry_after: None,
         message: error.to_string(),
     }
-}
-
-/// The wall clock, in milliseconds since the epoch.
-#[must_use]
-pub fn now_ms() -> i64 {
-    /// The wall clock is read once: what is fresh does not become stale, or young again, because
-    /// somebody set it.
-    static STARTED: LazyLock<(std::time::Instant, i64)> = LazyLock::new(|| {
-        let since = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default();
-        let at = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
-        (std::time::Instant::now(), at)
-    });
-    let (begun, at) = *STARTED;
-    at.saturating_add(i64::try_from(begun.elapsed().as_millis()).unwrap_or(i64::MAX))
 }

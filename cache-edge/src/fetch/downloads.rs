@@ -17,12 +17,12 @@ use chunkcache_proto::{ChunkIndex, EntryId, Level, v1};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-pub use super::run::Order;
+pub use super::run::Assignment;
 use super::{
-    answer::Part,
-    control::{Control, Stop},
+    handle::{FetchHandle, StopMode},
     run::{Fetcher, Opened, RunEnd},
 };
+use crate::upstream::answer::Part;
 use crate::{
     core::fetch_queue::{Effect, FetchQueue, Task},
     readers::{Announce, DemandRegistry},
@@ -72,8 +72,8 @@ struct State {
 }
 
 struct Fetch {
-    order: Order,
-    control: Arc<Control>,
+    order: Assignment,
+    control: Arc<FetchHandle>,
     /// Not present when it was ordered and not durable yet.
     undurable: HashSet<ChunkIndex>,
     finished: bool,
@@ -131,7 +131,7 @@ impl Downloads {
         u64::try_from(self.0.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn task(&self, order: &Order) -> Task {
+    fn task(&self, order: &Assignment) -> Task {
         Task {
             id: order.id,
             entry: order.file.id(),
@@ -144,7 +144,7 @@ impl Downloads {
     }
 
     /// Takes an order in. `false`: refused, the queue is full or closing.
-    pub fn submit(&self, order: Order) -> bool {
+    pub fn submit(&self, order: Assignment) -> bool {
         let mut state = self.0.state.lock();
         let is_taken = !state.closed && self.take_in(&mut state, order);
         if is_taken {
@@ -153,7 +153,7 @@ impl Downloads {
         is_taken
     }
 
-    fn take_in(&self, state: &mut State, order: Order) -> bool {
+    fn take_in(&self, state: &mut State, order: Assignment) -> bool {
         if !state.queue.push(self.task(&order)) {
             return false;
         }
@@ -165,7 +165,7 @@ impl Downloads {
     }
 
     /// Takes over an answer that is under way already.
-    pub fn adopt(&self, order: Order, opened: Opened) {
+    pub fn adopt(&self, order: Assignment, opened: Opened) {
         let task = self.task(&order);
         if opened.part == Part::Whole {
             self.0.fetcher.flights.of(&order.file).set_ignores_ranges();
@@ -183,10 +183,10 @@ impl Downloads {
 
     /// The coordinator is told of each chunk's end: whether a run comes to a chunk soon is decided
     /// by where it is.
-    fn control(&self, order: &Order, ordered: Instant) -> Arc<Control> {
+    fn control(&self, order: &Assignment, ordered: Instant) -> Arc<FetchHandle> {
         let run = order.run();
         let (this, id, level) = (Arc::downgrade(&self.0), order.id, order.level);
-        let control = Control::new(run.start, order.start_at, move |reached| {
+        let control = FetchHandle::new(run.start, order.start_at, move |reached| {
             if let Some(inner) = this.upgrade() {
                 inner.fetcher.counters.chunk_came(level, ordered.elapsed());
                 Self(inner).report(id, v1::fetch_report::State::Progress, reached, None);
@@ -220,8 +220,8 @@ impl Downloads {
                     let rest = fetch.paused.take();
                     self.spawn(fetch.order.clone(), fetch.control.clone(), rest);
                 }
-                Effect::Preempt(id) => stop(&state, id, Stop::Preempted),
-                Effect::Cancel(id) => stop(&state, id, Stop::AtChunkEnd),
+                Effect::Preempt(id) => stop(&state, id, StopMode::Preempted),
+                Effect::Cancel(id) => stop(&state, id, StopMode::AtChunkEnd),
                 Effect::Drop(id) => {
                     let fetch = state.fetches.remove(&id);
                     self.end_unstarted(id, fetch);
@@ -230,12 +230,12 @@ impl Downloads {
         }
     }
 
-    fn spawn(&self, order: Order, control: Arc<Control>, opened: Option<Opened>) {
+    fn spawn(&self, order: Assignment, control: Arc<FetchHandle>, opened: Option<Opened>) {
         let run = self.clone().run(order, control, opened);
         self.0.workers.spawn(run);
     }
 
-    async fn run(self, order: Order, control: Arc<Control>, opened: Option<Opened>) {
+    async fn run(self, order: Assignment, control: Arc<FetchHandle>, opened: Option<Opened>) {
         self.report(order.id, v1::fetch_report::State::Started, 0, None);
         let end = self.0.fetcher.run(&order, &control, opened).await;
         if !matches!(end, RunEnd::Paused(_)) {
@@ -244,7 +244,7 @@ impl Downloads {
         self.ended(order.id, &control, end);
     }
 
-    fn ended(&self, id: u64, control: &Control, end: RunEnd) {
+    fn ended(&self, id: u64, control: &FetchHandle, end: RunEnd) {
         let mut state = self.0.state.lock();
         let bytes = control.bytes_done();
         tracing::debug!(fetch = id & !LOCAL_BIT, bytes, "a fetch ended");
@@ -324,9 +324,9 @@ impl Downloads {
                 &state,
                 id,
                 if chunk_wanted {
-                    Stop::AtChunkEnd
+                    StopMode::AtChunkEnd
                 } else {
-                    Stop::Now
+                    StopMode::Now
                 },
             ),
             None => {
@@ -400,7 +400,7 @@ impl Downloads {
 
     /// Local fetches that no longer have a reason, with what they fetch.
     #[must_use]
-    pub fn local_orders(&self) -> Vec<Order> {
+    pub fn local_orders(&self) -> Vec<Assignment> {
         let state = self.0.state.lock();
         let local = state
             .fetches
@@ -466,13 +466,13 @@ impl Downloads {
         let mut state = self.0.state.lock();
         state.closed = true;
         for fetch in state.fetches.values() {
-            fetch.control.stop(Stop::Now);
+            fetch.control.stop(StopMode::Now);
         }
     }
 }
 
 impl Fetch {
-    fn new(order: Order, control: Arc<Control>) -> Self {
+    fn new(order: Assignment, control: Arc<FetchHandle>) -> Self {
         let chunks = order.first_chunk..order.first_chunk.saturating_add(order.chunk_count);
         let undurable = chunks
             .filter(|chunk| !order.file.is_present(*chunk))
@@ -488,7 +488,7 @@ impl Fetch {
     }
 }
 
-fn stop(state: &State, id: u64, stop: Stop) {
+fn stop(state: &State, id: u64, stop: StopMode) {
     if let Some(fetch) = state.fetches.get(&id) {
         fetch.control.stop(stop);
     }

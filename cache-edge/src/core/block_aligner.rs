@@ -11,13 +11,13 @@ const BLOCK_BYTES: u64 = 256 << 10;
 
 /// Bytes in order, from one offset on. Holds less than a block.
 #[derive(Debug)]
-pub struct Assembly {
+pub struct BlockAligner {
     /// Of the first byte that was not given to be written.
     start: u64,
     held: Vec<u8>,
 }
 
-impl Assembly {
+impl BlockAligner {
     #[must_use]
     pub fn new(start: u64) -> Self {
         Self {
@@ -33,7 +33,7 @@ impl Assembly {
     }
 
     /// Takes the next bytes, and gives all that fills blocks to `write`, with its offset. After an
-    /// error the assembly is of no more use.
+    /// error the block_aligner is of no more use.
     pub fn push<E>(
         &mut self,
         mut bytes: &[u8],
@@ -90,28 +90,28 @@ mod tests {
         ) {
             let total: usize = pieces.iter().map(|(length, _)| length).sum();
             let body: Vec<u8> = (0..total).map(|at| (at % 251) as u8).collect();
-            let mut assembly = Assembly::new(start);
+            let mut block_aligner = BlockAligner::new(start);
             let mut written = Vec::new();
             let mut taken = 0;
             for (length, flush) in pieces {
                 let piece = &body[taken..taken + length];
                 taken += length;
-                assembly.push(piece, |offset, bytes| {
+                block_aligner.push(piece, |offset, bytes| {
                     assert_eq!(offset, start + written.len() as u64);
                     assert_eq!((offset + bytes.len() as u64) % BLOCK_BYTES, 0, "a write ends amid a block");
                     written.extend_from_slice(bytes);
                     Ok::<_, Infallible>(())
                 }).unwrap();
-                prop_assert!(assembly.held.len() < BLOCK_BYTES as usize);
-                prop_assert_eq!(written.len() + assembly.held.len(), taken);
+                prop_assert!(block_aligner.held.len() < BLOCK_BYTES as usize);
+                prop_assert_eq!(written.len() + block_aligner.held.len(), taken);
                 if flush {
-                    assembly.flush(|offset, bytes| {
+                    block_aligner.flush(|offset, bytes| {
                         assert_eq!(offset, start + written.len() as u64);
                         written.extend_from_slice(bytes);
                         Ok::<_, Infallible>(())
                     }).unwrap();
                     prop_assert_eq!(written.len(), taken);
-                    prop_assert!(!assembly.holds());
+                    prop_assert!(!block_aligner.holds());
                 }
             }
             prop_assert_eq!(&written[..], &body[..written.len()]);

@@ -7,15 +7,15 @@
 use chunkcache_proto::Level;
 
 use super::Scheduler;
-use super::api::{EdgeId, Effect, Kept, Reason};
-use super::flights::Withdrawal;
-use super::state::Flight;
+use super::api::{EdgeId, Effect, InFlightFetch, Reason};
+use super::running::Withdrawal;
+use super::state::RunningFetch;
 
 impl Scheduler {
     pub(super) fn fetches_kept(
         &mut self,
         edge: EdgeId,
-        fetches: Vec<Kept>,
+        fetches: Vec<InFlightFetch>,
         effects: &mut Vec<Effect>,
     ) {
         let state = self.edges.entry(edge).or_default();
@@ -28,9 +28,9 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn take_up(&mut self, edge: EdgeId, kept: Kept, effects: &mut Vec<Effect>) {
+    pub(super) fn take_up(&mut self, edge: EdgeId, kept: InFlightFetch, effects: &mut Vec<Effect>) {
         if kept.local {
-            let Kept {
+            let InFlightFetch {
                 id,
                 entry,
                 chunks,
@@ -53,10 +53,10 @@ impl Scheduler {
         let slots = state.max_downloads + u32::from(kept.level == Level::Critical);
         let slot = state.slots_used() < slots;
         known.lines.entry(edge).or_default();
-        let flight = Flight {
-            reason: Reason::Kept,
+        let flight = RunningFetch {
+            reason: Reason::InFlight,
             slot,
-            ..Flight::new(
+            ..RunningFetch::new(
                 kept.id,
                 kept.entry,
                 source,

@@ -13,14 +13,13 @@ use chunkcache_proto::{ByteRange, Level};
 use tokio::time::Instant;
 
 use super::{
-    OriginError, Response,
-    answer::Part,
-    control::{Control, Stop},
-    run::{Broken, Fetcher, Opened, Order},
+    handle::{FetchHandle, StopMode},
+    run::{Assignment, Broken, Fetcher, Opened},
 };
+use crate::upstream::{OriginError, Response, answer::Part};
 use crate::{
-    core::assembly::Assembly,
-    readers::{EntryFlights, FlightError, flight::FlightClaim},
+    core::block_aligner::BlockAligner,
+    readers::{EntryIncoming, IncomingError, incoming_chunk::ChunkClaim},
 };
 
 /// A fetch that is stopped reads on for this long at most. What its origin has sent is on the wire
@@ -34,20 +33,22 @@ const FIRST_BYTES: u64 = 512 << 10;
 const HOLD: Duration = Duration::from_millis(5);
 
 /// Where the bytes of one answer go.
-struct Landing<'a> {
-    flights: &'a EntryFlights,
-    assembly: Assembly,
+struct ChunkWriter<'a> {
+    flights: &'a EntryIncoming,
+    block_aligner: BlockAligner,
     /// What is held is written by then.
     due: Instant,
 }
 
-impl Landing<'_> {
-    fn push(&mut self, bytes: &[u8], hold: Duration) -> Result<(), FlightError> {
+impl ChunkWriter<'_> {
+    fn push(&mut self, bytes: &[u8], hold: Duration) -> Result<(), IncomingError> {
         let Self {
-            flights, assembly, ..
+            flights,
+            block_aligner,
+            ..
         } = self;
-        let mut older = assembly.holds();
-        assembly.push(bytes, |offset, bytes| {
+        let mut older = block_aligner.holds();
+        block_aligner.push(bytes, |offset, bytes| {
             older = false;
             write(flights, offset, bytes)
         })?;
@@ -56,11 +57,13 @@ impl Landing<'_> {
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), FlightError> {
+    fn flush(&mut self) -> Result<(), IncomingError> {
         let Self {
-            flights, assembly, ..
+            flights,
+            block_aligner,
+            ..
         } = self;
-        assembly.flush(|offset, bytes| write(flights, offset, bytes))
+        block_aligner.flush(|offset, bytes| write(flights, offset, bytes))
     }
 
     /// What is held has waited long enough.
@@ -76,17 +79,17 @@ impl Fetcher {
     #[allow(clippy::too_many_arguments)] // one call path; a struct would only rename them
     pub(super) async fn stream(
         &self,
-        order: &Order,
-        control: &Control,
-        flights: &Arc<EntryFlights>,
-        claims: &mut VecDeque<FlightClaim>,
+        order: &Assignment,
+        control: &FetchHandle,
+        flights: &Arc<EntryIncoming>,
+        claims: &mut VecDeque<ChunkClaim>,
         range: ByteRange,
         response: Response,
         counter: &AtomicU64,
     ) -> Result<(), Broken> {
-        let mut landing = Landing {
+        let mut landing = ChunkWriter {
             flights,
-            assembly: Assembly::new(range.start),
+            block_aligner: BlockAligner::new(range.start),
             due: Instant::now(),
         };
         let ended = self
@@ -107,10 +110,10 @@ impl Fetcher {
     #[allow(clippy::too_many_arguments)] // as above
     async fn receive(
         &self,
-        order: &Order,
-        control: &Control,
-        landing: &mut Landing<'_>,
-        claims: &mut VecDeque<FlightClaim>,
+        order: &Assignment,
+        control: &FetchHandle,
+        landing: &mut ChunkWriter<'_>,
+        claims: &mut VecDeque<ChunkClaim>,
         range: ByteRange,
         mut response: Response,
         counter: &AtomicU64,
@@ -119,7 +122,7 @@ impl Fetcher {
         let begun = Instant::now();
         response.set_level(control.level());
         let mut offset = range.start;
-        let mut stopping: Option<(Stop, Instant)> = None;
+        let mut stopping: Option<(StopMode, Instant)> = None;
         let goes_first =
             |end: u64| order.level == Level::Critical && end - range.start <= FIRST_BYTES;
         while offset < range.end {
@@ -128,11 +131,11 @@ impl Fetcher {
                 biased;
                 stop = control.stopped_now(), if stopping.is_none() => {
                     // What waits to go on keeps no permit that a more urgent fetch may need.
-                    if stop == Stop::Preempted && !response.has_permit() {
+                    if stop == StopMode::Preempted && !response.has_permit() {
                         let part = Part::Range(ByteRange::new(offset, range.end));
                         return Err(Broken::Pause(Box::new(Opened { response, part })));
                     }
-                    if stop == Stop::Preempted {
+                    if stop == StopMode::Preempted {
                         return Err(Broken::Stop(stop));
                     }
                     stopping = Some((stop, Instant::now() + LINGER));
@@ -140,7 +143,7 @@ impl Fetcher {
                 }
                 () = tokio::time::sleep_until(until), if stopping.is_some() => break,
                 bytes = response.chunk() => bytes,
-                () = landing.due(), if landing.assembly.holds() => {
+                () = landing.due(), if landing.block_aligner.holds() => {
                     landing.flush().map_err(Broken::Store)?;
                     continue;
                 }
@@ -180,7 +183,7 @@ impl Fetcher {
                 claims.retain(|claim| !claim.flight().is_over());
                 control.chunk_ended();
                 let is_taken =
-                    |claim: &FlightClaim| claim.flight().chunk() == chunk && !claim.is_held();
+                    |claim: &ChunkClaim| claim.flight().chunk() == chunk && !claim.is_held();
                 if claims.iter().any(is_taken) || response.is_in_the_way() {
                     // Another fetch brings the rest, for who could not wait; or a viewer waits for
                     // the place, and the rest for another one.
@@ -200,7 +203,7 @@ impl Fetcher {
     }
 }
 
-fn write(flights: &EntryFlights, offset: u64, bytes: &[u8]) -> Result<(), FlightError> {
+fn write(flights: &EntryIncoming, offset: u64, bytes: &[u8]) -> Result<(), IncomingError> {
     let geometry = flights.file().geometry();
     for chunk in geometry.chunks_covering(ByteRange::new(offset, offset + bytes.len() as u64)) {
         if let Some(flight) = flights.flight(chunk)

@@ -17,7 +17,7 @@ use chunk_store::EntryFile;
 const MAX_SPARE_FIELDS: usize = 64;
 
 /// An object as it was resolved, and its head.
-pub(super) struct Known<R> {
+pub(super) struct CachedResolution<R> {
     pub entry: Arc<EntryFile>,
     pub freshness: Freshness,
     pub readers: Arc<R>,
@@ -27,7 +27,7 @@ pub(super) struct Known<R> {
     standing: Option<Box<dyn Standing>>,
 }
 
-impl<R> Known<R> {
+impl<R> CachedResolution<R> {
     pub fn new(object: Object<R>) -> Self {
         Self {
             head: Described::of(
@@ -51,11 +51,11 @@ impl<R> Known<R> {
 
 /// Of one connection, whose requests come one after the other or, in HTTP/2, seldom at once: the
 /// lock is not contended.
-pub(super) struct Memory<R>(Mutex<Last<R>>);
+pub(super) struct ConnectionCache<R>(Mutex<Last<R>>);
 
 struct Last<R> {
     target: String,
-    known: Option<Arc<Known<R>>>,
+    known: Option<Arc<CachedResolution<R>>>,
     /// A Host that was found valid.
     host: Option<HeaderValue>,
     /// An empty map with room: hyper keeps a response's map for the next request's head, and this
@@ -63,7 +63,7 @@ struct Last<R> {
     spare: HeaderMap,
 }
 
-impl<R> Memory<R> {
+impl<R> ConnectionCache<R> {
     pub fn new() -> Self {
         Self(Mutex::new(Last {
             target: String::new(),
@@ -74,7 +74,7 @@ impl<R> Memory<R> {
     }
 
     /// What the same target was answered with, and its age now, if it would be again.
-    pub fn recall(&self, request: &Parts) -> Option<(Arc<Known<R>>, u64)> {
+    pub fn recall(&self, request: &Parts) -> Option<(Arc<CachedResolution<R>>, u64)> {
         let last = self.0.lock();
         let known = last.known.as_ref()?;
         if last.target != target(request)? {
@@ -84,7 +84,7 @@ impl<R> Memory<R> {
         Some((Arc::clone(known), age_seconds))
     }
 
-    pub fn remember(&self, request: &Parts, known: &Arc<Known<R>>) {
+    pub fn remember(&self, request: &Parts, known: &Arc<CachedResolution<R>>) {
         let Some(target) = target(request).filter(|_| known.standing.is_some()) else {
             return self.forget();
         };
@@ -137,7 +137,7 @@ mod tests {
     fn a_host_that_is_remembered_holds_no_buffer() {
         let read = Bytes::from(vec![b'a'; 8192]);
         let host = HeaderValue::from_maybe_shared(read.slice(..9)).unwrap();
-        let memory = Memory::<()>::new();
+        let memory = ConnectionCache::<()>::new();
         memory.remember_host(&host);
         assert!(memory.is_known_host(&host));
         drop(host);

@@ -23,14 +23,14 @@ const DIR: &str = "spare";
 const COUNT: usize = 16;
 
 #[derive(Default)]
-pub(super) struct Spares(Mutex<Vec<Spare>>);
+pub(super) struct PreallocatedFiles(Mutex<Vec<PreallocatedFile>>);
 
-struct Spare {
+struct PreallocatedFile {
     path: PathBuf,
     file: Arc<dyn DiskFile>,
 }
 
-impl Spares {
+impl PreallocatedFiles {
     /// Makes what is missing, where files are not scarce. Blocking.
     pub fn refill(&self, disk: &dyn Disk) -> io::Result<()> {
         let missing = COUNT.saturating_sub(self.0.lock().len());
@@ -50,7 +50,7 @@ impl Spares {
             // the old one.
             let path = Path::new(DIR).join(Uuid::new_v4().to_string());
             let file = disk.open(&path, Open::CreateOrExisting)?;
-            self.0.lock().push(Spare { path, file });
+            self.0.lock().push(PreallocatedFile { path, file });
         }
         Ok(())
     }
@@ -58,7 +58,7 @@ impl Spares {
     /// An empty file under the name `path`, which must not exist. `None`: there is none to be had;
     /// the caller makes one.
     pub fn take(&self, disk: &dyn Disk, path: &Path) -> Option<Arc<dyn DiskFile>> {
-        let Spare { path: spare, file } = self.0.lock().pop()?;
+        let PreallocatedFile { path: spare, file } = self.0.lock().pop()?;
         let renamed = disk.rename(&spare, path).or_else(|error| {
             // Its directory may not be there yet.
             match (error.kind(), path.parent()) {
@@ -100,7 +100,10 @@ mod tests {
     #[test]
     fn a_spare_becomes_the_file_and_leftovers_go() {
         let dir = tempfile::tempdir().unwrap();
-        let (disk, spares) = (RealDisk::new(dir.path().into()), Spares::default());
+        let (disk, spares) = (
+            RealDisk::new(dir.path().into()),
+            PreallocatedFiles::default(),
+        );
         let left = || fs::read_dir(dir.path().join(DIR)).unwrap().count();
         let path = Path::new("entries/ab/file");
         assert!(spares.take(&disk, path).is_none(), "none was made yet");

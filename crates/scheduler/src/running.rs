@@ -5,10 +5,10 @@ use std::ops::Range;
 use chunkcache_proto::{ChunkIndex, Level};
 
 use super::Scheduler;
-use super::api::{EdgeId, Effect, EntryNo, From, Millis, Reason};
+use super::api::{EdgeId, Effect, EntryNo, FetchSource, Millis, Reason};
 use super::claim::Owner;
 use super::dispatch::relative;
-use super::state::{Flight, FlightKey, Source};
+use super::state::{FetchKey, RunningFetch, Source};
 
 /// Why claims went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +21,12 @@ pub enum Withdrawal {
 }
 
 impl Scheduler {
-    pub(super) fn enter_flight(&mut self, edge: EdgeId, flight: Flight, effects: &mut Vec<Effect>) {
+    pub(super) fn enter_flight(
+        &mut self,
+        edge: EdgeId,
+        flight: RunningFetch,
+        effects: &mut Vec<Effect>,
+    ) {
         let key = (edge, flight.id);
         let (from, source, level) = (flight.from, flight.source, flight.level);
         let (upstream, local) = (flight.upstream, flight.local);
@@ -35,7 +40,7 @@ impl Scheduler {
         }
         self.note_room(edge);
         match from {
-            From::Origin => {
+            FetchSource::Origin => {
                 let source_id = source;
                 if let Some(source) = self.sources.get_mut(&source) {
                     source.running[level as usize] += 1;
@@ -50,7 +55,7 @@ impl Scheduler {
                     self.yield_fills(source, effects);
                 }
             }
-            From::Peer(peer) => {
+            FetchSource::Peer(peer) => {
                 if let Some(peer) = self.edges.get_mut(&peer) {
                     peer.uploads += 1;
                 }
@@ -71,10 +76,10 @@ impl Scheduler {
     }
 
     /// How long one chunk of this fetch should take.
-    pub(super) fn estimate(&self, edge: EdgeId, flight: &Flight) -> Millis {
+    pub(super) fn estimate(&self, edge: EdgeId, flight: &RunningFetch) -> Millis {
         match flight.from {
-            From::Origin => self.origin_estimate(flight.source),
-            From::Peer(peer) => {
+            FetchSource::Origin => self.origin_estimate(flight.source),
+            FetchSource::Peer(peer) => {
                 let view = self.edges.get(&edge).and_then(|edge| edge.peers.get(&peer));
                 view.and_then(|view| view.chunk_fetch_ms)
                     .unwrap_or(self.config.default_chunk_fetch_ms)
@@ -82,18 +87,22 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn flight(&self, (edge, id): FlightKey) -> Option<&Flight> {
+    pub(super) fn flight(&self, (edge, id): FetchKey) -> Option<&RunningFetch> {
         self.edges.get(&edge)?.flight(id)
     }
 
-    pub(super) fn flight_mut(&mut self, (edge, id): FlightKey) -> Option<&mut Flight> {
+    pub(super) fn flight_mut(&mut self, (edge, id): FetchKey) -> Option<&mut RunningFetch> {
         self.edges.get_mut(&edge)?.flight_mut(id)
     }
 
     /// The most urgent that is wanted of a fetch, by claims of its edge and by those who follow it.
-    pub(super) fn best_claim(&self, edge: EdgeId, flight: &Flight) -> Option<(Level, Millis)> {
+    pub(super) fn best_claim(
+        &self,
+        edge: EdgeId,
+        flight: &RunningFetch,
+    ) -> Option<(Level, Millis)> {
         let entry = self.entries.get(&flight.entry)?;
-        let follower = |&key: &FlightKey| {
+        let follower = |&key: &FetchKey| {
             self.flight(key)
                 .map(|flight| (flight.level, flight.deadline))
         };
@@ -157,7 +166,7 @@ impl Scheduler {
         let Some(state) = self.edges.get(&edge) else {
             return;
         };
-        let brings = |flight: &&Flight| {
+        let brings = |flight: &&RunningFetch| {
             flight.entry == entry && !flight.cancelling && flight.chunks.contains(&chunk)
         };
         let found: Vec<_> = state
@@ -186,7 +195,7 @@ impl Scheduler {
         let Some(state) = self.edges.get(&edge) else {
             return;
         };
-        let touched = |flight: &&Flight| {
+        let touched = |flight: &&RunningFetch| {
             flight.entry == entry && !flight.cancelling && flight.overlaps(chunks)
         };
         let touched: Vec<_> = state
@@ -201,7 +210,7 @@ impl Scheduler {
     }
 
     /// Gives a fetch the level it is wanted at now.
-    pub(super) fn reassess(&mut self, key: FlightKey, how: Withdrawal, effects: &mut Vec<Effect>) {
+    pub(super) fn reassess(&mut self, key: FetchKey, how: Withdrawal, effects: &mut Vec<Effect>) {
         let Some(flight) = self.flight(key) else {
             return;
         };
@@ -234,7 +243,7 @@ impl Scheduler {
 
     fn set_level(
         &mut self,
-        key: FlightKey,
+        key: FetchKey,
         level: Level,
         deadline: Millis,
         effects: &mut Vec<Effect>,
@@ -294,7 +303,7 @@ impl Scheduler {
 
     /// Tells the edge to stop. It finishes the chunk it is at; the others are free at once, since
     /// what is assigned next reaches the edge after the cancel.
-    pub(super) fn cancel_flight(&mut self, key: FlightKey, effects: &mut Vec<Effect>) {
+    pub(super) fn cancel_flight(&mut self, key: FetchKey, effects: &mut Vec<Effect>) {
         let Some(flight) = self.flight_mut(key) else {
             return;
         };
@@ -319,14 +328,14 @@ impl Scheduler {
     }
 
     /// Takes a fetch out of everything; the chunks it did not bring are missing again.
-    pub(super) fn end_flight(&mut self, key: FlightKey) -> Option<Flight> {
+    pub(super) fn end_flight(&mut self, key: FetchKey) -> Option<RunningFetch> {
         let state = self.edges.get_mut(&key.0)?;
         let index = state.flights.iter().position(|flight| flight.id == key.1)?;
         let flight = state.flights.remove(index);
         state.space.landed = state.space.landed.saturating_add(flight.bytes_done);
         self.note_room(key.0);
         match flight.from {
-            From::Origin => {
+            FetchSource::Origin => {
                 if let Some(source) = self.sources.get_mut(&flight.source) {
                     let running = &mut source.running[flight.level as usize];
                     *running = running.saturating_sub(1);
@@ -338,7 +347,7 @@ impl Scheduler {
                     }
                 }
             }
-            From::Peer(peer) => {
+            FetchSource::Peer(peer) => {
                 if let Some(peer) = self.edges.get_mut(&peer) {
                     peer.uploads = peer.uploads.saturating_sub(1);
                 }

@@ -21,14 +21,14 @@ const TAKE_OVER_AFTER_MS: u128 = 1_000;
 
 /// Why bytes can not be kept.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum FlightError {
+pub enum IncomingError {
     /// Readers get them from the origin, past the store.
     #[error("not stored: {0}")]
     Refused(String),
 }
 
 /// A chunk that is not present yet.
-pub struct Flight {
+pub struct IncomingChunk {
     file: Arc<EntryFile>,
     store: Store,
     chunk: ChunkIndex,
@@ -80,7 +80,7 @@ pub enum Found {
     Refused(String),
 }
 
-impl Flight {
+impl IncomingChunk {
     pub(super) fn new(store: Store, file: Arc<EntryFile>, chunk: ChunkIndex) -> Self {
         let range = file.geometry().chunk_range(chunk);
         let state = State {
@@ -143,7 +143,7 @@ impl Flight {
 
     /// Makes the fetch the one that brings this chunk. Another's claim stands unless it brought
     /// nothing for a second.
-    pub fn claim(self: &Arc<Self>, fetch: u64) -> Option<FlightClaim> {
+    pub fn claim(self: &Arc<Self>, fetch: u64) -> Option<ChunkClaim> {
         let mut state = self.state.lock();
         let free = match state.fetcher {
             None => true,
@@ -155,7 +155,7 @@ impl Flight {
         }
         state.fetcher = Some(fetch);
         state.last_progress = Instant::now();
-        Some(FlightClaim {
+        Some(ChunkClaim {
             flight: self.clone(),
             fetch,
         })
@@ -185,14 +185,14 @@ impl Flight {
 
     /// Writes the part of `bytes` that lies in this chunk and is not there yet. Blocking.
     /// True: the chunk is present now.
-    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<bool, FlightError> {
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<bool, IncomingError> {
         let whole = ByteRange::new(offset, offset + bytes.len() as u64).intersect(self.range);
         loop {
             let gap = {
                 let mut state = self.state.lock();
                 match &state.phase {
                     Phase::Refusing(why) | Phase::Refused(why) => {
-                        return Err(FlightError::Refused(why.clone()));
+                        return Err(IncomingError::Refused(why.clone()));
                     }
                     Phase::Finishing | Phase::Present => return Ok(true),
                     // Whoever still wants the chunk begins it anew.
@@ -222,7 +222,7 @@ impl Flight {
             if let Phase::Refusing(why) = &state.phase {
                 let why = why.clone();
                 self.give_back(state);
-                return Err(FlightError::Refused(why));
+                return Err(IncomingError::Refused(why));
             }
             if self.publish(state, gap, part)? {
                 return Ok(true);
@@ -235,7 +235,7 @@ impl Flight {
         mut state: MutexGuard<'_, State>,
         gap: ByteRange,
         part: &[u8],
-    ) -> Result<bool, FlightError> {
+    ) -> Result<bool, IncomingError> {
         state.written.insert(gap);
         state.last_progress = Instant::now();
         if gap.start == state.hasher.position() {
@@ -251,7 +251,7 @@ impl Flight {
     }
 
     /// The last byte is here.
-    fn finish(&self, mut state: MutexGuard<'_, State>) -> Result<bool, FlightError> {
+    fn finish(&self, mut state: MutexGuard<'_, State>) -> Result<bool, IncomingError> {
         state.phase = Phase::Finishing;
         let mut hasher = state.hasher.clone();
         let reservation = state.reservation.take();
@@ -285,13 +285,13 @@ impl Flight {
     }
 
     /// No space or a broken disk: all of the chunk is void. Blocking.
-    fn refuse(&self, mut state: MutexGuard<'_, State>, error: &StoreError) -> FlightError {
+    fn refuse(&self, mut state: MutexGuard<'_, State>, error: &StoreError) -> IncomingError {
         let why = error.to_string();
         if !matches!(state.phase, Phase::Refusing(_) | Phase::Refused(_)) {
             state.phase = Phase::Refusing(why.clone());
         }
         self.give_back(state);
-        FlightError::Refused(why)
+        IncomingError::Refused(why)
     }
 
     /// The last writer of a chunk that is given up leaves its blocks and its space to others.
@@ -367,14 +367,14 @@ impl Flight {
 
 /// The right to fetch a chunk. Dropped without the chunk being whole, it wakes the waiters so that
 /// someone claims it again.
-pub struct FlightClaim {
-    flight: Arc<Flight>,
+pub struct ChunkClaim {
+    flight: Arc<IncomingChunk>,
     fetch: u64,
 }
 
-impl FlightClaim {
+impl ChunkClaim {
     #[must_use]
-    pub fn flight(&self) -> &Arc<Flight> {
+    pub fn flight(&self) -> &Arc<IncomingChunk> {
         &self.flight
     }
 
@@ -385,7 +385,7 @@ impl FlightClaim {
     }
 }
 
-impl Drop for FlightClaim {
+impl Drop for ChunkClaim {
     fn drop(&mut self) {
         let mut state = self.flight.state.lock();
         // It may have been taken over.
@@ -402,7 +402,7 @@ impl Drop for FlightClaim {
 mod tests {
     use chunkcache_proto::{Geometry, v1};
 
-    use super::{super::flights::Flights, *};
+    use super::{super::incoming_chunks::IncomingChunks, *};
     use chunk_store::{MinFree, StoreOptions};
 
     /// Of chunks of 2 MiB.
@@ -429,7 +429,7 @@ mod tests {
     #[test]
     fn what_a_reader_has_bytes_of_or_half_of_is_here_is_worth_completing() {
         let (_dir, store, file) = a_file();
-        let flight = |chunk| Flight::new(store.clone(), file.clone(), chunk);
+        let flight = |chunk| IncomingChunk::new(store.clone(), file.clone(), chunk);
         let bytes = vec![7; 512 << 10];
 
         let read = flight(0);
@@ -457,7 +457,7 @@ mod tests {
     #[test]
     fn a_chunk_that_is_given_up_is_begun_anew_only_behind_the_punch() {
         let (_dir, store, file) = a_file();
-        let flights = Flights::new(store).of(&file);
+        let flights = IncomingChunks::new(store).of(&file);
         let first = flights.flight(0).unwrap();
         first.write(0, &[7; 512]).unwrap();
         assert!(first.begin_abandoning());
@@ -475,7 +475,7 @@ mod tests {
     #[tokio::test]
     async fn a_second_whole_stream_of_an_entry_waits_for_the_first() {
         let (_dir, store, file) = a_file();
-        let flights = Flights::new(store).of(&file);
+        let flights = IncomingChunks::new(store).of(&file);
         let stream = flights.begin_whole_stream().unwrap();
         assert!(flights.begin_whole_stream().is_none());
         let ended = flights.whole_stream_ended();

@@ -6,10 +6,11 @@ use chunkcache_proto::v1;
 use tokio_util::sync::CancellationToken;
 
 use super::link::{Link, Removal};
+use crate::clock::now_ms;
+use crate::fetch::Downloads;
 use crate::{
-    readers::Flights,
+    readers::IncomingChunks,
     resolve::{Bindings, bindings::Bound},
-    upstream::{Downloads, run::now_ms},
 };
 use chunk_store::{Durable, EntryFile, Store, Victims};
 use http_rules::freshness;
@@ -21,15 +22,15 @@ const MAX_REMOVALS: usize = 4_096;
 
 /// See the module.
 #[derive(Clone)]
-pub struct Upkeep {
+pub struct Maintenance {
     pub link: Arc<Link>,
     pub store: Store,
     pub bindings: Arc<Bindings>,
     pub downloads: Downloads,
-    pub flights: Arc<Flights>,
+    pub flights: Arc<IncomingChunks>,
 }
 
-impl Upkeep {
+impl Maintenance {
     /// Until `shutdown`. The store's two channels have one receiver each: this.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut durable = self.store.take_durable();

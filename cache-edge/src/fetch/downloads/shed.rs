@@ -3,11 +3,8 @@
 
 use chunkcache_proto::Level;
 
-use super::{Downloads, Stop, stop};
-use crate::{
-    core::fetch_queue::TaskStanding,
-    upstream::{downloads::LOCAL_BIT, quota::Excess},
-};
+use super::{Downloads, LOCAL_BIT, StopMode, stop};
+use crate::{core::fetch_queue::TaskStanding, upstream::quota::Excess};
 
 impl Downloads {
     /// Stops fetches from a source that are more than its quota allows, the least urgent first. What
@@ -26,12 +23,12 @@ impl Downloads {
         let shed = choose(&fetches, excess);
         for &id in &shed.running {
             let _ = state.queue.cancel(id);
-            stop(&state, id, Stop::Now);
+            stop(&state, id, StopMode::Now);
         }
         if excess.is_expired {
             let stopping = tasks.iter().filter(|(_, it)| *it == TaskStanding::Stopping);
             for &(id, _) in stopping {
-                stop(&state, id, Stop::Now);
+                stop(&state, id, StopMode::Now);
             }
         }
         drop(state);

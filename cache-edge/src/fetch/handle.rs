@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 /// How soon a fetch is to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stop {
+pub enum StopMode {
     /// After the chunk under way.
     AtChunkEnd = 1,
     /// Not wanted any more; what is written is kept.
@@ -25,7 +25,7 @@ type OnChunk = Box<dyn Fn(u64) + Send + Sync>;
 
 /// Shared between a running fetch and who manages it.
 #[derive(Default)]
-pub struct Control {
+pub struct FetchHandle {
     stop: AtomicU8,
     stopped: Notify,
     position: AtomicU64,
@@ -38,7 +38,7 @@ pub struct Control {
     level: Arc<AtomicU8>,
 }
 
-impl Control {
+impl FetchHandle {
     /// Of a fetch of a run that starts there. `on_chunk` is called at each chunk's end.
     #[must_use]
     pub fn new(
@@ -79,28 +79,28 @@ impl Control {
     }
 
     /// A later call may only be more urgent.
-    pub fn stop(&self, stop: Stop) {
+    pub fn stop(&self, stop: StopMode) {
         self.stop.fetch_max(stop as u8, Ordering::AcqRel);
         self.stopped.notify_waiters();
         self.stopped.notify_one();
     }
 
     #[must_use]
-    pub fn wanted_stop(&self) -> Option<Stop> {
+    pub fn wanted_stop(&self) -> Option<StopMode> {
         match self.stop.load(Ordering::Acquire) {
-            1 => Some(Stop::AtChunkEnd),
-            2 => Some(Stop::Now),
-            3 => Some(Stop::Preempted),
+            1 => Some(StopMode::AtChunkEnd),
+            2 => Some(StopMode::Now),
+            3 => Some(StopMode::Preempted),
             _ => None,
         }
     }
 
     /// Returns when the fetch is to stop at once. Cancel safe.
-    pub async fn stopped_now(&self) -> Stop {
+    pub async fn stopped_now(&self) -> StopMode {
         loop {
             let notified = self.stopped.notified();
             match self.wanted_stop() {
-                Some(stop) if stop >= Stop::Now => return stop,
+                Some(stop) if stop >= StopMode::Now => return stop,
                 _ => notified.await,
             }
         }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use chunkcache_proto::{ChunkIndex, EntryId, Level, v1};
 
-use super::{Downloads, Fetch, LOCAL_BIT, Order, State};
-use crate::upstream::run::Failure;
+use super::{Assignment, Downloads, Fetch, LOCAL_BIT, State};
+use crate::fetch::run::Failure;
 
 /// A finished fetch whose chunks are not durable after this is reported all the same: a failed sync
 /// is reported elsewhere.
@@ -14,7 +14,7 @@ const DURABLE_WAIT: Duration = Duration::from_secs(10);
 const MAX_COMPLETING: usize = 64;
 
 impl Downloads {
-    pub(super) fn announce_local(&self, order: &Order) {
+    pub(super) fn announce_local(&self, order: &Assignment) {
         if order.id & LOCAL_BIT != 0 {
             self.0.announce.local_fetch(v1::LocalFetch {
                 assignment_id: order.id,
@@ -52,7 +52,7 @@ impl Downloads {
 
     /// Orders at LOW what a stopped fetch left half written: those bytes were paid for, but only a
     /// whole chunk can be recorded. A few at a time; others are left to the sweep.
-    pub(super) fn complete_partial_chunks(&self, state: &mut State, stopped: &Order) {
+    pub(super) fn complete_partial_chunks(&self, state: &mut State, stopped: &Assignment) {
         if state.closed {
             return;
         }
@@ -73,7 +73,7 @@ impl Downloads {
             {
                 continue;
             }
-            let order = Order {
+            let order = Assignment {
                 id: self.local_id(),
                 first_chunk: chunk,
                 chunk_count: 1,

@@ -14,7 +14,7 @@ use chunkcache_proto::{ChunkIndex, EntryId};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::flight::{Flight, Found};
+use super::incoming_chunk::{Found, IncomingChunk};
 use chunk_store::{EntryFile, Store};
 
 /// A begun chunk that nobody fetches or waits for keeps its space for this long: a seek back is
@@ -22,10 +22,10 @@ use chunk_store::{EntryFile, Store};
 const IDLE_LIMIT_MS: u128 = 15_000;
 
 /// Of one entry.
-pub struct EntryFlights {
+pub struct EntryIncoming {
     file: Arc<EntryFile>,
     store: Store,
-    chunks: Mutex<HashMap<ChunkIndex, Arc<Flight>>>,
+    chunks: Mutex<HashMap<ChunkIndex, Arc<IncomingChunk>>>,
     /// One body brings all of the object: its origin ignores ranges.
     whole_stream: AtomicBool,
     whole_stream_ended: Notify,
@@ -38,7 +38,7 @@ pub struct EntryFlights {
     fatal: Mutex<Option<(Instant, String)>>,
 }
 
-impl EntryFlights {
+impl EntryIncoming {
     #[must_use]
     pub fn file(&self) -> &Arc<EntryFile> {
         &self.file
@@ -46,7 +46,7 @@ impl EntryFlights {
 
     /// The chunk's flight, made if there is none. `None`: the chunk is present.
     #[must_use]
-    pub fn flight(&self, chunk: ChunkIndex) -> Option<Arc<Flight>> {
+    pub fn flight(&self, chunk: ChunkIndex) -> Option<Arc<IncomingChunk>> {
         let mut chunks = self.chunks.lock();
         if let Some(flight) = chunks.get(&chunk) {
             if !flight.is_over() {
@@ -57,14 +57,18 @@ impl EntryFlights {
         if self.file.is_present(chunk) {
             return None;
         }
-        let flight = Arc::new(Flight::new(self.store.clone(), self.file.clone(), chunk));
+        let flight = Arc::new(IncomingChunk::new(
+            self.store.clone(),
+            self.file.clone(),
+            chunk,
+        ));
         chunks.insert(chunk, flight.clone());
         Some(flight)
     }
 
     /// The chunk's flight, if there is one.
     #[must_use]
-    pub fn existing(&self, chunk: ChunkIndex) -> Option<Arc<Flight>> {
+    pub fn existing(&self, chunk: ChunkIndex) -> Option<Arc<IncomingChunk>> {
         self.chunks.lock().get(&chunk).cloned()
     }
 
@@ -72,7 +76,7 @@ impl EntryFlights {
     #[must_use]
     pub fn has(&self, offset: u64) -> bool {
         let chunk = self.file.geometry().chunk_of(offset);
-        let is_here = |flight: Arc<Flight>| {
+        let is_here = |flight: Arc<IncomingChunk>| {
             let found = flight.find(offset);
             matches!(found, Found::Written(_) | Found::Present)
         };
@@ -209,8 +213,8 @@ impl EntryFlights {
     }
 }
 
-/// See [`EntryFlights::begin_whole_stream`].
-pub struct WholeStream(Arc<EntryFlights>);
+/// See [`EntryIncoming::begin_whole_stream`].
+pub struct WholeStream(Arc<EntryIncoming>);
 
 impl Drop for WholeStream {
     fn drop(&mut self) {
@@ -220,13 +224,13 @@ impl Drop for WholeStream {
 }
 
 /// Of all entries.
-pub struct Flights {
+pub struct IncomingChunks {
     store: Store,
-    entries: Mutex<HashMap<EntryId, Arc<EntryFlights>>>,
+    entries: Mutex<HashMap<EntryId, Arc<EntryIncoming>>>,
     changes: Arc<AtomicU64>,
 }
 
-impl Flights {
+impl IncomingChunks {
     #[must_use]
     pub fn new(store: Store) -> Self {
         Self {
@@ -246,14 +250,14 @@ impl Flights {
 
     /// Of the entry, made if there are none. An entry that was removed and made anew starts anew.
     #[must_use]
-    pub fn of(&self, file: &Arc<EntryFile>) -> Arc<EntryFlights> {
+    pub fn of(&self, file: &Arc<EntryFile>) -> Arc<EntryIncoming> {
         let mut entries = self.entries.lock();
         if let Some(found) = entries.get(&file.id())
             && Arc::ptr_eq(&found.file, file)
         {
             return found.clone();
         }
-        let made = Arc::new(EntryFlights {
+        let made = Arc::new(EntryIncoming {
             file: file.clone(),
             store: self.store.clone(),
             chunks: Mutex::default(),

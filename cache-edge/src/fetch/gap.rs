@@ -4,23 +4,23 @@ use std::sync::Arc;
 
 use chunkcache_proto::ByteRange;
 
-use super::run::Order;
-use crate::readers::{EntryFlights, Flight, flight::FlightClaim};
+use super::run::Assignment;
+use crate::readers::{EntryIncoming, IncomingChunk, incoming_chunk::ChunkClaim};
 
 pub(super) struct Gap {
     pub range: ByteRange,
-    pub claims: std::collections::VecDeque<FlightClaim>,
+    pub claims: std::collections::VecDeque<ChunkClaim>,
 }
 
 pub(super) enum Next {
     Gap(Gap),
-    Foreign(Arc<Flight>),
+    Foreign(Arc<IncomingChunk>),
     Done,
 }
 
 /// The next bytes to ask for: from the wanted byte to the run's end, then the head; adjacent chunks
 /// together.
-pub(super) fn next_gap(order: &Order, flights: &Arc<EntryFlights>) -> Next {
+pub(super) fn next_gap(order: &Assignment, flights: &Arc<EntryIncoming>) -> Next {
     let geometry = order.file.geometry();
     let run = geometry.run_range(order.first_chunk, order.chunk_count);
     let start = order.start_at.clamp(run.start, run.end);
@@ -74,7 +74,7 @@ pub(super) fn next_gap(order: &Order, flights: &Arc<EntryFlights>) -> Next {
     }
 }
 
-impl Order {
+impl Assignment {
     /// All bytes of its chunks.
     #[must_use]
     pub fn run(&self) -> ByteRange {

@@ -1,4 +1,4 @@
-//! Questions to the cluster and to origins: each is asked once at a time, whoever waits for its
+//! Singleflight to the cluster and to origins: each is asked once at a time, whoever waits for its
 //! answer.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -73,12 +73,12 @@ impl Drop for Question {
 }
 
 /// Those under way, by what is asked.
-pub(super) struct Questions {
+pub(super) struct Singleflight {
     workers: Workers,
     under_way: Shared,
 }
 
-impl Questions {
+impl Singleflight {
     /// They run on `workers`.
     pub fn new(workers: Workers) -> Self {
         Self {
@@ -98,16 +98,16 @@ impl Questions {
         id: u128,
         settled: impl FnOnce() -> Option<Found>,
         question: impl FnOnce() -> F,
-    ) -> Result<Asked, ServeError>
+    ) -> Result<Outcome, ServeError>
     where
         F: Future<Output = Answer> + Send + 'static,
     {
         let mut under_way = self.under_way.lock();
         if let Some(sender) = under_way.by_id.get(&id) {
-            return Ok(Asked::Joined(sender.subscribe()));
+            return Ok(Outcome::Joined(sender.subscribe()));
         }
         if let Some(found) = settled() {
-            return Ok(Asked::Settled(found));
+            return Ok(Outcome::Settled(found));
         }
         let all = under_way.by_id.len();
         let of_source = under_way.of_source.get(source).copied().unwrap_or(0);
@@ -141,7 +141,7 @@ impl Questions {
         };
         let asked = asked.instrument(Span::current());
         self.workers.spawn(asked);
-        Ok(Asked::First(receiver))
+        Ok(Outcome::First(receiver))
     }
 }
 
@@ -157,13 +157,13 @@ async fn left(sender: &Sender) {
 }
 
 /// How a question was met.
-pub(super) enum Asked {
+pub(super) enum Outcome {
     Settled(Found),
     First(Pending),
     Joined(Pending),
 }
 
-impl Asked {
+impl Outcome {
     /// The answer, as this asker tells it.
     pub async fn answer(self) -> Answer {
         let (mut pending, collapsed) = match self {
@@ -187,8 +187,8 @@ mod tests {
 
     use super::*;
 
-    fn questions() -> Questions {
-        Questions::new(Workers::of(Handle::current()))
+    fn questions() -> Singleflight {
+        Singleflight::new(Workers::of(Handle::current()))
     }
 
     fn unsettled() -> Option<Found> {
@@ -196,7 +196,7 @@ mod tests {
     }
 
     /// Which of the questions it was that brought the answer.
-    async fn number(asked: Asked) -> u16 {
+    async fn number(asked: Outcome) -> u16 {
         match asked.answer().await.unwrap() {
             Found::Negative(number) => number,
             other => panic!("{other:?}"),
@@ -217,12 +217,12 @@ mod tests {
             questions.ask("films", id, unsettled, question).unwrap()
         };
         let (first, second, other) = (ask(1), ask(1), ask(2));
-        assert!(matches!(first, Asked::First(_)) && matches!(second, Asked::Joined(_)));
+        assert!(matches!(first, Outcome::First(_)) && matches!(second, Outcome::Joined(_)));
         tokio::task::yield_now().await;
         go_on.notify_waiters();
         assert_eq!((number(first).await, number(second).await), (0, 0));
         assert_eq!(number(other).await, 1);
-        assert!(matches!(ask(1), Asked::First(_)), "it is over");
+        assert!(matches!(ask(1), Outcome::First(_)), "it is over");
     }
 
     /// Between the look of who asks and the question another one may have ended: what it found is
@@ -280,7 +280,7 @@ mod tests {
         drop(first);
         tokio::time::sleep(LEFT_FOR / 2).await;
         let second = questions.ask("films", 1, unsettled, forever).unwrap();
-        assert!(matches!(second, Asked::Joined(_)), "not at once");
+        assert!(matches!(second, Outcome::Joined(_)), "not at once");
         tokio::time::sleep(LEFT_FOR * 2).await;
         assert_eq!(questions.under_way.lock().by_id.len(), 1);
         drop(second);
@@ -292,7 +292,7 @@ mod tests {
     fn one_that_was_cut_off_is_asked_anew() {
         let runtime = || tokio::runtime::Builder::new_current_thread().build();
         let (lost, present) = (runtime().unwrap(), runtime().unwrap());
-        let mut questions = Questions::new(Workers::of(lost.handle().clone()));
+        let mut questions = Singleflight::new(Workers::of(lost.handle().clone()));
         let forever = || std::future::pending::<Answer>();
         let asked = questions.ask("films", 1, unsettled, forever).unwrap();
         drop(lost);

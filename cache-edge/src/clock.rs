@@ -1,0 +1,19 @@
+//! The wall clock as this process knows it.
+
+use std::sync::LazyLock;
+
+/// The wall clock, in milliseconds since the epoch.
+#[must_use]
+pub fn now_ms() -> i64 {
+    /// The wall clock is read once: what is fresh does not become stale, or young again, because
+    /// somebody set it.
+    static STARTED: LazyLock<(std::time::Instant, i64)> = LazyLock::new(|| {
+        let since = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        let at = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
+        (std::time::Instant::now(), at)
+    });
+    let (begun, at) = *STARTED;
+    at.saturating_add(i64::try_from(begun.elapsed().as_millis()).unwrap_or(i64::MAX))
+}

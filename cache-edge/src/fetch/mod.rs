@@ -1,0 +1,15 @@
+//! Fetches: which run next, how one runs, and how its bytes become chunks.
+//!
+//! The coordinator gives assignments with levels and deadlines; `downloads` queues them, runs as
+//! many as there are slots, and reports. `run` is one fetch from its assignment to its end, over
+//! retries; `stream` writes one answer's body into the store, a checked block at a time. Knows
+//! readers by their incoming chunks only, and origins and peers through `upstream`.
+
+pub mod direct;
+pub mod downloads;
+mod gap;
+pub mod handle;
+pub mod run;
+mod stream;
+
+pub use downloads::{Assignment, Downloads};
