@@ -102,7 +102,7 @@ fn renders_updates_and_acts() {
     );
     browser.wait(
         "the charts are drawn",
-        "document.querySelectorAll('.plot canvas').length === 2",
+        "document.querySelectorAll('.plot svg .plot-line').length >= 2",
     );
     browser.wait(
         "that all is well",
@@ -198,7 +198,7 @@ fn renders_updates_and_acts() {
     );
     browser.wait(
         "its last hour",
-        "document.querySelectorAll('.plot canvas').length === 2",
+        "document.querySelectorAll('.plot svg .plot-line').length >= 2",
     );
     examine(&browser, axe.as_deref(), "edge");
 

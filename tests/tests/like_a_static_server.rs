@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use chunkcache_tests::http::{Call, Connection, Response};
 use chunkcache_tests::process::Process;
-use chunkcache_tests::{Cluster, ClusterOptions, KIB, Object, content, eventually, ports};
+use chunkcache_tests::{Cluster, ClusterOptions, MIB, Object, content, eventually, ports};
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use questions::{Question, questions};
@@ -21,9 +21,8 @@ use questions::{Question, questions};
 #[path = "like_a_static_server/questions.rs"]
 mod questions;
 
-/// Several chunks of the size below and a part of one.
-pub const SIZE: u64 = 600 * KIB + 321;
-const CHUNK_SIZE: &str = "--chunk-size=128KiB";
+/// Two chunks and a part of one.
+pub const SIZE: u64 = 4 * MIB + 321;
 /// Who ask at a time, each on a connection to either server.
 const ASKERS: usize = 4;
 
@@ -66,7 +65,7 @@ const DIFFERENCES: &[(&str, u16, u16, &str)] = &[
     ("Range: bytes=0-18446744073709551614", 416, 206, HUGE),
     ("Range: bytes=0-18446744073709551615", 416, 206, HUGE),
     ("Range: bytes=0-99999999999999999999999", 416, 206, HUGE),
-    ("Range: bytes=0-,0-307360", 200, 206, COALESCED),
+    ("Range: bytes=0-,0-2097312", 200, 206, COALESCED),
     ("Range: bytes=0-9,0-9,0-9,0-9,0-9,0-9,0-9,0-9,0-9,0-9,0-9,0-9,0-9,0-", 206, 206, COALESCED),
     ("Range: bytes=0-9,10-19", 206, 206, COALESCED),
     ("Range: bytes=0-99,50-149", 206, 206, COALESCED),
@@ -208,7 +207,7 @@ fn answers_equal_those_of_nginx() {
     let cluster = Cluster::start_with(ClusterOptions {
         edges: 1,
         edge_arguments: vec!["--background-fill=false"],
-        coordinator_arguments: vec![CHUNK_SIZE],
+        coordinator_arguments: vec![],
     });
     let root = cluster.directory.path().join("root");
     fs::create_dir(&root).unwrap();

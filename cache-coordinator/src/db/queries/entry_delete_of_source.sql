@@ -1,2 +1,7 @@
--- A bounded bite; keys and jobs go by cascade, chunk rows have gone before.
-DELETE FROM cache_entries WHERE id IN (SELECT id FROM cache_entries WHERE source = $1 LIMIT $2)
+-- A bounded bite; keys and jobs go by cascade. An entry whose chunks were reported after the rows
+-- of its source went is left to the transaction that removes the source.
+DELETE FROM cache_entries WHERE id IN (
+    SELECT e.id FROM cache_entries e
+    WHERE e.source = $1
+      AND NOT EXISTS (SELECT 1 FROM cache_chunks c WHERE c.entry_id = e.id)
+    LIMIT $2)
