@@ -302,6 +302,7 @@ pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
     settings.cors = options.players.cors();
     settings.limits = options.players.limits();
     settings.timeouts = options.players.timeouts();
+    settings.proxies = options.players.proxies();
     settings.signed_urls = signing_keys(options.players.signed_url_keys_file.clone())?;
     settings.drain_grace = options.drain_grace;
     settings.tls = player_tls;

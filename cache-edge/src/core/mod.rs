@@ -10,5 +10,7 @@ pub mod container;
 pub mod fetch_queue;
 pub mod interval_set;
 pub mod lookahead;
+pub mod proxy_header;
 pub mod signed_url;
 pub mod signed_url_keys;
+pub mod trusted_proxies;

@@ -1,14 +1,15 @@
 //! The options of the HTTP server that players see: who may ask, how much, and how slowly.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{ValueEnum, value_parser};
 use http::{HeaderName, HeaderValue};
+use ipnet::IpNet;
 use service_kit::config::{Problems, parse_duration};
 
 use crate::{
-    core::signed_url_keys,
-    server::{AccessLogOptions, AllowedOrigins, Cors, Limits, RequestRate, Timeouts},
+    core::{signed_url_keys, trusted_proxies::TrustedProxies},
+    server::{AccessLogOptions, AllowedOrigins, Cors, Limits, Proxies, RequestRate, Timeouts},
 };
 
 /// See the module.
@@ -45,6 +46,17 @@ pub struct PlayerOptions {
     /// Answer signed URLs only; a line a key: its id, a space, its secret; read again when it changes [default: none: URLs need no signature]
     #[arg(long, value_name = "FILE")]
     pub signed_url_keys_file: Option<PathBuf>,
+    /// Expect a PROXY protocol header (version 1 or 2) before anything else on connections to --listen: on those of --trusted-proxies, or on all where none is named; without one a connection is closed
+    #[arg(long)]
+    pub proxy_protocol: bool,
+    /// Addresses and networks of proxies whose PROXY header, Forwarded and X-Forwarded-For tell who the client is [default: none: the client is whoever connects]
+    #[arg(
+        long,
+        value_name = "CIDR",
+        value_delimiter = ',',
+        value_parser = parse_network
+    )]
+    pub trusted_proxies: Vec<IpNet>,
     /// Connections of all clients at a time; one more is answered 503 and closed
     #[arg(
         long,
@@ -138,6 +150,14 @@ impl PlayerOptions {
         }
     }
 
+    #[must_use]
+    pub fn proxies(&self) -> Proxies {
+        Proxies {
+            send_header: self.proxy_protocol,
+            trusted: TrustedProxies::new(self.trusted_proxies.clone()),
+        }
+    }
+
     /// Conflicts, and values that only their use can judge.
     pub fn check(&self, problems: &mut Problems) {
         let is_word = |origin: &String| matches!(origin.as_str(), "*" | "none");
@@ -159,6 +179,12 @@ impl PlayerOptions {
 fn parse_header_name(text: &str) -> Result<String, String> {
     let name: HeaderName = text.parse().map_err(|_| "expected the name of a header")?;
     Ok(name.as_str().to_owned())
+}
+
+fn parse_network(text: &str) -> Result<IpNet, String> {
+    let address = || text.parse::<IpAddr>().map(IpNet::from);
+    let network = text.parse::<IpNet>().or_else(|_| address());
+    network.map_err(|_| "expected an address or a network such as 192.0.2.0/24".to_owned())
 }
 
 fn parse_some_time(text: &str) -> Result<Duration, String> {

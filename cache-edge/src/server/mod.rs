@@ -21,6 +21,7 @@ pub mod metrics;
 mod multipart;
 pub mod problem;
 mod progress_io;
+pub mod proxies;
 mod response;
 mod sendfile_io;
 pub mod server;
@@ -36,6 +37,7 @@ pub use self::{
     handler::PeerHandler,
     limits::{Limits, RequestRate},
     metrics::Metrics,
+    proxies::Proxies,
     server::{Server, Settings, TlsConfig},
     signing_keys::SigningKeys,
 };

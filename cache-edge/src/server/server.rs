@@ -1,6 +1,13 @@
 //! The listener for players: accepts, limits, speaks HTTP/1.1 and HTTP/2, and drains.
 
-use std::{convert::Infallible, io, net::SocketAddr, num::NonZero, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::{IpAddr, SocketAddr},
+    num::NonZero,
+    sync::Arc,
+    time::Duration,
+};
 
 use http::{HeaderValue, Request};
 use hyper::{body::Incoming, service::service_fn};
@@ -23,6 +30,7 @@ use super::{
     limits::{Admission, Connections, Limits, RateLimiter},
     metrics::{Metrics, Refusal},
     progress_io::ProgressIo,
+    proxies::{self, Proxies},
     sendfile_io::SendfileIo,
     signing_keys::SigningKeys,
     socket,
@@ -63,6 +71,7 @@ pub struct Settings {
     pub signed_urls: Option<SigningKeys>,
     pub limits: Limits,
     pub timeouts: Timeouts,
+    pub proxies: Proxies,
     /// How long running bodies may finish after the shutdown began.
     pub drain_grace: Duration,
     /// ALPN has to offer `h2` and `http/1.1` for both to be spoken.
@@ -80,6 +89,7 @@ impl Settings {
             signed_urls: None,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
+            proxies: Proxies::default(),
             drain_grace: Duration::from_secs(30),
             tls: None,
         }
@@ -200,24 +210,62 @@ impl<O: Objects> Server<O> {
         Ok(())
     }
 
-    fn admit(&self, stream: &TcpStream, address: SocketAddr, open: usize) -> Option<Admission> {
-        let limits = &self.settings.limits;
-        let refusal = if open >= limits.connections {
-            Refusal::TotalConnections
-        } else {
-            match self
-                .connections
-                .admit(address.ip(), limits.connections_per_client)
-            {
-                Some(admission) => return Some(admission),
-                None => Refusal::ClientConnections,
-            }
-        };
+    /// The client's place; `Some(None)` for a proxy, whose clients are not known yet.
+    fn admit(
+        &self,
+        stream: &TcpStream,
+        address: SocketAddr,
+        open: usize,
+    ) -> Option<Option<Admission>> {
+        if open >= self.settings.limits.connections {
+            self.refuse(stream, Refusal::TotalConnections);
+            return None;
+        }
+        if self.settings.proxies.are_shared(address.ip()) {
+            return Some(None);
+        }
+        self.admit_client(stream, address.ip()).map(Some)
+    }
+
+    fn admit_client(&self, stream: &TcpStream, client: IpAddr) -> Option<Admission> {
+        let most = self.settings.limits.connections_per_client;
+        let admission = self.connections.admit(client, most);
+        if admission.is_none() {
+            self.refuse(stream, Refusal::ClientConnections);
+        }
+        admission
+    }
+
+    fn refuse(&self, stream: &TcpStream, refusal: Refusal) {
         self.metrics.count_refusal(refusal);
         if self.settings.tls.is_none() {
             let _ = stream.try_write(TOO_MANY);
         }
-        None
+    }
+
+    /// Who is behind a connection of a proxy, and the place of whoever it is; `None`: refused.
+    async fn identify(
+        &self,
+        stream: &mut TcpStream,
+        address: SocketAddr,
+    ) -> Option<(IpAddr, Option<Admission>)> {
+        let peer = address.ip();
+        if !self.settings.proxies.expect_header(peer) {
+            return Some((peer, None));
+        }
+        match proxies::read_header(stream, self.settings.timeouts.request_head).await {
+            // A proxy that looks whether this edge is well.
+            Ok(None) => Some((peer, None)),
+            Ok(Some(client)) if self.settings.proxies.trusted.contains(client) => {
+                Some((client, None))
+            }
+            Ok(Some(client)) => Some((client, Some(self.admit_client(stream, client)?))),
+            Err(error) => {
+                self.metrics.count_refusal(Refusal::NoProxyHeader);
+                tracing::debug!(%error, %address, "a connection without a PROXY header");
+                None
+            }
+        }
     }
 
     /// Small, because it is wrapped several times and each wrapper has room for it twice: what is
@@ -229,10 +277,18 @@ impl<O: Objects> Server<O> {
         shutdown: CancellationToken,
     ) {
         // From the acceptor's event loop to the one of this thread.
-        let Ok(stream) = TcpStream::from_std(stream) else {
+        let Ok(mut stream) = TcpStream::from_std(stream) else {
             return;
         };
         let _open = self.metrics.connection_opened();
+        let identified = tokio::select! {
+            () = shutdown.cancelled() => return,
+            identified = Box::pin(self.identify(&mut stream, address)) => identified,
+        };
+        let Some((peer, _admission)) = identified else {
+            return;
+        };
+        let address = SocketAddr::new(peer, address.port());
         let activity = Activity::new();
         let memory = Arc::new(ConnectionCache::new());
         let Some(tls) = &self.settings.tls else {
@@ -289,12 +345,13 @@ impl<O: Objects> Server<O> {
                 _ => Delivery::Copy(Arc::clone(&server.buffers)),
             };
             async move {
-                let client = Client {
-                    address: address.ip(),
-                    delivery,
-                };
                 // The body is dropped unread: hyper takes what little is there already, or closes.
                 let (mut parts, _) = request.into_parts();
+                let trusted = &server.settings.proxies.trusted;
+                let client = Client {
+                    address: trusted.client(address.ip(), &parts.headers),
+                    delivery,
+                };
                 let log = server.settings.access_log.as_ref();
                 let line = log.map(|log| access_log::Pending::new(log, &parts, client.address));
                 let mut response = handler::handle(&*server, &client, &memory, &parts).await;
