@@ -26,6 +26,12 @@ impl ByteRange {
         }
     }
 
+    /// The same as a range of the standard library.
+    #[must_use]
+    pub const fn as_range(self) -> std::ops::Range<u64> {
+        self.start..self.end
+    }
+
     /// Bytes in it.
     #[must_use]
     pub fn len(self) -> u64 {

@@ -9,6 +9,7 @@ pub mod geometry;
 pub mod identity;
 pub mod key;
 pub mod priority;
+pub mod range_set;
 pub mod source_name;
 
 /// Generated from `proto/chunkcache/v1`.
@@ -23,3 +24,4 @@ pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "
 pub use geometry::{ByteRange, ChunkIndex, Geometry};
 pub use identity::{EntryId, EntryIdentity};
 pub use priority::Level;
+pub use range_set::RangeSet;

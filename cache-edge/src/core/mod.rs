@@ -8,7 +8,6 @@ pub mod block_aligner;
 pub mod byte_rate;
 pub mod container;
 pub mod fetch_queue;
-pub mod interval_set;
 pub mod lookahead;
 pub mod proxy_header;
 pub mod signed_url;

@@ -3,7 +3,7 @@
 
 use chunkcache_proto::v1;
 
-/// Never waits. Assignment is kept.
+/// Never waits. Order is kept.
 pub trait Announce: Send + Sync + 'static {
     /// The origin answered for a key. Before anything else about the entry.
     fn observed(&self, entry: &v1::Entry, freshness: &v1::Freshness);

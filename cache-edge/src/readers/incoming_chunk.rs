@@ -6,12 +6,11 @@
 
 use std::{sync::Arc, time::Instant};
 
-use chunkcache_proto::{ByteRange, ChunkIndex, checksum::DigestHasher};
+use chunkcache_proto::{ByteRange, ChunkIndex, RangeSet, checksum::DigestHasher};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::pieces::Pieces;
-use crate::core::interval_set::IntervalSet;
 use chunk_store::{EntryFile, Reservation, Store, StoreError};
 
 /// Read back at a time for a checksum whose bytes came out of order.
@@ -39,9 +38,9 @@ pub struct IncomingChunk {
 
 struct State {
     /// Being written, or written.
-    claimed: IntervalSet,
+    claimed: RangeSet<u64>,
     /// In the sparse file.
-    written: IntervalSet,
+    written: RangeSet<u64>,
     /// Of what came in order from the beginning on.
     hasher: DigestHasher,
     pieces: Pieces,
@@ -84,8 +83,8 @@ impl IncomingChunk {
     pub(super) fn new(store: Store, file: Arc<EntryFile>, chunk: ChunkIndex) -> Self {
         let range = file.geometry().chunk_range(chunk);
         let state = State {
-            claimed: IntervalSet::new(),
-            written: IntervalSet::new(),
+            claimed: RangeSet::new(),
+            written: RangeSet::new(),
             hasher: DigestHasher::new(range),
             pieces: Pieces::new(range),
             reservation: None,
@@ -136,7 +135,7 @@ impl IncomingChunk {
     pub fn gap(&self, within: ByteRange) -> Option<ByteRange> {
         let state = self.state.lock();
         match state.phase {
-            Phase::Filling => state.claimed.first_gap(within.intersect(self.range)),
+            Phase::Filling => first_gap(&state.claimed, within.intersect(self.range)),
             _ => None,
         }
     }
@@ -174,7 +173,7 @@ impl IncomingChunk {
     }
 
     fn is_whole(&self, state: &State) -> bool {
-        matches!(state.phase, Phase::Filling) && state.written.contains_range(self.range)
+        matches!(state.phase, Phase::Filling) && state.written.covers(self.range.as_range())
     }
 
     /// A fetch works on it.
@@ -205,10 +204,10 @@ impl IncomingChunk {
                         Err(error) => return Err(self.refuse(state, &error)),
                     }
                 }
-                let Some(gap) = state.claimed.first_gap(whole) else {
+                let Some(gap) = first_gap(&state.claimed, whole) else {
                     return Ok(false);
                 };
-                state.claimed.insert(gap);
+                state.claimed.insert(gap.as_range());
                 state.writing += 1;
                 gap
             };
@@ -236,7 +235,7 @@ impl IncomingChunk {
         gap: ByteRange,
         part: &[u8],
     ) -> Result<bool, IncomingError> {
-        state.written.insert(gap);
+        state.written.insert(gap.as_range());
         state.last_progress = Instant::now();
         if gap.start == state.hasher.position() {
             state.hasher.update(part);
@@ -326,7 +325,7 @@ impl IncomingChunk {
         matches!(state.phase, Phase::Filling)
             && state.fetcher.is_none()
             && !state.written.is_empty()
-            && (state.read || state.written.len_bytes() >= self.range.len().div_ceil(2))
+            && (state.read || state.written.count() >= self.range.len().div_ceil(2))
     }
 
     /// Makes waiters look again.
@@ -370,6 +369,11 @@ impl IncomingChunk {
 pub struct ChunkClaim {
     flight: Arc<IncomingChunk>,
     fetch: u64,
+}
+
+fn first_gap(set: &RangeSet<u64>, within: ByteRange) -> Option<ByteRange> {
+    set.first_gap(within.as_range())
+        .map(|gap| ByteRange::new(gap.start, gap.end))
 }
 
 impl ChunkClaim {

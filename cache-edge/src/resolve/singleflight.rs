@@ -1,4 +1,4 @@
-//! Singleflight to the cluster and to origins: each is asked once at a time, whoever waits for its
+//! Questions to the cluster and to origins, each asked once at a time, whoever waits for its
 //! answer.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};

@@ -294,7 +294,7 @@ pub struct Assignment {
     /// Adjacent chunks, one request.
     pub chunk_count: u32,
     pub level: Level,
-    /// FetchSource now; within a level the earliest goes first.
+    /// Milliseconds from now; within a level the earliest goes first.
     pub deadline_ms: u32,
     /// Byte of the object to begin at, inside the first chunk.
     pub start_at: u64,

@@ -13,7 +13,7 @@ use chunkcache_proto::{ChunkIndex, Level};
 use super::api::{EdgeId, EntryNo, Millis, ReaderId, Reason, SourceId, WantId};
 use super::queue::Key;
 use crate::edge_choice::mix;
-use crate::range_set::RangeSet;
+use chunkcache_proto::RangeSet;
 
 /// Who claims. The order is the last tie-break, so that equal input gives equal output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,7 +84,7 @@ pub struct Claim {
     pub entry: EntryNo,
     pub source: SourceId,
     pub level: Level,
-    /// FetchSource the first chunk to past the last.
+    /// From the first chunk to past the last.
     pub span: Range<ChunkIndex>,
     /// Within the span; unset: all of it.
     pub ranges: Option<RangeSet<ChunkIndex>>,

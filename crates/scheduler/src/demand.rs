@@ -12,7 +12,7 @@ use super::api::{Demand, EdgeId, Effect, EntryNo, Millis, ReaderId, SourceId};
 use super::claim::{Claim, Owner};
 use super::queue::Key;
 use super::running::Withdrawal;
-use crate::range_set::RangeSet;
+use chunkcache_proto::RangeSet;
 
 impl Scheduler {
     pub(super) fn demand_set(&mut self, demand: &Demand, effects: &mut Vec<Effect>) {

@@ -11,7 +11,7 @@ use super::budget::Refusal;
 use super::claim::Owner;
 use super::route::RouteOutcome;
 use super::state::RunningFetch;
-use crate::range_set::RangeSet;
+use chunkcache_proto::RangeSet;
 
 /// Where a wanted chunk stands on one edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use super::Scheduler;
 use super::api::{EdgeId, Effect, EntryNo, FetchSource, Millis, WantId};
 use super::claim::Owner;
 use super::route::RouteOutcome;
-use crate::range_set::RangeSet;
+use chunkcache_proto::RangeSet;
 
 /// Who holds it failed a moment ago, or sends as much as it may.
 const LOOK_AGAIN_MS: Millis = 500;

@@ -46,7 +46,6 @@ mod late;
 mod membership;
 mod queue;
 mod quota;
-pub mod range_set;
 mod reports;
 mod route;
 mod running;

@@ -125,7 +125,7 @@ impl Scheduler {
                     return;
                 };
                 state.faults = state.faults.saturating_add(1);
-                // FetchSource some seconds on: a disk is not freed faster.
+                // From some seconds on: a disk is not freed faster.
                 let rest = back_off(
                     &self.config,
                     state.faults.saturating_add(4),

@@ -1,4 +1,4 @@
-//! Placement on an edge's disk, and where the background fill of it ends.
+//! Space on an edge's disk, and where the background fill of it ends.
 //!
 //! An edge evicts when little of what it may use is free. A fill that went on until then would
 //! fetch what is evicted next, without end: it stops well before, and begins again only when there

@@ -13,7 +13,7 @@ use super::edge_set::EdgeSet;
 use super::queue::LevelQueue;
 use super::quota::{AbsentQuota, EdgeQuota};
 use super::space::Space;
-use crate::range_set::RangeSet;
+use chunkcache_proto::RangeSet;
 
 /// Names a flight: local ids of two edges may be equal.
 pub type FetchKey = (EdgeId, AssignmentId);
@@ -53,7 +53,7 @@ pub struct RunningFetch {
 }
 
 impl RunningFetch {
-    /// FetchSource the origin, of nobody in particular, begun now. What differs is said where it is made.
+    /// A fetch from the origin, for no reader, begun now. Callers set what differs.
     pub fn new(
         id: AssignmentId,
         entry: EntryNo,

@@ -9,7 +9,7 @@ use super::api::{EdgeId, Effect, EntryNo, WantId};
 use super::claim::{Claim, Owner};
 use super::running::Withdrawal;
 use super::state::Want;
-use crate::range_set::RangeSet;
+use chunkcache_proto::RangeSet;
 
 impl Scheduler {
     /// `from_edges_only`: of a hand-over.

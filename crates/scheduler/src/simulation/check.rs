@@ -10,7 +10,7 @@ use super::super::budget::Refusal;
 use super::super::claim::Owner;
 use super::super::route::RouteOutcome;
 use super::world::World;
-use crate::range_set::RangeSet;
+use chunkcache_proto::RangeSet;
 
 impl World {
     pub fn check(&self) {

@@ -7,7 +7,7 @@ use chunkcache_proto::{ChunkIndex, Geometry};
 
 use super::super::api::*;
 use super::super::{Config, Scheduler};
-use crate::range_set::RangeSet;
+use chunkcache_proto::RangeSet;
 
 pub const CHUNK: u64 = 64 << 10;
 

@@ -104,6 +104,14 @@ impl<T: Copy + Ord + Into<u64>> RangeSet<T> {
         (at < within.end).then_some(at)
     }
 
+    /// The first run of `within` that is not in the set.
+    #[must_use]
+    pub fn first_gap(&self, within: Range<T>) -> Option<Range<T>> {
+        let start = self.first_missing(within.clone())?;
+        let next = self.runs.range(start..within.end).next();
+        Some(start..next.map_or(within.end, |(&next, _)| next))
+    }
+
     /// The first of `within` that is in the set.
     #[must_use]
     pub fn first_present(&self, within: Range<T>) -> Option<T> {
@@ -191,7 +199,7 @@ impl<T: Copy + Ord + Into<u64>> RangeSet<T> {
         self.runs.range(from..).map(|(&start, &end)| start..end)
     }
 
-    /// FetchSource the first to past the last.
+    /// From the first to past the last.
     #[must_use]
     pub fn span(&self) -> Option<Range<T>> {
         let (&start, _) = self.runs.first_key_value()?;
@@ -255,6 +263,7 @@ mod tests {
             prop_assert_eq!(set.first_missing(probe.clone()), outside.first().copied());
             prop_assert_eq!(set.count_in(probe.clone()), inside.len() as u64);
             prop_assert_eq!(set.present_in(probe.clone()).flatten().collect::<Vec<_>>(), inside);
+            prop_assert_eq!(set.first_gap(probe.clone()), set.missing_of(probe.clone()).into_iter().next());
             prop_assert_eq!(set.missing_of(probe.clone()).into_iter().flatten().collect::<Vec<_>>(), outside);
             let tail: Vec<u32> = set.iter_from(probe.start).flatten().filter(|&at| at >= probe.start).collect();
             prop_assert_eq!(tail, model.range(probe.start..).copied().collect::<Vec<_>>());
