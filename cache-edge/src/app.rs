@@ -26,6 +26,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::core::consumption::START_CHUNKS;
 use crate::fetch::{Downloads, direct::Direct, run::Fetcher};
 use crate::{
     admin::State,
@@ -95,7 +96,10 @@ impl Edge {
         let base_urls = catalogue.base_urls();
         bindings.forget_foreign(|name| base_urls.get(name).cloned());
         let flights = Arc::new(IncomingChunks::new(store.clone()));
-        let demand = Arc::new(DemandRegistry::new(options.lookahead));
+        let demand = Arc::new(DemandRegistry::new(
+            options.lookahead,
+            options.lookahead_time,
+        ));
         let counters = Arc::new(Counters::default());
         let origin_tls =
             tls::client(ClientFiles::default()).context("trusting the system's authorities")?;
@@ -136,7 +140,7 @@ impl Edge {
             announce: link.clone(),
             chunk_size: chunk_size.clone(),
             chunk_wait_timeout: options.chunk_wait_timeout,
-            lookahead_chunks: options.lookahead_chunks(),
+            start_chunks: options.lookahead.unwrap_or(START_CHUNKS),
         });
         Ok(Self {
             objects,
@@ -182,6 +186,7 @@ impl Edge {
             bindings: self.bindings.clone(),
             downloads: self.downloads.clone(),
             flights: self.flights.clone(),
+            demand: self.demand.clone(),
         };
         let leases = LeaseKeeper {
             catalogue: self.catalogue.clone(),

@@ -71,9 +71,12 @@ pub struct Options {
         value_parser = value_parser!(u32).range(1..=1024)
     )]
     pub max_downloads: u32,
-    /// Chunks fetched ahead of a reader, 1 to 4096 [default: adaptive, at least 10 chunks]
+    /// Chunks fetched ahead of a reader, 1 to 4096 [default: adaptive, at least 10 chunks; it starts at 2 and grows by what is read beyond the first 8 MiB]
     #[arg(long, value_name = "CHUNKS", value_parser = value_parser!(u32).range(1..=4096))]
     pub lookahead: Option<u32>,
+    /// An adaptive lookahead is no longer than what its reader plays in this time, or 10 chunks
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
+    pub lookahead_time: Duration,
     /// How long a request waits for a byte before 503 or, once streaming, an aborted body
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     pub chunk_wait_timeout: Duration,

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chunkcache_tests::http::Call;
 use chunkcache_tests::{Cluster, Coordinator, Edge, MIB, Object, Origin, content, eventually};
@@ -189,4 +189,57 @@ fn a_coordinator_that_dies_or_hangs_under_load_lets_nobody_pass_the_limit() {
     let most = cluster.origin.most_connections();
     assert!(most <= LIMIT, "{most} connections");
     assert!(most > 2, "they are used");
+}
+
+/// Nobody is refused for a limit that the operator set: who waits takes from who looks ahead,
+/// wherever that runs.
+#[test]
+fn readers_on_three_edges_share_two_connections_and_the_whole_rate() {
+    const RATE: f64 = 8_000_000.0;
+    const FILM: u64 = 96 * MIB;
+    const PLAYED: Duration = Duration::from_secs(8);
+    let cluster = Cluster::with_edges(3);
+    cluster.add_source_with("media", &["--max-connections=2", "--max-rate=8000000"]);
+    let films: Vec<String> = (0..3)
+        .map(|seed| {
+            let object = Object::generated(seed, FILM).latency(LATENCY);
+            cluster.put(&format!("/shared-{seed}.mp4"), object)
+        })
+        .collect();
+    let begun = Instant::now();
+    let played: Vec<(Duration, u64)> = std::thread::scope(|scope| {
+        let viewers: Vec<_> = (0..3)
+            .map(|number| {
+                let (edge, film) = (cluster.edges[number].http, &films[number]);
+                scope.spawn(move || {
+                    let mut reply = Call::get(film).open(edge).unwrap();
+                    assert_eq!(reply.status, 200, "{film}");
+                    let first = reply.take(1).unwrap();
+                    assert!(first == content::bytes(number as u64, 0, 1));
+                    let (first, mut position) = (begun.elapsed(), 1);
+                    while begun.elapsed() < PLAYED {
+                        let piece = reply.take(64 << 10).unwrap();
+                        let end = position + piece.len() as u64;
+                        assert!(piece == content::bytes(number as u64, position, end));
+                        position = end;
+                    }
+                    (first, position)
+                })
+            })
+            .collect();
+        let viewers = viewers.into_iter();
+        viewers.map(|viewer| viewer.join().unwrap()).collect()
+    });
+    let seconds = begun.elapsed().as_secs_f64();
+    let paths = (0..3).map(|seed| format!("/shared-{seed}.mp4"));
+    let sent: u64 = paths.map(|path| cluster.origin.body_bytes(&path)).sum();
+    let rate = sent as f64 / seconds;
+    eprintln!("{played:?}, {:.1} MB/s of 8", rate / 1e6);
+    for (first, bytes) in &played {
+        assert!(*first <= Duration::from_secs(2) + LATENCY, "{played:?}");
+        assert!(*bytes > 4 * MIB, "{played:?}");
+    }
+    assert!(rate >= 0.8 * RATE, "{rate} bytes per second of {RATE}");
+    let most = cluster.origin.most_connections();
+    assert!(most <= 2, "{most} connections");
 }

@@ -43,6 +43,7 @@ pub fn demand(directory: &Directory, edge: EdgeId, reader: &v1::ReaderDemand) ->
         rate_bytes_per_second: reader.rate_bytes_per_second,
         buffered_bytes: reader.buffered_bytes,
         lookahead_bytes: reader.lookahead_bytes,
+        earned_bytes: reader.earned_bytes,
         paused: reader.paused,
         hints,
     }))

@@ -1,6 +1,9 @@
 //! What goes on beside the session: durable chunks told, space made, flights swept.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use chunkcache_proto::v1;
 use tokio_util::sync::CancellationToken;
@@ -9,7 +12,7 @@ use super::link::{Link, Removal};
 use crate::clock::now_ms;
 use crate::fetch::Downloads;
 use crate::{
-    readers::IncomingChunks,
+    readers::{DemandRegistry, IncomingChunks},
     resolve::{Bindings, bindings::Bound},
 };
 use chunk_store::{Durable, EntryFile, Store, Victims};
@@ -28,6 +31,7 @@ pub struct Maintenance {
     pub bindings: Arc<Bindings>,
     pub downloads: Downloads,
     pub flights: Arc<IncomingChunks>,
+    pub demand: Arc<DemandRegistry>,
 }
 
 impl Maintenance {
@@ -92,6 +96,9 @@ impl Maintenance {
     async fn relieve(&self, sweep: bool) {
         let (this, pressed) = (self.clone(), self.store.pressure());
         if sweep || pressed > 0 {
+            let readers = self.demand.all();
+            let has_reader = |entry| readers.iter().any(|reader| reader.file.id() == entry);
+            self.flights.unread.sweep(Instant::now(), has_reader);
             let flights = self.flights.clone();
             let _ = self
                 .downloads

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chunkcache_proto::Level;
+use chunkcache_proto::{ChunkIndex, Level};
 use tokio_util::sync::CancellationToken;
 
 use super::Link;
@@ -68,7 +68,8 @@ impl Planner {
     /// has come to.
     fn plan(&self, joined: &mut HashSet<u64>) -> Duration {
         let planned_elsewhere = self.link.is_planning();
-        let readers = self.demand.all();
+        let mut readers = self.demand.all();
+        let hinting = self.demand.hinting();
         let mut next = TICK;
         let mut local = self.downloads.local_orders();
         for reader in &readers {
@@ -78,10 +79,11 @@ impl Planner {
             }
         }
         if !planned_elsewhere && !store_refuses(&self.store, &self.downloads) {
-            for reader in &readers {
+            for reader in readers.iter().chain(&hinting) {
                 self.look_ahead(reader, &mut local);
             }
         }
+        readers.extend(hinting);
         self.cancel_unwanted(&readers, &local, joined);
         self.downloads.tick();
         next
@@ -152,13 +154,31 @@ impl Planner {
                     != Coverage::None
         };
         let view = self.demand.view(reader);
-        let wants = lookahead::plan(geometry, view, self.lookahead_chunks, covered);
+        let ahead = match self.demand.earned_bytes(reader) {
+            0 => self.lookahead_chunks,
+            bytes => {
+                let chunks = bytes.div_ceil(u64::from(geometry.chunk_size()));
+                let earned = u32::try_from(chunks).unwrap_or(u32::MAX);
+                self.lookahead_chunks.min(earned)
+            }
+        };
+        let wants = lookahead::plan(geometry, view, ahead, &covered);
         for want in wants
             .into_iter()
             .filter(|want| want.level != Level::Critical)
         {
             self.submit(reader, want, local);
         }
+        self.fetch_hints(reader, covered, local);
+    }
+
+    fn fetch_hints(
+        &self,
+        reader: &Arc<ReaderState>,
+        covered: impl Fn(ChunkIndex) -> bool,
+        local: &mut Vec<Assignment>,
+    ) {
+        let geometry = reader.file.geometry();
         for hint in reader.hints() {
             let hinted = ReaderView {
                 position: hint.start,
@@ -166,7 +186,7 @@ impl Planner {
                 waiting: false,
                 paused: false,
             };
-            for want in lookahead::plan(geometry, hinted, lookahead::MAX_RUN_CHUNKS, covered) {
+            for want in lookahead::plan(geometry, hinted, lookahead::MAX_RUN_CHUNKS, &covered) {
                 self.submit(reader, want, local);
             }
         }

@@ -188,6 +188,7 @@ impl Session {
                 _ = status.tick(), if welcomed => {
                     self.link.send(session_request::Message::Status(self.status()));
                     self.downloads.report_progress();
+                    self.demand.sweep();
                     self.report_quotas(true);
                 }
                 () = self.catalogue.quotas_changed(), if welcomed => self.report_quotas(false),

@@ -6,6 +6,7 @@
 pub mod backoff;
 pub mod block_aligner;
 pub mod byte_rate;
+pub mod consumption;
 pub mod container;
 pub mod fetch_queue;
 pub mod lookahead;

@@ -80,6 +80,12 @@ impl Assignment {
         let key = self.file.description().key.as_ref();
         key.map_or("", |key| key.source.as_str()).into()
     }
+
+    /// From an origin, because of a reader.
+    #[must_use]
+    pub fn is_ahead(&self) -> bool {
+        self.peer.is_none() && (self.reader != 0 || self.level <= Level::High)
+    }
 }
 
 /// How a fetch ended.

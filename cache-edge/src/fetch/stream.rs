@@ -19,7 +19,7 @@ use super::{
 use crate::upstream::{OriginError, Response, answer::Part};
 use crate::{
     core::block_aligner::BlockAligner,
-    readers::{EntryIncoming, IncomingError, incoming_chunk::ChunkClaim},
+    readers::{EntryIncoming, IncomingError, incoming_chunk::ChunkClaim, unread::UnreadChunks},
 };
 
 /// A fetch that is stopped reads on for this long at most. What its origin has sent is on the wire
@@ -34,7 +34,7 @@ const HOLD: Duration = Duration::from_millis(5);
 
 /// Where the bytes of one answer go.
 struct ChunkWriter<'a> {
-    flights: &'a EntryIncoming,
+    sink: ChunkSink<'a>,
     block_aligner: BlockAligner,
     /// What is held is written by then.
     due: Instant,
@@ -43,14 +43,14 @@ struct ChunkWriter<'a> {
 impl ChunkWriter<'_> {
     fn push(&mut self, bytes: &[u8], hold: Duration) -> Result<(), IncomingError> {
         let Self {
-            flights,
+            sink,
             block_aligner,
             ..
         } = self;
         let mut older = block_aligner.holds();
         block_aligner.push(bytes, |offset, bytes| {
             older = false;
-            write(flights, offset, bytes)
+            sink.write(offset, bytes)
         })?;
         let due = Instant::now() + hold;
         self.due = if older { self.due.min(due) } else { due };
@@ -59,11 +59,11 @@ impl ChunkWriter<'_> {
 
     fn flush(&mut self) -> Result<(), IncomingError> {
         let Self {
-            flights,
+            sink,
             block_aligner,
             ..
         } = self;
-        block_aligner.flush(|offset, bytes| write(flights, offset, bytes))
+        block_aligner.flush(|offset, bytes| sink.write(offset, bytes))
     }
 
     /// What is held has waited long enough.
@@ -88,7 +88,11 @@ impl Fetcher {
         counter: &AtomicU64,
     ) -> Result<(), Broken> {
         let mut landing = ChunkWriter {
-            flights,
+            sink: ChunkSink {
+                flights,
+                unread: order.is_ahead().then_some(&self.flights.unread),
+                source: order.source(),
+            },
             block_aligner: BlockAligner::new(range.start),
             due: Instant::now(),
         };
@@ -203,14 +207,36 @@ impl Fetcher {
     }
 }
 
-fn write(flights: &EntryIncoming, offset: u64, bytes: &[u8]) -> Result<(), IncomingError> {
-    let geometry = flights.file().geometry();
-    for chunk in geometry.chunks_covering(ByteRange::new(offset, offset + bytes.len() as u64)) {
-        if let Some(flight) = flights.flight(chunk)
-            && flight.write(offset, bytes)?
-        {
+/// The chunks that bytes belong to.
+struct ChunkSink<'a> {
+    flights: &'a EntryIncoming,
+    /// Of a fetch ahead of a reader: told of chunks that are not read yet.
+    unread: Option<&'a UnreadChunks>,
+    source: Arc<str>,
+}
+
+impl ChunkSink<'_> {
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), IncomingError> {
+        let (file, flights) = (self.flights.file(), self.flights);
+        let geometry = file.geometry();
+        for chunk in geometry.chunks_covering(ByteRange::new(offset, offset + bytes.len() as u64)) {
+            let Some(flight) = flights.flight(chunk) else {
+                continue;
+            };
+            if !flight.write(offset, bytes)? {
+                continue;
+            }
+            if let Some(unread) = self.unread.filter(|_| !flight.is_read()) {
+                let bytes = u64::from(geometry.chunk_len(chunk));
+                unread.add(
+                    (file.id(), chunk),
+                    &self.source,
+                    bytes,
+                    std::time::Instant::now(),
+                );
+            }
             flights.landed(chunk);
         }
+        Ok(())
     }
-    Ok(())
 }

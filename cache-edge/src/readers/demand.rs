@@ -13,13 +13,18 @@ use chunkcache_proto::{ByteRange, EntryId, v1};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::core::lookahead::ReaderView;
+use crate::core::{consumption::Consumption, lookahead::ReaderView};
 use chunk_store::EntryFile;
 
 /// A reader that took nothing for this long keeps its place and wants no fetch.
 const PAUSED_AFTER: Duration = Duration::from_secs(30);
+const DEFAULT_LONGEST_LOOKAHEAD: Duration = Duration::from_secs(60);
 /// How far ahead of another reader a fetch counts as wanted: the least lookahead, in whole requests.
 const NEAR: u64 = 28 << 20;
+/// So long hints are kept of a reader that left.
+const HINTS_KEPT: Duration = Duration::from_secs(30);
+/// Readers whose hints are kept; beyond it they go with their readers.
+const MAX_HINTING: usize = 1_024;
 /// Closings remembered for a session; beyond it the next batch says all there are instead.
 const MAX_CLOSED: usize = 10_000;
 
@@ -35,7 +40,9 @@ pub struct ReaderState {
     /// Microseconds on the registry's clock.
     waiting_since_us: AtomicU64,
     last_read_us: AtomicU64,
-    rate: AtomicU64,
+    consumption: Mutex<Consumption>,
+    /// It was told as one that reads nothing.
+    told_paused: AtomicBool,
     hints: Mutex<Vec<ByteRange>>,
 }
 
@@ -49,6 +56,8 @@ pub struct DemandRegistry {
     told: Arc<Observers>,
     /// 0: the coordinator decides.
     lookahead_chunks: u32,
+    /// Of playback: no more than this is fetched ahead.
+    longest_lookahead: Duration,
 }
 
 /// Who is to look at the readers again.
@@ -70,6 +79,9 @@ impl Observers {
 #[derive(Default)]
 struct Inner {
     readers: HashMap<u64, Arc<ReaderState>>,
+    /// That left, and whose hints are kept: players ask for a container's index on another
+    /// connection, after a first short range.
+    hinting: HashMap<u64, (Arc<ReaderState>, Instant)>,
     dirty: HashSet<u64>,
     closed: Vec<u64>,
     closed_overflow: bool,
@@ -82,6 +94,21 @@ struct Inner {
 impl Inner {
     fn touch(&mut self) {
         self.changed_at.get_or_insert_with(Instant::now);
+    }
+
+    /// The reader wants nothing any more.
+    fn forget(&mut self, id: u64) {
+        self.dirty.remove(&id);
+        if self.closed.len() < MAX_CLOSED {
+            self.closed.push(id);
+        } else {
+            self.closed_overflow = true;
+        }
+        self.touch();
+    }
+
+    fn hinting(&self) -> impl Iterator<Item = &Arc<ReaderState>> {
+        self.hinting.values().map(|(reader, _)| reader)
     }
 }
 
@@ -103,23 +130,29 @@ impl Default for DemandRegistry {
             count: AtomicUsize::new(0),
             told: Arc::default(),
             lookahead_chunks: 0,
+            longest_lookahead: DEFAULT_LONGEST_LOOKAHEAD,
         }
     }
 }
 
 impl DemandRegistry {
     /// `lookahead_chunks`: what the operator wants ahead of each reader; unset: the coordinator
-    /// decides.
+    /// decides, and no more is fetched ahead than is played in `longest_lookahead`.
     #[must_use]
-    pub fn new(lookahead_chunks: Option<u32>) -> Self {
+    pub fn new(lookahead_chunks: Option<u32>, longest_lookahead: Duration) -> Self {
         Self {
             lookahead_chunks: lookahead_chunks.unwrap_or(0),
+            longest_lookahead,
             ..Self::default()
         }
     }
 
     fn now_us(&self) -> u64 {
         u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn now(&self) -> Duration {
+        Duration::from_micros(self.now_us())
     }
 
     /// A reader over `range`. Not waiting yet.
@@ -134,7 +167,8 @@ impl DemandRegistry {
             held_ms: AtomicU64::new(0),
             waiting_since_us: AtomicU64::new(0),
             last_read_us: AtomicU64::new(self.now_us()),
-            rate: AtomicU64::new(0),
+            consumption: Mutex::new(Consumption::new(self.now())),
+            told_paused: AtomicBool::new(false),
             hints: Mutex::default(),
         });
         let mut inner = self.inner.lock();
@@ -149,15 +183,17 @@ impl DemandRegistry {
 
     pub fn close(&self, id: u64) {
         let mut inner = self.inner.lock();
-        if inner.readers.remove(&id).is_some() {
+        if let Some(reader) = inner.readers.remove(&id) {
             self.count.store(inner.readers.len(), Ordering::Relaxed);
-            inner.dirty.remove(&id);
-            if inner.closed.len() < MAX_CLOSED {
-                inner.closed.push(id);
+            if !reader.hints.lock().is_empty() && inner.hinting.len() < MAX_HINTING {
+                reader.position.store(reader.end, Ordering::Relaxed);
+                reader.waiting.store(false, Ordering::Release);
+                inner.hinting.insert(id, (reader, Instant::now()));
+                inner.dirty.insert(id);
+                inner.touch();
             } else {
-                inner.closed_overflow = true;
+                inner.forget(id);
             }
-            inner.touch();
         }
         drop(inner);
         self.told.tell();
@@ -183,18 +219,12 @@ impl DemandRegistry {
     /// telling.
     pub fn advance(&self, reader: &ReaderState, position: u64, len: u64, moved_on: bool) {
         let now = self.now_us();
-        let before = reader.last_read_us.swap(now, Ordering::Relaxed);
+        reader.last_read_us.store(now, Ordering::Relaxed);
         reader.position.store(position, Ordering::Relaxed);
-        let instant = len.saturating_mul(1_000_000) / (now.saturating_sub(before)).max(1);
-        let old = reader.rate.load(Ordering::Relaxed);
-        let rate = if old == 0 {
-            instant
-        } else {
-            old - old / 8 + instant / 8
-        };
-        reader.rate.store(rate, Ordering::Relaxed);
+        let at = Duration::from_micros(now);
+        reader.consumption.lock().add(len, at);
         let waited = reader.waiting.swap(false, Ordering::AcqRel);
-        if waited || moved_on {
+        if waited || moved_on || reader.told_paused.load(Ordering::Relaxed) {
             self.mark(reader);
             self.told.tell();
         }
@@ -233,7 +263,8 @@ impl DemandRegistry {
                         .any(|hint| !hint.intersect(run).is_empty()))
         };
         let is_wanted = inner.readers.contains_key(&reader)
-            || inner.readers.values().any(|other| is_near(other));
+            || inner.readers.values().any(|other| is_near(other))
+            || inner.hinting().any(|other| is_near(other));
         if !is_wanted {
             inner.urgent |= inner.changed_at.is_some();
             drop(inner);
@@ -254,6 +285,12 @@ impl DemandRegistry {
     #[must_use]
     pub fn all(&self) -> Vec<Arc<ReaderState>> {
         self.inner.lock().readers.values().cloned().collect()
+    }
+
+    /// Readers that left, and whose hints are kept.
+    #[must_use]
+    pub fn hinting(&self) -> Vec<Arc<ReaderState>> {
+        self.inner.lock().hinting().cloned().collect()
     }
 
     /// There are so many readers, or more. Takes no lock.
@@ -288,12 +325,12 @@ impl DemandRegistry {
             }
         }
         let readers = if complete {
-            inner.readers.values().cloned().collect()
+            let readers = inner.readers.values().chain(inner.hinting());
+            readers.cloned().collect()
         } else {
-            dirty
-                .iter()
-                .filter_map(|id| inner.readers.get(id).cloned())
-                .collect()
+            let kept = |id: &u64| inner.hinting.get(id).map(|(reader, _)| reader);
+            let find = |id: &u64| inner.readers.get(id).or_else(|| kept(id)).cloned();
+            dirty.iter().filter_map(find).collect()
         };
         Changes {
             readers,
@@ -357,10 +394,53 @@ impl DemandRegistry {
         }
     }
 
+    /// Bytes that may be fetched ahead of it; 0: the operator has said how much is.
+    #[must_use]
+    pub fn earned_bytes(&self, reader: &ReaderState) -> u64 {
+        if self.lookahead_chunks > 0 {
+            return 0;
+        }
+        let chunk_size = u64::from(reader.file.geometry().chunk_size());
+        let consumption = reader.consumption.lock();
+        consumption.earned_bytes(chunk_size, self.longest_lookahead)
+    }
+
+    /// Periodic: readers that took nothing for a while are told as paused, and hints of those that
+    /// left are kept no longer.
+    pub fn sweep(&self) {
+        self.expire_hints(Instant::now());
+        for reader in self.all() {
+            if self.view(&reader).paused && !reader.told_paused.load(Ordering::Relaxed) {
+                self.mark(&reader);
+                self.told.tell();
+            }
+        }
+    }
+
+    fn expire_hints(&self, now: Instant) {
+        let mut inner = self.inner.lock();
+        let old = |left: &Instant| now.saturating_duration_since(*left) >= HINTS_KEPT;
+        let expired: Vec<u64> = inner
+            .hinting
+            .iter()
+            .filter(|(_, (_, left))| old(left))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in &expired {
+            inner.hinting.remove(id);
+            inner.forget(*id);
+        }
+        drop(inner);
+        if !expired.is_empty() {
+            self.told.tell();
+        }
+    }
+
     /// For the wire.
     #[must_use]
     pub fn message(&self, reader: &ReaderState) -> v1::ReaderDemand {
         let view = self.view(reader);
+        reader.told_paused.store(view.paused, Ordering::Relaxed);
         let geometry = reader.file.geometry();
         let here = geometry.chunk_of(view.position);
         let last = geometry
@@ -374,7 +454,8 @@ impl DemandRegistry {
             position: view.position,
             end: view.end,
             waiting: view.waiting,
-            rate_bytes_per_second: reader.rate.load(Ordering::Relaxed),
+            rate_bytes_per_second: reader.rate(),
+            earned_bytes: self.earned_bytes(reader),
             buffered_bytes: buffered_to.saturating_sub(view.position),
             lookahead_bytes: u64::from(self.lookahead_chunks) * u64::from(geometry.chunk_size()),
             paused: view.paused,
@@ -384,6 +465,12 @@ impl DemandRegistry {
 }
 
 impl ReaderState {
+    /// Bytes a second that it consumes; 0: not known yet.
+    #[must_use]
+    pub fn rate(&self) -> u64 {
+        self.consumption.lock().rate()
+    }
+
     #[must_use]
     pub fn position(&self) -> u64 {
         self.position.load(Ordering::Relaxed)
@@ -402,62 +489,6 @@ impl ReaderState {
 }
 
 #[cfg(test)]
+#[path = "demand_tests.rs"]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use std::time::Duration;
-
-    use chunkcache_proto::Geometry;
-
-    use super::*;
-    use chunk_store::{MinFree, Store, StoreOptions};
-
-    fn a_file() -> (tempfile::TempDir, Arc<EntryFile>) {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(StoreOptions {
-            data_dir: dir.path().to_owned(),
-            max_bytes: Some(1 << 30),
-            min_free: MinFree::Bytes(0),
-            group_sync_window: Duration::from_millis(1),
-        })
-        .unwrap();
-        let entry = v1::Entry {
-            id: chunkcache_proto::EntryId::from_u128(7).to_string(),
-            size: 100 << 20,
-            chunk_size: 2 << 20,
-            ..Default::default()
-        };
-        let geometry = Geometry::new(entry.size, entry.chunk_size).unwrap();
-        let file = store.put_entry(&entry, geometry).unwrap();
-        (dir, file)
-    }
-
-    #[test]
-    fn what_was_assigned_for_a_reader_that_left_is_wanted_only_by_readers_near_it() {
-        let (_dir, file) = a_file();
-        let demand = DemandRegistry::default();
-        let open = |from: u64| demand.open(&file, ByteRange::new(from << 20, 100 << 20));
-        let (left, _stays) = (open(0), open(40));
-        let wants = |from: u64| {
-            let run = ByteRange::new(from << 20, (from + 8) << 20);
-            demand.still_wants(left.id, file.id(), run)
-        };
-        assert!(wants(0) && wants(8), "its reader is there");
-        demand.close(left.id);
-        assert!(!wants(0) && !wants(24), "nobody comes to it any more");
-        assert!(wants(40) && wants(60), "another reader does");
-        assert!(!wants(72), "too far ahead of the other reader");
-        let told = demand.take_changes(false);
-        assert_eq!(told.closed, [left.id]);
-    }
-
-    #[test]
-    fn the_operators_lookahead_is_told_and_without_one_the_coordinator_decides() {
-        let (_dir, file) = a_file();
-        let told = |demand: DemandRegistry| {
-            let reader = demand.open(&file, ByteRange::new(0, 100 << 20));
-            demand.message(&reader).lookahead_bytes
-        };
-        assert_eq!(told(DemandRegistry::new(Some(3))), 3 * (2 << 20));
-        assert_eq!(told(DemandRegistry::default()), 0);
-    }
-}
+mod tests;

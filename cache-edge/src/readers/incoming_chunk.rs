@@ -328,6 +328,12 @@ impl IncomingChunk {
             && (state.read || state.written.count() >= self.range.len().div_ceil(2))
     }
 
+    /// Somebody was given bytes of it.
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        self.state.lock().read
+    }
+
     /// Makes waiters look again.
     pub(super) fn wake(&self) {
         self.changed.notify_waiters();

@@ -14,7 +14,10 @@ use chunkcache_proto::{ChunkIndex, EntryId};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::incoming_chunk::{Found, IncomingChunk};
+use super::{
+    incoming_chunk::{Found, IncomingChunk},
+    unread::UnreadChunks,
+};
 use chunk_store::{EntryFile, Store};
 
 /// A begun chunk that nobody fetches or waits for keeps its space for this long: a seek back is
@@ -227,6 +230,8 @@ impl Drop for WholeStream {
 pub struct IncomingChunks {
     store: Store,
     entries: Mutex<HashMap<EntryId, Arc<EntryIncoming>>>,
+    /// Fetched ahead of readers.
+    pub unread: UnreadChunks,
     changes: Arc<AtomicU64>,
 }
 
@@ -236,6 +241,7 @@ impl IncomingChunks {
         Self {
             store,
             entries: Mutex::default(),
+            unread: UnreadChunks::default(),
             changes: Arc::default(),
         }
     }

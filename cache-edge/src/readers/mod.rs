@@ -11,6 +11,7 @@ pub mod incoming_chunk;
 pub mod incoming_chunks;
 mod pieces;
 pub mod reader;
+pub mod unread;
 
 pub use announce::Announce;
 pub use demand::{DemandRegistry, ReaderState};

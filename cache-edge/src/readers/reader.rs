@@ -33,6 +33,9 @@ pub trait DirectBytes: Send + Sync + 'static {
     ) -> tokio::sync::mpsc::Receiver<Result<Bytes, ReadError>>;
 }
 
+/// Of a container's head: less says nothing of where its index is.
+const MIN_HEAD_BYTES: u64 = 4_096;
+
 /// Opens readers of one entry.
 #[derive(Clone)]
 pub struct ReaderFactory {
@@ -56,6 +59,8 @@ impl OpenReader for ReaderFactory {
             demand: None,
             flights: None,
             direct: None,
+            last_chunk: None,
+            looks_for_index: range.start == 0,
         };
         if told {
             reader.told();
@@ -92,6 +97,10 @@ pub struct Reader {
     demand: Option<Arc<ReaderState>>,
     flights: Option<Arc<EntryIncoming>>,
     direct: Option<tokio::sync::mpsc::Receiver<Result<Bytes, ReadError>>>,
+    /// The chunk it was last given bytes of.
+    last_chunk: Option<ChunkIndex>,
+    /// It began at the first byte, and has not looked where the container's index is.
+    looks_for_index: bool,
 }
 
 impl Drop for Reader {
@@ -250,6 +259,7 @@ impl Reader {
         let start = self.cursor;
         let mut piece = self.advance(start + bytes.len() as u64, None);
         if start == 0 {
+            self.looks_for_index = false;
             self.look_for_index(bytes.len(), |head| {
                 head.copy_from_slice(&bytes[..head.len()]);
                 true
@@ -261,7 +271,8 @@ impl Reader {
 
     fn piece(&mut self, end: u64, pin: Option<ChunkPin>) -> Piece {
         let piece = self.advance(end, pin);
-        if piece.range.start == 0 {
+        if self.looks_for_index && end >= MIN_HEAD_BYTES {
+            self.looks_for_index = false;
             let len = usize::try_from(end).unwrap_or(usize::MAX);
             self.look_for_index(len, |head| piece.file.read_at(0, head).is_ok());
         }
@@ -271,7 +282,12 @@ impl Reader {
     fn advance(&mut self, end: u64, pin: Option<ChunkPin>) -> Piece {
         let range = ByteRange::new(self.cursor, end);
         let geometry = self.factory.file.geometry();
-        let moved_on = geometry.chunk_of(range.start) != geometry.chunk_of(end);
+        let chunk = geometry.chunk_of(range.start);
+        let moved_on = chunk != geometry.chunk_of(end);
+        if self.last_chunk.replace(chunk) != Some(chunk) {
+            let unread = &self.factory.flights.unread;
+            unread.read(self.factory.file.id(), chunk);
+        }
         self.cursor = end;
         if let Some(state) = &self.demand {
             self.factory
@@ -292,7 +308,7 @@ impl Reader {
         let (Some(state), Some(flights)) = (&self.demand, &self.flights) else {
             return;
         };
-        if len < 4096 || !flights.take_hint_turn() {
+        if (len as u64) < MIN_HEAD_BYTES || !flights.take_hint_turn() {
             return;
         }
         let mut head = vec![0; container::HEAD_BYTES.min(len)];

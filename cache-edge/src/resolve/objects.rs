@@ -51,7 +51,8 @@ pub struct Parts {
     pub chunk_size: Arc<AtomicU32>,
     pub chunk_wait_timeout: Duration,
     /// What a probe fetches beyond the chunk asked for.
-    pub lookahead_chunks: u32,
+    /// Fetched with the first one of an object.
+    pub start_chunks: u32,
 }
 
 /// Counters of what a resolution looked at.

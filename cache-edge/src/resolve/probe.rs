@@ -25,9 +25,6 @@ use crate::upstream::{
 use http_rules::content_range::{self, ContentRange};
 use http_rules::{fields, freshness};
 
-/// As the coordinator's requests for a lookahead.
-const PROBE_STEP_CHUNKS: u64 = 4;
-
 /// What a question found.
 #[derive(Clone, Debug)]
 pub enum Found {
@@ -112,10 +109,8 @@ fn first_ask(objects: &EdgeObjects, request: &ObjectRequest) -> Ask {
         FirstBytes::From { start, .. } if start > i64::MAX as u64 => Ask::Head,
         FirstBytes::From { start, end } => {
             let chunk = start / chunk_size;
-            // To the end of a whole request, as the lookahead that goes on from there.
-            let ahead_end = (chunk + 1 + u64::from(parts.lookahead_chunks))
-                .next_multiple_of(PROBE_STEP_CHUNKS)
-                .saturating_mul(chunk_size);
+            // As much as a reader has ahead that has consumed nothing yet.
+            let ahead_end = (chunk + 1 + u64::from(parts.start_chunks)).saturating_mul(chunk_size);
             // A range with an end is fetched to the end of its last chunk, no further.
             let end = end.map_or(ahead_end, |end| {
                 end.max(start + 1)

@@ -118,6 +118,7 @@ impl Load {
             rate_bytes_per_second: 500_000 + self.roll(4_000_000),
             buffered_bytes: 0,
             lookahead_bytes: 0,
+            earned_bytes: 0,
             paused: false,
             hints: Vec::new(),
         }

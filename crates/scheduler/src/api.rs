@@ -237,6 +237,8 @@ pub struct Demand {
     pub buffered_bytes: u64,
     /// Ahead of `position`; 0: the scheduler decides.
     pub lookahead_bytes: u64,
+    /// No more than this ahead, by what it has consumed; 0: no bound but the scheduler's.
+    pub earned_bytes: u64,
     /// Keeps its place, wants no fetch.
     pub paused: bool,
     /// Chunks wanted at HIGH beside the lookahead.

@@ -28,7 +28,7 @@ impl Scheduler {
         let before = self.withdraw(reader);
         let wants_nothing = demand.paused || demand.position >= demand.end.min(geometry.size());
 
-        if !wants_nothing {
+        if !demand.paused {
             let since = match &before.waiting {
                 Some(old) if old.entry == demand.entry && old.span.start == current => old.since,
                 _ => self.now,
@@ -48,12 +48,16 @@ impl Scheduler {
                 queued: None,
             };
             let served = |old: &Option<Claim>| old.as_ref().map_or(0, |old| old.served);
-            if demand.waiting {
+            if demand.waiting && !wants_nothing {
                 let span = current..current + 1;
                 let claim = claim(Level::Critical, span, since, 0, served(&before.waiting));
                 self.add_claim(Owner::Waiting(reader), claim, effects);
             }
-            let window = self.window(demand, source, geometry);
+            // Who has read all it asked for may still have hints, and has left perhaps.
+            let window = match wants_nothing {
+                true => current..current,
+                false => self.window(demand, source, geometry),
+            };
             let rate = self.rate_of(demand.rate_bytes_per_second);
             let ahead = claim(
                 Level::High,
@@ -112,6 +116,10 @@ impl Scheduler {
                 .max(min)
         };
         let bytes = bytes.min(self.config.lookahead_max_bytes.max(min));
+        let bytes = match demand.earned_bytes {
+            0 => bytes,
+            earned => bytes.min(earned),
+        };
         let end = demand.position.saturating_add(bytes);
         // In steps of a whole request: a window that moved with each chunk read would ask the
         // origin for one chunk at a time.

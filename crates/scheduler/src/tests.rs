@@ -115,6 +115,7 @@ fn demand(edge: u32, number: u64, position: u64, waiting: bool) -> Demand {
         rate_bytes_per_second: 1_000_000,
         buffered_bytes: 0,
         lookahead_bytes: 0,
+        earned_bytes: 0,
         paused: false,
         hints: Vec::new(),
     }

@@ -85,6 +85,7 @@ impl World {
                     rate_bytes_per_second: CHUNK / 2 + self.dice.below(8 * CHUNK),
                     buffered_bytes: 0,
                     lookahead_bytes: 0,
+                    earned_bytes: 0,
                     paused: false,
                     hints: if self.dice.per_mille(100) {
                         vec![hint..hint + 1]

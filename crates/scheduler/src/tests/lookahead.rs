@@ -99,3 +99,35 @@ fn what_the_edge_is_told_to_keep_replaces_it() {
     assert_eq!(ahead(&mut bench, told(40 * CHUNK)), 0..40);
     assert_eq!(ahead(&mut bench, told(1_000 * CHUNK)), 0..128);
 }
+
+#[test]
+fn no_more_is_fetched_ahead_than_the_reader_has_earned() {
+    let mut bench = bench();
+    fetch_time(&mut bench, 200);
+    let earned = |chunks: u64| Demand {
+        earned_bytes: chunks * CHUNK,
+        ..reader(20_000_000)
+    };
+    assert_eq!(ahead(&mut bench, earned(2)), 0..2);
+    assert_eq!(ahead(&mut bench, earned(8)), 0..8);
+    assert_eq!(ahead(&mut bench, earned(500)), 0..16, "what its rate needs");
+}
+
+#[test]
+fn a_reader_that_has_all_it_asked_for_may_still_have_hints() {
+    let mut bench = bench();
+    let hints = vec![900..910];
+    let at_end = Demand {
+        position: CHUNK,
+        end: CHUNK,
+        hints,
+        ..reader(0)
+    };
+    assert_eq!(ahead(&mut bench, at_end.clone()), 900..910);
+    let paused = Demand {
+        paused: true,
+        ..at_end
+    };
+    bench.apply(Event::DemandSet(paused));
+    assert!(bench.scheduler.wanted().is_empty());
+}

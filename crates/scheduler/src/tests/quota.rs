@@ -140,6 +140,7 @@ impl Cluster {
             rate_bytes_per_second: 0,
             buffered_bytes: 0,
             lookahead_bytes: 0,
+            earned_bytes: 0,
             paused: false,
             hints: Vec::new(),
         }))

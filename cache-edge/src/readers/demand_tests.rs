@@ -1,0 +1,109 @@
+use std::time::Duration;
+
+use chunkcache_proto::Geometry;
+
+use super::*;
+use chunk_store::{MinFree, Store, StoreOptions};
+
+fn a_file() -> (tempfile::TempDir, Arc<EntryFile>) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(StoreOptions {
+        data_dir: dir.path().to_owned(),
+        max_bytes: Some(1 << 30),
+        min_free: MinFree::Bytes(0),
+        group_sync_window: Duration::from_millis(1),
+    })
+    .unwrap();
+    let entry = v1::Entry {
+        id: chunkcache_proto::EntryId::from_u128(7).to_string(),
+        size: 100 << 20,
+        chunk_size: 2 << 20,
+        ..Default::default()
+    };
+    let geometry = Geometry::new(entry.size, entry.chunk_size).unwrap();
+    let file = store.put_entry(&entry, geometry).unwrap();
+    (dir, file)
+}
+
+#[test]
+fn what_was_assigned_for_a_reader_that_left_is_wanted_only_by_readers_near_it() {
+    let (_dir, file) = a_file();
+    let demand = DemandRegistry::default();
+    let open = |from: u64| demand.open(&file, ByteRange::new(from << 20, 100 << 20));
+    let (left, _stays) = (open(0), open(40));
+    let wants = |from: u64| {
+        let run = ByteRange::new(from << 20, (from + 8) << 20);
+        demand.still_wants(left.id, file.id(), run)
+    };
+    assert!(wants(0) && wants(8), "its reader is there");
+    demand.close(left.id);
+    assert!(!wants(0) && !wants(24), "nobody comes to it any more");
+    assert!(wants(40) && wants(60), "another reader does");
+    assert!(!wants(72), "too far ahead of the other reader");
+    let told = demand.take_changes(false);
+    assert_eq!(told.closed, [left.id]);
+}
+
+#[test]
+fn the_operators_lookahead_is_told_and_without_one_the_coordinator_decides() {
+    let (_dir, file) = a_file();
+    let told = |demand: DemandRegistry| {
+        let reader = demand.open(&file, ByteRange::new(0, 100 << 20));
+        demand.message(&reader).lookahead_bytes
+    };
+    assert_eq!(
+        told(DemandRegistry::new(Some(3), DEFAULT_LONGEST_LOOKAHEAD)),
+        3 * (2 << 20)
+    );
+    assert_eq!(told(DemandRegistry::default()), 0);
+}
+
+#[test]
+fn a_reader_that_takes_nothing_is_told_as_paused_once_and_again_when_it_goes_on() {
+    let (_dir, file) = a_file();
+    let mut demand = DemandRegistry::default();
+    demand.begun -= 2 * PAUSED_AFTER;
+    let demand = demand;
+    let reader = demand.open(&file, ByteRange::new(0, 100 << 20));
+    let told = || {
+        let changes = demand.take_changes(false);
+        let readers = changes.readers.iter();
+        readers
+            .map(|it| demand.message(it).paused)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(told(), [false]);
+    demand.sweep();
+    assert_eq!(told(), [false; 0], "it has just begun");
+    reader.last_read_us.store(0, Ordering::Relaxed);
+    demand.sweep();
+    assert_eq!(told(), [true]);
+    demand.sweep();
+    assert_eq!(told(), [true; 0], "once");
+    demand.advance(&reader, 1, 1, false);
+    assert_eq!(told(), [false]);
+}
+
+#[test]
+fn hints_are_kept_for_a_while_after_their_reader_left() {
+    let (_dir, file) = a_file();
+    let demand = DemandRegistry::default();
+    let reader = demand.open(&file, ByteRange::new(0, 64 << 10));
+    let index = ByteRange::new(90 << 20, 100 << 20);
+    demand.hint(&reader, vec![index]);
+    drop(demand.take_changes(false));
+    demand.close(reader.id);
+    let changes = demand.take_changes(false);
+    assert_eq!(changes.closed, [0; 0]);
+    let told = demand.message(&changes.readers[0]);
+    assert_eq!((told.position, told.end), (64 << 10, 64 << 10));
+    assert_eq!(told.hints.len(), 1);
+    assert!(demand.is_empty() && demand.still_wants(reader.id, file.id(), index));
+    let elsewhere = ByteRange::new(0, 2 << 20);
+    assert!(!demand.still_wants(reader.id, file.id(), elsewhere));
+    assert_eq!(demand.take_changes(true).readers.len(), 1, "a new session");
+    demand.expire_hints(Instant::now() + HINTS_KEPT);
+    let changes = demand.take_changes(false);
+    assert_eq!(changes.closed, [reader.id]);
+    assert!(!demand.still_wants(reader.id, file.id(), index));
+}

@@ -1,0 +1,177 @@
+//! Chunks that were fetched ahead and not read yet: what becomes waste when their readers leave.
+//!
+//! Waste is what nobody has read ten minutes after it was fetched, where no reader of the entry is
+//! left. Bounded: the oldest is judged early where there are too many.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use chunkcache_proto::{ChunkIndex, EntryId};
+use parking_lot::Mutex;
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
+
+/// Not read for so long, it was fetched in vain.
+const READ_WITHIN: Duration = Duration::from_secs(600);
+/// 128 GiB of chunks of 2 MiB.
+const MAX_CHUNKS: usize = 65_536;
+/// Sources with a counter of their own; what is wasted of others is counted together.
+const MAX_SOURCES: usize = 256;
+
+type ChunkId = (EntryId, ChunkIndex);
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct UnreadChunks {
+    state: Mutex<State>,
+    /// Of those in `state`: who reads takes no lock where there are none.
+    count: AtomicUsize,
+    wasted: Family<[(&'static str, Arc<str>); 1], Counter>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    chunks: HashMap<ChunkId, Chunk>,
+    /// The oldest first; may name chunks that were read since.
+    order: VecDeque<(Instant, ChunkId)>,
+    sources: Vec<Arc<str>>,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    since: Instant,
+    source: Arc<str>,
+    bytes: u64,
+}
+
+impl UnreadChunks {
+    /// A counter by source.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "wasted_lookahead_bytes",
+            "Bytes fetched ahead of readers that left, which nobody read within ten minutes",
+            self.wasted.clone(),
+        );
+    }
+
+    /// A chunk was fetched from its origin ahead of a reader.
+    pub fn add(&self, chunk: ChunkId, source: &Arc<str>, bytes: u64, now: Instant) {
+        let mut state = self.state.lock();
+        let entry = Chunk {
+            since: now,
+            source: source.clone(),
+            bytes,
+        };
+        state.chunks.insert(chunk, entry);
+        state.order.push_back((now, chunk));
+        while state.order.len() > MAX_CHUNKS {
+            if let Some((since, oldest)) = state.order.pop_front() {
+                self.judge(&mut state, oldest, since);
+            }
+        }
+        self.count.store(state.chunks.len(), Ordering::Relaxed);
+    }
+
+    /// Somebody is given bytes of it.
+    pub fn read(&self, entry: EntryId, chunk: ChunkIndex) {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut state = self.state.lock();
+        if state.chunks.remove(&(entry, chunk)).is_some() {
+            self.count.store(state.chunks.len(), Ordering::Relaxed);
+        }
+    }
+
+    /// Periodic. `has_reader`: there is a reader of the entry, who may come to its chunks.
+    pub fn sweep(&self, now: Instant, has_reader: impl Fn(EntryId) -> bool) {
+        let mut state = self.state.lock();
+        while let Some(&(since, chunk)) = state.order.front()
+            && now.saturating_duration_since(since) >= READ_WITHIN
+        {
+            state.order.pop_front();
+            if !has_reader(chunk.0) {
+                self.judge(&mut state, chunk, since);
+            } else if let Some(unread) = state.chunks.get_mut(&chunk)
+                && unread.since == since
+            {
+                unread.since = now;
+                state.order.push_back((now, chunk));
+            }
+        }
+        self.count.store(state.chunks.len(), Ordering::Relaxed);
+    }
+
+    /// Counts a chunk, unless it was read, or fetched again since.
+    fn judge(&self, state: &mut State, chunk: ChunkId, since: Instant) {
+        if state.chunks.get(&chunk).is_none_or(|it| it.since != since) {
+            return;
+        }
+        let Some(unread) = state.chunks.remove(&chunk) else {
+            return;
+        };
+        let mut source = unread.source;
+        if !state.sources.contains(&source) {
+            if state.sources.len() < MAX_SOURCES {
+                state.sources.push(source.clone());
+            } else {
+                source = "others".into();
+            }
+        }
+        let counter = self.wasted.get_or_create(&[("source", source)]);
+        counter.inc_by(unread.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wasted(chunks: &UnreadChunks) -> u64 {
+        let source: Arc<str> = "films".into();
+        chunks.wasted.get_or_create(&[("source", source)]).get()
+    }
+
+    fn a_chunk(number: ChunkIndex) -> ChunkId {
+        (EntryId::from_u128(1), number)
+    }
+
+    #[test]
+    fn waste_is_what_nobody_read_within_ten_minutes_after_its_reader_left() {
+        let (chunks, films) = (UnreadChunks::default(), Arc::from("films"));
+        let begun = Instant::now();
+        for chunk in 0..4 {
+            chunks.add(a_chunk(chunk), &films, 100, begun);
+        }
+        chunks.read(EntryId::from_u128(1), 0);
+        chunks.read(EntryId::from_u128(2), 1);
+        chunks.sweep(begun + READ_WITHIN / 2, |_| false);
+        assert_eq!(wasted(&chunks), 0, "too early to say");
+        chunks.sweep(begun + READ_WITHIN, |_| true);
+        assert_eq!(wasted(&chunks), 0, "its reader is there");
+        chunks.read(EntryId::from_u128(1), 1);
+        chunks.sweep(begun + 2 * READ_WITHIN, |_| false);
+        assert_eq!(wasted(&chunks), 200);
+        chunks.sweep(begun + 4 * READ_WITHIN, |_| false);
+        assert_eq!(wasted(&chunks), 200, "once");
+    }
+
+    #[test]
+    fn it_has_a_bound_and_judges_the_oldest_early() {
+        let (chunks, films) = (UnreadChunks::default(), Arc::from("films"));
+        let begun = Instant::now();
+        for chunk in 0..70_000 {
+            chunks.add(a_chunk(chunk), &films, 1, begun);
+        }
+        assert_eq!(chunks.state.lock().order.len(), MAX_CHUNKS);
+        assert_eq!(wasted(&chunks), 70_000 - MAX_CHUNKS as u64);
+    }
+}

@@ -1,0 +1,142 @@
+//! How much is fetched ahead of readers.
+#![allow(clippy::unwrap_used)]
+
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use chunkcache_tests::http::Call;
+use chunkcache_tests::{CHUNK, Cluster, MIB, Object, content, eventually, heavy};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// Waits until the origin sends no more of the path. Returns what it sent.
+fn settled(cluster: &Cluster, path: &str) -> u64 {
+    let mut last = (cluster.origin.body_bytes(path), Instant::now());
+    eventually("nothing more is fetched", SOON, || {
+        let now = cluster.origin.body_bytes(path);
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        (last.1.elapsed() > Duration::from_secs(1)).then_some(now)
+    })
+}
+
+#[test]
+fn who_looks_in_for_a_moment_costs_the_origin_little() {
+    let cluster = Cluster::start();
+    let target = cluster.put("/looked-into.mp4", Object::generated(1, 1024 * MIB));
+    let mut reply = Call::get(&target)
+        .header("Range", "bytes=0-")
+        .open(cluster.edge().http)
+        .unwrap();
+    let begun = Instant::now();
+    // 400 KiB at 100 KiB/s.
+    for piece in 0..16 {
+        let start = piece * (25 << 10);
+        let bytes = reply.take(25 << 10).unwrap();
+        assert!(bytes == content::bytes(1, start, start + (25 << 10)));
+        let due = Duration::from_millis(250) * (piece as u32 + 1);
+        std::thread::sleep(due.saturating_sub(begun.elapsed()));
+    }
+    drop(reply);
+    let sent = settled(&cluster, "/looked-into.mp4");
+    eprintln!("{} MiB for 400 KiB", sent / MIB);
+    assert!(sent <= 24 * MIB, "{sent} bytes for 400 KiB");
+}
+
+#[test]
+fn a_library_scanner_costs_the_origin_little_of_each_film() {
+    let cluster = Cluster::start();
+    let path = |film: u64| format!("/scanned-{film}.mp4");
+    for film in 0..12 {
+        let target = cluster.put(&path(film), Object::generated(film, 512 * MIB));
+        let mut reply = Call::get(&target).open(cluster.edge().http).unwrap();
+        assert!(reply.take(MIB as usize).unwrap() == content::bytes(film, 0, MIB));
+    }
+    let sent: Vec<u64> = (0..12).map(|film| settled(&cluster, &path(film))).collect();
+    eprintln!("{sent:?}");
+    assert!(sent.iter().all(|sent| *sent <= 16 * MIB), "{sent:?}");
+}
+
+#[test]
+fn a_reader_that_plays_on_gets_ten_chunks_ahead_and_no_more_while_it_pauses() {
+    const PLAYED: u64 = 40 * MIB;
+    let cluster = Cluster::start();
+    let target = cluster.put("/played.mp4", Object::generated(3, 1024 * MIB));
+    let mut reply = Call::get(&target).open(cluster.edge().http).unwrap();
+    assert!(reply.take(PLAYED as usize).unwrap() == content::bytes(3, 0, PLAYED));
+    eventually("ten chunks ahead", SOON, || {
+        let here = cluster.recorded_bytes("/played.mp4", "edge-a");
+        (here >= PLAYED + 10 * CHUNK).then_some(())
+    });
+    let before = settled(&cluster, "/played.mp4");
+    let after = settled(&cluster, "/played.mp4");
+    assert_eq!(before, after, "it pauses");
+    assert!(reply.take(PLAYED as usize).unwrap() == content::bytes(3, PLAYED, 2 * PLAYED));
+    eventually("the lookahead goes on", SOON, || {
+        let here = cluster.recorded_bytes("/played.mp4", "edge-a");
+        (here >= 2 * PLAYED + 10 * CHUNK).then_some(())
+    });
+}
+
+/// `ftyp`, then `mdat` up to `index`, where the `moov` would be.
+fn film_with_its_index_at(index: u64, size: u64) -> Object {
+    let mut head = b"\0\0\0\x18ftypisom\0\0\0\0isomiso2".to_vec();
+    head.extend(b"\0\0\0\x01mdat");
+    head.extend((index - 24).to_be_bytes());
+    let mut file = tempfile::tempfile().unwrap();
+    file.set_len(size).unwrap();
+    file.write_all(&head).unwrap();
+    Object::file(file).unwrap().etag(Some("\"film\""))
+}
+
+/// As players of Apple's and MSE players ask first.
+#[test]
+fn an_index_at_the_end_is_fetched_after_a_short_first_range() {
+    let cluster = Cluster::start();
+    let size = 96 * MIB;
+    let index = size - 3 * MIB;
+    let film = film_with_its_index_at(index, size).latency(Duration::from_millis(50));
+    let target = cluster.put("/short-first.mp4", film);
+    let call = Call::get(&target).range(0, 65_536);
+    call.send(cluster.edge().http).expect(206);
+    eventually("the index is recorded", SOON, || {
+        let ranges = cluster.recorded("/short-first.mp4", "edge-a");
+        let is_index = |(start, end): &(u64, u64)| *start <= index && *end == size;
+        ranges.iter().any(is_index).then_some(())
+    });
+    let sent = settled(&cluster, "/short-first.mp4");
+    assert!(sent <= 8 * MIB, "{sent} bytes for an index");
+}
+
+/// The link of the origin is the limit, and has one viewer.
+#[test]
+fn a_viewers_own_lookahead_leaves_the_link_to_the_chunk_it_waits_for() {
+    const LINK: u64 = 5_000_000;
+    let _alone = heavy();
+    let cluster = Cluster::start();
+    cluster.origin.set_link(Some(LINK));
+    let film = Object::generated(5, 512 * MIB).latency(Duration::from_millis(20));
+    let target = cluster.put("/narrow.mp4", film);
+    let from = |start: u64| {
+        let call = Call::get(&target).header("Range", &format!("bytes={start}-"));
+        call.open(cluster.edge().http).unwrap()
+    };
+    let mut playing = from(0);
+    let played = 24 * MIB;
+    assert!(playing.take(played as usize).unwrap() == content::bytes(5, 0, played));
+    let mut took = Vec::new();
+    for seek in 1..=3 {
+        let start = seek * 100 * MIB + 12_345;
+        drop(playing);
+        let begun = Instant::now();
+        playing = from(start);
+        let bytes = playing.take(9 << 20).unwrap();
+        took.push(begun.elapsed());
+        assert!(bytes == content::bytes(5, start, start + (9 << 20)));
+    }
+    eprintln!("{took:?}");
+    took.sort_unstable();
+    // 1.9 s is what the link takes; with ten chunks ahead it was 4.9 s and more.
+    assert!(took[1] <= Duration::from_millis(3_500), "{took:?}");
+}
