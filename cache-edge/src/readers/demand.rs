@@ -256,7 +256,7 @@ impl DemandRegistry {
         let is_near = |other: &ReaderState| {
             let end = other.position().saturating_add(NEAR).min(other.end);
             other.file.id() == entry
-                && (other.position() < run.end && run.start < end
+                && (other.position() < end.min(run.end) && run.start < end
                     || other
                         .hints()
                         .iter()
