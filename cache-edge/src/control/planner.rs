@@ -162,7 +162,7 @@ impl Planner {
                 self.lookahead_chunks.min(earned)
             }
         };
-        let wants = lookahead::plan(geometry, view, ahead, &covered);
+        let wants = lookahead::plan(geometry, view, ahead, covered);
         for want in wants
             .into_iter()
             .filter(|want| want.level != Level::Critical)

@@ -227,7 +227,7 @@ impl ChunkSink<'_> {
                 continue;
             }
             if let Some(unread) = self.unread.filter(|_| !flight.is_read()) {
-                let bytes = u64::from(geometry.chunk_len(chunk));
+                let bytes = geometry.chunk_len(chunk);
                 unread.add(
                     (file.id(), chunk),
                     &self.source,
