@@ -38,7 +38,8 @@ use crate::{
     readers::{DemandRegistry, IncomingChunks},
     resolve::{Bindings, EdgeObjects, Parts, peer_handler::Peers},
     server::{
-        self, AccessLog, Metrics, Server, Settings, SigningKeys, TlsConfig, metrics::ByteSource,
+        self, AccessLog, KeyFiles, Metrics, Server, Settings, SigningKeys, TlsConfig,
+        metrics::ByteSource,
     },
     upstream::{
         Catalogue, Client, counters::Counters, loops::LoopMarks, peer::PeerKeys,
@@ -308,7 +309,7 @@ pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
     settings.limits = options.players.limits();
     settings.timeouts = options.players.timeouts();
     settings.proxies = options.players.proxies();
-    settings.signed_urls = signing_keys(options.players.signed_url_keys_file.clone())?;
+    settings.signed_urls = signing_keys(options.players.key_files())?;
     settings.drain_grace = options.drain_grace;
     settings.tls = player_tls;
     let state = Arc::new(State::new(&edge, registry, signal.clone()));
@@ -443,9 +444,9 @@ fn listener_tls(
     Ok(Some(Arc::new(move || reloading.current())))
 }
 
-fn signing_keys(file: Option<PathBuf>) -> anyhow::Result<Option<SigningKeys>> {
-    let Some(file) = file else { return Ok(None) };
-    let keys = SigningKeys::load(file).context("--signed-url-keys-file")?;
+fn signing_keys(files: Option<KeyFiles>) -> anyhow::Result<Option<SigningKeys>> {
+    let Some(files) = files else { return Ok(None) };
+    let keys = SigningKeys::load(files).context("keys of signed URLs")?;
     // Ends with the process, as the certificates' does.
     tokio::spawn(keys.clone().watch(tls::CHECK_INTERVAL));
     Ok(Some(keys))

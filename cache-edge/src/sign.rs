@@ -1,5 +1,5 @@
-//! `cache-edge sign`: makes a URL that an edge with `--signed-url-keys-file` answers until it
-//! expires.
+//! `cache-edge sign`: makes URLs, cookies and tokens that an edge with `--signed-url-keys-file` or
+//! `--signed-url-jwks-file` answers until they expire.
 
 use std::{
     io::Write,
@@ -8,11 +8,21 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use clap::{Arg, ArgMatches, Command, value_parser};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use rustls::pki_types::{
+    PrivatePkcs8KeyDer,
+    pem::{self, PemObject as _},
+};
 use service_kit::config::{EXIT_USAGE, parse_duration};
 use url::Url;
 
-use crate::core::{signed_url::Grant, signed_url_keys};
+use crate::core::{
+    access_token::{self, Claims},
+    credential,
+    signed_url::{Grant, Signer, TOKEN},
+    signed_url_keys,
+};
 use http_rules::path::{self, Target};
 
 /// Beside `serve`.
@@ -29,9 +39,33 @@ pub fn command() -> Command {
                 .num_args(1..)
                 .help("https://EDGE/SOURCE/PATH?QUERY, or /SOURCE/PATH?QUERY"),
             option("keys-file", "FILE", "The edges' --signed-url-keys-file")
-                .required(true)
+                .required_unless_present("private-key-file")
                 .value_parser(value_parser!(PathBuf)),
-            option("key", "ID", "The key to sign with, by its id in the file").required(true),
+            option(
+                "private-key-file",
+                "FILE",
+                "Make a JSON Web Token with this key, RSA or P-256, PEM (PKCS #8); its public half is in the edges' --signed-url-jwks-file",
+            )
+            .conflicts_with("keys-file")
+            .value_parser(value_parser!(PathBuf)),
+            option(
+                "key",
+                "ID",
+                "The key to sign with, by its id in the file, or the kid of the private key",
+            )
+            .required(true),
+            Arg::new("token")
+                .long("token")
+                .action(ArgAction::SetTrue)
+                .help("Make a JSON Web Token (HS256) with the key of --keys-file"),
+            option(
+                "path",
+                "PATTERN",
+                "Cover all paths that match instead of each URL's own, such as '/films/a/*' for a ladder",
+            ),
+            option("place", "PLACE", "Where the signature is put; a cookie is printed as the value of Set-Cookie")
+                .default_value("query")
+                .value_parser(["query", "segment", "cookie"]),
             option(
                 "expires-in",
                 "DURATION",
@@ -66,30 +100,46 @@ pub fn run(arguments: &ArgMatches) -> ExitCode {
 
 fn signed(arguments: &ArgMatches, now: SystemTime) -> Result<String, (u8, String)> {
     let text = |name: &str| arguments.get_one::<String>(name).map(String::as_str);
-    let Some(file) = arguments.get_one::<PathBuf>("keys-file") else {
-        return Err((EXIT_USAGE, "--keys-file is missing".to_owned()));
-    };
-    let keys = std::fs::read_to_string(file)
-        .map_err(|error| (1, format!("{} can not be read: {error}", file.display())))?;
-    let signer = signed_url_keys::parse(&keys)
-        .map_err(|error| (1, format!("{}: {error}", file.display())))?;
+    let key = Key::load(arguments)?;
+    let pattern = text("path");
+    if pattern.is_some_and(|pattern| !pattern.starts_with('/')) {
+        let message = "--path begins with a slash, such as '/films/a/*'";
+        return Err((EXIT_USAGE, message.to_owned()));
+    }
     let lasts = arguments.get_one::<Duration>("expires-in").copied();
     let expires = now + lasts.unwrap_or_default();
     let expires = expires.duration_since(UNIX_EPOCH).unwrap_or_default();
     let grant = Grant {
         key_id: text("key").unwrap_or_default(),
         expires_unix_seconds: expires.as_secs(),
+        pattern,
         client: text("client"),
     };
     let mut urls = Vec::new();
     for url in arguments.get_many::<String>("URL").unwrap_or_default() {
         let (base, path, query) =
             split(url).map_err(|why| (EXIT_USAGE, format!("{url}: {why}")))?;
-        let signed = signer.sign(&path, &query, &grant).ok_or_else(|| {
-            let (id, file) = (grant.key_id, file.display());
-            (1, format!("{file} has no key {id:?}"))
-        })?;
-        urls.push(format!("{base}{path}?{signed}"));
+        let parameters = key.sign(&path, &query, &grant)?;
+        let word = || URL_SAFE_NO_PAD.encode(&parameters);
+        let own = |begin: &str, end: &str| match query.as_str() {
+            "" => String::new(),
+            query => format!("{begin}{query}{end}"),
+        };
+        urls.push(match text("place") {
+            Some("segment") => {
+                let path = credential::join_path(&word(), &path);
+                format!("{base}{path}{}", own("?", ""))
+            }
+            Some("cookie") => {
+                let seconds = lasts.unwrap_or_default().as_secs();
+                let covered = cookie_path(grant.pattern.unwrap_or(&path));
+                let pair = format!("{}={}", credential::COOKIE, word());
+                format!(
+                    "{pair}; Path={covered}; Max-Age={seconds}; Secure; HttpOnly; SameSite=None"
+                )
+            }
+            _ => format!("{base}{path}?{}{parameters}", own("", "&")),
+        });
     }
     if text("output") == Some("json") {
         let all: Vec<_> = urls
@@ -99,6 +149,76 @@ fn signed(arguments: &ArgMatches, now: SystemTime) -> Result<String, (u8, String
         return Ok(serde_json::Value::from(all).to_string());
     }
     Ok(urls.join("\n"))
+}
+
+/// What signs.
+enum Key {
+    Shared {
+        signer: Signer,
+        file: PathBuf,
+        as_token: bool,
+    },
+    /// PKCS #8, DER.
+    Private(Vec<u8>),
+}
+
+impl Key {
+    fn load(arguments: &ArgMatches) -> Result<Self, (u8, String)> {
+        if let Some(file) = arguments.get_one::<PathBuf>("private-key-file") {
+            let wrong = |error: pem::Error| (1, format!("{}: {error}", file.display()));
+            let key = PrivatePkcs8KeyDer::from_pem_file(file).map_err(wrong)?;
+            return Ok(Self::Private(key.secret_pkcs8_der().to_vec()));
+        }
+        let Some(file) = arguments.get_one::<PathBuf>("keys-file") else {
+            return Err((EXIT_USAGE, "--keys-file is missing".to_owned()));
+        };
+        let keys = std::fs::read_to_string(file)
+            .map_err(|error| (1, format!("{} can not be read: {error}", file.display())))?;
+        let signer = signed_url_keys::parse(&keys)
+            .map_err(|error| (1, format!("{}: {error}", file.display())))?;
+        Ok(Self::Shared {
+            signer,
+            file: file.clone(),
+            as_token: arguments.get_flag("token"),
+        })
+    }
+
+    /// The signature's parameters.
+    fn sign(&self, path: &str, query: &str, grant: &Grant<'_>) -> Result<String, (u8, String)> {
+        let token = |token| format!("{TOKEN}={token}");
+        match self {
+            Self::Private(key) => {
+                let claims = Claims::of(path, grant);
+                let signed = access_token::sign_with_private_key(key, grant.key_id, &claims);
+                let wrong = "the private key is neither RSA nor P-256";
+                signed.map(token).ok_or((1, wrong.to_owned()))
+            }
+            Self::Shared {
+                signer,
+                file,
+                as_token,
+            } => {
+                let signed = if *as_token {
+                    signer.token(path, grant).map(token)
+                } else {
+                    signer.parameters(path, query, grant)
+                };
+                signed.ok_or_else(|| {
+                    let (id, file) = (grant.key_id, file.display());
+                    (1, format!("{file} has no key {id:?}"))
+                })
+            }
+        }
+    }
+}
+
+/// The directory that a cookie for these paths is sent to.
+fn cookie_path(pattern: &str) -> &str {
+    let fixed = pattern.split('*').next().unwrap_or_default();
+    match fixed.rfind('/') {
+        Some(end) => &fixed[..=end],
+        None => "/",
+    }
 }
 
 /// What stands before the path, the path as an edge normalises it, and the query.
@@ -166,8 +286,11 @@ mod tests {
                 url.starts_with("https"),
                 before.starts_with("https://edge.example:7500/")
             );
-            assert_eq!(signer.verify(path, query, client, 1_059).unwrap(), rest);
-            assert!(signer.verify(path, query, client, 1_060).is_err());
+            assert_eq!(
+                signer.verify(path, query, None, client, 1_059).unwrap(),
+                rest
+            );
+            assert!(signer.verify(path, query, None, client, 1_060).is_err());
         }
     }
 
@@ -182,6 +305,43 @@ mod tests {
                 .unwrap()
                 .contains("cc-client=192.0.2.0/24")
         );
+    }
+
+    #[test]
+    fn a_ladder_in_each_place() {
+        let signer = signed_url_keys::parse(KEYS).unwrap();
+        let client = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let holds = |path: &str, query: &str, word: Option<&str>| {
+            signer.verify(path, query, word, client, 1_000).is_ok()
+        };
+        for token in [&[][..], &["--token"]] {
+            let sign_to = |place: &str| {
+                let options = [
+                    "https://edge/films/a/master.m3u8?x=1",
+                    "--path=/films/a/*",
+                    place,
+                ];
+                sign(&[&options, token].concat()).unwrap()
+            };
+            let url = sign_to("--place=query");
+            let (_, query) = url.split_once('?').unwrap();
+            assert!(query.starts_with("x=1&cc-"), "{url}");
+            assert!(holds("/films/a/720p/1.m4s", query, None));
+            assert!(!holds("/films/b/720p/1.m4s", query, None));
+            let url = sign_to("--place=segment");
+            let path = url.strip_prefix("https://edge").unwrap();
+            let (path, query) = path.split_once('?').unwrap();
+            let (path, word) = credential::split_path(path);
+            assert_eq!((path, query), ("/films/a/master.m3u8", "x=1"));
+            assert!(holds("/films/a/720p/1.m4s", "", word));
+            let cookie = sign_to("--place=cookie");
+            assert!(
+                cookie.contains("; Path=/films/a/; Max-Age=3600; Secure"),
+                "{cookie}"
+            );
+            let word = cookie.split(['=', ';']).nth(1);
+            assert!(holds("/films/a/720p/1.m4s", "", word));
+        }
     }
 
     #[test]

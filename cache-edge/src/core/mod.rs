@@ -3,12 +3,15 @@
 //! Time and randomness are arguments. Imports std, the proto crate and data crates only: no
 //! runtime, no socket, no file, no clock.
 
+pub mod access_token;
 pub mod backoff;
 pub mod block_aligner;
 pub mod byte_rate;
 pub mod consumption;
 pub mod container;
+pub mod credential;
 pub mod fetch_queue;
+mod jwt_crypto;
 pub mod lookahead;
 pub mod proxy_header;
 pub mod signed_url;

@@ -8,8 +8,10 @@ use ipnet::IpNet;
 use service_kit::config::{Problems, parse_duration};
 
 use crate::{
-    core::{signed_url_keys, trusted_proxies::TrustedProxies},
-    server::{AccessLogOptions, AllowedOrigins, Cors, Limits, Proxies, RequestRate, Timeouts},
+    core::trusted_proxies::TrustedProxies,
+    server::{
+        AccessLogOptions, AllowedOrigins, Cors, KeyFiles, Limits, Proxies, RequestRate, Timeouts,
+    },
 };
 
 /// See the module.
@@ -46,6 +48,9 @@ pub struct PlayerOptions {
     /// Answer signed URLs only; a line a key: its id, a space, its secret; read again when it changes [default: none: URLs need no signature]
     #[arg(long, value_name = "FILE")]
     pub signed_url_keys_file: Option<PathBuf>,
+    /// Answer requests with a JSON Web Token (HS256, RS256, ES256) of a key in this JWK Set, beside those that --signed-url-keys-file allows; read again when it changes [default: none]
+    #[arg(long, value_name = "FILE")]
+    pub signed_url_jwks_file: Option<PathBuf>,
     /// Expect a PROXY protocol header (version 1 or 2) before anything else on connections to --listen: on those of --trusted-proxies, or on all where none is named; without one a connection is closed
     #[arg(long)]
     pub proxy_protocol: bool,
@@ -158,19 +163,34 @@ impl PlayerOptions {
         }
     }
 
+    /// Where the keys of signatures are; none: nothing has to be signed.
+    #[must_use]
+    pub fn key_files(&self) -> Option<KeyFiles> {
+        let (keys, jwks) = (&self.signed_url_keys_file, &self.signed_url_jwks_file);
+        (keys.is_some() || jwks.is_some()).then(|| KeyFiles {
+            keys: keys.clone(),
+            jwks: jwks.clone(),
+        })
+    }
+
     /// Conflicts, and values that only their use can judge.
     pub fn check(&self, problems: &mut Problems) {
         let is_word = |origin: &String| matches!(origin.as_str(), "*" | "none");
         if self.cors_allow_origin.len() > 1 && self.cors_allow_origin.iter().any(is_word) {
             problems.push("cors-allow-origin", "* and none are given alone");
         }
-        if let Some(path) = &self.signed_url_keys_file {
-            let keys = std::fs::read_to_string(path)
-                .map_err(|error| format!("cannot be read: {error}"))
-                .and_then(|text| signed_url_keys::parse(&text).map_err(|error| error.to_string()));
-            if let Err(error) = keys {
-                let message = format!("{}: {error}", path.display());
-                problems.push("signed-url-keys-file", message);
+        let (keys, jwks) = (
+            self.signed_url_keys_file.clone(),
+            self.signed_url_jwks_file.clone(),
+        );
+        for (option, files) in [
+            ("signed-url-keys-file", KeyFiles { keys, jwks: None }),
+            ("signed-url-jwks-file", KeyFiles { keys: None, jwks }),
+        ] {
+            if let Err(error) = files.read() {
+                let why = std::error::Error::source(&error).filter(|_| error.is_of_the_system());
+                let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+                problems.push(option, format!("{error}{why}"));
             }
         }
     }

@@ -22,6 +22,7 @@ use super::{
     response::{self, CACHE_STATUS},
     server::Server,
 };
+use crate::core::credential;
 use crate::resolve::ports::{
     FirstBytes, ObjectName, ObjectRequest, Objects, OpenReader, PassThrough, Presence, ReadError,
     Resolution,
@@ -63,7 +64,7 @@ pub(super) async fn handle<O: Objects>(
                 // Without the query, which may be signed.
                 tracing::warn!(
                     parent: &span,
-                    path = request.uri.path(),
+                    path = %credential::redact_path(request.uri.path()),
                     status = problem.status.as_u16(),
                     detail = problem.detail,
                     "refused"
@@ -108,7 +109,7 @@ fn trace_of(request: &Parts) -> Span {
         "request",
         otel.kind = "server",
         method = %request.method,
-        path = request.uri.path(),
+        path = %credential::redact_path(request.uri.path()),
         status = field::Empty,
         trace_id = field::Empty
     );
@@ -181,7 +182,13 @@ async fn answer_resolved<O: Objects>(
     ranges: Option<RangeSet>,
     began: Instant,
 ) -> Result<Response<EdgeBody>, Problem> {
-    let target = path::parse(request.uri.path(), request.uri.query())?;
+    // The word is a signature only where one is asked for.
+    let (path, word) = match server.settings.signed_urls {
+        Some(_) => credential::split_path(request.uri.path()),
+        None => (request.uri.path(), None),
+    };
+    let word = word.or_else(|| credential::cookie(&request.headers));
+    let target = path::parse(path, request.uri.query())?;
     let name = match (target, &server.peer) {
         (Target::Peer, Some(peer)) => return Ok(peer.handle(request, client).await),
         (Target::Peer, None) => {
@@ -199,7 +206,7 @@ async fn answer_resolved<O: Objects>(
             _,
         ) => {
             let signed = || format!("/{source}/{path}");
-            let query = check_signature(server, client, signed, query)?;
+            let query = check_signature(server, client, signed, query, word)?;
             ObjectName::Key {
                 source,
                 path,
@@ -207,7 +214,7 @@ async fn answer_resolved<O: Objects>(
             }
         }
         (Target::Entry { id, query }, _) => {
-            check_signature(server, client, || format!("/v1/entries/{id}"), query)?;
+            check_signature(server, client, || format!("/v1/entries/{id}"), query, word)?;
             ObjectName::Entry(id)
         }
     };
@@ -493,6 +500,7 @@ fn check_signature<O: Objects>(
     client: &Client,
     path: impl FnOnce() -> String,
     query: String,
+    word: Option<&str>,
 ) -> Result<String, Problem> {
     let Some(keys) = &server.settings.signed_urls else {
         return Ok(query);
@@ -500,7 +508,7 @@ fn check_signature<O: Objects>(
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |now| now.as_secs());
-    Ok(keys.with(|signer| signer.verify(&path(), &query, client.address, now))?)
+    Ok(keys.with(|signer| signer.verify(&path(), &query, word, client.address, now))?)
 }
 
 /// One `Range` line that makes sense; several are ignored, as it is no list field.

@@ -39,5 +39,5 @@ pub use self::{
     metrics::Metrics,
     proxies::Proxies,
     server::{Server, Settings, TlsConfig},
-    signing_keys::SigningKeys,
+    signing_keys::{KeyFiles, SigningKeys},
 };

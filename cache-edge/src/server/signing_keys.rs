@@ -1,14 +1,24 @@
 //! The keys of signed URLs from their file, read again when it changes: a key is replaced without a
 //! restart.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 
 use crate::core::{
+    access_token::{AccessTokens, JwksError},
     signed_url::Signer,
     signed_url_keys::{self, KeysError},
 };
+
+/// Of one file; thousands of keys.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Why a file gives no keys.
 #[derive(Debug, thiserror::Error)]
@@ -21,21 +31,40 @@ pub enum KeysFileError {
     },
     #[error("{path}: {source}")]
     Keys { path: PathBuf, source: KeysError },
+    #[error("{path}: {source}")]
+    Jwks { path: PathBuf, source: JwksError },
+}
+
+impl KeysFileError {
+    /// The message lacks what the system said.
+    #[must_use]
+    pub fn is_of_the_system(&self) -> bool {
+        matches!(self, Self::Read { .. })
+    }
+}
+
+/// Files with keys; one of them at least.
+#[derive(Clone, Debug, Default)]
+pub struct KeyFiles {
+    /// A line a key: `--signed-url-keys-file`.
+    pub keys: Option<PathBuf>,
+    /// A JWK Set: `--signed-url-jwks-file`.
+    pub jwks: Option<PathBuf>,
 }
 
 /// The newest keys that could be read.
 #[derive(Clone)]
 pub struct SigningKeys {
-    path: Arc<PathBuf>,
+    files: Arc<KeyFiles>,
     current: Arc<ArcSwap<(String, Signer)>>,
 }
 
 impl SigningKeys {
-    /// Reads the file: not for an async thread of a busy server.
-    pub fn load(path: PathBuf) -> Result<Self, KeysFileError> {
-        let read = read(&path)?;
+    /// Reads the files: not for an async thread of a busy server.
+    pub fn load(files: KeyFiles) -> Result<Self, KeysFileError> {
+        let read = files.read()?;
         Ok(Self {
-            path: Arc::new(path),
+            files: Arc::new(files),
             current: Arc::new(ArcSwap::from_pointee(read)),
         })
     }
@@ -44,7 +73,7 @@ impl SigningKeys {
     #[must_use]
     pub fn fixed(signer: Signer) -> Self {
         Self {
-            path: Arc::default(),
+            files: Arc::default(),
             current: Arc::new(ArcSwap::from_pointee((String::new(), signer))),
         }
     }
@@ -60,12 +89,12 @@ impl SigningKeys {
         let mut refused = String::new();
         loop {
             tokio::time::sleep(interval).await;
-            let path = Arc::clone(&self.path);
-            match tokio::task::spawn_blocking(move || read(&path)).await {
+            let files = Arc::clone(&self.files);
+            match tokio::task::spawn_blocking(move || files.read()).await {
                 Ok(Ok(new)) if new.0 != self.current.load().0 => {
                     self.current.store(Arc::new(new));
                     refused.clear();
-                    tracing::info!(file = %self.path.display(), "keys of signed URLs reloaded");
+                    tracing::info!(files = ?self.files, "keys of signed URLs reloaded");
                 }
                 Ok(Ok(_)) => refused.clear(),
                 Ok(Err(error)) if error.to_string() != refused => {
@@ -79,16 +108,45 @@ impl SigningKeys {
     }
 }
 
-fn read(path: &PathBuf) -> Result<(String, Signer), KeysFileError> {
-    let text = std::fs::read_to_string(path).map_err(|source| KeysFileError::Read {
-        path: path.clone(),
+impl KeyFiles {
+    /// The text of the files, to see that it changed, and the keys in it.
+    pub fn read(&self) -> Result<(String, Signer), KeysFileError> {
+        let mut texts = String::new();
+        let mut signer = Signer::default();
+        if let Some(path) = &self.keys {
+            let text = read_text(path)?;
+            signer = signed_url_keys::parse(&text).map_err(|source| KeysFileError::Keys {
+                path: path.clone(),
+                source,
+            })?;
+            texts.push_str(&text);
+        }
+        // No file has this byte, so that no line moves from one to the other unseen.
+        texts.push('\0');
+        if let Some(path) = &self.jwks {
+            let text = read_text(path)?;
+            let tokens = AccessTokens::parse(&text).map_err(|source| KeysFileError::Jwks {
+                path: path.clone(),
+                source,
+            })?;
+            signer = signer.with_tokens(tokens);
+            texts.push_str(&text);
+        }
+        Ok((texts, signer))
+    }
+}
+
+fn read_text(path: &Path) -> Result<String, KeysFileError> {
+    let read = |path| {
+        let mut text = String::new();
+        let file = File::open(path)?.take(MAX_FILE_BYTES);
+        io::BufReader::new(file).read_to_string(&mut text)?;
+        Ok(text)
+    };
+    read(path).map_err(|source| KeysFileError::Read {
+        path: path.to_owned(),
         source,
-    })?;
-    let signer = signed_url_keys::parse(&text).map_err(|source| KeysFileError::Keys {
-        path: path.clone(),
-        source,
-    })?;
-    Ok((text, signer))
+    })
 }
 
 #[cfg(test)]
@@ -101,12 +159,17 @@ mod tests {
     async fn a_replaced_key_counts_and_a_broken_file_does_not() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "old 0123456789abcdef\n").unwrap();
-        let keys = SigningKeys::load(file.path().to_owned()).unwrap();
+        let files = |path: &Path| KeyFiles {
+            keys: Some(path.to_owned()),
+            jwks: None,
+        };
+        let keys = SigningKeys::load(files(file.path())).unwrap();
         tokio::spawn(keys.clone().watch(Duration::from_millis(1)));
         let has = |key_id| {
             let grant = Grant {
                 key_id,
                 expires_unix_seconds: 9,
+                pattern: None,
                 client: None,
             };
             keys.with(|signer| signer.sign("/a", "", &grant).is_some())
@@ -119,7 +182,7 @@ mod tests {
         assert!(!has("old"));
         let path = file.path().to_owned();
         drop(file);
-        assert!(SigningKeys::load(path).is_err());
+        assert!(SigningKeys::load(files(&path)).is_err());
         assert!(has("new"));
     }
 }

@@ -324,6 +324,7 @@ async fn signed_urls() {
         let grant = Grant {
             key_id: "k",
             expires_unix_seconds: expires,
+            pattern: None,
             client,
         };
         format!("/films/a?{}", signer.sign("/films/a", "", &grant).unwrap())

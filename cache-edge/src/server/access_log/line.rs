@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
 use serde_json::json;
 
 use super::{AccessLog, Format};
-use crate::server::response::CACHE_STATUS;
+use crate::{core::credential, server::response::CACHE_STATUS};
 
 /// Before the first line of a file.
 pub(super) const W3C_HEADER: &str = "#Version: 1.0\n\
@@ -141,7 +141,8 @@ impl Record {
     }
 
     fn json(&self) -> serde_json::Value {
-        let source = self.uri.path().trim_start_matches('/').split('/').next();
+        let (path, _) = credential::split_path(self.uri.path());
+        let source = path.trim_start_matches('/').split('/').next();
         let cmcd: Vec<_> = self.cmcd.iter().map(text).collect();
         json!({
             "time": humantime::format_rfc3339_millis(self.at).to_string(),
@@ -257,10 +258,21 @@ impl Record {
 
 /// The text with the values of secret query parameters taken out.
 fn redact(target: &str) -> String {
-    let Some((path, query)) = target.split_once('?') else {
-        return target.to_owned();
+    // Of a page's address, too, which begins with its origin.
+    let origin = match target.find("://") {
+        Some(at) if !target.starts_with('/') => target[at + 3..]
+            .find('/')
+            .map_or(target.len(), |end| at + 3 + end),
+        _ => 0,
     };
-    let mut redacted = format!("{path}?");
+    let (origin, target) = target.split_at(origin);
+    let (path, query) = match target.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (target, None),
+    };
+    let mut redacted = format!("{origin}{}", credential::redact_path(path));
+    let Some(query) = query else { return redacted };
+    redacted.push('?');
     for (index, pair) in query.split('&').enumerate() {
         if index > 0 {
             redacted.push('&');

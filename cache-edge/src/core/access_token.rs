@@ -1,0 +1,278 @@
+//! Access by JSON Web Tokens (RFC 7519) instead of signatures of our own: HS256, RS256 and ES256,
+//! with the keys of a JWK Set (RFC 7517).
+//!
+//! Claims: `exp`, `path` (a pattern such as `/films/a/*`), perhaps `nbf` and `client` (an address or
+//! a network).
+
+use std::{fmt, sync::Arc};
+
+use jsonwebtoken::{
+    Algorithm, AlgorithmFamily, DecodingKey, EncodingKey, Header, Validation,
+    jwk::{AlgorithmParameters, EllipticCurve, JwkSet},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    jwt_crypto,
+    signed_url::{Grant, SignatureError},
+};
+
+/// A token of a kilobyte is long; a head of 64 KiB is the most a request has.
+const MAX_TOKEN_BYTES: usize = 8 << 10;
+const MAX_KEYS: usize = 256;
+/// RFC 7518, 3.2, asks for 32; keys files of ours for 16.
+const LEAST_SECRET_BYTES: usize = 16;
+
+/// What a token says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claims {
+    pub exp: u64,
+    pub path: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+}
+
+impl Claims {
+    /// The path itself, where the grant has no pattern.
+    #[must_use]
+    pub fn of(path: &str, grant: &Grant<'_>) -> Self {
+        Self {
+            exp: grant.expires_unix_seconds,
+            path: grant.pattern.unwrap_or(path).to_owned(),
+            client: grant.client.map(str::to_owned),
+        }
+    }
+}
+
+/// Why a JWK Set is not used. Never shows a key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JwksError {
+    #[error("it is no JWK Set: {0}")]
+    Json(String),
+    #[error(
+        "key {0}: its parameters are wrong, or a secret has fewer than {LEAST_SECRET_BYTES} bytes"
+    )]
+    Key(usize),
+    #[error("key {0}: its kid was there before")]
+    Twice(usize),
+    #[error("it has no RSA, P-256 or octet key, or more than {MAX_KEYS} keys")]
+    Number,
+}
+
+struct TokenKey {
+    id: Option<String>,
+    algorithm: Algorithm,
+    key: DecodingKey,
+}
+
+/// Keys that tokens are verified with.
+#[derive(Clone, Default)]
+pub struct AccessTokens(Arc<Vec<TokenKey>>);
+
+impl fmt::Debug for AccessTokens {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_tuple("AccessTokens")
+            .field(&self.0.len())
+            .finish()
+    }
+}
+
+impl AccessTokens {
+    /// Keys of other kinds are passed over (RFC 7517, 5).
+    pub fn parse(jwks: &str) -> Result<Self, JwksError> {
+        jwt_crypto::install();
+        let set: JwkSet =
+            serde_json::from_str(jwks).map_err(|error| JwksError::Json(describe(&error)))?;
+        let mut keys: Vec<TokenKey> = Vec::new();
+        for (index, jwk) in set.keys.iter().enumerate() {
+            let algorithm = match &jwk.algorithm {
+                AlgorithmParameters::RSA(_) => Algorithm::RS256,
+                AlgorithmParameters::OctetKey(_) => Algorithm::HS256,
+                AlgorithmParameters::EllipticCurve(it) if it.curve == EllipticCurve::P256 => {
+                    Algorithm::ES256
+                }
+                _ => continue,
+            };
+            let key = DecodingKey::from_jwk(jwk).map_err(|_| JwksError::Key(index + 1))?;
+            let is_short = key.family() == AlgorithmFamily::Hmac
+                && key.try_get_as_bytes().map_or(0, <[u8]>::len) < LEAST_SECRET_BYTES;
+            if is_short {
+                return Err(JwksError::Key(index + 1));
+            }
+            let id = jwk.common.key_id.clone();
+            if id.is_some() && keys.iter().any(|known| known.id == id) {
+                return Err(JwksError::Twice(index + 1));
+            }
+            keys.push(TokenKey { id, algorithm, key });
+        }
+        if keys.is_empty() || keys.len() > MAX_KEYS {
+            return Err(JwksError::Number);
+        }
+        Ok(Self(Arc::new(keys)))
+    }
+
+    /// The claims of a token that one of these keys signed, or a shared secret that `secret` knows
+    /// by its id. The key says which algorithm it is for, never the token.
+    pub fn verify<'a>(
+        &self,
+        token: &str,
+        secret: impl Fn(&str) -> Option<&'a Vec<u8>>,
+    ) -> Result<Claims, SignatureError> {
+        jwt_crypto::install();
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(SignatureError::Malformed);
+        }
+        let header = jsonwebtoken::decode_header(token).map_err(|_| SignatureError::Malformed)?;
+        let of_secret;
+        let known = match header.kid.as_deref() {
+            Some(id) => match self.0.iter().find(|key| key.id.as_deref() == Some(id)) {
+                Some(key) => key,
+                None => {
+                    let secret = secret(id).ok_or(SignatureError::Mismatch)?;
+                    of_secret = TokenKey {
+                        id: None,
+                        algorithm: Algorithm::HS256,
+                        key: DecodingKey::from_secret(secret)
+                            .map_err(|_| SignatureError::Mismatch)?,
+                    };
+                    &of_secret
+                }
+            },
+            // Unnamed: only where no choice is left.
+            None => match &self.0[..] {
+                [only] => only,
+                _ => return Err(SignatureError::Mismatch),
+            },
+        };
+        let mut validation = Validation::new(known.algorithm);
+        validation.leeway = 0;
+        validation.validate_nbf = true;
+        // By the caller, with its own clock.
+        validation.validate_exp = false;
+        let decoded = jsonwebtoken::decode::<Claims>(token, &known.key, &validation);
+        decoded
+            .map(|data| data.claims)
+            .map_err(|_| SignatureError::Mismatch)
+    }
+}
+
+/// Where, and not what: the text may be a key.
+fn describe(error: &serde_json::Error) -> String {
+    format!("line {}, column {}", error.line(), error.column())
+}
+
+/// HS256.
+#[must_use]
+pub fn sign_with_secret(secret: &[u8], id: &str, claims: &Claims) -> Option<String> {
+    sign(
+        &EncodingKey::from_secret(secret).ok()?,
+        Algorithm::HS256,
+        id,
+        claims,
+    )
+}
+
+/// ES256 or RS256, as the private key (PKCS #8, DER) is. `None`: it is neither.
+#[must_use]
+pub fn sign_with_private_key(pkcs8: &[u8], id: &str, claims: &Claims) -> Option<String> {
+    let elliptic = EncodingKey::from_ec_der(pkcs8);
+    let rsa = || EncodingKey::from_rsa_der(pkcs8);
+    sign(&elliptic, Algorithm::ES256, id, claims)
+        .or_else(|| sign(&rsa(), Algorithm::RS256, id, claims))
+}
+
+fn sign(key: &EncodingKey, algorithm: Algorithm, id: &str, claims: &Claims) -> Option<String> {
+    jwt_crypto::install();
+    let header = Header {
+        kid: Some(id.to_owned()),
+        ..Header::new(algorithm)
+    };
+    jsonwebtoken::encode(&header, claims, key).ok()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    use ring::{
+        rand::SystemRandom,
+        signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
+    };
+
+    use super::*;
+
+    fn claims() -> Claims {
+        Claims {
+            exp: 4_102_444_800,
+            path: "/films/*".to_owned(),
+            client: None,
+        }
+    }
+
+    /// A private key, and the set with its public half and a secret.
+    fn keys() -> (Vec<u8>, String) {
+        let random = SystemRandom::new();
+        let algorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;
+        let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();
+        let pair = EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref(), &random).unwrap();
+        let point = pair.public_key().as_ref();
+        let coordinate = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+        let set = serde_json::json!({ "keys": [
+            { "kty": "EC", "crv": "P-256", "kid": "e", "x": coordinate(&point[1..33]), "y": coordinate(&point[33..]) },
+            { "kty": "oct", "kid": "s", "k": coordinate(b"0123456789abcdef") },
+            { "kty": "OKP", "crv": "Ed25519", "kid": "o", "x": coordinate(&[0; 32]) },
+        ]});
+        (pkcs8.as_ref().to_vec(), set.to_string())
+    }
+
+    fn none(_: &str) -> Option<&'static Vec<u8>> {
+        None
+    }
+
+    #[test]
+    fn a_key_verifies_its_own_algorithm_alone() {
+        let (private, set) = keys();
+        let tokens = AccessTokens::parse(&set).unwrap();
+        let elliptic = sign_with_private_key(&private, "e", &claims()).unwrap();
+        assert_eq!(tokens.verify(&elliptic, none), Ok(claims()));
+        let secret = sign_with_secret(b"0123456789abcdef", "s", &claims()).unwrap();
+        assert_eq!(tokens.verify(&secret, none), Ok(claims()));
+        // A public key is no secret, whatever the token's header says.
+        let (_, other) = keys();
+        for token in [
+            sign_with_secret(b"0123456789abcdef", "e", &claims()).unwrap(),
+            sign_with_secret(b"0123456789abcdeg", "s", &claims()).unwrap(),
+            sign_with_private_key(&private, "s", &claims()).unwrap(),
+            sign_with_private_key(&private, "unknown", &claims()).unwrap(),
+        ] {
+            assert_eq!(tokens.verify(&token, none), Err(SignatureError::Mismatch));
+        }
+        let strangers = AccessTokens::parse(&other).unwrap();
+        assert_eq!(
+            strangers.verify(&elliptic, none),
+            Err(SignatureError::Mismatch)
+        );
+        let unsigned = format!(
+            "{}.{}.",
+            URL_SAFE_NO_PAD.encode(r#"{"alg":"none","kid":"e"}"#),
+            "e30"
+        );
+        for token in ["", "a.b.c", &unsigned, &"a".repeat(9000)] {
+            assert!(tokens.verify(token, none).is_err());
+        }
+        assert!(sign_with_private_key(b"nonsense", "e", &claims()).is_none());
+    }
+
+    #[test]
+    fn sets_that_are_none() {
+        let error = |set: &str| AccessTokens::parse(set).err();
+        assert!(matches!(error("{"), Some(JwksError::Json(_))));
+        assert_eq!(error(r#"{"keys":[]}"#), Some(JwksError::Number));
+        let short = r#"{"keys":[{"kty":"oct","k":"c2hvcnQ"}]}"#;
+        assert_eq!(error(short), Some(JwksError::Key(1)));
+        let (_, set) = keys();
+        let twice = set.replace(r#""kid":"s""#, r#""kid":"e""#);
+        assert_eq!(error(&twice), Some(JwksError::Twice(2)));
+    }
+}
