@@ -38,7 +38,7 @@ use crate::{
     readers::{DemandRegistry, IncomingChunks},
     resolve::{Bindings, EdgeObjects, Parts, peer_handler::Peers},
     server::{
-        self, AccessLog, KeyFiles, Metrics, Server, Settings, SigningKeys, TlsConfig,
+        self, AccessLog, KeyFiles, Metrics, Server, Settings, SigningKeys, Steering, TlsConfig,
         metrics::ByteSource,
     },
     upstream::{
@@ -48,6 +48,7 @@ use crate::{
     worker_pool::{WorkerPool, Workers},
 };
 use chunk_store::{Store, StoreOptions};
+use http_rules::steering::Candidate;
 
 /// Chunks that finish together share their syncs.
 const GROUP_SYNC_WINDOW: Duration = Duration::from_millis(20);
@@ -302,8 +303,16 @@ pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
     // The session and the rest outlive the listener: bodies that drain still need their chunks.
     let stop = CancellationToken::new();
     let mut tasks = TaskSet::new(signal.clone());
+    let this = Candidate {
+        name: options.name.clone(),
+        url: url.clone(),
+    };
     edge.spawn(&options, url, metrics.clone(), &mut tasks, &stop);
     let mut settings = Settings::new(options.name.clone());
+    settings.steering = Steering {
+        directory: edge.link.clone(),
+        this,
+    };
     settings.access_log = access_log(&options, &mut registry)?;
     settings.cors = options.players.cors();
     settings.limits = options.players.limits();

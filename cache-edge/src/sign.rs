@@ -19,11 +19,13 @@ use url::Url;
 
 use crate::core::{
     access_token::{self, Claims},
-    credential,
     signed_url::{Grant, Signer, TOKEN},
     signed_url_keys,
 };
-use http_rules::path::{self, Target};
+use http_rules::{
+    credential,
+    path::{self, Target},
+};
 
 /// Beside `serve`.
 #[must_use]

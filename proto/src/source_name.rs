@@ -24,10 +24,10 @@ pub fn check_name(name: &str) -> Result<(), BadName> {
     }
 }
 
-/// As [`check_name`]; `v1` is taken by `/v1/entries/{id}`.
+/// As [`check_name`]; `v1` is taken by `/v1/entries/{id}`, the others by steering.
 pub fn check_source_name(name: &str) -> Result<(), BadName> {
     check_name(name)?;
-    if name == "v1" {
+    if matches!(name, "v1" | "steer" | "steer.json") {
         Err(BadName(name.to_owned()))
     } else {
         Ok(())

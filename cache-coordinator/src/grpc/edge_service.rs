@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use chunkcache_proto::v1::{self, edge_service_server::EdgeService};
+use http_rules::steering::SteeredObject;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     access::Caller,
-    service::{Cluster, entries, resolve_key},
+    service::{Cluster, entries, resolve_key, steer},
     sessions::{connection, registry::Outbox},
 };
 
@@ -71,5 +72,25 @@ impl EdgeService for EdgeApi {
     ) -> Result<Response<v1::LookupEntryResponse>, Status> {
         let response = entries::lookup_by_id(&self.cluster, request.into_inner()).await?;
         Ok(Response::new(response))
+    }
+
+    async fn steer(
+        &self,
+        request: Request<v1::SteerRequest>,
+    ) -> Result<Response<v1::SteerResponse>, Status> {
+        self.cluster.require_leader()?;
+        let object = request.into_inner().key.map(|key| SteeredObject {
+            source: key.source,
+            path: key.path,
+            query: key.query,
+        });
+        let candidates = steer::candidates(&self.cluster, object.as_ref()).await;
+        let edges = candidates.into_iter().map(|it| v1::SteeredEdge {
+            name: it.name,
+            url: it.url,
+        });
+        Ok(Response::new(v1::SteerResponse {
+            edges: edges.collect(),
+        }))
     }
 }

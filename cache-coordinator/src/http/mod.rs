@@ -10,6 +10,7 @@ mod health;
 mod live;
 mod scrape;
 mod server;
+mod steer;
 
 use std::sync::Arc;
 
@@ -28,6 +29,8 @@ fn router(
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(scrape::metrics))
+        .route("/steer/{*target}", get(steer::steer))
+        .route("/steer.json", get(steer::steer))
         .with_state(Arc::clone(&cluster))
         .merge(dashboard::router(cluster, access, live, is_loopback))
 }

@@ -23,6 +23,7 @@ pub mod source_rules;
 pub mod source_secrets;
 pub mod sources;
 pub mod status;
+pub mod steer;
 pub mod term;
 pub mod watch;
 

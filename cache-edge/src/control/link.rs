@@ -13,7 +13,7 @@ use std::{
 use chunkcache_proto::{ChunkIndex, EntryId, v1};
 use parking_lot::Mutex;
 use service_kit::telemetry;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tracing::Span;
 use v1::session_request::Message;
 
@@ -23,7 +23,10 @@ use crate::{
     readers::Announce,
     resolve::directory::{Answer, Directory},
 };
-use http_rules::freshness;
+use http_rules::{
+    freshness,
+    steering::{Candidate, SteeredObject},
+};
 
 /// Messages under way to the wire. More means that the coordinator does not read: the session is
 /// ended.
@@ -35,6 +38,9 @@ const RESOLVE_HEALTHY: Duration = Duration::from_secs(1);
 /// The same if nothing was heard of it lately.
 const RESOLVE_DOUBTFUL: Duration = Duration::from_millis(150);
 const DOUBTFUL_AFTER: Duration = Duration::from_secs(2);
+/// Players' questions at a time; further ones are steered to this edge.
+static STEERS: Semaphore = Semaphore::const_new(64);
+
 /// Bytes to drop once their rows are gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Removal {
@@ -405,6 +411,29 @@ impl Directory for Link {
                 .await
                 .ok()?;
             answer.ok()?.into_inner().binding.map(received)
+        })
+    }
+
+    fn steer(&self, object: Option<SteeredObject>) -> Answer<'_, Vec<Candidate>> {
+        Box::pin(async move {
+            let _permit = STEERS.try_acquire().ok()?;
+            let (mut client, _, patience) = self.client()?;
+            let key = object.map(|object| v1::Key {
+                source: object.source,
+                path: object.path,
+                query: object.query,
+                variant: String::new(),
+            });
+            let mut request = tonic::Request::new(v1::SteerRequest { key });
+            request.set_timeout(patience);
+            telemetry::inject_metadata(&Span::current(), request.metadata_mut());
+            let answer = tokio::time::timeout(patience, client.steer(request)).await;
+            let edges = answer.ok()?.ok()?.into_inner().edges.into_iter();
+            let candidates = edges.map(|edge| Candidate {
+                name: edge.name,
+                url: edge.url,
+            });
+            Some(candidates.collect())
         })
     }
 }

@@ -23,7 +23,7 @@ const MAX_KEYS: usize = 256;
 /// RFC 7518, 3.2, asks for 32; keys files of ours for 16.
 const LEAST_SECRET_BYTES: usize = 16;
 
-/// What a token says.
+/// The claims of a token that count here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
     pub exp: u64,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use chunkcache_proto::Level;
 
-/// This much of a second may be read at once after a rest: a first question does not wait.
+/// Of origins: a first question does not wait.
 const BURST: Duration = Duration::from_millis(250);
 /// A level that read, or wanted to, within this time is in the way of lower ones.
 const ACTIVE_FOR: Duration = Duration::from_millis(250);
@@ -16,8 +16,10 @@ const ACTIVE_FOR: Duration = Duration::from_millis(250);
 const MINIMAL_SHARE: u64 = 16;
 
 /// Of one source. 0 bytes per second: no limit.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ByteRateLimiter {
+    /// This much of the rate may be taken at once after a rest.
+    burst: Duration,
     /// What was read is paid for by then.
     paid_at: Option<Instant>,
     levels: [LevelState; 4],
@@ -30,7 +32,22 @@ struct LevelState {
     paid_at: Option<Instant>,
 }
 
+impl Default for ByteRateLimiter {
+    fn default() -> Self {
+        Self::with_burst(BURST)
+    }
+}
+
 impl ByteRateLimiter {
+    #[must_use]
+    pub fn with_burst(burst: Duration) -> Self {
+        Self {
+            burst,
+            paid_at: None,
+            levels: [LevelState::default(); 4],
+        }
+    }
+
     /// How long a reader of this level waits before it reads on; none: it may read now.
     #[must_use]
     pub fn wait(&mut self, level: Level, rate: u64, now: Instant) -> Option<Duration> {
@@ -64,7 +81,7 @@ impl ByteRateLimiter {
         if rate == 0 {
             return;
         }
-        let rested = now.checked_sub(BURST).unwrap_or(now);
+        let rested = now.checked_sub(self.burst).unwrap_or(now);
         let pay = |paid_at: Option<Instant>, from: Instant, rate: u64| {
             let from = paid_at.map_or(from, |at| at.max(from));
             let costs = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);

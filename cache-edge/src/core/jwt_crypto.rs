@@ -26,7 +26,7 @@ static PROVIDER: CryptoProvider = CryptoProvider {
         check_family(*algorithm, key.family())?;
         Ok(Box::new(TokenVerifier(*algorithm, key.clone())))
     },
-    // Of keys of ours no JWK is made.
+    // No JWK is made from a private key here.
     key_utils: KeyUtils::new_unimplemented(),
 };
 

@@ -9,7 +9,6 @@ pub mod block_aligner;
 pub mod byte_rate;
 pub mod consumption;
 pub mod container;
-pub mod credential;
 pub mod fetch_queue;
 mod jwt_crypto;
 pub mod lookahead;

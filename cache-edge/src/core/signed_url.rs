@@ -2,7 +2,7 @@
 //!
 //! The parameters `cc-expires=<unix seconds>&cc-key=<key id>[&cc-path=<pattern>][&cc-client=<address
 //! or prefix>]&cc-signature=<base64url>` are in the query, or, as one opaque word, in the path's
-//! first segment or in a cookie ([`credential`](super::credential)). The signature is HMAC-SHA256
+//! first segment or in a cookie ([`http_rules::credential`]). The signature is HMAC-SHA256
 //! over these fields and, without a pattern, the normalised path and the query before them. What
 //! follows them in the query is the player's own. They are taken off before the key of the cache is
 //! made: the same object signed twice is one object.
@@ -43,7 +43,7 @@ pub enum SignatureError {
     OtherClient,
 }
 
-/// What is signed for, besides the object.
+/// The terms of a signature, besides the object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant<'a> {
     pub key_id: &'a str,
@@ -213,7 +213,7 @@ impl Signer {
     }
 }
 
-/// What a signature covers.
+/// The part of a request that a signature covers.
 enum Scope<'a> {
     /// A path with a query.
     Object(&'a str, Cow<'a, str>),

@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use clap::{ValueEnum, value_parser};
 use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
-use service_kit::config::{Problems, parse_duration};
+use service_kit::config::{Problems, parse_bytes, parse_duration};
 
 use crate::{
     core::trusted_proxies::TrustedProxies,
@@ -86,6 +86,9 @@ pub struct PlayerOptions {
         value_parser = value_parser!(u32).range(0..=1_000_000)
     )]
     pub request_rate: u32,
+    /// Bytes a second of one connection, at least 16KiB; five seconds' worth is sent at once at its start and after a pause [default: not limited]
+    #[arg(long, value_name = "BYTES/S", value_parser = parse_client_rate)]
+    pub client_rate: Option<u64>,
     /// How long a new connection may take for its first request's head, TLS handshake included
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_some_time)]
     pub request_timeout: Duration,
@@ -142,6 +145,7 @@ impl PlayerOptions {
                 per_second: rate,
                 burst: rate * 2.0,
             }),
+            client_rate: self.client_rate,
             ..Limits::default()
         }
     }
@@ -205,6 +209,13 @@ fn parse_network(text: &str) -> Result<IpNet, String> {
     let address = || text.parse::<IpAddr>().map(IpNet::from);
     let network = text.parse::<IpNet>().or_else(|_| address());
     network.map_err(|_| "expected an address or a network such as 192.0.2.0/24".to_owned())
+}
+
+fn parse_client_rate(text: &str) -> Result<u64, String> {
+    match parse_bytes(text)? {
+        rate if rate < 16 << 10 => Err("expected at least 16KiB a second".to_owned()),
+        rate => Ok(rate),
+    }
 }
 
 fn parse_some_time(text: &str) -> Result<Duration, String> {

@@ -3,6 +3,7 @@
 use std::{future::Future, pin::Pin};
 
 use chunkcache_proto::{EntryId, v1};
+use http_rules::steering::{Candidate, SteeredObject};
 
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Option<T>> + Send + 'a>>;
 
@@ -10,6 +11,8 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Option<T>> + Send + 'a>>;
 pub trait Directory: Send + Sync + 'static {
     fn resolve(&self, key: v1::Key) -> Answer<'_, v1::resolve_key_response::Outcome>;
     fn lookup(&self, id: EntryId) -> Answer<'_, v1::KeyBinding>;
+    /// Edges that take players of the object, the best first.
+    fn steer(&self, object: Option<SteeredObject>) -> Answer<'_, Vec<Candidate>>;
 }
 
 /// An edge on its own.
@@ -21,6 +24,10 @@ impl Directory for NoDirectory {
     }
 
     fn lookup(&self, _: EntryId) -> Answer<'_, v1::KeyBinding> {
+        Box::pin(std::future::ready(None))
+    }
+
+    fn steer(&self, _: Option<SteeredObject>) -> Answer<'_, Vec<Candidate>> {
         Box::pin(std::future::ready(None))
     }
 }

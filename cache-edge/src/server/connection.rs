@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -19,6 +19,8 @@ pub struct Activity {
     last_ms: AtomicU64,
     requests_begun: AtomicU64,
     requests_active: AtomicU32,
+    /// Another edge reads chunks on it.
+    of_a_peer: AtomicBool,
 }
 
 impl Activity {
@@ -29,6 +31,7 @@ impl Activity {
             last_ms: AtomicU64::new(0),
             requests_begun: AtomicU64::new(0),
             requests_active: AtomicU32::new(0),
+            of_a_peer: AtomicBool::new(false),
         })
     }
 
@@ -37,6 +40,16 @@ impl Activity {
         let since = self.opened.elapsed().as_millis();
         let since = u64::try_from(since).unwrap_or(u64::MAX);
         self.last_ms.store(since, Ordering::Relaxed);
+    }
+
+    /// A request of another edge was answered: it is no player's connection.
+    pub fn note_peer(&self) {
+        self.of_a_peer.store(true, Ordering::Relaxed);
+    }
+
+    #[must_use]
+    pub fn is_of_a_peer(&self) -> bool {
+        self.of_a_peer.load(Ordering::Relaxed)
     }
 
     /// A request has arrived whole.

@@ -44,6 +44,12 @@ const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static(
 const MAX_AGE_SECONDS: HeaderValue = HeaderValue::from_static("7200");
 const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 const TIMING_ALLOW_ORIGIN: HeaderName = HeaderName::from_static("timing-allow-origin");
+const OVERRULED: [HeaderName; 4] = [
+    header::ACCESS_CONTROL_ALLOW_ORIGIN,
+    header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+    header::ACCESS_CONTROL_EXPOSE_HEADERS,
+    TIMING_ALLOW_ORIGIN,
+];
 /// Of the list of headers in a preflight, and of its names.
 const MAX_REQUESTED_BYTES: usize = 2048;
 const MAX_REQUESTED_NAMES: usize = 64;
@@ -53,6 +59,12 @@ impl Cors {
     pub fn decorate(&self, request: &HeaderMap, response: &mut HeaderMap) {
         if let Some(policy) = &self.resource_policy {
             response.insert(RESOURCE_POLICY, policy.clone());
+        }
+        if self.origins != AllowedOrigins::Any {
+            // The origin server's own do not widen what the operator allows.
+            for name in OVERRULED {
+                response.remove(name);
+            }
         }
         if matches!(self.origins, AllowedOrigins::Listed(_)) {
             // Also where it is not allowed: a cache must not give that answer to a page that is.
@@ -203,6 +215,24 @@ mod tests {
         assert_eq!(headers[header::ACCESS_CONTROL_ALLOW_CREDENTIALS], "true");
         assert_eq!(headers[TIMING_ALLOW_ORIGIN], "https://a.example");
         assert_eq!(headers[header::VARY], "Origin");
+    }
+
+    #[test]
+    fn an_origin_server_does_not_widen_what_is_allowed() {
+        let none = Cors {
+            origins: AllowedOrigins::None,
+            ..Cors::default()
+        };
+        for cors in [listed(), none] {
+            let mut headers = HeaderMap::new();
+            for name in OVERRULED {
+                headers.insert(name, HeaderValue::from_static("*"));
+            }
+            cors.decorate(&request("https://b.example", ""), &mut headers);
+            for name in OVERRULED {
+                assert!(!headers.contains_key(&name), "{name}");
+            }
+        }
     }
 
     #[test]

@@ -22,15 +22,16 @@ use super::{
     response::{self, CACHE_STATUS},
     server::Server,
 };
-use crate::core::credential;
 use crate::resolve::ports::{
     FirstBytes, ObjectName, ObjectRequest, Objects, OpenReader, PassThrough, Presence, ReadError,
     Resolution,
 };
 use http_rules::cache_status::{CacheStatus, Forward};
 use http_rules::conditional::{self, Verdict};
+use http_rules::credential;
 use http_rules::path::{self, Target};
 use http_rules::range::{self, RangeSet, RangeSpec, Selection};
+use http_rules::steering::Question;
 
 /// Answers `/_peer/…`, the requests of other edges.
 pub trait PeerHandler: Send + Sync + 'static {
@@ -182,6 +183,9 @@ async fn answer_resolved<O: Objects>(
     ranges: Option<RangeSet>,
     began: Instant,
 ) -> Result<Response<EdgeBody>, Problem> {
+    if let Some(question) = Question::parse(request.uri.path(), request.uri.query())? {
+        return server.settings.steering.answer(&question).await;
+    }
     // The word is a signature only where one is asked for.
     let (path, word) = match server.settings.signed_urls {
         Some(_) => credential::split_path(request.uri.path()),

@@ -22,6 +22,8 @@ pub struct Limits {
     pub connections_per_client: u32,
     /// Requests of one client; none: not limited.
     pub request_rate: Option<RequestRate>,
+    /// Bytes a second of one connection; none: not limited.
+    pub client_rate: Option<u64>,
     /// Bytes of a request's head.
     pub request_head_bytes: usize,
     /// Streams of one HTTP/2 connection.
@@ -34,6 +36,7 @@ impl Default for Limits {
             connections: 20_000,
             connections_per_client: 512,
             request_rate: None,
+            client_rate: None,
             request_head_bytes: 64 << 10,
             http2_streams: 128,
         }

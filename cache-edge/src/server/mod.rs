@@ -19,6 +19,7 @@ mod histogram;
 pub mod limits;
 pub mod metrics;
 mod multipart;
+mod paced_io;
 pub mod problem;
 mod progress_io;
 pub mod proxies;
@@ -27,6 +28,7 @@ mod sendfile_io;
 pub mod server;
 pub mod signing_keys;
 mod socket;
+pub mod steering;
 
 pub use self::{
     access_log::{AccessLog, AccessLogOptions},
@@ -40,4 +42,5 @@ pub use self::{
     proxies::Proxies,
     server::{Server, Settings, TlsConfig},
     signing_keys::{KeyFiles, SigningKeys},
+    steering::Steering,
 };

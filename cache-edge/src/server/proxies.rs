@@ -1,4 +1,4 @@
-//! Proxies in front of the edge: who is behind a connection, and who behind a request.
+//! Proxies in front of the edge: the client behind a connection, and behind a request.
 
 use std::{io, net::IpAddr, time::Duration};
 
@@ -9,7 +9,7 @@ use crate::core::{
     trusted_proxies::TrustedProxies,
 };
 
-/// What the operator says of them.
+/// The operator's settings.
 #[derive(Clone, Debug, Default)]
 pub struct Proxies {
     /// Connections begin with a PROXY header: those of trusted proxies, or all if none is named.

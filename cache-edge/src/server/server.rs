@@ -29,11 +29,13 @@ use super::{
     handler::{self, PeerHandler},
     limits::{Admission, Connections, Limits, RateLimiter},
     metrics::{Metrics, Refusal},
+    paced_io::PacedIo,
     progress_io::ProgressIo,
     proxies::{self, Proxies},
     sendfile_io::SendfileIo,
     signing_keys::SigningKeys,
     socket,
+    steering::Steering,
 };
 use crate::{resolve::ports::Objects, worker_pool::WorkerPool};
 use http_rules::cache_status::CacheStatus;
@@ -69,6 +71,7 @@ pub struct Settings {
     pub access_log: Option<Arc<AccessLog>>,
     /// Only signed URLs are answered, if there are keys.
     pub signed_urls: Option<SigningKeys>,
+    pub steering: Steering,
     pub limits: Limits,
     pub timeouts: Timeouts,
     pub proxies: Proxies,
@@ -87,6 +90,7 @@ impl Settings {
             cors: Cors::default(),
             access_log: None,
             signed_urls: None,
+            steering: Steering::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             proxies: Proxies::default(),
@@ -334,10 +338,12 @@ impl<O: Objects> Server<O> {
         I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
         let builder = self.protocols();
+        let io = PacedIo::new(io, self.settings.limits.client_rate, &activity);
         let service = service_fn(|request: Request<Incoming>| {
             let server = Arc::clone(&self);
             let memory = Arc::clone(&memory);
             let active = activity.request_begun();
+            let activity = Arc::clone(&activity);
             let delivery = match &slices {
                 Some(slices) if request.version() < http::Version::HTTP_2 => {
                     Delivery::Sendfile(Arc::clone(slices))
@@ -359,6 +365,9 @@ impl<O: Objects> Server<O> {
                     let is_tls = server.settings.tls.is_some();
                     line.answered(response.status(), response.headers(), is_tls);
                     response.body_mut().log(line);
+                }
+                if parts.uri.path().starts_with("/_peer/") && response.status().is_success() {
+                    activity.note_peer();
                 }
                 let guard = server
                     .metrics

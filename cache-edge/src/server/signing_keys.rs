@@ -17,7 +17,7 @@ use crate::core::{
     signed_url_keys::{self, KeysError},
 };
 
-/// Of one file; thousands of keys.
+/// A file of this size holds thousands of keys; the rest is not read.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Why a file gives no keys.

@@ -19,6 +19,8 @@
 //! | [`origin_answer`] | an origin's answer against what was asked | 9110, 15; 9112, 6 |
 //! | [`retry_after`] | how long to leave an origin alone | 9110, 10.2.3 |
 //! | [`cmcd`] | what a player says of its buffer and of what it asks for next | CTA-5004 |
+//! | [`credential`] | where a request carries its signature, beside its query | |
+//! | [`steering`] | which edge a player is told to go to | 8216bis, 7 |
 //! | [`cache_status`] | what is said about all that | 9211 |
 //!
 //! **Deliberately absent.** Who asks, over which connection, how often again: that is the edge's.
@@ -28,6 +30,7 @@ pub mod cache_status;
 pub mod cmcd;
 pub mod conditional;
 pub mod content_range;
+pub mod credential;
 pub mod fields;
 pub mod freshness;
 pub mod origin_answer;
@@ -36,5 +39,6 @@ pub mod pattern;
 pub mod query_rules;
 pub mod range;
 pub mod retry_after;
+pub mod steering;
 pub mod ttl_rules;
 pub mod validator;

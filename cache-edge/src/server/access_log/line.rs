@@ -11,7 +11,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
 use serde_json::json;
 
 use super::{AccessLog, Format};
-use crate::{core::credential, server::response::CACHE_STATUS};
+use crate::server::response::CACHE_STATUS;
+use http_rules::credential;
 
 /// Before the first line of a file.
 pub(super) const W3C_HEADER: &str = "#Version: 1.0\n\
