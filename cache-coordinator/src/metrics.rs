@@ -103,6 +103,8 @@ pub struct Metrics {
     pub drift_chunks: Family<DriftLabel, Counter>,
     /// Changes the database refused, set aside one by one.
     pub refused_changes: Counter,
+    /// Entries dropped everywhere because two edges held different bytes of a chunk.
+    pub conflicting_entries: Counter,
     /// Entries in the database.
     pub entries: Gauge,
     /// Entries of which no edge holds anything.
@@ -131,6 +133,7 @@ impl Default for Metrics {
             database_seconds: Family::new_with_constructor(LatencyBuckets),
             drift_chunks: Family::default(),
             refused_changes: Counter::default(),
+            conflicting_entries: Counter::default(),
             entries: Gauge::default(),
             chunkless_entries: Gauge::default(),
             entries_forgotten: Counter::default(),
@@ -209,6 +212,11 @@ impl Metrics {
             "refused_changes",
             "Changes the database refused, set aside one by one",
             self.refused_changes.clone(),
+        );
+        registry.register(
+            "conflicting_entries",
+            "Entries dropped everywhere because two edges held different bytes of a chunk",
+            self.conflicting_entries.clone(),
         );
         registry.register("entries", "Entries in the database", self.entries.clone());
         registry.register(

@@ -23,7 +23,7 @@ use cache_coordinator::db::{
 };
 use chunkcache_proto::{ByteRange, Geometry, checksum::InventoryDigest, v1};
 use load::{
-    figure,
+    figure, inventory,
     process::Process,
     report, resident_bytes, size,
     table::{self, EDGES, ENTRY_CHUNKS, Large},
@@ -267,23 +267,25 @@ async fn reconciliation_in_a_large_table() {
     for what in ["first", "again"] {
         let mut edge = FakeEdge::hello_at(process.edge().await, table::WIDE).await;
         let began = Instant::now();
-        for number in 1..=entries {
-            edge.say(Request::InventoryDigest(v1::InventoryDigest {
-                entry_id: Large::entry(number).to_string(),
+        let numbers: Vec<u32> = (1..=entries).collect();
+        for page in numbers.chunks(1_024) {
+            let digests = page.iter().map(|number| v1::InventoryDigest {
+                entry_id: Large::entry(*number).to_string(),
                 chunk_count: digest.chunk_count,
                 checksum_xor: digest.checksum_xor,
+            });
+            edge.say(Request::InventoryDigests(v1::InventoryDigests {
+                digests: digests.collect(),
             }))
             .await;
         }
-        edge.say(Request::InventoryComplete(v1::InventoryComplete {}))
-            .await;
+        edge.complete().await;
         let differ = edge.expect(|message| match message {
             Response::InventoryRequest(request) => Some(request.entry_ids),
             _ => None,
         });
         assert!(differ.await.is_empty(), "the rows are what was presented");
-        edge.say(Request::InventoryComplete(v1::InventoryComplete {}))
-            .await;
+        edge.complete().await;
         edge.expect(|message| matches!(message, Response::Ready(_)).then_some(()))
             .await;
         let took = began.elapsed();
@@ -338,6 +340,45 @@ async fn reconciliation_of_an_edge() {
         .await;
     assert_eq!(rows.unwrap().get::<_, i64>(0), i64::from(total) - 1);
     coordinator.stop().await.unwrap();
+}
+
+/// None of its entries is in the table, and `LOAD_NEW_ENTRIES` new ones a second come meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_inventory_of_many_entries() {
+    let count = size("LOAD_ENTRIES", 5_000);
+    let pace = size("LOAD_NEW_ENTRIES", 200);
+    let server = support::postgres::Server::shared();
+    let url = server.create_database().await;
+    let process = Process::start(&url).await;
+    let source = v1::Source {
+        name: "films".into(),
+        base_url: "http://origin.test".into(),
+        background_fill: Some(false),
+        ..Default::default()
+    };
+    let put = v1::PutSourceRequest {
+        source: Some(source),
+    };
+    process.cache().await.put_source(put).await.unwrap();
+    let seen = inventory::reconcile(process.edge().await, count, pace).await;
+    let (ready, rate) = (seen.ready, f64::from(count) / seen.ready.as_secs_f64());
+    let resident = resident_bytes(process.pid()) >> 20;
+    println!(
+        "an inventory of {count} entries: ready after {ready:?}, {rate:.0} entries a second; {} new \
+         ones meanwhile, {} of them committed by then; {resident} MiB resident",
+        seen.new, seen.new_at_ready
+    );
+    figure("inventory_entries", f64::from(count));
+    figure("inventory_ready_seconds", ready.as_secs_f64());
+    figure("inventory_new_entries", seen.new as f64);
+    figure("inventory_resident_mib", resident as f64);
+    assert!(seen.longest_page <= 1_024, "a page is bounded");
+    let rows = client(&url).await;
+    let rows = rows
+        .query_one("SELECT count(*) FROM cache_chunks", &[])
+        .await;
+    let expected = i64::from(count) + seen.new.cast_signed();
+    assert_eq!(rows.unwrap().get::<_, i64>(0), expected);
 }
 
 /// Edges played by hand, and a coordinator in a process of its own: its memory is what its sessions

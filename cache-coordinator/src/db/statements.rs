@@ -35,6 +35,7 @@ statements! {
     CHANGE_PRUNE = "change_prune";
     CHANGE_REVISION = "change_revision";
     CHANGE_REVISION_OF_ENTRY = "change_revision_of_entry";
+    CHUNK_CONFLICTS = "chunk_conflicts";
     CHUNK_DELETE_OF_EDGE = "chunk_delete_of_edge";
     CHUNK_DELETE_OF_ENTRY = "chunk_delete_of_entry";
     CHUNK_DELETE_OF_SOURCE = "chunk_delete_of_source";

@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use chunkcache_proto::v1::{self, edge_service_server::EdgeService};
 use http_rules::steering::SteeredObject;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     access::Caller,
     service::{Cluster, entries, resolve_key, steer},
-    sessions::{connection, registry::Outbox},
+    sessions::{
+        connection,
+        registry::{Outbox, OutboxStream},
+    },
 };
 
 /// The service over a cluster.
@@ -35,7 +37,7 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
 
 #[tonic::async_trait]
 impl EdgeService for EdgeApi {
-    type SessionStream = ReceiverStream<Result<v1::SessionResponse, Status>>;
+    type SessionStream = OutboxStream;
 
     async fn session(
         &self,
@@ -43,13 +45,13 @@ impl EdgeService for EdgeApi {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let caller = caller(&request)?;
         self.cluster.require_leader()?;
-        let (outbox, receiver) = Outbox::new();
+        let (outbox, responses) = Outbox::new();
         let cluster = Arc::clone(&self.cluster);
         let inbound = request.into_inner();
         self.cluster
             .tasks
             .spawn(connection::run(cluster, caller, inbound, outbox));
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        Ok(Response::new(responses))
     }
 
     async fn resolve_key(

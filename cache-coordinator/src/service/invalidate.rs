@@ -1,8 +1,8 @@
 //! Pins, and the end of an entry: forgotten by every edge before the answer.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use chunkcache_proto::v1;
+use chunkcache_proto::{EntryId, v1};
 use v1::session_response::Message;
 
 use super::{Cluster, entries, error::ServiceError};
@@ -102,4 +102,20 @@ pub async fn invalidate(
         confirmed_edges: pushed.confirmed,
         unconfirmed_edges: pushed.unconfirmed,
     })
+}
+
+/// Two edges hold different bytes of one chunk: which are right is not known, so that nobody keeps
+/// the entry.
+pub async fn drop_conflicting(cluster: Arc<Cluster>, entry: EntryId) {
+    cluster.metrics.conflicting_entries.inc();
+    tracing::error!(%entry, "two edges hold different bytes of a chunk; the entry is dropped everywhere");
+    let request = v1::InvalidateEntryRequest {
+        entry: Some(v1::EntryName {
+            name: Some(v1::entry_name::Name::Id(entry.to_string())),
+        }),
+        purge: true,
+    };
+    if let Err(error) = invalidate(&cluster, request).await {
+        tracing::warn!(%entry, %error, "an entry with two contents was not dropped");
+    }
 }

@@ -113,8 +113,37 @@ pub fn admit(
 }
 
 /// It is recorded: who waits for the key looks again, the plan and the edges learn of it.
-pub async fn announce(
+async fn announce(
     cluster: &Cluster,
+    by: Option<EdgeId>,
+    (id, key): (EntryId, &v1::Key),
+    observed: &Observed,
+    binding: v1::KeyBinding,
+) -> Result<(), ServiceError> {
+    // Open before an edge speaks of it: the first demand then waits for nothing.
+    let open = match &binding.entry {
+        Some(entry) if observed.created => Command::EntryCreated(Box::new(entry.clone())),
+        _ => Command::EntryWanted(id),
+    };
+    announce_to(cluster, open, by, (id, key), observed, binding).await
+}
+
+/// The same of one in an inventory: not opened before somebody speaks of it, for there may be a
+/// million.
+pub async fn announce_replayed(
+    cluster: &Cluster,
+    by: EdgeId,
+    (id, key): (EntryId, &v1::Key),
+    observed: &Observed,
+    binding: v1::KeyBinding,
+) -> Result<(), ServiceError> {
+    let registered = Command::EntryRegistered(id);
+    announce_to(cluster, registered, Some(by), (id, key), observed, binding).await
+}
+
+async fn announce_to(
+    cluster: &Cluster,
+    command: Command,
     by: Option<EdgeId>,
     (id, key): (EntryId, &v1::Key),
     observed: &Observed,
@@ -128,8 +157,7 @@ pub async fn announce(
             .forget_entry(cluster, previous, "the object changed at the origin")
             .await?;
     }
-    // Loaded before an edge speaks of it: the first demand then waits for nothing.
-    cluster.plan.tell(Command::EntryWanted(id)).await?;
+    cluster.plan.tell(command).await?;
     tell_edges(cluster, by, observed, binding).await
 }
 

@@ -79,6 +79,10 @@ pub enum Command {
     SourceRemoved(String),
     /// Load it now: a request, a job or an edge will speak of it.
     EntryWanted(EntryId),
+    /// Its row was made just now: nobody holds anything of it, and nothing need be read.
+    EntryCreated(Box<v1::Entry>),
+    /// Its row is there: load it if somebody spoke of it before.
+    EntryRegistered(EntryId),
     /// Its pinned flag changed.
     EntryChanged(Box<v1::Entry>),
     /// Superseded or invalidated.

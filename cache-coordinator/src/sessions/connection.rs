@@ -258,13 +258,9 @@ async fn serve(
     live: &Arc<EdgeSession>,
 ) -> End {
     let (storage, queue) = mpsc::channel(STORAGE_QUEUE);
-    let committed = Arc::new(watch::Sender::new(v1::Committed::default()));
-    cluster.tasks.spawn(storage::run(
-        Arc::clone(cluster),
-        Arc::clone(live),
-        queue,
-        Arc::clone(&committed),
-    ));
+    cluster
+        .tasks
+        .spawn(storage::run(Arc::clone(cluster), Arc::clone(live), queue));
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     let mut heard = Instant::now();
     let mut touched: Option<Instant> = None;
@@ -276,7 +272,7 @@ async fn serve(
             }
             () = tokio::time::sleep_until(heard + SESSION_TIMEOUT) => return End::Timeout,
             _ = heartbeat.tick() => {
-                live.outbox.post(heartbeat_of(&committed));
+                live.outbox.heartbeat();
                 continue;
             }
             received = inbound.next() => match received {
@@ -308,7 +304,7 @@ async fn serve(
                     tokio::select! {
                         sent = &mut sent => break sent.is_ok(),
                         () = live.outbox.ended() => break false,
-                        _ = heartbeat.tick() => live.outbox.post(heartbeat_of(&committed)),
+                        _ = heartbeat.tick() => live.outbox.heartbeat(),
                     }
                 };
                 if !forwarded {
@@ -349,11 +345,6 @@ fn on_own_clock(message: Request) -> Request {
         }
         other => other,
     }
-}
-
-/// Says nothing new: that the way back is open is the news.
-fn heartbeat_of(committed: &watch::Sender<v1::Committed>) -> Response {
-    Response::Committed(*committed.borrow())
 }
 
 async fn control(
@@ -449,7 +440,7 @@ async fn control(
         }
         // Routed to other lanes by the protocol.
         Request::Hello(_)
-        | Request::InventoryDigest(_)
+        | Request::InventoryDigests(_)
         | Request::InventoryEntry(_)
         | Request::InventoryComplete(_)
         | Request::ChunksStored(_)

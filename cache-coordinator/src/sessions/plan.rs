@@ -186,6 +186,18 @@ impl Plan {
                     actions.push(Action::Load(id));
                 }
             }
+            Command::EntryCreated(entry) => {
+                if let Ok(id) = entry.id.parse() {
+                    let (entry, holders) = (*entry, Vec::new());
+                    let loaded = Box::new(LoadedEntry { entry, holders });
+                    self.entry_loaded(id, Some(loaded), now, actions);
+                }
+            }
+            Command::EntryRegistered(id) => {
+                if self.loading.contains(id) && self.loading.registered(id) {
+                    actions.push(Action::Load(id));
+                }
+            }
             Command::EntryChanged(entry) => {
                 let number = entry
                     .id
@@ -348,6 +360,10 @@ impl Plan {
         now: Millis,
         actions: &mut Vec<Action>,
     ) {
+        if self.directory.entry_number(id).is_some() {
+            // It was created while it was being read.
+            return;
+        }
         let Some(loaded) = loaded else {
             match self.loading.absent(id, now) {
                 Absent::Load => actions.push(Action::Load(id)),

@@ -27,6 +27,19 @@ struct Fixture {
     kept: Vec<v1::KeptFetch>,
 }
 
+fn film() -> v1::Entry {
+    v1::Entry {
+        id: ENTRY.to_string(),
+        key: Some(v1::Key {
+            source: "films".into(),
+            ..Default::default()
+        }),
+        size: 8 * MIB,
+        chunk_size: 2 << 20,
+        ..Default::default()
+    }
+}
+
 impl Fixture {
     fn new() -> Self {
         let mut fixture = Self {
@@ -67,16 +80,7 @@ impl Fixture {
     }
 
     fn load(&mut self, held: std::ops::Range<u32>) -> Vec<Action> {
-        let entry = v1::Entry {
-            id: ENTRY.to_string(),
-            key: Some(v1::Key {
-                source: "films".into(),
-                ..Default::default()
-            }),
-            size: 8 * MIB,
-            chunk_size: 2 << 20,
-            ..Default::default()
-        };
+        let entry = film();
         let holders = if held.is_empty() {
             Vec::new()
         } else {

@@ -13,10 +13,9 @@ pub enum Phase {
     AwaitHello,
     /// Digests come, until `InventoryComplete`.
     Digests,
-    /// What was requested in full comes, until the second `InventoryComplete`.
-    Entries,
-    /// Rows and disk agree.
-    Ready,
+    /// What is requested in full comes, page after page; whether one was requested is known to the
+    /// storage lane.
+    Pages,
 }
 
 /// Who handles a message.
@@ -63,24 +62,22 @@ impl Protocol {
 
     /// Takes one message in.
     pub fn accept(&mut self, message: &Message) -> Result<Lane, OutOfOrder> {
-        use Phase::{AwaitHello, Digests, Entries, Ready};
+        use Phase::{AwaitHello, Digests, Pages};
         let (next, lane) = match (self.phase, message) {
             (AwaitHello, Message::Hello(_)) => (Digests, Lane::Hello),
-            (Digests | Entries | Ready, Message::Hello(_)) | (AwaitHello, _) => {
+            (Digests | Pages, Message::Hello(_)) | (AwaitHello, _) => {
                 return Err(self.out_of_order(message));
             }
-            (Digests, Message::InventoryDigest(_)) => (Digests, Lane::Storage),
-            (Digests, Message::InventoryComplete(_)) => (Entries, Lane::Storage),
-            (Entries, Message::InventoryEntry(_)) => (Entries, Lane::Storage),
-            (Entries, Message::InventoryComplete(_)) => (Ready, Lane::Storage),
+            (Digests, Message::InventoryDigests(_)) => (Digests, Lane::Storage),
+            (Digests, Message::InventoryComplete(_)) => (Pages, Lane::Storage),
+            (Pages, Message::InventoryEntry(_) | Message::InventoryComplete(_)) => {
+                (Pages, Lane::Storage)
+            }
+            (Digests, Message::InventoryEntry(_)) | (Pages, Message::InventoryDigests(_)) => {
+                return Err(self.out_of_order(message));
+            }
             (
-                Digests | Entries | Ready,
-                Message::InventoryDigest(_)
-                | Message::InventoryEntry(_)
-                | Message::InventoryComplete(_),
-            ) => return Err(self.out_of_order(message)),
-            (
-                phase @ (Digests | Entries | Ready),
+                phase @ (Digests | Pages),
                 Message::ChunksStored(_)
                 | Message::ChunksRemoved(_)
                 | Message::EntryObserved(_)
@@ -88,7 +85,7 @@ impl Protocol {
                 | Message::InvalidateAck(_),
             ) => (phase, Lane::Storage),
             (
-                phase @ (Digests | Entries | Ready),
+                phase @ (Digests | Pages),
                 Message::Demand(_)
                 | Message::KeyNegative(_)
                 | Message::FetchReport(_)
@@ -117,7 +114,7 @@ impl Protocol {
 pub fn name(message: &Message) -> &'static str {
     match message {
         Message::Hello(_) => "Hello",
-        Message::InventoryDigest(_) => "InventoryDigest",
+        Message::InventoryDigests(_) => "InventoryDigests",
         Message::InventoryEntry(_) => "InventoryEntry",
         Message::InventoryComplete(_) => "InventoryComplete",
         Message::Demand(_) => "DemandBatch",
@@ -156,15 +153,15 @@ mod tests {
     fn the_opening_in_order() {
         let mut protocol = Protocol::default();
         assert_eq!(protocol.accept(&hello()), Ok(Lane::Hello));
-        let digest = Message::InventoryDigest(v1::InventoryDigest::default());
-        assert_eq!(protocol.accept(&digest), Ok(Lane::Storage));
+        let digests = Message::InventoryDigests(v1::InventoryDigests::default());
+        assert_eq!(protocol.accept(&digests), Ok(Lane::Storage));
         assert_eq!(protocol.accept(&complete()), Ok(Lane::Storage));
         let entry = Message::InventoryEntry(v1::InventoryEntry::default());
         assert_eq!(protocol.accept(&entry), Ok(Lane::Storage));
         assert_eq!(protocol.accept(&complete()), Ok(Lane::Storage));
-        assert_eq!(protocol.phase(), Phase::Ready);
+        assert_eq!(protocol.phase(), Phase::Pages);
         assert_eq!(protocol.accept(&stored()), Ok(Lane::Storage));
-        assert!(protocol.accept(&complete()).is_err());
+        assert!(protocol.accept(&digests).is_err());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use std::{
     collections::HashMap,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -14,14 +15,20 @@ use std::{
 use chunkcache_proto::v1;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, watch};
+use tokio_stream::{
+    Stream, StreamExt,
+    wrappers::{ReceiverStream, WatchStream},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use v1::session_response::Message;
 
 use scheduler::api::EdgeId;
 
-/// Messages that wait for a slow edge. Beyond, its session ends: it reconnects and is told its
-/// state anew, which is less than what it has missed.
+/// Messages that wait for an edge, which never stops reading: assignments are bounded by its slots,
+/// what it is told of sources and invalidations by what operators do. An edge whose connection
+/// takes none of them ends its session: it is told its state anew, which is less than what it has
+/// missed.
 pub const OUTBOX_MESSAGES: usize = 4096;
 
 /// Why a session ends, for logs and metrics.
@@ -75,8 +82,13 @@ impl End {
 #[derive(Clone, Debug)]
 pub struct Outbox {
     messages: mpsc::Sender<Result<v1::SessionResponse, Status>>,
+    /// Only the newest counts, however many commits there were since the last one was sent.
+    committed: Arc<watch::Sender<v1::Committed>>,
     end: Arc<EndSignal>,
 }
+
+/// What goes to an edge.
+pub type OutboxStream = Pin<Box<dyn Stream<Item = Result<v1::SessionResponse, Status>> + Send>>;
 
 #[derive(Debug, Default)]
 struct EndSignal {
@@ -87,13 +99,37 @@ struct EndSignal {
 impl Outbox {
     /// An outbox and what is read from it.
     #[must_use]
-    pub fn new() -> (Self, mpsc::Receiver<Result<v1::SessionResponse, Status>>) {
+    pub fn new() -> (Self, OutboxStream) {
         let (messages, receiver) = mpsc::channel(OUTBOX_MESSAGES);
+        let (committed, newest) = watch::channel(v1::Committed::default());
         let outbox = Self {
             messages,
+            committed: Arc::new(committed),
             end: Arc::default(),
         };
-        (outbox, receiver)
+        let newest = WatchStream::from_changes(newest).map(|committed| {
+            Ok(v1::SessionResponse {
+                message: Some(Message::Committed(committed)),
+            })
+        });
+        let stream = ReceiverStream::new(receiver).merge(newest);
+        (outbox, Box::pin(stream))
+    }
+
+    /// Everything up to this is committed.
+    pub fn commit(&self, committed: v1::Committed) {
+        self.committed.send_replace(committed);
+    }
+
+    /// What was last committed.
+    #[must_use]
+    pub fn committed(&self) -> v1::Committed {
+        *self.committed.borrow()
+    }
+
+    /// Says nothing new: that the way back is open is the news.
+    pub fn heartbeat(&self) {
+        self.committed.send_modify(|_| {});
     }
 
     /// Without waiting; a full outbox ends the session.
@@ -490,9 +526,7 @@ impl Posted {
 pub(super) mod tests {
     use super::*;
 
-    pub type Inbox = mpsc::Receiver<Result<v1::SessionResponse, Status>>;
-
-    pub fn live(edge: u32, epoch: u64) -> (Arc<EdgeSession>, Inbox) {
+    pub fn live(edge: u32, epoch: u64) -> (Arc<EdgeSession>, OutboxStream) {
         let (outbox, inbox) = Outbox::new();
         let live = EdgeSession {
             edge: EdgeId(edge),
@@ -570,7 +604,7 @@ pub(super) mod tests {
         registry.join(Arc::clone(&quick));
         registry.join(slow);
         let confirm = async {
-            inbox.recv().await.unwrap().unwrap();
+            inbox.next().await.unwrap().unwrap();
             quick.sources_confirmed.send_replace(1);
         };
         let push = registry.push(Confirmation::Sources, message, Duration::from_secs(2));
@@ -580,7 +614,22 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_outbox_ends_the_session() {
+    async fn any_number_of_commits_waits_as_one() {
+        let (live, mut inbox) = live(1, 1);
+        for sequence in 1..=100_000 {
+            let revision = sequence;
+            live.outbox.commit(v1::Committed { sequence, revision });
+        }
+        let newest = inbox.next().await.unwrap().unwrap().message;
+        assert!(matches!(newest, Some(Message::Committed(it)) if it.sequence == 100_000));
+        live.outbox.heartbeat();
+        let again = inbox.next().await.unwrap().unwrap().message;
+        assert!(matches!(again, Some(Message::Committed(it)) if it.sequence == 100_000));
+        assert_eq!(live.outbox.end_reason(), None);
+    }
+
+    #[tokio::test]
+    async fn an_edge_that_takes_nothing_ends_its_session() {
         let (live, _inbox) = live(1, 1);
         for sequence in 0..=OUTBOX_MESSAGES as u64 {
             live.outbox.post(message(sequence));

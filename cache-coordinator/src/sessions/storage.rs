@@ -2,25 +2,21 @@
 //! received.
 //!
 //! Reports are queued one after the other without waiting for their commits; a second task takes
-//! the answers in the same order and sends `Committed`. While an inventory is reconciled, later
-//! reports wait behind it here: a row recorded after the inventory is never taken for one without
+//! the answers in the same order and sends `Committed`. While a page of an inventory is reconciled,
+//! later reports wait behind it here: a row recorded after the page is never taken for one without
 //! bytes.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use chunkcache_proto::{ChunkIndex, EntryId, checksum::InventoryDigest, v1};
-use tokio::sync::{mpsc, oneshot, watch};
+use chunkcache_proto::{ChunkIndex, EntryId, v1};
+use tokio::sync::{mpsc, oneshot};
 use v1::{session_request::Message as Request, session_response::Message as Response};
 
 use super::{
-    inventory::gather_page,
+    inventory::{Inventory, gather_page},
     plan::Command,
     protocol,
-    registry::{EdgeSession, End, Reconciliation},
+    registry::{EdgeSession, End},
 };
 use crate::{
     db::{
@@ -30,6 +26,7 @@ use crate::{
     service::{
         Cluster,
         error::ServiceError,
+        invalidate,
         loader::row_id,
         observe::{self, Observing},
         resolve_key::now_ms,
@@ -67,10 +64,7 @@ pub(super) struct Lane {
     pub(super) cluster: Arc<Cluster>,
     pub(super) live: Arc<EdgeSession>,
     answers: mpsc::Sender<Answer>,
-    pub(super) digests: HashMap<EntryId, InventoryDigest>,
-    pub(super) requested: HashSet<EntryId>,
-    pub(super) is_requested: bool,
-    pub(super) found: Reconciliation,
+    pub(super) inventory: Inventory,
 }
 
 /// Runs until the session's end; what was received by then is still queued.
@@ -78,19 +72,15 @@ pub async fn run(
     cluster: Arc<Cluster>,
     live: Arc<EdgeSession>,
     mut queue: mpsc::Receiver<Request>,
-    committed: Arc<watch::Sender<v1::Committed>>,
 ) {
     let (answers, receiver) = mpsc::channel(COMMITS_AHEAD);
-    let answering = answer(Arc::clone(&cluster), Arc::clone(&live), receiver, committed);
+    let answering = answer(Arc::clone(&cluster), Arc::clone(&live), receiver);
     let working = async {
         let mut lane = Lane {
             cluster: Arc::clone(&cluster),
             live: Arc::clone(&live),
             answers,
-            digests: HashMap::new(),
-            requested: HashSet::new(),
-            is_requested: false,
-            found: Reconciliation::default(),
+            inventory: Inventory::default(),
         };
         if let Err(error) = lane.tell_invalidated().await {
             tracing::warn!(edge = %live.name, %error, "the session is ended");
@@ -108,11 +98,12 @@ pub async fn run(
             };
             let name = protocol::name(&message);
             let taken = match message {
-                // What has arrived already makes one page.
+                // What follows makes one transaction.
                 Request::InventoryEntry(first) => {
                     let page;
-                    (page, next) = gather_page(first, &mut queue);
-                    lane.inventory(page).await
+                    (page, next) = gather_page(first, &mut queue).await;
+                    let is_last = next.take_if(|it| matches!(it, Request::InventoryComplete(_)));
+                    lane.page(page, is_last.is_some()).await
                 }
                 message => lane.take(message).await,
             };
@@ -179,8 +170,10 @@ impl Lane {
                 // Held until it is queued: an invalidation that begins now is queued behind it.
                 self.observed(observed.entry, freshness, how).await
             }
-            Request::InventoryDigest(digest) => self.digest(&digest),
-            Request::InventoryComplete(_) if self.is_requested => self.ready().await,
+            Request::InventoryDigests(page) => self.digests(&page),
+            Request::InventoryComplete(_) if self.inventory.is_compared() => {
+                self.page(Vec::new(), true).await
+            }
             Request::InventoryComplete(_) => self.compare().await,
             Request::InvalidateAck(ack) => {
                 self.live
@@ -199,6 +192,7 @@ impl Lane {
 
     async fn stored(&mut self, stored: v1::ChunksStored) -> Result<(), ServiceError> {
         let entry = parse_id("chunks_stored.entry_id", &stored.entry_id)?;
+        self.inventory.note_stored(entry);
         let metrics = &self.cluster.metrics;
         metrics.report_chunks.observe(stored.chunks.len() as f64);
         let change = StoreChunks {
@@ -323,7 +317,6 @@ async fn answer(
     cluster: Arc<Cluster>,
     live: Arc<EdgeSession>,
     mut answers: mpsc::Receiver<Answer>,
-    committed: Arc<watch::Sender<v1::Committed>>,
 ) {
     let edge = live.edge;
     while let Some(answer) = answers.recv().await {
@@ -349,10 +342,13 @@ async fn answer(
                 continue;
             }
             Answer::Stored(sequence, entry, chunks, pending) => {
-                let outcome = pending.await.map(|committed| committed.revision);
-                if outcome.is_ok() {
+                let outcome = pending.await.map(|committed| {
                     cluster.metrics.chunks_committed.inc_by(chunks.len() as u64);
-                }
+                    if committed.value {
+                        drop_conflicting(&cluster, entry);
+                    }
+                    committed.revision
+                });
                 (
                     sequence,
                     entry,
@@ -392,7 +388,7 @@ async fn answer(
             // Its report can never be recorded: the edge forgets the entry, the session goes on.
             Err(error) if error.is_of_one_change() && error != DatabaseError::Fenced => {
                 refuse_entry(&cluster, &live, entry.to_string(), None);
-                committed.borrow().revision
+                live.outbox.committed().revision
             }
             Err(error) => {
                 let error = ServiceError::from(error);
@@ -401,10 +397,14 @@ async fn answer(
                 return;
             }
         };
-        let answer = v1::Committed { sequence, revision };
-        committed.send_replace(answer);
-        live.outbox.post(Response::Committed(answer));
+        live.outbox.commit(v1::Committed { sequence, revision });
     }
+}
+
+/// Beside the session, whose edge is among those that have to confirm it.
+pub(super) fn drop_conflicting(cluster: &Arc<Cluster>, entry: EntryId) {
+    let dropping = invalidate::drop_conflicting(Arc::clone(cluster), entry);
+    cluster.tasks.spawn(dropping);
 }
 
 /// The edge has an entry that can not be: it forgets it, bytes and all.

@@ -1,5 +1,7 @@
 //! The edge's side of a session, by hand.
 
+use std::collections::HashMap;
+
 use chunkcache_proto::{EntryIdentity, checksum::InventoryDigest, v1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -80,47 +82,51 @@ impl FakeEdge {
 
     /// The inventory, as far as Ready. Answers what was dropped.
     pub async fn present(&mut self, inventory: &Inventory) -> Vec<v1::InventoryVerdict> {
-        for (entry, indexes) in inventory {
-            let mut digest = InventoryDigest::default();
-            indexes
-                .iter()
-                .for_each(|index| digest.add(checksum(*index)));
-            self.say(Request::InventoryDigest(v1::InventoryDigest {
-                entry_id: entry.id.clone(),
-                chunk_count: digest.chunk_count,
-                checksum_xor: digest.checksum_xor,
+        for page in inventory.chunks(1_024) {
+            let digests = page.iter().map(|(entry, indexes)| digest(entry, indexes));
+            self.say(Request::InventoryDigests(v1::InventoryDigests {
+                digests: digests.collect(),
             }))
             .await;
         }
-        self.say(Request::InventoryComplete(v1::InventoryComplete {}))
-            .await;
-        let requested = self
-            .expect(|message| match message {
-                Response::InventoryRequest(request) => Some(request.entry_ids),
-                _ => None,
-            })
-            .await;
-        for (entry, indexes) in inventory.iter().filter(|(e, _)| requested.contains(&e.id)) {
-            self.say(Request::InventoryEntry(v1::InventoryEntry {
-                entry: Some(entry.clone()),
-                freshness: Some(v1::Freshness::default()),
-                chunks: indexes.iter().map(|index| chunk(*index)).collect(),
-            }))
-            .await;
-        }
-        self.say(Request::InventoryComplete(v1::InventoryComplete {}))
-            .await;
+        self.complete().await;
+        let by_id: HashMap<&str, &(v1::Entry, Vec<u32>)> = inventory
+            .iter()
+            .map(|held| (held.0.id.as_str(), held))
+            .collect();
         let mut verdicts = Vec::new();
-        self.expect(|message| match message {
-            Response::InventoryVerdict(verdict) => {
-                verdicts.push(verdict);
-                None
+        loop {
+            let requested = self
+                .expect(|message| match message {
+                    Response::InventoryRequest(request) => Some(Some(request.entry_ids)),
+                    Response::InventoryVerdict(verdict) => {
+                        verdicts.push(verdict);
+                        None
+                    }
+                    Response::Ready(_) => Some(None),
+                    _ => None,
+                })
+                .await;
+            let Some(requested) = requested else {
+                return verdicts;
+            };
+            for (entry, indexes) in requested.iter().filter_map(|id| by_id.get(id.as_str())) {
+                self.say(Request::InventoryEntry(v1::InventoryEntry {
+                    entry: Some(entry.clone()),
+                    freshness: Some(v1::Freshness::default()),
+                    chunks: indexes.iter().map(|index| chunk(*index)).collect(),
+                    is_continued: false,
+                }))
+                .await;
             }
-            Response::Ready(_) => Some(()),
-            _ => None,
-        })
-        .await;
-        verdicts
+            self.complete().await;
+        }
+    }
+
+    /// Ends the digests, or a page.
+    pub async fn complete(&self) {
+        self.say(Request::InventoryComplete(v1::InventoryComplete {}))
+            .await;
     }
 
     pub async fn say(&self, message: Request) {
@@ -256,6 +262,18 @@ pub fn chunk(index: u32) -> v1::Chunk {
     v1::Chunk {
         index,
         checksum: checksum(index),
+    }
+}
+
+pub fn digest(entry: &v1::Entry, indexes: &[u32]) -> v1::InventoryDigest {
+    let mut digest = InventoryDigest::default();
+    for index in indexes {
+        digest.add(checksum(*index));
+    }
+    v1::InventoryDigest {
+        entry_id: entry.id.clone(),
+        chunk_count: digest.chunk_count,
+        checksum_xor: digest.checksum_xor,
     }
 }
 

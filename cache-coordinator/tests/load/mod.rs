@@ -1,6 +1,7 @@
 //! What the load tests share: sizes, figures, the large table, a coordinator in a process of its
 //! own.
 
+pub mod inventory;
 pub mod process;
 pub mod table;
 

@@ -2,18 +2,19 @@
 //! session, and questions that are answered if there is one.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Waker},
     time::{Duration, Instant},
 };
 
 use chunkcache_proto::{ChunkIndex, EntryId, v1};
 use parking_lot::Mutex;
 use service_kit::telemetry;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore};
 use tracing::Span;
 use v1::session_request::Message;
 
@@ -28,11 +29,16 @@ use http_rules::{
     steering::{Candidate, SteeredObject},
 };
 
-/// Messages under way to the wire. More means that the coordinator does not read: the session is
-/// ended.
-pub const OUTBOX_MESSAGES: usize = 8_192;
-/// Messages held back until rows and disk agree.
-const MAX_HELD: usize = 65_536;
+/// With more waiting than this, state (demand, status, progress, quota) stays where it is kept, and
+/// the newest is told later.
+const STATE_MESSAGES: usize = 1_024;
+/// With more waiting than this, entries whose chunks became durable are remembered instead of what
+/// became durable of them.
+const MAX_BACKLOG: usize = 32_768;
+/// Events that nothing else remembers have room beyond it. More of them: the session is ended.
+const MAX_EVENTS: usize = 2 * MAX_BACKLOG;
+/// Entries remembered as known to the coordinator; the others are said again.
+const MAX_TOLD: usize = 65_536;
 /// How long a cold key waits for the coordinator, which may itself wait for another edge's probe.
 const RESOLVE_HEALTHY: Duration = Duration::from_secs(1);
 /// The same if nothing was heard of it lately.
@@ -62,13 +68,41 @@ enum Phase {
     Ready,
 }
 
+/// An entry whose durable chunks are to be read from the store and said.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Untold {
+    pub entry: EntryId,
+    pub sequence: u64,
+    /// The coordinator knows the entry.
+    pub is_known: bool,
+    pub origin_bytes: u64,
+}
+
+/// What goes next.
+#[derive(Debug, PartialEq)]
+pub enum Next {
+    Message(Box<Message>),
+    Untold(Untold),
+    /// The context is woken when there is something.
+    Nothing,
+    /// Another session has begun, or none is left.
+    Ended,
+}
+
 struct State {
     phase: Phase,
-    sender: Option<mpsc::Sender<v1::SessionRequest>>,
+    /// Counts sessions.
+    session: u64,
     client: Option<Service>,
     epoch: u64,
     sequence: u64,
-    held: Vec<Message>,
+    /// In the order of effect.
+    backlog: VecDeque<Message>,
+    /// Of these more became durable than the backlog could hold.
+    untold: HashSet<EntryId>,
+    untold_origin_bytes: u64,
+    /// Of the stream that takes from the backlog.
+    waker: Option<Waker>,
     /// Entries the coordinator was told of in this session.
     told: HashSet<EntryId>,
     removals: BTreeMap<u64, Removal>,
@@ -78,11 +112,35 @@ struct State {
     reason: String,
 }
 
+impl State {
+    fn forget_session(&mut self) {
+        self.phase = Phase::Disconnected;
+        self.client = None;
+        self.backlog = VecDeque::new();
+        self.untold = HashSet::new();
+        self.untold_origin_bytes = 0;
+        self.removals.clear();
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// True: the coordinator was not told of the entry, as far as is remembered.
+    fn tell_of(&mut self, entry: EntryId) -> bool {
+        if self.told.len() >= MAX_TOLD {
+            self.told.clear();
+        }
+        self.told.insert(entry)
+    }
+}
+
 /// One for the process; outlives its sessions.
 pub struct Link {
     edge: String,
     state: Mutex<State>,
     broken: Notify,
+    /// There is room for state again.
+    room: Notify,
     draining: AtomicBool,
 }
 
@@ -91,11 +149,14 @@ impl Link {
     pub fn new(edge: String) -> Arc<Self> {
         let state = State {
             phase: Phase::Disconnected,
-            sender: None,
+            session: 0,
             client: None,
             epoch: 0,
             sequence: 0,
-            held: Vec::new(),
+            backlog: VecDeque::new(),
+            untold: HashSet::new(),
+            untold_origin_bytes: 0,
+            waker: None,
             told: HashSet::new(),
             removals: BTreeMap::new(),
             heard: Instant::now(),
@@ -106,21 +167,22 @@ impl Link {
             edge,
             state: Mutex::new(state),
             broken: Notify::new(),
+            room: Notify::new(),
             draining: AtomicBool::new(false),
         })
     }
 
-    /// A session begins; Hello is in the channel already.
-    pub fn begin(&self, sender: mpsc::Sender<v1::SessionRequest>, client: Service) {
+    /// A session begins; its number for [`next`](Self::next).
+    pub fn begin(&self, client: Service) -> u64 {
         let mut state = self.state.lock();
+        state.forget_session();
         state.phase = Phase::Greeting;
-        state.sender = Some(sender);
+        state.session += 1;
         state.client = Some(client);
-        state.held.clear();
         state.told.clear();
-        state.removals.clear();
         state.overflowed = false;
         state.heard = Instant::now();
+        state.session
     }
 
     pub fn welcomed(&self, epoch: u64) {
@@ -129,24 +191,55 @@ impl Link {
         state.epoch = epoch;
     }
 
-    /// Rows and disk agree: what was held back follows.
+    /// Rows and disk agree.
     pub fn ready(&self) {
-        let mut state = self.state.lock();
-        state.phase = Phase::Ready;
-        for message in std::mem::take(&mut state.held) {
-            self.put(&mut state, message);
-        }
+        self.state.lock().phase = Phase::Ready;
     }
 
     pub fn end(&self, reason: String) {
         let mut state = self.state.lock();
-        state.phase = Phase::Disconnected;
-        state.sender = None;
-        state.client = None;
-        state.held.clear();
-        state.removals.clear();
+        state.forget_session();
         state.reason = reason;
-        drop(state);
+    }
+
+    /// Takes what goes next over the connection.
+    pub fn next(&self, session: u64, context: &Context<'_>) -> Next {
+        let mut state = self.state.lock();
+        if state.phase == Phase::Disconnected || state.session != session {
+            return Next::Ended;
+        }
+        if let Some(message) = state.backlog.pop_front() {
+            if state.backlog.len() + 1 == STATE_MESSAGES {
+                self.room.notify_one();
+            }
+            return Next::Message(Box::new(message));
+        }
+        // A chunk whose row is about to go is on the disk still: it must not be said again.
+        if state.removals.is_empty()
+            && let Some(entry) = state.untold.iter().next().copied()
+        {
+            state.untold.remove(&entry);
+            state.sequence += 1;
+            return Next::Untold(Untold {
+                entry,
+                sequence: state.sequence,
+                is_known: !state.tell_of(entry),
+                origin_bytes: std::mem::take(&mut state.untold_origin_bytes),
+            });
+        }
+        state.waker = Some(context.waker().clone());
+        Next::Nothing
+    }
+
+    /// Is there room for state?
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.state.lock().backlog.len() < STATE_MESSAGES
+    }
+
+    /// Returns when there may be room for state again. Cancel safe.
+    pub async fn room(&self) {
+        self.room.notified().await;
     }
 
     pub fn heard(&self) {
@@ -198,7 +291,7 @@ impl Link {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// Returns when the outbox has overflowed, and says so. Cancel safe.
+    /// Returns when more events wait than are kept, and says so. Cancel safe.
     pub async fn broken(&self) -> &'static str {
         loop {
             let notified = self.broken.notified();
@@ -221,37 +314,20 @@ impl Link {
     }
 
     fn put(&self, state: &mut State, message: Message) {
-        let Some(sender) = &state.sender else { return };
-        if sender
-            .try_send(v1::SessionRequest {
-                message: Some(message),
-            })
-            .is_err()
-        {
+        if state.backlog.len() >= MAX_EVENTS {
             state.overflowed = true;
-            self.broken.notify_waiters();
             self.broken.notify_one();
+            return;
         }
-    }
-
-    /// Only once rows and disk agree; held back until then.
-    fn put_when_ready(&self, state: &mut State, message: Message) {
-        match state.phase {
-            Phase::Disconnected => {}
-            Phase::Ready => self.put(state, message),
-            Phase::Greeting | Phase::Welcomed if state.held.len() < MAX_HELD => {
-                state.held.push(message)
-            }
-            Phase::Greeting | Phase::Welcomed => {
-                state.overflowed = true;
-                self.broken.notify_one();
-            }
+        state.backlog.push_back(message);
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
         }
     }
 
     /// The coordinator knows the entry in this session.
     pub fn set_told(&self, entry: EntryId) {
-        self.state.lock().told.insert(entry);
+        self.state.lock().tell_of(entry);
     }
 
     /// Chunks are durable. `observed`: to be said first if the coordinator may not know the entry.
@@ -266,13 +342,18 @@ impl Link {
         if state.phase == Phase::Disconnected {
             return;
         }
-        if state.told.insert(entry) {
-            self.put_when_ready(&mut state, Message::EntryObserved(observed()));
+        if state.backlog.len() >= MAX_BACKLOG {
+            state.untold.insert(entry);
+            state.untold_origin_bytes += origin_bytes;
+            return;
+        }
+        if state.tell_of(entry) {
+            self.put(&mut state, Message::EntryObserved(observed()));
         }
         state.sequence += 1;
         let sequence = state.sequence;
         let entry_id = entry.to_string();
-        self.put_when_ready(
+        self.put(
             &mut state,
             Message::ChunksStored(v1::ChunksStored {
                 sequence,
@@ -284,8 +365,8 @@ impl Link {
     }
 
     /// Asks for rows to be deleted; [`committed`](Self::committed) returns the removal when they
-    /// are. `false`: no session. Bytes that are lost already are told as soon as rows and disk
-    /// agree, since the inventory may have had them still.
+    /// are. `false`: not now: no session, or rows and disk do not agree yet. Bytes that are lost
+    /// already are told at once, behind an inventory that may have had them still.
     pub fn removed(
         &self,
         removal: Removal,
@@ -294,7 +375,16 @@ impl Link {
     ) -> bool {
         let mut state = self.state.lock();
         let is_late = matches!(removal, Removal::Nothing(_));
-        if state.phase == Phase::Disconnected || state.phase != Phase::Ready && !is_late {
+        if let Removal::Entry(entry) = &removal {
+            state.untold.remove(entry);
+        }
+        // Before rows and disk agree, pages leave out entries that are about to go; they would say
+        // chunks again.
+        let may_ask = match removal {
+            Removal::Nothing(_) | Removal::Entry(_) => true,
+            Removal::Chunks(..) => state.phase == Phase::Ready && state.untold.is_empty(),
+        };
+        if state.phase == Phase::Disconnected || !may_ask {
             return false;
         }
         state.sequence += 1;
@@ -311,7 +401,7 @@ impl Link {
             indexes,
             reason: reason.into(),
         };
-        self.put_when_ready(&mut state, Message::ChunksRemoved(message));
+        self.put(&mut state, Message::ChunksRemoved(message));
         true
     }
 
@@ -320,9 +410,21 @@ impl Link {
     pub fn committed(&self, sequence: u64) -> Vec<Removal> {
         let mut state = self.state.lock();
         let under_way = state.removals.split_off(&sequence.saturating_add(1));
+        if let Some(waker) = state.waker.take() {
+            // What waited for them.
+            waker.wake();
+        }
         std::mem::replace(&mut state.removals, under_way)
             .into_values()
             .collect()
+    }
+
+    /// The whole entry goes once its rows are gone.
+    #[must_use]
+    pub fn is_removing(&self, entry: EntryId) -> bool {
+        let state = self.state.lock();
+        let is_of_entry = |removal: &Removal| *removal == Removal::Entry(entry);
+        state.removals.values().any(is_of_entry)
     }
 
     #[must_use]
@@ -349,7 +451,7 @@ impl Announce for Link {
         if let Ok(id) = entry.id.parse::<EntryId>() {
             let mut state = self.state.lock();
             if state.phase >= Phase::Welcomed {
-                state.told.insert(id);
+                state.tell_of(id);
                 let message = v1::EntryObserved {
                     entry: Some(entry.clone()),
                     freshness: Some(freshness::stamp(freshness.clone(), now_ms())),
@@ -360,6 +462,10 @@ impl Announce for Link {
     }
 
     fn negative(&self, key: &v1::Key, http_status: u16, until_ms: i64) {
+        // It spares another edge a question.
+        if !self.has_room() {
+            return;
+        }
         let http_status = u32::from(http_status);
         self.send(Message::KeyNegative(v1::KeyNegative {
             key: Some(key.clone()),

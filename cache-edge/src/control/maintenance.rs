@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chunkcache_proto::v1;
+use chunkcache_proto::{EntryId, v1};
 use tokio_util::sync::CancellationToken;
 
 use super::link::{Link, Removal};
@@ -20,6 +20,10 @@ use http_rules::freshness;
 
 const PRESSURE_INTERVAL: Duration = Duration::from_millis(250);
 const SWEEP_EVERY: u32 = 20;
+/// A key nobody asked for goes within twice this.
+const KEYS_UNUSED_FOR: Duration = Duration::from_secs(12 * 3_600);
+/// Keys forgotten in one sweep.
+const KEYS: usize = 2_000;
 /// Removals whose rows are being deleted: at four rounds a second, ten thousand small entries.
 const MAX_REMOVALS: usize = 4_096;
 
@@ -42,6 +46,7 @@ impl Maintenance {
         let mut tick = tokio::time::interval(PRESSURE_INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut ticks = 0u32;
+        let mut look_at_keys = Instant::now() + KEYS_UNUSED_FOR;
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -49,7 +54,11 @@ impl Maintenance {
                 Some(lost) = corrupt.recv() => self.lost(lost),
                 _ = tick.tick() => {
                     ticks = ticks.wrapping_add(1);
-                    self.relieve(ticks.is_multiple_of(SWEEP_EVERY)).await;
+                    let sweep = ticks.is_multiple_of(SWEEP_EVERY);
+                    if sweep && Instant::now() >= look_at_keys && self.bindings.forget_unused(KEYS) {
+                        look_at_keys = Instant::now() + KEYS_UNUSED_FOR;
+                    }
+                    self.relieve(sweep).await;
                 }
                 else => return,
             }
@@ -141,8 +150,12 @@ pub fn binding_of(bindings: &Bindings, entry: &v1::Entry) -> Option<Arc<Bound>> 
 
 /// All of an entry that is on this disk, as the coordinator compares it with its rows.
 #[must_use]
-pub fn inventory_entry(store: &Store, bindings: &Bindings, id: &str) -> Option<v1::InventoryEntry> {
-    let file = store.entry(&id.parse().ok()?)?;
+pub fn inventory_entry(
+    store: &Store,
+    bindings: &Bindings,
+    id: &EntryId,
+) -> Option<v1::InventoryEntry> {
+    let file = store.entry(id)?;
     let chunks = file
         .present_chunks()
         .into_iter()
@@ -154,5 +167,6 @@ pub fn inventory_entry(store: &Store, bindings: &Bindings, id: &str) -> Option<v
         entry,
         freshness,
         chunks,
+        is_continued: false,
     })
 }

@@ -11,15 +11,14 @@ use std::{
 use anyhow::Context;
 use chunkcache_proto::{EntryId, Level, v1};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use v1::{session_request, session_response::Message};
 
 use super::{
     channel::{self, Coordinators, Credentials},
-    link::{Link, OUTBOX_MESSAGES, Removal, received},
-    maintenance::inventory_entry,
+    link::{Link, Removal, received},
     notes,
+    outgoing::{self, Outgoing, Page},
 };
 use crate::clock::now_ms;
 use crate::fetch::{Assignment, Downloads};
@@ -140,25 +139,22 @@ impl Session {
         let mut client = channel::connect(url, &self.credentials)
             .await
             .context("can not connect")?;
-        let (sender, receiver) = mpsc::channel(OUTBOX_MESSAGES);
         let hello = v1::Hello {
             bytes_allowed: self.store.bytes_allowed(),
             kept: self.downloads.kept(),
             ..self.hello.clone()
         };
         let kept = hello.kept.clone();
-        put(&sender, session_request::Message::Hello(hello)).await?;
-        self.link.begin(sender.clone(), client.clone());
-        // The digests go while the coordinator reads: there may be more of them than the outbox
-        // holds.
-        let digests = self.send_digests(&sender);
-        let opened = async {
-            client
-                .session(ReceiverStream::new(receiver))
-                .await
-                .map_err(Ended::from)
-        };
-        let (_, response) = tokio::try_join!(digests, opened)?;
+        let session = self.link.begin(client.clone());
+        let (pages, requested) = mpsc::unbounded_channel();
+        let outgoing = Outgoing::new(
+            self.link.clone(),
+            session,
+            (self.store.clone(), self.bindings.clone()),
+            hello,
+            requested,
+        );
+        let response = client.session(outgoing).await?;
         let mut incoming = response.into_inner();
         let mut timeout = DEFAULT_SESSION_TIMEOUT;
         let mut status = tokio::time::interval(STATUS_INTERVAL);
@@ -166,6 +162,7 @@ impl Session {
         let mut welcomed = false;
         loop {
             let silence = timeout.saturating_sub(self.link.silent_for());
+            let has_room = self.link.has_room();
             tokio::select! {
                 message = incoming.message() => {
                     let message = message?.context("the coordinator ended the session")?;
@@ -178,20 +175,25 @@ impl Session {
                     }
                     if let Some(message) = message.message {
                         let is_welcome = matches!(message, Message::Welcome(_));
-                        self.handle(message, &sender).await?;
+                        self.handle(message, &pages);
                         if is_welcome {
                             self.downloads.report_ended(&kept);
                         }
                     }
                 }
-                () = self.demand.due(DEMAND_GATHERING), if welcomed => self.send_demand(false),
-                _ = status.tick(), if welcomed => {
+                () = self.link.room(), if !has_room => {}
+                () = self.demand.due(DEMAND_GATHERING), if welcomed && has_room => {
+                    self.send_demand(false);
+                }
+                _ = status.tick(), if welcomed && has_room => {
                     self.link.send(session_request::Message::Status(self.status()));
                     self.downloads.report_progress();
                     self.demand.sweep();
                     self.report_quotas(true);
                 }
-                () = self.catalogue.quotas_changed(), if welcomed => self.report_quotas(false),
+                () = self.catalogue.quotas_changed(), if welcomed && has_room => {
+                    self.report_quotas(false);
+                }
                 why = self.link.broken() => return Err(anyhow::anyhow!(why).into()),
                 () = tokio::time::sleep(silence) => {
                     return Err(anyhow::anyhow!("nothing heard for {timeout:?}").into());
@@ -200,31 +202,7 @@ impl Session {
         }
     }
 
-    async fn send_digests(&self, sender: &mpsc::Sender<v1::SessionRequest>) -> Result<(), Ended> {
-        for file in self.store.entries() {
-            let digest = self.store.digest(&file.id());
-            if digest.chunk_count > 0 {
-                self.link.set_told(file.id());
-                let message = v1::InventoryDigest {
-                    entry_id: file.id().to_string(),
-                    chunk_count: digest.chunk_count,
-                    checksum_xor: digest.checksum_xor,
-                };
-                put(sender, session_request::Message::InventoryDigest(message)).await?;
-            }
-        }
-        put(
-            sender,
-            session_request::Message::InventoryComplete(v1::InventoryComplete {}),
-        )
-        .await
-    }
-
-    async fn handle(
-        &self,
-        message: Message,
-        sender: &mpsc::Sender<v1::SessionRequest>,
-    ) -> Result<(), Ended> {
+    fn handle(&self, message: Message, pages: &mpsc::UnboundedSender<Page>) {
         match message {
             Message::Welcome(welcome) => {
                 self.note_clock(welcome.now_ms);
@@ -236,16 +214,13 @@ impl Session {
                 self.send_demand(true);
             }
             Message::InventoryRequest(request) => {
-                for id in request.entry_ids {
-                    if let Some(entry) = inventory_entry(&self.store, &self.bindings, &id) {
-                        put(sender, session_request::Message::InventoryEntry(entry)).await?;
-                    }
-                }
-                put(
-                    sender,
-                    session_request::Message::InventoryComplete(v1::InventoryComplete {}),
-                )
-                .await?;
+                // The coordinator asks for one page at a time. No receiver: the session has ended.
+                let _ = pages.send(outgoing::requested(
+                    &self.link,
+                    &self.store,
+                    &self.bindings,
+                    request.entry_ids,
+                ));
             }
             Message::InventoryVerdict(verdict) => {
                 if let Ok(id) = verdict.entry_id.parse::<EntryId>()
@@ -311,7 +286,6 @@ impl Session {
                 ids.iter().for_each(|id| self.store.remove_entry(id));
             }
         }
-        Ok(())
     }
 
     /// Nothing here depends on the two clocks being one; what else runs on this machine may.
@@ -530,16 +504,4 @@ impl Session {
     pub fn chunk_size(&self) -> u32 {
         self.chunk_size.load(Ordering::Relaxed)
     }
-}
-
-async fn put(
-    sender: &mpsc::Sender<v1::SessionRequest>,
-    message: session_request::Message,
-) -> Result<(), Ended> {
-    sender
-        .send(v1::SessionRequest {
-            message: Some(message),
-        })
-        .await
-        .map_err(|_| Ended::Other(anyhow::anyhow!("the session broke")))
 }

@@ -7,7 +7,7 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -43,6 +43,8 @@ pub struct Bound {
     pub freshness: v1::Freshness,
     /// The freshness's fields, as they are sent.
     pub fields: Arc<HeaderMap>,
+    /// Somebody asked for the key since it was last looked at.
+    used: Arc<AtomicBool>,
 }
 
 impl Bound {
@@ -53,6 +55,7 @@ impl Bound {
             entry,
             fields: Arc::new(fields::to_headers(&freshness.fields)),
             freshness,
+            used: Arc::new(AtomicBool::new(true)),
         }
     }
 }
@@ -208,7 +211,38 @@ impl Bindings {
 
     #[must_use]
     pub fn get(&self, key: &v1::Key) -> Option<Arc<Bound>> {
-        self.bound.read().by_id.get(&key_id(key)).cloned()
+        let bound = self.bound.read().by_id.get(&key_id(key)).cloned()?;
+        // Written once in a while: many read it at the same time.
+        if !bound.used.load(Ordering::Relaxed) {
+            bound.used.store(true, Ordering::Relaxed);
+        }
+        Some(bound)
+    }
+
+    /// Forgets the keys nobody asked for since the last look, at most so many; false: more of them
+    /// are left, and the next call goes on with the same look.
+    pub fn forget_unused(&self, most: usize) -> bool {
+        let unused: Vec<String> = {
+            let bound = self.bound.read();
+            let is_unused = |bound: &Bound| !bound.used.load(Ordering::Relaxed);
+            let unused = bound.by_id.iter().filter(|(_, bound)| is_unused(bound));
+            unused.map(|(id, _)| id.clone()).take(most).collect()
+        };
+        for id in &unused {
+            if self.bound.write().remove(id) {
+                self.store.put_note(&note_key(id), None);
+            }
+        }
+        if !unused.is_empty() {
+            self.changed();
+        }
+        if unused.len() == most {
+            return false;
+        }
+        for bound in self.bound.read().by_id.values() {
+            bound.used.store(false, Ordering::Relaxed);
+        }
+        true
     }
 
     /// What the origin varies on for this key, as far as known.
@@ -375,3 +409,8 @@ impl Bindings {
 fn note_key(id: &str) -> Vec<u8> {
     [NOTE_PREFIX, id.as_bytes()].concat()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+#[path = "bindings_tests.rs"]
+mod tests;

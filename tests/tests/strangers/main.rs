@@ -3,4 +3,5 @@
 #![allow(clippy::unwrap_used)]
 
 mod claims;
+mod inventories;
 mod wrong_bytes;

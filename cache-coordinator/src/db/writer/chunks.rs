@@ -1,7 +1,7 @@
 //! Reports of chunks: those of many edges and entries become two statements, each row fenced by its
 //! edge's epoch.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Geometry};
 use deadpool_postgres::GenericClient;
@@ -104,7 +104,7 @@ impl<C: GenericClient> Batch<'_, C> {
                 Ok(chunks) => {
                     names.entry(report.edge).or_insert_with(|| row.get("edge"));
                     let (rows, outcome) = match report.content {
-                        Content::Stored(_) => (&mut stored, Outcome::StoreChunks(())),
+                        Content::Stored(_) => (&mut stored, Outcome::StoreChunks(false)),
                         Content::Removed(_) => (&mut removed, Outcome::RemoveChunks(())),
                     };
                     rows.extend(chunks.into_iter().map(|(range, checksum)| {
@@ -133,6 +133,16 @@ impl<C: GenericClient> Batch<'_, C> {
                 )
                 .await?;
             self.log_rows(&stored, &names, true);
+            let conflicting = self
+                .conflicts(&columns.entries, &columns.starts, &columns.checksums)
+                .await?;
+            for report in reports.iter().filter(|it| conflicting.contains(&it.entry)) {
+                if let Some(Ok(Outcome::StoreChunks(is_conflicting))) =
+                    &mut self.judged[report.number]
+                {
+                    *is_conflicting = true;
+                }
+            }
             let entries: BTreeSet<EntryId> = stored.keys().map(|(entry, ..)| *entry).collect();
             self.mark_chunkless(entries, []).await?;
         }
@@ -154,6 +164,23 @@ impl<C: GenericClient> Batch<'_, C> {
                 .await?;
         }
         Ok(())
+    }
+
+    /// Entries of which another edge holds other bytes than these rows say.
+    pub(super) async fn conflicts(
+        &self,
+        entries: &[EntryId],
+        starts: &[i64],
+        checksums: &[i64],
+    ) -> Result<HashSet<EntryId>, DatabaseError> {
+        let rows = self
+            .executor
+            .query(
+                statements::CHUNK_CONFLICTS,
+                &[&entries, &starts, &checksums],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| row.get("entry_id")).collect())
     }
 
     async fn flush_touches(

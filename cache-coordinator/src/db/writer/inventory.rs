@@ -68,8 +68,9 @@ impl<C: GenericClient> Batch<'_, C> {
             .map(|item| item.id)
             .filter(|id| geometry.contains_key(id))
             .collect();
-        let (gone, come) = self.write_rows(page, &ids, &kept).await?;
+        let (gone, come, conflicting) = self.write_rows(page, &ids, &kept).await?;
         for (item, answer) in page.entries.iter().zip(&mut answers) {
+            answer.is_conflicting = conflicting.contains(&item.id);
             answer.rows_deleted = gone.get(&item.id).map_or(0, |rows| rows.len() as u64);
             answer.rows_written = come.get(&item.id).map_or(0, |rows| rows.len() as u64);
         }
@@ -154,13 +155,14 @@ impl<C: GenericClient> Batch<'_, C> {
             .collect())
     }
 
-    /// What was deleted and what was written, by entry.
+    /// What was deleted and what was written, by entry, and the entries of which another edge holds
+    /// other bytes.
     async fn write_rows(
         &self,
         page: &ReconcileEntries,
         entries: &[EntryId],
         kept: &NewRows,
-    ) -> Result<(ByEntry, ByEntry), DatabaseError> {
+    ) -> Result<(ByEntry, ByEntry, HashSet<EntryId>), DatabaseError> {
         let ids: Vec<EntryId> = kept.keys().map(|(entry, _)| *entry).collect();
         let starts: Vec<i64> = kept.keys().map(|(_, start)| signed(*start)).collect();
         let ends: Vec<i64> = kept.values().map(|(range, _)| signed(range.end)).collect();
@@ -179,7 +181,8 @@ impl<C: GenericClient> Batch<'_, C> {
                 &[&page.edge, &ids, &starts, &ends, &checksums],
             )
             .await?;
-        Ok((by_entry(&gone), by_entry(&come)))
+        let conflicting = self.conflicts(&ids, &starts, &checksums).await?;
+        Ok((by_entry(&gone), by_entry(&come), conflicting))
     }
 }
 

@@ -55,8 +55,8 @@ macro_rules! operations {
 
 operations! {
     /// Chunks the edge has made durable. `Fenced` if the epoch is not its present one, `NotFound`
-    /// if the entry is not registered.
-    StoreChunks { edge: EdgeId, epoch: u64, entry: EntryId, chunks: Vec<ChunkSum> } -> ();
+    /// if the entry is not registered. True: another edge holds other bytes of one of them.
+    StoreChunks { edge: EdgeId, epoch: u64, entry: EntryId, chunks: Vec<ChunkSum> } -> bool;
     /// Chunks the edge wants to drop; it may once this is committed.
     RemoveChunks { edge: EdgeId, epoch: u64, entry: EntryId, indexes: Vec<ChunkIndex> } -> ();
     /// Use [`super::Writer::reconcile`]. After it the rows of these entries on the edge are exactly
@@ -144,6 +144,8 @@ pub struct Reconciled {
     pub observed: Option<Observed>,
     /// The entry can not be recorded.
     pub refused: Option<DatabaseError>,
+    /// Another edge holds other bytes of one of its chunks.
+    pub is_conflicting: bool,
 }
 
 /// What an invalidation took away.

@@ -108,3 +108,18 @@ fn an_entry_to_be_filled_is_kept_open_as_long_as_its_edge_is_there() {
     );
     fixture.closes_without_its_edge();
 }
+
+#[test]
+fn an_entry_that_was_just_made_is_open_without_being_read() {
+    let mut fixture = Fixture::new();
+    // Somebody spoke of it before its row was there; the answer comes late.
+    assert_eq!(fixture.demand(1), [Action::Load(ENTRY)]);
+    let actions = fixture.apply(Command::EntryCreated(Box::new(film())));
+    assert!(!assigned(&actions).is_empty(), "what waited is planned for");
+    let late = Command::EntryLoaded {
+        id: ENTRY,
+        loaded: None,
+    };
+    assert_eq!(fixture.apply(late), []);
+    assert_eq!(fixture.plan.entry_count(), 1);
+}
