@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use chunkcache_tests::http::{Call, Connection};
 use chunkcache_tests::{Cluster, Object, eventually};
 
-const OBJECTS: u64 = 5_000;
+const OBJECTS: u64 = 1_500;
 const CLIENTS: u64 = 8;
 
 /// Each client takes its part over one connection.
