@@ -58,6 +58,15 @@ async fn hot_statements_use_the_primary_key() {
             vec![id, "655360", "1310720", "65536"],
             "cache_chunks_pkey",
         ),
+        (
+            statements::CHUNK_CONFLICTS,
+            vec![
+                "ARRAY['00000000-0000-0000-0000-000000000007'::uuid]",
+                "ARRAY[655360::bigint]",
+                "ARRAY[1::bigint]",
+            ],
+            "cache_chunks_pkey",
+        ),
         (statements::BINDING_GET, vec![id], "cache_keys_pkey"),
         (
             statements::BINDING_OF_PATH,

@@ -14,5 +14,10 @@ WITH RECURSIVE reported AS (
 SELECT DISTINCT r.entry_id
 FROM reported r
 JOIN holders h ON h.entry_id = r.entry_id
-JOIN cache_chunks c ON c.entry_id = r.entry_id AND c.edge_id = h.edge_id AND c.start_byte = r.start_byte
-WHERE c.checksum <> r.checksum
+-- A look-up each, whatever the planner takes the table's size for.
+CROSS JOIN LATERAL (
+    SELECT c.checksum FROM cache_chunks c
+    WHERE c.entry_id = r.entry_id AND c.edge_id = h.edge_id AND c.start_byte = r.start_byte
+    OFFSET 0
+) held
+WHERE held.checksum <> r.checksum
