@@ -34,6 +34,7 @@ impl<C: GenericClient> Batch<'_, C> {
     ) -> Result<Vec<Reconciled>, DatabaseError> {
         let Known { edge, mut geometry } = self.known(page).await?;
         let mut answers: Vec<Reconciled> = vec![Reconciled::default(); page.entries.len()];
+        let known: HashSet<EntryId> = geometry.keys().copied().collect();
         let adopted = self.adopt(page, &geometry).await?;
         let mut kept = NewRows::new();
         for (item, answer) in page.entries.iter().zip(&mut answers) {
@@ -68,7 +69,8 @@ impl<C: GenericClient> Batch<'_, C> {
             .map(|item| item.id)
             .filter(|id| geometry.contains_key(id))
             .collect();
-        let (gone, come, conflicting) = self.write_rows(page, &ids, &kept).await?;
+        let (gone, come) = self.write_rows(page, &ids, &kept).await?;
+        let conflicting = self.conflicts_of_known(&known, &kept).await?;
         for (item, answer) in page.entries.iter().zip(&mut answers) {
             answer.is_conflicting = conflicting.contains(&item.id);
             answer.rows_deleted = gone.get(&item.id).map_or(0, |rows| rows.len() as u64);
@@ -155,14 +157,13 @@ impl<C: GenericClient> Batch<'_, C> {
             .collect())
     }
 
-    /// What was deleted and what was written, by entry, and the entries of which another edge holds
-    /// other bytes.
+    /// What was deleted and what was written, by entry.
     async fn write_rows(
         &self,
         page: &ReconcileEntries,
         entries: &[EntryId],
         kept: &NewRows,
-    ) -> Result<(ByEntry, ByEntry, HashSet<EntryId>), DatabaseError> {
+    ) -> Result<(ByEntry, ByEntry), DatabaseError> {
         let ids: Vec<EntryId> = kept.keys().map(|(entry, _)| *entry).collect();
         let starts: Vec<i64> = kept.keys().map(|(_, start)| signed(*start)).collect();
         let ends: Vec<i64> = kept.values().map(|(range, _)| signed(range.end)).collect();
@@ -181,8 +182,23 @@ impl<C: GenericClient> Batch<'_, C> {
                 &[&page.edge, &ids, &starts, &ends, &checksums],
             )
             .await?;
-        let conflicting = self.conflicts(&ids, &starts, &checksums).await?;
-        Ok((by_entry(&gone), by_entry(&come), conflicting))
+        Ok((by_entry(&gone), by_entry(&come)))
+    }
+
+    /// Nobody else holds anything of an entry that was made just now.
+    async fn conflicts_of_known(
+        &self,
+        known: &HashSet<EntryId>,
+        kept: &NewRows,
+    ) -> Result<HashSet<EntryId>, DatabaseError> {
+        let rows = || kept.iter().filter(|((entry, _), _)| known.contains(entry));
+        let entries: Vec<EntryId> = rows().map(|((entry, _), _)| *entry).collect();
+        if entries.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let starts: Vec<i64> = rows().map(|((_, start), _)| signed(*start)).collect();
+        let checksums: Vec<i64> = rows().map(|(_, (_, sum))| sum.cast_signed()).collect();
+        self.conflicts(&entries, &starts, &checksums).await
     }
 }
 
