@@ -113,10 +113,9 @@ impl Stream for Outgoing {
                 this.since_page = 0;
             }
             let next = this.link.next(this.session, context);
-            if this.since_page >= BACKLOG_SHARE || !matches!(next, Next::Message(_)) {
-                if let Poll::Ready(Some(page)) = this.pages.poll_recv(context) {
-                    this.page = Some(page);
-                }
+            let is_turn = this.since_page >= BACKLOG_SHARE || !matches!(next, Next::Message(_));
+            if is_turn && let Poll::Ready(Some(page)) = this.pages.poll_recv(context) {
+                this.page = Some(page);
             }
             this.since_page += 1;
             match next {
