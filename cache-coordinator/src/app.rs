@@ -148,6 +148,7 @@ impl App {
             step_down: keeper.step_down_handle(),
             sources: ArcSwap::default(),
             publishing: tokio::sync::Mutex::default(),
+            purging: tokio::sync::Mutex::default(),
             resolver: Resolver::default(),
             probes: Probes::default(),
             watched: forget::Watched::default(),

@@ -358,6 +358,7 @@ async fn an_inventory_of_many_entries() {
     };
     let put = v1::PutSourceRequest {
         source: Some(source),
+        ..v1::PutSourceRequest::default()
     };
     process.cache().await.put_source(put).await.unwrap();
     let seen = inventory::reconcile(process.edge().await, count, pace).await;
@@ -402,6 +403,7 @@ async fn many_sessions() {
         ..Default::default()
     };
     let put = v1::PutSourceRequest {
+        validate_only: false,
         source: Some(source),
     };
     process.cache().await.put_source(put).await.unwrap();

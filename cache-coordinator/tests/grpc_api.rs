@@ -333,6 +333,7 @@ async fn invalid_arguments_name_their_field() {
             .clone()
     };
     let put = v1::PutSourceRequest {
+        validate_only: false,
         source: Some(v1::Source {
             name: "films".into(),
             base_url: "ftp://x".into(),
@@ -373,6 +374,7 @@ async fn a_source_is_known_to_every_edge_before_the_answer_or_the_edge_is_named(
     let _slow = FakeEdge::join(&coordinator, "edge-02").await;
     let mut client = coordinator.cache().await;
     let put = v1::PutSourceRequest {
+        validate_only: false,
         source: Some(v1::Source {
             name: "films".into(),
             base_url: BASE.into(),
@@ -486,6 +488,7 @@ async fn invalidating_is_confirmed_by_the_edges() {
     assert_eq!(told.keys, [film.key.clone().unwrap()]);
     let ack = v1::InvalidateAck {
         sequence: told.sequence,
+        objects: 0,
     };
     edge.say(Ask::InvalidateAck(ack)).await;
     let answer = tokio::time::timeout(WAIT, invalidating)

@@ -205,6 +205,7 @@ impl Edge {
                 background_fill: options.background_fill,
                 bytes_allowed: self.store.bytes_allowed(),
                 kept: Vec::new(),
+                last_purge: 0,
             },
             credentials: Credentials {
                 ca: options.coordinator_ca.clone(),

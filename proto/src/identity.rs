@@ -13,6 +13,18 @@ use crate::v1;
 /// An entry's id: a version 8 UUID (RFC 9562) made by [`EntryIdentity::id`].
 pub type EntryId = Uuid;
 
+/// Many ids in one field, 16 bytes each.
+#[must_use]
+pub fn pack(ids: &[EntryId]) -> Vec<u8> {
+    ids.iter().flat_map(|id| *id.as_bytes()).collect()
+}
+
+/// The ids that were packed; what is left over at the end is none.
+pub fn unpack(packed: &[u8]) -> impl Iterator<Item = EntryId> + '_ {
+    let (ids, _) = packed.as_chunks::<16>();
+    ids.iter().map(|id| EntryId::from_bytes(*id))
+}
+
 /// All that identifies an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryIdentity<'a> {

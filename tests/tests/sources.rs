@@ -110,6 +110,7 @@ async fn sources_added_at_once_are_all_known() {
             let mut client = client.clone();
             adding.spawn(async move {
                 let request = PutSourceRequest {
+                    validate_only: false,
                     source: Some(source),
                 };
                 client.put_source(request).await.unwrap();

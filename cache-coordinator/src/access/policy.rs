@@ -83,7 +83,7 @@ impl Need {
             | "GetAvailability" | "ListJobs" | "WatchJob" | "WatchEntry" | "WatchCluster"
             | "ListEdges" | "GetStatus" | "ExplainChunk" => Self::See,
             "OpenEntry" | "RequestRange" | "WaitForRange" | "Precache" | "CancelJob"
-            | "PinEntry" | "InvalidateEntry" => Self::Use,
+            | "PinEntry" | "InvalidateEntry" | "PurgeEntries" => Self::Use,
             _ => Self::Operate,
         }
     }

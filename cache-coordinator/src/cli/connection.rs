@@ -39,6 +39,14 @@ impl Client {
         }
     }
 
+    /// Another one to the same coordinator, for calls at the same time.
+    pub(super) fn another(&self) -> Self {
+        Client {
+            globals: self.globals.clone(),
+            connected: self.connected.clone(),
+        }
+    }
+
     /// One call under the time-out, at the leader if the method wants it. Only a refusal that says
     /// "not I" is tried elsewhere: a call that may have been carried out is never repeated.
     pub(super) async fn call<Q, R>(

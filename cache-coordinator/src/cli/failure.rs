@@ -24,6 +24,14 @@ impl CliError {
         }
     }
 
+    /// In words.
+    pub(super) fn text(&self) -> &str {
+        match self {
+            CliError::Usage(message) | CliError::Refused(message) => message,
+            CliError::OutputClosed => "standard output was closed",
+        }
+    }
+
     /// Says it on standard error.
     pub(super) fn report(&self) -> ExitCode {
         match self {

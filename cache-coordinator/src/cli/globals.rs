@@ -19,6 +19,7 @@ const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7400";
 pub(super) enum Output {
     Table,
     Json,
+    Yaml,
 }
 
 #[derive(Clone, Debug)]
@@ -56,7 +57,8 @@ pub(super) fn add_to(command: Command) -> Command {
             "FORMAT",
             "How results are printed [default: table]".to_owned(),
         )
-        .value_parser(["table", "json"]),
+        .value_parser(["table", "json", "yaml"])
+        .short('o'),
         option(
             "timeout",
             "DURATION",
@@ -127,10 +129,14 @@ impl Globals {
             None => None,
             Some(path) => Some(read_token(&path)?),
         };
-        let is_json = text("output").as_deref() == Some("json");
+        let output = match text("output").as_deref() {
+            Some("json") => Output::Json,
+            Some("yaml") => Output::Yaml,
+            _ => Output::Table,
+        };
         Ok(Globals {
             endpoints,
-            output: if is_json { Output::Json } else { Output::Table },
+            output,
             timeout: matches
                 .get_one("timeout")
                 .copied()

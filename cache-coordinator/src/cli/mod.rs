@@ -5,7 +5,10 @@
 //! scheduler or anything else of this crate. One file a noun; `view` is the JSON people script
 //! against. Results go to standard output, everything else to standard error.
 
+mod apply;
+mod batch;
 mod connection;
+mod documents;
 mod drain;
 mod edge;
 mod entry;
@@ -16,6 +19,7 @@ mod names;
 mod output;
 mod precache;
 mod progress;
+mod purge;
 pub mod shared_names;
 mod source;
 mod source_options;
@@ -47,12 +51,14 @@ pub fn command() -> Command {
             source::command(),
             entry::command(),
             precache::command(),
+            purge::command(),
             edge::command(),
             watch::command(),
             status::command(),
             status::explain_command(),
             lead::command(),
         ])
+        .subcommands(apply::commands())
         .subcommands(shell::commands());
     globals::add_to(command)
 }
@@ -97,6 +103,10 @@ async fn execute(
         "source" => source::run(arguments, client, &mut printer).await,
         "entry" => entry::run(arguments, client, &mut printer).await,
         "precache" => precache::run(arguments, client, &mut printer).await,
+        "apply" | "diff" | "export" | "schema" => {
+            apply::run(noun, arguments, client, &mut printer).await
+        }
+        "purge" => purge::run(arguments, client, &mut printer).await,
         "edge" => edge::run(arguments, client, &mut printer).await,
         "watch" => watch::run(arguments, client, &mut printer).await,
         "status" => status::run(client, &mut printer).await,

@@ -1,4 +1,4 @@
-//! Results on standard output: a table for people, or JSON for programs.
+//! Results on standard output: a table for people, JSON or YAML for programs.
 
 use std::io::Write;
 
@@ -77,20 +77,40 @@ impl<'a> Printer<'a> {
     ) -> Result<(), CliError> {
         let text = match self.output {
             Output::Json => format!("{json:#}\n"),
+            Output::Yaml => yaml(json)?,
             Output::Table => table(),
         };
         self.write(&text)
     }
 
-    /// One JSON object on one line, at once.
+    /// One JSON object on one line, or a YAML document, at once.
     pub(super) fn line(&mut self, json: &Value) -> Result<(), CliError> {
-        self.write(&format!("{json}\n"))
+        let text = match self.output {
+            Output::Yaml => yaml_documents(std::slice::from_ref(json))?,
+            Output::Json | Output::Table => format!("{json}\n"),
+        };
+        self.write(&text)
     }
 
     fn write(&mut self, text: &str) -> Result<(), CliError> {
         self.out.write_all(text.as_bytes())?;
         Ok(self.out.flush()?)
     }
+}
+
+fn yaml(value: &Value) -> Result<String, CliError> {
+    serde_saphyr::to_string(value)
+        .map_err(|error| CliError::Refused(format!("output can not be written: {error}")))
+}
+
+/// Documents, each behind its line of dashes.
+pub(super) fn yaml_documents(values: &[Value]) -> Result<String, CliError> {
+    let mut text = String::new();
+    for value in values {
+        text.push_str("---\n");
+        text.push_str(&yaml(value)?);
+    }
+    Ok(text)
 }
 
 /// What an origin named can hold anything: control characters must not reach a terminal.

@@ -1,10 +1,12 @@
 //! `precache`: durable jobs that bring whole objects or ranges to edges.
 
+use std::path::PathBuf;
+
 use chunkcache_proto::v1::{
     ByteRange, CancelJobRequest, EntryName, Job, JobState, ListJobsRequest, OpenEntryRequest,
     PrecacheRequest, Priority, WatchJobRequest,
 };
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::Value;
 use service_kit::config::{human_bytes, human_duration};
 use tonic::Code;
@@ -16,17 +18,41 @@ use super::names::{WrittenRange, entry_name, parse_first, parse_range};
 use super::output::{Printer, Rows, or_dash};
 use super::progress::Progress;
 use super::watch::{MAX_ATTEMPTS, PAUSE};
-use super::{is_set, switch, text, unknown_verb, view};
+use super::{batch, is_set, switch, text, unknown_verb, view};
 
 pub(super) fn command() -> Command {
     Command::new("precache")
         .about("Bring an object, or ranges of it, to edges")
         .subcommand_negates_reqs(true)
         .after_help(super::entry::RANGES_HELP)
-        .args([
+        .arg(
             Arg::new("TARGET")
-                .required(true)
+                .required_unless_present("file")
                 .help("SOURCE/PATH, an entry's id, or a URL inside a source"),
+        )
+        .arg(
+            Arg::new("file")
+                .short('f')
+                .long("file")
+                .value_name("FILE")
+                .conflicts_with("TARGET")
+                .value_parser(value_parser!(PathBuf))
+                .help("A file of targets, one a line, or - for standard input; a job each"),
+        )
+        .args(arguments())
+        .subcommands([
+            Command::new("list")
+                .about("Jobs that run")
+                .arg(switch("all", "Also those that ended")),
+            Command::new("cancel")
+                .about("End a job; what it fetched stays")
+                .arg(Arg::new("ID").required(true).help("The job's id")),
+        ])
+}
+
+/// All options but what it is of.
+pub(super) fn arguments() -> Vec<Arg> {
+    vec![
             Arg::new("edge")
                 .long("edge")
                 .value_name("NAME")
@@ -43,7 +69,7 @@ pub(super) fn command() -> Command {
                 .long("first")
                 .value_name("BYTES")
                 .value_parser(parse_first)
-                .help("The first so many bytes: 60MiB"),
+                .help("Only the first N bytes, for example 60MiB"),
             Arg::new("priority")
                 .long("priority")
                 .value_name("LEVEL")
@@ -51,13 +77,46 @@ pub(super) fn command() -> Command {
                 .default_value("medium")
                 .help("Level the chunks are fetched at"),
             switch("follow", "Show progress until the job ends; exit status 1 if it fails"),
-        ])
-        .subcommands([
-            Command::new("list").about("Jobs that run").arg(switch("all", "Also those that ended")),
-            Command::new("cancel")
-                .about("End a job; what it fetched stays")
-                .arg(Arg::new("ID").required(true).help("The job's id")),
-        ])
+    ]
+}
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    pub target: String,
+    ranges: Vec<WrittenRange>,
+    edges: Vec<String>,
+    priority: Priority,
+}
+
+impl Wanted {
+    /// From the arguments of a command that has a target.
+    pub(super) fn read(matches: &ArgMatches) -> Result<Self, CliError> {
+        Self::of(text(matches, "TARGET")?, matches)
+    }
+
+    /// The same of another target.
+    pub(super) fn of(target: &str, matches: &ArgMatches) -> Result<Self, CliError> {
+        entry_name(target)?;
+        let ranges = ["range", "first"].iter().flat_map(|option| {
+            let given = matches.get_many::<WrittenRange>(option);
+            given.unwrap_or_default()
+        });
+        Ok(Wanted {
+            target: target.to_owned(),
+            ranges: ranges.copied().collect(),
+            edges: matches
+                .get_many("edge")
+                .unwrap_or_default()
+                .cloned()
+                .collect(),
+            priority: match text(matches, "priority")? {
+                "high" => Priority::High,
+                "low" => Priority::Low,
+                _ => Priority::Medium,
+            },
+        })
+    }
 }
 
 pub(super) async fn run(
@@ -67,9 +126,9 @@ pub(super) async fn run(
 ) -> Result<(), CliError> {
     match matches.subcommand() {
         None => start(matches, client, printer).await,
-        Some((verb, _)) if matches.contains_id("TARGET") => Err(CliError::Usage(format!(
-            "{verb} stands alone: precache {verb}"
-        ))),
+        Some((verb, _)) if (matches.contains_id("TARGET") || matches.contains_id("file")) => Err(
+            CliError::Usage(format!("{verb} stands alone: precache {verb}")),
+        ),
         Some(("list", arguments)) => {
             let request = ListJobsRequest {
                 include_ended: is_set(arguments, "all"),
@@ -98,27 +157,10 @@ async fn start(
     client: &mut Client,
     printer: &mut Printer<'_>,
 ) -> Result<(), CliError> {
-    let name = entry_name(text(arguments, "TARGET")?)?;
-    let ranges = ranges(arguments, &name, client).await?;
-    let priority = match text(arguments, "priority")? {
-        "high" => Priority::High,
-        "low" => Priority::Low,
-        _ => Priority::Medium,
-    };
-    let request = PrecacheRequest {
-        entry: Some(name),
-        ranges,
-        edges: arguments
-            .get_many("edge")
-            .unwrap_or_default()
-            .cloned()
-            .collect(),
-        priority: priority.into(),
-    };
-    let answer = client
-        .call(request, async |mut s, r| s.precache(r).await)
-        .await?;
-    let mut job = answer.job.unwrap_or_default();
+    if let Some(file) = arguments.get_one::<PathBuf>("file") {
+        return batch::run(file, arguments, client, printer).await;
+    }
+    let mut job = ask(&Wanted::read(arguments)?, client).await?;
     if is_set(arguments, "follow") {
         job = follow(job, client).await?;
     }
@@ -133,21 +175,57 @@ async fn start(
     }
 }
 
+/// A job for it.
+pub(super) async fn ask(wanted: &Wanted, client: &mut Client) -> Result<Job, CliError> {
+    let name = entry_name(&wanted.target)?;
+    let ranges = ranges(&wanted.ranges, &name, client).await?;
+    let request = PrecacheRequest {
+        entry: Some(name),
+        ranges,
+        edges: wanted.edges.clone(),
+        priority: wanted.priority.into(),
+    };
+    let answer = client
+        .call(request, async |mut s, r| s.precache(r).await)
+        .await?;
+    Ok(answer.job.unwrap_or_default())
+}
+
+/// Whether a job that runs, or is done, asks for the same.
+pub(super) async fn is_asked_for(wanted: &Wanted, client: &mut Client) -> Result<bool, CliError> {
+    let request = ListJobsRequest {
+        include_ended: true,
+    };
+    let answer = client
+        .call(request, async |mut s, r| s.list_jobs(r).await)
+        .await?;
+    let is_same = |job: &Job| {
+        let entry = job.entry.clone().unwrap_or_default();
+        let size = entry.size;
+        let is_named = object(job) == wanted.target || entry.id == wanted.target;
+        let mut ranges: Vec<(u64, u64)> = wanted
+            .ranges
+            .iter()
+            .map(|range| range.resolve(size))
+            .map(|range| (range.start, range.end.min(size)))
+            .collect();
+        if ranges.is_empty() {
+            ranges.push((0, size));
+        }
+        ranges.sort_unstable();
+        let asked: Vec<(u64, u64)> = job.ranges.iter().map(|it| (it.start, it.end)).collect();
+        let asks = matches!(job.state(), JobState::Running | JobState::Done);
+        asks && is_named && asked == ranges && job.edges == wanted.edges
+    };
+    Ok(answer.jobs.iter().any(is_same))
+}
+
 /// The ranges asked for, half-open. Only "the last N" has to know the size: it opens the entry.
 async fn ranges(
-    arguments: &ArgMatches,
+    written: &[WrittenRange],
     name: &EntryName,
     client: &mut Client,
 ) -> Result<Vec<ByteRange>, CliError> {
-    let written: Vec<WrittenRange> = ["range", "first"]
-        .iter()
-        .flat_map(|option| {
-            arguments
-                .get_many::<WrittenRange>(option)
-                .unwrap_or_default()
-        })
-        .copied()
-        .collect();
     let mut size = u64::MAX;
     if written
         .iter()
@@ -162,10 +240,7 @@ async fn ranges(
             .await?;
         size = answer.entry.unwrap_or_default().size;
     }
-    Ok(written
-        .into_iter()
-        .map(|range| range.resolve(size))
-        .collect())
+    Ok(written.iter().map(|range| range.resolve(size)).collect())
 }
 
 /// Shows progress on standard error until the job ends. The job is durable: a coordinator that goes
@@ -275,7 +350,7 @@ fn fields(job: &Job) -> String {
     rows.render()
 }
 
-fn object(job: &Job) -> String {
+pub(super) fn object(job: &Job) -> String {
     let key = job
         .entry
         .clone()

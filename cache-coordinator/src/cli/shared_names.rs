@@ -1,4 +1,8 @@
-//! Two options that the coordinator's connection and a source both have: `--endpoint` and `--ca`.
+//! Options that the coordinator's connection and a command both have: `--endpoint` and `--ca` of a
+//! source, `--key` of a purge.
+//!
+//! Behind `purge`, the first `--key` is the object's, unless another option says what is purged; its
+//! unambiguous name is `--object-key`.
 //!
 //! Behind `source add` and `source set` they are the source's where that makes sense, else the
 //! coordinator's, as everywhere. Written twice there, the first is the source's. The unambiguous
@@ -13,6 +17,10 @@ pub fn resolve(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
         .iter()
         .map(|word| word.to_string_lossy().into_owned())
         .collect();
+    if let Some(at) = purged_key(&words) {
+        arguments[at] = words[at].replacen("--key", "--object-key", 1).into();
+        return arguments;
+    }
     let noun = words.iter().position(|word| word == "source");
     let verb = noun.and_then(|noun| {
         let mut rest = words.iter().skip(noun + 1);
@@ -63,6 +71,25 @@ pub fn resolve(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     arguments
 }
 
+/// Where a purge names its object by `--key`.
+fn purged_key(words: &[String]) -> Option<usize> {
+    let noun = words.iter().position(|word| word == "purge")?;
+    let others = ["--object-key", "--prefix", "--glob", "--tag", "--source"];
+    let is = |word: &str, name: &str| {
+        word.strip_prefix(name)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    };
+    let rest = &words[noun..];
+    if rest
+        .iter()
+        .any(|word| others.iter().any(|name| is(word, name)))
+    {
+        return None;
+    }
+    let found = rest.iter().position(|word| is(word, "--key"))?;
+    Some(noun + found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,6 +122,22 @@ mod tests {
         ] {
             check(coordinators, coordinators);
         }
+    }
+
+    #[test]
+    fn the_first_key_of_a_purge_is_its_objects() {
+        check(
+            "c --cert c.pem --key k.pem purge --key films/a --soft",
+            "c --cert c.pem --key k.pem purge --object-key films/a --soft",
+        );
+        check(
+            "c purge --key=films/a --cert c.pem --key k.pem",
+            "c purge --object-key=films/a --cert c.pem --key k.pem",
+        );
+        check(
+            "c purge --tag t --cert c.pem --key k.pem",
+            "c purge --tag t --cert c.pem --key k.pem",
+        );
     }
 
     #[test]

@@ -125,6 +125,7 @@ async fn put(
     printer: &mut Printer<'_>,
 ) -> Result<(), CliError> {
     let request = PutSourceRequest {
+        validate_only: false,
         source: Some(source),
     };
     let answer = client

@@ -346,6 +346,7 @@ fn binding_from_row(row: &Row) -> Result<Binding, DatabaseError> {
         vary: row.get("vary"),
         sent_at_ms: 0,
         fields: Vec::new(),
+        must_confirm: false,
     });
     Ok(Binding {
         entry: from_row(row)?,

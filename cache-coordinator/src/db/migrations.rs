@@ -37,6 +37,11 @@ pub fn migrations() -> &'static [Migration] {
             name: "bounded",
             sql: include_str!("../../../migrations/0003_bounded.sql"),
         },
+        Migration {
+            version: 4,
+            name: "purges",
+            sql: include_str!("../../../migrations/0004_purges.sql"),
+        },
     ]
 }
 

@@ -17,6 +17,7 @@ mod jobs;
 pub mod lease;
 mod migrations;
 mod observer;
+mod purges;
 mod secrets;
 mod sources;
 pub mod statements;
@@ -33,6 +34,7 @@ pub use jobs::{JobRecord, JobStatus};
 pub use lease::{Leadership, LeaseKeeper};
 pub use migrations::{MigrateMode, Migration, SchemaError, migrations};
 pub use observer::{NoObserver, StatementObserver};
+pub use purges::PurgeRecord;
 pub use status::{ClusterSnapshot, EntrySnapshot, Totals};
 pub use writer::{Committed, Pending, Writer};
 

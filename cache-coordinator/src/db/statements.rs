@@ -38,7 +38,9 @@ statements! {
     CHUNK_CONFLICTS = "chunk_conflicts";
     CHUNK_DELETE_OF_EDGE = "chunk_delete_of_edge";
     CHUNK_DELETE_OF_ENTRY = "chunk_delete_of_entry";
+    CHUNK_DELETE_OF_ENTRIES = "chunk_delete_of_entries";
     CHUNK_DELETE_OF_SOURCE = "chunk_delete_of_source";
+    CHUNK_DELETE_ON_EDGE = "chunk_delete_on_edge";
     CHUNK_DIGEST = "chunk_digest";
     CHUNK_DIGESTS = "chunk_digests";
     CHUNK_EDGES = "chunk_edges";
@@ -71,6 +73,7 @@ statements! {
     ENTRY_INCOMPLETE = "entry_incomplete";
     ENTRY_INVALIDATE = "entry_invalidate";
     ENTRY_INVALIDATED = "entry_invalidated";
+    ENTRY_MARK_PURGED = "entry_mark_purged";
     ENTRY_PAGE = "entry_page";
     ENTRY_PAGE_OF_SOURCE = "entry_page_of_source";
     ENTRY_REGISTER = "entry_register";
@@ -87,12 +90,18 @@ statements! {
     JOB_LIST = "job_list";
     KEY_BIND = "key_bind";
     KEY_BINDINGS = "key_bindings";
+    KEY_DELETE_OF_ENTRIES = "key_delete_of_entries";
     KEY_DELETE_OF_ENTRY = "key_delete_of_entry";
     LEASE_ACQUIRE = "lease_acquire";
     LEASE_CHECK = "lease_check";
     LEASE_READ = "lease_read";
     LEASE_RELEASE = "lease_release";
     LEASE_RENEW = "lease_renew";
+    PURGE_BY_PATH = "purge_by_path";
+    PURGE_BY_TAG = "purge_by_tag";
+    PURGE_LIST = "purge_list";
+    PURGE_PRUNE = "purge_prune";
+    PURGE_RECORD = "purge_record";
     SCHEMA_APPLIED = "schema_applied";
     SCHEMA_EXISTS = "schema_exists";
     SCHEMA_LOCK = "schema_lock";

@@ -8,8 +8,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::service::{
-    Cluster, availability, edges, entries, error::ServiceError, explain, invalidate, jobs, sources,
-    status, watch,
+    Cluster, availability, edges, entries, error::ServiceError, explain, invalidate, jobs, purge,
+    sources, status, watch,
 };
 
 /// Of a caller's deadline, kept for the answer's way.
@@ -208,6 +208,15 @@ impl CacheService for CacheApi {
     ) -> Result<Response<v1::InvalidateEntryResponse>, Status> {
         let request = request.into_inner();
         self.complete(|c| async move { invalidate::invalidate(&c, request).await })
+            .await
+    }
+
+    async fn purge_entries(
+        &self,
+        request: Request<v1::PurgeEntriesRequest>,
+    ) -> Result<Response<v1::PurgeEntriesResponse>, Status> {
+        let request = request.into_inner();
+        self.complete(|c| async move { purge::purge(&c, request).await })
             .await
     }
 

@@ -14,7 +14,7 @@ use axum::{
 };
 
 use super::dashboard::{Refused, problem};
-use crate::access::{Access, Denied, policy::Need};
+use crate::access::{Access, Caller, Denied, policy::Need};
 
 /// Refuses who may not even look; what acts asks more of the caller it finds in the extensions.
 pub(super) async fn identify(
@@ -22,23 +22,34 @@ pub(super) async fn identify(
     mut request: Request,
     next: Next,
 ) -> Response {
-    // Without tokens, being on this machine is what is asked for.
-    if is_loopback && access.tokens().is_none() && !is_of_this_machine(&request) {
-        return problem(
-            StatusCode::MISDIRECTED_REQUEST,
-            "without tokens, this is answered only where it is asked for by an address, localhost or a name without a dot",
-        );
-    }
-    let identified = access
-        .identify(request.headers().get(header::AUTHORIZATION), None)
-        .and_then(|caller| caller.require(Need::See, "the dashboard").map(|()| caller));
-    match identified {
+    match caller_of(&access, is_loopback, &request, (Need::See, "the dashboard")) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
-        Err(denied) => refuse(denied),
+        Err(refused) => refused,
     }
+}
+
+/// Who asks, if that may do `what`, which needs `need`; else the refusal.
+#[allow(clippy::result_large_err)]
+pub(super) fn caller_of(
+    access: &Access,
+    is_loopback: bool,
+    request: &Request,
+    (need, what): (Need, &str),
+) -> Result<Caller, Response> {
+    // Without tokens, being on this machine is what is asked for.
+    if is_loopback && access.tokens().is_none() && !is_of_this_machine(request) {
+        return Err(problem(
+            StatusCode::MISDIRECTED_REQUEST,
+            "without tokens, this is answered only where it is asked for by an address, localhost or a name without a dot",
+        ));
+    }
+    access
+        .identify(request.headers().get(header::AUTHORIZATION), None)
+        .and_then(|caller| caller.require(need, what).map(|()| caller))
+        .map_err(refuse)
 }
 
 fn refuse(denied: Denied) -> Response {

@@ -1,20 +1,21 @@
-//! livez, readyz, metrics and the dashboard.
+//! livez, readyz, metrics, purges and the dashboard.
 //!
 //! One file a concern: `health` (for probes), `scrape` (for Prometheus), `server` (connections),
-//! `dashboard` with its views (for people). Acts only through use cases.
+//! `purge` (for programs), `dashboard` with its views (for people). Acts only through use cases.
 
 mod dashboard;
 mod entry_view;
 mod guard;
 mod health;
 mod live;
+mod purge;
 mod scrape;
 mod server;
 mod steer;
 
 use std::sync::Arc;
 
-use axum::{Router, routing::get, serve::Listener as _};
+use axum::{Router, middleware, routing::get, serve::Listener as _};
 
 use crate::{access::Access, listen::Accepted, service::Cluster};
 
@@ -32,7 +33,20 @@ fn router(
         .route("/steer/{*target}", get(steer::steer))
         .route("/steer.json", get(steer::steer))
         .with_state(Arc::clone(&cluster))
-        .merge(dashboard::router(cluster, access, live, is_loopback))
+        .merge(dashboard::router(
+            Arc::clone(&cluster),
+            Arc::clone(&access),
+            live,
+            is_loopback,
+        ))
+        .layer(middleware::from_fn_with_state(
+            purge::Purger {
+                cluster,
+                access,
+                is_loopback,
+            },
+            purge::purge,
+        ))
 }
 
 /// Serves until the cluster shuts down.

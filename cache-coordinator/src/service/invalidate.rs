@@ -1,6 +1,6 @@
 //! Pins, and the end of an entry: forgotten by every edge before the answer.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use chunkcache_proto::{EntryId, v1};
 use v1::session_response::Message;
@@ -56,7 +56,11 @@ pub async fn invalidate(
     cluster.plan.tell(Command::EntryClosed(entry.id)).await?;
     cluster
         .jobs
-        .forget_entry(cluster, entry.id, "the entry was invalidated")
+        .forget_entries(
+            cluster,
+            &HashSet::from([entry.id]),
+            "the entry was invalidated",
+        )
         .await?;
     let change = InvalidateEntry {
         entry: entry.id,

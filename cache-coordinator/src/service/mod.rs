@@ -16,6 +16,7 @@ pub mod loader;
 pub mod membership;
 pub mod observe;
 pub mod probe;
+pub mod purge;
 pub mod ranges;
 pub mod readiness;
 pub mod resolve_key;
@@ -63,6 +64,8 @@ pub struct Cluster {
     /// Held from a change of the table until it is in `sources`, in the outboxes and in the plan:
     /// all learn of changes in one order.
     pub publishing: tokio::sync::Mutex<()>,
+    /// Held while a purge is carried out.
+    pub purging: tokio::sync::Mutex<()>,
     /// Keys being resolved.
     pub resolver: resolve_key::Resolver,
     /// Questions to origins, through edges.

@@ -154,7 +154,11 @@ async fn announce_to(
         cluster.plan.tell(Command::EntryClosed(previous)).await?;
         cluster
             .jobs
-            .forget_entry(cluster, previous, "the object changed at the origin")
+            .forget_entries(
+                cluster,
+                &HashSet::from([previous]),
+                "the object changed at the origin",
+            )
             .await?;
     }
     cluster.plan.tell(command).await?;

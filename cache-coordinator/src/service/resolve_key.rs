@@ -99,6 +99,18 @@ impl Resolver {
         state.end(&key);
     }
 
+    /// What was found absent is not, as far as the selector says; a tag says nothing of it.
+    pub fn forget_absent(&self, selector: &v1::PurgeSelector) {
+        let is_tag = matches!(selector.objects, Some(v1::purge_selector::Objects::Tag(_)));
+        let of_source = |key: &v1::Key| selector.source.is_empty() || selector.source == key.source;
+        let no_fields = http::HeaderMap::new();
+        let mut state = self.state.lock();
+        state.negatives.retain(|key, _| {
+            let is_selected = http_rules::purge::selects(selector, key, &no_fields);
+            !is_selected && !(is_tag && of_source(key))
+        });
+    }
+
     fn ended(&self) -> u64 {
         self.state.lock().ended
     }

@@ -35,6 +35,27 @@ pub async fn put(
     let before = cluster.source(&source.name);
     source_secrets::restore(&mut source, before.as_ref());
     let source = source_rules::check(source).map_err(ServiceError::Invalid)?;
+    let is_same = |before: &v1::Source| {
+        let revision = before.revision;
+        *before
+            == v1::Source {
+                revision,
+                ..source.clone()
+            }
+    };
+    if let Some(before) = before.as_ref().filter(|before| is_same(before)) {
+        return Ok(v1::PutSourceResponse {
+            source: Some(source_secrets::redacted(before.clone())),
+            unchanged: true,
+            ..v1::PutSourceResponse::default()
+        });
+    }
+    if request.validate_only {
+        return Ok(v1::PutSourceResponse {
+            source: Some(source_secrets::redacted(source)),
+            ..v1::PutSourceResponse::default()
+        });
+    }
     let put = cluster.writer.write(PutSource { source }).await?.value;
     let posted = publish(cluster).await?;
     cluster
@@ -54,6 +75,7 @@ pub async fn put(
     Ok(v1::PutSourceResponse {
         source: Some(source_secrets::redacted(put)),
         unconfirmed_edges: confirmed.unconfirmed,
+        unchanged: false,
     })
 }
 

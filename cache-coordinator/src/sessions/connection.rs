@@ -125,6 +125,8 @@ async fn open(
         sources_confirmed: watch::Sender::new(0),
         invalidations_posted: AtomicU64::new(0),
         invalidations_confirmed: watch::Sender::new(0),
+        last_purge: hello.last_purge,
+        purged_objects: AtomicU64::new(0),
     });
     // First into the outbox, then into the registry: nothing comes before Welcome. No source is put
     // between the two: it would be in neither.
@@ -445,6 +447,7 @@ async fn control(
         | Request::InventoryComplete(_)
         | Request::ChunksStored(_)
         | Request::ChunksRemoved(_)
+        | Request::EntriesRemoved(_)
         | Request::EntryObserved(_)
         | Request::InvalidateAck(_) => {}
     }

@@ -80,6 +80,7 @@ impl Protocol {
                 phase @ (Digests | Pages),
                 Message::ChunksStored(_)
                 | Message::ChunksRemoved(_)
+                | Message::EntriesRemoved(_)
                 | Message::EntryObserved(_)
                 // Behind what was observed before it.
                 | Message::InvalidateAck(_),
@@ -120,6 +121,7 @@ pub fn name(message: &Message) -> &'static str {
         Message::Demand(_) => "DemandBatch",
         Message::ChunksStored(_) => "ChunksStored",
         Message::ChunksRemoved(_) => "ChunksRemoved",
+        Message::EntriesRemoved(_) => "EntriesRemoved",
         Message::EntryObserved(_) => "EntryObserved",
         Message::KeyNegative(_) => "KeyNegative",
         Message::FetchReport(_) => "FetchReport",

@@ -208,8 +208,12 @@ pub struct EdgeSession {
     pub sources_confirmed: watch::Sender<u64>,
     /// Highest sequence of `Invalidate` that is meant for it.
     pub invalidations_posted: AtomicU64,
-    /// Highest sequence of `Invalidate` it confirmed.
+    /// Highest sequence of `Invalidate` or `Purge` it confirmed.
     pub invalidations_confirmed: watch::Sender<u64>,
+    /// The last purge it had carried out when it came.
+    pub last_purge: u64,
+    /// Objects that purges found there alone, since somebody asked.
+    pub purged_objects: AtomicU64,
 }
 
 impl EdgeSession {
@@ -217,6 +221,17 @@ impl EdgeSession {
     #[must_use]
     pub fn is_behind_invalidations(&self) -> bool {
         self.invalidations_posted.load(Ordering::Acquire) > *self.invalidations_confirmed.borrow()
+    }
+
+    /// A purge found so many objects that no table knows.
+    pub fn add_purged(&self, objects: u64) {
+        self.purged_objects.fetch_add(objects, Ordering::AcqRel);
+    }
+
+    /// How many there were since the last time.
+    #[must_use]
+    pub fn take_purged(&self) -> u64 {
+        self.purged_objects.swap(0, Ordering::AcqRel)
     }
 
     /// It is behind from now on, until it confirms.
@@ -523,117 +538,5 @@ impl Posted {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-pub(super) mod tests {
-    use super::*;
-
-    pub fn live(edge: u32, epoch: u64) -> (Arc<EdgeSession>, OutboxStream) {
-        let (outbox, inbox) = Outbox::new();
-        let live = EdgeSession {
-            edge: EdgeId(edge),
-            name: format!("edge-{edge}"),
-            url: String::new(),
-            epoch,
-            store_id: String::new(),
-            outbox,
-            draining: AtomicBool::new(false),
-            reconciled: watch::Sender::new(None),
-            status: Mutex::default(),
-            sources_confirmed: watch::Sender::new(0),
-            invalidations_posted: AtomicU64::new(0),
-            invalidations_confirmed: watch::Sender::new(0),
-        };
-        (Arc::new(live), inbox)
-    }
-
-    fn message(sequence: u64) -> Message {
-        Message::SourcesChanged(v1::SourcesChanged {
-            sequence,
-            sources: Vec::new(),
-        })
-    }
-
-    #[test]
-    fn every_end_is_counted_from_the_start() {
-        let ends = [
-            End::Closed,
-            End::Transport,
-            End::Timeout,
-            End::Fenced,
-            End::Protocol,
-            End::Overflow,
-            End::Database,
-            End::Shutdown,
-            End::Forgotten,
-            End::Verify,
-            End::NotLeader,
-        ];
-        assert_eq!(ends.map(End::label), crate::metrics::SESSION_ENDS);
-    }
-
-    #[tokio::test]
-    async fn a_session_whose_opening_fails_is_not_left_in_the_registry() {
-        let registry = Registry::default();
-        let (first, _inbox) = live(1, 1);
-        drop(registry.register(&first));
-        assert!(registry.get(first.edge).is_none());
-        let (second, _inbox) = live(1, 2);
-        registry.register(&second).keep();
-        assert!(registry.get(second.edge).is_some());
-    }
-
-    #[tokio::test]
-    async fn a_newer_session_fences_the_older_whose_leave_changes_nothing() {
-        let registry = Registry::default();
-        let (old, _inbox) = live(1, 1);
-        let (new, _inbox) = live(1, 2);
-        registry.join(Arc::clone(&old));
-        registry.join(new);
-        old.outbox.ended().await;
-        assert_eq!(old.outbox.end_reason(), Some(End::Fenced));
-        assert!(!registry.leave(EdgeId(1), 1));
-        assert!(registry.get(EdgeId(1)).is_some());
-        assert!(registry.leave(EdgeId(1), 2));
-        assert_eq!(registry.take_lost(Duration::ZERO).len(), 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_push_names_who_did_not_confirm() {
-        let registry = Registry::default();
-        let (quick, mut inbox) = live(1, 1);
-        let (slow, _slow_inbox) = live(2, 1);
-        registry.join(Arc::clone(&quick));
-        registry.join(slow);
-        let confirm = async {
-            inbox.next().await.unwrap().unwrap();
-            quick.sources_confirmed.send_replace(1);
-        };
-        let push = registry.push(Confirmation::Sources, message, Duration::from_secs(2));
-        let (outcome, ()) = tokio::join!(push, confirm);
-        assert_eq!(outcome.confirmed, ["edge-1"]);
-        assert_eq!(outcome.unconfirmed, ["edge-2"]);
-    }
-
-    #[tokio::test]
-    async fn any_number_of_commits_waits_as_one() {
-        let (live, mut inbox) = live(1, 1);
-        for sequence in 1..=100_000 {
-            let revision = sequence;
-            live.outbox.commit(v1::Committed { sequence, revision });
-        }
-        let newest = inbox.next().await.unwrap().unwrap().message;
-        assert!(matches!(newest, Some(Message::Committed(it)) if it.sequence == 100_000));
-        live.outbox.heartbeat();
-        let again = inbox.next().await.unwrap().unwrap().message;
-        assert!(matches!(again, Some(Message::Committed(it)) if it.sequence == 100_000));
-        assert_eq!(live.outbox.end_reason(), None);
-    }
-
-    #[tokio::test]
-    async fn an_edge_that_takes_nothing_ends_its_session() {
-        let (live, _inbox) = live(1, 1);
-        for sequence in 0..=OUTBOX_MESSAGES as u64 {
-            live.outbox.post(message(sequence));
-        }
-        assert_eq!(live.outbox.end_reason(), Some(End::Overflow));
-    }
-}
+#[path = "registry_tests.rs"]
+pub(super) mod tests;

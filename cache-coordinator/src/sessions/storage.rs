@@ -8,7 +8,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use chunkcache_proto::{ChunkIndex, EntryId, v1};
+use chunkcache_proto::{ChunkIndex, EntryId, identity, v1};
 use tokio::sync::{mpsc, oneshot};
 use v1::{session_request::Message as Request, session_response::Message as Response};
 
@@ -21,7 +21,7 @@ use super::{
 use crate::{
     db::{
         ChunkSum, DatabaseError,
-        writer::{Observation, Pending, RemoveChunks, StoreChunks},
+        writer::{DropEntries, Observation, Pending, RemoveChunks, StoreChunks},
     },
     service::{
         Cluster,
@@ -29,6 +29,7 @@ use crate::{
         invalidate,
         loader::row_id,
         observe::{self, Observing},
+        purge,
         resolve_key::now_ms,
     },
 };
@@ -48,6 +49,7 @@ const LIVE_OBSERVATION: Duration = Duration::from_secs(30);
 enum Answer {
     Stored(u64, EntryId, Vec<ChunkIndex>, Pending<StoreChunks>),
     Removed(u64, EntryId, Removed, Pending<RemoveChunks>),
+    EntriesDropped(u64, Vec<EntryId>, Pending<DropEntries>),
     Observed(Box<Observing>),
     /// Everything before is committed.
     Barrier(oneshot::Sender<()>),
@@ -82,7 +84,11 @@ pub async fn run(
             answers,
             inventory: Inventory::default(),
         };
-        if let Err(error) = lane.tell_invalidated().await {
+        let told = async {
+            purge::replay(&cluster, &live, live.last_purge).await?;
+            lane.tell_invalidated().await
+        };
+        if let Err(error) = told.await {
             tracing::warn!(edge = %live.name, %error, "the session is ended");
             live.outbox.end(end_of(&error));
             return;
@@ -155,6 +161,7 @@ impl Lane {
         match message {
             Request::ChunksStored(stored) => self.stored(stored).await,
             Request::ChunksRemoved(removed) => self.removed(removed).await,
+            Request::EntriesRemoved(removed) => self.entries_removed(removed).await,
             Request::EntryObserved(observed) => {
                 let freshness = observed.freshness.unwrap_or_default();
                 let age_ms = now_ms().saturating_sub(freshness.validated_at_ms);
@@ -176,6 +183,7 @@ impl Lane {
             }
             Request::InventoryComplete(_) => self.compare().await,
             Request::InvalidateAck(ack) => {
+                self.live.add_purged(ack.objects);
                 self.live
                     .invalidations_confirmed
                     .send_if_modified(|confirmed| {
@@ -223,6 +231,18 @@ impl Lane {
         };
         self.promise(Answer::Removed(removed.sequence, entry, what, pending))
             .await
+    }
+
+    async fn entries_removed(&mut self, removed: v1::EntriesRemoved) -> Result<(), ServiceError> {
+        let entries: Vec<EntryId> = identity::unpack(&removed.entry_ids).collect();
+        let change = DropEntries {
+            edge: row_id(self.live.edge),
+            epoch: self.live.epoch,
+            entries: entries.clone(),
+        };
+        let pending = self.cluster.writer.enqueue(change).await?;
+        let answer = Answer::EntriesDropped(removed.sequence, entries, pending);
+        self.promise(answer).await
     }
 
     async fn promise(&self, answer: Answer) -> Result<(), ServiceError> {
@@ -335,6 +355,36 @@ async fn answer(
                     }
                     Err(error) => {
                         tracing::warn!(edge = %live.name, %error, "an entry was not recorded");
+                        live.outbox.end(end_of(&error));
+                        return;
+                    }
+                }
+                continue;
+            }
+            Answer::EntriesDropped(sequence, entries, pending) => {
+                match pending.await {
+                    Ok(dropped) => {
+                        for entry in entries {
+                            let chunks = None;
+                            // Before the edge knows, as below.
+                            let _ = cluster
+                                .plan
+                                .tell(Command::Dropped {
+                                    edge,
+                                    entry,
+                                    chunks,
+                                })
+                                .await;
+                        }
+                        let answer = v1::Committed {
+                            sequence,
+                            revision: dropped.revision,
+                        };
+                        live.outbox.commit(answer);
+                    }
+                    Err(error) => {
+                        let error = ServiceError::from(error);
+                        tracing::warn!(edge = %live.name, %error, "a report was not recorded");
                         live.outbox.end(end_of(&error));
                         return;
                     }

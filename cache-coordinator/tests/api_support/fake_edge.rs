@@ -53,6 +53,7 @@ impl FakeEdge {
             background_fill: false,
             bytes_allowed: 1 << 40,
             kept: Vec::new(),
+            last_purge: 0,
         };
         let first = v1::SessionRequest {
             message: Some(Request::Hello(hello)),

@@ -106,6 +106,7 @@ impl Coordinator {
             ..Default::default()
         };
         let request = v1::PutSourceRequest {
+            validate_only: false,
             source: Some(source),
         };
         self.cache().await.put_source(request).await.unwrap();

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chunkcache_proto::{ChunkIndex, EntryId, v1};
+use chunkcache_proto::{ChunkIndex, EntryId, identity, v1};
 use parking_lot::Mutex;
 use service_kit::telemetry;
 use tokio::sync::{Notify, Semaphore};
@@ -39,6 +39,8 @@ const MAX_BACKLOG: usize = 32_768;
 const MAX_EVENTS: usize = 2 * MAX_BACKLOG;
 /// Entries remembered as known to the coordinator; the others are said again.
 const MAX_TOLD: usize = 65_536;
+/// Entries named in one message.
+const MAX_IDS: usize = 4_096;
 /// How long a cold key waits for the coordinator, which may itself wait for another edge's probe.
 const RESOLVE_HEALTHY: Duration = Duration::from_secs(1);
 /// The same if nothing was heard of it lately.
@@ -106,6 +108,10 @@ struct State {
     /// Entries the coordinator was told of in this session.
     told: HashSet<EntryId>,
     removals: BTreeMap<u64, Removal>,
+    /// Reports up to this one are committed, or were made before this session.
+    committed: u64,
+    /// Confirmations of invalidations, each behind the report with this number.
+    confirmations: VecDeque<(u64, v1::InvalidateAck)>,
     heard: Instant,
     overflowed: bool,
     /// Why there is no session.
@@ -120,6 +126,7 @@ impl State {
         self.untold = HashSet::new();
         self.untold_origin_bytes = 0;
         self.removals.clear();
+        self.confirmations.clear();
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
@@ -159,6 +166,8 @@ impl Link {
             waker: None,
             told: HashSet::new(),
             removals: BTreeMap::new(),
+            committed: 0,
+            confirmations: VecDeque::new(),
             heard: Instant::now(),
             overflowed: false,
             reason: "no coordinator has answered yet".into(),
@@ -180,6 +189,7 @@ impl Link {
         state.session += 1;
         state.client = Some(client);
         state.told.clear();
+        state.committed = state.sequence;
         state.overflowed = false;
         state.heard = Instant::now();
         state.session
@@ -405,10 +415,48 @@ impl Link {
         true
     }
 
-    /// Removals whose rows are gone.
+    /// These entries' bytes are gone: so are their rows, once this is committed.
+    pub fn entries_removed(&self, entries: &[EntryId]) {
+        let mut state = self.state.lock();
+        if state.phase == Phase::Disconnected {
+            return;
+        }
+        for entry in entries {
+            state.untold.remove(entry);
+        }
+        for part in entries.chunks(MAX_IDS) {
+            state.sequence += 1;
+            let message = v1::EntriesRemoved {
+                sequence: state.sequence,
+                entry_ids: identity::pack(part),
+            };
+            self.put(&mut state, Message::EntriesRemoved(message));
+        }
+    }
+
+    /// Confirms an invalidation, behind those before it. `behind_reports`: and once all that was
+    /// reported before it is committed.
+    pub fn confirm(&self, confirmation: v1::InvalidateAck, behind_reports: bool) {
+        let mut state = self.state.lock();
+        let sequence = if behind_reports { state.sequence } else { 0 };
+        state.confirmations.push_back((sequence, confirmation));
+        self.send_confirmations(&mut state);
+    }
+
+    fn send_confirmations(&self, state: &mut State) {
+        while let Some((sequence, _)) = state.confirmations.front()
+            && *sequence <= state.committed
+            && let Some((_, confirmation)) = state.confirmations.pop_front()
+        {
+            self.put(state, Message::InvalidateAck(confirmation));
+        }
+    }
+
+    /// Removals whose rows are gone. [`Self::bytes_dropped`] follows.
     #[must_use]
     pub fn committed(&self, sequence: u64) -> Vec<Removal> {
         let mut state = self.state.lock();
+        state.committed = state.committed.max(sequence);
         let under_way = state.removals.split_off(&sequence.saturating_add(1));
         if let Some(waker) = state.waker.take() {
             // What waited for them.
@@ -425,6 +473,11 @@ impl Link {
         let state = self.state.lock();
         let is_of_entry = |removal: &Removal| *removal == Removal::Entry(entry);
         state.removals.values().any(is_of_entry)
+    }
+
+    /// What was committed has been dropped: who waits for that is told.
+    pub fn bytes_dropped(&self) {
+        self.send_confirmations(&mut self.state.lock());
     }
 
     #[must_use]

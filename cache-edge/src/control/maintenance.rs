@@ -122,6 +122,8 @@ impl Maintenance {
         }
         for victims in this.store.victims(pressed, room) {
             self.count(v1::RemovalReason::Evicted, victims.chunks.len());
+            let history = self.flights.history();
+            history.note_evicted(victims.entry, &victims.chunks);
             let removal = Removal::Chunks(victims.entry, victims.chunks.clone());
             this.link
                 .removed(removal, victims.chunks, v1::RemovalReason::Evicted);

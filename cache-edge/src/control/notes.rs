@@ -15,6 +15,7 @@ use chunk_store::Store;
 const SOURCE_PREFIX: &[u8] = b"source\0";
 const PEER_KEYS: &[u8] = b"peer-keys";
 const CHUNK_SIZE: &[u8] = b"chunk-size";
+const LAST_PURGE: &[u8] = b"last-purge";
 
 /// Takes over what was told before the restart.
 pub fn restore(store: &Store, catalogue: &Catalogue, peer_keys: &PeerKeys, chunk_size: &AtomicU32) {
@@ -76,6 +77,22 @@ pub fn set_welcome(
     }
     if set_chunk_size(chunk_size, welcome.chunk_size) {
         store.put_note(CHUNK_SIZE, Some(&welcome.chunk_size.to_le_bytes()));
+    }
+}
+
+/// The number of the last purge that was carried out here.
+#[must_use]
+pub fn last_purge(store: &Store) -> u64 {
+    let notes = store.notes();
+    let note = notes.iter().find(|(key, _)| key == LAST_PURGE);
+    note.and_then(|(_, value)| <[u8; 8]>::try_from(value.as_slice()).ok())
+        .map_or(0, u64::from_le_bytes)
+}
+
+/// Numbers rise; one that is told again changes nothing.
+pub fn set_last_purge(store: &Store, number: u64) {
+    if number > last_purge(store) {
+        store.put_note(LAST_PURGE, Some(&number.to_le_bytes()));
     }
 }
 

@@ -1,6 +1,7 @@
 //! One session after another with whichever coordinator leads.
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -9,7 +10,9 @@ use std::{
 };
 
 use anyhow::Context;
-use chunkcache_proto::{EntryId, Level, v1};
+use chunkcache_proto::{EntryId, Level, identity, v1};
+use http::HeaderMap;
+use http_rules::purge;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use v1::{session_request, session_response::Message};
@@ -28,7 +31,7 @@ use crate::{
     resolve::{Bindings, EdgeObjects},
     upstream::{Catalogue, peer::PeerKeys},
 };
-use chunk_store::Store;
+use chunk_store::{EntryFile, Store};
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(3);
@@ -142,6 +145,7 @@ impl Session {
         let hello = v1::Hello {
             bytes_allowed: self.store.bytes_allowed(),
             kept: self.downloads.kept(),
+            last_purge: notes::last_purge(&self.store),
             ..self.hello.clone()
         };
         let kept = hello.kept.clone();
@@ -257,6 +261,7 @@ impl Session {
                 for removal in self.link.committed(committed.sequence) {
                     self.drop_bytes(&removal);
                 }
+                self.link.bytes_dropped();
             }
             Message::SourcesChanged(change) => {
                 self.set_sources(change.sources);
@@ -267,6 +272,7 @@ impl Session {
             }
             Message::KeyChanged(change) => self.key_changed(change.binding),
             Message::Invalidate(invalidate) => self.invalidate(invalidate),
+            Message::Purge(purge) => self.purge(purge),
             Message::EntryChanged(change) => {
                 if let Ok(id) = change.entry_id.parse()
                     && let Some(file) = self.store.entry(&id)
@@ -435,10 +441,43 @@ impl Session {
                 self.link.removed(Removal::Entry(id), indexes, reason);
             }
         }
-        self.link
-            .send(session_request::Message::InvalidateAck(v1::InvalidateAck {
-                sequence: invalidate.sequence,
-            }));
+        let confirmation = v1::InvalidateAck {
+            sequence: invalidate.sequence,
+            objects: 0,
+        };
+        self.link.confirm(confirmation, false);
+    }
+
+    /// Withdrawn at once: the coordinator has deleted the rows, and deletes those that were on
+    /// their way before it hears the confirmation.
+    fn purge(&self, purge: v1::Purge) {
+        let selector = purge.selector.unwrap_or_default();
+        let named: HashSet<EntryId> = identity::unpack(&purge.entry_ids).collect();
+        let objects = self.bindings.purge(&selector, &named, purge.soft);
+        if !purge.soft {
+            let is_selected = |file: &EntryFile| {
+                let key = file.description().key.as_ref();
+                let no_fields = HeaderMap::new();
+                named.contains(&file.id())
+                    || key.is_some_and(|key| purge::selects(&selector, key, &no_fields))
+            };
+            let mut selected = self.store.entries();
+            selected.retain(|file| is_selected(file));
+            let counters = &self.downloads.fetcher().counters;
+            for file in &selected {
+                let chunks = file.present_chunks().len();
+                counters.removed(v1::RemovalReason::Invalidated, chunks);
+                self.store.remove_entry(&file.id());
+            }
+            let entries: Vec<EntryId> = selected.iter().map(|file| file.id()).collect();
+            self.link.entries_removed(&entries);
+        }
+        notes::set_last_purge(&self.store, purge.number);
+        let confirmation = v1::InvalidateAck {
+            sequence: purge.sequence,
+            objects,
+        };
+        self.link.confirm(confirmation, true);
     }
 
     /// Their rows are gone. Withdrawn now: the inventory of a next session does not list them,

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 
 use super::{
     incoming_chunk::{Found, IncomingChunk},
+    miss_history::MissHistory,
     unread::UnreadChunks,
 };
 use chunk_store::{EntryFile, Store};
@@ -36,6 +37,7 @@ pub struct EntryIncoming {
     changed_at_origin: AtomicBool,
     /// Of all entries.
     changes: Arc<AtomicU64>,
+    history: Arc<MissHistory>,
     hinted: AtomicBool,
     last_error: Mutex<Option<String>>,
     fatal: Mutex<Option<(Instant, String)>>,
@@ -141,6 +143,9 @@ impl EntryIncoming {
     pub fn set_changed(&self) {
         self.changed_at_origin.store(true, Ordering::Release);
         self.changes.fetch_add(1, Ordering::Release);
+        if let Some(key) = &self.file.description().key {
+            self.history.note_replaced(key);
+        }
         for flight in self.chunks.lock().values() {
             flight.wake();
         }
@@ -233,6 +238,7 @@ pub struct IncomingChunks {
     /// Fetched ahead of readers.
     pub unread: UnreadChunks,
     changes: Arc<AtomicU64>,
+    history: Arc<MissHistory>,
 }
 
 impl IncomingChunks {
@@ -243,7 +249,14 @@ impl IncomingChunks {
             entries: Mutex::default(),
             unread: UnreadChunks::default(),
             changes: Arc::default(),
+            history: Arc::default(),
         }
+    }
+
+    /// What is remembered of chunks that are not here any more.
+    #[must_use]
+    pub fn history(&self) -> &MissHistory {
+        &self.history
     }
 
     /// How often an entry was found changed at its origin. Read before
@@ -272,6 +285,7 @@ impl IncomingChunks {
             ignores_ranges: AtomicBool::new(false),
             changed_at_origin: AtomicBool::new(false),
             changes: self.changes.clone(),
+            history: self.history.clone(),
             hinted: AtomicBool::new(false),
             last_error: Mutex::default(),
             fatal: Mutex::default(),

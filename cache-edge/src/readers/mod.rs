@@ -9,6 +9,7 @@ pub mod announce;
 pub mod demand;
 pub mod incoming_chunk;
 pub mod incoming_chunks;
+pub mod miss_history;
 mod pieces;
 pub mod reader;
 pub mod unread;

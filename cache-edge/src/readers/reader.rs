@@ -17,6 +17,7 @@ use crate::{
     resolve::ports::{OpenReader, Piece, Presence, ReadBytes, ReadError},
 };
 use chunk_store::{ChunkPin, EntryFile};
+use http_rules::cache_status::Missing;
 
 /// A reader of more than this is known to the cluster even if all its bytes are here.
 const TELL_ALWAYS_BYTES: u64 = 16 << 20;
@@ -78,6 +79,16 @@ impl OpenReader for ReaderFactory {
                 None => Presence::None,
             },
         }
+    }
+
+    fn missing(&self, range: ByteRange) -> Option<Missing> {
+        let geometry = self.file.geometry();
+        let chunks = geometry.chunks_covering(range);
+        let first = self.file.first_missing(chunks.start, chunks.end);
+        let holds_other = self.file.first_present(0, geometry.chunk_count()).is_some();
+        let place = (self.file.id(), first);
+        let history = self.flights.history();
+        Some(history.missing(self.file.description(), place, holds_other))
     }
 }
 

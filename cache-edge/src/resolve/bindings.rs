@@ -19,9 +19,10 @@ use super::{
     short_memory::{KeyHasher, ShortMemory},
     whole::WholeAnswers,
 };
+use crate::clock::now_ms;
 use chunk_store::Store;
 use http::HeaderMap;
-use http_rules::{fields, freshness};
+use http_rules::{fields, freshness, purge};
 
 const NOTE_PREFIX: &[u8] = b"binding\0";
 /// Clients choose keys, memory must not be theirs to fill.
@@ -136,6 +137,12 @@ impl Invalidated {
         if self.latest.len() > MAX_INVALIDATED {
             self.latest.pop_front();
         }
+    }
+
+    /// Nothing that was asked before now is believed.
+    fn add_all(&mut self) {
+        self.count += 1;
+        self.latest.clear();
     }
 
     fn has_since(&self, since: InvalidationEpoch, key: &v1::Key) -> bool {
@@ -346,18 +353,60 @@ impl Bindings {
                 .collect()
         };
         self.whole
-            .forget(|held| keys.iter().any(|key| same(held, key)));
+            .forget(|held, _| keys.iter().any(|key| same(held, key)));
         for key in hit.iter().chain(keys) {
             invalidated.add(key);
             self.unbind(key);
         }
     }
 
+    /// Purges what the selector selects, and the keys of the entries: forgotten, or softly, so that
+    /// the origin is asked before they are served. Answers how many objects no table knows.
+    pub fn purge(
+        &self,
+        selector: &v1::PurgeSelector,
+        entries: &HashSet<EntryId>,
+        soft: bool,
+    ) -> u64 {
+        let mut invalidated = self.invalidated.lock();
+        invalidated.add_all();
+        let hit: Vec<Arc<Bound>> = {
+            let bound = self.bound.read();
+            let hit = bound.by_id.values().filter(|bound| {
+                let key = bound.entry.key.as_ref();
+                entries.contains(&bound.id)
+                    || key.is_some_and(|key| purge::selects(selector, key, &bound.fields))
+            });
+            hit.cloned().collect()
+        };
+        for bound in hit {
+            if soft {
+                let fresh_until_ms = bound.freshness.fresh_until_ms.min(now_ms());
+                let freshness = v1::Freshness {
+                    fresh_until_ms,
+                    must_confirm: true,
+                    ..bound.freshness.clone()
+                };
+                self.bind(bound.entry.clone(), freshness);
+            } else if let Some(key) = &bound.entry.key {
+                self.unbind(key);
+            }
+        }
+        // Of these only hashes are known: each that goes costs one question.
+        self.negative.forget(&selector.source);
+        self.unstorable.forget(&selector.source);
+        let forgotten = self
+            .whole
+            .forget(|key, headers| purge::selects(selector, key, headers));
+        self.changed();
+        forgotten
+    }
+
     /// Forgets the keys whose entries are not of their source as it is registered now: it was
     /// pointed elsewhere, or removed.
     pub fn forget_foreign(&self, base_url_of: impl Fn(&str) -> Option<String>) {
         // They are few, and whose they are is not known from them.
-        self.whole.forget(|_| true);
+        self.whole.forget(|_, _| true);
         let foreign: Vec<v1::Key> = {
             let bound = self.bound.read();
             let keys = bound.by_id.values().filter_map(|bound| {

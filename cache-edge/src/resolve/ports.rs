@@ -9,7 +9,7 @@ use bytes::Bytes;
 use chunkcache_proto::ByteRange;
 
 use chunk_store::{ChunkPin, EntryFile};
-use http_rules::cache_status::CacheStatus;
+use http_rules::cache_status::{CacheStatus, Missing};
 
 /// A request for an object, after the HTTP room has parsed it.
 #[derive(Clone, Debug)]
@@ -116,6 +116,10 @@ pub trait OpenReader: Send + Sync + 'static {
     fn open(&self, range: ByteRange) -> Self::Reader;
     /// All of the range is present now (for `Cache-Status: hit` against `fwd=partial`).
     fn presence(&self, range: ByteRange) -> Presence;
+    /// What is known of what is not here of the range; none: nothing is remembered.
+    fn missing(&self, _range: ByteRange) -> Option<Missing> {
+        None
+    }
 }
 
 impl<O: OpenReader> OpenReader for Arc<O> {
@@ -127,6 +131,10 @@ impl<O: OpenReader> OpenReader for Arc<O> {
 
     fn presence(&self, range: ByteRange) -> Presence {
         (**self).presence(range)
+    }
+
+    fn missing(&self, range: ByteRange) -> Option<Missing> {
+        (**self).missing(range)
     }
 }
 

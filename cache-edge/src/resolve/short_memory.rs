@@ -84,6 +84,16 @@ impl<T: Clone> ShortMemory<T> {
         }
     }
 
+    /// All of a source; empty: of all sources.
+    pub fn forget(&self, source: &str) {
+        let mut by_source = self.by_source.lock();
+        if source.is_empty() {
+            by_source.clear();
+        } else {
+            by_source.remove(source);
+        }
+    }
+
     #[cfg(test)]
     fn len(&self) -> usize {
         self.by_source.lock().values().map(HashMap::len).sum()

@@ -417,21 +417,26 @@ impl WholeAnswers {
         self.count.store(state.slots.len(), Ordering::Relaxed);
     }
 
-    /// Forgets those for which this holds; what is on its way to clients goes on.
-    pub fn forget(&self, is_unwanted: impl Fn(&v1::Key) -> bool) {
+    /// Forgets those for which this holds, and answers how many; what is on its way to clients goes
+    /// on.
+    pub fn forget(&self, is_unwanted: impl Fn(&v1::Key, &HeaderMap) -> bool) -> u64 {
         let mut state = self.state.lock();
         let unwanted: Vec<u128> = state
             .slots
             .iter()
             .filter_map(|(id, slot)| match slot {
-                Slot::Present(whole, _) => is_unwanted(&whole.described.key).then_some(*id),
+                Slot::Present(whole, _) => {
+                    let described = &whole.described;
+                    is_unwanted(&described.key, &described.headers).then_some(*id)
+                }
                 Slot::Asking(_) => None,
             })
             .collect();
-        for id in unwanted {
-            state.remove(id);
+        for id in &unwanted {
+            state.remove(*id);
         }
         self.count.store(state.slots.len(), Ordering::Relaxed);
+        unwanted.len() as u64
     }
 
     /// It has arrived: counted, and place made for it.

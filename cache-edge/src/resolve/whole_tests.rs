@@ -125,7 +125,7 @@ async fn they_are_bounded_for_each_source_and_forgotten_by_key() {
         tokio::task::yield_now().await;
     }
     assert!(answers.state.lock().bytes <= MAX_SOURCE_BYTES);
-    answers.forget(|key| key.source == "films");
+    answers.forget(|key, _| key.source == "films");
     let state = answers.state.lock();
     assert_eq!((state.bytes, state.slots.len()), (0, 0));
     assert!(state.of_source.is_empty());

@@ -26,7 +26,7 @@ use crate::resolve::ports::{
     FirstBytes, ObjectName, ObjectRequest, Objects, OpenReader, PassThrough, Presence, ReadError,
     Resolution,
 };
-use http_rules::cache_status::{CacheStatus, Forward};
+use http_rules::cache_status::{CacheStatus, Forward, Missing};
 use http_rules::conditional::{self, Verdict};
 use http_rules::credential;
 use http_rules::path::{self, Target};
@@ -290,7 +290,7 @@ async fn answer_object<O: OpenReader>(
             Verdict::Proceed { ignore_range } => ignore_range,
             verdict => {
                 // Answered from what is known of the object, so nothing of its bytes was missing.
-                let status = response::cache_status(freshness, Presence::All);
+                let status = response::cache_status(freshness, Presence::All, || None);
                 let mut response = match verdict {
                     Verdict::NotModified => {
                         let mut response = Response::new(EdgeBody::empty());
@@ -327,7 +327,7 @@ async fn answer_object<O: OpenReader>(
             let detail = format!("no byte of the range is in the object of {size} bytes");
             let mut response =
                 Problem::new(StatusCode::RANGE_NOT_SATISFIABLE, detail).into_response();
-            let cache_status = response::cache_status(freshness, Presence::All);
+            let cache_status = response::cache_status(freshness, Presence::All, || None);
             head.insert(CACHE_STATUS, server.cache_status(&cache_status));
             response::insert_text(
                 &mut head,
@@ -357,7 +357,9 @@ async fn answer_object<O: OpenReader>(
         }
     };
     object.head.append_kept(&mut head);
-    let cache_status = response::cache_status(freshness, presence_of(&*object.readers, &plan));
+    let presence = presence_of(&*object.readers, &plan);
+    let cache_status =
+        response::cache_status(freshness, presence, || missing_of(&*object.readers, &plan));
     head.insert(CACHE_STATUS, server.cache_status(&cache_status));
     head.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
 
@@ -401,6 +403,18 @@ fn presence_of<O: OpenReader>(readers: &O, plan: &BodyPlan) -> Presence {
             Presence::Some
         }
     })
+}
+
+/// What is known of the first part that is not all here, else of the first.
+fn missing_of<O: OpenReader>(readers: &O, plan: &BodyPlan) -> Option<Missing> {
+    let ranges = plan.parts().filter_map(|part| match part {
+        Part::Range(range) if !range.is_empty() => Some(*range),
+        _ => None,
+    });
+    let ranges: Vec<ByteRange> = ranges.collect();
+    let is_missing = |range: &&ByteRange| readers.presence(**range) != Presence::All;
+    let range = ranges.iter().find(is_missing).or_else(|| ranges.first())?;
+    readers.missing(*range)
 }
 
 fn answer_pass_through<O: Objects>(server: &Server<O>, pass: PassThrough) -> Response<EdgeBody> {

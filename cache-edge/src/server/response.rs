@@ -6,7 +6,7 @@ use chunkcache_proto::v1;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::resolve::ports::{Freshness, Presence};
-use http_rules::cache_status::{CacheStatus, Forward};
+use http_rules::cache_status::{CacheStatus, Forward, MissClass, Missing};
 use http_rules::conditional::Validators;
 use http_rules::{freshness, validator};
 
@@ -108,9 +108,34 @@ pub fn insert_text(headers: &mut HeaderMap, name: HeaderName, text: String) {
 }
 
 /// `Cache-Status` of an object, from how its binding was confirmed and how much of the range is
-/// here.
+/// here. `missing`: asked for where it was no hit.
 #[must_use]
-pub fn cache_status(freshness: Freshness, presence: Presence) -> CacheStatus {
+pub fn cache_status(
+    freshness: Freshness,
+    presence: Presence,
+    missing: impl FnOnce() -> Option<Missing>,
+) -> CacheStatus {
+    let is_expired = matches!(freshness, Freshness::Revalidated { .. });
+    let mut status = status_words(freshness, presence);
+    if status.forward.is_some() && status.detail.is_none() {
+        // What a first question brought may be here by now.
+        let is_known = !matches!(freshness, Freshness::Probed { .. });
+        let class = missing().map(|missing| {
+            let partly_here = missing.partly_here && is_known;
+            MissClass::of(
+                is_expired,
+                Missing {
+                    partly_here,
+                    ..missing
+                },
+            )
+        });
+        status.detail = class.map(|class| class.token().to_owned());
+    }
+    status
+}
+
+fn status_words(freshness: Freshness, presence: Presence) -> CacheStatus {
     let by_presence = match presence {
         Presence::All => None,
         Presence::Some => Some(Forward::Partial),
@@ -162,7 +187,16 @@ mod tests {
 
     #[test]
     fn each_freshness_and_presence_has_its_words() {
-        let words = |freshness, presence| cache_status(freshness, presence).render("e");
+        let words = |freshness, presence| cache_status(freshness, presence, || None).render("e");
+        let expired = Freshness::Revalidated {
+            collapsed: false,
+            status: 304,
+        };
+        let status = cache_status(expired, Presence::All, || Some(Missing::default()));
+        assert_eq!(
+            status.render("e"),
+            "e; fwd=stale; fwd-status=304; detail=\"expired\""
+        );
         assert_eq!(words(Freshness::Fresh, Presence::All), "e; hit");
         assert_eq!(
             words(Freshness::Fresh, Presence::Some),

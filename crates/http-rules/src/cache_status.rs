@@ -17,6 +17,65 @@ pub enum Forward {
     Not,
 }
 
+/// What is known of bytes that are not here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// They were dropped for space lately.
+    pub evicted: bool,
+    /// The key's object is another version than it was.
+    pub replaced: bool,
+    /// Other bytes of the object are here.
+    pub partly_here: bool,
+}
+
+/// Why a request was no hit, for people: the `detail` of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MissClass {
+    /// Nothing of the object was here, as far as is remembered.
+    NeverHere,
+    /// The bytes were dropped for space.
+    Evicted,
+    /// The bytes are here; their freshness was over.
+    Expired,
+    /// Other bytes of the object are here.
+    NotYetFilled,
+    /// The object is another version than the one that was here.
+    OtherVersion,
+}
+
+impl MissClass {
+    /// Of a request that found not all of its bytes here, or whose binding was no longer fresh.
+    #[must_use]
+    pub fn of(is_expired: bool, missing: Missing) -> Self {
+        match missing {
+            Missing { evicted: true, .. } => Self::Evicted,
+            // Of a new version something is here once it was asked for.
+            Missing {
+                replaced: true,
+                partly_here,
+                ..
+            } if is_expired || !partly_here => Self::OtherVersion,
+            _ if is_expired => Self::Expired,
+            Missing {
+                partly_here: true, ..
+            } => Self::NotYetFilled,
+            _ => Self::NeverHere,
+        }
+    }
+
+    /// As it is written.
+    #[must_use]
+    pub fn token(self) -> &'static str {
+        match self {
+            Self::NeverHere => "never-here",
+            Self::Evicted => "evicted",
+            Self::Expired => "expired",
+            Self::NotYetFilled => "not-yet-filled",
+            Self::OtherVersion => "other-version",
+        }
+    }
+}
+
 /// How a request was answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CacheStatus {
@@ -111,6 +170,25 @@ mod tests {
             miss.render("e"),
             "e; fwd=miss; fwd-status=206; stored; collapsed"
         );
+    }
+
+    #[test]
+    fn a_miss_has_one_class() {
+        let of = |expired, evicted, replaced, partly_here| {
+            let missing = Missing {
+                evicted,
+                replaced,
+                partly_here,
+            };
+            MissClass::of(expired, missing).token()
+        };
+        assert_eq!(of(false, false, false, false), "never-here");
+        assert_eq!(of(false, false, false, true), "not-yet-filled");
+        assert_eq!(of(false, true, false, true), "evicted");
+        assert_eq!(of(false, false, true, false), "other-version");
+        assert_eq!(of(false, false, true, true), "not-yet-filled");
+        assert_eq!(of(true, false, false, true), "expired");
+        assert_eq!(of(true, false, true, true), "other-version");
     }
 
     #[test]

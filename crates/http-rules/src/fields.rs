@@ -4,7 +4,7 @@
 use chunkcache_proto::v1;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::{freshness, origin_answer::joined};
+use crate::{freshness, origin_answer::joined, tags};
 
 /// Of one object, names and values. What comes beyond is dropped.
 pub const MAX_BYTES: usize = 8 << 10;
@@ -52,7 +52,11 @@ pub fn kept(headers: &HeaderMap) -> Vec<v1::Header> {
     let unwanted = named_by_origin(headers);
     let mut bytes = 0;
     let mut fields = Vec::new();
-    for (name, value) in headers {
+    // Tags first: what an object is purged by is not dropped for what it is only shown with.
+    let is_tag = |name: &str| tags::FIELDS.contains(&name);
+    let (tagging, others): (Vec<_>, Vec<_>) =
+        headers.iter().partition(|(name, _)| is_tag(name.as_str()));
+    for (name, value) in tagging.into_iter().chain(others) {
         let name = name.as_str();
         let Ok(value) = std::str::from_utf8(value.as_bytes()) else {
             continue;
@@ -164,11 +168,11 @@ mod tests {
         assert_eq!(
             names(&fields),
             [
+                "surrogate-key",
                 "content-disposition",
                 "content-language",
                 "cross-origin-resource-policy",
                 "x-amz-meta-title",
-                "surrogate-key",
                 "link",
                 "link",
                 "expires",

@@ -205,6 +205,7 @@ pub fn freshness(facts: &AnswerFacts, policy: &v1::FreshnessPolicy, now_ms: i64)
         vary: facts.vary.clone(),
         sent_at_ms: 0,
         fields: Vec::new(),
+        must_confirm: false,
     }
 }
 
@@ -323,6 +324,7 @@ pub fn judge(binding: &v1::Freshness, now_ms: i64) -> Verdict {
     let grace_ms = control.stale_while_revalidate.unwrap_or(0) as i64 * 1000;
     if !control.must_revalidate
         && !control.no_cache
+        && !binding.must_confirm
         && now_ms < binding.fresh_until_ms.saturating_add(grace_ms)
     {
         return Verdict::StaleWhileRevalidate;

@@ -200,6 +200,7 @@ impl CacheService for Fake {
         Ok(Response::new(PutSourceResponse {
             source: Some(source),
             unconfirmed_edges: vec![],
+            unchanged: false,
         }))
     }
 
@@ -308,6 +309,18 @@ impl CacheService for Fake {
     ) -> Answer<InvalidateEntryResponse> {
         self.note(&request)?;
         Ok(Response::new(InvalidateEntryResponse {
+            confirmed_edges: vec!["east".to_owned()],
+            unconfirmed_edges: vec![],
+        }))
+    }
+
+    async fn purge_entries(
+        &self,
+        request: Request<PurgeEntriesRequest>,
+    ) -> Answer<PurgeEntriesResponse> {
+        self.note(&request)?;
+        Ok(Response::new(PurgeEntriesResponse {
+            purged: 3,
             confirmed_edges: vec!["east".to_owned()],
             unconfirmed_edges: vec![],
         }))

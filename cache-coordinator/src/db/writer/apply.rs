@@ -125,6 +125,27 @@ impl<'a, C: GenericClient> Batch<'a, C> {
             Operation::InvalidateEntry(change) => {
                 Outcome::InvalidateEntry(self.invalidate(change).await?)
             }
+            Operation::RecordPurge(change) => {
+                Outcome::RecordPurge(self.record_purge(change).await?)
+            }
+            Operation::UnbindEntries(change) => {
+                Outcome::UnbindEntries(self.unbind_entries(&change.entries).await?)
+            }
+            Operation::RemoveRowsOfEntries(change) => Outcome::RemoveRowsOfEntries(
+                self.remove_rows(
+                    statements::CHUNK_DELETE_OF_ENTRIES,
+                    &[&change.entries, &i64::from(change.limit)],
+                )
+                .await?,
+            ),
+            Operation::DropEntries(change) => {
+                self.remove_rows(
+                    statements::CHUNK_DELETE_ON_EDGE,
+                    &[&change.edge, &signed(change.epoch), &change.entries],
+                )
+                .await?;
+                Outcome::DropEntries(())
+            }
             Operation::PutSource(change) => Outcome::PutSource(self.put_source(change).await?),
             Operation::RemoveRowsOfSource(change) => Outcome::RemoveRowsOfSource(
                 self.remove_rows(

@@ -10,6 +10,7 @@ mod chunks;
 mod inventory;
 mod observations;
 mod operation;
+mod purge;
 mod task;
 
 use std::{

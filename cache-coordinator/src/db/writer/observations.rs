@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use chunkcache_proto::EntryId;
 use deadpool_postgres::GenericClient;
+use http_rules::{fields, tags};
 use uuid::Uuid;
 
 use super::super::{
@@ -162,6 +163,11 @@ impl<C: GenericClient> Batch<'_, C> {
             .iter()
             .map(|it| i32::try_from(it.change.entry.geometry.chunk_size()).unwrap_or(i32::MAX))
             .collect();
+        // Tags have no line breaks.
+        let tags: Vec<String> = registrations
+            .iter()
+            .map(|it| tags::of(&fields::to_headers(&it.change.freshness.fields)).join("\n"))
+            .collect();
         let chunkless: Vec<bool> = registrations.iter().map(|it| it.is_chunkless).collect();
         let rows = self
             .executor
@@ -180,6 +186,7 @@ impl<C: GenericClient> Batch<'_, C> {
                     &sizes,
                     &chunk_sizes,
                     &chunkless,
+                    &tags,
                 ],
             )
             .await?;

@@ -1,12 +1,13 @@
 //! The changes that can be asked for, and what each answers.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Level, v1};
 use uuid::Uuid;
 
 use super::super::{
-    ChunkSum, DatabaseError, EdgeRecord, EdgeStatus, EntryRecord, JobStatus, edges::EdgeId,
+    ChunkSum, DatabaseError, EdgeRecord, EdgeStatus, EntryRecord, JobStatus, PurgeRecord,
+    edges::EdgeId,
 };
 
 /// A change and the type of its answer.
@@ -74,6 +75,14 @@ operations! {
     SetPinned { entry: EntryId, pinned: bool } -> ();
     /// No key points to the entry any more; with `purge` its chunk rows go too.
     InvalidateEntry { entry: EntryId, purge: bool } -> Invalidated;
+    /// Use [`super::Writer::purge`]. Recorded before anything is dropped.
+    RecordPurge { selector: v1::PurgeSelector, soft: bool } -> Purging;
+    /// Use [`super::Writer::purge`]. No key points to them any more.
+    UnbindEntries { entries: Vec<EntryId> } -> ();
+    /// Use [`super::Writer::purge`].
+    RemoveRowsOfEntries { entries: Vec<EntryId>, limit: u32 } -> u64;
+    /// The bytes of these entries are gone from the edge: so are its rows.
+    DropEntries { edge: EdgeId, epoch: u64, entries: Vec<EntryId> } -> ();
     /// Adds or replaces; answers with the new revision of the source in it.
     PutSource { source: v1::Source } -> v1::Source;
     /// Use [`super::Writer::remove_source`].
@@ -146,6 +155,13 @@ pub struct Reconciled {
     pub refused: Option<DatabaseError>,
     /// Another edge holds other bytes of one of its chunks.
     pub is_conflicting: bool,
+}
+
+/// A purge that was recorded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Purging {
+    pub record: PurgeRecord,
+    pub purged_at: SystemTime,
 }
 
 /// What an invalidation took away.

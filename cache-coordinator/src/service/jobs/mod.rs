@@ -190,17 +190,19 @@ impl Jobs {
         Ok(cluster.plan.tell(command).await?)
     }
 
-    /// An entry is no more: what asks for it ends.
-    pub async fn forget_entry(
+    /// Entries are no more: what asks for them ends.
+    pub async fn forget_entries(
         &self,
         cluster: &Cluster,
-        entry: EntryId,
+        entries: &HashSet<EntryId>,
         why: &str,
     ) -> Result<(), ServiceError> {
         let ended: Vec<Uuid> = {
             let mut state = self.state.lock();
-            state.wants.retain(|_, asked| asked.owner.entry != entry);
-            let of_entry = |running: &Running| running.entry == entry;
+            state
+                .wants
+                .retain(|_, asked| !entries.contains(&asked.owner.entry));
+            let of_entry = |running: &Running| entries.contains(&running.entry);
             let ended = state
                 .running
                 .iter()

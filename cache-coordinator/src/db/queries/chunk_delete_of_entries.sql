@@ -1,0 +1,4 @@
+DELETE FROM cache_chunks c
+USING (SELECT h.entry_id, h.edge_id, h.start_byte FROM cache_chunks h WHERE h.entry_id = ANY($1) LIMIT $2) v
+WHERE c.entry_id = v.entry_id AND c.edge_id = v.edge_id AND c.start_byte = v.start_byte
+RETURNING c.entry_id, c.edge_id, c.start_byte, c.end_byte

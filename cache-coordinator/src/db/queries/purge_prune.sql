@@ -1,0 +1,1 @@
+DELETE FROM cache_purges WHERE number <= $1

@@ -1,0 +1,232 @@
+//! Purges of many objects, by key, prefix, glob, tag or source: forgotten by every edge before the
+//! answer.
+
+use std::{collections::HashSet, time::Duration};
+
+use chunkcache_proto::{
+    EntryId, identity,
+    v1::{self, purge_selector::Objects, session_response::Message},
+};
+use http_rules::{path, query_rules, tags};
+
+use super::{
+    Cluster,
+    error::{Resource, ServiceError},
+};
+use crate::{
+    db::{
+        PurgeRecord,
+        writer::{Purging, RecordPurge},
+    },
+    sessions::{
+        plan::Command,
+        registry::{Confirmation, EdgeSession},
+    },
+};
+
+/// Edges are waited for this long.
+const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
+/// Entries looked up at a time: 16 MB of ids.
+const MAX_SELECTED: u32 = 1_000_000;
+/// Entries named to an edge in one message.
+const MAX_NAMED: usize = 50_000;
+
+/// See the module.
+pub async fn purge(
+    cluster: &Cluster,
+    request: v1::PurgeEntriesRequest,
+) -> Result<v1::PurgeEntriesResponse, ServiceError> {
+    cluster.require_leader()?;
+    let selector = check(cluster, request.selector.unwrap_or_default())?;
+    let soft = request.soft;
+    // One at a time: an edge that has carried one out has carried out those before it.
+    let _alone = cluster.purging.lock().await;
+    let change = RecordPurge {
+        selector: selector.clone(),
+        soft,
+    };
+    let Purging { record, purged_at } = cluster.writer.write(change).await?.value;
+    let sequence = cluster.registry.begin_invalidation().await;
+    cluster.resolver.forget_absent(&selector);
+    let is_by_tag = matches!(selector.objects, Some(Objects::Tag(_)));
+    let (mut purged, mut named) = (0, Vec::new());
+    loop {
+        let found = cluster
+            .database
+            .selected_entries(&selector, purged_at, MAX_SELECTED)
+            .await?;
+        if !found.is_empty() {
+            drop_entries(cluster, &found, soft).await?;
+        }
+        purged += found.len() as u64;
+        let is_last = found.len() < MAX_SELECTED as usize;
+        // What an edge can tell from the key it finds by itself.
+        if is_by_tag {
+            named.extend(found);
+        }
+        if is_last {
+            break;
+        }
+    }
+    let mut parts: Vec<&[EntryId]> = named.chunks(MAX_NAMED).collect();
+    let last = identity::pack(parts.pop().unwrap_or_default());
+    for part in parts {
+        let message = v1::Purge {
+            // The last one carries the number.
+            number: 0,
+            ..record.to_proto(cluster.registry.next_sequence(), identity::pack(part))
+        };
+        for live in cluster.registry.all() {
+            live.outbox.send(Message::Purge(message.clone())).await;
+        }
+    }
+    // Its number is behind those of the parts.
+    let sequence = match named.len() {
+        0..=MAX_NAMED => sequence,
+        _ => cluster.registry.next_sequence(),
+    };
+    let message = |sequence| Message::Purge(record.to_proto(sequence, last.clone()));
+    let pushed = cluster
+        .registry
+        .push_as(
+            sequence,
+            Confirmation::Invalidations,
+            message,
+            CONFIRM_WITHIN,
+        )
+        .await;
+    // And what edges had said of it before they heard.
+    cluster.resolver.forget_absent(&selector);
+    let mut unconfirmed = pushed.unconfirmed;
+    // One that is away carries it out when it comes back.
+    for edge in cluster.database.edges().await? {
+        if !pushed.confirmed.contains(&edge.name) && !unconfirmed.contains(&edge.name) {
+            unconfirmed.push(edge.name);
+        }
+    }
+    let sessions = cluster.registry.all();
+    purged += sessions.iter().map(|live| live.take_purged()).sum::<u64>();
+    tracing::info!(number = record.number, purged, ?unconfirmed, "purged");
+    Ok(v1::PurgeEntriesResponse {
+        purged,
+        confirmed_edges: pushed.confirmed,
+        unconfirmed_edges: unconfirmed,
+    })
+}
+
+/// Nothing of them is fetched any more, then their rows go.
+async fn drop_entries(
+    cluster: &Cluster,
+    entries: &[EntryId],
+    soft: bool,
+) -> Result<(), ServiceError> {
+    if !soft {
+        for entry in entries {
+            cluster.plan.tell(Command::EntryClosed(*entry)).await?;
+        }
+        let entries: HashSet<EntryId> = entries.iter().copied().collect();
+        cluster
+            .jobs
+            .forget_entries(cluster, &entries, "the entry was purged")
+            .await?;
+    }
+    Ok(cluster.writer.purge(entries, soft).await?)
+}
+
+/// Purges that an edge has missed while it was away.
+pub async fn replay(
+    cluster: &Cluster,
+    live: &EdgeSession,
+    last_purge: u64,
+) -> Result<(), ServiceError> {
+    let purges = cluster.database.purges().await?;
+    let is_complete = purges
+        .first()
+        .is_none_or(|oldest| oldest.number <= last_purge + 1);
+    let missed = purges.iter().filter(|it| it.number > last_purge);
+    let everything = PurgeRecord {
+        number: last_purge,
+        selector: v1::PurgeSelector {
+            source: String::new(),
+            objects: Some(Objects::All(true)),
+        },
+        soft: true,
+    };
+    let everything = (!is_complete).then_some(&everything);
+    for record in everything.into_iter().chain(missed) {
+        let sequence = cluster.registry.next_sequence();
+        live.owes_confirmation(sequence);
+        let message = record.to_proto(sequence, Vec::new());
+        live.outbox.send(Message::Purge(message)).await;
+    }
+    Ok(())
+}
+
+/// The selector with its names as keys have them.
+fn check(
+    cluster: &Cluster,
+    selector: v1::PurgeSelector,
+) -> Result<v1::PurgeSelector, ServiceError> {
+    let objects = selector.objects.ok_or_else(|| {
+        ServiceError::invalid("selector", "expected a key, a prefix, a glob, a tag or all")
+    })?;
+    let is_of_all = selector.source.is_empty() && matches!(objects, Objects::Tag(_));
+    let source = cluster.source(&selector.source);
+    if source.is_none() && !is_of_all {
+        if selector.source.is_empty() {
+            return Err(ServiceError::invalid(
+                "selector.source",
+                "expected the name of a source",
+            ));
+        }
+        return Err(ServiceError::not_found(Resource::Source, selector.source));
+    }
+    let rules = query_rules::effective(source.unwrap_or_default().key_rules.unwrap_or_default());
+    let normal = |field: &'static str, written: &str| {
+        let written = written.strip_prefix('/').unwrap_or(written);
+        let (path, query) = written.split_once('?').unwrap_or((written, ""));
+        let (path, query) = path::normalize_name(path, query)
+            .map_err(|error| ServiceError::invalid(field, error.to_string()))?;
+        let path = query_rules::fold_path(&path, &rules).into_owned();
+        Ok::<_, ServiceError>((path, query))
+    };
+    let joined = |path: String, query: &str| {
+        if query.is_empty() {
+            path
+        } else {
+            format!("{path}?{query}")
+        }
+    };
+    let objects = match objects {
+        Objects::Key(key) => {
+            let (path, query) = normal("selector.key", &key)?;
+            let query = query_rules::split(&query, &rules).key.into_owned();
+            Objects::Key(joined(path, &query))
+        }
+        Objects::Prefix(prefix) if prefix.trim_start_matches('/').is_empty() => Objects::All(true),
+        Objects::Prefix(prefix) => {
+            let (path, query) = normal("selector.prefix", &prefix)?;
+            Objects::Prefix(joined(path, &query))
+        }
+        Objects::Glob(glob) => {
+            let (path, query) = normal("selector.glob", &glob)?;
+            Objects::Glob(joined(path, &query))
+        }
+        Objects::Tag(tag) => {
+            let tag = tag.trim();
+            if tag.is_empty() || tag.len() > tags::MAX_TAG_BYTES || tag.contains(char::is_control) {
+                let expected = format!("expected 1 to {} bytes of text", tags::MAX_TAG_BYTES);
+                return Err(ServiceError::invalid("selector.tag", expected));
+            }
+            Objects::Tag(tag.to_owned())
+        }
+        Objects::All(true) => Objects::All(true),
+        Objects::All(false) => {
+            return Err(ServiceError::invalid("selector.all", "expected true"));
+        }
+    };
+    Ok(v1::PurgeSelector {
+        source: selector.source,
+        objects: Some(objects),
+    })
+}

@@ -1,0 +1,179 @@
+//! Purges: by key, prefix, glob, tag and source; soft and hard; confirmed by every edge, or named.
+#![allow(clippy::unwrap_used)]
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use chunkcache_tests::http::Call;
+use chunkcache_tests::{Cluster, Coordinator, MIB, Object, content, eventually};
+use serde_json::Value;
+
+const SIZE: u64 = 3 * MIB;
+
+fn object(seed: u64, tags: &str) -> Object {
+    Object::generated(seed, SIZE)
+        .header("Cache-Control", "max-age=3600")
+        .header("Surrogate-Key", tags)
+}
+
+/// Puts an object, has it cached, and waits for its rows.
+fn cached(cluster: &Cluster, path: &str, seed: u64, tags: &str) -> String {
+    let target = cluster.put(path, object(seed, tags));
+    for edge in &cluster.edges {
+        Call::get(&target).send(edge.http).expect(200);
+        cluster.wait_recorded_on(path, &edge.name, &[(0, SIZE)]);
+    }
+    target
+}
+
+#[track_caller]
+fn cache_status(address: SocketAddr, target: &str) -> String {
+    let answer = Call::get(target).send(address).expect(200);
+    answer.header("cache-status").unwrap().to_owned()
+}
+
+#[track_caller]
+fn purge(coordinator: &Coordinator, arguments: &[&str]) -> Value {
+    let done = coordinator.json(&[&["purge"], arguments].concat());
+    assert_eq!(done["unconfirmed_edges"], Value::Array(Vec::new()));
+    done
+}
+
+fn is_recorded(cluster: &Cluster, path: &str) -> bool {
+    let edges = cluster.edges.iter();
+    edges
+        .map(|edge| cluster.recorded(path, &edge.name))
+        .any(|ranges| !ranges.is_empty())
+}
+
+#[test]
+fn each_selector_purges_what_it_names_on_every_edge() {
+    let cluster = Cluster::with_edges(2);
+    let coordinator = &cluster.coordinator;
+    let one = cached(&cluster, "/s/1/a.mp4", 1, "show-1 all");
+    let two = cached(&cluster, "/s/1/b.mp4", 2, "show-1 all");
+    let three = cached(&cluster, "/s/2/a.mp4", 3, "show-2 all");
+    let purged = |arguments: &[&str], expected: u64, gone: &[&str], here: &[&str]| {
+        let done = purge(coordinator, arguments);
+        assert_eq!(done["purged"], expected, "{arguments:?}: {done}");
+        assert_eq!(done["confirmed_edges"].as_array().unwrap().len(), 2);
+        for edge in &cluster.edges {
+            for target in here {
+                let status = cache_status(edge.http, target);
+                assert!(status.contains("hit"), "{arguments:?} {target}: {status}");
+            }
+        }
+        for target in gone {
+            let path = target.strip_prefix("/media").unwrap();
+            assert!(!is_recorded(&cluster, path), "{arguments:?} {target}");
+            let hits = cluster.origin.hits(path).len();
+            for edge in &cluster.edges {
+                let status = cache_status(edge.http, target);
+                assert!(
+                    !status.contains("; hit"),
+                    "{arguments:?} {target}: {status}"
+                );
+                cluster.wait_recorded_on(path, &edge.name, &[(0, SIZE)]);
+            }
+            assert!(cluster.origin.hits(path).len() > hits);
+        }
+    };
+    purged(&["--key", "media/s/1/a.mp4"], 1, &[&one], &[&two, &three]);
+    purged(&["--prefix", "media/s/1/"], 2, &[&one, &two], &[&three]);
+    purged(&["--glob", "media/s/*/a.mp4"], 2, &[&one, &three], &[&two]);
+    purged(&["--tag", "show-1"], 2, &[&one, &two], &[&three]);
+    purged(
+        &["--tag", "show-1", "--source", "media"],
+        2,
+        &[&one, &two],
+        &[&three],
+    );
+    purged(&["--source", "media"], 3, &[&one, &two, &three], &[]);
+    purged(&["--tag", "show"], 0, &[], &[&one, &two, &three]);
+}
+
+#[test]
+fn a_soft_purge_asks_the_origin_and_keeps_the_bytes() {
+    let cluster = Cluster::start();
+    let target = cached(&cluster, "/soft.mp4", 1, "a b");
+    let bytes = cluster.origin.body_bytes("/soft.mp4");
+    let done = purge(&cluster.coordinator, &["--tag", "b", "--soft"]);
+    assert_eq!(done["purged"], 1);
+    let status = cache_status(cluster.edge().http, &target);
+    assert!(status.contains("fwd=stale"), "{status}");
+    assert!(cluster.origin.body_bytes("/soft.mp4") <= bytes + 1);
+    let status = cache_status(cluster.edge().http, &target);
+    assert!(status.contains("hit"), "{status}");
+}
+
+/// No table knows these: an edge has them in memory.
+#[test]
+fn what_only_edges_know_is_purged_too() {
+    let cluster = Cluster::start();
+    let address = cluster.edge().http;
+    // Without a validator it is kept as a whole.
+    let list = Object::generated(7, 5_000)
+        .etag(None)
+        .last_modified(None)
+        .header("Cache-Control", "max-age=3600")
+        .header("Cache-Tag", "lists, other");
+    let target = cluster.put("/list.m3u8", list.clone());
+    Call::get(&target).send(address).expect(200);
+    assert!(cache_status(address, &target).contains("hit"));
+    let done = purge(&cluster.coordinator, &["--tag", "lists"]);
+    assert_eq!(done["purged"], 1, "{done}");
+    assert!(!cache_status(address, &target).contains("hit"));
+    // And that there is no such object.
+    Call::get("/media/later.mp4").send(address).expect(404);
+    cluster.put("/later.mp4", object(3, "x"));
+    purge(&cluster.coordinator, &["--key", "media/later.mp4"]);
+    Call::get("/media/later.mp4").send(address).expect(200);
+}
+
+#[test]
+fn an_edge_that_was_away_is_named_and_purges_when_it_is_back() {
+    let mut cluster = Cluster::with_edges(2);
+    let target = cached(&cluster, "/away.mp4", 1, "t");
+    let other = cached(&cluster, "/other.mp4", 2, "u");
+    cluster.edges[1].kill();
+    eventually("the session ended", Duration::from_secs(20), || {
+        let edges = cluster.coordinator.json(&["edge", "list"]);
+        let mut edges = edges.as_array().unwrap().iter();
+        edges.any(|edge| edge["state"] == "suspect").then_some(())
+    });
+    let name = cluster.edges[1].name.clone();
+    let output = cluster
+        .coordinator
+        .cli(&["purge", "--tag", "t", "--output", "json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let done: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(done["unconfirmed_edges"], serde_json::json!([name]));
+    cluster.put("/away.mp4", object(9, "t"));
+    cluster.edges[1].start();
+    let answer = Call::get(&target).send(cluster.edges[1].http).expect(200);
+    assert!(
+        answer.body == content::bytes(9, 0, SIZE),
+        "the old version was served"
+    );
+    assert!(cache_status(cluster.edges[1].http, &other).contains("hit"));
+}
+
+#[test]
+fn over_http_with_a_method_of_its_own() {
+    let cluster = Cluster::start();
+    let target = cached(&cluster, "/a/1.mp4", 1, "x y");
+    let address = cluster.coordinator.http;
+    let purge = |call: Call| call.send(address).expect(200).json();
+    assert_eq!(purge(Call::new("PURGE", &target))["purged"], 1);
+    assert!(!cache_status(cluster.edge().http, &target).contains("; hit"));
+    cluster.wait_recorded("/a/1.mp4", &[(0, SIZE)]);
+    let soft = Call::new("PURGE", "/media/a/*").header("Soft-Purge", "1");
+    assert_eq!(purge(soft)["purged"], 1);
+    assert!(cache_status(cluster.edge().http, &target).contains("fwd=stale"));
+    let by_tag = Call::new("PURGE", "/").header("Surrogate-Key", "y z");
+    assert_eq!(purge(by_tag)["purged"], 1);
+    Call::new("PURGE", "/unknown/a").send(address).expect(404);
+    Call::new("PURGE", "/media/..%2fa")
+        .send(address)
+        .expect(400);
+}
