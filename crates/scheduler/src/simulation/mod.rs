@@ -3,8 +3,9 @@
 //! A run makes a cluster (edges, origins, entries), lets edges join, leave, stall and fill their
 //! disks, origins be slow, fail and ask for rest, readers open, read, seek, pause and leave, jobs
 //! come and go, and checks all invariants after each event (`check`). Then the faults stop, and
-//! everything asked for must come to its end in bounded time.
-//!
+//! disks, origins be slow, fail and ask for a pause, readers open, read, seek, pause and leave,
+//! jobs come and go, and checks all invariants after each event (`check`). Then the faults stop,
+//! and
 //! `SIM_RUNS` sets how many runs, `SIM_SEED` the first one; the default keeps `cargo test` short, and
 //! longer runs are for changes of the scheduler (`SIM_RUNS=20000`). The runs are two tests, so that
 //! both processors have their half. A seed that fails is printed. Once its fault is repaired, it is
