@@ -165,7 +165,7 @@ pub enum Event {
         level: Level,
     },
 
-    /// What an edge uses of the sources that have limits: sent with each heartbeat and on every
+    /// An edge's use of sources that have limits: sent with each heartbeat and on every
     /// change. Renews its leases.
     QuotaReported {
         edge: EdgeId,
@@ -190,7 +190,7 @@ pub struct InFlightFetch {
     pub local: bool,
 }
 
-/// What an edge uses of a source for its own requests, beside its assignments.
+/// An edge's use of a source for its own requests, beside its assignments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuotaUse {
     pub source: SourceId,
@@ -211,7 +211,7 @@ pub struct Share {
     pub bytes_per_second: u64,
 }
 
-/// What an edge may use of a source. Valid for as long as its last report renewed it.
+/// An edge's limits for a source. Valid for as long as its last report renewed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
     pub source: SourceId,
@@ -223,7 +223,7 @@ pub struct Lease {
     pub floor: Share,
 }
 
-/// What a reader wants.
+/// A reader's position and needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Demand {
     pub reader: ReaderId,

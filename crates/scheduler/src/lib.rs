@@ -12,7 +12,7 @@
 //! - Equal input gives equal output, in any process; the work of one event is bounded.
 //!
 //! **Phases** of one `apply`, and the modules of each:
-//! 1. The event changes claims: who wants which chunks of which edge, at which level (`claim`,
+//! 1. The event changes claims: the chunks wanted on each edge, by level (`claim`,
 //!    `demand`, `wants`, `fill`, `space`, `handover`), or the cluster (`membership`, `reports`,
 //!    `in_flight`).
 //! 2. Claims with a gap are queued by level, deadline and fair share (`queue`).
@@ -22,7 +22,7 @@
 //!    `budget`), which keeps within the quota leases of the edges (`quota`).
 //! 5. The fetch is recorded and sent to the edge (`running`). Timers find late ones (`late`).
 //!
-//! Around it: [`api`] (what goes in and out), `idle` (what may be forgotten), `edge_set` (many edges
+//! Around it: [`api`] (input and output), `idle` (what may be forgotten), `edge_set` (many edges
 //! at once), `explain` (why).
 //!
 //! **Deliberately absent**: clocks, randomness, I/O and hash order; half-written chunks, which an

@@ -1,14 +1,14 @@
 //! Quota leases: how much of an origin's limits each edge may be using, and until when.
 //!
-//! An edge in session renews its leases with each heartbeat. Each lease grants connections for what
-//! the edge asks by itself (an assigned fetch brings its own connection), and bytes a second for
 //! An edge in session renews its leases with each heartbeat. Each lease grants connections for the
 //! edge's own requests (an assigned fetch brings its own connection), and bytes a second for all it
 //! reads from the source. The grant is counted until the lease expires, whether or not there is a
 //! session; from then on the edge uses no more than its floor, and that is counted instead. RFC
 //! 0007 has the table of states and the invariant.
-//! over a restart: a new term counts each expected edge with all there is until its leases have
-//! expired. How much each edge gets is in `share`.
+//!
+//! A smaller grant is counted as the larger one until the edge has confirmed it. No quota state
+//! survives a restart: a new term reserves the whole limit for each expected edge until its leases
+//! have expired. `share` decides how much each edge gets.
 
 mod share;
 

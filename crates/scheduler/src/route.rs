@@ -23,7 +23,7 @@ pub struct Route {
     pub upstream: Option<FetchKey>,
 }
 
-/// What can be done for a chunk now.
+/// The outcome of a search for a chunk's source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteOutcome {
     Take(Route),

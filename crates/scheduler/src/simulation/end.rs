@@ -101,7 +101,7 @@ impl World {
         // was free before.
         let wanted = |scheduler: &Scheduler| {
             let mut wanted = scheduler.wanted();
-            // What was evicted from a closed entry is filled again when it is opened, or its edge
+            // Chunks evicted from a closed entry are filled again when it is opened, or its edge
             // comes back.
             wanted.retain(|(edge, entry, level), _| {
                 let filled = self.edges[edge.0 as usize].allowed == 0;

@@ -22,7 +22,7 @@ pub struct SimQuota {
 /// A little less than the time after which the scheduler gives an edge up.
 const GIVEN_UP_MS: Millis = 57_000;
 
-/// What an edge without a session may use of a source.
+/// The use of a source by an edge without a session.
 #[derive(Clone, Copy, Debug)]
 pub struct SimAbsent {
     /// When its lease expires, at the latest.

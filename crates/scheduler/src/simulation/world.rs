@@ -102,7 +102,7 @@ pub struct SimEdge {
     pub held: BTreeMap<EntryNo, RangeSet<ChunkIndex>>,
     /// The space its chunks may use; 0: no limit.
     pub allowed: u64,
-    /// What it may use of each source while it has no session.
+    /// Its limits for each source while it has no session.
     pub absent: BTreeMap<SourceId, super::quota::SimAbsent>,
     /// The number and the time of its last quota report.
     pub reported: u64,

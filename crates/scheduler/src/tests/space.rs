@@ -47,7 +47,7 @@ fn a_fill_ends_before_its_edge_begins_to_evict() {
         "{came} chunks of the 48 there is room for"
     );
     assert_eq!(bench.after(1_000), vec![], "and does not begin again");
-    // What it fetched is counted now, and there is no more space than before.
+    // The fetched chunks are counted now, and there is no more space than before.
     assert_eq!(
         space(&mut bench, (2 + u64::from(came)) * CHUNK, 100 * MIB),
         vec![]
