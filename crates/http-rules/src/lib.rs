@@ -1,8 +1,8 @@
 //! The rules of HTTP that both services follow, one copy of each.
 //!
-//! **Problem.** A cache is asked the same question in many places: what does this answer of an
-//! origin mean, and may it be kept? The edge asks it of every fetch, the coordinator where it names
-//! an object. Two copies of a rule drift apart, and then one cache key is two objects.
+//! **Problem.** A cache needs the same decisions in many places: what does an origin's answer mean,
+//! and may it be stored? The edge decides this for every fetch, the coordinator when it names an
+//! object. Two copies of a rule drift apart, and then one cache key is two objects.
 //!
 //! **Shape.** Pure functions over plain values: header maps and numbers in, a verdict out. No
 //! runtime, no socket, no file, no clock: time is an argument. So each rule has its tests beside
@@ -10,19 +10,18 @@
 //!
 //! | module | rule | RFC |
 //! |---|---|---|
-//! | [`path`] | the normal form of an object's name; what leads out of its source is refused | 3986, 5.2.4 and 6.2.2 |
+//! | [`path`] | normal form of an object's name, within its source | 3986, 5.2.4 and 6.2.2 |
 //! | [`range`], [`content_range`] | byte ranges asked for and answered | 9110, 14 |
 //! | [`conditional`] | conditions of a request, in their order | 9110, 13 |
 //! | [`validator`] | what tells one version of an object from another | 9110, 8.8 |
-//! | [`freshness`] | what may be stored, how long it answers, what a variant is | 9111, 5861, 9213 |
-//! | [`fields`] | which fields of an answer are kept with its object, what a 304 refreshes | 9111, 3.1 and 3.2 |
-//! | [`origin_answer`] | an origin's answer against what was asked | 9110, 15; 9112, 6 |
-//! | [`retry_after`] | how long to leave an origin alone | 9110, 10.2.3 |
-//! | [`cmcd`] | what a player says of its buffer and of what it asks for next | CTA-5004 |
-//! | [`cache_status`] | what is said about all that | 9211 |
-//!
-//! **Deliberately absent.** Who asks, over which connection, how often again: that is the edge's.
-//! Whether a source is registered: the coordinator's. What a client may send: the HTTP server's.
+//! | [`freshness`] | storability, lifetime, variants | 9111, 5861, 9213 |
+//! | [`fields`] | fields that are stored with an object, or refreshed | 9111, 3.1 and 3.2 |
+//! | [`origin_answer`] | checks an origin's answer against the request | 9110, 15; 9112, 6 |
+//! | [`retry_after`] | the back-off that an origin asks for | 9110, 10.2.3 |
+//! | [`cmcd`] | a player's report of its buffer and its next requests | CTA-5004 |
+//! | [`cache_status`] | the response header about all that | 9211 |
+//! **Deliberately absent.** Connections and retries: they are the edge's. Whether a source is
+//! registered: the coordinator's. Limits on clients' requests: the HTTP server's.
 
 pub mod cache_status;
 pub mod cmcd;
