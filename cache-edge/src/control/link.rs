@@ -1,5 +1,5 @@
-//! The outgoing half of the session, as other rooms see it: messages that are sent if there is a
-//! session, and questions that are answered if there is one.
+//! The outgoing half of the session, as the rest of the edge sees it: sends messages and answers
+//! questions if there is a session.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -25,14 +25,14 @@ use crate::{
 };
 use http_rules::freshness;
 
-/// Messages under way to the wire. More means that the coordinator does not read: the session is
-/// ended.
+/// Messages queued for sending. If there are more, the coordinator does not read, and the session
+/// is ended.
 pub const OUTBOX_MESSAGES: usize = 8_192;
 /// Messages held back until rows and disk agree.
 const MAX_HELD: usize = 65_536;
 /// How long a cold key waits for the coordinator, which may itself wait for another edge's probe.
 const RESOLVE_HEALTHY: Duration = Duration::from_secs(1);
-/// The same if nothing was heard of it lately.
+/// The same if the coordinator was silent lately.
 const RESOLVE_DOUBTFUL: Duration = Duration::from_millis(150);
 const DOUBTFUL_AFTER: Duration = Duration::from_secs(2);
 /// Bytes to drop once their rows are gone.
@@ -40,8 +40,8 @@ const DOUBTFUL_AFTER: Duration = Duration::from_secs(2);
 pub enum Removal {
     Chunks(EntryId, Vec<ChunkIndex>),
     Entry(EntryId),
-    /// Nothing: the bytes were withdrawn before. What is there by the time the rows are gone was
-    /// fetched anew, and has rows of its own.
+    /// No bytes: they were withdrawn before. Chunks that are present by the time the rows are gone
+    /// were fetched again, and have rows of their own.
     Nothing(EntryId),
 }
 
@@ -50,7 +50,7 @@ enum Phase {
     Disconnected,
     /// Hello was sent.
     Greeting,
-    /// Welcome came: demand flows.
+    /// Welcome arrived: demand is sent.
     Welcomed,
     /// Rows and disk agree.
     Ready,
@@ -63,7 +63,7 @@ struct State {
     epoch: u64,
     sequence: u64,
     held: Vec<Message>,
-    /// Entries the coordinator was told of in this session.
+    /// Entries reported to the coordinator in this session.
     told: HashSet<EntryId>,
     removals: BTreeMap<u64, Removal>,
     heard: Instant,
@@ -72,7 +72,7 @@ struct State {
     reason: String,
 }
 
-/// One for the process; outlives its sessions.
+/// The process's link to the coordinator; outlives its sessions.
 pub struct Link {
     edge: String,
     state: Mutex<State>,
@@ -104,7 +104,7 @@ impl Link {
         })
     }
 
-    /// A session begins; Hello is in the channel already.
+    /// Begins a session; Hello is in the channel already.
     pub fn begin(&self, sender: mpsc::Sender<v1::SessionRequest>, client: Service) {
         let mut state = self.state.lock();
         state.phase = Phase::Greeting;
@@ -123,7 +123,7 @@ impl Link {
         state.epoch = epoch;
     }
 
-    /// Rows and disk agree: what was held back follows.
+    /// Marks that rows and disk agree, and sends the messages that were held back.
     pub fn ready(&self) {
         let mut state = self.state.lock();
         state.phase = Phase::Ready;
@@ -152,13 +152,13 @@ impl Link {
         self.state.lock().heard.elapsed()
     }
 
-    /// Rows and disk agree, and the coordinator is heard of.
+    /// Whether rows and disk agree and the coordinator was heard lately.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.state.lock().phase == Phase::Ready
     }
 
-    /// The coordinator plans for this edge's readers.
+    /// Whether the coordinator plans for this edge's readers.
     #[must_use]
     pub fn is_planning(&self) -> bool {
         let state = self.state.lock();
@@ -192,7 +192,7 @@ impl Link {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// Returns when the outbox has overflowed, and says so. Cancel safe.
+    /// Returns, with the reason, when the outbox has overflowed. Cancel safe.
     pub async fn broken(&self) -> &'static str {
         loop {
             let notified = self.broken.notified();
@@ -206,7 +206,7 @@ impl Link {
         }
     }
 
-    /// Sends if a session is that far; else it is left to the next inventory.
+    /// Sends if the session allows it; otherwise the next inventory carries the information.
     pub fn send(&self, message: Message) {
         let mut state = self.state.lock();
         if state.phase >= Phase::Welcomed {
@@ -228,7 +228,7 @@ impl Link {
         }
     }
 
-    /// Only once rows and disk agree; held back until then.
+    /// Sends once rows and disk agree; holds the message back until then.
     fn put_when_ready(&self, state: &mut State, message: Message) {
         match state.phase {
             Phase::Disconnected => {}
@@ -243,12 +243,12 @@ impl Link {
         }
     }
 
-    /// The coordinator knows the entry in this session.
+    /// Records that the coordinator knows the entry in this session.
     pub fn set_told(&self, entry: EntryId) {
         self.state.lock().told.insert(entry);
     }
 
-    /// Chunks are durable. `observed`: to be said first if the coordinator may not know the entry.
+    /// Reports durable chunks. `observed` is sent first if the coordinator may not know the entry.
     pub fn stored(
         &self,
         entry: EntryId,
@@ -277,9 +277,9 @@ impl Link {
         );
     }
 
-    /// Asks for rows to be deleted; [`committed`](Self::committed) returns the removal when they
-    /// are. `false`: no session. Bytes that are lost already are told as soon as rows and disk
-    /// agree, since the inventory may have had them still.
+    /// Requests the deletion of rows; [`committed`](Self::committed) returns the removal when they
+    /// are gone. `false`: no session. Bytes that are already lost are reported as soon as rows and
+    /// disk agree, because the inventory may still have listed them.
     pub fn removed(
         &self,
         removal: Removal,
@@ -409,7 +409,7 @@ impl Directory for Link {
     }
 }
 
-/// What the coordinator says of a key, on this edge's clock.
+/// Converts the coordinator's binding of a key to this edge's clock.
 #[must_use]
 pub fn received(binding: v1::KeyBinding) -> v1::KeyBinding {
     v1::KeyBinding {

@@ -1,9 +1,9 @@
-//! The session with the coordinator: inventory, outbox, assignments; and what this edge plans
-//! itself while there is none.
+//! The session with the coordinator: inventory, outbox, assignments; and this edge's own planning
+//! while there is none.
 //!
-//! Never in the way: nothing here is waited for by a reader of cached bytes, every queue is
-//! bounded, and a queue that overflows ends the session, because the inventory of the next one says
-//! all that was lost with it. May not know HTTP.
+//! Readers of cached bytes never wait for anything here. Every queue is bounded, and a queue that
+//! overflows ends the session: the inventory of the next one reports all that was lost with it.
+//! Must not know HTTP.
 
 pub mod channel;
 pub mod leases;

@@ -1,12 +1,11 @@
 //! A set of byte positions as disjoint, ascending, non-touching ranges.
 //!
-//! A chunk may be fetched from its middle (RFC 0001, 5), so what of it is written is
-//! not one length but a set. It stays tiny: one range a leg of a fetch, merged
-//! as soon as two touch.
+//! A chunk may be fetched from its middle (RFC 0001, 5), so its written part is not one length but
+//! a set. It stays tiny: one range per leg of a fetch, merged as soon as two touch.
 
 use chunkcache_proto::ByteRange;
 
-/// Bytes that are in, as ranges.
+/// A set of bytes, as ranges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IntervalSet {
     /// Ascending; neither empty nor touching.
@@ -14,13 +13,13 @@ pub struct IntervalSet {
 }
 
 impl IntervalSet {
-    /// Nothing in it.
+    /// An empty set.
     #[must_use]
     pub const fn new() -> Self {
         Self { ranges: Vec::new() }
     }
 
-    /// Takes `range` in, and says how many of its bytes were not in before.
+    /// Adds `range`, and returns how many of its bytes were new.
     pub fn insert(&mut self, range: ByteRange) -> u64 {
         if range.is_empty() {
             return 0;
@@ -39,7 +38,7 @@ impl IntervalSet {
         range.len() - held
     }
 
-    /// Every byte of `range` is in; true for an empty one.
+    /// Whether every byte of `range` is in the set; true for an empty one.
     #[must_use]
     pub fn contains_range(&self, range: ByteRange) -> bool {
         range.is_empty()
@@ -48,7 +47,7 @@ impl IntervalSet {
                 .is_some_and(|end| end >= range.end)
     }
 
-    /// Where the run of bytes that holds `offset` ends; `None` where `offset` is not in.
+    /// The end of the range that contains `offset`; `None` if `offset` is not in the set.
     #[must_use]
     pub fn run_end(&self, offset: u64) -> Option<u64> {
         let at = self.ranges.partition_point(|r| r.end <= offset);
@@ -58,7 +57,7 @@ impl IntervalSet {
             .map(|r| r.end)
     }
 
-    /// The first run of bytes of `within` that is not in.
+    /// The first range of `within` that is not in the set.
     #[must_use]
     pub fn first_gap(&self, within: ByteRange) -> Option<ByteRange> {
         let start = self.run_end(within.start).unwrap_or(within.start);
@@ -73,13 +72,13 @@ impl IntervalSet {
         Some(ByteRange::new(start, end))
     }
 
-    /// Bytes in it.
+    /// Number of bytes in the set.
     #[must_use]
     pub fn len_bytes(&self) -> u64 {
         self.ranges.iter().map(|r| r.len()).sum()
     }
 
-    /// No byte in it.
+    /// Whether the set is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
@@ -91,7 +90,7 @@ impl IntervalSet {
         &self.ranges
     }
 
-    /// Empties it.
+    /// Removes all bytes.
     pub fn clear(&mut self) {
         self.ranges.clear();
     }

@@ -2,8 +2,8 @@
 //!
 //! `?cc-expires=<unix seconds>&cc-key=<key id>[&cc-client=<address or
 //! prefix>]&cc-signature=<base64url>`, HMAC-SHA256 over the normalised path, the rest of the query,
-//! and these fields. The parameters are taken off before the key of the cache is made: the same
-//! object signed twice is one object.
+//! and these fields. The parameters are removed before the cache key is made: the same object
+//! signed twice is one object.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -11,8 +11,8 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-/// Verifies and makes signatures. Several keys, so that one can be replaced while URLs made with
-/// the other live.
+/// Verifies and makes signatures. Several keys, so that one can be replaced while URLs signed with
+/// another are still valid.
 #[derive(Clone, Default)]
 pub struct Signer {
     keys: BTreeMap<String, Vec<u8>>,
@@ -33,12 +33,12 @@ pub enum SignatureError {
     OtherClient,
 }
 
-/// What is signed for, besides the object.
+/// The signed fields, besides the object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant<'a> {
     pub key_id: &'a str,
     pub expires_unix_seconds: u64,
-    /// `192.0.2.1`, `192.0.2.0/24`, `2001:db8::/32`; none: anyone.
+    /// `192.0.2.1`, `192.0.2.0/24`, `2001:db8::/32`; none: any client.
     pub client: Option<&'a str>,
 }
 
@@ -48,7 +48,7 @@ const CLIENT: &str = "cc-client";
 const SIGNATURE: &str = "cc-signature";
 
 impl Signer {
-    /// Keys by their id. With no key nothing verifies.
+    /// Keys by their id. Without keys nothing verifies.
     #[must_use]
     pub fn new(keys: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
         Self {
@@ -105,8 +105,8 @@ impl Signer {
         let signature = URL_SAFE_NO_PAD
             .decode(signature)
             .map_err(|_| SignatureError::Malformed)?;
-        // Compared in constant time by `verify_slice`; nothing is said of the fields before it
-        // holds.
+        // `verify_slice` compares in constant time; no error about the fields is returned before
+        // the signature is verified.
         let allowed = parameters.client.unwrap_or("");
         self.mac(key, path, &parameters.rest, expires, allowed)
             .ok_or(SignatureError::Mismatch)?
@@ -181,7 +181,7 @@ impl<'a> Parameters<'a> {
     }
 }
 
-/// `address` is `prefix`, or in it. An IPv4 address in IPv6 clothes is an IPv4 address.
+/// Whether `address` equals `prefix` or is in it. An IPv4-mapped IPv6 address counts as IPv4.
 fn in_prefix(address: IpAddr, prefix: &str) -> Result<bool, SignatureError> {
     let prefix = prefix.replace("%2F", "/");
     let (network, length) = match prefix.split_once('/') {
@@ -205,7 +205,7 @@ fn in_prefix(address: IpAddr, prefix: &str) -> Result<bool, SignatureError> {
     if length > width {
         return Err(SignatureError::Malformed);
     }
-    // A shift by the whole width would overflow: the empty prefix holds everything.
+    // A shift by the whole width would overflow: the empty prefix contains everything.
     Ok((address ^ network).checked_shr(width - length).unwrap_or(0) == 0)
 }
 
