@@ -15,7 +15,7 @@ use url::Url;
 use crate::core::{signed_url::Grant, signed_url_keys};
 use http_rules::path::{self, Target};
 
-/// Beside `serve`.
+/// The command beside `serve`.
 #[must_use]
 pub fn command() -> Command {
     let option = |name: &'static str, value: &'static str, help: &'static str| {
@@ -50,7 +50,7 @@ pub fn command() -> Command {
         ])
 }
 
-/// Exit status 0, 1 where something can not be signed, 2 for what makes no sense as written.
+/// Exit status 0; 1 if something can not be signed; 2 if the arguments make no sense.
 pub fn run(arguments: &ArgMatches) -> ExitCode {
     match signed(arguments, SystemTime::now()) {
         Ok(text) => match writeln!(std::io::stdout(), "{text}") {
@@ -101,7 +101,7 @@ fn signed(arguments: &ArgMatches, now: SystemTime) -> Result<String, (u8, String
     Ok(urls.join("\n"))
 }
 
-/// What stands before the path, the path as an edge normalises it, and the query.
+/// The part before the path, the path as an edge normalises it, and the query.
 fn split(url: &str) -> Result<(String, String, String), String> {
     let (base, target) = if url.starts_with('/') {
         (String::new(), url.to_owned())

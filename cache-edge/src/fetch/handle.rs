@@ -39,7 +39,8 @@ pub struct FetchHandle {
 }
 
 impl FetchHandle {
-    /// For a fetch of a run that starts at `start`. `on_chunk` is called at each chunk's end.
+    /// `run_start`: where the run begins; `start_at`: the first byte to fetch. `on_chunk` is called
+    /// at each chunk's end.
     #[must_use]
     pub fn new(
         run_start: u64,

@@ -383,8 +383,8 @@ impl Fetcher {
         }
     }
 
-    /// Returns after the connection is closed and its permit released: another edge may be granted it
-    /// next.
+    /// Returns after the connection is closed and its permit released: another edge may be
+    /// granted it next.
     pub async fn connection_closed(&self, order: &Assignment) {
         if order.peer.is_none()
             && let Some(source) = self.catalogue.get(&order.source())

@@ -1,4 +1,4 @@
-//! What this edge's readers want: where each stands, whether it waits, how fast it reads.
+//! The demand of this edge's readers: their positions, whether they wait, how fast they read.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,21 +16,22 @@ use tokio::sync::Notify;
 use crate::core::lookahead::ReaderView;
 use chunk_store::EntryFile;
 
-/// A reader that took nothing for this long keeps its place and wants no fetch.
+/// A reader that took nothing for this long keeps its position and wants no fetch.
 const PAUSED_AFTER: Duration = Duration::from_secs(30);
-/// How far ahead of another reader a fetch counts as wanted: the least lookahead, in whole requests.
+/// Distance ahead of another reader at which a fetch counts as wanted: the minimum lookahead, in
+/// whole requests.
 const NEAR: u64 = 28 << 20;
-/// Closings remembered for a session; beyond it the next batch says all there are instead.
+/// Closings remembered for a session; with more, the next batch lists all readers instead.
 const MAX_CLOSED: usize = 10_000;
 
-/// One reader. Written by the reader, read by whoever plans.
+/// One reader. Written by the reader, read by the planner.
 pub struct ReaderState {
     pub id: u64,
     pub file: Arc<EntryFile>,
     pub end: u64,
     position: AtomicU64,
     waiting: AtomicBool,
-    /// So long, from when it began to wait, the coordinator takes care of it.
+    /// For how long, since it began to wait, the coordinator takes care of it.
     held_ms: AtomicU64,
     /// Microseconds on the registry's clock.
     waiting_since_us: AtomicU64,
@@ -44,19 +45,19 @@ pub struct DemandRegistry {
     begun: Instant,
     next_id: AtomicU64,
     inner: Mutex<Inner>,
-    /// Of readers.
+    /// Number of readers.
     count: AtomicUsize,
     told: Arc<Observers>,
     /// 0: the coordinator decides.
     lookahead_chunks: u32,
 }
 
-/// Who is to look at the readers again.
+/// Wakes those who must look at the readers again.
 #[derive(Default)]
 struct Observers {
     /// For the session.
     changed: Notify,
-    /// For the edge's own planning.
+    /// For the edge's own planner.
     waiting_changed: Notify,
 }
 
@@ -73,9 +74,9 @@ struct Inner {
     dirty: HashSet<u64>,
     closed: Vec<u64>,
     closed_overflow: bool,
-    /// A reader waits that the coordinator was not told of.
+    /// A waiting reader was not reported to the coordinator yet.
     urgent: bool,
-    /// Since when there is something to tell.
+    /// Since when there is something to report.
     changed_at: Option<Instant>,
 }
 
@@ -85,12 +86,12 @@ impl Inner {
     }
 }
 
-/// What changed since the last time.
+/// Changes since the last report.
 #[derive(Default)]
 pub struct Changes {
     pub readers: Vec<Arc<ReaderState>>,
     pub closed: Vec<u64>,
-    /// `readers` are all there are.
+    /// `readers` lists all readers.
     pub complete: bool,
 }
 
@@ -108,7 +109,7 @@ impl Default for DemandRegistry {
 }
 
 impl DemandRegistry {
-    /// `lookahead_chunks`: what the operator wants ahead of each reader; unset: the coordinator
+    /// `lookahead_chunks`: the operator's lookahead for each reader; unset: the coordinator
     /// decides.
     #[must_use]
     pub fn new(lookahead_chunks: Option<u32>) -> Self {
@@ -122,7 +123,7 @@ impl DemandRegistry {
         u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// A reader over `range`. Not waiting yet.
+    /// Opens a reader over `range`. It does not wait yet.
     #[must_use]
     pub fn open(&self, file: &Arc<EntryFile>, range: ByteRange) -> Arc<ReaderState> {
         let state = Arc::new(ReaderState {
@@ -163,7 +164,7 @@ impl DemandRegistry {
         self.told.tell();
     }
 
-    /// The reader is blocked at `position`.
+    /// Records that the reader is blocked at `position`.
     pub fn wait_at(&self, reader: &ReaderState, position: u64) {
         reader.position.store(position, Ordering::Relaxed);
         if !reader.waiting.swap(true, Ordering::AcqRel) {
@@ -179,8 +180,8 @@ impl DemandRegistry {
         self.told.tell();
     }
 
-    /// The reader took `len` bytes up to `position`. `moved_on`: into another chunk, which is worth
-    /// telling.
+    /// Records that the reader took `len` bytes up to `position`. `moved_on`: into another chunk,
+    /// which is worth reporting.
     pub fn advance(&self, reader: &ReaderState, position: u64, len: u64, moved_on: bool) {
         let now = self.now_us();
         let before = reader.last_read_us.swap(now, Ordering::Relaxed);
@@ -200,14 +201,14 @@ impl DemandRegistry {
         }
     }
 
-    /// A container's index lies there.
+    /// Adds the ranges of a container's index.
     pub fn hint(&self, reader: &ReaderState, ranges: Vec<ByteRange>) {
         *reader.hints.lock() = ranges;
         self.mark(reader);
         self.told.tell();
     }
 
-    /// The coordinator's word that it takes care of these readers' waits.
+    /// Records that the coordinator takes care of these readers' waits.
     pub fn hold(&self, readers: &[u64], wait_ms: u32) {
         let inner = self.inner.lock();
         for reader in readers.iter().filter_map(|id| inner.readers.get(id)) {
@@ -217,9 +218,9 @@ impl DemandRegistry {
         }
     }
 
-    /// A fetch was assigned for this reader; is it still wanted here? Not if the reader left and no
-    /// other is near. The coordinator is then told of the departure at once, so that it does not
-    /// assign the same again.
+    /// Whether a fetch that was assigned for this reader is still wanted here. Not if the reader
+    /// left and no other is near: its departure is then reported at once, so that the coordinator
+    /// does not assign the same again.
     #[must_use]
     pub fn still_wants(&self, reader: u64, entry: EntryId, run: ByteRange) -> bool {
         let mut inner = self.inner.lock();
@@ -244,7 +245,7 @@ impl DemandRegistry {
 
     fn mark(&self, reader: &ReaderState) {
         let mut inner = self.inner.lock();
-        // One that is closed has nothing to tell any more.
+        // A closed reader has nothing more to report.
         if inner.readers.contains_key(&reader.id) {
             inner.dirty.insert(reader.id);
             inner.touch();
@@ -256,7 +257,7 @@ impl DemandRegistry {
         self.inner.lock().readers.values().cloned().collect()
     }
 
-    /// There are so many readers, or more. Takes no lock.
+    /// Whether there are at least so many readers. Takes no lock.
     #[must_use]
     pub fn has(&self, readers: usize) -> bool {
         self.count.load(Ordering::Relaxed) >= readers
@@ -272,7 +273,7 @@ impl DemandRegistry {
         self.len() == 0
     }
 
-    /// Since the last call; with `everything`, the whole present state.
+    /// The changes since the last call; with `everything`, the whole present state.
     #[must_use]
     pub fn take_changes(&self, everything: bool) -> Changes {
         let mut inner = self.inner.lock();
@@ -282,7 +283,7 @@ impl DemandRegistry {
         inner.urgent = false;
         inner.changed_at = None;
         if everything {
-            // What an earlier session said of them.
+            // Reports of an earlier session.
             for reader in inner.readers.values() {
                 reader.held_ms.store(0, Ordering::Relaxed);
             }
@@ -302,8 +303,8 @@ impl DemandRegistry {
         }
     }
 
-    /// Returns when there is something to tell: at once if a reader waits, else after others had
-    /// this long to join. Cancel safe: it looks at what there is, not at what it was woken by.
+    /// Returns when there is something to report: at once if a reader waits, otherwise after
+    /// `gathering`, so that others can join. Cancel safe: it checks the state, not what woke it.
     pub async fn due(&self, gathering: Duration) {
         loop {
             let changed = self.told.changed.notified();
@@ -324,7 +325,7 @@ impl DemandRegistry {
         }
     }
 
-    /// For the edge's own planning. Cancel safe.
+    /// Returns when the waits change; for the edge's own planner. Cancel safe.
     pub async fn waiting_changed(&self) {
         self.told.waiting_changed.notified().await;
     }
@@ -341,7 +342,7 @@ impl DemandRegistry {
         )
     }
 
-    /// For local planning.
+    /// The reader's state for local planning.
     #[must_use]
     pub fn view(&self, reader: &ReaderState) -> ReaderView {
         let idle = Duration::from_micros(
@@ -357,7 +358,7 @@ impl DemandRegistry {
         }
     }
 
-    /// For the wire.
+    /// The reader's state for the wire.
     #[must_use]
     pub fn message(&self, reader: &ReaderState) -> v1::ReaderDemand {
         let view = self.view(reader);

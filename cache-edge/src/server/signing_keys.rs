@@ -1,5 +1,5 @@
-//! The keys of signed URLs from their file, read again when it changes: a key is replaced without a
-//! restart.
+//! The keys of signed URLs from their file, read again when it changes: a key can be replaced
+//! without a restart.
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::core::{
     signed_url_keys::{self, KeysError},
 };
 
-/// Why a file gives no keys.
+/// Why a file's keys can not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysFileError {
     #[error("{path} can not be read")]
@@ -54,8 +54,8 @@ impl SigningKeys {
         use_them(&self.current.load().1)
     }
 
-    /// Looks at the file every `interval`, for as long as the process lives. What can not be used
-    /// leaves the old keys in place.
+    /// Checks the file every `interval`, for as long as the process lives. Errors leave the old
+    /// keys in place.
     pub async fn watch(self, interval: Duration) {
         let mut refused = String::new();
         loop {
