@@ -12,7 +12,7 @@ pub(super) struct Printer<'a> {
     out: &'a mut dyn Write,
 }
 
-/// What a table shows: plain text, columns two spaces apart, no escape codes.
+/// The rows of a table: plain text, columns two spaces apart, no escape codes.
 pub(super) struct Rows {
     header: Vec<&'static str>,
     rows: Vec<Vec<String>>,
@@ -30,7 +30,7 @@ impl Rows {
         self.rows.push(cells.to_vec());
     }
 
-    /// Two columns: what, and how much.
+    /// A table of two columns: name and value.
     pub(super) fn of_fields<const N: usize>(fields: [(&'static str, String); N]) -> Self {
         let mut rows = Rows::new(&[]);
         for (name, value) in fields {
@@ -39,7 +39,7 @@ impl Rows {
         rows
     }
 
-    /// Adds one named line to a table of [`Rows::of_fields`].
+    /// Adds one named row to a table of [`Rows::of_fields`].
     pub(super) fn field(&mut self, name: &str, value: String) {
         self.push([name.to_owned(), value]);
     }
@@ -69,7 +69,7 @@ impl<'a> Printer<'a> {
         Printer { output, out }
     }
 
-    /// The result of a command, in the form asked for.
+    /// Prints the result of a command, in the requested form.
     pub(super) fn result(
         &mut self,
         json: &Value,
@@ -82,7 +82,7 @@ impl<'a> Printer<'a> {
         self.write(&text)
     }
 
-    /// One JSON object on one line, at once.
+    /// Prints one JSON object on one line, at once.
     pub(super) fn line(&mut self, json: &Value) -> Result<(), CliError> {
         self.write(&format!("{json}\n"))
     }
@@ -93,7 +93,7 @@ impl<'a> Printer<'a> {
     }
 }
 
-/// What an origin named can hold anything: control characters must not reach a terminal.
+/// Names from an origin can contain anything: control characters must not reach a terminal.
 fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
@@ -109,7 +109,7 @@ pub(super) fn yes(flag: bool) -> String {
     }
 }
 
-/// A dash where there is nothing.
+/// A dash for an empty text.
 pub(super) fn or_dash(text: &str) -> String {
     if text.is_empty() {
         "-".to_owned()
@@ -118,7 +118,7 @@ pub(super) fn or_dash(text: &str) -> String {
     }
 }
 
-/// To standard error: done, but not everywhere yet.
+/// Warns on standard error: done, but not everywhere yet.
 pub(super) fn warn_unconfirmed(edges: &[String]) {
     if !edges.is_empty() {
         eprintln!(

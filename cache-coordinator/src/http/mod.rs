@@ -1,6 +1,6 @@
 //! livez, readyz, metrics and the dashboard.
 //!
-//! One file a concern: `health` (for probes), `scrape` (for Prometheus), `server` (connections),
+//! One file per concern: `health` (for probes), `scrape` (for Prometheus), `server` (connections),
 //! `dashboard` with its views (for people). Acts only through use cases.
 
 mod dashboard;

@@ -1,4 +1,4 @@
-//! The inventory of a session: what the edge can prove is compared with the rows, a page at a time.
+//! The inventory of a session: compares the edge's proved chunks with the rows, a page at a time.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,7 +23,7 @@ use crate::{
     service::{error::ServiceError, loader::row_id, observe},
 };
 
-/// Entries in one inventory.
+/// Limit of entries in one inventory.
 const MAX_INVENTORY: usize = 1_000_000;
 /// Entries and chunks reconciled in one transaction.
 const PAGE_ENTRIES: usize = 1_000;
@@ -46,8 +46,8 @@ impl Lane {
         Ok(())
     }
 
-    /// All digests are here: rows of entries the edge does not have go, what differs is asked for
-    /// in full.
+    /// Compares the digests once all have arrived: deletes rows of entries that the edge does not
+    /// have, and requests differing entries in full.
     pub(super) async fn compare(&mut self) -> Result<(), ServiceError> {
         self.barrier().await?;
         let edge = row_id(self.live.edge);
@@ -68,7 +68,7 @@ impl Lane {
         Ok(())
     }
 
-    /// Entries in full: the rows are made equal to what the edge can prove.
+    /// Makes the rows of full entries equal to the edge's proved chunks.
     pub(super) async fn inventory(
         &mut self,
         page: Vec<v1::InventoryEntry>,
@@ -87,7 +87,7 @@ impl Lane {
                 ));
             }
             let freshness = inventory.freshness.unwrap_or_default();
-            // One that can not be recorded is dropped with all its chunks.
+            // An entry that can not be recorded is dropped with all its chunks.
             let adopt = observe::admit(
                 &self.cluster,
                 &entry,
@@ -121,7 +121,7 @@ impl Lane {
         Ok(())
     }
 
-    /// One entry's rows and bytes agree: the plan and the edge are told.
+    /// Reports one entry, whose rows and bytes now agree, to the plan and the edge.
     async fn reconciled(
         &mut self,
         id: EntryId,
@@ -170,7 +170,7 @@ impl Lane {
         Ok(self.cluster.plan.tell(dropped).await?)
     }
 
-    /// The edge has nothing of these: their rows go.
+    /// Deletes the rows of entries that the edge does not have.
     async fn drop_rows(&mut self, entries: Vec<EntryId>) -> Result<(), ServiceError> {
         for page in entries.chunks(PAGE_ENTRIES) {
             let items = page
@@ -213,9 +213,9 @@ impl Lane {
         count("bytes_without_rows", bytes_without_rows);
     }
 
-    /// Rows and disk agree from here on.
+    /// Ends the reconciliation: rows and disk agree from here on.
     pub(super) async fn ready(&mut self) -> Result<(), ServiceError> {
-        // What was asked for and did not come is no longer there.
+        // Requested entries that did not come no longer exist.
         let absent = std::mem::take(&mut self.requested).into_iter().collect();
         self.drop_rows(absent).await?;
         let revision = self.cluster.database.latest_revision().await?;
@@ -237,7 +237,7 @@ impl Lane {
     }
 }
 
-/// The entries that have arrived, and what came behind them.
+/// Splits off the entries that have arrived from the messages behind them.
 pub(super) fn gather_page(
     first: v1::InventoryEntry,
     queue: &mut mpsc::Receiver<Request>,
