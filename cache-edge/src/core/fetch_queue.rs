@@ -248,7 +248,7 @@ impl FetchQueue {
         effects
     }
 
-    /// Only fetches with readers: jobs and fills, which are below HIGH, have none who could leave.
+    /// Drops unwanted waiting tasks. Jobs and fills, which are below HIGH, have no reader to leave.
     fn drop_unwanted(&mut self, is_wanted: impl Fn(&Task) -> bool, effects: &mut Vec<Effect>) {
         let readers = self.waiting.iter().take_while(|rank| rank.0 <= Level::High);
         let unwanted = readers.filter(|rank| !self.get(rank.2).is_none_or(&is_wanted));
