@@ -2,8 +2,8 @@
 //! and over.
 //!
 //! Run by `tests/bench/guard` under callgrind, twice with different numbers of requests: the
-//! difference is the requests alone. The client runs on the main thread, the hit path on the serving
-//! threads.
+//! difference is the requests alone. The client runs on the main thread, the hit path on the
+//! serving threads.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../tests/support/mod.rs"]

@@ -1,6 +1,6 @@
 //! `grpc.health.v1`: the answer of `/readyz`, in one word.
 //!
-//! A check looks at the present state; a watch sees changes of the leadership at once, and of the
+//! A check reads the present state; a watch sees changes of the leadership at once, and of the
 //! database within [`LOOK_EVERY`].
 
 use std::{sync::Arc, time::Duration};

@@ -20,7 +20,7 @@ use super::entry_view;
 use crate::service::{Cluster, edges, jobs, resolve_key::now_ms, status};
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
-/// One of so many samples is kept, and queries the database.
+/// One in this many samples is kept, and queries the database.
 const KEEP_EVERY: u64 = 5;
 /// Number of samples that a rate covers. Players fetch in bursts, some seconds apart: over one
 /// second most rates would be nothing or a burst. A kept sample covers the whole time since the

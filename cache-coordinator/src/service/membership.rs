@@ -28,7 +28,7 @@ pub async fn run(cluster: Arc<Cluster>) {
             tracing::warn!(edge = %suspect.name, "edge is lost");
             if let Err(error) = lost(&cluster, &suspect).await {
                 tracing::debug!(edge = %suspect.name, %error, "its loss is recorded later");
-                // Waits anew: it may have come back, which the epoch tells.
+                // The wait begins again: it may have come back, which the epoch shows.
                 cluster.registry.expect(suspect);
             }
         }

@@ -141,7 +141,7 @@ impl Directory {
     }
 
     /// The scheduler's id of an edge's fetch. Edges number their local fetches, so two edges may
-    /// use the same number: each gets an id of its own here.
+    /// use the same number: each gets its own id here.
     pub fn assignment(&mut self, edge: EdgeId, wire: u64) -> AssignmentId {
         if wire & LOCAL_BIT == 0 {
             return AssignmentId(wire);

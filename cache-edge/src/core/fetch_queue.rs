@@ -95,7 +95,7 @@ pub enum TaskStanding {
 #[derive(Debug)]
 struct Yielding {
     since_ms: u64,
-    /// The task that runs all the same, to its end.
+    /// The task that is exempt, and runs to its end.
     spared: Option<TaskId>,
 }
 

@@ -31,7 +31,7 @@ pub struct ReaderState {
     pub end: u64,
     position: AtomicU64,
     waiting: AtomicBool,
-    /// For how long, since it began to wait, the coordinator takes care of it.
+    /// For how long, since it began to wait, the coordinator is responsible for it.
     held_ms: AtomicU64,
     /// Microseconds on the registry's clock.
     waiting_since_us: AtomicU64,
@@ -52,7 +52,7 @@ pub struct DemandRegistry {
     lookahead_chunks: u32,
 }
 
-/// Wakes those who must look at the readers again.
+/// Wakes the parts that must check the readers again.
 #[derive(Default)]
 struct Observers {
     /// For the session.
@@ -208,7 +208,7 @@ impl DemandRegistry {
         self.told.tell();
     }
 
-    /// Records that the coordinator takes care of these readers' waits.
+    /// Records that the coordinator is responsible for these readers' waits.
     pub fn hold(&self, readers: &[u64], wait_ms: u32) {
         let inner = self.inner.lock();
         for reader in readers.iter().filter_map(|id| inner.readers.get(id)) {
@@ -257,7 +257,7 @@ impl DemandRegistry {
         self.inner.lock().readers.values().cloned().collect()
     }
 
-    /// Whether there are at least so many readers. Takes no lock.
+    /// Whether there are at least `readers` readers. Takes no lock.
     #[must_use]
     pub fn has(&self, readers: usize) -> bool {
         self.count.load(Ordering::Relaxed) >= readers

@@ -61,10 +61,10 @@ enum Phase {
     /// A writer has written the last byte and makes the chunk present.
     Finishing,
     Present,
-    /// Given up; its blocks are freed before anybody can begin the chunk anew.
+    /// Given up; its blocks are freed before any fetch can begin the chunk again.
     Refusing(String),
     Refused(String),
-    /// Nobody needed it; like `Refusing` and `Refused`, but whoever wants the chunk begins anew.
+    /// Nobody needed it; like `Refusing` and `Refused`, but a fetch may begin the chunk again.
     Abandoning,
     Abandoned,
 }
@@ -195,7 +195,7 @@ impl IncomingChunk {
                         return Err(IncomingError::Refused(why.clone()));
                     }
                     Phase::Finishing | Phase::Present => return Ok(true),
-                    // Whoever still wants the chunk begins it anew.
+                    // A fetch that still wants the chunk begins it again.
                     Phase::Abandoning | Phase::Abandoned => return Ok(false),
                     Phase::Filling => {}
                 }
@@ -302,7 +302,7 @@ impl IncomingChunk {
             _ => return,
         };
         let begun = !state.claimed.is_empty();
-        // Nobody writes from here on, and nobody begins the chunk anew before it is refused.
+        // No writes from here on, and no fetch begins the chunk again before it is refused.
         drop(state);
         if begun {
             self.file.abandon_chunk(self.chunk);

@@ -154,7 +154,7 @@ impl EntryIncoming {
         self.changed_at_origin.load(Ordering::Acquire)
     }
 
-    /// Why the last fetch of the entry failed, for readers who wait in vain.
+    /// Why the last fetch of the entry failed, for waiting readers.
     pub fn set_last_error(&self, error: Option<String>) {
         *self.last_error.lock() = error;
     }
@@ -164,7 +164,7 @@ impl EntryIncoming {
         self.last_error.lock().clone()
     }
 
-    /// Records a final refusal of the origin: readers who wait now wait in vain.
+    /// Records a final refusal of the origin, which ends the waits of present readers.
     pub fn set_fatal(&self, error: String) {
         *self.fatal.lock() = Some((Instant::now(), error));
         for flight in self.chunks.lock().values() {
@@ -200,7 +200,7 @@ impl EntryIncoming {
                 !used && (at_once || flight.idle_ms() > IDLE_LIMIT_MS)
             });
             // Decided under the lock, so that nobody takes the chunk up in between; it stays in the
-            // map until its blocks are punched, so that nobody begins it anew before that.
+            // map until its blocks are punched, so that no fetch begins it again before that.
             idle.filter(|flight| flight.begin_abandoning())
                 .cloned()
                 .collect()

@@ -12,7 +12,7 @@ use crate::clock::now_ms;
 use http_rules::freshness;
 
 impl EdgeObjects {
-    /// Handled like a HEAD without headers of its own: no body is transferred, only the entry is
+    /// Handled like a HEAD without client headers: no body is transferred, only the entry is
     /// stored.
     pub async fn probe_for_cluster(&self, key: v1::Key) -> Outcome {
         match self.find(key).await {

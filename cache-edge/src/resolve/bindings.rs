@@ -283,7 +283,7 @@ impl Bindings {
         Some(bound)
     }
 
-    /// Removes the binding: the next request for the key asks anew.
+    /// Removes the binding: the next request for the key asks again.
     pub fn unbind(&self, key: &v1::Key) {
         let id = key_id(key);
         if self.bound.write().remove(&id) {

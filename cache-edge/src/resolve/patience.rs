@@ -112,7 +112,7 @@ mod tests {
         .unwrap()
     }
 
-    /// Answers as the script says, by the number of the attempt.
+    /// Answers according to the script, by the number of the attempt.
     async fn run(
         script: impl Fn(u32) -> Result<(), OriginError>,
     ) -> (Result<u32, OriginError>, u32) {

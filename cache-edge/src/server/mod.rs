@@ -1,7 +1,7 @@
 //! The HTTP server that players see: hyper over sockets that send file bytes with `sendfile`, TLS,
 //! limits, and errors as problem+json; beside it the listener for operators.
 //!
-//! Why a module of its own: client input ends here. Behind it are the ports of `resolve::ports` and
+//! Why a separate module: client input ends here. Behind it are the ports of `resolve::ports` and
 //! nothing else: it must not know the coordinator, the origin, or how chunks arrive.
 
 pub mod access_log;

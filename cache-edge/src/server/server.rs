@@ -157,7 +157,7 @@ impl<O: Objects> Server<O> {
                         let Ok(stream) = stream.into_std() else {
                             continue;
                         };
-                        // Tokens of its own: waiting on a shared one locks it at each poll of the
+                        // Separate tokens: waiting on a shared one locks it at each poll of the
                         // connection.
                         let (shutdown, cut) = (shutdown.child_token(), cut.child_token());
                         let connection = Arc::clone(&self).connection(stream, address, shutdown);

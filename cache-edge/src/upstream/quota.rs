@@ -37,7 +37,7 @@ const UNKNOWN_EDGES: u64 = 4;
 pub enum RequestClass {
     /// Assigned by the coordinator, which counts the connection itself.
     Assigned,
-    /// For `import`, a program of its own with one connection or two.
+    /// For `import`, a separate program with one connection or two.
     Import,
     /// A viewer waits for it.
     Foreground,

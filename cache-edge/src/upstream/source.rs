@@ -261,7 +261,7 @@ impl Source {
         others.any(|(index, origin)| !asked.has(index) && !is_lost(origin))
     }
 
-    /// Obeys an origin that asked for a pause.
+    /// Backs off as the origin asked.
     pub fn heed(&self, error: &OriginError, now_ms: i64) {
         if let OriginError::Busy { retry_after } = error {
             let wait = i64::try_from(retry_after.as_millis()).unwrap_or(0);

@@ -142,7 +142,7 @@ pub fn request(method: &str, path: &str, headers: &[&str]) -> String {
     text + "\r\n"
 }
 
-/// One request on a connection of its own.
+/// One request on a new connection.
 pub async fn get(address: SocketAddr, path: &str, headers: &[&str]) -> Answer {
     Connection::open(address)
         .await

@@ -68,9 +68,9 @@ pub enum Act {
     /// The whole object, ranges or not.
     Whole,
     Status(u16, Vec<String>),
-    /// Announces the whole, sends so many bytes, closes.
+    /// Announces the whole, sends this many bytes, closes.
     CutAfter(u64),
-    /// Announces the whole, sends so many bytes, then nothing for this long, then the rest.
+    /// Announces the whole, sends this many bytes, then nothing for this long, then the rest.
     StallAfter(u64, Duration),
     /// Bytes a second.
     Paced(u64),
@@ -82,7 +82,7 @@ pub enum Act {
     Raw(Vec<u8>),
     /// Like [`Act::Serve`] for the version at the time of the request, once this is notified.
     Held(Arc<Notify>),
-    /// At most so many bytes of a range, consistently announced.
+    /// At most this many bytes of a range, consistently announced.
     ShortPart(u64),
     /// Nothing, until the other side closes.
     Hang,
@@ -486,7 +486,7 @@ impl Answer {
     }
 }
 
-/// One request on a connection of its own.
+/// One request on a new connection.
 pub async fn request(
     address: SocketAddr,
     method: &str,

@@ -13,7 +13,7 @@ use std::collections::{HashSet, VecDeque};
 /// A chunk; the store packs the entry's number and the chunk's index into it.
 pub type ChunkKey = u64;
 
-/// The small queue's share of all chunks, one in so many, as published.
+/// The small queue's share of all chunks, one in this many, as published.
 const SMALL_DIVISOR: usize = 10;
 /// Favoured chunks beyond this share lose their favour: a library of many short files must not
 /// consist of heads alone.
@@ -87,7 +87,7 @@ impl Eviction {
         }
     }
 
-    /// Notes that so many chunks left other than through [`victims`](Self::victims).
+    /// Notes that `chunks` chunks left other than through [`victims`](Self::victims).
     pub fn note_gone(&mut self, chunks: usize) {
         self.gone += chunks;
     }
@@ -109,9 +109,9 @@ impl Eviction {
         self.len() == 0
     }
 
-    /// Chooses at least so many bytes, or so many chunks, or all there is, and takes them out of
-    /// the queues. Never chooses a chunk that a reader holds; pinned ones only when nothing else is
-    /// left.
+    /// Chooses chunks until they have `bytes` bytes, or are `max_chunks`, or none are left, and
+    /// takes them out of the queues. Never chooses a chunk that a reader holds; pinned ones only
+    /// when nothing else is left.
     pub fn victims(
         &mut self,
         (bytes, max_chunks): (u64, usize),

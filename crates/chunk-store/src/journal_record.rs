@@ -258,7 +258,7 @@ pub fn stored_records(
 pub enum Step {
     /// A record, and the size of its frame.
     Record(Record, usize),
-    /// The frame is longer than `bytes`: at least so many are needed in all.
+    /// The frame is longer than `bytes`: at least this many are needed in all.
     Incomplete(usize),
     /// No frame: a torn or damaged tail, or the zeros of preallocated space.
     Torn,

@@ -11,7 +11,7 @@
 //! | module | rule | RFC |
 //! |---|---|---|
 //! | [`path`] | normal form of an object's name, within its source | 3986, 5.2.4 and 6.2.2 |
-//! | [`range`], [`content_range`] | byte ranges asked for and answered | 9110, 14 |
+//! | [`range`], [`content_range`] | byte ranges of requests and answers | 9110, 14 |
 //! | [`conditional`] | conditions of a request, in their order | 9110, 13 |
 //! | [`validator`] | what tells one version of an object from another | 9110, 8.8 |
 //! | [`freshness`] | storability, lifetime, variants | 9111, 5861, 9213 |

@@ -51,8 +51,8 @@ pub enum Event {
     },
     /// The operator drains the edge, or takes that back.
     EdgeDraining { edge: EdgeId, draining: bool },
-    /// Fetches from origins that go on from an earlier session. Sent before the edge joins, or, for
-    /// entries opened since, after.
+    /// Fetches from origins that continue from an earlier session. Sent before the edge joins, or,
+    /// for entries opened since, after.
     FetchesKept {
         edge: EdgeId,
         fetches: Vec<InFlightFetch>,
@@ -80,7 +80,7 @@ pub enum Event {
     },
     /// Nothing more is fetched from the source.
     SourceRemoved { source: SourceId },
-    /// The origin said 429 or `Retry-After`: nothing of the source before `until`.
+    /// The origin sent 429 or `Retry-After`: fetch nothing from the source before `until`.
     SourceBackOff { source: SourceId, until: Millis },
 
     /// An entry was opened; other events may name it from now on.

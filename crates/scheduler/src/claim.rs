@@ -1,4 +1,4 @@
-//! A claim: somebody wants a set of chunks on one edge, at one level.
+//! A claim: an owner wants a set of chunks on one edge, at one level.
 //!
 //! A reader has up to three (the chunk it waits for, its lookahead, its hints), a want one, and
 //! each partly held entry of an edge one for its background fill. A claim
@@ -45,7 +45,7 @@ impl Owner {
 
 /// Claims by owner. A hash map, because an event looks them up many times and a tree of tens of
 /// thousands is slow. Code that iterates over all of them sorts, because the order means nothing;
-/// the hash has no random seed all the same.
+/// the hash still has no random seed.
 pub type Claims = HashMap<Owner, Claim, BuildHasherDefault<OwnerHasher>>;
 
 /// A hasher for small integers. The cluster's own edges and coordinator assign them, so nobody can

@@ -41,7 +41,7 @@ impl EdgeSet {
         self.0 |= both;
     }
 
-    /// Removes at most so many, beginning with an id and wrapping around.
+    /// Removes at most `most` edges, beginning at `from` and wrapping around.
     pub fn take(&mut self, most: usize, from: EdgeId) -> Vec<EdgeId> {
         let ahead = self.0.range(from.0..);
         let taken: Vec<u32> = ahead.chain(self.0.range(..from.0)).take(most).collect();

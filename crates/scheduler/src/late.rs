@@ -11,7 +11,7 @@ use super::route::Route;
 use super::state::{RunningFetch, Timer};
 
 impl Scheduler {
-    /// Runs timers that are due, at most so many: the others run with the next event.
+    /// Runs at most `most` timers that are due; the others run with the next event.
     pub(super) fn run_timers(&mut self, most: usize, effects: &mut Vec<Effect>) {
         for _ in 0..most {
             let Some(&due) = self.timers.first().filter(|(at, _)| *at <= self.now) else {

@@ -25,9 +25,9 @@
 //! Around it: [`api`] (input and output), `idle` (what may be forgotten), `edge_set` (many edges
 //! at once), `explain` (why).
 //!
-//! **Deliberately absent**: clocks, randomness, I/O and hash order; half-written chunks, which an
-//! edge completes by itself; readers that left unheard, for which an edge looks before it starts a
-//! fetch; any state that could not be rebuilt from rows and sessions. See RFC 0002.
+//! **Deliberately absent**: clocks, randomness, I/O and hash order; partial chunks, which an edge
+//! completes on its own; unreported departures of readers, for which an edge checks before it
+//! starts a fetch; any state that can not be rebuilt from rows and sessions. See RFC 0002.
 
 pub mod api;
 mod budget;

@@ -258,8 +258,8 @@ impl Scheduler {
         }
     }
 
-    /// Grants anew for all sources: an edge came or went, or a limit changed, and floors are parts
-    /// of the whole.
+    /// Recomputes the grants of all sources: an edge came or went, or a limit changed, and floors
+    /// are parts of the whole.
     pub(super) fn grant_all(&mut self, effects: &mut Vec<Effect>) {
         let alive = || self.edges.iter().filter(|(_, edge)| edge.alive);
         let here = alive().count();
@@ -335,7 +335,7 @@ impl Scheduler {
         };
         let mut assigned: BTreeMap<SourceId, u32> = BTreeMap::new();
         for flight in &state.flights {
-            // Local fetches run on connections of its own grant.
+            // Local fetches use connections of the edge's grant.
             if flight.is_from_origin() && !flight.local {
                 *assigned.entry(flight.source).or_default() += 1;
             }

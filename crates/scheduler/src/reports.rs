@@ -154,7 +154,7 @@ impl Scheduler {
         self.timers.insert((view.bad_until, Timer::Edge(edge)));
     }
 
-    /// Cancels the fetches that follow this one: it brings nothing more, so they are planned anew.
+    /// Cancels the fetches that follow this one: it brings nothing more, so they are planned again.
     pub(super) fn stop_followers(&mut self, flight: &RunningFetch, effects: &mut Vec<Effect>) {
         for &follower in &flight.followers {
             self.cancel_flight(follower, effects);

@@ -119,7 +119,7 @@ impl Scheduler {
         self.give_way(source, waiting, effects);
     }
 
-    /// Stops so many of an origin's fetches below CRITICAL, the lowest first, with those already
+    /// Stops `needed` of an origin's fetches below CRITICAL, the lowest first, with those already
     /// stopping counted.
     pub(super) fn give_way(&mut self, source: SourceId, needed: u32, effects: &mut Vec<Effect>) {
         let mut leaving = 0;

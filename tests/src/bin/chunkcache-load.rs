@@ -25,7 +25,7 @@ struct Options {
     targets: Vec<String>,
     content: Content,
     connections: u64,
-    /// One connection in so many compares every byte; the others the first ones of each answer.
+    /// One connection in this many compares every byte; the others the first ones of each answer.
     compare_one_in: u64,
     /// Idle connections, opened before and kept meanwhile, after a small request each.
     idle: u64,

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 /// Set for the process that runs in the namespace.
 const MARK: &str = "CHUNKCACHE_FAULTS_NAMESPACE";
 
-/// Whether this process has a network of its own.
+/// Whether this process has its own network.
 pub fn is_own() -> bool {
     std::env::var_os(MARK).is_some()
 }

@@ -86,7 +86,7 @@ pub struct Asked<'a> {
 pub enum Until {
     End,
     Time(Instant),
-    /// After so many bytes of the body.
+    /// After this many bytes of the body.
     Bytes(u64),
 }
 

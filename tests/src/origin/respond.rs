@@ -9,7 +9,7 @@ use super::connection::Request;
 use super::object::{Fault, Object};
 
 const PIECE_BYTES: u64 = 64 << 10;
-/// A paced body is sent in so many pieces a second.
+/// A paced body is sent in this many pieces a second.
 const PACED_PIECES_PER_SECOND: u64 = 50;
 /// How often a stalled or paced answer checks whether the origin stops.
 const STALL_POLL: Duration = Duration::from_millis(50);

@@ -17,7 +17,7 @@ pub(super) const ENTRY_ID: &str = "018f6a0e-0000-8000-8000-000000000001";
 pub(super) struct Fake {
     /// Set: refuse everything and name this leader.
     pub leader: Option<String>,
-    /// The first so many requests come while there is no leader.
+    /// Number of requests at first for which there is no leader.
     pub without_leader: usize,
     /// Debug text of each request.
     pub asked: Arc<Mutex<Vec<String>>>,

@@ -408,7 +408,7 @@ async fn a_moment_without_a_leader_is_waited_for() {
     assert_eq!((status, text.as_str()), (1, "a standby"));
 }
 
-/// Accepts so many lines, then is closed as `head` closes its end.
+/// Accepts some lines, then is closed, like the input of `head`.
 struct Head {
     lines: usize,
     taken: Vec<u8>,

@@ -20,8 +20,8 @@ use scheduler::api::{EdgeId, WantId};
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Jobs checked in one round; the others follow in the next.
 const LOOKS: usize = 64;
-/// A want is done when its fetch is; its rows follow within a commit. After so many checks without
-/// them the chunks are requested again.
+/// A want is done when its fetch is; its rows follow within a commit. After this many checks
+/// without them the chunks are requested again.
 const PATIENCE_LOOKS: u32 = 10;
 
 /// Runs until the process ends.

@@ -7,7 +7,7 @@ use chunkcache_proto::{ChunkIndex, EntryId, Level, v1};
 use super::{Assignment, Downloads, Fetch, LOCAL_BIT, State};
 use crate::fetch::run::Failure;
 
-/// A finished fetch whose chunks are not durable after this is reported all the same: a failed sync
+/// A finished fetch whose chunks are not durable after this is reported nevertheless: a failed sync
 /// is reported separately.
 const DURABLE_WAIT: Duration = Duration::from_secs(10);
 /// Maximum number of partial chunks being completed at a time.

@@ -42,7 +42,7 @@ impl Downloads {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Shed {
     running: Vec<u64>,
-    /// Assigned fetches without a slot: they are planned anew.
+    /// Assigned fetches without a slot: the coordinator plans them again.
     unbegun: Vec<u64>,
 }
 

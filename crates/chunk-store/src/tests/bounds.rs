@@ -94,7 +94,7 @@ fn a_claim_costs_nothing() {
     assert!(begun.elapsed() < Duration::from_secs(1));
 }
 
-/// The last chunk takes the file with it; an entry without chunks is forgotten, whoever made it.
+/// The file is removed with its last chunk; every entry without chunks is forgotten.
 #[test]
 fn what_is_not_stored_is_forgotten() {
     let dir = tempfile::tempdir().unwrap();

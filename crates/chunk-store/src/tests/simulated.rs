@@ -73,7 +73,7 @@ impl SimulatedDisk {
         state.crash_at = Some(state.steps + steps);
     }
 
-    /// Refuses the change so many steps from now, once.
+    /// Refuses the change `steps` steps from now, once.
     pub fn fail_after(&self, steps: u64) {
         let mut state = self.0.lock();
         let step = state.steps + steps;
