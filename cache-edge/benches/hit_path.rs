@@ -18,8 +18,8 @@ use tokio::{
 const SIZE: u64 = 4 * MIB;
 
 fn main() {
-    // `cargo test --benches` and `cargo bench` give arguments of their own: then a few requests
-    // show that it runs.
+    // `cargo test --benches` and `cargo bench` pass their own arguments: then a few requests show
+    // that it runs.
     let mut arguments = std::env::args().skip(1);
     let mut number = |name: &str, default: u64| match (arguments.next(), arguments.next()) {
         (Some(given), Some(value)) if given == name => value.parse().unwrap(),
