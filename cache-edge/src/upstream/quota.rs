@@ -3,7 +3,7 @@
 //! The limits apply to the whole cluster, so the coordinator grants parts of them, for as long as a
 //! report renews them. A request waits for a connection permit, viewers before others; it is held,
 //! not refused. A permit is free again when its connection is closed. When the leases expire, open
-//! connections come down to the floor at once; capacity beyond the lease is used only after the
+//! connections fall back to the floor at once; capacity beyond the lease is used only after the
 //! leases of all other edges have expired as well. RFC 0007 has the table of states.
 //!
 //! A source without a limit costs one comparison.
