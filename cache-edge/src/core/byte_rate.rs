@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use chunkcache_proto::Level;
 
-/// This part of a second's bytes may be read at once after a pause: a first request does not wait.
+/// How much may be read at once after a pause, as time at the full rate: a first request does not
+/// wait.
 const BURST: Duration = Duration::from_millis(250);
 /// A level that read, or wanted to, within this time holds lower ones back.
 const ACTIVE_FOR: Duration = Duration::from_millis(250);

@@ -80,7 +80,7 @@ impl Jobs {
         over.into_iter().map(|(want, _)| want).collect()
     }
 
-    /// Whether the job may use the edge: it has no want there, and did not try in vain.
+    /// Whether the job may use the edge: it has no want there, and the edge is not full.
     pub(super) fn may_ask(&self, job: Uuid, edge: EdgeId) -> bool {
         let state = self.state.lock();
         state.running.get(&job).is_some_and(|running| {
@@ -94,7 +94,7 @@ impl Jobs {
         })
     }
 
-    /// Frees edges that have space again. True: there is one for the job.
+    /// Unmarks the job's full edges that have space again. True: there was one.
     pub(super) fn find_room(&self, cluster: &Cluster, job: Uuid) -> bool {
         let mut state = self.state.lock();
         let Some(running) = state.running.get_mut(&job) else {
