@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         prost_for_build::encode(&descriptors),
     )?;
     let mut builder = tonic_prost_build::configure().build_transport(false);
-    // The coordinator stores them as they are, in one document.
+    // The coordinator stores these unchanged, in one document.
     for message in [
         "FreshnessPolicy",
         "OriginConnection",

@@ -1,8 +1,8 @@
 //! Composition: the only owner of tasks and shutdown.
 //!
-//! Bind first, serve at once, be ready later: a database that is not there yet delays readiness and
-//! nothing else. The end is in steps: servers and sessions first, then the writer with what they
-//! queued, then the lease.
+//! Bind first, serve at once, be ready later: a missing database delays only readiness. The
+//! shutdown is in steps: servers and sessions first, then the writer with the changes they queued,
+//! then the lease.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -77,17 +77,17 @@ impl App {
         })
     }
 
-    /// Where gRPC is.
+    /// The address of the gRPC listener.
     pub fn grpc_address(&self) -> std::io::Result<SocketAddr> {
         self.grpc.local_addr()
     }
 
-    /// Where HTTP is.
+    /// The address of the HTTP listener.
     pub fn http_address(&self) -> std::io::Result<SocketAddr> {
         self.http.local_addr()
     }
 
-    /// Runs until the token is cancelled, or something that must not end ends.
+    /// Runs until the token is cancelled, or an essential task ends.
     pub async fn run(self) -> anyhow::Result<()> {
         let (grpc_address, http_address) = (self.grpc_address()?, self.http_address()?);
         let scheme = if self.grpc_tls.is_some() {
@@ -164,7 +164,7 @@ impl App {
 
         let mut tasks = TaskSet::new(self.shutdown.clone());
         let stop = self.shutdown.clone();
-        // Each step of the end waits for the one before.
+        // Each step of the shutdown waits for the one before.
         let (served, written) = (CancellationToken::new(), CancellationToken::new());
 
         let (accepting, connections) =
@@ -255,7 +255,7 @@ impl App {
         });
         let migrate = self.config.migrate();
         tasks.spawn("lease", async move {
-            // A schema that can never fit ends the process; a database that is not there does not.
+            // A schema that can never fit ends the process; a missing database does not.
             if database.wait_ready(migrate, &stop).await?.is_some() {
                 keeper.run(written).await;
             }

@@ -14,7 +14,7 @@ use service_kit::{
 
 use crate::db::MigrateMode;
 
-/// What the operator decided.
+/// The operator's settings.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ServeOptions {
     /// PostgreSQL 15 or later: postgres://user@host/database, or key=value pairs
@@ -85,7 +85,7 @@ impl ServeOptions {
         }
     }
 
-    /// TLS of the gRPC listener; the HTTP one has the same without a client CA.
+    /// TLS of the gRPC listener; the HTTP listener uses the same, without a client CA.
     #[must_use]
     pub fn tls(&self) -> Option<ServerFiles> {
         let (cert, key) = self.tls_cert.clone().zip(self.tls_key.clone())?;

@@ -1,8 +1,9 @@
-//! Listeners: bound first, served later; TLS with reloaded certificates. A leaf both servers use.
+//! Listeners: bound first, served later; TLS with reloaded certificates. A leaf that both servers
+//! use.
 //!
 //! Handshakes run beside the accept loop, which waits for none: they are bounded in time, and in
-//! number for each client address as well as in all. Where there are too many, the oldest one of
-//! the address that has most is ended, so that silent clients hold nobody up.
+//! number for each client address as well as in all. If there are too many, the oldest one of the
+//! address with the most is ended, so that silent clients hold nobody up.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -28,15 +29,15 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
-/// Handshakes at a time.
+/// Maximum number of handshakes.
 const HANDSHAKES: usize = 1_024;
-/// Of one client address (of IPv6, the first 64 bits).
+/// The same for one client address (for IPv6, its first 64 bits).
 const HANDSHAKES_OF_ADDRESS: usize = 64;
-/// For one handshake.
+/// Time limit for one handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections that wait to be served.
 const WAITING: usize = 64;
-/// After an accept that failed: out of descriptors, most likely, which time mends.
+/// Pause after a failed accept: probably out of descriptors, which time repairs.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Plain or TLS.
@@ -47,10 +48,10 @@ pub enum Connection {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// What a connection proves of who is at its other end.
+/// The proven identity of a connection's other end.
 #[derive(Clone)]
 pub struct Peer {
-    /// Verified against the clients' authority; none where none is asked for.
+    /// Verified against the clients' authority; none if no certificate is required.
     pub certificate: Option<Arc<CertificateDer<'static>>>,
 }
 
@@ -79,7 +80,7 @@ pub fn accept(
                     continue;
                 }
             };
-            // Small messages are the rule; a failure leaves them slower, not wrong.
+            // Small messages are the rule; a failure makes them slower, not wrong.
             let _ = stream.set_nodelay(true);
             match &tls {
                 None => {
@@ -91,7 +92,7 @@ pub fn accept(
                 Some(tls) => {
                     let acceptor = TlsAcceptor::from(tls.current());
                     let (ready, ended) = (ready.clone(), Arc::clone(&handshakes));
-                    // Locked until it is noted: it can not end before.
+                    // Locked until it is recorded: it can not end before.
                     let mut handshakes = handshakes.lock();
                     let number = handshakes.next_number();
                     let shaking = tokio::spawn(async move {
@@ -117,7 +118,7 @@ pub fn accept(
     (accepting, receiver)
 }
 
-/// Handshakes under way, by client address, the oldest first.
+/// Running handshakes, by client address, the oldest first.
 #[derive(Debug)]
 struct Handshakes<T = AbortHandle> {
     by_address: HashMap<IpAddr, VecDeque<(u64, T)>>,
@@ -141,7 +142,7 @@ impl<T> Handshakes<T> {
         self.last_number
     }
 
-    /// The one to be ended where there are too many.
+    /// Adds a handshake; returns the one to end if there are too many.
     fn insert(&mut self, address: IpAddr, number: u64, handshake: T) -> Option<T> {
         let address = client_of(address);
         let of_address = self.by_address.entry(address).or_default();
@@ -183,7 +184,7 @@ impl<T> Handshakes<T> {
     }
 }
 
-/// A client may have all addresses of an IPv6 network of 64 bits.
+/// The client behind an address: it may have all addresses of an IPv6 network of 64 bits.
 fn client_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
@@ -201,7 +202,7 @@ pub struct Accepted {
 }
 
 impl Accepted {
-    /// Of a listener bound to `address`.
+    /// For a listener bound to `address`.
     #[must_use]
     pub fn new(connections: mpsc::Receiver<Connection>, address: SocketAddr) -> Self {
         Self {
@@ -232,7 +233,7 @@ impl axum::serve::Listener for Accepted {
 }
 
 impl Connection {
-    /// As agreed with the client; in the clear it is not asked.
+    /// Whether HTTP/2 was negotiated; never in clear.
     #[must_use]
     pub fn is_http2(&self) -> bool {
         match self {

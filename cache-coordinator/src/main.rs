@@ -1,4 +1,4 @@
-//! Parse, build, run, exit code.
+//! Parses, builds, runs, and returns the exit code.
 
 use std::process::ExitCode;
 
@@ -11,7 +11,7 @@ use service_kit::{
     telemetry,
 };
 
-/// Where `/livez` is.
+/// The listener that answers `/livez`.
 const HEALTH: Listener = Listener {
     address: "http_listen",
     tls_cert: "tls_cert",

@@ -1,4 +1,4 @@
-//! What is counted. A leaf: every room may count, none reads.
+//! The process's metrics. A leaf: every module may count, none reads.
 //!
 //! Names follow the conventions of Prometheus; labels are from small fixed sets, never data.
 
@@ -47,11 +47,11 @@ pub struct EndLabel {
     pub reason: &'static str,
 }
 
-/// Kinds of drift. These counters are there from the start, at 0: of one that appears with its
-/// first event, `increase()` does not see that event, and an alert is silent.
+/// Kinds of drift. These counters exist from the start, at 0: `increase()` does not see the first
+/// event of a counter that appears with it, and an alert stays silent.
 const DRIFT_KINDS: [&str; 2] = ["rows_without_bytes", "bytes_without_rows"];
 
-/// How sessions end; at 0 from the start, too.
+/// The ways a session ends; at 0 from the start, too.
 pub const SESSION_ENDS: [&str; 11] = [
     "closed",
     "transport",
@@ -66,7 +66,7 @@ pub const SESSION_ENDS: [&str; 11] = [
     "not_leader",
 ];
 
-/// As the scheduler and the database both need.
+/// Bounds that suit both the scheduler and the database.
 #[derive(Clone, Copy, Debug)]
 pub struct LatencyBuckets;
 
@@ -85,11 +85,11 @@ pub struct Metrics {
     pub sessions_ended: Family<EndLabel, Counter>,
     /// Chunks that wait for a fetch.
     pub queued_chunks: Family<LevelLabel, Gauge>,
-    /// Chunks under way.
+    /// Chunks being fetched.
     pub running_chunks: Family<LevelLabel, Gauge>,
     /// Entries the scheduler knows.
     pub open_entries: Gauge,
-    /// Commands the plan took in.
+    /// Commands applied by the plan.
     pub commands_applied: Counter,
     /// Time of one command.
     pub apply_seconds: Histogram,
@@ -99,7 +99,7 @@ pub struct Metrics {
     pub report_chunks: Histogram,
     /// Time of a statement, with its round trip.
     pub database_seconds: Family<StatementLabel, Histogram, LatencyBuckets>,
-    /// Rows and bytes that did not agree, found and mended.
+    /// Rows and bytes that did not agree, found and repaired.
     pub drift_chunks: Family<DriftLabel, Counter>,
     /// Changes the database refused, set aside one by one.
     pub refused_changes: Counter,
@@ -107,7 +107,7 @@ pub struct Metrics {
     pub conflicting_entries: Counter,
     /// Entries in the database.
     pub entries: Gauge,
-    /// Entries of which no edge holds anything.
+    /// Entries without chunks on any edge.
     pub chunkless_entries: Gauge,
     /// Entries that were forgotten.
     pub entries_forgotten: Counter,
@@ -237,14 +237,14 @@ impl Metrics {
         );
     }
 
-    /// As text; `accept` is the scraper's header.
+    /// Encodes as text; `accept` is the scraper's header.
     pub fn encode(&self, accept: Option<&str>) -> Result<Exposition, std::fmt::Error> {
         service_kit::metrics::encode(&self.registry, accept)
     }
 }
 
 impl LevelLabel {
-    /// Of a level.
+    /// The label of a level.
     #[must_use]
     pub fn of(level: Level) -> Self {
         Self {
@@ -253,7 +253,7 @@ impl LevelLabel {
     }
 }
 
-/// The database code tells of its statements.
+/// Receives the latencies of database statements.
 pub struct DatabaseTimes(pub Arc<Metrics>);
 
 impl WriterObserver for DatabaseTimes {

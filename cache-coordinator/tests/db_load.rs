@@ -114,7 +114,7 @@ async fn completions_digests_and_range_questions() {
     report("small_has_range", "has-byte-range over 33 chunks", times);
 }
 
-/// In pieces of `LOAD_FILL_SECONDS`; as a plain test, all of it at once.
+/// Filled in pieces of `LOAD_FILL_SECONDS`; as a plain test, all at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_table() {
     let patience = match size("LOAD_FILL_SECONDS", 0) {
@@ -142,7 +142,7 @@ async fn a_large_table() {
     println!("filled: {} rows", large.rows);
 }
 
-/// Asked of a random place, of one edge and of all.
+/// Queries a random position, on one edge and on all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn range_questions_on_a_large_table() {
     let large = table::large().await;
@@ -168,7 +168,7 @@ async fn range_questions_on_a_large_table() {
                 times.push(began.elapsed());
                 assert!(missing.unwrap().is_empty());
             }
-            // The first questions wait for pages of the disk; those are counted as well.
+            // The first queries wait for pages from the disk; those are counted as well.
             report(
                 &format!("has_range_{what}_{chunks}"),
                 &format!("has-byte-range over {chunks} chunks, {what}"),
@@ -178,16 +178,16 @@ async fn range_questions_on_a_large_table() {
     }
 }
 
-/// For `LOAD_SECONDS`, from a thousand edges, each with an entry of its own, as fast as they are
-/// committed; or `LOAD_PACE` a second. The rate of each second is printed: a mean hides what a
-/// checkpoint or a vacuum does.
+/// For `LOAD_SECONDS`, from a thousand edges, each with its own entry, as fast as they are
+/// committed; or `LOAD_PACE` a second. The rate of each second is printed: a mean hides the effect
+/// of a checkpoint or a vacuum.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn completions_into_a_large_table() {
     const REPORT: u32 = 16;
     let large = table::large().await;
     let one = support::coordinator(&large.url, "http://one", WriterConfig::default()).await;
     one.leads().await;
-    // New ones in each run.
+    // New entries in each run.
     let known = client(&large.url)
         .await
         .query_one("SELECT count(*) FROM cache_entries", &[])
@@ -223,7 +223,7 @@ async fn completions_into_a_large_table() {
         answers.push_back((Instant::now(), one.writer.enqueue(store).await.unwrap()));
         reports += 1;
         sent += u64::from(REPORT);
-        // What is waited for is a report each of the edges.
+        // One report of each edge is awaited.
         while answers.len() > EDGES as usize {
             let (asked, answer) = answers.pop_front().unwrap();
             answer.await.unwrap();
@@ -241,7 +241,7 @@ async fn completions_into_a_large_table() {
     let rate = committed as f64 / took.as_secs_f64();
     println!("{committed} completions in {took:?}: {rate:.0} a second, slowest answer {slowest:?}");
     println!("each second: {seconds:?}");
-    // The last second is a part of one.
+    // The last second is incomplete.
     seconds.truncate(took.as_secs() as usize);
     seconds.sort_unstable();
     if let (Some(worst), Some(median)) = (seconds.first(), seconds.get(seconds.len() / 2)) {
@@ -256,7 +256,7 @@ async fn completions_into_a_large_table() {
     );
 }
 
-/// Of an edge whose rows lie all over a large table, over a real session.
+/// For an edge whose rows are scattered over a large table, in a real session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reconciliation_in_a_large_table() {
     let large = table::large().await;
@@ -300,7 +300,7 @@ async fn reconciliation_in_a_large_table() {
     }
 }
 
-/// Over a real session: all of it in full, then digests alone, then one entry that differs.
+/// In a real session: all of it in full, then digests alone, then one entry that differs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reconciliation_of_an_edge() {
     let total = size("LOAD_SESSION_CHUNKS", 10_000);
@@ -389,7 +389,7 @@ async fn many_sessions() {
     const REPORT: u32 = 16;
     let sessions = size("LOAD_SESSIONS", 20);
     let large = table::large().await;
-    // Nobody else is there, whatever an earlier run left.
+    // No other edges exist, whatever an earlier run left.
     let client = client(&large.url).await;
     client
         .batch_execute("UPDATE edges SET state = 'lost'")
@@ -419,7 +419,7 @@ async fn many_sessions() {
         joining.spawn(async move {
             FakeEdge::join_at(process.edge().await, &format!("edge-{number}")).await
         });
-        // As a cluster that comes back: many at once, but not all.
+        // Like a cluster that comes back: many at once, but not all.
         while joining.len() >= 64 {
             edges.push(joining.join_next().await.unwrap().unwrap());
         }

@@ -1,4 +1,4 @@
-//! The coordinator through its public services: a real PostgreSQL, an edge played by hand.
+//! The coordinator through its public services: a real PostgreSQL, a hand-written edge.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod api_support;
@@ -304,7 +304,7 @@ async fn opening_an_entry_makes_it_and_names_an_edge() {
     let mut second = client.clone();
     let (left, ()) = tokio::join!(second.open_entry(open()), leaving);
     assert_eq!(left.unwrap_err().code(), Code::Unavailable);
-    // What leads out of the source is refused before anybody is asked.
+    // Paths that lead out of the source are refused before an edge is asked.
     let climbing = v1::OpenEntryRequest {
         entry: by_path("films", "..%2f..%2fsecret"),
         position: 0,
@@ -313,7 +313,7 @@ async fn opening_an_entry_makes_it_and_names_an_edge() {
     assert_eq!(refused.code(), Code::InvalidArgument);
 }
 
-/// What an edge says of `film.mp4`, of three chunks.
+/// An edge's answer for `film.mp4`, of three chunks.
 fn found() -> Probed {
     Probed::Found(v1::KeyBinding {
         entry: Some(entry("films", BASE, "film.mp4", 3, "\"v1\"")),

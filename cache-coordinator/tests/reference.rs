@@ -1,5 +1,5 @@
-//! `docs/configuration.md`, `docs/cli.md` and `docs/api.md` say what the options, the commands
-//! and the protocol say. `CHUNKCACHE_WRITE_REFERENCE=1` writes it.
+//! `docs/configuration.md`, `docs/cli.md` and `docs/api.md` match the options, the commands and the
+//! protocol. `CHUNKCACHE_WRITE_REFERENCE=1` writes them.
 #![allow(clippy::unwrap_used)]
 
 mod api_page;
@@ -11,7 +11,7 @@ use service_kit::config::reference_page;
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
 const API: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/api.md");
 const COMMANDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cli.md");
-/// Of a help text, so that it does not depend on who writes it.
+/// Width of a help text, so that it does not depend on the terminal.
 const WIDTH: usize = 110;
 
 #[test]
@@ -56,7 +56,7 @@ fn describe(command: &Command, name: &str, page: &mut String) {
     }
 }
 
-/// Compares, or writes where that was asked for.
+/// Compares, or writes if requested.
 fn hold(path: &str, written: &str) {
     if std::env::var_os("CHUNKCACHE_WRITE_REFERENCE").is_some() {
         std::fs::write(path, written).unwrap();

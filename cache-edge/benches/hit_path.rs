@@ -1,9 +1,9 @@
-//! What a hit costs in instructions: one connection that asks for ranges of a cached object, again
-//! and again.
+//! Measures the instructions of a hit: one connection that requests ranges of a cached object over
+//! and over.
 //!
 //! Run by `tests/bench/guard` under callgrind, twice with different numbers of requests: the
-//! difference is the requests alone. The client runs on the main thread, the hit path on those that
-//! serve.
+//! difference is the requests alone. The client runs on the main thread, the hit path on the
+//! serving threads.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../tests/support/mod.rs"]
@@ -18,8 +18,8 @@ use tokio::{
 const SIZE: u64 = 4 * MIB;
 
 fn main() {
-    // `cargo test --benches` and `cargo bench` give arguments of their own: then a few requests
-    // show that it runs.
+    // `cargo test --benches` and `cargo bench` pass their own arguments: then a few requests show
+    // that it runs.
     let mut arguments = std::env::args().skip(1);
     let mut number = |name: &str, default: u64| match (arguments.next(), arguments.next()) {
         (Some(given), Some(value)) if given == name => value.parse().unwrap(),

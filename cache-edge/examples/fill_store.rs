@@ -1,9 +1,9 @@
-//! Makes a stopped edge's store say that it holds every chunk of the entries it knows: journal
-//! records over sparse files.
+//! Makes a stopped edge's store claim every chunk of the entries it knows: journal records over
+//! sparse files.
 //!
-//! For measurements of starts and reconciliation at sizes no disk here has (`chunkcache-restart`).
-//! The bytes between are not there: whoever reads such a chunk finds it corrupt, which is what the
-//! store is for. Usage: `fill_store <data directory>`.
+//! For measurements of starts and reconciliation at sizes that no disk here has
+//! (`chunkcache-restart`). The bytes in between are missing: a reader of such a chunk finds it
+//! corrupt, as the store intends. Usage: `fill_store <data directory>`.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ fn main() {
         for chunk in missing {
             let range = geometry.chunk_range(chunk);
             let reservation = store.reserve(range.len()).unwrap();
-            // Two blocks, 8 GB a million: no chunk then looks as if its disk had lost it.
+            // Two blocks, 8 GB per million: so no chunk looks as if the disk had lost it.
             entry.write_at(range.start, &[1]).unwrap();
             entry.write_at(range.end - 1, &[1]).unwrap();
             let digest = ChunkDigest {
@@ -38,7 +38,7 @@ fn main() {
             };
             entry.finish_chunk(chunk, digest, reservation);
             made += 1;
-            // The store's queue is as long as what is not synced.
+            // Empties the store's queue, which grows with every unsynced chunk.
             while durable.try_recv().is_ok() {}
         }
     }

@@ -1,4 +1,4 @@
-//! What operators see of a running edge: why it is not ready, and its measures, read at each
+//! The operators' view of a running edge: why it is not ready, and its metrics, read at each
 //! scrape.
 
 use std::sync::{Arc, atomic::Ordering};
@@ -19,7 +19,7 @@ use chunk_store::Store;
 
 type Read = fn(&State) -> u64;
 
-/// What is now.
+/// Present values.
 const GAUGES: [(&str, &str, Read); 9] = [
     ("entries", "Entries known, with chunks or without", |s| {
         s.store.entry_count() as u64
@@ -52,7 +52,7 @@ const GAUGES: [(&str, &str, Read); 9] = [
     }),
 ];
 
-/// What only rises; `_total` is added to the names.
+/// Values that only rise; `_total` is added to the names.
 const COUNTERS: [(&str, &str, Read); 7] = [
     ("origin_bytes", "Bytes from origins", |s| {
         s.downloads.fetcher().counters.origin_bytes()
@@ -90,7 +90,7 @@ const COUNTERS: [(&str, &str, Read); 7] = [
     ),
 ];
 
-/// Behind `--admin-listen`.
+/// The state behind `--admin-listen`.
 pub struct State {
     link: Arc<Link>,
     store: Store,
@@ -108,7 +108,7 @@ struct Measures {
 }
 
 impl State {
-    /// Adds its measures to the registry.
+    /// Adds the edge's metrics to the registry.
     #[must_use]
     pub fn new(edge: &Edge, mut registry: Registry, shutdown: CancellationToken) -> Self {
         let gauges = GAUGES.map(|(name, help, read)| {
@@ -153,7 +153,7 @@ impl AdminState for State {
     }
 
     fn metrics(&self, accept: Option<&str>) -> Option<Exposition> {
-        // Held over both loops: of two scrapes at a time, neither counts what the other has.
+        // Locked over both loops: of two concurrent scrapes, neither counts what the other counted.
         let measures = self.measures.lock();
         for (gauge, read) in &measures.gauges {
             gauge.set(i64::try_from(read(self)).unwrap_or(i64::MAX));

@@ -1,4 +1,4 @@
-//! Composition: makes the rooms, joins them, and is the only owner of tasks and shutdown.
+//! Composition: makes the parts, connects them, and is the only owner of tasks and shutdown.
 
 use std::{
     net::SocketAddr,
@@ -50,17 +50,18 @@ use crate::{
 use chunk_store::{Store, StoreOptions};
 use http_rules::steering::Candidate;
 
-/// Chunks that finish together share their syncs.
+/// Chunks that finish within this time share their syncs.
 const GROUP_SYNC_WINDOW: Duration = Duration::from_millis(20);
-/// Beyond the grace of running bodies: for the store's last syncs and the session's last words.
+/// Beyond the grace period of running bodies: time for the store's last syncs and the session's
+/// last messages.
 const END_GRACE: Duration = Duration::from_secs(10);
-/// For the name of a coordinator, at start.
+/// Time limit for resolving a coordinator's name at start.
 const LOOKUP: Duration = Duration::from_millis(500);
-/// A peer that brings nothing for this long is given up for the origin.
+/// A peer that sends nothing for this long is given up for the origin.
 const PEER_STALL: Duration = Duration::from_secs(1);
 
-/// WorkerPool that may block on the disk: one a fetch, within reason, and one for the CRITICAL one
-/// beyond them.
+/// Worker threads that may block on the disk: one per fetch, within reason, and one for the
+/// CRITICAL one beyond them.
 ///
 /// # Errors
 ///
@@ -85,7 +86,7 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// Joins the rooms over an open store. Nothing runs yet.
+    /// Connects the parts over an open store. Nothing runs yet.
     pub fn build(options: &Options, store: Store, fetch: Workers) -> anyhow::Result<Self> {
         let link = Link::new(options.name.clone());
         let catalogue = Arc::new(Catalogue::default());
@@ -93,8 +94,8 @@ impl Edge {
         let chunk_size = Arc::new(AtomicU32::new(Geometry::DEFAULT_CHUNK_SIZE));
         notes::restore(&store, &catalogue, &peer_keys, &chunk_size);
         let bindings = Arc::new(Bindings::load(store.clone()));
-        // Sources and bindings are noted apart: a crash between them must not join an old key to a
-        // new library.
+        // Sources and bindings are stored separately: a crash in between must not join an old key
+        // to a new library.
         let base_urls = catalogue.base_urls();
         bindings.forget_foreign(|name| base_urls.get(name).cloned());
         let flights = Arc::new(IncomingChunks::new(store.clone()));
@@ -159,13 +160,13 @@ impl Edge {
         })
     }
 
-    /// Chunks on their way.
+    /// The incoming chunks.
     #[must_use]
     pub fn flights(&self) -> &IncomingChunks {
         &self.flights
     }
 
-    /// What runs beside the listeners.
+    /// Spawns the tasks beside the listeners.
     pub fn spawn(
         &self,
         options: &Options,
@@ -225,7 +226,7 @@ impl Edge {
                 counters: self.counters.clone(),
             }),
         };
-        // Certificates toward peers; those toward coordinators are read for each connection.
+        // Certificates for peers; those for coordinators are read for each connection.
         let peer_tls = self.downloads.fetcher().peer_client.tls().clone();
         let renewed = stop.clone();
         tasks.spawn("peer-tls-reload", async move {
@@ -277,7 +278,7 @@ impl Totals for EdgeTotals {
     }
 }
 
-/// `cache-edge serve`: until a signal, then drained.
+/// `cache-edge serve`: runs until a signal, then drains.
 pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
     let signal = token_on_signal()?;
     let store = open_store(&options).await?;
@@ -375,7 +376,7 @@ pub(crate) async fn open_store(options: &Options) -> anyhow::Result<Store> {
     Ok(tokio::task::spawn_blocking(move || Store::open(store_options)).await??)
 }
 
-/// Its file is opened anew on each SIGHUP, as log rotation wants it.
+/// Opens the access log; reopens its file on each SIGHUP, for log rotation.
 fn access_log(
     options: &Options,
     registry: &mut Registry,
@@ -400,7 +401,7 @@ fn access_log(
     Ok(Some(log))
 }
 
-/// As coordinators see it. A name that does not resolve yet is no reason to wait.
+/// The address that coordinators see. Does not wait for a name that does not resolve yet.
 async fn reachable_address(bound: SocketAddr, options: &Options) -> anyhow::Result<SocketAddr> {
     let mut peers = Vec::new();
     if bound.ip().is_unspecified() {

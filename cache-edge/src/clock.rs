@@ -1,12 +1,12 @@
-//! The wall clock as this process knows it.
+//! The wall clock of this process.
 
 use std::sync::LazyLock;
 
 /// The wall clock, in milliseconds since the epoch.
 #[must_use]
 pub fn now_ms() -> i64 {
-    /// The wall clock is read once: what is fresh does not become stale, or young again, because
-    /// somebody set it.
+    /// The wall clock is read once: setting it later does not make fresh objects stale, or stale
+    /// ones fresh.
     static STARTED: LazyLock<(std::time::Instant, i64)> = LazyLock::new(|| {
         let since = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)

@@ -1,4 +1,4 @@
-//! Parse, build, run, exit code.
+//! Parses, builds, runs, and returns the exit code.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use service_kit::{
     shell, telemetry, tls,
 };
 
-/// Where `/livez` is.
+/// The listener that answers `/livez`.
 const HEALTH: Listener = Listener {
     address: "admin_listen",
     tls_cert: "admin_tls_cert",
@@ -60,11 +60,11 @@ fn main() -> ExitCode {
 
 fn run(options: Options) -> anyhow::Result<()> {
     tls::install_provider();
-    // Sources' credentials lie in the data directory: nobody else reads what this process makes.
+    // Sources' credentials are in the data directory: nobody else may read this process's files.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let fetch = app::fetch_threads(options.max_downloads as usize)?;
-    // The session with the coordinator, the plan, maintenance: many short turns that wake each other. On
-    // one thread no turn costs a switch to another.
+    // The session with the coordinator, the planner, maintenance: many short tasks that wake each
+    // other. On one thread no wake-up costs a switch to another.
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("control-disk")
@@ -75,7 +75,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         telemetry.shutdown().await;
         result
     });
-    // Fetches that were cut are resumed from what is durable; nothing here is worth waiting for.
+    // Aborted fetches resume from what is durable; there is nothing to wait for.
     drop(fetch);
     control.shutdown_background();
     result

@@ -20,7 +20,7 @@ pub use self::players::PlayerOptions;
 use crate::core::lookahead::DEFAULT_LOOKAHEAD_CHUNKS;
 use chunk_store::MinFree;
 
-/// What the operator decided.
+/// The operator's settings.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// The edge's stable identity in the cluster
@@ -132,7 +132,7 @@ impl Options {
         self.admin_tls_cert.clone().zip(self.admin_tls_key.clone())
     }
 
-    /// What coordinators and peers are shown, and what they must show.
+    /// The certificate shown to coordinators and peers, and the authority to trust.
     #[must_use]
     pub fn coordinator_tls(&self) -> ClientFiles {
         ClientFiles {
@@ -145,7 +145,7 @@ impl Options {
         }
     }
 
-    /// While no coordinator decides.
+    /// The lookahead while no coordinator decides.
     #[must_use]
     pub fn lookahead_chunks(&self) -> u32 {
         self.lookahead.unwrap_or(DEFAULT_LOOKAHEAD_CHUNKS)

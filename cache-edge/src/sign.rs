@@ -27,7 +27,7 @@ use http_rules::{
     path::{self, Target},
 };
 
-/// Beside `serve`.
+/// The command beside `serve`.
 #[must_use]
 pub fn command() -> Command {
     let option = |name: &'static str, value: &'static str, help: &'static str| {
@@ -86,7 +86,7 @@ pub fn command() -> Command {
         ])
 }
 
-/// Exit status 0, 1 where something can not be signed, 2 for what makes no sense as written.
+/// Exit status 0; 1 if something can not be signed; 2 if the arguments make no sense.
 pub fn run(arguments: &ArgMatches) -> ExitCode {
     match signed(arguments, SystemTime::now()) {
         Ok(text) => match writeln!(std::io::stdout(), "{text}") {

@@ -1,4 +1,4 @@
-//! System calls that no safe crate offers as they are needed here.
+//! System calls that no safe crate offers in the form needed here.
 #![allow(unsafe_code)] // getsockopt(TCP_INFO); slices of addresses that are reserved with mmap
 
 use std::{
@@ -31,21 +31,21 @@ pub fn round_trip(stream: &TcpStream) -> Option<Duration> {
     if result != 0 {
         return None;
     }
-    // SAFETY: `tcp_info` is plain integers, for which the zeros of what the kernel left out are
-    // valid.
+    // SAFETY: `tcp_info` is plain integers, for which zeros are valid where the kernel wrote
+    // nothing.
     let info = unsafe { info.assume_init() };
     Some(Duration::from_micros(u64::from(info.tcpi_rtt)))
 }
 
-/// Addresses that stand for something else than memory. See [`ReservedAddresses`].
+/// Addresses that represent something other than memory. See [`ReservedAddresses`].
 pub static NO_MEMORY: LazyLock<ReservedAddresses> = LazyLock::new(ReservedAddresses::reserve);
 
-/// A range of addresses of this process behind which there is no memory (`PROT_NONE`). Slices of it
-/// are tokens: they are compared by their address and never read. To read one is a bug that ends
-/// the process with SIGSEGV, under Miri and sanitizers as well.
+/// A range of addresses of this process without memory (`PROT_NONE`). Slices of it are tokens: they
+/// are compared by their address and never read. Reading one is a bug that ends the process with
+/// SIGSEGV, under Miri and sanitizers as well.
 pub struct ReservedAddresses(Option<NonNull<u8>>);
 
-// SAFETY: it is an address, and nothing is behind it that could be shared.
+// SAFETY: it is an address without anything behind it that could be shared.
 unsafe impl Send for ReservedAddresses {}
 // SAFETY: as above.
 unsafe impl Sync for ReservedAddresses {}
@@ -64,14 +64,14 @@ impl ReservedAddresses {
         Self(base.ok().and_then(|base| NonNull::new(base.cast())))
     }
 
-    /// A token of as many bytes; `None`: nothing could be reserved, or the range is beyond the end.
+    /// A token of this length; `None`: nothing could be reserved, or the range is beyond the end.
     pub fn token(&self, range: Range<usize>) -> Option<&'static [u8]> {
         let base = self.0.filter(|_| range.end <= Self::LEN)?;
         let len = range.end.checked_sub(range.start)?;
         let start = base.as_ptr().wrapping_add(range.start);
-        // SAFETY: the range lies in the reservation, which is never given back and never written,
-        // and nobody reads through the slice: hyper passes it on to a vectored write, and
-        // `http::sendfile_io` looks at its address alone.
+        // SAFETY: the range lies in the reservation, which is never freed and never written, and
+        // nobody reads through the slice: hyper passes it on to a vectored write, and
+        // `server::sendfile_io` uses its address alone.
         Some(unsafe { std::slice::from_raw_parts(start, len) })
     }
 

@@ -1,9 +1,8 @@
-//! Worker threads with an event loop each: those that serve connections, and those that fetch.
+//! Worker threads with an event loop each: for connections, and for fetches.
 //!
-//! Why not one pool that steals work: a connection, or a fetch, is served by many short turns.
-//! Where any thread may take the next one, each turn wakes a second thread to look for work, and
-//! what the turns touch moves from cache to cache. Here a task stays on the worker it was given to,
-//! as with nginx and its kin.
+//! Why not one pool that steals work: a connection, or a fetch, is served by many short polls. If
+//! any thread may take the next one, each poll wakes a second thread to look for work, and the data
+//! moves from cache to cache. Here a task stays on its worker, as in nginx and similar servers.
 
 use std::{
     io,
@@ -20,17 +19,17 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// For files that are not in memory. Beyond it reads wait in line, which costs nothing on a disk
-/// that is busy already.
+/// For files that are not in memory. Further reads wait in line, which costs nothing on a disk that
+/// is already busy.
 const MAX_BLOCKING_THREADS: usize = 32;
 
-/// Ends its threads when dropped; what still runs there is dropped with them.
+/// Ends its threads when dropped; tasks that still run there are dropped with them.
 pub struct WorkerPool {
     workers: Workers,
     stop: CancellationToken,
 }
 
-/// Gives tasks to the workers of a pool. Cheap to clone.
+/// Assigns tasks to the workers of a pool. Cheap to clone.
 #[derive(Clone)]
 pub struct Workers(Arc<[Worker]>);
 
@@ -46,7 +45,7 @@ impl WorkerPool {
     pub fn start(name: &str, count: usize) -> io::Result<Self> {
         let stop = CancellationToken::new();
         let mut workers = Vec::with_capacity(count);
-        // Dropped on the way out if one can not be started: those that were end.
+        // Dropped on an early return if one can not be started: those that were started end.
         let ending = stop.clone().drop_guard();
         for _ in 0..count.max(1) {
             let runtime = Builder::new_current_thread()
@@ -81,7 +80,7 @@ impl Drop for WorkerPool {
 }
 
 impl Workers {
-    /// One worker, whose event loop somebody else runs.
+    /// A single worker, whose event loop runs elsewhere.
     #[must_use]
     pub fn of(handle: Handle) -> Self {
         Self(Arc::new([Worker::new(handle)]))
@@ -119,7 +118,7 @@ impl Worker {
     }
 }
 
-/// Counts a task from when it is given to a worker until it is dropped, finished or not.
+/// Counts a task from its assignment to a worker until it is dropped, finished or not.
 struct CountedTask(Arc<AtomicUsize>);
 
 impl CountedTask {

@@ -45,7 +45,7 @@ async fn cold_then_hit_then_restart() {
     assert_eq!(origin.sent(), size);
 
     edge.stop().await;
-    // Sources, bindings and chunks are known again without anyone being asked.
+    // Sources, bindings and chunks are known again without a request to anyone.
     let edge = TestEdge::start(directory.path(), None).await;
     let again = edge.get("/films/a.mp4", Some("bytes=-500")).await;
     again.assert_bytes(206, &content(1, size - 500..size));
@@ -84,8 +84,7 @@ async fn bytes_are_sent_as_they_land() {
     origin.script(|_, _| Act::Paced(256 << 10));
     let edge = TestEdge::start(directory.path(), Some(&origin)).await;
     let begun = Instant::now();
-    // The middle of a chunk, of which the origin would need four seconds to bring what comes
-    // before.
+    // The middle of a chunk; the origin would need four seconds to send the part before it.
     let first = edge
         .get("/films/a.mp4", Some("bytes=41000000-41000099"))
         .await;
@@ -126,8 +125,8 @@ async fn what_landed_is_not_fetched_for_a_reader_that_has_not_seen_it() {
         reader
     };
     let _unaware = wait_at(100);
-    // Nothing else brings these. By the second the planner has looked at all who came before the
-    // first.
+    // Nothing else brings these. By the second the planner has looked at all readers from before
+    // the first.
     for chunk in [16, 28] {
         let _waiting = wait_at(u64::from(chunk) * 2 * MIB);
         while fetches_of(chunk) == 0 {
@@ -138,7 +137,7 @@ async fn what_landed_is_not_fetched_for_a_reader_that_has_not_seen_it() {
     edge.stop().await;
 }
 
-/// What was begun and given up goes back to the disk in a moment.
+/// Partial chunks that were given up are freed within a moment.
 async fn nothing_stays(edge: &TestEdge) {
     let until = Instant::now() + Duration::from_secs(10);
     while edge.edge.store.bytes_used() > 0 {
@@ -161,15 +160,15 @@ async fn without_space_bytes_pass_by_the_store() {
     edge.stop().await;
 }
 
-/// The first bytes go out before the file is made they are to be kept in, and so does the rest if
-/// it can not be made.
+/// The first bytes are sent before their file is created, and so is the rest if it can not be
+/// created.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_can_not_be_made_costs_a_viewer_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let entries = directory.path().join("entries");
     std::fs::create_dir(&entries).unwrap();
     for prefix in 0..=u8::MAX {
-        // Where the directory should be.
+        // In place of the directory.
         std::fs::write(entries.join(format!("{prefix:02x}")), b"").unwrap();
     }
     let origin = Origin::start(5 * MIB).await;

@@ -1,4 +1,4 @@
-//! What an origin can do wrong, and that no client gets a wrong byte of it.
+//! Origins that misbehave: no client gets a wrong byte.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -19,7 +19,7 @@ async fn pair() -> (tempfile::TempDir, Arc<Origin>, TestEdge) {
     (directory, origin, edge)
 }
 
-/// Asked again behind the held request: the player notices nothing but time.
+/// Retried behind the held request: the player notices only the delay.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_passes_is_asked_again() {
     for act in [
@@ -125,14 +125,14 @@ async fn a_last_modified_alone_is_a_validator() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_object_never_mixes() {
     let (_directory, origin, edge) = pair().await;
-    // A whole chunk: of a few bytes, which are handed on from memory, nothing may be kept once
-    // their reader has left.
+    // A whole chunk: a few bytes, which are passed on from memory, need not be stored once their
+    // reader has left.
     const CHUNK: u64 = 2 << 20;
     edge.get("/films/a", Some("bytes=0-2097151"))
         .await
         .assert_bytes(206, &content(1, 0..CHUNK));
     origin.version.store(2, Ordering::SeqCst);
-    // The binding is fresh, the rest of the old version is gone: not finished, and not mixed.
+    // The binding is fresh, but the old version is gone: neither completed nor mixed.
     let rest = edge.get("/films/a", None).await;
     assert!(
         rest.aborted || rest.status >= 500,
@@ -175,7 +175,7 @@ async fn revalidation_moves_no_body_and_a_change_makes_a_new_entry() {
     let new = edge.get("/films/a", None).await;
     new.assert_bytes(200, &content(2, 0..SIZE));
     assert_eq!(new.header("etag"), "\"v2\"");
-    // Unreachable is not deleted.
+    // Unreachable does not mean deleted.
     origin.script(|_, _| Act::Raw(vec![]));
     let stale = edge.get("/films/a", None).await;
     stale.assert_bytes(200, &content(2, 0..SIZE));
@@ -285,7 +285,7 @@ async fn an_origin_that_changes_at_each_request_never_mixes() {
     let (_directory, origin, edge) = pair().await;
     let changing = origin.clone();
     origin.script(move |_, _| {
-        // The answer is of the version before; the next request meets another.
+        // The answer is of the old version; the next request meets another.
         changing.version.fetch_add(1, Ordering::SeqCst);
         Act::Serve
     });

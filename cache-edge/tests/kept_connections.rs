@@ -1,5 +1,5 @@
-//! A connection remembers what its last target was resolved to. What it is told on its next request
-//! has to be what a new connection would be told.
+//! A connection caches the resolution of its last target. Its next request must get the same answer
+//! as one on a new connection.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -16,7 +16,7 @@ use tokio::{
 const SIZE: u64 = 4 * MIB;
 const PATH: &str = "/films/a.mp4";
 
-/// One connection, kept.
+/// One connection that is kept open.
 struct Kept(TcpStream);
 
 impl Kept {
@@ -56,7 +56,7 @@ impl Kept {
         }
     }
 
-    /// All of it is fetched; then it is resolved once more, and remembered.
+    /// Fetches all of it; then resolves it once more, which caches it.
     async fn get_remembered(&mut self, edge: &TestEdge, header: Option<(&str, &str)>) {
         let headers: Vec<(&str, &str)> = header.into_iter().collect();
         let whole = request(edge.address, "GET", PATH, None, &headers).await;
@@ -79,7 +79,7 @@ fn key() -> v1::Key {
     }
 }
 
-/// An edge that remembers the object on a connection.
+/// An edge that has the object cached on a connection.
 async fn remembered() -> (tempfile::TempDir, Arc<Origin>, TestEdge, Kept) {
     let directory = tempfile::tempdir().unwrap();
     let origin = Origin::start(SIZE).await;
@@ -140,7 +140,7 @@ async fn an_object_that_changed_at_its_origin_is_asked_for_again() {
     let parts = edge.edge.objects.parts();
     let bound = parts.bindings.get(&key()).unwrap();
     let file = parts.store.entry(&bound.id).unwrap();
-    // As a fetch finds out.
+    // As a fetch would find out.
     parts.flights.of(&file).set_changed();
     let asked = origin.requests();
     kept.get(PATH, "")

@@ -1,4 +1,5 @@
-//! What origins and peers say that is no fault and no lie in itself, and what an edge makes of it.
+//! Odd answers of origins and peers, neither faults nor lies in themselves, and how an edge handles
+//! them.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -105,7 +106,7 @@ async fn answers_nobody_asked_for_are_refused() {
         let act =
             format!("HTTP/1.1 {status} X\r\nETag: \"v1\"\r\n{extra}Content-Length: 5\r\n\r\nhello");
         origin.script(move |nth, _| match nth {
-            // So that it is handed through from then on.
+            // So that it is passed through from then on.
             0 => Act::Chunked,
             _ => Act::Raw(act.clone().into()),
         });
@@ -151,8 +152,7 @@ async fn only_if_cached_does_not_pass_through() {
     edge.stop().await;
 }
 
-/// Each request meets another version: what one answer brings is one version, and the player gets
-/// it.
+/// Each request meets another version: one answer brings one version, and the player gets it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_object_that_changes_at_each_request_is_handed_through() {
     let (_directory, origin, edge) = pair().await;
@@ -179,7 +179,7 @@ async fn an_object_that_changes_at_each_request_is_handed_through() {
     edge.stop().await;
 }
 
-/// In the first request for a key, in the one that confirms it, and in one that is handed through.
+/// In the first request for a key, in the one that confirms it, and in one that is passed through.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_origin_that_hangs_or_refuses_once_costs_time_only() {
     let acts = [
@@ -224,7 +224,7 @@ async fn fails_once(case: &'static str, cache_control: &'static str, act: Act) {
     edge.stop().await;
 }
 
-/// The answer whose body stops is the one that told what the object is.
+/// The answer whose body stops is the one that described the object.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_body_that_stops_is_gone_on_with() {
     let forever = Duration::from_secs(3600);
@@ -267,8 +267,8 @@ async fn an_origin_that_always_hangs_is_a_problem_within_15_seconds() {
     edge.stop().await;
 }
 
-/// It was reached, and did something wrong: that is another thing than silence. Once it answers, so
-/// does the edge.
+/// The origin was reached, and did something wrong, which is different from silence. Once it
+/// answers, so does the edge.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_answer_is_a_bad_gateway() {
     let mut cases = tokio::task::JoinSet::new();
@@ -302,7 +302,7 @@ async fn what_is_no_answer_is_a_bad_gateway() {
     cases.join_all().await;
 }
 
-/// What was asked before an invalidation is not believed after it.
+/// An answer from before an invalidation does not count after it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invalidation_overtakes_a_question_under_way() {
     for phase in ["cold", "stale"] {
@@ -344,7 +344,7 @@ async fn an_invalidation_overtakes_a_question_under_way() {
     }
 }
 
-/// What a peer answers: the range in blocks, the third of them wrong if it is to be.
+/// A peer's answer: the range in blocks, optionally with a wrong third one.
 fn blocks(range: ByteRange, is_wrong: bool) -> Act {
     let bytes = content(1, range.start..range.end);
     let mut body = Vec::new();
@@ -366,21 +366,21 @@ fn blocks(range: ByteRange, is_wrong: bool) -> Act {
     Act::Raw([head.into_bytes(), body].concat())
 }
 
-/// Of a peer's bytes only those are taken that have the hash they were sent with; the peer is told
-/// of others.
+/// Only those of a peer's bytes are used that have the hash they were sent with; the peer learns of
+/// others.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peers_block_that_does_not_have_its_hash_is_not_taken() {
     for (case, kept) in [("right", true), ("wrong", false)] {
         let (_directory, origin, edge) = pair().await;
         edge.edge.peer_keys.replace(vec![b"key".to_vec()]);
         let peer = Origin::start(SIZE).await;
-        // Made before it is asked: the edge waits for a peer's first byte for a second only.
+        // Made before it is needed: the edge waits for a peer's first byte for a second only.
         let sent = blocks(ByteRange::new(0, 4 * MIB), case == "wrong");
         peer.script(move |_, seen| match seen.method.as_str() {
             "HEAD" => Act::Status(200, vec![]),
             _ => sent.clone(),
         });
-        // So that the entry is known, and nothing of it is here.
+        // Makes the entry known, without any of its chunks.
         let head = request(edge.address, "HEAD", "/films/a", None, &[]).await;
         assert_eq!(head.status, 200);
         let id = edge
@@ -425,7 +425,7 @@ async fn a_peers_block_that_does_not_have_its_hash_is_not_taken() {
             origin_asked,
             "the coordinator's order ends there: {case}"
         );
-        // Whatever came of it, the right bytes are served.
+        // In every case the right bytes are served.
         edge.get("/films/a", None)
             .await
             .assert_bytes(200, &content(1, 0..SIZE));

@@ -1,5 +1,5 @@
-//! Rules of `docs/http.md` toward origins: what a refusal ends, what a validator is worth, what one
-//! source may take of the edge.
+//! Rules of `docs/http.md` for origins: the effect of a refusal, the strength of a validator, one
+//! source's share of the edge.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -24,7 +24,7 @@ fn lines(lines: &[&str]) -> Vec<String> {
     lines.iter().map(|line| (*line).to_owned()).collect()
 }
 
-/// Cached, and stale at once.
+/// Caches an object that is stale at once.
 async fn stale(origin: &Origin, edge: &TestEdge, cache_control: &str) {
     let validators = lines(&["ETag: \"v1\"", &format!("Cache-Control: {cache_control}")]);
     origin.script(move |_, _| Act::With(validators.clone()));
@@ -59,7 +59,7 @@ async fn what_is_gone_ends_the_object() {
         stale(&origin, &edge, "max-age=0").await;
         origin.script(move |_, _| Act::Status(status, vec![]));
         assert_eq!(edge.get("/films/a", None).await.status, status);
-        // It is not there any more for an origin that is down, either.
+        // It is gone for an origin that is down, too.
         origin.script(|_, _| Act::Status(503, vec![]));
         let asked = origin.requests();
         assert_eq!(edge.get("/films/a", None).await.status, status);
@@ -107,7 +107,7 @@ async fn a_hung_origin_costs_one_wait_and_not_one_for_each_range() {
         "{:?}",
         begun.elapsed()
     );
-    // Once it answers again, it is believed again.
+    // Once it answers again, it is trusted again.
     origin.script(|_, _| Act::Serve);
     let until = Instant::now() + Duration::from_secs(10);
     loop {
@@ -163,12 +163,12 @@ async fn a_date_of_this_second_joins_no_chunks() {
         "{}",
         answer.header("cache-status")
     );
-    // The same date and size, another content within the second: one version a body.
+    // The same date and size, another content within the second: one version per body.
     origin.version.store(2, Ordering::SeqCst);
     edge.get("/films/a", None)
         .await
         .assert_bytes(200, &content(2, 0..SIZE));
-    // A second later it tells versions apart, and the object is kept.
+    // A second later the date distinguishes versions, and the object is stored.
     tokio::time::sleep(Duration::from_millis(2_100)).await;
     let later = httpdate::fmt_http_date(SystemTime::now());
     let dates = vec![format!("Last-Modified: {now}"), format!("Date: {later}")];

@@ -1,5 +1,4 @@
-//! `docs/configuration.md` says what the options say. `CHUNKCACHE_WRITE_REFERENCE=1` writes
-//! it.
+//! `docs/configuration.md` matches the options. `CHUNKCACHE_WRITE_REFERENCE=1` writes it.
 #![allow(clippy::unwrap_used)]
 
 use cache_edge::options::Options;
@@ -14,7 +13,7 @@ fn the_configuration_page_is_up_to_date() {
     hold(PAGE, &written);
 }
 
-/// Compares, or writes where that was asked for.
+/// Compares, or writes if requested.
 fn hold(path: &str, written: &str) {
     if std::env::var_os("CHUNKCACHE_WRITE_REFERENCE").is_some() {
         std::fs::write(path, written).unwrap();

@@ -43,7 +43,7 @@ def main(endpoint, name):
         opened = cache.OpenEntry(api.OpenEntryRequest(entry=entry), timeout=DEADLINE_S)
         print("play", opened.play_url)
 
-        # A watch is taken up before the request, so that nothing is missed between the two.
+        # The watch starts before the request, so that nothing in between is missed.
         watch = cache.WatchEntry(api.WatchEntryRequest(entry=entry), timeout=DEADLINE_S)
         snapshot = next(watch).snapshot
         stored = sum(held.bytes for held in snapshot.edges)

@@ -1,21 +1,20 @@
 //! The checksum of a chunk: XXH3-64 over its bytes, seeded with the offset of its
 //! first byte in the object.
 //!
-//! The seed binds the bytes to their place: right bytes written at a wrong offset do not
-//! verify. It guards against faults of disks, memory and code, not against an
-//! adversary; peers are authenticated instead.
+//! The seed binds the bytes to their position: correct bytes at a wrong offset do not verify. It
+//! detects faults of disks, memory and code, not an adversary; peers are authenticated instead.
 
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::ByteRange;
 
-/// Of a whole chunk that begins at `start`.
+/// The checksum of a whole chunk that begins at `start`.
 #[must_use]
 pub fn chunk_checksum(start: u64, bytes: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64_with_seed(bytes, start)
 }
 
-/// The same, over bytes as they come, in order.
+/// Hashes a chunk's bytes as they arrive, in order.
 #[derive(Clone)]
 pub struct ChunkHasher(Xxh3);
 
@@ -26,34 +25,34 @@ impl ChunkHasher {
         Self(Xxh3::with_seed(start))
     }
 
-    /// The next bytes of the chunk.
+    /// Adds the next bytes of the chunk.
     pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    /// Of all bytes so far.
+    /// The checksum of all bytes so far.
     #[must_use]
     pub fn finish(&self) -> u64 {
         self.0.digest()
     }
 }
 
-/// Bytes under one hash of their own: what a reader of a peer, or of a cold file, is given at a
-/// time is what was checked at once.
+/// Size of a block, which has its own hash: the unit in which bytes are checked before a peer, or a
+/// reader of a cold file, gets them.
 pub const BLOCK_BYTES: u64 = 256 << 10;
 
-/// The checksum of a chunk, and that of each of its blocks of [`BLOCK_BYTES`], seeded likewise.
-/// A chunk of one block has no list: its checksum is the block's.
+/// The checksum of a chunk, and those of its blocks of [`BLOCK_BYTES`], seeded likewise. A chunk of
+/// one block has no list: its checksum is the block's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChunkDigest {
-    /// Of the whole chunk.
+    /// Checksum of the whole chunk.
     pub checksum: u64,
-    /// Of its blocks, in order.
+    /// Checksums of its blocks, in order.
     pub blocks: Box<[u64]>,
 }
 
 impl ChunkDigest {
-    /// Of a whole chunk that begins at `start`.
+    /// The digest of a whole chunk that begins at `start`.
     #[must_use]
     pub fn of(start: u64, bytes: &[u8]) -> Self {
         let mut hasher = DigestHasher::new(ByteRange::new(start, start + bytes.len() as u64));
@@ -62,21 +61,21 @@ impl ChunkDigest {
     }
 }
 
-/// The range of the block that holds `offset`, of a chunk of range `chunk`.
+/// The range of the block that contains `offset`, in a chunk of range `chunk`.
 #[must_use]
 pub fn block_range(chunk: ByteRange, offset: u64) -> ByteRange {
     let start = offset - offset.saturating_sub(chunk.start) % BLOCK_BYTES;
     ByteRange::new(start, (start + BLOCK_BYTES).min(chunk.end))
 }
 
-/// Makes a [`ChunkDigest`] of bytes as they come, in order.
+/// Computes a [`ChunkDigest`] of bytes as they arrive, in order.
 #[derive(Clone)]
 pub struct DigestHasher {
     chunk: ByteRange,
-    /// Of the next byte.
+    /// Position of the next byte.
     position: u64,
     whole: ChunkHasher,
-    /// Of the block that `position` lies in; none where the chunk is one block.
+    /// Hashes the block at `position`; none if the chunk is one block.
     block: Option<ChunkHasher>,
     blocks: Vec<u64>,
 }
@@ -94,13 +93,13 @@ impl DigestHasher {
         }
     }
 
-    /// Of the next byte it takes.
+    /// Position of the next byte.
     #[must_use]
     pub fn position(&self) -> u64 {
         self.position
     }
 
-    /// The next bytes of the chunk.
+    /// Adds the next bytes of the chunk.
     pub fn update(&mut self, mut bytes: &[u8]) {
         self.whole.update(bytes);
         let Some(block) = &mut self.block else {
@@ -121,7 +120,7 @@ impl DigestHasher {
         }
     }
 
-    /// Of all bytes so far; of the chunk once all came.
+    /// The digest of all bytes so far, and of the chunk once all were added.
     #[must_use]
     pub fn finish(self) -> ChunkDigest {
         ChunkDigest {
@@ -131,24 +130,24 @@ impl DigestHasher {
     }
 }
 
-/// What an edge holds of one entry, in two numbers: independent of order, and
-/// computed by PostgreSQL with `count(*)` and `bit_xor(checksum)`.
+/// A digest of an edge's chunks of one entry, in two numbers: independent of order, and computed by
+/// PostgreSQL with `count(*)` and `bit_xor(checksum)`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InventoryDigest {
-    /// Chunks held.
+    /// Number of chunks.
     pub chunk_count: u64,
-    /// XOR of their checksums. Seeded checksums make a permutation of chunks show.
+    /// XOR of their checksums. Because these are seeded, a permutation of chunks shows.
     pub checksum_xor: u64,
 }
 
 impl InventoryDigest {
-    /// Takes one chunk in.
+    /// Adds one chunk.
     pub fn add(&mut self, checksum: u64) {
         self.chunk_count += 1;
         self.checksum_xor ^= checksum;
     }
 
-    /// Takes one chunk out.
+    /// Removes one chunk.
     pub fn remove(&mut self, checksum: u64) {
         self.chunk_count -= 1;
         self.checksum_xor ^= checksum;

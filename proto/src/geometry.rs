@@ -1,9 +1,8 @@
 //! The geometry of an entry: which chunk holds which bytes.
 //!
-//! Ranges are half-open, `[start, end)`. All chunks have the entry's chunk
-//! size but the last, which ends where the object ends; an empty object has no
-//! chunk. There is no chunk past the end of the object (nginx slice asks strict
-//! origins for one and gets a 416).
+//! Ranges are half-open, `[start, end)`. All chunks have the entry's chunk size except the last,
+//! which ends where the object ends; an empty object has no chunk. There is no chunk past the end
+//! of the object (nginx slice asks strict origins for one and gets a 416).
 
 use crate::v1;
 
@@ -38,19 +37,19 @@ impl ByteRange {
         self.end - self.start
     }
 
-    /// No byte in it.
+    /// Whether it has no bytes.
     #[must_use]
     pub fn is_empty(self) -> bool {
         self.end == self.start
     }
 
-    /// `offset` is one of its bytes.
+    /// Whether it contains `offset`.
     #[must_use]
     pub fn contains(self, offset: u64) -> bool {
         self.start <= offset && offset < self.end
     }
 
-    /// What both have; empty where they do not meet.
+    /// The common part; empty if they do not meet.
     #[must_use]
     pub fn intersect(self, other: Self) -> Self {
         Self::new(self.start.max(other.start), self.end.min(other.end))
@@ -82,7 +81,7 @@ pub struct Geometry {
     chunk_size_bytes: u32,
 }
 
-/// A geometry that can not be.
+/// Why a geometry is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GeometryError {
     /// Chunks are powers of two from 64 KiB to 64 MiB, so that they align with pages and blocks.
@@ -93,9 +92,9 @@ pub enum GeometryError {
         "an object of {size_bytes} bytes has more than 2^32 - 1 chunks of {chunk_size_bytes} bytes"
     )]
     TooManyChunks {
-        /// Of the object.
+        /// Size of the object.
         size_bytes: u64,
-        /// Of each chunk.
+        /// Size of each chunk.
         chunk_size_bytes: u32,
     },
 }
@@ -108,7 +107,7 @@ impl Geometry {
     pub const MIN_SERVED_CHUNK_SIZE: u32 = 2 << 20;
     /// Largest chunk, 64 MiB.
     pub const MAX_CHUNK_SIZE: u32 = 64 << 20;
-    /// Where nothing else is said, 2 MiB.
+    /// Default chunk size, 2 MiB.
     pub const DEFAULT_CHUNK_SIZE: u32 = 2 << 20;
 
     /// Checks both numbers.
@@ -133,13 +132,13 @@ impl Geometry {
         })
     }
 
-    /// Bytes in the object.
+    /// Size of the object.
     #[must_use]
     pub fn size(self) -> u64 {
         self.size_bytes
     }
 
-    /// Bytes in every chunk but the last.
+    /// Size of every chunk but the last.
     #[must_use]
     pub fn chunk_size(self) -> u32 {
         self.chunk_size_bytes
@@ -151,7 +150,7 @@ impl Geometry {
         self.size_bytes.div_ceil(u64::from(self.chunk_size_bytes)) as u32
     }
 
-    /// The chunk that holds `offset`, which need not be inside the object.
+    /// The chunk that contains `offset`, which need not be inside the object.
     #[must_use]
     pub fn chunk_of(self, offset: u64) -> ChunkIndex {
         u32::try_from(offset / u64::from(self.chunk_size_bytes)).unwrap_or(u32::MAX)
@@ -165,13 +164,13 @@ impl Geometry {
         ByteRange::new(start.min(self.size_bytes), end)
     }
 
-    /// Bytes in one chunk; 0 past the end of the object.
+    /// Size of one chunk; 0 past the end of the object.
     #[must_use]
     pub fn chunk_len(self, index: ChunkIndex) -> u64 {
         self.chunk_range(index).len()
     }
 
-    /// The chunks that hold any byte of `range`, cut to the object.
+    /// The chunks that contain any byte of `range`, cut to the object.
     #[must_use]
     pub fn chunks_covering(self, range: ByteRange) -> std::ops::Range<ChunkIndex> {
         let range = range.intersect(ByteRange::new(0, self.size_bytes));

@@ -1,9 +1,9 @@
-//! Who an entry is: an id derived from all that identifies it.
+//! The identity of an entry: an id derived from all its identifying fields.
 //!
-//! An edge that meets an object while no coordinator answers gives it the same
-//! id as anyone else would, so registering an entry is idempotent, and two edges that
-//! meet it at once agree without talking. The source's base URL is part of it:
-//! pointing a source at another library makes other entries, even where paths and ETags agree.
+//! An edge that meets an object while no coordinator answers gives it the same id as any other
+//! would, so registering an entry is idempotent, and two edges that meet it at once agree without
+//! communication. The source's base URL is part of it: redirecting a source to another library
+//! makes other entries, even if paths and ETags agree.
 
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -38,18 +38,18 @@ pub struct EntryIdentity<'a> {
     pub query: &'a str,
     /// The key's variant.
     pub variant: &'a str,
-    /// The validator in clear, as `http-rules` makes it from the origin's answer.
+    /// The validator in clear, as derived by `http-rules` from the origin's answer.
     pub validator: &'a str,
-    /// Bytes in the object.
+    /// Size of the object.
     pub size_bytes: u64,
-    /// Bytes in a chunk.
+    /// Size of a chunk.
     pub chunk_size_bytes: u32,
 }
 
 impl EntryIdentity<'_> {
-    /// The first 128 bits of SHA-256 over the length-prefixed fields. SHA-256 and not
-    /// a faster hash because clients choose paths and queries: nobody must be able to
-    /// make two objects share an id.
+    /// The first 128 bits of SHA-256 over the length-prefixed fields. SHA-256 and not a faster hash
+    /// because clients choose paths and queries: nobody must be able to make two objects share an
+    /// id.
     #[must_use]
     pub fn id(&self) -> EntryId {
         let mut hasher = Sha256::new();
@@ -73,8 +73,8 @@ impl EntryIdentity<'_> {
     }
 }
 
-/// Whether the entry is one of the source at this base URL. A source may be pointed at another
-/// library: its old entries can be read on, and nothing more is ever fetched for them.
+/// Whether the entry belongs to the source at this base URL. A source may be redirected to another
+/// library: its old entries can still be read, but nothing more is fetched for them.
 #[must_use]
 pub fn belongs_to(entry: &v1::Entry, base_url: &str) -> bool {
     let Some(key) = &entry.key else { return false };

@@ -1,9 +1,9 @@
-//! Which keys can be recorded.
+//! Decides which keys can be recorded.
 
 use crate::v1;
 
-/// Bytes of path, query and variant together. A longer key is passed through and never recorded:
-/// clients choose keys, and each is a row.
+/// Maximum size of path, query and variant together. A longer key is passed through and never
+/// recorded: clients choose keys, and each is a row.
 pub const MAX_KEY_BYTES: usize = 2048;
 
 /// Whether a key may become a row: it is short enough and has no zero byte.

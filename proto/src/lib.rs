@@ -1,6 +1,5 @@
-//! What both services must agree on: the gRPC messages and services generated
-//! from `chunkcache/v1/*.proto`, the geometry of chunks, and the identity and
-//! checksums of entries.
+//! The common ground of both services: the gRPC messages and services generated from
+//! `chunkcache/v1/*.proto`, the geometry of chunks, and the identity and checksums of entries.
 //!
 //! Knows nothing of time, I/O, SQL or HTTP.
 

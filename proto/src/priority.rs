@@ -2,25 +2,25 @@
 
 use crate::v1;
 
-/// Most urgent first, so that `Critical < High` sorts as it runs.
+/// Most urgent first, so that the sort order is the order of execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Level {
-    /// A reader waits for it now.
+    /// A reader is waiting for it.
     Critical = 0,
     /// A reader will want it soon.
     High = 1,
-    /// A service or an operator asked for it.
+    /// A service or an operator requested it.
     Medium = 2,
     /// It would complete a partly cached entry.
     Low = 3,
 }
 
 impl Level {
-    /// All, most urgent first.
+    /// All levels, most urgent first.
     pub const ALL: [Self; 4] = [Self::Critical, Self::High, Self::Medium, Self::Low];
 
-    /// In metrics and on the command line.
+    /// The name in metrics and on the command line.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -31,7 +31,7 @@ impl Level {
         }
     }
 
-    /// In logs and `explain`.
+    /// The name in logs and `explain`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -74,7 +74,7 @@ impl TryFrom<v1::Priority> for Level {
     }
 }
 
-/// A message left its priority out.
+/// A message without a priority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "priority is unspecified; expected PRIORITY_CRITICAL, PRIORITY_HIGH, PRIORITY_MEDIUM or PRIORITY_LOW"

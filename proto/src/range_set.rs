@@ -9,7 +9,7 @@ use std::ops::Range;
 /// Ascending, disjoint, non-adjacent half-open ranges.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RangeSet<T> {
-    /// Start to end of each range.
+    /// Start → end of each range.
     runs: BTreeMap<T, T>,
 }
 
@@ -32,13 +32,14 @@ impl<T: Copy + Ord + Into<u64>> FromIterator<Range<T>> for RangeSet<T> {
 }
 
 impl<T: Copy + Ord + Into<u64>> RangeSet<T> {
-    /// Nothing.
+    /// An empty set.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a range; joins it with what it meets or touches. Costs the ranges it swallows.
+    /// Adds a range and joins it with those it meets or touches. Costs as many ranges as it
+    /// swallows.
     pub fn insert(&mut self, range: Range<T>) {
         let Range { mut start, mut end } = range;
         if start >= end {
@@ -59,7 +60,7 @@ impl<T: Copy + Ord + Into<u64>> RangeSet<T> {
         self.runs.insert(start, end);
     }
 
-    /// Takes a range out; cuts what reaches over its ends.
+    /// Removes a range; cuts ranges that reach over its ends.
     pub fn remove(&mut self, range: Range<T>) {
         if range.start >= range.end {
             return;
@@ -91,7 +92,7 @@ impl<T: Copy + Ord + Into<u64>> RangeSet<T> {
             .filter(|&end| end > at)
     }
 
-    /// Is `at` in the set?
+    /// Whether `at` is in the set.
     #[must_use]
     pub fn contains(&self, at: T) -> bool {
         self.run_end(at).is_some()
@@ -124,13 +125,13 @@ impl<T: Copy + Ord + Into<u64>> RangeSet<T> {
         self.runs.range(within).next().map(|(&start, _)| start)
     }
 
-    /// Is all of `range` in the set?
+    /// Whether all of `range` is in the set.
     #[must_use]
     pub fn covers(&self, range: Range<T>) -> bool {
         self.first_missing(range).is_none()
     }
 
-    /// Is any of `range` in the set?
+    /// Whether any of `range` is in the set.
     #[must_use]
     pub fn intersects(&self, range: Range<T>) -> bool {
         self.first_present(range).is_some()
@@ -167,7 +168,7 @@ impl<T: Copy + Ord + Into<u64>> RangeSet<T> {
         missing
     }
 
-    /// How many of `within` are in the set. Costs the ranges in it.
+    /// How many of `within` are in the set. Costs as many ranges as it contains.
     #[must_use]
     pub fn count_in(&self, within: Range<T>) -> u64 {
         self.present_in(within)
@@ -175,7 +176,7 @@ impl<T: Copy + Ord + Into<u64>> RangeSet<T> {
             .sum()
     }
 
-    /// How many there are.
+    /// How many integers are in the set.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.iter()
@@ -207,7 +208,7 @@ impl<T: Copy + Ord + Into<u64>> RangeSet<T> {
         Some(start..end)
     }
 
-    /// Nothing in it.
+    /// Whether the set is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty()

@@ -1,14 +1,14 @@
 //! Names of sources and edges: one grammar, checked in one place.
 
-/// A name that can not be used.
+/// An invalid name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is not a name: expected 1 to 63 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit"
 )]
 pub struct BadName(pub String);
 
-/// `[a-z0-9][a-z0-9._-]{0,62}`: safe as a path segment, a label, a file name. `v1` and names
-/// that begin with `_` or `.` are left to the edge's own paths; sources additionally refuse `v1`.
+/// `[a-z0-9][a-z0-9._-]{0,62}`: safe as a path segment, a label, a file name. `v1` and names that
+/// begin with `_` or `.` are reserved for the edge's own paths; sources additionally refuse `v1`.
 pub fn check_name(name: &str) -> Result<(), BadName> {
     let bytes = name.as_bytes();
     let first_ok = bytes

@@ -1,4 +1,4 @@
-//! A certificate authority of one test, by the `openssl` program.
+//! A certificate authority for one test, made with the `openssl` program.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -16,24 +16,24 @@ pub struct Identity {
 }
 
 impl Authority {
-    /// Its files go under `directory`.
+    /// Creates an authority with its files under `directory`.
     pub fn new(directory: &Path) -> Authority {
         let authority = Authority {
             directory: directory.to_owned(),
         };
-        // Two authorities are not of one name.
+        // Two authorities must not have the same name.
         let name = directory.file_name().unwrap_or_default().to_string_lossy();
         let (subject, usage) = (format!("/CN=ca {name}"), "keyUsage=critical,keyCertSign");
         authority.openssl("ca", &["-subj", &subject, "-addext", usage]);
         authority
     }
 
-    /// The certificate of the authority itself.
+    /// The authority's own certificate.
     pub fn pem(&self) -> PathBuf {
         self.path("ca", "pem")
     }
 
-    /// A certificate for these names: `DNS:edge-a`, `IP:127.0.0.1`, comma separated.
+    /// Issues a certificate for these names: `DNS:edge-a`, `IP:127.0.0.1`, comma separated.
     pub fn issue(&self, file: &str, names: &str) -> Identity {
         let names = format!("subjectAltName={names}");
         let (ca, key) = (self.path("ca", "pem"), self.path("ca", "key"));
@@ -49,7 +49,7 @@ impl Authority {
         }
     }
 
-    /// As [`issue`](Self::issue), but its time was over long ago.
+    /// Like [`issue`](Self::issue), but expired long ago.
     pub fn issue_expired(&self, file: &str, names: &str) -> Identity {
         let place = &self.directory;
         let config = place.join("expired.cnf");
@@ -117,7 +117,7 @@ impl Authority {
     }
 }
 
-/// The answer to a client that trusts this authority alone, or its complaint.
+/// The answer to a client that trusts this authority alone, or its error.
 pub fn curl_trusting(ca: &Path, url: &str) -> Result<Vec<u8>, String> {
     let output = Command::new("curl")
         .args(["-sSf", "--max-time", "30", "--cacert"])

@@ -22,16 +22,16 @@ pub struct Browser {
     _driver: Process,
 }
 
-/// As the WebDriver protocol writes these keys.
+/// In the WebDriver protocol's notation.
 pub const TAB: &str = "\u{e004}";
 pub const ENTER: &str = "\u{e007}";
-/// More than any page here has.
+/// Sanity cap: more than any page here has.
 const TAB_STOPS: usize = 60;
 const CLICK_ATTEMPTS: usize = 3;
 
 impl Browser {
-    /// Its files go under `directory`. None, with the reason printed, where no browser is
-    /// installed.
+    /// Starts a browser with its files under `directory`. None, with the reason printed, if no
+    /// browser is installed.
     pub fn start(directory: &Path) -> Option<Browser> {
         let found = Command::new("chromedriver").arg("--version").output();
         if !found.is_ok_and(|output| output.status.success()) {
@@ -87,7 +87,7 @@ impl Browser {
         value
     }
 
-    /// Errors are answers.
+    /// Returns errors as answers.
     #[track_caller]
     fn ask(&self, path: &str, body: &Value) -> Value {
         let path = format!("/session/{}{path}", self.session);
@@ -106,7 +106,7 @@ impl Browser {
         self.command("/execute/sync", &json!({"script": script, "args": []}))
     }
 
-    /// The value a promise comes to.
+    /// The resolved value of a promise.
     #[track_caller]
     pub fn run_async(&self, promise: &str) -> Value {
         let script = format!(
@@ -115,8 +115,8 @@ impl Browser {
         self.command("/execute/async", &json!({"script": script, "args": []}))
     }
 
-    /// A real click: the element is scrolled to and must not be covered. One that the live page
-    /// draws anew between the look and the click is looked for again, as a person would.
+    /// A real click: the element is scrolled into view and must not be covered. If the live page
+    /// redraws it between the look-up and the click, it is looked up again, as a person would.
     #[track_caller]
     pub fn click(&self, selector: &str) {
         for _ in 0..CLICK_ATTEMPTS {
@@ -136,7 +136,7 @@ impl Browser {
         panic!("{selector} is drawn anew all the time");
     }
 
-    /// Keys on whatever has the focus, pressed and released one by one.
+    /// Sends keys to the focused element, pressed and released one by one.
     pub fn press(&self, keys: &str) {
         let strokes = keys.chars().flat_map(|key| {
             ["keyDown", "keyUp"].map(|kind| json!({"type": kind, "value": key.to_string()}))
@@ -146,8 +146,8 @@ impl Browser {
         self.command("/actions", &json!({"actions": [keyboard]}));
     }
 
-    /// Goes on with Tab to the element, and checks that each stop on the way can be seen to have
-    /// the focus.
+    /// Presses Tab until the element has the focus, and checks that the focus is visible at each
+    /// stop on the way.
     #[track_caller]
     pub fn tab_to(&self, selector: &str) {
         for _ in 0..TAB_STOPS {
@@ -175,8 +175,7 @@ impl Browser {
     }
 
     pub fn resize(&self, width: u32, height: u32) {
-        // Through the protocol of the browser's own tools: a window is never narrower than 500
-        // pixels.
+        // Through the browser's own debugging protocol: a window is never narrower than 500 pixels.
         let size =
             json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
         let command = json!({"cmd": "Emulation.setDeviceMetricsOverride", "params": size});
@@ -190,7 +189,7 @@ impl Browser {
         self.command("/goog/cdp/execute", &command);
     }
 
-    /// Into the directory named by `CHUNKCACHE_SCREENSHOTS`, if that is set.
+    /// Saves it in the directory named by `CHUNKCACHE_SCREENSHOTS`, if that is set.
     pub fn screenshot(&self, name: &str) {
         let Some(directory) = std::env::var_os("CHUNKCACHE_SCREENSHOTS") else {
             return;

@@ -1,4 +1,4 @@
-//! The whole system: an origin, PostgreSQL, a coordinator and edges, in a directory of their own.
+//! The whole system: an origin, PostgreSQL, a coordinator and edges, in their own directory.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,7 +14,7 @@ use crate::wait::eventually;
 
 /// The source every cluster has; its base URL is the origin's root.
 pub const SOURCE: &str = "media";
-/// From the last byte on disk to its row: synced in groups, committed in batches.
+/// Time from the last byte on disk to its row: synced in groups, committed in batches.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Default)]
@@ -24,7 +24,7 @@ pub struct ClusterOptions {
     pub coordinator_arguments: Vec<&'static str>,
 }
 
-/// Fields are dropped in this order: what depends on another goes first.
+/// Fields are dropped in this order: dependents first.
 #[derive(Debug)]
 pub struct Cluster {
     pub edges: Vec<Edge>,
@@ -35,7 +35,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// One edge without background fill, so that only what a test asks for is fetched.
+    /// One edge without background fill, so that only the test's own requests cause fetches.
     pub fn start() -> Cluster {
         Cluster::with_edges(1)
     }
@@ -54,7 +54,7 @@ impl Cluster {
         cluster
     }
 
-    /// Everything but the origin, in order, and the source.
+    /// Starts everything but the origin, in order, and adds the source.
     pub fn start_prepared(&mut self) {
         self.postgres.start_again();
         self.coordinator.start();
@@ -67,7 +67,7 @@ impl Cluster {
         }
     }
 
-    /// Everything laid out and only the origin started.
+    /// Prepares everything and starts only the origin.
     pub fn prepare(options: ClusterOptions) -> Cluster {
         let directory = directory();
         let path = directory.path();
@@ -119,7 +119,7 @@ impl Cluster {
         );
     }
 
-    /// Puts an object at the origin; the answer is its target at an edge.
+    /// Puts an object at the origin; returns its target at an edge.
     pub fn put(&self, path: &str, object: Object) -> String {
         self.origin.put(path, object);
         format!("/{SOURCE}{path}")
@@ -143,8 +143,8 @@ impl Cluster {
         }
     }
 
-    /// Byte ranges of the path's entries that an edge holds by the table, touching ones
-    /// joined, ascending.
+    /// Byte ranges of the path's entries that an edge holds according to the table, joined,
+    /// ascending.
     pub fn recorded(&self, path: &str, edge: &str) -> Vec<(u64, u64)> {
         let rows = self.postgres.query(&format!(
             "SELECT c.start_byte, c.end_byte FROM cache_chunks c
@@ -197,7 +197,7 @@ impl Cluster {
     }
 }
 
-/// What tests of this user share over their runs: locks, reserved ports, a template of a database.
+/// Directory shared by the runs of this user's tests: locks, reserved ports, a database template.
 pub fn shared_directory() -> PathBuf {
     let user = rustix::process::geteuid().as_raw();
     let path = std::env::temp_dir().join(format!("chunkcache-tests-{user}"));
@@ -205,8 +205,8 @@ pub fn shared_directory() -> PathBuf {
     path
 }
 
-/// A directory other users may enter: PostgreSQL runs as its own. `CHUNKCACHE_KEEP` in the
-/// environment keeps it, to be looked at.
+/// A directory that other users may enter: PostgreSQL runs as its own. `CHUNKCACHE_KEEP` in the
+/// environment keeps it for inspection.
 pub fn directory() -> TempDir {
     let directory = tempfile::Builder::new()
         .prefix("chunkcache-test-")

@@ -1,5 +1,5 @@
 //! Content that is a function of its offset: objects of any size need no disk, and any range can be
-//! checked alone.
+//! checked on its own.
 
 use sha2::{Digest, Sha256};
 
@@ -57,8 +57,8 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// SplitMix64 of the word's index: every word differs from its neighbours and from the same place
-/// of another seed.
+/// SplitMix64 of the word's index: every word differs from its neighbours and from the same
+/// position of another seed.
 fn word(seed: u64, index: u64) -> [u8; 8] {
     let mut z = seed
         .wrapping_mul(0xD6E8_FEB8_6659_FD93)

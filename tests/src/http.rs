@@ -1,5 +1,5 @@
 //! An HTTP/1.1 client that hides nothing: the head as sent, the body as far as it came, and whether
-//! it ended well.
+//! it ended properly.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -51,7 +51,7 @@ impl Call {
         self.header("Range", &format!("bytes={start}-{}", end - 1))
     }
 
-    /// Sent with its length.
+    /// Sets a body, sent with its length.
     pub fn body(mut self, body: &str) -> Call {
         self.body = body.to_owned();
         self.header("Content-Length", &body.len().to_string())
@@ -67,7 +67,7 @@ impl Call {
         self
     }
 
-    /// Sends the request on a connection of its own and reads to the end of the head.
+    /// Sends the request on a new connection and reads to the end of the head.
     pub fn open(&self, address: SocketAddr) -> std::io::Result<Reply> {
         let began = Instant::now();
         let mut stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
@@ -90,7 +90,7 @@ impl Call {
         head + last + "\r\n" + &self.body
     }
 
-    /// The whole answer; panics if there is none.
+    /// Returns the whole answer; panics if there is none.
     pub fn send(&self, address: SocketAddr) -> Response {
         let reply = self
             .open(address)
@@ -99,7 +99,7 @@ impl Call {
     }
 }
 
-/// A connection that is kept from one request to the next as long as the server keeps it.
+/// A connection that is reused as long as the server keeps it.
 #[derive(Debug)]
 pub struct Connection {
     address: SocketAddr,
@@ -114,7 +114,7 @@ impl Connection {
         }
     }
 
-    /// The whole answer; panics if there is none.
+    /// Returns the whole answer; panics if there is none.
     pub fn send(&mut self, call: &Call) -> Response {
         let began = Instant::now();
         let attempt = |stream: TcpStream| {
@@ -157,22 +157,22 @@ impl Connection {
 pub struct Reply {
     pub status: u16,
     pub headers: Vec<(String, String)>,
-    /// From before connecting to the end of the head.
+    /// Time from before connecting to the end of the head.
     pub head_after: Duration,
     stream: TcpStream,
     unread: Vec<u8>,
-    /// Length of the body, when it is announced.
+    /// Length of the body, if it is announced.
     left: Option<u64>,
     chunked: bool,
 }
 
-/// A whole answer.
+/// A complete answer.
 #[derive(Debug, Clone)]
 pub struct Response {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// The body came as announced; false when the connection ended before.
+    /// The body came as announced; false if the connection ended before that.
     pub complete: bool,
 }
 
@@ -227,8 +227,8 @@ impl Reply {
         find(&self.headers, name)
     }
 
-    /// The next body bytes, at most as many as the buffer holds; 0 at the end. An end before the
-    /// announced one is an error.
+    /// The next body bytes, at most as many as fit into the buffer; 0 at the end. An early end is
+    /// an error.
     pub fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         assert!(!self.chunked, "a chunked body can only be read whole");
         let limit = self
@@ -271,7 +271,7 @@ impl Reply {
         Ok(body)
     }
 
-    /// Reads the rest; what went wrong is in `complete`.
+    /// Reads the rest; `complete` shows whether it ended early.
     pub fn finish(mut self) -> Response {
         let (body, complete) = self.read_body();
         Response {
@@ -350,7 +350,7 @@ impl Response {
             .unwrap_or_else(|error| panic!("not JSON ({error}): {}", self.text()))
     }
 
-    /// Panics unless the answer has this status and its body came whole.
+    /// Panics unless the answer has this status and a complete body.
     #[track_caller]
     pub fn expect(self, status: u16) -> Response {
         let text = || self.text().chars().take(500).collect::<String>();

@@ -1,9 +1,9 @@
 //! Black-box tests of the whole system: real processes, real PostgreSQL, real clients.
 //!
-//! This library is the harness the files under `tests/` share. It knows the outside of the system
-//! only (flags, HTTP, the command line, SQL on the documented columns) and may not import either
-//! service, so that what passes here passes for a user. It is plain blocking code on threads: a
-//! test reads from top to bottom.
+//! This library is the harness shared by the files under `tests/`. It knows the outside of the
+//! system only (flags, HTTP, the command line, SQL on the documented columns) and must not import
+//! either service, so that what passes here passes for a user. It is plain blocking code on
+//! threads: a test reads from top to bottom.
 //!
 //! - [`Cluster`]: PostgreSQL, a coordinator, edges and an origin, each a real process on ports of
 //!   its own
@@ -14,9 +14,9 @@
 //! - [`load`]: the client of the load generators of `tests/bench`
 //! - [`http`]: a client that shows exactly what came over the wire
 //!
-//! Everything listens on 127.0.0.1, everything waits with a bound, everything is ended when
-//! dropped, and the logs of all processes are printed when a test fails.
-// A harness that panics fails the test at the line that is wrong, which is what a test is for.
+//! Everything listens on 127.0.0.1, every wait has a bound, everything ends when dropped, and the
+//! logs of all processes are printed when a test fails.
+// A harness that panics fails the test at the faulty line, as a test should.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod authority;

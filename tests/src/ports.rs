@@ -1,6 +1,6 @@
 //! Ports of 127.0.0.1 that stay reserved for the life of the test process.
 //!
-//! Binding port 0 and letting go is a race: another test, or any outgoing connection, may get the
+//! Binding port 0 and releasing it is a race: another test, or any outgoing connection, may get the
 //! same port before the service binds it, and again at each restart of the service. So ports come
 //! from below the ephemeral range, and a locked file per port keeps other test processes away.
 

@@ -1,4 +1,4 @@
-//! A private PostgreSQL: its own data directory, port and user; never the system's cluster.
+//! A private PostgreSQL: with its own data directory, port and user; never the system's cluster.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -33,14 +33,14 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// A new, empty cluster under `directory`, started.
+    /// Starts a new, empty cluster under `directory`.
     pub fn start(directory: &Path, durability: Durability) -> Postgres {
         let mut postgres = Postgres::prepare(directory, durability);
         postgres.start_again();
         postgres
     }
 
-    /// A new, empty cluster under `directory` with its port reserved, not started yet.
+    /// Prepares a new, empty cluster under `directory` with its port reserved.
     pub fn prepare(directory: &Path, durability: Durability) -> Postgres {
         let data = directory.join("postgres");
         let template = template();
@@ -84,7 +84,7 @@ impl Postgres {
         });
     }
 
-    /// A fast shutdown: sessions are cut, what was committed is there.
+    /// A fast shutdown: sessions are cut, commits are kept.
     pub fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.signal(Signal::INT);
@@ -108,7 +108,7 @@ impl Postgres {
         format!("postgres://postgres@{}/postgres", self.address)
     }
 
-    /// Rows of a query, columns as text (NULL is the empty text).
+    /// The rows of a query, columns as text (NULL is the empty text).
     pub fn query(&self, sql: &str) -> Vec<Vec<String>> {
         self.try_query(sql)
             .unwrap_or_else(|error| panic!("query failed: {sql}: {error}"))
@@ -132,7 +132,7 @@ impl Postgres {
             .collect())
     }
 
-    /// The one number a query answers with.
+    /// The single number that a query returns.
     pub fn number(&self, sql: &str) -> i64 {
         let rows = self.query(sql);
         let cell = rows.first().and_then(|row| row.first());
@@ -143,7 +143,7 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // SIGQUIT ends the children with it; SIGKILL would leave them and the shared memory for a
+        // SIGQUIT also ends the children; SIGKILL would leave them and the shared memory for a
         // while.
         if let Some(process) = &mut self.process
             && process.is_running()
@@ -154,7 +154,7 @@ impl Drop for Postgres {
     }
 }
 
-/// A freshly initialised cluster, made once a machine and copied for each test: initdb takes
+/// A freshly initialised cluster, made once per machine and copied for each test: initdb takes
 /// seconds, a copy does not.
 fn template() -> PathBuf {
     let version = Command::new(binary("postgres"))

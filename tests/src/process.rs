@@ -1,4 +1,4 @@
-//! A child process: its log in a file, its end certain, its memory measured.
+//! A child process: logs to a file, is always ended, and its memory can be measured.
 
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt as _;
@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::wait::eventually;
 
-/// What of a log is printed when a test fails.
+/// How much of a log is printed when a test fails.
 const LOG_TAIL_BYTES: usize = 16 << 10;
 const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -82,7 +82,7 @@ impl Process {
         })
     }
 
-    /// Everything written to its outputs since the first start on this log.
+    /// All output since the first start with this log.
     pub fn output(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
@@ -135,7 +135,8 @@ pub fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// The same command under `setpriv --pdeathsig`, which replaces itself by it: the pid stays.
+/// The same command under `setpriv --pdeathsig`, which replaces itself by it: the pid stays the
+/// same.
 fn die_with_parent(command: &Command) -> Command {
     let mut wrapped = Command::new("setpriv");
     wrapped.args(["--pdeathsig", "KILL", "--"]);

@@ -1,4 +1,4 @@
-//! The two services as processes: the real binaries, with ports and directories that stay over
+//! The two services as processes: the real binaries, with ports and directories that survive
 //! restarts.
 
 use std::net::SocketAddr;
@@ -16,8 +16,8 @@ use crate::wait::eventually;
 
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The built program. From `CHUNKCACHE_BIN_DIR`, else built now by cargo in this test's own
-/// profile, so that a test never judges an old binary.
+/// The built program: from `CHUNKCACHE_BIN_DIR`, otherwise built now by cargo in this test's own
+/// profile, so that a test never runs an old binary.
 pub fn program(name: &str) -> PathBuf {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     let directory = DIRECTORY.get_or_init(|| {
@@ -40,8 +40,8 @@ pub fn program(name: &str) -> PathBuf {
             "cache-edge",
             "--bins",
         ]);
-        // Those of this very test: build scripts would take them for a change, and half of the
-        // services be built anew.
+        // Variables of this very test: build scripts would see them as a change, and rebuild half
+        // of the services.
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
             if [
@@ -79,7 +79,7 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// Not started. `name` is for its log only.
+    /// Prepares a coordinator without starting it. `name` is for its log only.
     pub fn prepare(name: &str, directory: &Path, database_url: &str, more: &[&str]) -> Coordinator {
         let (grpc, http) = (ports::reserve(), ports::reserve());
         let mut arguments = vec![
@@ -130,7 +130,7 @@ impl Coordinator {
         Call::get(path).send(self.http)
     }
 
-    /// Runs a command for people against this coordinator.
+    /// Runs a command of the command line against this coordinator.
     pub fn cli(&self, arguments: &[&str]) -> Output {
         Command::new(program("cache-coordinator"))
             .args(arguments)
@@ -164,14 +164,14 @@ pub struct Edge {
     pub admin: SocketAddr,
     pub data: PathBuf,
     pub arguments: Vec<String>,
-    /// Beside this process's own.
+    /// Added to this process's own variables.
     pub environment: Vec<(String, String)>,
     log: PathBuf,
     process: Option<Process>,
 }
 
 impl Edge {
-    /// Not started. `coordinators` is the value of `--coordinator`.
+    /// Prepares an edge without starting it. `coordinators` is the value of `--coordinator`.
     pub fn prepare(name: &str, directory: &Path, coordinators: &str, more: &[&str]) -> Edge {
         let (http, admin) = (ports::reserve(), ports::reserve());
         let data = directory.join(name);
@@ -196,7 +196,7 @@ impl Edge {
         }
     }
 
-    /// Before its first start: another data directory.
+    /// Sets another data directory, before the first start.
     pub fn put_data_at(&mut self, data: PathBuf) {
         let option = format!("--data-dir={}", data.display());
         let is_it = |it: &&mut String| it.starts_with("--data-dir=");
@@ -224,7 +224,7 @@ impl Edge {
         wait_ready(self.process.as_mut().expect("started"), self.admin);
     }
 
-    /// It listens and its process lives; it may not be ready.
+    /// Waits until it listens and its process lives; it may not be ready.
     pub fn wait_live(&mut self) {
         let admin = self.admin;
         eventually("the edge is live", READY_TIMEOUT, || {
@@ -254,7 +254,7 @@ impl Edge {
         Call::get(target).send(self.http)
     }
 
-    /// Bytes of the data directory on disk: allocated blocks, not lengths.
+    /// Size of the data directory on disk: allocated blocks, not lengths.
     pub fn disk_bytes(&self) -> u64 {
         let output = Command::new("du")
             .args(["-s", "--block-size=1"])
@@ -270,7 +270,7 @@ impl Edge {
     }
 }
 
-/// The sparse file of an entry in a data directory; one that does not exist where there is none.
+/// The sparse file of an entry in a data directory; a path that does not exist if there is none.
 pub fn data_file(data: &Path, entry: &str) -> PathBuf {
     let directory = data.join("entries").join(&entry[..2]);
     let names = std::fs::read_dir(&directory)

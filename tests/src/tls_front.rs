@@ -1,5 +1,5 @@
-//! TLS in front of an origin, and all that can be wrong with it. What is decrypted goes on to the
-//! origin's own port.
+//! TLS in front of an origin, with all its possible faults. Decrypted bytes go on to the origin's
+//! own port.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -17,25 +17,25 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use crate::authority::Identity;
 use crate::ports;
 
-/// How connections are met.
+/// How connections are handled.
 #[derive(Debug, Clone)]
 pub enum Handshake {
     /// With this certificate, good or bad.
     With(Identity),
-    /// An HTTP server without TLS: it says so, in clear text.
+    /// Acts as an HTTP server without TLS: says so, in clear text.
     PlainHttp,
-    /// Closes behind the client's first words.
+    /// Closes after the client's first message.
     Close,
-    /// Closes in the midst of its own.
+    /// Closes in the middle of its own first message.
     CloseWithin,
-    /// Says nothing.
+    /// Sends nothing.
     Stall,
 }
 
 #[derive(Debug)]
 pub struct TlsFront {
     address: SocketAddr,
-    /// The connections of a way that is over are cut.
+    /// Connections of an earlier mode are cut.
     handshake: watch::Sender<Handshake>,
     connections: Arc<Mutex<usize>>,
     _runtime: Runtime,
@@ -80,12 +80,12 @@ impl TlsFront {
         format!("https://{}", self.address)
     }
 
-    /// From now on. Connections that are open are cut.
+    /// Sets the mode. Open connections are cut.
     pub fn set(&self, handshake: Handshake) {
         self.handshake.send_replace(handshake);
     }
 
-    /// Accepted so far.
+    /// Number of accepted connections so far.
     pub fn connections(&self) -> usize {
         *self.connections.lock().expect("a counter")
     }
@@ -101,13 +101,13 @@ async fn meet(mut client: TcpStream, origin: SocketAddr, way: Handshake) {
                 Handshake::PlainHttp => {
                     b"HTTP/1.1 400 Bad Request\r\nContent-Length: 3\r\nConnection: close\r\n\r\nno\n"
                 }
-                // A record of 122 bytes of which a few come.
+                // A record of 122 bytes, of which a few come.
                 Handshake::CloseWithin => b"\x16\x03\x03\x00\x7a\x02\x00\x00\x76\x03\x03",
                 _ => b"",
             };
             let _ = client.write_all(answer).await;
             let _ = client.shutdown().await;
-            // The client's bytes are read first, so that closing is no reset.
+            // Reads the client's bytes first, so that closing is no reset.
             while matches!(client.read(&mut [0; 4096]).await, Ok(1..)) {}
             return;
         }

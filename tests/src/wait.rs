@@ -1,4 +1,4 @@
-//! Waiting with a bound, and taking turns for what is heavy.
+//! Bounded waits, and a lock for heavy tests.
 
 use std::fs::File;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use crate::cluster;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Asks until there is an answer; panics, naming what was awaited, when there is none in time.
+/// Probes until there is an answer; panics, naming what was awaited, if there is none in time.
 pub fn eventually<T>(what: &str, within: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + within;
     loop {
@@ -21,8 +21,8 @@ pub fn eventually<T>(what: &str, within: Duration, mut probe: impl FnMut() -> Op
     }
 }
 
-/// Held by tests that move gigabytes or measure time: one at a time on this machine, whatever runs
-/// them.
+/// Locked by tests that move gigabytes or measure time: one at a time on this machine, whatever
+/// runs them.
 pub fn heavy() -> File {
     let path = cluster::shared_directory().join("heavy.lock");
     let file = File::options()

@@ -1,4 +1,4 @@
-//! Who may do what: tokens and their roles, certificates, and that an edge speaks for itself alone.
+//! Access control: tokens and their roles, certificates, and that an edge speaks for itself only.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -21,7 +21,7 @@ fn token(role: &str) -> String {
     format!("{role}-secret-0123456789")
 }
 
-/// The file of tokens, and a file for each of them.
+/// Writes the file of tokens, and a file for each of them.
 fn write_tokens(directory: &Path) -> PathBuf {
     let mut lines = "# role name token\n".to_owned();
     for role in ROLES {
@@ -43,7 +43,7 @@ fn readyz(edge: &Edge) -> Option<Response> {
     Some(Call::get("/readyz").open(edge.admin).ok()?.finish())
 }
 
-/// Waits until the edge says that it is not ready for this reason.
+/// Waits until the edge reports that it is not ready for this reason.
 #[track_caller]
 fn wait_refused(edge: &Edge, reason: &str) {
     eventually(&format!("{} is refused", edge.name), WAIT, || {
@@ -52,7 +52,7 @@ fn wait_refused(edge: &Edge, reason: &str) {
     });
 }
 
-/// One edge, with its token; a coordinator with tokens for every role.
+/// Edges with their tokens; a coordinator with tokens for every role.
 fn guarded(edges: usize) -> Cluster {
     let mut cluster = Cluster::prepare(ClusterOptions {
         edges,
@@ -88,7 +88,7 @@ fn each_role_may_what_it_may_and_no_more() {
     let mut cluster = guarded(1);
     let origin = cluster.origin.url();
     let add = ["source", "add", "media", &origin];
-    // In the order of the table below: to look, to use, to change.
+    // In the order of the table below: read, use, change.
     let commands: [&[&str]; 3] = [&["status"], &["precache", "media/film.mp4"], &add];
     cluster.put("/film.mp4", Object::generated(7, 4 * MIB));
     assert!(cli(&cluster, Some("operator"), &add).status.success());
@@ -125,7 +125,7 @@ fn each_role_may_what_it_may_and_no_more() {
         }
     }
 
-    // The dashboard: its page is for everyone, what it shows and does is not.
+    // The dashboard: its page is for everyone, its data and actions are not.
     let http = cluster.coordinator.http;
     for path in ["/", "/assets/app.js", "/livez", "/readyz", "/metrics"] {
         Call::get(path).send(http).expect(200);
@@ -159,7 +159,7 @@ fn each_role_may_what_it_may_and_no_more() {
         let answer = post.clone().body(body).send(http);
         assert_eq!(answer.status, act, "{who:?}: {}", answer.text());
     }
-    // Another site can have no header of its own sent, whoever is signed in.
+    // Another site can not send this header, whoever is signed in.
     let foreign = Call::new("POST", drain)
         .header("Authorization", &format!("Bearer {}", token("operator")))
         .header("Content-Type", "application/json")
@@ -194,14 +194,14 @@ fn an_edge_speaks_for_itself_alone_and_tokens_change_while_running() {
     operator.spawn();
     wait_refused(&operator, "has the role operator");
 
-    // A token of its own is given out, and taken up without a restart of either.
+    // Its own token is issued, and takes effect without a restart of either.
     let tokens = directory.join("tokens");
     let mut lines = fs::read_to_string(&tokens).unwrap();
     lines += "edge edge-b another-secret-0123456789\n";
     fs::write(directory.join("edge"), "another-secret-0123456789").unwrap();
     fs::write(&tokens, &lines).unwrap();
     cluster.edges[1].wait_ready();
-    // And taken back.
+    // And revoked.
     let kept: String = lines
         .lines()
         .filter(|line| !line.starts_with("viewer"))
@@ -276,9 +276,9 @@ fn people_sign_in_to_the_dashboard() {
     browser.wait("it drains", "document.querySelector('.state-draining')");
 }
 
-/// A page of another site whose name was made to lead to this machine (DNS rebinding) is of one
-/// origin with the dashboard to the browser, and may send any header: without tokens, the name it
-/// asks by gives it away.
+/// To the browser, a page of another site whose name points to this machine (DNS rebinding) is of
+/// one origin with the dashboard, and may send any header: without tokens, its host name gives it
+/// away.
 #[test]
 fn another_site_that_leads_here_by_its_name_gets_nothing() {
     let cluster = Cluster::with_edges(1);
@@ -306,7 +306,7 @@ fn another_site_that_leads_here_by_its_name_gets_nothing() {
     for host in ["127.0.0.1", "localhost", "[::1]", "workstation"] {
         assert_eq!(look(&format!("{host}:{port}")), 200, "{host}");
     }
-    // With tokens a caller proves its identity, by whichever name it asks.
+    // With tokens a caller proves its identity, whatever host name it uses.
     let mut cluster = guarded(1);
     cluster.edge_mut().start();
     let call = Call::get("/api/v1/overview").without_host();
@@ -316,8 +316,8 @@ fn another_site_that_leads_here_by_its_name_gets_nothing() {
     call.send(cluster.coordinator.http).expect(200);
 }
 
-/// Who begins a request and never ends its head is let go, before the many of them hold all
-/// descriptors.
+/// A client that begins a request and never ends its head is disconnected, before many of them hold
+/// all descriptors.
 #[test]
 fn a_head_that_never_ends_is_not_waited_for() {
     let cluster = Cluster::start();
@@ -328,7 +328,7 @@ fn a_head_that_never_ends_is_not_waited_for() {
         .write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n")
         .unwrap();
     let mut said = Vec::new();
-    // Ended by the server, with an answer or without.
+    // Ended by the server, with or without an answer.
     silent.read_to_end(&mut said).unwrap();
 }
 
@@ -340,8 +340,8 @@ fn tls(identity: &Identity, prefix: &str) -> [String; 2] {
     ]
 }
 
-/// What probes and scrapers ask, over TLS with a certificate of its own; the health check of the
-/// images follows.
+/// The endpoints of probes and scrapers, over TLS with their own certificate; the images' health
+/// check follows.
 #[test]
 fn the_edges_admin_listener_speaks_tls() {
     let directory = tempfile::tempdir().unwrap();
@@ -433,7 +433,7 @@ fn a_certificate_says_which_edge_it_is() {
     liar.spawn();
     wait_refused(&liar, "the client certificate is not edge \\\"edge-b\\\"'s");
     liar.kill();
-    // A wildcard vouches for each edge of its domain, at the name it is reached by.
+    // A wildcard vouches for each edge of its domain, at its host name.
     let wildcard = authority.issue("wildcard", "DNS:*.edges.internal,IP:127.0.0.1");
     let mut elsewhere = edge("edge-c", &wildcard);
     elsewhere
@@ -461,8 +461,8 @@ fn a_certificate_says_which_edge_it_is() {
     cluster_recorded(&cluster, "edge-a", 8 * MIB);
     assert!(film(&second) == expected);
     assert_eq!(cluster.origin.body_bytes("/film.mp4"), 8 * MIB);
-    // A certificate of the form NAME.DOMAIN does for each call, not only for the session: the key is
-    // resolved by the coordinator, and the origin is asked nothing.
+    // A certificate of the form NAME.DOMAIN is valid for each call, not only for the session: the
+    // coordinator resolves the key, and the origin gets no request.
     let asked = cluster.origin.hits("/film.mp4").len();
     assert!(film(&named) == expected);
     assert_eq!(cluster.origin.hits("/film.mp4").len(), asked);

@@ -1,4 +1,4 @@
-//! The coordinator as other services use it: gRPC, with its health and its error details.
+//! The coordinator as other services use it: gRPC, with health and error details.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -33,7 +33,7 @@ fn name(path: &str) -> Option<EntryName> {
     })
 }
 
-/// Lists the services and fetches the file that has one, in this version of the protocol.
+/// Lists the services and fetches the file of one, in this version of the protocol.
 macro_rules! reflection {
     ($version:ident, $channel:expr) => {{
         use pb::server_reflection_request::MessageRequest as Ask;
@@ -148,7 +148,7 @@ fn open_request_wait_and_ask() {
         assert!(!missing.present);
         assert_eq!(missing.missing.last().unwrap().end, size);
 
-        // Nobody fetches the rest: the deadline is what ends the wait.
+        // Nothing fetches the rest: the deadline ends the wait.
         let mut request = Request::new(wait(size));
         request.set_timeout(Duration::from_millis(300));
         let late = client.wait_for_range(request).await.unwrap_err();
@@ -156,14 +156,14 @@ fn open_request_wait_and_ask() {
             matches!(late.code(), Code::DeadlineExceeded | Code::Cancelled),
             "{late}"
         );
-        // The client's own clock may have spoken there. Told by the header alone, it is the
-        // coordinator's.
+        // There the client's own clock may have ended it. With the deadline in the header only, it
+        // is the coordinator's.
         let mut request = Request::new(wait(size));
         let deadline = "300m".parse().unwrap();
         request.metadata_mut().insert("grpc-timeout", deadline);
         let late = client.wait_for_range(request).await.unwrap_err();
         assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
-        // A caller that goes away takes its wait along, and the connection stays of use.
+        // When a caller leaves, its wait ends and the connection stays usable.
         for _ in 0..50 {
             let mut gone = client.clone();
             let asked = gone.wait_for_range(wait(size));
@@ -390,7 +390,7 @@ fn a_watch_of_the_cluster_tells_of_sources_jobs_edges_and_chunks() {
                 _ => {}
             }
         }
-        // Again from the beginning: the log has it all.
+        // Again from the beginning: the log has everything.
         let request = WatchClusterRequest {
             from_revision: first.revision,
         };
@@ -411,8 +411,8 @@ fn health_and_both_reflections_answer() {
             let request = HealthCheckRequest {
                 service: service.to_owned(),
             };
-            // Told at the next look, a second after `/readyz` at most: followed as a load balancer
-            // would.
+            // Reported at the next check, at most a second after `/readyz`: watched as a load
+            // balancer would.
             let mut told = health.watch(request).await.unwrap().into_inner();
             let serving = async {
                 while let Some(answer) = told.message().await.unwrap() {

@@ -1,5 +1,5 @@
 //! Objects that change at their origin: no body mixes two versions, and nobody reads the old one
-//! once it was invalidated.
+//! after it was invalidated.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -9,10 +9,10 @@ use chunkcache_tests::origin::Times;
 use chunkcache_tests::{CHUNK, Cluster, Fault, KIB, MIB, Object, content, eventually};
 use rustix::process::Signal;
 
-/// Longer than what the first question of a cold key brings.
+/// Longer than the first request for a cold key brings.
 const SIZE: u64 = 32 * MIB + 5;
 
-/// The ETag says which version a body is of; all of it has to be of that one.
+/// The ETag names the version of a body; every byte must be of that one.
 #[track_caller]
 fn assert_one_version(answer: &Response, start: u64, versions: std::ops::Range<u64>) {
     assert!(matches!(answer.status, 200 | 206), "{}", answer.status);
@@ -36,7 +36,7 @@ fn an_origin_that_changes_at_each_request() {
             .range(start, SIZE)
             .timeout(Duration::from_secs(40))
             .send(cluster.edge().http);
-        // Whole of one version, cut where that version could not be had any more, or refused.
+        // Complete and of one version, cut where that version was no longer available, or refused.
         if answer.status == 503 {
             assert!(answer.header("retry-after").is_some());
             assert!(answer.header("cache-status").unwrap().contains("changed"));
@@ -52,7 +52,7 @@ fn an_origin_that_changes_at_each_request() {
     }
 }
 
-/// The key is known and fresh, the chunk is not here, and the origin has another version: nothing
+/// The key is known and fresh, the chunk is missing, and the origin has another version: nothing
 /// was sent yet, so the request gets the new version and not an error.
 #[test]
 fn a_change_found_before_the_first_byte_is_not_told() {
@@ -70,7 +70,7 @@ fn a_change_found_before_the_first_byte_is_not_told() {
         .send(address)
         .expect(206);
     assert_one_version(&later, start, 11..12);
-    // A player insists on the version it began with; a 200 tells it that it is gone.
+    // A player insists on the version it began with; a 200 shows that it is gone.
     let resumed = Call::get(&target)
         .range(start, start + MIB)
         .header("If-Range", head.header("etag").unwrap())
@@ -106,7 +106,7 @@ fn readers_while_the_object_changes() {
             }
         }
         for seed in versions.clone().skip(1) {
-            // Each version is asked for before the next one replaces it.
+            // Each version is requested before the next one replaces it.
             let asked = cluster.origin.hits("/busy").len();
             cluster.put("/busy", version(seed));
             eventually("the origin is asked", Duration::from_secs(20), || {
@@ -135,7 +135,7 @@ fn invalidate_holds_on_every_edge_before_it_answers() {
         }
         cluster.put("/withdrawn", version(seed + 1));
         for edge in &cluster.edges {
-            // Fresh, so the old one still.
+            // Fresh, so still the old one.
             assert_one_version(&part(edge), 0, seed..seed + 1);
         }
         let done = cluster
@@ -168,15 +168,15 @@ fn an_edge_that_does_not_confirm_is_named() {
     assert_eq!(done["confirmed_edges"], serde_json::json!(["edge-a"]));
     assert_eq!(done["unconfirmed_edges"], serde_json::json!(["edge-b"]));
     cluster.edges[1].process().signal(Signal::CONT);
-    // It learns it when it can.
+    // It learns of it when it can.
     eventually("edge-b knows", Duration::from_secs(20), || {
         let answer = Call::get(&target).range(0, 10).send(cluster.edges[1].http);
         (answer.body == content::bytes(41, 0, 10)).then_some(())
     });
 }
 
-/// The edges ask whether the old version still holds when it is withdrawn: an answer from before is
-/// not believed after it.
+/// The edges are revalidating the old version when it is withdrawn: an answer from before must not
+/// count after it.
 #[test]
 fn an_invalidation_overtakes_questions_under_way() {
     let cluster = Cluster::with_edges(2);
@@ -234,8 +234,8 @@ fn an_edge_that_was_away_learns_of_an_invalidation() {
     }
 }
 
-/// The way behind a body that runs: what is here of the old entry may finish, and nothing else
-/// comes after it.
+/// The rest of a running body: stored chunks of the old entry may be sent, and nothing else comes
+/// after them.
 #[test]
 fn a_running_body_ends_on_its_own_version() {
     let cluster = Cluster::start();

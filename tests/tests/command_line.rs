@@ -1,5 +1,4 @@
-//! The command line for people: JSON shapes, exit statuses, and what the commands do to the
-//! cluster.
+//! The command line: JSON shapes, exit statuses, and the effects of the commands on the cluster.
 #![allow(clippy::unwrap_used)]
 
 use std::process::{Command, Output};
@@ -134,8 +133,7 @@ fn precache_with_progress_makes_a_hit() {
     assert_eq!(code(&output), Some(0), "{output:?}");
     assert!(!output.stdout.contains(&0x1b) && !output.stdout.contains(&b'\r'));
     cluster.wait_recorded("/ahead.mp4", &[(0, size)]);
-    // One byte more than the object: the question what there is at all, asked before the job is
-    // made.
+    // One byte more than the object: the request for its size, made before the job.
     let sent = cluster.origin.body_bytes("/ahead.mp4");
     assert!(sent == size || sent == size + 1, "{sent} of {size}");
     let hit = cluster.edge().get(&target).expect(200);

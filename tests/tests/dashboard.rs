@@ -1,5 +1,5 @@
-//! The dashboard in a real browser: drawn from data, live, of use, accessible, and smooth where
-//! there is much to draw.
+//! The dashboard in a real browser: drawn from data, live, usable, accessible, and smooth with much
+//! to draw.
 #![allow(clippy::unwrap_used)]
 
 use std::process::Command;
@@ -12,7 +12,7 @@ use chunkcache_tests::{Cluster, MIB, Object, eventually, heavy};
 
 const NARROW: u32 = 360;
 
-/// The source of axe-core, from npm. None, with the reason printed, where it can not be had.
+/// The source of axe-core, from npm. None, with the reason printed, if it is not available.
 fn axe() -> Option<String> {
     let directory = shared_directory().join("axe");
     let source = directory.join("node_modules/axe-core/axe.min.js");
@@ -94,7 +94,7 @@ fn renders_updates_and_acts() {
         "it is live",
         "document.querySelector('#live').textContent.startsWith('live')",
     );
-    // Live: the same page, not loaded again, follows what is stored.
+    // Live: the same page, without a reload, follows the stored chunks.
     browser.run("window.before = document.querySelector('.cards').innerText");
     browser.wait(
         "the figures move",
@@ -150,8 +150,8 @@ fn renders_updates_and_acts() {
     examine(&browser, axe.as_deref(), "entries");
     let link =
         "[...document.querySelectorAll('main a')].find(a => a.textContent === 'media/film.mp4')";
-    // A change of the colour scheme draws the view anew, from a list that is asked for anew.
-    // In one: between a look and a click it could be drawn anew.
+    // A change of the colour scheme redraws the view, from a list that is requested again. In one
+    // script: it could be redrawn between a look-up and a click.
     browser.wait(
         "the link, followed",
         &format!(
@@ -180,7 +180,7 @@ fn renders_updates_and_acts() {
         "!document.querySelector('main p[role=status]').textContent.startsWith('Choose')",
     );
 
-    // A seek: the player drops its request and asks anew, elsewhere.
+    // A seek: the player drops its request and sends another, elsewhere.
     drop(playing);
     let playing = Call::get(&film)
         .range(40 * MIB, 64 * MIB)
@@ -211,7 +211,7 @@ fn renders_updates_and_acts() {
     drop(playing);
 }
 
-/// From page to page, acting, and asking why, without a pointer; the live page takes no focus away.
+/// Navigation, actions and explanations without a pointer; the live page takes no focus away.
 #[test]
 fn driven_by_keyboard_alone() {
     let _turn = heavy();

@@ -1,4 +1,4 @@
-//! Disks that fill, refuse or are small: serving goes on, health says why, recovery needs nobody.
+//! Disks that fill, refuse or are small: serving goes on, health says why, recovery is automatic.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,8 +12,7 @@ use chunkcache_tests::{CHUNK, Cluster, ClusterOptions, MIB, Object, content, eve
 
 const RECOVERY: Duration = Duration::from_secs(30);
 
-/// An edge whose data directory is a small file system of its own; none where this machine allows
-/// no mount.
+/// An edge whose data directory is its own small file system; none if this machine allows no mount.
 fn on_a_small_disk(mkfs: &[&str]) -> Option<(Cluster, SmallDisk)> {
     let mut cluster = Cluster::prepare(ClusterOptions {
         edges: 1,
@@ -30,7 +29,7 @@ fn on_a_small_disk(mkfs: &[&str]) -> Option<(Cluster, SmallDisk)> {
     Some((cluster, disk))
 }
 
-/// The edge goes before the disk it is on.
+/// Ends the edge before its disk.
 fn end(mut cluster: Cluster, disk: SmallDisk) {
     cluster.edges.clear();
     drop(disk);
@@ -46,7 +45,7 @@ fn comes_right(cluster: &Cluster, target: &str, seed: u64) {
     assert!(answer.body == content::bytes(seed, 0, 2 * CHUNK + 5));
 }
 
-/// Misses are asked for until health says this.
+/// Requests missing chunks until health reports this.
 fn says(cluster: &Cluster, seed: u64, what: &str) {
     let mut next = seed;
     eventually(&format!("health says {what:?}"), RECOVERY, || {
@@ -55,12 +54,12 @@ fn says(cluster: &Cluster, seed: u64, what: &str) {
         comes_right(cluster, &target, next);
         next += 1;
         let ready = Call::get("/readyz").send(cluster.edge().admin);
-        // The store's words or the system's, whichever of the two found it out.
+        // The store's words or the system's, whichever found it.
         ready.text().to_lowercase().contains(what).then_some(())
     });
 }
 
-/// New objects are asked for until one has its rows: what is kept again.
+/// Requests new objects until one has its rows: chunks are stored again.
 fn keeps_again(cluster: &Cluster, seed: u64) {
     let mut next = seed;
     eventually("chunks are kept again", RECOVERY, || {
@@ -124,7 +123,7 @@ fn a_disk_that_became_read_only_still_serves() {
         let path = target.trim_start_matches("/media");
         cluster.wait_recorded(path, &[(0, 2 * CHUNK + 5)]);
     }
-    // A bad chunk is found at its first use after a start, and cannot be withdrawn then.
+    // A corrupt chunk is found at its first use after a start, and cannot be withdrawn then.
     cluster.edge_mut().terminate();
     spoil(&cluster, "/spoilt.mp4");
     cluster.edge_mut().start();
@@ -138,7 +137,7 @@ fn a_disk_that_became_read_only_still_serves() {
     end(cluster, disk);
 }
 
-/// Other bytes in the first chunk of the path's entry, on the disk of the only edge, which is
+/// Overwrites bytes in the first chunk of the path's entry, on the disk of the only edge, which is
 /// stopped.
 fn spoil(cluster: &Cluster, path: &str) {
     let sql = format!("SELECT id FROM cache_entries WHERE ltrim(path, '/') = ltrim('{path}', '/')");

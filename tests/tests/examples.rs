@@ -1,4 +1,4 @@
-//! The examples run, and say what they promise.
+//! The examples run, and print what they promise.
 #![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 
 use chunkcache_tests::{Cluster, MIB, Object, content};
 
-/// What `examples/python/run` exits with when its packages can not be had.
+/// The exit status of `examples/python/run` when its packages are not available.
 const EXIT_SKIP: i32 = 77;
 
 fn example(path: &str) -> PathBuf {
@@ -60,7 +60,7 @@ fn rust_as_another_service() {
     let cluster = Cluster::start();
     cluster.put("/a.mp4", Object::generated(163, 9 * MIB));
     let endpoint = format!("http://{}", cluster.coordinator.grpc);
-    // Built with everything else (`--all-targets`) where the binaries were; else built now.
+    // Built with everything else (`--all-targets`) if the binaries were; otherwise built now.
     let built = std::env::var_os("CHUNKCACHE_BIN_DIR")
         .map(|directory| PathBuf::from(directory).join("examples/open_and_wait"))
         .filter(|path| path.exists());

@@ -5,11 +5,11 @@ use std::process::Command;
 
 use chunkcache_tests::heavy;
 
-/// As a program of its own, which takes a network namespace where it can.
+/// As its own program, which uses a network namespace if it can.
 #[test]
 fn nothing_is_lost_and_nothing_is_wrong_whatever_is_killed() {
     let _turn = heavy();
-    // Built before the campaign is alone with its network.
+    // Built before the campaign has its own network.
     let edge = chunkcache_tests::services::program("cache-edge");
     let campaign = Command::new(env!("CARGO_BIN_EXE_chunkcache-faults"))
         .env("CHUNKCACHE_BIN_DIR", edge.parent().unwrap())

@@ -1,5 +1,5 @@
-//! Freshness as a shared cache keeps it (RFC 9111, RFC 5861), seen from both sides: what the client
-//! gets and what the origin is asked. Each test has an object or more of its own at one cluster.
+//! Freshness as a shared cache keeps it (RFC 9111, RFC 5861), seen from both sides: the client's
+//! answers and the origin's requests. Each test has its own objects in one cluster.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -18,7 +18,7 @@ fn status_of(answer: &Response) -> &str {
     answer.header("cache-status").unwrap_or("none")
 }
 
-/// Asks until the cache says this; lifetimes are whole seconds, so that a moment has to pass.
+/// Requests until the cache reports this; lifetimes are whole seconds, so a moment must pass.
 #[track_caller]
 fn until(cluster: &Cluster, target: &str, wanted: &str) -> Response {
     eventually(
@@ -44,7 +44,7 @@ fn lifetimes_of_the_origin() {
         http_date(at)
     };
     // Path, headers of the origin, and whether a second request within the second is answered
-    // without asking.
+    // without the origin.
     let cases: Vec<(&str, Object, bool)> = vec![
         (
             "/max-age",
@@ -135,7 +135,7 @@ fn lifetimes_of_the_origin() {
     assert_eq!(directives, Some("max-age=0, s-maxage=600"));
 }
 
-/// 304, or the object once more: where the validator stands no chunk is fetched again.
+/// 304, or the object once more: while the validator is the same no chunk is fetched again.
 #[test]
 fn revalidation_moves_no_chunk() {
     let cluster = Cluster::start();
@@ -159,11 +159,11 @@ fn revalidation_moves_no_chunk() {
         let moved = cluster.origin.body_bytes(path) - before;
         let hits = cluster.origin.hits(path);
         assert_eq!(hits.len(), 4, "{path}: {hits:?}");
-        // Who does not know conditions sends the one byte it was asked for.
+        // An origin that ignores conditions sends the one requested byte.
         let allowed = if path == "/condition-ignored" { 3 } else { 0 };
         assert_eq!(moved, allowed, "{path}: {hits:?}");
     }
-    // One that knows neither conditions nor ranges sends all of it, and is not listened to.
+    // One that supports neither conditions nor ranges sends everything, and is not read.
     let neither = object(25)
         .ignoring_conditions()
         .fault(Fault::IgnoreRange, Times::Always);
@@ -217,7 +217,7 @@ fn an_unreachable_origin_is_not_a_deleted_object() {
         }
     }
     cluster.origin.start_again();
-    // An answer of 5xx is as good as none (RFC 5861, 4).
+    // An answer of 5xx counts as none (RFC 5861, 4).
     let failing = Fault::Status(500, Vec::new());
     cluster.put(
         "/default",
@@ -256,8 +256,7 @@ fn stale_while_revalidate_answers_at_once() {
 fn each_variant_is_an_object_of_its_own() {
     let cluster = Cluster::start();
     cluster.add_source_with("varied", &["--forward-header=X-Quality"]);
-    // Longer than what the first question brings: later chunks must be asked for with the same
-    // header.
+    // Longer than the first request brings: later chunks must be requested with the same header.
     let size = 16 * CHUNK + 7;
     let object = Object::generated(51, size)
         .varying_on("X-Quality")
@@ -270,7 +269,7 @@ fn each_variant_is_an_object_of_its_own() {
             .send(address)
             .expect(200)
     };
-    // At the same time: nobody may get what another one's question found.
+    // At the same time: no request may get the result of another one's question.
     let answers: Vec<(&str, Response)> = std::thread::scope(|scope| {
         let asked: Vec<_> = ["high", "low", "a&b=c%"]
             .into_iter()
@@ -288,7 +287,7 @@ fn each_variant_is_an_object_of_its_own() {
         let again = ask(quality);
         assert_eq!(content::sha256_of(&again.body), wanted, "{quality}");
     }
-    // A source that does not get the header has one variant, whatever the client says.
+    // A source that does not get the header has one variant, whatever the client sends.
     cluster.origin.put("/v1.mp4", object.clone());
     for quality in ["high", "low"] {
         let call = Call::get("/media/v1.mp4").header("X-Quality", quality);
@@ -296,7 +295,7 @@ fn each_variant_is_an_object_of_its_own() {
         let wanted = content::sha256(variant_seed(51, ""), size);
         assert_eq!(content::sha256_of(&answer.body), wanted);
     }
-    // What varies on everything is not kept.
+    // Answers that vary on everything are not stored.
     cluster
         .origin
         .put("/v2.mp4", Object::generated(52, SIZE).header("Vary", "*"));
@@ -364,7 +363,7 @@ fn a_source_says_what_its_origin_does_not() {
     assert_eq!(hits(&cluster, "/a"), 1, "overridden for longer");
     assert_eq!(hits(&cluster, "/b"), 2, "no lifetime given: the source's");
     assert_eq!(hits(&cluster, "/c"), 2, "overridden for shorter");
-    // The question that found it out, and one for each request.
+    // The request that found it out, and one for each further request.
     assert_eq!(hits(&cluster, "/d"), 3, "no-store is never overridden");
     assert!(cluster.recorded("/d", "edge-a").is_empty());
     for _ in 0..2 {
@@ -403,7 +402,7 @@ fn no_object_is_remembered_for_seconds() {
         "{:?}",
         began.elapsed()
     );
-    // A refusal that concerns this moment is not remembered at all.
+    // A temporary refusal is not remembered at all.
     let forbidden = Fault::Status(403, Vec::new());
     cluster.put(
         "/forbidden",
@@ -433,7 +432,7 @@ fn only_if_cached_asks_nobody() {
     assert_eq!(status_of(&ask().expect(200)), "edge-a; hit");
 }
 
-/// As origins write it (RFC 9110, 5.6.7).
+/// In the format of origins (RFC 9110, 5.6.7).
 fn http_date(at: std::time::SystemTime) -> String {
     let seconds = at.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let output = std::process::Command::new("date")

@@ -1,4 +1,4 @@
-//! The harness itself: an origin that lies only when told to, and a PostgreSQL that comes back.
+//! The harness itself: an origin that lies only when told to, and a PostgreSQL that recovers.
 #![allow(clippy::unwrap_used)]
 
 use std::time::{Duration, Instant};

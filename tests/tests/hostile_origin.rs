@@ -10,7 +10,7 @@ use chunkcache_tests::{CHUNK, Cluster, Fault, MIB, Object, content, eventually};
 
 const SIZE: u64 = 9 * MIB + 77;
 
-/// The body is a prefix of the object, and all of it where it ended cleanly.
+/// The body must be a prefix of the object, and complete if it ended cleanly.
 #[track_caller]
 fn read_honestly(cluster: &Cluster, target: &str, seed: u64) -> bool {
     let answer = Call::get(target)
@@ -47,8 +47,8 @@ fn passing_faults_are_healed_by_asking_again() {
             path,
             Object::generated(seed, SIZE).fault(fault, Times::Next(1)),
         );
-        // A stall may outlast what one request waits for; what was fetched is kept, so another one
-        // ends.
+        // A stall may outlast one request's patience; fetched bytes are kept, so another request
+        // succeeds.
         eventually(
             &format!("{path} is healed"),
             Duration::from_secs(90),
@@ -107,7 +107,7 @@ fn lies_are_never_stored() {
                 middle.status
             );
         }
-        // Once it is honest again, so is the answer, whatever was kept meanwhile.
+        // Once the origin is honest again, so is the answer, whatever was stored meanwhile.
         cluster.put(path, object.without_faults());
         eventually(&format!("{path} is whole"), Duration::from_secs(60), || {
             let whole = Call::get(&target).send(cluster.edge().http);
@@ -146,7 +146,7 @@ fn bytes_of_two_versions_are_never_mixed() {
     assert_eq!(content::sha256_of(&new.body), content::sha256(82, 64 * MIB));
 }
 
-/// The faults come when a body is well under way: the reader waits, and gets every byte.
+/// The faults occur when a body is well advanced: the reader waits, and gets every byte.
 #[test]
 fn a_fault_behind_a_running_body_costs_time_only() {
     let cluster = Cluster::start();

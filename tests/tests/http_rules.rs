@@ -1,4 +1,4 @@
-//! Answers of an edge: the rules of RFC 9110 and the promises of the contract, cold and warm.
+//! Answers of an edge: the rules of RFC 9110 and of `docs/http.md`, cold and warm.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read as _, Write as _};
@@ -24,7 +24,7 @@ fn assert_problem(answer: &Response, status: u16) {
     );
 }
 
-/// Sends bytes as they are, and answers with the first bytes that come back.
+/// Sends raw bytes, and returns the first bytes that come back.
 fn raw(address: SocketAddr, request: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream
@@ -223,7 +223,7 @@ fn what_is_not_registered_is_not_fetched() {
             .status,
         404
     );
-    // An absolute-form target and a Host of somewhere else name this edge still, never another
+    // An absolute-form target and a Host of another server still name this edge, never another
     // host.
     let absolute = raw(
         address,
@@ -338,7 +338,7 @@ fn what_may_not_be_kept_is_passed_through() {
         ),
         (
             "/no-length",
-            // The length of a chunked 206 is known from its Content-Range.
+            // The length of a chunked 206 follows from its Content-Range.
             Object::generated(31, size)
                 .fault(Fault::Chunked, Times::Always)
                 .fault(Fault::IgnoreRange, Times::Always),

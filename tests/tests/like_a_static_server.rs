@@ -1,5 +1,5 @@
-//! An edge against nginx over the same file: the same questions, cold, half warm and warm, get the
-//! same answers. Where the two differ on purpose is in [`DIFFERENCES`], and nowhere else.
+//! An edge against nginx with the same file: the same requests, cold, half warm and warm, get the
+//! same answers. Intended differences are in [`DIFFERENCES`], and nowhere else.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -23,7 +23,7 @@ mod questions;
 
 /// Two chunks and a part of one.
 pub const SIZE: u64 = 4 * MIB + 321;
-/// Who ask at a time, each on a connection to either server.
+/// Concurrent clients, each with a connection to either server.
 const ASKERS: usize = 4;
 
 const MALFORMED: &str = "RFC 9110, 14.2: a Range that does not parse is ignored";
@@ -39,7 +39,7 @@ const LATER_DATE: &str =
 const PRECEDENCE: &str = "RFC 9110, 13.2.2: dates are not looked at where entity tags are given";
 const NO_DATE: &str = "RFC 9110, 13.1.4: a field that is no date is ignored";
 
-/// A question by GET and by HEAD, its status at nginx and at an edge, and why an edge answers
+/// A request by GET and by HEAD, its status at nginx and at an edge, and why an edge answers
 /// otherwise.
 #[rustfmt::skip]
 const DIFFERENCES: &[(&str, u16, u16, &str)] = &[
@@ -123,7 +123,7 @@ fn parts(answer: &Response) -> Vec<(String, Vec<u8>)> {
     let delimiter = format!("--{boundary}\r\n").into_bytes();
     let mut found = Vec::new();
     if answer.body.is_empty() {
-        // Answers to a HEAD.
+        // Answers to a HEAD have none.
         return found;
     }
     // The line break before the first delimiter may be left out (RFC 2046, 5.1.1).
@@ -154,7 +154,7 @@ fn bounds(content_range: &str) -> Option<(u64, u64)> {
     Some((first.parse().ok()?, last.parse::<u64>().ok()? + 1))
 }
 
-/// The bytes are those the head says, whatever nginx would send.
+/// Whether the bytes are those that the head announces, whatever nginx would send.
 fn is_true(got: &Response, whole: &[u8]) -> bool {
     let range = got.header("content-range").and_then(bounds);
     let (start, end) = match (got.status, range) {
@@ -165,7 +165,7 @@ fn is_true(got: &Response, whole: &[u8]) -> bool {
     got.body.is_empty() || (got.complete && got.body == whole[start as usize..end as usize])
 }
 
-/// What differs, if anything.
+/// The difference, if there is one.
 fn compare(wanted: &Response, got: &Response) -> Option<String> {
     if got.status != wanted.status {
         return Some(format!("status {} and not {}", got.status, wanted.status));
@@ -192,7 +192,7 @@ fn compare(wanted: &Response, got: &Response) -> Option<String> {
     }
     names.into_iter().find_map(|name| {
         let (ours, theirs) = (got.header(name), wanted.header(name));
-        // nginx does not tell Accept-Ranges with 206.
+        // nginx sends no Accept-Ranges with 206.
         let fine = ours == theirs || (name == "accept-ranges" && theirs.is_none());
         (!fine).then(|| format!("{name}: {ours:?} and not {theirs:?}"))
     })
@@ -240,8 +240,8 @@ fn answers_equal_those_of_nginx() {
     let seed = 2024;
     let mut random = StdRng::seed_from_u64(seed);
     let all = questions(&mut random, &etag, &date);
-    // The odd ones are asked in three rounds: of a cold object, of one that is half here, of one
-    // that is here.
+    // The odd ones are sent in three rounds: for a cold object, for a half warm one, for a warm
+    // one.
     let kinds = all
         .iter()
         .filter(|question| !question.name.is_empty())

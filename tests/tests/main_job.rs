@@ -26,7 +26,7 @@ fn sha256_through(call: &Call, address: std::net::SocketAddr) -> (u64, String) {
     }
 }
 
-/// Checks the bytes that the origin sent of an object; names the requests otherwise.
+/// Checks how many bytes of an object the origin sent; otherwise lists the requests.
 fn assert_sent(cluster: &Cluster, path: &str, expected: std::ops::RangeInclusive<u64>) {
     let sent = cluster.origin.body_bytes(path);
     let requests: Vec<_> = cluster
@@ -143,7 +143,7 @@ fn ten_places_of_a_sparse_giant_cost_only_themselves() {
     let size = 20 * GIB;
     let target = cluster.put("/giant.mkv", Object::generated(14, size));
     let address = cluster.edge().http;
-    // The journal takes 4 MiB ahead of what it writes, and the 256 directories of the store 4 KiB
+    // The journal allocates 4 MiB ahead of its writes, and the 256 directories of the store 4 KiB
     // each.
     let journal = 6 * MIB;
     for place in 0..10 {
@@ -155,15 +155,16 @@ fn ten_places_of_a_sparse_giant_cost_only_themselves() {
             .expect(206);
         assert_eq!(part.body, content::bytes(14, start, end), "place {place}");
     }
-    // The contract: the disk holds what the rows say, within 1 % and a few MiB. The origin counts
-    // more: what it had handed to the sockets of fetches that were cut when their readers had left.
+    // `CACHE_DESIGN.md`: the disk holds what the rows say, within 1 % and a few MiB. The origin
+    // counts more: bytes it had passed to the sockets of fetches that were cut after their readers
+    // left.
     let used = chunkcache_tests::eventually("disk and rows agree", Duration::from_secs(60), || {
         let recorded = cluster.recorded_bytes("/giant.mkv", "edge-a");
         let used = cluster.edge().disk_bytes();
         let agree = used <= recorded + recorded / 100 + journal;
         (recorded >= 10 * CHUNK && agree).then_some(used)
     });
-    // A bounded request asks for its chunks and what is fetched ahead of it, no more.
+    // A bounded request fetches its chunks and its lookahead, no more.
     let fetched = cluster.origin.body_bytes("/giant.mkv");
     assert!(fetched < GIB, "{fetched} bytes fetched for ten places");
     assert!(
@@ -239,7 +240,7 @@ fn a_peer_that_dies_while_it_sends_is_left_for_the_origin() {
     let target = cluster.put("/left.mp4", Object::generated(17, size).paced(8 * MIB));
     let expected = content::sha256(17, size);
     let addresses: Vec<_> = cluster.edges.iter().map(|edge| edge.http).collect();
-    // The first edge fetches; its reader only keeps it at it.
+    // The first edge fetches; its reader only keeps the fetch running.
     let mut first = Call::get(&target).open(addresses[0]).unwrap();
     assert_eq!(
         first.take(MIB as usize).unwrap(),

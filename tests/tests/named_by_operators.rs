@@ -1,5 +1,5 @@
 //! Objects that a service or an operator names before any player does: an edge asks the origin, by
-//! the rules it follows for players.
+//! the same rules as for players.
 
 #![allow(clippy::unwrap_used)]
 
@@ -23,8 +23,8 @@ fn said(output: &Output) -> String {
     )
 }
 
-/// Faults of the client to origins that the coordinator once had: a redirect out of the base was
-/// followed with the source's secret, `..%2f` was sent on, a closed connection was an error.
+/// Faults that the coordinator's own client once had: it followed a redirect out of the base with
+/// the source's secret, sent `..%2f` on, and treated a closed connection as an error.
 #[test]
 fn an_origin_is_asked_by_an_edges_rules() {
     let cluster = Cluster::start();
@@ -37,7 +37,7 @@ fn an_origin_is_asked_by_an_edges_rules() {
         .cli(&[&["source", "add", "films", &base], &secret[..]].concat());
     assert!(added.status.success(), "{}", said(&added));
 
-    // Out of the host, and out of the base on the same host.
+    // To another host, and out of the base on the same host.
     let away = Fault::Redirect(format!("{}/taken", elsewhere.url()));
     let out = Fault::Redirect("/private".to_owned());
     for (path, fault) in [("/library/away", away), ("/library/out", out)] {
@@ -52,7 +52,7 @@ fn an_origin_is_asked_by_an_edges_rules() {
     assert!(elsewhere.all_hits().is_empty());
     assert!(cluster.origin.hits("/private").is_empty());
 
-    // What climbs once it is decoded is refused before anybody is asked.
+    // Paths that climb once they are decoded are refused before any origin is asked.
     let asked = cluster.origin.all_hits().len();
     let climbing = precache(&cluster, "films/..%2f..%2fsecret");
     assert_eq!(climbing.status.code(), Some(1), "{}", said(&climbing));

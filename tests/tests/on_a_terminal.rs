@@ -1,5 +1,5 @@
-//! A followed job or drain on a terminal: a bar with rate and time left, and at the end
-//! a clean line. `script` of util-linux is the terminal.
+//! A followed job or drain on a terminal: a bar with rate and time left, and at the end a clean
+//! line. The terminal is `script` of util-linux.
 #![allow(clippy::unwrap_used)]
 
 use std::process::Command;
@@ -13,11 +13,11 @@ use chunkcache_tests::{Cluster, MIB, Object, eventually};
 const WAIT: Duration = Duration::from_secs(30);
 const COLUMNS: usize = 80;
 const ESCAPE: char = '\u{1b}';
-/// Characters of a bar, done and not yet.
+/// Characters of a bar, done and not done.
 const DONE: char = '█';
 const LEFT: char = '░';
 
-/// The command line on a terminal of 24 lines; the log has what the terminal was sent.
+/// Runs the command line on a terminal of 24 lines; the log has the terminal's output.
 fn on_a_terminal(cluster: &Cluster, arguments: &[&str]) -> Process {
     let line = format!(
         "stty cols {COLUMNS} rows 24; exec {} {} --endpoint=http://{}",
@@ -69,7 +69,7 @@ fn assert_fits(said: &str) {
     }
 }
 
-/// What stands on the terminal after the last bar was taken away: none of it, and the result.
+/// The text on the terminal after the last bar was removed: the result alone.
 fn last_words(said: &str) -> &str {
     let end = said.rfind([DONE, LEFT]).unwrap();
     &said[end..]
@@ -90,7 +90,7 @@ fn a_job_is_followed_by_a_bar_with_rate_and_time_left() {
     assert_eq!(following.wait_for_exit(WAIT).code(), Some(0));
     let said = following.output();
     assert_fits(&said);
-    // It grew.
+    // The bar grew.
     let done = |bar: &String| bar.chars().filter(|it| *it == DONE).count();
     let bars = bars(&said);
     assert!(bars.iter().map(done).max() > bars.iter().map(done).min());
@@ -129,7 +129,7 @@ fn a_drain_is_followed_by_a_bar_with_rate_and_time_left() {
     assert!(last_words(&said).contains("draining"), "{said:?}");
 }
 
-/// Into a pipe: lines for a log, each whole, and nothing that moves a cursor.
+/// Into a pipe: lines for a log, each complete, and nothing that moves a cursor.
 #[test]
 fn without_a_terminal_it_is_plain_lines() {
     let cluster = Cluster::start();

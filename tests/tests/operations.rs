@@ -1,4 +1,4 @@
-//! What operators do beside starting and stopping: import, drain, sign.
+//! Operators' tasks beside starting and stopping: import, drain, sign.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -42,7 +42,7 @@ fn whole_files_of_another_cache_are_adopted_after_a_check() {
     };
     let right = content::bytes(31, 0, SIZE);
     let mut wrong = right.clone();
-    // One byte is beyond what samples find, and not beyond a whole comparison.
+    // One byte escapes the samples, but not a full comparison.
     wrong[CHUNK as usize + 7] ^= 1;
     for (path, bytes) in [
         ("films/a b.mp4", &right[..]),
@@ -105,7 +105,7 @@ fn whole_files_of_another_cache_are_adopted_after_a_check() {
         );
     }
 
-    // Served whole, recorded whole, and not a byte from the origin for it.
+    // Served completely, recorded completely, and without a byte from the origin.
     let before = cluster.origin.body_bytes("/films/a%20b.mp4");
     cluster.edge_mut().start();
     cluster.wait_recorded("films/a%20b.mp4", &[(0, SIZE)]);
@@ -117,7 +117,7 @@ fn whole_files_of_another_cache_are_adopted_after_a_check() {
         answer.headers
     );
     assert_eq!(cluster.origin.body_bytes("/films/a%20b.mp4"), before);
-    // What differed is the origin's.
+    // Differing files come from the origin.
     let answer = cluster.edge().get("/media/films/one-byte.mp4").expect(200);
     assert!(answer.body == right);
 }
@@ -146,7 +146,7 @@ fn samples_cost_little_and_find_another_version() {
     );
     let asked = cluster.origin.body_bytes("/same.mp4");
     assert!(asked <= 16 * 64 * KIB + 1, "{asked} bytes");
-    // A second import finds it there.
+    // A second import finds it present.
     assert!(text(&import(&cluster, &whole, &[])).contains("media/same.mp4  imported"));
     cluster.edge_mut().start();
     cluster.wait_recorded("same.mp4", &[(0, size)]);
@@ -157,7 +157,7 @@ fn samples_cost_little_and_find_another_version() {
 fn a_drain_is_followed_to_the_last_request() {
     let cluster = Cluster::start();
     let film = cluster.put("/film.mp4", Object::generated(51, 64 * MIB));
-    // All of it is there: the body misses nothing, and still runs.
+    // All of it is present: the body misses nothing, and still runs.
     cluster.edge().get(&film).expect(200);
     cluster.wait_recorded("film.mp4", &[(0, 64 * MIB)]);
     let mut playing = Call::get(&film).open(cluster.edge().http).unwrap();
@@ -225,12 +225,11 @@ fn urls_are_signed_and_only_those_are_answered() {
     get(&film).expect(403);
     get(&sign(&[&film]).replace("film.mp4", "other.mp4")).expect(403);
     get(&sign(&[&film, "--expires-in=0s"])).expect(403);
-    // Signed twice, it is one object.
+    // Signed twice, it is still one object.
     assert_eq!(cluster.origin.body_bytes("/film.mp4"), MIB);
 }
 
-/// The rollout of the migration plan, and its way back: each mode takes effect before the command
-/// returns.
+/// The rollout of the migration plan, and back: each mode takes effect before the command returns.
 #[test]
 fn modes_of_a_source_are_switched_while_it_plays() {
     let cluster = Cluster::start();
@@ -290,7 +289,7 @@ fn modes_of_a_source_are_switched_while_it_plays() {
     let (status, served) = play();
     assert!(status.contains("hit") && served == after, "{status}");
 
-    // And back, at any phase.
+    // And back, in any phase.
     switch("passthrough");
     let (status, again) = play();
     assert!(
@@ -299,8 +298,8 @@ fn modes_of_a_source_are_switched_while_it_plays() {
     );
 }
 
-/// Chunks played on a draining edge are at the next edge before its players are: nothing of
-/// it is asked of the origin again.
+/// Chunks played on a draining edge reach the next edge before their players do: none of them is
+/// requested from the origin again.
 #[test]
 fn a_drained_edge_hands_over_what_is_played_there() {
     let cluster = Cluster::with_edges(2);
@@ -320,7 +319,7 @@ fn a_drained_edge_hands_over_what_is_played_there() {
     assert_eq!(cluster.origin.hits("/film.mp4").len(), before);
 }
 
-/// The coordinator that took the drain is gone before another edge can take its chunks.
+/// The coordinator that started the drain is gone before another edge can fetch its chunks.
 #[test]
 fn a_hand_over_goes_on_after_a_restart_of_the_coordinator() {
     let mut cluster = Cluster::with_edges(2);

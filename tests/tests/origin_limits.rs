@@ -1,4 +1,4 @@
-//! The limit of a source's connections holds for all that edges ask, also for what nobody can plan.
+//! A source's connection limit applies to all requests of edges, including those nobody can plan.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,8 +18,8 @@ fn limited(edges: usize) -> Cluster {
     cluster
 }
 
-/// Cold keys, objects that are passed through and objects to be revalidated, of this many each,
-/// asked of every edge at once.
+/// Requests this many cold keys, passed-through objects and objects to be revalidated, of every
+/// edge at once.
 fn storm(cluster: &Cluster, name: &str, count: u64) {
     let put = |kind: &str, object: &dyn Fn(u64) -> Object| -> Vec<String> {
         let path = |number| format!("/{name}-{kind}-{number}.mp4");
@@ -72,15 +72,15 @@ fn without_a_coordinator_each_edge_has_a_part_of_the_limit() {
     cluster.coordinator.kill();
     storm(&cluster, "alone", 5);
     cluster.coordinator.start();
-    // An edge's open connections count from its session on.
+    // An edge's open connections count from the start of its session.
     cluster.edges.iter_mut().for_each(Edge::wait_ready);
     storm(&cluster, "after", 5);
     let most = cluster.origin.most_connections();
     assert!(most <= LIMIT, "{most} connections");
 }
 
-/// One object after another that nobody asked for before: every second one may not be cached.
-/// Returns what went wrong.
+/// Requests one new object after another: every second one may not be cached. Returns what went
+/// wrong.
 fn one_after_another(
     origin: &Origin,
     edge: &Edge,
@@ -109,7 +109,7 @@ fn one_after_another(
     wrong
 }
 
-/// Also where the test fails.
+/// Stops even if the test fails.
 struct StopAtTheEnd<'a>(&'a AtomicBool);
 
 impl Drop for StopAtTheEnd<'_> {
@@ -152,7 +152,7 @@ fn a_coordinator_that_dies_or_hangs_under_load_lets_nobody_pass_the_limit() {
     std::thread::scope(|scope| {
         let stop = &stop;
         let stops = StopAtTheEnd(stop);
-        // It is given more of the connections than its part.
+        // It gets more of the connections than its part.
         let playing = scope.spawn(move || {
             let mut reply = Call::get(&film).open(edges[0].http).unwrap();
             let mut position = 0;

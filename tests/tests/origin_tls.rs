@@ -1,5 +1,5 @@
-//! An origin whose TLS is wrong: nothing is sent to it and nothing believed of it, the client is
-//! told, what is cached goes on.
+//! An origin whose TLS is wrong: it gets no request and is not trusted, the client gets an error,
+//! cached bytes are still served.
 #![allow(clippy::unwrap_used)]
 
 use std::time::{Duration, Instant};
@@ -13,8 +13,8 @@ use chunkcache_tests::{
 const SIZE: u64 = 3 * CHUNK + 77;
 const NAMES: &str = "IP:127.0.0.1,DNS:localhost";
 
-/// A fault of an origin, its words in a log or an answer, and the clients' status: 502
-/// where it did something wrong, 504 where it did nothing in time.
+/// A fault of an origin, its words in a log or an answer, and the clients' status: 502 if it did
+/// something wrong, 504 if it did nothing in time.
 struct Fault {
     name: &'static str,
     handshake: Handshake,
@@ -29,7 +29,7 @@ struct Library {
 }
 
 impl Library {
-    /// An edge that trusts one authority as its system's.
+    /// An edge that trusts one authority in place of the system's.
     fn start(edge_arguments: Vec<&'static str>) -> Library {
         let mut cluster = Cluster::prepare(ClusterOptions {
             edges: 1,
@@ -72,7 +72,7 @@ impl Library {
         }
     }
 
-    /// The origin behind TLS, as a source of this name.
+    /// Adds the origin behind TLS, as a source with this name.
     fn source(&self, name: &str, handshake: &Handshake) -> TlsFront {
         let front = TlsFront::start(self.cluster.origin.address(), handshake.clone());
         let added = self
@@ -184,7 +184,7 @@ fn cached_ranges_outlive_an_origins_tls() {
                     cluster.wait_recorded(path, &[(0, CHUNK)]);
                 }
                 front.set(fault.handshake.clone());
-                // Held bytes are served and marked stale; where the origin forbids that, the answer
+                // Stored bytes are served and marked stale; if the origin forbids that, the answer
                 // is a problem.
                 let cached = part(&paths[0], 1000, CHUNK).expect(206);
                 assert!(cached.body == content::bytes(seed, 1000, CHUNK), "{name}");
@@ -200,7 +200,7 @@ fn cached_ranges_outlive_an_origins_tls() {
                 let said = missing.header("cache-status").unwrap();
                 assert!(said.contains("timed-out"), "{name}: {said}");
                 assert!(missing.header("retry-after").is_some());
-                // It arrives once the origin is repaired, also for requests that waited meanwhile.
+                // They arrive once the origin is repaired, even for requests that waited meanwhile.
                 let mut waiting = Call::get(&format!("/{name}{}", paths[0]))
                     .open(address)
                     .unwrap();

@@ -1,4 +1,4 @@
-//! Origins as people have them: mirrors, redirects, slow archives, settings of their own.
+//! Real-world origins: mirrors, redirects, slow archives, special settings.
 
 #![allow(clippy::unwrap_used)]
 
@@ -21,7 +21,7 @@ fn add(cluster: &Cluster, arguments: &[&str]) {
     );
 }
 
-/// A film that takes some seconds, at both origins.
+/// A film of some seconds, at both origins.
 fn mirrored(first: &Origin, second: &Origin, path: &str, second_etag: &str) {
     let film = |etag| {
         Object::generated(7, MIRRORED)

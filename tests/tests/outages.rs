@@ -1,5 +1,5 @@
-//! Parts of the system away, also two at a time: what is here is served, what was finished
-//! meanwhile is recorded later.
+//! Parts of the system are away, one or two at a time: stored chunks are served, chunks finished
+//! meanwhile are recorded later.
 
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ fn new_work_beyond_the_bound_is_refused_and_running_bodies_go_on() {
     std::thread::scope(|scope| {
         for number in 0..700 {
             let path = format!("/slow-{number}.mp4");
-            // Long enough that all are asked for at a time, on a busy machine too.
+            // Slow enough that all are requested at the same time, even on a busy machine.
             let slow = Object::generated(2, CHUNK).latency(Duration::from_secs(12));
             let target = cluster.put(&path, slow);
             let told = told.clone();
@@ -78,7 +78,7 @@ fn new_work_beyond_the_bound_is_refused_and_running_bodies_go_on() {
             });
         }
         drop(told);
-        // One source may have 512 questions at a time: the others are refused at once.
+        // One source may have 512 running questions: the others are refused at once.
         let mut refused = 0;
         for answer in answers.into_iter().flatten() {
             if answer.status == 503 {

@@ -1,6 +1,5 @@
-//! Passed-through bodies that break off: continued where the origin proves that the rest
-//! is of the same version, cut everywhere else. Never a clean end of a short body, never bytes of
-//! two versions.
+//! Passed-through bodies that break off: continued if the origin proves that the rest is of the
+//! same version, otherwise cut. Never a clean end of a short body, never bytes of two versions.
 #![allow(clippy::unwrap_used)]
 
 use chunkcache_tests::http::{Call, Response};
@@ -13,8 +12,8 @@ fn passing(seed: u64) -> Object {
     Object::generated(seed, SIZE).header("Cache-Control", "no-store")
 }
 
-/// A fault that meets the next request for the object as it is handed through, and not the one that
-/// finds out that it has to be.
+/// Adds a fault for the next request that is passed through, not for the one that finds out that
+/// the object must be.
 fn prepare(cluster: &Cluster, path: &str, object: Object, fault: Fault, times: Times) -> String {
     let target = cluster.put(path, object.clone());
     let known = Call::get(&target).range(0, 1).send(cluster.edge().http);
@@ -75,8 +74,7 @@ fn a_passed_body_that_breaks_once_is_gone_on_with() {
     let whole = Call::get(&target).send(address).expect(200);
     assert_eq!(whole.header("content-length"), None);
     assert!(whole.body == content::bytes(22, 0, SIZE));
-    // Each break behind enough new bytes is the first again. Paced: a reset takes what was not read
-    // yet with it.
+    // A break after enough new bytes counts as the first again. Paced: a reset drops unread bytes.
     let fault = Fault::DieAfter(MIB + MIB / 2);
     let object = passing(23).paced(8 * MIB);
     let target = prepare(&cluster, "/in-steps", object, fault, Times::Always);
@@ -92,7 +90,7 @@ fn a_passed_body_that_breaks_once_is_gone_on_with() {
     );
 }
 
-/// Cut, and what came is a prefix of the version it began with.
+/// Checks that it was cut, and is a prefix of the version it began with.
 #[track_caller]
 fn assert_cut(answer: &Response, seed: u64) {
     assert_eq!(answer.status, 200);
@@ -138,7 +136,7 @@ fn a_passed_body_of_an_object_that_changed_is_cut() {
             "{path}: it was asked once, and believed"
         );
     }
-    // Gone meanwhile.
+    // The object was removed meanwhile.
     let object = passing(33).paced(4 * MIB);
     let fault = Fault::DieAfter(3 * MIB);
     let target = prepare(&cluster, "/removed", object, fault, Times::Always);
@@ -193,7 +191,7 @@ fn a_passed_body_that_breaks_again_and_again_is_cut() {
     }
 }
 
-/// The connection that is open may be read to its end; no new one is made.
+/// The open connection may be read to its end; no new one is made.
 #[test]
 fn a_source_that_was_removed_is_not_asked_for_the_rest() {
     let cluster = Cluster::start();

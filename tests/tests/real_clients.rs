@@ -1,5 +1,4 @@
-//! The clients people use, against an edge. Each is skipped, with a printed reason, where it is not
-//! installed.
+//! Popular clients against an edge. Each is skipped, with a printed reason, if it is not installed.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::{self, File};
@@ -18,7 +17,7 @@ fn is_installed(program: &str) -> bool {
     found
 }
 
-/// Runs a client with a bound on its time.
+/// Runs a client with a time limit.
 fn run(program: &str, arguments: &[&str]) -> Output {
     Command::new("timeout")
         .arg("120")
@@ -42,7 +41,7 @@ fn succeed(program: &str, arguments: &[&str]) -> Output {
 }
 
 /// A video of about 75 MB whose index is at its end (MP4) or that has Cues there (Matroska), made
-/// once a test.
+/// once per test.
 fn video(directory: &Path, name: &str) -> PathBuf {
     let path = directory.join(name);
     let file = path.to_str().unwrap();
@@ -57,7 +56,7 @@ fn video(directory: &Path, name: &str) -> PathBuf {
     path
 }
 
-/// A frame at this second, decoded: the right frame of the right bytes.
+/// Hash of the decoded frame at this second: the right frame means the right bytes.
 fn frame_hash(url: &str, seconds: &str) -> String {
     #[rustfmt::skip]
     let output = succeed("ffmpeg", &[
@@ -78,7 +77,7 @@ fn ffmpeg_seeks_on_a_cold_file_and_only_the_needed_part_comes() {
         let object = Object::file(File::open(&path).unwrap())
             .unwrap()
             .etag(Some("\"film\""));
-        // At this pace the whole file takes many seconds: a seek that waited for it would be seen.
+        // At this pace the whole file takes many seconds: a seek that waited for it would show.
         let target = cluster.put(&format!("/{name}"), object.paced(8 * MIB));
         let url = format!("{}{target}", cluster.edge().url());
         let local = path.to_str().unwrap();
@@ -136,7 +135,7 @@ fn curl_and_wget_resume_in_the_middle() {
             expected,
             "{client}"
         );
-        // Again on the complete file: wget asks past the end, gets 416, and is content.
+        // Again on the complete file: wget asks past the end, gets 416, and succeeds.
         let again = run(client, &arguments);
         assert!(client == "curl" || again.status.success(), "{again:?}");
         assert_eq!(fs::metadata(&file).unwrap().len(), size);
@@ -157,7 +156,7 @@ fn aria2_fetches_eight_parts_at_once() {
     succeed("aria2c", &["-q", "-x8", "-s8", "-k1M", "--no-conf", "--file-allocation=none", "-d", directory, "-o", "out", &url]);
     let got = fs::read(cluster.directory.path().join("out")).unwrap();
     assert_eq!(content::sha256_of(&got), content::sha256(122, size));
-    // Eight readers at eight places pre-empt each other's fetches; what was on its way then may
+    // Eight readers at eight positions preempt each other's fetches; bytes on their way then may
     // come twice.
     let sent = cluster.origin.body_bytes("/parts.bin");
     assert!(sent >= size && sent < size + 8 * MIB, "{sent} of {size}");
@@ -189,7 +188,7 @@ fn rclone_copies_by_url() {
     );
 }
 
-/// A video at an edge, paced so that nobody gets to the end by accident.
+/// A video at an edge, paced so that no client reaches the end by accident.
 fn film(cluster: &Cluster, name: &str) -> (String, u64) {
     let path = video(cluster.directory.path(), name);
     let file = File::open(&path).unwrap();
@@ -315,7 +314,7 @@ fn vlc_plays_from_the_middle() {
     let (url, size) = film(&cluster, "vlc.mkv");
     #[rustfmt::skip]
     let arguments = ["-I", "dummy", "--vout=dummy", "--aout=dummy", "--no-video-title-show", "--start-time=28", "--run-time=2", "--play-and-exit", &url];
-    // It refuses to run as root.
+    // VLC refuses to run as root.
     if rustix::process::geteuid().is_root() {
         #[rustfmt::skip]
         let as_nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "env", "HOME=/tmp", "cvlc"];
@@ -339,7 +338,7 @@ fn starts_at_least(hit: &chunkcache_tests::origin::Hit, offset: u64) -> bool {
 }
 
 /// A page of another origin plays, seeks, reads pixels (which only CORS allows) and headers of a
-/// range, and tells its own server how it went.
+/// range, and reports the result to its own server.
 #[test]
 fn chromium_plays_and_seeks_cross_origin() {
     if !is_installed("ffmpeg") || !is_installed("chromium") {
@@ -412,7 +411,7 @@ async function seek(to) {
 })().then(() => fetch('/result?ok'), error => tell(String(error)));
 </script>"#;
 
-/// An aborted playback is normal life: nothing is left running and the next reader is served.
+/// Aborted playback is normal: no fetch is left running and the next reader is served.
 #[test]
 fn an_aborted_client_leaves_nothing_behind() {
     let cluster = Cluster::start();

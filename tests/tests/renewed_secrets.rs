@@ -1,5 +1,5 @@
-//! Certificates and keys that are renewed while an edge runs: looked at every 30 s, and no
-//! connection is lost over it.
+//! Certificates and keys renewed while an edge runs: checked every 30 s, and no connection is lost
+//! over it.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use chunkcache_tests::http::Call;
 use chunkcache_tests::services::program;
 use chunkcache_tests::{Cluster, ClusterOptions, KIB, Object, content, eventually};
 
-/// Two looks at the files, and a busy machine.
+/// Two checks of the files, on a busy machine.
 const TAKEN_UP_WITHIN: Duration = Duration::from_secs(90);
 
 fn one_edge(cluster: &mut Cluster, arguments: Vec<String>) {
@@ -77,7 +77,7 @@ fn keys_of_signed_urls_rotate_while_running() {
     let option = format!("--signed-url-keys-file={}", file.display());
     one_edge(&mut cluster, vec![option]);
     let target = cluster.put("/x", Object::generated(1, 10 * KIB));
-    // Signed with a file of the signer's own: it knows the new key before the edge does.
+    // Signed with the signer's own file: it has the new key before the edge does.
     let both = place.join("both");
     std::fs::write(&both, line("k1") + &line("k2")).unwrap();
     let sign = |key: &str| {

@@ -1,4 +1,4 @@
-//! Disks that are full: what is fetched onto them comes to an end.
+//! Full disks: fetching onto them comes to an end.
 #![allow(clippy::unwrap_used)]
 
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use chunkcache_tests::{CHUNK, Cluster, ClusterOptions, MIB, Object, eventually};
 
 const ROOM: u64 = 64 * MIB;
 const SOON: Duration = Duration::from_secs(30);
-/// An eviction and the fetch it makes room for take a part of this.
+/// An eviction, and the fetch that it makes space for, take a part of this.
 const REST: Duration = Duration::from_secs(3);
 
 fn small(fill: bool) -> Cluster {
@@ -23,7 +23,7 @@ fn small(fill: bool) -> Cluster {
     })
 }
 
-/// Waits until the origin sends nothing for a while; what it sent by then.
+/// Waits until the origin sends nothing for a while; returns what it sent by then.
 fn at_rest(cluster: &Cluster, paths: &[&str]) -> u64 {
     let sent = || paths.iter().map(|it| cluster.origin.body_bytes(it)).sum();
     let mut since = (sent(), Instant::now());
@@ -49,7 +49,7 @@ fn a_fill_ends_where_the_disk_does_and_goes_on_when_there_is_room() {
             .expect(206);
     }
     let sent = at_rest(&cluster, &["/one.mp4", "/two.mp4"]);
-    // Each of the begun requests may have been cut; nothing was fetched to be evicted.
+    // Each of the begun requests may have been cut; nothing was fetched only to be evicted.
     assert!(sent <= ROOM + 2 * CHUNK, "{sent} bytes for {ROOM}");
     assert!(sent >= ROOM / 2, "{sent}: it ended long before the disk");
     let held = |path| cluster.recorded_bytes(path, "edge-a");
@@ -84,8 +84,8 @@ fn a_job_for_which_there_is_no_room_says_so_and_waits() {
     });
     assert!(waiting.contains("edge-a has no room"), "{waiting}");
     let sent = at_rest(&cluster, &["/large.mp4"]);
-    // Assigned at most when the first eviction was reported: three runs of eight chunks,
-    // and as many ahead.
+    // At most this was assigned when the first eviction was reported: three runs of eight chunks,
+    // and as many queued.
     assert!(sent <= ROOM + 48 * CHUNK, "{sent} bytes for {ROOM}");
     let job = job();
     assert_eq!(job["state"], "running", "{job}");

@@ -11,7 +11,7 @@ use chunkcache_tests::{CHUNK, Cluster, ClusterOptions, Fault, MIB, Object, conte
 use rustix::process::Signal;
 
 const SOON: Duration = Duration::from_secs(20);
-/// At 4 MiB/s, what an origin sends while a fetch is being stopped.
+/// At 4 MiB/s, the bytes an origin sends while a fetch is being stopped.
 const ON_THE_WIRE: u64 = 256 << 10;
 
 /// A sparse file of zeros with this head.
@@ -103,7 +103,7 @@ fn background_fill_completes_what_was_begun_where_it_is_wanted() {
     eventually("the fill is under way", SOON, || {
         (cluster.recorded_bytes("/begun.mp4", "edge-a") >= 3 * CHUNK).then_some(())
     });
-    // Nobody asks again: what is missing follows from what is there.
+    // No new request: the fill follows from the stored chunks.
     cluster.edge_mut().kill();
     cluster.coordinator.kill();
     cluster.origin.put("/begun.mp4", object);
@@ -113,7 +113,7 @@ fn background_fill_completes_what_was_begun_where_it_is_wanted() {
     assert_eq!(cluster.recorded("/left.mp4", "edge-a"), [(0, CHUNK)]);
 }
 
-/// Whoever turns the fill on again need not play anything for it to begin.
+/// After the fill is turned on again, it begins without a viewer.
 #[test]
 fn a_source_that_is_filled_again_has_what_was_begun_completed() {
     let cluster = Cluster::start_with(ClusterOptions {
@@ -181,7 +181,7 @@ fn a_precache_job_survives_a_restart_of_everything() {
     });
     assert_eq!(cluster.recorded("/job.mp4", "edge-b"), [(0, 40 * MIB)]);
     assert_eq!(cluster.recorded("/job.mp4", "edge-a"), []);
-    // In flight at most when everything stopped: three fetches of a chunk each.
+    // At most three fetches of a chunk each were running when everything stopped.
     let sent = cluster.origin.body_bytes("/job.mp4");
     assert!(
         sent <= 40 * MIB + 4 * CHUNK,
@@ -247,7 +247,7 @@ fn an_entry_opens_where_it_is_held_and_not_where_it_drains() {
         let arguments = [&["edge", "drain", "edge-b"], undo].concat();
         assert!(cluster.coordinator.cli(&arguments).status.success());
     };
-    // It would be handed what edge-b holds, and hold it as well from then on.
+    // Otherwise it would be handed edge-b's chunks, and hold them too from then on.
     cluster.edges[0].process().signal(Signal::STOP);
     drain(&[]);
     assert_eq!(open(), "edge-a", "the holder drains");
@@ -275,7 +275,7 @@ fn what_is_passed_through_is_within_the_rate_of_its_source() {
         }
     });
     // Both edges together have the source's rate. Each may take 512 KiB at once: what its limiter
-    // saved during a rest, and one read.
+    // saved during a pause, and one read.
     let paced = 2 * (size - (512 << 10));
     let least = paced as f64 / rate as f64;
     let passed = began.elapsed().as_secs_f64();
@@ -316,8 +316,7 @@ fn the_rate_of_a_source_holds_over_all_edges() {
             .map(|n| cluster.origin.body_bytes(&format!("/limited-{n}.mp4")))
             .sum()
     };
-    // The first answer about a key is asked for whatever runs: it is what a player waits for to
-    // begin.
+    // The first request for a key is sent whatever else runs: a player waits for it to begin.
     for target in &targets {
         for edge in &cluster.edges {
             Call::get(target).range(0, 1).send(edge.http).expect(206);
@@ -331,7 +330,7 @@ fn the_rate_of_a_source_holds_over_all_edges() {
             replies.push(call.open(edge.http).unwrap());
         }
     }
-    // What fits into sockets' buffers is sent at once, whatever is read: not a part of the pace.
+    // Socket buffers fill at once, however slowly they are read: not a part of the pace.
     std::thread::sleep(Duration::from_secs(2));
     let began = Instant::now();
     let before = sent();
@@ -425,7 +424,7 @@ fn an_origin_that_asks_for_rest_gets_it_from_all_edges() {
                 .find(|hit| hit.status == 429)
                 .map(|hit| hit.at)
         });
-        // The news goes over the coordinator.
+        // The change goes through the coordinator.
         std::thread::sleep(Duration::from_millis(100));
         let second = scope.spawn(|| read(&other, 1));
         let wanted = content::bytes(174, place, place + 9);
@@ -514,7 +513,7 @@ fn a_seek_stops_what_it_left_behind() {
             .filter(|hit| hit.range_start().is_some_and(|it| it < old_end));
         old.map(|hit| hit.body_bytes).sum()
     };
-    // First byte and bytes sent, in the order they were asked for.
+    // First byte and bytes sent, in the order of the requests.
     let requests = || -> Vec<(Option<u64>, u64)> {
         let hits = cluster.origin.hits("/left-behind.mp4");
         let request = |hit: &chunkcache_tests::origin::Hit| (hit.range_start(), hit.body_bytes);
@@ -523,9 +522,9 @@ fn a_seek_stops_what_it_left_behind() {
     eventually("its lookahead is under way", SOON, || {
         (bytes_of_old() > CHUNK).then_some(())
     });
-    // Each fetch under way has begun a chunk, or is about to with what is on the wire. Those may be
-    // completed, after all that the new place needs; nothing else of the old place is asked for, be
-    // it for a moment.
+    // Each running fetch has begun a chunk, or is about to with the bytes on the wire. Those may be
+    // completed, after everything that the new position needs; nothing else of the old position may
+    // be requested, not even briefly.
     let under_way = requests();
     let chunks = |(start, bytes): &(Option<u64>, u64)| {
         let start = start.filter(|it| *it < old_end)?;
@@ -560,9 +559,9 @@ fn a_seek_stops_what_it_left_behind() {
         wasted.is_empty(),
         "asked for what nobody reads: {wasted:?}, beyond chunks {begun:?}; before {under_way:?}, later {later:?}"
     );
-    // There are three slots, and each goes on to the end of one chunk at most: there if it is the
-    // last of its run, by being completed if half of it is there. What is sent until a fetch is
-    // stopped is less than what a begun chunk lacks.
+    // There are three slots, and each fetch goes on to the end of one chunk at most: the last of
+    // its run, or one of which half was there. What is sent until a fetch is stopped is less than
+    // the rest of a begun chunk.
     let more = last.0 - at_seek;
     assert!(
         more <= 3 * CHUNK,

@@ -1,4 +1,4 @@
-//! Sources as operators change them under the feet of what is cached.
+//! Sources that operators change while their objects are cached.
 
 #![allow(clippy::unwrap_used)]
 
@@ -45,7 +45,7 @@ fn a_source_pointed_elsewhere_never_mixes_two_libraries() {
         "the new library's bytes, every one"
     );
 
-    // The old entry keeps what it has, and gets nothing from the new library.
+    // The old entry keeps its chunks, and gets none from the new library.
     let by_id = format!("/v1/entries/{id}");
     let kept = Call::get(&by_id)
         .range(0, CHUNK)
@@ -90,7 +90,7 @@ fn a_source_added_again_elsewhere_begins_anew() {
     assert_eq!(after.body, content::bytes(2, 0, SIZE));
 }
 
-/// Edges receive the whole set each time: the last message has to be the newest.
+/// Edges receive the whole set each time: the last message must be the newest.
 #[tokio::test(flavor = "multi_thread")]
 async fn sources_added_at_once_are_all_known() {
     let cluster = tokio::task::block_in_place(|| Cluster::with_edges(1));

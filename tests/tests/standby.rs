@@ -1,5 +1,5 @@
-//! Two coordinators over one PostgreSQL: one leads, the other takes over, and nobody who plays,
-//! fetches or watches notices.
+//! Two coordinators over one PostgreSQL: one leads, the other takes over, without players, fetches
+//! or watchers noticing.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -54,7 +54,7 @@ impl Pair {
         coordinator.json(arguments)
     }
 
-    /// A command line's `watch` of an entry, on both coordinators; its lines are in its log.
+    /// Runs `watch` for an entry, on both coordinators; its lines are in its log.
     fn watch(&self, path: &str) -> Process {
         let mut command = Command::new(program("cache-coordinator"));
         let both = endpoints(&self.cluster.coordinator, &self.standby);
@@ -103,7 +103,7 @@ fn edges_are_back(coordinator: &Coordinator, count: u64) {
     });
 }
 
-/// Clients of what is cached, on every edge, without a pause; every byte is compared.
+/// Clients that read cached objects, on every edge, without a pause; every byte is compared.
 struct Readers {
     stop: Arc<AtomicBool>,
     answers: Arc<AtomicU64>,
@@ -167,8 +167,8 @@ fn read(address: SocketAddr, start: u64, end: u64) -> Result<(), String> {
     }
 }
 
-/// Adds up the lines of a watch, by edge; panics on a revision that does not rise, or on
-/// bytes told twice.
+/// Adds up the lines of a watch, by edge; panics if a revision does not rise, or bytes are reported
+/// twice.
 #[track_caller]
 fn add_up(lines: &str) -> BTreeMap<String, BTreeMap<u64, u64>> {
     let mut held: BTreeMap<String, BTreeMap<u64, u64>> = BTreeMap::new();
@@ -289,8 +289,8 @@ fn a_planned_change_takes_less_than_a_second() {
         .range(0, 1)
         .send(pair.cluster.edge().http)
         .expect(206);
-    // A watch names an entry that the table has; what an edge observed gets there a moment after
-    // its first answer.
+    // A watch names an entry in the table; an edge's observation gets there a moment after its
+    // first answer.
     eventually("its entry is recorded", Duration::from_secs(20), || {
         (pair.cluster.recorded_bytes("/late.mp4", "edge-a") > 0).then_some(())
     });
@@ -304,7 +304,7 @@ fn a_planned_change_takes_less_than_a_second() {
     let status = leader.wait_for_exit(Duration::from_secs(10));
     assert_eq!(status.code(), Some(0));
 
-    // Back as a standby, it hands the request over to the one that leads.
+    // Back as a standby, it redirects the request to the leader.
     pair.cluster.coordinator.start();
     assert!(!leads(&pair.cluster.coordinator));
     let asked = Instant::now();
@@ -335,7 +335,7 @@ fn a_leader_that_was_stopped_for_ten_seconds_changes_nothing() {
         .put("/film.mp4", Object::generated(153, size).paced(8 * MIB));
     let readers = Readers::start(&pair.cluster);
     let mut reply = Call::get(&film).open(pair.cluster.edge().http).unwrap();
-    // Reports of chunks are under way to the leader when it stops: it finds them when it goes on.
+    // Reports of chunks are on the way to the leader when it stops: it finds them when it resumes.
     let first = reply.take(MIB as usize).unwrap();
 
     let stopped = Instant::now();
@@ -370,8 +370,8 @@ fn a_leader_that_was_stopped_for_ten_seconds_changes_nothing() {
     readers.none_failed();
 }
 
-/// All rows, but for what the present leader touches on its own: when it renewed, and when an edge
-/// was last heard of.
+/// All rows, except those that the present leader updates on its own: its renewal, and the time of
+/// an edge's last message.
 fn everything(cluster: &Cluster) -> Vec<Vec<String>> {
     cluster.postgres.query(
         "SELECT 'lease', holder::text || term FROM coordinator_lease
@@ -395,7 +395,7 @@ fn a_standby_is_ready_names_the_leader_and_keeps_quiet() {
         status["leader"],
         format!("http://{}", pair.cluster.coordinator.grpc)
     );
-    // The command line follows to the leader; another service sees who it is (`as_a_service.rs`).
+    // The command line follows to the leader; another service gets its name (`as_a_service.rs`).
     let url = pair.cluster.origin.url();
     assert!(
         pair.standby
@@ -419,7 +419,7 @@ fn a_standby_is_ready_names_the_leader_and_keeps_quiet() {
             .filter(|line| line.contains(error))
             .map(str::to_owned)
             .collect();
-        // The harness asks before the server is there.
+        // The harness asks before the server is up.
         let lines: Vec<_> = lines
             .iter()
             .filter(|line| !line.contains("starting up"))

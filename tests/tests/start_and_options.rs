@@ -1,4 +1,4 @@
-//! Starting: options, their precedence, and what makes a start impossible.
+//! Starting: options, their precedence, and reasons for a failed start.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -104,7 +104,7 @@ fn a_listener_for_everyone_needs_tls_or_consent() {
         "{}",
         text(&output)
     );
-    // Each listener by its own certificate: that of the players' does not cover the other.
+    // Each listener has its own certificate: the players' does not cover the other.
     let output = run(
         "cache-edge",
         &[
@@ -147,7 +147,8 @@ fn help_names_units_and_defaults() {
     }
 }
 
-/// A socket unit holds the listener over a restart: who connects meanwhile waits and is answered.
+/// A socket unit holds the listener over a restart: clients that connect meanwhile wait and are
+/// answered.
 #[test]
 fn systemd_gives_listeners_and_is_told_of_the_start_and_the_end() {
     use std::os::unix::net::UnixDatagram;
@@ -167,7 +168,7 @@ fn systemd_gives_listeners_and_is_told_of_the_start_and_the_end() {
     let waiting = std::thread::spawn(move || Call::get("/livez").send(admin).status);
     let mut edge = Command::new("sh")
         .arg("-c")
-        // systemd's sockets begin at the third descriptor, for the process that is named.
+        // systemd's sockets begin at the third descriptor, for the process in LISTEN_PID.
         .arg("exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec \"$@\"")
         .arg("sh")
         .arg(program("cache-edge"))
@@ -251,7 +252,7 @@ fn a_data_directory_has_one_owner_and_must_be_usable() {
     assert!(text(&second).contains(&data), "{}", text(&second));
     assert!(cluster.edge_mut().process().is_running());
 
-    // Root writes anywhere, but not below a file.
+    // Root can write anywhere, but not below a file.
     let file = cluster.directory.path().join("a-file");
     fs::write(&file, "").unwrap();
     let below = format!("{}/data", file.display());
@@ -285,7 +286,7 @@ fn a_database_of_a_newer_schema_ends_the_start() {
          WHERE table_schema = 'public' AND table_name LIKE '%migration%' AND data_type IN ('integer', 'bigint')",
     );
     let (table, column) = (&table[0][0], &table[0][1]);
-    // A copy of the newest row with a version no release has yet.
+    // A copy of the newest row with a version that no release has yet.
     let others = cluster.postgres.query(&format!(
         "SELECT column_name FROM information_schema.columns
          WHERE table_name = '{table}' AND column_name <> '{column}'"

@@ -1,4 +1,4 @@
-//! Traces and logs: one trace from a player's request to the origin, the ids in the logs, and no
+//! Traces and logs: one trace from a player's request to the origin, its ids in the logs, and no
 //! secret in any of it.
 #![allow(clippy::unwrap_used)]
 
@@ -26,7 +26,7 @@ const CALLER: &str = "00f067aa0ba902b7";
 
 type Received = Arc<Mutex<Vec<ExportTraceServiceRequest>>>;
 
-/// Stands in for an OpenTelemetry collector.
+/// Replaces an OpenTelemetry collector.
 struct Collector {
     address: std::net::SocketAddr,
     received: Received,
@@ -70,7 +70,7 @@ impl Collector {
         }
     }
 
-    /// Every span so far, with the service it is of.
+    /// All spans so far, with their services.
     fn spans(&self) -> Vec<(String, Span)> {
         let mut all = Vec::new();
         for request in self.received.lock().unwrap().iter() {
@@ -106,7 +106,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Both services at the level that says most, as JSON, and every span sent to the collector.
+/// Both services at the most verbose level, as JSON, with every span sent to the collector.
 fn traced(collector: &Collector) -> Cluster {
     let mut cluster = Cluster::prepare(ClusterOptions {
         edges: 1,
@@ -138,7 +138,7 @@ fn one_trace_from_the_player_to_the_origin() {
     let mut cluster = traced(&collector);
     cluster.start_prepared();
     let film = cluster.put("/film.mp4", Object::generated(21, 4 * MIB));
-    // The coordinator answers for a new key without its table; for this one it must ask it.
+    // The coordinator answers for a new key without its table; for this one it must read it.
     cluster.edge().get(&film).expect(200);
     let invalidate = ["entry", "invalidate", "media/film.mp4"];
     assert!(cluster.coordinator.cli(&invalidate).status.success());
@@ -177,7 +177,7 @@ fn one_trace_from_the_player_to_the_origin() {
             .all(|(service, name)| find(&spans, service, name).is_some())
             .then_some(spans)
     });
-    // Each below the one that caused it.
+    // Each below its cause.
     let (request, caller) = find(&spans, "cache-edge", "request").unwrap();
     assert_eq!(caller, CALLER);
     let (ask, asker) = find(&spans, "cache-edge", "ask").unwrap();
@@ -207,7 +207,7 @@ fn one_trace_from_the_player_to_the_origin() {
         );
     }
 
-    // Who traces nothing begins a trace here, where traces are sent somewhere.
+    // A client without a trace begins one here, if traces are exported.
     Call::get(&film)
         .range(0, 10)
         .send(cluster.edge().http)
@@ -300,7 +300,7 @@ fn no_secret_is_logged_traced_or_counted() {
         let signed = sign(&format!("/{source}/film.mp4?policy=canary-query"));
         secrets.push(signed.split("cc-signature=").nth(1).unwrap().to_owned());
         ask(&signed, 206);
-        // A signature that does not fit, and none.
+        // A wrong signature, and none.
         ask(&signed.replace("cc-signature=", "cc-signature=A"), 403);
         ask(&format!("/{source}/film.mp4?policy=canary-query"), 403);
         ask(
@@ -311,8 +311,8 @@ fn no_secret_is_logged_traced_or_counted() {
     let with_key =
         |hit: &chunkcache_tests::origin::Hit| hit.header("x-api-key") == Some("canary-origin-key");
     assert!(cluster.origin.all_hits().iter().any(with_key));
-    // What fails says why, and not with what: an origin that is away, jobs, a lookup by URL, tokens
-    // that are wrong.
+    // Errors give a reason without the secret: an origin that is away, jobs, a lookup by URL, wrong
+    // tokens.
     let cli = |arguments: &[&str]| {
         cluster
             .coordinator

@@ -1,5 +1,5 @@
-//! Holds the code to ARCHITECTURE.md: which folder may name what, how long a file may be, and
-//! what may stand nowhere. Reads the sources as text; runs in milliseconds.
+//! Checks the code against ARCHITECTURE.md: allowed dependencies of folders, length of files, and
+//! forbidden words. Reads the sources as text; runs in milliseconds.
 
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
@@ -279,7 +279,7 @@ fn unsafe_code_is_in_its_documented_places_only() {
     }
 }
 
-/// The table of rules names its proofs: each is there.
+/// The table of rules names its proofs: each exists.
 #[test]
 fn the_proofs_that_docs_name_are_there() {
     let folders = [

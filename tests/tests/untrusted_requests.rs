@@ -1,6 +1,6 @@
-//! What no request may do: reach an address that is no registered source's, put a header into one
-//! to an origin, or learn more than an answer. And the one thing that is passed on on purpose: a
-//! trace.
+//! Limits of requests: none may reach an address that is not a registered source's, put a header
+//! into one to an origin, or learn more than an answer. And the one thing that is passed on
+//! intentionally: a trace.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read as _, Write as _};
@@ -11,7 +11,7 @@ use chunkcache_tests::http::Call;
 use chunkcache_tests::origin::Times;
 use chunkcache_tests::{Cluster, ClusterOptions, Fault, KIB, Object, Origin, content};
 
-/// Sends bytes as they are, and answers with what comes back until the end of the connection.
+/// Sends raw bytes, and returns everything that comes back until the connection ends.
 fn raw(address: SocketAddr, request: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     let patience = Some(Duration::from_secs(20));
@@ -98,7 +98,7 @@ fn no_form_of_a_target_leaves_its_source() {
         );
     }
     assert!(cluster.origin.hits("/outside").is_empty());
-    // The same name in other clothes is the same object.
+    // The same name in another spelling is the same object.
     for target in [
         "/inside/a%20b",
         "/%69nside/%61%20b",
@@ -163,7 +163,7 @@ fn a_head_that_is_not_one_head_is_refused() {
             format!("GET /media/x HTTP/1.1\r\nHost: a\r\n{framing}Connection: close\r\n\r\n{body}");
         raw(address, &request);
     }
-    // Two framings: whichever another server believes, nothing follows on this connection.
+    // Two framings: whichever another server uses, nothing follows on this connection.
     for framings in [
         "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
         "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
@@ -188,8 +188,7 @@ fn get_head(path: &str) -> Vec<u8> {
     [&[0x82, 0x86, 0x04, length], path.as_bytes(), b"\x01\x01a"].concat()
 }
 
-/// Sends the frames until the server has enough, and answers with its GOAWAY's error code, if it
-/// said one.
+/// Sends the frames until the server closes, and returns its GOAWAY's error code, if it sent one.
 fn http2_until_cut(address: SocketAddr, frames: impl Iterator<Item = Vec<u8>>) -> Option<u32> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     let mut stream = TcpStream::connect(address).unwrap();
@@ -223,7 +222,7 @@ fn http2_floods_are_cut() {
     let address = cluster.edge().http;
     let target = cluster.put("/x", Object::generated(1, 10));
     Call::get(&target).send(address).expect(200);
-    // Rapid reset: each stream costs its sender nothing. Of a warm object, and of cold ones.
+    // Rapid reset: each stream costs its sender nothing. For a warm object, and for cold ones.
     for cold in [false, true] {
         let streams = (0..200_000u32).map(|number| {
             let path = if cold {
@@ -235,7 +234,7 @@ fn http2_floods_are_cut() {
             let reset = frame(3, 0, stream, &8u32.to_be_bytes());
             [frame(1, 5, stream, &get_head(&path)), reset].concat()
         });
-        // The reset of the connection may overtake what it said.
+        // The connection's reset may overtake its last message.
         let said = http2_until_cut(address, streams);
         assert!(matches!(said, None | Some(ENHANCE_YOUR_CALM)), "{said:?}");
     }
@@ -334,7 +333,7 @@ fn redirects_reach_nothing_beside_the_source() {
         let answer = Call::get(&target).send(cluster.edge().http);
         let (status, why) = match to.as_str() {
             "/loop" | "" => (502, "bad-origin"),
-            // The same place with TLS, which is not there.
+            // The same place with TLS, where there is no TLS.
             to if to.starts_with("https:") => (504, "origin-unreachable"),
             _ => (302, "redirect"),
         };
@@ -351,7 +350,7 @@ fn redirects_reach_nothing_beside_the_source() {
     );
 }
 
-/// Encoded slashes and dots: a server may decode them before it looks where a path leads.
+/// Encoded slashes and dots: a server may decode them before it resolves a path.
 #[test]
 fn no_form_of_a_redirect_leaves_its_source() {
     let cluster = Cluster::start();
@@ -398,7 +397,7 @@ fn no_form_of_a_redirect_leaves_its_source() {
     ];
     for (number, to) in leaving.iter().enumerate() {
         let answer = ask(number, to);
-        // No URL; and the last leads to itself. All others are the client's matter.
+        // No URL; and the last leads to itself. All others are passed to the client.
         let status = if to.contains("%2finside/x") || to.starts_with('?') {
             502
         } else {
@@ -406,7 +405,7 @@ fn no_form_of_a_redirect_leaves_its_source() {
         };
         assert_eq!(answer.status, status, "{to}: {}", answer.text());
     }
-    // Names below the source, however odd, and decoded by nobody on the way.
+    // Names below the source, however odd; nothing decodes them on the way.
     for (number, path) in [
         "/inside/a%2Fb",
         "/inside/a%2fb%2f..c",
@@ -527,7 +526,7 @@ fn cors_limits_and_signatures_are_options() {
     assert_eq!(other.header("access-control-allow-origin"), None);
     assert_eq!(other.header("vary"), Some("Origin"));
 
-    // One that says nothing is closed, and gives its place back.
+    // A silent one is closed, and frees its place.
     let patience = Duration::from_secs(20);
     let told = chunkcache_tests::eventually("the fourth is one too many", patience, || {
         let silent: Vec<TcpStream> = (0..3)
@@ -545,7 +544,7 @@ fn cors_limits_and_signatures_are_options() {
         stream
             .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
-        // To the end of the connection, with a word of goodbye or without.
+        // To the end of the connection, with or without a last message.
         let ended = stream.read_to_end(&mut Vec::new());
         assert!(!ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock));
     }

@@ -1,4 +1,4 @@
-//! Who calls, and the refusals of what they may not.
+//! The caller of a request, and refusals of calls that it may not make.
 
 use std::{fmt, sync::Arc};
 
@@ -10,48 +10,48 @@ use rustls::{
 
 use super::policy::{Need, Role};
 
-/// Whoever made a call. In the extensions of its request.
+/// The caller of a request. Stored in the request's extensions.
 #[derive(Clone, Debug)]
 pub enum Caller {
-    /// No tokens are configured: TLS, or loopback, is what is asked for.
+    /// No tokens are configured: TLS, or loopback, is the only requirement.
     Anyone {
-        /// Of the connection, where clients must have one.
+        /// The client certificate of the connection, where clients must have one.
         certificate: Option<Arc<CertificateDer<'static>>>,
     },
     /// A known token.
     Token {
-        /// What it allows.
+        /// The permissions of the token.
         role: Role,
-        /// Whose it is; of an edge, the only name it may use.
+        /// The token's owner; for an edge, the only name it may use.
         name: Arc<str>,
     },
-    /// No token, but a certificate of the clients' authority: enough for an edge, for it has a name
-    /// and no role.
+    /// No token, but a certificate of the clients' authority: enough for an edge, because it has a
+    /// name and no role.
     Certificate(Arc<CertificateDer<'static>>),
-    /// Neither.
+    /// Neither a token nor a certificate.
     Nobody,
 }
 
-/// Which of the two ways a call was refused.
+/// The two ways in which a call is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// Nobody knows who it is: 401, `UNAUTHENTICATED`.
+    /// The caller is unknown: 401, `UNAUTHENTICATED`.
     Unauthenticated,
-    /// Known, and not allowed: 403, `PERMISSION_DENIED`.
+    /// The caller is known but not allowed: 403, `PERMISSION_DENIED`.
     Forbidden,
 }
 
-/// Why a call was refused, and what would have done.
+/// Why a call was refused, and what it needs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Denied {
-    /// Which way.
+    /// The kind of refusal.
     pub refusal: Refusal,
     /// Stable, for programs: `UPPER_SNAKE`.
     pub reason: &'static str,
-    /// For people. Never has a token in it.
+    /// For people. Never contains a token.
     pub message: String,
-    /// The roles that would do; empty where the role is not what is wrong.
+    /// The roles that are allowed; empty if the role is not the problem.
     pub needed: &'static str,
 }
 
@@ -97,7 +97,7 @@ impl fmt::Display for Caller {
 }
 
 impl Caller {
-    /// Whether it may do `what`, which needs `need`.
+    /// Checks that the caller may do `what`, which needs `need`.
     pub fn require(&self, need: Need, what: &str) -> Result<(), Denied> {
         let needed = need.roles();
         match self {
@@ -117,7 +117,7 @@ impl Caller {
         }
     }
 
-    /// Whether it may speak as the edge `name` that says it is reached at `url` (empty: not said).
+    /// Checks that the caller may speak as the edge `name` with this `url` (empty: not given).
     pub fn speaks_for(&self, name: &str, url: &str) -> Result<(), Denied> {
         match self {
             Self::Anyone { certificate: None } => Ok(()),
@@ -144,8 +144,9 @@ impl Caller {
     }
 }
 
-/// The certificate is valid for the edge's name, or for the host of its URL where that is the name
-/// with a domain after it (then a wildcard certificate vouches for each edge of its domain).
+/// Checks that the certificate is valid for the edge's name, or for the host of its URL if that is
+/// the name with a domain after it (a wildcard certificate then vouches for each edge of its
+/// domain).
 fn names_edge(certificate: &CertificateDer<'_>, name: &str, url: &str) -> Result<(), Denied> {
     let host = url::Url::parse(url).ok();
     let host = host.as_ref().and_then(url::Url::host_str).filter(|host| {

@@ -1,9 +1,9 @@
-//! Who may do what: bearer tokens with roles, and certificates of edges.
+//! Access control: bearer tokens with roles, and certificates of edges.
 //!
-//! A leaf both listeners ask before anything else happens. Pure but for `tokens`, which reads the
-//! file of tokens: what a call needs (`policy`), who calls (`Caller`), and a refusal that says
-//! which role would do (`Denied`). Invariant: what is not listed in the policy needs an operator,
-//! and an edge is heard only under its own name.
+//! A leaf that both listeners call before anything else. Pure except for `tokens`, which reads the
+//! file of tokens: the needs of a call (`policy`), its caller (`Caller`), and a refusal that names
+//! the roles that are allowed (`Denied`). Invariant: a call that the policy does not list needs an
+//! operator, and an edge may only speak under its own name.
 
 mod caller;
 pub mod policy;
@@ -16,16 +16,15 @@ pub use policy::Role;
 use rustls::pki_types::CertificateDer;
 pub use tokens::{CHECK_INTERVAL, Tokens, TokensError};
 
-/// How callers are told apart. Without a file of tokens everyone who gets through TLS may do
-/// everything.
+/// Identifies callers. Without a file of tokens everyone who gets through TLS may do everything.
 #[derive(Clone, Default)]
 pub struct Access {
     tokens: Option<Tokens>,
 }
 
 impl Access {
-    /// With the tokens of this file, or without any. Reads the file: not for an async thread of a
-    /// busy server.
+    /// Loads the tokens of this file, or none. Reads the file: not for an async thread of a busy
+    /// server.
     pub fn load(file: Option<PathBuf>) -> Result<Self, TokensError> {
         let tokens = file.map(Tokens::load).transpose()?;
         Ok(Self { tokens })
@@ -37,7 +36,8 @@ impl Access {
         self.tokens.as_ref()
     }
 
-    /// Who calls: by the `Authorization` header, else by the certificate of the connection.
+    /// Identifies the caller: by the `Authorization` header, otherwise by the connection's
+    /// certificate.
     pub fn identify(
         &self,
         authorization: Option<&http::HeaderValue>,
@@ -56,7 +56,7 @@ impl Access {
     }
 }
 
-/// The token of `Bearer TOKEN`; the scheme's case does not matter (RFC 9110, 11.1).
+/// The token of `Bearer TOKEN`; the scheme is case-insensitive (RFC 9110, 11.1).
 fn bearer(header: &str) -> Option<&str> {
     let (scheme, token) = header.split_once(' ')?;
     let token = token.trim();

@@ -1,25 +1,25 @@
-//! What each call needs, and what each role may.
+//! The needs of each call, and the permissions of each role.
 
 use std::fmt;
 
-/// What a token makes of its bearer.
+/// The role of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Sees everything but secrets, changes nothing.
     Viewer,
-    /// Another service: opens, asks for and invalidates entries.
+    /// Another service: opens, requests and invalidates entries.
     Service,
-    /// Everything people do.
+    /// May do everything that people do.
     Operator,
-    /// A session and what it needs, under one name.
+    /// Opens a session and makes its calls, under one name.
     Edge,
 }
 
 impl Role {
-    /// All of them.
+    /// All roles.
     pub const ALL: [Self; 4] = [Self::Viewer, Self::Service, Self::Operator, Self::Edge];
 
-    /// As written in the file of tokens.
+    /// The name in the file of tokens.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -30,13 +30,13 @@ impl Role {
         }
     }
 
-    /// By its name.
+    /// Parses a name.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|role| role.name() == name)
     }
 
-    /// Whether a bearer of this role may do what needs `need`.
+    /// Whether this role may make a call that needs `need`.
     #[must_use]
     pub fn may(self, need: Need) -> bool {
         match need {
@@ -54,21 +54,21 @@ impl fmt::Display for Role {
     }
 }
 
-/// What a call asks of its caller.
+/// The permission that a call needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// To look.
+    /// Reading.
     See,
-    /// To have entries fetched, kept or forgotten.
+    /// Having entries fetched, kept or forgotten.
     Use,
-    /// To change the cluster.
+    /// Changing the cluster.
     Operate,
-    /// To be an edge.
+    /// Being an edge.
     BeEdge,
 }
 
 impl Need {
-    /// Of a gRPC method by its path, `/package.Service/Method`. What is not known here is for
+    /// The need of a gRPC method, by its path `/package.Service/Method`. Unlisted methods are for
     /// operators.
     #[must_use]
     pub fn of_method(path: &str) -> Self {
@@ -88,7 +88,7 @@ impl Need {
         }
     }
 
-    /// The roles that would do, in words.
+    /// The allowed roles, in words.
     #[must_use]
     pub fn roles(self) -> &'static str {
         match self {

@@ -61,7 +61,7 @@ fn a_digest_stands_for_its_token() {
     let access = access(&format!("operator alice sha256:{digest}\n"));
     let caller = identify(&access, "Bearer operator-0123456789").unwrap();
     assert!(caller.require(Need::Operate, "it").is_ok());
-    // What stands in the file is no token.
+    // The line in the file is not a token.
     assert!(identify(&access, &format!("Bearer sha256:{digest}")).is_err());
 }
 
@@ -118,7 +118,7 @@ fn roles_nest_and_edges_stand_apart() {
     );
 }
 
-/// Each method of the public services was thought about: none falls to operators by being
+/// Each method of the public services is listed: none is left to operators because it was
 /// forgotten.
 #[test]
 fn every_method_is_listed() {
@@ -264,7 +264,7 @@ async fn a_token_is_given_out_and_taken_back_without_a_restart() {
         tokio::task::yield_now().await;
     }
     assert!(tokens.find("old-0123456789abc").is_none());
-    // What can not be used leaves the old ones.
+    // An invalid file leaves the old tokens in place.
     drop(file);
     stop.cancel();
     watching.await.unwrap();

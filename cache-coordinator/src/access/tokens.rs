@@ -1,8 +1,8 @@
-//! The file of tokens, read again when it changes: one is given out or taken back without a
+//! The file of tokens, read again when it changes: tokens can be issued or revoked without a
 //! restart.
 //!
-//! A line a token: `ROLE NAME TOKEN`. Instead of the token its `sha256:` and 64 hexadecimal digits
-//! may stand there, so that who reads the file can not use it. Only digests are kept in memory.
+//! One line per token: `ROLE NAME TOKEN`. The token may be replaced by `sha256:` and 64 hexadecimal
+//! digits, so that readers of the file can not use it. Only digests are kept in memory.
 
 use std::{hint::black_box, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -13,16 +13,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::Role;
 
-/// How often the file is looked at: so long a token that was taken back may still begin calls.
+/// How often the file is checked: for so long a revoked token may still begin calls.
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// Each call is compared with all of them.
+/// Each call's token is compared with all of them.
 const MAX_TOKENS: usize = 1000;
-/// Of a file of tokens.
+/// Limit for the size of the file.
 const MAX_BYTES: u64 = 1 << 20;
 /// Shorter ones can be guessed.
 const LEAST_TOKEN_BYTES: usize = 16;
 
-/// Why a file gives no tokens. Never shows one.
+/// Why a file's tokens can not be used. Never shows one.
 #[derive(Debug, thiserror::Error)]
 pub enum TokensError {
     #[error("{path} can not be read: {source}")]
@@ -48,7 +48,7 @@ struct Known {
     sum: Sum,
 }
 
-/// The newest tokens that could be read.
+/// The newest valid tokens.
 #[derive(Clone)]
 pub struct Tokens {
     path: Arc<PathBuf>,
@@ -65,8 +65,8 @@ impl Tokens {
         })
     }
 
-    /// Whose token it is. The time it takes tells nothing of any token: digests are compared, all
-    /// of them, whole.
+    /// The owner of a token. The time it takes reveals nothing about any token: all digests are
+    /// compared, in full.
     #[must_use]
     pub fn find(&self, token: &str) -> Option<(Role, Arc<str>)> {
         let sum = sum(token.as_bytes());
@@ -80,8 +80,8 @@ impl Tokens {
         found
     }
 
-    /// Looks at the file every `interval` until cancelled. What can not be used leaves the old
-    /// tokens in place.
+    /// Checks the file every `interval` until cancelled. An invalid file leaves the old tokens in
+    /// place.
     pub async fn watch(self, interval: Duration, stop: CancellationToken) {
         let mut refused = String::new();
         while stop
@@ -112,7 +112,7 @@ fn sum(bytes: &[u8]) -> Sum {
     Sha256::digest(bytes).into()
 }
 
-/// In a time that does not depend on where they differ.
+/// Compares in a time that does not depend on where they differ.
 fn is_equal(left: &Sum, right: &Sum) -> bool {
     let differing = left
         .iter()
@@ -172,7 +172,7 @@ fn parse(line: &str) -> Result<Known, &'static str> {
         None if token.len() < LEAST_TOKEN_BYTES => {
             return Err("a token has at least 16 characters");
         }
-        // RFC 6750, 2.1: what may stand in the header.
+        // RFC 6750, 2.1: the characters allowed in the header.
         None if !token
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b"-._~+/=".contains(&b)) =>

@@ -1,4 +1,4 @@
-//! One coordinator to talk to: the first that answers, or the leader it names.
+//! The connection to one coordinator: the first that answers, or the leader it names.
 
 use std::time::Duration;
 
@@ -15,19 +15,19 @@ use super::globals::Globals;
 
 pub(super) type Service = CacheServiceClient<Channel>;
 
-/// A leader that has just lost its lease names the next one; more hops than this are a circle.
+/// A leader that has just lost its lease names the next one; more hops than this are a cycle.
 const MAX_LEADER_HOPS: usize = 3;
-/// Between two leaders nobody leads: after a loss for as long as this.
+/// How long there may be no leader after a loss.
 const TAKEOVER: Duration = Duration::from_secs(5);
 const TAKEOVER_PAUSE: Duration = Duration::from_millis(250);
-/// One dead address must not use up the patience for the others.
+/// One dead address must not use up the time for the others.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A snapshot of a heavily fragmented entry: some 40 bytes a range.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 pub(super) struct Client {
     globals: Globals,
-    /// What is connected now, with its address.
+    /// The present connection, with its address.
     connected: Option<(String, Service)>,
 }
 
@@ -61,7 +61,7 @@ impl Client {
         self.send(message, Some(timeout), method).await
     }
 
-    /// As [`Client::call`] for a stream: no time-out, because a watch has no end.
+    /// Like [`Client::call`] for a stream: without a time-out, because a watch has no end.
     pub(super) async fn open<Q, R>(
         &mut self,
         message: Q,
@@ -94,7 +94,7 @@ impl Client {
                 None => method(service, request).await,
                 Some(timeout) => {
                     request.set_timeout(timeout);
-                    // The server may not honour the deadline, or be gone.
+                    // The server may ignore the deadline, or be gone.
                     tokio::time::timeout(timeout, method(service, request))
                         .await
                         .unwrap_or_else(|_| Err(Status::deadline_exceeded("time-out")))
@@ -107,7 +107,7 @@ impl Client {
             match leader_of(&status) {
                 Some(Leader::Nobody) if begun.elapsed() < TAKEOVER.min(self.globals.timeout) => {
                     tokio::time::sleep(TAKEOVER_PAUSE).await;
-                    // Any of them may be the next.
+                    // Any of them may be the next leader.
                     self.reset();
                 }
                 Some(Leader::At(leader)) if hops < MAX_LEADER_HOPS => {
@@ -123,7 +123,7 @@ impl Client {
         }
     }
 
-    /// Forgets the connection, so that the next call looks for a coordinator again.
+    /// Drops the connection, so that the next call looks for a coordinator again.
     pub(super) fn reset(&mut self) {
         self.connected = None;
     }
@@ -197,10 +197,10 @@ impl Client {
     }
 }
 
-/// What a coordinator that refused because it does not lead knows.
+/// The leader as known to a coordinator that refused because it does not lead.
 enum Leader {
     At(String),
-    /// Nobody leads yet, or it has not heard who does.
+    /// There is no leader yet, or the coordinator does not know it.
     Nobody,
 }
 
@@ -218,7 +218,7 @@ fn leader_of(status: &Status) -> Option<Leader> {
     }
 }
 
-/// A leader may be named as `host:port`: then with the scheme that worked for the standby.
+/// A leader may be named as `host:port`: adds the scheme that worked for the standby.
 fn with_scheme(leader: &str, endpoint: &str) -> String {
     match (leader.contains("://"), endpoint.split_once("://")) {
         (false, Some((scheme, _))) => format!("{scheme}://{leader}"),

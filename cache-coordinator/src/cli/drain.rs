@@ -1,5 +1,5 @@
-//! `edge drain --follow`: until the edge's last request has ended, and what its readers come to is
-//! handed to others.
+//! `edge drain --follow`: waits until the edge's last request has ended and its readers' next
+//! chunks are handed over to other edges.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use super::edge::list;
 use super::failure::CliError;
 use super::progress::Progress;
 
-/// Edges tell how many requests they have once a second.
+/// Edges report their number of requests once a second.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// The edge as it is when nothing runs there any more. New requests of players that know its
-/// address may still come: the bar then goes back, which is the truth.
+/// Returns the edge once no request runs there. Players that know its address may still send new
+/// requests: the bar then goes back, which is correct.
 pub(super) async fn follow(edge: Edge, client: &mut Client) -> Result<Edge, CliError> {
     let mut progress = Progress::new();
     let result = look(edge, client, &mut progress).await;
@@ -30,7 +30,7 @@ async fn look(
     progress: &mut Progress,
 ) -> Result<Edge, CliError> {
     let begun = Instant::now();
-    // What was told before the drain may be a second old.
+    // A report from before the drain may be a second old.
     let mut most = 0;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;

@@ -1,4 +1,4 @@
-//! `entry`: what is cached, and where.
+//! `entry`: the cached objects, and which edges hold them.
 
 use chunkcache_proto::v1::{
     EntryDetail, EntryName, GetEntryRequest, InvalidateEntryRequest, ListEntriesRequest,
@@ -14,9 +14,9 @@ use super::names::entry_name;
 use super::output::{Printer, Rows, or_dash, warn_unconfirmed, yes};
 use super::{is_set, switch, text, unknown_verb, verb, view};
 
-/// Of one page; the server's own bound.
+/// Entries in one page; the server's own limit.
 const PAGE_SIZE: u32 = 1000;
-/// Shown of one edge in a table; JSON has all.
+/// Ranges of one edge shown in a table; JSON has all.
 const MAX_RANGES_SHOWN: usize = 20;
 
 pub(super) const RANGES_HELP: &str = "In JSON, `ranges` are objects {\"start\", \"end\"} in bytes of the object: \
@@ -181,7 +181,7 @@ async fn list(
             .call(request, async |mut s, r| s.list_entries(r).await)
             .await?;
         entries.extend(page.entries);
-        // A token that does not move would turn for ever.
+        // A token that does not advance would loop for ever.
         if page.next_page_token.is_empty() || page.next_page_token == page_token {
             break;
         }

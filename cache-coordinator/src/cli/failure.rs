@@ -1,4 +1,4 @@
-//! Why a command did not succeed, in words that help, and its exit status.
+//! Why a command failed, in helpful words, and its exit status.
 
 use std::process::ExitCode;
 
@@ -7,9 +7,9 @@ use tonic_types::StatusExt as _;
 
 #[derive(Debug)]
 pub(super) enum CliError {
-    /// What was asked makes no sense as written: exit status 2.
+    /// The arguments make no sense: exit status 2.
     Usage(String),
-    /// The coordinator said no, or nobody answered: exit status 1.
+    /// The coordinator refused, or none answered: exit status 1.
     Refused(String),
     /// Standard output was closed by its reader.
     OutputClosed,
@@ -51,7 +51,8 @@ impl From<std::io::Error> for CliError {
     }
 }
 
-/// The coordinator's answer in words: the message, then what the `google.rpc` details add.
+/// The coordinator's answer in words: the message, then the additions from the `google.rpc`
+/// details.
 pub(super) fn refused(status: &Status, endpoint: &str) -> CliError {
     let details = status.get_error_details();
     let mut lines = vec![headline(status, endpoint)];
@@ -105,7 +106,7 @@ fn headline(status: &Status, endpoint: &str) -> String {
     }
 }
 
-/// Nobody listens, or not with the TLS expected. Lists every address tried.
+/// No coordinator listens, or not with the expected TLS. Lists every address tried.
 pub(super) fn unreachable(attempts: &[(String, String)]) -> CliError {
     let mut lines = vec!["no coordinator can be reached".to_owned()];
     lines.extend(

@@ -1,4 +1,4 @@
-//! Options every command has, before or after the verb.
+//! The options that every command has, before or after the verb.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub(super) struct Globals {
     /// Tried in this order; at least one.
     pub endpoints: Vec<String>,
     pub output: Output,
-    /// Of one call, not of a stream.
+    /// Time limit for one call; streams have none.
     pub timeout: Duration,
     pub ca: Option<PathBuf>,
     pub identity: Option<(PathBuf, PathBuf)>,

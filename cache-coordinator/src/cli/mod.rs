@@ -1,9 +1,9 @@
 //! The commands for people: gRPC clients of a running coordinator.
 //!
-//! Why in this binary: who operates a coordinator has it at hand, in the right version. It speaks
-//! only the public `CacheService`, as any other caller, and may not know the database, the
-//! scheduler or anything else of this crate. One file a noun; `view` is the JSON people script
-//! against. Results go to standard output, everything else to standard error.
+//! Why in this binary: operators of a coordinator have it at hand, in the right version. It uses
+//! only the public `CacheService`, like any other caller, and must not know the database, the
+//! scheduler or anything else of this crate. One file per noun; `view` is the JSON that people
+//! script against. Results go to standard output, everything else to standard error.
 
 mod apply;
 mod batch;
@@ -63,8 +63,8 @@ pub fn command() -> Command {
     globals::add_to(command)
 }
 
-/// Runs what `matches` say. 0: done, 1: refused, 2: usage. `whole` is the binary's whole command
-/// line, with `serve`, for completions and the manual page.
+/// Runs the command in `matches`. 0: done, 1: refused, 2: usage. `whole` is the binary's whole
+/// command line, with `serve`, for completions and the manual page.
 pub fn run(whole: &Command, matches: &ArgMatches) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -76,7 +76,7 @@ pub fn run(whole: &Command, matches: &ArgMatches) -> ExitCode {
         }
     };
     match runtime.block_on(execute(whole, matches, &mut std::io::stdout())) {
-        // A reader that has seen enough (`| head`) is no failure.
+        // A reader that stops early (`| head`) is not a failure.
         Ok(()) | Err(CliError::OutputClosed) => ExitCode::SUCCESS,
         Err(error) => error.report(),
     }
@@ -116,14 +116,14 @@ async fn execute(
     }
 }
 
-/// The verb of a noun; clap has seen to it that there is one.
+/// The verb of a noun; clap guarantees that there is one.
 fn verb(matches: &ArgMatches) -> Result<(&str, &ArgMatches), CliError> {
     matches
         .subcommand()
         .ok_or_else(|| CliError::Usage("no verb; --help lists them".to_owned()))
 }
 
-/// A required argument; clap has seen to it that it is there.
+/// A required argument; clap guarantees that it is there.
 fn text<'a>(matches: &'a ArgMatches, name: &str) -> Result<&'a str, CliError> {
     matches
         .get_one::<String>(name)

@@ -1,4 +1,4 @@
-//! How entries and ranges are written on the command line.
+//! Parses entries and ranges from the command line.
 
 use chunkcache_proto::v1::{ByteRange, EntryName, SourcePath, entry_name::Name};
 use service_kit::config::parse_bytes;
@@ -41,7 +41,7 @@ pub(super) enum WrittenRange {
 }
 
 impl WrittenRange {
-    /// Half-open bytes in an object of `size` bytes.
+    /// Resolves it to half-open bytes in an object of `size` bytes.
     pub(super) fn resolve(self, size: u64) -> ByteRange {
         match self {
             WrittenRange::FromTo { start, end } => ByteRange { start, end },
@@ -53,7 +53,7 @@ impl WrittenRange {
     }
 }
 
-/// `A-B`, `A-` or `-N`; each number also as `10MiB`.
+/// `A-B`, `A-` or `-N`; numbers may have units, as in `10MiB`.
 pub(super) fn parse_range(text: &str) -> Result<WrittenRange, String> {
     let expected = || {
         "expected A-B (inclusive bytes), A- or -N (the last N): 0-1048575, 10MiB-, -1MiB".to_owned()

@@ -12,7 +12,7 @@ pub(super) struct Printer<'a> {
     out: &'a mut dyn Write,
 }
 
-/// What a table shows: plain text, columns two spaces apart, no escape codes.
+/// The rows of a table: plain text, columns two spaces apart, no escape codes.
 pub(super) struct Rows {
     header: Vec<&'static str>,
     rows: Vec<Vec<String>>,
@@ -30,7 +30,7 @@ impl Rows {
         self.rows.push(cells.to_vec());
     }
 
-    /// Two columns: what, and how much.
+    /// A table of two columns: name and value.
     pub(super) fn of_fields<const N: usize>(fields: [(&'static str, String); N]) -> Self {
         let mut rows = Rows::new(&[]);
         for (name, value) in fields {
@@ -39,7 +39,7 @@ impl Rows {
         rows
     }
 
-    /// Adds one named line to a table of [`Rows::of_fields`].
+    /// Adds one named row to a table of [`Rows::of_fields`].
     pub(super) fn field(&mut self, name: &str, value: String) {
         self.push([name.to_owned(), value]);
     }
@@ -69,7 +69,7 @@ impl<'a> Printer<'a> {
         Printer { output, out }
     }
 
-    /// The result of a command, in the form asked for.
+    /// Prints the result of a command, in the requested form.
     pub(super) fn result(
         &mut self,
         json: &Value,
@@ -129,7 +129,7 @@ pub(super) fn yes(flag: bool) -> String {
     }
 }
 
-/// A dash where there is nothing.
+/// A dash for an empty text.
 pub(super) fn or_dash(text: &str) -> String {
     if text.is_empty() {
         "-".to_owned()
@@ -138,7 +138,7 @@ pub(super) fn or_dash(text: &str) -> String {
     }
 }
 
-/// To standard error: done, but not everywhere yet.
+/// Warns on standard error: done, but not everywhere yet.
 pub(super) fn warn_unconfirmed(edges: &[String]) {
     if !edges.is_empty() {
         eprintln!(

@@ -1,4 +1,4 @@
-//! `precache`: durable jobs that bring whole objects or ranges to edges.
+//! `precache`: durable jobs that prefetch whole objects or ranges to edges.
 
 use std::path::PathBuf;
 
@@ -243,8 +243,8 @@ async fn ranges(
     Ok(written.iter().map(|range| range.resolve(size)).collect())
 }
 
-/// Shows progress on standard error until the job ends. The job is durable: a coordinator that goes
-/// away is waited for as long as a takeover may last.
+/// Shows progress on standard error until the job ends. The job is durable: if the coordinator goes
+/// away, this waits for as long as a takeover may take.
 async fn follow(job: Job, client: &mut Client) -> Result<Job, CliError> {
     let mut progress = Progress::new();
     let mut newest = job;
@@ -270,13 +270,13 @@ async fn follow(job: Job, client: &mut Client) -> Result<Job, CliError> {
     result
 }
 
-/// Why a watch of a job broke, and whether asking again can help.
+/// Why a watch of a job broke, and whether retrying can help.
 enum Broken {
     Retry(CliError),
     Final(CliError),
 }
 
-/// Until the stream ends; `newest` is what it said last.
+/// Follows until the stream ends; `newest` is its last message.
 async fn follow_once(
     newest: &mut Job,
     progress: &mut Progress,

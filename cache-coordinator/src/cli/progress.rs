@@ -1,4 +1,4 @@
-//! Progress of a job on standard error: a bar on a terminal, else a plain line now and then.
+//! Progress of a job on standard error: a bar on a terminal, otherwise a plain line now and then.
 
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use service_kit::config::{human_bytes, human_duration};
 
 use super::entry::percent;
 
-/// Plain lines go to logs: one in so long is enough.
+/// Interval of plain lines, which go to logs.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 pub(super) struct Progress {
@@ -22,8 +22,8 @@ impl Progress {
     pub(super) fn new() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(0);
-            // Narrow enough for what stands beside it on 80 columns; a line that wraps would leave
-            // its halves behind, so it is cut.
+            // Narrow enough for the text beside it on 80 columns; a line that wraps would leave its
+            // halves behind, so it is cut.
             if let Ok(style) = ProgressStyle::with_template("{bar:20} {percent:>3}% {wide_msg}") {
                 bar.set_style(style);
             }
@@ -59,7 +59,7 @@ impl Progress {
         }
     }
 
-    /// Clears the bar, so that what follows stands on a clean line.
+    /// Clears the bar, so that further output begins on a clean line.
     pub(super) fn end(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

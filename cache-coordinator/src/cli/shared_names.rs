@@ -4,8 +4,8 @@
 //! Behind `purge`, the first `--key` is the object's, unless another option says what is purged; its
 //! unambiguous name is `--object-key`.
 //!
-//! Behind `source add` and `source set` they are the source's where that makes sense, else the
-//! coordinator's, as everywhere. Written twice there, the first is the source's. The unambiguous
+//! After `source add` and `source set` they are the source's if that makes sense, otherwise the
+//! coordinator's, as everywhere. If given twice there, the first is the source's. The unambiguous
 //! names are `--s3-endpoint` and `--origin-ca`.
 
 use std::ffi::OsString;
@@ -48,7 +48,7 @@ pub fn resolve(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
         [first, _, ..] => Some(*first),
         _ => None,
     };
-    // Without an authority of its own, a coordinator with TLS could not be talked to.
+    // Without a CA of its own, a coordinator with TLS could not be reached.
     let has_tls = endpoints.iter().any(|&at| {
         let value = words[at].strip_prefix("--endpoint=");
         value

@@ -1,4 +1,4 @@
-//! The settings of a source as options, and what they change in it.
+//! The settings of a source as options, and their effect on it.
 
 use std::{fs, path::Path, path::PathBuf, time::Duration};
 
@@ -225,7 +225,7 @@ fn freshness() -> Vec<Arg> {
     ]
 }
 
-/// Changes what was given. An empty value takes a setting back to its default.
+/// Applies the given options. An empty value resets a setting to its default.
 pub(super) fn apply(arguments: &ArgMatches, source: &mut Source) -> Result<(), CliError> {
     if let Some(mut urls) = arguments.get_many::<String>("BASE_URL") {
         source.base_url = urls.next().cloned().unwrap_or_default();
@@ -401,7 +401,7 @@ fn parse_ttl_rule(text: &str) -> Result<TtlRule, String> {
     })
 }
 
-/// clap lets only these words through.
+/// clap accepts only these words.
 pub(super) fn parse_mode(word: &str) -> SourceMode {
     match word {
         "record" => SourceMode::Record,
@@ -421,7 +421,7 @@ fn parse_header(text: &str) -> Result<Header, String> {
     }
 }
 
-/// The text of a file; an empty path is an empty text.
+/// The text of a file; empty for an empty path.
 fn read(path: &Path, option: &str) -> Result<String, CliError> {
     if path.as_os_str().is_empty() {
         return Ok(String::new());

@@ -1,5 +1,5 @@
-//! The JSON people script against, and the words for enums. A list is an array; every object has
-//! `id` or `name`; ranges are `{"start", "end"}` with `end` one past the last byte.
+//! The JSON that people script against, and the words for enums. A list is an array; every object
+//! has `id` or `name`; ranges are `{"start", "end"}` with `end` one past the last byte.
 
 use chunkcache_proto::Level;
 use chunkcache_proto::v1::{
@@ -43,7 +43,7 @@ pub(super) fn source(source: &Source) -> Value {
     })
 }
 
-/// What an entry is, without who holds it.
+/// An entry, without the edges that hold it.
 pub(super) fn entry(entry: &Entry) -> Value {
     let key = entry.key.clone().unwrap_or_default();
     json!({

@@ -1,4 +1,4 @@
-//! `watch`: one JSON object a line for each change of an entry, until interrupted.
+//! `watch`: prints one JSON object per line for each change of an entry, until interrupted.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::names::entry_name;
 use super::output::Printer;
 use super::{entry, text, view};
 
-/// A takeover lasts up to 5 s; ten tries with this pause cover it with room.
+/// A takeover lasts up to 5 s; ten attempts with this pause are more than enough.
 pub(super) const MAX_ATTEMPTS: u32 = 10;
 pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
@@ -45,7 +45,7 @@ pub(super) async fn run(
         .copied()
         .unwrap_or_default();
     let mut attempts = 0;
-    // What never began is an error at once; what broke is taken up where it was.
+    // A watch that never began is an error at once; one that broke is resumed.
     let mut has_ever_begun = false;
     loop {
         let mut has_begun = false;
@@ -64,7 +64,7 @@ pub(super) async fn run(
     }
 }
 
-/// Until the stream breaks. `revision` follows what was printed.
+/// Follows until the stream breaks. `revision` is the last one printed.
 async fn follow(
     name: &EntryName,
     revision: &mut u64,

@@ -1,4 +1,4 @@
-//! The change log's rows: what changed, in the order of revisions.
+//! The rows of the change log, in the order of revisions.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub struct Change {
     pub kind: ChangeKind,
 }
 
-/// What changed. Names say what to read again; a name that is no longer there was removed.
+/// The kind of a change. Names say what to read again; a name that no longer exists was removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ChangeKind {
     /// Coalesced, ascending.
@@ -30,11 +30,11 @@ pub enum ChangeKind {
         edge: String,
         ranges: Vec<ByteRange>,
     },
-    /// Made, pinned or unpinned.
+    /// Created, pinned or unpinned.
     Entry {
         entry: EntryId,
     },
-    /// A key points to `entry` now (none: it was invalidated) and pointed to `previous` before.
+    /// A key now points to `entry` (none: it was invalidated) and pointed to `previous` before.
     Key {
         previous: Option<EntryId>,
         entry: Option<EntryId>,
@@ -51,7 +51,7 @@ pub enum ChangeKind {
 }
 
 impl ChangeKind {
-    /// The entry whose watchers want to know.
+    /// The entry whose watchers get the change.
     #[must_use]
     pub fn concerns(&self) -> Option<EntryId> {
         match self {
@@ -90,7 +90,7 @@ impl ChangeKind {
     }
 }
 
-/// As `change_insert.sql` takes them.
+/// The arguments of `change_insert.sql`.
 pub(super) struct Columns {
     pub entry: Option<EntryId>,
     pub edge: Option<String>,
@@ -125,12 +125,12 @@ impl Columns {
     }
 }
 
-/// A piece of the log.
+/// A page of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogPage {
     /// All that matched up to `through`; more may follow after it.
     Changes { changes: Vec<Change>, through: u64 },
-    /// The log no longer reaches back to there (or never reached that far).
+    /// The log no longer reaches back to there (or never had it).
     SnapshotNeeded,
 }
 
@@ -144,7 +144,7 @@ impl Database {
         Ok(latest.unsigned_abs())
     }
 
-    /// The newest change of an entry; none when the log no longer has one.
+    /// The newest change of an entry; none if the log no longer has one.
     pub async fn latest_revision_of(&self, entry: EntryId) -> Result<Option<u64>, DatabaseError> {
         let latest: Option<i64> = self
             .query_one(statements::CHANGE_REVISION_OF_ENTRY, &[&entry])
@@ -178,8 +178,8 @@ impl Database {
                     .await?
             }
         };
-        // Looked at last: what was pruned before or while the page was read shows here. Revisions
-        // have no holes.
+        // Checked last: rows that were pruned before or during the read show here. Revisions have
+        // no gaps.
         let oldest: Option<i64> = self
             .query_one(statements::CHANGE_OLDEST, &[])
             .await?
@@ -195,8 +195,8 @@ impl Database {
         Ok(LogPage::Changes { changes, through })
     }
 
-    /// Deletes what is older than `keep_for` or beyond the newest `keep_count`, among the oldest
-    /// `limit` rows. Returns how many went: none where `term` is over.
+    /// Deletes rows that are older than `keep_for` or beyond the newest `keep_count`, among the
+    /// oldest `limit` rows. Returns how many; none if `term` is over.
     pub async fn prune_changes(
         &self,
         term: u64,
@@ -246,7 +246,7 @@ fn from_row(row: &Row) -> Result<Change, DatabaseError> {
         "entry" => ChangeKind::Entry { entry: of_entry()? },
         "key" => {
             let now: Option<EntryId> = subject.parse().ok();
-            // A key that pointed nowhere before is filed under the entry it points to.
+            // The first binding of a key is filed under the entry it points to.
             ChangeKind::Key {
                 previous: entry.filter(|id| Some(*id) != now),
                 entry: now,

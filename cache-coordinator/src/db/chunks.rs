@@ -1,4 +1,4 @@
-//! What the table says of chunks: who holds what, what is missing, digests.
+//! Queries of chunk rows: holdings, missing ranges, digests.
 
 use std::collections::{HashMap, HashSet};
 
@@ -34,7 +34,7 @@ pub struct StoredChunk {
     pub checksum: u64,
 }
 
-/// What one edge holds of one entry, coalesced, ascending; never empty.
+/// The part of an entry that one edge holds, coalesced, ascending; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holding {
     pub edge_id: EdgeId,
@@ -45,13 +45,13 @@ pub struct Holding {
 }
 
 impl Holding {
-    /// Bytes in all ranges.
+    /// Total size of all ranges.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.ranges.iter().map(|range| range.len()).sum()
     }
 
-    /// On the wire.
+    /// Converts to the wire format.
     #[must_use]
     pub fn to_proto(&self) -> v1::EdgeRanges {
         v1::EdgeRanges {
@@ -64,14 +64,14 @@ impl Holding {
     }
 }
 
-/// What the rows of one edge and entry sum up to.
+/// A digest of the rows of one edge and entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Digest {
     pub chunk_count: u64,
     pub checksum_xor: u64,
 }
 
-/// Of a question about a part of an object: its first byte, past its last, and the chunk size.
+/// The arguments of a query for a part of an object: first byte, one past the last, chunk size.
 fn asked(geometry: Geometry, range: ByteRange) -> (i64, i64, i64) {
     let range = range.intersect(ByteRange::new(0, geometry.size()));
     let chunk_size = i64::from(geometry.chunk_size());
@@ -79,7 +79,7 @@ fn asked(geometry: Geometry, range: ByteRange) -> (i64, i64, i64) {
 }
 
 impl Database {
-    /// What each edge holds of one entry.
+    /// The part of one entry that each edge holds.
     pub async fn holdings(&self, entry: EntryId) -> Result<Vec<Holding>, DatabaseError> {
         Ok(self
             .holdings_of(&[entry])
@@ -88,13 +88,13 @@ impl Database {
             .unwrap_or_default())
     }
 
-    /// Edges that hold anything of it.
+    /// Edges that hold any part of it.
     pub async fn edges_holding(&self, entry: EntryId) -> Result<HashSet<EdgeId>, DatabaseError> {
         let rows = self.query(statements::CHUNK_EDGES, &[&entry]).await?;
         Ok(rows.iter().map(|row| row.get("edge_id")).collect())
     }
 
-    /// What each edge holds of several entries; an entry nobody holds anything of is not in the
+    /// The parts of several entries that each edge holds; entries without any holder are not in the
     /// answer.
     pub async fn holdings_of(
         &self,
@@ -105,8 +105,8 @@ impl Database {
         ))
     }
 
-    /// What of `range` is on none of `edges`, ascending, at most `limit` ranges. Empty: all of it
-    /// is there.
+    /// The part of `range` that none of `edges` holds, ascending, at most `limit` ranges. Empty:
+    /// nothing is missing.
     pub async fn missing(
         &self,
         entry: EntryId,
@@ -122,7 +122,7 @@ impl Database {
         Ok(rows.iter().map(range_from_row).collect())
     }
 
-    /// As [`missing`](Self::missing), of all edges together.
+    /// Like [`missing`](Self::missing), for all edges together.
     pub async fn missing_anywhere(
         &self,
         entry: EntryId,
@@ -139,7 +139,7 @@ impl Database {
         Ok(rows.iter().map(range_from_row).collect())
     }
 
-    /// Of every entry the edge holds something of.
+    /// Digests of all entries of which the edge holds a part.
     pub async fn digests(&self, edge: EdgeId) -> Result<HashMap<EntryId, Digest>, DatabaseError> {
         let rows = self.query(statements::CHUNK_DIGESTS, &[&edge]).await?;
         Ok(rows
@@ -148,7 +148,7 @@ impl Database {
             .collect())
     }
 
-    /// Of one entry.
+    /// The digest of one entry on one edge.
     pub async fn digest(&self, edge: EdgeId, entry: EntryId) -> Result<Digest, DatabaseError> {
         Ok(digest_from_row(
             &self
@@ -218,7 +218,7 @@ pub(super) fn signed(offset: u64) -> i64 {
     i64::try_from(offset).unwrap_or(i64::MAX)
 }
 
-/// Joins ranges that touch or overlap; sorts them.
+/// Sorts ranges and joins those that touch or overlap.
 pub(super) fn coalesce(mut ranges: Vec<ByteRange>) -> Vec<ByteRange> {
     ranges.retain(|range| !range.is_empty());
     ranges.sort_unstable();

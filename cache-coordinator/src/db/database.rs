@@ -1,4 +1,4 @@
-//! The connections: pools, limits, time-outs, readiness.
+//! Database connections: pools, limits, time-outs, readiness.
 
 use std::{
     fmt,
@@ -24,29 +24,30 @@ use super::{
 
 /// First wait between attempts to reach the database, and the longest.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// What the client waits beyond the server's own statement timeout before it calls the server dead.
+/// How long the client waits beyond the server's own statement timeout before the server counts as
+/// dead.
 const GRACE: Duration = Duration::from_secs(2);
-/// A connection is not used for longer: what it leads to may have been demoted, or left its name.
+/// Maximum age of a connection: its server may have been demoted, or the name may point elsewhere.
 const MAX_AGE: Duration = Duration::from_secs(600);
 /// A coordinator that stops in the middle of a transaction (SIGSTOP, a cut network) holds the lease
-/// row's lock; the server ends its transaction after this, well within the five seconds a takeover
-/// may last.
+/// row's lock; the server ends its transaction after this, well within the five seconds of a
+/// takeover.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_millis(1_500);
 
-/// Where the database is and how much of it is used.
+/// The location of the database, and the limits of its use.
 #[derive(Clone)]
 pub struct DatabaseConfig {
     /// `postgres://…` or `key=value …`, as libpq reads it.
     pub url: String,
-    /// Connections for reads; the writer and the lease have one each beside.
+    /// Connections for reads; the writer and the lease have one more each.
     pub max_connections: usize,
     /// Set on each connection.
     pub statement_timeout: Duration,
-    /// Waiting for a free connection.
+    /// Time limit for a free connection.
     pub acquire_timeout: Duration,
-    /// Making a connection.
+    /// Time limit for making a connection.
     pub connect_timeout: Duration,
-    /// As `pg_stat_activity` shows it.
+    /// Shown in `pg_stat_activity`.
     pub application_name: String,
 }
 
@@ -80,7 +81,7 @@ impl fmt::Debug for DatabaseConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
     Ready,
-    /// Why not, for people.
+    /// The reason, for people.
     NotReady(String),
 }
 
@@ -98,7 +99,7 @@ struct Shared {
     lease: Pool,
     observer: Arc<dyn StatementObserver>,
     give_up_after: Duration,
-    /// Connections made before are not used again.
+    /// Connections made before this time are not reused.
     renewed: Arc<RwLock<Instant>>,
     health: RwLock<Health>,
 }
@@ -144,7 +145,7 @@ impl Database {
                             .map_err(|error| HookError::message(error.to_string()))
                     })
                 }))
-                // An old connection may be to a server that was demoted since.
+                // The server of an old connection may have been demoted since.
                 .pre_recycle(Hook::sync_fn(move |_, metrics| {
                     if metrics.created < *renewed.read() || metrics.age() > MAX_AGE {
                         return Err(HookError::message("the connection is too old"));
@@ -167,9 +168,8 @@ impl Database {
         })
     }
 
-    /// Returns once the database answers with our schema; logs one line an attempt. A schema that
-    /// can never fit ends it with an error, a database that is not there does not. `None`:
-    /// cancelled.
+    /// Returns once the database answers with our schema; logs one line per attempt. A schema that
+    /// can never fit is an error; a missing database is not. `None`: cancelled.
     pub async fn wait_ready(
         &self,
         mode: MigrateMode,
@@ -188,7 +188,7 @@ impl Database {
                     return Ok(Some(()));
                 }
                 Err(SchemaError::Database(DatabaseError::Unavailable { reason, .. })) => reason,
-                // With --no-migrate an older schema is somebody else's job, under way or still to
+                // With --no-migrate an older schema is someone else's job, in progress or still to
                 // come.
                 Err(error @ SchemaError::Pending { .. }) => error.to_string(),
                 Err(error) => {
@@ -232,7 +232,7 @@ impl Database {
         Ok(row.get(0))
     }
 
-    /// What a session has set.
+    /// A setting of a session.
     pub async fn setting(&self, name: &str) -> Result<String, DatabaseError> {
         let row = self
             .query_one(statements::SESSION_SETTING, &[&name])
@@ -240,13 +240,12 @@ impl Database {
         Ok(row.get(0))
     }
 
-    /// Something went wrong where changes are written: connections made before are not used again,
-    /// for the server may have been demoted.
+    /// Discards older connections after an error in a write: the server may have been demoted.
     pub(super) fn renew_connections(&self) {
         *self.shared.renewed.write() = Instant::now();
     }
 
-    /// Asks now. Before `wait_ready` has succeeded, what it last said.
+    /// Checks now. Before `wait_ready` has succeeded, returns its last result.
     pub async fn health(&self) -> Health {
         let last = self.shared.health.read().clone();
         if last != Health::Ready {
@@ -258,7 +257,7 @@ impl Database {
         }
     }
 
-    /// A read on any free connection.
+    /// Runs a read on any free connection.
     pub(super) async fn query(
         &self,
         statement: Statement,
@@ -322,7 +321,7 @@ impl Database {
     }
 }
 
-/// Half to all of a wait, so that many coordinators do not come back in step.
+/// Half to all of a wait, so that many coordinators do not retry in step.
 pub(super) fn jittered(wait: Duration) -> Duration {
     wait.mul_f64(rand::rng().random_range(0.5..1.0))
 }

@@ -1,4 +1,4 @@
-//! Edges: who they are, their present session, how they are.
+//! Edges: their identity, their present session, their state.
 
 use chunkcache_proto::v1;
 use tokio_postgres::Row;
@@ -17,9 +17,9 @@ pub struct EdgeRecord {
     pub state: v1::EdgeState,
     pub url: String,
     pub store_id: Uuid,
-    /// Of the present session.
+    /// The epoch of the present session.
     pub epoch: u64,
-    /// What the operator wants.
+    /// Set by the operator.
     pub draining: bool,
     pub bytes_used: u64,
     pub bytes_allowed: u64,
@@ -27,7 +27,7 @@ pub struct EdgeRecord {
     pub last_seen_ms: i64,
 }
 
-/// What an edge says of itself now and then.
+/// An edge's periodic report about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EdgeStatus {
     pub bytes_used: u64,
@@ -35,7 +35,7 @@ pub struct EdgeStatus {
 }
 
 impl EdgeRecord {
-    /// On the wire; readers and chunks are not in the row.
+    /// Converts to the wire format; readers and chunks are not in the row.
     #[must_use]
     pub fn to_proto(&self) -> v1::Edge {
         v1::Edge {
@@ -56,7 +56,7 @@ impl EdgeRecord {
 }
 
 impl Database {
-    /// All of them, by name.
+    /// All edges, by name.
     pub async fn edges(&self) -> Result<Vec<EdgeRecord>, DatabaseError> {
         Ok(self
             .query(statements::EDGE_LIST, &[])
@@ -74,7 +74,7 @@ impl Database {
             .map(from_row))
     }
 
-    /// Chunk rows of an edge, counted no further than `limit`.
+    /// Number of an edge's chunk rows, counted no further than `limit`.
     pub async fn edge_chunk_count(&self, edge: EdgeId, limit: u32) -> Result<u64, DatabaseError> {
         let row = self
             .query_one(statements::EDGE_CHUNK_COUNT, &[&edge, &i64::from(limit)])

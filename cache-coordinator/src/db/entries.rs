@@ -27,7 +27,7 @@ pub struct EntryRecord {
 }
 
 impl EntryRecord {
-    /// The key it was made under.
+    /// The key under which it was created.
     #[must_use]
     pub fn key(&self) -> v1::Key {
         v1::Key {
@@ -38,7 +38,7 @@ impl EntryRecord {
         }
     }
 
-    /// On the wire.
+    /// Converts to the wire format.
     #[must_use]
     pub fn to_proto(&self) -> v1::Entry {
         v1::Entry {
@@ -55,7 +55,7 @@ impl EntryRecord {
         }
     }
 
-    /// From the wire. Whether the id is the one its fields derive is the caller's to check: it
+    /// Converts from the wire format. The caller checks that the id is derived from the fields: it
     /// knows the base URL.
     pub fn from_proto(entry: &v1::Entry) -> Result<Self, DatabaseError> {
         let id = entry
@@ -84,7 +84,7 @@ impl EntryRecord {
         })
     }
 
-    /// Where a listing goes on after this entry.
+    /// The position in a listing after this entry.
     #[must_use]
     pub fn cursor(&self) -> EntryCursor {
         EntryCursor {
@@ -96,8 +96,8 @@ impl EntryRecord {
     }
 }
 
-/// A place in the listing of entries. All fields, so that the listing goes on although the entry
-/// went.
+/// A position in the listing of entries. Contains all sort fields, so that the listing continues
+/// even if the entry is gone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EntryCursor {
     pub source: String,
@@ -115,7 +115,7 @@ impl EntryCursor {
         base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(fields.to_string())
     }
 
-    /// From a page token; the empty one is the beginning.
+    /// Parses a page token; the empty one is the beginning.
     pub fn decode(token: &str) -> Result<Self, DatabaseError> {
         use base64::Engine as _;
         if token.is_empty() {
@@ -135,18 +135,18 @@ impl EntryCursor {
     }
 }
 
-/// An entry and, where its key points to it now, for how long.
+/// An entry and, if its key points to it now, for how long.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Binding {
     pub entry: EntryRecord,
     pub freshness: Option<v1::Freshness>,
-    /// No edge holds anything of it and nobody was given it for minutes: it may be forgotten soon.
+    /// No edge holds any part of it and it was not used for minutes: it may be forgotten soon.
     pub is_idle: bool,
 }
 
-/// What a key is indexed by: the first 128 bits of SHA-256 over its fields, with a zero byte (which
-/// no text in the database can have) between them. Clients choose keys, so that a faster hash will
-/// not do.
+/// The index of a key: the first 128 bits of SHA-256 over its fields, separated by a zero byte
+/// (which no text in the database can contain). Clients choose keys, so a faster hash is not
+/// enough.
 #[must_use]
 pub fn key_hash(key: &v1::Key) -> Uuid {
     let mut hasher = Sha256::new();
@@ -166,7 +166,7 @@ pub fn key_hash(key: &v1::Key) -> Uuid {
 }
 
 impl Binding {
-    /// On the wire.
+    /// Converts to the wire format.
     #[must_use]
     pub fn to_proto(&self) -> v1::KeyBinding {
         v1::KeyBinding {
@@ -176,7 +176,7 @@ impl Binding {
     }
 }
 
-/// An entry an edge holds a part of.
+/// An entry of which an edge holds a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IncompleteEntry {
     pub entry: EntryId,
@@ -193,7 +193,7 @@ impl Database {
     }
 
     /// At most `limit` entries after `after` in the order of source, path, query, id; `source`
-    /// empty: of all.
+    /// empty: of all sources.
     pub async fn entries(
         &self,
         source: &str,
@@ -217,7 +217,7 @@ impl Database {
         rows.iter().map(from_row).collect()
     }
 
-    /// What the key points to now.
+    /// The entry that the key points to now.
     pub async fn binding(&self, key: &v1::Key) -> Result<Option<Binding>, DatabaseError> {
         let row = self
             .query_opt(statements::BINDING_GET, &[&key_hash(key)])
@@ -242,7 +242,7 @@ impl Database {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Entries of which no edge holds anything.
+    /// Number of entries without chunks on any edge.
     pub async fn chunkless_entries(&self) -> Result<u64, DatabaseError> {
         let row = self
             .query_one(statements::ENTRY_CHUNKLESS_COUNT, &[])
@@ -250,7 +250,7 @@ impl Database {
         Ok(row.get::<_, i64>(0).unsigned_abs())
     }
 
-    /// What the variants of a path point to (at most 100), the most recently validated first.
+    /// The entries of a path's variants (at most 100), the most recently validated first.
     pub async fn bindings_of_path(
         &self,
         source: &str,
@@ -281,7 +281,7 @@ impl Database {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Entries the edge holds a part of, in the order of ids after `after`.
+    /// Entries of which the edge holds a part, in the order of ids after `after`.
     pub async fn incomplete_entries(
         &self,
         edge: EdgeId,
@@ -303,7 +303,7 @@ impl Database {
             .collect())
     }
 
-    /// What the edge holds a part of that is pinned, or changed lately.
+    /// Entries of which the edge holds a part that are pinned, or changed lately.
     pub async fn hot_entries(
         &self,
         edge: EdgeId,

@@ -1,40 +1,40 @@
-//! What can go wrong, in the domain's words; the one place that reads SQLSTATE.
+//! Database errors, in the domain's words; the only place that reads SQLSTATE.
 
 use std::time::Duration;
 
 use deadpool_postgres::{HookError, PoolError};
 
-/// Whose fault it was and whether to try again.
+/// Whose fault it was and whether to retry.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DatabaseError {
-    /// There is no such thing.
+    /// It does not exist.
     #[error("{what} {name} is not known")]
     NotFound { what: &'static str, name: String },
     /// It contradicts what is stored.
     #[error("{0}")]
     Conflict(String),
-    /// The report is of a session that is over. Changed nothing.
+    /// The report belongs to a session that is over. Changed nothing.
     #[error("the session is not the edge's present one")]
     Fenced,
     /// Another coordinator leads, or none at the moment.
     #[error("this coordinator does not lead")]
     NotLeader { leader: Option<String> },
-    /// The database can not be asked now. Nothing is known to have changed.
+    /// The database can not be reached now. As far as known, nothing has changed.
     #[error("the database is not available: {reason}")]
     Unavailable {
         reason: String,
         retry_after: Duration,
-        /// The server ended the statement for the time it took.
+        /// The server ended the statement because it took too long.
         is_timeout: bool,
     },
-    /// The server answers and does not take us: who we are, what we may, what it is. At the start
-    /// it ends the process; later it is as an outage.
+    /// The server answers but refuses us: our identity, our rights, or its kind. At the start this
+    /// ends the process; later it counts as an outage.
     #[error("the database can not be used: {0}")]
     Unusable(String),
     /// The caller's value can not be stored.
     #[error("{field}: {reason}")]
     Invalid { field: &'static str, reason: String },
-    /// The database refused a statement for what is in it: the same change is refused again.
+    /// The database refuses the content of a statement: the same change is refused again.
     #[error("the database refuses it: {reason} (SQLSTATE {sqlstate})")]
     Refused { sqlstate: String, reason: String },
     /// A bug, or a database that is not ours.
@@ -43,13 +43,13 @@ pub enum DatabaseError {
 }
 
 impl DatabaseError {
-    /// The same call may succeed later.
+    /// Whether the same call may succeed later.
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable { .. } | Self::Unusable(_))
     }
 
-    /// The statement took too long: less of it at a time may do.
+    /// Whether the statement took too long: a smaller one may succeed.
     pub(super) fn is_timeout(&self) -> bool {
         matches!(
             self,
@@ -60,7 +60,7 @@ impl DatabaseError {
         )
     }
 
-    /// Raised by us before a statement failed: the transaction it was found in goes on.
+    /// Whether the error came before any statement failed: the transaction can continue.
     #[must_use]
     pub(super) fn leaves_transaction(&self) -> bool {
         matches!(
@@ -69,7 +69,7 @@ impl DatabaseError {
         )
     }
 
-    /// The fault of one change, never of the others in its batch.
+    /// Whether the error is the fault of one change, never of the others in its batch.
     #[must_use]
     pub fn is_of_one_change(&self) -> bool {
         self.leaves_transaction() || matches!(self, Self::Refused { .. } | Self::Conflict(_))
@@ -109,8 +109,8 @@ impl DatabaseError {
 impl From<tokio_postgres::Error> for DatabaseError {
     fn from(error: tokio_postgres::Error) -> Self {
         let Some(state) = error.code() else {
-            // No SQLSTATE: the server did not say it. Either the connection broke, or a value of
-            // ours did not fit the statement, and that is a bug.
+            // No SQLSTATE: the error is not from the server. Either the connection broke, or a
+            // value of ours did not fit the statement, which is a bug.
             return if error.is_closed() || is_io(&error) {
                 Self::unavailable(describe(&error))
             } else {
@@ -140,26 +140,26 @@ impl From<tokio_postgres::Error> for DatabaseError {
     }
 }
 
-/// The primary key of the change log: a revision that is there already.
+/// The primary key of the change log: a revision that exists already.
 const CHANGE_LOG_KEY: &str = "cache_changes_pkey";
 
-/// What a SQLSTATE says of the next attempt.
+/// The consequence of a SQLSTATE for the next attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
     /// The same statement may succeed at once: a conflict with another transaction.
     Soon,
     /// It may succeed later: the connection, the server or its resources.
     Later,
-    /// It contradicts what is stored.
+    /// It contradicts stored data.
     Conflict,
-    /// This change is refused, whoever sends it and whenever.
+    /// This change is refused, regardless of sender and time.
     Change,
-    /// The statement itself is wrong, or the schema, or the rights.
+    /// The statement itself, the schema or the rights are wrong.
     Ours,
 }
 
-/// Every SQLSTATE has its class: by its five characters, else by the first two (PostgreSQL manual,
-/// appendix A).
+/// Classifies every SQLSTATE: by its five characters, otherwise by the first two (PostgreSQL
+/// manual, appendix A).
 pub(super) fn classify(sqlstate: &str) -> Class {
     match sqlstate {
         // serialization_failure, deadlock_detected, statement_completion_unknown.
@@ -168,7 +168,7 @@ pub(super) fn classify(sqlstate: &str) -> Class {
         // idle_in_transaction_session_timeout, transaction_timeout, object_in_use.
         "55P03" | "25006" | "25P03" | "25P04" | "55006" | "3D000" => return Class::Later,
         "23503" | "23505" | "23P01" => return Class::Conflict,
-        // A prepared statement that is not there: the connection was changed behind our back.
+        // A missing prepared statement: the connection was replaced behind our back.
         "26000" => return Class::Later,
         _ => {}
     }
@@ -181,13 +181,13 @@ pub(super) fn classify(sqlstate: &str) -> Class {
     }
 }
 
-/// An error that waiting does not mend while the coordinator starts: who it is, what it may, which
-/// database. The person who gave the connection string has to change something.
+/// Whether waiting at start would not help: identity, rights or database name are wrong. The person
+/// who gave the connection string must change something.
 pub(super) fn is_permanent_at_start(sqlstate: &str) -> bool {
     match sqlstate {
         // A server that starts or stops; too many connections.
         _ if sqlstate.starts_with("57P") || sqlstate.starts_with("53") => false,
-        // A database that is made later is waited for, as a server that is started later is.
+        // A database may be created later, just as a server may be started later.
         "3D000" => false,
         _ => matches!(classify(sqlstate), Class::Ours) || sqlstate.starts_with("28"),
     }
@@ -213,7 +213,7 @@ impl From<PoolError> for DatabaseError {
                 if permanent {
                     return Self::Unusable(reason);
                 }
-                // While connecting everything else is worth another try: the database may be
+                // While connecting, all other errors are worth a retry: the database may be
                 // starting.
                 match Self::from(error) {
                     unavailable @ Self::Unavailable { .. } => unavailable,
@@ -226,7 +226,7 @@ impl From<PoolError> for DatabaseError {
     }
 }
 
-/// The whole chain of causes in one line: tokio-postgres itself says only "db error".
+/// The whole chain of causes in one line: tokio-postgres's own text is only "db error".
 fn describe(error: &tokio_postgres::Error) -> String {
     let mut text = match error.as_db_error() {
         Some(db) => return db.message().to_owned(),

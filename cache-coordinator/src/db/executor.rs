@@ -1,4 +1,4 @@
-//! Runs one catalogued statement: prepared once a connection, bounded in time, measured, errors
+//! Runs one catalogued statement: prepared once per connection, bounded in time, measured, errors
 //! translated.
 
 use std::time::{Duration, Instant};
@@ -9,11 +9,11 @@ use tracing::{Instrument as _, Span};
 
 use super::{Database, DatabaseError, StatementObserver, statements::Statement};
 
-/// A client or a transaction, and what watches it.
+/// A client or a transaction, with its observer.
 pub(super) struct Executor<'a, C> {
     client: &'a C,
     observer: &'a dyn StatementObserver,
-    /// Past the server's own statement timeout: for a server that does not answer at all.
+    /// Longer than the server's own statement timeout: for a server that does not answer at all.
     give_up_after: Duration,
 }
 
@@ -77,7 +77,7 @@ impl<'a, C: GenericClient> Executor<'a, C> {
     }
 }
 
-/// Waits for `work` no longer than `give_up_after`, and tells the observer.
+/// Waits for `work` no longer than `give_up_after`, and reports to the observer.
 pub(super) async fn timed<T>(
     observer: &dyn StatementObserver,
     give_up_after: Duration,
@@ -85,7 +85,7 @@ pub(super) async fn timed<T>(
     work: impl Future<Output = Result<T, tokio_postgres::Error>>,
 ) -> Result<T, DatabaseError> {
     let began = Instant::now();
-    // On behalf of a call: in its trace. The lease and the writer would only fill traces of their
+    // On behalf of a call: in its trace. The lease and the writer would only create traces of their
     // own.
     let span = if Span::current().is_none() {
         Span::none()
@@ -107,9 +107,9 @@ pub(super) async fn timed<T>(
     result
 }
 
-/// A connection on loan. Unless the work on it is known to have ended well, it does not go back to
-/// the pool: a dropped call (a client's deadline) leaves a statement running on it, and the next
-/// user would wait behind that.
+/// A borrowed connection. It returns to the pool only if its work is known to have ended well: a
+/// dropped call (a client's deadline) leaves a statement running on it, and the next user would
+/// wait for that.
 pub(super) struct Loan {
     object: Option<Object>,
     returnable: bool,
@@ -129,7 +129,7 @@ impl Loan {
             .ok_or_else(|| DatabaseError::Internal("connection already given back".into()))
     }
 
-    /// Gives the connection back if the result says that it is sound.
+    /// Returns the connection to the pool if the result shows that it is sound.
     pub fn end<T>(mut self, result: Result<T, DatabaseError>) -> Result<T, DatabaseError> {
         self.returnable = !matches!(&result, Err(error) if error.is_unavailable());
         result

@@ -1,4 +1,5 @@
-//! Precache jobs. Progress is computed from the chunk rows each time: nothing to keep in step.
+//! Precache jobs. Progress is computed from the chunk rows each time: there is no copy to keep in
+//! step.
 
 use chunkcache_proto::{ByteRange, EntryId, Geometry, Level};
 use tokio_postgres::Row;
@@ -6,7 +7,7 @@ use uuid::Uuid;
 
 use super::{Database, DatabaseError, chunks::signed, statements, to_ms};
 
-/// Where a job stands.
+/// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobStatus {
     Running,
@@ -33,7 +34,7 @@ pub struct JobRecord {
     pub entry: EntryId,
     /// Disjoint, ascending.
     pub ranges: Vec<ByteRange>,
-    /// By name. Empty: held anywhere is done.
+    /// By name. Empty: a chunk held anywhere is done.
     pub edges: Vec<String>,
     pub level: Level,
     pub status: JobStatus,
@@ -43,7 +44,7 @@ pub struct JobRecord {
 }
 
 impl JobRecord {
-    /// Bytes it asks for in all: of the ranges, once for each edge named.
+    /// Total number of bytes: of the ranges, once for each edge named.
     #[must_use]
     pub fn bytes_total(&self) -> u64 {
         self.ranges.iter().map(|range| range.len()).sum::<u64>() * self.edges.len().max(1) as u64
@@ -59,7 +60,7 @@ impl Database {
             .transpose()
     }
 
-    /// The newest first, at most `limit`.
+    /// The newest jobs first, at most `limit`.
     pub async fn jobs(
         &self,
         include_ended: bool,
@@ -72,7 +73,7 @@ impl Database {
             .collect()
     }
 
-    /// Of [`JobRecord::bytes_total`], how many the rows have.
+    /// How many of [`JobRecord::bytes_total`] have rows.
     pub async fn job_bytes_done(
         &self,
         job: &JobRecord,

@@ -1,9 +1,9 @@
-//! Who leads: a lease row changed by compare-and-set, measured by the database's clock (RFC 0001,
-//! 9).
+//! The leader's lease: a row changed by compare-and-set, measured by the database's clock (RFC
+//! 0001, 9).
 //!
-//! The leader believes in its lease only as long as it surely holds: counted on its own monotonic
-//! clock from before the request that renewed it. Writes do not depend on that belief, they check
-//! the row itself.
+//! The leader trusts its lease only as long as it certainly holds: counted on its own monotonic
+//! clock from before the request that renewed it. Writes do not depend on that: they check the row
+//! itself.
 
 use std::time::Duration;
 
@@ -16,13 +16,13 @@ use super::{Database, DatabaseError, database::jittered, executor::Executor, sta
 /// Times of the lease.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaseTimes {
-    /// How long a leader that vanished is waited for.
+    /// How long others wait for a leader that vanished.
     pub duration: Duration,
     /// How often the leader renews.
     pub renew_every: Duration,
-    /// How often a standby looks: a planned step-down is over within it.
+    /// How often a standby checks: a planned step-down is over within it.
     pub poll_every: Duration,
-    /// How long one that stepped down leaves the others the first go.
+    /// How long a coordinator that stepped down lets others go first.
     pub stand_back: Duration,
 }
 
@@ -37,17 +37,17 @@ impl Default for LeaseTimes {
     }
 }
 
-/// This coordinator's part.
+/// This coordinator's role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Leadership {
     /// It leads; `term` rises with each change of leader.
     Leader { term: u64 },
-    /// It does not; whoever does is at that address.
+    /// It does not lead; the leader, if known, has this address.
     Standby { leader_address: Option<String> },
 }
 
 impl Leadership {
-    /// As the error to refuse with.
+    /// The error to refuse calls with.
     #[must_use]
     pub fn refusal(&self) -> DatabaseError {
         match self {
@@ -59,7 +59,7 @@ impl Leadership {
     }
 }
 
-/// Acquires, renews and releases. One a process; run it as a task.
+/// Acquires, renews and releases the lease. One per process; run it as a task.
 pub struct LeaseKeeper {
     database: Database,
     holder: Uuid,
@@ -77,7 +77,7 @@ pub struct StepDown {
 }
 
 impl StepDown {
-    /// Of a process that has no lease to give up.
+    /// For a process that has no lease to give up.
     #[must_use]
     pub fn of(leadership: watch::Receiver<Leadership>) -> Self {
         Self {
@@ -92,7 +92,7 @@ impl StepDown {
         self.leadership.clone()
     }
 
-    /// Asks for it and does not wait.
+    /// Requests it and does not wait.
     pub fn request(&self) {
         self.requests.send_modify(|count| *count += 1);
     }
@@ -101,7 +101,7 @@ impl StepDown {
     pub async fn step_down(&self) {
         self.request();
         let mut leadership = self.leadership.clone();
-        // An error means the keeper is gone, and with it the leadership.
+        // An error means that the keeper is gone, and with it the leadership.
         let _ = leadership
             .wait_for(|now| matches!(now, Leadership::Standby { .. }))
             .await;
@@ -109,7 +109,7 @@ impl StepDown {
 }
 
 impl LeaseKeeper {
-    /// `holder` names this process and no other; `address` is what clients are told.
+    /// `holder` names this process and no other; `address` is the one given to clients.
     #[must_use]
     pub fn new(database: Database, holder: Uuid, address: String, times: LeaseTimes) -> Self {
         let (leadership, _) = watch::channel(Leadership::Standby {
@@ -173,7 +173,7 @@ impl LeaseKeeper {
         }
     }
 
-    /// Takes the lease if it is free. The term, and until when it surely holds.
+    /// Takes the lease if it is free. Returns the term, and until when the lease certainly holds.
     async fn look(&self) -> Result<Option<(u64, Instant)>, DatabaseError> {
         let asked_at = Instant::now();
         let mut loan = self.database.lease_connection().await?;
@@ -261,7 +261,7 @@ impl LeaseKeeper {
                     next = asked_at + self.times.renew_every;
                 }
                 Ok(false) => break,
-                // Tried again while the lease holds.
+                // Retried while the lease holds.
                 Err(error) => {
                     tracing::warn!("could not renew the lease: {error}");
                     next = Instant::now() + self.times.poll_every;
@@ -275,8 +275,7 @@ impl LeaseKeeper {
         false
     }
 
-    /// A compare-and-set on (holder, term), bounded in time. False: the row is somebody else's by
-    /// now.
+    /// Compares and sets (holder, term), bounded in time. False: the row belongs to another by now.
     async fn change(
         &self,
         statement: statements::Statement,

@@ -1,4 +1,4 @@
-//! The schema: forward-only files of `migrations/`, each applied once, in one transaction, by one
+//! The schema: forward-only files in `migrations/`, each applied once, in one transaction, by one
 //! coordinator at a time.
 
 use sha2::{Digest as _, Sha256};
@@ -9,7 +9,7 @@ use super::{
     statements,
 };
 
-/// One file.
+/// One migration file.
 #[derive(Clone, Copy, Debug)]
 pub struct Migration {
     /// 1, 2, 3 …
@@ -18,7 +18,7 @@ pub struct Migration {
     pub sql: &'static str,
 }
 
-/// All we know, ascending.
+/// All known migrations, ascending.
 #[must_use]
 pub fn migrations() -> &'static [Migration] {
     &[
@@ -45,7 +45,7 @@ pub fn migrations() -> &'static [Migration] {
     ]
 }
 
-/// What to do with a schema older than ours.
+/// How to handle a schema older than ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MigrateMode {
     Apply,
@@ -53,10 +53,10 @@ pub enum MigrateMode {
     CheckOnly,
 }
 
-/// Why a schema is not ours.
+/// Why a schema does not fit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SchemaError {
-    /// A later release has been here; running on would damage what it wrote.
+    /// A later release was here; continuing would damage what it wrote.
     #[error(
         "the database has schema version {found}, newer than version {known}, the newest this coordinator knows"
     )]
@@ -66,7 +66,7 @@ pub enum SchemaError {
         "migration {version} ({name}) was applied with another content than this coordinator has"
     )]
     Changed { version: i32, name: String },
-    /// `--no-migrate`, and there is something to do.
+    /// `--no-migrate`, and there are migrations to apply.
     #[error(
         "the database has schema version {found}; version {known} is needed and migrations are off"
     )]
@@ -113,7 +113,7 @@ async fn prepare_with(
     Ok(count)
 }
 
-/// Applies the first migration that is missing, under the lock. False: none is.
+/// Applies the first missing migration, under the lock. False: none is missing.
 async fn apply_next(database: &Database, known: &[Migration]) -> Result<bool, SchemaError> {
     let mut loan = database.reader().await?;
     let result = async {

@@ -1,8 +1,8 @@
-//! The only room with SQL.
+//! The only module with SQL.
 //!
 //! Reads are methods of [`Database`], each one statement (or one REPEATABLE READ transaction) from
 //! `queries/`. Changes go through the one [`Writer`], which commits them in batches together with
-//! the change log, under the leader's lease. It may not know gRPC, sessions or the scheduler; it
+//! the change log, under the leader's lease. It must not know gRPC, sessions or the scheduler; it
 //! knows the protos' value types only where a table stores one whole (sources).
 
 mod changes;

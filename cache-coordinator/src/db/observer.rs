@@ -1,9 +1,9 @@
-//! Where statement latencies go. The metrics room implements it; this room does not know
+//! The port for statement latencies. The metrics implement it; this module does not know
 //! Prometheus.
 
 use std::time::Duration;
 
-/// Told of each statement that ended.
+/// Called for each statement that ended.
 pub trait StatementObserver: Send + Sync + 'static {
     /// `statement` is a file name of `queries/` without `.sql`, or `begin` and `commit`: a bounded
     /// set.

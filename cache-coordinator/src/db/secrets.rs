@@ -1,9 +1,9 @@
-//! Keys of the cluster: made once, by whoever asks first.
+//! Keys of the cluster: created once, on the first request.
 
 use super::{Database, DatabaseError, statements};
 
 impl Database {
-    /// The secret of that name; `fresh` becomes it if there is none yet.
+    /// The secret with that name; stores `fresh` if there is none yet.
     pub async fn secret(&self, name: &str, fresh: &[u8]) -> Result<Vec<u8>, DatabaseError> {
         self.execute(statements::SECRET_INSERT, &[&name, &fresh])
             .await?;

@@ -7,7 +7,7 @@ use tokio_postgres::{Row, types::Json};
 use super::{Database, DatabaseError, statements};
 
 impl Database {
-    /// All of them, by name.
+    /// All sources, by name.
     pub async fn sources(&self) -> Result<Vec<v1::Source>, DatabaseError> {
         self.query(statements::SOURCE_LIST, &[])
             .await?
@@ -16,7 +16,7 @@ impl Database {
             .collect()
     }
 
-    /// One of them. Headers come in clear: callers that answer clients redact.
+    /// One source. Headers are in clear: callers that answer clients redact them.
     pub async fn source(&self, name: &str) -> Result<Option<v1::Source>, DatabaseError> {
         self.query_opt(statements::SOURCE_GET, &[&name])
             .await?
@@ -26,8 +26,7 @@ impl Database {
     }
 }
 
-/// The document of `sources.settings`. Fields missing in it are those an older release did not
-/// know.
+/// The document in `sources.settings`. Fields that are missing were unknown to an older release.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Settings {

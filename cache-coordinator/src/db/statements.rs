@@ -1,7 +1,7 @@
-//! The catalogue of statements: one file each in `queries/`, named here, prepared once a
+//! The catalogue of statements: one file each in `queries/`, named here, prepared once per
 //! connection.
 
-/// A statement and the name its latency is recorded under.
+/// A statement and the name under which its latency is recorded.
 #[derive(Clone, Copy, Debug)]
 pub struct Statement {
     /// The file's name without `.sql`; a metric label, so never made of data.
@@ -19,7 +19,7 @@ macro_rules! statements {
                 sql: include_str!(concat!("queries/", $file, ".sql")),
             };
         )*
-        /// All of them, for tests that prepare each against the schema.
+        /// All statements, for tests that prepare each against the schema.
         pub const ALL: &[Statement] = &[$($constant),*];
     };
 }

@@ -1,4 +1,4 @@
-//! Figures of the whole, and snapshots that belong to one revision of the change log.
+//! Totals, and snapshots that belong to one revision of the change log.
 
 use chunkcache_proto::{EntryId, v1};
 
@@ -9,9 +9,9 @@ use super::{
     jobs, sources, statements,
 };
 
-/// Rows counted one by one; beyond, estimates are given.
+/// Limit for counting rows one by one; larger figures are estimates.
 const COUNT_LIMIT: i64 = 200_000;
-/// Jobs in a cluster's snapshot: the newest.
+/// Limit of jobs in a cluster's snapshot: the newest.
 const SNAPSHOT_JOBS: i64 = 1_000;
 
 /// Figures for `status`.
@@ -28,7 +28,7 @@ pub struct Totals {
     pub revision: u64,
 }
 
-/// An entry and who holds what of it, as of `revision`.
+/// An entry and its holders, as of `revision`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EntrySnapshot {
     pub revision: u64,
@@ -36,7 +36,7 @@ pub struct EntrySnapshot {
     pub holdings: Vec<Holding>,
 }
 
-/// Everything small, as of `revision`.
+/// All small tables, as of `revision`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClusterSnapshot {
     pub revision: u64,
@@ -77,7 +77,7 @@ impl Database {
         })
     }
 
-    /// Read in one transaction: deltas after `revision` make it complete, without gap or repeat.
+    /// Read in one transaction: the changes after `revision` complete it, without gap or repeat.
     pub async fn entry_snapshot(&self, id: EntryId) -> Result<EntrySnapshot, DatabaseError> {
         let mut loan = self.reader().await?;
         let result = async {
@@ -107,7 +107,7 @@ impl Database {
         loan.end(result)
     }
 
-    /// As [`Self::entry_snapshot`], of edges, sources and running jobs.
+    /// Like [`Self::entry_snapshot`], for edges, sources and running jobs.
     pub async fn cluster_snapshot(&self) -> Result<ClusterSnapshot, DatabaseError> {
         let mut loan: Loan = self.reader().await?;
         let result = async {
@@ -147,7 +147,7 @@ impl Database {
         loan.end(result)
     }
 
-    /// The entry of an id, or NotFound.
+    /// The entry with an id, or NotFound.
     pub async fn known_entry(&self, id: EntryId) -> Result<Binding, DatabaseError> {
         self.binding_of_entry(id)
             .await?

@@ -1,8 +1,8 @@
 //! The change log, delivered to watchers.
 //!
-//! A subscriber gets every change after its revision once and in order: from the table where it is
-//! behind, from the writer's broadcast where it is not. It may not know SQL (that is `db`),
-//! gRPC, or who watches.
+//! A subscriber gets every change after its revision once and in order: from the table while it is
+//! behind, otherwise from the writer's broadcast. It must not know SQL (that is `db`), gRPC, or the
+//! watchers.
 
 mod pruner;
 mod subscription;
@@ -15,10 +15,10 @@ pub use subscription::Subscription;
 
 use crate::db::{Change, ChangeKind, Database, DatabaseError, Leadership, writer::CommittedBatch};
 
-/// What a subscriber is told of.
+/// Which changes a subscriber gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filter {
-    /// Everything.
+    /// All changes.
     Cluster,
     /// One entry: its chunks, itself, and its key when that moves on.
     Entry(EntryId),
@@ -40,11 +40,11 @@ impl Filter {
     }
 }
 
-/// What a subscription yields.
+/// An item of a subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     Change(Change),
-    /// The log no longer reaches back to where the subscriber was: it must take a snapshot and
+    /// The log no longer reaches back to the subscriber's position: it must take a snapshot and
     /// subscribe from its revision.
     SnapshotNeeded,
 }
@@ -58,7 +58,7 @@ pub struct ChangeLog {
 }
 
 impl ChangeLog {
-    /// Of one writer's commits.
+    /// Announces the commits of one writer.
     #[must_use]
     pub fn new(
         database: Database,
@@ -83,7 +83,8 @@ impl ChangeLog {
         if !matches!(now, Leadership::Leader { .. }) {
             return Err(now.refusal());
         }
-        // Live first, then the table: what is committed in between is in both and told once.
+        // The broadcast first, then the table: what is committed in between is in both, and
+        // delivered once.
         Ok(Subscription::new(
             self.database.clone(),
             self.commits.subscribe(),

@@ -1,4 +1,4 @@
-//! Keeps the log short: by age and count, a bounded bite at a time.
+//! Keeps the log short: by age and count, in bounded batches.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::db::{Database, Leadership};
 pub struct PrunePolicy {
     pub keep_for: Duration,
     pub keep_count: u64,
-    /// Between looks when there is little to do.
+    /// Time between checks when there is little to do.
     pub every: Duration,
     /// Rows deleted at a time.
     pub bite: u32,
@@ -43,7 +43,7 @@ pub async fn prune_until(
             () = cancel.cancelled() => return,
             now = leads => match now.as_deref() {
                 Ok(Leadership::Leader { term }) => *term,
-                // The keeper is gone, and with it the lead.
+                // The keeper is gone, and with it the leadership.
                 _ => return,
             },
         };
@@ -54,7 +54,7 @@ pub async fn prune_until(
                 tracing::debug!("change log is not pruned now: {error}");
                 0
             });
-        // A full bite: there is more, and others may go first.
+        // A full batch: there is more, and others may go first.
         let pause = if pruned >= u64::from(policy.bite) {
             Duration::from_millis(50)
         } else {

@@ -1,4 +1,4 @@
-//! One watcher's place in the log.
+//! One watcher's position in the log.
 
 use std::collections::VecDeque;
 
@@ -8,18 +8,19 @@ use tokio::sync::{broadcast, watch};
 use super::{Event, Filter};
 use crate::db::{Change, Database, DatabaseError, Leadership, LogPage, writer::CommittedBatch};
 
-/// Changes read from the table at a time; bounds what a subscriber holds.
+/// Changes read from the table at a time; limits a subscriber's memory.
 const PAGE: u32 = 500;
 
-/// A place in the log. Use [`Subscription::next`], or as a stream by [`Subscription::into_stream`].
+/// A position in the log. Use [`Subscription::next`], or as a stream by
+/// [`Subscription::into_stream`].
 pub struct Subscription {
     database: Database,
     live: broadcast::Receiver<CommittedBatch>,
     leadership: watch::Receiver<Leadership>,
     filter: Filter,
-    /// All up to here was told, or is in `ready`.
+    /// All up to here was delivered, or is in `ready`.
     seen: u64,
-    /// The log must be read before the broadcast is of use.
+    /// The log must be read before the broadcast is useful.
     behind: bool,
     ended: bool,
     ready: VecDeque<Change>,
@@ -62,21 +63,21 @@ impl Subscription {
         }
     }
 
-    /// As a stream.
+    /// Converts to a stream.
     pub fn into_stream(self) -> impl Stream<Item = Result<Event, DatabaseError>> + Send {
         futures_util::stream::unfold(self, |mut subscription| async move {
             subscription.next().await.map(|event| (event, subscription))
         })
     }
 
-    /// The last revision that was looked at; a subscriber that saw nothing of its own can resume
-    /// from here.
+    /// The last revision that was examined; a subscriber without matching changes can resume from
+    /// here.
     #[must_use]
     pub fn seen(&self) -> u64 {
         self.seen
     }
 
-    /// Fills `ready`, or says how it ends.
+    /// Fills `ready`, or returns how the subscription ends.
     async fn advance(&mut self) -> Result<(), Result<Event, DatabaseError>> {
         if self.behind {
             return self.read_log().await;

@@ -1,4 +1,4 @@
-//! What other services call.
+//! The service for other services.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::service::{
     sources, status, watch,
 };
 
-/// Of a caller's deadline, kept for the answer's way.
+/// The part of a caller's deadline that is reserved for the answer's transport.
 const ANSWER_TIME: Duration = Duration::from_millis(10);
 
 /// The service over a cluster.
@@ -28,7 +28,7 @@ impl CacheApi {
         Self { cluster }
     }
 
-    /// Carries a change to its end although its caller hangs up: a source recorded and not told to
+    /// Completes a change even if its caller hangs up: a source that is recorded but not sent to
     /// the edges is half a change.
     async fn complete<F, T>(
         &self,
@@ -47,7 +47,7 @@ impl CacheApi {
     }
 }
 
-/// When the caller gives up, by its `grpc-timeout` (digits and one unit letter).
+/// The caller's deadline, from its `grpc-timeout` (digits and one unit letter).
 fn deadline(metadata: &MetadataMap) -> Option<Instant> {
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;
     let split = text.len().checked_sub(1)?;

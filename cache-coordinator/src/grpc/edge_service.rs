@@ -1,4 +1,4 @@
-//! What edges call.
+//! The service for edges.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ impl EdgeApi {
     }
 }
 
-/// As the guard found it.
+/// The caller, as the guard identified it.
 fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     let caller = request.extensions().get::<Caller>().cloned();
     caller.ok_or_else(|| Status::internal("a call came past the guard"))
@@ -58,8 +58,8 @@ impl EdgeService for EdgeApi {
         &self,
         request: Request<v1::ResolveKeyRequest>,
     ) -> Result<Response<v1::ResolveKeyResponse>, Status> {
-        // The session said where the edge is reached; a certificate of the form NAME.DOMAIN is
-        // judged by it.
+        // The session gave the edge's address; a certificate of the form NAME.DOMAIN is checked
+        // against it.
         let edge = &request.get_ref().edge;
         let live = self.cluster.registry.by_name(edge);
         let url = live.as_ref().map_or("", |live| live.url.as_str());

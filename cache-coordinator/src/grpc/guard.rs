@@ -1,4 +1,4 @@
-//! Before a call reaches its service: who calls, and whether the method is for them.
+//! Runs before each call: identifies the caller, and checks that it may call the method.
 
 use std::{
     convert::Infallible,
@@ -16,7 +16,7 @@ use crate::{
     listen::Peer,
 };
 
-/// A service that is asked only what its caller may ask. The caller is in the request's extensions.
+/// A service behind the access check. The caller is in the request's extensions.
 #[derive(Clone)]
 pub(super) struct Guarded<S> {
     access: Arc<Access>,

@@ -1,7 +1,7 @@
 //! `grpc.health.v1`: the answer of `/readyz`, in one word.
 //!
-//! Who asks is answered by a look at that moment; who watches hears of changes of the lead at once,
-//! of the database within [`LOOK_EVERY`].
+//! A check reads the present state; a watch sees changes of the leadership at once, and of the
+//! database within [`LOOK_EVERY`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,9 +14,9 @@ use tonic_health::{
 
 use crate::service::{Cluster, readiness::readiness};
 
-/// Between looks at the database for those who watch.
+/// Time between checks of the database for watches.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// The whole server, and each service by itself: they stand and fall together.
+/// The whole server, and each service: they have the same state.
 const SERVICES: [&str; 3] = [
     "",
     "chunkcache.v1.CacheService",
@@ -53,13 +53,13 @@ impl HealthApi {
         }
     }
 
-    /// For those who watch. Does not end.
+    /// Updates watches. Does not end.
     pub async fn keep_true(&self) {
         let mut leadership = self.cluster.leadership.clone();
         loop {
             self.look().await;
             tokio::select! {
-                // An error: the lease task is over, and so is the process soon.
+                // An error: the lease task is over, and soon the process.
                 Ok(()) = leadership.changed() => {}
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }

@@ -1,4 +1,4 @@
-//! The one place where an error becomes a gRPC status with `google.rpc` details.
+//! The one place that turns an error into a gRPC status with `google.rpc` details.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use crate::{
     service::error::ServiceError,
 };
 
-/// `google.rpc.ErrorInfo.domain` of everything said here.
+/// `google.rpc.ErrorInfo.domain` of all errors.
 const DOMAIN: &str = "chunkcache.v1";
 
 impl From<ServiceError> for Status {
@@ -24,7 +24,7 @@ impl From<ServiceError> for Status {
     }
 }
 
-/// Which code tells the caller what to do next.
+/// The code that tells the caller what to do next.
 fn code_of(error: &ServiceError) -> Code {
     match error {
         ServiceError::Invalid(_) | ServiceError::Refused(_) => Code::InvalidArgument,

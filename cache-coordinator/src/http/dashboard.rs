@@ -1,8 +1,8 @@
 //! The dashboard: one page with its assets embedded, JSON beside it, live by server-sent events.
 //!
 //! Nothing is fetched from elsewhere and no script is inline, so the content security policy can
-//! forbid both. What changes something is a POST with a header that no other site can send without
-//! our consent (no CORS is given): safe against CSRF without a cookie.
+//! forbid both. Actions are POSTs with a header that no other site can send without our consent (no
+//! CORS is given): safe against CSRF without a cookie.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -79,8 +79,8 @@ struct Parts {
     live: Arc<LiveView>,
 }
 
-/// `/`, `/assets/*` and `/api/v1/*`. The page and its assets hold nothing of the cluster and are
-/// for everyone; what they show and do is asked for with a token.
+/// Routes `/`, `/assets/*` and `/api/v1/*`. The page and its assets contain no data of the cluster
+/// and are open to all; their requests for data and actions need a token.
 pub fn router(
     cluster: Arc<Cluster>,
     access: Arc<Access>,
@@ -135,7 +135,7 @@ async fn asset(Path(name): Path<String>) -> Response {
     }
 }
 
-/// Headers on every answer, and the CSRF header on everything that acts.
+/// Adds headers to every answer, and requires the CSRF header for every action.
 async fn protect(request: Request, next: Next) -> Response {
     let acts = !matches!(
         *request.method(),
@@ -232,7 +232,8 @@ async fn one_entry(
     Ok(Json(entry_view::entry(&parts.cluster, id).await?))
 }
 
-/// A picture whenever something changed, at most twice a second; ended when the entry is gone.
+/// Sends the entry's state whenever something changed, at most twice a second; ends when the entry
+/// is gone.
 async fn entry_stream(
     State(parts): State<Parts>,
     Path(id): Path<EntryId>,
@@ -332,7 +333,7 @@ async fn drain_edge(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// A use case said no.
+/// The refusal of a use case.
 pub(super) struct Refused(ServiceError);
 
 impl<E: Into<ServiceError>> From<E> for Refused {

@@ -1,5 +1,5 @@
-//! One entry for the dashboard: what each edge holds, what is in flight at which level, where the
-//! viewers are.
+//! One entry for the dashboard: the chunks each edge holds, running fetches by level, and the
+//! viewers' positions.
 
 use chunkcache_proto::{EntryId, Geometry, v1};
 use serde_json::{Value, json};
@@ -13,13 +13,13 @@ use scheduler::{
     api::{EdgeId, FetchSource},
 };
 
-/// As JSON; see `dashboard/app.js` for who reads it.
+/// The entry as JSON, for `dashboard/app.js`.
 pub async fn entry(cluster: &Cluster, id: EntryId) -> Result<Value, ServiceError> {
     render(cluster, id, &Held::read(cluster, id).await?).await
 }
 
-/// One entry for who looks at it for long: the table is read again only after a change, what is in
-/// flight each time.
+/// One entry for a long-lived view: the table is read again only after a change, running fetches
+/// each time.
 pub struct Viewed {
     id: EntryId,
     held: Option<(Option<u64>, Held)>,
@@ -31,9 +31,9 @@ impl Viewed {
         Self { id, held: None }
     }
 
-    /// As [`entry`].
+    /// Like [`entry`].
     pub async fn picture(&mut self, cluster: &Cluster) -> Result<Value, ServiceError> {
-        // Asked first: what changes while the table is read is read again the next time.
+        // Read first: changes during the read of the table are read again the next time.
         let latest = cluster.database.latest_revision_of(self.id).await?;
         let held = match self.held.take() {
             Some((revision, held)) if revision == latest => held,
@@ -44,7 +44,7 @@ impl Viewed {
     }
 }
 
-/// What the table says.
+/// The table's content.
 struct Held(v1::EntryDetail);
 
 impl Held {
@@ -77,7 +77,7 @@ async fn render(cluster: &Cluster, id: EntryId, held: &Held) -> Result<Value, Se
     }))
 }
 
-/// A page of entries, newest state of the table.
+/// A page of entries, from the newest state of the table.
 pub async fn entries(
     cluster: &Cluster,
     source: String,
@@ -131,8 +131,8 @@ fn flights(plan: &Plan, id: EntryId) -> Vec<Value> {
         .collect()
 }
 
-/// Of the whole cluster, the most urgent first, at most `limit`: what the scheduler does now, and
-/// why.
+/// The running fetches of the whole cluster with their reasons, the most urgent first, at most
+/// `limit`.
 pub fn all_flights(plan: &Plan, limit: usize) -> Vec<Value> {
     let mut flights: Vec<_> = plan.scheduler().flights().collect();
     flights.sort_by_key(|(_, flight)| flight.level as u8);
@@ -179,7 +179,7 @@ fn viewers(cluster: &Cluster, id: &str) -> Vec<Value> {
     viewers
 }
 
-/// An edge that fetches its first chunk holds nothing yet, but has a strip.
+/// Adds edges that hold nothing yet but fetch their first chunk: they have a strip too.
 fn with_all_edges(mut edges: Vec<Value>, flights: &[Value], cluster: &Cluster) -> Vec<Value> {
     for session in cluster.registry.all() {
         let is_listed = edges.iter().any(|e| e["edge"] == session.name.as_str());

@@ -1,5 +1,5 @@
-//! Who asks the dashboard's interface. Tokens come in the `Authorization` header alone: no cookie,
-//! so no request is authorised that our own page did not make.
+//! Identifies callers of the dashboard's API. Tokens come in the `Authorization` header alone:
+//! there is no cookie, so only our own page's requests are authorised.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -16,7 +16,7 @@ use axum::{
 use super::dashboard::{Refused, problem};
 use crate::access::{Access, Caller, Denied, policy::Need};
 
-/// Refuses who may not even look; what acts asks more of the caller it finds in the extensions.
+/// Refuses callers without read permission; actions check the caller in the extensions again.
 pub(super) async fn identify(
     State((access, is_loopback)): State<(Arc<Access>, bool)>,
     mut request: Request,
@@ -60,10 +60,10 @@ fn refuse(denied: Denied) -> Response {
     Refused::from(denied).into_response()
 }
 
-/// Whether no other site can have the name that this was asked for by. A page of another site is on
-/// this machine too, in the browser of who works here; once its name is made to lead to 127.0.0.1
-/// (DNS rebinding), what it asks is of one origin to the browser, and each header is its to send,
-/// but the name stays its own.
+/// Whether the request's host name is one that no other site can have. A page of another site is on
+/// this machine too, in the browser of someone who works here; once its name points to 127.0.0.1
+/// (DNS rebinding), its requests are same-origin to the browser, and it can send any header, but
+/// the name remains its own.
 fn is_of_this_machine(request: &Request) -> bool {
     let named = request.uri().authority().cloned().or_else(|| {
         let host = request.headers().get(header::HOST)?.to_str().ok()?;

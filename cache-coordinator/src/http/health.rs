@@ -1,4 +1,4 @@
-//! Whether the process lives, and whether it is of use.
+//! Liveness and readiness.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ pub async fn live() -> &'static str {
     "ok\n"
 }
 
-/// 503 with reasons where something is missing. A standby that knows its leader is ready.
+/// 503 with reasons if something is missing. A standby that knows its leader is ready.
 pub async fn ready(State(cluster): State<Arc<Cluster>>) -> (StatusCode, Json<Readiness>) {
     let readiness = readiness(&cluster).await;
     let status = if readiness.ready {

@@ -1,8 +1,8 @@
-//! What the dashboard shows of the cluster: sampled once a second, whoever looks, and kept for an
-//! hour.
+//! The dashboard's view of the cluster: sampled once a second, regardless of viewers, and kept for
+//! an hour.
 //!
-//! Rates are differences of the totals edges report. The parts that cost queries (rows of edges,
-//! jobs) are read every few seconds, and only while somebody looks.
+//! Rates are differences of the totals that edges report. The parts that cost queries (rows of
+//! edges, jobs) are read every few seconds, and only while somebody looks.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -20,20 +20,20 @@ use super::entry_view;
 use crate::service::{Cluster, edges, jobs, resolve_key::now_ms, status};
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
-/// One of so many samples is kept, and asks the database.
+/// One in this many samples is kept, and queries the database.
 const KEEP_EVERY: u64 = 5;
-/// Samples that a rate is taken over. Players take what they play in bursts, some seconds apart:
-/// over one second most rates would be nothing or a burst. All that a kept sample stands for is in
-/// it.
+/// Number of samples that a rate covers. Players fetch in bursts, some seconds apart: over one
+/// second most rates would be nothing or a burst. A kept sample covers the whole time since the
+/// previous one.
 const RATE_OVER: usize = 5;
 /// An hour of kept samples.
 const HISTORY: usize = 720;
-/// Fetches on the page: the most urgent.
+/// Limit of fetches on the page: the most urgent.
 const MAX_FLIGHTS: usize = 100;
-/// Jobs on the page; the command line lists all.
+/// Limit of jobs on the page; the command line lists all.
 const MAX_JOBS: usize = 200;
 
-/// Bytes a second, by where they came from.
+/// Bytes a second, by their source.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Rates {
     sent: f64,
@@ -43,7 +43,7 @@ struct Rates {
     stalls: f64,
 }
 
-/// Of one edge, or of all.
+/// The measured values of one edge, or of all.
 #[derive(Clone, Copy, Debug, Default)]
 struct Measured {
     rates: Rates,
@@ -56,7 +56,7 @@ struct Sample {
     edges: HashMap<Arc<str>, Measured>,
 }
 
-/// The last totals of an edge's session, oldest first, to take differences of.
+/// The last totals of an edge's session, oldest first, for differences.
 struct Before {
     epoch: u64,
     told: VecDeque<(Instant, v1::EdgeStatus)>,
@@ -69,7 +69,7 @@ struct Slow {
     status: v1::GetStatusResponse,
 }
 
-/// The sampler and what it found.
+/// The sampler and its samples.
 pub struct LiveView {
     cluster: Arc<Cluster>,
     overview: watch::Sender<Arc<str>>,
@@ -93,7 +93,7 @@ impl LiveView {
         self.overview.subscribe()
     }
 
-    /// The last hour, of one edge or of all; one array a series, null where the edge was not in
+    /// The last hour, of one edge or of all; one array per series, null where the edge was not in
     /// session.
     #[must_use]
     pub fn history(&self, edge: Option<&str>) -> Value {
@@ -137,7 +137,7 @@ impl LiveView {
                 if number.is_multiple_of(KEEP_EVERY) || slow.status.version.is_empty() {
                     slow = self.ask(slow).await;
                 }
-                // None where another coordinator leads.
+                // None if another coordinator leads.
                 let plan = &self.cluster.plan;
                 let flights = plan.ask(|plan| entry_view::all_flights(plan, MAX_FLIGHTS));
                 let mut picture = self.render(&slow, &rates);
@@ -155,7 +155,7 @@ impl LiveView {
         live.iter()
             .map(|session| {
                 let mut status = session.status.lock().clone();
-                // Totals are what is kept.
+                // Only the totals are kept.
                 status.viewers.clear();
                 let known = before.entry(session.edge.0).or_insert_with(|| Before {
                     epoch: session.epoch,
@@ -182,7 +182,7 @@ impl LiveView {
 
     fn keep(&self, rates: &HashMap<String, Rates>) {
         let mut history = self.history.lock();
-        // One copy of a name for all of the hour.
+        // One copy of each name for the whole hour.
         let former = history.back().map(|sample| &sample.edges);
         let name = |name: &str| {
             let known = former.and_then(|edges| edges.get_key_value(name));
@@ -220,7 +220,7 @@ impl LiveView {
         });
     }
 
-    /// The database's part. What can not be had now stays as it was.
+    /// Reads the database's part. Values that can not be read stay as they were.
     async fn ask(&self, mut slow: Slow) -> Slow {
         if let Ok(list) = edges::list(&self.cluster).await {
             slow.edges = list.edges;
@@ -280,8 +280,8 @@ impl LiveView {
     }
 }
 
-/// Totals that fell (another process under the same epoch can not be) count as nothing rather than
-/// as a flood.
+/// Totals that fell (although another process would have another epoch) count as nothing rather
+/// than as a flood.
 fn differences(before: &v1::EdgeStatus, now: &v1::EdgeStatus, elapsed: Duration) -> Rates {
     let seconds = elapsed.as_secs_f64().max(0.001);
     let rate =

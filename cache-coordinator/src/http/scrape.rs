@@ -11,8 +11,8 @@ use chunkcache_proto::Level;
 
 use crate::{metrics::LevelLabel, service::Cluster};
 
-/// What the plan counts is taken at the scrape: it costs what it costs, once a scrape and not once
-/// an event.
+/// The plan's counts are taken at the scrape: that costs them once per scrape and not once per
+/// event.
 pub async fn metrics(State(cluster): State<Arc<Cluster>>, headers: HeaderMap) -> Response {
     let counted = cluster
         .plan

@@ -1,5 +1,5 @@
-//! Connections of the HTTP listener: bounded in number, each head in time, so that who opens many
-//! or says little holds nobody up.
+//! Connections of the HTTP listener: limited in number, each head in time, so that clients that
+//! open many or send little hold nobody up.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,16 +14,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::listen::Accepted;
 
-/// Of each of HTTP/1.1 and HTTP/2; viewers of the dashboard hold one or two each. Further ones are
-/// closed: to let them wait would be to let probes wait behind who holds the others. Apart, for
-/// only heads of HTTP/1.1 are timed: a client of HTTP/2 that says nothing at all is told by its
-/// pings, which begin when it has said something.
+/// Limit for each of HTTP/1.1 and HTTP/2; viewers of the dashboard hold one or two each. Further
+/// ones are closed: if they waited, probes would wait behind them. Separate limits, because only
+/// heads of HTTP/1.1 are timed: a silent HTTP/2 client is detected by its pings, which begin once
+/// it has sent something.
 const MAX_CONNECTIONS: usize = 2048;
-/// For a request's head, also the first and the one after a pause: longer than scrapers pause, so
-/// that they keep their connection.
+/// For a request's head, including the first and the one after a pause: longer than scrapers pause,
+/// so that they keep their connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Serves until `shutdown`, then lets what runs end; streams end by themselves then.
+/// Serves until `shutdown`, then lets running requests end; streams end on their own then.
 pub async fn serve(mut connections: Accepted, router: Router, shutdown: CancellationToken) {
     let running = GracefulShutdown::new();
     let mut http1 = auto::Builder::new(TokioExecutor::new()).http1_only();
@@ -56,7 +56,7 @@ pub async fn serve(mut connections: Accepted, router: Router, shutdown: Cancella
         let conversation = builder.serve_connection(TokioIo::new(connection), service);
         let conversation = running.watch(conversation.into_owned());
         tokio::spawn(async move {
-            // A client that broke off is no error of ours.
+            // A client that disconnected is not our error.
             let _ = conversation.await;
             drop(place);
         });

@@ -1,4 +1,4 @@
-//! Who holds what: asked of the table, waited for by events.
+//! Availability: which edges hold what, read from the table, and waited for by events.
 
 use std::time::Duration;
 
@@ -16,12 +16,12 @@ use crate::{
     events::{Event, Filter},
 };
 
-/// Missing ranges in one answer.
+/// Limit of missing ranges in one answer.
 const MAX_MISSING: u32 = 1000;
-/// For who waits without a deadline of their own.
+/// For callers without a deadline.
 const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
 
-/// Is every byte of the range there?
+/// Whether every byte of the range is held.
 pub async fn has_range(
     cluster: &Cluster,
     request: v1::HasByteRangeRequest,
@@ -35,7 +35,7 @@ pub async fn has_range(
     })
 }
 
-/// What of a range is missing on an edge; with an empty name, on all together.
+/// The parts of a range that are missing on an edge; with an empty name, on all together.
 pub async fn missing(
     cluster: &Cluster,
     entry: EntryId,
@@ -84,7 +84,7 @@ pub async fn snapshot(
     })
 }
 
-/// Asks for a range at a priority. Not durable.
+/// Requests a range at a priority. Not durable.
 pub async fn request(
     cluster: &Cluster,
     request: v1::RequestRangeRequest,
@@ -111,8 +111,8 @@ pub async fn request(
     })
 }
 
-/// Returns when the range is recorded. Subscribes first, then looks, then waits: nothing is missed
-/// between.
+/// Returns when the range is recorded. Subscribes first, then checks, then waits, so that nothing
+/// is missed in between.
 pub async fn wait(
     cluster: &Cluster,
     request: v1::WaitForRangeRequest,
@@ -155,10 +155,10 @@ async fn recorded(
             .await?
             .is_empty()
         {
-            // Read after the look: the rows may be younger than the subscription.
+            // Read after the check: the rows may be newer than the subscription.
             return cluster.database.latest_revision().await.map_err(Into::into);
         }
-        // Looked at again only when something that concerns the range was stored.
+        // Checked again only when a change that concerns the range was stored.
         loop {
             match changes.next().await {
                 Some(Ok(Event::Change(change))) => {
@@ -173,7 +173,7 @@ async fn recorded(
                     }
                 }
                 Some(Err(error)) => return Err(error.into()),
-                // The log was cut behind us: begin again.
+                // The log was pruned behind us: begin again.
                 Some(Ok(Event::SnapshotNeeded)) | None => break,
             }
         }

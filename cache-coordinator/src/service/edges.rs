@@ -19,14 +19,14 @@ use crate::{
 };
 use scheduler::api::EdgeId;
 
-/// Entries handed over at a drain because somebody plays them.
+/// Limit of entries handed over at a drain because they are being played.
 const MAX_PLAYED: usize = 256;
-/// Chunks of an edge are counted up to here in a listing.
+/// Limit for counting the chunks of an edge in a listing.
 const COUNT_LIMIT: u32 = 1_000_000;
-/// An edge comes back and is reconciled within this time.
+/// Time for an edge to come back and be reconciled.
 const VERIFY_WITHIN: Duration = Duration::from_secs(60);
 
-/// The row, with what its session says now.
+/// The row, with the present state of its session.
 #[must_use]
 pub fn describe(cluster: &Cluster, row: &EdgeRecord, chunks: u64) -> v1::Edge {
     let mut edge = row.to_proto();
@@ -70,8 +70,8 @@ pub async fn list(cluster: &Cluster) -> Result<v1::ListEdgesResponse, ServiceErr
     Ok(v1::ListEdgesResponse { edges })
 }
 
-/// No new readers; or readers again. What its readers come to next goes to the edges that take
-/// them.
+/// Stops, or resumes, sending new readers to the edge. The next chunks of its readers are handed
+/// over to the edges that take them.
 pub async fn drain(
     cluster: &Cluster,
     request: v1::DrainEdgeRequest,
@@ -105,7 +105,7 @@ pub async fn drain(
     })
 }
 
-/// What its viewers are at, as it said last.
+/// The entries that its viewers play, as last reported.
 fn played(cluster: &Cluster, edge: EdgeId) -> BTreeSet<EntryId> {
     let Some(live) = cluster.registry.get(edge) else {
         return BTreeSet::new();
@@ -151,8 +151,9 @@ pub async fn forget(
     })
 }
 
-/// Rows against what the edge says it holds. Its session is ended: the next one begins with an
-/// inventory and its reconciliation, which is the very check; readers keep their bytes meanwhile.
+/// Compares the rows with the edge's chunks. It ends the edge's session: the next one begins with
+/// an inventory and its reconciliation, which is that very comparison; readers keep their bytes
+/// meanwhile.
 pub async fn verify(
     cluster: &Cluster,
     request: v1::VerifyEdgeRequest,
@@ -186,7 +187,7 @@ pub async fn verify(
     })
 }
 
-/// What the next session of an edge finds.
+/// The reconciliation of the edge's next session.
 async fn reconciled_after(cluster: &Cluster, edge: EdgeId, epoch: u64) -> Option<Reconciliation> {
     let mut joins = cluster.registry.joins();
     loop {

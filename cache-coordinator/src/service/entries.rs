@@ -22,14 +22,14 @@ use crate::{
 use scheduler::api::EdgeId;
 use scheduler::edge_choice::{Candidate, choose_edge};
 
-/// Of a listing.
+/// Entries in one page of a listing by default.
 const DEFAULT_PAGE: u32 = 100;
-/// Of a listing.
+/// The largest page of a listing.
 const MAX_PAGE: u32 = 1000;
-/// Around the position a viewer starts at, when edges are compared.
+/// Range around a viewer's start position in which edges are compared.
 const NEAR_BYTES: u64 = 256 << 20;
 
-/// Reads a request's name of an entry.
+/// Parses a request's name of an entry.
 pub fn read_name(
     cluster: &Cluster,
     name: Option<&v1::EntryName>,
@@ -41,7 +41,7 @@ pub fn read_name(
     entry_ref::read_name(name, pairs).map_err(|violation| ServiceError::Invalid(vec![violation]))
 }
 
-/// A known entry.
+/// Finds a known entry.
 pub async fn find(
     cluster: &Cluster,
     name: Option<&v1::EntryName>,
@@ -52,7 +52,7 @@ pub async fn find(
         .ok_or_else(|| ServiceError::not_found(Resource::Entry, reference.to_string()))
 }
 
-/// A known entry, or one made because the origin has the object.
+/// Finds a known entry, or creates one because the origin has the object.
 pub async fn find_or_make(
     cluster: &Cluster,
     name: Option<&v1::EntryName>,
@@ -80,7 +80,7 @@ pub async fn find_or_make(
         return Err(ServiceError::Internal("an edge found no entry".into()));
     };
     let _observing = cluster.registry.observing().await;
-    // What the origin said before an invalidation is no news after it.
+    // The origin's answer from before an invalidation does not count after it.
     let how = if cluster.registry.invalidations() == invalidations {
         Observation::Live
     } else {
@@ -98,7 +98,7 @@ async fn lookup(cluster: &Cluster, reference: &EntryRef) -> Result<Option<Bindin
     match reference {
         EntryRef::Id(id) => Ok(cluster.database.binding_of_entry(*id).await?),
         EntryRef::Key(key) => {
-            // Of several variants, the one confirmed last.
+            // Among several variants, the one confirmed last.
             let bindings = cluster
                 .database
                 .bindings_of_path(&key.source, &key.path, &key.query)
@@ -138,8 +138,8 @@ pub async fn open(
     })
 }
 
-/// Alive, not draining, holding most near the position, least loaded; and how many chunks it holds
-/// there.
+/// The best edge and how many chunks it holds near the position: alive, not draining, holding most
+/// there, least loaded.
 pub fn best_edge(
     cluster: &Cluster,
     entry: &EntryRecord,
@@ -178,12 +178,12 @@ pub fn best_edge(
         .ok_or_else(|| ServiceError::NoEdge("no edge is in session that takes readers".into()))
 }
 
-/// 64 bits that stay with an entry; its id is a hash already.
+/// A stable 64-bit hash of an entry; its id is a hash already.
 fn hash_of(id: EntryId) -> u64 {
     id.as_u64_pair().0
 }
 
-/// One entry with what each edge holds of it.
+/// One entry with the parts that each edge holds.
 pub async fn get(
     cluster: &Cluster,
     request: v1::GetEntryRequest,
@@ -212,7 +212,7 @@ pub async fn list(
         }
     };
     let after = EntryCursor::decode(&request.page_token)?;
-    // One more than asked for tells whether there is a next page.
+    // One extra entry tells whether there is a next page.
     let mut entries = cluster
         .database
         .entries(&request.source, &after, page_size + 1)

@@ -1,4 +1,4 @@
-//! How a client's name for an entry is read: by id, by source and path, or by an absolute URL.
+//! Parses a client's name for an entry: an id, source and path, or an absolute URL.
 //!
 //! Pure. Paths are normalised by the rule the edges follow, [`http_rules::path`].
 
@@ -13,7 +13,7 @@ use super::error::FieldViolation;
 pub enum EntryRef {
     /// Exactly this entry.
     Id(EntryId),
-    /// What this key points to now.
+    /// The entry that this key points to now.
     Key(v1::Key),
 }
 
@@ -36,7 +36,7 @@ pub fn display_key(key: &v1::Key) -> String {
     }
 }
 
-/// Reads a name. `sources` are the registered ones as (name, base URL); only a URL needs them.
+/// Parses a name. `sources` are the registered ones as (name, base URL); only a URL needs them.
 pub fn read_name<'a>(
     name: Option<&v1::EntryName>,
     sources: impl IntoIterator<Item = (&'a str, &'a str)>,

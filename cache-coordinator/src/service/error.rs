@@ -1,4 +1,4 @@
-//! What can go wrong in a use case, said in terms of whose fault it is and whether to retry.
+//! Errors of use cases: whose fault it is and whether to retry.
 //!
 //! One place (`grpc/status.rs`) maps these to gRPC; nothing else does.
 
@@ -9,12 +9,12 @@ use crate::{access::Denied, db::DatabaseError};
 pub struct FieldViolation {
     /// Path of the field in the request message, in proto names: `source.base_url`.
     pub field: String,
-    /// What would be right.
+    /// The valid form.
     pub description: String,
 }
 
 impl FieldViolation {
-    /// One violation.
+    /// Creates a violation.
     pub fn new(field: impl Into<String>, description: impl Into<String>) -> Self {
         Self {
             field: field.into(),
@@ -23,14 +23,14 @@ impl FieldViolation {
     }
 }
 
-/// The kinds of things that can be absent.
+/// Kinds of resources that can be absent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource {
     /// A registered origin.
     Source,
     /// A cached object.
     Entry,
-    /// What the origin was asked for.
+    /// An object at its origin.
     Object,
     /// A member of the cluster.
     Edge,
@@ -39,7 +39,7 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// In messages and in `google.rpc.ResourceInfo`.
+    /// The name in messages and in `google.rpc.ResourceInfo`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -52,35 +52,35 @@ impl Resource {
     }
 }
 
-/// Why a use case was not carried out.
+/// Why a use case failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
     /// The caller's fault; the same request never succeeds.
     #[error("{}", describe_violations(.0))]
     Invalid(Vec<FieldViolation>),
-    /// The named thing is not there.
+    /// The named resource does not exist.
     #[error("{} {name:?} is not known", resource.name())]
     NotFound {
-        /// What kind of thing.
+        /// Its kind.
         resource: Resource,
         /// As the caller named it.
         name: String,
     },
-    /// Not for this caller.
+    /// The caller is not allowed.
     #[error(transparent)]
     Denied(#[from] Denied),
     /// Ask the leader instead.
     #[error("this coordinator does not lead{}", leader.as_ref().map(|l| format!("; {l} does")).unwrap_or_default())]
     NotLeader {
-        /// Its address, where one is known.
+        /// Its address, if known.
         leader: Option<String>,
     },
-    /// The session that speaks was replaced by a newer one.
+    /// The session was replaced by a newer one.
     #[error("epoch {given} of edge {edge:?} is not its present one")]
     StaleEpoch {
-        /// Who speaks.
+        /// The edge.
         edge: String,
-        /// What it said.
+        /// Its epoch.
         given: u64,
     },
     /// The state of the system forbids it now.
@@ -91,15 +91,15 @@ pub enum ServiceError {
         /// For people.
         message: String,
     },
-    /// No edge is there to do it; may pass.
+    /// No edge is available for it; may pass.
     #[error("{0}")]
     NoEdge(String),
     /// The origin's fault; may pass.
     #[error("origin of source {source_name:?}: {message}")]
     Origin {
-        /// Of the source.
+        /// The name of the source.
         source_name: String,
-        /// What it did.
+        /// What went wrong.
         message: String,
     },
     /// A bound was reached; may pass.
@@ -123,12 +123,12 @@ pub enum ServiceError {
 }
 
 impl ServiceError {
-    /// A request with one bad field.
+    /// A request with one invalid field.
     pub fn invalid(field: impl Into<String>, description: impl Into<String>) -> Self {
         Self::Invalid(vec![FieldViolation::new(field, description)])
     }
 
-    /// Something named that is not there.
+    /// A named resource that does not exist.
     pub fn not_found(resource: Resource, name: impl Into<String>) -> Self {
         Self::NotFound {
             resource,

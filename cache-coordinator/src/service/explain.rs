@@ -1,4 +1,4 @@
-//! Why: the present scheduling decision on one chunk.
+//! Explains the present scheduling decision on one chunk.
 
 use chunkcache_proto::{EntryId, v1};
 
@@ -6,7 +6,7 @@ use super::{Cluster, entries, error::ServiceError};
 use crate::sessions::{plan::Plan, translate};
 use scheduler::{Decision, api::FetchSource};
 
-/// In words and numbers.
+/// Explains it in words and numbers.
 pub async fn explain(
     cluster: &Cluster,
     request: v1::ExplainChunkRequest,

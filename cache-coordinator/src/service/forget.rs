@@ -1,8 +1,8 @@
-//! Forgets entries of which no edge holds anything, by age and by number, a bounded bite at a time.
+//! Forgets entries without chunks on any edge, by age and by number, in bounded batches.
 //!
-//! Clients choose keys, and each that is asked for makes an entry: without this the tables would
-//! grow with what was ever asked for. What is in use stays: a pinned entry, one with a job, one a
-//! reader or a watcher is at.
+//! Clients choose keys, and each requested key makes an entry: without this the tables would grow
+//! with every key ever requested. Entries in use stay: pinned ones, those with a job, and those
+//! with a reader or a watcher.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,19 +16,19 @@ use parking_lot::Mutex;
 use super::{Cluster, error::ServiceError};
 use crate::db::writer::ForgetEntries;
 
-/// An entry without chunks that nobody asked for in this time goes.
+/// An entry without chunks that was not requested for this long is forgotten.
 const UNUSED_FOR: Duration = Duration::from_secs(8 * 60);
-/// More of them go before that time, the oldest first ...
+/// Beyond this number they are forgotten earlier, the oldest first ...
 const MAX_CHUNKLESS: u64 = 100_000;
-/// ... but not those that may have a chunk under way.
+/// ... but not while a chunk may be on its way.
 const AT_LEAST: Duration = Duration::from_secs(15);
-/// Between looks when there is little to do.
+/// Time between checks when there is little to do.
 const LOOK_EVERY: Duration = Duration::from_secs(20);
 /// Entries deleted in one transaction, and the pause to the next.
 const BITE: u32 = 2_000;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Entries somebody watches.
+/// Entries that have watchers.
 #[derive(Debug, Default)]
 pub struct Watched(Mutex<HashMap<EntryId, usize>>);
 
@@ -39,7 +39,7 @@ pub struct Watching {
 }
 
 impl Watching {
-    /// Until it is dropped, the entry is not forgotten.
+    /// Protects the entry from being forgotten until this is dropped.
     #[must_use]
     pub fn new(cluster: &Arc<Cluster>, entry: EntryId) -> Self {
         *cluster.watched.0.lock().entry(entry).or_default() += 1;
@@ -117,8 +117,8 @@ async fn forget_some(cluster: &Arc<Cluster>) -> Result<bool, ServiceError> {
     Ok(has_more)
 }
 
-/// Those no reader is at and nobody watches. The others count as asked for just now, so that they
-/// are not in the way of the next look.
+/// The entries without readers and watchers. The others count as requested now, so that the next
+/// check does not return them again.
 async fn not_in_use(
     cluster: &Cluster,
     entries: Vec<EntryId>,

@@ -1,4 +1,4 @@
-//! Pins, and the end of an entry: forgotten by every edge before the answer.
+//! Pins and invalidations: every edge has forgotten an entry before the answer.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
     sessions::{plan::Command, registry::Confirmation},
 };
 
-/// Edges are waited for this long.
+/// How long to wait for edges.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(2);
 
 /// A pinned entry is evicted last.
@@ -44,7 +44,7 @@ pub async fn pin(
     Ok(v1::PinEntryResponse { entry: Some(entry) })
 }
 
-/// No key points to the entry any more; with `purge` its rows and bytes go too.
+/// Removes all bindings of the entry; with `purge` its rows and bytes too.
 pub async fn invalidate(
     cluster: &Cluster,
     request: v1::InvalidateEntryRequest,
@@ -52,7 +52,7 @@ pub async fn invalidate(
     cluster.require_leader()?;
     let entry = entries::find(cluster, request.entry.as_ref()).await?.entry;
     let purge = request.purge;
-    // First nothing of it is fetched any more: no chunk is stored behind the purge.
+    // Stop its fetches first, so that no chunk is stored after the purge.
     cluster.plan.tell(Command::EntryClosed(entry.id)).await?;
     cluster
         .jobs
@@ -72,7 +72,7 @@ pub async fn invalidate(
         Ok(committed) => committed.value.keys.clone(),
         Err(_) => Vec::new(),
     };
-    // An edge may remember a key that the table has lost already.
+    // An edge may remember a key that the table no longer has.
     if !keys.contains(&entry.key()) {
         keys.push(entry.key());
     }
@@ -93,10 +93,10 @@ pub async fn invalidate(
             CONFIRM_WITHIN,
         )
         .await;
-    // Told also where it is not recorded: the edges confirm the sequence, and ask their origins
-    // once more.
+    // Sent even if it is not recorded: the edges confirm the sequence, and ask their origins once
+    // more.
     invalidated?;
-    // One that is away has its bindings, and learns of it when it comes back.
+    // A disconnected edge has its bindings, and learns of it when it comes back.
     for edge in cluster.database.edges().await? {
         if !pushed.confirmed.contains(&edge.name) && !pushed.unconfirmed.contains(&edge.name) {
             pushed.unconfirmed.push(edge.name);

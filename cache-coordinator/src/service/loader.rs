@@ -1,4 +1,4 @@
-//! Entries and their holders from the table, for the plan.
+//! Loads entries and their holders from the table, for the plan.
 
 use chunkcache_proto::EntryId;
 
@@ -9,13 +9,13 @@ use crate::{
 };
 use scheduler::api::EdgeId;
 
-/// An edge's row id as the scheduler's.
+/// Converts a row's id to the scheduler's.
 #[must_use]
 pub fn edge_id(id: i32) -> EdgeId {
     EdgeId(id.unsigned_abs())
 }
 
-/// The scheduler's as the row id.
+/// Converts the scheduler's id to the row's.
 #[must_use]
 pub fn row_id(edge: EdgeId) -> i32 {
     edge.0.cast_signed()

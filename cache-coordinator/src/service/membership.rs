@@ -1,4 +1,5 @@
-//! Edges that went: suspect at once, lost after a while, and what was theirs is given to others.
+//! Disconnected edges: disconnected at once, lost after a while; their work is then given to
+//! others.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,9 +8,9 @@ use chunkcache_proto::v1;
 use super::{Cluster, error::ServiceError, loader::row_id};
 use crate::{db::writer::SetEdgeState, sessions::registry::DisconnectedEdge};
 
-/// An edge that restarts is back before it is taken as lost.
+/// An edge that restarts is back before it counts as lost.
 const LOST_AFTER: Duration = Duration::from_secs(30);
-/// Between looks.
+/// Time between checks.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Runs until the process ends.
@@ -27,7 +28,7 @@ pub async fn run(cluster: Arc<Cluster>) {
             tracing::warn!(edge = %suspect.name, "edge is lost");
             if let Err(error) = lost(&cluster, &suspect).await {
                 tracing::debug!(edge = %suspect.name, %error, "its loss is recorded later");
-                // Counted anew: it may have come back, which the epoch tells.
+                // The wait begins again: it may have come back, which the epoch shows.
                 cluster.registry.expect(suspect);
             }
         }

@@ -1,4 +1,4 @@
-//! One file a use case, over the table, the plan and the live sessions.
+//! One file per use case, over the table, the plan and the open sessions.
 //!
 //! Knows messages of the protos as values; nothing of tonic's transport, of SQL, or of how a
 //! session speaks. Every use case that writes or decides asks [`Cluster::require_leader`] first.
@@ -43,26 +43,26 @@ use crate::{
 };
 use error::ServiceError;
 
-/// What every use case works on.
+/// The dependencies of every use case.
 pub struct Cluster {
     /// Reads.
     pub database: Database,
     /// Changes.
     pub writer: Writer,
-    /// The change log, live and past.
+    /// The change log: present and past changes.
     pub events: ChangeLog,
     /// The scheduler.
     pub plan: PlanHandle,
-    /// The sessions that stand.
+    /// The open sessions.
     pub registry: Arc<Registry>,
-    /// Whether we lead.
+    /// Whether this coordinator leads.
     pub leadership: channel::Receiver<Leadership>,
-    /// Gives the lead up.
+    /// Gives up the leadership.
     pub step_down: StepDown,
     /// As in the table: read at the start of a term, changed with the table.
     pub sources: ArcSwap<Vec<v1::Source>>,
-    /// Held from a change of the table until it is in `sources`, in the outboxes and in the plan:
-    /// all learn of changes in one order.
+    /// Locked from a change of the table until it is in `sources`, in the outboxes and in the plan,
+    /// so that all see changes in one order.
     pub publishing: tokio::sync::Mutex<()>,
     /// Held while a purge is carried out.
     pub purging: tokio::sync::Mutex<()>,
@@ -70,23 +70,23 @@ pub struct Cluster {
     pub resolver: resolve_key::Resolver,
     /// Questions to origins, through edges.
     pub probes: probe::Probes,
-    /// Entries somebody watches: they are not forgotten.
+    /// Entries that have watchers: they are not forgotten.
     pub watched: forget::Watched,
-    /// Jobs under way.
+    /// Running jobs.
     pub jobs: jobs::Jobs,
     /// Newest first; set at the start of a term.
     pub peer_keys: ArcSwap<Vec<Vec<u8>>>,
     /// The cluster was brought up in this term.
     pub term_ready: channel::Sender<bool>,
-    /// Of this coordinator, as clients reach it.
+    /// This coordinator's address for clients.
     pub address: String,
-    /// Counts.
+    /// Metrics.
     pub metrics: Arc<Metrics>,
-    /// Bytes in a chunk of entries made from now on.
+    /// Chunk size of new entries.
     pub chunk_size: u32,
     /// Short tasks beside requests and sessions.
     pub tasks: TaskTracker,
-    /// The process ends.
+    /// Cancelled when the process ends.
     pub shutdown: CancellationToken,
 }
 
@@ -97,7 +97,7 @@ impl Cluster {
         matches!(*self.leadership.borrow(), Leadership::Leader { .. }) && *self.term_ready.borrow()
     }
 
-    /// Refuses with the leader's address where this coordinator does not lead.
+    /// Refuses, with the leader's address, if this coordinator does not lead.
     pub fn require_leader(&self) -> Result<(), ServiceError> {
         if self.shutdown.is_cancelled() {
             return Err(ServiceError::ShuttingDown);

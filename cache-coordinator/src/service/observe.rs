@@ -1,5 +1,5 @@
-//! An origin answered for a key: the entry is registered, the key points to it, who should know is
-//! told.
+//! Handles an origin's answer for a key: registers the entry, binds the key, and notifies the
+//! edges.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -25,7 +25,7 @@ use crate::{
 };
 use scheduler::api::EdgeId;
 
-/// An observation that is queued to be recorded.
+/// An observation that is queued for the writer.
 pub struct Observing {
     by: Option<EdgeId>,
     id: EntryId,
@@ -35,20 +35,20 @@ pub struct Observing {
 }
 
 impl Observing {
-    /// The entry it is of.
+    /// Its entry.
     #[must_use]
     pub fn entry(&self) -> EntryId {
         self.id
     }
 
-    /// The key it binds.
+    /// Its key.
     #[must_use]
     pub fn key(&self) -> &v1::Key {
         &self.key
     }
 }
 
-/// Registers. `by` is the edge that saw it: it need not be told.
+/// Registers. `by` is the edge that saw it: it needs no notification.
 pub async fn observe(
     cluster: &Cluster,
     by: Option<EdgeId>,
@@ -60,7 +60,7 @@ pub async fn observe(
     finish(cluster, observing).await
 }
 
-/// Queues it: what is queued afterwards is recorded after it.
+/// Queues it: changes that are queued later are recorded after it.
 pub async fn begin(
     cluster: &Cluster,
     by: Option<EdgeId>,
@@ -83,7 +83,7 @@ pub async fn begin(
     })
 }
 
-/// Waits until it is recorded and tells who should know.
+/// Waits until it is recorded, and notifies the edges.
 pub async fn finish(cluster: &Cluster, observing: Observing) -> Result<Observed, ServiceError> {
     let Observing {
         by,
@@ -165,8 +165,8 @@ async fn announce_to(
     tell_edges(cluster, by, observed, binding).await
 }
 
-/// A key that moved concerns every edge; one that was confirmed, those that hold the entry; a new
-/// one nobody (who waits for it in `ResolveKey` has its answer).
+/// Notifies edges. A key that moved concerns every edge; one that was confirmed, those that hold
+/// the entry; a new one none (waiters in `ResolveKey` have their answer).
 async fn tell_edges(
     cluster: &Cluster,
     by: Option<EdgeId>,
@@ -181,8 +181,8 @@ async fn tell_edges(
     }
     let moved = observed.key_changed;
     let holders: HashSet<EdgeId> = match binding.entry.as_ref().and_then(|e| e.id.parse().ok()) {
-        // Who, not what: an entry may be fifty thousand chunks on a thousand edges, and each of
-        // these confirms it.
+        // Edges only, not chunks: an entry may have fifty thousand chunks on a thousand edges, and
+        // each of these confirms it.
         Some(id) if !moved => {
             let edges = cluster.database.edges_holding(id).await?;
             edges.into_iter().map(edge_id).collect()
@@ -212,7 +212,7 @@ pub fn check_key(key: &v1::Key) -> Result<(), ServiceError> {
     ))
 }
 
-/// The id is derived again: an edge can not register one object under another's id.
+/// Derives the id again: an edge can not register one object under another's id.
 fn check(cluster: &Cluster, entry: &v1::Entry) -> Result<EntryRecord, ServiceError> {
     let record = EntryRecord::from_proto(entry)?;
     check_key(&record.key())?;

@@ -1,7 +1,7 @@
-//! Has an origin this object? Asked of an edge, which asks the origin as it would for a player.
+//! Asks whether an origin has an object, through an edge, which asks as it would for a player.
 //!
-//! A coordinator speaks to no origin itself: which redirects are followed, which headers go along,
-//! what of an answer is believed is decided in one place, the edge.
+//! A coordinator speaks to no origin itself: redirects, headers and checks of answers are decided
+//! in one place, the edge.
 
 use std::{
     collections::HashMap,
@@ -27,7 +27,7 @@ use crate::sessions::registry::EdgeSession;
 
 /// An edge answers for a cold object whose origin is down within 15 s.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// Under way at a time.
+/// Limit of running probes.
 const MAX_PROBES: usize = 1_024;
 
 /// Probes that no edge has answered yet.
@@ -56,7 +56,7 @@ impl Probes {
         self.0.lock().answers.remove(&sequence);
     }
 
-    /// An edge answered. Nobody may wait any more; another edge's question is not answered.
+    /// Records an edge's answer. Ignored if nobody waits any more, or if another edge was asked.
     pub fn report(&self, edge: EdgeId, report: v1::ProbeReport) {
         let mut waiting = self.0.lock();
         let is_its = waiting
@@ -67,13 +67,13 @@ impl Probes {
             && let Some((_, sender)) = waiting.answers.remove(&report.sequence)
             && let Some(outcome) = report.outcome
         {
-            // Whoever asked may have left.
+            // The caller may have left.
             let _ = sender.send(outcome);
         }
     }
 }
 
-/// Ends the wait also where its caller is gone.
+/// Ends the wait even if its caller is gone.
 struct Wait<'a>(&'a Probes, u64);
 
 impl Drop for Wait<'_> {
@@ -129,7 +129,7 @@ pub async fn probe(cluster: &Cluster, key: &v1::Key) -> Result<v1::KeyBinding, S
     }
 }
 
-/// One that takes readers, where there is one; the least loaded.
+/// An edge that takes readers, if there is one; the least loaded.
 fn choose(cluster: &Cluster) -> Option<Arc<EdgeSession>> {
     let live = cluster.registry.all();
     let candidates: Vec<Candidate> = live

@@ -1,13 +1,13 @@
-//! Byte ranges as clients give them. Pure.
+//! Byte ranges of clients' requests. Pure.
 
 use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, v1};
 
 use super::error::ServiceError;
 
-/// Ranges in one request.
+/// Limit of ranges in one request.
 const MAX_RANGES: usize = 1000;
 
-/// A range that must be there and not be empty, cut to the object.
+/// A range that must be given and not be empty, cut to the object.
 pub fn required(
     field: &str,
     range: Option<v1::ByteRange>,
@@ -67,7 +67,7 @@ pub fn joined(mut ranges: Vec<ByteRange>) -> Vec<ByteRange> {
     joined
 }
 
-/// Chunks that hold a byte of the ranges, ascending and disjoint.
+/// Chunks that contain a byte of the ranges, ascending and disjoint.
 #[must_use]
 pub fn chunks_of(ranges: &[ByteRange], geometry: Geometry) -> Vec<std::ops::Range<ChunkIndex>> {
     let mut chunks: Vec<std::ops::Range<ChunkIndex>> = Vec::new();

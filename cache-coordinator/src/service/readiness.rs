@@ -1,11 +1,11 @@
-//! Whether this coordinator is of use, and why not.
+//! Whether this coordinator is ready, and why not.
 
 use serde::Serialize;
 
 use super::Cluster;
 use crate::db::{Health, Leadership};
 
-/// What `/readyz` says, and health over gRPC in one word.
+/// The answer of `/readyz`, and of gRPC health in one word.
 #[derive(Serialize)]
 pub struct Readiness {
     pub ready: bool,
@@ -15,7 +15,7 @@ pub struct Readiness {
     pub reasons: Vec<String>,
 }
 
-/// Looks now. A standby that knows its leader is ready.
+/// Checks now. A standby that knows its leader is ready.
 pub async fn readiness(cluster: &Cluster) -> Readiness {
     let mut reasons = Vec::new();
     if cluster.shutdown.is_cancelled() {

@@ -1,8 +1,8 @@
-//! Key to entry, for edges: at once where the table knows it; else one caller in the cluster asks
-//! the origin and the others wait for what it finds.
+//! Resolves keys to entries, for edges: at once if the table knows the key; otherwise one caller in
+//! the cluster asks the origin and the others wait for its finding.
 //!
-//! Waiting is by events: what ends a probe drops its channel, which wakes everyone who waits on it.
-//! A probe that says nothing ends by its lease.
+//! Waiting is by events: the end of a probe drops its channel, which wakes all waiters. A probe
+//! without an answer ends by its lease.
 
 use std::{
     collections::HashMap,
@@ -21,16 +21,16 @@ use super::{
 };
 use crate::db::writer::TouchEntry;
 
-/// The origin is asked within this time, or somebody else may.
+/// The origin is asked within this time, or another caller may.
 const PROBE_LEASE: Duration = Duration::from_secs(2);
-/// Keys remembered at a time as asked for, and as absent.
+/// Limit of keys remembered as being asked for, and as absent.
 const MAX_REMEMBERED: usize = 10_000;
 /// Longer keys are not remembered as absent: clients choose them, and the edges remember them too.
 const LONGEST_ABSENT: usize = 1_024;
-/// An edge that says "absent" is believed no longer than this.
+/// The longest time for which an edge's "absent" counts.
 const MAX_NEGATIVE: Duration = Duration::from_secs(60);
 
-/// Who asks which origin for what right now, and what was found absent just now.
+/// The running questions to origins, and the recently absent objects.
 #[derive(Debug, Default)]
 pub struct Resolver {
     state: Mutex<State>,
@@ -40,8 +40,8 @@ pub struct Resolver {
 struct State {
     probes: HashMap<v1::Key, Probe>,
     negatives: HashMap<v1::Key, Negative>,
-    /// Rises with each probe that ended: shows whether the table may have changed since it was
-    /// read.
+    /// Incremented with each probe that ended: shows whether the table may have changed since it
+    /// was read.
     ended: u64,
 }
 
@@ -58,26 +58,26 @@ struct Probe {
     ended: watch::Sender<()>,
 }
 
-/// What to do about an unknown key.
+/// How to handle an unknown key.
 #[derive(Debug)]
 enum Claim {
     /// The caller asks the origin.
     Ask,
-    /// Somebody does; the table is read again when this wakes.
+    /// Another caller does; the table is read again when this wakes.
     Wait(watch::Receiver<()>, Instant),
     /// The table may have changed since it was read.
     LookAgain,
 }
 
 impl Resolver {
-    /// A key was bound, or rebound: who waits looks again.
+    /// Wakes the waiters of a key that was bound, or rebound.
     pub fn bound(&self, key: &v1::Key) {
         let mut state = self.state.lock();
         state.negatives.remove(key);
         state.end(key);
     }
 
-    /// The origin has no such object.
+    /// Records that the origin has no such object.
     pub fn negative(&self, negative: v1::KeyNegative) {
         let Some(key) = negative.key else {
             return;
@@ -129,7 +129,7 @@ impl Resolver {
         None
     }
 
-    /// `seen` is what [`Self::ended`] said before the table was read.
+    /// `seen` is the value of [`Self::ended`] before the table was read.
     fn claim(&self, key: &v1::Key, seen: u64) -> Result<Claim, ServiceError> {
         let mut state = self.state.lock();
         let now = Instant::now();
@@ -163,7 +163,7 @@ impl State {
     }
 }
 
-/// Answers an edge.
+/// Resolves a key for an edge.
 pub async fn resolve_key(
     cluster: &Cluster,
     request: v1::ResolveKeyRequest,
@@ -202,7 +202,8 @@ async fn outcome(cluster: &Cluster, key: &v1::Key) -> Result<Outcome, ServiceErr
         let seen = cluster.resolver.ended();
         if let Some(binding) = cluster.database.binding(key).await? {
             if binding.is_idle {
-                // Before it is given out: it must not be forgotten while its first chunk comes.
+                // Before it is returned: it must not be forgotten while its first chunk is on the
+                // way.
                 let entry = binding.entry.id;
                 cluster.writer.write(TouchEntry { entry }).await?;
             }
@@ -221,7 +222,7 @@ async fn outcome(cluster: &Cluster, key: &v1::Key) -> Result<Outcome, ServiceErr
             }
             Claim::Wait(mut ended, until) => {
                 tokio::select! {
-                    // The sender is dropped, never written: an error is the wake.
+                    // The sender is dropped, never written: an error is the wake-up.
                     _ = ended.changed() => {}
                     () = tokio::time::sleep_until(until) => {}
                     () = cluster.shutdown.cancelled() => return Err(ServiceError::ShuttingDown),
@@ -231,7 +232,7 @@ async fn outcome(cluster: &Cluster, key: &v1::Key) -> Result<Outcome, ServiceErr
     }
 }
 
-/// As it is sent to an edge, whose clock may be another.
+/// Stamped for an edge, whose clock may differ.
 #[must_use]
 pub fn stamped(binding: v1::KeyBinding) -> v1::KeyBinding {
     v1::KeyBinding {

@@ -1,4 +1,4 @@
-//! What a source may look like. Pure; all violations are found at once.
+//! The rules for a valid source. Pure; all violations are found at once.
 
 use chunkcache_proto::{source_name::check_source_name, v1};
 use service_kit::tls;
@@ -6,19 +6,19 @@ use url::Url;
 
 use super::error::FieldViolation;
 
-/// Origins of one source.
+/// Limit of origins of one source.
 const MAX_ORIGINS: usize = 8;
-/// Rules of one kind in a source, and the longest of them.
+/// Limit of rules of one kind in a source, and of their length.
 const MAX_RULES: usize = 64;
 const MAX_RULE_BYTES: usize = 256;
-/// Longest wait for an origin.
+/// Longest time-out for an origin.
 const MAX_TIMEOUT_MS: u32 = 3_600_000;
 /// PEM texts: a chain of certificates is a few KiB.
 const MAX_PEM_BYTES: usize = 256 << 10;
 /// Headers sent to, and passed on to, one origin.
 const MAX_HEADERS: usize = 32;
 
-/// Headers the edge makes itself: to let a source set them would break framing or the cache.
+/// Headers that the edge sets itself: a source that sets them would break framing or the cache.
 const RESERVED_HEADERS: [&str; 14] = [
     "host",
     "range",
@@ -36,7 +36,7 @@ const RESERVED_HEADERS: [&str; 14] = [
     "accept-encoding",
 ];
 
-/// The source as it will be kept: checked, base URL without its trailing slash, mode filled in.
+/// The source as it is stored: checked, base URL without its trailing slash, mode filled in.
 pub fn check(mut source: v1::Source) -> Result<v1::Source, Vec<FieldViolation>> {
     let mut violations = Vec::new();
     if let Err(error) = check_source_name(&source.name) {

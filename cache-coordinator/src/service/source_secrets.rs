@@ -1,4 +1,4 @@
-//! Secrets of sources: hidden from whoever reads a source, kept when it is written back.
+//! Secrets of sources: hidden in answers, and kept when an answer is written back.
 
 use chunkcache_proto::v1;
 use url::Url;
@@ -6,7 +6,7 @@ use url::Url;
 /// Shown instead of a secret.
 pub const REDACTED: &str = "***";
 
-/// Without what is secret in it.
+/// The source without its secrets.
 #[must_use]
 pub fn redacted(mut source: v1::Source) -> v1::Source {
     for header in &mut source.headers {
@@ -33,7 +33,7 @@ pub fn redacted(mut source: v1::Source) -> v1::Source {
     source
 }
 
-/// `"***"` in a change means "as it was": so that what was read can be written back.
+/// Replaces `"***"` in a change by the previous value, so that an answer can be written back.
 pub fn restore(source: &mut v1::Source, before: Option<&v1::Source>) {
     let Some(before) = before else { return };
     for header in source.headers.iter_mut().filter(|h| h.value == REDACTED) {

@@ -1,4 +1,4 @@
-//! Origins: registered, changed and removed; every connected edge knows before the answer.
+//! Sources: registered, changed and removed; every connected edge knows before the answer.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// Edges are waited for this long.
+/// How long to wait for edges.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(2);
 
 /// Adds or changes a source.
@@ -66,7 +66,7 @@ pub async fn put(
     let confirmed = posted.confirmed(CONFIRM_WITHIN).await;
     let fills = |source: &v1::Source| source.background_fill != Some(false);
     if fills(&put) && before.as_ref().is_some_and(|before| !fills(before)) {
-        // What edges hold a part of, and nobody has spoken of for long, is not open.
+        // Entries that edges hold in part, and that were idle for long, are not open.
         for live in cluster.registry.all() {
             let fill = take_up_fill(Arc::clone(cluster), live);
             cluster.tasks.spawn(fill);
@@ -111,7 +111,7 @@ pub async fn remove(
         return Err(ServiceError::not_found(Resource::Source, name));
     }
     let alone = cluster.publishing.lock().await;
-    // First nothing new of it is fetched, then the rows go.
+    // Stop its fetches first, then remove the rows.
     cluster
         .plan
         .tell(Command::SourceRemoved(name.to_owned()))
@@ -125,8 +125,8 @@ pub async fn remove(
     })
 }
 
-/// Reads the table again and tells every connected edge the whole set: what is not in it is not
-/// registered. One at a time: an older set that is told behind a newer one would take sources away.
+/// Reads the table again and sends every connected edge the whole set: sources that are not in it
+/// are not registered. One at a time: an older set after a newer one would remove sources.
 async fn publish(cluster: &Cluster) -> Result<Posted, ServiceError> {
     let sources = Arc::new(cluster.database.sources().await?);
     cluster.sources.store(Arc::clone(&sources));

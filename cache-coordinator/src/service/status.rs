@@ -1,4 +1,4 @@
-//! Figures of the whole.
+//! Totals of the cluster.
 
 use chunkcache_proto::v1;
 
@@ -8,7 +8,7 @@ use crate::{
     metrics::DriftLabel,
 };
 
-/// What this coordinator sees; also on a standby, and without a database.
+/// This coordinator's view; also on a standby, and without a database.
 pub async fn status(cluster: &Cluster) -> Result<v1::GetStatusResponse, ServiceError> {
     let leadership = cluster.leadership.borrow().clone();
     let is_leader = cluster.is_leader();

@@ -1,7 +1,7 @@
-//! The beginning and the end of a term: what a leader needs to know is read from the table, and
-//! what belongs to a term that is over is let go.
+//! The beginning and the end of a term: a leader's state is read from the table, and the state of a
+//! term that is over is dropped.
 //!
-//! Re-reads everything each time and takes no argument of the past, so a second beginning is as
+//! Reads everything again each time and depends on no earlier state, so a second beginning is as
 //! good as a first.
 
 use std::{sync::Arc, time::Duration};
@@ -17,11 +17,11 @@ use crate::{
     },
 };
 
-/// Running jobs taken up.
+/// Limit of running jobs to resume.
 const MAX_JOBS: u32 = 10_000;
-/// Between attempts while the database does not answer.
+/// Pause between attempts while the database does not answer.
 const RETRY: Duration = Duration::from_millis(250);
-/// The name of the key edges authenticate to each other with.
+/// The name of the key with which edges authenticate to each other.
 const PEER_KEY: &str = "peer";
 
 /// Follows the lease until the process ends.

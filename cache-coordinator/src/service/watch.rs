@@ -18,7 +18,7 @@ use crate::{
     events::{Event, Filter},
 };
 
-/// Messages ahead of a slow watcher; the log holds the rest.
+/// Messages queued for a slow watcher; the log holds the rest.
 const AHEAD: usize = 64;
 
 /// A stream's receiving end.
@@ -45,7 +45,7 @@ pub async fn watch_entry(
     Ok(receiver)
 }
 
-/// Follows everything.
+/// Follows the whole cluster.
 pub async fn watch_cluster(
     cluster: &Arc<Cluster>,
     request: v1::WatchClusterRequest,
@@ -57,7 +57,7 @@ pub async fn watch_cluster(
     Ok(receiver)
 }
 
-/// Runs a watch until it fails, its watcher goes, or the process ends.
+/// Runs a watch until it fails, its watcher leaves, or the process ends.
 pub fn spawn<T: Send + 'static>(
     cluster: &Arc<Cluster>,
     sender: mpsc::Sender<Result<T, Status>>,
@@ -73,7 +73,7 @@ pub fn spawn<T: Send + 'static>(
         };
         cluster.metrics.watchers.dec();
         if let Err(error) = end {
-            // A watcher that does not read any more misses its last word.
+            // A watcher that no longer reads misses the last message.
             let _ = sender.try_send(Err(error.into()));
         }
     });
@@ -145,7 +145,7 @@ async fn entry_event(
             let entry = cluster.database.entry(*entry).await?;
             entry.map(|entry| Wire::ReplacedBy(entry.to_proto()))
         }
-        // Pinned or unpinned: the snapshot's entry is told again.
+        // Pinned or unpinned: the snapshot's entry is sent again.
         ChangeKind::Entry { .. } => Some(Wire::Snapshot(
             availability::snapshot(cluster, watched).await?,
         )),
@@ -221,7 +221,7 @@ async fn follow_cluster(
     }
 }
 
-/// Names in the log say what to read again; what is no longer there was removed.
+/// Names in the log say what to read again; a name that no longer exists was removed.
 async fn cluster_event(
     cluster: &Cluster,
     kind: &ChangeKind,

@@ -1,4 +1,4 @@
-//! Gives the plan time, tables and edges: one task owns it, everyone else has a handle.
+//! Gives the plan its time, tables and edges: one task owns it, all others have a handle.
 //!
 //! Select apart from apply: this file awaits, `plan.rs` decides.
 
@@ -24,18 +24,18 @@ use super::{
 use crate::{metrics::Metrics, service::error::ServiceError};
 use scheduler::{Config, Scheduler, api::Millis, api::WantId};
 
-/// Commands that wait. Beyond, sessions wait for room, and with them their edges.
+/// Limit of queued commands. Beyond it sessions wait for space, and with them their edges.
 const QUEUE_COMMANDS: usize = 8192;
-/// The scheduler asks for at least one tick in 100 ms.
+/// The scheduler needs at least one tick in 100 ms.
 const TICK: Duration = Duration::from_millis(50);
 /// Entries loaded at a time, so that a reconnecting cluster leaves connections to others.
 const LOADS_AT_A_TIME: usize = 8;
-/// Between attempts to load an entry while the database is away.
+/// Pause between attempts to load an entry while the database is away.
 const LOAD_RETRY: Duration = Duration::from_millis(500);
 
-/// Where entries are loaded from.
+/// The source of entries.
 pub trait EntrySource: Send + Sync + 'static {
-    /// The entry and who holds what of it; `None` if the table has no such entry.
+    /// The entry and its holders; `None` if the table has no such entry.
     fn load_entry(
         &self,
         id: EntryId,
@@ -50,7 +50,7 @@ enum ActorMessage {
     Reset,
 }
 
-/// The way to the plan. Cheap to clone.
+/// A handle of the plan. Cheap to clone.
 #[derive(Clone)]
 pub struct PlanHandle {
     letters: mpsc::Sender<ActorMessage>,
@@ -68,7 +68,7 @@ impl From<Stopped> for ServiceError {
 }
 
 impl PlanHandle {
-    /// Waits for room in the queue; not for the command's effect.
+    /// Waits for space in the queue; not for the command's effect.
     pub async fn tell(&self, command: Command) -> Result<(), Stopped> {
         self.letters
             .send(ActorMessage::Command(command))
@@ -76,7 +76,7 @@ impl PlanHandle {
             .map_err(|_| Stopped)
     }
 
-    /// Looks at the plan, after everything told before.
+    /// Runs a question on the plan, after all earlier commands.
     pub async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&Plan) -> T + Send + 'static,
@@ -92,7 +92,7 @@ impl PlanHandle {
         answered.await.map_err(|_| Stopped)
     }
 
-    /// Forgets everything: another term begins.
+    /// Drops the whole state for another term.
     pub async fn reset(&self) -> Result<(), Stopped> {
         self.letters
             .send(ActorMessage::Reset)
@@ -101,7 +101,7 @@ impl PlanHandle {
     }
 }
 
-/// The task's parts.
+/// The state of the task.
 pub struct Actor<S> {
     letters: mpsc::Receiver<ActorMessage>,
     plan: Plan,
@@ -112,13 +112,13 @@ pub struct Actor<S> {
     loads: JoinSet<(EntryId, Option<LoadedEntry>)>,
     load_permits: Arc<Semaphore>,
     started: Instant,
-    /// Loads of an earlier term are not for this plan.
+    /// Loads of an earlier term do not belong to this plan.
     stop_loads: CancellationToken,
 }
 
 impl<S: EntrySource> Actor<S> {
-    /// The actor, the way to it, and the wants that are done. These are unbounded in type only:
-    /// there are never more than there are wants, whose number the jobs and requests bound.
+    /// The actor, its handle, and the wants that are done. These are unbounded in type only: there
+    /// are never more than there are wants, whose number the jobs and requests limit.
     pub fn new(
         source: Arc<S>,
         registry: Arc<Registry>,
@@ -141,7 +141,7 @@ impl<S: EntrySource> Actor<S> {
         (actor, PlanHandle { letters: sender }, done)
     }
 
-    /// Until `shutdown`, or until no handle is left.
+    /// Runs until `shutdown`, or until no handle is left.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -172,7 +172,7 @@ impl<S: EntrySource> Actor<S> {
             let now = self.now();
             let began = Instant::now();
             self.plan.apply(command, now, &mut actions);
-            // What one event may decide is bounded, for its latency; the rest follows at once.
+            // The work of one event is bounded, for its latency; the rest follows at once.
             while self.plan.scheduler().has_more() && began.elapsed() < TICK {
                 self.plan.apply(Command::Tick, now, &mut actions);
             }
@@ -229,8 +229,8 @@ impl<S: EntrySource> Actor<S> {
     }
 }
 
-/// Milliseconds since 1970, with room for a million assignments in each, below the bit of an edge's
-/// own fetches: no number of an earlier plan, whichever process it was in, comes again.
+/// Milliseconds since 1970, with space for a million assignments in each, below the bit of an
+/// edge's own fetches: no number of an earlier plan, in whatever process, repeats.
 fn first_assignment() -> u64 {
     let since = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -245,7 +245,7 @@ fn new_plan() -> Plan {
     }))
 }
 
-/// Tries until the database answers; the commands that wait meanwhile are bounded.
+/// Retries until the database answers; the number of commands that wait meanwhile is bounded.
 async fn load<S: EntrySource>(
     source: Arc<S>,
     permits: Arc<Semaphore>,

@@ -1,4 +1,4 @@
-//! What the plan is told, and what it asks its actor to do.
+//! The plan's commands, and the actions that it asks its actor for.
 
 use std::ops::Range;
 
@@ -8,23 +8,23 @@ use v1::session_response::Message;
 use super::directory::EdgeRecord;
 use scheduler::api::{EdgeId, WantId};
 
-/// Of an edge's disk. Both 0: not known.
+/// The space on an edge's disk. Both 0: unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EdgeSpace {
-    /// Taken by chunks.
+    /// Used by chunks.
     pub bytes_used: u64,
-    /// What they may take.
+    /// Allowed for chunks.
     pub bytes_allowed: u64,
 }
 
-/// What the plan is told.
+/// A command to the plan.
 #[derive(Debug)]
 pub enum Command {
     /// A session began.
     EdgeJoined {
         /// Its row's id.
         edge: EdgeId,
-        /// Of the session; older ones say nothing any more.
+        /// The session's epoch; messages of older ones no longer count.
         epoch: u64,
         /// Name and address.
         record: EdgeRecord,
@@ -32,27 +32,27 @@ pub enum Command {
         max_downloads: u32,
         /// The edge's own option.
         background_fill: bool,
-        /// As the operator wants it.
+        /// The operator's setting.
         draining: bool,
-        /// As far as is known by now.
+        /// As far as known by now.
         space: EdgeSpace,
-        /// Fetches that go on from before.
+        /// In-flight fetches.
         kept: Vec<v1::KeptFetch>,
     },
-    /// From a session: what is used of a disk.
+    /// From a session: the used space of a disk.
     EdgeSpace {
-        /// Who speaks.
+        /// The edge.
         edge: EdgeId,
-        /// In which session.
+        /// The session's epoch.
         epoch: u64,
-        /// What it said.
+        /// The report.
         space: EdgeSpace,
     },
     /// A session ended.
     EdgeLeft {
         /// Its row's id.
         edge: EdgeId,
-        /// Of the session that ended.
+        /// The epoch of the session that ended.
         epoch: u64,
     },
     /// The operator drains it, or takes that back.
@@ -62,22 +62,22 @@ pub enum Command {
         /// From now on.
         draining: bool,
     },
-    /// Somebody plays this from an edge that is drained, perhaps without ever missing a byte.
+    /// An entry is being played from a draining edge, perhaps without ever missing a byte.
     HandOver {
-        /// Which is drained.
+        /// The draining edge.
         edge: EdgeId,
-        /// What is played.
+        /// The entry being played.
         entry: EntryId,
     },
-    /// Removed from the cluster with all its rows.
+    /// The edge was removed from the cluster with all its rows.
     EdgeForgotten(EdgeId),
-    /// Registered or changed.
+    /// The source was registered or changed.
     SourceSet(Box<v1::Source>),
-    /// A term began: these had sessions in the last one.
+    /// A term began: these edges had sessions in the last one.
     EdgesExpected(Vec<EdgeId>),
-    /// No longer registered.
+    /// The source is no longer registered.
     SourceRemoved(String),
-    /// Load it now: a request, a job or an edge will speak of it.
+    /// Load the entry now: a request, a job or an edge will name it.
     EntryWanted(EntryId),
     /// Its row was made just now: nobody holds anything of it, and nothing need be read.
     EntryCreated(Box<v1::Entry>),
@@ -85,103 +85,103 @@ pub enum Command {
     EntryRegistered(EntryId),
     /// Its pinned flag changed.
     EntryChanged(Box<v1::Entry>),
-    /// Superseded or invalidated.
+    /// The entry was superseded or invalidated.
     EntryClosed(EntryId),
     /// The answer to [`Action::Load`].
     EntryLoaded {
-        /// What was asked for.
+        /// The requested id.
         id: EntryId,
         /// `None`: not in the table.
         loaded: Option<Box<LoadedEntry>>,
     },
     /// Rows were committed.
     Held {
-        /// Where.
+        /// The edge.
         edge: EdgeId,
-        /// Of what.
+        /// The entry.
         entry: EntryId,
         /// Chunk indexes.
         chunks: Vec<ChunkIndex>,
     },
-    /// Rows went.
+    /// Rows were removed.
     Dropped {
-        /// Where.
+        /// The edge.
         edge: EdgeId,
-        /// Of what.
+        /// The entry.
         entry: EntryId,
         /// Chunk indexes; `None`: all.
         chunks: Option<Vec<ChunkIndex>>,
     },
     /// From a session.
     Demand {
-        /// Who speaks.
+        /// The edge.
         edge: EdgeId,
-        /// In which session.
+        /// The session's epoch.
         epoch: u64,
-        /// What it said.
+        /// The demand.
         batch: v1::DemandBatch,
     },
     /// From a session.
     FetchReport {
-        /// Who speaks.
+        /// The edge.
         edge: EdgeId,
-        /// In which session.
+        /// The session's epoch.
         epoch: u64,
-        /// What it said.
+        /// The report.
         report: v1::FetchReport,
     },
     /// From a session.
     LocalFetch {
-        /// Who speaks.
+        /// The edge.
         edge: EdgeId,
-        /// In which session.
+        /// The session's epoch.
         epoch: u64,
-        /// What it said.
+        /// The fetch.
         fetch: v1::LocalFetch,
     },
     /// From a session.
     QuotaReported {
-        /// Who speaks.
+        /// The edge.
         edge: EdgeId,
-        /// In which session.
+        /// The session's epoch.
         epoch: u64,
-        /// What it said.
+        /// The report.
         report: v1::QuotaReport,
     },
-    /// A request or a job asks for chunks.
+    /// A request or a job wants chunks.
     Want {
-        /// Given by the caller; unique.
+        /// Assigned by the caller; unique.
         want: WantId,
-        /// Where they should be.
+        /// The edge to fetch them to.
         edge: EdgeId,
-        /// Of what.
+        /// The entry.
         entry: EntryId,
-        /// Which.
+        /// The chunks.
         chunks: Vec<Range<ChunkIndex>>,
-        /// How urgent.
+        /// The level.
         level: Level,
     },
-    /// Cancelled.
+    /// The want was cancelled.
     WantClosed(WantId),
     /// Time passed.
     Tick,
 }
 
-/// An entry and who holds what of it, as the table says.
+/// An entry and its holders, as in the table.
 #[derive(Clone, Debug)]
 pub struct LoadedEntry {
-    /// As told to edges.
+    /// As sent to edges.
     pub entry: v1::Entry,
     /// Chunks per edge.
     pub holders: Vec<(EdgeId, Vec<Range<ChunkIndex>>)>,
 }
 
-/// What the actor has to do.
+/// An instruction to the actor.
 #[derive(Debug, PartialEq)]
 pub enum Action {
-    /// Put into the edge's outbox.
+    /// Put the message into the edge's outbox.
     Send(EdgeId, Box<Message>),
-    /// Read the entry and its holders from the table, then say [`Command::EntryLoaded`].
+    /// Read the entry and its holders from the table, then send [`Command::EntryLoaded`].
     Load(EntryId),
     /// All chunks of the want are held.
     WantDone(WantId),

@@ -1,7 +1,8 @@
 //! One edge's session, from `Hello` to its end.
 //!
-//! Two lanes: what changes rows goes to `storage.rs`, in order, at the database's pace; demand,
-//! reports and confirmations are handled here at once, so that a seek never waits for a commit.
+//! Two lanes: messages that change rows go to `storage.rs`, in order, at the database's pace;
+//! demand, reports and confirmations are handled here at once, so that a seek never waits for a
+//! commit.
 
 use std::{
     collections::BTreeSet,
@@ -50,23 +51,23 @@ use crate::{
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// A session without a message for this long is dead.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
-/// An edge that hears nothing for two and a half of them comes down to its own part of what origins
-/// bear.
+/// Interval of heartbeats. An edge without one for two and a half intervals falls back to its floor
+/// of each origin's limits.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Storage messages that wait for the database. Beyond, the session is not read: the edge
-/// keeps what it has to say in its own outbox.
+/// Limit of storage messages that wait for the database. Beyond it the session is not read: the
+/// edge keeps its messages in its own outbox.
 const STORAGE_QUEUE: usize = 1024;
-/// What an edge says of itself is written to the table this often.
+/// How often an edge's status is written to the table.
 const TOUCH_EVERY: Duration = Duration::from_secs(5);
-/// A wait that was heard of is planned for within this time, unless its entry can not be read from
-/// the database.
+/// A reported wait is planned for within this time, unless its entry can not be read from the
+/// database.
 const HEARD_MS: u32 = 500;
-/// Entries of an edge that drains, opened to be handed over.
+/// Limit of a draining edge's entries that are opened to be handed over.
 const MAX_HOT: u32 = 256;
-/// More than any disk bears.
+/// Sanity cap.
 const MAX_DOWNLOADS: u32 = 256;
 
-/// Runs the session; its end is told to the registry and the plan.
+/// Runs the session, and reports its end to the registry and the plan.
 pub async fn run(
     cluster: Arc<Cluster>,
     caller: Caller,
@@ -89,7 +90,7 @@ pub async fn run(
     close(&cluster, &live, end).await;
 }
 
-/// Hello to Welcome.
+/// Handles Hello and sends Welcome.
 async fn open(
     cluster: &Arc<Cluster>,
     caller: &Caller,
@@ -128,8 +129,8 @@ async fn open(
         last_purge: hello.last_purge,
         purged_objects: AtomicU64::new(0),
     });
-    // First into the outbox, then into the registry: nothing comes before Welcome. No source is put
-    // between the two: it would be in neither.
+    // First into the outbox, then into the registry: nothing comes before Welcome. No source change
+    // may come between the two: it would be in neither.
     let alone = cluster.publishing.lock().await;
     let sources = cluster.sources.load_full();
     outbox.post(Response::Welcome(v1::Welcome {
@@ -165,13 +166,13 @@ async fn open(
     if joined.draining {
         hand_over_on(cluster, &live);
     }
-    // The lead may have been lost between the check and the registration.
+    // The leadership may have been lost between the check and the registration.
     if let Err(error) = cluster.require_leader() {
         let left = Command::EdgeLeft {
             edge: live.edge,
             epoch: live.epoch,
         };
-        // A stopped plan is the end of the process: nothing to tell it.
+        // A stopped plan means that the process ends: ignore it.
         let _ = cluster.plan.tell(left).await;
         return Err(error);
     }
@@ -179,8 +180,8 @@ async fn open(
     Ok((live, hello))
 }
 
-/// Of an edge that drains: what the tables say is hot there is opened, and handed over on from
-/// where an earlier term was.
+/// Continues the hand-over of a draining edge after an earlier term: opens the entries that are hot
+/// there according to the tables.
 fn hand_over_on(cluster: &Arc<Cluster>, live: &Arc<EdgeSession>) {
     let (cluster, live) = (Arc::clone(cluster), Arc::clone(live));
     let tracker = cluster.tasks.clone();
@@ -198,7 +199,7 @@ fn hand_over_on(cluster: &Arc<Cluster>, live: &Arc<EdgeSession>) {
     });
 }
 
-/// A stopped plan is the end of the process: nothing to tell it.
+/// A stopped plan means that the process ends: ignore it.
 async fn open_entries(cluster: &Cluster, entries: impl IntoIterator<Item = EntryId>) {
     for entry in entries {
         let _ = cluster.plan.tell(Command::EntryWanted(entry)).await;
@@ -252,7 +253,7 @@ fn check_hello(hello: &v1::Hello) -> Result<Uuid, Vec<FieldViolation>> {
     }
 }
 
-/// Until either side, or the cluster, ends it.
+/// Runs until either side, or the cluster, ends the session.
 async fn serve(
     cluster: &Arc<Cluster>,
     inbound: &mut (impl Stream<Item = Result<v1::SessionRequest, Status>> + Send + Unpin),
@@ -280,7 +281,7 @@ async fn serve(
             received = inbound.next() => match received {
                 None => return End::Closed,
                 Some(Err(_)) => return End::Transport,
-                // A message of a newer protocol: what it says is not for us.
+                // A message of a newer protocol: ignore it.
                 Some(Ok(v1::SessionRequest { message: None })) => {
                     heard = Instant::now();
                     continue;
@@ -300,8 +301,8 @@ async fn serve(
             Ok(Lane::Storage) => {
                 let sent = storage.send(message);
                 tokio::pin!(sent);
-                // However long the database takes: an edge that hears nothing takes its coordinator
-                // as lost.
+                // However long the database takes: an edge without heartbeats considers its
+                // coordinator lost.
                 let forwarded = loop {
                     tokio::select! {
                         sent = &mut sent => break sent.is_ok(),
@@ -319,13 +320,13 @@ async fn serve(
                 }
             }
         }
-        // Also after waiting for the database: the time was ours.
+        // Even after waiting for the database: that was our time.
         heard = Instant::now();
     }
 }
 
-/// The times an edge says, on this coordinator's clock; as soon as they come, because what waits for
-/// the database gets older.
+/// Converts an edge's times to this coordinator's clock; on arrival, because messages that wait for
+/// the database get older.
 fn on_own_clock(message: Request) -> Request {
     let receive = |freshness: Option<v1::Freshness>| {
         freshness.map(|freshness| freshness::receive(freshness, now_ms()))
@@ -358,8 +359,8 @@ async fn control(
     let (edge, epoch) = (live.edge, live.epoch);
     match message {
         Request::Demand(batch) => {
-            // Before the plan looks at it: an edge that hears from us leaves it to us whom the
-            // origin is asked by, and when.
+            // Before the plan sees it: an edge that gets this answer leaves it to us which edge
+            // asks the origin, and when.
             let waiting = batch.readers.iter().filter(|reader| reader.waiting);
             let reader_ids: Vec<u64> = waiting.map(|reader| reader.reader_id).collect();
             if !reader_ids.is_empty() {
@@ -406,7 +407,7 @@ async fn control(
                 .send_if_modified(|s| raise(s, ack.sequence));
         }
         Request::Drain(_) => {
-            // The edge asks for itself, so the operator's wish in the table stays as it is.
+            // The edge itself asks for it, so the operator's setting in the table stays as it is.
             live.draining.store(true, Ordering::Relaxed);
             cluster
                 .plan
@@ -420,7 +421,7 @@ async fn control(
             let is_due = touched.is_none_or(|at| at.elapsed() >= TOUCH_EVERY);
             let (used, allowed) = (status.bytes_used, status.bytes_allowed);
             if live.draining.load(Ordering::Relaxed) {
-                // Those that miss nothing speak of their entries nowhere else.
+                // Viewers that miss nothing name their entries nowhere else.
                 let viewers = status.viewers.iter().take(MAX_HOT as usize);
                 let played: BTreeSet<EntryId> =
                     viewers.filter_map(|it| it.entry_id.parse().ok()).collect();
@@ -460,7 +461,7 @@ fn raise(present: &mut u64, to: u64) -> bool {
     rises
 }
 
-/// Beside the session: nobody waits for it, and the next one repeats it.
+/// Runs beside the session: nobody waits for it, and the next one repeats it.
 fn touch(cluster: &Arc<Cluster>, live: &Arc<EdgeSession>, used: u64, allowed: u64) {
     let (cluster, live) = (Arc::clone(cluster), Arc::clone(live));
     let tracker = cluster.tasks.clone();
@@ -475,7 +476,7 @@ fn touch(cluster: &Arc<Cluster>, live: &Arc<EdgeSession>, used: u64, allowed: u6
         };
         match cluster.writer.write(change).await {
             Ok(_) => {}
-            // Another coordinator granted a newer epoch: what this session says changes nothing.
+            // Another coordinator granted a newer epoch: this session's messages change nothing.
             Err(DatabaseError::Fenced) => live.outbox.end(End::Fenced),
             Err(error) => tracing::debug!(edge = %live.name, %error, "status was not recorded"),
         }
@@ -512,7 +513,7 @@ async fn close(cluster: &Arc<Cluster>, live: &Arc<EdgeSession>, end: End) {
         edge: live.edge,
         epoch: live.epoch,
     };
-    // A stopped plan is the end of the process: nothing to tell it.
+    // A stopped plan means that the process ends: ignore it.
     let _ = cluster.plan.tell(left).await;
     if was_present && end != End::Forgotten && cluster.is_leader() {
         let change = SetEdgeState {

@@ -1,5 +1,5 @@
-//! The scheduler speaks in small integers, the wire in names and UUIDs; this is the table between
-//! them. Owned by the plan, so nothing here is shared or locked.
+//! Translates between the scheduler's small integers and the wire's names and UUIDs. Owned by the
+//! plan, so nothing here is shared or locked.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,7 +10,7 @@ use chunkcache_proto::{EntryId, Geometry, v1};
 
 use scheduler::api::{AssignmentId, EdgeId, EntryNo, SourceId};
 
-/// The highest bit marks fetches an edge began by itself.
+/// The highest bit marks local fetches.
 pub(super) const LOCAL_BIT: u64 = 1 << 63;
 
 /// An edge as the plan knows it.
@@ -25,11 +25,11 @@ pub struct EdgeRecord {
 /// An entry the scheduler knows.
 #[derive(Clone, Debug)]
 pub struct EntryRecord {
-    /// As told to edges.
+    /// As sent to edges.
     pub entry: Arc<v1::Entry>,
     /// Its id, parsed.
     pub id: EntryId,
-    /// Of its chunks.
+    /// The geometry of its chunks.
     pub geometry: Geometry,
 }
 
@@ -49,7 +49,7 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// An edge joined, perhaps under a new address.
+    /// Records an edge that joined, perhaps under a new address.
     pub fn set_edge(&mut self, edge: EdgeId, record: EdgeRecord) {
         self.edges.insert(edge, record);
     }
@@ -60,7 +60,7 @@ impl Directory {
         self.edges.get(&edge)
     }
 
-    /// The number of a source; given at the first mention, kept for good: the set is small.
+    /// The number of a source; assigned at the first mention, and kept for good: the set is small.
     pub fn source(&mut self, name: &str) -> SourceId {
         if let Some(&source) = self.sources.get(name) {
             return source;
@@ -133,15 +133,15 @@ impl Directory {
         Some(number)
     }
 
-    /// The pinned flag is the one thing of an entry that changes.
+    /// Replaces the entry: its pinned flag is the one thing that changes.
     pub fn update_entry(&mut self, number: EntryNo, entry: Arc<v1::Entry>) {
         if let Some(record) = self.entries.get_mut(&number) {
             record.entry = entry;
         }
     }
 
-    /// The scheduler's id of a fetch as an edge names it. An edge's own fetches are numbered by the
-    /// edge, so two edges may use the same number: each gets an id of its own here.
+    /// The scheduler's id of an edge's fetch. Edges number their local fetches, so two edges may
+    /// use the same number: each gets its own id here.
     pub fn assignment(&mut self, edge: EdgeId, wire: u64) -> AssignmentId {
         if wire & LOCAL_BIT == 0 {
             return AssignmentId(wire);
@@ -156,20 +156,20 @@ impl Directory {
         id
     }
 
-    /// The number the edge knows a fetch by.
+    /// The number by which the edge knows a fetch.
     #[must_use]
     pub fn wire_assignment(&self, id: AssignmentId) -> u64 {
         self.local_by_id.get(&id).map_or(id.0, |(_, wire)| *wire)
     }
 
-    /// A fetch ended.
+    /// Forgets a fetch that ended.
     pub fn end_assignment(&mut self, edge: EdgeId, wire: u64) {
         if let Some(id) = self.local_by_wire.remove(&(edge, wire)) {
             self.local_by_id.remove(&id);
         }
     }
 
-    /// A session ended, and its local fetches with it.
+    /// Forgets the local fetches of a session that ended.
     pub fn end_local_fetches(&mut self, edge: EdgeId) {
         self.local_by_wire.retain(|(of, _), _| *of != edge);
         self.local_by_id.retain(|_, (of, _)| *of != edge);

@@ -1,4 +1,4 @@
-//! The inventory of a session: what the edge can prove is compared with the rows, a page at a time.
+//! The inventory of a session: compares the edge's proved chunks with the rows, a page at a time.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -208,7 +208,7 @@ impl Lane {
         Ok(())
     }
 
-    /// One entry's rows and bytes agree: the plan and the edge are told.
+    /// Reports one entry, whose rows and bytes now agree, to the plan and the edge.
     async fn reconciled(
         &mut self,
         id: EntryId,
@@ -261,7 +261,7 @@ impl Lane {
         Ok(self.cluster.plan.tell(dropped).await?)
     }
 
-    /// The edge has nothing of these: their rows go.
+    /// Deletes the rows of entries that the edge does not have.
     async fn drop_rows(&mut self, entries: Vec<EntryId>) -> Result<(), ServiceError> {
         for page in entries.chunks(BATCH_ENTRIES) {
             let items = page
@@ -304,7 +304,7 @@ impl Lane {
         count("bytes_without_rows", bytes_without_rows);
     }
 
-    /// Rows and disk agree from here on.
+    /// Ends the reconciliation: rows and disk agree from here on.
     pub(super) async fn ready(&mut self) -> Result<(), ServiceError> {
         let revision = self.cluster.database.latest_revision().await?;
         self.live

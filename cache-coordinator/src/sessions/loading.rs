@@ -1,7 +1,7 @@
-//! Entries that are not open yet, and what was said of them meanwhile, in its order.
+//! Entries that are not open yet, and the commands that wait for them, in order.
 //!
-//! An edge meets an object, and speaks of it, before the row of it is committed: an entry the table
-//! does not have is waited for a while before what was said of it is dropped.
+//! An edge meets an object, and names it, before its row is committed: commands for an entry that
+//! the table does not have wait for a while before they are dropped.
 
 use std::collections::{HashMap, VecDeque, hash_map};
 
@@ -10,40 +10,40 @@ use chunkcache_proto::EntryId;
 use super::command::Command;
 use scheduler::api::Millis;
 
-/// Commands kept for one entry. What is beyond is dropped: demand
-/// is said again by the edges, rows are loaded by the very load that is waited for.
+/// Limit of commands kept for one entry. Further ones are dropped: edges report their demand again,
+/// and rows are loaded by the very load that is awaited.
 const MAX_WAITING_PER_ENTRY: usize = 4096;
 /// From the first mention to the row: a commit, or an outage of the database as long as a probe's
 /// lease.
 const UNREGISTERED_FOR: Millis = 5_000;
 
-/// One entry.
+/// The load of one entry.
 #[derive(Debug, Default)]
 struct Loading {
     waiting: VecDeque<Command>,
-    /// Registered while it was being read: what is read may be from before.
+    /// It was registered while being read: the result may be from before.
     again: bool,
     /// When the table did not have it.
     absent_since: Option<Millis>,
 }
 
-/// What follows from an entry's absence.
+/// How to handle an absent entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Absent {
     /// Read it again.
     Load,
     /// It may come.
     Wait,
-    /// Nobody spoke of it but to ask for it.
+    /// Forget it: nobody named it except to request it.
     Forget,
 }
 
-/// All of them.
+/// All loads.
 #[derive(Debug, Default)]
 pub struct Loads(HashMap<EntryId, Loading>);
 
 impl Loads {
-    /// True: it was not being loaded, and is to be read now.
+    /// Begins a load. True: none was running, and the entry must be read now.
     pub fn begin(&mut self, id: EntryId) -> bool {
         match self.0.entry(id) {
             hash_map::Entry::Vacant(vacant) => {
@@ -54,7 +54,7 @@ impl Loads {
         }
     }
 
-    /// It is in the table from now on. True: it is to be read now.
+    /// Records that the entry is in the table now. True: it must be read now.
     pub fn registered(&mut self, id: EntryId) -> bool {
         let Some(loading) = self.0.get_mut(&id) else {
             return self.begin(id);
@@ -64,7 +64,7 @@ impl Loads {
         was_absent
     }
 
-    /// Keeps a command until the entry is open; nothing if it is not being loaded.
+    /// Keeps a command until the entry is open; does nothing if it is not being loaded.
     pub fn keep(&mut self, id: EntryId, command: Command) {
         if let Some(loading) = self.0.get_mut(&id)
             && loading.waiting.len() < MAX_WAITING_PER_ENTRY
@@ -73,19 +73,19 @@ impl Loads {
         }
     }
 
-    /// Is it being loaded?
+    /// Whether it is being loaded.
     #[must_use]
     pub fn contains(&self, id: EntryId) -> bool {
         self.0.contains_key(&id)
     }
 
-    /// It is open: what was said of it.
+    /// Ends the load: returns the commands for the open entry.
     #[must_use]
     pub fn finish(&mut self, id: EntryId) -> VecDeque<Command> {
         self.0.remove(&id).unwrap_or_default().waiting
     }
 
-    /// The table does not have it.
+    /// Records that the table does not have it.
     pub fn absent(&mut self, id: EntryId, now: Millis) -> Absent {
         let Some(loading) = self.0.get_mut(&id) else {
             return Absent::Forget;
@@ -101,7 +101,7 @@ impl Loads {
         Absent::Wait
     }
 
-    /// Forgets, and names, what was never registered.
+    /// Forgets, and returns, entries that were never registered.
     pub fn expire(&mut self, now: Millis) -> Vec<EntryId> {
         let is_over = |loading: &Loading| {
             loading
@@ -114,14 +114,14 @@ impl Loads {
             .collect()
     }
 
-    /// Takes commands of one entry back.
+    /// Filters the commands of one entry.
     pub fn retain(&mut self, id: EntryId, keep: impl FnMut(&Command) -> bool) {
         if let Some(loading) = self.0.get_mut(&id) {
             loading.waiting.retain(keep);
         }
     }
 
-    /// Takes commands of all entries back.
+    /// Filters the commands of all entries.
     pub fn retain_all(&mut self, mut keep: impl FnMut(&Command) -> bool) {
         for loading in self.0.values_mut() {
             loading.waiting.retain(&mut keep);

@@ -1,8 +1,8 @@
 //! Edge sessions: wire to events, effects to wire, reconciliation.
 //!
 //! `protocol`, `command`, `directory`, `loading`, `translate`, `plan` and `reconcile` are pure;
-//! `connection` and `storage` are the two lanes of a session; `actor` owns the plan; `registry` is
-//! who is connected. May not know SQL, HTTP, or what clients of CacheService ask.
+//! `connection` and `storage` are the two lanes of a session; `actor` owns the plan; `registry`
+//! knows the connected edges. Must not know SQL, HTTP, or the clients' requests to CacheService.
 
 pub mod actor;
 pub mod command;

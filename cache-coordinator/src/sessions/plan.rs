@@ -1,9 +1,9 @@
-//! The scheduler with what it needs to be spoken to: names, entries loaded before their first
-//! mention, requests and jobs. Synchronous and deterministic, so that it is tested without a
-//! runtime; `actor.rs` gives it time, tables and edges.
+//! The scheduler with everything around it: names, entries loaded before their first mention,
+//! requests and jobs. Synchronous and deterministic, so that it is tested without a runtime;
+//! `actor.rs` gives it time, tables and edges.
 //!
-//! Why entries are loaded first: a scheduler that does not know what is held fetches it again.
-//! Commands that name an entry under way wait for it here, in their order.
+//! Why entries are loaded first: a scheduler that does not know which chunks are held fetches them
+//! again. Commands for an entry that is being loaded wait for it here, in their order.
 
 mod handover;
 mod idle;
@@ -29,7 +29,7 @@ use scheduler::{
     api::{EdgeId, Effect, EntryNo, Event, Millis, ReaderId, WantId},
 };
 
-/// A want as it was asked, until its entry is open.
+/// A want as requested, until its entry is open.
 #[derive(Clone, Debug)]
 struct Want {
     edge: EdgeId,
@@ -46,7 +46,7 @@ pub struct Plan {
     readers: HashMap<ReaderId, EntryId>,
     wants: BTreeMap<WantId, Want>,
     loading: Loads,
-    /// Of entries that are not open yet.
+    /// In-flight fetches of entries that are not open yet.
     kept: HashMap<EntryId, Vec<(EdgeId, v1::KeptFetch)>>,
     idle: idle::Idle,
     handovers: handover::HandOvers,
@@ -55,7 +55,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Around a scheduler that knows nothing yet.
+    /// Wraps a scheduler with an empty state.
     #[must_use]
     pub fn new(scheduler: Scheduler) -> Self {
         Self {
@@ -73,13 +73,13 @@ impl Plan {
         }
     }
 
-    /// When the last command was taken in.
+    /// The time of the last command.
     #[must_use]
     pub fn now(&self) -> Millis {
         self.now
     }
 
-    /// To look at: explanations and counts.
+    /// Read access, for explanations and counts.
     #[must_use]
     pub fn scheduler(&self) -> &Scheduler {
         &self.scheduler
@@ -97,7 +97,7 @@ impl Plan {
         self.directory.entry_count()
     }
 
-    /// Takes one command in; what follows from it is appended to `actions`.
+    /// Applies one command and appends the resulting actions.
     pub fn apply(&mut self, command: Command, now: Millis, actions: &mut Vec<Action>) {
         self.now = self.now.max(now);
         match command {
@@ -112,7 +112,7 @@ impl Plan {
                 kept,
             } => {
                 if self.epochs.contains_key(&edge) {
-                    // Its last session was not seen to end.
+                    // The end of its last session was not seen.
                     self.event(Event::EdgeLost { edge }, now, actions);
                 }
                 self.edge_space(edge, space, now, actions);
@@ -314,8 +314,8 @@ impl Plan {
         self.event(event, now, actions);
     }
 
-    /// An epoch is checked here and not only at the session: its commands may still be in the queue
-    /// when a newer one joins.
+    /// Whether the epoch is the present one. Checked here and not only at the session: its commands
+    /// may still be in the queue when a newer one joins.
     fn is_present(&self, edge: EdgeId, epoch: u64) -> bool {
         self.epochs.get(&edge) == Some(&epoch)
     }
@@ -334,7 +334,7 @@ impl Plan {
         }
     }
 
-    /// True if the entry is open; else its load is under way when this returns.
+    /// True if the entry is open; otherwise its load is running when this returns.
     fn load(&mut self, id: EntryId, actions: &mut Vec<Action>) -> bool {
         if let Some(entry) = self.directory.entry_number(id) {
             self.idle.used(entry);
@@ -346,7 +346,7 @@ impl Plan {
         false
     }
 
-    /// What was said of entries that were never registered.
+    /// Drops commands for entries that were never registered.
     fn forget_absent(&mut self) {
         for id in self.loading.expire(self.now) {
             self.wants.retain(|_, want| want.entry != id);

@@ -1,4 +1,4 @@
-//! The plan without a runtime: what waits for a load, what an old epoch says, what comes back.
+//! The plan without a runtime: waits for a load, messages of an old epoch, edges that come back.
 #![allow(clippy::unwrap_used)]
 
 mod handover;
@@ -23,7 +23,7 @@ const MIB: u64 = 1 << 20;
 struct Fixture {
     plan: Plan,
     now: u64,
-    /// What the edge says it keeps when it joins.
+    /// The in-flight fetches that the edge reports when it joins.
     kept: Vec<v1::KeptFetch>,
 }
 
@@ -197,7 +197,7 @@ fn local_fetch(first_chunk: u32, chunk_count: u32) -> Command {
     }
 }
 
-/// The session's two lanes: the probe's fetch is told at once, the entry's row is committed a
+/// The session's two lanes: the probe's fetch is reported at once, the entry's row is committed a
 /// moment later.
 #[test]
 fn what_is_said_before_the_row_is_committed_is_not_lost() {
@@ -302,8 +302,8 @@ fn a_wait_is_held_from_the_moment_it_is_planned_for() {
         })
     };
     assert!(!held(&planned), "its entry could not be read yet");
-    // Not only when nothing may be fetched: what brings it now may be stopped for others, and the
-    // edge would not know that.
+    // Not only when nothing may be fetched: the present fetch may be stopped for others, and the
+    // edge would not know.
     assert!(held(&actions));
     let ids: Vec<u64> = actions
         .iter()
@@ -373,7 +373,7 @@ fn kept(assignment_id: u64, first_chunk: u32, chunk_count: u32) -> v1::KeptFetch
     }
 }
 
-/// A coordinator takes over: a job of its table, then the edge, which was at it.
+/// A coordinator takes over: a job from its table, then the edge that was working on it.
 #[test]
 fn what_an_edge_kept_is_not_assigned_again_after_a_takeover() {
     for is_loaded_first in [true, false] {
@@ -392,7 +392,7 @@ fn what_an_edge_kept_is_not_assigned_again_after_a_takeover() {
             fixture.load(0..0)
         };
         assert_eq!(assigned(&actions), [0, 3], "{is_loaded_first}");
-        // It fails on the edge: now they are missing.
+        // It fails on the edge: now the chunks are missing.
         let actions = fixture.apply(Command::FetchReport {
             edge: EDGE,
             epoch: 2,

@@ -1,24 +1,24 @@
 //! The order of a session's messages, as a pure state machine.
 //!
-//! Storage messages (inventory, stored, removed, observed) have an order that carries meaning;
-//! the others may come at any time after `Hello`. What is out of order is the edge's
-//! fault and ends the session: it reconnects and starts from a known state.
+//! The order of storage messages (inventory, stored, removed, observed) carries meaning; the others
+//! may come at any time after `Hello`. A message out of order is the edge's fault and ends the
+//! session: it reconnects and starts from a known state.
 
 use chunkcache_proto::v1::session_request::Message;
 
-/// How far a session is.
+/// The progress of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Nothing said yet.
+    /// No message yet.
     AwaitHello,
-    /// Digests come, until `InventoryComplete`.
+    /// Digests arrive, until `InventoryComplete`.
     Digests,
     /// What is requested in full comes, page after page; whether one was requested is known to the
     /// storage lane.
     Pages,
 }
 
-/// Who handles a message.
+/// Where a message is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
     /// The session's opening.
@@ -29,17 +29,17 @@ pub enum Lane {
     Control,
 }
 
-/// A message that may not come now.
+/// A message that is not allowed now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message} is out of order in phase {phase:?}")]
 pub struct OutOfOrder {
-    /// What came.
+    /// The message.
     pub message: &'static str,
-    /// When.
+    /// The present phase.
     pub phase: Phase,
 }
 
-/// The phase, moved by each message.
+/// The phase, advanced by each message.
 #[derive(Debug)]
 pub struct Protocol {
     phase: Phase,
@@ -54,13 +54,13 @@ impl Default for Protocol {
 }
 
 impl Protocol {
-    /// How far it is, as told by what the edge sent.
+    /// The phase, according to the edge's messages.
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.phase
     }
 
-    /// Takes one message in.
+    /// Checks one message and advances the phase.
     pub fn accept(&mut self, message: &Message) -> Result<Lane, OutOfOrder> {
         use Phase::{AwaitHello, Digests, Pages};
         let (next, lane) = match (self.phase, message) {
@@ -82,7 +82,7 @@ impl Protocol {
                 | Message::ChunksRemoved(_)
                 | Message::EntriesRemoved(_)
                 | Message::EntryObserved(_)
-                // Behind what was observed before it.
+                // After the observations before it.
                 | Message::InvalidateAck(_),
             ) => (phase, Lane::Storage),
             (
@@ -110,7 +110,7 @@ impl Protocol {
     }
 }
 
-/// Of a message, for logs and errors.
+/// The name of a message, for logs and errors.
 #[must_use]
 pub fn name(message: &Message) -> &'static str {
     match message {

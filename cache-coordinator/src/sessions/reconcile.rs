@@ -1,4 +1,4 @@
-//! What an edge can prove against what the rows say. Pure.
+//! Compares an edge's proved chunks with the rows. Pure.
 
 use std::collections::HashMap;
 
@@ -6,12 +6,12 @@ use chunkcache_proto::{EntryId, checksum::InventoryDigest};
 
 use crate::db::Digest;
 
-/// Where rows and inventory do not agree.
+/// The differences between rows and inventory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Difference {
-    /// Rows of entries the edge has nothing of.
+    /// Rows of entries that the edge does not have.
     pub gone: Vec<EntryId>,
-    /// Entries to be sent in full.
+    /// Entries to be requested in full.
     pub differing: Vec<EntryId>,
 }
 

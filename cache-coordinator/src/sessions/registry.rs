@@ -1,4 +1,4 @@
-//! The sessions that stand now: where to send, what was last said, who has confirmed what.
+//! The open sessions: their outboxes, last reports, and confirmations.
 //!
 //! A live view, rebuilt from the edges after a restart; what must survive is in the table.
 
@@ -38,7 +38,7 @@ pub enum End {
     Closed,
     /// The stream broke.
     Transport,
-    /// Nothing heard in time.
+    /// No message in time.
     Timeout,
     /// A newer session of the same name.
     Fenced,
@@ -46,20 +46,20 @@ pub enum End {
     Protocol,
     /// Its outbox was full.
     Overflow,
-    /// The database did not take what it said.
+    /// The database did not accept its reports.
     Database,
-    /// This coordinator stops, or leads no more.
+    /// This coordinator stops, or no longer leads.
     Shutdown,
     /// The operator removed the edge.
     Forgotten,
-    /// It is to present its inventory again.
+    /// It must present its inventory again.
     Verify,
     /// Another coordinator leads.
     NotLeader,
 }
 
 impl End {
-    /// As a metric label.
+    /// The metric label.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -78,7 +78,7 @@ impl End {
     }
 }
 
-/// The way to an edge.
+/// The queue of messages to an edge.
 #[derive(Clone, Debug)]
 pub struct Outbox {
     messages: mpsc::Sender<Result<v1::SessionResponse, Status>>,
@@ -97,7 +97,7 @@ struct EndSignal {
 }
 
 impl Outbox {
-    /// An outbox and what is read from it.
+    /// Creates an outbox and its receiver.
     #[must_use]
     pub fn new() -> (Self, OutboxStream) {
         let (messages, receiver) = mpsc::channel(OUTBOX_MESSAGES);
@@ -132,7 +132,7 @@ impl Outbox {
         self.committed.send_modify(|_| {});
     }
 
-    /// Without waiting; a full outbox ends the session.
+    /// Sends without waiting; a full outbox ends the session.
     pub fn post(&self, message: Message) {
         let response = v1::SessionResponse {
             message: Some(message),
@@ -142,7 +142,7 @@ impl Outbox {
         }
     }
 
-    /// Waits for room: for answers to the edge's own messages, whose pace is then the edge's.
+    /// Waits for space: for answers to the edge's own messages, so that the edge sets the pace.
     /// False once the session has ended.
     pub async fn send(&self, message: Message) -> bool {
         let response = v1::SessionResponse {
@@ -154,36 +154,36 @@ impl Outbox {
         }
     }
 
-    /// The last word. Dropped where even that does not fit.
+    /// Sends the last message. Dropped if it does not fit.
     pub fn refuse(&self, status: Status) {
         let _ = self.messages.try_send(Err(status));
     }
 
-    /// Ends the session; the first reason stands.
+    /// Ends the session; the first reason counts.
     pub fn end(&self, reason: End) {
         self.end.reason.lock().get_or_insert(reason);
         self.end.token.cancel();
     }
 
-    /// Why it ended.
+    /// Why the session ended.
     #[must_use]
     pub fn end_reason(&self) -> Option<End> {
         *self.end.reason.lock()
     }
 
-    /// Completes when the session is to end. Cancel-safe.
+    /// Completes when the session must end. Cancel-safe.
     pub async fn ended(&self) {
         self.end.token.cancelled().await;
     }
 
-    /// For what lives as long as the session.
+    /// Cancelled with the session.
     #[must_use]
     pub fn token(&self) -> CancellationToken {
         self.end.token.clone()
     }
 }
 
-/// A session that stands.
+/// An open session.
 #[derive(Debug)]
 pub struct EdgeSession {
     /// Its row's id.
@@ -194,19 +194,19 @@ pub struct EdgeSession {
     pub url: String,
     /// Granted by the database.
     pub epoch: u64,
-    /// Of its data directory.
+    /// The id of its data directory.
     pub store_id: String,
-    /// The way to it.
+    /// Its outbox.
     pub outbox: Outbox,
-    /// As the operator, or the edge, wants it.
+    /// Set by the operator, or by the edge.
     pub draining: AtomicBool,
-    /// What reconciliation found, once rows and disk agree.
+    /// The result of reconciliation, once rows and disk agree.
     pub reconciled: watch::Sender<Option<Reconciliation>>,
-    /// As last told.
+    /// The last report.
     pub status: Mutex<v1::EdgeStatus>,
     /// Highest sequence of `SourcesChanged` it confirmed.
     pub sources_confirmed: watch::Sender<u64>,
-    /// Highest sequence of `Invalidate` that is meant for it.
+    /// Highest sequence of `Invalidate` that it must confirm.
     pub invalidations_posted: AtomicU64,
     /// Highest sequence of `Invalidate` or `Purge` it confirmed.
     pub invalidations_confirmed: watch::Sender<u64>,
@@ -217,7 +217,7 @@ pub struct EdgeSession {
 }
 
 impl EdgeSession {
-    /// What it observed may be from before an invalidation it has not confirmed.
+    /// Whether its observations may be from before an invalidation that it has not confirmed.
     #[must_use]
     pub fn is_behind_invalidations(&self) -> bool {
         self.invalidations_posted.load(Ordering::Acquire) > *self.invalidations_confirmed.borrow()
@@ -241,10 +241,10 @@ impl EdgeSession {
     }
 }
 
-/// What the reconciliation of a session found and mended.
+/// The differences that a session's reconciliation found and repaired.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reconciliation {
-    /// As the digests count them.
+    /// As counted in the digests.
     pub chunks_checked: u64,
     /// Rows deleted.
     pub rows_without_bytes: u64,
@@ -259,11 +259,11 @@ pub struct DisconnectedEdge {
     pub edge: EdgeId,
     /// Its name in the cluster.
     pub name: String,
-    /// Of the session that ended.
+    /// The epoch of the session that ended.
     pub epoch: u64,
 }
 
-/// Which confirmation is waited for.
+/// The kind of a confirmation.
 #[derive(Clone, Copy, Debug)]
 pub enum Confirmation {
     /// `SourceAck`.
@@ -272,26 +272,26 @@ pub enum Confirmation {
     Invalidations,
 }
 
-/// Who confirmed within the time, and who did not.
+/// The edges that confirmed in time, and the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Confirmed {
-    /// Names.
+    /// Edge names.
     pub confirmed: Vec<String>,
-    /// Names.
+    /// Edge names.
     pub unconfirmed: Vec<String>,
 }
 
-/// All of them.
+/// All sessions.
 #[derive(Debug, Default)]
 pub struct Registry {
     live: RwLock<HashMap<EdgeId, Arc<EdgeSession>>>,
-    /// Sessions that ended, and when: suspect until they return or are taken as lost.
+    /// Sessions that ended, and when: disconnected until they return or count as lost.
     suspects: Mutex<HashMap<EdgeId, (DisconnectedEdge, Instant)>>,
     sequence: AtomicU64,
-    /// Held shared while an observation is judged and recorded, and alone while an invalidation
-    /// begins.
+    /// Locked shared while an observation is judged and recorded, and exclusively while an
+    /// invalidation begins.
     observing: tokio::sync::RwLock<()>,
-    /// Begun so far.
+    /// Number of invalidations begun so far.
     invalidations: AtomicU64,
     joined: watch::Sender<u64>,
 }
@@ -317,7 +317,7 @@ impl Drop for Registration<'_> {
 }
 
 impl Registry {
-    /// As [`join`](Self::join), taken back when the guard is dropped before it is kept: a session
+    /// Like [`join`](Self::join), but undone if the guard is dropped before it is kept: a session
     /// whose opening failed is in no list.
     #[must_use]
     pub fn register(&self, live: &Arc<EdgeSession>) -> Registration<'_> {
@@ -338,7 +338,7 @@ impl Registry {
         self.joined.send_modify(|joins| *joins += 1);
     }
 
-    /// A session ended. False where a newer one stands already.
+    /// Ends a session. False if there is a newer one already.
     pub fn leave(&self, edge: EdgeId, epoch: u64) -> bool {
         let mut live = self.live.write();
         let is_present = live.get(&edge).is_some_and(|l| l.epoch == epoch);
@@ -353,7 +353,7 @@ impl Registry {
         is_present
     }
 
-    /// An edge the table names but that has no session yet (after a restart of this coordinator).
+    /// Adds an edge from the table that has no session yet (after a restart of this coordinator).
     pub fn expect(&self, suspect: DisconnectedEdge) {
         if self.get(suspect.edge).is_none() {
             self.suspects
@@ -363,7 +363,7 @@ impl Registry {
         }
     }
 
-    /// Takes those that have been away for longer than `limit`.
+    /// Takes the edges that have been disconnected for longer than `limit`.
     pub fn take_lost(&self, limit: Duration) -> Vec<DisconnectedEdge> {
         let mut suspects = self.suspects.lock();
         let mut lost = Vec::new();
@@ -377,7 +377,7 @@ impl Registry {
         lost
     }
 
-    /// Removed from the cluster: never lost.
+    /// Removes an edge from the cluster: it is never lost.
     pub fn forget(&self, edge: EdgeId) {
         self.suspects.lock().remove(&edge);
     }
@@ -388,7 +388,7 @@ impl Registry {
         self.joined.subscribe()
     }
 
-    /// Its session, if one stands.
+    /// The open session of an edge, if there is one.
     #[must_use]
     pub fn get(&self, edge: EdgeId) -> Option<Arc<EdgeSession>> {
         self.live.read().get(&edge).cloned()
@@ -415,25 +415,25 @@ impl Registry {
         }
     }
 
-    /// A number no earlier message had.
+    /// A sequence number that no earlier message had.
     pub fn next_sequence(&self) -> u64 {
         self.sequence.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// While it is held no invalidation begins.
+    /// No invalidation begins while this is held.
     pub async fn observing(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {
         self.observing.read().await
     }
 
-    /// Changes with each that begins.
+    /// Number of invalidations begun; changes with each.
     #[must_use]
     pub fn invalidations(&self) -> u64 {
         self.invalidations.load(Ordering::Acquire)
     }
 
-    /// From here on no edge's observation counts as news before the edge has confirmed the
-    /// sequence. What was observed before is recorded, so that the invalidation, written next,
-    /// undoes it.
+    /// Begins an invalidation: no edge's observation counts as new before the edge has confirmed
+    /// the sequence. Earlier observations are recorded, so that the invalidation, written next,
+    /// undoes them.
     pub async fn begin_invalidation(&self) -> u64 {
         let _alone = self.observing.write().await;
         self.invalidations.fetch_add(1, Ordering::AcqRel);
@@ -444,7 +444,7 @@ impl Registry {
         sequence
     }
 
-    /// Sends to every session and waits until each has confirmed, at most for `limit`.
+    /// Sends to every session and waits, at most for `limit`, until each has confirmed.
     pub async fn push(
         &self,
         confirmation: Confirmation,
@@ -454,7 +454,7 @@ impl Registry {
         self.post(confirmation, message).confirmed(limit).await
     }
 
-    /// The same with a sequence that was taken before.
+    /// The same with an earlier sequence.
     pub async fn push_as(
         &self,
         sequence: u64,
@@ -467,8 +467,8 @@ impl Registry {
             .await
     }
 
-    /// Sends to every session, and leaves the wait to the caller: who must send in an order need
-    /// not wait in it.
+    /// Sends to every session without waiting: senders that need an order must not hold it while
+    /// they wait.
     pub fn post(&self, confirmation: Confirmation, message: impl Fn(u64) -> Message) -> Posted {
         self.post_as(self.next_sequence(), confirmation, message)
     }
@@ -494,7 +494,7 @@ impl Registry {
     }
 }
 
-/// What was sent to sessions and is to be confirmed by them.
+/// A message sent to sessions that must confirm it.
 #[must_use]
 pub struct Posted {
     sequence: u64,
@@ -503,7 +503,7 @@ pub struct Posted {
 }
 
 impl Posted {
-    /// Waits until each has confirmed, at most for `limit`.
+    /// Waits, at most for `limit`, until each has confirmed.
     pub async fn confirmed(self, limit: Duration) -> Confirmed {
         let Self {
             sequence,

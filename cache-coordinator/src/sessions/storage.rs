@@ -34,28 +34,28 @@ use crate::{
     },
 };
 
-/// Commits of one session under way.
+/// Limit of running commits of one session.
 const COMMITS_AHEAD: usize = 1024;
-/// Entries whose fill is taken up at a time, and the pause until the next: a disk full of begun
-/// entries is filled over hours, and what is not open yet costs nothing.
+/// Entries whose fill is resumed at a time, and the pause until the next batch: a disk full of
+/// partial entries is filled over hours, and entries that are not open yet cost nothing.
 const FILL_ENTRIES: u32 = 1000;
 const FILL_PAUSE: Duration = Duration::from_secs(10);
-/// Invalidated entries an edge is told of when it comes back: as many as fit into one message.
+/// Limit of invalidated entries sent to an edge that comes back: as many as fit into one message.
 const INVALIDATED_ENTRIES: u32 = 20_000;
-/// An observation older than this was made while no coordinator answered.
+/// An older observation was made while no coordinator answered.
 const LIVE_OBSERVATION: Duration = Duration::from_secs(30);
 
-/// Answers to give once a change is committed.
+/// Answers to send once a change is committed.
 enum Answer {
     Stored(u64, EntryId, Vec<ChunkIndex>, Pending<StoreChunks>),
     Removed(u64, EntryId, Removed, Pending<RemoveChunks>),
     EntriesDropped(u64, Vec<EntryId>, Pending<DropEntries>),
     Observed(Box<Observing>),
-    /// Everything before is committed.
+    /// All earlier changes are committed.
     Barrier(oneshot::Sender<()>),
 }
 
-/// What an edge drops, and whether to make room.
+/// Chunks that an edge drops, and whether to make space.
 struct Removed {
     chunks: Vec<ChunkIndex>,
     evicted: bool,
@@ -69,7 +69,7 @@ pub(super) struct Lane {
     pub(super) inventory: Inventory,
 }
 
-/// Runs until the session's end; what was received by then is still queued.
+/// Runs until the session's end; messages received by then are still queued.
 pub async fn run(
     cluster: Arc<Cluster>,
     live: Arc<EdgeSession>,
@@ -134,7 +134,7 @@ fn end_of(error: &ServiceError) -> End {
 }
 
 impl Lane {
-    /// What was invalidated while the edge was away; its bindings may be fresh still.
+    /// Sends the invalidations that the edge missed; its bindings may still be fresh.
     async fn tell_invalidated(&self) -> Result<(), ServiceError> {
         let registry = &self.cluster.registry;
         let entries = self
@@ -279,8 +279,8 @@ impl Lane {
     }
 }
 
-/// Opens all entries the edge holds a part of, a page at a time: their fill follows from what is
-/// held.
+/// Opens all entries of which the edge holds a part, a page at a time: their fill follows from what
+/// is held.
 pub async fn take_up_fill(cluster: Arc<Cluster>, live: Arc<EdgeSession>) {
     let mut after = EntryId::nil();
     loop {
@@ -318,7 +318,7 @@ pub async fn take_up_fill(cluster: Arc<Cluster>, live: Arc<EdgeSession>) {
     }
 }
 
-/// What is wrong with one entry alone: the edge forgets it, and the session goes on.
+/// Whether the error concerns one entry alone: the edge forgets it, and the session goes on.
 fn is_of_one_entry(error: &ServiceError) -> bool {
     matches!(
         error,
@@ -332,7 +332,7 @@ fn is_of_one_entry(error: &ServiceError) -> bool {
     )
 }
 
-/// Gives answers in the order of the reports.
+/// Sends answers in the order of the reports.
 async fn answer(
     cluster: Arc<Cluster>,
     live: Arc<EdgeSession>,
@@ -413,7 +413,7 @@ async fn answer(
             Answer::Removed(sequence, entry, Removed { chunks, evicted }, pending) => {
                 let outcome = pending.await.map(|committed| committed.revision);
                 if evicted && outcome.is_ok() {
-                    // Before the plan knows, which would ask for them again at once.
+                    // Before the plan knows, which would request them again at once.
                     let _ = cluster.jobs.evicted(&cluster, edge, entry, &chunks).await;
                 }
                 let chunks = Some(chunks);
@@ -431,7 +431,7 @@ async fn answer(
         };
         let revision = match outcome {
             Ok(revision) => {
-                // Before the edge knows: it drops nothing the plan still offers to peers.
+                // Before the edge knows: it drops nothing that the plan still offers to peers.
                 let _ = cluster.plan.tell(command).await;
                 revision
             }

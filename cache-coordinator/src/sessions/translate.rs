@@ -1,7 +1,7 @@
-//! Messages of a session to events of the scheduler, effects of the scheduler to messages.
+//! Converts session messages to scheduler events, and scheduler effects to messages.
 //!
-//! Pure. What names something unknown (an entry closed a moment ago) translates to nothing:
-//! the edge learns of it by other messages, and says again what still matters.
+//! Pure. A message about something unknown (an entry closed a moment ago) converts to nothing: the
+//! edge learns of it by other messages, and repeats what still matters.
 
 use std::ops::Range;
 
@@ -17,10 +17,10 @@ use scheduler::{
     },
 };
 
-/// Sources that an edge may speak of at a time. More than a cluster has.
+/// Sanity cap of sources in one report: more than a cluster has.
 const MAX_QUOTA_USES: usize = 4_096;
 
-/// One reader's demand; `None` where its entry is not open.
+/// One reader's demand; `None` if its entry is not open.
 #[must_use]
 pub fn demand(directory: &Directory, edge: EdgeId, reader: &v1::ReaderDemand) -> Option<Event> {
     let number = directory.entry_number(reader.entry_id.parse().ok()?)?;
@@ -49,7 +49,7 @@ pub fn demand(directory: &Directory, edge: EdgeId, reader: &v1::ReaderDemand) ->
     }))
 }
 
-/// What became of a fetch.
+/// A fetch's report.
 #[must_use]
 pub fn fetch_report(
     directory: &mut Directory,
@@ -84,7 +84,7 @@ pub fn fetch_report(
     Some(event)
 }
 
-/// A fetch the edge began by itself.
+/// A local fetch of an edge.
 #[must_use]
 pub fn local_fetch(
     directory: &mut Directory,
@@ -119,7 +119,7 @@ fn fault(fault: v1::fetch_failure::Fault) -> Fault {
     }
 }
 
-/// The message that carries an effect, and to whom. `WantDone` concerns no edge.
+/// The message that carries an effect, and its edge. `WantDone` concerns no edge.
 #[must_use]
 pub fn effect(directory: &Directory, effect: &Effect) -> Option<(EdgeId, Message)> {
     match effect {
@@ -172,7 +172,7 @@ pub fn effect(directory: &Directory, effect: &Effect) -> Option<(EdgeId, Message
     }
 }
 
-/// What an edge says of sources that are known.
+/// An edge's use of known sources.
 #[must_use]
 pub fn quota_uses(directory: &Directory, report: &v1::QuotaReport) -> Vec<QuotaUse> {
     let uses = report.uses.iter().take(MAX_QUOTA_USES);
@@ -234,7 +234,7 @@ pub fn reason(reason: Reason) -> String {
     }
 }
 
-/// Ascending, adjacent ones joined, what is past the object dropped.
+/// Ascending, adjacent ones joined, those past the object dropped.
 #[must_use]
 pub fn coalesce(mut indexes: Vec<ChunkIndex>, geometry: Geometry) -> Vec<Range<ChunkIndex>> {
     indexes.sort_unstable();

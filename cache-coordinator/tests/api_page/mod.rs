@@ -1,5 +1,5 @@
-//! `docs/api.md` from the descriptors of the protocol: services with who may call what, messages,
-//! values.
+//! Generates `docs/api.md` from the descriptors of the protocol: services with the roles that may
+//! call each method, messages, values.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -12,7 +12,7 @@ use prost_types::{
 };
 
 const PACKAGE: &str = "chunkcache.v1";
-/// What stands where in a descriptor, in the numbers of `descriptor.proto`.
+/// Positions in a descriptor, in the numbers of `descriptor.proto`.
 const MESSAGES: i32 = 4;
 const ENUMS: i32 = 5;
 const SERVICES: i32 = 6;
@@ -21,7 +21,7 @@ const NESTED: i32 = 3;
 const NESTED_ENUMS: i32 = 4;
 const ENTRIES: i32 = 2;
 
-/// The comments of a file, by place.
+/// The comments of a file, by position.
 struct Comments(HashMap<Vec<i32>, String>);
 
 impl Comments {
@@ -40,7 +40,7 @@ impl Comments {
         )
     }
 
-    /// As one line.
+    /// The comment as one line.
     fn at(&self, path: &[i32]) -> String {
         let text = self.0.get(path).map_or("", String::as_str);
         let words: Vec<_> = text.split_whitespace().collect();
@@ -172,7 +172,7 @@ fn describe_enum(
     }
 }
 
-/// How a field's type is read by people.
+/// A field's type for human readers.
 fn kind(field: &FieldDescriptorProto, message: &DescriptorProto) -> String {
     let of = |field: &FieldDescriptorProto| match field.r#type() {
         Type::Message | Type::Enum => link(field.type_name()),
@@ -192,7 +192,7 @@ fn kind(field: &FieldDescriptorProto, message: &DescriptorProto) -> String {
     }
 }
 
-/// The name, leading to its section if it is of this package.
+/// The name, linked to its section if it is of this package.
 fn link(full: &str) -> String {
     match full.strip_prefix(&format!(".{PACKAGE}.")) {
         // Anchors are in lower case, without full stops.

@@ -1,4 +1,4 @@
-//! The edge's side of a session, by hand.
+//! A hand-written edge side of a session.
 
 use std::collections::HashMap;
 
@@ -21,23 +21,23 @@ pub struct FakeEdge {
     pub from: Streaming<v1::SessionResponse>,
 }
 
-/// What an edge holds: an entry and the indexes of its chunks.
+/// An edge's inventory: entries and the indexes of their chunks.
 pub type Inventory = Vec<(v1::Entry, Vec<u32>)>;
 
 impl FakeEdge {
-    /// Joins with nothing held; ready when this returns.
+    /// Joins with an empty inventory; ready when this returns.
     pub async fn join(coordinator: &Coordinator, name: &str) -> Self {
         Self::join_at(coordinator.edge().await, name).await
     }
 
-    /// The same over a connection that is there.
+    /// The same over an existing connection.
     pub async fn join_at(client: EdgeServiceClient<Channel>, name: &str) -> Self {
         let mut edge = Self::hello_at(client, name).await;
         edge.present(&Vec::new()).await;
         edge
     }
 
-    /// As far as Welcome.
+    /// Joins up to Welcome.
     pub async fn hello(coordinator: &Coordinator, name: &str) -> Self {
         Self::hello_at(coordinator.edge().await, name).await
     }
@@ -81,7 +81,7 @@ impl FakeEdge {
         edge
     }
 
-    /// The inventory, as far as Ready. Answers what was dropped.
+    /// Sends the inventory, up to Ready. Returns the verdicts with dropped chunks.
     pub async fn present(&mut self, inventory: &Inventory) -> Vec<v1::InventoryVerdict> {
         for page in inventory.chunks(1_024) {
             let digests = page.iter().map(|(entry, indexes)| digest(entry, indexes));
@@ -137,7 +137,7 @@ impl FakeEdge {
         self.to.send(request).await.unwrap();
     }
 
-    /// The first message the closure takes; others are passed over.
+    /// Waits for the first message that the closure accepts; skips the others.
     pub async fn expect<T>(&mut self, mut take: impl FnMut(Response) -> Option<T>) -> T {
         let found = async {
             loop {
@@ -230,7 +230,7 @@ impl FakeEdge {
     }
 }
 
-/// An entry as whoever meets it makes it.
+/// An entry as an edge that meets the object creates it.
 pub fn entry(source: &str, base_url: &str, path: &str, chunk_count: u64, etag: &str) -> v1::Entry {
     let size = chunk_count * CHUNK;
     let id = EntryIdentity {
@@ -283,7 +283,7 @@ pub fn store_id(name: &str) -> Uuid {
     Uuid::from_u128(name.len() as u128)
 }
 
-/// Any number that differs by index does.
+/// Any number that differs by index is enough.
 fn checksum(index: u32) -> u64 {
     (u64::from(index) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }

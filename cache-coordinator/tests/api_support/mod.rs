@@ -27,7 +27,7 @@ pub struct Coordinator {
     server: Arc<Server>,
 }
 
-/// On a database of its own; leads when this returns.
+/// A coordinator on its own database; it leads when this returns.
 pub async fn coordinator() -> Coordinator {
     let server = Server::shared();
     let url = server.create_database().await;
@@ -36,7 +36,7 @@ pub async fn coordinator() -> Coordinator {
     coordinator
 }
 
-/// Does not wait for anything.
+/// Starts without waiting.
 pub async fn start(server: Arc<Server>, database_url: String) -> Coordinator {
     let database = format!("--database-url={database_url}");
     let options = service_kit::config::parse_from::<ServeOptions>(&[
@@ -79,7 +79,7 @@ impl Coordinator {
         EdgeServiceClient::new(channel.unwrap())
     }
 
-    /// Asks until it leads: the outside has no other way to know.
+    /// Waits until it leads: there is no other way to know from outside.
     pub async fn leads(&self) {
         self.until(|status| status.is_leader).await;
     }
@@ -112,7 +112,7 @@ impl Coordinator {
         self.cache().await.put_source(request).await.unwrap();
     }
 
-    /// As SIGTERM does.
+    /// Stops it as SIGTERM does.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.shutdown.cancel();
         tokio::time::timeout(WAIT, self.run).await.unwrap().unwrap()

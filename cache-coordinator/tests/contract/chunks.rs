@@ -1,4 +1,4 @@
-//! Chunk rows, what is missing, digests, jobs.
+//! Chunk rows, missing ranges, digests, jobs.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Connections as people have them: sslmode, poolers, errors that waiting does not mend.
+//! Real-world connections: sslmode, poolers, permanent errors.
 
 use std::process::{Child, Command, Stdio};
 
@@ -10,7 +10,7 @@ fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// As `openssl req -x509` makes it: its own authority.
+/// Like `openssl req -x509`: it is its own authority.
 fn self_signed(server: &Server, name: &str) {
     let (cert, key) = (
         server.write(&format!("{name}.crt"), ""),
@@ -85,7 +85,7 @@ async fn sslmode_is_honoured_and_a_self_signed_certificate_is_its_own_authority(
             _ => panic!("{more}: {found:?}"),
         }
     }
-    // The server takes only connections with TLS, then only those without.
+    // The server accepts only connections with TLS, then only those without.
     for (hba, url, expected) in [
         ("hostssl", base.clone(), Ok(true)),
         ("hostssl", format!("{base} sslmode=allow"), Ok(true)),
@@ -145,14 +145,14 @@ async fn an_error_that_waiting_does_not_mend_ends_the_start() {
             "password authentication failed",
         ),
         ("user=nobody", "pg_hba.conf rejects"),
-        // In PostgreSQL 15 and later such a role may make no tables in public.
+        // In PostgreSQL 15 and later such a role may create no tables in public.
         ("user=films password=right", "permission denied"),
     ] {
         let url = format!("host={folder} dbname=postgres {who}");
         let reason = connects(&url).await.unwrap_err();
         assert!(reason.contains(expected), "{who}: {reason}");
     }
-    // A database that is not there yet is waited for.
+    // A database that does not exist yet is waited for.
     let url = format!("host={folder} dbname=later user=postgres");
     assert_eq!(connects(&url).await.unwrap_err(), "retried");
 }
@@ -195,7 +195,7 @@ impl PgBouncer {
 
 impl Drop for PgBouncer {
     fn drop(&mut self) {
-        // It may be the child of one that changed the user.
+        // It may be the child of a process that changed the user.
         if let Ok(pid) = std::fs::read_to_string(&self.pid_file) {
             let _ = Command::new("kill").args(["-KILL", pid.trim()]).status();
         }
@@ -225,7 +225,7 @@ async fn a_pooler_keeps_sessions_or_is_refused_at_once() {
     one.leads().await;
     one.source("films").await;
     one.entry(1, "a.mp4", 1).await;
-    // Its time-outs hold.
+    // Its time-outs apply.
     assert_eq!(
         one.database.setting("statement_timeout").await.unwrap(),
         "10s"

@@ -60,7 +60,7 @@ async fn sources_entries_and_keys() {
             previous: Some(first.id)
         }
     );
-    // What was seen while the coordinator was away does not undo what was seen since.
+    // An observation from while the coordinator was away does not undo later ones.
     let replayed = ObserveEntry {
         observation: Observation::Replayed,
         ..observe(&first, 2_500)

@@ -1,8 +1,8 @@
-//! What is to be filled on an edge, a page at a time.
+//! Entries to be filled on an edge, a page at a time.
 
 use super::*;
 
-/// As a session takes it up: `session/storage.rs`.
+/// The page size of a session: `sessions/storage.rs`.
 const PAGE: u32 = 1_000;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -10,8 +10,8 @@ async fn all_that_is_begun_is_found_page_by_page() {
     let (_server, url, one) = leader().await;
     one.source("films").await;
     let (a, b) = (one.edge("a", 1).await.edge, one.edge("b", 2).await.edge);
-    // 2,500 entries of two chunks: every fifth is whole on the first edge, of the others it has one
-    // chunk; the second edge has the other.
+    // 2,500 entries of two chunks: every fifth is complete on the first edge, of the others it has
+    // one chunk; the second edge has the other.
     client(&url)
         .await
         .batch_execute(&format!(

@@ -1,4 +1,4 @@
-//! Who leads, and who no longer does.
+//! Leadership, gained and lost.
 
 use super::*;
 
@@ -71,7 +71,7 @@ async fn a_step_down_hands_over_within_a_second_and_old_terms_are_fenced() {
         "revisions go on where they were"
     );
 
-    // A leader that was paused believes in a term that is over: the row says otherwise.
+    // A leader that was paused believes in a term that is over: the row shows otherwise.
     let (_send, belief) = tokio::sync::watch::channel(Leadership::Leader { term: 1 });
     let (paused, task) = WriterTask::new(
         one.database.clone(),

@@ -1,4 +1,4 @@
-//! The plans of the hot statements.
+//! The query plans of the hot statements.
 
 use super::*;
 
@@ -36,8 +36,8 @@ async fn hot_statements_use_the_primary_key() {
                 "ARRAY(SELECT id FROM edges)",
                 "1000",
             ],
-            // On a table far larger than memory a page of it for each few rows is what a question
-            // would wait for.
+            // On a table far larger than memory, a query would otherwise wait for one of its pages
+            // for each few rows.
             "Index Only Scan using cache_chunks_pkey",
         ),
         (
@@ -84,8 +84,8 @@ async fn hot_statements_use_the_primary_key() {
             "cache_entries_by_path",
         ),
     ];
-    // Where an entry table is tiny the planner rightly reads all of it; the question is which index
-    // would serve.
+    // On a tiny entry table the planner rightly reads everything; the question is which index would
+    // be used.
     client
         .batch_execute("SET enable_seqscan = off")
         .await

@@ -76,7 +76,7 @@ async fn watchers_resume_without_gap_or_repeat() {
     assert_eq!(bytes, u64::from(count) * CHUNK);
     assert!(last <= end && resumed_at.is_some());
 
-    // Revisions have no holes, and the log and the broadcast tell the same.
+    // Revisions have no gaps, and the log and the broadcast agree.
     let mut expected = 1;
     while expected <= end {
         let Event::Change(change) = all.next().await.unwrap().unwrap() else {

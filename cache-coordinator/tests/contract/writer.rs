@@ -162,8 +162,8 @@ async fn the_database_crashes_under_load_and_every_change_is_applied_once() {
     );
 }
 
-/// A COMMIT whose answer is lost may have taken place, at once or later: every change is applied
-/// once, and what follows is written.
+/// A COMMIT whose answer is lost may have succeeded, at once or later: every change is applied
+/// once, and later ones are written.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_whose_answer_is_lost_is_followed_by_others() {
     let server = Server::shared();
@@ -236,7 +236,7 @@ async fn a_leader_that_can_not_write_gives_up_its_lease() {
     two.entry(2, "b.mp4", 1).await;
 }
 
-/// A key of random text that no index row can hold, were it indexed as it is.
+/// A key of random text that no index row could hold if it were indexed directly.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_key_is_recorded_by_its_hash_and_a_refused_entry_alone_is_set_aside() {
     let (_server, _url, one) = leader().await;
@@ -260,7 +260,7 @@ async fn a_long_key_is_recorded_by_its_hash_and_a_refused_entry_alone_is_set_asi
     one.writer.write(observe(&long, 1)).await.unwrap();
     let bound = one.database.binding(&long.key()).await.unwrap().unwrap();
     assert_eq!(bound.entry.id, long.id);
-    // Past the bound that edges keep to, the database itself refuses: one item of a page.
+    // Past the limit that edges keep to, the database itself refuses: one item of a page.
     let item = |id: u128, query: String| {
         let entry = EntryRecord {
             query,
@@ -445,7 +445,7 @@ async fn entries_without_chunks_are_forgotten_and_those_in_use_are_not() {
             .unwrap();
         found.sort_unstable();
         assert_eq!(found, expected);
-        // All are named, and only those go.
+        // All are returned, and only those are removed.
         let gone = one
             .writer
             .write(forget(ids.clone(), are_too_many))
@@ -509,7 +509,7 @@ async fn new_keys_and_pages_of_an_inventory_are_recorded_fast() {
     }
     let entries = 10_000.0 / began.elapsed().as_secs_f64();
     println!("{keys:.0} new keys and {entries:.0} entries of an inventory a second");
-    // 400 a second before. A loaded machine is far slower than the figures of the bench.
+    // 400 a second before. A loaded machine is far slower than the bench.
     assert!(
         keys > 1_000.0 && entries > 2_000.0,
         "{keys:.0} {entries:.0}"

@@ -1,5 +1,5 @@
-//! What the load tests share: sizes, figures, the large table, a coordinator in a process of its
-//! own.
+//! Shared parts of the load tests: sizes, figures, the large table, a coordinator in its own
+//! process.
 
 pub mod inventory;
 pub mod process;
@@ -7,7 +7,7 @@ pub mod table;
 
 use std::time::Duration;
 
-/// A size of the environment; else the small one, with which the test is one of the plain tests.
+/// A size from the environment; otherwise the small one, with which the test runs as a plain test.
 pub fn size(variable: &str, small: u32) -> u32 {
     std::env::var(variable)
         .ok()
@@ -15,12 +15,12 @@ pub fn size(variable: &str, small: u32) -> u32 {
         .unwrap_or(small)
 }
 
-/// For `tests/bench/coordinator`, which gathers these lines.
+/// Prints a figure for `tests/bench/coordinator`, which gathers these lines.
 pub fn figure(name: &str, value: f64) {
     println!("figure {name} {value}");
 }
 
-/// Prints and tells median and p99, in milliseconds.
+/// Prints median and p99, in milliseconds.
 pub fn report(name: &str, what: &str, mut times: Vec<Duration>) {
     times.sort();
     let part = |part: usize| times[(times.len() - 1) * part / 100];
@@ -35,7 +35,7 @@ pub fn report(name: &str, what: &str, mut times: Vec<Duration>) {
     figure(&format!("{name}_p99_ms"), part(99).as_secs_f64() * 1_000.0);
 }
 
-/// Of a process, in bytes.
+/// Resident memory of a process, in bytes.
 pub fn resident_bytes(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));

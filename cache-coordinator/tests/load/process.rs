@@ -1,4 +1,4 @@
-//! The coordinator as it is shipped, in a process of its own: its memory is nobody else's.
+//! The coordinator as shipped, in its own process, so that its memory can be measured.
 
 use std::{
     net::{Ipv4Addr, TcpListener},
@@ -18,9 +18,9 @@ pub struct Process {
 }
 
 impl Process {
-    /// Leads when this returns.
+    /// Starts it; it leads when this returns.
     pub async fn start(database_url: &str) -> Self {
-        // Free until somebody else takes them, which nobody does in these tests.
+        // Free until another process takes them, which does not happen in these tests.
         let port = || {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             format!("127.0.0.1:{}", listener.local_addr().unwrap().port())
@@ -62,7 +62,7 @@ impl Process {
         CacheServiceClient::new(self.endpoint.connect().await.unwrap())
     }
 
-    /// A connection of its own, as each edge has.
+    /// A separate connection, as each edge has.
     pub async fn edge(&self) -> EdgeServiceClient<Channel> {
         EdgeServiceClient::new(self.endpoint.connect().await.unwrap())
     }

@@ -1,10 +1,10 @@
 //! A large `cache_chunks`, as a thousand edges that fill at the same time leave it.
 //!
-//! Rows lie in the order of their arrival: eight of an entry on an edge, then eight of the next, as
-//! the writer's batches bring them from a thousand edges. So what is asked for lies on many pages,
-//! and not, as it would if each entry were made at once, on few.
+//! Rows are in the order of their arrival: eight of an entry on an edge, then eight of the next, as
+//! the writer's batches bring them from a thousand edges. So a query finds its rows on many pages,
+//! and not, as it would if each entry were inserted at once, on few.
 //!
-//! Filling is a list of steps kept in the database: with `LOAD_DIRECTORY` a run goes on where the
+//! Filling is a list of steps kept in the database: with `LOAD_DIRECTORY` a run continues where the
 //! one before ended.
 
 use std::{
@@ -26,13 +26,13 @@ use crate::{
 };
 
 pub const EDGES: u32 = 1_000;
-/// Chunks of an entry; all of them are 64 KiB.
+/// Chunks of an entry; each is 64 KiB.
 pub const ENTRY_CHUNKS: u32 = 50_000;
-/// Of each entry, on two of the edges.
+/// Copies of each entry, on two of the edges.
 const COPIES: u32 = 2;
 /// Rows of an entry on an edge that came in one batch.
 const TOGETHER: u32 = 8;
-/// Statements the rows are made with.
+/// Number of statements that insert the rows.
 const PIECES: u32 = 100;
 /// Also holds [`WIDE_CHUNKS`] chunks: the edge that is reconciled.
 pub const WIDE: &str = "wide";
@@ -45,28 +45,28 @@ pub struct Large {
 }
 
 impl Large {
-    /// The entry of a number from 1.
+    /// The entry with a number from 1.
     pub fn entry(number: u32) -> EntryId {
         EntryId::from_u128(u128::from(number))
     }
 
-    /// One of those that hold all of it.
+    /// One of the edges that hold all of it.
     pub fn holder(number: u32) -> EdgeId {
         EdgeId::try_from((number * 7 + 501) % EDGES + 1).unwrap()
     }
 }
 
-/// Entries the wide edge holds whole.
+/// Number of entries that the wide edge holds completely.
 pub fn wide_entries(entries: u32) -> u32 {
     (size("LOAD_SESSION_CHUNKS", ENTRY_CHUNKS) / ENTRY_CHUNKS).clamp(1, entries)
 }
 
-/// The checksum of a chunk, as its row has it.
+/// The checksum of a chunk, as in its row.
 pub fn checksum(index: u32) -> u64 {
     u64::from(index) * 1_099_511_628_211
 }
 
-/// Filled, or filled further: none if the time was over before.
+/// Fills the table, or continues filling it: none if the time was over before that.
 pub async fn fill(patience: Option<Duration>) -> Option<Large> {
     let server = Server::shared();
     let is_kept = std::env::var_os("LOAD_DIRECTORY").is_some();
@@ -98,7 +98,7 @@ pub async fn fill(patience: Option<Duration>) -> Option<Large> {
     let began = Instant::now();
     let second = client(&url).await;
     let is_over = || patience.is_some_and(|patience| began.elapsed() > patience);
-    // Rows on both processors; what comes after them one by one.
+    // Rows on both processors; later steps one by one.
     let (one, two) = tokio::join!(
         run_steps(&first, "rows", &is_over),
         run_steps(&second, "rows", &is_over)
@@ -122,8 +122,8 @@ pub async fn large() -> Large {
     large
 }
 
-/// Makes what is small, notes the steps, and takes the indexes and constraints away until the rows
-/// are there.
+/// Creates the small tables, records the steps, and drops the indexes and constraints until the
+/// rows are there.
 async fn plan(client: &Client, entries: u32) {
     let store = store_id(WIDE);
     let wide = wide_entries(entries);
@@ -152,7 +152,7 @@ async fn plan(client: &Client, entries: u32) {
         );
         steps.push(("rows", format!("{copies}; {of_wide}")));
     }
-    // As the migrations have them, whatever that is.
+    // As the migrations define them.
     let definitions = client
         .query(
             "SELECT 0 AS rank, conname::text AS name, true AS is_constraint,
@@ -211,7 +211,7 @@ async fn plan(client: &Client, entries: u32) {
     client.batch_execute("COMMIT").await.unwrap();
 }
 
-/// True: none of the part is left. A step that was interrupted is rolled back, and is done again by
+/// True: nothing of the part is left. A step that was interrupted is rolled back, and repeated by
 /// the next run.
 async fn run_steps(client: &Client, part: &str, is_over: &impl Fn() -> bool) -> bool {
     client

@@ -1,5 +1,5 @@
-//! What the contract tests stand on: a private PostgreSQL, and a coordinator's database code on a
-//! database of its own.
+//! The base of the contract tests: a private PostgreSQL, and a coordinator's database code on its
+//! own database.
 
 // Each test binary uses a part of it.
 #![allow(dead_code)]
@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use postgres::Server;
 
-/// Bytes in a chunk of the entries made here.
+/// Chunk size of the entries made here.
 pub const CHUNK: u64 = 64 << 10;
 
 /// One coordinator's database code; several may share a database.

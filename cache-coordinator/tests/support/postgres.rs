@@ -1,5 +1,5 @@
-//! A private PostgreSQL: its own directory and socket, no TCP port; gone with the last test that
-//! uses it.
+//! A private PostgreSQL: with its own directory and socket, no TCP port; removed with the last test
+//! that uses it.
 
 use std::{
     os::unix::fs::MetadataExt,
@@ -17,12 +17,12 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 /// A running server.
 pub struct Server {
     directory: PathBuf,
-    /// What is in it is for the next process too.
+    /// Its content is kept for the next process.
     is_kept: bool,
 }
 
 impl Server {
-    /// The server of this test process; started if no test holds it now.
+    /// The server of this test process; started if no test uses it now.
     pub fn shared() -> Arc<Self> {
         let mut shared = SHARED.lock().unwrap();
         shared.upgrade().unwrap_or_else(|| {
@@ -37,7 +37,7 @@ impl Server {
         })
     }
 
-    /// A cluster of its own, not started yet.
+    /// A new cluster, not started yet.
     pub fn prepare() -> Self {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         // Short: a socket's path has at most 107 bytes.
@@ -49,7 +49,7 @@ impl Server {
         }
     }
 
-    /// In a directory that stays: filling a large table takes longer than all else.
+    /// Uses a directory that is kept: filling a large table takes longer than all else.
     fn kept(directory: PathBuf) -> Self {
         if !directory.join("PG_VERSION").exists() {
             initialise(&directory);
@@ -64,9 +64,9 @@ impl Server {
         self.start_with("-c listen_addresses=''");
     }
 
-    /// With further settings.
+    /// Starts it with further settings.
     pub fn start_with(&self, settings: &str) {
-        // Tests need no safety from a crash of the machine; a load figure counts only with it.
+        // Tests need no protection from a crash of the machine; a load figure counts only with it.
         let safety = match std::env::var_os("LOAD_FSYNC") {
             Some(_) => "-c fsync=on -c max_wal_size=8GB -c shared_buffers=3GB",
             None => "-c fsync=off -c full_page_writes=off",
@@ -82,7 +82,7 @@ impl Server {
             .arg(self.directory.join("log")));
     }
 
-    /// As after a crash.
+    /// Stops it as a crash does.
     pub fn crash(&self) {
         run(as_postgres("pg_ctl")
             .args(["stop", "-m", "immediate", "-D"])
@@ -93,7 +93,7 @@ impl Server {
         &self.directory
     }
 
-    /// Writes a file of the server's user.
+    /// Writes a file that belongs to the server's user.
     pub fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.directory.join(name);
         std::fs::write(&path, text).unwrap();
@@ -113,7 +113,7 @@ impl Server {
         )
     }
 
-    /// A new, empty database; its URL.
+    /// Creates a new, empty database; returns its URL.
     pub async fn create_database(&self) -> String {
         let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         client(&self.url("postgres"))
@@ -127,7 +127,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // What is kept is written out, so that the next start needs no recovery.
+        // A kept server is stopped cleanly, so that the next start needs no recovery.
         let how = if self.is_kept { "fast" } else { "immediate" };
         let _ = as_postgres("pg_ctl")
             .args(["stop", "-t", "120", "-m", how, "-D"])
@@ -139,7 +139,7 @@ impl Drop for Server {
     }
 }
 
-/// A plain client, for what the tests look at behind the database code's back.
+/// A plain client, for looking at tables behind the database code's back.
 pub async fn client(url: &str) -> tokio_postgres::Client {
     let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls)
         .await
@@ -180,7 +180,7 @@ pub fn as_postgres(program: &str) -> Command {
     command
 }
 
-/// The newest installed version's, else the one on the path.
+/// The newest installed version's, otherwise the one on the path.
 fn binary(program: &str) -> PathBuf {
     let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()

@@ -10,10 +10,10 @@ use tokio::{
 
 use super::postgres::Server;
 
-/// What becomes of the next COMMIT.
+/// What happens to the next COMMIT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommitFault {
-    /// It takes place, its answer never comes.
+    /// It succeeds, its answer never comes.
     AnswerLost,
     /// It reaches the server so much later; its answer never comes.
     Late(Duration),
@@ -40,7 +40,7 @@ impl Proxy {
         Self { port, fault }
     }
 
-    /// The same database, through here.
+    /// The URL of the same database, through this proxy.
     pub fn url(&self, url: &str) -> String {
         let rest = url.split_once(' ').unwrap().1;
         format!("host=127.0.0.1 port={} sslmode=disable {rest}", self.port)
@@ -89,7 +89,7 @@ async fn forward(client: TcpStream, socket: PathBuf, faults: Arc<Mutex<Option<Co
             Some(CommitFault::Late(late)) => {
                 back.abort();
                 let bytes = bytes.to_vec();
-                // The client may be gone by then: the server hears it all the same.
+                // The client may be gone by then: the server receives it all the same.
                 tokio::time::sleep(late).await;
                 let _ = to_server.write_all(&bytes).await;
                 tokio::time::sleep(Duration::from_millis(200)).await;

@@ -1,4 +1,4 @@
-//! Connections to coordinators: which one next, and what a refusal says.
+//! Connections to coordinators: which one to try next, and the leader that a refusal names.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -15,20 +15,20 @@ use tonic_types::StatusExt;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How this edge trusts coordinators and shows who it is; read anew for each connection, so that
-/// renewed files count.
+/// The credentials that this edge checks and shows; read again for each connection, so that renewed
+/// files take effect.
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
     pub ca: Option<PathBuf>,
     pub identity: Option<(PathBuf, PathBuf)>,
-    /// Of a bearer token.
+    /// The file of the bearer token.
     pub token: Option<PathBuf>,
 }
 
-/// A coordinator's service, each call with the edge's token.
+/// A client of a coordinator's service; each call carries the edge's token.
 pub type Service = EdgeServiceClient<InterceptedService<Channel, Bearer>>;
 
-/// Puts the token into each call, where there is one.
+/// Adds the token, if there is one, to each call.
 #[derive(Clone, Default)]
 pub struct Bearer(Option<MetadataValue<Ascii>>);
 
@@ -51,7 +51,7 @@ impl Bearer {
         let text = tokio::fs::read_to_string(file)
             .await
             .with_context(|| format!("{} can not be read", file.display()))?;
-        // The error of the conversion is not shown: it may repeat what it was given.
+        // The conversion's error is dropped: it may repeat the token.
         let mut value: MetadataValue<Ascii> =
             format!("Bearer {}", text.trim()).parse().map_err(|_| {
                 anyhow::anyhow!("{} holds characters no header may have", file.display())
@@ -61,11 +61,11 @@ impl Bearer {
     }
 }
 
-/// The addresses, and the one to try next.
+/// The coordinators' addresses, and the one to try next.
 pub struct Coordinators {
     urls: Vec<String>,
     next: usize,
-    /// Named by a standby; tried once before the list goes on.
+    /// Named by a standby; tried once before continuing with the list.
     leader: Option<String>,
 }
 
@@ -93,14 +93,14 @@ impl Coordinators {
         url
     }
 
-    /// The session with this one worked: it is tried first next time.
+    /// The session at this address worked: it is tried first next time.
     pub fn keep(&mut self, url: &str) {
         if let Some(at) = self.urls.iter().position(|known| known == url) {
             self.next = at;
         }
     }
 
-    /// A standby named the leader.
+    /// Tries the leader that a standby named.
     pub fn try_leader(&mut self, url: String) {
         self.leader = Some(url);
     }
@@ -125,7 +125,7 @@ pub fn named_leader(status: &tonic::Status) -> Option<String> {
         })
 }
 
-/// Connects; bounded.
+/// Connects, within a time limit.
 pub async fn connect(url: &str, credentials: &Credentials) -> anyhow::Result<Service> {
     let bearer = Bearer::read(credentials.token.as_ref()).await?;
     let mut endpoint = Endpoint::from_shared(url.to_owned())?
@@ -152,7 +152,7 @@ pub async fn connect(url: &str, credentials: &Credentials) -> anyhow::Result<Ser
     Ok(service(channel, bearer))
 }
 
-/// Each call over the channel has the token.
+/// Adds the token to each call over the channel.
 #[must_use]
 pub fn service(channel: Channel, bearer: Bearer) -> Service {
     EdgeServiceClient::with_interceptor(channel, bearer)

@@ -1,4 +1,4 @@
-//! Keeps what is open of each source within its lease, also when the leases expire.
+//! Keeps the edge's use of each source within its lease, including after the lease expires.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ pub struct LeaseKeeper {
 }
 
 impl LeaseKeeper {
-    /// Until `shutdown`.
+    /// Runs until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut before = None;
         loop {

@@ -1,5 +1,5 @@
-//! The outgoing half of the session, as other rooms see it: messages that are sent if there is a
-//! session, and questions that are answered if there is one.
+//! The outgoing half of the session, as the rest of the edge sees it: sends messages and answers
+//! questions if there is a session.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -43,7 +43,7 @@ const MAX_TOLD: usize = 65_536;
 const MAX_IDS: usize = 4_096;
 /// How long a cold key waits for the coordinator, which may itself wait for another edge's probe.
 const RESOLVE_HEALTHY: Duration = Duration::from_secs(1);
-/// The same if nothing was heard of it lately.
+/// The same if the coordinator was silent lately.
 const RESOLVE_DOUBTFUL: Duration = Duration::from_millis(150);
 const DOUBTFUL_AFTER: Duration = Duration::from_secs(2);
 /// Players' questions at a time; further ones are steered to this edge.
@@ -54,8 +54,8 @@ static STEERS: Semaphore = Semaphore::const_new(64);
 pub enum Removal {
     Chunks(EntryId, Vec<ChunkIndex>),
     Entry(EntryId),
-    /// Nothing: the bytes were withdrawn before. What is there by the time the rows are gone was
-    /// fetched anew, and has rows of its own.
+    /// No bytes: they were withdrawn before. Chunks that are present by the time the rows are gone
+    /// were fetched again, and have rows of their own.
     Nothing(EntryId),
 }
 
@@ -64,7 +64,7 @@ enum Phase {
     Disconnected,
     /// Hello was sent.
     Greeting,
-    /// Welcome came: demand flows.
+    /// Welcome arrived: demand is sent.
     Welcomed,
     /// Rows and disk agree.
     Ready,
@@ -261,13 +261,13 @@ impl Link {
         self.state.lock().heard.elapsed()
     }
 
-    /// Rows and disk agree, and the coordinator is heard of.
+    /// Whether rows and disk agree and the coordinator was heard lately.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.state.lock().phase == Phase::Ready
     }
 
-    /// The coordinator plans for this edge's readers.
+    /// Whether the coordinator plans for this edge's readers.
     #[must_use]
     pub fn is_planning(&self) -> bool {
         let state = self.state.lock();
@@ -315,7 +315,7 @@ impl Link {
         }
     }
 
-    /// Sends if a session is that far; else it is left to the next inventory.
+    /// Sends if the session allows it; otherwise the next inventory carries the information.
     pub fn send(&self, message: Message) {
         let mut state = self.state.lock();
         if state.phase >= Phase::Welcomed {
@@ -335,12 +335,12 @@ impl Link {
         }
     }
 
-    /// The coordinator knows the entry in this session.
+    /// Records that the coordinator knows the entry in this session.
     pub fn set_told(&self, entry: EntryId) {
         self.state.lock().tell_of(entry);
     }
 
-    /// Chunks are durable. `observed`: to be said first if the coordinator may not know the entry.
+    /// Reports durable chunks. `observed` is sent first if the coordinator may not know the entry.
     pub fn stored(
         &self,
         entry: EntryId,
@@ -597,7 +597,7 @@ impl Directory for Link {
     }
 }
 
-/// What the coordinator says of a key, on this edge's clock.
+/// Converts the coordinator's binding of a key to this edge's clock.
 #[must_use]
 pub fn received(binding: v1::KeyBinding) -> v1::KeyBinding {
     v1::KeyBinding {

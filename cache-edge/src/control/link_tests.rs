@@ -59,7 +59,7 @@ async fn what_is_lost_while_the_inventory_is_compared_is_told_behind_it() {
 async fn what_was_lost_and_fetched_again_is_not_dropped_with_its_old_row() {
     let (link, _) = ready();
     assert!(lose(&link));
-    // By now the chunk may be here again.
+    // The chunk may be present again by now.
     assert_eq!(link.committed(1), []);
     let evicted = Removal::Chunks(entry(), vec![3]);
     assert!(link.removed(evicted.clone(), vec![3], v1::RemovalReason::Evicted));

@@ -1,4 +1,4 @@
-//! What goes on beside the session: durable chunks told, space made, flights swept.
+//! Work beside the session: reports durable chunks, makes space, sweeps incoming chunks.
 
 use std::{
     sync::Arc,
@@ -39,7 +39,7 @@ pub struct Maintenance {
 }
 
 impl Maintenance {
-    /// Until `shutdown`. The store's two channels have one receiver each: this.
+    /// Runs until `shutdown`. The only receiver of the store's two channels.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut durable = self.store.take_durable();
         let mut corrupt = self.store.take_corrupt();
@@ -88,12 +88,13 @@ impl Maintenance {
         self.downloads.durable(&durable.entry, &durable.chunks);
     }
 
-    /// Withdrawn already: the row goes, and a reader or the coordinator asks for it again.
+    /// Reports withdrawn chunks: the row goes, and a reader or the coordinator asks for the chunk
+    /// again.
     fn lost(&self, victims: Victims) {
         tracing::warn!(entry = %victims.entry, chunks = victims.chunks.len(), "chunks were found corrupt");
         self.count(v1::RemovalReason::Corrupt, victims.chunks.len());
         let removal = Removal::Nothing(victims.entry);
-        // Without a session the next inventory does not have them, and their rows go.
+        // Without a session the next inventory does not list them, and their rows go.
         self.link
             .removed(removal, victims.chunks, v1::RemovalReason::Corrupt);
     }
@@ -115,7 +116,7 @@ impl Maintenance {
                 .spawn_blocking(move || flights.sweep(pressed > 0))
                 .await;
         }
-        // Rows first: without a coordinator nothing is evicted, misses pass through uncached.
+        // Rows first: without a coordinator nothing is evicted, and misses pass through uncached.
         let room = MAX_REMOVALS.saturating_sub(self.link.removals_under_way());
         if pressed == 0 || !self.link.is_ready() || room < MAX_REMOVALS / 2 {
             return;
@@ -131,7 +132,7 @@ impl Maintenance {
     }
 }
 
-/// What the coordinator needs to know an entry.
+/// The message that introduces an entry to the coordinator.
 #[must_use]
 pub fn observed(bindings: &Bindings, file: &EntryFile) -> v1::EntryObserved {
     let entry = file.description().clone();
@@ -150,7 +151,7 @@ pub fn binding_of(bindings: &Bindings, entry: &v1::Entry) -> Option<Arc<Bound>> 
         .filter(|bound| bound.entry.id == entry.id)
 }
 
-/// All of an entry that is on this disk, as the coordinator compares it with its rows.
+/// The chunks of an entry on this disk, for the coordinator to compare with its rows.
 #[must_use]
 pub fn inventory_entry(
     store: &Store,

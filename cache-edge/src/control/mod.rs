@@ -1,5 +1,5 @@
-//! The session with the coordinator: inventory, outbox, assignments; and what this edge plans
-//! itself while there is none.
+//! The session with the coordinator: inventory, outbox, assignments; and this edge's own planning
+//! while there is none.
 //!
 //! Never in the way: nothing here is waited for by a reader of cached bytes, and what waits to be
 //! said is bounded by what is on the disk and by what is being fetched (docs/rfcs/0008). May not

@@ -1,4 +1,4 @@
-//! What the coordinator told this edge, kept in the store's notes: with it the edge serves after a
+//! Keeps the coordinator's settings in the store's notes, so that the edge can serve after a
 //! restart without a coordinator.
 
 use std::{
@@ -17,14 +17,14 @@ const PEER_KEYS: &[u8] = b"peer-keys";
 const CHUNK_SIZE: &[u8] = b"chunk-size";
 const LAST_PURGE: &[u8] = b"last-purge";
 
-/// Takes over what was told before the restart.
+/// Restores the settings from before the restart.
 pub fn restore(store: &Store, catalogue: &Catalogue, peer_keys: &PeerKeys, chunk_size: &AtomicU32) {
     let mut sources = Vec::new();
     for (key, value) in store.notes() {
         if key.starts_with(SOURCE_PREFIX) {
             sources.extend(v1::Source::decode(value.as_slice()).ok());
         } else if key == PEER_KEYS {
-            // The message that carries them serves as their encoding.
+            // The message that carries them is also their encoding.
             if let Ok(welcome) = v1::Welcome::decode(value.as_slice()) {
                 peer_keys.replace(welcome.peer_keys);
             }
@@ -37,8 +37,8 @@ pub fn restore(store: &Store, catalogue: &Catalogue, peer_keys: &PeerKeys, chunk
     report_bad(catalogue.replace(sources));
 }
 
-/// The whole set of sources. True where one was pointed elsewhere or removed, so that bindings must
-/// be looked at.
+/// Replaces the whole set of sources. True if one was redirected or removed, so that bindings must
+/// be checked.
 pub fn set_sources(store: &Store, catalogue: &Catalogue, sources: Vec<v1::Source>) -> bool {
     let before = catalogue.base_urls();
     let names: HashSet<Vec<u8>> = sources
@@ -60,7 +60,7 @@ pub fn set_sources(store: &Store, catalogue: &Catalogue, sources: Vec<v1::Source
         .any(|(name, base_url)| now.get(name) != Some(base_url))
 }
 
-/// What a Welcome says beside the sources.
+/// Stores the settings of a Welcome other than the sources.
 pub fn set_welcome(
     store: &Store,
     peer_keys: &PeerKeys,

@@ -1,5 +1,5 @@
-//! What this edge decides itself: a reader's wait that nobody takes care of, and all of the plan
-//! while no coordinator plans.
+//! The edge's own decisions: for a waiting reader whom the coordinator does not serve in time, and
+//! for all readers while no coordinator plans.
 
 use std::{
     collections::HashSet,
@@ -20,16 +20,15 @@ use chunk_store::Store;
 
 /// The coordinator's budget to answer a CRITICAL need (RFC 0001, 6).
 pub const CRITICAL_BUDGET: Duration = Duration::from_millis(40);
-/// The same where to fetch by itself may break a limit of the origin, and where a fetch under way
-/// here brings the byte, but late.
+/// The same if a fetch on our own may break a limit of the origin, or if a running fetch here
+/// brings the byte, but late.
 const PATIENT_BUDGET: Duration = Duration::from_millis(500);
-/// Fetches of its own an edge has at a time: an outage of the coordinator is no storm for the
-/// origin.
+/// Limit of local fetches at a time: an outage of the coordinator must not flood the origin.
 pub(super) const MAX_LOCAL: usize = 64;
-/// Looks at waiting readers at most this often.
+/// Shortest time between two checks of waiting readers.
 const LEAST_INTERVAL: Duration = Duration::from_millis(2);
 const TICK: Duration = Duration::from_millis(500);
-/// After the store refused a chunk nothing is fetched ahead for this long; waiting readers go past
+/// After the store refused a chunk, nothing is fetched ahead for this long; waiting readers bypass
 /// the store.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
@@ -44,7 +43,7 @@ pub struct Planner {
 }
 
 impl Planner {
-    /// Until `shutdown`.
+    /// Runs until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut wait = TICK;
         let mut joined = HashSet::new();
@@ -56,7 +55,7 @@ impl Planner {
             }
             let begun = Instant::now();
             wait = self.plan(&mut joined);
-            // Many readers: one look serves many wakes.
+            // With many readers, one check serves many wake-ups.
             let rest = (begun.elapsed() * 4).max(LEAST_INTERVAL);
             if self.demand.len() > 32 {
                 tokio::time::sleep(rest).await;
@@ -64,8 +63,8 @@ impl Planner {
         }
     }
 
-    /// One look. Returns when the next is due at the latest. `joined`: local fetches that a reader
-    /// has come to.
+    /// Plans once. Returns the time until the next plan is due at the latest. `joined`: local
+    /// fetches that a reader has reached.
     fn plan(&self, joined: &mut HashSet<u64>) -> Duration {
         let planned_elsewhere = self.link.is_planning();
         let mut readers = self.demand.all();
@@ -98,7 +97,7 @@ impl Planner {
     ) -> Duration {
         let geometry = reader.file.geometry();
         let chunk = geometry.chunk_of(view.position);
-        // What landed a moment ago its reader may not have seen yet.
+        // The reader may not have seen bytes that arrived a moment ago.
         if self.flights.of(&reader.file).has(view.position)
             || self
                 .downloads
@@ -216,7 +215,7 @@ impl Planner {
         }
     }
 
-    /// A partial chunk that was to be completed may be swept before its fetch gets a slot.
+    /// Cancels a fetch whose partial chunk was swept before it got a slot.
     fn cancel_swept(&self, order: &Assignment) {
         let flight = self.flights.of(&order.file).existing(order.first_chunk);
         if flight.is_none_or(|flight| !flight.is_claimed() && !flight.is_worth_completing()) {
@@ -224,7 +223,8 @@ impl Planner {
         }
     }
 
-    /// Lookahead and probes' tails that no reader is near any more: a seek or a close.
+    /// Cancels lookahead and the rest of probes that no reader is near any more, after a seek or a
+    /// close.
     fn cancel_unwanted(
         &self,
         readers: &[Arc<ReaderState>],
@@ -262,14 +262,14 @@ impl Planner {
                 joined.insert(order.id);
                 continue;
             }
-            // A probe's reader comes a moment after its fetch; who was there and left does not come
-            // back to it.
+            // A probe's reader comes a moment after its fetch; one that was there and left does not
+            // come back.
             let is_left = joined.contains(&order.id);
             if is_left || self.downloads.age(order.id) > Duration::from_secs(1) {
                 let under_way = self.downloads.chunk_under_way(order.id);
                 let here = of_entry()
                     .any(|reader| Some(geometry.chunk_of(reader.position())) == under_way);
-                // One chunk is finished in any case: what was paid for is kept.
+                // One chunk is always finished: its bytes were paid for.
                 self.downloads
                     .cancel(order.id, here || order.chunk_count == 1);
             }
@@ -277,21 +277,21 @@ impl Planner {
     }
 }
 
-/// Readers go past the store for now.
+/// Whether readers bypass the store for now.
 pub(super) fn store_refuses(store: &Store, downloads: &Downloads) -> bool {
     store.degraded().is_some() || downloads.refused_within(REFUSED_PAUSE)
 }
 
-/// What decides how long a wait is left to the coordinator.
+/// The inputs for how long a wait is left to the coordinator.
 #[derive(Clone, Copy, Debug, Default)]
 struct Wait {
-    /// As the coordinator asked.
+    /// The time that the coordinator asked for.
     held: Duration,
     /// The origin has limits in the whole cluster.
     is_limited: bool,
-    /// A fetch here comes to the byte, but late.
+    /// A fetch here reaches the byte, but late.
     is_covered: bool,
-    /// Nothing can be kept: readers go past the store, which is not the coordinator's.
+    /// Nothing can be stored: readers bypass the store, which is not the coordinator's concern.
     store_refuses: bool,
 }
 

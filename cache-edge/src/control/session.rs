@@ -36,23 +36,23 @@ use chunk_store::{EntryFile, Store};
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(3);
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
-/// Movements of readers are gathered this long; waits are told at once.
+/// Reader movements are batched for this long; waits are reported at once.
 const DEMAND_GATHERING: Duration = Duration::from_millis(50);
 const DEFAULT_SESSION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Clocks that differ by more are told of.
+/// A larger difference between the clocks is logged.
 const MAX_CLOCK_SKEW_MS: i64 = 1_000;
-/// Viewers named in a status.
+/// Limit of viewers in one status.
 const MAX_VIEWERS: usize = 1_000;
 
-/// What a status says beside what the store knows.
+/// Totals in a status that the store does not know.
 pub trait Totals: Send + Sync + 'static {
-    /// Bytes sent, of them from the cache; bytes from the origin, from peers; stalls.
+    /// Bytes sent, and of these from the cache; bytes from the origin, from peers; stalls.
     fn totals(&self) -> [u64; 5];
     /// Requests whose body has not ended.
     fn requests_active(&self) -> u32;
 }
 
-/// Everything the session touches.
+/// The parts of the edge that a session uses.
 pub struct Session {
     pub link: Arc<Link>,
     pub hello: v1::Hello,
@@ -89,7 +89,7 @@ impl From<tonic::Status> for Ended {
 }
 
 impl Session {
-    /// Until `shutdown`; sessions that end are followed by others.
+    /// Runs sessions, one after the other, until `shutdown`.
     pub async fn run(self, coordinators: Vec<String>, shutdown: CancellationToken) {
         let mut coordinators = Coordinators::new(coordinators);
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
@@ -104,8 +104,8 @@ impl Session {
                 Ended::NotLeader(leader) => {
                     self.link.end(format!("{url} stands by for {leader}"));
                     coordinators.try_leader(leader);
-                    // At least a moment: two standbys that name each other must not be asked in a
-                    // loop.
+                    // Wait at least a moment: two standbys that name each other must not be asked
+                    // in a loop.
                     backoff.wait(rand::random())
                 }
                 Ended::Other(error) => {
@@ -294,7 +294,7 @@ impl Session {
         }
     }
 
-    /// Nothing here depends on the two clocks being one; what else runs on this machine may.
+    /// Logs a clock difference. Nothing here depends on it; other software on this machine may.
     fn note_clock(&self, coordinator_ms: i64) {
         if coordinator_ms == 0 {
             return;
@@ -309,7 +309,7 @@ impl Session {
         }
     }
 
-    /// `all`: a heartbeat, which renews the leases also without news.
+    /// `all`: a heartbeat, which renews the leases even without changes.
     fn report_quotas(&self, all: bool) {
         if let Some(report) = self.catalogue.quota_report(all) {
             self.link
@@ -373,7 +373,7 @@ impl Session {
         }
     }
 
-    /// Beside the session: an origin may take its time.
+    /// Runs beside the session: an origin may take its time.
     fn probe(&self, probe: v1::ProbeRequest) {
         let (objects, link) = (self.objects.clone(), self.link.clone());
         let key = probe.key.unwrap_or_default();
@@ -480,8 +480,8 @@ impl Session {
         self.link.confirm(confirmation, true);
     }
 
-    /// Their rows are gone. Withdrawn now: the inventory of a next session does not list them,
-    /// however long their bytes take to go.
+    /// Drops bytes whose rows are gone. Withdrawn now: the next session's inventory does not list
+    /// them, however long their bytes take to be freed.
     fn drop_bytes(&self, removal: &Removal) {
         match removal {
             Removal::Chunks(entry, chunks) => self.store.drop_chunks(entry, chunks),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// The waits between attempts at one thing.
+/// The waits between attempts.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     first: Duration,
@@ -11,8 +11,8 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The first wait is about `first`, each later one about twice the one before, none beyond
-    /// `longest`.
+    /// The first wait is about `first`, each later one about twice the previous one, and none
+    /// longer than `longest`.
     #[must_use]
     pub fn new(first: Duration, longest: Duration) -> Self {
         Self {
@@ -23,7 +23,7 @@ impl Backoff {
     }
 
     /// The next wait. `random` in [0, 1) spreads it over the upper half of its span, so that
-    /// those who failed together do not come back together.
+    /// clients that failed together do not come back together.
     pub fn wait(&mut self, random: f64) -> Duration {
         let doubled = self.first.saturating_mul(1u32 << self.attempts.min(20));
         self.attempts = self.attempts.saturating_add(1);
@@ -31,13 +31,13 @@ impl Backoff {
         span.mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
     }
 
-    /// Waits taken since the last success.
+    /// Number of waits since the last success.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
 
-    /// After a success.
+    /// Resets after a success.
     pub fn reset(&mut self) {
         self.attempts = 0;
     }

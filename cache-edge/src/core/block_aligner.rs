@@ -1,18 +1,18 @@
-//! Cuts the pieces of a body, as the network happens to deliver them, into writes that end at
-//! multiples of a block.
+//! Cuts the pieces of a body, as the network delivers them, into writes that end at multiples of a
+//! block.
 //!
 //! Why: the kernel keeps a file in memory in units no larger than the writes that made them, and a
-//! unit must be aligned to its own size. A file written in pieces that end anywhere is kept page by
-//! page in places, and each hit pays for that with 10 to 20 % of its processor time, for as long as
-//! it stays in memory.
+//! unit must be aligned to its own size. A file written in pieces of any size is partly kept page
+//! by page, and each hit pays for that with 10 to 20 % more processor time, for as long as it stays
+//! in memory.
 
-/// Larger units bring nothing more.
+/// Larger units bring no further gain.
 const BLOCK_BYTES: u64 = 256 << 10;
 
-/// Bytes in order, from one offset on. Holds less than a block.
+/// Collects bytes in order from one offset on. Holds less than a block.
 #[derive(Debug)]
 pub struct BlockAligner {
-    /// Of the first byte that was not given to be written.
+    /// Offset of the first byte that was not passed on to be written.
     start: u64,
     held: Vec<u8>,
 }
@@ -26,14 +26,14 @@ impl BlockAligner {
         }
     }
 
-    /// Some bytes wait for the rest of their block.
+    /// Whether some bytes wait for the rest of their block.
     #[must_use]
     pub fn holds(&self) -> bool {
         !self.held.is_empty()
     }
 
-    /// Takes the next bytes, and gives all that fills blocks to `write`, with its offset. After an
-    /// error the block_aligner is of no more use.
+    /// Adds the next bytes, and passes full blocks to `write`, with their offset. Unusable after an
+    /// error.
     pub fn push<E>(
         &mut self,
         mut bytes: &[u8],
@@ -60,7 +60,7 @@ impl BlockAligner {
         Ok(())
     }
 
-    /// Gives what it holds to `write`, though its block is not full.
+    /// Passes what it holds to `write`, although the block is not full.
     pub fn flush<E>(&mut self, write: impl FnOnce(u64, &[u8]) -> Result<(), E>) -> Result<(), E> {
         if self.holds() {
             write(self.start, &self.held)?;
@@ -81,8 +81,8 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Nothing is lost, doubled or out of order, whatever the pieces are; but for flushes,
-        /// writes end where blocks do.
+        /// Nothing is lost, duplicated or reordered, whatever the pieces are; except for flushes,
+        /// writes end at block boundaries.
         #[test]
         fn writes_are_the_body_cut_at_blocks(
             start in prop_oneof![Just(0), Just(2 << 20), 0..u64::from(u32::MAX)],

@@ -1,8 +1,9 @@
-//! A byte rate limiter with levels: what is read from one source, and who may read next.
+//! A byte rate limiter with levels: bounds the reads from one source, and decides who may read
+//! next.
 //!
-//! The rate is given with each call, since it changes while bytes flow. Bytes are counted when they
-//! were read, so the limiter runs into debt by one read and then waits. While a more urgent level
-//! reads, a lower one keeps to a minimal share of the rate.
+//! The rate is passed with each call, since it changes while bytes flow. Bytes are counted after
+//! they were read, so the limiter goes into debt by one read and then waits. While a more urgent
+//! level reads, a lower one is limited to a minimal share of the rate.
 
 use std::time::{Duration, Instant};
 
@@ -10,9 +11,9 @@ use chunkcache_proto::Level;
 
 /// Of origins: a first question does not wait.
 const BURST: Duration = Duration::from_millis(250);
-/// A level that read, or wanted to, within this time is in the way of lower ones.
+/// A level that read, or wanted to, within this time holds lower ones back.
 const ACTIVE_FOR: Duration = Duration::from_millis(250);
-/// The part of the rate that is left to lower levels.
+/// Lower levels keep one part in this many of the rate.
 const MINIMAL_SHARE: u64 = 16;
 
 /// Of one source. 0 bytes per second: no limit.
@@ -28,7 +29,7 @@ pub struct ByteRateLimiter {
 #[derive(Clone, Copy, Debug, Default)]
 struct LevelState {
     active_at: Option<Instant>,
-    /// What was read is paid for out of a minimal share by then.
+    /// When the debt of past reads in a minimal share is paid.
     paid_at: Option<Instant>,
 }
 
@@ -55,8 +56,8 @@ impl ByteRateLimiter {
         if rate == 0 {
             return None;
         }
-        // A minimal share is not behind the debt that more urgent levels are always in: they wait
-        // the longer for it.
+        // A minimal share has its own debt: that of more urgent levels never ends, and would starve
+        // it.
         let paid_at = if self.is_contended(level, now) {
             self.levels[level as usize].paid_at
         } else {
@@ -66,7 +67,7 @@ impl ByteRateLimiter {
         wait.filter(|wait| !wait.is_zero())
     }
 
-    /// A more urgent level reads from the source.
+    /// Whether a more urgent level reads from the source.
     #[must_use]
     pub fn is_contended(&self, level: Level, now: Instant) -> bool {
         let more_urgent = &self.levels[..level as usize];
@@ -76,7 +77,7 @@ impl ByteRateLimiter {
             .any(|state| state.active_at.is_some_and(is_active))
     }
 
-    /// These bytes were read.
+    /// Counts bytes that were read.
     pub fn take(&mut self, bytes: usize, level: Level, rate: u64, now: Instant) {
         if rate == 0 {
             return;
@@ -101,7 +102,7 @@ mod tests {
     const RATE: u64 = 1_000_000;
     const PIECE: usize = 16 << 10;
 
-    /// Bytes that readers of these levels read in ten seconds.
+    /// How many bytes readers of these levels read in ten seconds.
     fn in_ten_seconds(levels: &[Level], rate: u64) -> Vec<u64> {
         let mut limiter = ByteRateLimiter::default();
         let begun = Instant::now();

@@ -1,19 +1,19 @@
-//! Where a media file keeps its index, told from its first bytes.
+//! Finds the index of a media file from its first bytes.
 //!
 //! A player that opens an MP4 whose `moov` follows the media data, or a Matroska file whose Cues
-//! are at its end, will ask for that part next. Knowing it from the first bytes saves one round
-//! trip before playback.
+//! are at its end, will ask for that part next. Knowing this early saves one round trip before
+//! playback.
 //!
 //! The bytes are the origin's and can be anything: each step checks what it reads, the number of
-//! steps is bounded, and what is not understood gives no hint.
+//! steps is bounded, and anything that is not understood gives no hint.
 
 use chunkcache_proto::ByteRange;
 
-/// Bytes of the file's head worth looking at.
+/// How much of the file's head is examined.
 pub const HEAD_BYTES: usize = 64 << 10;
-/// Longest index asked for ahead: a film's `moov` is a few MiB.
+/// Longest index fetched ahead: a film's `moov` is a few MiB.
 const MAX_HINT_BYTES: u64 = 16 << 20;
-/// Top-level boxes or elements looked at.
+/// How many top-level boxes or elements are examined.
 const MAX_STEPS: usize = 64;
 
 /// Ranges a player will want beside what it reads in order; at most one at present.
@@ -41,7 +41,7 @@ fn mp4_index(head: &[u8], size_bytes: u64) -> Option<u64> {
         ));
         let kind = head.get(at + 4..at + 8)?;
         let length = match short {
-            // To the end of the file: nothing follows.
+            // It extends to the end of the file: nothing follows.
             0 => return None,
             1 => u64::from_be_bytes(head.get(at + 8..at + 16)?.try_into().ok()?),
             length => length,

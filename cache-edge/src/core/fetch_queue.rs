@@ -1,16 +1,16 @@
-//! Which of the fetches this edge was told of, or decided on itself, run now.
+//! Decides which of this edge's fetches, assigned or local, run now.
 //!
 //! At most `max_running` run, the earliest deadline of the most urgent level first. A CRITICAL one
-//! starts in any case: in the one reserved slot beyond, or in the place of the least urgent running
-//! fetch, which waits again and later resumes from what it wrote. Only when every running fetch is
-//! CRITICAL itself does a CRITICAL one wait.
+//! starts at once: in the one reserved slot beyond, or in place of the least urgent running fetch,
+//! which waits again and later resumes from what it wrote. A CRITICAL one waits only if every
+//! running fetch is CRITICAL too.
 //!
-//! While a CRITICAL fetch of an origin runs, MEDIUM and LOW ones of that origin do not: the way to
-//! the origin is one, and what they have on it stands before the byte a reader waits for. They are
-//! stopped here, at once, not when the coordinator gets to know. No level starves of it: after
-//! [`MAX_YIELD_MS`] one of them runs to its end.
+//! While a CRITICAL fetch of an origin runs, MEDIUM and LOW ones of that origin do not: they share
+//! the path to the origin, and their bytes would delay the one a reader waits for. They are stopped
+//! here, at once, before the coordinator knows. No level starves: after [`MAX_YIELD_MS`] one of
+//! them runs to its end.
 //!
-//! Of CRITICAL ones of several sources none takes all slots: see [`FetchQueue::settle`].
+//! No source takes all slots with its CRITICAL fetches: see [`FetchQueue::settle`].
 //!
 //! A state machine without clock or tasks: each change returns what to start and what to stop.
 
@@ -21,12 +21,12 @@ use std::{
 
 use chunkcache_proto::{ChunkIndex, EntryId, Level};
 
-/// Given by the coordinator, or by this edge with the highest bit set.
+/// Assigned by the coordinator, or by this edge with the highest bit set.
 pub type TaskId = u64;
 
-/// Tasks held at most; beyond it new ones below CRITICAL are refused.
+/// Maximum number of tasks; beyond it new ones below CRITICAL are refused.
 pub const MAX_TASKS: usize = 4096;
-/// So long MEDIUM and LOW of an origin give way to its CRITICAL fetches before one of them may run
+/// How long MEDIUM and LOW of an origin give way to its CRITICAL fetches before one of them may run
 /// beside these.
 pub const MAX_YIELD_MS: u64 = 3_000;
 
@@ -35,7 +35,7 @@ pub const MAX_YIELD_MS: u64 = 3_000;
 pub struct Task {
     pub id: TaskId,
     pub entry: EntryId,
-    /// The source it is asked of; none: a peer.
+    /// The source to fetch from; none: a peer.
     pub origin: Option<Arc<str>>,
     pub first_chunk: ChunkIndex,
     pub chunk_count: u32,
@@ -45,7 +45,7 @@ pub struct Task {
 }
 
 impl Task {
-    /// The chunk is one of the run.
+    /// Whether the chunk is one of the run.
     #[must_use]
     pub fn covers(&self, entry: &EntryId, chunk: ChunkIndex) -> bool {
         self.entry == *entry
@@ -60,15 +60,15 @@ impl Task {
 
 type Rank = (Level, u64, TaskId);
 
-/// What to do now.
+/// An instruction to the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     Start(TaskId),
-    /// StopMode at once, keeping what is written; answer with [`FetchQueue::preempted`].
+    /// Stop at once, keeping what is written; answer with [`FetchQueue::preempted`].
     Preempt(TaskId),
-    /// StopMode at the next chunk's end; answer with [`FetchQueue::ended`].
+    /// Stop at the end of the chunk; answer with [`FetchQueue::ended`].
     Cancel(TaskId),
-    /// It waited, and nobody wants it any more: it is no longer in the queue.
+    /// A waiting task that is no longer wanted was removed from the queue.
     Drop(TaskId),
 }
 
@@ -76,13 +76,13 @@ pub enum Effect {
 enum State {
     Waiting,
     Running,
-    /// Told to stop; gives its slot up already, and waits again once it did.
+    /// Told to stop; its slot is free already, and it waits again once it has stopped.
     Preempting,
-    /// Told to stop for good; gives its slot up already, and is over once it did.
+    /// Told to stop for good; its slot is free already, and it is over once it has stopped.
     Leaving,
 }
 
-/// How far a task is.
+/// The state of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TaskStanding {
     Waiting,
@@ -95,18 +95,19 @@ pub enum TaskStanding {
 #[derive(Debug)]
 struct Yielding {
     since_ms: u64,
-    /// The one that runs all the same, to its end.
+    /// The task that is exempt, and runs to its end.
     spared: Option<TaskId>,
 }
 
-/// The queue.
+/// The queue of this edge's fetches.
 #[derive(Debug)]
 pub struct FetchQueue {
     max_running: usize,
     tasks: HashMap<TaskId, (Task, State)>,
     waiting: BTreeSet<Rank>,
     running: BTreeSet<Rank>,
-    /// Kept until one of its lower tasks ended: a gap between two CRITICAL fetches is no turn.
+    /// Kept until one of its lower tasks has ended: a gap between two CRITICAL fetches does not
+    /// reset it.
     yielding: HashMap<Arc<str>, Yielding>,
 }
 
@@ -122,7 +123,7 @@ impl FetchQueue {
         }
     }
 
-    /// Takes a task in. `false`: the queue is full, or the id is known.
+    /// Adds a task. `false`: the queue is full, or the id is known.
     #[must_use]
     pub fn push(&mut self, task: Task) -> bool {
         let full = self.tasks.len() >= MAX_TASKS && task.level != Level::Critical;
@@ -134,13 +135,13 @@ impl FetchQueue {
         true
     }
 
-    /// Takes a task in that runs already (the body of a probe).
+    /// Adds a task that is already running (the body of a probe).
     pub fn adopt_running(&mut self, task: Task) {
         self.running.insert(task.rank());
         self.tasks.insert(task.id, (task, State::Running));
     }
 
-    /// Another level and deadline. Unknown ids are ignored: the task may have ended meanwhile.
+    /// Changes level and deadline. Unknown ids are ignored: the task may have ended meanwhile.
     pub fn reprioritise(&mut self, id: TaskId, level: Level, deadline_ms: u64) {
         let Some((task, state)) = self.tasks.get_mut(&id) else {
             return;
@@ -158,8 +159,7 @@ impl FetchQueue {
         set.insert(new);
     }
 
-    /// Not wanted any more. A waiting task is gone at once (`None`); a running one is to be
-    /// stopped.
+    /// Cancels a task. A waiting one is removed at once (`None`); a running one is to be stopped.
     #[must_use]
     pub fn cancel(&mut self, id: TaskId) -> Option<Effect> {
         let (task, state) = self.tasks.get_mut(&id)?;
@@ -177,7 +177,7 @@ impl FetchQueue {
         }
     }
 
-    /// The task is over, for whatever reason.
+    /// Removes a task that is over, for whatever reason.
     pub fn ended(&mut self, id: TaskId) {
         if let Some((task, _)) = self.tasks.remove(&id) {
             self.running.remove(&task.rank());
@@ -190,8 +190,8 @@ impl FetchQueue {
         }
     }
 
-    /// The task stopped after [`Effect::Preempt`]: it waits again. `false`: it was cancelled
-    /// meanwhile, and is over.
+    /// Requeues a task that stopped after [`Effect::Preempt`]. `false`: it was cancelled meanwhile,
+    /// and is over.
     #[must_use]
     pub fn preempted(&mut self, id: TaskId) -> bool {
         let Some((task, state)) = self.tasks.get_mut(&id) else {
@@ -211,8 +211,8 @@ impl FetchQueue {
         true
     }
 
-    /// What to start and stop now. To be called after each change, and from time to time. A waiting
-    /// task that is not wanted any more is dropped before anything gives way to it.
+    /// Returns what to start and stop now. Must be called after each change, and from time to time.
+    /// A waiting task that is no longer wanted is dropped before anything gives way to it.
     #[must_use]
     pub fn settle(&mut self, now_ms: u64, is_wanted: impl Fn(&Task) -> bool) -> Vec<Effect> {
         let mut effects = Vec::new();
@@ -248,7 +248,7 @@ impl FetchQueue {
         effects
     }
 
-    /// Jobs and fills, which are below HIGH, have no reader who could leave.
+    /// Drops unwanted waiting tasks. Jobs and fills, which are below HIGH, have no reader to leave.
     fn drop_unwanted(&mut self, is_wanted: impl Fn(&Task) -> bool, effects: &mut Vec<Effect>) {
         let readers = self.waiting.iter().take_while(|rank| rank.0 <= Level::High);
         let unwanted = readers.filter(|rank| !self.get(rank.2).is_none_or(&is_wanted));
@@ -259,9 +259,9 @@ impl FetchQueue {
         }
     }
 
-    /// Where all slots are CRITICAL: a waiting one of a source that has two running ones fewer than
-    /// another, and the least urgent of that other. So a source that hangs keeps its part of the
-    /// slots and no more.
+    /// If all slots are CRITICAL: a waiting task of a source that has at least two running tasks
+    /// fewer than another, and the least urgent task of that other. So a source that hangs keeps
+    /// its part of the slots and no more.
     fn fairer(&self) -> Option<(Rank, Rank)> {
         let mut running: HashMap<Option<&Arc<str>>, (usize, Rank)> = HashMap::new();
         for &rank in &self.running {
@@ -290,7 +290,7 @@ impl FetchQueue {
         self.tasks.get(&id)?.0.origin.as_ref()
     }
 
-    /// Origins a CRITICAL fetch runs from, or is about to.
+    /// Origins that a CRITICAL fetch reads from, or is about to.
     fn urgent_origins(&self) -> HashSet<Arc<str>> {
         let critical = |rank: &&Rank| rank.0 == Level::Critical;
         let running = self.running.iter().take_while(critical);
@@ -327,7 +327,7 @@ impl FetchQueue {
         }
     }
 
-    /// The first that waits and may start.
+    /// The first waiting task that may start.
     fn next_to_start(&mut self, urgent: &HashSet<Arc<str>>, now_ms: u64) -> Option<Rank> {
         let full = self.running.len() >= self.max_running;
         for &rank in &self.waiting {
@@ -367,7 +367,7 @@ impl FetchQueue {
         self.tasks.get(&id).map(|(task, _)| task)
     }
 
-    /// Tasks whose run holds the chunk, and whether each runs.
+    /// Tasks whose run contains the chunk, and whether each is running.
     pub fn covering(
         &self,
         entry: EntryId,
@@ -379,7 +379,7 @@ impl FetchQueue {
             .map(|(task, state)| (task, *state == State::Running))
     }
 
-    /// What has to do with an origin, the most urgent first; `Waiting` is what has no slot.
+    /// All tasks of an origin, the most urgent first; `Waiting` ones have no slot.
     #[must_use]
     pub fn of_origin(&self, origin: &str) -> Vec<(TaskId, TaskStanding)> {
         let of_it = |(task, _): &&(Task, State)| task.origin.as_deref() == Some(origin);

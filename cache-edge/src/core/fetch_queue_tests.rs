@@ -166,7 +166,7 @@ fn who_gave_way_for_long_runs_to_its_end() {
         assert!(queue.push(of_origin("a", task(id, Level::Low, 0))));
     }
     assert_eq!(queue.settle(0, free).len(), 2);
-    // CRITICAL fetches one after the other, with gaps too short for anything.
+    // Back-to-back CRITICAL fetches, with gaps too short for anything else.
     let mut now = 0;
     let mut next = 10;
     let mut spared = None;

@@ -1,23 +1,23 @@
-//! What this edge fetches on its own for one reader while no coordinator plans for it.
+//! The edge's own planning for one reader while no coordinator plans for it.
 //!
-//! The same order as the coordinator's scheduler in small: the byte waited for at CRITICAL, what
-//! follows it at HIGH. No cluster, no fairness: that is the coordinator's work.
+//! The same order as the coordinator's scheduler on a small scale: the byte waited for at CRITICAL,
+//! the bytes after it at HIGH. No cluster, no fairness: those are the coordinator's work.
 
 use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, Level};
 
-/// Where the contract's floor for lookahead is.
+/// The minimum lookahead that `CACHE_DESIGN.md` requires.
 pub const DEFAULT_LOOKAHEAD_CHUNKS: u32 = 10;
-/// Chunks of one origin request at most: long enough that a round trip does not count,
-/// short enough that a seek waits for little.
+/// Maximum number of chunks in one origin request: long enough that a round trip does not count,
+/// short enough that a seek does not wait long.
 pub const MAX_RUN_CHUNKS: u32 = 8;
 
-/// One reader, as far as it matters here.
+/// The parts of a reader's state that matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReaderView {
     pub position: u64,
-    /// One past the last byte wanted.
+    /// One past the last wanted byte.
     pub end: u64,
-    /// Blocked on `position`.
+    /// The reader is blocked on `position`.
     pub waiting: bool,
     pub paused: bool,
 }
@@ -32,8 +32,8 @@ pub struct Want {
     pub start_at: u64,
 }
 
-/// What to fetch for the reader. `covered` says that a chunk is present, or that a fetch of it runs
-/// or waits.
+/// Plans the fetches for a reader. `covered` tells whether a chunk is present, or a fetch of it is
+/// running or waiting.
 #[must_use]
 pub fn plan(
     geometry: Geometry,

@@ -1,4 +1,4 @@
-//! Pure functions and state machines over plain values: what can be decided without waiting.
+//! Pure functions and state machines over plain values: decisions that need no waiting.
 //!
 //! Time and randomness are arguments. Imports std, the proto crate and data crates only: no
 //! runtime, no socket, no file, no clock.

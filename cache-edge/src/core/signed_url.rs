@@ -74,7 +74,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 
 impl Signer {
-    /// Keys by their id. With no key nothing verifies.
+    /// Keys by their id. Without keys nothing verifies.
     #[must_use]
     pub fn new(keys: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
         Self {
@@ -308,7 +308,7 @@ fn check_pattern(pattern: &str, path: &str) -> Result<(), SignatureError> {
     }
 }
 
-/// `address` is `prefix`, or in it. An IPv4 address in IPv6 clothes is an IPv4 address.
+/// Whether `address` equals `prefix` or is in it. An IPv4-mapped IPv6 address counts as IPv4.
 fn in_prefix(address: IpAddr, prefix: &str) -> Result<bool, SignatureError> {
     let network = match prefix.parse::<IpAddr>() {
         Ok(address) => IpNet::from(address.to_canonical()),

@@ -1,12 +1,12 @@
-//! The text form of the keys of signed URLs: a line a key, so that one can be added before another
-//! is taken away.
+//! The text form of the keys of signed URLs: one key per line, so that one can be added before
+//! another is removed.
 
 use super::signed_url::Signer;
 
 /// Shorter secrets can be guessed offline from one signed URL.
 const LEAST_SECRET_BYTES: usize = 16;
 
-/// Which line is wrong. Never shows a secret.
+/// Names the line that is wrong. Never shows a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeysError {
     #[error("line {0}: expected a key id, a space and a secret")]
@@ -21,7 +21,7 @@ pub enum KeysError {
     Empty,
 }
 
-/// Empty lines and those that begin with `#` are nothing.
+/// Empty lines and lines that begin with `#` are ignored.
 pub fn parse(text: &str) -> Result<Signer, KeysError> {
     let mut keys: Vec<(String, Vec<u8>)> = Vec::new();
     for (index, line) in text.lines().enumerate() {

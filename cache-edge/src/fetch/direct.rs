@@ -1,5 +1,5 @@
-//! Bytes from the origin past the store, for readers of chunks that can not be kept. Checked like
-//! any other; each reader has its own request, because there is nowhere to share what comes.
+//! Reads from the origin past the store, for readers of chunks that can not be stored. Answers are
+//! checked as always; each reader has its own request, because there is nowhere to share the bytes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -63,7 +63,7 @@ async fn pump(
                 OriginError::Changed => ReadError::Changed,
                 other => ReadError::Origin(other.to_string()),
             };
-            // A reader that left does not want to know.
+            // A reader that left does not need the error.
             let _ = sender.send(Err(error)).await;
             return;
         }
@@ -71,7 +71,7 @@ async fn pump(
     }
 }
 
-/// `Ok`: all sent, or nobody listens.
+/// `Ok`: all bytes were sent, or the reader left.
 async fn once(
     fetcher: &Fetcher,
     file: &Arc<EntryFile>,

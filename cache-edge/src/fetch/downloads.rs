@@ -1,4 +1,4 @@
-//! The fetches of this edge: `core::fetch_queue` decides, this carries out.
+//! The fetches of this edge: `core::fetch_queue` decides, this module carries out.
 
 mod reports;
 mod shed;
@@ -29,25 +29,25 @@ use crate::{
     worker_pool::Workers,
 };
 
-/// Ids of fetches this edge decided on itself have this bit.
+/// Ids of local fetches have this bit.
 pub const LOCAL_BIT: u64 = 1 << 63;
-/// How a chunk is taken care of.
+/// Which fetch, if any, brings a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coverage {
     None,
-    /// A fetch of it waits for its turn.
+    /// A fetch of it waits for a slot.
     Queued(u64),
-    /// A fetch runs that is this many bytes before the wanted one.
+    /// A fetch is running, and is this many bytes before the wanted one.
     Coming {
         id: u64,
         distance: u64,
     },
-    /// A fetch runs that will come to it late: it is past the byte, and fetches the chunk's head
-    /// last.
+    /// A fetch is running that will reach the byte late: it is past the byte, and fetches the
+    /// chunk's head last.
     Late(u64),
 }
 
-/// Cheap to clone.
+/// All fetches of this edge. Cheap to clone.
 #[derive(Clone)]
 pub struct Downloads(Arc<Inner>);
 
@@ -57,7 +57,7 @@ struct Inner {
     announce: Arc<dyn Announce>,
     demand: Arc<DemandRegistry>,
     workers: Workers,
-    /// Something was ordered.
+    /// Notified when a fetch is submitted.
     ordered: Notify,
     begun: Instant,
     next_local: AtomicU64,
@@ -74,11 +74,11 @@ struct State {
 struct Fetch {
     order: Assignment,
     control: Arc<FetchHandle>,
-    /// Not present when it was ordered and not durable yet.
+    /// Chunks that were missing when it was submitted and are not durable yet.
     undurable: HashSet<ChunkIndex>,
     finished: bool,
     ordered: Instant,
-    /// The answer it was reading when it was pre-empted.
+    /// The answer it was reading when it was preempted.
     paused: Option<Opened>,
 }
 
@@ -121,7 +121,7 @@ impl Downloads {
         &self.0.workers
     }
 
-    /// An id for a fetch this edge decides on.
+    /// A new id for a local fetch.
     #[must_use]
     pub fn local_id(&self) -> u64 {
         LOCAL_BIT | self.0.next_local.fetch_add(1, Ordering::Relaxed)
@@ -143,7 +143,7 @@ impl Downloads {
         }
     }
 
-    /// Takes an order in. `false`: refused, the queue is full or closing.
+    /// Submits a fetch. `false`: refused, because the queue is full or closing.
     pub fn submit(&self, order: Assignment) -> bool {
         let mut state = self.0.state.lock();
         let is_taken = !state.closed && self.take_in(&mut state, order);
@@ -164,7 +164,7 @@ impl Downloads {
         true
     }
 
-    /// Takes over an answer that is under way already.
+    /// Takes over an answer that has already begun.
     pub fn adopt(&self, order: Assignment, opened: Opened) {
         let task = self.task(&order);
         if opened.part == Part::Whole {
@@ -181,8 +181,8 @@ impl Downloads {
         self.settle(state);
     }
 
-    /// The coordinator is told of each chunk's end: whether a run comes to a chunk soon is decided
-    /// by where it is.
+    /// Makes the handle. The coordinator gets a report at each chunk's end: the position decides
+    /// whether a run reaches a chunk soon.
     fn control(&self, order: &Assignment, ordered: Instant) -> Arc<FetchHandle> {
         let run = order.run();
         let (this, id, level) = (Arc::downgrade(&self.0), order.id, order.level);
@@ -274,7 +274,7 @@ impl Downloads {
                 self.0.fetcher.counters.failed(failure.fault);
                 if failure.fault == v1::fetch_failure::Fault::Edge {
                     state.refused = Some(Instant::now());
-                    // The store has said once why it takes nothing.
+                    // The store has already logged why it refuses.
                     tracing::debug!(fetch, message = failure.message, "a fetch failed");
                 } else {
                     tracing::info!(fetch, message = failure.message, "a fetch failed");
@@ -315,8 +315,7 @@ impl Downloads {
         }
     }
 
-    /// Not wanted any more. `chunk_wanted`: a reader stands in the chunk under way, which is then
-    /// finished.
+    /// Cancels a fetch. `chunk_wanted`: a reader is in the current chunk, which is then finished.
     pub fn cancel(&self, id: u64, chunk_wanted: bool) {
         let mut state = self.0.state.lock();
         match state.queue.cancel(id) {
@@ -339,8 +338,8 @@ impl Downloads {
         self.settle(state);
     }
 
-    /// A reader of this edge is blocked on the byte: what covers it becomes CRITICAL, without a
-    /// round trip. Returns whether anything brings the byte soon.
+    /// Raises the fetch that covers a byte to CRITICAL, without a round trip: a reader of this edge
+    /// is blocked on it. Returns whether any fetch brings the byte soon.
     pub fn promote(&self, entry: EntryId, chunk: ChunkIndex, position: u64) -> bool {
         let coverage = self.coverage(entry, chunk, position);
         let mut state = self.0.state.lock();
@@ -369,7 +368,7 @@ impl Downloads {
         soon
     }
 
-    /// Who brings the byte at `position` in `chunk`.
+    /// Which fetch brings the byte at `position` in `chunk`.
     #[must_use]
     pub fn coverage(&self, entry: EntryId, chunk: ChunkIndex, position: u64) -> Coverage {
         let state = self.0.state.lock();
@@ -398,7 +397,7 @@ impl Downloads {
         found
     }
 
-    /// Local fetches that no longer have a reason, with what they fetch.
+    /// Local fetches that may have lost their reason, with their runs.
     #[must_use]
     pub fn local_orders(&self) -> Vec<Assignment> {
         let state = self.0.state.lock();
@@ -409,14 +408,14 @@ impl Downloads {
         local.map(|(_, fetch)| fetch.order.clone()).collect()
     }
 
-    /// Time passed: who gave way for long may run.
+    /// Lets time pass: fetches that gave way for long may run.
     pub fn tick(&self) {
         let state = self.0.state.lock();
         self.settle(state);
     }
 
-    /// A session is over. What comes from origins goes on, and the next session is told of it; what
-    /// comes from peers costs no origin anything, and is planned anew.
+    /// Cancels fetches from peers after a session ended: they cost no origin anything, and are
+    /// planned anew. Fetches from origins go on, and the next session reports them.
     pub fn forget_peers(&self) {
         let of_peers = |fetch: &&Fetch| fetch.order.peer.is_some() && !fetch.order.is_local();
         let ids: Vec<u64> = {
@@ -429,7 +428,7 @@ impl Downloads {
         }
     }
 
-    /// What goes on from before, to tell a new session.
+    /// In-flight fetches to report to a new session.
     #[must_use]
     pub fn kept(&self) -> Vec<v1::KeptFetch> {
         let state = self.0.state.lock();
@@ -451,7 +450,7 @@ impl Downloads {
         kept.collect()
     }
 
-    /// Those of a new session's kept fetches that ended before it could be told of it.
+    /// Reports in-flight fetches that ended before the new session could list them.
     pub fn report_ended(&self, kept: &[v1::KeptFetch]) {
         let state = self.0.state.lock();
         for id in kept.iter().map(|fetch| fetch.assignment_id) {
@@ -461,7 +460,7 @@ impl Downloads {
         }
     }
 
-    /// No new fetches; the running ones stop.
+    /// Refuses new fetches and stops the running ones.
     pub fn close(&self) {
         let mut state = self.0.state.lock();
         state.closed = true;

@@ -1,4 +1,4 @@
-//! What of a run is asked for next.
+//! Chooses the next bytes of a run to request.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ pub(super) enum Next {
     Done,
 }
 
-/// The next bytes to ask for: from the wanted byte to the run's end, then the head; adjacent chunks
+/// The next bytes to request: from the wanted byte to the run's end, then the head; adjacent chunks
 /// together.
 pub(super) fn next_gap(order: &Assignment, flights: &Arc<EntryIncoming>) -> Next {
     let geometry = order.file.geometry();
@@ -55,7 +55,7 @@ pub(super) fn next_gap(order: &Assignment, flights: &Arc<EntryIncoming>) -> Next
                     gap.claims.push_back(claim);
                 }
                 (Some(_), _) => break,
-                // Written or being written by another, the chunk is not whole yet.
+                // Written or being written by another fetch, the chunk is not complete yet.
                 (None, Some((None, flight))) => {
                     if !flight.is_over() {
                         foreign = Some(flight);

@@ -1,4 +1,4 @@
-//! Stopping a fetch that runs, and seeing how far it is.
+//! Stops a running fetch, and shows its progress.
 
 use std::sync::{
     Arc,
@@ -9,21 +9,21 @@ use chunkcache_proto::Level;
 
 use tokio::sync::Notify;
 
-/// How soon a fetch is to stop.
+/// How soon a fetch must stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StopMode {
-    /// After the chunk under way.
+    /// After the current chunk.
     AtChunkEnd = 1,
-    /// Not wanted any more; what is written is kept.
+    /// No longer wanted; written bytes are kept.
     Now = 2,
-    /// As `Now`, but to go on later.
+    /// Like `Now`, but the fetch resumes later.
     Preempted = 3,
 }
 
-/// Told how much of the run is behind the fetch.
+/// Called with the number of bytes of the run that the fetch has passed.
 type OnChunk = Box<dyn Fn(u64) + Send + Sync>;
 
-/// Shared between a running fetch and who manages it.
+/// Shared between a running fetch and its manager.
 #[derive(Default)]
 pub struct FetchHandle {
     stop: AtomicU8,
@@ -31,7 +31,7 @@ pub struct FetchHandle {
     position: AtomicU64,
     bytes_done: AtomicU64,
     run_start: u64,
-    /// From the run's start to the furthest position.
+    /// Distance from the run's start to the furthest position.
     reached: AtomicU64,
     on_chunk: Option<OnChunk>,
     /// How urgently its bytes are wanted.
@@ -39,7 +39,8 @@ pub struct FetchHandle {
 }
 
 impl FetchHandle {
-    /// Of a fetch of a run that starts there. `on_chunk` is called at each chunk's end.
+    /// `run_start`: where the run begins; `start_at`: the first byte to fetch. `on_chunk` is called
+    /// at each chunk's end.
     #[must_use]
     pub fn new(
         run_start: u64,
@@ -55,7 +56,7 @@ impl FetchHandle {
         control
     }
 
-    /// Shared with the answer that is read.
+    /// The level, shared with the answer that is being read.
     #[must_use]
     pub fn level(&self) -> Arc<AtomicU8> {
         self.level.clone()
@@ -65,20 +66,20 @@ impl FetchHandle {
         self.level.store(level as u8, Ordering::Relaxed);
     }
 
-    /// The fetch has come to a chunk's end.
+    /// Records that the fetch has reached a chunk's end.
     pub fn chunk_ended(&self) {
         if let Some(on_chunk) = &self.on_chunk {
             on_chunk(self.reached());
         }
     }
 
-    /// How much of the run is behind the fetch: what it skipped because it is here counts.
+    /// How many bytes of the run the fetch has passed, including present ones that it skipped.
     #[must_use]
     pub fn reached(&self) -> u64 {
         self.reached.load(Ordering::Relaxed)
     }
 
-    /// A later call may only be more urgent.
+    /// Asks the fetch to stop. A later call can only be more urgent.
     pub fn stop(&self, stop: StopMode) {
         self.stop.fetch_max(stop as u8, Ordering::AcqRel);
         self.stopped.notify_waiters();
@@ -95,7 +96,7 @@ impl FetchHandle {
         }
     }
 
-    /// Returns when the fetch is to stop at once. Cancel safe.
+    /// Returns when the fetch must stop at once. Cancel safe.
     pub async fn stopped_now(&self) -> StopMode {
         loop {
             let notified = self.stopped.notified();
@@ -106,7 +107,7 @@ impl FetchHandle {
         }
     }
 
-    /// The next byte to come.
+    /// The position of the next byte.
     #[must_use]
     pub fn position(&self) -> u64 {
         self.position.load(Ordering::Relaxed)

@@ -1,4 +1,4 @@
-//! Fetches: which run next, how one runs, and how its bytes become chunks.
+//! Fetches: decides which run next, runs them, and turns their bytes into chunks.
 //!
 //! The coordinator gives assignments with levels and deadlines; `downloads` queues them, runs as
 //! many as there are slots, and reports. `run` is one fetch from its assignment to its end, over

@@ -1,8 +1,8 @@
 //! One fetch: a run of adjacent chunks from a peer or the origin into the store.
 //!
-//! The byte a reader waits for comes first, the head of its chunk as a second leg. What is written
-//! stays written: a fetch that is asked again, pre-empted or taken over goes on where the bytes
-//! end. Writes block, so this runs on the fetch runtime only.
+//! The byte a reader waits for comes first, the head of its chunk as a second leg. Written bytes
+//! stay written: a fetch that is retried, preempted or taken over continues where the bytes end.
+//! Writes block, so this runs on the fetch runtime only.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -36,12 +36,12 @@ use chunk_store::EntryFile;
 
 const FIRST_RETRY: Duration = Duration::from_millis(150);
 const LONGEST_RETRY: Duration = Duration::from_secs(4);
-/// A peer that has nothing for so long is left, by who waits and by who does not.
+/// A peer that sends nothing for this long is given up: with a waiting reader, and without.
 const PEER_PATIENCE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
-/// Between looks at chunks another fetch brings.
+/// Time between checks of chunks that another fetch brings.
 const FOREIGN_WAIT: Duration = Duration::from_secs(1);
 
-/// What to fetch.
+/// A run to fetch, assigned or local.
 #[derive(Clone)]
 pub struct Assignment {
     pub id: u64,
@@ -53,14 +53,14 @@ pub struct Assignment {
     pub deadline_in_ms: u32,
     /// The byte to begin at.
     pub start_at: u64,
-    /// Base URL of the peer to take it from.
+    /// Base URL of the peer to fetch from.
     pub peer: Option<String>,
-    /// The reader it was assigned for; 0: none that the edge could know to have left.
+    /// The reader it was assigned for; 0: no reader that the edge could notice leaving.
     pub reader: u64,
 }
 
 impl Assignment {
-    /// Decided by this edge itself.
+    /// Whether this edge decided on it.
     #[must_use]
     pub fn is_local(&self) -> bool {
         self.id & super::downloads::LOCAL_BIT != 0
@@ -74,7 +74,7 @@ impl Assignment {
         }
     }
 
-    /// The name of the source its entry belongs to.
+    /// The name of the entry's source.
     #[must_use]
     pub fn source(&self) -> Arc<str> {
         let key = self.file.description().key.as_ref();
@@ -94,13 +94,13 @@ pub enum RunEnd {
     /// All chunks are present.
     Finished,
     Stopped,
-    /// Pre-empted; with the answer it was reading, which is gone on with later: what its origin has
-    /// sent is in the sockets' buffers.
+    /// Preempted; with the answer it was reading, which is resumed later: what its origin has sent
+    /// is in the sockets' buffers.
     Paused(Option<Box<Opened>>),
     Failed(Failure),
 }
 
-/// Why, for the coordinator and for those who waited.
+/// The reason, for the coordinator and for waiting readers.
 #[derive(Clone, Debug)]
 pub struct Failure {
     pub fault: v1::fetch_failure::Fault,
@@ -109,7 +109,7 @@ pub struct Failure {
     pub message: String,
 }
 
-/// An answer already under way: the probe's, or one that was paused. `part` was checked against the
+/// An answer that has already begun: a probe's, or a paused one. `part` was checked against the
 /// entry.
 #[derive(Debug)]
 pub struct Opened {
@@ -117,7 +117,7 @@ pub struct Opened {
     pub part: Part,
 }
 
-/// Everything a fetch needs.
+/// The dependencies of a fetch.
 pub struct Fetcher {
     pub client: Client,
     pub peer_client: PeerClient,
@@ -147,7 +147,7 @@ impl From<StopMode> for RunEnd {
 }
 
 impl Fetcher {
-    /// Fetches the run. Bounded by the retry budget since the last byte that came.
+    /// Fetches the run. The retry budget limits the time since the last byte.
     pub async fn run(
         &self,
         order: &Assignment,
@@ -161,8 +161,8 @@ impl Fetcher {
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         let mut last_progress = Instant::now();
         loop {
-            // What an answer brought already is not dropped: it is read on from for a moment, as
-            // any that is stopped.
+            // An answer that has begun is not dropped here: like any stopped one, it is read for a
+            // moment longer.
             if opened.is_none()
                 && let Some(stop) = control.wanted_stop()
             {
@@ -212,15 +212,15 @@ impl Fetcher {
                 Err(Broken::Peer(error)) => {
                     tracing::debug!(%error, peer = from_peer, entry = %order.file.id(), "a peer failed");
                     self.counters.peer_errors.fetch_add(1, Ordering::Relaxed);
-                    // Another peer or the origin: who chose this one knows who else has it, and who
-                    // asks the origin already.
+                    // Another peer or the origin: the coordinator chose this one, and knows which
+                    // others hold it and whether the origin is being asked.
                     if !order.is_local() {
                         return RunEnd::Failed(peer_failure(&error));
                     }
                     from_peer = None;
                     continue;
                 }
-                // The origin is not asked meanwhile, and nothing of this is its error.
+                // The origin is not asked meanwhile, and this is not its error.
                 Err(Broken::Origin(OriginError::WholeStreamRuns)) => {
                     tokio::select! {
                         stop = control.stopped_now() => return stop.into(),
@@ -228,7 +228,7 @@ impl Fetcher {
                     }
                     continue;
                 }
-                // Not the origin's fault: who still needs it asks again.
+                // Not the origin's fault: readers that still need it ask again.
                 Err(Broken::Origin(OriginError::TooManyWaiting)) => return RunEnd::Stopped,
                 Err(Broken::Origin(error)) => error,
             };
@@ -244,8 +244,8 @@ impl Fetcher {
             let wait = backoff
                 .wait(rand::random())
                 .max(error.retry_after().unwrap_or_default());
-            // The whole cluster leaves it alone then: the coordinator has to know now, not when
-            // this fetch gives up.
+            // The whole cluster then backs off: the coordinator has to know now, not when this
+            // fetch gives up.
             let busy = matches!(error, OriginError::Busy { .. }) && order.id & LOCAL_BIT == 0;
             if busy || !error.is_transient() || last_progress.elapsed() + wait > retry_budget {
                 return RunEnd::Failed(failure(&error));
@@ -274,7 +274,7 @@ impl Fetcher {
                 .await
                 .map_err(|error| match error {
                     Broken::Origin(error) => Broken::Peer(error),
-                    // A peer has it still; what is on the way from it costs no origin.
+                    // A peer still has it; bytes on the way from it cost no origin.
                     Broken::Pause(_) => Broken::Stop(StopMode::Preempted),
                     other => other,
                 });
@@ -293,7 +293,7 @@ impl Fetcher {
         let counter = &self.counters.origin_bytes;
         match opened.part {
             Part::Range(range) => {
-                // One that was paused may have more than is missing now.
+                // A paused answer may cover more than is missing now.
                 let range = ByteRange::new(range.start, range.end.min(gap.range.end));
                 self.stream(
                     order,
@@ -326,7 +326,7 @@ impl Fetcher {
         }
     }
 
-    /// Asks the origin for a range of the entry and checks its answer's head.
+    /// Requests a range of the entry from the origin and checks the answer's head.
     pub async fn open(
         &self,
         file: &EntryFile,
@@ -341,8 +341,8 @@ impl Fetcher {
         let key = entry.key.clone().unwrap_or_default();
         let source = self.source(&key.source)?;
         if !belongs_to(entry, source.base_url()) {
-            // The source was pointed elsewhere: what is there now is not this object, whatever its
-            // ETag says.
+            // The source was redirected: the object there now is another one, whatever its ETag
+            // says.
             return Err(OriginError::Changed);
         }
         let url = source
@@ -370,7 +370,7 @@ impl Fetcher {
             let part = answer::check(response.status, &response.headers, range, entry, now_ms())
                 .map_err(OriginError::from);
             if let (Err(OriginError::Changed), true) = (&part, source.origins().len() > 1) {
-                // Another origin's version says nothing of what the first one has.
+                // Another origin's version says nothing about the first one's.
                 if let Some(error) = response.passed_over() {
                     return Err(error.clone());
                 }
@@ -389,8 +389,8 @@ impl Fetcher {
         }
     }
 
-    /// Returns after the connection is closed and its permit released: another edge may be granted it
-    /// next.
+    /// Returns after the connection is closed and its permit released: another edge may be
+    /// granted it next.
     pub async fn connection_closed(&self, order: &Assignment) {
         if order.peer.is_none()
             && let Some(source) = self.catalogue.get(&order.source())
@@ -456,7 +456,7 @@ impl Fetcher {
         ended
     }
 
-    /// The peer checks what it has of the range. Best effort.
+    /// Asks the peer to check its copy of the range. Best effort.
     async fn report_wrong_bytes(
         &self,
         client: &Client,

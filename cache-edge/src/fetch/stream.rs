@@ -1,4 +1,4 @@
-//! The body of an answer into the store, as it arrives.
+//! Writes the body of an answer into the store, as it arrives.
 
 use std::{
     collections::VecDeque,
@@ -22,21 +22,22 @@ use crate::{
     readers::{EntryIncoming, IncomingError, incoming_chunk::ChunkClaim, unread::UnreadChunks},
 };
 
-/// A fetch that is stopped reads on for this long at most. What its origin has sent is on the wire
-/// and in the sockets' buffers, paid for already: of a fast origin that is most of the rest of the
-/// request, of a slow one nothing.
+/// How long a stopped fetch reads on at most. Bytes that the origin has sent are on the wire and in
+/// the sockets' buffers, paid for already: for a fast origin that is most of the rest of the
+/// request, for a slow one nothing.
 const LINGER: Duration = Duration::from_millis(100);
-/// So far from its beginning a fetch writes what arrives at once, because a viewer may wait for it.
+/// Within this distance from its start a fetch writes bytes at once, because a viewer may wait for
+/// them.
 const FIRST_BYTES: u64 = 512 << 10;
-/// So long bytes that came may wait for the rest of their block; those that a viewer may wait for
-/// from the first on, not at all.
+/// How long bytes may wait for the rest of their block; bytes at the start, which a viewer may wait
+/// for, do not wait at all.
 const HOLD: Duration = Duration::from_millis(5);
 
-/// Where the bytes of one answer go.
+/// Writes the bytes of one answer.
 struct ChunkWriter<'a> {
     sink: ChunkSink<'a>,
     block_aligner: BlockAligner,
-    /// What is held is written by then.
+    /// When to write the held bytes at the latest.
     due: Instant,
 }
 
@@ -66,7 +67,7 @@ impl ChunkWriter<'_> {
         block_aligner.flush(|offset, bytes| sink.write(offset, bytes))
     }
 
-    /// What is held has waited long enough.
+    /// Waits until the held bytes must be written.
     async fn due(&self) {
         if self.due > Instant::now() {
             tokio::time::sleep_until(self.due).await;
@@ -75,7 +76,7 @@ impl ChunkWriter<'_> {
 }
 
 impl Fetcher {
-    /// The body into the store. However it ends, what came is kept.
+    /// Writes the body into the store. However it ends, received bytes are kept.
     #[allow(clippy::too_many_arguments)] // one call path; a struct would only rename them
     pub(super) async fn stream(
         &self,
@@ -134,7 +135,7 @@ impl Fetcher {
             let bytes = tokio::select! {
                 biased;
                 stop = control.stopped_now(), if stopping.is_none() => {
-                    // What waits to go on keeps no permit that a more urgent fetch may need.
+                    // A paused fetch keeps no permit that a more urgent fetch may need.
                     if stop == StopMode::Preempted && !response.has_permit() {
                         let part = Part::Range(ByteRange::new(offset, range.end));
                         return Err(Broken::Pause(Box::new(Opened { response, part })));
@@ -166,7 +167,7 @@ impl Fetcher {
                 Err(OriginError::Short { detail, .. }) => return Err(short(&detail)),
                 Err(error) => return Err(Broken::Origin(error)),
             };
-            // What is beyond what it announced is nobody's.
+            // Ignore bytes beyond the announced range.
             bytes.truncate(usize::try_from(range.end - offset).unwrap_or(usize::MAX));
             let chunk_before = geometry.chunk_of(offset);
             offset += bytes.len() as u64;
@@ -189,8 +190,8 @@ impl Fetcher {
                 let is_taken =
                     |claim: &ChunkClaim| claim.flight().chunk() == chunk && !claim.is_held();
                 if claims.iter().any(is_taken) || response.is_in_the_way() {
-                    // Another fetch brings the rest, for who could not wait; or a viewer waits for
-                    // the place, and the rest for another one.
+                    // Another fetch brings the rest, because its reader could not wait; or a viewer
+                    // waits for the permit, and the rest is left to another fetch.
                     return Ok(());
                 }
                 if let (Some(stop), None) = (control.wanted_stop(), stopping) {
@@ -201,7 +202,7 @@ impl Fetcher {
         if let Some((stop, _)) = stopping {
             return Err(Broken::Stop(control.wanted_stop().unwrap_or(stop)));
         }
-        // The end of the body frees its connection for the next request.
+        // Reading to the end of the body frees its connection for the next request.
         let _ = tokio::time::timeout(Duration::from_millis(20), response.chunk()).await;
         Ok(())
     }

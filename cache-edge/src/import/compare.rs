@@ -1,4 +1,4 @@
-//! Is a file what the origin has? Each question is bound to the version the entry is made of.
+//! Compares a file with its origin. Each request is bound to the entry's version.
 
 use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc};
 
@@ -14,9 +14,9 @@ use crate::{
     },
 };
 
-/// A file that another cache holds is wrong in large parts (cut, filled with zeros, another
-/// version) or not at all: a piece of this length in each of this many equal parts finds a wrong
-/// eighth in one place always, a wrong tenth strewn about four times in five.
+/// Another cache's file is wrong in large parts (cut, filled with zeros, another version) or not at
+/// all: a sample of this length in each of this many equal parts always finds a contiguous wrong
+/// eighth, and a scattered wrong tenth four times in five.
 const SAMPLES: u64 = 16;
 const SAMPLE_BYTES: u64 = 64 << 10;
 
@@ -51,7 +51,7 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    /// What is compared before anything is stored.
+    /// The comparison before anything is stored.
     pub(super) async fn before(&mut self, file: &File) -> anyhow::Result<()> {
         let size = self.entry.size;
         if self.check == Check::Whole {
@@ -69,7 +69,7 @@ impl<'a> Comparison<'a> {
         Ok(())
     }
 
-    /// What is compared as it is read.
+    /// The comparison of bytes as they are copied.
     pub(super) async fn while_copying(&mut self, offset: u64, bytes: &[u8]) -> anyhow::Result<()> {
         match &mut self.whole {
             Some(stream) => stream.compare(offset, bytes).await,
@@ -89,7 +89,7 @@ impl<'a> Comparison<'a> {
             .await?;
         let (status, answered) = (response.status, &response.headers);
         match answer::check(status, answered, range, self.entry, now_ms())? {
-            // The whole object comes where its beginning was asked for, too.
+            // A range was requested; an origin that ignores ranges sends the whole object.
             Part::Range(_) => {}
             Part::Whole if range.start == 0 => {}
             Part::Whole => anyhow::bail!("the origin ignores ranges: import it with --check whole"),
@@ -124,7 +124,7 @@ impl Stream {
     }
 }
 
-/// The first and the last piece, and one within each equal part between them.
+/// The first and the last sample, and one within each equal part between them.
 fn samples(size: u64, random: impl Fn() -> u64) -> Vec<ByteRange> {
     if size <= SAMPLES * SAMPLE_BYTES {
         return (size > 0)

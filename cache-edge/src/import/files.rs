@@ -1,4 +1,4 @@
-//! The files below a directory, and the paths of the objects they are.
+//! The files below a directory, and the paths of their objects.
 
 use std::{
     fs,
@@ -8,19 +8,19 @@ use std::{
 use anyhow::Context as _;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-/// What stands in a path segment unencoded (RFC 3986, 2.3).
+/// Characters of a path segment that need no encoding (RFC 3986, 2.3).
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
 
-/// A whole file.
+/// A complete file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Found {
-    /// Below the directory.
+    /// Relative to the directory.
     pub file: PathBuf,
-    /// Below the source.
+    /// Relative to the source.
     pub path: String,
 }
 
@@ -52,7 +52,7 @@ pub(super) fn below(root: &Path) -> anyhow::Result<Vec<Found>> {
     Ok(found)
 }
 
-/// Percent-encoded, as it is asked for.
+/// The percent-encoded path, as in requests.
 fn object_path(file: &Path) -> Option<String> {
     let segments = file.components().map(|component| match component {
         Component::Normal(name) => {

@@ -1,9 +1,9 @@
-//! `cache-edge import`: takes whole files that another cache has into the store, after checking
-//! them against the origin.
+//! `cache-edge import`: adopts another cache's complete files into the store, after checking them
+//! against the origin.
 //!
-//! The edge must not run: the store has one user. Each file is asked about at the origin (one byte,
-//! for validator and size), then compared, then copied; when the edge starts it tells the
-//! coordinator, and the rows follow.
+//! The edge must not run: the store has one user. For each file the origin is asked for one byte
+//! (for validator and size), the file is compared, then copied; when the edge starts it reports the
+//! entries to the coordinator, which adds the rows.
 
 mod compare;
 mod files;
@@ -37,16 +37,16 @@ use crate::{
 use chunk_store::EntryFile;
 use http_rules::path::{self, Target};
 
-/// How a file is compared with what its origin has.
+/// How a file is compared with its origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
-    /// Size, and this many pieces of it.
+    /// The size, and this many samples.
     Sample,
-    /// Each byte: all of the object is read from the origin once.
+    /// Every byte: the whole object is read from the origin once.
     Whole,
 }
 
-/// With every option of `serve`, of which the store's, the name and the directory count.
+/// The command, with every option of `serve`; only the store's, the name and the directory matter.
 #[must_use]
 pub fn command() -> Command {
     config::command::<Options>("import")
@@ -96,11 +96,11 @@ pub fn run(arguments: &ArgMatches) -> ExitCode {
     }
 }
 
-/// What became of a file.
+/// The outcome for one file.
 struct Outcome {
     path: String,
     bytes: u64,
-    /// Why it was left out.
+    /// Why it was not adopted.
     refused: Option<String>,
 }
 
@@ -179,13 +179,13 @@ impl Importer {
         })
     }
 
-    /// Last syncs.
+    /// Syncs a last time.
     fn close(self) {
         self.edge.downloads.close();
         self.edge.store.close();
     }
 
-    /// The bytes adopted.
+    /// Adopts a file; returns its size.
     async fn adopt(&self, root: &Path, found: &files::Found) -> anyhow::Result<u64> {
         let path = root.join(&found.file);
         let mut file = File::open(&path).with_context(|| path.display().to_string())?;
@@ -217,7 +217,7 @@ impl Importer {
         Ok(entry.size)
     }
 
-    /// What the origin has at the path now; asked for one byte of it.
+    /// Describes the origin's present object at the path, by a request for one byte.
     async fn entry(&self, below: &str) -> anyhow::Result<v1::Entry> {
         let target = path::parse(&format!("/{}/{below}", self.source.name()), None)?;
         let Target::Key {
@@ -264,7 +264,7 @@ impl Importer {
         offset: u64,
         bytes: &[u8],
     ) -> anyhow::Result<()> {
-        // None: it is there already, from an earlier import or a player.
+        // None: it is present already, from an earlier import or a player.
         let Some(flight) = self.edge.flights().of(target).flight(chunk) else {
             return Ok(());
         };

@@ -1,4 +1,4 @@
-//! The options of the HTTP server that players see: who may ask, how much, and how slowly.
+//! The options of the HTTP server for players: access, limits and time-outs.
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
@@ -230,7 +230,7 @@ fn parse_origin(origin: &str) -> Result<String, String> {
     if matches!(origin, "*" | "none") {
         return Ok(origin.to_owned());
     }
-    // Compared byte by byte with what browsers send, which is the serialisation of an origin.
+    // Compared byte by byte with what browsers send: the serialisation of an origin.
     let url = url::Url::parse(origin).map_err(|_| EXPECTED.to_owned())?;
     if url.origin().ascii_serialization() == origin {
         Ok(origin.to_owned())

@@ -1,4 +1,4 @@
-//! What this edge's readers want: where each stands, whether it waits, how fast it reads.
+//! The demand of this edge's readers: their positions, whether they wait, how fast they read.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use crate::core::{consumption::Consumption, lookahead::ReaderView};
 use chunk_store::EntryFile;
 
-/// A reader that took nothing for this long keeps its place and wants no fetch.
+/// A reader that took nothing for this long keeps its position and wants no fetch.
 const PAUSED_AFTER: Duration = Duration::from_secs(30);
 const DEFAULT_LONGEST_LOOKAHEAD: Duration = Duration::from_secs(60);
 /// How far ahead of another reader a fetch counts as wanted: the least lookahead, in whole requests.
@@ -28,14 +28,14 @@ const MAX_HINTING: usize = 1_024;
 /// Closings remembered for a session; beyond it the next batch says all there are instead.
 const MAX_CLOSED: usize = 10_000;
 
-/// One reader. Written by the reader, read by whoever plans.
+/// One reader. Written by the reader, read by the planner.
 pub struct ReaderState {
     pub id: u64,
     pub file: Arc<EntryFile>,
     pub end: u64,
     position: AtomicU64,
     waiting: AtomicBool,
-    /// So long, from when it began to wait, the coordinator takes care of it.
+    /// For how long, since it began to wait, the coordinator is responsible for it.
     held_ms: AtomicU64,
     /// Microseconds on the registry's clock.
     waiting_since_us: AtomicU64,
@@ -51,7 +51,7 @@ pub struct DemandRegistry {
     begun: Instant,
     next_id: AtomicU64,
     inner: Mutex<Inner>,
-    /// Of readers.
+    /// Number of readers.
     count: AtomicUsize,
     told: Arc<Observers>,
     /// 0: the coordinator decides.
@@ -60,12 +60,12 @@ pub struct DemandRegistry {
     longest_lookahead: Duration,
 }
 
-/// Who is to look at the readers again.
+/// Wakes the parts that must check the readers again.
 #[derive(Default)]
 struct Observers {
     /// For the session.
     changed: Notify,
-    /// For the edge's own planning.
+    /// For the edge's own planner.
     waiting_changed: Notify,
 }
 
@@ -85,9 +85,9 @@ struct Inner {
     dirty: HashSet<u64>,
     closed: Vec<u64>,
     closed_overflow: bool,
-    /// A reader waits that the coordinator was not told of.
+    /// A waiting reader was not reported to the coordinator yet.
     urgent: bool,
-    /// Since when there is something to tell.
+    /// Since when there is something to report.
     changed_at: Option<Instant>,
 }
 
@@ -112,12 +112,12 @@ impl Inner {
     }
 }
 
-/// What changed since the last time.
+/// Changes since the last report.
 #[derive(Default)]
 pub struct Changes {
     pub readers: Vec<Arc<ReaderState>>,
     pub closed: Vec<u64>,
-    /// `readers` are all there are.
+    /// `readers` lists all readers.
     pub complete: bool,
 }
 
@@ -199,7 +199,7 @@ impl DemandRegistry {
         self.told.tell();
     }
 
-    /// The reader is blocked at `position`.
+    /// Records that the reader is blocked at `position`.
     pub fn wait_at(&self, reader: &ReaderState, position: u64) {
         reader.position.store(position, Ordering::Relaxed);
         if !reader.waiting.swap(true, Ordering::AcqRel) {
@@ -215,8 +215,8 @@ impl DemandRegistry {
         self.told.tell();
     }
 
-    /// The reader took `len` bytes up to `position`. `moved_on`: into another chunk, which is worth
-    /// telling.
+    /// Records that the reader took `len` bytes up to `position`. `moved_on`: into another chunk,
+    /// which is worth reporting.
     pub fn advance(&self, reader: &ReaderState, position: u64, len: u64, moved_on: bool) {
         let now = self.now_us();
         reader.last_read_us.store(now, Ordering::Relaxed);
@@ -230,14 +230,14 @@ impl DemandRegistry {
         }
     }
 
-    /// A container's index lies there.
+    /// Adds the ranges of a container's index.
     pub fn hint(&self, reader: &ReaderState, ranges: Vec<ByteRange>) {
         *reader.hints.lock() = ranges;
         self.mark(reader);
         self.told.tell();
     }
 
-    /// The coordinator's word that it takes care of these readers' waits.
+    /// Records that the coordinator is responsible for these readers' waits.
     pub fn hold(&self, readers: &[u64], wait_ms: u32) {
         let inner = self.inner.lock();
         for reader in readers.iter().filter_map(|id| inner.readers.get(id)) {
@@ -247,9 +247,9 @@ impl DemandRegistry {
         }
     }
 
-    /// A fetch was assigned for this reader; is it still wanted here? Not if the reader left and no
-    /// other is near. The coordinator is then told of the departure at once, so that it does not
-    /// assign the same again.
+    /// Whether a fetch that was assigned for this reader is still wanted here. Not if the reader
+    /// left and no other is near: its departure is then reported at once, so that the coordinator
+    /// does not assign the same again.
     #[must_use]
     pub fn still_wants(&self, reader: u64, entry: EntryId, run: ByteRange) -> bool {
         let mut inner = self.inner.lock();
@@ -275,7 +275,7 @@ impl DemandRegistry {
 
     fn mark(&self, reader: &ReaderState) {
         let mut inner = self.inner.lock();
-        // One that is closed has nothing to tell any more.
+        // A closed reader has nothing more to report.
         if inner.readers.contains_key(&reader.id) {
             inner.dirty.insert(reader.id);
             inner.touch();
@@ -309,7 +309,7 @@ impl DemandRegistry {
         self.len() == 0
     }
 
-    /// Since the last call; with `everything`, the whole present state.
+    /// The changes since the last call; with `everything`, the whole present state.
     #[must_use]
     pub fn take_changes(&self, everything: bool) -> Changes {
         let mut inner = self.inner.lock();
@@ -319,7 +319,7 @@ impl DemandRegistry {
         inner.urgent = false;
         inner.changed_at = None;
         if everything {
-            // What an earlier session said of them.
+            // Reports of an earlier session.
             for reader in inner.readers.values() {
                 reader.held_ms.store(0, Ordering::Relaxed);
             }
@@ -339,8 +339,8 @@ impl DemandRegistry {
         }
     }
 
-    /// Returns when there is something to tell: at once if a reader waits, else after others had
-    /// this long to join. Cancel safe: it looks at what there is, not at what it was woken by.
+    /// Returns when there is something to report: at once if a reader waits, otherwise after
+    /// `gathering`, so that others can join. Cancel safe: it checks the state, not what woke it.
     pub async fn due(&self, gathering: Duration) {
         loop {
             let changed = self.told.changed.notified();
@@ -361,7 +361,7 @@ impl DemandRegistry {
         }
     }
 
-    /// For the edge's own planning. Cancel safe.
+    /// Returns when the waits change; for the edge's own planner. Cancel safe.
     pub async fn waiting_changed(&self) {
         self.told.waiting_changed.notified().await;
     }
@@ -378,7 +378,7 @@ impl DemandRegistry {
         )
     }
 
-    /// For local planning.
+    /// The reader's state for local planning.
     #[must_use]
     pub fn view(&self, reader: &ReaderState) -> ReaderView {
         let idle = Duration::from_micros(

@@ -1,8 +1,8 @@
-//! One chunk on its way into the store.
+//! An incoming chunk: a chunk whose bytes are arriving.
 //!
 //! Bytes are claimed under the lock, written outside it, then published: readers take them from the
-//! sparse file at once. Whoever publishes the last byte finishes the chunk. Two fetches may feed
-//! one flight (a second, hedged one): each byte is written once.
+//! sparse file at once. Whoever publishes the last byte finishes the chunk. Two fetches may write
+//! to one chunk (a hedged pair): each byte is written once.
 
 use std::{sync::Arc, time::Instant};
 
@@ -13,15 +13,15 @@ use tokio::sync::Notify;
 use super::pieces::Pieces;
 use chunk_store::{EntryFile, Reservation, Store, StoreError};
 
-/// Read back at a time for a checksum whose bytes came out of order.
+/// Size of one read when bytes that came out of order are read back for the checksum.
 const REREAD_BYTES: usize = 256 << 10;
-/// Another fetch may take a flight over whose fetch brought nothing for this long.
+/// A fetch may take the chunk over from one that brought nothing for this long.
 const TAKE_OVER_AFTER_MS: u128 = 1_000;
 
-/// Why bytes can not be kept.
+/// Why bytes can not be stored.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum IncomingError {
-    /// Readers get them from the origin, past the store.
+    /// Readers get the bytes from the origin, past the store.
     #[error("not stored: {0}")]
     Refused(String),
 }
@@ -47,9 +47,9 @@ struct State {
     reservation: Option<Reservation>,
     phase: Phase,
     fetcher: Option<u64>,
-    /// Somebody was given bytes of it.
+    /// A reader was given bytes of it.
     read: bool,
-    /// Writes under way, outside the lock.
+    /// Writes in progress, outside the lock.
     writing: u32,
     last_progress: Instant,
 }
@@ -57,18 +57,18 @@ struct State {
 #[derive(Clone, Debug)]
 enum Phase {
     Filling,
-    /// One writer has seen the last byte and makes the chunk present.
+    /// A writer has written the last byte and makes the chunk present.
     Finishing,
     Present,
-    /// Given up; what was written goes back to the disk before anybody can begin the chunk anew.
+    /// Given up; its blocks are freed before any fetch can begin the chunk again.
     Refusing(String),
     Refused(String),
-    /// Nobody needed it; as `Refusing` and `Refused`, but whoever wants the chunk begins anew.
+    /// Nobody needed it; like `Refusing` and `Refused`, but a fetch may begin the chunk again.
     Abandoning,
     Abandoned,
 }
 
-/// What a reader finds at its position.
+/// The state at a reader's position.
 #[derive(Clone, Debug)]
 pub enum Found {
     /// Bytes up to this offset are in the file.
@@ -109,12 +109,12 @@ impl IncomingChunk {
         self.chunk
     }
 
-    /// Wakes at each change. Subscribe before looking.
+    /// Wakes at each change. Subscribe before checking.
     pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
     }
 
-    /// Looks at one position.
+    /// Checks one position.
     #[must_use]
     pub fn find(&self, offset: u64) -> Found {
         let mut state = self.state.lock();
@@ -130,7 +130,7 @@ impl IncomingChunk {
         }
     }
 
-    /// The first bytes of `within` that nobody wrote or writes.
+    /// The first range of `within` that nobody wrote or writes.
     #[must_use]
     pub fn gap(&self, within: ByteRange) -> Option<ByteRange> {
         let state = self.state.lock();
@@ -140,8 +140,8 @@ impl IncomingChunk {
         }
     }
 
-    /// Makes the fetch the one that brings this chunk. Another's claim stands unless it brought
-    /// nothing for a second.
+    /// Claims the chunk for a fetch. Another fetch's claim persists unless it brought nothing for a
+    /// second.
     pub fn claim(self: &Arc<Self>, fetch: u64) -> Option<ChunkClaim> {
         let mut state = self.state.lock();
         let free = match state.fetcher {
@@ -160,7 +160,7 @@ impl IncomingChunk {
         })
     }
 
-    /// Bytes around this one that are in the file, with the hash they had when they came.
+    /// Bytes around this one that are in the file, with the hash they had on arrival.
     #[must_use]
     pub fn proved(&self, offset: u64) -> Option<(ByteRange, u64)> {
         let mut state = self.state.lock();
@@ -176,14 +176,14 @@ impl IncomingChunk {
         matches!(state.phase, Phase::Filling) && state.written.covers(self.range.as_range())
     }
 
-    /// A fetch works on it.
+    /// Whether a fetch works on it.
     #[must_use]
     pub fn is_claimed(&self) -> bool {
         self.state.lock().fetcher.is_some()
     }
 
-    /// Writes the part of `bytes` that lies in this chunk and is not there yet. Blocking.
-    /// True: the chunk is present now.
+    /// Writes the part of `bytes` that lies in this chunk and is missing. Blocking. True: the chunk
+    /// is present now.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<bool, IncomingError> {
         let whole = ByteRange::new(offset, offset + bytes.len() as u64).intersect(self.range);
         loop {
@@ -194,7 +194,7 @@ impl IncomingChunk {
                         return Err(IncomingError::Refused(why.clone()));
                     }
                     Phase::Finishing | Phase::Present => return Ok(true),
-                    // Whoever still wants the chunk begins it anew.
+                    // A fetch that still wants the chunk begins it again.
                     Phase::Abandoning | Phase::Abandoned => return Ok(false),
                     Phase::Filling => {}
                 }
@@ -249,7 +249,7 @@ impl IncomingChunk {
         self.finish(state)
     }
 
-    /// The last byte is here.
+    /// Finishes the chunk: the last byte is written.
     fn finish(&self, mut state: MutexGuard<'_, State>) -> Result<bool, IncomingError> {
         state.phase = Phase::Finishing;
         let mut hasher = state.hasher.clone();
@@ -270,7 +270,7 @@ impl IncomingChunk {
         Ok(true)
     }
 
-    /// What was fetched from the middle on was hashed up to there only.
+    /// Hashes the rest of a chunk that was fetched from the middle on.
     fn hash_rest(&self, hasher: &mut DigestHasher) -> Result<(), StoreError> {
         let left = |hasher: &DigestHasher| (self.range.end - hasher.position()) as usize;
         let mut buffer = vec![0; REREAD_BYTES.min(left(hasher))];
@@ -283,7 +283,7 @@ impl IncomingChunk {
         Ok(())
     }
 
-    /// No space or a broken disk: all of the chunk is void. Blocking.
+    /// Voids the chunk: no space or a broken disk. Blocking.
     fn refuse(&self, mut state: MutexGuard<'_, State>, error: &StoreError) -> IncomingError {
         let why = error.to_string();
         if !matches!(state.phase, Phase::Refusing(_) | Phase::Refused(_)) {
@@ -293,8 +293,7 @@ impl IncomingChunk {
         IncomingError::Refused(why)
     }
 
-    /// The last writer of a chunk that is given up leaves its blocks and its space to others.
-    /// Blocking.
+    /// Frees the blocks and the space of a chunk that was given up, after its last write. Blocking.
     fn give_back(&self, state: MutexGuard<'_, State>) {
         let over = match &state.phase {
             Phase::Refusing(why) if state.writing == 0 => Phase::Refused(why.clone()),
@@ -302,7 +301,7 @@ impl IncomingChunk {
             _ => return,
         };
         let begun = !state.claimed.is_empty();
-        // Nobody writes from here on, and nobody begins the chunk anew before it is refused.
+        // No writes from here on, and no fetch begins the chunk again before it is refused.
         drop(state);
         if begun {
             self.file.abandon_chunk(self.chunk);
@@ -315,10 +314,10 @@ impl IncomingChunk {
         self.changed.notify_waiters();
     }
 
-    /// Nobody brings the rest of it, and it is worth its price: somebody was given bytes of it, who
-    /// may come back for more, as others may; or it has half of its bytes, so that the rest costs
-    /// its origin no more than what is here did. The rest of one that was hardly begun for a reader
-    /// who left before would be fetched for the sake of little.
+    /// Whether the rest is worth fetching although nobody brings it. True if a reader was given
+    /// bytes of it, as it and others may come back for more; or if half of its bytes are here, so
+    /// that the rest costs the origin no more than was spent already. A chunk that was hardly begun
+    /// for a reader who left is not worth it.
     #[must_use]
     pub fn is_worth_completing(&self) -> bool {
         let state = self.state.lock();
@@ -334,12 +333,12 @@ impl IncomingChunk {
         self.state.lock().read
     }
 
-    /// Makes waiters look again.
+    /// Makes waiters check again.
     pub(super) fn wake(&self) {
         self.changed.notify_waiters();
     }
 
-    /// Whole, or given up.
+    /// Whether it is complete, or given up.
     #[must_use]
     pub fn is_over(&self) -> bool {
         matches!(
@@ -348,13 +347,13 @@ impl IncomingChunk {
         )
     }
 
-    /// Nothing happened to it for so long.
+    /// Milliseconds since anything last happened to it.
     #[must_use]
     pub fn idle_ms(&self) -> u128 {
         self.state.lock().last_progress.elapsed().as_millis()
     }
 
-    /// From here on nobody writes to it. False: it is whole, or given up already.
+    /// Stops all writes to it. False: it is complete, or given up already.
     pub(super) fn begin_abandoning(&self) -> bool {
         let mut state = self.state.lock();
         let is_open = matches!(state.phase, Phase::Filling);
@@ -364,14 +363,14 @@ impl IncomingChunk {
         is_open
     }
 
-    /// Gives what was written back to the disk. Blocking.
+    /// Frees its blocks. Blocking.
     pub(super) fn finish_abandoning(&self) {
         self.give_back(self.state.lock());
     }
 }
 
-/// The right to fetch a chunk. Dropped without the chunk being whole, it wakes the waiters so that
-/// someone claims it again.
+/// The right to fetch a chunk. Dropped before the chunk is complete, it wakes the waiters so that
+/// one of them claims it again.
 pub struct ChunkClaim {
     flight: Arc<IncomingChunk>,
     fetch: u64,
@@ -388,7 +387,7 @@ impl ChunkClaim {
         &self.flight
     }
 
-    /// Not taken over by another fetch.
+    /// Whether the claim was not taken over by another fetch.
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.flight.state.lock().fetcher == Some(self.fetch)
@@ -415,7 +414,7 @@ mod tests {
     use super::{super::incoming_chunks::IncomingChunks, *};
     use chunk_store::{MinFree, StoreOptions};
 
-    /// Of chunks of 2 MiB.
+    /// A file of chunks of 2 MiB.
     fn a_file() -> (tempfile::TempDir, Store, Arc<EntryFile>) {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(StoreOptions {

@@ -1,4 +1,4 @@
-//! All chunks in flight, by entry.
+//! All incoming chunks, by entry.
 
 use std::{
     collections::HashMap,
@@ -21,21 +21,21 @@ use super::{
 };
 use chunk_store::{EntryFile, Store};
 
-/// A begun chunk that nobody fetches or waits for keeps its space for this long: a seek back is
+/// A partial chunk that nobody fetches or waits for keeps its space for this long: a seek back is
 /// common.
 const IDLE_LIMIT_MS: u128 = 15_000;
 
-/// Of one entry.
+/// The incoming chunks of one entry.
 pub struct EntryIncoming {
     file: Arc<EntryFile>,
     store: Store,
     chunks: Mutex<HashMap<ChunkIndex, Arc<IncomingChunk>>>,
-    /// One body brings all of the object: its origin ignores ranges.
+    /// One body brings the whole object: its origin ignores ranges.
     whole_stream: AtomicBool,
     whole_stream_ended: Notify,
     ignores_ranges: AtomicBool,
     changed_at_origin: AtomicBool,
-    /// Of all entries.
+    /// Shared by all entries.
     changes: Arc<AtomicU64>,
     history: Arc<MissHistory>,
     hinted: AtomicBool,
@@ -49,7 +49,7 @@ impl EntryIncoming {
         &self.file
     }
 
-    /// The chunk's flight, made if there is none. `None`: the chunk is present.
+    /// The incoming chunk, created if there is none. `None`: the chunk is present.
     #[must_use]
     pub fn flight(&self, chunk: ChunkIndex) -> Option<Arc<IncomingChunk>> {
         let mut chunks = self.chunks.lock();
@@ -71,13 +71,13 @@ impl EntryIncoming {
         Some(flight)
     }
 
-    /// The chunk's flight, if there is one.
+    /// The incoming chunk, if there is one.
     #[must_use]
     pub fn existing(&self, chunk: ChunkIndex) -> Option<Arc<IncomingChunk>> {
         self.chunks.lock().get(&chunk).cloned()
     }
 
-    /// The byte is here, of a chunk that is present or still arriving.
+    /// Whether the byte is here, in a chunk that is present or still arriving.
     #[must_use]
     pub fn has(&self, offset: u64) -> bool {
         let chunk = self.file.geometry().chunk_of(offset);
@@ -85,11 +85,11 @@ impl EntryIncoming {
             let found = flight.find(offset);
             matches!(found, Found::Written(_) | Found::Present)
         };
-        // In this order: a flight is forgotten once its chunk is present.
+        // In this order: an incoming chunk is forgotten once it is present.
         self.existing(chunk).is_some_and(is_here) || self.file.is_present(chunk)
     }
 
-    /// Of these, the partial chunks that nobody fetches and that are worth completing.
+    /// The partial chunks among `chunks` that nobody fetches and that are worth completing.
     #[must_use]
     pub fn partial_chunks(&self, chunks: Range<ChunkIndex>) -> Vec<ChunkIndex> {
         let flights = self.chunks.lock();
@@ -100,7 +100,7 @@ impl EntryIncoming {
         chunks.filter(is_worth).collect()
     }
 
-    /// Forgets a flight that is over.
+    /// Forgets an incoming chunk that is over.
     pub fn landed(&self, chunk: ChunkIndex) {
         let mut chunks = self.chunks.lock();
         if chunks.get(&chunk).is_some_and(|flight| flight.is_over()) {
@@ -133,13 +133,14 @@ impl EntryIncoming {
         self.ignores_ranges.store(true, Ordering::Release);
     }
 
-    /// Learned from its answers.
+    /// Whether the origin ignores ranges, as its answers showed.
     #[must_use]
     pub fn ignores_ranges(&self) -> bool {
         self.ignores_ranges.load(Ordering::Acquire)
     }
 
-    /// The origin has another version: what is missing of this one can not be had any more.
+    /// Records that the origin has another version: missing chunks of this one can not be fetched
+    /// any more.
     pub fn set_changed(&self) {
         self.changed_at_origin.store(true, Ordering::Release);
         self.changes.fetch_add(1, Ordering::Release);
@@ -151,7 +152,7 @@ impl EntryIncoming {
         }
     }
 
-    /// The origin has this version, still or again.
+    /// Records that the origin has this version, still or again.
     pub fn set_current(&self) {
         self.changed_at_origin.store(false, Ordering::Release);
     }
@@ -161,7 +162,7 @@ impl EntryIncoming {
         self.changed_at_origin.load(Ordering::Acquire)
     }
 
-    /// Why the last fetch of the entry failed, for those who wait in vain.
+    /// Why the last fetch of the entry failed, for waiting readers.
     pub fn set_last_error(&self, error: Option<String>) {
         *self.last_error.lock() = error;
     }
@@ -171,7 +172,7 @@ impl EntryIncoming {
         self.last_error.lock().clone()
     }
 
-    /// The origin refused for good: those who wait now wait in vain.
+    /// Records a final refusal of the origin, which ends the waits of present readers.
     pub fn set_fatal(&self, error: String) {
         *self.fatal.lock() = Some((Instant::now(), error));
         for flight in self.chunks.lock().values() {
@@ -195,19 +196,19 @@ impl EntryIncoming {
         !self.hinted.swap(true, Ordering::AcqRel)
     }
 
-    /// Gives up what has been idle for too long; at once under pressure. Blocking.
+    /// Gives up chunks that were idle for too long; at once under pressure. Blocking.
     fn sweep(&self, under_pressure: bool) -> bool {
-        // Of a version its origin does not have any more nothing can be completed.
+        // Chunks of a replaced version cannot be completed: the origin no longer has it.
         let at_once = under_pressure || self.is_changed();
         let abandoned: Vec<_> = {
             let chunks = self.chunks.lock();
             let idle = chunks.values().filter(|flight| {
-                // One count is the map's own.
+                // The map holds one of the counts.
                 let used = Arc::strong_count(flight) > 1 || flight.is_claimed();
                 !used && (at_once || flight.idle_ms() > IDLE_LIMIT_MS)
             });
-            // Decided under the lock, so that nobody takes it up in between; it stays in the map
-            // until its blocks are punched, so that nobody begins the chunk anew before that.
+            // Decided under the lock, so that nobody takes the chunk up in between; it stays in the
+            // map until its blocks are punched, so that no fetch begins it again before that.
             idle.filter(|flight| flight.begin_abandoning())
                 .cloned()
                 .collect()
@@ -231,7 +232,7 @@ impl Drop for WholeStream {
     }
 }
 
-/// Of all entries.
+/// The incoming chunks of all entries.
 pub struct IncomingChunks {
     store: Store,
     entries: Mutex<HashMap<EntryId, Arc<EntryIncoming>>>,
@@ -260,14 +261,14 @@ impl IncomingChunks {
     }
 
     /// How often an entry was found changed at its origin. Read before
-    /// [`is_changed`](Self::is_changed): while it stays the same, an entry that had not changed has
-    /// not.
+    /// [`is_changed`](Self::is_changed): while it stays the same, so do unchanged entries.
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
     }
 
-    /// Of the entry, made if there are none. An entry that was removed and made anew starts anew.
+    /// The incoming chunks of an entry, created if there are none. A removed and re-created entry
+    /// starts anew.
     #[must_use]
     pub fn of(&self, file: &Arc<EntryFile>) -> Arc<EntryIncoming> {
         let mut entries = self.entries.lock();
@@ -294,7 +295,7 @@ impl IncomingChunks {
         made
     }
 
-    /// Of an entry that may have no flights.
+    /// Whether the entry, which may have no incoming chunks, was replaced at its origin.
     #[must_use]
     pub fn is_changed(&self, file: &EntryFile) -> bool {
         let entries = self.entries.lock();
@@ -303,14 +304,13 @@ impl IncomingChunks {
             .is_some_and(|flights| flights.is_changed())
     }
 
-    /// Periodic. Blocking.
+    /// Sweeps periodically. Blocking.
     pub fn sweep(&self, under_pressure: bool) {
         let all: Vec<_> = self.entries.lock().values().cloned().collect();
         for entry in all {
             let empty = entry.sweep(under_pressure);
             let mut entries = self.entries.lock();
-            // The map's count and ours; one that changed at its origin is remembered with its
-            // readers.
+            // The map's count and ours; a replaced entry is remembered as long as it has readers.
             if empty && Arc::strong_count(&entry) == 2 {
                 entries.remove(&entry.file.id());
             }

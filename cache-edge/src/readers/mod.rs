@@ -1,9 +1,9 @@
-//! Claim, wait, wake: which bytes are here, which are coming, and who waits for them.
+//! Claim, wait, wake: which bytes are here, which are coming, and the readers that wait for them.
 //!
 //! A byte is in the store (pinned while it is read), or in flight (written, its chunk not yet
-//! whole), or it is waited for. A waiter subscribes first, then looks, then waits: a wake is a
-//! hint, the state is the truth. What is waited for is told as demand; who fetches it is not
-//! decided here. May not know HTTP, the session, or where bytes come from.
+//! complete), or waited for. A waiter subscribes first, then checks, then waits: a wake-up is a
+//! hint, the state is the truth. Waits are reported as demand; which fetch brings the bytes is not
+//! decided here. Must not know HTTP, the session, or where bytes come from.
 
 pub mod announce;
 pub mod demand;

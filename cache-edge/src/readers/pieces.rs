@@ -1,23 +1,23 @@
-//! Hashes of the bytes of an incoming chunk, made as they come: what is proved to another edge
-//! before the chunk is whole.
+//! Hashes of an incoming chunk's bytes, made as they arrive: they let another edge check the bytes
+//! before the chunk is complete.
 //!
-//! A piece ends where a multiple of [`PIECE_BYTES`] is, and begins there too unless a fetch began
-//! in between. A fetch that begins in the middle makes one more piece, not one for each of its
-//! writes: the number is bounded by the chunk's length and the fetches that brought it.
+//! A piece ends at a multiple of [`PIECE_BYTES`], and begins at one unless a fetch began in
+//! between. A fetch that begins in the middle makes one more piece, not one for each of its writes:
+//! the number is bounded by the chunk's length and the fetches that brought it.
 
 use std::collections::BTreeMap;
 
 use chunkcache_proto::{ByteRange, checksum::ChunkHasher};
 
-/// A slow origin's bytes wait for this much before a peer gets them.
+/// A peer gets a slow origin's bytes once there are this many.
 const PIECE_BYTES: u64 = 16 << 10;
-/// Pieces that are being hashed at a time: one for each fetch that feeds the chunk.
+/// Pieces hashed at a time: one for each fetch of the chunk.
 const MAX_OPEN: usize = 4;
 
-/// Of one chunk.
+/// The pieces of one chunk.
 pub(super) struct Pieces {
     chunk: ByteRange,
-    /// By start: end and hash.
+    /// Start → end and hash.
     complete: BTreeMap<u64, (u64, u64)>,
     /// Oldest first.
     open: Vec<OpenPiece>,
@@ -37,7 +37,7 @@ impl Pieces {
         }
     }
 
-    /// Bytes of the chunk have come.
+    /// Adds bytes of the chunk that arrived.
     pub fn add(&mut self, mut offset: u64, mut bytes: &[u8]) {
         let continued = self.open.iter().position(|open| open.range.end == offset);
         let mut open = continued.map(|at| self.open.remove(at));
@@ -64,12 +64,12 @@ impl Pieces {
         }
         self.open.extend(open);
         if self.open.len() > MAX_OPEN {
-            // Its bytes are proved once the chunk is whole.
+            // Its bytes are proved once the chunk is complete.
             self.open.remove(0);
         }
     }
 
-    /// The complete piece that holds this byte, with its hash.
+    /// The complete piece that contains this byte, with its hash.
     pub fn find(&self, offset: u64) -> Option<(ByteRange, u64)> {
         let (&start, &(end, hash)) = self.complete.range(..=offset).next_back()?;
         (offset < end).then_some((ByteRange::new(start, end), hash))
@@ -106,7 +106,7 @@ mod tests {
         while at < chunk.end {
             let (range, hash) = match pieces.find(at) {
                 Some(piece) => piece,
-                // What the two fetches share of a piece.
+                // The two fetches share a piece here.
                 None => {
                     assert_eq!(at, start + PIECE_BYTES);
                     at = start + middle as u64;

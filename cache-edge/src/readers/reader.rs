@@ -1,5 +1,5 @@
-//! A cursor over a range of an entry: present bytes at once, bytes in flight as they land, and a
-//! wait for the rest.
+//! A cursor over a range of an entry: returns present bytes at once and arriving bytes as they
+//! land, and waits for the rest.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -19,13 +19,13 @@ use crate::{
 use chunk_store::{ChunkPin, EntryFile};
 use http_rules::cache_status::Missing;
 
-/// A reader of more than this is known to the cluster even if all its bytes are here.
+/// A reader of more than this is reported to the cluster even if all its bytes are here.
 const TELL_ALWAYS_BYTES: u64 = 16 << 20;
 
-/// Read past the store at a time, before it is tried again whether chunks can be kept.
+/// Chunks read past the store before it is checked again whether chunks can be stored.
 const DIRECT_CHUNKS: u32 = 16;
 
-/// Bytes past the store, for when there is no space: from the origin, checked against the entry.
+/// Bytes past the store, when there is no space: from the origin, checked against the entry.
 pub trait DirectBytes: Send + Sync + 'static {
     fn open(
         &self,
@@ -93,7 +93,7 @@ impl OpenReader for ReaderFactory {
 }
 
 impl ReaderFactory {
-    /// Holds a chunk that is here and was checked.
+    /// Pins a chunk that is present and was checked.
     fn verified(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
         let pin = self.file.pin(chunk)?;
         self.file.is_verified(chunk).then_some(pin)
@@ -128,7 +128,7 @@ impl ReadBytes for Reader {
         if let Some(piece) = self.at_hand(max_len) {
             return Ok(Some(piece));
         }
-        // Apart, because it is large and a hit has no use for it: futures are moved, and live as
+        // Boxed, because it is large and a hit does not need it: futures are moved, and live as
         // long as connections.
         Box::pin(self.step(max_len)).await
     }
@@ -161,8 +161,8 @@ impl Reader {
             match flight.find(self.cursor) {
                 Found::Present => continue,
                 Found::Written(_) => {
-                    // Held first and looked at again: what is given up meanwhile is punched behind
-                    // the hold.
+                    // Pinned first and checked again: bytes that are given up meanwhile are not
+                    // punched before the pin ends.
                     if let Some(pin) = self.factory.file.hold_unfinished(chunk) {
                         if let Found::Written(end) = flight.find(self.cursor) {
                             let end = end.min(self.end).min(self.cursor.saturating_add(max_len));
@@ -197,7 +197,7 @@ impl Reader {
                     detail,
                 });
             }
-            // A refused flight is forgotten at once: the next look would find a new one.
+            // A refused chunk is forgotten at once: checking again would find a new one.
             if let Found::Refused(why) = flight.find(self.cursor) {
                 self.read_past_the_store(&why);
             }
@@ -213,7 +213,7 @@ impl Reader {
         self.direct = Some(self.factory.direct.open(file.clone(), range));
     }
 
-    /// Bytes of a chunk in the store that was checked before.
+    /// Returns bytes of a stored chunk that was checked before.
     fn at_hand(&mut self, max_len: u64) -> Option<Piece> {
         if self.cursor >= self.end || self.direct.is_some() {
             return None;
@@ -228,7 +228,7 @@ impl Reader {
         Some(self.piece(end, Some(pin)))
     }
 
-    /// Bytes of a chunk in the store, checked before they are first served by this process.
+    /// Returns bytes of a stored chunk, checked before this process first serves them.
     async fn present(&mut self, max_len: u64) -> Option<Piece> {
         let file = self.factory.file.clone();
         let chunk = file.geometry().chunk_of(self.cursor);
@@ -242,7 +242,7 @@ impl Reader {
             match file.verify(chunk).await {
                 Ok(true) => {}
                 Ok(false) => return None,
-                // Nothing is known of these bytes, and the origin has them too.
+                // These bytes can not be checked, and the origin has them too.
                 Err(error) => {
                     let why = error.to_string();
                     self.read_past_the_store(&why);
@@ -313,8 +313,8 @@ impl Reader {
         }
     }
 
-    /// The first `len` bytes tell where the container's index is; it is wanted before the player
-    /// asks for it.
+    /// Finds the container's index from the first `len` bytes; it is wanted before the player asks
+    /// for it.
     fn look_for_index(&self, len: usize, read: impl FnOnce(&mut [u8]) -> bool) {
         let (Some(state), Some(flights)) = (&self.demand, &self.flights) else {
             return;

@@ -1,5 +1,5 @@
-//! Origins, and objects, that failed to answer a revalidation just now. What one question learnt
-//! holds for all: their stale objects are served at once, and the origin is asked beside.
+//! Origins, and objects, that have just failed to answer a revalidation. One failure counts for all
+//! requests: stale objects are served at once, and the origin is asked in the background.
 
 use std::collections::HashMap;
 
@@ -7,11 +7,11 @@ use parking_lot::Mutex;
 
 use super::short_memory::KeyHasher;
 
-/// How often one that ails is asked.
+/// How often an ailing one is asked.
 const ASK_EVERY_MS: i64 = 2_000;
-/// Nobody asked for so long: the next question waits for its answer again.
+/// After this time without a request, the next one waits for its answer again.
 const FORGET_AFTER_MS: i64 = 60_000;
-/// Beyond, those that were forgotten go, else all: each costs one wait.
+/// Beyond this, forgotten ones are removed, otherwise all: each costs one wait.
 const MAX_AILING: usize = 10_000;
 
 #[derive(Clone, Copy)]
@@ -20,18 +20,18 @@ struct Ill {
     forget_at_ms: i64,
 }
 
-/// By source, and by key.
+/// The ailing, by source and by key.
 #[derive(Default)]
 pub(super) struct Ailing {
     hasher: KeyHasher,
     ill: Mutex<HashMap<u128, Ill>>,
 }
 
-/// What to do about a stale object of one that ails.
+/// How to handle a stale object of an ailing source or key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Advice {
     ServeStale,
-    /// And ask beside.
+    /// Serve stale, and ask in the background.
     ServeStaleAndAsk,
 }
 

@@ -1,4 +1,4 @@
-//! The coordinator's question whether an origin has an object, answered as a player's would be.
+//! The coordinator's question whether an origin has an object, handled like a player's request.
 
 use chunkcache_proto::v1;
 use v1::probe_report::Outcome;
@@ -12,8 +12,8 @@ use crate::clock::now_ms;
 use http_rules::freshness;
 
 impl EdgeObjects {
-    /// As a HEAD without headers of its own: no body moves, nothing is stored but what the object
-    /// is.
+    /// Handled like a HEAD without client headers: no body is transferred, only the entry is
+    /// stored.
     pub async fn probe_for_cluster(&self, key: v1::Key) -> Outcome {
         match self.find(key).await {
             Ok(Found::Object(bound, _)) => Outcome::Found(v1::KeyBinding {

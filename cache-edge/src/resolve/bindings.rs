@@ -1,7 +1,8 @@
-//! Which entry each key points to, for how long; what is not there; what can not be stored.
+//! Bindings of keys to entries, with their lifetimes; missing objects; answers that can not be
+//! stored.
 //!
-//! Bindings are kept as notes in the store: after a restart without a coordinator the edge still
-//! knows them.
+//! Bindings are also notes in the store, so that the edge still has them after a restart without a
+//! coordinator.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -25,15 +26,16 @@ use http::HeaderMap;
 use http_rules::{fields, freshness, purge};
 
 const NOTE_PREFIX: &[u8] = b"binding\0";
-/// Clients choose keys, memory must not be theirs to fill.
+/// Clients choose keys and must not be able to fill the memory.
 const MAX_BOUND_BYTES: usize = 96 << 20;
-/// Of a binding beside its texts.
+/// Size of a binding without its texts.
 const BOUND_BYTES: usize = 512;
-/// How long a key whose answer could not be stored goes to the origin at once.
+/// How long requests for a key whose answer could not be stored go to the origin at once.
 const UNSTORABLE_MS: i64 = 60_000;
-/// The same, where an answer can be stored once its date is older.
+/// The same if the answer can be stored once its date is older.
 const YOUNG_MS: i64 = 1_000;
-/// Invalidated keys remembered; what was asked before the oldest of them is not believed at all.
+/// Invalidated keys remembered; answers to questions older than the oldest of them are not trusted
+/// at all.
 const MAX_INVALIDATED: usize = 4_096;
 
 /// A key's present entry.
@@ -61,30 +63,29 @@ impl Bound {
     }
 }
 
-/// By key. Reading takes a shared lock for one look-up.
+/// Bindings by key. A look-up takes one shared lock.
 pub struct Bindings {
     store: Store,
     bound: RwLock<BoundMap>,
-    /// What the origin varies on, by key without variant.
+    /// The header names that the origin varies on, by key without variant.
     vary: ShortMemory<Arc<[String]>>,
     negative: ShortMemory<u16>,
     unstorable: ShortMemory<&'static str>,
     hasher: KeyHasher,
-    /// Answers that are kept as a whole.
+    /// Answers that are stored as a whole.
     whole: WholeAnswers,
-    /// Taken before every other lock, and before that of the session: what is found, and told, is
-    /// found and told before an invalidation or after it.
+    /// Locked before every other lock, including the session's: a finding is recorded and reported
+    /// either before an invalidation or after it.
     invalidated: Mutex<Invalidated>,
-    /// Counted up after each change, so that who looked something up need not look again while it
-    /// stands.
+    /// Incremented after each change: while it stays the same, a look-up need not be repeated.
     changes: AtomicU64,
 }
 
-/// A moment in the order of invalidations.
+/// A position in the order of invalidations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct InvalidationEpoch(u64);
 
-/// Bindings, and how many bytes they are.
+/// Bindings, and their total size.
 #[derive(Default)]
 struct BoundMap {
     by_id: HashMap<String, Arc<Bound>>,
@@ -93,7 +94,7 @@ struct BoundMap {
 
 impl BoundMap {
     fn weigh(id: &str, bound: &Bound) -> usize {
-        // The key stands in the map, in the entry, and in parts.
+        // The key occurs in the map, in the entry, and in parts.
         let entry = &bound.entry;
         let texts = [&entry.validator, &entry.etag, &entry.content_type];
         let texts: usize = texts.iter().map(|text| text.len()).sum();
@@ -114,7 +115,7 @@ impl BoundMap {
         true
     }
 
-    /// Any, while there is too much.
+    /// Any binding, while there are too many.
     fn victim(&self) -> Option<String> {
         let is_full = self.bytes > MAX_BOUND_BYTES;
         is_full.then(|| self.by_id.keys().next().cloned())?
@@ -158,7 +159,7 @@ impl Invalidated {
     }
 }
 
-/// One text for a key; its parts can not hold the separator.
+/// One text per key; its parts can not contain the separator.
 #[must_use]
 pub fn key_id(key: &v1::Key) -> String {
     format!(
@@ -175,7 +176,7 @@ fn base_id(key: &v1::Key) -> String {
 }
 
 impl Bindings {
-    /// With what the store's notes say.
+    /// Loads the bindings from the store's notes.
     #[must_use]
     pub fn load(store: Store) -> Self {
         let hasher = KeyHasher::default();
@@ -200,13 +201,13 @@ impl Bindings {
         bindings
     }
 
-    /// Keys whose entry is known.
+    /// Number of keys with a known entry.
     #[must_use]
     pub fn key_count(&self) -> usize {
         self.bound.read().by_id.len()
     }
 
-    /// To be read before a look-up: while it stays the same, so does what was found.
+    /// A change counter, to be read before a look-up: while it stays the same, so does the result.
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
@@ -252,7 +253,7 @@ impl Bindings {
         true
     }
 
-    /// What the origin varies on for this key, as far as known.
+    /// The header names that the origin varies on for this key, as far as known.
     #[must_use]
     pub fn vary(&self, key: &v1::Key) -> Arc<[String]> {
         let known = self.vary.get(&key.source, &base_id(key), 0);
@@ -263,20 +264,20 @@ impl Bindings {
         &self.whole
     }
 
-    /// One number for a text that clients choose.
+    /// A number for a text that clients choose.
     #[must_use]
     pub fn hash(&self, text: &str) -> u128 {
         self.hasher.hash(text)
     }
 
-    /// To be remembered before the origin, or the coordinator, is asked about a key.
+    /// The present epoch, to be read before the origin, or the coordinator, is asked about a key.
     #[must_use]
     pub fn now(&self) -> InvalidationEpoch {
         InvalidationEpoch(self.invalidated.lock().count)
     }
 
-    /// Does `then` (takes in what was found, tells of it) unless the key was invalidated since; no
-    /// invalidation comes between.
+    /// Runs `then` (records and reports a finding) unless the key was invalidated since; no
+    /// invalidation can come in between.
     pub fn unless_invalidated<T>(
         &self,
         since: InvalidationEpoch,
@@ -287,7 +288,7 @@ impl Bindings {
         (!invalidated.has_since(since, key)).then(then)
     }
 
-    /// The key points there now. Kept durably.
+    /// Binds the key durably.
     pub fn bind(&self, entry: v1::Entry, freshness: v1::Freshness) -> Option<Arc<Bound>> {
         let binding = v1::KeyBinding {
             entry: Some(entry),
@@ -323,7 +324,7 @@ impl Bindings {
         Some(bound)
     }
 
-    /// The next request for the key asks anew.
+    /// Removes the binding: the next request for the key asks again.
     pub fn unbind(&self, key: &v1::Key) {
         let id = key_id(key);
         if self.bound.write().remove(&id) {
@@ -334,7 +335,7 @@ impl Bindings {
         self.changed();
     }
 
-    /// All variants of the key, and all keys that point to one of the entries.
+    /// Removes all variants of the keys, and all keys bound to one of the entries.
     pub fn invalidate(&self, keys: &[v1::Key], entries: &[EntryId]) {
         let mut invalidated = self.invalidated.lock();
         let entries: HashSet<&EntryId> = entries.iter().collect();
@@ -424,7 +425,7 @@ impl Bindings {
         }
     }
 
-    /// The origin has no such object, until then.
+    /// Records that the origin has no such object, until the given time.
     pub fn set_negative(&self, key: &v1::Key, status: u16, until_ms: i64, now_ms: i64) {
         let id = key_id(key);
         self.negative
@@ -437,7 +438,7 @@ impl Bindings {
         self.negative.get(&key.source, &key_id(key), now_ms)
     }
 
-    /// The key's answer can not be stored, for this reason.
+    /// Records why the key's answer can not be stored.
     pub fn set_unstorable(&self, key: &v1::Key, why: &'static str, now_ms: i64) {
         let remembered_for = match why {
             freshness::YOUNG => YOUNG_MS,

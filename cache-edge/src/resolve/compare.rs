@@ -1,5 +1,5 @@
-//! Record mode's proof: what the origin answers is compared with what is stored, byte by byte, on
-//! its way to the client.
+//! Record mode's check: compares the origin's answer with the stored bytes, one by one, on its way
+//! to the client.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -9,11 +9,11 @@ use http::{HeaderMap, StatusCode};
 use crate::upstream::{answer, counters::Counters};
 use chunk_store::EntryFile;
 
-/// Follows one answer. What is not stored yet is not compared: it is the next reader's.
+/// Follows one answer. Chunks that are not stored yet are left to the next reader.
 pub struct Comparison {
     file: Arc<EntryFile>,
     counters: Arc<Counters>,
-    /// Of the next byte in the object.
+    /// Offset of the next byte in the object.
     offset: u64,
     differs: bool,
     buffer: Vec<u8>,
@@ -49,7 +49,7 @@ impl Comparison {
             };
             self.buffer.resize(range.len() as usize, 0);
             if self.file.read_at(range.start, &mut self.buffer).is_err() {
-                // A disk's fault is counted where it is found, and is no mismatch.
+                // A disk fault is counted where it is found, and is not a mismatch.
                 continue;
             }
             let from = (range.start - all.start) as usize;
@@ -58,8 +58,8 @@ impl Comparison {
                 .compared_bytes
                 .fetch_add(range.len(), Ordering::Relaxed);
             if came != self.buffer.as_slice() && !self.differs {
-                // Once an answer: it is the answers that are counted in the weeks before a rollout
-                // goes on.
+                // Once per answer: the weeks before a rollout continues are judged by the number of
+                // answers.
                 self.differs = true;
                 self.counters.mismatches.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(entry = %self.file.id(), chunk, "what the origin answers is not what is stored");

@@ -1,4 +1,4 @@
-//! The port to whoever knows keys cluster-wide: the coordinator.
+//! The port to the coordinator, which knows keys cluster-wide.
 
 use std::{future::Future, pin::Pin};
 
@@ -15,7 +15,7 @@ pub trait Directory: Send + Sync + 'static {
     fn steer(&self, object: Option<SteeredObject>) -> Answer<'_, Vec<Candidate>>;
 }
 
-/// An edge on its own.
+/// The directory of an edge on its own: empty.
 pub struct NoDirectory;
 
 impl Directory for NoDirectory {

@@ -1,8 +1,8 @@
-//! Joins the ports: from a request to an object and a reader over its bytes.
+//! Implements the ports: from a request to an object and a reader over its bytes.
 //!
-//! A key is answered from its binding while that is fresh; the coordinator is asked for one that is
-//! not known, the origin last. Only registered sources are ever asked. May not know hyper, the disk
-//! layout or the session's messages.
+//! A fresh binding answers at once; the coordinator is asked for an unknown key, and the origin
+//! last. Only registered sources are ever asked. Must not know hyper, the disk layout or the
+//! session's messages.
 
 mod ailing;
 mod asked_by_cluster;

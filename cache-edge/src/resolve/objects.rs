@@ -1,4 +1,4 @@
-//! From a request to an object: the binding, else the coordinator, else the origin.
+//! Finds the object of a request: from the binding, the coordinator or the origin, in this order.
 
 use std::{
     sync::{Arc, atomic::AtomicU32},
@@ -31,11 +31,11 @@ use crate::{
 use chunk_store::{EntryFile, Store};
 use http_rules::freshness::{self, Verdict};
 
-/// Readers with bytes missing ahead of them. Beyond, new ones get what is wholly here; those that
-/// run are kept.
+/// Limit of readers with missing bytes ahead of them. Beyond it, new ones get only what is
+/// completely here; running ones continue.
 const MAX_READERS: usize = 8_192;
 
-/// What a resolution needs of the other rooms.
+/// The parts of the edge that a resolution needs.
 pub struct Parts {
     pub store: Store,
     pub catalogue: Arc<Catalogue>,
@@ -47,7 +47,7 @@ pub struct Parts {
     pub client: Client,
     pub directory: Arc<dyn Directory>,
     pub announce: Arc<dyn Announce>,
-    /// Of entries made from now on; the coordinator's.
+    /// Chunk size of new entries, as set by the coordinator.
     pub chunk_size: Arc<AtomicU32>,
     pub chunk_wait_timeout: Duration,
     /// What a probe fetches beyond the chunk asked for.
@@ -55,7 +55,7 @@ pub struct Parts {
     pub start_chunks: u32,
 }
 
-/// Counters of what a resolution looked at.
+/// Change counters read by a resolution.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Seen {
     bindings: u64,
@@ -63,7 +63,7 @@ struct Seen {
     flights: u64,
 }
 
-/// A fresh binding that no header of a request selects.
+/// A fresh binding that no request header selects.
 struct StandingBinding {
     objects: EdgeObjects,
     bound: Arc<Bound>,
@@ -108,7 +108,7 @@ impl EdgeObjects {
         &self.0.parts
     }
 
-    /// The store's entry for a description; made if it is not known yet.
+    /// The store's entry for a description; created if it is unknown.
     pub fn entry_file(&self, entry: &v1::Entry) -> Result<Arc<EntryFile>, ServeError> {
         let internal = |error: &dyn std::fmt::Display| ServeError::Internal(error.to_string());
         if let Ok(id) = entry.id.parse()
@@ -125,7 +125,7 @@ impl EdgeObjects {
         file.map_err(|error| internal(&error))
     }
 
-    /// `seen`: before the binding was looked up; none: the next request has to be resolved again.
+    /// `seen`: counters from before the look-up; none: the next request must be resolved again.
     fn object(
         &self,
         bound: &Arc<Bound>,
@@ -209,7 +209,7 @@ impl EdgeObjects {
         if !chunkcache_proto::key::is_key_recordable(&key) {
             return self.pass(&source, &key, request, "key-too-long").await;
         }
-        // Then the next request's headers may select something else.
+        // The next request's headers may then select something else.
         let by_headers = varies || source.config.forward_credentials;
         let now = now_ms();
         if let Some(status) = parts.bindings.negative(&key, now) {
@@ -246,7 +246,7 @@ impl EdgeObjects {
         }
     }
 
-    /// And whether the request's headers select anything.
+    /// Adds the variant to the key; also returns whether the request's headers select anything.
     pub(super) fn with_variant(
         &self,
         source: &Source,
@@ -270,7 +270,7 @@ impl EdgeObjects {
         (key, true)
     }
 
-    /// A known binding: fresh, confirmed by the origin, or stale under the policy.
+    /// Confirms a known binding: fresh, confirmed by the origin, or stale under the policy.
     pub(super) async fn confirmed(
         &self,
         source: &Arc<Source>,
@@ -280,8 +280,7 @@ impl EdgeObjects {
     ) -> Result<Found, ServeError> {
         let now = now_ms();
         let verdict = if self.is_changed(&bound) {
-            // A fetch found another version there: what the binding promised does not hold any
-            // more.
+            // A fetch found another version there, which breaks the binding's promise.
             Verdict::Stale
         } else {
             freshness::judge(&bound.freshness, now)
@@ -320,7 +319,7 @@ impl EdgeObjects {
         }
     }
 
-    /// Not invalidated, and not replaced.
+    /// Whether the binding was neither invalidated nor replaced.
     pub(super) fn is_bound(&self, key: &v1::Key, bound: &Bound) -> bool {
         let held = self.parts().bindings.get(key);
         held.is_some_and(|held| held.id == bound.id)
@@ -332,7 +331,7 @@ impl EdgeObjects {
         file.is_some_and(|file| parts.flights.is_changed(&file))
     }
 
-    /// Nobody waits for the answer. Refused under load: the next request asks.
+    /// Revalidates in the background. Refused under load: the next request asks.
     fn revalidate_beside(
         &self,
         source: &Arc<Source>,
@@ -348,7 +347,7 @@ impl EdgeObjects {
         }
     }
 
-    /// How a revalidation went, for all who would ask next.
+    /// Records the outcome of a revalidation for later requests.
     pub(super) fn note_health(&self, source: &Source, key: &v1::Key, failed: Option<&OriginError>) {
         let ailing = &self.0.ailing;
         match failed {
@@ -387,7 +386,7 @@ impl EdgeObjects {
         })
     }
 
-    /// A key nobody here knows.
+    /// Resolves a key that is unknown here.
     pub(super) async fn unknown(
         &self,
         source: &Arc<Source>,
@@ -407,8 +406,8 @@ impl EdgeObjects {
         asked?.answer().await
     }
 
-    /// `selecting`: what goes to the origin of the client's headers. Two requests that differ there
-    /// may select two objects.
+    /// `selecting`: the client's headers that are sent to the origin. Two requests that differ
+    /// there may select two objects.
     fn ask_once<F>(
         &self,
         key: &v1::Key,
@@ -423,7 +422,7 @@ impl EdgeObjects {
         self.0.questions.ask(&key.source, id, settled, question)
     }
 
-    /// What needs neither the cluster nor the origin now.
+    /// The answer, if it needs neither the cluster nor the origin now.
     fn settled(&self, key: &v1::Key) -> Option<Found> {
         let (bindings, now) = (&self.parts().bindings, now_ms());
         if let Some(status) = bindings.negative(key, now) {
@@ -437,7 +436,7 @@ impl EdgeObjects {
         (is_fresh && !self.is_changed(&bound)).then_some(Found::Object(bound, Freshness::Fresh))
     }
 
-    /// What is not kept in parts: as a whole, or not at all.
+    /// Answers with an object that is not stored in parts: as a whole, or not stored at all.
     async fn unstorable(
         &self,
         source: &Arc<Source>,
@@ -445,7 +444,7 @@ impl EdgeObjects {
         request: &ObjectRequest,
         why: &'static str,
     ) -> Result<Resolution<ReaderFactory>, ServeError> {
-        // The headers that select are part of what is asked.
+        // The selecting headers are part of the question.
         let base = v1::Key {
             variant: String::new(),
             ..key.clone()
@@ -488,7 +487,8 @@ impl EdgeObjects {
         Ok(Resolution::PassThrough(passed))
     }
 
-    /// Rollout mode: what the client reads from the origin is fetched into the store beside.
+    /// Rollout mode: the client reads from the origin, and the object is fetched into the store
+    /// besides.
     fn record(&self, bound: &Bound, request: &ObjectRequest) -> Result<Arc<EntryFile>, ServeError> {
         let file = self.entry_file(&bound.entry)?;
         if request.head_only {
@@ -528,7 +528,7 @@ impl EdgeObjects {
 
 pub(super) fn question_id(key: &v1::Key, selecting: &HeaderMap) -> String {
     let mut id = key_id(key);
-    // Which way a request came selects nothing.
+    // The path of a request through other caches selects nothing.
     for (name, value) in selecting.iter().filter(|(name, _)| *name != CDN_LOOP) {
         id.push('\0');
         id.push_str(name.as_str());

@@ -1,4 +1,4 @@
-//! The origin's own answer, handed through.
+//! Passes the origin's own answer through.
 
 use std::{
     pin::Pin,
@@ -25,10 +25,10 @@ use crate::upstream::{OriginError, RequestClass, Response, Source, answer, loops
 use chunk_store::EntryFile;
 
 const FRAMES: usize = 8;
-/// How long an origin that refuses for the moment is asked again behind a held request.
+/// How long an origin that refuses temporarily is retried behind a held request.
 const REFUSALS_FOR: Duration = Duration::from_secs(2);
 
-/// RFC 9110, 7.6.1, and what this edge says itself.
+/// RFC 9110, 7.6.1, and the fields that this edge sets itself.
 const NOT_PASSED_ON: [HeaderName; 8] = [
     header::CONNECTION,
     header::PROXY_AUTHENTICATE,
@@ -40,7 +40,7 @@ const NOT_PASSED_ON: [HeaderName; 8] = [
     header::SERVER,
 ];
 
-/// What of a client's request selects and bounds the answer; safe to pass on to any source.
+/// Request headers that select and limit the answer; safe to pass on to any source.
 const PASSED_TO_ORIGIN: [HeaderName; 6] = [
     header::RANGE,
     header::IF_RANGE,
@@ -50,7 +50,7 @@ const PASSED_TO_ORIGIN: [HeaderName; 6] = [
     header::IF_UNMODIFIED_SINCE,
 ];
 
-/// The client's headers that the source allows: its own list, and credentials where it says so.
+/// The client's headers that the source allows: its own list, and credentials if it says so.
 #[must_use]
 pub fn allowed_headers(source: &Source, client: &HeaderMap) -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -60,7 +60,7 @@ pub fn allowed_headers(source: &Source, client: &HeaderMap) -> HeaderMap {
         .iter()
         .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok());
     for name in listed {
-        // Framing and routing are this edge's own.
+        // This edge sets framing and routing itself.
         if matches!(
             name,
             header::HOST | header::CONTENT_LENGTH | header::ACCEPT_ENCODING
@@ -77,7 +77,7 @@ pub fn allowed_headers(source: &Source, client: &HeaderMap) -> HeaderMap {
         copy(client, &mut headers, &header::AUTHORIZATION);
         copy(client, &mut headers, &header::COOKIE);
     }
-    // A loop over several edges is seen by the first of them.
+    // The first edge in a loop over several edges detects it.
     copy(client, &mut headers, &CDN_LOOP);
     headers
 }
@@ -89,13 +89,13 @@ fn copy(from: &HeaderMap, to: &mut HeaderMap, name: &HeaderName) {
     }
 }
 
-/// Handed to the client: the source does not allow to follow it.
+/// A redirect that the source does not allow to follow goes to the client.
 #[must_use]
 pub fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-/// Asks the origin what the client asked. `stored`: what its answer is compared with.
+/// Sends the client's request to the origin. `stored`: the entry to compare the answer with.
 pub async fn pass_through(
     parts: &Parts,
     source: &Arc<Source>,
@@ -180,7 +180,7 @@ pub async fn pass_through(
     })
 }
 
-/// To the body's end, to its break, or until the client leaves.
+/// Sends until the body ends or breaks off, or the client leaves.
 async fn send(
     mut body: Body,
     sender: mpsc::Sender<Result<Bytes, ReadError>>,
@@ -199,7 +199,7 @@ async fn send(
                 }
                 Ok(bytes)
             }
-            // The end has a sign of its own: a task that was given up leaves none, and that is no
+            // The end is sent explicitly: an aborted task sends none, and must not look like an
             // end.
             Ok(None) => Ok(Bytes::new()),
             Err(error) => {
@@ -215,8 +215,8 @@ async fn send(
     }
 }
 
-/// A refusal that may pass is an error until then, so that the origin is asked again; after it, its
-/// answer as any other.
+/// Asks once. A temporary refusal is an error until the given time, so that the origin is asked
+/// again; after it, an answer like any other.
 async fn ask_once(
     asking: &Asking,
     method: Method,
@@ -245,8 +245,8 @@ async fn ask_once(
     Ok(response)
 }
 
-/// A part to a request for the whole, or "as you know it" to one that named nothing it knows: a
-/// client would take it for what it is not.
+/// Whether the answer is a part for a request for the whole, or a 304 for one without a condition:
+/// a client would misread it.
 fn is_unasked(status: StatusCode, asked: &HeaderMap) -> bool {
     let has = |names: &[HeaderName]| names.iter().any(|name| asked.contains_key(name));
     match status {
@@ -256,8 +256,8 @@ fn is_unasked(status: StatusCode, asked: &HeaderMap) -> bool {
     }
 }
 
-/// A body that comes through a channel. Its end is an empty piece: a sender that is gone without one
-/// is no end.
+/// A body that comes through a channel. An empty piece ends it: a sender that disappears without
+/// one does not.
 pub(super) struct ChannelBody {
     receiver: mpsc::Receiver<Result<Bytes, ReadError>>,
     ended: bool,
@@ -299,7 +299,7 @@ impl http_body::Body for ChannelBody {
     }
 }
 
-/// What an origin's failure is to a client.
+/// Maps an origin's failure to a client's error.
 #[must_use]
 pub fn serve_error(error: &OriginError) -> ServeError {
     match error {

@@ -1,5 +1,5 @@
-//! A question to an origin, asked again behind the held request where that may help: the client
-//! notices time and nothing else.
+//! Retries a request to an origin behind the held client request where that may help: the client
+//! notices only the delay.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -12,15 +12,15 @@ use crate::{
 };
 
 /// New attempts begin within this time; one that stalls ends within the origin's stall time-out.
-/// Together they keep the contract's 15 s for a cold object whose origin is down.
+/// Together they meet the 15 s of `CACHE_DESIGN.md` for a cold object whose origin is down.
 const ATTEMPTS_FOR: Duration = Duration::from_secs(4);
-/// An answer that takes longer may never come: a second attempt goes beside it, and the first to
-/// succeed counts.
+/// A slower answer may never come: a second attempt starts beside it, and the first to succeed
+/// counts.
 const SECOND_AFTER: Duration = Duration::from_secs(4);
-/// How often an answer may be overtaken by an invalidation before who waits is told.
+/// How often an invalidation may overtake an answer before the client gets an error.
 const MAX_OVERTAKEN: u32 = 8;
 
-/// The first success, or the error that ended the patience. Each failed attempt is counted.
+/// Returns the first success, or the error that ended the attempts. Each failed attempt is counted.
 pub async fn ask<T, F>(
     source: &Source,
     counters: &Counters,
@@ -48,7 +48,7 @@ where
     }
 }
 
-/// What an origin did wrong. That an answer was overtaken is nobody's fault.
+/// Counts an origin's fault. An overtaken answer is nobody's fault.
 pub fn count(counters: &Counters, error: &OriginError) {
     let is_ours = matches!(error, OriginError::Overtaken | OriginError::TooManyWaiting);
     if !is_ours {
@@ -56,7 +56,7 @@ pub fn count(counters: &Counters, error: &OriginError) {
     }
 }
 
-/// One attempt, and others as long as an invalidation overtakes the answer.
+/// Makes one attempt, and repeats it as long as an invalidation overtakes the answer.
 pub async fn believed<T, F>(attempt: impl Fn() -> F) -> Result<T, OriginError>
 where
     F: Future<Output = Result<T, OriginError>>,
@@ -112,7 +112,7 @@ mod tests {
         .unwrap()
     }
 
-    /// Answers as the script says, by the number of the attempt.
+    /// Answers according to the script, by the number of the attempt.
     async fn run(
         script: impl Fn(u32) -> Result<(), OriginError>,
     ) -> (Result<u32, OriginError>, u32) {

@@ -1,8 +1,8 @@
-//! Chunks for other edges: what is here or arriving, streamed behind the fetch that brings it;
-//! never fetched for them.
+//! Serves chunks to other edges: present or arriving ones, streamed behind the fetch that brings
+//! them; never fetched for the peer.
 //!
-//! They go out in blocks with the hash the bytes had when they came here, and each is compared with
-//! it when it is read. What changed on this disk since is found here, and withdrawn.
+//! Blocks are sent with the hash that the bytes had on arrival, and each is compared with it when
+//! it is read. Bytes that changed on this disk are detected here, and withdrawn.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -28,11 +28,11 @@ use crate::{
 use chunk_store::{EntryFile, StoreError};
 use http_rules::range::{self, Selection};
 
-/// The asking edge goes to the origin by itself after about a second without a byte.
+/// The asking edge goes to the origin on its own after about a second without a byte.
 const PEER_WAIT: Duration = Duration::from_secs(4);
 
-/// The coordinator tells both edges at the same time; the other's request may overtake this one's
-/// order.
+/// The coordinator assigns both edges their fetches at the same time; the other's request may
+/// overtake this one's assignment.
 const ORDER_WAIT: Duration = Duration::from_millis(500);
 
 /// See [`PeerHandler`].
@@ -105,7 +105,7 @@ impl Peers {
                 left: range,
                 bytes: None,
             };
-            // So that a failure can still be a status.
+            // Read before the head is sent, so that a failure can still be a status.
             let first = blocks.next().await.map_err(|error| {
                 tracing::debug!(%error, "a peer gets nothing");
                 StatusCode::SERVICE_UNAVAILABLE
@@ -121,7 +121,7 @@ impl Peers {
         Ok(response)
     }
 
-    /// All of it is here, arriving, or ordered.
+    /// Whether all of it is here, arriving, or ordered.
     fn has_or_expects(&self, file: &Arc<EntryFile>, range: ByteRange) -> bool {
         let parts = self.objects.parts();
         let geometry = file.geometry();
@@ -148,12 +148,12 @@ async fn next_frame(
     Ok(Some((Frame::data(bytes), (next, blocks))))
 }
 
-/// The blocks that cover a range, as they are here.
+/// The blocks that cover a range, as they become available.
 struct Blocks {
     file: Arc<EntryFile>,
     flights: Arc<EntryIncoming>,
     left: ByteRange,
-    /// Of the block whose header was given last.
+    /// Bytes of the block whose header was returned last.
     bytes: Option<Bytes>,
 }
 
@@ -170,7 +170,7 @@ impl Blocks {
                     Some(block) => {
                         return Ok(Some(self.give(block.range, block.hash, block.bytes)));
                     }
-                    // It was wrong, or evicted meanwhile; and is not present any more.
+                    // It was corrupt, or evicted meanwhile; and is no longer present.
                     None => continue,
                 }
             }
@@ -199,7 +199,7 @@ impl Blocks {
         Ok(None)
     }
 
-    /// Part of a chunk that is arriving; `None`: the chunk is being given up.
+    /// Reads part of an arriving chunk; `None`: the chunk is being given up.
     async fn read_piece(
         &self,
         flight: &Arc<IncomingChunk>,
@@ -219,7 +219,7 @@ impl Blocks {
         if chunk_checksum(range.start, &bytes) == hash {
             return Ok(Some(bytes));
         }
-        // It was given up between the look and the hold, or changed on the disk since it came.
+        // It was given up between the check and the pin, or changed on the disk since it came.
         match flight.proved(range.start) {
             Some(_) => Err(ReadError::Disk("arriving bytes changed on the disk".into())),
             None => Ok(None),
@@ -243,8 +243,8 @@ async fn off_the_worker<T: Send + 'static>(
         .map_err(|error| disk(&error))
 }
 
-/// Another edge got bytes that do not have their hash: a chunk that is wrong on this disk is
-/// withdrawn now, and not by the scrub.
+/// Checks a chunk again after another edge received wrong bytes: a corrupt one is withdrawn now,
+/// not at the next scrub.
 async fn check_again(file: &EntryFile, range: ByteRange) {
     for chunk in file.geometry().chunks_covering(range) {
         if !file.is_present(chunk) {

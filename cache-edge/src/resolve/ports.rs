@@ -1,7 +1,7 @@
-//! What the HTTP room needs of the rest of the edge, and nothing more: an object for a
-//! request, and bytes of it.
+//! The interface between the HTTP server and the rest of the edge: an object for a request, and its
+//! bytes.
 //!
-//! The real implementation is `serve::objects`; tests of the HTTP room use one in memory.
+//! `resolve::objects` implements it; tests of the HTTP server use an implementation in memory.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -11,16 +11,16 @@ use chunkcache_proto::ByteRange;
 use chunk_store::{ChunkPin, EntryFile};
 use http_rules::cache_status::{CacheStatus, Missing};
 
-/// A request for an object, after the HTTP room has parsed it.
+/// A request for an object, as parsed by the HTTP server.
 #[derive(Clone, Debug)]
 pub struct ObjectRequest {
-    /// What is asked for.
+    /// The requested object.
     pub name: ObjectName,
-    /// What of it will be read first, for a cold key: the first request to the origin is
-    /// this range itself, not a HEAD.
+    /// The part that is read first, for a cold key: the first request to the origin is for this
+    /// range itself, not a HEAD.
     pub first_bytes: FirstBytes,
     /// `Cache-Control: no-cache` or `Pragma: no-cache` in the request does not bypass the cache
-    /// (players and proxies send it idly); `only-if-cached` does what it says.
+    /// (players and proxies send it without need); `only-if-cached` is obeyed.
     pub only_if_cached: bool,
     /// The client's headers; only those the source allows are ever forwarded.
     pub headers: http::HeaderMap,
@@ -53,13 +53,13 @@ pub enum FirstBytes {
     Last(u64),
 }
 
-/// What a request resolved to.
+/// The result of resolving a request.
 pub enum Resolution<R> {
     /// An object with a validator and a length; its bytes come through readers.
     Object(Object<R>),
     /// Not storable, or the source's mode says so: the origin's own answer, streamed.
     PassThrough(PassThrough),
-    /// The origin says there is no such object (404, 410, ...).
+    /// The origin has no such object (404, 410, ...).
     Negative {
         status: http::StatusCode,
         remembered: bool,
@@ -70,7 +70,7 @@ pub enum Resolution<R> {
 pub struct Object<R> {
     /// The store's entry: geometry, validators, type.
     pub entry: Arc<EntryFile>,
-    /// `Age` in seconds at this moment.
+    /// `Age` in seconds now.
     pub age_seconds: u64,
     /// For `Cache-Status` before any byte was read.
     pub freshness: Freshness,
@@ -81,15 +81,14 @@ pub struct Object<R> {
     pub fields: Arc<http::HeaderMap>,
     /// Opens a reader over a range of it. Dropping the reader withdraws its demand.
     pub readers: R,
-    /// By which the same target on the same connection need not be resolved again; none: it has to
-    /// be.
+    /// Lets the next request for the same target on the same connection skip the resolution; none:
+    /// it must be resolved again.
     pub standing: Option<Box<dyn Standing>>,
 }
 
-/// Whether what a target was resolved to is what it would be resolved to now, whatever the
-/// request's headers say.
+/// Whether a resolved target would be resolved to the same now, whatever the request's headers say.
 pub trait Standing: Send + Sync + 'static {
-    /// Its `Age` in seconds if so. Takes no lock: it is asked at each hit.
+    /// Its `Age` in seconds if so. Takes no lock: it is called for each hit.
     fn age_seconds(&self) -> Option<u64>;
 }
 
@@ -99,7 +98,7 @@ pub enum Freshness {
     /// Within its lifetime; the origin was not asked.
     Fresh,
     /// The key was unknown and the origin was asked for it by this request (`fwd=miss`), or by
-    /// another request this one waited for (`collapsed`). `status`: what it answered.
+    /// another request this one waited for (`collapsed`). `status`: the origin's.
     Probed { collapsed: bool, status: u16 },
     /// The binding was stale, and the origin answered just now: with the same object or with
     /// another one (`fwd=stale; fwd-status=304`).
@@ -114,7 +113,7 @@ pub enum Freshness {
 pub trait OpenReader: Send + Sync + 'static {
     type Reader: ReadBytes;
     fn open(&self, range: ByteRange) -> Self::Reader;
-    /// All of the range is present now (for `Cache-Status: hit` against `fwd=partial`).
+    /// How much of the range is present now (for `Cache-Status: hit` against `fwd=partial`).
     fn presence(&self, range: ByteRange) -> Presence;
     /// What is known of what is not here of the range; none: nothing is remembered.
     fn missing(&self, _range: ByteRange) -> Option<Missing> {
@@ -138,7 +137,7 @@ impl<O: OpenReader> OpenReader for Arc<O> {
     }
 }
 
-/// How much of a range is here.
+/// How much of a range is present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
     All,
@@ -148,24 +147,23 @@ pub enum Presence {
 
 /// A cursor over a range of an entry.
 pub trait ReadBytes: Send + 'static {
-    /// The next bytes at the cursor, at most `max_len` and never past a chunk's end; waits by
-    /// events for what is missing, at most the chunk wait time-out. `None` at the end of the range.
-    /// Cancel safe.
+    /// The next bytes at the cursor, at most `max_len` and never past a chunk's end; waits for
+    /// missing bytes, at most the chunk wait time-out. `None` at the end of the range. Cancel safe.
     fn next(
         &mut self,
         max_len: u64,
     ) -> impl Future<Output = Result<Option<Piece>, ReadError>> + Send;
 }
 
-/// Bytes that are in the sparse file now and stay there while this is held; or bytes in memory.
+/// Bytes that are in the sparse file and stay there while this is held; or bytes in memory.
 pub struct Piece {
     pub file: Arc<EntryFile>,
     pub range: ByteRange,
-    /// Keeps the chunk from being evicted; none where the chunk is still arriving (it is held by
-    /// its fetch).
+    /// Keeps the chunk from being evicted; none if the chunk is still arriving (its fetch holds
+    /// it).
     pub pin: Option<ChunkPin>,
-    /// Bytes that are not in the file, yet (the first of an answer) or at all (no space): to be
-    /// sent from memory instead.
+    /// Bytes that are not in the file, yet (the first of an answer) or at all (no space): they are
+    /// sent from memory.
     pub unstored: Option<Bytes>,
 }
 
@@ -186,7 +184,7 @@ pub enum ReadError {
     Disk(String),
 }
 
-/// An answer of the origin that is handed through.
+/// An answer of the origin that is passed through.
 pub struct PassThrough {
     pub status: http::StatusCode,
     /// Hop-by-hop headers removed.
@@ -194,15 +192,15 @@ pub struct PassThrough {
     pub body: PassBody,
     /// For `Cache-Status` `detail`.
     pub why: &'static str,
-    /// `Cache-Status` of an answer that was kept, or will be; none: it passes by the cache.
+    /// `Cache-Status` of an answer that is stored, or will be; none: it bypasses the cache.
     pub status_words: Option<CacheStatus>,
 }
 
-/// Ends with an error when the origin's body ended short, so that the client's does too.
+/// Ends with an error if the origin's body ended early, so that the client's does too.
 pub type PassBody =
     std::pin::Pin<Box<dyn http_body::Body<Data = Bytes, Error = ReadError> + Send + 'static>>;
 
-/// Why a request got no answer. Mapped to problem+json in one place (`http::problem`).
+/// Why a request got no answer. Mapped to problem+json in one place (`server::problem`).
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ServeError {
     #[error("no source named {0:?} is registered")]
@@ -214,7 +212,7 @@ pub enum ServeError {
     /// 502
     #[error("the origin answered wrongly: {0}")]
     BadOrigin(String),
-    /// 504, or 503 where it is known to be down
+    /// 504, or 503 if it is known to be down
     #[error("the origin can not be reached: {0}")]
     OriginUnreachable(String),
     /// 503 with Retry-After

@@ -1,6 +1,6 @@
-//! The first question about a key: the useful range itself.
+//! The first request for a key: for the needed range itself.
 //!
-//! Its 206 tells size, validator and type; its body goes into the store and to the reader as it
+//! The 206 gives size, validator and type; its body goes into the store and to the reader as it
 //! lands. One origin round trip, no HEAD.
 
 use std::{sync::Arc, time::Duration};
@@ -34,7 +34,7 @@ pub enum Found {
 }
 
 impl Found {
-    /// As one who may have waited for another's question tells it.
+    /// Marks the outcome for a request that may have waited for another one's question.
     #[must_use]
     pub fn waited_for(self, collapsed: bool) -> Self {
         match self {
@@ -49,18 +49,18 @@ impl Found {
     }
 }
 
-/// What of the object is asked for.
+/// The requested part of the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ask {
     From(ByteRange),
     Last(u64),
-    /// One byte, for what the answer's head tells.
+    /// One byte, for the answer's head.
     Head,
     /// Without a range: an empty object has none.
     Plain,
 }
 
-/// Asks the origin, again behind the held request where that may help.
+/// Asks the origin, and retries behind the held request where that may help.
 pub async fn probe(
     objects: &EdgeObjects,
     source: &Arc<Source>,
@@ -74,7 +74,7 @@ pub async fn probe(
         .map_err(|error| pass_through::serve_error(&error))
 }
 
-/// One question, and those its answer makes necessary.
+/// One request, and further ones that its answer makes necessary.
 async fn attempts(
     objects: &EdgeObjects,
     source: &Arc<Source>,
@@ -184,7 +184,7 @@ async fn attempt(
             Ok(Next::Found(Found::Unstorable("redirect")))
         }
         status if is_refusal(status) => {
-            // The origin that is asked first may have it.
+            // The origin that was asked first may have it.
             if let Some(error) = response.passed_over() {
                 return Err(error.clone());
             }
@@ -192,7 +192,7 @@ async fn attempt(
             let found = refused(objects, source, key, since, status, headers)?;
             Ok(Next::Found(found))
         }
-        // No object in parts, and yet an answer; what was asked for in it says nothing of it.
+        // Not an object in parts, but an answer; the requested part says nothing about it.
         StatusCode::NON_AUTHORITATIVE_INFORMATION
         | StatusCode::NO_CONTENT
         | StatusCode::MULTIPLE_CHOICES => Ok(Next::Found(Found::Unstorable(AS_A_WHOLE))),
@@ -200,7 +200,7 @@ async fn attempt(
     }
 }
 
-/// What asking again does not change.
+/// Whether asking again would not change the answer.
 fn is_refusal(status: StatusCode) -> bool {
     let may_pass = matches!(status.as_u16(), 408 | 425 | 429);
     (status.is_client_error() && !may_pass) || status == StatusCode::NOT_IMPLEMENTED
@@ -213,9 +213,9 @@ fn unsatisfied_size(headers: &HeaderMap) -> Option<u64> {
     }
 }
 
-/// 404, 410 and 451 end the object and are remembered for seconds, or as they say; the others (403,
-/// 405, ...) concern this moment, unless they say for how long. A 401 is handed through with its
-/// challenge, which is not the edge's to make up (RFC 9110, 15.5.2).
+/// Handles a refusal. 404, 410 and 451 end the object and are remembered for seconds, or as they
+/// say; the others (403, 405, ...) concern this moment, unless they give a lifetime. A 401 is
+/// passed through with its challenge, which the edge can not make up (RFC 9110, 15.5.2).
 pub(super) fn refused(
     objects: &EdgeObjects,
     source: &Source,
@@ -271,7 +271,7 @@ fn ranged(
         }
         (Ask::Last(count), Some(size)) => range == ByteRange::new(size.saturating_sub(count), size),
         (Ask::Head, _) => range == ByteRange::new(0, 1),
-        // Without a size nothing is stored; the client's own request is handed through.
+        // Nothing is stored without a size; the client's own request is passed through.
         (Ask::From(_) | Ask::Last(_), None) => true,
         (Ask::Plain, _) => false,
     };
@@ -293,7 +293,7 @@ fn ranged(
     )?))
 }
 
-/// An answer worth storing becomes an entry, and its body a running fetch.
+/// Turns an answer worth storing into an entry, and its body into a running fetch.
 fn adopt(
     objects: &EdgeObjects,
     source: &Arc<Source>,
@@ -345,7 +345,8 @@ fn adopt(
     Ok(Found::Object(bound, probed))
 }
 
-/// Makes the entry an answer describes and points the key to it; or says why it can not be stored.
+/// Creates the entry that an answer describes and binds the key to it; or returns why it can not be
+/// stored.
 pub(super) fn register<'a>(
     objects: &EdgeObjects,
     source: &Source,

@@ -1,6 +1,6 @@
-//! A body that is handed through and breaks off is gone on with where it stopped, if the origin
-//! proves that the rest is of the same version. If not, it stays cut: a client can ask again, but
-//! it can not take bytes back.
+//! Resumes a passed-through body that breaks off, if the origin proves that the rest is of the same
+//! version. If it does not, the body stays cut: a client can ask again, but it can not take bytes
+//! back.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -23,12 +23,12 @@ use crate::{
 
 /// Attempts in a row that may bring next to nothing.
 const ATTEMPTS: u32 = 5;
-/// What a connection has to bring for the next break to be a new one, and not the same again.
+/// Bytes that a connection must bring for the next break to count as a new one.
 const PROGRESS_BYTES: u64 = 1 << 20;
 const FIRST_WAIT: Duration = Duration::from_millis(150);
 const LONGEST_WAIT: Duration = Duration::from_secs(4);
 
-/// Conditions of the client that the first answer has met; the rest hangs on `If-Range` alone.
+/// Conditions of the client that the first answer has met; the rest depends on `If-Range` alone.
 const CONDITIONS: [HeaderName; 5] = [
     header::IF_RANGE,
     header::IF_MATCH,
@@ -41,20 +41,20 @@ const CONDITIONS: [HeaderName; 5] = [
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announced {
     etag: HeaderValue,
-    /// Of the coded content the ranges are, where there is a coding.
+    /// Content codings that the ranges apply to.
     encoding: Vec<HeaderValue>,
     start: u64,
-    /// Where the body ends; none: with the object, whose size is not known.
+    /// Where the body ends; none: with the object, whose size is unknown.
     end: Option<u64>,
     size: Option<u64>,
 }
 
 impl Announced {
-    /// `None`: nothing could prove that another answer goes on with this one.
+    /// `None`: nothing could prove that another answer continues this one.
     #[must_use]
     pub fn of(status: StatusCode, headers: &HeaderMap) -> Option<Self> {
         let etag = headers.get(header::ETAG)?;
-        // With its quotes: `If-Range` would take another for a date.
+        // With its quotes: `If-Range` would take other text for a date.
         let text = etag.to_str().ok()?;
         if !text.starts_with('"') || !validator::is_strong(text) {
             return None;
@@ -62,7 +62,7 @@ impl Announced {
         let length = answer::content_length(headers);
         let (start, end, size) = match status {
             StatusCode::OK if takes_ranges(headers) => (0, length, length),
-            // One of several parts has no `Content-Range` here.
+            // A multipart 206 has no `Content-Range` here.
             StatusCode::PARTIAL_CONTENT => {
                 let (range, size) = answer::satisfied(headers).ok()?;
                 if length.is_some_and(|length| length != range.len()) {
@@ -81,13 +81,13 @@ impl Announced {
         })
     }
 
-    /// How many bytes the body has to have, where that is known.
+    /// The number of bytes in the body, if known.
     #[must_use]
     pub fn length(&self) -> Option<u64> {
         self.end.map(|end| end - self.start)
     }
 
-    /// Asks for what is behind the first `received` bytes, of this version only.
+    /// Requests the bytes behind the first `received` ones, of this version only.
     fn ask_for_rest(&self, received: u64, headers: &mut HeaderMap) -> Result<(), OriginError> {
         for name in CONDITIONS {
             headers.remove(name);
@@ -104,8 +104,8 @@ impl Announced {
         Ok(())
     }
 
-    /// Whether an answer is exactly the rest behind the first `received` bytes. Then all is known
-    /// of the body's end.
+    /// Whether an answer is exactly the rest behind the first `received` bytes. If so, the end of
+    /// the body is known.
     fn gone_on_with(
         &self,
         received: u64,
@@ -114,7 +114,7 @@ impl Announced {
     ) -> Result<Self, OriginError> {
         match status {
             StatusCode::PARTIAL_CONTENT => {}
-            // `If-Range` did not hold, or the origin knows no ranges any more.
+            // `If-Range` did not hold, or the origin no longer supports ranges.
             StatusCode::OK
             | StatusCode::PRECONDITION_FAILED
             | StatusCode::RANGE_NOT_SATISFIABLE => return Err(OriginError::Changed),
@@ -164,16 +164,16 @@ fn encoding(headers: &HeaderMap) -> Vec<HeaderValue> {
     values.iter().cloned().collect()
 }
 
-/// How the rest is asked for.
+/// How to request the rest.
 pub struct Asking {
     pub client: Client,
     pub source: Arc<Source>,
-    /// A source that is registered no more is not asked again.
+    /// A source that is no longer registered is not asked again.
     pub catalogue: Arc<Catalogue>,
     pub url: url::Url,
-    /// As in the first request.
+    /// The headers of the first request.
     pub headers: HeaderMap,
-    /// Who waits is told after so long without a byte.
+    /// How long to try without a byte before the client gets an error.
     pub patience: Duration,
     pub counters: Arc<Counters>,
 }
@@ -185,15 +185,15 @@ pub struct Body {
     response: Option<Response>,
     announced: Option<Announced>,
     received: u64,
-    /// Where the answer that is read began.
+    /// Where the current answer began.
     begun_at: u64,
     backoff: Backoff,
-    /// The first break since the last byte: a slow reader's time is not the origin's.
+    /// The first break since the last byte: a slow reader's time does not count.
     broken_since: Option<Instant>,
 }
 
 impl Body {
-    /// `announced`: of the answer's head; none: a break is the end.
+    /// `announced`: from the answer's head; none: a break ends the body.
     #[must_use]
     pub fn new(asking: Asking, response: Response, announced: Option<Announced>) -> Self {
         Self {
@@ -212,8 +212,8 @@ impl Body {
         self.received
     }
 
-    /// The next bytes; `None` at the end of all that was announced. Not cancel safe: an answer that
-    /// comes may be lost.
+    /// The next bytes; `None` at the end of all that was announced. Not cancel safe: an arriving
+    /// answer may be lost.
     pub async fn next(&mut self) -> Result<Option<Bytes>, OriginError> {
         loop {
             let error = match self.step().await {
@@ -299,7 +299,7 @@ impl Body {
         Ok((response, announced))
     }
 
-    /// How long to wait before the next attempt; the error itself if there is none to be made.
+    /// How long to wait before the next attempt; the error itself if there is none.
     fn wait_after(&mut self, error: OriginError) -> Result<Duration, OriginError> {
         self.asking.source.heed(&error, now_ms());
         let tried = self.backoff.attempts();

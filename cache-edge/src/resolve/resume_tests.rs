@@ -53,8 +53,7 @@ fn only_what_can_be_proved_is_gone_on_with() {
     for status in [203, 404, 500] {
         assert_eq!(of(status, &whole()), None, "{status}");
     }
-    // A part shows that its origin can send parts; several parts are none that could be gone on
-    // with.
+    // A part shows that its origin can send parts; a multipart answer can not be resumed.
     let part = |range: &str| {
         headers(&[
             ("etag", "\"v1\""),
@@ -126,7 +125,7 @@ fn nothing_but_the_rest_of_the_same_version_is_taken() {
     }
 }
 
-/// The first answer did not say where its body ends: the second has to.
+/// The first answer did not say where its body ends: the second must.
 #[test]
 fn an_end_that_was_not_known_is_known_from_the_rest() {
     let mut unknown = whole();

@@ -1,4 +1,4 @@
-//! Is a stale binding still right? One conditional request that moves no body.
+//! Revalidates a stale binding: one conditional request that transfers no body.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,7 +20,7 @@ use http_rules::{
     validator,
 };
 
-/// A reader is held for this long at most where the stale object may be served instead.
+/// The longest hold of a reader if the stale object may be served instead.
 const PATIENCE_WITH_STALE: Duration = Duration::from_secs(3);
 
 /// Asks the origin. An error means that it could not be asked.
@@ -81,12 +81,12 @@ async fn ask(
         Revalidation::Confirmed if answer::names_another(&response.headers, &bound.entry) => {
             Some(unconditional)
         }
-        // The object is empty by now, or the origin does not like the range.
+        // The object is empty by now, or the origin rejects the range.
         Revalidation::Unsatisfied => Some(forwarded.clone()),
         _ => None,
     };
     if let Some(headers) = again {
-        // Its connection first: the origin may allow only one.
+        // Close its connection first: the origin may allow only one.
         drop(response);
         response = client
             .get(source, url, &headers, RequestClass::Foreground)
@@ -104,11 +104,11 @@ async fn ask(
             {
                 return refreshed(objects, source, bound, since, &response);
             }
-            // Another origin's version says nothing of what the first one has.
+            // Another origin's version says nothing about the first one's.
             if let Some(error) = response.passed_over() {
                 return Err(error.clone());
             }
-            // Readers of the old entry finish on what of it is here.
+            // Readers of the old entry finish with the chunks that are here.
             if let Some(file) = objects.parts().store.entry(&bound.id) {
                 objects.parts().flights.of(&file).set_changed();
             }
@@ -131,7 +131,7 @@ async fn ask(
             }
         }
         Revalidation::Gone | Revalidation::Refused => {
-            // The origin that is asked first may have it.
+            // The origin that was asked first may have it.
             if let Some(error) = response.passed_over() {
                 return Err(error.clone());
             }
@@ -144,7 +144,7 @@ async fn ask(
     }
 }
 
-/// RFC 9111, 4.3.4: what the 304 says anew counts, what it does not say stays.
+/// RFC 9111, 4.3.4: fields of the 304 replace the old ones, all others stay.
 fn refreshed(
     objects: &EdgeObjects,
     source: &Source,

@@ -1,9 +1,8 @@
-//! What is remembered by keys that clients choose: bounded for each source, whatever the length of
-//! the keys.
+//! A memory for keys that clients choose: bounded for each source, whatever the length of the keys.
 //!
-//! Of a key only a keyed hash is kept, so that an entry costs the same few bytes however long the
-//! key is, and a bound on entries is one on bytes. 128 bits with secrets of this process: nobody can
-//! make two keys meet.
+//! Only a keyed hash of each key is stored, so that an entry costs the same few bytes however long
+//! the key is, and a bound on entries is one on bytes. 128 bits with secrets of this process:
+//! nobody can cause a collision.
 
 use std::{
     collections::HashMap,
@@ -12,7 +11,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// Of one source: some 3 MiB.
+/// Limit for one source: some 3 MiB.
 const MAX_OF_SOURCE: usize = 50_000;
 
 /// Hashes keys.
@@ -27,7 +26,7 @@ impl KeyHasher {
 
 type OfSource<T> = HashMap<u128, (T, i64)>;
 
-/// Values that hold until a time, by source and key.
+/// Values that are valid until a time, by source and key.
 pub(super) struct ShortMemory<T> {
     hasher: KeyHasher,
     by_source: Mutex<HashMap<String, OfSource<T>>>,
@@ -56,8 +55,8 @@ impl<T: Clone> ShortMemory<T> {
         None
     }
 
-    /// Where a source has as many as it may, one that has ended goes, else any: each costs one
-    /// question.
+    /// Inserts a value. If the source has too many, an expired one is removed, otherwise any: each
+    /// costs one question.
     pub fn insert(&self, source: &str, id: &str, value: T, until_ms: i64, now_ms: i64) {
         let mut by_source = self.by_source.lock();
         let of_source = by_source.entry(source.to_owned()).or_default();
@@ -131,7 +130,7 @@ mod tests {
         }
         assert_eq!(memory.len(), MAX_OF_SOURCE + 1);
         assert_eq!(memory.get("shorts", "kept", 1), Some(1));
-        // Once they have ended, they make place.
+        // Expired values make room.
         memory.insert("films", "next", 1, 300, 200);
         assert_eq!(memory.len(), 2);
     }

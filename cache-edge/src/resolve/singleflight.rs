@@ -10,18 +10,18 @@ use tracing::{Instrument as _, Span};
 use super::{ports::ServeError, probe::Found};
 use crate::worker_pool::Workers;
 
-/// Under way at a time. More are refused: each holds a connection.
+/// Limit of running questions. More are refused: each holds a connection.
 const MAX_QUESTIONS: usize = 1_024;
-/// So many a source has in any case.
+/// Every source may have this many.
 const MIN_OF_SOURCE: usize = 16;
-/// So long a question goes on when its askers have left: a player that seeks asks again at once.
+/// How long a question goes on after its askers have left: a player that seeks asks again at once.
 const LEFT_FOR: Duration = Duration::from_secs(1);
 
 type Answer = Result<Found, ServeError>;
 type Sender = watch::Sender<Option<Answer>>;
 type Pending = watch::Receiver<Option<Answer>>;
 
-/// Whether a source may have one more: half of what the others leave, so that one that hangs never
+/// Whether a source may have one more: half of what the others leave, so that a hanging one never
 /// takes the last.
 fn may_ask(of_source: usize, all: usize) -> bool {
     let left = MAX_QUESTIONS.saturating_sub(all - of_source);
@@ -36,7 +36,7 @@ struct UnderWay {
 
 type Shared = Arc<Mutex<UnderWay>>;
 
-/// One that is under way; it is over when this is dropped, also with its runtime.
+/// A running question; it is over when this is dropped, also with its runtime.
 struct Question {
     under_way: Shared,
     id: u128,
@@ -45,7 +45,7 @@ struct Question {
 }
 
 impl Question {
-    /// Nobody waits, and from now on nobody can.
+    /// Whether nobody waits; from then on nobody can.
     fn gives_up(&self) -> bool {
         let mut under_way = self.under_way.lock();
         let is_left = self.sender.is_closed();
@@ -72,14 +72,14 @@ impl Drop for Question {
     }
 }
 
-/// Those under way, by what is asked.
+/// The running questions, by key.
 pub(super) struct Singleflight {
     workers: Workers,
     under_way: Shared,
 }
 
 impl Singleflight {
-    /// They run on `workers`.
+    /// Questions run on `workers`.
     pub fn new(workers: Workers) -> Self {
         Self {
             workers,
@@ -87,11 +87,10 @@ impl Singleflight {
         }
     }
 
-    /// Joins the question if it is under way, else asks it. It is given up a moment after its last
-    /// asker left.
+    /// Joins the running question, or asks it. It is given up a moment after its last asker left.
     ///
-    /// `settled`: the answer, if there is one by now. Looked at once no question is under way,
-    /// because who asks looked before that: one that ended in between would be asked again.
+    /// `settled`: the answer, if there is one by now. Checked once no question is running: the
+    /// caller checked before that, and would repeat a question that ended in between.
     pub fn ask<F>(
         &self,
         source: &str,
@@ -145,7 +144,7 @@ impl Singleflight {
     }
 }
 
-/// When nobody has waited for a while.
+/// Returns when nobody has waited for a while.
 async fn left(sender: &Sender) {
     loop {
         sender.closed().await;
@@ -156,7 +155,7 @@ async fn left(sender: &Sender) {
     }
 }
 
-/// How a question was met.
+/// How a question was handled.
 pub(super) enum Outcome {
     Settled(Found),
     First(Pending),
@@ -164,7 +163,7 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    /// The answer, as this asker tells it.
+    /// The answer for this asker.
     pub async fn answer(self) -> Answer {
         let (mut pending, collapsed) = match self {
             Self::Settled(found) => return Ok(found),
@@ -195,7 +194,7 @@ mod tests {
         None
     }
 
-    /// Which of the questions it was that brought the answer.
+    /// The number of the question that brought the answer.
     async fn number(asked: Outcome) -> u16 {
         match asked.answer().await.unwrap() {
             Found::Negative(number) => number,
@@ -225,8 +224,8 @@ mod tests {
         assert!(matches!(ask(1), Outcome::First(_)), "it is over");
     }
 
-    /// Between the look of who asks and the question another one may have ended: what it found is
-    /// looked for where none can.
+    /// A question may end between the caller's check and its own question: the answer is checked
+    /// again when no question can end.
     #[tokio::test]
     async fn what_is_settled_by_now_is_not_asked_again() {
         let questions = questions();

@@ -1,4 +1,4 @@
-//! What is asked about a key that nobody here knows: first the cluster, then the origin.
+//! Resolves a key that is unknown here: asks the cluster first, then the origin.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -26,7 +26,7 @@ impl EdgeObjects {
         use v1::resolve_key_response::Outcome;
         let parts = self.parts();
         let since = parts.bindings.now();
-        // Not one round trip after the other.
+        // Avoids one round trip after the other.
         let expected = source.quota.expect();
         let resolved = parts.directory.resolve(key.clone()).await;
         let still = |then: &dyn Fn() -> Option<Arc<Bound>>| {
@@ -40,8 +40,7 @@ impl EdgeObjects {
             })) => {
                 let freshness = freshness.unwrap_or_default();
                 let bind = || parts.bindings.bind(entry.clone(), freshness.clone());
-                // One that was invalidated meanwhile is as unknown as if the coordinator had not
-                // answered.
+                // A binding that was invalidated meanwhile counts as no answer of the coordinator.
                 if let Some(bound) = still(&bind) {
                     if freshness::judge(&bound.freshness, now_ms()) == Verdict::Fresh {
                         return Ok(Found::Object(bound, Freshness::Fresh));

@@ -1,8 +1,8 @@
-//! Answers that are kept as a whole, from one request: those without a validator or a length, and
-//! those of other statuses, for as long as they say explicitly (RFC 9111, 4.2).
+//! Answers stored as a whole, from one request: those without a validator or a length, and those of
+//! other statuses, for as long as they explicitly say (RFC 9111, 4.2).
 //!
-//! They live in memory, bounded for each source and in all. Who asks while one arrives gets what
-//! has arrived and the rest as it comes. Nothing is ever joined to it: a new answer replaces all.
+//! They are in memory, bounded for each source and in total. Requests during an arrival get what
+//! has arrived and the rest as it comes. Answers are never combined: a new one replaces everything.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -28,21 +28,21 @@ use super::{
     ports::{PassBody, ReadError},
 };
 
-/// What is larger is handed through and not kept.
+/// Larger answers are passed through and not stored.
 pub(super) const MAX_OBJECT_BYTES: usize = 8 << 20;
-/// Of all, and of one source.
+/// Limit for all sources, and for one.
 const MAX_BYTES: usize = 64 << 20;
 const MAX_SOURCE_BYTES: usize = 16 << 20;
-/// Of an object beside its body.
+/// Size of an object without its body.
 const OBJECT_BYTES: usize = 2 << 10;
-/// What may wait for the readers of one that is not kept.
+/// Bytes that may wait for the readers of an answer that is not stored.
 const WINDOW_BYTES: usize = 256 << 10;
-/// How long a reader of what is not kept may hold up the others.
+/// How long a reader of an answer that is not stored may hold up the others.
 const SLOWEST_FOR: Duration = Duration::from_secs(10);
 /// Pieces on their way to one reader.
 const FRAMES: usize = 4;
 
-/// Of which answer.
+/// The head of an answer.
 pub(super) struct Described {
     pub key: v1::Key,
     pub status: StatusCode,
@@ -59,22 +59,22 @@ pub(super) struct Whole {
 
 #[derive(Default)]
 struct Progress {
-    /// As it came, without what every reader has had and nobody else will want.
+    /// In order of arrival, without pieces that every reader has passed and nobody will want again.
     pieces: VecDeque<Bytes>,
     dropped: usize,
     bytes: usize,
     end: Option<Result<(), String>>,
-    /// All of it, in one piece.
+    /// The complete body, in one piece.
     body: Option<Bytes>,
-    /// It is too large: nobody joins any more, and what was read is let go.
+    /// It is too large: nobody may join any more, and passed pieces are dropped.
     is_left: bool,
-    /// The piece each reader comes to next.
+    /// The next piece of each reader.
     readers: HashMap<u64, usize>,
     next_reader: u64,
 }
 
 impl Progress {
-    /// All of it is here in one piece, and nobody reads the others any more.
+    /// Drops the pieces if the body is complete in one piece and nobody reads the pieces any more.
     fn let_pieces_go(&mut self) {
         if self.body.is_some() && self.readers.is_empty() {
             self.pieces = VecDeque::new();
@@ -93,7 +93,7 @@ impl Progress {
     }
 }
 
-/// A reader's place; without it, nothing is kept for it.
+/// A reader's position; without it, no pieces are kept for it.
 struct Reader {
     whole: Arc<Whole>,
     number: u64,
@@ -151,12 +151,12 @@ impl Whole {
         }
     }
 
-    /// All of it, if it is here.
+    /// The body, if it is complete.
     pub fn body(&self) -> Option<Bytes> {
         self.progress.lock().body.clone()
     }
 
-    /// Waits until all of it is here. None: it will never be.
+    /// Waits until it is complete. None: it never will be.
     pub async fn arrived(&self) -> Option<Bytes> {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
@@ -171,7 +171,7 @@ impl Whole {
         }
     }
 
-    /// What has arrived, and the rest as it comes; none: nobody joins it any more.
+    /// The pieces that have arrived, and the rest as it comes; none: nobody can join any more.
     pub fn stream(self: &Arc<Self>, spawn: impl FnOnce(PumpFuture)) -> Option<PassBody> {
         let mut progress = self.progress.lock();
         if progress.is_left || matches!(progress.end, Some(Err(_))) {
@@ -197,7 +197,7 @@ impl Whole {
                     () = sender.closed() => return,
                     next = reader.next() => next,
                 };
-                // The end has a sign of its own, as what was given up is no end.
+                // The end is sent explicitly: an abort must not look like one.
                 let item = next
                     .map(Option::unwrap_or_default)
                     .map_err(ReadError::Origin);
@@ -241,7 +241,7 @@ impl Whole {
         self.changed.notify_waiters();
     }
 
-    /// Waits until what is not kept is read. `false`: nobody reads it.
+    /// Waits until buffered pieces are read. `false`: nobody reads them.
     async fn drained(&self) -> bool {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
@@ -268,7 +268,7 @@ impl Whole {
     }
 }
 
-/// A body that is here.
+/// A body that is in memory.
 pub(super) fn full(bytes: Bytes) -> PassBody {
     Box::pin(Full::new(bytes).map_err(|never| match never {}))
 }
@@ -276,9 +276,9 @@ pub(super) fn full(bytes: Bytes) -> PassBody {
 pub(super) type PumpFuture = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 enum Slot {
-    /// Somebody asks the origin; dropped when the answer is known.
+    /// A request asks the origin; dropped when the answer is known.
     Asking(watch::Receiver<()>),
-    /// And what it is counted as.
+    /// With its counted size.
     Present(Arc<Whole>, usize),
 }
 
@@ -324,7 +324,7 @@ impl State {
                 .is_some_and(|bytes| *bytes > MAX_SOURCE_BYTES)
     }
 
-    /// What ends first goes first; of the same source where that has too much.
+    /// The one that expires first; of the same source if that has too much.
     fn victim(&self, source: &str) -> Option<u128> {
         let of_source = self.of_source.get(source).copied().unwrap_or(0);
         let only_source = of_source > MAX_SOURCE_BYTES;
@@ -338,16 +338,16 @@ impl State {
     }
 }
 
-/// All of them. Cheap to clone.
+/// All answers stored as a whole. Cheap to clone.
 #[derive(Clone, Default)]
 pub(super) struct WholeAnswers {
     state: Arc<Mutex<State>>,
     count: Arc<AtomicUsize>,
-    /// Bytes of those that have not arrived in full.
+    /// Bytes of answers that are still arriving.
     arriving: Arc<AtomicUsize>,
 }
 
-/// What to do about a key.
+/// How to handle a key.
 pub(super) enum Claim {
     Present(Arc<Whole>),
     /// Another request asks for it.
@@ -355,7 +355,7 @@ pub(super) enum Claim {
     Ask(Asking),
 }
 
-/// The right to ask; when it is dropped, who waits looks again.
+/// The right to ask; when it is dropped, waiting requests check again.
 pub(super) struct Asking {
     answers: WholeAnswers,
     id: u128,
@@ -372,7 +372,7 @@ impl Drop for Asking {
 }
 
 impl WholeAnswers {
-    /// A fresh one. Costs nothing where there is none at all.
+    /// A fresh answer. Costs nothing if there are none at all.
     pub fn get(&self, id: impl FnOnce() -> u128, now_ms: i64) -> Option<Arc<Whole>> {
         if self.count.load(Ordering::Relaxed) == 0 {
             return None;
@@ -439,7 +439,7 @@ impl WholeAnswers {
         unwanted.len() as u64
     }
 
-    /// It has arrived: counted, and place made for it.
+    /// Counts a complete answer, and makes room for it.
     fn settle(&self, id: u128, whole: &Arc<Whole>) {
         let mut state = self.state.lock();
         if !state.is_present(id, whole) {
@@ -456,7 +456,7 @@ impl WholeAnswers {
         self.count.store(state.slots.len(), Ordering::Relaxed);
     }
 
-    /// Not kept, if it is still this one.
+    /// Forgets the answer, if it is still this one.
     fn give_up(&self, id: u128, whole: &Arc<Whole>) {
         let mut state = self.state.lock();
         if state.is_present(id, whole) {
@@ -467,7 +467,7 @@ impl WholeAnswers {
 }
 
 impl Asking {
-    /// The answer is worth keeping: all who wait get it, while `pump` reads it to its end.
+    /// Stores the answer: all waiting requests get it, while `pump` reads it to its end.
     pub fn keep(
         mut self,
         described: Described,
@@ -485,11 +485,11 @@ impl Asking {
     }
 }
 
-/// Counts what has come of one that arrives.
+/// Counts the bytes of one arriving answer.
 struct Arriving(Arc<AtomicUsize>, usize);
 
 impl Arriving {
-    /// Bytes of all that arrive.
+    /// Adds bytes; returns those of all arriving answers.
     fn add(&mut self, bytes: usize) -> usize {
         self.1 += bytes;
         self.0.fetch_add(bytes, Ordering::Relaxed) + bytes

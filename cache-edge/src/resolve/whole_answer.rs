@@ -1,4 +1,4 @@
-//! Requests answered from what is kept as a whole, and how such an answer comes to be kept.
+//! Answers requests from answers stored as a whole, and stores such answers.
 
 use std::sync::Arc;
 
@@ -22,12 +22,13 @@ use super::{
 use crate::clock::now_ms;
 use crate::upstream::Source;
 
-/// Why an object is not kept in parts, where it may be kept as a whole.
+/// Why an object is not stored in parts, if it may be stored as a whole.
 pub(super) const AS_A_WHOLE: &str = "as-a-whole";
-/// Why it is not kept at all.
+/// Why it is not stored at all.
 const NOT_FRESH: &str = "no-explicit-freshness";
 
-/// What selects a part of the answer, or an answer without a body; the whole is asked for without.
+/// Headers that select a part of the answer, or one without a body; the whole is requested without
+/// them.
 const SELECTING: [HeaderName; 6] = [
     header::RANGE,
     header::IF_RANGE,
@@ -37,7 +38,7 @@ const SELECTING: [HeaderName; 6] = [
     header::IF_UNMODIFIED_SINCE,
 ];
 
-/// Fields of an answer that a kept object has elsewhere, and this one among the others.
+/// Fields that an entry stores separately; here they are stored among the others.
 const ALSO_KEPT: [HeaderName; 5] = [
     header::CACHE_CONTROL,
     header::CONTENT_TYPE,
@@ -53,7 +54,7 @@ impl EdgeObjects {
         self.parts().bindings.hash(&id)
     }
 
-    /// A fresh answer that is kept, or arrives.
+    /// A fresh answer that is stored, or arriving.
     pub(super) async fn find_whole(
         &self,
         source: &Source,
@@ -66,8 +67,8 @@ impl EdgeObjects {
             .await
     }
 
-    /// Asks for all of it, once for all who want it; none: it is not to be kept, and each request is
-    /// handed through by itself.
+    /// Asks for the whole object, once for all who want it; none: it is not to be stored, and each
+    /// request is passed through on its own.
     pub(super) async fn ask_for_whole(
         &self,
         source: &Arc<Source>,
@@ -163,11 +164,11 @@ impl EdgeObjects {
             headers: kept,
             freshness,
         };
-        // What was asked before an invalidation is no news after it.
+        // An answer from before an invalidation is not used after it.
         parts.bindings.unless_invalidated(since, key, || described)
     }
 
-    /// None: it is not to be had from there any more.
+    /// None: it is no longer available there.
     async fn answer_from(
         &self,
         whole: &Arc<Whole>,
@@ -228,7 +229,7 @@ impl EdgeObjects {
                 insert(&mut headers, range::unsatisfied_range(size));
                 (StatusCode::RANGE_NOT_SATISFIABLE, Bytes::new())
             }
-            // Several parts of something this small: all of it.
+            // Several parts of something this small: send all of it.
             Some(Selection::Whole | Selection::Several(_)) | None => (described.status, body),
         };
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(part.len()));

@@ -19,20 +19,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::server::TlsConfig;
 
-/// Probes and scrapers are few; whoever else comes waits.
+/// Probes and scrapers are few; further connections wait.
 const MAX_CONNECTIONS: usize = 64;
 const REQUEST_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// What the probes report.
+/// The source of the probes' answers.
 pub trait AdminState: Send + Sync + 'static {
-    /// Why the edge is not ready; empty: it is. Sentences for people.
+    /// Why the edge is not ready; empty: it is ready. Sentences for people.
     fn not_ready(&self) -> Vec<String>;
-    /// The metrics, in the format that the scraper's `Accept` asks for.
+    /// The metrics, in the format that the scraper's `Accept` requests.
     fn metrics(&self, accept: Option<&str>) -> Option<Exposition>;
 }
 
-/// Serves until `shutdown`. Answers under way are cut: they are small, and probes ask again.
+/// Serves until `shutdown`. Running answers are cut: they are small, and probes ask again.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<TlsConfig>,
@@ -79,7 +79,7 @@ async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, state: &dyn Adm
     }
 }
 
-/// Until the client is done or breaks off.
+/// Answers requests until the client leaves.
 async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, state: &dyn AdminState) {
     let service = service_fn(|request: Request<Incoming>| {
         let response = answer(state, &request);

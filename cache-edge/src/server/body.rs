@@ -1,4 +1,4 @@
-//! Parts of an object as they come from a reader.
+//! Bodies: parts of an object as a reader delivers them.
 //!
 //! A body that can not be completed ends with an error, which makes hyper close the connection (or
 //! reset the stream) short of its length; it never ends cleanly.
@@ -23,13 +23,13 @@ use super::{
 };
 use crate::resolve::ports::{OpenReader, Piece, ReadBytes, ReadError};
 
-/// A reader that waits longer than this within a body is a stall, as a viewer may notice it.
+/// A longer wait within a body is a stall that a viewer may notice.
 const STALL: Duration = Duration::from_millis(100);
 
 /// One frame's bytes.
 pub enum BodyData {
     Memory(Bytes),
-    /// Sent by `sendfile`; never to be read.
+    /// Sent by `sendfile`; must not be read.
     File(FileSlice),
     Pooled(PooledBuf),
 }
@@ -60,7 +60,7 @@ impl Buf for BodyData {
     }
 }
 
-/// How the bytes of a file get to this connection.
+/// How the bytes of a file reach this connection.
 #[derive(Clone)]
 pub enum Delivery {
     /// A plain HTTP/1.1 socket: by `sendfile`.
@@ -72,7 +72,7 @@ pub enum Delivery {
 /// One element of a body's plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// As it is: the heads of a multipart body.
+    /// Literal bytes: the heads of a multipart body.
     Literal(Bytes),
     /// Bytes of the object.
     Range(ByteRange),
@@ -87,7 +87,7 @@ impl Part {
     }
 }
 
-/// What is to be sent, in order. Most bodies are one part, which needs no memory of its own.
+/// The parts to send, in order. Most bodies are one part, which needs no allocation.
 pub struct BodyPlan {
     first: Option<Part>,
     rest: VecDeque<Part>,
@@ -127,9 +127,9 @@ struct Cursor<O: OpenReader> {
     opener: O,
     plan: BodyPlan,
     reader: Option<O::Reader>,
-    /// What of the last piece did not fit into its buffer.
+    /// The rest of the last piece, which did not fit into its buffer.
     rest: Option<Piece>,
-    /// Got before the response's head was made: what goes before the first range, and its first
+    /// Fetched before the response's head was made: the bytes before the first range, and its first
     /// bytes.
     head: Option<Bytes>,
     primed: Option<BodyData>,
@@ -171,7 +171,8 @@ impl<O: OpenReader> Cursor<O> {
         Ok(())
     }
 
-    /// What [`prime`](Self::prime) got. The whole body, often: then no future is ever made for it.
+    /// The bytes that [`prime`](Self::prime) fetched. Often the whole body: then no future is ever
+    /// made.
     fn at_hand(&mut self) -> Option<BodyData> {
         let head = self.head.take().map(BodyData::Memory);
         head.or_else(|| self.primed.take())
@@ -195,7 +196,7 @@ impl<O: OpenReader> Cursor<O> {
         }
     }
 
-    /// Where there is no slice to be had.
+    /// Used if no slice is available.
     async fn read_into_memory(
         &mut self,
         mut piece: Piece,
@@ -229,8 +230,8 @@ impl<O: OpenReader> Cursor<O> {
             ByteSource::InFlight
         };
         if !piece.file.is_resident(piece.range) {
-            // Sending would block this worker, and with it every connection it serves. What comes
-            // from the disk is checked on its way into memory.
+            // Sending would block this worker, and with it every connection it serves. Bytes from
+            // the disk are checked on their way into memory.
             let (file, range) = (Arc::clone(&piece.file), piece.range);
             let checked = off_the_worker(move || file.bring_in(range)).await?;
             if !checked.map_err(disk)? {
@@ -283,7 +284,7 @@ async fn step<O: OpenReader>(mut cursor: Cursor<O>) -> Step<O> {
     (cursor, result)
 }
 
-/// Parts of one object. The future of each step reuses the place of the one before.
+/// Sends parts of one object. The future of each step reuses the previous one's allocation.
 pub struct ObjectBody<O: OpenReader> {
     cursor: Option<Cursor<O>>,
     step: Option<ReusableBoxFuture<'static, Step<O>>>,
@@ -292,11 +293,11 @@ pub struct ObjectBody<O: OpenReader> {
     metrics: Arc<Metrics>,
 }
 
-/// Nothing in it is pinned in place: cursors are moved, and futures are boxed.
+/// Nothing in it is pinned: cursors are moved, and futures are boxed.
 impl<O: OpenReader> Unpin for ObjectBody<O> {}
 
 impl<O: OpenReader> ObjectBody<O> {
-    /// Nothing is opened yet.
+    /// Opens nothing yet.
     #[must_use]
     pub fn new(opener: O, plan: BodyPlan, delivery: Delivery, metrics: Arc<Metrics>) -> Self {
         let remaining = plan.parts().map(Part::len).sum();

@@ -1,4 +1,4 @@
-//! Large reused buffers for connections whose bytes must pass through user space (TLS, HTTP/2).
+//! Large reused buffers for connections whose bytes pass through user space (TLS, HTTP/2).
 
 use std::sync::{
     Arc,
@@ -8,12 +8,12 @@ use std::sync::{
 use bytes::Buf;
 use parking_lot::Mutex;
 
-/// Large enough that system calls and TLS records cost little beside the copy, small enough for the
-/// L2 cache.
+/// Large enough that system calls and TLS records cost little compared with the copy, small enough
+/// for the L2 cache.
 pub const LARGE_BYTES: usize = 256 << 10;
 
-/// Where the large ones are all out: every connection goes on, only less fast. Waiting instead
-/// would let slow clients, who hold buffers, stop fast ones.
+/// Used when all large ones are taken: every connection continues, only more slowly. Waiting
+/// instead would let slow clients, which hold buffers, stop fast ones.
 const SMALL_BYTES: usize = 16 << 10;
 
 /// A bounded set of large buffers.
@@ -34,7 +34,7 @@ impl BufferPool {
         })
     }
 
-    /// A buffer for up to `wanted` bytes; shorter where `wanted` or the pool says so, never empty.
+    /// A buffer for up to `wanted` bytes; shorter if `wanted` or the pool requires it, never empty.
     pub fn take(self: &Arc<Self>, wanted: u64) -> PooledBuf {
         let wanted = usize::try_from(wanted).unwrap_or(LARGE_BYTES).max(1);
         if wanted > SMALL_BYTES && self.reserve_large() {
@@ -77,12 +77,12 @@ pub struct PooledBuf {
 }
 
 impl PooledBuf {
-    /// All of it, to be filled.
+    /// The whole buffer, to be filled.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         &mut self.buffer[..self.len]
     }
 
-    /// Bytes it holds in all.
+    /// The buffer's length.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len

@@ -1,5 +1,5 @@
-//! What is known of one connection while it lives: who, how, and when something last happened on
-//! it.
+//! The state of one connection while it lives: its client, its protocol, and when it last made
+//! progress.
 
 use std::{
     net::IpAddr,
@@ -35,7 +35,7 @@ impl Activity {
         })
     }
 
-    /// The client took or sent something.
+    /// Records that the client took or sent something.
     pub fn progressed(&self) {
         let since = self.opened.elapsed().as_millis();
         let since = u64::try_from(since).unwrap_or(u64::MAX);
@@ -60,8 +60,8 @@ impl Activity {
         ActiveRequest(Arc::clone(self))
     }
 
-    /// When to look again whether the connection has gone on too long without progress; `None`: it
-    /// has. Never later than the shortest time-out, because another one may apply by then.
+    /// When to check again whether the connection has been without progress for too long; `None`:
+    /// it has. Never later than the shortest time-out, because another one may apply by then.
     #[must_use]
     pub fn patience(&self, timeouts: &Timeouts) -> Option<Duration> {
         let last = self.opened + Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
@@ -85,7 +85,7 @@ impl Activity {
     }
 }
 
-/// Ends when the response's body does, however it does.
+/// Ends when the response's body does, in whatever way.
 #[derive(Debug)]
 pub struct ActiveRequest(Arc<Activity>);
 
@@ -103,8 +103,8 @@ pub struct Timeouts {
     pub request_head: Duration,
     /// Between requests.
     pub keep_alive: Duration,
-    /// While a body is under way and the client takes none of it. Long, because that is what a
-    /// paused player does.
+    /// While a body is being sent and the client takes none of it. Long, because a paused player
+    /// does just that.
     pub no_progress: Duration,
 }
 
@@ -118,7 +118,7 @@ impl Default for Timeouts {
     }
 }
 
-/// What a request inherits from its connection.
+/// The parts of a connection that its requests inherit.
 #[derive(Clone)]
 pub struct Client {
     pub address: IpAddr,

@@ -1,7 +1,7 @@
-//! What a connection was answered last, so that its next request of the same target needs no
-//! look-up.
+//! Caches the last resolution of a connection, so that its next request for the same target needs
+//! no look-up.
 //!
-//! A player takes one title in many ranges over one connection. Finding the title again each time
+//! A player reads one title in many ranges over one connection. Resolving the title again each time
 //! would cost some allocations, and locks that all connections share.
 
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use super::response::Described;
 use crate::resolve::ports::{Freshness, Object, Standing};
 use chunk_store::EntryFile;
 
-/// A request with a long head does not make the connection keep its map.
+/// A larger header map, after a request with a long head, is not kept.
 const MAX_SPARE_FIELDS: usize = 64;
 
-/// An object as it was resolved, and its head.
+/// A resolved object, and its head.
 pub(super) struct CachedResolution<R> {
     pub entry: Arc<EntryFile>,
     pub freshness: Freshness,
     pub readers: Arc<R>,
     pub head: Described,
-    /// When it was resolved.
+    /// Its age when it was resolved.
     pub age_seconds: u64,
     standing: Option<Box<dyn Standing>>,
 }
@@ -43,13 +43,13 @@ impl<R> CachedResolution<R> {
         }
     }
 
-    /// If the same target would be resolved to it now.
+    /// The present age, if the same target would be resolved to it now.
     fn age_seconds_now(&self) -> Option<u64> {
         self.standing.as_ref()?.age_seconds()
     }
 }
 
-/// Of one connection, whose requests come one after the other or, in HTTP/2, seldom at once: the
+/// The cache of one connection, whose requests are sequential or, in HTTP/2, seldom concurrent: the
 /// lock is not contended.
 pub(super) struct ConnectionCache<R>(Mutex<Last<R>>);
 
@@ -58,8 +58,8 @@ struct Last<R> {
     known: Option<Arc<CachedResolution<R>>>,
     /// A Host that was found valid.
     host: Option<HeaderValue>,
-    /// An empty map with room: hyper keeps a response's map for the next request's head, and this
-    /// one is that request's.
+    /// An empty map with capacity: hyper keeps a response's map for the next request's head, and
+    /// this one is that request's.
     spare: HeaderMap,
 }
 
@@ -73,7 +73,7 @@ impl<R> ConnectionCache<R> {
         }))
     }
 
-    /// What the same target was answered with, and its age now, if it would be again.
+    /// The resolution of the same target, and its present age, if it is still valid.
     pub fn recall(&self, request: &Parts) -> Option<(Arc<CachedResolution<R>>, u64)> {
         let last = self.0.lock();
         let known = last.known.as_ref()?;
@@ -97,12 +97,12 @@ impl<R> ConnectionCache<R> {
         self.0.lock().known = None;
     }
 
-    /// Empty, with room for a response's head.
+    /// An empty map with capacity for a response's head.
     pub fn take_headers(&self) -> HeaderMap {
         std::mem::take(&mut self.0.lock().spare)
     }
 
-    /// Of a request that was answered.
+    /// Takes back the headers of a request that was answered.
     pub fn recycle(&self, mut headers: HeaderMap) {
         if headers.capacity() <= MAX_SPARE_FIELDS {
             headers.clear();
@@ -115,8 +115,8 @@ impl<R> ConnectionCache<R> {
     }
 
     pub fn remember_host(&self, host: &HeaderValue) {
-        // A copy: a clone would hold the whole buffer the request was read into for as long as the
-        // connection lasts.
+        // A copy: a clone would hold the whole buffer that the request was read into for as long as
+        // the connection lasts.
         self.0.lock().host = HeaderValue::from_bytes(host.as_bytes()).ok();
     }
 }
@@ -132,7 +132,7 @@ mod tests {
 
     use super::*;
 
-    /// hyper reads a request into one buffer, of which each value of its head is a part.
+    /// hyper reads a request into one buffer, and each header value is a part of it.
     #[test]
     fn a_host_that_is_remembered_holds_no_buffer() {
         let read = Bytes::from(vec![b'a'; 8192]);

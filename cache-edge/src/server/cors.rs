@@ -4,20 +4,20 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use super::edge_body::EdgeBody;
 
-/// What pages of other origins may do.
+/// The permissions of pages of other origins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cors {
     pub origins: AllowedOrigins,
-    /// Request headers that scripts may set, in lower case; none: whatever a preflight asks for.
+    /// Request headers that scripts may set, in lower case; none: all that a preflight asks for.
     pub request_headers: Option<Vec<String>>,
-    /// `Cross-Origin-Resource-Policy`: who may embed a response without CORS.
+    /// `Cross-Origin-Resource-Policy`: pages that may embed a response without CORS.
     pub resource_policy: Option<HeaderValue>,
 }
 
-/// Who may read from a page of another origin.
+/// Origins whose pages may read responses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum AllowedOrigins {
-    /// `*`: media are public to whoever may fetch them, and no credentials are involved.
+    /// `*`: media are public to all who may fetch them, and no credentials are involved.
     #[default]
     Any,
     /// These origins, e.g. `https://player.example`; they may send credentials.
@@ -55,7 +55,7 @@ const MAX_REQUESTED_BYTES: usize = 2048;
 const MAX_REQUESTED_NAMES: usize = 64;
 
 impl Cors {
-    /// Adds what a browser needs to let a page read the response.
+    /// Adds the headers that a browser needs to let a page read the response.
     pub fn decorate(&self, request: &HeaderMap, response: &mut HeaderMap) {
         if let Some(policy) = &self.resource_policy {
             response.insert(RESOURCE_POLICY, policy.clone());
@@ -67,7 +67,7 @@ impl Cors {
             }
         }
         if matches!(self.origins, AllowedOrigins::Listed(_)) {
-            // Also where it is not allowed: a cache must not give that answer to a page that is.
+            // Even if it is not allowed: a cache must not give that answer to a page that is.
             response.append(header::VARY, HeaderValue::from_static("Origin"));
         }
         let Some(allowed) = self.allow_origin(request) else {
@@ -102,7 +102,7 @@ impl Cors {
         response
     }
 
-    /// Of the headers a preflight asks for, those that are allowed: by name, because `*` covers
+    /// The allowed ones among the headers that a preflight asks for: by name, because `*` covers
     /// neither `Authorization` nor a request with credentials.
     fn allowed_headers(&self, request: &HeaderMap) -> Option<HeaderValue> {
         let requested = request.get(header::ACCESS_CONTROL_REQUEST_HEADERS)?;

@@ -1,7 +1,7 @@
 //! The one body type of this server's responses: an object's parts, the origin's own body, or a few
 //! bytes.
 //!
-//! It tells the metrics how it ended, and it never ends cleanly where bytes are missing.
+//! It records its end in the metrics, and never ends cleanly when bytes are missing.
 
 use std::{
     pin::Pin,
@@ -23,14 +23,14 @@ use crate::resolve::ports::{OpenReader, PassBody, ReadError};
 /// The body of every response of this server.
 pub struct EdgeBody {
     kind: Kind,
-    /// Tells the metrics how it ended.
+    /// Records its end in the metrics.
     guard: Option<RequestGuard>,
     /// Keeps the connection's watchdog patient.
     active: Option<ActiveRequest>,
     /// The line of the access log, written when the body is dropped.
     log: Option<Pending>,
-    /// An error that waits for one more poll: hyper flushes before it, and what was right so far
-    /// (above all the head) reaches the client.
+    /// An error that waits for one more poll: hyper flushes before it, and the correct bytes so far
+    /// (above all the head) reach the client.
     error: Option<ReadError>,
 }
 
@@ -87,7 +87,7 @@ impl EdgeBody {
         Self::streamed(body, metrics, ByteSource::Bypass)
     }
 
-    /// What another edge asked for.
+    /// The body of an answer to another edge.
     #[must_use]
     pub fn to_peer(body: PassBody, metrics: Arc<Metrics>) -> Self {
         Self::streamed(body, metrics, ByteSource::Peer)

@@ -1,11 +1,10 @@
-//! Bytes that hyper passes around as memory and that are none: addresses that stand for a part of a
-//! file, which the connection's I/O recognises and sends with `sendfile`.
+//! Slices that hyper treats as memory but that are none: addresses that represent part of a file,
+//! which the connection's I/O recognises and sends with `sendfile`.
 //!
-//! hyper wants the bytes of a body as slices. A slice of a [`FileSlice`] points into
-//! [`NO_MEMORY`], a range of addresses that nobody can read or write. Were it read by mistake, the
-//! process would end at once; no client would be sent bytes of something else. Only
-//! [`super::sendfile_io`] is given such slices; TLS and HTTP/2 connections read the file instead
-//! (`super::body::Delivery`).
+//! hyper wants the bytes of a body as slices. A slice of a [`FileSlice`] points into [`NO_MEMORY`],
+//! a range of addresses that nobody can read or write. If it were read by mistake, the process
+//! would end at once; no client would be sent other bytes. Only [`super::sendfile_io`] is given
+//! such slices; TLS and HTTP/2 connections read the file instead (`super::body::Delivery`).
 
 use std::sync::Arc;
 
@@ -18,12 +17,12 @@ use chunk_store::{ChunkPin, StoredFile};
 /// The longest slice.
 pub const MAX_SLICE_BYTES: usize = 2 << 20;
 
-/// Slices of one connection at a time. hyper queues 16 buffers at most.
+/// Maximum number of slices of one connection. hyper queues 16 buffers at most.
 pub const MAX_SLICES: usize = ReservedAddresses::LEN / MAX_SLICE_BYTES;
 
-/// The slices that a connection's bodies have handed to hyper and hyper has not sent yet. Each has
-/// a slot of [`MAX_SLICE_BYTES`] in [`NO_MEMORY`], which all connections share: a slice is looked
-/// up in its own connection only. The connection's task alone uses it, so its lock is never
+/// The slices that a connection's bodies have passed to hyper and hyper has not sent yet. Each has
+/// a slot of [`MAX_SLICE_BYTES`] in [`NO_MEMORY`], which all connections share: a slice is only
+/// looked up in its own connection. The connection's task alone uses it, so its lock is never
 /// contended.
 #[derive(Default)]
 pub struct FileSlices(Mutex<Vec<Option<FilePart>>>);
@@ -36,7 +35,7 @@ pub struct FilePart {
 }
 
 impl FileSlices {
-    /// A slice that stands for `len` bytes of the part. It has an end when the buffer is dropped.
+    /// Adds a slice that represents `len` bytes of the part. It ends when the buffer is dropped.
     /// `None`: it is too long, or there are too many.
     pub fn add(self: &Arc<Self>, part: FilePart, len: usize) -> Option<FileSlice> {
         if len > MAX_SLICE_BYTES {
@@ -66,7 +65,7 @@ impl FileSlices {
         })
     }
 
-    /// What the slice stands for; `None`: it is memory.
+    /// The file part that the slice represents; `None`: it is memory.
     #[must_use]
     pub fn find(&self, slice: &[u8]) -> Option<FilePart> {
         let at = NO_MEMORY.offset_of(slice)?;
@@ -78,17 +77,17 @@ impl FileSlices {
         })
     }
 
-    /// The slice stands for a part of a file.
+    /// Whether the slice represents part of a file.
     #[must_use]
     pub fn holds(slice: &[u8]) -> bool {
         NO_MEMORY.offset_of(slice).is_some()
     }
 }
 
-/// A cursor over a part of a chunk, and what keeps the chunk there.
+/// A cursor over part of a chunk; keeps the chunk from being punched.
 pub struct FileSlice {
     slot: usize,
-    /// Its address tells the slot and the offset in it; never read.
+    /// Its address encodes the slot and the offset in it; never read.
     token: &'static [u8],
     position: usize,
     slices: Arc<FileSlices>,
@@ -96,7 +95,7 @@ pub struct FileSlice {
 }
 
 impl FileSlice {
-    /// Keeps the chunk from being punched as long as the slice is here.
+    /// Keeps the chunk from being punched as long as the slice exists.
     #[must_use]
     pub fn with_pin(mut self, pin: Option<ChunkPin>) -> Self {
         self._pin = pin;

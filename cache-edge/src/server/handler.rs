@@ -1,4 +1,4 @@
-//! One request: from its head to a response whose first bytes are at hand.
+//! Handles one request: from its head to a response whose first bytes are ready.
 
 use std::{
     pin::Pin,
@@ -35,7 +35,7 @@ use http_rules::steering::Question;
 
 /// Answers `/_peer/…`, the requests of other edges.
 pub trait PeerHandler: Send + Sync + 'static {
-    /// The response as it is sent. `client.delivery` is to be given to [`ObjectBody::new`].
+    /// The response. `client.delivery` must be passed to [`ObjectBody::new`].
     fn handle<'a>(
         &'a self,
         request: &'a Parts,
@@ -43,13 +43,13 @@ pub trait PeerHandler: Send + Sync + 'static {
     ) -> Pin<Box<dyn Future<Output = Response<EdgeBody>> + Send + 'a>>;
 }
 
-/// How often an object may change between its head and its first byte before the client is told;
-/// the last attempt is past the cache.
+/// How often an object may change between its head and its first byte before the client gets an
+/// error; the last attempt bypasses the cache.
 const MAX_CHANGES: u32 = 3;
 
 const ALLOWED_METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 
-/// Never fails: what goes wrong is a problem+json.
+/// Never fails: errors become problem+json.
 pub(super) async fn handle<O: Objects>(
     server: &Server<O>,
     client: &Client,
@@ -81,7 +81,7 @@ pub(super) async fn handle<O: Objects>(
         }
     };
     if response.status() == StatusCode::BAD_REQUEST && request.version < Version::HTTP_2 {
-        // Whoever sent it may see the next request elsewhere than we do.
+        // Its sender may frame the next request differently than we do.
         let headers = response.headers_mut();
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
@@ -91,7 +91,7 @@ pub(super) async fn handle<O: Objects>(
         .decorate(&request.headers, response.headers_mut());
     let status = response.status().as_u16();
     span.record("status", status);
-    // In the span, which says what was asked.
+    // In the span, which names the request.
     tracing::debug!(parent: &span, status, "answered");
     if request.method == Method::HEAD {
         *response.body_mut() = EdgeBody::empty();
@@ -99,9 +99,9 @@ pub(super) async fn handle<O: Objects>(
     response
 }
 
-/// What is asked of the coordinator and of the origin on behalf of a client that traces its
-/// requests belongs to its trace. Others begin one where traces are sent somewhere, and pay nothing
-/// for it elsewhere.
+/// The span for requests to the coordinator and the origin. It joins the trace of a client that
+/// traces its requests. Other requests begin a trace if traces are exported, and otherwise cost
+/// nothing.
 fn trace_of(request: &Parts) -> Span {
     if !request.headers.contains_key("traceparent") && !telemetry::exports() {
         return Span::none();
@@ -166,15 +166,15 @@ async fn answer<O: Objects>(
             Err(error) => return Err(Problem::from(&error)),
         }
     }
-    // Apart, because it is large and a hit has no use for it: the future is moved, and kept with
-    // the connection.
+    // Boxed, because it is large and a hit does not need it: the future is moved, and kept with the
+    // connection.
     Box::pin(answer_resolved(
         server, client, memory, request, ranges, began,
     ))
     .await
 }
 
-/// After a look-up, and perhaps a question to the coordinator or to the origin.
+/// Answers after a look-up, and perhaps a question to the coordinator or to the origin.
 async fn answer_resolved<O: Objects>(
     server: &Server<O>,
     client: &Client,
@@ -254,7 +254,7 @@ async fn answer_resolved<O: Objects>(
         );
         match answered.await {
             Ok(response) => {
-                // A signature has to hold each time.
+                // A signature must be checked each time.
                 if server.settings.signed_urls.is_none() {
                     memory.remember(request, &object);
                 }
@@ -314,8 +314,8 @@ async fn answer_object<O: OpenReader>(
             }
         };
 
-    // RFC 9110, 14.2 defines ranges for GET alone; a HEAD is answered with the head a GET would
-    // get (9.3.2), as the usual static servers do, because players probe with it.
+    // RFC 9110, 14.2 defines ranges for GET alone; a HEAD is answered with the head a GET would get
+    // (9.3.2), as the usual static servers do, because players probe with it.
     let selection = match ranges {
         Some(ranges) if !ignore_range => ranges.resolve(size),
         _ => Selection::Whole,
@@ -387,7 +387,7 @@ fn one(range: ByteRange) -> BodyPlan {
     BodyPlan::new([Part::Range(range)])
 }
 
-/// All is here only if all of each part is.
+/// `All` only if all of each part is present.
 fn presence_of<O: OpenReader>(readers: &O, plan: &BodyPlan) -> Presence {
     let mut ranges = plan.parts().filter_map(|part| match part {
         Part::Range(range) if !range.is_empty() => Some(readers.presence(*range)),
@@ -468,8 +468,7 @@ fn answer_negative<O: Objects>(
     response
 }
 
-/// RFC 9112, 3.2: exactly one Host in HTTP/1.1, and one that can be a host; in HTTP/2 `:authority`
-/// does as well.
+/// RFC 9112, 3.2: exactly one valid Host in HTTP/1.1; in HTTP/2 `:authority` is enough.
 fn check_host<R>(memory: &ConnectionCache<R>, request: &Parts) -> Result<(), Problem> {
     let mut hosts = request.headers.get_all(header::HOST).iter();
     let valid = |host: &HeaderValue| {
@@ -512,7 +511,7 @@ fn has_valid_port(authority: &http::uri::Authority) -> bool {
     }
 }
 
-/// The query without the signature, which holds if URLs have to be signed.
+/// Removes the signature from the query, and verifies it if URLs must be signed.
 fn check_signature<O: Objects>(
     server: &Server<O>,
     client: &Client,
@@ -529,7 +528,7 @@ fn check_signature<O: Objects>(
     Ok(keys.with(|signer| signer.verify(&path(), &query, word, client.address, now))?)
 }
 
-/// One `Range` line that makes sense; several are ignored, as it is no list field.
+/// The one valid `Range` line; several are ignored, as it is no list field.
 fn requested_ranges(headers: &HeaderMap) -> Option<RangeSet> {
     let mut values = headers.get_all(header::RANGE).iter();
     match (values.next(), values.next()) {

@@ -1,4 +1,4 @@
-//! A histogram that takes no lock: requests of all connections count in it.
+//! A lock-free histogram that requests of all connections share.
 
 use std::{
     fmt,
@@ -14,14 +14,14 @@ use prometheus_client::{
     metrics::MetricType,
 };
 
-/// Durations by upper bounds in seconds. Clones count together.
+/// Durations by upper bounds in seconds. Clones share the counts.
 #[derive(Clone, Debug)]
 pub struct DurationHistogram(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     bounds: &'static [f64],
-    /// One more than bounds: what is above all of them.
+    /// One more than bounds: values above all of them.
     counts: Box<[AtomicU64]>,
     sum_ns: AtomicU64,
 }

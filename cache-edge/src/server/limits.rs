@@ -1,4 +1,4 @@
-//! What one client may take: connections at a time, and requests a second.
+//! Limits per client: concurrent connections, and requests a second.
 
 use std::{
     collections::HashMap,
@@ -9,8 +9,8 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// Clients whose rate is remembered. Past it those who have their full allowance anyway are
-/// forgotten, and if none has, all are: a flood of addresses must not cost memory.
+/// Maximum number of clients in the rate limiter. Beyond it, clients with a full allowance are
+/// forgotten, or all if there are none: a flood of addresses must not cost memory.
 const MAX_RATED_CLIENTS: usize = 64 << 10;
 
 /// How many connections and requests are served.
@@ -20,7 +20,7 @@ pub struct Limits {
     pub connections: usize,
     /// Open connections of one client. Generous: offices and mobile networks share addresses.
     pub connections_per_client: u32,
-    /// Requests of one client; none: not limited.
+    /// Request rate of one client; none: not limited.
     pub request_rate: Option<RequestRate>,
     /// Bytes a second of one connection; none: not limited.
     pub client_rate: Option<u64>,
@@ -51,8 +51,8 @@ pub struct RequestRate {
     pub burst: f64,
 }
 
-/// A client as limits see it: an IPv4 address, or an IPv6 network of /64, which is what one
-/// subscriber gets.
+/// A client as limits see it: an IPv4 address, or an IPv6 network of /64, which one subscriber
+/// gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Client(u128);
 
@@ -65,12 +65,12 @@ impl Client {
     }
 }
 
-/// Connections by client. Locked once when a connection comes and once when it goes.
+/// Connections by client. Locked once when a connection opens and once when it closes.
 #[derive(Default)]
 pub struct Connections(Mutex<HashMap<Client, u32>>);
 
 impl Connections {
-    /// A place for one more connection, given back when dropped; `None`: the client has its share.
+    /// Admits one more connection until the result is dropped; `None`: the client has its share.
     pub fn admit(self: &Arc<Self>, address: IpAddr, max_per_client: u32) -> Option<Admission> {
         let client = Client::of(address);
         let mut counts = self.0.lock();
@@ -86,7 +86,7 @@ impl Connections {
     }
 }
 
-/// A client's place.
+/// An admitted connection.
 pub struct Admission {
     connections: Arc<Connections>,
     client: Client,
@@ -125,7 +125,7 @@ impl RateLimiter {
         }
     }
 
-    /// Takes a token; else how long until there is one.
+    /// Takes a token; otherwise returns how long until there is one.
     pub fn take(&self, address: IpAddr, now: Instant) -> Result<(), Duration> {
         let rate = self.rate;
         let mut buckets = self.buckets.lock();

@@ -1,4 +1,4 @@
-//! What the HTTP room counts. Every label has a fixed, small set of values; every counter is made
+//! Metrics of the HTTP server. Every label has a fixed, small set of values; every counter is made
 //! at the start, so counting is one atomic addition and takes no lock.
 
 use std::{
@@ -30,7 +30,7 @@ pub enum ByteSource {
     Bypass,
 }
 
-/// Why a body ended short.
+/// Why a body ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Abort {
     ClientLeft,
@@ -65,7 +65,7 @@ const FIRST_BYTE_SECONDS: [f64; 15] = [
 ];
 const REFUSALS: [&str; 4] = ["total", "per_client", "rate", "no_proxy_header"];
 
-/// Why a connection or request was refused before it was looked at.
+/// Why a connection or request was refused before it was parsed.
 #[derive(Clone, Copy, Debug)]
 pub enum Refusal {
     TotalConnections,
@@ -74,7 +74,7 @@ pub enum Refusal {
     NoProxyHeader,
 }
 
-/// The HTTP room's metrics.
+/// The HTTP server's metrics.
 pub struct Metrics {
     requests: [[Counter; CLASSES.len()]; METHODS.len()],
     bytes: [Counter; SOURCES.len()],
@@ -90,7 +90,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers all of them, under the registry's prefix.
+    /// Registers all metrics, under the registry's prefix.
     pub fn new(registry: &mut Registry) -> Arc<Self> {
         let requests = Family::<TwoLabels, Counter>::default();
         registry.register(
@@ -203,7 +203,7 @@ impl Metrics {
         self.sendfile_bytes.get()
     }
 
-    /// Bodies that ended short for this reason so far.
+    /// Bodies that ended early for this reason so far.
     #[must_use]
     pub fn aborted(&self, reason: Abort) -> u64 {
         self.aborts[reason as usize].get()
@@ -221,7 +221,7 @@ impl Metrics {
         self.requests_active.get()
     }
 
-    /// Of all bodies so far.
+    /// Stalls of all bodies so far.
     #[must_use]
     pub fn stalls(&self) -> u64 {
         self.stalls.get()
@@ -283,7 +283,7 @@ impl Drop for ConnectionGuard {
     }
 }
 
-/// A response under way. Dropped before it was told an end: the client left.
+/// A running response. If it is dropped before its end was recorded, the client left.
 pub struct RequestGuard {
     metrics: Arc<Metrics>,
     ended: bool,

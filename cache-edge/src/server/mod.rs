@@ -1,9 +1,8 @@
 //! The HTTP server that players see: hyper over sockets that send file bytes with `sendfile`, TLS,
 //! limits, and errors as problem+json; beside it the listener for operators.
 //!
-//! Why a room of its own: whatever a client may send ends here. Behind it are the ports of
-//! `serve::ports` and nothing else: it may not know the coordinator, the origin, or how a chunk
-//! comes to be here.
+//! Why a separate module: client input ends here. Behind it are the ports of `resolve::ports` and
+//! nothing else: it must not know the coordinator, the origin, or how chunks arrive.
 
 pub mod access_log;
 pub mod admin;

@@ -31,7 +31,7 @@ pub fn plan(
     (parts, boundary)
 }
 
-/// Bytes of a plan.
+/// The length of a plan's bytes.
 #[must_use]
 pub fn length(parts: &[Part]) -> u64 {
     parts

@@ -1,4 +1,4 @@
-//! Errors as players see them: `application/problem+json` (RFC 9457), mapped in this one place.
+//! Errors for players: `application/problem+json` (RFC 9457), mapped in this one place.
 
 use std::time::Duration;
 
@@ -13,15 +13,15 @@ use crate::{
 use http_rules::cache_status::{CacheStatus, Forward};
 use http_rules::path::TargetError;
 
-/// An error response to be.
+/// A future error response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     pub status: StatusCode,
     /// One sentence for people.
     pub detail: String,
-    /// Only where asking again can help.
+    /// Only if asking again can help.
     pub retry_after: Option<Duration>,
-    /// Where an object is concerned.
+    /// If an object is concerned.
     pub cache_status: Option<CacheStatus>,
 }
 
@@ -53,8 +53,8 @@ impl Problem {
         self
     }
 
-    /// The response, but for `Cache-Status`, which only the server can name itself in. Never kept
-    /// by caches in front of the edge: what is wrong may be right in a moment.
+    /// The response without `Cache-Status`, in which only the server can name itself. Caches in
+    /// front of the edge must not store it: the problem may be over in a moment.
     #[must_use]
     pub fn into_response(self) -> Response<EdgeBody> {
         let json = serde_json::json!({
@@ -118,7 +118,7 @@ impl From<&ServeError> for Problem {
     }
 }
 
-/// Of the first byte only; later ones abort the body.
+/// For the first byte only; later errors abort the body.
 impl From<&ReadError> for Problem {
     fn from(error: &ReadError) -> Self {
         let problem = |status| Self::new(status, error.to_string());
@@ -126,7 +126,7 @@ impl From<&ReadError> for Problem {
             ReadError::TimedOut { .. } => problem(StatusCode::SERVICE_UNAVAILABLE)
                 .retry_after(Duration::from_secs(5))
                 .cache_status(Forward::Miss, "timed-out"),
-            // An object that changes with each request: it may be quieter in a moment.
+            // The object changes with each request: retry later.
             ReadError::Changed => problem(StatusCode::SERVICE_UNAVAILABLE)
                 .retry_after(Duration::from_secs(1))
                 .cache_status(Forward::Miss, "changed"),

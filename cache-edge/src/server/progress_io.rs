@@ -1,4 +1,4 @@
-//! Tells the connection's watchdog of what moved, for I/O that does not do so itself (TLS).
+//! Reports progress to the connection's watchdog, for I/O that does not do so itself (TLS).
 
 use std::{
     io::{self, IoSlice},

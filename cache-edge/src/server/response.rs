@@ -1,4 +1,4 @@
-//! The heads of responses that concern an object.
+//! The heads of responses for an object.
 
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use http_rules::{freshness, validator};
 
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
-/// Where the origin gave no type (RFC 9110, 8.3: the client may then guess; this one it will not
-/// render).
+/// Used if the origin gave no type (RFC 9110, 8.3: the client may then guess; it will not render
+/// this one).
 const UNKNOWN_TYPE: &str = "application/octet-stream";
 
 /// The entry's media type.
@@ -26,7 +26,7 @@ pub fn content_type(entry: &v1::Entry) -> &str {
     }
 }
 
-/// What of the entry can be compared.
+/// The entry's validators.
 #[must_use]
 pub fn validators(entry: &v1::Entry) -> Validators<'_> {
     Validators {
@@ -35,8 +35,8 @@ pub fn validators(entry: &v1::Entry) -> Validators<'_> {
     }
 }
 
-/// Validators, freshness and `Accept-Ranges`: what a 200, 206, 304, 412 and 416 have in common.
-/// Made once an object.
+/// Validators, freshness and `Accept-Ranges`: the fields shared by 200, 206, 304, 412 and 416. Made
+/// once per object.
 pub struct Described {
     fields: Vec<(HeaderName, HeaderValue)>,
     content_type: HeaderValue,
@@ -47,8 +47,8 @@ impl Described {
     #[must_use]
     /// `kept`: other fields of the origin's answer.
     pub fn of(entry: &v1::Entry, cache_control: &str, kept: &Arc<HeaderMap>) -> Self {
-        // What this entry was selected by. What the origin varies on beyond that is the same in all
-        // requests it gets from here.
+        // Name the headers that selected this entry. All others that the origin varies on are the
+        // same in all requests from here.
         let key = entry.key.as_ref();
         let vary: Vec<String> = key
             .into_iter()
@@ -81,26 +81,26 @@ impl Described {
         headers.insert(header::AGE, HeaderValue::from(age_seconds));
     }
 
-    /// The origin's other fields: of answers with the object, or a 304.
+    /// Adds the origin's other fields, for answers with the object, or a 304.
     pub fn append_kept(&self, headers: &mut HeaderMap) {
         for (name, value) in self.kept.iter() {
             headers.append(name.clone(), value.clone());
         }
     }
 
-    /// The object's own.
+    /// The object's content type.
     #[must_use]
     pub fn content_type(&self) -> HeaderValue {
         self.content_type.clone()
     }
 }
 
-/// What the origin once sent, if it sent it and it is still a field value.
+/// A stored field value, if the origin sent it and it is still valid.
 fn value(text: &str) -> Option<HeaderValue> {
     non_empty(text).and_then(|text| HeaderValue::from_str(text).ok())
 }
 
-/// Inserts a text made here.
+/// Inserts a text made by this edge.
 pub fn insert_text(headers: &mut HeaderMap, name: HeaderName, text: String) {
     if let Ok(value) = HeaderValue::try_from(text) {
         headers.insert(name, value);

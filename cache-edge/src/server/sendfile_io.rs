@@ -1,8 +1,8 @@
 //! A plain socket under hyper that sends parts of files with `sendfile(2)`.
 //!
-//! hyper asks for a vectored write of the response's head and of slices that stand for parts of
-//! files ([`super::file_slices`]). ConnectionCache goes out with `sendmsg`, with `MSG_MORE` where file bytes
-//! follow, so that head and body share packets; a part of a file the kernel copies from the page
+//! hyper asks for a vectored write of the response's head and of slices that represent parts of
+//! files ([`super::file_slices`]). Memory goes out with `sendmsg`, with `MSG_MORE` if file bytes
+//! follow, so that head and body share packets; the kernel copies a part of a file from the page
 //! cache to the socket.
 
 use std::{
@@ -26,8 +26,8 @@ use super::{
 /// Plain slices given to one `sendmsg`; hyper queues 16 buffers of up to three slices.
 const MAX_PLAIN_SLICES: usize = 64;
 
-/// Of a file at a time, before other connections have their turn: what a socket on a short path
-/// holds.
+/// Bytes of a file sent at a time, before other connections are served: as many as a socket on a
+/// short path holds.
 const TURN_BYTES: u64 = 512 << 10;
 
 /// The I/O of one plain connection.
@@ -36,7 +36,7 @@ pub struct SendfileIo {
     slices: Arc<FileSlices>,
     activity: Arc<Activity>,
     metrics: Arc<Metrics>,
-    /// The last write ended because others have their turn.
+    /// The last write ended to let other connections be served.
     turn_over: bool,
 }
 
@@ -57,8 +57,8 @@ impl SendfileIo {
         }
     }
 
-    /// Writes until all is written or the socket takes no more for now. What was written is in
-    /// `sent`, also where this fails: an error must not make hyper send the same bytes again.
+    /// Writes until all is written or the socket takes no more for now. `sent` counts the written
+    /// bytes, even on an error: an error must not make hyper send the same bytes again.
     fn write_some(&self, slices: &[IoSlice<'_>], sent: &mut usize) -> io::Result<()> {
         let socket = self.io.inner();
         let mut index = 0;
@@ -101,7 +101,7 @@ impl SendfileIo {
             )?;
             *sent += written;
             if written < total {
-                // The buffer is full; hyper comes back with what is left.
+                // The buffer is full; hyper calls again with the rest.
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             index += plain;
@@ -111,10 +111,10 @@ impl SendfileIo {
 }
 
 /// Sends `[offset, end)` of the file until done, the socket takes no more for now (`WouldBlock`),
-/// or the turn is over (`Interrupted`); `offset` says how far it came.
+/// or the turn is over (`Interrupted`); advances `offset`.
 ///
-/// A part that was taken may mean that the socket is full, or that a signal came between: only a
-/// refused write tells, and makes the kernel say when there is room again.
+/// A partial write may mean that the socket is full, or that a signal came between: only a refused
+/// write tells, and makes the kernel report when there is space again.
 fn send_file_part(
     socket: &TcpStream,
     part: &FilePart,

@@ -40,28 +40,27 @@ use super::{
 use crate::{resolve::ports::Objects, worker_pool::WorkerPool};
 use http_rules::cache_status::CacheStatus;
 
-/// Buffers of 256 KiB for TLS and HTTP/2: 128 MiB at the very most, and only while so many are
-/// being sent.
+/// Buffers of 256 KiB for TLS and HTTP/2: 128 MiB at most, and only while so many are being sent.
 const MAX_LARGE_BUFFERS: usize = 512;
 
-/// Bytes of an HTTP/2 stream that wait for the client to take them, beside what the body read last.
+/// Bytes of an HTTP/2 stream that wait for the client, beside the body's last read.
 const MAX_STREAM_SEND_BYTES: usize = 64 << 10;
 
-/// Of a connection's own future; a thousand readers are to be served in some tens of MiB.
+/// Limit for a connection's own future: a thousand readers must fit into some tens of MiB.
 const MAX_CONNECTION_FUTURE_BYTES: usize = 2048;
 
-/// After the process ran out of descriptors: long enough that it does not spin, short enough that
+/// Pause after the process ran out of descriptors: long enough not to spin, short enough that
 /// nobody notices.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// Best effort, before a connection that is one too many is closed.
+/// Sent with best effort before a surplus connection is closed.
 const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
-/// The present TLS configuration; asked at each handshake, so that a reloaded certificate counts at
-/// once.
+/// Returns the present TLS configuration; called at each handshake, so that a reloaded certificate
+/// takes effect at once.
 pub type TlsConfig = Arc<dyn Fn() -> Arc<rustls::ServerConfig> + Send + Sync>;
 
-/// What the operator decides.
+/// The operator's settings.
 #[derive(Clone)]
 pub struct Settings {
     /// For `Cache-Status`.
@@ -69,7 +68,7 @@ pub struct Settings {
     pub cors: Cors,
     /// None: requests are not logged.
     pub access_log: Option<Arc<AccessLog>>,
-    /// Only signed URLs are answered, if there are keys.
+    /// If there are keys, only signed URLs are answered.
     pub signed_urls: Option<SigningKeys>,
     pub steering: Steering,
     pub limits: Limits,
@@ -77,12 +76,12 @@ pub struct Settings {
     pub proxies: Proxies,
     /// How long running bodies may finish after the shutdown began.
     pub drain_grace: Duration,
-    /// ALPN has to offer `h2` and `http/1.1` for both to be spoken.
+    /// ALPN must offer `h2` and `http/1.1` for both to be spoken.
     pub tls: Option<TlsConfig>,
 }
 
 impl Settings {
-    /// The defaults of the contract.
+    /// The defaults of `CACHE_DESIGN.md`.
     #[must_use]
     pub fn new(edge_name: impl Into<String>) -> Self {
         Self {
@@ -100,7 +99,7 @@ impl Settings {
     }
 }
 
-/// All that requests share.
+/// The state that all requests share.
 pub struct Server<O> {
     pub(super) objects: Arc<O>,
     pub(super) settings: Settings,
@@ -143,7 +142,7 @@ impl<O: Objects> Server<O> {
     }
 
     /// Serves until `shutdown`, then lets running responses finish within the grace period, cuts
-    /// what is left, and returns. Not cancel safe: dropped, it leaves connections running.
+    /// the rest, and returns. Not cancel safe: if dropped, it leaves connections running.
     ///
     /// # Errors
     ///
@@ -153,7 +152,7 @@ impl<O: Objects> Server<O> {
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> io::Result<()> {
-        // One a processor this process may use.
+        // One per processor that this process may use.
         let count = std::thread::available_parallelism().map_or(1, NonZero::get);
         let workers = WorkerPool::start("serve", count)?;
         let tasks = TaskTracker::new();
@@ -172,7 +171,7 @@ impl<O: Objects> Server<O> {
                         let Ok(stream) = stream.into_std() else {
                             continue;
                         };
-                        // Tokens of its own: waiting on a shared one locks it at each turn of the
+                        // Separate tokens: waiting on a shared one locks it at each poll of the
                         // connection.
                         let (shutdown, cut) = (shutdown.child_token(), cut.child_token());
                         let connection = Arc::clone(&self).connection(stream, address, shutdown);
@@ -196,8 +195,7 @@ impl<O: Objects> Server<O> {
                 }
             }
         }
-        // New connections are refused by the kernel from here on, so that a balancer goes
-        // elsewhere.
+        // The kernel refuses new connections from here on, so that a balancer uses another edge.
         drop(listener);
         tasks.close();
         if tokio::time::timeout(self.settings.drain_grace, tasks.wait())
@@ -272,8 +270,8 @@ impl<O: Objects> Server<O> {
         }
     }
 
-    /// Small, because it is wrapped several times and each wrapper has room for it twice: what is
-    /// large is boxed.
+    /// Small, because it is wrapped several times and each wrapper has space for it twice: large
+    /// parts are boxed.
     async fn connection(
         self: Arc<Self>,
         stream: std::net::TcpStream,
@@ -325,7 +323,7 @@ impl<O: Objects> Server<O> {
         }
     }
 
-    /// Speaks HTTP until the client is done, the shutdown is, or patience ends.
+    /// Speaks HTTP until the client is done, the shutdown ends it, or a time-out expires.
     async fn converse<I>(
         self: Arc<Self>,
         io: I,
@@ -384,7 +382,7 @@ impl<O: Objects> Server<O> {
                 tracing::debug!(%address, "nothing moved on the connection for too long");
                 return;
             };
-            // Most turns are the connection's.
+            // Most polls are the connection's.
             tokio::select! {
                 biased;
                 result = connection.as_mut() => {
@@ -408,17 +406,17 @@ impl<O: Objects> Server<O> {
         builder
             .http1()
             .timer(TokioTimer::new())
-            // Also bounds what hyper queues for writing; a piece is taken whole whatever it says.
+            // Also limits what hyper queues for writing; a piece is always taken whole.
             .max_buf_size(limits.request_head_bytes)
-            // The connection's watchdog sees to slow heads too; a timer of hyper's would be made
-            // and unmade for each request, under the lock of all timers.
+            // The connection's watchdog limits slow heads too; a timer of hyper's would be made and
+            // removed for each request, under the lock of all timers.
             .header_read_timeout(None);
         builder
             .http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.http2_streams)
             // A player that scrubs opens and cancels as many as it may in one packet. More than
-            // that, cancelled before they were looked at, end the connection.
+            // that, cancelled before they were handled, end the connection.
             .max_pending_accept_reset_streams(limits.http2_streams as usize)
             .max_send_buf_size(MAX_STREAM_SEND_BYTES)
             .max_header_list_size(u32::try_from(limits.request_head_bytes).unwrap_or(u32::MAX))

@@ -1,5 +1,5 @@
-//! The keys of signed URLs from their file, read again when it changes: a key is replaced without a
-//! restart.
+//! The keys of signed URLs from their file, read again when it changes: a key can be replaced
+//! without a restart.
 
 use std::{
     fs::File,
@@ -83,8 +83,8 @@ impl SigningKeys {
         use_them(&self.current.load().1)
     }
 
-    /// Looks at the file every `interval`, for as long as the process lives. What can not be used
-    /// leaves the old keys in place.
+    /// Checks the file every `interval`, for as long as the process lives. Errors leave the old
+    /// keys in place.
     pub async fn watch(self, interval: Duration) {
         let mut refused = String::new();
         loop {

@@ -7,31 +7,32 @@ use tokio::net::TcpStream;
 
 use crate::system_calls::round_trip;
 
-/// Up to this round trip a small send buffer costs no throughput: 256 KiB a 200 µs are over 1 GB/s.
+/// Up to this round trip a small send buffer costs no throughput: 256 KiB per 200 µs are over 1
+/// GB/s.
 const SHORT_RTT: Duration = Duration::from_micros(200);
 
-/// What is in flight to all short connections together should stay in the processor's caches: on
-/// loopback twice the throughput of the default, which autotuning lets grow to megabytes a
-/// connection.
+/// Limit for all send buffers of short connections together, which should stay in the processor's
+/// caches: on loopback twice the throughput of the default, which autotuning lets grow to megabytes
+/// a connection.
 const SHORT_RTT_BYTES: usize = 32 << 20;
-/// Less makes many small writes, and more brings nothing. The kernel doubles the value for its own
+/// Less makes many small writes, and more has no benefit. The kernel doubles the value for its own
 /// bookkeeping, and may allow less (`net.core.wmem_max`).
 const SHORT_RTT_SEND_BUFFER_BYTES: RangeInclusive<usize> = 64 << 10..=256 << 10;
 
-/// Prepares a player's connection. Failures are not fatal: each is an optimisation or a courtesy.
-/// `open`: how many connections there are.
+/// Tunes a player's connection. Failures are not fatal: each setting is an optimisation or a
+/// courtesy. `open`: the number of connections.
 pub fn tune(stream: &TcpStream, open: usize) {
     // Heads are corked explicitly where a body follows; nothing else should wait.
     let _ = stream.set_nodelay(true);
     let socket = SockRef::from(stream);
-    // A paused player whose machine vanished must not hold a place for a quarter of an hour.
+    // A paused player whose machine vanished must not hold a connection for a quarter of an hour.
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(60))
         .with_interval(Duration::from_secs(15))
         .with_retries(4);
     let _ = socket.set_tcp_keepalive(&keepalive);
-    // A set size ends autotuning and limits a connection to about buffer / round trip, so only
-    // where that is short.
+    // A fixed size ends autotuning and limits a connection to about buffer / round trip, so only if
+    // that is short.
     if round_trip(stream).is_some_and(|rtt| rtt <= SHORT_RTT) {
         let _ = socket.set_send_buffer_size(send_buffer_bytes(open));
     }

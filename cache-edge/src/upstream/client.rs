@@ -1,6 +1,6 @@
-//! One request to a source, up to the head of its answer.
+//! Sends one request to a source, up to the head of its answer.
 //!
-//! Asked are the source's origins in order; redirects are followed to where the source says.
+//! Tries the source's origins in order; follows redirects to where the source allows.
 
 use std::{
     sync::{
@@ -34,10 +34,10 @@ use crate::clock::now_ms;
 
 /// Redirects followed for one request.
 const MAX_REDIRECTS: usize = 5;
-/// Without a byte for this long, an origin is taken as stalled.
+/// An origin that sends no byte for this long counts as stalled.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Cheap to clone; clones share the connections.
+/// An HTTP client for origins or peers. Cheap to clone; clones share the connections.
 #[derive(Clone)]
 pub struct Client {
     transport: Transport,
@@ -49,7 +49,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Toward other edges. `tls`: roots and perhaps a client certificate.
+    /// For requests to other edges. `tls`: roots and perhaps a client certificate.
     #[must_use]
     pub fn new(tls: rustls::ClientConfig) -> Self {
         let dialing = Dialing {
@@ -60,8 +60,8 @@ impl Client {
         Self::with_dialing(tls, dialing)
     }
 
-    /// Toward origins: through the environment's proxies, with HTTP/2 where it is offered, and with
-    /// what shows that a request came through this edge.
+    /// For requests to origins: through the environment's proxies, with HTTP/2 if it is offered,
+    /// and with marks that show that a request came through this edge.
     #[must_use]
     pub fn toward_origins(tls: rustls::ClientConfig, marks: LoopMarks) -> Self {
         let dialing = origin::dialing(&v1::Source::default());
@@ -81,7 +81,7 @@ impl Client {
         }
     }
 
-    /// A request came through this edge before.
+    /// Whether a request came through this edge before.
     #[must_use]
     pub fn sees_loop(&self, headers: &HeaderMap) -> bool {
         self.marks
@@ -95,15 +95,15 @@ impl Client {
         self.asked.load(Ordering::Relaxed)
     }
 
-    /// Another patience, for tests and for peers.
+    /// Changes the stall time-out, for tests and for peers.
     #[must_use]
     pub fn with_stall_timeout(mut self, stall: Duration) -> Self {
         self.stall = stall;
         self
     }
 
-    /// Asks the source for an object. `headers` are added to the source's own and to those every
-    /// request carries.
+    /// Requests an object from the source. `headers` are added to the source's own and to those of
+    /// every request.
     pub async fn get(
         &self,
         source: &Arc<Source>,
@@ -114,7 +114,7 @@ impl Client {
         self.ask(Method::GET, source, url, headers, class).await
     }
 
-    /// As [`get`](Self::get), with GET or HEAD.
+    /// Like [`get`](Self::get), with GET or HEAD.
     pub async fn ask(
         &self,
         method: Method,
@@ -133,8 +133,7 @@ impl Client {
         self.ask_origins(source, &question).await
     }
 
-    /// Asks the origins in order until one answers: those that are dead last, those that the
-    /// question skips not at all.
+    /// Asks the origins in order until one answers: dead ones last, skipped ones not at all.
     pub async fn ask_origins(
         &self,
         source: &Arc<Source>,
@@ -196,7 +195,7 @@ impl Client {
         Err(passed_over.unwrap_or(OriginError::Changed))
     }
 
-    /// Tries origins that were left alone for long enough, beside the question.
+    /// Tries dead origins whose pause is over, beside the question.
     fn try_dead_ones(&self, source: &Arc<Source>, question: &Question<'_>) {
         for index in source.due_trials() {
             let (client, source) = (self.clone(), source.clone());
@@ -228,7 +227,7 @@ impl Client {
         }
     }
 
-    /// Asks one origin, and where its redirects lead.
+    /// Asks one origin, and follows its redirects.
     async fn ask_origin(
         &self,
         source: &Arc<Source>,
@@ -239,7 +238,7 @@ impl Client {
         let origin = source.origins().get(index).ok_or_else(outside)?;
         let mut url = source.target(origin, &question.url).ok_or_else(outside)?;
         let mut is_own = true;
-        // What redirects say of their own lifetime holds for what they lead to.
+        // Lifetimes of redirects also limit the object they lead to.
         let mut lifetimes = Vec::new();
         for _ in 0..=MAX_REDIRECTS {
             // The second part of a fetch takes the connection of the first, not another beside it.
@@ -286,7 +285,7 @@ impl Client {
             match redirect::read(status, head, &url, origin, named)? {
                 Some(Redirect::Own(next)) => (is_own, url) = (true, next),
                 Some(Redirect::Named(next)) => (is_own, url) = (false, next),
-                // Handed on as it is.
+                // Passed on unchanged.
                 Some(Redirect::Refused) | None => {
                     for lifetime in lifetimes {
                         response.headers.append(header::CACHE_CONTROL, lifetime);
@@ -301,8 +300,8 @@ impl Client {
         )))
     }
 
-    /// Returns when no connection is open to a source with a limit on them that nobody uses. Before
-    /// a fetch is said to have ended.
+    /// Returns when a source with a connection limit has no unused open connection. Must be awaited
+    /// before a fetch is reported as ended.
     pub async fn closed(&self, source: &Source) {
         if source.config.max_connections == 0 {
             return;
@@ -313,7 +312,7 @@ impl Client {
         }
     }
 
-    /// One request, no redirects, no source: for peers.
+    /// Sends one request without redirects or a source: for peers.
     pub async fn send(
         &self,
         method: Method,
@@ -361,7 +360,7 @@ impl Client {
     }
 }
 
-/// What is asked of a source.
+/// A question to a source.
 pub struct Question<'a> {
     pub method: Method,
     /// Below the source's base URL.
@@ -379,7 +378,7 @@ fn request(
     let mut request = Request::new(Empty::new());
     *request.method_mut() = method;
     let mut target = url.clone();
-    // Of a base URL with credentials; they go into a header, never into the request line.
+    // Credentials of the base URL go into a header, never into the request line.
     let _ = target.set_username("");
     let _ = target.set_password(None);
     *request.uri_mut() = target
@@ -404,7 +403,7 @@ fn request(
     Ok(request)
 }
 
-/// A request's permit before its answer has come: given back when its connection is closed.
+/// A request's permit before its answer has come: released when its connection is closed.
 struct Unanswered<'a> {
     client: &'a Client,
     source: &'a Arc<Source>,
@@ -442,15 +441,15 @@ fn basic_credentials(url: &Url) -> Result<HeaderValue, OriginError> {
     Ok(value)
 }
 
-/// Not reached, or reached and not understood. The connector fails with an `io::Error` in a TLS
-/// handshake only; what goes wrong before that, from the name to the connection, has a type of its
-/// own.
+/// Classifies the failure: not reached, or reached and not understood. The connector fails with an
+/// `io::Error` in a TLS handshake only; earlier errors, from the name to the connection, have their
+/// own type.
 fn failed(error: &ClientError) -> OriginError {
     let cause = std::error::Error::source(error);
     let in_handshake = cause.is_some_and(|cause| cause.is::<std::io::Error>());
     let mut text = chain(error);
     if cause.is_some_and(is_for_another_name) {
-        // Whose names are asked for and shown is nothing for players.
+        // Players must not see the requested name or the certificate's names.
         tracing::debug!(error = text, "an origin's certificate is refused");
         "its certificate is for another name".clone_into(&mut text);
     }
@@ -469,7 +468,7 @@ fn is_for_another_name(error: &(dyn std::error::Error + 'static)) -> bool {
             rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })
         );
     }
-    // What an `io::Error` holds is not among its sources.
+    // The inner error of an `io::Error` is not among its sources.
     let inner = error
         .downcast_ref::<std::io::Error>()
         .and_then(std::io::Error::get_ref);

@@ -1,8 +1,8 @@
-//! Which connections to an origin are still open although nobody uses them any more.
+//! Tracks which connections to an origin are still open although they are unused.
 //!
-//! A limit on connections holds in the whole cluster: another edge is given a place when a fetch
-//! here is said to have ended. A connection is closed by its own task, a moment after its answer
-//! was dropped; who reports the end waits for that moment.
+//! A limit on connections applies to the whole cluster: another edge is granted a connection when a
+//! fetch here is reported as ended. A connection is closed by its own task, a moment after its
+//! answer was dropped; the report of the end waits for that moment.
 
 use std::{
     collections::HashMap,
@@ -27,7 +27,7 @@ use super::quota::ConnectionPermit;
 /// waited for.
 const CLOSED_WITHIN: Duration = Duration::from_millis(250);
 
-/// Connections of one client, by the origin's authority.
+/// The connections of one client, by the origin's authority.
 #[derive(Clone, Debug, Default)]
 pub struct Connections(Arc<Inner>);
 
@@ -49,7 +49,7 @@ enum Kind {
     Used,
 }
 
-/// One of those counted, until it is dropped.
+/// A counted connection or request, until it is dropped.
 #[derive(Debug)]
 pub struct Counted {
     of: Arc<Inner>,
@@ -58,7 +58,7 @@ pub struct Counted {
 }
 
 impl Connections {
-    /// A request to the URI's origin, until the answer to it is read or dropped.
+    /// Counts a request to the URI's origin, until its answer is read or dropped.
     #[must_use]
     pub fn used(&self, uri: &Uri) -> Counted {
         self.count(uri, Kind::Used)
@@ -80,8 +80,8 @@ impl Connections {
         }
     }
 
-    /// Returns when no connection to the authority (`host:port`) is open that nobody uses. Only for
-    /// origins whose connections are not kept for the next request.
+    /// Returns when no unused connection to the authority (`host:port`) is open. Only for origins
+    /// whose connections are not kept for the next request.
     pub async fn closed(&self, authority: &str) {
         let closing = |inner: &Inner| {
             let count = inner.counts.lock().get(authority).copied();
@@ -91,7 +91,7 @@ impl Connections {
             loop {
                 let closed = self.0.closed.notified();
                 tokio::pin!(closed);
-                // Registered before the look.
+                // Registered before the check.
                 closed.as_mut().enable();
                 if !closing(&self.0) {
                     return;
@@ -137,13 +137,13 @@ pub struct Counting<C> {
 /// A connection that is counted.
 #[derive(Debug)]
 pub struct Tracked<T> {
-    // Dropped, and with it closed, before it is counted out.
+    // Dropped, and with it closed, before it is uncounted.
     stream: T,
     _counted: Counted,
     closing: Closing,
 }
 
-/// Where the permit of a connection is kept until the connection is closed.
+/// Keeps the permit of a connection until the connection is closed.
 #[derive(Clone, Debug, Default)]
 pub struct PermitSlot(Arc<Mutex<Slot>>);
 
@@ -154,7 +154,7 @@ struct Slot {
 }
 
 impl PermitSlot {
-    /// Keeps it until the connection is closed; not at all if it is already.
+    /// Keeps the permit until the connection is closed; not at all if it is already.
     pub fn put(&self, permit: ConnectionPermit) {
         let mut slot = self.0.lock();
         if !slot.is_closed {
@@ -163,7 +163,7 @@ impl PermitSlot {
     }
 }
 
-/// The connection's own hold of its permit's slot.
+/// The connection's own handle of its permit's slot.
 #[derive(Debug, Default)]
 struct Closing(PermitSlot);
 

@@ -1,4 +1,4 @@
-//! What fetches count, for metrics and for what the edge tells of itself.
+//! Counters of fetches, for metrics and for the edge's reports.
 
 use std::{
     sync::atomic::{AtomicI64, AtomicU64, Ordering},
@@ -15,12 +15,12 @@ use v1::{RemovalReason, fetch_failure::Fault};
 
 type Labels = [(&'static str, &'static str); 1];
 
-/// Labels that are there from the start, at 0: of a counter that appears with its first event,
-/// `increase()` does not see that event.
+/// Labels that exist from the start, at 0: `increase()` does not see the first event of a counter
+/// that appears with it.
 const FAULTS: [&str; 4] = ["origin", "peer", "edge", "changed"];
 const REMOVALS: [&str; 3] = ["evicted", "invalidated", "corrupt"];
 
-/// A histogram a level.
+/// One histogram per level.
 #[derive(Debug)]
 struct Waits(Family<Labels, Histogram, fn() -> Histogram>);
 
@@ -32,14 +32,14 @@ impl Default for Waits {
     }
 }
 
-/// One for the process.
+/// The process's counters.
 #[derive(Debug, Default)]
 pub struct Counters {
     pub origin_bytes: AtomicU64,
     pub peer_bytes: AtomicU64,
     pub origin_errors: AtomicU64,
     pub peer_errors: AtomicU64,
-    /// In record mode: bytes of answers compared with what is stored, and answers that differed.
+    /// In record mode: bytes of answers compared with stored ones, and answers that differed.
     pub compared_bytes: AtomicU64,
     pub mismatches: AtomicU64,
     /// How far this machine's clock is ahead of the coordinator's, in milliseconds.
@@ -51,7 +51,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Those that are not read one by one.
+    /// Registers the metrics that are not read one by one.
     pub fn register(&self, registry: &mut Registry) {
         for level in Level::ALL {
             drop(self.waits.0.get_or_create(&[("level", level.label())]));
@@ -89,13 +89,13 @@ impl Counters {
         self.clock_ahead.set(ahead_ms as f64 / 1_000.0);
     }
 
-    /// By which the origin's dates are moved before they are compared with this machine's clock.
+    /// The correction of the origin's dates before they are compared with this machine's clock.
     #[must_use]
     pub fn clock_ahead_ms(&self) -> i64 {
         self.clock_ahead_ms.load(Ordering::Relaxed)
     }
 
-    /// A chunk came to its end so long after it was ordered.
+    /// Records the time from a chunk's order to its end.
     pub fn chunk_came(&self, level: Level, after: Duration) {
         let label = [("level", level.label())];
         self.waits
@@ -104,7 +104,7 @@ impl Counters {
             .observe(after.as_secs_f64());
     }
 
-    /// A fetch was given up.
+    /// Counts a fetch that was given up.
     pub fn failed(&self, fault: Fault) {
         let fault = match fault {
             Fault::Origin => "origin",
@@ -116,7 +116,7 @@ impl Counters {
         self.failures.get_or_create(&[("fault", fault)]).inc();
     }
 
-    /// Chunks are taken out of the store.
+    /// Counts chunks that were removed from the store.
     pub fn removed(&self, reason: RemovalReason, chunks: usize) {
         let reason = match reason {
             RemovalReason::Evicted => "evicted",

@@ -1,5 +1,4 @@
-//! What can go wrong between this edge and an origin or peer: whose fault, and whether to ask
-//! again.
+//! Failures between this edge and an origin or peer: whose fault, and whether to ask again.
 
 use std::time::Duration;
 
@@ -17,12 +16,12 @@ pub enum OriginError {
     /// The request came back to an edge it had passed.
     #[error("leads back to this edge")]
     Loop,
-    /// Reached, and what came is no answer: a certificate that can not be trusted, no TLS, no HTTP,
-    /// or the connection's end. One of several servers behind a name may be so, or one that is
-    /// being mended: it is asked again.
+    /// Reached, but without a usable answer: an untrusted certificate, no TLS, no HTTP, or the
+    /// connection's end. That may be one of several servers behind a name, or one being repaired:
+    /// it is asked again.
     #[error("gave no answer that can be used: {0}")]
     NoAnswer(String),
-    /// 5xx, 408, 425: perhaps better in a moment.
+    /// 5xx, 408, 425: may succeed in a moment.
     #[error("answered {status}")]
     Unavailable {
         status: u16,
@@ -31,16 +30,16 @@ pub enum OriginError {
     /// 429: obeyed.
     #[error("answered 429")]
     Busy { retry_after: Duration },
-    /// Too many requests are held already until its limit on connections lets them through.
+    /// Too many requests wait already for its limit on connections.
     #[error("has too many requests waiting for a connection")]
     TooManyWaiting,
-    /// Any other status that is no object: 404, 410, 403, ...
+    /// Any other status without an object: 404, 410, 403, ...
     #[error("answered {status}")]
     Refused { status: u16 },
     /// Another validator or another size than the entry's.
     #[error("has another version of the object now")]
     Changed,
-    /// Broke off before the end it had announced.
+    /// Broke off before the announced end.
     #[error("broke off after {received} of {expected} bytes: {detail}")]
     Short {
         received: u64,
@@ -50,14 +49,14 @@ pub enum OriginError {
     /// No byte for too long.
     #[error("sent no byte for {0:?}")]
     Stalled(Duration),
-    /// The key was invalidated after the question was sent: what it found is from before.
+    /// The key was invalidated after the question was sent: the answer is from before.
     #[error("answered before the key was invalidated")]
     Overtaken,
-    /// Of a peer: a block does not have the hash it was sent with.
+    /// A peer's block does not have the hash it was sent with.
     #[error("sent bytes that are not what it has the hash of")]
     WrongBytes,
-    /// Its origin ignores ranges, and one body brings all of the entry here already. No error of the
-    /// origin.
+    /// Its origin ignores ranges, and one body already brings the whole entry here. Not an error of
+    /// the origin.
     #[error("is brought as a whole by another fetch")]
     WholeStreamRuns,
     /// Something HTTP does not allow, or that this edge does not accept.
@@ -85,7 +84,7 @@ impl From<AnswerError> for OriginError {
 }
 
 impl OriginError {
-    /// Asking again may help.
+    /// Whether asking again may help.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -107,7 +106,7 @@ impl OriginError {
         }
     }
 
-    /// What the origin asked for, if it did.
+    /// The pause that the origin asked for, if it did.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -118,7 +117,7 @@ impl OriginError {
         }
     }
 
-    /// Of the answer, if one came.
+    /// The status of the answer, if one came.
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         match self {

@@ -1,7 +1,7 @@
-//! Whether one of several origins of a source is worth asking.
+//! Decides whether one of several origins of a source is worth asking.
 //!
-//! A few failures in a row make it dead. A dead one is left alone for a while, which grows, and
-//! then tried beside a request that another origin answers: no viewer waits for it.
+//! A few failures in a row make it dead. A dead one is not asked for a while, which grows, and then
+//! tried beside a request that another origin answers: no viewer waits for it.
 
 use std::time::{Duration, Instant};
 
@@ -29,22 +29,22 @@ struct Dead {
     next_trial: Instant,
 }
 
-/// How bad a failure is.
+/// The kind of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// Told at once: refused, broken, an error status.
+    /// Known at once: refused, broken, an error status.
     Quick,
-    /// It took a time-out to find out; that is not done to another request.
+    /// Found by a time-out; no other request must wait for that again.
     Slow,
 }
 
 impl Health {
-    /// It answered.
+    /// Records an answer.
     pub fn succeed(&self) {
         *self.0.lock() = State::default();
     }
 
-    /// It did not answer, or with an error.
+    /// Records a missing answer, or an error.
     pub fn fail(&self, failure: Failure, now: Instant) {
         let mut state = self.0.lock();
         state.failures = match failure {

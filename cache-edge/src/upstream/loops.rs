@@ -1,12 +1,12 @@
-//! Requests that came through this edge already: a source may lead to the edge itself, or to one
-//! that asks this one.
+//! Detects requests that came through this edge already: a source may lead to the edge itself, or
+//! to one that asks this one.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 /// RFC 8586.
 pub const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
 
-/// What shows that a request came through an edge.
+/// Marks that show that a request came through an edge.
 #[derive(Clone, Debug)]
 pub struct LoopMarks {
     /// The edge's own, in `CDN-Loop`.
@@ -24,13 +24,13 @@ impl LoopMarks {
         })
     }
 
-    /// Marks a request to an origin, behind what others marked.
+    /// Marks a request to an origin, after the marks of others.
     pub fn add_to(&self, headers: &mut HeaderMap) {
         headers.append(CDN_LOOP, self.cdn_id.clone());
         headers.append(header::VIA, self.via.clone());
     }
 
-    /// A request came through this edge before.
+    /// Whether a request came through this edge before.
     #[must_use]
     pub fn are_in(&self, headers: &HeaderMap) -> bool {
         headers

@@ -1,10 +1,9 @@
-//! HTTP to origins and peers: what is asked, what of the answer is believed, and how it becomes
-//! chunks.
+//! HTTP to origins and peers: requests, checks of their answers, and quotas.
 //!
 //! Only registered sources are ever asked, and only below their base URL. An origin can be slow,
 //! wrong or hostile: every answer is checked against the entry before a byte of it is written
-//! (`answer`), every wait has an end, every retry a budget. May not know of players, of the session
-//! with the coordinator, or of how entries are found.
+//! (`answer`), every wait has an end, every retry a budget. Must not know players, the session with
+//! the coordinator, or how entries are found.
 
 pub mod client;
 pub mod connections;

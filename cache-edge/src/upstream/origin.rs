@@ -17,12 +17,12 @@ pub const MAX_CONNECTION_AGE: Duration = Duration::from_secs(60);
 /// A server that holds a source's objects.
 #[derive(Debug)]
 pub struct Origin {
-    /// As it is configured, without a trailing slash.
+    /// As configured, without a trailing slash.
     base_url: String,
     base: Url,
-    /// What requests name: the base URL, or that of the bucket, with the host that is set.
+    /// The URL that requests name: the base URL, or that of the bucket, with the configured host.
     target: Url,
-    /// None: the edge's own for all that has no settings.
+    /// None: the edge's shared one, for sources without settings.
     transport: Option<Transport>,
     pub health: Health,
 }
@@ -74,7 +74,7 @@ impl Origin {
         &self.base_url
     }
 
-    /// The base URL as the URLs below it begin.
+    /// The base URL in the form in which the URLs below it begin.
     pub(super) fn logical_base(&self) -> &str {
         self.base.as_str().trim_end_matches('/')
     }
@@ -91,7 +91,7 @@ impl Origin {
         self.transport.as_ref()
     }
 
-    /// The URL to ask, of one below the base URL `logical_base`.
+    /// Translates a URL below the base URL `logical_base` to this origin.
     #[must_use]
     pub fn target_of(&self, logical_base: &str, url: &Url) -> Option<Url> {
         let rest = url.as_str().strip_prefix(logical_base)?;
@@ -100,13 +100,13 @@ impl Origin {
         lies_below(&self.target, &target).then_some(target)
     }
 
-    /// The URL lies below the base URL, as it is configured.
+    /// Whether the URL lies below the configured base URL.
     #[must_use]
     pub fn holds(&self, url: &Url) -> bool {
         lies_below(&self.base, url)
     }
 
-    /// What to ask where a redirect leads to a place of this origin's own.
+    /// The URL to ask when a redirect leads to a place of this origin's own.
     #[must_use]
     pub fn own(&self, url: &Url) -> Option<Url> {
         if lies_below(&self.target, url) {
@@ -124,8 +124,8 @@ impl Origin {
     }
 }
 
-/// Without settings that need connections of its own. A limit on connections counts them alone,
-/// and HTTP/2 would evade it.
+/// Whether the source has no settings that need connections of its own. A limit on connections
+/// counts only those, and HTTP/2 would evade it.
 fn is_ordinary(source: &v1::Source) -> bool {
     let connection = source.connection.clone().unwrap_or_default();
     let timeouts = v1::OriginConnection {
@@ -172,7 +172,7 @@ fn tls_of(connection: &v1::OriginConnection) -> Result<rustls::ClientConfig, Str
     made().map_err(|error: tls::TlsError| error.to_string())
 }
 
-/// Where a bucket's objects are asked for.
+/// The URL of a bucket's objects.
 fn bucket_url(base: &Url, s3: &v1::S3Settings) -> Result<Url, String> {
     let bucket = base.host_str().unwrap_or_default();
     let region = if s3.region.is_empty() {

@@ -1,4 +1,4 @@
-//! How edges authenticate to each other, and what a request to one looks like (RFC 0001, 10).
+//! Authentication between edges, and the form of their requests (RFC 0001, 10).
 
 use arc_swap::ArcSwap;
 use chunkcache_proto::{ByteRange, EntryId};
@@ -8,13 +8,13 @@ use sha2::Sha256;
 
 /// The path prefix on the player listener.
 pub const PEER_PREFIX: &str = "/_peer/v1/entries/";
-/// In a request of an edge that got other bytes than that: the peer checks what it has.
+/// Set by an edge that received other bytes than this hash: the peer checks its copy.
 pub const MISMATCH: HeaderName = HeaderName::from_static("x-chunk-mismatch");
 const SCHEME: &str = "ChunkCache-Peer ";
-/// Clocks of edges may differ by this much; a request can be replayed no longer.
+/// Clocks of edges may differ by this much; a request can not be replayed for longer.
 const LARGEST_SKEW_SECONDS: u64 = 60;
 
-/// The keys all edges share, newest first. Told by the coordinator.
+/// The keys that all edges share, newest first. Set by the coordinator.
 #[derive(Default)]
 pub struct PeerKeys(ArcSwap<Vec<Vec<u8>>>);
 
@@ -46,7 +46,7 @@ impl PeerKeys {
         Some(headers)
     }
 
-    /// The request was signed with one of the keys, lately.
+    /// Whether the request was recently signed with one of the keys.
     #[must_use]
     pub fn accepts(&self, path: &str, headers: &HeaderMap, now_seconds: u64) -> bool {
         let text = |name| {
@@ -74,7 +74,7 @@ impl PeerKeys {
     }
 }
 
-/// On every edge.
+/// The same on every edge.
 #[must_use]
 pub fn path(entry: &EntryId) -> String {
     format!("{PEER_PREFIX}{entry}")

@@ -1,12 +1,12 @@
-//! How bytes travel between edges: in blocks, each behind its place and its hash.
+//! The format of bytes between edges: blocks, each preceded by its position and its hash.
 //!
 //! The hash is the one the sending edge made when it received the bytes, or the one its journal
-//! has; the receiving edge hands nothing on that was not compared with it. So a viewer gets no byte
-//! that changed on a peer's disk, in its memory, or on the way.
+//! has; the receiving edge passes nothing on that was not compared with it. So a viewer gets no
+//! byte that changed on a peer's disk, in its memory, or on the way.
 //!
 //! A block is `offset u64 | length u32 | XXH3-64 seeded with the offset u64 | bytes`, all
-//! little-endian. The first may begin before the range that was asked for, and the last may end
-//! behind it: a hash is of a whole block.
+//! little-endian. The first may begin before the requested range, and the last may end behind it: a
+//! hash covers a whole block.
 
 use bytes::{Buf, Bytes, BytesMut};
 use chunkcache_proto::{
@@ -16,11 +16,11 @@ use chunkcache_proto::{
 
 use super::OriginError;
 
-/// Of a body made of blocks.
+/// The type of a body made of blocks.
 pub const CONTENT_TYPE: &str = "application/x-chunkcache-blocks";
 const HEADER_BYTES: usize = 20;
 
-/// What goes before the block's bytes.
+/// The header before the block's bytes.
 #[must_use]
 pub fn block_header(range: ByteRange, hash: u64) -> Bytes {
     let mut header = Vec::with_capacity(HEADER_BYTES);
@@ -30,11 +30,11 @@ pub fn block_header(range: ByteRange, hash: u64) -> Bytes {
     header.into()
 }
 
-/// Takes a body of blocks apart, and gives the bytes of a range in order, each once its block was
-/// checked. Holds at most one block and what came with it.
+/// Decodes a body of blocks, and returns the bytes of a range in order, each once its block was
+/// checked. Holds at most one block and the bytes that came with it.
 #[derive(Debug)]
 pub struct BlockDecoder {
-    /// What was not given yet.
+    /// The part not returned yet.
     range: ByteRange,
     received: BytesMut,
 }
@@ -48,12 +48,12 @@ impl BlockDecoder {
         }
     }
 
-    /// The next bytes of the body.
+    /// Adds the next bytes of the body.
     pub fn push(&mut self, bytes: &[u8]) {
         self.received.extend_from_slice(bytes);
     }
 
-    /// All bytes of the range were given.
+    /// Whether all bytes of the range were returned.
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.range.is_empty()
@@ -142,7 +142,7 @@ mod tests {
         decoder.push(&sent);
         assert_eq!(decoder.next_bytes().unwrap().unwrap(), bytes[..1000]);
         assert_eq!(decoder.next_bytes(), Err(OriginError::WrongBytes));
-        // Right bytes at a wrong place are wrong.
+        // Correct bytes at a wrong position are wrong.
         let mut moved = body(0, &bytes, &[0, 1000]);
         moved[0] = 1;
         let range = ByteRange::new(1, 900);

@@ -1,10 +1,10 @@
 //! The quota lease of each source that has limits: connections, and bytes a second.
 //!
-//! The limits hold in the whole cluster, so the coordinator grants parts of them, for as long as a
+//! The limits apply to the whole cluster, so the coordinator grants parts of them, for as long as a
 //! report renews them. A request waits for a connection permit, viewers before others; it is held,
-//! not refused. A permit is free again when its connection is closed. When the leases expire, all
-//! that is open comes down to the floor at once; what the lease did not grant is used only after
-//! the leases of all other edges have expired as well. RFC 0007 has the table of states.
+//! not refused. A permit is free again when its connection is closed. When the leases expire, open
+//! connections fall back to the floor at once; capacity beyond the lease is used only after the
+//! leases of all other edges have expired as well. RFC 0007 has the table of states.
 //!
 //! A source without a limit costs one comparison.
 
@@ -21,23 +21,23 @@ use tokio::sync::{Notify, oneshot};
 use super::OriginError;
 use crate::core::byte_rate::ByteRateLimiter;
 
-/// Requests that wait for a permit of one source. More are refused at once.
+/// Limit of requests that wait for a permit of one source. More are refused at once.
 const MAX_WAITING: usize = 1_024;
-/// Reports of a session that were not answered. Older ones renew nothing.
+/// Limit of unanswered reports of a session. Older ones renew nothing.
 const MAX_REPORTS: usize = 64;
-/// How long leases are taken to be good for before the coordinator has said so.
+/// How long leases are assumed to be valid before the coordinator has said so.
 const DEFAULT_TTL: Duration = Duration::from_millis(2_500);
-/// Longest sleep before a rate is looked at again.
+/// Longest sleep before a rate is checked again.
 const LONGEST_SLEEP: Duration = Duration::from_millis(100);
-/// Edges that may share a source, where no coordinator has said how many.
+/// Assumed number of edges that share a source, if no coordinator has said how many.
 const UNKNOWN_EDGES: u64 = 4;
 
 /// On whose behalf an origin is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestClass {
-    /// The coordinator's: it counts the connection itself.
+    /// Assigned by the coordinator, which counts the connection itself.
     Assigned,
-    /// Of `import`, a program of its own with one connection or two.
+    /// For `import`, a separate program with one connection or two.
     Import,
     /// A viewer waits for it.
     Foreground,
@@ -48,9 +48,9 @@ pub enum RequestClass {
 /// How far an edge may rely on its leases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LeaseState {
-    /// Renewed in time: what was granted.
+    /// Renewed in time: the grant.
     Leased,
-    /// Not renewed: what was granted, but no more than the floor.
+    /// Not renewed: the grant, but no more than the floor.
     Expired,
     /// Others' leases have expired as well, or there never was one: the floor.
     Unknown,
@@ -67,12 +67,12 @@ struct TermState {
     /// None: there never was a lease.
     expires: Option<Instant>,
     number: u64,
-    /// Reports that were not answered, and when they were sent.
+    /// Unanswered reports, and when they were sent.
     reports: VecDeque<(u64, Instant)>,
 }
 
 impl LeaseTerm {
-    /// A session begins, or ended. Leases live on either way.
+    /// Records that a session begins, or ended. Leases continue either way.
     pub fn set_in_session(&self, in_session: bool) {
         let mut term = self.0.lock();
         term.in_session = in_session;
@@ -93,7 +93,7 @@ impl LeaseTerm {
         number
     }
 
-    /// The coordinator answered a report: the leases are good for so long from when it was sent,
+    /// Renews the leases: the coordinator answered a report. They are valid from when it was sent,
     /// however late the answer is.
     pub fn renew(&self, answers: u64, ttl: Duration) {
         let mut term = self.0.lock();
@@ -104,7 +104,7 @@ impl LeaseTerm {
         term.expires = term.expires.max(Some(sent + ttl));
     }
 
-    /// How it stands, and after which time that may change by itself.
+    /// The present state, and after which time it may change on its own.
     #[must_use]
     pub fn state(&self, now: Instant) -> (LeaseState, Option<Duration>) {
         let term = self.0.lock();
@@ -128,7 +128,7 @@ impl LeaseTerm {
     }
 }
 
-/// Of one source. Cheap to clone.
+/// The quota of one source. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Quota(Arc<Inner>);
 
@@ -142,48 +142,48 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct State {
-    /// As the source is configured; 0: no limit.
+    /// As configured for the source; 0: no limit.
     max_connections: u32,
     max_rate: u64,
-    /// The last one, of whichever session.
+    /// The last lease, from any session.
     lease: Option<v1::QuotaLease>,
-    /// Of the last one in this session.
+    /// Sequence number of the last lease in this session.
     sequence: u64,
     open: u32,
     assigned: u32,
-    /// Requests that may come to need a permit.
+    /// Requests that may need a permit soon.
     expected: u32,
-    /// While the leases have expired also what goes on of its assignments.
+    /// While the leases have expired, in-flight assigned fetches wait here too.
     foreground: VecDeque<(RequestClass, oneshot::Sender<ConnectionPermit>)>,
     background: VecDeque<oneshot::Sender<ConnectionPermit>>,
     /// None: nothing yet in this session.
     reported: Option<v1::QuotaUse>,
-    /// Most that was wanted since a smaller number could be reported.
+    /// The largest demand since a smaller number could be reported.
     peak: u32,
     limiter: ByteRateLimiter,
 }
 
-/// A request that may come to need a permit, until it is dropped.
+/// A request that may need a permit soon, until it is dropped.
 #[derive(Debug)]
 pub struct ExpectedRequest(Option<Quota>);
 
-/// One connection of the lease, until it is dropped.
+/// A connection permit; released when dropped.
 #[derive(Debug)]
 pub struct ConnectionPermit {
     of: Option<Quota>,
     class: RequestClass,
 }
 
-/// What is open of a source beyond what may be.
+/// The use of a source beyond its quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Excess {
     pub connections: u32,
-    /// The leases have expired: it ends now, with what was assigned and has not begun.
+    /// The leases have expired: it ends now, including assigned fetches that have not begun.
     pub is_expired: bool,
 }
 
 impl Quota {
-    /// `news` is notified when the coordinator has to know something.
+    /// `news` is notified when there is something to report.
     #[must_use]
     pub fn new(term: LeaseTerm, news: Arc<Notify>) -> Self {
         Self(Arc::new(Inner {
@@ -193,21 +193,21 @@ impl Quota {
         }))
     }
 
-    /// As the source is configured; 0: no limit.
+    /// As configured for the source; 0: no limit.
     pub fn set_limits(&self, max_connections: u32, max_rate: u64) {
         let mut state = self.0.state.lock();
         (state.max_connections, state.max_rate) = (max_connections, max_rate);
         self.admit(&mut state);
     }
 
-    /// Nothing is known of its leases in a session that begins, and nothing was reported.
+    /// Resets the state for a new session: no leases are known, and nothing was reported.
     pub fn begin_session(&self) {
         let mut state = self.0.state.lock();
         state.sequence = 0;
         state.reported = None;
     }
 
-    /// What the coordinator granted.
+    /// Sets the coordinator's grant.
     pub fn set_lease(&self, lease: v1::QuotaLease) {
         let mut state = self.0.state.lock();
         state.sequence = lease.sequence;
@@ -217,8 +217,8 @@ impl Quota {
         self.0.news.notify_one();
     }
 
-    /// Looks again at who waits, after time passed or leases were renewed. Returns what is open
-    /// beyond what may be.
+    /// Admits waiting requests after time passed or leases were renewed. Returns the use beyond the
+    /// quota.
     #[must_use]
     pub fn enforce(&self) -> Option<Excess> {
         let mut state = self.0.state.lock();
@@ -247,8 +247,8 @@ impl Quota {
         self.0.term.state(Instant::now()).0
     }
 
-    /// A request will perhaps need a permit: if there is none, it is asked for while the request is
-    /// at something else.
+    /// Announces a request that may need a permit: if there is none, it is requested from the
+    /// coordinator while the request does something else.
     #[must_use]
     pub fn expect(&self) -> ExpectedRequest {
         let mut state = self.0.state.lock();
@@ -263,7 +263,7 @@ impl Quota {
         ExpectedRequest(Some(self.clone()))
     }
 
-    /// A permit, when there is one: a limit of ours is no reason to refuse a request. Cancel safe.
+    /// Waits for a permit: a limit of ours is no reason to refuse a request. Cancel safe.
     pub async fn acquire(&self, class: RequestClass) -> Result<ConnectionPermit, OriginError> {
         let waiting = {
             let mut state = self.0.state.lock();
@@ -284,8 +284,8 @@ impl Quota {
         waiting.await.map_err(|_| OriginError::TooManyWaiting)
     }
 
-    /// A viewer waits here for a permit, or an edge elsewhere for what is open beyond the lease: a
-    /// fetch that is not in a hurry gives its own up.
+    /// Whether a viewer here waits for a permit, or another edge for those beyond the lease: a
+    /// fetch that is not urgent gives its own up.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
         let state = self.0.state.lock();
@@ -293,8 +293,8 @@ impl Quota {
         waiting.any(|waiting| !waiting.is_closed()) || state.open > state.room(self.lease_state())
     }
 
-    /// What the coordinator has to know, if it does not yet. `all`: also that less is wanted, which
-    /// is not reported of each request that ends.
+    /// The use that the coordinator does not know yet. `all`: include smaller demand, which is not
+    /// reported for each request that ends.
     #[must_use]
     pub fn to_report(&self, source: &str, all: bool) -> Option<v1::QuotaUse> {
         let mut state = self.0.state.lock();
@@ -330,8 +330,8 @@ impl Quota {
         Some(now)
     }
 
-    /// Returns when a reader of this level may read on. Cancel safe: what was read is counted by
-    /// [`took`](Self::took) alone.
+    /// Returns when a reader of this level may read on. Cancel safe: only [`took`](Self::took)
+    /// counts bytes.
     pub async fn ready(&self, level: Level) {
         while let Some(wait) = self.wait(level) {
             tokio::time::sleep(wait.min(LONGEST_SLEEP)).await;
@@ -347,7 +347,7 @@ impl Quota {
         state.limiter.wait(level, rate, Instant::now())
     }
 
-    /// Bytes that were read from the source.
+    /// Counts bytes that were read from the source.
     pub fn took(&self, bytes: usize, level: Level) {
         let mut state = self.0.state.lock();
         if let Some(rate) = state.rate(self.lease_state()) {
@@ -364,7 +364,7 @@ impl Quota {
         }
     }
 
-    /// Those that wait, as far as there are permits.
+    /// Admits waiting requests as long as there are permits.
     fn admit(&self, state: &mut State) {
         state.foreground.retain(|(_, waiting)| !waiting.is_closed());
         state.background.retain(|waiting| !waiting.is_closed());
@@ -404,7 +404,7 @@ impl State {
             .saturating_add(u32::try_from(waiting).unwrap_or(u32::MAX))
     }
 
-    /// Viewers that wait.
+    /// Number of waiting viewers.
     fn urgent(&self) -> u32 {
         let waiting = self.foreground.iter().filter(|(_, it)| !it.is_closed());
         u32::try_from(waiting.count()).unwrap_or(u32::MAX)
@@ -421,7 +421,7 @@ impl State {
         self.lease.as_ref().map_or(0, |lease| lease.connections)
     }
 
-    /// At least one: a viewer is served also where there are more edges than connections.
+    /// At least one: a viewer is served even if there are more edges than connections.
     fn floor(&self) -> u32 {
         let floor = self
             .lease
@@ -430,7 +430,7 @@ impl State {
         floor.clamp(1, self.max_connections.max(1))
     }
 
-    /// Connections it may have for itself.
+    /// Connections for the edge's own requests.
     fn room(&self, lease_state: LeaseState) -> u32 {
         let all = match lease_state {
             LeaseState::Leased => return self.granted(),
@@ -443,7 +443,7 @@ impl State {
         all.saturating_sub(self.assigned)
     }
 
-    /// Bytes per second of all it reads; none: no limit.
+    /// Bytes a second for all its reads; none: no limit.
     fn rate(&self, lease_state: LeaseState) -> Option<u64> {
         if self.max_rate == 0 {
             return None;

@@ -10,7 +10,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// In session, of a source that bears so many connections.
+    /// In session, for a source with `max_connections`.
     fn new(max_connections: u32, max_rate: u64) -> Self {
         let term = LeaseTerm::default();
         let quota = Quota::new(term.clone(), Arc::default());
@@ -33,7 +33,7 @@ impl Bench {
         });
     }
 
-    /// The last lease expires, this long ago.
+    /// Lets the last lease expire, this long ago.
     fn expire(&self, ago: Duration) {
         self.term.0.lock().expires = Some(Instant::now() - ago);
         let _ = self.quota.enforce();

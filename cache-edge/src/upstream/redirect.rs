@@ -5,14 +5,14 @@ use url::Url;
 
 use super::{OriginError, origin::Origin};
 
-/// What a redirect means.
+/// The target of a redirect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Redirect {
-    /// To a place of the origin's own.
+    /// A place of the origin's own.
     Own(Url),
-    /// To a host that the source names; it gets none of the source's credentials.
+    /// A host that the source names; it gets none of the source's credentials.
     Named(Url),
-    /// To anywhere else: not followed.
+    /// Anywhere else: not followed.
     Refused,
 }
 
@@ -31,7 +31,7 @@ pub fn read(
     let location = headers
         .get(header::LOCATION)
         .ok_or_else(|| OriginError::Protocol("it redirects without saying where".into()))?;
-    // Servers write UTF-8 there as it is; the URL has it escaped.
+    // Servers send raw UTF-8 there; the URL has it escaped.
     let target = std::str::from_utf8(location.as_bytes())
         .ok()
         .and_then(|location| from.join(location).ok())

@@ -1,4 +1,4 @@
-//! The client toward other edges, made anew when the files of its certificate or authority change.
+//! The client for other edges, rebuilt when the files of its certificate or authority change.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use service_kit::tls::Reloading;
 
 use super::Client;
 
-/// Cheap to ask; what runs keeps the client it began with.
+/// Cheap to call; running requests keep the client they began with.
 pub struct PeerClient {
     tls: Arc<Reloading<ClientConfig>>,
     stall: Duration,
@@ -16,7 +16,7 @@ pub struct PeerClient {
 }
 
 impl PeerClient {
-    /// `stall`: how long a peer may bring nothing.
+    /// `stall`: how long a peer may send nothing.
     #[must_use]
     pub fn new(tls: Arc<Reloading<ClientConfig>>, stall: Duration) -> Self {
         let made = make(tls.current(), stall);
@@ -27,7 +27,7 @@ impl PeerClient {
         }
     }
 
-    /// Of the newest files that could be used.
+    /// The client of the newest files that could be used.
     pub fn get(&self) -> Client {
         let (made, now) = (self.made.load(), self.tls.current());
         if Arc::ptr_eq(&made.0, &now) {

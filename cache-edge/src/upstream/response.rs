@@ -1,4 +1,4 @@
-//! An answer to a request: its head, and its body as bytes that come in time.
+//! An answer to a request: its head, and its body as bytes that arrive in time.
 
 use std::{
     sync::{
@@ -22,28 +22,28 @@ use super::{
     quota::Quota,
 };
 
-/// An answer whose head has come.
+/// An answer whose head has arrived.
 #[derive(Debug)]
 pub struct Response {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub(super) body: Incoming,
-    /// Of a peer: takes the body's blocks apart.
+    /// For a peer's answer: decodes the body's blocks.
     pub(super) blocks: Option<Box<BlockDecoder>>,
-    /// Which of the source's origins gave it.
+    /// The index of the source's origin that sent it.
     pub(super) origin: usize,
-    /// Why an origin before that one did not.
+    /// Why an earlier origin did not send it.
     pub(super) passed_over: Option<OriginError>,
     pub(super) stall: Duration,
     pub(super) _used: Counted,
     pub(super) permit_slot: Option<PermitSlot>,
-    /// Of its source, and how urgently it is read; none: a peer.
+    /// Its source, and how urgently it is read; none: a peer.
     pub(super) reading: Option<Reading>,
     /// It holds a permit of this edge's lease.
     pub(super) has_permit: bool,
 }
 
-/// Bytes of an origin's answer are read within the source's rate, more urgent ones first.
+/// Limits reads of an origin's answer to the source's rate, more urgent ones first.
 #[derive(Clone, Debug)]
 pub struct Reading {
     pub(super) quota: Quota,
@@ -57,38 +57,38 @@ impl Reading {
 }
 
 impl Response {
-    /// Which of the source's origins gave it.
+    /// The index of the source's origin that sent it.
     #[must_use]
     pub fn origin(&self) -> usize {
         self.origin
     }
 
-    /// Why an origin before that one did not give it.
+    /// Why an earlier origin did not send it.
     #[must_use]
     pub fn passed_over(&self) -> Option<&OriginError> {
         self.passed_over.as_ref()
     }
 
-    /// It holds a permit of this edge's lease.
+    /// Whether it holds a permit of this edge's lease.
     #[must_use]
     pub fn has_permit(&self) -> bool {
         self.has_permit
     }
 
-    /// A viewer waits for a permit like the one this holds.
+    /// Whether a viewer waits for a permit like the one this holds.
     #[must_use]
     pub fn is_in_the_way(&self) -> bool {
         self.has_permit && self.reading.as_ref().is_some_and(|it| it.quota.is_wanted())
     }
 
-    /// How urgently its bytes are wanted from now on.
+    /// Sets the shared level of its reads.
     pub fn set_level(&mut self, level: Arc<AtomicU8>) {
         if let Some(reading) = &mut self.reading {
             reading.level = level;
         }
     }
 
-    /// The body is made of a peer's blocks: [`chunk`](Self::chunk) gives the bytes of this range,
+    /// Expects a body of a peer's blocks: [`chunk`](Self::chunk) returns the bytes of this range,
     /// checked.
     pub fn expect_blocks(&mut self, range: ByteRange) {
         self.blocks = Some(Box::new(BlockDecoder::new(range)));
@@ -104,7 +104,7 @@ impl Response {
             }
             let received = self.next_frame().await?;
             match (&mut self.blocks, received) {
-                // What is behind the range is nobody's.
+                // Ignore bytes behind the range.
                 (Some(blocks), Some(_)) if blocks.is_done() => {}
                 (Some(blocks), Some(bytes)) => blocks.push(&bytes),
                 (_, received) => return Ok(received),

@@ -24,13 +24,13 @@ use super::OriginError;
 
 pub(super) const DEFAULT_REGION: &str = "us-east-1";
 
-/// For one question to the instance's metadata or to the token service.
+/// Time limit for one request to the instance's metadata or to the token service.
 const CREDENTIALS_WITHIN: Duration = Duration::from_secs(5);
-/// Their answers are a few KiB.
+/// Limit for their answers, which are a few KiB.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
-/// Credentials that a server refuses are read anew, no more often than this.
+/// Credentials that a server refuses are read again, no more often than this.
 const RENEWED_AT_MOST_EVERY: Duration = Duration::from_secs(5);
-/// Bodies of requests are empty; over TLS nothing is gained by signing that.
+/// Bodies of requests are empty; over TLS nothing is gained by signing them.
 const UNSIGNED_PAYLOAD: HeaderValue = HeaderValue::from_static("UNSIGNED-PAYLOAD");
 const CONTENT_SHA256: HeaderName = HeaderName::from_static("x-amz-content-sha256");
 
@@ -48,7 +48,7 @@ impl std::fmt::Debug for Signer {
 }
 
 impl Signer {
-    /// `None` where the source is no bucket.
+    /// `None` if the source is not a bucket.
     #[must_use]
     pub fn of(source: &v1::Source) -> Option<Self> {
         if !source.base_url.starts_with("s3://") {
@@ -62,7 +62,7 @@ impl Signer {
         })
     }
 
-    /// Adds the signature. What proxies may change is not signed.
+    /// Adds the signature. Headers that proxies may change are not signed.
     pub async fn sign(&self, request: &mut Request<Empty<Bytes>>) -> Result<(), OriginError> {
         let (mut parts, ()) = Request::new(()).into_parts();
         parts.method = request.method().clone();
@@ -81,8 +81,8 @@ impl Signer {
         Ok(())
     }
 
-    /// A signed request was refused: credentials that can be had anew are, and the request is worth
-    /// another attempt.
+    /// Handles the refusal of a signed request: renewable credentials are renewed, and the request
+    /// is worth another attempt.
     pub fn renew(&self, status: StatusCode) -> bool {
         let is_refused = matches!(status.as_u16(), 400 | 401 | 403);
         if !is_refused || !self.settings.access_key_id.is_empty() {

@@ -25,26 +25,26 @@ use super::{
     transport::Transport,
 };
 
-/// What a client waits beyond its origin's own time to think: for the way there and back.
+/// How long a client waits beyond its origin's own time: for the way there and back.
 const PATIENCE_BEYOND: Duration = Duration::from_secs(5);
 
-/// A source as the coordinator told it, parsed once.
+/// A source as received from the coordinator, parsed once.
 #[derive(Debug)]
 pub struct Source {
     pub config: v1::Source,
     key_rules: v1::KeyRules,
-    /// In the order they are asked; at least one.
+    /// In the order in which they are asked; at least one.
     origins: Vec<Origin>,
-    /// Toward hosts that redirects lead to.
+    /// For hosts that redirects lead to.
     pub(super) elsewhere: OnceLock<Transport>,
-    /// Of requests to a bucket.
+    /// Signs requests to a bucket.
     pub(super) signer: Option<Signer>,
     /// Sent with each request.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// 429 and `Retry-After` are obeyed by all requests to the source: not before this time (ms
-    /// since the epoch).
+    /// All requests to the source obey 429 and `Retry-After`: none before this time (ms since the
+    /// epoch).
     not_before_ms: AtomicI64,
-    /// What this edge may use of its limits.
+    /// This edge's part of the source's limits.
     pub quota: Quota,
 }
 
@@ -62,7 +62,7 @@ pub enum BadSource {
 }
 
 impl Source {
-    /// Parses what the coordinator sent.
+    /// Parses the coordinator's message.
     pub fn new(config: v1::Source) -> Result<Self, BadSource> {
         let urls = std::iter::once(&config.base_url).chain(&config.further_base_urls);
         let origins = urls
@@ -104,34 +104,34 @@ impl Source {
         &self.config.name
     }
 
-    /// As entries know it: without a trailing slash.
+    /// As in entries: without a trailing slash.
     #[must_use]
     pub fn base_url(&self) -> &str {
         self.config.base_url.trim_end_matches('/')
     }
 
-    /// In the order they are asked.
+    /// In the order in which they are asked.
     #[must_use]
     pub fn origins(&self) -> &[Origin] {
         &self.origins
     }
 
-    /// How long an origin may think before it answers; `default` where nothing is set.
+    /// How long an origin may take before its first byte; `default` if nothing is set.
     #[must_use]
     pub fn first_byte_timeout(&self, default: Duration) -> Duration {
         let timeout = self.connection().and_then(|it| it.first_byte_timeout_ms);
         timeout.map_or(default, |ms| Duration::from_millis(ms.into()))
     }
 
-    /// How long an origin may pause within an answer; `default` where nothing is set.
+    /// How long an origin may pause within an answer; `default` if nothing is set.
     #[must_use]
     pub fn idle_timeout(&self, default: Duration) -> Duration {
         let timeout = self.connection().and_then(|it| it.idle_timeout_ms);
         timeout.map_or(default, |ms| Duration::from_millis(ms.into()))
     }
 
-    /// How long a request is held for it, where `default` is the edge's own patience: an origin
-    /// that may think longer is given the time.
+    /// How long a request is held, given the edge's own patience: a slow origin is given its
+    /// configured time.
     #[must_use]
     pub fn patience(&self, default: Duration) -> Duration {
         let thinking = self.first_byte_timeout(Duration::ZERO);
@@ -142,7 +142,7 @@ impl Source {
         }
     }
 
-    /// An origin that is slow on purpose: a second request would not be faster.
+    /// Whether the origin is slow on purpose: a second request would not be faster.
     #[must_use]
     pub fn may_think(&self) -> bool {
         self.connection()
@@ -161,14 +161,14 @@ impl Source {
         }
     }
 
-    /// Of the object at a path.
+    /// The freshness policy of the object at a path.
     #[must_use]
     pub fn policy(&self, path: &str) -> v1::FreshnessPolicy {
         let policy = self.config.freshness.unwrap_or_default();
         ttl_rules::policy_for(policy, &self.config.ttl_rules, path)
     }
 
-    /// The key of what a client names, by the source's rules.
+    /// The key of a client's name, by the source's rules.
     #[must_use]
     pub fn key(&self, named: v1::Key) -> v1::Key {
         let path = query_rules::fold_path(&named.path, &self.key_rules).into_owned();
@@ -182,14 +182,14 @@ impl Source {
         }
     }
 
-    /// What it bears holds in the whole cluster.
+    /// Whether the source has limits, which apply to the whole cluster.
     #[must_use]
     pub fn is_limited(&self) -> bool {
         self.config.max_connections > 0 || self.config.max_rate_bytes_per_second > 0
     }
 
-    /// The object's URL. `None` where the result would not lie below the base URL: the
-    /// path was normalised already, this is the second lock on the door.
+    /// The object's URL. `None` if it would not lie below the base URL: the path is already
+    /// normalised, so this is a second safeguard.
     #[must_use]
     pub fn url(&self, path: &str, query: &str) -> Option<Url> {
         let mut text = format!("{}/{}", self.base_url(), path);
@@ -201,13 +201,13 @@ impl Source {
         self.allows(&url).then_some(url)
     }
 
-    /// The URL is below the source's base URL: same scheme, host and port, no credentials.
+    /// Whether the URL is below the source's base URL: same scheme, host and port, no credentials.
     #[must_use]
     pub fn allows(&self, url: &Url) -> bool {
         self.origins.first().is_some_and(|origin| origin.holds(url))
     }
 
-    /// What to ask one of its origins for a URL below the base URL.
+    /// Translates a URL below the base URL to one of its origins.
     pub(super) fn target(&self, origin: &Origin, url: &Url) -> Option<Url> {
         origin.target_of(self.origins.first()?.logical_base(), url)
     }
@@ -230,7 +230,7 @@ impl Source {
         (0..self.origins.len()).filter(due).collect()
     }
 
-    /// Takes in how one origin answered.
+    /// Records how one origin answered.
     pub(super) fn judge(&self, index: usize, answer: &Result<Response, OriginError>) {
         let Some(origin) = self.origins.get(index) else {
             return;
@@ -245,13 +245,13 @@ impl Source {
         origin.health.fail(failure, Instant::now());
     }
 
-    /// An answer with this status is not believed while there is another origin to ask.
+    /// Whether an answer with this status is ignored while there is another origin to ask.
     pub(super) fn fails_over(&self, status: StatusCode) -> bool {
         is_failing(status) || (self.config.failover_on_not_found && status == StatusCode::NOT_FOUND)
     }
 
-    /// Another origin may have the version that this one does not have: one that was not asked, and
-    /// that did not fail for longer than readers are held.
+    /// Whether another origin may have the version that this one lacks: one that was not asked, and
+    /// that has not been failing for longer than readers are held.
     pub(crate) fn may_have_it(&self, asked: &OriginSet, patience: Duration) -> bool {
         let is_lost = |origin: &Origin| {
             let since = origin.health.dead_since();
@@ -261,7 +261,7 @@ impl Source {
         others.any(|(index, origin)| !asked.has(index) && !is_lost(origin))
     }
 
-    /// An origin that asked to be left alone is left alone.
+    /// Backs off as the origin asked.
     pub fn heed(&self, error: &OriginError, now_ms: i64) {
         if let OriginError::Busy { retry_after } = error {
             let wait = i64::try_from(retry_after.as_millis()).unwrap_or(0);
@@ -277,7 +277,7 @@ impl Source {
     }
 }
 
-/// 5xx but a loop, which every origin would make again; and 429.
+/// 5xx except for a loop, which every origin would repeat; and 429.
 fn is_failing(status: StatusCode) -> bool {
     (status.is_server_error() && status != StatusCode::LOOP_DETECTED)
         || status == StatusCode::TOO_MANY_REQUESTS
@@ -288,7 +288,7 @@ fn is_failing(status: StatusCode) -> bool {
 pub struct OriginSet(u64);
 
 impl OriginSet {
-    /// Beyond 64 nothing is in it: a source has at most eight.
+    /// Indexes beyond 64 are ignored: a source has at most eight.
     pub fn insert(&mut self, index: usize) {
         self.0 |= u32::try_from(index)
             .ok()
@@ -309,9 +309,9 @@ pub struct Catalogue {
     changes: AtomicU64,
     /// When the leases of all sources expire.
     term: LeaseTerm,
-    /// There may be something to report of some source's quota.
+    /// There may be something to report about some source's quota.
     quota_news: Arc<Notify>,
-    /// Leases changed, or whether they are renewed.
+    /// Leases, or the session that renews them, changed.
     term_changed: Notify,
 }
 
@@ -321,8 +321,8 @@ impl Catalogue {
         self.sources.load().get(name).cloned()
     }
 
-    /// How often it was replaced. Read before a look-up: while it stays the same, so does what was
-    /// found.
+    /// How often it was replaced. Read before a look-up: while it stays the same, so does the
+    /// result.
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
@@ -338,7 +338,7 @@ impl Catalogue {
         self.len() == 0
     }
 
-    /// Of all sources, by name.
+    /// The base URLs of all sources, by name.
     #[must_use]
     pub fn base_urls(&self) -> HashMap<String, String> {
         let sources = self.sources.load();
@@ -348,8 +348,8 @@ impl Catalogue {
             .collect()
     }
 
-    /// The whole new set. Unchanged sources keep their state; one that can not be parsed is left
-    /// out and returned.
+    /// Replaces the whole set. Unchanged sources keep their state; invalid ones are left out and
+    /// returned.
     pub fn replace(&self, sources: Vec<v1::Source>) -> Vec<BadSource> {
         let old = self.sources.load();
         let mut bad = Vec::new();
@@ -374,7 +374,7 @@ impl Catalogue {
         bad
     }
 
-    /// A source that changes keeps its connections, and the requests that wait for one.
+    /// A changed source keeps its connections, and the requests that wait for one.
     fn quota_of(&self, known: Option<&Arc<Source>>, config: &v1::Source) -> Quota {
         let quota = known.map_or_else(
             || Quota::new(self.term.clone(), Arc::clone(&self.quota_news)),
@@ -384,7 +384,7 @@ impl Catalogue {
         quota
     }
 
-    /// The coordinator renews leases from now on, or does so no more.
+    /// Records whether the coordinator renews leases.
     pub fn set_in_session(&self, in_session: bool) {
         self.term.set_in_session(in_session);
         if in_session {
@@ -396,13 +396,13 @@ impl Catalogue {
         self.quota_news.notify_one();
     }
 
-    /// Of all sources.
+    /// All sources.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Source>> {
         self.sources.load().values().cloned().collect()
     }
 
-    /// The coordinator's answer to a report, or leases that changed.
+    /// Applies the coordinator's answer to a report, or changed leases.
     pub fn set_leases(&self, told: v1::QuotaLeases) {
         let ttl = Duration::from_millis(told.expires_ms.into());
         self.term.renew(told.answers, ttl);
@@ -414,24 +414,25 @@ impl Catalogue {
         self.term_changed.notify_one();
     }
 
-    /// How far this edge may rely on its leases, and after which time that may change by itself.
+    /// How far this edge may rely on its leases, and after which time that may change on its own.
     #[must_use]
     pub fn lease_state(&self) -> (LeaseState, Option<Duration>) {
         self.term.state(Instant::now())
     }
 
-    /// Returns when leases, or the state of all, may have changed. For one who waits; cancel safe.
+    /// Returns when leases, or the state of all, may have changed. For a single waiter; cancel
+    /// safe.
     pub async fn leases_changed(&self) {
         self.term_changed.notified().await;
     }
 
-    /// Returns when there may be something to report of quotas. Cancel safe.
+    /// Returns when there may be something to report about quotas. Cancel safe.
     pub async fn quotas_changed(&self) {
         self.quota_news.notified().await;
     }
 
-    /// What the coordinator does not know yet; see [`Quota::to_report`]. With `all` a heartbeat,
-    /// also without news.
+    /// The uses that the coordinator does not know yet; see [`Quota::to_report`]. With `all` a
+    /// heartbeat, even without changes.
     #[must_use]
     pub fn quota_report(&self, all: bool) -> Option<v1::QuotaReport> {
         let sources = self.sources.load();

@@ -33,31 +33,31 @@ use tower_service::Service;
 
 use super::connections::{Connections, Counted, Counting};
 
-/// Idle connections kept to one host; more would outlast most origins' patience.
+/// Idle connections kept to one host; most origins would close further ones.
 const IDLE_PER_HOST: usize = 8;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
-/// Bytes read from a connection at once. Readers get the first of them while the rest comes, and a
-/// system call costs little beside copying them.
+/// Bytes read from a connection at once. Readers get the first of them while the rest arrives, and
+/// a system call costs little compared with copying them.
 const READ_BYTES: usize = 128 << 10;
 
 /// Why a connection was not made.
 type ConnectError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What the environment says: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`.
+/// The environment's settings: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`.
 static ENVIRONMENT: LazyLock<Arc<Matcher>> = LazyLock::new(|| Arc::new(Matcher::from_env()));
 
-/// Which proxy a request goes through.
+/// The proxy that a request goes through.
 #[derive(Clone, Default)]
 pub enum Proxy {
     #[default]
     None,
-    /// As the environment says. What is on this machine is not behind a proxy.
+    /// As set in the environment. Servers on this machine are not behind a proxy.
     Environment,
     Fixed(Arc<Matcher>),
 }
 
 impl Proxy {
-    /// Everything goes through the proxy at the URL.
+    /// Sends everything through the proxy at the URL.
     #[must_use]
     pub fn fixed(url: &str) -> Self {
         Self::Fixed(Arc::new(Matcher::builder().all(url).build()))
@@ -86,10 +86,10 @@ pub struct Dialing {
     pub connect_timeout: Duration,
     /// A connection takes no further request at this age.
     pub max_age: Duration,
-    /// Dialled instead of what the request names.
+    /// Dialled instead of the address in the request.
     pub address: Option<Authority>,
     pub proxy: Proxy,
-    /// HTTP/2 where the server offers it.
+    /// HTTP/2 if the server offers it.
     pub http2: bool,
 }
 
@@ -111,8 +111,8 @@ impl Transport {
     /// `tls`: roots and perhaps a client certificate; no ALPN.
     #[must_use]
     pub fn new(tls: rustls::ClientConfig, dialing: Dialing) -> Self {
-        // Tries all addresses of a name, both families beside each other (RFC 8305), and asks for
-        // them anew with each connection.
+        // Tries all addresses of a name, both families in parallel (RFC 8305), and resolves it
+        // again for each connection.
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_connect_timeout(Some(dialing.connect_timeout));
@@ -152,7 +152,7 @@ impl Transport {
         }
     }
 
-    /// The answer's head, and a mark of the connection that is used until it is dropped.
+    /// The answer's head, and a guard that marks the connection as used until it is dropped.
     pub async fn request(
         &self,
         mut request: Request<Empty<Bytes>>,
@@ -246,7 +246,7 @@ impl Service<Uri> for Dialer {
 /// A connection to a server or a proxy.
 struct Dialed {
     io: TokioIo<TcpStream>,
-    /// Requests name their server: it is a proxy's.
+    /// Requests name their server: the connection goes to a proxy.
     is_proxied: bool,
     since: Since,
 }

@@ -102,7 +102,7 @@ impl Connection {
         answer
     }
 
-    /// What was read already and belongs to no answer.
+    /// Bytes that were read already and belong to no answer.
     pub fn take_buffered(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.buffer)
     }
@@ -116,7 +116,7 @@ impl Connection {
         self.head().await.map(|head| head.status)
     }
 
-    /// The server closed, and nothing came before.
+    /// Whether the server closed without sending anything before.
     pub async fn is_closed(&mut self) -> bool {
         self.buffer.is_empty() && !self.fill().await
     }
@@ -142,7 +142,7 @@ pub fn request(method: &str, path: &str, headers: &[&str]) -> String {
     text + "\r\n"
 }
 
-/// One request on a connection of its own.
+/// One request on a new connection.
 pub async fn get(address: SocketAddr, path: &str, headers: &[&str]) -> Answer {
     Connection::open(address)
         .await

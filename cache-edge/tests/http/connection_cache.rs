@@ -1,5 +1,5 @@
-//! Requests for the object that the connection's last one was for: the connection cache answers
-//! them as a look-up would.
+//! Repeated requests for an object on one connection: the connection cache answers them as a
+//! look-up would.
 
 use std::{ops::Range, time::Duration};
 
@@ -20,7 +20,7 @@ async fn ask(connection: &mut Connection, range: &Range<u64>) -> Answer {
     connection.answer(false).await
 }
 
-/// An edge with an object whose binding holds and whose bytes are all here.
+/// An edge with an object whose binding is valid and whose bytes are all present.
 async fn warm(size: u64) -> (Edge, TestObject) {
     let edge = Edge::start().await;
     let object = edge.warm("a", size);
@@ -49,7 +49,7 @@ async fn the_answer_is_that_of_a_look_up() {
         let answer = ask(&mut connection, &range).await;
         let line = format!("Range: bytes={}-{}", range.start, range.end - 1);
         let mut other = get(edge.address, "/films/a", &[&line]).await;
-        // The second may have turned between the two.
+        // The clock's second may have changed between the two.
         let date = answer.header("date").to_owned();
         other.headers.insert("date".to_owned(), date);
         assert_eq!(answer.headers, other.headers);
@@ -209,7 +209,7 @@ async fn every_byte_on_many_connections() {
         })
     });
     let tasks: Vec<_> = tasks.collect();
-    // Comes and goes meanwhile.
+    // The cache entry comes and goes meanwhile.
     for turn in 0..20 {
         object.set_stands(turn % 4 != 0);
         tokio::time::sleep(Duration::from_millis(3)).await;

@@ -56,7 +56,7 @@ async fn a_request_is_held_and_its_bytes_are_sent_as_they_land() {
     );
     let mut body = vec![0; 3 * CHUNK as usize];
     let (first, rest) = body.split_at_mut(CHUNK as usize);
-    // The head may have been read with some of the body.
+    // The head may have been read together with some of the body.
     let had = connection.take_buffered();
     first[..had.len()].copy_from_slice(&had);
     connection
@@ -173,7 +173,7 @@ async fn two_hundred_connections_of_one_client_and_no_more_than_the_limit() {
     assert_eq!(refused.head().await.unwrap().status, 503);
     drop(connections);
     let again = async {
-        // The places come back as the server sees the connections end.
+        // Connections are freed as the server sees them end.
         while Connection::open(edge.address)
             .await
             .try_ask("/films/a")

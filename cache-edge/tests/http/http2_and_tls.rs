@@ -115,7 +115,7 @@ async fn a_short_body_resets_its_stream_and_no_other() {
     assert!(response.into_body().collect().await.unwrap().to_bytes() == bytes_of(0..10));
 }
 
-/// The head is sent already, and the failure is there before anything else can be.
+/// The head is already sent, and the failure is there before anything else can be.
 #[tokio::test]
 async fn a_body_that_fails_right_after_its_head_is_no_end() {
     let edge = Edge::start().await;

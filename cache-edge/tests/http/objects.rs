@@ -46,12 +46,12 @@ pub struct TestObject {
     pub entry: Arc<EntryFile>,
     store: Store,
     landed: Arc<Notify>,
-    /// What a reader says at a chunk, instead of waiting for it.
+    /// A reader's error at a chunk, in place of waiting for it.
     faults: Arc<Mutex<HashMap<ChunkIndex, ReadError>>>,
     freshness: Freshness,
-    /// Sent from memory: the store has no space.
+    /// Chunks that are sent from memory: the store has no space.
     unstored: Arc<Mutex<HashSet<ChunkIndex>>>,
-    /// Its target resolves to it again, and need not be resolved.
+    /// Its target would resolve to it again, and need not be resolved.
     stands: Arc<AtomicBool>,
 }
 
@@ -68,19 +68,19 @@ impl TestObject {
         self.stands.store(stands, Ordering::Relaxed);
     }
 
-    /// The chunk arrives and can not be stored.
+    /// Lets the chunk arrive although it can not be stored.
     pub fn land_unstored(&self, chunk: ChunkIndex) {
         self.unstored.lock().unwrap().insert(chunk);
         self.landed.notify_waiters();
     }
 
-    /// The chunk arrives.
+    /// Lets the chunk arrive.
     pub fn land(&self, chunk: ChunkIndex) {
         let range = self.entry.geometry().chunk_range(chunk);
         let reservation = self.store.reserve(range.len()).unwrap();
         let bytes = bytes_of(range.start..range.end);
         self.entry.write_at(range.start, &bytes).unwrap();
-        // The right one: the store's scrub looks at it.
+        // The right one: the store's scrub checks it.
         self.entry
             .finish_chunk(chunk, ChunkDigest::of(range.start, &bytes), reservation);
         self.landed.notify_waiters();
@@ -240,7 +240,7 @@ impl Objects for TestObjects {
     }
 }
 
-/// Ten bytes in two frames, and then a clean end or an error.
+/// Ten bytes in two frames, then a clean end or an error.
 fn pass_through(head_only: bool, length: Option<u64>, clean: bool) -> PassThrough {
     let mut frames = vec![
         Ok(Frame::data(Bytes::from_static(b"01234"))),
@@ -270,7 +270,7 @@ fn pass_through(head_only: bool, length: Option<u64>, clean: bool) -> PassThroug
     }
 }
 
-/// Answers peers with what they asked for, in words.
+/// Answers peers with their request, in words.
 struct EchoPeer;
 
 impl PeerHandler for EchoPeer {
@@ -334,7 +334,7 @@ impl Edge {
         }
     }
 
-    /// An object of which nothing has landed.
+    /// An object without any chunk.
     pub fn cold(&self, path: &str, size: u64) -> TestObject {
         self.cold_in_chunks(path, size, CHUNK)
     }
@@ -368,7 +368,7 @@ impl Edge {
         object
     }
 
-    /// An object that is all here.
+    /// A completely stored object.
     pub fn warm(&self, path: &str, size: u64) -> TestObject {
         let object = self.cold(path, size);
         object.land_all();

@@ -1,5 +1,5 @@
-//! HTTP/2 as players use it that scrub: streams opened and cancelled at once. Frames are written by
-//! hand, because all of them have to be in one packet.
+//! HTTP/2 as scrubbing players use it: streams opened and cancelled at once. Frames are written by
+//! hand, because all of them must be in one packet.
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -55,8 +55,8 @@ async fn open(edge: &Edge) -> TcpStream {
     stream
 }
 
-/// The stream's body, if it has an end. `None`: the connection ends, or the server says that it
-/// will.
+/// The stream's body, if it has an end. `None`: the connection ends, or the server announces that
+/// it will.
 async fn body(connection: &mut TcpStream, stream: u32) -> Option<Vec<u8>> {
     let mut body = Vec::new();
     loop {

@@ -1,4 +1,4 @@
-//! What a request means: ranges, conditions, names, methods, errors.
+//! The meaning of requests: ranges, conditions, names, methods, errors.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

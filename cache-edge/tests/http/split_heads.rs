@@ -1,5 +1,5 @@
-//! Where one request ends and the next one begins: heads in pieces, one behind the other, and amid
-//! a response that the client has not taken yet.
+//! Boundaries between requests: heads in pieces, back to back, and during a response that the
+//! client has not read yet.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
     objects::{CHUNK, Edge, byte_at, bytes_of},
 };
 
-/// Larger than what sockets hold.
+/// Larger than the sockets' buffers.
 const LARGE_CHUNK: u64 = 8 << 20;
 
 fn range_request(first: u64, last: u64) -> String {
@@ -22,7 +22,7 @@ fn range_request(first: u64, last: u64) -> String {
     )
 }
 
-/// Three requests as one stream of bytes, cut in two at every place there is.
+/// Three requests as one stream of bytes, cut in two at every position.
 #[tokio::test]
 async fn pipelined_heads_cut_at_every_byte() {
     let edge = Edge::start().await;
@@ -50,7 +50,7 @@ async fn pipelined_heads_cut_at_every_byte() {
     }
 }
 
-/// An edge that sends 8 MiB to a client that takes nothing.
+/// A connection on which the edge sends 8 MiB to a client that reads nothing.
 async fn stuck(edge: &Edge) -> Connection {
     edge.cold_in_chunks("a", LARGE_CHUNK, LARGE_CHUNK)
         .land_all();
@@ -67,8 +67,8 @@ async fn stuck(edge: &Edge) -> Connection {
     connection
 }
 
-/// The next head arrives in two parts: one amid a response that has to wait for the client, the
-/// other when that response has been taken.
+/// The next head arrives in two parts: one during a response that waits for the client, the other
+/// when that response has been read.
 #[tokio::test]
 async fn a_head_that_begins_amid_a_response_and_ends_after_it() {
     let edge = Edge::start().await;

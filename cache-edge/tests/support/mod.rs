@@ -1,4 +1,5 @@
-//! An edge in this process over a temporary data directory, and an origin that misbehaves as told.
+//! An edge in this process over a temporary data directory, and an origin that misbehaves on
+//! demand.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::{
@@ -59,28 +60,29 @@ impl Seen {
 /// How the origin answers one request.
 #[derive(Clone, Debug)]
 pub enum Act {
-    /// As a good static server.
+    /// Like a good static server.
     Serve,
-    /// As a good static server, with these header lines instead of the usual validator and caching.
+    /// Like a good static server, with these header lines in place of the usual validator and
+    /// caching.
     With(Vec<String>),
     /// The whole object, ranges or not.
     Whole,
     Status(u16, Vec<String>),
-    /// Announces all, sends so many bytes, closes.
+    /// Announces the whole, sends this many bytes, closes.
     CutAfter(u64),
-    /// Announces all, sends so many bytes, then nothing for this long, then the rest.
+    /// Announces the whole, sends this many bytes, then nothing for this long, then the rest.
     StallAfter(u64, Duration),
     /// Bytes a second.
     Paced(u64),
-    /// `Content-Range` as given, honest bytes.
+    /// `Content-Range` as given, with correct bytes.
     ContentRange(String),
     /// Chunked, without a length.
     Chunked,
-    /// As it stands; then close.
+    /// These raw bytes; then closes.
     Raw(Vec<u8>),
-    /// As [`Act::Serve`] of the version there was when the request came, once this is notified.
+    /// Like [`Act::Serve`] for the version at the time of the request, once this is notified.
     Held(Arc<Notify>),
-    /// At most so many bytes of a range, consistently announced.
+    /// At most this many bytes of a range, consistently announced.
     ShortPart(u64),
     /// Nothing, until the other side closes.
     Hang,
@@ -412,7 +414,7 @@ impl TestEdge {
         }
     }
 
-    /// An orderly end; the data directory can be opened again.
+    /// Stops it cleanly; the data directory can be opened again.
     pub async fn stop(mut self) {
         self.stop.cancel();
         self.edge.downloads.close();
@@ -484,7 +486,7 @@ impl Answer {
     }
 }
 
-/// One request on a connection of its own.
+/// One request on a new connection.
 pub async fn request(
     address: SocketAddr,
     method: &str,

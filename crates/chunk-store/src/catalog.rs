@@ -1,4 +1,4 @@
-//! Which entries and notes there are: in memory, and as records.
+//! The catalogue of entries and notes: in memory, and as records.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,7 +11,7 @@ use prost::Message;
 use super::{entry_file::EntryFile, shared::Shared};
 use crate::journal_record::{EntryNumber, FileNaming, Record, stored_records};
 
-/// Reserved at a time: more entries than are made between two groups.
+/// Numbers reserved at a time: more than the entries created between two groups.
 const NUMBERS: EntryNumber = 1 << 16;
 
 #[derive(Default)]
@@ -20,10 +20,10 @@ pub(super) struct Catalog {
     by_number: HashMap<EntryNumber, Arc<EntryFile>>,
     next_number: EntryNumber,
     /// The journal says that numbers below this one may be in use: the next process takes higher
-    /// ones, and so never meets a file of an entry that was not recorded.
+    /// ones, and so never meets a file of an unrecorded entry.
     numbers_below: EntryNumber,
     notes: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// Of all keys and values.
+    /// Total size of all keys and values.
     notes_bytes: u64,
 }
 
@@ -44,7 +44,7 @@ impl Catalog {
         self.notes_bytes
     }
 
-    /// False: it said so already.
+    /// Sets a note. False: it had this value already.
     pub fn set_note(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) -> bool {
         let len = |value: Option<&Vec<u8>>, key: usize| value.map_or(0, |it| key + it.len()) as u64;
         let (key_len, new_len) = (key.len(), len(value.as_ref(), key.len()));
@@ -133,14 +133,14 @@ impl Catalog {
         }
     }
 
-    /// Entries know the store that knows them; this ends the circle.
+    /// Entries refer to the store that refers to them; this breaks the cycle.
     pub fn clear(&mut self) {
         self.by_id.clear();
         self.by_number.clear();
     }
 
-    /// One record of the journal, at open. What makes no sense is left out: nothing is then proved
-    /// by it.
+    /// Applies one record of the journal, at open. Records that make no sense are ignored: they
+    /// prove nothing.
     pub fn replay(&mut self, shared: &Arc<Shared>, record: Record) {
         match record {
             Record::Entry {
@@ -227,7 +227,7 @@ pub(super) fn describe(entry: &EntryFile) -> Record {
     }
 }
 
-/// Everything that is true now, as the beginning of a journal. The caller holds the journal: chunks
+/// All present facts, as the beginning of a journal. The caller holds the journal's lock: chunks
 /// become durable and removals are recorded only under it.
 pub(super) fn snapshot(
     entries: &[Arc<EntryFile>],

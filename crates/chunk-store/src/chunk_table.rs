@@ -1,10 +1,10 @@
-//! What is known of each chunk of one entry, in one atomic word a chunk.
+//! The state of each chunk of one entry, in one atomic word per chunk.
 //!
-//! Readers pin and unpin with one compare-and-swap: no lock is shared between connections. Slots
-//! are the leaves of a radix tree whose nodes are made when first touched: the table grows with
-//! what is stored, not with the length an object claims, and a chunk of a small object costs 16
-//! bytes. The table holds facts only; the order in which they may change (journal before punch,
-//! sync before durable) is the store's business.
+//! Readers pin and unpin with one compare-and-swap: connections share no lock. Slots are the leaves
+//! of a radix tree whose nodes are made when first touched: the table grows with what is stored,
+//! not with the length an object claims, and a chunk of a small object costs 16 bytes. The table
+//! holds facts only; the store decides the order in which they may change (journal before punch,
+//! sync before durable).
 
 use std::{
     ops::Range,
@@ -36,10 +36,10 @@ const TICK_MASK: u64 = 0xffff << TICK_SHIFT;
 const PIN_ONE: u64 = 1 << 32;
 const MAX_PINS: u64 = u32::MAX as u64;
 
-/// Uses saturate here, as S3-FIFO has it: two bits tell hot from warm from cold.
+/// Uses saturate here, as in S3-FIFO: two bits tell hot from warm from cold.
 pub const MAX_USES: u8 = 3;
-/// Uses less than so many ticks after the last counted one are the same use: one viewer takes a
-/// chunk in many pieces, and that must not look like popularity.
+/// Uses within so many ticks of the last counted one are the same use: one viewer reads a chunk in
+/// many pieces, and that must not look like popularity.
 const CORRELATED_TICKS: u16 = 2;
 
 /// A chunk's word at one moment.
@@ -47,48 +47,49 @@ const CORRELATED_TICKS: u16 = 2;
 pub struct ChunkState(u64);
 
 impl ChunkState {
-    /// Readers may have it.
+    /// Whether readers may use it.
     #[must_use]
     pub fn is_present(self) -> bool {
         self.0 & PRESENT != 0
     }
-    /// Its bytes were checked, or written, by this process.
+    /// Whether its bytes were checked, or written, by this process.
     #[must_use]
     pub fn is_verified(self) -> bool {
         self.0 & VERIFIED != 0
     }
-    /// It and its journal record are synced.
+    /// Whether it and its journal record are synced.
     #[must_use]
     pub fn is_durable(self) -> bool {
         self.0 & DURABLE != 0
     }
-    /// Withdrawn; its bytes go once nobody holds it.
+    /// Whether it was withdrawn; its bytes are freed once nobody holds it.
     #[must_use]
     pub fn is_doomed(self) -> bool {
         self.0 & DOOMED != 0
     }
-    /// Bytes of it were written since it was last empty.
+    /// Whether bytes of it were written since it was last empty.
     #[must_use]
     pub fn is_written(self) -> bool {
         self.0 & WRITTEN != 0
     }
-    /// A sync of its file failed while it was being written: its bytes may be lost although reads
-    /// still show them.
+    /// Whether a sync of its file failed while it was being written: its bytes may be lost although
+    /// reads still show them.
     #[must_use]
     pub fn is_spoiled(self) -> bool {
         self.0 & SPOILED != 0
     }
-    /// All its bytes were written before the sync under way began.
+    /// Whether all its bytes were written before the running sync began.
     #[must_use]
     pub fn is_syncing(self) -> bool {
         self.0 & SYNCING != 0
     }
-    /// Its bytes may go: it is withdrawn, the journal has forgotten it, and nobody holds it.
+    /// Whether its bytes may be freed: it is withdrawn, the journal has forgotten it, and nobody
+    /// holds it.
     #[must_use]
     pub fn is_disposable(self) -> bool {
         self.0 & (DOOMED | UNRECORDED) == DOOMED | UNRECORDED && self.pins() == 0
     }
-    /// Readers that hold it.
+    /// Number of readers that hold it.
     #[must_use]
     pub fn pins(self) -> u64 {
         self.0 >> 32
@@ -123,7 +124,7 @@ pub struct ChunkTable {
 }
 
 impl ChunkTable {
-    /// All chunks absent; nothing is allocated.
+    /// Creates a table without chunks; allocates nothing.
     #[must_use]
     pub fn new(chunk_count: u32) -> Self {
         let mut height = 0;
@@ -137,7 +138,7 @@ impl ChunkTable {
         }
     }
 
-    /// Of a chunk; all false past the end.
+    /// The state of a chunk; all false past the end.
     #[must_use]
     pub fn state(&self, chunk: ChunkIndex) -> ChunkState {
         ChunkState(
@@ -146,14 +147,14 @@ impl ChunkTable {
         )
     }
 
-    /// As it was given when the chunk became present; only then of meaning.
+    /// The checksum given when the chunk became present; meaningful only then.
     #[must_use]
     pub fn checksum(&self, chunk: ChunkIndex) -> u64 {
         self.slot(chunk)
             .map_or(0, |slot| slot.checksum.load(Ordering::Acquire))
     }
 
-    /// Holds a present chunk, and counts the use. `tick` is a coarse clock that may wrap.
+    /// Pins a present chunk, and counts the use. `tick` is a coarse clock that may wrap.
     pub fn try_pin(&self, chunk: ChunkIndex, tick: u16) -> bool {
         let Some(word) = self.word(chunk) else {
             return false;
@@ -175,15 +176,15 @@ impl ChunkTable {
         .is_some()
     }
 
-    /// Holds a present chunk without counting a use.
+    /// Pins a present chunk without counting a use.
     pub fn try_hold(&self, chunk: ChunkIndex) -> bool {
         let fits = |state: u64| state & PRESENT != 0 && state >> 32 < MAX_PINS;
         self.word(chunk)
             .is_some_and(|word| update(word, |s| fits(s).then(|| s + PIN_ONE)).is_some())
     }
 
-    /// Holds a chunk whose bytes are being written or are there: what is read of it is not punched
-    /// meanwhile. The caller makes sure afterwards that the bytes it wants are written still.
+    /// Pins a chunk whose bytes are being written or are there, so that they are not punched. The
+    /// caller checks afterwards that the bytes it wants are still written.
     pub fn try_hold_unfinished(&self, chunk: ChunkIndex) -> bool {
         let fits = |state: u64| {
             state & (PRESENT | WRITTEN) != 0
@@ -194,7 +195,7 @@ impl ChunkTable {
             .is_some_and(|word| update(word, |s| fits(s).then(|| s + PIN_ONE)).is_some())
     }
 
-    /// Gives a pin back; the state after it tells whether this was the last hold on a doomed chunk.
+    /// Releases a pin; the returned state tells whether this was the last pin on a doomed chunk.
     pub fn unpin(&self, chunk: ChunkIndex) -> ChunkState {
         let Some(word) = self.word(chunk) else {
             return ChunkState(0);
@@ -204,9 +205,9 @@ impl ChunkTable {
         ChunkState(before - PIN_ONE)
     }
 
-    /// Bytes are about to be written. The caller excludes punching of the chunk meanwhile. Returns
-    /// the state before; nothing changes if that was present. A doomed chunk is doomed no more: its
-    /// old bytes are the new one's.
+    /// Records that bytes are about to be written. The caller excludes punching of the chunk
+    /// meanwhile. Returns the previous state; nothing changes if that was present. A doomed chunk
+    /// is no longer doomed: its old blocks belong to the new chunk.
     pub fn begin_write(&self, chunk: ChunkIndex) -> ChunkState {
         let Some(slot) = self.make_slot(chunk) else {
             return ChunkState(0);
@@ -216,8 +217,8 @@ impl ChunkTable {
         })
     }
 
-    /// All bytes are written: present and verified. False, and nothing changed: it was present
-    /// already, not written, or spoiled.
+    /// Records that all bytes are written: the chunk is present and verified. False, and nothing
+    /// changed: it was already present, not written, or spoiled.
     pub fn finish(&self, chunk: ChunkIndex, checksum: u64, tick: u16) -> bool {
         let Some(slot) = self.slot(chunk) else {
             return false;
@@ -234,8 +235,9 @@ impl ChunkTable {
         .is_some()
     }
 
-    /// From the journal: present, not verified; [`mark_durable`](Self::mark_durable) follows.
-    /// False: it was present already (its checksum is the new one).
+    /// Restores a chunk from the journal: present, not verified;
+    /// [`mark_durable`](Self::mark_durable) follows. False: it was already present (it gets this
+    /// checksum).
     pub fn restore(&self, chunk: ChunkIndex, checksum: u64) -> bool {
         let Some(slot) = self.make_slot(chunk) else {
             return false;
@@ -247,14 +249,14 @@ impl ChunkTable {
         before & PRESENT == 0
     }
 
-    /// Its file is about to be synced. Tells this chunk from one that is withdrawn and written anew
-    /// while the sync runs.
+    /// Records that its file is about to be synced. Tells this chunk from one that is withdrawn and
+    /// rewritten while the sync runs.
     pub fn begin_sync(&self, chunk: ChunkIndex) -> bool {
         self.set_while_present(chunk, SYNCING)
     }
 
-    /// Its sync and its journal record succeeded. False: it was withdrawn meanwhile, or is durable
-    /// already.
+    /// Records that its sync and its journal record succeeded. False: it was withdrawn meanwhile,
+    /// or is already durable.
     pub fn mark_durable(&self, chunk: ChunkIndex) -> bool {
         let fits = |state: u64| state & (PRESENT | SYNCING | DURABLE) == PRESENT | SYNCING;
         self.word(chunk).is_some_and(|word| {
@@ -265,7 +267,7 @@ impl ChunkTable {
         })
     }
 
-    /// No chunk is durable any more; returns how many were.
+    /// Clears the durable mark of all chunks; returns how many had it.
     pub fn forget_durable(&self) -> usize {
         let mut count = 0;
         self.visit(0..self.chunk_count, &mut |_, slot| {
@@ -275,12 +277,12 @@ impl ChunkTable {
         count
     }
 
-    /// Its bytes have been checked.
+    /// Records that its bytes have been checked.
     pub fn mark_verified(&self, chunk: ChunkIndex) -> bool {
         self.set_while_present(chunk, VERIFIED)
     }
 
-    /// No reader gets it from now on. Returns the state before if it was present.
+    /// Hides a chunk from readers. Returns the previous state if it was present.
     pub fn withdraw(&self, chunk: ChunkIndex) -> Option<ChunkState> {
         let word = self.word(chunk)?;
         update(word, |state| {
@@ -290,7 +292,7 @@ impl ChunkTable {
         .map(ChunkState)
     }
 
-    /// An unfinished chunk is given up: doomed. Returns the state before if there was one.
+    /// Dooms an unfinished chunk. Returns the previous state if there was one.
     pub fn abandon(&self, chunk: ChunkIndex) -> Option<ChunkState> {
         let word = self.word(chunk)?;
         update(word, |state| {
@@ -301,15 +303,15 @@ impl ChunkTable {
         .map(ChunkState)
     }
 
-    /// The journal says no more that it is stored. Returns the state after it, if it is withdrawn
-    /// still.
+    /// Records that the journal no longer lists it. Returns the new state if the chunk is still
+    /// withdrawn.
     pub fn mark_unrecorded(&self, chunk: ChunkIndex) -> Option<ChunkState> {
         let word = self.word(chunk)?;
         let fits = |state: u64| (state & DOOMED != 0).then_some(state | UNRECORDED);
         update(word, fits).map(|before| ChunkState(before | UNRECORDED))
     }
 
-    /// Nothing is left but chunks that are disposable.
+    /// Whether all remaining chunks are disposable.
     #[must_use]
     pub fn is_disposable(&self) -> bool {
         self.visit(0..self.chunk_count, &mut |_, slot| {
@@ -317,14 +319,14 @@ impl ChunkTable {
         })
     }
 
-    /// Its bytes are gone (the caller punches only disposable chunks, under its lock).
+    /// Records that its bytes are gone (the caller punches only disposable chunks, under its lock).
     pub fn mark_empty(&self, chunk: ChunkIndex) {
         if let Some(word) = self.word(chunk) {
             word.fetch_and(!(DOOMED | UNRECORDED | WRITTEN | SPOILED), Ordering::AcqRel);
         }
     }
 
-    /// Its file's sync failed before the chunk was finished: what is written of it can not be
+    /// Marks unfinished chunks after a failed sync of the file: their written bytes can not be
     /// trusted.
     pub fn spoil_unfinished(&self) {
         self.visit(0..self.chunk_count, &mut |_, slot| {
@@ -335,20 +337,20 @@ impl ChunkTable {
         });
     }
 
-    /// For the eviction policy: is in one of its queues. False: was already.
+    /// For the eviction policy: puts the chunk into a queue. False: it was in one.
     pub fn enqueue(&self, chunk: ChunkIndex) -> bool {
         self.make_slot(chunk)
             .is_some_and(|slot| slot.word.fetch_or(QUEUED, Ordering::AcqRel) & QUEUED == 0)
     }
 
-    /// For the eviction policy: is in none of its queues.
+    /// For the eviction policy: takes the chunk out of its queue.
     pub fn dequeue(&self, chunk: ChunkIndex) {
         if let Some(word) = self.word(chunk) {
             word.fetch_and(!QUEUED, Ordering::AcqRel);
         }
     }
 
-    /// For the eviction policy: one use less.
+    /// For the eviction policy: decrements the uses.
     pub fn forget_use(&self, chunk: ChunkIndex) {
         if let Some(word) = self.word(chunk) {
             update(word, |state| {
@@ -395,7 +397,7 @@ impl ChunkTable {
         runs
     }
 
-    /// No chunk is present, written, withdrawn or held.
+    /// Whether no chunk is present, written, withdrawn or held.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.visit(0..self.chunk_count, &mut |_, slot| slot.state().is_vacant())
@@ -474,7 +476,7 @@ impl ChunkTable {
             .is_some_and(|word| update(word, |s| (s & PRESENT != 0).then_some(s | flag)).is_some())
     }
 
-    /// The state before, changed or not.
+    /// Changes a word if `next` agrees; always returns the previous state.
     fn change(&self, word: &AtomicU64, next: impl Fn(u64) -> Option<u64>) -> ChunkState {
         ChunkState(update(word, next).unwrap_or_else(|| word.load(Ordering::Acquire)))
     }
@@ -528,7 +530,7 @@ fn place(chunk: ChunkIndex, height: u32) -> usize {
     (chunk >> (height * FANOUT_BITS)) as usize % FANOUT
 }
 
-/// Compare-and-swap until it holds; the value before, or `None` where `next` refused.
+/// Compare-and-swap until it succeeds; the previous value, or `None` if `next` refused.
 fn update(word: &AtomicU64, next: impl Fn(u64) -> Option<u64>) -> Option<u64> {
     word.fetch_update(Ordering::AcqRel, Ordering::Acquire, next)
         .ok()

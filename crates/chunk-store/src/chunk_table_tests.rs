@@ -123,7 +123,7 @@ fn a_failed_sync_spoils_what_is_unfinished_only() {
 fn a_held_chunk_is_never_seen_empty() {
     let rounds = if cfg!(miri) { 20 } else { 20_000 };
     let table = ChunkTable::new(4);
-    // Stands for the bytes: false once punched.
+    // Represents the bytes: false once punched.
     let bytes = AtomicBool::new(false);
     let punching = std::sync::Mutex::new(());
     let done = AtomicBool::new(false);

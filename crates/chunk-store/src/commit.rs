@@ -1,8 +1,8 @@
 //! Group commit: finished chunks become durable together.
 //!
-//! Order: the data files are synced, then the journal says so and is synced, then it is told. A
-//! failed sync is never tried again and believed: the kernel reports lost pages once. Whatever of
-//! that file was not durable is withdrawn.
+//! Order: the data files are synced, then the journal is written and synced, then the chunks are
+//! reported. A failed sync is never retried and believed: the kernel reports lost pages once. All
+//! chunks of that file that were not durable are withdrawn.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -22,38 +22,38 @@ use crate::{
     journal_record::{EntryNumber, MAX_CHUNKS_PER_RECORD, Record, stored_records},
 };
 
-/// Files synced at a time; more would only queue in the disk.
+/// Files synced in parallel; more would only queue in the disk.
 const PARALLEL_SYNCS: usize = 4;
 /// A journal smaller than this is not worth rewriting.
 const REWRITE_MIN_BYTES: u64 = 4 << 20;
-/// A chunk's share of the journal, with its share of a frame.
+/// Journal bytes per chunk, with its share of a frame.
 const BYTES_PER_CHUNK: u64 = 13;
-/// A block's, likewise: chunks of one block have none.
+/// Journal bytes per block, likewise: chunks of one block have none.
 const BYTES_PER_BLOCK: u64 = 10;
 const BYTES_PER_ENTRY: u64 = 512;
 
-/// A chunk whose bytes are written.
+/// A chunk whose bytes are all written.
 pub(super) struct Finished {
     pub entry: Arc<EntryFile>,
     pub chunk: ChunkIndex,
 }
 
-/// What waits for the next group.
+/// Chunks and changes that wait for the next group.
 #[derive(Default)]
 struct Group {
     chunks: Vec<Finished>,
     changes: Changes,
 }
 
-/// What waits for the journal alone.
+/// Changes that wait for the journal alone.
 #[derive(Default)]
 struct Changes {
-    /// To be described anew.
+    /// Entries to be described again.
     entries: BTreeMap<EntryNumber, Arc<EntryFile>>,
     notes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     /// Withdrawn chunks.
     removed: Vec<(Arc<EntryFile>, Vec<ChunkIndex>)>,
-    /// Held until they are recorded: their files go with the last handle.
+    /// Kept until they are recorded: a file is removed with its last handle.
     removed_entries: Vec<Arc<EntryFile>>,
 }
 
@@ -83,7 +83,7 @@ impl CommitQueue {
         self.put(|group| group.chunks.push(chunk));
     }
 
-    /// The entry's description is to be recorded.
+    /// Queues the entry's description to be recorded.
     pub fn describe(&self, entry: Arc<EntryFile>) {
         self.put(|group| drop(group.changes.entries.insert(entry.number(), entry)));
     }
@@ -92,7 +92,7 @@ impl CommitQueue {
         self.put(|group| drop(group.changes.notes.insert(key, value)));
     }
 
-    /// Chunks that were withdrawn.
+    /// Queues the removal of withdrawn chunks.
     pub fn removed(&self, entry: Arc<EntryFile>, chunks: Vec<ChunkIndex>) {
         self.put(|group| group.changes.removed.push((entry, chunks)));
     }
@@ -101,7 +101,7 @@ impl CommitQueue {
         self.put(|group| group.changes.removed_entries.push(entry));
     }
 
-    /// Only the first of a group wakes the committer, which then waits for others to join.
+    /// Adds to the group. Only the first addition wakes the committer, which then waits for others.
     fn put(&self, put: impl FnOnce(&mut Group)) {
         let mut waiting = self.waiting.lock();
         let is_first = waiting.is_empty();
@@ -116,7 +116,7 @@ impl CommitQueue {
         self.arrived.notify_all();
     }
 
-    /// Until there is something, at most `timeout`; then `window` longer for others to join.
+    /// Waits at most `timeout` for a first change, then `window` longer for others to join.
     pub fn wait(&self, timeout: Duration, window: Duration) {
         let mut waiting = self.waiting.lock();
         if waiting.is_empty() {
@@ -130,7 +130,7 @@ impl CommitQueue {
         std::mem::take(&mut *self.waiting.lock())
     }
 
-    /// The changes of a failed group wait again; what came meanwhile is newer.
+    /// Puts the changes of a failed group back; changes that came meanwhile are newer.
     fn give_back(&self, changes: Changes) {
         let mut waiting = self.waiting.lock();
         let newer = std::mem::replace(&mut waiting.changes, changes);
@@ -150,7 +150,7 @@ struct FileGroup {
     chunks: Vec<ChunkIndex>,
 }
 
-/// Makes what waits durable, or withdraws it.
+/// Makes queued chunks durable, or withdraws them.
 pub(super) fn commit_group(shared: &Shared) {
     let Group {
         chunks,
@@ -168,7 +168,7 @@ pub(super) fn commit_group(shared: &Shared) {
             .push(chunk);
     }
     for group in files.values_mut() {
-        // One that was withdrawn and written anew since is in the queue twice.
+        // A chunk that was withdrawn and rewritten is in the queue twice.
         group.chunks.sort_unstable();
         group.chunks.dedup();
         group
@@ -218,7 +218,7 @@ pub(super) fn commit_group(shared: &Shared) {
     }
 }
 
-/// The journal has forgotten these: what nobody holds can go.
+/// Disposes of chunks that the journal has forgotten and nobody holds.
 fn dispose_of(
     shared: &Shared,
     removed: Vec<(Arc<EntryFile>, Vec<ChunkIndex>)>,
@@ -226,7 +226,7 @@ fn dispose_of(
 ) {
     for (entry, chunks) in removed {
         for chunk in chunks {
-            // One that came again, was recorded, and went again since has a later removal.
+            // A chunk that was stored and removed again since has a later removal.
             if recorded.contains(&(entry.number(), chunk)) {
                 continue;
             }
@@ -239,7 +239,7 @@ fn dispose_of(
     }
 }
 
-/// Syncs each file, some at a time; leaves the groups whose sync succeeded.
+/// Syncs each file, some in parallel; keeps the groups whose sync succeeded.
 fn sync_files(shared: &Shared, groups: Vec<FileGroup>) -> Vec<FileGroup> {
     let mut synced = Vec::with_capacity(groups.len());
     let mut groups = groups.into_iter().peekable();
@@ -266,8 +266,8 @@ fn sync_files(shared: &Shared, groups: Vec<FileGroup>) -> Vec<FileGroup> {
                 Err(error) => {
                     shared.health.degrade("syncing a data file", &error);
                     group.entry.table().spoil_unfinished();
-                    // Also what finished since and is in no group yet: its pages may be among the
-                    // lost.
+                    // Includes chunks that have finished since and are in no group yet: their pages
+                    // may be lost too.
                     let unsure = |state: ChunkState| state.is_present() && !state.is_durable();
                     let chunks = group.entry.table().select(unsure).collect();
                     withdraw_all(shared, &group.entry, chunks);
@@ -280,7 +280,7 @@ fn sync_files(shared: &Shared, groups: Vec<FileGroup>) -> Vec<FileGroup> {
 
 fn sync_file(shared: &Shared, entry: &EntryFile) -> io::Result<()> {
     let file = entry.open_file(Open::CreateOrExisting)?;
-    // Before the sync: a write meanwhile sets it again.
+    // Before the sync: a write during the sync sets it again.
     file.unsynced.store(false, Ordering::Release);
     file.file.sync_data()?;
     if !entry.linked.load(Ordering::Acquire) {
@@ -292,7 +292,7 @@ fn sync_file(shared: &Shared, entry: &EntryFile) -> io::Result<()> {
     Ok(())
 }
 
-/// The records of a group, and the chunks they say are stored.
+/// The records of a group, and the chunks that they list as stored.
 fn frames(
     files: &[FileGroup],
     changes: &Changes,
@@ -301,7 +301,7 @@ fn frames(
     let mut bytes = Vec::new();
     let mut recorded = HashSet::new();
     let mut encode = |record: Record| {
-        // Only a description or note can be too large, and both are refused at the door.
+        // Only a description or note can be too large, and both are checked on entry.
         if let Err(error) = record.encode(&mut bytes) {
             tracing::error!(%error, "left out of the journal");
         }
@@ -320,7 +320,7 @@ fn frames(
             None => Record::NoteRemoved { key: key.clone() },
         });
     }
-    // Before what is stored: a chunk that went and came again is there.
+    // Before the stored chunks: one that was removed and stored again is stored.
     for (entry, chunks) in &changes.removed {
         if entry.is_removed() {
             continue;
@@ -355,13 +355,14 @@ fn frames(
     (bytes, recorded)
 }
 
-/// The group's records are synced.
+/// Completes the group: its records are synced.
 fn settle(shared: &Shared, group: &FileGroup) {
     let entry = &group.entry;
     if entry.is_removed() {
         return;
     }
-    // One that was withdrawn meanwhile has its removal recorded after this, by whoever withdrew it.
+    // The removal of a chunk that was withdrawn meanwhile is recorded later, by whoever withdrew
+    // it.
     let durable: Vec<_> = group
         .chunks
         .iter()
@@ -387,7 +388,7 @@ fn settle(shared: &Shared, group: &FileGroup) {
     }
 }
 
-/// Chunks that are not durable: missing again, and said so.
+/// Withdraws chunks that did not become durable, and reports them as missing.
 fn withdraw_all(shared: &Shared, entry: &Arc<EntryFile>, chunks: Vec<ChunkIndex>) {
     let withdrawn: Vec<_> = chunks
         .into_iter()

@@ -18,11 +18,11 @@ use super::{
 const FORMAT: u32 = 2;
 const LOCK_NAME: &str = "LOCK";
 const STORE_NAME: &str = "STORE";
-/// Far more than it ever has.
+/// Sanity cap: far more than it ever has.
 const STORE_MAX_BYTES: u64 = 4096;
 
-/// Makes the directory if it is missing and locks it. The lock goes with the file handle, so also
-/// with a killed process.
+/// Creates the directory if it is missing and locks it. The lock ends with the file handle, and so
+/// also with a killed process.
 pub(super) fn lock(data_dir: &Path) -> Result<fs::File, OpenError> {
     let unusable = |source| OpenError::Unusable {
         path: data_dir.to_owned(),
@@ -35,7 +35,7 @@ pub(super) fn lock(data_dir: &Path) -> Result<fs::File, OpenError> {
         .map_err(unusable)?;
     let private = fs::Permissions::from_mode(DIRECTORY_MODE);
     if let Err(error) = fs::set_permissions(data_dir, private) {
-        // A mount of another owner: whoever set it up decided who may enter.
+        // A mount with another owner: whoever set it up decided on the access.
         tracing::warn!(%error, path = %data_dir.display(), "the data directory is open to others");
     }
     let path = data_dir.join(LOCK_NAME);
@@ -56,8 +56,8 @@ pub(super) fn lock(data_dir: &Path) -> Result<fs::File, OpenError> {
     }
 }
 
-/// Reads the store's id (of an older format: raises it), or makes one in a new directory. `STORE` is two lines: `format N` and
-/// `store UUID`.
+/// Reads the store's id (and upgrades an older format), or creates one in a new directory. `STORE`
+/// is two lines: `format N` and `store UUID`.
 pub(super) fn identify(disk: &dyn Disk, data_dir: &Path) -> Result<Uuid, OpenError> {
     let unusable = |source| OpenError::Unusable {
         path: data_dir.to_owned(),
@@ -67,7 +67,7 @@ pub(super) fn identify(disk: &dyn Disk, data_dir: &Path) -> Result<Uuid, OpenErr
         Ok(text) => {
             let (format, id) = parse_store(&text, data_dir)?;
             if format < FORMAT {
-                // Before anything is written that an older program would take for damage.
+                // Before anything is written that an older program would mistake for damage.
                 write_store(disk, id).map_err(unusable)?;
             }
             Ok(id)
@@ -115,7 +115,7 @@ fn read_store(disk: &dyn Disk) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes[..read]).into_owned())
 }
 
-/// Whole or not at all: written aside, synced, renamed.
+/// Writes atomically: to another name, synced, renamed.
 fn write_store(disk: &dyn Disk, id: Uuid) -> io::Result<()> {
     let aside = PathBuf::from(STORE_NAME).with_extension("tmp");
     let file = disk.open(&aside, Open::Truncate)?;

@@ -1,4 +1,4 @@
-//! The disk, as narrow as the store needs it, so that tests can put one underneath that
+//! The disk interface, as narrow as the store needs it, so that tests can substitute a disk that
 //! loses unsynced writes at each step.
 //!
 //! Paths are relative to the data directory.
@@ -19,34 +19,34 @@ use rustix::{
     io::Errno,
 };
 
-/// Nobody but the edge's own user reads what is stored: objects behind credentials, the credentials,
-/// and the peers' key.
+/// Only the edge's own user may read stored data: objects behind credentials, the credentials, and
+/// the peers' key.
 pub(super) const DIRECTORY_MODE: u32 = 0o700;
 pub(super) const FILE_MODE: u32 = 0o600;
 
-/// What a file system has.
+/// The space of a file system.
 #[derive(Clone, Copy, Debug)]
 pub struct DiskSpace {
     pub total_bytes: u64,
-    /// To this process.
+    /// Available to this process.
     pub free_bytes: u64,
-    /// None: as many files as it has room for.
+    /// None: the number of files is not limited.
     pub free_inodes: Option<u64>,
 }
 
-/// How [`Disk::open`] opens.
+/// Modes of [`Disk::open`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Open {
     Existing,
     /// To be read alone: possible where the file system takes no writes.
     Reading,
     CreateOrExisting,
-    /// Empties what was there.
+    /// Empties an existing file.
     Truncate,
 }
 
 pub trait Disk: Send + Sync + 'static {
-    /// With its parents; exists already is fine. Not synced.
+    /// Creates the directory and its parents; one that exists is not an error. Not synced.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     fn open(&self, path: &Path, open: Open) -> io::Result<Arc<dyn DiskFile>>;
     /// Names in a directory; none if there is no such directory.
@@ -62,23 +62,23 @@ pub trait DiskFile: Send + Sync {
     fn len(&self) -> io::Result<u64>;
     fn set_len(&self, len: u64) -> io::Result<()>;
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
-    /// Bytes read; less than asked only at the end of the file.
+    /// Returns the bytes read; fewer than asked for only at the end of the file.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
-    /// Data, and as much of the metadata as reading it back needs.
+    /// Syncs data, and as much of the metadata as reading it back needs.
     fn sync_data(&self) -> io::Result<()>;
-    /// Gives the blocks of the range back; it reads as zeros. The length stays.
+    /// Frees the blocks of the range, which then reads as zeros. The length stays.
     fn punch(&self, range: ByteRange) -> io::Result<()>;
-    /// Bytes of blocks it takes.
+    /// Bytes of the blocks it uses.
     fn allocated_bytes(&self) -> io::Result<u64>;
-    /// Asks for blocks ahead of their use; the length stays.
+    /// Allocates blocks before they are used; the length stays.
     fn allocate(&self, range: ByteRange) -> io::Result<()>;
-    /// The first run of bytes at or after `from` that takes up blocks.
+    /// The first run of bytes at or after `from` that has blocks.
     fn next_data(&self, from: u64) -> io::Result<Option<ByteRange>>;
     /// For sendfile and advice; a simulated file has none.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 }
 
-/// The real one.
+/// The disk of the operating system.
 pub struct RealDisk {
     root: PathBuf,
 }
@@ -118,7 +118,7 @@ impl Disk for RealDisk {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other?,
         };
-        // A name that is not UTF-8 is not the store's; it is left alone.
+        // A name that is not UTF-8 is not the store's; ignore it.
         entries
             .filter_map(|e| e.map(|e| e.file_name().into_string().ok()).transpose())
             .collect()
@@ -146,7 +146,7 @@ impl Disk for RealDisk {
     }
 }
 
-/// Of the file systems this runs on.
+/// The block size of the file systems this runs on.
 const BLOCK_BYTES: u64 = 4096;
 
 struct RealFile(fs::File);
@@ -185,8 +185,7 @@ impl DiskFile for RealFile {
         if range.is_empty() {
             return Ok(());
         }
-        // A block is given back only if all of it is punched, the part behind the file's end
-        // included.
+        // A block is freed only if all of it is punched, including the part past the file's end.
         let cuts_a_block = !range.end.is_multiple_of(BLOCK_BYTES);
         let end = if cuts_a_block && range.end == self.len()? {
             range.end.next_multiple_of(BLOCK_BYTES)

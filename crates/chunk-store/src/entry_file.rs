@@ -44,30 +44,30 @@ pub struct EntryFile {
     geometry: Geometry,
     description: v1::Entry,
     pinned: AtomicBool,
-    /// Its records are gone; the file follows with the last handle.
+    /// Its records are gone; the file is removed with the last handle.
     removed: AtomicBool,
     table: ChunkTable,
-    /// Hashes of the blocks of chunks that are here and longer than one. A chunk of a journal from
-    /// before there were any has none until it is checked.
+    /// Block hashes of stored chunks that are longer than one block. A chunk from a journal that
+    /// predates them has none until it is checked.
     blocks: Mutex<BTreeMap<ChunkIndex, Box<[u64]>>>,
-    /// Of the durable chunks.
+    /// Digest of the durable chunks.
     digest: Mutex<InventoryDigest>,
-    /// Bytes of chunks its file holds, also of withdrawn ones that are not punched yet.
+    /// Bytes of the chunks in its file, including withdrawn ones that are not punched yet.
     disk_bytes: AtomicU64,
     open: ArcSwapOption<OpenFile>,
     naming: FileNaming,
-    /// Held while the file is opened.
+    /// Locked while the file is opened.
     opening: Mutex<()>,
-    /// Held while chunks are punched or their file is removed, and by the first write to a chunk,
-    /// so that neither meets the other.
+    /// Locked while chunks are punched or their file is removed, and by the first write to a chunk,
+    /// so that these exclude each other.
     pub(super) emptying: Mutex<()>,
     /// The directory entry of the file is synced.
     pub(super) linked: AtomicBool,
-    /// The journal has the description. Changed under the journal's lock.
+    /// The journal has its description. Changed under the journal's lock.
     pub(super) described: AtomicBool,
-    /// It is among the entries without chunks.
+    /// It is listed among the entries without chunks.
     idle: AtomicBool,
-    /// Somebody looked for it since it was put there.
+    /// A request looked it up since it was listed there.
     asked: AtomicBool,
 }
 
@@ -114,13 +114,13 @@ impl EntryFile {
         self.geometry
     }
 
-    /// As it was given first; [`is_pinned`](Self::is_pinned) is what changes.
+    /// The description as first given; [`is_pinned`](Self::is_pinned) is the part that changes.
     #[must_use]
     pub fn description(&self) -> &v1::Entry {
         &self.description
     }
 
-    /// Pinned entries are evicted when nothing else is left. Recorded with the next group.
+    /// Pins the entry: it is evicted only when nothing else is left. Recorded with the next group.
     pub fn set_pinned(&self, pinned: bool) {
         if self.pinned.swap(pinned, Ordering::AcqRel) != pinned
             && let Some(me) = self.me.upgrade()
@@ -146,8 +146,8 @@ impl EntryFile {
         self.table.first_missing(from, to)
     }
 
-    /// Runs of present bytes within `range`, ascending, at most `limit` of them. Costs what is
-    /// stored there, not what the range claims.
+    /// Runs of present bytes within `range`, ascending, at most `limit` of them. Costs as much as
+    /// is stored there, not as much as the range claims.
     #[must_use]
     pub fn present_runs(&self, range: ByteRange, limit: usize) -> Vec<ByteRange> {
         let chunks = self.geometry.chunks_covering(range);
@@ -166,22 +166,22 @@ impl EntryFile {
         self.table.first_present(from, to)
     }
 
-    /// What can be proved: chunks whose bytes and records are synced, with their checksums. One
-    /// that is present and waits for its group's sync comes through
+    /// The chunks that can be proved: their bytes and records are synced; with their checksums. A
+    /// present chunk that waits for its group's sync comes through
     /// [`Store::take_durable`](super::Store::take_durable) instead.
     #[must_use]
     pub fn present_chunks(&self) -> Vec<(ChunkIndex, u64)> {
         self.durable_chunks()
     }
 
-    /// Of a chunk that is present, synced or not.
+    /// The checksum of a present chunk, synced or not.
     #[must_use]
     pub fn checksum(&self, chunk: ChunkIndex) -> Option<u64> {
         self.is_present(chunk).then(|| self.table.checksum(chunk))
     }
 
-    /// Holds the chunk for reading. Lock-free. `None`: not present. Counts as a use for the
-    /// eviction policy.
+    /// Pins the chunk for reading. Lock-free. `None`: not present. Counts as a use for the eviction
+    /// policy.
     #[must_use]
     pub fn pin(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
         let entry = self.me.upgrade()?;
@@ -190,9 +190,9 @@ impl EntryFile {
             .then(|| ChunkPin { entry, chunk })
     }
 
-    /// Holds a chunk that may be unfinished: what is written of it is not punched before the hold
-    /// ends, whatever becomes of the chunk. What is written is known to whoever writes it, and is
-    /// asked again once held. `None`: nothing is.
+    /// Pins a chunk that may be unfinished: its written bytes are not punched before the pin ends,
+    /// whatever happens to the chunk. The writer knows which bytes are written, and the caller asks
+    /// it again after pinning. `None`: no bytes are written.
     #[must_use]
     pub fn hold_unfinished(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
         let entry = self.me.upgrade()?;
@@ -201,14 +201,13 @@ impl EntryFile {
             .then(|| ChunkPin { entry, chunk })
     }
 
-    /// The chunk's bytes were checked since this process started (or written by it).
+    /// Whether the chunk's bytes were checked (or written) since this process started.
     #[must_use]
     pub fn is_verified(&self, chunk: ChunkIndex) -> bool {
         self.table.state(chunk).is_verified()
     }
 
-    /// As [`verify`](Self::verify), also where it was checked before: somebody got other bytes of
-    /// it.
+    /// Like [`verify`](Self::verify), but ignores earlier checks: a client received other bytes.
     pub async fn verify_again(&self, chunk: ChunkIndex) -> Result<bool, StoreError> {
         let Some(entry) = self.me.upgrade() else {
             return Ok(false);
@@ -218,8 +217,8 @@ impl EntryFile {
             .map_err(io::Error::other)?
     }
 
-    /// Reads and checks it off the caller's thread; false: it was corrupt and has been withdrawn,
-    /// or is not present.
+    /// Reads and checks the chunk off the caller's thread; false: it was corrupt and has been
+    /// withdrawn, or is not present.
     pub async fn verify(&self, chunk: ChunkIndex) -> Result<bool, StoreError> {
         if self.is_verified(chunk) {
             return Ok(true);
@@ -227,9 +226,9 @@ impl EntryFile {
         self.verify_again(chunk).await
     }
 
-    /// Positional write of part of a chunk that is not present. Blocking, for the fetch threads.
-    /// After an error all that was written of the chunk is void: it begins anew, or is given up
-    /// with [`abandon_chunk`](Self::abandon_chunk).
+    /// Writes part of a chunk that is not present. Blocking, for the fetch threads. After an error
+    /// all written bytes of the chunk are void: it begins anew, or is given up with
+    /// [`abandon_chunk`](Self::abandon_chunk).
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
         let range = ByteRange::new(offset, offset.saturating_add(bytes.len() as u64));
         if range.end > self.geometry.size() {
@@ -254,8 +253,8 @@ impl EntryFile {
         write().map_err(|error| self.refused(error))
     }
 
-    /// A write failed. A length the file system does not have is this object's problem alone, and
-    /// a lack of files that of new ones, until some are evicted.
+    /// Classifies a failed write. A length that the file system does not support is this object's
+    /// problem alone, and a lack of inodes one of new entries, until some are evicted.
     fn refused(&self, error: io::Error) -> StoreError {
         match error.kind() {
             io::ErrorKind::FileTooLarge => error.into(),
@@ -269,7 +268,7 @@ impl EntryFile {
         }
     }
 
-    /// The first write to a chunk: not while it is being punched.
+    /// Begins the first write to a chunk; excludes punching.
     fn begin_write(&self, chunk: ChunkIndex) -> Result<(), StoreError> {
         let _not_emptied_meanwhile = self.emptying.lock();
         let state = self.table.state(chunk);
@@ -283,26 +282,26 @@ impl EntryFile {
             )));
         }
         if self.table.begin_write(chunk).is_doomed() {
-            // Its old blocks are the new chunk's, for which space has been reserved.
+            // The new chunk reuses its old blocks; space has been reserved for them.
             self.release(chunk);
         }
         Ok(())
     }
 
-    /// The store is being closed.
+    /// Whether the store is closing.
     pub(super) fn is_stopping(&self) -> bool {
         self.shared.is_stopping()
     }
 
-    /// All bytes of the chunk are written: it is present from now on, and durable with the next
-    /// group. `digest` is checked against the bytes nowhere: the caller computed it while they
+    /// Finishes a chunk whose bytes are all written: it is present from now on, and durable with
+    /// the next group. `digest` is not checked against the bytes: the caller computed it as they
     /// passed.
     pub fn finish_chunk(&self, chunk: ChunkIndex, digest: ChunkDigest, reservation: Reservation) {
         let Some(me) = self.me.upgrade() else { return };
         if self.is_present(chunk) {
             return;
         }
-        // Counted before it can be found, withdrawn and counted off.
+        // Counted before it can be found, withdrawn and subtracted.
         let bytes = self.geometry.chunk_len(chunk);
         reservation.become_chunk(bytes);
         self.disk_bytes.fetch_add(bytes, Ordering::AcqRel);
@@ -320,14 +319,14 @@ impl EntryFile {
         }
     }
 
-    /// What was written of a chunk that will not be finished goes back to the disk. Without it the bytes stay until the chunk is fetched again or the store is opened the next
-    /// time.
+    /// Frees the written bytes of a chunk that will not be finished. Otherwise they stay until the
+    /// chunk is fetched again or the store is next opened.
     pub fn abandon_chunk(&self, chunk: ChunkIndex) {
         let _no_write_begins = self.emptying.lock();
         self.abandon_locked(chunk);
     }
 
-    /// `emptying` is held. Its blocks count until they are punched, as those of a chunk do.
+    /// `emptying` is locked. The blocks count until they are punched, like those of any chunk.
     fn abandon_locked(&self, chunk: ChunkIndex) {
         if self.table.abandon(chunk).is_some() {
             let bytes = self.geometry.chunk_len(chunk);
@@ -359,14 +358,14 @@ impl EntryFile {
         Ok(StoredFile::new(open.file.clone())?)
     }
 
-    /// The pages of the range are in memory (so that sendfile does not block), or were a moment
-    /// ago.
+    /// Whether the pages of the range are in memory, or were a moment ago, so that sendfile does
+    /// not block.
     #[must_use]
     pub fn is_resident(&self, range: ByteRange) -> bool {
         self.is_resident_at(range, Instant::now())
     }
 
-    /// The same, for who knows what time it is.
+    /// The same for a given time.
     #[must_use]
     pub fn is_resident_at(&self, range: ByteRange, now: Instant) -> bool {
         let Ok(file) = self.open_file(Open::Reading) else {
@@ -380,8 +379,8 @@ impl EntryFile {
         })
     }
 
-    /// Reads the range into the page cache and compares it with its hashes on the way. False: it
-    /// is not what was stored, and its chunk has been withdrawn. Blocking.
+    /// Reads the range into the page cache and compares it with its hashes on the way. False: it is
+    /// corrupt, and its chunk has been withdrawn. Blocking.
     pub fn bring_in(&self, range: ByteRange) -> Result<bool, StoreError> {
         let Some(me) = self.me.upgrade() else {
             return Ok(false);
@@ -397,8 +396,8 @@ impl EntryFile {
         Ok(true)
     }
 
-    /// The block of a present chunk that holds this byte, compared with its hash. `None`: it is not
-    /// what was stored, and its chunk has been withdrawn, or it is not here. Blocking.
+    /// Reads the block of a present chunk that contains this byte, and compares it with its hash.
+    /// `None`: it is corrupt, and its chunk has been withdrawn, or it is not present. Blocking.
     pub fn read_block(&self, offset: u64) -> Result<Option<Block>, StoreError> {
         match self.me.upgrade() {
             Some(me) => verify::read_block(&me, offset),
@@ -406,7 +405,7 @@ impl EntryFile {
         }
     }
 
-    /// Hashes of a chunk's blocks; `None`: they are not known.
+    /// Hashes of a chunk's blocks; `None`: unknown.
     pub(super) fn blocks(&self, chunk: ChunkIndex) -> Option<Box<[u64]>> {
         if self.geometry.chunk_len(chunk) <= BLOCK_BYTES {
             return Some([self.table.checksum(chunk)].into());
@@ -414,7 +413,7 @@ impl EntryFile {
         self.blocks.lock().get(&chunk).cloned()
     }
 
-    /// Kept where they are as many as the chunk has blocks.
+    /// Keeps the hashes if there is one per block.
     pub(super) fn set_blocks(&self, chunk: ChunkIndex, hashes: Box<[u64]>) {
         let len = self.geometry.chunk_len(chunk);
         if len > BLOCK_BYTES && hashes.len() as u64 == len.div_ceil(BLOCK_BYTES) {
@@ -422,7 +421,7 @@ impl EntryFile {
         }
     }
 
-    /// What the journal says of durable chunks beside their checksums.
+    /// Journal records of durable chunks beside their checksums.
     pub(super) fn block_records(&self, chunks: &[(ChunkIndex, u64)]) -> Vec<Record> {
         let blocks = self.blocks.lock();
         let known = chunks.iter().filter_map(|(chunk, _)| {
@@ -466,7 +465,7 @@ impl EntryFile {
         self.digest.lock().chunk_count > 0
     }
 
-    /// Holds a chunk without counting a use: for the store's own reading.
+    /// Pins a chunk without counting a use: for the store's own reads.
     pub(super) fn hold(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
         let entry = self.me.upgrade()?;
         self.table
@@ -474,8 +473,8 @@ impl EntryFile {
             .then(|| ChunkPin { entry, chunk })
     }
 
-    /// The entry is removed: its chunks go on being read by who holds it, and prove nothing.
-    /// Returns how many.
+    /// Clears the durable marks of a removed entry: readers that hold it read on, but its chunks
+    /// prove nothing. Returns how many had one.
     pub(super) fn forget_durable(&self) -> usize {
         let mut digest = self.digest.lock();
         *digest = InventoryDigest::default();
@@ -486,7 +485,7 @@ impl EntryFile {
         forgotten
     }
 
-    /// Its records are gone; it goes on being read by who holds it.
+    /// Whether its records are gone; readers that hold it read on.
     #[must_use]
     pub fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Acquire)
@@ -496,26 +495,26 @@ impl EntryFile {
         self.removed.store(true, Ordering::Release);
     }
 
-    /// False: it was so already.
+    /// Marks the entry as without chunks. False: it was marked already.
     pub(super) fn set_idle(&self, idle: bool) -> bool {
         self.idle.swap(idle, Ordering::AcqRel) != idle
     }
 
-    /// Somebody looks for it.
+    /// Records that a request looked the entry up.
     pub(super) fn ask(&self) {
         if !self.asked.load(Ordering::Relaxed) {
             self.asked.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Somebody looked for it since the last call.
+    /// Whether a request looked it up since the last call.
     pub(super) fn take_asked(&self) -> bool {
         self.asked.swap(false, Ordering::Relaxed)
     }
 
-    /// Its sync and its record succeeded. False: it was withdrawn meanwhile.
+    /// Records that the chunk's sync and record succeeded. False: it was withdrawn meanwhile.
     pub(super) fn mark_durable(&self, chunk: ChunkIndex) -> bool {
-        // Under the digest's lock, as the withdrawal is: the digest then follows the flag.
+        // Under the digest's lock, like a withdrawal: the digest then follows the flag.
         let mut digest = self.digest.lock();
         if !self.table.mark_durable(chunk) {
             return false;
@@ -525,8 +524,7 @@ impl EntryFile {
         true
     }
 
-    /// No reader gets it from now on; its bytes stay until they are punched. True if it was
-    /// present.
+    /// Hides the chunk from readers; its bytes stay until they are punched. True if it was present.
     pub(super) fn withdraw(&self, chunk: ChunkIndex) -> bool {
         let mut digest = self.digest.lock();
         let Some(before) = self.table.withdraw(chunk) else {
@@ -542,7 +540,7 @@ impl EntryFile {
         true
     }
 
-    /// A withdrawn chunk's blocks are free, or another's.
+    /// Uncounts a withdrawn chunk: its blocks are free, or reused.
     pub(super) fn release(&self, chunk: ChunkIndex) {
         self.shared
             .space
@@ -570,7 +568,7 @@ impl Drop for EntryFile {
     }
 }
 
-/// Keeps a chunk from being punched while held.
+/// Keeps a chunk from being punched.
 pub struct ChunkPin {
     entry: Arc<EntryFile>,
     chunk: ChunkIndex,
@@ -579,7 +577,7 @@ pub struct ChunkPin {
 impl Drop for ChunkPin {
     fn drop(&mut self) {
         if self.entry.table.unpin(self.chunk).is_disposable() {
-            // Not here: punching blocks, and this may be a serving thread.
+            // Not on this thread, which may be serving: punching blocks.
             let entry = self.entry.clone();
             entry.shared.reaper.dispose(self.entry.clone(), self.chunk);
         }

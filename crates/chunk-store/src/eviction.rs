@@ -1,56 +1,56 @@
-//! What to evict: S3-FIFO over chunks, with a favoured part for heads and indexes.
+//! Chooses chunks to evict: S3-FIFO over chunks, with a favoured part for heads and indexes.
 //!
 //! S3-FIFO (Yang et al., SOSP 2023): new chunks enter a small queue; those used again until they
 //! reach its end move to the main one, the others leave and are remembered in a ghost queue, from
 //! which a return leads straight to the main queue. A scan of one long file passes through the
 //! small queue only. A hit sets two bits in the chunk's own word and touches no queue and no lock.
-//! What is added, and why, is in `docs/rfcs/0003-store.md`: favoured and pinned chunks.
+//! `docs/rfcs/0003-store.md` explains the additions: favoured and pinned chunks.
 //!
-//! Pure: chunks are numbers, and what is known of them is asked of [`Residents`].
+//! Pure: chunks are numbers, and [`Residents`] answers questions about them.
 
 use std::collections::{HashSet, VecDeque};
 
 /// A chunk; the store packs the entry's number and the chunk's index into it.
 pub type ChunkKey = u64;
 
-/// The small queue's share of all chunks, one in so many, as published.
+/// The small queue's share of all chunks, one in this many, as published.
 const SMALL_DIVISOR: usize = 10;
-/// Favoured chunks beyond this share lose their favour: a library of many short files must not be
-/// all heads.
+/// Favoured chunks beyond this share lose their favour: a library of many short files must not
+/// consist of heads alone.
 const FAVOURED_DIVISOR: usize = 8;
-/// Used more often than this, a chunk of the small queue is not a passing one.
+/// A chunk of the small queue that is used more often than this is kept.
 const PASSING_USES: u8 = 1;
-/// Two numbers a chunk: 8 MiB at most.
+/// At two numbers each, 8 MiB at most.
 const MAX_GHOSTS: usize = 1 << 18;
 const MIN_GHOSTS: usize = 64;
 
-/// What the policy may know of a chunk that is there.
+/// A present chunk, as the policy sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Resident {
     pub bytes: u64,
-    /// Counted uses since they were last taken away, saturating.
+    /// Counted uses since they were last reset, saturating.
     pub uses: u8,
     /// A reader holds it now.
     pub is_held: bool,
     /// An operator wants its entry kept.
     pub is_pinned: bool,
-    /// First or last chunks of an entry: what players ask for first, and what containers keep their
-    /// index in.
+    /// It is a first or last chunk of its entry: players read the head first, and containers keep
+    /// their index at either end.
     pub is_favoured: bool,
 }
 
-/// The chunks, as the policy sees them.
+/// The policy's view of the chunks.
 pub trait Residents {
     /// `None`: it is gone.
     fn look(&self, key: ChunkKey) -> Option<Resident>;
-    /// It is in a queue from now on; false: it was already.
+    /// Marks it as queued; false: it was queued already.
     fn enqueue(&self, key: ChunkKey) -> bool;
-    /// It is in no queue from now on.
+    /// Marks it as not queued.
     fn dequeue(&self, key: ChunkKey);
     fn forget_use(&self, key: ChunkKey);
 }
 
-/// The queues. Oldest first.
+/// The policy's queues, each oldest first.
 #[derive(Debug, Default)]
 pub struct Eviction {
     small: VecDeque<ChunkKey>,
@@ -58,15 +58,15 @@ pub struct Eviction {
     favoured: VecDeque<ChunkKey>,
     pinned: VecDeque<ChunkKey>,
     ghost: Ghost,
-    /// Chunks that went without the policy's doing; their keys are met later.
+    /// Number of chunks that left without the policy; their keys are met later.
     gone: usize,
 }
 
 impl Eviction {
-    /// A chunk is there.
+    /// Adds a chunk that has become durable.
     pub fn insert(&mut self, key: ChunkKey, residents: &impl Residents) {
         self.sweep_if_mostly_gone(residents);
-        // A key left over from the chunk's former life keeps its place.
+        // A key left over from the chunk's former life keeps its position.
         if !residents.enqueue(key) {
             return;
         }
@@ -80,47 +80,48 @@ impl Eviction {
         }
     }
 
-    /// Proposed, and not evicted after all: first in line the next time.
+    /// Returns a proposed chunk that was not evicted: it is first in line the next time.
     pub fn put_back(&mut self, key: ChunkKey, residents: &impl Residents) {
         if residents.look(key).is_some() && residents.enqueue(key) {
             self.main.push_front(key);
         }
     }
 
-    /// So many chunks went other than through [`victims`](Self::victims).
+    /// Notes that `chunks` chunks left other than through [`victims`](Self::victims).
     pub fn note_gone(&mut self, chunks: usize) {
         self.gone += chunks;
     }
 
-    /// An entry may be pinned no more.
+    /// Must follow each unpinning of an entry.
     pub fn pinning_changed(&mut self) {
         self.main.append(&mut self.pinned);
     }
 
-    /// Keys in all queues.
+    /// Number of keys in all queues.
     #[must_use]
     pub fn len(&self) -> usize {
         self.small.len() + self.main.len() + self.favoured.len() + self.pinned.len()
     }
 
-    /// No key in any queue.
+    /// Whether all queues are empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Chooses at least so many bytes, or so many chunks, or all there is; takes them out of the
-    /// queues. Never a chunk a reader holds; pinned ones only when nothing else is left.
+    /// Chooses chunks until they have `bytes` bytes, or are `max_chunks`, or none are left, and
+    /// takes them out of the queues. Never chooses a chunk that a reader holds; pinned ones only
+    /// when nothing else is left.
     pub fn victims(
         &mut self,
         (bytes, max_chunks): (u64, usize),
         residents: &impl Residents,
     ) -> Vec<ChunkKey> {
         let mut chosen = Vec::new();
-        // Set aside meanwhile, so that a queue full of them does not hide what lies behind.
+        // Set aside, so that a queue full of held chunks does not hide those behind them.
         let mut held = Vec::new();
         let mut freed = 0;
-        // Ends: each step takes a key, a use, a place or a favour away.
+        // Terminates: each step removes a key, a use, a position or a favour.
         while freed < bytes && chosen.len() < max_chunks {
             match self.step(residents) {
                 Some(Step::Evict(key, size)) => {
@@ -138,7 +139,7 @@ impl Eviction {
         chosen
     }
 
-    /// Looks at one chunk; `None` when all queues are empty.
+    /// Processes one chunk; `None` when all queues are empty.
     fn step(&mut self, residents: &impl Residents) -> Option<Step> {
         let ordinary = self.small.len() + self.main.len();
         let (queue, from) =
@@ -224,7 +225,7 @@ enum Queue {
     Pinned,
 }
 
-/// Keys lately evicted from the small queue.
+/// Keys recently evicted from the small queue.
 #[derive(Debug, Default)]
 struct Ghost {
     order: VecDeque<ChunkKey>,
@@ -232,7 +233,7 @@ struct Ghost {
 }
 
 impl Ghost {
-    /// As many as the main queue has, as published.
+    /// Remembers as many keys as the main queue has, as published.
     fn insert(&mut self, key: ChunkKey, main_len: usize) {
         if self.keys.insert(key) {
             self.order.push_back(key);
@@ -244,7 +245,8 @@ impl Ghost {
         }
     }
 
-    /// Was in. Its place in the order is left; it only makes the queue forget a little sooner.
+    /// Removes a key; true if it was in. Its place in the order stays, so the queue forgets a
+    /// little sooner.
     fn remove(&mut self, key: ChunkKey) -> bool {
         self.keys.remove(&key)
     }

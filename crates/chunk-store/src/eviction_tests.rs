@@ -124,7 +124,7 @@ fn heads_outlive_the_rest() {
 }
 
 /// Viewers watch titles by a Zipf-like law, chunk after chunk; now and then one long file is read
-/// once from end to end.
+/// once from start to end.
 fn scan_mixed_trace() -> Vec<ChunkKey> {
     let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
     let mut random = move |below: u64| {

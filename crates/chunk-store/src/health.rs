@@ -1,4 +1,4 @@
-//! Whether the disk takes writes at present, and why not.
+//! Whether the disk accepts writes, and if not, why.
 //!
 //! A failed write, sync or creation makes the store degraded: new writes are refused at once
 //! (misses then pass through uncached), reads go on. A probe finds out when it works again.
@@ -19,7 +19,7 @@ use super::{
     disk::{Disk, DiskFile, Open},
 };
 
-/// As much as a small chunk, so that a nearly full disk does not pass for a healthy one.
+/// As large as a small chunk, so that a nearly full disk does not count as healthy.
 const PROBE_BYTES: usize = 64 << 10;
 const PROBE_PATH: &str = "probe";
 
@@ -34,7 +34,7 @@ impl Health {
         let mut reason = self.reason.lock();
         if reason.is_none() {
             tracing::error!(%error, "the disk refused: {doing}; nothing is stored until it works again");
-            // The first is the cause; what fails after it, fails because of it.
+            // The first failure is the cause; later ones follow from it.
             *reason = Some(format!("{doing}: {error}"));
         }
         self.is_degraded.store(true, Ordering::Release);
@@ -65,26 +65,26 @@ impl Health {
     }
 }
 
-/// Makes, writes, syncs and removes a file: what a chunk needs, also of inodes.
+/// Creates, writes, syncs and removes a file: all that a chunk needs, including inodes.
 pub fn probe(disk: &dyn Disk) -> io::Result<()> {
     let path = Path::new(PROBE_PATH);
     let result = disk.open(path, Open::Truncate).and_then(|file| {
         file.write_all_at(&vec![0xa5; PROBE_BYTES], 0)?;
         file.sync_data()
     });
-    // Also after a failure in between; that there is none then is no error.
+    // Also after a failure in between, where there may be none to remove.
     let removed = disk.remove_file(path);
     result.and(removed)
 }
 
-/// What not every file system can do.
+/// Optional abilities of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abilities {
-    /// A part of a file can be given back. Without it whole entries are evicted.
+    /// Part of a file can be freed. Without it whole entries are evicted.
     pub punch: bool,
 }
 
-/// Length of a file of which one page is written.
+/// Length of a test file with one written page.
 const SPARSE_BYTES: u64 = 256 << 10;
 
 /// Finds out what the disk can do; an error if it can not be used at all.
@@ -118,7 +118,7 @@ fn try_sparse(file: &dyn DiskFile) -> io::Result<Abilities> {
     Ok(Abilities { punch })
 }
 
-/// The file system can not do it at all.
+/// Whether the file system does not support the operation at all.
 pub fn is_unsupported(error: &io::Error) -> bool {
     let errno = rustix::io::Errno::from_io_error(error);
     error.kind() == io::ErrorKind::Unsupported

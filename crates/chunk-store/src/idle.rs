@@ -1,8 +1,8 @@
 //! Entries without chunks: forgotten by age and by number, in bounded batches.
 //!
-//! Why: each question about an object makes an entry, and clients choose what they ask about. What
-//! an entry is needed for beside its chunks is known where keys are resolved, and is put here again
-//! with the next request.
+//! Why: each request for an object makes an entry, and clients choose what they request. The
+//! resolver keeps what it needs of an entry beside its chunks, and puts it here again with the next
+//! request.
 
 use std::{
     collections::VecDeque,
@@ -14,19 +14,19 @@ use parking_lot::Mutex;
 
 use super::{entry_file::EntryFile, journal_record::EntryNumber, shared::Shared};
 
-/// An entry without chunks that nobody asked for goes within twice this.
+/// An entry without chunks that is not requested is forgotten within twice this.
 const MAX_AGE: Duration = Duration::from_secs(240);
-/// More of them than this go at once, the oldest first.
+/// More entries than this are forgotten at once, the oldest first.
 const MAX_ENTRIES: usize = 50_000;
-/// Looked at in one step, so that nothing else waits for long.
+/// Entries examined in one step, so that nothing else waits for long.
 const BATCH: usize = 2_000;
 
-/// Since when entries have no chunk, the oldest first.
+/// Entries without chunks, with the time since when, the oldest first.
 #[derive(Default)]
 pub(super) struct IdleEntries(Mutex<VecDeque<(EntryNumber, Instant)>>);
 
 impl IdleEntries {
-    /// The entry has no chunk now.
+    /// Lists the entry: it has no chunk now.
     pub fn put(&self, entry: &EntryFile) {
         if !entry.is_removed() && entry.set_idle(true) {
             self.0.lock().push_back((entry.number(), Instant::now()));
@@ -52,7 +52,7 @@ impl IdleEntries {
     }
 }
 
-/// Forgets what is due; false: more of it may be.
+/// Forgets entries that are due; false: there may be more.
 pub(super) fn forget(shared: &Shared, now: Instant) -> bool {
     let due = shared.idle.take_due(now);
     let is_done = due.len() < BATCH;
@@ -64,7 +64,7 @@ pub(super) fn forget(shared: &Shared, now: Instant) -> bool {
         let is_wanted = entry.take_asked() || entry.is_pinned();
         let is_forgotten = {
             let mut catalog = shared.catalog.write();
-            // The catalogue's two, and this one: nobody else can be about to write.
+            // The catalogue's two handles, and this one: nobody else can be about to write.
             let is_free = Arc::strong_count(&entry) == 3 && entry.table().is_empty();
             if is_free && !is_wanted {
                 entry.set_removed();

@@ -1,13 +1,13 @@
-//! The journal: what is proved to be on the disk.
+//! The journal: proves which chunks are on the disk.
 //!
-//! `journal/<sequence>.log` begins with a snapshot of everything true when it was made and goes on
-//! with what changed since; the newest one is the whole truth, older ones are leftovers. A new one
-//! is written aside, synced, renamed and its directory synced before any change goes to it. A torn
-//! tail is cut at open. After a failed sync nobody knows what the file holds (fsync reports a lost
-//! page once), so it is never appended to again: the journal is `broken` until a fresh snapshot has
-//! replaced it.
+//! `journal/<sequence>.log` begins with a snapshot of all facts when it was made, followed by the
+//! changes since; the newest file is authoritative, older ones are leftovers. A new one is written
+//! aside, synced, renamed and its directory synced before any change goes to it. A torn tail is cut
+//! at open. After a failed sync nobody knows what the file holds (fsync reports a lost page once),
+//! so it is never appended to again: the journal is `broken` until a fresh snapshot has replaced
+//! it.
 //!
-//! Knows records and files; nothing of tables, readers or policy.
+//! Knows records and files; not tables, readers or policy.
 
 use std::{
     io,
@@ -24,26 +24,27 @@ pub const JOURNAL_DIR: &str = "journal";
 const MAGIC: &[u8; 8] = b"CHUNKJ01";
 /// One read when replaying, one write when making a snapshot. More than a frame.
 const BLOCK_BYTES: usize = MAX_BODY_BYTES + (1 << 16);
-/// Blocks are taken this far ahead, so that a full disk does not keep removals from being recorded.
+/// Blocks are allocated this far ahead, so that a full disk does not prevent removals from being
+/// recorded.
 const ALLOCATE_AHEAD_BYTES: u64 = 4 << 20;
 
 pub struct Journal {
     disk: Arc<dyn Disk>,
     /// `None`: broken, or not begun.
     active: Option<Segment>,
-    /// Of the newest file ever made in this directory.
+    /// Number of the newest file ever created in this directory.
     sequence: u64,
 }
 
 struct Segment {
     file: Arc<dyn DiskFile>,
-    /// Synced bytes; what lies behind is nothing.
+    /// Synced bytes; anything behind them is invalid.
     len: u64,
     allocated_to: u64,
 }
 
 impl Journal {
-    /// Not read yet, and so broken.
+    /// A journal that has not been read, and so is broken.
     pub fn new(disk: Arc<dyn Disk>) -> Self {
         Self {
             disk,
@@ -52,7 +53,7 @@ impl Journal {
         }
     }
 
-    /// Finds the newest file and hands its records over, in order. Cuts what is torn.
+    /// Finds the newest file and passes its records on, in order. Cuts a torn tail.
     pub fn load(&mut self, mut on_record: impl FnMut(Record)) -> io::Result<()> {
         let names = self.disk.list(Path::new(JOURNAL_DIR))?;
         let Some(newest) = names
@@ -82,17 +83,17 @@ impl Journal {
         Ok(())
     }
 
-    /// A snapshot is due before anything can be appended.
+    /// Whether a snapshot is needed before anything can be appended.
     pub fn is_broken(&self) -> bool {
         self.active.is_none()
     }
 
-    /// Bytes in the present file.
+    /// Size of the current file.
     pub fn len_bytes(&self) -> u64 {
         self.active.as_ref().map_or(0, |segment| segment.len)
     }
 
-    /// Appends encoded records and syncs. On an error none of them counts; if it was the sync's, or
+    /// Appends encoded records and syncs. On an error none of them counts; if the sync failed, or
     /// the tail can not be cut, the journal is broken.
     pub fn append(&mut self, frames: &[u8]) -> io::Result<()> {
         let Some(segment) = &mut self.active else {
@@ -106,13 +107,14 @@ impl Journal {
         let end = segment.len + frames.len() as u64;
         if end > segment.allocated_to {
             let ahead = ByteRange::new(segment.len, end + ALLOCATE_AHEAD_BYTES);
-            // Best effort: not every file system can, and the write tells if there is no space.
+            // Best effort: not every file system supports it, and the write fails if there is no
+            // space.
             if segment.file.allocate(ahead).is_ok() {
                 segment.allocated_to = ahead.end;
             }
         }
         if let Err(error) = segment.file.write_all_at(frames, segment.len) {
-            // What may have been written in part must not be taken for records later.
+            // A partial write must not be taken for records later.
             if segment.file.set_len(segment.len).is_err() {
                 self.active = None;
             } else {
@@ -128,12 +130,12 @@ impl Journal {
         Ok(())
     }
 
-    /// Replaces the journal by one that begins with `records`. On an error the old one is not
-    /// appended to any more: the rename may or may not survive a crash, and either file must stay
-    /// true.
+    /// Replaces the journal by one that begins with `records`. On an error the old one is never
+    /// appended to again: the rename may or may not survive a crash, and either file must stay
+    /// valid.
     pub fn rewrite(&mut self, records: impl Iterator<Item = Record>) -> io::Result<()> {
         self.active = None;
-        // Counted up even on failure: a name is used once.
+        // Incremented even on failure: a name is used once.
         self.sequence += 1;
         let aside = segment_path(self.sequence, "tmp");
         let file = self.disk.open(&aside, Open::Truncate)?;
@@ -184,7 +186,7 @@ fn write_snapshot(file: &dyn DiskFile, records: impl Iterator<Item = Record>) ->
     Ok(len + block.len() as u64)
 }
 
-/// The length up to which the file is records; 0 if it is no journal.
+/// The length of the file's valid records; 0 if it is not a journal.
 fn replay(file: &dyn DiskFile, on_record: &mut impl FnMut(Record)) -> io::Result<u64> {
     let mut block = vec![0; BLOCK_BYTES];
     let mut have = file.read_at(&mut block, 0)?;

@@ -1,14 +1,13 @@
 //! The records of the store's journal, as bytes.
 //!
 //! A frame is `length u32 | CRC-32 of the body u32 | body`, all little-endian; a body is one kind
-//! byte and its fields. A frame that does not check ends the journal: what a crash tore is never
-//! taken for a record. Entries go by a short number, so that a chunk costs 12 bytes and not 28.
-//! Chunks come in batches: the frame's cost is shared by a group.
+//! byte and its fields. A frame whose CRC is wrong ends the journal: a torn write is never taken
+//! for a record. Entries have short numbers, so that a chunk costs 12 bytes and not 28. Chunks come
+//! in batches: a group shares the cost of a frame.
 
-/// Larger bodies are refused on both sides, so that a torn length can not make the reader
-/// allocate at will.
+/// Writer and reader refuse larger bodies, so that a torn length can not cause a huge allocation.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
-/// Chunks in one record at most; a longer list is several records.
+/// Maximum number of chunks in one record; a longer list becomes several records.
 pub const MAX_CHUNKS_PER_RECORD: usize = 4096;
 /// Length and CRC.
 pub const FRAME_HEADER_BYTES: usize = 8;
@@ -23,19 +22,19 @@ const KIND_BLOCKS: u8 = 7;
 const KIND_NUMBERED_ENTRY: u8 = 8;
 const KIND_NUMBERS: u8 = 9;
 
-/// The store's own short name of an entry; never used twice in the life of a data directory.
+/// The store's own short name of an entry; never reused in the life of a data directory.
 pub type EntryNumber = u32;
 
-/// What an entry's file is called.
+/// How an entry's file is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileNaming {
     /// By the entry's id alone: files of format 1.
     Id,
-    /// By id and number: an entry that is made anew never meets its former self's file.
+    /// By id and number: a re-created entry never meets its predecessor's file.
     IdAndNumber,
 }
 
-/// One thing that became true.
+/// One fact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// The entry's description (an encoded `v1.Entry`); a later one for the same number replaces
@@ -60,16 +59,16 @@ pub enum Record {
         chunk: u32,
         hashes: Box<[u64]>,
     },
-    /// These are no more.
+    /// These chunks were removed.
     Removed {
         number: EntryNumber,
         chunks: Vec<u32>,
     },
-    /// Nor is the entry with all its chunks.
+    /// The entry was removed with all its chunks.
     EntryRemoved {
         number: EntryNumber,
     },
-    /// Another room's small fact.
+    /// A small fact of the store's user.
     Note {
         key: Vec<u8>,
         value: Vec<u8>,
@@ -254,14 +253,14 @@ pub fn stored_records(
         })
 }
 
-/// What [`next_record`] found at the beginning of `bytes`.
+/// The result of [`next_record`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
-    /// A record, and the bytes its frame took.
+    /// A record, and the size of its frame.
     Record(Record, usize),
-    /// The frame goes on past `bytes`: at least so many are needed in all.
+    /// The frame is longer than `bytes`: at least this many are needed in all.
     Incomplete(usize),
-    /// No frame: a torn or damaged tail, or the zeros of space allocated ahead.
+    /// No frame: a torn or damaged tail, or the zeros of preallocated space.
     Torn,
 }
 
@@ -387,8 +386,8 @@ mod tests {
             let _ = read_all(&bytes);
         }
 
-        /// Behind a right length and checksum: what is read takes no more memory than what was
-        /// written.
+        /// With a correct length and checksum: a decoded record takes no more memory than its
+        /// bytes.
         #[test]
         fn arbitrary_bodies_are_read_as_they_stand_or_not_at_all(body in prop::collection::vec(any::<u8>(), 1..600), kind in 0u8..11) {
             let body = [&[kind], &body[..]].concat();

@@ -1,11 +1,11 @@
-//! The chunk store: one sparse file an entry, and a journal that proves what is in them.
+//! The chunk store: one sparse file an entry, and a journal that proves what they contain.
 //!
 //! Why both: a sparse file alone can not tell a chunk from what a crash left of one. A chunk is
 //! *present* once all its bytes are written (readers of this process have it), and *durable* once
-//! data and journal record are synced, in groups; only then is it told to the coordinator. In
-//! reverse, the journal forgets a chunk before its hole is punched, and nobody holds it then. So at
-//! any crash the journal never says more than the disk; `docs/rfcs/0003-store.md` has the reasons
-//! and the figures.
+//! data and journal record are synced, in groups; only then is it reported to the coordinator. In
+//! reverse, the journal forgets a chunk before its hole is punched, and by then nobody holds it. So
+//! after any crash the journal never claims more than the disk has; `docs/rfcs/0003-store.md` has
+//! the reasons and the figures.
 //!
 //! ```text
 //! STORE           format and id of the store
@@ -15,8 +15,8 @@
 //! spare/…                   empty files, for entries to come
 //! ```
 //!
-//! May not know of HTTP, gRPC, origins, or who asks; it is told what to keep and proposes what to
-//! drop.
+//! Must not know HTTP, gRPC, origins, or clients; the caller says what to keep, and the store
+//! proposes what to drop.
 
 mod cachestat;
 mod catalog;
@@ -71,31 +71,31 @@ pub use self::{
 use crate::{chunk_table::ChunkState, journal_record::MAX_BODY_BYTES};
 
 const ENTRIES_DIR: &str = "entries";
-/// Of which the directories of entries and the spare files are a small part.
+/// The directories of entries and the preallocated files are a small part of this.
 const PLENTY_OF_INODES: u64 = 16 << 10;
 const CHUNKS_SUFFIX: &str = "chunks";
-/// Notes and descriptions are small facts; a frame holds more.
+/// Notes and descriptions are small; a frame holds more.
 const MAX_NOTE_BYTES: usize = MAX_BODY_BYTES / 4;
 
-/// How a store is opened.
+/// Options of a store.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
     pub data_dir: PathBuf,
-    /// Bytes of chunks kept at most; none: 90 % of the file system.
+    /// Maximum size of all chunks; none: 90 % of the file system.
     pub max_bytes: Option<u64>,
     pub min_free: MinFree,
     /// Chunks that finish within this time share their syncs.
     pub group_sync_window: Duration,
 }
 
-/// Free space never used.
+/// Free space that is never used.
 #[derive(Clone, Copy, Debug)]
 pub enum MinFree {
     Bytes(u64),
     Percent(f64),
 }
 
-/// What an operator seldom sets.
+/// Settings that operators seldom change.
 #[derive(Clone, Copy, Debug)]
 pub struct Tuning {
     /// The scrub checks everything once in this time.
@@ -138,18 +138,18 @@ pub enum StoreError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Durable {
     pub entry: EntryId,
-    /// With their checksums.
+    /// The chunks, with their checksums.
     pub chunks: Vec<(ChunkIndex, u64)>,
 }
 
-/// Chunks proposed for eviction; they go on being served until `drop_chunks`.
+/// Chunks proposed for eviction; they are served until `drop_chunks`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Victims {
     pub entry: EntryId,
     pub chunks: Vec<ChunkIndex>,
 }
 
-/// One store; cheap to clone. The last one dropped closes it.
+/// A store; cheap to clone. It closes when its last clone is dropped.
 #[derive(Clone)]
 pub struct Store(Arc<Handle>);
 
@@ -158,7 +158,7 @@ struct Handle {
     running: Mutex<Option<Running>>,
 }
 
-/// What ends at `close`.
+/// Resources that end at `close`.
 struct Running {
     /// None in tests that drive the store step by step.
     threads: Option<Threads>,
@@ -195,7 +195,8 @@ impl Store {
         self.shared().store_id
     }
 
-    /// Makes the entry known, or returns it. The sparse file is made at its first write.
+    /// Registers the entry, or returns the registered one. The sparse file is created at its first
+    /// write.
     pub fn put_entry(
         &self,
         entry: &v1::Entry,
@@ -228,7 +229,7 @@ impl Store {
             return Err(invalid("the entry is known with another geometry"));
         }
         if is_new {
-            // It is recorded with its first chunk, and forgotten if there is none.
+            // Recorded with its first chunk; forgotten if it never has one.
             self.shared().idle.put(&file);
             if entry.pinned {
                 self.shared().queue.describe(file.clone());
@@ -246,7 +247,7 @@ impl Store {
         Some(entry)
     }
 
-    /// Entries there are, with chunks or without.
+    /// Number of entries, with chunks or without.
     #[must_use]
     pub fn entry_count(&self) -> usize {
         self.shared().catalog.read().len()
@@ -257,17 +258,17 @@ impl Store {
         self.shared().catalog.read().all()
     }
 
-    /// Removes the entry: nobody finds it from now on. Its records go with the next group, its file
-    /// once no reader is left.
+    /// Removes the entry: it can not be found from now on. Its records are removed with the next
+    /// group, its file once no reader is left.
     pub fn remove_entry(&self, id: &EntryId) {
         if let Some(entry) = self.entry(id) {
             removal::remove_entry(self.shared(), &entry);
         }
     }
 
-    /// Small durable notes for other rooms (sources, key bindings, peer keys), so that a restart
-    /// without a coordinator knows what it was told. Synced with the next group, lost at worst if
-    /// younger than that.
+    /// Sets a small durable note for the edge (sources, key bindings, peer keys), so that these
+    /// survive a restart without a coordinator. Synced with the next group; a crash loses at most
+    /// that.
     pub fn put_note(&self, key: &[u8], value: Option<&[u8]>) {
         if key.len() + value.map_or(0, <[u8]>::len) > MAX_NOTE_BYTES {
             tracing::error!(
@@ -278,7 +279,7 @@ impl Store {
         }
         let mut catalog = self.shared().catalog.write();
         let changed = catalog.set_note(key.to_vec(), value.map(<[u8]>::to_vec));
-        // Inside the lock: the order in the queue is the order in memory.
+        // Inside the lock, so that the queue has the same order as memory.
         if changed {
             self.shared()
                 .queue
@@ -297,7 +298,7 @@ impl Store {
             .collect()
     }
 
-    /// Space is reserved before it is written; the hard limit holds at each moment.
+    /// Reserves space before it is written; the hard limit holds at all times.
     pub fn reserve(&self, bytes: u64) -> Result<Reservation, StoreError> {
         self.shared().health.check()?;
         self.shared().space.reserve(bytes)
@@ -313,8 +314,8 @@ impl Store {
         self.shared().space.allowed()
     }
 
-    /// Bytes that must be proposed for the pressure to end; 0 when there is none, or when what was
-    /// proposed suffices.
+    /// Bytes to propose until the pressure ends; 0 if there is none, or if the present proposals
+    /// suffice.
     #[must_use]
     pub fn pressure(&self) -> u64 {
         let shared = self.shared();
@@ -328,9 +329,8 @@ impl Store {
         over.saturating_sub(policy.proposed_bytes())
     }
 
-    /// What to evict for `bytes`, by the published policy, at most `max_chunks`; never a chunk a
-    /// reader holds. Each is proposed once; one that is not dropped within 15 s may be proposed
-    /// again.
+    /// Proposes chunks of at least `bytes` to evict, at most `max_chunks`; never one that a reader
+    /// holds. Each is proposed once; one that is not dropped within 15 s may be proposed again.
     #[must_use]
     pub fn victims(&self, bytes: u64, max_chunks: usize) -> Vec<Victims> {
         let wanted = Wanted {
@@ -345,22 +345,22 @@ impl Store {
             .victims(&wanted, &catalog, Instant::now())
     }
 
-    /// After the rows are gone: nobody finds the chunks from now on. The removal is recorded with
-    /// the next group; then their bytes go, where no reader holds them.
+    /// Drops chunks whose rows are gone: they can not be found from now on. The removal is recorded
+    /// with the next group; then their bytes are freed, unless a reader still holds them.
     pub fn drop_chunks(&self, entry: &EntryId, chunks: &[ChunkIndex]) {
         if let Some(entry) = self.entry(entry) {
             removal::drop_chunks(self.shared(), &entry, chunks);
         }
     }
 
-    /// Durable chunks, in the order of their durability. One receiver.
+    /// Chunks that became durable, in that order. One receiver.
     #[must_use]
     pub fn take_durable(&self) -> tokio::sync::mpsc::UnboundedReceiver<Durable> {
         self.shared().durable.take()
     }
 
-    /// Chunks found corrupt, and chunks whose sync failed before they were durable: withdrawn
-    /// already, to be reported and fetched again.
+    /// Corrupt chunks, and chunks whose sync failed before they were durable: already withdrawn, to
+    /// be reported and fetched again.
     #[must_use]
     pub fn take_corrupt(&self) -> tokio::sync::mpsc::UnboundedReceiver<Victims> {
         self.shared().lost.take()
@@ -372,7 +372,7 @@ impl Store {
             .map_or_else(InventoryDigest::default, |entry| entry.digest())
     }
 
-    /// Why writes are refused at present, if they are.
+    /// Why writes are refused, if they are.
     #[must_use]
     pub fn degraded(&self) -> Option<String> {
         let shared = self.shared();
@@ -380,7 +380,7 @@ impl Store {
         shared.health.reason().or_else(shortage)
     }
 
-    /// Last syncs; then the lock is given back. Blocking.
+    /// Syncs a last time, then releases the lock. Blocking.
     pub fn close(&self) {
         self.0.close();
     }
@@ -411,7 +411,7 @@ impl Drop for Handle {
     }
 }
 
-/// Everything but the lock and the threads.
+/// Opens everything but the lock and the threads.
 fn open_shared(
     disk: Arc<dyn Disk>,
     options: StoreOptions,
@@ -431,7 +431,7 @@ fn open_shared(
     disk.create_dir(Path::new(JOURNAL_DIR)).map_err(unusable)?;
     disk.create_dir(Path::new(ENTRIES_DIR)).map_err(unusable)?;
     disk.sync_dir(Path::new("")).map_err(unusable)?;
-    // Tells an unwritable directory and a full disk from a good one before anything is promised.
+    // Detects an unwritable directory or a full disk before anything is promised.
     health::probe(&*disk).map_err(unusable)?;
     let abilities = health::try_abilities(&*disk).map_err(unusable)?;
 
@@ -479,8 +479,8 @@ fn open_shared(
     Ok(shared)
 }
 
-/// The directories of entries, so that no first byte waits for one to be made. One that can not be
-/// made now is made, or told of, at its first entry; so are all where files are scarce.
+/// Creates the directories of entries, so that no first byte waits for one. If one can not be
+/// created, its first entry creates it or fails; none are created where inodes are scarce.
 fn make_directories(disk: &dyn Disk) {
     let enough = |space: disk::DiskSpace| {
         space

@@ -1,4 +1,4 @@
-//! Open files: a bounded number, whatever the number of entries.
+//! Open files: a bounded number, however many entries there are.
 //!
 //! The hit path takes an open file with one atomic load. Opening is rare and goes through a lock;
 //! it closes another file where the bound is reached (second-chance clock). A file with unsynced
@@ -19,14 +19,14 @@ use parking_lot::Mutex;
 
 use super::{disk::DiskFile, entry_file::EntryFile};
 
-/// A sparse file while it is open.
+/// An open sparse file.
 pub(super) struct OpenFile {
     pub file: Arc<dyn DiskFile>,
-    /// Unset: it was opened where the file system took no writes.
+    /// Unset: it was opened while the file system refused writes.
     pub is_writable: bool,
-    /// Since the clock's hand came by.
+    /// Used since the clock's hand last passed.
     used: AtomicBool,
-    /// Written and not synced since.
+    /// Written since its last sync.
     pub unsynced: AtomicBool,
 }
 
@@ -71,7 +71,7 @@ impl AsFd for StoredFile {
     }
 }
 
-/// All files that are open.
+/// All open files.
 pub(super) struct OpenFiles {
     max_files: usize,
     files: Mutex<VecDeque<Weak<EntryFile>>>,
@@ -85,11 +85,11 @@ impl OpenFiles {
         }
     }
 
-    /// `entry` has just opened its file: closes another if there are too many.
+    /// Adds `entry`, which has just opened its file; closes another file if there are too many.
     pub fn admit(&self, entry: Weak<EntryFile>) {
         let mut files = self.files.lock();
         files.push_back(entry);
-        // Twice around at most: the first time takes the second chances away.
+        // Two rounds at most: the first clears the second chances.
         let mut steps = files.len() * 2;
         while files.len() > self.max_files && steps > 0 {
             steps -= 1;
@@ -102,7 +102,7 @@ impl OpenFiles {
         }
     }
 
-    /// Closes what was not used since the last sweep.
+    /// Closes files that were not used since the last sweep.
     pub fn sweep_idle(&self) {
         let mut files = std::mem::take(&mut *self.files.lock());
         // Outside the lock: an idle file with unsynced writes (a fetch given up) is synced first.
@@ -114,7 +114,7 @@ impl OpenFiles {
                 && file.unsynced.swap(false, Ordering::AcqRel)
                 && let Err(error) = file.file.sync_data()
             {
-                // Nothing of it was reported durable; what is committed later is synced by its own
+                // None of it was reported durable; what is committed later is synced by its own
                 // group.
                 tracing::warn!(%error, "an idle file could not be synced");
                 if let Some(entry) = entry.upgrade() {
@@ -132,7 +132,7 @@ impl OpenFiles {
     }
 }
 
-/// True if the file is closed now, or was.
+/// True if the file is closed now, or already was.
 fn close_unless_used(entry: &Weak<EntryFile>) -> bool {
     let Some(entry) = entry.upgrade() else {
         return true;

@@ -1,5 +1,5 @@
-//! Joins the eviction policy to the entries: keys to chunks, and what was proposed and waits for
-//! its rows to go.
+//! Connects the eviction policy to the entries: keys to chunks, and proposals whose rows are not
+//! gone yet.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,11 +15,11 @@ use crate::{
     eviction::{ChunkKey, Eviction, Resident, Residents},
 };
 
-/// First and last chunks of an entry that are favoured: the head players probe; the index at the
-/// end of MP4 and Matroska files.
+/// The favoured first and last chunks of an entry: players probe the head; MP4 and Matroska files
+/// have their index at the end.
 const FAVOURED_HEAD_CHUNKS: u32 = 2;
 const FAVOURED_TAIL_CHUNKS: u32 = 2;
-/// A proposal nobody carried out (no coordinator) is forgotten, and may be made again.
+/// A proposal that is not carried out (no coordinator) is forgotten, and may be made again.
 const PROPOSAL_LIFETIME: Duration = Duration::from_secs(15);
 
 #[derive(Default)]
@@ -29,11 +29,11 @@ pub(super) struct Policy {
     proposed_bytes: u64,
 }
 
-/// What is to be proposed.
+/// What to propose.
 pub(super) struct Wanted {
     pub bytes: u64,
     pub max_chunks: usize,
-    /// A part of an entry frees nothing.
+    /// Dropping part of an entry frees nothing.
     pub whole_entries: bool,
 }
 
@@ -43,7 +43,7 @@ struct Proposal {
 }
 
 impl Policy {
-    /// A chunk has become durable.
+    /// Adds a chunk that has become durable.
     pub fn insert(&mut self, catalog: &Catalog, entry: &EntryFile, chunk: ChunkIndex) {
         self.eviction
             .insert(key(entry, chunk), &AllEntries(catalog));
@@ -53,7 +53,7 @@ impl Policy {
         self.eviction.pinning_changed();
     }
 
-    /// They were withdrawn.
+    /// Removes withdrawn chunks.
     pub fn removed(&mut self, entry: &EntryFile, chunks: &[ChunkIndex]) {
         let mut unproposed = 0;
         for chunk in chunks {
@@ -65,7 +65,7 @@ impl Policy {
         self.eviction.note_gone(unproposed);
     }
 
-    /// An entry went with this many chunks.
+    /// Notes that an entry left with this many chunks.
     pub fn note_gone(&mut self, chunks: usize) {
         self.eviction.note_gone(chunks);
     }
@@ -75,7 +75,7 @@ impl Policy {
         self.proposed_bytes
     }
 
-    /// Chooses at least `bytes` (if there are so many, and not more chunks than asked for), and
+    /// Chooses at least `bytes` (if there are so many, and within the limit of chunks), and
     /// remembers the proposal.
     pub fn victims(&mut self, wanted: &Wanted, catalog: &Catalog, now: Instant) -> Vec<Victims> {
         self.expire(catalog, now);

@@ -1,7 +1,7 @@
-//! Empty files made ahead, which a new entry takes over by a rename.
+//! Preallocated files: empty files that a new entry takes over by a rename.
 //!
-//! Why: to make a file costs ext4 some 500 µs, ten times what a rename does, and the first byte of
-//! a cold object would wait for it.
+//! Why: creating a file costs ext4 some 500 µs, ten times as much as a rename, and the first byte
+//! of a cold object would wait for it.
 
 use std::{
     io,
@@ -18,8 +18,8 @@ use super::{
 };
 
 const DIR: &str = "spare";
-/// As many cold objects as one may expect while the committer is busy; further ones make their
-/// files themselves.
+/// As many cold objects as are likely while the committer is busy; further ones create their own
+/// files.
 const COUNT: usize = 16;
 
 #[derive(Default)]
@@ -31,7 +31,7 @@ struct PreallocatedFile {
 }
 
 impl PreallocatedFiles {
-    /// Makes what is missing, where files are not scarce. Blocking.
+    /// Creates missing files, unless inodes are scarce. Blocking.
     pub fn refill(&self, disk: &dyn Disk) -> io::Result<()> {
         let missing = COUNT.saturating_sub(self.0.lock().len());
         if missing > 0 {
@@ -45,9 +45,9 @@ impl PreallocatedFiles {
             disk.create_dir(Path::new(DIR))?;
         }
         for _ in 0..missing {
-            // Never a name that was there before: a rename that is durable in one directory and not
-            // in the other leaves two names of one file behind, and nothing may be written under
-            // the old one.
+            // Never a name that was used before: a rename that is durable in one directory and not
+            // in the other leaves two names of one file, and nothing may be written under the old
+            // one.
             let path = Path::new(DIR).join(Uuid::new_v4().to_string());
             let file = disk.open(&path, Open::CreateOrExisting)?;
             self.0.lock().push(PreallocatedFile { path, file });
@@ -55,12 +55,12 @@ impl PreallocatedFiles {
         Ok(())
     }
 
-    /// An empty file under the name `path`, which must not exist. `None`: there is none to be had;
-    /// the caller makes one.
+    /// Takes an empty file and renames it to `path`, which must not exist. `None`: there is none;
+    /// the caller creates one.
     pub fn take(&self, disk: &dyn Disk, path: &Path) -> Option<Arc<dyn DiskFile>> {
         let PreallocatedFile { path: spare, file } = self.0.lock().pop()?;
         let renamed = disk.rename(&spare, path).or_else(|error| {
-            // Its directory may not be there yet.
+            // The target's directory may not exist yet.
             match (error.kind(), path.parent()) {
                 (io::ErrorKind::NotFound, Some(parent)) => {
                     disk.create_dir(parent)?;
@@ -80,8 +80,8 @@ impl PreallocatedFiles {
     }
 }
 
-/// Those of an earlier run lose their names; one that had become an entry's file has its own. What
-/// can not be removed is in nobody's way.
+/// Removes the names of an earlier run's files; one that became an entry's file has another name.
+/// Failures do no harm.
 pub(super) fn remove_leftovers(disk: &dyn Disk) {
     for name in disk.list(Path::new(DIR)).unwrap_or_default() {
         if let Err(error) = disk.remove_file(&Path::new(DIR).join(&name)) {

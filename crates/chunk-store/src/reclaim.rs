@@ -1,5 +1,5 @@
-//! After an open: what the journal does not prove goes back to the disk, and what it proves but the
-//! disk lacks is found. In the background, so that serving begins at once.
+//! After an open: frees what the journal does not prove, and finds what it proves but the disk
+//! lacks. In the background, so that serving begins at once.
 
 use std::{
     collections::HashSet,
@@ -16,25 +16,25 @@ use super::{
 };
 use crate::{chunk_table::ChunkState, journal_record::EntryNumber};
 
-/// What was given back.
+/// Counts of what was freed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Reclaimed {
     pub files: u64,
     pub chunks: u64,
 }
 
-/// What was known at the open. What came or went since is not the search's business.
+/// The entries known at the open. Later changes are not the search's business.
 pub(super) struct Search {
     /// Weak: a removed entry's file goes with its last reader.
     entries: Vec<Weak<EntryFile>>,
     files: HashSet<PathBuf>,
-    /// Files of entries that were made since have higher numbers.
+    /// Files of later entries have higher numbers.
     next_number: EntryNumber,
     reclaimed: Reclaimed,
 }
 
 impl Search {
-    /// Before anything is stored or removed.
+    /// Must run before anything is stored or removed.
     pub fn new(shared: &Shared) -> Self {
         let catalog = shared.catalog.read();
         let entries = catalog.all();
@@ -46,7 +46,7 @@ impl Search {
         }
     }
 
-    /// Removes files of no entry and punches extents of no chunk. Blocking, long.
+    /// Removes files without an entry and punches extents without a chunk. Blocking, long.
     pub fn run(mut self, shared: &Shared) -> Reclaimed {
         if let Err(error) = self.remove_orphans(shared) {
             tracing::warn!(%error, "the data directory could not be searched for orphaned files");
@@ -97,12 +97,12 @@ impl Search {
     }
 }
 
-/// Of a file that is called by its entry's id and number.
+/// The number in the name of a file that has its entry's id and number.
 fn number_in(name: &str) -> Option<EntryNumber> {
     name.split('.').nth(1)?.parse().ok()
 }
 
-/// A file someone else put there is left alone.
+/// Whether the name is one of ours; other files are left alone.
 fn is_ours(name: &str) -> bool {
     name.get(..36)
         .is_some_and(|id| id.parse::<EntryId>().is_ok())
@@ -125,12 +125,12 @@ fn reclaim_entry(entry: &Arc<EntryFile>, reclaimed: &mut Reclaimed) -> io::Resul
             return Ok(());
         }
         let chunks = geometry.chunks_covering(data);
-        // A proved chunk in a hole: its blocks are lost, or were zeros a file system does not
-        // store. Its bytes tell.
+        // A proved chunk in a hole: its blocks are lost, or were zeros that the file system does
+        // not store. Reading the chunk tells.
         check_present(entry, geometry.chunk_of(at), chunks.start);
         for chunk in chunks.clone() {
-            // Under the lock that the first write to a chunk takes: what is written by this process
-            // is left alone.
+            // Under the lock that the first write to a chunk takes: writes of this process are not
+            // disturbed.
             let _no_write_begins = entry.emptying.lock();
             let state = entry.table().state(chunk);
             if !state.is_present() && !state.is_written() && !state.is_doomed() {
@@ -149,14 +149,14 @@ fn reclaim_entry(entry: &Arc<EntryFile>, reclaimed: &mut Reclaimed) -> io::Resul
             geometry.chunk_count(),
         );
     }
-    // Blocks behind the end of the object belong to nothing.
+    // Blocks past the end of the object belong to nothing.
     let len = file.file.len()?;
     file.file
         .punch(ByteRange::new(geometry.size().next_multiple_of(4096), len))
         .or_else(ignore_unsupported)
 }
 
-/// They go with the file.
+/// Where punching is not supported, blocks are freed with the file.
 fn ignore_unsupported(error: io::Error) -> io::Result<()> {
     if is_unsupported(&error) {
         Ok(())
@@ -168,10 +168,10 @@ fn ignore_unsupported(error: io::Error) -> io::Result<()> {
 /// Verifies proved chunks that seem to have no blocks.
 pub(super) fn check_present(entry: &Arc<EntryFile>, from: u32, to: u32) {
     let is_unsure = |state: ChunkState| state.is_durable() && !state.is_verified();
-    // What is stored, not what is claimed: an object may be petabytes long.
+    // Stored chunks, not all that the entry claims: an object may be petabytes long.
     let unsure = entry.table().select(is_unsure);
     for chunk in unsure.filter(|chunk| (from..to).contains(chunk)) {
-        // Each reads a whole chunk: a disk that lost many would keep the process from ending.
+        // Each reads a whole chunk: many lost ones would keep the process from ending.
         if entry.is_stopping() {
             return;
         }

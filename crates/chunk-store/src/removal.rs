@@ -1,9 +1,10 @@
-//! Removal: the journal forgets a chunk, synced, before its bytes go; and nobody holds it then.
+//! Removal: the journal forgets a chunk, synced, before its bytes are freed; and by then nobody
+//! holds it.
 //!
 //! A chunk is withdrawn at once: no reader gets it, no inventory lists it. Its removal is recorded
-//! with the next group, and what is recorded and held by nobody is given back to the disk by the
-//! maintenance thread: as a hole, or with its file where nothing else is in it. So a removal costs
-//! its caller no system call, and ten thousand of them share a few syncs.
+//! with the next group, and chunks that are recorded and not held are freed by the maintenance
+//! thread: as a hole, or with the file if nothing else is in it. So a removal costs its caller no
+//! system call, and ten thousand of them share a few syncs.
 
 use std::{
     collections::BTreeMap,
@@ -23,24 +24,24 @@ use super::{
     shared::Shared,
 };
 
-/// What is to be given back to the disk.
+/// Disposable chunks and files to free.
 #[derive(Default)]
 struct Waiting {
     chunks: BTreeMap<EntryNumber, (Arc<EntryFile>, Vec<ChunkIndex>)>,
-    /// Removed entries' files, and the bytes their chunks take.
+    /// Files of removed entries, and the bytes of their chunks.
     files: Vec<(PathBuf, u64)>,
 }
 
-/// See the module.
+/// Frees disposable chunks and files; see the module.
 #[derive(Default)]
 pub(super) struct Reaper {
     waiting: Mutex<Waiting>,
-    /// Parts of files can not be given back here.
+    /// Set where parts of files can not be freed.
     no_punching: AtomicBool,
 }
 
 impl Reaper {
-    /// The chunk is disposable.
+    /// Queues a disposable chunk.
     pub fn dispose(&self, entry: Arc<EntryFile>, chunk: ChunkIndex) {
         let mut waiting = self.waiting.lock();
         let (_, chunks) = waiting
@@ -54,7 +55,7 @@ impl Reaper {
         self.waiting.lock().files.push((path, bytes));
     }
 
-    /// Entries are evicted as a whole.
+    /// Whether entries are evicted as a whole.
     pub fn frees_whole_files_only(&self) -> bool {
         self.no_punching.load(Ordering::Acquire)
     }
@@ -77,11 +78,11 @@ pub(super) fn drop_chunks(shared: &Shared, entry: &Arc<EntryFile>, chunks: &[Chu
     }
 }
 
-/// The entry is not known from now on; who holds it reads on.
+/// Unregisters the entry; readers that hold it read on.
 pub(super) fn remove_entry(shared: &Shared, entry: &Arc<EntryFile>) {
     {
         let mut catalog = shared.catalog.write();
-        // Under the lock: what is known is not removed.
+        // Under the lock: a registered entry is never marked as removed.
         entry.set_removed();
         catalog.remove(entry);
     }
@@ -90,9 +91,9 @@ pub(super) fn remove_entry(shared: &Shared, entry: &Arc<EntryFile>) {
     shared.queue.entry_removed(entry.clone());
 }
 
-/// Gives back what waits. Blocking.
+/// Frees what is queued. Blocking.
 pub(super) fn reap(shared: &Shared) {
-    // What the old journal may still claim is not given back before it is replaced.
+    // Free nothing that the broken journal may still claim until it is replaced.
     if shared.journal.lock().is_broken() {
         return;
     }
@@ -114,7 +115,7 @@ pub(super) fn reap(shared: &Shared) {
 fn dispose(shared: &Shared, entry: &Arc<EntryFile>, mut chunks: Vec<ChunkIndex>) {
     let _no_write_begins = entry.emptying.lock();
     if entry.is_removed() {
-        // They go with the file.
+        // They are freed with the file.
         return;
     }
     if entry.table().is_disposable() {
@@ -132,11 +133,10 @@ fn dispose(shared: &Shared, entry: &Arc<EntryFile>, mut chunks: Vec<ChunkIndex>)
         return;
     }
     if shared.reaper.frees_whole_files_only() {
-        // They count until the last chunk of their entry goes.
+        // They count until the last chunk of their entry is removed.
         return;
     }
-    // One that was written anew is not ours any more; the last reader of one that is held hands it
-    // over again.
+    // A rewritten chunk is not ours any more; the last reader of a held one queues it again.
     chunks.retain(|chunk| entry.table().state(*chunk).is_disposable());
     chunks.sort_unstable();
     chunks.dedup();
@@ -162,8 +162,7 @@ fn dispose(shared: &Shared, entry: &Arc<EntryFile>, mut chunks: Vec<ChunkIndex>)
                 return;
             }
             Err(error) => {
-                // They stay counted. The next write takes them over, or the next open reclaims
-                // them.
+                // They stay counted. The next write reuses them, or the next open reclaims them.
                 shared.health.degrade("punching a hole", &error);
                 put_back(shared, entry, run);
             }
@@ -171,7 +170,7 @@ fn dispose(shared: &Shared, entry: &Arc<EntryFile>, mut chunks: Vec<ChunkIndex>)
     }
 }
 
-/// There is no such file, or none could be made.
+/// Whether the file does not exist, or could not be created.
 pub(super) fn is_absent(error: &io::Error) -> bool {
     use io::ErrorKind::{NotADirectory, NotFound};
     matches!(error.kind(), NotFound | NotADirectory)

@@ -1,5 +1,5 @@
-//! Whether pages are in memory, and asking for them: so that sendfile does not block a serving
-//! thread.
+//! Residency: finds out whether pages are in memory, and requests them, so that sendfile does not
+//! block a serving thread.
 
 use std::{
     cell::RefCell,
@@ -15,14 +15,14 @@ use rustix::{
 
 use super::{cachestat::cached_pages, disk::DiskFile};
 
-/// Read at a time.
+/// Size of one read.
 const READ_BYTES: u64 = 256 << 10;
 
-/// Where the kernel does not count: pages probed in a range. The kernel reads ahead and evicts in
-/// larger units than a page, so a few tell.
+/// Number of pages probed in a range where the kernel does not count. It reads ahead and evicts in
+/// larger units than a page, so a few suffice.
 const PROBES: u64 = 4;
 
-/// Asks the kernel, or reads a byte here and there without waiting.
+/// Asks the kernel, or tries to read single bytes without waiting.
 pub(super) fn is_resident(file: &dyn DiskFile, range: ByteRange) -> bool {
     let Some(fd) = file.fd() else { return true };
     if range.is_empty() {
@@ -46,7 +46,7 @@ pub(super) fn is_resident(file: &dyn DiskFile, range: ByteRange) -> bool {
             ReadWriteFlags::NOWAIT,
         ) {
             Ok(_) => {}
-            // The file system can not tell (some in memory): nothing to wait for, or nothing to be
+            // The file system can not tell (some in memory): there is nothing to wait for, or to be
             // done.
             Err(Errno::OPNOTSUPP) => return true,
             Err(_) => return false,
@@ -55,19 +55,19 @@ pub(super) fn is_resident(file: &dyn DiskFile, range: ByteRange) -> bool {
     true
 }
 
-/// How long a chunk that was in memory is taken to be there still. The kernel seldom evicts what
-/// was just used; where it does, one read blocks a serving thread once.
+/// How long a chunk that was in memory is assumed to be there. The kernel seldom evicts what was
+/// just used; if it does, one read blocks a serving thread once.
 const TRUSTED: Duration = Duration::from_millis(250);
 
-/// Chunks a thread remembers. More that are hot at once are asked about each time.
+/// Chunks that a thread remembers. Further hot ones are checked each time.
 const REMEMBERED: usize = 512;
 
 thread_local! {
     static RECENT: RefCell<Recent> = RefCell::new(Recent::default());
 }
 
-/// What this thread lately found of chunks: of a small range the question costs a good part of what
-/// sending does.
+/// This thread's recent findings about chunks: for a small range a check costs almost as much as
+/// sending.
 struct Recent(Vec<Option<Remembered>>);
 
 #[derive(Clone, Copy)]
@@ -79,11 +79,11 @@ struct Remembered {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Found {
-    /// A part of it was asked about.
+    /// Part of it was checked.
     Asked,
     /// All of it is in memory.
     Whole,
-    /// Not all of it is.
+    /// Not all of it is in memory.
     Part,
 }
 
@@ -94,8 +94,8 @@ impl Default for Recent {
 }
 
 impl Recent {
-    /// `whole` and `part` ask about the chunk and about the range that is wanted. All of a chunk is
-    /// asked about the second time: where each is wanted once, that would be the dearer question.
+    /// `whole` and `part` check the chunk and the wanted range. The whole chunk is checked the
+    /// second time only: where each chunk is wanted once, that would cost more.
     fn is_resident(
         &mut self,
         key: (EntryId, ChunkIndex),
@@ -119,7 +119,7 @@ impl Recent {
     }
 }
 
-/// As [`is_resident`] of a part of a chunk, but what is remembered of the chunk is believed.
+/// Like [`is_resident`] for part of a chunk, but trusts recent findings about the chunk.
 pub(super) fn is_resident_lately(
     file: &dyn DiskFile,
     entry: EntryId,
@@ -133,13 +133,13 @@ pub(super) fn is_resident_lately(
     })
 }
 
-/// All of the range will be wanted at once.
+/// Requests the range: all of it will be wanted soon.
 pub(super) fn ask_for(file: &dyn DiskFile, range: ByteRange) {
     advise(file, range, Advice::WillNeed);
 }
 
-/// Reads the range into memory. Blocking, until it is there or can not be read; whoever sends it
-/// then learns why.
+/// Reads the range into memory. Blocks until it is there or can not be read; whoever sends it then
+/// gets the error.
 pub(super) fn read_all(file: &dyn DiskFile, range: ByteRange) {
     let mut scratch = vec![0; range.len().min(READ_BYTES) as usize];
     let mut at = range.start;
@@ -152,14 +152,14 @@ pub(super) fn read_all(file: &dyn DiskFile, range: ByteRange) {
     }
 }
 
-/// The pages will not be wanted soon.
+/// Releases the pages: they will not be wanted soon.
 pub(super) fn let_go(file: &dyn DiskFile, range: ByteRange) {
     advise(file, range, Advice::DontNeed);
 }
 
 fn advise(file: &dyn DiskFile, range: ByteRange, advice: Advice) {
     if let Some(fd) = file.fd() {
-        // Advice may be ignored; so may its failure.
+        // Only advice: a failure does not matter.
         let _ = rustix::fs::fadvise(
             fd,
             range.start,

@@ -1,4 +1,4 @@
-//! The scrub: every chunk is read and checked once in a set time, evenly paced.
+//! The scrub: reads and checks every chunk once in a set time, evenly paced.
 
 use std::{
     sync::{Arc, Weak},
@@ -10,12 +10,13 @@ use chunkcache_proto::ChunkIndex;
 use super::{entry_file::EntryFile, shared::Shared, verify};
 use crate::chunk_table::ChunkState;
 
-/// However much there is, no more than this is read at a time.
+/// Maximum rate, however much there is to check.
 const MAX_RATE_BYTES_PER_SECOND: u64 = 64 << 20;
-/// A pause in pacing (a suspended machine) is not caught up beyond this.
+/// After a pause (a suspended machine) no more than this is caught up.
 const MAX_CREDIT: Duration = Duration::from_secs(2);
 
-/// Where the scrub is. Chunks that came after their entry was passed are met on the next round.
+/// The scrub's position. Chunks that arrive after their entry was passed are checked in the next
+/// round.
 pub(super) struct Scrub {
     period: Duration,
     /// Weak: a removed entry's file goes with its last reader, not with the scrub.
@@ -36,7 +37,7 @@ impl Scrub {
         }
     }
 
-    /// Checks as much as is due by now. Blocking.
+    /// Checks the chunks that are due. Blocking.
     pub fn step(&mut self, shared: &Shared, now: Instant) {
         let used = shared.space.chunk_bytes();
         let rate = (used as f64 / self.period.as_secs_f64().max(1.0))
@@ -67,7 +68,7 @@ impl Scrub {
                 .iter()
                 .map(Arc::downgrade)
                 .collect();
-            // The last one is worked off first.
+            // The vector is processed from its end.
             self.load_chunks();
         }
         loop {

@@ -1,8 +1,8 @@
-//! What every part of the store works on.
+//! The state shared by all parts of the store.
 //!
 //! Locks are taken in this order, and no other: an entry's `emptying`, `journal`, `catalog`, an
 //! entry's `opening`, then one of the small ones (queue, policy, reaper, idle, digest, blocks, open
-//! files), of which none is held while another is taken.
+//! files), none of which is held while another is taken.
 
 use std::{
     sync::{
@@ -49,17 +49,17 @@ pub(super) struct Shared {
     pub policy: Mutex<Policy>,
     pub reaper: Reaper,
     pub idle: IdleEntries,
-    /// The maintenance thread has something to do.
+    /// Wakes the maintenance thread.
     pub house: WakeUp,
     pub durable_chunks: AtomicU64,
     pub durable: Channel<Durable>,
     pub lost: Channel<Victims>,
     pub stopping: AtomicBool,
-    /// Coarse time for the eviction policy, moved on by the maintenance thread.
+    /// Coarse time for the eviction policy, advanced by the maintenance thread.
     tick: AtomicU16,
 }
 
-/// What [`Shared::new`] is made of.
+/// The arguments of [`Shared::new`].
 pub(super) struct SharedConfig {
     pub disk: Arc<dyn Disk>,
     pub store_id: Uuid,
@@ -113,21 +113,21 @@ impl Shared {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Chunks withdrawn other than by the caller's wish.
+    /// Reports chunks that were withdrawn without the caller's request.
     pub fn report_lost(&self, entry: EntryId, chunks: Vec<ChunkIndex>) {
         if !chunks.is_empty() {
             self.lost.send(Victims { entry, chunks });
         }
     }
 
-    /// A fresh journal that says what is true now.
+    /// Writes a fresh journal of the present facts.
     pub fn rewrite_journal(&self, journal: &mut Journal) -> std::io::Result<()> {
         let (entries, notes, numbers) = {
             let mut catalog = self.catalog.write();
             catalog.reserve_numbers();
             (catalog.all(), catalog.notes().clone(), catalog.numbers())
         };
-        // What has no chunk is described with its next one, unless an operator wants it kept.
+        // An entry without chunks is described with its next one, unless it is pinned.
         let is_stored = |entry: &Arc<EntryFile>| {
             !entry.is_removed() && (entry.has_durable() || entry.is_pinned())
         };
@@ -142,8 +142,8 @@ impl Shared {
     }
 }
 
-/// A channel whose receiver is taken once. Unbounded, but what goes through it is bounded by the
-/// chunks there are.
+/// A channel whose receiver is taken once. Unbounded, but never has more items than there are
+/// chunks.
 pub(super) struct Channel<T> {
     sender: mpsc::UnboundedSender<T>,
     receiver: Mutex<Option<mpsc::UnboundedReceiver<T>>>,
@@ -159,11 +159,11 @@ impl<T> Channel<T> {
     }
 
     pub fn send(&self, item: T) {
-        // Nobody listens: the store is being closed.
+        // There is no receiver: the store is closing.
         let _ = self.sender.send(item);
     }
 
-    /// A second taker gets one that is closed.
+    /// A second call gets a closed receiver.
     pub fn take(&self) -> mpsc::UnboundedReceiver<T> {
         self.receiver
             .lock()

@@ -1,8 +1,8 @@
-//! Space: a hard limit that holds at each moment, because space is reserved before it is written.
+//! Space: a hard limit that holds at all times, because space is reserved before it is written.
 //!
-//! `used` is what chunks take on the disk plus what is promised. It never exceeds `allowed`, the
-//! smaller of the configured maximum and what the minimum free space leaves; the latter moves when
-//! other programs write, so it is read again at intervals and whenever a reservation would be
+//! `used` is the size of chunks on the disk plus reservations. It never exceeds `allowed`, the
+//! smaller of the configured maximum and what the minimum free space leaves; the latter changes
+//! when other programs write, so it is read again at intervals and whenever a reservation would be
 //! refused.
 
 use std::{
@@ -20,24 +20,24 @@ use super::{
     disk::{Disk, DiskSpace},
 };
 
-/// `statvfs` costs a microsecond or two; other programs do not fill disks faster than this matters,
-/// given `min_free`.
+/// `statvfs` costs a microsecond or two; other programs do not fill disks fast enough for this to
+/// matter, given `min_free`.
 const REFRESH_INTERVAL: Duration = Duration::from_millis(200);
-/// Share of the file system used where no maximum is given.
+/// Share of the file system used if no maximum is given.
 const DEFAULT_MAX_PERCENT: u64 = 90;
-/// Kept free below the limit so that reservations seldom wait for an eviction's round trip.
+/// Kept free below the limit, so that reservations seldom wait for an eviction's round trip.
 const HEADROOM_DIVISOR: u64 = 50;
 const HEADROOM_MAX_BYTES: u64 = 1 << 30;
 
-/// Files left to others, and to what is on its way while some are evicted.
+/// Inodes left for others, and for entries that are created while some are evicted.
 const SPARE_FILES: u64 = 128;
 
-/// Refusals that go on for so long are said: an eviction's round trip is shorter.
+/// Refusals are reported after this time: an eviction's round trip is shorter.
 const SHORTAGE_AFTER: Duration = Duration::from_secs(2);
-/// And until so long after the last one.
+/// They are reported until so long after the last one.
 const SHORTAGE_OVER: Duration = Duration::from_secs(5);
 
-/// Of reservations, without one granted in between.
+/// Refused reservations, without one granted in between.
 #[derive(Clone, Copy)]
 struct Refusals {
     first: Instant,
@@ -46,19 +46,19 @@ struct Refusals {
 
 pub struct Space {
     refusals: Mutex<Option<Refusals>>,
-    /// Since when no file could be made, while that goes on.
+    /// Since when no file could be created, while that lasts.
     no_files: Mutex<Option<Refusals>>,
     disk: Arc<dyn Disk>,
     max_bytes: Option<u64>,
     min_free: MinFree,
-    /// Bytes of chunks on the disk, also of those withdrawn and not yet punched.
+    /// Bytes of chunks on the disk, including withdrawn ones that are not punched yet.
     chunk_bytes: AtomicU64,
-    /// Of them, bytes of chunks that are withdrawn and wait to be given back.
+    /// The part of `chunk_bytes` that is withdrawn and waits to be freed.
     leaving_bytes: AtomicU64,
-    /// Those and what is promised; the compare-and-swap that keeps the limit is on this one.
+    /// `chunk_bytes` and reservations; the limit is enforced by compare-and-swap on this one.
     used_bytes: AtomicU64,
     allowed_bytes: AtomicU64,
-    /// As many as there is room for: the largest number.
+    /// Largest number: no limit.
     free_files: AtomicU64,
     refreshed: Mutex<Option<Instant>>,
 }
@@ -94,7 +94,7 @@ impl Space {
         self.allowed_bytes.load(Ordering::Acquire)
     }
 
-    /// Bytes over the mark at which eviction begins, without those that are leaving.
+    /// Bytes over the mark at which eviction begins, without those that are about to be freed.
     pub fn over_headroom(&self) -> u64 {
         let allowed = self.allowed();
         let headroom = (allowed / HEADROOM_DIVISOR).min(HEADROOM_MAX_BYTES);
@@ -103,12 +103,12 @@ impl Space {
         staying.saturating_sub(allowed - headroom)
     }
 
-    /// A chunk is withdrawn.
+    /// Counts a withdrawn chunk.
     pub fn begin_leaving(&self, bytes: u64) {
         self.leaving_bytes.fetch_add(bytes, Ordering::AcqRel);
     }
 
-    /// Its bytes are gone, or another's.
+    /// Uncounts it: its bytes are freed, or reused.
     pub fn end_leaving(&self, bytes: u64) {
         self.leaving_bytes.fetch_sub(bytes, Ordering::AcqRel);
     }
@@ -141,13 +141,13 @@ impl Space {
         note_refusal(&self.refusals, now);
     }
 
-    /// A file could not be made: there are as many as the file system has.
+    /// Records that a file could not be created: the file system has no inodes left.
     pub fn refuse_file(&self) -> StoreError {
         note_refusal(&self.no_files, Instant::now());
         StoreError::NoSpace(NO_FILES.into())
     }
 
-    /// Why nothing can be kept, while that goes on: eviction does not make room, or can not.
+    /// Why nothing can be stored, while that lasts: eviction does not help, or can not.
     pub fn shortage(&self, now: Instant) -> Option<String> {
         if goes_on(&self.refusals, now) {
             return Some(format!("no space: {}", self.in_use()));
@@ -164,13 +164,13 @@ impl Space {
             .is_ok()
     }
 
-    /// Chunks of which nothing was promised: those the journal proves at open.
+    /// Counts a chunk without a reservation: one that the journal proves at open.
     pub fn add_chunk(&self, bytes: u64) {
         self.chunk_bytes.fetch_add(bytes, Ordering::AcqRel);
         self.used_bytes.fetch_add(bytes, Ordering::AcqRel);
     }
 
-    /// Their blocks went back to the file system.
+    /// Uncounts a chunk whose blocks were freed.
     pub fn release_chunk(&self, bytes: u64) {
         self.chunk_bytes.fetch_sub(bytes, Ordering::AcqRel);
         self.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
@@ -181,7 +181,7 @@ impl Space {
         if refreshed.is_some_and(|at| at.elapsed() < older_than) {
             return;
         }
-        // An error leaves the last figure; health learns of a broken disk from reads and writes.
+        // An error leaves the last figure; reads and writes show whether the disk is broken.
         if let Ok(space) = self.disk.space() {
             self.allowed_bytes
                 .store(self.limit(space), Ordering::Release);
@@ -191,20 +191,20 @@ impl Space {
         }
     }
 
-    /// Files that must go so that there are enough for new entries.
+    /// Number of files to remove so that there are enough inodes for new entries.
     pub fn files_over(&self) -> u64 {
         self.refresh(REFRESH_INTERVAL);
         SPARE_FILES.saturating_sub(self.free_files.load(Ordering::Acquire))
     }
 
-    /// A file could not be made, and that is why.
+    /// Whether a file could not be created for lack of inodes.
     pub fn lacks_files(&self) -> bool {
         self.refresh(Duration::ZERO);
         self.files_over() > 0
     }
 
-    /// Reservations are not written yet, so they do not count as what this store could still write
-    /// into; one that is written in part counts twice for a moment, which errs on the safe side.
+    /// Reservations are not written yet, so they count as space this store could still write; one
+    /// that is partly written counts twice for a moment, which errs on the safe side.
     fn limit(&self, space: DiskSpace) -> u64 {
         let max = self
             .max_bytes
@@ -233,20 +233,20 @@ fn goes_on(refusals: &Mutex<Option<Refusals>>, now: Instant) -> bool {
     })
 }
 
-/// Space promised; given back when dropped unused.
+/// Reserved space; released when dropped unused.
 pub struct Reservation {
     space: Arc<Space>,
     bytes: u64,
 }
 
 impl Reservation {
-    /// Bytes promised.
+    /// Reserved bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// It became a chunk of `chunk_bytes`; used bytes stay as they are where it was reserved at its
+    /// Turns it into a chunk of `chunk_bytes`; used bytes stay the same if it was reserved at its
     /// size.
     pub(super) fn become_chunk(mut self, chunk_bytes: u64) {
         let space = &self.space;

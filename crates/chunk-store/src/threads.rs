@@ -1,6 +1,6 @@
-//! The store's own threads: one commits groups, one keeps house, one reclaims once after an open.
+//! The store's threads: one commits groups, one does maintenance, one reclaims once after an open.
 //!
-//! Threads and not tasks, because all they do blocks on the disk.
+//! Threads and not tasks, because all their work blocks on the disk.
 
 use std::{
     io,
@@ -15,15 +15,15 @@ use super::{
     commit, health, idle, make_directories, reclaim, removal, scrub::Scrub, shared::Shared,
 };
 
-/// How long the committer sleeps at most with nothing to do.
+/// Longest sleep of an idle committer.
 const COMMIT_IDLE: Duration = Duration::from_secs(1);
-/// How soon a hole is punched after its last reader left, and what is due by time is done.
+/// How soon a hole is punched after its last reader left, and timed work is done.
 const HOUSE_INTERVAL: Duration = Duration::from_millis(100);
 const IDLE_FILES_INTERVAL: Duration = Duration::from_secs(30);
 /// The eviction policy's tick: uses of a chunk within one or two of these are one use. As long as a
-/// slow viewer takes for a chunk.
+/// slow viewer needs for a chunk.
 const TICK_INTERVAL: Duration = Duration::from_secs(16);
-/// Between probes of a disk that refused.
+/// Time between probes of a disk that refused.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Running threads; stopped and joined by [`stop`](Self::stop).
@@ -84,12 +84,12 @@ impl Threads {
         Ok(())
     }
 
-    /// `shared.stopping` is set already.
+    /// Requires `shared.stopping` to be set.
     pub fn stop(self, shared: &Shared) {
         shared.queue.wake();
         shared.house.wake();
         for handle in self.handles {
-            // A panic was printed when it happened; closing goes on.
+            // A panic was printed when it happened; closing continues.
             let _ = handle.join();
         }
     }
@@ -97,7 +97,7 @@ impl Threads {
 
 fn commit_loop(shared: &Shared) {
     while !shared.is_stopping() {
-        // What waits can not be recorded while the disk refuses: no hurry then.
+        // Nothing can be recorded while the disk refuses: no hurry then.
         let window = if shared.health.is_degraded() {
             HOUSE_INTERVAL
         } else {
@@ -106,7 +106,7 @@ fn commit_loop(shared: &Shared) {
         if !shared.health.is_degraded()
             && let Err(error) = shared.spares.refill(&*shared.disk)
         {
-            // What is written next finds out what is wrong with the disk.
+            // The next write reports what is wrong with the disk.
             tracing::debug!(%error, "no spare files");
         }
         shared.queue.wait(COMMIT_IDLE, window);
@@ -146,7 +146,7 @@ fn house_loop(shared: &Shared) {
     }
 }
 
-/// Finds out whether the disk works again; makes the journal anew where it broke.
+/// Checks whether the disk works again; rewrites a broken journal.
 pub(super) fn recover(shared: &Shared) {
     if health::probe(&*shared.disk).is_err() {
         return;

@@ -1,5 +1,5 @@
-//! Checking chunks against their checksums: before one is first served after a start, block by
-//! block as it comes from the disk or goes to a peer, and at leisure.
+//! Checks chunks against their checksums: before a chunk is first served after a start, block by
+//! block as it is read from the disk or sent to a peer, and in the background.
 
 use std::sync::Arc;
 
@@ -17,20 +17,20 @@ pub struct Block {
     pub bytes: Vec<u8>,
 }
 
-/// What the kernel answers for a sector it can not read.
+/// The kernel's error for a sector it can not read.
 const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 
-/// What a good chunk gets.
+/// How far an intact chunk is trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trust {
     /// It may be served.
     Verified,
-    /// The same; and its pages are let go, if they were not in memory before.
+    /// It may be served, and its pages are released if they were not in memory before.
     VerifiedAndCold,
 }
 
-/// Reads the chunk; a bad one is withdrawn and reported. False: it is bad, or not present.
-/// Blocking.
+/// Reads and checks the chunk; a corrupt one is withdrawn and reported. False: it is corrupt, or
+/// not present. Blocking.
 pub(super) fn check(
     entry: &Arc<EntryFile>,
     chunk: ChunkIndex,
@@ -56,12 +56,12 @@ pub(super) fn check(
     }
 }
 
-/// What became of reading one block.
+/// The outcome of reading one block.
 enum Read {
     Right(Block),
-    /// It is not what was stored; its chunk is withdrawn.
+    /// It is corrupt; its chunk is withdrawn.
     Wrong,
-    /// Its hash is not known: the chunk is arriving.
+    /// Its hash is unknown: the chunk is arriving.
     Unknown,
 }
 
@@ -76,8 +76,7 @@ pub(super) fn read_block(entry: &Arc<EntryFile>, offset: u64) -> Result<Option<B
     })
 }
 
-/// Reads a part of a chunk that is held, so that it is in memory; false: it is not what was stored.
-/// Blocking.
+/// Reads part of a pinned chunk into memory; false: it is corrupt. Blocking.
 pub(super) fn read_through(entry: &Arc<EntryFile>, part: ByteRange) -> Result<bool, StoreError> {
     let mut at = part.start;
     while at < part.end {
@@ -94,7 +93,7 @@ pub(super) fn read_through(entry: &Arc<EntryFile>, part: ByteRange) -> Result<bo
     Ok(true)
 }
 
-/// The chunk is held. One that was withdrawn is compared as well: it may be so because it is wrong.
+/// The chunk is pinned. A withdrawn one is compared as well: corruption may be the reason.
 fn read(entry: &Arc<EntryFile>, offset: u64) -> Result<Read, StoreError> {
     let chunk = entry.geometry().chunk_of(offset);
     let state = entry.table().state(chunk);
@@ -121,8 +120,8 @@ fn read(entry: &Arc<EntryFile>, offset: u64) -> Result<Read, StoreError> {
     }
 }
 
-/// A chunk whose bytes are wrong, or can not be read. Another error (no descriptors, no memory)
-/// says nothing of the chunk.
+/// Withdraws a chunk whose bytes are wrong, or can not be read. Other errors (no descriptors, no
+/// memory) say nothing about the chunk.
 fn withdraw(
     entry: &Arc<EntryFile>,
     chunk: ChunkIndex,

@@ -2,18 +2,18 @@
 
 use std::fmt::Write;
 
-/// Why a request went forward, with the words of the contract.
+/// Why a request was forwarded, in the words of RFC 9211.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forward {
-    /// Nothing of it was here.
+    /// Nothing of the object was stored.
     Miss,
-    /// The binding of key and entry had to be confirmed.
+    /// The binding of the key had to be confirmed.
     Stale,
-    /// Some of it was here.
+    /// Part of the object was stored.
     Partial,
-    /// Not a matter for the cache.
+    /// The request is not cacheable.
     Bypass,
-    /// It did not go forward, and it was no hit either: refused here.
+    /// It was not forwarded, and was no hit either: refused here.
     Not,
 }
 
@@ -81,13 +81,13 @@ impl MissClass {
 pub struct CacheStatus {
     /// `None`: a hit.
     pub forward: Option<Forward>,
-    /// What the origin answered.
+    /// The status of the origin's answer.
     pub forward_status: Option<u16>,
-    /// What comes is kept.
+    /// The answer is stored.
     pub stored: bool,
-    /// This request waited for another's.
+    /// The request waited for another one's answer.
     pub collapsed: bool,
-    /// For people.
+    /// Free text for people.
     pub detail: Option<String>,
 }
 
@@ -136,7 +136,7 @@ fn write_name(out: &mut String, name: &str) {
     }
 }
 
-/// A String (RFC 9651, 3.3.3); what it can not hold becomes `?`.
+/// A String (RFC 9651, 3.3.3); characters that it can not hold become `?`.
 fn write_string(out: &mut String, text: &str) {
     out.push('"');
     for c in text.chars() {

@@ -1,8 +1,8 @@
-//! What a player says of itself: Common Media Client Data (CTA-5004, versions 1 and 2).
+//! A player's report about itself: Common Media Client Data (CTA-5004, versions 1 and 2).
 //!
-//! It comes in four request headers or in one query parameter. Nothing of it is trusted: a text is
-//! bounded, a value out of its bounds counts as not said, and whoever uses it gives a client no more
-//! than its share. It is no part of a cache key.
+//! It comes in four request headers or in one query parameter, and is not trusted: a text is
+//! bounded, a value out of its bounds is ignored, and no client gets more than its share because of
+//! it. It is not part of a cache key.
 
 use std::time::Duration;
 
@@ -11,49 +11,49 @@ use percent_encoding::percent_decode_str;
 
 use crate::path::{self, Target};
 
-/// First byte, and the last one if it is given (inclusive).
+/// First byte, and last byte if given; both inclusive.
 pub type OpenRange = (u64, Option<u64>);
 
 /// The query parameter.
 pub const PARAMETER: &str = "CMCD";
 
 const HEADERS: [&str; 4] = ["cmcd-request", "cmcd-object", "cmcd-status", "cmcd-session"];
-/// Of one header or the decoded parameter. Players send some 300.
+/// Limit for one header or the decoded parameter. Players send some 300 bytes.
 const MAX_TEXT: usize = 4096;
 const MAX_KEYS: usize = 64;
 /// CTA-5004 bounds `sid` and `cid` to 64 characters.
 const MAX_ID: usize = 64;
 const MAX_NEXT_OBJECTS: usize = 4;
 const MAX_NEXT_PATH: usize = 1024;
-/// Ten minutes: what a buffer may hold, a deadline may be.
+/// Ten minutes: limit for buffers and deadlines.
 const MAX_TIME_MS: u64 = 600_000;
 /// 10 Gbit/s.
 const MAX_KBPS: u64 = 10_000_000;
-/// With less than this in its buffer a player is about to stall.
+/// A player with less than this in its buffer is about to stall.
 const LOW_BUFFER: Duration = Duration::from_secs(2);
-/// With this much a player can wait for what it asks for, and others go first.
+/// A player with this much can wait, and others go first.
 const AMPLE_BUFFER: Duration = Duration::from_secs(8);
 
-/// How soon a player needs what it asks for.
+/// How urgently a player needs its response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Urgency {
     /// Its buffer is ample.
     Relaxed,
     Usual,
-    /// It starts, seeks, or stalls unless the bytes come now.
+    /// It starts, seeks, or stalls unless the bytes arrive now.
     Critical,
 }
 
 /// The object a player is likely to ask for next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NextObject {
-    /// As sent: relative to the object asked for. Empty: that object, in another range.
+    /// As sent: relative to the requested object. Empty: that object, in another range.
     pub path: String,
-    /// First byte, and last byte where one is named; both inclusive.
+    /// First byte, and last byte if given; both inclusive.
     pub range: Option<OpenRange>,
 }
 
-/// What was said and is within its bounds.
+/// The reported values that are within their bounds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Cmcd {
     /// `sid`: joins the requests of one viewer.
@@ -64,20 +64,20 @@ pub struct Cmcd {
     pub deadline: Option<Duration>,
     /// `su`
     pub is_startup: bool,
-    /// `bs`: the buffer ran empty since the last request, and the viewer saw it.
+    /// `bs`: the buffer ran empty since the last request, visibly to the viewer.
     pub is_starved: bool,
-    /// `br`: of the object asked for.
+    /// `br`: bit rate of the requested object.
     pub encoded_kbps: Option<u64>,
     /// `mtp`
     pub measured_kbps: Option<u64>,
-    /// `rtp`: more is of no use to the player.
+    /// `rtp`: the player has no use for more.
     pub requested_max_kbps: Option<u64>,
     /// `nor` and `nrr`
     pub next_objects: Vec<NextObject>,
 }
 
 impl Cmcd {
-    /// None: the player says nothing.
+    /// None: the player reports nothing.
     #[must_use]
     pub fn from_request(headers: &HeaderMap, query: Option<&str>) -> Option<Self> {
         let mut reading = Reading::default();
@@ -107,7 +107,7 @@ impl Cmcd {
         }
     }
 
-    /// When the player stalls without the bytes; none where it did not say.
+    /// Time until the player stalls without the bytes; none if it did not report it.
     #[must_use]
     pub fn time_left(&self) -> Option<Duration> {
         if self.is_startup || self.is_starved {
@@ -117,7 +117,7 @@ impl Cmcd {
     }
 
     /// The next objects as normalised targets in the same source; none while the buffer is not
-    /// ample, because what is asked for now goes first.
+    /// ample, because the present request goes first.
     #[must_use]
     pub fn prefetch_targets(&self, asked_for: &str) -> Vec<(Target, Option<OpenRange>)> {
         if self.urgency() != Urgency::Relaxed {
@@ -151,8 +151,8 @@ fn parameter(query: &str) -> Option<String> {
     Some(decoded.into_owned())
 }
 
-/// A reference of a player against the path it asked for. One with a scheme or an authority leads
-/// elsewhere and is none of ours.
+/// Resolves a player's reference against the path that it requested. A reference with a scheme or
+/// an authority leads to another source and is ignored.
 fn resolve(asked_for: &str, reference: &str) -> Option<Target> {
     if reference.starts_with("//") || reference.contains("://") {
         return None;
@@ -172,7 +172,7 @@ fn resolve(asked_for: &str, reference: &str) -> Option<Target> {
     path::parse(&joined, query).ok()
 }
 
-/// Keys gathered from several texts: `nrr` belongs to `nor`, wherever it is.
+/// Collects keys from several texts: `nrr` belongs to `nor`, wherever it is.
 #[derive(Default)]
 struct Reading {
     cmcd: Cmcd,
@@ -219,7 +219,7 @@ impl Reading {
         if let Some(range) = self.next_range {
             match self.cmcd.next_objects.first_mut() {
                 Some(next) => next.range = next.range.or(Some(range)),
-                // Without `nor` it is a range of the object asked for.
+                // Without `nor` it is a range of the requested object.
                 None => self.cmcd.next_objects.push(NextObject {
                     path: String::new(),
                     range: Some(range),
@@ -254,8 +254,8 @@ impl<'a> Iterator for Pairs<'a> {
     }
 }
 
-/// Where the first `separator` is that is neither in quotes nor in parentheses. ASCII delimiters
-/// are no part of a longer character in UTF-8, so the place is a boundary.
+/// The position of the first `separator` outside of quotes and parentheses. ASCII delimiters are no
+/// part of a longer character in UTF-8, so it is a character boundary.
 fn end_of_item(text: &str, separator: char) -> usize {
     let (mut quoted, mut escaped, mut depth) = (false, false, 0_u32);
     for (at, c) in text.char_indices() {
@@ -478,7 +478,7 @@ mod tests {
             ["films/a/720/6.m4s"]
         );
         assert_eq!(targets("bl=20000,nrr=\"0-9\""), ["films/a/1080/5.m4s"]);
-        // Not while the player needs what it asks for.
+        // Not while the player needs its response.
         assert!(targets("bl=1000,nor=\"6.m4s\"").is_empty());
         for elsewhere in [
             "//evil.example/x",

@@ -6,19 +6,19 @@ use http::{HeaderMap, HeaderValue, header};
 
 use crate::validator::quoted;
 
-/// What can be compared of the selected representation.
+/// The validators of the selected representation.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Validators<'a> {
-    /// As in the origin's `ETag`, `W/` included; one without quotes is compared as if it had them.
+    /// As in the origin's `ETag`, including `W/`; one without quotes is compared as if it had them.
     pub etag: Option<&'a str>,
     /// As in the `Last-Modified` header.
     pub last_modified: Option<&'a str>,
 }
 
-/// How to go on with a GET or HEAD.
+/// How to handle a GET or HEAD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Answer; `ignore_range` where `If-Range` named another version.
+    /// Answer; `ignore_range` if `If-Range` named another version.
     Proceed { ignore_range: bool },
     /// 304
     NotModified,
@@ -91,14 +91,13 @@ fn strong_match(asked: &str, is: Option<&str>) -> bool {
     is.is_some_and(|is| !asked.starts_with("W/") && !is.starts_with("W/") && asked == quoted(is))
 }
 
-/// Equal but for the `W/`.
+/// Equal, ignoring `W/`.
 fn weak_match(asked: &str, is: Option<&str>) -> bool {
     let opaque = |tag: &str| tag.strip_prefix("W/").unwrap_or(tag).to_owned();
     is.is_some_and(|is| opaque(asked) == opaque(&quoted(is)))
 }
 
-/// `*`, or a tag of the list for which `matches` holds. What follows something malformed is not
-/// looked at.
+/// `*`, or a tag of the list that `matches` accepts. Everything after a malformed tag is ignored.
 fn any_tag(headers: &HeaderMap, name: &header::HeaderName, matches: impl Fn(&str) -> bool) -> bool {
     headers.get_all(name).iter().any(|value| {
         let Ok(text) = std::str::from_utf8(value.as_bytes()) else {
@@ -108,7 +107,7 @@ fn any_tag(headers: &HeaderMap, name: &header::HeaderName, matches: impl Fn(&str
     })
 }
 
-/// The entity tags of a list; a comma inside of the quotes is part of the tag.
+/// Parses the entity tags of a list; a comma inside of the quotes is part of the tag.
 struct EntityTags<'a>(&'a str);
 
 impl<'a> Iterator for EntityTags<'a> {
@@ -124,7 +123,7 @@ impl<'a> Iterator for EntityTags<'a> {
     }
 }
 
-/// A date field that is there once and valid; else it is ignored (13.1.3, 13.1.4).
+/// A date field that occurs once and is valid; otherwise it is ignored (13.1.3, 13.1.4).
 fn only_date(headers: &HeaderMap, name: &header::HeaderName) -> Option<SystemTime> {
     parse_date(only_value(headers, name)?.to_str().ok()?)
 }

@@ -2,17 +2,17 @@
 
 use chunkcache_proto::ByteRange;
 
-/// What the field said. Half-open, unlike on the wire.
+/// The parsed field. Half-open, unlike on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContentRange {
-    /// `bytes first-last/size`, or `/*` where the size is not known.
+    /// `bytes first-last/size`, or `/*` if the size is unknown.
     Satisfied { range: ByteRange, size: Option<u64> },
     /// `bytes */size`, of a 416.
     Unsatisfied { size: u64 },
 }
 
 /// `None` for everything that is not exactly one of the forms: a sender that can not write this
-/// field is not believed.
+/// field is not trusted.
 #[must_use]
 pub fn parse(value: &str) -> Option<ContentRange> {
     let (unit, rest) = value.trim().split_once(' ')?;

@@ -1,15 +1,15 @@
-//! The fields of an origin's answer that are kept with its object (RFC 9111, 3.1) and refreshed by
-//! a 304 (3.2).
+//! The fields of an origin's answer that are stored with its object (RFC 9111, 3.1) and refreshed
+//! by a 304 (3.2).
 
 use chunkcache_proto::v1;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::{freshness, origin_answer::joined, tags};
 
-/// Of one object, names and values. What comes beyond is dropped.
+/// Limit for one object, names and values. Further fields are dropped.
 pub const MAX_BYTES: usize = 8 << 10;
 
-/// What concerns one connection or one answer, or what a cache says itself of what it serves.
+/// Fields that concern one connection or one answer, or that the cache sets itself.
 const NOT_KEPT: [&str; 29] = [
     // RFC 9110, 7.6.1.
     "connection",
@@ -22,12 +22,12 @@ const NOT_KEPT: [&str; 29] = [
     "trailer",
     "transfer-encoding",
     "upgrade",
-    // Of one client.
+    // These concern one client.
     "set-cookie",
     "set-cookie2",
     "www-authenticate",
     "authentication-info",
-    // Of one answer.
+    // These concern one answer.
     "accept-ranges",
     "age",
     "alt-svc",
@@ -38,7 +38,7 @@ const NOT_KEPT: [&str; 29] = [
     "retry-after",
     "server",
     "via",
-    // Kept elsewhere.
+    // These are stored elsewhere.
     "cache-control",
     "content-type",
     "etag",
@@ -46,7 +46,7 @@ const NOT_KEPT: [&str; 29] = [
     "vary",
 ];
 
-/// Those of a 200 or 206.
+/// Selects the fields of a 200 or 206 to store.
 #[must_use]
 pub fn kept(headers: &HeaderMap) -> Vec<v1::Header> {
     let unwanted = named_by_origin(headers);
@@ -76,8 +76,8 @@ pub fn kept(headers: &HeaderMap) -> Vec<v1::Header> {
     fields
 }
 
-/// Those of an object that a 304 confirmed: what the 304 says anew replaces what was kept under the
-/// same name.
+/// Merges the fields of a 304 into those of the object that it confirmed: a field in the 304
+/// replaces the stored one of the same name.
 #[must_use]
 pub fn refreshed(old: &[v1::Header], not_modified: &HeaderMap) -> Vec<v1::Header> {
     let mut fields = kept(not_modified);
@@ -95,7 +95,7 @@ pub fn refreshed(old: &[v1::Header], not_modified: &HeaderMap) -> Vec<v1::Header
     fields
 }
 
-/// As they are sent. What another machine said is checked again.
+/// Converts stored fields to headers. Fields from another machine are checked again.
 #[must_use]
 pub fn to_headers(fields: &[v1::Header]) -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(fields.len());
@@ -110,7 +110,7 @@ pub fn to_headers(fields: &[v1::Header]) -> HeaderMap {
     headers
 }
 
-/// What `Connection` names, and the arguments of `no-cache` and `private`.
+/// Names listed in `Connection`, and the arguments of `no-cache` and `private`.
 fn named_by_origin(headers: &HeaderMap) -> Vec<String> {
     let connection = joined(headers, header::CONNECTION);
     let control = joined(headers, header::CACHE_CONTROL);

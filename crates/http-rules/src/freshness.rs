@@ -1,20 +1,20 @@
 //! Freshness in a shared cache (RFC 9111, RFC 5861) under a source's policy.
 //!
-//! What may be stored, for how long it answers without asking, and what may be served while
-//! the origin can not be asked. Times are milliseconds since the Unix epoch.
+//! Decides whether an answer may be stored, how long it is fresh, and whether it may be served
+//! while the origin can not be reached. Times are milliseconds since the Unix epoch.
 
 use chunkcache_proto::v1;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
-/// The field that speaks to caches that are none of the client's (RFC 9213).
+/// The field for caches other than the client's (RFC 9213).
 pub const TARGETED: &str = "cdn-cache-control";
-/// Where neither the origin nor the policy gives a lifetime.
+/// Lifetime if neither the origin nor the policy gives one.
 const DEFAULT_TTL_SECONDS: u32 = 60;
-/// Where the policy says nothing: an unreachable origin is not a deleted object.
+/// Default of the policy: an unreachable origin does not mean a deleted object.
 const DEFAULT_STALE_IF_ERROR_SECONDS: u32 = 24 * 3600;
-/// How long a 404 or 410 is remembered where the policy says nothing.
+/// How long a 404 or 410 is remembered by default.
 const DEFAULT_NEGATIVE_TTL_SECONDS: u32 = 5;
-/// RFC 9111, 1.2.2: a value too large is taken as this.
+/// RFC 9111, 1.2.2: larger values are taken as this.
 const LARGEST_DELTA_SECONDS: u64 = 1 << 31;
 
 /// The response directives that concern a shared cache (RFC 9111, 5.2.2; RFC 5861).
@@ -39,7 +39,7 @@ impl AnswerFacts {
         })
     }
 
-    /// The origin's dates on a clock that is ahead by so much.
+    /// Shifts the origin's dates by the lead of the local clock.
     #[must_use]
     pub fn on_clock_ahead(mut self, by_ms: i64) -> Self {
         for date in [&mut self.date_ms, &mut self.expires_ms] {
@@ -50,9 +50,9 @@ impl AnswerFacts {
 }
 
 impl CacheControl {
-    /// All field lines joined by commas. Unknown directives are ignored; of a repeated one the more
-    /// restrictive value counts; an argument that is no number makes the answer stale at once (RFC
-    /// 9111, 4.2.1).
+    /// Parses all field lines, joined by commas. Unknown directives are ignored; of a repeated one
+    /// the more restrictive value counts; an argument that is no number makes the answer stale at
+    /// once (RFC 9111, 4.2.1).
     #[must_use]
     pub fn parse(value: &str) -> Self {
         let mut parsed = Self::default();
@@ -65,7 +65,7 @@ impl CacheControl {
             let least = |old: Option<u64>| Some(old.map_or_else(delta, |old| old.min(delta())));
             match name.to_ascii_lowercase().as_str() {
                 "no-store" => parsed.no_store = true,
-                // With field names they concern only those fields, which are not kept: see
+                // With field names they concern only those fields, which are not stored: see
                 // `named_fields`.
                 "private" => parsed.private |= argument.is_none(),
                 "no-cache" => parsed.no_cache |= argument.is_none(),
@@ -107,7 +107,8 @@ fn split_outside_quotes(value: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// A number of seconds; what is none is 0, one beyond all bounds is 2³¹ (RFC 9111, 1.2.2).
+/// A number of seconds; text that is no number is 0, one beyond all bounds is 2³¹ (RFC 9111,
+/// 1.2.2).
 pub(crate) fn delta_seconds(text: &str) -> u64 {
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
         return 0;
@@ -117,37 +118,37 @@ pub(crate) fn delta_seconds(text: &str) -> u64 {
         .min(LARGEST_DELTA_SECONDS)
 }
 
-/// What of an origin's answer decides about storing it.
+/// The parts of an origin's answer that decide whether it is stored.
 #[derive(Clone, Debug, Default)]
 pub struct AnswerFacts {
     /// All `Cache-Control` lines joined by commas.
     pub cache_control: String,
-    /// The same of `CDN-Cache-Control`, which speaks to caches like this one (RFC 9213): where it is
-    /// there, `Cache-Control` and `Expires` say nothing.
+    /// The same for `CDN-Cache-Control`, which is meant for caches like this one (RFC 9213): if it
+    /// is present, `Cache-Control` and `Expires` are ignored.
     pub targeted: String,
     pub pragma_no_cache: bool,
     pub expires_ms: Option<i64>,
-    /// An `Expires` that is no date means: already expired (RFC 9111, 5.3).
+    /// `Expires` is no valid date, which means: already expired (RFC 9111, 5.3).
     pub expires_invalid: bool,
     pub date_ms: Option<i64>,
     pub age_seconds: u32,
-    /// Lower-case names.
+    /// Lower-case field names.
     pub vary: Vec<String>,
-    /// A strong ETag or a Last-Modified.
+    /// The answer has a strong ETag or a Last-Modified.
     pub has_validator: bool,
-    /// It will have one in a second: see [`crate::validator::is_date_strong`].
+    /// It will have a validator in a second: see [`crate::validator::is_date_strong`].
     pub is_young: bool,
     pub size: Option<u64>,
     /// `Content-Encoding` other than identity.
     pub encoded: bool,
-    /// The client's `Authorization` was sent along.
+    /// The request carried the client's `Authorization`.
     pub with_authorization: bool,
 }
 
-/// Why an answer is not stored now and may be in a second.
+/// Why an answer is not stored now but may be in a second.
 pub const YOUNG: &str = "young-validator";
 
-/// Why an answer must not be stored; the words go into `Cache-Status` as `detail`.
+/// Whether an answer may be stored; the reason why not goes into `Cache-Status` as `detail`.
 pub fn storable(facts: &AnswerFacts) -> Result<(), &'static str> {
     let control = facts.control();
     if control.no_store {
@@ -159,7 +160,7 @@ pub fn storable(facts: &AnswerFacts) -> Result<(), &'static str> {
     if facts.vary.iter().any(|name| name == "*") {
         return Err("vary-any");
     }
-    // RFC 9111, 3.5. no-store and private were dealt with above.
+    // RFC 9111, 3.5. no-store and private were handled above.
     if facts.with_authorization
         && !(control.public || control.s_maxage.is_some() || control.must_revalidate)
     {
@@ -180,19 +181,19 @@ pub fn storable(facts: &AnswerFacts) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// For how long the key answers without asking, from an answer that came at `now_ms`.
+/// How long the key may be served without asking, from an answer that came at `now_ms`.
 #[must_use]
 pub fn freshness(facts: &AnswerFacts, policy: &v1::FreshnessPolicy, now_ms: i64) -> v1::Freshness {
     let lifetime = lifetime_seconds(facts, policy);
-    // RFC 9111, 4.2.3: the larger of what Age says and what Date implies.
+    // RFC 9111, 4.2.3: the larger of Age and what Date implies.
     let apparent = facts
         .date_ms
         .map_or(0, |date| ((now_ms - date) / 1000).max(0));
     let age = i64::from(facts.age_seconds)
         .max(apparent)
         .min(LARGEST_DELTA_SECONDS as i64);
-    // The policy's lifetimes count from our own confirmation: the origin's clock and caches are not
-    // its matter.
+    // The policy's lifetimes count from our own confirmation: the origin's clock and caches do not
+    // matter.
     let left = match lifetime {
         Lifetime::Origin(seconds) => (seconds as i64 - age).max(0),
         Lifetime::Policy(seconds) => i64::from(seconds),
@@ -209,11 +210,11 @@ pub fn freshness(facts: &AnswerFacts, policy: &v1::FreshnessPolicy, now_ms: i64)
     }
 }
 
-/// Statuses that may be kept where the answer says for how long (RFC 9110, 15.1).
+/// Statuses that may be stored if the answer gives a lifetime (RFC 9110, 15.1).
 const KEPT_AS_A_WHOLE: [u16; 11] = [200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501];
 
-/// Whether an answer may be kept as a whole, and for how long: one that says so explicitly, or a 200
-/// where the source's policy gives a lifetime. It needs neither a validator nor a length.
+/// Whether an answer may be stored as a whole, and for how long: if it says so explicitly, or if it
+/// is a 200 and the source's policy gives a lifetime. It needs neither a validator nor a length.
 #[must_use]
 pub fn freshness_of_whole(
     status: u16,
@@ -237,8 +238,8 @@ pub fn freshness_of_whole(
     (now_ms < fresh.fresh_until_ms).then_some(fresh)
 }
 
-/// For how long an answer without an object is remembered: as it says itself, else as the source
-/// says. An operator's word goes before the origin's.
+/// How long an answer without an object is remembered. The operator's setting precedes the
+/// origin's, which precedes the default.
 #[must_use]
 pub fn negative_lifetime_ms(facts: &AnswerFacts, policy: &v1::FreshnessPolicy, now_ms: i64) -> i64 {
     let usual = i64::from(negative_ttl_seconds(policy)) * 1_000;
@@ -282,17 +283,17 @@ fn lifetime_seconds(facts: &AnswerFacts, policy: &v1::FreshnessPolicy) -> Lifeti
     }
     match (facts.expires_ms, facts.date_ms) {
         (Some(expires), Some(date)) => Lifetime::Origin(((expires - date) / 1000).max(0) as u64),
-        // Without a Date there is nothing on the origin's clock to measure it by.
+        // Without a Date nothing tells the origin's clock.
         (Some(_), None) => Lifetime::Origin(0),
         (None, _) => Lifetime::Policy(policy.default_ttl_seconds.unwrap_or(DEFAULT_TTL_SECONDS)),
     }
 }
 
-/// What a known binding is good for now.
+/// Whether a known binding may be used now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Fresh,
-    /// Serve it and ask the origin meanwhile (RFC 5861, 3).
+    /// Serve it and revalidate in the background (RFC 5861, 3).
     StaleWhileRevalidate,
     /// Ask the origin first.
     Stale,
@@ -306,7 +307,7 @@ pub fn targeted(fields: &[v1::Header]) -> String {
     lines.join(", ")
 }
 
-/// What the origin said to caches like this one.
+/// The directives for caches like this one.
 fn control_of(binding: &v1::Freshness) -> CacheControl {
     match targeted(&binding.fields).trim() {
         "" => CacheControl::parse(&binding.cache_control),
@@ -332,9 +333,9 @@ pub fn judge(binding: &v1::Freshness, now_ms: i64) -> Verdict {
     Verdict::Stale
 }
 
-/// May the stale object be served while its origin can not be reached? What the operator set
-/// explicitly wins; else the origin's `must-revalidate` and `no-cache` forbid it, its
-/// `stale-if-error` bounds it.
+/// Whether the stale object may be served while its origin can not be reached. An explicit setting
+/// of the operator wins; otherwise the origin's `must-revalidate` and `no-cache` forbid it, and its
+/// `stale-if-error` limits it.
 #[must_use]
 pub fn usable_on_error(binding: &v1::Freshness, policy: &v1::FreshnessPolicy, now_ms: i64) -> bool {
     let control = control_of(binding);
@@ -348,15 +349,15 @@ pub fn usable_on_error(binding: &v1::Freshness, policy: &v1::FreshnessPolicy, no
     now_ms < binding.fresh_until_ms.saturating_add(seconds as i64 * 1000)
 }
 
-/// Marks a freshness that is sent to another machine: see [`receive`].
+/// Stamps a freshness that is sent to another machine: see [`receive`].
 #[must_use]
 pub fn stamp(mut freshness: v1::Freshness, now_ms: i64) -> v1::Freshness {
     freshness.sent_at_ms = now_ms;
     freshness
 }
 
-/// Moves the times of a freshness that another machine sent to this one's clock. One without a
-/// stamp is taken as it is.
+/// Converts the times of another machine's freshness to this one's clock. One without a stamp is
+/// left as it is.
 #[must_use]
 pub fn receive(mut freshness: v1::Freshness, now_ms: i64) -> v1::Freshness {
     if freshness.sent_at_ms != 0 {
@@ -367,7 +368,7 @@ pub fn receive(mut freshness: v1::Freshness, now_ms: i64) -> v1::Freshness {
         ] {
             *time = time.saturating_add(ahead);
         }
-        // Nothing was confirmed in the future.
+        // A confirmation in the future is impossible.
         freshness.validated_at_ms = freshness.validated_at_ms.min(now_ms);
         freshness.sent_at_ms = 0;
     }
@@ -389,8 +390,8 @@ pub fn negative_ttl_seconds(policy: &v1::FreshnessPolicy) -> u32 {
         .unwrap_or(DEFAULT_NEGATIVE_TTL_SECONDS)
 }
 
-/// Names the variant a request selects: of the headers the origin varies on, those that are passed
-/// on to it. The others are the same in every request this edge sends, so they select nothing.
+/// Names the variant that a request selects: the headers that the origin varies on and that are
+/// passed on to it. All others are the same in every request of this edge, so they select nothing.
 #[must_use]
 pub fn variant<'a>(
     vary: &[String],
@@ -413,11 +414,11 @@ pub fn variant<'a>(
     parts.join("&")
 }
 
-/// What would make two variants look like one.
+/// Characters that would make two variants look like one.
 const IN_VARIANT: &AsciiSet = &CONTROLS.add(b'%').add(b'&').add(b'=');
 
-/// The header fields a variant was selected by; an empty value: the request had none. The inverse
-/// of [`variant`].
+/// The header fields that selected a variant; an empty value: the request had none. The inverse of
+/// [`variant`].
 pub fn variant_headers(variant: &str) -> impl Iterator<Item = (String, String)> + '_ {
     variant.split('&').filter_map(|part| {
         let (name, value) = part.split_once('=')?;

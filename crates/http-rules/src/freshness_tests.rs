@@ -23,7 +23,7 @@ fn what_must_not_be_stored() {
     assert_eq!(storable(&facts("")), Ok(()));
     assert_eq!(storable(&facts("max-age=5, No-Store")), Err("no-store"));
     assert_eq!(storable(&facts("max-age=5, Private")), Err("private"));
-    // RFC 9111, 5.2.2.7: with an argument only the fields it names are not kept.
+    // RFC 9111, 5.2.2.7: with an argument only the fields it names are not stored.
     assert_eq!(storable(&facts("private=\"set-cookie, x\"")), Ok(()));
     assert_eq!(
         storable(&AnswerFacts {

@@ -1,8 +1,8 @@
 //! The rules of HTTP that both services follow, one copy of each.
 //!
-//! **Problem.** A cache is asked the same question in many places: what does this answer of an
-//! origin mean, and may it be kept? The edge asks it of every fetch, the coordinator where it names
-//! an object. Two copies of a rule drift apart, and then one cache key is two objects.
+//! **Problem.** A cache needs the same decisions in many places: what does an origin's answer mean,
+//! and may it be stored? The edge decides this for every fetch, the coordinator when it names an
+//! object. Two copies of a rule drift apart, and then one cache key is two objects.
 //!
 //! **Shape.** Pure functions over plain values: header maps and numbers in, a verdict out. No
 //! runtime, no socket, no file, no clock: time is an argument. So each rule has its tests beside
@@ -10,8 +10,8 @@
 //!
 //! | module | rule | RFC |
 //! |---|---|---|
-//! | [`path`] | the normal form of an object's name; what leads out of its source is refused | 3986, 5.2.4 and 6.2.2 |
-//! | [`range`], [`content_range`] | byte ranges asked for and answered | 9110, 14 |
+//! | [`path`] | normal form of an object's name, within its source | 3986, 5.2.4 and 6.2.2 |
+//! | [`range`], [`content_range`] | byte ranges of requests and answers | 9110, 14 |
 //! | [`conditional`] | conditions of a request, in their order | 9110, 13 |
 //! | [`validator`] | what tells one version of an object from another | 9110, 8.8 |
 //! | [`freshness`] | what may be stored, how long it answers, what a variant is | 9111, 5861, 9213 |

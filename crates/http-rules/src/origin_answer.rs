@@ -1,8 +1,7 @@
-//! What an origin's answer is, checked against what was asked and against the entry: pure.
+//! Checks an origin's answer against the request and the entry: pure.
 //!
-//! RFC 9110, 15.3.7 lets a server answer a range with other parts, and servers do worse than it
-//! lets them. Nothing of an answer is written unless it says exactly what was asked for, of exactly
-//! this version.
+//! RFC 9110, 15.3.7 lets a server answer a range with other parts, and some servers do worse. No
+//! byte of an answer is written unless it is exactly the requested range of exactly this version.
 
 use std::time::Duration;
 
@@ -18,13 +17,13 @@ use crate::{
 
 /// RFC 9213.
 const CDN_CACHE_CONTROL: header::HeaderName = header::HeaderName::from_static(freshness::TARGETED);
-/// A 206 that is shorter than asked has this many bytes at least.
+/// A 206 that is shorter than requested has at least this many bytes.
 const SHORTEST_PART: u64 = 64 << 10;
 
 /// Why an answer can not be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerError {
-    /// 5xx, 408, 425: perhaps better in a moment.
+    /// 5xx, 408, 425: may succeed in a moment.
     #[error("answered {status}")]
     Unavailable {
         status: u16,
@@ -33,35 +32,35 @@ pub enum AnswerError {
     /// 429
     #[error("answered 429")]
     Busy { retry_after: Duration },
-    /// Any other status that is no object: 404, 410, 403, ...
+    /// Any other status without an object: 404, 410, 403, ...
     #[error("answered {status}")]
     Refused { status: u16 },
     /// Another validator or another size than the entry's.
     #[error("has another version of the object now")]
     Changed,
-    /// Something HTTP does not allow, or that a cache of parts does not accept.
+    /// Something HTTP does not allow, or that a cache of ranges does not accept.
     #[error("{0}")]
     Protocol(String),
 }
 
-/// An object as one answer describes it.
+/// An object as described by one answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Described {
     pub size: Option<u64>,
     pub validator: Option<String>,
-    /// There is a date that would do, were it a second older.
+    /// There is a date that would be strong if it were a second older.
     pub is_young: bool,
     pub etag: String,
     pub last_modified: String,
     pub content_type: String,
 }
 
-/// A body worth reading.
+/// The bytes that an answer's body carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// 206: these bytes, as asked.
+    /// 206: the requested bytes.
     Range(ByteRange),
-    /// 200: the origin ignores ranges; all of the object from its first byte.
+    /// 200: the origin ignores ranges; the whole object from its first byte.
     Whole,
 }
 
@@ -85,8 +84,8 @@ pub fn range_headers(range: ByteRange, entry: Option<&v1::Entry>) -> HeaderMap {
     headers
 }
 
-/// What the client that the variant was made for had sent: without it the origin would select
-/// another object.
+/// The request headers of the client that the variant was made for: without them the origin would
+/// select another object.
 pub fn variant_headers(variant: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in freshness::variant_headers(variant) {
@@ -151,31 +150,31 @@ pub fn check(
     }
 }
 
-/// A 206 may end before what was asked for (RFC 9110, 15.3.7): the rest is asked for behind it. Not
-/// one of a few bytes, which would make thousands of requests of one.
+/// Whether a 206 ends before the requested range does (RFC 9110, 15.3.7): the rest is requested
+/// next. Tiny parts do not count, because they would turn one request into thousands.
 #[must_use]
 pub fn is_shorter(range: ByteRange, asked: ByteRange) -> bool {
     range.start == asked.start && range.end < asked.end && range.len() >= SHORTEST_PART
 }
 
-/// What an origin says when it is asked whether a stale object is still right.
+/// The outcome of a revalidation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Revalidation {
-    /// 304: it is.
+    /// 304: the object is unchanged.
     Confirmed,
     /// 200 or 206: the object, perhaps another version.
     Object,
-    /// 404, 410, 451: there is no such object any more.
+    /// 404, 410, 451: the object no longer exists.
     Gone,
-    /// 416: another size than a first byte has; to be asked without a range.
+    /// 416: the size does not fit a range from the first byte; repeat without a range.
     Unsatisfied,
-    /// Any other 4xx: handed on, and never hidden behind the old object (RFC 5861, 4).
+    /// Any other 4xx: passed on, and never hidden behind the old object (RFC 5861, 4).
     Refused,
-    /// 5xx, 408, 425, 429 and what is no answer to this: the old object may serve.
+    /// 5xx, 408, 425, 429 and answers that make no sense: the old object may be served.
     Failed,
 }
 
-/// Judges the status of a revalidation.
+/// Classifies the status of a revalidation.
 #[must_use]
 pub fn judge_revalidation(status: StatusCode) -> Revalidation {
     match status.as_u16() {
@@ -183,21 +182,21 @@ pub fn judge_revalidation(status: StatusCode) -> Revalidation {
         200 | 206 => Revalidation::Object,
         404 | 410 | 451 => Revalidation::Gone,
         416 => Revalidation::Unsatisfied,
-        // As a proxy would say it; this edge is none to its origin.
+        // 407 is for proxies, and this edge is none to its origin.
         407 | 408 | 425 | 429 => Revalidation::Failed,
         400..=499 => Revalidation::Refused,
         _ => Revalidation::Failed,
     }
 }
 
-/// Whether an origin that refused this request may answer one without that range: some refuse a
-/// range because it is long, or counted from the end.
+/// Whether an origin that refused this request may answer it without the range: some refuse a range
+/// because it is long, or counted from the end.
 #[must_use]
 pub fn may_refuse_range(status: StatusCode) -> bool {
     matches!(status.as_u16(), 400 | 403 | 501)
 }
 
-/// What any other status means.
+/// The error for any other status.
 pub fn status_error(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> AnswerError {
     let retry_after = retry_after(headers, now_ms);
     match status.as_u16() {
@@ -212,8 +211,8 @@ pub fn status_error(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> Ans
     }
 }
 
-/// Where in the entry an answer's body begins; `None` if it is no part of this version of it as it
-/// is.
+/// The offset in the entry at which an answer's body begins; `None` if the body is no unencoded
+/// part of this version.
 #[must_use]
 pub fn offset_in(status: StatusCode, headers: &HeaderMap, entry: &v1::Entry) -> Option<u64> {
     if is_encoded(headers) || same_version(headers, entry).is_err() {
@@ -226,7 +225,7 @@ pub fn offset_in(status: StatusCode, headers: &HeaderMap, entry: &v1::Entry) -> 
     }
 }
 
-/// `Content-Range` of a 206, which must be one range.
+/// `Content-Range` of a 206, which must have a single range.
 pub fn satisfied(headers: &HeaderMap) -> Result<(ByteRange, Option<u64>), AnswerError> {
     match text(headers, header::CONTENT_RANGE).and_then(content_range::parse) {
         Some(ContentRange::Satisfied { range, size }) => Ok((range, size)),
@@ -243,7 +242,7 @@ pub fn describe(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> Describ
         _ => content_length(headers),
     };
     let etag = text(headers, header::ETAG).unwrap_or("").to_owned();
-    // A date that is none can not be sent back as a condition.
+    // An invalid date can not be sent back as a condition.
     let last_modified = text(headers, header::LAST_MODIFIED)
         .filter(|date| httpdate::parse_http_date(date).is_ok())
         .unwrap_or("")
@@ -252,7 +251,7 @@ pub fn describe(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> Describ
         size.and_then(|size| validator::validator(Some(&etag), Some(&last_modified), size));
     let is_young = !validator::is_strong(&etag)
         && date_ms(headers, header::LAST_MODIFIED).is_some_and(|modified| {
-            // An answer without a date is of the moment it came (RFC 9110, 6.6.1).
+            // An answer without a date is dated at its arrival (RFC 9110, 6.6.1).
             let date = date_ms(headers, header::DATE).unwrap_or(now_ms);
             !validator::is_date_strong(modified, date)
         });
@@ -268,7 +267,7 @@ pub fn describe(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> Describ
     }
 }
 
-/// What [`freshness`] judges by.
+/// The input of [`freshness`].
 pub fn facts(headers: &HeaderMap, described: &Described) -> AnswerFacts {
     AnswerFacts {
         cache_control: joined(headers, header::CACHE_CONTROL),
@@ -295,7 +294,7 @@ pub fn facts(headers: &HeaderMap, described: &Described) -> AnswerFacts {
     }
 }
 
-/// RFC 9111, 4.3.4: a 304 that names another version than the one asked about confirms nothing.
+/// RFC 9111, 4.3.4: a 304 that names another version than the stored one confirms nothing.
 #[must_use]
 pub fn names_another(headers: &HeaderMap, entry: &v1::Entry) -> bool {
     let opaque = |tag: &str| validator::quoted(tag).trim_start_matches("W/").to_owned();
@@ -334,7 +333,7 @@ fn is_encoded(headers: &HeaderMap) -> bool {
     joined(headers, header::CONTENT_ENCODING)
         .split(',')
         .any(|coding| {
-            // `aws-chunked` is how an object was sent to its bucket, not how it comes from there.
+            // `aws-chunked` is how an object was uploaded to its bucket, not how it is downloaded.
             let plain = ["", "identity", "aws-chunked"];
             !plain
                 .iter()
@@ -347,8 +346,7 @@ fn date_ms(headers: &HeaderMap, name: header::HeaderName) -> Option<i64> {
     Some(epoch_ms(date))
 }
 
-/// What the body's length is said to be. RFC 9112, 6.3: beside a `Transfer-Encoding` it says
-/// nothing.
+/// The declared length of the body. RFC 9112, 6.3: beside a `Transfer-Encoding` it is ignored.
 pub fn content_length(headers: &HeaderMap) -> Option<u64> {
     if headers.contains_key(header::TRANSFER_ENCODING) {
         return None;

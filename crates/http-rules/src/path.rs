@@ -1,9 +1,9 @@
 //! From a request target to the name of an object.
 //!
-//! The path ends up in a URL under the source's base, so what could lead out of it is refused here,
-//! and equal names become equal strings (RFC 3986, 6.2.2). Where servers differ in how they read
-//! something (an encoded slash, a backslash), it is a 400: guessing is how one cache key becomes
-//! two objects.
+//! The path ends up in a URL under the source's base, so anything that could lead out of it is
+//! refused here, and equal names become equal strings (RFC 3986, 6.2.2). Where servers interpret
+//! something differently (an encoded slash, a backslash), the answer is 400: guessing would make
+//! two objects of one cache key.
 
 use chunkcache_proto::source_name::check_source_name;
 use url::Url;
@@ -12,7 +12,7 @@ use uuid::Uuid;
 /// Longer targets are 414; object stores stop at 1 KiB of key.
 pub const MAX_TARGET_BYTES: usize = 8 << 10;
 
-/// What a target names.
+/// A parsed target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// `/{source}/{path}?{query}`; path without the leading slash, query without the `?`.
@@ -23,11 +23,11 @@ pub enum Target {
     },
     /// `/v1/entries/{id}`
     Entry { id: Uuid, query: String },
-    /// `/_peer/…`: for the peer handler, not looked at further.
+    /// `/_peer/…`: for the peer handler, not parsed further.
     Peer,
 }
 
-/// Why a target names nothing.
+/// Why a target is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// 400
@@ -55,7 +55,7 @@ pub fn parse(path: &str, query: Option<&str>) -> Result<Target, TargetError> {
         Some((first, rest)) => (first, Some(rest)),
         None => (rest, None),
     };
-    // The first segment is compared as it decodes, so that `%66ilms` is `films`.
+    // The first segment is decoded before it is compared, so that `%66ilms` is `films`.
     let first = normalize_segment(first)?;
     match (first.as_str(), rest) {
         ("_peer", Some(_)) => Ok(Target::Peer),
@@ -98,8 +98,8 @@ pub fn normalize_name(path: &str, query: &str) -> Result<(String, String), Targe
     Ok((path, normalize_query(query)?))
 }
 
-/// What of `url` lies below `base_url`, without the leading slash; none: it lies elsewhere. Both
-/// are absolute and were read by the same parser, which has resolved dot segments.
+/// The part of `url` below `base_url`, without the leading slash; none: it is elsewhere. Both are
+/// absolute and were read by the same parser, which has resolved dot segments.
 #[must_use]
 pub fn below_base<'a>(url: &'a Url, base_url: &Url) -> Option<&'a str> {
     let same_authority = base_url.scheme() == url.scheme()
@@ -114,8 +114,8 @@ pub fn below_base<'a>(url: &'a Url, base_url: &Url) -> Option<&'a str> {
     rest.strip_prefix('/')
 }
 
-/// Normalises each segment and removes dot segments (RFC 3986, 5.2.4); one that leads
-/// above the source is an error, not clamped.
+/// Normalises each segment and removes dot segments (RFC 3986, 5.2.4); one that leads above the
+/// source is an error, not clamped.
 fn normalize_path(path: &str) -> Result<String, TargetError> {
     let mut segments: Vec<String> = Vec::new();
     let mut ends_in_dots = false;
@@ -152,7 +152,7 @@ fn normalize_segment(segment: &str) -> Result<String, TargetError> {
     )
 }
 
-/// A query is the origin's matter; only its spelling is made one. What may be encoded in it may be
+/// Normalises the spelling of a query; its meaning is the origin's matter. Escapes in it may encode
 /// anything.
 fn normalize_query(query: &str) -> Result<String, TargetError> {
     normalize(
@@ -162,8 +162,8 @@ fn normalize_query(query: &str) -> Result<String, TargetError> {
     )
 }
 
-/// Decodes what `decode` says yes to, writes other escapes with upper-case digits, and escapes what
-/// may not stand plainly.
+/// Decodes bytes that `decode` accepts, writes other escapes with upper-case digits, and escapes
+/// bytes that must not appear literally.
 fn normalize(
     text: &str,
     decode: impl Fn(u8) -> Result<bool, TargetError>,
@@ -343,7 +343,7 @@ mod tests {
         );
     }
 
-    /// However odd the target: the URL asked of the origin stays under the source's base.
+    /// However odd the target, the origin URL stays under the source's base.
     fn stays_under_base(path: &str, query: Option<&str>) {
         let Ok(Target::Key { path, query, .. }) = parse(path, query) else {
             return;

@@ -1,6 +1,6 @@
-//! Patterns of operators: `*` matches any text, also none; everything else matches itself.
+//! Patterns of operators: `*` matches any text, including none; everything else matches itself.
 
-/// True if all of `text` matches.
+/// Whether all of `text` matches.
 #[must_use]
 pub fn matches(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
@@ -16,7 +16,7 @@ pub fn matches(pattern: &str, text: &str) -> bool {
         if parts.peek().is_none() {
             return rest.ends_with(part);
         }
-        // The earliest place leaves most for the parts behind it.
+        // The earliest match leaves most for the parts behind it.
         let Some(found) = rest.find(part) else {
             return false;
         };
@@ -58,7 +58,7 @@ mod tests {
         }
     }
 
-    /// The definition, slowly.
+    /// A slow reference implementation.
     fn slowly(pattern: &[u8], text: &[u8]) -> bool {
         match pattern.split_first() {
             None => text.is_empty(),

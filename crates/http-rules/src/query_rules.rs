@@ -1,4 +1,4 @@
-//! Which query parameters name an object, by the rules of its source.
+//! Splits a query into the parameters that name an object and the others, by the source's rules.
 //!
 //! Players and trackers add parameters that mean nothing to an origin (`utm_source`, CMCD); with
 //! them in the key each viewer would have an object of their own.
@@ -24,10 +24,10 @@ const PRESIGNED_PARAMETERS: [&str; 8] = [
     "Expires",
 ];
 
-/// What players tell of themselves (CTA-5004): another value in each request.
+/// Players' reports (CTA-5004): another value in each request.
 const CMCD: &str = "CMCD";
 
-/// A query by what its parts are for.
+/// The parts of a query.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SplitQuery<'a> {
     /// Names the object.
@@ -52,7 +52,7 @@ pub fn split<'a>(query: &'a str, rules: &KeyRules) -> SplitQuery<'a> {
     }
     let (mut key, ignored): (Vec<&str>, Vec<&str>) = parameters().partition(is_named);
     if rules.sort_query {
-        // By name only: the order of values of one name may mean something.
+        // Sorts by name only: the order of values of one name may be significant.
         key.sort_by_key(|parameter| name_of(parameter));
     }
     SplitQuery {
@@ -61,8 +61,9 @@ pub fn split<'a>(query: &'a str, rules: &KeyRules) -> SplitQuery<'a> {
     }
 }
 
-/// The rules that are followed. A presigned URL is a right and not only a name: unless the operator
-/// trusts whoever can name the object, its signature stays in the key, and each is asked about.
+/// The rules that apply. A presigned URL is a permission and not only a name: unless the operator
+/// trusts whoever can name the object, its signature stays in the key, and the origin checks each
+/// one.
 #[must_use]
 pub fn effective(mut rules: KeyRules) -> KeyRules {
     if !rules.trust_cache {
@@ -71,14 +72,14 @@ pub fn effective(mut rules: KeyRules) -> KeyRules {
     rules
 }
 
-/// The path as it is in keys.
+/// The path as it appears in keys.
 #[must_use]
 pub fn fold_path<'a>(path: &'a str, rules: &KeyRules) -> Cow<'a, str> {
     if !rules.fold_path_case || !path.bytes().any(|byte| byte.is_ascii_uppercase()) {
         return Cow::Borrowed(path);
     }
     let mut folded = String::with_capacity(path.len());
-    // The digits of escapes stay in upper case, as in all normalised paths.
+    // The digits of escapes stay upper-case, as in all normalised paths.
     let mut digits = 0;
     for character in path.chars() {
         if digits == 0 {

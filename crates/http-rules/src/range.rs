@@ -1,22 +1,22 @@
 //! Range requests: from a `Range` header to the bytes to send (RFC 9110, 14).
 //!
-//! Two steps, because the size of a cold object is only known after the origin was asked: [`parse`]
-//! reads the header, [`RangeSet::resolve`] meets it with a size. A header that
-//! can not be understood is no error but no header (14.2): the answer is the whole object.
+//! Two steps, because the size of a cold object is only known after a request to the origin:
+//! [`parse`] reads the header, [`RangeSet::resolve`] applies it to a size. A header that can not be
+//! understood is ignored, not an error (14.2): the answer is the whole object.
 
 use chunkcache_proto::ByteRange;
 
 /// More ranges than this after coalescing are answered with the whole object (14.2 allows to ignore
-/// them): each is a part with a head of its own, and no player asks for so many.
+/// them): each is a part with its own header, and no player asks for so many.
 pub const MAX_RANGES: usize = 16;
 
-/// Of a number.
+/// Digits of the largest number.
 const MAX_DIGITS: usize = 20;
 
-/// `bytes `, three numbers and what is between them.
+/// `bytes `, three numbers and their separators.
 const CONTENT_RANGE_BYTES: usize = 6 + 3 * MAX_DIGITS + 2;
 
-/// More specs than this are not even looked at.
+/// A header with more specs than this is ignored.
 const MAX_SPECS: usize = 128;
 
 /// One element of a ranges-specifier, as written.
@@ -28,24 +28,24 @@ pub enum RangeSpec {
     Suffix(u64),
 }
 
-/// A valid `Range` header of the unit `bytes`; never empty.
+/// A valid `Range` header in `bytes`; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RangeSet(Vec<RangeSpec>);
 
-/// What a range set means for an object of a known size.
+/// The answer to a range set for an object of a known size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selection {
     /// 200: the whole object.
     Whole,
     /// 206 with `Content-Range`.
     Single(ByteRange),
-    /// 206 as `multipart/byteranges`; at least two, disjoint, in the order they were asked for.
+    /// 206 as `multipart/byteranges`; at least two, disjoint, in the requested order.
     Several(Vec<ByteRange>),
     /// 416 with `Content-Range: bytes */size`.
     NotSatisfiable,
 }
 
-/// Reads a `Range` header. `None`: not of the unit `bytes`, malformed, or excessive; to be ignored.
+/// Reads a `Range` header. `None`: not in `bytes`, malformed, or excessive; to be ignored.
 #[must_use]
 pub fn parse(header: &[u8]) -> Option<RangeSet> {
     let header = std::str::from_utf8(header).ok()?;
@@ -72,13 +72,13 @@ pub fn parse(header: &[u8]) -> Option<RangeSet> {
 }
 
 impl RangeSet {
-    /// The first spec as it was written: what a cold object is asked for first.
+    /// The first spec as written: a cold object is requested with it.
     #[must_use]
     pub fn first(&self) -> RangeSpec {
         self.0[0]
     }
 
-    /// Which bytes of an object of `size` bytes are meant.
+    /// Selects the bytes of an object of `size` bytes.
     #[must_use]
     pub fn resolve(&self, size: u64) -> Selection {
         // An empty range can not be written in Content-Range; a suffix of an empty object is all of
@@ -126,8 +126,8 @@ impl RangeSpec {
 #[must_use]
 pub fn content_range(range: ByteRange, size: u64) -> String {
     debug_assert!(!range.is_empty() && range.end <= size);
-    // By hand: it is made at each hit, and the formatter costs more than all else that is made
-    // there.
+    // By hand: it is made for each hit, and the formatter would cost more than the rest of the
+    // header.
     let mut text = String::with_capacity(CONTENT_RANGE_BYTES);
     text.push_str("bytes ");
     push_number(&mut text, range.start);
@@ -191,7 +191,7 @@ fn parse_position(digits: &str) -> Option<u64> {
     }))
 }
 
-/// Adds a range; ranges that overlap or adjoin become one, at the place of the earliest of them.
+/// Adds a range; ranges that overlap or adjoin become one, at the position of the earliest.
 fn coalesce_into(ranges: &mut Vec<ByteRange>, range: ByteRange) {
     let mut merged = range;
     let mut place = ranges.len();

@@ -6,12 +6,12 @@ use http::{HeaderMap, header};
 
 use crate::origin_answer::{epoch_ms, text};
 
-/// Longest `Retry-After` obeyed: a typo of an origin must not take a source away for a year.
+/// Longest `Retry-After` obeyed: an origin's typo must not disable a source for a year.
 pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(600);
-/// For a 429 that does not say.
+/// For a 429 without one.
 pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// How long the answer asks to wait; none where it does not say, or says nothing readable.
+/// How long the answer asks to wait; none if it has no readable value.
 #[must_use]
 pub fn retry_after(headers: &HeaderMap, now_ms: i64) -> Option<Duration> {
     let value = text(headers, header::RETRY_AFTER)?.trim();

@@ -4,7 +4,7 @@ use chunkcache_proto::v1::{FreshnessPolicy, TtlRule};
 
 use crate::pattern::matches;
 
-/// The policy for one path: the first rule that matches replaces what the origin says.
+/// The policy for one path: the first rule that matches overrides the origin.
 #[must_use]
 pub fn policy_for(policy: FreshnessPolicy, rules: &[TtlRule], path: &str) -> FreshnessPolicy {
     let rule = rules

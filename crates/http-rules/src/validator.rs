@@ -1,15 +1,15 @@
-//! The validator of an object: what tells one version of it from another (RFC 9110, 8.8).
+//! The validator of an object: distinguishes its versions (RFC 9110, 8.8).
 
 use std::borrow::Cow;
 
-/// A date is as good as a strong tag only where it is that much older than the answer it came with
-/// (RFC 9110, 8.8.2.2): within one second an object can change twice.
+/// A date is as good as a strong tag only if it is this much older than its answer (RFC 9110,
+/// 8.8.2.2): within one second an object can change twice.
 const DATE_RESOLUTION_MS: i64 = 1_000;
 
-/// The validator of an object, in clear: its strong ETag with the quotes, else
-/// `<Last-Modified>/<size>`, else none. A weak ETag promises the same
-/// meaning, not the same bytes, so it can not guard ranges (RFC 9110, 8.8.1); but where two
-/// differ so do the objects, so it stands beside the date: `<Last-Modified>/<size>/W/"…"`.
+/// The validator of an object, in clear: its strong ETag with the quotes, otherwise
+/// `<Last-Modified>/<size>`, otherwise none. A weak ETag promises the same meaning, not the same
+/// bytes, so it can not guard ranges (RFC 9110, 8.8.1); but different weak tags mean different
+/// objects, so it is added to the date: `<Last-Modified>/<size>/W/"…"`.
 #[must_use]
 pub fn validator(
     etag: Option<&str>,
@@ -31,15 +31,15 @@ pub fn is_date_strong(last_modified_ms: i64, date_ms: i64) -> bool {
     last_modified_ms.saturating_add(DATE_RESOLUTION_MS) <= date_ms
 }
 
-/// A strong entity tag: without `W/`; quoted, or a plain word where an origin forgets the quotes.
+/// Whether an entity tag is strong: no `W/`; quoted, or a plain word if an origin omits the quotes.
 #[must_use]
 pub fn is_strong(etag: &str) -> bool {
     let is_quoted = etag.len() >= 2 && etag.starts_with('"') && etag.ends_with('"');
     is_quoted || (is_word(etag) && !etag.starts_with("W/"))
 }
 
-/// An entity tag as HTTP writes it: an origin's tag without quotes gets them. Toward clients only;
-/// the origin is asked with what it sent.
+/// An entity tag as HTTP writes it: a tag without quotes gets them. For clients only; requests to
+/// the origin carry the tag that it sent.
 #[must_use]
 pub fn quoted(etag: &str) -> Cow<'_, str> {
     let (weak, tag) = match etag.strip_prefix("W/") {
@@ -53,7 +53,7 @@ pub fn quoted(etag: &str) -> Cow<'_, str> {
     }
 }
 
-/// What needs quotes and has none.
+/// Whether a tag lacks the quotes it needs.
 fn is_word(tag: &str) -> bool {
     !tag.is_empty()
         && tag

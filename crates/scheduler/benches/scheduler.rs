@@ -1,10 +1,11 @@
-//! What one `apply` costs, with few and with many readers and outstanding chunks.
+//! Measures the cost of one `apply`, with few and with many readers and outstanding chunks.
 //!
 //! Criterion gives the mean of the mixed stream; a table of percentiles follows, because the target
 //! is p99 < 20 µs at 10,000 readers and 1,000,000 outstanding chunks, and a mean hides a tail.
 //!
-//! `--events N`: nothing is measured, N events are applied; `tests/bench/guard` counts their
-//! instructions. `--at EDGES READERS CHUNKS`: the percentiles at that size (docs/capacity.md).
+//! `--events N` measures nothing and applies N events; `tests/bench/guard` counts their
+//! instructions. `--at EDGES READERS CHUNKS` prints the percentiles at that size
+//! (docs/capacity.md).
 #![allow(clippy::unwrap_used)]
 
 use std::hint::black_box;
@@ -20,7 +21,7 @@ const EDGES: u32 = 16;
 const SOURCES: u32 = 4;
 const CHUNKS_PER_ENTRY: u32 = 2_000;
 
-/// A cluster in full swing, and the events that keep it there.
+/// A busy cluster, and the events that keep it busy.
 struct Load {
     scheduler: Scheduler,
     edges: u32,
@@ -71,7 +72,7 @@ impl Load {
                 background_fill: false,
             });
         }
-        // The outstanding chunks: a job for the whole of each entry.
+        // Outstanding chunks: one job per entry, for the whole of it.
         for entry in 0..load.entries {
             let (want, edge) = (WantId(u64::from(entry)), EdgeId(entry % edges));
             let chunks = std::iter::once(0..CHUNKS_PER_ENTRY).collect();
@@ -87,7 +88,7 @@ impl Load {
             let demand = load.demand(reader);
             load.apply(Event::DemandSet(demand));
         }
-        // Past the beginning, where everything is assigned at once.
+        // Skip the start, where everything is assigned at once.
         for _ in 0..20_000 {
             let event = load.next_event();
             load.apply(event);
@@ -124,7 +125,7 @@ impl Load {
         }
     }
 
-    /// What a cluster sends: progress, ends of fetches, readers that move and seek, ticks.
+    /// The next event of a cluster: progress, ends of fetches, readers that move and seek, ticks.
     fn next_event(&mut self) -> Event {
         self.now += self.roll(2);
         let pick = self.roll(100);
@@ -156,7 +157,7 @@ impl Load {
         self.obey();
     }
 
-    /// Edges that obey at once.
+    /// Lets the edges carry out all effects at once.
     fn obey(&mut self) {
         let mut cancelled = Vec::new();
         for effect in &self.effects {

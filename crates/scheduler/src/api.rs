@@ -1,8 +1,8 @@
-//! What goes into the scheduler and what comes out: plain values.
+//! The scheduler's input and output: plain values.
 //!
-//! `Scheduler::apply(event, now, &mut effects)` is the whole interface for change. Ids are small
-//! integers given by the caller (interned), so that the indexes stay narrow. Times are
-//! milliseconds of a monotonic clock of the caller's. Chunks are half-open ranges of indexes.
+//! `Scheduler::apply(event, now, &mut effects)` is the whole interface for change. The caller
+//! assigns ids as small integers (interned), so that the indexes stay narrow. Times are
+//! milliseconds of the caller's monotonic clock. Chunk ranges are half-open.
 
 use std::ops::Range;
 
@@ -23,9 +23,9 @@ pub struct EntryNo(pub u32);
 /// A reader of one edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ReaderId {
-    /// Where it reads.
+    /// The edge that serves the reader.
     pub edge: EdgeId,
-    /// Given by the edge.
+    /// Assigned by the edge.
     pub number: u64,
 }
 
@@ -33,41 +33,41 @@ pub struct ReaderId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WantId(pub u64);
 
-/// One fetch handed to one edge. Unique for the life of the scheduler.
+/// One fetch assigned to one edge. Unique for the life of the scheduler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AssignmentId(pub u64);
 
 /// Milliseconds of a monotonic clock.
 pub type Millis = u64;
 
-/// What happened.
+/// Something that happened in the cluster.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// A session began. What the edge was assigned before is void.
+    /// A session began. Earlier assignments to the edge are void.
     EdgeJoined {
         edge: EdgeId,
         max_downloads: u32,
         background_fill: bool,
     },
-    /// The operator drains it, or takes that back.
+    /// The operator drains the edge, or takes that back.
     EdgeDraining { edge: EdgeId, draining: bool },
-    /// Before it joins, or, of entries opened since, after: fetches from origins that go on from an
-    /// earlier session.
+    /// Fetches from origins that continue from an earlier session. Sent before the edge joins, or,
+    /// for entries opened since, after.
     FetchesKept {
         edge: EdgeId,
         fetches: Vec<InFlightFetch>,
     },
-    /// What its chunks take of its disk, and may take. Both 0: not known.
+    /// How much of its disk the edge's chunks use and may use. Both 0: unknown.
     EdgeSpace {
         edge: EdgeId,
         bytes_used: u64,
         bytes_allowed: u64,
     },
-    /// Its session ended: its readers, assignments and local fetches are gone; what it holds can
-    /// not be had.
+    /// The edge's session ended: its readers, assignments and local fetches are gone, and its
+    /// chunks are unavailable.
     EdgeLost { edge: EdgeId },
-    /// A term began, after the sources were set: these had sessions in the last one, and fetch on
-    /// by themselves until they are back.
+    /// A leader term began, after the sources were set: these edges had sessions in the last term,
+    /// and continue their fetches on their own until they are back.
     EdgesExpected { edges: Vec<EdgeId> },
 
     /// A source is registered, or its limits changed. 0: no limit. `background_fill` unset: as the
@@ -78,38 +78,40 @@ pub enum Event {
         max_rate_bytes_per_second: u64,
         background_fill: Option<bool>,
     },
-    /// Nothing of it is fetched any more.
+    /// Nothing more is fetched from the source.
     SourceRemoved { source: SourceId },
-    /// The origin said 429 or `Retry-After`: nothing of the source before `until`.
+    /// The origin sent 429 or `Retry-After`: fetch nothing from the source before `until`.
     SourceBackOff { source: SourceId, until: Millis },
 
-    /// An entry may be spoken of from now on.
+    /// An entry was opened; other events may name it from now on.
     EntryOpened {
         entry: EntryNo,
         source: SourceId,
         geometry: Geometry,
     },
-    /// Invalidated or superseded: no chunk of it is fetched any more, assignments are cancelled.
+    /// Invalidated or superseded: no chunk of the entry is fetched any more, and its assignments
+    /// are cancelled.
     EntryClosed { entry: EntryNo },
-    /// Rows: the edge holds these (loaded from the table, or just committed).
+    /// Rows appeared: the edge holds these chunks (loaded from the table, or just committed).
     ChunksHeld {
         edge: EdgeId,
         entry: EntryNo,
         chunks: Vec<Range<ChunkIndex>>,
     },
-    /// Rows went.
+    /// Rows were removed.
     ChunksDropped {
         edge: EdgeId,
         entry: EntryNo,
         chunks: Vec<Range<ChunkIndex>>,
     },
 
-    /// The present demand of a reader, replacing what it was.
+    /// A reader's present demand, which replaces its previous one.
     DemandSet(Demand),
-    /// The reader left.
+    /// A reader left.
     DemandClosed { reader: ReaderId },
 
-    /// A service or a job asks for chunks on an edge. Lives until closed or all are held there.
+    /// A service or a job wants chunks on an edge. Lives until it is closed or the edge holds them
+    /// all.
     WantSet {
         want: WantId,
         edge: EdgeId,
@@ -117,43 +119,44 @@ pub enum Event {
         chunks: Vec<Range<ChunkIndex>>,
         level: Level,
     },
-    /// What a draining edge hands to another one: as a want at MEDIUM, but taken from edges that
-    /// hold it, never from the origin. A chunk that no edge holds any more is let go.
+    /// Chunks that a draining edge hands over to another one. Works like a want at MEDIUM, but
+    /// fetches from edges that hold them, never from the origin. A chunk that no edge holds any
+    /// more is dropped from it.
     HandOver {
         want: WantId,
         edge: EdgeId,
         entry: EntryNo,
         chunks: Vec<Range<ChunkIndex>>,
     },
-    /// Cancelled.
+    /// The want was cancelled.
     WantClosed { want: WantId },
 
-    /// The edge has first bytes, or more bytes, of an assignment.
+    /// The edge received the first bytes, or more bytes, of an assignment.
     FetchProgressed {
         edge: EdgeId,
         assignment: AssignmentId,
         bytes_done: u64,
     },
-    /// All its chunks are durable (`ChunksHeld` follows when they are committed; they count as held
-    /// at once for planning).
+    /// All chunks of the fetch are durable. `ChunksHeld` follows when they are committed; for
+    /// planning they count as held at once.
     FetchFinished {
         edge: EdgeId,
         assignment: AssignmentId,
     },
-    /// It failed. What it finished is reported apart.
+    /// The fetch failed. Chunks that it finished are reported separately.
     FetchFailed {
         edge: EdgeId,
         assignment: AssignmentId,
         fault: Fault,
         retry_after: Option<Millis>,
     },
-    /// The edge obeyed a cancel, or gave it up.
+    /// The edge obeyed a cancellation, or gave the fetch up.
     FetchCancelled {
         edge: EdgeId,
         assignment: AssignmentId,
     },
-    /// The edge fetches from the origin by itself (a cold key's probe, or the coordinator was
-    /// late).
+    /// The edge began an origin fetch on its own: a probe of a cold key, or the coordinator was
+    /// late.
     LocalFetchStarted {
         edge: EdgeId,
         assignment: AssignmentId,
@@ -162,17 +165,17 @@ pub enum Event {
         level: Level,
     },
 
-    /// What an edge uses of the sources that have limits: with each heartbeat, and when it changes.
-    /// Renews its leases.
+    /// An edge's use of sources that have limits: sent with each heartbeat and on every
+    /// change. Renews its leases.
     QuotaReported {
         edge: EdgeId,
-        /// Rises with each report of a session.
+        /// Rises with each report in a session.
         number: u64,
-        /// Of sources not named, nothing changed.
+        /// Sources that are not listed are unchanged.
         uses: Vec<QuotaUse>,
     },
 
-    /// Time passed: deadlines, back-offs and budgets are looked at again. At least every 100 ms.
+    /// Time passed: deadlines, back-offs and budgets are checked again. Sent at least every 100 ms.
     Tick,
 }
 
@@ -183,59 +186,59 @@ pub struct InFlightFetch {
     pub entry: EntryNo,
     pub chunks: Range<ChunkIndex>,
     pub level: Level,
-    /// The edge's own.
+    /// The edge began it on its own.
     pub local: bool,
 }
 
-/// What an edge uses of a source by itself, beside what it was assigned.
+/// An edge's use of a source for its own requests, beside its assignments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuotaUse {
     pub source: SourceId,
-    /// Of the last [`Lease`] it knew of in this session.
+    /// The last [`Lease`] that the edge received in this session.
     pub sequence: u64,
-    /// Connections open, or to be opened without asking again.
+    /// Connections that are open, or that it may open without asking again.
     pub held: u32,
-    /// Connections open, or waited for.
+    /// Connections that are open or waited for.
     pub wanted: u32,
-    /// Of these, waited for by viewers.
+    /// The part of `wanted` that viewers wait for.
     pub urgent: u32,
 }
 
-/// A part of what an origin bears. 0 bytes per second: no limit.
+/// A part of an origin's limits. 0 bytes per second: no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
     pub connections: u32,
     pub bytes_per_second: u64,
 }
 
-/// What an edge may use of a source. Good for as long as its last report renewed it.
+/// An edge's limits for a source. Valid for as long as its last report renewed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
     pub source: SourceId,
-    /// Rises with each change of the others.
+    /// Rises with each change of the other fields.
     pub sequence: u64,
     /// Connections for its own requests, and bytes a second for all it reads.
     pub granted: Share,
-    /// For all it has open, once the lease has expired.
+    /// The limits for all it has open once the lease has expired.
     pub floor: Share,
 }
 
-/// What a reader wants.
+/// A reader's position and needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Demand {
     pub reader: ReaderId,
     pub entry: EntryNo,
-    /// The byte it stands at.
+    /// The byte the reader is at.
     pub position: u64,
-    /// One past the last byte it asked for.
+    /// One past the last byte the reader asked for.
     pub end: u64,
-    /// It is blocked on `position`.
+    /// The reader is blocked on `position`.
     pub waiting: bool,
-    /// Observed; 0: not known.
+    /// Observed rate; 0: unknown.
     pub rate_bytes_per_second: u64,
     /// Contiguous bytes present ahead of `position`.
     pub buffered_bytes: u64,
-    /// Ahead of `position`; 0: the scheduler decides.
+    /// How far to fetch ahead of `position`; 0: the scheduler decides.
     pub lookahead_bytes: u64,
     /// No more than this ahead, by what it has consumed; 0: no bound but the scheduler's.
     pub earned_bytes: u64,
@@ -245,20 +248,20 @@ pub struct Demand {
     pub hints: Vec<Range<ChunkIndex>>,
 }
 
-/// Whose fault a failed fetch was.
+/// Who caused a fetch to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The origin refused, broke or lied: back off, try again.
+    /// The origin refused, broke off or sent wrong bytes: back off, then try again.
     Origin,
-    /// The peer: take another one, or the origin, at once.
+    /// The peer: try another one, or the origin, at once.
     Peer,
-    /// The edge has no space or a bad disk: not there for a while.
+    /// The edge has no space or a bad disk: assign nothing to it for a while.
     Edge,
-    /// The object is another one now: never again for this entry.
+    /// The object has been replaced: never try again for this entry.
     Changed,
 }
 
-/// What is to be done.
+/// An instruction to the caller.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// Send to the edge.
@@ -270,15 +273,15 @@ pub enum Effect {
         level: Level,
         deadline_ms: u32,
     },
-    /// Nobody wants it any more, or something more urgent needs its place.
+    /// Nobody wants the fetch any more, or something more urgent needs its slot.
     Cancel {
         edge: EdgeId,
         assignment: AssignmentId,
     },
-    /// Renews the edge's leases, and tells it those that changed.
+    /// Renews the edge's leases, and carries those that changed.
     Quota {
         edge: EdgeId,
-        /// The number of its last report.
+        /// The number of the report that this answers.
         answers: u64,
         leases: Vec<Lease>,
     },
@@ -298,7 +301,7 @@ pub struct Assignment {
     pub level: Level,
     /// Milliseconds from now; within a level the earliest goes first.
     pub deadline_ms: u32,
-    /// Byte of the object to begin at, inside the first chunk.
+    /// The byte of the object to begin at, inside the first chunk.
     pub start_at: u64,
     pub from: FetchSource,
     pub reason: Reason,
@@ -311,20 +314,20 @@ pub enum FetchSource {
     Peer(EdgeId),
 }
 
-/// Why it was decided.
+/// Why a fetch was decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// This reader is blocked on it.
+    /// This reader is blocked on the chunk.
     ReaderWaits(ReaderId),
-    /// It lies in this reader's lookahead.
+    /// The chunk is in this reader's lookahead.
     Lookahead(ReaderId),
-    /// This reader's container index.
+    /// The chunk belongs to this reader's container index.
     Hint(ReaderId),
-    /// A service or job asked.
+    /// A service or a job wants the chunk.
     Want(WantId),
-    /// It completes the entry on this edge.
+    /// The chunk completes the entry on this edge.
     BackgroundFill,
-    /// The edge began it by itself: it had a request to answer.
+    /// The edge began the fetch on its own, to answer a request.
     Own,
     /// A second fetch beside a late one.
     Hedge(AssignmentId),

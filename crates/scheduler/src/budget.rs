@@ -1,5 +1,5 @@
-//! What an origin bears, in the whole cluster: connections, and rest after errors. Which part of its
-//! connections and of its rate each edge may use is in `quota`.
+//! An origin's limits in the whole cluster: connections, and back-off after errors. `quota` decides
+//! which part of its connections and its rate each edge may use.
 //!
 //! A quarter of the connections is kept for CRITICAL.
 
@@ -13,21 +13,22 @@ use crate::edge_choice::mix;
 /// Why an origin can not be asked now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// Not a source any more.
+    /// The source is no longer registered.
     Unregistered,
-    /// It asked for rest, or failed too often.
+    /// The origin asked for a pause, or failed too often.
     BackOff(Millis),
     /// All connections that this level may use are in use.
     Connections,
 }
 
 impl Source {
-    /// It can refuse what another edge's fetch, when it ends, makes possible.
+    /// Whether the source has limits: it may refuse a request that becomes possible when another
+    /// edge's fetch ends.
     pub fn limited(&self) -> bool {
         self.max_connections > 0 || self.max_rate_bytes_per_second > 0
     }
 
-    /// Fills wait, and no reader is in their way any more.
+    /// A fill is queued, and no reader needs the origin first.
     pub fn fill_may_start(&self) -> bool {
         let readers = [Level::Critical, Level::High].map(|level| level as usize);
         self.queued[Level::Low as usize] > 0
@@ -45,13 +46,13 @@ impl Source {
         }
     }
 
-    /// In use, lent or about to be lent, or perhaps in use on edges without a session.
+    /// Connections in use, granted or about to be, or perhaps in use on edges without a session.
     pub fn connections(&self, now: Millis) -> u32 {
         let here = self.assigned().saturating_add(self.lent);
         here.saturating_add(self.absent(now).connections)
     }
 
-    /// Fetches from it that edges were given: one connection each.
+    /// Fetches from the source that were assigned to edges: one connection each.
     pub fn assigned(&self) -> u32 {
         self.running.iter().sum::<u32>().saturating_sub(self.own)
     }
@@ -70,7 +71,8 @@ impl Source {
             } else {
                 self.reserved_connections()
             };
-            // What is handed out ahead holds a connection it does not use yet: only the lower half.
+            // A queued assignment holds a connection that it does not use yet: it may use only the
+            // lower half.
             let usable = (self.max_connections - reserved) / if ahead { 2 } else { 1 };
             if self.connections(now) >= usable {
                 return Err(Refusal::Connections);
@@ -139,7 +141,8 @@ impl Scheduler {
         }
     }
 
-    /// Has the edges that wait for woken sources looked at, some with each event, each once a wake.
+    /// Plans again for the edges that wait for woken sources: some with each event, each once a
+    /// wake-up.
     pub(super) fn wake_edges(&mut self) {
         let most = self.config.max_edges_per_event.max(1);
         for source in std::mem::take(&mut self.woken) {

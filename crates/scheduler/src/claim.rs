@@ -1,4 +1,4 @@
-//! A claim: somebody wants a set of chunks on one edge, at one level.
+//! A claim: an owner wants a set of chunks on one edge, at one level.
 //!
 //! A reader has up to three (the chunk it waits for, its lookahead, its hints), a want one, and
 //! each partly held entry of an edge one for its background fill. A claim
@@ -15,7 +15,7 @@ use super::queue::Key;
 use crate::edge_choice::mix;
 use chunkcache_proto::RangeSet;
 
-/// Who claims. The order is the last tie-break, so that equal input gives equal output.
+/// The owner of a claim. Its order is the last tie-break, so that equal input gives equal output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Owner {
     Waiting(ReaderId),
@@ -26,7 +26,7 @@ pub enum Owner {
 }
 
 impl Owner {
-    /// For the effect.
+    /// The reason that an effect carries for it.
     pub fn reason(self) -> Reason {
         match self {
             Self::Waiting(reader) => Reason::ReaderWaits(reader),
@@ -37,19 +37,19 @@ impl Owner {
         }
     }
 
-    /// Nobody asked for it: it runs only while nothing above needs the origin.
+    /// Nobody asked for this claim: it runs only while nothing above it needs the origin.
     pub fn is_background(self) -> bool {
         matches!(self, Self::Fill(..))
     }
 }
 
-/// Claims by owner: looked up many times in an event, which a tree of ten thousands makes dear. Its
-/// order means nothing, so what goes through all of it sorts; the hash has no random seed all the
-/// same.
+/// Claims by owner. A hash map, because an event looks them up many times and a tree of tens of
+/// thousands is slow. Code that iterates over all of them sorts, because the order means nothing;
+/// the hash still has no random seed.
 pub type Claims = HashMap<Owner, Claim, BuildHasherDefault<OwnerHasher>>;
 
-/// For small integers that this cluster's own edges and coordinator gave: nobody can choose them to
-/// collide in one's own favour, and a cryptographic hash costs more than all else in a look.
+/// A hasher for small integers. The cluster's own edges and coordinator assign them, so nobody can
+/// choose them to collide, and a cryptographic hash would cost more than the rest of a look-up.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OwnerHasher(u64);
 
@@ -77,7 +77,7 @@ impl Hasher for OwnerHasher {
     }
 }
 
-/// What is claimed, and where it stands.
+/// A claim, and its place in the queue.
 #[derive(Clone, Debug)]
 pub struct Claim {
     pub edge: EdgeId,
@@ -86,15 +86,15 @@ pub struct Claim {
     pub level: Level,
     /// From the first chunk to past the last.
     pub span: Range<ChunkIndex>,
-    /// Within the span; unset: all of it.
+    /// The claimed ranges within the span; unset: all of it.
     pub ranges: Option<RangeSet<ChunkIndex>>,
     /// No chunk before this one is missing.
     pub cursor: ChunkIndex,
-    /// The byte its owner stands at (start of the object where it has none).
+    /// The byte its owner is at (the start of the object if it has none).
     pub position: u64,
-    /// How fast the owner comes nearer; 0: it does not, and `since` is the deadline.
+    /// How fast the owner approaches; 0: it does not, and `since` is the deadline.
     pub rate_bytes_per_second: u64,
-    /// When it was made, or began to wait.
+    /// When the claim was made, or when its owner began to wait.
     pub since: Millis,
     /// Chunks granted so far, for fair shares.
     pub served: u64,
@@ -103,7 +103,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Does it want any of these?
+    /// Whether the claim wants any of these.
     pub fn wants(&self, chunks: &Range<ChunkIndex>) -> bool {
         let start = chunks.start.max(self.span.start);
         let end = chunks.end.min(self.span.end);
@@ -114,8 +114,8 @@ impl Claim {
                 .is_none_or(|ranges| ranges.intersects(start..end))
     }
 
-    /// The first chunk from the cursor on that is wanted and not covered, and where the range it
-    /// lies in ends. Moves the cursor.
+    /// Finds the first chunk, from the cursor on, that is wanted and not covered, and where its
+    /// range ends. Moves the cursor.
     pub fn first_gap(
         &mut self,
         covered: &RangeSet<ChunkIndex>,
@@ -134,7 +134,7 @@ impl Claim {
         found
     }
 
-    /// Some of these may be missing again.
+    /// Moves the cursor back: some of these may be missing again.
     pub fn uncovered(&mut self, chunks: &Range<ChunkIndex>) {
         if self.wants(chunks) {
             self.cursor = self.cursor.min(chunks.start).max(self.span.start);

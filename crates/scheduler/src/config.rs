@@ -5,31 +5,30 @@ use super::api::Millis;
 /// Limits and shares. All are plain numbers, so that a run can be repeated from its input alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Chunks ahead of a reader at least: 20 MiB, some 10 s of a 16 Mbit/s film.
+    /// Minimum lookahead of a reader, in chunks: 20 MiB, some 10 s of a 16 Mbit/s film.
     pub lookahead_min_chunks: u32,
-    /// Bytes ahead of a reader at most (but never less than the minimum of chunks).
+    /// Maximum lookahead of a reader, in bytes (but never less than the minimum of chunks).
     pub lookahead_max_bytes: u64,
-    /// The lookahead is what the reader consumes in this many fetch times: one under way, one
-    /// queued, and room for a fetch that takes twice its average.
+    /// The lookahead is what the reader consumes in this many fetch times: one in progress, one
+    /// queued, and slack for a fetch that takes twice its average.
     pub lookahead_fetch_times: u64,
-    /// Of a reader whose rate is not known yet: 20 Mbit/s, a good 1080p film.
+    /// Assumed rate of a reader that has no observed one yet: 20 Mbit/s, a good 1080p film.
     pub default_rate_bytes_per_second: u64,
-    /// Of a source or peer nothing was fetched from yet.
+    /// Assumed fetch time of a source or peer from which nothing was fetched yet.
     pub default_chunk_fetch_ms: Millis,
-    /// Adjacent chunks in one request at most, by level. A reader that waits gets one chunk, so
-    /// that nothing but that chunk stands before its byte; background work makes few, long
-    /// requests.
+    /// Maximum number of adjacent chunks in one request, by level. A blocked reader gets one chunk,
+    /// so that it waits for nothing else; background work makes few, long requests.
     pub max_run_chunks: [u32; 4],
     /// HIGH takes the slot of MEDIUM or LOW when its deadline is nearer than this.
     pub urgent_ms: Millis,
-    /// One grant of so many below CRITICAL goes to MEDIUM first, even before HIGH.
+    /// One grant in so many below CRITICAL goes to MEDIUM first, even before HIGH.
     pub medium_share: u64,
-    /// One grant of so many goes to LOW before MEDIUM.
+    /// One grant in so many goes to LOW before MEDIUM.
     pub low_share: u64,
-    /// Chunks an edge sends to peers at a time, at most; CRITICAL may take twice that.
+    /// Maximum number of chunks an edge sends to peers at once; CRITICAL may use twice that.
     pub max_uploads_per_edge: u32,
     /// A CRITICAL fetch without progress for this long, and for [`Self::late_factor`] times its
-    /// estimate, is late: it gets a second one (origin) or another source (peer).
+    /// estimate, is late: an origin fetch gets a hedge, a peer fetch another source.
     pub late_after_ms: Millis,
     /// See [`Self::late_after_ms`].
     pub late_factor: u64,
@@ -39,16 +38,17 @@ pub struct Config {
     pub back_off_max_ms: Millis,
     /// Failures in a row, over all entries of a source, before the whole source backs off.
     pub source_failures: u32,
-    /// A deadline given to what has none (wants at CRITICAL or HIGH), from the time it is queued.
+    /// Deadline for claims that have none (wants at CRITICAL or HIGH), from the time they are
+    /// queued.
     pub want_deadline_ms: Millis,
     /// Deadlines nearer to each other than this are equal, and fair shares decide.
     pub deadline_grain_ms: Millis,
-    /// Claims looked at in one queue before another event is let in.
+    /// Maximum number of claims looked at in one queue before another event is handled.
     pub max_looks: usize,
     /// Edges planned for in one event; the others follow with the next.
     pub max_edges_per_event: usize,
-    /// Assignments are numbered from here on. An edge may still finish, or report, what an earlier
-    /// scheduler gave it: their numbers must not meet.
+    /// The first assignment number. An edge may still finish, or report, an assignment of an
+    /// earlier scheduler: the numbers must not collide.
     pub first_assignment: u64,
 }
 

@@ -1,7 +1,7 @@
-//! Readers: what they wait for is CRITICAL, what lies ahead of them HIGH.
+//! Readers: the chunk they wait for is CRITICAL, the lookahead HIGH.
 //!
-//! A seek is one event: the claims of the reader move, fetches that only the old place wanted
-//! are demoted or cancelled, and the target and its lookahead are planned, all in the same `apply`.
+//! A seek is one event: the reader's claims move, fetches that only the old position wanted are
+//! demoted or cancelled, and the target and its lookahead are planned, all in the same `apply`.
 
 use std::ops::Range;
 
@@ -79,7 +79,7 @@ impl Scheduler {
                 self.add_claim(Owner::Hints(reader), hint, effects);
             }
         }
-        // What was left behind by reading on is finished; what was left by a jump is not.
+        // Chunks left behind by reading on are finished; those left by a seek are not.
         let advanced = before.lookahead.as_ref().is_some_and(|old| {
             old.entry == demand.entry
                 && demand.position >= old.position
@@ -100,8 +100,8 @@ impl Scheduler {
         self.dirty.insert(reader.edge);
     }
 
-    /// Chunks this reader should have ahead: what it asked for, or what it consumes in some fetch
-    /// times.
+    /// The chunks this reader should have ahead: its requested lookahead, or what it consumes in a
+    /// few fetch times.
     fn window(&self, demand: &Demand, source: SourceId, geometry: Geometry) -> Range<ChunkIndex> {
         let chunk_size = u64::from(geometry.chunk_size());
         let min = u64::from(self.config.lookahead_min_chunks) * chunk_size;
@@ -141,7 +141,7 @@ impl Scheduler {
         }
     }
 
-    /// The longest lookahead any reader of such an entry can have.
+    /// The longest lookahead that any reader of such an entry can have.
     pub(super) fn longest_window(&self, geometry: Geometry) -> u32 {
         let chunks = self.config.lookahead_max_bytes / u64::from(geometry.chunk_size());
         u32::try_from(chunks)
@@ -170,8 +170,8 @@ impl Scheduler {
             .into_iter()
             .flatten()
         {
-            // Who jumps or leaves takes with it what it had read past, or what an earlier, longer
-            // lookahead of its had asked for.
+            // A reader that seeks or leaves also withdraws what it had read past, or what an
+            // earlier, longer lookahead had asked for.
             let span = match how {
                 Withdrawal::Superseded => 0..ChunkIndex::MAX,
                 Withdrawal::Advanced => old.span.clone(),
@@ -180,7 +180,7 @@ impl Scheduler {
         }
     }
 
-    /// Enters a claim in the indexes of its line, raises fetches under way that it wants, and
+    /// Enters a claim in the indexes of its replica, raises running fetches that it wants, and
     /// queues it if anything is missing.
     pub(super) fn add_claim(&mut self, owner: Owner, claim: Claim, effects: &mut Vec<Effect>) {
         let (edge, entry, span, level) = (claim.edge, claim.entry, claim.span.clone(), claim.level);
@@ -207,7 +207,7 @@ impl Scheduler {
         self.requeue(owner, 0);
     }
 
-    /// Takes a claim out of all indexes.
+    /// Removes a claim from all indexes.
     pub(super) fn remove_claim(&mut self, owner: Owner) -> Option<Claim> {
         let mut claim = self.claims.remove(&owner)?;
         if let Some(key) = claim.queued.take() {
@@ -224,7 +224,7 @@ impl Scheduler {
         Some(claim)
     }
 
-    /// Puts a claim where its first missing chunk belongs; takes it out where nothing is missing.
+    /// Queues a claim by its first missing chunk; dequeues it if nothing is missing.
     pub(super) fn requeue(&mut self, owner: Owner, not_before: Millis) {
         let Some(claim) = self.claims.get_mut(&owner) else {
             return;
@@ -244,7 +244,7 @@ impl Scheduler {
         };
         let queued = claim.queued;
         let tag = match queued {
-            // Its turn does not move because somebody looked.
+            // Looking at a claim does not change its place in the queue.
             Some(key) if key.deadline == deadline => key.tag,
             _ => edge.queues[claim.level as usize].tag(claim.served),
         };
@@ -325,7 +325,7 @@ impl Scheduler {
         }
     }
 
-    /// Chunks that were covered are not any more: whoever wants them is queued again.
+    /// Chunks are no longer covered: every claim that wants them is queued again.
     pub(super) fn uncovered(&mut self, edge: EdgeId, entry: EntryNo, chunks: &Range<ChunkIndex>) {
         if chunks.is_empty() {
             return;
@@ -339,7 +339,7 @@ impl Scheduler {
         self.dirty.insert(edge);
     }
 
-    /// Who wants any of these chunks on this edge, the most urgent level first.
+    /// The owners of claims on any of these chunks on this edge, the most urgent level first.
     pub(super) fn owners_of(
         &self,
         edge: EdgeId,
@@ -378,7 +378,7 @@ impl Scheduler {
     }
 }
 
-/// What a reader claimed.
+/// A reader's claims that were removed.
 struct Withdrawn {
     waiting: Option<Claim>,
     lookahead: Option<Claim>,
@@ -407,8 +407,8 @@ fn deadline(
                 .since
                 .saturating_add(u64::try_from(ms).unwrap_or(u64::MAX / 2))
         }
-        // A player asks for the index before it reads on: not after the lookahead of a fast reader,
-        // which may be all of the file.
+        // A player asks for the index before it reads on: do not put it after the lookahead of a
+        // fast reader, which may be the whole file.
         Owner::Hints(_) => claim.since,
         Owner::Want(_) if claim.level <= Level::High => match claim.queued {
             Some(key) => return key.deadline,

@@ -1,8 +1,8 @@
-//! Who gets a slot.
+//! Decides who gets a slot.
 //!
-//! Each edge has `max_downloads` slots, one more that only CRITICAL may take, and as many
-//! assignments handed out ahead, so that its pipe does not idle for a round trip. CRITICAL of all
-//! edges is planned before anything else of any edge.
+//! Each edge has `max_downloads` slots, one more that only CRITICAL may use, and as many queued
+//! assignments, so that its connection does not idle for a round trip. CRITICAL of all edges is
+//! planned before anything else of any edge.
 
 use std::ops::Range;
 
@@ -16,14 +16,14 @@ use super::queue::Key;
 use super::route::{Route, RouteOutcome};
 use super::state::{RunningFetch, Timer};
 
-/// Claims of a source looked at for one that a peer can serve while the origin can not.
+/// How many claims of a source to look at for one that a peer can serve while the origin refuses.
 const LOOKS_PAST_REFUSAL: usize = 8;
 
 /// Where an assignment goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Placement {
     Slot,
-    /// Taken from the lowest fetch that has one.
+    /// Taken from the lowest fetch that has a slot.
     Preempt,
     Ahead,
 }
@@ -59,7 +59,7 @@ impl Scheduler {
             let Some(state) = self.edges.get(&edge) else {
                 return;
             };
-            // As with the others: the slots, and as many ahead.
+            // As for the other levels: the slots, and as many queued.
             if state.queues[Level::Critical as usize].is_empty()
                 || !self.may_fetch(edge)
                 || state.critical() > 2 * state.max_downloads
@@ -119,7 +119,7 @@ impl Scheduler {
                 self.pick(edge, Level::High, false, effects)
                     .map(|pick| (pick, Level::High, Placement::Preempt))
             } else if ahead < slots {
-                // LOW is handed out ahead only as its minimal share.
+                // LOW is queued ahead only as its minimal share.
                 let mut orders = levels.into_iter().filter(|&level| match level {
                     Level::Low => !draining && shared == Some(Level::Low),
                     level => level == Level::High || !draining,
@@ -163,7 +163,8 @@ impl Scheduler {
             .is_some_and(|edge| edge.alive && edge.faulted_until <= self.now)
     }
 
-    /// Below CRITICAL: strict order, but for the grants that are a level's minimal share.
+    /// The order of the levels below CRITICAL: strict, but for the grants of a level's minimal
+    /// share.
     fn level_order(&self, grants: u64) -> ([Level; 3], Option<Level>) {
         let medium = self.config.medium_share.max(2);
         let low = self.config.low_share.max(2);
@@ -194,7 +195,7 @@ impl Scheduler {
         first.is_some_and(|key| key.deadline <= self.now.saturating_add(self.config.urgent_ms))
     }
 
-    /// The first claim of a level that can be served now, and how.
+    /// Finds the first claim of a level that can be served now, and its route.
     fn pick(
         &mut self,
         edge: EdgeId,
@@ -225,7 +226,7 @@ impl Scheduler {
                 looks -= 1;
                 match self.look(edge, level, source, key, ahead) {
                     ClaimOutcome::Take(route) => return Some((key.owner, route)),
-                    // It is elsewhere in the queue now, or not at all.
+                    // It has moved in the queue, or left it.
                     ClaimOutcome::Moved => moved += 1,
                     ClaimOutcome::LetGo(chunk) => {
                         self.let_go(key.owner, chunk, effects);
@@ -249,7 +250,7 @@ impl Scheduler {
             }
         }
         if looks == 0 && moved > 0 {
-            // Others may wait behind what was looked at: go on with the next event.
+            // There may be more claims behind these: go on with the next event.
             self.dirty.insert(edge);
         }
         None
@@ -310,7 +311,7 @@ impl Scheduler {
         }
     }
 
-    /// Claims that were held back until now take their places again.
+    /// Puts claims whose hold has ended back into the queue.
     fn admit_due(&mut self, edge: EdgeId, level: Level) {
         let Some(state) = self.edges.get(&edge) else {
             return;
@@ -331,7 +332,7 @@ impl Scheduler {
         }
     }
 
-    /// Enters the fetch everywhere and tells the edge.
+    /// Records the fetch in all indexes and sends the assignment.
     fn assign(
         &mut self,
         edge: EdgeId,
@@ -374,8 +375,8 @@ impl Scheduler {
         {
             source.grants += 1;
         }
-        // The edge runs by level and deadline as well: a minimal share is worth something only if
-        // this one run goes there as HIGH.
+        // The edge orders by level and deadline as well: a minimal share has an effect only if this
+        // one run is sent there as HIGH.
         let granted = if shared {
             level.min(Level::High)
         } else {
@@ -405,7 +406,7 @@ impl Scheduler {
         self.others_may_follow(edge, entry);
     }
 
-    /// The part of [`Self::assign`] that a hedge needs as well.
+    /// The part of [`Self::assign`] that a hedge shares.
     #[allow(clippy::too_many_arguments)] // one call makes one flight: these are its fields
     pub(super) fn start_flight(
         &mut self,
@@ -435,7 +436,7 @@ impl Scheduler {
             upstream: route.upstream,
             ..RunningFetch::new(id, entry, source, route.chunks.clone(), level, self.now)
         };
-        // Whoever else wants a part of it may want it more.
+        // Another owner may want a part of it more urgently.
         let best = self.best_claim(edge, &flight);
         flight.level = best.map_or(level, |(best, _)| best.min(level));
         let effect = Effect::Assign(Assignment {
@@ -459,7 +460,7 @@ impl Scheduler {
         id
     }
 
-    /// Looks at a CRITICAL fetch again when it should have been done.
+    /// Sets a timer to check a CRITICAL fetch when it should have finished.
     pub(super) fn watch_flight(&mut self, edge: EdgeId, id: AssignmentId, estimate: u64) {
         let after = self
             .config
@@ -481,12 +482,12 @@ impl Scheduler {
     }
 }
 
-/// Of an absolute deadline.
+/// Converts an absolute deadline to milliseconds from `now`.
 pub(super) fn relative(deadline: u64, now: u64) -> u32 {
     u32::try_from(deadline.saturating_sub(now)).unwrap_or(u32::MAX)
 }
 
-/// What looking at one claim showed.
+/// The outcome of looking at one claim.
 enum ClaimOutcome {
     Take(Route),
     Moved,

@@ -1,4 +1,4 @@
-//! Which edge a reader is sent to.
+//! Chooses the edge that a reader is sent to.
 //!
 //! Alive and not draining; among these the one that holds most of the entry; among equals the least
 //! loaded; among equals the highest rendezvous hash of (entry, edge), which moves only the entries
@@ -8,14 +8,14 @@ use std::cmp::Reverse;
 
 use crate::api::EdgeId;
 
-/// What is known of an edge when a reader asks for an entry.
+/// An edge's state when a reader asks for an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// Who.
+    /// The edge.
     pub edge: EdgeId,
-    /// Its session stands.
+    /// It has a session.
     pub alive: bool,
-    /// It gets no new readers.
+    /// It is not offered to new readers.
     pub draining: bool,
     /// Chunks of the entry it holds near where the reader will start, or of all of it.
     pub chunks_held: u64,
@@ -23,13 +23,13 @@ pub struct Candidate {
     pub readers: u32,
 }
 
-/// Loads that differ by less are alike: readers come and go faster than they are counted.
+/// Loads that differ by less count as equal: readers come and go faster than they are counted.
 const READERS_PER_LOAD_STEP: u32 = 16;
 /// Holdings are compared in steps of this many chunks (32 MiB), for the same reason.
 const CHUNKS_PER_HOLDING_STEP: u64 = 16;
 
-/// The best edge for an entry, named by any 64 bits that stay with it; `None` if no edge can take
-/// it.
+/// The best edge for an entry; `None` if no edge can take it. The entry is named by any 64 bits
+/// that do not change.
 #[must_use]
 pub fn choose_edge(entry: u64, candidates: &[Candidate]) -> Option<EdgeId> {
     candidates
@@ -46,7 +46,7 @@ pub fn choose_edge(entry: u64, candidates: &[Candidate]) -> Option<EdgeId> {
         .map(|candidate| candidate.edge)
 }
 
-/// Highest random weight: each edge's claim to the entry, independent of the other edges.
+/// Highest random weight: an edge's weight for the entry, independent of the other edges.
 fn rendezvous(entry: u64, edge: EdgeId) -> u64 {
     mix(entry ^ mix(u64::from(edge.0)))
 }

@@ -1,6 +1,5 @@
-//! A set of edges. Ids are small numbers given in a row, so sets are compressed bitmaps: joining
-//! two that name ten thousand edges costs a microsecond, where a look at each of these would cost a
-//! hundred.
+//! A set of edges. Ids are small consecutive numbers, so sets are compressed bitmaps: joining two
+//! sets of ten thousand edges takes a microsecond, where looking at each edge would take a hundred.
 
 use roaring::RoaringBitmap;
 
@@ -18,7 +17,7 @@ impl EdgeSet {
         self.0.remove(edge.0);
     }
 
-    /// In it, or not.
+    /// Adds the edge, or removes it.
     pub fn set(&mut self, edge: EdgeId, is_in: bool) {
         if is_in {
             self.insert(edge);
@@ -35,14 +34,14 @@ impl EdgeSet {
         self.0 |= &others.0;
     }
 
-    /// Those that are in both, but for one.
+    /// Adds the edges that are in both sets, except one.
     pub fn insert_both(&mut self, one: &Self, other: &Self, but: EdgeId) {
         let mut both = &one.0 & &other.0;
         both.remove(but.0);
         self.0 |= both;
     }
 
-    /// Takes out at most so many, beginning with an id and going round.
+    /// Removes at most `most` edges, beginning at `from` and wrapping around.
     pub fn take(&mut self, most: usize, from: EdgeId) -> Vec<EdgeId> {
         let ahead = self.0.range(from.0..);
         let taken: Vec<u32> = ahead.chain(self.0.range(..from.0)).take(most).collect();

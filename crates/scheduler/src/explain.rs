@@ -1,4 +1,4 @@
-//! Why: the present decision on one chunk, and what is outstanding.
+//! Explains the present decision on one chunk, and lists what is outstanding.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,21 +13,21 @@ use super::route::RouteOutcome;
 use super::state::RunningFetch;
 use chunkcache_proto::RangeSet;
 
-/// Where a wanted chunk stands on one edge.
+/// The state of a wanted chunk on one edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecisionState {
-    /// In the queue: it could be assigned when a slot is free.
+    /// Queued: it could be assigned when a slot is free.
     Wanted,
-    /// Something else than a slot is in the way; see [`Decision::blocked_by`].
+    /// Something other than a slot is missing; see [`Decision::blocked_by`].
     Waiting,
-    /// Handed to the edge, nothing of it has come yet.
+    /// Assigned to the edge; no bytes have arrived yet.
     Assigned,
-    /// Bytes are coming.
+    /// Bytes are arriving.
     Running,
 }
 
 impl DecisionState {
-    /// As `ExplainChunk` answers.
+    /// The name that `ExplainChunk` answers with.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -39,19 +39,19 @@ impl DecisionState {
     }
 }
 
-/// What is decided for one chunk on one edge.
+/// The decision for one chunk on one edge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
     pub edge: EdgeId,
     pub level: Level,
     pub state: DecisionState,
-    /// Where it comes from, or would now.
+    /// Where it comes from, or would come from now.
     pub from: FetchSource,
     /// Why it is wanted.
     pub reason: Reason,
     /// Readers that wait for it or have it in their lookahead.
     pub readers: u32,
-    /// On the scheduler's clock; unset: none.
+    /// On the scheduler's clock, if it has one.
     pub deadline: Option<Millis>,
     /// In words, while it waits.
     pub blocked_by: Option<&'static str>,
@@ -72,7 +72,8 @@ impl Scheduler {
             .collect()
     }
 
-    /// Waits for the entry on this edge are served from here: at once, or when its origin allows.
+    /// Whether this scheduler serves waits for the entry on this edge: at once, or when its origin
+    /// allows.
     #[must_use]
     pub fn takes_care(&self, edge: EdgeId, entry: EntryNo) -> bool {
         let Some(known) = self.entries.get(&entry) else {
@@ -184,35 +185,35 @@ impl Scheduler {
         })
     }
 
-    /// The fetches of an entry under way, by edge. For a picture of it.
+    /// The running fetches of an entry, by edge. For the dashboard's chunk map.
     pub fn flights_of(&self, entry: EntryNo) -> impl Iterator<Item = (EdgeId, &RunningFetch)> + '_ {
         self.flights()
             .filter(move |(_, flight)| flight.entry == entry)
     }
 
-    /// Why it runs now: who wants it most, which may be another than the one it was begun for.
+    /// Why the fetch runs now: its most urgent owner, which may not be the one it was begun for.
     #[must_use]
     pub fn reason_of(&self, edge: EdgeId, flight: &RunningFetch) -> Reason {
         if matches!(flight.reason, Reason::Hedge(_)) {
             return flight.reason;
         }
         let owners = self.owners_of(edge, flight.entry, &flight.chunks);
-        // In the order of their urgency.
+        // Most urgent first.
         owners
             .into_iter()
             .min()
             .map_or(flight.reason, |owner| owner.reason())
     }
 
-    /// Everything under way, by edge.
+    /// All running fetches, by edge.
     pub fn flights(&self) -> impl Iterator<Item = (EdgeId, &RunningFetch)> + '_ {
         self.edges
             .iter()
             .flat_map(|(edge, state)| state.flights.iter().map(move |flight| (*edge, flight)))
     }
 
-    /// Chunks wanted, by level, that no fetch under way brings. Costs what the claims cost: for
-    /// status and metrics, not for each event.
+    /// Wanted chunks, by level, that no running fetch brings. Costs as much as there are claims:
+    /// for status and metrics, not for each event.
     #[must_use]
     pub fn queued_by_level(&self) -> [u64; 4] {
         let mut counts = [0; 4];
@@ -227,7 +228,7 @@ impl Scheduler {
         counts
     }
 
-    /// Chunks of fetches under way, by level.
+    /// Chunks of running fetches, by level.
     #[must_use]
     pub fn running_by_level(&self) -> [u64; 4] {
         let mut counts = [0; 4];

@@ -1,7 +1,7 @@
-//! Background fill: what completes a partly held entry, at LOW.
+//! Background fill: completes a partly held entry, at LOW.
 //!
-//! Nothing of it is stored: it follows from what edges hold, so it goes on after any restart. It
-//! takes from an origin only what nothing above needs: no reader of that source waits, queues or is
+//! It has no stored state: it follows from what edges hold, so it resumes after any restart. It
+//! uses an origin only while nothing above needs it: no reader of that source waits, queues or is
 //! being served from it; where only jobs do, it gets one grant in `low_share`.
 
 use chunkcache_proto::Level;
@@ -11,7 +11,7 @@ use super::api::{EdgeId, EntryNo, SourceId};
 use super::claim::{Claim, Owner};
 
 impl Scheduler {
-    /// Makes, keeps or removes the fill of one entry on one edge, as things are now.
+    /// Creates, keeps or removes the fill of one entry on one edge, according to the present state.
     pub(super) fn ensure_fill(&mut self, edge: EdgeId, entry: EntryNo) {
         let owner = Owner::Fill(edge, entry);
         let wanted = self.fill_wanted(edge, entry);
@@ -47,7 +47,7 @@ impl Scheduler {
         on.is_some_and(|on| !on.draining && !on.space.is_full) && self.fill_goes_on(edge, entry)
     }
 
-    /// Now, or when the edge has room and is not drained any more.
+    /// Whether the fill runs now, or will when the edge has room and is no longer drained.
     pub(super) fn fill_goes_on(&self, edge: EdgeId, entry: EntryNo) -> bool {
         let Some(known) = self.entries.get(&entry) else {
             return false;
@@ -69,7 +69,7 @@ impl Scheduler {
             && !line.held.covers(0..known.geometry.chunk_count())
     }
 
-    /// Fills of everything of one source, after its setting changed.
+    /// Updates the fills of one source, after its setting changed.
     pub(super) fn ensure_fills_of_source(&mut self, source: SourceId) {
         let lines: Vec<_> = self
             .entries
@@ -82,7 +82,7 @@ impl Scheduler {
         }
     }
 
-    /// Fills of everything on one edge, after it came, or drains, or not any more.
+    /// Updates the fills of one edge, after it joined or its draining changed.
     pub(super) fn ensure_fills_of_edge(&mut self, edge: EdgeId) {
         let entries: Vec<_> = self
             .entries
@@ -95,7 +95,7 @@ impl Scheduler {
         }
     }
 
-    /// Nothing above needs the origin.
+    /// Nothing above LOW needs the origin.
     pub(super) fn fill_may_run(&self, source: SourceId) -> bool {
         let Some(source) = self.sources.get(&source) else {
             return false;

@@ -1,8 +1,8 @@
-//! What an edge that is drained hands to others: the chunks its readers come to next, taken from it
-//! while it is still there.
+//! Hand-over by a draining edge: other edges fetch from it, while it is still up, the chunks that
+//! its readers will need next.
 //!
-//! The origin is never asked on behalf of a hand-over: what no edge holds any more is let go, and
-//! what an edge that holds it can not send now is waited for.
+//! A hand-over never asks the origin: a chunk that no edge holds any more is dropped, and one whose
+//! holder can not send now is waited for.
 
 use std::ops::Range;
 
@@ -14,12 +14,12 @@ use super::claim::Owner;
 use super::route::RouteOutcome;
 use chunkcache_proto::RangeSet;
 
-/// Who holds it failed a moment ago, or sends as much as it may.
+/// The only holder has just failed, or is at its upload limit.
 const LOOK_AGAIN_MS: Millis = 500;
 
 impl Scheduler {
-    /// Chunks that this edge holds and no other that is there and not drained; from where its
-    /// readers are on, then the others.
+    /// Chunks that no other edge holds that is up and not draining: those ahead of its readers
+    /// first, then the others.
     #[must_use]
     pub fn only_held_by(&self, edge: EdgeId, entry: EntryNo, most: u64) -> Vec<Range<ChunkIndex>> {
         let Some(known) = self.entries.get(&entry).filter(|known| !known.changed) else {
@@ -53,13 +53,13 @@ impl Scheduler {
         found
     }
 
-    /// It gets no new readers.
+    /// The edge gets no new readers.
     #[must_use]
     pub fn is_draining(&self, edge: EdgeId) -> bool {
         self.edges.get(&edge).is_some_and(|edge| edge.draining)
     }
 
-    /// Of an entry on an edge.
+    /// How many chunks of an entry the edge holds.
     #[must_use]
     pub fn chunks_held(&self, edge: EdgeId, entry: EntryNo) -> u64 {
         self.line(edge, entry).map_or(0, |line| line.held.count())
@@ -71,8 +71,8 @@ impl Scheduler {
         self.wants.get(&want).map_or(0, |want| want.missing)
     }
 
-    /// How many chunks a hand-over may bring to this edge without anything being evicted there;
-    /// unset: not known.
+    /// How many chunks a hand-over may bring to this edge without causing an eviction there; unset:
+    /// unknown.
     #[must_use]
     pub fn room_for_chunks(&self, edge: EdgeId, chunk_size: u64) -> Option<u64> {
         let allowed = self.edges.get(&edge)?.space.allowed;
@@ -85,7 +85,8 @@ impl Scheduler {
         matches!(owner, Owner::Want(want) if self.wants.get(&want).is_some_and(|it| it.from_edges_only))
     }
 
-    /// The route of a hand-over: like any other, but never to the origin. `None`: no edge holds it.
+    /// The route of a hand-over: like any other, but never the origin. `None`: no edge holds the
+    /// chunk.
     pub(super) fn route_between_edges(
         &self,
         outcome: RouteOutcome,
@@ -107,7 +108,7 @@ impl Scheduler {
         held.then(|| RouteOutcome::Wait(self.now.saturating_add(LOOK_AGAIN_MS)))
     }
 
-    /// One chunk less is wanted.
+    /// Drops one chunk from the want.
     pub(super) fn let_go(&mut self, owner: Owner, chunk: ChunkIndex, effects: &mut Vec<Effect>) {
         let Owner::Want(id) = owner else { return };
         let Some(want) = self.wants.get_mut(&id) else {

@@ -1,13 +1,12 @@
-//! Entries that nobody needs: what is known of them may be dropped, and loaded again when somebody
-//! speaks of them.
+//! Idle entries: their state may be dropped, and is loaded again when an event names them.
 
 use super::Scheduler;
 use super::api::EntryNo;
 
 impl Scheduler {
-    /// Nobody reads it, asks for it or fetches it, no edge that is here has
-    /// a part of it to complete, and no failure of it is waited for. To close it changes no plan:
-    /// its rows say all that is left.
+    /// Nobody reads, wants or fetches the entry, no edge in session has a part of it to complete,
+    /// and no back-off of it is pending. Closing it changes no plan: its rows hold all that is
+    /// left.
     #[must_use]
     pub fn is_idle(&self, entry: EntryNo) -> bool {
         let Some(known) = self.entries.get(&entry) else {
@@ -17,7 +16,7 @@ impl Scheduler {
             return false;
         }
         let used = known.lines.iter().any(|(&edge, line)| {
-            // What background fill and wants claim is among the wide ones.
+            // Claims of background fill and wants are among the wide ones.
             !(line.waiting.is_empty() && line.windows.is_empty() && line.wide.is_empty())
                 || self.fill_goes_on(edge, entry)
         });

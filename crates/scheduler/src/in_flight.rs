@@ -1,5 +1,5 @@
-//! Fetches that go on from before: an edge does not give up what runs because a session ended, or a
-//! coordinator did.
+//! In-flight fetches: an edge does not abort a running fetch because its session, or the
+//! coordinator, ended.
 //!
 //! They are entered before anything is planned for their edge, so that nothing is fetched a second
 //! time, and count in their source's budget like any other.
@@ -66,8 +66,8 @@ impl Scheduler {
             )
         };
         self.enter_flight(edge, flight, effects);
-        // Who wants it now may want it more, or less; while nobody has said so it runs on as it
-        // was.
+        // Its claims may have a higher or lower level now; until there are any, the fetch runs on
+        // as it was.
         let wanted = self.owners_of(edge, kept.entry, &chunks);
         if !wanted.is_empty() {
             self.reassess((edge, kept.id), Withdrawal::Advanced, effects);

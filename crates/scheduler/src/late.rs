@@ -1,4 +1,4 @@
-//! Time passing: back-offs that end, and CRITICAL fetches that are late.
+//! Timers: back-offs that end, and CRITICAL fetches that are late.
 //!
 //! A late fetch from the origin gets a second, independent one (a hedge); the first to finish wins.
 //! A late fetch from a peer is given up for another peer or the origin.
@@ -11,7 +11,7 @@ use super::route::Route;
 use super::state::{RunningFetch, Timer};
 
 impl Scheduler {
-    /// Runs what is due, at most so many: the others are due with the next event.
+    /// Runs at most `most` timers that are due; the others run with the next event.
     pub(super) fn run_timers(&mut self, most: usize, effects: &mut Vec<Effect>) {
         for _ in 0..most {
             let Some(&due) = self.timers.first().filter(|(at, _)| *at <= self.now) else {
@@ -48,8 +48,8 @@ impl Scheduler {
             .late_after_ms
             .max(estimate.saturating_mul(self.config.late_factor));
         if !flight.slot || self.is_overtaken(edge, id) {
-            // Its edge has not begun it: neither its origin nor its peer is late, and a second one
-            // would not begin sooner.
+            // Its edge has not begun it: neither the origin nor the peer is late, and a second
+            // fetch would not begin sooner.
             let now = self.now;
             if let Some(flight) = self.flight_mut((edge, id)) {
                 flight.progress_at = now;
@@ -88,8 +88,8 @@ impl Scheduler {
         }
     }
 
-    /// As many as the edge runs come before it there: it orders by level and deadline, also what
-    /// was handed out later.
+    /// The edge has enough fetches that come before this one: it orders by level and deadline, and
+    /// later assignments count too.
     fn is_overtaken(&self, edge: EdgeId, id: AssignmentId) -> bool {
         let Some(state) = self.edges.get(&edge) else {
             return false;
@@ -106,7 +106,7 @@ impl Scheduler {
         })
     }
 
-    /// A second fetch of what the late one still has to bring first.
+    /// Starts a second fetch of the remaining chunks of a late one.
     fn hedge(&mut self, edge: EdgeId, id: AssignmentId, effects: &mut Vec<Effect>) {
         let Some(flight) = self.flight((edge, id)) else {
             return;

@@ -1,8 +1,8 @@
 //! # The priority scheduler
 //!
 //! **Problem.** Many edges hold parts of many objects; readers, services and background work want
-//! chunks; origins bear only so much. Which edge fetches which run of chunks next, from where, and
-//! what stops for it? [`Scheduler::apply`] takes what happened and answers with what is to be done.
+//! chunks; origins have limits. Which edge fetches which run of chunks next, from where, and
+//! what is preempted for it? [`Scheduler::apply`] takes an event and answers with effects.
 //!
 //! **Properties**, asserted after each event by the simulation:
 //! - A chunk has one origin fetch at a time, but for hedges and fetches that an edge starts itself.
@@ -12,22 +12,22 @@
 //! - Equal input gives equal output, in any process; the work of one event is bounded.
 //!
 //! **Phases** of one `apply`, and the modules of each:
-//! 1. The event changes claims: who wants which chunks of which edge, at which level (`claim`,
+//! 1. The event changes claims: the chunks wanted on each edge, by level (`claim`,
 //!    `demand`, `wants`, `fill`, `space`, `handover`), or the cluster (`membership`, `reports`,
-//!    `kept`).
+//!    `in_flight`).
 //! 2. Claims with a gap are queued by level, deadline and fair share (`queue`).
 //! 3. Edges with free slots, or with more urgent claims than fetches, are planned (`dispatch`,
 //!    `slots`): CRITICAL of all edges first.
 //! 4. A gap becomes a run, and gets its source: a peer, or the origin within its budget (`route`,
 //!    `budget`), which keeps within the quota leases of the edges (`quota`).
-//! 5. The fetch is entered and the edge told (`flights`). Timers find late ones (`late`).
+//! 5. The fetch is recorded and sent to the edge (`running`). Timers find late ones (`late`).
 //!
-//! Around it: [`api`] (what goes in and out), `idle` (what may be forgotten), `edge_set` (many edges
+//! Around it: [`api`] (input and output), `idle` (what may be forgotten), `edge_set` (many edges
 //! at once), `explain` (why).
 //!
-//! **Deliberately absent**: clocks, randomness, I/O and hash order; half-written chunks, which an
-//! edge completes by itself; readers that left unheard, for which an edge looks before it starts a
-//! fetch; any state that could not be rebuilt from rows and sessions. See RFC 0002.
+//! **Deliberately absent**: clocks, randomness, I/O and hash order; partial chunks, which an edge
+//! completes on its own; unreported departures of readers, for which an edge checks before it
+//! starts a fetch; any state that can not be rebuilt from rows and sessions. See RFC 0002.
 
 pub mod api;
 mod budget;
@@ -85,13 +85,13 @@ pub struct Scheduler {
     timers: BTreeSet<(Millis, Timer)>,
     /// Edges with something to decide.
     dirty: EdgeSet,
-    /// Those that have room.
+    /// Edges with free slots.
     roomy: EdgeSet,
-    /// Those to be told of their leases.
+    /// Edges that must be sent their leases.
     quota_news: BTreeSet<EdgeId>,
-    /// Sources that may bear more than before; their edges are looked at.
+    /// Sources that may have capacity again; the edges that wait for them are looked at.
     woken: BTreeSet<SourceId>,
-    /// Those of which some edges are left.
+    /// Woken sources with edges still to look at.
     waking: BTreeSet<SourceId>,
     /// Where the next round of planning begins, so that no edge is always first.
     first_edge: EdgeId,
@@ -99,7 +99,7 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// Knows nothing yet.
+    /// Creates a scheduler with an empty state.
     #[must_use]
     pub fn new(config: Config) -> Self {
         Self {
@@ -121,8 +121,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes an event and appends what is to be done, in the order it is to be sent. Ids that are
-    /// not known, or not any more, change nothing. A clock that goes back is taken as standing
+    /// Applies an event and appends its effects in the order they are to be sent. Ids that are
+    /// unknown, or no longer known, change nothing. A clock that goes back counts as standing
     /// still.
     pub fn apply(&mut self, event: Event, now: Millis, effects: &mut Vec<Effect>) {
         self.now = self.now.max(now);
@@ -133,8 +133,7 @@ impl Scheduler {
         self.tell_quotas(effects);
     }
 
-    /// Something was left for the next event, to keep this one short; a `Tick` at once goes on with
-    /// them.
+    /// Work was left for the next event, to keep this one short; a `Tick` at once continues it.
     #[must_use]
     pub fn has_more(&self) -> bool {
         let due = self.timers.first().is_some_and(|(at, _)| *at <= self.now);

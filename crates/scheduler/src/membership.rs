@@ -17,7 +17,7 @@ impl Scheduler {
         background_fill: bool,
         effects: &mut Vec<Effect>,
     ) {
-        // A second session before the first was seen to end.
+        // A second session began before the end of the first was seen.
         self.edge_lost(edge, effects);
         let state = self.edges.entry(edge).or_default();
         state.alive = true;
@@ -48,13 +48,13 @@ impl Scheduler {
     }
 
     pub(super) fn edge_draining(&mut self, edge: EdgeId, draining: bool) {
-        // The operator may say so of an edge that is away.
+        // The operator may drain an edge that is disconnected.
         self.edges.entry(edge).or_default().draining = draining;
         self.ensure_fills_of_edge(edge);
         self.dirty.insert(edge);
     }
 
-    /// Its rows stay known for when it comes back; what it was doing is over.
+    /// Ends the edge's session: its rows stay known for its return, its activity is over.
     pub(super) fn edge_lost(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
         let Some(state) = self.edges.get_mut(&edge) else {
             return;
@@ -78,7 +78,7 @@ impl Scheduler {
                 self.reassess(upstream, Withdrawal::Superseded, effects);
             }
         }
-        // Jobs stay: they are somebody's wish, and wait for the edge.
+        // Jobs stay: they are durable, and wait for the edge.
         let of_edge = |owner: &&Owner| match **owner {
             Owner::Waiting(reader) | Owner::Lookahead(reader) | Owner::Hints(reader) => {
                 reader.edge == edge
@@ -91,7 +91,7 @@ impl Scheduler {
         for owner in over {
             self.remove_claim(owner);
         }
-        // Who takes chunks from it takes them from elsewhere, at once.
+        // Edges that fetch from this one are rerouted at once.
         let from_it: Vec<_> = self
             .edges
             .iter()
@@ -196,7 +196,7 @@ impl Scheduler {
         self.entries.remove(&entry);
     }
 
-    /// No chunk of it is fetched any more.
+    /// Stops all fetches of the entry: its object has changed.
     pub(super) fn entry_changed(&mut self, entry: EntryNo, effects: &mut Vec<Effect>) {
         let Some(known) = self.entries.get_mut(&entry) else {
             return;

@@ -1,8 +1,8 @@
 //! The ready queues of one edge: by level, then by source, then ordered by deadline.
 //!
-//! One element a claim, not a chunk, so that a million outstanding chunks are some thousands of
-//! elements, and every change is O(log claims). Elements are dropped lazily: what turns out to
-//! have nothing missing when its turn comes is taken out then.
+//! One element is a claim, not a chunk, so that a million outstanding chunks are some thousands of
+//! elements, and every change is O(log claims). Elements are removed lazily: a claim with nothing
+//! missing is removed when it is looked at.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -13,12 +13,12 @@ use super::claim::Owner;
 /// Order within a source: not blocked, earliest deadline, least served, name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
-    /// 0: ready. Else it is not looked at before.
+    /// 0: ready. Otherwise, not looked at before this time.
     pub not_before: Millis,
-    /// Of its first missing chunk, rounded.
+    /// Deadline of the claim's first missing chunk, rounded.
     pub deadline: Millis,
-    /// Start-time fair queueing: chunks served, but at least what the queue last served, so that
-    /// who comes late does not get what it missed.
+    /// Start-time fair queueing: chunks served, but at least the tag the queue last served, so that
+    /// a latecomer does not catch up on what it missed.
     pub tag: u64,
     pub owner: Owner,
 }
@@ -39,14 +39,14 @@ pub struct LevelQueue {
     len: usize,
     /// Keys with a time before which they are not looked at.
     held_back: usize,
-    /// Tag last served.
+    /// The tag last served.
     virtual_time: u64,
-    /// Source share last served.
+    /// The source share last served.
     source_time: u64,
 }
 
 impl LevelQueue {
-    /// The tag of a claim served so much.
+    /// The tag of a claim that was served so much.
     pub fn tag(&self, served: u64) -> u64 {
         served.max(self.virtual_time)
     }
@@ -72,7 +72,7 @@ impl LevelQueue {
         }
     }
 
-    /// Takes account of a grant.
+    /// Records a grant.
     pub fn served(&mut self, source: SourceId, tag: u64, chunks: u64) {
         self.virtual_time = self.virtual_time.max(tag);
         if let Some(queue) = self.by_source.get_mut(&source) {
@@ -81,7 +81,7 @@ impl LevelQueue {
         }
     }
 
-    /// Sources with something to look at, the most urgent first.
+    /// Sources with claims to look at, the most urgent first.
     pub fn sources(&self, now: Millis) -> Vec<SourceId> {
         let mut heads: Vec<_> = self
             .by_source
@@ -105,7 +105,7 @@ impl LevelQueue {
         }
     }
 
-    /// A key that was held back and need not be any more.
+    /// A key whose hold has ended.
     pub fn due(&self, source: SourceId, now: Millis) -> Option<Key> {
         let held_back = Key {
             not_before: 1,
@@ -125,7 +125,7 @@ impl LevelQueue {
         (key.not_before <= now).then_some(*key)
     }
 
-    /// Sources with claims here, also such as are held back.
+    /// Sources with claims here, including claims that are held back.
     pub fn all_sources(&self) -> impl Iterator<Item = SourceId> + '_ {
         self.by_source
             .iter()

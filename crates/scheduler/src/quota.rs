@@ -1,14 +1,14 @@
 //! Quota leases: how much of an origin's limits each edge may be using, and until when.
 //!
-//! An edge in session renews its leases with each heartbeat. Each lease grants connections for what
-//! the edge asks by itself (an assigned fetch brings its own connection), and bytes a second for
-//! all it reads from the source. The grant is counted until the lease expires, whether or not there
-//! is a session; from then on the edge uses no more than its floor, and that is counted instead.
-//! RFC 0007 has the table of states and the invariant.
+//! An edge in session renews its leases with each heartbeat. Each lease grants connections for the
+//! edge's own requests (an assigned fetch brings its own connection), and bytes a second for all it
+//! reads from the source. The grant is counted until the lease expires, whether or not there is a
+//! session; from then on the edge uses no more than its floor, and that is counted instead. RFC
+//! 0007 has the table of states and the invariant.
 //!
-//! A smaller grant is counted as the larger one until the edge has confirmed it. Nothing is kept
-//! over a restart: a new term counts each expected edge with all there is until its leases have
-//! expired. How much each edge gets is in `share`.
+//! A smaller grant is counted as the larger one until the edge has confirmed it. No quota state
+//! survives a restart: a new term reserves the whole limit for each expected edge until its leases
+//! have expired. `share` decides how much each edge gets.
 
 mod share;
 
@@ -18,32 +18,33 @@ use super::Scheduler;
 use super::api::{EdgeId, Effect, Lease, Millis, QuotaUse, Share, SourceId};
 use super::state::{Source, Timer};
 
-/// How long a lease is good for, from the report that it answers.
+/// How long a lease is valid, from the report that it answers.
 pub const LEASE_MS: Millis = 2_500;
-/// An edge that was not heard of for this long is not counted any more.
+/// An edge that was silent for this long is no longer counted.
 const GIVEN_UP_MS: Millis = 60_000;
-/// More than one edge has requests for.
+/// Sanity cap: more than the requests of any one edge.
 const MAX_WANTED: u32 = 4_096;
-/// This part of the rate is shared by all edges alike, so that a first byte waits for no answer.
+/// This part of the rate is divided equally among all edges, so that a first byte waits for no
+/// answer.
 const STANDING_PART: u64 = 8;
 
-/// What one edge in session has of one source.
+/// The quota of one source for one edge in session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EdgeQuota {
-    /// Connections for its own requests, as the edge said last; of these, viewers' that wait.
+    /// Connections for its own requests, as last reported; of these, those that viewers wait for.
     pub wanted: u32,
     pub urgent: u32,
-    /// What it is to have.
+    /// The connections it should have.
     pub due: u32,
-    /// What it was told last, and with which number.
+    /// The last grant sent, and its sequence number.
     pub granted: Share,
     pub floor: Share,
     pub sequence: u64,
-    /// What it may be using, for all that is known.
+    /// The most it may be using, as far as known.
     pub outstanding: Share,
-    /// Its floor, likewise.
+    /// The largest floor it may be using, likewise.
     pub outstanding_floor: Share,
-    /// It asked, or something changed, and it was not told yet.
+    /// It reported, or its lease changed, and nothing was sent to it yet.
     pub news: bool,
     /// Its leases expired although it has a session: it uses its floor.
     pub is_silent: bool,
@@ -52,7 +53,7 @@ pub struct EdgeQuota {
 /// What one edge without a session may still be using of one source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AbsentQuota {
-    /// Until its leases expire.
+    /// Counted until its leases expire.
     granted: Share,
     floor: Share,
     expires: Millis,
@@ -74,7 +75,7 @@ impl AbsentQuota {
 }
 
 impl Share {
-    /// The larger of each.
+    /// The larger value of each field.
     #[must_use]
     pub fn max(self, other: Self) -> Self {
         Self {
@@ -92,7 +93,8 @@ impl Source {
         }
     }
 
-    /// What edges without a session may use. A part always stays for those that have one.
+    /// The most that edges without a session may use. A part is always reserved for those that have
+    /// one.
     pub fn absent(&self, now: Millis) -> Share {
         let (mut leased, mut expired) = (Share::default(), Share::default());
         for absent in self.absent.values() {
@@ -123,7 +125,7 @@ impl Source {
         }
     }
 
-    /// Each edge's part, for when its lease has expired.
+    /// Each edge's part once its lease has expired.
     fn floor(&self, edges: usize) -> Share {
         let edges = u32::try_from(edges).unwrap_or(u32::MAX).max(1);
         let part = |whole: u64, edges: u64| {
@@ -155,7 +157,7 @@ impl EdgeQuota {
         }
     }
 
-    /// Nothing was said of it, and nothing is in use.
+    /// Nothing was reported, and nothing is in use.
     fn is_idle(&self) -> bool {
         let connections = self.wanted + self.granted.connections + self.outstanding.connections;
         connections == 0 && !self.news
@@ -163,7 +165,8 @@ impl EdgeQuota {
 }
 
 impl Scheduler {
-    /// A heartbeat, or news: what the edge uses, and which leases it knows. Renews all its leases.
+    /// Records a report, with a heartbeat or on a change: what the edge uses and which leases it
+    /// knows. Renews all its leases.
     pub(super) fn quota_reported(
         &mut self,
         edge: EdgeId,
@@ -200,7 +203,7 @@ impl Scheduler {
                     ..quota.granted
                 };
                 quota.outstanding_floor = quota.floor;
-                // All that it has is known from now on.
+                // Its outstanding use is fully known from now on.
                 let is_back = source.absent.remove(&edge).is_some();
                 if is_back || quota.outstanding != was {
                     self.woken.insert(said.source);
@@ -210,7 +213,7 @@ impl Scheduler {
         }
     }
 
-    /// Grants, or takes back, what each edge is to have by now.
+    /// Grants each edge its present share, or takes the surplus back.
     pub(super) fn grant(&mut self, id: SourceId, effects: &mut Vec<Effect>) {
         let now = self.now;
         let Some(source) = self.sources.get_mut(&id) else {
@@ -228,7 +231,7 @@ impl Scheduler {
         }
     }
 
-    /// Tells each edge what changed for it, and answers its report.
+    /// Sends each edge its changed leases, and answers its report.
     pub(super) fn tell_quotas(&mut self, effects: &mut Vec<Effect>) {
         for edge in std::mem::take(&mut self.quota_news) {
             let Some(state) = self.edges.get(&edge).filter(|edge| edge.alive) else {
@@ -255,7 +258,8 @@ impl Scheduler {
         }
     }
 
-    /// An edge came or went, or a limit changed: floors are parts of the whole.
+    /// Recomputes the grants of all sources: an edge came or went, or a limit changed, and floors
+    /// are parts of the whole.
     pub(super) fn grant_all(&mut self, effects: &mut Vec<Effect>) {
         let alive = || self.edges.iter().filter(|(_, edge)| edge.alive);
         let here = alive().count();
@@ -288,14 +292,14 @@ impl Scheduler {
         }
     }
 
-    /// Time passed: whose turn it is, which readers wait, who is silent.
+    /// Grants again after time passed: odd connections rotate, readers wait, edges fall silent.
     pub(super) fn grant_again(&mut self, effects: &mut Vec<Effect>) {
         let now = self.now;
         for (edge, state) in &mut self.edges {
             if !state.alive || now < state.quota_expires {
                 continue;
             }
-            // It hangs, or its messages do: it uses its floor by now, and may be said to later.
+            // It hangs, or its messages do: it uses its floor by now, and may be granted that.
             for source in self.sources.values_mut() {
                 if let Some(quota) = source.quotas.get_mut(edge) {
                     quota.outstanding = quota.outstanding.max(quota.outstanding_floor);
@@ -315,7 +319,7 @@ impl Scheduler {
         }
     }
 
-    /// Connections came free, or readers came or left.
+    /// Grants again for sources where connections came free, or readers came or left.
     pub(super) fn grant_woken(&mut self, effects: &mut Vec<Effect>) {
         let woken: Vec<SourceId> = self.woken.iter().copied().collect();
         for id in woken {
@@ -323,7 +327,7 @@ impl Scheduler {
         }
     }
 
-    /// Its session ended. To be said while its fetches are still known.
+    /// Counts the edge as absent. Must run while its fetches are still known.
     pub(super) fn quota_session_ended(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
         let now = self.now;
         let Some(state) = self.edges.get(&edge) else {
@@ -331,7 +335,7 @@ impl Scheduler {
         };
         let mut assigned: BTreeMap<SourceId, u32> = BTreeMap::new();
         for flight in &state.flights {
-            // Its own run on connections that it was lent.
+            // Local fetches use connections of the edge's grant.
             if flight.is_from_origin() && !flight.local {
                 *assigned.entry(flight.source).or_default() += 1;
             }
@@ -358,8 +362,8 @@ impl Scheduler {
         self.grant_all(effects);
     }
 
-    /// A term began, and these edges had sessions in the last one: any of them may have all there
-    /// is until its leases have expired.
+    /// Reserves everything for each edge that had a session in the last term: any of them may hold
+    /// any grant until its leases have expired.
     pub(super) fn edges_expected(&mut self, edges: &[EdgeId], effects: &mut Vec<Effect>) {
         let now = self.now;
         let absent = |edge: &&EdgeId| !self.edges.get(edge).is_some_and(|it| it.alive);
@@ -379,8 +383,8 @@ impl Scheduler {
         self.grant_all(effects);
     }
 
-    /// It is back, and its fetches that went on are counted by themselves from now on. What it has
-    /// beside them is when it has said so.
+    /// Counts the returned edge's in-flight fetches one by one. What else it uses counts as before
+    /// until it has reported it.
     pub(super) fn quota_session_began(&mut self, edge: EdgeId) {
         let now = self.now;
         let Some(state) = self.edges.get_mut(&edge) else {
@@ -399,7 +403,7 @@ impl Scheduler {
         }
     }
 
-    /// Leases of edges without a session expire, and edges are given up.
+    /// Expires leases of edges without a session, and gives silent edges up.
     pub(super) fn quotas_expired(&mut self, id: SourceId, effects: &mut Vec<Effect>) {
         let now = self.now;
         let Some(source) = self.sources.get_mut(&id) else {

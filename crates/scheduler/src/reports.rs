@@ -1,4 +1,4 @@
-//! What edges report of their fetches.
+//! Edges' reports of their fetches.
 
 use std::ops::Range;
 
@@ -48,7 +48,7 @@ impl Scheduler {
             / u64::from(chunks.end - chunks.start).max(1);
         let bytes = self.bytes_of(entry, &chunks);
         if let Some(flight) = self.flight_mut((edge, id)) {
-            // All of it came, whatever was reported of it on the way.
+            // All bytes arrived, whatever the progress reports said.
             flight.bytes_done = bytes;
         }
         self.hold(edge, entry, chunks.clone(), effects);
@@ -67,7 +67,7 @@ impl Scheduler {
                 if let Some(state) = self.edges.get_mut(&edge) {
                     let view = state.peers.entry(peer).or_default();
                     view.chunk_fetch_ms = Some(moving_average(view.chunk_fetch_ms, took));
-                    // It sends: what was held against it before is over.
+                    // The peer sends: its earlier failures no longer count.
                     view.failures = 0;
                     view.bad_until = 0;
                 }
@@ -80,7 +80,7 @@ impl Scheduler {
         for follower in followers {
             if let Some(flight) = self.flight_mut(follower) {
                 flight.upstream = None;
-                // What it waited for until now was the origin: its peer is not late yet.
+                // It has been waiting for the origin: its peer is not late yet.
                 flight.progress_at = now;
             }
         }
@@ -138,7 +138,7 @@ impl Scheduler {
         }
     }
 
-    /// The peer is not asked by this edge for a while.
+    /// Keeps this edge from asking the peer for a while.
     pub(super) fn peer_failed(&mut self, edge: EdgeId, peer: EdgeId) {
         let Some(state) = self.edges.get_mut(&edge) else {
             return;
@@ -154,7 +154,7 @@ impl Scheduler {
         self.timers.insert((view.bad_until, Timer::Edge(edge)));
     }
 
-    /// What they follow brings nothing more: they are planned anew.
+    /// Cancels the fetches that follow this one: it brings nothing more, so they are planned again.
     pub(super) fn stop_followers(&mut self, flight: &RunningFetch, effects: &mut Vec<Effect>) {
         for &follower in &flight.followers {
             self.cancel_flight(follower, effects);
@@ -195,7 +195,7 @@ impl Scheduler {
     }
 }
 
-/// An eighth of the newest.
+/// Weighs the newest value by one eighth.
 fn moving_average(old: Option<Millis>, new: Millis) -> Millis {
     old.map_or(new, |old| (old * 7 + new).div_ceil(8)).max(1)
 }

@@ -1,4 +1,4 @@
-//! Where a chunk comes from: a peer that has it, a peer that is receiving it, or the origin.
+//! Where a chunk comes from: a peer that holds it, a peer that is receiving it, or the origin.
 
 use std::ops::Range;
 
@@ -9,9 +9,9 @@ use super::api::{EdgeId, EntryNo, FetchSource, Millis};
 use super::budget::Refusal;
 use super::state::{Edge, FetchKey, Timer};
 
-/// Other edges looked at for one chunk.
+/// How many other edges to look at for one chunk.
 const MAX_PEERS_LOOKED_AT: usize = 64;
-/// When nobody may send it and nobody says when: look again.
+/// When to look again if no edge may send it now and none says when.
 const LOOK_AGAIN_MS: Millis = 50;
 
 /// A way to get a run of chunks.
@@ -19,24 +19,25 @@ const LOOK_AGAIN_MS: Millis = 50;
 pub struct Route {
     pub chunks: Range<ChunkIndex>,
     pub from: FetchSource,
-    /// The fetch of the peer it follows.
+    /// The peer's fetch that this one follows.
     pub upstream: Option<FetchKey>,
 }
 
-/// What can be done for a chunk now.
+/// The outcome of a search for a chunk's source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteOutcome {
     Take(Route),
-    /// A fetch of another edge brings it, but far behind others: stop that one, then look again.
+    /// Another edge's fetch would bring it, but long after other chunks: stop that one, then look
+    /// again.
     Split(FetchKey),
-    /// Not before.
+    /// Nothing can be done before this time.
     Wait(Millis),
     /// The origin can not be asked at this level now.
     Refused(Refusal),
 }
 
 impl Scheduler {
-    /// How `edge` gets the chunks from `gap` on, up to `limit`.
+    /// Finds a source for the chunks that `edge` wants from `gap` on, up to `limit`.
     pub(super) fn find_route(
         &self,
         edge: EdgeId,
@@ -115,7 +116,8 @@ impl Scheduler {
             {
                 let brings = flight.brings();
                 if brings.contains(&gap) {
-                    // One at a time; but who waits does not wait for a peer that failed it.
+                    // One fetch at a time; but a blocked reader does not wait for a peer that
+                    // failed it.
                     taken |= usable || level != Level::Critical;
                     let far = flight.current().saturating_add(2) <= gap;
                     if flight.cancelling {
@@ -177,7 +179,8 @@ impl Scheduler {
                 let mut chunks = chunks;
                 let rate = self.rate_of_edge(edge, known.source);
                 if rate > 0 {
-                    // At a slow rate no connection is held for minutes: some two seconds at a time.
+                    // At a slow rate, do not hold a connection for minutes: some two seconds at a
+                    // time.
                     let fits = rate.saturating_mul(2) / u64::from(known.geometry.chunk_size());
                     let fits = u32::try_from(fits).unwrap_or(u32::MAX).max(1);
                     chunks.end = chunks.end.min(chunks.start.saturating_add(fits));
@@ -191,7 +194,7 @@ impl Scheduler {
         }
     }
 
-    /// A run ends before a chunk that somebody waits for, unless it begins with it.
+    /// Ends a run before a chunk that a reader waits for, unless the run begins with it.
     fn before_more_urgent(
         &self,
         edge: EdgeId,
@@ -214,7 +217,7 @@ impl Scheduler {
         waited.map_or(end, |&(chunk, _)| chunk)
     }
 
-    /// Sets a timer for when a refusal ends by itself.
+    /// Sets a timer for when a refusal ends on its own.
     pub(super) fn look_again_after(&mut self, source_id: super::api::SourceId, refusal: Refusal) {
         let Refusal::BackOff(at) = refusal else {
             return;

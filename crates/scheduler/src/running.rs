@@ -1,4 +1,4 @@
-//! What becomes of a fetch: entered, raised or lowered, cancelled, ended.
+//! The life of a fetch: recorded, raised or lowered, cancelled, ended.
 
 use std::ops::Range;
 
@@ -10,13 +10,13 @@ use super::claim::Owner;
 use super::dispatch::relative;
 use super::state::{FetchKey, RunningFetch, Source};
 
-/// Why claims went.
+/// Why claims were withdrawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Withdrawal {
-    /// The reader read on: what it left behind it had wanted, and is finished at LOW.
+    /// The reader read on: the chunks it left behind are finished at LOW.
     Advanced,
-    /// It jumped, paused or left: what only it wanted is stopped, unless one begun chunk is all
-    /// that is left.
+    /// The reader sought, paused or left: fetches that only it wanted are stopped, unless one begun
+    /// chunk is all that is left.
     Superseded,
 }
 
@@ -33,8 +33,8 @@ impl Scheduler {
         if let Some(line) = self.line_mut(edge, flight.entry) {
             line.covered.insert(flight.chunks.clone());
         }
-        // Before anything gives way to it: what a cancelled one leaves is computed from the flights
-        // there are.
+        // Before anything is preempted for it: what a cancelled fetch leaves is computed from the
+        // fetches there are.
         if let Some(state) = self.edges.get_mut(&edge) {
             state.flights.push(flight);
         }
@@ -47,7 +47,7 @@ impl Scheduler {
                     source.fetches.insert((level, edge, key.1));
                     source.own += u32::from(local);
                     if source.max_rate_bytes_per_second > 0 {
-                        // Who reads what has changed, and with it each edge's part of the rate.
+                        // The edge's fetches changed, and with them its part of the rate.
                         self.woken.insert(source_id);
                     }
                 }
@@ -95,7 +95,7 @@ impl Scheduler {
         self.edges.get_mut(&edge)?.flight_mut(id)
     }
 
-    /// The most urgent that is wanted of a fetch, by claims of its edge and by those who follow it.
+    /// The most urgent claim on a fetch, from its own edge or from fetches that follow it.
     pub(super) fn best_claim(
         &self,
         edge: EdgeId,
@@ -130,7 +130,7 @@ impl Scheduler {
             .range((chunks.start.saturating_sub(longest), least)..(chunks.end, least))
             .rev();
         let wide = line.wide.range(..(chunks.end, least));
-        // The nearest window decides for all: they have one level, and it is found first.
+        // The nearest window decides: all have one level, and it is found first.
         for (_, owner) in windows.chain(wide) {
             let Some(claim) = self.claims.get(owner).filter(|claim| claim.wants(&chunks)) else {
                 continue;
@@ -154,8 +154,8 @@ impl Scheduler {
         best
     }
 
-    /// Somebody waits for a chunk: what brings it becomes CRITICAL, or is stopped if others come
-    /// first.
+    /// A reader waits for a chunk: the fetch that brings it becomes CRITICAL, or is stopped if
+    /// other chunks come first.
     pub(super) fn reach_waited(
         &mut self,
         edge: EdgeId,
@@ -209,7 +209,7 @@ impl Scheduler {
         }
     }
 
-    /// Gives a fetch the level it is wanted at now.
+    /// Gives a fetch the level at which it is wanted now.
     pub(super) fn reassess(&mut self, key: FetchKey, how: Withdrawal, effects: &mut Vec<Effect>) {
         let Some(flight) = self.flight(key) else {
             return;
@@ -225,7 +225,7 @@ impl Scheduler {
         }
         let best = self.best_claim(key.0, flight);
         let (level, deadline) = match best {
-            // A minimal share keeps what it was given for this run.
+            // A run granted as a minimal share keeps its level.
             Some((level, deadline)) if flight.shared => (level.min(flight.level), deadline),
             Some(best) => best,
             None => {
@@ -278,7 +278,7 @@ impl Scheduler {
             deadline_ms: relative(deadline, now),
         });
         if was == Level::Critical && self.sources.get(&source).is_some_and(Source::limited) {
-            // It may have to give way now, on whatever edge.
+            // It may have to give up its connection now, on any edge.
             self.woken.insert(source);
         }
         if origin && let Some(source) = self.sources.get_mut(&source) {
@@ -301,8 +301,8 @@ impl Scheduler {
         }
     }
 
-    /// Tells the edge to stop. It finishes the chunk it is at; the others are free at once, since
-    /// what is assigned next reaches the edge after the cancel.
+    /// Tells the edge to stop. It finishes its current chunk; the others are free at once, because
+    /// a later assignment reaches the edge after the cancellation.
     pub(super) fn cancel_flight(&mut self, key: FetchKey, effects: &mut Vec<Effect>) {
         let Some(flight) = self.flight_mut(key) else {
             return;
@@ -327,7 +327,7 @@ impl Scheduler {
         self.others_may_follow(key.0, entry);
     }
 
-    /// Takes a fetch out of everything; the chunks it did not bring are missing again.
+    /// Removes a fetch from all indexes; the chunks it did not bring are missing again.
     pub(super) fn end_flight(&mut self, key: FetchKey) -> Option<RunningFetch> {
         let state = self.edges.get_mut(&key.0)?;
         let index = state.flights.iter().position(|flight| flight.id == key.1)?;
@@ -341,7 +341,7 @@ impl Scheduler {
                     *running = running.saturating_sub(1);
                     source.fetches.remove(&(flight.level, key.0, key.1));
                     source.own = source.own.saturating_sub(u32::from(flight.local));
-                    // An origin without limits keeps nobody waiting but the fill.
+                    // An origin without limits makes nothing wait but the fill.
                     if source.limited() || source.fill_may_start() {
                         self.woken.insert(flight.source);
                     }

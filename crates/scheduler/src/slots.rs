@@ -1,7 +1,7 @@
-//! Who has a slot, and who gives one up.
+//! Decides which fetch has a slot, and which gives one up.
 //!
-//! CRITICAL takes a slot, or a connection of its origin, from the lowest fetch that has one. What a
-//! pre-empted fetch wrote stays on the edge, which goes on from there when it is assigned again.
+//! CRITICAL takes a slot, or a connection of its origin, from the lowest fetch that has one. The
+//! bytes of a preempted fetch stay on the edge, which continues there when it is assigned again.
 
 use chunkcache_proto::Level;
 
@@ -41,7 +41,7 @@ impl Scheduler {
             .map(|flight| flight.id)
     }
 
-    /// CRITICAL fetches handed out ahead take slots that lower levels have, or that came free.
+    /// Gives queued CRITICAL fetches the slots that lower levels have, or that came free.
     pub(super) fn give_slots_to_critical(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
         let Some(state) = self.edges.get(&edge) else {
             return;
@@ -61,7 +61,8 @@ impl Scheduler {
         }
     }
 
-    /// Lowered ones may be more than an edge should have ahead: the lowest are taken back.
+    /// Takes back the lowest queued fetches: lowered ones may exceed what an edge should have
+    /// queued.
     pub(super) fn trim_ahead(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
         let Some(state) = self.edges.get(&edge) else {
             return;
@@ -81,7 +82,7 @@ impl Scheduler {
         }
     }
 
-    /// A fetch handed out ahead became CRITICAL: it does not wait for a slot lower levels have.
+    /// Gives a slot to a queued fetch that became CRITICAL, if lower levels have one.
     pub(super) fn claim_slot(&mut self, key: FetchKey, effects: &mut Vec<Effect>) {
         let Some(state) = self.edges.get(&key.0) else {
             return;
@@ -96,19 +97,20 @@ impl Scheduler {
         }
     }
 
-    /// After each change of what [`Edge::has_room`] looks at.
+    /// Updates the index of edges with free slots. Must follow each change of what
+    /// [`Edge::has_room`] reads.
     pub(super) fn note_room(&mut self, edge: EdgeId) {
         let has_room = self.edges.get(&edge).is_some_and(Edge::has_room);
         self.roomy.set(edge, has_room);
     }
 
-    /// A CRITICAL claim finds an origin's budget used up by lower levels: one of these gives way
-    /// for each that waits, wherever it runs, those on their way out counted.
+    /// Preempts lower levels for CRITICAL claims that find the origin's budget used up: one fetch
+    /// for each that waits, on any edge, with those already stopping counted.
     pub(super) fn make_way(&mut self, source: SourceId, level: Level, effects: &mut Vec<Effect>) {
         if level != Level::Critical {
             return;
         }
-        // What edges have for themselves may be more than their part, now that a reader waits here.
+        // A reader waits here now, so edges may have more of their own than their part.
         self.grant(source, effects);
         let waiting = self
             .sources
@@ -117,8 +119,8 @@ impl Scheduler {
         self.give_way(source, waiting, effects);
     }
 
-    /// So many of an origin's fetches below CRITICAL are stopped, the lowest first, those on their
-    /// way out counted.
+    /// Stops `needed` of an origin's fetches below CRITICAL, the lowest first, with those already
+    /// stopping counted.
     pub(super) fn give_way(&mut self, source: SourceId, needed: u32, effects: &mut Vec<Effect>) {
         let mut leaving = 0;
         let mut able = Vec::new();
@@ -140,7 +142,7 @@ impl Scheduler {
         }
     }
 
-    /// Background fills of an origin stop when somebody waits for it.
+    /// Stops background fills of an origin that somebody waits for.
     pub(super) fn yield_fills(&mut self, source: super::api::SourceId, effects: &mut Vec<Effect>) {
         let Some(known) = self.sources.get(&source) else {
             return;
@@ -162,7 +164,7 @@ impl Scheduler {
 }
 
 impl Edge {
-    /// The next of those handed out ahead have the free slots now, as they have on the edge.
+    /// Gives free slots to the next queued fetches, as the edge does.
     pub fn promote_ahead(&mut self, now: Millis) {
         while self.slots_used() < self.max_downloads {
             let ahead = self

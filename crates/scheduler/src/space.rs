@@ -1,8 +1,8 @@
 //! Space on an edge's disk, and where the background fill of it ends.
 //!
-//! An edge evicts when little of what it may use is free. A fill that went on until then would
-//! fetch what is evicted next, without end: it stops well before, and begins again only when there
-//! is clearly more. Readers and jobs are not held back: what they fetch is worth more than what is
+//! An edge evicts when little of its allowed space is free. A fill that went on until then would
+//! fetch what is evicted next, without end: it stops well before, and resumes only when there is
+//! clearly more. Readers and jobs are not held back: what they fetch is worth more than what is
 //! evicted for it.
 
 use std::ops::Range;
@@ -13,18 +13,18 @@ use super::Scheduler;
 use super::api::{EdgeId, Effect, EntryNo};
 use super::claim::Owner;
 
-/// An edge evicts when less than this part of what it may use is free, at most [`HEADROOM_MAX`].
+/// An edge evicts when less than this part of its space is free, at most [`HEADROOM_MAX`].
 const HEADROOM_DIVISOR: u64 = 50;
 const HEADROOM_MAX: u64 = 1 << 30;
 
-/// What an edge said of its disk, and what it was given since.
+/// An edge's last report of its space, and what was fetched since.
 #[derive(Clone, Debug, Default)]
 pub struct Space {
     pub used: u64,
     pub allowed: u64,
     /// Bytes of fetches that ended since.
     pub landed: u64,
-    /// The fill stopped for want of room.
+    /// The fill stopped for lack of space.
     pub is_full: bool,
 }
 
@@ -33,13 +33,13 @@ impl Space {
         self.used > 0 || self.allowed > 0
     }
 
-    /// The edge evicts with less than this free.
+    /// The edge evicts when less than this is free.
     #[must_use]
     pub fn headroom(allowed: u64) -> u64 {
         (allowed / HEADROOM_DIVISOR).min(HEADROOM_MAX)
     }
 
-    /// With so much free, there is room again for what stopped for want of it.
+    /// Enough is free for a fill that stopped for lack of space.
     #[must_use]
     pub fn is_roomy(used: u64, allowed: u64) -> bool {
         allowed.saturating_sub(used) > 4 * Self::headroom(allowed)
@@ -54,7 +54,7 @@ impl Scheduler {
         allowed: u64,
         effects: &mut Vec<Effect>,
     ) {
-        // It may be said before its edge joins.
+        // The report may arrive before the edge joins.
         let state = self.edges.entry(edge).or_default();
         let is_full = state.space.is_full;
         state.space = Space {
@@ -73,7 +73,7 @@ impl Scheduler {
         }
     }
 
-    /// Bytes free when all that is under way has landed; unset: not known.
+    /// Bytes free once all running fetches have landed; unset: unknown.
     pub(super) fn room(&self, edge: EdgeId) -> Option<u64> {
         let state = self.edges.get(&edge)?;
         if !state.space.is_known() {
@@ -97,7 +97,7 @@ impl Scheduler {
         )
     }
 
-    /// A fill of these chunks ends well before its edge begins to evict.
+    /// Whether a fill of these chunks ends well before its edge begins to evict.
     pub(super) fn fill_fits(
         &self,
         edge: EdgeId,
@@ -121,7 +121,7 @@ impl Scheduler {
         }
     }
 
-    /// Something else takes the room: what only the fill wants is not fetched on.
+    /// Stops fetches that only the fill wants: something else takes the space.
     fn stop_fills(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
         let Some(state) = self.edges.get(&edge) else {
             return;

@@ -1,4 +1,4 @@
-//! What the scheduler remembers: edges with their flights, sources, entries with a line per edge.
+//! The scheduler's state: edges with their fetches, sources, entries with a replica per edge.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -15,10 +15,10 @@ use super::quota::{AbsentQuota, EdgeQuota};
 use super::space::Space;
 use chunkcache_proto::RangeSet;
 
-/// Names a flight: local ids of two edges may be equal.
+/// Names a fetch: local ids of two edges may be equal.
 pub type FetchKey = (EdgeId, AssignmentId);
 
-/// A fetch an edge was given, or began by itself.
+/// A fetch that an edge was assigned, or began on its own.
 #[derive(Clone, Debug)]
 pub struct RunningFetch {
     pub id: AssignmentId,
@@ -29,24 +29,24 @@ pub struct RunningFetch {
     pub deadline: Millis,
     pub from: FetchSource,
     pub reason: Reason,
-    /// Whose turn it was.
+    /// The owner of the claim that was granted.
     pub owner: Option<Owner>,
-    /// It occupies one of the edge's slots; else it was handed out ahead.
+    /// It occupies one of the edge's slots; otherwise it is queued.
     pub slot: bool,
-    /// Told to stop; still there until the edge says so.
+    /// A cancellation was sent; the fetch remains until the edge confirms it.
     pub cancelling: bool,
-    /// The edge's own.
+    /// The edge began it on its own.
     pub local: bool,
     /// Granted by a level's minimal share: only CRITICAL may take its slot.
     pub shared: bool,
     pub assigned_at: Millis,
     pub progress_at: Millis,
     pub bytes_done: u64,
-    /// Chunks surely written.
+    /// Chunks known to be written.
     pub chunks_done: u32,
     /// The other one of a hedged pair.
     pub twin: Option<AssignmentId>,
-    /// The origin fetch of the peer this one follows.
+    /// The peer's origin fetch that this one follows.
     pub upstream: Option<FetchKey>,
     /// Fetches of other edges that follow this one.
     pub followers: Vec<FetchKey>,
@@ -86,21 +86,21 @@ impl RunningFetch {
         }
     }
 
-    /// It has one of its edge's slots from now on: how long it waited for that says nothing of
-    /// where it comes from.
+    /// Puts the fetch into one of its edge's slots. Its wait for that says nothing about its
+    /// source.
     pub fn begin(&mut self, now: Millis) {
         self.slot = true;
         self.progress_at = now;
     }
 
-    /// The chunk it is at.
+    /// The chunk it is receiving.
     pub fn current(&self) -> ChunkIndex {
         (self.chunks.start + self.chunks_done).min(self.chunks.end.saturating_sub(1))
     }
 
-    /// What it brings, or may: a cancelled one ends with the chunk it is at, and the report of how
-    /// far it is may be one chunk late. What it has brought counts until it ends: those chunks are
-    /// written, and their rows on the way.
+    /// The chunks it brings, or may bring. A cancelled fetch ends with its current chunk, and the
+    /// report of its progress may be one chunk late. Chunks it has brought count until it ends:
+    /// they are written, and their rows are on the way.
     pub fn brings(&self) -> Range<ChunkIndex> {
         if self.cancelling {
             self.chunks.start..(self.current() + 2).min(self.chunks.end)
@@ -118,7 +118,7 @@ impl RunningFetch {
     }
 }
 
-/// How a peer behaves toward one edge.
+/// An edge's experience with one peer.
 #[derive(Clone, Debug, Default)]
 pub struct PeerView {
     pub chunk_fetch_ms: Option<Millis>,
@@ -126,7 +126,7 @@ pub struct PeerView {
     pub failures: u32,
 }
 
-/// An edge of the cluster, also one that is only known by its rows.
+/// An edge of the cluster, including one that is known only by its rows.
 #[derive(Clone, Debug, Default)]
 pub struct Edge {
     pub alive: bool,
@@ -134,17 +134,17 @@ pub struct Edge {
     pub max_downloads: u32,
     pub background_fill: bool,
     pub space: Space,
-    /// Said before it joined.
+    /// Reported before it joined.
     pub kept: Vec<InFlightFetch>,
-    /// The number of its last report of quotas, and when the leases it renewed expire.
+    /// The number of its last quota report, and when the leases it renewed expire.
     pub quota_reported: u64,
     pub quota_expires: Millis,
-    /// Disk full or bad: nothing is assigned before.
+    /// Disk full or bad: nothing is assigned before this time.
     pub faulted_until: Millis,
     pub faults: u32,
-    /// A few: at most two a slot, and what is being cancelled.
+    /// Few: at most two per slot, and those being cancelled.
     pub flights: Vec<RunningFetch>,
-    /// Chunks it sends to peers now, one a flight.
+    /// Chunks it is sending to peers, one per fetch.
     pub uploads: u32,
     /// Grants below CRITICAL, for the minimal shares.
     pub grants: u64,
@@ -175,7 +175,7 @@ impl Edge {
             .count() as u32
     }
 
-    /// Something could be assigned to it, or someone waits who makes room.
+    /// Something could be assigned to it, or a waiting claim may preempt.
     pub fn has_room(&self) -> bool {
         let room =
             self.slots_used() < self.max_downloads || self.handed_ahead() < self.max_downloads;
@@ -198,41 +198,41 @@ pub struct Source {
     pub background_fill: Option<bool>,
     pub back_off_until: Millis,
     pub failures: u32,
-    /// Fetches from it under way, by level, those being cancelled included.
+    /// Running fetches from it, by level, including those being cancelled.
     pub running: [u32; 4],
-    /// The same, by name.
+    /// The same fetches, by key.
     pub fetches: BTreeSet<(Level, EdgeId, AssignmentId)>,
     /// Claims in queues, by level.
     pub queued: [u32; 4],
-    /// Of these, fetches that edges began by themselves: they run in places lent.
+    /// The part of `running` that edges began on their own, on connections of their grants.
     pub own: u32,
-    /// What edges in session use of its limits.
+    /// The quotas of edges in session.
     pub quotas: BTreeMap<EdgeId, EdgeQuota>,
-    /// Connections granted to them for their own requests, or about to be.
+    /// Connections granted to edges for their own requests, or about to be.
     pub lent: u32,
-    /// What edges without a session may be using still.
+    /// What edges without a session may still be using.
     pub absent: BTreeMap<EdgeId, AbsentQuota>,
     /// Grants below CRITICAL.
     pub grants: u64,
     pub chunk_fetch_ms: Option<Millis>,
     /// Edges with claims in a queue, and how many.
     pub waiting_edges: BTreeMap<EdgeId, u32>,
-    /// Where waking its edges goes on.
+    /// Where waking its edges continues.
     pub wake_from: EdgeId,
-    /// Edges still to be looked at since the source was last woken.
+    /// Edges still to look at since the source was last woken.
     pub wake_left: usize,
-    /// A timer to look again is set for then.
+    /// When a timer is set to look again.
     pub timer_at: Millis,
 }
 
 /// An entry on one edge.
 #[derive(Clone, Debug, Default)]
 pub struct Replica {
-    /// Durable there.
+    /// Chunks durable there.
     pub held: RangeSet<ChunkIndex>,
-    /// Held, or on its way there.
+    /// Chunks held, or on their way there.
     pub covered: RangeSet<ChunkIndex>,
-    /// Chunks waited for.
+    /// Chunks that readers wait for.
     pub waiting: BTreeSet<(ChunkIndex, Owner)>,
     /// Lookaheads by their first chunk; none is longer than the entry's longest.
     pub windows: BTreeSet<(ChunkIndex, Owner)>,
@@ -247,7 +247,7 @@ pub struct Replica {
 pub struct Entry {
     pub source: SourceId,
     pub geometry: Geometry,
-    /// The object is another one now.
+    /// The object has been replaced.
     pub changed: bool,
     pub back_off_until: Millis,
     pub failures: u32,
@@ -262,11 +262,11 @@ pub struct Want {
     pub chunks: RangeSet<ChunkIndex>,
     /// Chunks not held there yet.
     pub missing: u64,
-    /// Of what a draining edge hands over: the origin is not asked.
+    /// Set for a hand-over: the origin is not asked.
     pub from_edges_only: bool,
 }
 
-/// Something to look at again later.
+/// A check that is due later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Timer {
     Edge(EdgeId),

@@ -1,4 +1,4 @@
-//! One scenario a test. The invariants at large are the simulation's.
+//! One scenario per test. The general invariants are the simulation's.
 #![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 
 mod handover;
@@ -18,7 +18,7 @@ const CHUNK: u64 = 2 << 20;
 const MOVIE: EntryNo = EntryNo(1);
 const ORIGIN: SourceId = SourceId(1);
 
-/// A scheduler, its clock, and what it said last.
+/// A scheduler, its clock, and its last effects.
 struct Bench {
     scheduler: Scheduler,
     now: Millis,
@@ -62,7 +62,7 @@ impl Bench {
         effects
     }
 
-    /// Three fetches an edge; its entries are completed.
+    /// Three fetches per edge; entries are completed.
     fn filling(edges: u32) -> Self {
         let mut bench = Self::new(edges, 3);
         bench.apply(Event::SourceSet {
@@ -413,8 +413,8 @@ fn explain_names_level_state_source_and_reason() {
     );
 }
 
-/// A reason is of now: a job's fetch that a reader came to wait for, and one that the edge began by
-/// itself.
+/// The reason is the present one: for a job's fetch that a reader came to wait for, and for one
+/// that the edge began on its own.
 #[test]
 fn explain_names_the_reason_of_now() {
     let mut bench = Bench::new(2, 3);

@@ -1,4 +1,4 @@
-//! What services and jobs ask for, and what edges hold.
+//! Wants of services and jobs, and the chunks that edges hold.
 
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ use super::state::Want;
 use chunkcache_proto::RangeSet;
 
 impl Scheduler {
-    /// `from_edges_only`: of a hand-over.
+    /// `from_edges_only`: set for a hand-over.
     #[allow(clippy::too_many_arguments)] // the fields of one event
     pub(super) fn want_set(
         &mut self,
@@ -41,7 +41,7 @@ impl Scheduler {
             effects.push(Effect::WantDone { want });
             return;
         };
-        // It may be set before its edge has come back: it is planned for then.
+        // It may be set before its edge is back: it is planned for then.
         self.edges.entry(edge).or_default();
         let claim = Claim {
             edge,
@@ -84,7 +84,7 @@ impl Scheduler {
         self.dirty.insert(claim.edge);
     }
 
-    /// The edge has these durably.
+    /// Records that the edge holds these durably.
     pub(super) fn hold(
         &mut self,
         edge: EdgeId,
@@ -128,7 +128,7 @@ impl Scheduler {
         self.dirty.insert(edge);
     }
 
-    /// The edge has these no more.
+    /// Records that the edge no longer holds these.
     pub(super) fn drop_held(&mut self, edge: EdgeId, entry: EntryNo, chunks: Range<ChunkIndex>) {
         let Some(line) = self.line_mut(edge, entry) else {
             return;
@@ -150,7 +150,7 @@ impl Scheduler {
         self.uncovered(edge, entry, &chunks);
     }
 
-    /// Computes anew which of these are covered: held, or brought by a fetch under way.
+    /// Recomputes which of these are covered: held, or brought by a running fetch.
     pub(super) fn recover(&mut self, edge: EdgeId, entry: EntryNo, chunks: &Range<ChunkIndex>) {
         let flights = self
             .edges
@@ -175,12 +175,13 @@ impl Scheduler {
         }
     }
 
-    /// Chunks of the entry are on their way to, or on, this edge: others need no origin for them.
+    /// Marks edges that want the entry dirty: its chunks are on this edge or on their way, so
+    /// others need no origin for them.
     pub(super) fn others_may_follow(&mut self, edge: EdgeId, entry: EntryNo) {
         let Some(known) = self.entries.get(&entry) else {
             return;
         };
-        // Many may wait for it: none is looked at here.
+        // Many edges may wait for it: none is looked at here.
         self.dirty.insert_both(&known.waiting, &self.roomy, edge);
     }
 }

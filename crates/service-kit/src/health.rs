@@ -1,9 +1,9 @@
 //! The `health` verb of both binaries: asks `/livez` of the process configured here, for
 //! containers' health checks, so that an image needs no HTTP client beside the binary.
 //!
-//! It takes the options of `serve` from the same places and uses only the listener's address and
-//! whether it speaks TLS. A container's health check sees the environment and the file, not the
-//! flags `serve` was started with: those are given to `health` again.
+//! It takes the options of `serve` from the same sources and uses only the listener's address and
+//! whether it uses TLS. A container's health check sees the environment and the file, not the flags
+//! of `serve`: repeat those for `health`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
@@ -21,9 +21,9 @@ use tokio::net::TcpStream;
 use crate::config::{self, Options};
 use crate::tls;
 
-/// Below the three seconds after which the images' health check gives up.
+/// Below the three seconds after which the images' health check times out.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// The status line is all that is looked at.
+/// Only the status line is read.
 const STATUS_LINE_LIMIT: usize = 256;
 const REQUEST: &[u8] = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
 
@@ -48,7 +48,7 @@ pub enum HealthError {
     Tls(#[from] rustls::Error),
 }
 
-/// Where `/livez` is answered, in terms of the binary's options.
+/// The listener that answers `/livez`, in terms of the binary's options.
 #[derive(Clone, Copy, Debug)]
 pub struct Listener {
     /// The id of the option with its address.
@@ -59,7 +59,7 @@ pub struct Listener {
 
 /// The verb, with every option of `serve`.
 pub fn command<O: Options>(listener: Listener) -> Command {
-    // What else is wrong or missing, `serve` reports: a health check need not know the secrets.
+    // `serve` reports all other errors: a health check need not know the secrets.
     let used = [listener.address, listener.tls_cert, "config"];
     config::command::<O>("health")
         .about(
@@ -113,7 +113,7 @@ async fn check(listen: SocketAddr, uses_tls: bool, timeout: Duration) -> Result<
     })
 }
 
-/// A listener on every address is asked on loopback.
+/// The address to connect to: loopback for a listener on every address.
 fn reachable(listen: SocketAddr) -> Result<SocketAddr, HealthError> {
     if listen.port() == 0 {
         return Err(HealthError::UnknownPort { address: listen });
@@ -160,8 +160,8 @@ fn tls_config() -> Result<ClientConfig, rustls::Error> {
         .with_no_client_auth())
 }
 
-/// Takes whatever certificate the listener has: it carries a public name, not this address, nothing
-/// secret is sent, and the answer only says that the process lives.
+/// Accepts any certificate: the listener's carries a public name, not this address, nothing secret
+/// is sent, and the answer only says that the process lives.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 
@@ -209,7 +209,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers one connection with these bytes and keeps it open; nothing: it only accepts.
+    /// Answers one connection with these bytes and keeps it open; no bytes: it only accepts.
     async fn answering(bytes: &'static [u8]) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -1,4 +1,4 @@
-//! What both binaries need and neither owns: configuration, telemetry, metrics, TLS, health,
+//! Code that both binaries need and neither owns: configuration, telemetry, metrics, TLS, health,
 //! shutdown.
 //!
 //! Knows nothing of chunks, entries, SQL or the protocol.

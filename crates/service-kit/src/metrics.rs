@@ -1,4 +1,4 @@
-//! Metrics as text, and what both services measure alike.
+//! Metrics as text, and the buckets that both services use.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
@@ -8,13 +8,13 @@ use prometheus_client::registry::Registry;
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Seconds, for what a person or a player waits for: 0.5 ms to 65 s, each twice the one before.
+/// Seconds, for waits of a person or a player: 0.5 ms to 65 s, each twice the one before.
 pub const LATENCY_SECONDS: [f64; 18] = [
     0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048,
     4.096, 8.192, 16.384, 32.768, 65.536,
 ];
 
-/// Seconds, for what should not be felt: 10 µs to 1.3 s, each four times the one before. For
+/// Seconds, for delays that should not be felt: 10 µs to 1.3 s, each four times the one before. For
 /// statements, syncs and queue passes.
 pub const INTERNAL_SECONDS: [f64; 10] = [
     0.000_01, 0.000_04, 0.000_16, 0.000_64, 0.002_56, 0.010_24, 0.040_96, 0.163_84, 0.655_36,
@@ -60,8 +60,8 @@ pub fn register_build_info(registry: &mut Registry, version: &str) {
     registry.register("build_info", "The version that runs, always 1", family);
 }
 
-/// Encodes all metrics, as OpenMetrics where `accept`, the request's header, names it, else as the
-/// older Prometheus text.
+/// Encodes all metrics: as OpenMetrics if `accept`, the request's header, names it, otherwise as
+/// the older Prometheus text.
 pub fn encode(registry: &Registry, accept: Option<&str>) -> Result<Exposition, std::fmt::Error> {
     let mut body = String::with_capacity(16 * 1024);
     prometheus_client::encoding::text::encode(&mut body, registry)?;
@@ -77,12 +77,12 @@ pub fn encode(registry: &Registry, accept: Option<&str>) -> Result<Exposition, s
     })
 }
 
-/// The older text describes a counter by the name of its samples, which end in `_total`: read as it
-/// stands, OpenMetrics gives there a counter without samples and samples without a type. It has no
-/// units and no end mark.
+/// Converts to the older text, which describes a counter by the name of its samples, ending in
+/// `_total`: unconverted OpenMetrics would read there as a counter without samples and samples
+/// without a type. The older text has no units and no end mark.
 fn as_prometheus_text(open_metrics: &str) -> String {
     let mut text = String::with_capacity(open_metrics.len() + 1024);
-    // A family's `HELP` comes before its `TYPE`, which says how the family is called.
+    // A family's `HELP` comes before its `TYPE`, which has the family's name.
     let mut help = None;
     for line in open_metrics.lines() {
         if let Some(described) = line.strip_prefix("# HELP ") {

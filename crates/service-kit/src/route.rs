@@ -1,4 +1,4 @@
-//! The address others reach this machine at.
+//! The address at which others reach this machine.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -12,8 +12,9 @@ const ANYWHERE: [SocketAddr; 2] = [
     ),
 ];
 
-/// Where others reach a listener. `0.0.0.0` and `[::]` name no machine: for them it is the address
-/// of the route toward the first of `peers` that has one, else of the default route.
+/// The address at which others reach a listener. `0.0.0.0` and `[::]` name no machine: they are
+/// replaced by the local address of the route toward the first of `peers` that has one, or of the
+/// default route.
 ///
 /// # Errors
 ///
@@ -25,7 +26,7 @@ pub fn reachable(bound: SocketAddr, peers: &[SocketAddr]) -> io::Result<SocketAd
     peers
         .iter()
         .chain(&ANYWHERE)
-        // `[::]` takes IPv4 too, `0.0.0.0` no IPv6.
+        // `[::]` accepts IPv4 too, `0.0.0.0` no IPv6.
         .filter(|peer| bound.is_ipv6() || peer.is_ipv4())
         .find_map(|peer| local_address(*peer).ok())
         .map(|ip| SocketAddr::new(ip, bound.port()))

@@ -1,4 +1,4 @@
-//! The verbs `completions` and `man` of both binaries: what packages install beside them.
+//! The verbs `completions` and `man` of both binaries: packages install their output.
 
 use std::io;
 use std::process::ExitCode;
@@ -21,8 +21,8 @@ pub fn commands() -> [Command; 2] {
     ]
 }
 
-/// What the verb prints. `whole` is the binary's whole command line. Into memory first: clap panics
-/// when writing fails.
+/// The output of the verb. `whole` is the binary's whole command line. Into memory first: clap
+/// panics when writing fails.
 pub fn text(whole: &Command, verb: &str, arguments: &ArgMatches) -> io::Result<Vec<u8>> {
     let mut root = whole.clone();
     let mut text = Vec::new();
@@ -33,7 +33,7 @@ pub fn text(whole: &Command, verb: &str, arguments: &ArgMatches) -> io::Result<V
         }
         return Ok(text);
     }
-    // One page for the binary, then one for each command, as `man` reads them in one file.
+    // One page for the binary, then one for each command: `man` reads them in one file.
     root.build();
     clap_mangen::Man::new(root.clone()).render(&mut text)?;
     for noun in root
@@ -46,13 +46,13 @@ pub fn text(whole: &Command, verb: &str, arguments: &ArgMatches) -> io::Result<V
     Ok(text)
 }
 
-/// Prints it.
+/// Prints the output.
 pub fn run(whole: &Command, verb: &str, arguments: &ArgMatches) -> ExitCode {
     let printed = text(whole, verb, arguments)
         .and_then(|text| io::Write::write_all(&mut io::stdout(), &text));
     match printed {
         Ok(()) => ExitCode::SUCCESS,
-        // A reader that has seen enough (`| head`) is no failure.
+        // A reader that stops early (`| head`) is not a failure.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: output can not be written: {error}");

@@ -1,4 +1,4 @@
-//! How a process ends: a signal or a lost task cancels one token, tasks drain under one grace
+//! The end of a process: a signal or a failed task cancels one token, tasks drain within one grace
 //! period.
 
 use std::future::Future;
@@ -8,8 +8,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-/// A token that SIGTERM or SIGINT cancels. The first signal only: a second one of the same kind has
-/// no further effect, the grace period bounds the end.
+/// A token that SIGTERM or SIGINT cancels. A second signal of the same kind has no effect: the
+/// grace period limits the shutdown.
 pub fn token_on_signal() -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -46,8 +46,8 @@ pub enum TaskFailure {
     },
 }
 
-/// The long-running tasks of a process. Each is to run until the token is cancelled; one that ends
-/// earlier takes the process with it, because half a service helps nobody and hides the loss.
+/// The long-running tasks of a process. Each runs until the token is cancelled; one that ends
+/// earlier ends the process, because half a service helps nobody and hides the loss.
 pub struct TaskSet {
     tasks: JoinSet<anyhow::Result<()>>,
     names: Vec<(Id, &'static str)>,
@@ -73,13 +73,13 @@ impl TaskSet {
     }
 
     /// Runs until the token is cancelled or a task ends, then cancels the token and gives the
-    /// others `grace` to end. The first failure is the result.
+    /// others `grace` to end. Returns the first failure.
     pub async fn run(mut self, grace: Duration) -> Result<(), TaskFailure> {
         let shutdown = self.shutdown.clone();
         let mut failure = None;
         if let Some(Some(ended)) = shutdown.run_until_cancelled(self.next_ended()).await {
-            // Token and task may be seen in one poll, and the task wins: its end was asked for
-            // then.
+            // Token and task may be ready in the same poll, and the task wins: its end was
+            // requested then.
             let was_asked = shutdown.is_cancelled();
             if !(was_asked && matches!(ended, TaskFailure::EndedEarly { .. })) {
                 failure = Some(ended);
@@ -88,7 +88,7 @@ impl TaskSet {
         shutdown.cancel();
         let drained = tokio::time::timeout(grace, async {
             while let Some(ended) = self.next_ended().await {
-                // A clean end is what was asked for now.
+                // A clean end was requested, and is no failure.
                 if !matches!(ended, TaskFailure::EndedEarly { .. }) {
                     tracing::error!(error = %ended, "a task failed while shutting down");
                     failure.get_or_insert(ended);
@@ -104,7 +104,7 @@ impl TaskSet {
         failure.map_or(Ok(()), Err)
     }
 
-    /// How the next task ended; nothing when there are no more. Cancel-safe, as `JoinSet` is.
+    /// How the next task ended; `None` when there are no more. Cancel-safe, as `JoinSet` is.
     async fn next_ended(&mut self) -> Option<TaskFailure> {
         let joined: Result<(Id, anyhow::Result<()>), JoinError> =
             self.tasks.join_next_with_id().await?;

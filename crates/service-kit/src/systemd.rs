@@ -1,6 +1,5 @@
-//! What systemd is told, and what it gives: readiness and a watchdog (sd_notify(3)), and listeners
-//! that are bound before the start and outlive a restart (sd_listen_fds(3)). Without systemd
-//! nothing of this does anything.
+//! The interface to systemd: readiness and a watchdog (sd_notify(3)), and listeners that are bound
+//! before the start and outlive a restart (sd_listen_fds(3)). Has no effect without systemd.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,10 +10,10 @@ use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// The listeners given at start that nobody has taken yet.
+/// The listeners passed at start that are not in use yet.
 static GIVEN: OnceLock<Mutex<Vec<std::net::TcpListener>>> = OnceLock::new();
 
-/// The listener that was given for this address, else one bound now.
+/// The listener that was passed for this address, or one bound now.
 ///
 /// # Errors
 ///
@@ -53,8 +52,8 @@ fn is_for(local: SocketAddr, address: SocketAddr) -> bool {
     local == address || (local.port() == address.port() && local.ip().is_unspecified())
 }
 
-/// The process serves. Until `shutdown` the watchdog is kept quiet from this runtime, so that a
-/// runtime that hangs is noticed; then systemd is told that the end began.
+/// Reports that the process is ready. Until `shutdown` it keeps feeding the watchdog from this
+/// runtime, so that a hanging runtime is noticed; then it reports that the process is stopping.
 pub async fn notify_until(shutdown: CancellationToken, status: String) {
     tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
     if let Some(limit) = sd_notify::watchdog_enabled() {

@@ -1,8 +1,7 @@
-//! Time from a request to its first byte where bytes are missing: one request after the other, each
-//! of another object or place. Prints one JSON object.
+//! Measures the time from a request to its first byte where bytes are missing: one request after
+//! the other, each for another object or position. Prints one JSON object.
 //!
-//! `--follow-ms=N`: each object is asked for by a first reader, and N ms later by the one that is
-//! measured.
+//! `--follow-ms=N`: a first reader requests each object, and N ms later the measured one does.
 
 use std::{
     sync::Arc,
@@ -16,13 +15,13 @@ struct Options {
     client: Client,
     targets: Vec<String>,
     content: Content,
-    /// Each target is asked for at each of them.
+    /// Each target is requested at each of these.
     offsets: Vec<u64>,
     range_bytes: u64,
-    /// Without an end, as players ask; then so many bytes are read and the connection is cut.
+    /// Without an end, as players do; then so many bytes are read and the connection is cut.
     open_ended: bool,
     follow: Option<Duration>,
-    /// Between two requests: what the last one set going comes to rest.
+    /// Pause between two requests, for the effects of the last one to end.
     pause: Duration,
 }
 
@@ -66,7 +65,7 @@ async fn run(options: Arc<Options>) -> Result<()> {
                 None => None,
             };
             let measured = async {
-                // Connecting is not measured: players have a connection.
+                // Connecting is not measured: players have an open connection.
                 let mut open = match connection.take() {
                     Some(open) => open,
                     None => options.client.connect(0).await?,

@@ -14,9 +14,9 @@ use chunkcache_tests::load::{
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-/// How often the memory of the servers is looked at; none of them changes faster.
+/// Sampling interval of the servers' memory; none of them changes faster.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
-/// Errors of one connection before it gives up: a failing server is not hammered.
+/// Errors after which a connection gives up: a failing server is not hammered.
 const MAX_ERRORS: u64 = 20;
 
 struct Options {
@@ -25,9 +25,9 @@ struct Options {
     targets: Vec<String>,
     content: Content,
     connections: u64,
-    /// Of so many connections one compares every byte; the others the first ones of each answer.
+    /// One connection in this many compares every byte; the others the first ones of each answer.
     compare_one_in: u64,
-    /// Opened before and held meanwhile, after a small request each.
+    /// Idle connections, opened before and kept meanwhile, after a small request each.
     idle: u64,
     duration: Duration,
     /// 0: the whole object, without a range.
@@ -181,7 +181,7 @@ async fn hold_idle(options: &Options) -> (Vec<Connection>, u64) {
             range: Some((0, 1)),
             content: &options.content,
         };
-        // Beyond the numbers of those that are loaded.
+        // Numbered after the loaded connections.
         let one = async {
             let mut connection = options.client.connect(options.connections + number).await?;
             connection.get(asked, Until::End).await?;
@@ -260,7 +260,7 @@ async fn converse(
             tally.first_byte_us.push(micros(timing.first_byte));
         }
         if !timing.ended {
-            // The time is over; what is left of many slow answers is not waited for.
+            // The time is over; do not wait for the rest of slow answers.
             return Ok(());
         }
         tally.requests += 1;

@@ -1,8 +1,8 @@
-//! A small origin: the files below a directory over HTTP/1.1, with ranges and validators, slowed
-//! down on demand.
+//! A small origin: serves the files below a directory over HTTP/1.1, with ranges and validators,
+//! slowed down on demand.
 //!
-//! For `deploy/quickstart` and for trying things by hand. `GET /.requests` tells what was asked
-//! for, so that what the cache did can be seen.
+//! For `deploy/quickstart` and for trying things by hand. `GET /.requests` lists the requests,
+//! which shows what the cache did.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::net::SocketAddr;

@@ -1,12 +1,12 @@
-//! How long an edge that holds many chunks takes to start, and the coordinator to reconcile with
-//! it.
+//! Measures how long an edge that holds many chunks takes to start, and the coordinator to
+//! reconcile with it.
 //!
-//! Twenty objects are opened through a real edge; its store is then told that it holds all of their
-//! chunks (the example `fill_store` of cache-edge, given by its path). Three starts follow: with a
-//! table that knows none of them (all are reported and recorded), with one that knows all (digests
+//! Twenty objects are opened through a real edge; then its store is made to contain all of their
+//! chunks (by the example `fill_store` of cache-edge, given by its path). Three starts follow: with
+//! a table that has none of them (all are reported and recorded), with one that has all (digests
 //! alone), and once more. Usage: `chunkcache-restart <fill_store> [chunks, default 1000000]`.
 //! Prints Markdown.
-// A measurement that is wrong stops at the line that is wrong.
+// A wrong measurement stops at the line that is wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::process::Command;
@@ -64,7 +64,7 @@ fn main() {
         let read = read_bytes(cluster.edge_mut().process().pid());
         cluster.edge_mut().wait_ready();
         let ready = begun.elapsed();
-        // The scrub has begun to find that the bytes are not there.
+        // The scrub has begun to find that the bytes are missing.
         let recorded = cluster.total_recorded("edge-a") / CHUNK;
         assert!(recorded > chunks / 10 * 9, "{recorded} chunks are recorded");
         let resident = cluster.edge_mut().process().resident_anonymous_bytes() / MIB;
@@ -78,7 +78,7 @@ fn main() {
     }
 }
 
-/// Bytes that the process has read, from wherever (`rchar`).
+/// Bytes that the process has read, from any source (`rchar`).
 fn read_bytes(pid: rustix::process::Pid) -> u64 {
     let io = std::fs::read_to_string(format!("/proc/{}/io", pid.as_raw_nonzero())).unwrap();
     let line = io.lines().find(|line| line.starts_with("rchar:")).unwrap();

@@ -1,12 +1,12 @@
-//! The founding promise, measured: time from a seek to its first byte, idle, in a saturated system,
-//! and with a node down, in one run.
+//! Measures the main promise: time from a seek to its first byte, idle, in a saturated system, and
+//! with a node down, in one run.
 //!
 //! One edge; an origin 40 ms away behind one 10 MB/s link that all its connections share. Idle:
 //! seeks into a cold file, nothing else. Loaded: the same seeks while background fill completes
-//! other files and a precache job runs. With a node down: three edges, of which one holds half of
-//! what is sought, or is fetching it, and is killed; the seeks are those after that, at the others.
-//! Prints Markdown and, last, one JSON line.
-// A measurement that is wrong stops at the line that is wrong.
+//! other files and a precache job runs. With a node down: three edges, one of which holds half of
+//! the seek targets, or is fetching them, and is killed; the later seeks, at the other edges, are
+//! measured. Prints Markdown and, last, one JSON line.
+// A wrong measurement stops at the line that is wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng, seq::SliceRandom as _}
 const LATENCY: Duration = Duration::from_millis(40);
 const LINK_BYTES_PER_SECOND: u64 = 10_000_000;
 const SEEK_BYTES: u64 = 64 << 10;
-/// Between two seeks, a person's; the lookahead of the last one is then under way.
+/// Pause between two seeks, as of a person; the lookahead of the last one is then running.
 const PAUSE: Duration = Duration::from_millis(150);
 
 fn main() {
@@ -32,9 +32,9 @@ fn main() {
         ..ClusterOptions::default()
     });
     cluster.origin.set_link(Some(LINK_BYTES_PER_SECOND));
-    // One title for each half, large enough that no seek meets what another fetched.
+    // One title for each half, large enough that no seek meets chunks that another fetched.
     let size = (seeks as u64 + 2) * 16 * CHUNK;
-    // Idle is idle: nothing completes the title between the seeks.
+    // Nothing may complete the title between the seeks.
     fill(&cluster, false);
     let idle = run(&cluster, "/idle.mp4", 11, size, seeks);
     cluster
@@ -121,8 +121,8 @@ fn main() {
     );
 }
 
-/// Three edges: what is sought at two of them the third holds, every other time, or is fetching,
-/// the first time; it is killed before.
+/// Three edges: for seeks at two of them, the third holds the chunk (every other time) or is
+/// fetching it (the first time); then it is killed.
 fn with_a_node_down(seeks: usize) -> Vec<f64> {
     const SEED: u64 = 15;
     let mut cluster = Cluster::start_with(ClusterOptions {
@@ -149,7 +149,7 @@ fn with_a_node_down(seeks: usize) -> Vec<f64> {
         (held >= places.len().div_ceil(2) as u64 * CHUNK).then_some(())
     });
     cluster.origin.set_link(Some(LINK_BYTES_PER_SECOND));
-    // One that is under way when it dies.
+    // A fetch that is running when the edge dies.
     let mut playing = Call::get(&target)
         .header("Range", &format!("bytes={}-", first / CHUNK * CHUNK))
         .open(doomed.http)
@@ -158,7 +158,8 @@ fn with_a_node_down(seeks: usize) -> Vec<f64> {
     doomed.kill();
     let mut times = Vec::with_capacity(seeks);
     for (number, place) in [first].into_iter().chain(places).enumerate() {
-        // At each of them both what was held and what nobody has.
+        // Each of them gets both kinds of seeks: to chunks that were held, and to chunks nobody
+        // has.
         let edge = edges[number / 2 % edges.len()];
         times.push(seek(edge, &target, SEED, place));
     }
@@ -166,8 +167,8 @@ fn with_a_node_down(seeks: usize) -> Vec<f64> {
     times
 }
 
-/// Seeks to places nobody was at, each a new connection with an open-ended range, the old one cut:
-/// as players do.
+/// Seeks to unvisited positions, each on a new connection with an open-ended range, cutting the old
+/// one: as players do.
 fn run(cluster: &Cluster, path: &str, seed: u64, size: u64, seeks: usize) -> Vec<f64> {
     let target = cluster.put(path, Object::generated(seed, size).latency(LATENCY));
     let edge = cluster.edge().http;
@@ -180,7 +181,7 @@ fn run(cluster: &Cluster, path: &str, seed: u64, size: u64, seeks: usize) -> Vec
     times
 }
 
-/// Far enough apart that no seek lands in the lookahead of another, in no order.
+/// Positions far enough apart that no seek hits the lookahead of another, in random order.
 fn places(seed: u64, seeks: usize) -> Vec<u64> {
     let mut random = SmallRng::seed_from_u64(seed);
     let mut places: Vec<u64> = (1..=seeks as u64)
@@ -190,7 +191,7 @@ fn places(seed: u64, seeks: usize) -> Vec<u64> {
     places
 }
 
-/// Milliseconds to the first byte; what follows is compared, and the connection cut.
+/// Milliseconds to the first byte; the bytes are compared, and the connection cut.
 fn seek(edge: SocketAddr, target: &str, seed: u64, place: u64) -> f64 {
     let asked = Instant::now();
     let mut reply = Call::get(target)

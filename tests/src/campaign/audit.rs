@@ -1,9 +1,9 @@
-//! After the storm: are the rows true, and does every byte kept have a row?
+//! After the faults: are the rows true, and does every stored byte have a row?
 //!
-//! First every row's bytes are asked of its edge, so that what was corrupted on disk and not read
-//! since is met, withdrawn and fetched again. Then, when nothing moves any more, each row must
-//! equal the origin's content byte by byte on the disk itself, and no chunk of any file may have a
-//! byte on disk that no row accounts for.
+//! First every row's bytes are requested from its edge, so that chunks that were corrupted on disk
+//! and not read since are found, withdrawn and fetched again. Then, when nothing changes any more,
+//! each row must equal the origin's content byte by byte on the disk itself, and no chunk of any
+//! file may have a byte on disk that no row accounts for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -19,8 +19,8 @@ use crate::{CHUNK, content};
 
 /// A full campaign leaves gigabytes to compare.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(600);
-/// Equal looks at the table before it is taken to stand still, and before a difference is taken to
-/// be there to stay.
+/// Number of equal reads of the table before it counts as stable, and before a difference counts as
+/// permanent.
 const STILL_LOOKS: u32 = 4;
 const FINAL_LOOKS: u32 = 30;
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -29,7 +29,7 @@ const COMPLAINTS: usize = 20;
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Audit {
     pub rows: u64,
-    /// Rows whose bytes on disk are not the origin's, or not there.
+    /// Rows whose bytes on disk are wrong or missing.
     pub rows_without_bytes: u64,
     /// Chunks with any byte on disk that no row accounts for.
     pub bytes_without_rows: u64,
@@ -68,8 +68,8 @@ impl Row {
     }
 }
 
-/// Waits until everything is ready and the table stands still, reads everything once, waits again,
-/// and compares.
+/// Waits until everything is ready and the table is stable, reads everything once, waits again, and
+/// compares.
 pub fn settle_and_compare(cluster: &mut Cluster) -> Audit {
     cluster.coordinator.wait_ready();
     for edge in &mut cluster.edges {
@@ -78,8 +78,8 @@ pub fn settle_and_compare(cluster: &mut Cluster) -> Audit {
     stand_still(cluster, |_, _| true);
     for row in rows(cluster) {
         let edge = home(cluster, &row);
-        // A corrupt chunk of an object that changed since cannot be fetched again: then it must
-        // only be gone.
+        // A corrupt chunk of an object that has changed cannot be fetched again: it must only be
+        // gone.
         if let Ok(reply) = Call::get(&format!("/v1/entries/{}", row.entry))
             .range(row.start, row.end)
             .open(edge.http)
@@ -95,7 +95,7 @@ pub fn settle_and_compare(cluster: &mut Cluster) -> Audit {
     audit
 }
 
-/// Looks until `is_enough` says so of a table that did not change over some looks.
+/// Reads a table until it is stable over some reads and `is_enough` accepts it.
 fn stand_still(cluster: &Cluster, mut is_enough: impl FnMut(&Cluster, u32) -> bool) {
     let (mut last, mut looks) = (Vec::new(), 0);
     eventually("rows and bytes settle", SETTLE_TIMEOUT, || {
@@ -175,7 +175,7 @@ fn compare(cluster: &Cluster) -> Audit {
     audit
 }
 
-/// Chunks of a sparse file that are not wholly a hole.
+/// Chunks of a sparse file that are not entirely a hole.
 pub fn chunks_with_data(path: &std::path::Path) -> Vec<u64> {
     use rustix::fs::{SeekFrom, seek};
     let Ok(file) = File::open(path) else {

@@ -1,4 +1,4 @@
-//! The injector: draws faults from the plan until each kind has had its count.
+//! The injector: draws faults from the plan until each kind has reached its count.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -67,7 +67,7 @@ pub fn all(
         match kind {
             Kind::EdgeKill => {
                 kills += 1;
-                // Spread what is left over the kills that are left.
+                // Spread the rest over the remaining kills.
                 let wanted = (plan.corrupted_chunks.saturating_sub(corrupted))
                     .div_ceil(plan.edge_kills - kills + 1);
                 corrupted += kill_edge(cluster, shared, wanted, random);
@@ -160,8 +160,7 @@ fn pause_edge(cluster: &mut Cluster, shared: &Shared, random: &mut SmallRng) {
     end(&shared.edges[number]);
 }
 
-/// Changes some bytes in so many chunks that have any, and syncs nothing: the page cache is what
-/// the edge will read. Silence, not an error: of the coordinator, of PostgreSQL, or of an edge
+/// Cuts the network silently, without an error: the coordinator's, PostgreSQL's, or that of an edge
 /// toward its peers and readers.
 fn cut_network(cluster: &Cluster, shared: &Shared, random: &mut SmallRng) {
     let time = Duration::from_millis(random.random_range(300..4_000));
@@ -181,6 +180,8 @@ fn cut_network(cluster: &Cluster, shared: &Shared, random: &mut SmallRng) {
     }
 }
 
+/// Changes some bytes in at most `wanted` chunks that have any, and syncs nothing: the edge reads
+/// from the page cache.
 fn corrupt_chunks(data: &Path, wanted: u32, random: &mut SmallRng) -> u32 {
     let mut places: Vec<(PathBuf, u64)> = Vec::new();
     for path in chunk_files(data) {
@@ -243,7 +244,7 @@ fn change_object(plan: &Plan, cluster: &Cluster, shared: &Shared, random: &mut S
     title
         .seed
         .store(seed(plan, number, version), Ordering::SeqCst);
-    // Requests that began before and after both see a change: the edge may meet it up to a second
+    // Requests that begin before and after both see a change: the edge may notice it up to a second
     // later.
     std::thread::sleep(Duration::from_millis(1_100));
     title.version.fetch_add(1_000_000, Ordering::SeqCst);

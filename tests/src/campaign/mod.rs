@@ -5,7 +5,7 @@
 //! One thread (the caller's) injects faults, one after the other, drawn from a seed; reader threads
 //! never stop. A failed request is excused only by a fault of the very edge it went to, or by a
 //! change of the very object it read: a dead coordinator or database excuses nothing. At the end
-//! everything runs, readers are gone, and the rows are held against the files.
+//! everything runs, readers are gone, and the rows are compared with the files.
 
 mod audit;
 mod inject;
@@ -36,8 +36,8 @@ pub struct Plan {
     pub coordinator_kills: u32,
     pub coordinator_pauses: u32,
     pub database_kills: u32,
-    /// At least so many, a few at each kill of an edge: a chunk checked once since the start is
-    /// trusted after.
+    /// At least so many, a few at each kill of an edge: a chunk that was checked once since the
+    /// start is trusted afterwards.
     pub corrupted_chunks: u32,
     pub disk_fills: u32,
     /// Outage of the coordinator, of PostgreSQL, or of an edge, for some seconds.
@@ -49,7 +49,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Readers and no fault.
+    /// Readers without faults.
     pub fn quiet(seed: u64) -> Plan {
         Plan {
             edge_kills: 0,
@@ -65,7 +65,7 @@ impl Plan {
         }
     }
 
-    /// So many of one kind, by its name on the command line; false if there is no such kind.
+    /// Sets the count of one kind, by its name on the command line; false if there is no such kind.
     pub fn set(&mut self, kind: &str, count: u32) -> bool {
         let place = match kind {
             "edge-kills" => &mut self.edge_kills,
@@ -83,7 +83,7 @@ impl Plan {
         true
     }
 
-    /// Some tens of seconds: for a first look.
+    /// Some tens of seconds: for a quick check.
     pub fn short(seed: u64) -> Plan {
         Plan {
             seed,
@@ -120,7 +120,7 @@ impl Plan {
     }
 }
 
-/// What happened, counted.
+/// Counts of the events.
 #[derive(Debug, Default)]
 pub struct Counters {
     pub requests: AtomicU64,
@@ -128,19 +128,19 @@ pub struct Counters {
     pub wrong_bytes: AtomicU64,
     /// A clean end before the announced length, or the bytes of another version than the ETag's.
     pub wrong_ends: AtomicU64,
-    /// Failed through a fault of the edge asked, or of a change of the object.
+    /// Failed because of a fault of the edge, or a change of the object.
     pub excused: AtomicU64,
     /// Failed although the edge ran and the bytes were cached or the origin reachable.
     pub unexcused: AtomicU64,
     pub worst_stall_ms: AtomicU64,
 }
 
-/// One edge as readers see it.
+/// One edge, as readers see it.
 #[derive(Debug)]
 pub struct Target {
     pub address: std::net::SocketAddr,
     pub down: AtomicBool,
-    /// Rises when a fault of this edge begins and when it ends.
+    /// Incremented when a fault of this edge begins and when it ends.
     pub incidents: AtomicU64,
 }
 
@@ -150,7 +150,7 @@ pub struct Title {
     pub path: String,
     pub size: u64,
     pub version: AtomicU64,
-    /// Version of the content that its origin has now.
+    /// Seed of the version that its origin has now.
     pub seed: AtomicU64,
 }
 
@@ -160,7 +160,7 @@ pub struct Shared {
     pub titles: Vec<Title>,
     pub counters: Counters,
     pub stop: AtomicBool,
-    /// The first few failures nobody excused, in words.
+    /// The first few failures without an excuse, in words.
     pub complaints: std::sync::Mutex<Vec<String>>,
 }
 
@@ -187,13 +187,14 @@ pub struct Report {
     pub worst_stall_ms: u64,
     pub audit: Audit,
     pub seconds: u64,
-    /// Processes of ours that panicked or ended by themselves.
+    /// Processes of ours that panicked or ended on their own.
     pub broken_processes: Vec<String>,
     pub complaints: Vec<String>,
     pub left_out: Vec<&'static str>,
 }
 
-/// Runs it. The disk that is filled is a loop-mounted file system when this machine allows one.
+/// Runs the campaign. The disk that is filled is a loop-mounted file system if this machine allows
+/// one.
 pub fn run(plan: &Plan) -> Report {
     let began = Instant::now();
     let mut random = SmallRng::seed_from_u64(plan.seed);
@@ -262,7 +263,7 @@ pub fn run(plan: &Plan) -> Report {
     report
 }
 
-/// The logs of the processes, to find the cause in.
+/// Keeps the logs of the processes, for finding the cause.
 fn keep_logs(cluster: &Cluster, seed: u64) {
     let to = std::env::temp_dir().join(format!("chunkcache-faults-seed-{seed}"));
     let logs = std::fs::read_dir(cluster.directory.path())
@@ -279,8 +280,8 @@ fn keep_logs(cluster: &Cluster, seed: u64) {
     }
 }
 
-/// What no fault of the plan explains: a service that ended by itself, or a task in it that
-/// panicked.
+/// Failures that no fault of the plan explains: a service that ended on its own, or a task in it
+/// that panicked.
 fn broken_processes(cluster: &mut Cluster) -> Vec<String> {
     let edges = cluster.edges.iter_mut().map(crate::services::Edge::process);
     let mut broken = Vec::new();
@@ -326,8 +327,8 @@ fn seed(plan: &Plan, number: usize, version: u64) -> u64 {
     plan.seed.wrapping_mul(1009) % 1_000_000 * 1_000 + number as u64 * 100_000_000_000 + version
 }
 
-/// Version `version` of a title. Its seed is in its ETag, so a reader can tell which bytes are
-/// right; fresh for a second, so that changes are met.
+/// Version `version` of a title. Its seed is in its ETag, so a reader can tell the right bytes;
+/// fresh for a second, so that changes are noticed.
 fn object(plan: &Plan, number: usize, version: u64, size: u64) -> Object {
     Object::generated(seed(plan, number, version), size)
         .header("Cache-Control", "max-age=1")
@@ -335,7 +336,7 @@ fn object(plan: &Plan, number: usize, version: u64, size: u64) -> Object {
 }
 
 impl Report {
-    /// Nothing wrong was seen.
+    /// `Ok` if nothing went wrong.
     pub fn verdict(&self) -> Result<(), String> {
         let zero = [
             ("wrong bytes", self.wrong_bytes),

@@ -1,20 +1,19 @@
-//! A network that can be cut: the campaign runs in a network namespace of its own, where packets to
-//! and from a port are dropped.
+//! A network that can be cut: the campaign runs in its own network namespace, where packets to and
+//! from a port are dropped.
 //!
-//! Unlike after a kill, no peer notices: connections stay open and silent, which is what a broken
-//! switch looks like.
+//! Unlike after a kill, no peer notices: connections stay open and silent, as with a broken switch.
 
 use std::process::{Command, Stdio};
 
 /// Set for the process that runs in the namespace.
 const MARK: &str = "CHUNKCACHE_FAULTS_NAMESPACE";
 
-/// Whether this process has a network of its own.
+/// Whether this process has its own network.
 pub fn is_own() -> bool {
     std::env::var_os(MARK).is_some()
 }
 
-/// This program again, in a new network namespace; none where none can be made (needs root,
+/// This program again, in a new network namespace; none if that is impossible (it needs root,
 /// `unshare`, `ip`, `iptables`).
 pub fn in_own_namespace() -> Option<Command> {
     if is_own() {
@@ -42,7 +41,7 @@ pub fn in_own_namespace() -> Option<Command> {
     Some(command)
 }
 
-/// Packets to and from a port are dropped as long as this lives.
+/// Drops packets to and from a port for as long as it lives.
 pub struct Cut(u16);
 
 impl Cut {

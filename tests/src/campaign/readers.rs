@@ -1,4 +1,4 @@
-//! Readers: they ask edges for random parts of random titles and compare every byte.
+//! Readers: they request random parts of random titles from edges and compare every byte.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::http::{Call, Reply};
 use crate::{CHUNK, KIB};
 
 const PIECE_BYTES: usize = 256 << 10;
-/// A read without a byte for longer than this is a failure of the system, not of patience.
+/// A read without a byte for longer than this is a failure of the system.
 const PATIENCE: Duration = Duration::from_secs(45);
 
 /// How a request ended.
@@ -19,7 +19,7 @@ enum End {
     Whole,
     /// Refused, cut, or timed out, and when.
     Failed(String),
-    /// Cut, and of a version that its origin does not have any more: nobody can complete it.
+    /// Cut, but the origin no longer has this version: nobody can complete it.
     Outdated,
 }
 
@@ -83,7 +83,7 @@ fn one_request(shared: &Shared, edge: &Target, title: &Title, range: Option<(u64
     }
 }
 
-/// As the logs have it, to find what they say.
+/// In the format of the logs, for finding the matching lines.
 fn time_of_day() -> String {
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)

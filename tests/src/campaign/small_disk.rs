@@ -1,5 +1,5 @@
-//! A small ext4 file system on a loop device, to be filled. Needs root; where it can not be made,
-//! the caller says so.
+//! A small ext4 file system on a loop device, to be filled. Needs root; if it can not be made, the
+//! caller reports that.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -49,7 +49,7 @@ impl SmallDisk {
         &self.mount
     }
 
-    /// As another program would: writes until nothing fits.
+    /// Like another program, writes until nothing fits.
     pub fn fill(&self) {
         let Ok(mut file) = File::create(self.ballast()) else {
             return;
@@ -64,7 +64,7 @@ impl SmallDisk {
         let _ = std::fs::remove_file(self.ballast());
     }
 
-    /// As another program would: makes files until no more can be made.
+    /// Like another program, creates files until no more can be created.
     pub fn fill_inodes(&self) {
         let directory = self.mount.join("many");
         let _ = std::fs::create_dir(&directory);
@@ -79,8 +79,8 @@ impl SmallDisk {
         let _ = std::fs::remove_dir_all(self.mount.join("many"));
     }
 
-    /// As the kernel does after an error of the file system: everything fails that would write.
-    /// False: not here.
+    /// Like the kernel after an error of the file system: all writes fail. False: not supported
+    /// here.
     pub fn abort(&self) -> bool {
         let mut command = Command::new("mount");
         command.args(["-o", "remount,abort"]).arg(&self.mount);

@@ -33,9 +33,9 @@ const READ_BYTES: usize = 256 << 10;
 const HEAD_LIMIT: usize = 16 << 10;
 /// A head and the first bytes of a body.
 const FIRST_BYTES: u64 = 1 << 10;
-/// No answer for so long is an error.
+/// A longer wait for an answer is an error.
 const STALL_LIMIT: Duration = Duration::from_secs(30);
-/// Connections from one loopback address: below what servers allow one client.
+/// Connections from one loopback address: below the servers' limit for one client.
 const CONNECTIONS_PER_ADDRESS: u64 = 200;
 
 /// Where to connect, and how.
@@ -51,8 +51,7 @@ enum Stream {
 
 thread_local! {
     /// Shared by all connections: bytes are compared before another connection reads. One buffer
-    /// stays in the processor's cache, where one for each connection would measure the memory's
-    /// speed.
+    /// stays in the processor's cache, where one per connection would measure the memory's speed.
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
 }
 
@@ -62,14 +61,14 @@ pub struct Connection {
     looks: Looks,
 }
 
-/// What becomes of bodies.
+/// How much of each body is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Looks {
-    /// All of each is compared.
+    /// All bytes are compared.
     AtAll,
-    /// The first bytes are; of the rest the length counts, and the kernel throws it away. As with a
-    /// network card, taking bytes costs a processor next to nothing then, and what the server can
-    /// send is what is measured. With TLS: as `AtAll`.
+    /// The first bytes are compared; for the rest only the length counts, and the kernel discards
+    /// it. As with a network card, receiving then costs a processor next to nothing, and the
+    /// server's sending is measured. With TLS: like `AtAll`.
     AtFirst,
 }
 
@@ -87,7 +86,7 @@ pub struct Asked<'a> {
 pub enum Until {
     End,
     Time(Instant),
-    /// So many bytes of the body.
+    /// After this many bytes of the body.
     Bytes(u64),
 }
 
@@ -96,7 +95,7 @@ pub struct Timing {
     pub whole: Duration,
     pub bytes: u64,
     pub wrong_bytes: u64,
-    /// All of it was read; else the connection can not be used again.
+    /// The whole body was read; otherwise the connection can not be reused.
     pub ended: bool,
 }
 
@@ -140,14 +139,14 @@ impl Client {
 }
 
 impl Connection {
-    /// From the next answer on.
+    /// Applies from the next answer on.
     #[must_use]
     pub fn looking(mut self, looks: Looks) -> Self {
         self.looks = looks;
         self
     }
 
-    /// Asks, reads and compares.
+    /// Requests, reads and compares.
     pub async fn get(&mut self, asked: Asked<'_>, until: Until) -> io::Result<Timing> {
         let one = self.get_whole(asked, until);
         tokio::time::timeout(STALL_LIMIT, one)
@@ -155,7 +154,7 @@ impl Connection {
             .map_err(|_| io::Error::from(ErrorKind::TimedOut))?
     }
 
-    /// Waits for bytes and gives them to `see`; none at the end.
+    /// Waits for bytes and passes them to `see`; none at the end.
     async fn read<T>(
         &mut self,
         at_most: u64,
@@ -175,7 +174,8 @@ impl Connection {
         .await
     }
 
-    /// Waits for bytes and throws them away: how many. `None`: this connection has to look at them.
+    /// Waits for bytes and discards them; returns how many. `None`: this connection must compare
+    /// them.
     async fn discard(&mut self, at_most: u64) -> Option<io::Result<u64>> {
         let Stream::Plain(stream) = &self.stream else {
             return None;
@@ -297,7 +297,7 @@ impl Connection {
     }
 }
 
-/// The certificates under measurement are made for the run.
+/// Accepts any certificate: those under measurement are made for the run.
 #[derive(Debug)]
 struct AnyCertificate;
 

@@ -1,5 +1,5 @@
-//! Shared by the load generators of `tests/bench`: a small HTTP/1.1 client that reads 256
-//! KiB at a time and compares what it reads with what it should be.
+//! Shared by the load generators of `tests/bench`: a small HTTP/1.1 client that reads 256 KiB at a
+//! time and compares it with the expected bytes.
 //!
 //! wrk reads 8 KiB at a time and, at several GB/s, mostly measures itself.
 
@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail};
 /// The expected bytes of an object.
 pub enum Content {
     Memory(Vec<u8>),
-    /// So many bytes, of which all but the first are those `period` before them.
+    /// So many bytes, each of which, except the first ones, equals the byte `period` before it.
     Repeating {
         period: Vec<u8>,
         size: u64,
@@ -26,9 +26,9 @@ pub enum Content {
 }
 
 impl Content {
-    /// A file's path, `zeros:SIZE`, or `repeating:PERIOD:PATH`: a file that repeats its first
-    /// bytes. A period that stays in the processor's cache leaves the memory to what is measured; a
-    /// prime one differs at all places that servers could mix up.
+    /// Parses a file's path, `zeros:SIZE`, or `repeating:PERIOD:PATH`: a file that repeats its
+    /// first bytes. A period that fits into the processor's cache leaves the memory to the servers;
+    /// a prime one differs at all positions that servers could mix up.
     pub fn parse(text: &str) -> Result<Content> {
         if let Some(size) = text.strip_prefix("zeros:") {
             return Ok(Content::Zeros(size.parse().context("zeros:SIZE")?));
@@ -60,7 +60,7 @@ impl Content {
         }
     }
 
-    /// How many of the bytes at the offset are not what they should be.
+    /// How many of the bytes at the offset are wrong.
     pub fn wrong_bytes(&self, offset: u64, bytes: &[u8]) -> u64 {
         const ZEROS: [u8; 4096] = [0; 4096];
         let differing = |given: &[u8], expected: &[u8]| {
@@ -139,7 +139,7 @@ impl Arguments {
             .collect()
     }
 
-    /// Nothing may be left.
+    /// Fails if arguments are left.
     pub fn end(self) -> Result<()> {
         match self.0.keys().next() {
             Some(name) => bail!("--{name}: no such option"),
@@ -148,7 +148,7 @@ impl Arguments {
     }
 }
 
-/// In milliseconds, of sorted microseconds.
+/// In milliseconds, from sorted microseconds.
 pub fn percentile(sorted_us: &[u32], part: f64) -> f64 {
     if sorted_us.is_empty() {
         return 0.0;

@@ -8,10 +8,10 @@ use super::respond::{self, After};
 use super::{Hit, Shared};
 
 const MAX_HEAD_BYTES: usize = 64 << 10;
-/// How often an idle connection looks whether the origin stops.
+/// How often an idle connection checks whether the origin stops.
 const IDLE_POLL: Duration = Duration::from_millis(200);
 
-/// Tells what was asked for so far; not itself recorded.
+/// Lists the requests so far; not itself recorded.
 const REQUESTS: &str = "/.requests";
 
 pub(crate) struct Request {

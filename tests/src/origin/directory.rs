@@ -9,8 +9,8 @@ use super::object::Object;
 #[derive(Debug)]
 pub(crate) struct Directory {
     root: PathBuf,
-    /// Its headers hold for every file, its pace and latency for those that no other template is
-    /// for.
+    /// Its headers apply to every file, its pace and latency to those without a template of their
+    /// own.
     template: Object,
     /// By the first part of the path.
     templates: Vec<(String, Object)>,
@@ -29,8 +29,8 @@ impl Directory {
         })
     }
 
-    /// The regular file at this path (of a directory: its index.html), if it lies below the root
-    /// also after links were followed.
+    /// The regular file at this path (for a directory: its index.html), if it is below the root
+    /// even after links were followed.
     pub(crate) fn object(&self, path: &str) -> Option<Object> {
         let mut relative = path.strip_prefix('/')?.to_owned();
         if relative.is_empty() || relative.ends_with('/') {

@@ -1,9 +1,9 @@
 //! An HTTP/1.1 origin under the test's control.
 //!
 //! Objects are generated from their offset or read from files, so their size costs nothing. Every
-//! request and every body byte is counted, and each path can be made slow, broken or dishonest. A
-//! thread a connection and hand-written HTTP: a library would refuse to send most of what a hostile
-//! origin sends.
+//! request and every body byte is counted, and each path can be made slow, broken or dishonest. One
+//! thread per connection and hand-written HTTP: a library would refuse to send most of what a
+//! hostile origin sends.
 
 mod connection;
 mod directory;
@@ -22,10 +22,10 @@ pub use object::{Fault, Object, Times, variant_seed};
 
 use crate::ports;
 
-/// One request as it came, and what was sent for it.
+/// One request as it came, and the answer to it.
 #[derive(Debug, Clone)]
 pub struct Hit {
-    /// When its head had come.
+    /// When its head had arrived.
     pub at: Instant,
     pub method: String,
     /// Path with its query.
@@ -44,7 +44,7 @@ impl Hit {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// Where the range asked for begins; none: no range.
+    /// Where the requested range begins; none: no range.
     pub fn range_start(&self) -> Option<u64> {
         let (first, _) = self
             .header("range")?
@@ -58,7 +58,7 @@ impl Hit {
 struct State {
     objects: HashMap<String, Object>,
     directory: Option<directory::Directory>,
-    /// Requests in the order their heads came; `body_bytes` grows while a body is sent.
+    /// Requests in the order in which their heads arrived; `body_bytes` grows while a body is sent.
     hits: Vec<Hit>,
     connections: HashMap<u64, TcpStream>,
     next_connection: u64,
@@ -66,7 +66,7 @@ struct State {
     link: Option<Link>,
 }
 
-/// One wire for all connections: each piece waits for those before it.
+/// One link for all connections: each piece waits for those before it.
 #[derive(Debug, Clone, Copy)]
 struct Link {
     bytes_per_second: u64,
@@ -87,7 +87,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// On a port of its own, without objects.
+    /// Starts an origin on its own port, without objects.
     pub fn start() -> Origin {
         Origin::start_at(ports::reserve()).expect("origin listens on a reserved port")
     }
@@ -103,7 +103,7 @@ impl Origin {
     }
 
     /// Serves the regular files below `root`, beside the objects put here. `templates`: for folders
-    /// right below it.
+    /// directly below it.
     pub fn serve_directory(
         &self,
         root: &Path,
@@ -143,7 +143,7 @@ impl Origin {
         );
     }
 
-    /// The requests of a path (its query not looked at) so far.
+    /// The requests for a path (ignoring its query) so far.
     pub fn hits(&self, path: &str) -> Vec<Hit> {
         let state = self.state();
         let of_path = |hit: &&Hit| hit.target.split('?').next() == Some(path);
@@ -154,7 +154,7 @@ impl Origin {
         self.state().hits.clone()
     }
 
-    /// Body bytes handed to the network for a path so far.
+    /// Body bytes passed to the network for a path so far.
     pub fn body_bytes(&self, path: &str) -> u64 {
         self.hits(path).iter().map(|hit| hit.body_bytes).sum()
     }
@@ -163,7 +163,7 @@ impl Origin {
         self.state().most_connections
     }
 
-    /// All bodies together share a link of this rate, first come, first served; none: no limit.
+    /// Makes all bodies share a link of this rate, first come, first served; none: no limit.
     pub fn set_link(&self, bytes_per_second: Option<u64>) {
         self.state().link = bytes_per_second.map(|rate| Link {
             bytes_per_second: rate,
@@ -171,20 +171,20 @@ impl Origin {
         });
     }
 
-    /// Down: refuses connections and cuts those it has.
+    /// Goes down: refuses connections and cuts the open ones.
     pub fn stop(&mut self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
         for stream in self.state().connections.values() {
             let _ = stream.shutdown(Shutdown::Both);
         }
         if let Some(accepting) = self.accepting.take() {
-            // Wakes the accepting thread, which looks at `stopping` first.
+            // Wakes the accepting thread, which checks `stopping` first.
             let _ = TcpStream::connect(self.address);
             let _ = accepting.join();
         }
     }
 
-    /// Up again, on the same port, with the same objects and counters.
+    /// Comes up again, on the same port, with the same objects and counters.
     pub fn start_again(&mut self) {
         self.listen().expect("origin listens on its port again");
     }
@@ -238,7 +238,7 @@ impl Shared {
         state.hits.len() - 1
     }
 
-    /// Connections take turns on a shared link in pieces of a few packets, as on a wire.
+    /// Connections alternate on a shared link in pieces of a few packets, as on a wire.
     fn link_piece(&self, piece: u64) -> u64 {
         const LINK_PIECE_BYTES: u64 = 8 << 10;
         match self.lock().link {
@@ -247,7 +247,7 @@ impl Shared {
         }
     }
 
-    /// Takes a place on the shared link; the answer is how long to wait for it.
+    /// Reserves a slot on the shared link; returns how long to wait for it.
     fn take_link(&self, bytes: u64) -> Duration {
         let mut state = self.lock();
         let Some(link) = &mut state.link else {
@@ -264,8 +264,8 @@ impl Shared {
     }
 }
 
-/// The other side has not closed it: a thread that is pacing its body learns of that later than a
-/// kernel.
+/// Whether the other side has not closed it: a thread that is pacing its body notices that later
+/// than a kernel.
 fn is_open(stream: &TcpStream) -> bool {
     const PEEK_WITHOUT_WAITING: i32 = 0x02 | 0x40;
     let mut byte = [std::mem::MaybeUninit::uninit()];

@@ -1,4 +1,4 @@
-//! An object at an origin's path, and how the origin misbehaves there.
+//! An object at an origin's path, and its misbehaviour.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -13,7 +13,7 @@ pub(crate) enum Content {
     File(Arc<File>),
 }
 
-/// For how many requests a fault is there.
+/// The number of requests that a fault affects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Times {
     Always,
@@ -24,25 +24,25 @@ pub enum Times {
 pub enum Fault {
     /// An answer with this status, these headers and a short text.
     Status(u16, Vec<(String, String)>),
-    /// The connection is reset after this many body bytes of what was announced.
+    /// The connection is reset after this many bytes of the announced body.
     DieAfter(u64),
-    /// Fewer bytes than the range asked for, consistently announced: a 206 of another range.
+    /// Fewer bytes than requested, consistently announced: a 206 of another range.
     ShorterRange(u64),
-    /// Announces what was asked for, then closes cleanly this many bytes early.
+    /// Announces the requested bytes, then closes cleanly this many bytes early.
     EndEarly(u64),
-    /// Announces what was asked for, then sends this many bytes more.
+    /// Announces the requested bytes, then sends this many bytes more.
     SendMore(u64),
-    /// 200 and the whole object, whatever range was asked for.
+    /// 200 and the whole object, whatever range was requested.
     IgnoreRange,
     /// A Content-Range shifted by this many bytes, over the right bytes.
     ShiftContentRange(u64),
     /// A total size in Content-Range that is this much too large.
     WrongTotal(u64),
-    /// Another ETag with each answer.
+    /// Another ETag in each answer.
     ChangingValidator,
     /// Chunked transfer coding without a length.
     Chunked,
-    /// Says `Content-Encoding: gzip`, whatever was accepted.
+    /// Claims `Content-Encoding: gzip`, whatever was accepted.
     Gzip,
     /// 302 to this place.
     Redirect(String),
@@ -56,7 +56,7 @@ pub enum Fault {
     Garbage,
 }
 
-/// The seed of the content that an [`Object::varying_on`] a header has for a value of it.
+/// The seed of an [`Object::varying_on`] object's content for a header value.
 pub fn variant_seed(seed: u64, value: &str) -> u64 {
     value
         .bytes()
@@ -134,13 +134,13 @@ impl Object {
         self.header("Vary", name)
     }
 
-    /// Answers a conditional request as if it were none.
+    /// Ignores conditions in requests.
     pub fn ignoring_conditions(mut self) -> Object {
         self.ignore_conditions = true;
         self
     }
 
-    /// Replaced by the variant that this header value selects.
+    /// Replaces it by the variant that this header value selects.
     pub(crate) fn select(&mut self, value: &str) {
         if let Content::Generated { seed } = &mut self.content {
             *seed = variant_seed(*seed, value);
@@ -182,7 +182,7 @@ impl Object {
         self.size
     }
 
-    /// The object as one request sees it: the faults of this request only.
+    /// The object for one request: with the faults of this request only.
     pub(crate) fn for_one_request(&mut self) -> Object {
         self.requests += 1;
         let mut seen = self.clone();

@@ -1,4 +1,4 @@
-//! The answer to one request: by the book (RFC 9110) where no fault says otherwise.
+//! The answer to one request: by the book (RFC 9110) unless a fault says otherwise.
 
 use std::io::{self, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -9,9 +9,9 @@ use super::connection::Request;
 use super::object::{Fault, Object};
 
 const PIECE_BYTES: u64 = 64 << 10;
-/// A paced body is sent in so many pieces a second.
+/// A paced body is sent in this many pieces a second.
 const PACED_PIECES_PER_SECOND: u64 = 50;
-/// How often a stalled or paced answer looks whether the origin stops.
+/// How often a stalled or paced answer checks whether the origin stops.
 const STALL_POLL: Duration = Duration::from_millis(50);
 
 pub(crate) enum After {
@@ -78,7 +78,7 @@ pub(crate) fn respond(
     }
 }
 
-/// The requests so far, one a line: method, target, range, status, body bytes.
+/// Lists the requests so far, one per line: method, target, range, status, body bytes.
 pub(crate) fn requests(mut stream: &TcpStream, shared: &Shared) -> io::Result<()> {
     let mut body = String::new();
     for hit in &shared.lock().hits {
@@ -120,7 +120,7 @@ fn plan(request: &Request, object: &Object, ranges_are_known: bool, shift: (u64,
         end: object.size,
     };
     if object.ignore_conditions {
-        // As if there were none.
+        // As without conditions.
     } else if request
         .header("if-match")
         .is_some_and(|it| !matches_any(it, etag.as_deref()))
@@ -229,7 +229,7 @@ fn send(
         }
     }
     if reset {
-        // An RST where the system allows it: unread or unsent bytes are dropped with a zero linger.
+        // An RST if the system allows it: a zero linger drops unread or unsent bytes.
         let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
         return Ok(After::Close);
     }
@@ -275,8 +275,8 @@ fn text(
     Ok(After::KeepOpen)
 }
 
-/// `None`: to be ignored. `Some(None)`: can not be satisfied. One range only: that is all a cache
-/// asks for.
+/// `None`: to be ignored. `Some(None)`: can not be satisfied. One range only: a cache requests no
+/// more.
 fn parse_range(value: &str, size: u64) -> Option<Option<(u64, u64)>> {
     let (first, last) = value.strip_prefix("bytes=")?.split_once('-')?;
     if first.is_empty() {
@@ -325,7 +325,7 @@ fn pause(shared: &Shared, time: Duration) {
     }
 }
 
-/// The other side has not closed. The read time-out of the connection keeps this short.
+/// Whether the other side has not closed. The connection's read time-out keeps this short.
 fn is_open(stream: &TcpStream) -> bool {
     let mut byte = [0];
     !matches!(stream.peek(&mut byte), Ok(0))

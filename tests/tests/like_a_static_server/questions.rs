@@ -1,5 +1,4 @@
-//! Questions to both servers: every odd one three times, and random ones up to a few
-//! thousand.
+//! Requests to both servers: every odd one three times, and random ones up to a few thousand.
 
 use rand::{RngExt as _, rngs::StdRng};
 
@@ -10,7 +9,7 @@ const OLD: &str = "Sat, 01 Jan 2000 00:00:00 GMT";
 
 type Headers = Vec<(&'static str, String)>;
 
-/// A question, and its name where it is one of the odd ones.
+/// A request, and its name if it is one of the odd ones.
 pub struct Question {
     pub name: String,
     pub method: &'static str,
@@ -169,7 +168,7 @@ fn random_range(random: &mut StdRng) -> String {
     }
 }
 
-/// All of them, the odd ones first.
+/// All requests, the odd ones first.
 pub fn questions(random: &mut StdRng, etag: &str, date: &str) -> Vec<Question> {
     let mut all = Vec::new();
     for method in ["GET", "HEAD"] {
@@ -200,8 +199,7 @@ pub fn questions(random: &mut StdRng, etag: &str, date: &str) -> Vec<Question> {
             });
         }
     }
-    // Each odd question is asked three times, so that it meets a cold, a half warm and a warm
-    // object.
+    // Each odd request is sent three times, so that it meets a cold, a half warm and a warm object.
     let odd: Vec<Question> = (0..3)
         .flat_map(|_| &all)
         .map(|q| Question {
@@ -219,7 +217,7 @@ pub fn questions(random: &mut StdRng, etag: &str, date: &str) -> Vec<Question> {
         }
         if random.random_bool(0.3) {
             let condition = &conditions[random.random_range(0..conditions.len())];
-            // Only those both sides read alike; the others are asked above.
+            // Only conditions that both sides read alike; the others are among the odd ones.
             if condition.len() == 1
                 && [etag, date, OLD, "\"other\""].contains(&condition[0].1.as_str())
             {

@@ -1,4 +1,4 @@
-//! What an origin claims costs nothing: memory, time and the store grow with what is stored.
+//! An origin's claims cost nothing: memory, time and the store grow with what is stored.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use chunkcache_tests::{Cluster, MIB, Object, content};
 
 /// As many bytes as a 32-bit number of chunks of 2 MiB allows.
 const PETABYTES: u64 = 8_000_000_000_000_000;
-/// One byte more than a file of ext4 can have.
+/// One byte more than a file on ext4 can have.
 const TOO_LONG: u64 = (16 << 40) + 1;
 
 #[test]

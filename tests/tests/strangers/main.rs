@@ -1,5 +1,4 @@
-//! What somebody who means harm, or a fault nobody planned, can make of the system: each figure of
-//! an attack, and what it has to be.
+//! Attacks, and faults nobody planned: each figure of an attack, and its limit.
 #![allow(clippy::unwrap_used)]
 
 mod claims;

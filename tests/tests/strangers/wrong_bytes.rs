@@ -1,4 +1,4 @@
-//! Bytes that change on a running edge's disk reach nobody through another edge.
+//! Bytes that change on a running edge's disk reach no client through another edge.
 
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};

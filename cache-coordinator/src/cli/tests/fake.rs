@@ -1,4 +1,4 @@
-//! A coordinator that knows one source, one entry and one job, and writes down what it is asked.
+//! A coordinator that knows one source, one entry and one job, and records the requests it gets.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,23 +17,23 @@ pub(super) const ENTRY_ID: &str = "018f6a0e-0000-8000-8000-000000000001";
 pub(super) struct Fake {
     /// Set: refuse everything and name this leader.
     pub leader: Option<String>,
-    /// The first so many requests come while nobody leads.
+    /// Number of requests at first for which there is no leader.
     pub without_leader: usize,
     /// Debug text of each request.
     pub asked: Arc<Mutex<Vec<String>>>,
     /// Value of the `authorization` header of each request.
     pub tokens: Arc<Mutex<Vec<String>>>,
-    /// How the job that is followed ends.
+    /// How the followed job ends.
     pub job_ends: JobState,
 }
 
 impl Fake {
-    /// Serves on a free port of loopback until the test's runtime ends; gives the URL.
+    /// Serves on a free port of loopback until the test's runtime ends; returns the URL.
     pub(super) async fn start(self) -> String {
         self.start_on(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap())
     }
 
-    /// As [`Fake::start`] with TLS, wanting a certificate of clients.
+    /// Like [`Fake::start`] with TLS, and requires client certificates.
     pub(super) async fn start_with_mutual_tls(self) -> String {
         let pem = |name| std::fs::read(fixture(name)).unwrap();
         let tls = ServerTlsConfig::new()

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::*;
 use fake::Fake;
 
-/// Runs a command line against an address: what it printed, or why not.
+/// Runs a command line against an address: returns its output, or its error.
 async fn run_at(endpoint: &str, arguments: &[&str]) -> Result<String, CliError> {
     let mut line = vec!["cache-coordinator", "--endpoint", endpoint];
     line.extend(arguments);
@@ -25,7 +25,7 @@ async fn run_at(endpoint: &str, arguments: &[&str]) -> Result<String, CliError> 
     Ok(String::from_utf8(out).unwrap())
 }
 
-/// Runs against a fresh fake: the result, and what was asked.
+/// Runs against a fresh fake: returns the result, and the requests.
 async fn run_fake(arguments: &[&str]) -> (Result<String, CliError>, Vec<String>) {
     let fake = Fake {
         job_ends: JobState::Done,
@@ -339,7 +339,7 @@ async fn a_failed_job_that_is_followed_is_1() {
     );
 }
 
-/// An address nobody listens on: bound once, so that it was free, and closed.
+/// An address without a listener: bound once, so that it was free, and closed.
 async fn dead_endpoint() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     format!("http://{}", listener.local_addr().unwrap())
@@ -391,8 +391,7 @@ async fn standbys_that_name_each_other_are_no_endless_loop() {
     assert_eq!(asked.lock().len(), 2);
 }
 
-/// Right after a step-down nobody leads for a moment: who typed the next command already does not
-/// hear of it.
+/// Right after a step-down there is no leader for a moment: a command typed then must not fail.
 #[tokio::test]
 async fn a_moment_without_a_leader_is_waited_for() {
     let between = Fake {
@@ -403,7 +402,7 @@ async fn a_moment_without_a_leader_is_waited_for() {
     let endpoint = between.start().await;
     assert!(run_at(&endpoint, &["source", "list"]).await.is_ok());
     assert_eq!(asked.lock().len(), 3);
-    // Not for longer than a call may take.
+    // But not for longer than a call may take.
     let none = Fake {
         without_leader: usize::MAX,
         ..Fake::default()
@@ -414,7 +413,7 @@ async fn a_moment_without_a_leader_is_waited_for() {
     assert_eq!((status, text.as_str()), (1, "a standby"));
 }
 
-/// Takes so many lines, then is closed as `head` closes its end.
+/// Accepts some lines, then is closed, like the input of `head`.
 struct Head {
     lines: usize,
     taken: Vec<u8>,

@@ -1,5 +1,5 @@
-//! How a connection is made: what the connection string means, TLS as libpq has it, and what each
-//! session is set to.
+//! Makes connections: parses the connection string, applies TLS as libpq does, and sets up each
+//! session.
 
 mod session;
 pub mod string;
@@ -42,26 +42,26 @@ impl Surroundings for Process {
 enum Encryption {
     /// Never.
     Disable,
-    /// In clear, and with TLS where the server refuses that.
+    /// In clear, and with TLS if the server refuses that.
     Allow,
-    /// With TLS, and in clear where the server refuses that.
+    /// With TLS, and in clear if the server refuses that.
     Prefer,
     /// With TLS only.
     Require,
 }
 
-/// What a server's certificate has to prove.
+/// The checks of a server's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Trust {
-    /// Nothing: protects from those who listen, not from those who stand between.
+    /// None: protects against eavesdroppers, not against a man in the middle.
     Anyone,
-    /// It comes from the authority, whoever it is for.
+    /// It comes from the authority, for whatever host.
     Authority(Roots),
-    /// And it is for the host that is connected to.
+    /// Like `Authority`, and it is for the host that is connected to.
     Host(Roots),
 }
 
-/// Where the authorities are.
+/// The source of the authorities.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Roots {
     System,
@@ -77,14 +77,14 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// From a connection string and what surrounds it.
+    /// Reads a connection string and its surroundings.
     pub fn new(text: &str, around: &dyn Surroundings) -> Result<Self, DatabaseError> {
         let invalid = |reason: String| DatabaseError::invalid("database-url", reason);
         let parameters = string::read(text, around).map_err(invalid)?;
         let config = config_of(&parameters, around).map_err(invalid)?;
         let (encryption, trust) = encryption_of(&parameters, around).map_err(invalid)?;
         let identity = identity_of(&parameters, around).map_err(invalid)?;
-        // What is not used needs no files.
+        // Unused settings need no files.
         let tls = match encryption {
             Encryption::Disable => tls::connector(&Trust::Anyone, None),
             _ => tls::connector(&trust, identity.as_ref()),
@@ -128,7 +128,7 @@ impl Connect for Connector {
             };
             match (self.once(first, &config).await, second) {
                 (Err(error), Some(second)) if may_go_otherwise(&error) => {
-                    // Of two refusals the first says what was meant.
+                    // If both refuse, the first error is the relevant one.
                     self.once(second, &config).await.map_err(|_| error)
                 }
                 (result, _) => result,
@@ -137,7 +137,7 @@ impl Connect for Connector {
     }
 }
 
-/// The server was reached and did not want the connection as it was.
+/// Whether the server was reached and may accept the other kind of connection.
 fn may_go_otherwise(error: &tokio_postgres::Error) -> bool {
     let is_refused = error.code().is_some_and(|state| state.code() == "28000");
     is_refused || error.to_string().contains("TLS")
@@ -176,12 +176,12 @@ fn config_of(
     }
     let hosts = set_hosts(&mut config, parameters)?;
     if let Some(seconds) = number::<u64>(parameters, "connect_timeout")?.filter(|it| *it > 0) {
-        // As libpq: one second is taken for two.
+        // Like libpq: one second counts as two.
         config.connect_timeout(Duration::from_secs(seconds.max(2)));
     }
     set_keepalives(&mut config, parameters)?;
     config.target_session_attrs(match get("target_session_attrs") {
-        // Of several, the one that takes writes.
+        // With several hosts, the one that accepts writes.
         None if hosts > 1 => TargetSessionAttrs::ReadWrite,
         None | Some("any") => TargetSessionAttrs::Any,
         Some("read-write" | "primary") => TargetSessionAttrs::ReadWrite,
@@ -216,7 +216,7 @@ fn config_of(
     Ok(config)
 }
 
-/// How many there are.
+/// Sets the hosts and ports; returns how many there are.
 fn set_hosts(
     config: &mut tokio_postgres::Config,
     parameters: &Parameters,
@@ -236,7 +236,7 @@ fn set_hosts(
     }
     let count = hosts.len().max(addresses.len()).max(1);
     if hosts.is_empty() && addresses.is_empty() {
-        // The folder of Debian's socket, where there is one, as its libpq has it.
+        // The folder of Debian's socket, if it exists, as in Debian's libpq.
         let socket = "/var/run/postgresql";
         let is_there = Path::new(socket).is_dir();
         config.host(if is_there { socket } else { "localhost" });
@@ -280,7 +280,7 @@ fn set_keepalives(
     Ok(())
 }
 
-/// `~/.postgresql/NAME`, where it is there.
+/// `~/.postgresql/NAME`, if it exists.
 fn personal_file(name: &str, around: &dyn Surroundings) -> Option<PathBuf> {
     let home = around.variable("HOME").filter(|home| !home.is_empty())?;
     let path = Path::new(&home).join(".postgresql").join(name);

@@ -1,8 +1,9 @@
-//! The connection string as libpq reads it. Pure: environment and files are arguments.
+//! Parses the connection string like libpq. Pure: environment and files are arguments.
 //!
-//! `postgres://…` and `key=value …` have the same parameters (PostgreSQL manual, 34.1.2). What the
-//! string does not say is taken from a service (`service`, `PGSERVICE`), then from the environment,
-//! then from defaults. A parameter that is not known, or can not be honoured, is an error.
+//! `postgres://…` and `key=value …` have the same parameters (PostgreSQL manual, 34.1.2).
+//! Parameters that the string lacks are taken from a service (`service`, `PGSERVICE`), then from
+//! the environment, then from defaults. A parameter that is unknown, or can not be honoured, is an
+//! error.
 
 use std::{
     collections::BTreeMap,
@@ -12,15 +13,15 @@ use std::{
 /// Parameters by their libpq keyword.
 pub type Parameters = BTreeMap<String, String>;
 
-/// Where what is not in the string comes from.
+/// The source of parameters that are not in the string.
 pub trait Surroundings {
     /// An environment variable.
     fn variable(&self, name: &str) -> Option<String>;
-    /// A file's text; none where there is none.
+    /// A file's text; none if it does not exist.
     fn file(&self, path: &Path) -> Option<String>;
 }
 
-/// Keyword, and the variable that stands in for it.
+/// Keyword, and the variable that replaces it.
 const KEYWORDS: &[(&str, &str)] = &[
     ("host", "PGHOST"),
     ("hostaddr", "PGHOSTADDR"),
@@ -47,7 +48,7 @@ const KEYWORDS: &[(&str, &str)] = &[
     ("keepalives_interval", ""),
     ("keepalives_count", ""),
     ("tcp_user_timeout", ""),
-    // What changes nothing here.
+    // These change nothing here.
     ("fallback_application_name", ""),
     ("gssencmode", "PGGSSENCMODE"),
     ("gsslib", ""),
@@ -57,7 +58,7 @@ const KEYWORDS: &[(&str, &str)] = &[
     ("client_encoding", ""),
 ];
 
-/// What libpq knows and we can not honour: ignoring it would be unsafe.
+/// Keywords of libpq that we can not honour: ignoring them would be unsafe.
 const UNSUPPORTED: &[&str] = &[
     "sslcrl",
     "sslcrldir",
@@ -174,7 +175,7 @@ fn read_url(text: &str) -> Result<Parameters, String> {
     Ok(parameters)
 }
 
-/// `%XX`; a plus sign is a plus sign.
+/// Decodes `%XX`; a plus sign is literal.
 fn decode(text: &str) -> Result<String, String> {
     percent_encoding::percent_decode_str(text)
         .decode_utf8()
@@ -197,7 +198,7 @@ fn read_pairs(text: &str) -> Result<Parameters, String> {
     Ok(parameters)
 }
 
-/// A value and what is behind it.
+/// A value and the text after it.
 fn read_value(text: &str) -> Result<(String, &str), String> {
     let (is_quoted, body) = match text.strip_prefix('\'') {
         Some(body) => (true, body),
@@ -264,7 +265,7 @@ fn read_service(
     Err(format!("no definition of service {name:?} is found"))
 }
 
-/// From the password file: `host:port:database:user:password` lines, `*` is any.
+/// Looks in the password file: `host:port:database:user:password` lines, `*` matches any.
 fn find_password(parameters: &Parameters, around: &dyn Surroundings) -> Option<String> {
     let path = parameters
         .get("passfile")
@@ -281,7 +282,7 @@ fn find_password(parameters: &Parameters, around: &dyn Surroundings) -> Option<S
     let hosts = get("host", "localhost");
     let ports = get("port", "5432");
     let mut ports = ports.split(',').cycle();
-    // Of several hosts the first that has a password: the driver has one for all.
+    // With several hosts, the first that has a password: the driver uses one for all.
     hosts.split(',').find_map(|host| {
         // A socket's folder is looked up as localhost.
         let host = if host.starts_with('/') || host.is_empty() {

@@ -1,4 +1,4 @@
-//! What a server's certificate has to prove, by `sslmode`.
+//! Checks a server's certificate, by `sslmode`.
 
 use std::{fs::File, io::BufReader, path::Path, path::PathBuf, sync::Arc};
 
@@ -17,7 +17,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{Roots, Trust};
 
-/// A client that trusts as `trust` says, and shows `identity`'s certificate where it is asked.
+/// A TLS client that checks servers by `trust`, and presents `identity`'s certificate if asked.
 pub(super) fn connector(
     trust: &Trust,
     identity: Option<&(PathBuf, PathBuf)>,
@@ -58,10 +58,10 @@ fn certificates(path: &Path, keyword: &str) -> Result<Vec<CertificateDer<'static
 #[derive(Debug)]
 struct Verifier {
     provider: Arc<CryptoProvider>,
-    /// None: any certificate will do.
+    /// None: any certificate is accepted.
     chain: Option<Arc<WebPkiServerVerifier>>,
-    /// Certificates given as authorities. A server may show one of them itself: `openssl req -x509`
-    /// makes such.
+    /// Certificates given as authorities. A server may present one of them itself: `openssl req
+    /// -x509` makes such.
     given: Vec<CertificateDer<'static>>,
     checks_host: bool,
 }
@@ -131,7 +131,7 @@ impl ServerCertVerifier for Verifier {
         let verified =
             chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         match verified {
-            // Judged last: all else holds.
+            // Checked last: all else is valid.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if !self.checks_host => Ok(ServerCertVerified::assertion()),

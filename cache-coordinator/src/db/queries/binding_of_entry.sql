@@ -1,4 +1,4 @@
--- The entry and the freshness of the key that points to it now, where one does.
+-- The entry and the freshness of the key that points to it now, if there is one.
 SELECT e.id, e.source, e.path, e.query, e.variant, e.validator, e.etag, e.last_modified, e.content_type, e.size, e.chunk_size,
        e.pinned, e.created_at, coalesce(e.chunkless_since < now() - interval '3 minutes', false) AS idle,
        k.validated_at, k.fresh_until, k.initial_age, k.cache_control, k.vary

@@ -1,4 +1,4 @@
--- Edges that hold anything of the entry, by leaps through the primary key: one probe an edge,
+-- Edges that hold any part of the entry, by a skip scan of the primary key: one probe per edge,
 -- however many chunks each holds.
 WITH RECURSIVE holder (edge_id) AS (
     (SELECT edge_id FROM cache_chunks WHERE entry_id = $1 ORDER BY edge_id LIMIT 1)

@@ -1,4 +1,4 @@
--- What each edge holds of the entries, coalesced. Along the primary key.
+-- The coalesced ranges of the entries that each edge holds. Along the primary key.
 SELECT h.entry_id, h.edge_id, e.name, e.url, e.state, lower(r) AS start_byte, upper(r) AS end_byte
 FROM (
     SELECT entry_id, edge_id, range_agg(int8range(start_byte, end_byte)) AS held

@@ -1,7 +1,7 @@
--- What no edge of $5 holds of [$2, $3); one range scan of the primary key for each edge. $4 is the
--- chunk size: a chunk that meets the range starts less than that before it. Where it ends follows
--- from it too (the last one ends before, but so does the range): so the index alone answers, and no
--- page of the table is read.
+-- The parts of [$2, $3) that no edge of $5 holds; one range scan of the primary key for each edge.
+-- $4 is the chunk size: a chunk that meets the range starts less than that before it. Its end
+-- follows from that too (the last one ends earlier, but so does the range), so the index alone
+-- answers, and no page of the table is read.
 SELECT lower(r) AS start_byte, upper(r) AS end_byte
 FROM (
     SELECT int8multirange(int8range($2, $3)) - coalesce(range_agg(int8range(c.start_byte, c.start_byte + $4::bigint)), '{}'::int8multirange) AS missing

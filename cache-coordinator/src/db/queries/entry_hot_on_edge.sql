@@ -1,5 +1,5 @@
--- What an edge holds a part of that is pinned, or changed in the last ten minutes. Once for each
--- session of an edge that drains.
+-- Entries of which an edge holds a part that are pinned, or changed in the last ten minutes. Runs
+-- once for each session of a draining edge.
 SELECT e.id
 FROM cache_entries e
 WHERE (e.pinned OR e.id IN (

@@ -1,5 +1,5 @@
--- Entries of which the edge holds some bytes and not all, along cache_chunks_by_edge; stops after
--- the limit.
+-- Entries of which the edge holds some bytes but not all, along cache_chunks_by_edge; stops at the
+-- limit.
 SELECT h.entry_id, h.held_bytes
 FROM (
     SELECT entry_id, sum(end_byte - start_byte)::bigint AS held_bytes

@@ -1,6 +1,6 @@
--- Entries of which no edge holds anything, that nobody has asked for since $1 seconds, the oldest
--- first. A pinned one stays, and one that has a job. An invalidated one stays for edges that are
--- away, unless there are too many ($2).
+-- Entries without chunks on any edge that were not requested for $1 seconds, the oldest first.
+-- Pinned ones stay, and those with a job. Invalidated ones stay for disconnected edges, unless
+-- there are too many ($2).
 SELECT e.id
 FROM cache_entries e
 WHERE e.chunkless_since < now() - $1::bigint * interval '1 second'

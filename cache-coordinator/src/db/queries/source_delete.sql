@@ -1,2 +1,2 @@
--- Keys, entries and jobs go by cascade; chunk rows have gone before.
+-- Keys, entries and jobs go by cascade; chunk rows were deleted before.
 DELETE FROM sources WHERE name = $1

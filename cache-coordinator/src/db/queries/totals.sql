@@ -1,5 +1,5 @@
--- Cheap at any size: rows are counted up to the limit; past it, the planner's estimate and what
--- edges report.
+-- Cheap at any size: counts rows up to the limit; past it, uses the planner's estimate and the
+-- edges' reports.
 SELECT (SELECT count(*) FROM (SELECT 1 FROM cache_entries LIMIT $1) x) AS entries_counted,
        (SELECT reltuples::bigint FROM pg_class WHERE oid = 'cache_entries'::regclass) AS entries_estimated,
        counted.chunks AS chunks_counted,

@@ -1,4 +1,4 @@
-//! Applies the changes of one batch inside its transaction and collects what they answer and log.
+//! Applies the changes of one batch inside its transaction and collects their answers and log rows.
 
 use chunkcache_proto::v1;
 use deadpool_postgres::GenericClient;
@@ -19,10 +19,10 @@ use super::{
     observations::Observations,
 };
 
-/// What a change comes to unless the whole batch fails.
+/// The result of a change unless the whole batch fails.
 pub(super) type Judged = Result<Outcome, DatabaseError>;
 
-/// A batch under way.
+/// The batch being applied.
 pub(super) struct Batch<'a, C> {
     pub(super) executor: Executor<'a, C>,
     /// The newest revision before the batch.
@@ -45,8 +45,8 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         }
     }
 
-    /// Applies all in order. An error is of the database and fails the batch; what is wrong with
-    /// one change alone is its own answer.
+    /// Applies all in order. An error of the database fails the batch; an error of one change alone
+    /// is its own answer.
     pub(super) async fn apply<'o>(
         mut self,
         operations: impl Iterator<Item = &'o Operation>,
@@ -56,7 +56,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
             if self.gather(number, operation) {
                 continue;
             }
-            // It does not commute with what is gathered.
+            // It does not commute with the gathered ones.
             self.flush().await?;
             if self.gather(number, operation) {
                 continue;
@@ -85,7 +85,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         self.observations.take(number, operation) || self.reports.take(number, operation)
     }
 
-    /// Observations first: a report of an entry follows its observation closely.
+    /// Observations first: a report of an entry closely follows its observation.
     async fn flush(&mut self) -> Result<(), DatabaseError> {
         self.flush_observations().await?;
         self.flush_reports().await
@@ -284,7 +284,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
                 .query_one(statements::EDGE_CHUNK_COUNT, &[&edge.id, &1_i64])
                 .await?;
             if edge.store_id != change.store_id && rows.get::<_, i64>(0) > 0 {
-                // The old disk's session must not add rows while they are taken away.
+                // The old disk's session must not add rows while they are being removed.
                 self.retire(&change.name).await?;
                 return Ok(JoinStep::OldRows(edge.id));
             }

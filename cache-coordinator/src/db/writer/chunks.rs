@@ -1,5 +1,5 @@
-//! Reports of chunks: those of many edges and entries become two statements, each row fenced by its
-//! edge's epoch.
+//! Reports of chunks: reports of many edges and entries become two statements, each row fenced by
+//! its edge's epoch.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -15,18 +15,18 @@ use super::super::{
 };
 use super::{Operation, Outcome, TouchEdge, apply::Batch};
 
-/// Reports gathered, not yet applied.
+/// Reports that are gathered but not applied yet.
 #[derive(Default)]
 pub(super) struct ChunkReports {
     reports: Vec<Report>,
     touches: Vec<(usize, TouchEdge)>,
-    /// Whether what is gathered for the entry on the edge is stored (or removed): the other kind
-    /// does not commute.
+    /// Whether the gathered reports for the entry on the edge store (or remove) chunks: the other
+    /// kind does not commute.
     kinds: HashMap<(EntryId, EdgeId), bool>,
 }
 
 struct Report {
-    /// Of the change in its batch.
+    /// The index of the change in its batch.
     number: usize,
     edge: EdgeId,
     epoch: u64,
@@ -190,7 +190,7 @@ impl<C: GenericClient> Batch<'_, C> {
         if touches.is_empty() {
             return Ok(());
         }
-        // One row an edge and epoch; the last says how it is now.
+        // One row per edge and epoch; the last one has the present state.
         let latest: BTreeMap<(EdgeId, u64), &TouchEdge> = touches
             .iter()
             .map(|(_, touch)| ((touch.edge, touch.epoch), touch))
@@ -246,7 +246,7 @@ impl<C: GenericClient> Batch<'_, C> {
         }
     }
 
-    /// Keeps `chunkless_since`: null where an entry has chunks, and since when it has none.
+    /// Maintains `chunkless_since`: null if an entry has chunks, otherwise since when it has none.
     pub(super) async fn mark_chunkless(
         &self,
         with_chunks: impl IntoIterator<Item = EntryId>,
@@ -308,7 +308,7 @@ impl<C: GenericClient> Batch<'_, C> {
 fn judge(report: &Report, row: &Row) -> Result<Geometry, DatabaseError> {
     let epoch: Option<i64> = row.get("epoch");
     if epoch != Some(signed(report.epoch)) {
-        // Also an edge that is gone: its session is over in any case.
+        // Also for an edge that is gone: its session is over too.
         return Err(DatabaseError::Fenced);
     }
     let size: Option<i64> = row.get("size");
@@ -318,7 +318,7 @@ fn judge(report: &Report, row: &Row) -> Result<Geometry, DatabaseError> {
         .map_err(|error| DatabaseError::Internal(error.to_string()))
 }
 
-/// The chunks' ranges, with their checksums where there are any.
+/// The chunks' ranges, with their checksums if there are any.
 fn ranges_of(report: &Report, geometry: Geometry) -> Result<Vec<(ByteRange, u64)>, DatabaseError> {
     let place = |index: ChunkIndex, checksum: u64| {
         if index < geometry.chunk_count() {
@@ -342,7 +342,7 @@ fn ranges_of(report: &Report, geometry: Geometry) -> Result<Vec<(ByteRange, u64)
     }
 }
 
-/// As the statements take them.
+/// The arguments of the statements.
 #[derive(Default)]
 struct ChunkColumns {
     entries: Vec<EntryId>,

@@ -1,4 +1,4 @@
-//! Reconciliation: a page of an edge's inventory becomes a handful of statements.
+//! Reconciliation: turns a page of an edge's inventory into a handful of statements.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -16,7 +16,7 @@ use super::{
     observations::Registration,
 };
 
-/// What the rows say of an item before it is reconciled.
+/// The state of the rows before the reconciliation.
 struct Known {
     edge: String,
     geometry: HashMap<EntryId, Geometry>,
@@ -26,8 +26,8 @@ struct Known {
 type NewRows = BTreeMap<(EntryId, u64), (ByteRange, u64)>;
 
 impl<C: GenericClient> Batch<'_, C> {
-    /// After it the rows of the page's entries on the edge are exactly what the page says, less the
-    /// chunks that can not be. An answer for each item, in their order.
+    /// Makes the rows of the page's entries on the edge equal to the page, less impossible chunks.
+    /// Returns an answer for each item, in their order.
     pub(super) async fn reconcile(
         &mut self,
         page: &ReconcileEntries,
@@ -99,7 +99,7 @@ impl<C: GenericClient> Batch<'_, C> {
         Ok(answers)
     }
 
-    /// The edge's name and the entries' geometries; fenced where the session is over.
+    /// The edge's name and the entries' geometries; fenced if the session is over.
     async fn known(&self, page: &ReconcileEntries) -> Result<Known, DatabaseError> {
         let entries: Vec<EntryId> = page.entries.iter().map(|item| item.id).collect();
         let edges = vec![page.edge; entries.len()];
@@ -113,7 +113,7 @@ impl<C: GenericClient> Batch<'_, C> {
         };
         for (id, row) in entries.iter().zip(&rows) {
             if row.get::<_, Option<i64>>("epoch") != Some(signed(page.epoch)) {
-                // Also an edge that is gone: its session is over in any case.
+                // Also for an edge that is gone: its session is over too.
                 return Err(DatabaseError::Fenced);
             }
             known.edge = row.get("edge");
@@ -157,7 +157,7 @@ impl<C: GenericClient> Batch<'_, C> {
             .collect())
     }
 
-    /// What was deleted and what was written, by entry.
+    /// Deletes and writes rows; returns both by entry.
     async fn write_rows(
         &self,
         page: &ReconcileEntries,

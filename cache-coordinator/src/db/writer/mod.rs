@@ -1,9 +1,9 @@
-//! The one writer of the leader: all changes of tables, in the order they were queued, in batches,
-//! each batch one transaction together with its rows of the change log.
+//! The one writer of the leader: applies all changes of tables, in the order they were queued, in
+//! batches, each batch one transaction together with its rows of the change log.
 //!
 //! Why one: revisions are committed in order, fsyncs are shared, and a fence checked at the start
-//! of a batch holds to its end. The queue is bounded: who queues faster than PostgreSQL commits
-//! waits.
+//! of a batch holds to its end. The queue is bounded: callers that queue faster than PostgreSQL
+//! commits must wait.
 
 mod apply;
 mod chunks;
@@ -26,15 +26,15 @@ pub use task::{CommittedBatch, WriterConfig, WriterObserver, WriterTask};
 
 use super::{DatabaseError, edges::EdgeId};
 
-/// Commands waiting; a session's reports carry up to some hundred chunks each.
+/// Limit of queued commands; a session's reports carry up to some hundred chunks each.
 const QUEUE: usize = 4_096;
-/// Rows deleted in one transaction of a long removal, so that it never holds up the others.
+/// Rows deleted in one transaction of a long removal, so that it never delays the others.
 const BITE: u32 = 20_000;
 
-/// What a committed change answers.
+/// The answer to a committed change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed<T> {
-    /// The newest revision once it was committed.
+    /// The newest revision after the commit.
     pub revision: u64,
     pub value: T,
 }
@@ -46,15 +46,15 @@ pub(super) struct Command {
     pub answer: oneshot::Sender<Answer>,
 }
 
-/// Where changes are queued; cheap to clone.
+/// Queues changes; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Writer {
     queue: mpsc::Sender<Command>,
 }
 
 impl Writer {
-    /// Queues a change, waiting for room. Changes queued one after the other are applied in that
-    /// order. The answer comes after the commit; dropping it does not take the change back.
+    /// Queues a change, waiting for space. Changes queued one after the other are applied in that
+    /// order. The answer comes after the commit; dropping it does not undo the change.
     pub async fn enqueue<W: Write>(&self, change: W) -> Result<Pending<W>, DatabaseError> {
         let (sender, answer) = oneshot::channel();
         self.queue
@@ -75,8 +75,8 @@ impl Writer {
         self.enqueue(change).await?.await
     }
 
-    /// A session begins: a new epoch. If the edge comes with another disk, the rows of the old one
-    /// go first, in bites.
+    /// Begins a session with a new epoch. If the edge has another disk, the rows of the old one are
+    /// deleted first, in bounded batches.
     pub async fn join_edge(&self, join: JoinEdge) -> Result<Committed<Joined>, DatabaseError> {
         loop {
             let answer = self.write(join.clone()).await?;
@@ -92,7 +92,7 @@ impl Writer {
         }
     }
 
-    /// Removes an edge and all rows of it. Answers how many.
+    /// Removes an edge and all its rows. Returns how many.
     pub async fn forget_edge(&self, name: &str) -> Result<Committed<u64>, DatabaseError> {
         let edge = self
             .write(RetireEdge {
@@ -112,7 +112,7 @@ impl Writer {
         })
     }
 
-    /// Removes a source with its entries, keys and jobs. Answers how many chunk rows went.
+    /// Removes a source with its entries, keys and jobs. Returns the number of deleted chunk rows.
     pub async fn remove_source(&self, name: &str) -> Result<Committed<u64>, DatabaseError> {
         let mut removed = 0;
         loop {
@@ -148,8 +148,8 @@ impl Writer {
         })
     }
 
-    /// Reconciles a page of an edge's inventory. What the database refuses is set aside: its item is
-    /// answered with the error, the others are recorded. The page has at most one item an entry.
+    /// Reconciles a page of an edge's inventory. Items that the database refuses are answered with
+    /// the error, the others are recorded. The page has at most one item per entry.
     pub async fn reconcile(
         &self,
         page: ReconcileEntries,

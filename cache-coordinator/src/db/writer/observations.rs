@@ -15,7 +15,7 @@ use super::super::{
 };
 use super::{Observation, ObserveEntry, Observed, Operation, Outcome, apply::Batch};
 
-/// Observations gathered, not yet applied: of each key and each entry at most one.
+/// Observations that are gathered but not applied yet: at most one of each key and each entry.
 #[derive(Default)]
 pub(super) struct Observations {
     changes: Vec<(usize, ObserveEntry)>,
@@ -63,7 +63,7 @@ impl<C: GenericClient> Batch<'_, C> {
         Ok(())
     }
 
-    /// Records entries and points their keys to them. Of each key and each entry at most one.
+    /// Records entries and points their keys to them. At most one of each key and each entry.
     pub(super) async fn register(
         &mut self,
         registrations: &[Registration<'_>],
@@ -111,10 +111,10 @@ impl<C: GenericClient> Batch<'_, C> {
             }
             let hash = key_hash(&entry.key());
             let previous = before.get(&hash).copied();
-            // Not bound: a replayed observation that lost against a later one.
+            // Not bound: a replayed observation that lost to a later one.
             let key_changed = bound.contains(&hash) && previous != Some(entry.id);
             let previous = previous.filter(|previous| key_changed && *previous != entry.id);
-            // A key's first binding concerns no watcher: nobody watches an entry before it is.
+            // A key's first binding concerns no watcher: nobody watches an entry before it exists.
             if let Some(previous) = previous {
                 self.changes.push(ChangeKind::Key {
                     previous: Some(previous),
@@ -146,7 +146,7 @@ impl<C: GenericClient> Batch<'_, C> {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Answers with the entries that were not there.
+    /// Returns the entries that were new.
     async fn insert_entries(
         &self,
         registrations: &[&Registration<'_>],
@@ -197,7 +197,7 @@ impl<C: GenericClient> Batch<'_, C> {
             .collect())
     }
 
-    /// Answers with the keys that point where they were observed to.
+    /// Returns the keys that point where they were observed to.
     async fn bind_keys(
         &self,
         registrations: &[&Registration<'_>],

@@ -1,4 +1,4 @@
-//! The changes that can be asked for, and what each answers.
+//! The possible changes, and the answer to each.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +13,7 @@ use super::super::{
 /// A change and the type of its answer.
 pub trait Write: Into<Operation> + Send + 'static {
     type Output: Send;
-    /// The part of an outcome that is this change's.
+    /// Extracts this change's answer from an outcome.
     fn output(outcome: Outcome) -> Option<Self::Output>;
 }
 
@@ -24,7 +24,7 @@ macro_rules! operations {
         pub struct $name { $($(#[$field_meta])* pub $field: $type),* })*
 
         /// Any change.
-        // A change lives in one queue for milliseconds: boxing its largest kind would save nothing.
+        // A change is queued for milliseconds: boxing its largest kind would save nothing.
         #[allow(clippy::large_enum_variant)]
         #[derive(Clone, Debug)]
         pub enum Operation { $(#[doc = stringify!($name)] $name($name)),* }
@@ -60,20 +60,20 @@ operations! {
     StoreChunks { edge: EdgeId, epoch: u64, entry: EntryId, chunks: Vec<ChunkSum> } -> bool;
     /// Chunks the edge wants to drop; it may once this is committed.
     RemoveChunks { edge: EdgeId, epoch: u64, entry: EntryId, indexes: Vec<ChunkIndex> } -> ();
-    /// Use [`super::Writer::reconcile`]. After it the rows of these entries on the edge are exactly
-    /// what the page says. An answer for each item, in their order.
+    /// Use [`super::Writer::reconcile`]. Makes the rows of these entries on the edge equal to the
+    /// page. Answers each item, in their order.
     ReconcileEntries { edge: EdgeId, epoch: u64, entries: Vec<InventoryItem> } -> Vec<Reconciled>;
-    /// The origin answered for the entry's key: register the entry, point the key to it.
+    /// The origin answered for the entry's key: registers the entry and points the key to it.
     /// Idempotent.
     ObserveEntry { entry: EntryRecord, freshness: v1::Freshness, observation: Observation } -> Observed;
-    /// The entry was given to somebody: it is not forgotten soon.
+    /// The entry was given out: it is not forgotten soon.
     TouchEntry { entry: EntryId } -> ();
-    /// Those of the entries go that nobody has asked for since `unused_for`, of which no edge holds
-    /// anything, that are not pinned and have no job. Answers how many. Where they are too many an
-    /// invalidated one goes too, which edges that are away were to be told of.
+    /// Forgets those of the entries that were not requested for `unused_for`, have no chunks on any
+    /// edge, are not pinned and have no job. Answers how many. If `are_too_many`, invalidated ones
+    /// go too, although disconnected edges still need to learn about them.
     ForgetEntries { entries: Vec<EntryId>, unused_for: Duration, are_too_many: bool } -> u64;
     SetPinned { entry: EntryId, pinned: bool } -> ();
-    /// No key points to the entry any more; with `purge` its chunk rows go too.
+    /// Unbinds all keys of the entry; with `purge` its chunk rows are removed too.
     InvalidateEntry { entry: EntryId, purge: bool } -> Invalidated;
     /// Use [`super::Writer::purge`]. Recorded before anything is dropped.
     RecordPurge { selector: v1::PurgeSelector, soft: bool } -> Purging;
@@ -93,11 +93,11 @@ operations! {
     RemoveSource { name: String } -> u64;
     /// Use [`super::Writer::join_edge`].
     JoinEdge { name: String, url: String, store_id: Uuid, bytes_allowed: u64 } -> JoinStep;
-    /// What the edge reports of itself, and that it is alive. Not in the change log.
+    /// An edge's report about itself, which also shows that it is alive. Not in the change log.
     TouchEdge { edge: EdgeId, epoch: u64, status: EdgeStatus } -> ();
-    /// What is seen of it. Epoch 0: whatever session it has. True: it was something else before.
+    /// The edge's observed state. Epoch 0: any session. True: the state changed.
     SetEdgeState { edge: EdgeId, epoch: u64, state: v1::EdgeState } -> bool;
-    /// What the operator wants of it.
+    /// The operator's setting for the edge.
     DrainEdge { name: String, draining: bool } -> EdgeRecord;
     /// Use [`super::Writer::forget_edge`]. Ends the present session's epoch.
     RetireEdge { name: String } -> EdgeId;
@@ -105,13 +105,13 @@ operations! {
     RemoveRowsOfEdge { edge: EdgeId, limit: u32 } -> u64;
     /// Use [`super::Writer::forget_edge`].
     ForgetEdge { name: String } -> u64;
-    /// Idempotent by id. Ranges are coalesced; ends beyond the object are the caller's to cut.
+    /// Idempotent by id. Ranges are coalesced; the caller cuts them to the object.
     AddJob { id: Uuid, entry: EntryId, ranges: Vec<ByteRange>, edges: Vec<String>, level: Level } -> ();
     /// False: it had ended before.
     EndJob { id: Uuid, status: JobStatus, error: String } -> bool;
 }
 
-/// How an observation of a key competes with what is known.
+/// How an observation of a key competes with what is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Observation {
     /// Made just now: it wins.
@@ -120,18 +120,18 @@ pub enum Observation {
     Replayed,
 }
 
-/// What an observation did.
+/// The effect of an observation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observed {
     /// The entry was not known before.
     pub created: bool,
     /// The key points to the entry now and did not before.
     pub key_changed: bool,
-    /// What the key pointed to before, if something else.
+    /// The entry that the key pointed to before, if another one.
     pub previous: Option<EntryId>,
 }
 
-/// One entry of an edge's inventory: all the edge has of it.
+/// One entry of an edge's inventory: all its chunks on the edge.
 #[derive(Clone, Debug)]
 pub struct InventoryItem {
     pub id: EntryId,
@@ -140,18 +140,18 @@ pub struct InventoryItem {
     pub chunks: Vec<ChunkSum>,
 }
 
-/// What a reconciliation of one entry found.
+/// The result of reconciling one entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reconciled {
     /// Rows without bytes, deleted.
     pub rows_deleted: u64,
-    /// Bytes without rows, or with rows that said something else; recorded.
+    /// Bytes without rows, or with rows that differed; recorded.
     pub rows_written: u64,
-    /// Chunks that can not be: past the object's end, or of an entry that is refused.
+    /// Impossible chunks: past the object's end, or of an entry that is refused.
     pub dropped: Vec<ChunkIndex>,
-    /// The entry was not known; its key was bound as this says.
+    /// The entry was unknown; this is how its key was bound.
     pub observed: Option<Observed>,
-    /// The entry can not be recorded.
+    /// Why the entry can not be recorded.
     pub refused: Option<DatabaseError>,
     /// Another edge holds other bytes of one of its chunks.
     pub is_conflicting: bool,
@@ -164,7 +164,7 @@ pub struct Purging {
     pub purged_at: SystemTime,
 }
 
-/// What an invalidation took away.
+/// The effect of an invalidation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Invalidated {
     pub keys: Vec<v1::Key>,
@@ -178,10 +178,10 @@ pub struct Joined {
     pub edge: EdgeRecord,
 }
 
-/// How far a join is.
+/// The progress of a join.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JoinStep {
     Joined(Joined),
-    /// It came with another disk, and this row's edge still has rows of the old one.
+    /// It has another disk, and its row still has chunks of the old one.
     OldRows(EdgeId),
 }

@@ -1,4 +1,4 @@
-//! The writer's task: gathers, commits, retries, isolates what can not be committed, answers.
+//! The writer's task: gathers, commits, retries, isolates bad changes, answers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,17 +22,17 @@ use super::{
     apply::{Batch, Judged},
 };
 
-/// Batches a slow watcher may be behind before it reads the table instead.
+/// Batches that a slow watcher may lag behind before it reads the table instead.
 const BROADCAST: usize = 1_024;
-/// A COMMIT that is not answered within this was lost, or its answer was.
+/// A COMMIT that is not answered within this time was lost, or its answer was.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(3);
-/// A leader that could write nothing for so long, in two attempts or more, gives up its lease:
-/// another one may reach what it does not.
+/// A leader that could write nothing for this long, in at least two attempts, gives up its lease:
+/// another coordinator may reach what it does not.
 const UNABLE_FOR: Duration = Duration::from_secs(2);
 /// First and longest wait between attempts at the same batch.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
-/// How batches are made.
+/// Limits of batches.
 #[derive(Clone, Copy, Debug)]
 pub struct WriterConfig {
     /// A batch of reports waits this long for more.
@@ -53,15 +53,15 @@ impl Default for WriterConfig {
     }
 }
 
-/// What one transaction logged. Never empty.
+/// The log rows of one transaction. Never empty.
 #[derive(Clone, Debug)]
 pub struct CommittedBatch {
-    /// The newest revision before it: one who has seen less has missed something.
+    /// The newest revision before it: a watcher that has seen less has missed something.
     pub previous: u64,
     pub changes: Arc<[Change]>,
 }
 
-/// The task. One a process; it writes only while its process leads.
+/// The writer's task. One per process; it writes only while its process leads.
 pub struct WriterTask {
     database: Database,
     holder: Uuid,
@@ -69,17 +69,17 @@ pub struct WriterTask {
     config: WriterConfig,
     queue: mpsc::Receiver<Command>,
     commits: broadcast::Sender<CommittedBatch>,
-    /// Term and newest revision, once read in that term. Unknown again after any error: the log may
-    /// have grown by a COMMIT that was not answered.
+    /// Term and newest revision, once read in that term. Unknown again after any error: an
+    /// unanswered COMMIT may have extended the log.
     position: Option<(u64, u64)>,
     step_down: StepDown,
     inability: Inability,
     observer: Arc<dyn WriterObserver>,
 }
 
-/// Hears of changes that were set aside.
+/// Called for changes that were set aside.
 pub trait WriterObserver: Send + Sync {
-    /// One change was refused and will be each time: `kind` is the operation's name.
+    /// One change was refused and would be again: `kind` is the operation's name.
     fn refused(&self, kind: &'static str, error: &DatabaseError);
 }
 
@@ -87,7 +87,7 @@ impl WriterObserver for NoObserver {
     fn refused(&self, _kind: &'static str, _error: &DatabaseError) {}
 }
 
-/// How long nothing could be written.
+/// Since when nothing could be written.
 #[derive(Default)]
 struct Inability {
     since: Option<Instant>,
@@ -95,7 +95,7 @@ struct Inability {
 }
 
 impl Inability {
-    /// An attempt that began at `began` failed. True: the lease is to be given up.
+    /// Records a failed attempt that began at `began`. True: give up the lease.
     fn failed(&mut self, began: Instant) -> bool {
         let since = *self.since.get_or_insert(began);
         self.attempts += 1;
@@ -103,14 +103,14 @@ impl Inability {
     }
 }
 
-/// A batch whose COMMIT was sent and not answered.
+/// A batch whose COMMIT was sent but not answered.
 struct Uncertain {
     judged: Vec<Judged>,
     batch: CommittedBatch,
 }
 
 impl WriterTask {
-    /// The task and the handle to queue changes with.
+    /// Creates the task and the handle to queue changes with.
     #[must_use]
     pub fn new(
         database: Database,
@@ -139,13 +139,13 @@ impl WriterTask {
         )
     }
 
-    /// Where committed changes are announced.
+    /// The channel on which committed changes are announced.
     #[must_use]
     pub fn commits(&self) -> broadcast::Sender<CommittedBatch> {
         self.commits.clone()
     }
 
-    /// Runs until cancelled; what was queued by then is still committed.
+    /// Runs until cancelled; changes queued by then are still committed.
     pub async fn run(mut self, cancel: CancellationToken) {
         loop {
             let first = tokio::select! {
@@ -170,7 +170,7 @@ impl WriterTask {
         while rows < self.config.max_rows {
             let next = match self.queue.try_recv() {
                 Ok(next) => next,
-                // Only reports wait for company: somebody waits for the others.
+                // Only reports are gathered: callers wait for the other changes.
                 Err(mpsc::error::TryRecvError::Empty) if patient => {
                     match tokio::time::timeout_at(deadline, self.queue.recv()).await {
                         Ok(Some(next)) => next,
@@ -185,7 +185,7 @@ impl WriterTask {
         batch
     }
 
-    /// Commits the batch, or its halves where something in it can not be committed, down to the
+    /// Commits the batch, or its halves if something in it can not be committed, down to the
     /// culprit.
     async fn commit_all(&mut self, batch: Vec<Command>) {
         let mut work = vec![batch];
@@ -220,7 +220,7 @@ impl WriterTask {
         }
     }
 
-    /// Tries again what may succeed later, for as long as this process leads and patience lasts.
+    /// Retries errors that may pass, for as long as this process leads and patience lasts.
     async fn commit_patiently(
         &mut self,
         batch: &[Command],
@@ -246,8 +246,7 @@ impl WriterTask {
             if error.is_unavailable() {
                 self.database.renew_connections();
             }
-            // What the database refuses for its content says nothing of whether others can be
-            // written.
+            // A change refused for its content says nothing about whether others can be written.
             if !error.is_of_one_change() && self.inability.failed(began) {
                 tracing::error!("nothing can be written, the lease is given up: {error}");
                 self.inability = Inability::default();
@@ -302,8 +301,8 @@ impl WriterTask {
                     latest.unsigned_abs()
                 }
             };
-            // Nobody else writes in this term: if the log has got as far as the unanswered commit
-            // would have brought it, that commit took place.
+            // Nobody else writes in this term: if the log has grown as the unanswered commit would
+            // have made it, that commit succeeded.
             if let Some(known) = uncertain.take_if(|known| before > known.batch.previous) {
                 transaction.rollback().await?;
                 return Ok(self.announce(known));
@@ -337,15 +336,15 @@ impl WriterTask {
     fn announce(&self, done: Uncertain) -> (Vec<Judged>, u64) {
         let revision = done.batch.previous + done.batch.changes.len() as u64;
         if !done.batch.changes.is_empty() {
-            // An error means that nobody watches.
+            // An error means that there is no watcher.
             let _ = self.commits.send(done.batch);
         }
         (done.judged, revision)
     }
 }
 
-/// Not the fault of one change in the batch: splitting would not help. A batch that takes too long
-/// may do in halves.
+/// Whether the error is not one change's fault: splitting would not help. A batch that takes too
+/// long may succeed in halves.
 fn concerns_all(error: &DatabaseError) -> bool {
     matches!(
         error,
@@ -360,7 +359,7 @@ fn is_report(operation: &Operation) -> bool {
     )
 }
 
-/// What a change costs, roughly, in rows.
+/// The rough cost of a change, in rows.
 fn rows(operation: &Operation) -> usize {
     match operation {
         Operation::StoreChunks(change) => change.chunks.len().max(1),

@@ -1,5 +1,5 @@
 "use strict";
-// One page: a route in the hash, a view a route, live through server-sent events. Text from the
+// One page: a route in the hash, a view per route, live through server-sent events. Text from the
 // server is only ever set as text, never as markup.
 
 const main = document.getElementById("main");
@@ -78,7 +78,7 @@ function cards(items) {
   );
 }
 
-// A click is lost when its button is drawn anew between press and release: what is pressed stays.
+// A click is lost if its button is redrawn between press and release: a pressed one stays.
 let pressed = null;
 document.addEventListener("pointerdown", (event) => {
   pressed = event.target;
@@ -90,7 +90,7 @@ for (const end of ["pointerup", "pointercancel", "blur"])
     }, 0),
   );
 
-// Keeps what has the focus while a part of the page is drawn again, and draws only what changed.
+// Keeps the focus while a part of the page is redrawn, and redraws only what changed.
 function replace(holder, ...children) {
   if (pressed && holder.contains(pressed)) return;
   const fresh = holder.cloneNode(false);
@@ -117,8 +117,8 @@ function button(label, key, action) {
       type: "button",
       "data-key": key,
       onclick: async ({ target }) => {
-        // Not `disabled`: that takes the focus away, and who came by keyboard would begin again at
-        // the top.
+        // Not `disabled`: that takes the focus away, and keyboard users would begin again at the
+        // top.
         if (target.getAttribute("aria-disabled")) return;
         target.setAttribute("aria-disabled", "true");
         try {
@@ -153,8 +153,8 @@ const edgeLink = (name) =>
 
 // --- parts ---
 
-// Bytes a second that were sent without being fetched from an origin for it. Bytes that lookahead
-// fetched a moment ago are there when they are asked for, and still cost the origin: no saving.
+// Bytes a second that were sent without a fetch from an origin. Bytes of recent lookahead are
+// cached when they are requested, but still cost the origin: no saving.
 const savedOf = (rates) => Math.max(0, rates.sent - rates.origin);
 
 function edgeTable(edges) {
@@ -255,7 +255,7 @@ const level = (f) => [
 const chunksOf = (f) =>
   Format.count(f.first) + (f.count > 1 ? "–" + Format.count(f.first + f.count - 1) : "");
 
-// What is urgent, and how much of it: fetched now, and wanted but not yet begun.
+// The urgent chunks: being fetched, and wanted but not yet begun.
 function levelTiles(totals) {
   return el(
     "ul",
@@ -279,7 +279,7 @@ function levelTiles(totals) {
   );
 }
 
-// What the scheduler does now, and why.
+// The scheduler's present fetches, and their reasons.
 function flightTable(flights, without) {
   return table(
     "Fetches",
@@ -305,7 +305,7 @@ function flightTable(flights, without) {
   );
 }
 
-// The first thing to know: is all well, and if not, where not.
+// The most important information: is all well, and if not, where not.
 function verdictOf(o) {
   const wrong = [];
   for (const e of o.edges) {
@@ -557,7 +557,7 @@ function entryView(id) {
       el("button", { type: "submit" }, "Explain"),
     ),
     why,
-    // What changes first; what is held may be a line each of hundreds of edges.
+    // Frequent changes first; the holdings may be a line for each of hundreds of edges.
     el("h2", {}, "In flight"),
     flights,
     el("h2", {}, "Seeks"),
@@ -747,7 +747,7 @@ function jobsView() {
 
 // --- routes and the stream ---
 
-// Pages that are reached from one of the menu.
+// Pages that are reached from one in the menu.
 const PART_OF = { entry: "entries", edge: "" };
 
 function route() {
@@ -773,7 +773,7 @@ window.addEventListener("hashchange", () => {
   route();
   main.focus();
 });
-// Charts and maps are drawn in the colours of the moment.
+// Charts and maps use the present colours.
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", route);
 route();
 

@@ -1,7 +1,7 @@
 "use strict";
-// The chunk map of one entry: a strip an edge, a column of pixels for as many chunks as fall on it.
-// Drawn from runs, so that 51,200 chunks and 200 edges cost a few thousand rectangles a frame at
-// most.
+// The chunk map of one entry: a strip per edge, a column of pixels for as many chunks as fall on
+// it. Drawn from runs, so that 51,200 chunks and 200 edges cost a few thousand rectangles a frame
+// at most.
 
 const ChunkMap = (() => {
   const STRIP = 14,
@@ -70,8 +70,8 @@ const ChunkMap = (() => {
       g.fillRect(LABEL, y, plot, STRIP);
       const columns = coverage(edge.runs, Math.max(1, entry.chunk_count), plot);
       g.fillStyle = ink.held;
-      // Columns that are equally covered are one rectangle: as many as there are runs, not as there
-      // are pixels.
+      // Columns with equal coverage are one rectangle: as many as there are runs, not as there are
+      // pixels.
       for (let x = 0, end; x < plot; x = end) {
         for (end = x + 1; end < plot && columns[end] === columns[x]; end++);
         if (columns[x] <= 0) continue;
@@ -94,7 +94,7 @@ const ChunkMap = (() => {
         g.lineTo(x + 4, y - 2);
         g.fill();
       }
-      // From where to where, with a head: the shape says it, not a colour.
+      // An arrow from start to target: the shape carries the meaning, not the colour.
       for (const seek of seeks) {
         if (seek.edge !== edge.edge) continue;
         const [a, b] = [seek.from, seek.to].map(

@@ -1,5 +1,5 @@
 "use strict";
-// The last hour as lines, of the cluster or of one edge: a small inline SVG, drawn anew every few
+// The last hour as lines, of the cluster or of one edge: a small inline SVG, redrawn every few
 // seconds and when its box changes its width.
 
 const Plots = (() => {
@@ -17,7 +17,7 @@ const Plots = (() => {
     return node;
   }
 
-  // The smallest step of `1, 2, 5 × 10^n` (or of powers of two, for bytes) with at most four lines.
+  // The smallest step of `1, 2, 5 × 10^n` (or powers of two, for bytes) with at most four lines.
   function stepOf(top, binary) {
     if (binary) return 2 ** Math.ceil(Math.log2(top / 4));
     const power = 10 ** Math.floor(Math.log10(top / 4));
@@ -43,7 +43,7 @@ const Plots = (() => {
   }
 
   class Plot {
-    // `least` is the value the axis reaches at least, so that zero is drawn at the bottom.
+    // `least` is a value that the axis always includes, so that zero is drawn at the bottom.
     constructor(holder, title, series, { format, least, binary }) {
       Object.assign(this, { title, series, format, least, binary, data: [[]], at: null });
       this.legend = el("p", { class: "plot-legend" });

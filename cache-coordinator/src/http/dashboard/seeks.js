@@ -1,7 +1,7 @@
 "use strict";
 // Seeks of an entry's viewers, as they happen. A player that seeks over HTTP drops its request and
-// asks anew: where a reader goes and another comes on the same edge, elsewhere in the object, one
-// viewer went from here to there.
+// sends another: if a reader leaves and another one starts on the same edge, elsewhere in the
+// object, one viewer went from here to there.
 
 const Seeks = (() => {
   const SHOWN_MS = 5000; // on the map
@@ -13,7 +13,7 @@ const Seeks = (() => {
       gone = [],
       seeks = [];
     return {
-      // Takes in the next picture; true where someone sought.
+      // Adds the next state; true if a viewer sought.
       see(entry, now) {
         const key = (v) => v.edge + " " + v.reader;
         const here = new Map(entry.viewers.map((v) => [key(v), v]));

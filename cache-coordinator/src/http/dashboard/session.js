@@ -1,6 +1,6 @@
 "use strict";
-// Asking the server: with the token this tab was given, if one is needed. It is kept for the tab
-// alone and sent in a header, never in a cookie or a URL, so no other site can make use of it.
+// Requests to the server: with the token this tab was given, if one is needed. It is kept for the
+// tab alone and sent in a header, never in a cookie or a URL, so no other site can use it.
 
 const Session = (() => {
   const KEY = "chunkcache-token";
@@ -47,8 +47,8 @@ const Session = (() => {
     token.focus();
   }
 
-  // Server-sent events over fetch: EventSource can send no header. `close` ends it; what breaks is
-  // opened again.
+  // Server-sent events over fetch: EventSource can send no header. `close` ends the stream; a
+  // broken one is opened again.
   function events(path, onEvent, onBreak) {
     const stop = new AbortController();
     async function once() {

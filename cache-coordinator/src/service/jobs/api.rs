@@ -1,4 +1,4 @@
-//! What clients ask of jobs.
+//! The clients' API for jobs.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,11 +19,11 @@ use crate::db::{
     writer::{AddJob, EndJob},
 };
 
-/// Jobs in one answer.
+/// Limit of jobs in one answer.
 const MAX_LISTED: u32 = 1000;
-/// Edges of one job.
+/// Limit of edges in one job.
 const MAX_EDGES: usize = 1000;
-/// Progress is sampled for a watcher this often; its end comes with a sample.
+/// How often progress is sampled for a watcher; a sample also shows the end.
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 
 /// Records a job and begins it.
@@ -84,7 +84,7 @@ pub async fn list(
     Ok(v1::ListJobsResponse { jobs })
 }
 
-/// Ends a job; what it has is kept. Ending one that has ended changes nothing.
+/// Ends a job; its chunks are kept. Ending an ended job changes nothing.
 pub async fn cancel(
     cluster: &Cluster,
     request: v1::CancelJobRequest,
@@ -105,7 +105,7 @@ pub async fn cancel(
     })
 }
 
-/// Progress until the job ends.
+/// Streams progress until the job ends.
 pub async fn watch(
     cluster: &Arc<Cluster>,
     request: v1::WatchJobRequest,
@@ -147,7 +147,7 @@ async fn follow(
     }
 }
 
-/// On the wire, with its progress; `None` where its entry went meanwhile.
+/// Converts to the wire format, with progress; `None` if its entry was removed meanwhile.
 pub async fn describe(cluster: &Cluster, job: &JobRecord) -> Result<Option<v1::Job>, ServiceError> {
     let Some(entry) = cluster.database.entry(job.entry).await? else {
         return Ok(None);

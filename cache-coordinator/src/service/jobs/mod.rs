@@ -1,7 +1,7 @@
-//! Precache jobs and requests for ranges: what is asked for beside readers.
+//! Precache jobs and requests for ranges: the demand beside readers.
 //!
-//! A job is a row; its progress is what `cache_chunks` says. Its wants in the scheduler are rebuilt
-//! at the start of each term and whenever an edge it was given to is lost, so nothing else need
+//! A job is a row; its progress is read from `cache_chunks`. Its wants in the scheduler are rebuilt
+//! at the start of each term and whenever one of its edges is lost, so no other state needs to
 //! survive.
 
 mod api;
@@ -33,10 +33,10 @@ use crate::{
 };
 use scheduler::api::{EdgeId, WantId};
 
-/// Requests for ranges that are not done yet.
+/// Limit of requests for ranges that are not done yet.
 const MAX_REQUESTS: usize = 10_000;
 
-/// What is asked for now.
+/// The present wants.
 #[derive(Default)]
 pub struct Jobs {
     next_want: AtomicU64,
@@ -49,7 +49,7 @@ struct State {
     running: HashMap<Uuid, Running>,
 }
 
-/// Who a want belongs to.
+/// The owner of a want.
 #[derive(Clone, Copy, Debug)]
 struct Owner {
     job: Option<Uuid>,
@@ -57,7 +57,7 @@ struct Owner {
     edge: EdgeId,
 }
 
-/// What is asked for, and by whom.
+/// A want, and its owner.
 #[derive(Clone, Debug)]
 struct Asked {
     owner: Owner,
@@ -68,21 +68,21 @@ struct Asked {
 #[derive(Debug)]
 struct Running {
     entry: EntryId,
-    /// All that it asks for.
+    /// All its chunks.
     chunks: Vec<Range<ChunkIndex>>,
-    /// Not done yet, and where.
+    /// Wants that are not done yet, and where.
     wants: HashSet<WantId>,
-    /// Edges that evicted what it had brought: nothing is asked of them before they have room
+    /// Edges that evicted chunks of the job: nothing more is fetched there before they have space
     /// again.
     full: BTreeSet<EdgeId>,
     /// The coordinator chooses the edge, and chooses again when that is lost.
     is_free: bool,
-    /// Looks at the table since its last want was done.
+    /// Number of checks of the table since its last want was done.
     looks: u32,
     sample: Option<Sample>,
 }
 
-/// Progress at a time.
+/// Progress at one time.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     at: Instant,
@@ -90,7 +90,7 @@ struct Sample {
     rate: u64,
 }
 
-/// An edge that takes a request.
+/// The edge that takes a request.
 #[derive(Clone, Debug)]
 pub struct Chosen {
     /// Its row's id.
@@ -99,7 +99,7 @@ pub struct Chosen {
     pub name: String,
 }
 
-/// A level a caller may name.
+/// Converts a caller's priority.
 pub fn level(field: &str, priority: v1::Priority) -> Result<Level, ServiceError> {
     Level::try_from(priority).map_err(|error| ServiceError::invalid(field, error.to_string()))
 }
@@ -131,7 +131,7 @@ pub async fn choose_edge(
 }
 
 impl Jobs {
-    /// Asks for chunks on an edge, for no job.
+    /// Creates a want on an edge without a job.
     pub async fn want(
         &self,
         cluster: &Cluster,
@@ -169,7 +169,7 @@ impl Jobs {
     ) -> Result<(), ServiceError> {
         let want = WantId(self.next_want.fetch_add(1, Ordering::Relaxed) + 1);
         {
-            // Known before it can be done.
+            // Recorded before it can be done.
             let mut state = self.state.lock();
             let asked = Asked {
                 owner,
@@ -222,12 +222,12 @@ impl Jobs {
         Ok(())
     }
 
-    /// Another term begins.
+    /// Clears the state for another term.
     pub fn reset(&self) {
         *self.state.lock() = State::default();
     }
 
-    /// Takes a job's wants back.
+    /// Closes a job's wants.
     async fn withdraw(&self, cluster: &Cluster, job: Uuid) -> Result<(), ServiceError> {
         let wants: Vec<WantId> = {
             let mut state = self.state.lock();

@@ -1,8 +1,8 @@
-//! Jobs and the room on their edges.
+//! Jobs and the space on their edges.
 //!
-//! A job that an edge has no room for would fetch what is evicted to make room for what it fetches
-//! next, without end. An edge that evicts what a job brought is therefore not asked on for it,
-//! until much is free there; the job says so.
+//! A job without enough space on its edge would fetch chunks that evict its own earlier ones,
+//! without end. An edge that evicts a job's chunks is therefore not asked again for it until much
+//! space is free there; the job reports so.
 
 use std::ops::Range;
 
@@ -20,7 +20,7 @@ fn wants_any(asked: &[Range<ChunkIndex>], chunks: &[ChunkIndex]) -> bool {
 }
 
 impl Jobs {
-    /// The edge made room by dropping these. What asks for them there is taken back.
+    /// Closes the wants for chunks that the edge evicted to make space.
     pub async fn evicted(
         &self,
         cluster: &Cluster,
@@ -80,7 +80,7 @@ impl Jobs {
         over.into_iter().map(|(want, _)| want).collect()
     }
 
-    /// Not asked there already, and not in vain.
+    /// Whether the job may use the edge: it has no want there, and the edge is not full.
     pub(super) fn may_ask(&self, job: Uuid, edge: EdgeId) -> bool {
         let state = self.state.lock();
         state.running.get(&job).is_some_and(|running| {
@@ -94,7 +94,7 @@ impl Jobs {
         })
     }
 
-    /// True: an edge that had no room for the job has room again.
+    /// Unmarks the job's full edges that have space again. True: there was one.
     pub(super) fn find_room(&self, cluster: &Cluster, job: Uuid) -> bool {
         let mut state = self.state.lock();
         let Some(running) = state.running.get_mut(&job) else {
@@ -112,7 +112,7 @@ impl Jobs {
         running.full.len() < before
     }
 
-    /// Why nothing more is fetched, in words; empty where that is not so.
+    /// Why nothing more is fetched, in words; empty if the job is fetching.
     pub(super) fn waits_for(&self, cluster: &Cluster, job: Uuid) -> String {
         let full: Vec<EdgeId> = {
             let state = self.state.lock();
@@ -148,7 +148,7 @@ mod tests {
 
     const ENTRY: EntryId = EntryId::from_u128(7);
 
-    /// A job of chunks 0 to 9 on two edges, and a request of chunk 20 on the first.
+    /// A job for chunks 0 to 9 on two edges, and a request for chunk 20 on the first.
     fn asked() -> (Jobs, Uuid) {
         let (jobs, job) = (Jobs::default(), Uuid::from_u128(1));
         let mut state = jobs.state.lock();

@@ -1,4 +1,4 @@
-//! Keeps running jobs and the scheduler's wants together: begins, samples, ends, gives again.
+//! Keeps running jobs and the scheduler's wants in step: begins, samples, ends, assigns again.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -16,12 +16,12 @@ use super::{Jobs, Owner, Running, Sample};
 use crate::db::{EntryRecord, JobRecord, JobStatus, writer::EndJob};
 use scheduler::api::{EdgeId, WantId};
 
-/// Between looks at running jobs.
+/// Time between checks of running jobs.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Jobs looked at in one round; the others follow in the next.
+/// Jobs checked in one round; the others follow in the next.
 const LOOKS: usize = 64;
-/// A want is done when its fetch is; its rows follow within a commit. After so many looks
-/// without them the chunks are asked for again.
+/// A want is done when its fetch is; its rows follow within a commit. After this many checks
+/// without them the chunks are requested again.
 const PATIENCE_LOOKS: u32 = 10;
 
 /// Runs until the process ends.
@@ -98,8 +98,8 @@ async fn look_at(cluster: &Cluster, id: Uuid) -> Result<(), ServiceError> {
     Ok(())
 }
 
-/// Why it will never be done: edges it names were removed from the cluster, and the others have all
-/// of it.
+/// Why it can never end: edges it names were removed from the cluster, and the others have all of
+/// it.
 async fn can_not_end(
     cluster: &Cluster,
     job: &JobRecord,
@@ -121,7 +121,7 @@ async fn can_not_end(
 }
 
 impl Jobs {
-    /// Takes a running job up. Asking again for one that is taken up changes nothing.
+    /// Begins a running job. Repeating that changes nothing.
     pub async fn begin(&self, cluster: &Cluster, job: &JobRecord) -> Result<(), ServiceError> {
         let Some(entry) = cluster.database.entry(job.entry).await? else {
             return Ok(());
@@ -137,14 +137,14 @@ impl Jobs {
                 wants: HashSet::new(),
                 full: BTreeSet::new(),
                 is_free: job.edges.is_empty(),
-                // With no edge to give it to, the first look tries again.
+                // If there is no edge for it, the first check tries again.
                 looks: PATIENCE_LOOKS,
                 sample: None,
             };
             state.running.insert(job.id, running);
         }
         match self.give(cluster, job, &entry).await {
-            // The supervisor gives it as soon as an edge is there.
+            // The supervisor assigns it as soon as there is an edge.
             Err(ServiceError::Precondition {
                 reason: "NO_EDGE", ..
             }) => Ok(()),
@@ -152,7 +152,7 @@ impl Jobs {
         }
     }
 
-    /// Asks for what is missing.
+    /// Creates wants for the missing chunks.
     async fn give(
         &self,
         cluster: &Cluster,
@@ -164,11 +164,11 @@ impl Jobs {
             let holdings = cluster.database.holdings(entry.id).await?;
             let start = job.ranges.first().map_or(0, |range| range.start);
             let (live, _) = entries::best_edge(cluster, entry, &holdings, start)?;
-            // What any edge has is done: the rest comes to this one.
+            // Chunks on any edge are done: the rest goes to this one.
             targets.push((live.edge, String::new()));
         } else {
             for name in &job.edges {
-                // One that was forgotten meanwhile can not get anything.
+                // A forgotten edge can not get anything.
                 if let Some(row) = cluster.database.edge(name).await? {
                     targets.push((edge_id(row.id), row.name));
                 }
@@ -206,8 +206,7 @@ impl Jobs {
         running.wants.is_empty().then_some(job)
     }
 
-    /// Records progress. True: nothing is asked for although bytes are missing, for a while
-    /// already.
+    /// Records progress. True: bytes are missing, but there has been no want for a while.
     fn sample(&self, job: Uuid, bytes_done: u64) -> bool {
         let mut state = self.state.lock();
         let Some(running) = state.running.get_mut(&job) else {
@@ -252,7 +251,7 @@ impl Jobs {
         !self.state.lock().running.keys().any(|id| *id > job)
     }
 
-    /// An edge is lost: jobs that may choose choose again.
+    /// Chooses again for jobs that may, after an edge was lost.
     pub async fn edge_lost(&self, cluster: &Cluster, edge: EdgeId) -> Result<(), ServiceError> {
         let free: Vec<Uuid> = {
             let state = self.state.lock();

@@ -1,11 +1,12 @@
-//! An edge is drained: what its readers come to next goes to the edges they will be sent to.
+//! Hands the next chunks of a draining edge's readers over to the edges they will be sent to.
 //!
-//! Hot is what is read there, what is pinned, and what was spoken of lately, which is what is open.
-//! It is bounded, taken from the draining edge while it is there, and given up when it goes.
+//! Hot entries are those being read there, pinned ones, and recently used ones, which are the open
+//! ones. A hand-over is bounded, fetched from the draining edge while it is up, and given up when
+//! it leaves.
 //!
-//! It is derived: looked at again when edges come or go, entries are opened, or a part of it is
-//! done. A coordinator that begins anew has what is hot loaded (`session/connection.rs`) and so
-//! comes to the same.
+//! It is derived: computed again when edges come or go, entries are opened, or a part of it is
+//! done. A restarted coordinator loads the hot entries (`sessions/connection.rs`) and so reaches
+//! the same result.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -17,14 +18,14 @@ use scheduler::{
     edge_choice::{Candidate, choose_edge},
 };
 
-/// Of one edge at a time: 4 GiB of chunks of 2 MiB, half a minute of 1 Gbit/s.
+/// Limit for one edge at a time: 4 GiB of chunks of 2 MiB, half a minute of 1 Gbit/s.
 const MAX_CHUNKS: u64 = 2048;
 const MAX_BYTES: u64 = 4 << 30;
 const MAX_ENTRIES: usize = 256;
-/// Edges that come back together are all there by then, so that each entry goes where its readers
+/// Edges that come back together are all up by then, so that each entry goes where its readers
 /// will.
 const LOOK_AFTER: Millis = 500;
-/// Numbers of its own beside those of requests and jobs.
+/// Numbers hand-overs apart from requests and jobs.
 const OWN: u64 = 1 << 63;
 
 /// Chunks on their way from draining edges to others.
@@ -32,7 +33,7 @@ const OWN: u64 = 1 << 63;
 pub(super) struct HandOvers {
     open: BTreeMap<WantId, HandOver>,
     last: u64,
-    /// Something changed that decides what goes where.
+    /// When to compute again, after a change that decides what goes where.
     look_at: Option<Millis>,
 }
 
@@ -44,7 +45,7 @@ struct HandOver {
 }
 
 impl HandOvers {
-    /// True: it was one of these. There may be more to hand over.
+    /// Ends a want if it is a hand-over; true if it was. There may be more to hand over.
     pub(super) fn is_done(&mut self, want: WantId, now: Millis) -> bool {
         let is_one = self.open.remove(&want).is_some();
         if is_one {
@@ -66,7 +67,7 @@ impl HandOvers {
 }
 
 impl Plan {
-    /// Chunks that a draining edge has still to hand to others.
+    /// Chunks that a draining edge still has to hand over.
     #[must_use]
     pub fn chunks_to_hand_over(&self, edge: EdgeId) -> u64 {
         let of_it = self.handovers.open.iter().filter(|(_, it)| it.from == edge);
@@ -75,7 +76,7 @@ impl Plan {
             .sum()
     }
 
-    /// Time passed.
+    /// Computes again when it is time.
     pub(super) fn look_at_hand_overs(&mut self, now: Millis, actions: &mut Vec<Action>) {
         if self.handovers.look_at.is_none_or(|at| at > now) {
             return;
@@ -95,7 +96,7 @@ impl Plan {
         }
     }
 
-    /// It is open by now.
+    /// Hands over an entry that is open by now.
     pub(super) fn hand_over_one(
         &mut self,
         from: EdgeId,
@@ -156,7 +157,7 @@ impl Plan {
         self.event(event, now, actions);
     }
 
-    /// Of whatever goes from, or to, this edge.
+    /// Ends all hand-overs from, or to, this edge.
     pub(super) fn end_hand_overs(&mut self, edge: EdgeId, now: Millis, actions: &mut Vec<Action>) {
         let open = &mut self.handovers.open;
         let over: Vec<WantId> = open
@@ -171,7 +172,7 @@ impl Plan {
         }
     }
 
-    /// Those that are read there first, then the pinned ones, then the others that are open.
+    /// Entries being read there first, then pinned ones, then other open ones.
     fn hot_entries(&self, from: EdgeId) -> Vec<(EntryNo, EntryId)> {
         let read: HashSet<EntryId> = self
             .readers
@@ -195,9 +196,9 @@ impl Plan {
             .collect()
     }
 
-    /// Where its readers are sent from now on, as they are when they open it: `service/entries.rs`.
+    /// The edge that its readers are sent to when they open the entry: `service/entries.rs`.
     fn next_edge(&self, from: EdgeId, entry: EntryNo, id: EntryId) -> Option<EdgeId> {
-        // In one pass: an edge may be drained while ten thousand read.
+        // In one pass: an edge may be drained while ten thousand readers are open.
         let mut readers: BTreeMap<EdgeId, u32> =
             self.epochs.keys().map(|&edge| (edge, 0)).collect();
         readers.remove(&from);

@@ -1,8 +1,8 @@
-//! Entries nobody spoke of for long are closed, so that memory does not grow with all that was ever
+//! Closes entries that were idle for long, so that memory does not grow with every entry ever
 //! played.
 //!
-//! What is dropped is in the table: whoever speaks of the entry again has it loaded, as at the
-//! first time.
+//! Their state is in the table: it is loaded again when a command names the entry, as at the first
+//! time.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,31 +11,31 @@ use chunkcache_proto::EntryId;
 use super::{Action, Plan};
 use scheduler::api::{EntryNo, Event, Millis};
 
-/// Who comes back to a film within this time finds it open: no load stands before the first chunk.
+/// A viewer who returns within this time finds the entry open: no load delays the first chunk.
 const IDLE_FOR: Millis = 600_000;
-/// With more open than this, idle ones go at once: some 2 KiB each, 20 MiB in all.
+/// With more open than this, idle ones are closed at once: some 2 KiB each, 20 MiB in all.
 const MAX_OPEN: usize = 10_000;
 /// Between looks, and entries looked at in one: ten times as many a second as objects become known,
 /// at a microsecond each.
 const LOOK_EVERY: Millis = 100;
 const LOOKS: usize = 1_024;
 
-/// Since when open entries are idle, as far as was looked.
+/// Since when open entries are idle, as far as known.
 #[derive(Debug, Default)]
 pub(super) struct Idle {
     since: HashMap<EntryNo, Millis>,
-    /// Where the next look begins, so that all have their turn.
+    /// Where the next check begins, so that all are reached.
     next: EntryNo,
     look_at: Millis,
 }
 
 impl Idle {
-    /// Somebody spoke of it.
+    /// Records that a command named the entry.
     pub(super) fn used(&mut self, entry: EntryNo) {
         self.since.remove(&entry);
     }
 
-    /// Is it to be closed, being idle?
+    /// Whether to close the idle entry.
     fn is_over(&mut self, entry: EntryNo, now: Millis, crowded: bool) -> bool {
         let since = *self.since.entry(entry).or_insert(now);
         crowded || now.saturating_sub(since) >= IDLE_FOR
@@ -53,12 +53,12 @@ impl Plan {
             .entries_from(self.idle.next)
             .take(LOOKS)
             .collect();
-        // At the end, or with nothing open: from the beginning again.
+        // At the end, or with nothing open: start from the beginning again.
         self.idle.next = match looked.last() {
             Some(&(last, _)) if looked.len() == LOOKS => EntryNo(last.0.saturating_add(1)),
             _ => EntryNo::default(),
         };
-        // Paused readers claim nothing, but have their place.
+        // Paused readers have no claims, but keep their position.
         let mut named: HashSet<EntryId> = self.readers.values().copied().collect();
         named.extend(self.wants.values().map(|want| want.entry));
         for (entry, id) in looked {

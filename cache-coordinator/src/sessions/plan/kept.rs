@@ -1,5 +1,5 @@
-//! Fetches an edge kept from before its session: known to the scheduler before it plans anything
-//! for the edge.
+//! In-flight fetches from before an edge's session: the scheduler knows them before it plans
+//! anything for the edge.
 
 use chunkcache_proto::{EntryId, Level, v1};
 
@@ -30,7 +30,7 @@ impl Plan {
                 self.kept.entry(id).or_default().push((edge, fetch));
             }
         }
-        // Also if there are none: what an earlier session said is over.
+        // Even if there are none: the report of an earlier session is void.
         let event = Event::FetchesKept {
             edge,
             fetches: known,
@@ -38,7 +38,7 @@ impl Plan {
         self.event(event, now, actions);
     }
 
-    /// Before who holds it and who wants it is told.
+    /// Must run before replicas and wants are restored.
     pub(super) fn entry_of_kept_opened(
         &mut self,
         id: EntryId,
@@ -68,7 +68,7 @@ impl Plan {
         })
     }
 
-    /// Those that ended, or whose edge left, before their entry was open.
+    /// Forgets fetches that ended, or whose edge left, before their entry was open.
     pub(super) fn forget_kept(&mut self, is_over: impl Fn(EdgeId, u64) -> bool) {
         if self.kept.is_empty() {
             return;

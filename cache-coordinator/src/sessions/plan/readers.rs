@@ -1,5 +1,4 @@
-//! Readers of edges: what they want now, what they no longer want, and which of their waits have to
-//! wait on.
+//! Readers of edges: their present and withdrawn demand, and which of their waits must go on.
 
 use std::collections::HashSet;
 
@@ -9,9 +8,9 @@ use v1::session_response::Message;
 use super::{Action, Command, Plan, translate};
 use scheduler::api::{EdgeId, Event, Millis, ReaderId};
 
-/// A wait that is planned for is fetched for by its edge no sooner: what is in the way is the
-/// origin's limits, the rest it asked for, or other readers. Not without end, since to be late is
-/// better than not to come.
+/// How long an edge leaves a planned wait to the coordinator. Its own fetch would come no sooner:
+/// the origin's limits, its back-off, or other readers are in the way. Not without end, because
+/// late is better than never.
 const PLANNED_MS: u32 = 10_000;
 
 impl Plan {
@@ -82,7 +81,7 @@ impl Plan {
         let Some(id) = self.readers.remove(&reader) else {
             return;
         };
-        // Its demand waits for the entry: it must not come back to life after it.
+        // Its demand waits for the entry: it must not be revived after that.
         self.loading.retain(id, |command| {
             !matches!(command, Command::Demand { edge, batch, .. }
                 if *edge == reader.edge && batch.readers.iter().any(|r| r.reader_id == reader.number))

@@ -1,4 +1,4 @@
-//! A drain hands what is played on an edge to the others.
+//! A drain hands entries played on an edge over to the others.
 
 use super::*;
 
@@ -112,7 +112,7 @@ fn it_ends_with_the_drain_or_with_either_edge() {
     }
 }
 
-/// A coordinator begins anew in the midst of it: nobody drains the edge a second time.
+/// A coordinator restarts in the middle of it: nobody drains the edge a second time.
 #[test]
 fn it_goes_on_after_a_restart() {
     let mut fixture = Fixture::new();
@@ -129,7 +129,7 @@ fn it_goes_on_after_a_restart() {
         space: EdgeSpace::default(),
         kept: Vec::new(),
     });
-    // What is hot there is opened before those are back to whom it goes.
+    // Hot entries are opened before the receiving edges are back.
     fixture.apply(Command::EntryWanted(ENTRY));
     fixture.load(0..4);
     fixture.join_other(1);

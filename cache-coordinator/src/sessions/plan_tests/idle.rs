@@ -1,12 +1,12 @@
-//! Entries nobody speaks of are closed, and loaded again when somebody does.
+//! Idle entries are closed, and loaded again when a command names them.
 
 use super::*;
 
-/// Longer than an entry stays open with nobody there.
+/// Longer than an idle entry stays open.
 const LONG: u64 = 1_500_000;
 
 impl Fixture {
-    /// Ticks for so long, as its actor has it tick.
+    /// Ticks for so long, as the actor does.
     fn wait(&mut self, ms: u64) {
         let until = self.now + ms;
         while self.now < until {
@@ -15,7 +15,7 @@ impl Fixture {
         }
     }
 
-    /// Its edge goes, and long after that the entry is closed.
+    /// The edge leaves, and long after that the entry is closed.
     fn closes_without_its_edge(&mut self) {
         self.apply(Command::EdgeLeft {
             edge: EDGE,

@@ -1,4 +1,4 @@
-//! What becomes of fetches, told to the coordinator.
+//! Reports of fetches to the coordinator.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use chunkcache_proto::{ChunkIndex, EntryId, Level, v1};
 use super::{Assignment, Downloads, Fetch, LOCAL_BIT, State};
 use crate::fetch::run::Failure;
 
-/// A finished fetch whose chunks are not durable after this is reported all the same: a failed sync
-/// is reported elsewhere.
+/// A finished fetch whose chunks are not durable after this is reported nevertheless: a failed sync
+/// is reported separately.
 const DURABLE_WAIT: Duration = Duration::from_secs(10);
-/// Partial chunks that are completed at a time.
+/// Maximum number of partial chunks being completed at a time.
 const MAX_COMPLETING: usize = 64;
 
 impl Downloads {
@@ -30,7 +30,8 @@ impl Downloads {
         self.report(id, v1::fetch_report::State::Cancelled, bytes_done, None);
     }
 
-    /// It has no slot, but may have its answer still, and with it a place at the origin.
+    /// Ends a fetch without a slot. It may still have its answer, and with it a permit of the
+    /// origin.
     pub(super) fn end_unstarted(&self, id: u64, fetch: Option<Fetch>) {
         match fetch {
             Some(fetch) if fetch.paused.is_some() => self.cancel_paused(fetch, 0),
@@ -50,7 +51,7 @@ impl Downloads {
         });
     }
 
-    /// Orders at LOW what a stopped fetch left half written: those bytes were paid for, but only a
+    /// Orders at LOW the partial chunks of a stopped fetch: those bytes were paid for, but only a
     /// whole chunk can be recorded. A few at a time; others are left to the sweep.
     pub(super) fn complete_partial_chunks(&self, state: &mut State, stopped: &Assignment) {
         if state.closed {
@@ -103,7 +104,7 @@ impl Downloads {
         });
     }
 
-    /// After `ChunksStored` was said of them: finished fetches are reported in that order.
+    /// Reports finished fetches. Must follow the `ChunksStored` of their chunks.
     pub fn durable(&self, entry: &EntryId, chunks: &[(ChunkIndex, u64)]) {
         let mut state = self.0.state.lock();
         let mut over = Vec::new();
@@ -152,7 +153,7 @@ impl Downloads {
         });
     }
 
-    /// Running fetches and their bytes, for the coordinator's estimates.
+    /// Reports running fetches and their bytes, for the coordinator's estimates.
     pub fn report_progress(&self) {
         let state = self.0.state.lock();
         for (id, fetch) in &state.fetches {

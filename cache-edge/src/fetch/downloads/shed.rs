@@ -1,5 +1,4 @@
-//! What becomes of fetches when a lease shrinks or expires: the limits of origins hold in the whole
-//! cluster.
+//! Sheds fetches when a lease shrinks or expires: the limits of origins apply to the whole cluster.
 
 use chunkcache_proto::Level;
 
@@ -7,9 +6,9 @@ use super::{Downloads, LOCAL_BIT, StopMode, stop};
 use crate::{core::fetch_queue::TaskStanding, upstream::quota::Excess};
 
 impl Downloads {
-    /// Stops fetches from a source that are more than its quota allows, the least urgent first. What
-    /// is written is kept. In session only those that look ahead, and that this edge began itself: a
-    /// fetch that a viewer waits for ends with its chunk, and assigned ones are the coordinator's.
+    /// Stops fetches from a source beyond its quota, the least urgent first. Written bytes are
+    /// kept. In session it stops only local lookahead: a fetch that a viewer waits for ends with
+    /// its chunk, and assigned ones are the coordinator's to stop.
     pub fn shed(&self, source: &str, excess: Excess) {
         let mut state = self.0.state.lock();
         let tasks = state.queue.of_origin(source);
@@ -39,11 +38,11 @@ impl Downloads {
     }
 }
 
-/// What is to end.
+/// The fetches to end.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Shed {
     running: Vec<u64>,
-    /// Was assigned, and has no slot: it is planned anew.
+    /// Assigned fetches without a slot: the coordinator plans them again.
     unbegun: Vec<u64>,
 }
 

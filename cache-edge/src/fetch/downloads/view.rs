@@ -1,4 +1,4 @@
-//! What others ask of the fetches without changing them.
+//! Read-only questions about the fetches.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -8,7 +8,7 @@ use super::{Downloads, LOCAL_BIT};
 use chunk_store::EntryFile;
 
 impl Downloads {
-    /// The entry and chunk the fetch works on.
+    /// The entry and chunk that the fetch is working on.
     #[must_use]
     pub fn under_way(&self, id: u64) -> Option<(EntryId, ChunkIndex)> {
         let state = self.0.state.lock();
@@ -20,13 +20,13 @@ impl Downloads {
         ))
     }
 
-    /// The chunk the fetch works on.
+    /// The chunk that the fetch is working on.
     #[must_use]
     pub fn chunk_under_way(&self, id: u64) -> Option<ChunkIndex> {
         self.under_way(id).map(|(_, chunk)| chunk)
     }
 
-    /// Its origin has limits, which hold in the whole cluster.
+    /// Whether its origin has limits, which apply to the whole cluster.
     #[must_use]
     pub fn is_limited(&self, file: &EntryFile) -> bool {
         let key = file.description().key.as_ref();
@@ -34,7 +34,7 @@ impl Downloads {
         source.is_some_and(|source| source.is_limited())
     }
 
-    /// Fetches under way, or waiting for their turn, that this edge decided on itself.
+    /// Number of local fetches, running or waiting.
     #[must_use]
     pub fn local_count(&self) -> usize {
         let state = self.0.state.lock();
@@ -43,12 +43,12 @@ impl Downloads {
             .count()
     }
 
-    /// Wakes when something is ordered. Subscribe before looking.
+    /// Wakes when a fetch is submitted. Subscribe before checking.
     pub fn ordered(&self) -> tokio::sync::futures::Notified<'_> {
         self.0.ordered.notified()
     }
 
-    /// Since it was ordered.
+    /// Time since the fetch was submitted.
     #[must_use]
     pub fn age(&self, id: u64) -> Duration {
         self.0
@@ -59,7 +59,7 @@ impl Downloads {
             .map_or(Duration::ZERO, |fetch| fetch.ordered.elapsed())
     }
 
-    /// The store refused a chunk within this time.
+    /// Whether the store refused a chunk within this time.
     #[must_use]
     pub fn refused_within(&self, time: Duration) -> bool {
         self.0
@@ -69,7 +69,7 @@ impl Downloads {
             .is_some_and(|at| at.elapsed() < time)
     }
 
-    /// Of `bytes` that became durable, those that came from the origin: counted as they are taken.
+    /// How many of `bytes` that became durable came from the origin; each byte is counted once.
     #[must_use]
     pub fn take_origin_bytes(&self, bytes: u64) -> u64 {
         let counters = &self.0.fetcher.counters;
@@ -80,7 +80,7 @@ impl Downloads {
         taken
     }
 
-    /// Running and waiting.
+    /// Numbers of running and of waiting fetches.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
         let state = self.0.state.lock();

@@ -1,4 +1,4 @@
-//! What one line is made of, and how it looks.
+//! The content of one line, and its formats.
 
 use std::{
     fmt::Write as _,
@@ -14,16 +14,16 @@ use super::{AccessLog, Format};
 use crate::server::response::CACHE_STATUS;
 use http_rules::credential;
 
-/// Before the first line of a file.
+/// Written before the first line of a file.
 pub(super) const W3C_HEADER: &str = "#Version: 1.0\n\
     #Fields: date time c-ip cs-method cs-uri-stem cs-uri-query cs-version sc-status sc-bytes \
     time-taken x-first-byte x-cache-status cs(Range) cs(User-Agent) cs(Referer)\n";
 
 const CMCD: [&str; 4] = ["cmcd-request", "cmcd-object", "cmcd-status", "cmcd-session"];
-/// Instead of a secret.
+/// Replaces a secret.
 const REDACTED: &str = "-";
-/// Parts of names of query parameters that are secrets or stand for one: ours, those of presigned
-/// URLs, and tokens.
+/// Parts of the names of query parameters that are secret: ours, those of presigned URLs, and
+/// tokens.
 const SECRET_NAMES: [&str; 8] = [
     "cc-",
     "sign",
@@ -57,7 +57,7 @@ pub struct Record {
     is_complete: bool,
 }
 
-/// A line whose body still runs; it is written when this is dropped.
+/// The line of a running body; it is written when this is dropped.
 pub struct Pending {
     log: Arc<AccessLog>,
     began: Instant,
@@ -105,7 +105,7 @@ impl Pending {
         }
     }
 
-    /// Bytes of the body that were handed to the connection.
+    /// Counts bytes of the body that were passed to the connection.
     pub fn sent(&mut self, bytes: u64) {
         let began = self.began;
         if let Some(record) = &mut self.record {
@@ -114,7 +114,7 @@ impl Pending {
         }
     }
 
-    /// All of the body was handed over.
+    /// Records that the whole body was passed on.
     pub fn finished(&mut self) {
         if let Some(record) = &mut self.record {
             record.is_complete = true;
@@ -257,7 +257,7 @@ impl Record {
     }
 }
 
-/// The text with the values of secret query parameters taken out.
+/// Replaces the values of secret query parameters.
 fn redact(target: &str) -> String {
     // Of a page's address, too, which begins with its origin.
     let origin = match target.find("://") {
@@ -288,7 +288,7 @@ fn redact(target: &str) -> String {
     redacted
 }
 
-/// Compared as it decodes: a client may encode any letter.
+/// Compares the decoded name: a client may encode any letter.
 fn is_secret(name: &str) -> bool {
     let decoded = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
     let decoded = decoded.to_ascii_lowercase();
@@ -316,7 +316,7 @@ fn or_dash(value: Option<&HeaderValue>, shown: impl Fn(&str) -> String) -> Strin
     value.map_or_else(|| "-".to_owned(), |value| shown(&text(value)))
 }
 
-/// Inside quotes: nothing a client sends ends the field or the line.
+/// Quotes the text so that nothing a client sends ends the field or the line.
 fn quoted(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -330,7 +330,7 @@ fn quoted(text: &str) -> String {
     escaped
 }
 
-/// One field among others that blanks separate.
+/// Formats one of several fields that are separated by blanks.
 fn word(text: &str) -> String {
     match quoted(text).replace(' ', "+") {
         text if text.is_empty() => "-".to_owned(),

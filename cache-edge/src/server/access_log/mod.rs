@@ -1,8 +1,8 @@
-//! One line a request, written by a thread of its own.
+//! Writes one line per request, on its own thread.
 //!
-//! The serving thread keeps what a line is made of (reference-counted, mostly) and hands it over
-//! when the body ends; the writer formats and writes. The queue between them is bounded: a target
-//! that does not keep up costs lines, which are counted, and never a request.
+//! The serving thread collects the parts of a line (mostly reference-counted) and passes them on
+//! when the body ends; the writer formats and writes. The queue between them is bounded: a slow
+//! target loses lines, which are counted, but never delays a request.
 
 mod line;
 
@@ -25,13 +25,13 @@ pub use self::line::{Pending, Record};
 
 /// Lines that wait for the writer: a tenth of a second at full speed.
 const QUEUE: usize = 8192;
-/// Lines between two flushes at most.
+/// Maximum number of lines between two flushes.
 const BATCH: usize = 512;
 
-/// How a line looks.
+/// The format of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// An object a line, with all that is known.
+    /// One object per line, with all fields.
     Json,
     /// The Combined Log Format of Apache and nginx.
     Combined,
@@ -71,11 +71,11 @@ impl FromStr for AccessLogOptions {
 
 enum Message {
     Line(Box<Record>),
-    /// To look at `reopen` also where nobody asks for anything.
+    /// Makes the writer check `reopen` when there are no requests.
     WakeUp,
 }
 
-/// Where lines are handed over.
+/// The producer's end of the log.
 pub struct AccessLog {
     queue: SyncSender<Message>,
     reopen: Arc<AtomicBool>,
@@ -103,13 +103,13 @@ impl AccessLog {
         }))
     }
 
-    /// Lines that the target was too slow for.
+    /// Number of lines dropped because the target was too slow.
     #[must_use]
     pub fn dropped(&self) -> Counter {
         self.dropped.clone()
     }
 
-    /// Opens the file anew: it was moved away.
+    /// Reopens the file after log rotation.
     pub fn reopen(&self) {
         self.reopen.store(true, Ordering::Release);
         // A full queue wakes the writer as well.
@@ -153,7 +153,7 @@ fn write_lines(mut target: Target, lines: &Receiver<Message>, reopen: &AtomicBoo
     let mut text = String::with_capacity(1024);
     while let Ok(first) = lines.recv() {
         if reopen.swap(false, Ordering::AcqRel) {
-            // What cannot be opened leaves the old file in use.
+            // If the file can not be opened, the old one stays in use.
             match Target::open(target.options.clone()) {
                 Ok(new) => target = new,
                 Err(error) => tracing::error!(%error, "the access log cannot be reopened"),

@@ -1,4 +1,4 @@
-//! An entry's sparse file: what it is called, opening and removing it.
+//! An entry's sparse file: its name, opening and removing it.
 
 use std::{
     io,
@@ -26,7 +26,7 @@ impl EntryFile {
         file_path(&self.id, self.number, self.naming)
     }
 
-    /// Nothing is in it. `emptying` is held: nothing will be meanwhile.
+    /// Removes the file, which is empty. `emptying` is locked, so it stays empty meanwhile.
     pub(crate) fn remove_file(&self) -> io::Result<()> {
         let _not_opened_meanwhile = self.opening.lock();
         self.open.store(None);
@@ -37,8 +37,8 @@ impl EntryFile {
         }
     }
 
-    /// The open file, opened and perhaps made. To read it is possible also where the file system
-    /// takes no writes; who writes then opens it anew, as soon as that succeeds.
+    /// Returns the open file; opens it, and creates it if necessary. Reading works even where the
+    /// file system refuses writes; a writer reopens it as soon as that succeeds.
     pub(crate) fn open_file(&self, open: Open) -> io::Result<Arc<OpenFile>> {
         let at_hand = || {
             let file = self.open.load_full();
@@ -67,7 +67,7 @@ impl EntryFile {
             }
             (opened, _) => (opened?, true),
         };
-        // Never cut: a reader may send from it.
+        // Never truncated: a reader may be sending from it.
         if is_writable && file.len()? < self.geometry.size() {
             file.set_len(self.geometry.size())?;
         }

@@ -1,4 +1,4 @@
-//! What the journal says of an entry, at open.
+//! Restores an entry from the journal, at open.
 
 use std::sync::atomic::Ordering;
 
@@ -16,8 +16,8 @@ impl EntryFile {
         if chunk >= self.geometry.chunk_count() {
             return;
         }
-        // A record may come again with another checksum (withdrawn while the journal was broken,
-        // then fetched again).
+        // A chunk may be recorded again with another checksum (withdrawn while the journal was
+        // broken, then fetched again).
         self.restore_removed(chunk);
         if self.table.restore(chunk, checksum) {
             let bytes = self.geometry.chunk_len(chunk);

@@ -1,4 +1,4 @@
-//! What is stored is checked, what is claimed costs nothing, what is not stored is forgotten.
+//! Stored bytes are checked, claimed ones cost nothing, and unused entries are forgotten.
 
 use chunkcache_proto::ByteRange;
 
@@ -7,8 +7,8 @@ use super::{
     *,
 };
 
-/// Four bytes that change on the disk of a running process: whoever reads their block is told, and
-/// the blocks beside it are right.
+/// Four bytes change on the disk of a running process: readers of their block get an error, and the
+/// blocks beside it are right.
 #[test]
 fn a_block_that_changed_on_the_disk_is_not_given() {
     use std::os::unix::fs::FileExt;
@@ -50,13 +50,13 @@ fn a_block_that_changed_on_the_disk_is_not_given() {
         assert!(!entry.is_present(1) && entry.is_present(0));
         assert_eq!(lost.try_recv().map(|it| it.chunks).ok(), Some(vec![1]));
         assert!(entry.read_block(place).unwrap().is_none());
-        // A reader that held it before is told as well.
+        // So does a reader that held it before.
         assert!(!entry.bring_in(ByteRange::new(place, place + 1)).unwrap());
         drop(pin);
     }
 }
 
-/// An object that claims petabytes costs what is stored of it.
+/// An object that claims petabytes costs only what is stored of it.
 #[test]
 fn a_claim_costs_nothing() {
     const PETABYTES: u64 = 8_000_000_000_000_000;
@@ -82,7 +82,7 @@ fn a_claim_costs_nothing() {
             entry.read_at(start, &mut read).unwrap();
             assert!(read == bytes);
         }
-        // This file system has shorter files: that object's problem alone.
+        // This file system's files are shorter: that object's problem alone.
         Err(_) => {
             assert_eq!(store.degraded(), None);
             drop(reservation);
@@ -94,7 +94,7 @@ fn a_claim_costs_nothing() {
     assert!(begun.elapsed() < Duration::from_secs(1));
 }
 
-/// The last chunk takes the file with it; an entry without chunks is forgotten, whoever made it.
+/// The file is removed with its last chunk; every entry without chunks is forgotten.
 #[test]
 fn what_is_not_stored_is_forgotten() {
     let dir = tempfile::tempdir().unwrap();
@@ -117,7 +117,7 @@ fn what_is_not_stored_is_forgotten() {
     let later = |seconds| Instant::now() + Duration::from_secs(seconds);
     idle::forget(store.shared(), later(10));
     assert_eq!(store.entry_count(), 10, "it is too soon");
-    // Those that were asked for since have another round.
+    // Entries looked up since have another round.
     idle::forget(store.shared(), later(300));
     idle::forget(store.shared(), later(600));
     commit_and_reap(&store);
@@ -143,7 +143,7 @@ fn what_is_not_stored_is_forgotten() {
     assert!(again.number() > 10, "numbers are not used twice");
 }
 
-/// Ten thousand small entries leave within a second, with few syncs and no file left.
+/// Ten thousand small entries are removed within a second, with few syncs and no file left.
 #[test]
 fn eviction_of_small_entries_is_batched() {
     const ENTRIES: u128 = 2_000;

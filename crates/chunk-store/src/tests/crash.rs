@@ -1,4 +1,5 @@
-//! A crash at every step: what was told durable is there and whole, and nothing else is believed.
+//! A crash at every step: what was reported durable is there and intact, and nothing else is
+//! trusted.
 
 use std::collections::BTreeSet;
 
@@ -13,17 +14,17 @@ const CHUNKS: u32 = 3;
 #[derive(Clone, Debug)]
 enum Op {
     Store(u128, u32),
-    /// Writes a part and goes away.
+    /// Writes part of a chunk, then stops.
     Leave(u128, u32),
     Commit,
     Drop(u128, u32),
-    /// Drops while a reader holds the chunk, which leaves afterwards.
+    /// Drops a chunk while a reader holds it; the reader leaves afterwards.
     DropHeld(u128, u32),
     RemoveEntry(u128),
     Rewrite,
     Recover,
     Reap,
-    /// Makes empty files ahead.
+    /// Creates empty files ahead.
     PreallocatedFile,
     Note(u8),
 }
@@ -79,7 +80,7 @@ impl Run {
         match *op {
             Op::Store(entry, chunk) => {
                 let file = entry_of(&self.store, entry, size());
-                // Refused while degraded, or present already: both are answers.
+                // Refused while degraded, or present already: both are fine.
                 let _ = write_chunk(&self.store, &file, chunk);
             }
             Op::Leave(entry, chunk) => {
@@ -123,7 +124,7 @@ impl Run {
             Op::Recover => threads::recover(self.store.shared()),
             Op::Reap => removal::reap(self.store.shared()),
             Op::PreallocatedFile => {
-                // A disk that broke is what the next commit finds out.
+                // A broken disk shows with the next commit.
                 let shared = self.store.shared();
                 let _ = shared.spares.refill(&*shared.disk);
             }
@@ -159,8 +160,8 @@ impl Run {
         }
     }
 
-    /// The next boot: everything promised is there, everything there is whole, and the disk holds
-    /// no more than that.
+    /// Checks the next boot: everything promised is there, everything there is intact, and the disk
+    /// holds no more than that.
     fn check_after_crash(&self, seed: u64) {
         let after = Self::open(self.disk.after_crash(seed)).expect("opens after any crash");
         assert!(
@@ -278,7 +279,7 @@ fn a_crash_at_each_step_of_store_evict_and_rewrite() {
         Op::Reap,
         Op::Commit,
     ];
-    // Each seed: another choice of what survives.
+    // Each seed chooses other survivors.
     let crashes = |step: &u64| {
         let crashed: Vec<_> = (0..3)
             .map(|seed| run(&ops, *step, &[], seed ^ (step << 8)))
@@ -289,8 +290,8 @@ fn a_crash_at_each_step_of_store_evict_and_rewrite() {
     assert!(crashed > 40, "only {crashed} steps");
 }
 
-/// A removed entry whose file could not be put aside, or that had none yet, once unlinked the file
-/// of the entry made anew.
+/// A removed entry whose file could not be moved aside, or that had none yet, used to unlink the
+/// file of the re-created entry.
 #[test]
 fn an_entry_is_made_anew_after_a_removal_that_was_refused() {
     let ops = [

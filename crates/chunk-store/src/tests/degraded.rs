@@ -1,5 +1,5 @@
-//! A disk that refuses: what is not durable is withdrawn and told, reads go on, and it recovers by
-//! itself.
+//! A disk that refuses: chunks that are not durable are withdrawn and reported, reads go on, and it
+//! recovers on its own.
 
 use super::{simulated::SimulatedDisk, *};
 
@@ -77,7 +77,7 @@ fn a_failed_journal_sync_replaces_the_journal() {
     // After the data's sync and the journal's write.
     let entry = commit_with_failure(&disk, &store, 3);
     assert!(store.shared().journal.lock().is_broken());
-    // What the old journal may still claim is not punched before it is replaced.
+    // Chunks that the old journal may still claim are not punched before it is replaced.
     removal::reap(store.shared());
     assert_eq!(store.bytes_used(), 2 * CHUNK);
     check_withdrawn_and_recovers(&disk, &store, &entry);
@@ -108,8 +108,8 @@ fn a_sync_that_fails_under_a_fetch_voids_what_was_written() {
     assert_eq!(read_chunk(&entry, 2), under_way);
 }
 
-/// After a restart no file is open. What was opened to be read is not what is written to once the
-/// disk takes writes again.
+/// After a restart no file is open. A file that was opened read-only is reopened once the disk
+/// accepts writes again.
 #[test]
 fn a_read_only_disk_is_read_and_written_again_when_it_can_be() {
     let disk = SimulatedDisk::default();

@@ -40,7 +40,7 @@ pub(super) fn entry_of(store: &Store, id: u128, size: u64) -> Arc<EntryFile> {
     store.put_entry(&entry, geometry).unwrap()
 }
 
-/// The bytes a chunk has: of its entry and its place.
+/// A chunk's bytes, derived from its entry and position.
 pub(super) fn content(entry: &EntryFile, chunk: u32) -> Vec<u8> {
     let range = entry.geometry().chunk_range(chunk);
     let seed = entry.id().as_u128() as u64 ^ 0x5851_f42d_4c95_7f2d;
@@ -53,7 +53,7 @@ pub(super) fn write_chunk(store: &Store, entry: &EntryFile, chunk: u32) -> Resul
     let bytes = content(entry, chunk);
     let start = entry.geometry().chunk_range(chunk).start;
     let reservation = store.reserve(bytes.len() as u64)?;
-    // In two parts, the later first, as a fetch from the middle does.
+    // In two parts, the later first, as in a fetch from the middle.
     let (head, tail) = bytes.split_at(bytes.len() / 3);
     entry.write_at(start + head.len() as u64, tail)?;
     entry.write_at(start, head)?;
@@ -68,7 +68,7 @@ pub(super) fn read_chunk(entry: &EntryFile, chunk: u32) -> Vec<u8> {
     bytes
 }
 
-/// Without threads: nothing happens but what the test does.
+/// Opens a store without threads: only the test makes progress.
 pub(super) fn open_stepped(options: StoreOptions) -> Store {
     let disk = Arc::new(RealDisk::new(options.data_dir.clone()));
     let shared = open_shared(disk, options, Tuning::default()).unwrap();

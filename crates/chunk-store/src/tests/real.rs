@@ -36,7 +36,7 @@ fn what_is_durable_is_there_after_a_restart() {
         store.close();
         (entry.id(), store.digest(&entry.id()), store.store_id())
     };
-    // Without threads: the scrub would check one of them by itself.
+    // Without threads: the scrub would check one of them on its own.
     let store = open_stepped(options(dir.path()));
     assert_eq!(store.store_id(), store_id);
     assert_eq!(store.notes(), [(b"b".to_vec(), b"2".to_vec())]);
@@ -90,7 +90,7 @@ pub(super) fn data_file(dir: &Path, id: Uuid) -> PathBuf {
     files.remove(0).path()
 }
 
-/// What the store's threads do in turn.
+/// Does the work of the store's threads once.
 pub(super) fn commit_and_reap(store: &Store) {
     commit::commit_group(store.shared());
     removal::reap(store.shared());
@@ -105,7 +105,7 @@ pub(super) fn journal_file(dir: &Path) -> PathBuf {
     files.pop().unwrap()
 }
 
-/// Two durable chunks, and closed.
+/// Creates a closed store with durable chunks.
 fn store_with_chunks(dir: &Path, chunks: &[u32]) -> Uuid {
     let store = Store::open(options(dir)).unwrap();
     let mut durable = store.take_durable();
@@ -118,7 +118,7 @@ fn store_with_chunks(dir: &Path, chunks: &[u32]) -> Uuid {
     entry.id()
 }
 
-/// The last block of an object is part of nothing else: it goes with its chunk.
+/// The last block of an object is shared with nothing else: it is freed with its chunk.
 #[test]
 fn the_end_of_an_object_is_given_back_whole() {
     let dir = tempfile::tempdir().unwrap();
@@ -155,7 +155,7 @@ fn directories_that_can_not_be_used_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, "x").unwrap();
-    // Not a directory: refused for root too, whom permissions do not stop.
+    // A file in place of a directory: refused for root too, whom permissions do not stop.
     let Err(error @ OpenError::Unusable { .. }) = Store::open(options(&file)) else {
         panic!("opened a file")
     };
@@ -233,7 +233,7 @@ fn what_a_reader_has_of_an_unfinished_chunk_outlives_the_chunk() {
     drop(hold);
     removal::reap(store.shared());
     assert_eq!((store.bytes_used(), blocks_bytes(dir.path())), (0, 0));
-    // And if it is fetched again before the reader has gone.
+    // The same if it is fetched again before the reader has left.
     entry.write_at(CHUNK, &half).unwrap();
     let hold = entry.hold_unfinished(1).unwrap();
     entry.abandon_chunk(1);
@@ -346,7 +346,7 @@ fn removed_entries_and_orphans_leave_nothing() {
     store.remove_entry(&id);
     assert!(store.entry(&id).is_none());
     assert_eq!(read_chunk(&old, 1), content(&old, 1), "its readers finish");
-    // Made anew while the old one is being read.
+    // Re-created while the old one is being read.
     let new = entry_of(&store, 9, 8 * CHUNK);
     assert!(!new.is_present(1));
     write_chunk(&store, &new, 1).unwrap();
@@ -364,7 +364,7 @@ fn removed_entries_and_orphans_leave_nothing() {
     assert!(!orphan.exists() && data_file(dir.path(), id).exists());
 }
 
-/// A disk that lost much is searched for long; a store that closes does not wait for it.
+/// Searching a disk that lost much takes long; closing the store does not wait for it.
 #[test]
 fn the_search_for_lost_chunks_ends_with_the_store() {
     let dir = tempfile::tempdir().unwrap();

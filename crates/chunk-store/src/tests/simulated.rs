@@ -1,9 +1,9 @@
-//! A disk in memory that keeps what was synced apart from what was not, crashes at a chosen step,
-//! and may refuse.
+//! A disk in memory that keeps synced and unsynced state apart, crashes at a chosen step, and may
+//! refuse operations.
 //!
 //! Stricter than real file systems: after a crash any subset of the unsynced page writes, punches,
-//! length changes and names survives. A failed sync loses what it was to write, though reads go on
-//! showing it, and later syncs say nothing of it: as Linux does.
+//! length changes and names survives. A failed sync loses its pages, though reads go on showing
+//! them, and later syncs do not report it: as on Linux.
 
 use std::{
     collections::BTreeMap,
@@ -43,7 +43,7 @@ enum Name {
 
 #[derive(Clone)]
 struct NameChange {
-    /// Whose sync makes it durable.
+    /// Directories whose sync makes it durable.
     directories: Vec<PathBuf>,
     removed: Option<PathBuf>,
     added: Option<(PathBuf, Name)>,
@@ -67,20 +67,20 @@ struct State {
 pub struct SimulatedDisk(Arc<Mutex<State>>);
 
 impl SimulatedDisk {
-    /// The `step`th change from now on does not happen, nor does anything after it.
+    /// Crashes at the `step`th change from now: it does not happen, nor does anything after it.
     pub fn crash_after(&self, steps: u64) {
         let mut state = self.0.lock();
         state.crash_at = Some(state.steps + steps);
     }
 
-    /// The change so many steps from now is refused, once.
+    /// Refuses the change `steps` steps from now, once.
     pub fn fail_after(&self, steps: u64) {
         let mut state = self.0.lock();
         let step = state.steps + steps;
         state.fail_at.push(step);
     }
 
-    /// As a file system that stopped itself after an error: it is read as before.
+    /// Like a file system that went read-only after an error: reads work as before.
     pub fn set_read_only(&self, read_only: bool) {
         self.0.lock().read_only = read_only;
     }
@@ -99,7 +99,7 @@ impl SimulatedDisk {
                 apply_name(&mut names, change);
             }
         }
-        // What lies in a directory that was lost is lost.
+        // Files in a lost directory are lost.
         let reachable = |path: &Path| {
             path.ancestors()
                 .skip(1)
@@ -338,7 +338,7 @@ impl SimulatedFile {
     fn change(&self, change: Change) -> io::Result<()> {
         let mut state = self.disk.0.lock();
         let result = state.step();
-        // A write cut by the crash may have got as far as the cache.
+        // A write cut by the crash may have reached the cache.
         if result.is_ok() || state.crashed {
             let inode = &mut state.inodes[self.inode];
             apply(&mut inode.current, &change);

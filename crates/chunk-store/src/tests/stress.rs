@@ -1,5 +1,5 @@
-//! Many threads on one real store: a pinned chunk is whole, whatever is stored, dropped and removed
-//! meanwhile.
+//! Many threads on one real store: a pinned chunk is intact, whatever is stored, dropped and
+//! removed meanwhile.
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -43,8 +43,8 @@ fn readers_never_see_a_hole() {
                 }
             });
         }
-        // One writer an entry, as the fetches are; it drops and stores again at once, and now and
-        // then removes it all.
+        // One writer per entry, like the fetches; it drops and stores again at once, and now and
+        // then removes everything.
         let writers: Vec<_> = (0..ENTRIES)
             .map(|id| {
                 let store = &store;

@@ -158,7 +158,7 @@ fn content_range_is_inclusive() {
     assert_eq!(unsatisfied_range(0), "bytes */0");
 }
 
-/// Spec by spec, byte by byte.
+/// A naive model: spec by spec, byte by byte.
 fn model(specs: &[RangeSpec], size: u64) -> Vec<bool> {
     let mut wanted = vec![false; size as usize];
     for (at, byte) in wanted.iter_mut().enumerate() {
@@ -230,7 +230,7 @@ proptest! {
         }
     }
 
-    /// However long the header, what is made of it is bounded.
+    /// However long the header, its parsed form is bounded.
     #[test]
     fn long_headers_make_short_sets(specs in prop::collection::vec("(0-|[0-9]{1,25}-[0-9]{0,25}|-[0-9]{1,25}|,)", 0..2_000), size: u64) {
         let header = format!("bytes={}", specs.join(","));

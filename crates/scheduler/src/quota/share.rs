@@ -1,4 +1,4 @@
-//! How an origin's connections and its rate are dealt among edges in session.
+//! Shares an origin's connections and rate among the edges in session.
 
 use std::collections::BTreeMap;
 
@@ -16,8 +16,8 @@ const TURN_MS: Millis = 1_000;
 const RATE_STEP: u64 = 8;
 
 impl Source {
-    /// Connections edges may have for themselves together: all, but for the half that waiting
-    /// readers need.
+    /// Connections that edges may have for their own requests, together: all but the half that
+    /// waiting readers need.
     fn lendable(&self, now: Millis) -> u32 {
         let critical = Level::Critical as usize;
         let readers = (self.running[critical].saturating_sub(self.own)) + self.queued[critical];
@@ -26,7 +26,8 @@ impl Source {
         self.max_connections - readers.min(half)
     }
 
-    /// Shares what may be lent: first among edges whose viewers wait, then among all that want it.
+    /// Shares the lendable connections: first among edges whose viewers wait, then among all that
+    /// want some.
     fn share_connections(&mut self, now: Millis) {
         let mut left = self
             .lendable(now)
@@ -46,8 +47,8 @@ impl Source {
             .sum();
     }
 
-    /// Deals evenly up to what each wants; who is first changes with the time. Returns what is
-    /// left.
+    /// Deals connections evenly, up to what each edge wants; the first edge rotates with time.
+    /// Returns what is left.
     fn deal(&mut self, mut left: u32, now: Millis, wants: impl Fn(&EdgeQuota) -> u32) -> u32 {
         let is_short = |quota: &EdgeQuota| !quota.is_silent && wants(quota) > quota.due;
         let short = self.quotas.iter().filter(|(_, quota)| is_short(quota));
@@ -71,7 +72,7 @@ impl Source {
         left
     }
 
-    /// Grants connections, or takes them back. Returns how many are lacking.
+    /// Grants connections, or takes them back. Returns how many are missing.
     pub(super) fn grant_connections(&mut self, now: Millis) -> u32 {
         self.share_connections(now);
         let outstanding = self
@@ -85,8 +86,8 @@ impl Source {
         let mut lacking = taken.saturating_sub(self.max_connections);
         for quota in self.quotas.values_mut() {
             let counted = quota.outstanding.connections;
-            // More is in use than there is, after a restart perhaps: even what is not known to be
-            // given back yet is not given again.
+            // More is in use than the limit, perhaps after a restart: do not grant again what may
+            // not have been given back.
             let most = if taken > self.max_connections {
                 quota.granted.connections
             } else {
@@ -104,8 +105,7 @@ impl Source {
         lacking
     }
 
-    /// Shares the rate by what each edge is reading now: a standing part for all, the rest by
-    /// level.
+    /// Shares the rate by what each edge is reading now: an equal part for all, the rest by level.
     pub(super) fn grant_rates(&mut self, now: Millis) {
         let whole = self.max_rate_bytes_per_second;
         let (silent, heard): (Vec<&EdgeQuota>, Vec<&EdgeQuota>) =
@@ -121,7 +121,7 @@ impl Source {
         let mine = whole.saturating_sub(silent.fold(absent, u64::saturating_add));
         let mut weights: BTreeMap<EdgeId, u64> = BTreeMap::new();
         for &(level, edge, _) in self.fetches.iter().rev() {
-            // The most urgent of an edge comes last, and stays.
+            // The most urgent fetch of an edge comes last, and decides.
             weights.insert(edge, weight(level));
         }
         for (&edge, quota) in &self.quotas {
@@ -176,7 +176,7 @@ impl Source {
     }
 }
 
-/// CRITICAL gets nearly all of a rate, and nobody nothing.
+/// CRITICAL gets nearly all of the rate; no level gets nothing.
 const fn weight(level: Level) -> u64 {
     match level {
         Level::Critical => 24,

@@ -21,7 +21,7 @@ impl World {
         nobody_waits_behind_a_lower_level(&self.scheduler, seed);
     }
 
-    /// At the moment it is made, of what the edge does not have.
+    /// Checks an assignment when it is made: the edge must not have the chunks.
     pub fn check_assignment(&self, a: &Assignment) {
         let edge = &self.edges[a.edge.0 as usize];
         let chunks = a.first_chunk..a.first_chunk + a.chunk_count;
@@ -49,8 +49,8 @@ impl World {
         }
     }
 
-    /// A chunk has one origin fetch at a time; a hedge, an edge's own fetch and a peer that failed
-    /// are causes.
+    /// A chunk has one origin fetch at a time, except for a hedge, an edge's own fetch and a peer
+    /// that failed.
     fn check_single_origin_fetch(&self) {
         let flights = self.edges.iter().flat_map(|edge| edge.flights.values());
         let origin: Vec<_> = flights
@@ -74,9 +74,9 @@ impl World {
         }
     }
 
-    /// More than a source bears. But for one sentence of exceptions it never is: an edge without a
-    /// session uses one connection also where there are more edges than connections, and the last
-    /// connection, and an eighth of the rate, are for edges in session.
+    /// Describes a limit that is exceeded, if any. Exceptions: an edge without a session uses one
+    /// connection even where there are more edges than connections, and the last connection, and an
+    /// eighth of the rate, are for edges in session.
     fn over_limits(&self) -> Option<String> {
         (0..).zip(&self.sources).find_map(|(number, source)| {
             let id = SourceId(number);
@@ -129,7 +129,7 @@ impl World {
     }
 }
 
-/// Indexes and counters are what they summarise.
+/// Indexes and counters agree with what they summarise.
 fn consistent(scheduler: &Scheduler, seed: u64) {
     for (&id, edge) in &scheduler.edges {
         let used = edge
@@ -234,7 +234,7 @@ fn consistent(scheduler: &Scheduler, seed: u64) {
     }
 }
 
-/// A CRITICAL claim that is left in the queue has a reason other than a lower level.
+/// Each queued CRITICAL claim has a reason to wait other than a lower level.
 fn nobody_waits_behind_a_lower_level(scheduler: &Scheduler, seed: u64) {
     for (owner, claim) in &scheduler.claims {
         let ready = claim

@@ -1,4 +1,4 @@
-//! Edges that run what they were given, and report.
+//! Edges that run their assignments and report.
 
 use chunkcache_proto::{ChunkIndex, Level};
 
@@ -6,7 +6,7 @@ use super::super::api::*;
 use super::world::{CHUNK, SimFlight, World};
 
 impl World {
-    /// An edge runs its flights by level and deadline, and reports.
+    /// Runs an edge's fetches by level and deadline, and reports.
     pub fn run_edge(&mut self, edge: usize, ms: Millis) {
         let id = EdgeId(edge as u32);
         let mut order: Vec<_> = self.edges[edge]
@@ -144,8 +144,8 @@ impl World {
         }
     }
 
-    /// Bytes per millisecond, where the source has a limit: the edge's rate is shared by what it
-    /// runs.
+    /// Bytes per millisecond, if the source has a limit: the edge's rate is shared by its running
+    /// fetches.
     fn rate_of_flight(&self, edge: usize, source: SourceId) -> Option<u64> {
         if self.sources[source.0 as usize].max_rate == 0 {
             return None;
@@ -176,7 +176,7 @@ impl World {
         }
     }
 
-    /// Evicts as an edge does, and says what is used.
+    /// Evicts as an edge does, and reports the space in use.
     pub fn tell_space(&mut self, edge: usize) {
         if self.edges[edge].allowed == 0 || !self.edges[edge].alive {
             return;
@@ -194,7 +194,7 @@ impl World {
             }
             let (entry, chunk) = chunks[self.dice.below(chunks.len() as u64) as usize];
             let one = chunk..chunk + 1;
-            // As the job service does: what evicts itself is not asked for on.
+            // As the job service does: a job that causes its own eviction does not ask again.
             let churning = |(on, of, asked): &(EdgeId, EntryNo, std::ops::Range<ChunkIndex>)| {
                 *on == id && *of == entry && asked.contains(&chunk)
             };
@@ -223,7 +223,7 @@ impl World {
         self.apply(self.space_event(edge));
     }
 
-    /// A chunk that a reader is at, or comes to next: used lately, by the store's lights.
+    /// A chunk that a reader is at, or comes to next: the store counts it as recently used.
     fn is_being_read(&self, edge: EdgeId, entry: EntryNo, chunk: ChunkIndex) -> bool {
         self.readers.values().any(|demand| {
             let at = u32::try_from(demand.position / CHUNK).unwrap();

@@ -7,13 +7,13 @@ use super::super::api::*;
 use super::world::{Faults, World};
 
 impl World {
-    /// Schedulers built anew from the present state, in any order, want what this one wants.
+    /// Schedulers rebuilt from the present state, in any order, want what this one wants.
     pub fn check_rebuild(&mut self) {
-        // These are derived as well, when they are looked at: see `restart`.
+        // Hand-overs are derived as well, when they are looked at: see `restart`.
         for want in std::mem::take(&mut self.hand_overs).into_keys() {
             self.apply(Event::WantClosed { want });
         }
-        // Readers have moved inside their chunks since they last said so.
+        // Readers have moved inside their chunks since their last report.
         for demand in self.readers.values().cloned().collect::<Vec<_>>() {
             self.apply(Event::DemandSet(demand));
         }
@@ -97,12 +97,12 @@ impl World {
             "seed {}: a rebuilt scheduler repeats its plan",
             self.seed
         );
-        // Where a fill ends for want of room is history: with what was under way, and with what was
-        // free before.
+        // Where a fill ends for lack of space depends on history: on what was running, and on what
+        // was free before.
         let wanted = |scheduler: &Scheduler| {
             let mut wanted = scheduler.wanted();
-            // What was evicted of an entry nobody spoke of is filled again when it is opened, or
-            // its edge comes back.
+            // Chunks evicted from a closed entry are filled again when it is opened, or its edge
+            // comes back.
             wanted.retain(|(edge, entry, level), _| {
                 let filled = self.edges[edge.0 as usize].allowed == 0;
                 *level < Level::Low || (filled && !self.closed.contains(entry))
@@ -131,8 +131,8 @@ impl World {
         );
     }
 
-    /// What edges keep is not given to them, or to others from the origin, when the plan is made
-    /// anew.
+    /// Chunks of in-flight fetches are not assigned again, to their edge or to others from the
+    /// origin, when the plan is rebuilt.
     fn check_nothing_given_twice(&self, given: &[Effect]) {
         let mut kept: Vec<(EdgeId, InFlightFetch)> = Vec::new();
         for edge in (0..self.edges.len()).filter(|&edge| self.edges[edge].alive) {
@@ -146,7 +146,7 @@ impl World {
                 let same = it.entry == a.entry
                     && it.chunks.start < chunks.end
                     && chunks.start < it.chunks.end;
-                // One that is stopped for a reader who waits is begun again where the reader is.
+                // A fetch stopped for a waiting reader is begun again where the reader is.
                 let stopped = given.iter().any(|other| {
                     matches!(other, Effect::Cancel { edge: of, assignment } if of == edge && *assignment == it.id)
                 });
@@ -159,7 +159,7 @@ impl World {
         }
     }
 
-    /// No more faults; everybody is there; readers stay where they are.
+    /// Ends all faults: all edges are up; readers stay where they are.
     pub fn calm(&mut self) {
         self.faults = Faults::default();
         for edge in 0..self.edges.len() {

@@ -1,11 +1,10 @@
-//! Entries that are closed while nobody needs them, and opened again by who speaks of them.
+//! Entries that are closed while idle, and opened again by the event that names them.
 
 use super::super::api::*;
 use super::world::World;
 
 impl World {
-    /// In some runs only, and by no throw of the dice: seeds kept from before mean the same runs as
-    /// ever.
+    /// In some runs only, and without a throw of the dice: older seeds keep their meaning.
     pub fn close_an_idle_entry(&mut self) {
         let throw = crate::edge_choice::mix(self.seed ^ self.events);
         let entry = EntryNo((throw % self.entries.len() as u64) as u32);
@@ -15,7 +14,7 @@ impl World {
         let said = self.journal.len();
         self.closed.insert(entry);
         self.apply(Event::EntryClosed { entry });
-        // Others may have been planned for in the same event.
+        // Other edges may have been planned for in the same event.
         let of_it = self.journal[said..]
             .iter()
             .filter(|effect| matches!(effect, Effect::Assign(a) if a.entry == entry))
@@ -27,14 +26,13 @@ impl World {
         assert!(known.filter(|claim| claim.entry == entry).count() == 0);
     }
 
-    /// As the plan does: the entry and its rows are loaded before anybody is heard who speaks of
-    /// it.
+    /// As the plan does: loads the entry and its rows before applying an event that names it.
     pub fn reopen_what_is_named(&mut self, event: &Event) {
         let named: Vec<EntryNo> = match event {
             Event::DemandSet(demand) => vec![demand.entry],
             Event::WantSet { entry, .. } | Event::LocalFetchStarted { entry, .. } => vec![*entry],
             Event::FetchesKept { fetches, .. } => fetches.iter().map(|it| it.entry).collect(),
-            // An edge that joins: what it holds a part of is filled on.
+            // An edge that joins: entries it holds in part are filled further.
             Event::EdgeJoined { edge, .. } => {
                 let held = self.edges.get(edge.0 as usize).map(|edge| &edge.held);
                 held.into_iter()

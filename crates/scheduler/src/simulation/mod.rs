@@ -1,16 +1,17 @@
 //! Seeded runs of the scheduler against invented clusters.
 //!
 //! A run makes a cluster (edges, origins, entries), lets edges join, leave, stall and fill their
-//! disks, origins be slow, fail and ask for rest, readers open, read, seek, pause and leave, jobs
-//! come and go, and checks all invariants after each event (`check`). Then the faults stop, and
-//! everything asked for must come to its end in bounded time.
+//! disks, origins be slow, fail and ask for a pause, readers open, read, seek, pause and leave,
+//! jobs come and go, and checks all invariants after each event (`check`). Then the faults stop,
+//! and everything asked for must end in bounded time.
 //!
-//! `SIM_RUNS` sets how many runs, `SIM_SEED` the first one; the default keeps `cargo test` short, and
-//! longer runs are for changes of the scheduler (`SIM_RUNS=20000`). The runs are two tests, so that
-//! both processors have their half. A seed that fails is printed. Once its fault is repaired, it is
-//! written out as a trace in `tests/traces.rs`: a seed means something else with each change here.
+//! `SIM_RUNS` sets the number of runs, `SIM_SEED` the first one; the default keeps `cargo test`
+//! short, and longer runs are for changes of the scheduler (`SIM_RUNS=20000`). The runs are two
+//! tests, so that both processors have their half. A seed that fails is printed. Once its fault is
+//! repaired, it is written out as a trace in `tests/traces.rs`: each change here gives a seed
+//! another meaning.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
-// A list of ranges that has one element is what is meant.
+// A list with a single range is intended.
 #![allow(clippy::single_range_in_vec_init)]
 
 mod check;
@@ -37,7 +38,7 @@ fn run(seed: u64, steps: u32) -> World {
     world
 }
 
-/// Faults end; all that was asked for is done within two simulated minutes.
+/// Ends all faults; everything asked for must finish within two simulated minutes.
 fn settle(world: &mut World) {
     world.calm();
     for _ in 0..24_000 {
@@ -49,7 +50,7 @@ fn settle(world: &mut World) {
     panic!("seed {}: not settled: {}", world.seed, world.unsettled());
 }
 
-/// The whole life of a cluster; how many events that were.
+/// Runs the whole life of a cluster; returns the number of events.
 fn whole(seed: u64, steps: u32) -> u64 {
     let mut world = run(seed, steps);
     if seed.is_multiple_of(7) {
@@ -65,8 +66,8 @@ fn whole(seed: u64, steps: u32) -> u64 {
     world.events
 }
 
-/// Nobody asks for anything: fills end as well, and what is evicted is not fetched again, over and
-/// over.
+/// With no demand left, fills must end as well, and evicted chunks must not be fetched again and
+/// again.
 fn quiet(world: &mut World) {
     let (mut said, mut since) = (0, 0);
     for _ in 0..100 {

@@ -1,4 +1,4 @@
-//! Readers that read, and the things people and machines do.
+//! Readers that read, and the actions of people and machines.
 
 use chunkcache_proto::{ChunkIndex, Level};
 
@@ -37,7 +37,7 @@ impl World {
         }
     }
 
-    /// One of the things people and machines do.
+    /// Takes one action of a person or a machine.
     pub fn act(&mut self) {
         let faults = self.faults;
         let edge = self.dice.below(self.edges.len() as u64) as usize;
@@ -190,10 +190,10 @@ impl World {
             .retain(|reader, _| reader.edge != EdgeId(edge as u32));
     }
 
-    /// The edge goes on with what comes from origins, and says so.
+    /// The edge continues its fetches from origins, and reports them.
     fn begin_session_anew(&mut self, edge: usize) {
         let id = EdgeId(edge as u32);
-        // Meanwhile nobody knows of them: what is asked for a second time then has this cause.
+        // Nobody knows of them meanwhile: a second fetch of the same chunks is excused.
         self.unnamed = true;
         self.edges[edge].alive = false;
         self.apply(Event::EdgeLost { edge: id });

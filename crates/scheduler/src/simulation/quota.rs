@@ -1,5 +1,5 @@
-//! What edges ask by themselves: requests that take a connection of their lease, and wait for one;
-//! and what edges without a session go on using.
+//! Edges' own requests, which take a connection of their lease or wait for one, and what edges
+//! without a session continue to use.
 
 use std::collections::BTreeMap;
 
@@ -7,34 +7,35 @@ use super::super::api::*;
 use super::super::quota::LEASE_MS;
 use super::world::World;
 
-/// Of a source on an edge.
+/// An edge's use of one source.
 #[derive(Clone, Debug, Default)]
 pub struct SimQuota {
     pub lease: Option<Lease>,
-    /// When each request ends.
+    /// When each open request ends.
     pub open: Vec<Millis>,
-    /// Since when each waits.
+    /// Since when each queued request waits.
     pub waiting: Vec<Millis>,
-    /// As said last.
+    /// The last report.
     told: Option<QuotaUse>,
 }
 
-/// As the scheduler gives an edge up, less a moment.
+/// A little less than the time after which the scheduler gives an edge up.
 const GIVEN_UP_MS: Millis = 57_000;
 
-/// Of a source, on an edge without a session.
+/// The use of a source by an edge without a session.
 #[derive(Clone, Copy, Debug)]
 pub struct SimAbsent {
     /// When its lease expires, at the latest.
     pub expires: Millis,
-    /// All that it was given until then.
+    /// The largest grant until then.
     pub had: Share,
-    /// And after that.
+    /// The floor after that.
     pub floor: Share,
 }
 
 impl SimAbsent {
-    /// At the most. What it did not have it takes only when others' leases have expired as well.
+    /// The most it may use. It takes what it did not have only when others' leases have expired as
+    /// well.
     fn has(&self, now: Millis) -> Share {
         let min = |a: Share, b: Share| Share {
             connections: a.connections.min(b.connections),
@@ -82,7 +83,7 @@ impl World {
         quota.lease = Some(lease);
     }
 
-    /// Requests come, find a connection or wait, and end.
+    /// Requests arrive, get a connection or wait, and end.
     pub fn run_quotas(&mut self, chaos: bool) {
         let some = self.has_restarts();
         for edge in 0..self.edges.len() {
@@ -90,7 +91,7 @@ impl World {
                 let source = SourceId(u32::try_from(number).unwrap());
                 if self.is_unlimited(number) || !self.edges[edge].alive {
                     if self.edges[edge].alive {
-                        // Of its rate.
+                        // Report the rate it reads.
                         self.say_quota(edge, number);
                     }
                     continue;
@@ -112,7 +113,7 @@ impl World {
                         quota.open.push(now + takes);
                     }
                 }
-                // A smaller number is said a moment later, a larger one at once.
+                // A smaller number is reported a moment later, a larger one at once.
                 let said = quota.say(source);
                 if !slow || quota.told.is_none_or(|told| said.wanted > told.wanted) {
                     self.say_quota(edge, number);
@@ -133,7 +134,7 @@ impl World {
         }
     }
 
-    /// A heartbeat, with news or without.
+    /// Sends a report, with or without changes.
     pub fn report(&mut self, edge: usize, uses: Vec<QuotaUse>) {
         self.edges[edge].reported += 1;
         self.edges[edge].reported_at = self.now;
@@ -152,7 +153,7 @@ impl World {
         }
     }
 
-    /// What edges in session may be using outside of assignments.
+    /// What edges in session may use beside assignments.
     pub fn leased_of(&self, source: SourceId) -> Share {
         let of_it = self
             .edges
@@ -168,7 +169,7 @@ impl World {
         sum
     }
 
-    /// It goes on by itself with what it has, until its lease expires.
+    /// The edge continues with its grants until its lease expires.
     pub fn goes_away(&mut self, edge: usize) {
         let flights = self.edges[edge].flights.values();
         let mut open: BTreeMap<SourceId, u32> = BTreeMap::new();
@@ -195,7 +196,7 @@ impl World {
         }
     }
 
-    /// What edges without a session use, and are counted on to.
+    /// The use reserved for edges without a session.
     pub fn absent_of(&self, source: SourceId) -> Share {
         let absent = self
             .edges
@@ -214,7 +215,7 @@ impl World {
         self.sources[number].max_connections == 0
     }
 
-    /// Requests of one that waits longest, in milliseconds.
+    /// The longest wait of any request, in milliseconds.
     pub fn longest_wait_for_a_connection(&self) -> Millis {
         let alive = self.edges.iter().filter(|edge| edge.alive);
         let waiting = alive.flat_map(|edge| edge.quotas.values().flat_map(|it| &it.waiting));

@@ -1,19 +1,20 @@
-//! A coordinator that begins anew in the midst, and what draining edges hand over: both derived
-//! from what is there.
+//! A coordinator that restarts in the middle of a run, and hand-overs of draining edges: both are
+//! derived from the present state.
 
 use super::super::Scheduler;
 use super::super::api::*;
 use super::super::claim::Owner;
 use super::world::World;
 
-/// Where from, where to, and of what.
+/// From, to, and the entry.
 pub type HandOver = (EdgeId, EdgeId, EntryNo);
 
-/// Numbers of its own beside those of jobs.
+/// Numbers hand-overs apart from jobs.
 const OWN: u64 = 1 << 62;
 
 impl World {
-    /// By no throw of the dice, and not in runs that are kept by name: those mean the same as ever.
+    /// Without a throw of the dice, and not in runs that are kept by name: those keep their
+    /// meaning.
     pub fn has_restarts(&self) -> bool {
         matches!(self.seed % 11, 3 | 7 | 8) || self.seed % 7 == 3 || self.has_late_returns()
     }
@@ -29,7 +30,7 @@ impl World {
         }
     }
 
-    /// All the scheduler knew is gone. Edges say what they have, and fetch on meanwhile.
+    /// Drops the scheduler's whole state. Edges report what they have, and fetch on meanwhile.
     pub fn restart(&mut self) {
         let hand_overs = self.derived_hand_overs();
         let draining: Vec<bool> = (0..self.edges.len())
@@ -51,7 +52,7 @@ impl World {
         self.scheduler = Scheduler::new(config);
         self.unnamed = true;
         self.hand_overs.clear();
-        // Entries are opened when they are spoken of.
+        // Entries are opened when an event names them.
         self.closed = (0..)
             .zip(&self.entries)
             .map(|(it, _)| EntryNo(it))
@@ -104,12 +105,12 @@ impl World {
             if is_there(to) {
                 derived.contains(it)
             } else {
-                // To another one then, as long as there is one.
+                // Then to another edge, as long as there is one.
                 let mut others = derived.iter().map(|it| (it.0.0, it.0.2));
                 !somebody_stays || others.any(|it| it == (from, entry))
             }
         };
-        // It ends when its edge leaves.
+        // A hand-over ends when its edge leaves.
         let missing: Vec<_> = hand_overs
             .into_iter()
             .filter(|it| is_there(it.0.0) && !goes_on(it))
@@ -122,7 +123,7 @@ impl World {
         self.look_at_hand_overs();
     }
 
-    /// Those that had a session lately.
+    /// Announces the edges that had a session lately.
     fn expect_edges(&mut self) {
         let lately = |edge: &super::world::SimEdge| edge.alive || !edge.absent.is_empty();
         let edges: Vec<EdgeId> = (0..self.edges.len())
@@ -132,7 +133,7 @@ impl World {
         self.apply(Event::EdgesExpected { edges });
     }
 
-    /// What a draining edge has alone, and who gets it.
+    /// The chunks that only a draining edge holds, and the edges to get them.
     fn derived_hand_overs(&self) -> Vec<(HandOver, Vec<std::ops::Range<u32>>)> {
         let alive = || (0..self.edges.len()).filter(|&edge| self.edges[edge].alive);
         let (draining, staying): (Vec<_>, Vec<_>) = alive()
@@ -149,7 +150,7 @@ impl World {
             .collect()
     }
 
-    /// As the plan does, from time to time.
+    /// Updates the hand-overs from time to time, as the plan does.
     pub fn look_at_hand_overs(&mut self) {
         if !self.has_restarts() {
             return;

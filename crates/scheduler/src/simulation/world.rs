@@ -11,7 +11,7 @@ use chunkcache_proto::RangeSet;
 
 pub const CHUNK: u64 = 64 << 10;
 
-/// SplitMix64. Of our own, so that a seed means the same run for ever.
+/// SplitMix64. Our own, so that a seed means the same run for ever.
 pub struct Dice(u64);
 
 impl Dice {
@@ -39,7 +39,7 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Every other seed has none that excuses a second origin fetch.
+    /// Every other seed has no fault that excuses a second origin fetch.
     pub fn of(seed: u64) -> Self {
         match seed % 4 {
             0 => Self::default(),
@@ -75,8 +75,8 @@ pub struct SimFlight {
     pub begun: Option<Millis>,
     pub stalled: bool,
     pub deadline: Millis,
-    /// When it was made, a peer had lately failed its edge, or fetches went on that no session
-    /// named: it may be a second one.
+    /// When it was made, a peer had just failed its edge, or unreported fetches were going on: it
+    /// may be a duplicate.
     pub doubtful: bool,
 }
 
@@ -84,8 +84,7 @@ impl SimFlight {
     pub fn chunks(&self) -> Range<ChunkIndex> {
         self.a.first_chunk..self.a.first_chunk + self.a.chunk_count
     }
-    /// Of which it has a part.
-    /// Chunks it has brought.
+    /// The chunks it has brought so far.
     pub fn brought(&self) -> Range<ChunkIndex> {
         let done = u32::try_from(self.bytes / CHUNK)
             .unwrap()
@@ -101,19 +100,19 @@ pub struct SimEdge {
     pub fill: bool,
     pub flights: BTreeMap<AssignmentId, SimFlight>,
     pub held: BTreeMap<EntryNo, RangeSet<ChunkIndex>>,
-    /// Bytes its chunks may take; 0: no end.
+    /// The space its chunks may use; 0: no limit.
     pub allowed: u64,
-    /// What it may use of each source while it has no session.
+    /// Its limits for each source while it has no session.
     pub absent: BTreeMap<SourceId, super::quota::SimAbsent>,
-    /// The number of its last report of quotas, and when that was.
+    /// The number and the time of its last quota report.
     pub reported: u64,
     pub reported_at: Millis,
-    /// What it asks by itself of sources with a limit.
+    /// Its own use of sources with a limit.
     pub quotas: BTreeMap<SourceId, super::quota::SimQuota>,
 }
 
 impl SimEdge {
-    /// Bytes its chunks take, those under way counted as far as they came.
+    /// The space its chunks use, with running fetches counted as far as they came.
     pub fn used(&self) -> u64 {
         let held: u64 = self.held.values().map(RangeSet::count).sum();
         let coming: u64 = self.flights.values().map(|f| f.bytes).sum();
@@ -149,25 +148,26 @@ pub struct World {
     pub entries: Vec<(SourceId, Geometry)>,
     pub readers: BTreeMap<ReaderId, Demand>,
     pub wants: BTreeMap<WantId, (EdgeId, EntryNo, Range<ChunkIndex>)>,
-    /// Everything the scheduler said.
+    /// All effects of the scheduler so far.
     pub journal: Vec<Effect>,
-    /// A session ended, and its fetches that go on are not named yet.
+    /// A session ended, and its in-flight fetches are not reported yet.
     pub unnamed: bool,
-    /// Who reported whom: peers are fast here, so a scheduler that finds one late is wrong.
+    /// Which edge reported which peer: peers are fast here, so a scheduler that finds one late is
+    /// wrong.
     pub peer_faults: BTreeSet<(EdgeId, EdgeId)>,
-    /// Entries nobody spoke of, of which the scheduler was told to forget what it knows.
+    /// Idle entries that were closed.
     pub closed: BTreeSet<EntryNo>,
-    /// Events the scheduler was given.
+    /// Events applied so far.
     pub events: u64,
-    /// Its end is not reported yet, and the scheduler may still speak of it.
+    /// Its end is not reported yet, and the scheduler may still name it.
     pub ending: Option<(EdgeId, AssignmentId)>,
     pub next_number: u64,
     pub last_tick: Millis,
     /// Chunks evicted so far.
     pub evicted: u64,
-    /// Of what edges ask by themselves; of its own, so that older seeds mean the same runs as ever.
+    /// Dice for edges' own requests; separate, so that older seeds keep their meaning.
     pub place_dice: Dice,
-    /// What draining edges hand over, by want.
+    /// Hand-overs of draining edges, by want.
     pub hand_overs: BTreeMap<WantId, super::restart::HandOver>,
     pub next_hand_over: u64,
 }
@@ -243,7 +243,7 @@ impl World {
         }
         for edge in 0..1 + world.dice.below(4) as usize {
             let (max, fill) = (1 + world.dice.below(4) as u32, world.dice.per_mille(500));
-            // Large enough that a reader never waits for what is evicted before it can be read.
+            // Large enough that nothing a reader waits for is evicted before it is read.
             let allowed = match world.dice.below(4) {
                 0 => (60 + world.dice.below(100)) * CHUNK,
                 _ => 0,
@@ -306,7 +306,7 @@ impl World {
         }
     }
 
-    /// Gives the scheduler an event, obeys it, and checks everything.
+    /// Applies an event, carries out its effects, and checks all invariants.
     pub fn apply(&mut self, event: Event) {
         self.reopen_what_is_named(&event);
         let mut effects = Vec::new();
@@ -325,7 +325,7 @@ impl World {
         for effect in &effects {
             self.obey(effect);
         }
-        // A heartbeat's answer is no news.
+        // The answer to a heartbeat changes nothing.
         effects.retain(|it| !matches!(it, Effect::Quota { leases, .. } if leases.is_empty()));
         self.journal.append(&mut effects);
         self.check();

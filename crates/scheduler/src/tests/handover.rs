@@ -1,4 +1,4 @@
-//! What a draining edge hands to another one.
+//! Hand-over of a draining edge's chunks.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Who is late, who is blamed for it, and what is not fetched a second time.
+//! Late fetches: which one is blamed, and what is not fetched twice.
 
 use super::*;
 

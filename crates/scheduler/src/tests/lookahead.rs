@@ -1,5 +1,5 @@
-//! How much is fetched ahead of a reader: what it consumes in some fetch times, within limits. And
-//! what a rate gives at first.
+//! Lookahead: what a reader consumes in a few fetch times, within limits. And what a rate gives at
+//! first.
 
 use super::*;
 
@@ -17,7 +17,7 @@ fn bench() -> Bench {
     bench
 }
 
-/// A chunk of the origin took so long.
+/// Lets one chunk from the origin take so long.
 fn fetch_time(bench: &mut Bench, ms: Millis) {
     let given = assigned(&bench.apply(Event::WantSet {
         want: WantId(1),

@@ -1,4 +1,4 @@
-//! Leases: connections of a source that edges open by themselves, and its bytes a second.
+//! Leases: connections of a source that edges open on their own, and its bytes a second.
 
 use super::*;
 
@@ -64,7 +64,7 @@ impl Cluster {
         self.apply(Event::Tick)
     }
 
-    /// Time passes, and these edges are heard of meanwhile.
+    /// Lets time pass while these edges send heartbeats.
     fn beat(&mut self, ms: Millis, edges: &[u32]) {
         let end = self.now + ms;
         while self.now < end {
@@ -96,7 +96,7 @@ impl Cluster {
         self.quota(edge).granted.bytes_per_second
     }
 
-    /// It knows the last lease, and obeys it.
+    /// Reports: the edge knows the last lease, and obeys it.
     fn say(&mut self, edge: u32, held: u32, wanted: u32) -> Vec<Effect> {
         let sequence = self.quota(edge).sequence;
         self.say_of(edge, sequence, (held, wanted, 0))
@@ -221,7 +221,7 @@ fn an_edge_that_comes_back_is_counted_as_it_says() {
     cluster.say(1, 0, 9);
     cluster.lost(0);
     cluster.apply(join(0));
-    // It has one of them still.
+    // It still has one of them.
     cluster.say(0, 1, 1);
     assert_eq!(cluster.granted(1), 3);
 }
@@ -241,7 +241,7 @@ fn an_edge_that_hangs_is_counted_with_its_floor() {
         cluster.say(0, 3, 9);
         cluster.say(1, 3, 9);
     }
-    // The third has a session, and nothing was heard of it.
+    // The third has a session, and has not reported.
     cluster.after(0);
     let held = cluster.granted(0);
     cluster.say(0, held, 9);

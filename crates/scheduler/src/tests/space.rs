@@ -1,4 +1,4 @@
-//! The fill of a disk that has an end.
+//! The fill of a disk of limited size.
 
 use super::*;
 
@@ -20,7 +20,7 @@ fn hold(bench: &mut Bench, chunks: std::ops::Range<ChunkIndex>) -> Vec<Effect> {
     })
 }
 
-/// Obeys until nothing is given any more; the chunks that came.
+/// Carries out assignments until there are no more; returns the chunks that came.
 fn run_to_the_end(bench: &mut Bench, effects: Vec<Effect>) -> u32 {
     let (mut open, mut came) = (assigned(&effects), 0);
     while let Some(next) = open.pop() {
@@ -47,7 +47,7 @@ fn a_fill_ends_before_its_edge_begins_to_evict() {
         "{came} chunks of the 48 there is room for"
     );
     assert_eq!(bench.after(1_000), vec![], "and does not begin again");
-    // What it fetched is counted now, and there is no more room than before.
+    // The fetched chunks are counted now, and there is no more space than before.
     assert_eq!(
         space(&mut bench, (2 + u64::from(came)) * CHUNK, 100 * MIB),
         vec![]
@@ -59,7 +59,7 @@ fn a_fill_begins_again_when_there_is_clearly_room() {
     let mut bench = Bench::filling(1);
     space(&mut bench, 100 * MIB, 100 * MIB);
     assert_eq!(assigned(&hold(&mut bench, 0..2)), vec![]);
-    // As an eviction leaves it.
+    // As after an eviction.
     assert_eq!(space(&mut bench, 98 * MIB, 100 * MIB), vec![]);
     assert_eq!(space(&mut bench, 93 * MIB, 100 * MIB), vec![]);
     let given = assigned(&space(&mut bench, 50 * MIB, 100 * MIB));

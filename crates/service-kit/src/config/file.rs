@@ -4,7 +4,7 @@ use std::path::Path;
 
 use toml::Value as Toml;
 
-/// The value of a key, as it would be written as a flag.
+/// The value of a key, as it would be written for a flag.
 pub(super) enum Texts {
     One(String),
     List(Vec<String>),
@@ -19,16 +19,16 @@ impl Texts {
     }
 }
 
-/// Each key as written, with its value or what is wrong with it.
+/// Each key as written, with its value or its error.
 type Keys = Vec<(String, Result<Texts, String>)>;
 
-/// Reads and takes apart a file; the error is a plain sentence.
+/// Reads and parses a file; the error is a plain sentence.
 pub(super) fn read(path: &Path) -> Result<Keys, String> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))?;
     parse(&text)
 }
 
-/// A syntax error names line and column and not the text there, which may be a secret.
+/// Parses a file. A syntax error names line and column but not the text, which may be a secret.
 fn parse(text: &str) -> Result<Keys, String> {
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
         let place = error.span().map_or(String::new(), |span| {

@@ -1,4 +1,4 @@
-//! Joins flags, environment and file, and collects everything that is wrong.
+//! Combines flags, environment and file, and collects all errors.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -11,17 +11,18 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use super::problems::{ConfigError, Problems};
 use super::{CONFIG, Options, file, is_secret, secret_file, unjudged, variable};
 
-/// A jaro similarity from which a name is taken for a misspelling of another.
+/// Jaro similarity from which a name counts as a misspelling of another.
 const SIMILAR: f64 = 0.8;
 
-/// What a whole command line says, with the environment and the file where its verb takes them.
+/// Parses a whole command line, with the environment and the file if its verb takes them.
 pub fn matches<O: Options>(
     whole: &Command,
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<ArgMatches, ConfigError> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let as_given = |command: Command| command.try_get_matches_from(&arguments);
-    // The first pass judges no value: it only finds the verb, the file, and who says what.
+    // The first pass checks no values: it only finds the verb, the file, and the source of each
+    // option.
     let Ok(first) = as_given(unjudged_options(whole.clone())) else {
         return Ok(as_given(whole.clone())?);
     };
@@ -64,7 +65,7 @@ pub fn load<O: Options>(arguments: &ArgMatches) -> Result<O, ConfigError> {
     problems.into_result(options)
 }
 
-/// The options that these flags give, for tests.
+/// Parses options from these flags, for tests.
 pub fn parse_from<O: Options>(flags: &[&str]) -> Result<O, ConfigError> {
     let whole = Command::new("test")
         .subcommand_required(true)
@@ -77,7 +78,7 @@ pub fn parse_from<O: Options>(flags: &[&str]) -> Result<O, ConfigError> {
     }
 }
 
-/// The command with values of any form, where a verb takes the options.
+/// The command with unchecked values, if a verb takes the options.
 fn unjudged_options(whole: Command) -> Command {
     let verbs: Vec<String> = whole
         .get_subcommands()
@@ -89,11 +90,11 @@ fn unjudged_options(whole: Command) -> Command {
     })
 }
 
-/// One reading of a command line.
+/// One parse of a command line.
 struct Parse<'a> {
     command: Command,
     verb: &'a str,
-    /// The first pass: texts and where they come from.
+    /// The result of the first pass: texts and their sources.
     given: &'a ArgMatches,
     path: Option<String>,
     /// The file's texts by name.
@@ -145,7 +146,7 @@ impl Parse<'_> {
         }
     }
 
-    /// The file's values become defaults: then flags and environment win.
+    /// The file's values become defaults: flags and environment then override them.
     fn read_file(&mut self, path: &Path) {
         let shown = path.display().to_string();
         let keys = match file::read(path) {
@@ -178,7 +179,7 @@ impl Parse<'_> {
         self.path = Some(shown);
     }
 
-    /// `--NAME-file` is `--NAME`, where it comes from a stronger place.
+    /// Reads `--NAME-file` into `--NAME`, if it comes from a stronger source.
     fn read_secret_files(&mut self) {
         let secrets: Vec<String> = self
             .options()
@@ -213,7 +214,7 @@ impl Parse<'_> {
         }
     }
 
-    /// How strong the place is that an option comes from; 0: it is given nowhere.
+    /// The strength of the source of an option; 0: not given.
     fn strength(&self, name: &str) -> u8 {
         let Some(id) = self.option(name).map(|arg| arg.get_id().as_str()) else {
             return 0;
@@ -225,14 +226,15 @@ impl Parse<'_> {
         }
     }
 
-    /// Notes the options that are wrong, and judges them no more. False: there is none.
+    /// Records the options that are wrong, and accepts any value for them from now on. False: there
+    /// is none.
     fn set_aside<O: Options>(&mut self, error: &clap::Error) -> bool {
         let names = match error.get(ContextKind::InvalidArg) {
             Some(ContextValue::String(text)) => vec![long_name(text)],
             Some(ContextValue::Strings(texts)) => texts.iter().map(|t| long_name(t)).collect(),
             _ => return false,
         };
-        // What was set aside before is wrong in another way: its number, not its value.
+        // An option that was recorded before is wrong in another way: its number, not its value.
         let is_judged = |name: &&str| {
             self.option(name)
                 .is_some_and(|arg| arg.get_value_parser().type_id() != unjudged_type())
@@ -258,7 +260,7 @@ impl Parse<'_> {
         true
     }
 
-    /// "unknown key", with the nearest known name where one is near.
+    /// "unknown key", with the most similar known name if there is one.
     fn unknown(&self, what: &str, name: &str) -> String {
         let likeness = |known: &str| strsim::jaro(known, name);
         let names = self.options().filter_map(|arg| arg.get_long());
@@ -300,8 +302,9 @@ fn secret_of(path: &Path) -> Result<String, String> {
     }
 }
 
-/// Kubernetes sets `NAME_SERVICE_HOST`, `NAME_PORT_7400_TCP_ADDR` and the like for every service of
-/// a namespace, and a service named `cache-edge` hits our prefix. Those are nobody's mistake.
+/// Whether the variable is set by Kubernetes, which sets `NAME_SERVICE_HOST`,
+/// `NAME_PORT_7400_TCP_ADDR` and the like for every service of a namespace: a service named
+/// `cache-edge` has our prefix. Those are nobody's mistake.
 fn is_service_link(rest: &str) -> bool {
     rest == "SERVICE_HOST"
         || rest.starts_with("SERVICE_PORT")

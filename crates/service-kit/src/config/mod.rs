@@ -1,4 +1,4 @@
-//! Options: one struct with clap's derive a binary, and everything an operator expects of it.
+//! Options: one struct with clap's derive per binary, and everything an operator expects of it.
 //!
 //! A field is a flag, an environment variable and a TOML key, with its help, default and row in
 //! `docs/configuration.md`:
@@ -9,10 +9,10 @@
 //! pub drain_grace: Duration,
 //! ```
 //!
-//! Clap parses flags, environment and values. Added here is what it does not do: the keys of
+//! Clap parses flags, environment and values. This module adds what clap lacks: the keys of
 //! `--config FILE` (they become clap's defaults, so flags and environment win), `--flag=false`, a
-//! `--NAME-file` for each [`Secret`], and a report of all wrong values at once, because an
-//! operator who rolls out a file to many machines wants all of them.
+//! `--NAME-file` for each [`Secret`], and a report of all wrong values at once, because an operator
+//! who rolls out a file to many machines wants all of them.
 
 mod file;
 mod load;
@@ -37,18 +37,18 @@ pub use value::{
 /// The exit status for a command line or configuration that cannot be used.
 pub const EXIT_USAGE: u8 = 2;
 
-/// The id of `--config`. A command that has it takes a binary's options.
+/// The id of `--config`. A command that has it takes the binary's options.
 const CONFIG: &str = "config";
 
 /// The options of one binary.
 pub trait Options: clap::Args {
-    /// `CACHE_EDGE`: variables are `CACHE_EDGE_MAX_SIZE`.
+    /// For example `CACHE_EDGE`: variables are then named like `CACHE_EDGE_MAX_SIZE`.
     const PREFIX: &'static str;
 
     /// Variables under the prefix that belong to other commands of the same binary.
     const FOREIGN_VARIABLES: &'static [&'static str] = &[];
 
-    /// Adds conflicts between options, and values that only their use can judge.
+    /// Reports conflicts between options, and values that only their use can check.
     fn check(&self, problems: &mut Problems);
 }
 
@@ -79,7 +79,7 @@ pub fn command<O: Options>(name: &'static str) -> Command {
         .mut_args(|arg| complete(O::PREFIX, arg))
 }
 
-/// Adds what every option has: its variable, and `--flag=false` where it is a switch.
+/// Adds the environment variable, and `--flag=false` for a switch.
 fn complete(prefix: &str, arg: Arg) -> Arg {
     let Some(name) = arg.get_long().map(str::to_owned) else {
         return arg;
@@ -103,7 +103,7 @@ fn complete(prefix: &str, arg: Arg) -> Arg {
         _ => arg,
     };
     let variable = variable(prefix, &name);
-    // An empty variable is what scripts leave where they mean "not set".
+    // Scripts leave an empty variable where they mean "not set".
     if std::env::var_os(&variable).is_some_and(|value| value.is_empty()) {
         return arg;
     }
@@ -123,7 +123,7 @@ fn is_secret(arg: &Arg) -> bool {
     arg.get_value_parser().type_id() == TypeId::of::<Secret>()
 }
 
-/// The argument, accepting anything: judged elsewhere, or not at all.
+/// The argument, accepting anything: it is checked elsewhere, or not at all.
 pub(crate) fn unjudged(arg: Arg) -> Arg {
     arg.required(false).value_parser(ValueParser::os_string())
 }

@@ -1,16 +1,16 @@
-//! What is wrong with a configuration, for the operator.
+//! Configuration errors, for the operator.
 
 use std::fmt;
 use std::process::ExitCode;
 
 use super::EXIT_USAGE;
 
-/// Everything that is wrong, a sentence each that names its option.
+/// All errors, one sentence each that names its option.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems(Vec<String>);
 
 impl Problems {
-    /// Adds what a check across options found: `name` without dashes.
+    /// Adds an error found by a check across options: `name` without dashes.
     pub fn push(&mut self, name: &str, message: impl fmt::Display) {
         self.add(format!("--{name}: {message}"));
     }
@@ -47,7 +47,7 @@ impl fmt::Display for Problems {
 /// Why there is nothing to run.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// An unknown flag or verb; also a wish for help or the version.
+    /// An unknown flag or verb; also a request for help or the version.
     #[error("{0}")]
     Usage(#[from] clap::Error),
     #[error("{0}")]
@@ -55,11 +55,11 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// Prints it, and says how the process ends.
+    /// Prints it, and returns the exit code.
     pub fn report(self) -> ExitCode {
         match self {
             ConfigError::Usage(error) => {
-                // A closed standard output is no reason for another status.
+                // A closed standard output does not change the status.
                 let _ = error.print();
                 ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(EXIT_USAGE))
             }

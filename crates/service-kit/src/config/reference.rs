@@ -1,4 +1,4 @@
-//! The configuration reference, written from the options: `docs/configuration.md` is its output
+//! The configuration reference, generated from the options: `docs/configuration.md` is its output
 //! and a test in each service compares the two.
 
 use std::fmt::Write as _;
@@ -18,8 +18,8 @@ const HEAD: &str = "# Configuration\n\n\
     `BOOL` is `true` or `false`, and a flag alone means `true`. Options that take several values are repeated, \
     separated by commas, or a TOML list.\n";
 
-/// A page with this binary's section brought up to date. The services do not know each other, so
-/// each keeps the section of its own; an empty page is begun.
+/// Returns the page with this binary's section updated. The services do not know each other, so
+/// each keeps its own section; an empty page is begun.
 pub fn reference_page<O: Options>(page: &str, binary: &str) -> String {
     let heading = format!("\n## `{binary}`\n");
     let section = format!("{heading}\n{}", table::<O>());
@@ -35,7 +35,7 @@ pub fn reference_page<O: Options>(page: &str, binary: &str) -> String {
     format!("{}{section}{}", &page[..start], &page[end..])
 }
 
-/// A Markdown table: one row an option.
+/// A Markdown table: one row per option.
 fn table<O: Options>() -> String {
     let mut text = String::from(
         "| flag and TOML key | environment | value | default | meaning |\n|---|---|---|---|---|\n",
@@ -58,7 +58,7 @@ fn table<O: Options>() -> String {
 
 fn row(prefix: &str, name: &str, arg: &Arg) -> String {
     let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-    // A default that is no constant is said in the help, as clap says the others.
+    // A default that is not constant is in the help, in clap's notation.
     let (meaning, noted) = match help.rsplit_once(" [default: ") {
         Some((meaning, note)) => (
             meaning.to_owned(),

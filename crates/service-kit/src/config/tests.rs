@@ -168,7 +168,7 @@ fn secrets_come_from_files_and_are_never_shown() {
     let both = refusal(load(&["--name=a", &path, "--token=hunter2"]));
     assert!(both.contains("conflicts with --token-file"), "{both}");
     assert!(!both.contains("hunter2"), "{both}");
-    // A stronger place wins, in either form.
+    // A stronger source wins, in either form.
     let flag = in_file("token = \"weak\"", &["--name=a", &path]).unwrap();
     assert_eq!(flag.token.expose(), "hunter2");
     let text = format!("token-file = {:?}", secret.path());

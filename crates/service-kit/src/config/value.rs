@@ -1,4 +1,4 @@
-//! Value parsers. Every error says what would be right and does not repeat the text, which clap
+//! Value parsers. Every error says what would be valid and does not repeat the text, which clap
 //! adds.
 
 use std::fmt;
@@ -10,7 +10,7 @@ use url::Url;
 
 const BYTES_EXPECTED: &str =
     "expected bytes as a plain whole number or with a unit: 10GiB, 2MiB, 64MB";
-/// An instant this far ahead can still be told.
+/// An instant this far ahead can still be represented.
 const MAX_DURATION: Duration = Duration::from_hours(100 * 365 * 24);
 
 /// A value that no `Debug`, `Display` or error shows.
@@ -39,7 +39,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A size given outright, or as a part of something known later.
+/// A size given in bytes, or as a part of something known later.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum BytesOrPercent {
     Bytes(u64),
@@ -48,7 +48,7 @@ pub enum BytesOrPercent {
 }
 
 impl BytesOrPercent {
-    /// The bytes meant when the whole is `total` bytes.
+    /// Resolves to bytes, given a whole of `total` bytes.
     pub fn of(self, total: u64) -> u64 {
         match self {
             BytesOrPercent::Bytes(bytes) => bytes,
@@ -60,7 +60,7 @@ impl BytesOrPercent {
     }
 }
 
-/// `4096`, `10GiB` (1024-based), `10GB` (1000-based), `1.5GiB`; units in any case.
+/// `4096`, `10GiB` (1024-based), `10GB` (1000-based), `1.5GiB`; units are case-insensitive.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let wrong = || BYTES_EXPECTED.to_owned();
@@ -127,7 +127,7 @@ pub fn parse_url(text: &str) -> Result<Url, String> {
     }
 }
 
-/// `127.0.0.1:7400`, `[::1]:7400`, `localhost:7400`. Other names are refused: what a listener binds
+/// `127.0.0.1:7400`, `[::1]:7400`, `localhost:7400`. Other names are refused: a listener's address
 /// must not depend on a resolver.
 pub fn parse_socket_address(text: &str) -> Result<SocketAddr, String> {
     let text = text.trim();

@@ -1,7 +1,7 @@
-//! Logs and traces: one subscriber a process, W3C trace context in and out, OTLP where wanted.
+//! Logs and traces: one subscriber per process, W3C trace context in and out, OTLP if configured.
 //!
-//! The OpenTelemetry layer is always there, so that a caller's `traceparent` is carried on also
-//! where nothing is exported. Logs go to standard error: standard output belongs to commands.
+//! The OpenTelemetry layer is always installed, so that a caller's `traceparent` is passed on even
+//! if nothing is exported. Logs go to standard error: standard output belongs to commands.
 
 mod propagation;
 
@@ -25,8 +25,8 @@ pub use propagation::{inject, inject_metadata, set_parent, set_parent_from_metad
 /// Longest time one export to the collector may take.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Libraries that print what they send, receive or bind to a statement (headers, tokens, queries)
-/// below this level. A filter can not bring it into a log.
+/// Libraries that log, below this level, bytes they send or receive or bind to a statement
+/// (headers, tokens, queries). No filter can enable that.
 const WORDY: [&str; 8] = [
     "h2",
     "hyper",
@@ -38,10 +38,10 @@ const WORDY: [&str; 8] = [
     "opentelemetry",
 ];
 
-/// Spans are sent somewhere.
+/// Whether spans are exported.
 static EXPORTS: AtomicBool = AtomicBool::new(false);
 
-/// Whether a request that no caller traces may begin a trace worth its cost.
+/// Whether a request without a caller's trace may begin one worth its cost.
 pub fn exports() -> bool {
     EXPORTS.load(Ordering::Relaxed)
 }
@@ -56,7 +56,7 @@ pub enum TelemetryError {
     AlreadySet(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// The options of both binaries.
+/// The telemetry options of both binaries.
 #[derive(Clone, Debug, PartialEq, clap::Args)]
 pub struct TelemetryOptions {
     /// How log lines look
@@ -74,8 +74,8 @@ pub struct TelemetryOptions {
 }
 
 impl TelemetryOptions {
-    /// The option, else what OpenTelemetry's own variables say. Headers, timeouts and resource
-    /// attributes in such variables are read by its library.
+    /// The option, or OpenTelemetry's own variables. Its library reads headers, timeouts and
+    /// resource attributes from such variables.
     fn otlp_endpoint(&self) -> Option<String> {
         if std::env::var("OTEL_SDK_DISABLED").is_ok_and(|value| value.eq_ignore_ascii_case("true"))
         {
@@ -95,13 +95,13 @@ pub enum LogFormat {
     Json,
 }
 
-/// Held by `main`; what is not yet exported is sent by [`Telemetry::shutdown`].
+/// Held by `main`; [`Telemetry::shutdown`] sends what is not exported yet.
 pub struct Telemetry {
     provider: SdkTracerProvider,
 }
 
 impl Telemetry {
-    /// Sends what is left, at most a few seconds. The end of a process: errors are logged only.
+    /// Exports the rest, within a few seconds. The process is ending: errors are logged only.
     pub async fn shutdown(self) {
         let stop = move || self.provider.shutdown_with_timeout(EXPORT_TIMEOUT);
         match tokio::task::spawn_blocking(stop).await {
@@ -112,7 +112,7 @@ impl Telemetry {
     }
 }
 
-/// Sets up logs and traces for the process. Within a tokio runtime: the exporter needs one.
+/// Sets up logs and traces for the process. Requires a tokio runtime: the exporter needs one.
 pub fn init(
     service: &'static str,
     instance: &str,
@@ -127,7 +127,7 @@ pub fn init(
         logs.with_ansi(std::io::stderr().is_terminal()).boxed()
     };
     let traces = tracing_opentelemetry::layer().with_tracer(provider.tracer(service));
-    // The filter stands before the logs only: what is traced must not depend on what is logged.
+    // The filter applies to logs only: traces must not depend on the log level.
     tracing_subscriber::registry()
         .with(traces.with_filter(LevelFilter::INFO))
         .with(logs.with_filter(filter.and(filter_fn(|metadata| {
@@ -157,7 +157,7 @@ fn tracer_provider(
         .build();
     let builder = SdkTracerProvider::builder().with_resource(resource);
     let Some(endpoint) = options.otlp_endpoint() else {
-        // Ids are still made and carried on; nothing is recorded that no caller asked for.
+        // Ids are still created and passed on; only traces that a caller asked for are recorded.
         return Ok(builder
             .with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOff)))
             .build());

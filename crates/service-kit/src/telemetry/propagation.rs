@@ -9,31 +9,31 @@ use tonic::metadata::MetadataMap;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-/// A span that declares this field carries its trace's id into the log lines within it.
+/// A span that declares this field adds its trace's id to the log lines within it.
 const TRACE_ID: &str = "trace_id";
 
-/// Makes the caller's span the parent of `span`; before `span` is entered. Without a usable
-/// `traceparent`, `span` begins a trace. An empty field `trace_id` of the span is filled in.
+/// Makes the caller's span the parent of `span`. Must run before `span` is entered. Without a
+/// usable `traceparent`, `span` begins a trace. Fills in an empty field `trace_id` of the span.
 pub fn set_parent(span: &Span, headers: &HeaderMap) {
     adopt(span, headers);
 }
 
-/// As [`set_parent`], for gRPC.
+/// Like [`set_parent`], for gRPC.
 pub fn set_parent_from_metadata(span: &Span, metadata: &MetadataMap) {
     adopt(span, metadata.as_ref());
 }
 
-/// Names `span` as the parent of what the receiver of these headers does.
+/// Puts `span` into the headers as the parent of the receiver's work.
 pub fn inject(span: &Span, headers: &mut HeaderMap) {
     TraceContextPropagator::new().inject_context(&span.context(), &mut HeaderInjector(headers));
 }
 
-/// As [`inject`], for gRPC.
+/// Like [`inject`], for gRPC.
 pub fn inject_metadata(span: &Span, metadata: &mut MetadataMap) {
     inject(span, metadata.as_mut());
 }
 
-/// The trace `span` belongs to, as 32 hexadecimal digits, for log lines and error answers.
+/// The trace of `span`, as 32 hexadecimal digits, for log lines and error answers.
 pub fn trace_id(span: &Span) -> Option<String> {
     let context = span.context();
     let id = context.span().span_context().trace_id();
@@ -43,7 +43,7 @@ pub fn trace_id(span: &Span) -> Option<String> {
 fn adopt(span: &Span, headers: &HeaderMap) {
     let context = TraceContextPropagator::new().extract(&HeaderExtractor(headers));
     if context.span().span_context().is_valid() {
-        // Fails only where no layer is installed, or the span has begun: then there is nothing to
+        // Fails only if no layer is installed, or the span has begun: then there is nothing to
         // join.
         let _ = span.set_parent(context);
     }

@@ -1,4 +1,4 @@
-//! PEM files to certificates and keys.
+//! Reads certificates and keys from PEM files.
 
 use std::path::Path;
 
@@ -42,7 +42,7 @@ pub(super) fn private_key(path: &Path, content: &[u8]) -> Result<PrivateKeyDer<'
     })
 }
 
-/// Only the kind of mistake: the error's own text may repeat lines of a key.
+/// The kind of error only: its own text may repeat lines of a key.
 fn bad_pem(path: &Path, error: &PemError) -> TlsError {
     let reason = match error {
         PemError::MissingSectionEnd { .. } => "a section has no end line",

@@ -1,9 +1,9 @@
 //! TLS from PEM files, for listeners and clients, with reload when the files change.
 //!
-//! Why the whole configuration is swapped and not only the certificate: a renewed client CA must
-//! take effect as a renewed certificate does. Accept loops take [`Reloading::current`] for each
-//! connection; running connections keep what they began with. The ring provider is named
-//! everywhere, so that no process-wide default decides.
+//! Why the whole configuration is replaced and not only the certificate: a renewed client CA must
+//! take effect like a renewed certificate. Accept loops take [`Reloading::current`] for each
+//! connection; running connections keep theirs. The ring provider is named everywhere, so that no
+//! process-wide default decides.
 
 mod files;
 mod reload;
@@ -19,7 +19,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 pub use reload::{CHECK_INTERVAL, Reloading};
 
-/// What is wrong with TLS files; names the file.
+/// An error in TLS files; names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     #[error("{} can not be read: {source}", path.display())]
@@ -50,7 +50,7 @@ pub enum TlsError {
 pub struct ServerFiles {
     pub cert: PathBuf,
     pub key: PathBuf,
-    /// With it, clients must present a certificate of this authority.
+    /// If set, clients must present a certificate of this authority.
     pub client_ca: Option<PathBuf>,
     /// In order of preference: `h2`, `http/1.1`.
     pub alpn: Vec<Vec<u8>>,
@@ -65,14 +65,14 @@ pub struct ClientFiles {
     pub alpn: Vec<Vec<u8>>,
 }
 
-/// The provider all of this uses.
+/// The provider used everywhere.
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// Makes ring the process's default, for libraries that ask for one. Harmless when called again.
+/// Makes ring the process's default, for libraries that ask for one. May be called repeatedly.
 pub fn install_provider() {
-    // An error says that a default is there already: nothing to do.
+    // An error means that there is a default already: nothing to do.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
@@ -92,8 +92,8 @@ pub fn client(files: ClientFiles) -> Result<Arc<Reloading<ClientConfig>>, TlsErr
     Reloading::load(paths, move || client_config(&files))
 }
 
-/// Refuses a listener that others can reach in clear text, unless the operator said so.
-/// `cert_option` is what would give the listener TLS.
+/// Refuses a listener that others can reach in clear text, unless the operator allowed it.
+/// `cert_option` names the option that would give the listener TLS.
 pub fn refuse_plain_listener(
     addr: SocketAddr,
     cert_option: &str,

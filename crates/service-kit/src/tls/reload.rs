@@ -1,4 +1,4 @@
-//! A configuration built from files, built again when they change.
+//! A configuration built from files, and rebuilt when they change.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{TlsError, files};
 
-/// How often files are looked at. Certificates are renewed days before they end; a second look at a
-/// few small files a minute costs nothing.
+/// How often files are checked. Certificates are renewed days before they expire; checking a few
+/// small files costs nothing.
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 type Build<C> = dyn Fn() -> Result<C, TlsError> + Send + Sync;
@@ -22,8 +22,8 @@ pub struct Reloading<C> {
     current: ArcSwap<C>,
     paths: Vec<PathBuf>,
     build: Box<Build<C>>,
-    /// Of the contents last built, or last refused, so that a refusal is logged once. Times and
-    /// lengths would miss a change within a clock tick.
+    /// Fingerprint of the contents last built, or last refused, so that a refusal is logged once.
+    /// Times and lengths would miss a change within a clock tick.
     fingerprint: AtomicU64,
 }
 
@@ -42,26 +42,26 @@ impl<C: Send + Sync + 'static> Reloading<C> {
         }))
     }
 
-    /// For one connection; ask again for the next.
+    /// The configuration for one connection; ask again for the next.
     pub fn current(&self) -> Arc<C> {
         self.current.load_full()
     }
 
-    /// Looks at the files and says whether there is a new configuration. On an error the old one
-    /// stays; the same broken contents are an error once only. Reads files: not for an async
+    /// Checks the files and returns whether there is a new configuration. On an error the old one
+    /// stays; the same broken contents are an error only once. Reads files: not for an async
     /// thread.
     pub fn reload_if_changed(&self) -> Result<bool, TlsError> {
         let seen = fingerprint(&self.paths)?;
         if self.fingerprint.swap(seen, Ordering::AcqRel) == seen {
             return Ok(false);
         }
-        // Certificate and key are replaced one after the other: between the two they do not fit,
-        // which is an error now and right at the next look, when the fingerprint differs again.
+        // Certificate and key are replaced one after the other: in between they do not match, which
+        // is an error now and fixed at the next check, when the fingerprint differs again.
         self.current.store(Arc::new((self.build)()?));
         Ok(true)
     }
 
-    /// Looks at the files every `interval` until cancelled.
+    /// Checks the files every `interval` until cancelled.
     pub async fn watch(self: Arc<Self>, interval: Duration, cancel: CancellationToken) {
         while cancel
             .run_until_cancelled(tokio::time::sleep(interval))
@@ -81,7 +81,7 @@ impl<C: Send + Sync + 'static> Reloading<C> {
     }
 }
 
-/// Not against an adversary: who can write the files needs no collision.
+/// Not against an adversary: whoever can write the files needs no collision.
 fn fingerprint(paths: &[PathBuf]) -> Result<u64, TlsError> {
     let mut hasher = DefaultHasher::new();
     for path in paths {
