@@ -29,7 +29,7 @@ use crate::{
     },
     events::{ChangeLog, PrunePolicy, prune_until},
     grpc, http,
-    listen::{self, Accepted},
+    listen::{self, AcceptedConnection},
     metrics::{DatabaseTimes, Metrics},
     service::{Cluster, forget, jobs, membership, probe::Probes, resolve_key::Resolver, term},
     sessions::{
@@ -189,7 +189,7 @@ impl App {
             http::serve(
                 Arc::clone(&cluster),
                 Arc::clone(&self.access),
-                Accepted::new(connections, http_address),
+                AcceptedConnection::new(connections, http_address),
             ),
         );
         for reloading in self.grpc_tls.iter().chain(&self.http_tls) {

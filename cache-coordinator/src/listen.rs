@@ -196,12 +196,12 @@ fn client_of(address: IpAddr) -> IpAddr {
 }
 
 /// Connections for axum.
-pub struct Accepted {
+pub struct AcceptedConnection {
     connections: mpsc::Receiver<Connection>,
     address: SocketAddr,
 }
 
-impl Accepted {
+impl AcceptedConnection {
     /// For a listener bound to `address`.
     #[must_use]
     pub fn new(connections: mpsc::Receiver<Connection>, address: SocketAddr) -> Self {
@@ -212,7 +212,7 @@ impl Accepted {
     }
 }
 
-impl axum::serve::Listener for Accepted {
+impl axum::serve::Listener for AcceptedConnection {
     type Io = Connection;
     type Addr = SocketAddr;
 

@@ -122,7 +122,7 @@ impl State {
             (counter, read)
         });
         edge.downloads.fetcher().counters.register(&mut registry);
-        edge.flights().unread.register(&mut registry);
+        edge.incoming().unread.register(&mut registry);
         Self {
             link: edge.link.clone(),
             store: edge.store.clone(),

@@ -27,7 +27,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::core::consumption::START_CHUNKS;
-use crate::fetch::{Downloads, direct::Direct, run::Fetcher};
+use crate::fetch::{Downloads, direct::DirectFetch, run::Fetcher};
 use crate::{
     admin::State,
     control::{
@@ -80,7 +80,7 @@ pub struct Edge {
     pub demand: Arc<DemandRegistry>,
     pub peer_keys: Arc<PeerKeys>,
     bindings: Arc<Bindings>,
-    flights: Arc<IncomingChunks>,
+    incoming: Arc<IncomingChunks>,
     chunk_size: Arc<AtomicU32>,
     counters: Arc<Counters>,
 }
@@ -98,7 +98,7 @@ impl Edge {
         // to a new library.
         let base_urls = catalogue.base_urls();
         bindings.forget_foreign(|name| base_urls.get(name).cloned());
-        let flights = Arc::new(IncomingChunks::new(store.clone()));
+        let incoming = Arc::new(IncomingChunks::new(store.clone()));
         let demand = Arc::new(DemandRegistry::new(
             options.lookahead,
             options.lookahead_time,
@@ -115,7 +115,7 @@ impl Edge {
             client: client.clone(),
             peer_client: PeerClient::new(peer_tls, PEER_STALL),
             catalogue: catalogue.clone(),
-            flights: flights.clone(),
+            incoming: incoming.clone(),
             peer_keys: peer_keys.clone(),
             retry_budget: options.chunk_wait_timeout,
             counters: counters.clone(),
@@ -131,9 +131,9 @@ impl Edge {
             store: store.clone(),
             catalogue: catalogue.clone(),
             bindings: bindings.clone(),
-            flights: flights.clone(),
+            incoming: incoming.clone(),
             demand: demand.clone(),
-            direct: Arc::new(Direct {
+            direct: Arc::new(DirectFetch {
                 fetcher,
                 workers: fetch,
             }),
@@ -154,7 +154,7 @@ impl Edge {
             demand,
             peer_keys,
             bindings,
-            flights,
+            incoming,
             chunk_size,
             counters,
         })
@@ -162,8 +162,8 @@ impl Edge {
 
     /// The incoming chunks.
     #[must_use]
-    pub fn flights(&self) -> &IncomingChunks {
-        &self.flights
+    pub fn incoming(&self) -> &IncomingChunks {
+        &self.incoming
     }
 
     /// Spawns the tasks beside the listeners.
@@ -179,7 +179,7 @@ impl Edge {
             link: self.link.clone(),
             demand: self.demand.clone(),
             downloads: self.downloads.clone(),
-            flights: self.flights.clone(),
+            incoming: self.incoming.clone(),
             store: self.store.clone(),
             lookahead_chunks: options.lookahead_chunks(),
         };
@@ -188,7 +188,7 @@ impl Edge {
             store: self.store.clone(),
             bindings: self.bindings.clone(),
             downloads: self.downloads.clone(),
-            flights: self.flights.clone(),
+            incoming: self.incoming.clone(),
             demand: self.demand.clone(),
         };
         let leases = LeaseKeeper {

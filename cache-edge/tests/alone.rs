@@ -109,10 +109,10 @@ async fn what_landed_is_not_fetched_for_a_reader_that_has_not_seen_it() {
     let first = edge.get("/films/a.mp4", Some(&first)).await;
     first.assert_bytes(206, &content(1, 0..MIB));
     let (file, demand) = (edge.edge.store.entries().remove(0), &edge.edge.demand);
-    let flights = edge.edge.flights().of(&file);
+    let incoming = edge.edge.incoming().of(&file);
     assert!(!file.is_present(0), "the rest of the chunk is held back");
-    assert!(flights.has(0) && flights.has(MIB - 1));
-    assert!(!flights.has(MIB + MIB / 2) && !flights.has(33 * MIB));
+    assert!(incoming.has(0) && incoming.has(MIB - 1));
+    assert!(!incoming.has(MIB + MIB / 2) && !incoming.has(33 * MIB));
 
     let fetches_of = |chunk| {
         let orders = edge.edge.downloads.local_orders();

@@ -141,7 +141,7 @@ async fn an_object_that_changed_at_its_origin_is_asked_for_again() {
     let bound = parts.bindings.get(&key()).unwrap();
     let file = parts.store.entry(&bound.id).unwrap();
     // As a fetch would find out.
-    parts.flights.of(&file).set_changed();
+    parts.incoming.of(&file).set_changed();
     let asked = origin.requests();
     kept.get(PATH, "")
         .await

@@ -410,8 +410,8 @@ async fn a_peers_block_that_does_not_have_its_hash_is_not_taken() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert_eq!(file.is_present(0) && file.is_present(1), kept, "{case}");
-        let flights = edge.edge.downloads.fetcher().flights.of(&file);
-        let held = |block: u64| flights.has(block * BLOCK_BYTES);
+        let incoming = edge.edge.downloads.fetcher().incoming.of(&file);
+        let held = |block: u64| incoming.has(block * BLOCK_BYTES);
         assert!(held(0) && held(1), "{case}: what was right is kept");
         assert_eq!(held(2) || held(3), kept, "{case}: what was not is not");
         let is_told = peer

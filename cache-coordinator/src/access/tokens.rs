@@ -42,7 +42,7 @@ pub enum TokensError {
 
 type Sum = [u8; 32];
 
-struct Known {
+struct TokenRecord {
     role: Role,
     name: Arc<str>,
     sum: Sum,
@@ -52,7 +52,7 @@ struct Known {
 #[derive(Clone)]
 pub struct Tokens {
     path: Arc<PathBuf>,
-    current: Arc<ArcSwap<(Sum, Vec<Known>)>>,
+    current: Arc<ArcSwap<(Sum, Vec<TokenRecord>)>>,
 }
 
 impl Tokens {
@@ -121,7 +121,7 @@ fn is_equal(left: &Sum, right: &Sum) -> bool {
     black_box(differing) == 0
 }
 
-fn read(path: &PathBuf) -> Result<(Sum, Vec<Known>), TokensError> {
+fn read(path: &PathBuf) -> Result<(Sum, Vec<TokenRecord>), TokensError> {
     let unreadable = |source| TokensError::Read {
         path: path.clone(),
         source,
@@ -134,7 +134,7 @@ fn read(path: &PathBuf) -> Result<(Sum, Vec<Known>), TokensError> {
         return Err(unusable("is larger than 1 MiB"));
     }
     let text = std::fs::read_to_string(path).map_err(unreadable)?;
-    let mut known: Vec<Known> = Vec::new();
+    let mut known: Vec<TokenRecord> = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
@@ -158,7 +158,7 @@ fn read(path: &PathBuf) -> Result<(Sum, Vec<Known>), TokensError> {
     }
 }
 
-fn parse(line: &str) -> Result<Known, &'static str> {
+fn parse(line: &str) -> Result<TokenRecord, &'static str> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
     let [role, name, token] = fields[..] else {
         return Err("expected a role, a name and a token");
@@ -181,7 +181,7 @@ fn parse(line: &str) -> Result<Known, &'static str> {
         }
         None => sum(token.as_bytes()),
     };
-    Ok(Known {
+    Ok(TokenRecord {
         role,
         name: name.into(),
         sum,

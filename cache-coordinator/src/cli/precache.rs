@@ -253,14 +253,14 @@ async fn follow(job: Job, client: &mut Client) -> Result<Job, CliError> {
     let result = loop {
         match follow_once(&mut newest, &mut progress, client).await {
             Ok(()) if newest.state() != JobState::Running => break Ok(newest),
-            Ok(()) | Err(Broken::Retry(_)) if attempts < MAX_ATTEMPTS => {}
+            Ok(()) | Err(StreamError::Retry(_)) if attempts < MAX_ATTEMPTS => {}
             Ok(()) => {
                 break Err(CliError::Refused(format!(
                     "the coordinator ended the watch; job {} may still run: see precache list",
                     newest.id
                 )));
             }
-            Err(Broken::Retry(error) | Broken::Final(error)) => break Err(error),
+            Err(StreamError::Retry(error) | StreamError::Final(error)) => break Err(error),
         }
         attempts += 1;
         client.reset();
@@ -271,7 +271,7 @@ async fn follow(job: Job, client: &mut Client) -> Result<Job, CliError> {
 }
 
 /// Why a watch of a job broke, and whether retrying can help.
-enum Broken {
+enum StreamError {
     Retry(CliError),
     Final(CliError),
 }
@@ -281,14 +281,14 @@ async fn follow_once(
     newest: &mut Job,
     progress: &mut Progress,
     client: &mut Client,
-) -> Result<(), Broken> {
+) -> Result<(), StreamError> {
     let request = WatchJobRequest {
         id: newest.id.clone(),
     };
     let opened = client
         .open(request, async |mut s, r| s.watch_job(r).await)
         .await;
-    let mut stream = opened.map_err(Broken::Retry)?;
+    let mut stream = opened.map_err(StreamError::Retry)?;
     loop {
         match stream.message().await {
             Ok(Some(update)) => {
@@ -302,9 +302,9 @@ async fn follow_once(
                 let error = refused(&status, client.endpoint());
                 return Err(match status.code() {
                     Code::NotFound | Code::InvalidArgument | Code::PermissionDenied => {
-                        Broken::Final(error)
+                        StreamError::Final(error)
                     }
-                    _ => Broken::Retry(error),
+                    _ => StreamError::Retry(error),
                 });
             }
         }

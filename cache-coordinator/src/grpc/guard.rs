@@ -18,12 +18,12 @@ use crate::{
 
 /// A service behind the access check. The caller is in the request's extensions.
 #[derive(Clone)]
-pub(super) struct Guarded<S> {
+pub(super) struct GuardedService<S> {
     access: Arc<Access>,
     inner: S,
 }
 
-impl<S> Guarded<S> {
+impl<S> GuardedService<S> {
     pub(super) fn new(access: Arc<Access>, inner: S) -> Self {
         Self { access, inner }
     }
@@ -44,11 +44,11 @@ impl<S> Guarded<S> {
     }
 }
 
-impl<S: NamedService> NamedService for Guarded<S> {
+impl<S: NamedService> NamedService for GuardedService<S> {
     const NAME: &'static str = S::NAME;
 }
 
-impl<S> Service<Request<Body>> for Guarded<S>
+impl<S> Service<Request<Body>> for GuardedService<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
 {

@@ -11,7 +11,7 @@ use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::transport::Server;
 use tonic_health::pb::health_server::HealthServer;
 
-use super::{CacheApi, EdgeApi, guard::Guarded, health::HealthApi};
+use super::{CacheApi, EdgeApi, guard::GuardedService, health::HealthApi};
 use crate::{access::Access, listen::Connection, service::Cluster};
 
 /// An inventory of one entry of 100 GB is under 1 MiB; a request for many entries may be larger.
@@ -57,8 +57,8 @@ pub async fn serve(
         .add_service(reflect().build_v1alpha()?)
         // Health and reflection are open to all: probes have no token, and the protocol is no
         // secret.
-        .add_service(Guarded::new(Arc::clone(&access), cache))
-        .add_service(Guarded::new(access, edge));
+        .add_service(GuardedService::new(Arc::clone(&access), cache))
+        .add_service(GuardedService::new(access, edge));
     let incoming = ReceiverStream::new(connections).map(Ok::<_, std::io::Error>);
     let shutdown = cluster.shutdown.clone();
     let serving = server.serve_with_incoming_shutdown(incoming, shutdown.cancelled());

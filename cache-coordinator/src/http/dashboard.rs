@@ -238,7 +238,7 @@ async fn entry_stream(
     State(parts): State<Parts>,
     Path(id): Path<EntryId>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refused> {
-    let mut viewed = entry_view::Viewed::new(id);
+    let mut viewed = entry_view::EntryView::new(id);
     viewed.picture(&parts.cluster).await?;
     let mut ticks = tokio::time::interval(ENTRY_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

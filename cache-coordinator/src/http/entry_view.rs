@@ -15,17 +15,17 @@ use scheduler::{
 
 /// The entry as JSON, for `dashboard/app.js`.
 pub async fn entry(cluster: &Cluster, id: EntryId) -> Result<Value, ServiceError> {
-    render(cluster, id, &Held::read(cluster, id).await?).await
+    render(cluster, id, &RecordedDetail::read(cluster, id).await?).await
 }
 
 /// One entry for a long-lived view: the table is read again only after a change, running fetches
 /// each time.
-pub struct Viewed {
+pub struct EntryView {
     id: EntryId,
-    held: Option<(Option<u64>, Held)>,
+    held: Option<(Option<u64>, RecordedDetail)>,
 }
 
-impl Viewed {
+impl EntryView {
     #[must_use]
     pub fn new(id: EntryId) -> Self {
         Self { id, held: None }
@@ -37,7 +37,7 @@ impl Viewed {
         let latest = cluster.database.latest_revision_of(self.id).await?;
         let held = match self.held.take() {
             Some((revision, held)) if revision == latest => held,
-            _ => Held::read(cluster, self.id).await?,
+            _ => RecordedDetail::read(cluster, self.id).await?,
         };
         let (_, held) = self.held.insert((latest, held));
         render(cluster, self.id, held).await
@@ -45,9 +45,9 @@ impl Viewed {
 }
 
 /// The table's content.
-struct Held(v1::EntryDetail);
+struct RecordedDetail(v1::EntryDetail);
 
-impl Held {
+impl RecordedDetail {
     async fn read(cluster: &Cluster, id: EntryId) -> Result<Self, ServiceError> {
         let name = v1::EntryName {
             name: Some(v1::entry_name::Name::Id(id.to_string())),
@@ -58,7 +58,11 @@ impl Held {
     }
 }
 
-async fn render(cluster: &Cluster, id: EntryId, held: &Held) -> Result<Value, ServiceError> {
+async fn render(
+    cluster: &Cluster,
+    id: EntryId,
+    held: &RecordedDetail,
+) -> Result<Value, ServiceError> {
     let found = &held.0;
     let entry = found.entry.clone().unwrap_or_default();
     let geometry = Geometry::new(entry.size, entry.chunk_size)

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use axum::{Router, middleware, routing::get, serve::Listener as _};
 
-use crate::{access::Access, listen::Accepted, service::Cluster};
+use crate::{access::Access, listen::AcceptedConnection, service::Cluster};
 
 /// All routes.
 fn router(
@@ -53,7 +53,7 @@ fn router(
 pub async fn serve(
     cluster: Arc<Cluster>,
     access: Arc<Access>,
-    connections: Accepted,
+    connections: AcceptedConnection,
 ) -> anyhow::Result<()> {
     let shutdown = cluster.shutdown.clone();
     let live = live::LiveView::new(Arc::clone(&cluster));

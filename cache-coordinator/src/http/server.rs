@@ -12,7 +12,7 @@ use hyper_util::{
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::listen::Accepted;
+use crate::listen::AcceptedConnection;
 
 /// Limit for each of HTTP/1.1 and HTTP/2; viewers of the dashboard hold one or two each. Further
 /// ones are closed: if they waited, probes would wait behind them. Separate limits, because only
@@ -24,7 +24,11 @@ const MAX_CONNECTIONS: usize = 2048;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Serves until `shutdown`, then lets running requests end; streams end on their own then.
-pub async fn serve(mut connections: Accepted, router: Router, shutdown: CancellationToken) {
+pub async fn serve(
+    mut connections: AcceptedConnection,
+    router: Router,
+    shutdown: CancellationToken,
+) {
     let running = GracefulShutdown::new();
     let mut http1 = auto::Builder::new(TokioExecutor::new()).http1_only();
     http1

@@ -14,7 +14,7 @@ use crate::{
     db::writer::PutSource,
     sessions::{
         plan::Command,
-        registry::{Confirmation, Posted},
+        registry::{Confirmation, Publication},
         storage::take_up_fill,
     },
 };
@@ -127,7 +127,7 @@ pub async fn remove(
 
 /// Reads the table again and sends every connected edge the whole set: sources that are not in it
 /// are not registered. One at a time: an older set after a newer one would remove sources.
-async fn publish(cluster: &Cluster) -> Result<Posted, ServiceError> {
+async fn publish(cluster: &Cluster) -> Result<Publication, ServiceError> {
     let sources = Arc::new(cluster.database.sources().await?);
     cluster.sources.store(Arc::clone(&sources));
     let message = |sequence| {

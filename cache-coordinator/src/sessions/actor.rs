@@ -59,28 +59,28 @@ pub struct PlanHandle {
 /// The plan stopped: the process is ending.
 #[derive(Debug, thiserror::Error)]
 #[error("the plan has stopped")]
-pub struct Stopped;
+pub struct ActorStopped;
 
-impl From<Stopped> for ServiceError {
-    fn from(_: Stopped) -> Self {
+impl From<ActorStopped> for ServiceError {
+    fn from(_: ActorStopped) -> Self {
         Self::ShuttingDown
     }
 }
 
 impl PlanHandle {
     /// Waits for space in the queue; not for the command's effect.
-    pub async fn tell(&self, command: Command) -> Result<(), Stopped> {
+    pub async fn tell(&self, command: Command) -> Result<(), ActorStopped> {
         self.letters
             .send(ActorMessage::Command(command))
             .await
-            .map_err(|_| Stopped)
+            .map_err(|_| ActorStopped)
     }
 
     /// Runs a question on the plan, after all earlier commands.
     pub async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&Plan) -> T + Send + 'static,
-    ) -> Result<T, Stopped> {
+    ) -> Result<T, ActorStopped> {
         let (answer, answered) = oneshot::channel();
         let question: Question = Box::new(move |plan| {
             let _ = answer.send(question(plan));
@@ -88,16 +88,16 @@ impl PlanHandle {
         self.letters
             .send(ActorMessage::Question(question))
             .await
-            .map_err(|_| Stopped)?;
-        answered.await.map_err(|_| Stopped)
+            .map_err(|_| ActorStopped)?;
+        answered.await.map_err(|_| ActorStopped)
     }
 
     /// Drops the whole state for another term.
-    pub async fn reset(&self) -> Result<(), Stopped> {
+    pub async fn reset(&self) -> Result<(), ActorStopped> {
         self.letters
             .send(ActorMessage::Reset)
             .await
-            .map_err(|_| Stopped)
+            .map_err(|_| ActorStopped)
     }
 }
 

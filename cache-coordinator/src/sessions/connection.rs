@@ -28,7 +28,7 @@ use v1::{session_request::Message as Request, session_response::Message as Respo
 use super::{
     directory::EdgeRecord,
     plan::{Command, EdgeSpace},
-    protocol::{Lane, Protocol},
+    protocol::{Handler, Protocol},
     registry::{EdgeSession, End, Outbox},
     storage,
 };
@@ -297,8 +297,8 @@ async fn serve(
                     .refuse(Status::failed_precondition(error.to_string()));
                 return End::Protocol;
             }
-            Ok(Lane::Hello) => return End::Protocol,
-            Ok(Lane::Storage) => {
+            Ok(Handler::Hello) => return End::Protocol,
+            Ok(Handler::Storage) => {
                 let sent = storage.send(message);
                 tokio::pin!(sent);
                 // However long the database takes: an edge without heartbeats considers its
@@ -314,7 +314,7 @@ async fn serve(
                     return live.outbox.end_reason().unwrap_or(End::Database);
                 }
             }
-            Ok(Lane::Control) => {
+            Ok(Handler::Control) => {
                 if control(cluster, live, message, &mut touched).await.is_err() {
                     return End::Shutdown;
                 }

@@ -13,7 +13,7 @@ use super::{
     plan::Command,
     reconcile::{self, Difference},
     registry::Reconciliation,
-    storage::{Lane, drop_conflicting, parse_id, refuse_entry, take_up_fill},
+    storage::{SessionStorage, drop_conflicting, parse_id, refuse_entry, take_up_fill},
 };
 use crate::{
     db::{
@@ -78,7 +78,7 @@ impl Inventory {
     }
 }
 
-impl Lane {
+impl SessionStorage {
     pub(super) fn digests(&mut self, page: &v1::InventoryDigests) -> Result<(), ServiceError> {
         let digests = &mut self.inventory.digests;
         for digest in &page.digests {

@@ -29,7 +29,7 @@ struct Loading {
 
 /// How to handle an absent entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Absent {
+pub enum AbsenceOutcome {
     /// Read it again.
     Load,
     /// It may come.
@@ -86,19 +86,19 @@ impl Loads {
     }
 
     /// Records that the table does not have it.
-    pub fn absent(&mut self, id: EntryId, now: Millis) -> Absent {
+    pub fn absent(&mut self, id: EntryId, now: Millis) -> AbsenceOutcome {
         let Some(loading) = self.0.get_mut(&id) else {
-            return Absent::Forget;
+            return AbsenceOutcome::Forget;
         };
         if std::mem::take(&mut loading.again) {
-            return Absent::Load;
+            return AbsenceOutcome::Load;
         }
         if loading.waiting.is_empty() {
             self.0.remove(&id);
-            return Absent::Forget;
+            return AbsenceOutcome::Forget;
         }
         loading.absent_since = Some(now);
-        Absent::Wait
+        AbsenceOutcome::Wait
     }
 
     /// Forgets, and returns, entries that were never registered.

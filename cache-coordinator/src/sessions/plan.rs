@@ -21,7 +21,7 @@ use chunkcache_proto::{ChunkIndex, EntryId, Geometry, Level, v1};
 pub use super::command::{Action, Command, EdgeSpace, LoadedEntry};
 use super::{
     directory::{Directory, EntryRecord},
-    loading::{Absent, Loads},
+    loading::{AbsenceOutcome, Loads},
     translate,
 };
 use scheduler::{
@@ -366,9 +366,9 @@ impl Plan {
         }
         let Some(loaded) = loaded else {
             match self.loading.absent(id, now) {
-                Absent::Load => actions.push(Action::Load(id)),
-                Absent::Wait => {}
-                Absent::Forget => self.wants.retain(|_, want| want.entry != id),
+                AbsenceOutcome::Load => actions.push(Action::Load(id)),
+                AbsenceOutcome::Wait => {}
+                AbsenceOutcome::Forget => self.wants.retain(|_, want| want.entry != id),
             }
             return;
         };

@@ -20,7 +20,7 @@ pub enum Phase {
 
 /// Where a message is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lane {
+pub enum Handler {
     /// The session's opening.
     Hello,
     /// In the order received, with the database.
@@ -61,17 +61,17 @@ impl Protocol {
     }
 
     /// Checks one message and advances the phase.
-    pub fn accept(&mut self, message: &Message) -> Result<Lane, OutOfOrder> {
+    pub fn accept(&mut self, message: &Message) -> Result<Handler, OutOfOrder> {
         use Phase::{AwaitHello, Digests, Pages};
         let (next, lane) = match (self.phase, message) {
-            (AwaitHello, Message::Hello(_)) => (Digests, Lane::Hello),
+            (AwaitHello, Message::Hello(_)) => (Digests, Handler::Hello),
             (Digests | Pages, Message::Hello(_)) | (AwaitHello, _) => {
                 return Err(self.out_of_order(message));
             }
-            (Digests, Message::InventoryDigests(_)) => (Digests, Lane::Storage),
-            (Digests, Message::InventoryComplete(_)) => (Pages, Lane::Storage),
+            (Digests, Message::InventoryDigests(_)) => (Digests, Handler::Storage),
+            (Digests, Message::InventoryComplete(_)) => (Pages, Handler::Storage),
             (Pages, Message::InventoryEntry(_) | Message::InventoryComplete(_)) => {
-                (Pages, Lane::Storage)
+                (Pages, Handler::Storage)
             }
             (Digests, Message::InventoryEntry(_)) | (Pages, Message::InventoryDigests(_)) => {
                 return Err(self.out_of_order(message));
@@ -84,7 +84,7 @@ impl Protocol {
                 | Message::EntryObserved(_)
                 // After the observations before it.
                 | Message::InvalidateAck(_),
-            ) => (phase, Lane::Storage),
+            ) => (phase, Handler::Storage),
             (
                 phase @ (Digests | Pages),
                 Message::Demand(_)
@@ -96,7 +96,7 @@ impl Protocol {
                 | Message::Drain(_)
                 | Message::LocalFetch(_)
                 | Message::QuotaReport(_),
-            ) => (phase, Lane::Control),
+            ) => (phase, Handler::Control),
         };
         self.phase = next;
         Ok(lane)
@@ -154,15 +154,15 @@ mod tests {
     #[test]
     fn the_opening_in_order() {
         let mut protocol = Protocol::default();
-        assert_eq!(protocol.accept(&hello()), Ok(Lane::Hello));
+        assert_eq!(protocol.accept(&hello()), Ok(Handler::Hello));
         let digests = Message::InventoryDigests(v1::InventoryDigests::default());
-        assert_eq!(protocol.accept(&digests), Ok(Lane::Storage));
-        assert_eq!(protocol.accept(&complete()), Ok(Lane::Storage));
+        assert_eq!(protocol.accept(&digests), Ok(Handler::Storage));
+        assert_eq!(protocol.accept(&complete()), Ok(Handler::Storage));
         let entry = Message::InventoryEntry(v1::InventoryEntry::default());
-        assert_eq!(protocol.accept(&entry), Ok(Lane::Storage));
-        assert_eq!(protocol.accept(&complete()), Ok(Lane::Storage));
+        assert_eq!(protocol.accept(&entry), Ok(Handler::Storage));
+        assert_eq!(protocol.accept(&complete()), Ok(Handler::Storage));
         assert_eq!(protocol.phase(), Phase::Pages);
-        assert_eq!(protocol.accept(&stored()), Ok(Lane::Storage));
+        assert_eq!(protocol.accept(&stored()), Ok(Handler::Storage));
         assert!(protocol.accept(&digests).is_err());
     }
 
@@ -179,7 +179,7 @@ mod tests {
         let mut protocol = Protocol::default();
         protocol.accept(&hello()).unwrap();
         let demand = Message::Demand(v1::DemandBatch::default());
-        assert_eq!(protocol.accept(&demand), Ok(Lane::Control));
+        assert_eq!(protocol.accept(&demand), Ok(Handler::Control));
         assert_eq!(protocol.phase(), Phase::Digests);
     }
 }

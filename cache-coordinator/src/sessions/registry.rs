@@ -274,7 +274,7 @@ pub enum Confirmation {
 
 /// The edges that confirmed in time, and the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Confirmed {
+pub struct ConfirmationResult {
     /// Edge names.
     pub confirmed: Vec<String>,
     /// Edge names.
@@ -450,7 +450,7 @@ impl Registry {
         confirmation: Confirmation,
         message: impl Fn(u64) -> Message,
         limit: Duration,
-    ) -> Confirmed {
+    ) -> ConfirmationResult {
         self.post(confirmation, message).confirmed(limit).await
     }
 
@@ -461,7 +461,7 @@ impl Registry {
         confirmation: Confirmation,
         message: impl Fn(u64) -> Message,
         limit: Duration,
-    ) -> Confirmed {
+    ) -> ConfirmationResult {
         self.post_as(sequence, confirmation, message)
             .confirmed(limit)
             .await
@@ -469,7 +469,11 @@ impl Registry {
 
     /// Sends to every session without waiting: senders that need an order must not hold it while
     /// they wait.
-    pub fn post(&self, confirmation: Confirmation, message: impl Fn(u64) -> Message) -> Posted {
+    pub fn post(
+        &self,
+        confirmation: Confirmation,
+        message: impl Fn(u64) -> Message,
+    ) -> Publication {
         self.post_as(self.next_sequence(), confirmation, message)
     }
 
@@ -478,7 +482,7 @@ impl Registry {
         sequence: u64,
         confirmation: Confirmation,
         message: impl Fn(u64) -> Message,
-    ) -> Posted {
+    ) -> Publication {
         let sessions = self.all();
         for live in &sessions {
             if matches!(confirmation, Confirmation::Invalidations) {
@@ -486,7 +490,7 @@ impl Registry {
             }
             live.outbox.post(message(sequence));
         }
-        Posted {
+        Publication {
             sequence,
             confirmation,
             sessions,
@@ -496,15 +500,15 @@ impl Registry {
 
 /// A message sent to sessions that must confirm it.
 #[must_use]
-pub struct Posted {
+pub struct Publication {
     sequence: u64,
     confirmation: Confirmation,
     sessions: Vec<Arc<EdgeSession>>,
 }
 
-impl Posted {
+impl Publication {
     /// Waits, at most for `limit`, until each has confirmed.
-    pub async fn confirmed(self, limit: Duration) -> Confirmed {
+    pub async fn confirmed(self, limit: Duration) -> ConfirmationResult {
         let Self {
             sequence,
             confirmation,
@@ -524,7 +528,7 @@ impl Posted {
             };
             (live.name.clone(), seen)
         });
-        let mut outcome = Confirmed::default();
+        let mut outcome = ConfirmationResult::default();
         for (name, seen) in futures_util::future::join_all(waits).await {
             if seen {
                 outcome.confirmed.push(name);

@@ -62,7 +62,7 @@ struct Removed {
 }
 
 /// The state of one session.
-pub(super) struct Lane {
+pub(super) struct SessionStorage {
     pub(super) cluster: Arc<Cluster>,
     pub(super) live: Arc<EdgeSession>,
     answers: mpsc::Sender<Answer>,
@@ -78,7 +78,7 @@ pub async fn run(
     let (answers, receiver) = mpsc::channel(COMMITS_AHEAD);
     let answering = answer(Arc::clone(&cluster), Arc::clone(&live), receiver);
     let working = async {
-        let mut lane = Lane {
+        let mut lane = SessionStorage {
             cluster: Arc::clone(&cluster),
             live: Arc::clone(&live),
             answers,
@@ -133,7 +133,7 @@ fn end_of(error: &ServiceError) -> End {
     }
 }
 
-impl Lane {
+impl SessionStorage {
     /// Sends the invalidations that the edge missed; its bindings may still be fresh.
     async fn tell_invalidated(&self) -> Result<(), ServiceError> {
         let registry = &self.cluster.registry;

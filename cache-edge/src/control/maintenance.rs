@@ -34,7 +34,7 @@ pub struct Maintenance {
     pub store: Store,
     pub bindings: Arc<Bindings>,
     pub downloads: Downloads,
-    pub flights: Arc<IncomingChunks>,
+    pub incoming: Arc<IncomingChunks>,
     pub demand: Arc<DemandRegistry>,
 }
 
@@ -108,12 +108,12 @@ impl Maintenance {
         if sweep || pressed > 0 {
             let readers = self.demand.all();
             let has_reader = |entry| readers.iter().any(|reader| reader.file.id() == entry);
-            self.flights.unread.sweep(Instant::now(), has_reader);
-            let flights = self.flights.clone();
+            self.incoming.unread.sweep(Instant::now(), has_reader);
+            let incoming = self.incoming.clone();
             let _ = self
                 .downloads
                 .workers()
-                .spawn_blocking(move || flights.sweep(pressed > 0))
+                .spawn_blocking(move || incoming.sweep(pressed > 0))
                 .await;
         }
         // Rows first: without a coordinator nothing is evicted, and misses pass through uncached.
@@ -123,7 +123,7 @@ impl Maintenance {
         }
         for victims in this.store.victims(pressed, room) {
             self.count(v1::RemovalReason::Evicted, victims.chunks.len());
-            let history = self.flights.history();
+            let history = self.incoming.history();
             history.note_evicted(victims.entry, &victims.chunks);
             let removal = Removal::Chunks(victims.entry, victims.chunks.clone());
             this.link

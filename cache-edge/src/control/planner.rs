@@ -37,7 +37,7 @@ pub struct Planner {
     pub link: Arc<Link>,
     pub demand: Arc<DemandRegistry>,
     pub downloads: Downloads,
-    pub flights: Arc<IncomingChunks>,
+    pub incoming: Arc<IncomingChunks>,
     pub store: Store,
     pub lookahead_chunks: u32,
 }
@@ -98,7 +98,7 @@ impl Planner {
         let geometry = reader.file.geometry();
         let chunk = geometry.chunk_of(view.position);
         // The reader may not have seen bytes that arrived a moment ago.
-        if self.flights.of(&reader.file).has(view.position)
+        if self.incoming.of(&reader.file).has(view.position)
             || self
                 .downloads
                 .promote(reader.file.id(), chunk, view.position)
@@ -111,7 +111,7 @@ impl Planner {
                 .coverage(reader.file.id(), chunk, view.position)
         };
         let is_covered = coverage() != Coverage::None;
-        if self.flights.of(&reader.file).ignores_ranges() && is_covered {
+        if self.incoming.of(&reader.file).ignores_ranges() && is_covered {
             return TICK;
         }
         let waited = self.demand.waited(reader);
@@ -138,15 +138,15 @@ impl Planner {
     fn look_ahead(&self, reader: &Arc<ReaderState>, local: &mut Vec<Assignment>) {
         let geometry = reader.file.geometry();
         let id = reader.file.id();
-        let flights = self.flights.of(&reader.file);
-        if flights.is_changed() || flights.has_whole_stream() {
+        let incoming = self.incoming.of(&reader.file);
+        if incoming.is_changed() || incoming.has_whole_stream() {
             return;
         }
         let covered = |chunk| {
             reader.file.is_present(chunk)
-                || flights
+                || incoming
                     .existing(chunk)
-                    .is_some_and(|flight| flight.is_claimed())
+                    .is_some_and(|incoming_chunk| incoming_chunk.is_claimed())
                 || self
                     .downloads
                     .coverage(id, chunk, geometry.chunk_range(chunk).start)
@@ -217,8 +217,10 @@ impl Planner {
 
     /// Cancels a fetch whose partial chunk was swept before it got a slot.
     fn cancel_swept(&self, order: &Assignment) {
-        let flight = self.flights.of(&order.file).existing(order.first_chunk);
-        if flight.is_none_or(|flight| !flight.is_claimed() && !flight.is_worth_completing()) {
+        let incoming_chunk = self.incoming.of(&order.file).existing(order.first_chunk);
+        if incoming_chunk.is_none_or(|incoming_chunk| {
+            !incoming_chunk.is_claimed() && !incoming_chunk.is_worth_completing()
+        }) {
             self.downloads.cancel(order.id, true);
         }
     }

@@ -402,7 +402,7 @@ impl Session {
             if held.entry.id != entry.id
                 && let Some(file) = self.store.entry(&held.id)
             {
-                self.objects.parts().flights.of(&file).set_changed();
+                self.objects.parts().incoming.of(&file).set_changed();
             }
         }
         self.bindings.bind(entry, freshness);

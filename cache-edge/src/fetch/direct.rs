@@ -7,7 +7,7 @@ use bytes::Bytes;
 use chunkcache_proto::ByteRange;
 use tokio::{sync::mpsc, time::Instant};
 
-use crate::fetch::run::{Fetcher, Opened};
+use crate::fetch::run::{Fetcher, OpenAnswer};
 use crate::upstream::{OriginError, RequestClass, answer::Part};
 use crate::{
     core::backoff::Backoff, readers::DirectBytes, resolve::ports::ReadError, worker_pool::Workers,
@@ -19,12 +19,12 @@ use chunk_store::EntryFile;
 const FRAMES: usize = 8;
 
 /// See [`DirectBytes`].
-pub struct Direct {
+pub struct DirectFetch {
     pub fetcher: Arc<Fetcher>,
     pub workers: Workers,
 }
 
-impl DirectBytes for Direct {
+impl DirectBytes for DirectFetch {
     fn open(
         &self,
         file: Arc<EntryFile>,
@@ -78,9 +78,9 @@ async fn once(
     range: &mut ByteRange,
     sender: &mpsc::Sender<Result<Bytes, ReadError>>,
 ) -> Result<(), OriginError> {
-    let flights = fetcher.flights.of(file);
-    let Opened { mut response, part } = fetcher
-        .open(file, &flights, *range, RequestClass::Foreground)
+    let incoming = fetcher.incoming.of(file);
+    let OpenAnswer { mut response, part } = fetcher
+        .open(file, &incoming, *range, RequestClass::Foreground)
         .await?;
     let mut skip = if part == Part::Whole { range.start } else { 0 };
     while !range.is_empty() {

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 pub use super::run::Assignment;
 use super::{
     handle::{FetchHandle, StopMode},
-    run::{Fetcher, Opened, RunEnd},
+    run::{Fetcher, OpenAnswer, RunEnd},
 };
 use crate::upstream::answer::Part;
 use crate::{
@@ -72,14 +72,14 @@ struct State {
 }
 
 struct Fetch {
-    order: Assignment,
-    control: Arc<FetchHandle>,
+    assignment: Assignment,
+    handle: Arc<FetchHandle>,
     /// Chunks that were missing when it was submitted and are not durable yet.
     undurable: HashSet<ChunkIndex>,
     finished: bool,
     ordered: Instant,
     /// The answer it was reading when it was preempted.
-    paused: Option<Opened>,
+    paused: Option<OpenAnswer>,
 }
 
 impl Downloads {
@@ -131,81 +131,87 @@ impl Downloads {
         u64::try_from(self.0.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn task(&self, order: &Assignment) -> Task {
+    fn task(&self, assignment: &Assignment) -> Task {
         Task {
-            id: order.id,
-            entry: order.file.id(),
-            origin: order.peer.is_none().then(|| order.source()),
-            first_chunk: order.first_chunk,
-            chunk_count: order.chunk_count,
-            level: order.level,
-            deadline_ms: self.now_ms() + u64::from(order.deadline_in_ms),
+            id: assignment.id,
+            entry: assignment.file.id(),
+            origin: assignment.peer.is_none().then(|| assignment.source()),
+            first_chunk: assignment.first_chunk,
+            chunk_count: assignment.chunk_count,
+            level: assignment.level,
+            deadline_ms: self.now_ms() + u64::from(assignment.deadline_in_ms),
         }
     }
 
     /// Submits a fetch. `false`: refused, because the queue is full or closing.
-    pub fn submit(&self, order: Assignment) -> bool {
+    pub fn submit(&self, assignment: Assignment) -> bool {
         let mut state = self.0.state.lock();
-        let is_taken = !state.closed && self.take_in(&mut state, order);
+        let is_taken = !state.closed && self.take_in(&mut state, assignment);
         if is_taken {
             self.settle(state);
         }
         is_taken
     }
 
-    fn take_in(&self, state: &mut State, order: Assignment) -> bool {
-        if !state.queue.push(self.task(&order)) {
+    fn take_in(&self, state: &mut State, assignment: Assignment) -> bool {
+        if !state.queue.push(self.task(&assignment)) {
             return false;
         }
-        self.announce_local(&order);
-        let control = self.control(&order, Instant::now());
-        state.fetches.insert(order.id, Fetch::new(order, control));
+        self.announce_local(&assignment);
+        let handle = self.handle(&assignment, Instant::now());
+        state
+            .fetches
+            .insert(assignment.id, Fetch::new(assignment, handle));
         self.0.ordered.notify_waiters();
         true
     }
 
     /// Takes over an answer that has already begun.
-    pub fn adopt(&self, order: Assignment, opened: Opened) {
-        let task = self.task(&order);
+    pub fn adopt(&self, assignment: Assignment, opened: OpenAnswer) {
+        let task = self.task(&assignment);
         if opened.part == Part::Whole {
-            self.0.fetcher.flights.of(&order.file).set_ignores_ranges();
+            self.0
+                .fetcher
+                .incoming
+                .of(&assignment.file)
+                .set_ignores_ranges();
         }
         let mut state = self.0.state.lock();
         state.queue.adopt_running(task);
-        self.announce_local(&order);
-        let control = self.control(&order, Instant::now());
-        let fetch = Fetch::new(order.clone(), control.clone());
-        state.fetches.insert(order.id, fetch);
+        self.announce_local(&assignment);
+        let handle = self.handle(&assignment, Instant::now());
+        let fetch = Fetch::new(assignment.clone(), handle.clone());
+        state.fetches.insert(assignment.id, fetch);
         self.0.ordered.notify_waiters();
-        self.spawn(order, control, Some(opened));
+        self.spawn(assignment, handle, Some(opened));
         self.settle(state);
     }
 
     /// Makes the handle. The coordinator gets a report at each chunk's end: the position decides
     /// whether a run reaches a chunk soon.
-    fn control(&self, order: &Assignment, ordered: Instant) -> Arc<FetchHandle> {
-        let run = order.run();
-        let (this, id, level) = (Arc::downgrade(&self.0), order.id, order.level);
-        let control = FetchHandle::new(run.start, order.start_at, move |reached| {
+    fn handle(&self, assignment: &Assignment, ordered: Instant) -> Arc<FetchHandle> {
+        let run = assignment.run();
+        let (this, id, level) = (Arc::downgrade(&self.0), assignment.id, assignment.level);
+        let handle = FetchHandle::new(run.start, assignment.start_at, move |reached| {
             if let Some(inner) = this.upgrade() {
                 inner.fetcher.counters.chunk_came(level, ordered.elapsed());
                 Self(inner).report(id, v1::fetch_report::State::Progress, reached, None);
             }
         });
-        control.set_level(level);
-        Arc::new(control)
+        handle.set_level(level);
+        Arc::new(handle)
     }
 
     fn settle(&self, mut state: parking_lot::MutexGuard<'_, State>) {
         let State { queue, fetches, .. } = &mut *state;
         let is_wanted = |task: &Task| {
-            let order = fetches.get(&task.id).map(|fetch| &fetch.order);
-            order.is_none_or(|order| {
-                order.reader == 0
+            let assignment = fetches.get(&task.id).map(|fetch| &fetch.assignment);
+            assignment.is_none_or(|assignment| {
+                assignment.reader == 0
                     || self
                         .0
                         .demand
-                        .still_wants(order.reader, task.entry, order.run())
+                        .still_wants(assignment.reader, task.entry, assignment.run())
             })
         };
         for effect in queue.settle(self.now_ms(), is_wanted) {
@@ -215,10 +221,12 @@ impl Downloads {
                     let Some(fetch) = state.fetches.get_mut(&id) else {
                         continue;
                     };
-                    fetch.control = self.control(&fetch.order, fetch.ordered);
-                    fetch.control.set_level(level.unwrap_or(fetch.order.level));
+                    fetch.handle = self.handle(&fetch.assignment, fetch.ordered);
+                    fetch
+                        .handle
+                        .set_level(level.unwrap_or(fetch.assignment.level));
                     let rest = fetch.paused.take();
-                    self.spawn(fetch.order.clone(), fetch.control.clone(), rest);
+                    self.spawn(fetch.assignment.clone(), fetch.handle.clone(), rest);
                 }
                 Effect::Preempt(id) => stop(&state, id, StopMode::Preempted),
                 Effect::Cancel(id) => stop(&state, id, StopMode::AtChunkEnd),
@@ -230,23 +238,28 @@ impl Downloads {
         }
     }
 
-    fn spawn(&self, order: Assignment, control: Arc<FetchHandle>, opened: Option<Opened>) {
-        let run = self.clone().run(order, control, opened);
+    fn spawn(&self, assignment: Assignment, handle: Arc<FetchHandle>, opened: Option<OpenAnswer>) {
+        let run = self.clone().run(assignment, handle, opened);
         self.0.workers.spawn(run);
     }
 
-    async fn run(self, order: Assignment, control: Arc<FetchHandle>, opened: Option<Opened>) {
-        self.report(order.id, v1::fetch_report::State::Started, 0, None);
-        let end = self.0.fetcher.run(&order, &control, opened).await;
+    async fn run(
+        self,
+        assignment: Assignment,
+        handle: Arc<FetchHandle>,
+        opened: Option<OpenAnswer>,
+    ) {
+        self.report(assignment.id, v1::fetch_report::State::Started, 0, None);
+        let end = self.0.fetcher.run(&assignment, &handle, opened).await;
         if !matches!(end, RunEnd::Paused(_)) {
-            self.0.fetcher.connection_closed(&order).await;
+            self.0.fetcher.connection_closed(&assignment).await;
         }
-        self.ended(order.id, &control, end);
+        self.ended(assignment.id, &handle, end);
     }
 
-    fn ended(&self, id: u64, control: &FetchHandle, end: RunEnd) {
+    fn ended(&self, id: u64, handle: &FetchHandle, end: RunEnd) {
         let mut state = self.0.state.lock();
-        let bytes = control.bytes_done();
+        let bytes = handle.bytes_done();
         tracing::debug!(fetch = id & !LOCAL_BIT, bytes, "a fetch ended");
         match end {
             RunEnd::Paused(rest) => {
@@ -264,7 +277,7 @@ impl Downloads {
                 let fetch = state.fetches.remove(&id);
                 self.report_cancelled(id, bytes);
                 if let Some(fetch) = fetch {
-                    self.complete_partial_chunks(&mut state, &fetch.order);
+                    self.complete_partial_chunks(&mut state, &fetch.assignment);
                 }
             }
             RunEnd::Failed(failure) => {
@@ -311,7 +324,7 @@ impl Downloads {
     fn set_level(&self, state: &mut State, id: u64, level: Level, deadline: u64) {
         state.queue.reprioritise(id, level, deadline);
         if let Some(fetch) = state.fetches.get(&id) {
-            fetch.control.set_level(level);
+            fetch.handle.set_level(level);
         }
     }
 
@@ -346,17 +359,16 @@ impl Downloads {
         let soon = match coverage {
             Coverage::Queued(id) => {
                 if let Some(fetch) = state.fetches.get_mut(&id) {
-                    fetch.order.start_at = position;
-                    fetch.order.level = Level::Critical;
+                    fetch.assignment.start_at = position;
+                    fetch.assignment.level = Level::Critical;
                 }
                 self.set_level(&mut state, id, Level::Critical, 0);
                 true
             }
             Coverage::Coming { id, distance } => {
-                let near = state
-                    .fetches
-                    .get(&id)
-                    .is_some_and(|f| distance <= u64::from(f.order.file.geometry().chunk_size()));
+                let near = state.fetches.get(&id).is_some_and(|f| {
+                    distance <= u64::from(f.assignment.file.geometry().chunk_size())
+                });
                 if near {
                     self.set_level(&mut state, id, Level::Critical, 0);
                 }
@@ -383,7 +395,7 @@ impl Downloads {
             let Some(fetch) = state.fetches.get(&task.id) else {
                 continue;
             };
-            let at = fetch.control.position();
+            let at = fetch.handle.position();
             if at <= position {
                 return Coverage::Coming {
                     id: task.id,
@@ -405,7 +417,7 @@ impl Downloads {
             .fetches
             .iter()
             .filter(|(id, fetch)| **id & LOCAL_BIT != 0 && !fetch.finished);
-        local.map(|(_, fetch)| fetch.order.clone()).collect()
+        local.map(|(_, fetch)| fetch.assignment.clone()).collect()
     }
 
     /// Lets time pass: fetches that gave way for long may run.
@@ -417,11 +429,12 @@ impl Downloads {
     /// Cancels fetches from peers after a session ended: they cost no origin anything, and are
     /// planned anew. Fetches from origins go on, and the next session reports them.
     pub fn forget_peers(&self) {
-        let of_peers = |fetch: &&Fetch| fetch.order.peer.is_some() && !fetch.order.is_local();
+        let of_peers =
+            |fetch: &&Fetch| fetch.assignment.peer.is_some() && !fetch.assignment.is_local();
         let ids: Vec<u64> = {
             let state = self.0.state.lock();
             let fetches = state.fetches.values().filter(of_peers);
-            fetches.map(|fetch| fetch.order.id).collect()
+            fetches.map(|fetch| fetch.assignment.id).collect()
         };
         for id in ids {
             self.cancel(id, true);
@@ -432,18 +445,18 @@ impl Downloads {
     #[must_use]
     pub fn kept(&self) -> Vec<v1::KeptFetch> {
         let state = self.0.state.lock();
-        let from_origin = |fetch: &&Fetch| fetch.order.peer.is_none();
+        let from_origin = |fetch: &&Fetch| fetch.assignment.peer.is_none();
         let kept = state.fetches.values().filter(from_origin).map(|fetch| {
-            let order = &fetch.order;
+            let assignment = &fetch.assignment;
             let level = state
                 .queue
-                .get(order.id)
-                .map_or(order.level, |task| task.level);
+                .get(assignment.id)
+                .map_or(assignment.level, |task| task.level);
             v1::KeptFetch {
-                assignment_id: order.id,
-                entry_id: order.file.id().to_string(),
-                first_chunk: order.first_chunk,
-                chunk_count: order.chunk_count,
+                assignment_id: assignment.id,
+                entry_id: assignment.file.id().to_string(),
+                first_chunk: assignment.first_chunk,
+                chunk_count: assignment.chunk_count,
                 priority: v1::Priority::from(level).into(),
             }
         });
@@ -465,20 +478,23 @@ impl Downloads {
         let mut state = self.0.state.lock();
         state.closed = true;
         for fetch in state.fetches.values() {
-            fetch.control.stop(StopMode::Now);
+            fetch.handle.stop(StopMode::Now);
         }
     }
 }
 
 impl Fetch {
-    fn new(order: Assignment, control: Arc<FetchHandle>) -> Self {
-        let chunks = order.first_chunk..order.first_chunk.saturating_add(order.chunk_count);
+    fn new(assignment: Assignment, handle: Arc<FetchHandle>) -> Self {
+        let chunks = assignment.first_chunk
+            ..assignment
+                .first_chunk
+                .saturating_add(assignment.chunk_count);
         let undurable = chunks
-            .filter(|chunk| !order.file.is_present(*chunk))
+            .filter(|chunk| !assignment.file.is_present(*chunk))
             .collect();
         Self {
-            order,
-            control,
+            assignment,
+            handle,
             undurable,
             finished: false,
             ordered: Instant::now(),
@@ -489,6 +505,6 @@ impl Fetch {
 
 fn stop(state: &State, id: u64, stop: StopMode) {
     if let Some(fetch) = state.fetches.get(&id) {
-        fetch.control.stop(stop);
+        fetch.handle.stop(stop);
     }
 }

@@ -12,7 +12,7 @@ pub(super) struct Gap {
     pub claims: std::collections::VecDeque<ChunkClaim>,
 }
 
-pub(super) enum Next {
+pub(super) enum NextStep {
     Gap(Gap),
     Foreign(Arc<IncomingChunk>),
     Done,
@@ -20,10 +20,10 @@ pub(super) enum Next {
 
 /// The next bytes to request: from the wanted byte to the run's end, then the head; adjacent chunks
 /// together.
-pub(super) fn next_gap(order: &Assignment, flights: &Arc<EntryIncoming>) -> Next {
-    let geometry = order.file.geometry();
-    let run = geometry.run_range(order.first_chunk, order.chunk_count);
-    let start = order.start_at.clamp(run.start, run.end);
+pub(super) fn next_gap(assignment: &Assignment, incoming: &Arc<EntryIncoming>) -> NextStep {
+    let geometry = assignment.file.geometry();
+    let run = geometry.run_range(assignment.first_chunk, assignment.chunk_count);
+    let start = assignment.start_at.clamp(run.start, run.end);
     let mut foreign = None;
     for leg in [
         ByteRange::new(start, run.end),
@@ -32,23 +32,25 @@ pub(super) fn next_gap(order: &Assignment, flights: &Arc<EntryIncoming>) -> Next
         let mut gap: Option<Gap> = None;
         for chunk in geometry.chunks_covering(leg) {
             let part = geometry.chunk_range(chunk).intersect(leg);
-            let missing = flights
-                .flight(chunk)
-                .map(|flight| (flight.gap(part), flight));
+            let missing = incoming
+                .incoming_chunk(chunk)
+                .map(|incoming_chunk| (incoming_chunk.gap(part), incoming_chunk));
             match (&mut gap, missing) {
-                (None, Some((Some(range), flight))) => match flight.claim(order.id) {
-                    Some(claim) => {
-                        gap = Some(Gap {
-                            range,
-                            claims: [claim].into(),
-                        })
+                (None, Some((Some(range), incoming_chunk))) => {
+                    match incoming_chunk.claim(assignment.id) {
+                        Some(claim) => {
+                            gap = Some(Gap {
+                                range,
+                                claims: [claim].into(),
+                            })
+                        }
+                        None => foreign = Some(incoming_chunk),
                     }
-                    None => foreign = Some(flight),
-                },
-                (Some(gap), Some((Some(range), flight)))
+                }
+                (Some(gap), Some((Some(range), incoming_chunk)))
                     if range == part && gap.range.end == part.start =>
                 {
-                    let Some(claim) = flight.claim(order.id) else {
+                    let Some(claim) = incoming_chunk.claim(assignment.id) else {
                         break;
                     };
                     gap.range.end = part.end;
@@ -56,21 +58,21 @@ pub(super) fn next_gap(order: &Assignment, flights: &Arc<EntryIncoming>) -> Next
                 }
                 (Some(_), _) => break,
                 // Written or being written by another fetch, the chunk is not complete yet.
-                (None, Some((None, flight))) => {
-                    if !flight.is_over() {
-                        foreign = Some(flight);
+                (None, Some((None, incoming_chunk))) => {
+                    if !incoming_chunk.is_over() {
+                        foreign = Some(incoming_chunk);
                     }
                 }
                 (None, None) => {}
             }
         }
         if let Some(gap) = gap {
-            return Next::Gap(gap);
+            return NextStep::Gap(gap);
         }
     }
     match foreign {
-        Some(flight) => Next::Foreign(flight),
-        None => Next::Done,
+        Some(incoming_chunk) => NextStep::Foreign(incoming_chunk),
+        None => NextStep::Done,
     }
 }
 

@@ -47,13 +47,13 @@ impl FetchHandle {
         start_at: u64,
         on_chunk: impl Fn(u64) + Send + Sync + 'static,
     ) -> Self {
-        let control = Self {
+        let handle = Self {
             run_start,
             on_chunk: Some(Box::new(on_chunk)),
             ..Self::default()
         };
-        control.set_position(start_at);
-        control
+        handle.set_position(start_at);
+        handle
     }
 
     /// The level, shared with the answer that is being read.

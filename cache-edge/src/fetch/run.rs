@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::{
     downloads::LOCAL_BIT,
-    gap::{Gap, Next, next_gap},
+    gap::{Gap, NextStep, next_gap},
     handle::{FetchHandle, StopMode},
 };
 use crate::clock::now_ms;
@@ -96,7 +96,7 @@ pub enum RunEnd {
     Stopped,
     /// Preempted; with the answer it was reading, which is resumed later: what its origin has sent
     /// is in the sockets' buffers.
-    Paused(Option<Box<Opened>>),
+    Paused(Option<Box<OpenAnswer>>),
     Failed(Failure),
 }
 
@@ -112,7 +112,7 @@ pub struct Failure {
 /// An answer that has already begun: a probe's, or a paused one. `part` was checked against the
 /// entry.
 #[derive(Debug)]
-pub struct Opened {
+pub struct OpenAnswer {
     pub response: Response,
     pub part: Part,
 }
@@ -122,19 +122,19 @@ pub struct Fetcher {
     pub client: Client,
     pub peer_client: PeerClient,
     pub catalogue: Arc<Catalogue>,
-    pub flights: Arc<IncomingChunks>,
+    pub incoming: Arc<IncomingChunks>,
     pub peer_keys: Arc<PeerKeys>,
     /// How long a fetch tries without a new byte.
     pub retry_budget: Duration,
     pub counters: Arc<Counters>,
 }
 
-pub(super) enum Broken {
+pub(super) enum FetchInterruption {
     Origin(OriginError),
     Peer(OriginError),
     Store(IncomingError),
     Stop(StopMode),
-    Pause(Box<Opened>),
+    Pause(Box<OpenAnswer>),
 }
 
 impl From<StopMode> for RunEnd {
@@ -150,94 +150,98 @@ impl Fetcher {
     /// Fetches the run. The retry budget limits the time since the last byte.
     pub async fn run(
         &self,
-        order: &Assignment,
-        control: &FetchHandle,
-        mut opened: Option<Opened>,
+        assignment: &Assignment,
+        handle: &FetchHandle,
+        mut opened: Option<OpenAnswer>,
     ) -> RunEnd {
-        let flights = self.flights.of(&order.file);
-        let source = self.catalogue.get(&order.source());
+        let incoming = self.incoming.of(&assignment.file);
+        let source = self.catalogue.get(&assignment.source());
         let retry_budget = source.map_or(self.retry_budget, |it| it.patience(self.retry_budget));
-        let mut from_peer = order.peer.clone();
+        let mut from_peer = assignment.peer.clone();
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         let mut last_progress = Instant::now();
         loop {
             // An answer that has begun is not dropped here: like any stopped one, it is read for a
             // moment longer.
             if opened.is_none()
-                && let Some(stop) = control.wanted_stop()
+                && let Some(stop) = handle.wanted_stop()
             {
                 return stop.into();
             }
-            if flights.is_changed() {
+            if incoming.is_changed() {
                 return RunEnd::Failed(failure(&OriginError::Changed));
             }
-            let gap = match next_gap(order, &flights) {
-                Next::Done => return RunEnd::Finished,
-                Next::Gap(gap) => gap,
-                Next::Foreign(flight) => {
+            let gap = match next_gap(assignment, &incoming) {
+                NextStep::Done => return RunEnd::Finished,
+                NextStep::Gap(gap) => gap,
+                NextStep::Foreign(incoming_chunk) => {
                     if last_progress.elapsed() > retry_budget {
                         return RunEnd::Failed(failure(&OriginError::Stalled(retry_budget)));
                     }
-                    let changed = flight.changed();
+                    let changed = incoming_chunk.changed();
                     tokio::select! {
-                        stop = control.stopped_now() => return stop.into(),
+                        stop = handle.stopped_now() => return stop.into(),
                         _ = tokio::time::timeout(FOREIGN_WAIT, changed) => {}
                     }
                     continue;
                 }
             };
-            let before = control.bytes_done();
+            let before = handle.bytes_done();
             let result = self
                 .fetch(
-                    order,
-                    control,
-                    &flights,
+                    assignment,
+                    handle,
+                    &incoming,
                     gap,
                     opened.take(),
                     from_peer.as_deref(),
                 )
                 .await;
-            if control.bytes_done() > before {
+            if handle.bytes_done() > before {
                 last_progress = Instant::now();
                 backoff.reset();
             }
             let error = match result {
                 Ok(()) => {
-                    flights.set_last_error(None);
+                    incoming.set_last_error(None);
                     continue;
                 }
-                Err(Broken::Stop(stop)) => return stop.into(),
-                Err(Broken::Pause(rest)) => return RunEnd::Paused(Some(rest)),
-                Err(Broken::Store(error)) => return RunEnd::Failed(store_failure(&error)),
-                Err(Broken::Peer(error)) => {
-                    tracing::debug!(%error, peer = from_peer, entry = %order.file.id(), "a peer failed");
+                Err(FetchInterruption::Stop(stop)) => return stop.into(),
+                Err(FetchInterruption::Pause(rest)) => return RunEnd::Paused(Some(rest)),
+                Err(FetchInterruption::Store(error)) => {
+                    return RunEnd::Failed(store_failure(&error));
+                }
+                Err(FetchInterruption::Peer(error)) => {
+                    tracing::debug!(%error, peer = from_peer, entry = %assignment.file.id(), "a peer failed");
                     self.counters.peer_errors.fetch_add(1, Ordering::Relaxed);
                     // Another peer or the origin: the coordinator chose this one, and knows which
                     // others hold it and whether the origin is being asked.
-                    if !order.is_local() {
+                    if !assignment.is_local() {
                         return RunEnd::Failed(peer_failure(&error));
                     }
                     from_peer = None;
                     continue;
                 }
                 // The origin is not asked meanwhile, and this is not its error.
-                Err(Broken::Origin(OriginError::WholeStreamRuns)) => {
+                Err(FetchInterruption::Origin(OriginError::WholeStreamRuns)) => {
                     tokio::select! {
-                        stop = control.stopped_now() => return stop.into(),
-                        () = flights.whole_stream_ended() => {}
+                        stop = handle.stopped_now() => return stop.into(),
+                        () = incoming.whole_stream_ended() => {}
                     }
                     continue;
                 }
                 // Not the origin's fault: readers that still need it ask again.
-                Err(Broken::Origin(OriginError::TooManyWaiting)) => return RunEnd::Stopped,
-                Err(Broken::Origin(error)) => error,
+                Err(FetchInterruption::Origin(OriginError::TooManyWaiting)) => {
+                    return RunEnd::Stopped;
+                }
+                Err(FetchInterruption::Origin(error)) => error,
             };
             self.counters.origin_errors.fetch_add(1, Ordering::Relaxed);
-            flights.set_last_error(Some(error.to_string()));
+            incoming.set_last_error(Some(error.to_string()));
             match &error {
-                OriginError::Changed => flights.set_changed(),
+                OriginError::Changed => incoming.set_changed(),
                 OriginError::Refused { .. } | OriginError::Protocol(_) => {
-                    flights.set_fatal(error.to_string())
+                    incoming.set_fatal(error.to_string())
                 }
                 _ => {}
             }
@@ -246,13 +250,13 @@ impl Fetcher {
                 .max(error.retry_after().unwrap_or_default());
             // The whole cluster then backs off: the coordinator has to know now, not when this
             // fetch gives up.
-            let busy = matches!(error, OriginError::Busy { .. }) && order.id & LOCAL_BIT == 0;
+            let busy = matches!(error, OriginError::Busy { .. }) && assignment.id & LOCAL_BIT == 0;
             if busy || !error.is_transient() || last_progress.elapsed() + wait > retry_budget {
                 return RunEnd::Failed(failure(&error));
             }
-            tracing::debug!(%error, ?wait, entry = %order.file.id(), "asking the origin again");
+            tracing::debug!(%error, ?wait, entry = %assignment.file.id(), "asking the origin again");
             tokio::select! {
-                stop = control.stopped_now() => return stop.into(),
+                stop = handle.stopped_now() => return stop.into(),
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -260,34 +264,34 @@ impl Fetcher {
 
     async fn fetch(
         &self,
-        order: &Assignment,
-        control: &FetchHandle,
-        flights: &Arc<EntryIncoming>,
+        assignment: &Assignment,
+        handle: &FetchHandle,
+        incoming: &Arc<EntryIncoming>,
         gap: Gap,
-        opened: Option<Opened>,
+        opened: Option<OpenAnswer>,
         peer: Option<&str>,
-    ) -> Result<(), Broken> {
-        control.set_position(gap.range.start);
+    ) -> Result<(), FetchInterruption> {
+        handle.set_position(gap.range.start);
         if let (Some(peer), None) = (peer, &opened) {
             return self
-                .fetch_from_peer(order, control, flights, gap, peer)
+                .fetch_from_peer(assignment, handle, incoming, gap, peer)
                 .await
                 .map_err(|error| match error {
-                    Broken::Origin(error) => Broken::Peer(error),
+                    FetchInterruption::Origin(error) => FetchInterruption::Peer(error),
                     // A peer still has it; bytes on the way from it cost no origin.
-                    Broken::Pause(_) => Broken::Stop(StopMode::Preempted),
+                    FetchInterruption::Pause(_) => FetchInterruption::Stop(StopMode::Preempted),
                     other => other,
                 });
         }
-        let fits = |opened: &Opened| match opened.part {
+        let fits = |opened: &OpenAnswer| match opened.part {
             Part::Range(range) => range.start == gap.range.start,
             Part::Whole => true,
         };
         let opened = match opened.filter(fits) {
             Some(opened) => opened,
             None => tokio::select! {
-                stop = control.stopped_now() => return Err(Broken::Stop(stop)),
-                opened = self.open(&order.file, flights, gap.range, order.class()) => opened.map_err(Broken::Origin)?,
+                stop = handle.stopped_now() => return Err(FetchInterruption::Stop(stop)),
+                opened = self.open(&assignment.file, incoming, gap.range, assignment.class()) => opened.map_err(FetchInterruption::Origin)?,
             },
         };
         let counter = &self.counters.origin_bytes;
@@ -296,9 +300,9 @@ impl Fetcher {
                 // A paused answer may cover more than is missing now.
                 let range = ByteRange::new(range.start, range.end.min(gap.range.end));
                 self.stream(
-                    order,
-                    control,
-                    flights,
+                    assignment,
+                    handle,
+                    incoming,
                     &mut { gap.claims },
                     range,
                     opened.response,
@@ -308,14 +312,14 @@ impl Fetcher {
             }
             Part::Whole => {
                 drop(gap);
-                let Some(_turn) = flights.begin_whole_stream() else {
-                    return Err(Broken::Origin(OriginError::WholeStreamRuns));
+                let Some(_turn) = incoming.begin_whole_stream() else {
+                    return Err(FetchInterruption::Origin(OriginError::WholeStreamRuns));
                 };
-                let all = ByteRange::new(0, order.file.geometry().size());
+                let all = ByteRange::new(0, assignment.file.geometry().size());
                 self.stream(
-                    order,
-                    control,
-                    flights,
+                    assignment,
+                    handle,
+                    incoming,
                     &mut Default::default(),
                     all,
                     opened.response,
@@ -330,11 +334,11 @@ impl Fetcher {
     pub async fn open(
         &self,
         file: &EntryFile,
-        flights: &EntryIncoming,
+        incoming: &EntryIncoming,
         range: ByteRange,
         class: RequestClass,
-    ) -> Result<Opened, OriginError> {
-        if flights.has_whole_stream() {
+    ) -> Result<OpenAnswer, OriginError> {
+        if incoming.has_whole_stream() {
             return Err(OriginError::WholeStreamRuns);
         }
         let entry = file.description();
@@ -382,7 +386,7 @@ impl Fetcher {
             if let Err(error) = &part {
                 source.heed(error, now_ms());
             }
-            return Ok(Opened {
+            return Ok(OpenAnswer {
                 part: part?,
                 response,
             });
@@ -391,9 +395,9 @@ impl Fetcher {
 
     /// Returns after the connection is closed and its permit released: another edge may be
     /// granted it next.
-    pub async fn connection_closed(&self, order: &Assignment) {
-        if order.peer.is_none()
-            && let Some(source) = self.catalogue.get(&order.source())
+    pub async fn connection_closed(&self, assignment: &Assignment) {
+        if assignment.peer.is_none()
+            && let Some(source) = self.catalogue.get(&assignment.source())
         {
             self.client.closed(&source).await;
         }
@@ -407,14 +411,15 @@ impl Fetcher {
 
     async fn fetch_from_peer(
         &self,
-        order: &Assignment,
-        control: &FetchHandle,
-        flights: &Arc<EntryIncoming>,
+        assignment: &Assignment,
+        handle: &FetchHandle,
+        incoming: &Arc<EntryIncoming>,
         gap: Gap,
         peer: &str,
-    ) -> Result<(), Broken> {
-        let protocol = |text: &str| Broken::Origin(OriginError::Protocol(text.to_owned()));
-        let id = order.file.id();
+    ) -> Result<(), FetchInterruption> {
+        let protocol =
+            |text: &str| FetchInterruption::Origin(OriginError::Protocol(text.to_owned()));
+        let id = assignment.file.id();
         let url = format!("{}{}", peer.trim_end_matches('/'), peer::path(&id));
         let url = url::Url::parse(&url).map_err(|_| protocol("the peer has no usable URL"))?;
         let seconds = u64::try_from(now_ms() / 1000).unwrap_or(0);
@@ -422,15 +427,15 @@ impl Fetcher {
             .peer_keys
             .request_headers(&id, gap.range, seconds)
             .ok_or_else(|| protocol("no key to ask peers with is known"))?;
-        let patience = PEER_PATIENCE[usize::from(order.level != Level::Critical)];
+        let patience = PEER_PATIENCE[usize::from(assignment.level != Level::Critical)];
         let client = self.peer_client.get().with_stall_timeout(patience);
         let mut response = client
             .send(http::Method::GET, &url, headers)
             .await
-            .map_err(Broken::Origin)?;
+            .map_err(FetchInterruption::Origin)?;
         if response.status != http::StatusCode::OK {
             let error = answer::status_error(response.status, &response.headers, now_ms());
-            return Err(Broken::Origin(error.into()));
+            return Err(FetchInterruption::Origin(error.into()));
         }
         if response.header(http::header::CONTENT_TYPE) != Some(peer_blocks::CONTENT_TYPE) {
             return Err(protocol("the peer does not send blocks"));
@@ -440,16 +445,19 @@ impl Fetcher {
         let bytes = &self.counters.peer_bytes;
         let ended = self
             .stream(
-                order,
-                control,
-                flights,
+                assignment,
+                handle,
+                incoming,
                 &mut claims,
                 gap.range,
                 response,
                 bytes,
             )
             .await;
-        if matches!(ended, Err(Broken::Origin(OriginError::WrongBytes))) {
+        if matches!(
+            ended,
+            Err(FetchInterruption::Origin(OriginError::WrongBytes))
+        ) {
             tracing::warn!(entry = %id, peer, "a peer's bytes do not have the hash it sent");
             self.report_wrong_bytes(&client, &url, id, gap.range).await;
         }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::{
     handle::{FetchHandle, StopMode},
-    run::{Assignment, Broken, Fetcher, Opened},
+    run::{Assignment, FetchInterruption, Fetcher, OpenAnswer},
 };
 use crate::upstream::{OriginError, Response, answer::Part};
 use crate::{
@@ -80,82 +80,82 @@ impl Fetcher {
     #[allow(clippy::too_many_arguments)] // one call path; a struct would only rename them
     pub(super) async fn stream(
         &self,
-        order: &Assignment,
-        control: &FetchHandle,
-        flights: &Arc<EntryIncoming>,
+        assignment: &Assignment,
+        handle: &FetchHandle,
+        incoming: &Arc<EntryIncoming>,
         claims: &mut VecDeque<ChunkClaim>,
         range: ByteRange,
         response: Response,
         counter: &AtomicU64,
-    ) -> Result<(), Broken> {
-        let mut landing = ChunkWriter {
+    ) -> Result<(), FetchInterruption> {
+        let mut writer = ChunkWriter {
             sink: ChunkSink {
-                flights,
-                unread: order.is_ahead().then_some(&self.flights.unread),
-                source: order.source(),
+                incoming,
+                unread: assignment.is_ahead().then_some(&self.incoming.unread),
+                source: assignment.source(),
             },
             block_aligner: BlockAligner::new(range.start),
             due: Instant::now(),
         };
         let ended = self
             .receive(
-                order,
-                control,
-                &mut landing,
+                assignment,
+                handle,
+                &mut writer,
                 claims,
                 range,
                 response,
                 counter,
             )
             .await;
-        landing.flush().map_err(Broken::Store)?;
+        writer.flush().map_err(FetchInterruption::Store)?;
         ended
     }
 
     #[allow(clippy::too_many_arguments)] // as above
     async fn receive(
         &self,
-        order: &Assignment,
-        control: &FetchHandle,
-        landing: &mut ChunkWriter<'_>,
+        assignment: &Assignment,
+        handle: &FetchHandle,
+        writer: &mut ChunkWriter<'_>,
         claims: &mut VecDeque<ChunkClaim>,
         range: ByteRange,
         mut response: Response,
         counter: &AtomicU64,
-    ) -> Result<(), Broken> {
-        let geometry = order.file.geometry();
+    ) -> Result<(), FetchInterruption> {
+        let geometry = assignment.file.geometry();
         let begun = Instant::now();
-        response.set_level(control.level());
+        response.set_level(handle.level());
         let mut offset = range.start;
         let mut stopping: Option<(StopMode, Instant)> = None;
         let goes_first =
-            |end: u64| order.level == Level::Critical && end - range.start <= FIRST_BYTES;
+            |end: u64| assignment.level == Level::Critical && end - range.start <= FIRST_BYTES;
         while offset < range.end {
             let until = stopping.map_or(begun, |(_, until)| until);
             let bytes = tokio::select! {
                 biased;
-                stop = control.stopped_now(), if stopping.is_none() => {
+                stop = handle.stopped_now(), if stopping.is_none() => {
                     // A paused fetch keeps no permit that a more urgent fetch may need.
                     if stop == StopMode::Preempted && !response.has_permit() {
                         let part = Part::Range(ByteRange::new(offset, range.end));
-                        return Err(Broken::Pause(Box::new(Opened { response, part })));
+                        return Err(FetchInterruption::Pause(Box::new(OpenAnswer { response, part })));
                     }
                     if stop == StopMode::Preempted {
-                        return Err(Broken::Stop(stop));
+                        return Err(FetchInterruption::Stop(stop));
                     }
                     stopping = Some((stop, Instant::now() + LINGER));
                     continue;
                 }
                 () = tokio::time::sleep_until(until), if stopping.is_some() => break,
                 bytes = response.chunk() => bytes,
-                () = landing.due(), if landing.block_aligner.holds() => {
-                    landing.flush().map_err(Broken::Store)?;
+                () = writer.due(), if writer.block_aligner.holds() => {
+                    writer.flush().map_err(FetchInterruption::Store)?;
                     continue;
                 }
             };
             let short = |detail: &str| {
                 let (received, expected) = (offset - range.start, range.len());
-                Broken::Origin(OriginError::Short {
+                FetchInterruption::Origin(OriginError::Short {
                     received,
                     expected,
                     detail: detail.to_owned(),
@@ -165,7 +165,7 @@ impl Fetcher {
                 Ok(Some(bytes)) => bytes,
                 Ok(None) => return Err(short("its body ended early")),
                 Err(OriginError::Short { detail, .. }) => return Err(short(&detail)),
-                Err(error) => return Err(Broken::Origin(error)),
+                Err(error) => return Err(FetchInterruption::Origin(error)),
             };
             // Ignore bytes beyond the announced range.
             bytes.truncate(usize::try_from(range.end - offset).unwrap_or(usize::MAX));
@@ -176,31 +176,36 @@ impl Fetcher {
             } else {
                 HOLD
             };
-            landing.push(&bytes, hold).map_err(Broken::Store)?;
+            writer
+                .push(&bytes, hold)
+                .map_err(FetchInterruption::Store)?;
             if offset >= range.end {
-                landing.flush().map_err(Broken::Store)?;
+                writer.flush().map_err(FetchInterruption::Store)?;
             }
             counter.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            control.add_bytes(bytes.len() as u64);
-            control.set_position(offset);
+            handle.add_bytes(bytes.len() as u64);
+            handle.set_position(offset);
             let chunk = geometry.chunk_of(offset);
             if chunk != chunk_before && offset < range.end {
-                claims.retain(|claim| !claim.flight().is_over());
-                control.chunk_ended();
-                let is_taken =
-                    |claim: &ChunkClaim| claim.flight().chunk() == chunk && !claim.is_held();
+                claims.retain(|claim| !claim.incoming_chunk().is_over());
+                handle.chunk_ended();
+                let is_taken = |claim: &ChunkClaim| {
+                    claim.incoming_chunk().chunk() == chunk && !claim.is_held()
+                };
                 if claims.iter().any(is_taken) || response.is_in_the_way() {
                     // Another fetch brings the rest, because its reader could not wait; or a viewer
                     // waits for the permit, and the rest is left to another fetch.
                     return Ok(());
                 }
-                if let (Some(stop), None) = (control.wanted_stop(), stopping) {
+                if let (Some(stop), None) = (handle.wanted_stop(), stopping) {
                     stopping = Some((stop, Instant::now() + LINGER));
                 }
             }
         }
         if let Some((stop, _)) = stopping {
-            return Err(Broken::Stop(control.wanted_stop().unwrap_or(stop)));
+            return Err(FetchInterruption::Stop(
+                handle.wanted_stop().unwrap_or(stop),
+            ));
         }
         // Reading to the end of the body frees its connection for the next request.
         let _ = tokio::time::timeout(Duration::from_millis(20), response.chunk()).await;
@@ -210,7 +215,7 @@ impl Fetcher {
 
 /// The chunks that bytes belong to.
 struct ChunkSink<'a> {
-    flights: &'a EntryIncoming,
+    incoming: &'a EntryIncoming,
     /// Of a fetch ahead of a reader: told of chunks that are not read yet.
     unread: Option<&'a UnreadChunks>,
     source: Arc<str>,
@@ -218,16 +223,16 @@ struct ChunkSink<'a> {
 
 impl ChunkSink<'_> {
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), IncomingError> {
-        let (file, flights) = (self.flights.file(), self.flights);
+        let (file, incoming) = (self.incoming.file(), self.incoming);
         let geometry = file.geometry();
         for chunk in geometry.chunks_covering(ByteRange::new(offset, offset + bytes.len() as u64)) {
-            let Some(flight) = flights.flight(chunk) else {
+            let Some(incoming_chunk) = incoming.incoming_chunk(chunk) else {
                 continue;
             };
-            if !flight.write(offset, bytes)? {
+            if !incoming_chunk.write(offset, bytes)? {
                 continue;
             }
-            if let Some(unread) = self.unread.filter(|_| !flight.is_read()) {
+            if let Some(unread) = self.unread.filter(|_| !incoming_chunk.is_read()) {
                 let bytes = geometry.chunk_len(chunk);
                 unread.add(
                     (file.id(), chunk),
@@ -236,7 +241,7 @@ impl ChunkSink<'_> {
                     std::time::Instant::now(),
                 );
             }
-            flights.landed(chunk);
+            incoming.landed(chunk);
         }
         Ok(())
     }

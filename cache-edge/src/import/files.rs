@@ -17,7 +17,7 @@ const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
 
 /// A complete file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct FoundFile {
     /// Relative to the directory.
     pub file: PathBuf,
     /// Relative to the source.
@@ -25,7 +25,7 @@ pub(super) struct Found {
 }
 
 /// All regular files, by name. Links are not followed: they may lead anywhere.
-pub(super) fn below(root: &Path) -> anyhow::Result<Vec<Found>> {
+pub(super) fn below(root: &Path) -> anyhow::Result<Vec<FoundFile>> {
     let mut found = Vec::new();
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -41,7 +41,7 @@ pub(super) fn below(root: &Path) -> anyhow::Result<Vec<Found>> {
             {
                 let path = object_path(file)
                     .with_context(|| format!("{} is no path of an object", file.display()))?;
-                found.push(Found {
+                found.push(FoundFile {
                     file: file.to_owned(),
                     path,
                 });

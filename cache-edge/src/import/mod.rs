@@ -29,7 +29,7 @@ use crate::{
     options::Options,
     resolve::{
         ports::{FirstBytes, ObjectName, ObjectRequest},
-        probe::{self, Found},
+        probe::{self, Finding},
     },
     upstream::Source,
     worker_pool::Workers,
@@ -186,7 +186,7 @@ impl Importer {
     }
 
     /// Adopts a file; returns its size.
-    async fn adopt(&self, root: &Path, found: &files::Found) -> anyhow::Result<u64> {
+    async fn adopt(&self, root: &Path, found: &files::FoundFile) -> anyhow::Result<u64> {
         let path = root.join(&found.file);
         let mut file = File::open(&path).with_context(|| path.display().to_string())?;
         let before = file.metadata()?;
@@ -251,9 +251,11 @@ impl Importer {
         };
         let found = probe::probe(&self.edge.objects, &self.source, &key, &request).await;
         match found.map_err(|error| anyhow::anyhow!("{error}"))? {
-            Found::Object(bound, _) => Ok(bound.entry.clone()),
-            Found::Negative(status) => anyhow::bail!("the origin answers {status}"),
-            Found::Unstorable(why) => anyhow::bail!("the origin's answer can not be stored: {why}"),
+            Finding::Object(bound, _) => Ok(bound.entry.clone()),
+            Finding::Negative(status) => anyhow::bail!("the origin answers {status}"),
+            Finding::Unstorable(why) => {
+                anyhow::bail!("the origin's answer can not be stored: {why}")
+            }
         }
     }
 
@@ -265,11 +267,11 @@ impl Importer {
         bytes: &[u8],
     ) -> anyhow::Result<()> {
         // None: it is present already, from an earlier import or a player.
-        let Some(flight) = self.edge.flights().of(target).flight(chunk) else {
+        let Some(incoming_chunk) = self.edge.incoming().of(target).incoming_chunk(chunk) else {
             return Ok(());
         };
-        flight.write(offset, bytes)?;
-        self.edge.flights().of(target).landed(chunk);
+        incoming_chunk.write(offset, bytes)?;
+        self.edge.incoming().of(target).landed(chunk);
         Ok(())
     }
 }

@@ -13,9 +13,9 @@ pub trait Announce: Send + Sync + 'static {
 }
 
 /// Drops all reports: for an edge on its own, and for tests.
-pub struct Unheard;
+pub struct SilentAnnouncer;
 
-impl Announce for Unheard {
+impl Announce for SilentAnnouncer {
     fn observed(&self, _: &v1::Entry, _: &v1::Freshness) {}
     fn negative(&self, _: &v1::Key, _: u16, _: i64) {}
     fn local_fetch(&self, _: v1::LocalFetch) {}

@@ -70,7 +70,7 @@ enum Phase {
 
 /// The state at a reader's position.
 #[derive(Clone, Debug)]
-pub enum Found {
+pub enum ByteState {
     /// Bytes up to this offset are in the file.
     Written(u64),
     Nothing,
@@ -116,17 +116,17 @@ impl IncomingChunk {
 
     /// Checks one position.
     #[must_use]
-    pub fn find(&self, offset: u64) -> Found {
+    pub fn find(&self, offset: u64) -> ByteState {
         let mut state = self.state.lock();
         match (&state.phase, state.written.run_end(offset)) {
-            (Phase::Present, _) => Found::Present,
+            (Phase::Present, _) => ByteState::Present,
             (Phase::Filling | Phase::Finishing, Some(end)) => {
                 state.read = true;
-                Found::Written(end)
+                ByteState::Written(end)
             }
-            (Phase::Filling | Phase::Finishing, None) => Found::Nothing,
-            (Phase::Refusing(why) | Phase::Refused(why), _) => Found::Refused(why.clone()),
-            (Phase::Abandoning | Phase::Abandoned, _) => Found::Nothing,
+            (Phase::Filling | Phase::Finishing, None) => ByteState::Nothing,
+            (Phase::Refusing(why) | Phase::Refused(why), _) => ByteState::Refused(why.clone()),
+            (Phase::Abandoning | Phase::Abandoned, _) => ByteState::Nothing,
         }
     }
 
@@ -155,7 +155,7 @@ impl IncomingChunk {
         state.fetcher = Some(fetch);
         state.last_progress = Instant::now();
         Some(ChunkClaim {
-            flight: self.clone(),
+            incoming_chunk: self.clone(),
             fetch,
         })
     }
@@ -372,7 +372,7 @@ impl IncomingChunk {
 /// The right to fetch a chunk. Dropped before the chunk is complete, it wakes the waiters so that
 /// one of them claims it again.
 pub struct ChunkClaim {
-    flight: Arc<IncomingChunk>,
+    incoming_chunk: Arc<IncomingChunk>,
     fetch: u64,
 }
 
@@ -383,25 +383,25 @@ fn first_gap(set: &RangeSet<u64>, within: ByteRange) -> Option<ByteRange> {
 
 impl ChunkClaim {
     #[must_use]
-    pub fn flight(&self) -> &Arc<IncomingChunk> {
-        &self.flight
+    pub fn incoming_chunk(&self) -> &Arc<IncomingChunk> {
+        &self.incoming_chunk
     }
 
     /// Whether the claim was not taken over by another fetch.
     #[must_use]
     pub fn is_held(&self) -> bool {
-        self.flight.state.lock().fetcher == Some(self.fetch)
+        self.incoming_chunk.state.lock().fetcher == Some(self.fetch)
     }
 }
 
 impl Drop for ChunkClaim {
     fn drop(&mut self) {
-        let mut state = self.flight.state.lock();
+        let mut state = self.incoming_chunk.state.lock();
         // It may have been taken over.
         if state.fetcher == Some(self.fetch) {
             state.fetcher = None;
             drop(state);
-            self.flight.changed.notify_waiters();
+            self.incoming_chunk.changed.notify_waiters();
         }
     }
 }
@@ -438,19 +438,19 @@ mod tests {
     #[test]
     fn what_a_reader_has_bytes_of_or_half_of_is_here_is_worth_completing() {
         let (_dir, store, file) = a_file();
-        let flight = |chunk| IncomingChunk::new(store.clone(), file.clone(), chunk);
+        let incoming_chunk = |chunk| IncomingChunk::new(store.clone(), file.clone(), chunk);
         let bytes = vec![7; 512 << 10];
 
-        let read = flight(0);
+        let read = incoming_chunk(0);
         assert!(!read.is_worth_completing(), "nothing is here");
         read.write(1 << 20, &bytes).unwrap();
         assert!(!read.is_worth_completing(), "a quarter, and nobody saw it");
-        assert!(matches!(read.find(0), Found::Nothing));
+        assert!(matches!(read.find(0), ByteState::Nothing));
         assert!(!read.is_worth_completing(), "nobody was given anything");
-        assert!(matches!(read.find(1 << 20), Found::Written(_)));
+        assert!(matches!(read.find(1 << 20), ByteState::Written(_)));
         assert!(read.is_worth_completing());
 
-        let half = flight(1);
+        let half = incoming_chunk(1);
         half.write(2 << 20, &bytes).unwrap();
         half.write((2 << 20) + (1 << 20), &bytes).unwrap();
         assert!(half.is_worth_completing());
@@ -466,33 +466,33 @@ mod tests {
     #[test]
     fn a_chunk_that_is_given_up_is_begun_anew_only_behind_the_punch() {
         let (_dir, store, file) = a_file();
-        let flights = IncomingChunks::new(store).of(&file);
-        let first = flights.flight(0).unwrap();
+        let incoming = IncomingChunks::new(store).of(&file);
+        let first = incoming.incoming_chunk(0).unwrap();
         first.write(0, &[7; 512]).unwrap();
         assert!(first.begin_abandoning());
-        let still = flights.flight(0).unwrap();
+        let still = incoming.incoming_chunk(0).unwrap();
         assert!(Arc::ptr_eq(&first, &still), "no second one beside it");
         assert!(still.claim(1).is_none());
-        assert!(matches!(still.find(0), Found::Nothing));
+        assert!(matches!(still.find(0), ByteState::Nothing));
         assert!(!still.write(512, &[7; 512]).unwrap());
         first.finish_abandoning();
-        let anew = flights.flight(0).unwrap();
+        let anew = incoming.incoming_chunk(0).unwrap();
         assert!(!Arc::ptr_eq(&first, &anew));
-        assert!(anew.claim(1).is_some() && matches!(anew.find(0), Found::Nothing));
+        assert!(anew.claim(1).is_some() && matches!(anew.find(0), ByteState::Nothing));
     }
 
     #[tokio::test]
     async fn a_second_whole_stream_of_an_entry_waits_for_the_first() {
         let (_dir, store, file) = a_file();
-        let flights = IncomingChunks::new(store).of(&file);
-        let stream = flights.begin_whole_stream().unwrap();
-        assert!(flights.begin_whole_stream().is_none());
-        let ended = flights.whole_stream_ended();
+        let incoming = IncomingChunks::new(store).of(&file);
+        let stream = incoming.begin_whole_stream().unwrap();
+        assert!(incoming.begin_whole_stream().is_none());
+        let ended = incoming.whole_stream_ended();
         tokio::pin!(ended);
         assert!(futures_pending(ended.as_mut()).await);
         drop(stream);
         ended.await;
-        assert!(flights.begin_whole_stream().is_some());
+        assert!(incoming.begin_whole_stream().is_some());
     }
 
     async fn futures_pending(future: impl Future<Output = ()>) -> bool {

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{
-    incoming_chunk::{Found, IncomingChunk},
+    incoming_chunk::{ByteState, IncomingChunk},
     miss_history::MissHistory,
     unread::UnreadChunks,
 };
@@ -51,24 +51,24 @@ impl EntryIncoming {
 
     /// The incoming chunk, created if there is none. `None`: the chunk is present.
     #[must_use]
-    pub fn flight(&self, chunk: ChunkIndex) -> Option<Arc<IncomingChunk>> {
+    pub fn incoming_chunk(&self, chunk: ChunkIndex) -> Option<Arc<IncomingChunk>> {
         let mut chunks = self.chunks.lock();
-        if let Some(flight) = chunks.get(&chunk) {
-            if !flight.is_over() {
-                return Some(flight.clone());
+        if let Some(incoming_chunk) = chunks.get(&chunk) {
+            if !incoming_chunk.is_over() {
+                return Some(incoming_chunk.clone());
             }
             chunks.remove(&chunk);
         }
         if self.file.is_present(chunk) {
             return None;
         }
-        let flight = Arc::new(IncomingChunk::new(
+        let incoming_chunk = Arc::new(IncomingChunk::new(
             self.store.clone(),
             self.file.clone(),
             chunk,
         ));
-        chunks.insert(chunk, flight.clone());
-        Some(flight)
+        chunks.insert(chunk, incoming_chunk.clone());
+        Some(incoming_chunk)
     }
 
     /// The incoming chunk, if there is one.
@@ -81,9 +81,9 @@ impl EntryIncoming {
     #[must_use]
     pub fn has(&self, offset: u64) -> bool {
         let chunk = self.file.geometry().chunk_of(offset);
-        let is_here = |flight: Arc<IncomingChunk>| {
-            let found = flight.find(offset);
-            matches!(found, Found::Written(_) | Found::Present)
+        let is_here = |incoming_chunk: Arc<IncomingChunk>| {
+            let found = incoming_chunk.find(offset);
+            matches!(found, ByteState::Written(_) | ByteState::Present)
         };
         // In this order: an incoming chunk is forgotten once it is present.
         self.existing(chunk).is_some_and(is_here) || self.file.is_present(chunk)
@@ -92,10 +92,10 @@ impl EntryIncoming {
     /// The partial chunks among `chunks` that nobody fetches and that are worth completing.
     #[must_use]
     pub fn partial_chunks(&self, chunks: Range<ChunkIndex>) -> Vec<ChunkIndex> {
-        let flights = self.chunks.lock();
+        let incoming = self.chunks.lock();
         let is_worth = |chunk: &ChunkIndex| {
-            let flight = flights.get(chunk);
-            flight.is_some_and(|it| it.is_worth_completing())
+            let incoming_chunk = incoming.get(chunk);
+            incoming_chunk.is_some_and(|it| it.is_worth_completing())
         };
         chunks.filter(is_worth).collect()
     }
@@ -103,7 +103,10 @@ impl EntryIncoming {
     /// Forgets an incoming chunk that is over.
     pub fn landed(&self, chunk: ChunkIndex) {
         let mut chunks = self.chunks.lock();
-        if chunks.get(&chunk).is_some_and(|flight| flight.is_over()) {
+        if chunks
+            .get(&chunk)
+            .is_some_and(|incoming_chunk| incoming_chunk.is_over())
+        {
             chunks.remove(&chunk);
         }
     }
@@ -147,8 +150,8 @@ impl EntryIncoming {
         if let Some(key) = &self.file.description().key {
             self.history.note_replaced(key);
         }
-        for flight in self.chunks.lock().values() {
-            flight.wake();
+        for incoming_chunk in self.chunks.lock().values() {
+            incoming_chunk.wake();
         }
     }
 
@@ -175,8 +178,8 @@ impl EntryIncoming {
     /// Records a final refusal of the origin, which ends the waits of present readers.
     pub fn set_fatal(&self, error: String) {
         *self.fatal.lock() = Some((Instant::now(), error));
-        for flight in self.chunks.lock().values() {
-            flight.wake();
+        for incoming_chunk in self.chunks.lock().values() {
+            incoming_chunk.wake();
         }
     }
 
@@ -202,22 +205,22 @@ impl EntryIncoming {
         let at_once = under_pressure || self.is_changed();
         let abandoned: Vec<_> = {
             let chunks = self.chunks.lock();
-            let idle = chunks.values().filter(|flight| {
+            let idle = chunks.values().filter(|incoming_chunk| {
                 // The map holds one of the counts.
-                let used = Arc::strong_count(flight) > 1 || flight.is_claimed();
-                !used && (at_once || flight.idle_ms() > IDLE_LIMIT_MS)
+                let used = Arc::strong_count(incoming_chunk) > 1 || incoming_chunk.is_claimed();
+                !used && (at_once || incoming_chunk.idle_ms() > IDLE_LIMIT_MS)
             });
             // Decided under the lock, so that nobody takes the chunk up in between; it stays in the
             // map until its blocks are punched, so that no fetch begins it again before that.
-            idle.filter(|flight| flight.begin_abandoning())
+            idle.filter(|incoming_chunk| incoming_chunk.begin_abandoning())
                 .cloned()
                 .collect()
         };
-        for flight in abandoned {
-            flight.finish_abandoning();
+        for incoming_chunk in abandoned {
+            incoming_chunk.finish_abandoning();
         }
         let mut chunks = self.chunks.lock();
-        chunks.retain(|_, flight| !flight.is_over());
+        chunks.retain(|_, incoming_chunk| !incoming_chunk.is_over());
         chunks.is_empty()
     }
 }
@@ -301,7 +304,7 @@ impl IncomingChunks {
         let entries = self.entries.lock();
         entries
             .get(&file.id())
-            .is_some_and(|flights| flights.is_changed())
+            .is_some_and(|incoming| incoming.is_changed())
     }
 
     /// Sweeps periodically. Blocking.

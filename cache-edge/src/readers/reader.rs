@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{
     demand::{DemandRegistry, ReaderState},
-    incoming_chunk::Found,
+    incoming_chunk::ByteState,
     incoming_chunks::{EntryIncoming, IncomingChunks},
 };
 use crate::{
@@ -41,7 +41,7 @@ const MIN_HEAD_BYTES: u64 = 4_096;
 #[derive(Clone)]
 pub struct ReaderFactory {
     pub file: Arc<EntryFile>,
-    pub flights: Arc<IncomingChunks>,
+    pub incoming: Arc<IncomingChunks>,
     pub demand: Arc<DemandRegistry>,
     pub direct: Arc<dyn DirectBytes>,
     pub chunk_wait_timeout: Duration,
@@ -58,7 +58,7 @@ impl OpenReader for ReaderFactory {
             cursor: range.start,
             end: range.end,
             demand: None,
-            flights: None,
+            incoming: None,
             direct: None,
             last_chunk: None,
             looks_for_index: range.start == 0,
@@ -87,7 +87,7 @@ impl OpenReader for ReaderFactory {
         let first = self.file.first_missing(chunks.start, chunks.end);
         let holds_other = self.file.first_present(0, geometry.chunk_count()).is_some();
         let place = (self.file.id(), first);
-        let history = self.flights.history();
+        let history = self.incoming.history();
         Some(history.missing(self.file.description(), place, holds_other))
     }
 }
@@ -106,7 +106,7 @@ pub struct Reader {
     cursor: u64,
     end: u64,
     demand: Option<Arc<ReaderState>>,
-    flights: Option<Arc<EntryIncoming>>,
+    incoming: Option<Arc<EntryIncoming>>,
     direct: Option<tokio::sync::mpsc::Receiver<Result<Bytes, ReadError>>>,
     /// The chunk it was last given bytes of.
     last_chunk: Option<ChunkIndex>,
@@ -150,45 +150,45 @@ impl Reader {
             if let Some(piece) = self.present(max_len).await {
                 return Ok(Some(piece));
             }
-            let flights = self.flights();
+            let incoming = self.incoming();
             let geometry = self.factory.file.geometry();
             let chunk = geometry.chunk_of(self.cursor);
-            let Some(flight) = flights.flight(chunk) else {
+            let Some(incoming_chunk) = incoming.incoming_chunk(chunk) else {
                 continue;
             };
-            let mut changed: Pin<Box<_>> = Box::pin(flight.changed());
+            let mut changed: Pin<Box<_>> = Box::pin(incoming_chunk.changed());
             changed.as_mut().enable();
-            match flight.find(self.cursor) {
-                Found::Present => continue,
-                Found::Written(_) => {
+            match incoming_chunk.find(self.cursor) {
+                ByteState::Present => continue,
+                ByteState::Written(_) => {
                     // Pinned first and checked again: bytes that are given up meanwhile are not
                     // punched before the pin ends.
                     if let Some(pin) = self.factory.file.hold_unfinished(chunk) {
-                        if let Found::Written(end) = flight.find(self.cursor) {
+                        if let ByteState::Written(end) = incoming_chunk.find(self.cursor) {
                             let end = end.min(self.end).min(self.cursor.saturating_add(max_len));
                             return Ok(Some(self.piece(end, Some(pin))));
                         }
                         continue;
                     }
                 }
-                Found::Refused(why) => {
+                ByteState::Refused(why) => {
                     self.read_past_the_store(&why);
                     continue;
                 }
-                Found::Nothing => {}
+                ByteState::Nothing => {}
             }
-            if flights.is_changed() {
+            if incoming.is_changed() {
                 return Err(ReadError::Changed);
             }
             let limit = self.factory.chunk_wait_timeout;
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + limit);
-            if let Some(error) = flights.fatal_since((deadline - limit).into_std()) {
+            if let Some(error) = incoming.fatal_since((deadline - limit).into_std()) {
                 return Err(ReadError::Origin(error));
             }
             let state = self.told();
             self.factory.demand.wait_at(&state, self.cursor);
             if tokio::time::timeout_at(deadline, changed).await.is_err() {
-                let detail = flights
+                let detail = incoming
                     .last_error()
                     .unwrap_or_else(|| "no answer from its origin".into());
                 return Err(ReadError::TimedOut {
@@ -198,7 +198,7 @@ impl Reader {
                 });
             }
             // A refused chunk is forgotten at once: checking again would find a new one.
-            if let Found::Refused(why) = flight.find(self.cursor) {
+            if let ByteState::Refused(why) = incoming_chunk.find(self.cursor) {
                 self.read_past_the_store(&why);
             }
         }
@@ -296,7 +296,7 @@ impl Reader {
         let chunk = geometry.chunk_of(range.start);
         let moved_on = chunk != geometry.chunk_of(end);
         if self.last_chunk.replace(chunk) != Some(chunk) {
-            let unread = &self.factory.flights.unread;
+            let unread = &self.factory.incoming.unread;
             unread.read(self.factory.file.id(), chunk);
         }
         self.cursor = end;
@@ -316,10 +316,10 @@ impl Reader {
     /// Finds the container's index from the first `len` bytes; it is wanted before the player asks
     /// for it.
     fn look_for_index(&self, len: usize, read: impl FnOnce(&mut [u8]) -> bool) {
-        let (Some(state), Some(flights)) = (&self.demand, &self.flights) else {
+        let (Some(state), Some(incoming)) = (&self.demand, &self.incoming) else {
             return;
         };
-        if (len as u64) < MIN_HEAD_BYTES || !flights.take_hint_turn() {
+        if (len as u64) < MIN_HEAD_BYTES || !incoming.take_hint_turn() {
             return;
         }
         let mut head = vec![0; container::HEAD_BYTES.min(len)];
@@ -338,14 +338,14 @@ impl Reader {
             .demand
             .get_or_insert_with(|| factory.demand.open(&factory.file, range))
             .clone();
-        self.flights();
+        self.incoming();
         state
     }
 
-    fn flights(&mut self) -> Arc<EntryIncoming> {
+    fn incoming(&mut self) -> Arc<EntryIncoming> {
         let factory = &self.factory;
-        self.flights
-            .get_or_insert_with(|| factory.flights.of(&factory.file))
+        self.incoming
+            .get_or_insert_with(|| factory.incoming.of(&factory.file))
             .clone()
     }
 }

@@ -6,7 +6,7 @@ use v1::probe_report::Outcome;
 use super::{
     objects::EdgeObjects,
     ports::{FirstBytes, ObjectName, ObjectRequest, ServeError},
-    probe::Found,
+    probe::Finding,
 };
 use crate::clock::now_ms;
 use http_rules::freshness;
@@ -16,18 +16,18 @@ impl EdgeObjects {
     /// stored.
     pub async fn probe_for_cluster(&self, key: v1::Key) -> Outcome {
         match self.find(key).await {
-            Ok(Found::Object(bound, _)) => Outcome::Found(v1::KeyBinding {
+            Ok(Finding::Object(bound, _)) => Outcome::Found(v1::KeyBinding {
                 entry: Some(bound.entry.clone()),
                 freshness: Some(freshness::stamp(bound.freshness.clone(), now_ms())),
             }),
-            Ok(Found::Negative(status @ (404 | 410))) => Outcome::AbsentStatus(status.into()),
-            Ok(Found::Negative(status)) => Outcome::Failed(format!("it answered {status}")),
-            Ok(Found::Unstorable(why)) => Outcome::Uncacheable(why.into()),
+            Ok(Finding::Negative(status @ (404 | 410))) => Outcome::AbsentStatus(status.into()),
+            Ok(Finding::Negative(status)) => Outcome::Failed(format!("it answered {status}")),
+            Ok(Finding::Unstorable(why)) => Outcome::Uncacheable(why.into()),
             Err(error) => Outcome::Failed(error.to_string()),
         }
     }
 
-    async fn find(&self, key: v1::Key) -> Result<Found, ServeError> {
+    async fn find(&self, key: v1::Key) -> Result<Finding, ServeError> {
         let parts = self.parts();
         let source = parts
             .catalogue
@@ -51,7 +51,7 @@ impl EdgeObjects {
         };
         let (key, _) = self.with_variant(&source, key, &request);
         if let Some(status) = parts.bindings.negative(&key, now_ms()) {
-            return Ok(Found::Negative(status));
+            return Ok(Finding::Negative(status));
         }
         match parts.bindings.get(&key) {
             Some(bound) => self.confirmed(&source, &key, &request, bound).await,

@@ -16,7 +16,7 @@ use super::{
     ports::{
         Freshness, Object, ObjectName, ObjectRequest, Objects, Resolution, ServeError, Standing,
     },
-    probe::Found,
+    probe::Finding,
     revalidate,
     singleflight::{Outcome, Singleflight},
     whole_answer::AS_A_WHOLE,
@@ -40,7 +40,7 @@ pub struct Parts {
     pub store: Store,
     pub catalogue: Arc<Catalogue>,
     pub bindings: Arc<Bindings>,
-    pub flights: Arc<IncomingChunks>,
+    pub incoming: Arc<IncomingChunks>,
     pub demand: Arc<DemandRegistry>,
     pub direct: Arc<dyn DirectBytes>,
     pub downloads: Downloads,
@@ -60,7 +60,7 @@ pub struct Parts {
 struct Seen {
     bindings: u64,
     sources: u64,
-    flights: u64,
+    incoming: u64,
 }
 
 /// A fresh binding that no request header selects.
@@ -142,7 +142,7 @@ impl EdgeObjects {
         }
         let readers = ReaderFactory {
             file: file.clone(),
-            flights: parts.flights.clone(),
+            incoming: parts.incoming.clone(),
             demand: parts.demand.clone(),
             direct: parts.direct.clone(),
             chunk_wait_timeout: self.patience(bound),
@@ -223,17 +223,17 @@ impl EdgeObjects {
             None => self.unknown(&source, &key, request).await?,
         };
         match found {
-            Found::Object(bound, freshness) if source.mode() == v1::SourceMode::Record => {
+            Finding::Object(bound, freshness) if source.mode() == v1::SourceMode::Record => {
                 let _ = freshness;
                 let file = self.record(&bound, request)?;
                 self.pass_compared(&source, &key, request, "record", Some(file))
                     .await
             }
-            Found::Object(bound, freshness) => {
+            Finding::Object(bound, freshness) => {
                 self.object(&bound, freshness, (!by_headers).then_some(seen))
             }
-            Found::Negative(status) => negative(status, false),
-            Found::Unstorable(why) => self.unstorable(&source, &key, request, why).await,
+            Finding::Negative(status) => negative(status, false),
+            Finding::Unstorable(why) => self.unstorable(&source, &key, request, why).await,
         }
     }
 
@@ -242,7 +242,7 @@ impl EdgeObjects {
         Seen {
             bindings: parts.bindings.changes(),
             sources: parts.catalogue.changes(),
-            flights: parts.flights.changes(),
+            incoming: parts.incoming.changes(),
         }
     }
 
@@ -277,7 +277,7 @@ impl EdgeObjects {
         key: &v1::Key,
         request: &ObjectRequest,
         bound: Arc<Bound>,
-    ) -> Result<Found, ServeError> {
+    ) -> Result<Finding, ServeError> {
         let now = now_ms();
         let verdict = if self.is_changed(&bound) {
             // A fetch found another version there, which breaks the binding's promise.
@@ -286,10 +286,10 @@ impl EdgeObjects {
             freshness::judge(&bound.freshness, now)
         };
         match verdict {
-            Verdict::Fresh => return Ok(Found::Object(bound, Freshness::Fresh)),
+            Verdict::Fresh => return Ok(Finding::Object(bound, Freshness::Fresh)),
             Verdict::StaleWhileRevalidate => {
                 self.revalidate_beside(source, key, request, &bound);
-                return Ok(Found::Object(bound, Freshness::StaleMeanwhile));
+                return Ok(Finding::Object(bound, Freshness::StaleMeanwhile));
             }
             Verdict::Stale if request.only_if_cached => return Err(ServeError::OnlyIfCached),
             Verdict::Stale => {}
@@ -300,7 +300,7 @@ impl EdgeObjects {
             if advice == Advice::ServeStaleAndAsk {
                 self.revalidate_beside(source, key, request, &bound);
             }
-            return Ok(Found::Object(bound, Freshness::StaleOnError));
+            return Ok(Finding::Object(bound, Freshness::StaleOnError));
         }
         let asked = match self.revalidation(source, key, request, bound.clone()) {
             Ok(asked) => asked.answer().await,
@@ -313,7 +313,7 @@ impl EdgeObjects {
                     && self.is_bound(key, &bound) =>
             {
                 tracing::debug!(%error, "served stale");
-                Ok(Found::Object(bound, Freshness::StaleOnError))
+                Ok(Finding::Object(bound, Freshness::StaleOnError))
             }
             Err(error) => Err(error),
         }
@@ -328,7 +328,7 @@ impl EdgeObjects {
     pub(super) fn is_changed(&self, bound: &Bound) -> bool {
         let parts = self.parts();
         let file = parts.store.entry(&bound.id);
-        file.is_some_and(|file| parts.flights.is_changed(&file))
+        file.is_some_and(|file| parts.incoming.is_changed(&file))
     }
 
     /// Revalidates in the background. Refused under load: the next request asks.
@@ -392,7 +392,7 @@ impl EdgeObjects {
         source: &Arc<Source>,
         key: &v1::Key,
         request: &ObjectRequest,
-    ) -> Result<Found, ServeError> {
+    ) -> Result<Finding, ServeError> {
         if request.only_if_cached {
             return Err(ServeError::OnlyIfCached);
         }
@@ -415,7 +415,7 @@ impl EdgeObjects {
         question: impl FnOnce() -> F,
     ) -> Result<Outcome, ServeError>
     where
-        F: Future<Output = Result<Found, ServeError>> + Send + 'static,
+        F: Future<Output = Result<Finding, ServeError>> + Send + 'static,
     {
         let id = self.parts().bindings.hash(&question_id(key, selecting));
         let settled = || self.settled(key);
@@ -423,17 +423,17 @@ impl EdgeObjects {
     }
 
     /// The answer, if it needs neither the cluster nor the origin now.
-    fn settled(&self, key: &v1::Key) -> Option<Found> {
+    fn settled(&self, key: &v1::Key) -> Option<Finding> {
         let (bindings, now) = (&self.parts().bindings, now_ms());
         if let Some(status) = bindings.negative(key, now) {
-            return Some(Found::Negative(status));
+            return Some(Finding::Negative(status));
         }
         if let Some(why) = bindings.unstorable(key, now) {
-            return Some(Found::Unstorable(why));
+            return Some(Finding::Unstorable(why));
         }
         let bound = bindings.get(key)?;
         let is_fresh = freshness::judge(&bound.freshness, now) == Verdict::Fresh;
-        (is_fresh && !self.is_changed(&bound)).then_some(Found::Object(bound, Freshness::Fresh))
+        (is_fresh && !self.is_changed(&bound)).then_some(Finding::Object(bound, Freshness::Fresh))
     }
 
     /// Answers with an object that is not stored in parts: as a whole, or not stored at all.

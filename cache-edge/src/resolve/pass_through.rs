@@ -18,7 +18,7 @@ use super::{
     objects::Parts,
     patience,
     ports::{ObjectRequest, PassThrough, ReadError, ServeError},
-    resume::{Announced, Asking, Body},
+    resume::{AnnouncedVersion, Asking, Body},
 };
 use crate::clock::now_ms;
 use crate::upstream::{OriginError, RequestClass, Response, Source, answer, loops::CDN_LOOP};
@@ -143,7 +143,7 @@ pub async fn pass_through(
         )));
     }
     let mut headers = std::mem::take(&mut response.headers);
-    let announced = Announced::of(status, &headers);
+    let announced = AnnouncedVersion::of(status, &headers);
     if answer::content_length(&headers).is_none() {
         headers.remove(header::CONTENT_LENGTH);
     }

@@ -100,7 +100,7 @@ impl Peers {
         let mut response = Response::new(EdgeBody::empty());
         if request.method != Method::HEAD {
             let mut blocks = Blocks {
-                flights: parts.flights.of(&file),
+                incoming: parts.incoming.of(&file),
                 file,
                 left: range,
                 bytes: None,
@@ -125,13 +125,13 @@ impl Peers {
     fn has_or_expects(&self, file: &Arc<EntryFile>, range: ByteRange) -> bool {
         let parts = self.objects.parts();
         let geometry = file.geometry();
-        let flights = parts.flights.of(file);
+        let incoming = parts.incoming.of(file);
         geometry.chunks_covering(range).all(|chunk| {
             let start = geometry.chunk_range(chunk).start;
             file.is_present(chunk)
-                || flights
+                || incoming
                     .existing(chunk)
-                    .is_some_and(|flight| flight.is_claimed())
+                    .is_some_and(|incoming_chunk| incoming_chunk.is_claimed())
                 || parts.downloads.coverage(file.id(), chunk, start) != Coverage::None
         })
     }
@@ -151,7 +151,7 @@ async fn next_frame(
 /// The blocks that cover a range, as they become available.
 struct Blocks {
     file: Arc<EntryFile>,
-    flights: Arc<EntryIncoming>,
+    incoming: Arc<EntryIncoming>,
     left: ByteRange,
     /// Bytes of the block whose header was returned last.
     bytes: Option<Bytes>,
@@ -174,14 +174,14 @@ impl Blocks {
                     None => continue,
                 }
             }
-            let Some(flight) = self.flights.flight(chunk) else {
+            let Some(incoming_chunk) = self.incoming.incoming_chunk(chunk) else {
                 continue;
             };
-            let changed = flight.changed();
+            let changed = incoming_chunk.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if let Some((range, hash)) = flight.proved(self.left.start)
-                && let Some(bytes) = self.read_piece(&flight, range, hash).await?
+            if let Some((range, hash)) = incoming_chunk.proved(self.left.start)
+                && let Some(bytes) = self.read_piece(&incoming_chunk, range, hash).await?
             {
                 return Ok(Some(self.give(range, hash, bytes)));
             }
@@ -202,11 +202,11 @@ impl Blocks {
     /// Reads part of an arriving chunk; `None`: the chunk is being given up.
     async fn read_piece(
         &self,
-        flight: &Arc<IncomingChunk>,
+        incoming_chunk: &Arc<IncomingChunk>,
         range: ByteRange,
         hash: u64,
     ) -> Result<Option<Vec<u8>>, ReadError> {
-        let Some(hold) = self.file.hold_unfinished(flight.chunk()) else {
+        let Some(hold) = self.file.hold_unfinished(incoming_chunk.chunk()) else {
             return Ok(None);
         };
         let file = self.file.clone();
@@ -220,7 +220,7 @@ impl Blocks {
             return Ok(Some(bytes));
         }
         // It was given up between the check and the pin, or changed on the disk since it came.
-        match flight.proved(range.start) {
+        match incoming_chunk.proved(range.start) {
             Some(_) => Err(ReadError::Disk("arriving bytes changed on the disk".into())),
             None => Ok(None),
         }

@@ -17,7 +17,7 @@ use super::{
     whole_answer::AS_A_WHOLE,
 };
 use crate::clock::now_ms;
-use crate::fetch::{Assignment, run::Opened};
+use crate::fetch::{Assignment, run::OpenAnswer};
 use crate::upstream::{
     OriginError, RequestClass, Response, Source,
     answer::{self, Part},
@@ -27,13 +27,13 @@ use http_rules::{fields, freshness};
 
 /// What a question found.
 #[derive(Clone, Debug)]
-pub enum Found {
+pub enum Finding {
     Object(Arc<Bound>, Freshness),
     Negative(u16),
     Unstorable(&'static str),
 }
 
-impl Found {
+impl Finding {
     /// Marks the outcome for a request that may have waited for another one's question.
     #[must_use]
     pub fn waited_for(self, collapsed: bool) -> Self {
@@ -66,7 +66,7 @@ pub async fn probe(
     source: &Arc<Source>,
     key: &v1::Key,
     request: &ObjectRequest,
-) -> Result<Found, ServeError> {
+) -> Result<Finding, ServeError> {
     let counters = &objects.parts().downloads.fetcher().counters;
     let attempt = || attempts(objects, source, key, request);
     patience::ask(source, counters, attempt)
@@ -80,14 +80,14 @@ async fn attempts(
     source: &Arc<Source>,
     key: &v1::Key,
     request: &ObjectRequest,
-) -> Result<Found, OriginError> {
+) -> Result<Finding, OriginError> {
     let since = objects.parts().bindings.now();
     let mut ask = first_ask(objects, request);
     loop {
         match attempt(objects, source, key, request, ask, since).await? {
-            Next::Found(found) => return Ok(found),
-            Next::AskAgain(other) if other != ask => ask = other,
-            Next::AskAgain(_) => {
+            ProbeStep::Found(found) => return Ok(found),
+            ProbeStep::AskAgain(other) if other != ask => ask = other,
+            ProbeStep::AskAgain(_) => {
                 return Err(OriginError::Protocol(
                     "it refuses every range of the object".into(),
                 ));
@@ -96,8 +96,8 @@ async fn attempts(
     }
 }
 
-enum Next {
-    Found(Found),
+enum ProbeStep {
+    Found(Finding),
     AskAgain(Ask),
 }
 
@@ -130,7 +130,7 @@ async fn attempt(
     request: &ObjectRequest,
     ask: Ask,
     since: InvalidationEpoch,
-) -> Result<Next, OriginError> {
+) -> Result<ProbeStep, OriginError> {
     let held_off = source.held_off_for_ms(now_ms());
     if held_off > 0 {
         return Err(OriginError::Busy {
@@ -156,7 +156,7 @@ async fn attempt(
         .await?;
     match response.status {
         StatusCode::PARTIAL_CONTENT => ranged(objects, source, key, request, ask, since, response),
-        StatusCode::OK => Ok(Next::Found(adopt(
+        StatusCode::OK => Ok(ProbeStep::Found(adopt(
             objects,
             source,
             key,
@@ -165,23 +165,23 @@ async fn attempt(
             response,
             Part::Whole,
         )?)),
-        StatusCode::RANGE_NOT_SATISFIABLE => {
-            Ok(Next::AskAgain(match unsatisfied_size(&response.headers) {
+        StatusCode::RANGE_NOT_SATISFIABLE => Ok(ProbeStep::AskAgain(
+            match unsatisfied_size(&response.headers) {
                 Some(0) | None => Ask::Plain,
                 Some(_) if ask == Ask::Head => Ask::Plain,
                 Some(_) => Ask::Head,
-            }))
-        }
+            },
+        )),
         status
             if answer::may_refuse_range(status) && matches!(ask, Ask::From(_) | Ask::Last(_)) =>
         {
-            Ok(Next::AskAgain(Ask::Head))
+            Ok(ProbeStep::AskAgain(Ask::Head))
         }
         StatusCode::PROXY_AUTHENTICATION_REQUIRED => Err(OriginError::Protocol(
             "it asks for credentials as a proxy does".into(),
         )),
         status if pass_through::is_redirect(status) => {
-            Ok(Next::Found(Found::Unstorable("redirect")))
+            Ok(ProbeStep::Found(Finding::Unstorable("redirect")))
         }
         status if is_refusal(status) => {
             // The origin that was asked first may have it.
@@ -190,12 +190,12 @@ async fn attempt(
             }
             let headers = &response.headers;
             let found = refused(objects, source, key, since, status, headers)?;
-            Ok(Next::Found(found))
+            Ok(ProbeStep::Found(found))
         }
         // Not an object in parts, but an answer; the requested part says nothing about it.
         StatusCode::NON_AUTHORITATIVE_INFORMATION
         | StatusCode::NO_CONTENT
-        | StatusCode::MULTIPLE_CHOICES => Ok(Next::Found(Found::Unstorable(AS_A_WHOLE))),
+        | StatusCode::MULTIPLE_CHOICES => Ok(ProbeStep::Found(Finding::Unstorable(AS_A_WHOLE))),
         status => Err(answer::status_error(status, &response.headers, now_ms()).into()),
     }
 }
@@ -223,9 +223,9 @@ pub(super) fn refused(
     since: InvalidationEpoch,
     status: StatusCode,
     headers: &HeaderMap,
-) -> Result<Found, OriginError> {
+) -> Result<Finding, OriginError> {
     if status == StatusCode::UNAUTHORIZED {
-        return Ok(Found::Unstorable("unauthorized"));
+        return Ok(Finding::Unstorable("unauthorized"));
     }
     let (parts, now, status) = (objects.parts(), now_ms(), status.as_u16());
     let facts = answer::facts(
@@ -251,7 +251,7 @@ pub(super) fn refused(
             .unless_invalidated(since, key, remember)
             .ok_or(OriginError::Overtaken)?;
     }
-    Ok(Found::Negative(status))
+    Ok(Finding::Negative(status))
 }
 
 fn ranged(
@@ -262,7 +262,7 @@ fn ranged(
     ask: Ask,
     since: InvalidationEpoch,
     response: Response,
-) -> Result<Next, OriginError> {
+) -> Result<ProbeStep, OriginError> {
     let (range, size) = answer::satisfied(&response.headers)?;
     let as_asked = match (ask, size) {
         (Ask::From(asked), Some(size)) => {
@@ -282,7 +282,7 @@ fn ranged(
             "it sends another range than was asked for".into(),
         ));
     }
-    Ok(Next::Found(adopt(
+    Ok(ProbeStep::Found(adopt(
         objects,
         source,
         key,
@@ -302,7 +302,7 @@ fn adopt(
     since: InvalidationEpoch,
     response: Response,
     part: Part,
-) -> Result<Found, OriginError> {
+) -> Result<Finding, OriginError> {
     let probed = Freshness::Probed {
         collapsed: false,
         status: response.status.as_u16(),
@@ -314,7 +314,7 @@ fn adopt(
     let (status, headers) = (response.status, &response.headers);
     let bound = match register(objects, source, key, value, since, status, headers)? {
         Ok(bound) => bound,
-        Err(why) => return Ok(Found::Unstorable(why)),
+        Err(why) => return Ok(Finding::Unstorable(why)),
     };
     let file = objects
         .entry_file(&bound.entry)
@@ -340,9 +340,9 @@ fn adopt(
         objects
             .parts()
             .downloads
-            .adopt(order, Opened { response, part });
+            .adopt(order, OpenAnswer { response, part });
     }
-    Ok(Found::Object(bound, probed))
+    Ok(Finding::Object(bound, probed))
 }
 
 /// Creates the entry that an answer describes and binds the key to it; or returns why it can not be
@@ -417,7 +417,7 @@ pub(super) fn register<'a>(
     let take_in = || {
         parts.announce.observed(&entry, &fresh);
         if let Some(file) = parts.store.entry(&id) {
-            parts.flights.of(&file).set_current();
+            parts.incoming.of(&file).set_current();
         }
         parts.bindings.bind(entry, fresh)
     };

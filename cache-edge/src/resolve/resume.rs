@@ -39,7 +39,7 @@ const CONDITIONS: [HeaderName; 5] = [
 
 /// The bytes of one version that an answer announced.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Announced {
+pub struct AnnouncedVersion {
     etag: HeaderValue,
     /// Content codings that the ranges apply to.
     encoding: Vec<HeaderValue>,
@@ -49,7 +49,7 @@ pub struct Announced {
     size: Option<u64>,
 }
 
-impl Announced {
+impl AnnouncedVersion {
     /// `None`: nothing could prove that another answer continues this one.
     #[must_use]
     pub fn of(status: StatusCode, headers: &HeaderMap) -> Option<Self> {
@@ -183,7 +183,7 @@ pub struct Body {
     asking: Asking,
     /// None between two answers: closed before another is opened, as the origin may allow only one.
     response: Option<Response>,
-    announced: Option<Announced>,
+    announced: Option<AnnouncedVersion>,
     received: u64,
     /// Where the current answer began.
     begun_at: u64,
@@ -195,7 +195,7 @@ pub struct Body {
 impl Body {
     /// `announced`: from the answer's head; none: a break ends the body.
     #[must_use]
-    pub fn new(asking: Asking, response: Response, announced: Option<Announced>) -> Self {
+    pub fn new(asking: Asking, response: Response, announced: Option<AnnouncedVersion>) -> Self {
         Self {
             asking,
             response: Some(response),
@@ -269,7 +269,7 @@ impl Body {
         Ok(bytes)
     }
 
-    async fn resume(&self) -> Result<(Response, Announced), OriginError> {
+    async fn resume(&self) -> Result<(Response, AnnouncedVersion), OriginError> {
         let Asking { client, source, .. } = &self.asking;
         let registered = self.asking.catalogue.get(source.name());
         let source = registered
@@ -317,7 +317,7 @@ impl Body {
     }
 
     fn length(&self) -> Option<u64> {
-        self.announced.as_ref().and_then(Announced::length)
+        self.announced.as_ref().and_then(AnnouncedVersion::length)
     }
 }
 

@@ -18,11 +18,11 @@ fn whole() -> HeaderMap {
     ])
 }
 
-fn of(status: u16, headers: &HeaderMap) -> Option<Announced> {
-    Announced::of(StatusCode::from_u16(status).unwrap(), headers)
+fn of(status: u16, headers: &HeaderMap) -> Option<AnnouncedVersion> {
+    AnnouncedVersion::of(StatusCode::from_u16(status).unwrap(), headers)
 }
 
-fn asked(announced: &Announced, received: u64) -> (String, HeaderMap) {
+fn asked(announced: &AnnouncedVersion, received: u64) -> (String, HeaderMap) {
     let mut asked = headers(&[
         ("range", "bytes=0-"),
         ("if-none-match", "\"v0\""),

@@ -10,7 +10,7 @@ use super::{
     objects::EdgeObjects,
     pass_through, patience,
     ports::{Freshness, ServeError},
-    probe::{Found, refused, register},
+    probe::{Finding, refused, register},
 };
 use crate::clock::now_ms;
 use crate::upstream::{OriginError, RequestClass, Response, Source, answer};
@@ -30,7 +30,7 @@ pub async fn revalidate(
     key: &v1::Key,
     forwarded: &HeaderMap,
     bound: Arc<Bound>,
-) -> Result<Found, ServeError> {
+) -> Result<Finding, ServeError> {
     let asking = || ask(objects, source, key, forwarded, &bound);
     let counters = &objects.parts().downloads.fetcher().counters;
     let result =
@@ -54,7 +54,7 @@ async fn ask(
     key: &v1::Key,
     forwarded: &HeaderMap,
     bound: &Arc<Bound>,
-) -> Result<Found, OriginError> {
+) -> Result<Finding, OriginError> {
     let since = objects.parts().bindings.now();
     let url = source
         .url(&key.path, &key.query)
@@ -93,7 +93,7 @@ async fn ask(
             .await?;
     }
     if pass_through::is_redirect(response.status) {
-        return Ok(Found::Unstorable("redirect"));
+        return Ok(Finding::Unstorable("redirect"));
     }
     match judge_revalidation(response.status) {
         Revalidation::Confirmed => refreshed(objects, source, bound, since, &response),
@@ -110,7 +110,7 @@ async fn ask(
             }
             // Readers of the old entry finish with the chunks that are here.
             if let Some(file) = objects.parts().store.entry(&bound.id) {
-                objects.parts().flights.of(&file).set_changed();
+                objects.parts().incoming.of(&file).set_changed();
             }
             let value = |name: &str| forwarded.get(name).and_then(|value| value.to_str().ok());
             let key = v1::Key {
@@ -126,8 +126,8 @@ async fn ask(
                 response.status,
                 &response.headers,
             )? {
-                Ok(new) => Ok(Found::Object(new, answered(response.status))),
-                Err(why) => Ok(Found::Unstorable(why)),
+                Ok(new) => Ok(Finding::Object(new, answered(response.status))),
+                Err(why) => Ok(Finding::Unstorable(why)),
             }
         }
         Revalidation::Gone | Revalidation::Refused => {
@@ -151,7 +151,7 @@ fn refreshed(
     bound: &Arc<Bound>,
     since: InvalidationEpoch,
     response: &Response,
-) -> Result<Found, OriginError> {
+) -> Result<Finding, OriginError> {
     let parts = objects.parts();
     let headers = &response.headers;
     let mut described = answer::describe(StatusCode::NOT_MODIFIED, headers, now_ms());
@@ -176,7 +176,7 @@ fn refreshed(
     let take_in = || {
         parts.announce.observed(&bound.entry, &fresh);
         if let Some(file) = parts.store.entry(&bound.id) {
-            parts.flights.of(&file).set_current();
+            parts.incoming.of(&file).set_current();
         }
         parts.bindings.bind(bound.entry.clone(), fresh)
     };
@@ -184,7 +184,7 @@ fn refreshed(
     let renewed = parts.bindings.unless_invalidated(since, &key, take_in);
     let renewed = renewed.ok_or(OriginError::Overtaken)?;
     let renewed = renewed.unwrap_or_else(|| bound.clone());
-    Ok(Found::Object(renewed, answered(response.status)))
+    Ok(Finding::Object(renewed, answered(response.status)))
 }
 
 fn answered(status: StatusCode) -> Freshness {

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tracing::{Instrument as _, Span};
 
-use super::{ports::ServeError, probe::Found};
+use super::{ports::ServeError, probe::Finding};
 use crate::worker_pool::Workers;
 
 /// Limit of running questions. More are refused: each holds a connection.
@@ -17,7 +17,7 @@ const MIN_OF_SOURCE: usize = 16;
 /// How long a question goes on after its askers have left: a player that seeks asks again at once.
 const LEFT_FOR: Duration = Duration::from_secs(1);
 
-type Answer = Result<Found, ServeError>;
+type Answer = Result<Finding, ServeError>;
 type Sender = watch::Sender<Option<Answer>>;
 type Pending = watch::Receiver<Option<Answer>>;
 
@@ -95,7 +95,7 @@ impl Singleflight {
         &self,
         source: &str,
         id: u128,
-        settled: impl FnOnce() -> Option<Found>,
+        settled: impl FnOnce() -> Option<Finding>,
         question: impl FnOnce() -> F,
     ) -> Result<Outcome, ServeError>
     where
@@ -157,7 +157,7 @@ async fn left(sender: &Sender) {
 
 /// How a question was handled.
 pub(super) enum Outcome {
-    Settled(Found),
+    Settled(Finding),
     First(Pending),
     Joined(Pending),
 }
@@ -190,14 +190,14 @@ mod tests {
         Singleflight::new(Workers::of(Handle::current()))
     }
 
-    fn unsettled() -> Option<Found> {
+    fn unsettled() -> Option<Finding> {
         None
     }
 
     /// The number of the question that brought the answer.
     async fn number(asked: Outcome) -> u16 {
         match asked.answer().await.unwrap() {
-            Found::Negative(number) => number,
+            Finding::Negative(number) => number,
             other => panic!("{other:?}"),
         }
     }
@@ -211,7 +211,7 @@ mod tests {
             let question = || async move {
                 let number = count.fetch_add(1, Ordering::SeqCst);
                 go_on.notified().await;
-                Ok(Found::Negative(number))
+                Ok(Finding::Negative(number))
             };
             questions.ask("films", id, unsettled, question).unwrap()
         };
@@ -231,7 +231,7 @@ mod tests {
         let questions = questions();
         let settled = || {
             assert!(questions.under_way.try_lock().is_none(), "one may end here");
-            Some(Found::Negative(7))
+            Some(Finding::Negative(7))
         };
         let question = || async { unreachable!("it was asked again") };
         let asked = questions.ask("films", 1, settled, question).unwrap();
@@ -246,7 +246,7 @@ mod tests {
             let mut ended = ended.clone();
             let question = || async move {
                 ended.wait_for(|ended| *ended).await.unwrap();
-                Ok(Found::Negative(0))
+                Ok(Finding::Negative(0))
             };
             questions.ask(source, id, unsettled, question)
         };
@@ -298,7 +298,7 @@ mod tests {
         let answer = present.block_on(asked.answer());
         assert!(matches!(answer, Err(ServeError::Internal(_))));
         questions.workers = Workers::of(present.handle().clone());
-        let question = || async { Ok(Found::Negative(3)) };
+        let question = || async { Ok(Finding::Negative(3)) };
         let asked = questions.ask("films", 1, unsettled, question).unwrap();
         assert_eq!(present.block_on(number(asked)), 3);
     }

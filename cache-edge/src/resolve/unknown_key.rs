@@ -9,7 +9,7 @@ use super::{
     objects::EdgeObjects,
     pass_through,
     ports::{Freshness, ObjectRequest, ServeError},
-    probe::{self, Found},
+    probe::{self, Finding},
     revalidate,
 };
 use crate::clock::now_ms;
@@ -22,7 +22,7 @@ impl EdgeObjects {
         source: &Arc<Source>,
         key: &v1::Key,
         request: &ObjectRequest,
-    ) -> Result<Found, ServeError> {
+    ) -> Result<Finding, ServeError> {
         use v1::resolve_key_response::Outcome;
         let parts = self.parts();
         let since = parts.bindings.now();
@@ -43,7 +43,7 @@ impl EdgeObjects {
                 // A binding that was invalidated meanwhile counts as no answer of the coordinator.
                 if let Some(bound) = still(&bind) {
                     if freshness::judge(&bound.freshness, now_ms()) == Verdict::Fresh {
-                        return Ok(Found::Object(bound, Freshness::Fresh));
+                        return Ok(Finding::Object(bound, Freshness::Fresh));
                     }
                     let headers = pass_through::allowed_headers(source, &request.headers);
                     let stale = bound.clone();
@@ -56,7 +56,7 @@ impl EdgeObjects {
                                     now_ms(),
                                 ) =>
                         {
-                            Ok(Found::Object(stale, Freshness::StaleOnError))
+                            Ok(Finding::Object(stale, Freshness::StaleOnError))
                         }
                         other => other,
                     };
@@ -69,7 +69,7 @@ impl EdgeObjects {
                 let remember = || parts.bindings.set_negative(key, status, until_ms, now);
                 let remembered = parts.bindings.unless_invalidated(since, key, remember);
                 if remembered.is_some() {
-                    return Ok(Found::Negative(status));
+                    return Ok(Finding::Negative(status));
                 }
             }
             Some(Outcome::Probe(lease)) if lease.chunk_size > 0 => {
@@ -86,11 +86,11 @@ impl EdgeObjects {
         source: &Arc<Source>,
         key: &v1::Key,
         request: &ObjectRequest,
-    ) -> Result<Found, ServeError> {
+    ) -> Result<Finding, ServeError> {
         let found = probe::probe(self, source, key, request).await;
         let is_told = matches!(
             &found,
-            Ok(Found::Object(..) | Found::Negative(404 | 410 | 451))
+            Ok(Finding::Object(..) | Finding::Negative(404 | 410 | 451))
         );
         if !is_told {
             // Nothing to remember, but the question is over: other edges need not wait for its

@@ -43,7 +43,7 @@ const SLOWEST_FOR: Duration = Duration::from_secs(10);
 const FRAMES: usize = 4;
 
 /// The head of an answer.
-pub(super) struct Described {
+pub(super) struct WholeDescription {
     pub key: v1::Key,
     pub status: StatusCode,
     pub headers: HeaderMap,
@@ -52,7 +52,7 @@ pub(super) struct Described {
 
 /// One answer, arrived or arriving.
 pub(super) struct Whole {
-    pub described: Described,
+    pub described: WholeDescription,
     progress: Mutex<Progress>,
     changed: Notify,
 }
@@ -143,7 +143,7 @@ impl Reader {
 }
 
 impl Whole {
-    fn new(described: Described) -> Self {
+    fn new(described: WholeDescription) -> Self {
         Self {
             described,
             progress: Mutex::default(),
@@ -470,7 +470,7 @@ impl Asking {
     /// Stores the answer: all waiting requests get it, while `pump` reads it to its end.
     pub fn keep(
         mut self,
-        described: Described,
+        described: WholeDescription,
         body: PassBody,
         spawn: impl FnOnce(PumpFuture),
     ) -> Arc<Whole> {

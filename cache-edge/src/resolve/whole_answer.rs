@@ -17,7 +17,7 @@ use super::{
     objects::EdgeObjects,
     pass_through,
     ports::{ObjectRequest, PassBody, PassThrough, ServeError},
-    whole::{Asking, Claim, Described, PumpFuture, Whole, full},
+    whole::{Asking, Claim, PumpFuture, Whole, WholeDescription, full},
 };
 use crate::clock::now_ms;
 use crate::upstream::Source;
@@ -143,7 +143,7 @@ impl EdgeObjects {
         key: &v1::Key,
         since: InvalidationEpoch,
         passed: &PassThrough,
-    ) -> Option<Described> {
+    ) -> Option<WholeDescription> {
         let parts = self.parts();
         let (now, headers) = (now_ms(), &passed.headers);
         let described = origin_answer::describe(passed.status, headers, now);
@@ -158,7 +158,7 @@ impl EdgeObjects {
                 kept.append(name.clone(), value.clone());
             }
         }
-        let described = Described {
+        let described = WholeDescription {
             key: key.clone(),
             status: passed.status,
             headers: kept,

@@ -2,8 +2,8 @@
 
 use super::*;
 
-fn described(path: &str, fresh_until_ms: i64) -> Described {
-    Described {
+fn described(path: &str, fresh_until_ms: i64) -> WholeDescription {
+    WholeDescription {
         key: v1::Key {
             source: "films".into(),
             path: path.into(),

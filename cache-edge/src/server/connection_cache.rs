@@ -9,7 +9,7 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderValue, request::Parts};
 use parking_lot::Mutex;
 
-use super::response::Described;
+use super::response::ResponseFields;
 use crate::resolve::ports::{Freshness, Object, Standing};
 use chunk_store::EntryFile;
 
@@ -21,7 +21,7 @@ pub(super) struct CachedResolution<R> {
     pub entry: Arc<EntryFile>,
     pub freshness: Freshness,
     pub readers: Arc<R>,
-    pub head: Described,
+    pub head: ResponseFields,
     /// Its age when it was resolved.
     pub age_seconds: u64,
     standing: Option<Box<dyn Standing>>,
@@ -30,7 +30,7 @@ pub(super) struct CachedResolution<R> {
 impl<R> CachedResolution<R> {
     pub fn new(object: Object<R>) -> Self {
         Self {
-            head: Described::of(
+            head: ResponseFields::of(
                 object.entry.description(),
                 &object.cache_control,
                 &object.fields,

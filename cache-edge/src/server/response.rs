@@ -37,13 +37,13 @@ pub fn validators(entry: &v1::Entry) -> Validators<'_> {
 
 /// Validators, freshness and `Accept-Ranges`: the fields shared by 200, 206, 304, 412 and 416. Made
 /// once per object.
-pub struct Described {
+pub struct ResponseFields {
     fields: Vec<(HeaderName, HeaderValue)>,
     content_type: HeaderValue,
     kept: Arc<HeaderMap>,
 }
 
-impl Described {
+impl ResponseFields {
     #[must_use]
     /// `kept`: other fields of the origin's answer.
     pub fn of(entry: &v1::Entry, cache_control: &str, kept: &Arc<HeaderMap>) -> Self {

@@ -51,7 +51,7 @@ enum Kind {
 
 /// A counted connection or request, until it is dropped.
 #[derive(Debug)]
-pub struct Counted {
+pub struct CountedStream {
     of: Arc<Inner>,
     authority: String,
     kind: Kind,
@@ -60,11 +60,11 @@ pub struct Counted {
 impl Connections {
     /// Counts a request to the URI's origin, until its answer is read or dropped.
     #[must_use]
-    pub fn used(&self, uri: &Uri) -> Counted {
+    pub fn used(&self, uri: &Uri) -> CountedStream {
         self.count(uri, Kind::Used)
     }
 
-    fn count(&self, uri: &Uri, kind: Kind) -> Counted {
+    fn count(&self, uri: &Uri, kind: Kind) -> CountedStream {
         let authority = uri.authority().map_or("", |it| it.as_str()).to_owned();
         *self
             .0
@@ -73,7 +73,7 @@ impl Connections {
             .entry(authority.clone())
             .or_default()
             .of(kind) += 1;
-        Counted {
+        CountedStream {
             of: Arc::clone(&self.0),
             authority,
             kind,
@@ -112,7 +112,7 @@ impl Count {
     }
 }
 
-impl Drop for Counted {
+impl Drop for CountedStream {
     fn drop(&mut self) {
         let mut counts = self.of.counts.lock();
         if let Some(count) = counts.get_mut(&self.authority) {
@@ -136,10 +136,10 @@ pub struct Counting<C> {
 
 /// A connection that is counted.
 #[derive(Debug)]
-pub struct Tracked<T> {
+pub struct TrackedStream<T> {
     // Dropped, and with it closed, before it is uncounted.
     stream: T,
-    _counted: Counted,
+    _counted: CountedStream,
     closing: Closing,
 }
 
@@ -182,7 +182,7 @@ where
     C::Future: Send + 'static,
     C::Response: Send,
 {
-    type Response = Tracked<C::Response>;
+    type Response = TrackedStream<C::Response>;
     type Error = C::Error;
     type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
 
@@ -194,7 +194,7 @@ where
         let counted = self.connections.count(&uri, Kind::Open);
         let connecting = self.inner.call(uri);
         Box::pin(async move {
-            Ok(Tracked {
+            Ok(TrackedStream {
                 stream: connecting.await?,
                 _counted: counted,
                 closing: Closing::default(),
@@ -203,13 +203,13 @@ where
     }
 }
 
-impl<T: Connection> Connection for Tracked<T> {
+impl<T: Connection> Connection for TrackedStream<T> {
     fn connected(&self) -> Connected {
         self.stream.connected().extra(self.closing.0.clone())
     }
 }
 
-impl<T: Read + Unpin> Read for Tracked<T> {
+impl<T: Read + Unpin> Read for TrackedStream<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -219,7 +219,7 @@ impl<T: Read + Unpin> Read for Tracked<T> {
     }
 }
 
-impl<T: Write + Unpin> Write for Tracked<T> {
+impl<T: Write + Unpin> Write for TrackedStream<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

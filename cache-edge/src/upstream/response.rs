@@ -17,7 +17,7 @@ use hyper::body::Incoming;
 use super::{
     OriginError,
     client::chain,
-    connections::{Counted, PermitSlot},
+    connections::{CountedStream, PermitSlot},
     peer_blocks::BlockDecoder,
     quota::Quota,
 };
@@ -35,7 +35,7 @@ pub struct Response {
     /// Why an earlier origin did not send it.
     pub(super) passed_over: Option<OriginError>,
     pub(super) stall: Duration,
-    pub(super) _used: Counted,
+    pub(super) _used: CountedStream,
     pub(super) permit_slot: Option<PermitSlot>,
     /// Its source, and how urgently it is read; none: a peer.
     pub(super) reading: Option<Reading>,

@@ -31,7 +31,7 @@ use hyper_util::{
 use tokio::net::TcpStream;
 use tower_service::Service;
 
-use super::connections::{Connections, Counted, Counting};
+use super::connections::{Connections, CountedStream, Counting};
 
 /// Idle connections kept to one host; most origins would close further ones.
 const IDLE_PER_HOST: usize = 8;
@@ -156,7 +156,7 @@ impl Transport {
     pub async fn request(
         &self,
         mut request: Request<Empty<Bytes>>,
-    ) -> Result<(Response<Incoming>, Counted), ClientError> {
+    ) -> Result<(Response<Incoming>, CountedStream), ClientError> {
         if request.uri().scheme() == Some(&http::uri::Scheme::HTTP)
             && let Some(proxy) = self
                 .dialing

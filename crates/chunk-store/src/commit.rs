@@ -33,7 +33,7 @@ const BYTES_PER_BLOCK: u64 = 10;
 const BYTES_PER_ENTRY: u64 = 512;
 
 /// A chunk whose bytes are all written.
-pub(super) struct Finished {
+pub(super) struct FinishedChunk {
     pub entry: Arc<EntryFile>,
     pub chunk: ChunkIndex,
 }
@@ -41,7 +41,7 @@ pub(super) struct Finished {
 /// Chunks and changes that wait for the next group.
 #[derive(Default)]
 struct Group {
-    chunks: Vec<Finished>,
+    chunks: Vec<FinishedChunk>,
     changes: Changes,
 }
 
@@ -79,7 +79,7 @@ pub(super) struct CommitQueue {
 }
 
 impl CommitQueue {
-    pub fn finished(&self, chunk: Finished) {
+    pub fn finished(&self, chunk: FinishedChunk) {
         self.put(|group| group.chunks.push(chunk));
     }
 
@@ -157,7 +157,7 @@ pub(super) fn commit_group(shared: &Shared) {
         mut changes,
     } = shared.queue.take();
     let mut files: BTreeMap<EntryNumber, FileGroup> = BTreeMap::new();
-    for Finished { entry, chunk } in chunks {
+    for FinishedChunk { entry, chunk } in chunks {
         files
             .entry(entry.number())
             .or_insert_with(|| FileGroup {

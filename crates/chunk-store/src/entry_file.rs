@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 
 use super::{
     Reservation, StoreError,
-    commit::Finished,
+    commit::FinishedChunk,
     disk::Open,
     open_files::{OpenFile, StoredFile},
     residency,
@@ -310,7 +310,9 @@ impl EntryFile {
             .table
             .finish(chunk, digest.checksum, self.shared.tick())
         {
-            self.shared.queue.finished(Finished { entry: me, chunk });
+            self.shared
+                .queue
+                .finished(FinishedChunk { entry: me, chunk });
         } else {
             self.uncount(chunk);
             // A sync failed while it was being written.

@@ -18,7 +18,7 @@ use crate::{chunk_table::ChunkState, journal_record::EntryNumber};
 
 /// Counts of what was freed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Reclaimed {
+pub(super) struct ReclaimedSpace {
     pub files: u64,
     pub chunks: u64,
 }
@@ -30,7 +30,7 @@ pub(super) struct Search {
     files: HashSet<PathBuf>,
     /// Files of later entries have higher numbers.
     next_number: EntryNumber,
-    reclaimed: Reclaimed,
+    reclaimed: ReclaimedSpace,
 }
 
 impl Search {
@@ -42,12 +42,12 @@ impl Search {
             files: entries.iter().map(|entry| entry.path()).collect(),
             entries: entries.iter().map(Arc::downgrade).collect(),
             next_number: catalog.next_number(),
-            reclaimed: Reclaimed::default(),
+            reclaimed: ReclaimedSpace::default(),
         }
     }
 
     /// Removes files without an entry and punches extents without a chunk. Blocking, long.
-    pub fn run(mut self, shared: &Shared) -> Reclaimed {
+    pub fn run(mut self, shared: &Shared) -> ReclaimedSpace {
         if let Err(error) = self.remove_orphans(shared) {
             tracing::warn!(%error, "the data directory could not be searched for orphaned files");
         }
@@ -62,7 +62,7 @@ impl Search {
                 tracing::warn!(%error, entry = %entry.id(), "unproved extents could not be reclaimed");
             }
         }
-        if self.reclaimed != Reclaimed::default() {
+        if self.reclaimed != ReclaimedSpace::default() {
             tracing::info!(
                 files = self.reclaimed.files,
                 chunks = self.reclaimed.chunks,
@@ -109,7 +109,7 @@ fn is_ours(name: &str) -> bool {
         && (name.ends_with(CHUNKS_SUFFIX) || name.ends_with(".removed"))
 }
 
-fn reclaim_entry(entry: &Arc<EntryFile>, reclaimed: &mut Reclaimed) -> io::Result<()> {
+fn reclaim_entry(entry: &Arc<EntryFile>, reclaimed: &mut ReclaimedSpace) -> io::Result<()> {
     let geometry = entry.geometry();
     let file = match entry.open_file(Open::Existing) {
         Ok(file) => file,

@@ -74,11 +74,11 @@ struct Recent(Vec<Option<Remembered>>);
 struct Remembered {
     key: (EntryId, ChunkIndex),
     until: Instant,
-    found: Found,
+    found: PageState,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Found {
+enum PageState {
     /// Part of it was checked.
     Asked,
     /// All of it is in memory.
@@ -107,15 +107,15 @@ impl Recent {
         let slot = &mut self.0[(mixed >> 32) as usize % REMEMBERED];
         let known = slot.filter(|slot| slot.key == key && now < slot.until);
         let found = match known.map(|slot| slot.found) {
-            Some(Found::Whole) => return true,
-            Some(Found::Part) => return part(),
-            Some(Found::Asked) if whole() => Found::Whole,
-            Some(Found::Asked) => Found::Part,
-            None => Found::Asked,
+            Some(PageState::Whole) => return true,
+            Some(PageState::Part) => return part(),
+            Some(PageState::Asked) if whole() => PageState::Whole,
+            Some(PageState::Asked) => PageState::Part,
+            None => PageState::Asked,
         };
         let until = now + TRUSTED;
         *slot = Some(Remembered { key, until, found });
-        found == Found::Whole || part()
+        found == PageState::Whole || part()
     }
 }
 

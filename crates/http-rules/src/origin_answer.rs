@@ -45,7 +45,7 @@ pub enum AnswerError {
 
 /// An object as described by one answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Described {
+pub struct ObjectMetadata {
     pub size: Option<u64>,
     pub validator: Option<String>,
     /// There is a date that would be strong if it were a second older.
@@ -236,7 +236,7 @@ pub fn satisfied(headers: &HeaderMap) -> Result<(ByteRange, Option<u64>), Answer
 }
 
 /// Describes the object of a 200 or 206 that came at `now_ms`.
-pub fn describe(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> Described {
+pub fn describe(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> ObjectMetadata {
     let size = match status {
         StatusCode::PARTIAL_CONTENT => satisfied(headers).ok().and_then(|(_, size)| size),
         _ => content_length(headers),
@@ -255,7 +255,7 @@ pub fn describe(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> Describ
             let date = date_ms(headers, header::DATE).unwrap_or(now_ms);
             !validator::is_date_strong(modified, date)
         });
-    Described {
+    ObjectMetadata {
         size,
         validator: validator.filter(|_| !is_young),
         is_young,
@@ -268,7 +268,7 @@ pub fn describe(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> Describ
 }
 
 /// The input of [`freshness`].
-pub fn facts(headers: &HeaderMap, described: &Described) -> AnswerFacts {
+pub fn facts(headers: &HeaderMap, described: &ObjectMetadata) -> AnswerFacts {
     AnswerFacts {
         cache_control: joined(headers, header::CACHE_CONTROL),
         targeted: joined(headers, CDN_CACHE_CONTROL),

@@ -17,7 +17,7 @@ use super::{
 };
 
 /// The state of the rows before the reconciliation.
-struct Known {
+struct RecordedState {
     edge: String,
     geometry: HashMap<EntryId, Geometry>,
 }
@@ -32,7 +32,7 @@ impl<C: GenericClient> Batch<'_, C> {
         &mut self,
         page: &ReconcileEntries,
     ) -> Result<Vec<Reconciled>, DatabaseError> {
-        let Known { edge, mut geometry } = self.known(page).await?;
+        let RecordedState { edge, mut geometry } = self.known(page).await?;
         let mut answers: Vec<Reconciled> = vec![Reconciled::default(); page.entries.len()];
         let known: HashSet<EntryId> = geometry.keys().copied().collect();
         let adopted = self.adopt(page, &geometry).await?;
@@ -100,14 +100,14 @@ impl<C: GenericClient> Batch<'_, C> {
     }
 
     /// The edge's name and the entries' geometries; fenced if the session is over.
-    async fn known(&self, page: &ReconcileEntries) -> Result<Known, DatabaseError> {
+    async fn known(&self, page: &ReconcileEntries) -> Result<RecordedState, DatabaseError> {
         let entries: Vec<EntryId> = page.entries.iter().map(|item| item.id).collect();
         let edges = vec![page.edge; entries.len()];
         let rows = self
             .executor
             .query(statements::CHUNK_REPORTS, &[&edges, &entries])
             .await?;
-        let mut known = Known {
+        let mut known = RecordedState {
             edge: String::new(),
             geometry: HashMap::new(),
         };

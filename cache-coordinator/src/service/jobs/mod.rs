@@ -45,7 +45,7 @@ pub struct Jobs {
 
 #[derive(Default)]
 struct State {
-    wants: HashMap<WantId, Asked>,
+    wants: HashMap<WantId, JobRequest>,
     running: HashMap<Uuid, Running>,
 }
 
@@ -59,7 +59,7 @@ struct Owner {
 
 /// A want, and its owner.
 #[derive(Clone, Debug)]
-struct Asked {
+struct JobRequest {
     owner: Owner,
     chunks: Vec<Range<ChunkIndex>>,
 }
@@ -171,7 +171,7 @@ impl Jobs {
         {
             // Recorded before it can be done.
             let mut state = self.state.lock();
-            let asked = Asked {
+            let asked = JobRequest {
                 owner,
                 chunks: chunks.clone(),
             };
@@ -232,7 +232,7 @@ impl Jobs {
         let wants: Vec<WantId> = {
             let mut state = self.state.lock();
             state.running.remove(&job);
-            let of_job = |asked: &Asked| asked.owner.job == Some(job);
+            let of_job = |asked: &JobRequest| asked.owner.job == Some(job);
             let wants = state.wants.iter().filter(|(_, asked)| of_job(asked));
             let wants = wants.map(|(want, _)| *want).collect();
             state.wants.retain(|_, asked| !of_job(asked));

@@ -143,7 +143,7 @@ mod tests {
     use std::collections::{BTreeSet, HashSet};
 
     use super::*;
-    use crate::service::jobs::{Asked, Owner};
+    use crate::service::jobs::{JobRequest, Owner};
     use scheduler::api::WantId;
 
     const ENTRY: EntryId = EntryId::from_u128(7);
@@ -164,7 +164,7 @@ mod tests {
             };
             state.wants.insert(
                 WantId(want),
-                Asked {
+                JobRequest {
                     owner,
                     chunks: vec![chunks],
                 },

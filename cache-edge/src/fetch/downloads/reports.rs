@@ -14,14 +14,14 @@ const DURABLE_WAIT: Duration = Duration::from_secs(10);
 const MAX_COMPLETING: usize = 64;
 
 impl Downloads {
-    pub(super) fn announce_local(&self, order: &Assignment) {
-        if order.id & LOCAL_BIT != 0 {
+    pub(super) fn announce_local(&self, assignment: &Assignment) {
+        if assignment.id & LOCAL_BIT != 0 {
             self.0.announce.local_fetch(v1::LocalFetch {
-                assignment_id: order.id,
-                entry_id: order.file.id().to_string(),
-                first_chunk: order.first_chunk,
-                chunk_count: order.chunk_count,
-                priority: v1::Priority::from(order.level).into(),
+                assignment_id: assignment.id,
+                entry_id: assignment.file.id().to_string(),
+                first_chunk: assignment.first_chunk,
+                chunk_count: assignment.chunk_count,
+                priority: v1::Priority::from(assignment.level).into(),
             });
         }
     }
@@ -43,10 +43,10 @@ impl Downloads {
         drop(fetch.paused.take());
         let this = self.clone();
         self.0.workers.spawn(async move {
-            this.0.fetcher.connection_closed(&fetch.order).await;
-            this.report_cancelled(fetch.order.id, bytes_done);
+            this.0.fetcher.connection_closed(&fetch.assignment).await;
+            this.report_cancelled(fetch.assignment.id, bytes_done);
             let mut state = this.0.state.lock();
-            this.complete_partial_chunks(&mut state, &fetch.order);
+            this.complete_partial_chunks(&mut state, &fetch.assignment);
             this.settle(state);
         });
     }
@@ -58,14 +58,15 @@ impl Downloads {
             return;
         }
         let run = stopped.first_chunk..stopped.first_chunk.saturating_add(stopped.chunk_count);
-        let flights = self.0.fetcher.flights.of(&stopped.file);
-        if flights.is_changed() || flights.ignores_ranges() {
+        let incoming = self.0.fetcher.incoming.of(&stopped.file);
+        if incoming.is_changed() || incoming.ignores_ranges() {
             return;
         }
-        let completing = |fetch: &&Fetch| fetch.order.is_local() && fetch.order.level == Level::Low;
+        let completing =
+            |fetch: &&Fetch| fetch.assignment.is_local() && fetch.assignment.level == Level::Low;
         let under_way = state.fetches.values().filter(completing).count();
         let room = MAX_COMPLETING.saturating_sub(under_way);
-        for chunk in flights.partial_chunks(run).into_iter().take(room) {
+        for chunk in incoming.partial_chunks(run).into_iter().take(room) {
             if state
                 .queue
                 .covering(stopped.file.id(), chunk)
@@ -74,7 +75,7 @@ impl Downloads {
             {
                 continue;
             }
-            let order = Assignment {
+            let assignment = Assignment {
                 id: self.local_id(),
                 first_chunk: chunk,
                 chunk_count: 1,
@@ -85,7 +86,7 @@ impl Downloads {
                 reader: 0,
                 file: stopped.file.clone(),
             };
-            self.take_in(state, order);
+            self.take_in(state, assignment);
         }
     }
 
@@ -97,7 +98,7 @@ impl Downloads {
                 this.report(
                     id,
                     v1::fetch_report::State::Finished,
-                    fetch.control.bytes_done(),
+                    fetch.handle.bytes_done(),
                     None,
                 );
             }
@@ -109,7 +110,7 @@ impl Downloads {
         let mut state = self.0.state.lock();
         let mut over = Vec::new();
         for (id, fetch) in &mut state.fetches {
-            if fetch.order.file.id() == *entry {
+            if fetch.assignment.file.id() == *entry {
                 for (chunk, _) in chunks {
                     fetch.undurable.remove(chunk);
                 }
@@ -123,7 +124,7 @@ impl Downloads {
                 self.report(
                     id,
                     v1::fetch_report::State::Finished,
-                    fetch.control.bytes_done(),
+                    fetch.handle.bytes_done(),
                     None,
                 );
             }
@@ -157,11 +158,11 @@ impl Downloads {
     pub fn report_progress(&self) {
         let state = self.0.state.lock();
         for (id, fetch) in &state.fetches {
-            if !fetch.finished && fetch.control.bytes_done() > 0 {
+            if !fetch.finished && fetch.handle.bytes_done() > 0 {
                 self.report(
                     *id,
                     v1::fetch_report::State::Progress,
-                    fetch.control.reached(),
+                    fetch.handle.reached(),
                     None,
                 );
             }

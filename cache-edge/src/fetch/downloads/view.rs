@@ -13,11 +13,8 @@ impl Downloads {
     pub fn under_way(&self, id: u64) -> Option<(EntryId, ChunkIndex)> {
         let state = self.0.state.lock();
         let fetch = state.fetches.get(&id)?;
-        let file = &fetch.order.file;
-        Some((
-            file.id(),
-            file.geometry().chunk_of(fetch.control.position()),
-        ))
+        let file = &fetch.assignment.file;
+        Some((file.id(), file.geometry().chunk_of(fetch.handle.position())))
     }
 
     /// The chunk that the fetch is working on.
