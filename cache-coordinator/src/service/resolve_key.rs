@@ -107,7 +107,7 @@ impl Resolver {
         let mut state = self.state.lock();
         state.negatives.retain(|key, _| {
             let is_selected = http_rules::purge::selects(selector, key, &no_fields);
-            !is_selected && !(is_tag && of_source(key))
+            !(is_selected || is_tag && of_source(key))
         });
     }
 

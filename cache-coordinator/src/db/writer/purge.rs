@@ -20,7 +20,10 @@ impl Writer {
                 entries: entries.to_vec(),
             };
             self.write(unbind).await?;
-            while !soft {
+            if soft {
+                continue;
+            }
+            loop {
                 let bite = RemoveRowsOfEntries {
                     entries: entries.to_vec(),
                     limit: BITE,
