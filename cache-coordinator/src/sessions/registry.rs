@@ -13,6 +13,7 @@ use std::{
 };
 
 use chunkcache_proto::v1;
+use futures_util::FutureExt as _;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{
@@ -112,8 +113,13 @@ impl Outbox {
                 message: Some(Message::Committed(committed)),
             })
         });
-        let stream = ReceiverStream::new(receiver).merge(newest);
-        (outbox, Box::pin(stream))
+        // Nothing overtakes the first message, which is Welcome.
+        let stream = async move {
+            let messages = ReceiverStream::new(receiver);
+            let (first, rest) = futures_util::StreamExt::into_future(messages).await;
+            tokio_stream::iter(first).chain(rest.merge(newest))
+        };
+        (outbox, Box::pin(stream.flatten_stream()))
     }
 
     /// Everything up to this is committed.
