@@ -98,7 +98,11 @@ async fn any_number_of_commits_waits_as_one() {
     }
     live.outbox.post(message(1));
     let first = inbox.next().await.unwrap().unwrap().message;
-    assert_eq!(first, Some(message(1)), "nothing overtakes the first message");
+    assert_eq!(
+        first,
+        Some(message(1)),
+        "nothing overtakes the first message"
+    );
     let newest = inbox.next().await.unwrap().unwrap().message;
     assert!(matches!(newest, Some(Message::Committed(it)) if it.sequence == 100_000));
     live.outbox.heartbeat();

@@ -1,5 +1,4 @@
-//! The outgoing half of the session, as the rest of the edge sees it: sends messages and answers
-//! questions if there is a session.
+//! The outgoing half of the session, as the rest of the edge sees it: what is said if there is one.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -13,21 +12,12 @@ use std::{
 
 use chunkcache_proto::{ChunkIndex, EntryId, identity, v1};
 use parking_lot::Mutex;
-use service_kit::telemetry;
-use tokio::sync::{Notify, Semaphore};
-use tracing::Span;
+use tokio::sync::Notify;
 use v1::session_request::Message;
 
 use super::channel::Service;
-use crate::{
-    clock::now_ms,
-    readers::Announce,
-    resolve::directory::{Answer, Directory},
-};
-use http_rules::{
-    freshness,
-    steering::{Candidate, SteeredObject},
-};
+use crate::{clock::now_ms, readers::Announce};
+use http_rules::freshness;
 
 /// With more waiting than this, state (demand, status, progress, quota) stays where it is kept, and
 /// the newest is told later.
@@ -46,9 +36,6 @@ const RESOLVE_HEALTHY: Duration = Duration::from_secs(1);
 /// The same if the coordinator was silent lately.
 const RESOLVE_DOUBTFUL: Duration = Duration::from_millis(150);
 const DOUBTFUL_AFTER: Duration = Duration::from_secs(2);
-/// Players' questions at a time; further ones are steered to this edge.
-static STEERS: Semaphore = Semaphore::const_new(64);
-
 /// Bytes to drop once their rows are gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Removal {
@@ -143,7 +130,7 @@ impl State {
 
 /// One for the process; outlives its sessions.
 pub struct Link {
-    edge: String,
+    pub(super) edge: String,
     state: Mutex<State>,
     broken: Notify,
     /// There is room for state again.
@@ -485,7 +472,7 @@ impl Link {
         self.state.lock().removals.len()
     }
 
-    fn client(&self) -> Option<(Service, u64, Duration)> {
+    pub(super) fn client(&self) -> Option<(Service, u64, Duration)> {
         let state = self.state.lock();
         if state.phase < Phase::Welcomed {
             return None;
@@ -533,86 +520,6 @@ impl Announce for Link {
 
     fn report(&self, report: v1::FetchReport) {
         self.send(Message::FetchReport(report));
-    }
-}
-
-impl Directory for Link {
-    fn resolve(&self, key: v1::Key) -> Answer<'_, v1::resolve_key_response::Outcome> {
-        Box::pin(async move {
-            let (mut client, epoch, patience) = self.client()?;
-            let mut request = tonic::Request::new(v1::ResolveKeyRequest {
-                edge: self.edge.clone(),
-                epoch,
-                key: Some(key),
-            });
-            request.set_timeout(patience);
-            telemetry::inject_metadata(&Span::current(), request.metadata_mut());
-            let answer = tokio::time::timeout(patience, client.resolve_key(request))
-                .await
-                .ok()?;
-            match answer {
-                Ok(answer) => answer.into_inner().outcome.map(on_own_clock),
-                Err(status) => {
-                    tracing::debug!(%status, "the coordinator did not resolve a key");
-                    None
-                }
-            }
-        })
-    }
-
-    fn lookup(&self, id: EntryId) -> Answer<'_, v1::KeyBinding> {
-        Box::pin(async move {
-            let (mut client, _, patience) = self.client()?;
-            let mut request = tonic::Request::new(v1::LookupEntryRequest { id: id.to_string() });
-            request.set_timeout(patience);
-            telemetry::inject_metadata(&Span::current(), request.metadata_mut());
-            let answer = tokio::time::timeout(patience, client.lookup_entry(request))
-                .await
-                .ok()?;
-            answer.ok()?.into_inner().binding.map(received)
-        })
-    }
-
-    fn steer(&self, object: Option<SteeredObject>) -> Answer<'_, Vec<Candidate>> {
-        Box::pin(async move {
-            let _permit = STEERS.try_acquire().ok()?;
-            let (mut client, _, patience) = self.client()?;
-            let key = object.map(|object| v1::Key {
-                source: object.source,
-                path: object.path,
-                query: object.query,
-                variant: String::new(),
-            });
-            let mut request = tonic::Request::new(v1::SteerRequest { key });
-            request.set_timeout(patience);
-            telemetry::inject_metadata(&Span::current(), request.metadata_mut());
-            let answer = tokio::time::timeout(patience, client.steer(request)).await;
-            let edges = answer.ok()?.ok()?.into_inner().edges.into_iter();
-            let candidates = edges.map(|edge| Candidate {
-                name: edge.name,
-                url: edge.url,
-            });
-            Some(candidates.collect())
-        })
-    }
-}
-
-/// Converts the coordinator's binding of a key to this edge's clock.
-#[must_use]
-pub fn received(binding: v1::KeyBinding) -> v1::KeyBinding {
-    v1::KeyBinding {
-        freshness: binding
-            .freshness
-            .map(|freshness| freshness::receive(freshness, now_ms())),
-        ..binding
-    }
-}
-
-fn on_own_clock(outcome: v1::resolve_key_response::Outcome) -> v1::resolve_key_response::Outcome {
-    use v1::resolve_key_response::Outcome;
-    match outcome {
-        Outcome::Known(binding) => Outcome::Known(received(binding)),
-        other => other,
     }
 }
 

@@ -6,6 +6,7 @@
 //! know HTTP.
 
 pub mod channel;
+mod directory;
 pub mod leases;
 pub mod link;
 pub mod maintenance;

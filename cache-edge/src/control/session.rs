@@ -19,7 +19,8 @@ use v1::{session_request, session_response::Message};
 
 use super::{
     channel::{self, Coordinators, Credentials},
-    link::{Link, Removal, received},
+    directory::received,
+    link::{Link, Removal},
     notes,
     outgoing::{self, Outgoing, Page},
 };
