@@ -288,7 +288,7 @@ impl<O: Objects> Server<O> {
             identified = Box::pin(self.identify(&mut stream, address)) => identified,
         };
         let Some((peer, _admission)) = identified else {
-            return;
+            return Box::pin(proxies::linger(stream)).await;
         };
         let address = SocketAddr::new(peer, address.port());
         let activity = Activity::new();
