@@ -251,7 +251,7 @@ fn modes_of_a_source_are_switched_while_it_plays() {
         // The origin counts a piece after it was sent, which may be after it was received.
         let sent = eventually("the origin counted all", Duration::from_secs(5), || {
             let sent = cluster.origin.body_bytes("/film.mp4");
-            (sent > 0 && sent % (2 * MIB) == 0).then_some(sent)
+            (sent > 0 && sent.is_multiple_of(2 * MIB)).then_some(sent)
         });
         (status, sent / (2 * MIB))
     };
