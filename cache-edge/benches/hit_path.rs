@@ -9,13 +9,14 @@
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use support::{MIB, Origin, TestEdge};
+use support::{Origin, TestEdge};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
-const SIZE: u64 = 4 * MIB;
+/// Small, so that filling the cache is little beside the requests.
+const SIZE: u64 = 512 << 10;
 
 fn main() {
     // `cargo test --benches` and `cargo bench` pass their own arguments: then a few requests show

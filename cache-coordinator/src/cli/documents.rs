@@ -27,6 +27,9 @@ const FILES: [&str; 5] = [
     "access-key-file",
 ];
 
+/// Instead of a file's name or a secret: what the coordinator has stays.
+const KEPT: &str = "***";
+
 /// A document, and where it was read.
 pub(super) struct Document {
     /// `FILE, document N`.
@@ -189,13 +192,38 @@ fn source(mut fields: Map<String, Value>, beside: &Path) -> Result<Source, Strin
         .no_binary_name(true)
         .arg(base_url)
         .args(source_options::arguments());
+    let kept: Vec<&str> = FILES
+        .into_iter()
+        .filter(|name| fields.get(*name) == Some(&json!(KEPT)))
+        .collect();
+    fields.retain(|name, _| !kept.contains(&name.as_str()));
     let matches = parse(command, fields, beside, urls)?;
     let mut source = Source {
         name,
         ..Source::default()
     };
     source_options::apply(&matches, &mut source).map_err(|error| said(&error))?;
+    for name in kept {
+        keep(name, &mut source)?;
+    }
     Ok(source)
+}
+
+/// Writes for the content of a file that the coordinator is to keep what it has.
+fn keep(name: &str, source: &mut Source) -> Result<(), String> {
+    let kept = || KEPT.to_owned();
+    let connection = source.connection.get_or_insert_default();
+    match name {
+        "origin-ca" => connection.ca_pem = kept(),
+        "client-cert" => connection.client_cert_pem = kept(),
+        "client-key" => connection.client_key_pem = kept(),
+        "access-key-file" => {
+            let s3 = source.s3.get_or_insert_default();
+            (s3.access_key_id, s3.secret_access_key) = (kept(), kept());
+        }
+        _ => return Err(format!("{name}: {KEPT} is not possible; use header")),
+    }
+    Ok(())
 }
 
 /// Reads fields as the options of the same name.
@@ -321,6 +349,12 @@ pub(super) fn of_source(source: &Source) -> Value {
         );
         put("idle-timeout", json!(ms(connection.idle_timeout_ms)));
         put("max-connection-age", json!(ms(connection.max_age_ms)));
+        let mut put_kept = |name: &str, pem: &str| {
+            put(name, json!(if pem.is_empty() { "" } else { KEPT }));
+        };
+        put_kept("origin-ca", &connection.ca_pem);
+        put_kept("client-cert", &connection.client_cert_pem);
+        put_kept("client-key", &connection.client_key_pem);
         put("host", json!(connection.host));
         put("http-proxy", json!(connection.http_proxy));
     }
@@ -328,6 +362,8 @@ pub(super) fn of_source(source: &Source) -> Value {
         put("region", json!(s3.region));
         put("s3-endpoint", json!(s3.endpoint));
         put("path-style", json!(s3.path_style));
+        let has_keys = !s3.access_key_id.is_empty();
+        put("access-key-file", json!(if has_keys { KEPT } else { "" }));
     }
     if let Some(keys) = &source.key_rules {
         put("ignore-query", json!(keys.ignore_query));
@@ -447,6 +483,34 @@ mod tests {
         assert_eq!(source.background_fill, Some(false));
         let text = serde_saphyr::to_string(&of_source(&source)).unwrap();
         assert_eq!(source_of(&text), source, "{text}");
+    }
+
+    #[test]
+    fn the_content_of_files_is_exported_as_what_the_coordinator_keeps() {
+        let mut source = source_of("kind: Source\nname: films\nbase-url: https://o/films\n");
+        source.connection = Some(chunkcache_proto::v1::OriginConnection {
+            ca_pem: "a certificate".into(),
+            client_cert_pem: "another".into(),
+            client_key_pem: KEPT.into(),
+            ..Default::default()
+        });
+        let text = serde_saphyr::to_string(&of_source(&source)).unwrap();
+        let connection = source_of(&text).connection.unwrap();
+        for pem in [
+            &connection.ca_pem,
+            &connection.client_cert_pem,
+            &connection.client_key_pem,
+        ] {
+            assert_eq!(pem, KEPT, "{text}");
+        }
+        let bucket = "kind: Source\nname: films\nbase-url: s3://b/films\nregion: r\n";
+        let mut source = source_of(bucket);
+        let s3 = source.s3.as_mut().unwrap();
+        (s3.access_key_id, s3.secret_access_key) = ("id".into(), KEPT.into());
+        let text = serde_saphyr::to_string(&of_source(&source)).unwrap();
+        let s3 = source_of(&text).s3.unwrap();
+        assert_eq!((&*s3.access_key_id, &*s3.secret_access_key), (KEPT, KEPT));
+        assert!(written(&format!("{bucket}header-file: '***'\n")).is_err());
     }
 
     #[test]

@@ -42,6 +42,22 @@ pub fn restore(source: &mut v1::Source, before: Option<&v1::Source>) {
             header.value.clone_from(&kept.value);
         }
     }
+    let keep = |content: &mut String, kept: &str| {
+        if content == REDACTED {
+            kept.clone_into(content);
+        }
+    };
+    if let (Some(now), Some(kept)) = (&mut source.connection, &before.connection) {
+        keep(&mut now.ca_pem, &kept.ca_pem);
+        keep(&mut now.client_cert_pem, &kept.client_cert_pem);
+    }
+    if let (Some(now), Some(kept)) = (&mut source.s3, &before.s3)
+        && now.access_key_id == REDACTED
+    {
+        keep(&mut now.access_key_id, &kept.access_key_id);
+        // Keys come together, whichever of them there are.
+        now.session_token.clone_from(&kept.session_token);
+    }
     let shown = redacted(before.clone());
     let put_back = |secret: &mut String, shown: &str, kept: &str| {
         if secret.contains(REDACTED) && secret == shown {
@@ -101,10 +117,24 @@ mod tests {
             session_token: "secret".into(),
             ..Default::default()
         });
+        let connection = before.connection.as_mut().unwrap();
+        connection.ca_pem = "a certificate".into();
+        connection.client_cert_pem = "another".into();
         let mut again = redacted(before.clone());
         assert!(!format!("{again:?}").contains("secret\""), "{again:?}");
         assert_eq!(again.headers[0].value, REDACTED);
         restore(&mut again, Some(&before));
         assert_eq!(again, before);
+
+        // As `apply` writes what was exported.
+        let mut exported = redacted(before.clone());
+        let connection = exported.connection.as_mut().unwrap();
+        connection.ca_pem = REDACTED.into();
+        connection.client_cert_pem = REDACTED.into();
+        let s3 = exported.s3.as_mut().unwrap();
+        s3.access_key_id = REDACTED.into();
+        s3.session_token.clear();
+        restore(&mut exported, Some(&before));
+        assert_eq!(exported, before);
     }
 }

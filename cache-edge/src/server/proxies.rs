@@ -2,10 +2,7 @@
 
 use std::{io, net::IpAddr, time::Duration};
 
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
+use tokio::{io::AsyncReadExt as _, net::TcpStream};
 
 use crate::core::{
     proxy_header::{self, NoHeader},
@@ -56,15 +53,4 @@ pub async fn read_header(stream: &mut TcpStream, limit: Duration) -> io::Result<
         }
     };
     tokio::time::timeout(limit, read).await?
-}
-/// How long a refused client has to read why.
-const LINGER: Duration = Duration::from_millis(500);
-
-/// Closes a connection whose request was not read. Closing at once would reset it, and the client
-/// would lose the refusal that was sent before.
-pub async fn linger(mut stream: TcpStream) {
-    let _ = stream.shutdown().await;
-    let mut rest = [0; 4 << 10];
-    let drained = async { while matches!(stream.read(&mut rest).await, Ok(1..)) {} };
-    let _ = tokio::time::timeout(LINGER, drained).await;
 }

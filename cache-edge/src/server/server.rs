@@ -166,24 +166,27 @@ impl<O: Objects> Server<O> {
             match accepted {
                 Ok((stream, address)) => {
                     let open = tasks.len();
-                    if let Some(admission) = self.admit(&stream, address, open) {
-                        socket::tune(&stream, open);
-                        let Ok(stream) = stream.into_std() else {
-                            continue;
-                        };
-                        // Separate tokens: waiting on a shared one locks it at each poll of the
-                        // connection.
-                        let (shutdown, cut) = (shutdown.child_token(), cut.child_token());
-                        let connection = Arc::clone(&self).connection(stream, address, shutdown);
-                        debug_assert!(size_of_val(&connection) <= MAX_CONNECTION_FUTURE_BYTES);
-                        workers.workers().spawn(tasks.track_future(async move {
-                            tokio::select! {
-                                () = cut.cancelled() => {}
-                                () = connection => {}
-                            }
-                            drop(admission);
-                        }));
-                    }
+                    let Some(admission) = self.admit(&stream, address, open) else {
+                        // Not tracked: it counts for no limit, and no shutdown waits for it.
+                        tokio::spawn(socket::close_refused(stream));
+                        continue;
+                    };
+                    socket::tune(&stream, open);
+                    let Ok(stream) = stream.into_std() else {
+                        continue;
+                    };
+                    // Separate tokens: waiting on a shared one locks it at each poll of the
+                    // connection.
+                    let (shutdown, cut) = (shutdown.child_token(), cut.child_token());
+                    let connection = Arc::clone(&self).connection(stream, address, shutdown);
+                    debug_assert!(size_of_val(&connection) <= MAX_CONNECTION_FUTURE_BYTES);
+                    workers.workers().spawn(tasks.track_future(async move {
+                        tokio::select! {
+                            () = cut.cancelled() => {}
+                            () = connection => {}
+                        }
+                        drop(admission);
+                    }));
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
@@ -288,7 +291,7 @@ impl<O: Objects> Server<O> {
             identified = Box::pin(self.identify(&mut stream, address)) => identified,
         };
         let Some((peer, _admission)) = identified else {
-            return Box::pin(proxies::linger(stream)).await;
+            return Box::pin(socket::close_refused(stream)).await;
         };
         let address = SocketAddr::new(peer, address.port());
         let activity = Activity::new();

@@ -3,7 +3,11 @@
 use std::{ops::RangeInclusive, time::Duration};
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::Semaphore,
+};
 
 use crate::system_calls::round_trip;
 
@@ -18,6 +22,23 @@ const SHORT_RTT_BYTES: usize = 32 << 20;
 /// Less makes many small writes, and more has no benefit. The kernel doubles the value for its own
 /// bookkeeping, and may allow less (`net.core.wmem_max`).
 const SHORT_RTT_SEND_BUFFER_BYTES: RangeInclusive<usize> = 64 << 10..=256 << 10;
+
+/// How long a refused client has to read why.
+const LINGER: Duration = Duration::from_millis(500);
+/// Refused clients at a time that have it; further ones may see a reset instead of the refusal.
+static LINGERING: Semaphore = Semaphore::const_new(64);
+
+/// Closes a connection whose request was not read. Closing at once would reset it, and the client
+/// would lose the refusal that was sent before.
+pub async fn close_refused(mut stream: TcpStream) {
+    let Ok(_permit) = LINGERING.try_acquire() else {
+        return;
+    };
+    let _ = stream.shutdown().await;
+    let mut rest = [0; 4 << 10];
+    let drained = async { while matches!(stream.read(&mut rest).await, Ok(1..)) {} };
+    let _ = tokio::time::timeout(LINGER, drained).await;
+}
 
 /// Tunes a player's connection. Failures are not fatal: each setting is an optimisation or a
 /// courtesy. `open`: the number of connections.
