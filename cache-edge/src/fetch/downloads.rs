@@ -277,7 +277,7 @@ impl Downloads {
                 let fetch = state.fetches.remove(&id);
                 self.report_cancelled(id, bytes);
                 if let Some(fetch) = fetch {
-                    self.complete_partial_chunks(&mut state, &fetch.assignment);
+                    self.complete_partial_chunks(&mut state, &fetch.assignment, None);
                 }
             }
             RunEnd::Failed(failure) => {

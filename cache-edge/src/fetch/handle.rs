@@ -14,10 +14,10 @@ use tokio::sync::Notify;
 pub enum StopMode {
     /// After the current chunk.
     AtChunkEnd = 1,
+    /// At once; the fetch resumes later.
+    Preempted = 2,
     /// No longer wanted; written bytes are kept.
-    Now = 2,
-    /// Like `Now`, but the fetch resumes later.
-    Preempted = 3,
+    Now = 3,
 }
 
 /// Called with the number of bytes of the run that the fetch has passed.
@@ -90,18 +90,27 @@ impl FetchHandle {
     pub fn wanted_stop(&self) -> Option<StopMode> {
         match self.stop.load(Ordering::Acquire) {
             1 => Some(StopMode::AtChunkEnd),
-            2 => Some(StopMode::Now),
-            3 => Some(StopMode::Preempted),
+            2 => Some(StopMode::Preempted),
+            3 => Some(StopMode::Now),
             _ => None,
         }
     }
 
     /// Returns when the fetch must stop at once. Cancel safe.
     pub async fn stopped_now(&self) -> StopMode {
+        self.stopped(StopMode::Preempted).await
+    }
+
+    /// Returns when the fetch must stop at once, and is not resumed. Cancel safe.
+    pub async fn ended_now(&self) {
+        self.stopped(StopMode::Now).await;
+    }
+
+    async fn stopped(&self, least: StopMode) -> StopMode {
         loop {
             let notified = self.stopped.notified();
             match self.wanted_stop() {
-                Some(stop) if stop >= StopMode::Now => return stop,
+                Some(stop) if stop >= least => return stop,
                 _ => notified.await,
             }
         }

@@ -289,10 +289,7 @@ impl Fetcher {
         };
         let opened = match opened.filter(fits) {
             Some(opened) => opened,
-            None => tokio::select! {
-                stop = handle.stopped_now() => return Err(FetchInterruption::Stop(stop)),
-                opened = self.open(&assignment.file, incoming, gap.range, assignment.class()) => opened.map_err(FetchInterruption::Origin)?,
-            },
+            None => self.ask(assignment, handle, incoming, gap.range).await?,
         };
         let counter = &self.counters.origin_bytes;
         match opened.part {
@@ -327,6 +324,39 @@ impl Fetcher {
                 )
                 .await
             }
+        }
+    }
+
+    /// Opens the answer that a fetch reads. A paused fetch waits for it nevertheless, and is resumed
+    /// with it: the origin sends what it was asked for.
+    async fn ask(
+        &self,
+        assignment: &Assignment,
+        handle: &FetchHandle,
+        incoming: &EntryIncoming,
+        range: ByteRange,
+    ) -> Result<OpenAnswer, FetchInterruption> {
+        let class = assignment.class();
+        let open = self.open(&assignment.file, incoming, range, class);
+        tokio::pin!(open);
+        let stop = tokio::select! {
+            stop = handle.stopped_now() => stop,
+            opened = &mut open => return opened.map_err(FetchInterruption::Origin),
+        };
+        let source = self.catalogue.get(&assignment.source());
+        // A paused fetch keeps no permit that a more urgent fetch may need.
+        let takes_permit =
+            class != RequestClass::Assigned && source.is_none_or(|source| source.is_limited());
+        if stop == StopMode::Now || takes_permit {
+            return Err(FetchInterruption::Stop(stop));
+        }
+        tokio::select! {
+            () = handle.ended_now() => Err(FetchInterruption::Stop(StopMode::Now)),
+            opened = open => Err(match opened {
+                Ok(opened) => FetchInterruption::Pause(Box::new(opened)),
+                // It is asked again, and fails again, when the fetch is resumed.
+                Err(_) => FetchInterruption::Stop(stop),
+            }),
         }
     }
 

@@ -218,7 +218,7 @@ fn main() {
     let mut number = || arguments.next().unwrap().parse::<u32>().unwrap();
     match asked.as_deref() {
         Some("--events") => {
-            let mut load = Load::new(EDGES, 1_000, 100_000);
+            let mut load = Load::new(EDGES, 200, 20_000);
             for _ in 0..number() {
                 let event = load.next_event();
                 load.apply(event);

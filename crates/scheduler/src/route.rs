@@ -11,6 +11,9 @@ use super::state::{Edge, FetchKey, Timer};
 
 /// How many other edges to look at for one chunk.
 const MAX_PEERS_LOOKED_AT: usize = 64;
+/// A peer that failed no more often is waited for at levels below CRITICAL: on a busy machine it was
+/// only late, and the origin is not asked for what an edge holds.
+const PATIENT_FAILURES: u32 = 2;
 /// When to look again if no edge may send it now and none says when.
 const LOOK_AGAIN_MS: Millis = 50;
 
@@ -77,6 +80,10 @@ impl Scheduler {
                     .get(&peer)
                     .is_none_or(|view| view.bad_until <= self.now)
         };
+        let worth_waiting = |peer: EdgeId| {
+            let failures = me.peers.get(&peer).map_or(0, |view| view.failures);
+            level != Level::Critical && failures <= PATIENT_FAILURES
+        };
         let mut holder: Option<(u32, Millis, EdgeId, ChunkIndex)> = None;
         let mut receiver: Option<(u32, EdgeId, super::api::AssignmentId, ChunkIndex)> = None;
         let mut taken = false;
@@ -103,10 +110,12 @@ impl Scheduler {
                 if usable && other.uploads < uploads_allowed {
                     holder = Some(holder.map_or(offer, |best| best.min(offer)));
                 }
-                taken |= usable;
+                taken |= usable || worth_waiting(peer);
                 continue;
             }
-            if usable && let Some(next) = other_line.held.first_present(gap..origin_end) {
+            if (usable || worth_waiting(peer))
+                && let Some(next) = other_line.held.first_present(gap..origin_end)
+            {
                 origin_end = next;
             }
             for flight in other

@@ -1,7 +1,8 @@
 //! Decides which fetch has a slot, and which gives one up.
 //!
-//! CRITICAL takes a slot, or a connection of its origin, from the lowest fetch that has one. The
-//! bytes of a preempted fetch stay on the edge, which continues there when it is assigned again.
+//! CRITICAL takes a slot from the lowest fetch that has one. Its edge does the same by itself: the
+//! fetch is paused, and resumed where it was, with the answer it was reading. Whoever takes a
+//! connection of an origin, or a slot below CRITICAL, has a fetch cancelled.
 
 use chunkcache_proto::Level;
 
@@ -21,7 +22,11 @@ impl Scheduler {
         let Some(victim) = self.lowest_slot(edge, level) else {
             return false;
         };
-        self.cancel_flight((edge, victim), effects);
+        if level > Level::Critical {
+            self.cancel_flight((edge, victim), effects);
+        } else if let Some(flight) = self.flight_mut((edge, victim)) {
+            flight.pause();
+        }
         true
     }
 
@@ -62,7 +67,7 @@ impl Scheduler {
     }
 
     /// Takes back the lowest queued fetches: lowered ones may exceed what an edge should have
-    /// queued.
+    /// queued. What a paused one has asked its origin for was sent already, so it goes last.
     pub(super) fn trim_ahead(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
         let Some(state) = self.edges.get(&edge) else {
             return;
@@ -74,7 +79,7 @@ impl Scheduler {
             .flights
             .iter()
             .filter(ahead)
-            .map(|flight| (flight.level, flight.deadline, flight.id))
+            .map(|flight| (flight.level, !flight.paused, flight.deadline, flight.id))
             .collect();
         lower.sort_unstable();
         for (.., id) in lower.into_iter().skip(state.max_downloads as usize) {

@@ -33,6 +33,8 @@ pub struct RunningFetch {
     pub owner: Option<Owner>,
     /// It occupies one of the edge's slots; otherwise it is queued.
     pub slot: bool,
+    /// It had a slot and gave it to a CRITICAL one; the edge resumes it.
+    pub paused: bool,
     /// A cancellation was sent; the fetch remains until the edge confirms it.
     pub cancelling: bool,
     /// The edge began it on its own.
@@ -73,6 +75,7 @@ impl RunningFetch {
             reason: Reason::BackgroundFill,
             owner: None,
             slot: true,
+            paused: false,
             cancelling: false,
             local: false,
             shared: false,
@@ -90,7 +93,14 @@ impl RunningFetch {
     /// source.
     pub fn begin(&mut self, now: Millis) {
         self.slot = true;
+        self.paused = false;
         self.progress_at = now;
+    }
+
+    /// Takes its slot, as its edge does.
+    pub fn pause(&mut self) {
+        self.slot = false;
+        self.paused = true;
     }
 
     /// The chunk it is receiving.

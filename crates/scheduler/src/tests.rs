@@ -209,7 +209,12 @@ fn critical_takes_the_slot_of_a_job() {
         vec![]
     );
     let effects = bench.apply(Event::DemandSet(one_chunk(2, 95)));
-    assert_eq!(cancelled(&effects).len(), 1);
+    let given_up = cancelled(&effects);
+    assert_eq!(given_up.len(), 1, "two running, one paused, one ahead");
+    assert!(
+        jobs[2..].iter().any(|job| given_up.contains(&job.id)),
+        "what has a slot has asked its origin, and is only paused"
+    );
     assert!(
         assigned(&effects)
             .iter()

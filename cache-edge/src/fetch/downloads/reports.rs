@@ -5,7 +5,10 @@ use std::time::Duration;
 use chunkcache_proto::{ChunkIndex, EntryId, Level, v1};
 
 use super::{Assignment, Downloads, Fetch, LOCAL_BIT, State};
-use crate::fetch::run::Failure;
+use crate::{
+    fetch::run::{Failure, OpenAnswer},
+    upstream::answer::Part,
+};
 
 /// A finished fetch whose chunks are not durable after this is reported nevertheless: a failed sync
 /// is reported separately.
@@ -40,20 +43,27 @@ impl Downloads {
     }
 
     pub(super) fn cancel_paused(&self, mut fetch: Fetch, bytes_done: u64) {
-        drop(fetch.paused.take());
+        let is_limited = self.is_limited(&fetch.assignment.file);
+        let rest = fetch.paused.take().filter(|_| !is_limited);
         let this = self.clone();
         self.0.workers.spawn(async move {
             this.0.fetcher.connection_closed(&fetch.assignment).await;
             this.report_cancelled(fetch.assignment.id, bytes_done);
             let mut state = this.0.state.lock();
-            this.complete_partial_chunks(&mut state, &fetch.assignment);
+            this.complete_partial_chunks(&mut state, &fetch.assignment, rest);
             this.settle(state);
         });
     }
 
     /// Orders at LOW the partial chunks of a stopped fetch: those bytes were paid for, but only a
-    /// whole chunk can be recorded. A few at a time; others are left to the sweep.
-    pub(super) fn complete_partial_chunks(&self, state: &mut State, stopped: &Assignment) {
+    /// whole chunk can be recorded. A few at a time; others are left to the sweep. `rest` is the
+    /// answer that the stopped fetch was reading: whoever completes its chunk reads on in it.
+    pub(super) fn complete_partial_chunks(
+        &self,
+        state: &mut State,
+        stopped: &Assignment,
+        mut rest: Option<OpenAnswer>,
+    ) {
         if state.closed {
             return;
         }
@@ -62,6 +72,7 @@ impl Downloads {
         if incoming.is_changed() || incoming.ignores_ranges() {
             return;
         }
+        let geometry = stopped.file.geometry();
         let completing =
             |fetch: &&Fetch| fetch.assignment.is_local() && fetch.assignment.level == Level::Low;
         let under_way = state.fetches.values().filter(completing).count();
@@ -75,18 +86,30 @@ impl Downloads {
             {
                 continue;
             }
+            let rest_start = match rest.as_ref().map(|rest| rest.part) {
+                Some(Part::Range(range)) if geometry.chunk_of(range.start) == chunk => {
+                    Some(range.start)
+                }
+                _ => None,
+            };
+            let id = self.local_id();
             let assignment = Assignment {
-                id: self.local_id(),
+                id,
                 first_chunk: chunk,
                 chunk_count: 1,
                 level: Level::Low,
                 deadline_in_ms: u32::MAX,
-                start_at: stopped.file.geometry().chunk_range(chunk).start,
+                start_at: rest_start.unwrap_or(geometry.chunk_range(chunk).start),
                 peer: None,
                 reader: 0,
                 file: stopped.file.clone(),
             };
-            self.take_in(state, assignment);
+            if self.take_in(state, assignment)
+                && rest_start.is_some()
+                && let Some(fetch) = state.fetches.get_mut(&id)
+            {
+                fetch.paused = rest.take();
+            }
         }
     }
 

@@ -41,6 +41,25 @@ fn a_peer_is_not_late_for_what_its_origin_took() {
 }
 
 #[test]
+fn the_origin_is_not_asked_to_look_ahead_for_what_a_late_peer_holds() {
+    let mut bench = Bench::new(2, 3);
+    hold(&mut bench, 0, 0..100);
+    for failures in 1..=3 {
+        bench.scheduler.peer_failed(EdgeId(1), EdgeId(0));
+        let ahead = assigned(&bench.read(1, failures, 40 * CHUNK, false));
+        assert_eq!(ahead.is_empty(), failures < 3, "{failures}: {ahead:?}");
+    }
+    let mut waiting = Bench::new(2, 3);
+    hold(&mut waiting, 0, 0..100);
+    waiting.scheduler.peer_failed(EdgeId(1), EdgeId(0));
+    let first = of_chunk(&waiting.read(1, 1, 0, true), 0);
+    assert!(
+        first.iter().all(|a| a.from == FetchSource::Origin) && !first.is_empty(),
+        "who waits does not wait for the peer: {first:?}"
+    );
+}
+
+#[test]
 fn a_peer_that_sent_a_chunk_is_asked_again() {
     let mut bench = Bench::new(2, 3);
     hold(&mut bench, 0, 0..100);
