@@ -15,6 +15,7 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
+use scheduler::AskedAgain;
 use service_kit::metrics::{Exposition, INTERNAL_SECONDS, register_build_info};
 
 use crate::db::{DatabaseError, StatementObserver, writer::WriterObserver};
@@ -31,6 +32,13 @@ pub struct LevelLabel {
 pub struct DriftLabel {
     /// One of `DRIFT_KINDS`.
     pub kind: &'static str,
+}
+
+/// By why an origin was asked a second time.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct CauseLabel {
+    /// `hedge`, `own`, `peer`: see [`AskedAgain`].
+    pub cause: &'static str,
 }
 
 /// By SQL statement.
@@ -91,6 +99,8 @@ pub struct Metrics {
     pub open_entries: Gauge,
     /// Commands applied by the plan.
     pub commands_applied: Counter,
+    /// Bytes that origins were asked for although an edge had them.
+    pub asked_again_bytes: Family<CauseLabel, Counter>,
     /// Time of one command.
     pub apply_seconds: Histogram,
     /// Chunk rows committed.
@@ -127,6 +137,7 @@ impl Default for Metrics {
             running_chunks: Family::default(),
             open_entries: Gauge::default(),
             commands_applied: Counter::default(),
+            asked_again_bytes: Family::default(),
             apply_seconds: LatencyBuckets.new_metric(),
             chunks_committed: Counter::default(),
             report_chunks: Histogram::new(exponential_buckets(1.0, 4.0, 8)),
@@ -153,6 +164,7 @@ impl Metrics {
         for kind in DRIFT_KINDS {
             drop(self.drift_chunks.get_or_create(&DriftLabel { kind }));
         }
+        self.asked_again(AskedAgain::default(), AskedAgain::default());
         let registry = &mut self.registry;
         register_build_info(registry, env!("CARGO_PKG_VERSION"));
         registry.register("sessions", "Open edge sessions", self.sessions.clone());
@@ -180,6 +192,12 @@ impl Metrics {
             "commands_applied",
             "Commands the plan took in",
             self.commands_applied.clone(),
+        );
+        registry.register_with_unit(
+            "asked_again",
+            "Asked of an origin although an edge had it or was being sent it",
+            Unit::Bytes,
+            self.asked_again_bytes.clone(),
         );
         registry.register_with_unit(
             "apply",
@@ -237,6 +255,17 @@ impl Metrics {
         );
     }
 
+    /// Takes over the scheduler's count, which grew from `before` to `now`.
+    pub fn asked_again(&self, before: AskedAgain, now: AskedAgain) {
+        let add = |cause, before: u64, now: u64| {
+            let counter = self.asked_again_bytes.get_or_create(&CauseLabel { cause });
+            counter.inc_by(now.saturating_sub(before));
+        };
+        add("hedge", before.hedge, now.hedge);
+        add("own", before.own, now.own);
+        add("peer", before.peer, now.peer);
+    }
+
     /// Encodes as text; `accept` is the scraper's header.
     pub fn encode(&self, accept: Option<&str>) -> Result<Exposition, std::fmt::Error> {
         service_kit::metrics::encode(&self.registry, accept)
@@ -288,6 +317,7 @@ mod tests {
             .observe(0.001);
         let text = metrics.encode(None).unwrap().body;
         assert!(text.contains("cache_coordinator_sessions 1"));
+        assert!(text.contains("cache_coordinator_asked_again_bytes_total{cause=\"peer\"} 0"));
         assert!(text.contains("cache_coordinator_database_statement_seconds_bucket"));
         assert!(text.contains("cache_coordinator_sessions_ended_total{reason=\"fenced\"} 0"));
         assert!(

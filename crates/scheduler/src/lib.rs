@@ -29,6 +29,7 @@
 //! completes on its own; unreported departures of readers, for which an edge checks before it
 //! starts a fetch; any state that can not be rebuilt from rows and sessions. See RFC 0002.
 
+mod again;
 pub mod api;
 mod budget;
 mod claim;
@@ -62,6 +63,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chunkcache_proto::Level;
 
+pub use again::AskedAgain;
 use api::{EdgeId, Effect, EntryNo, Event, Millis, SourceId, WantId};
 use claim::Claims;
 pub use config::Config;
@@ -96,6 +98,7 @@ pub struct Scheduler {
     /// Where the next round of planning begins, so that no edge is always first.
     first_edge: EdgeId,
     last_assignment: u64,
+    asked_again: AskedAgain,
 }
 
 impl Scheduler {
@@ -104,6 +107,7 @@ impl Scheduler {
     pub fn new(config: Config) -> Self {
         Self {
             last_assignment: config.first_assignment,
+            asked_again: AskedAgain::default(),
             config,
             now: 0,
             edges: BTreeMap::new(),

@@ -27,6 +27,7 @@ impl Scheduler {
         flight: RunningFetch,
         effects: &mut Vec<Effect>,
     ) {
+        self.count_again(edge, &flight);
         let key = (edge, flight.id);
         let (from, source, level) = (flight.from, flight.source, flight.level);
         let (upstream, local) = (flight.upstream, flight.local);

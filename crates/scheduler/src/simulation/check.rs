@@ -15,6 +15,7 @@ use chunkcache_proto::RangeSet;
 impl World {
     pub fn check(&self) {
         self.check_single_origin_fetch();
+        self.check_asked_again();
         self.check_limits();
         let seed = self.seed;
         consistent(&self.scheduler, seed);
@@ -72,6 +73,16 @@ impl World {
                 );
             }
         }
+    }
+
+    /// While no peer fails, the coordinator asks an origin for nothing that an edge has.
+    fn check_asked_again(&self) {
+        let again = self.scheduler.asked_again();
+        assert!(
+            again.peer == 0 || !self.peer_faults.is_empty(),
+            "seed {}: asked again although peers have it: {again:?}",
+            self.seed
+        );
     }
 
     /// Describes a limit that is exceeded, if any. Exceptions: an edge without a session uses one

@@ -1,0 +1,69 @@
+//! Counts what origins are asked for although an edge of the cluster has it, or is being sent it.
+
+use super::Scheduler;
+use super::api::{EdgeId, FetchSource, Reason};
+use super::state::RunningFetch;
+
+/// How many other edges to look at for one fetch.
+const MAX_EDGES_LOOKED_AT: usize = 64;
+
+/// Bytes that origins were asked for a second time, by the reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AskedAgain {
+    /// A second fetch beside a late one.
+    pub hedge: u64,
+    /// An edge decided without the coordinator.
+    pub own: u64,
+    /// The edge that has it failed to send it.
+    pub peer: u64,
+}
+
+impl Scheduler {
+    /// Since the scheduler was made.
+    #[must_use]
+    pub fn asked_again(&self) -> AskedAgain {
+        self.asked_again
+    }
+
+    /// Counts a fetch that is about to be entered.
+    pub(super) fn count_again(&mut self, edge: EdgeId, fetch: &RunningFetch) {
+        if fetch.from != FetchSource::Origin || fetch.reason == Reason::InFlight {
+            return;
+        }
+        let bytes = self.brought_elsewhere(edge, fetch);
+        let again = &mut self.asked_again;
+        let count = match fetch.reason {
+            Reason::Hedge(_) => &mut again.hedge,
+            _ if fetch.local => &mut again.own,
+            _ => &mut again.peer,
+        };
+        *count = count.saturating_add(bytes);
+    }
+
+    /// Bytes of the fetch that an edge holds, or is being sent by the origin.
+    fn brought_elsewhere(&self, edge: EdgeId, fetch: &RunningFetch) -> u64 {
+        let Some(known) = self.entries.get(&fetch.entry) else {
+            return 0;
+        };
+        let mut elsewhere = chunkcache_proto::RangeSet::new();
+        for (&other, line) in known.lines.iter().take(MAX_EDGES_LOOKED_AT) {
+            let Some(state) = self.edges.get(&other).filter(|state| state.alive) else {
+                continue;
+            };
+            if other != edge {
+                for held in line.held.present_in(fetch.chunks.clone()) {
+                    elsewhere.insert(held);
+                }
+            }
+            let others = state.flights.iter().filter(|it| {
+                it.entry == fetch.entry && it.from == FetchSource::Origin && !it.cancelling
+            });
+            for other in others {
+                let start = other.chunks.start.max(fetch.chunks.start);
+                elsewhere.insert(start..other.chunks.end.min(fetch.chunks.end).max(start));
+            }
+        }
+        let chunks = elsewhere.iter();
+        chunks.map(|range| self.bytes_of(fetch.entry, &range)).sum()
+    }
+}
