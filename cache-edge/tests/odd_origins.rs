@@ -46,6 +46,30 @@ async fn asked(origin: &Origin, times: usize) {
     }
 }
 
+/// RFC 9112, 5.1: a space before the colon is taken away, a line that is no field is dropped.
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_that_bend_the_rules_are_read_or_dropped() {
+    let (_directory, origin, edge) = pair().await;
+    origin.script(|_, _| {
+        Act::With(lines(&[
+            "ETag: \"v1\"",
+            "Cache-Control : max-age=600",
+            "X-Spaced : kept",
+            "this line has no colon",
+            "Bad Name: dropped",
+            "X-Folded: one\r\n two",
+        ]))
+    });
+    for _ in 0..2 {
+        let reply = edge.get("/films/a", None).await;
+        reply.assert_bytes(200, &content(1, 0..SIZE));
+        assert_eq!(reply.header("x-spaced"), "kept");
+    }
+    let asked = origin.requests();
+    edge.get("/films/a", None).await;
+    assert_eq!(origin.requests(), asked, "kept, with its lifetime");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_304_that_names_another_version_confirms_nothing() {
     let (_directory, origin, edge) = pair().await;

@@ -74,7 +74,7 @@ pub fn fetch_report(
             Event::FetchFailed {
                 edge,
                 assignment,
-                fault: fault(failure.fault()),
+                fault: fault(&failure),
                 retry_after: (failure.retry_after_ms > 0)
                     .then_some(u64::from(failure.retry_after_ms)),
             }
@@ -109,9 +109,10 @@ pub fn local_fetch(
     })
 }
 
-fn fault(fault: v1::fetch_failure::Fault) -> Fault {
+fn fault(failure: &v1::FetchFailure) -> Fault {
     use v1::fetch_failure::Fault as Wire;
-    match fault {
+    match failure.fault() {
+        Wire::Unspecified | Wire::Origin if failure.http_status == 429 => Fault::Busy,
         Wire::Unspecified | Wire::Origin => Fault::Origin,
         Wire::Peer => Fault::Peer,
         Wire::Edge => Fault::Edge,
@@ -364,6 +365,18 @@ mod tests {
                 retry_after: Some(1500),
             })
         );
+    }
+
+    #[test]
+    fn too_many_requests_are_of_the_source_and_503_of_an_object() {
+        let of = |http_status| {
+            fault(&v1::FetchFailure {
+                http_status,
+                ..Default::default()
+            })
+        };
+        assert_eq!(of(429), Fault::Busy);
+        assert_eq!(of(503), Fault::Origin);
     }
 
     #[test]

@@ -138,6 +138,11 @@ impl Transport {
             .pool_max_idle_per_host(IDLE_PER_HOST)
             .pool_idle_timeout(IDLE_TIMEOUT.min(dialing.max_age))
             .http1_max_headers(128)
+            // What servers send in practice: `X-Foo : bar`, folded lines, lines that are no field.
+            // The edge writes its own head, so nothing of it reaches a client unparsed.
+            .http1_allow_spaces_after_header_name_in_responses(true)
+            .http1_allow_obsolete_multiline_headers_in_responses(true)
+            .http1_ignore_invalid_headers_in_responses(true)
             .http1_read_buf_exact_size(READ_BYTES)
             .http2_adaptive_window(true)
             .http2_keep_alive_interval(Duration::from_secs(10))

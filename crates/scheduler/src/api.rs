@@ -253,6 +253,8 @@ pub struct Demand {
 pub enum Fault {
     /// The origin refused, broke off or sent wrong bytes: back off, then try again.
     Origin,
+    /// The origin asks its clients to wait (429): nothing is asked of the source meanwhile.
+    Busy,
     /// The peer: try another one, or the origin, at once.
     Peer,
     /// The edge has no space or a bad disk: assign nothing to it for a while.

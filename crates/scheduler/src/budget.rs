@@ -10,6 +10,11 @@ use super::api::{EdgeId, EntryNo, Millis, SourceId};
 use super::state::{Edge, Source, Timer};
 use crate::edge_choice::mix;
 
+/// Longest pause that an origin can ask for: one that says "in a year" is asked before that.
+const LONGEST_PAUSE_MS: Millis = 3_600_000;
+/// So many objects that ask for a pause at the same time speak for their whole source.
+const PAUSED_OBJECTS: usize = 3;
+
 /// Why an origin can not be asked now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -57,6 +62,19 @@ impl Source {
         self.running.iter().sum::<u32>().saturating_sub(self.own)
     }
 
+    /// Notes the pause that one object's answer asked for. Returns how long the whole source pauses,
+    /// if several objects ask at the same time.
+    fn paused_by(&mut self, entry: EntryNo, until: Millis, now: Millis) -> Option<Millis> {
+        self.pauses.retain(|&(_, until)| until > now);
+        self.pauses.retain(|&(other, _)| other != entry);
+        self.pauses.push((entry, until));
+        if self.pauses.len() < PAUSED_OBJECTS {
+            return None;
+        }
+        let pauses = self.pauses.drain(..);
+        pauses.map(|(_, until)| until).max()
+    }
+
     /// Whether a fetch at this level may begin.
     pub fn offer(&self, level: Level, ahead: bool, now: Millis) -> Result<(), Refusal> {
         if !self.registered {
@@ -96,15 +114,20 @@ impl Scheduler {
         let Some(known) = self.sources.get_mut(&source) else {
             return;
         };
-        // Bounded: a source that says "in a year" is asked again before that.
-        let until = until.min(self.now.saturating_add(3_600_000));
+        let until = until.min(self.now.saturating_add(LONGEST_PAUSE_MS));
         known.back_off_until = known.back_off_until.max(until);
         self.timers
             .insert((known.back_off_until, Timer::Source(source)));
     }
 
-    /// Counts a failure of the origin against the entry, and against the source.
-    pub(super) fn origin_failed(&mut self, entry: EntryNo, retry_after: Option<Millis>) {
+    /// Counts a failure of the origin against the entry, and against the source. A pause that the
+    /// origin asked for is the object's, unless it `is_of_source` or further objects asked for one.
+    pub(super) fn origin_failed(
+        &mut self,
+        entry: EntryNo,
+        retry_after: Option<Millis>,
+        is_of_source: bool,
+    ) {
         let now = self.now;
         let Some(known) = self.entries.get_mut(&entry) else {
             return;
@@ -112,8 +135,9 @@ impl Scheduler {
         let source_id = known.source;
         known.failures = known.failures.saturating_add(1);
         let jitter = mix(u64::from(entry.0) << 32 | u64::from(known.failures));
+        let asked = retry_after.map(|after| now.saturating_add(after.min(LONGEST_PAUSE_MS)));
         let rest = back_off(&self.config, known.failures, jitter);
-        known.back_off_until = now.saturating_add(rest);
+        known.back_off_until = now.saturating_add(rest).max(asked.unwrap_or(0));
         self.timers
             .insert((known.back_off_until, Timer::Entry(entry)));
         let Some(source) = self.sources.get_mut(&source_id) else {
@@ -121,8 +145,13 @@ impl Scheduler {
         };
         source.failures = source.failures.saturating_add(1);
         let over = (source.failures + 1).saturating_sub(self.config.source_failures.max(1));
-        if let Some(after) = retry_after {
-            self.source_back_off(source_id, now.saturating_add(after));
+        let pause = match asked {
+            Some(until) if is_of_source => Some(until),
+            Some(until) => source.paused_by(entry, until, now),
+            None => None,
+        };
+        if let Some(until) = pause {
+            self.source_back_off(source_id, until);
         } else if over > 0 {
             let rest = back_off(&self.config, over, mix(u64::from(source_id.0)));
             self.source_back_off(source_id, now.saturating_add(rest));

@@ -114,7 +114,10 @@ impl Scheduler {
         };
         self.stop_followers(&flight, effects);
         match fault {
-            Fault::Origin => self.origin_failed(flight.entry, retry_after),
+            Fault::Origin | Fault::Busy => {
+                let is_of_source = fault == Fault::Busy;
+                self.origin_failed(flight.entry, retry_after, is_of_source);
+            }
             Fault::Peer => {
                 if let FetchSource::Peer(peer) = flight.from {
                     self.peer_failed(edge, peer);

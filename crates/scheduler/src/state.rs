@@ -207,6 +207,8 @@ pub struct Source {
     pub max_rate_bytes_per_second: u64,
     pub background_fill: Option<bool>,
     pub back_off_until: Millis,
+    /// Objects whose answers asked for a pause, and its end; few, see `paused_by`.
+    pub pauses: Vec<(EntryNo, Millis)>,
     pub failures: u32,
     /// Running fetches from it, by level, including those being cancelled.
     pub running: [u32; 4],

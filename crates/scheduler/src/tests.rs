@@ -309,6 +309,50 @@ fn an_origin_that_asks_for_rest_gets_it() {
 }
 
 #[test]
+fn a_pause_that_one_object_asks_for_is_its_own() {
+    let mut bench = Bench::new(1, 8);
+    for number in 2..=4 {
+        bench.apply(Event::EntryOpened {
+            entry: EntryNo(number),
+            source: ORIGIN,
+            geometry: Geometry::new(CHUNK, CHUNK as u32).unwrap(),
+        });
+    }
+    let waits = |bench: &mut Bench, number: u32, fault: Option<Fault>| {
+        let effects = bench.apply(Event::DemandSet(Demand {
+            entry: EntryNo(number),
+            end: CHUNK,
+            ..demand(0, u64::from(number), 0, true)
+        }));
+        let assignment = assigned(&effects).first().map(|a| a.id);
+        if let (Some(assignment), Some(fault)) = (assignment, fault) {
+            bench.apply(Event::FetchFailed {
+                edge: EdgeId(0),
+                assignment,
+                fault,
+                retry_after: Some(5_000),
+            });
+        }
+        assignment.is_some()
+    };
+    for number in 1..=3 {
+        assert!(waits(&mut bench, number, Some(Fault::Origin)), "{number}");
+    }
+    assert!(!waits(&mut bench, 4, None), "three objects said so");
+    assert!(assigned(&bench.after(4_900)).is_empty());
+    assert_eq!(assigned(&bench.after(200)).len(), 4);
+
+    let mut bench = Bench::new(1, 8);
+    bench.apply(Event::EntryOpened {
+        entry: EntryNo(2),
+        source: ORIGIN,
+        geometry: Geometry::new(CHUNK, CHUNK as u32).unwrap(),
+    });
+    assert!(waits(&mut bench, 1, Some(Fault::Busy)));
+    assert!(!waits(&mut bench, 2, None), "429 is of the source");
+}
+
+#[test]
 fn a_failure_is_tried_again_after_a_rest() {
     let mut bench = Bench::new(1, 3);
     let first = assigned(&bench.read(0, 1, 0, true))[0].clone();
