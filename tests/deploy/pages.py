@@ -104,12 +104,12 @@ for page in pages:
                     f"{name}: `{line.strip()}`: {rest[0]} is no command of {' '.join(words)}"
                 )
             commands += 1
-            for option in re.findall(r"(?:^| )(--[a-z][a-z-]+)", " ".join(rest)):
+            for option in re.findall(r"(?:^| )(--[a-z][a-z0-9-]+)", " ".join(rest)):
                 if not re.search(rf"{option}\b(?!-)", help_of(*words)) and not re.search(
                     rf"{option}\b(?!-)", ours[program]
                 ):
                     problems.append(f"{name}: `{line.strip()}`: {' '.join(words)} has no {option}")
-    for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]\b", text):
+    for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]\b", text):
         options += 1
         exact = re.compile(rf"(?<![\w-]){option}(?![\w-])")
         if option not in others and not any(
