@@ -70,7 +70,7 @@ pub struct PlayerOptions {
         value_parser = value_parser!(u32).range(1..=1_000_000)
     )]
     pub max_connections: u32,
-    /// Connections of one IPv4 address or IPv6 /64 at a time
+    /// Connections of one IPv4 address or IPv6 /64 at a time; over HTTP/2 also its requests at a time, and 128 more
     #[arg(
         long,
         value_name = "COUNT",

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -51,8 +51,6 @@ pub struct DemandRegistry {
     begun: Instant,
     next_id: AtomicU64,
     inner: Mutex<Inner>,
-    /// Number of readers.
-    count: AtomicUsize,
     told: Arc<Observers>,
     /// 0: the coordinator decides.
     lookahead_chunks: u32,
@@ -127,7 +125,6 @@ impl Default for DemandRegistry {
             begun: Instant::now(),
             next_id: AtomicU64::new(1),
             inner: Mutex::default(),
-            count: AtomicUsize::new(0),
             told: Arc::default(),
             lookahead_chunks: 0,
             longest_lookahead: DEFAULT_LONGEST_LOOKAHEAD,
@@ -173,7 +170,6 @@ impl DemandRegistry {
         });
         let mut inner = self.inner.lock();
         inner.readers.insert(state.id, state.clone());
-        self.count.store(inner.readers.len(), Ordering::Relaxed);
         inner.dirty.insert(state.id);
         inner.touch();
         drop(inner);
@@ -184,7 +180,6 @@ impl DemandRegistry {
     pub fn close(&self, id: u64) {
         let mut inner = self.inner.lock();
         if let Some(reader) = inner.readers.remove(&id) {
-            self.count.store(inner.readers.len(), Ordering::Relaxed);
             if !reader.hints.lock().is_empty() && inner.hinting.len() < MAX_HINTING {
                 reader.position.store(reader.end, Ordering::Relaxed);
                 reader.waiting.store(false, Ordering::Release);
@@ -291,12 +286,6 @@ impl DemandRegistry {
     #[must_use]
     pub fn hinting(&self) -> Vec<Arc<ReaderState>> {
         self.inner.lock().hinting().cloned().collect()
-    }
-
-    /// There are so many readers, or more. Takes no lock.
-    #[must_use]
-    pub fn has(&self, readers: usize) -> bool {
-        self.count.load(Ordering::Relaxed) >= readers
     }
 
     #[must_use]

@@ -282,7 +282,9 @@ impl Reader {
 
     fn piece(&mut self, end: u64, pin: Option<ChunkPin>) -> Piece {
         let piece = self.advance(end, pin);
-        if self.looks_for_index && end >= MIN_HEAD_BYTES {
+        let head = ByteRange::new(0, end.min(container::HEAD_BYTES as u64));
+        // Cold bytes are in memory when the next piece is asked for: whoever sends brings them in.
+        if self.looks_for_index && end >= MIN_HEAD_BYTES && piece.file.is_resident(head) {
             self.looks_for_index = false;
             let len = usize::try_from(end).unwrap_or(usize::MAX);
             self.look_for_index(len, |head| piece.file.read_at(0, head).is_ok());

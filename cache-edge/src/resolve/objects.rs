@@ -31,10 +31,6 @@ use crate::{
 use chunk_store::{EntryFile, Store};
 use http_rules::freshness::{self, Verdict};
 
-/// Limit of readers with missing bytes ahead of them. Beyond it, new ones get only what is
-/// completely here; running ones continue.
-const MAX_READERS: usize = 8_192;
-
 /// The parts of the edge that a resolution needs.
 pub struct Parts {
     pub store: Store,
@@ -76,8 +72,7 @@ impl Standing for StandingBinding {
         let now = now_ms();
         let stands = self.objects.seen() == self.seen
             && freshness::judge(&self.bound.freshness, now) == Verdict::Fresh
-            && !self.file.is_removed()
-            && !self.objects.parts().demand.has(MAX_READERS);
+            && !self.file.is_removed();
         stands.then(|| freshness::age_seconds(&self.bound.freshness, now))
     }
 }
@@ -134,12 +129,6 @@ impl EdgeObjects {
     ) -> Result<Resolution<ReaderFactory>, ServeError> {
         let file = self.entry_file(&bound.entry)?;
         let parts = self.parts();
-        if parts.demand.has(MAX_READERS) {
-            let all = file.geometry().chunk_count();
-            if file.first_missing(0, all).is_some() {
-                return Err(ServeError::Overloaded("readers wait for bytes"));
-            }
-        }
         let readers = ReaderFactory {
             file: file.clone(),
             incoming: parts.incoming.clone(),

@@ -5,6 +5,7 @@
 
 use std::{
     collections::VecDeque,
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -19,6 +20,7 @@ use tokio_util::sync::ReusableBoxFuture;
 use super::{
     buffers::{BufferPool, LARGE_BYTES, PooledBuf},
     file_slices::{FilePart, FileSlice, FileSlices, MAX_SLICE_BYTES},
+    limits::Share,
     metrics::{ByteSource, Metrics},
 };
 use crate::resolve::ports::{OpenReader, Piece, ReadBytes, ReadError};
@@ -66,7 +68,13 @@ pub enum Delivery {
     /// A plain HTTP/1.1 socket: by `sendfile`.
     Sendfile(Arc<FileSlices>),
     /// TLS or HTTP/2: through reused buffers.
-    Copy(Arc<BufferPool>),
+    Copy {
+        pool: Arc<BufferPool>,
+        client: IpAddr,
+        /// One of many of its connection, which may wait for its client for ever: it has a buffer
+        /// only while its client takes bytes.
+        is_stream: bool,
+    },
 }
 
 /// One element of a body's plan.
@@ -166,7 +174,15 @@ impl<O: OpenReader> Cursor<O> {
         self.head = (!head.is_empty()).then(|| head.freeze());
         if let Some(Part::Range(range)) = self.plan.pop() {
             self.reader = Some(self.opener.open(range));
-            self.primed = self.read().await?;
+            let is_stream = matches!(self.delivery, Delivery::Copy { is_stream, .. } if is_stream);
+            if is_stream {
+                self.rest = self.next_piece().await?;
+                if let Some(piece) = &self.rest {
+                    bring_in(piece).await?;
+                }
+            } else {
+                self.primed = self.read().await?;
+            }
         }
         Ok(())
     }
@@ -179,19 +195,23 @@ impl<O: OpenReader> Cursor<O> {
     }
 
     async fn read(&mut self) -> Result<Option<BodyData>, ReadError> {
-        let piece = match (self.rest.take(), &mut self.reader) {
-            (Some(piece), _) => Some(piece),
-            (None, Some(reader)) => {
-                let max_len = match self.delivery {
-                    Delivery::Sendfile(_) => MAX_SLICE_BYTES as u64,
-                    Delivery::Copy(_) => LARGE_BYTES as u64,
-                };
-                reader.next(max_len).await?
-            }
-            (None, None) => None,
+        let piece = match self.rest.take() {
+            Some(piece) => Some(piece),
+            None => self.next_piece().await?,
         };
         match piece {
             Some(piece) => self.deliver(piece).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn next_piece(&mut self) -> Result<Option<Piece>, ReadError> {
+        let max_len = match self.delivery {
+            Delivery::Sendfile(_) => MAX_SLICE_BYTES as u64,
+            Delivery::Copy { .. } => LARGE_BYTES as u64,
+        };
+        match &mut self.reader {
+            Some(reader) => reader.next(max_len).await,
             None => Ok(None),
         }
     }
@@ -229,15 +249,7 @@ impl<O: OpenReader> Cursor<O> {
         } else {
             ByteSource::InFlight
         };
-        if !piece.file.is_resident(piece.range) {
-            // Sending would block this worker, and with it every connection it serves. Bytes from
-            // the disk are checked on their way into memory.
-            let (file, range) = (Arc::clone(&piece.file), piece.range);
-            let checked = off_the_worker(move || file.bring_in(range)).await?;
-            if !checked.map_err(disk)? {
-                return Err(disk("it gave other bytes than were stored"));
-            }
-        }
+        bring_in(&piece).await?;
         match &self.delivery {
             Delivery::Sendfile(slices) => {
                 let part = FilePart {
@@ -251,8 +263,8 @@ impl<O: OpenReader> Cursor<O> {
                 self.metrics.count_bytes(source, piece.range.len());
                 Ok(BodyData::File(slice.with_pin(piece.pin)))
             }
-            Delivery::Copy(pool) => {
-                let mut buffer = pool.take(piece.range.len());
+            Delivery::Copy { pool, client, .. } => {
+                let mut buffer = pool.take(piece.range.len(), *client);
                 let (file, start) = (Arc::clone(&piece.file), piece.range.start);
                 file.read_at(start, buffer.as_mut_slice()).map_err(disk)?;
                 let read = buffer.len() as u64;
@@ -264,6 +276,21 @@ impl<O: OpenReader> Cursor<O> {
                 Ok(BodyData::Pooled(buffer))
             }
         }
+    }
+}
+
+/// Waits until the piece is in memory: sending would block this worker, and with it every
+/// connection it serves. Bytes from the disk are checked on their way.
+async fn bring_in(piece: &Piece) -> Result<(), ReadError> {
+    if piece.unstored.is_some() || piece.file.is_resident(piece.range) {
+        return Ok(());
+    }
+    let (file, range) = (Arc::clone(&piece.file), piece.range);
+    let checked = off_the_worker(move || file.bring_in(range)).await?;
+    if checked.map_err(disk)? {
+        Ok(())
+    } else {
+        Err(disk("it gave other bytes than were stored"))
     }
 }
 
@@ -291,6 +318,8 @@ pub struct ObjectBody<O: OpenReader> {
     waiting_since: Option<Instant>,
     remaining: u64,
     metrics: Arc<Metrics>,
+    /// The client's place among readers of missing bytes.
+    _place: Option<Share>,
 }
 
 /// Nothing in it is pinned: cursors are moved, and futures are boxed.
@@ -317,7 +346,15 @@ impl<O: OpenReader> ObjectBody<O> {
             waiting_since: None,
             remaining,
             metrics,
+            _place: None,
         }
+    }
+
+    /// Keeps the client's place among readers of missing bytes until the body ends.
+    #[must_use]
+    pub(super) fn with_place(mut self, place: Option<Share>) -> Self {
+        self._place = place;
+        self
     }
 
     /// Waits for the first bytes of the object, so that an error can still be a status.

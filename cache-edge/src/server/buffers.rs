@@ -1,12 +1,11 @@
 //! Large reused buffers for connections whose bytes pass through user space (TLS, HTTP/2).
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::{net::IpAddr, sync::Arc};
 
 use bytes::Buf;
 use parking_lot::Mutex;
+
+use super::limits::{Share, Shares};
 
 /// Large enough that system calls and TLS records cost little compared with the copy, small enough
 /// for the L2 cache.
@@ -19,36 +18,31 @@ const SMALL_BYTES: usize = 16 << 10;
 /// A bounded set of large buffers.
 pub struct BufferPool {
     free: Mutex<Vec<Box<[u8]>>>,
-    large_out: AtomicUsize,
-    max_large: usize,
+    large: Arc<Shares>,
 }
 
 impl BufferPool {
-    /// At most `max_large` buffers of [`LARGE_BYTES`] exist at a time.
+    /// At most `max_large` buffers of [`LARGE_BYTES`] exist at a time, `of_client` for one client.
     #[must_use]
-    pub fn new(max_large: usize) -> Arc<Self> {
+    pub fn new(max_large: u32, of_client: u32) -> Arc<Self> {
         Arc::new(Self {
             free: Mutex::new(Vec::new()),
-            large_out: AtomicUsize::new(0),
-            max_large,
+            large: Shares::new(max_large, of_client, 0),
         })
     }
 
     /// A buffer for up to `wanted` bytes; shorter if `wanted` or the pool requires it, never empty.
-    pub fn take(self: &Arc<Self>, wanted: u64) -> PooledBuf {
+    pub fn take(self: &Arc<Self>, wanted: u64, client: IpAddr) -> PooledBuf {
         let wanted = usize::try_from(wanted).unwrap_or(LARGE_BYTES).max(1);
-        if wanted > SMALL_BYTES && self.reserve_large() {
-            let buffer = self
-                .free
-                .lock()
-                .pop()
-                .unwrap_or_else(|| vec![0; LARGE_BYTES].into_boxed_slice());
-            let len = wanted.min(LARGE_BYTES);
+        if wanted > SMALL_BYTES
+            && let Some(share) = self.large.take(client)
+        {
+            let free = self.free.lock().pop();
             return PooledBuf {
-                buffer,
+                buffer: free.unwrap_or_else(|| vec![0; LARGE_BYTES].into_boxed_slice()),
                 position: 0,
-                len,
-                pool: Some(Arc::clone(self)),
+                len: wanted.min(LARGE_BYTES),
+                of_pool: Some((Arc::clone(self), share)),
             };
         }
         let len = wanted.min(SMALL_BYTES);
@@ -56,15 +50,8 @@ impl BufferPool {
             buffer: vec![0; len].into_boxed_slice(),
             position: 0,
             len,
-            pool: None,
+            of_pool: None,
         }
-    }
-
-    fn reserve_large(&self) -> bool {
-        let reserve = |out| (out < self.max_large).then_some(out + 1);
-        self.large_out
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, reserve)
-            .is_ok()
     }
 }
 
@@ -73,7 +60,7 @@ pub struct PooledBuf {
     buffer: Box<[u8]>,
     position: usize,
     len: usize,
-    pool: Option<Arc<BufferPool>>,
+    of_pool: Option<(Arc<BufferPool>, Share)>,
 }
 
 impl PooledBuf {
@@ -109,9 +96,9 @@ impl Buf for PooledBuf {
 
 impl Drop for PooledBuf {
     fn drop(&mut self) {
-        if let Some(pool) = self.pool.take() {
+        // Before its share: no more than the most there may be are ever made.
+        if let Some((pool, _)) = &self.of_pool {
             pool.free.lock().push(std::mem::take(&mut self.buffer));
-            pool.large_out.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -122,19 +109,22 @@ mod tests {
 
     #[test]
     fn large_buffers_are_bounded_and_reused() {
-        let pool = BufferPool::new(2);
-        let first = pool.take(u64::MAX);
-        let second = pool.take(LARGE_BYTES as u64);
+        let pool = BufferPool::new(4, 2);
+        let client = IpAddr::from([192, 0, 2, 1]);
+        let first = pool.take(u64::MAX, client);
+        let second = pool.take(LARGE_BYTES as u64, client);
         assert_eq!((first.len(), second.len()), (LARGE_BYTES, LARGE_BYTES));
         assert_eq!(
-            pool.take(u64::MAX).len(),
+            pool.take(u64::MAX, client).len(),
             SMALL_BYTES,
-            "the pool is out, the connection goes on"
+            "the client has its share, the connection goes on"
         );
+        let other = IpAddr::from([192, 0, 2, 2]);
+        assert_eq!(pool.take(u64::MAX, other).len(), LARGE_BYTES);
         let address = first.buffer.as_ptr();
         drop(first);
-        assert_eq!(pool.take(1 << 20).buffer.as_ptr(), address);
-        assert_eq!(pool.take(10).len(), 10);
-        assert_eq!(pool.take(0).len(), 1);
+        assert_eq!(pool.take(1 << 20, client).buffer.as_ptr(), address);
+        assert_eq!(pool.take(10, client).len(), 10);
+        assert_eq!(pool.take(0, client).len(), 1);
     }
 }

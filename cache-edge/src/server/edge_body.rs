@@ -16,6 +16,7 @@ use super::{
     access_log::Pending,
     body::{BodyData, ObjectBody},
     connection::ActiveRequest,
+    limits::Share,
     metrics::{Abort, ByteSource, Metrics, RequestGuard},
 };
 use crate::resolve::ports::{OpenReader, PassBody, ReadError};
@@ -27,6 +28,8 @@ pub struct EdgeBody {
     guard: Option<RequestGuard>,
     /// Keeps the connection's watchdog patient.
     active: Option<ActiveRequest>,
+    /// The client's place among its requests.
+    place: Option<Share>,
     /// The line of the access log, written when the body is dropped.
     log: Option<Pending>,
     /// An error that waits for one more poll: hyper flushes before it, and the correct bytes so far
@@ -51,6 +54,7 @@ impl EdgeBody {
             kind: Kind::Full(None),
             guard: None,
             active: None,
+            place: None,
             log: None,
             error: None,
         }
@@ -63,6 +67,7 @@ impl EdgeBody {
             kind: Kind::Full(bytes),
             guard: None,
             active: None,
+            place: None,
             log: None,
             error: None,
         }
@@ -77,6 +82,7 @@ impl EdgeBody {
             kind: Kind::Object(Box::pin(body)),
             guard: None,
             active: None,
+            place: None,
             log: None,
             error: None,
         }
@@ -102,6 +108,7 @@ impl EdgeBody {
             },
             guard: None,
             active: None,
+            place: None,
             log: None,
             error: None,
         }
@@ -116,12 +123,18 @@ impl EdgeBody {
     }
 
     /// Counts the request until the body ends or is dropped.
-    pub(super) fn watch(&mut self, mut guard: RequestGuard, active: ActiveRequest) {
+    pub(super) fn watch(
+        &mut self,
+        mut guard: RequestGuard,
+        active: ActiveRequest,
+        place: Option<Share>,
+    ) {
         if self.kind.is_end() {
             guard.finished();
         }
         self.guard = Some(guard);
         self.active = Some(active);
+        self.place = place;
     }
 }
 

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::resolve::ports::{
     FirstBytes, ObjectName, ObjectRequest, Objects, OpenReader, PassThrough, Presence, ReadError,
-    Resolution,
+    Resolution, ServeError,
 };
 use http_rules::cache_status::{CacheStatus, Forward, Missing};
 use http_rules::conditional::{self, Verdict};
@@ -162,8 +162,8 @@ async fn answer<O: Objects>(
         );
         match answered.await {
             Ok(response) => return Ok(response),
-            Err(ReadError::Changed) => memory.forget(),
-            Err(error) => return Err(Problem::from(&error)),
+            Err(Failure::Changed) => memory.forget(),
+            Err(Failure::Problem(problem)) => return Err(problem),
         }
     }
     // Boxed, because it is large and a hit does not need it: the future is moved, and kept with the
@@ -261,11 +261,28 @@ async fn answer_resolved<O: Objects>(
                 return Ok(response);
             }
             // No byte of it was sent yet: the client need not know.
-            Err(ReadError::Changed) if attempts_left > 0 => {
+            Err(Failure::Changed) if attempts_left > 0 => {
                 attempts_left -= 1;
                 object_request.past_the_cache = attempts_left == 0;
             }
-            Err(error) => return Err(Problem::from(&error)),
+            Err(Failure::Changed) => return Err(Problem::from(&ReadError::Changed)),
+            Err(Failure::Problem(problem)) => return Err(problem),
+        }
+    }
+}
+
+/// Why an object was not answered.
+enum Failure {
+    /// No longer this version.
+    Changed,
+    Problem(Problem),
+}
+
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Changed => Self::Changed,
+            error => Self::Problem(Problem::from(&error)),
         }
     }
 }
@@ -280,7 +297,7 @@ async fn answer_object<O: OpenReader>(
     object: &CachedResolution<O>,
     age_seconds: u64,
     began: Instant,
-) -> Result<Response<EdgeBody>, ReadError> {
+) -> Result<Response<EdgeBody>, Failure> {
     let freshness = object.freshness;
     let description = object.entry.description();
     let size = object.entry.geometry().size();
@@ -366,13 +383,21 @@ async fn answer_object<O: OpenReader>(
     let body = if request.method == Method::HEAD {
         EdgeBody::empty()
     } else {
+        let place = match presence {
+            Presence::All => None,
+            _ => Some(server.place_of_reader(client.address).ok_or_else(|| {
+                let busy = ServeError::Overloaded("readers wait for bytes");
+                Failure::Problem(Problem::from(&busy))
+            })?),
+        };
         let is_seek = matches!(plan.parts().next(), Some(Part::Range(range)) if range.start > 0);
         let mut body = ObjectBody::new(
             Arc::clone(&object.readers),
             plan,
             client.delivery.clone(),
             Arc::clone(&server.metrics),
-        );
+        )
+        .with_place(place);
         body.prime().await?;
         server.metrics.observe_first_byte(began, is_seek);
         EdgeBody::object(body)

@@ -1,4 +1,4 @@
-//! Limits per client: concurrent connections, and requests a second.
+//! Limits per client: connections, requests and readers at a time, and requests a second.
 
 use std::{
     collections::HashMap,
@@ -65,40 +65,89 @@ impl Client {
     }
 }
 
-/// Connections by client. Locked once when a connection opens and once when it closes.
-#[derive(Default)]
-pub struct Connections(Mutex<HashMap<Client, u32>>);
+/// Places that clients share: a client has at most `of_client`, and at most half of what the others
+/// leave, so that it never takes the last one; `least` it has always.
+pub struct Shares {
+    all: u32,
+    of_client: u32,
+    least: u32,
+    held: Mutex<Held>,
+}
 
-impl Connections {
-    /// Admits one more connection until the result is dropped; `None`: the client has its share.
-    pub fn admit(self: &Arc<Self>, address: IpAddr, max_per_client: u32) -> Option<Admission> {
+#[derive(Default)]
+struct Held {
+    by_client: HashMap<Client, u32>,
+    count: u32,
+}
+
+impl Shares {
+    #[must_use]
+    pub fn new(all: u32, of_client: u32, least: u32) -> Arc<Self> {
+        Arc::new(Self {
+            all,
+            of_client,
+            least,
+            held: Mutex::default(),
+        })
+    }
+
+    /// One more place until the result is dropped; `None`: the client has its share.
+    pub fn take(self: &Arc<Self>, address: IpAddr) -> Option<Share> {
+        self.take_if(address, |own, left| {
+            own < self.of_client.min(left / 2).max(self.least)
+        })
+    }
+
+    /// The same for a proxy, which has the places of many clients.
+    pub fn take_for_many(self: &Arc<Self>, address: IpAddr) -> Option<Share> {
+        self.take_if(address, |own, left| own < left)
+    }
+
+    /// `may` is given the client's places, and those that the others leave.
+    fn take_if(
+        self: &Arc<Self>,
+        address: IpAddr,
+        may: impl FnOnce(u32, u32) -> bool,
+    ) -> Option<Share> {
         let client = Client::of(address);
-        let mut counts = self.0.lock();
-        let count = counts.entry(client).or_insert(0);
-        if *count >= max_per_client {
+        let mut held = self.held.lock();
+        let own = held.by_client.get(&client).copied().unwrap_or(0);
+        if !may(own, self.all.saturating_sub(held.count - own)) {
             return None;
         }
-        *count += 1;
-        Some(Admission {
-            connections: Arc::clone(self),
+        held.by_client.insert(client, own + 1);
+        held.count += 1;
+        Some(Share {
+            shares: Arc::clone(self),
             client,
+            nth: own + 1,
         })
     }
 }
 
-/// An admitted connection.
-pub struct Admission {
-    connections: Arc<Connections>,
+/// A client's place.
+pub struct Share {
+    shares: Arc<Shares>,
     client: Client,
+    nth: u32,
 }
 
-impl Drop for Admission {
+impl Share {
+    /// How many places the client had when it was given this one, this one included.
+    #[must_use]
+    pub fn nth(&self) -> u32 {
+        self.nth
+    }
+}
+
+impl Drop for Share {
     fn drop(&mut self) {
-        let mut counts = self.connections.0.lock();
-        if let Some(count) = counts.get_mut(&self.client) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.client);
+        let mut held = self.shares.held.lock();
+        held.count -= 1;
+        if let Some(own) = held.by_client.get_mut(&self.client) {
+            *own -= 1;
+            if *own == 0 {
+                held.by_client.remove(&self.client);
             }
         }
     }
@@ -170,23 +219,41 @@ mod tests {
 
     #[test]
     fn a_client_has_its_share_and_gets_it_back() {
-        let connections = Arc::new(Connections::default());
-        let first = connections.admit(ip("192.0.2.1"), 1);
+        let connections = Shares::new(u32::MAX, 1, 0);
+        let first = connections.take(ip("192.0.2.1"));
         assert!(first.is_some());
         assert!(
-            connections.admit(ip("::ffff:192.0.2.1"), 1).is_none(),
+            connections.take(ip("::ffff:192.0.2.1")).is_none(),
             "the same client in other clothes"
         );
-        assert!(connections.admit(ip("192.0.2.2"), 1).is_some());
+        assert!(connections.take(ip("192.0.2.2")).is_some());
         drop(first);
-        assert!(connections.admit(ip("192.0.2.1"), 1).is_some());
-        let one = connections.admit(ip("2001:db8::1"), 1);
+        assert!(connections.take(ip("192.0.2.1")).is_some());
+        let one = connections.take(ip("2001:db8::1"));
         assert!(
-            connections.admit(ip("2001:db8::2"), 1).is_none(),
+            connections.take(ip("2001:db8::2")).is_none(),
             "one /64 is one client"
         );
         drop(one);
-        assert!(connections.0.lock().is_empty());
+        assert!(connections.held.lock().by_client.is_empty());
+    }
+
+    #[test]
+    fn no_client_takes_the_last_place() {
+        let shares = Shares::new(100, 40, 2);
+        let take_all = |client: &str| {
+            let places: Vec<Share> = std::iter::from_fn(|| shares.take(ip(client))).collect();
+            (places.len(), places)
+        };
+        let (first, _held) = take_all("192.0.2.1");
+        let (second, _held_too) = take_all("192.0.2.2");
+        assert_eq!((first, second), (40, 30), "half of 60 is less than 40");
+        let (many, held) = (3..100)
+            .map(|client| take_all(&format!("192.0.2.{client}")))
+            .unzip::<_, _, Vec<usize>, Vec<_>>();
+        assert!(many.iter().all(|&count| count >= 2), "{many:?}");
+        drop(held);
+        assert_eq!(take_all("192.0.2.3").0, 15);
     }
 
     #[test]

@@ -63,7 +63,14 @@ const ABORTS: [&str; 5] = ["client_left", "timed_out", "changed", "origin", "dis
 const FIRST_BYTE_SECONDS: [f64; 15] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 30.0,
 ];
-const REFUSALS: [&str; 4] = ["total", "per_client", "rate", "no_proxy_header"];
+const REFUSALS: [&str; 6] = [
+    "total",
+    "per_client",
+    "rate",
+    "no_proxy_header",
+    "requests",
+    "readers",
+];
 
 /// Why a connection or request was refused before it was parsed.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +79,10 @@ pub enum Refusal {
     ClientConnections,
     Rate,
     NoProxyHeader,
+    /// Requests at a time over HTTP/2.
+    Requests,
+    /// Readers of bytes that are not here.
+    Readers,
 }
 
 /// The HTTP server's metrics.

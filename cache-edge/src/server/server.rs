@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -25,23 +25,37 @@ use super::{
     connection::{Activity, Client, Timeouts},
     connection_cache::ConnectionCache,
     cors::Cors,
+    edge_body::EdgeBody,
     file_slices::FileSlices,
     handler::{self, PeerHandler},
-    limits::{Admission, Connections, Limits, RateLimiter},
+    limits::{Limits, RateLimiter, Share, Shares},
     metrics::{Metrics, Refusal},
     paced_io::PacedIo,
     progress_io::ProgressIo,
     proxies::{self, Proxies},
+    response::CACHE_STATUS,
     sendfile_io::SendfileIo,
     signing_keys::SigningKeys,
     socket,
     steering::Steering,
 };
 use crate::{resolve::ports::Objects, worker_pool::WorkerPool};
-use http_rules::cache_status::CacheStatus;
+use http_rules::cache_status::{CacheStatus, Forward};
 
 /// Buffers of 256 KiB for TLS and HTTP/2: 128 MiB at most, and only while so many are being sent.
-const MAX_LARGE_BUFFERS: usize = 512;
+const MAX_LARGE_BUFFERS: u32 = 512;
+/// Of one client.
+const LARGE_BUFFERS_OF_CLIENT: u32 = 64;
+
+/// Limit of readers with missing bytes ahead of them. Beyond it, new ones get only what is here;
+/// running ones continue.
+const MAX_READERS: u32 = 8_192;
+
+/// Requests, readers of missing bytes, and streams of a connection, that a client may always have.
+const LEAST_OF_CLIENT: u32 = 4;
+
+/// The first connections of a client have all streams; the further ones share so many.
+const CONNECTIONS_WITH_ALL_STREAMS: u32 = 10;
 
 /// Bytes of an HTTP/2 stream that wait for the client, beside the body's last read.
 const MAX_STREAM_SEND_BYTES: usize = 64 << 10;
@@ -108,7 +122,10 @@ pub struct Server<O> {
     pub(super) rate_limiter: Option<RateLimiter>,
     hit: HeaderValue,
     buffers: Arc<BufferPool>,
-    connections: Arc<Connections>,
+    connections: Arc<Shares>,
+    /// Requests over HTTP/2; over HTTP/1.1 there are no more than connections.
+    requests: Arc<Shares>,
+    readers: Arc<Shares>,
 }
 
 impl<O: Objects> Server<O> {
@@ -120,6 +137,11 @@ impl<O: Objects> Server<O> {
         peer: Option<Arc<dyn PeerHandler>>,
     ) -> Arc<Self> {
         let hit = render(&CacheStatus::default(), &settings.edge_name);
+        let limits = settings.limits;
+        // As many requests as connections; and whoever is alone has all streams of one.
+        let of_client = limits.connections_per_client + limits.http2_streams;
+        let of_all = u32::try_from(limits.connections).unwrap_or(u32::MAX);
+        let of_all = of_all.saturating_add(2 * limits.http2_streams);
         Arc::new(Self {
             rate_limiter: settings.limits.request_rate.map(RateLimiter::new),
             objects,
@@ -127,8 +149,10 @@ impl<O: Objects> Server<O> {
             metrics,
             peer,
             hit,
-            buffers: BufferPool::new(MAX_LARGE_BUFFERS),
-            connections: Arc::default(),
+            buffers: BufferPool::new(MAX_LARGE_BUFFERS, LARGE_BUFFERS_OF_CLIENT),
+            connections: Shares::new(u32::MAX, limits.connections_per_client, 0),
+            requests: Shares::new(of_all, of_client, LEAST_OF_CLIENT),
+            readers: Shares::new(MAX_READERS, of_client, LEAST_OF_CLIENT),
         })
     }
 
@@ -178,7 +202,9 @@ impl<O: Objects> Server<O> {
                     // Separate tokens: waiting on a shared one locks it at each poll of the
                     // connection.
                     let (shutdown, cut) = (shutdown.child_token(), cut.child_token());
-                    let connection = Arc::clone(&self).connection(stream, address, shutdown);
+                    let streams = self.streams(admission.as_ref());
+                    let connection =
+                        Arc::clone(&self).connection(stream, address, streams, shutdown);
                     debug_assert!(size_of_val(&connection) <= MAX_CONNECTION_FUTURE_BYTES);
                     workers.workers().spawn(tasks.track_future(async move {
                         tokio::select! {
@@ -216,12 +242,7 @@ impl<O: Objects> Server<O> {
     }
 
     /// The client's place; `Some(None)` for a proxy, whose clients are not known yet.
-    fn admit(
-        &self,
-        stream: &TcpStream,
-        address: SocketAddr,
-        open: usize,
-    ) -> Option<Option<Admission>> {
+    fn admit(&self, stream: &TcpStream, address: SocketAddr, open: usize) -> Option<Option<Share>> {
         if open >= self.settings.limits.connections {
             self.refuse(stream, Refusal::TotalConnections);
             return None;
@@ -232,13 +253,47 @@ impl<O: Objects> Server<O> {
         self.admit_client(stream, address.ip()).map(Some)
     }
 
-    fn admit_client(&self, stream: &TcpStream, client: IpAddr) -> Option<Admission> {
-        let most = self.settings.limits.connections_per_client;
-        let admission = self.connections.admit(client, most);
+    fn admit_client(&self, stream: &TcpStream, client: IpAddr) -> Option<Share> {
+        let admission = self.connections.take(client);
         if admission.is_none() {
             self.refuse(stream, Refusal::ClientConnections);
         }
         admission
+    }
+
+    /// The answer to a client that has its share of requests. Without a body: its stream would wait
+    /// for a client that takes nothing.
+    fn refuse_request(&self) -> Response<EdgeBody> {
+        self.metrics.count_refusal(Refusal::Requests);
+        let status = CacheStatus {
+            forward: Some(Forward::Bypass),
+            detail: Some("too-many-requests-at-a-time".to_owned()),
+            ..CacheStatus::default()
+        };
+        let mut response = Response::new(EdgeBody::empty());
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        let headers = response.headers_mut();
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(CACHE_STATUS, self.cache_status(&status));
+        response
+    }
+
+    /// A place among the readers of missing bytes; `None`: the client has its share.
+    pub(super) fn place_of_reader(&self, client: IpAddr) -> Option<Share> {
+        let share = self.share_of(&self.readers, client);
+        if share.is_none() {
+            self.metrics.count_refusal(Refusal::Readers);
+        }
+        share
+    }
+
+    fn share_of(&self, shares: &Arc<Shares>, client: IpAddr) -> Option<Share> {
+        if self.settings.proxies.trusted.contains(client) {
+            shares.take_for_many(client)
+        } else {
+            shares.take(client)
+        }
     }
 
     fn refuse(&self, stream: &TcpStream, refusal: Refusal) {
@@ -253,7 +308,7 @@ impl<O: Objects> Server<O> {
         &self,
         stream: &mut TcpStream,
         address: SocketAddr,
-    ) -> Option<(IpAddr, Option<Admission>)> {
+    ) -> Option<(IpAddr, Option<Share>)> {
         let peer = address.ip();
         if !self.settings.proxies.expect_header(peer) {
             return Some((peer, None));
@@ -279,6 +334,7 @@ impl<O: Objects> Server<O> {
         self: Arc<Self>,
         stream: std::net::TcpStream,
         address: SocketAddr,
+        mut streams: u32,
         shutdown: CancellationToken,
     ) {
         // From the acceptor's event loop to the one of this thread.
@@ -290,12 +346,15 @@ impl<O: Objects> Server<O> {
             () = shutdown.cancelled() => return,
             identified = Box::pin(self.identify(&mut stream, address)) => identified,
         };
-        let Some((peer, _admission)) = identified else {
+        let Some((peer, admission)) = identified else {
             return Box::pin(socket::close_refused(stream)).await;
         };
+        if admission.is_some() {
+            streams = self.streams(admission.as_ref());
+        }
+        let _admission = admission;
         let address = SocketAddr::new(peer, address.port());
         let activity = Activity::new();
-        let memory = Arc::new(ConnectionCache::new());
         let Some(tls) = &self.settings.tls else {
             let slices = Arc::new(FileSlices::default());
             let io = SendfileIo::new(
@@ -304,7 +363,8 @@ impl<O: Objects> Server<O> {
                 Arc::clone(&activity),
                 Arc::clone(&self.metrics),
             );
-            let conversation = self.converse(io, Some(slices), memory, address, activity, shutdown);
+            let conversation =
+                self.converse(io, Some(slices), streams, address, activity, shutdown);
             return Box::pin(conversation).await;
         };
         let acceptor = tokio_rustls::TlsAcceptor::from(tls());
@@ -319,7 +379,7 @@ impl<O: Objects> Server<O> {
         match accepted {
             Ok(Ok(stream)) => {
                 let io = ProgressIo::new(TokioIo::new(stream), Arc::clone(&activity));
-                Box::pin(self.converse(io, None, memory, address, activity, shutdown)).await;
+                Box::pin(self.converse(io, None, streams, address, activity, shutdown)).await;
             }
             Ok(Err(error)) => tracing::debug!(%error, %address, "TLS handshake failed"),
             Err(_) => tracing::debug!(%address, "TLS handshake took too long"),
@@ -331,37 +391,48 @@ impl<O: Objects> Server<O> {
         self: Arc<Self>,
         io: I,
         slices: Option<Arc<FileSlices>>,
-        memory: Arc<ConnectionCache<O::Open>>,
+        streams: u32,
         address: SocketAddr,
         activity: Arc<Activity>,
         shutdown: CancellationToken,
     ) where
         I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     {
-        let builder = self.protocols();
+        let memory = Arc::new(ConnectionCache::<O::Open>::new());
+        let builder = self.protocols(streams);
         let io = PacedIo::new(io, self.settings.limits.client_rate, &activity);
         let service = service_fn(|request: Request<Incoming>| {
             let server = Arc::clone(&self);
             let memory = Arc::clone(&memory);
             let active = activity.request_begun();
             let activity = Arc::clone(&activity);
-            let delivery = match &slices {
-                Some(slices) if request.version() < http::Version::HTTP_2 => {
-                    Delivery::Sendfile(Arc::clone(slices))
-                }
-                _ => Delivery::Copy(Arc::clone(&server.buffers)),
-            };
+            let slices = slices.clone();
             async move {
                 // The body is dropped unread: hyper takes what little is there already, or closes.
                 let (mut parts, _) = request.into_parts();
                 let trusted = &server.settings.proxies.trusted;
+                let client = trusted.client(address.ip(), &parts.headers);
+                let is_stream = parts.version >= http::Version::HTTP_2;
+                let delivery = match slices {
+                    Some(slices) if !is_stream => Delivery::Sendfile(slices),
+                    _ => Delivery::Copy {
+                        pool: Arc::clone(&server.buffers),
+                        client,
+                        is_stream,
+                    },
+                };
                 let client = Client {
-                    address: trusted.client(address.ip(), &parts.headers),
+                    address: client,
                     delivery,
                 };
+                let requests = &server.requests;
+                let place = is_stream.then(|| server.share_of(requests, client.address));
                 let log = server.settings.access_log.as_ref();
                 let line = log.map(|log| access_log::Pending::new(log, &parts, client.address));
-                let mut response = handler::handle(&*server, &client, &memory, &parts).await;
+                let mut response = match place {
+                    Some(None) => server.refuse_request(),
+                    _ => handler::handle(&*server, &client, &memory, &parts).await,
+                };
                 if let Some(mut line) = line {
                     let is_tls = server.settings.tls.is_some();
                     line.answered(response.status(), response.headers(), is_tls);
@@ -373,7 +444,7 @@ impl<O: Objects> Server<O> {
                 let guard = server
                     .metrics
                     .request_answered(&parts.method, response.status());
-                response.body_mut().watch(guard, active);
+                response.body_mut().watch(guard, active, place.flatten());
                 memory.recycle(std::mem::take(&mut parts.headers));
                 Ok::<_, Infallible>(response)
             }
@@ -403,7 +474,16 @@ impl<O: Objects> Server<O> {
         }
     }
 
-    fn protocols(&self) -> auto::Builder<TokioExecutor> {
+    /// Limit of streams of a connection: many connections of one client have few each.
+    fn streams(&self, place: Option<&Share>) -> u32 {
+        let most = self.settings.limits.http2_streams;
+        let all = most * CONNECTIONS_WITH_ALL_STREAMS;
+        place.map_or(most, |place| {
+            (all / place.nth()).clamp(LEAST_OF_CLIENT, most)
+        })
+    }
+
+    fn protocols(&self, streams: u32) -> auto::Builder<TokioExecutor> {
         let (limits, timeouts) = (&self.settings.limits, &self.settings.timeouts);
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
@@ -417,7 +497,7 @@ impl<O: Objects> Server<O> {
         builder
             .http2()
             .timer(TokioTimer::new())
-            .max_concurrent_streams(limits.http2_streams)
+            .max_concurrent_streams(streams)
             // A player that scrubs opens and cancels as many as it may in one packet. More than
             // that, cancelled before they were handled, end the connection.
             .max_pending_accept_reset_streams(limits.http2_streams as usize)

@@ -370,7 +370,8 @@ impl EntryFile {
     /// The same for a given time.
     #[must_use]
     pub fn is_resident_at(&self, range: ByteRange, now: Instant) -> bool {
-        let Ok(file) = self.open_file(Open::Reading) else {
+        // Not opened here: that may wait for the disk, and a serving thread asks.
+        let Some(file) = self.open.load_full() else {
             return false;
         };
         let mut chunks = self.geometry.chunks_covering(range);

@@ -3,4 +3,5 @@
 
 mod claims;
 mod inventories;
+mod one_client;
 mod wrong_bytes;
