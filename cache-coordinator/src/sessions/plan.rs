@@ -130,7 +130,8 @@ impl Plan {
                     now,
                     actions,
                 );
-                if draining {
+                // What the table says counts: an edge that shut down said that it drains.
+                if self.scheduler.is_draining(edge) != draining {
                     self.event(Event::EdgeDraining { edge, draining }, now, actions);
                 }
                 self.handovers.look_again(now);

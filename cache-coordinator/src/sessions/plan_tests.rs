@@ -140,6 +140,23 @@ fn assigned(actions: &[Action]) -> Vec<u32> {
 }
 
 #[test]
+fn an_edge_that_drained_at_its_shutdown_gets_jobs_when_it_is_back() {
+    let mut fixture = Fixture::new();
+    fixture.load(0..0);
+    fixture.apply(Command::EdgeDraining {
+        edge: EDGE,
+        draining: true,
+    });
+    fixture.apply(Command::EdgeLeft {
+        edge: EDGE,
+        epoch: 1,
+    });
+    fixture.join(2);
+    fixture.load(0..0);
+    assert!(!assigned(&fixture.want()).is_empty());
+}
+
+#[test]
 fn demand_waits_for_the_load_and_what_is_held_is_not_fetched() {
     let mut fixture = Fixture::new();
     assert_eq!(fixture.demand(1), [Action::Load(ENTRY)]);
