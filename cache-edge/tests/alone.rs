@@ -6,6 +6,8 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use cache_edge::core::consumption::PlayerReport;
+
 use chunkcache_proto::ByteRange;
 use support::{Act, MIB, Origin, TestEdge, content, request};
 
@@ -120,7 +122,11 @@ async fn what_landed_is_not_fetched_for_a_reader_that_has_not_seen_it() {
     };
     let before = fetches_of(0);
     let wait_at = |position| {
-        let reader = demand.open(&file, ByteRange::new(position, position + 100));
+        let reader = demand.open(
+            &file,
+            ByteRange::new(position, position + 100),
+            PlayerReport::default(),
+        );
         demand.wait_at(&reader, position);
         reader
     };

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use chunkcache_tests::http::Call;
-use chunkcache_tests::{CHUNK, Cluster, MIB, Object, content, eventually, heavy};
+use chunkcache_tests::{CHUNK, Cluster, ClusterOptions, MIB, Object, content, eventually, heavy};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -139,4 +139,78 @@ fn a_viewers_own_lookahead_leaves_the_link_to_the_chunk_it_waits_for() {
     took.sort_unstable();
     // 1.9 s is what the link takes; with ten chunks ahead it was 4.9 s and more.
     assert!(took[1] <= Duration::from_millis(3_500), "{took:?}");
+}
+
+/// Both read from an origin that is too slow for them, and say so or not; the fuller buffer waits.
+#[test]
+fn whose_player_has_less_in_its_buffer_is_served_first() {
+    let cluster = Cluster::start_with(ClusterOptions {
+        edges: 1,
+        edge_arguments: vec!["--background-fill=false", "--lookahead=10"],
+        ..ClusterOptions::default()
+    });
+    let film = |name: &str, seed| {
+        let path = format!("/{name}.mp4");
+        let object = Object::generated(seed, 64 * MIB).header("Cache-Control", "max-age=3600");
+        let target = cluster.put(&path, object);
+        // The first request for an object is not planned.
+        let call = Call::get(&target).range(0, 1);
+        call.send(cluster.edge().http).expect(206);
+        cluster
+            .origin
+            .change(&path, |it| *it = it.clone().paced(MIB));
+        target
+    };
+    let (full, empty, silent) = (film("full", 1), film("empty", 2), film("silent", 3));
+    let said = |buffer: u64| format!("bl={buffer},br=8000");
+    let parameter = said(30_000).replace('=', "%3D").replace(',', "%2C");
+    let play = |call: Call| {
+        let call = call.header("Range", &format!("bytes={}-", 20 * MIB));
+        let mut reply = call.open(cluster.edge().http).unwrap();
+        assert_eq!(reply.status, 206);
+        reply.take(64 << 10).unwrap();
+        reply
+    };
+    let _replies = [
+        play(Call::get(&format!("{full}?CMCD={parameter}"))),
+        play(Call::get(&empty).header("CMCD-Request", &format!("{},su,bs", said(500)))),
+        play(Call::get(&silent)),
+    ];
+    let decision = |name: &str| {
+        let entry = format!("media/{name}.mp4");
+        eventually("a chunk ahead is explained", SOON, || {
+            let told = cluster
+                .coordinator
+                .json(&["explain", &entry, "--chunk", "18"]);
+            told["decisions"].as_array()?.first().cloned()
+        })
+    };
+    let told = ["full", "empty", "silent"].map(decision);
+    let says = |told: &serde_json::Value, what: &str| {
+        let reason = told["reason"].as_str().unwrap();
+        reason.contains("lookahead of reader") && reason.contains(what)
+    };
+    assert!(says(&told[0], "; player's buffer "), "{told:?}");
+    assert!(says(&told[1], "; player's buffer "), "{told:?}");
+    assert!(!says(&told[2], "player"), "{told:?}");
+    let due = told
+        .each_ref()
+        .map(|told| told["deadline_ms"].as_i64().unwrap());
+    assert!(due[0] > due[1] + 15_000, "{told:?}");
+    assert!(due[0] > due[2] + 15_000, "{told:?}");
+    // It is of this viewer alone: no part of the object's name, and nothing for its origin.
+    for hit in cluster.origin.all_hits() {
+        assert!(!hit.target.contains('?'), "{hit:?}");
+        let names = hit
+            .headers
+            .iter()
+            .map(|(name, _)| name.to_ascii_lowercase());
+        assert!(
+            !names.clone().any(|name| name.starts_with("cmcd")),
+            "{hit:?}"
+        );
+    }
+    let metrics = Call::get("/metrics").send(cluster.edge().admin).text();
+    let stalls = "cache_edge_http_player_stalls_total 1\n";
+    assert!(metrics.contains(stalls), "{metrics}");
 }

@@ -44,6 +44,7 @@ pub fn demand(directory: &Directory, edge: EdgeId, reader: &v1::ReaderDemand) ->
         buffered_bytes: reader.buffered_bytes,
         lookahead_bytes: reader.lookahead_bytes,
         earned_bytes: reader.earned_bytes,
+        player_buffer_ms: reader.player_buffer_ms,
         paused: reader.paused,
         hints,
     }))

@@ -1,10 +1,16 @@
-//! What a reader has really consumed, and how much may be fetched ahead of it for that.
+//! What a reader has really consumed, and how much may be fetched ahead of it for that; and what its
+//! player reports.
 //!
 //! The first bytes a reader takes fill buffers: its player's, and the sockets' between. They say
 //! nothing of how far it will read. So its lookahead starts at two chunks, and grows by what is
 //! consumed beyond them, to a minute of playback at the rate at which it consumes.
+//!
+//! A player may report its rate and its buffer (CMCD). Neither is trusted: a rate counts up to what
+//! silence would give or twice what is consumed, and an empty buffer is what silence counts as.
 
 use std::time::Duration;
+
+use http_rules::cmcd::Cmcd;
 
 use super::lookahead::DEFAULT_LOOKAHEAD_CHUNKS;
 
@@ -14,6 +20,27 @@ pub const START_CHUNKS: u32 = 2;
 const BUFFERED: u64 = 8 << 20;
 /// A rate is measured over at least this long.
 const RATE_WINDOW: Duration = Duration::from_secs(1);
+/// What the coordinator assumes of a reader whose rate it does not know: 20 Mbit/s.
+const ASSUMED_RATE: u64 = 2_500_000;
+
+/// What a player reported with its request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlayerReport {
+    /// At which it plays what it requests; none: it did not say.
+    pub bytes_per_second: Option<u64>,
+    /// What it has left to play before it needs the first byte; none: it did not say.
+    pub buffer: Option<Duration>,
+}
+
+impl From<&Cmcd> for PlayerReport {
+    fn from(cmcd: &Cmcd) -> Self {
+        let bytes_per_second = cmcd.encoded_kbps.map(|kbps| kbps.saturating_mul(125));
+        Self {
+            bytes_per_second: bytes_per_second.filter(|rate| *rate > 0),
+            buffer: cmcd.time_left(),
+        }
+    }
+}
 
 /// Of one reader. Times are on any clock.
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,14 +48,19 @@ pub struct Consumption {
     total: u64,
     window_start: Duration,
     window_bytes: u64,
+    /// As observed.
     rate: u64,
+    player: PlayerReport,
+    reported_at: Duration,
 }
 
 impl Consumption {
     #[must_use]
-    pub fn new(now: Duration) -> Self {
+    pub fn new(player: PlayerReport, now: Duration) -> Self {
         Self {
             window_start: now,
+            player,
+            reported_at: now,
             ..Self::default()
         }
     }
@@ -51,10 +83,29 @@ impl Consumption {
         (self.window_start, self.window_bytes) = (now, 0);
     }
 
-    /// Bytes a second, over seconds: a burst into a buffer is not a rate. 0: not known yet.
+    /// Bytes a second: as its player reports it, else as observed over seconds, because a burst
+    /// into a buffer is not a rate. 0: not known yet.
     #[must_use]
     pub fn rate(&self) -> u64 {
-        self.rate
+        let plausible = ASSUMED_RATE.max(self.rate.saturating_mul(2));
+        match self.player.bytes_per_second {
+            Some(rate) => rate.min(plausible),
+            None => self.rate,
+        }
+    }
+
+    /// What the player has left to play before it needs the reader's next byte: what it reported,
+    /// and what it has been sent since, less the time that passed. None: it did not say.
+    #[must_use]
+    pub fn player_buffer(&self, now: Duration) -> Option<Duration> {
+        let ms = u128::from(self.total) * 1_000 / u128::from(self.rate().max(1));
+        let sent = match self.rate() {
+            0 => Duration::ZERO,
+            _ => Duration::from_millis(u64::try_from(ms).unwrap_or(u64::MAX)),
+        };
+        let passed = now.saturating_sub(self.reported_at);
+        let reported = self.player.buffer?;
+        Some(reported.saturating_add(sent).saturating_sub(passed))
     }
 
     /// Bytes that may be fetched ahead of the reader: at most what it plays in `longest`, but a
@@ -63,10 +114,11 @@ impl Consumption {
     pub fn earned_bytes(&self, chunk_size: u64, longest: Duration) -> u64 {
         let chunks = |count: u32| u64::from(count).saturating_mul(chunk_size);
         let earned = chunks(START_CHUNKS).saturating_add(self.total.saturating_sub(BUFFERED));
-        if self.rate == 0 {
+        let rate = self.rate();
+        if rate == 0 {
             return earned;
         }
-        let played = u128::from(self.rate) * longest.as_millis() / 1_000;
+        let played = u128::from(rate) * longest.as_millis() / 1_000;
         let played = u64::try_from(played).unwrap_or(u64::MAX);
         earned.min(played.max(chunks(DEFAULT_LOOKAHEAD_CHUNKS)))
     }
@@ -81,7 +133,7 @@ mod tests {
 
     /// Of a reader that took a burst, then so much each second.
     fn consumed(burst: u64, each_second: u64, seconds: u64) -> Consumption {
-        let mut consumption = Consumption::new(Duration::ZERO);
+        let mut consumption = Consumption::new(PlayerReport::default(), Duration::ZERO);
         consumption.add(burst, Duration::from_millis(20));
         for second in 1..=seconds {
             consumption.add(each_second, Duration::from_secs(second));
@@ -112,6 +164,42 @@ mod tests {
         assert_eq!(fast, 60_000_000);
         let slow = consumed(0, 50_000, 3_600).earned_bytes(CHUNK, MINUTE);
         assert_eq!(slow, 10 * CHUNK);
+    }
+
+    fn reported(text: &str) -> Consumption {
+        let query = format!("CMCD={text}");
+        let cmcd = Cmcd::from_request(&http::HeaderMap::new(), Some(&query)).unwrap_or_default();
+        Consumption::new(PlayerReport::from(&cmcd), Duration::ZERO)
+    }
+
+    #[test]
+    fn a_reported_rate_counts_as_far_as_it_is_plausible() {
+        assert_eq!(reported("br%3D8000").rate(), 1_000_000);
+        assert_eq!(reported("br%3D0").rate(), 0, "that is none");
+        let mut liar = reported("br%3D10000000");
+        assert_eq!(liar.rate(), ASSUMED_RATE, "as if it had said nothing");
+        liar.add(4_000_000, Duration::from_secs(1));
+        assert_eq!(liar.rate(), 8_000_000, "twice what it consumes");
+        let mut slow = reported("br%3D8000");
+        slow.add(100_000, Duration::from_secs(1));
+        assert_eq!(slow.rate(), 1_000_000, "its link is slow, not its film");
+    }
+
+    #[test]
+    fn a_buffer_grows_by_what_is_sent_and_shrinks_with_time() {
+        let left = |text, bytes, seconds| {
+            let mut consumption = reported(text);
+            consumption.add(bytes, Duration::from_millis(10));
+            let left = consumption.player_buffer(Duration::from_secs(seconds));
+            left.map(|left| left.as_millis())
+        };
+        assert_eq!(left("br%3D8000%2Cbl%3D30000", 0, 0), Some(30_000));
+        assert_eq!(left("br%3D8000%2Cbl%3D30000", 5_000_000, 2), Some(33_000));
+        assert_eq!(left("br%3D8000%2Cbl%3D3000", 0, 60), Some(0));
+        assert_eq!(left("bl%3D3000", 5_000_000, 1), Some(2_000), "no rate yet");
+        assert_eq!(left("su%2Cbl%3D3000", 0, 0), Some(0));
+        assert_eq!(left("bs%2Cbl%3D3000", 0, 0), Some(0));
+        assert_eq!(left("br%3D8000", 5_000_000, 1), None);
     }
 
     #[test]

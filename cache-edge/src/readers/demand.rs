@@ -13,7 +13,10 @@ use chunkcache_proto::{ByteRange, EntryId, v1};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::core::{consumption::Consumption, lookahead::ReaderView};
+use crate::core::{
+    consumption::{Consumption, PlayerReport},
+    lookahead::ReaderView,
+};
 use chunk_store::EntryFile;
 
 /// A reader that took nothing for this long keeps its position and wants no fetch.
@@ -154,7 +157,12 @@ impl DemandRegistry {
 
     /// A reader over `range`. Not waiting yet.
     #[must_use]
-    pub fn open(&self, file: &Arc<EntryFile>, range: ByteRange) -> Arc<ReaderState> {
+    pub fn open(
+        &self,
+        file: &Arc<EntryFile>,
+        range: ByteRange,
+        player: PlayerReport,
+    ) -> Arc<ReaderState> {
         let state = Arc::new(ReaderState {
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
             file: file.clone(),
@@ -164,7 +172,7 @@ impl DemandRegistry {
             held_ms: AtomicU64::new(0),
             waiting_since_us: AtomicU64::new(0),
             last_read_us: AtomicU64::new(self.now_us()),
-            consumption: Mutex::new(Consumption::new(self.now())),
+            consumption: Mutex::new(Consumption::new(player, self.now())),
             told_paused: AtomicBool::new(false),
             hints: Mutex::default(),
         });
@@ -394,6 +402,12 @@ impl DemandRegistry {
         consumption.earned_bytes(chunk_size, self.longest_lookahead)
     }
 
+    /// Unset: its player did not say.
+    fn player_buffer_ms(&self, reader: &ReaderState) -> Option<u32> {
+        let buffer = reader.consumption.lock().player_buffer(self.now())?;
+        Some(u32::try_from(buffer.as_millis()).unwrap_or(u32::MAX))
+    }
+
     /// Periodic: readers that took nothing for a while are told as paused, and hints of those that
     /// left are kept no longer.
     pub fn sweep(&self) {
@@ -445,6 +459,7 @@ impl DemandRegistry {
             waiting: view.waiting,
             rate_bytes_per_second: reader.rate(),
             earned_bytes: self.earned_bytes(reader),
+            player_buffer_ms: self.player_buffer_ms(reader),
             buffered_bytes: buffered_to.saturating_sub(view.position),
             lookahead_bytes: u64::from(self.lookahead_chunks) * u64::from(geometry.chunk_size()),
             paused: view.paused,

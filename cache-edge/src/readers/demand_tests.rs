@@ -29,7 +29,13 @@ fn a_file() -> (tempfile::TempDir, Arc<EntryFile>) {
 fn what_was_assigned_for_a_reader_that_left_is_wanted_only_by_readers_near_it() {
     let (_dir, file) = a_file();
     let demand = DemandRegistry::default();
-    let open = |from: u64| demand.open(&file, ByteRange::new(from << 20, 100 << 20));
+    let open = |from: u64| {
+        demand.open(
+            &file,
+            ByteRange::new(from << 20, 100 << 20),
+            PlayerReport::default(),
+        )
+    };
     let (left, _stays) = (open(0), open(40));
     let wants = |from: u64| {
         let run = ByteRange::new(from << 20, (from + 8) << 20);
@@ -48,7 +54,7 @@ fn what_was_assigned_for_a_reader_that_left_is_wanted_only_by_readers_near_it() 
 fn the_operators_lookahead_is_told_and_without_one_the_coordinator_decides() {
     let (_dir, file) = a_file();
     let told = |demand: DemandRegistry| {
-        let reader = demand.open(&file, ByteRange::new(0, 100 << 20));
+        let reader = demand.open(&file, ByteRange::new(0, 100 << 20), PlayerReport::default());
         demand.message(&reader).lookahead_bytes
     };
     assert_eq!(
@@ -64,7 +70,7 @@ fn a_reader_that_takes_nothing_is_told_as_paused_once_and_again_when_it_goes_on(
     let mut demand = DemandRegistry::default();
     demand.begun -= 2 * PAUSED_AFTER;
     let demand = demand;
-    let reader = demand.open(&file, ByteRange::new(0, 100 << 20));
+    let reader = demand.open(&file, ByteRange::new(0, 100 << 20), PlayerReport::default());
     let told = || {
         let changes = demand.take_changes(false);
         let readers = changes.readers.iter();
@@ -88,7 +94,7 @@ fn a_reader_that_takes_nothing_is_told_as_paused_once_and_again_when_it_goes_on(
 fn hints_are_kept_for_a_while_after_their_reader_left() {
     let (_dir, file) = a_file();
     let demand = DemandRegistry::default();
-    let reader = demand.open(&file, ByteRange::new(0, 64 << 10));
+    let reader = demand.open(&file, ByteRange::new(0, 64 << 10), PlayerReport::default());
     let index = ByteRange::new(90 << 20, 100 << 20);
     demand.hint(&reader, vec![index]);
     drop(demand.take_changes(false));

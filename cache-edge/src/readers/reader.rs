@@ -13,7 +13,7 @@ use super::{
     incoming_chunks::{EntryIncoming, IncomingChunks},
 };
 use crate::{
-    core::container,
+    core::{consumption::PlayerReport, container},
     resolve::ports::{OpenReader, Piece, Presence, ReadBytes, ReadError},
 };
 use chunk_store::{ChunkPin, EntryFile};
@@ -50,13 +50,14 @@ pub struct ReaderFactory {
 impl OpenReader for ReaderFactory {
     type Reader = Reader;
 
-    fn open(&self, range: ByteRange) -> Reader {
+    fn open(&self, range: ByteRange, player: PlayerReport) -> Reader {
         let range = range.intersect(ByteRange::new(0, self.file.geometry().size()));
         let told = range.len() > TELL_ALWAYS_BYTES || self.presence(range) != Presence::All;
         let mut reader = Reader {
             factory: self.clone(),
             cursor: range.start,
             end: range.end,
+            player,
             demand: None,
             incoming: None,
             direct: None,
@@ -105,6 +106,7 @@ pub struct Reader {
     factory: ReaderFactory,
     cursor: u64,
     end: u64,
+    player: PlayerReport,
     demand: Option<Arc<ReaderState>>,
     incoming: Option<Arc<EntryIncoming>>,
     direct: Option<tokio::sync::mpsc::Receiver<Result<Bytes, ReadError>>>,
@@ -338,7 +340,7 @@ impl Reader {
         let factory = &self.factory;
         let state = self
             .demand
-            .get_or_insert_with(|| factory.demand.open(&factory.file, range))
+            .get_or_insert_with(|| factory.demand.open(&factory.file, range, self.player))
             .clone();
         self.incoming();
         state

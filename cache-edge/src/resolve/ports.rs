@@ -8,6 +8,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use bytes::Bytes;
 use chunkcache_proto::ByteRange;
 
+use crate::core::consumption::PlayerReport;
 use chunk_store::{ChunkPin, EntryFile};
 use http_rules::cache_status::{CacheStatus, Missing};
 
@@ -112,7 +113,7 @@ pub enum Freshness {
 /// Opens readers of one object.
 pub trait OpenReader: Send + Sync + 'static {
     type Reader: ReadBytes;
-    fn open(&self, range: ByteRange) -> Self::Reader;
+    fn open(&self, range: ByteRange, player: PlayerReport) -> Self::Reader;
     /// How much of the range is present now (for `Cache-Status: hit` against `fwd=partial`).
     fn presence(&self, range: ByteRange) -> Presence;
     /// What is known of what is not here of the range; none: nothing is remembered.
@@ -124,8 +125,8 @@ pub trait OpenReader: Send + Sync + 'static {
 impl<O: OpenReader> OpenReader for Arc<O> {
     type Reader = O::Reader;
 
-    fn open(&self, range: ByteRange) -> O::Reader {
-        (**self).open(range)
+    fn open(&self, range: ByteRange, player: PlayerReport) -> O::Reader {
+        (**self).open(range, player)
     }
 
     fn presence(&self, range: ByteRange) -> Presence {

@@ -23,6 +23,7 @@ use super::{
     limits::Share,
     metrics::{ByteSource, Metrics},
 };
+use crate::core::consumption::PlayerReport;
 use crate::resolve::ports::{OpenReader, Piece, ReadBytes, ReadError};
 
 /// A longer wait within a body is a stall that a viewer may notice.
@@ -134,6 +135,7 @@ impl BodyPlan {
 struct Cursor<O: OpenReader> {
     opener: O,
     plan: BodyPlan,
+    player: PlayerReport,
     reader: Option<O::Reader>,
     /// The rest of the last piece, which did not fit into its buffer.
     rest: Option<Piece>,
@@ -161,7 +163,9 @@ impl<O: OpenReader> Cursor<O> {
             match self.plan.pop() {
                 None => return Ok(None),
                 Some(Part::Literal(bytes)) => return Ok(Some(BodyData::Memory(bytes))),
-                Some(Part::Range(range)) => self.reader = Some(self.opener.open(range)),
+                Some(Part::Range(range)) => {
+                    self.reader = Some(self.opener.open(range, self.player));
+                }
             }
         }
     }
@@ -173,7 +177,7 @@ impl<O: OpenReader> Cursor<O> {
         }
         self.head = (!head.is_empty()).then(|| head.freeze());
         if let Some(Part::Range(range)) = self.plan.pop() {
-            self.reader = Some(self.opener.open(range));
+            self.reader = Some(self.opener.open(range, self.player));
             let is_stream = matches!(self.delivery, Delivery::Copy { is_stream, .. } if is_stream);
             if is_stream {
                 self.rest = self.next_piece().await?;
@@ -328,11 +332,18 @@ impl<O: OpenReader> Unpin for ObjectBody<O> {}
 impl<O: OpenReader> ObjectBody<O> {
     /// Opens nothing yet.
     #[must_use]
-    pub fn new(opener: O, plan: BodyPlan, delivery: Delivery, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        opener: O,
+        plan: BodyPlan,
+        player: PlayerReport,
+        delivery: Delivery,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let remaining = plan.parts().map(Part::len).sum();
         let cursor = Cursor {
             opener,
             plan,
+            player,
             reader: None,
             rest: None,
             head: None,

@@ -17,7 +17,7 @@ use super::{
     connection_cache::{CachedResolution, ConnectionCache},
     edge_body::EdgeBody,
     metrics::Refusal,
-    multipart,
+    multipart, players,
     problem::Problem,
     response::{self, CACHE_STATUS},
     server::Server,
@@ -394,6 +394,7 @@ async fn answer_object<O: OpenReader>(
         let mut body = ObjectBody::new(
             Arc::clone(&object.readers),
             plan,
+            players::report(&server.metrics, request),
             client.delivery.clone(),
             Arc::clone(&server.metrics),
         )

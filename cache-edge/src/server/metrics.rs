@@ -94,6 +94,7 @@ pub struct Metrics {
     first_byte_seconds: DurationHistogram,
     seek_first_byte_seconds: DurationHistogram,
     stalls: Counter,
+    player_stalls: Counter,
     stall_seconds: Counter<f64, std::sync::atomic::AtomicU64>,
     connections: Gauge,
     requests_active: Gauge,
@@ -129,6 +130,10 @@ impl Metrics {
         let stalls = counter(
             "http_stalls",
             "Waits of 100 ms and more for bytes, once a body had begun",
+        );
+        let player_stalls = counter(
+            "http_player_stalls",
+            "Requests whose player reports that its buffer ran empty (CMCD `bs`)",
         );
         let sendfile_bytes = counter(
             "http_sendfile_bytes",
@@ -178,6 +183,7 @@ impl Metrics {
             first_byte_seconds,
             seek_first_byte_seconds,
             stalls,
+            player_stalls,
             stall_seconds,
             connections,
             requests_active,
@@ -198,6 +204,10 @@ impl Metrics {
     pub fn count_stall(&self, waited: Duration) {
         self.stalls.inc();
         self.stall_seconds.inc_by(waited.as_secs_f64());
+    }
+
+    pub fn count_player_stall(&self) {
+        self.player_stalls.inc();
     }
 
     pub fn count_refusal(&self, refusal: Refusal) {

@@ -19,6 +19,7 @@ pub mod limits;
 pub mod metrics;
 mod multipart;
 mod paced_io;
+mod players;
 pub mod problem;
 mod progress_io;
 pub mod proxies;

@@ -12,6 +12,7 @@ use std::{
 };
 
 use cache_edge::{
+    core::consumption::PlayerReport,
     resolve::ports::{
         Freshness, Object, ObjectName, ObjectRequest, Objects, OpenReader, PassThrough, Piece,
         Presence, ReadBytes, ReadError, Resolution, ServeError, Standing,
@@ -101,7 +102,7 @@ impl TestObject {
 impl OpenReader for TestObject {
     type Reader = TestReader;
 
-    fn open(&self, range: ByteRange) -> TestReader {
+    fn open(&self, range: ByteRange, _: PlayerReport) -> TestReader {
         TestReader {
             object: self.clone(),
             range,

@@ -120,6 +120,7 @@ impl Load {
             buffered_bytes: 0,
             lookahead_bytes: 0,
             earned_bytes: 0,
+            player_buffer_ms: None,
             paused: false,
             hints: Vec::new(),
         }

@@ -242,6 +242,9 @@ pub struct Demand {
     pub lookahead_bytes: u64,
     /// No more than this ahead, by what it has consumed; 0: no bound but the scheduler's.
     pub earned_bytes: u64,
+    /// What its player has left to play before it needs `position`; unset: it did not say, and
+    /// counts as empty.
+    pub player_buffer_ms: Option<u32>,
     /// Keeps its place, wants no fetch.
     pub paused: bool,
     /// Chunks wanted at HIGH beside the lookahead.

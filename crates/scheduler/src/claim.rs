@@ -94,6 +94,8 @@ pub struct Claim {
     pub position: u64,
     /// How fast the owner approaches; 0: it does not, and `since` is the deadline.
     pub rate_bytes_per_second: u64,
+    /// What the owner's player has left to play before it is at `position`.
+    pub player_buffer_ms: Option<u32>,
     /// When the claim was made, or when its owner began to wait.
     pub since: Millis,
     /// Chunks granted so far, for fair shares.

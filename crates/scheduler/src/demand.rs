@@ -43,6 +43,7 @@ impl Scheduler {
                 ranges: None,
                 position: demand.position,
                 rate_bytes_per_second: rate,
+                player_buffer_ms: demand.player_buffer_ms,
                 since,
                 served,
                 queued: None,
@@ -403,8 +404,11 @@ fn deadline(
                 .saturating_sub(claim.position);
             let rate = u128::from(claim.rate_bytes_per_second.max(1));
             let ms = u128::from(ahead) * 1_000 / rate;
+            // Saying that it is empty gains a player nothing: it is what silence counts as.
+            let buffer = Millis::from(claim.player_buffer_ms.unwrap_or(0));
             claim
                 .since
+                .saturating_add(buffer)
                 .saturating_add(u64::try_from(ms).unwrap_or(u64::MAX / 2))
         }
         // A player asks for the index before it reads on: do not put it after the lookahead of a

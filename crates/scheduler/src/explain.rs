@@ -53,6 +53,8 @@ pub struct Decision {
     pub readers: u32,
     /// On the scheduler's clock, if it has one.
     pub deadline: Option<Millis>,
+    /// What the player of the reader in `reason` reported, if it did.
+    pub player_buffer_ms: Option<u32>,
     /// In words, while it waits.
     pub blocked_by: Option<&'static str>,
 }
@@ -116,6 +118,7 @@ impl Scheduler {
         if let Some(flight) =
             flying.min_by_key(|flight| (flight.cancelling, flight.level, flight.id))
         {
+            let reason = self.reason_of(edge, flight);
             return Some(Decision {
                 edge,
                 level: flight.level,
@@ -125,9 +128,10 @@ impl Scheduler {
                     DecisionState::Assigned
                 },
                 from: flight.from,
-                reason: self.reason_of(edge, flight),
+                reason,
                 readers,
                 deadline: timed(flight.deadline),
+                player_buffer_ms: self.player_buffer_ms(reason),
                 blocked_by: flight
                     .cancelling
                     .then_some("being cancelled; its chunk under way is finished"),
@@ -181,8 +185,18 @@ impl Scheduler {
             reason: owner.reason(),
             readers,
             deadline: claim.queued.and_then(|key| timed(key.deadline)),
+            player_buffer_ms: self.player_buffer_ms(owner.reason()),
             blocked_by,
         })
+    }
+
+    fn player_buffer_ms(&self, reason: Reason) -> Option<u32> {
+        let owner = match reason {
+            Reason::ReaderWaits(reader) => Owner::Waiting(reader),
+            Reason::Lookahead(reader) => Owner::Lookahead(reader),
+            _ => return None,
+        };
+        self.claims.get(&owner)?.player_buffer_ms
     }
 
     /// The running fetches of an entry, by edge. For the dashboard's chunk map.

@@ -33,6 +33,7 @@ impl Scheduler {
                 ranges: None,
                 position: 0,
                 rate_bytes_per_second: 0,
+                player_buffer_ms: None,
                 since: self.now,
                 served: 0,
                 queued: None,

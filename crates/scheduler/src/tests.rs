@@ -4,6 +4,7 @@
 mod handover;
 mod late;
 mod lookahead;
+mod players;
 mod quota;
 mod shares;
 mod space;
@@ -116,6 +117,7 @@ fn demand(edge: u32, number: u64, position: u64, waiting: bool) -> Demand {
         buffered_bytes: 0,
         lookahead_bytes: 0,
         earned_bytes: 0,
+        player_buffer_ms: None,
         paused: false,
         hints: Vec::new(),
     }

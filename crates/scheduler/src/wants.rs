@@ -53,6 +53,7 @@ impl Scheduler {
             ranges: Some(chunks.clone()),
             position: 0,
             rate_bytes_per_second: 0,
+            player_buffer_ms: None,
             since: self.now,
             served: 0,
             queued: None,

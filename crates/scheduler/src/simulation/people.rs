@@ -86,6 +86,7 @@ impl World {
                     buffered_bytes: 0,
                     lookahead_bytes: 0,
                     earned_bytes: 0,
+                    player_buffer_ms: None,
                     paused: false,
                     hints: if self.dice.per_mille(100) {
                         vec![hint..hint + 1]
