@@ -28,7 +28,7 @@ fn main() {
         let missing = (0..geometry.chunk_count()).filter(|&chunk| !entry.is_present(chunk));
         for chunk in missing {
             let range = geometry.chunk_range(chunk);
-            let reservation = store.reserve(range.len()).unwrap();
+            let reservation = entry.reserve(range.len()).unwrap();
             // Two blocks, 8 GB per million: so no chunk looks as if the disk had lost it.
             entry.write_at(range.start, &[1]).unwrap();
             entry.write_at(range.end - 1, &[1]).unwrap();

@@ -98,7 +98,7 @@ impl Edge {
         // to a new library.
         let base_urls = catalogue.base_urls();
         bindings.forget_foreign(|name| base_urls.get(name).cloned());
-        let incoming = Arc::new(IncomingChunks::new(store.clone()));
+        let incoming = Arc::new(IncomingChunks::default());
         let demand = Arc::new(DemandRegistry::new(
             options.lookahead,
             options.lookahead_time,

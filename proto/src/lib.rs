@@ -10,6 +10,7 @@ pub mod key;
 pub mod priority;
 pub mod range_set;
 pub mod source_name;
+pub mod space;
 
 /// Generated from `proto/chunkcache/v1`.
 #[allow(clippy::all, clippy::pedantic, missing_docs)]

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use chunkcache_tests::http::Call;
-use chunkcache_tests::{CHUNK, Cluster, ClusterOptions, MIB, Object, eventually};
+use chunkcache_tests::{CHUNK, Cluster, ClusterOptions, MIB, Object, content, eventually};
 
 const ROOM: u64 = 64 * MIB;
 const SOON: Duration = Duration::from_secs(30);
@@ -93,4 +93,73 @@ fn a_job_for_which_there_is_no_room_says_so_and_waits() {
     assert!(done > ROOM / 2 && done <= ROOM, "{job}");
     let cancel = ["precache", "cancel", &id];
     assert!(cluster.coordinator.cli(&cancel).status.success());
+}
+
+#[test]
+fn a_source_stays_below_its_quota_and_others_keep_theirs() {
+    const FILMS: u64 = 4;
+    let cluster = Cluster::start();
+    cluster.add_source_with("films", &["--quota=24MiB"]);
+    cluster.add_source("others");
+    let address = cluster.edge().http;
+    let film = |number: u64| format!("/film-{number}");
+    for number in 0..FILMS {
+        cluster.put(
+            &film(number),
+            Object::generated(300 + number, 8 * MIB).header("Cache-Control", "max-age=3600"),
+        );
+    }
+    cluster.put(
+        "/other",
+        Object::generated(299, 12 * MIB).header("Cache-Control", "max-age=3600"),
+    );
+    let play = |target: &str, seed: u64, size: u64| {
+        let answer = Call::get(target).send(address).expect(200);
+        assert!(answer.body == content::bytes(seed, 0, size), "{target}");
+    };
+    play("/others/other", 299, 12 * MIB);
+    let rows = |source: &str| {
+        let sql = format!(
+            "SELECT coalesce(sum(c.end_byte - c.start_byte), 0) FROM cache_chunks c
+             JOIN cache_entries e ON e.id = c.entry_id WHERE e.source = '{source}'"
+        );
+        cluster.postgres.number(&sql) as u64
+    };
+    let play_all = || {
+        for number in 0..FILMS {
+            play(&format!("/films{}", film(number)), 300 + number, 8 * MIB);
+            assert!(rows("films") <= 24 * MIB, "{}", rows("films"));
+        }
+    };
+    play_all();
+    play_all();
+    assert!(
+        rows("films") >= 8 * MIB,
+        "{}: it caches less than it may",
+        rows("films")
+    );
+    eventually("the other source is stored", SOON, || {
+        (rows("others") == 12 * MIB).then_some(())
+    });
+    // The fill of what was evicted does not go round and round.
+    let paths: Vec<String> = (0..FILMS).map(film).collect();
+    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    at_rest(&cluster, &paths);
+    let set = |quota: &str| {
+        let set = ["source", "set", "films", quota];
+        assert!(cluster.coordinator.cli(&set).status.success());
+    };
+    set("--quota=6MiB");
+    eventually("a smaller quota holds", SOON, || {
+        (rows("films") <= 6 * MIB).then_some(())
+    });
+    set("--quota=0");
+    for number in 0..FILMS {
+        play(&format!("/films{}", film(number)), 300 + number, 8 * MIB);
+    }
+    let all = FILMS * 8 * MIB;
+    eventually("there is none any more", SOON, || {
+        (rows("films") == all).then_some(())
+    });
+    assert_eq!(rows("others"), 12 * MIB);
 }

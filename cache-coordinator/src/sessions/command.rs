@@ -48,6 +48,15 @@ pub enum Command {
         /// The report.
         space: EdgeSpace,
     },
+    /// From a session: what it says of sources.
+    SourceSpaces {
+        /// The edge.
+        edge: EdgeId,
+        /// The session's epoch.
+        epoch: u64,
+        /// The report.
+        sources: Vec<v1::SourceStatus>,
+    },
     /// A session ended.
     EdgeLeft {
         /// Its row's id.

@@ -427,6 +427,7 @@ async fn control(
                     viewers.filter_map(|it| it.entry_id.parse().ok()).collect();
                 open_entries(cluster, played).await;
             }
+            let sources = status.sources.clone();
             *live.status.lock() = status;
             if is_due {
                 *touched = Some(Instant::now());
@@ -440,6 +441,12 @@ async fn control(
                 .plan
                 .tell(Command::EdgeSpace { edge, epoch, space })
                 .await?;
+            let command = Command::SourceSpaces {
+                edge,
+                epoch,
+                sources,
+            };
+            cluster.plan.tell(command).await?;
         }
         // Routed to other lanes by the protocol.
         Request::Hello(_)

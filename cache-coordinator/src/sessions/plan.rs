@@ -141,6 +141,16 @@ impl Plan {
                     self.edge_space(edge, space, now, actions);
                 }
             }
+            Command::SourceSpaces {
+                edge,
+                epoch,
+                sources,
+            } => {
+                if self.is_present(edge, epoch) {
+                    let spaces = translate::source_spaces(&self.directory, &sources);
+                    self.event(Event::SourceSpaces { edge, spaces }, now, actions);
+                }
+            }
             Command::EdgeLeft { edge, epoch } => {
                 if self.is_present(edge, epoch) {
                     self.epochs.remove(&edge);

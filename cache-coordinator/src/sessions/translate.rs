@@ -13,7 +13,7 @@ use scheduler::{
     LEASE_MS,
     api::{
         Assignment, Demand, EdgeId, Effect, Event, Fault, FetchSource as FetchFrom, Lease,
-        QuotaUse, ReaderId, Reason,
+        QuotaUse, ReaderId, Reason, SourceSpace,
     },
 };
 
@@ -118,6 +118,7 @@ fn fault(failure: &v1::FetchFailure) -> Fault {
         Wire::Peer => Fault::Peer,
         Wire::Edge => Fault::Edge,
         Wire::Changed => Fault::Changed,
+        Wire::Quota => Fault::Quota,
     }
 }
 
@@ -185,6 +186,20 @@ pub fn quota_uses(directory: &Directory, report: &v1::QuotaReport) -> Vec<QuotaU
             held: said.held,
             wanted: said.wanted,
             urgent: said.urgent,
+        })
+    });
+    known.collect()
+}
+
+/// The quotas on an edge's disk, of sources that are known here.
+#[must_use]
+pub fn source_spaces(directory: &Directory, sources: &[v1::SourceStatus]) -> Vec<SourceSpace> {
+    let limited = sources.iter().filter(|it| it.quota_bytes > 0);
+    let known = limited.take(MAX_QUOTA_USES).filter_map(|it| {
+        Some(SourceSpace {
+            source: directory.known_source(&it.source)?,
+            bytes_used: it.bytes_used,
+            quota_bytes: it.quota_bytes,
         })
     });
     known.collect()

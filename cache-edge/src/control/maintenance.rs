@@ -52,6 +52,7 @@ impl Maintenance {
                 () = shutdown.cancelled() => return,
                 Some(stored) = durable.recv() => self.stored(&stored),
                 Some(lost) = corrupt.recv() => self.lost(lost),
+                () = self.store.quota_exceeded() => self.relieve(false).await,
                 _ = tick.tick() => {
                     ticks = ticks.wrapping_add(1);
                     let sweep = ticks.is_multiple_of(SWEEP_EVERY);
@@ -118,7 +119,8 @@ impl Maintenance {
         }
         // Rows first: without a coordinator nothing is evicted, and misses pass through uncached.
         let room = MAX_REMOVALS.saturating_sub(self.link.removals_under_way());
-        if pressed == 0 || !self.link.is_ready() || room < MAX_REMOVALS / 2 {
+        let is_pressed = pressed > 0 || self.store.is_over_quota();
+        if !is_pressed || !self.link.is_ready() || room < MAX_REMOVALS / 2 {
             return;
         }
         for victims in this.store.victims(pressed, room) {

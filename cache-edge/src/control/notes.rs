@@ -34,6 +34,13 @@ pub fn restore(store: &Store, catalogue: &Catalogue, peer_keys: &PeerKeys, chunk
             set_chunk_size(chunk_size, u32::from_le_bytes(bytes));
         }
     }
+    apply(store, catalogue, sources);
+}
+
+fn apply(store: &Store, catalogue: &Catalogue, sources: Vec<v1::Source>) {
+    let quotas = sources.iter().filter(|source| source.quota_bytes > 0);
+    let quotas = quotas.map(|source| (source.name.clone(), source.quota_bytes));
+    store.set_quotas(&quotas.collect());
     report_bad(catalogue.replace(sources));
 }
 
@@ -53,7 +60,7 @@ pub fn set_sources(store: &Store, catalogue: &Catalogue, sources: Vec<v1::Source
     for source in &sources {
         store.put_note(&note_key(&source.name), Some(&source.encode_to_vec()));
     }
-    report_bad(catalogue.replace(sources));
+    apply(store, catalogue, sources);
     let now = catalogue.base_urls();
     before
         .iter()

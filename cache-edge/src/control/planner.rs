@@ -123,7 +123,7 @@ impl Planner {
             held: reader.held_for(),
             is_limited: self.downloads.is_limited(&reader.file),
             is_covered,
-            store_refuses: store_refuses(&self.store, &self.downloads),
+            store_refuses: store_refuses(&self.store, &self.downloads) || !reader.file.has_room(),
         });
         if planned_elsewhere && waited < budget {
             return budget - waited;
@@ -140,6 +140,9 @@ impl Planner {
     }
 
     fn look_ahead(&self, reader: &Arc<ReaderState>, local: &mut Vec<Assignment>) {
+        if !reader.file.has_room() {
+            return;
+        }
         let geometry = reader.file.geometry();
         let id = reader.file.id();
         let incoming = self.incoming.of(&reader.file);

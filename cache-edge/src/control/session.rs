@@ -44,6 +44,8 @@ const DEFAULT_SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_CLOCK_SKEW_MS: i64 = 1_000;
 /// Limit of viewers in one status.
 const MAX_VIEWERS: usize = 1_000;
+/// Named in a status.
+const MAX_SOURCES: usize = 1_000;
 
 /// Totals in a status that the store does not know.
 pub trait Totals: Send + Sync + 'static {
@@ -536,7 +538,18 @@ impl Session {
                 .take(MAX_VIEWERS)
                 .map(|reader| self.demand.message(reader))
                 .collect(),
+            sources: self.source_statuses(),
         }
+    }
+
+    fn source_statuses(&self) -> Vec<v1::SourceStatus> {
+        let uses = self.store.source_uses().into_iter().take(MAX_SOURCES);
+        uses.map(|it| v1::SourceStatus {
+            source: it.source.to_string(),
+            bytes_used: it.used_bytes,
+            quota_bytes: it.quota_bytes.unwrap_or(0),
+        })
+        .collect()
     }
 
     /// For tests and status pages.

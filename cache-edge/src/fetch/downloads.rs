@@ -287,6 +287,12 @@ impl Downloads {
                 self.0.fetcher.counters.failed(failure.fault);
                 if failure.fault == v1::fetch_failure::Fault::Edge {
                     state.refused = Some(Instant::now());
+                }
+                let by_store = [
+                    v1::fetch_failure::Fault::Edge,
+                    v1::fetch_failure::Fault::Quota,
+                ];
+                if by_store.contains(&failure.fault) {
                     // The store has already logged why it refuses.
                     tracing::debug!(fetch, message = failure.message, "a fetch failed");
                 } else {

@@ -534,8 +534,12 @@ fn peer_failure(error: &OriginError) -> Failure {
 }
 
 fn store_failure(error: &IncomingError) -> Failure {
+    let fault = match error {
+        IncomingError::Refused(_) => v1::fetch_failure::Fault::Edge,
+        IncomingError::OverQuota(_) => v1::fetch_failure::Fault::Quota,
+    };
     Failure {
-        fault: v1::fetch_failure::Fault::Edge,
+        fault,
         http_status: 0,
         retry_after: None,
         message: error.to_string(),

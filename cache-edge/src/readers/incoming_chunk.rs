@@ -11,7 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::pieces::Pieces;
-use chunk_store::{EntryFile, Reservation, Store, StoreError};
+use chunk_store::{EntryFile, Reservation, StoreError};
 
 /// Size of one read when bytes that came out of order are read back for the checksum.
 const REREAD_BYTES: usize = 256 << 10;
@@ -24,12 +24,14 @@ pub enum IncomingError {
     /// Readers get the bytes from the origin, past the store.
     #[error("not stored: {0}")]
     Refused(String),
+    /// The same, where only the source's quota is used up.
+    #[error("not stored: {0}")]
+    OverQuota(String),
 }
 
 /// A chunk that is not present yet.
 pub struct IncomingChunk {
     file: Arc<EntryFile>,
-    store: Store,
     chunk: ChunkIndex,
     range: ByteRange,
     state: Mutex<State>,
@@ -61,8 +63,8 @@ enum Phase {
     Finishing,
     Present,
     /// Given up; its blocks are freed before any fetch can begin the chunk again.
-    Refusing(String),
-    Refused(String),
+    Refusing(IncomingError),
+    Refused(IncomingError),
     /// Nobody needed it; like `Refusing` and `Refused`, but a fetch may begin the chunk again.
     Abandoning,
     Abandoned,
@@ -80,7 +82,7 @@ pub enum ByteState {
 }
 
 impl IncomingChunk {
-    pub(super) fn new(store: Store, file: Arc<EntryFile>, chunk: ChunkIndex) -> Self {
+    pub(super) fn new(file: Arc<EntryFile>, chunk: ChunkIndex) -> Self {
         let range = file.geometry().chunk_range(chunk);
         let state = State {
             claimed: RangeSet::new(),
@@ -96,7 +98,6 @@ impl IncomingChunk {
         };
         Self {
             file,
-            store,
             chunk,
             range,
             state: Mutex::new(state),
@@ -125,7 +126,7 @@ impl IncomingChunk {
                 ByteState::Written(end)
             }
             (Phase::Filling | Phase::Finishing, None) => ByteState::Nothing,
-            (Phase::Refusing(why) | Phase::Refused(why), _) => ByteState::Refused(why.clone()),
+            (Phase::Refusing(why) | Phase::Refused(why), _) => ByteState::Refused(why.to_string()),
             (Phase::Abandoning | Phase::Abandoned, _) => ByteState::Nothing,
         }
     }
@@ -191,7 +192,7 @@ impl IncomingChunk {
                 let mut state = self.state.lock();
                 match &state.phase {
                     Phase::Refusing(why) | Phase::Refused(why) => {
-                        return Err(IncomingError::Refused(why.clone()));
+                        return Err(why.clone());
                     }
                     Phase::Finishing | Phase::Present => return Ok(true),
                     // A fetch that still wants the chunk begins it again.
@@ -199,7 +200,7 @@ impl IncomingChunk {
                     Phase::Filling => {}
                 }
                 if state.reservation.is_none() {
-                    match self.store.reserve(self.range.len()) {
+                    match self.file.reserve(self.range.len()) {
                         Ok(reservation) => state.reservation = Some(reservation),
                         Err(error) => return Err(self.refuse(state, &error)),
                     }
@@ -221,7 +222,7 @@ impl IncomingChunk {
             if let Phase::Refusing(why) = &state.phase {
                 let why = why.clone();
                 self.give_back(state);
-                return Err(IncomingError::Refused(why));
+                return Err(why);
             }
             if self.publish(state, gap, part)? {
                 return Ok(true);
@@ -285,12 +286,15 @@ impl IncomingChunk {
 
     /// Voids the chunk: no space or a broken disk. Blocking.
     fn refuse(&self, mut state: MutexGuard<'_, State>, error: &StoreError) -> IncomingError {
-        let why = error.to_string();
+        let why = match error {
+            StoreError::OverQuota(_) => IncomingError::OverQuota(error.to_string()),
+            _ => IncomingError::Refused(error.to_string()),
+        };
         if !matches!(state.phase, Phase::Refusing(_) | Phase::Refused(_)) {
             state.phase = Phase::Refusing(why.clone());
         }
         self.give_back(state);
-        IncomingError::Refused(why)
+        why
     }
 
     /// Frees the blocks and the space of a chunk that was given up, after its last write. Blocking.
@@ -412,7 +416,7 @@ mod tests {
     use chunkcache_proto::{Geometry, v1};
 
     use super::{super::incoming_chunks::IncomingChunks, *};
-    use chunk_store::{MinFree, StoreOptions};
+    use chunk_store::{MinFree, Store, StoreOptions};
 
     /// A file of chunks of 2 MiB.
     fn a_file() -> (tempfile::TempDir, Store, Arc<EntryFile>) {
@@ -437,8 +441,8 @@ mod tests {
 
     #[test]
     fn what_a_reader_has_bytes_of_or_half_of_is_here_is_worth_completing() {
-        let (_dir, store, file) = a_file();
-        let incoming_chunk = |chunk| IncomingChunk::new(store.clone(), file.clone(), chunk);
+        let (_dir, _store, file) = a_file();
+        let incoming_chunk = |chunk| IncomingChunk::new(file.clone(), chunk);
         let bytes = vec![7; 512 << 10];
 
         let read = incoming_chunk(0);
@@ -465,8 +469,8 @@ mod tests {
     /// and begins anew after it.
     #[test]
     fn a_chunk_that_is_given_up_is_begun_anew_only_behind_the_punch() {
-        let (_dir, store, file) = a_file();
-        let incoming = IncomingChunks::new(store).of(&file);
+        let (_dir, _store, file) = a_file();
+        let incoming = IncomingChunks::default().of(&file);
         let first = incoming.incoming_chunk(0).unwrap();
         first.write(0, &[7; 512]).unwrap();
         assert!(first.begin_abandoning());
@@ -483,8 +487,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_second_whole_stream_of_an_entry_waits_for_the_first() {
-        let (_dir, store, file) = a_file();
-        let incoming = IncomingChunks::new(store).of(&file);
+        let (_dir, _store, file) = a_file();
+        let incoming = IncomingChunks::default().of(&file);
         let stream = incoming.begin_whole_stream().unwrap();
         assert!(incoming.begin_whole_stream().is_none());
         let ended = incoming.whole_stream_ended();

@@ -19,7 +19,7 @@ use super::{
     miss_history::MissHistory,
     unread::UnreadChunks,
 };
-use chunk_store::{EntryFile, Store};
+use chunk_store::EntryFile;
 
 /// A partial chunk that nobody fetches or waits for keeps its space for this long: a seek back is
 /// common.
@@ -28,7 +28,6 @@ const IDLE_LIMIT_MS: u128 = 15_000;
 /// The incoming chunks of one entry.
 pub struct EntryIncoming {
     file: Arc<EntryFile>,
-    store: Store,
     chunks: Mutex<HashMap<ChunkIndex, Arc<IncomingChunk>>>,
     /// One body brings the whole object: its origin ignores ranges.
     whole_stream: AtomicBool,
@@ -62,11 +61,7 @@ impl EntryIncoming {
         if self.file.is_present(chunk) {
             return None;
         }
-        let incoming_chunk = Arc::new(IncomingChunk::new(
-            self.store.clone(),
-            self.file.clone(),
-            chunk,
-        ));
+        let incoming_chunk = Arc::new(IncomingChunk::new(self.file.clone(), chunk));
         chunks.insert(chunk, incoming_chunk.clone());
         Some(incoming_chunk)
     }
@@ -236,8 +231,8 @@ impl Drop for WholeStream {
 }
 
 /// The incoming chunks of all entries.
+#[derive(Default)]
 pub struct IncomingChunks {
-    store: Store,
     entries: Mutex<HashMap<EntryId, Arc<EntryIncoming>>>,
     /// Fetched ahead of readers.
     pub unread: UnreadChunks,
@@ -246,17 +241,6 @@ pub struct IncomingChunks {
 }
 
 impl IncomingChunks {
-    #[must_use]
-    pub fn new(store: Store) -> Self {
-        Self {
-            store,
-            entries: Mutex::default(),
-            unread: UnreadChunks::default(),
-            changes: Arc::default(),
-            history: Arc::default(),
-        }
-    }
-
     /// What is remembered of chunks that are not here any more.
     #[must_use]
     pub fn history(&self) -> &MissHistory {
@@ -282,7 +266,6 @@ impl IncomingChunks {
         }
         let made = Arc::new(EntryIncoming {
             file: file.clone(),
-            store: self.store.clone(),
             chunks: Mutex::default(),
             whole_stream: AtomicBool::new(false),
             whole_stream_ended: Notify::new(),

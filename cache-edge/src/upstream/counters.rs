@@ -17,7 +17,7 @@ type Labels = [(&'static str, &'static str); 1];
 
 /// Labels that exist from the start, at 0: `increase()` does not see the first event of a counter
 /// that appears with it.
-const FAULTS: [&str; 4] = ["origin", "peer", "edge", "changed"];
+const FAULTS: [&str; 5] = ["origin", "peer", "edge", "changed", "quota"];
 const REMOVALS: [&str; 3] = ["evicted", "invalidated", "corrupt"];
 
 /// One histogram per level.
@@ -111,6 +111,7 @@ impl Counters {
             Fault::Peer => "peer",
             Fault::Edge => "edge",
             Fault::Changed => "changed",
+            Fault::Quota => "quota",
             Fault::Unspecified => "unknown",
         };
         self.failures.get_or_create(&[("fault", fault)]).inc();

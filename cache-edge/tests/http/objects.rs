@@ -45,7 +45,6 @@ pub fn bytes_of(range: std::ops::Range<u64>) -> Vec<u8> {
 #[derive(Clone)]
 pub struct TestObject {
     pub entry: Arc<EntryFile>,
-    store: Store,
     landed: Arc<Notify>,
     /// A reader's error at a chunk, in place of waiting for it.
     faults: Arc<Mutex<HashMap<ChunkIndex, ReadError>>>,
@@ -78,7 +77,7 @@ impl TestObject {
     /// Lets the chunk arrive.
     pub fn land(&self, chunk: ChunkIndex) {
         let range = self.entry.geometry().chunk_range(chunk);
-        let reservation = self.store.reserve(range.len()).unwrap();
+        let reservation = self.entry.reserve(range.len()).unwrap();
         let bytes = bytes_of(range.start..range.end);
         self.entry.write_at(range.start, &bytes).unwrap();
         // The right one: the store's scrub checks it.
@@ -354,7 +353,6 @@ impl Edge {
         };
         let object = TestObject {
             entry: self.store.put_entry(&entry, geometry).unwrap(),
-            store: self.store.clone(),
             landed: Arc::default(),
             faults: Arc::default(),
             unstored: Arc::default(),

@@ -1,5 +1,6 @@
 //! An entry: its description, which chunks are present, its sparse file.
 
+mod accounting;
 mod on_disk;
 mod replay;
 
@@ -22,12 +23,13 @@ use chunkcache_proto::{
 use parking_lot::Mutex;
 
 use super::{
-    Reservation, StoreError,
+    StoreError,
     commit::FinishedChunk,
     disk::Open,
     open_files::{OpenFile, StoredFile},
     residency,
     shared::Shared,
+    source_space::{Reservation, SourceSpace},
     verify::{self, Block},
 };
 use crate::{
@@ -39,6 +41,8 @@ use crate::{
 pub struct EntryFile {
     me: Weak<Self>,
     shared: Arc<Shared>,
+    /// Of its source.
+    space: Arc<SourceSpace>,
     number: EntryNumber,
     id: EntryId,
     geometry: Geometry,
@@ -80,9 +84,12 @@ impl EntryFile {
         description: v1::Entry,
         naming: FileNaming,
     ) -> Arc<Self> {
+        let source = description.key.as_ref().map_or("", |key| &key.source);
+        let space = shared.sources.of(source, shared.tick());
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             shared,
+            space,
             number,
             id,
             geometry,
@@ -126,7 +133,7 @@ impl EntryFile {
             && let Some(me) = self.me.upgrade()
         {
             self.shared.queue.describe(me);
-            self.shared.policy.lock().pinning_changed();
+            self.shared.policy.lock().pinning_changed(self);
         }
     }
 
@@ -185,8 +192,10 @@ impl EntryFile {
     #[must_use]
     pub fn pin(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
         let entry = self.me.upgrade()?;
+        let tick = self.shared.tick();
+        self.space.touch(tick);
         self.table
-            .try_pin(chunk, self.shared.tick())
+            .try_pin(chunk, tick)
             .then(|| ChunkPin { entry, chunk })
     }
 
@@ -333,8 +342,8 @@ impl EntryFile {
         if self.table.abandon(chunk).is_some() {
             let bytes = self.geometry.chunk_len(chunk);
             self.disk_bytes.fetch_add(bytes, Ordering::AcqRel);
-            self.shared.space.add_chunk(bytes);
-            self.shared.space.begin_leaving(bytes);
+            self.space.add_chunk(bytes);
+            self.space.begin_leaving(bytes);
             if let Some(me) = self.me.upgrade() {
                 self.shared.queue.removed(me, vec![chunk]);
             }
@@ -437,6 +446,10 @@ impl EntryFile {
         known.collect()
     }
 
+    pub(super) fn space(&self) -> &Arc<SourceSpace> {
+        &self.space
+    }
+
     pub(super) fn number(&self) -> EntryNumber {
         self.number
     }
@@ -526,37 +539,6 @@ impl EntryFile {
         self.shared.durable_chunks.fetch_add(1, Ordering::AcqRel);
         true
     }
-
-    /// Hides the chunk from readers; its bytes stay until they are punched. True if it was present.
-    pub(super) fn withdraw(&self, chunk: ChunkIndex) -> bool {
-        let mut digest = self.digest.lock();
-        let Some(before) = self.table.withdraw(chunk) else {
-            return false;
-        };
-        if before.is_durable() {
-            digest.remove(self.table.checksum(chunk));
-            self.shared.durable_chunks.fetch_sub(1, Ordering::AcqRel);
-        }
-        self.shared
-            .space
-            .begin_leaving(self.geometry.chunk_len(chunk));
-        true
-    }
-
-    /// Uncounts a withdrawn chunk: its blocks are free, or reused.
-    pub(super) fn release(&self, chunk: ChunkIndex) {
-        self.shared
-            .space
-            .end_leaving(self.geometry.chunk_len(chunk));
-        self.uncount(chunk);
-    }
-
-    fn uncount(&self, chunk: ChunkIndex) {
-        let bytes = self.geometry.chunk_len(chunk);
-        self.disk_bytes.fetch_sub(bytes, Ordering::AcqRel);
-        self.shared.space.release_chunk(bytes);
-        self.blocks.lock().remove(&chunk);
-    }
 }
 
 impl Drop for EntryFile {
@@ -565,8 +547,9 @@ impl Drop for EntryFile {
             let bytes = *self.disk_bytes.get_mut();
             let leaving = self.table.select(ChunkState::is_doomed);
             let leaving = leaving.map(|chunk| self.geometry.chunk_len(chunk)).sum();
-            self.shared.space.end_leaving(leaving);
-            self.shared.reaper.unlink(self.path(), bytes);
+            self.space.end_leaving(leaving);
+            let space = self.space.clone();
+            self.shared.reaper.unlink(self.path(), bytes, space);
         }
     }
 }

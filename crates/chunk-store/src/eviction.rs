@@ -50,6 +50,14 @@ pub trait Residents {
     fn forget_use(&self, key: ChunkKey);
 }
 
+/// How much to choose.
+#[derive(Clone, Copy, Debug)]
+pub struct Amount {
+    pub bytes: u64,
+    pub max_chunks: usize,
+    pub may_take_pinned: bool,
+}
+
 /// The policy's queues, each oldest first.
 #[derive(Debug, Default)]
 pub struct Eviction {
@@ -109,21 +117,22 @@ impl Eviction {
         self.len() == 0
     }
 
-    /// Chooses chunks until they have `bytes` bytes, or are `max_chunks`, or none are left, and
-    /// takes them out of the queues. Never chooses a chunk that a reader holds; pinned ones only
-    /// when nothing else is left.
-    pub fn victims(
-        &mut self,
-        (bytes, max_chunks): (u64, usize),
-        residents: &impl Residents,
-    ) -> Vec<ChunkKey> {
+    /// Chooses chunks until there are enough, or none are left, and takes them out of the queues.
+    /// Never chooses a chunk that a reader holds; pinned ones only when nothing else is left, and if
+    /// they may be taken at all.
+    pub fn victims(&mut self, amount: Amount, residents: &impl Residents) -> Vec<ChunkKey> {
+        let Amount {
+            bytes,
+            max_chunks,
+            may_take_pinned,
+        } = amount;
         let mut chosen = Vec::new();
         // Set aside, so that a queue full of held chunks does not hide those behind them.
         let mut held = Vec::new();
         let mut freed = 0;
         // Terminates: each step removes a key, a use, a position or a favour.
         while freed < bytes && chosen.len() < max_chunks {
-            match self.step(residents) {
+            match self.step(may_take_pinned, residents) {
                 Some(Step::Evict(key, size)) => {
                     residents.dequeue(key);
                     freed += size;
@@ -139,8 +148,8 @@ impl Eviction {
         chosen
     }
 
-    /// Processes one chunk; `None` when all queues are empty.
-    fn step(&mut self, residents: &impl Residents) -> Option<Step> {
+    /// Processes one chunk; `None` when all queues it may take from are empty.
+    fn step(&mut self, may_take_pinned: bool, residents: &impl Residents) -> Option<Step> {
         let ordinary = self.small.len() + self.main.len();
         let (queue, from) =
             if self.favoured.len() * FAVOURED_DIVISOR > self.len().max(FAVOURED_DIVISOR) {
@@ -153,8 +162,10 @@ impl Eviction {
                 (&mut self.main, Queue::Main)
             } else if !self.favoured.is_empty() {
                 (&mut self.favoured, Queue::Favoured)
-            } else {
+            } else if may_take_pinned {
                 (&mut self.pinned, Queue::Pinned)
+            } else {
+                return None;
             };
         let key = queue.pop_front()?;
         let Some(chunk) = residents.look(key) else {

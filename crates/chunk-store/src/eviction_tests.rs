@@ -58,6 +58,14 @@ impl Residents for Cache {
     }
 }
 
+fn amount(bytes: u64) -> Amount {
+    Amount {
+        bytes,
+        max_chunks: usize::MAX,
+        may_take_pinned: true,
+    }
+}
+
 fn plain() -> Resident {
     Resident {
         bytes: 1,
@@ -78,7 +86,7 @@ proptest! {
             policy.insert(key as u64, &cache);
             free += u64::from(!is_held && !is_pinned);
         }
-        let victims = policy.victims((want, usize::MAX), &cache);
+        let victims = policy.victims(amount(want), &cache);
         prop_assert!(victims.len() as u64 >= want.min(free), "{} of {free} for {want}", victims.len());
         prop_assert!(victims.len() as u64 <= want);
         let distinct: HashSet<_> = victims.iter().collect();
@@ -119,7 +127,7 @@ fn heads_outlive_the_rest() {
         );
         policy.insert(key, &cache);
     }
-    let victims = policy.victims((60, usize::MAX), &cache);
+    let victims = policy.victims(amount(60), &cache);
     assert!(victims.iter().all(|key| key % 20 != 0), "{victims:?}");
 }
 
@@ -158,7 +166,7 @@ fn hits_of_eviction(trace: &[ChunkKey]) -> usize {
             continue;
         }
         if len == CACHE_CHUNKS {
-            for victim in policy.victims((1, usize::MAX), &cache) {
+            for victim in policy.victims(amount(1), &cache) {
                 cache.remove(victim);
                 len -= 1;
             }

@@ -38,11 +38,13 @@ mod removal;
 mod residency;
 mod scrub;
 mod shared;
+mod source_space;
 mod space;
 mod threads;
 mod verify;
 
 use std::{
+    collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
@@ -65,7 +67,7 @@ use self::{
 pub use self::{
     entry_file::{ChunkPin, EntryFile},
     open_files::StoredFile,
-    space::Reservation,
+    source_space::{Reservation, SourceUse},
     verify::Block,
 };
 use crate::{chunk_table::ChunkState, journal_record::MAX_BODY_BYTES};
@@ -130,6 +132,8 @@ pub enum OpenError {
 pub enum StoreError {
     #[error("no space: {0}")]
     NoSpace(String),
+    #[error("quota: {0}")]
+    OverQuota(String),
     #[error("disk: {0}")]
     Io(#[from] io::Error),
 }
@@ -298,10 +302,29 @@ impl Store {
             .collect()
     }
 
-    /// Reserves space before it is written; the hard limit holds at all times.
-    pub fn reserve(&self, bytes: u64) -> Result<Reservation, StoreError> {
-        self.shared().health.check()?;
-        self.shared().space.reserve(bytes)
+    /// Replaces the quotas of sources, from now on.
+    pub fn set_quotas(&self, quotas: &HashMap<String, u64>) {
+        let shared = self.shared();
+        shared.sources.set_quotas(quotas, shared.tick());
+        shared.over_quota.notify_one();
+    }
+
+    /// What each source uses of the disk; sources without chunks and quota are left out.
+    #[must_use]
+    pub fn source_uses(&self) -> Vec<SourceUse> {
+        self.shared().sources.uses()
+    }
+
+    /// Returns when a source may have begun to exceed its quota. For a single waiter; cancel safe.
+    pub async fn quota_exceeded(&self) {
+        self.shared().over_quota.notified().await;
+    }
+
+    /// Whether a source is over its quota, without what is proposed already.
+    #[must_use]
+    pub fn is_over_quota(&self) -> bool {
+        let spaces = self.shared().sources.all();
+        spaces.iter().any(|space| space.over_quota() > 0)
     }
 
     #[must_use]
@@ -329,14 +352,15 @@ impl Store {
         over.saturating_sub(policy.proposed_bytes())
     }
 
-    /// Proposes chunks of at least `bytes` to evict, at most `max_chunks`; never one that a reader
-    /// holds. Each is proposed once; one that is not dropped within 15 s may be proposed again.
+    /// Proposes chunks to evict: those of sources over their quota, and others until there are at
+    /// least `bytes`; at most `max_chunks`, and never one that a reader holds. Each is proposed once; one that is not dropped within 15 s may be proposed again.
     #[must_use]
     pub fn victims(&self, bytes: u64, max_chunks: usize) -> Vec<Victims> {
         let wanted = Wanted {
             bytes,
             max_chunks,
             whole_entries: self.shared().reaper.frees_whole_files_only(),
+            tick: self.shared().tick(),
         };
         let catalog = self.shared().catalog.read();
         self.shared()

@@ -9,10 +9,10 @@ use std::{
 
 use chunkcache_proto::ChunkIndex;
 
-use super::{Victims, catalog::Catalog, entry_file::EntryFile};
+use super::{Victims, catalog::Catalog, entry_file::EntryFile, source_space::SourceSpace};
 use crate::{
     chunk_table::ChunkState,
-    eviction::{ChunkKey, Eviction, Resident, Residents},
+    eviction::{Amount, ChunkKey, Eviction, Resident, Residents},
 };
 
 /// The favoured first and last chunks of an entry: players probe the head; MP4 and Matroska files
@@ -22,22 +22,30 @@ const FAVOURED_TAIL_CHUNKS: u32 = 2;
 /// A proposal that is not carried out (no coordinator) is forgotten, and may be made again.
 const PROPOSAL_LIFETIME: Duration = Duration::from_secs(15);
 
+/// One set of queues a source: a scan of one source does not push out what another holds.
 #[derive(Default)]
 pub(super) struct Policy {
-    eviction: Eviction,
+    sources: BTreeMap<Arc<str>, SourceQueues>,
     proposed: HashMap<ChunkKey, Proposal>,
     proposed_bytes: u64,
 }
 
-/// What to propose.
+struct SourceQueues {
+    space: Arc<SourceSpace>,
+    eviction: Eviction,
+}
+
+/// What to propose, beside what the quotas demand.
 pub(super) struct Wanted {
     pub bytes: u64,
     pub max_chunks: usize,
     /// Dropping part of an entry frees nothing.
     pub whole_entries: bool,
+    pub tick: u16,
 }
 
 struct Proposal {
+    space: Arc<SourceSpace>,
     bytes: u64,
     until: Instant,
 }
@@ -45,12 +53,22 @@ struct Proposal {
 impl Policy {
     /// Adds a chunk that has become durable.
     pub fn insert(&mut self, catalog: &Catalog, entry: &EntryFile, chunk: ChunkIndex) {
-        self.eviction
-            .insert(key(entry, chunk), &AllEntries(catalog));
+        let space = entry.space();
+        let queues = self
+            .sources
+            .entry(space.name().clone())
+            .or_insert_with(|| SourceQueues {
+                space: space.clone(),
+                eviction: Eviction::default(),
+            });
+        let key = key(entry, chunk);
+        queues.eviction.insert(key, &AllEntries(catalog));
     }
 
-    pub fn pinning_changed(&mut self) {
-        self.eviction.pinning_changed();
+    pub fn pinning_changed(&mut self, entry: &EntryFile) {
+        if let Some(queues) = self.sources.get_mut(entry.space().name()) {
+            queues.eviction.pinning_changed();
+        }
     }
 
     /// Removes withdrawn chunks.
@@ -58,16 +76,21 @@ impl Policy {
         let mut unproposed = 0;
         for chunk in chunks {
             match self.proposed.remove(&key(entry, *chunk)) {
-                Some(proposal) => self.proposed_bytes -= proposal.bytes,
+                Some(proposal) => {
+                    self.proposed_bytes -= proposal.bytes;
+                    proposal.space.unpropose(proposal.bytes);
+                }
                 None => unproposed += 1,
             }
         }
-        self.eviction.note_gone(unproposed);
+        self.note_gone(entry, unproposed);
     }
 
     /// Notes that an entry left with this many chunks.
-    pub fn note_gone(&mut self, chunks: usize) {
-        self.eviction.note_gone(chunks);
+    pub fn note_gone(&mut self, entry: &EntryFile, chunks: usize) {
+        if let Some(queues) = self.sources.get_mut(entry.space().name()) {
+            queues.eviction.note_gone(chunks);
+        }
     }
 
     /// Bytes that will be free once the rows are gone.
@@ -75,15 +98,15 @@ impl Policy {
         self.proposed_bytes
     }
 
-    /// Chooses at least `bytes` (if there are so many, and within the limit of chunks), and
-    /// remembers the proposal.
+    /// Chooses what is over a quota, and then until at least `bytes` are chosen (if there are so
+    /// many, and within the limit of chunks), and remembers the proposal.
     pub fn victims(&mut self, wanted: &Wanted, catalog: &Catalog, now: Instant) -> Vec<Victims> {
         self.expire(catalog, now);
         let residents = AllEntries(catalog);
+        self.sources
+            .retain(|_, queues| !queues.eviction.is_empty() || queues.space.staying() > 0);
         let mut by_entry: BTreeMap<u32, Vec<ChunkIndex>> = BTreeMap::new();
-        let limits = (wanted.bytes, wanted.max_chunks);
-        for key in self.eviction.victims(limits, &residents) {
-            self.propose(key, &residents, now);
+        for key in self.choose(wanted, &residents, now) {
             let (number, chunk) = parts(key);
             by_entry.entry(number).or_default().push(chunk);
         }
@@ -113,22 +136,129 @@ impl Policy {
         by_entry.into_iter().filter_map(known).collect()
     }
 
+    /// In this order: sources over their quota, down to it; those over an equal share of the disk,
+    /// down to that, the largest excess first, where one that nobody reads any more has no share;
+    /// then all, and pinned chunks last.
+    fn choose(
+        &mut self,
+        wanted: &Wanted,
+        residents: &AllEntries<'_>,
+        now: Instant,
+    ) -> Vec<ChunkKey> {
+        let mut chosen = Vec::new();
+        let mut left = wanted.bytes;
+        let over: Vec<_> = self
+            .sources
+            .values()
+            .map(|it| it.space.over_quota())
+            .collect();
+        let mut by_excess: Vec<(Arc<str>, u64)> = self.sources.keys().cloned().zip(over).collect();
+        by_excess.retain(|(_, excess)| *excess > 0);
+        for (source, excess) in by_excess {
+            let limit = wanted.max_chunks.saturating_sub(chosen.len());
+            let taken = self.take_from(&source, (excess, limit, false), residents, now);
+            left = left.saturating_sub(taken.1);
+            chosen.extend(taken.0);
+        }
+        if left == 0 {
+            return chosen;
+        }
+        let shares = self.excesses(left, wanted.tick);
+        for (within_excess, may_take_pinned) in [(true, false), (false, false), (false, true)] {
+            for (source, excess) in &shares {
+                let limit = wanted.max_chunks.saturating_sub(chosen.len());
+                let bytes = if within_excess {
+                    left.min(*excess)
+                } else {
+                    left
+                };
+                let amount = (bytes, limit, may_take_pinned);
+                let taken = self.take_from(source, amount, residents, now);
+                left = left.saturating_sub(taken.1);
+                chosen.extend(taken.0);
+            }
+        }
+        chosen
+    }
+
+    /// All sources with the bytes that each holds beyond its share of what stays once `left` bytes
+    /// have left; the largest excess first.
+    fn excesses(&self, left: u64, tick: u16) -> Vec<(Arc<str>, u64)> {
+        let active = self.sources.values().filter(|it| !it.space.is_idle(tick));
+        let count = active.count().max(1) as u64;
+        let staying = self.sources.values().map(|it| it.space.staying());
+        let share = staying.sum::<u64>().saturating_sub(left) / count;
+        let mut excesses: Vec<_> = self
+            .sources
+            .iter()
+            .map(|(source, queues)| {
+                let is_idle = queues.space.is_idle(tick);
+                let share = if is_idle { 0 } else { share };
+                (
+                    source.clone(),
+                    queues.space.staying().saturating_sub(share),
+                    is_idle,
+                )
+            })
+            .collect();
+        excesses.sort_by_key(|(_, excess, is_idle)| std::cmp::Reverse((*is_idle, *excess)));
+        excesses
+            .into_iter()
+            .map(|(source, excess, _)| (source, excess))
+            .collect()
+    }
+
+    /// Chooses chunks of one source, and remembers the proposal; with their size.
+    fn take_from(
+        &mut self,
+        source: &Arc<str>,
+        (bytes, max_chunks, may_take_pinned): (u64, usize, bool),
+        residents: &AllEntries<'_>,
+        now: Instant,
+    ) -> (Vec<ChunkKey>, u64) {
+        let Some(queues) = self.sources.get_mut(source) else {
+            return (Vec::new(), 0);
+        };
+        let amount = Amount {
+            bytes,
+            max_chunks,
+            may_take_pinned,
+        };
+        let keys = queues.eviction.victims(amount, residents);
+        let before = self.proposed_bytes;
+        keys.iter()
+            .for_each(|key| self.propose(*key, residents, now));
+        (keys, self.proposed_bytes - before)
+    }
+
     fn propose(&mut self, key: ChunkKey, residents: &AllEntries<'_>, now: Instant) {
-        let bytes = residents.look(key).map_or(0, |chunk| chunk.bytes);
-        let until = now + PROPOSAL_LIFETIME;
-        let before = self.proposed.insert(key, Proposal { bytes, until });
-        self.proposed_bytes += bytes;
-        self.proposed_bytes -= before.map_or(0, |before| before.bytes);
+        let Some((entry, chunk)) = residents.find(key) else {
+            return;
+        };
+        let proposal = Proposal {
+            space: entry.space().clone(),
+            bytes: look(entry, chunk).map_or(0, |chunk| chunk.bytes),
+            until: now + PROPOSAL_LIFETIME,
+        };
+        self.proposed_bytes += proposal.bytes;
+        proposal.space.propose(proposal.bytes);
+        if let Some(before) = self.proposed.insert(key, proposal) {
+            self.proposed_bytes -= before.bytes;
+            before.space.unpropose(before.bytes);
+        }
     }
 
     pub fn expire(&mut self, catalog: &Catalog, now: Instant) {
         let residents = AllEntries(catalog);
-        let (eviction, proposed_bytes) = (&mut self.eviction, &mut self.proposed_bytes);
+        let (sources, proposed_bytes) = (&mut self.sources, &mut self.proposed_bytes);
         self.proposed.retain(|key, proposal| {
             let lives = proposal.until > now;
             if !lives {
                 *proposed_bytes -= proposal.bytes;
-                eviction.put_back(*key, &residents);
+                proposal.space.unpropose(proposal.bytes);
+                if let Some(queues) = sources.get_mut(proposal.space.name()) {
+                    queues.eviction.put_back(*key, &residents);
+                }
             }
             lives
         });

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 
 use super::{
     disk::Open, entry_file::EntryFile, health::is_unsupported, journal_record::EntryNumber,
-    shared::Shared,
+    shared::Shared, source_space::SourceSpace,
 };
 
 /// Disposable chunks and files to free.
@@ -29,7 +29,7 @@ use super::{
 struct Waiting {
     chunks: BTreeMap<EntryNumber, (Arc<EntryFile>, Vec<ChunkIndex>)>,
     /// Files of removed entries, and the bytes of their chunks.
-    files: Vec<(PathBuf, u64)>,
+    files: Vec<(PathBuf, u64, Arc<SourceSpace>)>,
 }
 
 /// Frees disposable chunks and files; see the module.
@@ -51,8 +51,8 @@ impl Reaper {
         chunks.push(chunk);
     }
 
-    pub fn unlink(&self, path: PathBuf, bytes: u64) {
-        self.waiting.lock().files.push((path, bytes));
+    pub fn unlink(&self, path: PathBuf, bytes: u64, space: Arc<SourceSpace>) {
+        self.waiting.lock().files.push((path, bytes, space));
     }
 
     /// Whether entries are evicted as a whole.
@@ -87,7 +87,7 @@ pub(super) fn remove_entry(shared: &Shared, entry: &Arc<EntryFile>) {
         catalog.remove(entry);
     }
     let forgotten = entry.forget_durable();
-    shared.policy.lock().note_gone(forgotten);
+    shared.policy.lock().note_gone(entry, forgotten);
     shared.queue.entry_removed(entry.clone());
 }
 
@@ -101,13 +101,13 @@ pub(super) fn reap(shared: &Shared) {
     for (entry, chunks) in chunks.into_values() {
         dispose(shared, &entry, chunks);
     }
-    for (path, bytes) in files {
+    for (path, bytes, space) in files {
         match shared.disk.remove_file(&path) {
             Err(error) if !is_absent(&error) => {
                 // It is an orphan at the next open; until then its bytes count.
                 tracing::warn!(%error, ?path, "a removed entry's file could not be removed");
             }
-            _ => shared.space.release_chunk(bytes),
+            _ => space.release_chunk(bytes),
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Locks are taken in this order, and no other: an entry's `emptying`, `journal`, `catalog`, an
 //! entry's `opening`, then one of the small ones (queue, policy, reaper, idle, digest, blocks, open
-//! files), none of which is held while another is taken.
+//! files, sources), none of which is held while another is taken.
 
 use std::{
     sync::{
@@ -14,7 +14,7 @@ use std::{
 
 use chunkcache_proto::{ChunkIndex, EntryId};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use uuid::Uuid;
 
 use super::{
@@ -30,6 +30,7 @@ use super::{
     policy::Policy,
     preallocated::PreallocatedFiles,
     removal::Reaper,
+    source_space::SourceSpaces,
     space::Space,
     threads::WakeUp,
 };
@@ -43,12 +44,15 @@ pub(super) struct Shared {
     pub catalog: RwLock<Catalog>,
     pub queue: CommitQueue,
     pub space: Arc<Space>,
+    pub sources: SourceSpaces,
     pub files: OpenFiles,
     pub spares: PreallocatedFiles,
     pub health: Health,
     pub policy: Mutex<Policy>,
     pub reaper: Reaper,
     pub idle: IdleEntries,
+    /// Wakes whoever evicts: a source began to exceed its quota.
+    pub over_quota: Notify,
     /// Wakes the maintenance thread.
     pub house: WakeUp,
     pub durable_chunks: AtomicU64,
@@ -77,6 +81,7 @@ impl Shared {
             tuning,
             space,
         } = config;
+        let space = Arc::new(space);
         Self {
             store_id,
             group_sync_window,
@@ -87,11 +92,13 @@ impl Shared {
             disk,
             catalog: RwLock::default(),
             queue: CommitQueue::default(),
-            space: Arc::new(space),
+            sources: SourceSpaces::new(space.clone()),
+            space,
             health: Health::default(),
             policy: Mutex::default(),
             reaper: Reaper::default(),
             idle: IdleEntries::default(),
+            over_quota: Notify::new(),
             house: WakeUp::default(),
             durable_chunks: AtomicU64::new(0),
             durable: Channel::new(),

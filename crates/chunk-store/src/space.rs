@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chunkcache_proto::space::disk_headroom;
 use parking_lot::Mutex;
 
 use super::{
@@ -25,10 +26,6 @@ use super::{
 const REFRESH_INTERVAL: Duration = Duration::from_millis(200);
 /// Share of the file system used if no maximum is given.
 const DEFAULT_MAX_PERCENT: u64 = 90;
-/// Kept free below the limit, so that reservations seldom wait for an eviction's round trip.
-const HEADROOM_DIVISOR: u64 = 50;
-const HEADROOM_MAX_BYTES: u64 = 1 << 30;
-
 /// Inodes left for others, and for entries that are created while some are evicted.
 const SPARE_FILES: u64 = 128;
 
@@ -97,7 +94,7 @@ impl Space {
     /// Bytes over the mark at which eviction begins, without those that are about to be freed.
     pub fn over_headroom(&self) -> u64 {
         let allowed = self.allowed();
-        let headroom = (allowed / HEADROOM_DIVISOR).min(HEADROOM_MAX_BYTES);
+        let headroom = disk_headroom(allowed);
         let leaving = self.leaving_bytes.load(Ordering::Acquire);
         let staying = self.used().saturating_sub(leaving);
         staying.saturating_sub(allowed - headroom)
@@ -113,7 +110,7 @@ impl Space {
         self.leaving_bytes.fetch_sub(bytes, Ordering::AcqRel);
     }
 
-    pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation, StoreError> {
+    pub fn reserve(&self, bytes: u64) -> Result<(), StoreError> {
         self.refresh(REFRESH_INTERVAL);
         if !self.try_reserve(bytes) {
             self.refresh(Duration::ZERO);
@@ -126,10 +123,19 @@ impl Space {
             }
         }
         *self.refusals.lock() = None;
-        Ok(Reservation {
-            space: self.clone(),
-            bytes,
-        })
+        Ok(())
+    }
+
+    /// Counts a chunk of `chunk_bytes` that `reserved` bytes were reserved for.
+    pub fn turn_into_chunk(&self, reserved: u64, chunk_bytes: u64) {
+        self.chunk_bytes.fetch_add(chunk_bytes, Ordering::AcqRel);
+        let more = chunk_bytes.saturating_sub(reserved);
+        self.used_bytes.fetch_add(more, Ordering::AcqRel);
+    }
+
+    /// Releases bytes that were reserved and not used.
+    pub fn release_reserved(&self, bytes: u64) {
+        self.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
     }
 
     fn in_use(&self) -> String {
@@ -233,39 +239,6 @@ fn goes_on(refusals: &Mutex<Option<Refusals>>, now: Instant) -> bool {
     })
 }
 
-/// Reserved space; released when dropped unused.
-pub struct Reservation {
-    space: Arc<Space>,
-    bytes: u64,
-}
-
-impl Reservation {
-    /// Reserved bytes.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Turns it into a chunk of `chunk_bytes`; used bytes stay the same if it was reserved at its
-    /// size.
-    pub(super) fn become_chunk(mut self, chunk_bytes: u64) {
-        let space = &self.space;
-        space.chunk_bytes.fetch_add(chunk_bytes, Ordering::AcqRel);
-        space
-            .used_bytes
-            .fetch_add(chunk_bytes.saturating_sub(self.bytes), Ordering::AcqRel);
-        self.bytes = self.bytes.saturating_sub(chunk_bytes);
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        self.space
-            .used_bytes
-            .fetch_sub(self.bytes, Ordering::AcqRel);
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -276,7 +249,7 @@ mod tests {
     fn a_shortage_is_said_while_it_goes_on() {
         let directory = tempfile::tempdir().unwrap();
         let disk = Arc::new(RealDisk::new(directory.path().to_owned()));
-        let space = Arc::new(Space::new(disk, Some(100), MinFree::Bytes(0)));
+        let space = Space::new(disk, Some(100), MinFree::Bytes(0));
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         space.refused(after(0));

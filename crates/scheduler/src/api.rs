@@ -63,6 +63,11 @@ pub enum Event {
         bytes_used: u64,
         bytes_allowed: u64,
     },
+    /// The sources that have a quota on the edge's disk, with what they use of it: all of them.
+    SourceSpaces {
+        edge: EdgeId,
+        spaces: Vec<SourceSpace>,
+    },
     /// The edge's session ended: its readers, assignments and local fetches are gone, and its
     /// chunks are unavailable.
     EdgeLost { edge: EdgeId },
@@ -264,6 +269,17 @@ pub enum Fault {
     Edge,
     /// The object has been replaced: never try again for this entry.
     Changed,
+    /// The source's quota on this edge is used up: assign nothing of this source to it for a
+    /// moment.
+    Quota,
+}
+
+/// The use of one source's quota on an edge's disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceSpace {
+    pub source: SourceId,
+    pub bytes_used: u64,
+    pub quota_bytes: u64,
 }
 
 /// An instruction to the caller.

@@ -212,6 +212,9 @@ impl Scheduler {
             _ => LOOKS_PAST_REFUSAL,
         };
         for source in sources {
+            if self.quota_refuses(edge, source) {
+                continue;
+            }
             let mut refused = 0;
             let mut after: Option<Key> = None;
             while looks > 0 && refused < refusals {
@@ -296,9 +299,8 @@ impl Scheduler {
         match route {
             RouteOutcome::Take(route)
                 if matches!(owner, Owner::Fill(..))
-                    && !self.fill_fits(edge, entry, &route.chunks) =>
+                    && self.ends_fill(edge, entry, &route.chunks) =>
             {
-                self.set_full(edge, true);
                 ClaimOutcome::Moved
             }
             RouteOutcome::Take(route) => ClaimOutcome::Take(route),

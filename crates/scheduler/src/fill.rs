@@ -45,7 +45,9 @@ impl Scheduler {
 
     fn fill_wanted(&self, edge: EdgeId, entry: EntryNo) -> bool {
         let on = self.edges.get(&edge);
-        on.is_some_and(|on| !on.draining && !on.space.is_full) && self.fill_goes_on(edge, entry)
+        on.is_some_and(|on| !on.draining && !on.space.is_full)
+            && !self.quota_is_full(edge, entry)
+            && self.fill_goes_on(edge, entry)
     }
 
     /// Whether the fill runs now, or will when the edge has room and is no longer drained.

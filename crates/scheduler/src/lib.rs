@@ -161,6 +161,7 @@ impl Scheduler {
                 bytes_used,
                 bytes_allowed,
             } => self.edge_space(edge, bytes_used, bytes_allowed, effects),
+            Event::SourceSpaces { edge, spaces } => self.source_spaces(edge, &spaces, effects),
             Event::EdgeLost { edge } => self.edge_lost(edge, effects),
             Event::EdgesExpected { edges } => self.edges_expected(&edges, effects),
             Event::SourceSet {

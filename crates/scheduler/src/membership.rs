@@ -25,6 +25,7 @@ impl Scheduler {
         state.background_fill = background_fill;
         state.faulted_until = 0;
         state.faults = 0;
+        state.refused_until.clear();
         let kept = std::mem::take(&mut state.kept);
         for other in self.edges.values_mut() {
             other.peers.remove(&edge);

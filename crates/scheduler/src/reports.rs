@@ -138,6 +138,7 @@ impl Scheduler {
                 self.timers.insert((state.faulted_until, Timer::Edge(edge)));
             }
             Fault::Changed => self.entry_changed(flight.entry, effects),
+            Fault::Quota => self.quota_used_up(edge, flight.source),
         }
     }
 

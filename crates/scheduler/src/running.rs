@@ -334,6 +334,9 @@ impl Scheduler {
         let index = state.flights.iter().position(|flight| flight.id == key.1)?;
         let flight = state.flights.remove(index);
         state.space.landed = state.space.landed.saturating_add(flight.bytes_done);
+        if let Some(space) = state.source_spaces.get_mut(&flight.source) {
+            space.landed = space.landed.saturating_add(flight.bytes_done);
+        }
         self.note_room(key.0);
         match flight.from {
             FetchSource::Origin => {

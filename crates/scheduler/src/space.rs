@@ -7,17 +7,20 @@
 
 use std::ops::Range;
 
-use chunkcache_proto::{ChunkIndex, Level};
+use chunkcache_proto::{
+    ChunkIndex, Level,
+    space::{disk_headroom, quota_headroom},
+};
 
 use super::Scheduler;
-use super::api::{EdgeId, Effect, EntryNo};
+use super::api::{EdgeId, Effect, EntryNo, Millis, SourceId, SourceSpace};
 use super::claim::Owner;
+use super::state::Timer;
 
-/// An edge evicts when less than this part of its space is free, at most [`HEADROOM_MAX`].
-const HEADROOM_DIVISOR: u64 = 50;
-const HEADROOM_MAX: u64 = 1 << 30;
+/// A used-up quota is tried again after this: an eviction's round trip is shorter.
+const QUOTA_PAUSE_MS: Millis = 2_000;
 
-/// An edge's last report of its space, and what was fetched since.
+/// An edge's last report of its space, or of one source's on it, and what was fetched since.
 #[derive(Clone, Debug, Default)]
 pub struct Space {
     pub used: u64,
@@ -36,13 +39,19 @@ impl Space {
     /// The edge evicts when less than this is free.
     #[must_use]
     pub fn headroom(allowed: u64) -> u64 {
-        (allowed / HEADROOM_DIVISOR).min(HEADROOM_MAX)
+        disk_headroom(allowed)
     }
 
     /// Enough is free for a fill that stopped for lack of space.
     #[must_use]
     pub fn is_roomy(used: u64, allowed: u64) -> bool {
         allowed.saturating_sub(used) > 4 * Self::headroom(allowed)
+    }
+
+    /// The same of a source's quota on an edge.
+    #[must_use]
+    pub fn quota_is_roomy(used: u64, quota: u64) -> bool {
+        quota.saturating_sub(used) > 4 * quota_headroom(quota)
     }
 }
 
@@ -69,7 +78,120 @@ impl Scheduler {
             self.set_full(edge, false);
         } else if left.is_some_and(|left| left < headroom) {
             self.set_full(edge, true);
-            self.stop_fills(edge, effects);
+            self.stop_fills(edge, None, effects);
+        }
+    }
+
+    /// Replaces what is known of the quotas of sources on an edge.
+    pub(super) fn source_spaces(
+        &mut self,
+        edge: EdgeId,
+        spaces: &[SourceSpace],
+        effects: &mut Vec<Effect>,
+    ) {
+        let now = self.now;
+        let state = self.edges.entry(edge).or_default();
+        state.refused_until.retain(|_, until| *until > now);
+        let before = std::mem::take(&mut state.source_spaces);
+        let was_full = |source| before.get(&source).is_some_and(|space| space.is_full);
+        let spaces = spaces.iter().map(|it| {
+            let space = Space {
+                used: it.bytes_used,
+                allowed: it.quota_bytes,
+                landed: 0,
+                is_full: was_full(it.source),
+            };
+            (it.source, space)
+        });
+        state.source_spaces = spaces.collect();
+        let now: Vec<SourceId> = state.source_spaces.keys().copied().collect();
+        for source in now {
+            let Some((left, quota)) = self.quota_room(edge, source) else {
+                continue;
+            };
+            let headroom = quota_headroom(quota);
+            if was_full(source) && left > 3 * headroom {
+                self.set_quota_full(edge, source, false);
+            } else if left < headroom {
+                self.set_quota_full(edge, source, true);
+                self.stop_fills(edge, Some(source), effects);
+            }
+        }
+        for (source, space) in before {
+            let has_quota = |state: &super::state::Edge| state.source_spaces.contains_key(&source);
+            if space.is_full && !self.edges.get(&edge).is_some_and(has_quota) {
+                self.ensure_fills_of(edge, source);
+            }
+        }
+    }
+
+    /// Bytes of a source's quota on an edge that are free once all running fetches have landed, and
+    /// the quota; unset: no quota.
+    fn quota_room(&self, edge: EdgeId, source: SourceId) -> Option<(u64, u64)> {
+        let state = self.edges.get(&edge)?;
+        let space = state.source_spaces.get(&source)?;
+        let coming = self.coming(state, Some(source));
+        let taken = space.used.saturating_add(space.landed);
+        let left = space.allowed.saturating_sub(taken.saturating_add(coming));
+        Some((left, space.allowed))
+    }
+
+    /// Bytes that running fetches will still bring.
+    fn coming(&self, state: &super::state::Edge, source: Option<SourceId>) -> u64 {
+        let flights = state.flights.iter();
+        let of_source = flights.filter(|it| source.is_none_or(|source| it.source == source));
+        of_source
+            .map(|flight| {
+                self.bytes_of(flight.entry, &flight.chunks)
+                    .saturating_sub(flight.bytes_done)
+            })
+            .sum()
+    }
+
+    /// The fill of this entry stopped because its source's quota is used up on the edge.
+    pub(super) fn quota_is_full(&self, edge: EdgeId, entry: EntryNo) -> bool {
+        let source = self.entries.get(&entry).map(|known| known.source);
+        let state = self.edges.get(&edge);
+        let space = source
+            .zip(state)
+            .and_then(|(source, state)| state.source_spaces.get(&source));
+        space.is_some_and(|space| space.is_full)
+    }
+
+    /// The edge reported that it can not store more of the source now.
+    pub(super) fn quota_used_up(&mut self, edge: EdgeId, source: SourceId) {
+        let until = self.now.saturating_add(QUOTA_PAUSE_MS);
+        if let Some(state) = self.edges.get_mut(&edge) {
+            state.refused_until.insert(source, until);
+            self.timers.insert((until, Timer::Edge(edge)));
+        }
+    }
+
+    /// Whether nothing of the source is assigned to the edge for now.
+    pub(super) fn quota_refuses(&self, edge: EdgeId, source: SourceId) -> bool {
+        let until = self
+            .edges
+            .get(&edge)
+            .and_then(|state| state.refused_until.get(&source));
+        until.is_some_and(|until| *until > self.now)
+    }
+
+    fn set_quota_full(&mut self, edge: EdgeId, source: SourceId, is_full: bool) {
+        let state = self.edges.get_mut(&edge);
+        let space = state.and_then(|state| state.source_spaces.get_mut(&source));
+        if space.is_some_and(|space| std::mem::replace(&mut space.is_full, is_full) != is_full) {
+            self.ensure_fills_of(edge, source);
+        }
+    }
+
+    fn ensure_fills_of(&mut self, edge: EdgeId, source: SourceId) {
+        let entries = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.source == source && entry.lines.contains_key(&edge));
+        let entries: Vec<_> = entries.map(|(&number, _)| number).collect();
+        for entry in entries {
+            self.ensure_fill(edge, entry);
         }
     }
 
@@ -79,14 +201,7 @@ impl Scheduler {
         if !state.space.is_known() {
             return None;
         }
-        let coming: u64 = state
-            .flights
-            .iter()
-            .map(|flight| {
-                self.bytes_of(flight.entry, &flight.chunks)
-                    .saturating_sub(flight.bytes_done)
-            })
-            .sum();
+        let coming = self.coming(state, None);
         let taken = state.space.used.saturating_add(state.space.landed);
         Some(
             state
@@ -97,18 +212,31 @@ impl Scheduler {
         )
     }
 
-    /// Whether a fill of these chunks ends well before its edge begins to evict.
-    pub(super) fn fill_fits(
-        &self,
+    /// Ends the fill where these chunks would bring its edge, or its source there, near to evicting.
+    /// True: it did.
+    pub(super) fn ends_fill(
+        &mut self,
         edge: EdgeId,
         entry: EntryNo,
         chunks: &Range<ChunkIndex>,
     ) -> bool {
-        let Some(room) = self.room(edge) else {
+        let bytes = self.bytes_of(entry, chunks);
+        if let Some(room) = self.room(edge) {
+            let allowed = self.edges.get(&edge).map_or(0, |edge| edge.space.allowed);
+            if room.saturating_sub(bytes) < 2 * Space::headroom(allowed).max(1) {
+                self.set_full(edge, true);
+                return true;
+            }
+        }
+        let source = self.entries.get(&entry).map(|known| known.source);
+        if let Some(source) = source
+            && let Some((room, quota)) = self.quota_room(edge, source)
+            && room.saturating_sub(bytes) < 2 * quota_headroom(quota).max(1)
+        {
+            self.set_quota_full(edge, source, true);
             return true;
-        };
-        let allowed = self.edges.get(&edge).map_or(0, |edge| edge.space.allowed);
-        room.saturating_sub(self.bytes_of(entry, chunks)) >= 2 * Space::headroom(allowed).max(1)
+        }
+        false
     }
 
     pub(super) fn set_full(&mut self, edge: EdgeId, is_full: bool) {
@@ -121,8 +249,9 @@ impl Scheduler {
         }
     }
 
-    /// Stops fetches that only the fill wants: something else takes the space.
-    fn stop_fills(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
+    /// Stops fetches that only the fill wants, of one source or of all: something else takes the
+    /// space.
+    fn stop_fills(&mut self, edge: EdgeId, source: Option<SourceId>, effects: &mut Vec<Effect>) {
         let Some(state) = self.edges.get(&edge) else {
             return;
         };
@@ -132,6 +261,7 @@ impl Scheduler {
             .filter(|flight| {
                 matches!(flight.owner, Some(Owner::Fill(..)))
                     && flight.level == Level::Low
+                    && source.is_none_or(|source| flight.source == source)
                     && !flight.cancelling
             })
             .map(|flight| flight.id)

@@ -144,6 +144,10 @@ pub struct Edge {
     pub max_downloads: u32,
     pub background_fill: bool,
     pub space: Space,
+    /// Of sources that have a quota on its disk.
+    pub source_spaces: BTreeMap<SourceId, Space>,
+    /// Sources whose quota is used up: nothing of them is assigned before this time.
+    pub refused_until: BTreeMap<SourceId, Millis>,
     /// Reported before it joined.
     pub kept: Vec<InFlightFetch>,
     /// The number of its last quota report, and when the leases it renewed expire.

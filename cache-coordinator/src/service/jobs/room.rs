@@ -95,7 +95,7 @@ impl Jobs {
     }
 
     /// Unmarks the job's full edges that have space again. True: there was one.
-    pub(super) fn find_room(&self, cluster: &Cluster, job: Uuid) -> bool {
+    pub(super) fn find_room(&self, cluster: &Cluster, job: Uuid, source: &str) -> bool {
         let mut state = self.state.lock();
         let Some(running) = state.running.get_mut(&job) else {
             return false;
@@ -105,7 +105,10 @@ impl Jobs {
             let live = cluster.registry.get(*edge);
             let is_roomy = live.map(|live| {
                 let status = live.status.lock();
+                let of_source = status.sources.iter().find(|it| it.source == source);
+                let quota = of_source.filter(|it| it.quota_bytes > 0);
                 Space::is_roomy(status.bytes_used, status.bytes_allowed)
+                    && quota.is_none_or(|it| Space::quota_is_roomy(it.bytes_used, it.quota_bytes))
             });
             !is_roomy.unwrap_or(false)
         });

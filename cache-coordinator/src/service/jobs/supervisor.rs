@@ -91,7 +91,7 @@ async fn look_at(cluster: &Cluster, id: Uuid) -> Result<(), ServiceError> {
         cluster.writer.write(change).await?;
         return cluster.jobs.withdraw(cluster, id).await;
     }
-    let has_room = cluster.jobs.find_room(cluster, id);
+    let has_room = cluster.jobs.find_room(cluster, id, &entry.source);
     if cluster.jobs.sample(id, bytes_done) || has_room {
         cluster.jobs.give(cluster, &job, &entry).await?;
     }

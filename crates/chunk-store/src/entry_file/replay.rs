@@ -22,7 +22,7 @@ impl EntryFile {
         if self.table.restore(chunk, checksum) {
             let bytes = self.geometry.chunk_len(chunk);
             self.disk_bytes.fetch_add(bytes, Ordering::AcqRel);
-            self.shared.space.add_chunk(bytes);
+            self.space.add_chunk(bytes);
             self.mark_durable(chunk);
         }
     }

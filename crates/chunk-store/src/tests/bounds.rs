@@ -23,7 +23,7 @@ fn a_block_that_changed_on_the_disk_is_not_given() {
         description.chunk_size = LARGE;
         let geometry = Geometry::new(SIZE, LARGE).unwrap();
         let entry = store.put_entry(&description, geometry).unwrap();
-        (0..2).for_each(|chunk| write_chunk(&store, &entry, chunk).unwrap());
+        (0..2).for_each(|chunk| write_chunk(&entry, chunk).unwrap());
         commit::commit_group(store.shared());
         drop(entry);
         if reopened {
@@ -70,7 +70,7 @@ fn a_claim_costs_nothing() {
     let all = ByteRange::new(0, PETABYTES);
     assert!(entry.present_runs(all, 8).is_empty());
     assert_eq!(entry.first_missing(0, geometry.chunk_count()), Some(0));
-    let reservation = store.reserve(2 << 20).unwrap();
+    let reservation = entry.reserve(2 << 20).unwrap();
     let bytes = vec![7; 2 << 20];
     let start = geometry.chunk_range(1_000_000).start;
     match entry.write_at(start, &bytes) {
@@ -86,7 +86,7 @@ fn a_claim_costs_nothing() {
         Err(_) => {
             assert_eq!(store.degraded(), None);
             drop(reservation);
-            write_chunk(&store, &entry_of(&store, 6, CHUNK), 0).unwrap();
+            write_chunk(&entry_of(&store, 6, CHUNK), 0).unwrap();
         }
     }
     commit::commit_group(store.shared());
@@ -103,7 +103,7 @@ fn what_is_not_stored_is_forgotten() {
     let ids: Vec<_> = (0..10).map(|id| entry_of(&store, id, CHUNK).id()).collect();
     for id in &ids[..5] {
         let entry = store.entry(id).unwrap();
-        write_chunk(&store, &entry, 0).unwrap();
+        write_chunk(&entry, 0).unwrap();
     }
     commit_and_reap(&store);
     assert_eq!((store.entry_count(), files()), (10, 5));
@@ -150,7 +150,7 @@ fn eviction_of_small_entries_is_batched() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_stepped(options(dir.path()));
     for id in 0..ENTRIES {
-        write_chunk(&store, &entry_of(&store, id, 100), 0).unwrap();
+        write_chunk(&entry_of(&store, id, 100), 0).unwrap();
     }
     commit_and_reap(&store);
     assert_eq!(walk(dir.path()).len() as u128, ENTRIES);
@@ -176,7 +176,7 @@ fn nobody_else_reads_what_is_stored() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let store = Store::open(options(&data)).unwrap();
-    write_chunk(&store, &entry_of(&store, 1, CHUNK), 0).unwrap();
+    write_chunk(&entry_of(&store, 1, CHUNK), 0).unwrap();
     store.close();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     for file in walk(&data)

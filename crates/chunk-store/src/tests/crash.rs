@@ -81,7 +81,7 @@ impl Run {
             Op::Store(entry, chunk) => {
                 let file = entry_of(&self.store, entry, size());
                 // Refused while degraded, or present already: both are fine.
-                let _ = write_chunk(&self.store, &file, chunk);
+                let _ = write_chunk(&file, chunk);
             }
             Op::Leave(entry, chunk) => {
                 let file = entry_of(&self.store, entry, size());

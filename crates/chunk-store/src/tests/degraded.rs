@@ -22,9 +22,9 @@ fn open(disk: &SimulatedDisk) -> Store {
 /// One chunk durable, one finished; the commit's change number `step` fails.
 fn commit_with_failure(disk: &SimulatedDisk, store: &Store, step: u64) -> Arc<EntryFile> {
     let entry = entry_of(store, 1, 4 * CHUNK);
-    write_chunk(store, &entry, 0).unwrap();
+    write_chunk(&entry, 0).unwrap();
     commit::commit_group(store.shared());
-    write_chunk(store, &entry, 1).unwrap();
+    write_chunk(&entry, 1).unwrap();
     assert!(entry.is_present(1));
     disk.fail_after(step);
     commit::commit_group(store.shared());
@@ -43,7 +43,7 @@ fn check_withdrawn_and_recovers(disk: &SimulatedDisk, store: &Store, entry: &Ent
     assert!(store.degraded().is_some());
     assert!(entry.is_present(0) && !entry.is_present(1));
     assert_eq!(read_chunk(entry, 0), content(entry, 0));
-    assert!(store.reserve(CHUNK).is_err() && entry.write_at(2 * CHUNK, b"x").is_err());
+    assert!(entry.reserve(CHUNK).is_err() && entry.write_at(2 * CHUNK, b"x").is_err());
 
     // Still refused: still degraded.
     disk.fail_after(2);
@@ -54,7 +54,7 @@ fn check_withdrawn_and_recovers(disk: &SimulatedDisk, store: &Store, entry: &Ent
     commit::commit_group(store.shared());
     removal::reap(store.shared());
     assert_eq!(store.bytes_used(), CHUNK);
-    write_chunk(store, entry, 1).unwrap();
+    write_chunk(entry, 1).unwrap();
     commit::commit_group(store.shared());
     let after = open(&disk.after_crash(5));
     let entry = after.entry(&entry.id()).unwrap();
@@ -89,9 +89,9 @@ fn a_sync_that_fails_under_a_fetch_voids_what_was_written() {
     let store = open(&disk);
     let entry = entry_of(&store, 1, 4 * CHUNK);
     let under_way = content(&entry, 2);
-    let reservation = store.reserve(CHUNK).unwrap();
+    let reservation = entry.reserve(CHUNK).unwrap();
     entry.write_at(2 * CHUNK, &under_way[..100]).unwrap();
-    write_chunk(&store, &entry, 0).unwrap();
+    write_chunk(&entry, 0).unwrap();
     disk.fail_after(1);
     commit::commit_group(store.shared());
     threads::recover(store.shared());
@@ -116,7 +116,7 @@ fn a_read_only_disk_is_read_and_written_again_when_it_can_be() {
     let id = {
         let store = open(&disk);
         let entry = entry_of(&store, 1, 4 * CHUNK);
-        write_chunk(&store, &entry, 0).unwrap();
+        write_chunk(&entry, 0).unwrap();
         commit::commit_group(store.shared());
         entry.id()
     };
@@ -124,12 +124,12 @@ fn a_read_only_disk_is_read_and_written_again_when_it_can_be() {
     let entry = store.entry(&id).unwrap();
     disk.set_read_only(true);
     assert_eq!(read_chunk(&entry, 0), content(&entry, 0));
-    assert!(write_chunk(&store, &entry, 1).is_err());
+    assert!(write_chunk(&entry, 1).is_err());
     assert!(store.degraded().is_some());
     assert_eq!(read_chunk(&entry, 0), content(&entry, 0));
     disk.set_read_only(false);
     threads::recover(store.shared());
-    write_chunk(&store, &entry, 1).unwrap();
+    write_chunk(&entry, 1).unwrap();
     assert_eq!(store.degraded(), None);
     assert!(entry.open_file(disk::Open::Existing).unwrap().is_writable);
     assert_eq!(read_chunk(&entry, 1), content(&entry, 1));

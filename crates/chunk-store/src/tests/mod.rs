@@ -3,6 +3,7 @@
 mod bounds;
 mod crash;
 mod degraded;
+mod quotas;
 mod real;
 mod simulated;
 mod stress;
@@ -49,10 +50,10 @@ pub(super) fn content(entry: &EntryFile, chunk: u32) -> Vec<u8> {
         .collect()
 }
 
-pub(super) fn write_chunk(store: &Store, entry: &EntryFile, chunk: u32) -> Result<(), StoreError> {
+pub(super) fn write_chunk(entry: &EntryFile, chunk: u32) -> Result<(), StoreError> {
     let bytes = content(entry, chunk);
     let start = entry.geometry().chunk_range(chunk).start;
-    let reservation = store.reserve(bytes.len() as u64)?;
+    let reservation = entry.reserve(bytes.len() as u64)?;
     // In two parts, the later first, as in a fetch from the middle.
     let (head, tail) = bytes.split_at(bytes.len() / 3);
     entry.write_at(start + head.len() as u64, tail)?;

@@ -25,7 +25,7 @@ fn what_is_durable_is_there_after_a_restart() {
         let mut durable = store.take_durable();
         let entry = entry_of(&store, 7, size);
         for chunk in [0, 3, 5] {
-            write_chunk(&store, &entry, chunk).unwrap();
+            write_chunk(&entry, chunk).unwrap();
         }
         assert!(entry.is_present(5) && entry.is_verified(5) && !entry.is_present(1));
         assert_eq!(entry.first_missing(3, 9), Some(4));
@@ -112,7 +112,7 @@ fn store_with_chunks(dir: &Path, chunks: &[u32]) -> Uuid {
     let entry = entry_of(&store, 9, 8 * CHUNK);
     chunks
         .iter()
-        .for_each(|chunk| write_chunk(&store, &entry, *chunk).unwrap());
+        .for_each(|chunk| write_chunk(&entry, *chunk).unwrap());
     await_durable(&mut durable, chunks.len());
     store.close();
     entry.id()
@@ -126,7 +126,7 @@ fn the_end_of_an_object_is_given_back_whole() {
     let mut durable = store.take_durable();
     let entry = entry_of(&store, 4, CHUNK + 12_345);
     for chunk in [0, 1] {
-        write_chunk(&store, &entry, chunk).unwrap();
+        write_chunk(&entry, chunk).unwrap();
     }
     await_durable(&mut durable, 2);
     assert!(blocks_bytes(dir.path()) >= CHUNK + 12_345);
@@ -188,7 +188,7 @@ fn dropped_chunks_free_their_blocks_once_nobody_reads_them() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_stepped(options(dir.path()));
     let entry = entry_of(&store, 9, 8 * CHUNK);
-    (0..4).for_each(|chunk| write_chunk(&store, &entry, chunk).unwrap());
+    (0..4).for_each(|chunk| write_chunk(&entry, chunk).unwrap());
     commit::commit_group(store.shared());
     let full = blocks_bytes(dir.path());
     assert!((4 * CHUNK..5 * CHUNK).contains(&full), "{full}");
@@ -210,7 +210,7 @@ fn dropped_chunks_free_their_blocks_once_nobody_reads_them() {
     assert_eq!(store.bytes_used(), 2 * CHUNK);
     assert!(blocks_bytes(dir.path()) <= full - 2 * CHUNK);
     assert_eq!(store.digest(&entry.id()).chunk_count, 2);
-    write_chunk(&store, &entry, 1).unwrap();
+    write_chunk(&entry, 1).unwrap();
     commit::commit_group(store.shared());
     assert_eq!(read_chunk(&entry, 1), content(&entry, 1));
 }
@@ -237,7 +237,7 @@ fn what_a_reader_has_of_an_unfinished_chunk_outlives_the_chunk() {
     entry.write_at(CHUNK, &half).unwrap();
     let hold = entry.hold_unfinished(1).unwrap();
     entry.abandon_chunk(1);
-    write_chunk(&store, &entry, 1).unwrap();
+    write_chunk(&entry, 1).unwrap();
     drop(hold);
     commit_and_reap(&store);
     assert_eq!(store.bytes_used(), CHUNK);
@@ -258,7 +258,7 @@ fn a_large_sparse_entry_uses_what_was_written() {
         .collect();
     chunks
         .iter()
-        .for_each(|chunk| write_chunk(&store, &entry, *chunk).unwrap());
+        .for_each(|chunk| write_chunk(&entry, *chunk).unwrap());
     await_durable(&mut durable, chunks.len());
     assert_eq!(
         fs::metadata(data_file(dir.path(), entry.id()))
@@ -318,7 +318,7 @@ fn a_torn_journal_tail_is_cut_and_what_it_proved_is_reclaimed() {
         let store = Store::open(options(dir.path())).unwrap();
         let mut durable = store.take_durable();
         let entry = store.entry(&id).unwrap();
-        write_chunk(&store, &entry, 3).unwrap();
+        write_chunk(&entry, 3).unwrap();
         await_durable(&mut durable, 1);
         store.close();
         fs::metadata(journal_file(dir.path())).unwrap().len()
@@ -349,7 +349,7 @@ fn removed_entries_and_orphans_leave_nothing() {
     // Re-created while the old one is being read.
     let new = entry_of(&store, 9, 8 * CHUNK);
     assert!(!new.is_present(1));
-    write_chunk(&store, &new, 1).unwrap();
+    write_chunk(&new, 1).unwrap();
     assert_eq!(store.bytes_used(), 3 * CHUNK);
     commit::commit_group(store.shared());
     drop(old);
@@ -394,9 +394,9 @@ fn the_limit_holds_and_victims_make_room() {
     let store = Store::open(limited).unwrap();
     let mut durable = store.take_durable();
     let entry = entry_of(&store, 9, 100 * CHUNK);
-    (10..20).for_each(|chunk| write_chunk(&store, &entry, chunk).unwrap());
+    (10..20).for_each(|chunk| write_chunk(&entry, chunk).unwrap());
     await_durable(&mut durable, 10);
-    assert!(matches!(store.reserve(1), Err(StoreError::NoSpace(_))));
+    assert!(matches!(entry.reserve(1), Err(StoreError::NoSpace(_))));
     assert!(store.pressure() > 0);
     let pin = entry.pin(10).unwrap();
     let victims = store.victims(store.pressure(), usize::MAX);
@@ -416,15 +416,15 @@ fn the_limit_holds_and_victims_make_room() {
     assert_eq!(store.pressure(), 0, "what leaves is not asked for again");
     let begun = Instant::now();
     let reservation = loop {
-        match store.reserve(CHUNK) {
+        match entry.reserve(CHUNK) {
             Ok(reservation) => break reservation,
             Err(_) => assert!(begun.elapsed() < Duration::from_secs(10), "no room is made"),
         }
         std::thread::sleep(Duration::from_millis(1));
     };
-    assert!(store.reserve(CHUNK).is_err());
+    assert!(entry.reserve(CHUNK).is_err());
     drop(reservation);
-    assert!(store.reserve(CHUNK).is_ok());
+    assert!(entry.reserve(CHUNK).is_ok());
     assert!(store.bytes_used() <= store.bytes_allowed());
 }
 
@@ -437,7 +437,8 @@ fn free_space_others_took_is_not_used() {
     };
     let store = Store::open(greedy).unwrap();
     assert_eq!(store.bytes_allowed(), 0);
-    assert!(matches!(store.reserve(CHUNK), Err(StoreError::NoSpace(_))));
+    let entry = entry_of(&store, 9, CHUNK);
+    assert!(matches!(entry.reserve(CHUNK), Err(StoreError::NoSpace(_))));
 }
 
 #[test]
@@ -450,7 +451,7 @@ fn open_files_are_bounded() {
     let store = Store::open_tuned(options(dir.path()), tuning).unwrap();
     let mut durable = store.take_durable();
     for id in 0..40 {
-        write_chunk(&store, &entry_of(&store, id, CHUNK), 0).unwrap();
+        write_chunk(&entry_of(&store, id, CHUNK), 0).unwrap();
         await_durable(&mut durable, 1);
     }
     let files: Vec<_> = store

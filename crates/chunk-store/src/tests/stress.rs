@@ -56,7 +56,7 @@ fn readers_never_see_a_hole() {
                         if entry.is_present(chunk) {
                             store.drop_chunks(&entry.id(), &[chunk]);
                         } else {
-                            write_chunk(store, &entry, chunk).unwrap();
+                            write_chunk(&entry, chunk).unwrap();
                         }
                         if round % 50 == 49 {
                             store.remove_entry(&entry.id());

@@ -89,3 +89,51 @@ fn a_full_edge_fetches_what_readers_and_jobs_ask_for() {
     );
     assert!(!assigned(&bench.want(1, 0, 80..90)).is_empty());
 }
+
+fn quota(bench: &mut Bench, used: u64, quota: u64) -> Vec<Effect> {
+    bench.apply(Event::SourceSpaces {
+        edge: EdgeId(0),
+        spaces: vec![SourceSpace {
+            source: ORIGIN,
+            bytes_used: used,
+            quota_bytes: quota,
+        }],
+    })
+}
+
+#[test]
+fn a_fill_ends_before_its_source_exceeds_its_quota() {
+    let mut bench = Bench::filling(1);
+    space(&mut bench, 4 * MIB, 1_000 * MIB);
+    // 40 chunks, of which an eighth is kept free.
+    quota(&mut bench, 4 * MIB, 80 * MIB);
+    let effects = hold(&mut bench, 0..2);
+    let came = run_to_the_end(&mut bench, effects);
+    assert!((22..=28).contains(&came), "{came} chunks");
+    let used = (2 + u64::from(came)) * CHUNK;
+    assert_eq!(quota(&mut bench, used, 80 * MIB), vec![]);
+    assert_eq!(bench.after(1_000), vec![], "and does not begin again");
+    // A larger one, or none.
+    assert!(!assigned(&quota(&mut bench, used, 800 * MIB)).is_empty());
+    quota(&mut bench, 80 * MIB, 80 * MIB);
+    let none = Event::SourceSpaces {
+        edge: EdgeId(0),
+        spaces: vec![],
+    };
+    assert!(!assigned(&bench.apply(none)).is_empty());
+}
+
+#[test]
+fn a_used_up_quota_stops_assignments_of_its_source_for_a_moment() {
+    let mut bench = Bench::new(1, 3);
+    let given = assigned(&bench.read(0, 1, 0, true));
+    let failed = bench.apply(Event::FetchFailed {
+        edge: EdgeId(0),
+        assignment: given[0].id,
+        fault: Fault::Quota,
+        retry_after: None,
+    });
+    assert_eq!(assigned(&failed), vec![]);
+    assert_eq!(assigned(&bench.after(1_500)), vec![]);
+    assert!(!assigned(&bench.after(1_000)).is_empty());
+}
