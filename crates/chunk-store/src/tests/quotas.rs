@@ -73,13 +73,13 @@ fn a_changed_quota_holds_at_once_and_spares_what_is_read_or_pinned() {
     drop(store);
     store = open_stepped(options(dir.path()));
     assert_eq!(used(&store, "films"), 25, "the journal says so");
-    let films = store.entry(&Uuid::from_u128(1).into()).unwrap();
+    let films = store.entry(&Uuid::from_u128(1)).unwrap();
     let pins: Vec<_> = [3, 4, 5].map(|chunk| films.pin(chunk).unwrap()).into();
     set_quota(&store, "films", 0);
     evict(&store, 0);
     assert_eq!(used(&store, "films"), 8);
     assert!((3..6).all(|chunk| films.is_present(chunk)));
-    let kept = store.entry(&Uuid::from_u128(2).into()).unwrap();
+    let kept = store.entry(&Uuid::from_u128(2)).unwrap();
     assert_eq!(kept.present_chunks().len(), 5);
     drop(pins);
     evict(&store, 0);
