@@ -164,7 +164,7 @@ impl Metrics {
         for kind in DRIFT_KINDS {
             drop(self.drift_chunks.get_or_create(&DriftLabel { kind }));
         }
-        self.asked_again(AskedAgain::default(), AskedAgain::default());
+        self.asked_again(AskedAgain::default());
         let registry = &mut self.registry;
         register_build_info(registry, env!("CARGO_PKG_VERSION"));
         registry.register("sessions", "Open edge sessions", self.sessions.clone());
@@ -255,15 +255,15 @@ impl Metrics {
         );
     }
 
-    /// Takes over the scheduler's count, which grew from `before` to `now`.
-    pub fn asked_again(&self, before: AskedAgain, now: AskedAgain) {
-        let add = |cause, before: u64, now: u64| {
+    /// Adds what the scheduler counted.
+    pub fn asked_again(&self, bytes: AskedAgain) {
+        let add = |cause, bytes: u64| {
             let counter = self.asked_again_bytes.get_or_create(&CauseLabel { cause });
-            counter.inc_by(now.saturating_sub(before));
+            counter.inc_by(bytes);
         };
-        add("hedge", before.hedge, now.hedge);
-        add("own", before.own, now.own);
-        add("peer", before.peer, now.peer);
+        add("hedge", bytes.hedge);
+        add("own", bytes.own);
+        add("peer", bytes.peer);
     }
 
     /// Encodes as text; `accept` is the scraper's header.

@@ -22,7 +22,7 @@ use super::{
     registry::Registry,
 };
 use crate::{metrics::Metrics, service::error::ServiceError};
-use scheduler::{AskedAgain, Config, Scheduler, api::Millis, api::WantId};
+use scheduler::{Config, Scheduler, api::Millis, api::WantId};
 
 /// Limit of queued commands. Beyond it sessions wait for space, and with them their edges.
 const QUEUE_COMMANDS: usize = 8192;
@@ -112,8 +112,6 @@ pub struct Actor<S> {
     loads: JoinSet<(EntryId, Option<LoadedEntry>)>,
     load_permits: Arc<Semaphore>,
     started: Instant,
-    /// What the metrics know of the scheduler's count.
-    told_again: AskedAgain,
     /// Loads of an earlier term do not belong to this plan.
     stop_loads: CancellationToken,
 }
@@ -138,7 +136,6 @@ impl<S: EntrySource> Actor<S> {
             loads: JoinSet::new(),
             load_permits: Arc::new(Semaphore::new(LOADS_AT_A_TIME)),
             started: Instant::now(),
-            told_again: AskedAgain::default(),
             stop_loads: CancellationToken::new(),
         };
         (actor, PlanHandle { letters: sender }, done)
@@ -187,9 +184,7 @@ impl<S: EntrySource> Actor<S> {
                 self.act(action);
             }
             if is_tick {
-                let again = self.plan.scheduler().asked_again();
-                self.metrics.asked_again(self.told_again, again);
-                self.told_again = again;
+                self.metrics.asked_again(self.plan.take_asked_again());
                 self.metrics
                     .open_entries
                     .set(i64::try_from(self.plan.entry_count()).unwrap_or(i64::MAX));
@@ -207,7 +202,6 @@ impl<S: EntrySource> Actor<S> {
         self.stop_loads = CancellationToken::new();
         self.loads = JoinSet::new();
         self.plan = new_plan();
-        self.told_again = AskedAgain::default();
     }
 
     fn act(&mut self, action: Action) {

@@ -25,7 +25,7 @@ use super::{
     translate,
 };
 use scheduler::{
-    Scheduler,
+    AskedAgain, Scheduler,
     api::{EdgeId, Effect, EntryNo, Event, Millis, ReaderId, WantId},
 };
 
@@ -83,6 +83,11 @@ impl Plan {
     #[must_use]
     pub fn scheduler(&self) -> &Scheduler {
         &self.scheduler
+    }
+
+    /// See [`Scheduler::take_asked_again`].
+    pub fn take_asked_again(&mut self) -> AskedAgain {
+        self.scheduler.take_asked_again()
     }
 
     /// Names behind the scheduler's numbers.

@@ -178,8 +178,10 @@ impl<O: OpenReader> Cursor<O> {
         self.head = (!head.is_empty()).then(|| head.freeze());
         if let Some(Part::Range(range)) = self.plan.pop() {
             self.reader = Some(self.opener.open(range, self.player));
-            let is_stream = matches!(self.delivery, Delivery::Copy { is_stream, .. } if is_stream);
-            if is_stream {
+            if let Delivery::Copy {
+                is_stream: true, ..
+            } = self.delivery
+            {
                 self.rest = self.next_piece().await?;
                 if let Some(piece) = &self.rest {
                     bring_in(piece).await?;

@@ -353,7 +353,8 @@ impl Store {
     }
 
     /// Proposes chunks to evict: those of sources over their quota, and others until there are at
-    /// least `bytes`; at most `max_chunks`, and never one that a reader holds. Each is proposed once; one that is not dropped within 15 s may be proposed again.
+    /// least `bytes`; at most `max_chunks`, and never one that a reader holds. Each is proposed
+    /// once; one that is not dropped within 15 s may be proposed again.
     #[must_use]
     pub fn victims(&self, bytes: u64, max_chunks: usize) -> Vec<Victims> {
         let wanted = Wanted {

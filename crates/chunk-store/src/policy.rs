@@ -147,14 +147,12 @@ impl Policy {
     ) -> Vec<ChunkKey> {
         let mut chosen = Vec::new();
         let mut left = wanted.bytes;
-        let over: Vec<_> = self
-            .sources
-            .values()
-            .map(|it| it.space.over_quota())
-            .collect();
-        let mut by_excess: Vec<(Arc<str>, u64)> = self.sources.keys().cloned().zip(over).collect();
-        by_excess.retain(|(_, excess)| *excess > 0);
-        for (source, excess) in by_excess {
+        let over = |(source, queues): (&Arc<str>, &SourceQueues)| {
+            let excess = queues.space.over_quota();
+            (excess > 0).then(|| (source.clone(), excess))
+        };
+        let over: Vec<_> = self.sources.iter().filter_map(over).collect();
+        for (source, excess) in over {
             let limit = wanted.max_chunks.saturating_sub(chosen.len());
             let taken = self.take_from(&source, (excess, limit, false), residents, now);
             left = left.saturating_sub(taken.1);

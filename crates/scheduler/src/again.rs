@@ -1,5 +1,7 @@
 //! Counts what origins are asked for although an edge of the cluster has it, or is being sent it.
 
+use chunkcache_proto::RangeSet;
+
 use super::Scheduler;
 use super::api::{EdgeId, FetchSource, Reason};
 use super::state::RunningFetch;
@@ -19,10 +21,9 @@ pub struct AskedAgain {
 }
 
 impl Scheduler {
-    /// Since the scheduler was made.
-    #[must_use]
-    pub fn asked_again(&self) -> AskedAgain {
-        self.asked_again
+    /// What was counted since the last call.
+    pub fn take_asked_again(&mut self) -> AskedAgain {
+        std::mem::take(&mut self.asked_again)
     }
 
     /// Counts a fetch that is about to be entered.
@@ -45,7 +46,7 @@ impl Scheduler {
         let Some(known) = self.entries.get(&fetch.entry) else {
             return 0;
         };
-        let mut elsewhere = chunkcache_proto::RangeSet::new();
+        let mut elsewhere = RangeSet::new();
         for (&other, line) in known.lines.iter().take(MAX_EDGES_LOOKED_AT) {
             let Some(state) = self.edges.get(&other).filter(|state| state.alive) else {
                 continue;

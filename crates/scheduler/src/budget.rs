@@ -65,8 +65,8 @@ impl Source {
     /// Notes the pause that one object's answer asked for. Returns how long the whole source pauses,
     /// if several objects ask at the same time.
     fn paused_by(&mut self, entry: EntryNo, until: Millis, now: Millis) -> Option<Millis> {
-        self.pauses.retain(|&(_, until)| until > now);
-        self.pauses.retain(|&(other, _)| other != entry);
+        self.pauses
+            .retain(|&(other, until)| other != entry && until > now);
         self.pauses.push((entry, until));
         if self.pauses.len() < PAUSED_OBJECTS {
             return None;

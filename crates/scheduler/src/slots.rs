@@ -1,8 +1,8 @@
 //! Decides which fetch has a slot, and which gives one up.
 //!
 //! CRITICAL takes a slot from the lowest fetch that has one. Its edge does the same by itself: the
-//! fetch is paused, and resumed where it was, with the answer it was reading. Whoever takes a
-//! connection of an origin, or a slot below CRITICAL, has a fetch cancelled.
+//! fetch is paused, and resumed where it was, with the answer it was reading. For a connection of
+//! an origin, and for a slot below CRITICAL, a fetch is cancelled.
 
 use chunkcache_proto::Level;
 

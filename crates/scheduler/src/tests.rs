@@ -380,7 +380,7 @@ fn a_late_critical_fetch_is_hedged_and_the_loser_stopped() {
         (hedge.reason, hedge.first_chunk),
         (Reason::Hedge(first.id), 0)
     );
-    assert_eq!(bench.scheduler.asked_again().hedge, CHUNK);
+    assert_eq!(bench.scheduler.take_asked_again().hedge, CHUNK);
     assert_eq!(cancelled(&bench.finish(0, hedge.id)), vec![first.id]);
 }
 

@@ -77,7 +77,7 @@ impl World {
 
     /// While no peer fails, the coordinator asks an origin for nothing that an edge has.
     fn check_asked_again(&self) {
-        let again = self.scheduler.asked_again();
+        let again = self.scheduler.asked_again;
         assert!(
             again.peer == 0 || !self.peer_faults.is_empty(),
             "seed {}: asked again although peers have it: {again:?}",

@@ -57,7 +57,7 @@ fn the_origin_is_not_asked_to_look_ahead_for_what_a_late_peer_holds() {
         first.iter().all(|a| a.from == FetchSource::Origin) && !first.is_empty(),
         "who waits does not wait for the peer: {first:?}"
     );
-    assert_eq!(waiting.scheduler.asked_again().peer, CHUNK);
+    assert_eq!(waiting.scheduler.take_asked_again().peer, CHUNK);
 }
 
 #[test]
