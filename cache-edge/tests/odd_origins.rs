@@ -389,6 +389,59 @@ fn blocks(range: ByteRange, is_wrong: bool) -> Act {
     Act::Raw([head.into_bytes(), body].concat())
 }
 
+/// The origin sends what it was asked for, also to a fetch that gave its slot away meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_fetch_is_resumed_with_the_answer_it_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let origin = Origin::start(SIZE).await;
+    let edge = TestEdge::start_with(directory.path(), Some(&origin), |options, _| {
+        options.max_downloads = 1;
+    })
+    .await;
+    let head = request(edge.address, "HEAD", "/films/a", None, &[]).await;
+    assert_eq!(head.status, 200);
+    let bound = edge.edge.objects.parts().bindings.get(&key("a")).unwrap();
+    let file = edge.edge.store.entry(&bound.id).unwrap();
+    let (paused, others) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let gates = (paused.clone(), others.clone());
+    origin.script(move |_, seen| match seen.range {
+        Some((0, _)) => Act::Held(gates.0.clone()),
+        _ => Act::Held(gates.1.clone()),
+    });
+    let before = origin.requests();
+    // One slot, one for CRITICAL: the second of those takes the first fetch's.
+    for (id, level) in [(1, Level::High), (2, Level::Critical), (3, Level::Critical)] {
+        edge.edge.downloads.submit(Assignment {
+            id,
+            file: file.clone(),
+            first_chunk: u32::try_from(id).unwrap() - 1,
+            chunk_count: 1,
+            level,
+            deadline_in_ms: 0,
+            start_at: 0,
+            peer: None,
+            reader: 0,
+        });
+        asked(&origin, before + id as usize).await;
+    }
+    paused.notify_one();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let done = async {
+        while !(0..3).all(|chunk| file.is_present(chunk)) {
+            others.notify_one();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), done)
+        .await
+        .unwrap();
+    assert_eq!(
+        origin.requests(),
+        before + 3,
+        "each chunk was asked for once"
+    );
+}
+
 /// Only those of a peer's bytes are used that have the hash they were sent with; the peer learns of
 /// others.
 #[tokio::test(flavor = "multi_thread")]
