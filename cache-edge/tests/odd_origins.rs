@@ -442,6 +442,44 @@ async fn a_paused_fetch_is_resumed_with_the_answer_it_waited_for() {
     );
 }
 
+/// Of what an edge completes in the background, what another edge waits for goes first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_local_fetch_is_raised_for_a_peer() {
+    let (_directory, origin, edge) = pair().await;
+    let head = request(edge.address, "HEAD", "/films/a", None, &[]).await;
+    assert_eq!(head.status, 200);
+    let bound = edge.edge.objects.parts().bindings.get(&key("a")).unwrap();
+    let file = edge.edge.store.entry(&bound.id).unwrap();
+    let gate = Arc::new(Notify::new());
+    let held = gate.clone();
+    origin.script(move |_, seen| match seen.range {
+        Some((0, _)) => Act::Held(held.clone()),
+        _ => Act::Serve,
+    });
+    let before = origin.requests();
+    let downloads = &edge.edge.downloads;
+    let local = downloads.local_id();
+    for (id, level) in [(1, Level::Critical), (local, Level::Low)] {
+        let chunk = u32::from(id == local);
+        downloads.submit(Assignment {
+            id,
+            file: file.clone(),
+            first_chunk: chunk,
+            chunk_count: 1,
+            level,
+            deadline_in_ms: 0,
+            start_at: 0,
+            peer: None,
+            reader: 0,
+        });
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(origin.requests(), before + 1, "LOW gives way to CRITICAL");
+    downloads.raise_for_peer(file.id(), 1, 2 * MIB);
+    asked(&origin, before + 2).await;
+    gate.notify_one();
+}
+
 /// Only those of a peer's bytes are used that have the hash they were sent with; the peer learns of
 /// others.
 #[tokio::test(flavor = "multi_thread")]

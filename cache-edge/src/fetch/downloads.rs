@@ -386,6 +386,22 @@ impl Downloads {
         soon
     }
 
+    /// Raises a local fetch that brings a chunk which another edge waits for: the coordinator, which
+    /// sent that edge here, raises only what it has assigned.
+    pub fn raise_for_peer(&self, entry: EntryId, chunk: ChunkIndex, position: u64) {
+        let id = match self.coverage(entry, chunk, position) {
+            Coverage::Queued(id) | Coverage::Coming { id, .. } | Coverage::Late(id) => id,
+            Coverage::None => return,
+        };
+        let now = self.now_ms();
+        let mut state = self.0.state.lock();
+        let level = state.queue.get(id).map(|task| task.level);
+        if id & LOCAL_BIT != 0 && level > Some(Level::High) {
+            self.set_level(&mut state, id, Level::High, now);
+            self.settle(state);
+        }
+    }
+
     /// Which fetch brings the byte at `position` in `chunk`.
     #[must_use]
     pub fn coverage(&self, entry: EntryId, chunk: ChunkIndex, position: u64) -> Coverage {

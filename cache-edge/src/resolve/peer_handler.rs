@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::objects::EdgeObjects;
 use crate::clock::now_ms;
-use crate::fetch::downloads::Coverage;
+use crate::fetch::{Downloads, downloads::Coverage};
 use crate::{
     readers::{EntryIncoming, IncomingChunk},
     resolve::ports::ReadError,
@@ -101,6 +101,7 @@ impl Peers {
         if request.method != Method::HEAD {
             let mut blocks = Blocks {
                 incoming: parts.incoming.of(&file),
+                downloads: parts.downloads.clone(),
                 file,
                 left: range,
                 bytes: None,
@@ -152,6 +153,7 @@ async fn next_frame(
 struct Blocks {
     file: Arc<EntryFile>,
     incoming: Arc<EntryIncoming>,
+    downloads: Downloads,
     left: ByteRange,
     /// Bytes of the block whose header was returned last.
     bytes: Option<Bytes>,
@@ -188,6 +190,8 @@ impl Blocks {
             if self.file.is_present(chunk) {
                 continue;
             }
+            self.downloads
+                .raise_for_peer(self.file.id(), chunk, self.left.start);
             if tokio::time::timeout_at(deadline, changed).await.is_err() {
                 return Err(ReadError::TimedOut {
                     chunk,
