@@ -182,16 +182,17 @@ impl DiskFile for RealFile {
     }
 
     fn punch(&self, range: ByteRange) -> io::Result<()> {
-        if range.is_empty() {
+        // Nothing past the file's end has blocks, and the file system refuses what is past the
+        // length it supports. The last block is freed only if all of it is punched.
+        let len = self.len()?;
+        let end = if range.end < len {
+            range.end
+        } else {
+            len.next_multiple_of(BLOCK_BYTES)
+        };
+        if end <= range.start {
             return Ok(());
         }
-        // A block is freed only if all of it is punched, including the part past the file's end.
-        let cuts_a_block = !range.end.is_multiple_of(BLOCK_BYTES);
-        let end = if cuts_a_block && range.end == self.len()? {
-            range.end.next_multiple_of(BLOCK_BYTES)
-        } else {
-            range.end
-        };
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         Ok(rustix::fs::fallocate(
             &self.0,

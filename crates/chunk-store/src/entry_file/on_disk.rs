@@ -67,8 +67,9 @@ impl EntryFile {
             }
             (opened, _) => (opened?, true),
         };
-        // Never truncated: a reader may be sending from it.
-        if is_writable && file.len()? < self.geometry.size() {
+        // Never truncated: a reader may be sending from it. For writers alone: a length that no
+        // file has is no obstacle to freeing what was written.
+        if open == Open::CreateOrExisting && file.len()? < self.geometry.size() {
             file.set_len(self.geometry.size())?;
         }
         let file = Arc::new(OpenFile::new(file, is_writable));
