@@ -442,6 +442,50 @@ async fn a_paused_fetch_is_resumed_with_the_answer_it_waited_for() {
     );
 }
 
+/// The same for a fetch that is cancelled: its chunk is completed from the answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_fetchs_chunk_is_completed_from_the_answer_it_waited_for() {
+    let (_directory, origin, edge) = pair().await;
+    let head = request(edge.address, "HEAD", "/films/a", None, &[]).await;
+    assert_eq!(head.status, 200);
+    let bound = edge.edge.objects.parts().bindings.get(&key("a")).unwrap();
+    let file = edge.edge.store.entry(&bound.id).unwrap();
+    let gate = Arc::new(Notify::new());
+    let held = gate.clone();
+    origin.script(move |_, seen| match seen.range {
+        Some((0, _)) => Act::Held(held.clone()),
+        _ => Act::Serve,
+    });
+    let before = origin.requests();
+    edge.edge.downloads.submit(Assignment {
+        id: 1,
+        file: file.clone(),
+        first_chunk: 0,
+        chunk_count: 1,
+        level: Level::Critical,
+        deadline_in_ms: 0,
+        start_at: MIB,
+        peer: None,
+        reader: 0,
+    });
+    asked(&origin, before + 2).await;
+    edge.edge.downloads.cancel(1, false);
+    gate.notify_one();
+    let done = async {
+        while !file.is_present(0) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), done)
+        .await
+        .unwrap();
+    assert_eq!(
+        origin.requests(),
+        before + 2,
+        "each half was asked for once"
+    );
+}
+
 /// Of what an edge completes in the background, what another edge waits for goes first.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_local_fetch_is_raised_for_a_peer() {
@@ -475,7 +519,7 @@ async fn a_local_fetch_is_raised_for_a_peer() {
     }
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(origin.requests(), before + 1, "LOW gives way to CRITICAL");
-    downloads.raise_for_peer(file.id(), 1, 2 * MIB);
+    downloads.raise_for_peer(file.id(), 1, 2 * MIB, Level::High);
     asked(&origin, before + 2).await;
     gate.notify_one();
 }

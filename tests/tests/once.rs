@@ -44,10 +44,10 @@ fn thirty_readers_cost_the_origin_one_film() {
         }
         end = end.max(start + hit.body_bytes);
     }
-    // Measured on two cores: 1.02 to 1.03 unoptimised, 1.05 to 1.07 optimised. It is to be 1.01.
+    // Measured on two busy cores: 1.000 to 1.008 optimised, up to 1.022 unoptimised.
     let share = sent as f64 / FILM as f64;
     assert!(
-        share <= 1.1,
+        share <= 1.04,
         "the origin sent {share:.4} of the film; again (offset, bytes): {again:?}"
     );
 }

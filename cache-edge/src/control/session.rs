@@ -244,6 +244,7 @@ impl Session {
             Message::Probe(probe) => self.probe(probe),
             Message::Reprioritise(change) => {
                 if let Ok(level) = Level::try_from(change.priority()) {
+                    tracing::debug!(fetch = change.assignment_id, ?level, "has another level");
                     self.downloads
                         .reprioritise(change.assignment_id, level, change.deadline_ms);
                 }
@@ -352,6 +353,7 @@ impl Session {
             count = assign.chunk_count,
             ?level,
             reason = assign.reason,
+            peer = assign.peer.as_ref().map(|peer| &peer.url),
             "assigned"
         );
         let order = Assignment {

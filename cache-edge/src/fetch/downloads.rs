@@ -263,7 +263,7 @@ impl Downloads {
         tracing::debug!(fetch = id & !LOCAL_BIT, bytes, "a fetch ended");
         match end {
             RunEnd::Paused(rest) => {
-                if state.queue.preempted(id) {
+                if !state.closed && state.queue.preempted(id) {
                     if let Some(fetch) = state.fetches.get_mut(&id) {
                         fetch.paused = rest.map(|rest| *rest);
                     }
@@ -274,11 +274,10 @@ impl Downloads {
             }
             RunEnd::Stopped => {
                 state.queue.ended(id);
-                let fetch = state.fetches.remove(&id);
-                self.report_cancelled(id, bytes);
-                if let Some(fetch) = fetch {
+                if let Some(fetch) = state.fetches.remove(&id) {
                     self.complete_partial_chunks(&mut state, &fetch.assignment, None);
                 }
+                self.report_cancelled(id, bytes);
             }
             RunEnd::Failed(failure) => {
                 state.queue.ended(id);
@@ -386,18 +385,18 @@ impl Downloads {
         soon
     }
 
-    /// Raises a local fetch that brings a chunk which another edge waits for: the coordinator, which
-    /// sent that edge here, raises only what it has assigned.
-    pub fn raise_for_peer(&self, entry: EntryId, chunk: ChunkIndex, position: u64) {
+    /// Raises a local fetch to the level at which another edge wants its chunk: the coordinator,
+    /// which sent that edge here, raises only what it has assigned.
+    pub fn raise_for_peer(&self, entry: EntryId, chunk: ChunkIndex, position: u64, level: Level) {
         let id = match self.coverage(entry, chunk, position) {
             Coverage::Queued(id) | Coverage::Coming { id, .. } | Coverage::Late(id) => id,
             Coverage::None => return,
         };
         let now = self.now_ms();
         let mut state = self.0.state.lock();
-        let level = state.queue.get(id).map(|task| task.level);
-        if id & LOCAL_BIT != 0 && level > Some(Level::High) {
-            self.set_level(&mut state, id, Level::High, now);
+        let was = state.queue.get(id).map(|task| task.level);
+        if id & LOCAL_BIT != 0 && was > Some(level) {
+            self.set_level(&mut state, id, level, now);
             self.settle(state);
         }
     }

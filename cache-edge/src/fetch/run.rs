@@ -16,6 +16,7 @@ use super::{
     downloads::LOCAL_BIT,
     gap::{Gap, NextStep, next_gap},
     handle::{FetchHandle, StopMode},
+    stream::LINGER,
 };
 use crate::clock::now_ms;
 use crate::upstream::{
@@ -327,8 +328,8 @@ impl Fetcher {
         }
     }
 
-    /// Opens the answer that a fetch reads. A paused fetch waits for it nevertheless, and is resumed
-    /// with it: the origin sends what it was asked for.
+    /// Opens the answer that a fetch reads. A stopped fetch waits for it nevertheless, and whoever
+    /// completes the chunk reads on in it: the origin sends what it was asked for.
     async fn ask(
         &self,
         assignment: &Assignment,
@@ -347,11 +348,15 @@ impl Fetcher {
         // A paused fetch keeps no permit that a more urgent fetch may need.
         let takes_permit =
             class != RequestClass::Assigned && source.is_none_or(|source| source.is_limited());
-        if stop == StopMode::Now || takes_permit {
+        if takes_permit {
             return Err(FetchInterruption::Stop(stop));
         }
+        let patience = async {
+            handle.ended_now().await;
+            tokio::time::sleep(LINGER).await;
+        };
         tokio::select! {
-            () = handle.ended_now() => Err(FetchInterruption::Stop(StopMode::Now)),
+            () = patience => Err(FetchInterruption::Stop(StopMode::Now)),
             opened = open => Err(match opened {
                 Ok(opened) => FetchInterruption::Pause(Box::new(opened)),
                 // It is asked again, and fails again, when the fetch is resumed.
@@ -453,10 +458,11 @@ impl Fetcher {
         let url = format!("{}{}", peer.trim_end_matches('/'), peer::path(&id));
         let url = url::Url::parse(&url).map_err(|_| protocol("the peer has no usable URL"))?;
         let seconds = u64::try_from(now_ms() / 1000).unwrap_or(0);
-        let headers = self
+        let mut headers = self
             .peer_keys
             .request_headers(&id, gap.range, seconds)
             .ok_or_else(|| protocol("no key to ask peers with is known"))?;
+        headers.insert(peer::PRIORITY, peer::urgency(assignment.level));
         let patience = PEER_PATIENCE[usize::from(assignment.level != Level::Critical)];
         let client = self.peer_client.get().with_stall_timeout(patience);
         let mut response = client

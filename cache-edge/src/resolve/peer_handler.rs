@@ -7,7 +7,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use chunkcache_proto::{ByteRange, EntryId, checksum::chunk_checksum};
+use chunkcache_proto::{ByteRange, EntryId, Level, checksum::chunk_checksum};
 use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts as RequestParts};
 use http_body::Frame;
 use http_body_util::StreamBody;
@@ -21,15 +21,18 @@ use crate::{
     resolve::ports::ReadError,
     server::{Client, EdgeBody, Metrics, PeerHandler, problem::Problem},
     upstream::{
-        peer::{MISMATCH, PEER_PREFIX, PeerKeys},
-        peer_blocks::{CONTENT_TYPE, block_header},
+        peer::{self, MISMATCH, PEER_PREFIX, PeerKeys},
+        peer_blocks::{CONTENT_TYPE, block_header, empty_block},
     },
 };
 use chunk_store::{EntryFile, StoreError};
 use http_rules::range::{self, Selection};
 
-/// The asking edge goes to the origin on its own after about a second without a byte.
+/// How long a peer waits for the bytes of one block.
 const PEER_WAIT: Duration = Duration::from_secs(4);
+/// How often it is told that they are awaited: the asking edge gives a peer up that sends nothing
+/// for a second.
+const BEAT: Duration = Duration::from_millis(300);
 
 /// The coordinator assigns both edges their fetches at the same time; the other's request may
 /// overtake this one's assignment.
@@ -104,6 +107,8 @@ impl Peers {
                 downloads: parts.downloads.clone(),
                 file,
                 left: range,
+                level: peer::level(&request.headers),
+                until: Instant::now() + PEER_WAIT,
                 bytes: None,
             };
             // Read before the head is sent, so that a failure can still be a status.
@@ -155,14 +160,19 @@ struct Blocks {
     incoming: Arc<EntryIncoming>,
     downloads: Downloads,
     left: ByteRange,
+    /// At which the other edge wants it.
+    level: Level,
+    /// When the wait for the next block ends.
+    until: Instant,
     /// Bytes of the block whose header was returned last.
     bytes: Option<Bytes>,
 }
 
 impl Blocks {
-    /// The next block's header, and its bytes in `self.bytes`; `None` at the end.
+    /// The next block's header, and its bytes in `self.bytes`; `None` at the end. An empty block
+    /// after a while without one.
     async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
-        let deadline = Instant::now() + PEER_WAIT;
+        let beat = Instant::now() + BEAT;
         while !self.left.is_empty() {
             let chunk = self.file.geometry().chunk_of(self.left.start);
             if self.file.is_present(chunk) {
@@ -191,8 +201,11 @@ impl Blocks {
                 continue;
             }
             self.downloads
-                .raise_for_peer(self.file.id(), chunk, self.left.start);
-            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                .raise_for_peer(self.file.id(), chunk, self.left.start, self.level);
+            if tokio::time::timeout_at(beat, changed).await.is_err() {
+                if beat < self.until {
+                    return Ok(Some(empty_block()));
+                }
                 return Err(ReadError::TimedOut {
                     chunk,
                     waited: PEER_WAIT,
@@ -233,6 +246,7 @@ impl Blocks {
     fn give(&mut self, range: ByteRange, hash: u64, bytes: Vec<u8>) -> Bytes {
         self.left = ByteRange::new(range.end.min(self.left.end), self.left.end);
         self.bytes = Some(bytes.into());
+        self.until = Instant::now() + PEER_WAIT;
         block_header(range, hash)
     }
 }

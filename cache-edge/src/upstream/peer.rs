@@ -1,7 +1,7 @@
 //! Authentication between edges, and the form of their requests (RFC 0001, 10).
 
 use arc_swap::ArcSwap;
-use chunkcache_proto::{ByteRange, EntryId};
+use chunkcache_proto::{ByteRange, EntryId, Level};
 use hmac::{Hmac, KeyInit, Mac};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use sha2::Sha256;
@@ -10,9 +10,31 @@ use sha2::Sha256;
 pub const PEER_PREFIX: &str = "/_peer/v1/entries/";
 /// Set by an edge that received other bytes than this hash: the peer checks its copy.
 pub const MISMATCH: HeaderName = HeaderName::from_static("x-chunk-mismatch");
+/// How urgent the request is (RFC 9218).
+pub const PRIORITY: HeaderName = HeaderName::from_static("priority");
 const SCHEME: &str = "ChunkCache-Peer ";
 /// Clocks of edges may differ by this much; a request can not be replayed for longer.
 const LARGEST_SKEW_SECONDS: u64 = 60;
+
+/// The level of a request to a peer.
+#[must_use]
+pub fn urgency(level: Level) -> HeaderValue {
+    HeaderValue::from_static(match level {
+        Level::Critical => "u=0",
+        Level::High => "u=1",
+        Level::Medium => "u=2",
+        Level::Low => "u=3",
+    })
+}
+
+/// The level that a peer's request asks for.
+#[must_use]
+pub fn level(headers: &HeaderMap) -> Level {
+    let value = headers.get(PRIORITY);
+    let asked = |level: &Level| value == Some(&urgency(*level));
+    let levels = [Level::Critical, Level::High, Level::Medium];
+    levels.into_iter().find(asked).unwrap_or(Level::Low)
+}
 
 /// The keys that all edges share, newest first. Set by the coordinator.
 #[derive(Default)]

@@ -6,7 +6,8 @@
 //!
 //! A block is `offset u64 | length u32 | XXH3-64 seeded with the offset u64 | bytes`, all
 //! little-endian. The first may begin before the requested range, and the last may end behind it: a
-//! hash covers a whole block.
+//! hash covers a whole block. An empty block says that the peer is there, and waits for the bytes
+//! itself.
 
 use bytes::{Buf, Bytes, BytesMut};
 use chunkcache_proto::{
@@ -19,6 +20,12 @@ use super::OriginError;
 /// The type of a body made of blocks.
 pub const CONTENT_TYPE: &str = "application/x-chunkcache-blocks";
 const HEADER_BYTES: usize = 20;
+
+/// Says that the next bytes are awaited.
+#[must_use]
+pub fn empty_block() -> Bytes {
+    Bytes::from_static(&[0; HEADER_BYTES])
+}
 
 /// The header before the block's bytes.
 #[must_use]
@@ -61,6 +68,9 @@ impl BlockDecoder {
 
     /// The next bytes of the range; `None`: more of the body is needed, or it is done.
     pub fn next_bytes(&mut self) -> Result<Option<Bytes>, OriginError> {
+        while self.received.starts_with(&empty_block()) {
+            self.received.advance(HEADER_BYTES);
+        }
         let Some(header) = self.received.first_chunk::<HEADER_BYTES>() else {
             return Ok(None);
         };
@@ -128,8 +138,12 @@ mod tests {
         let bytes: Vec<u8> = (0..5000_u32).map(|i| (i * 7) as u8).collect();
         let sent = body(1000, &bytes, &[0, 100, 2500, 5000]);
         let range = ByteRange::new(1050, 5500);
+        let blocks = [&sent[..120], &sent[120..2540], &sent[2540..]];
+        let awaited = blocks.map(|block| [&empty_block()[..], &empty_block(), block].concat());
         for piece in [1, 19, 20, 21, 777, 6000] {
             assert_eq!(decode(range, &sent, piece).unwrap(), &bytes[50..4500]);
+            let slowly = decode(range, &awaited.concat(), piece).unwrap();
+            assert_eq!(slowly, &bytes[50..4500]);
         }
     }
 

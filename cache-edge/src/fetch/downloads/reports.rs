@@ -48,15 +48,16 @@ impl Downloads {
         let this = self.clone();
         self.0.workers.spawn(async move {
             this.0.fetcher.connection_closed(&fetch.assignment).await;
-            this.report_cancelled(fetch.assignment.id, bytes_done);
             let mut state = this.0.state.lock();
             this.complete_partial_chunks(&mut state, &fetch.assignment, rest);
+            this.report_cancelled(fetch.assignment.id, bytes_done);
             this.settle(state);
         });
     }
 
     /// Orders at LOW the partial chunks of a stopped fetch: those bytes were paid for, but only a
-    /// whole chunk can be recorded. A few at a time; others are left to the sweep. `rest` is the
+    /// whole chunk can be recorded. To be called before the fetch is reported as cancelled: between
+    /// the two, the coordinator would have the chunk fetched elsewhere. A few at a time; others are left to the sweep. `rest` is the
     /// answer that the stopped fetch was reading: whoever completes its chunk reads on in it.
     pub(super) fn complete_partial_chunks(
         &self,
@@ -64,7 +65,8 @@ impl Downloads {
         stopped: &Assignment,
         mut rest: Option<OpenAnswer>,
     ) {
-        if state.closed {
+        // What a peer sends cost no origin, and the peer has the rest.
+        if state.closed || stopped.peer.is_some() {
             return;
         }
         let run = stopped.first_chunk..stopped.first_chunk.saturating_add(stopped.chunk_count);
