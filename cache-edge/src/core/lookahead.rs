@@ -10,6 +10,8 @@ pub const DEFAULT_LOOKAHEAD_CHUNKS: u32 = 10;
 /// Maximum number of chunks in one origin request: long enough that a round trip does not count,
 /// short enough that a seek does not wait long.
 pub const MAX_RUN_CHUNKS: u32 = 8;
+/// Fetched of an object that a viewer is expected to ask for next.
+pub const NEXT_OBJECT_CHUNKS: u32 = 2;
 
 /// The parts of a reader's state that matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -235,6 +235,7 @@ impl Importer {
                 query: query.clone(),
             },
             past_the_cache: false,
+            ahead: None,
             first_bytes: FirstBytes::From {
                 start: 0,
                 end: Some(1),

@@ -5,6 +5,7 @@
 //! hint, the state is the truth. Waits are reported as demand; which fetch brings the bytes is not
 //! decided here. Must not know HTTP, the session, or where bytes come from.
 
+mod ahead;
 pub mod announce;
 pub mod demand;
 pub mod incoming_chunk;

@@ -8,6 +8,7 @@ use chunkcache_proto::{ByteRange, ChunkIndex};
 use tokio::time::Instant;
 
 use super::{
+    ahead,
     demand::{DemandRegistry, ReaderState},
     incoming_chunk::ByteState,
     incoming_chunks::{EntryIncoming, IncomingChunks},
@@ -90,6 +91,10 @@ impl OpenReader for ReaderFactory {
         let place = (self.file.id(), first);
         let history = self.incoming.history();
         Some(history.missing(self.file.description(), place, holds_other))
+    }
+
+    async fn fetch_ahead(&self, range: ByteRange, player: PlayerReport) -> bool {
+        ahead::fetch(self, range, player).await
     }
 }
 

@@ -48,6 +48,7 @@ impl EdgeObjects {
             headers: http::HeaderMap::new(),
             head_only: true,
             past_the_cache: false,
+            ahead: None,
         };
         let (key, _) = self.with_variant(&source, key, &request);
         if let Some(status) = parts.bindings.negative(&key, now_ms()) {

@@ -26,7 +26,7 @@ use crate::fetch::{Assignment, Downloads};
 use crate::{
     core::lookahead::MAX_RUN_CHUNKS,
     readers::{Announce, DemandRegistry, DirectBytes, IncomingChunks, ReaderFactory},
-    upstream::{Catalogue, Client, OriginError, Source, loops::CDN_LOOP},
+    upstream::{Catalogue, Client, OriginError, RequestClass, Source, loops::CDN_LOOP},
 };
 use chunk_store::{EntryFile, Store};
 use http_rules::freshness::{self, Verdict};
@@ -178,6 +178,9 @@ impl EdgeObjects {
             .get(&key.source)
             .ok_or_else(|| ServeError::UnknownSource(key.source.clone()))?;
         let key = source.key(key);
+        if request.ahead.is_some() && source.mode() != v1::SourceMode::Serve {
+            return Err(ServeError::NotAhead);
+        }
         let credentials = source.config.forward_credentials
             && (request.headers.contains_key(http::header::AUTHORIZATION)
                 || request.headers.contains_key(http::header::COOKIE));
@@ -191,7 +194,10 @@ impl EdgeObjects {
             return self.pass(&source, &key, request, "changing").await;
         }
         let serves = source.mode() == v1::SourceMode::Serve;
-        if serves && let Some(kept) = self.find_whole(&source, &key, request).await {
+        if serves
+            && request.ahead.is_none()
+            && let Some(kept) = self.find_whole(&source, &key, request).await
+        {
             return Ok(Resolution::PassThrough(kept));
         }
         let (key, varies) = self.with_variant(&source, key, request);
@@ -209,7 +215,14 @@ impl EdgeObjects {
         }
         let found = match parts.bindings.get(&key) {
             Some(bound) => self.confirmed(&source, &key, request, bound).await?,
-            None => self.unknown(&source, &key, request).await?,
+            None => {
+                if request.ahead.is_some() {
+                    // Outside of the question, which a viewer may join.
+                    let room = source.quota.acquire(RequestClass::Background).await;
+                    drop(room.map_err(|error| pass_through::serve_error(&error))?);
+                }
+                self.unknown(&source, &key, request).await?
+            }
         };
         match found {
             Finding::Object(bound, freshness) if source.mode() == v1::SourceMode::Record => {
@@ -439,6 +452,7 @@ impl EdgeObjects {
             ..key.clone()
         };
         if source.mode() == v1::SourceMode::Serve
+            && request.ahead.is_none()
             && why == AS_A_WHOLE
             && let Some(whole) = self.ask_for_whole(source, &base, request, why).await?
         {
@@ -467,6 +481,9 @@ impl EdgeObjects {
     ) -> Result<Resolution<ReaderFactory>, ServeError> {
         if request.only_if_cached {
             return Err(ServeError::OnlyIfCached);
+        }
+        if request.ahead.is_some() {
+            return Err(ServeError::NotAhead);
         }
         let url = source
             .url(&key.path, &key.query)

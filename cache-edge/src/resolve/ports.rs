@@ -30,10 +30,12 @@ pub struct ObjectRequest {
     /// The object changed under each attempt to serve it: one answer of the origin is one version,
     /// whatever the next one is.
     pub past_the_cache: bool,
+    /// No client asks for it yet: one is expected to after so long. It is never passed through.
+    pub ahead: Option<Duration>,
 }
 
 /// The two forms of URL an edge answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ObjectName {
     /// `/{source}/{path}?{query}`, normalised by `core::path`.
     Key {
@@ -120,6 +122,13 @@ pub trait OpenReader: Send + Sync + 'static {
     fn missing(&self, _range: ByteRange) -> Option<Missing> {
         None
     }
+    /// Wants the range for a reader that is expected, and returns whether its bytes are here.
+    /// Dropping the future withdraws the demand.
+    fn fetch_ahead(
+        &self,
+        range: ByteRange,
+        player: PlayerReport,
+    ) -> impl Future<Output = bool> + Send;
 }
 
 impl<O: OpenReader> OpenReader for Arc<O> {
@@ -135,6 +144,10 @@ impl<O: OpenReader> OpenReader for Arc<O> {
 
     fn missing(&self, range: ByteRange) -> Option<Missing> {
         (**self).missing(range)
+    }
+
+    async fn fetch_ahead(&self, range: ByteRange, player: PlayerReport) -> bool {
+        (**self).fetch_ahead(range, player).await
     }
 }
 
@@ -228,6 +241,9 @@ pub enum ServeError {
     /// 503 with Retry-After
     #[error("too much at once: {0}")]
     Overloaded(&'static str),
+    /// Of a request that no client made.
+    #[error("nothing of it can be fetched ahead")]
+    NotAhead,
     #[error("the edge: {0}")]
     Internal(String),
 }

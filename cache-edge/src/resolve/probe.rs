@@ -17,6 +17,7 @@ use super::{
     whole_answer::AS_A_WHOLE,
 };
 use crate::clock::now_ms;
+use crate::core::lookahead::NEXT_OBJECT_CHUNKS;
 use crate::fetch::{Assignment, run::OpenAnswer};
 use crate::upstream::{
     OriginError, RequestClass, Response, Source,
@@ -110,7 +111,11 @@ fn first_ask(objects: &EdgeObjects, request: &ObjectRequest) -> Ask {
         FirstBytes::From { start, end } => {
             let chunk = start / chunk_size;
             // As much as a reader has ahead that has consumed nothing yet.
-            let ahead_end = (chunk + 1 + u64::from(parts.start_chunks)).saturating_mul(chunk_size);
+            let chunks = match request.ahead {
+                Some(_) => NEXT_OBJECT_CHUNKS,
+                None => 1 + parts.start_chunks,
+            };
+            let ahead_end = (chunk + u64::from(chunks)).saturating_mul(chunk_size);
             // A range with an end is fetched to the end of its last chunk, no further.
             let end = end.map_or(ahead_end, |end| {
                 end.max(start + 1)
@@ -326,13 +331,20 @@ fn adopt(
     };
     // One byte of a HEAD is not worth a fetch.
     if !request.head_only && !chunks.is_empty() {
+        let (level, deadline_in_ms) = match request.ahead {
+            Some(due) => (
+                Level::High,
+                u32::try_from(due.as_millis()).unwrap_or(u32::MAX),
+            ),
+            None => (Level::Critical, 0),
+        };
         let order = Assignment {
             id: objects.parts().downloads.local_id(),
             file,
             first_chunk: chunks.start,
             chunk_count: chunks.end - chunks.start,
-            level: Level::Critical,
-            deadline_in_ms: 0,
+            level,
+            deadline_in_ms,
             start_at: start,
             peer: None,
             reader: 0,

@@ -16,12 +16,14 @@ use super::{
     connection::Client,
     connection_cache::{CachedResolution, ConnectionCache},
     edge_body::EdgeBody,
+    host,
     metrics::Refusal,
-    multipart, players,
+    multipart, next_objects, players,
     problem::Problem,
     response::{self, CACHE_STATUS},
     server::Server,
 };
+use crate::core::consumption::PlayerReport;
 use crate::resolve::ports::{
     FirstBytes, ObjectName, ObjectRequest, Objects, OpenReader, PassThrough, Presence, ReadError,
     Resolution, ServeError,
@@ -125,7 +127,7 @@ async fn answer<O: Objects>(
     request: &Parts,
 ) -> Result<Response<EdgeBody>, Problem> {
     let began = Instant::now();
-    check_host(memory, request)?;
+    host::check(memory, request)?;
     if let Some(limiter) = &server.rate_limiter
         && let Err(wait) = limiter.take(client.address, began)
     {
@@ -230,6 +232,7 @@ async fn answer_resolved<O: Objects>(
         headers: request.headers.clone(),
         head_only: request.method == Method::HEAD,
         past_the_cache: false,
+        ahead: None,
     };
     let mut attempts_left = MAX_CHANGES;
     loop {
@@ -391,16 +394,20 @@ async fn answer_object<O: OpenReader>(
             })?),
         };
         let is_seek = matches!(plan.parts().next(), Some(Part::Range(range)) if range.start > 0);
+        let cmcd = players::read(&server.metrics, request);
         let mut body = ObjectBody::new(
             Arc::clone(&object.readers),
             plan,
-            players::report(&server.metrics, request),
+            cmcd.as_ref().map(PlayerReport::from).unwrap_or_default(),
             client.delivery.clone(),
             Arc::clone(&server.metrics),
         )
         .with_place(place);
         body.prime().await?;
         server.metrics.observe_first_byte(began, is_seek);
+        if let Some(cmcd) = &cmcd {
+            next_objects::follow_player(server, client, request, cmcd);
+        }
         EdgeBody::object(body)
     };
     let mut response = Response::new(body);
@@ -494,51 +501,8 @@ fn answer_negative<O: Objects>(
     response
 }
 
-/// RFC 9112, 3.2: exactly one valid Host in HTTP/1.1; in HTTP/2 `:authority` is enough.
-fn check_host<R>(memory: &ConnectionCache<R>, request: &Parts) -> Result<(), Problem> {
-    let mut hosts = request.headers.get_all(header::HOST).iter();
-    let valid = |host: &HeaderValue| {
-        if memory.is_known_host(host) {
-            return true;
-        }
-        let bytes = host.as_bytes();
-        let valid = bytes.is_empty()
-            || (!bytes.contains(&b'@')
-                && http::uri::Authority::try_from(bytes).is_ok_and(|host| has_valid_port(&host)));
-        if valid {
-            memory.remember_host(host);
-        }
-        valid
-    };
-    let ok = match (hosts.next(), hosts.next()) {
-        (Some(host), None) => valid(host),
-        (None, _) => match request.version {
-            Version::HTTP_2 => request.uri.authority().is_some(),
-            version => version < Version::HTTP_11,
-        },
-        (Some(_), Some(_)) => false,
-    };
-    if ok {
-        Ok(())
-    } else {
-        Err(Problem::new(
-            StatusCode::BAD_REQUEST,
-            "the request needs exactly one valid Host",
-        ))
-    }
-}
-
-/// RFC 3986, 3.2.3: none, an empty one, or digits that name a port.
-fn has_valid_port(authority: &http::uri::Authority) -> bool {
-    let rest = authority.as_str().strip_prefix(authority.host());
-    match rest.and_then(|rest| rest.strip_prefix(':')) {
-        Some(port) => port.is_empty() || authority.port_u16().is_some(),
-        None => rest == Some(""),
-    }
-}
-
 /// Removes the signature from the query, and verifies it if URLs must be signed.
-fn check_signature<O: Objects>(
+pub(super) fn check_signature<O: Objects>(
     server: &Server<O>,
     client: &Client,
     path: impl FnOnce() -> String,

@@ -85,12 +85,33 @@ pub enum Refusal {
     Readers,
 }
 
+const NEXT_OBJECTS: [&str; 6] = [
+    "fetched", "present", "repeated", "outside", "refused", "failed",
+];
+
+/// What became of an object that a viewer was expected to ask for next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NextObjectResult {
+    Fetched,
+    /// Its first bytes were here.
+    Present,
+    /// Expected a moment ago.
+    Repeated,
+    /// In another source, or not within what the viewer's signature covers.
+    Outside,
+    /// The client has its share.
+    Refused,
+    /// Not found, not stored by the chunk, or not in time.
+    Failed,
+}
+
 /// The HTTP server's metrics.
 pub struct Metrics {
     requests: [[Counter; CLASSES.len()]; METHODS.len()],
     bytes: [Counter; SOURCES.len()],
     aborts: [Counter; ABORTS.len()],
     refusals: [Counter; REFUSALS.len()],
+    next_objects: [Counter; NEXT_OBJECTS.len()],
     first_byte_seconds: DurationHistogram,
     seek_first_byte_seconds: DurationHistogram,
     stalls: Counter,
@@ -180,6 +201,13 @@ impl Metrics {
                 "limit",
                 REFUSALS,
             ),
+            next_objects: family(
+                registry,
+                "next_objects",
+                "Objects that viewers were expected to ask for next, by what became of them",
+                "result",
+                NEXT_OBJECTS,
+            ),
             first_byte_seconds,
             seek_first_byte_seconds,
             stalls,
@@ -212,6 +240,10 @@ impl Metrics {
 
     pub fn count_refusal(&self, refusal: Refusal) {
         self.refusals[refusal as usize].inc();
+    }
+
+    pub fn count_next_objects(&self, result: NextObjectResult, count: u64) {
+        self.next_objects[result as usize].inc_by(count);
     }
 
     pub fn count_sendfile(&self, bytes: u64) {

@@ -4,15 +4,12 @@ use http::request::Parts;
 use http_rules::cmcd::Cmcd;
 
 use super::metrics::Metrics;
-use crate::core::consumption::PlayerReport;
 
 /// What a request's player reports; the stalls that it saw are counted.
-pub(super) fn report(metrics: &Metrics, request: &Parts) -> PlayerReport {
-    let Some(cmcd) = Cmcd::from_request(&request.headers, request.uri.query()) else {
-        return PlayerReport::default();
-    };
+pub(super) fn read(metrics: &Metrics, request: &Parts) -> Option<Cmcd> {
+    let cmcd = Cmcd::from_request(&request.headers, request.uri.query())?;
     if cmcd.is_starved {
         metrics.count_player_stall();
     }
-    PlayerReport::from(&cmcd)
+    Some(cmcd)
 }

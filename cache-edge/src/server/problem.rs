@@ -96,7 +96,7 @@ impl From<&ServeError> for Problem {
             ServeError::OriginBusy { .. } | ServeError::Overloaded(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            ServeError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            ServeError::Internal(_) | ServeError::NotAhead => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let problem = Self::new(status, error.to_string());
         match error {
@@ -113,7 +113,9 @@ impl From<&ServeError> for Problem {
             ServeError::Overloaded(_) => problem
                 .retry_after(Duration::from_secs(1))
                 .cache_status(Forward::Not, "overloaded"),
-            ServeError::Internal(_) => problem.cache_status(Forward::Not, "internal"),
+            ServeError::Internal(_) | ServeError::NotAhead => {
+                problem.cache_status(Forward::Not, "internal")
+            }
         }
     }
 }

@@ -30,6 +30,7 @@ use super::{
     handler::{self, PeerHandler},
     limits::{Limits, RateLimiter, Share, Shares},
     metrics::{Metrics, Refusal},
+    next_objects::NextObjects,
     paced_io::PacedIo,
     progress_io::ProgressIo,
     proxies::{self, Proxies},
@@ -120,6 +121,7 @@ pub struct Server<O> {
     pub(super) metrics: Arc<Metrics>,
     pub(super) peer: Option<Arc<dyn PeerHandler>>,
     pub(super) rate_limiter: Option<RateLimiter>,
+    pub(super) next_objects: Arc<NextObjects<O>>,
     hit: HeaderValue,
     buffers: Arc<BufferPool>,
     connections: Arc<Shares>,
@@ -143,6 +145,7 @@ impl<O: Objects> Server<O> {
         let of_all = u32::try_from(limits.connections).unwrap_or(u32::MAX);
         let of_all = of_all.saturating_add(2 * limits.http2_streams);
         Arc::new(Self {
+            next_objects: NextObjects::new(Arc::clone(&objects), Arc::clone(&metrics)),
             rate_limiter: settings.limits.request_rate.map(RateLimiter::new),
             objects,
             settings,
@@ -288,7 +291,7 @@ impl<O: Objects> Server<O> {
         share
     }
 
-    fn share_of(&self, shares: &Arc<Shares>, client: IpAddr) -> Option<Share> {
+    pub(super) fn share_of(&self, shares: &Arc<Shares>, client: IpAddr) -> Option<Share> {
         if self.settings.proxies.trusted.contains(client) {
             shares.take_for_many(client)
         } else {

@@ -120,6 +120,10 @@ impl OpenReader for TestObject {
             _ => Presence::Some,
         }
     }
+
+    async fn fetch_ahead(&self, range: ByteRange, _: PlayerReport) -> bool {
+        self.presence(range) == Presence::All
+    }
 }
 
 pub struct TestReader {

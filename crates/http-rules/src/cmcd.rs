@@ -116,24 +116,22 @@ impl Cmcd {
         self.deadline.or(self.buffer_length)
     }
 
-    /// The next objects as normalised targets in the same source; none while the buffer is not
+    /// The next objects as normalised targets in the same source. `None` while the buffer is not
     /// ample, because the present request goes first.
     #[must_use]
-    pub fn prefetch_targets(&self, asked_for: &str) -> Vec<(Target, Option<OpenRange>)> {
+    pub fn prefetch_targets(&self, asked_for: &str) -> Option<Vec<(Target, Option<OpenRange>)>> {
         if self.urgency() != Urgency::Relaxed {
-            return Vec::new();
+            return None;
         }
         let Ok(Target::Key { source, .. }) = path::parse(asked_for, None) else {
-            return Vec::new();
+            return None;
         };
-        self.next_objects
-            .iter()
-            .filter_map(|next| {
-                let target = resolve(asked_for, &next.path)?;
-                matches!(&target, Target::Key { source: other, .. } if *other == source)
-                    .then_some((target, next.range))
-            })
-            .collect()
+        let targets = self.next_objects.iter().filter_map(|next| {
+            let target = path::resolve_reference(asked_for, &next.path)?;
+            matches!(&target, Target::Key { source: other, .. } if *other == source)
+                .then_some((target, next.range))
+        });
+        Some(targets.collect())
     }
 }
 
@@ -149,27 +147,6 @@ fn parameter(query: &str) -> Option<String> {
     }
     let decoded = percent_decode_str(value).decode_utf8().ok()?;
     Some(decoded.into_owned())
-}
-
-/// Resolves a player's reference against the path that it requested. A reference with a scheme or
-/// an authority leads to another source and is ignored.
-fn resolve(asked_for: &str, reference: &str) -> Option<Target> {
-    if reference.starts_with("//") || reference.contains("://") {
-        return None;
-    }
-    let (reference, query) = match reference.split_once('?') {
-        Some((reference, query)) => (reference, Some(query)),
-        None => (reference, None),
-    };
-    let joined = if reference.is_empty() {
-        asked_for.to_owned()
-    } else if reference.starts_with('/') {
-        reference.to_owned()
-    } else {
-        let folder = asked_for.rfind('/').map_or("/", |at| &asked_for[..=at]);
-        format!("{folder}{reference}")
-    };
-    path::parse(&joined, query).ok()
 }
 
 /// Collects keys from several texts: `nrr` belongs to `nor`, wherever it is.
@@ -466,10 +443,13 @@ mod tests {
         let targets = |text: &str| {
             let cmcd = from_query(text).unwrap();
             let targets = cmcd.prefetch_targets("/films/a/1080/5.m4s");
-            let paths = targets.into_iter().map(|(target, _)| match target {
-                Target::Key { source, path, .. } => format!("{source}/{path}"),
-                _ => String::new(),
-            });
+            let paths = targets
+                .into_iter()
+                .flatten()
+                .map(|(target, _)| match target {
+                    Target::Key { source, path, .. } => format!("{source}/{path}"),
+                    _ => String::new(),
+                });
             paths.collect::<Vec<_>>()
         };
         assert_eq!(targets("bl=20000,nor=\"6.m4s\""), ["films/a/1080/6.m4s"]);

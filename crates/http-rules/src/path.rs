@@ -98,6 +98,30 @@ pub fn normalize_name(path: &str, query: &str) -> Result<(String, String), Targe
     Ok((path, normalize_query(query)?))
 }
 
+/// Resolves a reference against the path of a request. One with a scheme or an authority leads to
+/// another server: `None`.
+#[must_use]
+pub fn resolve_reference(asked_for: &str, reference: &str) -> Option<Target> {
+    let reference = reference.split('#').next().unwrap_or_default();
+    let end = reference.find(['/', '?']).unwrap_or(reference.len());
+    if reference.starts_with("//") || reference[..end].contains(':') {
+        return None;
+    }
+    let (reference, query) = match reference.split_once('?') {
+        Some((reference, query)) => (reference, Some(query)),
+        None => (reference, None),
+    };
+    let joined = if reference.is_empty() {
+        asked_for.to_owned()
+    } else if reference.starts_with('/') {
+        reference.to_owned()
+    } else {
+        let folder = asked_for.rfind('/').map_or("/", |at| &asked_for[..=at]);
+        format!("{folder}{reference}")
+    };
+    parse(&joined, query).ok()
+}
+
 /// The part of `url` below `base_url`, without the leading slash; none: it is elsewhere. Both are
 /// absolute and were read by the same parser, which has resolved dot segments.
 #[must_use]

@@ -1,0 +1,315 @@
+//! Lookahead across objects: what a viewer is expected to ask for next is resolved like its own
+//! request would be, and its first bytes are fetched at HIGH.
+//!
+//! Expectations come from outside and may be lies. So a client has a few at a time, an object that
+//! is expected again within seconds is one, and each is worth two chunks at most.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher as _, RandomState},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use chunkcache_proto::ByteRange;
+use http::{HeaderMap, HeaderName, header, request::Parts};
+use http_rules::{
+    cmcd::{Cmcd, OpenRange},
+    credential,
+    path::Target,
+};
+use parking_lot::Mutex;
+
+use super::{
+    connection::Client,
+    handler,
+    limits::{Share, Shares},
+    metrics::{Metrics, NextObjectResult},
+    server::Server,
+};
+use crate::{
+    core::{consumption::PlayerReport, lookahead::NEXT_OBJECT_CHUNKS},
+    resolve::ports::{
+        FirstBytes, Freshness, ObjectName, ObjectRequest, Objects, OpenReader, Presence, Resolution,
+    },
+};
+
+/// Requests whose next objects are being fetched, in all and of one client.
+const MAX_FOLLOWED: u32 = 256;
+const FOLLOWED_OF_CLIENT: u32 = 16;
+const LEAST_OF_CLIENT: u32 = 2;
+/// Next objects of one request.
+const MAX_OF_REQUEST: usize = 8;
+/// Expectations of one object within this time are one.
+const REPEATED_WITHIN: Duration = Duration::from_secs(5);
+const MAX_RECENT: usize = 8_192;
+/// Then it is given up: if a viewer comes, it asks for itself.
+const WANTED_FOR: Duration = Duration::from_secs(30);
+
+/// Headers of the viewer's request that concern its own range, or its player at that moment.
+const NOT_COPIED: [HeaderName; 10] = [
+    header::RANGE,
+    header::IF_RANGE,
+    header::IF_MATCH,
+    header::IF_NONE_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_UNMODIFIED_SINCE,
+    HeaderName::from_static("cmcd-request"),
+    HeaderName::from_static("cmcd-object"),
+    HeaderName::from_static("cmcd-status"),
+    HeaderName::from_static("cmcd-session"),
+];
+
+/// An object that a viewer is expected to ask for, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct NextObject {
+    pub name: ObjectName,
+    pub range: Option<OpenRange>,
+    /// From the viewer's request on.
+    pub due: Duration,
+}
+
+/// Fetches next objects, each request's one after the other.
+pub(super) struct NextObjects<O> {
+    objects: Arc<O>,
+    metrics: Arc<Metrics>,
+    followed: Arc<Shares>,
+    recent: Recent,
+}
+
+impl<O: Objects> NextObjects<O> {
+    pub fn new(objects: Arc<O>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            objects,
+            metrics,
+            followed: Shares::new(MAX_FOLLOWED, FOLLOWED_OF_CLIENT, LEAST_OF_CLIENT),
+            recent: Recent::default(),
+        })
+    }
+
+    async fn fetch_all(&self, next: Vec<NextObject>, headers: HeaderMap, _place: Share) {
+        let began = Instant::now();
+        for mut next in next {
+            let id = self.recent.id(&next);
+            let result = if self.recent.begin(id, Instant::now()) {
+                next.due = next.due.saturating_sub(began.elapsed());
+                let fetched = self.fetch(&next, &headers);
+                let result = tokio::time::timeout(WANTED_FOR, fetched).await;
+                self.recent.end(id, Instant::now());
+                result.unwrap_or(NextObjectResult::Failed)
+            } else {
+                NextObjectResult::Repeated
+            };
+            tracing::debug!(?next, ?result, "a next object");
+            self.metrics.count_next_objects(result, 1);
+        }
+    }
+
+    async fn fetch(&self, next: &NextObject, headers: &HeaderMap) -> NextObjectResult {
+        let (start, end) = match next.range {
+            Some((first, last)) => (first, last.map(|last| last.saturating_add(1))),
+            None => (0, None),
+        };
+        let request = ObjectRequest {
+            name: next.name.clone(),
+            first_bytes: FirstBytes::From { start, end },
+            only_if_cached: false,
+            headers: headers.clone(),
+            head_only: false,
+            past_the_cache: false,
+            ahead: Some(next.due),
+        };
+        let object = match self.objects.resolve(&request).await {
+            Ok(Resolution::Object(object)) => object,
+            Ok(_) => return NextObjectResult::Failed,
+            Err(error) => {
+                tracing::debug!(%error, "a next object is not resolved");
+                return NextObjectResult::Failed;
+            }
+        };
+        let geometry = object.entry.geometry();
+        if start >= geometry.size() {
+            return NextObjectResult::Failed;
+        }
+        let most = geometry.run_range(geometry.chunk_of(start), NEXT_OBJECT_CHUNKS);
+        let end = end.unwrap_or(u64::MAX).min(most.end).min(geometry.size());
+        let range = ByteRange::new(start, end);
+        if object.readers.presence(range) == Presence::All {
+            return match object.freshness {
+                Freshness::Probed { .. } => NextObjectResult::Fetched,
+                _ => NextObjectResult::Present,
+            };
+        }
+        let player = PlayerReport {
+            bytes_per_second: None,
+            buffer: Some(next.due),
+        };
+        if object.readers.fetch_ahead(range, player).await {
+            NextObjectResult::Fetched
+        } else {
+            NextObjectResult::Failed
+        }
+    }
+}
+
+/// Objects that were expected a moment ago, or are being fetched.
+#[derive(Default)]
+struct Recent {
+    hasher: RandomState,
+    /// Until when a further expectation is a repeated one.
+    until: Mutex<HashMap<u64, Instant>>,
+}
+
+impl Recent {
+    fn id(&self, next: &NextObject) -> u64 {
+        self.hasher.hash_one((&next.name, next.range))
+    }
+
+    /// Whether nobody else expects it.
+    fn begin(&self, id: u64, now: Instant) -> bool {
+        let mut until = self.until.lock();
+        if until.get(&id).is_some_and(|until| now < *until) {
+            return false;
+        }
+        if until.len() >= MAX_RECENT {
+            until.retain(|_, until| now < *until);
+            if until.len() >= MAX_RECENT {
+                until.clear();
+            }
+        }
+        until.insert(id, now + WANTED_FOR);
+        true
+    }
+
+    fn end(&self, id: u64, now: Instant) {
+        self.until.lock().insert(id, now + REPEATED_WITHIN);
+    }
+}
+
+/// Wants what the player says it will ask for next. The body it asked for goes first: nothing is
+/// wanted unless its buffer is ample.
+pub(super) fn follow_player<O: Objects>(
+    server: &Server<O>,
+    client: &Client,
+    request: &Parts,
+    cmcd: &Cmcd,
+) {
+    if cmcd.next_objects.is_empty() {
+        return;
+    }
+    let Some(targets) = cmcd.prefetch_targets(path_of(server, request)) else {
+        return;
+    };
+    let outside = cmcd.next_objects.len() - targets.len();
+    server
+        .metrics
+        .count_next_objects(NextObjectResult::Outside, outside as u64);
+    let due = cmcd.time_left().unwrap_or_default();
+    let next = targets.into_iter().filter_map(|(target, range)| {
+        let name = name_of(target)?;
+        Some(NextObject { name, range, due })
+    });
+    follow(server, client, request, next.collect());
+}
+
+/// The request's path without a signature.
+fn path_of<'a, O: Objects>(server: &Server<O>, request: &'a Parts) -> &'a str {
+    let path = request.uri.path();
+    match server.settings.signed_urls {
+        Some(_) => credential::split_path(path).0,
+        None => path,
+    }
+}
+
+fn name_of(target: Target) -> Option<ObjectName> {
+    match target {
+        Target::Key {
+            source,
+            path,
+            query,
+        } => Some(ObjectName::Key {
+            source,
+            path,
+            query,
+        }),
+        Target::Entry { .. } | Target::Peer => None,
+    }
+}
+
+/// Fetches them beside the request, as far as the viewer might ask for them itself.
+fn follow<O: Objects>(
+    server: &Server<O>,
+    client: &Client,
+    request: &Parts,
+    mut next: Vec<NextObject>,
+) {
+    let metrics = &server.metrics;
+    let count = next.len();
+    next.truncate(MAX_OF_REQUEST);
+    metrics.count_next_objects(NextObjectResult::Refused, (count - next.len()) as u64);
+    let count = next.len();
+    next.retain_mut(|next| is_allowed(server, client, request, &mut next.name));
+    metrics.count_next_objects(NextObjectResult::Outside, (count - next.len()) as u64);
+    if next.is_empty() {
+        return;
+    }
+    let Some(place) = place_of(server, client.address) else {
+        metrics.count_next_objects(NextObjectResult::Refused, next.len() as u64);
+        return;
+    };
+    let mut headers = request.headers.clone();
+    for name in &NOT_COPIED {
+        headers.remove(name);
+    }
+    let next_objects = Arc::clone(&server.next_objects);
+    tokio::spawn(async move { next_objects.fetch_all(next, headers, place).await });
+}
+
+fn place_of<O: Objects>(server: &Server<O>, client: IpAddr) -> Option<Share> {
+    server.share_of(&server.next_objects.followed, client)
+}
+
+/// Whether the viewer's signature covers the object, where one is asked for. The signature's own
+/// parameters leave the query.
+fn is_allowed<O: Objects>(
+    server: &Server<O>,
+    client: &Client,
+    request: &Parts,
+    name: &mut ObjectName,
+) -> bool {
+    if server.settings.signed_urls.is_none() {
+        return true;
+    }
+    let ObjectName::Key {
+        source,
+        path,
+        query,
+    } = name
+    else {
+        return false;
+    };
+    let word = credential::split_path(request.uri.path()).1;
+    let word = word.or_else(|| credential::cookie(&request.headers));
+    let check = |query: String| {
+        let path = || format!("/{source}/{path}");
+        handler::check_signature(server, client, path, query, word).ok()
+    };
+    // A player sends the parameters of its first URL with every object of a title.
+    let allowed = check(query.clone()).or_else(|| {
+        let own = request.uri.query().filter(|_| query.is_empty())?;
+        check(own.to_owned())
+    });
+    match allowed {
+        Some(allowed) => {
+            *query = allowed;
+            true
+        }
+        None => false,
+    }
+}
+
+#[cfg(test)]
+#[path = "next_objects_tests.rs"]
+#[allow(clippy::unwrap_used)]
+mod tests;
