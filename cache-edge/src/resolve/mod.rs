@@ -11,6 +11,7 @@ pub mod compare;
 pub mod directory;
 pub mod objects;
 pub mod pass_through;
+mod passing;
 mod patience;
 pub mod peer_handler;
 pub mod ports;

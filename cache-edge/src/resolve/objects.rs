@@ -19,7 +19,6 @@ use super::{
     probe::Finding,
     revalidate,
     singleflight::{Outcome, Singleflight},
-    whole_answer::AS_A_WHOLE,
 };
 use crate::clock::now_ms;
 use crate::fetch::{Assignment, Downloads};
@@ -47,7 +46,6 @@ pub struct Parts {
     pub chunk_size: Arc<AtomicU32>,
     pub chunk_wait_timeout: Duration,
     /// What a probe fetches beyond the chunk asked for.
-    /// Fetched with the first one of an object.
     pub start_chunks: u32,
 }
 
@@ -436,61 +434,6 @@ impl EdgeObjects {
         let bound = bindings.get(key)?;
         let is_fresh = freshness::judge(&bound.freshness, now) == Verdict::Fresh;
         (is_fresh && !self.is_changed(&bound)).then_some(Finding::Object(bound, Freshness::Fresh))
-    }
-
-    /// Answers with an object that is not stored in parts: as a whole, or not stored at all.
-    async fn unstorable(
-        &self,
-        source: &Arc<Source>,
-        key: &v1::Key,
-        request: &ObjectRequest,
-        why: &'static str,
-    ) -> Result<Resolution<ReaderFactory>, ServeError> {
-        // The selecting headers are part of the question.
-        let base = v1::Key {
-            variant: String::new(),
-            ..key.clone()
-        };
-        if source.mode() == v1::SourceMode::Serve
-            && request.ahead.is_none()
-            && why == AS_A_WHOLE
-            && let Some(whole) = self.ask_for_whole(source, &base, request, why).await?
-        {
-            return Ok(Resolution::PassThrough(whole));
-        }
-        self.pass(source, key, request, why).await
-    }
-
-    async fn pass(
-        &self,
-        source: &Arc<Source>,
-        key: &v1::Key,
-        request: &ObjectRequest,
-        why: &'static str,
-    ) -> Result<Resolution<ReaderFactory>, ServeError> {
-        self.pass_compared(source, key, request, why, None).await
-    }
-
-    async fn pass_compared(
-        &self,
-        source: &Arc<Source>,
-        key: &v1::Key,
-        request: &ObjectRequest,
-        why: &'static str,
-        stored: Option<Arc<EntryFile>>,
-    ) -> Result<Resolution<ReaderFactory>, ServeError> {
-        if request.only_if_cached {
-            return Err(ServeError::OnlyIfCached);
-        }
-        if request.ahead.is_some() {
-            return Err(ServeError::NotAhead);
-        }
-        let url = source
-            .url(&key.path, &key.query)
-            .ok_or_else(|| ServeError::BadOrigin("the path leaves the source".into()))?;
-        let passed =
-            pass_through::pass_through(self.parts(), source, url, request, why, stored).await?;
-        Ok(Resolution::PassThrough(passed))
     }
 
     /// Rollout mode: the client reads from the origin, and the object is fetched into the store

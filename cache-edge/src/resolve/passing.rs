@@ -1,0 +1,71 @@
+//! Answers with objects that are not stored in parts.
+
+use std::sync::Arc;
+
+use chunkcache_proto::v1;
+
+use super::{
+    objects::EdgeObjects,
+    pass_through,
+    ports::{ObjectRequest, Resolution, ServeError},
+    whole_answer::AS_A_WHOLE,
+};
+use crate::{readers::ReaderFactory, upstream::Source};
+use chunk_store::EntryFile;
+
+impl EdgeObjects {
+    /// Answers with an object that is not stored in parts: as a whole, or not stored at all.
+    pub(super) async fn unstorable(
+        &self,
+        source: &Arc<Source>,
+        key: &v1::Key,
+        request: &ObjectRequest,
+        why: &'static str,
+    ) -> Result<Resolution<ReaderFactory>, ServeError> {
+        // The selecting headers are part of the question.
+        let base = v1::Key {
+            variant: String::new(),
+            ..key.clone()
+        };
+        if source.mode() == v1::SourceMode::Serve
+            && request.ahead.is_none()
+            && why == AS_A_WHOLE
+            && let Some(whole) = self.ask_for_whole(source, &base, request, why).await?
+        {
+            return Ok(Resolution::PassThrough(whole));
+        }
+        self.pass(source, key, request, why).await
+    }
+
+    pub(super) async fn pass(
+        &self,
+        source: &Arc<Source>,
+        key: &v1::Key,
+        request: &ObjectRequest,
+        why: &'static str,
+    ) -> Result<Resolution<ReaderFactory>, ServeError> {
+        self.pass_compared(source, key, request, why, None).await
+    }
+
+    pub(super) async fn pass_compared(
+        &self,
+        source: &Arc<Source>,
+        key: &v1::Key,
+        request: &ObjectRequest,
+        why: &'static str,
+        stored: Option<Arc<EntryFile>>,
+    ) -> Result<Resolution<ReaderFactory>, ServeError> {
+        if request.only_if_cached {
+            return Err(ServeError::OnlyIfCached);
+        }
+        if request.ahead.is_some() {
+            return Err(ServeError::NotAhead);
+        }
+        let url = source
+            .url(&key.path, &key.query)
+            .ok_or_else(|| ServeError::BadOrigin("the path leaves the source".into()))?;
+        let passed =
+            pass_through::pass_through(self.parts(), source, url, request, why, stored).await?;
+        Ok(Resolution::PassThrough(passed))
+    }
+}
