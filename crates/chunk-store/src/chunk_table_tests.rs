@@ -158,7 +158,6 @@ fn a_held_chunk_is_never_seen_empty() {
 #[test]
 fn a_table_grows_with_what_is_stored_and_not_with_what_is_claimed() {
     let table = ChunkTable::new(u32::MAX);
-    let begun = std::time::Instant::now();
     assert_eq!(table.first_present(0, u32::MAX), None);
     assert!(table.present_runs(0..u32::MAX, 8).is_empty() && table.is_empty());
     for chunk in [0, 63, 64, 65, 1 << 30, u32::MAX - 1] {
@@ -172,7 +171,6 @@ fn a_table_grows_with_what_is_stored_and_not_with_what_is_claimed() {
     assert_eq!(table.first_present(66, u32::MAX), Some(1 << 30));
     assert_eq!(table.first_present(66, 1 << 30), None);
     assert_eq!(table.select(ChunkState::is_present).count(), 6);
-    assert!(begun.elapsed() < std::time::Duration::from_millis(100));
     assert_eq!(count_nodes(table.root.get()), 17);
     assert_eq!(count_nodes(ChunkTable::new(1).root.get()), 0);
 }

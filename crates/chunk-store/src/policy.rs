@@ -271,7 +271,15 @@ fn parts(key: ChunkKey) -> (u32, ChunkIndex) {
     ((key >> 32) as u32, key as u32)
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Chunks that this thread looked at.
+    pub(super) static LOOKS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
 fn look(entry: &EntryFile, chunk: ChunkIndex) -> Option<Resident> {
+    #[cfg(test)]
+    LOOKS.set(LOOKS.get() + 1);
     let state = entry.table().state(chunk);
     if !state.is_durable() || entry.is_removed() {
         return None;
