@@ -1,6 +1,7 @@
 //! What a viewer is expected to ask for next is there before it asks.
 #![allow(clippy::unwrap_used)]
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use chunkcache_tests::http::Call;
@@ -83,4 +84,113 @@ fn nothing_outside_of_the_source_is_asked_for_whatever_a_player_names() {
     assert!(cluster.origin.hits("/secret.m4s").is_empty());
     let paths = cluster.origin.all_hits().len();
     assert_eq!(paths, 2, "{:?}", cluster.origin.all_hits());
+}
+
+fn playlist(names: impl Iterator<Item = String>) -> String {
+    let lines: String = names.map(|name| format!("#EXTINF:2,\n{name}\n")).collect();
+    format!("#EXTM3U\n#EXT-X-TARGETDURATION:2\n{lines}#EXT-X-ENDLIST\n")
+}
+
+fn text_object(text: &str) -> Object {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    let object = Object::file(file).unwrap().etag(Some("\"playlist\""));
+    object.content_type("application/vnd.apple.mpegurl")
+}
+
+#[test]
+fn the_segments_of_a_ladder_are_there_before_they_are_asked_for() {
+    let cluster = Cluster::start();
+    let seed = |rendition: u64, n: u64| rendition * 100 + n;
+    let mut ladder = Vec::new();
+    for rendition in 0..2 {
+        let text = playlist((1..=8).map(|n| format!("{n}.ts")));
+        let object = text_object(&text);
+        // One that is kept, and one that is passed through.
+        let object = match rendition {
+            0 => object.header("Cache-Control", "max-age=3600"),
+            _ => object.header("Cache-Control", "no-store"),
+        };
+        let index = cluster.put(&format!("/{rendition}/index.m3u8"), object);
+        let segments: Vec<String> = (1..=8)
+            .map(|n| {
+                put_segment(
+                    &cluster,
+                    &format!("/{rendition}/{n}.ts"),
+                    seed(rendition, n),
+                )
+            })
+            .collect();
+        ladder.push((index, segments));
+    }
+    let load = |rendition: usize| {
+        let response = Call::get(&ladder[rendition].0).send(cluster.edge().http);
+        assert!(response.expect(200).text().starts_with("#EXTM3U"));
+    };
+    let play = |rendition: u64, n: u64| {
+        let target = &ladder[rendition as usize].1[n as usize - 1];
+        play(&cluster, target, seed(rendition, n), "")
+    };
+    let is_asked = |rendition: u64, n: u64| {
+        let path = format!("/{rendition}/{n}.ts");
+        eventually(&path, SOON, || {
+            (!cluster.origin.hits(&path).is_empty()).then_some(())
+        });
+    };
+    load(0);
+    // The playlist is read beside its answer: the first segment that is played once it is.
+    eventually("the playlist is read", SOON, || {
+        play(0, 1);
+        (!cluster.origin.hits("/0/2.ts").is_empty()).then_some(())
+    });
+    wait_for(&cluster, "fetched", 3);
+    for n in 2..=4 {
+        let status = play(0, n);
+        assert!(status.ends_with("; hit"), "{n}: {status}");
+        is_asked(0, n + 3);
+    }
+    // A switch of the rendition, in the middle.
+    load(1);
+    play(1, 5);
+    is_asked(1, 8);
+    wait_for(&cluster, "fetched", 9);
+    for n in 6..=8 {
+        let status = play(1, n);
+        assert!(status.ends_with("; hit"), "{n}: {status}");
+    }
+    for hit in cluster.origin.all_hits() {
+        let path = hit.target.as_str();
+        let is_segment = path.ends_with(".ts");
+        assert!(
+            !is_segment || cluster.origin.hits(path).len() == 1,
+            "{path}"
+        );
+    }
+    for never in ["/0/8.ts", "/1/1.ts", "/1/4.ts"] {
+        assert!(cluster.origin.hits(never).is_empty(), "{never}");
+    }
+}
+
+#[test]
+fn a_hostile_playlist_costs_a_bounded_prefetch() {
+    let cluster = Cluster::start();
+    let target = put_segment(&cluster, "/0.ts", 1);
+    let lines = (0..100_000).map(|n| match n % 3 {
+        0 => "0.ts".to_owned(),
+        1 => format!("//e/{n}"),
+        _ => format!("{n}"),
+    });
+    let text = playlist(lines);
+    let text = &text[..text.len().min(1 << 20)];
+    let index = cluster.put("/index.m3u8", text_object(text));
+    Call::get(&index).send(cluster.edge().http).expect(200);
+    for _ in 0..20 {
+        play(&cluster, &target, 1, "");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    eventually("what follows fails", SOON, || {
+        (next_objects(&cluster, "failed") > 0).then_some(())
+    });
+    let asked = cluster.origin.all_hits().len();
+    assert!(asked <= 8, "{asked} requests");
 }

@@ -12,6 +12,7 @@ pub mod container;
 pub mod fetch_queue;
 mod jwt_crypto;
 pub mod lookahead;
+pub mod playlist;
 pub mod proxy_header;
 pub mod signed_url;
 pub mod signed_url_keys;

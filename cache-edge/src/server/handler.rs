@@ -239,7 +239,10 @@ async fn answer_resolved<O: Objects>(
         let resolution = server.objects.resolve(&object_request).await;
         let object = match resolution.map_err(|error| Problem::from(&error))? {
             Resolution::Object(object) => Arc::new(CachedResolution::new(object)),
-            Resolution::PassThrough(pass) => return Ok(answer_pass_through(server, pass)),
+            Resolution::PassThrough(mut pass) => {
+                next_objects::read_passed(server, client, request, &mut pass);
+                return Ok(answer_pass_through(server, pass));
+            }
             Resolution::Negative { status, remembered } => {
                 return Ok(answer_negative(server, status, remembered));
             }
@@ -408,6 +411,7 @@ async fn answer_object<O: OpenReader>(
         if let Some(cmcd) = &cmcd {
             next_objects::follow_player(server, client, request, cmcd);
         }
+        next_objects::follow_playlists(server, client, request, object, cmcd.as_ref());
         EdgeBody::object(body)
     };
     let mut response = Response::new(body);

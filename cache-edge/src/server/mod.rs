@@ -22,6 +22,7 @@ mod multipart;
 mod next_objects;
 mod paced_io;
 mod players;
+mod playlists;
 pub mod problem;
 mod progress_io;
 pub mod proxies;

@@ -13,25 +13,34 @@ use std::{
 };
 
 use chunkcache_proto::ByteRange;
-use http::{HeaderMap, HeaderName, header, request::Parts};
+use http::{HeaderMap, HeaderName, Method, StatusCode, header, request::Parts};
+use http_body_util::BodyExt as _;
 use http_rules::{
     cmcd::{Cmcd, OpenRange},
     credential,
-    path::Target,
+    path::{self, Target},
+    range::{self, RangeSpec},
 };
 use parking_lot::Mutex;
 
 use super::{
     connection::Client,
+    connection_cache::CachedResolution,
     handler,
     limits::{Share, Shares},
     metrics::{Metrics, NextObjectResult},
+    playlists::{self, Playlists, ReadBody, is_playlist},
     server::Server,
 };
 use crate::{
-    core::{consumption::PlayerReport, lookahead::NEXT_OBJECT_CHUNKS},
+    core::{
+        consumption::PlayerReport,
+        lookahead::NEXT_OBJECT_CHUNKS,
+        playlist::{MAX_TEXT_BYTES, Playlist},
+    },
     resolve::ports::{
-        FirstBytes, Freshness, ObjectName, ObjectRequest, Objects, OpenReader, Presence, Resolution,
+        FirstBytes, Freshness, ObjectName, ObjectRequest, Objects, OpenReader, PassBody,
+        PassThrough, Presence, ReadBytes as _, Resolution,
     },
 };
 
@@ -39,6 +48,9 @@ use crate::{
 const MAX_FOLLOWED: u32 = 256;
 const FOLLOWED_OF_CLIENT: u32 = 16;
 const LEAST_OF_CLIENT: u32 = 2;
+/// Passed playlists that are being read: a MiB each at most.
+const MAX_READ: u32 = 64;
+const READ_OF_CLIENT: u32 = 8;
 /// Next objects of one request.
 const MAX_OF_REQUEST: usize = 8;
 /// Expectations of one object within this time are one.
@@ -76,6 +88,9 @@ pub(super) struct NextObjects<O> {
     metrics: Arc<Metrics>,
     followed: Arc<Shares>,
     recent: Recent,
+    playlists: Playlists,
+    /// Passed bodies that are read as playlists.
+    read: Arc<Shares>,
 }
 
 impl<O: Objects> NextObjects<O> {
@@ -85,7 +100,17 @@ impl<O: Objects> NextObjects<O> {
             metrics,
             followed: Shares::new(MAX_FOLLOWED, FOLLOWED_OF_CLIENT, LEAST_OF_CLIENT),
             recent: Recent::default(),
+            playlists: Playlists::default(),
+            read: Shares::new(MAX_READ, READ_OF_CLIENT, 1),
         })
+    }
+
+    fn read_playlist(&self, path: &str, version: u64, text: &[u8]) {
+        let text = std::str::from_utf8(text).ok();
+        if let Some(playlist) = text.and_then(|text| Playlist::parse(text, path)) {
+            tracing::debug!(path, segments = playlist.segments.len(), "a playlist");
+            self.playlists.insert(path, version, playlist);
+        }
     }
 
     async fn fetch_all(&self, next: Vec<NextObject>, headers: HeaderMap, _place: Share) {
@@ -185,6 +210,138 @@ impl Recent {
     fn end(&self, id: u64, now: Instant) {
         self.until.lock().insert(id, now + REPEATED_WITHIN);
     }
+}
+
+/// Reads what is served if it is a playlist; wants the segments that follow one that is asked for.
+pub(super) fn follow_playlists<O: Objects>(
+    server: &Server<O>,
+    client: &Client,
+    request: &Parts,
+    object: &CachedResolution<O::Open>,
+    cmcd: Option<&Cmcd>,
+) {
+    let path = path_of(server, request);
+    let playlists = &server.next_objects.playlists;
+    let description = object.entry.description();
+    if is_playlist(path, Some(&description.content_type)) {
+        let size = object.entry.geometry().size();
+        let version = playlists.version(object.entry.id());
+        if size > MAX_TEXT_BYTES as u64 || playlists.knows(path, version) {
+            return;
+        }
+        let Some(place) = place_of(server, client.address) else {
+            return;
+        };
+        let (next_objects, path) = (Arc::clone(&server.next_objects), path.to_owned());
+        let readers = Arc::clone(&object.readers);
+        tokio::spawn(async move {
+            let text = tokio::time::timeout(WANTED_FOR, read_all(&*readers, size)).await;
+            if let Ok(Some(text)) = text {
+                next_objects.read_playlist(&path, version, &text);
+            }
+            drop(place);
+        });
+    } else if !playlists.is_empty() {
+        follow_segment(server, client, request, cmcd);
+    }
+}
+
+fn follow_segment<O: Objects>(
+    server: &Server<O>,
+    client: &Client,
+    request: &Parts,
+    cmcd: Option<&Cmcd>,
+) {
+    // What a player or a signature adds to a segment's own query.
+    let query = request.uri.query().unwrap_or_default().split('&');
+    let is_own = |it: &&str| !it.starts_with("CMCD=") && !it.starts_with("cc-");
+    let query = query.filter(is_own).collect::<Vec<_>>().join("&");
+    let Ok(Target::Key {
+        source,
+        path,
+        query,
+    }) = path::parse(path_of(server, request), Some(&query))
+    else {
+        return;
+    };
+    let range = request.headers.get(header::RANGE);
+    let range = range.and_then(|value| range::parse(value.as_bytes()));
+    let start = match range.map(|ranges| ranges.first()) {
+        Some(RangeSpec::From { first, .. }) => first,
+        _ => 0,
+    };
+    let buffer = cmcd.and_then(Cmcd::time_left).unwrap_or_default();
+    let next = |playlist: &Playlist, position| {
+        let next = playlist.next(position).map(|(segment, due)| NextObject {
+            name: ObjectName::Key {
+                source: playlist.source.clone(),
+                path: segment.path.clone(),
+                query: segment.query.clone(),
+            },
+            range: segment.range,
+            due: buffer.saturating_add(due),
+        });
+        next.take(MAX_OF_REQUEST).collect::<Vec<_>>()
+    };
+    let playlists = &server.next_objects.playlists;
+    if let Some(next) = playlists.find((&source, &path, &query), start, next) {
+        follow(server, client, request, next);
+    }
+}
+
+/// Reads a passed answer besides, if it is a playlist.
+pub(super) fn read_passed<O: Objects>(
+    server: &Server<O>,
+    client: &Client,
+    request: &Parts,
+    pass: &mut PassThrough,
+) {
+    let path = path_of(server, request);
+    let content_type = pass.headers.get(header::CONTENT_TYPE);
+    let content_type = content_type.and_then(|value| value.to_str().ok());
+    let is_whole = pass.status == StatusCode::OK && request.method == Method::GET;
+    if !is_whole || !is_playlist(path, content_type) || !playlists::is_readable(&pass.headers) {
+        return;
+    }
+    let Some(place) = server.share_of(&server.next_objects.read, client.address) else {
+        return;
+    };
+    let (next_objects, path) = (Arc::clone(&server.next_objects), path.to_owned());
+    let ended = move |text: Vec<u8>| {
+        let version = next_objects.playlists.version(&text);
+        if !next_objects.playlists.knows(&path, version) {
+            next_objects.read_playlist(&path, version, &text);
+        }
+    };
+    let none: PassBody = Box::pin(http_body_util::Empty::new().map_err(|never| match never {}));
+    let body = std::mem::replace(&mut pass.body, none);
+    let length = pass.headers.get(header::CONTENT_LENGTH);
+    let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
+    pass.body = ReadBody::wrap(body, length, place, ended);
+}
+
+/// The bytes of an object; the viewer who asked for it is served beside.
+async fn read_all<R: OpenReader>(readers: &R, size: u64) -> Option<Vec<u8>> {
+    let range = ByteRange::new(0, size);
+    let player = PlayerReport::default();
+    if readers.presence(range) != Presence::All && !readers.fetch_ahead(range, player).await {
+        return None;
+    }
+    let mut reader = readers.open(range, player);
+    let mut text = Vec::new();
+    while let Some(piece) = reader.next(size).await.ok()? {
+        if let Some(bytes) = &piece.unstored {
+            text.extend_from_slice(bytes);
+            continue;
+        }
+        let (from, len) = (text.len(), usize::try_from(piece.range.len()).ok()?);
+        text.resize(from + len, 0);
+        piece
+            .file
+            .read_at(piece.range.start, &mut text[from..])
+            .ok()?;
+    }
+    Some(text)
 }
 
 /// Wants what the player says it will ask for next. The body it asked for goes first: nothing is
