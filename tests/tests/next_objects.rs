@@ -80,6 +80,7 @@ fn nothing_outside_of_the_source_is_asked_for_whatever_a_player_names() {
         play(&cluster, &target, 1, "bl=20000,nor=\"missing.m4s\"");
     }
     wait_for(&cluster, "repeated", 4);
+    wait_for(&cluster, "failed", 1);
     assert_eq!(cluster.origin.hits("/v/missing.m4s").len(), 1);
     assert!(cluster.origin.hits("/secret.m4s").is_empty());
     let paths = cluster.origin.all_hits().len();

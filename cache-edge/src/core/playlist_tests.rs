@@ -21,8 +21,9 @@ fn next(playlist: &Playlist, position: usize) -> Vec<String> {
 
 #[test]
 fn the_next_three_segments_and_when_they_are_due() {
-    let lines = "#EXT-X-TARGETDURATION:4\n#EXT-X-MAP:URI=\"i.mp4\"\n#EXTINF:4,\n1.m4s\n#EXTINF:2.5,\n\
-                 2.m4s\n#EXT-X-DISCONTINUITY\n#EXT-X-MAP:URI=\"j.mp4\"\n#EXTINF:4,\n../ad/3.m4s?x=1\n\
+    let lines = "#EXT-X-TARGETDURATION:4\n#EXT-X-MAP:URI=\"i.mp4\"\n#EXTINF:4,\n1.m4s\n\
+                 #EXTINF:2.5,\n2.m4s\n#EXT-X-DISCONTINUITY\n#EXT-X-MAP:URI=\"j.mp4\"\n\
+                 #EXTINF:4,\n../ad/3.m4s?x=1\n\
                  #EXTINF:4,\n/media/film/4.m4s\n#EXTINF:4,\n5.m4s\n";
     let playlist = parse(lines).unwrap();
     assert_eq!(playlist.segments.len(), 7);
@@ -51,7 +52,8 @@ fn the_next_three_segments_and_when_they_are_due() {
 
 #[test]
 fn byte_ranges_of_one_object() {
-    let lines = "#EXT-X-MAP:URI=\"a.mp4\",BYTERANGE=\"100@0\"\n#EXTINF:4,\n#EXT-X-BYTERANGE:50@100\na.mp4\n\
+    let lines = "#EXT-X-MAP:URI=\"a.mp4\",BYTERANGE=\"100@0\"\n\
+                 #EXTINF:4,\n#EXT-X-BYTERANGE:50@100\na.mp4\n\
                  #EXTINF:4,\n#EXT-X-BYTERANGE:70\na.mp4\n#EXTINF:4,\n#EXT-X-BYTERANGE:1\na.mp4\n";
     let playlist = parse(lines).unwrap();
     assert_eq!(
@@ -70,7 +72,8 @@ fn byte_ranges_of_one_object() {
 #[test]
 fn what_leads_elsewhere_is_left_out() {
     let playlist = parse(
-        "#EXTINF:4,\nhttp://evil.example/1.ts\n#EXTINF:4,\n//evil.example/2.ts\n#EXTINF:4,\n/other/3.ts\n\
+        "#EXTINF:4,\nhttp://evil.example/1.ts\n#EXTINF:4,\n//evil.example/2.ts\n\
+         #EXTINF:4,\n/other/3.ts\n\
          #EXTINF:4,\n../../../other/4.ts\n#EXTINF:nan,\n5.ts\n",
     );
     let segments = playlist.unwrap().segments;
@@ -98,7 +101,11 @@ fn a_hostile_playlist_is_read_no_further_than_its_bounds() {
 
 proptest! {
     #[test]
-    fn nothing_panics(text in "(#EXTINF:[0-9.,-]{0,6}|#EXT-X-MAP:URI=\"[a-z./]{0,6}\"|#EXT-X-BYTERANGE:[0-9@]{0,24}|[a-z/.?#%]{0,8}|\n){0,40}", at in 0_usize..50) {
+    fn nothing_panics(
+        text in "(#EXTINF:[0-9.,-]{0,6}|#EXT-X-MAP:URI=\"[a-z./]{0,6}\"\
+                 |#EXT-X-BYTERANGE:[0-9@]{0,24}|[a-z/.?#%]{0,8}|\n){0,40}",
+        at in 0_usize..50,
+    ) {
         if let Some(playlist) = parse(&text) {
             prop_assert!(playlist.next(at).count() <= playlist.segments.len());
             prop_assert!(playlist.position(at, 7) <= at + playlist.segments.len());
