@@ -5,15 +5,21 @@ use std::sync::{Arc, atomic::Ordering};
 
 use parking_lot::Mutex;
 use prometheus_client::{
-    metrics::{counter::Counter, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 use service_kit::metrics::{Exposition, encode};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    app::Edge, control::Link, fetch::Downloads, readers::DemandRegistry, resolve::Bindings,
+    app::Edge,
+    by_source::{MAX_SOURCES, SourceLabel},
+    control::Link,
+    fetch::Downloads,
+    readers::DemandRegistry,
+    resolve::Bindings,
     server::admin::AdminState,
+    upstream::Catalogue,
 };
 use chunk_store::Store;
 
@@ -101,8 +107,61 @@ pub struct State {
     measures: Mutex<Measures>,
 }
 
+/// Present values of each source.
+#[derive(Default)]
+struct SourceGauges {
+    used: Family<SourceLabel, Gauge>,
+    quota: Family<SourceLabel, Gauge>,
+    origin_up: Family<[(&'static str, Arc<str>); 2], Gauge>,
+}
+
+impl SourceGauges {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "source_used_bytes",
+            "Bytes of the source's chunks kept",
+            self.used.clone(),
+        );
+        registry.register(
+            "source_quota_bytes",
+            "Bytes of the source's chunks that may be kept, where that is limited",
+            self.quota.clone(),
+        );
+        registry.register(
+            "origin_up",
+            "0 while an origin of the source is left alone because it failed",
+            self.origin_up.clone(),
+        );
+    }
+
+    fn read(&self, store: &Store, sources: &Catalogue) {
+        let value = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.used.clear();
+        self.quota.clear();
+        self.origin_up.clear();
+        for it in store.source_uses().into_iter().take(MAX_SOURCES) {
+            let label = [("source", it.source)];
+            self.used.get_or_create(&label).set(value(it.used_bytes));
+            if let Some(quota) = it.quota_bytes {
+                self.quota.get_or_create(&label).set(value(quota));
+            }
+        }
+        for source in sources.all().into_iter().take(MAX_SOURCES) {
+            for origin in source.origins() {
+                let label = [
+                    ("source", source.name().into()),
+                    ("origin", origin.authority().into()),
+                ];
+                let is_up = origin.health.dead_since().is_none();
+                self.origin_up.get_or_create(&label).set(is_up.into());
+            }
+        }
+    }
+}
+
 struct Measures {
     registry: Registry,
+    by_source: SourceGauges,
     gauges: Vec<(Gauge, Read)>,
     counters: Vec<(Counter, Read)>,
 }
@@ -123,6 +182,8 @@ impl State {
         });
         edge.downloads.fetcher().counters.register(&mut registry);
         edge.incoming().unread.register(&mut registry);
+        let by_source = SourceGauges::default();
+        by_source.register(&mut registry);
         Self {
             link: edge.link.clone(),
             store: edge.store.clone(),
@@ -132,6 +193,7 @@ impl State {
             shutdown,
             measures: Mutex::new(Measures {
                 registry,
+                by_source,
                 gauges: gauges.to_vec(),
                 counters: counters.to_vec(),
             }),
@@ -158,6 +220,8 @@ impl AdminState for State {
         for (gauge, read) in &measures.gauges {
             gauge.set(i64::try_from(read(self)).unwrap_or(i64::MAX));
         }
+        let sources = &self.downloads.fetcher().catalogue;
+        measures.by_source.read(&self.store, sources);
         for (counter, read) in &measures.counters {
             counter.inc_by(read(self).saturating_sub(counter.get()));
         }

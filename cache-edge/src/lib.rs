@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod by_source;
 pub mod clock;
 pub mod control;
 pub mod core;

@@ -59,6 +59,25 @@ fn a_film_goes_on_from_another_mirror() {
         .send(cluster.edge().http)
         .expect(200);
     assert_eq!(cold.body, content::bytes(8, 0, 1000));
+    let metrics = Call::get("/metrics").send(cluster.edge().admin).text();
+    let value = |name: &str| {
+        let line = metrics.lines().find(|line| line.starts_with(name));
+        let value = line.and_then(|line| line.rsplit(' ').next());
+        value.and_then(|value| value.parse::<u64>().ok())
+    };
+    let up = |url: &str| {
+        let origin = url.trim_start_matches("http://");
+        value(&format!(
+            "cache_edge_origin_up{{source=\"media\",origin=\"{origin}\"}}"
+        ))
+    };
+    assert_eq!((up(&first), up(&mirror.url())), (Some(0), Some(1)));
+    let of_media = |name| value(&format!("cache_edge_{name}{{source=\"media\"}}"));
+    let sent = of_media("source_origin_bytes_total");
+    assert!(sent >= Some(MIRRORED), "{sent:?}");
+    assert!(of_media("source_origin_errors_total") > Some(0));
+    assert!(of_media("source_used_bytes") >= Some(MIRRORED));
+    assert_eq!(of_media("source_quota_bytes"), None);
 }
 
 #[test]

@@ -156,7 +156,8 @@ impl Fetcher {
         mut opened: Option<OpenAnswer>,
     ) -> RunEnd {
         let incoming = self.incoming.of(&assignment.file);
-        let source = self.catalogue.get(&assignment.source());
+        let name = assignment.source();
+        let source = self.catalogue.get(&name);
         let retry_budget = source.map_or(self.retry_budget, |it| it.patience(self.retry_budget));
         let mut from_peer = assignment.peer.clone();
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
@@ -198,7 +199,11 @@ impl Fetcher {
                     from_peer.as_deref(),
                 )
                 .await;
-            if handle.bytes_done() > before {
+            let came = handle.bytes_done().saturating_sub(before);
+            if from_peer.is_none() {
+                self.counters.origin_bytes_of.add(&name, came);
+            }
+            if came > 0 {
                 last_progress = Instant::now();
                 backoff.reset();
             }
@@ -238,6 +243,7 @@ impl Fetcher {
                 Err(FetchInterruption::Origin(error)) => error,
             };
             self.counters.origin_errors.fetch_add(1, Ordering::Relaxed);
+            self.counters.origin_errors_of.add(&name, 1);
             incoming.set_last_error(Some(error.to_string()));
             match &error {
                 OriginError::Changed => incoming.set_changed(),

@@ -14,17 +14,14 @@ use std::{
 
 use chunkcache_proto::{ChunkIndex, EntryId};
 use parking_lot::Mutex;
-use prometheus_client::{
-    metrics::{counter::Counter, family::Family},
-    registry::Registry,
-};
+use prometheus_client::registry::Registry;
+
+use crate::by_source::CounterBySource;
 
 /// Not read for so long, it was fetched in vain.
 const READ_WITHIN: Duration = Duration::from_secs(600);
 /// 128 GiB of chunks of 2 MiB.
 const MAX_CHUNKS: usize = 65_536;
-/// Sources with a counter of their own; what is wasted of others is counted together.
-const MAX_SOURCES: usize = 256;
 
 type ChunkId = (EntryId, ChunkIndex);
 
@@ -34,7 +31,7 @@ pub struct UnreadChunks {
     state: Mutex<State>,
     /// Of those in `state`: who reads takes no lock where there are none.
     count: AtomicUsize,
-    wasted: Family<[(&'static str, Arc<str>); 1], Counter>,
+    wasted: CounterBySource,
 }
 
 #[derive(Debug, Default)]
@@ -42,7 +39,6 @@ struct State {
     chunks: HashMap<ChunkId, Chunk>,
     /// The oldest first; may name chunks that were read since.
     order: VecDeque<(Instant, ChunkId)>,
-    sources: Vec<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -55,10 +51,10 @@ struct Chunk {
 impl UnreadChunks {
     /// A counter by source.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register(
+        self.wasted.register(
+            registry,
             "wasted_lookahead_bytes",
             "Bytes fetched ahead of readers that left, which nobody read within ten minutes",
-            self.wasted.clone(),
         );
     }
 
@@ -115,19 +111,9 @@ impl UnreadChunks {
         if state.chunks.get(&chunk).is_none_or(|it| it.since != since) {
             return;
         }
-        let Some(unread) = state.chunks.remove(&chunk) else {
-            return;
-        };
-        let mut source = unread.source;
-        if !state.sources.contains(&source) {
-            if state.sources.len() < MAX_SOURCES {
-                state.sources.push(source.clone());
-            } else {
-                source = "others".into();
-            }
+        if let Some(unread) = state.chunks.remove(&chunk) {
+            self.wasted.add(&unread.source, unread.bytes);
         }
-        let counter = self.wasted.get_or_create(&[("source", source)]);
-        counter.inc_by(unread.bytes);
     }
 }
 
@@ -136,8 +122,7 @@ mod tests {
     use super::*;
 
     fn wasted(chunks: &UnreadChunks) -> u64 {
-        let source: Arc<str> = "films".into();
-        chunks.wasted.get_or_create(&[("source", source)]).get()
+        chunks.wasted.get("films")
     }
 
     fn a_chunk(number: ChunkIndex) -> ChunkId {

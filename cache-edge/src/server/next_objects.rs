@@ -24,6 +24,7 @@ use http_rules::{
 use parking_lot::Mutex;
 
 use super::{
+    body::bring_in,
     connection::Client,
     connection_cache::CachedResolution,
     handler,
@@ -334,6 +335,7 @@ async fn read_all<R: OpenReader>(readers: &R, size: u64) -> Option<Vec<u8>> {
             text.extend_from_slice(bytes);
             continue;
         }
+        bring_in(&piece).await.ok()?;
         let (from, len) = (text.len(), usize::try_from(piece.range.len()).ok()?);
         text.resize(from + len, 0);
         piece

@@ -13,6 +13,8 @@ use prometheus_client::{
 use service_kit::metrics::LATENCY_SECONDS;
 use v1::{RemovalReason, fetch_failure::Fault};
 
+use crate::by_source::CounterBySource;
+
 type Labels = [(&'static str, &'static str); 1];
 
 /// Labels that exist from the start, at 0: `increase()` does not see the first event of a counter
@@ -46,6 +48,9 @@ pub struct Counters {
     clock_ahead_ms: AtomicI64,
     clock_ahead: Gauge<f64, AtomicU64>,
     waits: Waits,
+    /// Of `origin_bytes` and `origin_errors`.
+    pub origin_bytes_of: CounterBySource,
+    pub origin_errors_of: CounterBySource,
     failures: Family<Labels, Counter>,
     removed: Family<Labels, Counter>,
 }
@@ -62,6 +67,16 @@ impl Counters {
         for reason in REMOVALS {
             drop(self.removed.get_or_create(&[("reason", reason)]));
         }
+        self.origin_bytes_of.register(
+            registry,
+            "source_origin_bytes",
+            "Bytes of chunks that the source's origins sent",
+        );
+        self.origin_errors_of.register(
+            registry,
+            "source_origin_errors",
+            "Attempts at the source's origins that failed",
+        );
         registry.register(
             "chunk_wait_seconds",
             "From the order of a fetch to the end of each of its chunks, by level",
