@@ -7,12 +7,17 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rand::{RngExt as _, rngs::SmallRng, seq::SliceRandom as _};
-use rustix::process::Signal;
+use rustix::{
+    fs::{FallocateFlags, fallocate},
+    process::Signal,
+};
 
 use super::network::{self, Cut};
 use super::{Plan, Shared, SmallDisk, Target, breathe, object, seed};
 use crate::CHUNK;
 use crate::cluster::Cluster;
+
+const PAGE: u64 = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -181,7 +186,8 @@ fn cut_network(cluster: &Cluster, shared: &Shared, random: &mut SmallRng) {
 }
 
 /// Changes some bytes in at most `wanted` chunks that have any, and syncs nothing: the edge reads
-/// from the page cache.
+/// from the page cache. They are changed on pages of their own: what the killed edge sent with
+/// sendfile lies in sockets as the old pages, and is right.
 fn corrupt_chunks(data: &Path, wanted: u32, random: &mut SmallRng) -> u32 {
     let mut places: Vec<(PathBuf, u64)> = Vec::new();
     for path in chunk_files(data) {
@@ -195,15 +201,20 @@ fn corrupt_chunks(data: &Path, wanted: u32, random: &mut SmallRng) -> u32 {
         let Ok(file) = File::options().read(true).write(true).open(&path) else {
             continue;
         };
-        let at = start + random.random_range(0..CHUNK / 2);
-        let mut bytes = [0; 64];
+        let at = start + random.random_range(0..CHUNK / 2 / PAGE) * PAGE;
+        let mut bytes = [0; PAGE as usize];
         let Ok(count) = file.read_at(&mut bytes, at) else {
             continue;
         };
-        for byte in &mut bytes[..count] {
+        let wrong = random.random_range(0..PAGE as usize - 64);
+        for byte in bytes[..count].iter_mut().skip(wrong).take(64) {
             *byte ^= 0x5A;
         }
-        corrupted += u32::from(count > 0 && file.write_all_at(&bytes[..count], at).is_ok());
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let written = fallocate(&file, flags, at, PAGE)
+            .map_err(std::io::Error::from)
+            .and_then(|()| file.write_all_at(&bytes[..count], at));
+        corrupted += u32::from(count > wrong && written.is_ok());
     }
     corrupted
 }
