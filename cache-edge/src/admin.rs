@@ -129,7 +129,7 @@ impl SourceGauges {
         );
         registry.register(
             "origin_up",
-            "0 while an origin of the source is left alone because it failed",
+            "0 from an origin's failures on until it answers: other origins are asked first",
             self.origin_up.clone(),
         );
     }
@@ -139,21 +139,30 @@ impl SourceGauges {
         self.used.clear();
         self.quota.clear();
         self.origin_up.clear();
-        for it in store.source_uses().into_iter().take(MAX_SOURCES) {
+        let mut uses = store.source_uses();
+        uses.sort_unstable_by(|one, other| one.source.cmp(&other.source));
+        for it in uses.into_iter().take(MAX_SOURCES) {
             let label = [("source", it.source)];
             self.used.get_or_create(&label).set(value(it.used_bytes));
             if let Some(quota) = it.quota_bytes {
                 self.quota.get_or_create(&label).set(value(quota));
             }
         }
-        for source in sources.all().into_iter().take(MAX_SOURCES) {
-            for origin in source.origins() {
-                let label = [
-                    ("source", source.name().into()),
-                    ("origin", origin.authority().into()),
-                ];
-                let is_up = origin.health.dead_since().is_none();
-                self.origin_up.get_or_create(&label).set(is_up.into());
+        let mut sources = sources.all();
+        sources.sort_unstable_by(|one, other| one.name().cmp(other.name()));
+        for source in sources.iter().take(MAX_SOURCES) {
+            let origins = source.origins().iter();
+            let (up, down): (Vec<_>, Vec<_>) =
+                origins.partition(|origin| origin.health.dead_since().is_none());
+            // Two at one host are one: down if either is.
+            for (origins, value) in [(up, 1), (down, 0)] {
+                for origin in origins {
+                    let label = [
+                        ("source", source.name().into()),
+                        ("origin", origin.authority().into()),
+                    ];
+                    self.origin_up.get_or_create(&label).set(value);
+                }
             }
         }
     }

@@ -81,7 +81,7 @@ impl Playlist {
         (!playlist.segments.is_empty()).then_some(playlist)
     }
 
-    /// What follows the segment at this position, and how long after it is asked for.
+    /// The segments after this position, and how long after it each is asked for.
     pub fn next(&self, position: usize) -> impl Iterator<Item = (&Segment, Duration)> {
         let mut due = self
             .segments
@@ -99,8 +99,8 @@ impl Playlist {
         })
     }
 
-    /// Of the run of segments that begins here and is of one object, the one that a request for
-    /// bytes from `start` on asks for.
+    /// The position of the segment that a request for bytes from `start` on asks for, in the run
+    /// that begins at `first` and is one object.
     #[must_use]
     pub fn position(&self, first: usize, start: u64) -> usize {
         let rest = self.segments.get(first..).unwrap_or_default();

@@ -334,8 +334,8 @@ impl Fetcher {
         }
     }
 
-    /// Opens the answer that a fetch reads. A stopped fetch waits for it nevertheless, and whoever
-    /// completes the chunk reads on in it: the origin sends what it was asked for.
+    /// Opens the answer that a fetch reads. A stopped fetch waits for it nevertheless: the origin
+    /// sends what it was asked for, and the chunk is completed from it.
     async fn ask(
         &self,
         assignment: &Assignment,
@@ -351,15 +351,17 @@ impl Fetcher {
             opened = &mut open => return opened.map_err(FetchInterruption::Origin),
         };
         let source = self.catalogue.get(&assignment.source());
+        let is_limited = source.is_none_or(|source| source.is_limited());
         // A paused fetch keeps no permit that a more urgent fetch may need.
-        let takes_permit =
-            class != RequestClass::Assigned && source.is_none_or(|source| source.is_limited());
-        if takes_permit {
+        if is_limited && class != RequestClass::Assigned {
             return Err(FetchInterruption::Stop(stop));
         }
         let patience = async {
             handle.ended_now().await;
-            tokio::time::sleep(LINGER).await;
+            // A limited origin's connection is given back at once, and the answer read by nobody.
+            if !is_limited {
+                tokio::time::sleep(LINGER).await;
+            }
         };
         tokio::select! {
             () = patience => Err(FetchInterruption::Stop(StopMode::Now)),

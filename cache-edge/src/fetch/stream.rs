@@ -22,9 +22,9 @@ use crate::{
     readers::{EntryIncoming, IncomingError, incoming_chunk::ChunkClaim, unread::UnreadChunks},
 };
 
-/// How long a stopped fetch waits for its answer and reads on in it, each at most. Bytes that the origin has sent are on the wire and in
-/// the sockets' buffers, paid for already: for a fast origin that is most of the rest of the
-/// request, for a slow one nothing.
+/// How long a stopped fetch waits for its answer, and reads on in it, each at most. Bytes that the
+/// origin has sent are on the wire and in the sockets' buffers, paid for already: for a fast origin
+/// that is most of the rest of the request, for a slow one nothing.
 pub(super) const LINGER: Duration = Duration::from_millis(100);
 /// Within this distance from its start a fetch writes bytes at once, because a viewer may wait for
 /// them.
@@ -203,7 +203,7 @@ impl Fetcher {
             }
         }
         if let Some((stop, _)) = stopping {
-            // What is left of the answer is what is left of the chunk: it is completed from it.
+            // The rest of the answer is the rest of the chunk, which is completed from it.
             let last = geometry.chunk_of(range.end.saturating_sub(1));
             if offset < range.end && geometry.chunk_of(offset) == last && !response.has_permit() {
                 let part = Part::Range(ByteRange::new(offset, range.end));

@@ -43,7 +43,7 @@ pub(super) async fn fetch(factory: &ReaderFactory, range: ByteRange, player: Pla
                 return false;
             }
             changed.await;
-            // Refused or abandoned: whoever really needs it asks again.
+            // Refused or abandoned: a viewer that needs it asks again.
             if incoming_chunk.is_over() && !file.is_present(chunk) {
                 return false;
             }

@@ -23,6 +23,7 @@ use super::{
 use crate::clock::now_ms;
 use crate::upstream::{OriginError, RequestClass, Response, Source, answer, loops::CDN_LOOP};
 use chunk_store::EntryFile;
+use http_rules::conditional::SELECTING;
 
 const FRAMES: usize = 8;
 /// How long an origin that refuses temporarily is retried behind a held request.
@@ -38,16 +39,6 @@ const NOT_PASSED_ON: [HeaderName; 8] = [
     header::TRANSFER_ENCODING,
     header::UPGRADE,
     header::SERVER,
-];
-
-/// Request headers that select and limit the answer; safe to pass on to any source.
-const PASSED_TO_ORIGIN: [HeaderName; 6] = [
-    header::RANGE,
-    header::IF_RANGE,
-    header::IF_MATCH,
-    header::IF_NONE_MATCH,
-    header::IF_MODIFIED_SINCE,
-    header::IF_UNMODIFIED_SINCE,
 ];
 
 /// The client's headers that the source allows: its own list, and credentials if it says so.
@@ -105,7 +96,8 @@ pub async fn pass_through(
     stored: Option<Arc<EntryFile>>,
 ) -> Result<PassThrough, ServeError> {
     let mut headers = allowed_headers(source, &request.headers);
-    for name in &PASSED_TO_ORIGIN {
+    // Safe to pass on to any source.
+    for name in &SELECTING {
         copy(&request.headers, &mut headers, name);
     }
     let asking = Asking {

@@ -28,10 +28,9 @@ use crate::{
 use chunk_store::{EntryFile, StoreError};
 use http_rules::range::{self, Selection};
 
-/// How long a peer waits for the bytes of one block.
+/// How long another edge is held for the bytes of one block.
 const PEER_WAIT: Duration = Duration::from_secs(4);
-/// How often it is told that they are awaited: the asking edge gives a peer up that sends nothing
-/// for a second.
+/// How often it is told that they are awaited: it gives a peer up that is silent for a second.
 const BEAT: Duration = Duration::from_millis(300);
 
 /// The coordinator assigns both edges their fetches at the same time; the other's request may
@@ -173,6 +172,7 @@ impl Blocks {
     /// after a while without one.
     async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
         let beat = Instant::now() + BEAT;
+        let mut is_raised = false;
         while !self.left.is_empty() {
             let chunk = self.file.geometry().chunk_of(self.left.start);
             if self.file.is_present(chunk) {
@@ -200,8 +200,10 @@ impl Blocks {
             if self.file.is_present(chunk) {
                 continue;
             }
-            self.downloads
-                .raise_for_peer(self.file.id(), chunk, self.left.start, self.level);
+            if !std::mem::replace(&mut is_raised, true) {
+                self.downloads
+                    .raise_for_peer(self.file.id(), chunk, self.left.start, self.level);
+            }
             if tokio::time::timeout_at(beat, changed).await.is_err() {
                 if beat < self.until {
                     return Ok(Some(empty_block()));

@@ -241,7 +241,7 @@ pub enum ServeError {
     /// 503 with Retry-After
     #[error("too much at once: {0}")]
     Overloaded(&'static str),
-    /// Of a request that no client made.
+    /// For a request that no client made.
     #[error("nothing of it can be fetched ahead")]
     NotAhead,
     #[error("the edge: {0}")]

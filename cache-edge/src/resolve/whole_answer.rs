@@ -7,7 +7,7 @@ use chunkcache_proto::v1;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_rules::{
     cache_status::{CacheStatus, Forward},
-    conditional::{self, Validators, Verdict},
+    conditional::{self, SELECTING, Validators, Verdict},
     fields, freshness, origin_answer,
     range::{self, Selection},
 };
@@ -26,17 +26,6 @@ use crate::upstream::Source;
 pub(super) const AS_A_WHOLE: &str = "as-a-whole";
 /// Why it is not stored at all.
 const NOT_FRESH: &str = "no-explicit-freshness";
-
-/// Headers that select a part of the answer, or one without a body; the whole is requested without
-/// them.
-const SELECTING: [HeaderName; 6] = [
-    header::RANGE,
-    header::IF_RANGE,
-    header::IF_MATCH,
-    header::IF_NONE_MATCH,
-    header::IF_MODIFIED_SINCE,
-    header::IF_UNMODIFIED_SINCE,
-];
 
 /// Fields that an entry stores separately; here they are stored among the others.
 const ALSO_KEPT: [HeaderName; 5] = [
@@ -114,6 +103,7 @@ impl EdgeObjects {
             .url(&key.path, &key.query)
             .ok_or_else(|| ServeError::BadOrigin("the path leaves the source".into()))?;
         let mut plain = request.clone();
+        // The whole is requested.
         SELECTING.iter().for_each(|name| {
             plain.headers.remove(name);
         });

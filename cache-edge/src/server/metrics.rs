@@ -89,7 +89,7 @@ const NEXT_OBJECTS: [&str; 6] = [
     "fetched", "present", "repeated", "outside", "refused", "failed",
 ];
 
-/// What became of an object that a viewer was expected to ask for next.
+/// The fate of an object that a viewer was expected to ask for next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NextObjectResult {
     Fetched,

@@ -13,10 +13,11 @@ use std::{
 };
 
 use chunkcache_proto::ByteRange;
-use http::{HeaderMap, HeaderName, Method, StatusCode, header, request::Parts};
+use http::{HeaderMap, Method, StatusCode, header, request::Parts};
 use http_body_util::BodyExt as _;
 use http_rules::{
-    cmcd::{Cmcd, OpenRange},
+    cmcd::{self, Cmcd, OpenRange},
+    conditional::SELECTING,
     credential,
     path::{self, Target},
     range::{self, RangeSpec},
@@ -59,20 +60,6 @@ const REPEATED_WITHIN: Duration = Duration::from_secs(5);
 const MAX_RECENT: usize = 8_192;
 /// Then it is given up: if a viewer comes, it asks for itself.
 const WANTED_FOR: Duration = Duration::from_secs(30);
-
-/// Headers of the viewer's request that concern its own range, or its player at that moment.
-const NOT_COPIED: [HeaderName; 10] = [
-    header::RANGE,
-    header::IF_RANGE,
-    header::IF_MATCH,
-    header::IF_NONE_MATCH,
-    header::IF_MODIFIED_SINCE,
-    header::IF_UNMODIFIED_SINCE,
-    HeaderName::from_static("cmcd-request"),
-    HeaderName::from_static("cmcd-object"),
-    HeaderName::from_static("cmcd-status"),
-    HeaderName::from_static("cmcd-session"),
-];
 
 /// An object that a viewer is expected to ask for, and when.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -253,7 +240,7 @@ fn follow_segment<O: Objects>(
     request: &Parts,
     cmcd: Option<&Cmcd>,
 ) {
-    // What a player or a signature adds to a segment's own query.
+    // Without the parameters that a player or a signature adds to a segment's own query.
     let query = request.uri.query().unwrap_or_default().split('&');
     let is_own = |it: &&str| !it.starts_with("CMCD=") && !it.starts_with("cc-");
     let query = query.filter(is_own).collect::<Vec<_>>().join("&");
@@ -418,7 +405,11 @@ fn follow<O: Objects>(
         return;
     };
     let mut headers = request.headers.clone();
-    for name in &NOT_COPIED {
+    // They concern the viewer's own range, and its player at that moment.
+    for name in &SELECTING {
+        headers.remove(name);
+    }
+    for name in cmcd::HEADERS {
         headers.remove(name);
     }
     let next_objects = Arc::clone(&server.next_objects);

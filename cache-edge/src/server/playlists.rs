@@ -65,7 +65,7 @@ struct KnownPlaylist {
 #[derive(Clone)]
 struct Place {
     of: Arc<KnownPlaylist>,
-    /// Of the first of those that follow each other and are of one object.
+    /// The position of the first segment of a run that is one object.
     first: usize,
 }
 
@@ -122,7 +122,7 @@ impl Playlists {
             }
             let name = self.name(source, &segment.path, &segment.query);
             let place = inner.places.get(&name);
-            // Of one that is played twice, the first.
+            // A segment that is played twice has its first place.
             if !place.is_some_and(|place| Arc::ptr_eq(&place.of, &known)) {
                 let of = Arc::clone(&known);
                 let first = position;
@@ -226,7 +226,7 @@ pub(super) struct ReadBody<F> {
     text: Option<Vec<u8>>,
     /// Called once, at a clean end.
     ended: Option<F>,
-    /// Whoever sends a body of a known length does not ask for its end.
+    /// A body of a known length is not polled for its end.
     length: Option<u64>,
     _place: Share,
 }

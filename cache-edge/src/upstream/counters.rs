@@ -48,7 +48,7 @@ pub struct Counters {
     clock_ahead_ms: AtomicI64,
     clock_ahead: Gauge<f64, AtomicU64>,
     waits: Waits,
-    /// Of `origin_bytes` and `origin_errors`.
+    /// `origin_bytes` and `origin_errors` by source.
     pub origin_bytes_of: CounterBySource,
     pub origin_errors_of: CounterBySource,
     failures: Family<Labels, Counter>,

@@ -15,6 +15,7 @@ use cache_edge::{
     app::{Edge, fetch_threads},
     control::notes,
     options::Options,
+    resolve::peer_handler::Peers,
     server::{Metrics, Server, Settings},
     worker_pool::WorkerPool,
 };
@@ -80,6 +81,8 @@ pub enum Act {
     Chunked,
     /// These raw bytes; then closes.
     Raw(Vec<u8>),
+    /// These raw bytes; then nothing, until the other side closes.
+    RawThenHang(Vec<u8>),
     /// Like [`Act::Serve`] for the version at the time of the request, once this is notified.
     Held(Arc<Notify>),
     /// At most this many bytes of a range, consistently announced.
@@ -177,7 +180,10 @@ impl Origin {
         if let Act::Held(gate) = &act {
             gate.notified().await;
         }
-        if let Act::Hang = act {
+        if let Act::RawThenHang(bytes) = &act {
+            let _ = stream.write_all(bytes).await;
+        }
+        if let Act::Hang | Act::RawThenHang(_) = act {
             let _ = stream.read(&mut [0]).await;
             return false;
         }
@@ -392,11 +398,16 @@ impl TestEdge {
         );
         let listener = TcpListener::bind(options.listen).await.unwrap();
         let address = listener.local_addr().unwrap();
+        let peers = Peers {
+            objects: edge.objects.clone(),
+            keys: edge.peer_keys.clone(),
+            metrics: metrics.clone(),
+        };
         let server = Server::new(
             Arc::new(edge.objects.clone()),
             Settings::new("test"),
             metrics,
-            None,
+            Some(Arc::new(peers)),
         );
         let serving = stop.clone();
         tasks.spawn("players", async move {

@@ -17,7 +17,8 @@ pub type OpenRange = (u64, Option<u64>);
 /// The query parameter.
 pub const PARAMETER: &str = "CMCD";
 
-const HEADERS: [&str; 4] = ["cmcd-request", "cmcd-object", "cmcd-status", "cmcd-session"];
+/// The request fields.
+pub const HEADERS: [&str; 4] = ["cmcd-request", "cmcd-object", "cmcd-status", "cmcd-session"];
 /// Limit for one header or the decoded parameter. Players send some 300 bytes.
 const MAX_TEXT: usize = 4096;
 const MAX_KEYS: usize = 64;

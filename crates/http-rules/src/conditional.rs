@@ -2,9 +2,19 @@
 
 use std::time::SystemTime;
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::validator::quoted;
+
+/// Request fields that select a part of an answer, or one without a body.
+pub const SELECTING: [HeaderName; 6] = [
+    header::RANGE,
+    header::IF_RANGE,
+    header::IF_MATCH,
+    header::IF_NONE_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_UNMODIFIED_SINCE,
+];
 
 /// The validators of the selected representation.
 #[derive(Clone, Copy, Debug, Default)]

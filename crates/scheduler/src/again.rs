@@ -21,7 +21,7 @@ pub struct AskedAgain {
 }
 
 impl Scheduler {
-    /// What was counted since the last call.
+    /// The counts since the last call.
     pub fn take_asked_again(&mut self) -> AskedAgain {
         std::mem::take(&mut self.asked_again)
     }

@@ -56,16 +56,17 @@ impl Downloads {
     }
 
     /// Orders at LOW the partial chunks of a stopped fetch: those bytes were paid for, but only a
-    /// whole chunk can be recorded. To be called before the fetch is reported as cancelled: between
-    /// the two, the coordinator would have the chunk fetched elsewhere. A few at a time; others are left to the sweep. `rest` is the
-    /// answer that the stopped fetch was reading: whoever completes its chunk reads on in it.
+    /// whole chunk can be recorded. A few at a time; others are left to the sweep. `rest` is the
+    /// answer that the stopped fetch was reading: its chunk is completed from it. To be called
+    /// before the fetch is reported as cancelled: between the two, the coordinator would have the
+    /// chunk fetched elsewhere.
     pub(super) fn complete_partial_chunks(
         &self,
         state: &mut State,
         stopped: &Assignment,
         mut rest: Option<OpenAnswer>,
     ) {
-        // What a peer sends cost no origin, and the peer has the rest.
+        // A peer's bytes cost no origin, and the peer has the rest.
         if state.closed || stopped.peer.is_some() {
             return;
         }
