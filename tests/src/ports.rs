@@ -5,7 +5,8 @@
 //! from below the ephemeral range, and a locked file per port keeps other test processes away.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Mutex;
 
 use rand::RngExt as _;
@@ -34,7 +35,10 @@ pub fn reserve() -> SocketAddr {
             continue;
         }
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        if TcpListener::bind(address).is_ok() {
+        // Not tried by binding it: a process that is started at this moment has a copy of all
+        // sockets until it runs its own program, and the port would be in use for as long.
+        let answer = TcpStream::connect(address);
+        if answer.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) {
             RESERVED.lock().unwrap().push(file);
             return address;
         }
