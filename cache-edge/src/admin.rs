@@ -190,6 +190,11 @@ impl State {
             (counter, read)
         });
         edge.downloads.fetcher().counters.register(&mut registry);
+        edge.downloads
+            .fetcher()
+            .client
+            .hedges()
+            .register(&mut registry);
         edge.incoming().unread.register(&mut registry);
         let by_source = SourceGauges::default();
         by_source.register(&mut registry);

@@ -17,10 +17,29 @@ pub const MAX_SOURCES: usize = 256;
 /// The label of a source's metrics.
 pub type SourceLabel = [(&'static str, Arc<str>); 1];
 
+/// The sources that have metrics of their own.
+#[derive(Debug, Default)]
+pub struct SourceNames(Mutex<HashSet<Arc<str>>>);
+
+impl SourceNames {
+    /// What a source's metrics are labelled with.
+    #[must_use]
+    pub fn label(&self, source: &Arc<str>) -> Arc<str> {
+        let mut names = self.0.lock();
+        let is_named =
+            names.contains(source) || (names.len() < MAX_SOURCES && names.insert(source.clone()));
+        if is_named {
+            source.clone()
+        } else {
+            "others".into()
+        }
+    }
+}
+
 /// One counter for each source.
 #[derive(Debug, Default)]
 pub struct CounterBySource {
-    names: Mutex<HashSet<Arc<str>>>,
+    names: SourceNames,
     counters: Family<SourceLabel, Counter>,
 }
 
@@ -33,15 +52,7 @@ impl CounterBySource {
         if count == 0 {
             return;
         }
-        let mut names = self.names.lock();
-        let is_named =
-            names.contains(source) || (names.len() < MAX_SOURCES && names.insert(source.clone()));
-        drop(names);
-        let name = if is_named {
-            source.clone()
-        } else {
-            "others".into()
-        };
+        let name = self.names.label(source);
         self.counters
             .get_or_create(&[("source", name)])
             .inc_by(count);

@@ -10,6 +10,7 @@ pub mod byte_rate;
 pub mod consumption;
 pub mod container;
 pub mod fetch_queue;
+pub mod hedging;
 mod jwt_crypto;
 pub mod lookahead;
 pub mod playlist;

@@ -24,6 +24,7 @@ use crate::upstream::{
     answer::{self, Part},
     client::Question,
     counters::Counters,
+    hedging::RequestKind,
     peer::{self, PeerKeys},
     peer_blocks,
     reloading::PeerClient,
@@ -410,6 +411,7 @@ impl Fetcher {
             url,
             headers: &asked,
             class,
+            kind: RequestKind::Chunks,
             skip: OriginSet::default(),
         };
         loop {

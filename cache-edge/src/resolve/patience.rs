@@ -14,9 +14,6 @@ use crate::{
 /// New attempts begin within this time; one that stalls ends within the origin's stall time-out.
 /// Together they meet the 15 s of `CACHE_DESIGN.md` for a cold object whose origin is down.
 const ATTEMPTS_FOR: Duration = Duration::from_secs(4);
-/// A slower answer may never come: a second attempt starts beside it, and the first to succeed
-/// counts.
-const SECOND_AFTER: Duration = Duration::from_secs(4);
 /// How often an invalidation may overtake an answer before the client gets an error.
 const MAX_OVERTAKEN: u32 = 8;
 
@@ -32,7 +29,7 @@ where
     let begun = Instant::now();
     let mut backoff = Backoff::new(Duration::from_millis(150), Duration::from_secs(2));
     loop {
-        let error = match believed(|| once(source, &attempt)).await {
+        let error = match believed(&attempt).await {
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
@@ -68,30 +65,6 @@ where
         }
     }
     Err(OriginError::Overtaken)
-}
-
-async fn once<T, F>(source: &Source, attempt: &impl Fn() -> F) -> Result<T, OriginError>
-where
-    F: Future<Output = Result<T, OriginError>>,
-{
-    let mut first = std::pin::pin!(attempt());
-    if let Ok(ended) = tokio::time::timeout(SECOND_AFTER, first.as_mut()).await {
-        return ended;
-    }
-    // It may be waiting for a connection, and a second one would wait beside it.
-    if source.config.max_connections > 0 || source.may_think() {
-        return first.await;
-    }
-    let mut second = std::pin::pin!(attempt());
-    let (ended, is_first) = tokio::select! {
-        ended = first.as_mut() => (ended, true),
-        ended = second.as_mut() => (ended, false),
-    };
-    match ended {
-        Err(error) if error.is_transient() && is_first => second.await,
-        Err(error) if error.is_transient() => first.await,
-        ended => ended,
-    }
 }
 
 #[cfg(test)]

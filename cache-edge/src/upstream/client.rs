@@ -20,8 +20,9 @@ use tracing::Instrument as _;
 use url::Url;
 
 use super::{
-    OriginError, Source, answer,
+    OriginError, Source,
     connections::PermitSlot,
+    hedging::{self, Hedges, RequestKind},
     loops::LoopMarks,
     origin,
     quota::{ConnectionPermit, RequestClass},
@@ -30,7 +31,6 @@ use super::{
     source::OriginSet,
     transport::{Dialing, Proxy, Transport},
 };
-use crate::clock::now_ms;
 
 /// Redirects followed for one request.
 const MAX_REDIRECTS: usize = 5;
@@ -45,6 +45,7 @@ pub struct Client {
     stall: Duration,
     /// Requests to origins.
     asked: Arc<AtomicU64>,
+    pub(super) hedges: Arc<Hedges>,
     marks: Option<Arc<LoopMarks>>,
 }
 
@@ -77,6 +78,7 @@ impl Client {
             tls: Arc::new(tls),
             stall: STALL_TIMEOUT,
             asked: Arc::default(),
+            hedges: Arc::default(),
             marks: None,
         }
     }
@@ -93,6 +95,12 @@ impl Client {
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Second requests to origins, of all clones.
+    #[must_use]
+    pub fn hedges(&self) -> &Hedges {
+        &self.hedges
     }
 
     /// Changes the stall time-out, for tests and for peers.
@@ -128,6 +136,7 @@ impl Client {
             url,
             headers,
             class,
+            kind: RequestKind::Object,
             skip: OriginSet::default(),
         };
         self.ask_origins(source, &question).await
@@ -141,11 +150,7 @@ impl Client {
     ) -> Result<Response, OriginError> {
         let limited = source.config.max_connections > 0;
         // Until there is an answer; then its connection has the permit.
-        let mut unanswered = Unanswered {
-            client: self,
-            source,
-            permit: None,
-        };
+        let mut unanswered = Unanswered::new(self, source);
         if limited {
             unanswered.permit = Some(source.quota.acquire(question.class).await?);
         }
@@ -154,33 +159,27 @@ impl Client {
         let mut passed_over: Option<OriginError> = None;
         for (nth, &index) in order.iter().enumerate() {
             let is_last = nth + 1 == order.len();
-            let answer = self.ask_origin(source, index, question).await;
+            let other = source.first_alive(&order[nth + 1..]);
+            let (index, answer) = self
+                .ask_in_time(source, (index, other), question, &mut unanswered)
+                .await;
             source.judge(index, &answer);
             let mut response = match answer {
                 Ok(response) if is_last || !source.fails_over(response.status) => response,
-                Ok(response) => {
-                    let error = answer::status_error(response.status, &response.headers, now_ms());
-                    tracing::debug!(%error, source = source.name(), origin = index, "asking the next origin");
-                    let error = OriginError::from(error);
-                    passed_over = error.is_transient().then_some(error);
-                    continue;
-                }
-                Err(error) if is_last || !error.is_transient() => {
-                    return Err(error);
-                }
-                Err(error) => {
-                    tracing::debug!(%error, source = source.name(), origin = index, "asking the next origin");
-                    passed_over = Some(error);
+                Err(error) if is_last || !error.is_transient() => return Err(error),
+                failed => {
+                    passed_over = hedging::passed_over(failed);
+                    tracing::debug!(error = ?passed_over, source = source.name(), origin = index, "asking the next origin");
                     continue;
                 }
             };
             response.origin = index;
-            response.passed_over = passed_over;
+            response.passed_over = response.passed_over.or(passed_over);
             let permit = unanswered.permit.take();
+            response.has_permit = permit.as_ref().is_some_and(ConnectionPermit::is_leased);
             if let (Some(slot), Some(permit)) = (response.permit_slot.take(), permit) {
                 slot.put(permit);
             }
-            response.has_permit = limited && question.class != RequestClass::Assigned;
             let level = match question.class {
                 RequestClass::Foreground => Level::Critical,
                 RequestClass::Assigned | RequestClass::Import => Level::High,
@@ -201,11 +200,7 @@ impl Client {
             let (client, source) = (self.clone(), source.clone());
             let url = question.url.clone();
             tokio::spawn(async move {
-                let mut unanswered = Unanswered {
-                    client: &client,
-                    source: &source,
-                    permit: None,
-                };
+                let mut unanswered = Unanswered::new(&client, &source);
                 if source.config.max_connections > 0 {
                     match source.quota.acquire(RequestClass::Background).await {
                         Ok(permit) => unanswered.permit = Some(permit),
@@ -219,6 +214,7 @@ impl Client {
                     url,
                     headers: &headers,
                     class: RequestClass::Background,
+                    kind: RequestKind::Object,
                     skip: OriginSet::default(),
                 };
                 let answer = client.ask_origin(&source, index, &trial).await;
@@ -228,7 +224,7 @@ impl Client {
     }
 
     /// Asks one origin, and follows its redirects.
-    async fn ask_origin(
+    pub(super) async fn ask_origin(
         &self,
         source: &Arc<Source>,
         index: usize,
@@ -367,6 +363,7 @@ pub struct Question<'a> {
     pub url: Url,
     pub headers: &'a HeaderMap,
     pub class: RequestClass,
+    pub kind: RequestKind,
     pub skip: OriginSet,
 }
 
@@ -404,10 +401,20 @@ fn request(
 }
 
 /// A request's permit before its answer has come: released when its connection is closed.
-struct Unanswered<'a> {
+pub(super) struct Unanswered<'a> {
     client: &'a Client,
     source: &'a Arc<Source>,
-    permit: Option<ConnectionPermit>,
+    pub(super) permit: Option<ConnectionPermit>,
+}
+
+impl<'a> Unanswered<'a> {
+    pub(super) fn new(client: &'a Client, source: &'a Arc<Source>) -> Self {
+        Self {
+            client,
+            source,
+            permit: None,
+        }
+    }
 }
 
 impl Drop for Unanswered<'_> {

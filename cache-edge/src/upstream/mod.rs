@@ -10,6 +10,7 @@ pub mod connections;
 pub mod counters;
 pub mod error;
 pub mod health;
+pub mod hedging;
 pub mod loops;
 mod origin;
 pub mod peer;

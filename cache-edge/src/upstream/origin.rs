@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use chunkcache_proto::v1;
+use parking_lot::Mutex;
 use service_kit::tls;
 use url::{Host, Url};
 
 use super::{
     health::Health,
+    hedging::RequestKind,
     transport::{Dialing, Proxy, Transport},
 };
+use crate::core::hedging::AnswerTimes;
 
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub const MAX_CONNECTION_AGE: Duration = Duration::from_secs(60);
@@ -25,6 +28,7 @@ pub struct Origin {
     /// None: the edge's shared one, for sources without settings.
     transport: Option<Transport>,
     pub health: Health,
+    times: Mutex<[AnswerTimes; 2]>,
 }
 
 impl Origin {
@@ -66,6 +70,7 @@ impl Origin {
             target,
             transport,
             health: Health::default(),
+            times: Mutex::default(),
         })
     }
 
@@ -98,6 +103,17 @@ impl Origin {
         let base = self.target.as_str().trim_end_matches('/');
         let target = Url::parse(&format!("{base}{rest}")).ok()?;
         lies_below(&self.target, &target).then_some(target)
+    }
+
+    /// Records how long an answer took to begin.
+    pub fn record_time(&self, kind: RequestKind, took: Duration) {
+        self.times.lock()[kind as usize].record(took);
+    }
+
+    /// After which time an answer is late; `None`: that is not known yet.
+    #[must_use]
+    pub fn late_after(&self, kind: RequestKind) -> Option<Duration> {
+        self.times.lock()[kind as usize].late_after()
     }
 
     /// Whether the URL lies below the configured base URL.

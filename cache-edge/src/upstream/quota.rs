@@ -284,6 +284,16 @@ impl Quota {
         waiting.await.map_err(|_| OriginError::TooManyWaiting)
     }
 
+    /// A permit of this edge's lease that is free now and that no viewer is likely to need. For a
+    /// source with a limit on connections.
+    #[must_use]
+    pub fn try_acquire(&self) -> Option<ConnectionPermit> {
+        let mut state = self.0.state.lock();
+        let class = RequestClass::Background;
+        let is_free = state.may_enter(class, self.lease_state());
+        is_free.then(|| self.permit(&mut state, class))
+    }
+
     /// Whether a viewer here waits for a permit, or another edge for those beyond the lease: a
     /// fetch that is not urgent gives its own up.
     #[must_use]
@@ -491,6 +501,14 @@ impl Drop for ExpectedRequest {
             let mut state = quota.0.state.lock();
             state.expected = state.expected.saturating_sub(1);
         }
+    }
+}
+
+impl ConnectionPermit {
+    /// Whether it is one of this edge's lease: the coordinator counts the others itself.
+    #[must_use]
+    pub fn is_leased(&self) -> bool {
+        self.class != RequestClass::Assigned
     }
 }
 

@@ -183,3 +183,21 @@ fn an_expected_request_is_asked_for_ahead() {
     assert_eq!(bench.said(), Some((0, 0, 1, 0)));
     drop(expected);
 }
+
+#[test]
+fn a_second_request_takes_neither_the_last_permit_nor_one_that_is_waited_for() {
+    let bench = Bench::new(4, 0);
+    bench.lease(1, 3, 1);
+    let first = bench.enter(Foreground).unwrap();
+    let second = bench.quota.try_acquire().unwrap();
+    assert!(
+        bench.quota.try_acquire().is_none(),
+        "the last is a viewer's"
+    );
+    drop(second);
+    let rest = bench.all(Foreground);
+    assert_eq!(rest.len(), 2);
+    let waiting = bench.quota.acquire(Foreground);
+    assert!(bench.quota.try_acquire().is_none());
+    drop((waiting, rest, first));
+}

@@ -13,17 +13,20 @@ use arc_swap::ArcSwap;
 use chunkcache_proto::v1;
 use http::{HeaderName, HeaderValue, StatusCode};
 use http_rules::{query_rules, ttl_rules};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use url::Url;
 
 use super::{
     OriginError, Response,
     health::Failure,
+    hedging::RequestKind,
     origin::Origin,
     quota::{LeaseState, LeaseTerm, Quota},
     s3::Signer,
     transport::Transport,
 };
+use crate::core::hedging::HedgeBudget;
 
 /// How long a client waits beyond its origin's own time: for the way there and back.
 const PATIENCE_BEYOND: Duration = Duration::from_secs(5);
@@ -46,6 +49,7 @@ pub struct Source {
     not_before_ms: AtomicI64,
     /// This edge's part of the source's limits.
     pub quota: Quota,
+    pub(super) hedge_budget: Mutex<HedgeBudget>,
 }
 
 /// A source that can not be used.
@@ -96,6 +100,7 @@ impl Source {
             config,
             headers,
             not_before_ms: AtomicI64::new(0),
+            hedge_budget: Mutex::default(),
         })
     }
 
@@ -218,6 +223,24 @@ impl Source {
             .filter(|&index| !skip.has(index))
             .partition(|&index| self.origins[index].health.dead_since().is_none());
         [alive, dead].concat()
+    }
+
+    /// The first of these origins that is alive.
+    pub(super) fn first_alive(&self, indexes: &[usize]) -> Option<usize> {
+        let is_alive = |index: &usize| self.origins[*index].health.dead_since().is_none();
+        indexes.iter().copied().find(is_alive)
+    }
+
+    /// Records how long an origin's answer took to begin.
+    pub(super) fn record_time(&self, index: usize, kind: RequestKind, took: Duration) {
+        if let Some(origin) = self.origins.get(index) {
+            origin.record_time(kind, took);
+        }
+    }
+
+    /// After which time an origin's answer is late; `None`: that is not known yet.
+    pub(super) fn late_after(&self, index: usize, kind: RequestKind) -> Option<Duration> {
+        self.origins.get(index)?.late_after(kind)
     }
 
     /// Dead origins whose pause is over. Each is returned once.

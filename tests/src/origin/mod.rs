@@ -64,6 +64,15 @@ struct State {
     next_connection: u64,
     most_connections: usize,
     link: Option<Link>,
+    delays: Option<Delays>,
+}
+
+/// Some answers come late, whatever was asked for.
+#[derive(Debug, Clone, Copy)]
+struct Delays {
+    every: u64,
+    by: Duration,
+    answers: u64,
 }
 
 /// One link for all connections: each piece waits for those before it.
@@ -171,6 +180,12 @@ impl Origin {
         });
     }
 
+    /// Delays each answer of this many, from now on.
+    pub fn delay_every(&self, every: u64, by: Duration) {
+        let answers = 0;
+        self.state().delays = Some(Delays { every, by, answers });
+    }
+
     /// Goes down: refuses connections and cuts the open ones.
     pub fn stop(&mut self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
@@ -257,6 +272,19 @@ impl Shared {
         link.free_at = link.free_at.max(now)
             + Duration::from_secs_f64(bytes as f64 / link.bytes_per_second as f64);
         link.free_at - now
+    }
+
+    /// How long the next answer is delayed.
+    fn take_delay(&self) -> Duration {
+        let mut state = self.lock();
+        let Some(delays) = &mut state.delays else {
+            return Duration::ZERO;
+        };
+        delays.answers += 1;
+        match delays.answers % delays.every {
+            0 => delays.by,
+            _ => Duration::ZERO,
+        }
     }
 
     fn add_body_bytes(&self, hit: usize, count: u64) {

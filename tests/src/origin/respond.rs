@@ -40,7 +40,7 @@ pub(crate) fn respond(
     if let Some(name) = object.vary_on.clone() {
         object.select(request.header(&name).unwrap_or_default());
     }
-    pause(shared, object.latency);
+    pause(shared, object.latency + shared.take_delay());
     let mut shift = (0, 0);
     let mut ranges_are_known = true;
     for (fault, _) in &object.faults {

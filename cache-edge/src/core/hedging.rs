@@ -1,0 +1,134 @@
+//! When an answer is late, and how many second requests a source bears.
+
+use std::time::Duration;
+
+/// Answers remembered of one kind of requests to an origin.
+const SAMPLES: usize = 128;
+/// Answers needed before anything is concluded from them.
+const ENOUGH: usize = 20;
+/// The least time beyond the 95th percentile: less is noise of a busy machine.
+const LEAST_MARGIN: Duration = Duration::from_millis(20);
+
+/// In thousandths of a second request: what each request earns, what a second request costs, and
+/// the most that is saved. At first one is affordable.
+const EARNED: u32 = 30;
+const COST: u32 = 1_000;
+const MOST_SAVED: u32 = 3 * COST;
+
+/// How long an origin's last answers took to begin.
+#[derive(Clone, Debug)]
+pub struct AnswerTimes {
+    micros: [u32; SAMPLES],
+    count: usize,
+    next: usize,
+}
+
+impl Default for AnswerTimes {
+    fn default() -> Self {
+        Self {
+            micros: [0; SAMPLES],
+            count: 0,
+            next: 0,
+        }
+    }
+}
+
+impl AnswerTimes {
+    /// Adds an answer; the oldest is forgotten.
+    pub fn record(&mut self, took: Duration) {
+        self.micros[self.next] = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
+        self.next = (self.next + 1) % SAMPLES;
+        self.count = (self.count + 1).min(SAMPLES);
+    }
+
+    /// After which time an answer is late: the 95th percentile and a quarter. `None`: too few
+    /// answers are known.
+    #[must_use]
+    pub fn late_after(&self) -> Option<Duration> {
+        if self.count < ENOUGH {
+            return None;
+        }
+        let mut sorted = self.micros;
+        let known = &mut sorted[..self.count];
+        let place = self.count * 95 / 100;
+        let (_, &mut micros, _) = known.select_nth_unstable(place);
+        let usual = Duration::from_micros(micros.into());
+        Some(usual + (usual / 4).max(LEAST_MARGIN))
+    }
+}
+
+/// The second requests that a source may still be sent: 3 % of its requests.
+#[derive(Clone, Copy, Debug)]
+pub struct HedgeBudget(u32);
+
+impl Default for HedgeBudget {
+    fn default() -> Self {
+        Self(COST)
+    }
+}
+
+impl HedgeBudget {
+    /// Counts a request.
+    pub fn earn(&mut self) {
+        self.0 = (self.0 + EARNED).min(MOST_SAVED);
+    }
+
+    /// Pays for a second request, if that is affordable.
+    pub fn take(&mut self) -> bool {
+        let rest = self.0.checked_sub(COST);
+        self.0 = rest.unwrap_or(self.0);
+        rest.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn times(ms: impl IntoIterator<Item = u64>) -> AnswerTimes {
+        let mut times = AnswerTimes::default();
+        for ms in ms {
+            times.record(Duration::from_millis(ms));
+        }
+        times
+    }
+
+    fn late_after_ms(times: &AnswerTimes) -> Option<u128> {
+        times.late_after().map(|after| after.as_millis())
+    }
+
+    #[test]
+    fn late_is_a_quarter_beyond_the_95th_percentile() {
+        assert_eq!(late_after_ms(&times([100; 19])), None);
+        assert_eq!(late_after_ms(&times([100; 20])), Some(125));
+        // At least some milliseconds.
+        assert_eq!(late_after_ms(&times([2; 20])), Some(22));
+        // One in a hundred that takes seconds changes nothing; one in ten does.
+        let one_in = |n| times((1..=128).map(|nth| if nth % n == 0 { 2_000 } else { 100 }));
+        assert_eq!(late_after_ms(&one_in(100)), Some(125));
+        assert_eq!(late_after_ms(&one_in(10)), Some(2_500));
+    }
+
+    #[test]
+    fn old_answers_are_forgotten() {
+        let slower = times([100; 128].into_iter().chain([400; 128]));
+        assert_eq!(late_after_ms(&slower), Some(500));
+        let longest = times([u64::MAX / 1_000_000; 20]);
+        assert!(longest.late_after().is_some());
+    }
+
+    #[test]
+    fn three_in_a_hundred_are_affordable() {
+        let mut budget = HedgeBudget::default();
+        let taken = (0..1_000).filter(|_| {
+            budget.earn();
+            budget.take()
+        });
+        assert_eq!(taken.count(), 31, "one at first, then 3 %");
+        for _ in 0..10_000 {
+            budget.earn();
+        }
+        let saved = (0..100).filter(|_| budget.take()).count();
+        assert_eq!(saved, 3, "little is saved");
+    }
+}
