@@ -19,7 +19,7 @@ use crate::{
     readers::DemandRegistry,
     resolve::Bindings,
     server::admin::AdminState,
-    upstream::Catalogue,
+    upstream::{Catalogue, counters::Counters},
 };
 use chunk_store::Store;
 
@@ -134,7 +134,7 @@ impl SourceGauges {
         );
     }
 
-    fn read(&self, store: &Store, sources: &Catalogue) {
+    fn read(&self, store: &Store, sources: &Catalogue, counters: &Counters) {
         let value = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         self.used.clear();
         self.quota.clear();
@@ -151,6 +151,8 @@ impl SourceGauges {
         let mut sources = sources.all();
         sources.sort_unstable_by(|one, other| one.name().cmp(other.name()));
         for source in sources.iter().take(MAX_SOURCES) {
+            counters.origin_bytes_of.add(source.name(), 0);
+            counters.origin_errors_of.add(source.name(), 0);
             let origins = source.origins().iter();
             let (up, down): (Vec<_>, Vec<_>) =
                 origins.partition(|origin| origin.health.dead_since().is_none());
@@ -234,8 +236,9 @@ impl AdminState for State {
         for (gauge, read) in &measures.gauges {
             gauge.set(i64::try_from(read(self)).unwrap_or(i64::MAX));
         }
-        let sources = &self.downloads.fetcher().catalogue;
-        measures.by_source.read(&self.store, sources);
+        let fetcher = self.downloads.fetcher();
+        let by_source = &measures.by_source;
+        by_source.read(&self.store, &fetcher.catalogue, &fetcher.counters);
         for (counter, read) in &measures.counters {
             counter.inc_by(read(self).saturating_sub(counter.get()));
         }

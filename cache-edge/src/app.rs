@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -30,6 +30,7 @@ use crate::core::consumption::START_CHUNKS;
 use crate::fetch::{Downloads, direct::DirectFetch, run::Fetcher};
 use crate::{
     admin::State,
+    by_source::SentToViewers,
     control::{
         Link, Session, channel::Credentials, leases::LeaseKeeper, maintenance::Maintenance, notes,
         planner::Planner, session::Totals,
@@ -39,7 +40,7 @@ use crate::{
     resolve::{Bindings, EdgeObjects, Parts, peer_handler::Peers},
     server::{
         self, AccessLog, KeyFiles, Metrics, Server, Settings, SigningKeys, Steering, TlsConfig,
-        metrics::ByteSource,
+        sent_bytes::ByteSource,
     },
     upstream::{
         Catalogue, Client, counters::Counters, loops::LoopMarks, peer::PeerKeys,
@@ -222,6 +223,7 @@ impl Edge {
             downloads: self.downloads.clone(),
             objects: self.objects.clone(),
             totals: Arc::new(EdgeTotals {
+                since: Instant::now(),
                 metrics,
                 counters: self.counters.clone(),
             }),
@@ -256,6 +258,7 @@ impl Edge {
 }
 
 struct EdgeTotals {
+    since: Instant,
     metrics: Arc<Metrics>,
     counters: Arc<Counters>,
 }
@@ -273,8 +276,16 @@ impl Totals for EdgeTotals {
         ]
     }
 
+    fn of_source(&self, source: &str) -> SentToViewers {
+        self.metrics.sent.to_viewers(source)
+    }
+
     fn requests_active(&self) -> u32 {
         u32::try_from(self.metrics.requests_active()).unwrap_or_default()
+    }
+
+    fn uptime(&self) -> Duration {
+        self.since.elapsed()
     }
 }
 

@@ -17,6 +17,9 @@ pub const MAX_SOURCES: usize = 256;
 /// The label of a source's metrics.
 pub type SourceLabel = [(&'static str, Arc<str>); 1];
 
+/// The label of the sources beyond the most.
+pub const OTHERS: &str = "others";
+
 /// The sources that have metrics of their own.
 #[derive(Debug, Default)]
 pub struct SourceNames(Mutex<HashSet<Arc<str>>>);
@@ -24,16 +27,28 @@ pub struct SourceNames(Mutex<HashSet<Arc<str>>>);
 impl SourceNames {
     /// What a source's metrics are labelled with.
     #[must_use]
-    pub fn label(&self, source: &Arc<str>) -> Arc<str> {
+    pub fn label(&self, source: &str) -> Arc<str> {
         let mut names = self.0.lock();
-        let is_named =
-            names.contains(source) || (names.len() < MAX_SOURCES && names.insert(source.clone()));
-        if is_named {
-            source.clone()
-        } else {
-            "others".into()
+        match names.get(source) {
+            Some(name) => name.clone(),
+            None if names.len() < MAX_SOURCES => {
+                let name: Arc<str> = source.into();
+                names.insert(name.clone());
+                name
+            }
+            None => OTHERS.into(),
         }
     }
+}
+
+/// Bytes of one source that viewers got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SentToViewers {
+    pub all: u64,
+    /// Of these, from the cache.
+    pub hit: u64,
+    /// Of these, passed through.
+    pub passed: u64,
 }
 
 /// One counter for each source.
@@ -48,21 +63,19 @@ impl CounterBySource {
         registry.register(name, help, self.counters.clone());
     }
 
-    pub fn add(&self, source: &Arc<str>, count: u64) {
-        if count == 0 {
-            return;
-        }
+    /// With a count of 0 it is there from then on: a rate does not see a counter's first value.
+    pub fn add(&self, source: &str, count: u64) {
         let name = self.names.label(source);
         self.counters
             .get_or_create(&[("source", name)])
             .inc_by(count);
     }
 
-    #[cfg(test)]
-    pub fn get(&self, source: &str) -> u64 {
-        self.counters
-            .get_or_create(&[("source", source.into())])
-            .get()
+    /// The count of a source with a counter of its own; otherwise 0.
+    #[must_use]
+    pub fn of(&self, source: &str) -> u64 {
+        let counter = self.counters.get(&[("source", source.into())]);
+        counter.map_or(0, |counter| counter.get())
     }
 }
 
@@ -74,9 +87,10 @@ mod tests {
     fn sources_beyond_the_most_are_counted_together() {
         let counter = CounterBySource::default();
         for number in 0..MAX_SOURCES + 2 {
-            counter.add(&format!("s{number}").into(), 3);
+            counter.add(&format!("s{number}"), 3);
         }
-        counter.add(&"s0".into(), 1);
-        assert_eq!((counter.get("s0"), counter.get("others")), (4, 6));
+        counter.add("s0", 1);
+        assert_eq!((counter.of("s0"), counter.of(OTHERS)), (4, 6));
+        assert_eq!(counter.of("s256"), 0, "not counted by itself");
     }
 }

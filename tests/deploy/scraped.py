@@ -78,7 +78,7 @@ def rules_of(path):
 def panels_of(path):
     for panel in json.load(open(path))["panels"]:
         for target in panel.get("targets", []):
-            expression = target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*")
+            expression = target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*").replace("$source", ".*")
             yield panel["title"], expression, set(
                 re.findall(r"{{(\w+)}}", target.get("legendFormat", ""))
             )

@@ -23,6 +23,7 @@ mod purge;
 pub mod shared_names;
 mod source;
 mod source_options;
+mod source_use;
 mod status;
 mod view;
 mod watch;

@@ -1,7 +1,8 @@
 //! `source`: the registered origins.
 
 use chunkcache_proto::v1::{
-    GetSourceRequest, ListSourcesRequest, PutSourceRequest, RemoveSourceRequest, Source,
+    GetSourceRequest, GetSourceResponse, ListSourcesRequest, PutSourceRequest, RemoveSourceRequest,
+    Source, SourceUse,
 };
 use clap::{Arg, ArgMatches, Command};
 use serde_json::{Value, json};
@@ -10,7 +11,7 @@ use service_kit::config::human_bytes;
 use super::connection::Client;
 use super::failure::CliError;
 use super::output::{Printer, Rows, or_dash, warn_unconfirmed, yes};
-use super::{source_options, text, unknown_verb, verb, view};
+use super::{source_options, source_use, text, unknown_verb, verb, view};
 
 pub(super) fn command() -> Command {
     let name = || {
@@ -81,12 +82,32 @@ pub(super) async fn run(
                     s.list_sources(r).await
                 })
                 .await?;
-            let json: Value = answer.sources.iter().map(view::source).collect();
-            printer.result(&json, || table(&answer.sources))
+            let listed: Vec<Listed> = answer
+                .sources
+                .iter()
+                .map(|source| {
+                    let of_it = |of: &&SourceUse| of.source == source.name;
+                    (source, answer.uses.iter().find(of_it))
+                })
+                .collect();
+            let json = |(source, of): &Listed| {
+                let mut json = view::source(source);
+                json["use"] = of.map_or(Value::Null, source_use::json);
+                json
+            };
+            let all: Value = listed.iter().map(json).collect();
+            printer.result(&all, || table(&listed))
         }
         "show" => {
-            let source = get(text(arguments, "NAME")?, client).await?;
-            printer.result(&view::source(&source), || fields(&source))
+            let answer = ask(text(arguments, "NAME")?, client).await?;
+            let source = answer.source.unwrap_or_default();
+            let mut json = view::source(&source);
+            json["uses"] = answer.uses.iter().map(source_use::json).collect();
+            printer.result(&json, || {
+                let mut rows = fields(&source);
+                source_use::add_rows(&mut rows, &answer.uses);
+                rows.render()
+            })
         }
         "remove" => {
             let name = text(arguments, "NAME")?.to_owned();
@@ -109,13 +130,17 @@ pub(super) async fn run(
     }
 }
 
-async fn get(name: &str, client: &mut Client) -> Result<Source, CliError> {
+async fn ask(name: &str, client: &mut Client) -> Result<GetSourceResponse, CliError> {
     let request = GetSourceRequest {
         name: name.to_owned(),
     };
-    let answer = client
+    client
         .call(request, async |mut s, r| s.get_source(r).await)
-        .await?;
+        .await
+}
+
+async fn get(name: &str, client: &mut Client) -> Result<Source, CliError> {
+    let answer = ask(name, client).await?;
     Ok(answer.source.unwrap_or_default())
 }
 
@@ -135,7 +160,7 @@ async fn put(
     let source = answer.source.unwrap_or_default();
     let mut json = view::source(&source);
     json["unconfirmed_edges"] = json!(answer.unconfirmed_edges);
-    printer.result(&json, || fields(&source))
+    printer.result(&json, || fields(&source).render())
 }
 
 fn limit(amount: u64, shown: String) -> String {
@@ -146,10 +171,24 @@ fn limit(amount: u64, shown: String) -> String {
     }
 }
 
-pub(super) fn table(sources: &[Source]) -> String {
-    let mut rows = Rows::new(&["name", "base url", "mode", "connections", "rate"]);
-    for source in sources {
+/// A source, and its use on all connected edges.
+pub(super) type Listed<'a> = (&'a Source, Option<&'a SourceUse>);
+
+pub(super) fn table(sources: &[Listed]) -> String {
+    let mut rows = Rows::new(&[
+        "name",
+        "base url",
+        "mode",
+        "connections",
+        "rate",
+        "sent",
+        "hits",
+        "used",
+        "origins",
+    ]);
+    for (source, of) in sources {
         let rate = source.max_rate_bytes_per_second;
+        let [sent, hits, used, origins] = source_use::cells(*of);
         rows.push([
             source.name.clone(),
             source.base_url.clone(),
@@ -159,12 +198,16 @@ pub(super) fn table(sources: &[Source]) -> String {
                 source.max_connections.to_string(),
             ),
             limit(rate, format!("{}/s", human_bytes(rate))),
+            sent,
+            hits,
+            used,
+            origins,
         ]);
     }
     rows.render()
 }
 
-fn fields(source: &Source) -> String {
+fn fields(source: &Source) -> Rows {
     let freshness = source.freshness.unwrap_or_default();
     let connection = source.connection.clone().unwrap_or_default();
     let keys = source.key_rules.clone().unwrap_or_default();
@@ -228,5 +271,5 @@ fn fields(source: &Source) -> String {
         rows.field("path style", yes(s3.path_style));
         rows.field("access key", or_dash(&s3.access_key_id));
     }
-    rows.render()
+    rows
 }

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::entry_view;
+use super::{entry_view, source_view};
 use crate::service::{Cluster, edges, jobs, resolve_key::now_ms, status};
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
@@ -275,7 +275,7 @@ impl LiveView {
             },
             "edges": edges,
             "jobs": slow.jobs.iter().map(job).collect::<Vec<_>>(),
-            "sources": self.cluster.sources.load().iter().map(|s| json!({ "name": s.name })).collect::<Vec<_>>(),
+            "sources": source_view::sources(&self.cluster),
         })
     }
 }

@@ -11,6 +11,7 @@ mod live;
 mod purge;
 mod scrape;
 mod server;
+mod source_view;
 mod steer;
 
 use std::sync::Arc;

@@ -22,6 +22,7 @@ pub mod readiness;
 pub mod resolve_key;
 pub mod source_rules;
 pub mod source_secrets;
+pub mod source_uses;
 pub mod sources;
 pub mod status;
 pub mod steer;

@@ -8,7 +8,7 @@ use v1::session_response::Message;
 use super::{
     Cluster,
     error::{Resource, ServiceError},
-    source_rules, source_secrets,
+    source_rules, source_secrets, source_uses,
 };
 use crate::{
     db::writer::PutSource,
@@ -89,13 +89,19 @@ pub async fn get(cluster: &Cluster, name: &str) -> Result<v1::GetSourceResponse,
         .ok_or_else(|| ServiceError::not_found(Resource::Source, name))?;
     Ok(v1::GetSourceResponse {
         source: Some(source_secrets::redacted(source)),
+        uses: source_uses::of_source(cluster, name),
     })
 }
 
 /// All sources, without their secrets.
 pub async fn list(cluster: &Cluster) -> Result<v1::ListSourcesResponse, ServiceError> {
     let sources = cluster.database.sources().await?;
+    let mut uses = source_uses::of_cluster(cluster);
     Ok(v1::ListSourcesResponse {
+        uses: sources
+            .iter()
+            .filter_map(|source| uses.remove(&source.name))
+            .collect(),
         sources: sources.into_iter().map(source_secrets::redacted).collect(),
     })
 }

@@ -14,6 +14,7 @@ pub mod notes;
 pub mod outgoing;
 pub mod planner;
 pub mod session;
+mod source_statuses;
 
 pub use link::Link;
 pub use session::Session;

@@ -23,7 +23,9 @@ use super::{
     link::{Link, Removal},
     notes,
     outgoing::{self, Outgoing, Page},
+    source_statuses,
 };
+use crate::by_source::SentToViewers;
 use crate::clock::now_ms;
 use crate::fetch::{Assignment, Downloads};
 use crate::{
@@ -44,15 +46,16 @@ const DEFAULT_SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_CLOCK_SKEW_MS: i64 = 1_000;
 /// Limit of viewers in one status.
 const MAX_VIEWERS: usize = 1_000;
-/// Named in a status.
-const MAX_SOURCES: usize = 1_000;
 
 /// Totals in a status that the store does not know.
 pub trait Totals: Send + Sync + 'static {
     /// Bytes sent, and of these from the cache; bytes from the origin, from peers; stalls.
     fn totals(&self) -> [u64; 5];
+    fn of_source(&self, source: &str) -> SentToViewers;
     /// Requests whose body has not ended.
     fn requests_active(&self) -> u32;
+    /// How long they have been counting.
+    fn uptime(&self) -> Duration;
 }
 
 /// The parts of the edge that a session uses.
@@ -540,18 +543,14 @@ impl Session {
                 .take(MAX_VIEWERS)
                 .map(|reader| self.demand.message(reader))
                 .collect(),
-            sources: self.source_statuses(),
+            sources: source_statuses::of_all(
+                self.store.source_uses(),
+                &self.catalogue,
+                &self.downloads.fetcher().counters,
+                &*self.totals,
+            ),
+            uptime_ms: source_statuses::ms(self.totals.uptime()),
         }
-    }
-
-    fn source_statuses(&self) -> Vec<v1::SourceStatus> {
-        let uses = self.store.source_uses().into_iter().take(MAX_SOURCES);
-        uses.map(|it| v1::SourceStatus {
-            source: it.source.to_string(),
-            bytes_used: it.used_bytes,
-            quota_bytes: it.quota_bytes.unwrap_or(0),
-        })
-        .collect()
     }
 
     /// For tests and status pages.

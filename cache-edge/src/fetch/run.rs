@@ -79,8 +79,7 @@ impl Assignment {
     /// The name of the entry's source.
     #[must_use]
     pub fn source(&self) -> Arc<str> {
-        let key = self.file.description().key.as_ref();
-        key.map_or("", |key| key.source.as_str()).into()
+        self.file.source().into()
     }
 
     /// From an origin, because of a reader.
@@ -243,8 +242,7 @@ impl Fetcher {
                 }
                 Err(FetchInterruption::Origin(error)) => error,
             };
-            self.counters.origin_errors.fetch_add(1, Ordering::Relaxed);
-            self.counters.origin_errors_of.add(&name, 1);
+            self.counters.origin_failed(&name);
             incoming.set_last_error(Some(error.to_string()));
             match &error {
                 OriginError::Changed => incoming.set_changed(),

@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     fn wasted(chunks: &UnreadChunks) -> u64 {
-        chunks.wasted.get("films")
+        chunks.wasted.of("films")
     }
 
     fn a_chunk(number: ChunkIndex) -> ChunkId {

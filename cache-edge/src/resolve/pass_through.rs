@@ -161,6 +161,7 @@ pub async fn pass_through(
             .spawn(send(body, sender, comparison).instrument(Span::current()));
     }
     Ok(PassThrough {
+        source: source.name().to_owned(),
         status,
         headers,
         body: Box::pin(ChannelBody {

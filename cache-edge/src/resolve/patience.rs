@@ -1,7 +1,7 @@
 //! Retries a request to an origin behind the held client request where that may help: the client
 //! notices only the delay.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -33,7 +33,7 @@ where
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
-        count(counters, &error);
+        count(counters, source.name(), &error);
         source.heed(&error, now_ms());
         let wait = backoff
             .wait(rand::random())
@@ -46,10 +46,10 @@ where
 }
 
 /// Counts an origin's fault. An overtaken answer is nobody's fault.
-pub fn count(counters: &Counters, error: &OriginError) {
+pub fn count(counters: &Counters, source: &str, error: &OriginError) {
     let is_ours = matches!(error, OriginError::Overtaken | OriginError::TooManyWaiting);
     if !is_ours {
-        counters.origin_errors.fetch_add(1, Ordering::Relaxed);
+        counters.origin_failed(source);
     }
 }
 

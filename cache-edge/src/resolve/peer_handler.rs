@@ -19,7 +19,7 @@ use crate::fetch::{Downloads, downloads::Coverage};
 use crate::{
     readers::{EntryIncoming, IncomingChunk},
     resolve::ports::ReadError,
-    server::{Client, EdgeBody, Metrics, PeerHandler, problem::Problem},
+    server::{Client, EdgeBody, Metrics, PeerHandler, problem::Problem, sent_bytes::ByteSource},
     upstream::{
         peer::{self, MISMATCH, PEER_PREFIX, PeerKeys},
         peer_blocks::{CONTENT_TYPE, block_header, empty_block},
@@ -101,6 +101,7 @@ impl Peers {
         }
         let mut response = Response::new(EdgeBody::empty());
         if request.method != Method::HEAD {
+            let sent = self.metrics.sent.of(file.source());
             let mut blocks = Blocks {
                 incoming: parts.incoming.of(&file),
                 downloads: parts.downloads.clone(),
@@ -117,7 +118,7 @@ impl Peers {
             })?;
             let frames = futures_util::stream::try_unfold((first, blocks), next_frame);
             let body = Box::pin(StreamBody::new(frames));
-            *response.body_mut() = EdgeBody::to_peer(body, self.metrics.clone());
+            *response.body_mut() = EdgeBody::streamed(body, sent, ByteSource::Peer);
         }
         let content_type = HeaderValue::from_static(CONTENT_TYPE);
         response

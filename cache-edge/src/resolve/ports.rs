@@ -200,6 +200,8 @@ pub enum ReadError {
 
 /// An answer of the origin that is passed through.
 pub struct PassThrough {
+    /// The name of the object's source.
+    pub source: String,
     pub status: http::StatusCode,
     /// Hop-by-hop headers removed.
     pub headers: http::HeaderMap,

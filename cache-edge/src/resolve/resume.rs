@@ -2,10 +2,7 @@
 //! version. If it does not, the body stays cut: a client can ask again, but it can not take bytes
 //! back.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chunkcache_proto::ByteRange;
@@ -220,8 +217,8 @@ impl Body {
                 Ok(bytes) => return Ok(bytes),
                 Err(error) => error,
             };
-            let errors = &self.asking.counters.origin_errors;
-            errors.fetch_add(1, Ordering::Relaxed);
+            let asking = &self.asking;
+            asking.counters.origin_failed(asking.source.name());
             let wait = self.wait_after(error)?;
             tokio::time::sleep(wait).await;
         }

@@ -38,7 +38,7 @@ pub async fn revalidate(
             let asked = tokio::time::timeout(PATIENCE_WITH_STALE, patience::believed(asking)).await;
             let asked = asked.unwrap_or(Err(OriginError::Stalled(PATIENCE_WITH_STALE)));
             if let Err(error) = &asked {
-                patience::count(counters, error);
+                patience::count(counters, source.name(), error);
             }
             asked
         } else {

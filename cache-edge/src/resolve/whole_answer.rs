@@ -170,6 +170,7 @@ impl EdgeObjects {
         let age = freshness::age_seconds(&described.freshness, now_ms());
         headers.insert(header::AGE, HeaderValue::from(age));
         let answer = |status, headers, body| PassThrough {
+            source: described.key.source.clone(),
             status,
             headers,
             body,

@@ -21,7 +21,8 @@ use super::{
     buffers::{BufferPool, LARGE_BYTES, PooledBuf},
     file_slices::{FilePart, FileSlice, FileSlices, MAX_SLICE_BYTES},
     limits::Share,
-    metrics::{ByteSource, Metrics},
+    metrics::Metrics,
+    sent_bytes::{ByteSource, SentBytes},
 };
 use crate::core::consumption::PlayerReport;
 use crate::resolve::ports::{OpenReader, Piece, ReadBytes, ReadError};
@@ -144,7 +145,7 @@ struct Cursor<O: OpenReader> {
     head: Option<Bytes>,
     primed: Option<BodyData>,
     delivery: Delivery,
-    metrics: Arc<Metrics>,
+    sent: Arc<SentBytes>,
 }
 
 impl<O: OpenReader> Cursor<O> {
@@ -236,7 +237,7 @@ impl<O: OpenReader> Cursor<O> {
         })
         .await?
         .map_err(disk)?;
-        self.metrics.count_bytes(source, len as u64);
+        self.sent.count(source, len as u64);
         piece.range = ByteRange::new(start + len as u64, piece.range.end);
         if !piece.range.is_empty() {
             self.rest = Some(piece);
@@ -246,8 +247,7 @@ impl<O: OpenReader> Cursor<O> {
 
     async fn deliver(&mut self, mut piece: Piece) -> Result<BodyData, ReadError> {
         if let Some(bytes) = piece.unstored.take() {
-            self.metrics
-                .count_bytes(ByteSource::Origin, bytes.len() as u64);
+            self.sent.count(ByteSource::Origin, bytes.len() as u64);
             return Ok(BodyData::Memory(bytes));
         }
         let source = if piece.pin.is_some() {
@@ -266,7 +266,7 @@ impl<O: OpenReader> Cursor<O> {
                 let Some(slice) = slices.add(part, len) else {
                     return self.read_into_memory(piece, source).await;
                 };
-                self.metrics.count_bytes(source, piece.range.len());
+                self.sent.count(source, piece.range.len());
                 Ok(BodyData::File(slice.with_pin(piece.pin)))
             }
             Delivery::Copy { pool, client, .. } => {
@@ -274,7 +274,7 @@ impl<O: OpenReader> Cursor<O> {
                 let (file, start) = (Arc::clone(&piece.file), piece.range.start);
                 file.read_at(start, buffer.as_mut_slice()).map_err(disk)?;
                 let read = buffer.len() as u64;
-                self.metrics.count_bytes(source, read);
+                self.sent.count(source, read);
                 piece.range = ByteRange::new(start + read, piece.range.end);
                 if !piece.range.is_empty() {
                     self.rest = Some(piece);
@@ -340,6 +340,7 @@ impl<O: OpenReader> ObjectBody<O> {
         player: PlayerReport,
         delivery: Delivery,
         metrics: Arc<Metrics>,
+        sent: Arc<SentBytes>,
     ) -> Self {
         let remaining = plan.parts().map(Part::len).sum();
         let cursor = Cursor {
@@ -351,7 +352,7 @@ impl<O: OpenReader> ObjectBody<O> {
             head: None,
             primed: None,
             delivery,
-            metrics: Arc::clone(&metrics),
+            sent,
         };
         Self {
             cursor: Some(cursor),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderValue, request::Parts};
 use parking_lot::Mutex;
 
-use super::response::ResponseFields;
+use super::{metrics::Metrics, response::ResponseFields, sent_bytes::SentBytes};
 use crate::resolve::ports::{Freshness, Object, Standing};
 use chunk_store::EntryFile;
 
@@ -24,12 +24,15 @@ pub(super) struct CachedResolution<R> {
     pub head: ResponseFields,
     /// Its age when it was resolved.
     pub age_seconds: u64,
+    /// The counters of its source.
+    pub sent: Arc<SentBytes>,
     standing: Option<Box<dyn Standing>>,
 }
 
 impl<R> CachedResolution<R> {
-    pub fn new(object: Object<R>) -> Self {
+    pub fn new(object: Object<R>, metrics: &Metrics) -> Self {
         Self {
+            sent: metrics.sent.of(object.entry.source()),
             head: ResponseFields::of(
                 object.entry.description(),
                 &object.cache_control,

@@ -17,7 +17,8 @@ use super::{
     body::{BodyData, ObjectBody},
     connection::ActiveRequest,
     limits::Share,
-    metrics::{Abort, ByteSource, Metrics, RequestGuard},
+    metrics::{Abort, RequestGuard},
+    sent_bytes::{ByteSource, SentBytes},
 };
 use crate::resolve::ports::{OpenReader, PassBody, ReadError};
 
@@ -42,7 +43,7 @@ enum Kind {
     Object(Pin<Box<dyn Body<Data = BodyData, Error = ReadError> + Send>>),
     Pass {
         body: PassBody,
-        metrics: Arc<Metrics>,
+        sent: Arc<SentBytes>,
         counted_as: ByteSource,
     },
 }
@@ -88,22 +89,13 @@ impl EdgeBody {
         }
     }
 
+    /// A body that no reader delivers.
     #[must_use]
-    pub fn pass_through(body: PassBody, metrics: Arc<Metrics>) -> Self {
-        Self::streamed(body, metrics, ByteSource::Bypass)
-    }
-
-    /// The body of an answer to another edge.
-    #[must_use]
-    pub fn to_peer(body: PassBody, metrics: Arc<Metrics>) -> Self {
-        Self::streamed(body, metrics, ByteSource::Peer)
-    }
-
-    fn streamed(body: PassBody, metrics: Arc<Metrics>, counted_as: ByteSource) -> Self {
+    pub fn streamed(body: PassBody, sent: Arc<SentBytes>, counted_as: ByteSource) -> Self {
         Self {
             kind: Kind::Pass {
                 body,
-                metrics,
+                sent,
                 counted_as,
             },
             guard: None,
@@ -157,12 +149,12 @@ impl Body for EdgeBody {
             Kind::Object(body) => ready!(body.as_mut().poll_frame(context)),
             Kind::Pass {
                 body,
-                metrics,
+                sent,
                 counted_as,
             } => ready!(body.as_mut().poll_frame(context)).map(|frame| {
                 frame.map(|frame| {
                     frame.map_data(|bytes| {
-                        metrics.count_bytes(*counted_as, bytes.len() as u64);
+                        sent.count(*counted_as, bytes.len() as u64);
                         BodyData::Memory(bytes)
                     })
                 })

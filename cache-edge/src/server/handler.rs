@@ -21,6 +21,7 @@ use super::{
     multipart, next_objects, players,
     problem::Problem,
     response::{self, CACHE_STATUS},
+    sent_bytes::ByteSource,
     server::Server,
 };
 use crate::core::consumption::PlayerReport;
@@ -238,7 +239,7 @@ async fn answer_resolved<O: Objects>(
     loop {
         let resolution = server.objects.resolve(&object_request).await;
         let object = match resolution.map_err(|error| Problem::from(&error))? {
-            Resolution::Object(object) => Arc::new(CachedResolution::new(object)),
+            Resolution::Object(object) => Arc::new(CachedResolution::new(object, &server.metrics)),
             Resolution::PassThrough(mut pass) => {
                 next_objects::read_passed(server, client, request, &mut pass);
                 return Ok(answer_pass_through(server, pass));
@@ -404,6 +405,7 @@ async fn answer_object<O: OpenReader>(
             cmcd.as_ref().map(PlayerReport::from).unwrap_or_default(),
             client.delivery.clone(),
             Arc::clone(&server.metrics),
+            Arc::clone(&object.sent),
         )
         .with_place(place);
         body.prime().await?;
@@ -455,16 +457,19 @@ fn missing_of<O: OpenReader>(readers: &O, plan: &BodyPlan) -> Option<Missing> {
 }
 
 fn answer_pass_through<O: Objects>(server: &Server<O>, pass: PassThrough) -> Response<EdgeBody> {
+    let from = match &pass.status_words {
+        None => ByteSource::Bypass,
+        Some(words) if words.forward.is_none() => ByteSource::Hit,
+        Some(_) => ByteSource::InFlight,
+    };
     let status = pass.status_words.unwrap_or_else(|| CacheStatus {
         forward: Some(Forward::Bypass),
         forward_status: Some(pass.status.as_u16()),
         detail: Some(pass.why.to_owned()),
         ..CacheStatus::default()
     });
-    let mut response = Response::new(EdgeBody::pass_through(
-        pass.body,
-        Arc::clone(&server.metrics),
-    ));
+    let sent = server.metrics.sent.of(&pass.source);
+    let mut response = Response::new(EdgeBody::streamed(pass.body, sent, from));
     *response.status_mut() = pass.status;
     *response.headers_mut() = pass.headers;
     // After those of caches nearer to the origin (RFC 9211, 2).

@@ -12,23 +12,11 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::histogram::DurationHistogram;
+use super::{
+    histogram::DurationHistogram,
+    sent_bytes::{ByteSource, SentBySource},
+};
 use crate::resolve::ports::ReadError;
-
-/// Where sent bytes came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ByteSource {
-    /// A stored chunk.
-    Hit,
-    /// A chunk that was still arriving.
-    InFlight,
-    /// The origin, without being stored.
-    Origin,
-    /// Sent to another edge.
-    Peer,
-    /// Passed through.
-    Bypass,
-}
 
 /// Why a body ended early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +46,6 @@ type TwoLabels = [(&'static str, &'static str); 2];
 
 const METHODS: [&str; 4] = ["GET", "HEAD", "OPTIONS", "other"];
 const CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
-const SOURCES: [&str; 5] = ["hit", "in_flight", "origin", "peer", "bypass"];
 const ABORTS: [&str; 5] = ["client_left", "timed_out", "changed", "origin", "disk"];
 const FIRST_BYTE_SECONDS: [f64; 15] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 30.0,
@@ -108,7 +95,8 @@ pub enum NextObjectResult {
 /// The HTTP server's metrics.
 pub struct Metrics {
     requests: [[Counter; CLASSES.len()]; METHODS.len()],
-    bytes: [Counter; SOURCES.len()],
+    /// Bytes of bodies by source.
+    pub sent: SentBySource,
     aborts: [Counter; ABORTS.len()],
     refusals: [Counter; REFUSALS.len()],
     next_objects: [Counter; NEXT_OBJECTS.len()],
@@ -180,13 +168,7 @@ impl Metrics {
                     requests.get_or_create_owned(&[("method", method), ("status", class)])
                 })
             }),
-            bytes: family(
-                registry,
-                "http_sent_bytes",
-                "Bytes of bodies by where they came from",
-                "source",
-                SOURCES,
-            ),
+            sent: SentBySource::new(registry),
             aborts: family(
                 registry,
                 "http_aborted_bodies",
@@ -225,10 +207,6 @@ impl Metrics {
         Self::new(&mut Registry::default())
     }
 
-    pub fn count_bytes(&self, source: ByteSource, bytes: u64) {
-        self.bytes[source as usize].inc_by(bytes);
-    }
-
     pub fn count_stall(&self, waited: Duration) {
         self.stalls.inc();
         self.stall_seconds.inc_by(waited.as_secs_f64());
@@ -265,7 +243,7 @@ impl Metrics {
     /// Bytes sent from this source so far.
     #[must_use]
     pub fn sent_bytes(&self, source: ByteSource) -> u64 {
-        self.bytes[source as usize].get()
+        self.sent.total(source)
     }
 
     /// Bodies that have not ended.

@@ -28,6 +28,7 @@ mod progress_io;
 pub mod proxies;
 mod response;
 mod sendfile_io;
+pub mod sent_bytes;
 #[allow(clippy::module_inception)] // the listener itself, among what it is made of
 pub mod server;
 pub mod signing_keys;

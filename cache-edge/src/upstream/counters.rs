@@ -99,6 +99,12 @@ impl Counters {
         );
     }
 
+    /// Counts a failed attempt at a source's origins.
+    pub fn origin_failed(&self, source: &str) {
+        self.origin_errors.fetch_add(1, Ordering::Relaxed);
+        self.origin_errors_of.add(source, 1);
+    }
+
     pub fn set_clock_ahead(&self, ahead_ms: i64) {
         self.clock_ahead_ms.store(ahead_ms, Ordering::Relaxed);
         self.clock_ahead.set(ahead_ms as f64 / 1_000.0);

@@ -20,7 +20,18 @@ pub struct Health(Mutex<State>);
 struct State {
     failures: u32,
     dead: Option<Dead>,
+    last_error: Option<LastError>,
 }
+
+/// The last failure, for people: it is kept when the origin answers again.
+#[derive(Clone, Debug)]
+pub struct LastError {
+    pub text: String,
+    pub at: Instant,
+}
+
+/// The longest text of an error that is kept.
+const MAX_ERROR_BYTES: usize = 200;
 
 #[derive(Clone, Copy, Debug)]
 struct Dead {
@@ -41,12 +52,16 @@ pub enum Failure {
 impl Health {
     /// Records an answer.
     pub fn succeed(&self) {
-        *self.0.lock() = State::default();
+        let mut state = self.0.lock();
+        state.failures = 0;
+        state.dead = None;
     }
 
-    /// Records a missing answer, or an error.
-    pub fn fail(&self, failure: Failure, now: Instant) {
+    /// Records a missing answer, or an error, and its text.
+    pub fn fail(&self, failure: Failure, mut text: String, now: Instant) {
+        text.truncate(text.floor_char_boundary(MAX_ERROR_BYTES));
         let mut state = self.0.lock();
+        state.last_error = Some(LastError { text, at: now });
         state.failures = match failure {
             Failure::Quick => state.failures.saturating_add(1),
             Failure::Slow => state.failures.max(FAILURES),
@@ -64,6 +79,12 @@ impl Health {
     #[must_use]
     pub fn dead_since(&self) -> Option<Instant> {
         self.0.lock().dead.map(|dead| dead.since)
+    }
+
+    /// The last failure.
+    #[must_use]
+    pub fn last_error(&self) -> Option<LastError> {
+        self.0.lock().last_error.clone()
     }
 
     /// True once for each pause that is over: the caller tries it.
@@ -90,15 +111,15 @@ mod tests {
     fn a_dead_one_is_tried_after_growing_pauses() {
         let (health, start) = (Health::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        health.fail(Failure::Quick, start);
-        health.fail(Failure::Quick, start);
+        health.fail(Failure::Quick, "down".into(), start);
+        health.fail(Failure::Quick, "down".into(), start);
         assert_eq!(health.dead_since(), None);
-        health.fail(Failure::Quick, start);
+        health.fail(Failure::Quick, "down".into(), start);
         assert_eq!(health.dead_since(), Some(start));
         assert!(!health.take_trial(start));
         let trials: Vec<u64> = (0..200).filter(|&s| health.take_trial(at(s))).collect();
         assert_eq!(trials, [1, 3, 7, 15, 31, 63, 123, 183]);
-        health.fail(Failure::Quick, at(9));
+        health.fail(Failure::Quick, "down".into(), at(9));
         assert_eq!(health.dead_since(), Some(start));
         health.succeed();
         assert_eq!(health.dead_since(), None);
@@ -108,12 +129,22 @@ mod tests {
     #[test]
     fn one_time_out_is_enough_and_one_success_forgets_failures() {
         let (health, now) = (Health::default(), Instant::now());
-        health.fail(Failure::Quick, now);
-        health.fail(Failure::Quick, now);
+        health.fail(Failure::Quick, "down".into(), now);
+        health.fail(Failure::Quick, "down".into(), now);
         health.succeed();
-        health.fail(Failure::Quick, now);
+        health.fail(Failure::Quick, "down".into(), now);
         assert_eq!(health.dead_since(), None);
-        health.fail(Failure::Slow, now);
+        health.fail(Failure::Slow, "down".into(), now);
         assert!(health.dead_since().is_some());
+    }
+
+    #[test]
+    fn the_last_error_is_short_and_outlives_a_success() {
+        let (health, now) = (Health::default(), Instant::now());
+        assert!(health.last_error().is_none());
+        health.fail(Failure::Quick, "ä".repeat(150), now);
+        health.succeed();
+        let error = health.last_error().expect("it is kept");
+        assert_eq!((error.text, error.at), ("ä".repeat(100), now));
     }
 }

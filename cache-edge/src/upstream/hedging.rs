@@ -89,7 +89,7 @@ impl Hedges {
     }
 
     fn count(&self, source: &Source, result: HedgeResult) {
-        let name = self.names.label(&source.name().into());
+        let name = self.names.label(source.name());
         let labels = [("source", name), ("result", result.label().into())];
         self.late.get_or_create(&labels).inc();
     }

@@ -258,14 +258,17 @@ impl Source {
         let Some(origin) = self.origins.get(index) else {
             return;
         };
-        let failure = match answer {
-            Ok(response) if is_failing(response.status) => Failure::Quick,
+        let (failure, text) = match answer {
+            Ok(response) if is_failing(response.status) => {
+                let text = format!("answered {}", response.status.as_u16());
+                (Failure::Quick, text)
+            }
             Ok(_) => return origin.health.succeed(),
-            Err(OriginError::TimedOut(_)) => Failure::Slow,
-            Err(error) if error.is_transient() => Failure::Quick,
+            Err(error @ OriginError::TimedOut(_)) => (Failure::Slow, error.to_string()),
+            Err(error) if error.is_transient() => (Failure::Quick, error.to_string()),
             Err(_) => return,
         };
-        origin.health.fail(failure, Instant::now());
+        origin.health.fail(failure, text, Instant::now());
     }
 
     /// Whether an answer with this status is ignored while there is another origin to ask.

@@ -1,6 +1,6 @@
 //! The hit path: right bytes, by sendfile, for every alignment and many connections.
 
-use cache_edge::server::metrics::ByteSource;
+use cache_edge::server::sent_bytes::ByteSource;
 
 use crate::{
     client::Connection,

@@ -266,6 +266,7 @@ fn pass_through(head_only: bool, length: Option<u64>, clean: bool) -> PassThroug
     }
     let body = Box::pin(StreamBody::new(futures_util::stream::iter(frames)));
     PassThrough {
+        source: "media".to_owned(),
         status: http::StatusCode::OK,
         headers,
         body,

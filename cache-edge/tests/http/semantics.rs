@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use cache_edge::{
     core::signed_url::{Grant, Signer},
-    server::{AllowedOrigins, RequestRate, SigningKeys, metrics::ByteSource},
+    server::{AllowedOrigins, RequestRate, SigningKeys, sent_bytes::ByteSource},
 };
 
 use crate::{

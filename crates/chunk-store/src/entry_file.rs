@@ -127,6 +127,13 @@ impl EntryFile {
         &self.description
     }
 
+    /// The name of its source; empty if it has no key.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        let key = self.description.key.as_ref();
+        key.map_or("", |key| key.source.as_str())
+    }
+
     /// Pins the entry: it is evicted only when nothing else is left. Recorded with the next group.
     pub fn set_pinned(&self, pinned: bool) {
         if self.pinned.swap(pinned, Ordering::AcqRel) != pinned

@@ -83,6 +83,31 @@ pub(super) fn fixture(name: &str) -> String {
     )
 }
 
+pub(super) fn source_use() -> SourceUse {
+    let origin = |origin: &str, down_ms, last_error: &str| OriginHealth {
+        origin: origin.to_owned(),
+        down_ms,
+        last_error: last_error.to_owned(),
+        last_error_ms: 65_000,
+    };
+    SourceUse {
+        source: "films".to_owned(),
+        edge: "east".to_owned(),
+        uptime_ms: 3_720_000,
+        bytes_used: 1 << 30,
+        quota_bytes: 4 << 30,
+        bytes_sent_total: 2_000,
+        bytes_hit_total: 1_500,
+        bytes_origin_total: 500,
+        origin_errors_total: 3,
+        origins: vec![
+            origin("a:81", Some(5_000), "answered 503"),
+            origin("b", None, ""),
+        ],
+        origins_down: 1,
+    }
+}
+
 pub(super) fn source() -> Source {
     Source {
         name: "films".to_owned(),
@@ -208,6 +233,7 @@ impl CacheService for Fake {
         self.note(&request)?;
         Ok(Response::new(GetSourceResponse {
             source: Some(source()),
+            uses: vec![source_use()],
         }))
     }
 
@@ -218,6 +244,7 @@ impl CacheService for Fake {
         self.note(&request)?;
         Ok(Response::new(ListSourcesResponse {
             sources: vec![source()],
+            uses: Vec::new(),
         }))
     }
 

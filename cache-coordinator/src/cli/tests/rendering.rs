@@ -63,9 +63,11 @@ fn an_edge_in_json() {
 #[test]
 fn tables_are_plain_text() {
     assert_eq!(
-        source::table(&[fake::source()]),
-        "NAME   BASE URL                  MODE   CONNECTIONS  RATE\n\
-         films  http://127.0.0.1:9/films  serve  no limit     10.0 MiB/s\n"
+        source::table(&[(&fake::source(), Some(&fake::source_use()))]),
+        "NAME   BASE URL                  MODE   CONNECTIONS  RATE        SENT     HITS    \
+         USED                ORIGINS\n\
+         films  http://127.0.0.1:9/films  serve  no limit     10.0 MiB/s  2.0 KiB  75.0 %  \
+         1.0 GiB of 4.0 GiB  1 down\n"
     );
     assert_eq!(
         edge::table(&[fake::edge()]),
@@ -79,6 +81,34 @@ fn tables_are_plain_text() {
     );
     let entry = entry::fields(&fake::detail());
     assert!(entry.contains("on east       40%: 0-2097151\n"), "{entry}");
+}
+
+#[test]
+fn the_use_of_a_source() {
+    let mut rows = output::Rows::of_fields([]);
+    source_use::add_rows(&mut rows, &[fake::source_use()]);
+    assert_eq!(
+        rows.render(),
+        "on east  2.0 KiB sent in 1h02m, 75.0 % of it from the cache; 500 B from origins, \
+         3 errors; 1.0 GiB on disk of 4.0 GiB\n\
+         \u{20} a:81   down for 5s; 1m05s ago: answered 503\n\
+         \u{20} b      up\n"
+    );
+    assert_eq!(
+        source_use::json(&fake::source_use()),
+        json!({
+            "name": "east", "uptime_ms": 3_720_000, "bytes_used": 1 << 30,
+            "quota_bytes": 4_u64 << 30, "bytes_sent": 2_000, "bytes_hit": 1_500,
+            "bytes_origin": 500, "origin_errors": 3, "origins_down": 1,
+            "origins": [
+                {
+                    "name": "a:81", "down_ms": 5_000, "last_error": "answered 503",
+                    "last_error_ms": 65_000,
+                },
+                {"name": "b", "down_ms": null, "last_error": "", "last_error_ms": null},
+            ],
+        })
+    );
 }
 
 #[test]

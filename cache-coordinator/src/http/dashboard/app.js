@@ -199,6 +199,41 @@ function edgeTable(edges) {
   );
 }
 
+// What each source costs and is worth, since its edges started.
+function sourceTable(sources) {
+  const down = (d) =>
+    d.origin + " is down at " + d.edge + " for " + Format.duration(d.down_ms / 1000) + ": " + d.error;
+  return table(
+    "Sources",
+    [
+      { title: "Source", cell: (s) => s.name },
+      { title: "Sent", number: true, cell: (s) => Format.bytes(s.sent) },
+      { title: "From the cache", number: true, cell: (s) => Format.percent(s.hit, s.sent) },
+      { title: "From origins", number: true, cell: (s) => Format.bytes(s.origin) },
+      { title: "Saved", number: true, cell: (s) => Format.bytes(savedOf(s)) },
+      { title: "Errors", number: true, cell: (s) => Format.count(s.errors) },
+      {
+        title: "On disk",
+        cell: (s) =>
+          s.quota_bytes
+            ? [
+                el("meter", {
+                  min: 0,
+                  max: s.quota_bytes,
+                  value: s.bytes_used,
+                  "aria-label": "quota used by " + s.name,
+                }),
+                " " + Format.bytes(s.bytes_used) + " of " + Format.bytes(s.quota_bytes),
+              ]
+            : Format.bytes(s.bytes_used),
+      },
+      { title: "Origins", wide: true, cell: (s) => s.down.map(down).join("; ") || "up" },
+    ],
+    sources,
+    "No source yet. Add one: cache-coordinator source add NAME BASE_URL",
+  );
+}
+
 function jobTable(jobs) {
   return table(
     "Jobs",
@@ -322,6 +357,11 @@ function verdictOf(o) {
     else if (e.bytes_allowed && e.bytes_used > e.bytes_allowed)
       wrong.push(el("li", {}, edgeLink(e.name), " holds more than it may"));
   }
+  for (const s of o.sources)
+    if (s.down.length)
+      wrong.push(
+        el("li", {}, "an origin of " + s.name + " is down at " + s.down[0].edge + ": ", s.down[0].error),
+      );
   for (const j of o.jobs)
     if (j.state === "failed")
       wrong.push(
@@ -359,6 +399,7 @@ function clusterView() {
   const verdict = el("div"),
     totals = el("div"),
     levels = el("div"),
+    sources = el("div"),
     edges = el("div"),
     jobs = el("div"),
     flights = el("div"),
@@ -369,6 +410,8 @@ function clusterView() {
     totals,
     el("h2", {}, "Last hour"),
     charts,
+    el("h2", {}, "Sources, since their edges started"),
+    sources,
     el("h2", {}, "Edges"),
     edges,
     el("h2", {}, "Scheduler"),
@@ -410,6 +453,7 @@ function clusterView() {
       );
       replace(levels, levelTiles(o.totals));
       replace(flights, flightTable(o.flights));
+      replace(sources, sourceTable(o.sources));
       replace(edges, edgeTable(o.edges));
       replace(jobs, jobTable(o.jobs.filter((j) => j.state === "running")));
     },
