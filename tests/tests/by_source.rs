@@ -53,8 +53,10 @@ fn two_sources_one_with_a_dead_mirror() {
     assert!(first["down_ms"].is_u64(), "{first}");
     let error = first["last_error"].as_str().unwrap();
     assert!(error.contains("can not be reached"), "{error}");
+    assert!(second["first_byte_ms"].as_f64() > Some(0.0), "{second}");
     let healthy = json!({
-        "name": address(&alive), "down_ms": null, "last_error": "", "last_error_ms": null,
+        "name": address(&alive), "down_ms": null, "first_byte_ms": second["first_byte_ms"],
+        "last_error": "", "last_error_ms": null,
     });
     assert_eq!(*second, healthy);
 

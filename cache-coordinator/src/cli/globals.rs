@@ -1,16 +1,18 @@
 //! The options that every command has, before or after the verb.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Command};
 use service_kit::config::{Secret, parse_duration, parse_url};
 
+use super::context::{Context, Contexts};
 use super::failure::CliError;
 
 /// Variables these commands read; `serve` shares the prefix and must not call them unknown.
-pub const VARIABLES: &[&str] = &[ENDPOINT_VARIABLE, TOKEN_FILE_VARIABLE];
+pub const VARIABLES: &[&str] = &[ENDPOINT_VARIABLE, TOKEN_FILE_VARIABLE, CONTEXT_VARIABLE];
 
+const CONTEXT_VARIABLE: &str = "CACHE_COORDINATOR_CONTEXT";
 const ENDPOINT_VARIABLE: &str = "CACHE_COORDINATOR_ENDPOINT";
 const TOKEN_FILE_VARIABLE: &str = "CACHE_COORDINATOR_TOKEN_FILE";
 const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7400";
@@ -53,6 +55,14 @@ pub(super) fn add_to(command: Command) -> Command {
             ),
         ),
         option(
+            "context",
+            "NAME",
+            format!(
+                "Context that names the coordinator, its CA and the token (`context add`) \
+                 [default: the one in use, unless an endpoint is given] [env: {CONTEXT_VARIABLE}]"
+            ),
+        ),
+        option(
             "output",
             "FORMAT",
             "How results are printed [default: table]".to_owned(),
@@ -89,71 +99,110 @@ pub(super) fn add_to(command: Command) -> Command {
 }
 
 impl Globals {
-    pub(super) fn from_matches(matches: &ArgMatches) -> Result<Self, CliError> {
-        Globals::read(matches, |variable| {
-            std::env::var(variable).ok().filter(|v| !v.is_empty())
-        })
-    }
-
+    /// What is given with the command goes before the environment, and both before a context.
     pub(super) fn read(
         matches: &ArgMatches,
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, CliError> {
         let text = |name: &str| matches.get_one::<String>(name).cloned();
         let path = |name: &str| text(name).map(PathBuf::from);
-        let endpoints = text("endpoint")
-            .or_else(|| variable(ENDPOINT_VARIABLE))
-            .unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned())
-            .split(',')
-            .map(str::trim)
-            .filter(|endpoint| !endpoint.is_empty())
-            .map(|endpoint| {
-                parse_url(endpoint)
-                    .map(|_| endpoint.trim_end_matches('/').to_owned())
-                    .map_err(|expected| {
-                        CliError::Usage(format!("--endpoint {endpoint}: {expected}"))
-                    })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        if endpoints.is_empty() {
-            return Err(CliError::Usage(
-                "--endpoint: expected at least one URL".to_owned(),
-            ));
-        }
+        let endpoint = text("endpoint").or_else(|| variable(ENDPOINT_VARIABLE));
+        let chosen = text("context").or_else(|| variable(CONTEXT_VARIABLE));
+        let (place, context) = match chosen {
+            Some(name) => {
+                let context = Contexts::read(&variable)?.named(&name)?;
+                (format!("context {name}: endpoint"), context)
+            }
+            None => in_use(endpoint.is_some(), &variable)?,
+        };
+        let endpoints = match &endpoint {
+            Some(given) => endpoints(given, "--endpoint")?,
+            None => endpoints(&context.endpoint, &place)?,
+        };
         let identity = match (path("cert"), path("key")) {
             (Some(cert), Some(key)) => Some((cert, key)),
-            (None, None) => None,
+            (None, None) => context.cert.zip(context.key),
             _ => return Err(CliError::Usage("--cert and --key go together".to_owned())),
         };
-        let token = match text("token-file").or_else(|| variable(TOKEN_FILE_VARIABLE)) {
+        let token_file =
+            path("token-file").or_else(|| variable(TOKEN_FILE_VARIABLE).map(PathBuf::from));
+        let token = match token_file.or(context.token_file) {
             None => None,
             Some(path) => Some(read_token(&path)?),
         };
-        let output = match text("output").as_deref() {
-            Some("json") => Output::Json,
-            Some("yaml") => Output::Yaml,
-            _ => Output::Table,
-        };
         Ok(Globals {
             endpoints,
-            output,
+            output: output(matches),
             timeout: matches
                 .get_one("timeout")
                 .copied()
                 .unwrap_or(Duration::from_secs(30)),
-            ca: path("ca"),
+            ca: path("ca").or(context.ca),
             identity,
             token,
         })
     }
 }
 
-fn read_token(path: &str) -> Result<Secret, CliError> {
+/// The context in use and what names its endpoint; without one, the default.
+///
+/// It is left aside where an endpoint is given: its token is for its own coordinator.
+fn in_use(
+    has_endpoint: bool,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<(String, Context), CliError> {
+    let has_home = variable("XDG_CONFIG_HOME")
+        .or_else(|| variable("HOME"))
+        .is_some();
+    if !has_endpoint
+        && has_home
+        && let Some((name, context)) = Contexts::read(variable)?.current()?
+    {
+        return Ok((format!("context {name}: endpoint"), context));
+    }
+    let default = Context {
+        endpoint: DEFAULT_ENDPOINT.to_owned(),
+        ..Context::default()
+    };
+    Ok(("--endpoint".to_owned(), default))
+}
+
+/// One URL or several, comma separated; `place` is what an error names.
+pub(super) fn endpoints(text: &str, place: &str) -> Result<Vec<String>, CliError> {
+    let urls = text.split(',').map(str::trim).filter(|url| !url.is_empty());
+    let endpoints = urls.map(|url| match parse_url(url) {
+        Ok(_) => Ok(url.trim_end_matches('/').to_owned()),
+        Err(expected) => Err(CliError::Usage(format!("{place} {url}: {expected}"))),
+    });
+    let endpoints = endpoints.collect::<Result<Vec<_>, _>>()?;
+    if endpoints.is_empty() {
+        let message = format!("{place}: expected at least one URL");
+        return Err(CliError::Usage(message));
+    }
+    Ok(endpoints)
+}
+
+/// How results are printed.
+pub(super) fn output(matches: &ArgMatches) -> Output {
+    match matches.get_one::<String>("output").map(String::as_str) {
+        Some("json") => Output::Json,
+        Some("yaml") => Output::Yaml,
+        _ => Output::Table,
+    }
+}
+
+/// A variable of the environment; empty is as good as unset.
+pub(super) fn environment(variable: &str) -> Option<String> {
+    std::env::var(variable).ok().filter(|v| !v.is_empty())
+}
+
+fn read_token(path: &Path) -> Result<Secret, CliError> {
+    let named = path.display();
     let text = std::fs::read_to_string(path).map_err(|error| {
-        CliError::Usage(format!("--token-file {path} can not be read: {error}"))
+        CliError::Usage(format!("--token-file {named} can not be read: {error}"))
     })?;
     match text.trim() {
-        "" => Err(CliError::Usage(format!("--token-file {path} is empty"))),
+        "" => Err(CliError::Usage(format!("--token-file {named} is empty"))),
         token => Ok(Secret::new(token)),
     }
 }

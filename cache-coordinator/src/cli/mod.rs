@@ -8,6 +8,7 @@
 mod apply;
 mod batch;
 mod connection;
+mod context;
 mod documents;
 mod drain;
 mod edge;
@@ -58,6 +59,7 @@ pub fn command() -> Command {
             status::command(),
             status::explain_command(),
             lead::command(),
+            context::command(),
         ])
         .subcommands(apply::commands())
         .subcommands(shell::commands());
@@ -95,9 +97,13 @@ async fn execute(
         "completions" | "man" => {
             return Ok(out.write_all(&shell::text(whole, noun, arguments)?)?);
         }
+        "context" => {
+            let mut printer = Printer::new(globals::output(matches), out);
+            return context::run(arguments, globals::environment, &mut printer);
+        }
         _ => {}
     }
-    let globals = Globals::from_matches(matches)?;
+    let globals = Globals::read(matches, globals::environment)?;
     let mut printer = Printer::new(globals.output, out);
     let client = &mut Client::new(globals);
     match noun {

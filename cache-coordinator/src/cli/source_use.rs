@@ -30,6 +30,7 @@ fn origin_json(origin: &OriginHealth) -> Value {
     json!({
         "name": origin.origin,
         "down_ms": origin.down_ms,
+        "first_byte_ms": origin.first_byte_us.map(|us| f64::from(us) / 1_000.0),
         "last_error": origin.last_error,
         "last_error_ms": failed.then_some(origin.last_error_ms),
     })
@@ -59,6 +60,10 @@ fn health(origin: &OriginHealth) -> String {
     let state = match origin.down_ms {
         Some(ms) => format!("down for {}", duration(ms)),
         None => "up".to_owned(),
+    };
+    let state = match origin.first_byte_us {
+        Some(us) => format!("{state}, first byte {:.1} ms", f64::from(us) / 1_000.0),
+        None => state,
     };
     if origin.last_error.is_empty() {
         return state;

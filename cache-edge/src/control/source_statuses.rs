@@ -59,11 +59,17 @@ fn origins(source: &Source, now: Instant, at_most: usize) -> Vec<v1::OriginHealt
         v1::OriginHealth {
             origin: origin.authority().to_owned(),
             down_ms: origin.health.dead_since().map(ms),
+            first_byte_us: origin.usual_time().map(us),
             last_error_ms: last_error.as_ref().map_or(0, |error| ms(error.at)),
             last_error: last_error.map(|error| error.text).unwrap_or_default(),
         }
     });
     origins.collect()
+}
+
+/// Whole microseconds; an hour at most.
+fn us(duration: Duration) -> u32 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
 }
 
 /// Whole milliseconds.
@@ -74,7 +80,10 @@ pub(super) fn ms(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{by_source::SentToViewers, upstream::health::Failure};
+    use crate::{
+        by_source::SentToViewers,
+        upstream::{health::Failure, hedging::RequestKind},
+    };
 
     struct Sent;
 
@@ -123,6 +132,10 @@ mod tests {
             let health = &films.origins()[0].health;
             health.fail(Failure::Quick, "answered 500".into(), Instant::now());
         }
+        for millis in [1, 2, 9] {
+            let took = Duration::from_millis(millis);
+            films.origins()[0].record_time(RequestKind::Chunks, took);
+        }
         let used = |name: &str, quota_bytes| SourceUse {
             source: name.into(),
             used_bytes: 5,
@@ -143,6 +156,8 @@ mod tests {
         assert!(first.down_ms.is_some());
         let mirror = &films.origins[1];
         assert_eq!(mirror.origin, "mirror", "without what is secret");
+        let times = (first.first_byte_us, mirror.first_byte_us);
+        assert_eq!(times, (Some(2_000), None));
         assert_eq!((mirror.down_ms, mirror.last_error.as_str()), (None, ""));
     }
 

@@ -48,12 +48,25 @@ impl AnswerTimes {
         if self.count < ENOUGH {
             return None;
         }
+        let usual = self.percentile(95)?;
+        Some(usual + (usual / 4).max(LEAST_MARGIN))
+    }
+
+    /// `None`: no answer is known.
+    #[must_use]
+    pub fn median(&self) -> Option<Duration> {
+        self.percentile(50)
+    }
+
+    fn percentile(&self, percent: usize) -> Option<Duration> {
+        let place = self.count * percent / 100;
         let mut sorted = self.micros;
         let known = &mut sorted[..self.count];
-        let place = self.count * 95 / 100;
+        if place >= known.len() {
+            return None;
+        }
         let (_, &mut micros, _) = known.select_nth_unstable(place);
-        let usual = Duration::from_micros(micros.into());
-        Some(usual + (usual / 4).max(LEAST_MARGIN))
+        Some(Duration::from_micros(micros.into()))
     }
 }
 

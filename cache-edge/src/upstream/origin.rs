@@ -116,6 +116,14 @@ impl Origin {
         self.times.lock()[kind as usize].late_after()
     }
 
+    /// How long half of its last answers took to begin: of chunks, or else of objects.
+    #[must_use]
+    pub fn usual_time(&self) -> Option<Duration> {
+        let times = self.times.lock();
+        let of = |kind: RequestKind| times[kind as usize].median();
+        of(RequestKind::Chunks).or_else(|| of(RequestKind::Object))
+    }
+
     /// Whether the URL lies below the configured base URL.
     #[must_use]
     pub fn holds(&self, url: &Url) -> bool {

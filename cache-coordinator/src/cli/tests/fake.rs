@@ -84,7 +84,8 @@ pub(super) fn fixture(name: &str) -> String {
 }
 
 pub(super) fn source_use() -> SourceUse {
-    let origin = |origin: &str, down_ms, last_error: &str| OriginHealth {
+    let origin = |origin: &str, down_ms: Option<u64>, last_error: &str| OriginHealth {
+        first_byte_us: down_ms.is_none().then_some(12_300),
         origin: origin.to_owned(),
         down_ms,
         last_error: last_error.to_owned(),

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
+mod contexts;
 mod fake;
 mod rendering;
 

@@ -92,7 +92,7 @@ fn the_use_of_a_source() {
         "on east  2.0 KiB sent in 1h02m, 75.0 % of it from the cache; 500 B from origins, \
          3 errors; 1.0 GiB on disk of 4.0 GiB\n\
          \u{20} a:81   down for 5s; 1m05s ago: answered 503\n\
-         \u{20} b      up\n"
+         \u{20} b      up, first byte 12.3 ms\n"
     );
     assert_eq!(
         source_use::json(&fake::source_use()),
@@ -102,10 +102,13 @@ fn the_use_of_a_source() {
             "bytes_origin": 500, "origin_errors": 3, "origins_down": 1,
             "origins": [
                 {
-                    "name": "a:81", "down_ms": 5_000, "last_error": "answered 503",
-                    "last_error_ms": 65_000,
+                    "name": "a:81", "down_ms": 5_000, "first_byte_ms": null,
+                    "last_error": "answered 503", "last_error_ms": 65_000,
                 },
-                {"name": "b", "down_ms": null, "last_error": "", "last_error_ms": null},
+                {
+                    "name": "b", "down_ms": null, "first_byte_ms": 12.3, "last_error": "",
+                    "last_error_ms": null,
+                },
             ],
         })
     );
