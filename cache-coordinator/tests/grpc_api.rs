@@ -4,6 +4,8 @@
 mod api_support;
 #[path = "grpc_api/conflicts.rs"]
 mod conflicts;
+#[path = "grpc_api/json.rs"]
+mod json;
 mod support;
 
 use std::time::Duration;

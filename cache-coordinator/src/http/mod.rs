@@ -1,12 +1,14 @@
-//! livez, readyz, metrics, purges and the dashboard.
+//! livez, readyz, metrics, purges, calls in JSON and the dashboard.
 //!
 //! One file a concern: `health` (for probes), `scrape` (for Prometheus), `server` (connections),
-//! `purge` (for programs), `dashboard` with its views (for people). Acts only through use cases.
+//! `purge` and `json` (for programs), `dashboard` with its views (for people). Acts only through use
+//! cases.
 
 mod dashboard;
 mod entry_view;
 mod guard;
 mod health;
+mod json;
 mod live;
 mod purge;
 mod scrape;
@@ -26,14 +28,16 @@ fn router(
     access: Arc<Access>,
     live: Arc<live::LiveView>,
     is_loopback: bool,
-) -> Router {
-    Router::new()
+) -> anyhow::Result<Router> {
+    let json = json::router(Arc::clone(&cluster), Arc::clone(&access), is_loopback)?;
+    Ok(Router::new()
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(scrape::metrics))
         .route("/steer/{*target}", get(steer::steer))
         .route("/steer.json", get(steer::steer))
         .with_state(Arc::clone(&cluster))
+        .merge(json)
         .merge(dashboard::router(
             Arc::clone(&cluster),
             Arc::clone(&access),
@@ -47,7 +51,7 @@ fn router(
                 is_loopback,
             },
             purge::purge,
-        ))
+        )))
 }
 
 /// Serves until the cluster shuts down.
@@ -61,7 +65,7 @@ pub async fn serve(
     let sampler = Arc::clone(&live).run(shutdown.clone());
     cluster.tasks.spawn(sampler);
     let is_loopback = connections.local_addr()?.ip().is_loopback();
-    let router = router(cluster, access, live, is_loopback);
+    let router = router(cluster, access, live, is_loopback)?;
     server::serve(connections, router, shutdown).await;
     Ok(())
 }
