@@ -26,13 +26,29 @@ use chunk_store::Store;
 type Read = fn(&State) -> u64;
 
 /// Present values.
-const GAUGES: [(&str, &str, Read); 9] = [
+const GAUGES: [(&str, &str, Read); 11] = [
     ("entries", "Entries known, with chunks or without", |s| {
         s.store.entry_count() as u64
     }),
     ("known_keys", "Keys whose entry is known", |s| {
         s.bindings.key_count() as u64
     }),
+    (
+        "accepted_signatures",
+        "Signatures of presigned URLs that origins accepted, remembered",
+        |s| {
+            let permissions = s.downloads.fetcher().catalogue.permissions();
+            permissions.lock().size().0 as u64
+        },
+    ),
+    (
+        "accepted_signature_bytes",
+        "Memory of the signatures that origins accepted",
+        |s| {
+            let permissions = s.downloads.fetcher().catalogue.permissions();
+            permissions.lock().size().1 as u64
+        },
+    ),
     ("store_used_bytes", "Bytes of chunks kept", |s| {
         s.store.bytes_used()
     }),
@@ -59,10 +75,18 @@ const GAUGES: [(&str, &str, Read); 9] = [
 ];
 
 /// Values that only rise; `_total` is added to the names.
-const COUNTERS: [(&str, &str, Read); 7] = [
+const COUNTERS: [(&str, &str, Read); 8] = [
     ("origin_bytes", "Bytes from origins", |s| {
         s.downloads.fetcher().counters.origin_bytes()
     }),
+    (
+        "accepted_signatures_forgotten",
+        "Accepted signatures that are asked about again, for want of space",
+        |s| {
+            let permissions = s.downloads.fetcher().catalogue.permissions();
+            permissions.lock().forgotten()
+        },
+    ),
     ("peer_bytes", "Bytes from other edges", |s| {
         let counters = &s.downloads.fetcher().counters;
         counters.peer_bytes.load(Ordering::Relaxed)

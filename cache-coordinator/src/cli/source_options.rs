@@ -189,7 +189,7 @@ fn keys() -> Vec<Arg> {
         option(
             "presigned",
             "HOW",
-            "With --ignore-query presigned: whoever has another signature or none is given what is cached (trust-cache), or each signature names an object of its own (ask) [default: ask]",
+            "With --ignore-query presigned: whoever has another signature or none is given what is cached (trust-cache), or the origin is asked about each signature once, until it expires (ask) [default: ask]",
         )
         .value_parser(["ask", "trust-cache"]),
         switch(

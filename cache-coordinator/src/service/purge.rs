@@ -181,7 +181,7 @@ fn check(
         }
         return Err(ServiceError::not_found(Resource::Source, selector.source));
     }
-    let rules = query_rules::effective(source.unwrap_or_default().key_rules.unwrap_or_default());
+    let rules = source.unwrap_or_default().key_rules.unwrap_or_default();
     let normal = |field: &'static str, written: &str| {
         let written = written.strip_prefix('/').unwrap_or(written);
         let (path, query) = written.split_once('?').unwrap_or((written, ""));

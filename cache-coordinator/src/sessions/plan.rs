@@ -186,7 +186,7 @@ impl Plan {
                     source: self.directory.source(&source.name),
                     max_connections: source.max_connections,
                     max_rate_bytes_per_second: source.max_rate_bytes_per_second,
-                    background_fill: source.background_fill,
+                    background_fill: translate::background_fill(&source),
                 };
                 self.event(event, now, actions);
             }

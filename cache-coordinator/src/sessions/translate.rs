@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, Level, v1};
+use http_rules::presigned;
 use v1::session_response::Message;
 
 use super::directory::Directory;
@@ -108,6 +109,16 @@ pub fn local_fetch(
         chunks: fetch.first_chunk..end,
         level: Level::try_from(fetch.priority()).unwrap_or(Level::Critical),
     })
+}
+
+/// Whether partly cached entries of a source are completed. Not by default where only clients can
+/// sign requests: an edge has their signatures for a while at most.
+#[must_use]
+pub fn background_fill(source: &v1::Source) -> Option<bool> {
+    let rules = source.key_rules.clone().unwrap_or_default();
+    let has_credentials = source.base_url.starts_with("s3://");
+    let is_signed_for = has_credentials || !presigned::is_checked(&rules);
+    source.background_fill.or((!is_signed_for).then_some(false))
 }
 
 fn fault(failure: &v1::FetchFailure) -> Fault {
@@ -393,6 +404,25 @@ mod tests {
         };
         assert_eq!(of(429), Fault::Busy);
         assert_eq!(of(503), Fault::Origin);
+    }
+
+    #[test]
+    fn what_only_clients_can_sign_for_is_not_filled_by_default() {
+        let fill = |base_url: &str, ignored: &str, set| {
+            background_fill(&v1::Source {
+                base_url: base_url.into(),
+                background_fill: set,
+                key_rules: Some(v1::KeyRules {
+                    ignore_query: vec![ignored.into()],
+                    ..Default::default()
+                }),
+                ..Default::default()
+            })
+        };
+        assert_eq!(fill("http://a", "presigned", None), Some(false));
+        assert_eq!(fill("http://a", "presigned", Some(true)), Some(true));
+        assert_eq!(fill("s3://a", "presigned", None), None);
+        assert_eq!(fill("http://a", "utm_*", None), None);
     }
 
     #[test]

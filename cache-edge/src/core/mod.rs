@@ -13,6 +13,7 @@ pub mod fetch_queue;
 pub mod hedging;
 mod jwt_crypto;
 pub mod lookahead;
+pub mod permissions;
 pub mod playlist;
 pub mod proxy_header;
 pub mod signed_url;

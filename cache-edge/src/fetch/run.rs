@@ -246,7 +246,7 @@ impl Fetcher {
             incoming.set_last_error(Some(error.to_string()));
             match &error {
                 OriginError::Changed => incoming.set_changed(),
-                OriginError::Refused { .. } | OriginError::Protocol(_) => {
+                OriginError::Refused { .. } | OriginError::Unsigned | OriginError::Protocol(_) => {
                     incoming.set_fatal(error.to_string())
                 }
                 _ => {}
@@ -391,9 +391,7 @@ impl Fetcher {
             // says.
             return Err(OriginError::Changed);
         }
-        let url = source
-            .url(&key.path, &key.query)
-            .ok_or_else(|| OriginError::Protocol("its path leaves the source".into()))?;
+        let url = self.catalogue.url_of(&source, &key)?;
         let now = now_ms();
         let held_off = source.held_off_for_ms(now);
         if held_off > 0 {
@@ -410,6 +408,7 @@ impl Fetcher {
             headers: &asked,
             class,
             kind: RequestKind::Chunks,
+            is_presigned: false,
             skip: OriginSet::default(),
         };
         loop {

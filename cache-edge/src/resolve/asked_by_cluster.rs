@@ -5,6 +5,7 @@ use v1::probe_report::Outcome;
 
 use super::{
     objects::EdgeObjects,
+    permission::Access,
     ports::{FirstBytes, ObjectName, ObjectRequest, ServeError},
     probe::Finding,
 };
@@ -27,13 +28,13 @@ impl EdgeObjects {
         }
     }
 
-    async fn find(&self, key: v1::Key) -> Result<Finding, ServeError> {
+    async fn find(&self, named: v1::Key) -> Result<Finding, ServeError> {
         let parts = self.parts();
         let source = parts
             .catalogue
-            .get(&key.source)
-            .ok_or_else(|| ServeError::UnknownSource(key.source.clone()))?;
-        let key = source.key(key);
+            .get(&named.source)
+            .ok_or_else(|| ServeError::UnknownSource(named.source.clone()))?;
+        let key = source.key(named.clone());
         let request = ObjectRequest {
             name: ObjectName::Key {
                 source: key.source.clone(),
@@ -50,6 +51,9 @@ impl EdgeObjects {
             past_the_cache: false,
             ahead: None,
         };
+        if let Access::Refused(status) = self.permit(&source, &named, &key, &request).await? {
+            return Ok(Finding::Negative(status.as_u16()));
+        }
         let (key, _) = self.with_variant(&source, key, &request);
         if let Some(status) = parts.bindings.negative(&key, now_ms()) {
             return Ok(Finding::Negative(status));

@@ -14,6 +14,7 @@ pub mod pass_through;
 mod passing;
 mod patience;
 pub mod peer_handler;
+mod permission;
 pub mod ports;
 pub mod probe;
 mod resume;

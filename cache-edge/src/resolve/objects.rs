@@ -13,6 +13,7 @@ use super::{
     bindings::{Bindings, Bound, key_id},
     directory::Directory,
     pass_through,
+    permission::Access,
     ports::{
         Freshness, Object, ObjectName, ObjectRequest, Objects, Resolution, ServeError, Standing,
     },
@@ -63,12 +64,15 @@ struct StandingBinding {
     bound: Arc<Bound>,
     file: Arc<EntryFile>,
     seen: Seen,
+    /// The client's signature expires.
+    until_ms: i64,
 }
 
 impl Standing for StandingBinding {
     fn age_seconds(&self) -> Option<u64> {
         let now = now_ms();
         let stands = self.objects.seen() == self.seen
+            && now < self.until_ms
             && freshness::judge(&self.bound.freshness, now) == Verdict::Fresh
             && !self.file.is_removed();
         stands.then(|| freshness::age_seconds(&self.bound.freshness, now))
@@ -82,6 +86,8 @@ pub struct EdgeObjects(Arc<Inner>);
 struct Inner {
     parts: Parts,
     questions: Singleflight,
+    /// Questions whether clients' signatures are accepted.
+    signatures: Singleflight<Access>,
     ailing: Ailing,
 }
 
@@ -89,9 +95,11 @@ impl EdgeObjects {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let questions = Singleflight::new(parts.downloads.workers().clone());
+        let signatures = Singleflight::new(parts.downloads.workers().clone());
         Self(Arc::new(Inner {
             parts,
             questions,
+            signatures,
             ailing: Ailing::default(),
         }))
     }
@@ -99,6 +107,10 @@ impl EdgeObjects {
     #[must_use]
     pub fn parts(&self) -> &Parts {
         &self.0.parts
+    }
+
+    pub(super) fn signatures(&self) -> &Singleflight<Access> {
+        &self.0.signatures
     }
 
     /// The store's entry for a description; created if it is unknown.
@@ -118,12 +130,13 @@ impl EdgeObjects {
         file.map_err(|error| internal(&error))
     }
 
-    /// `seen`: counters from before the look-up; none: the next request must be resolved again.
+    /// `seen`: counters from before the look-up, and until when the client may have the object;
+    /// none: the next request must be resolved again.
     fn object(
         &self,
         bound: &Arc<Bound>,
         freshness: Freshness,
-        seen: Option<Seen>,
+        seen: Option<(Seen, i64)>,
     ) -> Result<Resolution<ReaderFactory>, ServeError> {
         let file = self.entry_file(&bound.entry)?;
         let parts = self.parts();
@@ -135,14 +148,17 @@ impl EdgeObjects {
             chunk_wait_timeout: self.patience(bound),
         };
         let age_seconds = freshness::age_seconds(&bound.freshness, now_ms());
-        let standing = seen.filter(|_| freshness == Freshness::Fresh).map(|seen| {
-            Box::new(StandingBinding {
-                objects: self.clone(),
-                bound: bound.clone(),
-                file: file.clone(),
-                seen,
-            }) as Box<dyn Standing>
-        });
+        let standing = seen
+            .filter(|_| freshness == Freshness::Fresh)
+            .map(|(seen, until_ms)| {
+                Box::new(StandingBinding {
+                    objects: self.clone(),
+                    bound: bound.clone(),
+                    file: file.clone(),
+                    seen,
+                    until_ms,
+                }) as Box<dyn Standing>
+            });
         Ok(Resolution::Object(Object {
             standing,
             entry: file,
@@ -167,15 +183,21 @@ impl EdgeObjects {
     async fn by_key(
         &self,
         request: &ObjectRequest,
-        key: v1::Key,
+        named: v1::Key,
     ) -> Result<Resolution<ReaderFactory>, ServeError> {
         let parts = self.parts();
         let seen = self.seen();
         let source = parts
             .catalogue
-            .get(&key.source)
-            .ok_or_else(|| ServeError::UnknownSource(key.source.clone()))?;
-        let key = source.key(key);
+            .get(&named.source)
+            .ok_or_else(|| ServeError::UnknownSource(named.source.clone()))?;
+        let key = source.key(named.clone());
+        let until_ms = match self.permit(&source, &named, &key, request).await? {
+            Access::Until(until_ms) => until_ms,
+            Access::Refused(status) => {
+                return self.refuse(&source, &named, &key, request, status).await;
+            }
+        };
         if request.ahead.is_some() && source.mode() != v1::SourceMode::Serve {
             return Err(ServeError::NotAhead);
         }
@@ -230,7 +252,7 @@ impl EdgeObjects {
                     .await
             }
             Finding::Object(bound, freshness) => {
-                self.object(&bound, freshness, (!by_headers).then_some(seen))
+                self.object(&bound, freshness, (!by_headers).then_some((seen, until_ms)))
             }
             Finding::Negative(status) => negative(status, false),
             Finding::Unstorable(why) => self.unstorable(&source, &key, request, why).await,
@@ -487,7 +509,10 @@ pub(super) fn question_id(key: &v1::Key, selecting: &HeaderMap) -> String {
     id
 }
 
-fn negative(status: u16, remembered: bool) -> Result<Resolution<ReaderFactory>, ServeError> {
+pub(super) fn negative(
+    status: u16,
+    remembered: bool,
+) -> Result<Resolution<ReaderFactory>, ServeError> {
     let status = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::NOT_FOUND);
     Ok(Resolution::Negative { status, remembered })
 }
@@ -539,6 +564,11 @@ impl Objects for EdgeObjects {
                         Bound::new(id, entry, binding.freshness.unwrap_or_default())
                     }
                 };
+                let source = bound.entry.key.as_ref().map(|key| &key.source);
+                let source = source.and_then(|source| parts.catalogue.get(source));
+                if source.is_some_and(|source| source.checks_signatures()) {
+                    return Err(ServeError::UnknownEntry(id));
+                }
                 self.object(&Arc::new(bound), Freshness::Fresh, None)
             }
         }

@@ -86,6 +86,13 @@ pub fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
+/// Whether asking again would not change the answer.
+#[must_use]
+pub fn is_refusal(status: StatusCode) -> bool {
+    let may_pass = matches!(status.as_u16(), 408 | 425 | 429);
+    (status.is_client_error() && !may_pass) || status == StatusCode::NOT_IMPLEMENTED
+}
+
 /// Sends the client's request to the origin. `stored`: the entry to compare the answer with.
 pub async fn pass_through(
     parts: &Parts,

@@ -61,9 +61,8 @@ impl EdgeObjects {
         if request.ahead.is_some() {
             return Err(ServeError::NotAhead);
         }
-        let url = source
-            .url(&key.path, &key.query)
-            .ok_or_else(|| ServeError::BadOrigin("the path leaves the source".into()))?;
+        let url = self.parts().catalogue.url_of(source, key);
+        let url = url.map_err(|error| pass_through::serve_error(&error))?;
         let passed =
             pass_through::pass_through(self.parts(), source, url, request, why, stored).await?;
         Ok(Resolution::PassThrough(passed))

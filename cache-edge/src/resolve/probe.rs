@@ -142,9 +142,7 @@ async fn attempt(
             retry_after: Duration::from_millis(held_off),
         });
     }
-    let url = source
-        .url(&key.path, &key.query)
-        .ok_or_else(|| OriginError::Protocol("the path leaves the source".into()))?;
+    let url = objects.parts().catalogue.url_of(source, key)?;
     let mut headers = pass_through::allowed_headers(source, &request.headers);
     let range = match ask {
         Ask::From(range) => Some(format!("bytes={}-{}", range.start, range.end - 1)),
@@ -188,7 +186,7 @@ async fn attempt(
         status if pass_through::is_redirect(status) => {
             Ok(ProbeStep::Found(Finding::Unstorable("redirect")))
         }
-        status if is_refusal(status) => {
+        status if pass_through::is_refusal(status) => {
             // The origin that was asked first may have it.
             if let Some(error) = response.passed_over() {
                 return Err(error.clone());
@@ -203,12 +201,6 @@ async fn attempt(
         | StatusCode::MULTIPLE_CHOICES => Ok(ProbeStep::Found(Finding::Unstorable(AS_A_WHOLE))),
         status => Err(answer::status_error(status, &response.headers, now_ms()).into()),
     }
-}
-
-/// Whether asking again would not change the answer.
-fn is_refusal(status: StatusCode) -> bool {
-    let may_pass = matches!(status.as_u16(), 408 | 425 | 429);
-    (status.is_client_error() && !may_pass) || status == StatusCode::NOT_IMPLEMENTED
 }
 
 fn unsatisfied_size(headers: &HeaderMap) -> Option<u64> {

@@ -56,20 +56,14 @@ async fn ask(
     bound: &Arc<Bound>,
 ) -> Result<Finding, OriginError> {
     let since = objects.parts().bindings.now();
-    let url = source
-        .url(&key.path, &key.query)
-        .ok_or_else(|| OriginError::Protocol("the path leaves the source".into()))?;
+    let url = objects.parts().catalogue.url_of(source, key)?;
     let mut headers = forwarded.clone();
     // If the object did change, one byte comes and not all of it.
     if bound.entry.size > 0 {
         headers.insert(header::RANGE, HeaderValue::from_static("bytes=0-0"));
     }
     let unconditional = headers.clone();
-    let (name, value) = if bound.entry.etag.is_empty() {
-        (header::IF_MODIFIED_SINCE, &bound.entry.last_modified)
-    } else {
-        (header::IF_NONE_MATCH, &bound.entry.etag)
-    };
+    let (name, value) = answer::unchanged_condition(&bound.entry);
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
     }

@@ -17,9 +17,21 @@ const MIN_OF_SOURCE: usize = 16;
 /// How long a question goes on after its askers have left: a player that seeks asks again at once.
 const LEFT_FOR: Duration = Duration::from_secs(1);
 
-type Answer = Result<Finding, ServeError>;
-type Sender = watch::Sender<Option<Answer>>;
-type Pending = watch::Receiver<Option<Answer>>;
+/// What a question finds.
+pub(super) trait Collapsible: Clone + Send + Sync + 'static {
+    /// Marks it for a request that waited for another one's question, or did not.
+    fn waited_for(self, collapsed: bool) -> Self;
+}
+
+impl Collapsible for Finding {
+    fn waited_for(self, collapsed: bool) -> Self {
+        Self::waited_for(self, collapsed)
+    }
+}
+
+type Answer<F> = Result<F, ServeError>;
+type Sender<F> = watch::Sender<Option<Answer<F>>>;
+type Pending<F> = watch::Receiver<Option<Answer<F>>>;
 
 /// Whether a source may have one more: half of what the others leave, so that a hanging one never
 /// takes the last.
@@ -28,23 +40,31 @@ fn may_ask(of_source: usize, all: usize) -> bool {
     of_source < MIN_OF_SOURCE.max(left / 2)
 }
 
-#[derive(Default)]
-struct UnderWay {
-    by_id: HashMap<u128, Arc<Sender>>,
+struct UnderWay<F> {
+    by_id: HashMap<u128, Arc<Sender<F>>>,
     of_source: HashMap<String, usize>,
 }
 
-type Shared = Arc<Mutex<UnderWay>>;
-
-/// A running question; it is over when this is dropped, also with its runtime.
-struct Question {
-    under_way: Shared,
-    id: u128,
-    source: String,
-    sender: Arc<Sender>,
+impl<F> Default for UnderWay<F> {
+    fn default() -> Self {
+        Self {
+            by_id: HashMap::new(),
+            of_source: HashMap::new(),
+        }
+    }
 }
 
-impl Question {
+type Shared<F> = Arc<Mutex<UnderWay<F>>>;
+
+/// A running question; it is over when this is dropped, also with its runtime.
+struct Question<F> {
+    under_way: Shared<F>,
+    id: u128,
+    source: String,
+    sender: Arc<Sender<F>>,
+}
+
+impl<F> Question<F> {
     /// Whether nobody waits; from then on nobody can.
     fn gives_up(&self) -> bool {
         let mut under_way = self.under_way.lock();
@@ -56,7 +76,7 @@ impl Question {
     }
 }
 
-impl Drop for Question {
+impl<F> Drop for Question<F> {
     fn drop(&mut self) {
         let mut under_way = self.under_way.lock();
         let present = under_way.by_id.get(&self.id);
@@ -73,12 +93,12 @@ impl Drop for Question {
 }
 
 /// The running questions, by key.
-pub(super) struct Singleflight {
+pub(super) struct Singleflight<F = Finding> {
     workers: Workers,
-    under_way: Shared,
+    under_way: Shared<F>,
 }
 
-impl Singleflight {
+impl<F: Collapsible> Singleflight<F> {
     /// Questions run on `workers`.
     pub fn new(workers: Workers) -> Self {
         Self {
@@ -91,15 +111,15 @@ impl Singleflight {
     ///
     /// `settled`: the answer, if there is one by now. Checked once no question is running: the
     /// caller checked before that, and would repeat a question that ended in between.
-    pub fn ask<F>(
+    pub fn ask<Q>(
         &self,
         source: &str,
         id: u128,
-        settled: impl FnOnce() -> Option<Finding>,
-        question: impl FnOnce() -> F,
-    ) -> Result<Outcome, ServeError>
+        settled: impl FnOnce() -> Option<F>,
+        question: impl FnOnce() -> Q,
+    ) -> Result<Outcome<F>, ServeError>
     where
-        F: Future<Output = Answer> + Send + 'static,
+        Q: Future<Output = Answer<F>> + Send + 'static,
     {
         let mut under_way = self.under_way.lock();
         if let Some(sender) = under_way.by_id.get(&id) {
@@ -145,7 +165,7 @@ impl Singleflight {
 }
 
 /// Returns when nobody has waited for a while.
-async fn left(sender: &Sender) {
+async fn left<F>(sender: &Sender<F>) {
     loop {
         sender.closed().await;
         tokio::time::sleep(LEFT_FOR).await;
@@ -156,15 +176,15 @@ async fn left(sender: &Sender) {
 }
 
 /// How a question was handled.
-pub(super) enum Outcome {
-    Settled(Finding),
-    First(Pending),
-    Joined(Pending),
+pub(super) enum Outcome<F = Finding> {
+    Settled(F),
+    First(Pending<F>),
+    Joined(Pending<F>),
 }
 
-impl Outcome {
+impl<F: Collapsible> Outcome<F> {
     /// The answer for this asker.
-    pub async fn answer(self) -> Answer {
+    pub async fn answer(self) -> Answer<F> {
         let (mut pending, collapsed) = match self {
             Self::Settled(found) => return Ok(found),
             Self::First(pending) => (pending, false),
@@ -274,7 +294,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_its_askers_left_is_given_up() {
         let questions = questions();
-        let forever = || std::future::pending::<Answer>();
+        let forever = || std::future::pending::<Answer<Finding>>();
         let first = questions.ask("films", 1, unsettled, forever).unwrap();
         drop(first);
         tokio::time::sleep(LEFT_FOR / 2).await;
@@ -292,7 +312,7 @@ mod tests {
         let runtime = || tokio::runtime::Builder::new_current_thread().build();
         let (lost, present) = (runtime().unwrap(), runtime().unwrap());
         let mut questions = Singleflight::new(Workers::of(lost.handle().clone()));
-        let forever = || std::future::pending::<Answer>();
+        let forever = || std::future::pending::<Answer<Finding>>();
         let asked = questions.ask("films", 1, unsettled, forever).unwrap();
         drop(lost);
         let answer = present.block_on(asked.answer());

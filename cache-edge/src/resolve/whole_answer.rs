@@ -99,9 +99,8 @@ impl EdgeObjects {
     ) -> Result<Option<PassThrough>, ServeError> {
         let parts = self.parts();
         let since = parts.bindings.now();
-        let url = source
-            .url(&key.path, &key.query)
-            .ok_or_else(|| ServeError::BadOrigin("the path leaves the source".into()))?;
+        let url = self.parts().catalogue.url_of(source, key);
+        let url = url.map_err(|error| pass_through::serve_error(&error))?;
         let mut plain = request.clone();
         // The whole is requested.
         SELECTING.iter().for_each(|name| {

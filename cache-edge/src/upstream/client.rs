@@ -137,6 +137,7 @@ impl Client {
             headers,
             class,
             kind: RequestKind::Object,
+            is_presigned: false,
             skip: OriginSet::default(),
         };
         self.ask_origins(source, &question).await
@@ -198,7 +199,7 @@ impl Client {
     fn try_dead_ones(&self, source: &Arc<Source>, question: &Question<'_>) {
         for index in source.due_trials() {
             let (client, source) = (self.clone(), source.clone());
-            let url = question.url.clone();
+            let (url, is_presigned) = (question.url.clone(), question.is_presigned);
             tokio::spawn(async move {
                 let mut unanswered = Unanswered::new(&client, &source);
                 if source.config.max_connections > 0 {
@@ -215,6 +216,7 @@ impl Client {
                     headers: &headers,
                     class: RequestClass::Background,
                     kind: RequestKind::Object,
+                    is_presigned,
                     skip: OriginSet::default(),
                 };
                 let answer = client.ask_origin(&source, index, &trial).await;
@@ -255,7 +257,8 @@ impl Client {
             if let Some(marks) = &self.marks {
                 marks.add_to(&mut headers);
             }
-            let signer = source.signer.as_ref().filter(|_| is_own);
+            let is_signed = is_own && !question.is_presigned;
+            let signer = source.signer.as_ref().filter(|_| is_signed);
             let transport = if is_own {
                 origin.transport().unwrap_or(&self.transport)
             } else {
@@ -364,6 +367,8 @@ pub struct Question<'a> {
     pub headers: &'a HeaderMap,
     pub class: RequestClass,
     pub kind: RequestKind,
+    /// Its URL has a client's signature, which counts and not the source's own.
+    pub is_presigned: bool,
     pub skip: OriginSet,
 }
 

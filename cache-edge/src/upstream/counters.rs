@@ -20,7 +20,31 @@ type Labels = [(&'static str, &'static str); 1];
 /// Labels that exist from the start, at 0: `increase()` does not see the first event of a counter
 /// that appears with it.
 const FAULTS: [&str; 5] = ["origin", "peer", "edge", "changed", "quota"];
+const SIGNATURE_CHECKS: [SignatureCheck; 3] = [
+    SignatureCheck::Accepted,
+    SignatureCheck::Refused,
+    SignatureCheck::Failed,
+];
 const REMOVALS: [&str; 3] = ["evicted", "invalidated", "corrupt"];
+
+/// What came of a question about a client's signature.
+#[derive(Clone, Copy, Debug)]
+pub enum SignatureCheck {
+    Accepted,
+    Refused,
+    /// The origin did not say.
+    Failed,
+}
+
+impl SignatureCheck {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        }
+    }
+}
 
 /// One histogram per level.
 #[derive(Debug)]
@@ -53,6 +77,7 @@ pub struct Counters {
     pub origin_errors_of: CounterBySource,
     failures: Family<Labels, Counter>,
     removed: Family<Labels, Counter>,
+    signature_checks: Family<Labels, Counter>,
 }
 
 impl Counters {
@@ -67,6 +92,17 @@ impl Counters {
         for reason in REMOVALS {
             drop(self.removed.get_or_create(&[("reason", reason)]));
         }
+        for result in SIGNATURE_CHECKS {
+            drop(
+                self.signature_checks
+                    .get_or_create(&[("result", result.label())]),
+            );
+        }
+        registry.register(
+            "signature_checks",
+            "Questions to origins about clients' signatures of presigned URLs",
+            self.signature_checks.clone(),
+        );
         self.origin_bytes_of.register(
             registry,
             "source_origin_bytes",
@@ -136,6 +172,12 @@ impl Counters {
             Fault::Unspecified => "unknown",
         };
         self.failures.get_or_create(&[("fault", fault)]).inc();
+    }
+
+    /// Counts a question about a client's signature.
+    pub fn signature_checked(&self, result: SignatureCheck) {
+        let label = [("result", result.label())];
+        self.signature_checks.get_or_create(&label).inc();
     }
 
     /// Counts chunks that were removed from the store.

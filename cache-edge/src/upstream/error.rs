@@ -36,6 +36,10 @@ pub enum OriginError {
     /// Any other status without an object: 404, 410, 403, ...
     #[error("answered {status}")]
     Refused { status: u16 },
+    /// The origin wants a client's signature, and none that it accepted is good now. It is not
+    /// asked.
+    #[error("has no valid signature of a client")]
+    Unsigned,
     /// Another validator or another size than the entry's.
     #[error("has another version of the object now")]
     Changed,
@@ -97,6 +101,7 @@ impl OriginError {
             | Self::Stalled(_)
             | Self::WholeStreamRuns => true,
             Self::Refused { .. }
+            | Self::Unsigned
             | Self::Changed
             | Self::Loop
             | Self::Protocol(_)
@@ -122,6 +127,7 @@ impl OriginError {
     pub fn status(&self) -> Option<u16> {
         match self {
             Self::Unavailable { status, .. } | Self::Refused { status } => Some(*status),
+            Self::Unsigned => Some(403),
             Self::Busy { .. } => Some(429),
             Self::Loop => Some(508),
             _ => None,

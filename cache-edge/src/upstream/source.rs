@@ -26,7 +26,7 @@ use super::{
     s3::Signer,
     transport::Transport,
 };
-use crate::core::hedging::HedgeBudget;
+use crate::core::{hedging::HedgeBudget, permissions::Permissions};
 
 /// How long a client waits beyond its origin's own time: for the way there and back.
 const PATIENCE_BEYOND: Duration = Duration::from_secs(5);
@@ -35,7 +35,7 @@ const PATIENCE_BEYOND: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Source {
     pub config: v1::Source,
-    key_rules: v1::KeyRules,
+    pub(super) key_rules: v1::KeyRules,
     /// In the order in which they are asked; at least one.
     origins: Vec<Origin>,
     /// For hosts that redirects lead to.
@@ -93,7 +93,7 @@ impl Source {
         quota.set_limits(config.max_connections, config.max_rate_bytes_per_second);
         Ok(Self {
             quota,
-            key_rules: query_rules::effective(config.key_rules.clone().unwrap_or_default()),
+            key_rules: config.key_rules.clone().unwrap_or_default(),
             origins,
             elsewhere: OnceLock::new(),
             signer: Signer::of(&config),
@@ -339,6 +339,8 @@ pub struct Catalogue {
     quota_news: Arc<Notify>,
     /// Leases, or the session that renews them, changed.
     term_changed: Notify,
+    /// Clients' signatures that origins accepted.
+    pub(super) permissions: Mutex<Permissions>,
 }
 
 impl Catalogue {

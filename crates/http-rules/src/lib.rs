@@ -18,6 +18,7 @@
 //! | [`fields`] | which fields of an answer are kept with its object, what a 304 refreshes | 9111, 3.1 and 3.2 |
 //! | [`origin_answer`] | an origin's answer against what was asked | 9110, 15; 9112, 6 |
 //! | [`retry_after`] | how long to leave an origin alone | 9110, 10.2.3 |
+//! | [`presigned`] | signatures of presigned URLs, and when they expire | |
 //! | [`tags`], [`purge`] | tags of an answer, which objects a purge is of | 9875 |
 //! | [`cmcd`] | what a player says of its buffer and of what it asks for next | CTA-5004 |
 //! | [`credential`] | where a request carries its signature, beside its query | |
@@ -37,6 +38,7 @@ pub mod freshness;
 pub mod origin_answer;
 pub mod path;
 pub mod pattern;
+pub mod presigned;
 pub mod purge;
 pub mod query_rules;
 pub mod range;

@@ -64,6 +64,16 @@ pub enum Part {
     Whole,
 }
 
+/// The condition under which an entry's origin answers 304.
+#[must_use]
+pub fn unchanged_condition(entry: &v1::Entry) -> (header::HeaderName, &str) {
+    if entry.etag.is_empty() {
+        (header::IF_MODIFIED_SINCE, &entry.last_modified)
+    } else {
+        (header::IF_NONE_MATCH, &entry.etag)
+    }
+}
+
 /// The header for `[start, end)`, and the conditions that bind it to one version of the object.
 pub fn range_headers(range: ByteRange, entry: Option<&v1::Entry>) -> HeaderMap {
     let mut headers = HeaderMap::new();

@@ -7,22 +7,10 @@ use std::borrow::Cow;
 
 use chunkcache_proto::v1::KeyRules;
 
-use crate::pattern::matches;
-
-/// The name of a preset: the parameters of presigned URLs.
-pub const PRESIGNED: &str = "presigned";
-
-/// The parameters that S3, Google Cloud Storage and CloudFront put into presigned URLs.
-const PRESIGNED_PARAMETERS: [&str; 8] = [
-    "X-Amz-*",
-    "X-Goog-*",
-    "AWSAccessKeyId",
-    "GoogleAccessId",
-    "Signature",
-    "Policy",
-    "Key-Pair-Id",
-    "Expires",
-];
+use crate::{
+    pattern::matches,
+    presigned::{self, PRESIGNED},
+};
 
 /// Players' reports (CTA-5004): another value in each request.
 const CMCD: &str = "CMCD";
@@ -61,17 +49,6 @@ pub fn split<'a>(query: &'a str, rules: &KeyRules) -> SplitQuery<'a> {
     }
 }
 
-/// The rules that apply. A presigned URL is a permission and not only a name: unless the operator
-/// trusts whoever can name the object, its signature stays in the key, and the origin checks each
-/// one.
-#[must_use]
-pub fn effective(mut rules: KeyRules) -> KeyRules {
-    if !rules.trust_cache {
-        rules.ignore_query.retain(|rule| rule != PRESIGNED);
-    }
-    rules
-}
-
 /// The path as it appears in keys.
 #[must_use]
 pub fn fold_path<'a>(path: &'a str, rules: &KeyRules) -> Cow<'a, str> {
@@ -106,18 +83,12 @@ fn is_ignored(name: &str, rules: &KeyRules) -> bool {
     }
     name == CMCD
         || rules.ignore_query.iter().any(|rule| match rule.as_str() {
-            PRESIGNED => is_presigned(name),
+            PRESIGNED => presigned::is_parameter(name),
             pattern => matches(pattern, name),
         })
 }
 
-fn is_presigned(name: &str) -> bool {
-    PRESIGNED_PARAMETERS
-        .iter()
-        .any(|pattern| matches(pattern, name))
-}
-
-fn name_of(parameter: &str) -> &str {
+pub(crate) fn name_of(parameter: &str) -> &str {
     parameter.split('=').next().unwrap_or(parameter)
 }
 
@@ -183,13 +154,6 @@ mod tests {
             "v=1&presigned=1",
             "X-Amz-Signature=s&X-Amz-Date=d&Key-Pair-Id=k&Signature=z&Expires=9",
         );
-        let distrusting = effective(presigned.clone());
-        check(&distrusting, "v=1&Signature=z", "v=1&Signature=z", "");
-        let trusting = effective(KeyRules {
-            trust_cache: true,
-            ..presigned
-        });
-        check(&trusting, "v=1&Signature=z", "v=1", "Signature=z");
     }
 
     #[test]

@@ -77,6 +77,8 @@ pub struct Object {
     pub(crate) requests: u64,
     pub(crate) vary_on: Option<String>,
     pub(crate) ignore_conditions: bool,
+    /// Queries that are answered; none: all.
+    pub(crate) accepted: Option<Vec<String>>,
 }
 
 impl Object {
@@ -104,6 +106,7 @@ impl Object {
             requests: 0,
             vary_on: None,
             ignore_conditions: false,
+            accepted: None,
         }
     }
 
@@ -137,6 +140,12 @@ impl Object {
     /// Ignores conditions in requests.
     pub fn ignoring_conditions(mut self) -> Object {
         self.ignore_conditions = true;
+        self
+    }
+
+    /// Answers these queries, and 403 to all others.
+    pub fn accepting(mut self, queries: &[&str]) -> Object {
+        self.accepted = Some(queries.iter().map(|&query| query.to_owned()).collect());
         self
     }
 

@@ -41,6 +41,14 @@ pub(crate) fn respond(
         object.select(request.header(&name).unwrap_or_default());
     }
     pause(shared, object.latency + shared.take_delay());
+    let query = request
+        .target
+        .split_once('?')
+        .map_or("", |(_, query)| query);
+    let accepted = object.accepted.as_ref();
+    if accepted.is_some_and(|accepted| accepted.iter().all(|it| it != query)) {
+        return text(stream, shared, hit, request, 403, &[]);
+    }
     let mut shift = (0, 0);
     let mut ranges_are_known = true;
     for (fault, _) in &object.faults {

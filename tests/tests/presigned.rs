@@ -1,0 +1,122 @@
+//! Presigned URLs: who has no signature that the origin accepts gets no byte from the cache.
+#![allow(clippy::unwrap_used)]
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use chunkcache_tests::http::{Call, Connection};
+use chunkcache_tests::{CHUNK, Cluster, MIB, Object, content, eventually};
+
+const FILM: u64 = 3 * CHUNK;
+
+fn cluster(options: &[&str]) -> Cluster {
+    let cluster = Cluster::start();
+    let presigned = ["--ignore-query", "presigned"];
+    cluster.add_source_with("films", &[&presigned[..], options].concat());
+    cluster
+}
+
+/// The requests so far with this query: status and body bytes.
+fn asked(cluster: &Cluster, query: &str) -> Vec<(u16, u64)> {
+    let hits = cluster.origin.hits("/film.mp4");
+    let with_query = hits
+        .iter()
+        .filter(|hit| hit.target.split_once('?').map_or("", |it| it.1) == query);
+    with_query.map(|hit| (hit.status, hit.body_bytes)).collect()
+}
+
+fn get(cluster: &Cluster, query: &str) -> chunkcache_tests::http::Response {
+    Call::get(&format!("/films/film.mp4?{query}")).send(cluster.edge().http)
+}
+
+#[test]
+fn each_signature_is_asked_of_the_origin_once_and_all_share_the_bytes() {
+    let cluster = cluster(&[]);
+    let film = Object::generated(1, FILM).accepting(&["v=1&Signature=a", "v=1&Signature=b"]);
+    cluster.origin.put("/film.mp4", film);
+    for _ in 0..3 {
+        // Where the signature is in the query does not matter, nor what else is left out.
+        let got = get(&cluster, "Signature=a&v=1&CMCD=bl%3D1").expect(200);
+        assert!(got.body == content::bytes(1, 0, FILM));
+    }
+    let first = asked(&cluster, "v=1&Signature=a");
+    assert_eq!(first[0], (206, 1), "one byte of an unknown object");
+    let sent: u64 = first[1..].iter().map(|(_, bytes)| bytes).sum();
+    assert_eq!(sent, FILM, "then each byte once: {first:?}");
+    for _ in 0..3 {
+        let got = get(&cluster, "v=1&Signature=b").expect(200);
+        assert!(got.body == content::bytes(1, 0, FILM));
+        assert!(got.header("cache-status").unwrap().contains("hit"));
+    }
+    assert_eq!(asked(&cluster, "v=1&Signature=b"), [(304, 0)]);
+    for (query, at_origin) in [("v=1&Signature=c", "v=1&Signature=c"), ("v=1", "v=1")] {
+        let refused = get(&cluster, query);
+        assert_eq!(refused.status, 403, "{query}");
+        assert!(refused.body.len() < 1_000, "a problem and not the film");
+        assert_eq!(asked(&cluster, at_origin).len(), 1);
+    }
+    // By its entry's id neither.
+    let entries = cluster.coordinator.json(&["entry", "list"]);
+    let id = entries[0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(entries[0]["path"], "film.mp4");
+    Call::get(&format!("/v1/entries/{id}"))
+        .send(cluster.edge().http)
+        .expect(404);
+    let metrics = Call::get("/metrics").send(cluster.edge().admin).text();
+    for line in [
+        "cache_edge_accepted_signatures 2",
+        "cache_edge_signature_checks_total{result=\"accepted\"} 2",
+        "cache_edge_signature_checks_total{result=\"refused\"} 2",
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
+}
+
+#[test]
+fn an_expired_signature_is_asked_about_again_and_gives_nothing_for_missing_chunks() {
+    let cluster = cluster(&[]);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let soon = format!("Expires={}&Signature=a", now.as_secs() + 8);
+    let later = format!("Expires={}&Signature=b", now.as_secs() + 3_600);
+    let film = Object::generated(1, FILM).accepting(&[&soon, &later]);
+    cluster.origin.put("/film.mp4", film);
+    let long = Object::generated(2, 64 * CHUNK).accepting(&[&soon]);
+    cluster.origin.put("/long.mp4", long);
+    let mut long = Call::get(&format!("/films/long.mp4?{soon}"))
+        .open(cluster.edge().http)
+        .unwrap();
+    assert!(long.take(MIB as usize).unwrap() == content::bytes(2, 0, MIB));
+    let call = Call::get(&format!("/films/film.mp4?{soon}")).range(0, 1_000);
+    // What a connection's last request was resolved to ends with it too.
+    let mut connection = Connection::to(cluster.edge().http);
+    assert_eq!(connection.send(&call).expect(206).body.len(), 1_000);
+    cluster.origin.change("/film.mp4", |film| {
+        *film = film.clone().accepting(&[&later]);
+    });
+    eventually("the signature expires", Duration::from_secs(20), || {
+        (connection.send(&call).status == 403).then_some(())
+    });
+    // A body that was begun needs bytes that nobody may have: it is aborted, and nothing is asked.
+    let rest = long.finish();
+    assert!(!rest.complete && rest.body == content::bytes(2, MIB, MIB + rest.body.len() as u64));
+    let refused = cluster.origin.hits("/long.mp4");
+    assert!(refused.iter().all(|hit| hit.status == 206), "{refused:?}");
+    // The rest of the film comes with another client's signature.
+    let got = get(&cluster, &later).expect(200);
+    assert!(got.body == content::bytes(1, 0, FILM));
+    let refused = asked(&cluster, &soon);
+    let refused = refused.iter().filter(|(status, _)| *status == 403).count();
+    assert_eq!(refused, 1, "only the question was refused");
+    let unsigned = asked(&cluster, "");
+    assert!(unsigned.is_empty(), "{unsigned:?}");
+}
+
+#[test]
+fn the_operator_may_trust_whoever_can_name_an_object() {
+    let cluster = cluster(&["--presigned", "trust-cache"]);
+    cluster.origin.put("/film.mp4", Object::generated(1, 1_000));
+    for query in ["Signature=a", "Signature=b", ""] {
+        let got = get(&cluster, query).expect(200);
+        assert_eq!(got.body, content::bytes(1, 0, 1_000), "{query}");
+    }
+    assert_eq!(cluster.origin.hits("/film.mp4").len(), 1);
+}
