@@ -21,6 +21,7 @@
 
 pub mod authority;
 pub mod browser;
+pub mod bucket_server;
 pub mod campaign;
 pub mod cluster;
 pub mod content;

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use chunkcache_proto::v1;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Empty, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -13,6 +13,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use parking_lot::Mutex;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 use reqsign_aws_v4::{
     Credential, DefaultCredentialProvider, RequestSigner, StaticCredentialProvider,
 };
@@ -30,6 +31,13 @@ const CREDENTIALS_WITHIN: Duration = Duration::from_secs(5);
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 /// Credentials that a server refuses are read again, no more often than this.
 const RENEWED_AT_MOST_EVERY: Duration = Duration::from_secs(5);
+/// Bytes of a path that are escaped in what is signed.
+const UNSIGNED_LETTERS: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'/');
 /// Bodies of requests are empty; over TLS nothing is gained by signing them.
 const UNSIGNED_PAYLOAD: HeaderValue = HeaderValue::from_static("UNSIGNED-PAYLOAD");
 const CONTENT_SHA256: HeaderName = HeaderName::from_static("x-amz-content-sha256");
@@ -64,6 +72,8 @@ impl Signer {
 
     /// Adds the signature. Headers that proxies may change are not signed.
     pub async fn sign(&self, request: &mut Request<Empty<Bytes>>) -> Result<(), OriginError> {
+        let unsendable = |_| OriginError::Protocol("its path can not be sent".into());
+        *request.uri_mut() = as_signed(request.uri()).map_err(unsendable)?;
         let (mut parts, ()) = Request::new(()).into_parts();
         parts.method = request.method().clone();
         parts.uri = request.uri().clone();
@@ -96,6 +106,21 @@ impl Signer {
         self.signing.store(Arc::new(signing(&self.settings)));
         true
     }
+}
+
+/// The URI with its path as signatures cover it: everything but letters, digits, `-._~` and `/` is
+/// escaped. A server may compute the signature over the path as it came, and take a `+` for a
+/// space.
+fn as_signed(uri: &Uri) -> Result<Uri, http::Error> {
+    let decoded: Vec<u8> = percent_decode_str(uri.path()).collect();
+    let path = percent_encode(&decoded, UNSIGNED_LETTERS).to_string();
+    let path_and_query = match uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path,
+    };
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(path_and_query.parse()?);
+    Ok(Uri::from_parts(parts)?)
 }
 
 fn signing(settings: &v1::S3Settings) -> RequestSigning<Credential> {
@@ -180,6 +205,8 @@ fn unexpected(
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::str::FromStr as _;
+
     use super::*;
 
     fn bucket(session_token: &str) -> Signer {
@@ -204,6 +231,19 @@ mod tests {
             .insert(header::RANGE, HeaderValue::from_static("bytes=0-1"));
         signer.sign(&mut request).await.unwrap();
         request.headers().clone()
+    }
+
+    #[test]
+    fn paths_are_sent_as_they_are_signed() {
+        for (asked, signed) in [
+            ("/a/b.mp4", "/a/b.mp4"),
+            ("/a//b+c%2Bd%2bé?v=1+2", "/a//b%2Bc%2Bd%2B%C3%A9?v=1+2"),
+            ("/100%2525~(x)'=%20", "/100%2525~%28x%29%27%3D%20"),
+        ] {
+            let uri = Uri::from_str(&format!("http://s3{}", asked.replace('é', "%C3%A9")));
+            let sent = as_signed(&uri.unwrap()).unwrap();
+            assert_eq!(sent.to_string(), format!("http://s3{signed}"));
+        }
     }
 
     #[tokio::test]
