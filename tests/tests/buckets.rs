@@ -2,10 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
+use std::time::Duration;
 
 use chunkcache_tests::bucket_server::{BUCKET, BucketServer};
 use chunkcache_tests::http::Call;
-use chunkcache_tests::{CHUNK, Cluster, MIB, content};
+use chunkcache_tests::{CHUNK, Cluster, ClusterOptions, MIB, content, eventually};
 
 const FILM: u64 = 2 * CHUNK + MIB;
 /// Keys, and how a client may write them.
@@ -30,21 +31,17 @@ fn add(cluster: &Cluster, name: &str, server: &BucketServer, secret: &str) {
     let directory = cluster.directory.path();
     let file = directory.join(format!("{name}.key"));
     std::fs::write(&file, format!("{}\n{secret}\n", server.access_key_id)).unwrap();
+    add_with(cluster, name, server, &["--access-key-file", path(&file)]);
+}
+
+fn add_with(cluster: &Cluster, name: &str, server: &BucketServer, options: &[&str]) {
     let (base, endpoint) = (
         format!("s3://{BUCKET}/top"),
         format!("http://{}", server.address),
     );
-    let output = cluster.coordinator.cli(&[
-        "source",
-        "add",
-        name,
-        &base,
-        "--s3-endpoint",
-        &endpoint,
-        "--path-style",
-        "--access-key-file",
-        path(&file),
-    ]);
+    let add = ["source", "add", name, &base, "--path-style"];
+    let add = [&add[..], &["--s3-endpoint", &endpoint], options].concat();
+    let output = cluster.coordinator.cli(&add);
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{error}");
 }
@@ -97,4 +94,38 @@ fn a_private_bucket_of_another_server_is_read_whatever_its_keys_are() {
             assert!(!shown.iter().any(|secret| text.contains(secret)), "{log:?}");
         }
     }
+}
+
+#[test]
+fn rotated_credentials_of_an_edge_are_read_again() {
+    let mut cluster = Cluster::prepare(ClusterOptions {
+        edges: 1,
+        ..ClusterOptions::default()
+    });
+    let file = cluster.directory.path().join("credentials");
+    cluster.edge_mut().environment.push((
+        "AWS_SHARED_CREDENTIALS_FILE".to_owned(),
+        path(&file).to_owned(),
+    ));
+    let object = [("top/a.mp4", content::bytes(1, 0, 1_000))];
+    let Some(server) = BucketServer::start(cluster.directory.path(), &object) else {
+        return;
+    };
+    let write = |secret: &str| {
+        let id = &server.access_key_id;
+        let text =
+            format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n");
+        std::fs::write(&file, text).unwrap();
+    };
+    write("the-old-one");
+    cluster.start_prepared();
+    add_with(&cluster, "films", &server, &[]);
+    let call = Call::get("/films/a.mp4");
+    assert_eq!(call.send(cluster.edge().http).status, 403);
+    write(&server.secret_access_key);
+    let got = eventually("the new credentials", Duration::from_secs(20), || {
+        let got = call.send(cluster.edge().http);
+        (got.status == 200).then_some(got)
+    });
+    assert_eq!(got.body, content::bytes(1, 0, 1_000));
 }

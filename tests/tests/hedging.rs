@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use chunkcache_tests::http::Call;
-use chunkcache_tests::{Cluster, Object, Origin, content, heavy};
+use chunkcache_tests::{CHUNK, Cluster, Object, Origin, content, heavy};
 
 const OBJECTS: u64 = 1_000;
 const READERS: u64 = 8;
@@ -113,6 +113,32 @@ fn a_late_answer_is_overtaken_by_the_next_origin() {
     assert!((3..=8).contains(&beside), "{beside} at the mirror");
     let late = later_than_a_second(&times);
     assert!(late <= 1, "{late} of {FEW}: {:?}", times.last());
+}
+
+#[test]
+fn a_late_answer_for_chunks_is_overtaken_too() {
+    const CHUNKS: u64 = 80;
+    let cluster = Cluster::start();
+    let film = Object::generated(1, CHUNKS * CHUNK).latency(LATENCY);
+    let target = cluster.put("/film.mp4", film);
+    let read = |nth: u64| {
+        // Not one after the other: each is a seek.
+        let start = nth * 37 % CHUNKS * CHUNK;
+        let begun = Instant::now();
+        let call = Call::get(&target).range(start, start + 1_000);
+        let got = call.send(cluster.edge().http).expect(206);
+        assert_eq!(got.body, content::bytes(1, start, start + 1_000));
+        begun.elapsed()
+    };
+    // What is usual is known after these.
+    for nth in 0..30 {
+        read(nth);
+    }
+    cluster.origin.delay_every(20, DELAY);
+    let times: Vec<Duration> = (30..CHUNKS).map(read).collect();
+    let late = later_than_a_second(&times);
+    assert!(late <= 1, "{late}: {times:?}");
+    assert!(hedges(&cluster, "media", "won") >= 1);
 }
 
 #[test]

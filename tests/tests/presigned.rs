@@ -120,3 +120,39 @@ fn the_operator_may_trust_whoever_can_name_an_object() {
     }
     assert_eq!(cluster.origin.hits("/film.mp4").len(), 1);
 }
+
+/// The source's own right to a bucket is not its clients'.
+#[test]
+fn a_client_of_a_private_bucket_is_let_in_by_its_own_signature() {
+    let cluster = Cluster::start();
+    let keys = cluster.directory.path().join("keys");
+    std::fs::write(&keys, "AKIDEXAMPLE\nsecret\n").unwrap();
+    let (url, keys) = (cluster.origin.url(), keys.to_str().unwrap().to_owned());
+    let add = ["source", "add", "bucket", "s3://films", "--path-style"];
+    let own = ["--s3-endpoint", &url, "--access-key-file", &keys];
+    let presigned = ["--ignore-query", "presigned"];
+    let output = cluster
+        .coordinator
+        .cli(&[&add[..], &own, &presigned].concat());
+    assert!(output.status.success(), "{output:?}");
+    let film = Object::generated(1, FILM).accepting(&["", "X-Amz-Signature=a"]);
+    cluster.origin.put("/films/film.mp4", film);
+    let ask = |query: &str| {
+        let call = Call::get(&format!("/bucket/film.mp4?{query}"));
+        call.send(cluster.edge().http)
+    };
+    assert_eq!(ask("X-Amz-Signature=b").status, 403);
+    let got = ask("X-Amz-Signature=a").expect(200);
+    assert!(got.body == content::bytes(1, 0, FILM));
+    for hit in cluster.origin.hits("/films/film.mp4") {
+        // One or the other: servers refuse both together.
+        let is_presigned = hit.target.contains('?');
+        let is_signed = hit.header("authorization").is_some();
+        assert!(
+            is_presigned != is_signed,
+            "{} {:?}",
+            hit.target,
+            hit.headers
+        );
+    }
+}

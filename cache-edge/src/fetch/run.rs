@@ -242,7 +242,9 @@ impl Fetcher {
                 }
                 Err(FetchInterruption::Origin(error)) => error,
             };
-            self.counters.origin_failed(&name);
+            if error.is_of_origin() {
+                self.counters.origin_failed(&name);
+            }
             incoming.set_last_error(Some(error.to_string()));
             match &error {
                 OriginError::Changed => incoming.set_changed(),

@@ -45,10 +45,9 @@ where
     }
 }
 
-/// Counts an origin's fault. An overtaken answer is nobody's fault.
+/// Counts an origin's fault.
 pub fn count(counters: &Counters, source: &str, error: &OriginError) {
-    let is_ours = matches!(error, OriginError::Overtaken | OriginError::TooManyWaiting);
-    if !is_ours {
+    if error.is_of_origin() {
         counters.origin_failed(source);
     }
 }

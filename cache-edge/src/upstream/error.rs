@@ -111,6 +111,16 @@ impl OriginError {
         }
     }
 
+    /// Whether it is the origin's: not one of a request that was not sent, or whose answer came too
+    /// late to count.
+    #[must_use]
+    pub fn is_of_origin(&self) -> bool {
+        !matches!(
+            self,
+            Self::Overtaken | Self::TooManyWaiting | Self::Unsigned
+        )
+    }
+
     /// The pause that the origin asked for, if it did.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
