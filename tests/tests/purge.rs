@@ -2,13 +2,14 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chunkcache_tests::http::Call;
-use chunkcache_tests::{Cluster, Coordinator, MIB, Object, content, eventually};
+use chunkcache_tests::{Cluster, Coordinator, MIB, Object, content, eventually, heavy};
 use serde_json::Value;
 
 const SIZE: u64 = 3 * MIB;
+const WAIT: Duration = Duration::from_secs(30);
 
 fn object(seed: u64, tags: &str) -> Object {
     Object::generated(seed, SIZE)
@@ -176,4 +177,110 @@ fn over_http_with_a_method_of_its_own() {
     Call::new("PURGE", "/media/..%2fa")
         .send(address)
         .expect(400);
+}
+
+/// A table of `LOAD_PURGE` objects, of which an edge has a chunk each: by tag, by prefix, and all.
+/// With 1,000,000 the figures of docs/bench/coordinator.md, at release binaries.
+#[test]
+fn many_objects_at_once() {
+    let _turn = heavy();
+    let count: u64 = std::env::var("LOAD_PURGE").map_or(20_000, |it| it.parse().unwrap());
+    let cluster = Cluster::start();
+    let edge = &cluster.edge().name;
+    cluster.postgres.query(&format!(
+        "INSERT INTO cache_entries (id, source, path, validator, size, chunk_size, chunkless_since, tags)
+         SELECT md5(n::text)::uuid, 'media', 's/' || n % 9 || '/' || n || '.mp4', '\"v\"', 1000, 2097152, NULL,
+             ARRAY['show-' || n / 1000]
+         FROM generate_series(0, {count} - 1) n;
+         INSERT INTO cache_keys (hash, entry_id, validated_at, fresh_until)
+         SELECT md5('k' || n)::uuid, md5(n::text)::uuid, now(), now() FROM generate_series(0, {count} - 1) n;
+         INSERT INTO cache_chunks (entry_id, edge_id, start_byte, end_byte, checksum)
+         SELECT md5(n::text)::uuid, (SELECT id FROM edges WHERE name = '{edge}'), 0, 1000, n
+         FROM generate_series(0, {count} - 1) n"
+    ));
+    let tables = "cache_entries, cache_keys, cache_chunks";
+    cluster.postgres.query(&format!("VACUUM ANALYZE {tables}"));
+    let left = |table: &str| {
+        let rows = cluster
+            .postgres
+            .query(&format!("SELECT count(*) FROM {table}"));
+        rows[0][0].parse::<u64>().unwrap()
+    };
+    let of_prefix = (0..count).filter(|n| n % 9 == 3 && n / 1000 != 7).count() as u64;
+    let mut expected = count;
+    for (arguments, purged) in [
+        (["--tag=show-7", "--source=media"].as_slice(), 1_000),
+        (&["--prefix=media/s/3/"], of_prefix),
+        (&["--source=media"], count - 1_000 - of_prefix),
+    ] {
+        let began = Instant::now();
+        let done = purge(&cluster.coordinator, arguments);
+        println!(
+            "{purged} of {count} by {arguments:?}: {:?}",
+            began.elapsed()
+        );
+        assert_eq!(done["purged"], purged);
+        eventually("the rows are gone", Duration::from_secs(600), || {
+            (left("cache_purges WHERE NOT is_done") == 0).then_some(())
+        });
+        println!("its rows: {:?}", began.elapsed());
+        expected -= purged;
+        let rows = (left("cache_keys"), left("cache_chunks"));
+        assert_eq!(rows, (expected, expected));
+    }
+    let metrics = Call::get("/metrics").send(cluster.coordinator.http).text();
+    for line in metrics.lines() {
+        let of_statements = line.starts_with("cache_coordinator_database_statement_seconds_sum");
+        let seconds: f64 = line.rsplit(' ').next().unwrap().parse().unwrap_or_default();
+        if of_statements && seconds > 0.1 {
+            println!("{line}");
+        }
+    }
+}
+
+/// As if the leader had died right after it recorded a purge: no edge was told, no row is gone.
+#[test]
+fn a_purge_that_a_leader_left_hides_its_keys_and_is_finished() {
+    let mut cluster = Cluster::with_edges(2);
+    let (first, second) = (cluster.edges[0].http, cluster.edges[1].http);
+    let mut targets = Vec::new();
+    for path in ["/s/a.mp4", "/s/b.mp4"] {
+        let target = cluster.put(path, object(1, ""));
+        Call::get(&target).send(first).expect(200);
+        cluster.wait_recorded_on(path, "edge-a", &[(0, SIZE)]);
+        targets.push(target);
+    }
+    cluster.postgres.query(
+        "INSERT INTO cache_purges (source, kind, value, soft, is_done, first_path, last_path)
+         VALUES ('media', 'prefix', 's/', false, false, 's/', 's/' || chr(1114111))",
+    );
+    cluster.put("/s/a.mp4", object(2, ""));
+    let fresh = content::bytes(2, 0, SIZE);
+    let asked = Call::get(&targets[0]).send(second).expect(200);
+    assert!(
+        asked.body == fresh,
+        "the key from before the purge is hidden"
+    );
+    cluster.wait_recorded_on("/s/a.mp4", "edge-b", &[(0, SIZE)]);
+
+    cluster.coordinator.kill();
+    cluster.coordinator.start();
+    let count = |table: &str| {
+        let rows = cluster
+            .postgres
+            .query(&format!("SELECT count(*) FROM {table}"));
+        rows[0][0].clone()
+    };
+    eventually("the next leader finishes it", WAIT, || {
+        (count("cache_purges WHERE NOT is_done") == "0").then_some(())
+    });
+    assert_eq!(count("cache_keys"), "1", "what was validated since stays");
+    eventually("the edge that had it has dropped it", WAIT, || {
+        let of_edge = "cache_chunks c JOIN edges e ON e.id = c.edge_id WHERE e.name = 'edge-a'";
+        (count(of_edge) == "0").then_some(())
+    });
+    let kept = cluster.recorded("/s/a.mp4", "edge-b");
+    assert!(!kept.is_empty(), "it was fetched since");
+    let again = Call::get(&targets[0]).send(first).expect(200);
+    assert!(again.body == fresh);
 }

@@ -42,6 +42,11 @@ pub fn migrations() -> &'static [Migration] {
             name: "purges",
             sql: include_str!("../../../migrations/0004_purges.sql"),
         },
+        Migration {
+            version: 5,
+            name: "pending_purges",
+            sql: include_str!("../../../migrations/0005_pending_purges.sql"),
+        },
     ]
 }
 

@@ -34,7 +34,7 @@ pub use jobs::{JobRecord, JobStatus};
 pub use lease::{Leadership, LeaseKeeper};
 pub use migrations::{MigrateMode, Migration, SchemaError, migrations};
 pub use observer::{NoObserver, StatementObserver};
-pub use purges::PurgeRecord;
+pub use purges::{PendingPurge, PurgeRecord};
 pub use status::{ClusterSnapshot, EntrySnapshot, Totals};
 pub use writer::{Committed, Pending, Writer};
 

@@ -24,6 +24,16 @@ pub struct PurgeRecord {
     pub soft: bool,
 }
 
+/// A purge whose rows are not gone yet: until then it hides the keys that it selects.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PendingPurge {
+    pub record: PurgeRecord,
+    /// By the database's clock, as rows are stored.
+    pub purged_at: SystemTime,
+    /// By the coordinator's clock, as keys are validated.
+    pub keys_before: SystemTime,
+}
+
 impl PurgeRecord {
     /// On the wire, with what the table knows by a tag.
     #[must_use]
@@ -73,7 +83,7 @@ fn from_row(row: &Row) -> Result<PurgeRecord, DatabaseError> {
 }
 
 /// The first and the last path, and what path and query are like; none: anything.
-fn places(objects: &Objects) -> (String, String, Option<String>) {
+pub(super) fn places(objects: &Objects) -> (String, String, Option<String>) {
     let prefixed = |prefix: &str| (prefix.to_owned(), format!("{prefix}{LAST}"));
     match objects {
         Objects::Key(name) => {
@@ -146,6 +156,19 @@ impl Database {
     pub async fn purges(&self) -> Result<Vec<PurgeRecord>, DatabaseError> {
         let rows = self.query(statements::PURGE_LIST, &[]).await?;
         rows.iter().map(from_row).collect()
+    }
+
+    /// Those that an earlier leader did not finish.
+    pub async fn pending_purges(&self) -> Result<Vec<PendingPurge>, DatabaseError> {
+        let rows = self.query(statements::PURGE_PENDING, &[]).await?;
+        let pending = rows.iter().map(|row| {
+            Ok(PendingPurge {
+                record: from_row(row)?,
+                purged_at: row.get("purged_at"),
+                keys_before: row.get("keys_before"),
+            })
+        });
+        pending.collect()
     }
 }
 

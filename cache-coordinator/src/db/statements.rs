@@ -99,7 +99,9 @@ statements! {
     LEASE_RENEW = "lease_renew";
     PURGE_BY_PATH = "purge_by_path";
     PURGE_BY_TAG = "purge_by_tag";
+    PURGE_FINISH = "purge_finish";
     PURGE_LIST = "purge_list";
+    PURGE_PENDING = "purge_pending";
     PURGE_PRUNE = "purge_prune";
     PURGE_RECORD = "purge_record";
     SCHEMA_APPLIED = "schema_applied";

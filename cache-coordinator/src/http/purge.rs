@@ -65,7 +65,7 @@ pub(super) async fn purge(State(purger): State<Purger>, request: Request, next: 
 }
 
 async fn carry_out(
-    cluster: &Cluster,
+    cluster: &Arc<Cluster>,
     target: &str,
     headers: &HeaderMap,
 ) -> Result<PurgeEntriesResponse, ServiceError> {

@@ -1,7 +1,7 @@
 //! Purges of many objects, by key, prefix, glob, tag or source: forgotten by every edge before the
 //! answer.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use chunkcache_proto::{
     EntryId, identity,
@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     db::{
-        PurgeRecord,
-        writer::{Purging, RecordPurge},
+        PendingPurge, PurgeRecord,
+        writer::{FinishPurge, RecordPurge},
     },
     sessions::{
         plan::Command,
@@ -26,48 +26,48 @@ use crate::{
 
 /// Edges are waited for this long.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
+/// The rows are waited for this long: those of some thousand objects are gone by then. Until they
+/// are, their keys are hidden, so nobody is served by them.
+const ROWS_WITHIN: Duration = Duration::from_millis(500);
 /// Entries looked up at a time: 16 MB of ids.
 const MAX_SELECTED: u32 = 1_000_000;
 /// Entries named to an edge in one message.
 const MAX_NAMED: usize = 50_000;
+/// Pause between attempts while the database does not answer.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub async fn purge(
-    cluster: &Cluster,
+    cluster: &Arc<Cluster>,
     request: v1::PurgeEntriesRequest,
 ) -> Result<v1::PurgeEntriesResponse, ServiceError> {
     cluster.require_leader()?;
     let selector = check(cluster, request.selector.unwrap_or_default())?;
-    let soft = request.soft;
     // One at a time: an edge that has carried one out has carried out those before it.
     let _alone = cluster.purging.lock().await;
+    // From now on what edges say of keys is old, until they have heard of the purge.
+    let sequence = cluster.registry.begin_invalidation().await;
     let change = RecordPurge {
         selector: selector.clone(),
-        soft,
+        soft: request.soft,
     };
-    let Purging { record, purged_at } = cluster.writer.write(change).await?.value;
-    let sequence = cluster.registry.begin_invalidation().await;
-    cluster.resolver.forget_absent(&selector);
-    let is_by_tag = matches!(selector.objects, Some(Objects::Tag(_)));
-    let (mut purged, mut named) = (0, Vec::new());
-    loop {
-        let found = cluster
-            .database
-            .selected_entries(&selector, purged_at, MAX_SELECTED)
-            .await?;
-        if !found.is_empty() {
-            drop_entries(cluster, &found, soft).await?;
+    let begun = begin(cluster, change).await;
+    let (purge, selected, named) = match begun {
+        Ok(begun) => begun,
+        Err(error) => {
+            // They owe a confirmation.
+            let nothing = |sequence| {
+                Message::Invalidate(v1::Invalidate {
+                    sequence,
+                    ..v1::Invalidate::default()
+                })
+            };
+            let registry = &cluster.registry;
+            drop(registry.post_as(sequence, Confirmation::Invalidations, nothing));
+            return Err(error);
         }
-        purged += found.len() as u64;
-        let is_last = found.len() < MAX_SELECTED as usize;
-        // What an edge can tell from the key it finds by itself.
-        if is_by_tag {
-            named.extend(found);
-        }
-        if is_last {
-            break;
-        }
-    }
+    };
+    let (record, mut purged) = (&purge.record, selected.purged);
     let mut parts: Vec<&[EntryId]> = named.chunks(MAX_NAMED).collect();
     let last = identity::pack(parts.pop().unwrap_or_default());
     for part in parts {
@@ -97,6 +97,11 @@ pub async fn purge(
         .await;
     // And what edges had said of it before they heard.
     cluster.resolver.forget_absent(&selector);
+    // Behind what edges had reported until they confirmed.
+    let number = record.number;
+    let rows = finish(Arc::clone(cluster), purge, selected.left);
+    let rows = cluster.tasks.spawn(rows);
+    let are_gone = tokio::time::timeout(ROWS_WITHIN, rows).await.is_ok();
     let mut unconfirmed = pushed.unconfirmed;
     // One that is away carries it out when it comes back.
     for edge in cluster.database.edges().await? {
@@ -106,7 +111,7 @@ pub async fn purge(
     }
     let sessions = cluster.registry.all();
     purged += sessions.iter().map(|live| live.take_purged()).sum::<u64>();
-    tracing::info!(number = record.number, purged, ?unconfirmed, "purged");
+    tracing::info!(number, purged, are_gone, ?unconfirmed, "purged");
     Ok(v1::PurgeEntriesResponse {
         purged,
         confirmed_edges: pushed.confirmed,
@@ -114,23 +119,104 @@ pub async fn purge(
     })
 }
 
-/// Nothing of them is fetched any more, then their rows go.
-async fn drop_entries(
+/// What a purge selected in the table.
+struct Selected {
+    /// How many entries.
+    purged: u64,
+    /// Those whose rows are still there.
+    left: Vec<EntryId>,
+}
+
+/// Records the purge and stops all that runs for what it selects. Returns, for a tag, the entries
+/// that edges must be told: what they can tell from the key they find by themselves.
+async fn begin(
     cluster: &Cluster,
-    entries: &[EntryId],
-    soft: bool,
-) -> Result<(), ServiceError> {
-    if !soft {
-        for entry in entries {
-            cluster.plan.tell(Command::EntryClosed(*entry)).await?;
+    change: RecordPurge,
+) -> Result<(PendingPurge, Selected, Vec<EntryId>), ServiceError> {
+    let purge = cluster.writer.write(change).await?.value;
+    cluster.resolver.forget_absent(&purge.record.selector);
+    let is_by_tag = matches!(purge.record.selector.objects, Some(Objects::Tag(_)));
+    let (mut purged, mut named) = (0, Vec::new());
+    loop {
+        let found = select(cluster, &purge).await?;
+        purged += found.len() as u64;
+        if is_by_tag {
+            named.extend_from_slice(&found);
         }
-        let entries: HashSet<EntryId> = entries.iter().copied().collect();
+        if found.len() < MAX_SELECTED as usize {
+            let left = found;
+            return Ok((purge, Selected { purged, left }, named));
+        }
+        // More than are kept in memory: these must be gone before the next are looked up.
+        cluster.writer.purge(&purge, &found).await?;
+    }
+}
+
+/// The entries that it selects and that are not purged yet. Nothing of them is fetched any more.
+async fn select(cluster: &Cluster, purge: &PendingPurge) -> Result<Vec<EntryId>, ServiceError> {
+    let selector = &purge.record.selector;
+    let found = cluster
+        .database
+        .selected_entries(selector, purge.purged_at, MAX_SELECTED)
+        .await?;
+    if !purge.record.soft && !found.is_empty() {
+        let entries: Arc<HashSet<EntryId>> = Arc::new(found.iter().copied().collect());
+        let closed = Command::EntriesClosed(Arc::clone(&entries));
+        cluster.plan.tell(closed).await?;
         cluster
             .jobs
             .forget_entries(cluster, &entries, "the entry was purged")
             .await?;
     }
-    Ok(cluster.writer.purge(entries, soft).await?)
+    Ok(found)
+}
+
+/// Deletes the rows of the entries, then ends the purge. A later leader goes on with what this one
+/// leaves.
+async fn finish(cluster: Arc<Cluster>, purge: PendingPurge, entries: Vec<EntryId>) {
+    let number = purge.record.number;
+    loop {
+        let done = async {
+            cluster.writer.purge(&purge, &entries).await?;
+            cluster.writer.write(FinishPurge { number }).await
+        };
+        let Err(error) = done.await else { return };
+        if cluster.require_leader().is_err() {
+            return;
+        }
+        tracing::warn!(%error, number, "the rows of a purge are not gone yet");
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Finishes what an earlier leader has begun. Edges are told when they come.
+pub async fn resume(cluster: &Arc<Cluster>) -> Result<(), ServiceError> {
+    for purge in cluster.database.pending_purges().await? {
+        let cluster = Arc::clone(cluster);
+        cluster.tasks.clone().spawn(async move {
+            loop {
+                let found = match select(&cluster, &purge).await {
+                    Ok(found) => found,
+                    Err(error) => {
+                        tracing::warn!(%error, "a purge can not be resumed yet");
+                        tokio::time::sleep(RETRY).await;
+                        if cluster.require_leader().is_err() {
+                            return;
+                        }
+                        continue;
+                    }
+                };
+                let is_last = found.len() < MAX_SELECTED as usize;
+                if is_last {
+                    return finish(cluster, purge, found).await;
+                }
+                if cluster.writer.purge(&purge, &found).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    Ok(())
 }
 
 /// Purges that an edge has missed while it was away.

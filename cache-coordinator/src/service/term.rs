@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use rand::RngExt as _;
 
-use super::{Cluster, error::ServiceError, loader::edge_id};
+use super::{Cluster, error::ServiceError, loader::edge_id, purge};
 use crate::{
     db::Leadership,
     sessions::{
@@ -106,5 +106,5 @@ async fn begin(cluster: &Arc<Cluster>) -> Result<(), ServiceError> {
     for job in cluster.database.jobs(false, MAX_JOBS).await? {
         cluster.jobs.begin(cluster, &job).await?;
     }
-    Ok(())
+    purge::resume(cluster).await
 }

@@ -1,6 +1,6 @@
 //! The plan's commands, and the actions that it asks its actor for.
 
-use std::ops::Range;
+use std::{collections::HashSet, ops::Range, sync::Arc};
 
 use chunkcache_proto::{ChunkIndex, EntryId, Level, v1};
 use v1::session_response::Message;
@@ -96,6 +96,8 @@ pub enum Command {
     EntryChanged(Box<v1::Entry>),
     /// The entry was superseded or invalidated.
     EntryClosed(EntryId),
+    /// The same of many.
+    EntriesClosed(Arc<HashSet<EntryId>>),
     /// The answer to [`Action::Load`].
     EntryLoaded {
         /// The requested id.

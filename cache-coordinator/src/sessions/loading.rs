@@ -79,6 +79,11 @@ impl Loads {
         self.0.contains_key(&id)
     }
 
+    /// Those being loaded.
+    pub fn ids(&self) -> impl Iterator<Item = EntryId> {
+        self.0.keys().copied()
+    }
+
     /// Ends the load: returns the commands for the open entry.
     #[must_use]
     pub fn finish(&mut self, id: EntryId) -> VecDeque<Command> {

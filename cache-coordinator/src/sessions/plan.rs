@@ -5,6 +5,7 @@
 //! Why entries are loaded first: a scheduler that does not know which chunks are held fetches them
 //! again. Commands for an entry that is being loaded wait for it here, in their order.
 
+mod close;
 mod handover;
 mod idle;
 mod kept;
@@ -233,6 +234,11 @@ impl Plan {
                     self.event(Event::EntryClosed { entry }, now, actions);
                     self.directory.close_entry(id);
                     self.idle.used(entry);
+                }
+            }
+            Command::EntriesClosed(ids) => {
+                for id in self.known_of(&ids) {
+                    self.apply(Command::EntryClosed(id), now, actions);
                 }
             }
             Command::EntryLoaded { id, loaded } => self.entry_loaded(id, loaded, now, actions),

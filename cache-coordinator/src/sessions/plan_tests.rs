@@ -444,3 +444,14 @@ fn a_kept_fetch_that_ended_before_its_entry_was_open_does_not_begin_after_it() {
     });
     assert_eq!(assigned(&fixture.load(0..0)), [0, 1, 2, 3]);
 }
+
+#[test]
+fn many_entries_are_closed_though_most_are_not_known() {
+    let mut fixture = Fixture::new();
+    fixture.demand(1);
+    fixture.load(0..1);
+    assert_eq!(fixture.plan.entry_count(), 1);
+    let purged = (0..1_000).map(EntryId::from_u128).collect();
+    fixture.apply(Command::EntriesClosed(std::sync::Arc::new(purged)));
+    assert_eq!(fixture.plan.entry_count(), 0);
+}

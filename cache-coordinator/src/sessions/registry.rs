@@ -483,7 +483,7 @@ impl Registry {
         self.post_as(self.next_sequence(), confirmation, message)
     }
 
-    fn post_as(
+    pub fn post_as(
         &self,
         sequence: u64,
         confirmation: Confirmation,

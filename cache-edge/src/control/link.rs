@@ -95,10 +95,6 @@ struct State {
     /// Entries the coordinator was told of in this session.
     told: HashSet<EntryId>,
     removals: BTreeMap<u64, Removal>,
-    /// Reports up to this one are committed, or were made before this session.
-    committed: u64,
-    /// Confirmations of invalidations, each behind the report with this number.
-    confirmations: VecDeque<(u64, v1::InvalidateAck)>,
     heard: Instant,
     overflowed: bool,
     /// Why there is no session.
@@ -113,7 +109,6 @@ impl State {
         self.untold = HashSet::new();
         self.untold_origin_bytes = 0;
         self.removals.clear();
-        self.confirmations.clear();
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
@@ -153,8 +148,6 @@ impl Link {
             waker: None,
             told: HashSet::new(),
             removals: BTreeMap::new(),
-            committed: 0,
-            confirmations: VecDeque::new(),
             heard: Instant::now(),
             overflowed: false,
             reason: "no coordinator has answered yet".into(),
@@ -176,7 +169,6 @@ impl Link {
         state.session += 1;
         state.client = Some(client);
         state.told.clear();
-        state.committed = state.sequence;
         state.overflowed = false;
         state.heard = Instant::now();
         state.session
@@ -421,29 +413,16 @@ impl Link {
         }
     }
 
-    /// Confirms an invalidation, behind those before it. `behind_reports`: and once all that was
-    /// reported before it is committed.
-    pub fn confirm(&self, confirmation: v1::InvalidateAck, behind_reports: bool) {
+    /// Confirms an invalidation, behind what was reported before.
+    pub fn confirm(&self, confirmation: v1::InvalidateAck) {
         let mut state = self.state.lock();
-        let sequence = if behind_reports { state.sequence } else { 0 };
-        state.confirmations.push_back((sequence, confirmation));
-        self.send_confirmations(&mut state);
+        self.put(&mut state, Message::InvalidateAck(confirmation));
     }
 
-    fn send_confirmations(&self, state: &mut State) {
-        while let Some((sequence, _)) = state.confirmations.front()
-            && *sequence <= state.committed
-            && let Some((_, confirmation)) = state.confirmations.pop_front()
-        {
-            self.put(state, Message::InvalidateAck(confirmation));
-        }
-    }
-
-    /// Removals whose rows are gone. [`Self::bytes_dropped`] follows.
+    /// Removals whose rows are gone.
     #[must_use]
     pub fn committed(&self, sequence: u64) -> Vec<Removal> {
         let mut state = self.state.lock();
-        state.committed = state.committed.max(sequence);
         let under_way = state.removals.split_off(&sequence.saturating_add(1));
         if let Some(waker) = state.waker.take() {
             // What waited for them.
@@ -460,11 +439,6 @@ impl Link {
         let state = self.state.lock();
         let is_of_entry = |removal: &Removal| *removal == Removal::Entry(entry);
         state.removals.values().any(is_of_entry)
-    }
-
-    /// What was committed has been dropped: who waits for that is told.
-    pub fn bytes_dropped(&self) {
-        self.send_confirmations(&mut self.state.lock());
     }
 
     #[must_use]

@@ -268,7 +268,6 @@ impl Session {
                 for removal in self.link.committed(committed.sequence) {
                     self.drop_bytes(&removal);
                 }
-                self.link.bytes_dropped();
             }
             Message::SourcesChanged(change) => {
                 self.set_sources(change.sources);
@@ -453,11 +452,11 @@ impl Session {
             sequence: invalidate.sequence,
             objects: 0,
         };
-        self.link.confirm(confirmation, false);
+        self.link.confirm(confirmation);
     }
 
-    /// Withdrawn at once: the coordinator has deleted the rows, and deletes those that were on
-    /// their way before it hears the confirmation.
+    /// Withdrawn at once. The coordinator deletes the rows, and behind them those that were on
+    /// their way; until then it hides the keys.
     fn purge(&self, purge: v1::Purge) {
         let selector = purge.selector.unwrap_or_default();
         let named: HashSet<EntryId> = identity::unpack(&purge.entry_ids).collect();
@@ -485,7 +484,7 @@ impl Session {
             sequence: purge.sequence,
             objects,
         };
-        self.link.confirm(confirmation, true);
+        self.link.confirm(confirmation);
     }
 
     /// Drops bytes whose rows are gone. Withdrawn now: the next session's inventory does not list

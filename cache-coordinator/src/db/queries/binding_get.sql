@@ -2,4 +2,4 @@ SELECT e.id, e.source, e.path, e.query, e.variant, e.validator, e.etag, e.last_m
        e.pinned, e.created_at, coalesce(e.chunkless_since < now() - interval '3 minutes', false) AS idle,
        k.validated_at, k.fresh_until, k.initial_age, k.cache_control, k.vary
 FROM cache_keys k JOIN cache_entries e ON e.id = k.entry_id
-WHERE k.hash = $1
+WHERE k.hash = $1 AND NOT is_purged(e, k.validated_at)

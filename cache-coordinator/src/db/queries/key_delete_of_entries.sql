@@ -1,1 +1,2 @@
-DELETE FROM cache_keys WHERE entry_id = ANY($1) RETURNING entry_id
+-- Keys that were validated since point to what the origin has now.
+DELETE FROM cache_keys WHERE entry_id = ANY($1) AND validated_at < $2 RETURNING entry_id

@@ -129,15 +129,25 @@ impl<'a, C: GenericClient> Batch<'a, C> {
                 Outcome::RecordPurge(self.record_purge(change).await?)
             }
             Operation::UnbindEntries(change) => {
-                Outcome::UnbindEntries(self.unbind_entries(&change.entries).await?)
+                Outcome::UnbindEntries(self.unbind_entries(change).await?)
             }
             Operation::RemoveRowsOfEntries(change) => Outcome::RemoveRowsOfEntries(
                 self.remove_rows(
                     statements::CHUNK_DELETE_OF_ENTRIES,
-                    &[&change.entries, &i64::from(change.limit)],
+                    &[
+                        &change.entries,
+                        &i64::from(change.limit),
+                        &change.stored_before,
+                    ],
                 )
                 .await?,
             ),
+            Operation::FinishPurge(change) => {
+                self.executor
+                    .execute(statements::PURGE_FINISH, &[&signed(change.number)])
+                    .await?;
+                Outcome::FinishPurge(())
+            }
             Operation::DropEntries(change) => {
                 self.remove_rows(
                     statements::CHUNK_DELETE_ON_EDGE,

@@ -6,7 +6,7 @@ use chunkcache_proto::{ByteRange, ChunkIndex, EntryId, Level, v1};
 use uuid::Uuid;
 
 use super::super::{
-    ChunkSum, DatabaseError, EdgeRecord, EdgeStatus, EntryRecord, JobStatus, PurgeRecord,
+    ChunkSum, DatabaseError, EdgeRecord, EdgeStatus, EntryRecord, JobStatus, PendingPurge,
     edges::EdgeId,
 };
 
@@ -75,12 +75,14 @@ operations! {
     SetPinned { entry: EntryId, pinned: bool } -> ();
     /// Unbinds all keys of the entry; with `purge` its chunk rows are removed too.
     InvalidateEntry { entry: EntryId, purge: bool } -> Invalidated;
-    /// Use [`super::Writer::purge`]. Recorded before anything is dropped.
-    RecordPurge { selector: v1::PurgeSelector, soft: bool } -> Purging;
-    /// Use [`super::Writer::purge`]. No key points to them any more.
-    UnbindEntries { entries: Vec<EntryId> } -> ();
-    /// Use [`super::Writer::purge`].
-    RemoveRowsOfEntries { entries: Vec<EntryId>, limit: u32 } -> u64;
+    /// From now on keys that it selects and that were validated before are hidden.
+    RecordPurge { selector: v1::PurgeSelector, soft: bool } -> PendingPurge;
+    /// Use [`super::Writer::purge`]. No key validated before points to them any more.
+    UnbindEntries { entries: Vec<EntryId>, validated_before: SystemTime } -> ();
+    /// Use [`super::Writer::purge`]. Rows stored before.
+    RemoveRowsOfEntries { entries: Vec<EntryId>, stored_before: SystemTime, limit: u32 } -> u64;
+    /// The rows of what it selects are gone.
+    FinishPurge { number: u64 } -> ();
     /// The bytes of these entries are gone from the edge: so are its rows.
     DropEntries { edge: EdgeId, epoch: u64, entries: Vec<EntryId> } -> ();
     /// Adds or replaces; answers with the new revision of the source in it.
@@ -155,13 +157,6 @@ pub struct Reconciled {
     pub refused: Option<DatabaseError>,
     /// Another edge holds other bytes of one of its chunks.
     pub is_conflicting: bool,
-}
-
-/// A purge that was recorded.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Purging {
-    pub record: PurgeRecord,
-    pub purged_at: SystemTime,
 }
 
 /// The effect of an invalidation.

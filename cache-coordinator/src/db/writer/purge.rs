@@ -1,31 +1,42 @@
 //! A purge in the tables: recorded, then carried out in bites, so that it never holds up the others.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::SystemTime};
 
 use chunkcache_proto::EntryId;
 use deadpool_postgres::GenericClient;
 
 use super::super::{
-    ChangeKind, DatabaseError, PurgeRecord,
-    purges::{MAX_PURGES, columns},
+    ChangeKind, DatabaseError, PendingPurge, PurgeRecord,
+    purges::{MAX_PURGES, columns, places},
     statements,
 };
-use super::{BITE, Purging, RecordPurge, RemoveRowsOfEntries, UnbindEntries, Writer, apply::Batch};
+use super::{RecordPurge, RemoveRowsOfEntries, UnbindEntries, Writer, apply::Batch};
+use chunkcache_proto::v1::purge_selector::Objects;
+
+/// Entries, and rows, of one transaction: some 0.3 s, for which reports of edges wait.
+const BITE: u32 = 4_000;
 
 impl Writer {
-    /// No key points to the entries any more; unless softly, their chunk rows go too.
-    pub async fn purge(&self, entries: &[EntryId], soft: bool) -> Result<(), DatabaseError> {
+    /// No key from before the purge points to the entries any more; unless it is soft, their chunk
+    /// rows from before it go too.
+    pub async fn purge(
+        &self,
+        purge: &PendingPurge,
+        entries: &[EntryId],
+    ) -> Result<(), DatabaseError> {
         for entries in entries.chunks(BITE as usize) {
             let unbind = UnbindEntries {
                 entries: entries.to_vec(),
+                validated_before: purge.keys_before,
             };
             self.write(unbind).await?;
-            if soft {
+            if purge.record.soft {
                 continue;
             }
             loop {
                 let bite = RemoveRowsOfEntries {
                     entries: entries.to_vec(),
+                    stored_before: purge.purged_at,
                     limit: BITE,
                 };
                 if self.write(bite).await?.value < u64::from(BITE) {
@@ -41,13 +52,32 @@ impl<C: GenericClient> Batch<'_, C> {
     pub(super) async fn record_purge(
         &mut self,
         change: &RecordPurge,
-    ) -> Result<Purging, DatabaseError> {
-        let (kind, value) = columns(&change.selector)?;
+    ) -> Result<PendingPurge, DatabaseError> {
+        // Here: whatever was queued before, or is in this batch, was validated before.
+        let keys_before = SystemTime::now();
+        let selector = &change.selector;
+        let (kind, value) = columns(selector)?;
+        let objects = selector.objects.as_ref();
+        let (first, last, pattern) = objects.map(places).unwrap_or_default();
+        let tag = match objects {
+            Some(Objects::Tag(tag)) => Some(tag),
+            _ => None,
+        };
         let row = self
             .executor
             .query_one(
                 statements::PURGE_RECORD,
-                &[&change.selector.source, &kind, &value, &change.soft],
+                &[
+                    &selector.source,
+                    &kind,
+                    &value,
+                    &change.soft,
+                    &keys_before,
+                    &first,
+                    &last,
+                    &pattern,
+                    &tag,
+                ],
             )
             .await?;
         let number: i64 = row.get(0);
@@ -59,22 +89,26 @@ impl<C: GenericClient> Batch<'_, C> {
             selector: change.selector.clone(),
             soft: change.soft,
         };
-        Ok(Purging {
+        Ok(PendingPurge {
             record,
             purged_at: row.get(1),
+            keys_before,
         })
     }
 
     pub(super) async fn unbind_entries(
         &mut self,
-        entries: &[EntryId],
+        change: &UnbindEntries,
     ) -> Result<(), DatabaseError> {
         self.executor
-            .execute(statements::ENTRY_MARK_PURGED, &[&entries])
+            .execute(statements::ENTRY_MARK_PURGED, &[&change.entries])
             .await?;
         let unbound = self
             .executor
-            .query(statements::KEY_DELETE_OF_ENTRIES, &[&entries])
+            .query(
+                statements::KEY_DELETE_OF_ENTRIES,
+                &[&change.entries, &change.validated_before],
+            )
             .await?;
         let unbound: HashSet<EntryId> = unbound.iter().map(|row| row.get(0)).collect();
         self.changes
