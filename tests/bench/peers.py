@@ -376,6 +376,9 @@ class ChunkCache(Server):
     #: Where the release binaries are.
     binaries = Path("target/release")
     tls = False
+    #: What the edge is run by, and further options of it.
+    runner = []
+    edge_options = []
 
     def start(self):
         self.prefix = "/bench"
@@ -399,6 +402,7 @@ class ChunkCache(Server):
             certificate, key = self_signed(self.folder)
             options = ["--tls-cert", certificate, "--tls-key", key]
         edge = self.launch(
+            *self.runner,
             self.binaries / "cache-edge",
             "serve",
             "--name",
@@ -412,6 +416,7 @@ class ChunkCache(Server):
             "--admin-listen",
             f"127.0.0.1:{self.admin}",
             *options,
+            *self.edge_options,
         )
         wait_for_port(self.port, edge)
         self.edge = edge

@@ -1,12 +1,13 @@
 //! A private bucket on an S3 server that is not ours: moto's, which checks signatures.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use crate::ports;
 use crate::process::Process;
+use crate::python_tools::python_tool;
 use crate::wait::eventually;
 
 pub const BUCKET: &str = "films";
@@ -21,23 +22,10 @@ pub struct BucketServer {
     _process: Process,
 }
 
-/// The Python that `tests/bucket-server` made.
-fn python() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
-        PathBuf::from,
-    );
-    target.join("bucket-server/bin/python")
-}
-
 impl BucketServer {
     /// Starts it with these objects. None, with the reason printed, if it is not installed.
     pub fn start(directory: &Path, objects: &[(&str, Vec<u8>)]) -> Option<BucketServer> {
-        let python = python();
-        if !python.exists() {
-            eprintln!("skipped: moto is not installed (tests/bucket-server)");
-            return None;
-        }
+        let python = python_tool("python")?;
         let mut keys = serde_json::Map::new();
         for (number, (key, body)) in objects.iter().enumerate() {
             let path = directory.join(format!("object-{number}"));

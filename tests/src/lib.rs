@@ -31,6 +31,7 @@ pub mod origin;
 pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod python_tools;
 pub mod services;
 pub mod tls_front;
 pub mod wait;
