@@ -48,23 +48,40 @@ pub(crate) fn is_parameter(name: &str) -> bool {
     PARAMETERS.iter().any(|pattern| matches(pattern, name))
 }
 
-/// When a signature expires, in milliseconds since the epoch: as it says, or an hour from now.
+/// When a signature expires, in milliseconds since the epoch: at the first of the times that it
+/// says, an hour from now where it says none, and now where it says one that is not understood. Its
+/// client may have added to it what its origin does not read, or have written it in another way.
 #[must_use]
 pub fn expires_ms(signature: &str, now_ms: i64) -> i64 {
-    let value = |name: &str| {
-        let mut parameters = signature.split('&').filter_map(|it| it.split_once('='));
-        parameters.find_map(|(key, value)| (key == name).then_some(value))
+    let parameters = || {
+        signature
+            .split('&')
+            .map(|it| it.split_once('=').unwrap_or((it, "")))
     };
-    let dated = |date: &str, seconds: &str| {
-        let begins = basic_time(value(date)?)?;
-        begins.checked_add(value(seconds)?.parse().ok()?)
+    let values = |name: &'static str| {
+        let named = parameters().filter(move |(key, _)| *key == name);
+        named.map(|(_, value)| value).collect::<Vec<_>>()
     };
-    let seconds = dated("X-Amz-Date", "X-Amz-Expires")
-        .or_else(|| dated("X-Goog-Date", "X-Goog-Expires"))
-        .or_else(|| value("Expires")?.parse().ok())
-        .or_else(|| policy_end(value("Policy")?));
-    let told = seconds.and_then(|seconds: i64| seconds.checked_mul(1_000));
-    told.unwrap_or_else(|| now_ms.saturating_add(UNTOLD_MS))
+    let dated = |date, seconds| match (&*values(date), &*values(seconds)) {
+        ([], []) => vec![],
+        ([date], [seconds]) => vec![end(date, seconds)],
+        _ => vec![None],
+    };
+    let mut ends = dated("X-Amz-Date", "X-Amz-Expires");
+    ends.extend(dated("X-Goog-Date", "X-Goog-Expires"));
+    ends.extend(values("Expires").iter().map(|it| it.parse().ok()));
+    ends.extend(values("Policy").iter().map(|it| policy_end(it)));
+    let told = ends.into_iter().map(|seconds: Option<i64>| {
+        let ms = seconds.and_then(|seconds| seconds.checked_mul(1_000));
+        ms.unwrap_or(now_ms)
+    });
+    told.min()
+        .unwrap_or_else(|| now_ms.saturating_add(UNTOLD_MS))
+}
+
+/// Seconds since the epoch: so many after a date.
+fn end(date: &str, seconds: &str) -> Option<i64> {
+    basic_time(date)?.checked_add(seconds.parse().ok()?)
 }
 
 /// Seconds since the epoch of `20261130T092200Z`.
@@ -143,20 +160,41 @@ mod tests {
 
     #[test]
     fn one_that_does_not_say_is_good_for_an_hour() {
+        for signature in ["", "Signature=s", "X-Amz-Signature=s"] {
+            assert_eq!(expires_ms(signature, NOW), NOW + UNTOLD_MS, "{signature}");
+        }
+    }
+
+    /// Else a client could keep its right by another spelling of its end.
+    #[test]
+    fn one_that_is_not_understood_is_good_for_no_time() {
         for signature in [
-            "",
-            "Signature=s",
             "X-Amz-Date=20261130T092200Z",
+            "X-Amz-Expires=60&X-Amz-Signature=s",
             "X-Amz-Date=2026-11-30T09:22Z&X-Amz-Expires=60",
             "X-Amz-Date=20261130T092200Z&X-Amz-Expires=9223372036854775807",
+            "X-Amz-Date=20261130T092200Z&X-Amz-Expires=60&X-Amz-Expires=60",
             "Expires=9223372036854775807",
             "Expires=tomorrow",
+            "Expires=1700000000%20",
+            "Expires",
             "Policy=e30_",
             "Policy=***",
             "X-Amz-Date=2026113\u{e9}T092200Z&X-Amz-Expires=1",
         ] {
-            assert_eq!(expires_ms(signature, NOW), NOW + UNTOLD_MS, "{signature}");
+            assert_eq!(expires_ms(signature, NOW), NOW, "{signature}");
         }
+    }
+
+    #[test]
+    fn of_several_ends_the_first_counts() {
+        let amz = "X-Amz-Date=19700101T000100Z&X-Amz-Expires=30";
+        for (more, seconds) in [("Expires=80", 80), ("Expires=9999", 90)] {
+            for signature in [format!("{amz}&{more}"), format!("{more}&{amz}")] {
+                assert_eq!(expires_ms(&signature, NOW), seconds * 1_000, "{signature}");
+            }
+        }
+        assert_eq!(expires_ms("Expires=70&Expires=60", NOW), 60_000);
     }
 
     #[test]
