@@ -156,3 +156,85 @@ fn a_client_of_a_private_bucket_is_let_in_by_its_own_signature() {
         );
     }
 }
+
+fn seconds_from_now(seconds: u64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    now.as_secs() + seconds
+}
+
+/// An origin can stop accepting a signature before it expires. Whoever has another one gets the
+/// film nevertheless.
+#[test]
+fn a_signature_that_is_refused_by_now_gives_nothing_any_more() {
+    let cluster = cluster(&[]);
+    let long = format!("Expires={}&Signature=a", seconds_from_now(90_000));
+    let short = format!("Expires={}&Signature=b", seconds_from_now(3_600));
+    let film = Object::generated(1, FILM).accepting(&[&long, &short]);
+    cluster.origin.put("/film.mp4", film.clone());
+    let begun = Call::get(&format!("/films/film.mp4?{long}")).range(0, 1_000);
+    begun.send(cluster.edge().http).expect(206);
+    cluster.origin.put("/film.mp4", film.accepting(&[&short]));
+    let before = asked(&cluster, &long).len();
+    let got = get(&cluster, &short).expect(200);
+    assert!(got.complete && got.body == content::bytes(1, 0, FILM));
+    let refused = &asked(&cluster, &long)[before..];
+    assert_eq!(refused, [(403, 0)], "tried once, then taken back");
+    assert_eq!(get(&cluster, &long).status, 403);
+    let metrics = Call::get("/metrics").send(cluster.edge().admin).text();
+    assert!(metrics.contains("cache_edge_accepted_signatures 1"));
+}
+
+/// What is not kept is each client's own.
+#[test]
+fn what_is_passed_through_is_asked_for_with_the_clients_own_signature() {
+    let cluster = cluster(&[]);
+    let long = format!("Expires={}&Signature=a", seconds_from_now(90_000));
+    let short = format!("Expires={}&Signature=b", seconds_from_now(3_600));
+    let mine = Object::generated(1, 1_000).accepting(&[&long, &short]);
+    let mine = mine.header("Cache-Control", "private");
+    cluster.origin.put("/film.mp4", mine);
+    get(&cluster, &long).expect(200);
+    let before = asked(&cluster, &long).len();
+    get(&cluster, &short).expect(200);
+    let head = Call::head(&format!("/films/film.mp4?{short}")).send(cluster.edge().http);
+    assert_eq!(head.header("content-length"), Some("1000"));
+    assert_eq!(asked(&cluster, &long).len(), before, "another's signature");
+    // Signatures cover the method.
+    let hits = cluster.origin.hits("/film.mp4");
+    assert!(hits.iter().all(|hit| hit.method == "GET"), "{hits:?}");
+}
+
+/// What the source may read is not what its clients may.
+#[test]
+fn the_sources_own_credentials_do_not_speak_for_its_clients() {
+    let cluster = cluster(&[
+        "--header",
+        "Authorization: Bearer own",
+        "--header",
+        "X-Via: edge",
+    ]);
+    let film = Object::generated(1, 1_000).accepting(&["Signature=a"]);
+    cluster.origin.put("/film.mp4", film);
+    assert_eq!(get(&cluster, "Signature=b").status, 403);
+    get(&cluster, "Signature=a").expect(200);
+    let hits = cluster.origin.hits("/film.mp4");
+    let of_source = |hit: &&chunkcache_tests::origin::Hit| hit.header("authorization").is_some();
+    let questions: Vec<_> = hits.iter().filter(|hit| !of_source(hit)).collect();
+    assert_eq!(questions.len(), 2, "one of each signature: {hits:?}");
+    assert!(hits.iter().all(|hit| hit.header("x-via") == Some("edge")));
+    assert!(hits.iter().filter(of_source).all(|hit| hit.status != 403));
+}
+
+#[test]
+fn an_entry_of_a_removed_source_is_nobodys() {
+    let cluster = cluster(&[]);
+    let film = Object::generated(1, FILM).accepting(&["Signature=a"]);
+    cluster.origin.put("/film.mp4", film);
+    get(&cluster, "Signature=a").expect(200);
+    let id = cluster.coordinator.json(&["entry", "list"])[0]["id"].clone();
+    let by_id = Call::get(&format!("/v1/entries/{}", id.as_str().unwrap()));
+    by_id.send(cluster.edge().http).expect(404);
+    let removed = cluster.coordinator.cli(&["source", "remove", "films"]);
+    assert!(removed.status.success(), "{removed:?}");
+    by_id.send(cluster.edge().http).expect(404);
+}

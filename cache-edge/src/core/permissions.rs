@@ -23,6 +23,7 @@ pub struct Permissions {
     by_object: HashMap<Arc<str>, OfObject>,
     /// The oldest first. One that was given again has the number of its last time.
     order: VecDeque<(u64, Arc<str>, Arc<str>)>,
+    number: usize,
     bytes: usize,
     given: u64,
     forgotten: u64,
@@ -54,6 +55,7 @@ impl Permissions {
             max_bytes,
             by_object: HashMap::new(),
             order: VecDeque::new(),
+            number: 0,
             bytes: 0,
             given: 0,
             forgotten: 0,
@@ -70,6 +72,7 @@ impl Permissions {
             None => object.into(),
         };
         let signature: Arc<str> = signature.into();
+        self.number += 1;
         self.bytes += weigh(&object, &signature);
         let of_object = self.by_object.entry(object.clone()).or_default();
         let permission = Permission { number, until_ms };
@@ -101,10 +104,15 @@ impl Permissions {
         (*until_ms > now_ms).then(|| signature.clone())
     }
 
+    /// Forgets a signature that is accepted no more.
+    pub fn take_back(&mut self, object: &str, signature: &str) {
+        self.remove(object, signature);
+    }
+
     /// Number of permissions, and their size.
     #[must_use]
     pub fn size(&self) -> (usize, usize) {
-        (self.order.len(), self.bytes)
+        (self.number, self.bytes)
     }
 
     /// How many were forgotten before they expired or were given again, so that others had space.
@@ -132,6 +140,7 @@ impl Permissions {
         if of_object.by_signature.remove(signature).is_none() {
             return;
         }
+        self.number -= 1;
         self.bytes -= weigh(object, signature);
         if of_object.by_signature.is_empty() {
             self.by_object.remove(object);
@@ -170,6 +179,26 @@ mod tests {
         // One given again with a shorter time.
         permissions.give("a", "s1", 150);
         assert_eq!(permissions.any("a", 160).as_deref(), Some("s2"));
+    }
+
+    #[test]
+    fn one_that_was_taken_back_is_good_for_nothing() {
+        let mut permissions = Permissions::new(2, usize::MAX);
+        permissions.give("a", "s1", 100);
+        permissions.give("a", "s2", 200);
+        permissions.take_back("a", "s2");
+        permissions.take_back("a", "never-given");
+        assert_eq!(permissions.until("a", "s2", 0), None);
+        assert_eq!(permissions.any("a", 0).as_deref(), Some("s1"));
+        assert_eq!(permissions.size(), (1, weigh("a", "s1")));
+        permissions.take_back("a", "s1");
+        assert_eq!(
+            (permissions.any("a", 0), permissions.size()),
+            (None, (0, 0))
+        );
+        permissions.give("b", "s", 9);
+        permissions.give("c", "s", 9);
+        assert_eq!((permissions.size().0, permissions.forgotten()), (2, 0));
     }
 
     #[test]

@@ -393,9 +393,7 @@ impl Fetcher {
             // says.
             return Err(OriginError::Changed);
         }
-        let url = self.catalogue.url_of(&source, &key)?;
-        let now = now_ms();
-        let held_off = source.held_off_for_ms(now);
+        let held_off = source.held_off_for_ms(now_ms());
         if held_off > 0 {
             return Err(OriginError::Busy {
                 retry_after: Duration::from_millis(held_off),
@@ -404,17 +402,22 @@ impl Fetcher {
         let mut asked = answer::variant_headers(&key.variant);
         asked.extend(answer::range_headers(range, Some(entry)));
         tracing::debug!(start = range.start, end = range.end, "asking the origin");
-        let mut question = Question {
-            method: http::Method::GET,
-            url,
-            headers: &asked,
-            class,
-            kind: RequestKind::Chunks,
-            is_presigned: false,
-            skip: OriginSet::default(),
-        };
+        let mut skip = OriginSet::default();
         loop {
-            let response = self.client.ask_origins(&source, &question).await?;
+            let ask = |url| {
+                let question = Question {
+                    method: http::Method::GET,
+                    url,
+                    headers: &asked,
+                    class,
+                    kind: RequestKind::Chunks,
+                    is_presigned: false,
+                    skip,
+                };
+                let (client, source) = (&self.client, &source);
+                async move { client.ask_origins(source, &question).await }
+            };
+            let response = self.catalogue.ask_signed(&source, &key, ask).await?;
             let part = answer::check(response.status, &response.headers, range, entry, now_ms())
                 .map_err(OriginError::from);
             if let (Err(OriginError::Changed), true) = (&part, source.origins().len() > 1) {
@@ -422,8 +425,8 @@ impl Fetcher {
                 if let Some(error) = response.passed_over() {
                     return Err(error.clone());
                 }
-                question.skip.insert(response.origin());
-                if source.may_have_it(&question.skip, self.retry_budget) {
+                skip.insert(response.origin());
+                if source.may_have_it(&skip, self.retry_budget) {
                     continue;
                 }
             }

@@ -566,7 +566,8 @@ impl Objects for EdgeObjects {
                 };
                 let source = bound.entry.key.as_ref().map(|key| &key.source);
                 let source = source.and_then(|source| parts.catalogue.get(source));
-                if source.is_some_and(|source| source.checks_signatures()) {
+                // Of a source that is registered no more, nobody knows who may have it.
+                if source.is_none_or(|source| source.checks_signatures()) {
                     return Err(ServeError::UnknownEntry(id));
                 }
                 self.object(&Arc::new(bound), Freshness::Fresh, None)

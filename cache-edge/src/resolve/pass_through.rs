@@ -116,7 +116,8 @@ pub async fn pass_through(
         patience: source.patience(parts.chunk_wait_timeout),
         counters: parts.downloads.fetcher().counters.clone(),
     };
-    let method = if request.head_only {
+    // A signature is one of a method; the body of a GET is not read then.
+    let method = if request.head_only && !source.needs_signature() {
         Method::HEAD
     } else {
         Method::GET

@@ -7,10 +7,13 @@ use chunkcache_proto::v1;
 use super::{
     objects::EdgeObjects,
     pass_through,
-    ports::{ObjectRequest, Resolution, ServeError},
+    ports::{ObjectName, ObjectRequest, PassThrough, Resolution, ServeError},
     whole_answer::AS_A_WHOLE,
 };
-use crate::{readers::ReaderFactory, upstream::Source};
+use crate::{
+    readers::ReaderFactory,
+    upstream::{Source, signatures::refuses_signature},
+};
 use chunk_store::EntryFile;
 
 impl EdgeObjects {
@@ -61,10 +64,33 @@ impl EdgeObjects {
         if request.ahead.is_some() {
             return Err(ServeError::NotAhead);
         }
-        let url = self.parts().catalogue.url_of(source, key);
-        let url = url.map_err(|error| pass_through::serve_error(&error))?;
-        let passed =
-            pass_through::pass_through(self.parts(), source, url, request, why, stored).await?;
+        let passed = self.pass_own(source, key, request, why, stored).await?;
         Ok(Resolution::PassThrough(passed))
+    }
+
+    /// Sends a client's request to the origin, with its own signature where one is needed: the
+    /// answer may be for this client alone.
+    pub(super) async fn pass_own(
+        &self,
+        source: &Arc<Source>,
+        key: &v1::Key,
+        request: &ObjectRequest,
+        why: &'static str,
+        stored: Option<Arc<EntryFile>>,
+    ) -> Result<PassThrough, ServeError> {
+        let signature = match &request.name {
+            ObjectName::Key { query, .. } if source.needs_signature() => source.signature(query),
+            _ => None,
+        };
+        let url = source.signed_url(key, signature.as_deref().unwrap_or_default());
+        let url = url.map_err(|error| pass_through::serve_error(&error))?;
+        let parts = self.parts();
+        let passed = pass_through::pass_through(parts, source, url, request, why, stored).await?;
+        if let Some(signature) = signature
+            && refuses_signature(passed.status)
+        {
+            parts.catalogue.take_back(source, key, &signature);
+        }
+        Ok(passed)
     }
 }

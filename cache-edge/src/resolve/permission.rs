@@ -48,7 +48,7 @@ impl EdgeObjects {
         key: &v1::Key,
         request: &ObjectRequest,
     ) -> Result<Access, ServeError> {
-        let Some(signature) = source.signature(named) else {
+        let Some(signature) = source.signature(&named.query) else {
             return Ok(Access::Until(i64::MAX));
         };
         let catalogue = &self.parts().catalogue;
@@ -98,8 +98,8 @@ impl EdgeObjects {
         status: StatusCode,
     ) -> Result<Resolution<ReaderFactory>, ServeError> {
         // With its challenge, which the edge can not make up; not by the source's own right.
-        if status == StatusCode::UNAUTHORIZED && source.needs_signature() {
-            let signature = source.signature(named).unwrap_or_default();
+        if status == StatusCode::UNAUTHORIZED && !source.has_own_right() {
+            let signature = source.signature(&named.query).unwrap_or_default();
             let url = source.signed_url(key, &signature);
             let url = url.map_err(|error| pass_through::serve_error(&error))?;
             let why = "signature";

@@ -142,7 +142,6 @@ async fn attempt(
             retry_after: Duration::from_millis(held_off),
         });
     }
-    let url = objects.parts().catalogue.url_of(source, key)?;
     let mut headers = pass_through::allowed_headers(source, &request.headers);
     let range = match ask {
         Ask::From(range) => Some(format!("bytes={}-{}", range.start, range.end - 1)),
@@ -153,10 +152,9 @@ async fn attempt(
     if let Some(value) = range.and_then(|text| HeaderValue::from_str(&text).ok()) {
         headers.insert(header::RANGE, value);
     }
-    let client = &objects.parts().client;
-    let response = client
-        .get(source, url, &headers, RequestClass::Foreground)
-        .await?;
+    let (catalogue, client) = (&objects.parts().catalogue, &objects.parts().client);
+    let get = |url| client.get(source, url, &headers, RequestClass::Foreground);
+    let response = catalogue.ask_signed(source, key, get).await?;
     match response.status {
         StatusCode::PARTIAL_CONTENT => ranged(objects, source, key, request, ask, since, response),
         StatusCode::OK => Ok(ProbeStep::Found(adopt(

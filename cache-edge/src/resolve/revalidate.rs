@@ -56,7 +56,6 @@ async fn ask(
     bound: &Arc<Bound>,
 ) -> Result<Finding, OriginError> {
     let since = objects.parts().bindings.now();
-    let url = objects.parts().catalogue.url_of(source, key)?;
     let mut headers = forwarded.clone();
     // If the object did change, one byte comes and not all of it.
     if bound.entry.size > 0 {
@@ -67,10 +66,9 @@ async fn ask(
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
     }
-    let client = &objects.parts().client;
-    let mut response = client
-        .get(source, url.clone(), &headers, RequestClass::Foreground)
-        .await?;
+    let (catalogue, client) = (&objects.parts().catalogue, &objects.parts().client);
+    let get = |url| client.get(source, url, &headers, RequestClass::Foreground);
+    let mut response = catalogue.ask_signed(source, key, get).await?;
     let again = match judge_revalidation(response.status) {
         Revalidation::Confirmed if answer::names_another(&response.headers, &bound.entry) => {
             Some(unconditional)
@@ -82,9 +80,8 @@ async fn ask(
     if let Some(headers) = again {
         // Close its connection first: the origin may allow only one.
         drop(response);
-        response = client
-            .get(source, url, &headers, RequestClass::Foreground)
-            .await?;
+        let get = |url| client.get(source, url, &headers, RequestClass::Foreground);
+        response = catalogue.ask_signed(source, key, get).await?;
     }
     if pass_through::is_redirect(response.status) {
         return Ok(Finding::Unstorable("redirect"));

@@ -99,14 +99,12 @@ impl EdgeObjects {
     ) -> Result<Option<PassThrough>, ServeError> {
         let parts = self.parts();
         let since = parts.bindings.now();
-        let url = self.parts().catalogue.url_of(source, key);
-        let url = url.map_err(|error| pass_through::serve_error(&error))?;
         let mut plain = request.clone();
         // The whole is requested.
         SELECTING.iter().for_each(|name| {
             plain.headers.remove(name);
         });
-        let passed = pass_through::pass_through(parts, source, url, &plain, why, None).await?;
+        let passed = self.pass_own(source, key, &plain, why, None).await?;
         let Some(described) = self.describe_whole(source, key, since, &passed) else {
             parts.bindings.set_unstorable(key, NOT_FRESH, now_ms());
             let is_plain = !SELECTING.iter().any(|it| request.headers.contains_key(it));

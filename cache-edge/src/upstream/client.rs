@@ -28,6 +28,7 @@ use super::{
     quota::{ConnectionPermit, RequestClass},
     redirect::{self, Redirect},
     response::{Reading, Response},
+    signatures,
     source::OriginSet,
     transport::{Dialing, Proxy, Transport},
 };
@@ -235,6 +236,10 @@ impl Client {
         let outside = || OriginError::Protocol("the path leaves the source".into());
         let origin = source.origins().get(index).ok_or_else(outside)?;
         let mut url = source.target(origin, &question.url).ok_or_else(outside)?;
+        if question.is_presigned {
+            let _ = url.set_username("");
+            let _ = url.set_password(None);
+        }
         let mut is_own = true;
         // Lifetimes of redirects also limit the object they lead to.
         let mut lifetimes = Vec::new();
@@ -243,7 +248,8 @@ impl Client {
             self.closed(source).await;
             let mut headers = question.headers.clone();
             if is_own {
-                for (name, value) in &source.headers {
+                let is_sent = |name| !question.is_presigned || !signatures::is_right(name);
+                for (name, value) in source.headers.iter().filter(|(name, _)| is_sent(name)) {
                     headers.insert(name, value.clone());
                 }
             } else {
@@ -367,7 +373,8 @@ pub struct Question<'a> {
     pub headers: &'a HeaderMap,
     pub class: RequestClass,
     pub kind: RequestKind,
-    /// Its URL has a client's signature, which counts and not the source's own.
+    /// It is asked in a client's name: by the signature in its URL, and not by the source's own
+    /// right.
     pub is_presigned: bool,
     pub skip: OriginSet,
 }

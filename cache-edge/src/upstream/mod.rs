@@ -20,7 +20,7 @@ mod redirect;
 pub mod reloading;
 mod response;
 mod s3;
-mod signatures;
+pub mod signatures;
 pub mod source;
 mod transport;
 

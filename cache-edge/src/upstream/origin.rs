@@ -91,6 +91,12 @@ impl Origin {
         authority.rsplit_once('@').map_or(authority, |(_, it)| it)
     }
 
+    /// Whether its base URL has a user's name.
+    #[must_use]
+    pub(super) fn has_credentials(&self) -> bool {
+        !self.target.username().is_empty()
+    }
+
     #[must_use]
     pub(super) fn transport(&self) -> Option<&Transport> {
         self.transport.as_ref()

@@ -1,23 +1,28 @@
 //! Clients' signatures of presigned URLs: read from what a client asks for, remembered when an
 //! origin accepted them, and sent with requests for the object.
 
+use std::sync::Arc;
+
 use chunkcache_proto::v1;
+use http::{HeaderName, StatusCode, header};
 use http_rules::presigned;
 use parking_lot::Mutex;
 use url::Url;
 
-use super::{Catalogue, OriginError, Source};
+use super::{Catalogue, OriginError, Response, Source, origin::Origin};
 use crate::{clock::now_ms, core::permissions::Permissions};
 
 /// How long a signature that was just accepted is good at least.
 const LEAST_PERMITTED_MS: i64 = 5_000;
+/// Signatures that one request is sent with, one after the other, while they are refused.
+const MOST_TRIED: usize = 4;
 
 impl Source {
-    /// The signature of a client's name, if the origin is asked about each; empty: it has none.
+    /// The signature in a client's query, if the origin is asked about each; empty: it has none.
     #[must_use]
-    pub fn signature(&self, named: &v1::Key) -> Option<String> {
+    pub fn signature(&self, query: &str) -> Option<String> {
         self.checks_signatures()
-            .then(|| presigned::signature(&named.query, &self.key_rules))
+            .then(|| presigned::signature(query, &self.key_rules))
     }
 
     /// Whether clients need a signature that the origin accepts.
@@ -30,6 +35,14 @@ impl Source {
     #[must_use]
     pub fn needs_signature(&self) -> bool {
         self.checks_signatures() && self.signer.is_none()
+    }
+
+    /// Whether the source has a right of its own to its objects, which its clients do not have.
+    #[must_use]
+    pub fn has_own_right(&self) -> bool {
+        self.signer.is_some()
+            || self.headers.iter().any(|(name, _)| is_right(name))
+            || self.origins().iter().any(Origin::has_credentials)
     }
 
     /// Like [`url`](Self::url), with a client's signature.
@@ -45,14 +58,48 @@ impl Source {
 }
 
 impl Catalogue {
-    /// The URL to ask for an object, with a signature that its origin accepted where it needs one.
-    pub fn url_of(&self, source: &Source, key: &v1::Key) -> Result<Url, OriginError> {
+    /// Asks for an object, with a signature that its origin accepted where it needs one. One that
+    /// is refused by now is taken back, and another is tried.
+    pub async fn ask_signed<F>(
+        &self,
+        source: &Source,
+        key: &v1::Key,
+        mut ask: impl FnMut(Url) -> F,
+    ) -> Result<Response, OriginError>
+    where
+        F: Future<Output = Result<Response, OriginError>>,
+    {
         if !source.needs_signature() {
-            return source.signed_url(key, "");
+            return ask(source.signed_url(key, "")?).await;
         }
+        let mut signature = self
+            .signature_for(source, key)
+            .ok_or(OriginError::Unsigned)?;
+        for tried in 1.. {
+            let response = ask(source.signed_url(key, &signature)?).await?;
+            // Another origin's refusal says nothing about the first one's.
+            if response.passed_over().is_some() || !refuses_signature(response.status) {
+                return Ok(response);
+            }
+            self.take_back(source, key, &signature);
+            match self.signature_for(source, key) {
+                // The connection of the refusal is closed first: there may be one only.
+                Some(other) if tried < MOST_TRIED => signature = other,
+                _ => return Ok(response),
+            }
+        }
+        Err(OriginError::Unsigned)
+    }
+
+    fn signature_for(&self, source: &Source, key: &v1::Key) -> Option<Arc<str>> {
         let object = permission_object(source, key);
-        let signature = self.permissions.lock().any(&object, now_ms());
-        source.signed_url(key, &signature.ok_or(OriginError::Unsigned)?)
+        self.permissions.lock().any(&object, now_ms())
+    }
+
+    /// Forgets that a signature was accepted for an object.
+    pub fn take_back(&self, source: &Source, key: &v1::Key, signature: &str) {
+        let object = permission_object(source, key);
+        self.permissions.lock().take_back(&object, signature);
     }
 
     /// Until when a signature is known to be accepted for an object.
@@ -77,6 +124,21 @@ impl Catalogue {
     pub fn permissions(&self) -> &Mutex<Permissions> {
         &self.permissions
     }
+}
+
+/// Whether a request with a signature was refused because of it, as far as that can be seen: S3
+/// answers 400 where the credentials that it was made with have expired.
+#[must_use]
+pub fn refuses_signature(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+    )
+}
+
+/// Whether a header is the right of who sends it.
+pub(super) fn is_right(name: &HeaderName) -> bool {
+    matches!(*name, header::AUTHORIZATION | header::COOKIE)
 }
 
 /// What a signature is good for: an object at one place, in all its versions and variants.
