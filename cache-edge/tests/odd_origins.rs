@@ -128,8 +128,8 @@ async fn answers_nobody_asked_for_are_refused() {
         let act =
             format!("HTTP/1.1 {status} X\r\nETag: \"v1\"\r\n{extra}Content-Length: 5\r\n\r\nhello");
         origin.script(move |nth, _| match nth {
-            // So that it is passed through from then on.
-            0 => Act::Chunked,
+            // So that it is passed through from then on: nothing says how long it is fresh.
+            0 => Act::Raw("HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into()),
             _ => Act::Raw(act.clone().into()),
         });
         edge.get("/films/a", None).await;

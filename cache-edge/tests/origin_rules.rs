@@ -284,6 +284,10 @@ async fn an_object_without_a_validator_is_kept_as_a_whole() {
         "{words}"
     );
     let asked = origin.requests();
+    assert_eq!(
+        asked, 1,
+        "the first question's answer is the one that is kept"
+    );
     let hit = edge.get("/films/live.m3u8", None).await;
     hit.assert_bytes(200, b"#EXTM3U one");
     assert!(

@@ -8,6 +8,7 @@ use super::{
     permission::Access,
     ports::{FirstBytes, ObjectName, ObjectRequest, ServeError},
     probe::Finding,
+    whole_answer::AS_A_WHOLE,
 };
 use crate::clock::now_ms;
 use http_rules::freshness;
@@ -23,6 +24,7 @@ impl EdgeObjects {
             }),
             Ok(Finding::Negative(status @ (404 | 410))) => Outcome::AbsentStatus(status.into()),
             Ok(Finding::Negative(status)) => Outcome::Failed(format!("it answered {status}")),
+            Ok(Finding::Whole { .. }) => Outcome::Uncacheable(AS_A_WHOLE.into()),
             Ok(Finding::Unstorable(why)) => Outcome::Uncacheable(why.into()),
             Err(error) => Outcome::Failed(error.to_string()),
         }

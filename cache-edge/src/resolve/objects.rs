@@ -20,6 +20,7 @@ use super::{
     probe::Finding,
     revalidate,
     singleflight::{Outcome, Singleflight},
+    whole_answer::AS_A_WHOLE,
 };
 use crate::clock::now_ms;
 use crate::fetch::{Assignment, Downloads};
@@ -253,6 +254,12 @@ impl EdgeObjects {
             }
             Finding::Object(bound, freshness) => {
                 self.object(&bound, freshness, (!by_headers).then_some((seen, until_ms)))
+            }
+            Finding::Whole { whole, collapsed } => {
+                match self.answer_as_it_arrives(&whole, request, collapsed).await {
+                    Some(answer) => Ok(Resolution::PassThrough(answer)),
+                    None => self.unstorable(&source, &key, request, AS_A_WHOLE).await,
+                }
             }
             Finding::Negative(status) => negative(status, false),
             Finding::Unstorable(why) => self.unstorable(&source, &key, request, why).await,

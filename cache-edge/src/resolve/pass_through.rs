@@ -107,15 +107,7 @@ pub async fn pass_through(
     for name in &SELECTING {
         copy(&request.headers, &mut headers, name);
     }
-    let asking = Asking {
-        client: parts.client.clone(),
-        source: source.clone(),
-        catalogue: parts.catalogue.clone(),
-        url,
-        headers,
-        patience: source.patience(parts.chunk_wait_timeout),
-        counters: parts.downloads.fetcher().counters.clone(),
-    };
+    let asking = asking(parts, source, url, headers);
     // A signature is one of a method; the body of a GET is not read then.
     let method = if request.head_only && !source.needs_signature() {
         Method::HEAD
@@ -135,13 +127,27 @@ pub async fn pass_through(
     let asked = asked
         .await
         .map_err(|_| ServeError::Internal("the request to the origin was given up".into()))?;
-    let (mut response, asking) = asked.map_err(|error| serve_error(&error))?;
+    let (response, asking) = asked.map_err(|error| serve_error(&error))?;
     let status = response.status;
     if is_unasked(status, &request.headers) {
         return Err(ServeError::BadOrigin(format!(
             "it answered {status} to a request that did not ask for it"
         )));
     }
+    Ok(hand_on(parts, asking, response, request, why, stored))
+}
+
+/// An answer as it is passed on. `asking`: as what asked for it, should its body break off.
+pub(super) fn hand_on(
+    parts: &Parts,
+    asking: Asking,
+    mut response: Response,
+    request: &ObjectRequest,
+    why: &'static str,
+    stored: Option<Arc<EntryFile>>,
+) -> PassThrough {
+    let status = response.status;
+    let source = asking.source.name().to_owned();
     let mut headers = std::mem::take(&mut response.headers);
     let announced = AnnouncedVersion::of(status, &headers);
     if answer::content_length(&headers).is_none() {
@@ -168,8 +174,8 @@ pub async fn pass_through(
             .workers()
             .spawn(send(body, sender, comparison).instrument(Span::current()));
     }
-    Ok(PassThrough {
-        source: source.name().to_owned(),
+    PassThrough {
+        source,
         status,
         headers,
         body: Box::pin(ChannelBody {
@@ -178,7 +184,25 @@ pub async fn pass_through(
         }),
         why,
         status_words: None,
-    })
+    }
+}
+
+/// What asks for an object, with these headers.
+pub(super) fn asking(
+    parts: &Parts,
+    source: &Arc<Source>,
+    url: url::Url,
+    headers: HeaderMap,
+) -> Asking {
+    Asking {
+        client: parts.client.clone(),
+        source: source.clone(),
+        catalogue: parts.catalogue.clone(),
+        url,
+        headers,
+        patience: source.patience(parts.chunk_wait_timeout),
+        counters: parts.downloads.fetcher().counters.clone(),
+    }
 }
 
 /// Sends until the body ends or breaks off, or the client leaves.

@@ -8,7 +8,7 @@ use super::{
     objects::EdgeObjects,
     pass_through,
     ports::{ObjectName, ObjectRequest, PassThrough, Resolution, ServeError},
-    whole_answer::AS_A_WHOLE,
+    whole_answer::{AS_A_WHOLE, without_variant},
 };
 use crate::{
     readers::ReaderFactory,
@@ -25,11 +25,7 @@ impl EdgeObjects {
         request: &ObjectRequest,
         why: &'static str,
     ) -> Result<Resolution<ReaderFactory>, ServeError> {
-        // The selecting headers are part of the question.
-        let base = v1::Key {
-            variant: String::new(),
-            ..key.clone()
-        };
+        let base = without_variant(key);
         if source.mode() == v1::SourceMode::Serve
             && request.ahead.is_none()
             && why == AS_A_WHOLE

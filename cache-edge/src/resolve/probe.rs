@@ -13,7 +13,7 @@ use super::{
     objects::EdgeObjects,
     pass_through, patience,
     ports::{FirstBytes, Freshness, ObjectRequest, ServeError},
-    whole::MAX_OBJECT_BYTES,
+    whole::{MAX_OBJECT_BYTES, Whole},
     whole_answer::AS_A_WHOLE,
 };
 use crate::clock::now_ms;
@@ -30,6 +30,11 @@ use http_rules::{fields, freshness};
 #[derive(Clone, Debug)]
 pub enum Finding {
     Object(Arc<Bound>, Freshness),
+    /// The answer itself, which is stored as a whole while it arrives.
+    Whole {
+        whole: Arc<Whole>,
+        collapsed: bool,
+    },
     Negative(u16),
     Unstorable(&'static str),
 }
@@ -45,6 +50,7 @@ impl Finding {
             Self::Object(bound, Freshness::Revalidated { status, .. }) => {
                 Self::Object(bound, Freshness::Revalidated { collapsed, status })
             }
+            Self::Whole { whole, .. } => Self::Whole { whole, collapsed },
             other => other,
         }
     }
@@ -309,6 +315,11 @@ fn adopt(
     let (status, headers) = (response.status, &response.headers);
     let bound = match register(objects, source, key, value, since, status, headers)? {
         Ok(bound) => bound,
+        // It may ignore ranges: then this is the whole already, and is not asked for again.
+        Err(AS_A_WHOLE) if part == Part::Whole => {
+            let kept = objects.keep_whole(source, key, request, since, response);
+            return Ok(kept.unwrap_or(Finding::Unstorable(AS_A_WHOLE)));
+        }
         Err(why) => return Ok(Finding::Unstorable(why)),
     };
     let file = objects

@@ -43,7 +43,7 @@ const SLOWEST_FOR: Duration = Duration::from_secs(10);
 const FRAMES: usize = 4;
 
 /// The head of an answer.
-pub(super) struct WholeDescription {
+pub struct WholeDescription {
     pub key: v1::Key,
     pub status: StatusCode,
     pub headers: HeaderMap,
@@ -51,7 +51,7 @@ pub(super) struct WholeDescription {
 }
 
 /// One answer, arrived or arriving.
-pub(super) struct Whole {
+pub struct Whole {
     pub described: WholeDescription,
     progress: Mutex<Progress>,
     changed: Notify,
@@ -139,6 +139,14 @@ impl Reader {
             }
             changed.await;
         }
+    }
+}
+
+impl std::fmt::Debug for Whole {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Whole")
+            .field("key", &self.described.key)
+            .finish()
     }
 }
 

@@ -17,10 +17,11 @@ use super::{
     objects::EdgeObjects,
     pass_through,
     ports::{ObjectRequest, PassBody, PassThrough, ServeError},
+    probe::Finding,
     whole::{Asking, Claim, PumpFuture, Whole, WholeDescription, full},
 };
 use crate::clock::now_ms;
-use crate::upstream::Source;
+use crate::upstream::{Response, Source};
 
 /// Why an object is not stored in parts, if it may be stored as a whole.
 pub(super) const AS_A_WHOLE: &str = "as-a-whole";
@@ -70,18 +71,13 @@ impl EdgeObjects {
         }
         let bindings = &self.parts().bindings;
         let id = self.whole_id(source, key, request);
-        let collapsed = CacheStatus {
-            forward: Some(Forward::Miss),
-            collapsed: true,
-            ..CacheStatus::default()
-        };
         match bindings.whole().claim(id, now_ms()) {
-            Claim::Present(whole) => Ok(self.answer_from(&whole, request, collapsed).await),
+            Claim::Present(whole) => Ok(self.answer_as_it_arrives(&whole, request, true).await),
             Claim::Wait(mut ended) => {
                 // Its sender is dropped, never written.
                 let _ = ended.changed().await;
                 match bindings.whole().get(|| id, now_ms()) {
-                    Some(whole) => Ok(self.answer_from(&whole, request, collapsed).await),
+                    Some(whole) => Ok(self.answer_as_it_arrives(&whole, request, true).await),
                     None => Ok(None),
                 }
             }
@@ -110,14 +106,59 @@ impl EdgeObjects {
             let is_plain = !SELECTING.iter().any(|it| request.headers.contains_key(it));
             return Ok(is_plain.then_some(passed));
         };
+        let whole = asking.keep(described, passed.body, |pump| self.spawn_pump(pump));
+        Ok(self.answer_as_it_arrives(&whole, request, false).await)
+    }
+
+    /// Keeps an answer to the first question for a key. None: it is not to be stored, another one
+    /// is, or it may not be this client's.
+    pub(super) fn keep_whole(
+        &self,
+        source: &Arc<Source>,
+        key: &v1::Key,
+        request: &ObjectRequest,
+        since: InvalidationEpoch,
+        response: Response,
+    ) -> Option<Finding> {
+        let is_served = source.mode() == v1::SourceMode::Serve && request.ahead.is_none();
+        // A question may be asked with another client's signature.
+        if request.head_only || !is_served || source.needs_signature() {
+            return None;
+        }
+        let parts = self.parts();
+        let key = &without_variant(key);
+        let id = self.whole_id(source, key, request);
+        let Claim::Ask(claimed) = parts.bindings.whole().claim(id, now_ms()) else {
+            return None;
+        };
+        let url = source.signed_url(key, "").ok()?;
+        let headers = pass_through::allowed_headers(source, &request.headers);
+        let asking = pass_through::asking(parts, source, url, headers);
+        let passed = pass_through::hand_on(parts, asking, response, request, AS_A_WHOLE, None);
+        let described = self.describe_whole(source, key, since, &passed)?;
+        let whole = claimed.keep(described, passed.body, |pump| self.spawn_pump(pump));
+        Some(Finding::Whole {
+            whole,
+            collapsed: false,
+        })
+    }
+
+    /// For a request whose question brought the answer, or that waited for that question.
+    pub(super) async fn answer_as_it_arrives(
+        &self,
+        whole: &Arc<Whole>,
+        request: &ObjectRequest,
+        collapsed: bool,
+    ) -> Option<PassThrough> {
+        let status = whole.described.status.as_u16();
         let status_words = CacheStatus {
             forward: Some(Forward::Miss),
-            forward_status: Some(passed.status.as_u16()),
-            stored: true,
+            forward_status: (!collapsed).then_some(status),
+            stored: !collapsed,
+            collapsed,
             ..CacheStatus::default()
         };
-        let whole = asking.keep(described, passed.body, |pump| self.spawn_pump(pump));
-        Ok(self.answer_from(&whole, request, status_words).await)
+        self.answer_from(whole, request, status_words).await
     }
 
     fn spawn_pump(&self, pump: PumpFuture) {
@@ -227,6 +268,14 @@ impl EdgeObjects {
             full(part)
         };
         Some(answer(status, headers, body))
+    }
+}
+
+/// The key of an answer that is stored as a whole: the selecting headers are part of the question.
+pub(super) fn without_variant(key: &v1::Key) -> v1::Key {
+    v1::Key {
+        variant: String::new(),
+        ..key.clone()
     }
 }
 
