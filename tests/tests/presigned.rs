@@ -178,7 +178,9 @@ fn a_signature_that_is_refused_by_now_gives_nothing_any_more() {
     let got = get(&cluster, &short).expect(200);
     assert!(got.complete && got.body == content::bytes(1, 0, FILM));
     let refused = &asked(&cluster, &long)[before..];
-    assert_eq!(refused, [(403, 0)], "tried once, then taken back");
+    // Two chunks are missing, and may be asked for at once.
+    assert!((1..=2).contains(&refused.len()), "tried, then taken back");
+    assert!(refused.iter().all(|it| *it == (403, 0)), "{refused:?}");
     assert_eq!(get(&cluster, &long).status, 403);
     let metrics = Call::get("/metrics").send(cluster.edge().admin).text();
     assert!(metrics.contains("cache_edge_accepted_signatures 1"));
