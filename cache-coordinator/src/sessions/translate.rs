@@ -130,6 +130,7 @@ fn fault(failure: &v1::FetchFailure) -> Fault {
         Wire::Edge => Fault::Edge,
         Wire::Changed => Fault::Changed,
         Wire::Quota => Fault::Quota,
+        Wire::Unsigned => Fault::Unsigned,
     }
 }
 

@@ -287,12 +287,14 @@ impl Downloads {
                 if failure.fault == v1::fetch_failure::Fault::Edge {
                     state.refused = Some(Instant::now());
                 }
-                let by_store = [
+                let is_usual = [
+                    // The store has already logged why it refuses.
                     v1::fetch_failure::Fault::Edge,
                     v1::fetch_failure::Fault::Quota,
+                    // A job for what only clients can ask for.
+                    v1::fetch_failure::Fault::Unsigned,
                 ];
-                if by_store.contains(&failure.fault) {
-                    // The store has already logged why it refuses.
+                if is_usual.contains(&failure.fault) {
                     tracing::debug!(fetch, message = failure.message, "a fetch failed");
                 } else {
                     tracing::info!(fetch, message = failure.message, "a fetch failed");

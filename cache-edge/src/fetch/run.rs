@@ -534,6 +534,7 @@ impl Fetcher {
 fn failure(error: &OriginError) -> Failure {
     let fault = match error {
         OriginError::Changed => v1::fetch_failure::Fault::Changed,
+        OriginError::Unsigned => v1::fetch_failure::Fault::Unsigned,
         _ => v1::fetch_failure::Fault::Origin,
     };
     Failure {

@@ -19,7 +19,7 @@ type Labels = [(&'static str, &'static str); 1];
 
 /// Labels that exist from the start, at 0: `increase()` does not see the first event of a counter
 /// that appears with it.
-const FAULTS: [&str; 5] = ["origin", "peer", "edge", "changed", "quota"];
+const FAULTS: [&str; 6] = ["origin", "peer", "edge", "changed", "quota", "unsigned"];
 const SIGNATURE_CHECKS: [SignatureCheck; 3] = [
     SignatureCheck::Accepted,
     SignatureCheck::Refused,
@@ -169,6 +169,7 @@ impl Counters {
             Fault::Edge => "edge",
             Fault::Changed => "changed",
             Fault::Quota => "quota",
+            Fault::Unsigned => "unsigned",
             Fault::Unspecified => "unknown",
         };
         self.failures.get_or_create(&[("fault", fault)]).inc();

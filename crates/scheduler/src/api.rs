@@ -272,6 +272,9 @@ pub enum Fault {
     /// The source's quota on this edge is used up: assign nothing of this source to it for a
     /// moment.
     Quota,
+    /// The edge may not ask the origin for the entry, and did not: the other edges are asked, and
+    /// this one again after a while.
+    Unsigned,
 }
 
 /// The use of one source's quota on an edge's disk.

@@ -15,6 +15,10 @@ const LONGEST_PAUSE_MS: Millis = 3_600_000;
 /// So many objects that ask for a pause at the same time speak for their whole source.
 const PAUSED_OBJECTS: usize = 3;
 
+/// How long what a reader needs rests at an edge that may not ask for it: a reader came with a
+/// signature, or has none any more and is about to end.
+const UNSIGNED_READER_MS: Millis = 250;
+
 /// Why an origin can not be asked now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -156,6 +160,36 @@ impl Scheduler {
             let rest = back_off(&self.config, over, mix(u64::from(source_id.0)));
             self.source_back_off(source_id, now.saturating_add(rest));
         }
+    }
+
+    /// The edge has no signature for the entry. Its origin was not asked and is no worse for it, nor
+    /// are other edges.
+    pub(super) fn unsigned(&mut self, edge: EdgeId, entry: EntryNo) {
+        let now = self.now;
+        let Some(line) = self.line_mut(edge, entry) else {
+            return;
+        };
+        line.unsigned = line.unsigned.saturating_add(1);
+        line.unsigned_at = now;
+        for level in [Level::Critical, Level::Medium] {
+            let until = self.unsigned_until((edge, entry), level);
+            self.timers.insert((until, Timer::Edge(edge)));
+        }
+    }
+
+    /// Until when the edge asks no origin for the entry at this level.
+    pub(super) fn unsigned_until(&self, (edge, entry): (EdgeId, EntryNo), level: Level) -> Millis {
+        let Some(line) = self.line(edge, entry).filter(|line| line.unsigned > 0) else {
+            return 0;
+        };
+        let rest = match level {
+            Level::Critical | Level::High => UNSIGNED_READER_MS,
+            Level::Medium | Level::Low => {
+                let jitter = mix(u64::from(edge.0) << 32 | u64::from(entry.0));
+                back_off(&self.config, line.unsigned, jitter)
+            }
+        };
+        line.unsigned_at.saturating_add(rest)
     }
 
     /// A fetch went well.

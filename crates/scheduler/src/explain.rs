@@ -156,7 +156,7 @@ impl Scheduler {
                 RouteOutcome::Split(_) => (FetchSource::Origin, None),
                 RouteOutcome::Wait(_) => (
                     FetchSource::Origin,
-                    Some("after a failure, or until a peer may send it"),
+                    Some("after a failure, without a signature, or until a peer may send it"),
                 ),
                 RouteOutcome::Refused(Refusal::Unregistered) => (
                     FetchSource::Origin,

@@ -59,6 +59,9 @@ impl Scheduler {
         match from {
             FetchSource::Origin => {
                 self.origin_succeeded(entry);
+                if let Some(line) = self.line_mut(edge, entry) {
+                    line.unsigned = 0;
+                }
                 if let Some(source) = self.sources.get_mut(&source) {
                     source.chunk_fetch_ms = Some(moving_average(source.chunk_fetch_ms, took));
                 }
@@ -139,6 +142,7 @@ impl Scheduler {
             }
             Fault::Changed => self.entry_changed(flight.entry, effects),
             Fault::Quota => self.quota_used_up(edge, flight.source),
+            Fault::Unsigned => self.unsigned(edge, flight.entry),
         }
     }
 

@@ -163,8 +163,10 @@ impl Scheduler {
         if taken {
             return RouteOutcome::Wait(self.now + LOOK_AGAIN_MS);
         }
-        if known.back_off_until > self.now {
-            return RouteOutcome::Wait(known.back_off_until);
+        let unsigned_until = self.unsigned_until((edge, entry), level);
+        let until = known.back_off_until.max(unsigned_until);
+        if until > self.now {
+            return RouteOutcome::Wait(until);
         }
         self.ask_origin((edge, entry), gap..origin_end.max(gap + 1), level, ahead)
     }

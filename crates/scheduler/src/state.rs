@@ -256,6 +256,9 @@ pub struct Replica {
     pub wide: BTreeSet<(ChunkIndex, Owner)>,
     /// Claims in a queue.
     pub queued: u32,
+    /// How often in a row the edge might not ask the origin for it, and when last.
+    pub unsigned: u32,
+    pub unsigned_at: Millis,
 }
 
 /// An object.

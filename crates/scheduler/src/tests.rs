@@ -368,6 +368,43 @@ fn a_failure_is_tried_again_after_a_rest() {
     assert_eq!(assigned(&bench.after(250))[0].first_chunk, 0);
 }
 
+/// A job for objects of which only clients can ask, on an edge where none of them is.
+#[test]
+fn an_edge_without_a_signature_keeps_only_itself_waiting() {
+    let mut bench = Bench::new(2, 3);
+    let unsigned = |bench: &mut Bench, edge, assignment| {
+        bench.apply(Event::FetchFailed {
+            edge: EdgeId(edge),
+            assignment,
+            fault: Fault::Unsigned,
+            retry_after: None,
+        })
+    };
+    let mut job = assigned(&bench.want(7, 1, 0..2));
+    for rest in [200, 400, 800, 1_600, 3_200] {
+        assert_eq!(job.len(), 1, "{rest}");
+        assert!(assigned(&unsigned(&mut bench, 1, job[0].id)).is_empty());
+        assert!(assigned(&bench.after(rest / 2)).is_empty(), "{rest}");
+        job = assigned(&bench.after(rest));
+    }
+    assert!(assigned(&unsigned(&mut bench, 1, job[0].id)).is_empty());
+    // Neither the source nor the object waits, nor a reader on that edge.
+    let there = assigned(&bench.read(0, 1, 10 * CHUNK, true));
+    assert_eq!((there[0].edge, there[0].first_chunk), (EdgeId(0), 10));
+    bench.after(250);
+    let here = assigned(&bench.read(1, 1, 50 * CHUNK, true));
+    assert_eq!((here[0].edge, here[0].first_chunk), (EdgeId(1), 50));
+    // Its signature is the job's too, which then begins with the shortest rest again.
+    bench.finish(1, here[0].id);
+    let of_job = |effects: Vec<Effect>| {
+        let mut all = assigned(&effects).into_iter();
+        all.find(|it| it.reason == job[0].reason)
+    };
+    let next = of_job(bench.after(6_400)).unwrap();
+    unsigned(&mut bench, 1, next.id);
+    assert!(of_job(bench.after(200)).is_some());
+}
+
 #[test]
 fn a_late_critical_fetch_is_hedged_and_the_loser_stopped() {
     let mut bench = Bench::new(1, 3);
