@@ -56,6 +56,22 @@ pub(super) struct Contexts {
 impl Contexts {
     /// Reads the file; none yet is an empty one.
     pub(super) fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, CliError> {
+        let path = Self::place(variable)?;
+        let content =
+            read(&path).map_err(|why| CliError::Usage(format!("{}: {why}", path.display())))?;
+        Ok(Self { path, content })
+    }
+
+    /// Reads the file to change it: nobody else does before the lock is dropped.
+    fn read_locked(
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<(Self, fs::File), CliError> {
+        let path = Self::place(&variable)?;
+        let lock = lock(&path).map_err(|error| unwritable(&path, &error))?;
+        Ok((Self::read(variable)?, lock))
+    }
+
+    fn place(variable: impl Fn(&str) -> Option<String>) -> Result<PathBuf, CliError> {
         let absolute = |name| {
             variable(name)
                 .map(PathBuf::from)
@@ -66,10 +82,7 @@ impl Contexts {
             .ok_or_else(|| {
                 CliError::Usage("contexts: neither XDG_CONFIG_HOME nor HOME is set".to_owned())
             })?;
-        let path = directory.join(PLACE);
-        let content =
-            read(&path).map_err(|why| CliError::Usage(format!("{}: {why}", path.display())))?;
-        Ok(Self { path, content })
+        Ok(directory.join(PLACE))
     }
 
     /// The context of that name.
@@ -97,21 +110,14 @@ impl Contexts {
     }
 
     fn write(&self) -> Result<(), CliError> {
-        self.replace().map_err(|error| {
-            let path = self.path.display();
-            CliError::Refused(format!("{path} can not be written: {error}"))
-        })
+        self.replace()
+            .map_err(|error| unwritable(&self.path, &error))
     }
 
     /// Written beside and renamed: a reader sees the old file or the new one. A link is followed.
     fn replace(&self) -> io::Result<()> {
         let text = toml::to_string(&self.content).map_err(io::Error::other)?;
         let path = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
-        let directory = path.parent().unwrap_or(Path::new("/"));
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)?;
         let beside = path.with_extension(format!("toml.{}", std::process::id()));
         let written = (|| {
             let mut file = fs::OpenOptions::new()
@@ -130,6 +136,22 @@ impl Contexts {
         }
         written
     }
+}
+
+/// Locks the directory: the file itself is replaced.
+fn lock(path: &Path) -> io::Result<fs::File> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)?;
+    let directory = fs::File::open(directory)?;
+    directory.lock()?;
+    Ok(directory)
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> CliError {
+    CliError::Refused(format!("{} can not be written: {error}", path.display()))
 }
 
 fn read(path: &Path) -> Result<Content, String> {
@@ -180,7 +202,10 @@ pub(super) fn run(
     printer: &mut Printer<'_>,
 ) -> Result<(), CliError> {
     let (verb, arguments) = verb(matches)?;
-    let mut contexts = Contexts::read(variable)?;
+    let (mut contexts, _lock) = match verb {
+        "list" => (Contexts::read(variable)?, None),
+        _ => Contexts::read_locked(variable).map(|(contexts, lock)| (contexts, Some(lock)))?,
+    };
     match verb {
         "add" => {
             let name = text(arguments, "NAME")?;

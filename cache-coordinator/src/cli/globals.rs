@@ -99,15 +99,21 @@ pub(super) fn add_to(command: Command) -> Command {
 }
 
 impl Globals {
-    /// What is given with the command goes before the environment, and both before a context.
+    /// What is given with the command goes before the environment, and both before a context. One
+    /// that is named with the command goes before the environment too: its commands and its token
+    /// are for its own coordinator.
     pub(super) fn read(
         matches: &ArgMatches,
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, CliError> {
         let text = |name: &str| matches.get_one::<String>(name).cloned();
         let path = |name: &str| text(name).map(PathBuf::from);
-        let endpoint = text("endpoint").or_else(|| variable(ENDPOINT_VARIABLE));
-        let chosen = text("context").or_else(|| variable(CONTEXT_VARIABLE));
+        let named = text("context");
+        let of_environment = |name| variable(name).filter(|_| named.is_none());
+        let endpoint = text("endpoint").or_else(|| of_environment(ENDPOINT_VARIABLE));
+        let token_file =
+            path("token-file").or_else(|| of_environment(TOKEN_FILE_VARIABLE).map(PathBuf::from));
+        let chosen = named.clone().or_else(|| variable(CONTEXT_VARIABLE));
         let (place, context) = match chosen {
             Some(name) => {
                 let context = Contexts::read(&variable)?.named(&name)?;
@@ -124,8 +130,6 @@ impl Globals {
             (None, None) => context.cert.zip(context.key),
             _ => return Err(CliError::Usage("--cert and --key go together".to_owned())),
         };
-        let token_file =
-            path("token-file").or_else(|| variable(TOKEN_FILE_VARIABLE).map(PathBuf::from));
         let token = match token_file.or(context.token_file) {
             None => None,
             Some(path) => Some(read_token(&path)?),

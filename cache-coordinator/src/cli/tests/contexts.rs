@@ -112,6 +112,12 @@ fn what_is_given_goes_before_the_context() {
     assert_eq!(home.used(&["--endpoint=http://x:1"], NONE), other);
     let by_environment = ("CACHE_COORDINATOR_ENDPOINT", "http://x:1");
     assert_eq!(home.used(&[], by_environment), other);
+    // Nor does a command for a named context go there, nor the token of there to the context.
+    assert_eq!(home.used(&["--context=prod"], by_environment), prod);
+    let token = home.file("other-token").display().to_string();
+    let by_environment = ("CACHE_COORDINATOR_TOKEN_FILE", token.as_str());
+    assert_eq!(home.used(&["--context=prod"], by_environment), prod);
+    assert_eq!(home.used(&["--context=lab"], by_environment), lab);
     // Unless both are asked for.
     let both = used("http://x:1", "token", "ca.pem");
     assert_eq!(
@@ -133,6 +139,24 @@ fn contexts_are_listed_and_removed() {
     home.context(&["remove", "lab"]).unwrap();
     assert!(!home.context(&["list"]).unwrap().contains("lab"));
     assert_eq!(home.used(&[], NONE).0, "http://127.0.0.1:7400");
+}
+
+#[test]
+fn of_two_that_write_at_once_neither_is_lost() {
+    let home = Home::new();
+    let add = |from: u32| {
+        for number in from..from + 20 {
+            let name = format!("c{number}");
+            home.context(&["add", &name, "--endpoint=http://x:1"])
+                .unwrap();
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| add(0));
+        scope.spawn(|| add(20));
+    });
+    let listed = home.context(&["list"]).unwrap();
+    assert_eq!(listed.matches("http://x:1").count(), 40, "{listed}");
 }
 
 #[test]

@@ -46,6 +46,8 @@ const SERVICE: &str = "chunkcache.v1.CacheService";
 const MAX_REQUEST_BYTES: usize = 1 << 20;
 /// The largest response; what is longer has pages.
 const MAX_RESPONSE_BYTES: usize = 16 << 20;
+/// In which a request's body has to come, as its head has: a connection is one of few.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connect's header of a caller's patience, in milliseconds.
 const TIMEOUT: &str = "connect-timeout-ms";
 
@@ -147,14 +149,24 @@ async fn translate(
         return Err(Refused::Http(StatusCode::UNSUPPORTED_MEDIA_TYPE, status));
     }
     let timeout = timeout(&headers)?;
-    let body = <Bytes as axum::extract::FromRequest<()>>::from_request(request, &()).await;
-    let body = body.map_err(|rejected: BytesRejection| {
-        let message = format!("{rejected}: at most {MAX_REQUEST_BYTES} bytes are read");
-        Refused::Http(rejected.status(), Status::resource_exhausted(message))
-    })?;
+    let body = body_of(request).await?;
     let message = read(method.input(), &body)?;
     let answer = invoke(api, method, message, caller, timeout, &headers).await?;
     Ok(write(&answer)?)
+}
+
+async fn body_of(request: Request) -> Result<Bytes, Refused> {
+    let body = <Bytes as axum::extract::FromRequest<()>>::from_request(request, &());
+    let body = tokio::time::timeout(BODY_TIMEOUT, body)
+        .await
+        .map_err(|_| {
+            let status = Status::deadline_exceeded("the request's body did not come in time");
+            Refused::Http(StatusCode::REQUEST_TIMEOUT, status)
+        })?;
+    body.map_err(|rejected: BytesRejection| {
+        let message = format!("{rejected}: at most {MAX_REQUEST_BYTES} bytes are read");
+        Refused::Http(rejected.status(), Status::resource_exhausted(message))
+    })
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
