@@ -132,7 +132,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
                 Outcome::UnbindEntries(self.unbind_entries(change).await?)
             }
             Operation::RemoveRowsOfEntries(change) => Outcome::RemoveRowsOfEntries(
-                self.remove_rows(
+                self.remove_rows_of_purged(
                     statements::CHUNK_DELETE_OF_ENTRIES,
                     &[
                         &change.entries,

@@ -272,6 +272,26 @@ impl<C: GenericClient> Batch<'_, C> {
         statement: Statement,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<u64, DatabaseError> {
+        let (count, entries) = self.delete_rows(statement, params).await?;
+        self.mark_chunkless([], entries).await?;
+        Ok(count)
+    }
+
+    /// The same of entries that are marked next, as purged and as without chunks at once.
+    pub(super) async fn remove_rows_of_purged(
+        &mut self,
+        statement: Statement,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, DatabaseError> {
+        let (count, _) = self.delete_rows(statement, params).await?;
+        Ok(count)
+    }
+
+    async fn delete_rows(
+        &mut self,
+        statement: Statement,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<(u64, Vec<EntryId>), DatabaseError> {
         let rows = self.executor.query(statement, params).await?;
         let mut groups: BTreeMap<(EntryId, EdgeId), Vec<ByteRange>> = BTreeMap::new();
         for row in &rows {
@@ -280,11 +300,10 @@ impl<C: GenericClient> Batch<'_, C> {
                 .or_default()
                 .push(range_from_row(row));
         }
+        let entries = groups.keys().map(|(entry, _)| *entry).collect();
         if groups.is_empty() {
-            return Ok(0);
+            return Ok((0, entries));
         }
-        self.mark_chunkless([], groups.keys().map(|(entry, _)| *entry))
-            .await?;
         let names: HashMap<EdgeId, String> = self
             .executor
             .query(statements::EDGE_LIST, &[])
@@ -300,7 +319,7 @@ impl<C: GenericClient> Batch<'_, C> {
                 ranges: coalesce(ranges),
             });
         }
-        Ok(rows.len() as u64)
+        Ok((rows.len() as u64, entries))
     }
 }
 

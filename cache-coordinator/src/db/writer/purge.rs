@@ -25,24 +25,21 @@ impl Writer {
         entries: &[EntryId],
     ) -> Result<(), DatabaseError> {
         for entries in entries.chunks(BITE as usize) {
-            let unbind = UnbindEntries {
-                entries: entries.to_vec(),
-                validated_before: purge.keys_before,
-            };
-            self.write(unbind).await?;
-            if purge.record.soft {
-                continue;
-            }
-            loop {
+            let mut has_rows = !purge.record.soft;
+            while has_rows {
                 let bite = RemoveRowsOfEntries {
                     entries: entries.to_vec(),
                     stored_before: purge.purged_at,
                     limit: BITE,
                 };
-                if self.write(bite).await?.value < u64::from(BITE) {
-                    break;
-                }
+                has_rows = self.write(bite).await?.value == u64::from(BITE);
             }
+            // Last: an entry that is marked is not selected again.
+            let unbind = UnbindEntries {
+                entries: entries.to_vec(),
+                validated_before: purge.keys_before,
+            };
+            self.write(unbind).await?;
         }
         Ok(())
     }
