@@ -154,3 +154,25 @@ fn an_only_connection_is_not_taken_for_a_second_request() {
     assert_eq!(cluster.origin.most_connections(), 1);
     assert!(hedges(&cluster, "films", "no_budget") >= 1);
 }
+
+/// One that takes connections and answers nothing is asked last, as one that refuses them is.
+#[test]
+fn an_origin_that_is_silent_beside_another_is_dead() {
+    let cluster = Cluster::start();
+    let mirror = Origin::start();
+    cluster.add_source_with("films", &[&mirror.url()]);
+    for number in 0..12 {
+        let path = format!("/films/{number}");
+        let silent = Object::generated(number, 1000).latency(Duration::from_secs(60));
+        cluster.origin.put(&path, silent);
+        mirror.put(&path, Object::generated(number, 1000));
+    }
+    for number in 0..12 {
+        let call = Call::get(&format!("/films/films/{number}"));
+        let got = call.send(cluster.edge().http).expect(200);
+        assert_eq!(got.body, content::bytes(number, 0, 1000), "{number}");
+    }
+    // Two by what was asked, the others to see whether it answers again.
+    let asked = cluster.origin.all_hits().len();
+    assert!(asked < 6, "{asked} of 12 waited for it");
+}

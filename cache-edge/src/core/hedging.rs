@@ -70,6 +70,17 @@ impl AnswerTimes {
     }
 }
 
+/// How long an answer is waited for before a second request: until it is late, or `lost_after` where
+/// that is not known. A question never waits longer: each answer that is given up counts as one that
+/// took as long, and would make the next one wait longer still.
+#[must_use]
+pub fn patience(late_after: Option<Duration>, lost_after: Duration, is_question: bool) -> Duration {
+    match late_after {
+        Some(late_after) if is_question => late_after.min(lost_after),
+        late_after => late_after.unwrap_or(lost_after),
+    }
+}
+
 /// The second requests that a source may still be sent: 3 % of its requests.
 #[derive(Clone, Copy, Debug)]
 pub struct HedgeBudget(u32);
@@ -128,6 +139,19 @@ mod tests {
         assert_eq!(late_after_ms(&slower), Some(500));
         let longest = times([u64::MAX / 1_000_000; 20]);
         assert!(longest.late_after().is_some());
+    }
+
+    #[test]
+    fn no_question_waits_longer_and_longer() {
+        let (lost_after, mut times) = (Duration::from_secs(4), times([5; 20]));
+        for _ in 0..SAMPLES {
+            let waited = patience(times.late_after(), lost_after, true);
+            assert!(waited <= lost_after, "{waited:?}");
+            times.record(lost_after);
+        }
+        let slow = Some(Duration::from_secs(9));
+        assert_eq!(patience(slow, lost_after, false), Duration::from_secs(9));
+        assert_eq!(patience(None, lost_after, true), lost_after);
     }
 
     #[test]

@@ -24,7 +24,11 @@ use super::{
     client::{Question, Unanswered},
     quota::ConnectionPermit,
 };
-use crate::{by_source::SourceNames, clock::now_ms, core::hedging::HedgeBudget};
+use crate::{
+    by_source::SourceNames,
+    clock::now_ms,
+    core::hedging::{HedgeBudget, patience},
+};
 
 /// Second requests of this edge that run at a time.
 const MAX_RUNNING: usize = 32;
@@ -161,7 +165,12 @@ impl Client {
                 // The first one's would have taken longer.
                 let waited = begun.elapsed();
                 source.record_time(index, question.kind, waited);
-                (response, Some(OriginError::TimedOut(waited)))
+                let silent = OriginError::TimedOut(waited);
+                // Its time-out will never come: the second request always ends before.
+                if beside != index && waited >= LOST_AFTER {
+                    source.judge(index, &Err(silent.clone()));
+                }
+                (response, Some(silent))
             }
             Ended::Second(failed) => {
                 source.judge(beside, &failed);
@@ -202,14 +211,15 @@ impl Client {
         if !is_waited_for || source.may_think() {
             return pending().await;
         }
+        let is_question = question.kind == RequestKind::Object;
         let late_after = source.late_after(index, question.kind);
-        let late_after = late_after.unwrap_or(LOST_AFTER);
+        let late_after = patience(late_after, LOST_AFTER, is_question);
         tokio::time::sleep(late_after).await;
         if let Some(permit) = self.hedge_permit(source, |budget| budget.take()) {
             return permit;
         }
         self.hedges.count(source, HedgeResult::NoBudget);
-        if question.kind == RequestKind::Object {
+        if is_question {
             tokio::time::sleep(LOST_AFTER.saturating_sub(late_after)).await;
             if let Some(permit) = self.hedge_permit(source, |_| true) {
                 return permit;
