@@ -6,6 +6,8 @@ mod api_support;
 mod conflicts;
 #[path = "grpc_api/json.rs"]
 mod json;
+#[path = "grpc_api/purges.rs"]
+mod purges;
 mod support;
 
 use std::time::Duration;

@@ -26,9 +26,11 @@ use crate::{
 
 /// Edges are waited for this long.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
-/// The rows are waited for this long: those of some thousand objects are gone by then. Until they
-/// are, their keys are hidden, so nobody is served by them.
+/// Rows are deleted before their bytes, as far as this suffices: for those of some thousand objects.
+/// The others go behind the answer; their keys are hidden, so nobody is served by them.
 const ROWS_WITHIN: Duration = Duration::from_millis(500);
+/// Entries whose rows are deleted at a time meanwhile: some 0.1 s.
+const ROWS_BITE: usize = 1_000;
 /// Entries looked up at a time: 16 MB of ids.
 const MAX_SELECTED: u32 = 1_000_000;
 /// Entries named to an edge in one message.
@@ -68,6 +70,7 @@ pub async fn purge(
         }
     };
     let (record, mut purged) = (&purge.record, selected.purged);
+    let left = remove_rows(cluster, &purge, selected.left).await;
     let mut parts: Vec<&[EntryId]> = named.chunks(MAX_NAMED).collect();
     let last = identity::pack(parts.pop().unwrap_or_default());
     for part in parts {
@@ -97,11 +100,14 @@ pub async fn purge(
         .await;
     // And what edges had said of it before they heard.
     cluster.resolver.forget_absent(&selector);
-    // Behind what edges had reported until they confirmed.
-    let number = record.number;
-    let rows = finish(Arc::clone(cluster), purge, selected.left);
-    let rows = cluster.tasks.spawn(rows);
-    let are_gone = tokio::time::timeout(ROWS_WITHIN, rows).await.is_ok();
+    let (number, rows_left) = (record.number, left.len());
+    let rest = cluster
+        .tasks
+        .spawn(finish(Arc::clone(cluster), purge, left));
+    if rows_left == 0 {
+        // Behind the reports of what edges stored until they heard, and of what they dropped.
+        let _ = tokio::time::timeout(ROWS_WITHIN, rest).await;
+    }
     let mut unconfirmed = pushed.unconfirmed;
     // One that is away carries it out when it comes back.
     for edge in cluster.database.edges().await? {
@@ -111,7 +117,7 @@ pub async fn purge(
     }
     let sessions = cluster.registry.all();
     purged += sessions.iter().map(|live| live.take_purged()).sum::<u64>();
-    tracing::info!(number, purged, are_gone, ?unconfirmed, "purged");
+    tracing::info!(number, purged, rows_left, ?unconfirmed, "purged");
     Ok(v1::PurgeEntriesResponse {
         purged,
         confirmed_edges: pushed.confirmed,
@@ -169,6 +175,25 @@ async fn select(cluster: &Cluster, purge: &PendingPurge) -> Result<Vec<EntryId>,
             .await?;
     }
     Ok(found)
+}
+
+/// Deletes rows before edges drop the bytes, as far as there is time. Returns the entries that are
+/// left.
+async fn remove_rows(
+    cluster: &Cluster,
+    purge: &PendingPurge,
+    mut entries: Vec<EntryId>,
+) -> Vec<EntryId> {
+    let until = tokio::time::Instant::now() + ROWS_WITHIN;
+    while !entries.is_empty() && tokio::time::Instant::now() < until {
+        let kept = entries.len() - entries.len().min(ROWS_BITE);
+        if let Err(error) = cluster.writer.purge(purge, &entries[kept..]).await {
+            tracing::warn!(%error, "the rows of a purge are not gone yet");
+            break;
+        }
+        entries.truncate(kept);
+    }
+    entries
 }
 
 /// Deletes the rows of the entries, then ends the purge. A later leader goes on with what this one
