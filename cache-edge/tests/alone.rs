@@ -35,7 +35,12 @@ async fn cold_then_hit_then_restart() {
     let whole = edge.get("/films/a.mp4", None).await;
     whole.assert_bytes(200, &content(1, 0..size));
     assert_eq!(whole.header("etag"), "\"v1\"");
-    assert_eq!(origin.sent(), size, "each byte once");
+    assert_eq!(
+        origin.sent(),
+        size,
+        "each byte once: {:?}",
+        origin.seen.lock()
+    );
 
     let hit = edge.get("/films/a.mp4", Some("bytes=0-")).await;
     hit.assert_bytes(206, &content(1, 0..size));

@@ -418,12 +418,9 @@ impl Downloads {
             let Some(fetch) = state.fetches.get(&task.id) else {
                 continue;
             };
-            let at = fetch.handle.position();
-            if at <= position {
-                return Coverage::Coming {
-                    id: task.id,
-                    distance: position - at,
-                };
+            if let Some(distance) = fetch.handle.distance_to(position) {
+                let id = task.id;
+                return Coverage::Coming { id, distance };
             }
             if found == Coverage::None {
                 found = Coverage::Late(task.id);

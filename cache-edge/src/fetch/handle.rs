@@ -28,6 +28,8 @@ type OnChunk = Box<dyn Fn(u64) + Send + Sync>;
 pub struct FetchHandle {
     stop: AtomicU8,
     stopped: Notify,
+    /// Where the answer that is read began.
+    leg_start: AtomicU64,
     position: AtomicU64,
     bytes_done: AtomicU64,
     run_start: u64,
@@ -52,8 +54,22 @@ impl FetchHandle {
             on_chunk: Some(Box::new(on_chunk)),
             ..Self::default()
         };
-        handle.set_position(start_at);
+        handle.begin_leg(start_at);
         handle
+    }
+
+    /// Begins to read another part of the run.
+    pub fn begin_leg(&self, start: u64) {
+        self.leg_start.store(start, Ordering::Relaxed);
+        self.set_position(start);
+    }
+
+    /// The bytes before a wanted one that have not arrived; none: it is behind. One that has arrived
+    /// is written within milliseconds, if it is not written yet.
+    #[must_use]
+    pub fn distance_to(&self, wanted: u64) -> Option<u64> {
+        let is_passed = wanted < self.leg_start.load(Ordering::Relaxed);
+        (!is_passed).then(|| wanted.saturating_sub(self.position()))
     }
 
     /// The level, shared with the answer that is being read.
@@ -135,5 +151,30 @@ impl FetchHandle {
     #[must_use]
     pub fn bytes_done(&self) -> u64 {
         self.bytes_done.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_arrived_is_not_behind() {
+        let handle = FetchHandle::new(0, 600, |_| {});
+        assert_eq!(
+            (handle.distance_to(599), handle.distance_to(700)),
+            (None, Some(100))
+        );
+        handle.set_position(900);
+        // It may not be written yet: a reader that waits for it asks nobody else.
+        assert_eq!(
+            (handle.distance_to(700), handle.distance_to(950)),
+            (Some(0), Some(50))
+        );
+        handle.begin_leg(100);
+        assert_eq!(
+            (handle.distance_to(99), handle.distance_to(600)),
+            (None, Some(500))
+        );
     }
 }

@@ -279,7 +279,7 @@ impl Fetcher {
         opened: Option<OpenAnswer>,
         peer: Option<&str>,
     ) -> Result<(), FetchInterruption> {
-        handle.set_position(gap.range.start);
+        handle.begin_leg(gap.range.start);
         if let (Some(peer), None) = (peer, &opened) {
             return self
                 .fetch_from_peer(assignment, handle, incoming, gap, peer)
