@@ -25,7 +25,7 @@ pub const OTHERS: &str = "others";
 pub struct SourceNames(Mutex<HashSet<Arc<str>>>);
 
 impl SourceNames {
-    /// What a source's metrics are labelled with.
+    /// The label of a source's metrics.
     #[must_use]
     pub fn label(&self, source: &str) -> Arc<str> {
         let mut names = self.0.lock();
@@ -45,9 +45,9 @@ impl SourceNames {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SentToViewers {
     pub all: u64,
-    /// Of these, from the cache.
+    /// The part that came from the cache.
     pub hit: u64,
-    /// Of these, passed through.
+    /// The part that was passed through.
     pub passed: u64,
 }
 

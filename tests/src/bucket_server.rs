@@ -16,7 +16,7 @@ pub const BUCKET: &str = "films";
 #[derive(Debug)]
 pub struct BucketServer {
     pub address: SocketAddr,
-    /// Of a user that may read.
+    /// The key of a user that may read.
     pub access_key_id: String,
     pub secret_access_key: String,
     _process: Process,

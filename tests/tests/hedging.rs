@@ -130,7 +130,7 @@ fn a_late_answer_for_chunks_is_overtaken_too() {
         assert_eq!(got.body, content::bytes(1, start, start + 1_000));
         begun.elapsed()
     };
-    // What is usual is known after these.
+    // After these the usual time is known.
     for nth in 0..30 {
         read(nth);
     }

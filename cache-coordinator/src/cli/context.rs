@@ -253,7 +253,7 @@ impl Contexts {
     }
 }
 
-/// What is wrong is said now, and not by each later command.
+/// Names mistakes now, so that later commands need not.
 fn from_options(matches: &ArgMatches) -> Result<Context, CliError> {
     let endpoint = matches.get_one::<String>("endpoint").ok_or_else(|| {
         CliError::Usage("--endpoint is missing: the context's coordinator".to_owned())

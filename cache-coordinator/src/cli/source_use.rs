@@ -1,4 +1,4 @@
-//! What a source costs and is worth, in words and in JSON.
+//! The cost and the worth of a source, in words and in JSON.
 
 use chunkcache_proto::v1::{OriginHealth, SourceUse};
 use serde_json::{Value, json};

@@ -125,7 +125,7 @@ pub async fn purge(
     })
 }
 
-/// What a purge selected in the table.
+/// The entries that a purge selected in the table.
 struct Selected {
     /// How many entries.
     purged: u64,

@@ -1,4 +1,4 @@
-//! What an edge reports of each source: its space, its traffic, and the health of its origins.
+//! An edge's report of each source: its space, its traffic, and the health of its origins.
 
 use std::{
     collections::BTreeMap,

@@ -37,7 +37,7 @@ pub enum Coverage {
     None,
     /// A fetch of it waits for a slot.
     Queued(u64),
-    /// A fetch is running, and is this many bytes before the wanted one.
+    /// A fetch is running that has received the byte, or is this many bytes before it.
     Coming {
         id: u64,
         distance: u64,

@@ -196,7 +196,7 @@ impl EdgeObjects {
         let until_ms = match self.permit(&source, &named, &key, request).await? {
             Access::Until(until_ms) => until_ms,
             Access::Refused(status) => {
-                return self.refuse(&source, &named, &key, request, status).await;
+                return self.refuse(&source, &key, request, status).await;
             }
         };
         if request.ahead.is_some() && source.mode() != v1::SourceMode::Serve {
@@ -573,7 +573,7 @@ impl Objects for EdgeObjects {
                 };
                 let source = bound.entry.key.as_ref().map(|key| &key.source);
                 let source = source.and_then(|source| parts.catalogue.get(source));
-                // Of a source that is registered no more, nobody knows who may have it.
+                // If its source is not registered any more, nobody knows who may have it.
                 if source.is_none_or(|source| source.checks_signatures()) {
                     return Err(ServeError::UnknownEntry(id));
                 }

@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// What an origin says of a signature.
+/// An origin's verdict on a signature.
 #[derive(Clone, Copy, Debug)]
 pub enum Access {
     /// Accepted; milliseconds since the epoch.
@@ -92,19 +92,15 @@ impl EdgeObjects {
     pub(super) async fn refuse(
         &self,
         source: &Arc<Source>,
-        named: &v1::Key,
         key: &v1::Key,
         request: &ObjectRequest,
         status: StatusCode,
     ) -> Result<Resolution<ReaderFactory>, ServeError> {
         // With its challenge, which the edge can not make up; not by the source's own right.
         if status == StatusCode::UNAUTHORIZED && !source.has_own_right() {
-            let signature = source.signature(&named.query).unwrap_or_default();
-            let url = source.signed_url(key, &signature);
-            let url = url.map_err(|error| pass_through::serve_error(&error))?;
-            let why = "signature";
-            let passed =
-                pass_through::pass_through(self.parts(), source, url, request, why, None).await?;
+            let passed = self
+                .pass_own(source, key, request, "signature", None)
+                .await?;
             return Ok(Resolution::PassThrough(passed));
         }
         // A redirect that is not followed leads to a page for people.

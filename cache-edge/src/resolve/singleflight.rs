@@ -17,7 +17,7 @@ const MIN_OF_SOURCE: usize = 16;
 /// How long a question goes on after its askers have left: a player that seeks asks again at once.
 const LEFT_FOR: Duration = Duration::from_secs(1);
 
-/// What a question finds.
+/// The answer to a question.
 pub(super) trait Collapsible: Clone + Send + Sync + 'static {
     /// Marks it for a request that waited for another one's question, or did not.
     fn waited_for(self, collapsed: bool) -> Self;

@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::by_source::{MAX_SOURCES, OTHERS, SentToViewers};
+use crate::by_source::{SentToViewers, SourceNames};
 
 /// Where sent bytes came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +59,7 @@ impl SentBytes {
 pub struct SentBySource {
     all: Counters,
     family: Family<Labels, Counter>,
+    names: SourceNames,
     sources: RwLock<HashMap<Arc<str>, Arc<SentBytes>>>,
 }
 
@@ -79,6 +80,7 @@ impl SentBySource {
         Self {
             all: FROM.map(|from| all.get_or_create_owned(&[("source", from)])),
             family,
+            names: SourceNames::default(),
             sources: RwLock::default(),
         }
     }
@@ -89,9 +91,8 @@ impl SentBySource {
         if let Some(known) = self.sources.read().get(source) {
             return known.clone();
         }
+        let name = self.names.label(source);
         let mut sources = self.sources.write();
-        let is_named = sources.len() < MAX_SOURCES || sources.contains_key(source);
-        let name: Arc<str> = if is_named { source } else { OTHERS }.into();
         let counters = sources.entry(name.clone()).or_insert_with(|| {
             let of_source = FROM.map(|from| {
                 let labels = [("source", name.clone()), ("from", from.into())];
@@ -123,6 +124,7 @@ impl SentBySource {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::by_source::{MAX_SOURCES, OTHERS};
 
     #[test]
     fn bytes_are_counted_by_source_and_in_all() {

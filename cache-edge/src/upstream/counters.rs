@@ -27,7 +27,7 @@ const SIGNATURE_CHECKS: [SignatureCheck; 3] = [
 ];
 const REMOVALS: [&str; 3] = ["evicted", "invalidated", "corrupt"];
 
-/// What came of a question about a client's signature.
+/// The outcome of a question about a client's signature.
 #[derive(Clone, Copy, Debug)]
 pub enum SignatureCheck {
     Accepted,

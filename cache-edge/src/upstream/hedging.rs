@@ -36,7 +36,7 @@ const MAX_RUNNING: usize = 32;
 /// again whatever the budget says, as a failed one is: a viewer waits for it.
 const LOST_AFTER: Duration = Duration::from_secs(4);
 
-/// What is asked. The two kinds take different times.
+/// The kind of a request. The two kinds take different times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestKind {
     /// About an object, or for its whole answer.
@@ -65,7 +65,7 @@ impl HedgeResult {
     }
 }
 
-/// What the second requests of all sources share.
+/// State that the second requests of all sources share.
 #[derive(Debug)]
 pub struct Hedges {
     running: Arc<Semaphore>,

@@ -136,12 +136,12 @@ pub fn refuses_signature(status: StatusCode) -> bool {
     )
 }
 
-/// Whether a header is the right of who sends it.
+/// Whether a header gives its sender a right.
 pub(super) fn is_right(name: &HeaderName) -> bool {
     matches!(*name, header::AUTHORIZATION | header::COOKIE)
 }
 
-/// What a signature is good for: an object at one place, in all its versions and variants.
+/// The object that a signature is good for: at one place, in all its versions and variants.
 fn permission_object(source: &Source, key: &v1::Key) -> String {
     let base_url = source.base_url();
     format!("{}\0{base_url}\0{}\0{}", key.source, key.path, key.query)

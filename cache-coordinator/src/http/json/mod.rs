@@ -51,7 +51,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connect's header of a caller's patience, in milliseconds.
 const TIMEOUT: &str = "connect-timeout-ms";
 
-/// What a call needs.
+/// The state that calls share.
 struct JsonApi {
     cluster: Arc<Cluster>,
     access: Arc<Access>,
