@@ -5,7 +5,8 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use chunkcache_tests::http::Call;
-use chunkcache_tests::{Cluster, KIB, Object, content, eventually};
+use chunkcache_tests::origin::Times;
+use chunkcache_tests::{Cluster, Fault, KIB, Object, content, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 const SEGMENT: u64 = 300 * KIB;
@@ -173,6 +174,91 @@ fn the_segments_of_a_ladder_are_there_before_they_are_asked_for() {
 }
 
 #[test]
+fn the_segments_of_an_mpd_are_there_before_they_are_asked_for() {
+    let cluster = Cluster::start();
+    let mpd = "<MPD mediaPresentationDuration=\"PT16S\"><Period><AdaptationSet>\
+               <SegmentTemplate duration=\"2\" media=\"$RepresentationID$/$Number$.m4s\"/>\
+               <Representation id=\"low\"/><Representation id=\"high\"/>\
+               </AdaptationSet></Period></MPD>";
+    let object = text_object(mpd).content_type("application/dash+xml");
+    let manifest = cluster.put("/d/index.mpd", object.header("Cache-Control", "max-age=60"));
+    let seed = |name: &str, n: u64| 1_000 * name.len() as u64 + n;
+    for (name, n) in (1..=8).flat_map(|n| [("low", n), ("high", n)]) {
+        put_segment(&cluster, &format!("/d/{name}/{n}.m4s"), seed(name, n));
+    }
+    let play = |name: &str, n: u64| {
+        let target = format!("/media/d/{name}/{n}.m4s");
+        play(&cluster, &target, seed(name, n), "")
+    };
+    Call::get(&manifest).send(cluster.edge().http).expect(200);
+    eventually("the MPD is read", SOON, || {
+        play("low", 1);
+        (!cluster.origin.hits("/d/low/2.m4s").is_empty()).then_some(())
+    });
+    wait_for(&cluster, "fetched", 3);
+    for n in 2..=4 {
+        let status = play("low", n);
+        assert!(status.ends_with("; hit"), "{n}: {status}");
+    }
+    wait_for(&cluster, "fetched", 6);
+    // Another rendition, in the middle.
+    play("high", 6);
+    wait_for(&cluster, "fetched", 8);
+    let status = play("high", 8);
+    assert!(status.ends_with("; hit"), "{status}");
+    for never in ["/d/high/1.m4s", "/d/high/5.m4s", "/d/high/9.m4s"] {
+        assert!(cluster.origin.hits(never).is_empty(), "{never}");
+    }
+}
+
+#[test]
+fn parts_and_hints_are_asked_for_before_a_player_does() {
+    let cluster = Cluster::start();
+    let part = |name: &str| format!("#EXT-X-PART:DURATION=0.5,URI=\"{name}\"\n");
+    let text = format!(
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n{}{}#EXTINF:1,\n1.mp4\n{}\
+         #EXT-X-PRELOAD-HINT:TYPE=PART,URI=\"2.1.mp4\"\n",
+        part("1.0.mp4"),
+        part("1.1.mp4"),
+        part("2.0.mp4")
+    );
+    let object = text_object(&text).header("Cache-Control", "max-age=1");
+    let index = cluster.put("/l/index.m3u8", object);
+    for (n, name) in ["1.0", "1.1", "2.0"].into_iter().enumerate() {
+        put_segment(&cluster, &format!("/l/{name}.mp4"), n as u64);
+    }
+    // The one that is hinted at: answered once it is there, without a length.
+    let object = Object::generated(3, SEGMENT).etag(None).last_modified(None);
+    let hinted = [Fault::Chunked, Fault::IgnoreRange].into_iter();
+    let hinted = hinted.fold(object, |it, fault| it.fault(fault, Times::Always));
+    let hinted = hinted.latency(Duration::from_secs(1));
+    let hinted = cluster.put("/l/2.1.mp4", hinted.header("Cache-Control", "max-age=60"));
+    Call::get(&index).send(cluster.edge().http).expect(200);
+    eventually("the playlist is read", SOON, || {
+        play(&cluster, "/media/l/1.0.mp4", 0, "");
+        (!cluster.origin.hits("/l/1.1.mp4").is_empty()).then_some(())
+    });
+    wait_for(&cluster, "fetched", 3);
+    let status = play(&cluster, "/media/l/2.0.mp4", 2, "");
+    assert!(status.ends_with("; hit"), "{status}");
+    // The hint was followed, and its answer is for all who come.
+    let viewers: Vec<_> = (0..10)
+        .map(|_| {
+            let (hinted, edge) = (hinted.clone(), cluster.edge().http);
+            std::thread::spawn(move || Call::get(&hinted).send(edge))
+        })
+        .collect();
+    for viewer in viewers {
+        let response = viewer.join().unwrap().expect(200);
+        assert!(response.body == content::bytes(3, 0, SEGMENT));
+    }
+    for name in ["1.0", "1.1", "2.0", "2.1"] {
+        let hits = cluster.origin.hits(&format!("/l/{name}.mp4"));
+        assert_eq!(hits.len(), 1, "{name}: {hits:?}");
+    }
+}
+
+#[test]
 fn a_hostile_playlist_costs_a_bounded_prefetch() {
     let cluster = Cluster::start();
     let target = put_segment(&cluster, "/0.ts", 1);
@@ -194,4 +280,58 @@ fn a_hostile_playlist_costs_a_bounded_prefetch() {
     });
     let asked = cluster.origin.all_hits().len();
     assert!(asked <= 8, "{asked} requests");
+}
+
+#[test]
+fn what_an_origin_links_to_is_there_before_it_is_asked_for() {
+    let mut cluster = Cluster::start();
+    let here = cluster.origin.url();
+    let linking = |seed: u64, links: &str| {
+        let object = Object::generated(seed, SEGMENT).header("Link", links);
+        object.header("Cache-Control", "max-age=3600")
+    };
+    let links = format!("<2.m4s>; rel=next, <{here}/v/3.m4s>; rel=\"x prefetch\", <4>; rel=prev");
+    let first = cluster.put("/v/1.m4s", linking(1, &links));
+    let second = put_segment(&cluster, "/v/2.m4s", 2);
+    let third = put_segment(&cluster, "/v/3.m4s", 3);
+    play(&cluster, &first, 1, "");
+    wait_for(&cluster, "fetched", 2);
+    for (n, target) in [(2, &second), (3, &third)] {
+        let status = play(&cluster, target, n, "");
+        assert!(status.ends_with("; hit"), "{n}: {status}");
+        assert_eq!(cluster.origin.hits(&format!("/v/{n}.m4s")).len(), 1);
+    }
+    // The same of an answer that is passed through.
+    let passed = Object::generated(5, SEGMENT).header("Link", "</v/6.m4s>; rel=next");
+    let passed = cluster.put("/v/5.m4s", passed.header("Cache-Control", "no-store"));
+    put_segment(&cluster, "/v/6.m4s", 6);
+    play(&cluster, &passed, 5, "");
+    wait_for(&cluster, "fetched", 3);
+    // The fields are kept with the object.
+    let edge = cluster.edge_mut();
+    assert_eq!(edge.terminate().code(), Some(0));
+    edge.start();
+    let status = play(&cluster, &first, 1, "");
+    assert!(status.ends_with("; hit"), "{status}");
+    wait_for(&cluster, "present", 2);
+    assert_eq!(cluster.origin.hits("/v/1.m4s").len(), 1);
+}
+
+#[test]
+fn hostile_links_cost_a_bounded_prefetch() {
+    let cluster = Cluster::start();
+    cluster.add_source("other");
+    let outside = ["http://evil.example/a", "//evil.example/a", "x:y"];
+    let inside: Vec<String> = (0..60).map(|n| n.to_string()).collect();
+    let named = outside.into_iter().chain(inside.iter().map(String::as_str));
+    let links: Vec<String> = named.map(|it| format!("<{it}>; rel=next")).collect();
+    let object = Object::generated(1, SEGMENT).header("Link", &links.join(","));
+    let target = cluster.put("/v/1.m4s", object.header("Cache-Control", "max-age=3600"));
+    for _ in 0..20 {
+        play(&cluster, &target, 1, "");
+    }
+    wait_for(&cluster, "failed", 5);
+    assert!(next_objects(&cluster, "outside") >= 3);
+    let asked = cluster.origin.all_hits().len();
+    assert!(asked <= 1 + 5, "{:?}", cluster.origin.all_hits());
 }

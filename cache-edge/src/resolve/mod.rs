@@ -17,6 +17,7 @@ pub mod peer_handler;
 mod permission;
 pub mod ports;
 pub mod probe;
+pub mod read_all;
 mod resume;
 pub mod revalidate;
 mod short_memory;

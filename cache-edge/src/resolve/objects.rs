@@ -215,10 +215,7 @@ impl EdgeObjects {
             return self.pass(&source, &key, request, "changing").await;
         }
         let serves = source.mode() == v1::SourceMode::Serve;
-        if serves
-            && request.ahead.is_none()
-            && let Some(kept) = self.find_whole(&source, &key, request).await
-        {
+        if serves && let Some(kept) = self.find_whole(&source, &key, request).await {
             return Ok(Resolution::PassThrough(kept));
         }
         let (key, varies) = self.with_variant(&source, key, request);
@@ -526,6 +523,16 @@ pub(super) fn negative(
 
 impl Objects for EdgeObjects {
     type Open = ReaderFactory;
+
+    fn resolve_link(&self, source: &str, path: &str, reference: &str) -> Option<ObjectName> {
+        let known = self.parts().catalogue.get(source)?;
+        let (path, query) = known.resolve_link(path, reference)?;
+        Some(ObjectName::Key {
+            source: source.to_owned(),
+            path,
+            query,
+        })
+    }
 
     async fn resolve(
         &self,

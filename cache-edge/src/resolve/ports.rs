@@ -30,7 +30,8 @@ pub struct ObjectRequest {
     /// The object changed under each attempt to serve it: one answer of the origin is one version,
     /// whatever the next one is.
     pub past_the_cache: bool,
-    /// No client asks for it yet: one is expected to after so long. It is never passed through.
+    /// No client asks for it yet: one is expected to after so long. What is not stored is not
+    /// passed through either.
     pub ahead: Option<Duration>,
 }
 
@@ -257,4 +258,9 @@ pub trait Objects: Send + Sync + 'static {
         &self,
         request: &ObjectRequest,
     ) -> impl Future<Output = Result<Resolution<Self::Open>, ServeError>> + Send;
+    /// The object that an origin's reference names in its answer for another one of the source;
+    /// none: it is not in the source.
+    fn resolve_link(&self, _source: &str, _path: &str, _reference: &str) -> Option<ObjectName> {
+        None
+    }
 }

@@ -120,7 +120,7 @@ impl EdgeObjects {
         since: InvalidationEpoch,
         response: Response,
     ) -> Option<Finding> {
-        let is_served = source.mode() == v1::SourceMode::Serve && request.ahead.is_none();
+        let is_served = source.mode() == v1::SourceMode::Serve;
         // A question may be asked with another client's signature.
         if request.head_only || !is_served || source.needs_signature() {
             return None;

@@ -287,7 +287,7 @@ impl<O: OpenReader> Cursor<O> {
 
 /// Waits until the piece is in memory: sending would block this worker, and with it every
 /// connection it serves. Bytes from the disk are checked on their way.
-pub(super) async fn bring_in(piece: &Piece) -> Result<(), ReadError> {
+async fn bring_in(piece: &Piece) -> Result<(), ReadError> {
     if piece.unstored.is_some() || piece.file.is_resident(piece.range) {
         return Ok(());
     }

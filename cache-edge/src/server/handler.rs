@@ -241,7 +241,7 @@ async fn answer_resolved<O: Objects>(
         let object = match resolution.map_err(|error| Problem::from(&error))? {
             Resolution::Object(object) => Arc::new(CachedResolution::new(object, &server.metrics)),
             Resolution::PassThrough(mut pass) => {
-                next_objects::read_passed(server, client, request, &mut pass);
+                next_objects::follow_passed(server, client, request, &mut pass);
                 return Ok(answer_pass_through(server, pass));
             }
             Resolution::Negative { status, remembered } => {
@@ -413,7 +413,8 @@ async fn answer_object<O: OpenReader>(
         if let Some(cmcd) = &cmcd {
             next_objects::follow_player(server, client, request, cmcd);
         }
-        next_objects::follow_playlists(server, client, request, object, cmcd.as_ref());
+        next_objects::follow_links(server, client, request, object.head.kept(), cmcd.as_ref());
+        next_objects::follow_manifests(server, client, request, object, cmcd.as_ref());
         EdgeBody::object(body)
     };
     let mut response = Response::new(body);

@@ -18,31 +18,33 @@ use http_body_util::BodyExt as _;
 use http_rules::{
     cmcd::{self, Cmcd, OpenRange},
     conditional::SELECTING,
-    credential,
+    credential, links,
     path::{self, Target},
     range::{self, RangeSpec},
 };
 use parking_lot::Mutex;
 
 use super::{
-    body::bring_in,
     connection::Client,
     connection_cache::CachedResolution,
     handler,
     limits::{Share, Shares},
+    manifests::{Manifests, ReadBody, is_manifest},
     metrics::{Metrics, NextObjectResult},
-    playlists::{self, Playlists, ReadBody, is_playlist},
     server::Server,
 };
 use crate::{
     core::{
         consumption::PlayerReport,
         lookahead::NEXT_OBJECT_CHUNKS,
-        playlist::{MAX_TEXT_BYTES, Playlist},
+        manifest::{MAX_TEXT_BYTES, Manifest},
     },
-    resolve::ports::{
-        FirstBytes, Freshness, ObjectName, ObjectRequest, Objects, OpenReader, PassBody,
-        PassThrough, Presence, ReadBytes as _, Resolution,
+    resolve::{
+        ports::{
+            FirstBytes, Freshness, ObjectName, ObjectRequest, Objects, OpenReader as _, PassBody,
+            PassThrough, Presence, Resolution,
+        },
+        read_all::{is_plain, read_all},
     },
 };
 
@@ -50,7 +52,7 @@ use crate::{
 const MAX_FOLLOWED: u32 = 256;
 const FOLLOWED_OF_CLIENT: u32 = 16;
 const LEAST_OF_CLIENT: u32 = 2;
-/// Passed playlists that are being read: a MiB each at most.
+/// Passed manifests that are being read: a MiB each at most.
 const MAX_READ: u32 = 64;
 const READ_OF_CLIENT: u32 = 8;
 /// Next objects of one request.
@@ -60,6 +62,8 @@ const REPEATED_WITHIN: Duration = Duration::from_secs(5);
 const MAX_RECENT: usize = 8_192;
 /// Then it is given up: if a viewer comes, it asks for itself.
 const WANTED_FOR: Duration = Duration::from_secs(30);
+/// When an object is due that an origin links to, if the player says nothing of its buffer.
+const LINKED_WITHIN: Duration = Duration::from_secs(10);
 
 /// An object that a viewer is expected to ask for, and when.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -76,8 +80,8 @@ pub(super) struct NextObjects<O> {
     metrics: Arc<Metrics>,
     followed: Arc<Shares>,
     recent: Recent,
-    playlists: Playlists,
-    /// Passed bodies that are read as playlists.
+    manifests: Manifests,
+    /// Passed bodies that are read as manifests.
     read: Arc<Shares>,
 }
 
@@ -88,16 +92,16 @@ impl<O: Objects> NextObjects<O> {
             metrics,
             followed: Shares::new(MAX_FOLLOWED, FOLLOWED_OF_CLIENT, LEAST_OF_CLIENT),
             recent: Recent::default(),
-            playlists: Playlists::default(),
+            manifests: Manifests::default(),
             read: Shares::new(MAX_READ, READ_OF_CLIENT, 1),
         })
     }
 
-    fn read_playlist(&self, path: &str, version: u64, text: &[u8]) {
+    fn read_manifest(&self, path: &str, version: u64, text: &[u8]) {
         let text = std::str::from_utf8(text).ok();
-        if let Some(playlist) = text.and_then(|text| Playlist::parse(text, path)) {
-            tracing::debug!(path, segments = playlist.segments.len(), "a playlist");
-            self.playlists.insert(path, version, playlist);
+        if let Some(manifest) = text.and_then(|text| Manifest::parse(text, path)) {
+            tracing::debug!(path, tracks = manifest.tracks.len(), "a manifest");
+            self.manifests.insert(path, version, manifest);
         }
     }
 
@@ -135,7 +139,15 @@ impl<O: Objects> NextObjects<O> {
         };
         let object = match self.objects.resolve(&request).await {
             Ok(Resolution::Object(object)) => object,
-            Ok(_) => return NextObjectResult::Failed,
+            // What is kept as a whole arrives without a reader.
+            Ok(Resolution::PassThrough(pass)) => {
+                return match pass.status_words {
+                    Some(words) if words.forward.is_none() => NextObjectResult::Present,
+                    Some(_) => NextObjectResult::Fetched,
+                    None => NextObjectResult::Failed,
+                };
+            }
+            Ok(Resolution::Negative { .. }) => return NextObjectResult::Failed,
             Err(error) => {
                 tracing::debug!(%error, "a next object is not resolved");
                 return NextObjectResult::Failed;
@@ -200,8 +212,8 @@ impl Recent {
     }
 }
 
-/// Reads what is served if it is a playlist; wants the segments that follow one that is asked for.
-pub(super) fn follow_playlists<O: Objects>(
+/// Reads what is served if it is a manifest; wants the segments that follow one that is asked for.
+pub(super) fn follow_manifests<O: Objects>(
     server: &Server<O>,
     client: &Client,
     request: &Parts,
@@ -209,12 +221,12 @@ pub(super) fn follow_playlists<O: Objects>(
     cmcd: Option<&Cmcd>,
 ) {
     let path = path_of(server, request);
-    let playlists = &server.next_objects.playlists;
+    let manifests = &server.next_objects.manifests;
     let description = object.entry.description();
-    if is_playlist(path, Some(&description.content_type)) {
+    if is_manifest(path, Some(&description.content_type)) {
         let size = object.entry.geometry().size();
-        let version = playlists.version(object.entry.id());
-        if size > MAX_TEXT_BYTES as u64 || playlists.knows(path, version) {
+        let version = manifests.version(object.entry.id());
+        if size > MAX_TEXT_BYTES as u64 || manifests.knows(path, version) {
             return;
         }
         let Some(place) = place_of(server, client.address) else {
@@ -225,11 +237,11 @@ pub(super) fn follow_playlists<O: Objects>(
         tokio::spawn(async move {
             let text = tokio::time::timeout(WANTED_FOR, read_all(&*readers, size)).await;
             if let Ok(Some(text)) = text {
-                next_objects.read_playlist(&path, version, &text);
+                next_objects.read_manifest(&path, version, &text);
             }
             drop(place);
         });
-    } else if !playlists.is_empty() {
+    } else if !manifests.is_empty() {
         follow_segment(server, client, request, cmcd);
     }
 }
@@ -259,36 +271,72 @@ fn follow_segment<O: Objects>(
         _ => 0,
     };
     let buffer = cmcd.and_then(Cmcd::time_left).unwrap_or_default();
-    let next = |playlist: &Playlist, position| {
-        let next = playlist.next(position).map(|(segment, due)| NextObject {
-            name: ObjectName::Key {
-                source: playlist.source.clone(),
-                path: segment.path.clone(),
-                query: segment.query.clone(),
-            },
-            range: segment.range,
-            due: buffer.saturating_add(due),
-        });
-        next.take(MAX_OF_REQUEST).collect::<Vec<_>>()
+    let manifests = &server.next_objects.manifests;
+    let Some(next) = manifests.next((&source, &path, &query), start) else {
+        return;
     };
-    let playlists = &server.next_objects.playlists;
-    if let Some(next) = playlists.find((&source, &path, &query), start, next) {
-        follow(server, client, request, next);
-    }
+    let next = next.into_iter().map(|(segment, due)| NextObject {
+        name: ObjectName::Key {
+            source: source.clone(),
+            path: segment.path,
+            query: segment.query,
+        },
+        range: segment.range,
+        due: buffer.saturating_add(due),
+    });
+    follow(server, client, request, next.take(MAX_OF_REQUEST).collect());
 }
 
-/// Reads a passed answer besides, if it is a playlist.
-pub(super) fn read_passed<O: Objects>(
+/// Wants what the origin's answer names as next. It says what, not when.
+pub(super) fn follow_links<O: Objects>(
+    server: &Server<O>,
+    client: &Client,
+    request: &Parts,
+    fields: &HeaderMap,
+    cmcd: Option<&Cmcd>,
+) {
+    // Most answers have none, and no look-up is free in an answer that is a hit.
+    if !fields.contains_key(header::LINK) {
+        return;
+    }
+    let links = links::next(fields);
+    if links.is_empty() {
+        return;
+    }
+    let Ok(Target::Key { source, path, .. }) = path::parse(path_of(server, request), None) else {
+        return;
+    };
+    let due = cmcd.and_then(Cmcd::time_left).unwrap_or(LINKED_WITHIN);
+    let resolve = |reference: &&str| server.objects.resolve_link(&source, &path, reference);
+    let names: Vec<ObjectName> = links.iter().filter_map(resolve).collect();
+    let outside = (links.len() - names.len()) as u64;
+    server
+        .metrics
+        .count_next_objects(NextObjectResult::Outside, outside);
+    let next = names.into_iter().map(|name| NextObject {
+        name,
+        range: None,
+        due,
+    });
+    follow(server, client, request, next.collect());
+}
+
+/// Wants what a passed answer names as next, and reads it besides if it is a manifest.
+pub(super) fn follow_passed<O: Objects>(
     server: &Server<O>,
     client: &Client,
     request: &Parts,
     pass: &mut PassThrough,
 ) {
+    if request.method != Method::GET || !pass.status.is_success() {
+        return;
+    }
+    follow_links(server, client, request, &pass.headers, None);
     let path = path_of(server, request);
     let content_type = pass.headers.get(header::CONTENT_TYPE);
     let content_type = content_type.and_then(|value| value.to_str().ok());
-    let is_whole = pass.status == StatusCode::OK && request.method == Method::GET;
-    if !is_whole || !is_playlist(path, content_type) || !playlists::is_readable(&pass.headers) {
+    let is_whole = pass.status == StatusCode::OK;
+    if !is_whole || !is_manifest(path, content_type) || !is_plain(&pass.headers) {
         return;
     }
     let Some(place) = server.share_of(&server.next_objects.read, client.address) else {
@@ -296,9 +344,9 @@ pub(super) fn read_passed<O: Objects>(
     };
     let (next_objects, path) = (Arc::clone(&server.next_objects), path.to_owned());
     let ended = move |text: Vec<u8>| {
-        let version = next_objects.playlists.version(&text);
-        if !next_objects.playlists.knows(&path, version) {
-            next_objects.read_playlist(&path, version, &text);
+        let version = next_objects.manifests.version(&text);
+        if !next_objects.manifests.knows(&path, version) {
+            next_objects.read_manifest(&path, version, &text);
         }
     };
     let none: PassBody = Box::pin(http_body_util::Empty::new().map_err(|never| match never {}));
@@ -306,31 +354,6 @@ pub(super) fn read_passed<O: Objects>(
     let length = pass.headers.get(header::CONTENT_LENGTH);
     let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
     pass.body = ReadBody::wrap(body, length, place, ended);
-}
-
-/// The bytes of an object; the viewer who asked for it is served beside.
-async fn read_all<R: OpenReader>(readers: &R, size: u64) -> Option<Vec<u8>> {
-    let range = ByteRange::new(0, size);
-    let player = PlayerReport::default();
-    if readers.presence(range) != Presence::All && !readers.fetch_ahead(range, player).await {
-        return None;
-    }
-    let mut reader = readers.open(range, player);
-    let mut text = Vec::new();
-    while let Some(piece) = reader.next(size).await.ok()? {
-        if let Some(bytes) = &piece.unstored {
-            text.extend_from_slice(bytes);
-            continue;
-        }
-        bring_in(&piece).await.ok()?;
-        let (from, len) = (text.len(), usize::try_from(piece.range.len()).ok()?);
-        text.resize(from + len, 0);
-        piece
-            .file
-            .read_at(piece.range.start, &mut text[from..])
-            .ok()?;
-    }
-    Some(text)
 }
 
 /// Wants what the player says it will ask for next. The body it asked for goes first: nothing is

@@ -88,6 +88,12 @@ impl ResponseFields {
         }
     }
 
+    /// The origin's other fields.
+    #[must_use]
+    pub fn kept(&self) -> &HeaderMap {
+        &self.kept
+    }
+
     /// The object's content type.
     #[must_use]
     pub fn content_type(&self) -> HeaderValue {

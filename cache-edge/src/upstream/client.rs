@@ -134,10 +134,10 @@ impl Client {
     ) -> Result<Response, OriginError> {
         let question = Question {
             method,
+            kind: RequestKind::of_object(&url),
             url,
             headers,
             class,
-            kind: RequestKind::Object,
             is_presigned: false,
             skip: OriginSet::default(),
         };

@@ -18,6 +18,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use url::Url;
 
 use super::{
     Client, OriginError, RequestClass, Response, Source, answer,
@@ -36,13 +37,28 @@ const MAX_RUNNING: usize = 32;
 /// again whatever the budget says, as a failed one is: a viewer waits for it.
 const LOST_AFTER: Duration = Duration::from_secs(4);
 
-/// The kind of a request. The two kinds take different times.
+/// The kind of a request. The kinds take different times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestKind {
     /// About an object, or for its whole answer.
     Object,
     /// A range of chunks of a known entry. One that is lost is fetched by another edge.
     Chunks,
+    /// A live playlist that does not exist yet: its origin answers once it does (RFC 8216bis,
+    /// 6.2.5.2), and a second request would wait as well.
+    Blocking,
+}
+
+impl RequestKind {
+    /// The kind of a question about the object at a URL.
+    pub(super) fn of_object(url: &Url) -> Self {
+        let mut parameters = url.query().unwrap_or_default().split('&');
+        if parameters.any(|it| it.starts_with("_HLS_msn=")) {
+            Self::Blocking
+        } else {
+            Self::Object
+        }
+    }
 }
 
 /// How a late request ended.
@@ -208,7 +224,8 @@ impl Client {
             question.class,
             RequestClass::Foreground | RequestClass::Assigned
         );
-        if !is_waited_for || source.may_think() {
+        let may_think = source.may_think() || question.kind == RequestKind::Blocking;
+        if !is_waited_for || may_think {
             return pending().await;
         }
         let is_question = question.kind == RequestKind::Object;

@@ -28,7 +28,7 @@ pub struct Origin {
     /// None: the edge's shared one, for sources without settings.
     transport: Option<Transport>,
     pub health: Health,
-    times: Mutex<[AnswerTimes; 2]>,
+    times: Mutex<[AnswerTimes; 3]>,
 }
 
 impl Origin {

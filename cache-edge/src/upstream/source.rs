@@ -12,7 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 use chunkcache_proto::v1;
 use http::{HeaderName, HeaderValue, StatusCode};
-use http_rules::{query_rules, ttl_rules};
+use http_rules::{path, query_rules, ttl_rules};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use url::Url;
@@ -204,6 +204,13 @@ impl Source {
         }
         let url = Url::parse(&text).ok()?;
         self.allows(&url).then_some(url)
+    }
+
+    /// The path and query of what a reference names in an answer for the object at a path.
+    #[must_use]
+    pub fn resolve_link(&self, path: &str, reference: &str) -> Option<(String, String)> {
+        let base = Url::parse(self.base_url()).ok()?;
+        path::resolve_at_origin(&base, path, reference)
     }
 
     /// Whether the URL is below the source's base URL: same scheme, host and port, no credentials.

@@ -20,6 +20,7 @@
 //! | [`retry_after`] | how long to leave an origin alone | 9110, 10.2.3 |
 //! | [`presigned`] | signatures of presigned URLs, and when they expire | |
 //! | [`tags`], [`purge`] | tags of an answer, which objects a purge is of | 9875 |
+//! | [`links`] | what an origin says is asked for next | 8288 |
 //! | [`cmcd`] | what a player says of its buffer and of what it asks for next | CTA-5004 |
 //! | [`credential`] | where a request carries its signature, beside its query | |
 //! | [`steering`] | which edge a player is told to go to | 8216bis, 7 |
@@ -35,6 +36,7 @@ pub mod content_range;
 pub mod credential;
 pub mod fields;
 pub mod freshness;
+pub mod links;
 pub mod origin_answer;
 pub mod path;
 pub mod pattern;

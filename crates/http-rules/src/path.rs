@@ -102,24 +102,43 @@ pub fn normalize_name(path: &str, query: &str) -> Result<(String, String), Targe
 /// another server: `None`.
 #[must_use]
 pub fn resolve_reference(asked_for: &str, reference: &str) -> Option<Target> {
+    let joined = join_reference(asked_for, reference)?;
+    let (path, query) = match joined.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (joined.as_str(), None),
+    };
+    parse(path, query).ok()
+}
+
+/// The same before anything is checked or normalised: others may be resolved against it in turn.
+#[must_use]
+pub fn join_reference(base: &str, reference: &str) -> Option<String> {
     let reference = reference.split('#').next().unwrap_or_default();
     let end = reference.find(['/', '?']).unwrap_or(reference.len());
     if reference.starts_with("//") || reference[..end].contains(':') {
         return None;
     }
-    let (reference, query) = match reference.split_once('?') {
-        Some((reference, query)) => (reference, Some(query)),
-        None => (reference, None),
-    };
-    let joined = if reference.is_empty() {
-        asked_for.to_owned()
-    } else if reference.starts_with('/') {
-        reference.to_owned()
-    } else {
-        let folder = asked_for.rfind('/').map_or("/", |at| &asked_for[..=at]);
-        format!("{folder}{reference}")
-    };
-    parse(&joined, query).ok()
+    let path = base.split('?').next().unwrap_or_default();
+    Some(match reference.bytes().next() {
+        None => base.to_owned(),
+        Some(b'/') => reference.to_owned(),
+        Some(b'?') => format!("{path}{reference}"),
+        Some(_) => {
+            let folder = path.rfind('/').map_or("/", |at| &path[..=at]);
+            format!("{folder}{reference}")
+        }
+    })
+}
+
+/// Resolves an origin's reference against the URL of one of its objects, which lies at `path` below
+/// `base_url`: the name of another object there, or `None`.
+#[must_use]
+pub fn resolve_at_origin(base_url: &Url, path: &str, reference: &str) -> Option<(String, String)> {
+    let base = base_url.as_str().trim_end_matches('/');
+    let object = Url::parse(&format!("{base}/{path}")).ok()?;
+    let url = object.join(reference).ok()?;
+    let below = below_base(&url, base_url)?;
+    normalize_name(below, url.query().unwrap_or_default()).ok()
 }
 
 /// The part of `url` below `base_url`, without the leading slash; none: it is elsewhere. Both are
@@ -365,6 +384,43 @@ mod tests {
             parse(&format!("/films/{}", "a".repeat(9000)), None),
             Err(TargetError::TooLong)
         );
+    }
+
+    #[test]
+    fn an_origins_references_stay_below_its_base() {
+        let at = |base: &str, reference: &str| {
+            let base = Url::parse(base).unwrap();
+            let name = resolve_at_origin(&base, "v/1.ts", reference);
+            name.map(|(path, query)| format!("{path}?{query}"))
+        };
+        let at_library = |reference| at("http://origin.example/library/", reference);
+        for (reference, name) in [
+            ("2.ts", "v/2.ts?"),
+            ("2.ts?a=%7e#here", "v/2.ts?a=~"),
+            ("../w/%32.ts", "w/2.ts?"),
+            ("/library/w/2.ts", "w/2.ts?"),
+            ("http://origin.example/library/2.ts", "2.ts?"),
+            ("//ORIGIN.example:80/library/2.ts", "2.ts?"),
+            ("?x", "v/1.ts?x"),
+        ] {
+            assert_eq!(at_library(reference).as_deref(), Some(name), "{reference}");
+        }
+        for elsewhere in [
+            "/2.ts",
+            "../../2.ts",
+            "/library",
+            "/libraryother/2.ts",
+            "https://origin.example/library/2.ts",
+            "http://evil.example/library/2.ts",
+            "http://origin.example:8080/library/2.ts",
+            "//evil.example/library/2.ts",
+            "javascript:alert(1)",
+            "a%2fb",
+            "http://[",
+        ] {
+            assert_eq!(at_library(elsewhere), None, "{elsewhere}");
+        }
+        assert_eq!(at("s3://bucket/films", "2.ts").as_deref(), Some("v/2.ts?"));
     }
 
     /// However odd the target, the origin URL stays under the source's base.

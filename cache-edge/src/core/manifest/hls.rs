@@ -1,0 +1,272 @@
+//! HLS playlists (RFC 8216bis): of media, with the parts of LL-HLS, and of other playlists.
+
+use std::time::Duration;
+
+use http_rules::cmcd::OpenRange;
+use quick_m3u8::{
+    HlsLine, Reader,
+    config::ParsingOptionsBuilder,
+    tag::{
+        KnownTag,
+        hls::{self, EnumeratedString, MediaType, PreloadHintType},
+    },
+};
+
+use super::{
+    MAX_SEGMENTS, Manifest, Names, Rendition, Segment, Track, duration_of, is_hls, open_range,
+    selection::Selection,
+};
+
+/// How long a part lasts that is only hinted at, if no part before it tells.
+const PART: Duration = Duration::from_millis(500);
+/// Playlists that one playlist of playlists leads to.
+const MAX_PLAYLISTS: usize = 64;
+
+/// A playlist of media: its segments, and beside them its parts, each in the order of play.
+pub(super) fn parse(text: &str, asked_for: &str, source: String) -> Manifest {
+    let mut reading = Reading {
+        asked_for,
+        names: Names::new(&source),
+        segments: Vec::new(),
+        parts: Vec::new(),
+        parted: 0,
+        last_end: None,
+        last_part_end: None,
+    };
+    reading.read(text);
+    let (mut segments, mut parts) = (reading.segments, reading.parts);
+    let bytes = reading.names.bytes;
+    // What follows the last segment is there in parts only.
+    segments.extend_from_slice(parts.get(reading.parted..).unwrap_or_default());
+    // And if that is all of them, once is enough.
+    if reading.parted == 0 {
+        parts.clear();
+    }
+    let mut manifest = Manifest::new(source);
+    manifest.bytes = bytes;
+    let tracks = [segments, parts].into_iter();
+    manifest.tracks = tracks
+        .filter(|track| !track.is_empty())
+        .map(|track| (Rendition::default(), Track::Listed(track)))
+        .collect();
+    manifest
+}
+
+struct Reading<'a> {
+    asked_for: &'a str,
+    names: Names<'a>,
+    segments: Vec<Segment>,
+    parts: Vec<Segment>,
+    /// Parts before the end of the last segment.
+    parted: usize,
+    /// Where the last byte range ended.
+    last_end: Option<u64>,
+    last_part_end: Option<u64>,
+}
+
+impl Reading<'_> {
+    fn read(&mut self, text: &str) {
+        let options = ParsingOptionsBuilder::new()
+            .with_parsing_for_inf()
+            .with_parsing_for_byterange()
+            .with_parsing_for_map()
+            .with_parsing_for_part()
+            .with_parsing_for_preload_hint()
+            .build();
+        let mut reader = Reader::from_str(text, options);
+        let (mut duration, mut range) = (None, None);
+        loop {
+            let tag = match reader.read_line() {
+                Ok(None) => return,
+                Ok(Some(HlsLine::KnownTag(KnownTag::Hls(tag)))) => tag,
+                Ok(Some(HlsLine::Uri(uri))) => {
+                    // Without a duration it is a playlist of playlists.
+                    if let Some(duration) = duration.take() {
+                        let range = range.take();
+                        let range = range.and_then(|it| continued(it, &mut self.last_end));
+                        let Some(segment) = self.segment(&uri, range, duration) else {
+                            return;
+                        };
+                        self.segments.extend(segment);
+                        self.parted = self.parts.len();
+                    }
+                    continue;
+                }
+                Ok(Some(_)) | Err(_) => continue,
+            };
+            let is_read = match tag {
+                hls::Tag::Inf(inf) => {
+                    duration = Some(duration_of(inf.duration()));
+                    true
+                }
+                hls::Tag::Byterange(it) => {
+                    range = Some((it.length(), it.offset()));
+                    true
+                }
+                hls::Tag::Map(map) => {
+                    let range = map.byterange();
+                    let range = range.and_then(|it| open_range(it.offset, it.length));
+                    let segment = self.segment(map.uri(), range, Duration::ZERO);
+                    segment.map(|it| self.segments.extend(it)).is_some()
+                }
+                hls::Tag::Part(part) => {
+                    let range = part.byterange().map(|it| (it.length, it.offset));
+                    let range = range.and_then(|it| continued(it, &mut self.last_part_end));
+                    let segment = self.segment(part.uri(), range, duration_of(part.duration()));
+                    segment.map(|it| self.parts.extend(it)).is_some()
+                }
+                hls::Tag::PreloadHint(hint) => self.hint(&hint),
+                _ => true,
+            };
+            if !is_read {
+                return;
+            }
+        }
+    }
+
+    /// A part that is not there yet: its origin answers once it is.
+    fn hint(&mut self, hint: &hls::PreloadHint<'_>) -> bool {
+        let duration = match hint.hint_type() {
+            EnumeratedString::Known(PreloadHintType::Part) => {
+                self.parts.last().map_or(PART, |part| part.duration)
+            }
+            _ => Duration::ZERO,
+        };
+        let range = match (hint.byterange_start(), hint.byterange_length()) {
+            (0, None) => None,
+            (start, None) => Some((start, None)),
+            (start, Some(length)) => open_range(start, length),
+        };
+        let segment = self.segment(hint.uri(), range, duration);
+        segment.map(|it| self.parts.extend(it)).is_some()
+    }
+
+    /// The segment, if it is in the source. `None`: there is no space for more.
+    fn segment(
+        &mut self,
+        uri: &str,
+        range: Option<OpenRange>,
+        duration: Duration,
+    ) -> Option<Option<Segment>> {
+        if !self.names.count(self.asked_for.len() + uri.len()) {
+            return None;
+        }
+        let name = self.names.resolve(self.asked_for, uri);
+        Some(name.map(|(path, query)| Segment {
+            path,
+            query,
+            range,
+            duration,
+        }))
+    }
+}
+
+/// A range without an offset begins where the last one ended (RFC 8216, 4.3.2.2).
+fn continued(
+    (length, offset): (u64, Option<u64>),
+    last_end: &mut Option<u64>,
+) -> Option<OpenRange> {
+    let range = open_range(offset.or(*last_end).unwrap_or(0), length)?;
+    *last_end = range.1.map(|last| last.saturating_add(1));
+    Some(range)
+}
+
+/// A rendition of a playlist of playlists.
+struct Variant {
+    uri: String,
+    rendition: Rendition,
+    /// Of audio and of subtitles.
+    groups: [Option<String>; 2],
+}
+
+/// The playlists that a selection of a playlist of playlists consists of, as references: video, and
+/// the audio and subtitles that belong to it. `None`: it is no such playlist. An error names what
+/// there is.
+#[must_use]
+pub fn select(text: &str, selection: &Selection) -> Option<Result<Vec<String>, String>> {
+    if !is_hls(text) {
+        return None;
+    }
+    let (variants, media) = read_variants(text);
+    if variants.is_empty() {
+        return None;
+    }
+    let renditions: Vec<&Rendition> = variants.iter().map(|it| &it.rendition).collect();
+    let chosen = match selection.choose(&renditions) {
+        Ok(chosen) => chosen,
+        Err(error) => return Some(Err(error)),
+    };
+    let mut uris: Vec<String> = Vec::new();
+    let mut add = |uri: &String| {
+        if !uris.contains(uri) && uris.len() < MAX_PLAYLISTS {
+            uris.push(uri.clone());
+        }
+    };
+    let chosen: Vec<&Variant> = chosen
+        .into_iter()
+        .filter_map(|it| variants.get(it))
+        .collect();
+    for variant in &chosen {
+        add(&variant.uri);
+    }
+    for (group, uri) in &media {
+        let is_chosen = |it: &&Variant| it.groups.iter().flatten().any(|it| it == group);
+        if chosen.iter().any(is_chosen) {
+            add(uri);
+        }
+    }
+    Some(Ok(uris))
+}
+
+/// Its variants, and the playlists of its groups.
+fn read_variants(text: &str) -> (Vec<Variant>, Vec<(String, String)>) {
+    let options = ParsingOptionsBuilder::new()
+        .with_parsing_for_stream_inf()
+        .with_parsing_for_media()
+        .build();
+    let mut reader = Reader::from_str(text, options);
+    let (mut variants, mut media) = (Vec::new(), Vec::new());
+    let mut described = None;
+    while variants.len() + media.len() < MAX_SEGMENTS {
+        match reader.read_line() {
+            Ok(None) => break,
+            Ok(Some(HlsLine::KnownTag(KnownTag::Hls(hls::Tag::StreamInf(inf))))) => {
+                let resolution = inf.resolution().map(|it| it.to_string());
+                let rendition = Rendition {
+                    is_video: true,
+                    bits_per_second: inf.bandwidth(),
+                    names: resolution.into_iter().collect(),
+                    ..Rendition::default()
+                };
+                let group = |it: Option<&str>| it.map(str::to_owned);
+                described = Some((rendition, [group(inf.audio()), group(inf.subtitles())]));
+            }
+            Ok(Some(HlsLine::KnownTag(KnownTag::Hls(hls::Tag::Media(it))))) => {
+                let is_beside = matches!(
+                    it.media_type(),
+                    EnumeratedString::Known(MediaType::Audio | MediaType::Subtitles)
+                );
+                if let Some(uri) = it.uri().filter(|_| is_beside) {
+                    media.push((it.group_id().to_owned(), uri.to_owned()));
+                }
+            }
+            Ok(Some(HlsLine::Uri(uri))) => {
+                if let Some((mut rendition, groups)) = described.take() {
+                    rendition.names.push(uri.to_string());
+                    variants.push(Variant {
+                        uri: uri.to_string(),
+                        rendition,
+                        groups,
+                    });
+                }
+            }
+            Ok(Some(_)) | Err(_) => {}
+        }
+    }
+    (variants, media)
+}
+
+#[cfg(test)]
+#[path = "hls_tests.rs"]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -1,0 +1,152 @@
+//! Segments whose names count or tell their time: all of a track in a few numbers.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{NEXT_SEGMENTS, Segment, duration_of};
+
+/// Digits of a number.
+const MAX_WIDTH: usize = 20;
+
+/// Segments of one duration, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    /// The position of its first segment in the track.
+    pub first: u64,
+    /// When that begins.
+    pub time: u64,
+    pub duration: u64,
+    pub count: u64,
+}
+
+/// Names with a number in them.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Numbering {
+    /// Path and query before the number, and after it.
+    prefix: String,
+    suffix: String,
+    /// Of the number, with zeros before it.
+    width: usize,
+    /// The number is the segment's time.
+    by_time: bool,
+    /// The number of the first segment, if they are counted.
+    start: u64,
+    /// Ascending.
+    runs: Arc<[Run]>,
+    timescale: u64,
+    init: Option<Segment>,
+}
+
+/// What a numbering is made of beside its name.
+pub(super) struct Counting {
+    pub width: usize,
+    pub by_time: bool,
+    pub start: u64,
+    pub runs: Arc<[Run]>,
+    pub timescale: u64,
+    pub init: Option<Segment>,
+}
+
+impl Numbering {
+    /// `name`: with `mark` where the number is. `None`: it is not there once.
+    pub(super) fn new(name: &str, mark: &str, counting: Counting) -> Option<Self> {
+        let (prefix, suffix) = name.split_once(mark)?;
+        if suffix.contains(mark) {
+            return None;
+        }
+        Some(Self {
+            prefix: prefix.to_owned(),
+            suffix: suffix.to_owned(),
+            width: counting.width.min(MAX_WIDTH),
+            by_time: counting.by_time,
+            start: counting.start,
+            runs: counting.runs,
+            timescale: counting.timescale.max(1),
+            init: counting.init,
+        })
+    }
+
+    /// What is before the number and after it, if a name tells where the number is: no digit is
+    /// beside it.
+    #[must_use]
+    pub fn pattern(&self) -> Option<(&str, &str)> {
+        let is_digit = |it: Option<u8>| it.is_some_and(|it| it.is_ascii_digit());
+        let is_unclear =
+            is_digit(self.prefix.bytes().last()) || is_digit(self.suffix.bytes().next());
+        (!is_unclear).then_some((&self.prefix, &self.suffix))
+    }
+
+    /// In memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.prefix.len() + self.suffix.len() + self.runs.len() * size_of::<Run>()
+    }
+
+    /// The initialization section.
+    #[must_use]
+    pub fn init(&self) -> Option<&Segment> {
+        self.init.as_ref()
+    }
+
+    /// The position of the segment with this number.
+    #[must_use]
+    pub fn position_of(&self, number: u64) -> Option<u64> {
+        if !self.by_time {
+            let position = number.checked_sub(self.start)?;
+            return self.run_at(position).map(|_| position);
+        }
+        let after = self.runs.partition_point(|run| run.time <= number);
+        let run = self.runs.get(after.checked_sub(1)?)?;
+        let after_first = number.checked_sub(run.time)?;
+        let ahead = after_first.checked_div(run.duration)?;
+        let is_one = after_first == ahead * run.duration && ahead < run.count;
+        is_one.then(|| run.first.saturating_add(ahead))
+    }
+
+    /// The segment at a position.
+    #[must_use]
+    pub fn segment(&self, position: u64) -> Option<Segment> {
+        let run = self.run_at(position)?;
+        let number = if self.by_time {
+            let before = (position - run.first).checked_mul(run.duration)?;
+            run.time.checked_add(before)?
+        } else {
+            self.start.checked_add(position)?
+        };
+        let name = format!(
+            "{}{number:0width$}{}",
+            self.prefix,
+            self.suffix,
+            width = self.width
+        );
+        let (path, query) = name.split_once('?').unwrap_or((&name, ""));
+        Some(Segment {
+            path: path.to_owned(),
+            query: query.to_owned(),
+            range: None,
+            duration: duration_of(run.duration as f64 / self.timescale as f64),
+        })
+    }
+
+    fn run_at(&self, position: u64) -> Option<&Run> {
+        let after = self.runs.partition_point(|run| run.first <= position);
+        let run = self.runs.get(after.checked_sub(1)?)?;
+        (position - run.first < run.count).then_some(run)
+    }
+
+    pub(super) fn next(&self, position: u64) -> Vec<(Segment, Duration)> {
+        let mut due = Duration::ZERO;
+        let mut next = Vec::with_capacity(NEXT_SEGMENTS);
+        let Some(mut before) = self.segment(position) else {
+            return next;
+        };
+        for ahead in 1..=NEXT_SEGMENTS as u64 {
+            due += before.duration;
+            let segment = position.checked_add(ahead);
+            let Some(segment) = segment.and_then(|it| self.segment(it)) else {
+                break;
+            };
+            before = segment.clone();
+            next.push((segment, due));
+        }
+        next
+    }
+}

@@ -1,0 +1,51 @@
+//! Reads small objects as a whole, for what this edge itself learns from them.
+
+use bytes::Bytes;
+use chunkcache_proto::ByteRange;
+use http::HeaderMap;
+use http_body_util::{BodyExt as _, Limited};
+
+use super::ports::{OpenReader, PassBody, Piece, Presence, ReadBytes as _};
+use crate::core::consumption::PlayerReport;
+
+/// The bytes of an object, fetched at HIGH where they are missing: a viewer of it goes first.
+pub async fn read_all<R: OpenReader>(readers: &R, size: u64) -> Option<Vec<u8>> {
+    let range = ByteRange::new(0, size);
+    let player = PlayerReport::default();
+    if readers.presence(range) != Presence::All && !readers.fetch_ahead(range, player).await {
+        return None;
+    }
+    let mut reader = readers.open(range, player);
+    let mut text = Vec::new();
+    while let Some(piece) = reader.next(size).await.ok()? {
+        let bytes = tokio::task::spawn_blocking(move || bytes_of(&piece));
+        text.extend_from_slice(&bytes.await.ok()??);
+    }
+    Some(text)
+}
+
+/// May wait for the disk.
+fn bytes_of(piece: &Piece) -> Option<Bytes> {
+    if let Some(bytes) = &piece.unstored {
+        return Some(bytes.clone());
+    }
+    if !piece.file.bring_in(piece.range).ok()? {
+        return None;
+    }
+    let mut bytes = vec![0; usize::try_from(piece.range.len()).ok()?];
+    piece.file.read_at(piece.range.start, &mut bytes).ok()?;
+    Some(bytes.into())
+}
+
+/// Whether a body is the object's own text.
+#[must_use]
+pub fn is_plain(headers: &HeaderMap) -> bool {
+    let encoding = headers.get(http::header::CONTENT_ENCODING);
+    encoding.is_none_or(|value| value.as_bytes() == b"identity")
+}
+
+/// The bytes of an answer that is passed through, if they are no more than `most`.
+pub async fn read_passed(body: PassBody, most: usize) -> Option<Bytes> {
+    let read = Limited::new(body, most).collect().await;
+    read.ok().map(|read| read.to_bytes())
+}
