@@ -31,7 +31,10 @@ use crate::{
     grpc, http,
     listen::{self, AcceptedConnection},
     metrics::{DatabaseTimes, Metrics},
-    service::{Cluster, forget, jobs, membership, probe::Probes, resolve_key::Resolver, term},
+    service::{
+        Cluster, forget, jobs, membership, probe::Probes, resolve_key::Resolver, term,
+        title::Titles,
+    },
     sessions::{
         actor::Actor,
         registry::{End, Registry},
@@ -151,6 +154,7 @@ impl App {
             purging: tokio::sync::Mutex::default(),
             resolver: Resolver::default(),
             probes: Probes::default(),
+            titles: Titles::default(),
             watched: forget::Watched::default(),
             jobs: jobs::Jobs::default(),
             peer_keys: ArcSwap::default(),

@@ -82,8 +82,8 @@ impl Need {
             "GetSource" | "ListSources" | "GetEntry" | "ListEntries" | "HasByteRange"
             | "GetAvailability" | "ListJobs" | "WatchJob" | "WatchEntry" | "WatchCluster"
             | "ListEdges" | "GetStatus" | "ExplainChunk" => Self::See,
-            "OpenEntry" | "RequestRange" | "WaitForRange" | "Precache" | "CancelJob"
-            | "PinEntry" | "InvalidateEntry" | "PurgeEntries" => Self::Use,
+            "OpenEntry" | "RequestRange" | "WaitForRange" | "ListTitle" | "Precache"
+            | "CancelJob" | "PinEntry" | "InvalidateEntry" | "PurgeEntries" => Self::Use,
             _ => Self::Operate,
         }
     }

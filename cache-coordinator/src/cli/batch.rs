@@ -1,14 +1,15 @@
-//! `precache -f FILE`: a job for each line.
+//! Jobs for many objects: one for each line of a file, or for each object of a title.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read as _};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chunkcache_proto::v1::{Job, JobState, ListJobsRequest};
 use clap::ArgMatches;
 use serde_json::Value;
-use service_kit::config::human_bytes;
+use service_kit::config::{human_bytes, human_duration};
 
 use super::connection::Client;
 use super::failure::CliError;
@@ -23,35 +24,50 @@ const MAX_LINES: usize = 100_000;
 const MAX_BYTES: u64 = 64 << 20;
 /// Calls under way: an object that is new to the cluster is asked for at its origin first.
 const AT_A_TIME: usize = 8;
-/// Between two looks at the jobs.
+/// Jobs looked at in one turn.
+const LOOKS: usize = 200;
+/// Between two turns.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// A line that asks for something.
-struct Line {
-    number: usize,
-    wanted: Wanted,
+/// What is asked for, each with where it is written.
+pub(super) struct Targets {
+    wanted: Vec<(String, Wanted)>,
+    /// Lines that ask for nothing that there can be.
+    bad: usize,
+}
+
+impl Targets {
+    pub(super) fn of_title(manifest: &str, wanted: Vec<Wanted>) -> Result<Self, CliError> {
+        if wanted.is_empty() {
+            return Err(CliError::Refused(format!("{manifest} names no object")));
+        }
+        let wanted = wanted.into_iter();
+        Ok(Self {
+            wanted: wanted.map(|it| (manifest.to_owned(), it)).collect(),
+            bad: 0,
+        })
+    }
 }
 
 pub(super) async fn run(
-    file: &Path,
+    targets: Targets,
     arguments: &ArgMatches,
     client: &mut Client,
     printer: &mut Printer<'_>,
 ) -> Result<(), CliError> {
-    let (lines, mut bad) = read(file, arguments)?;
+    let Targets { wanted, mut bad } = targets;
     let mut jobs: Vec<Job> = Vec::new();
-    for lines in lines.chunks(AT_A_TIME) {
-        let asked = lines.iter().map(|line| {
+    for wanted in wanted.chunks(AT_A_TIME) {
+        let asked = wanted.iter().map(|(place, wanted)| {
             let mut client = client.another();
-            async move { (line, precache::ask(&line.wanted, &mut client).await) }
+            async move { (place, wanted, precache::ask(wanted, &mut client).await) }
         });
-        for (line, answer) in futures_util::future::join_all(asked).await {
+        for (place, wanted, answer) in futures_util::future::join_all(asked).await {
             match answer {
                 Ok(job) => jobs.push(job),
                 Err(error) => {
                     bad += 1;
-                    let (number, target) = (line.number, &line.wanted.target);
-                    eprintln!("{}:{number}: {target}: {}", file.display(), error.text());
+                    eprintln!("{place}: {}: {}", wanted.target, error.text());
                 }
             }
         }
@@ -69,13 +85,13 @@ pub(super) async fn run(
     printer.result(&json, || precache::table(&jobs))?;
     match bad {
         0 => Ok(()),
-        1 => Err(CliError::Refused("one line failed".to_owned())),
-        bad => Err(CliError::Refused(format!("{bad} lines failed"))),
+        1 => Err(CliError::Refused("one object failed".to_owned())),
+        bad => Err(CliError::Refused(format!("{bad} objects failed"))),
     }
 }
 
-/// Lines that ask for something, and how many are wrong.
-fn read(file: &Path, arguments: &ArgMatches) -> Result<(Vec<Line>, usize), CliError> {
+/// A file's lines.
+pub(super) fn read(file: &Path, arguments: &ArgMatches) -> Result<Targets, CliError> {
     let refuse = |reason: &dyn std::fmt::Display| {
         CliError::Usage(format!("-f {}: {reason}", file.display()))
     };
@@ -85,65 +101,100 @@ fn read(file: &Path, arguments: &ArgMatches) -> Result<(Vec<Line>, usize), CliEr
         let opened = File::open(file).map_err(|error| refuse(&error))?;
         Box::new(BufReader::new(opened.take(MAX_BYTES)))
     };
-    let (mut lines, mut bad) = (Vec::new(), 0);
+    let (mut wanted, mut bad) = (Vec::new(), 0);
     for (number, line) in reader.lines().enumerate() {
         let line = line.map_err(|error| refuse(&error))?;
         let target = line.trim();
         if target.is_empty() || target.starts_with('#') {
             continue;
         }
-        if lines.len() == MAX_LINES {
+        if wanted.len() == MAX_LINES {
             return Err(refuse(&format!("more than {MAX_LINES} lines")));
         }
-        let number = number + 1;
+        let place = format!("{}:{}", file.display(), number + 1);
         match Wanted::of(target, arguments) {
-            Ok(wanted) => lines.push(Line { number, wanted }),
+            Ok(it) => wanted.push((place, it)),
             Err(error) => {
                 bad += 1;
-                eprintln!("{}:{number}: {}", file.display(), error.text());
+                eprintln!("{place}: {}", error.text());
             }
         }
     }
-    Ok((lines, bad))
+    Ok(Targets { wanted, bad })
 }
 
 /// Shows the progress of all of them together until each has ended.
 async fn follow(jobs: &mut [Job], client: &mut Client) -> Result<(), CliError> {
     let mut progress = Progress::new();
+    let (begun, mut before, mut last) = (Instant::now(), None, 0);
     loop {
-        let running = jobs.iter().filter(|job| job.state() == JobState::Running);
-        let running = running.count();
-        let done = jobs.iter().map(|job| job.bytes_done).sum();
-        let total = jobs.iter().map(|job| job.bytes_total).sum();
+        let is_running = |job: &&Job| job.state() == JobState::Running;
+        let running = jobs.iter().filter(is_running).count();
+        let done: u64 = jobs.iter().map(|job| job.bytes_done).sum();
+        let total: u64 = jobs.iter().map(|job| job.bytes_total).sum();
+        let gained = done.saturating_sub(*before.get_or_insert(done));
         progress.show_part(done, total, || {
+            let left = time_left(gained, total.saturating_sub(done), begun.elapsed());
             let (done, total) = (human_bytes(done), human_bytes(total));
-            format!("{done} of {total}, {running} of {} jobs run", jobs.len())
+            format!(
+                "{done} of {total}, {running} of {} jobs run{left}",
+                jobs.len()
+            )
         });
         if running == 0 {
             progress.end();
             return Ok(());
         }
         tokio::time::sleep(PAUSE).await;
+        // In turn: those that wait hide no others.
+        let turn = (last..jobs.len()).chain(0..last);
+        let asked: Vec<usize> = turn
+            .filter(|it| is_running(&&jobs[*it]))
+            .take(LOOKS)
+            .collect();
+        last = asked.last().map_or(0, |it| it + 1);
         let request = ListJobsRequest {
-            include_ended: true,
+            ids: asked.iter().map(|it| jobs[*it].id.clone()).collect(),
+            ..ListJobsRequest::default()
         };
         let answer = client
             .call(request, async |mut s, r| s.list_jobs(r).await)
             .await?;
-        let mut newest: std::collections::HashMap<String, Job> = answer
+        let mut newest: HashMap<String, Job> = answer
             .jobs
             .into_iter()
             .map(|job| (job.id.clone(), job))
             .collect();
-        for job in jobs
-            .iter_mut()
-            .filter(|job| job.state() == JobState::Running)
-        {
+        for it in asked {
+            let job = &mut jobs[it];
             match newest.remove(&job.id) {
                 Some(now) => *job = now,
                 // Its entry is no more.
                 None => job.set_state(JobState::Failed),
             }
         }
+    }
+}
+
+/// By the mean rate so far.
+fn time_left(gained: u64, left: u64, elapsed: Duration) -> String {
+    let rate = gained as f64 / elapsed.as_secs_f64().max(1.0);
+    if gained == 0 || left == 0 {
+        return String::new();
+    }
+    let seconds = (left as f64 / rate).ceil() as u64;
+    format!(", {} left", human_duration(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_that_is_left() {
+        let after = |gained, left| time_left(gained, left, Duration::from_secs(10));
+        assert_eq!(after(1 << 20, 3 << 20), ", 30s left");
+        assert_eq!(after(0, 1), "");
+        assert_eq!(after(1, 0), "");
     }
 }

@@ -26,6 +26,7 @@ mod source;
 mod source_options;
 mod source_use;
 mod status;
+mod title;
 mod view;
 mod watch;
 

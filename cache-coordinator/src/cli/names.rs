@@ -1,7 +1,9 @@
 //! Parses entries and ranges from the command line.
 
+use std::time::Duration;
+
 use chunkcache_proto::v1::{ByteRange, EntryName, SourcePath, entry_name::Name};
-use service_kit::config::parse_bytes;
+use service_kit::config::{parse_bytes, parse_duration};
 use uuid::Uuid;
 
 use super::failure::CliError;
@@ -38,6 +40,15 @@ pub(super) enum WrittenRange {
     FromTo { start: u64, end: u64 },
     /// `-N`: the last N bytes.
     Last(u64),
+}
+
+impl From<ByteRange> for WrittenRange {
+    fn from(range: ByteRange) -> Self {
+        Self::FromTo {
+            start: range.start,
+            end: range.end,
+        }
+    }
 }
 
 impl WrittenRange {
@@ -79,11 +90,25 @@ pub(super) fn parse_range(text: &str) -> Result<WrittenRange, String> {
     }
 }
 
-/// `--first 60MiB`.
-pub(super) fn parse_first(text: &str) -> Result<WrittenRange, String> {
-    match parse_bytes(text)? {
-        0 => Err("expected more than 0 bytes".to_owned()),
-        end => Ok(WrittenRange::FromTo { start: 0, end }),
+/// The beginning of something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Beginning {
+    Bytes(WrittenRange),
+    /// What plays in it.
+    Time(Duration),
+}
+
+/// `--first 60MiB`, or `30s` of a title.
+pub(super) fn parse_first(text: &str) -> Result<Beginning, String> {
+    if let Ok(end) = parse_bytes(text) {
+        return match end {
+            0 => Err("expected more than 0 bytes".to_owned()),
+            end => Ok(Beginning::Bytes(WrittenRange::FromTo { start: 0, end })),
+        };
+    }
+    match parse_duration(text.trim()) {
+        Ok(time) if !time.is_zero() => Ok(Beginning::Time(time)),
+        _ => Err("expected bytes, for example 60MiB, or of a manifest a time, 30s".to_owned()),
     }
 }
 
@@ -134,13 +159,16 @@ mod tests {
                 end: 1000
             }
         );
-        assert_eq!(
-            parse_first("60MiB").unwrap().resolve(0),
-            ByteRange {
-                start: 0,
-                end: 60 << 20
-            }
-        );
+        let first = WrittenRange::FromTo {
+            start: 0,
+            end: 60 << 20,
+        };
+        assert_eq!(parse_first("60MiB"), Ok(Beginning::Bytes(first)));
+        let minute = Duration::from_secs(60);
+        assert_eq!(parse_first("60s"), Ok(Beginning::Time(minute)));
+        for bad in ["0", "0s", "x", ""] {
+            assert!(parse_first(bad).is_err(), "{bad}");
+        }
         for bad in ["", "-", "5", "9-1", "a-b", "-0", "1-2-3"] {
             assert!(parse_range(bad).is_err(), "{bad}");
         }

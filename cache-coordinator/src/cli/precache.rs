@@ -14,11 +14,11 @@ use tonic::Code;
 use super::connection::Client;
 use super::entry::percent;
 use super::failure::{CliError, refused};
-use super::names::{WrittenRange, entry_name, parse_first, parse_range};
+use super::names::{Beginning, WrittenRange, entry_name, parse_first, parse_range};
 use super::output::{Printer, Rows, or_dash};
 use super::progress::Progress;
 use super::watch::{MAX_ATTEMPTS, PAUSE};
-use super::{batch, is_set, switch, text, unknown_verb, view};
+use super::{batch, is_set, switch, text, title, unknown_verb, view};
 
 pub(super) fn command() -> Command {
     Command::new("precache")
@@ -39,6 +39,7 @@ pub(super) fn command() -> Command {
                 .value_parser(value_parser!(PathBuf))
                 .help("A file of targets, one a line, or - for standard input; a job each"),
         )
+        .args(title::arguments())
         .args(arguments())
         .subcommands([
             Command::new("list")
@@ -67,9 +68,9 @@ pub(super) fn arguments() -> Vec<Arg> {
                 .help("Bytes A to B inclusive, A- to the end, -N the last N; sizes as 10MiB too; several allowed [default: all]"),
             Arg::new("first")
                 .long("first")
-                .value_name("BYTES")
+                .value_name("BYTES|TIME")
                 .value_parser(parse_first)
-                .help("Only the first N bytes, for example 60MiB"),
+                .help("Only the first N bytes, for example 60MiB; of a manifest, what plays in the first 30s"),
             Arg::new("priority")
                 .long("priority")
                 .value_name("LEVEL")
@@ -97,14 +98,29 @@ impl Wanted {
 
     /// The same of another target.
     pub(super) fn of(target: &str, matches: &ArgMatches) -> Result<Self, CliError> {
+        let ranges = matches.get_many("range").unwrap_or_default().copied();
+        let mut ranges: Vec<WrittenRange> = ranges.collect();
+        match matches.get_one("first") {
+            Some(Beginning::Bytes(range)) => ranges.push(*range),
+            Some(Beginning::Time(_)) => {
+                let needs = "--first: a time is of what a manifest names: --manifest";
+                return Err(CliError::Usage(needs.to_owned()));
+            }
+            None => {}
+        }
+        Self::of_part(target, ranges, matches)
+    }
+
+    /// The same of these ranges of another target; none: all of it.
+    pub(super) fn of_part(
+        target: &str,
+        ranges: Vec<WrittenRange>,
+        matches: &ArgMatches,
+    ) -> Result<Self, CliError> {
         entry_name(target)?;
-        let ranges = ["range", "first"].iter().flat_map(|option| {
-            let given = matches.get_many::<WrittenRange>(option);
-            given.unwrap_or_default()
-        });
         Ok(Wanted {
             target: target.to_owned(),
-            ranges: ranges.copied().collect(),
+            ranges,
             edges: matches
                 .get_many("edge")
                 .unwrap_or_default()
@@ -132,6 +148,7 @@ pub(super) async fn run(
         Some(("list", arguments)) => {
             let request = ListJobsRequest {
                 include_ended: is_set(arguments, "all"),
+                ids: Vec::new(),
             };
             let answer = client
                 .call(request, async |mut s, r| s.list_jobs(r).await)
@@ -158,7 +175,11 @@ async fn start(
     printer: &mut Printer<'_>,
 ) -> Result<(), CliError> {
     if let Some(file) = arguments.get_one::<PathBuf>("file") {
-        return batch::run(file, arguments, client, printer).await;
+        return batch::run(batch::read(file, arguments)?, arguments, client, printer).await;
+    }
+    if is_set(arguments, "manifest") {
+        let targets = title::list(arguments, client).await?;
+        return batch::run(targets, arguments, client, printer).await;
     }
     let mut job = ask(&Wanted::read(arguments)?, client).await?;
     if is_set(arguments, "follow") {
@@ -195,6 +216,7 @@ pub(super) async fn ask(wanted: &Wanted, client: &mut Client) -> Result<Job, Cli
 pub(super) async fn is_asked_for(wanted: &Wanted, client: &mut Client) -> Result<bool, CliError> {
     let request = ListJobsRequest {
         include_ended: true,
+        ids: Vec::new(),
     };
     let answer = client
         .call(request, async |mut s, r| s.list_jobs(r).await)

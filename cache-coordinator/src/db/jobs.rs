@@ -73,6 +73,15 @@ impl Database {
             .collect()
     }
 
+    /// Those of these jobs that there are.
+    pub async fn jobs_named(&self, ids: &[Uuid]) -> Result<Vec<JobRecord>, DatabaseError> {
+        self.query(statements::JOBS_NAMED, &[&ids])
+            .await?
+            .iter()
+            .map(from_row)
+            .collect()
+    }
+
     /// How many of [`JobRecord::bytes_total`] have rows.
     pub async fn job_bytes_done(
         &self,

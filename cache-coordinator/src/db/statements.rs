@@ -88,6 +88,7 @@ statements! {
     JOB_GET = "job_get";
     JOB_INSERT = "job_insert";
     JOB_LIST = "job_list";
+    JOBS_NAMED = "jobs_named";
     KEY_BIND = "key_bind";
     KEY_BINDINGS = "key_bindings";
     KEY_DELETE_OF_ENTRIES = "key_delete_of_entries";

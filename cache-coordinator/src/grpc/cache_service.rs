@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::service::{
     Cluster, availability, edges, entries, error::ServiceError, explain, invalidate, jobs, purge,
-    sources, status, watch,
+    sources, status, title, watch,
 };
 
 /// The part of a caller's deadline that is reserved for the answer's transport.
@@ -154,6 +154,14 @@ impl CacheService for CacheApi {
     ) -> Result<Response<v1::WaitForRangeResponse>, Status> {
         let deadline = deadline(request.metadata());
         let response = availability::wait(&self.cluster, request.into_inner(), deadline).await?;
+        Ok(Response::new(response))
+    }
+
+    async fn list_title(
+        &self,
+        request: Request<v1::ListTitleRequest>,
+    ) -> Result<Response<v1::ListTitleResponse>, Status> {
+        let response = title::list(&self.cluster, request.into_inner()).await?;
         Ok(Response::new(response))
     }
 

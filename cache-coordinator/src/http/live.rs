@@ -229,6 +229,7 @@ impl LiveView {
             &self.cluster,
             v1::ListJobsRequest {
                 include_ended: true,
+                ids: Vec::new(),
             },
         )
         .await

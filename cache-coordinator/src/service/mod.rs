@@ -27,6 +27,7 @@ pub mod sources;
 pub mod status;
 pub mod steer;
 pub mod term;
+pub mod title;
 pub mod watch;
 
 use std::sync::Arc;
@@ -71,6 +72,8 @@ pub struct Cluster {
     pub resolver: resolve_key::Resolver,
     /// Questions to origins, through edges.
     pub probes: probe::Probes,
+    /// Titles that edges read.
+    pub titles: title::Titles,
     /// Entries that have watchers: they are not forgotten.
     pub watched: forget::Watched,
     /// Running jobs.

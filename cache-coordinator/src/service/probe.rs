@@ -30,20 +30,45 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// Limit of running probes.
 const MAX_PROBES: usize = 1_024;
 
-/// Probes that no edge has answered yet.
-#[derive(Debug, Default)]
-pub struct Probes(Mutex<Waiting>);
-
-#[derive(Debug, Default)]
-struct Waiting {
-    sequence: u64,
-    answers: HashMap<u64, (EdgeId, oneshot::Sender<Outcome>)>,
+/// Questions to edges that are not answered yet.
+#[derive(Debug)]
+pub struct Questions<T> {
+    most: usize,
+    waiting: Mutex<Waiting<T>>,
 }
 
-impl Probes {
-    fn begin(&self, edge: EdgeId) -> Option<(u64, oneshot::Receiver<Outcome>)> {
-        let mut waiting = self.0.lock();
-        if waiting.answers.len() >= MAX_PROBES {
+#[derive(Debug)]
+struct Waiting<T> {
+    sequence: u64,
+    answers: HashMap<u64, (EdgeId, oneshot::Sender<T>)>,
+}
+
+/// Whether an origin has an object.
+pub type Probes = Questions<Outcome>;
+
+impl Default for Probes {
+    fn default() -> Self {
+        Self::new(MAX_PROBES)
+    }
+}
+
+impl<T> Questions<T> {
+    /// `most`: that run at a time.
+    #[must_use]
+    pub fn new(most: usize) -> Self {
+        let waiting = Waiting {
+            sequence: 0,
+            answers: HashMap::new(),
+        };
+        Self {
+            most,
+            waiting: Mutex::new(waiting),
+        }
+    }
+
+    fn begin(&self, edge: EdgeId) -> Option<(u64, oneshot::Receiver<T>)> {
+        let mut waiting = self.waiting.lock();
+        if waiting.answers.len() >= self.most {
             return None;
         }
         waiting.sequence += 1;
@@ -53,70 +78,84 @@ impl Probes {
     }
 
     fn end(&self, sequence: u64) {
-        self.0.lock().answers.remove(&sequence);
+        self.waiting.lock().answers.remove(&sequence);
     }
 
     /// Records an edge's answer. Ignored if nobody waits any more, or if another edge was asked.
-    pub fn report(&self, edge: EdgeId, report: v1::ProbeReport) {
-        let mut waiting = self.0.lock();
+    pub fn answer(&self, edge: EdgeId, sequence: u64, answer: T) {
+        let mut waiting = self.waiting.lock();
         let is_its = waiting
             .answers
-            .get(&report.sequence)
+            .get(&sequence)
             .is_some_and(|(asked, _)| *asked == edge);
-        if is_its
-            && let Some((_, sender)) = waiting.answers.remove(&report.sequence)
-            && let Some(outcome) = report.outcome
-        {
+        if is_its && let Some((_, sender)) = waiting.answers.remove(&sequence) {
             // The caller may have left.
-            let _ = sender.send(outcome);
+            let _ = sender.send(answer);
+        }
+    }
+
+    /// Asks an edge about a key. `message`: the question of a sequence.
+    pub(super) async fn ask(
+        &self,
+        cluster: &Cluster,
+        key: &v1::Key,
+        timeout: Duration,
+        message: impl FnOnce(u64) -> Message,
+    ) -> Result<T, ServiceError> {
+        let edge = choose(cluster).ok_or_else(|| {
+            ServiceError::NoEdge(format!(
+                "no edge is in session that could ask the origin for {}",
+                display_key(key)
+            ))
+        })?;
+        let (sequence, answer) = self
+            .begin(edge.edge)
+            .ok_or_else(|| ServiceError::Exhausted("too many origins are being asked".into()))?;
+        let _wait = Wait(self, sequence);
+        edge.outbox.post(message(sequence));
+        let left = || {
+            ServiceError::NoEdge(format!(
+                "edge {:?} left while it asked the origin",
+                edge.name
+            ))
+        };
+        tokio::select! {
+            answer = answer => answer.map_err(|_| left()),
+            () = edge.outbox.ended() => Err(left()),
+            () = tokio::time::sleep(timeout) => {
+                let message = format!("edge {:?} did not answer for it in time", edge.name);
+                Err(failed(key, message))
+            }
         }
     }
 }
 
 /// Ends the wait even if its caller is gone.
-struct Wait<'a>(&'a Probes, u64);
+struct Wait<'a, T>(&'a Questions<T>, u64);
 
-impl Drop for Wait<'_> {
+impl<T> Drop for Wait<'_, T> {
     fn drop(&mut self) {
         self.0.end(self.1);
     }
 }
 
-/// The object behind a key, as the origin has it now.
-pub async fn probe(cluster: &Cluster, key: &v1::Key) -> Result<v1::KeyBinding, ServiceError> {
-    let edge = choose(cluster).ok_or_else(|| {
-        ServiceError::NoEdge(format!(
-            "no edge is in session that could ask the origin for {}",
-            display_key(key)
-        ))
-    })?;
-    let (sequence, answer) = cluster
-        .probes
-        .begin(edge.edge)
-        .ok_or_else(|| ServiceError::Exhausted("too many origins are being asked".into()))?;
-    let _wait = Wait(&cluster.probes, sequence);
-    edge.outbox.post(Message::Probe(v1::ProbeRequest {
-        sequence,
-        key: Some(key.clone()),
-    }));
-    let failed = |message: String| ServiceError::Origin {
+pub(super) fn failed(key: &v1::Key, message: String) -> ServiceError {
+    ServiceError::Origin {
         source_name: key.source.clone(),
         message,
+    }
+}
+
+/// The object behind a key, as the origin has it now.
+pub async fn probe(cluster: &Cluster, key: &v1::Key) -> Result<v1::KeyBinding, ServiceError> {
+    let question = |sequence| {
+        Message::Probe(v1::ProbeRequest {
+            sequence,
+            key: Some(key.clone()),
+        })
     };
-    let left = || {
-        ServiceError::NoEdge(format!(
-            "edge {:?} left while it asked the origin",
-            edge.name
-        ))
-    };
-    let outcome = tokio::select! {
-        outcome = answer => outcome.map_err(|_| left())?,
-        () = edge.outbox.ended() => return Err(left()),
-        () = tokio::time::sleep(TIMEOUT) => {
-            return Err(failed(format!("edge {:?} did not answer for it in time", edge.name)));
-        }
-    };
-    match outcome {
+    let asked = cluster.probes.ask(cluster, key, TIMEOUT, question);
+    match asked.await? {
         Outcome::Found(binding) => Ok(binding),
         Outcome::AbsentStatus(_) => {
             Err(ServiceError::not_found(Resource::Object, display_key(key)))
@@ -125,7 +164,7 @@ pub async fn probe(cluster: &Cluster, key: &v1::Key) -> Result<v1::KeyBinding, S
             reason: "UNCACHEABLE",
             message: format!("the object can not be cached: {why}"),
         }),
-        Outcome::Failed(message) => Err(failed(message)),
+        Outcome::Failed(message) => Err(failed(key, message)),
     }
 }
 
@@ -152,23 +191,17 @@ fn choose(cluster: &Cluster) -> Option<Arc<EdgeSession>> {
 mod tests {
     use super::*;
 
-    fn report(sequence: u64) -> v1::ProbeReport {
-        v1::ProbeReport {
-            sequence,
-            outcome: Some(Outcome::AbsentStatus(404)),
-        }
-    }
-
     #[tokio::test]
     async fn only_the_edge_that_was_asked_answers_and_only_once() {
         let probes = Probes::default();
+        let absent = || Outcome::AbsentStatus(404);
         let (sequence, mut answer) = probes.begin(EdgeId(1)).unwrap();
-        probes.report(EdgeId(2), report(sequence));
-        probes.report(EdgeId(1), report(sequence + 1));
+        probes.answer(EdgeId(2), sequence, absent());
+        probes.answer(EdgeId(1), sequence + 1, absent());
         assert!(answer.try_recv().is_err());
-        probes.report(EdgeId(1), report(sequence));
-        assert_eq!(answer.await, Ok(Outcome::AbsentStatus(404)));
-        probes.report(EdgeId(1), report(sequence));
+        probes.answer(EdgeId(1), sequence, absent());
+        assert_eq!(answer.await, Ok(absent()));
+        probes.answer(EdgeId(1), sequence, absent());
     }
 
     #[test]

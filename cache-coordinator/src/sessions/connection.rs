@@ -401,7 +401,13 @@ async fn control(
                 .await?;
         }
         Request::KeyNegative(negative) => cluster.resolver.negative(negative),
-        Request::ProbeReport(report) => cluster.probes.report(edge, report),
+        Request::ProbeReport(report) => {
+            let sequence = report.sequence;
+            if let Some(outcome) = report.outcome {
+                cluster.probes.answer(edge, sequence, outcome);
+            }
+        }
+        Request::TitleReport(report) => cluster.titles.answer(edge, report.sequence, report),
         Request::SourceAck(ack) => {
             live.sources_confirmed
                 .send_if_modified(|s| raise(s, ack.sequence));

@@ -91,6 +91,7 @@ impl Protocol {
                 | Message::KeyNegative(_)
                 | Message::FetchReport(_)
                 | Message::ProbeReport(_)
+                | Message::TitleReport(_)
                 | Message::Status(_)
                 | Message::SourceAck(_)
                 | Message::Drain(_)
@@ -126,6 +127,7 @@ pub fn name(message: &Message) -> &'static str {
         Message::KeyNegative(_) => "KeyNegative",
         Message::FetchReport(_) => "FetchReport",
         Message::ProbeReport(_) => "ProbeReport",
+        Message::TitleReport(_) => "TitleReport",
         Message::Status(_) => "EdgeStatus",
         Message::InvalidateAck(_) => "InvalidateAck",
         Message::SourceAck(_) => "SourceAck",

@@ -245,6 +245,7 @@ impl Session {
             }
             Message::Assign(assign) => self.assign(assign),
             Message::Probe(probe) => self.probe(probe),
+            Message::Title(title) => self.list_title(title),
             Message::Reprioritise(change) => {
                 if let Ok(level) = Level::try_from(change.priority()) {
                     tracing::debug!(fetch = change.assignment_id, ?level, "has another level");
@@ -389,6 +390,24 @@ impl Session {
             link.send(session_request::Message::ProbeReport(v1::ProbeReport {
                 sequence: probe.sequence,
                 outcome: Some(outcome),
+            }));
+        });
+    }
+
+    fn list_title(&self, title: v1::TitleRequest) {
+        let (objects, link) = (self.objects.clone(), self.link.clone());
+        self.downloads.workers().spawn(async move {
+            let first = (title.first_ms > 0).then(|| Duration::from_millis(title.first_ms));
+            let key = title.manifest.unwrap_or_default();
+            let listed = objects.list_title(key, &title.rendition, first).await;
+            let (objects, failed) = match listed {
+                Ok(objects) => (objects, String::new()),
+                Err(failed) => (Vec::new(), failed),
+            };
+            link.send(session_request::Message::TitleReport(v1::TitleReport {
+                sequence: title.sequence,
+                objects,
+                failed,
             }));
         });
     }

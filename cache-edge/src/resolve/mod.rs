@@ -22,6 +22,7 @@ mod resume;
 pub mod revalidate;
 mod short_memory;
 mod singleflight;
+mod title;
 mod unknown_key;
 mod whole;
 mod whole_answer;

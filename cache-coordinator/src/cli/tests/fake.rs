@@ -300,6 +300,19 @@ impl CacheService for Fake {
         }))
     }
 
+    async fn list_title(&self, request: Request<ListTitleRequest>) -> Answer<ListTitleResponse> {
+        self.note(&request)?;
+        let object = |path: &str, ranges| TitleObject {
+            path: path.to_owned(),
+            ranges,
+        };
+        let half = ByteRange { start: 0, end: 99 };
+        Ok(Response::new(ListTitleResponse {
+            source: "films".to_owned(),
+            objects: vec![object("a/1.ts?x=1", vec![]), object("a/2.ts", vec![half])],
+        }))
+    }
+
     async fn list_jobs(&self, request: Request<ListJobsRequest>) -> Answer<ListJobsResponse> {
         self.note(&request)?;
         Ok(Response::new(ListJobsResponse {

@@ -81,6 +81,7 @@ async fn every_verb_answers_in_both_forms() {
         "purge --source films",
         "precache films/a.mp4",
         "precache http://127.0.0.1:9/films/a.mp4 --edge east --follow",
+        "precache films/a.m3u8 --manifest --first 30s --rendition lowest",
         "precache list",
         "precache cancel j1",
         "edge list",
@@ -274,6 +275,26 @@ async fn ranges_are_sent_half_open() {
 }
 
 #[tokio::test]
+async fn a_title_is_a_job_for_each_object() {
+    let line = "precache films/a.m3u8 --manifest --first 1m30s --rendition 1280x* --edge east";
+    let (result, asked) = run_fake(&line.split(' ').collect::<Vec<_>>()).await;
+    result.unwrap();
+    assert!(asked[0].starts_with("ListTitleRequest"), "{asked:?}");
+    let expected = "rendition: \"1280x*\", first_ms: 90000";
+    assert!(asked[0].contains(expected), "{}", asked[0]);
+    let mut jobs = asked[1..].to_vec();
+    jobs.sort();
+    for (job, expected) in jobs.iter().zip([
+        "path: \"a/1.ts?x=1\" })) }), ranges: []",
+        "path: \"a/2.ts\" })) }), ranges: [ByteRange { start: 0, end: 99 }]",
+    ]) {
+        assert!(job.contains(expected), "{job}");
+        assert!(job.contains("edges: [\"east\"]"), "{job}");
+    }
+    assert_eq!(jobs.len(), 2);
+}
+
+#[tokio::test]
 async fn usage_is_2_and_nothing_is_asked() {
     for line in [
         "entry show films",
@@ -289,6 +310,11 @@ async fn usage_is_2_and_nothing_is_asked() {
         "source list --output xml",
         "source list --cert /c.pem",
         "precache films/a.mp4 list",
+        "precache films/a.mp4 --first 30s",
+        "precache films/a.m3u8 --manifest --first 30MiB",
+        "precache films/a.m3u8 --manifest --range 0-9",
+        "precache films/a.mp4 --rendition highest",
+        "precache --manifest",
         "precache",
         "nonsense",
     ] {

@@ -68,15 +68,22 @@ pub async fn precache(
     })
 }
 
-/// Jobs, the newest first.
+/// Jobs, the newest first; or those that are named.
 pub async fn list(
     cluster: &Cluster,
     request: v1::ListJobsRequest,
 ) -> Result<v1::ListJobsResponse, ServiceError> {
-    let rows = cluster
-        .database
-        .jobs(request.include_ended, MAX_LISTED)
-        .await?;
+    let rows = if request.ids.is_empty() {
+        let jobs = cluster.database.jobs(request.include_ended, MAX_LISTED);
+        jobs.await?
+    } else if request.ids.len() > MAX_LISTED as usize {
+        let expected = format!("expected at most {MAX_LISTED} ids");
+        return Err(ServiceError::invalid("ids", expected));
+    } else {
+        let ids = request.ids.iter().map(|id| read_id("ids", id));
+        let ids = ids.collect::<Result<Vec<_>, _>>()?;
+        cluster.database.jobs_named(&ids).await?
+    };
     let mut jobs = Vec::with_capacity(rows.len());
     for row in &rows {
         jobs.extend(describe(cluster, row).await?);
@@ -90,7 +97,7 @@ pub async fn cancel(
     request: v1::CancelJobRequest,
 ) -> Result<v1::CancelJobResponse, ServiceError> {
     cluster.require_leader()?;
-    let id = read_id(&request.id)?;
+    let id = read_id("id", &request.id)?;
     required(cluster, id).await?;
     let change = EndJob {
         id,
@@ -111,7 +118,7 @@ pub async fn watch(
     request: v1::WatchJobRequest,
 ) -> Result<Watched<v1::WatchJobResponse>, ServiceError> {
     cluster.require_leader()?;
-    let id = read_id(&request.id)?;
+    let id = read_id("id", &request.id)?;
     required(cluster, id).await?;
     let (sender, receiver) = mpsc::channel(4);
     spawn(
@@ -193,7 +200,7 @@ async fn required(cluster: &Cluster, id: Uuid) -> Result<JobRecord, ServiceError
     job.ok_or_else(|| ServiceError::not_found(Resource::Job, id.to_string()))
 }
 
-fn read_id(id: &str) -> Result<Uuid, ServiceError> {
+fn read_id(field: &str, id: &str) -> Result<Uuid, ServiceError> {
     id.parse()
-        .map_err(|_| ServiceError::invalid("id", "expected a UUID"))
+        .map_err(|_| ServiceError::invalid(field, "expected a UUID"))
 }

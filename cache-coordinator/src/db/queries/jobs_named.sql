@@ -1,0 +1,4 @@
+SELECT id, entry_id, starts, ends, edges, priority, state, error, created_at, ended_at
+FROM precache_jobs
+WHERE id = ANY($1::uuid[])
+ORDER BY created_at DESC, id
