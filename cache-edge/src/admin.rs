@@ -26,7 +26,7 @@ use chunk_store::Store;
 type Read = fn(&State) -> u64;
 
 /// Present values.
-const GAUGES: [(&str, &str, Read); 11] = [
+const GAUGES: [(&str, &str, Read); 12] = [
     ("entries", "Entries known, with chunks or without", |s| {
         s.store.entry_count() as u64
     }),
@@ -66,6 +66,11 @@ const GAUGES: [(&str, &str, Read); 11] = [
     ("readers", "Readers with bytes missing ahead of them", |s| {
         s.demand.len() as u64
     }),
+    (
+        "viewers",
+        "The same, but one for the readers of each player's session (CMCD `sid`)",
+        |s| s.demand.viewers() as u64,
+    ),
     ("fetches_running", "Fetches from origins and peers", |s| {
         s.downloads.counts().0 as u64
     }),

@@ -328,6 +328,7 @@ pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
     };
     settings.access_log = access_log(&options, &mut registry)?;
     settings.cors = options.players.cors();
+    settings.cmsd = options.players.cmsd;
     settings.limits = options.players.limits();
     settings.timeouts = options.players.timeouts();
     settings.proxies = options.players.proxies();

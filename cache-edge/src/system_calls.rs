@@ -2,9 +2,9 @@
 #![allow(unsafe_code)] // getsockopt(TCP_INFO); slices of addresses that are reserved with mmap
 
 use std::{
-    mem::{MaybeUninit, size_of},
+    mem::size_of,
     ops::Range,
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, RawFd},
     ptr::NonNull,
     sync::LazyLock,
     time::Duration,
@@ -14,27 +14,58 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 use tokio::net::TcpStream;
 
+/// What the kernel knows of a TCP connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Transport {
+    /// Smoothed, from the handshake on.
+    pub round_trip_us: Option<u32>,
+    /// The newest sample of what it carries; none: too little was sent to know.
+    pub delivery_kbps: Option<u32>,
+}
+
+/// As far as `tcpi_delivery_rate`, which `libc` does not name.
+type TcpInfo = [u8; 168];
+/// Whether the sender had less to send than the connection carries, in its first bit.
+const APP_LIMITED: usize = 7;
+const ROUND_TRIP: usize = 68;
+const DELIVERY_RATE: usize = 160;
+
 /// The kernel's smoothed round trip time, from the handshake on.
 pub fn round_trip(stream: &TcpStream) -> Option<Duration> {
-    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
-    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    let round_trip = transport(stream.as_raw_fd())?.round_trip_us?;
+    Some(Duration::from_micros(u64::from(round_trip)))
+}
+
+/// `None`: it is no open TCP socket.
+pub fn transport(socket: RawFd) -> Option<Transport> {
+    let mut info: TcpInfo = [0; size_of::<TcpInfo>()];
+    let mut length = size_of::<TcpInfo>() as libc::socklen_t;
     // SAFETY: the pointer and length describe `info`, which the kernel fills in part or whole.
     let result = unsafe {
         libc::getsockopt(
-            stream.as_raw_fd(),
+            socket,
             libc::IPPROTO_TCP,
             libc::TCP_INFO,
             info.as_mut_ptr().cast(),
             &raw mut length,
         )
     };
-    if result != 0 {
-        return None;
+    (result == 0).then(|| read(&info))
+}
+
+/// Zeros where an older kernel wrote nothing.
+fn read(info: &TcpInfo) -> Transport {
+    let mut round_trip = [0; 4];
+    round_trip.copy_from_slice(&info[ROUND_TRIP..ROUND_TRIP + 4]);
+    let mut rate = [0; 8];
+    rate.copy_from_slice(&info[DELIVERY_RATE..DELIVERY_RATE + 8]);
+    let some = |value: u32| (value > 0).then_some(value);
+    let kbps = u64::from_ne_bytes(rate).saturating_mul(8).div_ceil(1_000);
+    let is_known = info[APP_LIMITED] & 1 == 0;
+    Transport {
+        round_trip_us: some(u32::from_ne_bytes(round_trip)),
+        delivery_kbps: some(u32::try_from(kbps).unwrap_or(u32::MAX)).filter(|_| is_known),
     }
-    // SAFETY: `tcp_info` is plain integers, for which zeros are valid where the kernel wrote
-    // nothing.
-    let info = unsafe { info.assume_init() };
-    Some(Duration::from_micros(u64::from(info.tcpi_rtt)))
 }
 
 /// Addresses that represent something other than memory. See [`ReservedAddresses`].
@@ -86,6 +117,22 @@ impl ReservedAddresses {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_connection_carries_is_not_known_while_it_has_nothing_to_carry() {
+        let mut info: TcpInfo = [0; size_of::<TcpInfo>()];
+        assert_eq!(read(&info), Transport::default());
+        info[ROUND_TRIP..ROUND_TRIP + 4].copy_from_slice(&12_000_u32.to_ne_bytes());
+        info[DELIVERY_RATE..].copy_from_slice(&3_000_001_u64.to_ne_bytes());
+        let busy = Transport {
+            round_trip_us: Some(12_000),
+            delivery_kbps: Some(24_001),
+        };
+        assert_eq!(read(&info), busy);
+        info[APP_LIMITED] = 1;
+        assert_eq!(read(&info).delivery_kbps, None);
+        assert_eq!(transport(-1), None);
+    }
 
     #[test]
     fn tokens_are_told_from_memory_and_lie_where_they_were_asked_for() {

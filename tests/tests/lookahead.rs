@@ -214,3 +214,51 @@ fn whose_player_has_less_in_its_buffer_is_served_first() {
     let stalls = "cache_edge_http_player_stalls_total 1\n";
     assert!(metrics.contains(stalls), "{metrics}");
 }
+
+/// A player that seeks on another connection, and leaves the one before open for a while.
+#[test]
+fn a_viewer_that_seeks_on_another_connection_is_one_reader_and_where_it_is_now() {
+    let cluster = Cluster::start_with(ClusterOptions {
+        edges: 1,
+        edge_arguments: vec!["--background-fill=false", "--lookahead=10"],
+        ..ClusterOptions::default()
+    });
+    let target = cluster.put("/sought.mp4", Object::generated(4, 128 * MIB));
+    // The first request for an object is not planned.
+    let call = Call::get(&target).range(0, 1);
+    call.send(cluster.edge().http).expect(206);
+    let slow = |it: &mut Object| *it = it.clone().paced(MIB);
+    cluster.origin.change("/sought.mp4", slow);
+    let play = |from: u64| {
+        let call = Call::get(&target).header("Range", &format!("bytes={from}-"));
+        let call = call.header("CMCD-Session", "sid=\"one\"");
+        let mut reply = call.open(cluster.edge().http).unwrap();
+        reply.take(64 << 10).unwrap();
+        reply
+    };
+    let decisions = |chunk: &str| {
+        let arguments = ["explain", "media/sought.mp4", "--chunk", chunk];
+        let told = cluster.coordinator.json(&arguments);
+        told["decisions"].as_array().unwrap().clone()
+    };
+    let ahead = |chunk: &str| {
+        let told = decisions(chunk);
+        let reason = told.first()?["reason"].as_str()?.to_owned();
+        (reason.contains("lookahead of reader") && reason.contains(", viewer ")).then_some(())
+    };
+    let _before = play(20 * MIB);
+    eventually("a chunk is fetched ahead", SOON, || ahead("18"));
+    let _now = play(60 * MIB);
+    eventually("a chunk is fetched ahead there", SOON, || ahead("38"));
+    eventually("nobody wants it here", SOON, || {
+        decisions("18").is_empty().then_some(())
+    });
+    let edges = || cluster.coordinator.json(&["edge", "list"]);
+    eventually("one reader", SOON, || {
+        (edges()[0]["readers"] == 1).then_some(())
+    });
+    let metrics = Call::get("/metrics").send(cluster.edge().admin).text();
+    for line in ["cache_edge_viewers 1\n", "cache_edge_readers 2\n"] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
+}

@@ -1,6 +1,8 @@
 //! One entry for the dashboard: the chunks each edge holds, running fetches by level, and the
 //! viewers' positions.
 
+use std::collections::HashMap;
+
 use chunkcache_proto::{EntryId, Geometry, v1};
 use serde_json::{Value, json};
 
@@ -173,14 +175,37 @@ fn viewers(cluster: &Cluster, id: &str) -> Vec<Value> {
     let mut viewers = Vec::new();
     for session in cluster.registry.all() {
         let status = session.status.lock();
-        for viewer in status.viewers.iter().filter(|v| v.entry_id == id) {
+        let here = status.viewers.iter().filter(|v| v.entry_id == id);
+        for viewer in one_of_each_viewer(here) {
+            let name = (viewer.viewer > 0).then(|| format!("{:x}", viewer.viewer));
             viewers.push(json!({
-                "edge": session.name, "reader": viewer.reader_id, "position": viewer.position, "waiting": viewer.waiting,
+                "edge": session.name, "viewer": name, "reader": viewer.reader_id, "position": viewer.position, "waiting": viewer.waiting,
                 "rate": viewer.rate_bytes_per_second, "buffered": viewer.buffered_bytes, "paused": viewer.paused,
             }));
         }
     }
     viewers
+}
+
+/// The reader that shows where each viewer is: of several the newest that reads.
+fn one_of_each_viewer<'a>(
+    readers: impl Iterator<Item = &'a v1::ReaderDemand>,
+) -> Vec<&'a v1::ReaderDemand> {
+    let mut shown = Vec::new();
+    let mut by_viewer: HashMap<u64, &v1::ReaderDemand> = HashMap::new();
+    let rank = |reader: &v1::ReaderDemand| (!reader.paused, reader.reader_id);
+    for reader in readers {
+        if reader.viewer == 0 {
+            shown.push(reader);
+            continue;
+        }
+        let best = by_viewer.entry(reader.viewer).or_insert(reader);
+        if rank(best) < rank(reader) {
+            *best = reader;
+        }
+    }
+    shown.extend(by_viewer.into_values());
+    shown
 }
 
 /// Adds edges that hold nothing yet but fetch their first chunk: they have a strip too.
@@ -192,4 +217,32 @@ fn with_all_edges(mut edges: Vec<Value>, flights: &[Value], cluster: &Cluster) -
         }
     }
     edges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_viewer_is_shown_where_it_reads_now() {
+        let reader = |viewer, reader_id, paused| v1::ReaderDemand {
+            viewer,
+            reader_id,
+            paused,
+            ..v1::ReaderDemand::default()
+        };
+        let readers = [
+            reader(0, 1, false),
+            reader(0, 2, true),
+            reader(7, 3, true),
+            reader(7, 4, false),
+            reader(7, 5, false),
+            reader(7, 6, true),
+            reader(8, 7, true),
+        ];
+        let shown = one_of_each_viewer(readers.iter());
+        let mut shown: Vec<_> = shown.iter().map(|it| it.reader_id).collect();
+        shown.sort_unstable();
+        assert_eq!(shown, [1, 2, 5, 7]);
+    }
 }

@@ -61,6 +61,9 @@ fn describe(plan: &Plan, decision: &Decision, now: u64) -> v1::ChunkDecision {
             .unwrap_or_default()
     };
     let mut reason = translate::reason(decision.reason);
+    if decision.viewer > 0 {
+        reason = format!("{reason}, viewer {:x}", decision.viewer);
+    }
     if let Some(ms) = decision.player_buffer_ms {
         reason = format!("{reason}; player's buffer {:.1} s", f64::from(ms) / 1_000.0);
     }

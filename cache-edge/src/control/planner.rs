@@ -161,6 +161,7 @@ impl Planner {
         };
         let view = self.demand.view(reader);
         let ahead = match self.demand.earned_bytes(reader) {
+            _ if reader.is_left() => 0,
             0 => self.lookahead_chunks,
             bytes => {
                 let chunks = bytes.div_ceil(u64::from(geometry.chunk_size()));
@@ -259,8 +260,7 @@ impl Planner {
             };
             let wanted = of_entry().any(|reader| {
                 let position = reader.position();
-                let ahead = position < run.end
-                    && run.start < position.saturating_add(reach).min(reader.end);
+                let ahead = position < run.end && run.start < reader.reach(reach);
                 ahead
                     || reader
                         .hints()

@@ -547,7 +547,7 @@ impl Session {
         v1::EdgeStatus {
             bytes_used: self.store.bytes_used(),
             bytes_allowed: self.store.bytes_allowed(),
-            readers: u32::try_from(readers.len()).unwrap_or(u32::MAX),
+            readers: u32::try_from(self.demand.viewers()).unwrap_or(u32::MAX),
             requests_active: self.totals.requests_active(),
             bytes_sent_total,
             bytes_hit_total,

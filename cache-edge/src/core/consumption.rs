@@ -5,14 +5,15 @@
 //! nothing of how far it will read. So its lookahead starts at two chunks, and grows by what is
 //! consumed beyond them, to a minute of playback at the rate at which it consumes.
 //!
-//! A player may report its rate and its buffer (CMCD). Neither is trusted: a rate counts up to what
-//! silence would give or twice what is consumed, and an empty buffer is what silence counts as.
+//! A player may report its rate, its throughput and its buffer (CMCD). None is trusted: a rate counts
+//! up to what silence would give or twice what is consumed, a throughput only where it is less and
+//! no more was seen, and an empty buffer is what silence counts as.
 
 use std::time::Duration;
 
 use http_rules::cmcd::Cmcd;
 
-use super::lookahead::DEFAULT_LOOKAHEAD_CHUNKS;
+use super::{lookahead::DEFAULT_LOOKAHEAD_CHUNKS, viewers::Viewer};
 
 /// Ahead of a reader that has earned nothing yet.
 pub const START_CHUNKS: u32 = 2;
@@ -28,16 +29,22 @@ const ASSUMED_RATE: u64 = 2_500_000;
 pub struct PlayerReport {
     /// At which it plays what it requests; none: it did not say.
     pub bytes_per_second: Option<u64>,
+    /// At which bytes reach it, as it measured; none: it did not say.
+    pub throughput: Option<u64>,
     /// What it has left to play before it needs the first byte; none: it did not say.
     pub buffer: Option<Duration>,
+    /// Whose it is; none: it did not say.
+    pub viewer: Option<Viewer>,
 }
 
 impl From<&Cmcd> for PlayerReport {
     fn from(cmcd: &Cmcd) -> Self {
-        let bytes_per_second = cmcd.encoded_kbps.map(|kbps| kbps.saturating_mul(125));
+        let rate = |kbps: Option<u64>| Some(kbps?.saturating_mul(125)).filter(|rate| *rate > 0);
         Self {
-            bytes_per_second: bytes_per_second.filter(|rate| *rate > 0),
+            bytes_per_second: rate(cmcd.encoded_kbps),
+            throughput: rate(cmcd.measured_kbps),
             buffer: cmcd.time_left(),
+            viewer: None,
         }
     }
 }
@@ -46,6 +53,11 @@ impl From<&Cmcd> for PlayerReport {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Consumption {
     total: u64,
+    /// By its viewer's earlier readers, before it sought. Counts again once this one has consumed
+    /// more than fits in buffers.
+    before: u64,
+    /// Since the player reported.
+    sent: u64,
     window_start: Duration,
     window_bytes: u64,
     /// As observed.
@@ -65,8 +77,32 @@ impl Consumption {
         }
     }
 
+    /// Of a viewer that goes on with another reader. After a seek that is to be shown first: what
+    /// lies in buffers says nothing, and who seeks again and again stays nowhere.
+    #[must_use]
+    pub fn going_on(self, is_seek: bool, player: PlayerReport, now: Duration) -> Self {
+        let (total, before) = match is_seek {
+            true => (0, self.before.saturating_add(self.total)),
+            false => (self.total, self.before),
+        };
+        Self {
+            total,
+            before,
+            rate: self.rate,
+            ..Self::new(player, now)
+        }
+    }
+
+    /// What it has earned is another reader's.
+    pub fn give(&mut self) -> Self {
+        let given = *self;
+        (self.total, self.before) = (0, 0);
+        given
+    }
+
     /// The reader took these bytes.
     pub fn add(&mut self, bytes: u64, now: Duration) {
+        self.sent = self.sent.saturating_add(bytes);
         self.total = self.total.saturating_add(bytes);
         self.window_bytes = self.window_bytes.saturating_add(bytes);
         let passed = now.saturating_sub(self.window_start);
@@ -83,10 +119,24 @@ impl Consumption {
         (self.window_start, self.window_bytes) = (now, 0);
     }
 
-    /// Bytes a second: as its player reports it, else as observed over seconds, because a burst
-    /// into a buffer is not a rate. 0: not known yet.
+    /// Bytes a second that it consumes: no more than its player says reach it, unless it was seen to
+    /// take more. 0: not known yet, and not known to be less than the coordinator assumes.
     #[must_use]
     pub fn rate(&self) -> u64 {
+        let rate = self.play_rate();
+        match self.player.throughput {
+            Some(throughput) if rate == 0 => match throughput {
+                slow if slow < ASSUMED_RATE => slow,
+                _ => 0,
+            },
+            Some(throughput) => rate.min(throughput.max(self.rate)),
+            None => rate,
+        }
+    }
+
+    /// Bytes a second: as its player reports it, else as observed over seconds, because a burst
+    /// into a buffer is not a rate. 0: not known yet.
+    fn play_rate(&self) -> u64 {
         let plausible = ASSUMED_RATE.max(self.rate.saturating_mul(2));
         match self.player.bytes_per_second {
             Some(rate) => rate.min(plausible),
@@ -98,8 +148,9 @@ impl Consumption {
     /// and what it has been sent since, less the time that passed. None: it did not say.
     #[must_use]
     pub fn player_buffer(&self, now: Duration) -> Option<Duration> {
-        let ms = u128::from(self.total) * 1_000 / u128::from(self.rate().max(1));
-        let sent = match self.rate() {
+        let rate = self.play_rate();
+        let ms = u128::from(self.sent) * 1_000 / u128::from(rate.max(1));
+        let sent = match rate {
             0 => Duration::ZERO,
             _ => Duration::from_millis(u64::try_from(ms).unwrap_or(u64::MAX)),
         };
@@ -113,7 +164,11 @@ impl Consumption {
     #[must_use]
     pub fn earned_bytes(&self, chunk_size: u64, longest: Duration) -> u64 {
         let chunks = |count: u32| u64::from(count).saturating_mul(chunk_size);
-        let earned = chunks(START_CHUNKS).saturating_add(self.total.saturating_sub(BUFFERED));
+        let total = match self.total {
+            little if little <= BUFFERED => little,
+            total => total.saturating_add(self.before),
+        };
+        let earned = chunks(START_CHUNKS).saturating_add(total.saturating_sub(BUFFERED));
         let rate = self.rate();
         if rate == 0 {
             return earned;
@@ -186,6 +241,35 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_consumes_no_more_than_reaches_its_player() {
+        let ten_minutes = Duration::from_secs(600);
+        let rate = |text: &str, each_second: u64| {
+            let mut consumption = reported(text);
+            if each_second > 0 {
+                for second in 1..=20 {
+                    consumption.add(each_second, Duration::from_secs(second));
+                }
+            }
+            (
+                consumption.rate(),
+                consumption.earned_bytes(CHUNK, ten_minutes),
+            )
+        };
+        assert_eq!(rate("br%3D8000%2Cmtp%3D4000", 0).0, 500_000);
+        assert_eq!(rate("br%3D8000%2Cmtp%3D40000", 0).0, 1_000_000);
+        assert_eq!(rate("mtp%3D4000", 0).0, 500_000, "less than is assumed");
+        assert_eq!(rate("mtp%3D40000", 0).0, 0, "as if it had said nothing");
+        assert_eq!(rate("br%3D8000%2Cmtp%3D0", 0).0, 1_000_000);
+        assert_eq!(
+            rate("br%3D8000%2Cmtp%3D4000", 800_000).0,
+            800_000,
+            "it was seen"
+        );
+        let (silent, lies) = (rate("", 1_000_000), rate("mtp%3D10000000", 1_000_000));
+        assert_eq!(silent, lies, "a high one gains nothing");
+    }
+
+    #[test]
     fn a_buffer_grows_by_what_is_sent_and_shrinks_with_time() {
         let left = |text, bytes, seconds| {
             let mut consumption = reported(text);
@@ -196,10 +280,47 @@ mod tests {
         assert_eq!(left("br%3D8000%2Cbl%3D30000", 0, 0), Some(30_000));
         assert_eq!(left("br%3D8000%2Cbl%3D30000", 5_000_000, 2), Some(33_000));
         assert_eq!(left("br%3D8000%2Cbl%3D3000", 0, 60), Some(0));
+        let slow = "br%3D8000%2Cmtp%3D800%2Cbl%3D30000";
+        assert_eq!(
+            left(slow, 5_000_000, 2),
+            Some(33_000),
+            "it plays at its own rate"
+        );
         assert_eq!(left("bl%3D3000", 5_000_000, 1), Some(2_000), "no rate yet");
         assert_eq!(left("su%2Cbl%3D3000", 0, 0), Some(0));
         assert_eq!(left("bs%2Cbl%3D3000", 0, 0), Some(0));
         assert_eq!(left("br%3D8000", 5_000_000, 1), None);
+    }
+
+    #[test]
+    fn what_is_earned_goes_on_once_and_after_a_seek_when_more_than_buffers_is_read() {
+        let at = Duration::from_secs(20);
+        let mut first = consumed(BUFFERED, CHUNK, 16);
+        let earned = |reader: &Consumption| reader.earned_bytes(CHUNK, MINUTE) / CHUNK;
+        assert_eq!(earned(&first), 18);
+        let given = first.give();
+        assert_eq!(earned(&first), 2, "it has gone on");
+        let after = |is_seek| given.going_on(is_seek, PlayerReport::default(), at);
+        assert_eq!((earned(&after(false)), earned(&after(true))), (18, 2));
+        assert_eq!(after(true).rate(), given.rate());
+        let again = after(true).going_on(true, PlayerReport::default(), at);
+        for mut sought in [after(true), again] {
+            sought.add(BUFFERED, at);
+            assert_eq!(earned(&sought), 2, "what fits in buffers");
+            sought.add(CHUNK, at);
+            assert_eq!(
+                earned(&sought),
+                2 + 16 + 4 + 1,
+                "all that was read, less a buffer"
+            );
+        }
+        let full = reported("br%3D8000%2Cbl%3D3000").player;
+        let left = given.going_on(true, full, at).player_buffer(at);
+        assert_eq!(
+            left,
+            Some(Duration::from_secs(3)),
+            "sent before it was reported"
+        );
     }
 
     #[test]

@@ -19,3 +19,4 @@ pub mod proxy_header;
 pub mod signed_url;
 pub mod signed_url_keys;
 pub mod trusted_proxies;
+pub mod viewers;

@@ -42,6 +42,9 @@ pub struct PlayerOptions {
         default_value = "cross-origin"
     )]
     pub cross_origin_resource_policy: ResourcePolicy,
+    /// Tell players of each object's response (CMSD): the round trip and throughput of their connection, how long it took to begin, --client-rate; and what its media type tells
+    #[arg(long)]
+    pub cmsd: bool,
     /// One line a request: json, combined or w3c, then perhaps :FILE, opened anew on SIGHUP, or :- for standard output [default: none]
     #[arg(long, value_name = "FORMAT[:TARGET]", value_parser = value_parser!(AccessLogOptions))]
     pub access_log: Option<AccessLogOptions>,

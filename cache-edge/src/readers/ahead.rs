@@ -30,7 +30,7 @@ pub(super) async fn fetch(factory: &ReaderFactory, range: ByteRange, player: Pla
     let incoming = factory.incoming.of(file);
     let _expected = ExpectedReader {
         demand: Arc::clone(&factory.demand),
-        state: factory.demand.open(file, range, player),
+        state: factory.demand.expect(file, range, player),
     };
     for chunk in geometry.chunks_covering(range) {
         while let Some(incoming_chunk) = incoming.incoming_chunk(chunk) {

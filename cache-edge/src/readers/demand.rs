@@ -10,20 +10,25 @@ use std::{
 };
 
 use chunkcache_proto::{ByteRange, EntryId, v1};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::core::{
     consumption::{Consumption, PlayerReport},
     lookahead::ReaderView,
+    viewers::{Places, Viewer},
 };
 use chunk_store::EntryFile;
+
+mod places;
 
 /// A reader that took nothing for this long keeps its position and wants no fetch.
 const PAUSED_AFTER: Duration = Duration::from_secs(30);
 const DEFAULT_LONGEST_LOOKAHEAD: Duration = Duration::from_secs(60);
 /// How far ahead of another reader a fetch counts as wanted: the least lookahead, in whole requests.
 const NEAR: u64 = 28 << 20;
+/// No position.
+const NOT_LEFT: u64 = u64::MAX;
 /// So long hints are kept of a reader that left.
 const HINTS_KEPT: Duration = Duration::from_secs(30);
 /// Readers whose hints are kept; beyond it they go with their readers.
@@ -36,7 +41,11 @@ pub struct ReaderState {
     pub id: u64,
     pub file: Arc<EntryFile>,
     pub end: u64,
+    /// Whose it is, as far as its player says.
+    viewer: Option<Viewer>,
     position: AtomicU64,
+    /// Where it was when its viewer sought on another connection.
+    left_at: AtomicU64,
     waiting: AtomicBool,
     /// For how long, since it began to wait, the coordinator is responsible for it.
     held_ms: AtomicU64,
@@ -86,6 +95,7 @@ struct Inner {
     dirty: HashSet<u64>,
     closed: Vec<u64>,
     closed_overflow: bool,
+    places: Places,
     /// A waiting reader was not reported to the coordinator yet.
     urgent: bool,
     /// Since when there is something to report.
@@ -155,7 +165,7 @@ impl DemandRegistry {
         Duration::from_micros(self.now_us())
     }
 
-    /// A reader over `range`. Not waiting yet.
+    /// A reader over `range`. Not waiting yet. It goes on where its viewer read the object before.
     #[must_use]
     pub fn open(
         &self,
@@ -163,11 +173,45 @@ impl DemandRegistry {
         range: ByteRange,
         player: PlayerReport,
     ) -> Arc<ReaderState> {
-        let state = Arc::new(ReaderState {
+        let state = self.reader(file, range, player);
+        let mut inner = self.inner.lock();
+        if let Some(viewer) = player.viewer {
+            let mut consumption = state.consumption.lock();
+            let now = self.now();
+            if let Some((before, is_seek)) = inner.take_place(viewer, &state, now) {
+                *consumption = before.going_on(is_seek, player, now);
+            }
+        }
+        self.add(inner, &state);
+        state
+    }
+
+    /// One that is expected, for a viewer that reads elsewhere.
+    #[must_use]
+    pub fn expect(
+        &self,
+        file: &Arc<EntryFile>,
+        range: ByteRange,
+        player: PlayerReport,
+    ) -> Arc<ReaderState> {
+        let state = self.reader(file, range, player);
+        self.add(self.inner.lock(), &state);
+        state
+    }
+
+    fn reader(
+        &self,
+        file: &Arc<EntryFile>,
+        range: ByteRange,
+        player: PlayerReport,
+    ) -> Arc<ReaderState> {
+        Arc::new(ReaderState {
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
             file: file.clone(),
             end: range.end,
+            viewer: player.viewer,
             position: AtomicU64::new(range.start),
+            left_at: AtomicU64::new(NOT_LEFT),
             waiting: AtomicBool::new(false),
             held_ms: AtomicU64::new(0),
             waiting_since_us: AtomicU64::new(0),
@@ -175,19 +219,21 @@ impl DemandRegistry {
             consumption: Mutex::new(Consumption::new(player, self.now())),
             told_paused: AtomicBool::new(false),
             hints: Mutex::default(),
-        });
-        let mut inner = self.inner.lock();
+        })
+    }
+
+    fn add(&self, mut inner: MutexGuard<'_, Inner>, state: &Arc<ReaderState>) {
         inner.readers.insert(state.id, state.clone());
         inner.dirty.insert(state.id);
         inner.touch();
         drop(inner);
         self.told.tell();
-        state
     }
 
     pub fn close(&self, id: u64) {
         let mut inner = self.inner.lock();
         if let Some(reader) = inner.readers.remove(&id) {
+            inner.leave_place(&reader, self.now());
             if !reader.hints.lock().is_empty() && inner.hinting.len() < MAX_HINTING {
                 reader.position.store(reader.end, Ordering::Relaxed);
                 reader.waiting.store(false, Ordering::Release);
@@ -257,7 +303,7 @@ impl DemandRegistry {
     pub fn still_wants(&self, reader: u64, entry: EntryId, run: ByteRange) -> bool {
         let mut inner = self.inner.lock();
         let is_near = |other: &ReaderState| {
-            let end = other.position().saturating_add(NEAR).min(other.end);
+            let end = other.reach(NEAR);
             other.file.id() == entry
                 && (other.position() < end.min(run.end) && run.start < end
                     || other
@@ -265,7 +311,8 @@ impl DemandRegistry {
                         .iter()
                         .any(|hint| !hint.intersect(run).is_empty()))
         };
-        let is_wanted = inner.readers.contains_key(&reader)
+        let is_there = |reader: &Arc<ReaderState>| !reader.is_left() || is_near(reader);
+        let is_wanted = inner.readers.get(&reader).is_some_and(is_there)
             || inner.readers.values().any(|other| is_near(other))
             || inner.hinting().any(|other| is_near(other));
         if !is_wanted {
@@ -299,6 +346,17 @@ impl DemandRegistry {
     #[must_use]
     pub fn len(&self) -> usize {
         self.inner.lock().readers.len()
+    }
+
+    /// Readers; those of one viewer count once.
+    #[must_use]
+    pub fn viewers(&self) -> usize {
+        let inner = self.inner.lock();
+        let viewers = inner.readers.values().map(|reader| match reader.viewer {
+            Some(viewer) => (viewer.session, true),
+            None => (reader.id, false),
+        });
+        viewers.collect::<HashSet<_>>().len()
     }
 
     #[must_use]
@@ -387,7 +445,7 @@ impl DemandRegistry {
             position: reader.position(),
             end: reader.end,
             waiting,
-            paused: !waiting && idle > PAUSED_AFTER,
+            paused: !waiting && (idle > PAUSED_AFTER || reader.is_left()),
         }
     }
 
@@ -463,6 +521,8 @@ impl DemandRegistry {
             buffered_bytes: buffered_to.saturating_sub(view.position),
             lookahead_bytes: u64::from(self.lookahead_chunks) * u64::from(geometry.chunk_size()),
             paused: view.paused,
+            left: reader.is_left(),
+            viewer: reader.viewer.map_or(0, |viewer| viewer.session),
             hints: reader.hints().into_iter().map(Into::into).collect(),
         }
     }

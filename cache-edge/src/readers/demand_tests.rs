@@ -113,3 +113,96 @@ fn hints_are_kept_for_a_while_after_their_reader_left() {
     assert_eq!(changes.closed, [reader.id]);
     assert!(!demand.still_wants(reader.id, file.id(), index));
 }
+
+fn of_viewer(session: u64) -> PlayerReport {
+    PlayerReport {
+        viewer: Some(Viewer { client: 1, session }),
+        ..PlayerReport::default()
+    }
+}
+
+/// Of a viewer's reader that has consumed 40 MiB.
+fn played(demand: &DemandRegistry, file: &Arc<EntryFile>, session: u64) -> Arc<ReaderState> {
+    let reader = demand.open(file, ByteRange::new(0, 100 << 20), of_viewer(session));
+    demand.advance(&reader, 40 << 20, 40 << 20, true);
+    drop(demand.take_changes(false));
+    reader
+}
+
+#[test]
+fn a_viewer_that_seeks_on_another_connection_leaves_its_reader_at_once() {
+    let (_dir, file) = a_file();
+    let demand = DemandRegistry::default();
+    let left = played(&demand, &file, 1);
+    let other = played(&demand, &file, 2);
+    let run = ByteRange::new(42 << 20, 50 << 20);
+    let there = ByteRange::new(80 << 20, 100 << 20);
+    let sought = demand.open(&file, there, of_viewer(1));
+    assert!(demand.inner.lock().urgent, "without a delay");
+    let mut told: Vec<_> = demand.take_changes(false).readers;
+    told.sort_by_key(|it| it.id);
+    let told: Vec<_> = told.iter().map(|it| demand.message(it)).collect();
+    let shape = told.iter().map(|it| (it.reader_id, it.left, it.paused));
+    let shape: Vec<_> = shape.collect();
+    assert_eq!(shape, [(left.id, true, true), (sought.id, false, false)]);
+    assert!(told.iter().all(|it| it.viewer == 1));
+    assert!(!demand.view(&other).paused, "another viewer's");
+    assert_eq!((demand.viewers(), demand.len()), (2, 3));
+    demand.close(other.id);
+    assert!(!demand.still_wants(left.id, file.id(), run));
+
+    // What it has earned shows once it has read on there.
+    let start = 2 * (2 << 20);
+    assert_eq!(demand.earned_bytes(&left), start);
+    assert_eq!(demand.earned_bytes(&sought), start);
+    demand.advance(&sought, 90 << 20, 10 << 20, true);
+    assert_eq!(demand.earned_bytes(&sought), start + (42 << 20));
+
+    // Both are read, as it turns out.
+    demand.wait_at(&left, 40 << 20);
+    let told = demand.message(&left);
+    assert!(told.waiting && told.left && !told.paused, "for one chunk");
+    assert!(demand.still_wants(left.id, file.id(), ByteRange::new(40 << 20, 42 << 20)));
+    assert!(!demand.still_wants(left.id, file.id(), run));
+    demand.advance(&left, 47 << 20, 7 << 20, true);
+    assert!(demand.view(&left).paused, "its client may be sent it only");
+    demand.advance(&left, 48 << 20, 1 << 20, true);
+    assert!(!demand.view(&left).paused && !demand.message(&left).left);
+    assert!(demand.still_wants(left.id, file.id(), run));
+}
+
+#[test]
+fn a_viewer_goes_on_with_what_it_has_earned_on_another_connection() {
+    let (_dir, file) = a_file();
+    let demand = DemandRegistry::default();
+    let reader = played(&demand, &file, 1);
+    demand.close(reader.id);
+    let rest = ByteRange::new(40 << 20, 100 << 20);
+    let earned = |player| {
+        let reader = demand.open(&file, rest, player);
+        (demand.earned_bytes(&reader), reader)
+    };
+    let start = 2 * (2 << 20);
+    assert_eq!(earned(of_viewer(2)).0, start, "another viewer");
+    assert_eq!(earned(PlayerReport::default()).0, start);
+    let (goes_on, first) = earned(of_viewer(1));
+    assert_eq!(goes_on, start + (32 << 20));
+    // Once: connections beside it have nothing of it, nor has the one before.
+    assert_eq!(earned(of_viewer(1)).0, start + (32 << 20));
+    assert_eq!(demand.earned_bytes(&first), start);
+    assert!(!demand.view(&first).paused, "it did not seek");
+}
+
+#[test]
+fn a_short_range_is_not_left_and_one_that_is_expected_leaves_none() {
+    let (_dir, file) = a_file();
+    let demand = DemandRegistry::default();
+    let short = demand.open(&file, ByteRange::new(0, 16 << 20), of_viewer(1));
+    let there = ByteRange::new(80 << 20, 100 << 20);
+    let beside = demand.open(&file, there, of_viewer(1));
+    assert!(!demand.view(&short).paused && !demand.view(&beside).paused);
+    let long = demand.open(&file, ByteRange::new(0, 100 << 20), of_viewer(2));
+    let expected = demand.expect(&file, there, of_viewer(2));
+    assert!(!demand.view(&long).paused && !demand.view(&expected).paused);
+    assert_eq!(demand.viewers(), 2);
+}

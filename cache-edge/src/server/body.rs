@@ -8,7 +8,7 @@ use std::{
     net::IpAddr,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -22,6 +22,7 @@ use super::{
     file_slices::{FilePart, FileSlice, FileSlices, MAX_SLICE_BYTES},
     limits::Share,
     metrics::Metrics,
+    pace::Pace,
     sent_bytes::{ByteSource, SentBytes},
 };
 use crate::core::consumption::PlayerReport;
@@ -29,6 +30,8 @@ use crate::resolve::ports::{OpenReader, Piece, ReadBytes, ReadError};
 
 /// A longer wait within a body is a stall that a viewer may notice.
 const STALL: Duration = Duration::from_millis(100);
+/// So much of a rate that a player asks for is sent at once: its player starts to play what it gets.
+const PACED_BURST: Duration = Duration::from_secs(1);
 
 /// One frame's bytes.
 pub enum BodyData {
@@ -145,6 +148,8 @@ struct Cursor<O: OpenReader> {
     head: Option<Bytes>,
     primed: Option<BodyData>,
     delivery: Delivery,
+    /// No piece is longer.
+    max_piece: u64,
     sent: Arc<SentBytes>,
 }
 
@@ -218,7 +223,7 @@ impl<O: OpenReader> Cursor<O> {
             Delivery::Copy { .. } => LARGE_BYTES as u64,
         };
         match &mut self.reader {
-            Some(reader) => reader.next(max_len).await,
+            Some(reader) => reader.next(max_len.min(self.max_piece)).await,
             None => Ok(None),
         }
     }
@@ -323,6 +328,8 @@ pub struct ObjectBody<O: OpenReader> {
     step: Option<ReusableBoxFuture<'static, Step<O>>>,
     waiting_since: Option<Instant>,
     remaining: u64,
+    /// At which its player asked to be sent it.
+    pace: Option<Pace>,
     metrics: Arc<Metrics>,
     /// The client's place among readers of missing bytes.
     _place: Option<Share>,
@@ -352,6 +359,7 @@ impl<O: OpenReader> ObjectBody<O> {
             head: None,
             primed: None,
             delivery,
+            max_piece: u64::MAX,
             sent,
         };
         Self {
@@ -359,9 +367,21 @@ impl<O: OpenReader> ObjectBody<O> {
             step: None,
             waiting_since: None,
             remaining,
+            pace: None,
             metrics,
             _place: None,
         }
+    }
+
+    /// Sends it at no more than this, after a second's worth.
+    #[must_use]
+    pub(super) fn paced(mut self, bytes_per_second: Option<u64>) -> Self {
+        let pace = bytes_per_second.map(|rate| Pace::new(rate, PACED_BURST));
+        if let (Some(pace), Some(cursor)) = (&pace, &mut self.cursor) {
+            cursor.max_piece = pace.part_bytes();
+        }
+        self.pace = pace;
+        self
     }
 
     /// Keeps the client's place among readers of missing bytes until the body ends.
@@ -369,6 +389,22 @@ impl<O: OpenReader> ObjectBody<O> {
     pub(super) fn with_place(mut self, place: Option<Share>) -> Self {
         self._place = place;
         self
+    }
+
+    fn poll_pace(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        match &mut self.pace {
+            Some(pace) => pace.poll_ready(context),
+            None => Poll::Ready(()),
+        }
+    }
+
+    /// The data is handed on.
+    fn count(&mut self, data: &BodyData) {
+        let bytes = data.remaining();
+        self.remaining = self.remaining.saturating_sub(bytes as u64);
+        if let Some(pace) = &mut self.pace {
+            pace.sent(bytes);
+        }
     }
 
     /// Waits for the first bytes of the object, so that an error can still be a status.
@@ -389,8 +425,12 @@ impl<O: OpenReader> Body for ObjectBody<O> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<BodyData>, ReadError>>> {
         let this = self.get_mut();
+        // Before the next piece is read, as one that is read is kept from eviction.
+        if this.cursor.is_some() && this.remaining > 0 {
+            ready!(this.poll_pace(context));
+        }
         if let Some(data) = this.cursor.as_mut().and_then(Cursor::at_hand) {
-            this.remaining = this.remaining.saturating_sub(data.remaining() as u64);
+            this.count(&data);
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         if let Some(cursor) = this.cursor.take() {
@@ -416,7 +456,7 @@ impl<O: OpenReader> Body for ObjectBody<O> {
         match result {
             Ok(Some(data)) => {
                 this.cursor = Some(cursor);
-                this.remaining = this.remaining.saturating_sub(data.remaining() as u64);
+                this.count(&data);
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
             Ok(None) if this.remaining == 0 => {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use super::body::Delivery;
+use crate::system_calls::Transport;
 
 /// Shared by the connection's I/O, its requests and its watchdog.
 #[derive(Debug)]
@@ -123,4 +124,6 @@ impl Default for Timeouts {
 pub struct Client {
     pub address: IpAddr,
     pub delivery: Delivery,
+    /// Of its connection, where it is told; none otherwise.
+    pub transport: Option<Transport>,
 }

@@ -38,7 +38,7 @@ impl Default for Cors {
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static(
-    "Accept-Ranges, Age, Cache-Status, Content-Length, Content-Range, Date, ETag, Last-Modified, Retry-After",
+    "Accept-Ranges, Age, Cache-Status, CMSD-Dynamic, CMSD-Static, Content-Length, Content-Range, Date, ETag, Last-Modified, Retry-After",
 );
 /// Browsers cap it at two hours or less; a preflight before each seek would cost a round trip.
 const MAX_AGE_SECONDS: HeaderValue = HeaderValue::from_static("7200");

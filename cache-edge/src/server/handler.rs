@@ -13,6 +13,7 @@ use tracing::{Instrument as _, Span, field};
 
 use super::{
     body::{BodyPlan, ObjectBody, Part},
+    cmsd,
     connection::Client,
     connection_cache::{CachedResolution, ConnectionCache},
     edge_body::EdgeBody,
@@ -24,7 +25,6 @@ use super::{
     sent_bytes::ByteSource,
     server::Server,
 };
-use crate::core::consumption::PlayerReport;
 use crate::resolve::ports::{
     FirstBytes, ObjectName, ObjectRequest, Objects, OpenReader, PassThrough, Presence, ReadError,
     Resolution, ServeError,
@@ -59,6 +59,7 @@ pub(super) async fn handle<O: Objects>(
     memory: &ConnectionCache<O::Open>,
     request: &Parts,
 ) -> Response<EdgeBody> {
+    let received = Instant::now();
     let span = trace_of(request);
     let answered = answer(server, client, memory, request).instrument(span.clone());
     let mut response = match answered.await {
@@ -92,6 +93,9 @@ pub(super) async fn handle<O: Objects>(
         .settings
         .cors
         .decorate(&request.headers, response.headers_mut());
+    if response.status().is_success() {
+        cmsd::decorate(&server.settings, client, received, response.headers_mut());
+    }
     let status = response.status().as_u16();
     span.record("status", status);
     // In the span, which names the request.
@@ -399,14 +403,19 @@ async fn answer_object<O: OpenReader>(
         };
         let is_seek = matches!(plan.parts().next(), Some(Part::Range(range)) if range.start > 0);
         let cmcd = players::read(&server.metrics, request);
+        let report = cmcd
+            .as_ref()
+            .map(|cmcd| players::report_of(cmcd, client.address));
+        let report = report.unwrap_or_default();
         let mut body = ObjectBody::new(
             Arc::clone(&object.readers),
             plan,
-            cmcd.as_ref().map(PlayerReport::from).unwrap_or_default(),
+            report,
             client.delivery.clone(),
             Arc::clone(&server.metrics),
             Arc::clone(&object.sent),
         )
+        .paced(cmcd.as_ref().and_then(players::rate_of))
         .with_place(place);
         body.prime().await?;
         server.metrics.observe_first_byte(began, is_seek);

@@ -65,6 +65,11 @@ impl Client {
     }
 }
 
+/// The number of the client that has this address.
+pub(super) fn client_number(address: IpAddr) -> u128 {
+    Client::of(address).0
+}
+
 /// Places that clients share: a client has at most `of_client`, and at most half of what the others
 /// leave, so that it never takes the last one; `least` it has always.
 pub struct Shares {

@@ -31,6 +31,7 @@ use super::{
     limits::{Share, Shares},
     manifests::{Manifests, ReadBody, is_manifest},
     metrics::{Metrics, NextObjectResult},
+    players,
     server::Server,
 };
 use crate::{
@@ -38,6 +39,7 @@ use crate::{
         consumption::PlayerReport,
         lookahead::NEXT_OBJECT_CHUNKS,
         manifest::{MAX_TEXT_BYTES, Manifest},
+        viewers::Viewer,
     },
     resolve::{
         ports::{
@@ -105,13 +107,19 @@ impl<O: Objects> NextObjects<O> {
         }
     }
 
-    async fn fetch_all(&self, next: Vec<NextObject>, headers: HeaderMap, _place: Share) {
+    async fn fetch_all(
+        &self,
+        next: Vec<NextObject>,
+        headers: HeaderMap,
+        viewer: Option<Viewer>,
+        _place: Share,
+    ) {
         let began = Instant::now();
         for mut next in next {
             let id = self.recent.id(&next);
             let result = if self.recent.begin(id, Instant::now()) {
                 next.due = next.due.saturating_sub(began.elapsed());
-                let fetched = self.fetch(&next, &headers);
+                let fetched = self.fetch(&next, &headers, viewer);
                 let result = tokio::time::timeout(WANTED_FOR, fetched).await;
                 self.recent.end(id, Instant::now());
                 result.unwrap_or(NextObjectResult::Failed)
@@ -123,7 +131,12 @@ impl<O: Objects> NextObjects<O> {
         }
     }
 
-    async fn fetch(&self, next: &NextObject, headers: &HeaderMap) -> NextObjectResult {
+    async fn fetch(
+        &self,
+        next: &NextObject,
+        headers: &HeaderMap,
+        viewer: Option<Viewer>,
+    ) -> NextObjectResult {
         let (start, end) = match next.range {
             Some((first, last)) => (first, last.map(|last| last.saturating_add(1))),
             None => (0, None),
@@ -167,8 +180,9 @@ impl<O: Objects> NextObjects<O> {
             };
         }
         let player = PlayerReport {
-            bytes_per_second: None,
             buffer: Some(next.due),
+            viewer,
+            ..PlayerReport::default()
         };
         if object.readers.fetch_ahead(range, player).await {
             NextObjectResult::Fetched
@@ -284,7 +298,8 @@ fn follow_segment<O: Objects>(
         range: segment.range,
         due: buffer.saturating_add(due),
     });
-    follow(server, client, request, next.take(MAX_OF_REQUEST).collect());
+    let next = next.take(MAX_OF_REQUEST).collect();
+    follow(server, client, request, cmcd, next);
 }
 
 /// Wants what the origin's answer names as next. It says what, not when.
@@ -318,7 +333,7 @@ pub(super) fn follow_links<O: Objects>(
         range: None,
         due,
     });
-    follow(server, client, request, next.collect());
+    follow(server, client, request, cmcd, next.collect());
 }
 
 /// Wants what a passed answer names as next, and reads it besides if it is a manifest.
@@ -379,7 +394,7 @@ pub(super) fn follow_player<O: Objects>(
         let name = name_of(target)?;
         Some(NextObject { name, range, due })
     });
-    follow(server, client, request, next.collect());
+    follow(server, client, request, Some(cmcd), next.collect());
 }
 
 /// The request's path without a signature.
@@ -411,6 +426,7 @@ fn follow<O: Objects>(
     server: &Server<O>,
     client: &Client,
     request: &Parts,
+    cmcd: Option<&Cmcd>,
     mut next: Vec<NextObject>,
 ) {
     let metrics = &server.metrics;
@@ -436,7 +452,8 @@ fn follow<O: Objects>(
         headers.remove(name);
     }
     let next_objects = Arc::clone(&server.next_objects);
-    tokio::spawn(async move { next_objects.fetch_all(next, headers, place).await });
+    let viewer = cmcd.and_then(|cmcd| players::viewer_of(cmcd, client.address));
+    tokio::spawn(async move { next_objects.fetch_all(next, headers, viewer, place).await });
 }
 
 fn place_of<O: Objects>(server: &Server<O>, client: IpAddr) -> Option<Share> {

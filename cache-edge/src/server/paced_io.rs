@@ -5,76 +5,52 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use chunkcache_proto::Level;
 use hyper::rt::{Read, ReadBufCursor, Write};
-use tokio::time::Sleep;
 
-use super::connection::Activity;
-use crate::core::byte_rate::ByteRateLimiter;
+use super::{connection::Activity, pace::Pace};
 
 /// So much of the rate is sent at once after a rest: a player fills its buffer when it starts or
 /// seeks, and is then sent what it plays.
 const BURST: Duration = Duration::from_secs(5);
-/// Of a second, given to the socket at a time.
-const WRITES_PER_SECOND: u64 = 8;
-/// Smaller writes cost more than they smooth.
-const LEAST_WRITE_BYTES: u64 = 16 << 10;
 
 /// I/O of a connection that may be paced.
 pub struct PacedIo<I> {
     io: I,
-    pace: Option<Pace>,
+    paced: Option<Paced>,
 }
 
-struct Pace {
-    bytes_per_second: u64,
-    limiter: ByteRateLimiter,
-    wait: Option<Pin<Box<Sleep>>>,
+struct Paced {
+    pace: Pace,
     activity: Arc<Activity>,
 }
 
 impl<I> PacedIo<I> {
     /// No rate: not paced.
     pub fn new(io: I, bytes_per_second: Option<u64>, activity: &Arc<Activity>) -> Self {
-        let pace = bytes_per_second.map(|bytes_per_second| Pace {
-            bytes_per_second,
-            limiter: ByteRateLimiter::with_burst(BURST),
-            wait: None,
+        let paced = bytes_per_second.map(|bytes_per_second| Paced {
+            pace: Pace::new(bytes_per_second, BURST),
             activity: Arc::clone(activity),
         });
-        Self { io, pace }
+        Self { io, paced }
     }
 }
 
-impl Pace {
+impl Paced {
     /// Ready with the bytes that may be written now.
     fn poll_allowance(&mut self, context: &mut Context<'_>) -> Poll<usize> {
         if self.activity.is_of_a_peer() {
             return Poll::Ready(usize::MAX);
         }
-        loop {
-            if let Some(wait) = &mut self.wait {
-                ready!(wait.as_mut().poll(context));
-                self.wait = None;
-            }
-            let rate = self.bytes_per_second;
-            match self.limiter.wait(Level::Critical, rate, Instant::now()) {
-                Some(wait) => self.wait = Some(Box::pin(tokio::time::sleep(wait))),
-                None => {
-                    let most = (rate / WRITES_PER_SECOND).max(LEAST_WRITE_BYTES);
-                    return Poll::Ready(usize::try_from(most).unwrap_or(usize::MAX));
-                }
-            }
-        }
+        ready!(self.pace.poll_ready(context));
+        Poll::Ready(usize::try_from(self.pace.part_bytes()).unwrap_or(usize::MAX))
     }
 
     fn written(&mut self, outcome: &Poll<io::Result<usize>>) {
         if let Poll::Ready(Ok(bytes)) = outcome {
-            let (level, rate) = (Level::Critical, self.bytes_per_second);
-            self.limiter.take(*bytes, level, rate, Instant::now());
+            self.pace.sent(*bytes);
         }
     }
 }
@@ -111,12 +87,12 @@ impl<I: Write + Unpin> Write for PacedIo<I> {
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        let Some(pace) = &mut this.pace else {
+        let Some(paced) = &mut this.paced else {
             return Pin::new(&mut this.io).poll_write(context, buffer);
         };
-        let most = ready!(pace.poll_allowance(context)).min(buffer.len());
+        let most = ready!(paced.poll_allowance(context)).min(buffer.len());
         let outcome = Pin::new(&mut this.io).poll_write(context, &buffer[..most]);
-        pace.written(&outcome);
+        paced.written(&outcome);
         outcome
     }
 
@@ -130,13 +106,13 @@ impl<I: Write + Unpin> Write for PacedIo<I> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        let Some(pace) = &mut this.pace else {
+        let Some(paced) = &mut this.paced else {
             return Pin::new(&mut this.io).poll_write_vectored(context, slices);
         };
-        let most = ready!(pace.poll_allowance(context));
+        let most = ready!(paced.poll_allowance(context));
         let slices = truncate(slices, most);
         let outcome = Pin::new(&mut this.io).poll_write_vectored(context, &slices);
-        pace.written(&outcome);
+        paced.written(&outcome);
         outcome
     }
 

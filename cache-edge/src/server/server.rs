@@ -5,6 +5,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     num::NonZero,
+    os::fd::{AsRawFd as _, RawFd},
     sync::Arc,
     time::Duration,
 };
@@ -40,7 +41,7 @@ use super::{
     socket,
     steering::Steering,
 };
-use crate::{resolve::ports::Objects, worker_pool::WorkerPool};
+use crate::{resolve::ports::Objects, system_calls, worker_pool::WorkerPool};
 use http_rules::cache_status::{CacheStatus, Forward};
 
 /// Buffers of 256 KiB for TLS and HTTP/2: 128 MiB at most, and only while so many are being sent.
@@ -81,6 +82,8 @@ pub struct Settings {
     /// For `Cache-Status`.
     pub edge_name: String,
     pub cors: Cors,
+    /// Players are told of responses (CMSD).
+    pub cmsd: bool,
     /// None: requests are not logged.
     pub access_log: Option<Arc<AccessLog>>,
     /// If there are keys, only signed URLs are answered.
@@ -102,6 +105,7 @@ impl Settings {
         Self {
             edge_name: edge_name.into(),
             cors: Cors::default(),
+            cmsd: false,
             access_log: None,
             signed_urls: None,
             steering: Steering::default(),
@@ -358,6 +362,7 @@ impl<O: Objects> Server<O> {
         let _admission = admission;
         let address = SocketAddr::new(peer, address.port());
         let activity = Activity::new();
+        let socket = self.settings.cmsd.then(|| stream.as_raw_fd());
         let Some(tls) = &self.settings.tls else {
             let slices = Arc::new(FileSlices::default());
             let io = SendfileIo::new(
@@ -366,8 +371,15 @@ impl<O: Objects> Server<O> {
                 Arc::clone(&activity),
                 Arc::clone(&self.metrics),
             );
-            let conversation =
-                self.converse(io, Some(slices), streams, address, activity, shutdown);
+            let conversation = self.converse(
+                io,
+                Some(slices),
+                streams,
+                address,
+                activity,
+                socket,
+                shutdown,
+            );
             return Box::pin(conversation).await;
         };
         let acceptor = tokio_rustls::TlsAcceptor::from(tls());
@@ -382,7 +394,8 @@ impl<O: Objects> Server<O> {
         match accepted {
             Ok(Ok(stream)) => {
                 let io = ProgressIo::new(TokioIo::new(stream), Arc::clone(&activity));
-                Box::pin(self.converse(io, None, streams, address, activity, shutdown)).await;
+                Box::pin(self.converse(io, None, streams, address, activity, socket, shutdown))
+                    .await;
             }
             Ok(Err(error)) => tracing::debug!(%error, %address, "TLS handshake failed"),
             Err(_) => tracing::debug!(%address, "TLS handshake took too long"),
@@ -390,6 +403,7 @@ impl<O: Objects> Server<O> {
     }
 
     /// Speaks HTTP until the client is done, the shutdown ends it, or a time-out expires.
+    #[allow(clippy::too_many_arguments)] // what one connection is made of
     async fn converse<I>(
         self: Arc<Self>,
         io: I,
@@ -397,6 +411,7 @@ impl<O: Objects> Server<O> {
         streams: u32,
         address: SocketAddr,
         activity: Arc<Activity>,
+        socket: Option<RawFd>,
         shutdown: CancellationToken,
     ) where
         I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
@@ -410,6 +425,8 @@ impl<O: Objects> Server<O> {
             let active = activity.request_begun();
             let activity = Arc::clone(&activity);
             let slices = slices.clone();
+            // Here, and not in the future: the connection is polled, so the socket is open.
+            let transport = socket.and_then(system_calls::transport);
             async move {
                 // The body is dropped unread: hyper takes what little is there already, or closes.
                 let (mut parts, _) = request.into_parts();
@@ -427,6 +444,7 @@ impl<O: Objects> Server<O> {
                 let client = Client {
                     address: client,
                     delivery,
+                    transport,
                 };
                 let requests = &server.requests;
                 let place = is_stream.then(|| server.share_of(requests, client.address));

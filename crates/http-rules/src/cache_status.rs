@@ -137,7 +137,7 @@ fn write_name(out: &mut String, name: &str) {
 }
 
 /// A String (RFC 9651, 3.3.3); characters that it can not hold become `?`.
-fn write_string(out: &mut String, text: &str) {
+pub(crate) fn write_string(out: &mut String, text: &str) {
     out.push('"');
     for c in text.chars() {
         match c {

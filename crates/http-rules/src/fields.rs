@@ -10,7 +10,7 @@ use crate::{freshness, origin_answer::joined, tags};
 pub const MAX_BYTES: usize = 8 << 10;
 
 /// Fields that concern one connection or one answer, or that the cache sets itself.
-const NOT_KEPT: [&str; 29] = [
+const NOT_KEPT: [&str; 30] = [
     // RFC 9110, 7.6.1.
     "connection",
     "keep-alive",
@@ -31,6 +31,7 @@ const NOT_KEPT: [&str; 29] = [
     "accept-ranges",
     "age",
     "alt-svc",
+    "cmsd-dynamic",
     "content-encoding",
     "content-length",
     "content-range",

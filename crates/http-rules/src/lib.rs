@@ -22,6 +22,7 @@
 //! | [`tags`], [`purge`] | tags of an answer, which objects a purge is of | 9875 |
 //! | [`links`] | what an origin says is asked for next | 8288 |
 //! | [`cmcd`] | what a player says of its buffer and of what it asks for next | CTA-5004 |
+//! | [`cmsd`] | what a player is told of a response | CTA-5006 |
 //! | [`credential`] | where a request carries its signature, beside its query | |
 //! | [`steering`] | which edge a player is told to go to | 8216bis, 7 |
 //! | [`cache_status`] | what is said about all that | 9211 |
@@ -31,6 +32,7 @@
 
 pub mod cache_status;
 pub mod cmcd;
+pub mod cmsd;
 pub mod conditional;
 pub mod content_range;
 pub mod credential;

@@ -121,6 +121,8 @@ impl Load {
             lookahead_bytes: 0,
             earned_bytes: 0,
             player_buffer_ms: None,
+            viewer: 0,
+            left: false,
             paused: false,
             hints: Vec::new(),
         }

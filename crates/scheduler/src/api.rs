@@ -250,6 +250,10 @@ pub struct Demand {
     /// What its player has left to play before it needs `position`; unset: it did not say, and
     /// counts as empty.
     pub player_buffer_ms: Option<u32>,
+    /// The same for all readers of one player's session on its edge; 0: one of its own.
+    pub viewer: u64,
+    /// Its viewer has sought with another reader: it wants what it waits for, and nothing ahead.
+    pub left: bool,
     /// Keeps its place, wants no fetch.
     pub paused: bool,
     /// Chunks wanted at HIGH beside the lookahead.

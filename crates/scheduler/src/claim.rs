@@ -96,6 +96,8 @@ pub struct Claim {
     pub rate_bytes_per_second: u64,
     /// What the owner's player has left to play before it is at `position`.
     pub player_buffer_ms: Option<u32>,
+    /// Whose it is; 0: its owner names none.
+    pub viewer: u64,
     /// When the claim was made, or when its owner began to wait.
     pub since: Millis,
     /// Chunks granted so far, for fair shares.

@@ -44,6 +44,7 @@ impl Scheduler {
                 position: demand.position,
                 rate_bytes_per_second: rate,
                 player_buffer_ms: demand.player_buffer_ms,
+                viewer: demand.viewer,
                 since,
                 served,
                 queued: None,
@@ -55,7 +56,7 @@ impl Scheduler {
                 self.add_claim(Owner::Waiting(reader), claim, effects);
             }
             // Who has read all it asked for may still have hints, and has left perhaps.
-            let window = match wants_nothing {
+            let window = match wants_nothing || demand.left {
                 true => current..current,
                 false => self.window(demand, source, geometry),
             };
@@ -83,6 +84,7 @@ impl Scheduler {
         // Chunks left behind by reading on are finished; those left by a seek are not.
         let advanced = before.lookahead.as_ref().is_some_and(|old| {
             old.entry == demand.entry
+                && !demand.left
                 && demand.position >= old.position
                 && old.span.contains(&current)
         });

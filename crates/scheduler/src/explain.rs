@@ -8,7 +8,7 @@ use chunkcache_proto::{ChunkIndex, Level};
 use super::Scheduler;
 use super::api::{EdgeId, EntryNo, FetchSource, Millis, Reason};
 use super::budget::Refusal;
-use super::claim::Owner;
+use super::claim::{Claim, Owner};
 use super::route::RouteOutcome;
 use super::state::RunningFetch;
 use chunkcache_proto::RangeSet;
@@ -49,12 +49,14 @@ pub struct Decision {
     pub from: FetchSource,
     /// Why it is wanted.
     pub reason: Reason,
-    /// Readers that wait for it or have it in their lookahead.
+    /// Readers that wait for it or have it in their lookahead; those of one viewer count once.
     pub readers: u32,
     /// On the scheduler's clock, if it has one.
     pub deadline: Option<Millis>,
     /// What the player of the reader in `reason` reported, if it did.
     pub player_buffer_ms: Option<u32>,
+    /// The viewer of the reader in `reason`; 0: its player names none.
+    pub viewer: u64,
     /// In words, while it waits.
     pub blocked_by: Option<&'static str>,
 }
@@ -97,16 +99,17 @@ impl Scheduler {
     ) -> Option<Decision> {
         let one = chunk..chunk + 1;
         let owners = self.owners_of(edge, entry, &one);
-        let readers = |owner: &&Owner| matches!(owner, Owner::Waiting(_) | Owner::Lookahead(_));
-        let reader_of = |owner: &Owner| match owner {
-            Owner::Waiting(reader) | Owner::Lookahead(reader) => Some(*reader),
+        let viewer_of = |owner: &Owner| match owner {
+            Owner::Waiting(reader) | Owner::Lookahead(reader) => {
+                let viewer = self.claims.get(owner).map_or(0, |claim| claim.viewer);
+                Some(match viewer {
+                    0 => (reader.number, false),
+                    viewer => (viewer, true),
+                })
+            }
             _ => None,
         };
-        let distinct: std::collections::BTreeSet<_> = owners
-            .iter()
-            .filter(readers)
-            .filter_map(reader_of)
-            .collect();
+        let distinct: std::collections::BTreeSet<_> = owners.iter().filter_map(viewer_of).collect();
         let readers = u32::try_from(distinct.len()).unwrap_or(u32::MAX);
         let timed = |deadline: Millis| (deadline > 1 && deadline < Millis::MAX).then_some(deadline);
 
@@ -131,7 +134,8 @@ impl Scheduler {
                 reason,
                 readers,
                 deadline: timed(flight.deadline),
-                player_buffer_ms: self.player_buffer_ms(reason),
+                player_buffer_ms: self.claim_of(reason).and_then(|it| it.player_buffer_ms),
+                viewer: self.claim_of(reason).map_or(0, |it| it.viewer),
                 blocked_by: flight
                     .cancelling
                     .then_some("being cancelled; its chunk under way is finished"),
@@ -185,18 +189,22 @@ impl Scheduler {
             reason: owner.reason(),
             readers,
             deadline: claim.queued.and_then(|key| timed(key.deadline)),
-            player_buffer_ms: self.player_buffer_ms(owner.reason()),
+            player_buffer_ms: self
+                .claim_of(owner.reason())
+                .and_then(|it| it.player_buffer_ms),
+            viewer: self.claim_of(owner.reason()).map_or(0, |it| it.viewer),
             blocked_by,
         })
     }
 
-    fn player_buffer_ms(&self, reason: Reason) -> Option<u32> {
+    /// The claim of the reader that it names.
+    fn claim_of(&self, reason: Reason) -> Option<&Claim> {
         let owner = match reason {
             Reason::ReaderWaits(reader) => Owner::Waiting(reader),
             Reason::Lookahead(reader) => Owner::Lookahead(reader),
             _ => return None,
         };
-        self.claims.get(&owner)?.player_buffer_ms
+        self.claims.get(&owner)
     }
 
     /// The running fetches of an entry, by edge. For the dashboard's chunk map.

@@ -34,6 +34,7 @@ impl Scheduler {
                 position: 0,
                 rate_bytes_per_second: 0,
                 player_buffer_ms: None,
+                viewer: 0,
                 since: self.now,
                 served: 0,
                 queued: None,

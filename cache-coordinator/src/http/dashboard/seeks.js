@@ -1,7 +1,7 @@
 "use strict";
 // Seeks of an entry's viewers, as they happen. A player that seeks over HTTP drops its request and
 // sends another: if a reader leaves and another one starts on the same edge, elsewhere in the
-// object, one viewer went from here to there.
+// object, one viewer went from here to there. A player that names its session need not be guessed.
 
 const Seeks = (() => {
   const SHOWN_MS = 5000; // on the map
@@ -15,7 +15,8 @@ const Seeks = (() => {
     return {
       // Adds the next state; true if a viewer sought.
       see(entry, now) {
-        const key = (v) => v.edge + " " + v.reader;
+        const key = (v) => v.edge + " " + (v.viewer || v.reader);
+        const far = (a, b) => Math.abs(a.position - b.position) > entry.chunk_size;
         const here = new Map(entry.viewers.map((v) => [key(v), v]));
         const found = [];
         if (before) {
@@ -23,10 +24,13 @@ const Seeks = (() => {
           for (const [name, v] of before)
             if (!here.has(name)) gone.push({ edge: v.edge, position: v.position, at: now });
           for (const [name, v] of here) {
-            if (before.has(name)) continue;
-            const from = gone.findIndex(
-              (g) => g.edge === v.edge && Math.abs(v.position - g.position) > entry.chunk_size,
-            );
+            const was = before.get(name);
+            if (was) {
+              if (was.reader !== v.reader && far(was, v))
+                found.push({ edge: v.edge, from: was.position, to: v.position, at: now });
+              continue;
+            }
+            const from = gone.findIndex((g) => g.edge === v.edge && far(g, v));
             if (from >= 0)
               found.push({
                 edge: v.edge,

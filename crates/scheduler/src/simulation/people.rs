@@ -87,6 +87,8 @@ impl World {
                     lookahead_bytes: 0,
                     earned_bytes: 0,
                     player_buffer_ms: None,
+                    viewer: 0,
+                    left: false,
                     paused: false,
                     hints: if self.dice.per_mille(100) {
                         vec![hint..hint + 1]

@@ -88,3 +88,36 @@ fn who_says_that_it_is_always_full_is_not_starved_where_there_is_room() {
     let effects = bench.apply(Event::DemandSet(viewer(0, Some(600_000))));
     assert!(!assigned(&effects).is_empty());
 }
+
+#[test]
+fn connections_of_one_viewer_are_one_reader() {
+    let mut bench = Bench::new(1, 1);
+    let beside = |number, viewer| Demand {
+        viewer,
+        ..demand(0, number, 0, true)
+    };
+    for (number, viewer) in [(1, 7), (2, 7), (7, 0), (8, 0)] {
+        bench.apply(Event::DemandSet(beside(number, viewer)));
+    }
+    let decision = bench.scheduler.explain(MOVIE, 0, bench.now)[0].clone();
+    assert_eq!((decision.readers, decision.viewer), (3, 7));
+}
+
+#[test]
+fn nothing_is_fetched_ahead_of_a_reader_that_its_viewer_left() {
+    let mut bench = Bench::new(1, 3);
+    let effects = bench.apply(Event::DemandSet(demand(0, 1, 0, true)));
+    assert!(assigned(&effects).iter().any(|it| it.level == Level::High));
+    let effects = bench.apply(Event::DemandSet(Demand {
+        left: true,
+        ..demand(0, 1, 0, true)
+    }));
+    let cancelled = |effect: &Effect| matches!(effect, Effect::Cancel { .. });
+    assert!(effects.iter().any(cancelled), "{effects:?}");
+    let wanted = bench.scheduler.wanted();
+    let wanted = wanted
+        .iter()
+        .map(|((_, _, level), it)| (*level, it.count_in(0..100)));
+    let wanted: Vec<_> = wanted.collect();
+    assert_eq!(wanted, [(Level::Critical, 1)], "it may be read");
+}

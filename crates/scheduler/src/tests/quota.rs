@@ -142,6 +142,8 @@ impl Cluster {
             lookahead_bytes: 0,
             earned_bytes: 0,
             player_buffer_ms: None,
+            viewer: 0,
+            left: false,
             paused: false,
             hints: Vec::new(),
         }))
