@@ -19,6 +19,7 @@ use url::Url;
 
 use crate::core::{
     access_token::{self, Claims},
+    cat,
     signed_url::{Grant, Signer, TOKEN},
     signed_url_keys,
 };
@@ -60,6 +61,11 @@ pub fn command() -> Command {
                 .long("token")
                 .action(ArgAction::SetTrue)
                 .help("Make a JSON Web Token (HS256) with the key of --keys-file"),
+            Arg::new("cat")
+                .long("cat")
+                .action(ArgAction::SetTrue)
+                .conflicts_with_all(["token", "client"])
+                .help("Make a Common Access Token (CTA-5007): HS256 with --keys-file, ES256 with --private-key-file"),
             option(
                 "path",
                 "PATTERN",
@@ -121,7 +127,10 @@ fn signed(arguments: &ArgMatches, now: SystemTime) -> Result<String, (u8, String
     for url in arguments.get_many::<String>("URL").unwrap_or_default() {
         let (base, path, query) =
             split(url).map_err(|why| (EXIT_USAGE, format!("{url}: {why}")))?;
-        let parameters = key.sign(&path, &query, &grant)?;
+        let parameters = match arguments.get_flag("cat") {
+            true => key.cat(&path, &grant)?,
+            false => key.sign(&path, &query, &grant)?,
+        };
         let word = || URL_SAFE_NO_PAD.encode(&parameters);
         let own = |begin: &str, end: &str| match query.as_str() {
             "" => String::new(),
@@ -183,6 +192,25 @@ impl Key {
             file: file.clone(),
             as_token: arguments.get_flag("token"),
         })
+    }
+
+    /// A Common Access Token in place of the signature's parameters.
+    fn cat(&self, path: &str, grant: &Grant<'_>) -> Result<String, (u8, String)> {
+        let claims = cat::Claims::of(path, grant).ok_or_else(|| {
+            let message = "--path of a Common Access Token has one * at most";
+            (EXIT_USAGE, message.to_owned())
+        })?;
+        let (id, token) = (grant.key_id, |token| format!("{TOKEN}={token}"));
+        let wrong = |why: String| move || (1, why);
+        match self {
+            Self::Private(key) => access_token::sign_cat_with_private_key(key, id, &claims)
+                .map(token)
+                .ok_or_else(wrong("the private key is not P-256".to_owned())),
+            Self::Shared { signer, file, .. } => signer
+                .cat(&claims, grant)
+                .map(token)
+                .ok_or_else(wrong(format!("{} has no key {id:?}", file.display()))),
+        }
     }
 
     /// The signature's parameters.
@@ -316,7 +344,7 @@ mod tests {
         let holds = |path: &str, query: &str, word: Option<&str>| {
             signer.verify(path, query, word, client, 1_000).is_ok()
         };
-        for token in [&[][..], &["--token"]] {
+        for token in [&[][..], &["--token"], &["--cat"]] {
             let sign_to = |place: &str| {
                 let options = [
                     "https://edge/films/a/master.m3u8?x=1",

@@ -1,5 +1,5 @@
 //! One signature for a whole ladder: in the query, in the path and in a cookie, as our own form and
-//! as a JSON Web Token, by keys that are replaced while the edge runs.
+//! as a JSON Web Token or a Common Access Token, by keys that are replaced while the edge runs.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -119,10 +119,15 @@ fn one_signature_plays_a_ladder() {
         "--key=r".to_owned(),
     ];
     let mut secrets = Vec::new();
-    for (key, token) in [(&by_secret, false), (&by_secret, true), (&by_rsa, false)] {
+    for (key, form) in [
+        (&by_secret, None),
+        (&by_secret, Some("--token")),
+        (&by_secret, Some("--cat")),
+        (&by_rsa, None),
+    ] {
         let sign_to = |place: &str| {
             let mut options = vec![key[0].as_str(), &key[1], place];
-            options.extend(token.then_some("--token"));
+            options.extend(form);
             sign(&options)
         };
         let url = sign_to("--place=query");
@@ -157,6 +162,8 @@ fn one_signature_plays_a_ladder() {
         (ask("", FILES[0], query, "").status == 200).then_some(())
     });
     plays("", query, "");
+    let url = sign(&[&by_curve, "--key=e", "--cat"]);
+    plays("", url.split_once('?').unwrap().1, "");
     let log = fs::read_to_string(&log).unwrap();
     assert!(log.lines().count() > 30, "{log}");
     for secret in secrets {

@@ -1,11 +1,12 @@
 //! Access by JSON Web Tokens (RFC 7519) instead of signatures of our own: HS256, RS256 and ES256,
-//! with the keys of a JWK Set (RFC 7517).
+//! with the keys of a JWK Set (RFC 7517). Common Access Tokens ([`cat`]) with the same keys.
 //!
 //! Claims: `exp`, `path` (a pattern such as `/films/a/*`), perhaps `nbf` and `client` (an address or
 //! a network).
 
 use std::{fmt, sync::Arc};
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{
     Algorithm, AlgorithmFamily, DecodingKey, EncodingKey, Header, Validation,
     jwk::{AlgorithmParameters, EllipticCurve, JwkSet},
@@ -13,7 +14,7 @@ use jsonwebtoken::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    jwt_crypto,
+    cat, jwt_crypto,
     signed_url::{Grant, SignatureError},
 };
 
@@ -124,36 +125,58 @@ impl AccessTokens {
             return Err(SignatureError::Malformed);
         }
         let header = jsonwebtoken::decode_header(token).map_err(|_| SignatureError::Malformed)?;
-        let of_secret;
-        let known = match header.kid.as_deref() {
-            Some(id) => match self.0.iter().find(|key| key.id.as_deref() == Some(id)) {
-                Some(key) => key,
-                None => {
-                    let secret = secret(id).ok_or(SignatureError::Mismatch)?;
-                    of_secret = TokenKey {
-                        id: None,
-                        algorithm: Algorithm::HS256,
-                        key: DecodingKey::from_secret(secret)
-                            .map_err(|_| SignatureError::Mismatch)?,
-                    };
-                    &of_secret
-                }
-            },
-            // Unnamed: only where no choice is left.
-            None => match &self.0[..] {
-                [only] => only,
-                _ => return Err(SignatureError::Mismatch),
-            },
-        };
-        let mut validation = Validation::new(known.algorithm);
+        let (algorithm, key) = self.find(header.kid.as_deref(), secret)?;
+        let mut validation = Validation::new(algorithm);
         validation.leeway = 0;
         validation.validate_nbf = true;
         // By the caller, with its own clock.
         validation.validate_exp = false;
-        let decoded = jsonwebtoken::decode::<Claims>(token, &known.key, &validation);
+        let decoded = jsonwebtoken::decode::<Claims>(token, &key, &validation);
         decoded
             .map(|data| data.claims)
             .map_err(|_| SignatureError::Mismatch)
+    }
+
+    /// The same for a Common Access Token.
+    pub fn verify_cat<'a>(
+        &self,
+        token: &str,
+        secret: impl Fn(&str) -> Option<&'a Vec<u8>>,
+    ) -> Result<cat::Claims, SignatureError> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(SignatureError::Malformed);
+        }
+        let token = URL_SAFE_NO_PAD.decode(token);
+        let signed = cat::Signed::parse(&token.map_err(|_| SignatureError::Malformed)?)?;
+        let (algorithm, key) = self.find(signed.key_id.as_deref(), secret)?;
+        let (message, signature) = (&signed.message, &signed.signature);
+        if signed.algorithm != algorithm
+            || !jwt_crypto::verifies(algorithm, &key, message, signature)
+        {
+            return Err(SignatureError::Mismatch);
+        }
+        signed.claims()
+    }
+
+    /// The key of this id, and the algorithm that it is for.
+    fn find<'a>(
+        &self,
+        id: Option<&str>,
+        secret: impl Fn(&str) -> Option<&'a Vec<u8>>,
+    ) -> Result<(Algorithm, DecodingKey), SignatureError> {
+        let Some(id) = id else {
+            // Unnamed: only where no choice is left.
+            return match &self.0[..] {
+                [only] => Ok((only.algorithm, only.key.clone())),
+                _ => Err(SignatureError::Mismatch),
+            };
+        };
+        if let Some(known) = self.0.iter().find(|key| key.id.as_deref() == Some(id)) {
+            return Ok((known.algorithm, known.key.clone()));
+        }
+        let secret = secret(id).ok_or(SignatureError::Mismatch)?;
+        let key = DecodingKey::from_secret(secret).map_err(|_| SignatureError::Mismatch)?;
+        Ok((Algorithm::HS256, key))
     }
 }
 
@@ -182,6 +205,39 @@ pub fn sign_with_private_key(pkcs8: &[u8], id: &str, claims: &Claims) -> Option<
         .or_else(|| sign(&rsa(), Algorithm::RS256, id, claims))
 }
 
+/// A Common Access Token, HS256.
+#[must_use]
+pub fn sign_cat_with_secret(secret: &[u8], id: &str, claims: &cat::Claims) -> Option<String> {
+    sign_cat(
+        &EncodingKey::from_secret(secret).ok()?,
+        Algorithm::HS256,
+        id,
+        claims,
+    )
+}
+
+/// A Common Access Token, ES256. `None`: the private key (PKCS #8, DER) is not P-256.
+#[must_use]
+pub fn sign_cat_with_private_key(pkcs8: &[u8], id: &str, claims: &cat::Claims) -> Option<String> {
+    sign_cat(
+        &EncodingKey::from_ec_der(pkcs8),
+        Algorithm::ES256,
+        id,
+        claims,
+    )
+}
+
+fn sign_cat(
+    key: &EncodingKey,
+    algorithm: Algorithm,
+    id: &str,
+    claims: &cat::Claims,
+) -> Option<String> {
+    let sign = |message: &[u8]| jwt_crypto::sign(algorithm, key, message);
+    let token = cat::sign(algorithm, id, claims, sign)?;
+    Some(URL_SAFE_NO_PAD.encode(token))
+}
+
 fn sign(key: &EncodingKey, algorithm: Algorithm, id: &str, claims: &Claims) -> Option<String> {
     jwt_crypto::install();
     let header = Header {
@@ -194,7 +250,6 @@ fn sign(key: &EncodingKey, algorithm: Algorithm, id: &str, claims: &Claims) -> O
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
     use ring::{
         rand::SystemRandom,
         signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
@@ -262,6 +317,70 @@ mod tests {
             assert!(tokens.verify(token, none).is_err());
         }
         assert!(sign_with_private_key(b"nonsense", "e", &claims()).is_none());
+    }
+
+    #[test]
+    fn a_common_access_token_is_verified_by_the_key_of_its_algorithm() {
+        let (private, set) = keys();
+        let tokens = AccessTokens::parse(&set).unwrap();
+        let grant = Grant {
+            key_id: "e",
+            expires_unix_seconds: 5,
+            pattern: Some("/films/*"),
+            client: None,
+        };
+        let claims = cat::Claims::of("/films/a", &grant).unwrap();
+        let secret = b"0123456789abcdef";
+        let elliptic = sign_cat_with_private_key(&private, "e", &claims).unwrap();
+        assert_eq!(tokens.verify_cat(&elliptic, none), Ok(claims.clone()));
+        let shared = sign_cat_with_secret(secret, "s", &claims).unwrap();
+        assert_eq!(tokens.verify_cat(&shared, none), Ok(claims.clone()));
+        let of_file = secret.to_vec();
+        let by_file = AccessTokens::default().verify_cat(&shared, |_| Some(&of_file));
+        assert_eq!(by_file, Ok(claims.clone()));
+        for token in [
+            sign_cat_with_secret(secret, "e", &claims).unwrap(),
+            sign_cat_with_secret(b"0123456789abcdeg", "s", &claims).unwrap(),
+            sign_cat_with_private_key(&private, "s", &claims).unwrap(),
+            sign_cat_with_private_key(&private, "unknown", &claims).unwrap(),
+        ] {
+            assert_eq!(
+                tokens.verify_cat(&token, none),
+                Err(SignatureError::Mismatch)
+            );
+        }
+        let mut bytes = URL_SAFE_NO_PAD.decode(&shared).unwrap();
+        let at = bytes.iter().rposition(|byte| *byte == b'f').unwrap();
+        bytes[at] = b'g';
+        let changed = URL_SAFE_NO_PAD.encode(bytes);
+        assert!(tokens.verify_cat(&changed, none).is_err());
+        for token in ["", "a.b.c", &"a".repeat(9000)] {
+            assert!(tokens.verify_cat(token, none).is_err());
+        }
+        assert!(sign_cat_with_private_key(b"nonsense", "e", &claims).is_none());
+    }
+
+    /// Made by the Python package `cwt`, with and without the tag of a CWT.
+    #[test]
+    fn tokens_of_another_implementation_are_read() {
+        let set = r#"{"keys":[
+            {"kty":"oct","kid":"s","k":"MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY"},
+            {"kty":"EC","crv":"P-256","kid":"e","x":"GU63_erv15Fh4zK8lBFbC1Ld9fQ1WjryNbpPNxvEUk8",
+             "y":"kUBj3BonxlGgT_1pJnm-Cl7cqroVte5rNAIm57dzoKw"}]}"#;
+        let tokens = AccessTokens::parse(set).unwrap();
+        for token in [
+            "0YRDoQEFoQRBc1g4pgFuaXNzdWVyLmV4YW1wbGUEGvSGVwAFGQPoBhkD6BkBNgEZATihA6IBZy9maWxtcy8C\
+             ZC5tNHNYIJqtff8rwHEWEYUEWiI_5epIZv06XSSXq0uMiiEPEQw5",
+            "2D3RhEOhAQWhBEFzWDimAW5pc3N1ZXIuZXhhbXBsZQQa9IZXAAUZA-gGGQPoGQE2ARkBOKEDogFnL2ZpbG1z\
+             LwJkLm00c1ggmq19_yvAcRYRhQRaIj_l6khm_TpdJJerS4yKIQ8RDDk",
+            "0oRDoQEmoQRBZVg4pgFuaXNzdWVyLmV4YW1wbGUEGvSGVwAFGQPoBhkD6BkBNgEZATihA6IBZy9maWxtcy8C\
+             ZC5tNHNYQL8vPgfrVkUreLhp62eJQE9404DaRfDOm4jnboHTGJFdVay8HGEy85Yf-ntg7b-iLbA5wwKQSjFZ\
+             1n-I1uBeKaE",
+        ] {
+            let claims = tokens.verify_cat(token, none).unwrap();
+            assert_eq!((claims.expires, claims.not_before), (4_102_444_800, 1_000));
+            assert!(claims.covers("/films/a.m4s") && !claims.covers("/films/a.mp4"));
+        }
     }
 
     #[test]

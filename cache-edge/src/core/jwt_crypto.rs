@@ -1,4 +1,4 @@
-//! The signatures of JSON Web Tokens by ring, which TLS uses as well: no second implementation of
+//! The signatures of tokens by ring, which TLS uses as well: no second implementation of
 //! cryptography comes in for them.
 
 use jsonwebtoken::{
@@ -48,6 +48,19 @@ fn check_family(algorithm: Algorithm, family: AlgorithmFamily) -> Result<()> {
     } else {
         Err(ErrorKind::InvalidKeyFormat.into())
     }
+}
+
+/// Whether the key, which is of this algorithm, signed the message.
+pub fn verifies(algorithm: Algorithm, key: &DecodingKey, message: &[u8], signature: &[u8]) -> bool {
+    let verifier = TokenVerifier(algorithm, key.clone());
+    check_family(algorithm, key.family()).is_ok()
+        && verifier.verify(message, &signature.to_vec()).is_ok()
+}
+
+/// `None`: the key is of another algorithm.
+pub fn sign(algorithm: Algorithm, key: &EncodingKey, message: &[u8]) -> Option<Vec<u8>> {
+    check_family(algorithm, key.family()).ok()?;
+    TokenSigner(algorithm, key.clone()).try_sign(message).ok()
 }
 
 struct TokenSigner(Algorithm, EncodingKey);

@@ -7,6 +7,7 @@ pub mod access_token;
 pub mod backoff;
 pub mod block_aligner;
 pub mod byte_rate;
+pub mod cat;
 pub mod consumption;
 pub mod container;
 pub mod fetch_queue;

@@ -18,7 +18,10 @@ use ipnet::IpNet;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use sha2::Sha256;
 
-use super::access_token::{AccessTokens, Claims};
+use super::{
+    access_token::{AccessTokens, Claims},
+    cat,
+};
 
 /// Verifies and makes signatures. Several keys, so that one can be replaced while URLs made with
 /// the other live.
@@ -60,7 +63,7 @@ const KEY: &str = "cc-key";
 const PATH: &str = "cc-path";
 const CLIENT: &str = "cc-client";
 const SIGNATURE: &str = "cc-signature";
-/// A JSON Web Token instead of all others.
+/// A JSON Web Token, or a Common Access Token, instead of all others.
 pub const TOKEN: &str = "cc-token";
 /// What players tell of themselves; they write it into any query.
 const CMCD: &str = "CMCD";
@@ -132,6 +135,13 @@ impl Signer {
         super::access_token::sign_with_secret(secret, grant.key_id, &Claims::of(path, grant))
     }
 
+    /// The same, a Common Access Token.
+    #[must_use]
+    pub fn cat(&self, claims: &cat::Claims, grant: &Grant<'_>) -> Option<String> {
+        let secret = self.keys.get(grant.key_id)?;
+        super::access_token::sign_cat_with_secret(secret, grant.key_id, claims)
+    }
+
     /// Checks the request and returns its query without the signature's parameters. `opaque`: the
     /// word that came in the path or in a cookie; parameters in the query go before it.
     pub fn verify(
@@ -152,7 +162,16 @@ impl Signer {
         }
         let fields = &parameters.fields;
         let field = |name: &str| fields.get(name).map(String::as_str);
-        let (expires, allowed) = if let Some(token) = field(TOKEN) {
+        let (expires, allowed) = if let Some(token) = field(TOKEN)
+            // The parts of a JSON Web Token have dots between them.
+            && !token.contains('.')
+        {
+            let claims = self.tokens.verify_cat(token, |id| self.keys.get(id))?;
+            if !claims.covers(path) || now_unix_seconds < claims.not_before {
+                return Err(SignatureError::Mismatch);
+            }
+            (claims.expires, String::new())
+        } else if let Some(token) = field(TOKEN) {
             let claims = self.tokens.verify(token, |id| self.keys.get(id))?;
             check_pattern(&claims.path, path)?;
             (claims.exp, claims.client.unwrap_or_default())
