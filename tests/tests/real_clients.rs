@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use chunkcache_tests::http::Call;
 use chunkcache_tests::{Cluster, MIB, Object, content, eventually};
 
 fn is_installed(program: &str) -> bool {
@@ -51,7 +50,8 @@ fn video(directory: &Path, name: &str) -> PathBuf {
         "-v", "error", "-nostdin", "-y",
         "-f", "lavfi", "-i", "testsrc2=size=640x360:rate=25,noise=alls=40:allf=t",
         "-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000",
-        "-t", "40", "-c:v", "libx264", "-preset", "ultrafast", "-g", "50", "-b:v", "15M", "-minrate", "15M",
+        "-t", "40", "-c:v", "libx264", "-preset", "ultrafast", "-g", "50", "-b:v", "15M",
+        "-minrate", "15M",
         "-maxrate", "15M", "-bufsize", "15M", "-c:a", "aac", "-shortest", file,
     ]);
     path
@@ -61,7 +61,8 @@ fn video(directory: &Path, name: &str) -> PathBuf {
 fn frame_hash(url: &str, seconds: &str) -> String {
     #[rustfmt::skip]
     let output = succeed("ffmpeg", &[
-        "-v", "error", "-nostdin", "-ss", seconds, "-i", url, "-frames:v", "1", "-map", "0:v", "-f", "md5", "-",
+        "-v", "error", "-nostdin", "-ss", seconds, "-i", url, "-frames:v", "1", "-map", "0:v", "-f",
+        "md5", "-",
     ]);
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
@@ -113,83 +114,6 @@ fn ffmpeg_seeks_on_a_cold_file_and_only_the_needed_part_comes() {
     }
 }
 
-/// The same title as HLS, with segments in files of their own and in one, and as DASH.
-fn ladders(directory: &Path) -> [&'static str; 3] {
-    let at = |name: &str| directory.join(name).to_str().unwrap().to_owned();
-    #[rustfmt::skip]
-    succeed("ffmpeg", &[
-        "-v", "error", "-nostdin", "-y",
-        "-f", "lavfi", "-i", "testsrc2=size=320x180:rate=25",
-        "-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000",
-        "-t", "16", "-c:v", "libx264", "-preset", "ultrafast", "-g", "50", "-c:a", "aac", &at("film.mp4"),
-    ]);
-    let ladders = ["hls/i.m3u8", "ranges/i.m3u8", "dash/i.mpd"];
-    let hls = ["-f", "hls", "-hls_time", "2", "-hls_playlist_type", "vod"];
-    let fmp4 = [&hls[..], &["-hls_segment_type", "fmp4"]].concat();
-    let ranges = [&hls[..], &["-hls_flags", "single_file"]].concat();
-    let dash = vec!["-f", "dash", "-seg_duration", "2"];
-    for (name, options) in ladders.iter().zip([fmp4, ranges, dash]) {
-        fs::create_dir(Path::new(&at(name)).parent().unwrap()).unwrap();
-        let (film, made) = (at("film.mp4"), at(name));
-        let input = ["-v", "error", "-nostdin", "-i", &film, "-c", "copy"];
-        succeed("ffmpeg", &[&input[..], &options, &[&made]].concat());
-    }
-    ladders
-}
-
-#[test]
-fn ffmpeg_plays_ladders_and_what_comes_next_is_fetched_ahead() {
-    if !is_installed("ffmpeg") {
-        return;
-    }
-    let cluster = Cluster::start();
-    let root = cluster.directory.path().join("ladders");
-    fs::create_dir(&root).unwrap();
-    let frames = |url: &str| {
-        let options = [
-            "-v", "error", "-nostdin", "-i", url, "-map", "0:v:0", "-f", "md5", "-",
-        ];
-        String::from_utf8_lossy(&succeed("ffmpeg", &options).stdout).into_owned()
-    };
-    let fetched = || {
-        let metrics = Call::get("/metrics").send(cluster.edge().admin).text();
-        let name = "cache_edge_next_objects_total{result=\"fetched\"} ";
-        let mut lines = metrics.lines();
-        let line = lines.find_map(|line| line.strip_prefix(name));
-        line.unwrap().parse::<u64>().unwrap()
-    };
-    let ladders = ladders(&root);
-    let template = Object::generated(0, 0).latency(Duration::from_millis(50));
-    cluster
-        .origin
-        .serve_directory(&root, template, Vec::new())
-        .unwrap();
-    let wanted = frames(root.join("film.mp4").to_str().unwrap());
-    for ladder in ladders {
-        let before = fetched();
-        let url = format!("{}/media/{ladder}", cluster.edge().url());
-        assert_eq!(frames(&url), wanted, "{ladder}");
-        // Segments in one object are its own lookahead's.
-        if ladder.starts_with("hls") || ladder.starts_with("dash") {
-            let ahead = fetched() - before;
-            assert!(
-                ahead >= 4,
-                "{ladder}: {ahead} of 7 segments and their audio"
-            );
-        }
-    }
-    let mut asked: Vec<String> = cluster
-        .origin
-        .all_hits()
-        .into_iter()
-        .map(|it| it.target)
-        .collect();
-    asked.sort();
-    let all = asked.len();
-    asked.dedup();
-    assert_eq!(all, asked.len(), "each object is asked for once");
-}
-
 #[test]
 fn curl_and_wget_resume_in_the_middle() {
     let cluster = Cluster::start();
@@ -231,11 +155,12 @@ fn aria2_fetches_eight_parts_at_once() {
     let url = format!("{}{target}", cluster.edge().url());
     let directory = cluster.directory.path().to_str().unwrap();
     #[rustfmt::skip]
-    succeed("aria2c", &["-q", "-x8", "-s8", "-k1M", "--no-conf", "--file-allocation=none", "-d", directory, "-o", "out", &url]);
+    succeed("aria2c", &["-q", "-x8", "-s8", "-k1M", "--no-conf", "--file-allocation=none", "-d",
+        directory, "-o", "out", &url]);
     let got = fs::read(cluster.directory.path().join("out")).unwrap();
     assert_eq!(content::sha256_of(&got), content::sha256(122, size));
-    // A reader that leaves stops the fetch that nobody else waits for; what its origin has sent by
-    // then is lost: a socket buffer of a MiB for each reader at most.
+    // When a reader leaves, its fetch is stopped unless others wait for it. Bytes that its origin
+    // has sent by then are lost: at most a socket buffer of a MiB for each reader.
     let sent = cluster.origin.body_bytes("/parts.bin");
     assert!(sent >= size && sent < size + 8 * MIB, "{sent} of {size}");
 }
@@ -348,7 +273,8 @@ fn mpv_plays_and_seeks() {
     .unwrap();
     let script = format!("--script={}", script.display());
     #[rustfmt::skip]
-    let output = succeed("mpv", &["--no-config", "--vo=null", "--ao=null", "--cache=no", &script, &url]);
+    let output = succeed("mpv",
+        &["--no-config", "--vo=null", "--ao=null", "--cache=no", &script, &url]);
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     for place in ["AT 30", "AT 5", "AT 35", "AT 12"] {
         assert!(told.contains(place), "no {place} in {told}");
@@ -373,7 +299,9 @@ fn gstreamer_discovers_and_seeks() {
     );
     let before = cluster.origin.hits("/gst.mp4").len();
     #[rustfmt::skip]
-    succeed("gst-play-1.0", &["--no-interactive", "--videosink=fakesink", "--audiosink=fakesink", "--start-position=30", &url]);
+    succeed("gst-play-1.0",
+        &["--no-interactive", "--videosink=fakesink", "--audiosink=fakesink",
+            "--start-position=30", &url]);
     let hits = cluster.origin.hits("/gst.mp4");
     assert!(
         hits[before..]
@@ -391,11 +319,13 @@ fn vlc_plays_from_the_middle() {
     let cluster = Cluster::start();
     let (url, size) = film(&cluster, "vlc.mkv");
     #[rustfmt::skip]
-    let arguments = ["-I", "dummy", "--vout=dummy", "--aout=dummy", "--no-video-title-show", "--start-time=28", "--run-time=2", "--play-and-exit", &url];
+    let arguments = ["-I", "dummy", "--vout=dummy", "--aout=dummy", "--no-video-title-show",
+        "--start-time=28", "--run-time=2", "--play-and-exit", &url];
     // VLC refuses to run as root.
     if rustix::process::geteuid().is_root() {
         #[rustfmt::skip]
-        let as_nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "env", "HOME=/tmp", "cvlc"];
+        let as_nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "env", "HOME=/tmp",
+            "cvlc"];
         succeed("setpriv", &[&as_nobody[..], &arguments].concat());
     } else {
         succeed("cvlc", &arguments);
@@ -434,7 +364,8 @@ fn chromium_plays_and_seeks_cross_origin() {
     let mut command = Command::new("chromium");
     #[rustfmt::skip]
     command.args([
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+        "--no-first-run",
         "--mute-audio", "--autoplay-policy=no-user-gesture-required", "--remote-debugging-port=0",
     ]);
     command.arg(format!("--user-data-dir={}", profile.display()));
