@@ -47,8 +47,7 @@ pub fn command() -> Command {
             option(
                 "private-key-file",
                 "FILE",
-                "Make a JSON Web Token with this key, RSA or P-256, PEM (PKCS #8); its public \
-                 half is in the edges' --signed-url-jwks-file",
+                "Make a JSON Web Token with this key, RSA or P-256, PEM (PKCS #8); its public half is in the edges' --signed-url-jwks-file",
             )
             .conflicts_with("keys-file")
             .value_parser(value_parser!(PathBuf)),
@@ -70,17 +69,11 @@ pub fn command() -> Command {
             option(
                 "path",
                 "PATTERN",
-                "Cover all paths that match instead of each URL's own, such as '/films/a/*' for a \
-                 ladder",
+                "Cover all paths that match instead of each URL's own, such as '/films/a/*' for a ladder",
             ),
-            option(
-                "place",
-                "PLACE",
-                "Where the signature is put; a cookie is printed as the \
-             value of Set-Cookie",
-            )
-            .default_value("query")
-            .value_parser(["query", "segment", "cookie"]),
+            option("place", "PLACE", "Where the signature is put; a cookie is printed as the value of Set-Cookie")
+                .default_value("query")
+                .value_parser(["query", "segment", "cookie"]),
             option(
                 "expires-in",
                 "DURATION",
@@ -99,7 +92,7 @@ pub fn command() -> Command {
         ])
 }
 
-/// Exit status 0; 1 if something cannot be signed; 2 if the arguments are invalid.
+/// Exit status 0; 1 if something can not be signed; 2 if the arguments make no sense.
 pub fn run(arguments: &ArgMatches) -> ExitCode {
     match signed(arguments, SystemTime::now()) {
         Ok(text) => match writeln!(std::io::stdout(), "{text}") {
@@ -169,7 +162,7 @@ fn signed(arguments: &ArgMatches, now: SystemTime) -> Result<String, (u8, String
     Ok(urls.join("\n"))
 }
 
-/// The key that signs.
+/// What signs.
 enum Key {
     Shared {
         signer: Signer,
@@ -249,7 +242,7 @@ impl Key {
     }
 }
 
-/// The path to which a cookie for these objects is limited.
+/// The directory that a cookie for these paths is sent to.
 fn cookie_path(pattern: &str) -> &str {
     let fixed = pattern.split('*').next().unwrap_or_default();
     match fixed.rfind('/') {
@@ -258,7 +251,7 @@ fn cookie_path(pattern: &str) -> &str {
     }
 }
 
-/// Splits a URL into the part before the path, the path as an edge normalises it, and the query.
+/// What stands before the path, the path as an edge normalises it, and the query.
 fn split(url: &str) -> Result<(String, String, String), String> {
     let (base, target) = if url.starts_with('/') {
         (String::new(), url.to_owned())

@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
-"""How another service uses the cache: checks health, opens an object, prefetches it, watches until
-it is cached, and reads errors.
+"""Another service's use of the cache: health, open, precache, watch until it is there, and how errors are read.
 
 examples/python/run ENDPOINT SOURCE/PATH     (ENDPOINT as host:port)
 """

@@ -77,7 +77,6 @@ impl TryFrom<v1::Priority> for Level {
 /// A message without a priority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "priority is unspecified; expected PRIORITY_CRITICAL, PRIORITY_HIGH, PRIORITY_MEDIUM or \
-     PRIORITY_LOW"
+    "priority is unspecified; expected PRIORITY_CRITICAL, PRIORITY_HIGH, PRIORITY_MEDIUM or PRIORITY_LOW"
 )]
 pub struct UnspecifiedPriority;

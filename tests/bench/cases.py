@@ -1,4 +1,4 @@
-"""The cases of tests/bench/run: each loads one contestant at a time, in changing order."""
+"""What tests/bench/run measures: each case loads the contestants one after the other, in another order each round."""
 
 import json
 import os
@@ -34,21 +34,27 @@ HITS = [
 ]
 TLS_HITS = [Hit("TLS, 2 MiB aligned, 16 connections", 2 << 20, True, 16)]
 
-#: Every object repeats its first bytes. They stay in the CPU's cache, so that the comparison uses
-#: none of the memory bandwidth that is measured. The period is prime, so a server that confuses two
-#: offsets sends different bytes.
+#: Every object repeats its first bytes. They stay in a processor's cache, so that comparing does
+#: not take the memory's speed from what is measured; being a prime, so many bytes are no multiple
+#: of anything by which a server could mistake a place.
 PERIOD = 262139
 
-#: For hits, one connection in so many compares every byte. The others compare the first bytes of
-#: each answer and let the kernel discard the rest, as a network card takes bytes without the CPU;
-#: otherwise the core of the load generator would be the limit. Whole files are compared in full.
+#: Of hits, one connection in so many compares every byte; the others compare the first ones of each
+#: answer and let the kernel throw the rest away, as a network card takes bytes without a processor.
+#: Else the load's core is what is measured. Of whole files all is compared.
 COMPARE_ONE_IN = 8
 
 MANY_FILES, MANY_BYTES = 100, 4 << 20
 COLD_BYTES = 64 << 20
 EXTENT_FILES = 4
 
-#: Name, folder, offset in the object.
+#: Objects of a segment's size, each asked for once: so many in a round.
+SMALL_BYTES, SMALL_OBJECTS = 64 << 10, 4000
+SMALL_CONNECTIONS = 16
+#: Of these, the second pass asks at random; a server of files has as many.
+SMALL_WARM = 2000
+
+#: Name, folder, where in the object.
 First = namedtuple("First", "name folder offset seen_before", defaults=(False,))
 FIRST_BYTES = [
     First("cold object, at a chunk's start", "cold", 24 << 20),
@@ -71,6 +77,8 @@ class Bench:
             "extents": {},
             "idle": {},
             "huge": {},
+            "small_cold": {},
+            "small_warm": {},
             "left_out": {},
         }
         self.asked = {}
@@ -91,10 +99,12 @@ class Bench:
         for number in range(10):
             with open(self.files / f"huge-{number}.bin", "wb") as out:
                 out.truncate(100 << 30)
+        (self.files / "small.bin").write_bytes(data[:SMALL_BYTES])
         self.links("many", "many.bin", MANY_FILES)
+        self.links("small", "small.bin", SMALL_OBJECTS * self.options.rounds)
         for folder in ("cold", "after-20ms", "after-80ms", "paced", "crowd", "extents"):
             self.links(folder, "cold.bin", 200)
-        # rclone reads the server's listing.
+        # rclone asks a server what it has.
         for folder in (self.files, *(path for path in self.files.iterdir() if path.is_dir())):
             names = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir())
             (folder / "index.html").write_text(
@@ -104,7 +114,7 @@ class Bench:
             )
 
     def links(self, folder, of, count):
-        """Creates many objects in the space of one: the cache cannot see that they are the same."""
+        """As many objects as a cache sees, in the space of one."""
         (self.files / folder).mkdir(mode=0o755)
         for number in range(count):
             os.link(self.files / of, self.files / folder / f"{number}.bin")
@@ -125,14 +135,14 @@ class Bench:
             raise RuntimeError(f"{program}: {done.stderr.strip()}")
         return json.loads(done.stdout)
 
-    def load(self, server, cores, targets=("/file.bin",), content=None, **settings):
+    def load(self, server, cores, targets=("/file.bin",), content=None, pids=None, **settings):
         return self.tool(
             "chunkcache-load",
             cores,
             address=f"127.0.0.1:{server.port}",
             targets=",".join(server.prefix + t for t in targets),
             content=content or repeating(self.content),
-            pids=",".join(map(str, server.pids())),
+            pids=",".join(map(str, pids or server.pids())),
             tls=str(server.tls).lower(),
             **settings,
         )
@@ -156,7 +166,7 @@ class Bench:
         subprocess.run(["curl", "-skf", "-o", "/dev/null", *part, url], check=False, timeout=120)
 
     def warm(self, server):
-        """Reads every byte once, in order, so that later requests are hits; then checks bytes."""
+        """Every byte once, in order, so that all later requests are hits; then a check that they are right."""
         print(f"warming {server.name}", flush=True)
         size, step = self.content.stat().st_size, 8 << 20
         for start in range(0, size, step):
@@ -172,8 +182,7 @@ class Bench:
     def check(self, result, server):
         if result["wrong_bytes"] or result["errors"]:
             print(
-                f"  {server.name}: {result['errors']} errors, {result['wrong_bytes']} wrong "
-                f"bytes, {result['first_error'].splitlines()[0] if result['first_error'] else ''}",
+                f"  {server.name}: {result['errors']} errors, {result['wrong_bytes']} wrong bytes, {result['first_error'].splitlines()[0] if result['first_error'] else ''}",
                 flush=True,
             )
         return result
@@ -212,7 +221,7 @@ class Bench:
             if case.cold:
                 evict(server)
             else:
-                # The kernel may have evicted pages of an idle file; every contestant starts warm.
+                # The page cache of an idle file may have gone; everyone starts warm.
                 self.load(server, load_cores, connections=4, seconds=0.2, seed=99, **shape)
             run = lambda: self.load(
                 server,
@@ -230,8 +239,7 @@ class Bench:
         for server in contestants:
             median = lambda key: statistics.median(r[key] for r in runs[server.name])  # noqa: E731
             print(
-                f"  {server.name:20} {median('gigabytes_per_second'):6.2f} GB/s "
-                f"{median('requests_per_second'):9.0f}/s "
+                f"  {server.name:20} {median('gigabytes_per_second'):6.2f} GB/s {median('requests_per_second'):9.0f}/s "
                 f"{median('server_cpu_seconds_per_gigabyte'):6.3f} CPU s/GB",
                 flush=True,
             )
@@ -241,7 +249,7 @@ class Bench:
             self.pin(server, "0-1")
 
     def fresh(self, folder, count):
-        """Objects of a folder that have not been requested yet."""
+        """Objects of a folder that nobody asked for yet."""
         start = self.asked.get(folder, 0)
         self.asked[folder] = start + count
         return [f"/{folder}/{number}.bin" for number in range(start, start + count)]
@@ -263,17 +271,12 @@ class Bench:
             runs[server.name].append(self.check(result, server))
         for server in [origin, *contestants]:
             print(
-                f"  {server.name:20} "
-                f"{statistics.median(r['first_byte_ms']['p50'] for r in runs[server.name]):8.2f}"
-                " ms",
+                f"  {server.name:20} {statistics.median(r['first_byte_ms']['p50'] for r in runs[server.name]):8.2f} ms",
                 flush=True,
             )
 
     def follower(self, contestants):
-        """A reader 150 ms behind the first one, of an object that arrives at 4 MiB/s.
-
-        Its bytes have already arrived.
-        """
+        """150 ms behind the first reader of an object that arrives at 4 MiB/s, from its start: the bytes are there."""
         print("follower on a paced origin:", flush=True)
         targets = self.fresh("paced", 5)
         for server in contestants:
@@ -307,21 +310,20 @@ class Bench:
         for name, results in runs.items():
             middle = lambda key: statistics.median(key(r) for r in results)  # noqa: E731
             print(
-                f"  {name:20} {middle(lambda r: r['first_byte_ms']['p50']):8.1f} ms, all after "
-                f"{middle(lambda r: r['seconds']):5.2f} s, "
+                f"  {name:20} {middle(lambda r: r['first_byte_ms']['p50']):8.1f} ms, all after {middle(lambda r: r['seconds']):5.2f} s, "
                 f"{middle(lambda r: r['origin_copies']):5.2f} copies from the origin",
                 flush=True,
             )
 
     def extents(self, contestants):
-        """Extents of files that 16 readers filled at random positions, four files at a time."""
+        """Where on the disk a file ends up that 16 readers filled at random places, four files at a time."""
         print("extents after random fills:", flush=True)
         for server in contestants:
             targets, content = self.fresh("extents", EXTENT_FILES), repeating(
                 self.files / "cold.bin"
             )
             before = set(sparse_files(server, COLD_BYTES))
-            # At random positions first, until little is missing; then the missing bytes.
+            # At random places first, until there is little left; then what is.
             self.check(
                 self.load(
                     server,
@@ -347,13 +349,39 @@ class Bench:
             if counts:
                 self.results["extents"][server.name] = counts
                 print(
-                    f"  {server.name:20} {', '.join(map(str, counts))} extents in files of "
-                    f"{COLD_BYTES >> 20} MiB",
+                    f"  {server.name:20} {', '.join(map(str, counts))} extents in files of {COLD_BYTES >> 20} MiB",
                     flush=True,
                 )
 
+    def small(self, contestants, files):
+        """Distinct objects of 64 KiB: each once, then again at random. Processor time is that of all processes."""
+        shape = {
+            "content": repeating(self.files / "small.bin"),
+            "connections": SMALL_CONNECTIONS,
+            "range": 0,
+        }
+        for number, server in self.rounds(contestants):
+            first = number * SMALL_OBJECTS
+            numbers = f"{first}..{first + SMALL_OBJECTS}"
+            pids = server.all_pids()
+            result = self.load(
+                server, None, ["/small/{}.bin"], pids=pids, numbers=numbers, **shape
+            )
+            runs = self.results["small_cold"].setdefault(server.name, [])
+            runs.append(self.check(result, server))
+        targets = [f"/small/{number}.bin" for number in range(SMALL_WARM)]
+        for number, server in self.rounds([*contestants, *files]):
+            pids, seconds = server.all_pids(), self.options.seconds
+            result = self.load(server, None, targets, pids=pids, seconds=seconds, **shape)
+            runs = self.results["small_warm"].setdefault(server.name, [])
+            runs.append(self.check(result, server))
+        for kind in ("small_cold", "small_warm"):
+            print(f"distinct objects of 64 KiB, {kind.removeprefix('small_')}:", flush=True)
+            for name, rounds in self.results[kind].items():
+                print(f"  {name:20} " + small_line(rounds), flush=True)
+
     def idle(self, contestants):
-        """10,000 connections after one request each, and 16 busy ones. The median round counts."""
+        """10,000 connections that made one request each, and 16 that work. Of the rounds the middle one counts."""
         print("10,000 idle connections:", flush=True)
         runs = {}
         for _, server in self.rounds(contestants):
@@ -370,8 +398,8 @@ class Bench:
             )
         for name, results in runs.items():
             result = sorted(results, key=lambda r: r["requests_per_second"])[len(results) // 2]
-            # Only the first round shows the memory of the connections: later ones reuse what the
-            # first freed.
+            # What connections take is seen the first time; later they use again what was given
+            # back.
             result["resident_bytes"] = results[0]["resident_bytes"]
             self.results["idle"][name] = result
             kib = (
@@ -380,8 +408,7 @@ class Bench:
                 / 1024
             )
             print(
-                f"  {name:20} {result['idle']['held']} held, {kib:6.2f} KiB each, "
-                f"{result['requests_per_second']:8.0f}/s beside, "
+                f"  {name:20} {result['idle']['held']} held, {kib:6.2f} KiB each, {result['requests_per_second']:8.0f}/s beside, "
                 f"p99 {result['first_byte_ms']['p99']:.1f} ms",
                 flush=True,
             )
@@ -419,13 +446,26 @@ class Bench:
         )
 
 
+def small_line(rounds):
+    middle = lambda key: statistics.median(key(run) for run in rounds)  # noqa: E731
+    return (
+        f"{middle(lambda r: r['requests_per_second']):8.0f}/s "
+        f"{middle(cpu_ms_each):6.3f} ms of processor each, "
+        f"p99 {middle(lambda r: r['whole_ms']['p99']):6.1f} ms"
+    )
+
+
+def cpu_ms_each(run):
+    return run["server_cpu_seconds"] * 1e3 / max(1, run["requests"])
+
+
 def repeating(path):
-    """The content argument of the load generator for a file of repeated bytes."""
+    """For the load generator: what it has to remember of the file's content."""
     return f"repeating:{PERIOD}:{path}"
 
 
 def sparse_files(server, size):
-    """The server's files that hold a whole object each."""
+    """Of the server, that hold a whole object each."""
     return [
         path for path in server.folder.rglob("*") if path.is_file() and path.stat().st_size == size
     ]
@@ -437,7 +477,7 @@ def extents_of(path):
 
 
 def sent(origin, target):
-    """Body bytes of an object that the origin sent."""
+    """Body bytes the origin sent of an object."""
     done = subprocess.run(
         ["curl", "-sf", f"http://127.0.0.1:{origin.port}/.requests"],
         capture_output=True,
@@ -450,7 +490,7 @@ def sent(origin, target):
 
 
 def evict(server):
-    """Drops the pages of all the server's files from the page cache."""
+    """Lets the kernel forget the pages of all files of the server."""
     os.sync()
     for folder in (server.folder, server.content.parent):
         for path in folder.rglob("*"):
@@ -464,7 +504,7 @@ def evict(server):
 
 
 def profile(server, name, run):
-    """Folded stacks of the loaded server, for any flame graph tool, and the hottest functions."""
+    """Stacks of the server while it is loaded, folded, for any flame graph tool, and the hottest functions."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     folder = ROOT / "target" / "bench-profiles"
     folder.mkdir(parents=True, exist_ok=True)
@@ -501,7 +541,7 @@ def profile(server, name, run):
 
 
 def fold(script):
-    """One line per stack, outermost first, with its number of samples."""
+    """One line a stack, outermost first, and how often it was seen."""
     seen = {}
     for block in script.strip().split("\n\n"):
         lines = block.splitlines()

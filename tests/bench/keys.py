@@ -1,7 +1,4 @@
-"""Requests distinct keys of every kind from one client at full speed.
-
-Measures the memory and the rows that they leave, and the latency of other clients.
-"""
+"""Distinct keys of every kind from one client at full speed: what they leave in memory and in the database, and what other clients notice."""
 
 import asyncio
 import multiprocessing
@@ -14,13 +11,12 @@ from pathlib import Path
 
 import peers
 
-#: Kinds of answers. The origin chooses by the first letter after the slash.
+#: What a key's answer is: the origin goes by the first letter after the slash.
 KINDS = ["missing", "head", "small", "no-store", "vary", "long", "hostile"]
 PROCESSES = 2
-#: Connections of each process for hostile answers, and as many for the others, because an edge is
-#: slow to believe hostile answers.
+#: Of each process, for hostile answers and for all others: an edge takes its time to believe the former.
 CONNECTIONS = 4
-#: Requests per second of another client for one cached object.
+#: Requests a second that another client makes, for one object that is cached.
 PROBES = 50
 IDLE_SECONDS = 10
 MEMORY_LIMIT_MIB = 128
@@ -74,7 +70,7 @@ def run_origin(port):
 
 
 class Client:
-    """A keep-alive connection from an address of its own."""
+    """One kept connection from an address of its own."""
 
     def __init__(self, own, port):
         self.own, self.port, self.socket = own, port, None
@@ -143,7 +139,7 @@ def attack(port, share, until, asked, answered):
 
 
 def probe(port, seconds):
-    """Latency of each request of another client, in milliseconds."""
+    """Milliseconds of each request of another client."""
     client, times, until = Client("127.0.0.3", port), [], time.monotonic() + seconds
     while time.monotonic() < until:
         begun = time.monotonic()
@@ -166,7 +162,7 @@ def resident_mib(pid):
 
 
 def rows_of(database):
-    """Rows of each table that could grow with the number of keys."""
+    """Rows of each table that keys could make grow."""
     tables = ["cache_keys", "cache_entries", "cache_chunks", "cache_changes"]
     query = ";".join(f"SELECT '{table}', count(*) FROM {table}" for table in tables)
     command = [database.bin / "psql", "-XAtF", " ", database.url(), "-c", query]
@@ -177,7 +173,7 @@ def rows_of(database):
 
 
 def soak(keys, seconds, work, servers, binaries):
-    """The figures as lines of a table, and those that exceed their limits."""
+    """The figures, as lines of a table, and what exceeds its limit."""
     origin_port = peers.free_port()
     origin = multiprocessing.Process(target=run_origin, args=(origin_port,), daemon=True)
     origin.start()

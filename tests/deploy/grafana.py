@@ -1,6 +1,4 @@
-"""Reads a dashboard into Grafana's own types and writes it again.
-
-A field that is lost on the way is unknown to Grafana.
+"""A dashboard, read into Grafana's own types and written again: what is lost is no field that Grafana knows.
 
 grafana.py DASHBOARD
 """

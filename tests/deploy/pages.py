@@ -1,5 +1,4 @@
-"""Checks that every command and option that the pages name exists in the programs and scripts, and
-that every file exists.
+"""Every command and option that the pages name is one the programs and scripts have, and every file is there.
 
 pages.py ROOT DIRECTORY_OF_THE_PROGRAMS
 """
@@ -11,7 +10,7 @@ import subprocess
 import sys
 
 root, programs = map(pathlib.Path, sys.argv[1:3])
-# The pages of commands and options are generated, and the RFCs describe the state of their time.
+# The pages of commands and options are written from the code, and the RFCs are of their day.
 written = {"cli.md", "configuration.md", "api.md"}
 pages = [page for page in sorted((root / "docs").glob("*.md")) if page.name not in written]
 pages += [
@@ -25,9 +24,7 @@ pages += [
 ]
 # Options of other people's programs.
 others = set(
-    "--build --profile --locked --bins --release --rm --retry --retry-connrefused --retry-delay "
-    "--workspace --namespace --set --example --bench --from-file --file --format --clean "
-    "--if-exists --dbname".split()
+    "--build --profile --locked --bins --release --rm --retry --retry-connrefused --retry-delay --workspace --namespace --set --example --bench --from-file --file --format --clean --if-exists --dbname".split()
 )
 
 
@@ -95,7 +92,7 @@ for page in pages:
                 if rest[0] not in verbs_below(words):
                     break
                 words, rest = (*words, rest[0]), rest[1:]
-            # A word in the place of a verb that is not a verb.
+            # A word where a verb belongs, which is none.
             if (
                 rest
                 and verbs_below(words)
@@ -129,8 +126,7 @@ for page in pages:
         files += 1
         if not target.exists() and not target.with_suffix(".rs").exists():
             problems.append(
-                f"{name}: {target.relative_to(root) if target.is_relative_to(root) else target} "
-                f"is not there"
+                f"{name}: {target.relative_to(root) if target.is_relative_to(root) else target} is not there"
             )
 
 print(

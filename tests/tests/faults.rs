@@ -5,7 +5,7 @@ use std::process::Command;
 
 use chunkcache_tests::heavy;
 
-/// Runs as its own program, which uses a network namespace if possible.
+/// As its own program, which uses a network namespace if it can.
 #[test]
 fn nothing_is_lost_and_nothing_is_wrong_whatever_is_killed() {
     let _turn = heavy();

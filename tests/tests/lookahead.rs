@@ -90,26 +90,55 @@ fn film_with_its_index_at(index: u64, size: u64) -> Object {
     Object::file(file).unwrap().etag(Some("\"film\""))
 }
 
-/// As Apple's player and players that use MSE request it first.
-#[test]
-fn an_index_at_the_end_is_fetched_after_a_short_first_range() {
-    let cluster = Cluster::start();
-    let size = 96 * MIB;
-    let index = size - 3 * MIB;
-    let film = film_with_its_index_at(index, size).latency(Duration::from_millis(50));
-    let target = cluster.put("/short-first.mp4", film);
-    let call = Call::get(&target).range(0, 65_536);
-    call.send(cluster.edge().http).expect(206);
+const INDEXED_FILM: u64 = 96 * MIB;
+const INDEX: u64 = INDEXED_FILM - 3 * MIB;
+
+fn expect_the_index(cluster: &Cluster, path: &str) {
     eventually("the index is recorded", SOON, || {
-        let ranges = cluster.recorded("/short-first.mp4", "edge-a");
-        let is_index = |(start, end): &(u64, u64)| *start <= index && *end == size;
+        let ranges = cluster.recorded(path, "edge-a");
+        let is_index = |(start, end): &(u64, u64)| *start <= INDEX && *end == INDEXED_FILM;
         ranges.iter().any(is_index).then_some(())
     });
-    let sent = settled(&cluster, "/short-first.mp4");
+    let sent = settled(cluster, path);
     assert!(sent <= 8 * MIB, "{sent} bytes for an index");
 }
 
-/// The link of the origin is the bottleneck, and has one viewer.
+/// As players of Apple's and MSE players ask first.
+#[test]
+fn an_index_at_the_end_is_fetched_after_a_short_first_range() {
+    let cluster = Cluster::start();
+    let film = film_with_its_index_at(INDEX, INDEXED_FILM).latency(Duration::from_millis(50));
+    let target = cluster.put("/short-first.mp4", film);
+    let call = Call::get(&target).range(0, 65_536);
+    call.send(cluster.edge().http).expect(206);
+    expect_the_index(&cluster, "/short-first.mp4");
+}
+
+#[test]
+fn an_index_at_the_end_is_fetched_for_a_reader_whose_bytes_are_all_here() {
+    let cluster = Cluster::start_with(ClusterOptions {
+        edges: 1,
+        edge_arguments: vec!["--background-fill=false"],
+        ..ClusterOptions::default()
+    });
+    let target = cluster.put(
+        "/hit-first.mp4",
+        film_with_its_index_at(INDEX, INDEXED_FILM),
+    );
+    let here = Call::get(&target).range(100, 65_536);
+    here.send(cluster.edge().http).expect(206);
+    settled(&cluster, "/hit-first.mp4");
+    assert_eq!(
+        cluster.recorded_bytes("/hit-first.mp4", "edge-a"),
+        CHUNK,
+        "nothing tells a reader's first range in the middle where the index is"
+    );
+    let first = Call::get(&target).range(0, 65_536);
+    first.send(cluster.edge().http).expect(206);
+    expect_the_index(&cluster, "/hit-first.mp4");
+}
+
+/// The link of the origin is the limit, and has one viewer.
 #[test]
 fn a_viewers_own_lookahead_leaves_the_link_to_the_chunk_it_waits_for() {
     const LINK: u64 = 5_000_000;
@@ -141,8 +170,7 @@ fn a_viewers_own_lookahead_leaves_the_link_to_the_chunk_it_waits_for() {
     assert!(took[1] <= Duration::from_millis(3_500), "{took:?}");
 }
 
-/// Both read from an origin that is too slow for them, with and without reporting; the fuller
-/// buffer waits.
+/// Both read from an origin that is too slow for them, and say so or not; the fuller buffer waits.
 #[test]
 fn whose_player_has_less_in_its_buffer_is_served_first() {
     let cluster = Cluster::start_with(ClusterOptions {
@@ -199,8 +227,7 @@ fn whose_player_has_less_in_its_buffer_is_served_first() {
         .map(|told| told["deadline_ms"].as_i64().unwrap());
     assert!(due[0] > due[1] + 15_000, "{told:?}");
     assert!(due[0] > due[2] + 15_000, "{told:?}");
-    // The report concerns this viewer alone: it is not part of the object's name, and is not sent
-    // to its origin.
+    // It is of this viewer alone: no part of the object's name, and nothing for its origin.
     for hit in cluster.origin.all_hits() {
         assert!(!hit.target.contains('?'), "{hit:?}");
         let names = hit

@@ -1,4 +1,4 @@
-//! The origin sends each byte once, whichever readers read what.
+//! The origin sends each byte once, whoever reads where.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;

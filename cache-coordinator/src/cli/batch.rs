@@ -19,20 +19,20 @@ use super::precache::{self, Wanted};
 use super::progress::Progress;
 use super::view;
 
-/// Limits of a file: its lines and its bytes.
+/// Lines of one file, and bytes of all of them.
 const MAX_LINES: usize = 100_000;
 const MAX_BYTES: u64 = 64 << 20;
-/// Concurrent calls. A call for an object that is new to the cluster waits for its origin.
+/// Calls under way: an object that is new to the cluster is asked for at its origin first.
 const AT_A_TIME: usize = 8;
-/// Jobs that one poll asks about.
+/// Jobs looked at in one turn.
 const LOOKS: usize = 200;
-/// Pause between two polls of the jobs.
+/// Between two turns.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The objects to prefetch, each with the place that names it: a line of a file, or a manifest.
+/// What is asked for, each with where it is written.
 pub(super) struct Targets {
     wanted: Vec<(String, Wanted)>,
-    /// Number of invalid lines.
+    /// Lines that ask for nothing that there can be.
     bad: usize,
 }
 
@@ -90,7 +90,7 @@ pub(super) async fn run(
     }
 }
 
-/// The objects that the lines of a file name.
+/// A file's lines.
 pub(super) fn read(file: &Path, arguments: &ArgMatches) -> Result<Targets, CliError> {
     let refuse = |reason: &dyn std::fmt::Display| {
         CliError::Usage(format!("-f {}: {reason}", file.display()))
@@ -123,7 +123,7 @@ pub(super) fn read(file: &Path, arguments: &ArgMatches) -> Result<Targets, CliEr
     Ok(Targets { wanted, bad })
 }
 
-/// Shows the progress of all jobs together until each has ended.
+/// Shows the progress of all of them together until each has ended.
 async fn follow(jobs: &mut [Job], client: &mut Client) -> Result<(), CliError> {
     let mut progress = Progress::new();
     let (begun, mut before, mut last) = (Instant::now(), None, 0);
@@ -169,7 +169,7 @@ async fn follow(jobs: &mut [Job], client: &mut Client) -> Result<(), CliError> {
             let job = &mut jobs[it];
             match newest.remove(&job.id) {
                 Some(now) => *job = now,
-                // Its entry no longer exists.
+                // Its entry is no more.
                 None => job.set_state(JobState::Failed),
             }
         }

@@ -83,7 +83,7 @@ impl<'a> Printer<'a> {
         self.write(&text)
     }
 
-    /// Prints one JSON object on one line, or a YAML document, immediately.
+    /// One JSON object on one line, or a YAML document, at once.
     pub(super) fn line(&mut self, json: &Value) -> Result<(), CliError> {
         let text = match self.output {
             Output::Yaml => yaml_documents(std::slice::from_ref(json))?,
@@ -103,7 +103,7 @@ fn yaml(value: &Value) -> Result<String, CliError> {
         .map_err(|error| CliError::Refused(format!("output can not be written: {error}")))
 }
 
-/// YAML documents, each after a line of dashes.
+/// Documents, each behind its line of dashes.
 pub(super) fn yaml_documents(values: &[Value]) -> Result<String, CliError> {
     let mut text = String::new();
     for value in values {
@@ -113,8 +113,7 @@ pub(super) fn yaml_documents(values: &[Value]) -> Result<String, CliError> {
     Ok(text)
 }
 
-/// Replaces control characters, which must not reach a terminal: names come from origins and may
-/// contain anything.
+/// What an origin named can hold anything: control characters must not reach a terminal.
 fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
@@ -130,7 +129,7 @@ pub(super) fn yes(flag: bool) -> String {
     }
 }
 
-/// The text, or a dash if it is empty.
+/// A dash for an empty text.
 pub(super) fn or_dash(text: &str) -> String {
     if text.is_empty() {
         "-".to_owned()
@@ -139,7 +138,7 @@ pub(super) fn or_dash(text: &str) -> String {
     }
 }
 
-/// Warns on standard error that the change is done, but not on every edge yet.
+/// Warns on standard error: done, but not everywhere yet.
 pub(super) fn warn_unconfirmed(edges: &[String]) {
     if !edges.is_empty() {
         eprintln!(

@@ -51,6 +51,7 @@ impl Holding {
         self.ranges.iter().map(|range| range.len()).sum()
     }
 
+    /// Converts to the wire format.
     #[must_use]
     pub fn to_proto(&self) -> v1::EdgeRanges {
         v1::EdgeRanges {
@@ -93,7 +94,8 @@ impl Database {
         Ok(rows.iter().map(|row| row.get("edge_id")).collect())
     }
 
-    /// The parts of several entries that each edge holds. Entries without any holder are left out.
+    /// The parts of several entries that each edge holds; entries without any holder are not in the
+    /// answer.
     pub async fn holdings_of(
         &self,
         entries: &[EntryId],
@@ -155,7 +157,7 @@ impl Database {
         ))
     }
 
-    /// Every chunk of the entry that the edge holds, ascending.
+    /// Every chunk the edge holds of the entry, ascending.
     pub async fn chunks(
         &self,
         edge: EdgeId,

@@ -38,6 +38,7 @@ impl EntryRecord {
         }
     }
 
+    /// Converts to the wire format.
     #[must_use]
     pub fn to_proto(&self) -> v1::Entry {
         v1::Entry {
@@ -54,8 +55,8 @@ impl EntryRecord {
         }
     }
 
-    /// Converts from the wire format. The caller checks that the id is derived from the fields,
-    /// because it knows the base URL.
+    /// Converts from the wire format. The caller checks that the id is derived from the fields: it
+    /// knows the base URL.
     pub fn from_proto(entry: &v1::Entry) -> Result<Self, DatabaseError> {
         let id = entry
             .id
@@ -114,7 +115,7 @@ impl EntryCursor {
         base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(fields.to_string())
     }
 
-    /// Parses a page token; an empty one means the beginning.
+    /// Parses a page token; the empty one is the beginning.
     pub fn decode(token: &str) -> Result<Self, DatabaseError> {
         use base64::Engine as _;
         if token.is_empty() {
@@ -134,18 +135,18 @@ impl EntryCursor {
     }
 }
 
-/// An entry, and its freshness if its key points to it now.
+/// An entry and, if its key points to it now, for how long.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Binding {
     pub entry: EntryRecord,
     pub freshness: Option<v1::Freshness>,
-    /// No edge holds any part of it, and it was not used for minutes, so it may be forgotten soon.
+    /// No edge holds any part of it and it was not used for minutes: it may be forgotten soon.
     pub is_idle: bool,
 }
 
 /// The index of a key: the first 128 bits of SHA-256 over its fields, separated by a zero byte
-/// (which no text in the database can contain). Clients choose keys, so a faster hash would not
-/// suffice.
+/// (which no text in the database can contain). Clients choose keys, so a faster hash is not
+/// enough.
 #[must_use]
 pub fn key_hash(key: &v1::Key) -> Uuid {
     let mut hasher = Sha256::new();
@@ -165,6 +166,7 @@ pub fn key_hash(key: &v1::Key) -> Uuid {
 }
 
 impl Binding {
+    /// Converts to the wire format.
     #[must_use]
     pub fn to_proto(&self) -> v1::KeyBinding {
         v1::KeyBinding {
@@ -190,8 +192,8 @@ impl Database {
             .transpose()
     }
 
-    /// At most `limit` entries after `after` in the order of source, path, query, id; an empty
-    /// `source` selects all sources.
+    /// At most `limit` entries after `after` in the order of source, path, query, id; `source`
+    /// empty: of all sources.
     pub async fn entries(
         &self,
         source: &str,
@@ -215,14 +217,6 @@ impl Database {
         rows.iter().map(from_row).collect()
     }
 
-    /// The entry that the key points to now.
-    pub async fn binding(&self, key: &v1::Key) -> Result<Option<Binding>, DatabaseError> {
-        let row = self
-            .query_opt(statements::BINDING_GET, &[&key_hash(key)])
-            .await?;
-        row.as_ref().map(binding_from_row).transpose()
-    }
-
     /// Entries that may be forgotten: see [`super::writer::ForgetEntries`].
     pub async fn unused_entries(
         &self,
@@ -240,7 +234,7 @@ impl Database {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// The number of entries without chunks on any edge.
+    /// Number of entries without chunks on any edge.
     pub async fn chunkless_entries(&self) -> Result<u64, DatabaseError> {
         let row = self
             .query_one(statements::ENTRY_CHUNKLESS_COUNT, &[])
@@ -262,7 +256,7 @@ impl Database {
             .collect()
     }
 
-    /// The entry, with its freshness if its key still points to it.
+    /// The entry, with freshness if its key still points to it.
     pub async fn binding_of_entry(&self, id: EntryId) -> Result<Option<Binding>, DatabaseError> {
         self.query_opt(statements::BINDING_OF_ENTRY, &[&id])
             .await?
@@ -334,7 +328,7 @@ pub(super) fn from_row(row: &Row) -> Result<EntryRecord, DatabaseError> {
     })
 }
 
-fn binding_from_row(row: &Row) -> Result<Binding, DatabaseError> {
+pub(super) fn binding_from_row(row: &Row) -> Result<Binding, DatabaseError> {
     let validated_at: Option<std::time::SystemTime> = row.get("validated_at");
     let freshness = validated_at.map(|validated_at| v1::Freshness {
         validated_at_ms: to_ms(validated_at),

@@ -1,4 +1,4 @@
-//! Secret keys of the cluster, each created on the first request for it.
+//! Keys of the cluster: created once, on the first request.
 
 use super::{Database, DatabaseError, statements};
 

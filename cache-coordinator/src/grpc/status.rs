@@ -1,4 +1,4 @@
-//! Turns errors into gRPC statuses with `google.rpc` details; nothing else does.
+//! The one place that turns an error into a gRPC status with `google.rpc` details.
 
 use std::collections::HashMap;
 

@@ -1,10 +1,10 @@
-//! Errors of use cases: their cause, and so whether to retry.
+//! Errors of use cases: whose fault it is and whether to retry.
 //!
-//! Only `grpc/status.rs` maps these to gRPC.
+//! One place (`grpc/status.rs`) maps these to gRPC; nothing else does.
 
 use crate::{access::Denied, db::DatabaseError};
 
-/// A field of a request that cannot be used.
+/// One field of a request that can not be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldViolation {
     /// Path of the field in the request message, in proto names: `source.base_url`.
@@ -14,6 +14,7 @@ pub struct FieldViolation {
 }
 
 impl FieldViolation {
+    /// Creates a violation.
     pub fn new(field: impl Into<String>, description: impl Into<String>) -> Self {
         Self {
             field: field.into(),
@@ -54,12 +55,13 @@ impl Resource {
 /// Why a use case failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
-    /// The caller's fault; the same request can never succeed.
+    /// The caller's fault; the same request never succeeds.
     #[error("{}", describe_violations(.0))]
     Invalid(Vec<FieldViolation>),
     /// The named resource does not exist.
     #[error("{} {name:?} is not known", resource.name())]
     NotFound {
+        /// Its kind.
         resource: Resource,
         /// As the caller named it.
         name: String,
@@ -68,17 +70,19 @@ pub enum ServiceError {
     #[error(transparent)]
     Denied(#[from] Denied),
     /// Ask the leader instead.
-    #[error(
-        "this coordinator does not lead{}",
-        leader.as_ref().map(|l| format!("; {l} does")).unwrap_or_default()
-    )]
+    #[error("this coordinator does not lead{}", leader.as_ref().map(|l| format!("; {l} does")).unwrap_or_default())]
     NotLeader {
         /// Its address, if known.
         leader: Option<String>,
     },
     /// The session was replaced by a newer one.
     #[error("epoch {given} of edge {edge:?} is not its present one")]
-    StaleEpoch { edge: String, given: u64 },
+    StaleEpoch {
+        /// The edge.
+        edge: String,
+        /// Its epoch.
+        given: u64,
+    },
     /// The state of the system forbids it now.
     #[error("{message}")]
     Precondition {
@@ -95,6 +99,7 @@ pub enum ServiceError {
     Origin {
         /// The name of the source.
         source_name: String,
+        /// What went wrong.
         message: String,
     },
     /// A bound was reached; may pass.
@@ -103,10 +108,10 @@ pub enum ServiceError {
     /// The database's fault; may pass.
     #[error("database: {0}")]
     Database(String),
-    /// The database refuses the value, and always will.
+    /// The database refuses the value, and will each time.
     #[error("{0}")]
     Refused(String),
-    /// The caller's deadline passed first.
+    /// The caller's deadline came first.
     #[error("{0}")]
     DeadlineExceeded(String),
     /// The process is stopping.

@@ -31,8 +31,7 @@ impl EntrySource for Database {
         let holders = holdings
             .into_iter()
             .map(|holding| {
-                // Rows are whole chunks, so a joined range covers exactly the chunks that it
-                // touches.
+                // Rows are whole chunks, so a joined range covers exactly the chunks it meets.
                 let chunks = holding
                     .ranges
                     .into_iter()

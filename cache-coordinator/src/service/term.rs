@@ -1,7 +1,8 @@
-//! The beginning and the end of a term: a leader's state is read from the table, and the state of
-//! an earlier term is dropped.
+//! The beginning and the end of a term: a leader's state is read from the table, and the state of a
+//! term that is over is dropped.
 //!
-//! Everything is read again each time, without dependence on earlier state, so it can be repeated.
+//! Reads everything again each time and depends on no earlier state, so a second beginning is as
+//! good as a first.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,8 +1,7 @@
 //! Watches: a snapshot, then deltas, resumable from a revision.
 //!
-//! A watcher that is too slow, or that asks for a revision that is no longer kept, gets a new
-//! snapshot in the same stream. One whose coordinator stops leading gets an error that names the
-//! leader.
+//! A watcher that is too slow, or asks for a revision that is no longer kept, gets a new snapshot
+//! in the same stream; one whose coordinator stops leading gets an error that names the leader.
 
 use std::sync::Arc;
 
@@ -19,7 +18,7 @@ use crate::{
     events::{Event, Filter},
 };
 
-/// Messages queued for a slow watcher; the log holds the others.
+/// Messages queued for a slow watcher; the log holds the rest.
 const AHEAD: usize = 64;
 
 /// A stream's receiving end.
@@ -222,7 +221,7 @@ async fn follow_cluster(
     }
 }
 
-/// Names in the log say which rows to read again; a name that no longer exists was removed.
+/// Names in the log say what to read again; a name that no longer exists was removed.
 async fn cluster_event(
     cluster: &Cluster,
     kind: &ChangeKind,

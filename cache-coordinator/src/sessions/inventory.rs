@@ -1,4 +1,4 @@
-//! The inventory of a session: compares the edge's proved chunks with the rows, one page at a time.
+//! The inventory of a session: compares the edge's proved chunks with the rows, a page at a time.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -24,43 +24,42 @@ use crate::{
     service::{error::ServiceError, loader::row_id, observe},
 };
 
-/// Limit of entries in one inventory: some 100 bytes each until they are compared.
+/// Entries in one inventory: some 100 bytes each until it is compared.
 const MAX_INVENTORY: usize = 2_000_000;
-/// Entries requested at a time.
+/// Entries asked for at a time.
 const PAGE_ENTRIES: usize = 1_024;
 /// Entries and chunks reconciled in one transaction.
 const BATCH_ENTRIES: usize = 1_024;
 const BATCH_CHUNKS: usize = 8_192;
 
-/// The progress of a session's inventory.
+/// How far the inventory of a session is.
 #[derive(Default)]
 pub(super) struct Inventory {
     digests: HashMap<EntryId, InventoryDigest>,
     is_compared: bool,
-    /// Entries that differ and were not requested yet.
+    /// Differ, and are not asked for yet.
     differing: VecDeque<EntryId>,
-    /// Entries that were requested. `None`: no page is outstanding.
+    /// Asked for. `None`: no page is outstanding.
     requested: Option<HashSet<EntryId>>,
-    /// Entries with chunks that were stored since the session began, until rows and disk agree.
+    /// Chunks of these were stored since the session began, until rows and disk agree.
     stored: HashSet<EntryId>,
     found: Reconciliation,
 }
 
 impl Inventory {
-    /// Whether the digests were compared with the rows.
+    /// The digests were compared with the rows.
     pub(super) fn is_compared(&self) -> bool {
         self.is_compared
     }
 
-    /// Notes that an entry has a stored chunk, so it may exist even if a later part of the
-    /// inventory omits it.
+    /// An entry that a later part of the inventory does not have may be there all the same.
     pub(super) fn note_stored(&mut self, entry: EntryId) {
         if !self.is_compared || self.requested.is_some() {
             self.stored.insert(entry);
         }
     }
 
-    /// Takes the next page to request. `None`: everything was requested.
+    /// Takes what is asked for next. `None`: everything was.
     fn next_page(&mut self) -> Option<Vec<EntryId>> {
         let count = self.differing.len().min(PAGE_ENTRIES);
         let page: Vec<EntryId> = self.differing.drain(..count).collect();
@@ -68,8 +67,8 @@ impl Inventory {
         (!page.is_empty()).then_some(page)
     }
 
-    /// Ends the requested page: entries that did not arrive no longer exist. An entry with a chunk
-    /// that was stored meanwhile is requested again.
+    /// The page that was asked for is complete: entries that did not come are no longer there. One
+    /// of which a chunk was stored meanwhile is asked for again.
     fn end_page(&mut self) -> Option<Vec<EntryId>> {
         let left = self.requested.take()?;
         let (again, absent) = left.into_iter().partition(|id| self.stored.remove(id));
@@ -97,8 +96,8 @@ impl SessionStorage {
         Ok(())
     }
 
-    /// Called when all digests have arrived. Deletes rows of entries that the edge does not have,
-    /// and requests the differing ones in full, page after page.
+    /// All digests are here: rows of entries the edge does not have go, what differs is asked for
+    /// in full, page after page.
     pub(super) async fn compare(&mut self) -> Result<(), ServiceError> {
         self.barrier().await?;
         let edge = row_id(self.live.edge);
@@ -107,13 +106,13 @@ impl SessionStorage {
         let digests = std::mem::take(&mut inventory.digests);
         inventory.found.chunks_checked = digests.values().map(|digest| digest.chunk_count).sum();
         let Difference { gone, differing } = reconcile::compare(&digests, &rows);
-        // Its digest was made before the chunk was stored.
+        // Its digest was made before it was stored.
         let stored = std::mem::take(&mut inventory.stored);
         let (came, gone): (Vec<_>, Vec<_>) = gone.into_iter().partition(|id| stored.contains(id));
         inventory.differing = differing.into_iter().chain(came).collect();
         inventory.is_compared = true;
         self.drop_rows(gone).await?;
-        // An empty page is requested too, because rows and disk agree at its end.
+        // Also an empty page is one: its end is where rows and disk agree.
         let first = self.inventory.next_page().unwrap_or_default();
         self.inventory.requested.get_or_insert_default();
         self.request(&first).await;
@@ -128,8 +127,8 @@ impl SessionStorage {
         outbox.send(Response::InventoryRequest(request)).await;
     }
 
-    /// Handles a part of the requested page. The next page is requested before this one is
-    /// reconciled, so that it travels meanwhile.
+    /// A part of the page that was asked for. The next page is asked for before this one is
+    /// reconciled: it travels meanwhile.
     pub(super) async fn page(
         &mut self,
         entries: Vec<v1::InventoryEntry>,
@@ -173,7 +172,7 @@ impl SessionStorage {
             let how = Observation::Replayed;
             let item = InventoryItem {
                 id,
-                // An entry that cannot be recorded is dropped with all its chunks.
+                // One that can not be recorded is dropped with all its chunks.
                 adopt: observe::admit(&self.cluster, &entry, freshness.clone(), how).ok(),
                 chunks: inventory.chunks.iter().map(ChunkSum::from).collect(),
             };
@@ -186,7 +185,7 @@ impl SessionStorage {
         Ok(items)
     }
 
-    /// Makes the rows equal to what the edge can prove.
+    /// The rows are made equal to what the edge can prove.
     async fn reconcile_entries(
         &mut self,
         items: Vec<(InventoryItem, v1::KeyBinding)>,
@@ -209,7 +208,7 @@ impl SessionStorage {
         Ok(())
     }
 
-    /// Reports to the plan and the edge that the rows and bytes of an entry agree now.
+    /// Reports one entry, whose rows and bytes now agree, to the plan and the edge.
     async fn reconciled(
         &mut self,
         id: EntryId,
@@ -328,7 +327,7 @@ impl SessionStorage {
     }
 }
 
-/// Gathers consecutive inventory entries, and returns them with the first other message.
+/// The entries that come one after the other, and what came behind them.
 pub(super) async fn gather_page(
     first: v1::InventoryEntry,
     queue: &mut mpsc::Receiver<Request>,
@@ -336,7 +335,7 @@ pub(super) async fn gather_page(
     let mut chunks = first.chunks.len();
     let mut last = first;
     let mut page = Vec::new();
-    // An edge sends nothing else between the entries of a page.
+    // An edge sends nothing between the entries of a page.
     while last.is_continued || page.len() + 1 < BATCH_ENTRIES && chunks < BATCH_CHUNKS {
         match queue.recv().await {
             Some(Request::InventoryEntry(next)) => {
@@ -358,7 +357,7 @@ pub(super) async fn gather_page(
     (page, None)
 }
 
-/// Whether `next` continues `whole`: the same entry, which has at least as many chunks.
+/// Of the same entry, which has as many chunks.
 fn is_part_of(whole: &v1::InventoryEntry, next: &v1::InventoryEntry) -> bool {
     let (Some(of), Some(entry)) = (&whole.entry, &next.entry) else {
         return false;

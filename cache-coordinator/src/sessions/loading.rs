@@ -1,7 +1,7 @@
 //! Entries that are not open yet, and the commands that wait for them, in order.
 //!
-//! An edge finds an object, and names it, before its row is committed. So commands for an entry
-//! that the table does not have wait for a while before they are dropped.
+//! An edge meets an object, and names it, before its row is committed: commands for an entry that
+//! the table does not have wait for a while before they are dropped.
 
 use std::collections::{HashMap, VecDeque, hash_map};
 
@@ -11,20 +11,29 @@ use super::command::Command;
 use scheduler::api::Millis;
 
 /// Limit of commands kept for one entry. Further ones are dropped: edges report their demand again,
-/// and the awaited load reads the rows.
+/// and rows are loaded by the very load that is awaited.
 const MAX_WAITING_PER_ENTRY: usize = 4096;
-/// The longest time from the first mention to the row: a commit, or an outage of the database as
-/// long as a probe's lease.
+/// From the first mention to the row: a commit, or an outage of the database as long as a probe's
+/// lease.
 const UNREGISTERED_FOR: Millis = 5_000;
 
 /// The load of one entry.
 #[derive(Debug, Default)]
 struct Loading {
     waiting: VecDeque<Command>,
-    /// It was registered while it was being read, so the result may be outdated.
+    /// It was registered while being read: the result may be from before.
     again: bool,
-    /// When the table was found not to have it.
+    /// When the table did not have it.
     absent_since: Option<Millis>,
+    /// Nobody looked: its row is being written.
+    is_expected: bool,
+}
+
+impl Loading {
+    fn is_late(&self, now: Millis) -> bool {
+        self.absent_since
+            .is_some_and(|since| now.saturating_sub(since) > UNREGISTERED_FOR)
+    }
 }
 
 /// How to handle an absent entry.
@@ -32,9 +41,9 @@ struct Loading {
 pub enum AbsenceOutcome {
     /// Read it again.
     Load,
-    /// It may still be registered.
+    /// It may come.
     Wait,
-    /// Forget it: only requests named it.
+    /// Forget it: nobody named it except to request it.
     Forget,
 }
 
@@ -43,7 +52,7 @@ pub enum AbsenceOutcome {
 pub struct Loads(HashMap<EntryId, Loading>);
 
 impl Loads {
-    /// Begins a load. True: none was running, so the entry must be read now.
+    /// Begins a load. True: none was running, and the entry must be read now.
     pub fn begin(&mut self, id: EntryId) -> bool {
         match self.0.entry(id) {
             hash_map::Entry::Vacant(vacant) => {
@@ -54,6 +63,15 @@ impl Loads {
         }
     }
 
+    /// Records that the entry's row is about to be written: it is not read before.
+    pub fn expect(&mut self, id: EntryId, now: Millis) {
+        self.0.entry(id).or_insert_with(|| Loading {
+            absent_since: Some(now),
+            is_expected: true,
+            ..Loading::default()
+        });
+    }
+
     /// Records that the entry is in the table now. True: it must be read now.
     pub fn registered(&mut self, id: EntryId) -> bool {
         let Some(loading) = self.0.get_mut(&id) else {
@@ -62,6 +80,18 @@ impl Loads {
         let was_absent = loading.absent_since.take().is_some();
         loading.again |= !was_absent;
         was_absent
+    }
+
+    /// The same of an entry that is only to be read if somebody spoke of it.
+    pub fn registered_quietly(&mut self, id: EntryId) -> bool {
+        match self.0.get(&id) {
+            None => false,
+            Some(loading) if loading.absent_since.is_some() && loading.waiting.is_empty() => {
+                self.0.remove(&id);
+                false
+            }
+            Some(_) => self.registered(id),
+        }
     }
 
     /// Keeps a command until the entry is open; does nothing if it is not being loaded.
@@ -79,6 +109,7 @@ impl Loads {
         self.0.contains_key(&id)
     }
 
+    /// Those being loaded.
     pub fn ids(&self) -> impl Iterator<Item = EntryId> {
         self.0.keys().copied()
     }
@@ -105,15 +136,25 @@ impl Loads {
         AbsenceOutcome::Wait
     }
 
-    /// Forgets entries that were never registered, and returns them.
+    /// Expected entries whose rows take long to be written, perhaps for ever, and of which somebody
+    /// spoke: they must be read now.
+    pub fn overdue(&mut self, now: Millis) -> Vec<EntryId> {
+        let mut overdue = Vec::new();
+        for (id, loading) in &mut self.0 {
+            let is_late = loading.is_late(now) && loading.is_expected;
+            if is_late && !loading.waiting.is_empty() {
+                loading.is_expected = false;
+                loading.absent_since = None;
+                overdue.push(*id);
+            }
+        }
+        overdue
+    }
+
+    /// Forgets, and returns, entries that were never registered.
     pub fn expire(&mut self, now: Millis) -> Vec<EntryId> {
-        let is_over = |loading: &Loading| {
-            loading
-                .absent_since
-                .is_some_and(|since| now.saturating_sub(since) > UNREGISTERED_FOR)
-        };
         self.0
-            .extract_if(|_, loading| is_over(loading))
+            .extract_if(|_, loading| loading.is_late(now))
             .map(|(id, _)| id)
             .collect()
     }

@@ -1,5 +1,4 @@
-//! The outgoing half of the session, as the rest of the edge sees it: reports are sent if there is
-//! a session.
+//! The outgoing half of the session, as the rest of the edge sees it: what is said if there is one.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -20,21 +19,21 @@ use super::channel::Service;
 use crate::{clock::now_ms, readers::Announce};
 use http_rules::freshness;
 
-/// With more messages waiting than this, state (demand, status, progress, quota) stays where it is
-/// kept, and its newest value is sent later.
+/// With more waiting than this, state (demand, status, progress, quota) stays where it is kept, and
+/// the newest is told later.
 const STATE_MESSAGES: usize = 1_024;
-/// With more messages waiting than this, only the entries of newly durable chunks are remembered
-/// instead of the chunks.
+/// With more waiting than this, entries whose chunks became durable are remembered instead of what
+/// became durable of them.
 const MAX_BACKLOG: usize = 32_768;
-/// Events that are stored nowhere else may exceed that bound. Beyond this one, the session ends.
+/// Events that nothing else remembers have room beyond it. More of them: the session is ended.
 const MAX_EVENTS: usize = 2 * MAX_BACKLOG;
-/// Number of entries remembered as known to the coordinator; the others are announced again.
-const MAX_KNOWN: usize = 65_536;
+/// Entries remembered as known to the coordinator; the others are said again.
+const MAX_TOLD: usize = 65_536;
 /// Entries named in one message.
 const MAX_IDS: usize = 4_096;
 /// How long a cold key waits for the coordinator, which may itself wait for another edge's probe.
 const RESOLVE_HEALTHY: Duration = Duration::from_secs(1);
-/// The same, if the coordinator was silent lately.
+/// The same if the coordinator was silent lately.
 const RESOLVE_DOUBTFUL: Duration = Duration::from_millis(150);
 const DOUBTFUL_AFTER: Duration = Duration::from_secs(2);
 /// Bytes to drop once their rows are gone.
@@ -42,8 +41,8 @@ const DOUBTFUL_AFTER: Duration = Duration::from_secs(2);
 pub enum Removal {
     Chunks(EntryId, Vec<ChunkIndex>),
     Entry(EntryId),
-    /// No bytes: they were withdrawn before. Chunks that are present when the rows are gone were
-    /// fetched again, and have rows of their own.
+    /// No bytes: they were withdrawn before. Chunks that are present by the time the rows are gone
+    /// were fetched again, and have rows of their own.
     Nothing(EntryId),
 }
 
@@ -52,15 +51,15 @@ enum Phase {
     Disconnected,
     /// Hello was sent.
     Greeting,
-    /// Welcome arrived, so demand is sent.
+    /// Welcome arrived: demand is sent.
     Welcomed,
     /// Rows and disk agree.
     Ready,
 }
 
-/// An entry whose durable chunks must be read from the store and reported.
+/// An entry whose durable chunks are to be read from the store and said.
 #[derive(Debug, PartialEq, Eq)]
-pub struct UnreportedEntry {
+pub struct Untold {
     pub entry: EntryId,
     pub sequence: u64,
     /// The coordinator knows the entry.
@@ -68,33 +67,33 @@ pub struct UnreportedEntry {
     pub origin_bytes: u64,
 }
 
-/// The next item of the outgoing stream.
+/// What goes next.
 #[derive(Debug, PartialEq)]
-pub enum NextItem {
+pub enum Next {
     Message(Box<Message>),
-    Unreported(UnreportedEntry),
-    /// Nothing now: the context is woken when there is something.
+    Untold(Untold),
+    /// The context is woken when there is something.
     Nothing,
-    /// Another session has begun, or there is none.
+    /// Another session has begun, or none is left.
     Ended,
 }
 
 struct State {
     phase: Phase,
-    /// The number of sessions so far.
+    /// Counts sessions.
     session: u64,
     client: Option<Service>,
     epoch: u64,
     sequence: u64,
-    /// Messages in the order of their effect.
+    /// In the order of effect.
     backlog: VecDeque<Message>,
-    /// Entries with more durable chunks than the backlog could hold.
-    unreported: HashSet<EntryId>,
-    unreported_origin_bytes: u64,
-    /// Wakes the stream that takes from the backlog.
+    /// Of these more became durable than the backlog could hold.
+    untold: HashSet<EntryId>,
+    untold_origin_bytes: u64,
+    /// Of the stream that takes from the backlog.
     waker: Option<Waker>,
-    /// Entries that the coordinator knows in this session.
-    known: HashSet<EntryId>,
+    /// Entries the coordinator was told of in this session.
+    told: HashSet<EntryId>,
     removals: BTreeMap<u64, Removal>,
     heard: Instant,
     overflowed: bool,
@@ -107,20 +106,20 @@ impl State {
         self.phase = Phase::Disconnected;
         self.client = None;
         self.backlog = VecDeque::new();
-        self.unreported = HashSet::new();
-        self.unreported_origin_bytes = 0;
+        self.untold = HashSet::new();
+        self.untold_origin_bytes = 0;
         self.removals.clear();
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
     }
 
-    /// Marks the entry as known. True: it was not, as far as is remembered, and must be introduced.
-    fn mark_known(&mut self, entry: EntryId) -> bool {
-        if self.known.len() >= MAX_KNOWN {
-            self.known.clear();
+    /// True: the coordinator was not told of the entry, as far as is remembered.
+    fn tell_of(&mut self, entry: EntryId) -> bool {
+        if self.told.len() >= MAX_TOLD {
+            self.told.clear();
         }
-        self.known.insert(entry)
+        self.told.insert(entry)
     }
 }
 
@@ -129,7 +128,7 @@ pub struct Link {
     pub(super) edge: String,
     state: Mutex<State>,
     broken: Notify,
-    /// Notified when there may be room for state again.
+    /// There is room for state again.
     room: Notify,
     draining: AtomicBool,
 }
@@ -144,10 +143,10 @@ impl Link {
             epoch: 0,
             sequence: 0,
             backlog: VecDeque::new(),
-            unreported: HashSet::new(),
-            unreported_origin_bytes: 0,
+            untold: HashSet::new(),
+            untold_origin_bytes: 0,
             waker: None,
-            known: HashSet::new(),
+            told: HashSet::new(),
             removals: BTreeMap::new(),
             heard: Instant::now(),
             overflowed: false,
@@ -162,14 +161,14 @@ impl Link {
         })
     }
 
-    /// Begins a session, and returns its number for [`next`](Self::next).
+    /// A session begins; its number for [`next`](Self::next).
     pub fn begin(&self, client: Service) -> u64 {
         let mut state = self.state.lock();
         state.forget_session();
         state.phase = Phase::Greeting;
         state.session += 1;
         state.client = Some(client);
-        state.known.clear();
+        state.told.clear();
         state.overflowed = false;
         state.heard = Instant::now();
         state.session
@@ -192,37 +191,36 @@ impl Link {
         state.reason = reason;
     }
 
-    /// The next item to send over the connection.
-    pub fn next(&self, session: u64, context: &Context<'_>) -> NextItem {
+    /// Takes what goes next over the connection.
+    pub fn next(&self, session: u64, context: &Context<'_>) -> Next {
         let mut state = self.state.lock();
         if state.phase == Phase::Disconnected || state.session != session {
-            return NextItem::Ended;
+            return Next::Ended;
         }
         if let Some(message) = state.backlog.pop_front() {
             if state.backlog.len() + 1 == STATE_MESSAGES {
                 self.room.notify_one();
             }
-            return NextItem::Message(Box::new(message));
+            return Next::Message(Box::new(message));
         }
-        // A chunk whose row is about to be deleted is still on the disk, and must not be reported
-        // again.
+        // A chunk whose row is about to go is on the disk still: it must not be said again.
         if state.removals.is_empty()
-            && let Some(entry) = state.unreported.iter().next().copied()
+            && let Some(entry) = state.untold.iter().next().copied()
         {
-            state.unreported.remove(&entry);
+            state.untold.remove(&entry);
             state.sequence += 1;
-            return NextItem::Unreported(UnreportedEntry {
+            return Next::Untold(Untold {
                 entry,
                 sequence: state.sequence,
-                is_known: !state.mark_known(entry),
-                origin_bytes: std::mem::take(&mut state.unreported_origin_bytes),
+                is_known: !state.tell_of(entry),
+                origin_bytes: std::mem::take(&mut state.untold_origin_bytes),
             });
         }
         state.waker = Some(context.waker().clone());
-        NextItem::Nothing
+        Next::Nothing
     }
 
-    /// Whether there is room for state.
+    /// Is there room for state?
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.state.lock().backlog.len() < STATE_MESSAGES
@@ -282,7 +280,7 @@ impl Link {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// Returns the reason when more events wait than are kept. Cancel safe.
+    /// Returns when more events wait than are kept, and says so. Cancel safe.
     pub async fn broken(&self) -> &'static str {
         loop {
             let notified = self.broken.notified();
@@ -317,8 +315,8 @@ impl Link {
     }
 
     /// Records that the coordinator knows the entry in this session.
-    pub fn set_known(&self, entry: EntryId) {
-        self.state.lock().mark_known(entry);
+    pub fn set_told(&self, entry: EntryId) {
+        self.state.lock().tell_of(entry);
     }
 
     /// Reports durable chunks. `observed` is sent first if the coordinator may not know the entry.
@@ -334,11 +332,11 @@ impl Link {
             return;
         }
         if state.backlog.len() >= MAX_BACKLOG {
-            state.unreported.insert(entry);
-            state.unreported_origin_bytes += origin_bytes;
+            state.untold.insert(entry);
+            state.untold_origin_bytes += origin_bytes;
             return;
         }
-        if state.mark_known(entry) {
+        if state.tell_of(entry) {
             self.put(&mut state, Message::EntryObserved(observed()));
         }
         state.sequence += 1;
@@ -355,9 +353,9 @@ impl Link {
         );
     }
 
-    /// Requests the deletion of rows; [`committed`](Self::committed) returns the removal once they
-    /// are gone. False: not now, because there is no session, or rows and disk do not agree yet.
-    /// Lost bytes are reported at once, after an inventory that may still have listed them.
+    /// Asks for rows to be deleted; [`committed`](Self::committed) returns the removal when they
+    /// are. `false`: not now: no session, or rows and disk do not agree yet. Bytes that are lost
+    /// already are told at once, behind an inventory that may have had them still.
     pub fn removed(
         &self,
         removal: Removal,
@@ -367,13 +365,13 @@ impl Link {
         let mut state = self.state.lock();
         let is_late = matches!(removal, Removal::Nothing(_));
         if let Removal::Entry(entry) = &removal {
-            state.unreported.remove(entry);
+            state.untold.remove(entry);
         }
-        // Until rows and disk agree, inventory pages leave out only whole entries that are about to
-        // go, and would report removed chunks again.
+        // Before rows and disk agree, pages leave out entries that are about to go; they would say
+        // chunks again.
         let may_ask = match removal {
             Removal::Nothing(_) | Removal::Entry(_) => true,
-            Removal::Chunks(..) => state.phase == Phase::Ready && state.unreported.is_empty(),
+            Removal::Chunks(..) => state.phase == Phase::Ready && state.untold.is_empty(),
         };
         if state.phase == Phase::Disconnected || !may_ask {
             return false;
@@ -396,14 +394,14 @@ impl Link {
         true
     }
 
-    /// Reports that these entries' bytes are gone; once this is committed, so are their rows.
+    /// These entries' bytes are gone: so are their rows, once this is committed.
     pub fn entries_removed(&self, entries: &[EntryId]) {
         let mut state = self.state.lock();
         if state.phase == Phase::Disconnected {
             return;
         }
         for entry in entries {
-            state.unreported.remove(entry);
+            state.untold.remove(entry);
         }
         for part in entries.chunks(MAX_IDS) {
             state.sequence += 1;
@@ -415,7 +413,7 @@ impl Link {
         }
     }
 
-    /// Confirms an invalidation, after all earlier reports.
+    /// Confirms an invalidation, behind what was reported before.
     pub fn confirm(&self, confirmation: v1::InvalidateAck) {
         let mut state = self.state.lock();
         self.put(&mut state, Message::InvalidateAck(confirmation));
@@ -427,7 +425,7 @@ impl Link {
         let mut state = self.state.lock();
         let under_way = state.removals.split_off(&sequence.saturating_add(1));
         if let Some(waker) = state.waker.take() {
-            // Wakes tasks that waited for them.
+            // What waited for them.
             waker.wake();
         }
         std::mem::replace(&mut state.removals, under_way)
@@ -435,7 +433,7 @@ impl Link {
             .collect()
     }
 
-    /// Whether the whole entry will be removed once its rows are gone.
+    /// The whole entry goes once its rows are gone.
     #[must_use]
     pub fn is_removing(&self, entry: EntryId) -> bool {
         let state = self.state.lock();
@@ -467,7 +465,7 @@ impl Announce for Link {
         if let Ok(id) = entry.id.parse::<EntryId>() {
             let mut state = self.state.lock();
             if state.phase >= Phase::Welcomed {
-                state.mark_known(id);
+                state.tell_of(id);
                 let message = v1::EntryObserved {
                     entry: Some(entry.clone()),
                     freshness: Some(freshness::stamp(freshness.clone(), now_ms())),
@@ -478,7 +476,7 @@ impl Announce for Link {
     }
 
     fn negative(&self, key: &v1::Key, http_status: u16, until_ms: i64) {
-        // Dropped if there is no room, because it only saves another edge a question.
+        // It spares another edge a question.
         if !self.has_room() {
             return;
         }

@@ -1,5 +1,5 @@
-//! The signatures of tokens by ring, which TLS uses as well, so that no second
-//! implementation of cryptography is linked.
+//! The signatures of tokens by ring, which TLS uses as well: no second implementation of
+//! cryptography comes in for them.
 
 use jsonwebtoken::{
     Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind, EncodingKey,
@@ -30,9 +30,9 @@ static PROVIDER: CryptoProvider = CryptoProvider {
     key_utils: KeyUtils::new_unimplemented(),
 };
 
-/// Must run before anything else of the library.
+/// Before anything else of the library is called.
 pub fn install() {
-    // An error means that it is already installed.
+    // An error says that it is installed.
     let _ = PROVIDER.install_default();
 }
 

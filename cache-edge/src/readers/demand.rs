@@ -22,20 +22,18 @@ use chunk_store::EntryFile;
 
 mod places;
 
-/// A reader that took nothing for this long keeps its position but wants no fetch.
+/// A reader that took nothing for this long keeps its position and wants no fetch.
 const PAUSED_AFTER: Duration = Duration::from_secs(30);
 const DEFAULT_LONGEST_LOOKAHEAD: Duration = Duration::from_secs(60);
-/// A fetch that begins within this distance ahead of another reader counts as wanted: the minimum
-/// lookahead, in whole requests.
+/// How far ahead of another reader a fetch counts as wanted: the least lookahead, in whole requests.
 const NEAR: u64 = 28 << 20;
 /// No position.
 const NOT_LEFT: u64 = u64::MAX;
-/// How long the hints of a reader that left are kept.
+/// So long hints are kept of a reader that left.
 const HINTS_KEPT: Duration = Duration::from_secs(30);
-/// Number of readers whose hints are kept; beyond it, hints go with their readers.
+/// Readers whose hints are kept; beyond it they go with their readers.
 const MAX_HINTING: usize = 1_024;
-/// Closed readers remembered for a session. Beyond it, the next batch reports the whole present
-/// state instead.
+/// Closings remembered for a session; beyond it the next batch says all there are instead.
 const MAX_CLOSED: usize = 10_000;
 
 /// One reader. Written by the reader, read by the planner.
@@ -49,13 +47,15 @@ pub struct ReaderState {
     /// Where it was when its viewer sought on another connection.
     left_at: AtomicU64,
     waiting: AtomicBool,
-    /// How long, from the start of its wait, the coordinator is responsible for it.
+    /// For how long, since it began to wait, the coordinator is responsible for it.
     held_ms: AtomicU64,
     /// Microseconds on the registry's clock.
     waiting_since_us: AtomicU64,
     last_read_us: AtomicU64,
     consumption: Mutex<Consumption>,
-    /// The last report said that it is paused.
+    /// The coordinator was told of it.
+    was_told: AtomicBool,
+    /// It was told as one that reads nothing.
     told_paused: AtomicBool,
     hints: Mutex<Vec<ByteRange>>,
 }
@@ -68,7 +68,7 @@ pub struct DemandRegistry {
     told: Arc<Observers>,
     /// 0: the coordinator decides.
     lookahead_chunks: u32,
-    /// Upper bound of the lookahead, as playback time.
+    /// Of playback: no more than this is fetched ahead.
     longest_lookahead: Duration,
 }
 
@@ -91,16 +91,16 @@ impl Observers {
 #[derive(Default)]
 struct Inner {
     readers: HashMap<u64, Arc<ReaderState>>,
-    /// Readers that left and whose hints are kept: players request a container's index on another
+    /// That left, and whose hints are kept: players ask for a container's index on another
     /// connection, after a first short range.
     hinting: HashMap<u64, (Arc<ReaderState>, Instant)>,
     dirty: HashSet<u64>,
     closed: Vec<u64>,
     closed_overflow: bool,
     places: Places,
-    /// A waiting reader has not been reported to the coordinator yet.
+    /// A waiting reader was not reported to the coordinator yet.
     urgent: bool,
-    /// Since when there has been something to report.
+    /// Since when there is something to report.
     changed_at: Option<Instant>,
 }
 
@@ -109,9 +109,13 @@ impl Inner {
         self.changed_at.get_or_insert_with(Instant::now);
     }
 
-    /// The reader no longer wants anything.
-    fn forget(&mut self, id: u64) {
-        self.dirty.remove(&id);
+    /// The reader wants nothing any more.
+    fn forget(&mut self, reader: &ReaderState) {
+        self.dirty.remove(&reader.id);
+        if !reader.was_told.load(Ordering::Relaxed) {
+            return;
+        }
+        let id = reader.id;
         if self.closed.len() < MAX_CLOSED {
             self.closed.push(id);
         } else {
@@ -148,8 +152,8 @@ impl Default for DemandRegistry {
 }
 
 impl DemandRegistry {
-    /// `lookahead_chunks`: the operator's lookahead of each reader; unset: the coordinator decides,
-    /// and the lookahead is at most `longest_lookahead` of playback.
+    /// `lookahead_chunks`: what the operator wants ahead of each reader; unset: the coordinator
+    /// decides, and no more is fetched ahead than is played in `longest_lookahead`.
     #[must_use]
     pub fn new(lookahead_chunks: Option<u32>, longest_lookahead: Duration) -> Self {
         Self {
@@ -167,8 +171,7 @@ impl DemandRegistry {
         Duration::from_micros(self.now_us())
     }
 
-    /// Opens a reader over `range` that is not waiting yet. It continues where its viewer read the
-    /// object before.
+    /// A reader over `range`. Not waiting yet. It goes on where its viewer read the object before.
     #[must_use]
     pub fn open(
         &self,
@@ -220,6 +223,7 @@ impl DemandRegistry {
             waiting_since_us: AtomicU64::new(0),
             last_read_us: AtomicU64::new(self.now_us()),
             consumption: Mutex::new(Consumption::new(player, self.now())),
+            was_told: AtomicBool::new(false),
             told_paused: AtomicBool::new(false),
             hints: Mutex::default(),
         })
@@ -244,15 +248,25 @@ impl DemandRegistry {
                 inner.dirty.insert(id);
                 inner.touch();
             } else {
-                inner.forget(id);
+                inner.forget(&reader);
             }
         }
         drop(inner);
         self.told.tell();
     }
 
-    /// Records that the reader is blocked at `position`.
+    /// Records that the reader is blocked at `position`. The coordinator is told at once.
     pub fn wait_at(&self, reader: &ReaderState, position: u64) {
+        self.block_at(reader, position, true);
+    }
+
+    /// The same of a reader whose bytes are on their way, as the answer to its own question. Most
+    /// have them, and have left, before the coordinator need know.
+    pub fn wait_for_answer_at(&self, reader: &ReaderState, position: u64) {
+        self.block_at(reader, position, false);
+    }
+
+    fn block_at(&self, reader: &ReaderState, position: u64, is_urgent: bool) {
         reader.position.store(position, Ordering::Relaxed);
         if !reader.waiting.swap(true, Ordering::AcqRel) {
             reader.held_ms.store(0, Ordering::Relaxed);
@@ -261,14 +275,14 @@ impl DemandRegistry {
                 .store(self.now_us(), Ordering::Relaxed);
             let mut inner = self.inner.lock();
             inner.dirty.insert(reader.id);
-            inner.urgent = true;
+            inner.urgent |= is_urgent;
             inner.touch();
         }
         self.told.tell();
     }
 
     /// Records that the reader took `len` bytes up to `position`. `moved_on`: into another chunk,
-    /// which is worth a report.
+    /// which is worth reporting.
     pub fn advance(&self, reader: &ReaderState, position: u64, len: u64, moved_on: bool) {
         let now = self.now_us();
         reader.last_read_us.store(now, Ordering::Relaxed);
@@ -289,7 +303,7 @@ impl DemandRegistry {
         self.told.tell();
     }
 
-    /// Records that the coordinator is responsible for the waits of these readers.
+    /// Records that the coordinator is responsible for these readers' waits.
     pub fn hold(&self, readers: &[u64], wait_ms: u32) {
         let inner = self.inner.lock();
         for reader in readers.iter().filter_map(|id| inner.readers.get(id)) {
@@ -299,9 +313,9 @@ impl DemandRegistry {
         }
     }
 
-    /// Whether a fetch that was assigned for this reader is still wanted here. It is not if the
-    /// reader left and no other reader is near. Then the departure is reported at once, so that the
-    /// coordinator does not assign the same fetch again.
+    /// Whether a fetch that was assigned for this reader is still wanted here. Not if the reader
+    /// left and no other is near: its departure is then reported at once, so that the coordinator
+    /// does not assign the same again.
     #[must_use]
     pub fn still_wants(&self, reader: u64, entry: EntryId, run: ByteRange) -> bool {
         let mut inner = self.inner.lock();
@@ -340,7 +354,7 @@ impl DemandRegistry {
         self.inner.lock().readers.values().cloned().collect()
     }
 
-    /// Readers that left and whose hints are kept.
+    /// Readers that left, and whose hints are kept.
     #[must_use]
     pub fn hinting(&self) -> Vec<Arc<ReaderState>> {
         self.inner.lock().hinting().cloned().collect()
@@ -377,8 +391,7 @@ impl DemandRegistry {
         inner.urgent = false;
         inner.changed_at = None;
         if everything {
-            // The coordinator took responsibility for these waits in an earlier session, which is
-            // over.
+            // Reports of an earlier session.
             for reader in inner.readers.values() {
                 reader.held_ms.store(0, Ordering::Relaxed);
             }
@@ -391,6 +404,10 @@ impl DemandRegistry {
             let find = |id: &u64| inner.readers.get(id).or_else(|| kept(id)).cloned();
             dirty.iter().filter_map(find).collect()
         };
+        let readers: Vec<Arc<ReaderState>> = readers;
+        for reader in &readers {
+            reader.was_told.store(true, Ordering::Relaxed);
+        }
         Changes {
             readers,
             closed: if complete { Vec::new() } else { closed },
@@ -399,8 +416,7 @@ impl DemandRegistry {
     }
 
     /// Returns when there is something to report: at once if a reader waits, otherwise after
-    /// `gathering`, so that other changes can join. Cancel safe, because it checks the state and
-    /// ignores the cause of the wake-up.
+    /// `gathering`, so that others can join. Cancel safe: it checks the state, not what woke it.
     pub async fn due(&self, gathering: Duration) {
         loop {
             let changed = self.told.changed.notified();
@@ -438,7 +454,7 @@ impl DemandRegistry {
         )
     }
 
-    /// The reader's state, for local planning.
+    /// The reader's state for local planning.
     #[must_use]
     pub fn view(&self, reader: &ReaderState) -> ReaderView {
         let idle = Duration::from_micros(
@@ -454,7 +470,7 @@ impl DemandRegistry {
         }
     }
 
-    /// The number of bytes that may be fetched ahead of it; 0: the operator set the lookahead.
+    /// Bytes that may be fetched ahead of it; 0: the operator has said how much is.
     #[must_use]
     pub fn earned_bytes(&self, reader: &ReaderState) -> u64 {
         if self.lookahead_chunks > 0 {
@@ -465,14 +481,14 @@ impl DemandRegistry {
         consumption.earned_bytes(chunk_size, self.longest_lookahead)
     }
 
-    /// The playing time its player has buffered; `None`: it did not report any.
+    /// Unset: its player did not say.
     fn player_buffer_ms(&self, reader: &ReaderState) -> Option<u32> {
         let buffer = reader.consumption.lock().player_buffer(self.now())?;
         Some(u32::try_from(buffer.as_millis()).unwrap_or(u32::MAX))
     }
 
-    /// Periodic: reports readers that took nothing for a while as paused, and drops expired hints
-    /// of readers that left.
+    /// Periodic: readers that took nothing for a while are told as paused, and hints of those that
+    /// left are kept no longer.
     pub fn sweep(&self) {
         self.expire_hints(Instant::now());
         for reader in self.all() {
@@ -493,8 +509,9 @@ impl DemandRegistry {
             .map(|(id, _)| *id)
             .collect();
         for id in &expired {
-            inner.hinting.remove(id);
-            inner.forget(*id);
+            if let Some((reader, _)) = inner.hinting.remove(id) {
+                inner.forget(&reader);
+            }
         }
         drop(inner);
         if !expired.is_empty() {
@@ -502,7 +519,7 @@ impl DemandRegistry {
         }
     }
 
-    /// The reader's demand as a message.
+    /// For the wire.
     #[must_use]
     pub fn message(&self, reader: &ReaderState) -> v1::ReaderDemand {
         let view = self.view(reader);
@@ -534,7 +551,7 @@ impl DemandRegistry {
 }
 
 impl ReaderState {
-    /// The bytes per second that it consumes; 0: not known yet.
+    /// Bytes a second that it consumes; 0: not known yet.
     #[must_use]
     pub fn rate(&self) -> u64 {
         self.consumption.lock().rate()

@@ -37,6 +37,7 @@ fn what_was_assigned_for_a_reader_that_left_is_wanted_only_by_readers_near_it() 
         )
     };
     let (left, _stays) = (open(0), open(40));
+    drop(demand.take_changes(false));
     let wants = |from: u64| {
         let run = ByteRange::new(from << 20, (from + 8) << 20);
         demand.still_wants(left.id, file.id(), run)
@@ -205,4 +206,29 @@ fn a_short_range_is_not_left_and_one_that_is_expected_leaves_none() {
     let expected = demand.expect(&file, there, of_viewer(2));
     assert!(!demand.view(&long).paused && !demand.view(&expected).paused);
     assert_eq!(demand.viewers(), 2);
+}
+
+#[test]
+fn a_reader_whose_own_answer_comes_in_time_is_never_told() {
+    let (_dir, file) = a_file();
+    let demand = DemandRegistry::default();
+    let reader = demand.open(&file, ByteRange::new(0, 100), PlayerReport::default());
+    demand.wait_for_answer_at(&reader, 0);
+    assert!(!demand.inner.lock().urgent, "its bytes are on their way");
+    demand.advance(&reader, 100, 100, false);
+    demand.close(reader.id);
+    let changes = demand.take_changes(false);
+    assert!(changes.readers.is_empty() && changes.closed.is_empty());
+}
+
+#[test]
+fn a_reader_that_waits_for_somebody_to_fetch_is_told_at_once() {
+    let (_dir, file) = a_file();
+    let demand = DemandRegistry::default();
+    let reader = demand.open(&file, ByteRange::new(0, 100), PlayerReport::default());
+    demand.wait_at(&reader, 0);
+    assert!(demand.inner.lock().urgent);
+    assert_eq!(demand.take_changes(false).readers.len(), 1);
+    demand.close(reader.id);
+    assert_eq!(demand.take_changes(false).closed, [reader.id]);
 }

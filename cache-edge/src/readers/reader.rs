@@ -20,13 +20,13 @@ use crate::{
 use chunk_store::{ChunkPin, EntryFile};
 use http_rules::cache_status::Missing;
 
-/// A reader of a longer range is reported to the cluster even if all its bytes are here.
+/// A reader of more than this is reported to the cluster even if all its bytes are here.
 const TELL_ALWAYS_BYTES: u64 = 16 << 20;
 
 /// Chunks read past the store before it is checked again whether chunks can be stored.
 const DIRECT_CHUNKS: u32 = 16;
 
-/// Bytes that bypass the store when there is no space: from the origin, checked against the entry.
+/// Bytes past the store, when there is no space: from the origin, checked against the entry.
 pub trait DirectBytes: Send + Sync + 'static {
     fn open(
         &self,
@@ -35,7 +35,7 @@ pub trait DirectBytes: Send + Sync + 'static {
     ) -> tokio::sync::mpsc::Receiver<Result<Bytes, ReadError>>;
 }
 
-/// Bytes of a container's head that are needed to find out where its index is.
+/// Fewer bytes of a container's head do not say where its index is.
 const MIN_HEAD_BYTES: u64 = 4_096;
 
 /// Opens readers of one entry.
@@ -46,6 +46,8 @@ pub struct ReaderFactory {
     pub demand: Arc<DemandRegistry>,
     pub direct: Arc<dyn DirectBytes>,
     pub chunk_wait_timeout: Duration,
+    /// The answer to the question for this object brings the reader's first chunk.
+    pub is_under_way: bool,
 }
 
 impl OpenReader for ReaderFactory {
@@ -54,6 +56,7 @@ impl OpenReader for ReaderFactory {
     fn open(&self, range: ByteRange, player: PlayerReport) -> Reader {
         let range = range.intersect(ByteRange::new(0, self.file.geometry().size()));
         let told = range.len() > TELL_ALWAYS_BYTES || self.presence(range) != Presence::All;
+        let all = ByteRange::new(0, self.file.geometry().size());
         let mut reader = Reader {
             factory: self.clone(),
             cursor: range.start,
@@ -63,7 +66,13 @@ impl OpenReader for ReaderFactory {
             incoming: None,
             direct: None,
             last_chunk: None,
-            looks_for_index: range.start == 0,
+            answered_to: if self.is_under_way {
+                let geometry = self.file.geometry();
+                geometry.chunk_range(geometry.chunk_of(range.start)).end
+            } else {
+                0
+            },
+            looks_for_index: range.start == 0 && self.presence(all) != Presence::All,
         };
         if told {
             reader.told();
@@ -99,7 +108,7 @@ impl OpenReader for ReaderFactory {
 }
 
 impl ReaderFactory {
-    /// Pins a chunk that is present and verified.
+    /// Pins a chunk that is present and was checked.
     fn verified(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
         let pin = self.file.pin(chunk)?;
         self.file.is_verified(chunk).then_some(pin)
@@ -115,9 +124,12 @@ pub struct Reader {
     demand: Option<Arc<ReaderState>>,
     incoming: Option<Arc<EntryIncoming>>,
     direct: Option<tokio::sync::mpsc::Receiver<Result<Bytes, ReadError>>>,
-    /// The chunk of the last returned bytes.
+    /// The chunk it was last given bytes of.
     last_chunk: Option<ChunkIndex>,
-    /// It began at the first byte, and has not located the container's index yet.
+    /// Up to here the question's own answer brings the bytes.
+    answered_to: u64,
+    /// It began at the first byte of an entry that is not complete, and has not looked where the
+    /// container's index is.
     looks_for_index: bool,
 }
 
@@ -135,8 +147,8 @@ impl ReadBytes for Reader {
         if let Some(piece) = self.at_hand(max_len) {
             return Ok(Some(piece));
         }
-        // Boxed, because it is large and a hit does not need it: the caller's future is moved, and
-        // lives as long as its connection.
+        // Boxed, because it is large and a hit does not need it: futures are moved, and live as
+        // long as connections.
         Box::pin(self.step(max_len)).await
     }
 }
@@ -168,8 +180,8 @@ impl Reader {
             match incoming_chunk.find(self.cursor) {
                 ByteState::Present => continue,
                 ByteState::Written(_) => {
-                    // Pin first and check again: if the chunk is abandoned meanwhile, its bytes are
-                    // not punched before the pin ends.
+                    // Pinned first and checked again: bytes that are given up meanwhile are not
+                    // punched before the pin ends.
                     if let Some(pin) = self.factory.file.hold_unfinished(chunk) {
                         if let ByteState::Written(end) = incoming_chunk.find(self.cursor) {
                             let end = end.min(self.end).min(self.cursor.saturating_add(max_len));
@@ -193,7 +205,11 @@ impl Reader {
                 return Err(ReadError::Origin(error));
             }
             let state = self.told();
-            self.factory.demand.wait_at(&state, self.cursor);
+            if self.cursor < self.answered_to {
+                self.factory.demand.wait_for_answer_at(&state, self.cursor);
+            } else {
+                self.factory.demand.wait_at(&state, self.cursor);
+            }
             if tokio::time::timeout_at(deadline, changed).await.is_err() {
                 let detail = incoming
                     .last_error()
@@ -249,7 +265,7 @@ impl Reader {
             match file.verify(chunk).await {
                 Ok(true) => {}
                 Ok(false) => return None,
-                // These bytes cannot be checked, and the origin has them too.
+                // These bytes can not be checked, and the origin has them too.
                 Err(error) => {
                     let why = error.to_string();
                     self.read_past_the_store(&why);
@@ -290,7 +306,7 @@ impl Reader {
     fn piece(&mut self, end: u64, pin: Option<ChunkPin>) -> Piece {
         let piece = self.advance(end, pin);
         let head = ByteRange::new(0, end.min(container::HEAD_BYTES as u64));
-        // Sending this piece reads cold bytes into memory, so they are resident for the next piece.
+        // Cold bytes are in memory when the next piece is asked for: whoever sends brings them in.
         if self.looks_for_index && end >= MIN_HEAD_BYTES && piece.file.is_resident(head) {
             self.looks_for_index = false;
             let len = usize::try_from(end).unwrap_or(usize::MAX);
@@ -322,21 +338,21 @@ impl Reader {
         }
     }
 
-    /// Finds the container's index from the first `len` bytes, so that it is fetched before the
-    /// player requests it.
-    fn look_for_index(&self, len: usize, read: impl FnOnce(&mut [u8]) -> bool) {
-        let (Some(state), Some(incoming)) = (&self.demand, &self.incoming) else {
-            return;
-        };
-        if (len as u64) < MIN_HEAD_BYTES || !incoming.take_hint_turn() {
+    /// Finds the container's index from the first `len` bytes; it is wanted before the player asks
+    /// for it. All that this reader wants may be here already: it is reported for the index then.
+    fn look_for_index(&mut self, len: usize, read: impl FnOnce(&mut [u8]) -> bool) {
+        if (len as u64) < MIN_HEAD_BYTES || !self.incoming().take_hint_turn() {
             return;
         }
         let mut head = vec![0; container::HEAD_BYTES.min(len)];
-        if read(&mut head) {
-            let hints = container::index_hints(&head, self.factory.file.geometry().size());
-            if !hints.is_empty() {
-                self.factory.demand.hint(state, hints);
-            }
+        if !read(&mut head) {
+            return;
+        }
+        let mut hints = container::index_hints(&head, self.factory.file.geometry().size());
+        hints.retain(|hint| self.factory.presence(*hint) != Presence::All);
+        if !hints.is_empty() {
+            let state = self.told();
+            self.factory.demand.hint(&state, hints);
         }
     }
 

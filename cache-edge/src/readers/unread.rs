@@ -1,8 +1,7 @@
-//! Chunks that were fetched ahead of readers and not read yet. They become waste if their readers
-//! leave.
+//! Chunks that were fetched ahead and not read yet: what becomes waste when their readers leave.
 //!
-//! A chunk is waste if no one has read it within ten minutes and its entry has no reader left. The
-//! number of tracked chunks is bounded: if there are too many, the oldest is judged early.
+//! Waste is what nobody has read ten minutes after it was fetched, where no reader of the entry is
+//! left. Bounded: the oldest is judged early where there are too many.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -19,7 +18,7 @@ use prometheus_client::registry::Registry;
 
 use crate::by_source::CounterBySource;
 
-/// A chunk that is not read within this time was fetched in vain.
+/// Not read for so long, it was fetched in vain.
 const READ_WITHIN: Duration = Duration::from_secs(600);
 /// 128 GiB of chunks of 2 MiB.
 const MAX_CHUNKS: usize = 65_536;
@@ -30,7 +29,7 @@ type ChunkId = (EntryId, ChunkIndex);
 #[derive(Debug, Default)]
 pub struct UnreadChunks {
     state: Mutex<State>,
-    /// Number of chunks in `state`, so that a read takes no lock if there are none.
+    /// Of those in `state`: who reads takes no lock where there are none.
     count: AtomicUsize,
     wasted: CounterBySource,
 }
@@ -38,7 +37,7 @@ pub struct UnreadChunks {
 #[derive(Debug, Default)]
 struct State {
     chunks: HashMap<ChunkId, Chunk>,
-    /// The oldest first; may contain chunks that have been read since.
+    /// The oldest first; may name chunks that were read since.
     order: VecDeque<(Instant, ChunkId)>,
 }
 
@@ -50,7 +49,7 @@ struct Chunk {
 }
 
 impl UnreadChunks {
-    /// Registers the counter, labelled by source.
+    /// A counter by source.
     pub fn register(&self, registry: &mut Registry) {
         self.wasted.register(
             registry,
@@ -59,7 +58,7 @@ impl UnreadChunks {
         );
     }
 
-    /// Records that a chunk was fetched from its origin ahead of a reader.
+    /// A chunk was fetched from its origin ahead of a reader.
     pub fn add(&self, chunk: ChunkId, source: &Arc<str>, bytes: u64, now: Instant) {
         let mut state = self.state.lock();
         let entry = Chunk {
@@ -77,7 +76,7 @@ impl UnreadChunks {
         self.count.store(state.chunks.len(), Ordering::Relaxed);
     }
 
-    /// Records that bytes of the chunk are given to a reader.
+    /// Somebody is given bytes of it.
     pub fn read(&self, entry: EntryId, chunk: ChunkIndex) {
         if self.count.load(Ordering::Relaxed) == 0 {
             return;
@@ -88,7 +87,7 @@ impl UnreadChunks {
         }
     }
 
-    /// Periodic. `has_reader`: whether the entry has a reader, which may reach the chunk.
+    /// Periodic. `has_reader`: there is a reader of the entry, who may come to its chunks.
     pub fn sweep(&self, now: Instant, has_reader: impl Fn(EntryId) -> bool) {
         let mut state = self.state.lock();
         while let Some(&(since, chunk)) = state.order.front()
@@ -107,7 +106,7 @@ impl UnreadChunks {
         self.count.store(state.chunks.len(), Ordering::Relaxed);
     }
 
-    /// Counts a chunk as waste, unless it was read or fetched again since.
+    /// Counts a chunk, unless it was read, or fetched again since.
     fn judge(&self, state: &mut State, chunk: ChunkId, since: Instant) {
         if state.chunks.get(&chunk).is_none_or(|it| it.since != since) {
             return;

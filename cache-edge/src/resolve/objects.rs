@@ -47,7 +47,7 @@ pub struct Parts {
     /// Chunk size of new entries, as set by the coordinator.
     pub chunk_size: Arc<AtomicU32>,
     pub chunk_wait_timeout: Duration,
-    /// Number of chunks that a probe fetches beyond the requested one.
+    /// What a probe fetches beyond the chunk asked for.
     pub start_chunks: u32,
 }
 
@@ -87,7 +87,7 @@ pub struct EdgeObjects(Arc<Inner>);
 struct Inner {
     parts: Parts,
     questions: Singleflight,
-    /// Singleflight of the checks whether an origin accepts a client's signature.
+    /// Questions whether clients' signatures are accepted.
     signatures: Singleflight<Access>,
     ailing: Ailing,
 }
@@ -131,8 +131,8 @@ impl EdgeObjects {
         file.map_err(|error| internal(&error))
     }
 
-    /// `seen`: the counters from before the look-up, and the time until which the client may have
-    /// the object; `None`: the next request must be resolved again.
+    /// `seen`: counters from before the look-up, and until when the client may have the object;
+    /// none: the next request must be resolved again.
     fn object(
         &self,
         bound: &Arc<Bound>,
@@ -147,6 +147,7 @@ impl EdgeObjects {
             demand: parts.demand.clone(),
             direct: parts.direct.clone(),
             chunk_wait_timeout: self.patience(bound),
+            is_under_way: freshness.is_own_answer(),
         };
         let age_seconds = freshness::age_seconds(&bound.freshness, now_ms());
         let standing = seen
@@ -222,7 +223,7 @@ impl EdgeObjects {
         if !chunkcache_proto::key::is_key_recordable(&key) {
             return self.pass(&source, &key, request, "key-too-long").await;
         }
-        // Then the next request's headers may select something else.
+        // The next request's headers may then select something else.
         let by_headers = varies || source.config.forward_credentials;
         let now = now_ms();
         if let Some(status) = parts.bindings.negative(&key, now) {
@@ -235,8 +236,7 @@ impl EdgeObjects {
             Some(bound) => self.confirmed(&source, &key, request, bound).await?,
             None => {
                 if request.ahead.is_some() {
-                    // Wait for the permit before the question, because a viewer may join the
-                    // question.
+                    // Outside of the question, which a viewer may join.
                     let room = source.quota.acquire(RequestClass::Background).await;
                     drop(room.map_err(|error| pass_through::serve_error(&error))?);
                 }
@@ -307,7 +307,7 @@ impl EdgeObjects {
     ) -> Result<Finding, ServeError> {
         let now = now_ms();
         let verdict = if self.is_changed(&bound) {
-            // A fetch found another version at the origin, so the binding is stale before its time.
+            // A fetch found another version there, which breaks the binding's promise.
             Verdict::Stale
         } else {
             freshness::judge(&bound.freshness, now)
@@ -368,7 +368,7 @@ impl EdgeObjects {
     ) {
         if let Ok(asked) = self.revalidation(source, key, request, bound.clone()) {
             self.parts().downloads.workers().spawn(async move {
-                // Wait for it, because a question without waiters is cancelled.
+                // A question is given up once nobody waits for it.
                 let _ = asked.answer().await;
             });
         }
@@ -433,8 +433,8 @@ impl EdgeObjects {
         asked?.answer().await
     }
 
-    /// `selecting`: the client's headers that are sent to the origin. Two requests that differ in
-    /// them may select two objects.
+    /// `selecting`: the client's headers that are sent to the origin. Two requests that differ
+    /// there may select two objects.
     fn ask_once<F>(
         &self,
         key: &v1::Key,
@@ -449,7 +449,7 @@ impl EdgeObjects {
         self.0.questions.ask(&key.source, id, settled, question)
     }
 
-    /// The answer, if neither the cluster nor the origin has to be asked now.
+    /// The answer, if it needs neither the cluster nor the origin now.
     fn settled(&self, key: &v1::Key) -> Option<Finding> {
         let (bindings, now) = (&self.parts().bindings, now_ms());
         if let Some(status) = bindings.negative(key, now) {
@@ -463,8 +463,8 @@ impl EdgeObjects {
         (is_fresh && !self.is_changed(&bound)).then_some(Finding::Object(bound, Freshness::Fresh))
     }
 
-    /// Rollout mode: the client gets the origin's answer, and the object is fetched into the store
-    /// as well.
+    /// Rollout mode: the client reads from the origin, and the object is fetched into the store
+    /// besides.
     fn record(&self, bound: &Bound, request: &ObjectRequest) -> Result<Arc<EntryFile>, ServeError> {
         let file = self.entry_file(&bound.entry)?;
         if request.head_only {
@@ -504,7 +504,7 @@ impl EdgeObjects {
 
 pub(super) fn question_id(key: &v1::Key, selecting: &HeaderMap) -> String {
     let mut id = key_id(key);
-    // `CDN-Loop` records a request's path through other caches and selects nothing.
+    // The path of a request through other caches selects nothing.
     for (name, value) in selecting.iter().filter(|(name, _)| *name != CDN_LOOP) {
         id.push('\0');
         id.push_str(name.as_str());
@@ -581,7 +581,7 @@ impl Objects for EdgeObjects {
                 };
                 let source = bound.entry.key.as_ref().map(|key| &key.source);
                 let source = source.and_then(|source| parts.catalogue.get(source));
-                // Without its registered source, it is unknown which clients may have it.
+                // If its source is not registered any more, nobody knows who may have it.
                 if source.is_none_or(|source| source.checks_signatures()) {
                     return Err(ServeError::UnknownEntry(id));
                 }

@@ -1,4 +1,4 @@
-//! Lists the objects of a title for the coordinator, from its manifests.
+//! Lists the objects of a title for the cluster, as its manifests name them.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -16,15 +16,15 @@ use super::{
 };
 use crate::core::manifest::{MAX_TEXT_BYTES, Manifest, hls, selection::Selection};
 
-/// Limits of one title, over all selected renditions.
+/// Of one title, of all renditions that are meant.
 const MAX_OBJECTS: usize = 20_000;
 const MAX_NAME_BYTES: usize = 4 << 20;
-/// Time for the manifests of a title.
+/// The caller waits no longer.
 const READ_WITHIN: Duration = Duration::from_secs(60);
 
 impl EdgeObjects {
-    /// The objects of a title, or the reason why there are none. Manifests are requested like a player
-    /// would, but without request headers.
+    /// The objects of a title, or in words why there are none. Its manifests are read as a player
+    /// without headers would get them.
     pub async fn list_title(
         &self,
         manifest: v1::Key,
@@ -76,7 +76,7 @@ impl EdgeObjects {
         Ok(listing.finish())
     }
 
-    /// The text of a manifest. A manifest that is stored in chunks is listed as an object of the title.
+    /// Its text. It is an object of the title itself, if it is one that is stored in parts.
     async fn read_manifest(&self, key: &v1::Key, listing: &mut Listing) -> Result<String, String> {
         let (path, query) = (key.path.clone(), key.query.clone());
         let named = format!("{}/{path}", key.source);
@@ -123,7 +123,7 @@ impl EdgeObjects {
     }
 }
 
-/// The distinct objects so far, in order.
+/// The objects so far, in order, each once.
 #[derive(Default)]
 struct Listing {
     objects: Vec<(String, Option<Vec<v1::ByteRange>>)>,

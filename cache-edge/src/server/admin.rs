@@ -1,5 +1,5 @@
 //! The listener for operators and probes: `/livez`, `/readyz`, `/metrics`. HTTP/1.1, in clear or
-//! over TLS, with small answers.
+//! over TLS; small answers.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -24,15 +24,15 @@ const MAX_CONNECTIONS: usize = 64;
 const REQUEST_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// Provides the content of the answers.
+/// The source of the probes' answers.
 pub trait AdminState: Send + Sync + 'static {
-    /// Why the edge is not ready, as sentences for operators; empty: it is ready.
+    /// Why the edge is not ready; empty: it is ready. Sentences for people.
     fn not_ready(&self) -> Vec<String>;
     /// The metrics, in the format that the scraper's `Accept` requests.
     fn metrics(&self, accept: Option<&str>) -> Option<Exposition>;
 }
 
-/// Serves until `shutdown`. Running answers are cut, because they are small and probes ask again.
+/// Serves until `shutdown`. Running answers are cut: they are small, and probes ask again.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<TlsConfig>,
@@ -149,9 +149,9 @@ fn text(status: StatusCode, media_type: &'static str, body: String) -> Response<
 mod tests {
     use super::*;
 
-    struct FailingState;
+    struct Broken;
 
-    impl AdminState for FailingState {
+    impl AdminState for Broken {
         fn not_ready(&self) -> Vec<String> {
             vec!["no coordinator answers".to_owned()]
         }
@@ -165,7 +165,7 @@ mod tests {
         let mut request = Request::new(());
         *request.method_mut() = method;
         *request.uri_mut() = path.parse().expect("a path");
-        answer(&FailingState, &request).status()
+        answer(&Broken, &request).status()
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The state of an open connection: its client, its protocol, and when it last made progress.
+//! The state of one connection while it lives: its client, its protocol, and when it last made
+//! progress.
 
 use std::{
     net::IpAddr,
@@ -19,7 +20,7 @@ pub struct Activity {
     last_ms: AtomicU64,
     requests_begun: AtomicU64,
     requests_active: AtomicU32,
-    /// Another edge uses it to read chunks.
+    /// Another edge reads chunks on it.
     of_a_peer: AtomicBool,
 }
 
@@ -42,7 +43,7 @@ impl Activity {
         self.last_ms.store(since, Ordering::Relaxed);
     }
 
-    /// Records that a request of another edge was answered: this is not a player's connection.
+    /// A request of another edge was answered: it is no player's connection.
     pub fn note_peer(&self) {
         self.of_a_peer.store(true, Ordering::Relaxed);
     }
@@ -52,7 +53,7 @@ impl Activity {
         self.of_a_peer.load(Ordering::Relaxed)
     }
 
-    /// Records that a request has arrived completely.
+    /// A request has arrived whole.
     pub fn request_begun(self: &Arc<Self>) -> ActiveRequest {
         self.progressed();
         self.requests_begun.fetch_add(1, Ordering::Relaxed);
@@ -61,7 +62,7 @@ impl Activity {
     }
 
     /// When to check again whether the connection has been without progress for too long; `None`:
-    /// it has. Never later than the shortest time-out, because another time-out may apply by then.
+    /// it has. Never later than the shortest time-out, because another one may apply by then.
     #[must_use]
     pub fn patience(&self, timeouts: &Timeouts) -> Option<Duration> {
         let last = self.opened + Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
@@ -85,7 +86,7 @@ impl Activity {
     }
 }
 
-/// Ends when the response's body ends, in whatever way.
+/// Ends when the response's body does, in whatever way.
 #[derive(Debug)]
 pub struct ActiveRequest(Arc<Activity>);
 
@@ -103,8 +104,8 @@ pub struct Timeouts {
     pub request_head: Duration,
     /// Between requests.
     pub keep_alive: Duration,
-    /// While a body is being sent and the client takes none of it. Long, because that is what a
-    /// paused player does.
+    /// While a body is being sent and the client takes none of it. Long, because a paused player
+    /// does just that.
     pub no_progress: Duration,
 }
 

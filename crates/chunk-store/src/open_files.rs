@@ -1,9 +1,9 @@
 //! Open files: a bounded number, however many entries there are.
 //!
-//! The hit path gets an open file with one atomic load. Opening is rare and takes a lock; once the
-//! bound is reached, it closes another file (second-chance clock). A file with unsynced writes
-//! stays open, because the kernel reports a failed write-back only to descriptors that were open
-//! when it failed.
+//! The hit path takes an open file with one atomic load. Opening is rare and goes through a lock;
+//! it closes another file where the bound is reached (second-chance clock). A file with unsynced
+//! writes stays open, because the kernel reports a failed write-back to the descriptors that were
+//! open when it failed.
 
 use std::{
     collections::VecDeque,
@@ -19,10 +19,15 @@ use parking_lot::Mutex;
 
 use super::{disk::DiskFile, entry_file::EntryFile};
 
+/// Files looked at for each one that is opened. Two are enough where files are used once: the first
+/// look takes the second chance away. While thousands are in use at once there are more than
+/// `max_files` for a moment, and an opening does not look through them all.
+const MAX_STEPS: usize = 16;
+
 /// An open sparse file.
 pub(super) struct OpenFile {
     pub file: Arc<dyn DiskFile>,
-    /// False: it was opened while the file system refused writes.
+    /// Unset: it was opened while the file system refused writes.
     pub is_writable: bool,
     /// Used since the clock's hand last passed.
     used: AtomicBool,
@@ -48,12 +53,12 @@ impl OpenFile {
     }
 }
 
-/// A sparse file on a real disk, for sendfile. It stays open while this is held. Cheap to clone.
+/// A sparse file of a real disk, for sendfile. It stays open while this is held. Cheap to clone.
 #[derive(Clone)]
 pub struct StoredFile(Arc<dyn DiskFile>);
 
 impl StoredFile {
-    /// Fails for a simulated file, which has no descriptor.
+    /// A simulated file has no descriptor.
     pub(super) fn new(file: Arc<dyn DiskFile>) -> io::Result<Self> {
         match file.fd() {
             Some(_) => Ok(Self(file)),
@@ -89,10 +94,10 @@ impl OpenFiles {
     pub fn admit(&self, entry: Weak<EntryFile>) {
         let mut files = self.files.lock();
         files.push_back(entry);
-        // Two rounds at most: the first clears the second chances.
-        let mut steps = files.len() * 2;
-        while files.len() > self.max_files && steps > 0 {
-            steps -= 1;
+        for _ in 0..MAX_STEPS {
+            if files.len() <= self.max_files {
+                return;
+            }
             let Some(oldest) = files.pop_front() else {
                 return;
             };
@@ -105,8 +110,7 @@ impl OpenFiles {
     /// Closes files that were not used since the last sweep.
     pub fn sweep_idle(&self) {
         let mut files = std::mem::take(&mut *self.files.lock());
-        // Outside the lock, because an idle file with unsynced writes (of a cancelled fetch) is
-        // synced first.
+        // Outside the lock: an idle file with unsynced writes (a fetch given up) is synced first.
         files.retain(|entry| {
             if let Some(file) = entry
                 .upgrade()
@@ -115,8 +119,8 @@ impl OpenFiles {
                 && file.unsynced.swap(false, Ordering::AcqRel)
                 && let Err(error) = file.file.sync_data()
             {
-                // None of it was reported durable; chunks that are committed later are synced by
-                // their own group.
+                // None of it was reported durable; what is committed later is synced by its own
+                // group.
                 tracing::warn!(%error, "an idle file could not be synced");
                 if let Some(entry) = entry.upgrade() {
                     entry.table().spoil_unfinished();
@@ -133,7 +137,7 @@ impl OpenFiles {
     }
 }
 
-/// True if the file is closed now or was closed before.
+/// True if the file is closed now, or already was.
 fn close_unless_used(entry: &Weak<EntryFile>) -> bool {
     let Some(entry) = entry.upgrade() else {
         return true;

@@ -1,8 +1,8 @@
 //! The ready queues of one edge: by level, then by source, then ordered by deadline.
 //!
-//! An element is a claim, not a chunk, so a million outstanding chunks are some thousands of
+//! One element is a claim, not a chunk, so that a million outstanding chunks are some thousands of
 //! elements, and every change is O(log claims). Elements are removed lazily: a claim with nothing
-//! missing is removed when it is examined.
+//! missing is removed when it is looked at.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -10,15 +10,15 @@ use std::collections::BTreeSet;
 use super::api::{Millis, SourceId};
 use super::claim::Owner;
 
-/// Order within a source: ready first, then by deadline, chunks served, and name.
+/// Order within a source: not blocked, earliest deadline, least served, name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
-    /// 0: ready. Otherwise it is not examined before this time.
+    /// 0: ready. Otherwise, not looked at before this time.
     pub not_before: Millis,
     /// Deadline of the claim's first missing chunk, rounded.
     pub deadline: Millis,
-    /// Start-time fair queueing: chunks served, but at least the tag that the queue served last, so
-    /// that a latecomer does not catch up on chunks it never asked for.
+    /// Start-time fair queueing: chunks served, but at least the tag the queue last served, so that
+    /// a latecomer does not catch up on what it missed.
     pub tag: u64,
     pub owner: Owner,
 }
@@ -35,18 +35,18 @@ pub struct SourceQueue {
 #[derive(Clone, Debug, Default)]
 pub struct LevelQueue {
     by_source: BTreeMap<SourceId, SourceQueue>,
-    /// Number of keys.
+    /// Keys in it.
     len: usize,
-    /// Keys that are held back until a later time.
+    /// Keys with a time before which they are not looked at.
     held_back: usize,
-    /// The tag that was served last.
+    /// The tag last served.
     virtual_time: u64,
-    /// The source's share that was served last.
+    /// The source share last served.
     source_time: u64,
 }
 
 impl LevelQueue {
-    /// The tag of a claim that was served this many chunks.
+    /// The tag of a claim that was served so much.
     pub fn tag(&self, served: u64) -> u64 {
         served.max(self.virtual_time)
     }
@@ -95,7 +95,7 @@ impl LevelQueue {
         heads.into_iter().map(|(.., source)| source).collect()
     }
 
-    /// The first key of the source, or the first one after `after`.
+    /// The first key of the source, or the first after one.
     pub fn next(&self, source: SourceId, after: Option<&Key>) -> Option<Key> {
         use std::ops::Bound::{Excluded, Unbounded};
         let keys = &self.by_source.get(&source)?.keys;

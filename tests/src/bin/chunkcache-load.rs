@@ -1,16 +1,21 @@
-//! The load generator of `tests/bench`: keep-alive connections that request random ranges, or whole
-//! files, and compare all bytes, or only those of one connection in `--compare-one-in`. Prints one
-//! JSON object.
+//! The load generator of `tests/bench`: keep-alive connections that ask for random ranges, or whole
+//! files, and compare bytes: all of them, or those of one connection in `--compare-one-in`. Prints
+//! one JSON object.
 
 use std::{
-    sync::Arc,
+    borrow::Cow,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 use chunkcache_tests::load::{
-    Arguments, Client, Comparison, Connection, Content, RangeRequest, Until, cpu_seconds,
-    percentile, resident_bytes,
+    Arguments, Asked, Client, Connection, Content, Looks, Until, cpu_seconds, percentile,
+    resident_bytes,
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
@@ -23,18 +28,19 @@ struct Options {
     client: Client,
     /// Request targets; one is drawn for each request.
     targets: Vec<String>,
+    /// In their order, each once: the only target with the number in place of `{}`.
+    numbers: Option<Range<u64>>,
     content: Content,
     connections: u64,
-    /// One connection in this many compares every byte; the others only the first ones of each
-    /// answer.
+    /// One connection in this many compares every byte; the others the first ones of each answer.
     compare_one_in: u64,
-    /// Idle connections, opened before the load and kept meanwhile, each after a small request.
+    /// Idle connections, opened before and kept meanwhile, after a small request each.
     idle: u64,
     duration: Duration,
     /// 0: the whole object, without a range.
     range_bytes: u64,
     aligned: bool,
-    /// Ranges are drawn from this many bytes at the object's start.
+    /// Ranges are drawn from so many bytes at the object's start.
     within: u64,
     requests_per_connection: u64,
     pids: Vec<u32>,
@@ -72,6 +78,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
             given.value("tls", Some("false"))?,
         )?,
         targets: given.list("targets")?,
+        numbers: parse_numbers(&given.text("numbers", Some(""))?)?,
         connections: given.value("connections", Some("16"))?,
         compare_one_in: given.value("compare-one-in", Some("1"))?,
         idle: given.value("idle", Some("0"))?,
@@ -102,6 +109,16 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
     Ok(options)
 }
 
+fn parse_numbers(text: &str) -> Result<Option<Range<u64>>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let (first, end) = text
+        .split_once("..")
+        .with_context(|| format!("--numbers={text}: expected FIRST..END"))?;
+    Ok(Some(first.parse()?..end.parse()?))
+}
+
 async fn run(options: Options) -> Result<()> {
     let options = Arc::new(options);
     let at_first = resident_bytes(&options.pids);
@@ -114,9 +131,15 @@ async fn run(options: Options) -> Result<()> {
     }
     let cpu_before = cpu_seconds(&options.pids);
     let start = Instant::now();
+    let next = Arc::new(AtomicU64::new(
+        options.numbers.as_ref().map_or(0, |all| all.start),
+    ));
     let workers: Vec<_> = (0..)
         .zip(opened)
-        .map(|(number, open)| tokio::spawn(connection(Arc::clone(&options), number, open, start)))
+        .map(|(number, open)| {
+            let work = connection(Arc::clone(&options), number, open, start, next.clone());
+            tokio::spawn(work)
+        })
         .collect();
     let sampled = Arc::clone(&options);
     let sampler = tokio::spawn(async move {
@@ -162,13 +185,10 @@ async fn run(options: Options) -> Result<()> {
             "requests_per_second": total.requests as f64 / seconds,
             "server_cpu_seconds": cpu,
             "server_cpu_seconds_per_gigabyte": if gigabytes > 0.0 { cpu / gigabytes } else { 0.0 },
-            "first_byte_ms": { "p50": percentile(&total.first_byte_us, 0.5),
-                "p99": percentile(&total.first_byte_us, 0.99) },
-            "whole_ms": { "p50": percentile(&total.whole_us, 0.5),
-                "p99": percentile(&total.whole_us, 0.99) },
+            "first_byte_ms": { "p50": percentile(&total.first_byte_us, 0.5), "p99": percentile(&total.first_byte_us, 0.99) },
+            "whole_ms": { "p50": percentile(&total.whole_us, 0.5), "p99": percentile(&total.whole_us, 0.99) },
             "resident_bytes": {
-                "at_first": at_first, "idle": resident_idle,
-                "most": most.max(resident_bytes(&options.pids)),
+                "at_first": at_first, "idle": resident_idle, "most": most.max(resident_bytes(&options.pids)),
             },
             "idle": { "held": held.len(), "refused": refused },
         })
@@ -180,7 +200,7 @@ async fn run(options: Options) -> Result<()> {
 async fn hold_idle(options: &Options) -> (Vec<Connection>, u64) {
     let (mut held, mut refused) = (Vec::new(), 0);
     for number in 0..options.idle {
-        let asked = RangeRequest {
+        let asked = Asked {
             target: &options.targets[0],
             range: Some((0, 1)),
             content: &options.content,
@@ -205,34 +225,37 @@ async fn connection(
     number: u64,
     mut open: Option<Connection>,
     start: Instant,
+    next: Arc<AtomicU64>,
 ) -> Tally {
     let seed = options.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ number;
-    let mut random = SmallRng::seed_from_u64(seed);
     let mut tally = Tally::default();
-    let (limit, end) = match options.requests_per_connection {
-        0 => (u64::MAX, start + options.duration),
-        count => (count, start + Duration::from_secs(300)),
+    let (limit, end) = match (options.requests_per_connection, &options.numbers) {
+        (0, None) => (u64::MAX, start + options.duration),
+        (0, Some(_)) => (u64::MAX, start + Duration::from_secs(300)),
+        (count, _) => (count, start + Duration::from_secs(300)),
     };
-    while Instant::now() < end && tally.requests < limit && tally.errors < MAX_ERRORS {
+    let mut targets = Targets {
+        options: &options,
+        next: &next,
+        random: SmallRng::seed_from_u64(seed),
+    };
+    while Instant::now() < end
+        && tally.requests < limit
+        && tally.errors < MAX_ERRORS
+        && !targets.are_used_up()
+    {
         let turn = async {
             let connection = match open.take() {
                 Some(open) => open,
                 None => options.client.connect(number).await?,
             };
             let looks = if number.is_multiple_of(options.compare_one_in) {
-                Comparison::All
+                Looks::AtAll
             } else {
-                Comparison::FirstBytes
+                Looks::AtFirst
             };
-            converse(
-                connection.looking(looks),
-                &options,
-                end,
-                limit,
-                &mut random,
-                &mut tally,
-            )
-            .await
+            let connection = connection.looking(looks);
+            converse(connection, &mut targets, end, limit, &mut tally).await
         };
         if let Err(error) = turn.await {
             tally.errors += 1;
@@ -244,18 +267,20 @@ async fn connection(
 
 async fn converse(
     mut connection: Connection,
-    options: &Options,
+    targets: &mut Targets<'_>,
     end: Instant,
     limit: u64,
-    random: &mut SmallRng,
     tally: &mut Tally,
 ) -> std::io::Result<()> {
     let micros = |duration: Duration| u32::try_from(duration.as_micros()).unwrap_or(u32::MAX);
-    while Instant::now() < end && tally.requests < limit {
-        let asked = RangeRequest {
-            target: &options.targets[random.random_range(0..options.targets.len())],
-            range: draw(options, random),
-            content: &options.content,
+    while Instant::now() < end
+        && tally.requests < limit
+        && let Some(target) = targets.next()
+    {
+        let asked = Asked {
+            target: &target,
+            range: draw(targets.options, &mut targets.random),
+            content: &targets.options.content,
         };
         let timing = connection.get(asked, Until::Time(end)).await?;
         tally.bytes += timing.bytes;
@@ -271,6 +296,32 @@ async fn converse(
         tally.whole_us.push(micros(timing.whole));
     }
     Ok(())
+}
+
+/// The targets of one connection.
+struct Targets<'a> {
+    options: &'a Options,
+    /// The number of the next target, of all connections.
+    next: &'a AtomicU64,
+    random: SmallRng,
+}
+
+impl<'a> Targets<'a> {
+    fn next(&mut self) -> Option<Cow<'a, str>> {
+        let targets = &self.options.targets;
+        let Some(numbers) = &self.options.numbers else {
+            let target = &targets[self.random.random_range(0..targets.len())];
+            return Some(Cow::Borrowed(target));
+        };
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let target = targets[0].replace("{}", &number.to_string());
+        numbers.contains(&number).then_some(Cow::Owned(target))
+    }
+
+    fn are_used_up(&self) -> bool {
+        let numbers = self.options.numbers.as_ref();
+        numbers.is_some_and(|all| self.next.load(Ordering::Relaxed) >= all.end)
+    }
 }
 
 fn draw(options: &Options, random: &mut SmallRng) -> Option<(u64, u64)> {

@@ -418,8 +418,7 @@ async fn standbys_that_name_each_other_are_no_endless_loop() {
     assert_eq!(asked.lock().len(), 2);
 }
 
-/// Right after a step-down there is no leader for a moment; a command must not fail because of
-/// that.
+/// Right after a step-down there is no leader for a moment: a command typed then must not fail.
 #[tokio::test]
 async fn a_moment_without_a_leader_is_waited_for() {
     let between = Fake {
@@ -430,7 +429,7 @@ async fn a_moment_without_a_leader_is_waited_for() {
     let endpoint = between.start().await;
     assert!(run_at(&endpoint, &["source", "list"]).await.is_ok());
     assert_eq!(asked.lock().len(), 3);
-    // But it does not wait longer than a call may take.
+    // But not for longer than a call may take.
     let none = Fake {
         without_leader: usize::MAX,
         ..Fake::default()

@@ -1,5 +1,4 @@
-//! Renders fixed messages to fixed text: output that people script against must not change
-//! unnoticed.
+//! Fixed messages to fixed text: output that people script against must not change unnoticed.
 
 use chunkcache_proto::v1::watch_entry_response::Event;
 use chunkcache_proto::v1::{ByteRange, ChunksChanged, GetAvailabilityResponse, JobState};

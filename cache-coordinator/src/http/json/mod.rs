@@ -1,10 +1,10 @@
 //! `CacheService` as JSON over HTTP: `POST /chunkcache.v1.CacheService/METHOD`, for callers without
 //! gRPC.
 //!
-//! The format is that of Connect's unary calls, so that its clients can be used as well as curl. A
-//! call reaches the same service as a gRPC call does, in this process. This module only translates,
-//! by the descriptors of the protocol, and knows no method by name. Deliberately absent: streams,
-//! and the calls of edges.
+//! The form is that of Connect's unary calls, so that its clients work as well as curl does. A call
+//! goes to the same service as one by gRPC does, in this process; what is here only translates, by
+//! the descriptors of the protocol, and knows no method by name. Deliberately absent: streams, and
+//! edges' calls.
 
 mod error;
 mod openapi;
@@ -42,14 +42,13 @@ use crate::{
 };
 
 const SERVICE: &str = "chunkcache.v1.CacheService";
-/// The largest request: a source with all its rules takes some kilobytes.
+/// The largest request: a source with all its rules is some kilobytes.
 const MAX_REQUEST_BYTES: usize = 1 << 20;
-/// The largest response; longer results have pages.
+/// The largest response; what is longer has pages.
 const MAX_RESPONSE_BYTES: usize = 16 << 20;
-/// A request's body must arrive within this time, as its head must, because connections are
-/// limited.
+/// In which a request's body has to come, as its head has: a connection is one of few.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Connect's header with the caller's time-out, in milliseconds.
+/// Connect's header of a caller's patience, in milliseconds.
 const TIMEOUT: &str = "connect-timeout-ms";
 
 /// The state that calls share.
@@ -88,7 +87,7 @@ fn service() -> anyhow::Result<ServiceDescriptor> {
     service.ok_or_else(|| anyhow::anyhow!("the protocol has no {SERVICE}"))
 }
 
-/// The protocol is not a secret, so no token is needed.
+/// The protocol is no secret: no token is needed.
 async fn document(State(api): State<Arc<JsonApi>>) -> Json<Value> {
     Json(api.document.clone())
 }
@@ -112,22 +111,20 @@ async fn call(State(api): State<Arc<JsonApi>>, request: Request) -> Response {
     };
     match translate(&api, &method, caller, request).await {
         Ok(answer) => ([(header::CONTENT_TYPE, "application/json")], answer).into_response(),
-        Err(CallFailure::Call(status)) => {
-            error::response(error::http_status(status.code()), &status)
-        }
-        Err(CallFailure::Http(http, status)) => error::response(http, &status),
+        Err(Refused::Call(status)) => error::response(error::http_status(status.code()), &status),
+        Err(Refused::Http(http, status)) => error::response(http, &status),
     }
 }
 
-/// Why a call failed.
-enum CallFailure {
-    /// The call itself failed.
+/// Why a call has no answer.
+enum Refused {
+    /// The call itself says so.
     Call(Status),
-    /// The failure has a specific HTTP status.
+    /// HTTP has a status of its own for it.
     Http(StatusCode, Status),
 }
 
-impl From<Status> for CallFailure {
+impl From<Status> for Refused {
     fn from(status: Status) -> Self {
         Self::Call(status)
     }
@@ -138,21 +135,18 @@ async fn translate(
     method: &MethodDescriptor,
     caller: Caller,
     request: Request,
-) -> Result<Vec<u8>, CallFailure> {
+) -> Result<Vec<u8>, Refused> {
     if method.is_server_streaming() || method.is_client_streaming() {
         let message = format!("{} is a stream: call it by gRPC", method.name());
         return Err(Status::unimplemented(message).into());
     }
     let headers = request.headers().clone();
-    // Accept only requests that a page of another site cannot send without our consent: callers
-    // prove in no other way that they are not such a page.
+    // Only what a page of another site can not send without our consent: it has no other way to
+    // prove that it is not one.
     if !is_json(&headers) {
         let message = "expected Content-Type: application/json";
         let status = Status::invalid_argument(message);
-        return Err(CallFailure::Http(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            status,
-        ));
+        return Err(Refused::Http(StatusCode::UNSUPPORTED_MEDIA_TYPE, status));
     }
     let timeout = timeout(&headers)?;
     let body = body_of(request).await?;
@@ -161,17 +155,17 @@ async fn translate(
     Ok(write(&answer)?)
 }
 
-async fn body_of(request: Request) -> Result<Bytes, CallFailure> {
+async fn body_of(request: Request) -> Result<Bytes, Refused> {
     let body = <Bytes as axum::extract::FromRequest<()>>::from_request(request, &());
     let body = tokio::time::timeout(BODY_TIMEOUT, body)
         .await
         .map_err(|_| {
             let status = Status::deadline_exceeded("the request's body did not come in time");
-            CallFailure::Http(StatusCode::REQUEST_TIMEOUT, status)
+            Refused::Http(StatusCode::REQUEST_TIMEOUT, status)
         })?;
     body.map_err(|rejected: BytesRejection| {
         let message = format!("{rejected}: at most {MAX_REQUEST_BYTES} bytes are read");
-        CallFailure::Http(rejected.status(), Status::resource_exhausted(message))
+        Refused::Http(rejected.status(), Status::resource_exhausted(message))
     })
 }
 
@@ -186,7 +180,7 @@ fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
     let Some(value) = headers.get(TIMEOUT) else {
         return Ok(None);
     };
-    // At most ten digits, as Connect specifies: some 115 days.
+    // Ten digits, as Connect says: some 115 days.
     let digits = value.to_str().ok().filter(|text| text.len() <= 10);
     let millis = digits.and_then(|text| text.parse().ok());
     let millis = millis
@@ -207,7 +201,7 @@ fn read(descriptor: MessageDescriptor, body: &[u8]) -> Result<DynamicMessage, St
         .map_err(|error| Status::invalid_argument(format!("not a {name} in JSON: {error}")))
 }
 
-/// Converts a message to JSON. Fields without presence are written even if they have their default.
+/// JSON of a message. Fields without presence are there even if they have their default.
 fn write(message: &DynamicMessage) -> Result<Vec<u8>, Status> {
     let mut json = serde_json::Serializer::new(Vec::new());
     let options = SerializeOptions::new().skip_default_fields(false);
@@ -217,7 +211,7 @@ fn write(message: &DynamicMessage) -> Result<Vec<u8>, Status> {
     Ok(json.into_inner())
 }
 
-/// Calls the same service as gRPC.
+/// Calls the service that gRPC calls.
 async fn invoke(
     api: &JsonApi,
     method: &MethodDescriptor,
@@ -253,7 +247,7 @@ async fn invoke(
         client.unary(request, path, codec).await
     };
     let answered = tracing::Instrument::instrument(answered, span);
-    // The service honours the deadline in waits; a call that takes longer is abandoned.
+    // The service heeds the deadline in waits; a call that takes longer is not waited for.
     let answered = match timeout {
         Some(timeout) => tokio::time::timeout(timeout, answered)
             .await

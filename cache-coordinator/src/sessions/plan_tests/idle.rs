@@ -6,7 +6,7 @@ use super::*;
 const LONG: u64 = 1_500_000;
 
 impl Fixture {
-    /// Ticks for this long, as the actor does.
+    /// Ticks for so long, as the actor does.
     fn wait(&mut self, ms: u64) {
         let until = self.now + ms;
         while self.now < until {
@@ -112,7 +112,7 @@ fn an_entry_to_be_filled_is_kept_open_as_long_as_its_edge_is_there() {
 #[test]
 fn an_entry_that_was_just_made_is_open_without_being_read() {
     let mut fixture = Fixture::new();
-    // A command named it before its row existed; the answer comes late.
+    // Somebody spoke of it before its row was there; the answer comes late.
     assert_eq!(fixture.demand(1), [Action::Load(ENTRY)]);
     let actions = fixture.apply(Command::EntryCreated(Box::new(film())));
     assert!(!assigned(&actions).is_empty(), "what waited is planned for");
@@ -122,4 +122,43 @@ fn an_entry_that_was_just_made_is_open_without_being_read() {
     };
     assert_eq!(fixture.apply(late), []);
     assert_eq!(fixture.plan.entry_count(), 1);
+}
+
+#[test]
+fn an_entry_that_is_expected_is_not_read_before_its_row_is_there() {
+    let mut fixture = Fixture::new();
+    fixture.apply(Command::EntryExpected(ENTRY));
+    assert_eq!(fixture.demand(1), [], "its row is on its way");
+    let actions = fixture.apply(Command::EntryCreated(Box::new(film())));
+    assert!(!assigned(&actions).is_empty(), "what waited is planned for");
+}
+
+#[test]
+fn an_expected_entry_that_was_there_already_is_read() {
+    let mut fixture = Fixture::new();
+    fixture.apply(Command::EntryExpected(ENTRY));
+    assert_eq!(fixture.demand(1), []);
+    let actions = fixture.apply(Command::EntryWanted(ENTRY));
+    assert_eq!(actions, [Action::Load(ENTRY)]);
+}
+
+#[test]
+fn an_expected_entry_that_nobody_speaks_of_is_not_read() {
+    let mut fixture = Fixture::new();
+    fixture.apply(Command::EntryExpected(ENTRY));
+    assert_eq!(fixture.apply(Command::EntryRegistered(ENTRY)), []);
+    assert_eq!(fixture.demand(1), [Action::Load(ENTRY)]);
+}
+
+#[test]
+fn an_expected_entry_whose_row_does_not_come_is_read_for_who_waits() {
+    let mut fixture = Fixture::new();
+    fixture.apply(Command::EntryExpected(ENTRY));
+    assert_eq!(fixture.demand(1), []);
+    let mut read = Vec::new();
+    for _ in 0..7 {
+        fixture.now += 999;
+        read.extend(fixture.apply(Command::Tick));
+    }
+    assert_eq!(read, [Action::Load(ENTRY)], "once");
 }

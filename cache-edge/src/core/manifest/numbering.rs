@@ -1,42 +1,42 @@
-//! Tracks whose segments have their number or time in their names, kept as a few numbers.
+//! Segments whose names count or tell their time: all of a track in a few numbers.
 
 use std::{sync::Arc, time::Duration};
 
 use super::{NEXT_SEGMENTS, Segment, duration_of};
 
-/// Limit of the digits of a number.
+/// Digits of a number.
 const MAX_WIDTH: usize = 20;
 
-/// Consecutive segments of the same duration.
+/// Segments of one duration, one after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Run {
     /// The position of its first segment in the track.
     pub first: u64,
-    /// Start of that segment.
+    /// When that begins.
     pub time: u64,
     pub duration: u64,
     pub count: u64,
 }
 
-/// A track of segments with a number in their names.
+/// Names with a number in them.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Numbering {
-    /// The parts of path and query before and after the number.
+    /// Path and query before the number, and after it.
     prefix: String,
     suffix: String,
-    /// Digits of the number, with leading zeros.
+    /// Of the number, with zeros before it.
     width: usize,
     /// The number is the segment's time.
     by_time: bool,
-    /// Number of the first segment, unless `by_time`.
+    /// The number of the first segment, if they are counted.
     start: u64,
-    /// In ascending order.
+    /// Ascending.
     runs: Arc<[Run]>,
     timescale: u64,
     init: Option<Segment>,
 }
 
-/// The arguments of [`Numbering::new`] besides the name.
+/// What a numbering is made of beside its name.
 pub(super) struct Counting {
     pub width: usize,
     pub by_time: bool,
@@ -47,7 +47,7 @@ pub(super) struct Counting {
 }
 
 impl Numbering {
-    /// `name` contains `mark` in place of the number. `None`: not exactly once.
+    /// `name`: with `mark` where the number is. `None`: it is not there once.
     pub(super) fn new(name: &str, mark: &str, counting: Counting) -> Option<Self> {
         let (prefix, suffix) = name.split_once(mark)?;
         if suffix.contains(mark) {
@@ -65,8 +65,8 @@ impl Numbering {
         })
     }
 
-    /// The text before and after the number. `None`: it has an adjacent digit, so that a name does
-    /// not show where the number begins or ends.
+    /// What is before the number and after it, if a name tells where the number is: no digit is
+    /// beside it.
     #[must_use]
     pub fn pattern(&self) -> Option<(&str, &str)> {
         let is_digit = |it: Option<u8>| it.is_some_and(|it| it.is_ascii_digit());
@@ -75,7 +75,7 @@ impl Numbering {
         (!is_unclear).then_some((&self.prefix, &self.suffix))
     }
 
-    /// Size in memory.
+    /// In memory.
     pub(super) fn bytes(&self) -> usize {
         self.prefix.len() + self.suffix.len() + self.runs.len() * size_of::<Run>()
     }

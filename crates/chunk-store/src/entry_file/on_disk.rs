@@ -26,7 +26,7 @@ impl EntryFile {
         file_path(&self.id, self.number, self.naming)
     }
 
-    /// Removes the file, which is empty. Requires `emptying` to be locked, so that it stays empty.
+    /// Removes the file, which is empty. `emptying` is locked, so it stays empty meanwhile.
     pub(crate) fn remove_file(&self) -> io::Result<()> {
         let _not_opened_meanwhile = self.opening.lock();
         self.open.store(None);
@@ -67,9 +67,8 @@ impl EntryFile {
             }
             (opened, _) => (opened?, true),
         };
-        // Never truncate it: a reader may be sending from it. Only writers extend it, because an
-        // object may claim a length that no file can have, and its written bytes must still be
-        // freed.
+        // Never truncated: a reader may be sending from it. For writers alone: a length that no
+        // file has is no obstacle to freeing what was written.
         if open == Open::CreateOrExisting && file.len()? < self.geometry.size() {
             file.set_len(self.geometry.size())?;
         }
@@ -93,7 +92,7 @@ impl EntryFile {
         disk.open(path, Open::CreateOrExisting)
     }
 
-    /// Directories whose sync makes the file's name durable, the innermost first.
+    /// Directories whose sync makes the file's name durable, the nearer first.
     pub(crate) fn parents(&self) -> Vec<PathBuf> {
         self.path().ancestors().skip(1).map(PathBuf::from).collect()
     }
