@@ -1,4 +1,4 @@
-//! Compiles the .proto files with protox, so that no `protoc` need be installed.
+//! Compiles the .proto files with protox, so that `protoc` need not be installed.
 
 use std::{env, fs, path::PathBuf};
 
@@ -11,7 +11,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     ];
     let descriptors = protox::compile(files, ["."])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    // Replaced, not rewritten: a target directory may be a hard-linked copy of another checkout's.
+    // Replace the files instead of rewriting them: a target directory may be a hard-linked copy of
+    // another checkout's.
     for file in fs::read_dir(&out)? {
         fs::remove_file(file?.path())?;
     }

@@ -1,8 +1,8 @@
 //! Composition: the only owner of tasks and shutdown.
 //!
-//! Bind first, serve at once, be ready later: a missing database delays only readiness. The
-//! shutdown is in steps: servers and sessions first, then the writer with the changes they queued,
-//! then the lease.
+//! Bind first, serve at once, become ready later: a missing database delays only readiness. The
+//! shutdown proceeds in steps: servers and sessions first, then the writer with the changes that
+//! they queued, then the lease.
 
 use std::{net::SocketAddr, sync::Arc};
 

@@ -47,7 +47,8 @@ pub struct ServeOptions {
         value_parser = parse_socket_address
     )]
     pub http_listen: SocketAddr,
-    /// Where clients and edges reach this coordinator's gRPC; standbys name it while it leads [default: from --listen; of all addresses, the one that the default route has]
+    /// Where clients and edges reach this coordinator's gRPC; standbys name it while it leads
+    /// [default: from --listen; of all addresses, the one that the default route has]
     #[arg(long, value_name = "URL", value_parser = parse_base_url)]
     pub advertise_url: Option<String>,
     /// Bytes in a chunk of entries made from now on: a power of two from 64KiB to 64MiB
@@ -62,7 +63,9 @@ pub struct ServeOptions {
     /// Authority (PEM) whose certificates gRPC clients must present
     #[arg(long, value_name = "FILE")]
     pub tls_client_ca: Option<PathBuf>,
-    /// Bearer tokens, a line each: role (viewer, service, operator, edge), name, token or sha256:DIGEST; read again when it changes [default: none: everyone who can connect may do everything]
+    /// Bearer tokens, one per line: role (viewer, service, operator, edge), name, token or
+    /// sha256:DIGEST; read again when it changes [default: none: everyone who can connect may do
+    /// everything]
     #[arg(long, value_name = "FILE")]
     pub access_tokens_file: Option<PathBuf>,
     /// Listen without TLS also where other machines can reach it

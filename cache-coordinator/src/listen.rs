@@ -1,9 +1,9 @@
 //! Listeners: bound first, served later; TLS with reloaded certificates. A leaf that both servers
 //! use.
 //!
-//! Handshakes run beside the accept loop, which waits for none: they are bounded in time, and in
-//! number for each client address as well as in all. If there are too many, the oldest one of the
-//! address with the most is ended, so that silent clients hold nobody up.
+//! Handshakes run in parallel with the accept loop, which waits for none. They are limited in time,
+//! and in number, both per client address and in total. If there are too many, the oldest one of
+//! the address with the most is ended, so that silent clients block nobody.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -31,13 +31,13 @@ use tonic::transport::server::Connected;
 
 /// Maximum number of handshakes.
 const HANDSHAKES: usize = 1_024;
-/// The same for one client address (for IPv6, its first 64 bits).
+/// The same per client address (for IPv6, its first 64 bits).
 const HANDSHAKES_OF_ADDRESS: usize = 64;
 /// Time limit for one handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections that wait to be served.
 const WAITING: usize = 64;
-/// Pause after a failed accept: probably out of descriptors, which time repairs.
+/// Pause after a failed accept: the process is probably out of descriptors, which passes.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Plain or TLS.
@@ -48,7 +48,7 @@ pub enum Connection {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// The proven identity of a connection's other end.
+/// The verified identity of a connection's other end.
 #[derive(Clone)]
 pub struct Peer {
     /// Verified against the clients' authority; none if no certificate is required.
@@ -80,7 +80,7 @@ pub fn accept(
                     continue;
                 }
             };
-            // Small messages are the rule; a failure makes them slower, not wrong.
+            // Most messages are small; a failure makes them slower, not wrong.
             let _ = stream.set_nodelay(true);
             match &tls {
                 None => {
@@ -92,7 +92,7 @@ pub fn accept(
                 Some(tls) => {
                     let acceptor = TlsAcceptor::from(tls.current());
                     let (ready, ended) = (ready.clone(), Arc::clone(&handshakes));
-                    // Locked until it is recorded: it can not end before.
+                    // Locked until the handshake is recorded, so that it cannot end before that.
                     let mut handshakes = handshakes.lock();
                     let number = handshakes.next_number();
                     let shaking = tokio::spawn(async move {
@@ -100,7 +100,7 @@ pub fn accept(
                         ended.lock().remove(address.ip(), number);
                         match shaken {
                             Ok(Ok(stream)) => {
-                                // A server that is gone serves nobody.
+                                // If the server has ended, nobody serves the connection.
                                 let _ = ready.send(Connection::Tls(Box::new(stream))).await;
                             }
                             Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
@@ -184,7 +184,7 @@ impl<T> Handshakes<T> {
     }
 }
 
-/// The client behind an address: it may have all addresses of an IPv6 network of 64 bits.
+/// The client behind an address: a client may use all addresses of an IPv6 network of 64 bits.
 fn client_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {

@@ -19,7 +19,8 @@ const HEALTH: Listener = Listener {
 
 fn main() -> ExitCode {
     let serve_command = config::command::<ServeOptions>("serve").about(
-        "Runs a coordinator; every option is also an environment variable and a key of --config FILE",
+        "Runs a coordinator; every option is also an environment variable and a key of --config \
+         FILE",
     );
     let whole = cli::command()
         .subcommand(serve_command)

@@ -1,6 +1,6 @@
 //! The process's metrics. A leaf: every module may count, none reads.
 //!
-//! Names follow the conventions of Prometheus; labels are from small fixed sets, never data.
+//! Names follow the conventions of Prometheus; labels come from small fixed sets, never from data.
 
 use std::{sync::Arc, time::Duration};
 
@@ -55,11 +55,11 @@ pub struct EndLabel {
     pub reason: &'static str,
 }
 
-/// Kinds of drift. These counters exist from the start, at 0: `increase()` does not see the first
-/// event of a counter that appears with it, and an alert stays silent.
+/// Kinds of drift. These counters exist from the start, at 0: `increase()` misses the first event
+/// of a counter that appears with that event, so an alert would stay silent.
 const DRIFT_KINDS: [&str; 2] = ["rows_without_bytes", "bytes_without_rows"];
 
-/// The ways a session ends; at 0 from the start, too.
+/// The ways in which a session ends; these counters exist from the start, too.
 pub const SESSION_ENDS: [&str; 11] = [
     "closed",
     "transport",

@@ -365,8 +365,8 @@ async fn an_inventory_of_many_entries() {
     let (ready, rate) = (seen.ready, f64::from(count) / seen.ready.as_secs_f64());
     let resident = resident_bytes(process.pid()) >> 20;
     println!(
-        "an inventory of {count} entries: ready after {ready:?}, {rate:.0} entries a second; {} new \
-         ones meanwhile, {} of them committed by then; {resident} MiB resident",
+        "an inventory of {count} entries: ready after {ready:?}, {rate:.0} entries a second; {} \
+         new ones meanwhile, {} of them committed by then; {resident} MiB resident",
         seen.new, seen.new_at_ready
     );
     figure("inventory_entries", f64::from(count));
@@ -453,7 +453,8 @@ async fn many_sessions() {
     let chunks: u32 = edges.iter().map(|(_, reports)| reports * REPORT).sum();
     let rate = f64::from(chunks) / began.elapsed().as_secs_f64();
     println!(
-        "{chunks} completions over {} sessions, each waiting for the commit of its last {REPORT}: {rate:.0} a second",
+        "{chunks} completions over {} sessions, each waiting for the commit of its last {REPORT}: \
+         {rate:.0} a second",
         edges.len()
     );
     figure("session_completions_per_second", rate);

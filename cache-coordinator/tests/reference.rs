@@ -26,8 +26,8 @@ fn the_page_of_commands_is_up_to_date() {
     let mut root = cli::command().term_width(WIDTH);
     root.build();
     let mut page = String::from(
-        "# Commands\n\nWritten from the commands in the code (`just reference`); a test compares it with them. \
-         `serve` has a page of its own: [configuration](configuration.md).\n",
+        "# Commands\n\nWritten from the commands in the code (`just reference`); a test compares \
+         it with them. `serve` has a page of its own: [configuration](configuration.md).\n",
     );
     describe(&root, "cache-coordinator", &mut page);
     hold(COMMANDS, &page);

@@ -47,7 +47,8 @@ async fn hits(requests: u64, length: u64) {
     for number in 0..requests {
         let start = (number * 81_920) % (SIZE - length);
         let request = format!(
-            "GET /films/a.mp4 HTTP/1.1\r\nHost: edge\r\nUser-Agent: guard/1\r\nAccept: */*\r\nRange: bytes={start}-{}\r\n\r\n",
+            "GET /films/a.mp4 HTTP/1.1\r\nHost: edge\r\nUser-Agent: guard/1\r\nAccept: */*\r\n\
+             Range: bytes={start}-{}\r\n\r\n",
             start + length - 1
         );
         stream.write_all(request.as_bytes()).await.unwrap();

@@ -1,5 +1,5 @@
-//! The operators' view of a running edge: why it is not ready, and its metrics, read at each
-//! scrape.
+//! The operators' view of a running edge: why it is not ready, and its metrics, which are read at
+//! each scrape.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -79,7 +79,7 @@ const GAUGES: [(&str, &str, Read); 12] = [
     }),
 ];
 
-/// Values that only rise; `_total` is added to the names.
+/// Values that only rise; `_total` is appended to their names.
 const COUNTERS: [(&str, &str, Read); 8] = [
     ("origin_bytes", "Bytes from origins", |s| {
         s.downloads.fetcher().counters.origin_bytes()
@@ -185,7 +185,7 @@ impl SourceGauges {
             let origins = source.origins().iter();
             let (up, down): (Vec<_>, Vec<_>) =
                 origins.partition(|origin| origin.health.dead_since().is_none());
-            // Two at one host are one: down if either is.
+            // Two origins at one host count as one, which is down if either is.
             for (origins, value) in [(up, 1), (down, 0)] {
                 for origin in origins {
                     let label = [
@@ -260,7 +260,8 @@ impl AdminState for State {
     }
 
     fn metrics(&self, accept: Option<&str>) -> Option<Exposition> {
-        // Locked over both loops: of two concurrent scrapes, neither counts what the other counted.
+        // Locked over both loops, so that of two concurrent scrapes neither counts what the other
+        // counted.
         let measures = self.measures.lock();
         for (gauge, read) in &measures.gauges {
             gauge.set(i64::try_from(read(self)).unwrap_or(i64::MAX));

@@ -53,16 +53,16 @@ use http_rules::steering::Candidate;
 
 /// Chunks that finish within this time share their syncs.
 const GROUP_SYNC_WINDOW: Duration = Duration::from_millis(20);
-/// Beyond the grace period of running bodies: time for the store's last syncs and the session's
+/// Added to the grace period of running bodies: time for the store's last syncs and the session's
 /// last messages.
 const END_GRACE: Duration = Duration::from_secs(10);
 /// Time limit for resolving a coordinator's name at start.
 const LOOKUP: Duration = Duration::from_millis(500);
-/// A peer that sends nothing for this long is given up for the origin.
+/// A peer that sends nothing for this long is given up, and the origin is asked instead.
 const PEER_STALL: Duration = Duration::from_secs(1);
 
 /// Worker threads that may block on the disk: one per fetch, within reason, and one for the
-/// CRITICAL one beyond them.
+/// additional CRITICAL fetch.
 ///
 /// # Errors
 ///
@@ -87,7 +87,7 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// Connects the parts over an open store. Nothing runs yet.
+    /// Connects the parts over an open store. Starts nothing yet.
     pub fn build(options: &Options, store: Store, fetch: Workers) -> anyhow::Result<Self> {
         let link = Link::new(options.name.clone());
         let catalogue = Arc::new(Catalogue::default());
@@ -95,8 +95,8 @@ impl Edge {
         let chunk_size = Arc::new(AtomicU32::new(Geometry::DEFAULT_CHUNK_SIZE));
         notes::restore(&store, &catalogue, &peer_keys, &chunk_size);
         let bindings = Arc::new(Bindings::load(store.clone()));
-        // Sources and bindings are stored separately: a crash in between must not join an old key
-        // to a new library.
+        // Sources and bindings are stored separately: after a crash in between, an old key must not
+        // be combined with a new base URL.
         let base_urls = catalogue.base_urls();
         bindings.forget_foreign(|name| base_urls.get(name).cloned());
         let incoming = Arc::new(IncomingChunks::default());
@@ -313,7 +313,8 @@ pub async fn serve(options: Options, fetch: Workers) -> anyhow::Result<()> {
     let metrics = Metrics::new(&mut registry);
     let edge = Edge::build(&options, store.clone(), fetch)?;
 
-    // The session and the rest outlive the listener: bodies that drain still need their chunks.
+    // The session and the other tasks outlive the listener, because bodies that drain still need
+    // their chunks.
     let stop = CancellationToken::new();
     let mut tasks = TaskSet::new(signal.clone());
     let this = Candidate {
@@ -458,7 +459,7 @@ fn listener_tls(
     };
     let reloading = tls::server(files)?;
     let watched = reloading.clone();
-    // Ends with the process; a certificate that can not be read leaves the old one in place.
+    // Ends with the process. If a certificate cannot be read, the old one stays in place.
     tokio::spawn(async move {
         watched
             .watch(tls::CHECK_INTERVAL, CancellationToken::new())
@@ -470,7 +471,7 @@ fn listener_tls(
 fn signing_keys(files: Option<KeyFiles>) -> anyhow::Result<Option<SigningKeys>> {
     let Some(files) = files else { return Ok(None) };
     let keys = SigningKeys::load(files).context("keys of signed URLs")?;
-    // Ends with the process, as the certificates' does.
+    // Ends with the process, like the task for certificates.
     tokio::spawn(keys.clone().watch(tls::CHECK_INTERVAL));
     Ok(Some(keys))
 }

@@ -1,6 +1,6 @@
 //! Counters by source.
 //!
-//! The names are the operators', and bounded nevertheless: what is counted of further sources is
+//! Operators choose the names, but their number is bounded nevertheless: further sources are
 //! counted together.
 
 use std::{collections::HashSet, sync::Arc};
@@ -11,13 +11,13 @@ use prometheus_client::{
     registry::Registry,
 };
 
-/// Sources with metrics of their own.
+/// Maximum number of sources with metrics of their own.
 pub const MAX_SOURCES: usize = 256;
 
 /// The label of a source's metrics.
 pub type SourceLabel = [(&'static str, Arc<str>); 1];
 
-/// The label of the sources beyond the most.
+/// The label of all further sources.
 pub const OTHERS: &str = "others";
 
 /// The sources that have metrics of their own.
@@ -63,7 +63,7 @@ impl CounterBySource {
         registry.register(name, help, self.counters.clone());
     }
 
-    /// With a count of 0 it is there from then on: a rate does not see a counter's first value.
+    /// Adds to the count. A count of 0 creates the counter: a rate misses a counter's first value.
     pub fn add(&self, source: &str, count: u64) {
         let name = self.names.label(source);
         self.counters

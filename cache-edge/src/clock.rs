@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 /// The wall clock, in milliseconds since the epoch.
 #[must_use]
 pub fn now_ms() -> i64 {
-    /// The wall clock is read once: setting it later does not make fresh objects stale, or stale
-    /// ones fresh.
+    /// The wall clock is read only once, so that setting it later makes neither fresh objects stale
+    /// nor stale ones fresh.
     static STARTED: LazyLock<(std::time::Instant, i64)> = LazyLock::new(|| {
         let since = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)

@@ -1,4 +1,4 @@
-//! An edge of the chunk cache: downloader, store, and the HTTP proxy players stream from.
+//! An edge of the chunk cache: downloader, store, and the HTTP proxy from which players stream.
 //!
 //! The folder tree is the architecture; see ARCHITECTURE.md for the invariant of each folder.
 

@@ -60,11 +60,12 @@ fn main() -> ExitCode {
 
 fn run(options: Options) -> anyhow::Result<()> {
     tls::install_provider();
-    // Sources' credentials are in the data directory: nobody else may read this process's files.
+    // The data directory contains credentials of sources, so nobody else may read this process's
+    // files.
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let fetch = app::fetch_threads(options.max_downloads as usize)?;
-    // The session with the coordinator, the planner, maintenance: many short tasks that wake each
-    // other. On one thread no wake-up costs a switch to another.
+    // The session, the planner and maintenance are many short tasks that wake each other. On one
+    // thread, no wake-up switches to another thread.
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("control-disk")
@@ -75,7 +76,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         telemetry.shutdown().await;
         result
     });
-    // Aborted fetches resume from what is durable; there is nothing to wait for.
+    // Aborted fetches resume after their durable bytes, so there is nothing to wait for.
     drop(fetch);
     control.shutdown_background();
     result

@@ -54,16 +54,19 @@ pub struct Options {
         value_parser = parse_socket_address
     )]
     pub admin_listen: SocketAddr,
-    /// The base URL players and peer edges reach this edge at [default: from --listen; of all addresses, the one that the route to the coordinator has]
+    /// The base URL at which players and peer edges reach this edge [default: from --listen; of all
+    /// addresses, the one that the route to the coordinator has]
     #[arg(long, value_name = "URL", value_parser = parse_base_url)]
     pub advertise_url: Option<String>,
-    /// Bytes of chunks kept at most [default: the smaller of 90 % of the file system and what --min-free leaves]
+    /// Maximum bytes of chunks kept [default: the smaller of 90 % of the file system and what
+    /// --min-free leaves]
     #[arg(long = "max-size", value_name = "BYTES", value_parser = parse_bytes)]
     pub max_bytes: Option<u64>,
     /// Free space never used
     #[arg(long, value_name = "BYTES|PERCENT", default_value = "5%", value_parser = parse_min_free)]
     pub min_free: MinFree,
-    /// Origin or peer fetches at a time, 1 to 1024; one more is kept for what a reader waits for
+    /// Origin or peer fetches at a time, 1 to 1024; one more is reserved for chunks that readers
+    /// wait for
     #[arg(
         long,
         value_name = "COUNT",
@@ -71,7 +74,8 @@ pub struct Options {
         value_parser = value_parser!(u32).range(1..=1024)
     )]
     pub max_downloads: u32,
-    /// Chunks fetched ahead of a reader, 1 to 4096 [default: adaptive, at least 10 chunks; it starts at 2 and grows by what is read beyond the first 8 MiB]
+    /// Chunks fetched ahead of a reader, 1 to 4096 [default: adaptive, at least 10 chunks; it
+    /// starts at 2 and grows with what is read beyond the first 8 MiB]
     #[arg(long, value_name = "CHUNKS", value_parser = value_parser!(u32).range(1..=4096))]
     pub lookahead: Option<u32>,
     /// An adaptive lookahead is no longer than what its reader plays in this time, or 10 chunks
@@ -89,7 +93,8 @@ pub struct Options {
     /// The key of --tls-cert, PEM
     #[arg(long, value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
-    /// HTTPS on --admin-listen: the certificate, PEM; that of --listen may be of a public authority, this one of the cluster's
+    /// HTTPS on --admin-listen: the certificate, PEM; that of --listen may be of a public
+    /// authority, this one of the cluster's
     #[arg(long, value_name = "FILE")]
     pub admin_tls_cert: Option<PathBuf>,
     /// The key of --admin-tls-cert, PEM
@@ -104,7 +109,7 @@ pub struct Options {
     /// The key of --coordinator-cert, PEM
     #[arg(long, value_name = "FILE")]
     pub coordinator_key: Option<PathBuf>,
-    /// File holding this edge's bearer token; read anew for each connection
+    /// File holding this edge's bearer token; read again for each connection
     #[arg(long, value_name = "FILE")]
     pub coordinator_token_file: Option<PathBuf>,
     /// Allow listeners on other addresses than loopback without TLS

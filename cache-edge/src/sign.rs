@@ -47,7 +47,8 @@ pub fn command() -> Command {
             option(
                 "private-key-file",
                 "FILE",
-                "Make a JSON Web Token with this key, RSA or P-256, PEM (PKCS #8); its public half is in the edges' --signed-url-jwks-file",
+                "Make a JSON Web Token with this key, RSA or P-256, PEM (PKCS #8); its public \
+                 half is in the edges' --signed-url-jwks-file",
             )
             .conflicts_with("keys-file")
             .value_parser(value_parser!(PathBuf)),
@@ -69,11 +70,17 @@ pub fn command() -> Command {
             option(
                 "path",
                 "PATTERN",
-                "Cover all paths that match instead of each URL's own, such as '/films/a/*' for a ladder",
+                "Cover all paths that match instead of each URL's own, such as '/films/a/*' for a \
+                 ladder",
             ),
-            option("place", "PLACE", "Where the signature is put; a cookie is printed as the value of Set-Cookie")
-                .default_value("query")
-                .value_parser(["query", "segment", "cookie"]),
+            option(
+                "place",
+                "PLACE",
+                "Where the signature is put; a cookie is printed as the \
+             value of Set-Cookie",
+            )
+            .default_value("query")
+            .value_parser(["query", "segment", "cookie"]),
             option(
                 "expires-in",
                 "DURATION",
@@ -92,7 +99,7 @@ pub fn command() -> Command {
         ])
 }
 
-/// Exit status 0; 1 if something can not be signed; 2 if the arguments make no sense.
+/// Exit status 0; 1 if something cannot be signed; 2 if the arguments are invalid.
 pub fn run(arguments: &ArgMatches) -> ExitCode {
     match signed(arguments, SystemTime::now()) {
         Ok(text) => match writeln!(std::io::stdout(), "{text}") {
@@ -162,7 +169,7 @@ fn signed(arguments: &ArgMatches, now: SystemTime) -> Result<String, (u8, String
     Ok(urls.join("\n"))
 }
 
-/// What signs.
+/// The key that signs.
 enum Key {
     Shared {
         signer: Signer,
@@ -242,7 +249,7 @@ impl Key {
     }
 }
 
-/// The directory that a cookie for these paths is sent to.
+/// The path to which a cookie for these objects is limited.
 fn cookie_path(pattern: &str) -> &str {
     let fixed = pattern.split('*').next().unwrap_or_default();
     match fixed.rfind('/') {
@@ -251,7 +258,7 @@ fn cookie_path(pattern: &str) -> &str {
     }
 }
 
-/// What stands before the path, the path as an edge normalises it, and the query.
+/// Splits a URL into the part before the path, the path as an edge normalises it, and the query.
 fn split(url: &str) -> Result<(String, String, String), String> {
     let (base, target) = if url.starts_with('/') {
         (String::new(), url.to_owned())

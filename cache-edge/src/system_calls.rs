@@ -72,17 +72,17 @@ fn read(info: &TcpInfo) -> Transport {
 pub static NO_MEMORY: LazyLock<ReservedAddresses> = LazyLock::new(ReservedAddresses::reserve);
 
 /// A range of addresses of this process without memory (`PROT_NONE`). Slices of it are tokens: they
-/// are compared by their address and never read. Reading one is a bug that ends the process with
-/// SIGSEGV, under Miri and sanitizers as well.
+/// are compared by address and never read. Reading one is a bug that ends the process with SIGSEGV,
+/// under Miri and sanitizers as well.
 pub struct ReservedAddresses(Option<NonNull<u8>>);
 
-// SAFETY: it is an address without anything behind it that could be shared.
+// SAFETY: it is an address with nothing behind it that could be shared.
 unsafe impl Send for ReservedAddresses {}
 // SAFETY: as above.
 unsafe impl Sync for ReservedAddresses {}
 
 impl ReservedAddresses {
-    /// Costs address space, and no memory.
+    /// Uses address space, but no memory.
     pub const LEN: usize = 64 << 20;
 
     fn reserve() -> Self {
@@ -106,7 +106,7 @@ impl ReservedAddresses {
         Some(unsafe { std::slice::from_raw_parts(start, len) })
     }
 
-    /// Where a token begins in the range; `None`: the slice is memory.
+    /// The offset at which a token begins in the range; `None`: the slice is ordinary memory.
     pub fn offset_of(&self, slice: &[u8]) -> Option<usize> {
         let base = self.0?.as_ptr() as usize;
         let offset = (slice.as_ptr() as usize).checked_sub(base)?;

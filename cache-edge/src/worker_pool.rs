@@ -1,6 +1,6 @@
 //! Worker threads with an event loop each: for connections, and for fetches.
 //!
-//! Why not one pool that steals work: a connection, or a fetch, is served by many short polls. If
+//! Why not one pool with work stealing: a connection or a fetch is served by many short polls. If
 //! any thread may take the next one, each poll wakes a second thread to look for work, and the data
 //! moves from cache to cache. Here a task stays on its worker, as in nginx and similar servers.
 
@@ -19,8 +19,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// For files that are not in memory. Further reads wait in line, which costs nothing on a disk that
-/// is already busy.
+/// For files that are not in memory. Further reads wait in a queue, which costs nothing on a disk
+/// that is already busy.
 const MAX_BLOCKING_THREADS: usize = 32;
 
 /// Ends its threads when dropped; tasks that still run there are dropped with them.
@@ -45,7 +45,8 @@ impl WorkerPool {
     pub fn start(name: &str, count: usize) -> io::Result<Self> {
         let stop = CancellationToken::new();
         let mut workers = Vec::with_capacity(count);
-        // Dropped on an early return if one can not be started: those that were started end.
+        // Dropped on an early return if a thread cannot be started, which ends those that were
+        // started.
         let ending = stop.clone().drop_guard();
         for _ in 0..count.max(1) {
             let runtime = Builder::new_current_thread()
@@ -80,13 +81,13 @@ impl Drop for WorkerPool {
 }
 
 impl Workers {
-    /// A single worker, whose event loop runs elsewhere.
+    /// A single worker whose event loop runs elsewhere.
     #[must_use]
     pub fn of(handle: Handle) -> Self {
         Self(Arc::new([Worker::new(handle)]))
     }
 
-    /// Runs the task on the worker that has the fewest.
+    /// Runs the task on the worker with the fewest tasks.
     pub fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
     where
         F: Future<Output: Send> + Send + 'static,
@@ -100,7 +101,7 @@ impl Workers {
         })
     }
 
-    /// Runs the work on a thread beside the workers.
+    /// Runs blocking work on a thread beside the workers.
     pub fn spawn_blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,

@@ -17,9 +17,9 @@ const SIZE: u64 = 4 * MIB;
 const PATH: &str = "/films/a.mp4";
 
 /// One connection that is kept open.
-struct Kept(TcpStream);
+struct KeptConnection(TcpStream);
 
-impl Kept {
+impl KeptConnection {
     async fn open(edge: &TestEdge) -> Self {
         Self(TcpStream::connect(edge.address).await.unwrap())
     }
@@ -80,11 +80,11 @@ fn key() -> v1::Key {
 }
 
 /// An edge that has the object cached on a connection.
-async fn remembered() -> (tempfile::TempDir, Arc<Origin>, TestEdge, Kept) {
+async fn remembered() -> (tempfile::TempDir, Arc<Origin>, TestEdge, KeptConnection) {
     let directory = tempfile::tempdir().unwrap();
     let origin = Origin::start(SIZE).await;
     let edge = TestEdge::start(directory.path(), Some(&origin)).await;
-    let mut kept = Kept::open(&edge).await;
+    let mut kept = KeptConnection::open(&edge).await;
     kept.get_remembered(&edge, None).await;
     (directory, origin, edge, kept)
 }
@@ -158,7 +158,7 @@ async fn credentials_go_to_the_origin_whatever_is_remembered() {
         source.forward_credentials = true;
     })
     .await;
-    let mut kept = Kept::open(&edge).await;
+    let mut kept = KeptConnection::open(&edge).await;
     kept.get_remembered(&edge, None).await;
     let asked = origin.requests();
     let private = kept.get(PATH, "Authorization: Basic eDp5\r\n").await;
@@ -186,7 +186,7 @@ async fn another_variant_on_the_connection_is_another_object() {
         source.forward_headers = vec!["accept-language".into()];
     })
     .await;
-    let mut kept = Kept::open(&edge).await;
+    let mut kept = KeptConnection::open(&edge).await;
     kept.get_remembered(&edge, Some(("Accept-Language", "en")))
         .await;
     let asked = origin.requests();

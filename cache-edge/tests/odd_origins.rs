@@ -112,7 +112,8 @@ async fn weak_tags_that_differ_are_two_objects() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_coding_makes_the_length_void() {
     let (_directory, origin, edge) = pair().await;
-    let both = "HTTP/1.1 200 X\r\nETag: \"v1\"\r\nContent-Length: 50\r\nTransfer-Encoding: chunked\r\n\r\n\
+    let both = "HTTP/1.1 200 X\r\nETag: \"v1\"\r\nContent-Length: 50\r\n\
+     Transfer-Encoding: chunked\r\n\r\n\
                 5\r\nhello\r\n0\r\n\r\n";
     origin.script(|_, _| Act::Raw(both.into()));
     let answer = edge.get("/films/a", None).await;

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Another service's use of the cache: health, open, precache, watch until it is there, and how errors are read.
+"""How another service uses the cache: checks health, opens an object, prefetches it, watches until
+it is cached, and reads errors.
 
 examples/python/run ENDPOINT SOURCE/PATH     (ENDPOINT as host:port)
 """

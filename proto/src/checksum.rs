@@ -37,12 +37,12 @@ impl ChunkHasher {
     }
 }
 
-/// Size of a block, which has its own hash: the unit in which bytes are checked before a peer, or a
+/// Size of a block, which has its own hash: bytes are checked in this unit before a peer, or a
 /// reader of a cold file, gets them.
 pub const BLOCK_BYTES: u64 = 256 << 10;
 
 /// The checksum of a chunk, and those of its blocks of [`BLOCK_BYTES`], seeded likewise. A chunk of
-/// one block has no list: its checksum is the block's.
+/// a single block has no list, because its checksum is the block's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChunkDigest {
     /// Checksum of the whole chunk.
@@ -75,7 +75,7 @@ pub struct DigestHasher {
     /// Position of the next byte.
     position: u64,
     whole: ChunkHasher,
-    /// Hashes the block at `position`; none if the chunk is one block.
+    /// Hashes the block at `position`; `None` if the chunk is a single block.
     block: Option<ChunkHasher>,
     blocks: Vec<u64>,
 }
@@ -130,13 +130,13 @@ impl DigestHasher {
     }
 }
 
-/// A digest of an edge's chunks of one entry, in two numbers: independent of order, and computed by
+/// A digest of an edge's chunks of one entry, in two numbers: independent of order, and computed in
 /// PostgreSQL with `count(*)` and `bit_xor(checksum)`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InventoryDigest {
     /// Number of chunks.
     pub chunk_count: u64,
-    /// XOR of their checksums. Because these are seeded, a permutation of chunks shows.
+    /// XOR of their checksums. Because these are seeded, exchanged chunks are detected.
     pub checksum_xor: u64,
 }
 

@@ -2,14 +2,13 @@
 //!
 //! Ranges are half-open, `[start, end)`. All chunks have the entry's chunk size except the last,
 //! which ends where the object ends; an empty object has no chunk. There is no chunk past the end
-//! of the object (nginx slice asks strict origins for one and gets a 416).
+//! of the object (nginx slice requests one from strict origins and gets a 416).
 
 use crate::v1;
 
 /// A half-open range of bytes, `[start, end)`. May be empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ByteRange {
-    /// First byte.
     pub start: u64,
     /// One past the last byte; never less than `start`.
     pub end: u64,
@@ -31,13 +30,11 @@ impl ByteRange {
         self.start..self.end
     }
 
-    /// Bytes in it.
     #[must_use]
     pub fn len(self) -> u64 {
         self.end - self.start
     }
 
-    /// Whether it has no bytes.
     #[must_use]
     pub fn is_empty(self) -> bool {
         self.end == self.start
@@ -49,7 +46,7 @@ impl ByteRange {
         self.start <= offset && offset < self.end
     }
 
-    /// The common part; empty if they do not meet.
+    /// The common part; empty if there is none.
     #[must_use]
     pub fn intersect(self, other: Self) -> Self {
         Self::new(self.start.max(other.start), self.end.min(other.end))
@@ -85,16 +82,15 @@ pub struct Geometry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GeometryError {
     /// Chunks are powers of two from 64 KiB to 64 MiB, so that they align with pages and blocks.
-    #[error("chunk size {0} is not a power of two from {min} to {max}", min = Geometry::MIN_CHUNK_SIZE, max = Geometry::MAX_CHUNK_SIZE)]
+    #[error("chunk size {0} is not a power of two from {min} to {max}",
+        min = Geometry::MIN_CHUNK_SIZE, max = Geometry::MAX_CHUNK_SIZE)]
     ChunkSize(u32),
     /// Chunk indexes are 32 bits wide.
     #[error(
         "an object of {size_bytes} bytes has more than 2^32 - 1 chunks of {chunk_size_bytes} bytes"
     )]
     TooManyChunks {
-        /// Size of the object.
         size_bytes: u64,
-        /// Size of each chunk.
         chunk_size_bytes: u32,
     },
 }
@@ -102,8 +98,8 @@ pub enum GeometryError {
 impl Geometry {
     /// Smallest chunk, 64 KiB.
     pub const MIN_CHUNK_SIZE: u32 = 64 << 10;
-    /// Smallest chunk of an entry that is served, 2 MiB: no folio of the page cache is larger, so a
-    /// hole punched beside bytes that are still in a socket never zeroes a part of their folio.
+    /// Smallest chunk of an entry that is served, 2 MiB. No folio of the page cache is larger, so
+    /// punching a hole beside bytes that are still in a socket never zeroes a part of their folio.
     pub const MIN_SERVED_CHUNK_SIZE: u32 = 2 << 20;
     /// Largest chunk, 64 MiB.
     pub const MAX_CHUNK_SIZE: u32 = 64 << 20;
@@ -132,13 +128,12 @@ impl Geometry {
         })
     }
 
-    /// Size of the object.
     #[must_use]
     pub fn size(self) -> u64 {
         self.size_bytes
     }
 
-    /// Size of every chunk but the last.
+    /// Size of every chunk except the last.
     #[must_use]
     pub fn chunk_size(self) -> u32 {
         self.chunk_size_bytes
@@ -244,7 +239,11 @@ mod tests {
         }
 
         #[test]
-        fn covering_chunks_hold_the_range_and_no_more(size in 1u64..(1 << 34), a in 0u64..(1 << 34), len in 1u64..(1 << 24)) {
+        fn covering_chunks_hold_the_range_and_no_more(
+            size in 1u64..(1 << 34),
+            a in 0u64..(1 << 34),
+            len in 1u64..(1 << 24),
+        ) {
             let g = Geometry::new(size, 2 << 20).unwrap();
             let range = ByteRange::new(a, a + len).intersect(ByteRange::new(0, size));
             let chunks = g.chunks_covering(ByteRange::new(a, a + len));

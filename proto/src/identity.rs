@@ -1,9 +1,9 @@
 //! The identity of an entry: an id derived from all its identifying fields.
 //!
-//! An edge that meets an object while no coordinator answers gives it the same id as any other
-//! would, so registering an entry is idempotent, and two edges that meet it at once agree without
-//! communication. The source's base URL is part of it: redirecting a source to another library
-//! makes other entries, even if paths and ETags agree.
+//! An edge that finds an object while no coordinator answers gives it the same id as any other edge
+//! would. So registering an entry is idempotent, and two edges that find an object at the same time
+//! agree without communication. The source's base URL is part of the id: changing it makes other
+//! entries, even if paths and ETags agree.
 
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -13,42 +13,36 @@ use crate::v1;
 /// An entry's id: a version 8 UUID (RFC 9562) made by [`EntryIdentity::id`].
 pub type EntryId = Uuid;
 
-/// Many ids in one field, 16 bytes each.
+/// Packs many ids into one field, 16 bytes each.
 #[must_use]
 pub fn pack(ids: &[EntryId]) -> Vec<u8> {
     ids.iter().flat_map(|id| *id.as_bytes()).collect()
 }
 
-/// The ids that were packed; what is left over at the end is none.
+/// Unpacks the ids; incomplete bytes at the end are ignored.
 pub fn unpack(packed: &[u8]) -> impl Iterator<Item = EntryId> + '_ {
     let (ids, _) = packed.as_chunks::<16>();
     ids.iter().map(|id| EntryId::from_bytes(*id))
 }
 
-/// All that identifies an entry.
+/// All fields that identify an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryIdentity<'a> {
-    /// The source's name.
     pub source: &'a str,
     /// The source's base URL without a trailing slash.
     pub base_url: &'a str,
-    /// The key's path.
     pub path: &'a str,
-    /// The key's query.
     pub query: &'a str,
-    /// The key's variant.
     pub variant: &'a str,
     /// The validator in clear, as derived by `http-rules` from the origin's answer.
     pub validator: &'a str,
-    /// Size of the object.
     pub size_bytes: u64,
-    /// Size of a chunk.
     pub chunk_size_bytes: u32,
 }
 
 impl EntryIdentity<'_> {
-    /// The first 128 bits of SHA-256 over the length-prefixed fields. SHA-256 and not a faster hash
-    /// because clients choose paths and queries: nobody must be able to make two objects share an
+    /// The first 128 bits of SHA-256 over the length-prefixed fields. A faster hash would not
+    /// suffice: clients choose paths and queries, and must not be able to make two objects share an
     /// id.
     #[must_use]
     pub fn id(&self) -> EntryId {
@@ -73,8 +67,8 @@ impl EntryIdentity<'_> {
     }
 }
 
-/// Whether the entry belongs to the source at this base URL. A source may be redirected to another
-/// library: its old entries can still be read, but nothing more is fetched for them.
+/// Whether the entry belongs to the source at this base URL. A source may get another base URL: its
+/// old entries can still be read, but nothing more is fetched for them.
 #[must_use]
 pub fn belongs_to(entry: &v1::Entry, base_url: &str) -> bool {
     let Some(key) = &entry.key else { return false };

@@ -3,7 +3,7 @@
 use crate::v1;
 
 /// Maximum size of path, query and variant together. A longer key is passed through and never
-/// recorded: clients choose keys, and each is a row.
+/// recorded, because clients choose keys, and each recorded key is a row.
 pub const MAX_KEY_BYTES: usize = 2048;
 
 /// Whether a key may become a row: it is short enough and has no zero byte.

@@ -1,7 +1,7 @@
 //! The common ground of both services: the gRPC messages and services generated from
 //! `chunkcache/v1/*.proto`, the geometry of chunks, and the identity and checksums of entries.
 //!
-//! Knows nothing of time, I/O, SQL or HTTP.
+//! Must not know time, I/O, SQL or HTTP.
 
 pub mod checksum;
 pub mod geometry;

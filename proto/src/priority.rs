@@ -77,6 +77,7 @@ impl TryFrom<v1::Priority> for Level {
 /// A message without a priority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "priority is unspecified; expected PRIORITY_CRITICAL, PRIORITY_HIGH, PRIORITY_MEDIUM or PRIORITY_LOW"
+    "priority is unspecified; expected PRIORITY_CRITICAL, PRIORITY_HIGH, PRIORITY_MEDIUM or \
+     PRIORITY_LOW"
 )]
 pub struct UnspecifiedPriority;

@@ -1,7 +1,8 @@
 //! A set of integers kept as half-open ranges.
 //!
-//! Ranges that touch are one, so the set costs what its gaps cost: a whole film held is one node
-//! of the tree, whatever its length. Used for chunk indexes (`u32`) and for bytes (`u64`).
+//! Ranges that touch are joined, so the cost of a set depends on its gaps: a completely held film
+//! is one node of the tree, whatever its length. Used for chunk indexes (`u32`) and for bytes
+//! (`u64`).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -38,8 +39,8 @@ impl<T: Copy + Ord + Into<u64>> RangeSet<T> {
         Self::default()
     }
 
-    /// Adds a range and joins it with those it meets or touches. Costs as many ranges as it
-    /// swallows.
+    /// Adds a range and joins it with those that it overlaps or touches. The cost grows with the
+    /// number of ranges joined.
     pub fn insert(&mut self, range: Range<T>) {
         let Range { mut start, mut end } = range;
         if start >= end {
@@ -60,7 +61,7 @@ impl<T: Copy + Ord + Into<u64>> RangeSet<T> {
         self.runs.insert(start, end);
     }
 
-    /// Removes a range; cuts ranges that reach over its ends.
+    /// Removes a range, and cuts ranges that extend beyond it.
     pub fn remove(&mut self, range: Range<T>) {
         if range.start >= range.end {
             return;
@@ -82,7 +83,7 @@ impl<T: Copy + Ord + Into<u64>> RangeSet<T> {
         }
     }
 
-    /// Where the range that holds `at` ends.
+    /// The end of the range that contains `at`.
     #[must_use]
     pub fn run_end(&self, at: T) -> Option<T> {
         self.runs
@@ -98,7 +99,7 @@ impl<T: Copy + Ord + Into<u64>> RangeSet<T> {
         self.run_end(at).is_some()
     }
 
-    /// The first of `within` that is not in the set.
+    /// The first integer of `within` that is not in the set.
     #[must_use]
     pub fn first_missing(&self, within: Range<T>) -> Option<T> {
         let at = self.run_end(within.start).unwrap_or(within.start);
@@ -113,7 +114,7 @@ impl<T: Copy + Ord + Into<u64>> RangeSet<T> {
         Some(start..next.map_or(within.end, |(&next, _)| next))
     }
 
-    /// The first of `within` that is in the set.
+    /// The first integer of `within` that is in the set.
     #[must_use]
     pub fn first_present(&self, within: Range<T>) -> Option<T> {
         if within.start >= within.end {
@@ -168,7 +169,8 @@ impl<T: Copy + Ord + Into<u64>> RangeSet<T> {
         missing
     }
 
-    /// How many of `within` are in the set. Costs as many ranges as it contains.
+    /// The number of integers of `within` in the set. The cost grows with the number of ranges in
+    /// it.
     #[must_use]
     pub fn count_in(&self, within: Range<T>) -> u64 {
         self.present_in(within)
@@ -176,7 +178,7 @@ impl<T: Copy + Ord + Into<u64>> RangeSet<T> {
             .sum()
     }
 
-    /// How many integers are in the set.
+    /// The number of integers in the set.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.iter()
@@ -189,7 +191,7 @@ impl<T: Copy + Ord + Into<u64>> RangeSet<T> {
         self.runs.iter().map(|(&start, &end)| start..end)
     }
 
-    /// The ranges from the one that holds or follows `at`, ascending.
+    /// The ranges from the one that contains or follows `at`, ascending.
     pub fn iter_from(&self, at: T) -> impl Iterator<Item = Range<T>> + '_ {
         let holder = self
             .runs
@@ -200,7 +202,7 @@ impl<T: Copy + Ord + Into<u64>> RangeSet<T> {
         self.runs.range(from..).map(|(&start, &end)| start..end)
     }
 
-    /// From the first to past the last.
+    /// From the first integer to one past the last.
     #[must_use]
     pub fn span(&self) -> Option<Range<T>> {
         let (&start, _) = self.runs.first_key_value()?;
@@ -241,7 +243,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_the_set_of_its_members(steps in prop::collection::vec((any::<bool>(), range()), 0..40), probe in range()) {
+        fn it_is_the_set_of_its_members(
+            steps in prop::collection::vec((any::<bool>(), range()), 0..40),
+            probe in range(),
+        ) {
             let mut set = RangeSet::new();
             let mut model = BTreeSet::new();
             for (add, range) in steps {
@@ -264,9 +269,16 @@ mod tests {
             prop_assert_eq!(set.first_missing(probe.clone()), outside.first().copied());
             prop_assert_eq!(set.count_in(probe.clone()), inside.len() as u64);
             prop_assert_eq!(set.present_in(probe.clone()).flatten().collect::<Vec<_>>(), inside);
-            prop_assert_eq!(set.first_gap(probe.clone()), set.missing_of(probe.clone()).into_iter().next());
-            prop_assert_eq!(set.missing_of(probe.clone()).into_iter().flatten().collect::<Vec<_>>(), outside);
-            let tail: Vec<u32> = set.iter_from(probe.start).flatten().filter(|&at| at >= probe.start).collect();
+            prop_assert_eq!(
+                set.first_gap(probe.clone()),
+                set.missing_of(probe.clone()).into_iter().next()
+            );
+            prop_assert_eq!(
+                set.missing_of(probe.clone()).into_iter().flatten().collect::<Vec<_>>(),
+                outside
+            );
+            let tail: Vec<u32> = set.iter_from(probe.start).flatten()
+                .filter(|&at| at >= probe.start).collect();
             prop_assert_eq!(tail, model.range(probe.start..).copied().collect::<Vec<_>>());
         }
     }

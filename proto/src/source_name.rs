@@ -3,12 +3,14 @@
 /// An invalid name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is not a name: expected 1 to 63 of a-z, 0-9, '.', '_', '-', beginning with a letter or digit"
+    "{0:?} is not a name: expected 1 to 63 of a-z, 0-9, '.', '_', '-', beginning with a letter or \
+     digit"
 )]
 pub struct BadName(pub String);
 
-/// `[a-z0-9][a-z0-9._-]{0,62}`: safe as a path segment, a label, a file name. `v1` and names that
-/// begin with `_` or `.` are reserved for the edge's own paths; sources additionally refuse `v1`.
+/// `[a-z0-9][a-z0-9._-]{0,62}`: safe as a path segment, a label, and a file name. `v1` and names
+/// that begin with `_` or `.` are reserved for the edge's own paths; sources additionally refuse
+/// `v1`.
 pub fn check_name(name: &str) -> Result<(), BadName> {
     let bytes = name.as_bytes();
     let first_ok = bytes
@@ -24,7 +26,7 @@ pub fn check_name(name: &str) -> Result<(), BadName> {
     }
 }
 
-/// As [`check_name`]; `v1` is taken by `/v1/entries/{id}`, the others by steering.
+/// As [`check_name`]; `v1` is used by `/v1/entries/{id}`, the others by steering.
 pub fn check_source_name(name: &str) -> Result<(), BadName> {
     check_name(name)?;
     if matches!(name, "v1" | "steer" | "steer.json") {

@@ -1,4 +1,4 @@
-"""What tests/bench/run measures: each case loads the contestants one after the other, in another order each round."""
+"""The cases of tests/bench/run: each loads one contestant at a time, in changing order."""
 
 import json
 import os
@@ -34,14 +34,14 @@ HITS = [
 ]
 TLS_HITS = [Hit("TLS, 2 MiB aligned, 16 connections", 2 << 20, True, 16)]
 
-#: Every object repeats its first bytes. They stay in a processor's cache, so that comparing does
-#: not take the memory's speed from what is measured; being a prime, so many bytes are no multiple
-#: of anything by which a server could mistake a place.
+#: Every object repeats its first bytes. They stay in the CPU's cache, so that the comparison uses
+#: none of the memory bandwidth that is measured. The period is prime, so a server that confuses two
+#: offsets sends different bytes.
 PERIOD = 262139
 
-#: Of hits, one connection in so many compares every byte; the others compare the first ones of each
-#: answer and let the kernel throw the rest away, as a network card takes bytes without a processor.
-#: Else the load's core is what is measured. Of whole files all is compared.
+#: For hits, one connection in so many compares every byte. The others compare the first bytes of
+#: each answer and let the kernel discard the rest, as a network card takes bytes without the CPU;
+#: otherwise the core of the load generator would be the limit. Whole files are compared in full.
 COMPARE_ONE_IN = 8
 
 MANY_FILES, MANY_BYTES = 100, 4 << 20
@@ -54,7 +54,7 @@ SMALL_CONNECTIONS = 16
 #: Of these, the second pass asks at random; a server of files has as many.
 SMALL_WARM = 2000
 
-#: Name, folder, where in the object.
+#: Name, folder, offset in the object.
 First = namedtuple("First", "name folder offset seen_before", defaults=(False,))
 FIRST_BYTES = [
     First("cold object, at a chunk's start", "cold", 24 << 20),
@@ -104,7 +104,7 @@ class Bench:
         self.links("small", "small.bin", SMALL_OBJECTS * self.options.rounds)
         for folder in ("cold", "after-20ms", "after-80ms", "paced", "crowd", "extents"):
             self.links(folder, "cold.bin", 200)
-        # rclone asks a server what it has.
+        # rclone reads the server's listing.
         for folder in (self.files, *(path for path in self.files.iterdir() if path.is_dir())):
             names = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir())
             (folder / "index.html").write_text(
@@ -114,7 +114,7 @@ class Bench:
             )
 
     def links(self, folder, of, count):
-        """As many objects as a cache sees, in the space of one."""
+        """Creates many objects in the space of one: the cache cannot see that they are the same."""
         (self.files / folder).mkdir(mode=0o755)
         for number in range(count):
             os.link(self.files / of, self.files / folder / f"{number}.bin")
@@ -166,7 +166,7 @@ class Bench:
         subprocess.run(["curl", "-skf", "-o", "/dev/null", *part, url], check=False, timeout=120)
 
     def warm(self, server):
-        """Every byte once, in order, so that all later requests are hits; then a check that they are right."""
+        """Reads every byte once, in order, so that later requests are hits; then checks bytes."""
         print(f"warming {server.name}", flush=True)
         size, step = self.content.stat().st_size, 8 << 20
         for start in range(0, size, step):
@@ -182,7 +182,8 @@ class Bench:
     def check(self, result, server):
         if result["wrong_bytes"] or result["errors"]:
             print(
-                f"  {server.name}: {result['errors']} errors, {result['wrong_bytes']} wrong bytes, {result['first_error'].splitlines()[0] if result['first_error'] else ''}",
+                f"  {server.name}: {result['errors']} errors, {result['wrong_bytes']} wrong "
+                f"bytes, {result['first_error'].splitlines()[0] if result['first_error'] else ''}",
                 flush=True,
             )
         return result
@@ -221,7 +222,7 @@ class Bench:
             if case.cold:
                 evict(server)
             else:
-                # The page cache of an idle file may have gone; everyone starts warm.
+                # The kernel may have evicted pages of an idle file; every contestant starts warm.
                 self.load(server, load_cores, connections=4, seconds=0.2, seed=99, **shape)
             run = lambda: self.load(
                 server,
@@ -239,7 +240,8 @@ class Bench:
         for server in contestants:
             median = lambda key: statistics.median(r[key] for r in runs[server.name])  # noqa: E731
             print(
-                f"  {server.name:20} {median('gigabytes_per_second'):6.2f} GB/s {median('requests_per_second'):9.0f}/s "
+                f"  {server.name:20} {median('gigabytes_per_second'):6.2f} GB/s "
+                f"{median('requests_per_second'):9.0f}/s "
                 f"{median('server_cpu_seconds_per_gigabyte'):6.3f} CPU s/GB",
                 flush=True,
             )
@@ -249,7 +251,7 @@ class Bench:
             self.pin(server, "0-1")
 
     def fresh(self, folder, count):
-        """Objects of a folder that nobody asked for yet."""
+        """Objects of a folder that have not been requested yet."""
         start = self.asked.get(folder, 0)
         self.asked[folder] = start + count
         return [f"/{folder}/{number}.bin" for number in range(start, start + count)]
@@ -271,12 +273,17 @@ class Bench:
             runs[server.name].append(self.check(result, server))
         for server in [origin, *contestants]:
             print(
-                f"  {server.name:20} {statistics.median(r['first_byte_ms']['p50'] for r in runs[server.name]):8.2f} ms",
+                f"  {server.name:20} "
+                f"{statistics.median(r['first_byte_ms']['p50'] for r in runs[server.name]):8.2f}"
+                " ms",
                 flush=True,
             )
 
     def follower(self, contestants):
-        """150 ms behind the first reader of an object that arrives at 4 MiB/s, from its start: the bytes are there."""
+        """A reader 150 ms behind the first one, of an object that arrives at 4 MiB/s.
+
+        Its bytes have already arrived.
+        """
         print("follower on a paced origin:", flush=True)
         targets = self.fresh("paced", 5)
         for server in contestants:
@@ -310,20 +317,21 @@ class Bench:
         for name, results in runs.items():
             middle = lambda key: statistics.median(key(r) for r in results)  # noqa: E731
             print(
-                f"  {name:20} {middle(lambda r: r['first_byte_ms']['p50']):8.1f} ms, all after {middle(lambda r: r['seconds']):5.2f} s, "
+                f"  {name:20} {middle(lambda r: r['first_byte_ms']['p50']):8.1f} ms, all after "
+                f"{middle(lambda r: r['seconds']):5.2f} s, "
                 f"{middle(lambda r: r['origin_copies']):5.2f} copies from the origin",
                 flush=True,
             )
 
     def extents(self, contestants):
-        """Where on the disk a file ends up that 16 readers filled at random places, four files at a time."""
+        """Extents of files that 16 readers filled at random positions, four files at a time."""
         print("extents after random fills:", flush=True)
         for server in contestants:
             targets, content = self.fresh("extents", EXTENT_FILES), repeating(
                 self.files / "cold.bin"
             )
             before = set(sparse_files(server, COLD_BYTES))
-            # At random places first, until there is little left; then what is.
+            # At random positions first, until little is missing; then the missing bytes.
             self.check(
                 self.load(
                     server,
@@ -349,7 +357,8 @@ class Bench:
             if counts:
                 self.results["extents"][server.name] = counts
                 print(
-                    f"  {server.name:20} {', '.join(map(str, counts))} extents in files of {COLD_BYTES >> 20} MiB",
+                    f"  {server.name:20} {', '.join(map(str, counts))} extents in files of "
+                    f"{COLD_BYTES >> 20} MiB",
                     flush=True,
                 )
 
@@ -381,7 +390,7 @@ class Bench:
                 print(f"  {name:20} " + small_line(rounds), flush=True)
 
     def idle(self, contestants):
-        """10,000 connections that made one request each, and 16 that work. Of the rounds the middle one counts."""
+        """10,000 connections after one request each, and 16 busy ones. The median round counts."""
         print("10,000 idle connections:", flush=True)
         runs = {}
         for _, server in self.rounds(contestants):
@@ -398,8 +407,8 @@ class Bench:
             )
         for name, results in runs.items():
             result = sorted(results, key=lambda r: r["requests_per_second"])[len(results) // 2]
-            # What connections take is seen the first time; later they use again what was given
-            # back.
+            # Only the first round shows the memory of the connections: later ones reuse what the
+            # first freed.
             result["resident_bytes"] = results[0]["resident_bytes"]
             self.results["idle"][name] = result
             kib = (
@@ -408,7 +417,8 @@ class Bench:
                 / 1024
             )
             print(
-                f"  {name:20} {result['idle']['held']} held, {kib:6.2f} KiB each, {result['requests_per_second']:8.0f}/s beside, "
+                f"  {name:20} {result['idle']['held']} held, {kib:6.2f} KiB each, "
+                f"{result['requests_per_second']:8.0f}/s beside, "
                 f"p99 {result['first_byte_ms']['p99']:.1f} ms",
                 flush=True,
             )
@@ -460,12 +470,12 @@ def cpu_ms_each(run):
 
 
 def repeating(path):
-    """For the load generator: what it has to remember of the file's content."""
+    """The content argument of the load generator for a file of repeated bytes."""
     return f"repeating:{PERIOD}:{path}"
 
 
 def sparse_files(server, size):
-    """Of the server, that hold a whole object each."""
+    """The server's files that hold a whole object each."""
     return [
         path for path in server.folder.rglob("*") if path.is_file() and path.stat().st_size == size
     ]
@@ -477,7 +487,7 @@ def extents_of(path):
 
 
 def sent(origin, target):
-    """Body bytes the origin sent of an object."""
+    """Body bytes of an object that the origin sent."""
     done = subprocess.run(
         ["curl", "-sf", f"http://127.0.0.1:{origin.port}/.requests"],
         capture_output=True,
@@ -490,7 +500,7 @@ def sent(origin, target):
 
 
 def evict(server):
-    """Lets the kernel forget the pages of all files of the server."""
+    """Drops the pages of all the server's files from the page cache."""
     os.sync()
     for folder in (server.folder, server.content.parent):
         for path in folder.rglob("*"):
@@ -504,7 +514,7 @@ def evict(server):
 
 
 def profile(server, name, run):
-    """Stacks of the server while it is loaded, folded, for any flame graph tool, and the hottest functions."""
+    """Folded stacks of the loaded server, for any flame graph tool, and the hottest functions."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     folder = ROOT / "target" / "bench-profiles"
     folder.mkdir(parents=True, exist_ok=True)
@@ -541,7 +551,7 @@ def profile(server, name, run):
 
 
 def fold(script):
-    """One line a stack, outermost first, and how often it was seen."""
+    """One line per stack, outermost first, with its number of samples."""
     seen = {}
     for block in script.strip().split("\n\n"):
         lines = block.splitlines()

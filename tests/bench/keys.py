@@ -1,4 +1,7 @@
-"""Distinct keys of every kind from one client at full speed: what they leave in memory and in the database, and what other clients notice."""
+"""Requests distinct keys of every kind from one client at full speed.
+
+Measures the memory and the rows that they leave, and the latency of other clients.
+"""
 
 import asyncio
 import multiprocessing
@@ -11,12 +14,13 @@ from pathlib import Path
 
 import peers
 
-#: What a key's answer is: the origin goes by the first letter after the slash.
+#: Kinds of answers. The origin chooses by the first letter after the slash.
 KINDS = ["missing", "head", "small", "no-store", "vary", "long", "hostile"]
 PROCESSES = 2
-#: Of each process, for hostile answers and for all others: an edge takes its time to believe the former.
+#: Connections of each process for hostile answers, and as many for the others, because an edge is
+#: slow to believe hostile answers.
 CONNECTIONS = 4
-#: Requests a second that another client makes, for one object that is cached.
+#: Requests per second of another client for one cached object.
 PROBES = 50
 IDLE_SECONDS = 10
 MEMORY_LIMIT_MIB = 128
@@ -70,7 +74,7 @@ def run_origin(port):
 
 
 class Client:
-    """One kept connection from an address of its own."""
+    """A keep-alive connection from an address of its own."""
 
     def __init__(self, own, port):
         self.own, self.port, self.socket = own, port, None
@@ -139,7 +143,7 @@ def attack(port, share, until, asked, answered):
 
 
 def probe(port, seconds):
-    """Milliseconds of each request of another client."""
+    """Latency of each request of another client, in milliseconds."""
     client, times, until = Client("127.0.0.3", port), [], time.monotonic() + seconds
     while time.monotonic() < until:
         begun = time.monotonic()
@@ -162,7 +166,7 @@ def resident_mib(pid):
 
 
 def rows_of(database):
-    """Rows of each table that keys could make grow."""
+    """Rows of each table that could grow with the number of keys."""
     tables = ["cache_keys", "cache_entries", "cache_chunks", "cache_changes"]
     query = ";".join(f"SELECT '{table}', count(*) FROM {table}" for table in tables)
     command = [database.bin / "psql", "-XAtF", " ", database.url(), "-c", query]
@@ -173,7 +177,7 @@ def rows_of(database):
 
 
 def soak(keys, seconds, work, servers, binaries):
-    """The figures, as lines of a table, and what exceeds its limit."""
+    """The figures as lines of a table, and those that exceed their limits."""
     origin_port = peers.free_port()
     origin = multiprocessing.Process(target=run_origin, args=(origin_port,), daemon=True)
     origin.start()

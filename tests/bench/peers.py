@@ -1,7 +1,7 @@
 """The contestants: each starts over the same origin and answers GET of its files with ranges.
 
-Every server listens on 127.0.0.1 on a port of its own and keeps its files in its own folder. `tuned`
-variants say in their text what was tuned; the rest run as their packages come.
+Every server listens on 127.0.0.1 on a port of its own and keeps its files in its own folder. The
+texts of `tuned` variants name their settings; the others run with their packages' defaults.
 """
 
 import os
@@ -161,7 +161,8 @@ http {{
   access_log off;
   {self.sendfile_lines}
   keepalive_requests 1000000;
-  client_body_temp_path {self.folder}/t1; proxy_temp_path {self.folder}/t2; fastcgi_temp_path {self.folder}/t3;
+  client_body_temp_path {self.folder}/t1; proxy_temp_path {self.folder}/t2;
+  fastcgi_temp_path {self.folder}/t3;
   uwsgi_temp_path {self.folder}/t4; scgi_temp_path {self.folder}/t5;
   {self.http_lines()}
   server {{ {self.listen()} {self.server_block()} }}
@@ -180,8 +181,8 @@ class NginxStatic(Nginx):
     what = "sendfile on, tcp_nopush on"
 
     def start(self):
-        # As every contestant, it has a copy of its own: the load compares with the content's own
-        # pages, and what was just sent from those would still be in the processor's caches.
+        # Like every contestant, it has its own copy: the load generator compares with the pages of
+        # the original, which would otherwise still be in the CPU's caches after sending.
         many = sorted((self.content.parent / "many").iterdir())
         small = [self.content.parent / "small" / f"{n}.bin" for n in range(self.small)]
         for path in (self.content, *many, *small):
@@ -219,13 +220,18 @@ class NginxSlice(Nginx):
     what = "proxy_cache + slice 2m, cache lock on, sendfile on"
 
     def http_lines(self):
-        return f"proxy_cache_path {self.folder}/cache levels=1:2 keys_zone=bench:32m max_size=20g inactive=1d use_temp_path=off;"
+        return (
+            f"proxy_cache_path {self.folder}/cache levels=1:2 keys_zone=bench:32m max_size=20g "
+            "inactive=1d use_temp_path=off;"
+        )
 
     def server_block(self):
         return f"""
 location / {{
-  slice 2m; proxy_cache bench; proxy_cache_key $uri$is_args$args$slice_range; proxy_set_header Range $slice_range;
-  proxy_http_version 1.1; proxy_set_header Connection ""; proxy_cache_valid 200 206 1d; proxy_cache_lock on; proxy_pass http://127.0.0.1:{self.origin_port};
+  slice 2m; proxy_cache bench; proxy_cache_key $uri$is_args$args$slice_range;
+  proxy_set_header Range $slice_range;
+  proxy_http_version 1.1; proxy_set_header Connection ""; proxy_cache_valid 200 206 1d;
+  proxy_cache_lock on; proxy_pass http://127.0.0.1:{self.origin_port};
 }}"""
 
 
@@ -290,7 +296,10 @@ sub vcl_backend_response {{ set beresp.ttl = 1d; }}
 
 class TrafficServer(Server):
     name = "ATS slice"
-    what = "slice.so --blockbytes=2m + cache_range_requests.so, read-while-writer on, 2 GiB of RAM cache"
+    what = (
+        "slice.so --blockbytes=2m + cache_range_requests.so, read-while-writer on, "
+        "2 GiB of RAM cache"
+    )
 
     def start(self):
         root = self.folder
@@ -344,13 +353,13 @@ cachedir: {root}/cache
             cwd="/",
         )
         wait_for_port(self.port, process)
-        # It listens before its cache is ready, and passes all through until then.
+        # It listens before its cache is ready, and passes requests through until then.
         time.sleep(1)
         return self
 
 
 class Origin(Server):
-    """What all of them cache. Folders below its root answer late or slowly."""
+    """The origin that all of them cache. Folders below its root answer late or slowly."""
 
     name = "origin"
     what = "the bench's own origin (tests/src/bin/chunkcache-origin.rs)"
@@ -402,12 +411,15 @@ class Rclone(Server):
 
 class ChunkCache(Server):
     name = "chunk cache"
-    what = "cache-edge, cache-coordinator and PostgreSQL with their defaults; background fill off while misses are measured, as no peer has it"
+    what = (
+        "cache-edge, cache-coordinator and PostgreSQL with their defaults; background fill off "
+        "while misses are measured, as no peer has it"
+    )
 
     #: Where the release binaries are.
     binaries = Path("target/release")
     tls = False
-    #: What the edge is run by, and further options of it.
+    #: A command that runs the edge, and further options of the edge.
     runner = []
     edge_options = []
 
@@ -476,7 +488,7 @@ class ChunkCache(Server):
         return subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=60)
 
     def pids(self):
-        # The hit path is the edge's; its control plane is measured apart.
+        # Only the edge is on the hit path; the control plane is measured separately.
         return children(self.edge.pid)
 
 

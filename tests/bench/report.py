@@ -1,4 +1,6 @@
-"""Turns the results of tests/bench/run into docs/bench/report.md, results.json, SVG plots and the README's table."""
+"""Writes the results of tests/bench/run to docs/bench/ (report.md, results.json, SVG plots) and to
+the README's table.
+"""
 
 import json
 import statistics
@@ -17,7 +19,7 @@ SMALL_16, SMALL_64 = "16 KiB, 16 connections", "16 KiB, 64 connections"
 UNPINNED = ALIGNED + ", unpinned"
 TLS = "TLS, 2 MiB aligned, 16 connections"
 
-#: case, peer, least ratio of GB/s, most ratio of CPU seconds a GB.
+#: Case, peer, minimum ratio of GB/s, maximum ratio of CPU seconds per GB.
 RATIOS = [
     (ALIGNED, "nginx slice", 2.0, 0.65),
     (UNALIGNED, "nginx slice", 2.0, 0.65),
@@ -40,23 +42,29 @@ RATIOS = [
 
 def write_seek(table, machine, folder):
     folder.mkdir(parents=True, exist_ok=True)
+    where = (
+        f"{machine['when']}: {machine['cores']} cores ({machine['cpu']}), "
+        f"{machine['memory_gib']} GiB, kernel {machine['kernel']}"
+    )
     (folder / "seek.md").write_text(f"""# Measured: seek to first byte
 
-{machine['when']}: {machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB, kernel {machine['kernel']}. Made by
+{where}. Measured by
 `tests/bench/run --cases seek` (`tests/src/bin/chunkcache-seek.rs`).
 
-One edge and a coordinator with PostgreSQL, as processes; an origin that answers after 40 ms, behind one link of 10 MB/s that all its
-connections share. Each seek is a new connection with an open-ended range, at a place nobody was at; the one before is cut, as
-players do. Idle: nothing else runs. Saturated: background fill completes other files and a precache job runs. A node down: a cluster of three
-edges, of which one holds every second chunk that is sought, alone, and is fetching the first when it is killed (SIGKILL); the seeks are those after that,
-in turn at the other two, and nothing is waited for in between. Every byte read is compared.
+One edge and a coordinator with PostgreSQL, as processes; an origin that answers after 40 ms, behind
+one link of 10 MB/s for all its connections. Each seek is a new connection with an open-ended range,
+at a position that no reader has reached; the previous connection is cut, as players do. Idle:
+nothing else runs. Saturated: background fill completes other files and a precache job runs. A node
+down: a cluster of three edges, one of which alone holds every second chunk of the seeks, and is
+killed (SIGKILL) while it fetches the first; the seeks are those after that, alternately at the
+other two, without a pause. Every byte read is compared.
 
 {table}
 """)
 
 
 def write(results, folder, whole=True):
-    """`whole`: every case was measured; else what is there is kept for the others."""
+    """`whole`: every case was measured. Otherwise the others keep their earlier results."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.json"
     if not whole and path.exists():
@@ -102,22 +110,28 @@ def head(results):
     return [
         "# Measured: the edge and its peers",
         "",
-        f"{machine['when']}: {machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB, kernel {machine['kernel']}, load average "
-        f"{machine.get('load_average', '?')} (what runs beside the bench counts into it). Made by `tests/bench/run`: {results['form']}; "
-        "rounds are interleaved in changing order; medians, smallest and largest in brackets; ratios are of the same round. Bytes are compared while "
-        "measuring: every one, but for hits of ranges those of one connection in eight and the first ones of each other answer, as taking and comparing all "
-        "costs the load more than sending costs a server. Servers are pinned to one core and the load to the other, but where it says unpinned.",
+        f"{machine['when']}: {machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} "
+        f"GiB, kernel {machine['kernel']}, load average "
+        f"{machine.get('load_average', '?')} (what runs beside the bench counts into it). Made by "
+        f"`tests/bench/run`: {results['form']}; "
+        "rounds are interleaved in changing order; medians, smallest and largest in brackets; "
+        "ratios are of the same round. Bytes are compared while "
+        "measuring: every one, but for hits of ranges those of one connection in eight and the "
+        "first ones of each other answer, as taking and comparing all "
+        "costs the load more than sending costs a server. Servers are pinned to one core and the "
+        "load to the other, but where it says unpinned.",
         "",
         *was_busy(results),
     ]
 
 
 def was_busy(results):
-    """The bench itself makes some two."""
+    """The benchmark itself causes a load of about two."""
     if float(results["machine"].get("load_average", 0)) <= 4:
         return []
     return [
-        "The machine was busy with other work during this run: times are too long, and ratios say little. Run it again on a quiet one.",
+        "The machine was busy with other work during this run: times are too long, and ratios say "
+        "little. Run it again on a quiet one.",
         "",
     ]
 
@@ -149,11 +163,12 @@ def ours_of(case):
 
 def verdict(text, value, bound, least, digits=2):
     ok = value >= bound if least else value <= bound
-    return f"| {text} | {'≥' if least else '≤'} {bound:g} | {value:.{digits}f} | {'yes' if ok else '**no**'} |"
+    bound = f"{'≥' if least else '≤'} {bound:g}"
+    return f"| {text} | {bound} | {value:.{digits}f} | {'yes' if ok else '**no**'} |"
 
 
 def targets(results):
-    """What is promised against what was measured."""
+    """Compares the promised bounds with the measurements."""
     rows = []
     for case, peer, least, most_cpu in RATIOS:
         rounds = results["hits"].get(case, {})
@@ -220,7 +235,8 @@ def hits(results, folder):
         lines += [
             f"## {case}",
             "",
-            "| server | GB/s | requests/s | server CPU s/GB | first byte p50 / p99 ms | MiB resident | errors | GB/s, ours over it |",
+            "| server | GB/s | requests/s | server CPU s/GB | first byte p50 / p99 ms | MiB "
+            "resident | errors | GB/s, ours over it |",
             "|---|---|---|---|---|---|---|---|",
         ]
         for name, rounds in runs.items():
@@ -235,7 +251,8 @@ def hits(results, folder):
 def row(name, rounds, ours):
     median = lambda key: statistics.median(r[key] for r in rounds)  # noqa: E731
     spread = (
-        lambda key, digits: f"{median(key):.{digits}f} ({min(r[key] for r in rounds):.{digits}f}–{max(r[key] for r in rounds):.{digits}f})"
+        lambda key, digits: f"{median(key):.{digits}f} "
+            f"({min(r[key] for r in rounds):.{digits}f}–{max(r[key] for r in rounds):.{digits}f})"
     )  # noqa: E731
     first = [statistics.median(r["first_byte_ms"][part] for r in rounds) for part in ("p50", "p99")]
     resident = max(r["resident_bytes"]["most"] for r in rounds) / (1 << 20)
@@ -244,8 +261,10 @@ def row(name, rounds, ours):
     if values and not name.startswith(OURS):
         ratio = f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
     return (
-        f"| {name} | {spread('gigabytes_per_second', 2)} | {spread('requests_per_second', 0)} | {spread('server_cpu_seconds_per_gigabyte', 3)} | "
-        f"{first[0]:.2f} / {first[1]:.2f} | {resident:.0f} | {sum(r['errors'] for r in rounds)} | {ratio} |"
+        f"| {name} | {spread('gigabytes_per_second', 2)} | {spread('requests_per_second', 0)} | "
+        f"{spread('server_cpu_seconds_per_gigabyte', 3)} | "
+        f"{first[0]:.2f} / {first[1]:.2f} | {resident:.0f} | {sum(r['errors'] for r in rounds)} | "
+        f"{ratio} |"
     )
 
 
@@ -268,7 +287,8 @@ def misses(results):
             lines.append(f"| {case} | " + " | ".join(cells) + " |")
         lines += [
             "",
-            "Medians; 64 KiB are asked for on an open connection, of another object each time, one after the other.",
+            "Medians; 64 KiB are asked for on an open connection, of another object each time, "
+            "one after the other.",
             "",
         ]
     if results["follower"]:
@@ -279,25 +299,29 @@ def misses(results):
             "|---|---|---|",
         ]
         lines += [
-            f"| {n} | {r['first_byte_ms']['p50']:.2f} / {r['first_byte_ms']['p90']:.2f} | {r['errors']} |"
+            f"| {n} | {r['first_byte_ms']['p50']:.2f} / {r['first_byte_ms']['p90']:.2f} | "
+            f"{r['errors']} |"
             for n, r in results["follower"].items()
         ]
         lines += [
             "",
-            "An object that arrives at 4 MiB/s; 150 ms after the first reader a second asks for its first 64 KiB, which are there.",
+            "An object that arrives at 4 MiB/s; 150 ms after the first reader a second asks for "
+            "its first 64 KiB, which are there.",
             "",
         ]
     if results["crowd"]:
         lines += [
             "## 50 readers of one cold file of 64 MiB",
             "",
-            "| server | first byte p50 / p99 ms | all have all after, s | copies sent by the origin | errors |",
+            "| server | first byte p50 / p99 ms | all have all after, s | copies sent by the "
+            "origin | errors |",
             "|---|---|---|---|---|",
         ]
         for name, rounds in results["crowd"].items():
             m = lambda key: statistics.median(key(r) for r in rounds)  # noqa: E731
             lines.append(
-                f"| {name} | {m(lambda r: r['first_byte_ms']['p50']):.1f} / {m(lambda r: r['first_byte_ms']['p99']):.1f} | {m(lambda r: r['seconds']):.2f} | "
+                f"| {name} | {m(lambda r: r['first_byte_ms']['p50']):.1f} / "
+                f"{m(lambda r: r['first_byte_ms']['p99']):.1f} | {m(lambda r: r['seconds']):.2f} | "
                 f"{m(lambda r: r['origin_copies']):.2f} | {sum(r['errors'] for r in rounds)} |"
             )
         lines.append("")
@@ -314,7 +338,8 @@ def misses(results):
         ]
         lines += [
             "",
-            "By `filefrag`: 16 readers ask for 64 KiB at random places of four objects for 3 s, then each is read whole. Only servers with one file an object.",
+            "By `filefrag`: 16 readers ask for 64 KiB at random places of four objects for 3 s, "
+            "then each is read whole. Only servers with one file an object.",
             "",
         ]
     return lines
@@ -363,7 +388,8 @@ def memory(results):
         lines += [
             "## 10,000 idle connections",
             "",
-            "| server | held | KiB each | 16 KiB requests/s on 16 others | their first byte p99 ms |",
+            "| server | held | KiB each | 16 KiB requests/s on 16 others | their first byte p99 "
+            "ms |",
             "|---|---|---|---|---|",
         ]
         for name, r in results["idle"].items():
@@ -373,7 +399,8 @@ def memory(results):
                 / max(1, r["idle"]["held"])
             )
             lines.append(
-                f"| {name} | {r['idle']['held']} | {each:.2f} | {r['requests_per_second']:.0f} | {r['first_byte_ms']['p99']:.2f} |"
+                f"| {name} | {r['idle']['held']} | {each:.2f} | {r['requests_per_second']:.0f} | "
+                f"{r['first_byte_ms']['p99']:.2f} |"
             )
         lines.append("")
     for name, rounds in results["huge"].items():
@@ -450,14 +477,17 @@ def summary(results):
         )
     machine = results["machine"]
     origin = (
-        f"; the origin alone: {statistics.median(r['first_byte_ms']['p50'] for r in cold['origin']):.2f} ms"
+        f"; the origin alone: "
+        f"{statistics.median(r['first_byte_ms']['p50'] for r in cold['origin']):.2f} ms"
         if cold.get("origin")
         else ""
     )
     return [
         *lines,
         "",
-        f"{machine['when']}, {machine['cores']} cores ({machine['cpu']}), server on one and load on the other, {results['form']}, load average {machine.get('load_average', '?')}{origin}.",
+        f"{machine['when']}, {machine['cores']} cores ({machine['cpu']}), server on one and load "
+        f"on the other, {results['form']}, load average "
+        f"{machine.get('load_average', '?')}{origin}.",
         *was_busy(results)[:1],
     ]
 
@@ -482,16 +512,19 @@ def bars(title, runs, key):
     top = max(values.values(), default=1) or 1
     height = 30 * len(values) + 40
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="720" height="{height}" font-family="system-ui, sans-serif" font-size="13" role="img" aria-label="{title}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="720" height="{height}" '
+        f'font-family="system-ui, sans-serif" font-size="13" role="img" aria-label="{title}">'
     ]
     parts.append(
-        f'<rect width="720" height="{height}" fill="#fff"/><text x="10" y="20" font-weight="600">{title}</text>'
+        f'<rect width="720" height="{height}" fill="#fff"/><text x="10" y="20" '
+        f'font-weight="600">{title}</text>'
     )
     for index, (name, value) in enumerate(sorted(values.items(), key=lambda item: -item[1])):
         y = 34 + 30 * index
         colour = "#0b6a5d" if name.startswith(OURS) else "#9aa7b4"
         parts.append(
-            f'<text x="150" y="{y + 15}" text-anchor="end">{name}</text><rect x="160" y="{y}" width="{480 * value / top:.1f}" height="20" fill="{colour}"/>'
+            f'<text x="150" y="{y + 15}" text-anchor="end">{name}</text><rect x="160" y="{y}" '
+            f'width="{480 * value / top:.1f}" height="20" fill="{colour}"/>'
         )
         parts.append(f'<text x="{166 + 480 * value / top:.1f}" y="{y + 15}">{value:.2f}</text>')
     return "\n".join([*parts, "</svg>", ""])

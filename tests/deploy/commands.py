@@ -1,10 +1,10 @@
-"""Every command of the pages is run: what `sh` blocks hold, and what the text names, against a record of what ran.
+"""Checks that every command of the pages was run, those of `sh` blocks and those in the text.
 
-    commands.py script PAGE              the `sh` blocks as one script, each saying where it stands
-    commands.py judge ROOT RECORD        fails where a command was neither run nor marked
+    commands.py script PAGE              prints the `sh` blocks as one script, each with its line
+    commands.py judge ROOT RECORD        fails if a command was neither run nor marked
 
-A block that can not be run stands below `<!-- not run: REASON -->`, and is told with its reason. RECORD has a line a run
-of our programs: the program and its arguments.
+A block that cannot be run follows `<!-- not run: REASON -->`, and is listed with its reason. RECORD
+has a line for each run of our programs: the program and its arguments.
 """
 
 import pathlib
@@ -13,11 +13,14 @@ import shlex
 import sys
 
 # First words of a line that make it a command.
-PROGRAMS = "cache-coordinator cache-edge chunkcache-origin curl psql pg_dump pg_restore createdb systemctl docker kubectl helm cargo openssl".split()
+PROGRAMS = (
+    "cache-coordinator cache-edge chunkcache-origin curl psql pg_dump pg_restore createdb "
+    "systemctl docker kubectl helm cargo openssl"
+).split()
 # Written from the code; how to develop; and what a page of its own test runs
 # (tests/tests/examples.rs).
 LEFT_OUT = {"cli.md", "configuration.md", "api.md"}
-# Commands in the text that need something no page has, with the reason.
+# Commands in the text that no page can run, with the reason.
 NOT_RUN = {
     ("docker", "compose"): "needs a container engine: tests/deploy/containers",
     ("cache-coordinator", "serve"): "run, with other options",
@@ -51,10 +54,11 @@ def script(page):
         for command in lines:
             if command.startswith("cache-coordinator serve "):
                 print(
-                    '[ -z "${served_7401:-}" ] || { kill "$served_7401" && wait "$served_7401"; } 2>/dev/null || true'
+                    '[ -z "${served_7401:-}" ] || { kill "$served_7401" && wait "$served_7401"; } '
+                    '2>/dev/null || true'
                 )
             print(command)
-            # As a reader does who looks whether it came up, and who ended the former one at the
+            # Like a reader who checks that it came up, and who stopped the previous server on the
             # same port.
             if serve := re.match(r"cache-(coordinator|edge) serve .*[^2]&$", command):
                 port = "7401" if serve[1] == "coordinator" else "7501"
@@ -62,7 +66,7 @@ def script(page):
 
 
 def words_and_options(words):
-    """The verbs of a command of ours, and the options it is given."""
+    """The verbs of one of our commands, and its options."""
     verbs = []
     for word in words[1:]:
         if not re.fullmatch("[a-z][a-z-]*", word):
@@ -92,7 +96,8 @@ def judge(root, record):
                 told.append(f"{name}:{line} is not run: {reason}")
             elif is_command and language != "sh":
                 problems.append(
-                    f"{name}:{line}: commands that are not run: make it an `sh` block, or say why not above it"
+                    f"{name}:{line}: commands that are not run: make it an `sh` block, or say why "
+                    f"not above it"
                 )
             elif language == "sh":
                 counted += len([word for word in first if not word.startswith("#")])

@@ -1,4 +1,6 @@
-"""A dashboard, read into Grafana's own types and written again: what is lost is no field that Grafana knows.
+"""Reads a dashboard into Grafana's own types and writes it again.
+
+A field that is lost on the way is unknown to Grafana.
 
 grafana.py DASHBOARD
 """

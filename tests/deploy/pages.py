@@ -1,4 +1,5 @@
-"""Every command and option that the pages name is one the programs and scripts have, and every file is there.
+"""Checks that every command and option that the pages name exists in the programs and scripts, and
+that every file exists.
 
 pages.py ROOT DIRECTORY_OF_THE_PROGRAMS
 """
@@ -10,7 +11,7 @@ import subprocess
 import sys
 
 root, programs = map(pathlib.Path, sys.argv[1:3])
-# The pages of commands and options are written from the code, and the RFCs are of their day.
+# The pages of commands and options are generated, and the RFCs describe the state of their time.
 written = {"cli.md", "configuration.md", "api.md"}
 pages = [page for page in sorted((root / "docs").glob("*.md")) if page.name not in written]
 pages += [
@@ -24,7 +25,9 @@ pages += [
 ]
 # Options of other people's programs.
 others = set(
-    "--build --profile --locked --bins --release --rm --retry --retry-connrefused --retry-delay --workspace --namespace --set --example --bench --from-file --file --format --clean --if-exists --dbname".split()
+    "--build --profile --locked --bins --release --rm --retry --retry-connrefused --retry-delay "
+    "--workspace --namespace --set --example --bench --from-file --file --format --clean "
+    "--if-exists --dbname".split()
 )
 
 
@@ -92,7 +95,7 @@ for page in pages:
                 if rest[0] not in verbs_below(words):
                     break
                 words, rest = (*words, rest[0]), rest[1:]
-            # A word where a verb belongs, which is none.
+            # A word in the place of a verb that is not a verb.
             if (
                 rest
                 and verbs_below(words)
@@ -126,7 +129,8 @@ for page in pages:
         files += 1
         if not target.exists() and not target.with_suffix(".rs").exists():
             problems.append(
-                f"{name}: {target.relative_to(root) if target.is_relative_to(root) else target} is not there"
+                f"{name}: {target.relative_to(root) if target.is_relative_to(root) else target} "
+                f"is not there"
             )
 
 print(

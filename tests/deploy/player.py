@@ -1,13 +1,13 @@
 """Reads random ranges of one file from several edges, as players do, until SIGTERM.
 
-A request that an edge refuses or cuts goes on at the next edge from the byte it had reached; it has failed only if no
-edge brings the rest. Every byte is compared with the file. Bounded: some twenty requests a second in all, no retries
-beyond one round of the edges, ten seconds a request.
+If an edge refuses or cuts a request, the next edge continues it from the byte it had reached. It
+fails only if no edge sends the rest. Every byte is compared with the file. Bounds: about twenty
+requests per second in total, one round of the edges per request, ten seconds per request.
 
-    player.py FILE PHASE_FILE URL=NAME...      (CA_FILE in the environment: the authority of https URLs)
+    player.py FILE PHASE_FILE URL=NAME...      ($CA_FILE: the authority of https URLs)
 
-PHASE_FILE names what is being rolled: lines are grouped by it, and trouble at an edge that is not being rolled is told
-apart. Prints one JSON object a phase.
+PHASE_FILE names the instance that is being rolled. Results are grouped by it, and trouble at an
+edge that is not being rolled is counted separately. Prints one JSON object per phase.
 """
 
 import collections
@@ -47,7 +47,7 @@ def phase_now():
 
 
 def read(url, first, last):
-    """The bytes that came, and what went wrong if they are not all."""
+    """The bytes that arrived, and the error if some are missing."""
     place = urllib.parse.urlsplit(url)
     if place.scheme == "https":
         connection = http.client.HTTPSConnection(
@@ -64,7 +64,7 @@ def read(url, first, last):
         while piece := response.read(256 << 10):
             body += piece
     except (OSError, http.client.HTTPException) as error:
-        # The bytes of an IncompleteRead are dropped and asked for again.
+        # The bytes of an IncompleteRead are dropped and requested again.
         return body, type(error).__name__
     finally:
         connection.close()
@@ -92,7 +92,7 @@ def request(random_source):
                 phases[phase]["slowest_ms"] = max(phases[phase]["slowest_ms"], slowest)
             return
         count(phase, "resumed")
-        # The phase may have changed while this ran: both count.
+        # The phase may have changed during the request, so either name is expected.
         if name not in (phase, phase_now()):
             count(phase, "trouble_elsewhere")
             print(

@@ -1,7 +1,9 @@
 """Judges metrics for tests/deploy/scraped.
 
-scraped.py texts NAME...                            NAME.text and NAME.open, one answer of a service in both formats
-scraped.py expressions PROMETHEUS ALERTS DASHBOARD  what these files ask, of a Prometheus that scrapes the services
+scraped.py texts NAME...
+    checks NAME.text and NAME.open, a service's answer in both formats
+scraped.py expressions PROMETHEUS ALERTS DASHBOARD
+    evaluates the expressions of these files on a Prometheus that scrapes the services
 """
 
 import json
@@ -11,7 +13,7 @@ import time
 import urllib.parse
 import urllib.request
 
-# Series of one instance. Labels are small fixed sets: nothing that grows with entries, viewers or
+# Series of one instance. Labels are small fixed sets, which do not grow with entries, viewers or
 # edges.
 MOST_SERIES = 1200
 WAIT_S = 60
@@ -63,9 +65,8 @@ class Prometheus:
 
 
 def rules_of(path):
-    """Expressions of the rules, each with the labels its annotations name."""
-    # A parser of YAML is no part of Python: promtool has judged the file, and its rules have one
-    # shape.
+    """Expressions of the rules, each with the labels that its annotations name."""
+    # Python has no YAML parser. promtool has checked the file, and all rules have the same form.
     for block in re.split(r"^ *- (?=alert:|record:|name:)", open(path).read(), flags=re.M)[1:]:
         kind, name = re.match(r"(\w+): (\S+)", block).groups()
         if kind != "name":
@@ -78,14 +79,15 @@ def rules_of(path):
 def panels_of(path):
     for panel in json.load(open(path))["panels"]:
         for target in panel.get("targets", []):
-            expression = target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*").replace("$source", ".*")
+            expression = target["expr"].replace("$__rate_interval", "1m").replace("$instance",
+                ".*").replace("$source", ".*")
             yield panel["title"], expression, set(
                 re.findall(r"{{(\w+)}}", target.get("legendFormat", ""))
             )
 
 
 def problems_of(prometheus, expression, shown):
-    """Metrics, labels and values of labels which the expression names and nobody exports."""
+    """Metrics, labels and label values that the expression names and no service exports."""
     plain = re.sub(r'"[^"]*"', '""', expression)
     grouped = {
         label.strip()
@@ -106,7 +108,7 @@ def problems_of(prometheus, expression, shown):
         for label in labels:
             if not prometheus.query(f'{metric}{{{label}!=""}}'):
                 yield f"{metric} has no label {label}"
-        # Also what is left out must exist, or nothing is left out.
+        # An excluded value must exist as well, or the expression excludes nothing.
         for label, operator, value in pairs:
             for one in value.split("|"):
                 if not prometheus.query(
@@ -119,8 +121,8 @@ def expressions(url, alerts, dashboard):
     prometheus = Prometheus(url)
     up = []
     until = time.monotonic() + WAIT_S
-    # Rates need two scrapes with traffic between them, and the rules' rates one evaluation more.
-    # The quantile is there, as no number, before anything has happened; the share is not.
+    # Rates need two scrapes with traffic between them, and the rules' rates one more evaluation.
+    # Before any traffic, the quantile exists as NaN, and the share does not exist.
     recorded = ("cache:first_byte_seconds:p99_5m", "cache:hit_share:ratio5m")
     while len(up) < 4 or not all(prometheus.query(name) for name in recorded):
         assert (
@@ -149,7 +151,8 @@ def expressions(url, alerts, dashboard):
     ]
     assert not firing, f"alerts of a cluster that is well: {firing}"
     print(
-        f"{len(up)} instances, {len(asked)} expressions; {len(asked) - empty} had an answer, the rest are alerts that are silent"
+        f"{len(up)} instances, {len(asked)} expressions; {len(asked) - empty} had an answer, the "
+        f"rest are alerts that are silent"
     )
 
 

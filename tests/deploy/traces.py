@@ -1,9 +1,10 @@
-"""An OTLP receiver that is none of ours: the messages as OpenTelemetry publishes them, Google's protobuf and gRPC.
+"""An independent OTLP receiver: OpenTelemetry's published messages, Google's protobuf and gRPC.
 
     traces.py ADDRESS TRACE CALLER
 
-Takes spans until those of TRACE are whole, or for a minute, and judges them: one tree below CALLER, from the player's request at an
-edge through what it asks of the origin and of the coordinator to the statements there.
+Receives spans until TRACE is complete, or for a minute, and checks that they form one tree below
+CALLER: from the player's request at an edge, through its requests to the origin and the
+coordinator, to the coordinator's statements.
 """
 
 import concurrent.futures
@@ -71,12 +72,12 @@ for id, (named, span) in found.items():
     if not named.get("service.name") or not named.get("service.version"):
         wrong(id, f"its resource is {named}")
     if parent not in found and parent != caller:
-        # A parent of another process may not have come yet: those of one process come together.
+        # Spans of one process arrive together; those of another process may arrive later.
         wrong(id, f"has no parent: {parent or 'none'}")
 
 
 def chain(id):
-    """From this span up to the caller."""
+    """The spans from this one up to the caller."""
     names = []
     while id in found:
         named, span = found[id]

@@ -55,7 +55,8 @@ impl Authority {
         let config = place.join("expired.cnf");
         let database = place.join("expired.db");
         let text = format!(
-            "[ca]\ndefault_ca=it\n[it]\nnew_certs_dir={}\ndatabase={}\npolicy=any\ndefault_md=sha256\n\
+            "[ca]\ndefault_ca=it\n[it]\nnew_certs_dir={}\ndatabase={}\npolicy=any\n\
+             default_md=sha256\n\
              copy_extensions=copy\nrand_serial=yes\n[any]\ncommonName=supplied\n",
             place.display(),
             database.display()

@@ -110,7 +110,8 @@ impl Browser {
     #[track_caller]
     pub fn run_async(&self, promise: &str) -> Value {
         let script = format!(
-            "const done = arguments[0]; Promise.resolve({promise}).then(done, e => done('failed: ' + e));"
+            "const done = arguments[0]; Promise.resolve({promise}).then(done, e => done('failed: \
+             ' + e));"
         );
         self.command("/execute/async", &json!({"script": script, "args": []}))
     }
@@ -154,7 +155,8 @@ impl Browser {
             self.press(TAB);
             let stop = self.run(
                 "const it = document.activeElement, ring = getComputedStyle(it); \
-                 return [it.outerHTML, it === document.body || ring.outlineStyle !== 'none' && ring.outlineWidth !== '0px'];",
+                 return [it.outerHTML, it === document.body || ring.outlineStyle !== 'none' && \
+                 ring.outlineWidth !== '0px'];",
             );
             assert_eq!(stop[1], true, "the focus is not seen on {}", stop[0]);
             if self.run(&format!(
@@ -231,7 +233,8 @@ fn call(address: SocketAddr, method: &str, path: &str, body: &Value) -> std::io:
     };
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     )?;
     let mut head = Vec::new();

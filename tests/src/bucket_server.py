@@ -1,7 +1,7 @@
-"""A private bucket on moto's S3 server, which is not ours: it checks each request's signature.
+"""A private bucket on moto, an independent S3 server, which checks each request's signature.
 
-python bucket_server.py HOST PORT BUCKET KEYS: KEYS is a JSON object, a file for each key. Prints "ready" and the credentials
-of a user that may read, and serves until it is ended.
+python bucket_server.py HOST PORT BUCKET KEYS: KEYS is a JSON object that maps keys to files. Prints
+"ready" and the credentials of a user that may read, and serves until it is stopped.
 """
 
 import json
@@ -40,7 +40,8 @@ for name, path in json.loads(keys).items():
     with open(path, "rb") as body:
         s3.put_object(Bucket=bucket, Key=name, Body=body, ContentType="video/mp4")
 # From now on nobody is let in who can not sign.
-reset = urllib.request.Request(f"{endpoint}/moto-api/reset-auth", data=b"0", headers={"Content-Type": "text/plain"})
+reset = urllib.request.Request(f"{endpoint}/moto-api/reset-auth", data=b"0",
+    headers={"Content-Type": "text/plain"})
 urllib.request.urlopen(reset).read()
 print("ready", json.dumps({"id": key["AccessKeyId"], "secret": key["SecretAccessKey"]}), flush=True)
 threading.Event().wait()

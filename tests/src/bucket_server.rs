@@ -1,4 +1,4 @@
-//! A private bucket on an S3 server that is not ours: moto's, which checks signatures.
+//! A private bucket on a third-party S3 server: moto's, which checks signatures.
 
 use std::net::SocketAddr;
 use std::path::Path;

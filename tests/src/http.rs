@@ -1,5 +1,5 @@
-//! An HTTP/1.1 client that hides nothing: the head as sent, the body as far as it came, and whether
-//! it ended properly.
+//! An HTTP/1.1 client that hides nothing: the head as sent, the body as far as it arrived, and
+//! whether it ended properly.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};

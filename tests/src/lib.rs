@@ -1,8 +1,8 @@
 //! Black-box tests of the whole system: real processes, real PostgreSQL, real clients.
 //!
-//! This library is the harness shared by the files under `tests/`. It knows the outside of the
-//! system only (flags, HTTP, the command line, SQL on the documented columns) and must not import
-//! either service, so that what passes here passes for a user. It is plain blocking code on
+//! This library is the harness shared by the files under `tests/`. It knows only the outside of the
+//! system (flags, HTTP, the command line, SQL on the documented columns) and must not import either
+//! service, so that a test that passes here shows what users get. It is plain blocking code on
 //! threads: a test reads from top to bottom.
 //!
 //! - [`Cluster`]: PostgreSQL, a coordinator, edges and an origin, each a real process on ports of

@@ -35,8 +35,8 @@ pub fn reserve() -> SocketAddr {
             continue;
         }
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        // Not tried by binding it: a process that is started at this moment has a copy of all
-        // sockets until it runs its own program, and the port would be in use for as long.
+        // Not tested by binding it: a process that is being started has a copy of all sockets until
+        // it runs its own program, and the port would be in use until then.
         let answer = TcpStream::connect(address);
         if answer.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) {
             RESERVED.lock().unwrap().push(file);

@@ -1,5 +1,5 @@
-//! TLS in front of an origin, with all its possible faults. Decrypted bytes go on to the origin's
-//! own port.
+//! TLS in front of an origin, with all its possible faults. Decrypted bytes are passed to the
+//! origin's own port.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -20,9 +20,9 @@ use crate::ports;
 /// How connections are handled.
 #[derive(Debug, Clone)]
 pub enum Handshake {
-    /// With this certificate, good or bad.
+    /// With this certificate, valid or not.
     With(Identity),
-    /// Acts as an HTTP server without TLS: says so, in clear text.
+    /// Acts as an HTTP server without TLS: answers in clear text.
     PlainHttp,
     /// Closes after the client's first message.
     Close,
@@ -99,15 +99,16 @@ async fn meet(mut client: TcpStream, origin: SocketAddr, way: Handshake) {
             let _ = client.read(&mut [0; 4096]).await;
             let answer: &[u8] = match way {
                 Handshake::PlainHttp => {
-                    b"HTTP/1.1 400 Bad Request\r\nContent-Length: 3\r\nConnection: close\r\n\r\nno\n"
+                    b"HTTP/1.1 400 Bad Request\r\nContent-Length: 3\r\nConnection: close\r\n\r\n\
+                     no\n"
                 }
-                // A record of 122 bytes, of which a few come.
+                // A record of 122 bytes, of which only a few are sent.
                 Handshake::CloseWithin => b"\x16\x03\x03\x00\x7a\x02\x00\x00\x76\x03\x03",
                 _ => b"",
             };
             let _ = client.write_all(answer).await;
             let _ = client.shutdown().await;
-            // Reads the client's bytes first, so that closing is no reset.
+            // Reads the client's bytes first, so that closing does not cause a reset.
             while matches!(client.read(&mut [0; 4096]).await, Ok(1..)) {}
             return;
         }

@@ -1,4 +1,5 @@
-//! Access control: tokens and their roles, certificates, and that an edge speaks for itself only.
+//! Access control: tokens and their roles, certificates, and that an edge may only use its own
+//! name.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -159,7 +160,7 @@ fn each_role_may_what_it_may_and_no_more() {
         let answer = post.clone().body(body).send(http);
         assert_eq!(answer.status, act, "{who:?}: {}", answer.text());
     }
-    // Another site can not send this header, whoever is signed in.
+    // Another site cannot send this header, whoever is signed in.
     let foreign = Call::new("POST", drain)
         .header("Authorization", &format!("Bearer {}", token("operator")))
         .header("Content-Type", "application/json")
@@ -276,9 +277,8 @@ fn people_sign_in_to_the_dashboard() {
     browser.wait("it drains", "document.querySelector('.state-draining')");
 }
 
-/// To the browser, a page of another site whose name points to this machine (DNS rebinding) is of
-/// one origin with the dashboard, and may send any header: without tokens, its host name gives it
-/// away.
+/// A page of another site whose name points to this machine (DNS rebinding) is same-origin with the
+/// dashboard for the browser, and may send any header. Without tokens, its host name reveals it.
 #[test]
 fn another_site_that_leads_here_by_its_name_gets_nothing() {
     let cluster = Cluster::with_edges(1);
@@ -316,8 +316,8 @@ fn another_site_that_leads_here_by_its_name_gets_nothing() {
     call.send(cluster.coordinator.http).expect(200);
 }
 
-/// A client that begins a request and never ends its head is disconnected, before many of them hold
-/// all descriptors.
+/// A client that never completes a request's head is disconnected, before many of them use up all
+/// descriptors.
 #[test]
 fn a_head_that_never_ends_is_not_waited_for() {
     let cluster = Cluster::start();
@@ -467,7 +467,7 @@ fn a_certificate_says_which_edge_it_is() {
     assert!(film(&named) == expected);
     assert_eq!(cluster.origin.hits("/film.mp4").len(), asked);
 
-    // Clients that begin no handshake hold nobody up.
+    // Clients that begin no handshake block nobody.
     let silent: Vec<TcpStream> = (0..400)
         .filter_map(|_| TcpStream::connect(grpc).ok())
         .collect();

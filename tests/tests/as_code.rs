@@ -37,7 +37,8 @@ fn a_source_from_a_file_is_served_and_applying_it_again_changes_nothing() {
     let settings = |quota: &str| {
         format!(
             "kind: Source\nname: films\nbase_url: {url}\nmax-connections: 4\nquota: {quota}\n\
-             header:\n- 'X-Secret: abc'\nignore-query: [utm_*]\n---\nkind: Pin\nentry: films/a.mp4\n"
+             header:\n- 'X-Secret: abc'\nignore-query: [utm_*]\n---\nkind: Pin\n\
+             entry: films/a.mp4\n"
         )
     };
     fs::write(&file, settings("1GiB")).unwrap();
@@ -68,7 +69,7 @@ fn a_source_from_a_file_is_served_and_applying_it_again_changes_nothing() {
     assert_eq!(changes(coordinator, &apply), both("unchanged", "unchanged"));
     let again = coordinator.json(&["source", "show", "films"]);
     assert_eq!(again["revision"], shown["revision"]);
-    // What is exported is what was applied.
+    // The export contains what was applied.
     let exported = coordinator.cli(&["export"]).stdout;
     let export = cluster.directory.path().join("export.yaml");
     fs::write(&export, &exported).unwrap();
@@ -78,7 +79,7 @@ fn a_source_from_a_file_is_served_and_applying_it_again_changes_nothing() {
         "{of_export:?}"
     );
     assert!(!String::from_utf8_lossy(&exported).contains("abc"));
-    // A difference is told by field.
+    // A difference is shown by field.
     fs::write(&file, settings("2GiB")).unwrap();
     let diff = coordinator.cli(&["diff", "-f", path]);
     let diff = String::from_utf8(diff.stdout).unwrap();
@@ -105,7 +106,7 @@ fn nothing_is_stored_where_a_document_is_wrong() {
             2,
             "document 2: max-connection: there is no such field",
         ),
-        // What only the coordinator knows.
+        // Values that only the coordinator knows.
         (
             "kind: Source\nname: bad\nbase-url: http://o\nallow-redirect-to: 'no host'\n",
             1,

@@ -1,4 +1,4 @@
-//! A private bucket on another's S3 server.
+//! A private bucket on a third-party S3 server.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -62,7 +62,7 @@ fn a_private_bucket_of_another_server_is_read_whatever_its_keys_are() {
     let Some(server) = BucketServer::start(cluster.directory.path(), &objects) else {
         return;
     };
-    // It lets nobody in who does not sign.
+    // It refuses unsigned requests.
     let plain = Call::get("/films/top/plain.mp4").send(server.address);
     assert_eq!(plain.status, 403);
     add(&cluster, "films", &server, &server.secret_access_key);
@@ -82,7 +82,7 @@ fn a_private_bucket_of_another_server_is_read_whatever_its_keys_are() {
     let film = Call::get("/films/film.mp4").send(address).expect(200);
     assert!(film.body == content::bytes(99, 0, FILM));
     assert_eq!(film.header("content-type"), Some("video/mp4"));
-    // A wrong secret is refused, and does not show.
+    // A wrong secret is refused, and is not shown.
     add(&cluster, "wrong", &server, "not-the-secret");
     let refused = Call::get("/wrong/film.mp4").send(address);
     assert_eq!(refused.status, 403, "{}", refused.text());

@@ -1,5 +1,5 @@
-//! What each source costs and is worth: in `source show`, `source list`, the dashboard's data and
-//! the metrics.
+//! The resource use and traffic of each source: in `source show`, `source list`, the dashboard's
+//! data and the metrics.
 
 #![allow(clippy::unwrap_used)]
 

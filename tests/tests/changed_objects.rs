@@ -1,5 +1,5 @@
-//! Objects that change at their origin: no body mixes two versions, and nobody reads the old one
-//! after it was invalidated.
+//! Objects that change at their origin: no body mixes two versions, and nobody is served the old
+//! one after an invalidation.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -9,7 +9,7 @@ use chunkcache_tests::origin::Times;
 use chunkcache_tests::{CHUNK, Cluster, Fault, KIB, MIB, Object, content, eventually};
 use rustix::process::Signal;
 
-/// Longer than the first request for a cold key brings.
+/// Longer than the first request for a cold key fetches.
 const SIZE: u64 = 32 * MIB + 5;
 
 /// The ETag names the version of a body; every byte must be of that one.
@@ -168,15 +168,15 @@ fn an_edge_that_does_not_confirm_is_named() {
     assert_eq!(done["confirmed_edges"], serde_json::json!(["edge-a"]));
     assert_eq!(done["unconfirmed_edges"], serde_json::json!(["edge-b"]));
     cluster.edges[1].process().signal(Signal::CONT);
-    // It learns of it when it can.
+    // It learns of the invalidation when it can.
     eventually("edge-b knows", Duration::from_secs(20), || {
         let answer = Call::get(&target).range(0, 10).send(cluster.edges[1].http);
         (answer.body == content::bytes(41, 0, 10)).then_some(())
     });
 }
 
-/// The edges are revalidating the old version when it is withdrawn: an answer from before must not
-/// count after it.
+/// The edges are revalidating the old version when it is invalidated: an answer from before must
+/// not count after it.
 #[test]
 fn an_invalidation_overtakes_questions_under_way() {
     let cluster = Cluster::with_edges(2);

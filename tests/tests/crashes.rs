@@ -24,8 +24,8 @@ fn an_edge_killed_while_it_downloads_lies_about_nothing() {
         cluster.edge_mut().start();
     }
     cluster.origin.put("/killed.mp4", object);
-    // Rows are a subset of the disk: with the origin away, every recorded byte can be read, and is
-    // right.
+    // Rows are a subset of the disk: while the origin is down, every recorded byte can be read, and
+    // is correct.
     let recorded = cluster.recorded("/killed.mp4", "edge-a");
     assert!(!recorded.is_empty());
     cluster.origin.stop();

@@ -53,7 +53,10 @@ fn examine(browser: &Browser, axe: Option<&str>, page: &str) {
             let Some(axe) = axe else { continue };
             browser.run(&format!("if (!window.axe) {{ {axe} }}"));
             let found = browser.run_async(
-                "axe.run(document, { resultTypes: ['violations'] }).then(r => r.violations.filter(v => v.impact === 'serious' || v.impact === 'critical').map(v => v.id + ': ' + v.nodes.map(n => n.html + ' ' + n.failureSummary).join(' | ')))",
+                "axe.run(document, { resultTypes: ['violations'] }).then(r => \
+                 r.violations.filter(v => v.impact === 'serious' || v.impact === \
+                 'critical').map(v => v.id + ': ' + v.nodes.map(n => n.html + ' ' + \
+                 n.failureSummary).join(' | ')))",
             );
             assert_eq!(found, serde_json::json!([]), "{page}, {scheme}, {shape}");
         }
@@ -110,7 +113,8 @@ fn renders_updates_and_acts() {
     );
     browser.wait(
         "what is fetched, and why",
-        "[...document.querySelectorAll('[aria-label=Fetches] tbody tr')].some(r => r.innerText.includes('media/job.mp4') && r.innerText.includes('asked for by request'))",
+        "[...document.querySelectorAll('[aria-label=Fetches] tbody tr')].some(r => \
+         r.innerText.includes('media/job.mp4') && r.innerText.includes('asked for by request'))",
     );
     examine(&browser, axe.as_deref(), "cluster");
 
@@ -126,7 +130,9 @@ fn renders_updates_and_acts() {
             (edge_state() == state).then_some(())
         });
         let drawn = format!(
-            "document.querySelector('.state-{state}') && [...document.querySelectorAll('tr')].some(r => r.innerText.startsWith('edge-b') && r.innerText.includes('{state}'))"
+            "document.querySelector('.state-{state}') && \
+             [...document.querySelectorAll('tr')].some(r => r.innerText.startsWith('edge-b') && \
+             r.innerText.includes('{state}'))"
         );
         browser.wait("the page shows it", &drawn);
     }
@@ -150,8 +156,8 @@ fn renders_updates_and_acts() {
     examine(&browser, axe.as_deref(), "entries");
     let link =
         "[...document.querySelectorAll('main a')].find(a => a.textContent === 'media/film.mp4')";
-    // A change of the colour scheme redraws the view, from a list that is requested again. In one
-    // script: it could be redrawn between a look-up and a click.
+    // A change of the colour scheme redraws the view, from a list that is requested again. Done in
+    // one script, because the view could be redrawn between a look-up and a click.
     browser.wait(
         "the link, followed",
         &format!(
@@ -162,9 +168,10 @@ fn renders_updates_and_acts() {
         "the map",
         "document.querySelector('canvas').getAttribute('aria-label').includes('32 chunks on')",
     );
-    let colours = "(() => { const c = document.querySelector('canvas'), k = document.createElement('canvas'), x = (k.width = c.width, k.height = c.height, k.getContext('2d', { willReadFrequently: true })), \
-                   s = new Set(); x.drawImage(c, 0, 0); const d = x.getImageData(0, 0, c.width, 14).data; \
-                   for (let i = 0; i < d.length; i += 4) if (d[i + 3] === 255) s.add(d[i] + ',' + d[i + 1] + ',' + d[i + 2]); return s.size; })()";
+    let colours = "(() => \
+     { const c = document.querySelector('canvas'), k = document.createElement('canvas'), x = (k.width = c.width, k.height = c.height, k.getContext('2d', { willReadFrequently: true })), s = new Set(); x.drawImage(c, 0, 0); const d = x.getImageData(0, 0, c.width, 14).data; \
+                   for (let i = 0; i < d.length; i += 4) if (d[i + 3] === 255) s.add(d[i] + ',' + \
+                   d[i + 1] + ',' + d[i + 2]); return s.size; })()";
     browser.wait(
         "what is held, what is not and what is under way are drawn apart",
         &format!("{colours} >= 3"),
@@ -188,7 +195,8 @@ fn renders_updates_and_acts() {
         .unwrap();
     browser.wait(
         "the seek is shown",
-        "[...document.querySelectorAll('[aria-label=Seeks] tbody tr')].some(r => r.innerText.includes('edge-a') && r.innerText.trim().endsWith('20'))",
+        "[...document.querySelectorAll('[aria-label=Seeks] tbody tr')].some(r => \
+         r.innerText.includes('edge-a') && r.innerText.trim().endsWith('20'))",
     );
 
     browser.open(&format!("{page}#/edge/edge-a"));
@@ -229,7 +237,8 @@ fn driven_by_keyboard_alone() {
     for state in ["draining", "active"] {
         browser.press(ENTER);
         let drawn = format!(
-            "[...document.querySelectorAll('tr')].some(r => r.innerText.startsWith('edge-b') && r.innerText.includes('{state}'))"
+            "[...document.querySelectorAll('tr')].some(r => r.innerText.startsWith('edge-b') && \
+             r.innerText.includes('{state}'))"
         );
         browser.wait(state, &drawn);
         browser.wait(
@@ -269,7 +278,8 @@ fn a_large_entry_is_drawn_smoothly() {
     };
     let id = "00000000-0000-8000-8000-000000000007";
     cluster.postgres.query(&format!(
-        "INSERT INTO edges (name, url, store_id) SELECT 'big-' || n, 'http://127.0.0.1:9', gen_random_uuid() FROM generate_series(1, 200) n;
+        "INSERT INTO edges (name, url, store_id) SELECT 'big-' || n, 'http://127.0.0.1:9', \
+         gen_random_uuid() FROM generate_series(1, 200) n;
          INSERT INTO cache_entries (id, source, path, validator, size, chunk_size) VALUES ('{id}', 'media', 'big.mkv', '\"v\"', 51200 * 2097152::bigint, 2097152);
          INSERT INTO cache_keys (hash, entry_id, validated_at, fresh_until) VALUES (gen_random_uuid(), '{id}', now(), now());
          INSERT INTO cache_chunks (entry_id, edge_id, start_byte, end_byte, checksum)
@@ -280,7 +290,8 @@ fn a_large_entry_is_drawn_smoothly() {
     ));
     let page = format!("http://{}/#/entry/{id}", cluster.coordinator.http);
     browser.open(&page);
-    browser.wait("the map", "document.querySelector('canvas').getAttribute('aria-label').includes('51200 chunks on 200 edges')");
+    browser.wait("the map",
+        "document.querySelector('canvas').getAttribute('aria-label').includes('51200 chunks on 200 edges')");
     browser.screenshot("large");
     let json = Call::get(&format!("/api/v1/entries/{id}"))
         .send(cluster.coordinator.http)
@@ -291,8 +302,8 @@ fn a_large_entry_is_drawn_smoothly() {
         json.body.len()
     );
     let drawn = browser.run_async(&format!(
-        "fetch('/api/v1/entries/{id}').then(r => r.json()).then(e => {{ const c = document.querySelector('canvas'), t = []; \
-         for (let i = 0; i < 30; i++) {{ const s = performance.now(); ChunkMap.draw(c, e); t.push(performance.now() - s); }} \
+        "fetch('/api/v1/entries/{id}').then(r => r.json()).then(e => \
+         {{ const c = document.querySelector('canvas'), t = []; for (let i = 0; i < 30; i++) {{ const s = performance.now(); ChunkMap.draw(c, e); t.push(performance.now() - s); }} \
          return t.sort((a, b) => a - b)[15]; }})"
     ));
     let drawn = drawn.as_f64().unwrap();

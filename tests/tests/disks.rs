@@ -1,4 +1,5 @@
-//! Disks that fill, refuse or are small: serving goes on, health says why, recovery is automatic.
+//! Disks that are full, refuse writes or are small: serving continues, health shows why, recovery
+//! is automatic.
 
 #![allow(clippy::unwrap_used)]
 
@@ -84,7 +85,7 @@ fn a_disk_others_filled_is_passed_by_and_used_again() {
     let kept = cluster.put("/kept.mp4", object(1));
     comes_right(&cluster, &kept, 1);
     cluster.wait_recorded("/kept.mp4", &[(0, 2 * CHUNK + 5)]);
-    // Without a coordinator nothing is evicted to make room.
+    // Without a coordinator nothing is evicted to make space.
     cluster.coordinator.kill();
     disk.fill();
     says(&cluster, 1_000, "no space");

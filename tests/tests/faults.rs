@@ -5,7 +5,7 @@ use std::process::Command;
 
 use chunkcache_tests::heavy;
 
-/// As its own program, which uses a network namespace if it can.
+/// Runs as its own program, which uses a network namespace if possible.
 #[test]
 fn nothing_is_lost_and_nothing_is_wrong_whatever_is_killed() {
     let _turn = heavy();

@@ -1,5 +1,5 @@
-//! Freshness as a shared cache keeps it (RFC 9111, RFC 5861), seen from both sides: the client's
-//! answers and the origin's requests. Each test has its own objects in one cluster.
+//! Freshness in a shared cache (RFC 9111, RFC 5861), seen from both sides: the client's answers and
+//! the origin's requests. Each test has its own objects in one cluster.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -18,7 +18,7 @@ fn status_of(answer: &Response) -> &str {
     answer.header("cache-status").unwrap_or("none")
 }
 
-/// Requests until the cache reports this; lifetimes are whole seconds, so a moment must pass.
+/// Requests until the cache reports this. Lifetimes are whole seconds, so this may take a moment.
 #[track_caller]
 fn until(cluster: &Cluster, target: &str, wanted: &str) -> Response {
     eventually(
@@ -135,7 +135,7 @@ fn lifetimes_of_the_origin() {
     assert_eq!(directives, Some("max-age=0, s-maxage=600"));
 }
 
-/// 304, or the object once more: while the validator is the same no chunk is fetched again.
+/// 304, or the object once more: while the validator is the same, no chunk is fetched again.
 #[test]
 fn revalidation_moves_no_chunk() {
     let cluster = Cluster::start();

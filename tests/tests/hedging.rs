@@ -1,4 +1,4 @@
-//! A second request beside a late one, to an origin that delays some answers.
+//! A second request in parallel with a late one, to an origin that delays some answers.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Mutex;
@@ -155,7 +155,8 @@ fn an_only_connection_is_not_taken_for_a_second_request() {
     assert!(hedges(&cluster, "films", "no_budget") >= 1);
 }
 
-/// One that takes connections and answers nothing is asked last, as one that refuses them is.
+/// An origin that accepts connections and answers nothing is asked last, like one that refuses
+/// them.
 #[test]
 fn an_origin_that_is_silent_beside_another_is_dead() {
     let cluster = Cluster::start();

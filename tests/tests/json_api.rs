@@ -1,5 +1,5 @@
-//! The API in JSON, as its own description says: judged by schemathesis, which makes requests from
-//! the description, right and wrong ones, and compares the answers with it.
+//! The API in JSON against its own description: schemathesis makes valid and invalid requests from
+//! the description, and checks the answers against it.
 #![allow(clippy::unwrap_used)]
 
 use std::process::Command;
@@ -22,11 +22,11 @@ fn calls_in_json_are_as_openapi_says() {
     let mut command = Command::new(schemathesis);
     let directory = chunkcache_tests::cluster::directory();
     command
-        // It leaves examples where it runs.
+        // It leaves example files in its working directory.
         .current_dir(directory.path())
         .args(["run", "--checks", CHECKS, "--max-examples", "20"])
         .args(["--generation-deterministic", "--no-color"])
-        // A coordinator that stepped down answers 503 until it leads again, as it says.
+        // A coordinator that stepped down answers 503 until it leads again, as documented.
         .args(["--exclude-operation-id", "StepDown"])
         .arg(format!("http://{}/openapi.json", cluster.coordinator.http));
     let output = command.output().unwrap();

@@ -72,8 +72,10 @@ const DIFFERENCES: &[(&str, u16, u16, &str)] = &[
     ("Range: bytes=0-9,100-109,200-209,300-309,400-409,500-509,600-609,70", 206, 200, TOO_MANY),
     ("Range: bytes=0-9; Range: bytes=20-29", 206, 200, TWO_LINES),
     ("If-Modified-Since: Fri, 31 Dec 2100 00:00:00 GMT", 200, 304, LATER_DATE),
-    ("If-None-Match: \"ETAG\"; If-Modified-Since: Sat, 01 Jan 2000 00:00:00 GMT", 200, 304, PRECEDENCE),
-    ("If-Match: \"ETAG\"; If-Unmodified-Since: Sat, 01 Jan 2000 00:00:00 GMT", 412, 200, PRECEDENCE),
+    ("If-None-Match: \"ETAG\"; If-Modified-Since: Sat, 01 Jan 2000 00:00:00 GMT", 200, 304,
+        PRECEDENCE),
+    ("If-Match: \"ETAG\"; If-Unmodified-Since: Sat, 01 Jan 2000 00:00:00 GMT", 412, 200,
+        PRECEDENCE),
     ("If-Unmodified-Since: yesterday", 412, 200, NO_DATE),
     ("If-Unmodified-Since: ", 412, 200, NO_DATE),
 ];

@@ -103,7 +103,7 @@ fn expect_the_index(cluster: &Cluster, path: &str) {
     assert!(sent <= 8 * MIB, "{sent} bytes for an index");
 }
 
-/// As players of Apple's and MSE players ask first.
+/// As Apple's player and players that use MSE request it first.
 #[test]
 fn an_index_at_the_end_is_fetched_after_a_short_first_range() {
     let cluster = Cluster::start();
@@ -138,7 +138,7 @@ fn an_index_at_the_end_is_fetched_for_a_reader_whose_bytes_are_all_here() {
     expect_the_index(&cluster, "/hit-first.mp4");
 }
 
-/// The link of the origin is the limit, and has one viewer.
+/// The link of the origin is the bottleneck, and has one viewer.
 #[test]
 fn a_viewers_own_lookahead_leaves_the_link_to_the_chunk_it_waits_for() {
     const LINK: u64 = 5_000_000;
@@ -170,7 +170,8 @@ fn a_viewers_own_lookahead_leaves_the_link_to_the_chunk_it_waits_for() {
     assert!(took[1] <= Duration::from_millis(3_500), "{took:?}");
 }
 
-/// Both read from an origin that is too slow for them, and say so or not; the fuller buffer waits.
+/// Both read from an origin that is too slow for them, with and without reporting; the fuller
+/// buffer waits.
 #[test]
 fn whose_player_has_less_in_its_buffer_is_served_first() {
     let cluster = Cluster::start_with(ClusterOptions {
@@ -227,7 +228,8 @@ fn whose_player_has_less_in_its_buffer_is_served_first() {
         .map(|told| told["deadline_ms"].as_i64().unwrap());
     assert!(due[0] > due[1] + 15_000, "{told:?}");
     assert!(due[0] > due[2] + 15_000, "{told:?}");
-    // It is of this viewer alone: no part of the object's name, and nothing for its origin.
+    // The report concerns this viewer alone: it is not part of the object's name, and is not sent
+    // to its origin.
     for hit in cluster.origin.all_hits() {
         assert!(!hit.target.contains('?'), "{hit:?}");
         let names = hit

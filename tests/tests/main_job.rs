@@ -1,4 +1,5 @@
-//! The main job: a whole file through an edge, its chunks in PostgreSQL, the origin asked once.
+//! The main job: a whole file through an edge, its chunks in PostgreSQL, each byte requested from
+//! the origin once.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::{Arc, Barrier};
@@ -128,7 +129,8 @@ fn bytes_reach_a_cold_reader_as_they_arrive() {
             first < Duration::from_secs(1),
             "{path}: first byte after {first:?}"
         );
-        // And they keep coming at the origin's pace: half a second's worth, well within three.
+        // Further bytes arrive at the origin's pace: half a second's worth, well within three
+        // seconds.
         let more = reply.take(128 * KIB as usize).unwrap();
         assert_eq!(more, content::bytes(13, offset + 1, offset + 1 + 128 * KIB));
         let took = began.elapsed();

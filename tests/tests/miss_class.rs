@@ -1,4 +1,4 @@
-//! Why a request was no hit: `detail` of `Cache-Status`, which is in the access log too.
+//! Why a request was not a hit: `detail` of `Cache-Status`, which is in the access log too.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;

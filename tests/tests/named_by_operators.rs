@@ -58,7 +58,7 @@ fn an_origin_is_asked_by_an_edges_rules() {
     assert_eq!(climbing.status.code(), Some(1), "{}", said(&climbing));
     assert_eq!(cluster.origin.all_hits().len(), asked);
 
-    // Each answer's connection is closed behind it, as if it were kept.
+    // Each connection is closed after its answer, as if it were kept.
     for number in 0..6 {
         let object = Object::generated(number, SIZE).fault(Fault::CloseSilently, Times::Always);
         cluster.origin.put(&format!("/library/{number}"), object);

@@ -1,4 +1,4 @@
-//! What a viewer is expected to ask for next is there before it asks.
+//! Objects that a viewer is expected to request next are cached before it requests them.
 #![allow(clippy::unwrap_used)]
 
 use std::io::Write as _;
@@ -50,7 +50,7 @@ fn what_a_player_names_is_there_before_it_asks() {
     let status = play(&cluster, &targets[1], 2, "bl=20000,nor=\"..%2Fv%2F3.m4s\"");
     assert!(status.ends_with("; hit"), "{status}");
     wait_for(&cluster, "fetched", 2);
-    // A starved player has other worries.
+    // For a starved player nothing is fetched ahead.
     let status = play(&cluster, &targets[2], 3, "bl=20000,bs,nor=\"4.m4s\"");
     assert!(status.ends_with("; hit"), "{status}");
     for n in 1..=3 {
@@ -76,7 +76,7 @@ fn nothing_outside_of_the_source_is_asked_for_whatever_a_player_names() {
         play(&cluster, &target, 1, &format!("bl=20000,nor=\"{name}\""));
     }
     assert_eq!(next_objects(&cluster, "outside"), 4);
-    // One that is not there costs one request.
+    // An object that does not exist costs one request.
     for _ in 0..5 {
         play(&cluster, &target, 1, "bl=20000,nor=\"missing.m4s\"");
     }
@@ -140,7 +140,8 @@ fn the_segments_of_a_ladder_are_there_before_they_are_asked_for() {
         });
     };
     load(0);
-    // The playlist is read beside its answer: the first segment that is played once it is.
+    // The playlist is read in parallel with its answer, so the first segment is played once that is
+    // done.
     eventually("the playlist is read", SOON, || {
         play(0, 1);
         (!cluster.origin.hits("/0/2.ts").is_empty()).then_some(())

@@ -1,4 +1,4 @@
-//! The origin sends each byte once, whoever reads where.
+//! The origin sends each byte once, whichever readers read what.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Operators' tasks beside starting and stopping: import, drain, sign.
+//! Operators' tasks besides starting and stopping: import, drain, sign.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;

@@ -1,4 +1,5 @@
-//! A source's connection limit applies to all requests of edges, including those nobody can plan.
+//! A source's connection limit applies to all requests of edges, including those that the
+//! coordinator does not plan.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,7 +19,7 @@ fn limited(edges: usize) -> Cluster {
     cluster
 }
 
-/// Requests this many cold keys, passed-through objects and objects to be revalidated, of every
+/// Requests this many cold keys, passed-through objects and objects to be revalidated, from every
 /// edge at once.
 fn storm(cluster: &Cluster, name: &str, count: u64) {
     let put = |kind: &str, object: &dyn Fn(u64) -> Object| -> Vec<String> {
@@ -152,7 +153,7 @@ fn a_coordinator_that_dies_or_hangs_under_load_lets_nobody_pass_the_limit() {
     std::thread::scope(|scope| {
         let stop = &stop;
         let stops = StopAtTheEnd(stop);
-        // It gets more of the connections than its part.
+        // It gets more of the connections than its share.
         let playing = scope.spawn(move || {
             let mut reply = Call::get(&film).open(edges[0].http).unwrap();
             let mut position = 0;
@@ -191,8 +192,8 @@ fn a_coordinator_that_dies_or_hangs_under_load_lets_nobody_pass_the_limit() {
     assert!(most > 2, "they are used");
 }
 
-/// Nobody is refused for a limit that the operator set: who waits takes from who looks ahead,
-/// wherever that runs.
+/// No request is refused because of a limit that the operator set: waiting readers take connections
+/// from lookahead, on whichever edge that runs.
 #[test]
 fn readers_on_three_edges_share_two_connections_and_the_whole_rate() {
     const RATE: f64 = 8_000_000.0;

@@ -1,5 +1,5 @@
-//! Parts of the system are away, one or two at a time: stored chunks are served, chunks finished
-//! meanwhile are recorded later.
+//! One or two parts of the system are down at a time: stored chunks are served, and chunks that
+//! finish meanwhile are recorded later.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! One connection is held to a rate, whether its bytes come by `sendfile` or through TLS; one body
-//! to the rate that its player asks for. What players are told of it.
+//! The rate of one connection is limited, whether its bytes come by `sendfile` or through TLS, and
+//! the rate of one body to the one that its player requests. Responses report both to players.
 #![allow(clippy::unwrap_used)]
 
 use std::process::Command;
@@ -30,7 +30,7 @@ fn a_connection_is_paced_after_a_burst() {
     ]);
     cluster.start_prepared();
     let target = cluster.put("/film", Object::generated(1, SIZE));
-    // Two seconds behind the burst; more where the machine is busy.
+    // Two seconds after the burst; more if the machine is busy.
     let paced = |taken: Duration| {
         assert!(taken > Duration::from_millis(1700), "{taken:?}");
         assert!(taken < Duration::from_secs(15), "{taken:?}");

@@ -13,7 +13,7 @@ fn passing(seed: u64) -> Object {
 }
 
 /// Adds a fault for the next request that is passed through, not for the one that finds out that
-/// the object must be.
+/// the object must be passed through.
 fn prepare(cluster: &Cluster, path: &str, object: Object, fault: Fault, times: Times) -> String {
     let target = cluster.put(path, object.clone());
     let known = Call::get(&target).range(0, 1).send(cluster.edge().http);

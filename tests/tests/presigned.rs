@@ -1,4 +1,5 @@
-//! Presigned URLs: a client without a signature that the origin accepts gets no byte from the cache.
+//! Presigned URLs: a client without a signature that the origin accepts gets no byte from the
+//! cache.
 #![allow(clippy::unwrap_used)]
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -34,7 +35,8 @@ fn each_signature_is_asked_of_the_origin_once_and_all_share_the_bytes() {
     let film = Object::generated(1, FILM).accepting(&["v=1&Signature=a", "v=1&Signature=b"]);
     cluster.origin.put("/film.mp4", film);
     for _ in 0..3 {
-        // Where the signature is in the query does not matter, nor what else is left out.
+        // The position of the signature in the query does not matter, nor do other parameters that
+        // are left out.
         let got = get(&cluster, "Signature=a&v=1&CMCD=bl%3D1").expect(200);
         assert!(got.body == content::bytes(1, 0, FILM));
     }
@@ -54,7 +56,7 @@ fn each_signature_is_asked_of_the_origin_once_and_all_share_the_bytes() {
         assert!(refused.body.len() < 1_000, "a problem and not the film");
         assert_eq!(asked(&cluster, at_origin).len(), 1);
     }
-    // By its entry's id neither.
+    // Nor is it served by its entry's id.
     let entries = cluster.coordinator.json(&["entry", "list"]);
     let id = entries[0]["id"].as_str().unwrap().to_owned();
     assert_eq!(entries[0]["path"], "film.mp4");
@@ -95,7 +97,8 @@ fn an_expired_signature_is_asked_about_again_and_gives_nothing_for_missing_chunk
     eventually("the signature expires", Duration::from_secs(20), || {
         (connection.send(&call).status == 403).then_some(())
     });
-    // A body that was begun needs bytes that nobody may have: it is aborted, and nothing is asked.
+    // A body that has begun needs bytes that no client may have now: it is aborted, and nothing is
+    // requested.
     let rest = long.finish();
     assert!(!rest.complete && rest.body == content::bytes(2, MIB, MIB + rest.body.len() as u64));
     let refused = cluster.origin.hits("/long.mp4");
@@ -121,7 +124,7 @@ fn the_operator_may_trust_whoever_can_name_an_object() {
     assert_eq!(cluster.origin.hits("/film.mp4").len(), 1);
 }
 
-/// The source's own right to a bucket is not its clients'.
+/// A source's own access to a bucket is not granted to its clients.
 #[test]
 fn a_client_of_a_private_bucket_is_let_in_by_its_own_signature() {
     let cluster = Cluster::start();
@@ -145,7 +148,7 @@ fn a_client_of_a_private_bucket_is_let_in_by_its_own_signature() {
     let got = ask("X-Amz-Signature=a").expect(200);
     assert!(got.body == content::bytes(1, 0, FILM));
     for hit in cluster.origin.hits("/films/film.mp4") {
-        // One or the other: servers refuse both together.
+        // One or the other: servers refuse requests with both.
         let is_presigned = hit.target.contains('?');
         let is_signed = hit.header("authorization").is_some();
         assert!(
@@ -162,8 +165,8 @@ fn seconds_from_now(seconds: u64) -> u64 {
     now.as_secs() + seconds
 }
 
-/// An origin can stop accepting a signature before it expires. Whoever has another one gets the
-/// film nevertheless.
+/// An origin can stop accepting a signature before it expires. A client with another signature
+/// still gets the film.
 #[test]
 fn a_signature_that_is_refused_by_now_gives_nothing_any_more() {
     let cluster = cluster(&[]);
@@ -185,7 +188,7 @@ fn a_signature_that_is_refused_by_now_gives_nothing_any_more() {
     assert!(metrics.contains("cache_edge_accepted_signatures 1"));
 }
 
-/// An answer that is not kept is each client's own.
+/// An answer that is not stored is separate for each client.
 #[test]
 fn what_is_passed_through_is_asked_for_with_the_clients_own_signature() {
     let cluster = cluster(&[]);
@@ -205,7 +208,7 @@ fn what_is_passed_through_is_asked_for_with_the_clients_own_signature() {
     assert!(hits.iter().all(|hit| hit.method == "GET"), "{hits:?}");
 }
 
-/// A source may read more than its clients may.
+/// A source may have access to more than its clients.
 #[test]
 fn the_sources_own_credentials_do_not_speak_for_its_clients() {
     let cluster = cluster(&[

@@ -1,6 +1,6 @@
-//! Who the client is where proxies stand in front of an edge: the PROXY protocol, and the fields
-//! that proxies write, by hand and by the proxies people use. These are skipped, with a printed
-//! reason, where they are not installed.
+//! Finding the client behind proxies in front of an edge: the PROXY protocol, and the fields that
+//! proxies write, by hand and by common proxies. Those are skipped, with a printed reason, if they
+//! are not installed.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -16,7 +16,7 @@ use chunkcache_tests::process::Process;
 use chunkcache_tests::services::program;
 use chunkcache_tests::{Cluster, ClusterOptions, KIB, Object, content, eventually, ports};
 
-/// Beside the address that everything here comes from.
+/// An address other than the one that everything here comes from.
 const CLIENT: &str = "203.0.113.7";
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -96,7 +96,7 @@ fn the_proxy_header_names_the_client() {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         assert_eq!(logged_client(&cluster, 0, target), client);
     }
-    // Without a header, with half of one, and with none at all: closed, within the time.
+    // Without a header, with half of one, and without any bytes: closed within the time.
     for bytes in [
         get("/media/x").as_bytes(),
         &v1[..20],
@@ -108,8 +108,8 @@ fn the_proxy_header_names_the_client() {
     let metrics = Call::get("/metrics").send(cluster.edge().admin).text();
     let refused = r#"cache_edge_http_refused_total{limit="no_proxy_header"} 4"#;
     assert!(metrics.contains(refused), "{metrics}");
-    // A client's connections are counted by the address it has, not by the proxy's.
-    // Each is known to be counted before the next comes: workers take connections in any order.
+    // A client's connections are counted under its own address, not the proxy's. Each is known to
+    // be counted before the next one begins, because workers accept connections in any order.
     let request = "GET /media/x HTTP/1.1\r\nHost: a\r\n\r\n";
     let open: Vec<TcpStream> = (0..2)
         .map(|_| {
@@ -165,12 +165,12 @@ fn fields_of_trusted_proxies_name_the_client() {
     );
     let through_two = "198.51.100.9, 203.0.113.7, 10.0.0.1";
     assert_eq!(ask(0, &[(XFF, through_two)]), 200);
-    // What the client itself wrote does not count.
+    // Fields that the client itself wrote do not count.
     let spoofed = [(XFF, "203.0.113.7, 198.51.100.9")];
     assert_eq!(ask(0, &spoofed), 403);
     let other_field = [("Forwarded", "for=203.0.113.7"), (XFF, "198.51.100.9")];
     assert_eq!(ask(0, &other_field), 403);
-    // Nor does the word of one that is no trusted proxy.
+    // Nor do fields from a proxy that is not trusted.
     assert_eq!(
         ask(1, &[(XFF, CLIENT)]),
         200,
@@ -211,7 +211,7 @@ fn start_proxy(
     process
 }
 
-/// Asks with curl from another loopback address than the proxy has.
+/// Requests with curl from another loopback address than the proxy's.
 fn curl_from(address: &str, url: &str, more: &[&str]) -> Vec<u8> {
     let output = Command::new("curl")
         .args(["-sS", "--fail", "--max-time", "20", "--interface", address])
@@ -254,7 +254,7 @@ fn behind_haproxy() {
     let body = curl_from("127.0.0.5", &format!("http://{first}{target}"), &[]);
     assert_eq!(body, expected);
     assert_eq!(logged_client(&cluster, 0, &target), "127.0.0.5");
-    // TLS begins behind the header.
+    // TLS begins after the header.
     let authority = authority.pem();
     let trust = ["--cacert", authority.to_str().unwrap()];
     let body = curl_from("127.0.0.6", &format!("https://{second}{target}"), &trust);

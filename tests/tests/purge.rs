@@ -107,7 +107,7 @@ fn a_soft_purge_asks_the_origin_and_keeps_the_bytes() {
     assert!(status.contains("hit"), "{status}");
 }
 
-/// No table knows these: an edge has them in memory.
+/// These are in no table: an edge has them in memory.
 #[test]
 fn what_only_edges_know_is_purged_too() {
     let cluster = Cluster::start();
@@ -124,7 +124,7 @@ fn what_only_edges_know_is_purged_too() {
     let done = purge(&cluster.coordinator, &["--tag", "lists"]);
     assert_eq!(done["purged"], 1, "{done}");
     assert!(!cache_status(address, &target).contains("hit"));
-    // And that there is no such object.
+    // The absence of an object is remembered too.
     Call::get("/media/later.mp4").send(address).expect(404);
     cluster.put("/later.mp4", object(3, "x"));
     purge(&cluster.coordinator, &["--key", "media/later.mp4"]);
@@ -179,8 +179,8 @@ fn over_http_with_a_method_of_its_own() {
         .expect(400);
 }
 
-/// A table of `LOAD_PURGE` objects, of which an edge has a chunk each: by tag, by prefix, and all.
-/// With 1,000,000 the figures of docs/bench/coordinator.md, at release binaries.
+/// A table of `LOAD_PURGE` objects, with one chunk each on an edge: purged by tag, by prefix, and
+/// all. With 1,000,000 and release binaries, it gives the figures of docs/bench/coordinator.md.
 #[test]
 fn many_objects_at_once() {
     let _turn = heavy();
@@ -188,7 +188,8 @@ fn many_objects_at_once() {
     let cluster = Cluster::start();
     let edge = &cluster.edge().name;
     cluster.postgres.query(&format!(
-        "INSERT INTO cache_entries (id, source, path, validator, size, chunk_size, chunkless_since, tags)
+        "INSERT INTO cache_entries (id, source, path, validator, size, chunk_size, \
+         chunkless_since, tags)
          SELECT md5(n::text)::uuid, 'media', 's/' || n % 9 || '/' || n || '.mp4', '\"v\"', 1000, 2097152, NULL,
              ARRAY['show-' || n / 1000]
          FROM generate_series(0, {count} - 1) n;
@@ -238,7 +239,8 @@ fn many_objects_at_once() {
     }
 }
 
-/// As if the leader had died right after it recorded a purge: no edge was told, no row is gone.
+/// As if the leader had died right after it recorded a purge: no edge was notified, and no row is
+/// deleted.
 #[test]
 fn a_purge_that_a_leader_left_hides_its_keys_and_is_finished() {
     let mut cluster = Cluster::with_edges(2);
@@ -263,7 +265,7 @@ fn a_purge_that_a_leader_left_hides_its_keys_and_is_finished() {
     );
     cluster.wait_recorded_on("/s/a.mp4", "edge-b", &[(0, SIZE)]);
 
-    // It would drop what it fetched since, too: it does not know of the purge.
+    // It would also drop chunks that it fetched since, because it does not know of the purge.
     cluster.edges[1].kill();
     cluster.coordinator.kill();
     cluster.coordinator.start();

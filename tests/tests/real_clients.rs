@@ -50,7 +50,8 @@ fn video(directory: &Path, name: &str) -> PathBuf {
         "-v", "error", "-nostdin", "-y",
         "-f", "lavfi", "-i", "testsrc2=size=640x360:rate=25,noise=alls=40:allf=t",
         "-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000",
-        "-t", "40", "-c:v", "libx264", "-preset", "ultrafast", "-g", "50", "-b:v", "15M", "-minrate", "15M",
+        "-t", "40", "-c:v", "libx264", "-preset", "ultrafast", "-g", "50", "-b:v", "15M",
+        "-minrate", "15M",
         "-maxrate", "15M", "-bufsize", "15M", "-c:a", "aac", "-shortest", file,
     ]);
     path
@@ -60,7 +61,8 @@ fn video(directory: &Path, name: &str) -> PathBuf {
 fn frame_hash(url: &str, seconds: &str) -> String {
     #[rustfmt::skip]
     let output = succeed("ffmpeg", &[
-        "-v", "error", "-nostdin", "-ss", seconds, "-i", url, "-frames:v", "1", "-map", "0:v", "-f", "md5", "-",
+        "-v", "error", "-nostdin", "-ss", seconds, "-i", url, "-frames:v", "1", "-map", "0:v", "-f",
+        "md5", "-",
     ]);
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
@@ -153,11 +155,12 @@ fn aria2_fetches_eight_parts_at_once() {
     let url = format!("{}{target}", cluster.edge().url());
     let directory = cluster.directory.path().to_str().unwrap();
     #[rustfmt::skip]
-    succeed("aria2c", &["-q", "-x8", "-s8", "-k1M", "--no-conf", "--file-allocation=none", "-d", directory, "-o", "out", &url]);
+    succeed("aria2c", &["-q", "-x8", "-s8", "-k1M", "--no-conf", "--file-allocation=none", "-d",
+        directory, "-o", "out", &url]);
     let got = fs::read(cluster.directory.path().join("out")).unwrap();
     assert_eq!(content::sha256_of(&got), content::sha256(122, size));
-    // A reader that leaves stops the fetch that nobody else waits for; what its origin has sent by
-    // then is lost: a socket buffer of a MiB for each reader at most.
+    // When a reader leaves, its fetch is stopped unless others wait for it. Bytes that its origin
+    // has sent by then are lost: at most a socket buffer of a MiB for each reader.
     let sent = cluster.origin.body_bytes("/parts.bin");
     assert!(sent >= size && sent < size + 8 * MIB, "{sent} of {size}");
 }
@@ -270,7 +273,8 @@ fn mpv_plays_and_seeks() {
     .unwrap();
     let script = format!("--script={}", script.display());
     #[rustfmt::skip]
-    let output = succeed("mpv", &["--no-config", "--vo=null", "--ao=null", "--cache=no", &script, &url]);
+    let output = succeed("mpv",
+        &["--no-config", "--vo=null", "--ao=null", "--cache=no", &script, &url]);
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     for place in ["AT 30", "AT 5", "AT 35", "AT 12"] {
         assert!(told.contains(place), "no {place} in {told}");
@@ -295,7 +299,9 @@ fn gstreamer_discovers_and_seeks() {
     );
     let before = cluster.origin.hits("/gst.mp4").len();
     #[rustfmt::skip]
-    succeed("gst-play-1.0", &["--no-interactive", "--videosink=fakesink", "--audiosink=fakesink", "--start-position=30", &url]);
+    succeed("gst-play-1.0",
+        &["--no-interactive", "--videosink=fakesink", "--audiosink=fakesink",
+            "--start-position=30", &url]);
     let hits = cluster.origin.hits("/gst.mp4");
     assert!(
         hits[before..]
@@ -313,11 +319,13 @@ fn vlc_plays_from_the_middle() {
     let cluster = Cluster::start();
     let (url, size) = film(&cluster, "vlc.mkv");
     #[rustfmt::skip]
-    let arguments = ["-I", "dummy", "--vout=dummy", "--aout=dummy", "--no-video-title-show", "--start-time=28", "--run-time=2", "--play-and-exit", &url];
+    let arguments = ["-I", "dummy", "--vout=dummy", "--aout=dummy", "--no-video-title-show",
+        "--start-time=28", "--run-time=2", "--play-and-exit", &url];
     // VLC refuses to run as root.
     if rustix::process::geteuid().is_root() {
         #[rustfmt::skip]
-        let as_nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "env", "HOME=/tmp", "cvlc"];
+        let as_nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "env", "HOME=/tmp",
+            "cvlc"];
         succeed("setpriv", &[&as_nobody[..], &arguments].concat());
     } else {
         succeed("cvlc", &arguments);
@@ -356,7 +364,8 @@ fn chromium_plays_and_seeks_cross_origin() {
     let mut command = Command::new("chromium");
     #[rustfmt::skip]
     command.args([
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+        "--no-first-run",
         "--mute-audio", "--autoplay-policy=no-user-gesture-required", "--remote-debugging-port=0",
     ]);
     command.arg(format!("--user-data-dir={}", profile.display()));

@@ -1,5 +1,5 @@
-//! Certificates and keys renewed while an edge runs: checked every 30 s, and no connection is lost
-//! over it.
+//! Certificates and keys that are renewed while an edge runs: they are checked every 30 s, and no
+//! connection is lost.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -56,7 +56,7 @@ fn a_renewed_certificate_is_taken_up_while_running() {
     let url = format!("https://{}{target}", cluster.edge().http);
     assert_eq!(curl(&old.pem(), &url).as_ref(), Some(&body));
     assert_eq!(curl(&new.pem(), &url), None);
-    // A file that is no certificate changes nothing.
+    // An invalid file changes nothing.
     std::fs::write(&cert, "half of a file").unwrap();
     assert_eq!(curl(&old.pem(), &url).as_ref(), Some(&body));
     let renewed = new.issue("edge", "IP:127.0.0.1");

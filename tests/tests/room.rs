@@ -8,7 +8,7 @@ use chunkcache_tests::{CHUNK, Cluster, ClusterOptions, MIB, Object, content, eve
 
 const ROOM: u64 = 64 * MIB;
 const SOON: Duration = Duration::from_secs(30);
-/// An eviction, and the fetch that it makes space for, take a part of this.
+/// An eviction, and the fetch for which it makes space, take less than this.
 const REST: Duration = Duration::from_secs(3);
 
 fn small(fill: bool) -> Cluster {
@@ -84,8 +84,8 @@ fn a_job_for_which_there_is_no_room_says_so_and_waits() {
     });
     assert!(waiting.contains("edge-a has no room"), "{waiting}");
     let sent = at_rest(&cluster, &["/large.mp4"]);
-    // At most this was assigned when the first eviction was reported: three runs of eight chunks,
-    // and as many queued.
+    // At most this much was assigned when the first eviction was reported: three runs of eight
+    // chunks, and as many queued.
     assert!(sent <= ROOM + 48 * CHUNK, "{sent} bytes for {ROOM}");
     let job = job();
     assert_eq!(job["state"], "running", "{job}");
@@ -141,7 +141,7 @@ fn a_source_stays_below_its_quota_and_others_keep_theirs() {
     eventually("the other source is stored", SOON, || {
         (rows("others") == 12 * MIB).then_some(())
     });
-    // The fill of what was evicted does not go round and round.
+    // The fill does not endlessly fetch what is evicted.
     let paths: Vec<String> = (0..FILMS).map(film).collect();
     let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
     at_rest(&cluster, &paths);

@@ -113,7 +113,7 @@ fn background_fill_completes_what_was_begun_where_it_is_wanted() {
     assert_eq!(cluster.recorded("/left.mp4", "edge-a"), [(0, CHUNK)]);
 }
 
-/// After the fill is turned on again, it begins without a viewer.
+/// When the fill is turned on again, it begins without a viewer.
 #[test]
 fn a_source_that_is_filled_again_has_what_was_begun_completed() {
     let cluster = Cluster::start_with(ClusterOptions {
@@ -247,7 +247,8 @@ fn an_entry_opens_where_it_is_held_and_not_where_it_drains() {
         let arguments = [&["edge", "drain", "edge-b"], undo].concat();
         assert!(cluster.coordinator.cli(&arguments).status.success());
     };
-    // Otherwise it would be handed edge-b's chunks, and hold them too from then on.
+    // Otherwise edge-b's chunks would be handed over to it, and it would hold them too from then
+    // on.
     cluster.edges[0].process().signal(Signal::STOP);
     drain(&[]);
     assert_eq!(open(), "edge-a", "the holder drains");
@@ -316,7 +317,8 @@ fn the_rate_of_a_source_holds_over_all_edges() {
             .map(|n| cluster.origin.body_bytes(&format!("/limited-{n}.mp4")))
             .sum()
     };
-    // The first request for a key is sent whatever else runs: a player waits for it to begin.
+    // The first request for a key is sent whatever else is running, because a player waits to
+    // begin.
     for target in &targets {
         for edge in &cluster.edges {
             Call::get(target).range(0, 1).send(edge.http).expect(206);
@@ -330,7 +332,8 @@ fn the_rate_of_a_source_holds_over_all_edges() {
             replies.push(call.open(edge.http).unwrap());
         }
     }
-    // Socket buffers fill at once, however slowly they are read: not a part of the pace.
+    // Socket buffers fill at once, however slowly they are read, so they do not count towards the
+    // pace.
     std::thread::sleep(Duration::from_secs(2));
     let began = Instant::now();
     let before = sent();
@@ -557,7 +560,8 @@ fn a_seek_stops_what_it_left_behind() {
         .collect();
     assert!(
         wasted.is_empty(),
-        "asked for what nobody reads: {wasted:?}, beyond chunks {begun:?}; before {under_way:?}, later {later:?}"
+        "asked for what nobody reads: {wasted:?}, beyond chunks {begun:?}; before {under_way:?}, \
+         later {later:?}"
     );
     // There are three slots, and each fetch goes on to the end of one chunk at most: the last of
     // its run, or one of which half was there. What is sent until a fetch is stopped is less than

@@ -1,5 +1,5 @@
-//! One signature for a whole ladder: in the query, in the path and in a cookie, as our own form and
-//! as a JSON Web Token or a Common Access Token, by keys that are replaced while the edge runs.
+//! One signature for a whole ladder: in the query, in the path and in a cookie, in our own form and
+//! as a JSON Web Token or a Common Access Token, with keys that are replaced while the edge runs.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -55,7 +55,7 @@ fn key(place: &Path, id: &str, algorithm: &[&str]) -> (String, String) {
     (file.to_owned(), jwk)
 }
 
-/// What `cache-edge sign` prints for the first file.
+/// The output of `cache-edge sign` for the first file.
 fn sign(more: &[&str]) -> String {
     let output = Command::new(program("cache-edge"))
         .args(["sign", "--path=/media/a/*", "/media/a/master.m3u8"])
@@ -133,7 +133,7 @@ fn one_signature_plays_a_ladder() {
         let url = sign_to("--place=query");
         let (_, query) = url.split_once('?').unwrap();
         plays("", query, "");
-        // A player writes the query anew, and adds its own.
+        // A player re-encodes the query, and adds its own parameters.
         let anew = query.replace('/', "%2F").replace('*', "%2A");
         plays("", &format!("{anew}&CMCD=bl%3D2000&_q=1"), "");
         let url = sign_to("--place=segment");
@@ -145,7 +145,7 @@ fn one_signature_plays_a_ladder() {
         secrets.push(prefix.trim_start_matches("/cc~").to_owned());
         secrets.push(query.rsplit('=').next().unwrap().to_owned());
     }
-    // The same objects under all these names; the player's own part is the origin's.
+    // The same objects under all these names; the player's own parameters are sent to the origin.
     assert_eq!(
         cluster.origin.hits(FILES[0]).len(),
         2,

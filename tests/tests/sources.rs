@@ -10,7 +10,7 @@ use chunkcache_tests::{CHUNK, Object, Origin, content};
 use tonic::transport::Endpoint;
 
 const SIZE: u64 = 3 * CHUNK;
-/// The worst library: the same path, size and ETag, other bytes.
+/// The worst case: another library with the same path, size and ETag, but other bytes.
 const ETAG: &str = "\"same\"";
 
 #[test]

@@ -1,5 +1,5 @@
-//! Two coordinators over one PostgreSQL: one leads, the other takes over, without players, fetches
-//! or watchers noticing.
+//! Two coordinators over one PostgreSQL: one leads, the other takes over, and players, fetches and
+//! watchers notice nothing.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ const HITS: &str = "/hits.mp4";
 const HITS_SEED: u64 = 150;
 const HITS_SIZE: u64 = 8 * MIB;
 
-/// The cluster's own coordinator leads; `standby` does not, yet.
+/// The cluster's own coordinator leads; `standby` does not lead yet.
 struct Pair {
     standby: Coordinator,
     cluster: Cluster,
@@ -103,7 +103,7 @@ fn edges_are_back(coordinator: &Coordinator, count: u64) {
     });
 }
 
-/// Clients that read cached objects, on every edge, without a pause; every byte is compared.
+/// Clients that continuously read cached objects on every edge; every byte is compared.
 struct Readers {
     stop: Arc<AtomicBool>,
     answers: Arc<AtomicU64>,

@@ -201,7 +201,8 @@ fn precedence_of_options() {
     let file = directory.path().join("edge.toml");
     let data = directory.path().join("data");
     let lines = format!(
-        "name = \"of-the-file\"\nlisten = \"{file_port}\"\nadmin-listen = \"{file_port}\"\ndata-dir = \"{}\"\n",
+        "name = \"of-the-file\"\nlisten = \"{file_port}\"\nadmin-listen = \"{file_port}\"\n\
+         data-dir = \"{}\"\n",
         data.display()
     );
     fs::write(&file, lines).unwrap();
@@ -293,7 +294,8 @@ fn a_database_of_a_newer_schema_ends_the_start() {
     ));
     let others: String = others.iter().map(|row| format!(", {}", row[0])).collect();
     cluster.postgres.query(&format!(
-        "INSERT INTO {table} ({column}{others}) SELECT 9999{others} FROM {table} ORDER BY {column} DESC LIMIT 1"
+        "INSERT INTO {table} ({column}{others}) SELECT 9999{others} FROM {table} ORDER BY \
+         {column} DESC LIMIT 1"
     ));
     cluster.coordinator.spawn();
     let status = cluster

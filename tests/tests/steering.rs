@@ -1,4 +1,4 @@
-//! Players are told which edge to go to: at the coordinator's HTTP and at any edge, by who holds the
+//! Players are steered to edges, at the coordinator's HTTP and at any edge, by which edges hold the
 //! object, and never in circles.
 #![allow(clippy::unwrap_used)]
 

@@ -28,7 +28,7 @@ fn segment(seed: u64) -> Object {
     Object::generated(seed, SEGMENT).header("Cache-Control", "max-age=3600")
 }
 
-/// What the origin was asked for, without its manifests.
+/// The requests at the origin, except those for manifests.
 fn asked(cluster: &Cluster) -> BTreeSet<String> {
     let hits = cluster.origin.all_hits().into_iter().map(|hit| hit.target);
     hits.filter(|it| !it.contains(".m3u8") && !it.contains(".mpd"))

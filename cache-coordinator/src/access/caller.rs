@@ -15,18 +15,17 @@ use super::policy::{Need, Role};
 pub enum Caller {
     /// No tokens are configured: TLS, or loopback, is the only requirement.
     Anyone {
-        /// The client certificate of the connection, where clients must have one.
+        /// The client certificate of the connection, if clients must have one.
         certificate: Option<Arc<CertificateDer<'static>>>,
     },
     /// A known token.
     Token {
-        /// The permissions of the token.
         role: Role,
         /// The token's owner; for an edge, the only name it may use.
         name: Arc<str>,
     },
-    /// No token, but a certificate of the clients' authority: enough for an edge, because it has a
-    /// name and no role.
+    /// No token, but a certificate from the clients' authority. That suffices for an edge, because
+    /// it has a name and needs no role.
     Certificate(Arc<CertificateDer<'static>>),
     /// Neither a token nor a certificate.
     Nobody,
@@ -45,7 +44,6 @@ pub enum Refusal {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Denied {
-    /// The kind of refusal.
     pub refusal: Refusal,
     /// Stable, for programs: `UPPER_SNAKE`.
     pub reason: &'static str,
@@ -97,7 +95,7 @@ impl fmt::Display for Caller {
 }
 
 impl Caller {
-    /// Checks that the caller may do `what`, which needs `need`.
+    /// Checks that the caller may do `what`, which requires `need`.
     pub fn require(&self, need: Need, what: &str) -> Result<(), Denied> {
         let needed = need.roles();
         match self {
@@ -135,7 +133,8 @@ impl Caller {
             } => Err(Denied::forbidden(
                 "NOT_THIS_EDGE",
                 format!(
-                    "the token is edge {own:?}'s, and an edge speaks for itself alone: not for {name:?}"
+                    "the token is edge {own:?}'s, and an edge speaks for itself alone: not for \
+                     {name:?}"
                 ),
                 "",
             )),
@@ -145,8 +144,7 @@ impl Caller {
 }
 
 /// Checks that the certificate is valid for the edge's name, or for the host of its URL if that is
-/// the name with a domain after it (a wildcard certificate then vouches for each edge of its
-/// domain).
+/// the name followed by a domain (so a wildcard certificate vouches for each edge of its domain).
 fn names_edge(certificate: &CertificateDer<'_>, name: &str, url: &str) -> Result<(), Denied> {
     let host = url::Url::parse(url).ok();
     let host = host.as_ref().and_then(url::Url::host_str).filter(|host| {
@@ -163,8 +161,8 @@ fn names_edge(certificate: &CertificateDer<'_>, name: &str, url: &str) -> Result
         Denied::forbidden(
             "NOT_THIS_EDGE",
             format!(
-                "the client certificate is not edge {name:?}'s: it must have the name {name} (or {name}.DOMAIN, which \
-                 the edge also advertises) among its DNS names"
+                "the client certificate is not edge {name:?}'s: it must have the name {name} (or \
+                 {name}.DOMAIN, which the edge also advertises) among its DNS names"
             ),
             "",
         )

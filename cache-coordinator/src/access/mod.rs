@@ -1,9 +1,9 @@
 //! Access control: bearer tokens with roles, and certificates of edges.
 //!
-//! A leaf that both listeners call before anything else. Pure except for `tokens`, which reads the
-//! file of tokens: the needs of a call (`policy`), its caller (`Caller`), and a refusal that names
-//! the roles that are allowed (`Denied`). Invariant: a call that the policy does not list needs an
-//! operator, and an edge may only speak under its own name.
+//! A leaf that both listeners call before anything else. Pure, except that `tokens` reads the file
+//! of tokens. It knows the needs of a call (`policy`) and its caller (`Caller`), and a refusal
+//! names the allowed roles (`Denied`). Invariant: a call that the policy does not list requires an
+//! operator, and an edge may only use its own name.
 
 mod caller;
 pub mod policy;
@@ -16,21 +16,20 @@ pub use policy::Role;
 use rustls::pki_types::CertificateDer;
 pub use tokens::{CHECK_INTERVAL, Tokens, TokensError};
 
-/// Identifies callers. Without a file of tokens everyone who gets through TLS may do everything.
+/// Identifies callers. Without a file of tokens, every caller that passes TLS may do everything.
 #[derive(Clone, Default)]
 pub struct Access {
     tokens: Option<Tokens>,
 }
 
 impl Access {
-    /// Loads the tokens of this file, or none. Reads the file: not for an async thread of a busy
-    /// server.
+    /// Loads the tokens of this file, or none. Blocking: not for an async thread of a busy server.
     pub fn load(file: Option<PathBuf>) -> Result<Self, TokensError> {
         let tokens = file.map(Tokens::load).transpose()?;
         Ok(Self { tokens })
     }
 
-    /// The tokens, to be watched.
+    /// The tokens, so that the file can be watched.
     #[must_use]
     pub fn tokens(&self) -> Option<&Tokens> {
         self.tokens.as_ref()

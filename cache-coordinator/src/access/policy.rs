@@ -5,18 +5,17 @@ use std::fmt;
 /// The role of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Sees everything but secrets, changes nothing.
+    /// Sees everything except secrets, changes nothing.
     Viewer,
     /// Another service: opens, requests and invalidates entries.
     Service,
-    /// May do everything that people do.
+    /// May do everything that operators do.
     Operator,
     /// Opens a session and makes its calls, under one name.
     Edge,
 }
 
 impl Role {
-    /// All roles.
     pub const ALL: [Self; 4] = [Self::Viewer, Self::Service, Self::Operator, Self::Edge];
 
     /// The name in the file of tokens.
@@ -30,7 +29,6 @@ impl Role {
         }
     }
 
-    /// Parses a name.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|role| role.name() == name)
@@ -68,8 +66,8 @@ pub enum Need {
 }
 
 impl Need {
-    /// The need of a gRPC method, by its path `/package.Service/Method`. Unlisted methods are for
-    /// operators.
+    /// The need of a gRPC method, by its path `/package.Service/Method`. Unlisted methods require
+    /// an operator.
     #[must_use]
     pub fn of_method(path: &str) -> Self {
         let Some((service, method)) = path.strip_prefix('/').and_then(|p| p.split_once('/')) else {

@@ -118,7 +118,7 @@ fn roles_nest_and_edges_stand_apart() {
     );
 }
 
-/// Each method of the public services is listed: none is left to operators because it was
+/// Each method of the public services is listed, so none requires an operator only because it was
 /// forgotten.
 #[test]
 fn every_method_is_listed() {

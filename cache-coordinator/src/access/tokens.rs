@@ -1,8 +1,8 @@
-//! The file of tokens, read again when it changes: tokens can be issued or revoked without a
-//! restart.
+//! The file of tokens, read again when it changes, so that tokens can be issued or revoked without
+//! a restart.
 //!
 //! One line per token: `ROLE NAME TOKEN`. The token may be replaced by `sha256:` and 64 hexadecimal
-//! digits, so that readers of the file can not use it. Only digests are kept in memory.
+//! digits, so that readers of the file cannot use it. Only digests are kept in memory.
 
 use std::{hint::black_box, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -13,16 +13,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::Role;
 
-/// How often the file is checked: for so long a revoked token may still begin calls.
+/// How often the file is checked, and so how long a revoked token can still begin calls.
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// Each call's token is compared with all of them.
+/// Bounded, because each call's token is compared with all of them.
 const MAX_TOKENS: usize = 1000;
 /// Limit for the size of the file.
 const MAX_BYTES: u64 = 1 << 20;
 /// Shorter ones can be guessed.
 const LEAST_TOKEN_BYTES: usize = 16;
 
-/// Why a file's tokens can not be used. Never shows one.
+/// Why a file's tokens cannot be used. Never shows a token.
 #[derive(Debug, thiserror::Error)]
 pub enum TokensError {
     #[error("{path} can not be read: {source}")]
@@ -56,7 +56,6 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Reads the file.
     pub fn load(path: PathBuf) -> Result<Self, TokensError> {
         let read = read(&path)?;
         Ok(Self {
@@ -65,8 +64,8 @@ impl Tokens {
         })
     }
 
-    /// The owner of a token. The time it takes reveals nothing about any token: all digests are
-    /// compared, in full.
+    /// The owner of a token. The time it takes reveals nothing about any token, because all digests
+    /// are compared in full.
     #[must_use]
     pub fn find(&self, token: &str) -> Option<(Role, Arc<str>)> {
         let sum = sum(token.as_bytes());
@@ -80,8 +79,8 @@ impl Tokens {
         found
     }
 
-    /// Checks the file every `interval` until cancelled. An invalid file leaves the old tokens in
-    /// place.
+    /// Checks the file every `interval` until cancelled. If the file is invalid, the old tokens
+    /// stay in place.
     pub async fn watch(self, interval: Duration, stop: CancellationToken) {
         let mut refused = String::new();
         while stop
@@ -92,7 +91,11 @@ impl Tokens {
             let path = Arc::clone(&self.path);
             match tokio::task::spawn_blocking(move || read(&path)).await {
                 Ok(Ok(new)) if new.0 != self.current.load().0 => {
-                    tracing::info!(file = %self.path.display(), tokens = new.1.len(), "tokens reloaded");
+                    tracing::info!(
+                        file = %self.path.display(),
+                        tokens = new.1.len(),
+                        "tokens reloaded"
+                    );
                     self.current.store(Arc::new(new));
                     refused.clear();
                 }
@@ -112,7 +115,7 @@ fn sum(bytes: &[u8]) -> Sum {
     Sha256::digest(bytes).into()
 }
 
-/// Compares in a time that does not depend on where they differ.
+/// Compares in a time that does not depend on where the sums differ.
 fn is_equal(left: &Sum, right: &Sum) -> bool {
     let differing = left
         .iter()

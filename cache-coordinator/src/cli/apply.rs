@@ -16,7 +16,7 @@ use super::names::entry_name;
 use super::output::{Printer, Rows, or_dash};
 use super::{is_set, precache, switch};
 
-/// Of one page; the server's own bound.
+/// Entries per page; the server's own limit.
 const PAGE_SIZE: u32 = 1000;
 
 pub(super) fn commands() -> [Command; 4] {
@@ -33,8 +33,8 @@ pub(super) fn commands() -> [Command; 4] {
         Command::new("apply")
             .about("Make sources, pins and precache jobs what files say")
             .after_help(
-                "Every document is checked before any is carried out. What is registered and not in \
-                 the files stays as it is. A secret written as *** stays what it was.",
+                "Every document is checked before any is carried out. What is registered and not \
+                 in the files stays as it is. A secret written as *** stays what it was.",
             )
             .args([
                 file(),
@@ -43,12 +43,15 @@ pub(super) fn commands() -> [Command; 4] {
         Command::new("diff")
             .about("Say what apply would change")
             .arg(file()),
-        Command::new("export").about("Print all sources and pins as YAML for apply; secrets are ***"),
+        Command::new("export").about(
+            "Print all sources and pins as YAML for apply; secrets are \
+         ***",
+        ),
         Command::new("schema").about("Print the JSON schema of the files, for editors"),
     ]
 }
 
-/// What became of a document.
+/// The result of applying a document.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Created,
@@ -66,7 +69,7 @@ impl Outcome {
     }
 }
 
-/// A document, checked.
+/// A document that was compared with the registered state.
 struct Checked {
     document: Document,
     outcome: Outcome,
@@ -207,7 +210,7 @@ async fn carry_out(checked: &Checked, client: &mut Client) -> Result<(), CliErro
             super::output::warn_unconfirmed(&answer.unconfirmed_edges);
         }
         Content::Pin { entry } => {
-            // It may be the first that is heard of the object.
+            // The object may be unknown to the cluster until now.
             let request = OpenEntryRequest {
                 entry: Some(entry_name(entry)?),
                 position: 0,
@@ -230,7 +233,7 @@ async fn carry_out(checked: &Checked, client: &mut Client) -> Result<(), CliErro
     Ok(())
 }
 
-/// Fields of two documents that differ.
+/// Fields that differ between two documents.
 fn differences(before: &Value, after: &Value) -> Vec<(String, Value, Value)> {
     let empty = serde_json::Map::new();
     let (before, after) = (

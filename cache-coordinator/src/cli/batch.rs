@@ -19,20 +19,20 @@ use super::precache::{self, Wanted};
 use super::progress::Progress;
 use super::view;
 
-/// Lines of one file, and bytes of all of them.
+/// Limits of a file: its lines and its bytes.
 const MAX_LINES: usize = 100_000;
 const MAX_BYTES: u64 = 64 << 20;
-/// Calls under way: an object that is new to the cluster is asked for at its origin first.
+/// Concurrent calls. A call for an object that is new to the cluster waits for its origin.
 const AT_A_TIME: usize = 8;
-/// Jobs looked at in one turn.
+/// Jobs that one poll asks about.
 const LOOKS: usize = 200;
-/// Between two turns.
+/// Pause between two polls of the jobs.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What is asked for, each with where it is written.
+/// The objects to prefetch, each with the place that names it: a line of a file, or a manifest.
 pub(super) struct Targets {
     wanted: Vec<(String, Wanted)>,
-    /// Lines that ask for nothing that there can be.
+    /// Number of invalid lines.
     bad: usize,
 }
 
@@ -90,7 +90,7 @@ pub(super) async fn run(
     }
 }
 
-/// A file's lines.
+/// The objects that the lines of a file name.
 pub(super) fn read(file: &Path, arguments: &ArgMatches) -> Result<Targets, CliError> {
     let refuse = |reason: &dyn std::fmt::Display| {
         CliError::Usage(format!("-f {}: {reason}", file.display()))
@@ -123,7 +123,7 @@ pub(super) fn read(file: &Path, arguments: &ArgMatches) -> Result<Targets, CliEr
     Ok(Targets { wanted, bad })
 }
 
-/// Shows the progress of all of them together until each has ended.
+/// Shows the progress of all jobs together until each has ended.
 async fn follow(jobs: &mut [Job], client: &mut Client) -> Result<(), CliError> {
     let mut progress = Progress::new();
     let (begun, mut before, mut last) = (Instant::now(), None, 0);
@@ -169,7 +169,7 @@ async fn follow(jobs: &mut [Job], client: &mut Client) -> Result<(), CliError> {
             let job = &mut jobs[it];
             match newest.remove(&job.id) {
                 Some(now) => *job = now,
-                // Its entry is no more.
+                // Its entry no longer exists.
                 None => job.set_state(JobState::Failed),
             }
         }

@@ -1,4 +1,4 @@
-//! The connection to one coordinator: the first that answers, or the leader it names.
+//! The connection to one coordinator: the first that answers, or the leader that it names.
 
 use std::time::Duration;
 
@@ -15,14 +15,15 @@ use super::globals::Globals;
 
 pub(super) type Service = CacheServiceClient<Channel>;
 
-/// A leader that has just lost its lease names the next one; more hops than this are a cycle.
+/// Limit of redirections: a leader that has just lost its lease names the next one, but more hops
+/// than this are a cycle.
 const MAX_LEADER_HOPS: usize = 3;
-/// How long there may be no leader after a loss.
+/// How long there may be no leader after one is lost.
 const TAKEOVER: Duration = Duration::from_secs(5);
 const TAKEOVER_PAUSE: Duration = Duration::from_millis(250);
-/// One dead address must not use up the time for the others.
+/// Limited, so that one dead address does not use up the time for the others.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A snapshot of a heavily fragmented entry: some 40 bytes a range.
+/// The snapshot of a heavily fragmented entry takes about 40 bytes per range.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 pub(super) struct Client {
@@ -39,7 +40,7 @@ impl Client {
         }
     }
 
-    /// Another one to the same coordinator, for calls at the same time.
+    /// Another client of the same coordinator, for concurrent calls.
     pub(super) fn another(&self) -> Self {
         Client {
             globals: self.globals.clone(),
@@ -47,8 +48,9 @@ impl Client {
         }
     }
 
-    /// One call under the time-out, at the leader if the method wants it. Only a refusal that says
-    /// "not I" is tried elsewhere: a call that may have been carried out is never repeated.
+    /// Makes one call within the time-out, at the leader if the method requires it. Only a refusal
+    /// that says "not I" is tried elsewhere: a call that may have been carried out is never
+    /// repeated.
     pub(super) async fn call<Q, R>(
         &mut self,
         message: Q,
@@ -61,7 +63,7 @@ impl Client {
         self.send(message, Some(timeout), method).await
     }
 
-    /// Like [`Client::call`] for a stream: without a time-out, because a watch has no end.
+    /// Like [`Client::call`] for a stream, without a time-out, because a watch has no end.
     pub(super) async fn open<Q, R>(
         &mut self,
         message: Q,

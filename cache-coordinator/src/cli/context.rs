@@ -1,5 +1,5 @@
-//! `context`: coordinators by name, with what is needed to talk to each, kept in a file in the
-//! user's configuration directory.
+//! `context`: coordinators by name, with the settings that each connection needs, kept in a file in
+//! the user's configuration directory.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,9 +17,9 @@ use super::globals;
 use super::output::{Printer, Rows, or_dash, yes};
 use super::{text, unknown_verb, verb};
 
-/// In the directory of the program, in the user's configuration directory.
+/// Path of the file below the user's configuration directory.
 const PLACE: &str = "chunkcache/contexts.toml";
-/// A thousand contexts with long paths.
+/// Enough for a thousand contexts with long paths.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// One coordinator, or several of one cluster. Paths are absolute.
@@ -54,7 +54,7 @@ pub(super) struct Contexts {
 }
 
 impl Contexts {
-    /// Reads the file; none yet is an empty one.
+    /// Reads the file; a missing one counts as empty.
     pub(super) fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, CliError> {
         let path = Self::place(variable)?;
         let content =
@@ -62,7 +62,7 @@ impl Contexts {
         Ok(Self { path, content })
     }
 
-    /// Reads the file to change it: nobody else does before the lock is dropped.
+    /// Reads the file to change it: no other command changes it until the lock is dropped.
     fn read_locked(
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<(Self, fs::File), CliError> {
@@ -114,7 +114,8 @@ impl Contexts {
             .map_err(|error| unwritable(&self.path, &error))
     }
 
-    /// Written beside and renamed: a reader sees the old file or the new one. A link is followed.
+    /// Writes a new file beside the old one and renames it, so that a reader sees either. A link is
+    /// followed.
     fn replace(&self) -> io::Result<()> {
         let text = toml::to_string(&self.content).map_err(io::Error::other)?;
         let path = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
@@ -138,7 +139,7 @@ impl Contexts {
     }
 }
 
-/// Locks the directory: the file itself is replaced.
+/// Locks the directory, because the file itself is replaced.
 fn lock(path: &Path) -> io::Result<fs::File> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     fs::DirBuilder::new()
@@ -180,11 +181,17 @@ pub(super) fn command() -> Command {
             .help("The context's name")
     };
     Command::new("context")
-        .about("Coordinators by name; what is given with a command or in its environment goes before")
+        .about(
+            "Coordinators by name; what is given with a command or in its environment goes \
+         before",
+        )
         .subcommand_required(true)
         .subcommands([
             Command::new("add")
-                .about("Add or replace a context: its --endpoint, --token-file, --ca, --cert and --key")
+                .about(
+                    "Add or replace a context: its --endpoint, --token-file, --ca, --cert and \
+                 --key",
+                )
                 .arg(name()),
             Command::new("list").about("All contexts"),
             Command::new("use")
@@ -253,7 +260,7 @@ impl Contexts {
     }
 }
 
-/// Names mistakes now, so that later commands need not.
+/// Reports mistakes now, so that later commands need not.
 fn from_options(matches: &ArgMatches) -> Result<Context, CliError> {
     let endpoint = matches.get_one::<String>("endpoint").ok_or_else(|| {
         CliError::Usage("--endpoint is missing: the context's coordinator".to_owned())

@@ -1,8 +1,8 @@
-//! Settings as YAML documents: read with the rules of the command line, and written from what is
-//! registered.
+//! Settings as YAML documents: read by the rules of the command line, and written from the
+//! registered state.
 //!
 //! A field of a source is an option of `source add` with the same name and the same values, so that
-//! neither can know what the other does not.
+//! both always have the same settings.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,11 +14,11 @@ use serde_json::{Map, Value, json};
 use super::failure::CliError;
 use super::{precache, source_options};
 
-/// Of all files together.
+/// Limit of the size of all files together.
 const MAX_BYTES: u64 = 16 << 20;
-/// What a source has beside its options.
+/// The only field of a source that is not an option.
 const BASE_URL: &str = "base-url";
-/// Options that name a file, which lies beside the document.
+/// Options that name a file; its path is relative to the document.
 const FILES: [&str; 5] = [
     "header-file",
     "origin-ca",
@@ -27,10 +27,10 @@ const FILES: [&str; 5] = [
     "access-key-file",
 ];
 
-/// Instead of a file's name or a secret: what the coordinator has stays.
+/// Stands for a file's name or a secret: the coordinator's value is kept.
 const KEPT: &str = "***";
 
-/// A document, and where it was read.
+/// A document and where it was read.
 pub(super) struct Document {
     /// `FILE, document N`.
     pub place: String,
@@ -42,12 +42,12 @@ pub(super) enum Content {
     Pin {
         entry: String,
     },
-    /// As `precache` reads its arguments.
+    /// The same as the arguments of `precache`.
     Precache(Box<precache::Wanted>),
 }
 
 impl Content {
-    /// What it is of.
+    /// The name of the object that it describes.
     pub(super) fn name(&self) -> String {
         match self {
             Content::Source(source) => format!("Source {}", source.name),
@@ -57,8 +57,8 @@ impl Content {
     }
 }
 
-/// All documents of a file, or of all `*.yaml`, `*.yml` and `*.json` of a directory, in order:
-/// sources first. `-` is standard input.
+/// All documents of a file, or of all `*.yaml`, `*.yml` and `*.json` files of a directory, in
+/// order: sources first. `-` is standard input.
 pub(super) fn read(path: &Path) -> Result<Vec<Document>, CliError> {
     let mut documents = Vec::new();
     let mut errors = Vec::new();
@@ -179,7 +179,7 @@ fn source(mut fields: Map<String, Value>, beside: &Path) -> Result<Source, Strin
     for url in &urls {
         source_options::base_url(url).map_err(|error| format!("{BASE_URL}: {error}"))?;
     }
-    // As `source add` takes them.
+    // The short names, as `source add` accepts them.
     for (short, full) in [("ca", "origin-ca"), ("endpoint", "s3-endpoint")] {
         if let Some(value) = fields.remove(short) {
             fields.insert(full.to_owned(), value);
@@ -209,7 +209,7 @@ fn source(mut fields: Map<String, Value>, beside: &Path) -> Result<Source, Strin
     Ok(source)
 }
 
-/// Writes for the content of a file that the coordinator is to keep what it has.
+/// Marks the content of a file so that the coordinator keeps its present value.
 fn keep(name: &str, source: &mut Source) -> Result<(), String> {
     let kept = || KEPT.to_owned();
     let connection = source.connection.get_or_insert_default();
@@ -226,7 +226,7 @@ fn keep(name: &str, source: &mut Source) -> Result<(), String> {
     Ok(())
 }
 
-/// Reads fields as the options of the same name.
+/// Parses fields as the options of the same names.
 fn parse(
     command: Command,
     fields: Map<String, Value>,
@@ -296,7 +296,7 @@ fn said(error: &CliError) -> String {
     }
 }
 
-/// The document of a source: what differs from the defaults.
+/// The document of a source, with the settings that differ from the defaults.
 pub(super) fn of_source(source: &Source) -> Value {
     let mut document = Map::new();
     let mut put = |name: &str, value: Value| {
@@ -329,7 +329,7 @@ pub(super) fn of_source(source: &Source) -> Value {
     let mode = super::view::mode(source.mode());
     put("mode", json!(if mode == "serve" { "" } else { mode }));
     if let Some(fill) = source.background_fill {
-        // `false` differs from what is not said.
+        // `false` differs from an unset value.
         put("background-fill", json!(fill.to_string()));
     }
     let headers = source.headers.iter();
@@ -399,7 +399,7 @@ pub(super) fn of_source(source: &Source) -> Value {
     Value::Object(document)
 }
 
-/// What a document may hold, for editors.
+/// The JSON Schema of the documents, for editors.
 pub(super) fn schema() -> Value {
     let source = properties(source_options::arguments());
     let precache = properties(precache::arguments());
@@ -474,7 +474,8 @@ mod tests {
     #[test]
     fn a_source_is_what_source_add_makes_and_is_written_as_it_was_read() {
         let source = source_of(
-            "kind: Source\nname: films\nbase_url: [http://o/films, http://p/films]\nmax-connections: 4\n\
+            "kind: Source\nname: films\nbase_url: [http://o/films, http://p/films]\n\
+             max-connections: 4\n\
              quota: 10GiB\nheader:\n- 'X-A: b'\nignore_query: [utm_*, sid]\nttl: '*.m3u8=2s'\n\
              first-byte-timeout: 90s\nbackground-fill: false\nmode: record\n",
         );
@@ -521,7 +522,8 @@ mod tests {
                 "document 1: base-url: is missing",
             ),
             (
-                "kind: Pin\nentry: a/b\n---\nkind: Source\nname: films\nbase-url: http://o\nmax-conections: 4\n",
+                "kind: Pin\nentry: a/b\n---\nkind: Source\nname: films\nbase-url: http://o\n\
+                 max-conections: 4\n",
                 "document 2: max-conections: there is no such field",
             ),
             (
@@ -553,7 +555,8 @@ mod tests {
     #[test]
     fn sources_come_first_and_the_schema_knows_every_field() {
         let all = written(
-            "kind: Precache\nentry: films/a\nrange: 0-99\n---\nkind: Source\nname: films\nbase-url: http://o\n",
+            "kind: Precache\nentry: films/a\nrange: 0-99\n---\nkind: Source\nname: films\n\
+             base-url: http://o\n",
         );
         let names: Vec<String> = all.unwrap().iter().map(|it| it.content.name()).collect();
         assert_eq!(names, ["Source films", "Precache films/a"]);

@@ -1,4 +1,4 @@
-//! `edge drain --follow`: waits until the edge's last request has ended and its readers' next
+//! `edge drain --follow`: waits until the edge's last request has ended, and its readers' next
 //! chunks are handed over to other edges.
 
 use std::time::Duration;
@@ -15,8 +15,8 @@ use super::progress::Progress;
 /// Edges report their number of requests once a second.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Returns the edge once no request runs there. Players that know its address may still send new
-/// requests: the bar then goes back, which is correct.
+/// Returns the edge once no request is running there. Players that know its address may still send
+/// new requests; the bar then goes back, which is correct.
 pub(super) async fn follow(edge: Edge, client: &mut Client) -> Result<Edge, CliError> {
     let mut progress = Progress::new();
     let result = look(edge, client, &mut progress).await;
@@ -30,7 +30,7 @@ async fn look(
     progress: &mut Progress,
 ) -> Result<Edge, CliError> {
     let begun = Instant::now();
-    // A report from before the drain may be a second old.
+    // A report from before the drain may be up to a second old.
     let mut most = 0;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;

@@ -1,4 +1,4 @@
-//! `edge`: the machines that hold the bytes.
+//! `edge`: the machines that store and serve the bytes.
 
 use chunkcache_proto::v1::{
     DrainEdgeRequest, Edge, ForgetEdgeRequest, ListEdgesRequest, VerifyEdgeRequest,
@@ -27,7 +27,8 @@ pub(super) fn command() -> Command {
                     switch("undo", "Send it readers again"),
                     switch(
                         "follow",
-                        "Show progress until its last request has ended and its chunks are handed over; it may be stopped then",
+                        "Show progress until its last request has ended and its chunks are handed \
+                         over; it may be stopped then",
                     ),
                 ]),
             Command::new("forget")

@@ -19,9 +19,9 @@ const PAGE_SIZE: u32 = 1000;
 /// Ranges of one edge shown in a table; JSON has all.
 const MAX_RANGES_SHOWN: usize = 20;
 
-pub(super) const RANGES_HELP: &str = "In JSON, `ranges` are objects {\"start\", \"end\"} in bytes of the object: \
-    `start` is the first byte, `end` is one past the last (exclusive). In tables, ranges are written \
-    first-last with both ends inclusive, as --range takes them.";
+pub(super) const RANGES_HELP: &str = "In JSON, `ranges` are objects {\"start\", \"end\"} in bytes \
+    of the object: `start` is the first byte, `end` is one past the last (exclusive). In tables, \
+    ranges are written first-last with both ends inclusive, as --range takes them.";
 
 pub(super) fn command() -> Command {
     let name = || {

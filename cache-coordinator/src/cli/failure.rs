@@ -1,4 +1,4 @@
-//! Why a command failed, in helpful words, and its exit status.
+//! Why a command failed, in words that help, and its exit status.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use tonic_types::StatusExt as _;
 
 #[derive(Debug)]
 pub(super) enum CliError {
-    /// The arguments make no sense: exit status 2.
+    /// The arguments are invalid: exit status 2.
     Usage(String),
     /// The coordinator refused, or none answered: exit status 1.
     Refused(String),
@@ -24,7 +24,6 @@ impl CliError {
         }
     }
 
-    /// In words.
     pub(super) fn text(&self) -> &str {
         match self {
             CliError::Usage(message) | CliError::Refused(message) => message,
@@ -32,7 +31,7 @@ impl CliError {
         }
     }
 
-    /// Says it on standard error.
+    /// Prints it on standard error.
     pub(super) fn report(&self) -> ExitCode {
         match self {
             CliError::Usage(message) | CliError::Refused(message) => eprintln!("error: {message}"),
@@ -106,7 +105,7 @@ fn headline(status: &Status, endpoint: &str) -> String {
     }
 }
 
-/// No coordinator listens, or not with the expected TLS. Lists every address tried.
+/// No coordinator listens, or not with the expected TLS. Lists every address that was tried.
 pub(super) fn unreachable(attempts: &[(String, String)]) -> CliError {
     let mut lines = vec!["no coordinator can be reached".to_owned()];
     lines.extend(
@@ -115,14 +114,14 @@ pub(super) fn unreachable(attempts: &[(String, String)]) -> CliError {
             .map(|(endpoint, reason)| format!("  {endpoint}: {reason}")),
     );
     lines.push(
-        "check that `cache-coordinator serve` runs there, that --endpoint names its --listen address, \
-         and that http or https and --ca fit"
+        "check that `cache-coordinator serve` runs there, that --endpoint names its --listen \
+         address, and that http or https and --ca fit"
             .to_owned(),
     );
     CliError::Refused(lines.join("\n"))
 }
 
-/// The whole chain of an error: tonic's own text is only "transport error".
+/// The whole chain of an error, because tonic's own text is only "transport error".
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -9,7 +9,7 @@ use service_kit::config::{Secret, parse_duration, parse_url};
 use super::context::{Context, Contexts};
 use super::failure::CliError;
 
-/// Variables these commands read; `serve` shares the prefix and must not call them unknown.
+/// Variables that these commands read; `serve` shares the prefix and must not call them unknown.
 pub const VARIABLES: &[&str] = &[ENDPOINT_VARIABLE, TOKEN_FILE_VARIABLE, CONTEXT_VARIABLE];
 
 const CONTEXT_VARIABLE: &str = "CACHE_COORDINATOR_CONTEXT";
@@ -99,9 +99,9 @@ pub(super) fn add_to(command: Command) -> Command {
 }
 
 impl Globals {
-    /// What is given with the command goes before the environment, and both before a context. One
-    /// that is named with the command goes before the environment too: its commands and its token
-    /// are for its own coordinator.
+    /// Options of the command take precedence over the environment, and both over the context in
+    /// use. A context that the command names takes precedence over the environment too: its
+    /// endpoint and its token belong together.
     pub(super) fn read(
         matches: &ArgMatches,
         variable: impl Fn(&str) -> Option<String>,
@@ -148,9 +148,9 @@ impl Globals {
     }
 }
 
-/// The context in use and what names its endpoint; without one, the default.
+/// The context in use and the name of its endpoint setting; without a context, the default.
 ///
-/// It is left aside where an endpoint is given: its token is for its own coordinator.
+/// Ignored if an endpoint is given, because the context's token is for its own coordinator.
 fn in_use(
     has_endpoint: bool,
     variable: impl Fn(&str) -> Option<String>,
@@ -171,7 +171,7 @@ fn in_use(
     Ok(("--endpoint".to_owned(), default))
 }
 
-/// One URL or several, comma separated; `place` is what an error names.
+/// One URL or several, comma separated. `place`: the setting that an error names.
 pub(super) fn endpoints(text: &str, place: &str) -> Result<Vec<String>, CliError> {
     let urls = text.split(',').map(str::trim).filter(|url| !url.is_empty());
     let endpoints = urls.map(|url| match parse_url(url) {
@@ -195,7 +195,7 @@ pub(super) fn output(matches: &ArgMatches) -> Output {
     }
 }
 
-/// A variable of the environment; empty is as good as unset.
+/// An environment variable; an empty one counts as unset.
 pub(super) fn environment(variable: &str) -> Option<String> {
     std::env::var(variable).ok().filter(|v| !v.is_empty())
 }

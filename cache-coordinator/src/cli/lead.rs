@@ -12,8 +12,8 @@ pub(super) fn command() -> Command {
     Command::new("step-down")
         .about("The leader gives up its lease; a standby takes over within a second")
         .after_help(
-            "Asked of a standby, it is the leader that steps down. Without a standby the same coordinator leads again \
-             after two seconds.",
+            "Asked of a standby, it is the leader that steps down. Without a standby the same \
+             coordinator leads again after two seconds.",
         )
 }
 

@@ -1,9 +1,9 @@
 //! The commands for people: gRPC clients of a running coordinator.
 //!
-//! Why in this binary: operators of a coordinator have it at hand, in the right version. It uses
-//! only the public `CacheService`, like any other caller, and must not know the database, the
-//! scheduler or anything else of this crate. One file per noun; `view` is the JSON that people
-//! script against. Results go to standard output, everything else to standard error.
+//! They are in this binary so that operators of a coordinator have them at hand in the right
+//! version. They use only the public `CacheService`, like any other caller, and must not know the
+//! database, the scheduler or anything else of this crate. One file per noun; `view` is the JSON
+//! that people script against. Results go to standard output, everything else to standard error.
 
 mod apply;
 mod batch;
@@ -131,7 +131,7 @@ fn verb(matches: &ArgMatches) -> Result<(&str, &ArgMatches), CliError> {
         .ok_or_else(|| CliError::Usage("no verb; --help lists them".to_owned()))
 }
 
-/// A required argument; clap guarantees that it is there.
+/// A required argument; clap guarantees that it is present.
 fn text<'a>(matches: &'a ArgMatches, name: &str) -> Result<&'a str, CliError> {
     matches
         .get_one::<String>(name)

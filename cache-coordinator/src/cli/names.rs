@@ -35,8 +35,8 @@ pub(super) fn entry_name(text: &str) -> Result<EntryName, CliError> {
 /// A range as written, with inclusive bytes as in HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WrittenRange {
-    /// `A-B` and `A-`, here half-open; without an end `u64::MAX`, which the coordinator cuts to the
-    /// size.
+    /// `A-B` and `A-`, here half-open; without an end it is `u64::MAX`, which the coordinator cuts
+    /// to the size.
     FromTo { start: u64, end: u64 },
     /// `-N`: the last N bytes.
     Last(u64),
@@ -52,7 +52,7 @@ impl From<ByteRange> for WrittenRange {
 }
 
 impl WrittenRange {
-    /// Resolves it to half-open bytes in an object of `size` bytes.
+    /// Resolves it to half-open bytes of an object of `size` bytes.
     pub(super) fn resolve(self, size: u64) -> ByteRange {
         match self {
             WrittenRange::FromTo { start, end } => ByteRange { start, end },
@@ -120,9 +120,10 @@ mod tests {
     #[test]
     fn entries() {
         let name = |text: &str| entry_name(text).unwrap().name.unwrap();
-        assert!(
-            matches!(name("films/a/b.mp4?x=1"), Name::SourcePath(p) if p.source == "films" && p.path == "a/b.mp4?x=1")
-        );
+        assert!(matches!(
+            name("films/a/b.mp4?x=1"),
+            Name::SourcePath(p) if p.source == "films" && p.path == "a/b.mp4?x=1"
+        ));
         assert!(matches!(name("http://o.example/a.mp4"), Name::Url(_)));
         assert!(matches!(
             name("018f6a0e-0000-8000-8000-000000000001"),

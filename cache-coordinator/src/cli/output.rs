@@ -83,7 +83,7 @@ impl<'a> Printer<'a> {
         self.write(&text)
     }
 
-    /// One JSON object on one line, or a YAML document, at once.
+    /// Prints one JSON object on one line, or a YAML document, immediately.
     pub(super) fn line(&mut self, json: &Value) -> Result<(), CliError> {
         let text = match self.output {
             Output::Yaml => yaml_documents(std::slice::from_ref(json))?,
@@ -103,7 +103,7 @@ fn yaml(value: &Value) -> Result<String, CliError> {
         .map_err(|error| CliError::Refused(format!("output can not be written: {error}")))
 }
 
-/// Documents, each behind its line of dashes.
+/// YAML documents, each after a line of dashes.
 pub(super) fn yaml_documents(values: &[Value]) -> Result<String, CliError> {
     let mut text = String::new();
     for value in values {
@@ -113,7 +113,8 @@ pub(super) fn yaml_documents(values: &[Value]) -> Result<String, CliError> {
     Ok(text)
 }
 
-/// What an origin named can hold anything: control characters must not reach a terminal.
+/// Replaces control characters, which must not reach a terminal: names come from origins and may
+/// contain anything.
 fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
@@ -129,7 +130,7 @@ pub(super) fn yes(flag: bool) -> String {
     }
 }
 
-/// A dash for an empty text.
+/// The text, or a dash if it is empty.
 pub(super) fn or_dash(text: &str) -> String {
     if text.is_empty() {
         "-".to_owned()
@@ -138,7 +139,7 @@ pub(super) fn or_dash(text: &str) -> String {
     }
 }
 
-/// Warns on standard error: done, but not everywhere yet.
+/// Warns on standard error that the change is done, but not on every edge yet.
 pub(super) fn warn_unconfirmed(edges: &[String]) {
     if !edges.is_empty() {
         eprintln!(

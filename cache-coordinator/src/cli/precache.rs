@@ -51,37 +51,46 @@ pub(super) fn command() -> Command {
         ])
 }
 
-/// All options but what it is of.
+/// All options except the target.
 pub(super) fn arguments() -> Vec<Arg> {
     vec![
-            Arg::new("edge")
-                .long("edge")
-                .value_name("NAME")
-                .action(ArgAction::Append)
-                .help("Edge to bring it to; several allowed [default: the coordinator's choice]"),
-            Arg::new("range")
-                .long("range")
-                .value_name("A-B")
-                .action(ArgAction::Append)
-                .allow_hyphen_values(true)
-                .value_parser(parse_range)
-                .help("Bytes A to B inclusive, A- to the end, -N the last N; sizes as 10MiB too; several allowed [default: all]"),
-            Arg::new("first")
-                .long("first")
-                .value_name("BYTES|TIME")
-                .value_parser(parse_first)
-                .help("Only the first N bytes, for example 60MiB; of a manifest, what plays in the first 30s"),
-            Arg::new("priority")
-                .long("priority")
-                .value_name("LEVEL")
-                .value_parser(["high", "medium", "low"])
-                .default_value("medium")
-                .help("Level the chunks are fetched at"),
-            switch("follow", "Show progress until the job ends; exit status 1 if it fails"),
+        Arg::new("edge")
+            .long("edge")
+            .value_name("NAME")
+            .action(ArgAction::Append)
+            .help("Edge to bring it to; several allowed [default: the coordinator's choice]"),
+        Arg::new("range")
+            .long("range")
+            .value_name("A-B")
+            .action(ArgAction::Append)
+            .allow_hyphen_values(true)
+            .value_parser(parse_range)
+            .help(
+                "Bytes A to B inclusive, A- to the end, -N the last N; sizes as 10MiB too; \
+                 several allowed [default: all]",
+            ),
+        Arg::new("first")
+            .long("first")
+            .value_name("BYTES|TIME")
+            .value_parser(parse_first)
+            .help(
+                "Only the first N bytes, for example 60MiB; of a manifest, what plays in the \
+                 first 30s",
+            ),
+        Arg::new("priority")
+            .long("priority")
+            .value_name("LEVEL")
+            .value_parser(["high", "medium", "low"])
+            .default_value("medium")
+            .help("Level the chunks are fetched at"),
+        switch(
+            "follow",
+            "Show progress until the job ends; exit status 1 if it fails",
+        ),
     ]
 }
 
-/// What is asked for.
+/// The parsed arguments.
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
     pub target: String,
@@ -96,7 +105,7 @@ impl Wanted {
         Self::of(text(matches, "TARGET")?, matches)
     }
 
-    /// The same of another target.
+    /// The same for another target.
     pub(super) fn of(target: &str, matches: &ArgMatches) -> Result<Self, CliError> {
         let ranges = matches.get_many("range").unwrap_or_default().copied();
         let mut ranges: Vec<WrittenRange> = ranges.collect();
@@ -196,7 +205,7 @@ async fn start(
     }
 }
 
-/// A job for it.
+/// Creates the job.
 pub(super) async fn ask(wanted: &Wanted, client: &mut Client) -> Result<Job, CliError> {
     let name = entry_name(&wanted.target)?;
     let ranges = ranges(&wanted.ranges, &name, client).await?;
@@ -212,7 +221,7 @@ pub(super) async fn ask(wanted: &Wanted, client: &mut Client) -> Result<Job, Cli
     Ok(answer.job.unwrap_or_default())
 }
 
-/// Whether a job that runs, or is done, asks for the same.
+/// Whether a running or finished job requests the same.
 pub(super) async fn is_asked_for(wanted: &Wanted, client: &mut Client) -> Result<bool, CliError> {
     let request = ListJobsRequest {
         include_ended: true,
@@ -242,7 +251,7 @@ pub(super) async fn is_asked_for(wanted: &Wanted, client: &mut Client) -> Result
     Ok(answer.jobs.iter().any(is_same))
 }
 
-/// The ranges asked for, half-open. Only "the last N" has to know the size: it opens the entry.
+/// The requested ranges, half-open. "The last N" needs the size, so it opens the entry.
 async fn ranges(
     written: &[WrittenRange],
     name: &EntryName,
@@ -292,7 +301,7 @@ async fn follow(job: Job, client: &mut Client) -> Result<Job, CliError> {
     result
 }
 
-/// Why a watch of a job broke, and whether retrying can help.
+/// Why the watch of a job broke, and whether retrying can help.
 enum StreamError {
     Retry(CliError),
     Final(CliError),

@@ -1,4 +1,4 @@
-//! Progress of a job on standard error: a bar on a terminal, otherwise a plain line now and then.
+//! Progress of a job on standard error: a bar on a terminal, otherwise a plain line at intervals.
 
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ impl Progress {
     pub(super) fn new() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(0);
-            // Narrow enough for the text beside it on 80 columns; a line that wraps would leave its
+            // Narrow enough for the text beside it on 80 columns. A line that wraps would leave
             // halves behind, so it is cut.
             if let Ok(style) = ProgressStyle::with_template("{bar:20} {percent:>3}% {wide_msg}") {
                 bar.set_style(style);
@@ -67,7 +67,8 @@ impl Progress {
     }
 }
 
-/// The coordinator's own rate and ETA: it sees all edges, this process only messages.
+/// The coordinator's own rate and ETA, because it sees all edges and this process sees only
+/// messages.
 fn amounts(job: &Job) -> String {
     let eta = job.eta_seconds.map_or(String::new(), |eta| {
         format!(", {} left", human_duration(eta))

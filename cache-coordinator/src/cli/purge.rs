@@ -19,7 +19,8 @@ pub(super) fn command() -> Command {
             option(
                 "object-key",
                 "SOURCE/PATH",
-                "One object with all its variants; --key is enough, as the coordinator's is given before it or as the second",
+                "One object with all its variants; --key is enough, as the coordinator's is given \
+                 before it or as the second",
             ),
             option(
                 "prefix",

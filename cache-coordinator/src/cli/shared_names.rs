@@ -1,8 +1,8 @@
-//! Options that the coordinator's connection and a command both have: `--endpoint` and `--ca` of a
+//! Options that both the coordinator's connection and a command have: `--endpoint` and `--ca` of a
 //! source, `--key` of a purge.
 //!
-//! Behind `purge`, the first `--key` is the object's, unless another option says what is purged; its
-//! unambiguous name is `--object-key`.
+//! After `purge`, the first `--key` is the object's, unless another option selects what is purged;
+//! its unambiguous name is `--object-key`.
 //!
 //! After `source add` and `source set` they are the source's if that makes sense, otherwise the
 //! coordinator's, as everywhere. If given twice there, the first is the source's. The unambiguous
@@ -71,7 +71,7 @@ pub fn resolve(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     arguments
 }
 
-/// Where a purge names its object by `--key`.
+/// The index of the `--key` with which a purge names its object.
 fn purged_key(words: &[String]) -> Option<usize> {
     let noun = words.iter().position(|word| word == "purge")?;
     let others = ["--object-key", "--prefix", "--glob", "--tag", "--source"];

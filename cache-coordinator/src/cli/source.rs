@@ -23,7 +23,10 @@ pub(super) fn command() -> Command {
         Arg::new("BASE_URL")
             .num_args(1..)
             .value_parser(source_options::base_url)
-            .help("http://, https:// or s3://BUCKET/PREFIX URL that the objects lie below; further ones are asked, in order, when those before them fail")
+            .help(
+                "http://, https:// or s3://BUCKET/PREFIX URL that the objects lie below; \
+             further ones are asked, in order, when those before them fail",
+            )
     };
     let add = Command::new("add")
         .about("Add a source, or change all of one; every connected edge knows it before this ends")

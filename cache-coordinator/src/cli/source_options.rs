@@ -30,7 +30,7 @@ fn option(name: &'static str, value: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).value_name(value).help(help)
 }
 
-/// Given several times, or with several values.
+/// An option that is given several times, or with several values.
 fn list(name: &'static str, value: &'static str, help: &'static str) -> Arg {
     option(name, value, help)
         .action(ArgAction::Append)
@@ -93,7 +93,8 @@ fn connection() -> Vec<Arg> {
         .value_parser(parse_header),
         file(
             "header-file",
-            "File of 'Name: value' lines, each a header as above; nothing shows in the process list",
+            "File of 'Name: value' lines, each a header as above; nothing shows in the process \
+             list",
         ),
         duration(
             "connect-timeout",
@@ -101,7 +102,8 @@ fn connection() -> Vec<Arg> {
         ),
         duration(
             "first-byte-timeout",
-            "How long an origin may think before it answers; clients are held so long [default: 10s]",
+            "How long an origin may think before it answers; clients wait that long [default: \
+             10s]",
         ),
         duration(
             "idle-timeout",
@@ -109,7 +111,8 @@ fn connection() -> Vec<Arg> {
         ),
         duration(
             "max-connection-age",
-            "A connection takes no further request at this age, so that a name that moved is followed [default: 60s]",
+            "A connection takes no further request at this age, so that a name that moved is \
+             followed [default: 60s]",
         ),
         option(
             "host",
@@ -118,14 +121,16 @@ fn connection() -> Vec<Arg> {
         ),
         file(
             "origin-ca",
-            "PEM file of the authorities trusted for the origins; --ca is enough where the coordinator needs none [default: the system's]",
+            "PEM file of the authorities trusted for the origins; --ca is enough where the \
+             coordinator needs none [default: the system's]",
         ),
         file("client-cert", "PEM file: certificate shown to the origins").requires("client-key"),
         file("client-key", "PEM file: its key, kept secret").requires("client-cert"),
         option(
             "http-proxy",
             "URL",
-            "http://[USER:PASSWORD@]HOST:PORT to reach the origins through [default: HTTPS_PROXY, HTTP_PROXY and NO_PROXY of each edge]",
+            "http://[USER:PASSWORD@]HOST:PORT to reach the origins through [default: HTTPS_PROXY, \
+             HTTP_PROXY and NO_PROXY of each edge]",
         ),
         switch(
             "failover-404",
@@ -140,7 +145,8 @@ fn connection() -> Vec<Arg> {
         option(
             "s3-endpoint",
             "URL",
-            "Server of a bucket that is not at AWS: https://s3.example; with an s3:// URL --endpoint is this, and the coordinator's is given before it or as the second",
+            "Server of a bucket that is not at AWS: https://s3.example; with an s3:// URL \
+             --endpoint is this, and the coordinator's is given before it or as the second",
         )
         .value_parser(|text: &str| match text {
             "" => Ok(String::new()),
@@ -149,7 +155,8 @@ fn connection() -> Vec<Arg> {
         switch("path-style", "The bucket is in the path, not in the host"),
         file(
             "access-key-file",
-            "Two lines: key id and secret; a third is a session token [default: what the AWS SDKs' variables, files, web identity or instance metadata give each edge]",
+            "Two lines: key id and secret; a third is a session token [default: what the AWS \
+             SDKs' variables, files, web identity or instance metadata give each edge]",
         ),
         switch(
             "forward-credentials",
@@ -169,7 +176,8 @@ fn keys() -> Vec<Arg> {
         list(
             "ignore-query",
             "PATTERN",
-            "Query parameters that do not name an object: 'utm_*'; 'presigned' is those of presigned URLs. CMCD is always among them",
+            "Query parameters that do not name an object: 'utm_*'; 'presigned' is those of \
+             presigned URLs. CMCD is always among them",
         ),
         list(
             "only-query",
@@ -189,7 +197,9 @@ fn keys() -> Vec<Arg> {
         option(
             "presigned",
             "HOW",
-            "With --ignore-query presigned: whoever has another signature or none is given what is cached (trust-cache), or the origin is asked about each signature once, until it expires (ask) [default: ask]",
+            "With --ignore-query presigned: whoever has another signature or none is given what \
+             is cached (trust-cache), or the origin is asked about each signature once, until it \
+             expires (ask) [default: ask]",
         )
         .value_parser(["ask", "trust-cache"]),
         switch(

@@ -1,4 +1,4 @@
-//! The cost and the worth of a source, in words and in JSON.
+//! The resource use and traffic of a source, in words and in JSON.
 
 use chunkcache_proto::v1::{OriginHealth, SourceUse};
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use service_kit::config::{human_bytes, human_duration};
 
 use super::output::Rows;
 
-/// Without a name: the sum of all connected edges.
+/// Without an edge's name: the sum of all connected edges.
 pub(super) fn json(of: &SourceUse) -> Value {
     let mut object = json!({
         "uptime_ms": of.uptime_ms,

@@ -1,4 +1,4 @@
-//! `status` and `explain`: the state of the cluster, and the reasons for a chunk's.
+//! `status` and `explain`: the state of the cluster, and the reasons for the state of a chunk.
 
 use chunkcache_proto::Level;
 use chunkcache_proto::v1::{

@@ -16,7 +16,8 @@ pub struct Change {
     pub kind: ChangeKind,
 }
 
-/// The kind of a change. Names say what to read again; a name that no longer exists was removed.
+/// The kind of a change. Names say which rows to read again; a name that no longer exists was
+/// removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ChangeKind {
     /// Coalesced, ascending.
@@ -34,7 +35,7 @@ pub enum ChangeKind {
     Entry {
         entry: EntryId,
     },
-    /// A key now points to `entry` (none: it was invalidated) and pointed to `previous` before.
+    /// A key now points to `entry` (`None`: it was invalidated) and pointed to `previous` before.
     Key {
         previous: Option<EntryId>,
         entry: Option<EntryId>,
@@ -51,7 +52,7 @@ pub enum ChangeKind {
 }
 
 impl ChangeKind {
-    /// The entry whose watchers get the change.
+    /// The entry whose watchers receive the change.
     #[must_use]
     pub fn concerns(&self) -> Option<EntryId> {
         match self {
@@ -128,9 +129,9 @@ impl Columns {
 /// A page of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogPage {
-    /// All that matched up to `through`; more may follow after it.
+    /// All that matched up to `through`; more may follow.
     Changes { changes: Vec<Change>, through: u64 },
-    /// The log no longer reaches back to there (or never had it).
+    /// The log no longer reaches back to that revision, or never did.
     SnapshotNeeded,
 }
 
@@ -144,7 +145,7 @@ impl Database {
         Ok(latest.unsigned_abs())
     }
 
-    /// The newest change of an entry; none if the log no longer has one.
+    /// The newest change of an entry; `None` if the log no longer contains one.
     pub async fn latest_revision_of(&self, entry: EntryId) -> Result<Option<u64>, DatabaseError> {
         let latest: Option<i64> = self
             .query_one(statements::CHANGE_REVISION_OF_ENTRY, &[&entry])
@@ -178,8 +179,8 @@ impl Database {
                     .await?
             }
         };
-        // Checked last: rows that were pruned before or during the read show here. Revisions have
-        // no gaps.
+        // Checked last, so that rows that were pruned before or during the read are noticed.
+        // Revisions have no gaps.
         let oldest: Option<i64> = self
             .query_one(statements::CHANGE_OLDEST, &[])
             .await?
@@ -196,7 +197,7 @@ impl Database {
     }
 
     /// Deletes rows that are older than `keep_for` or beyond the newest `keep_count`, among the
-    /// oldest `limit` rows. Returns how many; none if `term` is over.
+    /// oldest `limit` rows. Returns their number; `None` if `term` is over.
     pub async fn prune_changes(
         &self,
         term: u64,
@@ -246,7 +247,7 @@ fn from_row(row: &Row) -> Result<Change, DatabaseError> {
         "entry" => ChangeKind::Entry { entry: of_entry()? },
         "key" => {
             let now: Option<EntryId> = subject.parse().ok();
-            // The first binding of a key is filed under the entry it points to.
+            // The first binding of a key is filed under the entry that it points to.
             ChangeKind::Key {
                 previous: entry.filter(|id| Some(*id) != now),
                 entry: now,

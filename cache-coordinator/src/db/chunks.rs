@@ -51,7 +51,6 @@ impl Holding {
         self.ranges.iter().map(|range| range.len()).sum()
     }
 
-    /// Converts to the wire format.
     #[must_use]
     pub fn to_proto(&self) -> v1::EdgeRanges {
         v1::EdgeRanges {
@@ -94,8 +93,7 @@ impl Database {
         Ok(rows.iter().map(|row| row.get("edge_id")).collect())
     }
 
-    /// The parts of several entries that each edge holds; entries without any holder are not in the
-    /// answer.
+    /// The parts of several entries that each edge holds. Entries without any holder are left out.
     pub async fn holdings_of(
         &self,
         entries: &[EntryId],
@@ -157,7 +155,7 @@ impl Database {
         ))
     }
 
-    /// Every chunk the edge holds of the entry, ascending.
+    /// Every chunk of the entry that the edge holds, ascending.
     pub async fn chunks(
         &self,
         edge: EdgeId,

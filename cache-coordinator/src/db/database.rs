@@ -25,13 +25,14 @@ use super::{
 
 /// First wait between attempts to reach the database, and the longest.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// How long the client waits beyond the server's own statement timeout before the server counts as
-/// dead.
+/// How much longer than the server's own statement timeout the client waits before it considers the
+/// server dead.
 const GRACE: Duration = Duration::from_secs(2);
-/// Maximum age of a connection: its server may have been demoted, or the name may point elsewhere.
+/// Maximum age of a connection: meanwhile its server may have been demoted, or the name may point
+/// elsewhere.
 const MAX_AGE: Duration = Duration::from_secs(600);
 /// A coordinator that stops in the middle of a transaction (SIGSTOP, a cut network) holds the lease
-/// row's lock; the server ends its transaction after this, well within the five seconds of a
+/// row's lock. The server ends its transaction after this time, well within the five seconds of a
 /// takeover.
 const IDLE_IN_TRANSACTION: Duration = Duration::from_millis(1_500);
 
@@ -40,11 +41,11 @@ const IDLE_IN_TRANSACTION: Duration = Duration::from_millis(1_500);
 pub struct DatabaseConfig {
     /// `postgres://…` or `key=value …`, as libpq reads it.
     pub url: String,
-    /// Connections for reads; the writer and the lease have one more each.
+    /// Connections for reads. The writer and the lease have one more each.
     pub max_connections: usize,
     /// Set on each connection.
     pub statement_timeout: Duration,
-    /// Time limit for a free connection.
+    /// Time limit for obtaining a free connection.
     pub acquire_timeout: Duration,
     /// Time limit for making a connection.
     pub connect_timeout: Duration,
@@ -68,7 +69,7 @@ impl DatabaseConfig {
 }
 
 impl fmt::Debug for DatabaseConfig {
-    /// Without the URL: it may hold a password.
+    /// Without the URL, which may contain a password.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("DatabaseConfig")
@@ -193,8 +194,7 @@ impl Database {
                     return Ok(Some(()));
                 }
                 Err(SchemaError::Database(DatabaseError::Unavailable { reason, .. })) => reason,
-                // With --no-migrate an older schema is someone else's job, in progress or still to
-                // come.
+                // With --no-migrate, another process applies the migrations, now or later.
                 Err(error @ SchemaError::Pending { .. }) => error.to_string(),
                 Err(error) => {
                     *self.shared.health.write() = Health::NotReady(error.to_string());
@@ -245,12 +245,13 @@ impl Database {
         Ok(row.get(0))
     }
 
-    /// Discards older connections after an error in a write: the server may have been demoted.
+    /// Discards older connections after an error in a write, because the server may have been
+    /// demoted.
     pub(super) fn renew_connections(&self) {
         *self.shared.renewed.write() = Instant::now();
     }
 
-    /// Checks now. Before `wait_ready` has succeeded, returns its last result.
+    /// Checks now. Until `wait_ready` has succeeded, returns its last result.
     pub async fn health(&self) -> Health {
         let last = self.shared.health.read().clone();
         if last != Health::Ready {

@@ -35,7 +35,7 @@ pub struct EdgeStatus {
 }
 
 impl EdgeRecord {
-    /// Converts to the wire format; readers and chunks are not in the row.
+    /// Converts to the wire format; the row does not contain readers and chunks.
     #[must_use]
     pub fn to_proto(&self) -> v1::Edge {
         v1::Edge {
@@ -74,7 +74,7 @@ impl Database {
             .map(from_row))
     }
 
-    /// Number of an edge's chunk rows, counted no further than `limit`.
+    /// The number of an edge's chunk rows, counted up to `limit`.
     pub async fn edge_chunk_count(&self, edge: EdgeId, limit: u32) -> Result<u64, DatabaseError> {
         let row = self
             .query_one(statements::EDGE_CHUNK_COUNT, &[&edge, &i64::from(limit)])

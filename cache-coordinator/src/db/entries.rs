@@ -38,7 +38,6 @@ impl EntryRecord {
         }
     }
 
-    /// Converts to the wire format.
     #[must_use]
     pub fn to_proto(&self) -> v1::Entry {
         v1::Entry {
@@ -55,8 +54,8 @@ impl EntryRecord {
         }
     }
 
-    /// Converts from the wire format. The caller checks that the id is derived from the fields: it
-    /// knows the base URL.
+    /// Converts from the wire format. The caller checks that the id is derived from the fields,
+    /// because it knows the base URL.
     pub fn from_proto(entry: &v1::Entry) -> Result<Self, DatabaseError> {
         let id = entry
             .id
@@ -115,7 +114,7 @@ impl EntryCursor {
         base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(fields.to_string())
     }
 
-    /// Parses a page token; the empty one is the beginning.
+    /// Parses a page token; an empty one means the beginning.
     pub fn decode(token: &str) -> Result<Self, DatabaseError> {
         use base64::Engine as _;
         if token.is_empty() {
@@ -135,18 +134,18 @@ impl EntryCursor {
     }
 }
 
-/// An entry and, if its key points to it now, for how long.
+/// An entry, and its freshness if its key points to it now.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Binding {
     pub entry: EntryRecord,
     pub freshness: Option<v1::Freshness>,
-    /// No edge holds any part of it and it was not used for minutes: it may be forgotten soon.
+    /// No edge holds any part of it, and it was not used for minutes, so it may be forgotten soon.
     pub is_idle: bool,
 }
 
 /// The index of a key: the first 128 bits of SHA-256 over its fields, separated by a zero byte
-/// (which no text in the database can contain). Clients choose keys, so a faster hash is not
-/// enough.
+/// (which no text in the database can contain). Clients choose keys, so a faster hash would not
+/// suffice.
 #[must_use]
 pub fn key_hash(key: &v1::Key) -> Uuid {
     let mut hasher = Sha256::new();
@@ -166,7 +165,6 @@ pub fn key_hash(key: &v1::Key) -> Uuid {
 }
 
 impl Binding {
-    /// Converts to the wire format.
     #[must_use]
     pub fn to_proto(&self) -> v1::KeyBinding {
         v1::KeyBinding {
@@ -192,8 +190,8 @@ impl Database {
             .transpose()
     }
 
-    /// At most `limit` entries after `after` in the order of source, path, query, id; `source`
-    /// empty: of all sources.
+    /// At most `limit` entries after `after` in the order of source, path, query, id; an empty
+    /// `source` selects all sources.
     pub async fn entries(
         &self,
         source: &str,
@@ -234,7 +232,7 @@ impl Database {
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
-    /// Number of entries without chunks on any edge.
+    /// The number of entries without chunks on any edge.
     pub async fn chunkless_entries(&self) -> Result<u64, DatabaseError> {
         let row = self
             .query_one(statements::ENTRY_CHUNKLESS_COUNT, &[])
@@ -256,7 +254,7 @@ impl Database {
             .collect()
     }
 
-    /// The entry, with freshness if its key still points to it.
+    /// The entry, with its freshness if its key still points to it.
     pub async fn binding_of_entry(&self, id: EntryId) -> Result<Option<Binding>, DatabaseError> {
         self.query_opt(statements::BINDING_OF_ENTRY, &[&id])
             .await?

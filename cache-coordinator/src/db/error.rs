@@ -1,10 +1,10 @@
-//! Database errors, in the domain's words; the only place that reads SQLSTATE.
+//! Database errors, in the terms of the domain; the only place that interprets SQLSTATE.
 
 use std::time::Duration;
 
 use deadpool_postgres::{HookError, PoolError};
 
-/// Whose fault it was and whether to retry.
+/// The cause of an error, and so whether to retry.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DatabaseError {
     /// It does not exist.
@@ -13,13 +13,13 @@ pub enum DatabaseError {
     /// It contradicts what is stored.
     #[error("{0}")]
     Conflict(String),
-    /// The report belongs to a session that is over. Changed nothing.
+    /// The report belongs to a session that is over. Nothing was changed.
     #[error("the session is not the edge's present one")]
     Fenced,
-    /// Another coordinator leads, or none at the moment.
+    /// Another coordinator leads, or none does at the moment.
     #[error("this coordinator does not lead")]
     NotLeader { leader: Option<String> },
-    /// The database can not be reached now. As far as known, nothing has changed.
+    /// The database cannot be reached now. As far as is known, nothing was changed.
     #[error("the database is not available: {reason}")]
     Unavailable {
         reason: String,
@@ -27,14 +27,14 @@ pub enum DatabaseError {
         /// The server ended the statement because it took too long.
         is_timeout: bool,
     },
-    /// The server answers but refuses us: our identity, our rights, or its kind. At the start this
-    /// ends the process; later it counts as an outage.
+    /// The server answers but refuses us, because of our identity, our rights, or its kind. At the
+    /// start this ends the process; later it counts as an outage.
     #[error("the database can not be used: {0}")]
     Unusable(String),
-    /// The caller's value can not be stored.
+    /// The caller's value cannot be stored.
     #[error("{field}: {reason}")]
     Invalid { field: &'static str, reason: String },
-    /// The database refuses the content of a statement: the same change is refused again.
+    /// The database refuses the content of a statement, and would refuse the same change again.
     #[error("the database refuses it: {reason} (SQLSTATE {sqlstate})")]
     Refused { sqlstate: String, reason: String },
     /// A bug, or a database that is not ours.
@@ -60,7 +60,8 @@ impl DatabaseError {
         )
     }
 
-    /// Whether the error came before any statement failed: the transaction can continue.
+    /// Whether the error occurred before any statement failed, so that the transaction can
+    /// continue.
     #[must_use]
     pub(super) fn leaves_transaction(&self) -> bool {
         matches!(
@@ -69,7 +70,7 @@ impl DatabaseError {
         )
     }
 
-    /// Whether the error is the fault of one change, never of the others in its batch.
+    /// Whether one change caused the error, never the others in its batch.
     #[must_use]
     pub fn is_of_one_change(&self) -> bool {
         self.leaves_transaction() || matches!(self, Self::Refused { .. } | Self::Conflict(_))
@@ -109,8 +110,8 @@ impl DatabaseError {
 impl From<tokio_postgres::Error> for DatabaseError {
     fn from(error: tokio_postgres::Error) -> Self {
         let Some(state) = error.code() else {
-            // No SQLSTATE: the error is not from the server. Either the connection broke, or a
-            // value of ours did not fit the statement, which is a bug.
+            // Without a SQLSTATE the error is not from the server. Either the connection broke, or
+            // a value of ours did not fit the statement, which is a bug.
             return if error.is_closed() || is_io(&error) {
                 Self::unavailable(describe(&error))
             } else {
@@ -120,7 +121,7 @@ impl From<tokio_postgres::Error> for DatabaseError {
         let reason = describe(&error);
         let constraint = error.as_db_error().and_then(|db| db.constraint());
         if constraint == Some(CHANGE_LOG_KEY) {
-            // The writer's position in the change log is out of date; it reads it again.
+            // The writer's position in the change log is outdated; it reads the position again.
             return Self::soon(reason);
         }
         match classify(state.code()) {
@@ -140,19 +141,19 @@ impl From<tokio_postgres::Error> for DatabaseError {
     }
 }
 
-/// The primary key of the change log: a revision that exists already.
+/// The primary key of the change log; a conflict means that the revision exists already.
 const CHANGE_LOG_KEY: &str = "cache_changes_pkey";
 
 /// The consequence of a SQLSTATE for the next attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
-    /// The same statement may succeed at once: a conflict with another transaction.
+    /// The same statement may succeed at once: it conflicted with another transaction.
     Soon,
-    /// It may succeed later: the connection, the server or its resources.
+    /// It may succeed later: the connection, the server or its resources failed.
     Later,
     /// It contradicts stored data.
     Conflict,
-    /// This change is refused, regardless of sender and time.
+    /// This change is refused, whoever sends it and whenever.
     Change,
     /// The statement itself, the schema or the rights are wrong.
     Ours,
@@ -168,7 +169,7 @@ pub(super) fn classify(sqlstate: &str) -> Class {
         // idle_in_transaction_session_timeout, transaction_timeout, object_in_use.
         "55P03" | "25006" | "25P03" | "25P04" | "55006" | "3D000" => return Class::Later,
         "23503" | "23505" | "23P01" => return Class::Conflict,
-        // A missing prepared statement: the connection was replaced behind our back.
+        // A missing prepared statement: the connection was replaced without our knowledge.
         "26000" => return Class::Later,
         _ => {}
     }
@@ -181,13 +182,13 @@ pub(super) fn classify(sqlstate: &str) -> Class {
     }
 }
 
-/// Whether waiting at start would not help: identity, rights or database name are wrong. The person
-/// who gave the connection string must change something.
+/// Whether waiting at the start would not help, because identity, rights or database name are
+/// wrong: an operator must change the connection string.
 pub(super) fn is_permanent_at_start(sqlstate: &str) -> bool {
     match sqlstate {
-        // A server that starts or stops; too many connections.
+        // A server that starts or stops, or too many connections.
         _ if sqlstate.starts_with("57P") || sqlstate.starts_with("53") => false,
-        // A database may be created later, just as a server may be started later.
+        // The database may be created later, as a server may be started later.
         "3D000" => false,
         _ => matches!(classify(sqlstate), Class::Ours) || sqlstate.starts_with("28"),
     }
@@ -206,14 +207,14 @@ impl From<PoolError> for DatabaseError {
                 let reason = describe(&error);
                 if reason.contains("unsupported startup parameter") {
                     return Self::Unusable(format!(
-                        "{reason}: leave it out of the connection string, or name it in PgBouncer's \
-                         ignore_startup_parameters"
+                        "{reason}: leave it out of the connection string, or name it in \
+                         PgBouncer's ignore_startup_parameters"
                     ));
                 }
                 if permanent {
                     return Self::Unusable(reason);
                 }
-                // While connecting, all other errors are worth a retry: the database may be
+                // While connecting, all other errors are worth a retry, because the database may be
                 // starting.
                 match Self::from(error) {
                     unavailable @ Self::Unavailable { .. } => unavailable,
@@ -226,7 +227,7 @@ impl From<PoolError> for DatabaseError {
     }
 }
 
-/// The whole chain of causes in one line: tokio-postgres's own text is only "db error".
+/// The whole chain of causes on one line, because tokio-postgres's own text is only "db error".
 fn describe(error: &tokio_postgres::Error) -> String {
     let mut text = match error.as_db_error() {
         Some(db) => return db.message().to_owned(),

@@ -1,5 +1,5 @@
-//! Runs one catalogued statement: prepared once per connection, bounded in time, measured, errors
-//! translated.
+//! Runs one catalogued statement: prepares it once per connection, bounds and measures its time,
+//! and translates its errors.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use super::{Database, DatabaseError, StatementObserver, statements::Statement};
 pub(super) struct Executor<'a, C> {
     client: &'a C,
     observer: &'a dyn StatementObserver,
-    /// Longer than the server's own statement timeout: for a server that does not answer at all.
+    /// Longer than the server's own statement timeout, for a server that does not answer at all.
     give_up_after: Duration,
 }
 
@@ -77,7 +77,7 @@ impl<'a, C: GenericClient> Executor<'a, C> {
     }
 }
 
-/// Waits for `work` no longer than `give_up_after`, and reports to the observer.
+/// Waits for `work`, at most for `give_up_after`, and reports to the observer.
 pub(super) async fn timed<T>(
     observer: &dyn StatementObserver,
     give_up_after: Duration,
@@ -85,8 +85,8 @@ pub(super) async fn timed<T>(
     work: impl Future<Output = Result<T, tokio_postgres::Error>>,
 ) -> Result<T, DatabaseError> {
     let began = Instant::now();
-    // On behalf of a call: in its trace. The lease and the writer would only create traces of their
-    // own.
+    // Only on behalf of a call, in its trace. The lease and the writer would create separate
+    // traces.
     let span = if Span::current().is_none() {
         Span::none()
     } else {
@@ -109,7 +109,7 @@ pub(super) async fn timed<T>(
 
 /// A borrowed connection. It returns to the pool only if its work is known to have ended well: a
 /// dropped call (a client's deadline) leaves a statement running on it, and the next user would
-/// wait for that.
+/// have to wait for that.
 pub(super) struct Loan {
     object: Option<Object>,
     returnable: bool,

@@ -1,5 +1,5 @@
-//! Precache jobs. Progress is computed from the chunk rows each time: there is no copy to keep in
-//! step.
+//! Precache jobs. Progress is computed from the chunk rows each time, so there is no copy to
+//! maintain.
 
 use chunkcache_proto::{ByteRange, EntryId, Geometry, Level};
 use tokio_postgres::Row;
@@ -34,7 +34,7 @@ pub struct JobRecord {
     pub entry: EntryId,
     /// Disjoint, ascending.
     pub ranges: Vec<ByteRange>,
-    /// By name. Empty: a chunk held anywhere is done.
+    /// By name. Empty: a chunk counts as done wherever it is held.
     pub edges: Vec<String>,
     pub level: Level,
     pub status: JobStatus,
@@ -44,7 +44,7 @@ pub struct JobRecord {
 }
 
 impl JobRecord {
-    /// Total number of bytes: of the ranges, once for each edge named.
+    /// Total number of bytes: of the ranges, once for each named edge.
     #[must_use]
     pub fn bytes_total(&self) -> u64 {
         self.ranges.iter().map(|range| range.len()).sum::<u64>() * self.edges.len().max(1) as u64

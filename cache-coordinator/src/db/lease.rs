@@ -1,9 +1,9 @@
 //! The leader's lease: a row changed by compare-and-set, measured by the database's clock (RFC
 //! 0001, 9).
 //!
-//! The leader trusts its lease only as long as it certainly holds: counted on its own monotonic
-//! clock from before the request that renewed it. Writes do not depend on that: they check the row
-//! itself.
+//! The leader trusts its lease only while it certainly holds, counted on the leader's monotonic
+//! clock from before the request that renewed it. Writes do not depend on that, because they check
+//! the row itself.
 
 use std::time::Duration;
 
@@ -20,9 +20,9 @@ pub struct LeaseTimes {
     pub duration: Duration,
     /// How often the leader renews.
     pub renew_every: Duration,
-    /// How often a standby checks: a planned step-down is over within it.
+    /// How often a standby checks, so a planned step-down takes at most this long.
     pub poll_every: Duration,
-    /// How long a coordinator that stepped down lets others go first.
+    /// How long a coordinator that stepped down lets others take the lease first.
     pub stand_back: Duration,
 }
 
@@ -42,12 +42,12 @@ impl Default for LeaseTimes {
 pub enum Leadership {
     /// It leads; `term` rises with each change of leader.
     Leader { term: u64 },
-    /// It does not lead; the leader, if known, has this address.
+    /// It does not lead; this is the leader's address, if known.
     Standby { leader_address: Option<String> },
 }
 
 impl Leadership {
-    /// The error to refuse calls with.
+    /// The error with which calls are refused.
     #[must_use]
     pub fn refusal(&self) -> DatabaseError {
         match self {
@@ -69,7 +69,7 @@ pub struct LeaseKeeper {
     step_down: watch::Sender<u64>,
 }
 
-/// Gives the lease up, from anywhere.
+/// Gives up the lease on behalf of other parts of the process.
 #[derive(Clone, Debug)]
 pub struct StepDown {
     requests: watch::Sender<u64>,
@@ -77,7 +77,7 @@ pub struct StepDown {
 }
 
 impl StepDown {
-    /// For a process that has no lease to give up.
+    /// For a process without a lease to give up.
     #[must_use]
     pub fn of(leadership: watch::Receiver<Leadership>) -> Self {
         Self {
@@ -86,13 +86,13 @@ impl StepDown {
         }
     }
 
-    /// Whether this coordinator leads.
+    /// A channel that shows whether this coordinator leads.
     #[must_use]
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.clone()
     }
 
-    /// Requests it and does not wait.
+    /// Requests the step-down without waiting for it.
     pub fn request(&self) {
         self.requests.send_modify(|count| *count += 1);
     }
@@ -101,7 +101,7 @@ impl StepDown {
     pub async fn step_down(&self) {
         self.request();
         let mut leadership = self.leadership.clone();
-        // An error means that the keeper is gone, and with it the leadership.
+        // An error means that the keeper has ended, and with it the leadership.
         let _ = leadership
             .wait_for(|now| matches!(now, Leadership::Standby { .. }))
             .await;
@@ -144,8 +144,8 @@ impl LeaseKeeper {
         }
     }
 
-    /// Runs until cancelled; then releases the lease so that a standby need not wait for it to
-    /// expire.
+    /// Runs until cancelled, then releases the lease so that a standby need not wait until it
+    /// expires.
     pub async fn run(self, cancel: CancellationToken) {
         let mut requests = self.step_down.subscribe();
         loop {
@@ -173,7 +173,8 @@ impl LeaseKeeper {
         }
     }
 
-    /// Takes the lease if it is free. Returns the term, and until when the lease certainly holds.
+    /// Takes the lease if it is free. Returns the term, and the time until which the lease
+    /// certainly holds.
     async fn look(&self) -> Result<Option<(u64, Instant)>, DatabaseError> {
         let asked_at = Instant::now();
         let mut loan = self.database.lease_connection().await?;
@@ -207,7 +208,7 @@ impl LeaseKeeper {
         loan.end(result)
     }
 
-    /// Renews until the lease is lost, given up (true) or the process ends.
+    /// Renews until the lease is lost, is given up (true), or the process ends.
     async fn lead(
         &self,
         term: u64,
@@ -225,7 +226,7 @@ impl LeaseKeeper {
                 () = tokio::time::sleep_until(next.min(until)) => false,
             };
             if asked {
-                // Refuse first, release second: nobody writes in between.
+                // Refuse calls first and release then, so that nobody writes in between.
                 self.publish(Leadership::Standby {
                     leader_address: None,
                 });
@@ -275,7 +276,8 @@ impl LeaseKeeper {
         false
     }
 
-    /// Compares and sets (holder, term), bounded in time. False: the row belongs to another by now.
+    /// Compares and sets (holder, term), within a time limit. False: the row belongs to another
+    /// holder by now.
     async fn change(
         &self,
         statement: statements::Statement,

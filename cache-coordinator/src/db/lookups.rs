@@ -23,7 +23,7 @@ const MAX_KEYS: usize = 256;
 
 type Found = Result<Option<Binding>, DatabaseError>;
 
-/// The keys that wait to be read. Each belongs to a caller, so there are no more than calls.
+/// The keys that wait to be read, each with its caller.
 pub(super) struct KeyLookups {
     waiting: Mutex<Vec<(Uuid, oneshot::Sender<Found>)>>,
     statements: Semaphore,
@@ -41,6 +41,8 @@ impl Default for KeyLookups {
 impl KeyLookups {
     fn take(&self) -> Vec<(Uuid, oneshot::Sender<Found>)> {
         let mut waiting = self.waiting.lock();
+        // Calls are given up while the database does not answer.
+        waiting.retain(|(_, caller)| !caller.is_closed());
         let count = waiting.len().min(MAX_KEYS);
         waiting.drain(..count).collect()
     }

@@ -61,9 +61,10 @@ pub enum MigrateMode {
 /// Why a schema does not fit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SchemaError {
-    /// A later release was here; continuing would damage what it wrote.
+    /// A later release has been here; continuing would damage its data.
     #[error(
-        "the database has schema version {found}, newer than version {known}, the newest this coordinator knows"
+        "the database has schema version {found}, newer than version {known}, the newest this \
+         coordinator knows"
     )]
     Newer { found: i32, known: i32 },
     /// A migration was edited after it was applied.
@@ -124,28 +125,51 @@ async fn apply_next(database: &Database, known: &[Migration]) -> Result<bool, Sc
     let result = async {
         let (observer, patience) = (database.observer(), database.give_up_after());
         let transaction = timed(observer, patience, "begin", loan.client()?.transaction()).await?;
-        // Another coordinator may hold the lock, and an index on a large table may take long to
-        // build.
-        transaction.batch_execute("SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0").await.map_err(DatabaseError::from)?;
-        transaction.batch_execute(statements::SCHEMA_LOCK.sql).await.map_err(DatabaseError::from)?;
-        transaction.batch_execute(statements::SCHEMA_TABLE.sql).await.map_err(DatabaseError::from)?;
+        // Another coordinator may hold the lock, and building an index on a large table may take
+        // long.
+        transaction
+            .batch_execute(
+                "SET LOCAL statement_timeout = 0; SET LOCAL \
+         idle_in_transaction_session_timeout = 0",
+            )
+            .await
+            .map_err(DatabaseError::from)?;
+        transaction
+            .batch_execute(statements::SCHEMA_LOCK.sql)
+            .await
+            .map_err(DatabaseError::from)?;
+        transaction
+            .batch_execute(statements::SCHEMA_TABLE.sql)
+            .await
+            .map_err(DatabaseError::from)?;
         let executor = Executor::new(&transaction, database);
-        let found = check(&applied(executor.query(statements::SCHEMA_APPLIED, &[]).await?), known)?;
+        let found = check(
+            &applied(executor.query(statements::SCHEMA_APPLIED, &[]).await?),
+            known,
+        )?;
         let Some(next) = known.iter().find(|migration| migration.version > found) else {
             return Ok(false);
         };
-        transaction.batch_execute(next.sql).await.map_err(|error| {
-            DatabaseError::from(error).in_migration(next)
-        })?;
+        transaction
+            .batch_execute(next.sql)
+            .await
+            .map_err(|error| DatabaseError::from(error).in_migration(next))?;
         executor
-            .execute(statements::SCHEMA_RECORD, &[&next.version, &next.name, &checksum(next.sql)])
+            .execute(
+                statements::SCHEMA_RECORD,
+                &[&next.version, &next.name, &checksum(next.sql)],
+            )
             .await?;
         timed(observer, patience, "commit", transaction.commit()).await?;
-        tracing::info!(version = next.version, name = next.name, "applied migration");
+        tracing::info!(
+            version = next.version,
+            name = next.name,
+            "applied migration"
+        );
         Ok(true)
     }
     .await;
-    // The connection is not reused: its caches know the old schema.
+    // The connection is not reused, because its caches refer to the old schema.
     drop(loan);
     result
 }

@@ -1,9 +1,10 @@
 //! The only module with SQL.
 //!
 //! Reads are methods of [`Database`], each one statement (or one REPEATABLE READ transaction) from
-//! `queries/`. Changes go through the one [`Writer`], which commits them in batches together with
-//! the change log, under the leader's lease. It must not know gRPC, sessions or the scheduler; it
-//! knows the protos' value types only where a table stores one whole (sources).
+//! `queries/`. Changes go through the only [`Writer`], which commits them in batches together with
+//! the change log, under the leader's lease. This module must not know gRPC, sessions or the
+//! scheduler. It knows the value types of the protos only where a table stores a whole message
+//! (sources).
 
 mod changes;
 mod chunks;
@@ -47,8 +48,8 @@ fn to_ms(time: std::time::SystemTime) -> i64 {
         })
 }
 
-/// A timestamp from milliseconds since the Unix epoch, cut to what PostgreSQL can hold (to the year
-/// 9999).
+/// A timestamp from milliseconds since the Unix epoch, limited to what PostgreSQL can store (the
+/// year 9999).
 fn from_ms(ms: i64) -> std::time::SystemTime {
     const YEAR_9999: i64 = 253_402_300_799_999;
     std::time::UNIX_EPOCH + std::time::Duration::from_millis(ms.clamp(0, YEAR_9999).unsigned_abs())

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// Called for each statement that ended.
 pub trait StatementObserver: Send + Sync + 'static {
-    /// `statement` is a file name of `queries/` without `.sql`, or `begin` and `commit`: a bounded
+    /// `statement` is a file name of `queries/` without `.sql`, or `begin` or `commit`: a bounded
     /// set.
     fn observe(&self, statement: &'static str, took: Duration, ok: bool);
 }

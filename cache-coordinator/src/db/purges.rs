@@ -1,4 +1,5 @@
-//! Purges: which entries one is of, and the latest ones, for edges that were away.
+//! Purges: the entries that a purge selects, and the latest purges, for edges that were
+//! disconnected.
 
 use std::time::SystemTime;
 
@@ -10,10 +11,10 @@ use tokio_postgres::Row;
 
 use super::{Database, DatabaseError, statements};
 
-/// Purges that are kept for edges that are away. One that missed more asks its origins about
-/// everything.
+/// Number of purges that are kept for disconnected edges. An edge that missed more asks its origins
+/// about all its entries.
 pub const MAX_PURGES: i64 = 1_000;
-/// Behind every path: paths are ASCII.
+/// Sorts after every path, because paths are ASCII.
 const LAST: &str = "\u{10ffff}";
 
 /// A row of `cache_purges`.
@@ -24,18 +25,18 @@ pub struct PurgeRecord {
     pub soft: bool,
 }
 
-/// A purge whose rows are not gone yet: until then it hides the keys that it selects.
+/// A purge whose rows are not deleted yet; until then it hides the keys that it selects.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PendingPurge {
     pub record: PurgeRecord,
-    /// By the database's clock, as rows are stored.
+    /// By the database's clock, which also dates rows.
     pub purged_at: SystemTime,
-    /// By the coordinator's clock, as keys are validated.
+    /// By the coordinator's clock, which also dates the validation of keys.
     pub keys_before: SystemTime,
 }
 
 impl PurgeRecord {
-    /// On the wire, with what the table knows by a tag.
+    /// As a message. `entry_ids`: the entries that the table selected by a tag.
     #[must_use]
     pub fn to_proto(&self, sequence: u64, entry_ids: Vec<u8>) -> v1::Purge {
         v1::Purge {
@@ -48,7 +49,7 @@ impl PurgeRecord {
     }
 }
 
-/// The kind of a selector and its value, as the table has them.
+/// The kind of a selector and its value, as stored in the table.
 pub(super) fn columns(selector: &v1::PurgeSelector) -> Result<(&'static str, &str), DatabaseError> {
     Ok(match &selector.objects {
         Some(Objects::Key(key)) => ("key", key),
@@ -82,7 +83,7 @@ fn from_row(row: &Row) -> Result<PurgeRecord, DatabaseError> {
     })
 }
 
-/// The first and the last path, and what path and query are like; none: anything.
+/// The first and the last path, and the pattern for path and query; `None`: any.
 pub(super) fn places(objects: &Objects) -> (String, String, Option<String>) {
     let prefixed = |prefix: &str| (prefix.to_owned(), format!("{prefix}{LAST}"));
     match objects {
@@ -112,7 +113,7 @@ pub(super) fn places(objects: &Objects) -> (String, String, Option<String>) {
     }
 }
 
-/// For LIKE.
+/// Escapes a text for LIKE.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -125,7 +126,7 @@ fn escape(text: &str) -> String {
 }
 
 impl Database {
-    /// Entries the selector selects that something is left of, at most `limit`; not those that were
+    /// Selected entries that are not purged completely, at most `limit`, without those that were
     /// marked since `purged_at`.
     pub async fn selected_entries(
         &self,
@@ -152,13 +153,13 @@ impl Database {
         Ok(row.get(0))
     }
 
-    /// The latest ones, in order.
+    /// The latest purges, in order.
     pub async fn purges(&self) -> Result<Vec<PurgeRecord>, DatabaseError> {
         let rows = self.query(statements::PURGE_LIST, &[]).await?;
         rows.iter().map(from_row).collect()
     }
 
-    /// Those that an earlier leader did not finish.
+    /// Purges that an earlier leader did not finish.
     pub async fn pending_purges(&self) -> Result<Vec<PendingPurge>, DatabaseError> {
         let rows = self.query(statements::PURGE_PENDING, &[]).await?;
         let pending = rows.iter().map(|row| {

@@ -1,4 +1,4 @@
-//! Keys of the cluster: created once, on the first request.
+//! Secret keys of the cluster, each created on the first request for it.
 
 use super::{Database, DatabaseError, statements};
 

@@ -16,7 +16,7 @@ impl Database {
             .collect()
     }
 
-    /// One source. Headers are in clear: callers that answer clients redact them.
+    /// One source. Its headers are in clear: callers redact them before they answer clients.
     pub async fn source(&self, name: &str) -> Result<Option<v1::Source>, DatabaseError> {
         self.query_opt(statements::SOURCE_GET, &[&name])
             .await?
@@ -26,7 +26,8 @@ impl Database {
     }
 }
 
-/// The document in `sources.settings`. Fields that are missing were unknown to an older release.
+/// The document in `sources.settings`. An older release wrote it without fields that it did not
+/// know.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Settings {

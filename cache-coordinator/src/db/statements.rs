@@ -4,9 +4,8 @@
 /// A statement and the name under which its latency is recorded.
 #[derive(Clone, Copy, Debug)]
 pub struct Statement {
-    /// The file's name without `.sql`; a metric label, so never made of data.
+    /// The file's name without `.sql`. It is a metric label, so it never contains data.
     pub name: &'static str,
-    /// Its text.
     pub sql: &'static str,
 }
 
@@ -19,7 +18,7 @@ macro_rules! statements {
                 sql: include_str!(concat!("queries/", $file, ".sql")),
             };
         )*
-        /// All statements, for tests that prepare each against the schema.
+        /// All statements, for tests that prepare each of them against the schema.
         pub const ALL: &[Statement] = &[$($constant),*];
     };
 }

@@ -20,7 +20,8 @@ pub struct Totals {
     pub entries: u64,
     pub chunks: u64,
     pub bytes_cached: u64,
-    /// `chunks` and `bytes_cached` are the planner's estimate and the edges' reports, not counts.
+    /// `chunks` and `bytes_cached` are not counted, but taken from the planner's estimate and the
+    /// edges' reports.
     pub estimated: bool,
     pub edges_total: u32,
     pub edges_active: u32,
@@ -46,7 +47,7 @@ pub struct ClusterSnapshot {
 }
 
 impl Database {
-    /// Cheap at any size.
+    /// Cheap for tables of any size.
     pub async fn totals(&self) -> Result<Totals, DatabaseError> {
         let row = self.query_one(statements::TOTALS, &[&COUNT_LIMIT]).await?;
         let number = |name: &str| row.get::<_, i64>(name).max(0).unsigned_abs();
@@ -77,7 +78,8 @@ impl Database {
         })
     }
 
-    /// Read in one transaction: the changes after `revision` complete it, without gap or repeat.
+    /// Read in one transaction: the changes after `revision` complete it without gaps or
+    /// repetitions.
     pub async fn entry_snapshot(&self, id: EntryId) -> Result<EntrySnapshot, DatabaseError> {
         let mut loan = self.reader().await?;
         let result = async {
@@ -147,7 +149,7 @@ impl Database {
         loan.end(result)
     }
 
-    /// The entry with an id, or NotFound.
+    /// The entry with this id, or `NotFound`.
     pub async fn known_entry(&self, id: EntryId) -> Result<Binding, DatabaseError> {
         self.binding_of_entry(id)
             .await?

@@ -1,8 +1,8 @@
 //! The change log, delivered to watchers.
 //!
 //! A subscriber gets every change after its revision once and in order: from the table while it is
-//! behind, otherwise from the writer's broadcast. It must not know SQL (that is `db`), gRPC, or the
-//! watchers.
+//! behind, otherwise from the writer's broadcast. This module must not know SQL (which is in `db`),
+//! gRPC, or the watchers.
 
 mod pruner;
 mod subscription;
@@ -20,7 +20,7 @@ use crate::db::{Change, ChangeKind, Database, DatabaseError, Leadership, writer:
 pub enum Filter {
     /// All changes.
     Cluster,
-    /// One entry: its chunks, itself, and its key when that moves on.
+    /// One entry: its chunks, its own changes, and its key when it moves to another entry.
     Entry(EntryId),
 }
 
@@ -44,8 +44,8 @@ impl Filter {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     Change(Change),
-    /// The log no longer reaches back to the subscriber's position: it must take a snapshot and
-    /// subscribe from its revision.
+    /// The log no longer reaches back to the subscriber's position: the subscriber must take a
+    /// snapshot and subscribe from its revision.
     SnapshotNeeded,
 }
 
@@ -72,8 +72,8 @@ impl ChangeLog {
         }
     }
 
-    /// Changes after `from_revision`. Ends with `NotLeader` when this process stops leading:
-    /// another one writes the log then.
+    /// Changes after `from_revision`. Ends with `NotLeader` when this process stops leading,
+    /// because then another process writes the log.
     pub fn subscribe(
         &self,
         from_revision: u64,
@@ -83,8 +83,8 @@ impl ChangeLog {
         if !matches!(now, Leadership::Leader { .. }) {
             return Err(now.refusal());
         }
-        // The broadcast first, then the table: what is committed in between is in both, and
-        // delivered once.
+        // Subscribe to the broadcast first, then read the table: changes that are committed in
+        // between are in both, and are delivered once.
         Ok(Subscription::new(
             self.database.clone(),
             self.commits.subscribe(),

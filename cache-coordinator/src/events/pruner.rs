@@ -29,8 +29,8 @@ impl Default for PrunePolicy {
     }
 }
 
-/// Prunes while this process leads, until cancelled. A leader has the schema: before the migrations
-/// there is no table to prune.
+/// Prunes while this process leads, until cancelled. Only a leader certainly has the schema: before
+/// the migrations there is no table to prune.
 pub async fn prune_until(
     database: Database,
     mut leadership: watch::Receiver<Leadership>,
@@ -43,7 +43,7 @@ pub async fn prune_until(
             () = cancel.cancelled() => return,
             now = leads => match now.as_deref() {
                 Ok(Leadership::Leader { term }) => *term,
-                // The keeper is gone, and with it the leadership.
+                // The keeper has ended, and with it the leadership.
                 _ => return,
             },
         };
@@ -54,7 +54,7 @@ pub async fn prune_until(
                 tracing::debug!("change log is not pruned now: {error}");
                 0
             });
-        // A full batch: there is more, and others may go first.
+        // A full batch: there are more rows, but other work may come first.
         let pause = if pruned >= u64::from(policy.bite) {
             Duration::from_millis(50)
         } else {

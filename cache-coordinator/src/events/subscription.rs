@@ -11,14 +11,14 @@ use crate::db::{Change, Database, DatabaseError, Leadership, LogPage, writer::Co
 /// Changes read from the table at a time; limits a subscriber's memory.
 const PAGE: u32 = 500;
 
-/// A position in the log. Use [`Subscription::next`], or as a stream by
+/// A position in the log. Used through [`Subscription::next`], or as a stream through
 /// [`Subscription::into_stream`].
 pub struct Subscription {
     database: Database,
     live: broadcast::Receiver<CommittedBatch>,
     leadership: watch::Receiver<Leadership>,
     filter: Filter,
-    /// All up to here was delivered, or is in `ready`.
+    /// Everything up to here was delivered, or is in `ready`.
     seen: u64,
     /// The log must be read before the broadcast is useful.
     behind: bool,
@@ -46,7 +46,7 @@ impl Subscription {
         }
     }
 
-    /// The next event; none after `SnapshotNeeded` or an error. Cancel-safe: nothing is lost when
+    /// The next event; `None` after `SnapshotNeeded` or an error. Cancel-safe: nothing is lost when
     /// the future is dropped.
     pub async fn next(&mut self) -> Option<Result<Event, DatabaseError>> {
         loop {
@@ -70,7 +70,7 @@ impl Subscription {
         })
     }
 
-    /// The last revision that was examined; a subscriber without matching changes can resume from
+    /// The last revision that was examined: a subscriber without matching changes can resume from
     /// here.
     #[must_use]
     pub fn seen(&self) -> u64 {
@@ -88,7 +88,8 @@ impl Subscription {
                 let now = self.leadership.borrow_and_update().clone();
                 return match (changed, now) {
                     (Ok(()), Leadership::Leader { .. }) => {
-                        // Another term of the same process: others may have written in between.
+                        // Another term of the same process: other coordinators may have written in
+                        // between.
                         self.behind = true;
                         Ok(())
                     }

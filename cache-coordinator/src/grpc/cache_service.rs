@@ -22,13 +22,12 @@ pub struct CacheApi {
 }
 
 impl CacheApi {
-    /// Over this cluster.
     #[must_use]
     pub fn new(cluster: Arc<Cluster>) -> Self {
         Self { cluster }
     }
 
-    /// Completes a change even if its caller hangs up: a source that is recorded but not sent to
+    /// Completes a change even if its caller disconnects: a source that is recorded but not sent to
     /// the edges is half a change.
     async fn complete<F, T>(
         &self,

@@ -22,7 +22,6 @@ pub struct EdgeApi {
 }
 
 impl EdgeApi {
-    /// Over this cluster.
     #[must_use]
     pub fn new(cluster: Arc<Cluster>) -> Self {
         Self { cluster }
@@ -58,8 +57,8 @@ impl EdgeService for EdgeApi {
         &self,
         request: Request<v1::ResolveKeyRequest>,
     ) -> Result<Response<v1::ResolveKeyResponse>, Status> {
-        // The session gave the edge's address; a certificate of the form NAME.DOMAIN is checked
-        // against it.
+        // The session gave the edge's address, against which a certificate of the form NAME.DOMAIN
+        // is checked.
         let edge = &request.get_ref().edge;
         let live = self.cluster.registry.by_name(edge);
         let url = live.as_ref().map_or("", |live| live.url.as_str());

@@ -1,6 +1,6 @@
 //! `grpc.health.v1`: the answer of `/readyz`, in one word.
 //!
-//! A check reads the present state; a watch sees changes of the leadership at once, and of the
+//! A check reads the present state. A watch reports changes of the leadership at once, and of the
 //! database within [`LOOK_EVERY`].
 
 use std::{sync::Arc, time::Duration};
@@ -16,7 +16,7 @@ use crate::service::{Cluster, readiness::readiness};
 
 /// Time between checks of the database for watches.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// The whole server, and each service: they have the same state.
+/// The whole server and each service, which all have the same state.
 const SERVICES: [&str; 3] = [
     "",
     "chunkcache.v1.CacheService",
@@ -53,13 +53,13 @@ impl HealthApi {
         }
     }
 
-    /// Updates watches. Does not end.
+    /// Updates watches. Never returns.
     pub async fn keep_true(&self) {
         let mut leadership = self.cluster.leadership.clone();
         loop {
             self.look().await;
             tokio::select! {
-                // An error: the lease task is over, and soon the process.
+                // An error means that the lease task has ended, and soon the process will.
                 Ok(()) = leadership.changed() => {}
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }

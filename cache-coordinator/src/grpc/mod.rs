@@ -1,7 +1,7 @@
 //! CacheService and EdgeService: translation and error mapping only.
 //!
-//! No decision is made here: each method passes its message to one use case of `service/`. `status`
-//! is the one place that turns an error into a gRPC status.
+//! No decision is made here: each method passes its message to one use case in `service/`. Only
+//! `status` turns errors into gRPC statuses.
 
 mod cache_service;
 mod edge_service;

@@ -14,7 +14,8 @@ use tonic_health::pb::health_server::HealthServer;
 use super::{CacheApi, EdgeApi, guard::GuardedService, health::HealthApi};
 use crate::{access::Access, listen::Connection, service::Cluster};
 
-/// An inventory of one entry of 100 GB is under 1 MiB; a request for many entries may be larger.
+/// The inventory of one entry of 100 GB takes less than 1 MiB; a request for many entries may be
+/// larger.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// Ping interval, and the time after which a peer without an answer is gone.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
@@ -55,7 +56,7 @@ pub async fn serve(
         .add_service(HealthServer::new(health))
         .add_service(reflect().build_v1()?)
         .add_service(reflect().build_v1alpha()?)
-        // Health and reflection are open to all: probes have no token, and the protocol is no
+        // Health and reflection are open to all: probes have no token, and the protocol is not a
         // secret.
         .add_service(GuardedService::new(Arc::clone(&access), cache))
         .add_service(GuardedService::new(access, edge));

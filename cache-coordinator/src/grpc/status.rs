@@ -1,4 +1,4 @@
-//! The one place that turns an error into a gRPC status with `google.rpc` details.
+//! Turns errors into gRPC statuses with `google.rpc` details; nothing else does.
 
 use std::collections::HashMap;
 

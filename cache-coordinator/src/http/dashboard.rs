@@ -1,8 +1,8 @@
-//! The dashboard: one page with its assets embedded, JSON beside it, live by server-sent events.
+//! The dashboard: one page with embedded assets, JSON data, and live updates by server-sent events.
 //!
 //! Nothing is fetched from elsewhere and no script is inline, so the content security policy can
 //! forbid both. Actions are POSTs with a header that no other site can send without our consent (no
-//! CORS is given): safe against CSRF without a cookie.
+//! CORS is granted), which protects against CSRF without a cookie.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -29,11 +29,12 @@ use crate::{
     service::{Cluster, edges, error::ServiceError, explain, jobs},
 };
 
-/// The chunk map is drawn at most this often for each viewer of the page.
+/// The chunk map is sent at most this often to each viewer of the page.
 const ENTRY_EVERY: Duration = Duration::from_millis(500);
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
-                      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+                      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors \
+                      'none'";
 
 const ASSETS: [(&str, &str, &str); 7] = [
     (
@@ -219,7 +220,7 @@ struct Page {
 async fn list_entries(
     State(parts): State<Parts>,
     Query(page): Query<Page>,
-) -> Result<Json<Value>, Refused> {
+) -> Result<Json<Value>, RefusalResponse> {
     Ok(Json(
         entry_view::entries(&parts.cluster, page.source, page.after).await?,
     ))
@@ -228,16 +229,16 @@ async fn list_entries(
 async fn one_entry(
     State(parts): State<Parts>,
     Path(id): Path<EntryId>,
-) -> Result<Json<Value>, Refused> {
+) -> Result<Json<Value>, RefusalResponse> {
     Ok(Json(entry_view::entry(&parts.cluster, id).await?))
 }
 
 /// Sends the entry's state whenever something changed, at most twice a second; ends when the entry
-/// is gone.
+/// no longer exists.
 async fn entry_stream(
     State(parts): State<Parts>,
     Path(id): Path<EntryId>,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Refused> {
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, RefusalResponse> {
     let mut viewed = entry_view::EntryView::new(id);
     viewed.picture(&parts.cluster).await?;
     let mut ticks = tokio::time::interval(ENTRY_EVERY);
@@ -275,7 +276,7 @@ struct Chunk {
 async fn explain_chunk(
     State(parts): State<Parts>,
     Query(asked): Query<Chunk>,
-) -> Result<Json<Value>, Refused> {
+) -> Result<Json<Value>, RefusalResponse> {
     let name = v1::EntryName {
         name: Some(v1::entry_name::Name::Id(asked.entry.to_string())),
     };
@@ -304,7 +305,7 @@ async fn cancel_job(
     State(parts): State<Parts>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
-) -> Result<StatusCode, Refused> {
+) -> Result<StatusCode, RefusalResponse> {
     caller.require(Need::Use, "to cancel a job")?;
     jobs::cancel(&parts.cluster, v1::CancelJobRequest { id }).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -320,7 +321,7 @@ async fn drain_edge(
     Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
     Json(body): Json<DrainBody>,
-) -> Result<StatusCode, Refused> {
+) -> Result<StatusCode, RefusalResponse> {
     caller.require(Need::Operate, "to drain an edge")?;
     edges::drain(
         &parts.cluster,
@@ -333,16 +334,16 @@ async fn drain_edge(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The refusal of a use case.
-pub(super) struct Refused(ServiceError);
+/// The response for a refusal by a use case.
+pub(super) struct RefusalResponse(ServiceError);
 
-impl<E: Into<ServiceError>> From<E> for Refused {
+impl<E: Into<ServiceError>> From<E> for RefusalResponse {
     fn from(error: E) -> Self {
         Self(error.into())
     }
 }
 
-impl IntoResponse for Refused {
+impl IntoResponse for RefusalResponse {
     fn into_response(self) -> Response {
         let status = match &self.0 {
             ServiceError::Invalid(_) => StatusCode::BAD_REQUEST,

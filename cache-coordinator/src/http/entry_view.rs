@@ -1,4 +1,4 @@
-//! One entry for the dashboard: the chunks each edge holds, running fetches by level, and the
+//! One entry for the dashboard: the chunks that each edge holds, running fetches by level, and the
 //! viewers' positions.
 
 use std::collections::HashMap;
@@ -35,7 +35,7 @@ impl EntryView {
 
     /// Like [`entry`].
     pub async fn picture(&mut self, cluster: &Cluster) -> Result<Value, ServiceError> {
-        // Read first: changes during the read of the table are read again the next time.
+        // Read first, so that changes during the read of the table are read again the next time.
         let latest = cluster.database.latest_revision_of(self.id).await?;
         let held = match self.held.take() {
             Some((revision, held)) if revision == latest => held,
@@ -73,13 +73,21 @@ async fn render(
     let edges: Vec<Value> = found
         .edges
         .iter()
-        .map(|held| json!({ "edge": held.edge, "bytes": held.bytes, "runs": held.ranges.iter().map(|r| run(geometry, r)).collect::<Vec<_>>() }))
+        .map(|held| {
+            json!({
+                "edge": held.edge, "bytes": held.bytes,
+                "runs": held.ranges.iter().map(|r| run(geometry, r)).collect::<Vec<_>>(),
+            })
+        })
         .collect();
     let key = entry.key.unwrap_or_default();
     Ok(json!({
-        "id": entry.id, "source": key.source, "path": path(&key.path, &key.query), "size": entry.size, "chunk_size": entry.chunk_size,
-        "chunk_count": geometry.chunk_count(), "validator": entry.validator, "pinned": entry.pinned, "complete": found.complete,
-        "edges": with_all_edges(edges, &flights, cluster), "flights": flights, "viewers": viewers(cluster, &entry.id),
+        "id": entry.id, "source": key.source, "path": path(&key.path, &key.query),
+        "size": entry.size, "chunk_size": entry.chunk_size,
+        "chunk_count": geometry.chunk_count(), "validator": entry.validator, "pinned": entry.pinned,
+        "complete": found.complete,
+        "edges": with_all_edges(edges, &flights, cluster), "flights": flights,
+        "viewers": viewers(cluster, &entry.id),
     }))
 }
 
@@ -105,8 +113,10 @@ pub async fn entries(
             let entry = detail.entry.clone().unwrap_or_default();
             let key = entry.key.unwrap_or_default();
             json!({
-                "id": entry.id, "source": key.source, "path": path(&key.path, &key.query), "size": entry.size, "complete": detail.complete, "pinned": entry.pinned,
-                "edges": detail.edges.iter().map(|e| json!({ "edge": e.edge, "bytes": e.bytes })).collect::<Vec<_>>(),
+                "id": entry.id, "source": key.source, "path": path(&key.path, &key.query),
+                "size": entry.size, "complete": detail.complete, "pinned": entry.pinned,
+                "edges": detail.edges.iter()
+                    .map(|e| json!({ "edge": e.edge, "bytes": e.bytes })).collect::<Vec<_>>(),
             })
         })
         .collect();
@@ -166,8 +176,11 @@ fn rendered(plan: &Plan, edge: EdgeId, flight: &RunningFetch) -> Value {
         FetchSource::Peer(peer) => name(peer),
     };
     json!({
-        "edge": name(edge), "first": flight.chunks.start, "count": flight.chunks.end - flight.chunks.start,
-        "level": flight.level as u8 + 1, "from": from, "reason": translate::reason(plan.scheduler().reason_of(edge, flight)), "bytes_done": flight.bytes_done,
+        "edge": name(edge), "first": flight.chunks.start,
+        "count": flight.chunks.end - flight.chunks.start,
+        "level": flight.level as u8 + 1, "from": from,
+        "reason": translate::reason(plan.scheduler().reason_of(edge, flight)),
+        "bytes_done": flight.bytes_done,
     })
 }
 
@@ -179,15 +192,18 @@ fn viewers(cluster: &Cluster, id: &str) -> Vec<Value> {
         for viewer in one_of_each_viewer(here) {
             let name = (viewer.viewer > 0).then(|| format!("{:x}", viewer.viewer));
             viewers.push(json!({
-                "edge": session.name, "viewer": name, "reader": viewer.reader_id, "position": viewer.position, "waiting": viewer.waiting,
-                "rate": viewer.rate_bytes_per_second, "buffered": viewer.buffered_bytes, "paused": viewer.paused,
+                "edge": session.name, "viewer": name, "reader": viewer.reader_id,
+                "position": viewer.position,
+                "waiting": viewer.waiting,
+                "rate": viewer.rate_bytes_per_second, "buffered": viewer.buffered_bytes,
+                "paused": viewer.paused,
             }));
         }
     }
     viewers
 }
 
-/// The reader that shows where each viewer is: of several the newest that reads.
+/// One reader of each viewer, which shows its position: the newest that is not paused.
 fn one_of_each_viewer<'a>(
     readers: impl Iterator<Item = &'a v1::ReaderDemand>,
 ) -> Vec<&'a v1::ReaderDemand> {
@@ -208,7 +224,7 @@ fn one_of_each_viewer<'a>(
     shown
 }
 
-/// Adds edges that hold nothing yet but fetch their first chunk: they have a strip too.
+/// Adds edges that hold nothing yet but are fetching their first chunk: they get a strip too.
 fn with_all_edges(mut edges: Vec<Value>, flights: &[Value], cluster: &Cluster) -> Vec<Value> {
     for session in cluster.registry.all() {
         let is_listed = edges.iter().any(|e| e["edge"] == session.name.as_str());

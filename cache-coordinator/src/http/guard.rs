@@ -13,7 +13,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 
-use super::dashboard::{Refused, problem};
+use super::dashboard::{RefusalResponse, problem};
 use crate::access::{Access, Caller, Denied, policy::Need};
 
 /// Refuses callers without read permission; actions check the caller in the extensions again.
@@ -31,7 +31,7 @@ pub(super) async fn identify(
     }
 }
 
-/// Who asks, if that may do `what`, which needs `need`; else the refusal.
+/// The caller, if it may do `what`, which requires `need`; otherwise the refusal.
 #[allow(clippy::result_large_err)]
 pub(super) fn caller_of(
     access: &Access,
@@ -39,11 +39,12 @@ pub(super) fn caller_of(
     request: &Request,
     (need, what): (Need, &str),
 ) -> Result<Caller, Response> {
-    // Without tokens, being on this machine is what is asked for.
+    // Without tokens, the caller must be on this machine.
     if is_loopback && access.tokens().is_none() && !is_of_this_machine(request) {
         return Err(problem(
             StatusCode::MISDIRECTED_REQUEST,
-            "without tokens, this is answered only where it is asked for by an address, localhost or a name without a dot",
+            "without tokens, this is answered only where it is asked for by an address, localhost \
+             or a name without a dot",
         ));
     }
     access
@@ -57,13 +58,13 @@ fn refuse(denied: Denied) -> Response {
         reason = denied.reason,
         "the dashboard was refused: {denied}"
     );
-    Refused::from(denied).into_response()
+    RefusalResponse::from(denied).into_response()
 }
 
-/// Whether the request's host name is one that no other site can have. A page of another site is on
-/// this machine too, in the browser of someone who works here; once its name points to 127.0.0.1
-/// (DNS rebinding), its requests are same-origin to the browser, and it can send any header, but
-/// the name remains its own.
+/// Whether no other site can have the request's host name. A page of another site, in a browser on
+/// this machine, also connects from this machine. Once its name points to 127.0.0.1 (DNS
+/// rebinding), its requests are same-origin to the browser and can contain any header, but the host
+/// name remains that of the other site.
 fn is_of_this_machine(request: &Request) -> bool {
     let named = request.uri().authority().cloned().or_else(|| {
         let host = request.headers().get(header::HOST)?.to_str().ok()?;

@@ -1,8 +1,8 @@
 //! The dashboard's view of the cluster: sampled once a second, regardless of viewers, and kept for
 //! an hour.
 //!
-//! Rates are differences of the totals that edges report. The parts that cost queries (rows of
-//! edges, jobs) are read every few seconds, and only while somebody looks.
+//! Rates are differences of the totals that edges report. Values that require queries (rows of
+//! edges, jobs) are read every few seconds, and only while somebody is watching.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -23,8 +23,8 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 /// One in this many samples is kept, and queries the database.
 const KEEP_EVERY: u64 = 5;
 /// Number of samples that a rate covers. Players fetch in bursts, some seconds apart: over one
-/// second most rates would be nothing or a burst. A kept sample covers the whole time since the
-/// previous one.
+/// second most rates would be either nothing or a burst. A kept sample covers the whole time since
+/// the previous one.
 const RATE_OVER: usize = 5;
 /// An hour of kept samples.
 const HISTORY: usize = 720;
@@ -33,7 +33,7 @@ const MAX_FLIGHTS: usize = 100;
 /// Limit of jobs on the page; the command line lists all.
 const MAX_JOBS: usize = 200;
 
-/// Bytes a second, by their source.
+/// Bytes per second, by their source.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Rates {
     sent: f64,
@@ -87,13 +87,13 @@ impl LiveView {
         })
     }
 
-    /// The newest overview as JSON, and a way to wait for the next.
+    /// The newest overview as JSON, with notification of the next one.
     #[must_use]
     pub fn overview(&self) -> watch::Receiver<Arc<str>> {
         self.overview.subscribe()
     }
 
-    /// The last hour, of one edge or of all; one array per series, null where the edge was not in
+    /// The last hour, of one edge or of all; one array per series, null where the edge had no
     /// session.
     #[must_use]
     pub fn history(&self, edge: Option<&str>) -> Value {
@@ -137,7 +137,7 @@ impl LiveView {
                 if number.is_multiple_of(KEEP_EVERY) || slow.status.version.is_empty() {
                     slow = self.ask(slow).await;
                 }
-                // None if another coordinator leads.
+                // `None` if another coordinator leads.
                 let plan = &self.cluster.plan;
                 let flights = plan.ask(|plan| entry_view::all_flights(plan, MAX_FLIGHTS));
                 let mut picture = self.render(&slow, &rates);
@@ -220,7 +220,7 @@ impl LiveView {
         });
     }
 
-    /// Reads the database's part. Values that can not be read stay as they were.
+    /// Reads the values from the database. Values that cannot be read stay as they were.
     async fn ask(&self, mut slow: Slow) -> Slow {
         if let Ok(list) = edges::list(&self.cluster).await {
             slow.edges = list.edges;
@@ -256,23 +256,33 @@ impl LiveView {
             .iter()
             .map(|edge| {
                 let live = self.cluster.registry.by_name(&edge.name);
-                let told = live.as_ref().map(|l| l.status.lock().clone()).unwrap_or_default();
+                let told = live
+                    .as_ref()
+                    .map(|l| l.status.lock().clone())
+                    .unwrap_or_default();
                 let rates = rates.get(&edge.name).copied().unwrap_or_default();
                 json!({
                     "name": edge.name, "state": edge_state(edge, live.is_some()), "url": edge.url,
                     "bytes_used": if live.is_some() { told.bytes_used } else { edge.bytes_used },
-                    "bytes_allowed": edge.bytes_allowed, "readers": told.readers, "chunks": edge.chunks,
-                    "degraded": told.degraded, "reason": told.reason, "stalls_total": told.stalls_total, "last_seen_ms": edge.last_seen_ms,
-                    "rates": { "sent": rates.sent.round(), "hit": rates.hit.round(), "origin": rates.origin.round(), "peer": rates.peer.round() },
+                    "bytes_allowed": edge.bytes_allowed, "readers": told.readers,
+                    "chunks": edge.chunks,
+                    "degraded": told.degraded, "reason": told.reason,
+                    "stalls_total": told.stalls_total, "last_seen_ms": edge.last_seen_ms,
+                    "rates": { "sent": rates.sent.round(), "hit": rates.hit.round(),
+                        "origin": rates.origin.round(), "peer": rates.peer.round() },
                 })
             })
             .collect();
         json!({
-            "version": status.version, "leader": status.leader, "is_leader": status.is_leader, "now_ms": now_ms(),
+            "version": status.version, "leader": status.leader, "is_leader": status.is_leader,
+            "now_ms": now_ms(),
             "totals": {
-                "entries": status.entries, "chunks": status.chunks, "bytes_cached": status.bytes_cached, "readers": status.readers,
-                "jobs_running": status.jobs_running, "queued": status.queued_by_level, "running": status.running_by_level,
-                "drift_rows": status.drift_rows_without_bytes, "drift_bytes": status.drift_bytes_without_rows,
+                "entries": status.entries, "chunks": status.chunks,
+                "bytes_cached": status.bytes_cached, "readers": status.readers,
+                "jobs_running": status.jobs_running, "queued": status.queued_by_level,
+                "running": status.running_by_level,
+                "drift_rows": status.drift_rows_without_bytes,
+                "drift_bytes": status.drift_bytes_without_rows,
             },
             "edges": edges,
             "jobs": slow.jobs.iter().map(job).collect::<Vec<_>>(),
@@ -281,8 +291,8 @@ impl LiveView {
     }
 }
 
-/// Totals that fell (although another process would have another epoch) count as nothing rather
-/// than as a flood.
+/// Totals that decreased count as nothing instead of as a flood. (Another process would have
+/// another epoch.)
 fn differences(before: &v1::EdgeStatus, now: &v1::EdgeStatus, elapsed: Duration) -> Rates {
     let seconds = elapsed.as_secs_f64().max(0.001);
     let rate =
@@ -315,8 +325,10 @@ fn job(job: &v1::Job) -> Value {
         v1::JobState::Running | v1::JobState::Unspecified => "running",
     };
     json!({
-        "id": job.id, "entry": entry.id, "source": key.source, "path": key.path, "state": state, "bytes_done": job.bytes_done, "bytes_total": job.bytes_total,
-        "rate": job.rate_bytes_per_second, "eta_seconds": job.eta_seconds, "edges": job.edges, "error": job.error,
+        "id": job.id, "entry": entry.id, "source": key.source, "path": key.path, "state": state,
+        "bytes_done": job.bytes_done, "bytes_total": job.bytes_total,
+        "rate": job.rate_bytes_per_second, "eta_seconds": job.eta_seconds, "edges": job.edges,
+        "error": job.error,
         "waiting": job.waiting,
     })
 }

@@ -1,8 +1,8 @@
 //! livez, readyz, metrics, purges, calls in JSON and the dashboard.
 //!
-//! One file a concern: `health` (for probes), `scrape` (for Prometheus), `server` (connections),
-//! `purge` and `json` (for programs), `dashboard` with its views (for people). Acts only through use
-//! cases.
+//! One file per concern: `health` (for probes), `scrape` (for Prometheus), `server` (connections),
+//! `purge` and `json` (for programs), `dashboard` with its views (for people). Acts only through
+//! use cases.
 
 mod dashboard;
 mod entry_view;

@@ -1,8 +1,8 @@
-//! `PURGE /SOURCE/PATH`, for programs that speak HTTP alone.
+//! `PURGE /SOURCE/PATH`, for programs that only use HTTP.
 //!
-//! A path with `*` is a glob, one that ends in `/` a prefix, any other an object. With
-//! `Surrogate-Key` the tags in it are purged instead, of the source in the path or, for `/`, of all.
-//! `Soft-Purge: 1` keeps the bytes.
+//! A path with `*` is a glob, one that ends in `/` is a prefix, and any other is an object. With
+//! `Surrogate-Key`, the tags in it are purged instead, in the source of the path or, for `/`, in
+//! all sources. `Soft-Purge: 1` keeps the bytes.
 
 use std::sync::Arc;
 
@@ -18,16 +18,16 @@ use chunkcache_proto::v1::{
 };
 use serde_json::json;
 
-use super::{dashboard::Refused, guard};
+use super::{dashboard::RefusalResponse, guard};
 use crate::{
     access::{Access, policy::Need},
     service::{Cluster, error::ServiceError, purge},
 };
 
-/// Tags of one request.
+/// Maximum number of tags in one request.
 const MAX_TAGS: usize = 16;
 
-/// What a purge needs.
+/// State for purge requests.
 #[derive(Clone)]
 pub(super) struct Purger {
     pub cluster: Arc<Cluster>,
@@ -35,7 +35,7 @@ pub(super) struct Purger {
     pub is_loopback: bool,
 }
 
-/// Answers requests of this method, whatever their path; others go on.
+/// Answers requests of this method, whatever their path; passes others on.
 pub(super) async fn purge(State(purger): State<Purger>, request: Request, next: Next) -> Response {
     if request.method().as_str() != "PURGE" {
         return next.run(request).await;
@@ -60,7 +60,7 @@ pub(super) async fn purge(State(purger): State<Purger>, request: Request, next: 
             });
             (status, Json(body)).into_response()
         }
-        Err(error) => Refused::from(error).into_response(),
+        Err(error) => RefusalResponse::from(error).into_response(),
     }
 }
 
@@ -85,7 +85,7 @@ async fn carry_out(
     all.unconfirmed_edges.dedup();
     all.confirmed_edges.sort();
     all.confirmed_edges.dedup();
-    // Confirmed means: all of it.
+    // An edge confirmed only if it confirmed all of them.
     all.confirmed_edges
         .retain(|edge| !all.unconfirmed_edges.contains(edge));
     Ok(all)

@@ -11,8 +11,8 @@ use chunkcache_proto::Level;
 
 use crate::{metrics::LevelLabel, service::Cluster};
 
-/// The plan's counts are taken at the scrape: that costs them once per scrape and not once per
-/// event.
+/// Returns the metrics. The plan's counts are taken at the scrape, so they cost something once per
+/// scrape instead of once per event.
 pub async fn metrics(State(cluster): State<Arc<Cluster>>, headers: HeaderMap) -> Response {
     let counted = cluster
         .plan

@@ -1,5 +1,5 @@
-//! Connections of the HTTP listener: limited in number, each head in time, so that clients that
-//! open many or send little hold nobody up.
+//! Connections of the HTTP listener: their number and the time of each head are limited, so that
+//! clients that open many or send slowly block nobody.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,15 +15,15 @@ use tokio_util::sync::CancellationToken;
 use crate::listen::AcceptedConnection;
 
 /// Limit for each of HTTP/1.1 and HTTP/2; viewers of the dashboard hold one or two each. Further
-/// ones are closed: if they waited, probes would wait behind them. Separate limits, because only
-/// heads of HTTP/1.1 are timed: a silent HTTP/2 client is detected by its pings, which begin once
-/// it has sent something.
+/// connections are closed: if they waited, probes would wait behind them. There are separate
+/// limits, because only heads of HTTP/1.1 are timed: a silent HTTP/2 client is detected by pings,
+/// which begin once it has sent something.
 const MAX_CONNECTIONS: usize = 2048;
-/// For a request's head, including the first and the one after a pause: longer than scrapers pause,
-/// so that they keep their connection.
+/// For a request's head, including the first one and one after a pause: longer than the interval of
+/// scrapers, so that they keep their connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Serves until `shutdown`, then lets running requests end; streams end on their own then.
+/// Serves until `shutdown`, then lets running requests end; streams end by themselves then.
 pub async fn serve(
     mut connections: AcceptedConnection,
     router: Router,
@@ -60,7 +60,7 @@ pub async fn serve(
         let conversation = builder.serve_connection(TokioIo::new(connection), service);
         let conversation = running.watch(conversation.into_owned());
         tokio::spawn(async move {
-            // A client that disconnected is not our error.
+            // A client that disconnects is not our error.
             let _ = conversation.await;
             drop(place);
         });

@@ -1,13 +1,13 @@
-//! The sources on the dashboard: what each costs and is worth, and its failing origins.
+//! The sources on the dashboard: the resource use and traffic of each, and its failing origins.
 
 use serde_json::{Value, json};
 
 use crate::service::{Cluster, source_uses};
 
-/// Limit of sources on the page: those of which most was sent. The command line lists all.
+/// Limit of sources on the page: those with the most bytes sent. The command line lists all.
 const MAX_SOURCES: usize = 256;
 
-/// The sources by bytes sent, since their edges started.
+/// The sources, ordered by bytes sent since their edges started.
 pub fn sources(cluster: &Cluster) -> Value {
     let mut uses = source_uses::of_cluster(cluster);
     let mut down = source_uses::origins_down(cluster);

@@ -1,5 +1,5 @@
-//! `GET /steer/{source}/{path}` and `GET /steer.json`: for players, so without a token. It tells
-//! the addresses of edges and nothing else.
+//! `GET /steer/{source}/{path}` and `GET /steer.json`, for players, and so without a token. The
+//! answers contain addresses of edges and nothing else.
 
 use std::sync::Arc;
 

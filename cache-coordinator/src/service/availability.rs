@@ -1,4 +1,4 @@
-//! Availability: which edges hold what, read from the table, and waited for by events.
+//! Availability: which edges hold which ranges, read from the table; waits are woken by events.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ pub async fn has_range(
     })
 }
 
-/// The parts of a range that are missing on an edge; with an empty name, on all together.
+/// The parts of a range that are missing on an edge; with an empty name, on all edges together.
 pub async fn missing(
     cluster: &Cluster,
     entry: EntryId,
@@ -155,10 +155,10 @@ async fn recorded(
             .await?
             .is_empty()
         {
-            // Read after the check: the rows may be newer than the subscription.
+            // Read after the check, because the rows may be newer than the subscription.
             return cluster.database.latest_revision().await.map_err(Into::into);
         }
-        // Checked again only when a change that concerns the range was stored.
+        // Check again only after a change that concerns the range.
         loop {
             match changes.next().await {
                 Some(Ok(Event::Change(change))) => {
@@ -173,7 +173,7 @@ async fn recorded(
                     }
                 }
                 Some(Err(error)) => return Err(error.into()),
-                // The log was pruned behind us: begin again.
+                // The log was pruned meanwhile: begin again.
                 Some(Ok(Event::SnapshotNeeded)) | None => break,
             }
         }

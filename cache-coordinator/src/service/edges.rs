@@ -1,4 +1,4 @@
-//! Edges: listed, drained, forgotten, verified.
+//! Edges: list, drain, forget, verify.
 
 use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 
@@ -19,11 +19,11 @@ use crate::{
 };
 use scheduler::api::EdgeId;
 
-/// Limit of entries handed over at a drain because they are being played.
+/// Limit of entries that are handed over at a drain because they are being played.
 const MAX_PLAYED: usize = 256;
 /// Limit for counting the chunks of an edge in a listing.
 const COUNT_LIMIT: u32 = 1_000_000;
-/// Time for an edge to come back and be reconciled.
+/// Time for an edge to return and be reconciled.
 const VERIFY_WITHIN: Duration = Duration::from_secs(60);
 
 /// The row, with the present state of its session.
@@ -70,8 +70,8 @@ pub async fn list(cluster: &Cluster) -> Result<v1::ListEdgesResponse, ServiceErr
     Ok(v1::ListEdgesResponse { edges })
 }
 
-/// Stops, or resumes, sending new readers to the edge. The next chunks of its readers are handed
-/// over to the edges that take them.
+/// Stops or resumes sending new readers to the edge. The next chunks of its readers are handed over
+/// to the edges that will serve them.
 pub async fn drain(
     cluster: &Cluster,
     request: v1::DrainEdgeRequest,
@@ -105,7 +105,7 @@ pub async fn drain(
     })
 }
 
-/// The entries that its viewers play, as last reported.
+/// The entries that its viewers are playing, as last reported.
 fn played(cluster: &Cluster, edge: EdgeId) -> BTreeSet<EntryId> {
     let Some(live) = cluster.registry.get(edge) else {
         return BTreeSet::new();
@@ -151,9 +151,9 @@ pub async fn forget(
     })
 }
 
-/// Compares the rows with the edge's chunks. It ends the edge's session: the next one begins with
-/// an inventory and its reconciliation, which is that very comparison; readers keep their bytes
-/// meanwhile.
+/// Compares the rows with the edge's chunks, by ending the edge's session: the next one begins with
+/// an inventory and its reconciliation, which is this comparison. Meanwhile readers continue to
+/// receive bytes.
 pub async fn verify(
     cluster: &Cluster,
     request: v1::VerifyEdgeRequest,

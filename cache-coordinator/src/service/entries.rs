@@ -29,7 +29,7 @@ const MAX_PAGE: u32 = 1000;
 /// Range around a viewer's start position in which edges are compared.
 const NEAR_BYTES: u64 = 256 << 20;
 
-/// Parses a request's name of an entry.
+/// Parses the name of an entry in a request.
 pub fn read_name(
     cluster: &Cluster,
     name: Option<&v1::EntryName>,
@@ -80,7 +80,7 @@ pub async fn find_or_make(
         return Err(ServiceError::Internal("an edge found no entry".into()));
     };
     let _observing = cluster.registry.observing().await;
-    // The origin's answer from before an invalidation does not count after it.
+    // An origin's answer from before an invalidation does not count after it.
     let how = if cluster.registry.invalidations() == invalidations {
         Observation::Live
     } else {
@@ -98,7 +98,7 @@ async fn lookup(cluster: &Cluster, reference: &EntryRef) -> Result<Option<Bindin
     match reference {
         EntryRef::Id(id) => Ok(cluster.database.binding_of_entry(*id).await?),
         EntryRef::Key(key) => {
-            // Among several variants, the one confirmed last.
+            // Among several variants, take the one that was confirmed last.
             let bindings = cluster
                 .database
                 .bindings_of_path(&key.source, &key.path, &key.query)
@@ -138,8 +138,8 @@ pub async fn open(
     })
 }
 
-/// The best edge and how many chunks it holds near the position: alive, not draining, holding most
-/// there, least loaded.
+/// The best edge and the number of chunks that it holds near the position: alive, not draining,
+/// holding most chunks there, least loaded.
 pub fn best_edge(
     cluster: &Cluster,
     entry: &EntryRecord,
@@ -212,7 +212,7 @@ pub async fn list(
         }
     };
     let after = EntryCursor::decode(&request.page_token)?;
-    // One extra entry tells whether there is a next page.
+    // One entry more than the page shows whether there is a next page.
     let mut entries = cluster
         .database
         .entries(&request.source, &after, page_size + 1)
@@ -254,7 +254,7 @@ fn detail(
     }
 }
 
-/// For `GET /v1/entries/{id}` at an edge.
+/// Used for `GET /v1/entries/{id}` at an edge.
 pub async fn lookup_by_id(
     cluster: &Cluster,
     request: v1::LookupEntryRequest,

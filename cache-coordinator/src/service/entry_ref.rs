@@ -1,6 +1,6 @@
 //! Parses a client's name for an entry: an id, source and path, or an absolute URL.
 //!
-//! Pure. Paths are normalised by the rule the edges follow, [`http_rules::path`].
+//! Pure. Paths are normalised by the same rule as on the edges, [`http_rules::path`].
 
 use chunkcache_proto::{EntryId, v1};
 use http_rules::path;
@@ -8,7 +8,7 @@ use url::Url;
 
 use super::error::FieldViolation;
 
-/// An entry as a client names it, checked.
+/// A valid name of an entry, as a client gives it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EntryRef {
     /// Exactly this entry.
@@ -36,7 +36,8 @@ pub fn display_key(key: &v1::Key) -> String {
     }
 }
 
-/// Parses a name. `sources` are the registered ones as (name, base URL); only a URL needs them.
+/// Parses a name. `sources` are the registered ones as (name, base URL), which are needed only for
+/// a URL.
 pub fn read_name<'a>(
     name: Option<&v1::EntryName>,
     sources: impl IntoIterator<Item = (&'a str, &'a str)>,

@@ -1,10 +1,10 @@
-//! Errors of use cases: whose fault it is and whether to retry.
+//! Errors of use cases: their cause, and so whether to retry.
 //!
-//! One place (`grpc/status.rs`) maps these to gRPC; nothing else does.
+//! Only `grpc/status.rs` maps these to gRPC.
 
 use crate::{access::Denied, db::DatabaseError};
 
-/// One field of a request that can not be used.
+/// A field of a request that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldViolation {
     /// Path of the field in the request message, in proto names: `source.base_url`.
@@ -14,7 +14,6 @@ pub struct FieldViolation {
 }
 
 impl FieldViolation {
-    /// Creates a violation.
     pub fn new(field: impl Into<String>, description: impl Into<String>) -> Self {
         Self {
             field: field.into(),
@@ -55,13 +54,12 @@ impl Resource {
 /// Why a use case failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
-    /// The caller's fault; the same request never succeeds.
+    /// The caller's fault; the same request can never succeed.
     #[error("{}", describe_violations(.0))]
     Invalid(Vec<FieldViolation>),
     /// The named resource does not exist.
     #[error("{} {name:?} is not known", resource.name())]
     NotFound {
-        /// Its kind.
         resource: Resource,
         /// As the caller named it.
         name: String,
@@ -70,19 +68,17 @@ pub enum ServiceError {
     #[error(transparent)]
     Denied(#[from] Denied),
     /// Ask the leader instead.
-    #[error("this coordinator does not lead{}", leader.as_ref().map(|l| format!("; {l} does")).unwrap_or_default())]
+    #[error(
+        "this coordinator does not lead{}",
+        leader.as_ref().map(|l| format!("; {l} does")).unwrap_or_default()
+    )]
     NotLeader {
         /// Its address, if known.
         leader: Option<String>,
     },
     /// The session was replaced by a newer one.
     #[error("epoch {given} of edge {edge:?} is not its present one")]
-    StaleEpoch {
-        /// The edge.
-        edge: String,
-        /// Its epoch.
-        given: u64,
-    },
+    StaleEpoch { edge: String, given: u64 },
     /// The state of the system forbids it now.
     #[error("{message}")]
     Precondition {
@@ -99,7 +95,6 @@ pub enum ServiceError {
     Origin {
         /// The name of the source.
         source_name: String,
-        /// What went wrong.
         message: String,
     },
     /// A bound was reached; may pass.
@@ -108,10 +103,10 @@ pub enum ServiceError {
     /// The database's fault; may pass.
     #[error("database: {0}")]
     Database(String),
-    /// The database refuses the value, and will each time.
+    /// The database refuses the value, and always will.
     #[error("{0}")]
     Refused(String),
-    /// The caller's deadline came first.
+    /// The caller's deadline passed first.
     #[error("{0}")]
     DeadlineExceeded(String),
     /// The process is stopping.

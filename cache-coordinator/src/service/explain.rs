@@ -6,7 +6,6 @@ use super::{Cluster, entries, error::ServiceError};
 use crate::sessions::{plan::Plan, translate};
 use scheduler::{Decision, api::FetchSource};
 
-/// Explains it in words and numbers.
 pub async fn explain(
     cluster: &Cluster,
     request: v1::ExplainChunkRequest,

@@ -1,7 +1,7 @@
 //! Forgets entries without chunks on any edge, by age and by number, in bounded batches.
 //!
-//! Clients choose keys, and each requested key makes an entry: without this the tables would grow
-//! with every key ever requested. Entries in use stay: pinned ones, those with a job, and those
+//! Clients choose keys, and each requested key makes an entry: without this, the tables would grow
+//! with every key ever requested. Entries in use are kept: pinned ones, those with a job, and those
 //! with a reader or a watcher.
 
 use std::{
@@ -18,9 +18,9 @@ use crate::db::writer::ForgetEntries;
 
 /// An entry without chunks that was not requested for this long is forgotten.
 const UNUSED_FOR: Duration = Duration::from_secs(8 * 60);
-/// Beyond this number they are forgotten earlier, the oldest first ...
+/// Beyond this number they are forgotten earlier, the oldest first …
 const MAX_CHUNKLESS: u64 = 100_000;
-/// ... but not while a chunk may be on its way.
+/// … but not while a chunk of one may be on its way.
 const AT_LEAST: Duration = Duration::from_secs(15);
 /// Time between checks when there is little to do.
 const LOOK_EVERY: Duration = Duration::from_secs(20);
@@ -84,7 +84,7 @@ pub async fn run(cluster: Arc<Cluster>) {
     }
 }
 
-/// True: there may be more.
+/// Forgets some entries. True: there may be more.
 async fn forget_some(cluster: &Arc<Cluster>) -> Result<bool, ServiceError> {
     let chunkless = cluster.database.chunkless_entries().await?;
     let are_too_many = chunkless > MAX_CHUNKLESS;

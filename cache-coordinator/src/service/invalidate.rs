@@ -1,4 +1,5 @@
-//! Pins and invalidations: every edge has forgotten an entry before the answer.
+//! Pins and invalidations: every connected edge has forgotten the entry before the caller gets its
+//! answer.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -14,7 +15,7 @@ use crate::{
 /// How long to wait for edges.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(2);
 
-/// A pinned entry is evicted last.
+/// Sets or clears the pin; a pinned entry is evicted last.
 pub async fn pin(
     cluster: &Cluster,
     request: v1::PinEntryRequest,
@@ -44,7 +45,7 @@ pub async fn pin(
     Ok(v1::PinEntryResponse { entry: Some(entry) })
 }
 
-/// Removes all bindings of the entry; with `purge` its rows and bytes too.
+/// Removes all bindings of the entry; with `purge`, its rows and bytes too.
 pub async fn invalidate(
     cluster: &Cluster,
     request: v1::InvalidateEntryRequest,
@@ -93,10 +94,10 @@ pub async fn invalidate(
             CONFIRM_WITHIN,
         )
         .await;
-    // Sent even if it is not recorded: the edges confirm the sequence, and ask their origins once
+    // Sent even if it was not recorded: the edges confirm the sequence, and ask their origins once
     // more.
     invalidated?;
-    // A disconnected edge has its bindings, and learns of it when it comes back.
+    // A disconnected edge still has its bindings, and learns of the invalidation when it returns.
     for edge in cluster.database.edges().await? {
         if !pushed.confirmed.contains(&edge.name) && !pushed.unconfirmed.contains(&edge.name) {
             pushed.unconfirmed.push(edge.name);
@@ -108,11 +109,14 @@ pub async fn invalidate(
     })
 }
 
-/// Two edges hold different bytes of one chunk: which are right is not known, so that nobody keeps
+/// Two edges hold different bytes of one chunk. Which ones are right is unknown, so no edge keeps
 /// the entry.
 pub async fn drop_conflicting(cluster: Arc<Cluster>, entry: EntryId) {
     cluster.metrics.conflicting_entries.inc();
-    tracing::error!(%entry, "two edges hold different bytes of a chunk; the entry is dropped everywhere");
+    tracing::error!(
+        %entry,
+        "two edges hold different bytes of a chunk; the entry is dropped everywhere"
+    );
     let request = v1::InvalidateEntryRequest {
         entry: Some(v1::EntryName {
             name: Some(v1::entry_name::Name::Id(entry.to_string())),

@@ -31,7 +31,8 @@ impl EntrySource for Database {
         let holders = holdings
             .into_iter()
             .map(|holding| {
-                // Rows are whole chunks, so a joined range covers exactly the chunks it meets.
+                // Rows are whole chunks, so a joined range covers exactly the chunks that it
+                // touches.
                 let chunks = holding
                     .ranges
                     .into_iter()

@@ -1,5 +1,5 @@
-//! Disconnected edges: disconnected at once, lost after a while; their work is then given to
-//! others.
+//! Disconnected edges: an edge is disconnected at once when its session ends, and lost after a
+//! while; its work is then given to others.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,7 +28,7 @@ pub async fn run(cluster: Arc<Cluster>) {
             tracing::warn!(edge = %suspect.name, "edge is lost");
             if let Err(error) = lost(&cluster, &suspect).await {
                 tracing::debug!(edge = %suspect.name, %error, "its loss is recorded later");
-                // The wait begins again: it may have come back, which the epoch shows.
+                // Start the wait again: the edge may have come back, which its epoch shows.
                 cluster.registry.expect(suspect);
             }
         }
@@ -48,7 +48,7 @@ async fn lost(cluster: &Cluster, suspect: &DisconnectedEdge) -> Result<(), Servi
         .map_err(ServiceError::from)
     {
         Ok(_) => cluster.jobs.edge_lost(cluster, suspect.edge).await,
-        // It is back, or forgotten.
+        // It came back, or was forgotten.
         Err(ServiceError::Precondition { .. } | ServiceError::NotFound { .. }) => Ok(()),
         Err(error) => Err(error),
     }

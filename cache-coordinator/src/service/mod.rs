@@ -1,7 +1,7 @@
 //! One file per use case, over the table, the plan and the open sessions.
 //!
-//! Knows messages of the protos as values; nothing of tonic's transport, of SQL, or of how a
-//! session speaks. Every use case that writes or decides asks [`Cluster::require_leader`] first.
+//! Knows messages of the protos as values, but nothing of tonic's transport, SQL, or the session
+//! protocol. Every use case that writes or decides calls [`Cluster::require_leader`] first.
 
 pub mod availability;
 pub mod edges;
@@ -47,9 +47,7 @@ use error::ServiceError;
 
 /// The dependencies of every use case.
 pub struct Cluster {
-    /// Reads.
     pub database: Database,
-    /// Changes.
     pub writer: Writer,
     /// The change log: present and past changes.
     pub events: ChangeLog,
@@ -61,10 +59,10 @@ pub struct Cluster {
     pub leadership: channel::Receiver<Leadership>,
     /// Gives up the leadership.
     pub step_down: StepDown,
-    /// As in the table: read at the start of a term, changed with the table.
+    /// The sources as in the table: read at the start of a term, changed together with the table.
     pub sources: ArcSwap<Vec<v1::Source>>,
-    /// Locked from a change of the table until it is in `sources`, in the outboxes and in the plan,
-    /// so that all see changes in one order.
+    /// Locked from a change of the table until the change is in `sources`, in the outboxes and in
+    /// the plan, so that all of them see changes in one order.
     pub publishing: tokio::sync::Mutex<()>,
     /// Held while a purge is carried out.
     pub purging: tokio::sync::Mutex<()>,
@@ -72,19 +70,18 @@ pub struct Cluster {
     pub resolver: resolve_key::Resolver,
     /// Questions to origins, through edges.
     pub probes: probe::Probes,
-    /// Titles that edges read.
+    /// Running requests for the objects of a title.
     pub titles: title::Titles,
-    /// Entries that have watchers: they are not forgotten.
+    /// Entries that have watchers, and so are not forgotten.
     pub watched: forget::Watched,
     /// Running jobs.
     pub jobs: jobs::Jobs,
     /// Newest first; set at the start of a term.
     pub peer_keys: ArcSwap<Vec<Vec<u8>>>,
-    /// The cluster was brought up in this term.
+    /// Whether this term's state is loaded.
     pub term_ready: channel::Sender<bool>,
     /// This coordinator's address for clients.
     pub address: String,
-    /// Metrics.
     pub metrics: Arc<Metrics>,
     /// Chunk size of new entries.
     pub chunk_size: u32,
@@ -101,7 +98,7 @@ impl Cluster {
         matches!(*self.leadership.borrow(), Leadership::Leader { .. }) && *self.term_ready.borrow()
     }
 
-    /// Refuses, with the leader's address, if this coordinator does not lead.
+    /// Returns an error with the leader's address if this coordinator does not lead.
     pub fn require_leader(&self) -> Result<(), ServiceError> {
         if self.shutdown.is_cancelled() {
             return Err(ServiceError::ShuttingDown);

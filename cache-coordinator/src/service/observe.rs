@@ -19,7 +19,7 @@ use super::{
 use crate::{
     db::{
         EntryRecord,
-        writer::{Observation, ObserveEntry, Observed, Pending},
+        writer::{Observation, ObservationEffect, ObserveEntry, Pending},
     },
     sessions::plan::Command,
 };
@@ -35,32 +35,30 @@ pub struct Observing {
 }
 
 impl Observing {
-    /// Its entry.
     #[must_use]
     pub fn entry(&self) -> EntryId {
         self.id
     }
 
-    /// Its key.
     #[must_use]
     pub fn key(&self) -> &v1::Key {
         &self.key
     }
 }
 
-/// Registers. `by` is the edge that saw it: it needs no notification.
+/// Registers an observation. `by`: the edge that made it, which needs no notification.
 pub async fn observe(
     cluster: &Cluster,
     by: Option<EdgeId>,
     entry: v1::Entry,
     freshness: v1::Freshness,
     observation: Observation,
-) -> Result<Observed, ServiceError> {
+) -> Result<ObservationEffect, ServiceError> {
     let observing = begin(cluster, by, entry, freshness, observation).await?;
     finish(cluster, observing).await
 }
 
-/// Queues it: changes that are queued later are recorded after it.
+/// Queues the observation: changes that are queued later are recorded after it.
 pub async fn begin(
     cluster: &Cluster,
     by: Option<EdgeId>,
@@ -84,7 +82,10 @@ pub async fn begin(
 }
 
 /// Waits until it is recorded, and notifies the edges.
-pub async fn finish(cluster: &Cluster, observing: Observing) -> Result<Observed, ServiceError> {
+pub async fn finish(
+    cluster: &Cluster,
+    observing: Observing,
+) -> Result<ObservationEffect, ServiceError> {
     let Observing {
         by,
         id,
@@ -97,7 +98,7 @@ pub async fn finish(cluster: &Cluster, observing: Observing) -> Result<Observed,
     Ok(observed)
 }
 
-/// The change that records it, if it can be recorded.
+/// The change that records an observation, if it can be recorded.
 pub fn admit(
     cluster: &Cluster,
     entry: &v1::Entry,
@@ -112,15 +113,15 @@ pub fn admit(
     })
 }
 
-/// It is recorded: who waits for the key looks again, the plan and the edges learn of it.
+/// Called once it is recorded: wakes the waiters of the key, and notifies the plan and the edges.
 async fn announce(
     cluster: &Cluster,
     by: Option<EdgeId>,
     (id, key): (EntryId, &v1::Key),
-    observed: &Observed,
+    observed: &ObservationEffect,
     binding: v1::KeyBinding,
 ) -> Result<(), ServiceError> {
-    // Open before an edge speaks of it: the first demand then waits for nothing.
+    // Open the entry before an edge names it, so that the first demand waits for nothing.
     let open = match &binding.entry {
         Some(entry) if observed.created => Command::EntryCreated(Box::new(entry.clone())),
         _ => Command::EntryWanted(id),
@@ -128,13 +129,13 @@ async fn announce(
     announce_to(cluster, open, by, (id, key), observed, binding).await
 }
 
-/// The same of one in an inventory: not opened before somebody speaks of it, for there may be a
-/// million.
+/// The same for an observation in an inventory. The entry is not opened until it is named, because
+/// an inventory may list a million.
 pub async fn announce_replayed(
     cluster: &Cluster,
     by: EdgeId,
     (id, key): (EntryId, &v1::Key),
-    observed: &Observed,
+    observed: &ObservationEffect,
     binding: v1::KeyBinding,
 ) -> Result<(), ServiceError> {
     let registered = Command::EntryRegistered(id);
@@ -146,7 +147,7 @@ async fn announce_to(
     command: Command,
     by: Option<EdgeId>,
     (id, key): (EntryId, &v1::Key),
-    observed: &Observed,
+    observed: &ObservationEffect,
     binding: v1::KeyBinding,
 ) -> Result<(), ServiceError> {
     cluster.resolver.bound(key);
@@ -165,12 +166,12 @@ async fn announce_to(
     tell_edges(cluster, by, observed, binding).await
 }
 
-/// Notifies edges. A key that moved concerns every edge; one that was confirmed, those that hold
-/// the entry; a new one none (waiters in `ResolveKey` have their answer).
+/// Notifies edges. A key that moved concerns every edge; one that was confirmed concerns the edges
+/// that hold the entry; a new one concerns none (waiters in `ResolveKey` have their answer).
 async fn tell_edges(
     cluster: &Cluster,
     by: Option<EdgeId>,
-    observed: &Observed,
+    observed: &ObservationEffect,
     binding: v1::KeyBinding,
 ) -> Result<(), ServiceError> {
     let others = cluster.registry.all();
@@ -181,8 +182,8 @@ async fn tell_edges(
     }
     let moved = observed.key_changed;
     let holders: HashSet<EdgeId> = match binding.entry.as_ref().and_then(|e| e.id.parse().ok()) {
-        // Edges only, not chunks: an entry may have fifty thousand chunks on a thousand edges, and
-        // each of these confirms it.
+        // Read edges only, not chunks: an entry may have fifty thousand chunks on a thousand edges,
+        // and each of these edges confirms it.
         Some(id) if !moved => {
             let edges = cluster.database.edges_holding(id).await?;
             edges.into_iter().map(edge_id).collect()
@@ -199,7 +200,7 @@ async fn tell_edges(
     Ok(())
 }
 
-/// A key that is too long to be recorded is passed through by the edges.
+/// Refuses a key that is too long to be recorded; edges pass it through.
 pub fn check_key(key: &v1::Key) -> Result<(), ServiceError> {
     if is_key_recordable(key) {
         return Ok(());
@@ -212,7 +213,7 @@ pub fn check_key(key: &v1::Key) -> Result<(), ServiceError> {
     ))
 }
 
-/// Derives the id again: an edge can not register one object under another's id.
+/// Derives the id again, so that an edge cannot register one object under another's id.
 fn check(cluster: &Cluster, entry: &v1::Entry) -> Result<EntryRecord, ServiceError> {
     let record = EntryRecord::from_proto(entry)?;
     check_key(&record.key())?;

@@ -1,6 +1,7 @@
-//! Asks whether an origin has an object, through an edge, which asks as it would for a player.
+//! Finds out whether an origin has an object, by asking an edge, which asks the origin as it would
+//! for a player.
 //!
-//! A coordinator speaks to no origin itself: redirects, headers and checks of answers are decided
+//! A coordinator talks to no origin itself, so redirects, headers and checks of answers are handled
 //! in one place, the edge.
 
 use std::{
@@ -25,7 +26,7 @@ use super::{
 };
 use crate::sessions::registry::EdgeSession;
 
-/// An edge answers for a cold object whose origin is down within 15 s.
+/// An edge answers within 15 s for a cold object whose origin is down.
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// Limit of running probes.
 const MAX_PROBES: usize = 1_024;
@@ -81,7 +82,7 @@ impl<T> Questions<T> {
         self.waiting.lock().answers.remove(&sequence);
     }
 
-    /// Records an edge's answer. Ignored if nobody waits any more, or if another edge was asked.
+    /// Records an edge's answer. Ignored if nobody waits any longer, or if another edge was asked.
     pub fn answer(&self, edge: EdgeId, sequence: u64, answer: T) {
         let mut waiting = self.waiting.lock();
         let is_its = waiting

@@ -1,5 +1,5 @@
-//! Purges of many objects, by key, prefix, glob, tag or source: forgotten by every edge before the
-//! answer.
+//! Purges of many objects, by key, prefix, glob, tag or source: every connected edge has forgotten
+//! them before the caller gets its answer.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -24,16 +24,17 @@ use crate::{
     },
 };
 
-/// Edges are waited for this long.
+/// How long to wait for edges.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(5);
-/// Rows are deleted before their bytes, as far as this suffices: for those of some thousand objects.
-/// The others go behind the answer; their keys are hidden, so nobody is served by them.
+/// For this long, rows are deleted before their bytes, which suffices for some thousand objects.
+/// The other rows are deleted after the answer; their keys are hidden, so no client is served by
+/// them.
 const ROWS_WITHIN: Duration = Duration::from_millis(500);
-/// Entries whose rows are deleted at a time meanwhile: some 0.1 s.
+/// Entries whose rows are deleted at a time during that phase: some 0.1 s.
 const ROWS_BITE: usize = 1_000;
 /// Entries looked up at a time: 16 MB of ids.
 const MAX_SELECTED: u32 = 1_000_000;
-/// Entries named to an edge in one message.
+/// Number of entries named to an edge in one message.
 const MAX_NAMED: usize = 50_000;
 /// Pause between attempts while the database does not answer.
 const RETRY: Duration = Duration::from_secs(1);
@@ -45,9 +46,10 @@ pub async fn purge(
 ) -> Result<v1::PurgeEntriesResponse, ServiceError> {
     cluster.require_leader()?;
     let selector = check(cluster, request.selector.unwrap_or_default())?;
-    // One at a time: an edge that has carried one out has carried out those before it.
+    // One at a time, so that an edge that has carried one out has carried out all earlier ones.
     let _alone = cluster.purging.lock().await;
-    // From now on what edges say of keys is old, until they have heard of the purge.
+    // From now on, edges' reports about keys count as outdated until the edges have heard of the
+    // purge.
     let sequence = cluster.registry.begin_invalidation().await;
     let change = RecordPurge {
         selector: selector.clone(),
@@ -57,7 +59,7 @@ pub async fn purge(
     let (purge, selected, named) = match begun {
         Ok(begun) => begun,
         Err(error) => {
-            // They owe a confirmation.
+            // Sent because the edges must confirm the sequence.
             let nothing = |sequence| {
                 Message::Invalidate(v1::Invalidate {
                     sequence,
@@ -75,7 +77,7 @@ pub async fn purge(
     let last = identity::pack(parts.pop().unwrap_or_default());
     for part in parts {
         let message = v1::Purge {
-            // The last one carries the number.
+            // Only the last part carries the number.
             number: 0,
             ..record.to_proto(cluster.registry.next_sequence(), identity::pack(part))
         };
@@ -83,7 +85,7 @@ pub async fn purge(
             live.outbox.send(Message::Purge(message.clone())).await;
         }
     }
-    // Its number is behind those of the parts.
+    // Its sequence comes after those of the parts.
     let sequence = match named.len() {
         0..=MAX_NAMED => sequence,
         _ => cluster.registry.next_sequence(),
@@ -98,18 +100,19 @@ pub async fn purge(
             CONFIRM_WITHIN,
         )
         .await;
-    // And what edges had said of it before they heard.
+    // Also forget what edges reported before they heard of the purge.
     cluster.resolver.forget_absent(&selector);
     let (number, rows_left) = (record.number, left.len());
     let rest = cluster
         .tasks
         .spawn(finish(Arc::clone(cluster), purge, left));
     if rows_left == 0 {
-        // Behind the reports of what edges stored until they heard, and of what they dropped.
+        // Runs after the edges' reports of chunks that they stored before they heard of it, or
+        // dropped.
         let _ = tokio::time::timeout(ROWS_WITHIN, rest).await;
     }
     let mut unconfirmed = pushed.unconfirmed;
-    // One that is away carries it out when it comes back.
+    // A disconnected edge carries it out when it returns.
     for edge in cluster.database.edges().await? {
         if !pushed.confirmed.contains(&edge.name) && !unconfirmed.contains(&edge.name) {
             unconfirmed.push(edge.name);
@@ -127,14 +130,14 @@ pub async fn purge(
 
 /// The entries that a purge selected in the table.
 struct Selected {
-    /// How many entries.
+    /// Number of selected entries.
     purged: u64,
-    /// Those whose rows are still there.
+    /// Those whose rows still exist.
     left: Vec<EntryId>,
 }
 
-/// Records the purge and stops all that runs for what it selects. Returns, for a tag, the entries
-/// that edges must be told: what they can tell from the key they find by themselves.
+/// Records the purge and stops all activity for the selected entries. For a tag, also returns the
+/// entries that edges must be told; other selectors match keys, which the edges know themselves.
 async fn begin(
     cluster: &Cluster,
     change: RecordPurge,
@@ -153,12 +156,13 @@ async fn begin(
             let left = found;
             return Ok((purge, Selected { purged, left }, named));
         }
-        // More than are kept in memory: these must be gone before the next are looked up.
+        // More than are kept in memory: purge these before the next are looked up.
         cluster.writer.purge(&purge, &found).await?;
     }
 }
 
-/// The entries that it selects and that are not purged yet. Nothing of them is fetched any more.
+/// The selected entries that are not purged yet. Unless the purge is soft, stops all fetches of
+/// them.
 async fn select(cluster: &Cluster, purge: &PendingPurge) -> Result<Vec<EntryId>, ServiceError> {
     let selector = &purge.record.selector;
     let found = cluster
@@ -177,8 +181,8 @@ async fn select(cluster: &Cluster, purge: &PendingPurge) -> Result<Vec<EntryId>,
     Ok(found)
 }
 
-/// Deletes rows before edges drop the bytes, as far as there is time. Returns the entries that are
-/// left.
+/// Deletes rows before edges drop the bytes, while there is time. Returns the entries whose rows
+/// remain.
 async fn remove_rows(
     cluster: &Cluster,
     purge: &PendingPurge,
@@ -196,8 +200,8 @@ async fn remove_rows(
     entries
 }
 
-/// Deletes the rows of the entries, then ends the purge. A later leader goes on with what this one
-/// leaves.
+/// Deletes the rows of the entries, then ends the purge. If this leader is interrupted, a later one
+/// continues.
 async fn finish(cluster: Arc<Cluster>, purge: PendingPurge, entries: Vec<EntryId>) {
     let number = purge.record.number;
     loop {
@@ -214,7 +218,7 @@ async fn finish(cluster: Arc<Cluster>, purge: PendingPurge, entries: Vec<EntryId
     }
 }
 
-/// Finishes what an earlier leader has begun. Edges are told when they come.
+/// Finishes the purges that an earlier leader began. Edges learn of them when they connect.
 pub async fn resume(cluster: &Arc<Cluster>) -> Result<(), ServiceError> {
     for purge in cluster.database.pending_purges().await? {
         let cluster = Arc::clone(cluster);
@@ -244,7 +248,7 @@ pub async fn resume(cluster: &Arc<Cluster>) -> Result<(), ServiceError> {
     Ok(())
 }
 
-/// Purges that an edge has missed while it was away.
+/// Sends an edge the purges that it missed while it was disconnected.
 pub async fn replay(
     cluster: &Cluster,
     live: &EdgeSession,
@@ -273,7 +277,7 @@ pub async fn replay(
     Ok(())
 }
 
-/// The selector with its names as keys have them.
+/// Checks the selector, and normalises its names as in keys.
 fn check(
     cluster: &Cluster,
     selector: v1::PurgeSelector,

@@ -7,7 +7,7 @@ use super::error::ServiceError;
 /// Limit of ranges in one request.
 const MAX_RANGES: usize = 1000;
 
-/// A range that must be given and not be empty, cut to the object.
+/// A required, non-empty range, cut to the object.
 pub fn required(
     field: &str,
     range: Option<v1::ByteRange>,
@@ -53,7 +53,7 @@ pub fn several(
     Ok(joined(checked_ranges))
 }
 
-/// Ascending, touching ones joined.
+/// Sorted, with touching ranges joined.
 #[must_use]
 pub fn joined(mut ranges: Vec<ByteRange>) -> Vec<ByteRange> {
     ranges.sort_unstable();

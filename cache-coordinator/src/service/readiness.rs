@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::Cluster;
 use crate::db::{Health, Leadership};
 
-/// The answer of `/readyz`, and of gRPC health in one word.
+/// The answer of `/readyz`, and of the gRPC health service in one word.
 #[derive(Serialize)]
 pub struct Readiness {
     pub ready: bool,

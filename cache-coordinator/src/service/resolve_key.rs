@@ -1,8 +1,8 @@
-//! Resolves keys to entries, for edges: at once if the table knows the key; otherwise one caller in
-//! the cluster asks the origin and the others wait for its finding.
+//! Resolves keys to entries, for edges. A key that the table knows is resolved at once; for another
+//! key, one caller in the cluster asks the origin and the others wait for its finding.
 //!
-//! Waiting is by events: the end of a probe drops its channel, which wakes all waiters. A probe
-//! without an answer ends by its lease.
+//! Waits end by events: the end of a probe drops its channel, which wakes all waiters. A probe
+//! without an answer ends when its lease expires.
 
 use std::{
     collections::HashMap,
@@ -21,13 +21,14 @@ use super::{
 };
 use crate::db::writer::TouchEntry;
 
-/// The origin is asked within this time, or another caller may.
+/// The caller must ask the origin within this time; after it, another caller may.
 const PROBE_LEASE: Duration = Duration::from_secs(2);
-/// Limit of keys remembered as being asked for, and as absent.
+/// Limit of keys that are remembered as being asked for, and of keys remembered as absent.
 const MAX_REMEMBERED: usize = 10_000;
-/// Longer keys are not remembered as absent: clients choose them, and the edges remember them too.
+/// Longer keys are not remembered as absent, because clients choose them; the edges remember them
+/// too.
 const LONGEST_ABSENT: usize = 1_024;
-/// The longest time for which an edge's "absent" counts.
+/// The longest time for which an edge's report of an absent object counts.
 const MAX_NEGATIVE: Duration = Duration::from_secs(60);
 
 /// The running questions to origins, and the recently absent objects.
@@ -40,7 +41,7 @@ pub struct Resolver {
 struct State {
     probes: HashMap<v1::Key, Probe>,
     negatives: HashMap<v1::Key, Negative>,
-    /// Incremented with each probe that ended: shows whether the table may have changed since it
+    /// Incremented with each probe that ends, to show whether the table may have changed since it
     /// was read.
     ended: u64,
 }
@@ -63,14 +64,14 @@ struct Probe {
 enum Claim {
     /// The caller asks the origin.
     Ask,
-    /// Another caller does; the table is read again when this wakes.
+    /// Another caller does. The table is read again when this wakes.
     Wait(watch::Receiver<()>, Instant),
     /// The table may have changed since it was read.
     LookAgain,
 }
 
 impl Resolver {
-    /// Wakes the waiters of a key that was bound, or rebound.
+    /// Wakes the waiters of a key that was bound or rebound.
     pub fn bound(&self, key: &v1::Key) {
         let mut state = self.state.lock();
         state.negatives.remove(key);
@@ -99,7 +100,8 @@ impl Resolver {
         state.end(&key);
     }
 
-    /// What was found absent is not, as far as the selector says; a tag says nothing of it.
+    /// Forgets absent objects that the selector matches. For a tag, forgets all of the source,
+    /// because their tags are unknown.
     pub fn forget_absent(&self, selector: &v1::PurgeSelector) {
         let is_tag = matches!(selector.objects, Some(v1::purge_selector::Objects::Tag(_)));
         let of_source = |key: &v1::Key| selector.source.is_empty() || selector.source == key.source;
@@ -202,7 +204,8 @@ async fn outcome(cluster: &Cluster, key: &v1::Key) -> Result<Outcome, ServiceErr
         let seen = cluster.resolver.ended();
         if let Some(binding) = cluster.database.binding(key).await? {
             if binding.is_idle {
-                // Before it is returned: it must not be forgotten while its first chunk is on the
+                // Mark it as used before it is returned: it must not be forgotten while its first
+                // chunk is on the way.
                 // way.
                 let entry = binding.entry.id;
                 cluster.writer.write(TouchEntry { entry }).await?;
@@ -222,7 +225,7 @@ async fn outcome(cluster: &Cluster, key: &v1::Key) -> Result<Outcome, ServiceErr
             }
             Claim::Wait(mut ended, until) => {
                 tokio::select! {
-                    // The sender is dropped, never written: an error is the wake-up.
+                    // The sender is dropped and never written, so an error is the wake-up.
                     _ = ended.changed() => {}
                     () = tokio::time::sleep_until(until) => {}
                     () = cluster.shutdown.cancelled() => return Err(ServiceError::ShuttingDown),
@@ -232,7 +235,7 @@ async fn outcome(cluster: &Cluster, key: &v1::Key) -> Result<Outcome, ServiceErr
     }
 }
 
-/// Stamped for an edge, whose clock may differ.
+/// With time stamps for an edge, whose clock may differ.
 #[must_use]
 pub fn stamped(binding: v1::KeyBinding) -> v1::KeyBinding {
     v1::KeyBinding {

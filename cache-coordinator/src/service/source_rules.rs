@@ -1,4 +1,4 @@
-//! The rules for a valid source. Pure; all violations are found at once.
+//! The rules for a valid source. Pure; reports all violations at once.
 
 use chunkcache_proto::{source_name::check_source_name, v1};
 use service_kit::tls;
@@ -15,10 +15,10 @@ const MAX_RULE_BYTES: usize = 256;
 const MAX_TIMEOUT_MS: u32 = 3_600_000;
 /// PEM texts: a chain of certificates is a few KiB.
 const MAX_PEM_BYTES: usize = 256 << 10;
-/// Headers sent to, and passed on to, one origin.
+/// Limit of headers that are sent to an origin, and of those that are passed on to it.
 const MAX_HEADERS: usize = 32;
 
-/// Headers that the edge sets itself: a source that sets them would break framing or the cache.
+/// Headers that the edge sets itself. A source that sets them would break framing or the cache.
 const RESERVED_HEADERS: [&str; 14] = [
     "host",
     "range",
@@ -36,7 +36,7 @@ const RESERVED_HEADERS: [&str; 14] = [
     "accept-encoding",
 ];
 
-/// The source as it is stored: checked, base URL without its trailing slash, mode filled in.
+/// The source as it is stored: checked, its base URL without a trailing slash, its mode filled in.
 pub fn check(mut source: v1::Source) -> Result<v1::Source, Vec<FieldViolation>> {
     let mut violations = Vec::new();
     if let Err(error) = check_source_name(&source.name) {

@@ -55,7 +55,7 @@ pub fn restore(source: &mut v1::Source, before: Option<&v1::Source>) {
         && now.access_key_id == REDACTED
     {
         keep(&mut now.access_key_id, &kept.access_key_id);
-        // Keys come together, whichever of them there are.
+        // Keys belong together, whichever of them are set.
         now.session_token.clone_from(&kept.session_token);
     }
     let shown = redacted(before.clone());
@@ -126,7 +126,7 @@ mod tests {
         restore(&mut again, Some(&before));
         assert_eq!(again, before);
 
-        // As `apply` writes what was exported.
+        // As `apply` writes an exported document back.
         let mut exported = redacted(before.clone());
         let connection = exported.connection.as_mut().unwrap();
         connection.ca_pem = REDACTED.into();

@@ -1,8 +1,8 @@
-//! What each source costs and is worth: as the connected edges report it.
+//! The resource use and traffic of each source, as the connected edges report them.
 //!
-//! Totals count from the start of each edge, and are summed as they are: they need no memory here,
-//! a new leader shows the same ones, and a restarted edge takes only its own part away. Rates and
-//! longer times are for what scrapes the edges.
+//! Totals count from the start of each edge, and are summed as they are. So they need no memory
+//! here, a new leader shows the same ones, and a restarted edge removes only its own part. Rates
+//! and longer periods are left to monitoring systems that scrape the edges.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use chunkcache_proto::v1;
 
 use super::Cluster;
 
-/// Failing origins named of each source.
+/// Number of failing origins listed for each source.
 const MAX_DOWN: usize = 8;
 
 /// The use of one source, by edge, in the order of their names.
@@ -100,7 +100,7 @@ fn add(sums: &mut BTreeMap<String, v1::SourceUse>, status: &v1::SourceStatus, up
     ] {
         *total = total.saturating_add(more);
     }
-    // The same few origins on each edge: the edge that reaches fewest tells.
+    // Edges report the same origins, so take the count of the edge that reaches the fewest.
     sum.origins_down = sum.origins_down.max(down(status));
 }
 

@@ -1,4 +1,5 @@
-//! Sources: registered, changed and removed; every connected edge knows before the answer.
+//! Sources: register, change and remove; every connected edge knows the change before the caller
+//! gets its answer.
 
 use std::{sync::Arc, time::Duration};
 
@@ -132,7 +133,7 @@ pub async fn remove(
 }
 
 /// Reads the table again and sends every connected edge the whole set: sources that are not in it
-/// are not registered. One at a time: an older set after a newer one would remove sources.
+/// are not registered. One at a time, because an older set after a newer one would remove sources.
 async fn publish(cluster: &Cluster) -> Result<Publication, ServiceError> {
     let sources = Arc::new(cluster.database.sources().await?);
     cluster.sources.store(Arc::clone(&sources));

@@ -8,7 +8,7 @@ use crate::{
     metrics::DriftLabel,
 };
 
-/// This coordinator's view; also on a standby, and without a database.
+/// This coordinator's view; works on a standby and without a database, too.
 pub async fn status(cluster: &Cluster) -> Result<v1::GetStatusResponse, ServiceError> {
     let leadership = cluster.leadership.borrow().clone();
     let is_leader = cluster.is_leader();

@@ -1,4 +1,4 @@
-//! Which edge a player should go to: by who holds the object, then by load.
+//! Chooses the edge for a player: the one that holds most of the object, then the least loaded one.
 
 use std::{collections::HashMap, sync::atomic::Ordering};
 
@@ -8,10 +8,11 @@ use tokio::sync::Semaphore;
 
 use super::{Cluster, availability, error::ServiceError};
 
-/// Players' questions that read the table at a time; further ones are answered by load alone.
+/// Number of players' questions that read the table at a time; further ones are answered by load
+/// alone.
 static READS: Semaphore = Semaphore::const_new(32);
 
-/// Edges that take players, the best first. Those that drain are left out.
+/// Edges that take players, the best first. Draining ones are left out.
 pub async fn candidates(cluster: &Cluster, object: Option<&SteeredObject>) -> Vec<Candidate> {
     let held = match object {
         Some(object) => held(cluster, object).await,
@@ -32,7 +33,7 @@ pub async fn candidates(cluster: &Cluster, object: Option<&SteeredObject>) -> Ve
     rank(standings.collect())
 }
 
-/// Bytes by edge; nothing where that can not be told.
+/// Bytes by edge; empty if they cannot be determined.
 async fn held(cluster: &Cluster, object: &SteeredObject) -> HashMap<String, u64> {
     let Ok(_permit) = READS.try_acquire() else {
         return HashMap::new();

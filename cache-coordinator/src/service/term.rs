@@ -1,8 +1,7 @@
-//! The beginning and the end of a term: a leader's state is read from the table, and the state of a
-//! term that is over is dropped.
+//! The beginning and the end of a term: a leader's state is read from the table, and the state of
+//! an earlier term is dropped.
 //!
-//! Reads everything again each time and depends on no earlier state, so a second beginning is as
-//! good as a first.
+//! Everything is read again each time, without dependence on earlier state, so it can be repeated.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! Lists the objects of a title, through an edge, which reads its manifests.
+//! Lists the objects of a title. An edge reads its manifests.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use super::{
     probe::{Questions, failed},
 };
 
-/// An edge reads for a minute at most.
+/// Longer than an edge may read: a minute.
 const TIMEOUT: Duration = Duration::from_secs(65);
-/// Limit of titles that are being read; each may be some MiB of names.
+/// Limit of titles that are being read. Each may have some MiB of names.
 const MAX_TITLES: usize = 16;
 const MAX_RENDITION_BYTES: usize = 1_024;
 

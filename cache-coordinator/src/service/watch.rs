@@ -1,7 +1,8 @@
 //! Watches: a snapshot, then deltas, resumable from a revision.
 //!
-//! A watcher that is too slow, or asks for a revision that is no longer kept, gets a new snapshot
-//! in the same stream; one whose coordinator stops leading gets an error that names the leader.
+//! A watcher that is too slow, or that asks for a revision that is no longer kept, gets a new
+//! snapshot in the same stream. One whose coordinator stops leading gets an error that names the
+//! leader.
 
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use crate::{
     events::{Event, Filter},
 };
 
-/// Messages queued for a slow watcher; the log holds the rest.
+/// Messages queued for a slow watcher; the log holds the others.
 const AHEAD: usize = 64;
 
 /// A stream's receiving end.
@@ -221,7 +222,7 @@ async fn follow_cluster(
     }
 }
 
-/// Names in the log say what to read again; a name that no longer exists was removed.
+/// Names in the log say which rows to read again; a name that no longer exists was removed.
 async fn cluster_event(
     cluster: &Cluster,
     kind: &ChangeKind,

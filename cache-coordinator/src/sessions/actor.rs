@@ -1,6 +1,7 @@
-//! Gives the plan its time, tables and edges: one task owns it, all others have a handle.
+//! Connects the plan to time, tables and edges: one task owns the plan, and all others have a
+//! handle.
 //!
-//! Select apart from apply: this file awaits, `plan.rs` decides.
+//! Waiting is separate from deciding: this file awaits, `plan.rs` decides.
 
 use std::{
     future::Future,
@@ -24,13 +25,13 @@ use super::{
 use crate::{metrics::Metrics, service::error::ServiceError};
 use scheduler::{Config, Scheduler, api::Millis, api::WantId};
 
-/// Limit of queued commands. Beyond it sessions wait for space, and with them their edges.
+/// Limit of queued commands. Beyond it, sessions wait for space, and so do their edges.
 const QUEUE_COMMANDS: usize = 8192;
-/// The scheduler needs at least one tick in 100 ms.
+/// The scheduler needs at least one tick per 100 ms.
 const TICK: Duration = Duration::from_millis(50);
-/// Entries loaded at a time, so that a reconnecting cluster leaves connections to others.
+/// Entries loaded at a time, so that a cluster that reconnects leaves connections for other reads.
 const LOADS_AT_A_TIME: usize = 8;
-/// Pause between attempts to load an entry while the database is away.
+/// Pause between attempts to load an entry while the database does not answer.
 const LOAD_RETRY: Duration = Duration::from_millis(500);
 
 /// The source of entries.
@@ -56,7 +57,7 @@ pub struct PlanHandle {
     letters: mpsc::Sender<ActorMessage>,
 }
 
-/// The plan stopped: the process is ending.
+/// The plan has stopped, because the process is ending.
 #[derive(Debug, thiserror::Error)]
 #[error("the plan has stopped")]
 pub struct ActorStopped;
@@ -68,7 +69,7 @@ impl From<ActorStopped> for ServiceError {
 }
 
 impl PlanHandle {
-    /// Waits for space in the queue; not for the command's effect.
+    /// Waits for space in the queue, but not for the command's effect.
     pub async fn tell(&self, command: Command) -> Result<(), ActorStopped> {
         self.letters
             .send(ActorMessage::Command(command))
@@ -76,7 +77,7 @@ impl PlanHandle {
             .map_err(|_| ActorStopped)
     }
 
-    /// Runs a question on the plan, after all earlier commands.
+    /// Runs a query on the plan, after all earlier commands.
     pub async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&Plan) -> T + Send + 'static,
@@ -112,13 +113,13 @@ pub struct Actor<S> {
     loads: JoinSet<(EntryId, Option<LoadedEntry>)>,
     load_permits: Arc<Semaphore>,
     started: Instant,
-    /// Loads of an earlier term do not belong to this plan.
+    /// Cancels loads of an earlier term, which do not belong to this plan.
     stop_loads: CancellationToken,
 }
 
 impl<S: EntrySource> Actor<S> {
-    /// The actor, its handle, and the wants that are done. These are unbounded in type only: there
-    /// are never more than there are wants, whose number the jobs and requests limit.
+    /// The actor, its handle, and a channel of finished wants. The channel is unbounded in type
+    /// only: there are never more items than wants, whose number the jobs and requests limit.
     pub fn new(
         source: Arc<S>,
         registry: Arc<Registry>,
@@ -172,7 +173,7 @@ impl<S: EntrySource> Actor<S> {
             let now = self.now();
             let began = Instant::now();
             self.plan.apply(command, now, &mut actions);
-            // The work of one event is bounded, for its latency; the rest follows at once.
+            // The work of one event is bounded to keep latency low; the rest follows at once.
             while self.plan.scheduler().has_more() && began.elapsed() < TICK {
                 self.plan.apply(Command::Tick, now, &mut actions);
             }
@@ -230,8 +231,8 @@ impl<S: EntrySource> Actor<S> {
     }
 }
 
-/// Milliseconds since 1970, with space for a million assignments in each, below the bit of an
-/// edge's own fetches: no number of an earlier plan, in whatever process, repeats.
+/// Milliseconds since 1970 times a million, below the bit of an edge's own fetches, so that no
+/// number of an earlier plan, in whatever process, is used again.
 fn first_assignment() -> u64 {
     let since = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)

@@ -47,19 +47,19 @@ use crate::{
     },
 };
 
-/// The first message must come within this time.
+/// The first message must arrive within this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// A session without a message for this long is dead.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Interval of heartbeats. An edge without one for two and a half intervals falls back to its floor
-/// of each origin's limits.
+/// Interval of heartbeats. An edge that misses two and a half of them falls back to its floor of
+/// each origin's limits.
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// Limit of storage messages that wait for the database. Beyond it the session is not read: the
+/// Limit of storage messages that wait for the database. Beyond it the session is not read, and the
 /// edge keeps its messages in its own outbox.
 const STORAGE_QUEUE: usize = 1024;
 /// How often an edge's status is written to the table.
 const TOUCH_EVERY: Duration = Duration::from_secs(5);
-/// A reported wait is planned for within this time, unless its entry can not be read from the
+/// A reported wait is planned for within this time, unless its entry cannot be read from the
 /// database.
 const HEARD_MS: u32 = 500;
 /// Limit of a draining edge's entries that are opened to be handed over.
@@ -129,8 +129,8 @@ async fn open(
         last_purge: hello.last_purge,
         purged_objects: AtomicU64::new(0),
     });
-    // First into the outbox, then into the registry: nothing comes before Welcome. No source change
-    // may come between the two: it would be in neither.
+    // Put Welcome into the outbox before the session into the registry, so that nothing precedes
+    // it. No source change may happen in between, because it would be in neither.
     let alone = cluster.publishing.lock().await;
     let sources = cluster.sources.load_full();
     outbox.post(Response::Welcome(v1::Welcome {
@@ -172,7 +172,7 @@ async fn open(
             edge: live.edge,
             epoch: live.epoch,
         };
-        // A stopped plan means that the process ends: ignore it.
+        // A stopped plan means that the process is ending: ignore it.
         let _ = cluster.plan.tell(left).await;
         return Err(error);
     }
@@ -180,8 +180,8 @@ async fn open(
     Ok((live, hello))
 }
 
-/// Continues the hand-over of a draining edge after an earlier term: opens the entries that are hot
-/// there according to the tables.
+/// Continues a hand-over that began in an earlier term: opens the entries that are hot on the
+/// draining edge according to the tables.
 fn hand_over_on(cluster: &Arc<Cluster>, live: &Arc<EdgeSession>) {
     let (cluster, live) = (Arc::clone(cluster), Arc::clone(live));
     let tracker = cluster.tasks.clone();
@@ -193,13 +193,17 @@ fn hand_over_on(cluster: &Arc<Cluster>, live: &Arc<EdgeSession>) {
         {
             Ok(hot) => open_entries(&cluster, hot).await,
             Err(error) => {
-                tracing::warn!(edge = %live.name, %error, "what is hot on an edge that drains was not read");
+                tracing::warn!(
+                    edge = %live.name,
+                    %error,
+                    "what is hot on an edge that drains was not read"
+                );
             }
         }
     });
 }
 
-/// A stopped plan means that the process ends: ignore it.
+/// A stopped plan means that the process is ending: ignore it.
 async fn open_entries(cluster: &Cluster, entries: impl IntoIterator<Item = EntryId>) {
     for entry in entries {
         let _ = cluster.plan.tell(Command::EntryWanted(entry)).await;
@@ -304,8 +308,8 @@ async fn serve(
                 }
                 let sent = storage.send(message);
                 tokio::pin!(sent);
-                // However long the database takes: an edge without heartbeats considers its
-                // coordinator lost.
+                // Send heartbeats however long the database takes, because an edge without them
+                // considers its coordinator lost.
                 let forwarded = loop {
                     tokio::select! {
                         sent = &mut sent => break sent.is_ok(),
@@ -323,7 +327,7 @@ async fn serve(
                 }
             }
         }
-        // Even after waiting for the database: that was our time.
+        // Also after waiting for the database, because the delay was ours.
         heard = Instant::now();
     }
 }
@@ -341,8 +345,8 @@ async fn expect_entry(cluster: &Cluster, message: &Request) -> Result<(), Servic
     Ok(())
 }
 
-/// Converts an edge's times to this coordinator's clock; on arrival, because messages that wait for
-/// the database get older.
+/// Converts an edge's times to this coordinator's clock. Done on arrival, because messages may then
+/// wait for the database.
 fn on_own_clock(message: Request) -> Request {
     let receive = |freshness: Option<v1::Freshness>| {
         freshness.map(|freshness| freshness::receive(freshness, now_ms()))
@@ -375,8 +379,8 @@ async fn control(
     let (edge, epoch) = (live.edge, live.epoch);
     match message {
         Request::Demand(batch) => {
-            // Before the plan sees it: an edge that gets this answer leaves it to us which edge
-            // asks the origin, and when.
+            // Sent before the plan sees it: an edge that gets this answer leaves it to us which
+            // edge asks the origin, and when.
             let waiting = batch.readers.iter().filter(|reader| reader.waiting);
             let reader_ids: Vec<u64> = waiting.map(|reader| reader.reader_id).collect();
             if !reader_ids.is_empty() {
@@ -429,7 +433,7 @@ async fn control(
                 .send_if_modified(|s| raise(s, ack.sequence));
         }
         Request::Drain(_) => {
-            // The edge itself asks for it, so the operator's setting in the table stays as it is.
+            // The edge itself requests it, so the operator's setting in the table remains as it is.
             live.draining.store(true, Ordering::Relaxed);
             cluster
                 .plan
@@ -443,7 +447,7 @@ async fn control(
             let is_due = touched.is_none_or(|at| at.elapsed() >= TOUCH_EVERY);
             let (used, allowed) = (status.bytes_used, status.bytes_allowed);
             if live.draining.load(Ordering::Relaxed) {
-                // Viewers that miss nothing name their entries nowhere else.
+                // Viewers without missing bytes name their entries nowhere else.
                 let viewers = status.viewers.iter().take(MAX_HOT as usize);
                 let played: BTreeSet<EntryId> =
                     viewers.filter_map(|it| it.entry_id.parse().ok()).collect();
@@ -490,7 +494,7 @@ fn raise(present: &mut u64, to: u64) -> bool {
     rises
 }
 
-/// Runs beside the session: nobody waits for it, and the next one repeats it.
+/// Runs beside the session, because nobody waits for it and the next one repeats it.
 fn touch(cluster: &Arc<Cluster>, live: &Arc<EdgeSession>, used: u64, allowed: u64) {
     let (cluster, live) = (Arc::clone(cluster), Arc::clone(live));
     let tracker = cluster.tasks.clone();
@@ -505,7 +509,7 @@ fn touch(cluster: &Arc<Cluster>, live: &Arc<EdgeSession>, used: u64, allowed: u6
         };
         match cluster.writer.write(change).await {
             Ok(_) => {}
-            // Another coordinator granted a newer epoch: this session's messages change nothing.
+            // Another coordinator granted a newer epoch, so this session's messages change nothing.
             Err(DatabaseError::Fenced) => live.outbox.end(End::Fenced),
             Err(error) => tracing::debug!(edge = %live.name, %error, "status was not recorded"),
         }
@@ -542,7 +546,7 @@ async fn close(cluster: &Arc<Cluster>, live: &Arc<EdgeSession>, end: End) {
         edge: live.edge,
         epoch: live.epoch,
     };
-    // A stopped plan means that the process ends: ignore it.
+    // A stopped plan means that the process is ending: ignore it.
     let _ = cluster.plan.tell(left).await;
     if was_present && end != End::Forgotten && cluster.is_leader() {
         let change = SetEdgeState {

@@ -22,18 +22,16 @@ pub struct EdgeRecord {
     pub url: String,
 }
 
-/// An entry the scheduler knows.
+/// An entry that the scheduler knows.
 #[derive(Clone, Debug)]
 pub struct EntryRecord {
     /// As sent to edges.
     pub entry: Arc<v1::Entry>,
-    /// Its id, parsed.
     pub id: EntryId,
-    /// The geometry of its chunks.
     pub geometry: Geometry,
 }
 
-/// Names to numbers and back.
+/// Translates names to numbers and back.
 #[derive(Debug, Default)]
 pub struct Directory {
     edges: HashMap<EdgeId, EdgeRecord>,
@@ -49,7 +47,7 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Records an edge that joined, perhaps under a new address.
+    /// Records an edge that joined, perhaps with a new address.
     pub fn set_edge(&mut self, edge: EdgeId, record: EdgeRecord) {
         self.edges.insert(edge, record);
     }
@@ -60,7 +58,8 @@ impl Directory {
         self.edges.get(&edge)
     }
 
-    /// The number of a source; assigned at the first mention, and kept for good: the set is small.
+    /// The number of a source, assigned when it is first mentioned and kept for good, because there
+    /// are few.
     pub fn source(&mut self, name: &str) -> SourceId {
         if let Some(&source) = self.sources.get(name) {
             return source;
@@ -110,14 +109,13 @@ impl Directory {
             .map(|(&number, record)| (number, record.id))
     }
 
-    /// Numbers of open entries.
     #[must_use]
     pub fn entry_count(&self) -> usize {
         self.entries.len()
     }
 
-    /// Gives an entry a number that was never used before: late messages about a closed one find
-    /// nothing.
+    /// Gives an entry a number that was never used before, so that late messages about a closed one
+    /// find nothing.
     pub fn open_entry(&mut self, record: EntryRecord) -> EntryNo {
         let number = EntryNo(self.next_entry);
         self.next_entry = self.next_entry.wrapping_add(1);
@@ -133,7 +131,7 @@ impl Directory {
         Some(number)
     }
 
-    /// Replaces the entry: its pinned flag is the one thing that changes.
+    /// Replaces the entry; only its pinned flag can change.
     pub fn update_entry(&mut self, number: EntryNo, entry: Arc<v1::Entry>) {
         if let Some(record) = self.entries.get_mut(&number) {
             record.entry = entry;
@@ -141,7 +139,7 @@ impl Directory {
     }
 
     /// The scheduler's id of an edge's fetch. Edges number their local fetches, so two edges may
-    /// use the same number: each gets its own id here.
+    /// use the same number; here each fetch gets its own id.
     pub fn assignment(&mut self, edge: EdgeId, wire: u64) -> AssignmentId {
         if wire & LOCAL_BIT == 0 {
             return AssignmentId(wire);

@@ -1,4 +1,4 @@
-//! The inventory of a session: compares the edge's proved chunks with the rows, a page at a time.
+//! The inventory of a session: compares the edge's proved chunks with the rows, one page at a time.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -24,42 +24,43 @@ use crate::{
     service::{error::ServiceError, loader::row_id, observe},
 };
 
-/// Entries in one inventory: some 100 bytes each until it is compared.
+/// Limit of entries in one inventory: some 100 bytes each until they are compared.
 const MAX_INVENTORY: usize = 2_000_000;
-/// Entries asked for at a time.
+/// Entries requested at a time.
 const PAGE_ENTRIES: usize = 1_024;
 /// Entries and chunks reconciled in one transaction.
 const BATCH_ENTRIES: usize = 1_024;
 const BATCH_CHUNKS: usize = 8_192;
 
-/// How far the inventory of a session is.
+/// The progress of a session's inventory.
 #[derive(Default)]
 pub(super) struct Inventory {
     digests: HashMap<EntryId, InventoryDigest>,
     is_compared: bool,
-    /// Differ, and are not asked for yet.
+    /// Entries that differ and were not requested yet.
     differing: VecDeque<EntryId>,
-    /// Asked for. `None`: no page is outstanding.
+    /// Entries that were requested. `None`: no page is outstanding.
     requested: Option<HashSet<EntryId>>,
-    /// Chunks of these were stored since the session began, until rows and disk agree.
+    /// Entries with chunks that were stored since the session began, until rows and disk agree.
     stored: HashSet<EntryId>,
     found: Reconciliation,
 }
 
 impl Inventory {
-    /// The digests were compared with the rows.
+    /// Whether the digests were compared with the rows.
     pub(super) fn is_compared(&self) -> bool {
         self.is_compared
     }
 
-    /// An entry that a later part of the inventory does not have may be there all the same.
+    /// Notes that an entry has a stored chunk, so it may exist even if a later part of the
+    /// inventory omits it.
     pub(super) fn note_stored(&mut self, entry: EntryId) {
         if !self.is_compared || self.requested.is_some() {
             self.stored.insert(entry);
         }
     }
 
-    /// Takes what is asked for next. `None`: everything was.
+    /// Takes the next page to request. `None`: everything was requested.
     fn next_page(&mut self) -> Option<Vec<EntryId>> {
         let count = self.differing.len().min(PAGE_ENTRIES);
         let page: Vec<EntryId> = self.differing.drain(..count).collect();
@@ -67,8 +68,8 @@ impl Inventory {
         (!page.is_empty()).then_some(page)
     }
 
-    /// The page that was asked for is complete: entries that did not come are no longer there. One
-    /// of which a chunk was stored meanwhile is asked for again.
+    /// Ends the requested page: entries that did not arrive no longer exist. An entry with a chunk
+    /// that was stored meanwhile is requested again.
     fn end_page(&mut self) -> Option<Vec<EntryId>> {
         let left = self.requested.take()?;
         let (again, absent) = left.into_iter().partition(|id| self.stored.remove(id));
@@ -96,8 +97,8 @@ impl SessionStorage {
         Ok(())
     }
 
-    /// All digests are here: rows of entries the edge does not have go, what differs is asked for
-    /// in full, page after page.
+    /// Called when all digests have arrived. Deletes rows of entries that the edge does not have,
+    /// and requests the differing ones in full, page after page.
     pub(super) async fn compare(&mut self) -> Result<(), ServiceError> {
         self.barrier().await?;
         let edge = row_id(self.live.edge);
@@ -106,13 +107,13 @@ impl SessionStorage {
         let digests = std::mem::take(&mut inventory.digests);
         inventory.found.chunks_checked = digests.values().map(|digest| digest.chunk_count).sum();
         let Difference { gone, differing } = reconcile::compare(&digests, &rows);
-        // Its digest was made before it was stored.
+        // Its digest was made before the chunk was stored.
         let stored = std::mem::take(&mut inventory.stored);
         let (came, gone): (Vec<_>, Vec<_>) = gone.into_iter().partition(|id| stored.contains(id));
         inventory.differing = differing.into_iter().chain(came).collect();
         inventory.is_compared = true;
         self.drop_rows(gone).await?;
-        // Also an empty page is one: its end is where rows and disk agree.
+        // An empty page is requested too, because rows and disk agree at its end.
         let first = self.inventory.next_page().unwrap_or_default();
         self.inventory.requested.get_or_insert_default();
         self.request(&first).await;
@@ -127,8 +128,8 @@ impl SessionStorage {
         outbox.send(Response::InventoryRequest(request)).await;
     }
 
-    /// A part of the page that was asked for. The next page is asked for before this one is
-    /// reconciled: it travels meanwhile.
+    /// Handles a part of the requested page. The next page is requested before this one is
+    /// reconciled, so that it travels meanwhile.
     pub(super) async fn page(
         &mut self,
         entries: Vec<v1::InventoryEntry>,
@@ -172,7 +173,7 @@ impl SessionStorage {
             let how = Observation::Replayed;
             let item = InventoryItem {
                 id,
-                // One that can not be recorded is dropped with all its chunks.
+                // An entry that cannot be recorded is dropped with all its chunks.
                 adopt: observe::admit(&self.cluster, &entry, freshness.clone(), how).ok(),
                 chunks: inventory.chunks.iter().map(ChunkSum::from).collect(),
             };
@@ -185,7 +186,7 @@ impl SessionStorage {
         Ok(items)
     }
 
-    /// The rows are made equal to what the edge can prove.
+    /// Makes the rows equal to what the edge can prove.
     async fn reconcile_entries(
         &mut self,
         items: Vec<(InventoryItem, v1::KeyBinding)>,
@@ -208,7 +209,7 @@ impl SessionStorage {
         Ok(())
     }
 
-    /// Reports one entry, whose rows and bytes now agree, to the plan and the edge.
+    /// Reports to the plan and the edge that the rows and bytes of an entry agree now.
     async fn reconciled(
         &mut self,
         id: EntryId,
@@ -327,7 +328,7 @@ impl SessionStorage {
     }
 }
 
-/// The entries that come one after the other, and what came behind them.
+/// Gathers consecutive inventory entries, and returns them with the first other message.
 pub(super) async fn gather_page(
     first: v1::InventoryEntry,
     queue: &mut mpsc::Receiver<Request>,
@@ -335,7 +336,7 @@ pub(super) async fn gather_page(
     let mut chunks = first.chunks.len();
     let mut last = first;
     let mut page = Vec::new();
-    // An edge sends nothing between the entries of a page.
+    // An edge sends nothing else between the entries of a page.
     while last.is_continued || page.len() + 1 < BATCH_ENTRIES && chunks < BATCH_CHUNKS {
         match queue.recv().await {
             Some(Request::InventoryEntry(next)) => {
@@ -357,7 +358,7 @@ pub(super) async fn gather_page(
     (page, None)
 }
 
-/// Of the same entry, which has as many chunks.
+/// Whether `next` continues `whole`: the same entry, which has at least as many chunks.
 fn is_part_of(whole: &v1::InventoryEntry, next: &v1::InventoryEntry) -> bool {
     let (Some(of), Some(entry)) = (&whole.entry, &next.entry) else {
         return false;

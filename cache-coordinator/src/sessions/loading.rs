@@ -1,7 +1,7 @@
 //! Entries that are not open yet, and the commands that wait for them, in order.
 //!
-//! An edge meets an object, and names it, before its row is committed: commands for an entry that
-//! the table does not have wait for a while before they are dropped.
+//! An edge finds an object, and names it, before its row is committed. So commands for an entry
+//! that the table does not have wait for a while before they are dropped.
 
 use std::collections::{HashMap, VecDeque, hash_map};
 
@@ -11,19 +11,19 @@ use super::command::Command;
 use scheduler::api::Millis;
 
 /// Limit of commands kept for one entry. Further ones are dropped: edges report their demand again,
-/// and rows are loaded by the very load that is awaited.
+/// and the awaited load reads the rows.
 const MAX_WAITING_PER_ENTRY: usize = 4096;
-/// From the first mention to the row: a commit, or an outage of the database as long as a probe's
-/// lease.
+/// The longest time from the first mention to the row: a commit, or an outage of the database as
+/// long as a probe's lease.
 const UNREGISTERED_FOR: Millis = 5_000;
 
 /// The load of one entry.
 #[derive(Debug, Default)]
 struct Loading {
     waiting: VecDeque<Command>,
-    /// It was registered while being read: the result may be from before.
+    /// It was registered while it was being read, so the result may be outdated.
     again: bool,
-    /// When the table did not have it.
+    /// When the table was found not to have it.
     absent_since: Option<Millis>,
     /// Nobody looked: its row is being written.
     is_expected: bool,
@@ -41,9 +41,9 @@ impl Loading {
 pub enum AbsenceOutcome {
     /// Read it again.
     Load,
-    /// It may come.
+    /// It may still be registered.
     Wait,
-    /// Forget it: nobody named it except to request it.
+    /// Forget it: only requests named it.
     Forget,
 }
 
@@ -52,7 +52,7 @@ pub enum AbsenceOutcome {
 pub struct Loads(HashMap<EntryId, Loading>);
 
 impl Loads {
-    /// Begins a load. True: none was running, and the entry must be read now.
+    /// Begins a load. True: none was running, so the entry must be read now.
     pub fn begin(&mut self, id: EntryId) -> bool {
         match self.0.entry(id) {
             hash_map::Entry::Vacant(vacant) => {
@@ -109,7 +109,6 @@ impl Loads {
         self.0.contains_key(&id)
     }
 
-    /// Those being loaded.
     pub fn ids(&self) -> impl Iterator<Item = EntryId> {
         self.0.keys().copied()
     }
@@ -151,7 +150,7 @@ impl Loads {
         overdue
     }
 
-    /// Forgets, and returns, entries that were never registered.
+    /// Forgets entries that were never registered, and returns them.
     pub fn expire(&mut self, now: Millis) -> Vec<EntryId> {
         self.0
             .extract_if(|_, loading| loading.is_late(now))

@@ -1,4 +1,4 @@
-//! Edge sessions: wire to events, effects to wire, reconciliation.
+//! Edge sessions: convert messages to events and effects to messages, and reconcile inventories.
 //!
 //! `protocol`, `command`, `directory`, `loading`, `translate`, `plan` and `reconcile` are pure;
 //! `connection` and `storage` are the two lanes of a session; `actor` owns the plan; `registry`

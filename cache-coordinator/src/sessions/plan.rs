@@ -1,9 +1,9 @@
-//! The scheduler with everything around it: names, entries loaded before their first mention,
+//! The scheduler with its surroundings: names, entries that are loaded before their first mention,
 //! requests and jobs. Synchronous and deterministic, so that it is tested without a runtime;
-//! `actor.rs` gives it time, tables and edges.
+//! `actor.rs` connects it to time, tables and edges.
 //!
-//! Why entries are loaded first: a scheduler that does not know which chunks are held fetches them
-//! again. Commands for an entry that is being loaded wait for it here, in their order.
+//! Why entries are loaded first: a scheduler that does not know which chunks are held would fetch
+//! them again. Commands for an entry that is being loaded wait here, in order.
 
 mod close;
 mod handover;
@@ -91,13 +91,13 @@ impl Plan {
         self.scheduler.take_asked_again()
     }
 
-    /// Names behind the scheduler's numbers.
+    /// Translates the scheduler's numbers to names.
     #[must_use]
     pub fn directory(&self) -> &Directory {
         &self.directory
     }
 
-    /// Open entries.
+    /// Number of open entries.
     #[must_use]
     pub fn entry_count(&self) -> usize {
         self.directory.entry_count()
@@ -118,7 +118,7 @@ impl Plan {
                 kept,
             } => {
                 if self.epochs.contains_key(&edge) {
-                    // The end of its last session was not seen.
+                    // The end of its last session was not noticed.
                     self.event(Event::EdgeLost { edge }, now, actions);
                 }
                 self.edge_space(edge, space, now, actions);
@@ -136,7 +136,8 @@ impl Plan {
                     now,
                     actions,
                 );
-                // What the table says counts: an edge that shut down said that it drains.
+                // The table decides, because an edge that shut down may have reported that it
+                // drains.
                 if self.scheduler.is_draining(edge) != draining {
                     self.event(Event::EdgeDraining { edge, draining }, now, actions);
                 }
@@ -343,8 +344,8 @@ impl Plan {
         self.event(event, now, actions);
     }
 
-    /// Whether the epoch is the present one. Checked here and not only at the session: its commands
-    /// may still be in the queue when a newer one joins.
+    /// Whether the epoch is the present one. Checked here and not only in the session, because
+    /// commands of an older session may still be in the queue when a newer one joins.
     fn is_present(&self, edge: EdgeId, epoch: u64) -> bool {
         self.epochs.get(&edge) == Some(&epoch)
     }
@@ -459,7 +460,7 @@ impl Plan {
     ) {
         use v1::fetch_report::State;
         if !matches!(report.state(), State::Started | State::Progress) {
-            // It ended before its entry was open: it must not begin after that.
+            // It ended before its entry was open, and must not begin after that.
             let of_it = |command: &Command| {
                 matches!(command, Command::LocalFetch { edge: of, fetch, .. }
                     if *of == edge && fetch.assignment_id == report.assignment_id)

@@ -1,4 +1,4 @@
-//! The plan without a runtime: waits for a load, messages of an old epoch, edges that come back.
+//! The plan without a runtime: waits for loads, messages of an old epoch, edges that return.
 #![allow(clippy::unwrap_used)]
 
 mod handover;
@@ -214,7 +214,7 @@ fn local_fetch(first_chunk: u32, chunk_count: u32) -> Command {
     }
 }
 
-/// The session's two lanes: the probe's fetch is reported at once, the entry's row is committed a
+/// A session's two lanes: the probe's fetch is reported at once, and the entry's row is committed a
 /// moment later.
 #[test]
 fn what_is_said_before_the_row_is_committed_is_not_lost() {
@@ -315,12 +315,13 @@ fn a_wait_is_held_from_the_moment_it_is_planned_for() {
     let held = |actions: &[Action]| {
         actions.iter().any(|action| {
             matches!(action, Action::Send(_, message)
-                if matches!(message.as_ref(), Message::Held(held) if held.reader_ids == [1] && held.wait_ms >= 10_000))
+                if matches!(message.as_ref(), Message::Held(held)
+                    if held.reader_ids == [1] && held.wait_ms >= 10_000))
         })
     };
     assert!(!held(&planned), "its entry could not be read yet");
-    // Not only when nothing may be fetched: the present fetch may be stopped for others, and the
-    // edge would not know.
+    // Also if it can be fetched: the fetch may be stopped for others, and the edge would not
+    // notice.
     assert!(held(&actions));
     let ids: Vec<u64> = actions
         .iter()

@@ -13,15 +13,15 @@ pub enum Phase {
     AwaitHello,
     /// Digests arrive, until `InventoryComplete`.
     Digests,
-    /// What is requested in full comes, page after page; whether one was requested is known to the
-    /// storage lane.
+    /// Requested entries arrive in full, page after page. The storage lane knows whether one was
+    /// requested.
     Pages,
 }
 
 /// Where a message is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handler {
-    /// The session's opening.
+    /// The opening of the session.
     Hello,
     /// In the order received, with the database.
     Storage,
@@ -33,13 +33,11 @@ pub enum Handler {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message} is out of order in phase {phase:?}")]
 pub struct OutOfOrder {
-    /// The message.
     pub message: &'static str,
-    /// The present phase.
     pub phase: Phase,
 }
 
-/// The phase, advanced by each message.
+/// The phase of a session, which each message may advance.
 #[derive(Debug)]
 pub struct Protocol {
     phase: Phase,
@@ -54,7 +52,6 @@ impl Default for Protocol {
 }
 
 impl Protocol {
-    /// The phase, according to the edge's messages.
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.phase
@@ -82,7 +79,7 @@ impl Protocol {
                 | Message::ChunksRemoved(_)
                 | Message::EntriesRemoved(_)
                 | Message::EntryObserved(_)
-                // After the observations before it.
+                // In order with the observations before it.
                 | Message::InvalidateAck(_),
             ) => (phase, Handler::Storage),
             (

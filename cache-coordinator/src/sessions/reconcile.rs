@@ -33,7 +33,7 @@ pub fn compare(
         })
         .map(|(entry, _)| *entry)
         .collect();
-    // The same order each time: easier to read in traces.
+    // The same order each time, which is easier to read in traces.
     gone.sort_unstable();
     differing.sort_unstable();
     Difference { gone, differing }

@@ -26,10 +26,10 @@ use v1::session_response::Message;
 
 use scheduler::api::EdgeId;
 
-/// Messages that wait for an edge, which never stops reading: assignments are bounded by its slots,
-/// what it is told of sources and invalidations by what operators do. An edge whose connection
-/// takes none of them ends its session: it is told its state anew, which is less than what it has
-/// missed.
+/// Messages that may wait for an edge, which never stops reading: assignments are bounded by its
+/// slots, and changes of sources and invalidations by what operators do. If an edge's connection
+/// takes none of them, its session ends. The next session sends it the present state, which is less
+/// than the messages that it missed.
 pub const OUTBOX_MESSAGES: usize = 4096;
 
 /// Why a session ends, for logs and metrics.
@@ -41,7 +41,7 @@ pub enum End {
     Transport,
     /// No message in time.
     Timeout,
-    /// A newer session of the same name.
+    /// A newer session with the same name began.
     Fenced,
     /// The edge broke the protocol.
     Protocol,
@@ -83,12 +83,12 @@ impl End {
 #[derive(Clone, Debug)]
 pub struct Outbox {
     messages: mpsc::Sender<Result<v1::SessionResponse, Status>>,
-    /// Only the newest counts, however many commits there were since the last one was sent.
+    /// Only the newest value counts, however many commits there were since the last one was sent.
     committed: Arc<watch::Sender<v1::Committed>>,
     end: Arc<EndSignal>,
 }
 
-/// What goes to an edge.
+/// The stream of messages to an edge.
 pub type OutboxStream = Pin<Box<dyn Stream<Item = Result<v1::SessionResponse, Status>> + Send>>;
 
 #[derive(Debug, Default)]
@@ -122,18 +122,18 @@ impl Outbox {
         (outbox, Box::pin(stream.flatten_stream()))
     }
 
-    /// Everything up to this is committed.
+    /// Reports that everything up to this is committed.
     pub fn commit(&self, committed: v1::Committed) {
         self.committed.send_replace(committed);
     }
 
-    /// What was last committed.
+    /// The last reported commit.
     #[must_use]
     pub fn committed(&self) -> v1::Committed {
         *self.committed.borrow()
     }
 
-    /// Says nothing new: that the way back is open is the news.
+    /// Repeats the last commit, which shows the edge that its coordinator is alive.
     pub fn heartbeat(&self) {
         self.committed.send_modify(|_| {});
     }
@@ -148,8 +148,8 @@ impl Outbox {
         }
     }
 
-    /// Waits for space: for answers to the edge's own messages, so that the edge sets the pace.
-    /// False once the session has ended.
+    /// Waits for space; used for answers to the edge's own messages, so that the edge sets the
+    /// pace. False once the session has ended.
     pub async fn send(&self, message: Message) -> bool {
         let response = v1::SessionResponse {
             message: Some(message),
@@ -160,7 +160,7 @@ impl Outbox {
         }
     }
 
-    /// Sends the last message. Dropped if it does not fit.
+    /// Sends a last message, which is dropped if it does not fit.
     pub fn refuse(&self, status: Status) {
         let _ = self.messages.try_send(Err(status));
     }
@@ -192,19 +192,15 @@ impl Outbox {
 /// An open session.
 #[derive(Debug)]
 pub struct EdgeSession {
-    /// Its row's id.
     pub edge: EdgeId,
-    /// Its name in the cluster.
     pub name: String,
     /// Where players and peers reach it.
     pub url: String,
     /// Granted by the database.
     pub epoch: u64,
-    /// The id of its data directory.
     pub store_id: String,
-    /// Its outbox.
     pub outbox: Outbox,
-    /// Set by the operator, or by the edge.
+    /// Set by the operator or by the edge.
     pub draining: AtomicBool,
     /// The result of reconciliation, once rows and disk agree.
     pub reconciled: watch::Sender<Option<Reconciliation>>,
@@ -216,31 +212,31 @@ pub struct EdgeSession {
     pub invalidations_posted: AtomicU64,
     /// Highest sequence of `Invalidate` or `Purge` it confirmed.
     pub invalidations_confirmed: watch::Sender<u64>,
-    /// The last purge it had carried out when it came.
+    /// The last purge that it had carried out when it connected.
     pub last_purge: u64,
-    /// Objects that purges found there alone, since somebody asked.
+    /// Objects that purges found only there, since the last call of `take_purged`.
     pub purged_objects: AtomicU64,
 }
 
 impl EdgeSession {
-    /// Whether its observations may be from before an invalidation that it has not confirmed.
+    /// Whether its observations may be older than an invalidation that it has not confirmed.
     #[must_use]
     pub fn is_behind_invalidations(&self) -> bool {
         self.invalidations_posted.load(Ordering::Acquire) > *self.invalidations_confirmed.borrow()
     }
 
-    /// A purge found so many objects that no table knows.
+    /// Adds the number of objects that a purge found there and no table lists.
     pub fn add_purged(&self, objects: u64) {
         self.purged_objects.fetch_add(objects, Ordering::AcqRel);
     }
 
-    /// How many there were since the last time.
+    /// The number since the last call.
     #[must_use]
     pub fn take_purged(&self) -> u64 {
         self.purged_objects.swap(0, Ordering::AcqRel)
     }
 
-    /// It is behind from now on, until it confirms.
+    /// Marks the edge as behind until it confirms the sequence.
     pub fn owes_confirmation(&self, sequence: u64) {
         self.invalidations_posted
             .fetch_max(sequence, Ordering::AcqRel);
@@ -261,9 +257,7 @@ pub struct Reconciliation {
 /// An edge whose session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DisconnectedEdge {
-    /// Its row's id.
     pub edge: EdgeId,
-    /// Its name in the cluster.
     pub name: String,
     /// The epoch of the session that ended.
     pub epoch: u64,
@@ -281,9 +275,7 @@ pub enum Confirmation {
 /// The edges that confirmed in time, and the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConfirmationResult {
-    /// Edge names.
     pub confirmed: Vec<String>,
-    /// Edge names.
     pub unconfirmed: Vec<String>,
 }
 
@@ -291,13 +283,14 @@ pub struct ConfirmationResult {
 #[derive(Debug, Default)]
 pub struct Registry {
     live: RwLock<HashMap<EdgeId, Arc<EdgeSession>>>,
-    /// Sessions that ended, and when: disconnected until they return or count as lost.
+    /// Edges whose sessions ended, and when: they are disconnected until they return or count as
+    /// lost.
     suspects: Mutex<HashMap<EdgeId, (DisconnectedEdge, Instant)>>,
     sequence: AtomicU64,
     /// Locked shared while an observation is judged and recorded, and exclusively while an
     /// invalidation begins.
     observing: tokio::sync::RwLock<()>,
-    /// Number of invalidations begun so far.
+    /// Number of invalidations that have begun.
     invalidations: AtomicU64,
     joined: watch::Sender<u64>,
 }
@@ -323,8 +316,8 @@ impl Drop for Registration<'_> {
 }
 
 impl Registry {
-    /// Like [`join`](Self::join), but undone if the guard is dropped before it is kept: a session
-    /// whose opening failed is in no list.
+    /// Like [`join`](Self::join), but undone if the guard is dropped before it is kept, so that a
+    /// session whose opening failed is in no list.
     #[must_use]
     pub fn register(&self, live: &Arc<EdgeSession>) -> Registration<'_> {
         self.join(Arc::clone(live));
@@ -383,7 +376,7 @@ impl Registry {
         lost
     }
 
-    /// Removes an edge from the cluster: it is never lost.
+    /// Removes an edge from the cluster, so that it is never lost.
     pub fn forget(&self, edge: EdgeId) {
         self.suspects.lock().remove(&edge);
     }
@@ -426,20 +419,20 @@ impl Registry {
         self.sequence.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// No invalidation begins while this is held.
+    /// While this is held, no invalidation begins.
     pub async fn observing(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {
         self.observing.read().await
     }
 
-    /// Number of invalidations begun; changes with each.
+    /// The number of invalidations that have begun; changes with each.
     #[must_use]
     pub fn invalidations(&self) -> u64 {
         self.invalidations.load(Ordering::Acquire)
     }
 
-    /// Begins an invalidation: no edge's observation counts as new before the edge has confirmed
-    /// the sequence. Earlier observations are recorded, so that the invalidation, written next,
-    /// undoes them.
+    /// Begins an invalidation: an edge's observations count as new only once the edge has confirmed
+    /// the sequence. Earlier observations are already recorded, so the invalidation, which is
+    /// written next, undoes them.
     pub async fn begin_invalidation(&self) -> u64 {
         let _alone = self.observing.write().await;
         self.invalidations.fetch_add(1, Ordering::AcqRel);
@@ -460,7 +453,7 @@ impl Registry {
         self.post(confirmation, message).confirmed(limit).await
     }
 
-    /// The same with an earlier sequence.
+    /// The same with a given, earlier sequence.
     pub async fn push_as(
         &self,
         sequence: u64,
@@ -473,8 +466,8 @@ impl Registry {
             .await
     }
 
-    /// Sends to every session without waiting: senders that need an order must not hold it while
-    /// they wait.
+    /// Sends to every session without waiting: a sender that needs an order must not hold its lock
+    /// while it waits.
     pub fn post(
         &self,
         confirmation: Confirmation,
@@ -527,7 +520,10 @@ impl Publication {
                 Confirmation::Invalidations => live.invalidations_confirmed.subscribe(),
             };
             let seen = tokio::select! {
-                seen = tokio::time::timeout_at(deadline, confirmed.wait_for(|s| *s >= sequence)) => {
+                seen = tokio::time::timeout_at(
+                    deadline,
+                    confirmed.wait_for(|s| *s >= sequence),
+                ) => {
                     matches!(seen, Ok(Ok(_)))
                 }
                 () = live.outbox.ended() => false,

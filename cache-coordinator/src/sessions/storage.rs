@@ -3,8 +3,8 @@
 //!
 //! Reports are queued one after the other without waiting for their commits; a second task takes
 //! the answers in the same order and sends `Committed`. While a page of an inventory is reconciled,
-//! later reports wait behind it here: a row recorded after the page is never taken for one without
-//! bytes.
+//! later reports wait here, so that a row that is recorded after the page is never mistaken for one
+//! without bytes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,13 +36,13 @@ use crate::{
 
 /// Limit of running commits of one session.
 const COMMITS_AHEAD: usize = 1024;
-/// Entries whose fill is resumed at a time, and the pause until the next batch: a disk full of
-/// partial entries is filled over hours, and entries that are not open yet cost nothing.
+/// Number of entries whose fill is resumed at a time, and the pause before the next batch. Filling
+/// a disk full of partial entries takes hours, and entries that are not open yet cost nothing.
 const FILL_ENTRIES: u32 = 1000;
 const FILL_PAUSE: Duration = Duration::from_secs(10);
-/// Limit of invalidated entries sent to an edge that comes back: as many as fit into one message.
+/// Limit of invalidated entries sent to an edge that returns: as many as fit into one message.
 const INVALIDATED_ENTRIES: u32 = 20_000;
-/// An older observation was made while no coordinator answered.
+/// An older observation must have been made while no coordinator answered.
 const LIVE_OBSERVATION: Duration = Duration::from_secs(30);
 
 /// Answers to send once a change is committed.
@@ -51,11 +51,11 @@ enum Answer {
     Removed(u64, EntryId, Removed, Pending<RemoveChunks>),
     EntriesDropped(u64, Vec<EntryId>, Pending<DropEntries>),
     Observed(Box<Observing>),
-    /// All earlier changes are committed.
+    /// Sent when all earlier changes are committed.
     Barrier(oneshot::Sender<()>),
 }
 
-/// Chunks that an edge drops, and whether to make space.
+/// Chunks that an edge drops, and whether it does so to make space.
 struct Removed {
     chunks: Vec<ChunkIndex>,
     evicted: bool,
@@ -69,7 +69,7 @@ pub(super) struct SessionStorage {
     pub(super) inventory: Inventory,
 }
 
-/// Runs until the session's end; messages received by then are still queued.
+/// Runs until the session ends; messages received by then are still queued.
 pub async fn run(
     cluster: Arc<Cluster>,
     live: Arc<EdgeSession>,
@@ -104,7 +104,7 @@ pub async fn run(
             };
             let name = protocol::name(&message);
             let taken = match message {
-                // What follows makes one transaction.
+                // The entries that follow share a transaction.
                 Request::InventoryEntry(first) => {
                     let page;
                     (page, next) = gather_page(first, &mut queue).await;
@@ -134,7 +134,7 @@ fn end_of(error: &ServiceError) -> End {
 }
 
 impl SessionStorage {
-    /// Sends the invalidations that the edge missed; its bindings may still be fresh.
+    /// Sends the invalidations that the edge missed, because its bindings may still be fresh.
     async fn tell_invalidated(&self) -> Result<(), ServiceError> {
         let registry = &self.cluster.registry;
         let entries = self
@@ -174,7 +174,8 @@ impl SessionStorage {
                 } else {
                     Observation::Replayed
                 };
-                // Held until it is queued: an invalidation that begins now is queued behind it.
+                // Held until it is queued, so that an invalidation that begins now is queued after
+                // it.
                 self.observed(observed.entry, freshness, how).await
             }
             Request::InventoryDigests(page) => self.digests(&page),
@@ -279,8 +280,7 @@ impl SessionStorage {
     }
 }
 
-/// Opens all entries of which the edge holds a part, a page at a time: their fill follows from what
-/// is held.
+/// Opens all entries of which the edge holds a part, one page at a time, which starts their fill.
 pub async fn take_up_fill(cluster: Arc<Cluster>, live: Arc<EdgeSession>) {
     let mut after = EntryId::nil();
     loop {
@@ -318,7 +318,7 @@ pub async fn take_up_fill(cluster: Arc<Cluster>, live: Arc<EdgeSession>) {
     }
 }
 
-/// Whether the error concerns one entry alone: the edge forgets it, and the session goes on.
+/// Whether the error concerns one entry only: the edge then forgets it, and the session continues.
 fn is_of_one_entry(error: &ServiceError) -> bool {
     matches!(
         error,
@@ -350,7 +350,12 @@ async fn answer(
                 match observe::finish(&cluster, *observing).await {
                     Ok(_) => {}
                     Err(error) if is_of_one_entry(&error) => {
-                        tracing::info!(edge = %live.name, entry = %id, %error, "an entry is refused");
+                        tracing::info!(
+                            edge = %live.name,
+                            entry = %id,
+                            %error,
+                            "an entry is refused"
+                        );
                         refuse_entry(&cluster, &live, id, Some(key));
                     }
                     Err(error) => {
@@ -413,7 +418,7 @@ async fn answer(
             Answer::Removed(sequence, entry, Removed { chunks, evicted }, pending) => {
                 let outcome = pending.await.map(|committed| committed.revision);
                 if evicted && outcome.is_ok() {
-                    // Before the plan knows, which would request them again at once.
+                    // Before the plan knows, which would otherwise request them again at once.
                     let _ = cluster.jobs.evicted(&cluster, edge, entry, &chunks).await;
                 }
                 let chunks = Some(chunks);
@@ -431,11 +436,13 @@ async fn answer(
         };
         let revision = match outcome {
             Ok(revision) => {
-                // Before the edge knows: it drops nothing that the plan still offers to peers.
+                // Before the edge knows, so that it drops nothing that the plan still offers to
+                // peers.
                 let _ = cluster.plan.tell(command).await;
                 revision
             }
-            // Its report can never be recorded: the edge forgets the entry, the session goes on.
+            // Its report can never be recorded: the edge forgets the entry, and the session
+            // continues.
             Err(error) if error.is_of_one_change() && error != DatabaseError::Fenced => {
                 refuse_entry(&cluster, &live, entry.to_string(), None);
                 live.outbox.committed().revision
@@ -451,13 +458,13 @@ async fn answer(
     }
 }
 
-/// Beside the session, whose edge is among those that have to confirm it.
+/// Runs beside the session, because its edge is among those that must confirm it.
 pub(super) fn drop_conflicting(cluster: &Arc<Cluster>, entry: EntryId) {
     let dropping = invalidate::drop_conflicting(Arc::clone(cluster), entry);
     cluster.tasks.spawn(dropping);
 }
 
-/// The edge has an entry that can not be: it forgets it, bytes and all.
+/// The edge has an impossible entry: tells it to forget the entry and its bytes.
 pub(super) fn refuse_entry(
     cluster: &Cluster,
     live: &EdgeSession,

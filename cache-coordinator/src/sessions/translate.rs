@@ -1,7 +1,7 @@
 //! Converts session messages to scheduler events, and scheduler effects to messages.
 //!
-//! Pure. A message about something unknown (an entry closed a moment ago) converts to nothing: the
-//! edge learns of it by other messages, and repeats what still matters.
+//! Pure. A message about something unknown (such as an entry that was just closed) converts to
+//! nothing: other messages inform the edge, and it repeats what still matters.
 
 use std::ops::Range;
 
@@ -113,8 +113,8 @@ pub fn local_fetch(
     })
 }
 
-/// Whether partly cached entries of a source are completed. Not by default where only clients can
-/// sign requests: an edge has their signatures for a while at most.
+/// Whether partly cached entries of a source are completed. By default not if only clients can sign
+/// requests, because an edge has their signatures only for a while.
 #[must_use]
 pub fn background_fill(source: &v1::Source) -> Option<bool> {
     let rules = source.key_rules.clone().unwrap_or_default();
@@ -189,7 +189,7 @@ pub fn effect(directory: &Directory, effect: &Effect) -> Option<(EdgeId, Message
     }
 }
 
-/// An edge's use of known sources.
+/// An edge's use of the sources that are known here.
 #[must_use]
 pub fn quota_uses(directory: &Directory, report: &v1::QuotaReport) -> Vec<QuotaUse> {
     let uses = report.uses.iter().take(MAX_QUOTA_USES);
@@ -205,7 +205,7 @@ pub fn quota_uses(directory: &Directory, report: &v1::QuotaReport) -> Vec<QuotaU
     known.collect()
 }
 
-/// The quotas on an edge's disk, of sources that are known here.
+/// The quotas on an edge's disk, for sources that are known here.
 #[must_use]
 pub fn source_spaces(directory: &Directory, sources: &[v1::SourceStatus]) -> Vec<SourceSpace> {
     let limited = sources.iter().filter(|it| it.quota_bytes > 0);
@@ -265,7 +265,7 @@ pub fn reason(reason: Reason) -> String {
     }
 }
 
-/// Ascending, adjacent ones joined, those past the object dropped.
+/// Ascending, with adjacent ones joined and those past the object dropped.
 #[must_use]
 pub fn coalesce(mut indexes: Vec<ChunkIndex>, geometry: Geometry) -> Vec<Range<ChunkIndex>> {
     indexes.sort_unstable();

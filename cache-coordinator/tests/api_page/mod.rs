@@ -56,14 +56,21 @@ pub fn page(descriptors: &[u8]) -> String {
         .filter(|it| it.package() == PACKAGE)
         .collect();
     let mut page = format!(
-        "# The gRPC API\n\nPackage `{PACKAGE}`, written from `proto/chunkcache/v1` (`just reference`); a test compares it with them. What is \
-         here stays readable: `tests/deploy/protocol` compares with what was published. A coordinator answers reflection, so that\n\
-         `grpcurl` and its like know all of this. Clients that run: `examples/`. Roles: [security](security.md).\n\n\
-         The methods of `CacheService` that are no streams are also JSON over HTTP, in the form of [Connect](https://connectrpc.com/docs/protocol), at a\n\
-         coordinator's `--http-listen`: `POST /chunkcache.v1.CacheService/METHOD` with a message as protobuf's JSON, at most 1 MiB. Errors have `code`, `message` and\n\
-         `details`; the same tokens are wanted. `GET /openapi.json` describes all of it (OpenAPI 3.1).\n\n\
+        "# The gRPC API\n\nPackage `{PACKAGE}`, written from `proto/chunkcache/v1` (`just \
+         reference`); a test compares it with them. What is here stays readable: \
+         `tests/deploy/protocol` compares with what was published. A coordinator answers \
+         reflection, so that\n\
+         `grpcurl` and its like know all of this. Clients that run: `examples/`. Roles: \
+         [security](security.md).\n\n\
+         The methods of `CacheService` that are no streams are also JSON over HTTP, in the form \
+         of [Connect](https://connectrpc.com/docs/protocol), at a\n\
+         coordinator's `--http-listen`: `POST /chunkcache.v1.CacheService/METHOD` with a message \
+         as protobuf's JSON, at most 1 MiB. Errors have `code`, `message` and\n\
+         `details`; the same tokens are wanted. `GET /openapi.json` describes all of it (OpenAPI \
+         3.1).\n\n\
          ```sh\n\
-         curl -s -d '{{}}' -H 'Content-Type: application/json' http://127.0.0.1:7401/chunkcache.v1.CacheService/ListSources\n\
+         curl -s -d '{{}}' -H 'Content-Type: application/json' \
+         http://127.0.0.1:7401/chunkcache.v1.CacheService/ListSources\n\
          ```\n",
     );
     for file in &files {

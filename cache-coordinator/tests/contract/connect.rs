@@ -57,7 +57,8 @@ async fn sslmode_is_honoured_and_a_self_signed_certificate_is_its_own_authority(
     self_signed(&server, "server");
     self_signed(&server, "other");
     server.start_with(&format!(
-        "-c listen_addresses=127.0.0.1 -c port={port} -c ssl=on -c ssl_cert_file=server.crt -c ssl_key_file=server.key"
+        "-c listen_addresses=127.0.0.1 -c port={port} -c ssl=on -c ssl_cert_file=server.crt -c \
+         ssl_key_file=server.key"
     ));
     let folder = server.directory().display().to_string();
     let base = format!("host=127.0.0.1 port={port} user=postgres dbname=postgres");
@@ -171,8 +172,10 @@ impl PgBouncer {
         let config = server.write(
             &format!("{name}.ini"),
             &format!(
-                "[databases]\n* = host={folder} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
-                 unix_socket_dir =\nauth_type = any\nadmin_users = postgres\npidfile = {}\n{settings}\n",
+                "[databases]\n* = host={folder} user=postgres\n[pgbouncer]\n\
+                 listen_addr = 127.0.0.1\nlisten_port = {port}\n\
+                 unix_socket_dir =\nauth_type = any\nadmin_users = postgres\npidfile = {}\n\
+                 {settings}\n",
                 pid_file.display()
             ),
         );

@@ -35,7 +35,7 @@ async fn sources_entries_and_keys() {
     let observed = one.writer.write(observe(&first, 1_000)).await.unwrap();
     assert_eq!(
         observed.value,
-        Observed {
+        ObservationEffect {
             created: true,
             key_changed: true,
             previous: None
@@ -44,7 +44,7 @@ async fn sources_entries_and_keys() {
     let observed = one.writer.write(observe(&first, 2_000)).await.unwrap();
     assert_eq!(
         observed.value,
-        Observed {
+        ObservationEffect {
             created: false,
             key_changed: false,
             previous: None
@@ -54,7 +54,7 @@ async fn sources_entries_and_keys() {
     let observed = one.writer.write(observe(&second, 3_000)).await.unwrap();
     assert_eq!(
         observed.value,
-        Observed {
+        ObservationEffect {
             created: true,
             key_changed: true,
             previous: Some(first.id)
@@ -68,7 +68,7 @@ async fn sources_entries_and_keys() {
     let observed = one.writer.write(replayed).await.unwrap();
     assert_eq!(
         observed.value,
-        Observed {
+        ObservationEffect {
             created: false,
             key_changed: false,
             previous: None

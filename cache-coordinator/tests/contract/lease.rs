@@ -103,7 +103,8 @@ async fn a_leader_lost_in_the_middle_of_a_write_is_replaced_within_five_seconds(
     // Another process leads from now on, and is stopped between its lease check and its commit.
     let lost = client(&url).await;
     lost.batch_execute(
-        "UPDATE coordinator_lease SET holder = gen_random_uuid(), term = term + 1, expires_at = clock_timestamp() + interval '3 s'",
+        "UPDATE coordinator_lease SET holder = gen_random_uuid(), term = term + 1, expires_at = \
+         clock_timestamp() + interval '3 s'",
     )
     .await
     .unwrap();

@@ -10,7 +10,8 @@ async fn hot_statements_use_the_primary_key() {
     // 4 edges, 50 entries, 1,000 chunks each: 200,000 rows.
     client
         .batch_execute(
-            "INSERT INTO edges (name, url, store_id) SELECT 'e' || n, 'http://e', gen_random_uuid() FROM generate_series(1, 4) n;
+            "INSERT INTO edges (name, url, store_id) SELECT 'e' || n, 'http://e', \
+             gen_random_uuid() FROM generate_series(1, 4) n;
              INSERT INTO cache_entries (id, source, path, validator, size, chunk_size)
              SELECT lpad(to_hex(n), 32, '0')::uuid, 'films', 'p' || n, 'v', 1000 * 65536, 65536 FROM generate_series(1, 50) n;
              INSERT INTO cache_chunks (entry_id, edge_id, start_byte, end_byte, checksum)

@@ -287,7 +287,10 @@ async fn a_long_key_is_recorded_by_its_hash_and_a_refused_entry_alone_is_set_asi
     for (index, answer) in answers.iter().enumerate() {
         if index == 23 {
             assert!(
-                matches!(&answer.refused, Some(DatabaseError::Refused { sqlstate, .. }) if sqlstate == "54000"),
+                matches!(
+                    &answer.refused,
+                    Some(DatabaseError::Refused { sqlstate, .. }) if sqlstate == "54000"
+                ),
                 "{answer:?}"
             );
             assert_eq!(answer.dropped, [0, 1, 7]);
@@ -417,7 +420,10 @@ async fn entries_without_chunks_are_forgotten_and_those_in_use_are_not() {
         .unwrap();
     let client = client(&url).await;
     client
-        .batch_execute("UPDATE cache_entries SET chunkless_since = now() - interval '10 minutes' WHERE chunkless_since IS NOT NULL")
+        .batch_execute(
+            "UPDATE cache_entries SET chunkless_since = now() - interval '10 minutes' \
+         WHERE chunkless_since IS NOT NULL",
+        )
         .await
         .unwrap();
     one.writer.write(TouchEntry { entry: fresh }).await.unwrap();

@@ -23,7 +23,7 @@ fn small(number: u32) -> v1::Entry {
     entry("films", BASE, &format!("{number}.ts"), 1, "\"1\"")
 }
 
-/// What was seen.
+/// The measured results.
 pub struct Outcome {
     /// From the first digest to Ready.
     pub ready: Duration,

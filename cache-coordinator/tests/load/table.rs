@@ -228,7 +228,8 @@ async fn run_steps(client: &Client, part: &str, is_over: &impl Fn() -> bool) -> 
         }
         let step = client
             .query_opt(
-                "SELECT number, sql FROM load_steps WHERE part = $1 AND NOT is_done ORDER BY number LIMIT 1 FOR UPDATE SKIP LOCKED",
+                "SELECT number, sql FROM load_steps WHERE part = $1 AND NOT is_done ORDER BY \
+                 number LIMIT 1 FOR UPDATE SKIP LOCKED",
                 &[&part],
             )
             .await

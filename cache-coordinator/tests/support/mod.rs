@@ -15,7 +15,7 @@ use cache_coordinator::{
         NoObserver, Writer,
         lease::{LeaseTimes, StepDown},
         writer::{
-            JoinEdge, Joined, Observation, ObserveEntry, PutSource, WriterConfig, WriterTask,
+            JoinEdge, JoinedEdge, Observation, ObserveEntry, PutSource, WriterConfig, WriterTask,
         },
     },
     events::ChangeLog,
@@ -127,7 +127,7 @@ impl Coordinator {
         entry
     }
 
-    pub async fn edge(&self, name: &str, store: u128) -> Joined {
+    pub async fn edge(&self, name: &str, store: u128) -> JoinedEdge {
         let join = JoinEdge {
             name: name.into(),
             url: format!("http://{name}"),

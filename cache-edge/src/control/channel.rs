@@ -15,13 +15,13 @@ use tonic_types::StatusExt;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The credentials that this edge checks and shows; read again for each connection, so that renewed
-/// files take effect.
+/// The credentials that this edge verifies and presents; read again for each connection, so that
+/// renewed files take effect.
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
     pub ca: Option<PathBuf>,
     pub identity: Option<(PathBuf, PathBuf)>,
-    /// The file of the bearer token.
+    /// The bearer token's file.
     pub token: Option<PathBuf>,
 }
 
@@ -51,7 +51,7 @@ impl Bearer {
         let text = tokio::fs::read_to_string(file)
             .await
             .with_context(|| format!("{} can not be read", file.display()))?;
-        // The conversion's error is dropped: it may repeat the token.
+        // The conversion's error is dropped, because it may contain the token.
         let mut value: MetadataValue<Ascii> =
             format!("Bearer {}", text.trim()).parse().map_err(|_| {
                 anyhow::anyhow!("{} holds characters no header may have", file.display())
@@ -65,7 +65,7 @@ impl Bearer {
 pub struct Coordinators {
     urls: Vec<String>,
     next: usize,
-    /// Named by a standby; tried once before continuing with the list.
+    /// The leader that a standby named; tried once before continuing with the list.
     leader: Option<String>,
 }
 
@@ -93,7 +93,7 @@ impl Coordinators {
         url
     }
 
-    /// The session at this address worked: it is tried first next time.
+    /// The session at this address worked, so it is tried first next time.
     pub fn keep(&mut self, url: &str) {
         if let Some(at) = self.urls.iter().position(|known| known == url) {
             self.next = at;

@@ -1,5 +1,5 @@
-//! Questions to the coordinator beside the session's stream: a key's entry, an entry's key, the best
-//! edge for a player. `None` where nobody answers in time.
+//! Questions to the coordinator beside the session's stream: a key's entry, an entry's key, the
+//! best edge for a player. `None`: no answer in time.
 
 use chunkcache_proto::{EntryId, v1};
 use service_kit::telemetry;
@@ -16,7 +16,7 @@ use http_rules::{
     steering::{Candidate, SteeredObject},
 };
 
-/// Players' questions at a time; further ones are steered to this edge.
+/// Number of players' questions at a time; further players are steered to this edge.
 static STEERS: Semaphore = Semaphore::const_new(64);
 
 impl Directory for Link {

@@ -1,4 +1,5 @@
-//! The outgoing half of the session, as the rest of the edge sees it: what is said if there is one.
+//! The outgoing half of the session, as the rest of the edge sees it: reports are sent if there is
+//! a session.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -19,21 +20,21 @@ use super::channel::Service;
 use crate::{clock::now_ms, readers::Announce};
 use http_rules::freshness;
 
-/// With more waiting than this, state (demand, status, progress, quota) stays where it is kept, and
-/// the newest is told later.
+/// With more messages waiting than this, state (demand, status, progress, quota) stays where it is
+/// kept, and its newest value is sent later.
 const STATE_MESSAGES: usize = 1_024;
-/// With more waiting than this, entries whose chunks became durable are remembered instead of what
-/// became durable of them.
+/// With more messages waiting than this, only the entries of newly durable chunks are remembered
+/// instead of the chunks.
 const MAX_BACKLOG: usize = 32_768;
-/// Events that nothing else remembers have room beyond it. More of them: the session is ended.
+/// Events that are stored nowhere else may exceed that bound. Beyond this one, the session ends.
 const MAX_EVENTS: usize = 2 * MAX_BACKLOG;
-/// Entries remembered as known to the coordinator; the others are said again.
-const MAX_TOLD: usize = 65_536;
+/// Number of entries remembered as known to the coordinator; the others are announced again.
+const MAX_KNOWN: usize = 65_536;
 /// Entries named in one message.
 const MAX_IDS: usize = 4_096;
 /// How long a cold key waits for the coordinator, which may itself wait for another edge's probe.
 const RESOLVE_HEALTHY: Duration = Duration::from_secs(1);
-/// The same if the coordinator was silent lately.
+/// The same, if the coordinator was silent lately.
 const RESOLVE_DOUBTFUL: Duration = Duration::from_millis(150);
 const DOUBTFUL_AFTER: Duration = Duration::from_secs(2);
 /// Bytes to drop once their rows are gone.
@@ -41,8 +42,8 @@ const DOUBTFUL_AFTER: Duration = Duration::from_secs(2);
 pub enum Removal {
     Chunks(EntryId, Vec<ChunkIndex>),
     Entry(EntryId),
-    /// No bytes: they were withdrawn before. Chunks that are present by the time the rows are gone
-    /// were fetched again, and have rows of their own.
+    /// No bytes: they were withdrawn before. Chunks that are present when the rows are gone were
+    /// fetched again, and have rows of their own.
     Nothing(EntryId),
 }
 
@@ -51,15 +52,15 @@ enum Phase {
     Disconnected,
     /// Hello was sent.
     Greeting,
-    /// Welcome arrived: demand is sent.
+    /// Welcome arrived, so demand is sent.
     Welcomed,
     /// Rows and disk agree.
     Ready,
 }
 
-/// An entry whose durable chunks are to be read from the store and said.
+/// An entry whose durable chunks must be read from the store and reported.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Untold {
+pub struct UnreportedEntry {
     pub entry: EntryId,
     pub sequence: u64,
     /// The coordinator knows the entry.
@@ -67,33 +68,33 @@ pub struct Untold {
     pub origin_bytes: u64,
 }
 
-/// What goes next.
+/// The next item of the outgoing stream.
 #[derive(Debug, PartialEq)]
-pub enum Next {
+pub enum NextItem {
     Message(Box<Message>),
-    Untold(Untold),
-    /// The context is woken when there is something.
+    Unreported(UnreportedEntry),
+    /// Nothing now: the context is woken when there is something.
     Nothing,
-    /// Another session has begun, or none is left.
+    /// Another session has begun, or there is none.
     Ended,
 }
 
 struct State {
     phase: Phase,
-    /// Counts sessions.
+    /// The number of sessions so far.
     session: u64,
     client: Option<Service>,
     epoch: u64,
     sequence: u64,
-    /// In the order of effect.
+    /// Messages in the order of their effect.
     backlog: VecDeque<Message>,
-    /// Of these more became durable than the backlog could hold.
-    untold: HashSet<EntryId>,
-    untold_origin_bytes: u64,
-    /// Of the stream that takes from the backlog.
+    /// Entries with more durable chunks than the backlog could hold.
+    unreported: HashSet<EntryId>,
+    unreported_origin_bytes: u64,
+    /// Wakes the stream that takes from the backlog.
     waker: Option<Waker>,
-    /// Entries the coordinator was told of in this session.
-    told: HashSet<EntryId>,
+    /// Entries that the coordinator knows in this session.
+    known: HashSet<EntryId>,
     removals: BTreeMap<u64, Removal>,
     heard: Instant,
     overflowed: bool,
@@ -106,20 +107,20 @@ impl State {
         self.phase = Phase::Disconnected;
         self.client = None;
         self.backlog = VecDeque::new();
-        self.untold = HashSet::new();
-        self.untold_origin_bytes = 0;
+        self.unreported = HashSet::new();
+        self.unreported_origin_bytes = 0;
         self.removals.clear();
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
     }
 
-    /// True: the coordinator was not told of the entry, as far as is remembered.
-    fn tell_of(&mut self, entry: EntryId) -> bool {
-        if self.told.len() >= MAX_TOLD {
-            self.told.clear();
+    /// Marks the entry as known. True: it was not, as far as is remembered, and must be introduced.
+    fn mark_known(&mut self, entry: EntryId) -> bool {
+        if self.known.len() >= MAX_KNOWN {
+            self.known.clear();
         }
-        self.told.insert(entry)
+        self.known.insert(entry)
     }
 }
 
@@ -128,7 +129,7 @@ pub struct Link {
     pub(super) edge: String,
     state: Mutex<State>,
     broken: Notify,
-    /// There is room for state again.
+    /// Notified when there may be room for state again.
     room: Notify,
     draining: AtomicBool,
 }
@@ -143,10 +144,10 @@ impl Link {
             epoch: 0,
             sequence: 0,
             backlog: VecDeque::new(),
-            untold: HashSet::new(),
-            untold_origin_bytes: 0,
+            unreported: HashSet::new(),
+            unreported_origin_bytes: 0,
             waker: None,
-            told: HashSet::new(),
+            known: HashSet::new(),
             removals: BTreeMap::new(),
             heard: Instant::now(),
             overflowed: false,
@@ -161,14 +162,14 @@ impl Link {
         })
     }
 
-    /// A session begins; its number for [`next`](Self::next).
+    /// Begins a session, and returns its number for [`next`](Self::next).
     pub fn begin(&self, client: Service) -> u64 {
         let mut state = self.state.lock();
         state.forget_session();
         state.phase = Phase::Greeting;
         state.session += 1;
         state.client = Some(client);
-        state.told.clear();
+        state.known.clear();
         state.overflowed = false;
         state.heard = Instant::now();
         state.session
@@ -191,36 +192,37 @@ impl Link {
         state.reason = reason;
     }
 
-    /// Takes what goes next over the connection.
-    pub fn next(&self, session: u64, context: &Context<'_>) -> Next {
+    /// The next item to send over the connection.
+    pub fn next(&self, session: u64, context: &Context<'_>) -> NextItem {
         let mut state = self.state.lock();
         if state.phase == Phase::Disconnected || state.session != session {
-            return Next::Ended;
+            return NextItem::Ended;
         }
         if let Some(message) = state.backlog.pop_front() {
             if state.backlog.len() + 1 == STATE_MESSAGES {
                 self.room.notify_one();
             }
-            return Next::Message(Box::new(message));
+            return NextItem::Message(Box::new(message));
         }
-        // A chunk whose row is about to go is on the disk still: it must not be said again.
+        // A chunk whose row is about to be deleted is still on the disk, and must not be reported
+        // again.
         if state.removals.is_empty()
-            && let Some(entry) = state.untold.iter().next().copied()
+            && let Some(entry) = state.unreported.iter().next().copied()
         {
-            state.untold.remove(&entry);
+            state.unreported.remove(&entry);
             state.sequence += 1;
-            return Next::Untold(Untold {
+            return NextItem::Unreported(UnreportedEntry {
                 entry,
                 sequence: state.sequence,
-                is_known: !state.tell_of(entry),
-                origin_bytes: std::mem::take(&mut state.untold_origin_bytes),
+                is_known: !state.mark_known(entry),
+                origin_bytes: std::mem::take(&mut state.unreported_origin_bytes),
             });
         }
         state.waker = Some(context.waker().clone());
-        Next::Nothing
+        NextItem::Nothing
     }
 
-    /// Is there room for state?
+    /// Whether there is room for state.
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.state.lock().backlog.len() < STATE_MESSAGES
@@ -280,7 +282,7 @@ impl Link {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// Returns when more events wait than are kept, and says so. Cancel safe.
+    /// Returns the reason when more events wait than are kept. Cancel safe.
     pub async fn broken(&self) -> &'static str {
         loop {
             let notified = self.broken.notified();
@@ -315,8 +317,8 @@ impl Link {
     }
 
     /// Records that the coordinator knows the entry in this session.
-    pub fn set_told(&self, entry: EntryId) {
-        self.state.lock().tell_of(entry);
+    pub fn set_known(&self, entry: EntryId) {
+        self.state.lock().mark_known(entry);
     }
 
     /// Reports durable chunks. `observed` is sent first if the coordinator may not know the entry.
@@ -332,11 +334,11 @@ impl Link {
             return;
         }
         if state.backlog.len() >= MAX_BACKLOG {
-            state.untold.insert(entry);
-            state.untold_origin_bytes += origin_bytes;
+            state.unreported.insert(entry);
+            state.unreported_origin_bytes += origin_bytes;
             return;
         }
-        if state.tell_of(entry) {
+        if state.mark_known(entry) {
             self.put(&mut state, Message::EntryObserved(observed()));
         }
         state.sequence += 1;
@@ -353,9 +355,9 @@ impl Link {
         );
     }
 
-    /// Asks for rows to be deleted; [`committed`](Self::committed) returns the removal when they
-    /// are. `false`: not now: no session, or rows and disk do not agree yet. Bytes that are lost
-    /// already are told at once, behind an inventory that may have had them still.
+    /// Requests the deletion of rows; [`committed`](Self::committed) returns the removal once they
+    /// are gone. False: not now, because there is no session, or rows and disk do not agree yet.
+    /// Lost bytes are reported at once, after an inventory that may still have listed them.
     pub fn removed(
         &self,
         removal: Removal,
@@ -365,13 +367,13 @@ impl Link {
         let mut state = self.state.lock();
         let is_late = matches!(removal, Removal::Nothing(_));
         if let Removal::Entry(entry) = &removal {
-            state.untold.remove(entry);
+            state.unreported.remove(entry);
         }
-        // Before rows and disk agree, pages leave out entries that are about to go; they would say
-        // chunks again.
+        // Until rows and disk agree, inventory pages leave out only whole entries that are about to
+        // go, and would report removed chunks again.
         let may_ask = match removal {
             Removal::Nothing(_) | Removal::Entry(_) => true,
-            Removal::Chunks(..) => state.phase == Phase::Ready && state.untold.is_empty(),
+            Removal::Chunks(..) => state.phase == Phase::Ready && state.unreported.is_empty(),
         };
         if state.phase == Phase::Disconnected || !may_ask {
             return false;
@@ -394,14 +396,14 @@ impl Link {
         true
     }
 
-    /// These entries' bytes are gone: so are their rows, once this is committed.
+    /// Reports that these entries' bytes are gone; once this is committed, so are their rows.
     pub fn entries_removed(&self, entries: &[EntryId]) {
         let mut state = self.state.lock();
         if state.phase == Phase::Disconnected {
             return;
         }
         for entry in entries {
-            state.untold.remove(entry);
+            state.unreported.remove(entry);
         }
         for part in entries.chunks(MAX_IDS) {
             state.sequence += 1;
@@ -413,7 +415,7 @@ impl Link {
         }
     }
 
-    /// Confirms an invalidation, behind what was reported before.
+    /// Confirms an invalidation, after all earlier reports.
     pub fn confirm(&self, confirmation: v1::InvalidateAck) {
         let mut state = self.state.lock();
         self.put(&mut state, Message::InvalidateAck(confirmation));
@@ -425,7 +427,7 @@ impl Link {
         let mut state = self.state.lock();
         let under_way = state.removals.split_off(&sequence.saturating_add(1));
         if let Some(waker) = state.waker.take() {
-            // What waited for them.
+            // Wakes tasks that waited for them.
             waker.wake();
         }
         std::mem::replace(&mut state.removals, under_way)
@@ -433,7 +435,7 @@ impl Link {
             .collect()
     }
 
-    /// The whole entry goes once its rows are gone.
+    /// Whether the whole entry will be removed once its rows are gone.
     #[must_use]
     pub fn is_removing(&self, entry: EntryId) -> bool {
         let state = self.state.lock();
@@ -465,7 +467,7 @@ impl Announce for Link {
         if let Ok(id) = entry.id.parse::<EntryId>() {
             let mut state = self.state.lock();
             if state.phase >= Phase::Welcomed {
-                state.tell_of(id);
+                state.mark_known(id);
                 let message = v1::EntryObserved {
                     entry: Some(entry.clone()),
                     freshness: Some(freshness::stamp(freshness.clone(), now_ms())),
@@ -476,7 +478,7 @@ impl Announce for Link {
     }
 
     fn negative(&self, key: &v1::Key, http_status: u16, until_ms: i64) {
-        // It spares another edge a question.
+        // Dropped if there is no room, because it only saves another edge a question.
         if !self.has_room() {
             return;
         }

@@ -20,7 +20,7 @@ fn ready() -> (Arc<Link>, u64) {
     (link, session)
 }
 
-fn next(link: &Link, session: u64) -> Next {
+fn next(link: &Link, session: u64) -> NextItem {
     link.next(session, &Context::from_waker(Waker::noop()))
 }
 
@@ -49,7 +49,7 @@ fn evict(link: &Link) -> bool {
 async fn what_is_lost_while_the_inventory_is_compared_is_told_behind_it() {
     let (link, session) = greeted();
     assert!(lose(&link), "its row may have been found right just before");
-    let Next::Message(told) = next(&link, session) else {
+    let NextItem::Message(told) = next(&link, session) else {
         panic!("the row would stay without bytes");
     };
     assert!(matches!(*told, Message::ChunksRemoved(it) if it.indexes == [3]));
@@ -86,19 +86,19 @@ async fn a_coordinator_that_does_not_read_costs_bounded_memory_and_no_session() 
     assert!(!link.state.lock().overflowed);
     assert!(!link.has_room(), "state waits where it is kept");
     assert!(!evict(&link), "what is said again must not be about to go");
-    while let Next::Message(_) = next(&link, session) {}
+    while let NextItem::Message(_) = next(&link, session) {}
     assert_eq!(
         next(&link, session),
-        Next::Nothing,
+        NextItem::Nothing,
         "a chunk whose row is about to go would be said again"
     );
     assert_eq!(link.committed(1).len(), 1);
-    let Next::Untold(untold) = next(&link, session) else {
+    let NextItem::Unreported(unreported) = next(&link, session) else {
         panic!("what did not fit would have no row");
     };
-    assert_eq!((untold.entry, untold.is_known), (entry(), true));
-    assert!(untold.origin_bytes > 0);
-    assert_eq!(next(&link, session), Next::Nothing);
+    assert_eq!((unreported.entry, unreported.is_known), (entry(), true));
+    assert!(unreported.origin_bytes > 0);
+    assert_eq!(next(&link, session), NextItem::Nothing);
     assert!(evict(&link));
 }
 
@@ -109,8 +109,8 @@ async fn the_stream_of_an_older_session_takes_nothing_of_a_newer_one() {
     let channel = endpoint.connect_lazy();
     let newer = link.begin(channel::service(channel, Bearer::default()));
     assert!(lose(&link));
-    assert_eq!(next(&link, older), Next::Ended);
-    assert!(matches!(next(&link, newer), Next::Message(_)));
+    assert_eq!(next(&link, older), NextItem::Ended);
+    assert!(matches!(next(&link, newer), NextItem::Message(_)));
     link.end("over".into());
-    assert_eq!(next(&link, newer), Next::Ended);
+    assert_eq!(next(&link, newer), NextItem::Ended);
 }

@@ -20,11 +20,12 @@ use http_rules::freshness;
 
 const PRESSURE_INTERVAL: Duration = Duration::from_millis(250);
 const SWEEP_EVERY: u32 = 20;
-/// A key nobody asked for goes within twice this.
+/// A key that no request asks for is forgotten after this time, and before twice this time.
 const KEYS_UNUSED_FOR: Duration = Duration::from_secs(12 * 3_600);
 /// Keys forgotten in one sweep.
 const KEYS: usize = 2_000;
-/// Removals whose rows are being deleted: at four rounds a second, ten thousand small entries.
+/// Removals whose rows may be in deletion at a time: with four rounds a second, ten thousand small
+/// entries.
 const MAX_REMOVALS: usize = 4_096;
 
 /// See the module.
@@ -56,7 +57,8 @@ impl Maintenance {
                 _ = tick.tick() => {
                     ticks = ticks.wrapping_add(1);
                     let sweep = ticks.is_multiple_of(SWEEP_EVERY);
-                    if sweep && Instant::now() >= look_at_keys && self.bindings.forget_unused(KEYS) {
+                    if sweep && Instant::now() >= look_at_keys
+                        && self.bindings.forget_unused(KEYS) {
                         look_at_keys = Instant::now() + KEYS_UNUSED_FOR;
                     }
                     self.relieve(sweep).await;
@@ -89,13 +91,17 @@ impl Maintenance {
         self.downloads.durable(&durable.entry, &durable.chunks);
     }
 
-    /// Reports withdrawn chunks: the row goes, and a reader or the coordinator asks for the chunk
-    /// again.
+    /// Reports withdrawn chunks: their rows are deleted, and a reader or the coordinator requests
+    /// the chunks again.
     fn lost(&self, victims: Victims) {
-        tracing::warn!(entry = %victims.entry, chunks = victims.chunks.len(), "chunks were found corrupt");
+        tracing::warn!(
+            entry = %victims.entry,
+            chunks = victims.chunks.len(),
+            "chunks were found corrupt"
+        );
         self.count(v1::RemovalReason::Corrupt, victims.chunks.len());
         let removal = Removal::Nothing(victims.entry);
-        // Without a session the next inventory does not list them, and their rows go.
+        // Without a session, the next inventory does not list them, so their rows are deleted then.
         self.link
             .removed(removal, victims.chunks, v1::RemovalReason::Corrupt);
     }
@@ -117,7 +123,8 @@ impl Maintenance {
                 .spawn_blocking(move || incoming.sweep(pressed > 0))
                 .await;
         }
-        // Rows first: without a coordinator nothing is evicted, and misses pass through uncached.
+        // Rows are deleted first: without a coordinator nothing is evicted, and misses pass through
+        // uncached.
         let room = MAX_REMOVALS.saturating_sub(self.link.removals_under_way());
         let is_pressed = pressed > 0 || self.store.is_over_quota();
         if !is_pressed || !self.link.is_ready() || room < MAX_REMOVALS / 2 {
@@ -145,7 +152,7 @@ pub fn observed(bindings: &Bindings, file: &EntryFile) -> v1::EntryObserved {
     }
 }
 
-/// The binding that points to this very entry.
+/// The binding that points to exactly this entry.
 #[must_use]
 pub fn binding_of(bindings: &Bindings, entry: &v1::Entry) -> Option<Arc<Bound>> {
     bindings
@@ -153,7 +160,7 @@ pub fn binding_of(bindings: &Bindings, entry: &v1::Entry) -> Option<Arc<Bound>> 
         .filter(|bound| bound.entry.id == entry.id)
 }
 
-/// The chunks of an entry on this disk, for the coordinator to compare with its rows.
+/// The chunks of an entry on this disk, which the coordinator compares with its rows.
 #[must_use]
 pub fn inventory_entry(
     store: &Store,

@@ -1,9 +1,8 @@
 //! The session with the coordinator: inventory, outbox, assignments; and this edge's own planning
-//! while there is none.
+//! without a session.
 //!
-//! Never in the way: nothing here is waited for by a reader of cached bytes, and what waits to be
-//! said is bounded by what is on the disk and by what is being fetched (docs/rfcs/0008). May not
-//! know HTTP.
+//! No reader of cached bytes waits for anything here. Unsent reports are bounded by what is on the
+//! disk and by what is being fetched (docs/rfcs/0008). Must not know HTTP.
 
 pub mod channel;
 mod directory;

@@ -44,8 +44,8 @@ fn apply(store: &Store, catalogue: &Catalogue, sources: Vec<v1::Source>) {
     report_bad(catalogue.replace(sources));
 }
 
-/// Replaces the whole set of sources. True if one was redirected or removed, so that bindings must
-/// be checked.
+/// Replaces the whole set of sources. True if one was removed or got another base URL, so that
+/// bindings must be checked.
 pub fn set_sources(store: &Store, catalogue: &Catalogue, sources: Vec<v1::Source>) -> bool {
     let before = catalogue.base_urls();
     let names: HashSet<Vec<u8>> = sources
@@ -96,7 +96,7 @@ pub fn last_purge(store: &Store) -> u64 {
         .map_or(0, u64::from_le_bytes)
 }
 
-/// Numbers rise; one that is told again changes nothing.
+/// Stores the number of a purge. Numbers rise; a repeated one changes nothing.
 pub fn set_last_purge(store: &Store, number: u64) {
     if number > last_purge(store) {
         store.put_note(LAST_PURGE, Some(&number.to_le_bytes()));

@@ -1,8 +1,8 @@
-//! What this edge says in a session, taken message by message as the connection has room.
+//! The messages that this edge sends in a session, taken one at a time as the connection has room.
 //!
-//! HTTP/2 holds a sender back. Nothing here runs ahead of it: a message is made when it can be
-//! sent, so that pages of the inventory show the disk as it is at that moment, and what becomes
-//! durable later is said later.
+//! HTTP/2 flow control slows the sender down. A message is made only when it can be sent, so a page
+//! of the inventory shows the disk at that moment; chunks that become durable later are reported
+//! later.
 
 use std::{
     collections::VecDeque,
@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use v1::session_request::Message;
 
 use super::{
-    link::{Link, Next},
+    link::{Link, NextItem},
     maintenance::{inventory_entry, observed},
 };
 use crate::resolve::Bindings;
@@ -27,7 +27,7 @@ use chunk_store::Store;
 const PAGE_ENTRIES: usize = 1_024;
 /// Chunks in a message.
 const MAX_CHUNKS: usize = 65_536;
-/// Messages of the backlog that go before the next page, if they are there.
+/// Number of backlog messages that are sent before the next page.
 const BACKLOG_SHARE: usize = 1_024;
 
 /// A part of the inventory, made as it is sent.
@@ -36,11 +36,12 @@ pub type Page = Box<dyn Iterator<Item = Message> + Send>;
 /// See the module.
 pub struct Outgoing {
     link: Arc<Link>,
-    /// The session's number on this side: an older one's stream takes nothing of a newer one's.
+    /// The session's number on this side: the stream of an older session takes nothing from a newer
+    /// one.
     session: u64,
     store: Store,
     bindings: Arc<Bindings>,
-    /// Before anything else.
+    /// Sent before anything else.
     first: VecDeque<Message>,
     page: Option<Page>,
     pages: mpsc::UnboundedReceiver<Page>,
@@ -48,8 +49,8 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// Hello goes first, then the digests, then what is asked for over `pages`: the coordinator
-    /// asks for one at a time.
+    /// Hello is sent first, then the digests, then the pages that arrive through `pages`: the
+    /// coordinator requests one at a time.
     #[must_use]
     pub fn new(
         link: Arc<Link>,
@@ -71,24 +72,24 @@ impl Outgoing {
         }
     }
 
-    /// An entry of which the backlog could not hold all that became durable: all that is durable.
-    fn catch_up(&mut self, untold: &super::link::Untold) {
-        let Some(file) = self.store.entry(&untold.entry) else {
+    /// Reports all durable chunks of an entry that had more than the backlog could hold.
+    fn catch_up(&mut self, unreported: &super::link::UnreportedEntry) {
+        let Some(file) = self.store.entry(&unreported.entry) else {
             return;
         };
-        if !untold.is_known {
+        if !unreported.is_known {
             let observed = observed(&self.bindings, &file);
             self.first.push_back(Message::EntryObserved(observed));
         }
-        let mut origin_bytes = untold.origin_bytes;
+        let mut origin_bytes = unreported.origin_bytes;
         for chunks in file.present_chunks().chunks(MAX_CHUNKS) {
             let chunks = chunks
                 .iter()
                 .map(|&(index, checksum)| v1::Chunk { index, checksum });
             self.first
                 .push_back(Message::ChunksStored(v1::ChunksStored {
-                    sequence: untold.sequence,
-                    entry_id: untold.entry.to_string(),
+                    sequence: unreported.sequence,
+                    entry_id: unreported.entry.to_string(),
                     chunks: chunks.collect(),
                     origin_bytes: std::mem::take(&mut origin_bytes),
                 }));
@@ -113,18 +114,18 @@ impl Stream for Outgoing {
                 this.since_page = 0;
             }
             let next = this.link.next(this.session, context);
-            let is_turn = this.since_page >= BACKLOG_SHARE || !matches!(next, Next::Message(_));
+            let is_turn = this.since_page >= BACKLOG_SHARE || !matches!(next, NextItem::Message(_));
             if is_turn && let Poll::Ready(Some(page)) = this.pages.poll_recv(context) {
                 this.page = Some(page);
             }
             this.since_page += 1;
             match next {
-                // Before a page that has just begun: what is in it is read later.
-                Next::Message(message) => return sent(*message),
-                Next::Untold(untold) => this.catch_up(&untold),
-                Next::Ended => return Poll::Ready(None),
-                Next::Nothing if this.page.is_none() => return Poll::Pending,
-                Next::Nothing => {}
+                // Sent before the page that has just begun, whose entries are read later.
+                NextItem::Message(message) => return sent(*message),
+                NextItem::Unreported(unreported) => this.catch_up(&unreported),
+                NextItem::Ended => return Poll::Ready(None),
+                NextItem::Nothing if this.page.is_none() => return Poll::Pending,
+                NextItem::Nothing => {}
             }
         }
     }
@@ -136,7 +137,7 @@ fn sent(message: Message) -> Poll<Option<v1::SessionRequest>> {
     }))
 }
 
-/// What can be proved, in short.
+/// The digests of all entries whose chunks can be proved.
 fn digests(store: &Store) -> Page {
     let store = store.clone();
     let ids: Vec<_> = store.entries().iter().map(|file| file.id()).collect();
@@ -164,7 +165,7 @@ fn digest(store: &Store, entry: EntryId) -> Option<v1::InventoryDigest> {
     })
 }
 
-/// The entries that were asked for, in full.
+/// The requested entries, in full.
 #[must_use]
 pub fn requested(
     link: &Arc<Link>,

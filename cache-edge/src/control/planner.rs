@@ -1,4 +1,4 @@
-//! The edge's own decisions: for a waiting reader whom the coordinator does not serve in time, and
+//! The edge's own decisions: for a waiting reader that the coordinator does not serve in time, and
 //! for all readers while no coordinator plans.
 
 use std::{
@@ -18,14 +18,14 @@ use crate::{
 };
 use chunk_store::Store;
 
-/// The coordinator's budget to answer a CRITICAL need (RFC 0001, 6): a busy one takes tens of
-/// milliseconds, and what is fetched here meanwhile is asked of the origin twice. Nobody waits this
-/// long for a coordinator whose connection broke.
+/// How long the coordinator may take to answer a CRITICAL need (RFC 0001, 6). A busy one takes tens
+/// of milliseconds, and a fetch that begins here meanwhile asks the origin twice. No reader waits
+/// this long for a coordinator whose connection broke.
 pub const CRITICAL_BUDGET: Duration = Duration::from_millis(250);
-/// The same where the coordinator can not help.
+/// The same, if the coordinator cannot help.
 const OWN_BUDGET: Duration = Duration::from_millis(40);
-/// The same if a fetch on our own may break a limit of the origin, or if a running fetch here
-/// brings the byte, but late.
+/// The same, if a local fetch may exceed a limit of the origin, or if a running fetch here will
+/// bring the byte, but late.
 const PATIENT_BUDGET: Duration = Duration::from_millis(500);
 /// Limit of local fetches at a time: an outage of the coordinator must not flood the origin.
 pub(super) const MAX_LOCAL: usize = 64;
@@ -67,8 +67,8 @@ impl Planner {
         }
     }
 
-    /// Plans once. Returns the time until the next plan is due at the latest. `joined`: local
-    /// fetches that a reader has reached.
+    /// Plans once. Returns the longest time until the next plan. `joined`: local fetches that a
+    /// reader has reached.
     fn plan(&self, joined: &mut HashSet<u64>) -> Duration {
         let planned_elsewhere = self.link.is_planning();
         let mut readers = self.demand.all();
@@ -101,7 +101,7 @@ impl Planner {
     ) -> Duration {
         let geometry = reader.file.geometry();
         let chunk = geometry.chunk_of(view.position);
-        // The reader may not have seen bytes that arrived a moment ago.
+        // The reader may not have noticed bytes that arrived a moment ago.
         if self.incoming.of(&reader.file).has(view.position)
             || self
                 .downloads
@@ -109,7 +109,7 @@ impl Planner {
         {
             return TICK;
         }
-        // One body brings all of it, from the first byte on.
+        // One response body brings all of it, from the first byte on.
         let coverage = || {
             self.downloads
                 .coverage(reader.file.id(), chunk, view.position)
@@ -128,7 +128,13 @@ impl Planner {
         if planned_elsewhere && waited < budget {
             return budget - waited;
         }
-        tracing::debug!(entry = %reader.file.id(), chunk, ?waited, planned_elsewhere, "nobody brings what a reader waits for; fetching it here");
+        tracing::debug!(
+            entry = %reader.file.id(),
+            chunk,
+            ?waited,
+            planned_elsewhere,
+            "nobody brings what a reader waits for; fetching it here"
+        );
         let want = Want {
             first_chunk: chunk,
             chunk_count: 1,
@@ -233,8 +239,8 @@ impl Planner {
         }
     }
 
-    /// Cancels lookahead and the rest of probes that no reader is near any more, after a seek or a
-    /// close.
+    /// Cancels lookahead and the rest of probes that are no longer near any reader, after a seek or
+    /// a close.
     fn cancel_unwanted(
         &self,
         readers: &[Arc<ReaderState>],
@@ -271,14 +277,14 @@ impl Planner {
                 joined.insert(order.id);
                 continue;
             }
-            // A probe's reader comes a moment after its fetch; one that was there and left does not
-            // come back.
+            // A probe's reader appears a moment after its fetch begins. One that was there and left
+            // does not return.
             let is_left = joined.contains(&order.id);
             if is_left || self.downloads.age(order.id) > Duration::from_secs(1) {
                 let under_way = self.downloads.chunk_under_way(order.id);
                 let here = of_entry()
                     .any(|reader| Some(geometry.chunk_of(reader.position())) == under_way);
-                // One chunk is always finished: its bytes were paid for.
+                // One chunk is always finished, because its bytes have been paid for.
                 self.downloads
                     .cancel(order.id, here || order.chunk_count == 1);
             }
@@ -291,16 +297,16 @@ pub(super) fn store_refuses(store: &Store, downloads: &Downloads) -> bool {
     store.degraded().is_some() || downloads.refused_within(REFUSED_PAUSE)
 }
 
-/// The inputs for how long a wait is left to the coordinator.
+/// The inputs that decide how long a wait is left to the coordinator.
 #[derive(Clone, Copy, Debug, Default)]
 struct Wait {
-    /// The time that the coordinator asked for.
+    /// The time that the coordinator requested.
     held: Duration,
-    /// The origin has limits in the whole cluster.
+    /// The origin has limits that apply to the whole cluster.
     is_limited: bool,
-    /// A fetch here reaches the byte, but late.
+    /// A fetch here will reach the byte, but late.
     is_covered: bool,
-    /// Nothing can be stored: readers bypass the store, which is not the coordinator's concern.
+    /// Nothing can be stored: readers bypass the store, and the coordinator is not involved.
     store_refuses: bool,
 }
 

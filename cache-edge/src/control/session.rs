@@ -1,4 +1,4 @@
-//! One session after another with whichever coordinator leads.
+//! Runs one session after another with whichever coordinator leads.
 
 use std::{
     collections::HashSet,
@@ -47,14 +47,15 @@ const MAX_CLOCK_SKEW_MS: i64 = 1_000;
 /// Limit of viewers in one status.
 const MAX_VIEWERS: usize = 1_000;
 
-/// Totals in a status that the store does not know.
+/// Totals of a status that the store does not know.
 pub trait Totals: Send + Sync + 'static {
-    /// Bytes sent, and of these from the cache; bytes from the origin, from peers; stalls.
+    /// Bytes sent, and those of them that came from the cache; bytes from the origin and from
+    /// peers; stalls.
     fn totals(&self) -> [u64; 5];
     fn of_source(&self, source: &str) -> SentToViewers;
     /// Requests whose body has not ended.
     fn requests_active(&self) -> u32;
-    /// How long they have been counting.
+    /// How long they have been counted.
     fn uptime(&self) -> Duration;
 }
 
@@ -224,7 +225,8 @@ impl Session {
                 self.send_demand(true);
             }
             Message::InventoryRequest(request) => {
-                // The coordinator asks for one page at a time. No receiver: the session has ended.
+                // The coordinator requests one page at a time. Without a receiver the session has
+                // ended.
                 let _ = pages.send(outgoing::requested(
                     &self.link,
                     &self.store,
@@ -301,7 +303,7 @@ impl Session {
         }
     }
 
-    /// Logs a clock difference. Nothing here depends on it; other software on this machine may.
+    /// Logs a clock difference. Nothing here depends on it, but other software on this machine may.
     fn note_clock(&self, coordinator_ms: i64) {
         if coordinator_ms == 0 {
             return;
@@ -349,7 +351,7 @@ impl Session {
             Ok(file) => file,
             Err(error) => return refuse(&error.to_string()),
         };
-        self.link.set_told(file.id());
+        self.link.set_known(file.id());
         tracing::debug!(
             fetch = assign.assignment_id,
             chunk = assign.first_chunk,
@@ -381,7 +383,7 @@ impl Session {
         }
     }
 
-    /// Runs beside the session: an origin may take its time.
+    /// Runs beside the session, because an origin may take its time.
     fn probe(&self, probe: v1::ProbeRequest) {
         let (objects, link) = (self.objects.clone(), self.link.clone());
         let key = probe.key.unwrap_or_default();
@@ -474,8 +476,8 @@ impl Session {
         self.link.confirm(confirmation);
     }
 
-    /// Withdrawn at once. The coordinator deletes the rows, and behind them those that were on
-    /// their way; until then it hides the keys.
+    /// Withdraws the selected bytes at once. The coordinator deletes their rows, including those
+    /// that are still on their way; until then it hides the keys.
     fn purge(&self, purge: v1::Purge) {
         let selector = purge.selector.unwrap_or_default();
         let named: HashSet<EntryId> = identity::unpack(&purge.entry_ids).collect();
@@ -506,8 +508,8 @@ impl Session {
         self.link.confirm(confirmation);
     }
 
-    /// Drops bytes whose rows are gone. Withdrawn now: the next session's inventory does not list
-    /// them, however long their bytes take to be freed.
+    /// Drops bytes whose rows are gone. They are withdrawn now, so the next session's inventory
+    /// does not list them, however long it takes to free them.
     fn drop_bytes(&self, removal: &Removal) {
         match removal {
             Removal::Chunks(entry, chunks) => self.store.drop_chunks(entry, chunks),

@@ -13,10 +13,10 @@ use chunk_store::SourceUse;
 
 /// Sources in one status.
 const MAX_SOURCES: usize = 1_000;
-/// Origins in one status. With names and errors of usual length some 50 KiB, each second.
+/// Origins in one status. With names and errors of usual length about 50 KiB, each second.
 const MAX_ORIGINS: usize = 512;
 
-/// One status of each source, by name.
+/// One status per source, by name.
 pub fn of_all(
     uses: Vec<SourceUse>,
     catalogue: &Catalogue,
@@ -67,7 +67,7 @@ fn origins(source: &Source, now: Instant, at_most: usize) -> Vec<v1::OriginHealt
     origins.collect()
 }
 
-/// Whole microseconds; an hour at most.
+/// Whole microseconds; at most an hour.
 fn us(duration: Duration) -> u32 {
     u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
 }

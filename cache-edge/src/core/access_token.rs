@@ -1,8 +1,8 @@
 //! Access by JSON Web Tokens (RFC 7519) instead of signatures of our own: HS256, RS256 and ES256,
 //! with the keys of a JWK Set (RFC 7517). Common Access Tokens ([`cat`]) with the same keys.
 //!
-//! Claims: `exp`, `path` (a pattern such as `/films/a/*`), perhaps `nbf` and `client` (an address or
-//! a network).
+//! Claims: `exp`, `path` (a pattern such as `/films/a/*`), and optionally `nbf` and `client` (an
+//! address or a network).
 
 use std::{fmt, sync::Arc};
 
@@ -18,13 +18,13 @@ use super::{
     signed_url::{Grant, SignatureError},
 };
 
-/// A token of a kilobyte is long; a head of 64 KiB is the most a request has.
+/// A token of one kilobyte is long; a request's head is at most 64 KiB.
 const MAX_TOKEN_BYTES: usize = 8 << 10;
 const MAX_KEYS: usize = 256;
-/// RFC 7518, 3.2, asks for 32; keys files of ours for 16.
+/// RFC 7518, 3.2, requires 32; our own key files require 16.
 const LEAST_SECRET_BYTES: usize = 16;
 
-/// The claims of a token that count here.
+/// The claims of a token that are used here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
     pub exp: u64,
@@ -34,7 +34,7 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// The path itself, where the grant has no pattern.
+    /// The grant's pattern, or the path itself if it has none.
     #[must_use]
     pub fn of(path: &str, grant: &Grant<'_>) -> Self {
         Self {
@@ -45,7 +45,7 @@ impl Claims {
     }
 }
 
-/// Why a JWK Set is not used. Never shows a key.
+/// Why a JWK Set is refused. Never shows a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JwksError {
     #[error("it is no JWK Set: {0}")]
@@ -80,7 +80,7 @@ impl fmt::Debug for AccessTokens {
 }
 
 impl AccessTokens {
-    /// Keys of other kinds are passed over (RFC 7517, 5).
+    /// Ignores keys of other kinds (RFC 7517, 5).
     pub fn parse(jwks: &str) -> Result<Self, JwksError> {
         jwt_crypto::install();
         let set: JwkSet =
@@ -113,8 +113,8 @@ impl AccessTokens {
         Ok(Self(Arc::new(keys)))
     }
 
-    /// The claims of a token that one of these keys signed, or a shared secret that `secret` knows
-    /// by its id. The key says which algorithm it is for, never the token.
+    /// The claims of a token that was signed with one of these keys, or with a shared secret that
+    /// `secret` finds by its id. The key determines the algorithm, never the token.
     pub fn verify<'a>(
         &self,
         token: &str,
@@ -129,7 +129,7 @@ impl AccessTokens {
         let mut validation = Validation::new(algorithm);
         validation.leeway = 0;
         validation.validate_nbf = true;
-        // By the caller, with its own clock.
+        // The caller checks it, with its own clock.
         validation.validate_exp = false;
         let decoded = jsonwebtoken::decode::<Claims>(token, &key, &validation);
         decoded
@@ -180,7 +180,7 @@ impl AccessTokens {
     }
 }
 
-/// Where, and not what: the text may be a key.
+/// The position of the error, without its text, which may contain a key.
 fn describe(error: &serde_json::Error) -> String {
     format!("line {}, column {}", error.line(), error.column())
 }
@@ -196,7 +196,7 @@ pub fn sign_with_secret(secret: &[u8], id: &str, claims: &Claims) -> Option<Stri
     )
 }
 
-/// ES256 or RS256, as the private key (PKCS #8, DER) is. `None`: it is neither.
+/// ES256 or RS256, depending on the private key (PKCS #8, DER). `None`: it is neither.
 #[must_use]
 pub fn sign_with_private_key(pkcs8: &[u8], id: &str, claims: &Claims) -> Option<String> {
     let elliptic = EncodingKey::from_ec_der(pkcs8);
@@ -265,7 +265,7 @@ mod tests {
         }
     }
 
-    /// A private key, and the set with its public half and a secret.
+    /// A private key, and a set with its public half and a secret.
     fn keys() -> (Vec<u8>, String) {
         let random = SystemRandom::new();
         let algorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;
@@ -274,7 +274,8 @@ mod tests {
         let point = pair.public_key().as_ref();
         let coordinate = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
         let set = serde_json::json!({ "keys": [
-            { "kty": "EC", "crv": "P-256", "kid": "e", "x": coordinate(&point[1..33]), "y": coordinate(&point[33..]) },
+            { "kty": "EC", "crv": "P-256", "kid": "e", "x": coordinate(&point[1..33]),
+                "y": coordinate(&point[33..]) },
             { "kty": "oct", "kid": "s", "k": coordinate(b"0123456789abcdef") },
             { "kty": "OKP", "crv": "Ed25519", "kid": "o", "x": coordinate(&[0; 32]) },
         ]});
@@ -293,7 +294,7 @@ mod tests {
         assert_eq!(tokens.verify(&elliptic, none), Ok(claims()));
         let secret = sign_with_secret(b"0123456789abcdef", "s", &claims()).unwrap();
         assert_eq!(tokens.verify(&secret, none), Ok(claims()));
-        // A public key is no secret, whatever the token's header says.
+        // A public key is not a secret, whatever the token's header says.
         let (_, other) = keys();
         for token in [
             sign_with_secret(b"0123456789abcdef", "e", &claims()).unwrap(),

@@ -11,8 +11,8 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The first wait is about `first`, each later one about twice the previous one, and none
-    /// longer than `longest`.
+    /// The first wait is about `first`. Each later one is about twice the previous one, up to
+    /// `longest`.
     #[must_use]
     pub fn new(first: Duration, longest: Duration) -> Self {
         Self {
@@ -23,7 +23,7 @@ impl Backoff {
     }
 
     /// The next wait. `random` in [0, 1) spreads it over the upper half of its span, so that
-    /// clients that failed together do not come back together.
+    /// clients that failed together do not return together.
     pub fn wait(&mut self, random: f64) -> Duration {
         let doubled = self.first.saturating_mul(1u32 << self.attempts.min(20));
         self.attempts = self.attempts.saturating_add(1);

@@ -2,17 +2,17 @@
 //! block.
 //!
 //! Why: the kernel keeps a file in memory in units no larger than the writes that made them, and a
-//! unit must be aligned to its own size. A file written in pieces of any size is partly kept page
-//! by page, and each hit pays for that with 10 to 20 % more processor time, for as long as it stays
-//! in memory.
+//! unit must be aligned to its own size. A file written in pieces of arbitrary size is partly kept
+//! page by page, and for as long as it stays in memory each hit costs 10 to 20 % more processor
+//! time.
 
 /// Larger units bring no further gain.
 const BLOCK_BYTES: u64 = 256 << 10;
 
-/// Collects bytes in order from one offset on. Holds less than a block.
+/// Collects bytes in order, starting at one offset. Holds less than a block.
 #[derive(Debug)]
 pub struct BlockAligner {
-    /// Offset of the first byte that was not passed on to be written.
+    /// Offset of the first byte that was not passed on yet.
     start: u64,
     held: Vec<u8>,
 }
@@ -32,8 +32,8 @@ impl BlockAligner {
         !self.held.is_empty()
     }
 
-    /// Adds the next bytes, and passes full blocks to `write`, with their offset. Unusable after an
-    /// error.
+    /// Adds the next bytes, and passes full blocks to `write`, with their offsets. Unusable after
+    /// an error.
     pub fn push<E>(
         &mut self,
         mut bytes: &[u8],
@@ -60,7 +60,7 @@ impl BlockAligner {
         Ok(())
     }
 
-    /// Passes what it holds to `write`, although the block is not full.
+    /// Passes the held bytes to `write`, although their block is not full.
     pub fn flush<E>(&mut self, write: impl FnOnce(u64, &[u8]) -> Result<(), E>) -> Result<(), E> {
         if self.holds() {
             write(self.start, &self.held)?;
@@ -81,12 +81,13 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Nothing is lost, duplicated or reordered, whatever the pieces are; except for flushes,
+        /// No byte is lost, duplicated or reordered, whatever the pieces are; except for flushes,
         /// writes end at block boundaries.
         #[test]
         fn writes_are_the_body_cut_at_blocks(
             start in prop_oneof![Just(0), Just(2 << 20), 0..u64::from(u32::MAX)],
-            pieces in prop::collection::vec((prop_oneof![0..300usize, 0..200_000usize, Just(65_536), Just(131_072)], prop::bool::weighted(0.2)), 0..12),
+            pieces in prop::collection::vec((prop_oneof![0..300usize, 0..200_000usize,
+                Just(65_536), Just(131_072)], prop::bool::weighted(0.2)), 0..12),
         ) {
             let total: usize = pieces.iter().map(|(length, _)| length).sum();
             let body: Vec<u8> = (0..total).map(|at| (at % 251) as u8).collect();
@@ -98,7 +99,8 @@ mod tests {
                 taken += length;
                 block_aligner.push(piece, |offset, bytes| {
                     assert_eq!(offset, start + written.len() as u64);
-                    assert_eq!((offset + bytes.len() as u64) % BLOCK_BYTES, 0, "a write ends amid a block");
+                    assert_eq!((offset + bytes.len() as u64) % BLOCK_BYTES, 0, "a write ends amid \
+                     a block");
                     written.extend_from_slice(bytes);
                     Ok::<_, Infallible>(())
                 }).unwrap();

@@ -1,7 +1,7 @@
-//! A byte rate limiter with levels: bounds the reads from one source, and decides who may read
-//! next.
+//! A byte rate limiter with levels: limits the reads from one source, and decides which reader may
+//! read next.
 //!
-//! The rate is passed with each call, since it changes while bytes flow. Bytes are counted after
+//! The rate is passed with each call, because it changes while bytes flow. Bytes are counted after
 //! they were read, so the limiter goes into debt by one read and then waits. While a more urgent
 //! level reads, a lower one is limited to a minimal share of the rate.
 
@@ -9,19 +9,19 @@ use std::time::{Duration, Instant};
 
 use chunkcache_proto::Level;
 
-/// Of origins: a first question does not wait.
+/// The default burst, for origins: it lets a first request pass without waiting.
 const BURST: Duration = Duration::from_millis(250);
-/// A level that read, or wanted to, within this time holds lower ones back.
+/// A level that read, or wanted to read, within this time holds lower ones back.
 const ACTIVE_FOR: Duration = Duration::from_millis(250);
-/// Lower levels keep one part in this many of the rate.
+/// While held back, a level gets one part in this many of the rate.
 const MINIMAL_SHARE: u64 = 16;
 
-/// Of one source. 0 bytes per second: no limit.
+/// Limits the reads from one source. 0 bytes per second: no limit.
 #[derive(Clone, Debug)]
 pub struct ByteRateLimiter {
-    /// This much of the rate may be taken at once after a rest.
+    /// This much of the rate may be taken at once after a pause.
     burst: Duration,
-    /// What was read is paid for by then.
+    /// The time at which past reads are paid for.
     paid_at: Option<Instant>,
     levels: [LevelState; 4],
 }
@@ -29,7 +29,7 @@ pub struct ByteRateLimiter {
 #[derive(Clone, Copy, Debug, Default)]
 struct LevelState {
     active_at: Option<Instant>,
-    /// When the debt of past reads in a minimal share is paid.
+    /// The time at which past reads of a minimal share are paid for.
     paid_at: Option<Instant>,
 }
 
@@ -49,15 +49,15 @@ impl ByteRateLimiter {
         }
     }
 
-    /// How long a reader of this level waits before it reads on; none: it may read now.
+    /// How long a reader of this level must wait before its next read; `None`: it may read now.
     #[must_use]
     pub fn wait(&mut self, level: Level, rate: u64, now: Instant) -> Option<Duration> {
         self.levels[level as usize].active_at = Some(now);
         if rate == 0 {
             return None;
         }
-        // A minimal share has its own debt: that of more urgent levels never ends, and would starve
-        // it.
+        // A minimal share has its own debt: the debt of more urgent levels may never end, and would
+        // starve it.
         let paid_at = if self.is_contended(level, now) {
             self.levels[level as usize].paid_at
         } else {

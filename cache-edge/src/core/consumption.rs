@@ -1,13 +1,14 @@
-//! What a reader has really consumed, and how much may be fetched ahead of it for that; and what its
-//! player reports.
+//! Measures how much a reader has really consumed, and so how much may be fetched ahead of it; and
+//! keeps what its player reports.
 //!
-//! The first bytes a reader takes fill buffers: its player's, and the sockets' between. They say
-//! nothing of how far it will read. So its lookahead starts at two chunks, and grows by what is
-//! consumed beyond them, to a minute of playback at the rate at which it consumes.
+//! The first bytes that a reader takes fill buffers, of its player and of the sockets in between,
+//! and say nothing about how far it will read. So its lookahead starts at two chunks, and grows
+//! with the bytes that it consumes beyond those buffers, up to a minute of playback at its rate.
 //!
-//! A player may report its rate, its throughput and its buffer (CMCD). None is trusted: a rate counts
-//! up to what silence would give or twice what is consumed, a throughput only where it is less and
-//! no more was seen, and an empty buffer is what silence counts as.
+//! A player may report its rate, its throughput and its buffer (CMCD). None is trusted: a reported
+//! rate counts up to the assumed one or twice the observed one, a throughput counts only if it is
+//! less and no more was observed, and an empty buffer gains nothing, because an unreported one
+//! counts as empty.
 
 use std::time::Duration;
 
@@ -15,23 +16,23 @@ use http_rules::cmcd::Cmcd;
 
 use super::{lookahead::DEFAULT_LOOKAHEAD_CHUNKS, viewers::Viewer};
 
-/// Ahead of a reader that has earned nothing yet.
+/// Lookahead of a reader that has earned nothing yet.
 pub const START_CHUNKS: u32 = 2;
-/// What may lie in buffers between the edge and a viewer's eyes.
+/// Bytes that may lie in buffers between the edge and a viewer's screen.
 const BUFFERED: u64 = 8 << 20;
 /// A rate is measured over at least this long.
 const RATE_WINDOW: Duration = Duration::from_secs(1);
-/// What the coordinator assumes of a reader whose rate it does not know: 20 Mbit/s.
+/// The rate that the coordinator assumes for a reader of unknown rate: 20 Mbit/s.
 const ASSUMED_RATE: u64 = 2_500_000;
 
-/// What a player reported with its request.
+/// A player's report of itself in its request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PlayerReport {
-    /// At which it plays what it requests; none: it did not say.
+    /// The rate at which it plays the requested object, if reported.
     pub bytes_per_second: Option<u64>,
-    /// At which bytes reach it, as it measured; none: it did not say.
+    /// The throughput that it measured, if reported.
     pub throughput: Option<u64>,
-    /// What it has left to play before it needs the first byte; none: it did not say.
+    /// The playing time that it has left before it needs the first byte, if reported.
     pub buffer: Option<Duration>,
     /// Whose it is; none: it did not say.
     pub viewer: Option<Viewer>,
@@ -49,7 +50,7 @@ impl From<&Cmcd> for PlayerReport {
     }
 }
 
-/// Of one reader. Times are on any clock.
+/// The consumption of one reader. Times are on any one clock.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Consumption {
     total: u64,
@@ -60,7 +61,7 @@ pub struct Consumption {
     sent: u64,
     window_start: Duration,
     window_bytes: u64,
-    /// As observed.
+    /// The observed rate.
     rate: u64,
     player: PlayerReport,
     reported_at: Duration,
@@ -77,8 +78,8 @@ impl Consumption {
         }
     }
 
-    /// Of a viewer that goes on with another reader. After a seek that is to be shown first: what
-    /// lies in buffers says nothing, and who seeks again and again stays nowhere.
+    /// The consumption of a viewer that continues with another reader. After a seek, the viewer has
+    /// to read on first: bytes in buffers prove nothing, and one that keeps seeking stays nowhere.
     #[must_use]
     pub fn going_on(self, is_seek: bool, player: PlayerReport, now: Duration) -> Self {
         let (total, before) = match is_seek {
@@ -93,14 +94,14 @@ impl Consumption {
         }
     }
 
-    /// What it has earned is another reader's.
+    /// Takes the earned bytes for another reader.
     pub fn give(&mut self) -> Self {
         let given = *self;
         (self.total, self.before) = (0, 0);
         given
     }
 
-    /// The reader took these bytes.
+    /// Counts bytes that the reader took.
     pub fn add(&mut self, bytes: u64, now: Duration) {
         self.sent = self.sent.saturating_add(bytes);
         self.total = self.total.saturating_add(bytes);
@@ -111,7 +112,7 @@ impl Consumption {
         }
         let rate = u128::from(self.window_bytes) * 1_000_000 / passed.as_micros().max(1);
         let rate = u64::try_from(rate).unwrap_or(u64::MAX).max(1);
-        // The first one is mostly buffers, and soon forgotten.
+        // The first window is mostly buffers; later ones soon outweigh it.
         self.rate = match self.rate {
             0 => rate,
             before => before / 2 + rate / 2,
@@ -119,8 +120,9 @@ impl Consumption {
         (self.window_start, self.window_bytes) = (now, 0);
     }
 
-    /// Bytes a second that it consumes: no more than its player says reach it, unless it was seen to
-    /// take more. 0: not known yet, and not known to be less than the coordinator assumes.
+    /// Bytes per second that the reader consumes: at most its player's throughput, unless it was
+    /// observed to take more. 0: not known yet, and not known to be less than the coordinator
+    /// assumes.
     #[must_use]
     pub fn rate(&self) -> u64 {
         let rate = self.play_rate();
@@ -144,8 +146,9 @@ impl Consumption {
         }
     }
 
-    /// What the player has left to play before it needs the reader's next byte: what it reported,
-    /// and what it has been sent since, less the time that passed. None: it did not say.
+    /// The playing time that the player has left before it needs the reader's next byte: the
+    /// reported one, plus the playing time of the bytes sent since, minus the time passed. `None`:
+    /// it did not report.
     #[must_use]
     pub fn player_buffer(&self, now: Duration) -> Option<Duration> {
         let rate = self.play_rate();
@@ -159,8 +162,8 @@ impl Consumption {
         Some(reported.saturating_add(sent).saturating_sub(passed))
     }
 
-    /// Bytes that may be fetched ahead of the reader: at most what it plays in `longest`, but a
-    /// reader that goes on reading gets at least ten chunks.
+    /// Bytes that may be fetched ahead of the reader: at most as many as it plays in `longest`, but
+    /// at least ten chunks for a reader that keeps reading.
     #[must_use]
     pub fn earned_bytes(&self, chunk_size: u64, longest: Duration) -> u64 {
         let chunks = |count: u32| u64::from(count).saturating_mul(chunk_size);
@@ -186,7 +189,7 @@ mod tests {
     const CHUNK: u64 = 2 << 20;
     const MINUTE: Duration = Duration::from_secs(60);
 
-    /// Of a reader that took a burst, then so much each second.
+    /// A reader that took a burst, and then the same amount each second.
     fn consumed(burst: u64, each_second: u64, seconds: u64) -> Consumption {
         let mut consumption = Consumption::new(PlayerReport::default(), Duration::ZERO);
         consumption.add(burst, Duration::from_millis(20));

@@ -1,11 +1,11 @@
 //! Finds the index of a media file from its first bytes.
 //!
-//! A player that opens an MP4 whose `moov` follows the media data, or a Matroska file whose Cues
-//! are at its end, will ask for that part next. Knowing this early saves one round trip before
+//! A player that opens an MP4 file whose `moov` follows the media data, or a Matroska file whose
+//! Cues are at its end, will request that part next. Knowing this early saves a round trip before
 //! playback.
 //!
-//! The bytes are the origin's and can be anything: each step checks what it reads, the number of
-//! steps is bounded, and anything that is not understood gives no hint.
+//! The bytes come from the origin and can be anything: each step checks what it reads, the number
+//! of steps is bounded, and anything that is not understood gives no hint.
 
 use chunkcache_proto::ByteRange;
 
@@ -16,7 +16,7 @@ const MAX_HINT_BYTES: u64 = 16 << 20;
 /// How many top-level boxes or elements are examined.
 const MAX_STEPS: usize = 64;
 
-/// Ranges a player will want beside what it reads in order; at most one at present.
+/// Ranges that a player will want in addition to what it reads in order; at most one at present.
 #[must_use]
 pub fn index_hints(head: &[u8], size_bytes: u64) -> Vec<ByteRange> {
     let start = mp4_index(head, size_bytes).or_else(|| matroska_index(head, size_bytes));
@@ -41,7 +41,7 @@ fn mp4_index(head: &[u8], size_bytes: u64) -> Option<u64> {
         ));
         let kind = head.get(at + 4..at + 8)?;
         let length = match short {
-            // It extends to the end of the file: nothing follows.
+            // It extends to the end of the file, so nothing follows.
             0 => return None,
             1 => u64::from_be_bytes(head.get(at + 8..at + 16)?.try_into().ok()?),
             length => length,
@@ -120,8 +120,8 @@ fn cues_position(seek_head: &[u8]) -> Option<u64> {
     None
 }
 
-/// Id, where its data are, and where the next element begins (`None` where the size is unknown).
-/// The data range is not checked against `bytes`: a Segment is longer than any head.
+/// An element's id, the range of its data, and the start of the next element (`None` if the size is
+/// unknown). The range is not checked against `bytes`, because a Segment is longer than any head.
 fn element(bytes: &[u8], at: usize) -> Option<(u32, std::ops::Range<usize>, Option<usize>)> {
     let first = *bytes.get(at)?;
     let id_length = first.leading_zeros() as usize + 1;

@@ -83,7 +83,8 @@ proptest! {
     fn damaged_containers_never_panic(at in 0usize..80, value: u8, size: u64, matroska: bool) {
         let mut head = if matroska {
             let mut head = ebml(EBML, &[0; 20]);
-            head.extend(ebml(SEGMENT, &ebml(SEEK_HEAD, &ebml(SEEK, &ebml(SEEK_ID, &CUES.to_be_bytes())))));
+            head.extend(ebml(SEGMENT,
+                &ebml(SEEK_HEAD, &ebml(SEEK, &ebml(SEEK_ID, &CUES.to_be_bytes())))));
             head
         } else {
             [mp4_box(b"ftyp", 16, &[0; 8]), mp4_box(b"mdat", 64, &[0; 56])].concat()

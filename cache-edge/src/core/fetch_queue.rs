@@ -1,18 +1,18 @@
 //! Decides which of this edge's fetches, assigned or local, run now.
 //!
 //! At most `max_running` run, the earliest deadline of the most urgent level first. A CRITICAL one
-//! starts at once: in the one reserved slot beyond, or in place of the least urgent running fetch,
-//! which waits again and later resumes from what it wrote. A CRITICAL one waits only if every
-//! running fetch is CRITICAL too.
+//! starts at once: in the one additional, reserved slot, or in place of the least urgent running
+//! fetch, which waits again and later resumes after the bytes it wrote. A CRITICAL one waits only
+//! if every running fetch is CRITICAL too.
 //!
-//! While a CRITICAL fetch of an origin runs, MEDIUM and LOW ones of that origin do not: they share
-//! the path to the origin, and their bytes would delay the one a reader waits for. They are stopped
-//! here, at once, before the coordinator knows. No level starves: after [`MAX_YIELD_MS`] one of
-//! them runs to its end.
+//! While a CRITICAL fetch from an origin runs, MEDIUM and LOW ones from that origin do not: they
+//! share the path to the origin, and their bytes would delay the one that a reader waits for. They
+//! are stopped here at once, before the coordinator knows. No level starves: after [`MAX_YIELD_MS`]
+//! one of them runs to its end.
 //!
-//! No source takes all slots with its CRITICAL fetches: see [`FetchQueue::settle`].
+//! No source can take all slots with its CRITICAL fetches: see [`FetchQueue::settle`].
 //!
-//! A state machine without clock or tasks: each change returns what to start and what to stop.
+//! A state machine without clock or tasks: each change returns the tasks to start and to stop.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -26,8 +26,8 @@ pub type TaskId = u64;
 
 /// Maximum number of tasks; beyond it new ones below CRITICAL are refused.
 pub const MAX_TASKS: usize = 4096;
-/// How long MEDIUM and LOW of an origin give way to its CRITICAL fetches before one of them may run
-/// beside these.
+/// How long MEDIUM and LOW fetches from an origin yield to its CRITICAL ones before one of them may
+/// run in parallel with these.
 pub const MAX_YIELD_MS: u64 = 3_000;
 
 /// A run of adjacent chunks to fetch.
@@ -35,7 +35,7 @@ pub const MAX_YIELD_MS: u64 = 3_000;
 pub struct Task {
     pub id: TaskId,
     pub entry: EntryId,
-    /// The source to fetch from; none: a peer.
+    /// The source to fetch from; `None`: a peer.
     pub origin: Option<Arc<str>>,
     pub first_chunk: ChunkIndex,
     pub chunk_count: u32,
@@ -64,7 +64,7 @@ type Rank = (Level, u64, TaskId);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     Start(TaskId),
-    /// Stop at once, keeping what is written; answer with [`FetchQueue::preempted`].
+    /// Stop at once, keeping the written bytes; answer with [`FetchQueue::preempted`].
     Preempt(TaskId),
     /// Stop at the end of the chunk; answer with [`FetchQueue::ended`].
     Cancel(TaskId),
@@ -76,9 +76,9 @@ pub enum Effect {
 enum State {
     Waiting,
     Running,
-    /// Told to stop; its slot is free already, and it waits again once it has stopped.
+    /// Told to stop. Its slot is free already, and it waits again once it has stopped.
     Preempting,
-    /// Told to stop for good; its slot is free already, and it is over once it has stopped.
+    /// Told to stop for good. Its slot is free already, and it is over once it has stopped.
     Leaving,
 }
 
@@ -91,11 +91,11 @@ pub enum TaskStanding {
     Stopping,
 }
 
-/// Lower levels of one origin that give way.
+/// The lower levels of one origin, which yield to its CRITICAL fetches.
 #[derive(Debug)]
 struct Yielding {
     since_ms: u64,
-    /// The task that is exempt, and runs to its end.
+    /// The task that is exempt and runs to its end.
     spared: Option<TaskId>,
 }
 
@@ -106,8 +106,8 @@ pub struct FetchQueue {
     tasks: HashMap<TaskId, (Task, State)>,
     waiting: BTreeSet<Rank>,
     running: BTreeSet<Rank>,
-    /// Kept until one of its lower tasks has ended: a gap between two CRITICAL fetches does not
-    /// reset it.
+    /// Kept until one of its lower tasks has ended, so that a gap between two CRITICAL fetches does
+    /// not reset it.
     yielding: HashMap<Arc<str>, Yielding>,
 }
 
@@ -141,7 +141,7 @@ impl FetchQueue {
         self.tasks.insert(task.id, (task, State::Running));
     }
 
-    /// Changes level and deadline. Unknown ids are ignored: the task may have ended meanwhile.
+    /// Changes level and deadline. Ignores unknown ids, because the task may have ended meanwhile.
     pub fn reprioritise(&mut self, id: TaskId, level: Level, deadline_ms: u64) {
         let Some((task, state)) = self.tasks.get_mut(&id) else {
             return;
@@ -190,7 +190,7 @@ impl FetchQueue {
         }
     }
 
-    /// Requeues a task that stopped after [`Effect::Preempt`]. `false`: it was cancelled meanwhile,
+    /// Requeues a task that stopped after [`Effect::Preempt`]. False: it was cancelled meanwhile,
     /// and is over.
     #[must_use]
     pub fn preempted(&mut self, id: TaskId) -> bool {
@@ -211,14 +211,14 @@ impl FetchQueue {
         true
     }
 
-    /// Returns what to start and stop now. Must be called after each change, and from time to time.
-    /// A waiting task that is no longer wanted is dropped before anything gives way to it.
+    /// Returns what to start and stop now. Call it after each change, and from time to time. A
+    /// waiting task that is no longer wanted is dropped before another task yields to it.
     #[must_use]
     pub fn settle(&mut self, now_ms: u64, is_wanted: impl Fn(&Task) -> bool) -> Vec<Effect> {
         let mut effects = Vec::new();
         self.drop_unwanted(is_wanted, &mut effects);
         let urgent = self.urgent_origins();
-        self.give_way(&urgent, now_ms, &mut effects);
+        self.yield_to_urgent(&urgent, now_ms, &mut effects);
         while let Some(mut best) = self.next_to_start(&urgent, now_ms) {
             let critical = best.0 == Level::Critical;
             let slots = self.max_running + usize::from(critical);
@@ -248,7 +248,8 @@ impl FetchQueue {
         effects
     }
 
-    /// Drops unwanted waiting tasks. Jobs and fills, which are below HIGH, have no reader to leave.
+    /// Drops unwanted waiting tasks. Jobs and fills, which are below HIGH, have no reader that
+    /// could leave.
     fn drop_unwanted(&mut self, is_wanted: impl Fn(&Task) -> bool, effects: &mut Vec<Effect>) {
         let readers = self.waiting.iter().take_while(|rank| rank.0 <= Level::High);
         let unwanted = readers.filter(|rank| !self.get(rank.2).is_none_or(&is_wanted));
@@ -260,8 +261,8 @@ impl FetchQueue {
     }
 
     /// If all slots are CRITICAL: a waiting task of a source that has at least two running tasks
-    /// fewer than another, and the least urgent task of that other. So a source that hangs keeps
-    /// its part of the slots and no more.
+    /// fewer than another source, and the least urgent running task of that other source. So a
+    /// source that hangs keeps no more than its share of the slots.
     fn fairer(&self) -> Option<(Rank, Rank)> {
         let mut running: HashMap<Option<&Arc<str>>, (usize, Rank)> = HashMap::new();
         for &rank in &self.running {
@@ -290,7 +291,7 @@ impl FetchQueue {
         self.tasks.get(&id)?.0.origin.as_ref()
     }
 
-    /// Origins that a CRITICAL fetch reads from, or is about to.
+    /// Origins from which a CRITICAL fetch reads, or is about to read.
     fn urgent_origins(&self) -> HashSet<Arc<str>> {
         let critical = |rank: &&Rank| rank.0 == Level::Critical;
         let running = self.running.iter().take_while(critical);
@@ -301,7 +302,12 @@ impl FetchQueue {
             .collect()
     }
 
-    fn give_way(&mut self, urgent: &HashSet<Arc<str>>, now_ms: u64, effects: &mut Vec<Effect>) {
+    fn yield_to_urgent(
+        &mut self,
+        urgent: &HashSet<Arc<str>>,
+        now_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) {
         let lower = |rank: &&Rank| rank.0 >= Level::Medium;
         let yields: Vec<Rank> = self
             .running

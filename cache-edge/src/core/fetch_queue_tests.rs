@@ -243,7 +243,10 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn no_critical_waits_behind_less_and_limits_hold(max in 1usize..4, steps in prop::collection::vec(step(), 1..80)) {
+    fn no_critical_waits_behind_less_and_limits_hold(
+        max in 1usize..4,
+        steps in prop::collection::vec(step(), 1..80),
+    ) {
         let mut queue = FetchQueue::new(max);
         for step in steps {
             match step {
@@ -257,7 +260,8 @@ proptest! {
                 Step::Cancel(id) => {
                     let _ = queue.cancel(id);
                 }
-                Step::Reprioritise(id, level) => queue.reprioritise(id, Level::ALL[level as usize], 0),
+                Step::Reprioritise(id, level) => queue.reprioritise(id, Level::ALL[level as usize],
+                    0),
             }
             let _ = queue.settle(0, free);
             prop_assert!(queue.running.len() <= max + 1);

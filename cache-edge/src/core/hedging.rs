@@ -1,21 +1,21 @@
-//! When an answer is late, and how many second requests a source bears.
+//! Decides when an answer is late, and how many second requests a source may be sent.
 
 use std::time::Duration;
 
-/// Answers remembered of one kind of requests to an origin.
+/// Number of answers remembered for each kind of request to an origin.
 const SAMPLES: usize = 128;
-/// Answers needed before anything is concluded from them.
+/// Number of answers needed before conclusions are drawn from them.
 const ENOUGH: usize = 20;
-/// The least time beyond the 95th percentile: less is noise of a busy machine.
+/// The minimum margin beyond the 95th percentile: less is noise of a busy machine.
 const LEAST_MARGIN: Duration = Duration::from_millis(20);
 
-/// In thousandths of a second request: what each request earns, what a second request costs, and
-/// the most that is saved. At first one is affordable.
+/// In thousandths of a second request: the earnings of each request, the price of a second request,
+/// and the maximum savings. At the start, one is affordable.
 const EARNED: u32 = 30;
 const COST: u32 = 1_000;
 const MOST_SAVED: u32 = 3 * COST;
 
-/// How long an origin's last answers took to begin.
+/// How long an origin's latest answers took to begin.
 #[derive(Clone, Debug)]
 pub struct AnswerTimes {
     micros: [u32; SAMPLES],
@@ -34,14 +34,14 @@ impl Default for AnswerTimes {
 }
 
 impl AnswerTimes {
-    /// Adds an answer; the oldest is forgotten.
+    /// Adds an answer, and forgets the oldest.
     pub fn record(&mut self, took: Duration) {
         self.micros[self.next] = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
         self.next = (self.next + 1) % SAMPLES;
         self.count = (self.count + 1).min(SAMPLES);
     }
 
-    /// After which time an answer is late: the 95th percentile and a quarter. `None`: too few
+    /// The time after which an answer is late: the 95th percentile plus a quarter. `None`: too few
     /// answers are known.
     #[must_use]
     pub fn late_after(&self) -> Option<Duration> {
@@ -70,9 +70,9 @@ impl AnswerTimes {
     }
 }
 
-/// How long an answer is waited for before a second request: until it is late, or `lost_after` where
-/// that is not known. A question never waits longer: each answer that is given up counts as one that
-/// took as long, and would make the next one wait longer still.
+/// How long to wait for an answer before a second request: until it is late, or for `lost_after` if
+/// that is not known. For a question, never longer than `lost_after`: each answer that is given up
+/// counts as one that took as long, and would make the next question wait longer still.
 #[must_use]
 pub fn patience(late_after: Option<Duration>, lost_after: Duration, is_question: bool) -> Duration {
     match late_after {
@@ -97,7 +97,7 @@ impl HedgeBudget {
         self.0 = (self.0 + EARNED).min(MOST_SAVED);
     }
 
-    /// Pays for a second request, if that is affordable.
+    /// Pays for a second request if the budget allows it.
     pub fn take(&mut self) -> bool {
         let rest = self.0.checked_sub(COST);
         self.0 = rest.unwrap_or(self.0);
@@ -127,7 +127,7 @@ mod tests {
         assert_eq!(late_after_ms(&times([100; 20])), Some(125));
         // At least some milliseconds.
         assert_eq!(late_after_ms(&times([2; 20])), Some(22));
-        // One in a hundred that takes seconds changes nothing; one in ten does.
+        // A slow answer in a hundred changes nothing; one in ten does.
         let one_in = |n| times((1..=128).map(|nth| if nth % n == 0 { 2_000 } else { 100 }));
         assert_eq!(late_after_ms(&one_in(100)), Some(125));
         assert_eq!(late_after_ms(&one_in(10)), Some(2_500));

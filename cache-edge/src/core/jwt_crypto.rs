@@ -1,5 +1,5 @@
-//! The signatures of tokens by ring, which TLS uses as well: no second implementation of
-//! cryptography comes in for them.
+//! The signatures of tokens by ring, which TLS uses as well, so that no second
+//! implementation of cryptography is linked.
 
 use jsonwebtoken::{
     Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind, EncodingKey,
@@ -30,9 +30,9 @@ static PROVIDER: CryptoProvider = CryptoProvider {
     key_utils: KeyUtils::new_unimplemented(),
 };
 
-/// Before anything else of the library is called.
+/// Must run before anything else of the library.
 pub fn install() {
-    // An error says that it is installed.
+    // An error means that it is already installed.
     let _ = PROVIDER.install_default();
 }
 

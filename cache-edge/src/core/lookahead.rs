@@ -1,16 +1,16 @@
 //! The edge's own planning for one reader while no coordinator plans for it.
 //!
-//! The same order as the coordinator's scheduler on a small scale: the byte waited for at CRITICAL,
-//! the bytes after it at HIGH. No cluster, no fairness: those are the coordinator's work.
+//! The same order as the coordinator's scheduler on a small scale: the awaited byte at CRITICAL,
+//! the bytes after it at HIGH. No cluster and no fairness: those belong to the coordinator.
 
 use chunkcache_proto::{ByteRange, ChunkIndex, Geometry, Level};
 
 /// The minimum lookahead that `CACHE_DESIGN.md` requires.
 pub const DEFAULT_LOOKAHEAD_CHUNKS: u32 = 10;
-/// Maximum number of chunks in one origin request: long enough that a round trip does not count,
+/// Maximum number of chunks in one origin request: long enough that a round trip does not matter,
 /// short enough that a seek does not wait long.
 pub const MAX_RUN_CHUNKS: u32 = 8;
-/// Fetched of an object that a viewer is expected to ask for next.
+/// Number of chunks fetched of an object that a viewer is expected to request next.
 pub const NEXT_OBJECT_CHUNKS: u32 = 2;
 
 /// The parts of a reader's state that matter here.
@@ -30,12 +30,12 @@ pub struct Want {
     pub first_chunk: ChunkIndex,
     pub chunk_count: u32,
     pub level: Level,
-    /// The byte to begin at, inside the first chunk.
+    /// The byte at which to begin, inside the first chunk.
     pub start_at: u64,
 }
 
-/// Plans the fetches for a reader. `covered` tells whether a chunk is present, or a fetch of it is
-/// running or waiting.
+/// Plans the fetches for a reader. `covered` returns whether a chunk is present, or a fetch of it
+/// is running or waiting.
 #[must_use]
 pub fn plan(
     geometry: Geometry,
@@ -145,11 +145,13 @@ mod tests {
     proptest! {
         #[test]
         fn never_twice_never_covered_never_past_the_window(
-            position in 0u64..41 * CHUNK, len in 0u64..41 * CHUNK, waiting: bool, mask: u64, ahead in 0u32..20,
+            position in 0u64..41 * CHUNK, len in 0u64..41 * CHUNK, waiting: bool, mask: u64,
+                ahead in 0u32..20,
         ) {
             let covered = |chunk: u32| mask >> (chunk % 64) & 1 == 1;
             let mut seen = std::collections::HashSet::new();
-            for want in plan(geometry(), reader(position, position + len, waiting), ahead, covered) {
+            for want in plan(geometry(), reader(position, position + len, waiting), ahead,
+                covered) {
                 prop_assert!(want.chunk_count >= 1 && want.chunk_count <= MAX_RUN_CHUNKS);
                 for chunk in want.first_chunk..want.first_chunk + want.chunk_count {
                     prop_assert!(seen.insert(chunk));

@@ -1,16 +1,16 @@
 //! Signatures that an origin accepted, each for one object until it expires.
 //!
-//! Bounded: the oldest are forgotten first, and asked about again.
+//! Bounded: the oldest are forgotten first, and the origin is asked about them again.
 
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
 };
 
-/// The most signatures remembered, and the most bytes of them.
+/// The maximum number of signatures remembered, and their maximum size.
 const MAX_NUMBER: usize = 64 << 10;
 const MAX_BYTES: usize = 32 << 20;
-/// The longest signature that is accepted. Those of temporary credentials have two KiB.
+/// The longest signature that is accepted. Those of temporary credentials take about 2 KiB.
 pub const MAX_SIGNATURE_BYTES: usize = 8 << 10;
 /// Size of a permission without its texts.
 const PERMISSION_BYTES: usize = 256;
@@ -21,7 +21,8 @@ pub struct Permissions {
     max_number: usize,
     max_bytes: usize,
     by_object: HashMap<Arc<str>, OfObject>,
-    /// The oldest first. One that was given again has the number of its last time.
+    /// The oldest first. A signature that was given again is listed with the number of its last
+    /// time.
     order: VecDeque<(u64, Arc<str>, Arc<str>)>,
     number: usize,
     bytes: usize,
@@ -32,7 +33,7 @@ pub struct Permissions {
 #[derive(Debug, Default)]
 struct OfObject {
     by_signature: HashMap<Arc<str>, Permission>,
-    /// The signature that is good for the longest time.
+    /// The signature that is valid for the longest time.
     longest: Option<(i64, Arc<str>)>,
 }
 
@@ -62,7 +63,7 @@ impl Permissions {
         }
     }
 
-    /// Remembers that a signature is good for an object until then.
+    /// Remembers that a signature is valid for an object until then.
     pub fn give(&mut self, object: &str, signature: &str, until_ms: i64) {
         self.remove(object, signature);
         self.given += 1;
@@ -90,21 +91,21 @@ impl Permissions {
         }
     }
 
-    /// Until when a signature is good for an object; `None`: that is not known.
+    /// Until when a signature is valid for an object; `None`: not known.
     #[must_use]
     pub fn until(&self, object: &str, signature: &str, now_ms: i64) -> Option<i64> {
         let permission = self.by_object.get(object)?.by_signature.get(signature)?;
         (permission.until_ms > now_ms).then_some(permission.until_ms)
     }
 
-    /// A signature that is good for an object: that which is so for the longest time.
+    /// A signature for an object: the one that is valid for the longest time.
     #[must_use]
     pub fn any(&self, object: &str, now_ms: i64) -> Option<Arc<str>> {
         let (until_ms, signature) = self.by_object.get(object)?.longest.as_ref()?;
         (*until_ms > now_ms).then(|| signature.clone())
     }
 
-    /// Forgets a signature that is accepted no more.
+    /// Forgets a signature that is no longer accepted.
     pub fn take_back(&mut self, object: &str, signature: &str) {
         self.remove(object, signature);
     }
@@ -115,7 +116,7 @@ impl Permissions {
         (self.number, self.bytes)
     }
 
-    /// How many were forgotten before they expired or were given again, so that others had space.
+    /// How many were forgotten to make space, before they expired or were given again.
     #[must_use]
     pub fn forgotten(&self) -> u64 {
         self.forgotten
@@ -176,7 +177,7 @@ mod tests {
         assert_eq!(permissions.any("a", 200), None);
         permissions.give("a", "s1", 300);
         assert_eq!(permissions.any("a", 200).as_deref(), Some("s1"));
-        // One given again with a shorter time.
+        // One that is given again with a shorter time.
         permissions.give("a", "s1", 150);
         assert_eq!(permissions.any("a", 160).as_deref(), Some("s2"));
     }

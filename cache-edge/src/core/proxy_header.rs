@@ -1,18 +1,18 @@
-//! The PROXY protocol (versions 1 and 2): how many bytes of a connection are its header, and whom
-//! it names.
+//! The PROXY protocol (versions 1 and 2): how many bytes of a connection form its header, and which
+//! client it names.
 
 use std::net::IpAddr;
 
 use proxy_header::{ParseConfig, ProxyHeader};
 
 const V1_GREETING: &[u8] = b"PROXY ";
-/// With its line end; longer lines are refused by the specification.
+/// Including its line end; longer lines are refused by the specification.
 const MAX_V1_BYTES: usize = 107;
 const V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 /// Signature, version, family and length.
 const V2_FIXED_BYTES: usize = 16;
-/// Addresses take 216 bytes at most; the rest are TLVs, of which certificates' names are the
-/// longest.
+/// Addresses take at most 216 bytes; the rest are TLVs, the longest of which are names of
+/// certificates.
 const MAX_V2_BYTES: usize = 4096;
 
 /// The connection does not begin with a PROXY header.
@@ -20,12 +20,12 @@ const MAX_V2_BYTES: usize = 4096;
 #[error("no PROXY protocol header")]
 pub struct NoHeader;
 
-/// How many more bytes certainly belong to the header of which `read` was read; 0: it is whole.
-/// Never asks for a byte behind the header, which may be the client's TLS handshake.
+/// How many more bytes certainly belong to the header of which `read` was read; 0: it is complete.
+/// Never counts a byte after the header, which may belong to the client's TLS handshake.
 pub fn missing_bytes(read: &[u8]) -> Result<usize, NoHeader> {
     let begins = |prefix: &[u8]| read.iter().zip(prefix).all(|(a, b)| a == b);
     if begins(V1_GREETING) {
-        // Nothing that is shorter than the greeting has a line end.
+        // Nothing shorter than the greeting has a line end.
         return match read.ends_with(b"\r\n") {
             true => Ok(0),
             false if read.len() < V1_GREETING.len() => Ok(V1_GREETING.len() - read.len()),
@@ -46,8 +46,8 @@ pub fn missing_bytes(read: &[u8]) -> Result<usize, NoHeader> {
     Ok(total.saturating_sub(read.len()))
 }
 
-/// The client of a whole header; `None`: the proxy speaks for itself (a health check), or does not
-/// know.
+/// The client that a complete header names; `None`: the proxy speaks for itself (a health check),
+/// or does not know.
 pub fn client(header: &[u8]) -> Result<Option<IpAddr>, NoHeader> {
     let config = ParseConfig {
         include_tlvs: false,
@@ -68,7 +68,7 @@ mod tests {
 
     use super::*;
 
-    /// As a connection is read: what is missing is asked for until nothing is.
+    /// Reads a header as from a connection: asks for missing bytes until there are none.
     fn read_from(stream: &[u8]) -> Result<(Option<IpAddr>, &[u8]), NoHeader> {
         let mut end = 0;
         loop {

@@ -1,13 +1,14 @@
-//! Signed URLs: whoever has one may read one object, or all below a path, until it expires.
+//! Signed URLs: whoever has one may read one object, or all objects below a path, until it expires.
 //!
-//! The parameters `cc-expires=<unix seconds>&cc-key=<key id>[&cc-path=<pattern>][&cc-client=<address
-//! or prefix>]&cc-signature=<base64url>` are in the query, or, as one opaque word, in the path's
-//! first segment or in a cookie ([`http_rules::credential`]). The signature is HMAC-SHA256
-//! over these fields and, without a pattern, the normalised path and the query before them. What
-//! follows them in the query is the player's own. They are taken off before the key of the cache is
-//! made: the same object signed twice is one object.
+//! The parameters `cc-expires=<unix seconds>&cc-key=<key
+//! id>[&cc-path=<pattern>][&cc-client=<address or prefix>]&cc-signature=<base64url>` are in the
+//! query, or, as one opaque word, in the path's first segment or in a cookie
+//! ([`http_rules::credential`]). The signature is HMAC-SHA256 over these fields and, without a
+//! pattern, the normalised path and the query before them. Parameters that follow them in the query
+//! are the player's own. They are removed before the cache key is made, so that an object that was
+//! signed twice has one key.
 //!
-//! Values are compared as they decode: players write queries anew.
+//! Values are compared in decoded form, because players re-encode queries.
 
 use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 
@@ -23,15 +24,15 @@ use super::{
     cat,
 };
 
-/// Verifies and makes signatures. Several keys, so that one can be replaced while URLs made with
-/// the other live.
+/// Verifies and makes signatures. It has several keys, so that one can be replaced while URLs
+/// signed with another are still in use.
 #[derive(Clone, Default)]
 pub struct Signer {
     keys: BTreeMap<String, Vec<u8>>,
     tokens: AccessTokens,
 }
 
-/// Why a request may not be answered. All are 403.
+/// Why a request may not be answered. Always 403.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SignatureError {
     #[error("the URL is not signed")]
@@ -53,7 +54,7 @@ pub struct Grant<'a> {
     pub expires_unix_seconds: u64,
     /// `/films/a/*`: all these paths with any query, instead of one object.
     pub pattern: Option<&'a str>,
-    /// `192.0.2.1`, `192.0.2.0/24`, `2001:db8::/32`; none: anyone.
+    /// `192.0.2.1`, `192.0.2.0/24`, `2001:db8::/32`; `None`: any client.
     pub client: Option<&'a str>,
 }
 
@@ -63,9 +64,9 @@ const KEY: &str = "cc-key";
 const PATH: &str = "cc-path";
 const CLIENT: &str = "cc-client";
 const SIGNATURE: &str = "cc-signature";
-/// A JSON Web Token, or a Common Access Token, instead of all others.
+/// A JSON Web Token or a Common Access Token, instead of all other parameters.
 pub const TOKEN: &str = "cc-token";
-/// What players tell of themselves; they write it into any query.
+/// Players' reports about themselves, which they add to any query.
 const CMCD: &str = "CMCD";
 const MAX_PARAMETERS: usize = 256;
 
@@ -77,7 +78,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 
 impl Signer {
-    /// Keys by their id. Without keys nothing verifies.
+    /// Keys by their id. Without keys no signature is valid.
     #[must_use]
     pub fn new(keys: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
         Self {
@@ -86,7 +87,7 @@ impl Signer {
         }
     }
 
-    /// Believes tokens of these keys as well.
+    /// Accepts tokens of these keys as well.
     #[must_use]
     pub fn with_tokens(mut self, tokens: AccessTokens) -> Self {
         self.tokens = tokens;
@@ -120,7 +121,7 @@ impl Signer {
         fields.extend(grant.client.map(|client| (CLIENT, client)));
         fields.push((SIGNATURE, &signature));
         let fields = fields.iter().map(|(name, value)| {
-            // Readable where it may be; whoever writes it anew changes nothing.
+            // Kept readable where possible; re-encoding it changes nothing.
             let value = utf8_percent_encode(value, ENCODED).to_string();
             format!("{name}={}", value.replace("%2F", "/").replace("%3A", ":"))
         });
@@ -143,7 +144,7 @@ impl Signer {
     }
 
     /// Checks the request and returns its query without the signature's parameters. `opaque`: the
-    /// word that came in the path or in a cookie; parameters in the query go before it.
+    /// word from the path or a cookie; parameters in the query take precedence.
     pub fn verify(
         &self,
         path: &str,
@@ -189,8 +190,8 @@ impl Signer {
                 Some(pattern) => Scope::Paths(pattern),
                 None => Scope::Object(path, Cow::Borrowed(&parameters.signed)),
             };
-            // Compared in constant time by `verify_slice`; nothing is said of the fields before it
-            // holds.
+            // `verify_slice` compares in constant time. No other error about the fields is returned
+            // before the signature is verified.
             self.mac(key, &scope, expires, allowed)
                 .ok_or(SignatureError::Mismatch)?
                 .verify_slice(&signature)
@@ -223,7 +224,8 @@ impl Signer {
             Scope::Paths(pattern) => ("chunk cache signed URL 2", vec![*pattern]),
         };
         let fields = [&[version, key], &scope[..], &[expires, client]].concat();
-        // Lengths go before the fields, so that no two lists of fields are one message.
+        // Each field is preceded by its length, so that no two lists of fields give the same
+        // message.
         for field in fields {
             mac.update(&(field.len() as u64).to_be_bytes());
             mac.update(field.as_bytes());
@@ -241,11 +243,11 @@ enum Scope<'a> {
 
 #[derive(Default)]
 struct Parameters {
-    /// Ours, decoded.
+    /// Our parameters, decoded.
     fields: BTreeMap<String, String>,
     /// The parameters before ours, which the signature covers, in their canonical form.
     signed: String,
-    /// The query without ours.
+    /// The query without our parameters.
     rest: String,
 }
 
@@ -279,7 +281,7 @@ impl Parameters {
         if pairs.next().is_some() {
             return Err(SignatureError::Malformed);
         }
-        // A signed parameter is not overruled by a second one of its name.
+        // A second parameter with the name of a signed one must not overrule it.
         let names = before.iter().map(|pair| name_of(pair));
         let names: Vec<_> = names.filter(|name| name.as_deref() != Some(CMCD)).collect();
         if after.iter().any(|pair| names.contains(&name_of(pair))) {
@@ -299,14 +301,14 @@ fn name_of(pair: &str) -> Option<String> {
     decode(pair.split_once('=').map_or(pair, |(name, _)| name))
 }
 
-/// As forms are decoded, which is how players' libraries write queries anew.
+/// Decodes as for forms, because that is how players' libraries re-encode queries.
 fn decode(text: &str) -> Option<String> {
     let text = text.replace('+', " ");
     let decoded = percent_decode_str(&text).decode_utf8().ok()?;
     Some(decoded.into_owned())
 }
 
-/// One spelling of all that decode alike, without what players tell of themselves.
+/// One spelling for all texts that decode alike, without what players report about themselves.
 fn canonical<'a>(pairs: impl Iterator<Item = &'a str>) -> Option<String> {
     let encode = |text: &str| Some(utf8_percent_encode(&decode(text)?, ENCODED).to_string());
     let pairs = pairs.filter(|pair| name_of(pair).as_deref() != Some(CMCD));
@@ -317,7 +319,7 @@ fn canonical<'a>(pairs: impl Iterator<Item = &'a str>) -> Option<String> {
     Some(pairs.collect::<Option<Vec<_>>>()?.join("&"))
 }
 
-/// The pattern covers the path, both as they decode.
+/// Checks that the pattern covers the path, both in decoded form.
 fn check_pattern(pattern: &str, path: &str) -> Result<(), SignatureError> {
     let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
     if pattern::matches(&decoded(pattern), &decoded(path)) {
@@ -336,7 +338,7 @@ fn in_prefix(address: IpAddr, prefix: &str) -> Result<bool, SignatureError> {
     Ok(network.contains(&address.to_canonical()))
 }
 
-/// A parameter of ours, by its name: secret, wherever a URL is written down.
+/// Whether the parameter is one of ours, which is secret wherever a URL is logged.
 #[must_use]
 pub fn is_ours(name: &str) -> bool {
     name.starts_with(PREFIX)
@@ -489,7 +491,7 @@ mod tests {
         ] {
             assert_eq!(verify(&changed).as_deref(), Ok(rest), "{changed}");
         }
-        // Signed parameters stay what they are.
+        // Signed parameters must remain unchanged.
         for changed in [
             format!("{query}&x=2"),
             format!("{query}&%78=2"),

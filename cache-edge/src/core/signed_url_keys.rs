@@ -6,7 +6,7 @@ use super::signed_url::Signer;
 /// Shorter secrets can be guessed offline from one signed URL.
 const LEAST_SECRET_BYTES: usize = 16;
 
-/// Names the line that is wrong. Never shows a secret.
+/// Names the invalid line. Never shows a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeysError {
     #[error("line {0}: expected a key id, a space and a secret")]

@@ -1,5 +1,5 @@
-//! Who the client is, where proxies stand in front of the edge: `Forwarded` (RFC 7239) and
-//! `X-Forwarded-For`, believed from known proxies only.
+//! Determines the client if there are proxies in front of the edge: `Forwarded` (RFC 7239) and
+//! `X-Forwarded-For`, trusted from known proxies only.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,10 +7,10 @@ use http::{HeaderMap, HeaderName, header};
 use ipnet::IpNet;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-/// Proxies in a row that are looked at, from this edge outwards.
+/// Number of proxies in a row that are examined, from this edge outwards.
 const MAX_HOPS: usize = 32;
 
-/// Addresses whose word counts.
+/// Addresses whose fields are trusted.
 #[derive(Clone, Debug, Default)]
 pub struct TrustedProxies(Vec<IpNet>);
 
@@ -31,11 +31,11 @@ impl TrustedProxies {
         self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// The client of a request that came from `peer`: the rightmost address that is no trusted
+    /// The client of a request that came from `peer`: the rightmost address that is not a trusted
     /// proxy's.
     ///
-    /// A proxy appends to one of the two fields, and may hand on the other as the client wrote it.
-    /// Where both are there and disagree, neither is believed.
+    /// A proxy appends to one of the two fields, and may pass the other on as the client wrote it.
+    /// If both are present and disagree, neither is trusted.
     #[must_use]
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         if !self.contains(peer) {
@@ -50,7 +50,7 @@ impl TrustedProxies {
             values.peek()?;
             let elements = values.flat_map(|value| match value.to_str() {
                 Ok(text) => split_from_the_right(text),
-                // Nothing left of it can be believed.
+                // The rest of it cannot be trusted.
                 Err(_) => vec![""],
             });
             Some(self.rightmost_untrusted(peer, elements.take(MAX_HOPS).map(hop)))
@@ -65,7 +65,7 @@ impl TrustedProxies {
     fn rightmost_untrusted(&self, peer: IpAddr, hops: impl Iterator<Item = Hop>) -> IpAddr {
         let mut last = peer;
         for hop in hops {
-            // Hidden or unreadable: the proxy that said so is all that is known.
+            // Hidden or unreadable: only the proxy that wrote it is known.
             let Some(address) = hop else { return last };
             last = address.to_canonical();
             if !self.contains(last) {
@@ -78,7 +78,7 @@ impl TrustedProxies {
 
 type Hop = Option<IpAddr>;
 
-/// Elements of a list field, the last one first. A comma in a quoted string is none.
+/// Elements of a list field, the last one first. A comma in a quoted string does not separate.
 fn split_from_the_right(text: &str) -> Vec<&str> {
     let mut is_quoted = false;
     let mut elements: Vec<&str> = text

@@ -1,5 +1,5 @@
-//! Reads from the origin past the store, for readers of chunks that can not be stored. Answers are
-//! checked as always; each reader has its own request, because there is nowhere to share the bytes.
+//! Reads from the origin past the store, for readers of chunks that cannot be stored. Answers are
+//! checked as always. Each reader has its own request, because there is nowhere to share the bytes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
 };
 use chunk_store::EntryFile;
 
-/// Frames between the origin's connection and the player's: enough that neither waits for the
+/// Frames between the origin's connection and the player's: enough that neither side waits for the
 /// other's wake-up.
 const FRAMES: usize = 8;
 

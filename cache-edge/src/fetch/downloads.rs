@@ -37,13 +37,13 @@ pub enum Coverage {
     None,
     /// A fetch of it waits for a slot.
     Queued(u64),
-    /// A fetch is running that has received the byte, or is this many bytes before it.
+    /// A running fetch has received the byte, or is this many bytes before it.
     Coming {
         id: u64,
         distance: u64,
     },
-    /// A fetch is running that will reach the byte late: it is past the byte, and fetches the
-    /// chunk's head last.
+    /// A running fetch will reach the byte late: it is past the byte, and fetches the chunk's head
+    /// last.
     Late(u64),
 }
 
@@ -74,11 +74,11 @@ struct State {
 struct Fetch {
     assignment: Assignment,
     handle: Arc<FetchHandle>,
-    /// Chunks that were missing when it was submitted and are not durable yet.
+    /// Chunks that were missing when the fetch was submitted and are not durable yet.
     undurable: HashSet<ChunkIndex>,
     finished: bool,
     ordered: Instant,
-    /// The answer it was reading when it was preempted.
+    /// The answer that it was reading when it was preempted.
     paused: Option<OpenAnswer>,
 }
 
@@ -187,8 +187,8 @@ impl Downloads {
         self.settle(state);
     }
 
-    /// Makes the handle. The coordinator gets a report at each chunk's end: the position decides
-    /// whether a run reaches a chunk soon.
+    /// Makes the handle. It reports each chunk's end to the coordinator, which decides by the
+    /// position whether a run reaches a chunk soon.
     fn handle(&self, assignment: &Assignment, ordered: Instant) -> Arc<FetchHandle> {
         let run = assignment.run();
         let (this, id, level) = (Arc::downgrade(&self.0), assignment.id, assignment.level);
@@ -291,7 +291,7 @@ impl Downloads {
                     // The store has already logged why it refuses.
                     v1::fetch_failure::Fault::Edge,
                     v1::fetch_failure::Fault::Quota,
-                    // A job for what only clients can ask for.
+                    // A job for an object that only clients may request.
                     v1::fetch_failure::Fault::Unsigned,
                 ];
                 if is_usual.contains(&failure.fault) {
@@ -335,7 +335,8 @@ impl Downloads {
         }
     }
 
-    /// Cancels a fetch. `chunk_wanted`: a reader is in the current chunk, which is then finished.
+    /// Cancels a fetch. `chunk_wanted`: a reader is in the current chunk, so that chunk is
+    /// finished.
     pub fn cancel(&self, id: u64, chunk_wanted: bool) {
         let mut state = self.0.state.lock();
         match state.queue.cancel(id) {
@@ -358,8 +359,8 @@ impl Downloads {
         self.settle(state);
     }
 
-    /// Raises the fetch that covers a byte to CRITICAL, without a round trip: a reader of this edge
-    /// is blocked on it. Returns whether any fetch brings the byte soon.
+    /// Raises the fetch that covers a byte to CRITICAL without a round trip, because a reader of
+    /// this edge is blocked on it. Returns whether any fetch brings the byte soon.
     pub fn promote(&self, entry: EntryId, chunk: ChunkIndex, position: u64) -> bool {
         let coverage = self.coverage(entry, chunk, position);
         let mut state = self.0.state.lock();
@@ -387,8 +388,8 @@ impl Downloads {
         soon
     }
 
-    /// Raises a local fetch to the level at which another edge wants its chunk: the coordinator,
-    /// which sent that edge here, raises only what it has assigned.
+    /// Raises a local fetch to the level at which another edge wants its chunk. The coordinator,
+    /// which sent that edge here, can raise only fetches that it assigned.
     pub fn raise_for_peer(&self, entry: EntryId, chunk: ChunkIndex, position: u64, level: Level) {
         let id = match self.coverage(entry, chunk, position) {
             Coverage::Queued(id) | Coverage::Coming { id, .. } | Coverage::Late(id) => id,
@@ -429,7 +430,7 @@ impl Downloads {
         found
     }
 
-    /// Local fetches that may have lost their reason, with their runs.
+    /// Local fetches that may no longer be wanted, with their runs.
     #[must_use]
     pub fn local_orders(&self) -> Vec<Assignment> {
         let state = self.0.state.lock();
@@ -440,14 +441,14 @@ impl Downloads {
         local.map(|(_, fetch)| fetch.assignment.clone()).collect()
     }
 
-    /// Lets time pass: fetches that gave way for long may run.
+    /// Lets time pass: fetches that yielded for long may run.
     pub fn tick(&self) {
         let state = self.0.state.lock();
         self.settle(state);
     }
 
     /// Cancels fetches from peers after a session ended: they cost no origin anything, and are
-    /// planned anew. Fetches from origins go on, and the next session reports them.
+    /// planned again. Fetches from origins continue, and the next session reports them.
     pub fn forget_peers(&self) {
         let of_peers =
             |fetch: &&Fetch| fetch.assignment.peer.is_some() && !fetch.assignment.is_local();

@@ -57,7 +57,8 @@ pub(super) fn next_gap(assignment: &Assignment, incoming: &Arc<EntryIncoming>) -
                     gap.claims.push_back(claim);
                 }
                 (Some(_), _) => break,
-                // Written or being written by another fetch, the chunk is not complete yet.
+                // All bytes are written or being written by another fetch, but the chunk is not
+                // complete yet.
                 (None, Some((None, incoming_chunk))) => {
                     if !incoming_chunk.is_over() {
                         foreign = Some(incoming_chunk);

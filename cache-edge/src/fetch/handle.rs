@@ -28,7 +28,7 @@ type OnChunk = Box<dyn Fn(u64) + Send + Sync>;
 pub struct FetchHandle {
     stop: AtomicU8,
     stopped: Notify,
-    /// Where the answer that is read began.
+    /// Where the answer that is being read began.
     leg_start: AtomicU64,
     position: AtomicU64,
     bytes_done: AtomicU64,
@@ -58,14 +58,14 @@ impl FetchHandle {
         handle
     }
 
-    /// Begins to read another part of the run.
+    /// Begins another part of the run.
     pub fn begin_leg(&self, start: u64) {
         self.leg_start.store(start, Ordering::Relaxed);
         self.set_position(start);
     }
 
-    /// The bytes before a wanted one that have not arrived; none: it is behind. One that has arrived
-    /// is written within milliseconds, if it is not written yet.
+    /// The distance to a wanted byte that has not arrived; `None`: the fetch is past it. A byte
+    /// that has arrived is written within milliseconds.
     #[must_use]
     pub fn distance_to(&self, wanted: u64) -> Option<u64> {
         let is_passed = wanted < self.leg_start.load(Ordering::Relaxed);
@@ -95,7 +95,7 @@ impl FetchHandle {
         self.reached.load(Ordering::Relaxed)
     }
 
-    /// Asks the fetch to stop. A later call can only be more urgent.
+    /// Tells the fetch to stop. A later call can only be more urgent.
     pub fn stop(&self, stop: StopMode) {
         self.stop.fetch_max(stop as u8, Ordering::AcqRel);
         self.stopped.notify_waiters();
@@ -117,7 +117,7 @@ impl FetchHandle {
         self.stopped(StopMode::Preempted).await
     }
 
-    /// Returns when the fetch must stop at once, and is not resumed. Cancel safe.
+    /// Returns when the fetch must stop at once and will not be resumed. Cancel safe.
     pub async fn ended_now(&self) {
         self.stopped(StopMode::Now).await;
     }
@@ -166,7 +166,7 @@ mod tests {
             (None, Some(100))
         );
         handle.set_position(900);
-        // It may not be written yet: a reader that waits for it asks nobody else.
+        // It may not be written yet, but a reader that waits for it must not start another fetch.
         assert_eq!(
             (handle.distance_to(700), handle.distance_to(950)),
             (Some(0), Some(50))

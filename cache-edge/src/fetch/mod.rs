@@ -2,8 +2,8 @@
 //!
 //! The coordinator gives assignments with levels and deadlines; `downloads` queues them, runs as
 //! many as there are slots, and reports. `run` is one fetch from its assignment to its end, over
-//! retries; `stream` writes one answer's body into the store, a checked block at a time. Knows
-//! readers by their incoming chunks only, and origins and peers through `upstream`.
+//! all retries; `stream` writes one answer's body into the store, one checked block at a time.
+//! Knows readers by their incoming chunks only, and origins and peers through `upstream`.
 
 pub mod direct;
 pub mod downloads;

@@ -1,8 +1,8 @@
-//! One fetch: a run of adjacent chunks from a peer or the origin into the store.
+//! One fetch: brings a run of adjacent chunks from a peer or the origin into the store.
 //!
-//! The byte a reader waits for comes first, the head of its chunk as a second leg. Written bytes
-//! stay written: a fetch that is retried, preempted or taken over continues where the bytes end.
-//! Writes block, so this runs on the fetch runtime only.
+//! The byte that a reader waits for comes first, and the head of its chunk as a second leg. Written
+//! bytes remain: a fetch that is retried, preempted or taken over continues where they end. Writes
+//! block, so this runs on the fetch runtime only.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -38,9 +38,9 @@ use chunk_store::EntryFile;
 
 const FIRST_RETRY: Duration = Duration::from_millis(150);
 const LONGEST_RETRY: Duration = Duration::from_secs(4);
-/// A peer that sends nothing for this long is given up: with a waiting reader, and without.
+/// How long a peer may send nothing before it is given up: with a waiting reader, and without one.
 const PEER_PATIENCE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
-/// Time between checks of chunks that another fetch brings.
+/// Time between checks of chunks that another fetch is bringing.
 const FOREIGN_WAIT: Duration = Duration::from_secs(1);
 
 /// A run to fetch, assigned or local.
@@ -57,7 +57,7 @@ pub struct Assignment {
     pub start_at: u64,
     /// Base URL of the peer to fetch from.
     pub peer: Option<String>,
-    /// The reader it was assigned for; 0: no reader that the edge could notice leaving.
+    /// The reader it was assigned for; 0: no reader whose departure the edge could notice.
     pub reader: u64,
 }
 
@@ -82,7 +82,7 @@ impl Assignment {
         self.file.source().into()
     }
 
-    /// From an origin, because of a reader.
+    /// Whether it is from an origin and on behalf of a reader.
     #[must_use]
     pub fn is_ahead(&self) -> bool {
         self.peer.is_none() && (self.reader != 0 || self.level <= Level::High)
@@ -95,8 +95,8 @@ pub enum RunEnd {
     /// All chunks are present.
     Finished,
     Stopped,
-    /// Preempted; with the answer it was reading, which is resumed later: what its origin has sent
-    /// is in the sockets' buffers.
+    /// Preempted. Contains the answer that it was reading, which is resumed later: the bytes that
+    /// its origin has sent are in the sockets' buffers.
     Paused(Option<Box<OpenAnswer>>),
     Failed(Failure),
 }
@@ -163,8 +163,8 @@ impl Fetcher {
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         let mut last_progress = Instant::now();
         loop {
-            // An answer that has begun is not dropped here: like any stopped one, it is read for a
-            // moment longer.
+            // Do not drop an answer that has begun: like that of any stopped fetch, it is read for
+            // a moment longer.
             if opened.is_none()
                 && let Some(stop) = handle.wanted_stop()
             {
@@ -218,10 +218,16 @@ impl Fetcher {
                     return RunEnd::Failed(store_failure(&error));
                 }
                 Err(FetchInterruption::Peer(error)) => {
-                    tracing::debug!(%error, peer = from_peer, entry = %assignment.file.id(), "a peer failed");
+                    tracing::debug!(
+                        %error,
+                        peer = from_peer,
+                        entry = %assignment.file.id(),
+                        "a peer failed"
+                    );
                     self.counters.peer_errors.fetch_add(1, Ordering::Relaxed);
-                    // Another peer or the origin: the coordinator chose this one, and knows which
-                    // others hold it and whether the origin is being asked.
+                    // Leave the choice of another peer or the origin to the coordinator: it chose
+                    // this peer, and knows which others hold the chunk and whether the origin is
+                    // being asked.
                     if !assignment.is_local() {
                         return RunEnd::Failed(peer_failure(&error));
                     }
@@ -236,7 +242,7 @@ impl Fetcher {
                     }
                     continue;
                 }
-                // Not the origin's fault: readers that still need it ask again.
+                // Not the origin's fault: readers that still need the chunk ask again.
                 Err(FetchInterruption::Origin(OriginError::TooManyWaiting)) => {
                     return RunEnd::Stopped;
                 }
@@ -256,13 +262,18 @@ impl Fetcher {
             let wait = backoff
                 .wait(rand::random())
                 .max(error.retry_after().unwrap_or_default());
-            // The whole cluster then backs off: the coordinator has to know now, not when this
+            // The whole cluster must back off, so the coordinator has to know now and not when this
             // fetch gives up.
             let busy = matches!(error, OriginError::Busy { .. }) && assignment.id & LOCAL_BIT == 0;
             if busy || !error.is_transient() || last_progress.elapsed() + wait > retry_budget {
                 return RunEnd::Failed(failure(&error));
             }
-            tracing::debug!(%error, ?wait, entry = %assignment.file.id(), "asking the origin again");
+            tracing::debug!(
+                %error,
+                ?wait,
+                entry = %assignment.file.id(),
+                "asking the origin again"
+            );
             tokio::select! {
                 stop = handle.stopped_now() => return stop.into(),
                 () = tokio::time::sleep(wait) => {}
@@ -286,7 +297,7 @@ impl Fetcher {
                 .await
                 .map_err(|error| match error {
                     FetchInterruption::Origin(error) => FetchInterruption::Peer(error),
-                    // A peer still has it; bytes on the way from it cost no origin.
+                    // A peer still has it, and bytes on the way from it cost no origin anything.
                     FetchInterruption::Pause(_) => FetchInterruption::Stop(StopMode::Preempted),
                     other => other,
                 });
@@ -359,7 +370,7 @@ impl Fetcher {
         }
         let patience = async {
             handle.ended_now().await;
-            // A limited origin's connection is given back at once, and the answer read by nobody.
+            // The connection to a limited origin is returned at once, and the answer is not read.
             if !is_limited {
                 tokio::time::sleep(LINGER).await;
             }
@@ -368,7 +379,7 @@ impl Fetcher {
             () = patience => Err(FetchInterruption::Stop(StopMode::Now)),
             opened = open => Err(match opened {
                 Ok(opened) => FetchInterruption::Pause(Box::new(opened)),
-                // It is asked again, and fails again, when the fetch is resumed.
+                // When the fetch is resumed, it asks again and fails again.
                 Err(_) => FetchInterruption::Stop(stop),
             }),
         }
@@ -389,7 +400,7 @@ impl Fetcher {
         let key = entry.key.clone().unwrap_or_default();
         let source = self.source(&key.source)?;
         if !belongs_to(entry, source.base_url()) {
-            // The source was redirected: the object there now is another one, whatever its ETag
+            // The source's base URL was changed: the object there is another one, whatever its ETag
             // says.
             return Err(OriginError::Changed);
         }
@@ -440,8 +451,8 @@ impl Fetcher {
         }
     }
 
-    /// Returns after the connection is closed and its permit released: another edge may be
-    /// granted it next.
+    /// Returns after the connection is closed and its permit released: another edge may be granted
+    /// the permit next.
     pub async fn connection_closed(&self, assignment: &Assignment) {
         if assignment.peer.is_none()
             && let Some(source) = self.catalogue.get(&assignment.source())

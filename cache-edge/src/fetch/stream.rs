@@ -1,4 +1,4 @@
-//! Writes the body of an answer into the store, as it arrives.
+//! Writes the body of an answer into the store as it arrives.
 
 use std::{
     collections::VecDeque,
@@ -22,22 +22,22 @@ use crate::{
     readers::{EntryIncoming, IncomingError, incoming_chunk::ChunkClaim, unread::UnreadChunks},
 };
 
-/// How long a stopped fetch waits for its answer, and reads on in it, each at most. Bytes that the
-/// origin has sent are on the wire and in the sockets' buffers, paid for already: for a fast origin
-/// that is most of the rest of the request, for a slow one nothing.
+/// How long a stopped fetch waits for its answer, and then how long it continues to read it. The
+/// bytes that the origin has sent are on the wire and in the sockets' buffers, and are paid for
+/// already: for a fast origin that is most of the request, for a slow one nothing.
 pub(super) const LINGER: Duration = Duration::from_millis(100);
-/// Within this distance from its start a fetch writes bytes at once, because a viewer may wait for
+/// Within this distance from its start, a fetch writes bytes at once, because a viewer may wait for
 /// them.
 const FIRST_BYTES: u64 = 512 << 10;
-/// How long bytes may wait for the rest of their block; bytes at the start, which a viewer may wait
-/// for, do not wait at all.
+/// How long bytes may wait for the rest of their block. Bytes at the start do not wait at all,
+/// because a viewer may wait for them.
 const HOLD: Duration = Duration::from_millis(5);
 
 /// Writes the bytes of one answer.
 struct ChunkWriter<'a> {
     sink: ChunkSink<'a>,
     block_aligner: BlockAligner,
-    /// When to write the held bytes at the latest.
+    /// The latest time at which to write the held bytes.
     due: Instant,
 }
 
@@ -138,7 +138,8 @@ impl Fetcher {
                     // A paused fetch keeps no permit that a more urgent fetch may need.
                     if stop == StopMode::Preempted && !response.has_permit() {
                         let part = Part::Range(ByteRange::new(offset, range.end));
-                        return Err(FetchInterruption::Pause(Box::new(OpenAnswer { response, part })));
+                        let opened = OpenAnswer { response, part };
+                        return Err(FetchInterruption::Pause(Box::new(opened)));
                     }
                     if stop == StopMode::Preempted {
                         return Err(FetchInterruption::Stop(stop));
@@ -193,8 +194,8 @@ impl Fetcher {
                     claim.incoming_chunk().chunk() == chunk && !claim.is_held()
                 };
                 if claims.iter().any(is_taken) || response.is_in_the_way() {
-                    // Another fetch brings the rest, because its reader could not wait; or a viewer
-                    // waits for the permit, and the rest is left to another fetch.
+                    // Either another fetch brings the rest, because its reader could not wait, or a
+                    // viewer waits for the permit, and the rest is left to another fetch.
                     return Ok(());
                 }
                 if let (Some(stop), None) = (handle.wanted_stop(), stopping) {
@@ -203,7 +204,7 @@ impl Fetcher {
             }
         }
         if let Some((stop, _)) = stopping {
-            // The rest of the answer is the rest of the chunk, which is completed from it.
+            // The chunk is completed from the rest of the answer.
             let last = geometry.chunk_of(range.end.saturating_sub(1));
             if offset < range.end && geometry.chunk_of(offset) == last && !response.has_permit() {
                 let part = Part::Range(ByteRange::new(offset, range.end));
@@ -225,7 +226,7 @@ impl Fetcher {
 /// The chunks that bytes belong to.
 struct ChunkSink<'a> {
     incoming: &'a EntryIncoming,
-    /// Of a fetch ahead of a reader: told of chunks that are not read yet.
+    /// Set for a fetch ahead of a reader: tracks chunks that are not read yet.
     unread: Option<&'a UnreadChunks>,
     source: Arc<str>,
 }

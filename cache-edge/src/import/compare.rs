@@ -15,8 +15,8 @@ use crate::{
 };
 
 /// Another cache's file is wrong in large parts (cut, filled with zeros, another version) or not at
-/// all: a sample of this length in each of this many equal parts always finds a contiguous wrong
-/// eighth, and a scattered wrong tenth four times in five.
+/// all. A sample of this length in each of this many equal parts always finds a contiguous wrong
+/// eighth, and finds a scattered wrong tenth four times in five.
 const SAMPLES: u64 = 16;
 const SAMPLE_BYTES: u64 = 64 << 10;
 
@@ -29,7 +29,7 @@ pub(super) struct Comparison<'a> {
     whole: Option<Stream>,
 }
 
-/// An answer that is read beside the file.
+/// An answer that is read in parallel with the file.
 struct Stream {
     response: Response,
     unread: bytes::Bytes,
@@ -51,7 +51,7 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    /// The comparison before anything is stored.
+    /// Compares samples before anything is stored.
     pub(super) async fn before(&mut self, file: &File) -> anyhow::Result<()> {
         let size = self.entry.size;
         if self.check == Check::Whole {
@@ -69,7 +69,7 @@ impl<'a> Comparison<'a> {
         Ok(())
     }
 
-    /// The comparison of bytes as they are copied.
+    /// Compares bytes as they are copied.
     pub(super) async fn while_copying(&mut self, offset: u64, bytes: &[u8]) -> anyhow::Result<()> {
         match &mut self.whole {
             Some(stream) => stream.compare(offset, bytes).await,

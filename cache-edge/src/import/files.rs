@@ -24,7 +24,7 @@ pub(super) struct FoundFile {
     pub path: String,
 }
 
-/// All regular files, by name. Links are not followed: they may lead anywhere.
+/// All regular files, by name. Links are not followed, because they may lead anywhere.
 pub(super) fn below(root: &Path) -> anyhow::Result<Vec<FoundFile>> {
     let mut found = Vec::new();
     let mut folders = vec![root.to_owned()];

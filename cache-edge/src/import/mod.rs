@@ -1,9 +1,9 @@
 //! `cache-edge import`: adopts another cache's complete files into the store, after checking them
 //! against the origin.
 //!
-//! The edge must not run: the store has one user. For each file the origin is asked for one byte
-//! (for validator and size), the file is compared, then copied; when the edge starts it reports the
-//! entries to the coordinator, which adds the rows.
+//! The edge must not be running, because a store has only one user. For each file the origin is
+//! asked for one byte (to get validator and size); the file is compared, then copied. When the edge
+//! starts, it reports the entries to the coordinator, which adds the rows.
 
 mod compare;
 mod files;
@@ -46,19 +46,24 @@ pub enum Check {
     Whole,
 }
 
-/// The command, with every option of `serve`; only the store's, the name and the directory matter.
+/// The command, with every option of `serve`; only the name, the directory and the store's options
+/// are used.
 #[must_use]
 pub fn command() -> Command {
     config::command::<Options>("import")
         .about(
-            "Adopt whole files of another cache, checked against their origin; the edge must not run",
+            "Adopt whole files of another cache, checked against their origin; the edge must not \
+             run",
         )
         .args([
             Arg::new("source")
                 .long("source")
                 .value_name("NAME")
                 .required(true)
-                .help("The source they are of; this data directory must know it from an earlier run"),
+                .help(
+                    "The source they are of; this data directory must know it from an earlier \
+                 run",
+                ),
             Arg::new("from")
                 .long("from")
                 .value_name("DIR")
@@ -70,7 +75,10 @@ pub fn command() -> Command {
                 .value_name("HOW")
                 .value_parser(["sample", "whole"])
                 .default_value("sample")
-                .help("sample: size and 16 pieces of 64 KiB; whole: each byte, read from the origin once"),
+                .help(
+                    "sample: size and 16 pieces of 64 KiB; whole: each byte, read from the \
+                 origin once",
+                ),
             Arg::new("output")
                 .long("output")
                 .value_name("FORMAT")
@@ -80,7 +88,7 @@ pub fn command() -> Command {
         ])
 }
 
-/// Exit status 0: all files are adopted, or were; 1: some are not; 2: usage.
+/// Exit status 0: all files are adopted, now or earlier; 1: some are not; 2: usage.
 pub fn run(arguments: &ArgMatches) -> ExitCode {
     let options = match config::load::<Options>(arguments) {
         Ok(options) => options,
@@ -137,7 +145,12 @@ fn import(options: &Options, arguments: &ArgMatches) -> anyhow::Result<bool> {
     if is_json {
         let all: Vec<_> = outcomes
             .iter()
-            .map(|it| json!({ "name": it.path, "bytes": it.bytes, "imported": it.refused.is_none(), "reason": it.refused }))
+            .map(|it| {
+                json!({
+                    "name": it.path, "bytes": it.bytes,
+                    "imported": it.refused.is_none(), "reason": it.refused,
+                })
+            })
             .collect();
         writeln!(std::io::stdout(), "{}", serde_json::Value::from(all))?;
     }
@@ -170,7 +183,11 @@ impl Importer {
         let edge = Edge::build(options, store, fetch.clone())?;
         let known = edge.catalogue.get(source);
         let source = known.with_context(|| {
-            format!("{} knows no source {source:?}: start the edge once with its coordinator, which tells it", options.data_dir.display())
+            format!(
+                "{} knows no source {source:?}: start the edge once with its coordinator, \
+             which tells it",
+                options.data_dir.display()
+            )
         })?;
         Ok(Self {
             edge,
@@ -217,7 +234,7 @@ impl Importer {
         Ok(entry.size)
     }
 
-    /// Describes the origin's present object at the path, by a request for one byte.
+    /// Describes the origin's present object at the path, by requesting one byte.
     async fn entry(&self, below: &str) -> anyhow::Result<v1::Entry> {
         let target = path::parse(&format!("/{}/{below}", self.source.name()), None)?;
         let Target::Key {
@@ -270,7 +287,7 @@ impl Importer {
         offset: u64,
         bytes: &[u8],
     ) -> anyhow::Result<()> {
-        // None: it is present already, from an earlier import or a player.
+        // `None`: it is already present, from an earlier import or a player.
         let Some(incoming_chunk) = self.edge.incoming().of(target).incoming_chunk(chunk) else {
             return Ok(());
         };

@@ -17,7 +17,8 @@ use crate::{
 /// See the module.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PlayerOptions {
-    /// Web pages whose scripts may read responses: *, none, or origins such as `https://player.example`
+    /// Web pages whose scripts may read responses: *, none, or origins such as
+    /// `https://player.example`
     #[arg(
         long,
         value_name = "ORIGIN",
@@ -42,22 +43,29 @@ pub struct PlayerOptions {
         default_value = "cross-origin"
     )]
     pub cross_origin_resource_policy: ResourcePolicy,
-    /// Tell players of each object's response (CMSD): the round trip and throughput of their connection, how long it took to begin, --client-rate; and what its media type tells
+    /// Send players data about each response (CMSD): the round trip and throughput of their
+    /// connection, the time to its first byte, --client-rate; and properties of its media type
     #[arg(long)]
     pub cmsd: bool,
-    /// One line a request: json, combined or w3c, then perhaps :FILE, opened anew on SIGHUP, or :- for standard output [default: none]
+    /// Write one line per request: json, combined or w3c, optionally followed by :FILE, which is
+    /// reopened on SIGHUP, or :- for standard output [default: none]
     #[arg(long, value_name = "FORMAT[:TARGET]", value_parser = value_parser!(AccessLogOptions))]
     pub access_log: Option<AccessLogOptions>,
-    /// Answer signed URLs only; a line a key: its id, a space, its secret; read again when it changes [default: none: URLs need no signature]
+    /// Answer signed URLs only; one key per line: its id, a space, its secret; read again when it
+    /// changes [default: none: URLs need no signature]
     #[arg(long, value_name = "FILE")]
     pub signed_url_keys_file: Option<PathBuf>,
-    /// Answer requests with a JSON Web Token (HS256, RS256, ES256) of a key in this JWK Set, beside those that --signed-url-keys-file allows; read again when it changes [default: none]
+    /// Answer requests with a JSON Web Token (HS256, RS256, ES256) of a key in this JWK Set, beside
+    /// those that --signed-url-keys-file allows; read again when it changes [default: none]
     #[arg(long, value_name = "FILE")]
     pub signed_url_jwks_file: Option<PathBuf>,
-    /// Expect a PROXY protocol header (version 1 or 2) before anything else on connections to --listen: on those of --trusted-proxies, or on all where none is named; without one a connection is closed
+    /// Expect a PROXY protocol header (version 1 or 2) before anything else on connections to
+    /// --listen: from --trusted-proxies, or from all if none is named; connections without it are
+    /// closed
     #[arg(long)]
     pub proxy_protocol: bool,
-    /// Addresses and networks of proxies whose PROXY header, Forwarded and X-Forwarded-For tell who the client is [default: none: the client is whoever connects]
+    /// Addresses and networks of proxies whose PROXY header, Forwarded and X-Forwarded-For name the
+    /// client [default: none: the client is the connection's other end]
     #[arg(
         long,
         value_name = "CIDR",
@@ -65,7 +73,7 @@ pub struct PlayerOptions {
         value_parser = parse_network
     )]
     pub trusted_proxies: Vec<IpNet>,
-    /// Connections of all clients at a time; one more is answered 503 and closed
+    /// Connections of all clients at a time; further ones are answered with 503 and closed
     #[arg(
         long,
         value_name = "COUNT",
@@ -73,7 +81,8 @@ pub struct PlayerOptions {
         value_parser = value_parser!(u32).range(1..=1_000_000)
     )]
     pub max_connections: u32,
-    /// Connections of one IPv4 address or IPv6 /64 at a time; over HTTP/2 also its requests at a time, and 128 more
+    /// Connections of one IPv4 address or IPv6 /64 at a time; over HTTP/2 also the limit of its
+    /// requests at a time, plus 128
     #[arg(
         long,
         value_name = "COUNT",
@@ -81,7 +90,8 @@ pub struct PlayerOptions {
         value_parser = value_parser!(u32).range(1..=1_000_000)
     )]
     pub max_connections_per_client: u32,
-    /// Requests a second of one client, twice as many at once; more are answered 429; 0: not limited
+    /// Requests per second of one client, with bursts of twice as many; more are answered with 429;
+    /// 0: no limit
     #[arg(
         long,
         value_name = "COUNT",
@@ -89,7 +99,8 @@ pub struct PlayerOptions {
         value_parser = value_parser!(u32).range(0..=1_000_000)
     )]
     pub request_rate: u32,
-    /// Bytes a second of one connection, at least 16KiB; five seconds' worth is sent at once at its start and after a pause [default: not limited]
+    /// Bytes per second of one connection, at least 16KiB; five seconds' worth is sent at once at
+    /// its start and after a pause [default: no limit]
     #[arg(long, value_name = "BYTES/S", value_parser = parse_client_rate)]
     pub client_rate: Option<u64>,
     /// How long a new connection may take for its first request's head, TLS handshake included
@@ -98,7 +109,7 @@ pub struct PlayerOptions {
     /// How long a connection stays open between two requests
     #[arg(long, value_name = "DURATION", default_value = "75s", value_parser = parse_some_time)]
     pub idle_timeout: Duration,
-    /// How long a client may take no byte of a body; long, as a paused player does just that
+    /// How long a client may take no byte of a body; long, because a paused player takes none
     #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = parse_some_time)]
     pub send_timeout: Duration,
 }
@@ -180,7 +191,7 @@ impl PlayerOptions {
         })
     }
 
-    /// Conflicts, and values that only their use can judge.
+    /// Reports conflicts, and values that cannot be checked by parsing alone.
     pub fn check(&self, problems: &mut Problems) {
         let is_word = |origin: &String| matches!(origin.as_str(), "*" | "none");
         if self.cors_allow_origin.len() > 1 && self.cors_allow_origin.iter().any(is_word) {
@@ -233,7 +244,7 @@ fn parse_origin(origin: &str) -> Result<String, String> {
     if matches!(origin, "*" | "none") {
         return Ok(origin.to_owned());
     }
-    // Compared byte by byte with what browsers send: the serialisation of an origin.
+    // Compared byte by byte with the browser's header, which is the serialisation of an origin.
     let url = url::Url::parse(origin).map_err(|_| EXPECTED.to_owned())?;
     if url.origin().ascii_serialization() == origin {
         Ok(origin.to_owned())

@@ -1,4 +1,4 @@
-//! Demand without a body: for a reader that is expected.
+//! Demand without a response body, for a reader that is expected.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::core::consumption::PlayerReport;
 
-/// Closed when dropped. It never waits, so what it wants is never CRITICAL.
+/// Closed when dropped. It never waits, so its demand is never CRITICAL.
 struct ExpectedReader {
     demand: Arc<DemandRegistry>,
     state: Arc<ReaderState>,
@@ -43,7 +43,7 @@ pub(super) async fn fetch(factory: &ReaderFactory, range: ByteRange, player: Pla
                 return false;
             }
             changed.await;
-            // Refused or abandoned: a viewer that needs it asks again.
+            // Refused or abandoned: a viewer that needs it will request it again.
             if incoming_chunk.is_over() && !file.is_present(chunk) {
                 return false;
             }

@@ -22,18 +22,20 @@ use chunk_store::EntryFile;
 
 mod places;
 
-/// A reader that took nothing for this long keeps its position and wants no fetch.
+/// A reader that took nothing for this long keeps its position but wants no fetch.
 const PAUSED_AFTER: Duration = Duration::from_secs(30);
 const DEFAULT_LONGEST_LOOKAHEAD: Duration = Duration::from_secs(60);
-/// How far ahead of another reader a fetch counts as wanted: the least lookahead, in whole requests.
+/// A fetch that begins within this distance ahead of another reader counts as wanted: the minimum
+/// lookahead, in whole requests.
 const NEAR: u64 = 28 << 20;
 /// No position.
 const NOT_LEFT: u64 = u64::MAX;
-/// So long hints are kept of a reader that left.
+/// How long the hints of a reader that left are kept.
 const HINTS_KEPT: Duration = Duration::from_secs(30);
-/// Readers whose hints are kept; beyond it they go with their readers.
+/// Number of readers whose hints are kept; beyond it, hints go with their readers.
 const MAX_HINTING: usize = 1_024;
-/// Closings remembered for a session; beyond it the next batch says all there are instead.
+/// Closed readers remembered for a session. Beyond it, the next batch reports the whole present
+/// state instead.
 const MAX_CLOSED: usize = 10_000;
 
 /// One reader. Written by the reader, read by the planner.
@@ -47,7 +49,7 @@ pub struct ReaderState {
     /// Where it was when its viewer sought on another connection.
     left_at: AtomicU64,
     waiting: AtomicBool,
-    /// For how long, since it began to wait, the coordinator is responsible for it.
+    /// How long, from the start of its wait, the coordinator is responsible for it.
     held_ms: AtomicU64,
     /// Microseconds on the registry's clock.
     waiting_since_us: AtomicU64,
@@ -55,7 +57,7 @@ pub struct ReaderState {
     consumption: Mutex<Consumption>,
     /// The coordinator was told of it.
     was_told: AtomicBool,
-    /// It was told as one that reads nothing.
+    /// The last report said that it is paused.
     told_paused: AtomicBool,
     hints: Mutex<Vec<ByteRange>>,
 }
@@ -68,7 +70,7 @@ pub struct DemandRegistry {
     told: Arc<Observers>,
     /// 0: the coordinator decides.
     lookahead_chunks: u32,
-    /// Of playback: no more than this is fetched ahead.
+    /// Upper bound of the lookahead, as playback time.
     longest_lookahead: Duration,
 }
 
@@ -91,16 +93,16 @@ impl Observers {
 #[derive(Default)]
 struct Inner {
     readers: HashMap<u64, Arc<ReaderState>>,
-    /// That left, and whose hints are kept: players ask for a container's index on another
+    /// Readers that left and whose hints are kept: players request a container's index on another
     /// connection, after a first short range.
     hinting: HashMap<u64, (Arc<ReaderState>, Instant)>,
     dirty: HashSet<u64>,
     closed: Vec<u64>,
     closed_overflow: bool,
     places: Places,
-    /// A waiting reader was not reported to the coordinator yet.
+    /// A waiting reader has not been reported to the coordinator yet.
     urgent: bool,
-    /// Since when there is something to report.
+    /// Since when there has been something to report.
     changed_at: Option<Instant>,
 }
 
@@ -109,7 +111,7 @@ impl Inner {
         self.changed_at.get_or_insert_with(Instant::now);
     }
 
-    /// The reader wants nothing any more.
+    /// The reader no longer wants anything.
     fn forget(&mut self, reader: &ReaderState) {
         self.dirty.remove(&reader.id);
         if !reader.was_told.load(Ordering::Relaxed) {
@@ -152,8 +154,8 @@ impl Default for DemandRegistry {
 }
 
 impl DemandRegistry {
-    /// `lookahead_chunks`: what the operator wants ahead of each reader; unset: the coordinator
-    /// decides, and no more is fetched ahead than is played in `longest_lookahead`.
+    /// `lookahead_chunks`: the operator's lookahead of each reader; unset: the coordinator decides,
+    /// and the lookahead is at most `longest_lookahead` of playback.
     #[must_use]
     pub fn new(lookahead_chunks: Option<u32>, longest_lookahead: Duration) -> Self {
         Self {
@@ -171,7 +173,8 @@ impl DemandRegistry {
         Duration::from_micros(self.now_us())
     }
 
-    /// A reader over `range`. Not waiting yet. It goes on where its viewer read the object before.
+    /// Opens a reader over `range` that is not waiting yet. It continues where its viewer read the
+    /// object before.
     #[must_use]
     pub fn open(
         &self,
@@ -282,7 +285,7 @@ impl DemandRegistry {
     }
 
     /// Records that the reader took `len` bytes up to `position`. `moved_on`: into another chunk,
-    /// which is worth reporting.
+    /// which is worth a report.
     pub fn advance(&self, reader: &ReaderState, position: u64, len: u64, moved_on: bool) {
         let now = self.now_us();
         reader.last_read_us.store(now, Ordering::Relaxed);
@@ -303,7 +306,7 @@ impl DemandRegistry {
         self.told.tell();
     }
 
-    /// Records that the coordinator is responsible for these readers' waits.
+    /// Records that the coordinator is responsible for the waits of these readers.
     pub fn hold(&self, readers: &[u64], wait_ms: u32) {
         let inner = self.inner.lock();
         for reader in readers.iter().filter_map(|id| inner.readers.get(id)) {
@@ -313,9 +316,9 @@ impl DemandRegistry {
         }
     }
 
-    /// Whether a fetch that was assigned for this reader is still wanted here. Not if the reader
-    /// left and no other is near: its departure is then reported at once, so that the coordinator
-    /// does not assign the same again.
+    /// Whether a fetch that was assigned for this reader is still wanted here. It is not if the
+    /// reader left and no other reader is near. Then the departure is reported at once, so that the
+    /// coordinator does not assign the same fetch again.
     #[must_use]
     pub fn still_wants(&self, reader: u64, entry: EntryId, run: ByteRange) -> bool {
         let mut inner = self.inner.lock();
@@ -354,7 +357,7 @@ impl DemandRegistry {
         self.inner.lock().readers.values().cloned().collect()
     }
 
-    /// Readers that left, and whose hints are kept.
+    /// Readers that left and whose hints are kept.
     #[must_use]
     pub fn hinting(&self) -> Vec<Arc<ReaderState>> {
         self.inner.lock().hinting().cloned().collect()
@@ -391,7 +394,8 @@ impl DemandRegistry {
         inner.urgent = false;
         inner.changed_at = None;
         if everything {
-            // Reports of an earlier session.
+            // The coordinator took responsibility for these waits in an earlier session, which is
+            // over.
             for reader in inner.readers.values() {
                 reader.held_ms.store(0, Ordering::Relaxed);
             }
@@ -416,7 +420,8 @@ impl DemandRegistry {
     }
 
     /// Returns when there is something to report: at once if a reader waits, otherwise after
-    /// `gathering`, so that others can join. Cancel safe: it checks the state, not what woke it.
+    /// `gathering`, so that other changes can join. Cancel safe, because it checks the state and
+    /// ignores the cause of the wake-up.
     pub async fn due(&self, gathering: Duration) {
         loop {
             let changed = self.told.changed.notified();
@@ -454,7 +459,7 @@ impl DemandRegistry {
         )
     }
 
-    /// The reader's state for local planning.
+    /// The reader's state, for local planning.
     #[must_use]
     pub fn view(&self, reader: &ReaderState) -> ReaderView {
         let idle = Duration::from_micros(
@@ -470,7 +475,7 @@ impl DemandRegistry {
         }
     }
 
-    /// Bytes that may be fetched ahead of it; 0: the operator has said how much is.
+    /// The number of bytes that may be fetched ahead of it; 0: the operator set the lookahead.
     #[must_use]
     pub fn earned_bytes(&self, reader: &ReaderState) -> u64 {
         if self.lookahead_chunks > 0 {
@@ -481,14 +486,14 @@ impl DemandRegistry {
         consumption.earned_bytes(chunk_size, self.longest_lookahead)
     }
 
-    /// Unset: its player did not say.
+    /// The playing time its player has buffered; `None`: it did not report any.
     fn player_buffer_ms(&self, reader: &ReaderState) -> Option<u32> {
         let buffer = reader.consumption.lock().player_buffer(self.now())?;
         Some(u32::try_from(buffer.as_millis()).unwrap_or(u32::MAX))
     }
 
-    /// Periodic: readers that took nothing for a while are told as paused, and hints of those that
-    /// left are kept no longer.
+    /// Periodic: reports readers that took nothing for a while as paused, and drops expired hints
+    /// of readers that left.
     pub fn sweep(&self) {
         self.expire_hints(Instant::now());
         for reader in self.all() {
@@ -519,7 +524,7 @@ impl DemandRegistry {
         }
     }
 
-    /// For the wire.
+    /// The reader's demand as a message.
     #[must_use]
     pub fn message(&self, reader: &ReaderState) -> v1::ReaderDemand {
         let view = self.view(reader);
@@ -551,7 +556,7 @@ impl DemandRegistry {
 }
 
 impl ReaderState {
-    /// Bytes a second that it consumes; 0: not known yet.
+    /// The bytes per second that it consumes; 0: not known yet.
     #[must_use]
     pub fn rate(&self) -> u64 {
         self.consumption.lock().rate()

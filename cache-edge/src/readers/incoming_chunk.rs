@@ -1,8 +1,8 @@
 //! An incoming chunk: a chunk whose bytes are arriving.
 //!
 //! Bytes are claimed under the lock, written outside it, then published: readers take them from the
-//! sparse file at once. Whoever publishes the last byte finishes the chunk. Two fetches may write
-//! to one chunk (a hedged pair): each byte is written once.
+//! sparse file at once. The fetch that publishes the last byte finishes the chunk. Two fetches may
+//! write to one chunk (a hedged pair), but each byte is written once.
 
 use std::{sync::Arc, time::Instant};
 
@@ -13,18 +13,18 @@ use tokio::sync::Notify;
 use super::pieces::Pieces;
 use chunk_store::{EntryFile, Reservation, StoreError};
 
-/// Size of one read when bytes that came out of order are read back for the checksum.
+/// Size of one read when bytes that arrived out of order are read back for the checksum.
 const REREAD_BYTES: usize = 256 << 10;
-/// A fetch may take the chunk over from one that brought nothing for this long.
+/// A fetch may take the chunk over from another that brought nothing for this long.
 const TAKE_OVER_AFTER_MS: u128 = 1_000;
 
-/// Why bytes can not be stored.
+/// Why bytes cannot be stored.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum IncomingError {
     /// Readers get the bytes from the origin, past the store.
     #[error("not stored: {0}")]
     Refused(String),
-    /// The same, where only the source's quota is used up.
+    /// The same, if only the source's quota is used up.
     #[error("not stored: {0}")]
     OverQuota(String),
 }
@@ -43,13 +43,13 @@ struct State {
     claimed: RangeSet<u64>,
     /// In the sparse file.
     written: RangeSet<u64>,
-    /// Of what came in order from the beginning on.
+    /// Hashes the bytes that arrived in order from the start of the chunk.
     hasher: DigestHasher,
     pieces: Pieces,
     reservation: Option<Reservation>,
     phase: Phase,
     fetcher: Option<u64>,
-    /// A reader was given bytes of it.
+    /// Some reader was given bytes of it.
     read: bool,
     /// Writes in progress, outside the lock.
     writing: u32,
@@ -59,13 +59,13 @@ struct State {
 #[derive(Clone, Debug)]
 enum Phase {
     Filling,
-    /// A writer has written the last byte and makes the chunk present.
+    /// Another thread has written the last byte and is making the chunk present.
     Finishing,
     Present,
-    /// Given up; its blocks are freed before any fetch can begin the chunk again.
+    /// Refused; its blocks are freed before any fetch can begin the chunk again.
     Refusing(IncomingError),
     Refused(IncomingError),
-    /// Nobody needed it; like `Refusing` and `Refused`, but a fetch may begin the chunk again.
+    /// No reader needed it; like `Refusing` and `Refused`, but a fetch may begin the chunk again.
     Abandoning,
     Abandoned,
 }
@@ -131,7 +131,7 @@ impl IncomingChunk {
         }
     }
 
-    /// The first range of `within` that nobody wrote or writes.
+    /// The first range of `within` that is neither written nor being written.
     #[must_use]
     pub fn gap(&self, within: ByteRange) -> Option<ByteRange> {
         let state = self.state.lock();
@@ -141,8 +141,8 @@ impl IncomingChunk {
         }
     }
 
-    /// Claims the chunk for a fetch. Another fetch's claim persists unless it brought nothing for a
-    /// second.
+    /// Claims the chunk for a fetch. Another fetch's claim persists, unless that fetch brought
+    /// nothing for a second.
     pub fn claim(self: &Arc<Self>, fetch: u64) -> Option<ChunkClaim> {
         let mut state = self.state.lock();
         let free = match state.fetcher {
@@ -161,7 +161,7 @@ impl IncomingChunk {
         })
     }
 
-    /// Bytes around this one that are in the file, with the hash they had on arrival.
+    /// Bytes around this one that are in the file, with the hash that they had on arrival.
     #[must_use]
     pub fn proved(&self, offset: u64) -> Option<(ByteRange, u64)> {
         let mut state = self.state.lock();
@@ -177,14 +177,14 @@ impl IncomingChunk {
         matches!(state.phase, Phase::Filling) && state.written.covers(self.range.as_range())
     }
 
-    /// Whether a fetch works on it.
+    /// Whether a fetch is working on it.
     #[must_use]
     pub fn is_claimed(&self) -> bool {
         self.state.lock().fetcher.is_some()
     }
 
     /// Writes the part of `bytes` that lies in this chunk and is missing. Blocking. True: the chunk
-    /// is present now.
+    /// is now present.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<bool, IncomingError> {
         let whole = ByteRange::new(offset, offset + bytes.len() as u64).intersect(self.range);
         loop {
@@ -271,7 +271,7 @@ impl IncomingChunk {
         Ok(true)
     }
 
-    /// Hashes the rest of a chunk that was fetched from the middle on.
+    /// Hashes the rest of a chunk whose fetch began in the middle.
     fn hash_rest(&self, hasher: &mut DigestHasher) -> Result<(), StoreError> {
         let left = |hasher: &DigestHasher| (self.range.end - hasher.position()) as usize;
         let mut buffer = vec![0; REREAD_BYTES.min(left(hasher))];
@@ -284,7 +284,7 @@ impl IncomingChunk {
         Ok(())
     }
 
-    /// Voids the chunk: no space or a broken disk. Blocking.
+    /// Voids the chunk for lack of space or because of a broken disk. Blocking.
     fn refuse(&self, mut state: MutexGuard<'_, State>, error: &StoreError) -> IncomingError {
         let why = match error {
             StoreError::OverQuota(_) => IncomingError::OverQuota(error.to_string()),
@@ -297,7 +297,8 @@ impl IncomingChunk {
         why
     }
 
-    /// Frees the blocks and the space of a chunk that was given up, after its last write. Blocking.
+    /// Frees the blocks and the space of an abandoned or refused chunk, after its last write.
+    /// Blocking.
     fn give_back(&self, state: MutexGuard<'_, State>) {
         let over = match &state.phase {
             Phase::Refusing(why) if state.writing == 0 => Phase::Refused(why.clone()),
@@ -305,7 +306,7 @@ impl IncomingChunk {
             _ => return,
         };
         let begun = !state.claimed.is_empty();
-        // No writes from here on, and no fetch begins the chunk again before it is refused.
+        // No writes happen from here on, and no fetch begins the chunk again until it is refused.
         drop(state);
         if begun {
             self.file.abandon_chunk(self.chunk);
@@ -318,10 +319,10 @@ impl IncomingChunk {
         self.changed.notify_waiters();
     }
 
-    /// Whether the rest is worth fetching although nobody brings it. True if a reader was given
-    /// bytes of it, as it and others may come back for more; or if half of its bytes are here, so
-    /// that the rest costs the origin no more than was spent already. A chunk that was hardly begun
-    /// for a reader who left is not worth it.
+    /// Whether the rest is worth fetching although no fetch is bringing it. True if a reader was
+    /// given bytes of it, because that reader or others may return for more, or if at least half of
+    /// its bytes are here, so that the rest costs the origin no more than it has spent already. A
+    /// chunk that was hardly begun for a reader that left is not worth it.
     #[must_use]
     pub fn is_worth_completing(&self) -> bool {
         let state = self.state.lock();
@@ -331,7 +332,7 @@ impl IncomingChunk {
             && (state.read || state.written.count() >= self.range.len().div_ceil(2))
     }
 
-    /// Somebody was given bytes of it.
+    /// Whether some reader was given bytes of it.
     #[must_use]
     pub fn is_read(&self) -> bool {
         self.state.lock().read
@@ -342,7 +343,7 @@ impl IncomingChunk {
         self.changed.notify_waiters();
     }
 
-    /// Whether it is complete, or given up.
+    /// Whether it is complete, refused or abandoned.
     #[must_use]
     pub fn is_over(&self) -> bool {
         matches!(
@@ -351,13 +352,13 @@ impl IncomingChunk {
         )
     }
 
-    /// Milliseconds since anything last happened to it.
+    /// Milliseconds since its last change.
     #[must_use]
     pub fn idle_ms(&self) -> u128 {
         self.state.lock().last_progress.elapsed().as_millis()
     }
 
-    /// Stops all writes to it. False: it is complete, or given up already.
+    /// Stops all writes to it. False: it is complete, refused or abandoned already.
     pub(super) fn begin_abandoning(&self) -> bool {
         let mut state = self.state.lock();
         let is_open = matches!(state.phase, Phase::Filling);
@@ -373,8 +374,8 @@ impl IncomingChunk {
     }
 }
 
-/// The right to fetch a chunk. Dropped before the chunk is complete, it wakes the waiters so that
-/// one of them claims it again.
+/// The right to fetch a chunk. If dropped before the chunk is complete, it wakes the waiters so
+/// that one of them claims the chunk again.
 pub struct ChunkClaim {
     incoming_chunk: Arc<IncomingChunk>,
     fetch: u64,
@@ -391,7 +392,7 @@ impl ChunkClaim {
         &self.incoming_chunk
     }
 
-    /// Whether the claim was not taken over by another fetch.
+    /// Whether no other fetch has taken the claim over.
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.incoming_chunk.state.lock().fetcher == Some(self.fetch)
@@ -418,7 +419,7 @@ mod tests {
     use super::{super::incoming_chunks::IncomingChunks, *};
     use chunk_store::{MinFree, Store, StoreOptions};
 
-    /// A file of chunks of 2 MiB.
+    /// A file with chunks of 2 MiB.
     fn a_file() -> (tempfile::TempDir, Store, Arc<EntryFile>) {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(StoreOptions {
@@ -465,8 +466,8 @@ mod tests {
         assert!(half.is_worth_completing());
     }
 
-    /// The blocks are punched without the map's lock: whoever comes meanwhile waits for the punch,
-    /// and begins anew after it.
+    /// The blocks are punched without the map's lock: a fetch that arrives meanwhile waits for the
+    /// punch, and begins the chunk again after it.
     #[test]
     fn a_chunk_that_is_given_up_is_begun_anew_only_behind_the_punch() {
         let (_dir, _store, file) = a_file();

@@ -21,15 +21,15 @@ use super::{
 };
 use chunk_store::EntryFile;
 
-/// A partial chunk that nobody fetches or waits for keeps its space for this long: a seek back is
-/// common.
+/// A partial chunk without a fetch or waiting readers keeps its space for this long, because
+/// seeking back is common.
 const IDLE_LIMIT_MS: u128 = 15_000;
 
 /// The incoming chunks of one entry.
 pub struct EntryIncoming {
     file: Arc<EntryFile>,
     chunks: Mutex<HashMap<ChunkIndex, Arc<IncomingChunk>>>,
-    /// One body brings the whole object: its origin ignores ranges.
+    /// One response body brings the whole object, because its origin ignores ranges.
     whole_stream: AtomicBool,
     whole_stream_ended: Notify,
     ignores_ranges: AtomicBool,
@@ -80,11 +80,11 @@ impl EntryIncoming {
             let found = incoming_chunk.find(offset);
             matches!(found, ByteState::Written(_) | ByteState::Present)
         };
-        // In this order: an incoming chunk is forgotten once it is present.
+        // In this order, because an incoming chunk is forgotten once it is present.
         self.existing(chunk).is_some_and(is_here) || self.file.is_present(chunk)
     }
 
-    /// The partial chunks among `chunks` that nobody fetches and that are worth completing.
+    /// The partial chunks among `chunks` that no fetch brings and that are worth completing.
     #[must_use]
     pub fn partial_chunks(&self, chunks: Range<ChunkIndex>) -> Vec<ChunkIndex> {
         let incoming = self.chunks.lock();
@@ -106,7 +106,7 @@ impl EntryIncoming {
         }
     }
 
-    /// Takes the one stream of an origin without ranges; it ends when the guard is dropped.
+    /// Begins the only stream of an origin without ranges; it ends when the guard is dropped.
     pub fn begin_whole_stream(self: &Arc<Self>) -> Option<WholeStream> {
         self.ignores_ranges.store(true, Ordering::Release);
         (!self.whole_stream.swap(true, Ordering::AcqRel)).then(|| WholeStream(self.clone()))
@@ -131,14 +131,14 @@ impl EntryIncoming {
         self.ignores_ranges.store(true, Ordering::Release);
     }
 
-    /// Whether the origin ignores ranges, as its answers showed.
+    /// Whether the origin's answers showed that it ignores ranges.
     #[must_use]
     pub fn ignores_ranges(&self) -> bool {
         self.ignores_ranges.load(Ordering::Acquire)
     }
 
-    /// Records that the origin has another version: missing chunks of this one can not be fetched
-    /// any more.
+    /// Records that the origin has another version, so missing chunks of this one can no longer be
+    /// fetched.
     pub fn set_changed(&self) {
         self.changed_at_origin.store(true, Ordering::Release);
         self.changes.fetch_add(1, Ordering::Release);
@@ -170,7 +170,7 @@ impl EntryIncoming {
         self.last_error.lock().clone()
     }
 
-    /// Records a final refusal of the origin, which ends the waits of present readers.
+    /// Records a final refusal by the origin, which ends the waits of present readers.
     pub fn set_fatal(&self, error: String) {
         *self.fatal.lock() = Some((Instant::now(), error));
         for incoming_chunk in self.chunks.lock().values() {
@@ -178,7 +178,7 @@ impl EntryIncoming {
         }
     }
 
-    /// A refusal that came after `since`.
+    /// The final refusal, if it came after `since`.
     #[must_use]
     pub fn fatal_since(&self, since: Instant) -> Option<String> {
         self.fatal
@@ -188,25 +188,26 @@ impl EntryIncoming {
             .map(|(_, error)| error.clone())
     }
 
-    /// True once: the caller looks for the container's index.
+    /// True for the first caller, which looks for the container's index.
     #[must_use]
     pub fn take_hint_turn(&self) -> bool {
         !self.hinted.swap(true, Ordering::AcqRel)
     }
 
-    /// Gives up chunks that were idle for too long; at once under pressure. Blocking.
+    /// Abandons chunks that were idle for too long, or all idle ones under pressure. Blocking.
     fn sweep(&self, under_pressure: bool) -> bool {
         // Chunks of a replaced version cannot be completed: the origin no longer has it.
         let at_once = under_pressure || self.is_changed();
         let abandoned: Vec<_> = {
             let chunks = self.chunks.lock();
             let idle = chunks.values().filter(|incoming_chunk| {
-                // The map holds one of the counts.
+                // One of the references is the map's.
                 let used = Arc::strong_count(incoming_chunk) > 1 || incoming_chunk.is_claimed();
                 !used && (at_once || incoming_chunk.idle_ms() > IDLE_LIMIT_MS)
             });
-            // Decided under the lock, so that nobody takes the chunk up in between; it stays in the
-            // map until its blocks are punched, so that no fetch begins it again before that.
+            // Decided under the lock, so that no fetch takes the chunk up in between. The chunk
+            // stays in the map until its blocks are punched, so that no fetch begins it again
+            // before that.
             idle.filter(|incoming_chunk| incoming_chunk.begin_abandoning())
                 .cloned()
                 .collect()
@@ -234,28 +235,28 @@ impl Drop for WholeStream {
 #[derive(Default)]
 pub struct IncomingChunks {
     entries: Mutex<HashMap<EntryId, Arc<EntryIncoming>>>,
-    /// Fetched ahead of readers.
+    /// Chunks that were fetched ahead of readers.
     pub unread: UnreadChunks,
     changes: Arc<AtomicU64>,
     history: Arc<MissHistory>,
 }
 
 impl IncomingChunks {
-    /// What is remembered of chunks that are not here any more.
+    /// Records of chunks that are no longer here.
     #[must_use]
     pub fn history(&self) -> &MissHistory {
         &self.history
     }
 
-    /// How often an entry was found changed at its origin. Read before
-    /// [`is_changed`](Self::is_changed): while it stays the same, so do unchanged entries.
+    /// How often an entry was found changed at its origin. Read it before
+    /// [`is_changed`](Self::is_changed): while it stays the same, unchanged entries stay unchanged.
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
     }
 
     /// The incoming chunks of an entry, created if there are none. A removed and re-created entry
-    /// starts anew.
+    /// starts with none.
     #[must_use]
     pub fn of(&self, file: &Arc<EntryFile>) -> Arc<EntryIncoming> {
         let mut entries = self.entries.lock();
@@ -296,7 +297,7 @@ impl IncomingChunks {
         for entry in all {
             let empty = entry.sweep(under_pressure);
             let mut entries = self.entries.lock();
-            // The map's count and ours; a replaced entry is remembered as long as it has readers.
+            // The map's reference and ours; a replaced entry is remembered while it has readers.
             if empty && Arc::strong_count(&entry) == 2 {
                 entries.remove(&entry.file.id());
             }

@@ -1,8 +1,9 @@
-//! What is remembered so that a miss can be told by its reason: chunks that were evicted lately, and
-//! keys whose object was replaced.
+//! Remembers the chunks that were evicted lately and the keys whose object was replaced, to give
+//! the reason for a miss.
 //!
-//! Of each only a keyed hash is kept, in two generations: when the younger is full the older goes.
-//! So a bound on hashes is one on bytes, and what is forgotten is told as never here.
+//! Only a keyed hash of each is kept, in two generations: when the younger one is full, the older
+//! one is dropped. So a bound on the number of hashes is a bound on bytes, and a forgotten chunk
+//! counts as one that was never here.
 
 use std::{
     collections::HashSet,
@@ -13,7 +14,7 @@ use chunkcache_proto::{ChunkIndex, EntryId, v1};
 use http_rules::cache_status::Missing;
 use parking_lot::Mutex;
 
-/// Of one generation: some 1 MiB.
+/// Limit of one generation: about 1 MiB.
 const MAX_HASHES: usize = 50_000;
 
 /// See the module.
@@ -51,20 +52,20 @@ impl MissHistory {
         self.hasher.hash_one(texts)
     }
 
-    /// These chunks were dropped for space.
+    /// Records that these chunks were dropped for space.
     pub fn note_evicted(&self, entry: EntryId, chunks: &[ChunkIndex]) {
         for chunk in chunks {
             self.evicted.insert(self.hash_of_chunk(entry, *chunk));
         }
     }
 
-    /// The key's object is another version now.
+    /// Records that the key's object is another version now.
     pub fn note_replaced(&self, key: &v1::Key) {
         self.replaced.insert(self.hash_of_key(key));
     }
 
-    /// What is known of a miss, of which this is the first chunk that is not here. `holds_other`: of
-    /// the entry something else is here.
+    /// The known reasons for a miss. `chunk` is the first missing chunk; `holds_other`: other
+    /// chunks of the entry are here.
     #[must_use]
     pub fn missing(
         &self,

@@ -1,9 +1,9 @@
 //! Claim, wait, wake: which bytes are here, which are coming, and the readers that wait for them.
 //!
 //! A byte is in the store (pinned while it is read), or in flight (written, its chunk not yet
-//! complete), or waited for. A waiter subscribes first, then checks, then waits: a wake-up is a
-//! hint, the state is the truth. Waits are reported as demand; which fetch brings the bytes is not
-//! decided here. Must not know HTTP, the session, or where bytes come from.
+//! complete), or waited for. A waiter subscribes first, then checks, then waits: a wake-up is only
+//! a hint, and the state decides. Waits are reported as demand; which fetch brings the bytes is
+//! decided elsewhere. Must not know HTTP, the session, or where bytes come from.
 
 mod ahead;
 pub mod announce;

@@ -1,15 +1,15 @@
-//! Hashes of an incoming chunk's bytes, made as they arrive: they let another edge check the bytes
-//! before the chunk is complete.
+//! Hashes of an incoming chunk's bytes, computed as they arrive, so that another edge can check the
+//! bytes before the chunk is complete.
 //!
-//! A piece ends at a multiple of [`PIECE_BYTES`], and begins at one unless a fetch began in
-//! between. A fetch that begins in the middle makes one more piece, not one for each of its writes:
-//! the number is bounded by the chunk's length and the fetches that brought it.
+//! A piece ends at a multiple of [`PIECE_BYTES`]. It begins at one too, unless a fetch began in
+//! between. A fetch that begins in the middle adds one piece, not one for each of its writes, so
+//! the number of pieces is bounded by the chunk's length and the number of its fetches.
 
 use std::collections::BTreeMap;
 
 use chunkcache_proto::{ByteRange, checksum::ChunkHasher};
 
-/// A peer gets a slow origin's bytes once there are this many.
+/// From a slow origin, a peer gets bytes in portions of this size.
 const PIECE_BYTES: u64 = 16 << 10;
 /// Pieces hashed at a time: one for each fetch of the chunk.
 const MAX_OPEN: usize = 4;
@@ -64,7 +64,7 @@ impl Pieces {
         }
         self.open.extend(open);
         if self.open.len() > MAX_OPEN {
-            // Its bytes are proved once the chunk is complete.
+            // Its bytes can be proved once the chunk is complete.
             self.open.remove(0);
         }
     }
@@ -89,7 +89,7 @@ mod tests {
         let chunk = ByteRange::new(start, start + (1 << 20) + 5);
         let bytes: Vec<u8> = (0..chunk.len()).map(|at| (at * 11 / 3) as u8).collect();
         let mut pieces = Pieces::new(chunk);
-        // A fetch from the middle, byte by byte at first, and another beside it.
+        // A fetch from the middle, at first byte by byte, beside another fetch.
         let middle = 20_000_usize;
         for at in middle..middle + 50 {
             pieces.add(start + at as u64, &bytes[at..=at]);

@@ -20,13 +20,13 @@ use crate::{
 use chunk_store::{ChunkPin, EntryFile};
 use http_rules::cache_status::Missing;
 
-/// A reader of more than this is reported to the cluster even if all its bytes are here.
+/// A reader of a longer range is reported to the cluster even if all its bytes are here.
 const TELL_ALWAYS_BYTES: u64 = 16 << 20;
 
 /// Chunks read past the store before it is checked again whether chunks can be stored.
 const DIRECT_CHUNKS: u32 = 16;
 
-/// Bytes past the store, when there is no space: from the origin, checked against the entry.
+/// Bytes that bypass the store when there is no space: from the origin, checked against the entry.
 pub trait DirectBytes: Send + Sync + 'static {
     fn open(
         &self,
@@ -35,7 +35,7 @@ pub trait DirectBytes: Send + Sync + 'static {
     ) -> tokio::sync::mpsc::Receiver<Result<Bytes, ReadError>>;
 }
 
-/// Fewer bytes of a container's head do not say where its index is.
+/// Bytes of a container's head that are needed to find out where its index is.
 const MIN_HEAD_BYTES: u64 = 4_096;
 
 /// Opens readers of one entry.
@@ -108,7 +108,7 @@ impl OpenReader for ReaderFactory {
 }
 
 impl ReaderFactory {
-    /// Pins a chunk that is present and was checked.
+    /// Pins a chunk that is present and verified.
     fn verified(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
         let pin = self.file.pin(chunk)?;
         self.file.is_verified(chunk).then_some(pin)
@@ -124,12 +124,12 @@ pub struct Reader {
     demand: Option<Arc<ReaderState>>,
     incoming: Option<Arc<EntryIncoming>>,
     direct: Option<tokio::sync::mpsc::Receiver<Result<Bytes, ReadError>>>,
-    /// The chunk it was last given bytes of.
+    /// The chunk of the last returned bytes.
     last_chunk: Option<ChunkIndex>,
     /// Up to here the question's own answer brings the bytes.
     answered_to: u64,
-    /// It began at the first byte of an entry that is not complete, and has not looked where the
-    /// container's index is.
+    /// It began at the first byte of an entry that is not complete, and has not located the
+    /// container's index yet.
     looks_for_index: bool,
 }
 
@@ -147,8 +147,8 @@ impl ReadBytes for Reader {
         if let Some(piece) = self.at_hand(max_len) {
             return Ok(Some(piece));
         }
-        // Boxed, because it is large and a hit does not need it: futures are moved, and live as
-        // long as connections.
+        // Boxed, because it is large and a hit does not need it: the caller's future is moved, and
+        // lives as long as its connection.
         Box::pin(self.step(max_len)).await
     }
 }
@@ -180,8 +180,8 @@ impl Reader {
             match incoming_chunk.find(self.cursor) {
                 ByteState::Present => continue,
                 ByteState::Written(_) => {
-                    // Pinned first and checked again: bytes that are given up meanwhile are not
-                    // punched before the pin ends.
+                    // Pin first and check again: if the chunk is abandoned meanwhile, its bytes are
+                    // not punched before the pin ends.
                     if let Some(pin) = self.factory.file.hold_unfinished(chunk) {
                         if let ByteState::Written(end) = incoming_chunk.find(self.cursor) {
                             let end = end.min(self.end).min(self.cursor.saturating_add(max_len));
@@ -265,7 +265,7 @@ impl Reader {
             match file.verify(chunk).await {
                 Ok(true) => {}
                 Ok(false) => return None,
-                // These bytes can not be checked, and the origin has them too.
+                // These bytes cannot be checked, and the origin has them too.
                 Err(error) => {
                     let why = error.to_string();
                     self.read_past_the_store(&why);
@@ -306,7 +306,7 @@ impl Reader {
     fn piece(&mut self, end: u64, pin: Option<ChunkPin>) -> Piece {
         let piece = self.advance(end, pin);
         let head = ByteRange::new(0, end.min(container::HEAD_BYTES as u64));
-        // Cold bytes are in memory when the next piece is asked for: whoever sends brings them in.
+        // Sending this piece reads cold bytes into memory, so they are resident for the next piece.
         if self.looks_for_index && end >= MIN_HEAD_BYTES && piece.file.is_resident(head) {
             self.looks_for_index = false;
             let len = usize::try_from(end).unwrap_or(usize::MAX);
@@ -338,8 +338,9 @@ impl Reader {
         }
     }
 
-    /// Finds the container's index from the first `len` bytes; it is wanted before the player asks
-    /// for it. All that this reader wants may be here already: it is reported for the index then.
+    /// Finds the container's index from the first `len` bytes, so that it is fetched before the
+    /// player requests it. All that this reader wants may be here already: it is reported for the
+    /// index then.
     fn look_for_index(&mut self, len: usize, read: impl FnOnce(&mut [u8]) -> bool) {
         if (len as u64) < MIN_HEAD_BYTES || !self.incoming().take_hint_turn() {
             return;

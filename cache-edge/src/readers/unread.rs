@@ -1,7 +1,8 @@
-//! Chunks that were fetched ahead and not read yet: what becomes waste when their readers leave.
+//! Chunks that were fetched ahead of readers and not read yet. They become waste if their readers
+//! leave.
 //!
-//! Waste is what nobody has read ten minutes after it was fetched, where no reader of the entry is
-//! left. Bounded: the oldest is judged early where there are too many.
+//! A chunk is waste if no one has read it within ten minutes and its entry has no reader left. The
+//! number of tracked chunks is bounded: if there are too many, the oldest is judged early.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -18,7 +19,7 @@ use prometheus_client::registry::Registry;
 
 use crate::by_source::CounterBySource;
 
-/// Not read for so long, it was fetched in vain.
+/// A chunk that is not read within this time was fetched in vain.
 const READ_WITHIN: Duration = Duration::from_secs(600);
 /// 128 GiB of chunks of 2 MiB.
 const MAX_CHUNKS: usize = 65_536;
@@ -29,7 +30,7 @@ type ChunkId = (EntryId, ChunkIndex);
 #[derive(Debug, Default)]
 pub struct UnreadChunks {
     state: Mutex<State>,
-    /// Of those in `state`: who reads takes no lock where there are none.
+    /// Number of chunks in `state`, so that a read takes no lock if there are none.
     count: AtomicUsize,
     wasted: CounterBySource,
 }
@@ -37,7 +38,7 @@ pub struct UnreadChunks {
 #[derive(Debug, Default)]
 struct State {
     chunks: HashMap<ChunkId, Chunk>,
-    /// The oldest first; may name chunks that were read since.
+    /// The oldest first; may contain chunks that have been read since.
     order: VecDeque<(Instant, ChunkId)>,
 }
 
@@ -49,7 +50,7 @@ struct Chunk {
 }
 
 impl UnreadChunks {
-    /// A counter by source.
+    /// Registers the counter, labelled by source.
     pub fn register(&self, registry: &mut Registry) {
         self.wasted.register(
             registry,
@@ -58,7 +59,7 @@ impl UnreadChunks {
         );
     }
 
-    /// A chunk was fetched from its origin ahead of a reader.
+    /// Records that a chunk was fetched from its origin ahead of a reader.
     pub fn add(&self, chunk: ChunkId, source: &Arc<str>, bytes: u64, now: Instant) {
         let mut state = self.state.lock();
         let entry = Chunk {
@@ -76,7 +77,7 @@ impl UnreadChunks {
         self.count.store(state.chunks.len(), Ordering::Relaxed);
     }
 
-    /// Somebody is given bytes of it.
+    /// Records that bytes of the chunk are given to a reader.
     pub fn read(&self, entry: EntryId, chunk: ChunkIndex) {
         if self.count.load(Ordering::Relaxed) == 0 {
             return;
@@ -87,7 +88,7 @@ impl UnreadChunks {
         }
     }
 
-    /// Periodic. `has_reader`: there is a reader of the entry, who may come to its chunks.
+    /// Periodic. `has_reader`: whether the entry has a reader, which may reach the chunk.
     pub fn sweep(&self, now: Instant, has_reader: impl Fn(EntryId) -> bool) {
         let mut state = self.state.lock();
         while let Some(&(since, chunk)) = state.order.front()
@@ -106,7 +107,7 @@ impl UnreadChunks {
         self.count.store(state.chunks.len(), Ordering::Relaxed);
     }
 
-    /// Counts a chunk, unless it was read, or fetched again since.
+    /// Counts a chunk as waste, unless it was read or fetched again since.
     fn judge(&self, state: &mut State, chunk: ChunkId, since: Instant) {
         if state.chunks.get(&chunk).is_none_or(|it| it.since != since) {
             return;

@@ -1,5 +1,5 @@
-//! Origins, and objects, that have just failed to answer a revalidation. One failure counts for all
-//! requests: stale objects are served at once, and the origin is asked in the background.
+//! Origins and objects that have just failed to answer a revalidation. One failure counts for all
+//! requests: they get the stale object at once, and the origin is asked in the background.
 
 use std::collections::HashMap;
 
@@ -7,11 +7,11 @@ use parking_lot::Mutex;
 
 use super::short_memory::KeyHasher;
 
-/// How often an ailing one is asked.
+/// How often the origin is asked while it is ailing.
 const ASK_EVERY_MS: i64 = 2_000;
 /// After this time without a request, the next one waits for its answer again.
 const FORGET_AFTER_MS: i64 = 60_000;
-/// Beyond this, forgotten ones are removed, otherwise all: each costs one wait.
+/// Beyond this number, the forgotten ones are removed, or else all: each costs one wait.
 const MAX_AILING: usize = 10_000;
 
 #[derive(Clone, Copy)]

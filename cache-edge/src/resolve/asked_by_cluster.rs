@@ -14,8 +14,8 @@ use crate::clock::now_ms;
 use http_rules::freshness;
 
 impl EdgeObjects {
-    /// Handled like a HEAD without client headers: no body is transferred, only the entry is
-    /// stored.
+    /// Handled like a HEAD request without client headers: no body is transferred, and only the
+    /// entry is stored.
     pub async fn probe_for_cluster(&self, key: v1::Key) -> Outcome {
         match self.find(key).await {
             Ok(Finding::Object(bound, _)) => Outcome::Found(v1::KeyBinding {

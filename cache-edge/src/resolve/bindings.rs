@@ -1,4 +1,4 @@
-//! Bindings of keys to entries, with their lifetimes; missing objects; answers that can not be
+//! Bindings of keys to entries, with their lifetimes; missing objects; and answers that cannot be
 //! stored.
 //!
 //! Bindings are also notes in the store, so that the edge still has them after a restart without a
@@ -26,16 +26,16 @@ use http::HeaderMap;
 use http_rules::{fields, freshness, purge};
 
 const NOTE_PREFIX: &[u8] = b"binding\0";
-/// Clients choose keys and must not be able to fill the memory.
+/// Sanity cap: clients choose keys and must not be able to fill the memory.
 const MAX_BOUND_BYTES: usize = 96 << 20;
 /// Size of a binding without its texts.
 const BOUND_BYTES: usize = 512;
-/// How long requests for a key whose answer could not be stored go to the origin at once.
+/// How long requests for a key whose answer could not be stored go directly to the origin.
 const UNSTORABLE_MS: i64 = 60_000;
-/// The same if the answer can be stored once its date is older.
+/// The same, if the answer can be stored once its date is older.
 const YOUNG_MS: i64 = 1_000;
-/// Invalidated keys remembered; answers to questions older than the oldest of them are not trusted
-/// at all.
+/// Number of invalidated keys that are remembered. Answers to questions older than the oldest of
+/// them are not trusted at all.
 const MAX_INVALIDATED: usize = 4_096;
 
 /// A key's present entry.
@@ -44,9 +44,9 @@ pub struct Bound {
     pub id: EntryId,
     pub entry: v1::Entry,
     pub freshness: v1::Freshness,
-    /// The freshness's fields, as they are sent.
+    /// The fields of `freshness`, as they are sent.
     pub fields: Arc<HeaderMap>,
-    /// Somebody asked for the key since it was last looked at.
+    /// Some request asked for the key since the last check.
     used: Arc<AtomicBool>,
 }
 
@@ -74,9 +74,9 @@ pub struct Bindings {
     hasher: KeyHasher,
     /// Answers that are stored as a whole.
     whole: WholeAnswers,
-    /// Locked before every other lock, including the session's: a finding is recorded and reported
-    /// either before an invalidation or after it.
-    invalidated: Mutex<Invalidated>,
+    /// Locked before every other lock, including the session's, so that a finding is recorded and
+    /// reported either before an invalidation or after it.
+    invalidated: Mutex<InvalidatedKeys>,
     /// Incremented after each change: while it stays the same, a look-up need not be repeated.
     changes: AtomicU64,
 }
@@ -115,7 +115,7 @@ impl BoundMap {
         true
     }
 
-    /// Any binding, while there are too many.
+    /// Some binding to remove, if there are too many.
     fn victim(&self) -> Option<String> {
         let is_full = self.bytes > MAX_BOUND_BYTES;
         is_full.then(|| self.by_id.keys().next().cloned())?
@@ -123,14 +123,14 @@ impl BoundMap {
 }
 
 #[derive(Default)]
-struct Invalidated {
+struct InvalidatedKeys {
     hasher: KeyHasher,
     count: u64,
-    /// With its number, the oldest first; hashes of keys without variant.
+    /// Each with its number, the oldest first; hashes of keys without variant.
     latest: VecDeque<(u64, u128)>,
 }
 
-impl Invalidated {
+impl InvalidatedKeys {
     fn add(&mut self, key: &v1::Key) {
         self.count += 1;
         let id = self.hasher.hash(&base_id(key));
@@ -140,7 +140,7 @@ impl Invalidated {
         }
     }
 
-    /// Nothing that was asked before now is believed.
+    /// Invalidates the answers to all questions that were asked before now.
     fn add_all(&mut self) {
         self.count += 1;
         self.latest.clear();
@@ -159,7 +159,7 @@ impl Invalidated {
     }
 }
 
-/// One text per key; its parts can not contain the separator.
+/// One text per key. The separator cannot occur in its parts.
 #[must_use]
 pub fn key_id(key: &v1::Key) -> String {
     format!(
@@ -207,7 +207,7 @@ impl Bindings {
         self.bound.read().by_id.len()
     }
 
-    /// A change counter, to be read before a look-up: while it stays the same, so does the result.
+    /// A change counter. Read it before a look-up: while it stays the same, so does the result.
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
@@ -220,15 +220,15 @@ impl Bindings {
     #[must_use]
     pub fn get(&self, key: &v1::Key) -> Option<Arc<Bound>> {
         let bound = self.bound.read().by_id.get(&key_id(key)).cloned()?;
-        // Written once in a while: many read it at the same time.
+        // Written only when it changes, because many threads read it at the same time.
         if !bound.used.load(Ordering::Relaxed) {
             bound.used.store(true, Ordering::Relaxed);
         }
         Some(bound)
     }
 
-    /// Forgets the keys nobody asked for since the last look, at most so many; false: more of them
-    /// are left, and the next call goes on with the same look.
+    /// Forgets keys that no request asked for since the last round, at most `most` of them. False:
+    /// more are left, and the next call continues the same round.
     pub fn forget_unused(&self, most: usize) -> bool {
         let unused: Vec<String> = {
             let bound = self.bound.read();
@@ -264,20 +264,20 @@ impl Bindings {
         &self.whole
     }
 
-    /// A number for a text that clients choose.
+    /// A hash of a text that clients choose.
     #[must_use]
     pub fn hash(&self, text: &str) -> u128 {
         self.hasher.hash(text)
     }
 
-    /// The present epoch, to be read before the origin, or the coordinator, is asked about a key.
+    /// The present epoch. Read it before the origin or the coordinator is asked about a key.
     #[must_use]
     pub fn now(&self) -> InvalidationEpoch {
         InvalidationEpoch(self.invalidated.lock().count)
     }
 
-    /// Runs `then` (records and reports a finding) unless the key was invalidated since; no
-    /// invalidation can come in between.
+    /// Runs `then` (which records and reports a finding) unless the key was invalidated since. No
+    /// invalidation can happen in between.
     pub fn unless_invalidated<T>(
         &self,
         since: InvalidationEpoch,
@@ -361,8 +361,9 @@ impl Bindings {
         }
     }
 
-    /// Purges what the selector selects, and the keys of the entries: forgotten, or softly, so that
-    /// the origin is asked before they are served. Answers how many objects no table knows.
+    /// Purges the selected keys and the keys of the entries: forgets them, or in a soft purge
+    /// requires that the origin is asked before they are served. Returns the number of purged
+    /// objects that no table lists, because they are stored as a whole.
     pub fn purge(
         &self,
         selector: &v1::PurgeSelector,
@@ -393,7 +394,7 @@ impl Bindings {
                 self.unbind(key);
             }
         }
-        // Of these only hashes are known: each that goes costs one question.
+        // Only their hashes are known, so all of the source are forgotten: each costs one question.
         self.negative.forget(&selector.source);
         self.unstorable.forget(&selector.source);
         let forgotten = self
@@ -403,10 +404,10 @@ impl Bindings {
         forgotten
     }
 
-    /// Forgets the keys whose entries are not of their source as it is registered now: it was
-    /// pointed elsewhere, or removed.
+    /// Forgets keys whose entries do not belong to their source as it is registered now, because
+    /// the source was removed or its base URL changed.
     pub fn forget_foreign(&self, base_url_of: impl Fn(&str) -> Option<String>) {
-        // They are few, and whose they are is not known from them.
+        // These are few, and do not record their base URL.
         self.whole.forget(|_, _| true);
         let foreign: Vec<v1::Key> = {
             let bound = self.bound.read();
@@ -438,7 +439,7 @@ impl Bindings {
         self.negative.get(&key.source, &key_id(key), now_ms)
     }
 
-    /// Records why the key's answer can not be stored.
+    /// Records why the key's answer cannot be stored.
     pub fn set_unstorable(&self, key: &v1::Key, why: &'static str, now_ms: i64) {
         let remembered_for = match why {
             freshness::YOUNG => YOUNG_MS,

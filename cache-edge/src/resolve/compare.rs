@@ -1,5 +1,5 @@
-//! Record mode's check: compares the origin's answer with the stored bytes, one by one, on its way
-//! to the client.
+//! Record mode's check: compares the origin's answer with the stored bytes, byte by byte, on its
+//! way to the client.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -58,11 +58,15 @@ impl Comparison {
                 .compared_bytes
                 .fetch_add(range.len(), Ordering::Relaxed);
             if came != self.buffer.as_slice() && !self.differs {
-                // Once per answer: the weeks before a rollout continues are judged by the number of
-                // answers.
+                // Count once per answer: operators judge a rollout by the number of answers that
+                // differ.
                 self.differs = true;
                 self.counters.mismatches.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(entry = %self.file.id(), chunk, "what the origin answers is not what is stored");
+                tracing::error!(
+                    entry = %self.file.id(),
+                    chunk,
+                    "what the origin answers is not what is stored"
+                );
             }
         }
         self.offset = all.end;

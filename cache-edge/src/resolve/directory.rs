@@ -11,11 +11,11 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Option<T>> + Send + 'a>>;
 pub trait Directory: Send + Sync + 'static {
     fn resolve(&self, key: v1::Key) -> Answer<'_, v1::resolve_key_response::Outcome>;
     fn lookup(&self, id: EntryId) -> Answer<'_, v1::KeyBinding>;
-    /// Edges that take players of the object, the best first.
+    /// Edges that players of the object may use, the best first.
     fn steer(&self, object: Option<SteeredObject>) -> Answer<'_, Vec<Candidate>>;
 }
 
-/// The directory of an edge on its own: empty.
+/// The empty directory of an edge without a coordinator.
 pub struct NoDirectory;
 
 impl Directory for NoDirectory {

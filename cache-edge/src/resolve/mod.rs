@@ -1,6 +1,6 @@
-//! Implements the ports: from a request to an object and a reader over its bytes.
+//! Implements the ports: finds the object of a request, and opens readers over its bytes.
 //!
-//! A fresh binding answers at once; the coordinator is asked for an unknown key, and the origin
+//! A fresh binding answers at once. For an unknown key the coordinator is asked, and the origin
 //! last. Only registered sources are ever asked. Must not know hyper, the disk layout or the
 //! session's messages.
 

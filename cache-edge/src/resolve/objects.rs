@@ -47,7 +47,7 @@ pub struct Parts {
     /// Chunk size of new entries, as set by the coordinator.
     pub chunk_size: Arc<AtomicU32>,
     pub chunk_wait_timeout: Duration,
-    /// What a probe fetches beyond the chunk asked for.
+    /// Number of chunks that a probe fetches beyond the requested one.
     pub start_chunks: u32,
 }
 
@@ -87,7 +87,7 @@ pub struct EdgeObjects(Arc<Inner>);
 struct Inner {
     parts: Parts,
     questions: Singleflight,
-    /// Questions whether clients' signatures are accepted.
+    /// Singleflight of the checks whether an origin accepts a client's signature.
     signatures: Singleflight<Access>,
     ailing: Ailing,
 }
@@ -131,8 +131,8 @@ impl EdgeObjects {
         file.map_err(|error| internal(&error))
     }
 
-    /// `seen`: counters from before the look-up, and until when the client may have the object;
-    /// none: the next request must be resolved again.
+    /// `seen`: the counters from before the look-up, and the time until which the client may have
+    /// the object; `None`: the next request must be resolved again.
     fn object(
         &self,
         bound: &Arc<Bound>,
@@ -223,7 +223,7 @@ impl EdgeObjects {
         if !chunkcache_proto::key::is_key_recordable(&key) {
             return self.pass(&source, &key, request, "key-too-long").await;
         }
-        // The next request's headers may then select something else.
+        // Then the next request's headers may select something else.
         let by_headers = varies || source.config.forward_credentials;
         let now = now_ms();
         if let Some(status) = parts.bindings.negative(&key, now) {
@@ -236,7 +236,8 @@ impl EdgeObjects {
             Some(bound) => self.confirmed(&source, &key, request, bound).await?,
             None => {
                 if request.ahead.is_some() {
-                    // Outside of the question, which a viewer may join.
+                    // Wait for the permit before the question, because a viewer may join the
+                    // question.
                     let room = source.quota.acquire(RequestClass::Background).await;
                     drop(room.map_err(|error| pass_through::serve_error(&error))?);
                 }
@@ -307,7 +308,7 @@ impl EdgeObjects {
     ) -> Result<Finding, ServeError> {
         let now = now_ms();
         let verdict = if self.is_changed(&bound) {
-            // A fetch found another version there, which breaks the binding's promise.
+            // A fetch found another version at the origin, so the binding is stale before its time.
             Verdict::Stale
         } else {
             freshness::judge(&bound.freshness, now)
@@ -368,7 +369,7 @@ impl EdgeObjects {
     ) {
         if let Ok(asked) = self.revalidation(source, key, request, bound.clone()) {
             self.parts().downloads.workers().spawn(async move {
-                // A question is given up once nobody waits for it.
+                // Wait for it, because a question without waiters is cancelled.
                 let _ = asked.answer().await;
             });
         }
@@ -433,8 +434,8 @@ impl EdgeObjects {
         asked?.answer().await
     }
 
-    /// `selecting`: the client's headers that are sent to the origin. Two requests that differ
-    /// there may select two objects.
+    /// `selecting`: the client's headers that are sent to the origin. Two requests that differ in
+    /// them may select two objects.
     fn ask_once<F>(
         &self,
         key: &v1::Key,
@@ -449,7 +450,7 @@ impl EdgeObjects {
         self.0.questions.ask(&key.source, id, settled, question)
     }
 
-    /// The answer, if it needs neither the cluster nor the origin now.
+    /// The answer, if neither the cluster nor the origin has to be asked now.
     fn settled(&self, key: &v1::Key) -> Option<Finding> {
         let (bindings, now) = (&self.parts().bindings, now_ms());
         if let Some(status) = bindings.negative(key, now) {
@@ -463,8 +464,8 @@ impl EdgeObjects {
         (is_fresh && !self.is_changed(&bound)).then_some(Finding::Object(bound, Freshness::Fresh))
     }
 
-    /// Rollout mode: the client reads from the origin, and the object is fetched into the store
-    /// besides.
+    /// Rollout mode: the client gets the origin's answer, and the object is fetched into the store
+    /// as well.
     fn record(&self, bound: &Bound, request: &ObjectRequest) -> Result<Arc<EntryFile>, ServeError> {
         let file = self.entry_file(&bound.entry)?;
         if request.head_only {
@@ -504,7 +505,7 @@ impl EdgeObjects {
 
 pub(super) fn question_id(key: &v1::Key, selecting: &HeaderMap) -> String {
     let mut id = key_id(key);
-    // The path of a request through other caches selects nothing.
+    // `CDN-Loop` records a request's path through other caches and selects nothing.
     for (name, value) in selecting.iter().filter(|(name, _)| *name != CDN_LOOP) {
         id.push('\0');
         id.push_str(name.as_str());
@@ -581,7 +582,7 @@ impl Objects for EdgeObjects {
                 };
                 let source = bound.entry.key.as_ref().map(|key| &key.source);
                 let source = source.and_then(|source| parts.catalogue.get(source));
-                // If its source is not registered any more, nobody knows who may have it.
+                // Without its registered source, it is unknown which clients may have it.
                 if source.is_none_or(|source| source.checks_signatures()) {
                     return Err(ServeError::UnknownEntry(id));
                 }

@@ -26,7 +26,7 @@ use chunk_store::EntryFile;
 use http_rules::conditional::SELECTING;
 
 const FRAMES: usize = 8;
-/// How long an origin that refuses temporarily is retried behind a held request.
+/// How long an origin that refuses temporarily is retried while the client's request is held.
 const REFUSALS_FOR: Duration = Duration::from_secs(2);
 
 /// RFC 9110, 7.6.1, and the fields that this edge sets itself.
@@ -41,7 +41,7 @@ const NOT_PASSED_ON: [HeaderName; 8] = [
     header::SERVER,
 ];
 
-/// The client's headers that the source allows: its own list, and credentials if it says so.
+/// The client's headers that the source allows: those on its list, and credentials if enabled.
 #[must_use]
 pub fn allowed_headers(source: &Source, client: &HeaderMap) -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -68,7 +68,7 @@ pub fn allowed_headers(source: &Source, client: &HeaderMap) -> HeaderMap {
         copy(client, &mut headers, &header::AUTHORIZATION);
         copy(client, &mut headers, &header::COOKIE);
     }
-    // The first edge in a loop over several edges detects it.
+    // The first edge in a loop of several edges detects it.
     copy(client, &mut headers, &CDN_LOOP);
     headers
 }
@@ -80,7 +80,8 @@ fn copy(from: &HeaderMap, to: &mut HeaderMap, name: &HeaderName) {
     }
 }
 
-/// A redirect that the source does not allow to follow goes to the client.
+/// Whether this is a redirect. The client gets it if the source does not allow the edge to follow
+/// it.
 #[must_use]
 pub fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
@@ -103,12 +104,12 @@ pub async fn pass_through(
     stored: Option<Arc<EntryFile>>,
 ) -> Result<PassThrough, ServeError> {
     let mut headers = allowed_headers(source, &request.headers);
-    // Safe to pass on to any source.
+    // These are safe to pass on to any source.
     for name in &SELECTING {
         copy(&request.headers, &mut headers, name);
     }
     let asking = asking(parts, source, url, headers);
-    // A signature is one of a method; the body of a GET is not read then.
+    // A presigned URL is signed for GET. For a HEAD request, the body is then not read.
     let method = if request.head_only && !source.needs_signature() {
         Method::HEAD
     } else {
@@ -137,7 +138,8 @@ pub async fn pass_through(
     Ok(hand_on(parts, asking, response, request, why, stored))
 }
 
-/// An answer as it is passed on. `asking`: as what asked for it, should its body break off.
+/// Converts an answer for passing on. `asking` describes its request, to resume a body that breaks
+/// off.
 pub(super) fn hand_on(
     parts: &Parts,
     asking: Asking,
@@ -187,7 +189,7 @@ pub(super) fn hand_on(
     }
 }
 
-/// What asks for an object, with these headers.
+/// Describes a request for an object with these headers.
 pub(super) fn asking(
     parts: &Parts,
     source: &Arc<Source>,
@@ -224,12 +226,16 @@ async fn send(
                 }
                 Ok(bytes)
             }
-            // The end is sent explicitly: an aborted task sends none, and must not look like an
+            // Send the end explicitly: an aborted task sends nothing, which must not look like an
             // end.
             Ok(None) => Ok(Bytes::new()),
             Err(error) => {
                 let received = body.received();
-                tracing::debug!(%error, received, "an origin's answer broke off while handed through");
+                tracing::debug!(
+                    %error,
+                    received,
+                    "an origin's answer broke off while handed through"
+                );
                 Err(ReadError::Origin(error.to_string()))
             }
         };
@@ -240,8 +246,8 @@ async fn send(
     }
 }
 
-/// Asks once. A temporary refusal is an error until the given time, so that the origin is asked
-/// again; after it, an answer like any other.
+/// Asks once. Until the given time a temporary refusal is an error, so that the origin is asked
+/// again; after it, the refusal is an answer like any other.
 async fn ask_once(
     asking: &Asking,
     method: Method,
@@ -270,8 +276,8 @@ async fn ask_once(
     Ok(response)
 }
 
-/// Whether the answer is a part for a request for the whole, or a 304 for one without a condition:
-/// a client would misread it.
+/// Whether the answer is a 206 although no range was requested, or a 304 although there was no
+/// condition: a client would misread it.
 fn is_unasked(status: StatusCode, asked: &HeaderMap) -> bool {
     let has = |names: &[HeaderName]| names.iter().any(|name| asked.contains_key(name));
     match status {
@@ -281,8 +287,8 @@ fn is_unasked(status: StatusCode, asked: &HeaderMap) -> bool {
     }
 }
 
-/// A body that comes through a channel. An empty piece ends it: a sender that disappears without
-/// one does not.
+/// A body that comes through a channel. An empty piece ends it. If the sender disappears without
+/// sending one, the body breaks off.
 pub(super) struct ChannelBody {
     receiver: mpsc::Receiver<Result<Bytes, ReadError>>,
     ended: bool,

@@ -1,4 +1,4 @@
-//! Answers with objects that are not stored in parts.
+//! Answers requests for objects that are not stored in chunks.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
 use chunk_store::EntryFile;
 
 impl EdgeObjects {
-    /// Answers with an object that is not stored in parts: as a whole, or not stored at all.
+    /// Answers with an object that is stored as a whole, or not stored at all.
     pub(super) async fn unstorable(
         &self,
         source: &Arc<Source>,
@@ -64,8 +64,8 @@ impl EdgeObjects {
         Ok(Resolution::PassThrough(passed))
     }
 
-    /// Sends a client's request to the origin, with its own signature where one is needed: the
-    /// answer may be for this client alone.
+    /// Sends a client's request to the origin, with the client's own signature if one is needed:
+    /// the answer may be for this client alone.
     pub(super) async fn pass_own(
         &self,
         source: &Arc<Source>,

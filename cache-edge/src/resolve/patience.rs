@@ -1,5 +1,5 @@
-//! Retries a request to an origin behind the held client request where that may help: the client
-//! notices only the delay.
+//! Retries a request to an origin where that may help, while the client's request is held: the
+//! client notices only the delay.
 
 use std::time::Duration;
 
@@ -11,13 +11,14 @@ use crate::{
     upstream::{OriginError, Source, counters::Counters},
 };
 
-/// New attempts begin within this time; one that stalls ends within the origin's stall time-out.
-/// Together they meet the 15 s of `CACHE_DESIGN.md` for a cold object whose origin is down.
+/// New attempts begin within this time, and one that stalls ends within the origin's stall
+/// time-out. Together they meet the 15 s that `CACHE_DESIGN.md` allows for a cold object whose
+/// origin is down.
 const ATTEMPTS_FOR: Duration = Duration::from_secs(4);
 /// How often an invalidation may overtake an answer before the client gets an error.
 const MAX_OVERTAKEN: u32 = 8;
 
-/// Returns the first success, or the error that ended the attempts. Each failed attempt is counted.
+/// Returns the first success, or the error that ended the attempts. Counts each failed attempt.
 pub async fn ask<T, F>(
     source: &Source,
     counters: &Counters,
@@ -52,7 +53,7 @@ pub fn count(counters: &Counters, source: &str, error: &OriginError) {
     }
 }
 
-/// Makes one attempt, and repeats it as long as an invalidation overtakes the answer.
+/// Makes one attempt, and repeats it while an invalidation overtakes the answer.
 pub async fn believed<T, F>(attempt: impl Fn() -> F) -> Result<T, OriginError>
 where
     F: Future<Output = Result<T, OriginError>>,

@@ -1,8 +1,9 @@
-//! Serves chunks to other edges: present or arriving ones, streamed behind the fetch that brings
-//! them; never fetched for the peer.
+//! Serves chunks to other edges. Present chunks are sent, and arriving ones are streamed behind the
+//! fetch that brings them; nothing is fetched for a peer.
 //!
-//! Blocks are sent with the hash that the bytes had on arrival, and each is compared with it when
-//! it is read. Bytes that changed on this disk are detected here, and withdrawn.
+//! Blocks are sent with the hash that their bytes had on arrival, and are compared with it when
+//! they are read. So bytes that changed on this disk are detected here, and their chunk is
+//! withdrawn.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -28,13 +29,14 @@ use crate::{
 use chunk_store::{EntryFile, StoreError};
 use http_rules::range::{self, Selection};
 
-/// How long another edge is held for the bytes of one block.
+/// How long another edge's request is held for the bytes of one block.
 const PEER_WAIT: Duration = Duration::from_secs(4);
-/// How often it is told that they are awaited: it gives a peer up that is silent for a second.
+/// Interval of the empty blocks that are sent while bytes are awaited: the other edge gives up a
+/// peer that is silent for a second.
 const BEAT: Duration = Duration::from_millis(300);
 
-/// The coordinator assigns both edges their fetches at the same time; the other's request may
-/// overtake this one's assignment.
+/// The coordinator assigns both edges their fetches at the same time, so the other edge's request
+/// may arrive before this edge's assignment.
 const ORDER_WAIT: Duration = Duration::from_millis(500);
 
 /// See [`PeerHandler`].
@@ -111,7 +113,7 @@ impl Peers {
                 until: Instant::now() + PEER_WAIT,
                 bytes: None,
             };
-            // Read before the head is sent, so that a failure can still be a status.
+            // Read it before the head is sent, so that a failure can still become a status.
             let first = blocks.next().await.map_err(|error| {
                 tracing::debug!(%error, "a peer gets nothing");
                 StatusCode::SERVICE_UNAVAILABLE
@@ -127,7 +129,7 @@ impl Peers {
         Ok(response)
     }
 
-    /// Whether all of it is here, arriving, or ordered.
+    /// Whether all of the range is here, arriving, or about to be fetched.
     fn has_or_expects(&self, file: &Arc<EntryFile>, range: ByteRange) -> bool {
         let parts = self.objects.parts();
         let geometry = file.geometry();
@@ -160,7 +162,7 @@ struct Blocks {
     incoming: Arc<EntryIncoming>,
     downloads: Downloads,
     left: ByteRange,
-    /// At which the other edge wants it.
+    /// The level at which the other edge wants it.
     level: Level,
     /// When the wait for the next block ends.
     until: Instant,
@@ -169,8 +171,8 @@ struct Blocks {
 }
 
 impl Blocks {
-    /// The next block's header, and its bytes in `self.bytes`; `None` at the end. An empty block
-    /// after a while without one.
+    /// Returns the next block's header and leaves its bytes in `self.bytes`; `None` at the end. If
+    /// no block becomes available for a while, returns an empty block.
     async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
         let beat = Instant::now() + BEAT;
         let mut is_raised = false;
@@ -183,7 +185,7 @@ impl Blocks {
                     Some(block) => {
                         return Ok(Some(self.give(block.range, block.hash, block.bytes)));
                     }
-                    // It was corrupt, or evicted meanwhile; and is no longer present.
+                    // It was corrupt or evicted meanwhile, so it is no longer present.
                     None => continue,
                 }
             }
@@ -219,7 +221,7 @@ impl Blocks {
         Ok(None)
     }
 
-    /// Reads part of an arriving chunk; `None`: the chunk is being given up.
+    /// Reads part of an arriving chunk; `None`: the chunk is being abandoned.
     async fn read_piece(
         &self,
         incoming_chunk: &Arc<IncomingChunk>,
@@ -239,7 +241,7 @@ impl Blocks {
         if chunk_checksum(range.start, &bytes) == hash {
             return Ok(Some(bytes));
         }
-        // It was given up between the check and the pin, or changed on the disk since it came.
+        // It was abandoned between the check and the pin, or changed on the disk since it arrived.
         match incoming_chunk.proved(range.start) {
             Some(_) => Err(ReadError::Disk("arriving bytes changed on the disk".into())),
             None => Ok(None),
@@ -264,8 +266,8 @@ async fn off_the_worker<T: Send + 'static>(
         .map_err(|error| disk(&error))
 }
 
-/// Checks a chunk again after another edge received wrong bytes: a corrupt one is withdrawn now,
-/// not at the next scrub.
+/// Checks a chunk again after another edge received wrong bytes: a corrupt one is withdrawn now
+/// instead of at the next scrub.
 async fn check_again(file: &EntryFile, range: ByteRange) {
     for chunk in file.geometry().chunks_covering(range) {
         if !file.is_present(chunk) {
@@ -273,7 +275,12 @@ async fn check_again(file: &EntryFile, range: ByteRange) {
         }
         match file.verify_again(chunk).await {
             Ok(good) => {
-                tracing::warn!(entry = %file.id(), chunk, good, "a peer got other bytes of a chunk");
+                tracing::warn!(
+                    entry = %file.id(),
+                    chunk,
+                    good,
+                    "a peer got other bytes of a chunk"
+                );
             }
             Err(error) => {
                 tracing::warn!(%error, entry = %file.id(), chunk, "a chunk could not be checked");

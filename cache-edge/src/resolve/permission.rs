@@ -1,7 +1,8 @@
-//! Whether a client may have an object: each signature is asked of the origin once.
+//! Decides whether a client may have an object: the origin is asked once about each signature.
 //!
-//! The question is a request for the object with the signature, for no byte of it if its version is
-//! known here, else for one. What is accepted is remembered until the signature expires.
+//! The question is a request for the object with the signature. It transfers no byte if the
+//! object's version is known here, and one byte otherwise. An accepted signature is remembered
+//! until it expires.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,7 +28,7 @@ use crate::{
 /// An origin's verdict on a signature.
 #[derive(Clone, Copy, Debug)]
 pub enum Access {
-    /// Accepted; milliseconds since the epoch.
+    /// Accepted until this time, in milliseconds since the epoch.
     Until(i64),
     Refused(StatusCode),
 }
@@ -39,8 +40,8 @@ impl Collapsible for Access {
 }
 
 impl EdgeObjects {
-    /// Asks the origin about the signature in a client's name, unless it has accepted it or the
-    /// source does not want that. `key`: the key of `named`.
+    /// Asks the origin about the signature on behalf of a client, unless the origin has accepted it
+    /// already or the source does not require that. `key`: the key of `named`.
     pub(super) async fn permit(
         &self,
         source: &Arc<Source>,
@@ -88,7 +89,7 @@ impl EdgeObjects {
         asked?.answer().await
     }
 
-    /// Hands a refusal on.
+    /// Answers the client with the origin's refusal.
     pub(super) async fn refuse(
         &self,
         source: &Arc<Source>,
@@ -96,14 +97,15 @@ impl EdgeObjects {
         request: &ObjectRequest,
         status: StatusCode,
     ) -> Result<Resolution<ReaderFactory>, ServeError> {
-        // With its challenge, which the edge can not make up; not by the source's own right.
+        // Pass the 401 on with its challenge, which the edge cannot construct. Not if the source
+        // has a right of its own, because the client's request must not use that.
         if status == StatusCode::UNAUTHORIZED && !source.has_own_right() {
             let passed = self
                 .pass_own(source, key, request, "signature", None)
                 .await?;
             return Ok(Resolution::PassThrough(passed));
         }
-        // A redirect that is not followed leads to a page for people.
+        // A redirect that is not followed usually leads to a log-in page, so it becomes a 403.
         let is_told = status.is_client_error();
         let status = if is_told {
             status
@@ -156,7 +158,7 @@ impl EdgeObjects {
                 let until = parts.catalogue.permit(source, key, signature);
                 Ok(Access::Until(until))
             }
-            // The origin that was asked first may accept it.
+            // An origin that was passed over may accept it.
             status if pass_through::is_refusal(status) || status.is_redirection() => {
                 match response.passed_over() {
                     Some(error) => Err(error.clone()),
@@ -168,7 +170,7 @@ impl EdgeObjects {
     }
 }
 
-/// The path of a request through other caches, by which a loop is found.
+/// The headers that record a request's path through other caches, by which a loop is detected.
 fn passed_through(headers: &HeaderMap) -> HeaderMap {
     let path = headers.get_all(CDN_LOOP).iter();
     path.map(|value| (CDN_LOOP, value.clone())).collect()

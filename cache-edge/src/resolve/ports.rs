@@ -17,25 +17,25 @@ use http_rules::cache_status::{CacheStatus, Missing};
 pub struct ObjectRequest {
     /// The requested object.
     pub name: ObjectName,
-    /// The part that is read first, for a cold key: the first request to the origin is for this
+    /// The part that is read first. For a cold key, the first request to the origin is for this
     /// range itself, not a HEAD.
     pub first_bytes: FirstBytes,
-    /// `Cache-Control: no-cache` or `Pragma: no-cache` in the request does not bypass the cache
-    /// (players and proxies send it without need); `only-if-cached` is obeyed.
+    /// `only-if-cached` is obeyed. `Cache-Control: no-cache` or `Pragma: no-cache` in the request
+    /// does not bypass the cache, because players and proxies send it needlessly.
     pub only_if_cached: bool,
-    /// The client's headers; only those the source allows are ever forwarded.
+    /// The client's headers; only those that the source allows are ever forwarded.
     pub headers: http::HeaderMap,
     /// GET, or HEAD (which must not fetch bodies).
     pub head_only: bool,
-    /// The object changed under each attempt to serve it: one answer of the origin is one version,
-    /// whatever the next one is.
+    /// The object changed during each attempt to serve it, so the origin's answer is passed
+    /// through: a single answer is consistent.
     pub past_the_cache: bool,
-    /// No client asks for it yet: one is expected to after so long. What is not stored is not
-    /// passed through either.
+    /// Set for an object that a client is expected to request after this time. Unless it is stored,
+    /// it is not passed through.
     pub ahead: Option<Duration>,
 }
 
-/// The two forms of URL an edge answers.
+/// The two forms of URL that an edge answers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ObjectName {
     /// `/{source}/{path}?{query}`, normalised by `core::path`.
@@ -53,7 +53,7 @@ pub enum ObjectName {
 pub enum FirstBytes {
     /// From this offset on, up to `end` (exclusive) if the client gave an end.
     From { start: u64, end: Option<u64> },
-    /// The last so many bytes (`bytes=-N`).
+    /// The last N bytes (`bytes=-N`).
     Last(u64),
 }
 
@@ -61,7 +61,7 @@ pub enum FirstBytes {
 pub enum Resolution<R> {
     /// An object with a validator and a length; its bytes come through readers.
     Object(Object<R>),
-    /// Not storable, or the source's mode says so: the origin's own answer, streamed.
+    /// Not storable, or the source's mode forbids it: the origin's own answer, streamed.
     PassThrough(PassThrough),
     /// The origin has no such object (404, 410, ...).
     Negative {
@@ -78,21 +78,22 @@ pub struct Object<R> {
     pub age_seconds: u64,
     /// For `Cache-Status` before any byte was read.
     pub freshness: Freshness,
-    /// The origin's directives, for caches nearer to the client (RFC 9111, 5.2); empty: it gave
-    /// none.
+    /// The origin's directives, for caches nearer to the client (RFC 9111, 5.2); empty if there
+    /// were none.
     pub cache_control: String,
     /// Other fields of the origin's answer, for clients.
     pub fields: Arc<http::HeaderMap>,
     /// Opens a reader over a range of it. Dropping the reader withdraws its demand.
     pub readers: R,
-    /// Lets the next request for the same target on the same connection skip the resolution; none:
-    /// it must be resolved again.
+    /// Lets the next request for the same target on the same connection skip the resolution;
+    /// `None`: it must be resolved again.
     pub standing: Option<Box<dyn Standing>>,
 }
 
-/// Whether a resolved target would be resolved to the same now, whatever the request's headers say.
+/// Whether a resolved target would still resolve to the same object, whatever the request's headers
+/// are.
 pub trait Standing: Send + Sync + 'static {
-    /// Its `Age` in seconds if so. Takes no lock: it is called for each hit.
+    /// Its `Age` in seconds, if so. Takes no lock, because it is called for each hit.
     fn age_seconds(&self) -> Option<u64>;
 }
 
@@ -101,11 +102,11 @@ pub trait Standing: Send + Sync + 'static {
 pub enum Freshness {
     /// Within its lifetime; the origin was not asked.
     Fresh,
-    /// The key was unknown and the origin was asked for it by this request (`fwd=miss`), or by
-    /// another request this one waited for (`collapsed`). `status`: the origin's.
+    /// The key was unknown, and this request (`fwd=miss`) or another one that it waited for
+    /// (`collapsed`) asked the origin for it. `status`: the origin's.
     Probed { collapsed: bool, status: u16 },
-    /// The binding was stale, and the origin answered just now: with the same object or with
-    /// another one (`fwd=stale; fwd-status=304`).
+    /// The binding was stale, and the origin has just answered with the same object or another one
+    /// (`fwd=stale; fwd-status=304`).
     Revalidated { collapsed: bool, status: u16 },
     /// The origin was asked and could not answer; served under stale-if-error.
     StaleOnError,
@@ -127,7 +128,7 @@ pub trait OpenReader: Send + Sync + 'static {
     fn open(&self, range: ByteRange, player: PlayerReport) -> Self::Reader;
     /// How much of the range is present now (for `Cache-Status: hit` against `fwd=partial`).
     fn presence(&self, range: ByteRange) -> Presence;
-    /// What is known of what is not here of the range; none: nothing is remembered.
+    /// The known reasons why parts of the range are missing; `None`: nothing is remembered.
     fn missing(&self, _range: ByteRange) -> Option<Missing> {
         None
     }
@@ -182,15 +183,15 @@ pub trait ReadBytes: Send + 'static {
 pub struct Piece {
     pub file: Arc<EntryFile>,
     pub range: ByteRange,
-    /// Keeps the chunk from being evicted; none if the chunk is still arriving (its fetch holds
-    /// it).
+    /// Keeps the chunk from being evicted; `None` if the chunk is still arriving, because its fetch
+    /// holds it.
     pub pin: Option<ChunkPin>,
-    /// Bytes that are not in the file, yet (the first of an answer) or at all (no space): they are
+    /// Bytes that are not in the file yet (the first of an answer) or at all (no space); they are
     /// sent from memory.
     pub unstored: Option<Bytes>,
 }
 
-/// Why a reader can not go on. Once a body has begun each of these aborts the connection.
+/// Why a reader cannot continue. Once a body has begun, each of these aborts the connection.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ReadError {
     #[error("chunk {chunk} did not come within {waited:?}: {detail}")]
@@ -217,15 +218,15 @@ pub struct PassThrough {
     pub body: PassBody,
     /// For `Cache-Status` `detail`.
     pub why: &'static str,
-    /// `Cache-Status` of an answer that is stored, or will be; none: it bypasses the cache.
+    /// `Cache-Status` of an answer that is or will be stored; `None`: it bypasses the cache.
     pub status_words: Option<CacheStatus>,
 }
 
-/// Ends with an error if the origin's body ended early, so that the client's does too.
+/// Ends with an error if the origin's body ended early, so that the client's body does too.
 pub type PassBody =
     std::pin::Pin<Box<dyn http_body::Body<Data = Bytes, Error = ReadError> + Send + 'static>>;
 
-/// Why a request got no answer. Mapped to problem+json in one place (`server::problem`).
+/// Why a request failed. Mapped to problem+json in one place (`server::problem`).
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ServeError {
     #[error("no source named {0:?} is registered")]
@@ -252,7 +253,7 @@ pub enum ServeError {
     /// 503 with Retry-After
     #[error("too much at once: {0}")]
     Overloaded(&'static str),
-    /// For a request that no client made.
+    /// For a request ahead of a client's.
     #[error("nothing of it can be fetched ahead")]
     NotAhead,
     #[error("the edge: {0}")]

@@ -1,4 +1,4 @@
-//! The first request for a key: for the needed range itself.
+//! The first request for a key, which asks for the needed range itself.
 //!
 //! The 206 gives size, validator and type; its body goes into the store and to the reader as it
 //! lands. One origin round trip, no HEAD.
@@ -26,7 +26,7 @@ use crate::upstream::{
 use http_rules::content_range::{self, ContentRange};
 use http_rules::{fields, freshness};
 
-/// What a question found.
+/// The result of asking the cluster or the origin about a key.
 #[derive(Clone, Debug)]
 pub enum Finding {
     Object(Arc<Bound>, Freshness),
@@ -40,7 +40,7 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// Marks the outcome for a request that may have waited for another one's question.
+    /// Marks the result for a request that may have waited for another one's question.
     #[must_use]
     pub fn waited_for(self, collapsed: bool) -> Self {
         match self {
@@ -67,7 +67,7 @@ enum Ask {
     Plain,
 }
 
-/// Asks the origin, and retries behind the held request where that may help.
+/// Asks the origin, and retries where that may help while the client's request is held.
 pub async fn probe(
     objects: &EdgeObjects,
     source: &Arc<Source>,
@@ -81,7 +81,7 @@ pub async fn probe(
         .map_err(|error| pass_through::serve_error(&error))
 }
 
-/// One request, and further ones that its answer makes necessary.
+/// Makes one request, and further ones if its answer makes them necessary.
 async fn attempts(
     objects: &EdgeObjects,
     source: &Arc<Source>,
@@ -116,7 +116,7 @@ fn first_ask(objects: &EdgeObjects, request: &ObjectRequest) -> Ask {
         FirstBytes::From { start, .. } if start > i64::MAX as u64 => Ask::Head,
         FirstBytes::From { start, end } => {
             let chunk = start / chunk_size;
-            // As much as a reader has ahead that has consumed nothing yet.
+            // As many as the lookahead of a reader that has consumed nothing yet.
             let chunks = match request.ahead {
                 Some(_) => NEXT_OBJECT_CHUNKS,
                 None => 1 + parts.start_chunks,
@@ -191,7 +191,7 @@ async fn attempt(
             Ok(ProbeStep::Found(Finding::Unstorable("redirect")))
         }
         status if pass_through::is_refusal(status) => {
-            // The origin that was asked first may have it.
+            // An origin that was passed over may have it.
             if let Some(error) = response.passed_over() {
                 return Err(error.clone());
             }
@@ -199,7 +199,7 @@ async fn attempt(
             let found = refused(objects, source, key, since, status, headers)?;
             Ok(ProbeStep::Found(found))
         }
-        // Not an object in parts, but an answer; the requested part says nothing about it.
+        // An answer, but not an object in chunks; the answer to a range says nothing about it.
         StatusCode::NON_AUTHORITATIVE_INFORMATION
         | StatusCode::NO_CONTENT
         | StatusCode::MULTIPLE_CHOICES => Ok(ProbeStep::Found(Finding::Unstorable(AS_A_WHOLE))),
@@ -214,9 +214,9 @@ fn unsatisfied_size(headers: &HeaderMap) -> Option<u64> {
     }
 }
 
-/// Handles a refusal. 404, 410 and 451 end the object and are remembered for seconds, or as they
-/// say; the others (403, 405, ...) concern this moment, unless they give a lifetime. A 401 is
-/// passed through with its challenge, which the edge can not make up (RFC 9110, 15.5.2).
+/// Handles a refusal. 404, 410 and 451 end the object and are remembered for seconds, or for the
+/// lifetime they give. Others (403, 405, …) apply to this moment only, unless they give a lifetime.
+/// A 401 is passed through with its challenge, which the edge cannot construct (RFC 9110, 15.5.2).
 pub(super) fn refused(
     objects: &EdgeObjects,
     source: &Source,
@@ -272,7 +272,7 @@ fn ranged(
         }
         (Ask::Last(count), Some(size)) => range == ByteRange::new(size.saturating_sub(count), size),
         (Ask::Head, _) => range == ByteRange::new(0, 1),
-        // Nothing is stored without a size; the client's own request is passed through.
+        // Nothing is stored without a size, so the client's own request is passed through.
         (Ask::From(_) | Ask::Last(_), None) => true,
         (Ask::Plain, _) => false,
     };
@@ -315,7 +315,7 @@ fn adopt(
     let (status, headers) = (response.status, &response.headers);
     let bound = match register(objects, source, key, value, since, status, headers)? {
         Ok(bound) => bound,
-        // It may ignore ranges: then this is the whole already, and is not asked for again.
+        // It may ignore ranges: then this is already the whole, and is not requested again.
         Err(AS_A_WHOLE) if part == Part::Whole => {
             let kept = objects.keep_whole(source, key, request, since, response);
             return Ok(kept.unwrap_or(Finding::Unstorable(AS_A_WHOLE)));
@@ -330,7 +330,7 @@ fn adopt(
         Part::Range(range) => (range.start, geometry.chunks_covering(range)),
         Part::Whole => (0, 0..geometry.chunk_count()),
     };
-    // One byte of a HEAD is not worth a fetch.
+    // The single byte of a HEAD is not worth a fetch.
     if !request.head_only && !chunks.is_empty() {
         let (level, deadline_in_ms) = match request.ahead {
             Some(due) => (
@@ -358,7 +358,7 @@ fn adopt(
     Ok(Finding::Object(bound, probed))
 }
 
-/// Creates the entry that an answer describes and binds the key to it; or returns why it can not be
+/// Creates the entry that an answer describes and binds the key to it, or returns why it cannot be
 /// stored.
 pub(super) fn register<'a>(
     objects: &EdgeObjects,

@@ -1,4 +1,4 @@
-//! Reads small objects as a whole, for what this edge itself learns from them.
+//! Reads whole small objects that this edge itself uses.
 
 use bytes::Bytes;
 use chunkcache_proto::ByteRange;
@@ -8,7 +8,7 @@ use http_body_util::{BodyExt as _, Limited};
 use super::ports::{OpenReader, PassBody, Piece, Presence, ReadBytes as _};
 use crate::core::consumption::PlayerReport;
 
-/// The bytes of an object, fetched at HIGH where they are missing: a viewer of it goes first.
+/// The bytes of an object. Missing bytes are fetched at HIGH, below waiting viewers.
 pub async fn read_all<R: OpenReader>(readers: &R, size: u64) -> Option<Vec<u8>> {
     let range = ByteRange::new(0, size);
     let player = PlayerReport::default();
@@ -37,14 +37,14 @@ fn bytes_of(piece: &Piece) -> Option<Bytes> {
     Some(bytes.into())
 }
 
-/// Whether a body is the object's own text.
+/// Whether the body has no content coding.
 #[must_use]
 pub fn is_plain(headers: &HeaderMap) -> bool {
     let encoding = headers.get(http::header::CONTENT_ENCODING);
     encoding.is_none_or(|value| value.as_bytes() == b"identity")
 }
 
-/// The bytes of an answer that is passed through, if they are no more than `most`.
+/// The bytes of a passed-through answer, if there are at most `most`.
 pub async fn read_passed(body: PassBody, most: usize) -> Option<Bytes> {
     let read = Limited::new(body, most).collect().await;
     read.ok().map(|read| read.to_bytes())

@@ -1,6 +1,5 @@
-//! Resumes a passed-through body that breaks off, if the origin proves that the rest is of the same
-//! version. If it does not, the body stays cut: a client can ask again, but it can not take bytes
-//! back.
+//! Resumes a passed-through body that breaks off, if the origin proves that the rest belongs to the
+//! same version. Otherwise the body stays cut: a client can ask again, but it cannot return bytes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,7 +17,7 @@ use crate::{
     },
 };
 
-/// Attempts in a row that may bring next to nothing.
+/// Attempts in a row that may bring almost nothing.
 const ATTEMPTS: u32 = 5;
 /// Bytes that a connection must bring for the next break to count as a new one.
 const PROGRESS_BYTES: u64 = 1 << 20;
@@ -41,7 +40,7 @@ pub struct AnnouncedVersion {
     /// Content codings that the ranges apply to.
     encoding: Vec<HeaderValue>,
     start: u64,
-    /// Where the body ends; none: with the object, whose size is unknown.
+    /// Where the body ends; `None`: at the end of the object, whose size is unknown.
     end: Option<u64>,
     size: Option<u64>,
 }
@@ -51,7 +50,7 @@ impl AnnouncedVersion {
     #[must_use]
     pub fn of(status: StatusCode, headers: &HeaderMap) -> Option<Self> {
         let etag = headers.get(header::ETAG)?;
-        // With its quotes: `If-Range` would take other text for a date.
+        // With its quotes, because `If-Range` would take other text for a date.
         let text = etag.to_str().ok()?;
         if !text.starts_with('"') || !validator::is_strong(text) {
             return None;
@@ -84,7 +83,7 @@ impl AnnouncedVersion {
         self.end.map(|end| end - self.start)
     }
 
-    /// Requests the bytes behind the first `received` ones, of this version only.
+    /// Sets headers that request the bytes after the first `received` ones, of this version only.
     fn ask_for_rest(&self, received: u64, headers: &mut HeaderMap) -> Result<(), OriginError> {
         for name in CONDITIONS {
             headers.remove(name);
@@ -101,8 +100,8 @@ impl AnnouncedVersion {
         Ok(())
     }
 
-    /// Whether an answer is exactly the rest behind the first `received` bytes. If so, the end of
-    /// the body is known.
+    /// Checks that an answer is exactly the rest after the first `received` bytes. Returns the
+    /// description with the end of the body, which is known now.
     fn gone_on_with(
         &self,
         received: u64,
@@ -170,27 +169,28 @@ pub struct Asking {
     pub url: url::Url,
     /// The headers of the first request.
     pub headers: HeaderMap,
-    /// How long to try without a byte before the client gets an error.
+    /// How long to retry without receiving a byte before the client gets an error.
     pub patience: Duration,
     pub counters: Arc<Counters>,
 }
 
-/// One body over one answer or several.
+/// One body made of one or several answers.
 pub struct Body {
     asking: Asking,
-    /// None between two answers: closed before another is opened, as the origin may allow only one.
+    /// `None` between two answers: one is closed before another is opened, because the origin may
+    /// allow only one connection.
     response: Option<Response>,
     announced: Option<AnnouncedVersion>,
     received: u64,
     /// Where the current answer began.
     begun_at: u64,
     backoff: Backoff,
-    /// The first break since the last byte: a slow reader's time does not count.
+    /// The first break since the last byte, so that a slow reader's time does not count.
     broken_since: Option<Instant>,
 }
 
 impl Body {
-    /// `announced`: from the answer's head; none: a break ends the body.
+    /// `announced`: from the answer's head; `None`: a break ends the body.
     #[must_use]
     pub fn new(asking: Asking, response: Response, announced: Option<AnnouncedVersion>) -> Self {
         Self {
@@ -209,7 +209,7 @@ impl Body {
         self.received
     }
 
-    /// The next bytes; `None` at the end of all that was announced. Not cancel safe: an arriving
+    /// The next bytes; `None` at the end of the announced bytes. Not cancel safe: an arriving
     /// answer may be lost.
     pub async fn next(&mut self) -> Result<Option<Bytes>, OriginError> {
         loop {
@@ -296,7 +296,7 @@ impl Body {
         Ok((response, announced))
     }
 
-    /// How long to wait before the next attempt; the error itself if there is none.
+    /// How long to wait before the next attempt, or the error if there is none.
     fn wait_after(&mut self, error: OriginError) -> Result<Duration, OriginError> {
         self.asking.source.heed(&error, now_ms());
         let tried = self.backoff.attempts();
@@ -309,7 +309,12 @@ impl Body {
         if since.elapsed() + wait > self.asking.patience {
             return Err(error);
         }
-        tracing::debug!(%error, ?wait, received = self.received, "asking an origin for the rest of its answer");
+        tracing::debug!(
+            %error,
+            ?wait,
+            received = self.received,
+            "asking an origin for the rest of its answer"
+        );
         Ok(wait)
     }
 

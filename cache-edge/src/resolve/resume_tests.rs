@@ -53,7 +53,7 @@ fn only_what_can_be_proved_is_gone_on_with() {
     for status in [203, 404, 500] {
         assert_eq!(of(status, &whole()), None, "{status}");
     }
-    // A part shows that its origin can send parts; a multipart answer can not be resumed.
+    // A 206 shows that its origin supports ranges; a multipart answer cannot be resumed.
     let part = |range: &str| {
         headers(&[
             ("etag", "\"v1\""),
@@ -125,7 +125,7 @@ fn nothing_but_the_rest_of_the_same_version_is_taken() {
     }
 }
 
-/// The first answer did not say where its body ends: the second must.
+/// The first answer did not say where its body ends, so the second one must.
 #[test]
 fn an_end_that_was_not_known_is_known_from_the_rest() {
     let mut unknown = whole();

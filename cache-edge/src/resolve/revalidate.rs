@@ -20,10 +20,10 @@ use http_rules::{
     validator,
 };
 
-/// The longest hold of a reader if the stale object may be served instead.
+/// How long a reader is held at most if the stale object may be served instead.
 const PATIENCE_WITH_STALE: Duration = Duration::from_secs(3);
 
-/// Asks the origin. An error means that it could not be asked.
+/// Asks the origin. An error means that the origin could not be asked.
 pub async fn revalidate(
     objects: &EdgeObjects,
     source: &Arc<Source>,
@@ -57,7 +57,7 @@ async fn ask(
 ) -> Result<Finding, OriginError> {
     let since = objects.parts().bindings.now();
     let mut headers = forwarded.clone();
-    // If the object did change, one byte comes and not all of it.
+    // If the object did change, one byte is transferred instead of all of it.
     if bound.entry.size > 0 {
         headers.insert(header::RANGE, HeaderValue::from_static("bytes=0-0"));
     }
@@ -78,7 +78,7 @@ async fn ask(
         _ => None,
     };
     if let Some(headers) = again {
-        // Close its connection first: the origin may allow only one.
+        // Close its connection first, because the origin may allow only one.
         drop(response);
         let get = |url| client.get(source, url, &headers, RequestClass::Foreground);
         response = catalogue.ask_signed(source, key, get).await?;
@@ -95,7 +95,7 @@ async fn ask(
             {
                 return refreshed(objects, source, bound, since, &response);
             }
-            // Another origin's version says nothing about the first one's.
+            // Another origin's version says nothing about the version of the first one.
             if let Some(error) = response.passed_over() {
                 return Err(error.clone());
             }
@@ -122,7 +122,7 @@ async fn ask(
             }
         }
         Revalidation::Gone | Revalidation::Refused => {
-            // The origin that was asked first may have it.
+            // An origin that was passed over may have it.
             if let Some(error) = response.passed_over() {
                 return Err(error.clone());
             }
@@ -135,7 +135,7 @@ async fn ask(
     }
 }
 
-/// RFC 9111, 4.3.4: fields of the 304 replace the old ones, all others stay.
+/// RFC 9111, 4.3.4: fields of the 304 replace the old ones, all others remain.
 fn refreshed(
     objects: &EdgeObjects,
     source: &Source,

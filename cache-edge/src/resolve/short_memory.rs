@@ -1,8 +1,8 @@
 //! A memory for keys that clients choose: bounded for each source, whatever the length of the keys.
 //!
-//! Only a keyed hash of each key is stored, so that an entry costs the same few bytes however long
-//! the key is, and a bound on entries is one on bytes. 128 bits with secrets of this process:
-//! nobody can cause a collision.
+//! Only a keyed hash of each key is stored, so an entry costs the same few bytes however long the
+//! key is, and a bound on entries is a bound on bytes. The hash has 128 bits and is keyed with
+//! secrets of this process, so that no client can cause a collision.
 
 use std::{
     collections::HashMap,
@@ -11,7 +11,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// Limit for one source: some 3 MiB.
+/// Limit for one source: about 3 MiB.
 const MAX_OF_SOURCE: usize = 50_000;
 
 /// Hashes keys.
@@ -55,8 +55,8 @@ impl<T: Clone> ShortMemory<T> {
         None
     }
 
-    /// Inserts a value. If the source has too many, an expired one is removed, otherwise any: each
-    /// costs one question.
+    /// Inserts a value. If the source has too many, an expired one is removed, or else any one:
+    /// each costs one question.
     pub fn insert(&self, source: &str, id: &str, value: T, until_ms: i64, now_ms: i64) {
         let mut by_source = self.by_source.lock();
         let of_source = by_source.entry(source.to_owned()).or_default();
@@ -83,7 +83,7 @@ impl<T: Clone> ShortMemory<T> {
         }
     }
 
-    /// All of a source; empty: of all sources.
+    /// Forgets all values of a source; empty: of all sources.
     pub fn forget(&self, source: &str) {
         let mut by_source = self.by_source.lock();
         if source.is_empty() {
@@ -130,7 +130,7 @@ mod tests {
         }
         assert_eq!(memory.len(), MAX_OF_SOURCE + 1);
         assert_eq!(memory.get("shorts", "kept", 1), Some(1));
-        // Expired values make room.
+        // Expired values are removed first.
         memory.insert("films", "next", 1, 300, 200);
         assert_eq!(memory.len(), 2);
     }

@@ -1,5 +1,5 @@
-//! Questions to the cluster and to origins, each asked once at a time, whoever waits for its
-//! answer.
+//! Questions to the cluster and to origins. Each is asked once at a time, and all callers that ask
+//! the same question share the answer.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -10,11 +10,12 @@ use tracing::{Instrument as _, Span};
 use super::{ports::ServeError, probe::Finding};
 use crate::worker_pool::Workers;
 
-/// Limit of running questions. More are refused: each holds a connection.
+/// Limit of running questions. More are refused, because each holds a connection.
 const MAX_QUESTIONS: usize = 1_024;
 /// Every source may have this many.
 const MIN_OF_SOURCE: usize = 16;
-/// How long a question goes on after its askers have left: a player that seeks asks again at once.
+/// How long a question continues after its askers have left: a player that seeks asks again at
+/// once.
 const LEFT_FOR: Duration = Duration::from_secs(1);
 
 /// The answer to a question.
@@ -33,8 +34,8 @@ type Answer<F> = Result<F, ServeError>;
 type Sender<F> = watch::Sender<Option<Answer<F>>>;
 type Pending<F> = watch::Receiver<Option<Answer<F>>>;
 
-/// Whether a source may have one more: half of what the others leave, so that a hanging one never
-/// takes the last.
+/// Whether a source may have one more: up to half of what the others leave, so that a hanging
+/// source never takes the last one.
 fn may_ask(of_source: usize, all: usize) -> bool {
     let left = MAX_QUESTIONS.saturating_sub(all - of_source);
     of_source < MIN_OF_SOURCE.max(left / 2)
@@ -56,7 +57,7 @@ impl<F> Default for UnderWay<F> {
 
 type Shared<F> = Arc<Mutex<UnderWay<F>>>;
 
-/// A running question; it is over when this is dropped, also with its runtime.
+/// A running question. It is over when this is dropped, including with its runtime.
 struct Question<F> {
     under_way: Shared<F>,
     id: u128,
@@ -65,7 +66,7 @@ struct Question<F> {
 }
 
 impl<F> Question<F> {
-    /// Whether nobody waits; from then on nobody can.
+    /// Whether nobody waits for the answer; if so, nobody can join from now on.
     fn gives_up(&self) -> bool {
         let mut under_way = self.under_way.lock();
         let is_left = self.sender.is_closed();
@@ -107,10 +108,11 @@ impl<F: Collapsible> Singleflight<F> {
         }
     }
 
-    /// Joins the running question, or asks it. It is given up a moment after its last asker left.
+    /// Joins the running question, or asks it. The question is cancelled a moment after its last
+    /// asker left.
     ///
-    /// `settled`: the answer, if there is one by now. Checked once no question is running: the
-    /// caller checked before that, and would repeat a question that ended in between.
+    /// `settled`: the answer, if there is one by now. It is checked once no question is running,
+    /// because a question may have ended since the caller's own check.
     pub fn ask<Q>(
         &self,
         source: &str,
@@ -214,7 +216,7 @@ mod tests {
         None
     }
 
-    /// The number of the question that brought the answer.
+    /// The number of the question that returned the answer.
     async fn number(asked: Outcome) -> u16 {
         match asked.answer().await.unwrap() {
             Finding::Negative(number) => number,
@@ -244,8 +246,8 @@ mod tests {
         assert!(matches!(ask(1), Outcome::First(_)), "it is over");
     }
 
-    /// A question may end between the caller's check and its own question: the answer is checked
-    /// again when no question can end.
+    /// A question may end between the caller's check and its own question, so the answer is checked
+    /// again at a time when no question can end.
     #[tokio::test]
     async fn what_is_settled_by_now_is_not_asked_again() {
         let questions = questions();

@@ -1,4 +1,4 @@
-//! Lists the objects of a title for the cluster, as its manifests name them.
+//! Lists the objects of a title for the coordinator, from its manifests.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -16,15 +16,15 @@ use super::{
 };
 use crate::core::manifest::{MAX_TEXT_BYTES, Manifest, hls, selection::Selection};
 
-/// Of one title, of all renditions that are meant.
+/// Limits of one title, over all selected renditions.
 const MAX_OBJECTS: usize = 20_000;
 const MAX_NAME_BYTES: usize = 4 << 20;
-/// The caller waits no longer.
+/// Time for the manifests of a title.
 const READ_WITHIN: Duration = Duration::from_secs(60);
 
 impl EdgeObjects {
-    /// The objects of a title, or in words why there are none. Its manifests are read as a player
-    /// without headers would get them.
+    /// The objects of a title, or the reason why there are none. Manifests are requested like a player
+    /// would, but without request headers.
     pub async fn list_title(
         &self,
         manifest: v1::Key,
@@ -76,7 +76,7 @@ impl EdgeObjects {
         Ok(listing.finish())
     }
 
-    /// Its text. It is an object of the title itself, if it is one that is stored in parts.
+    /// The text of a manifest. A manifest that is stored in chunks is listed as an object of the title.
     async fn read_manifest(&self, key: &v1::Key, listing: &mut Listing) -> Result<String, String> {
         let (path, query) = (key.path.clone(), key.query.clone());
         let named = format!("{}/{path}", key.source);
@@ -123,7 +123,7 @@ impl EdgeObjects {
     }
 }
 
-/// The objects so far, in order, each once.
+/// The distinct objects so far, in order.
 #[derive(Default)]
 struct Listing {
     objects: Vec<(String, Option<Vec<v1::ByteRange>>)>,

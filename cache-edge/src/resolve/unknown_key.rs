@@ -26,7 +26,7 @@ impl EdgeObjects {
         use v1::resolve_key_response::Outcome;
         let parts = self.parts();
         let since = parts.bindings.now();
-        // Avoids one round trip after the other.
+        // Requests a permit while the cluster is asked, to save a round trip.
         let expected = source.quota.expect();
         let resolved = parts.directory.resolve(key.clone()).await;
         let still = |then: &dyn Fn() -> Option<Arc<Bound>>| {
@@ -40,7 +40,8 @@ impl EdgeObjects {
             })) => {
                 let freshness = freshness.unwrap_or_default();
                 let bind = || parts.bindings.bind(entry.clone(), freshness.clone());
-                // A binding that was invalidated meanwhile counts as no answer of the coordinator.
+                // If the binding was invalidated meanwhile, the coordinator's answer does not
+                // count.
                 if let Some(bound) = still(&bind) {
                     if freshness::judge(&bound.freshness, now_ms()) == Verdict::Fresh {
                         return Ok(Finding::Object(bound, Freshness::Fresh));
@@ -93,8 +94,8 @@ impl EdgeObjects {
             Ok(Finding::Object(..) | Finding::Negative(404 | 410 | 451))
         );
         if !is_told {
-            // Nothing to remember, but the question is over: other edges need not wait for its
-            // lease to end.
+            // There is nothing to remember, but the question is over: other edges need not wait for
+            // its lease to expire.
             self.parts().announce.negative(key, 0, 0);
         }
         found

@@ -1,8 +1,9 @@
-//! Answers stored as a whole, from one request: those without a validator or a length, and those of
-//! other statuses, for as long as they explicitly say (RFC 9111, 4.2).
+//! Answers stored as a whole, from one request: those without a validator or a length, and those
+//! with other statuses, for their explicit lifetime (RFC 9111, 4.2).
 //!
-//! They are in memory, bounded for each source and in total. Requests during an arrival get what
-//! has arrived and the rest as it comes. Answers are never combined: a new one replaces everything.
+//! They are kept in memory, bounded for each source and in total. Requests during an arrival get
+//! what has arrived and the rest as it comes. Answers are never combined: a new one replaces the
+//! old one.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -35,9 +36,9 @@ const MAX_BYTES: usize = 64 << 20;
 const MAX_SOURCE_BYTES: usize = 16 << 20;
 /// Size of an object without its body.
 const OBJECT_BYTES: usize = 2 << 10;
-/// Bytes that may wait for the readers of an answer that is not stored.
+/// Bytes that may be buffered for the readers of an answer that is not stored.
 const WINDOW_BYTES: usize = 256 << 10;
-/// How long a reader of an answer that is not stored may hold up the others.
+/// How long a reader of an answer that is not stored may block the others.
 const SLOWEST_FOR: Duration = Duration::from_secs(10);
 /// Pieces on their way to one reader.
 const FRAMES: usize = 4;
@@ -59,14 +60,15 @@ pub struct Whole {
 
 #[derive(Default)]
 struct Progress {
-    /// In order of arrival, without pieces that every reader has passed and nobody will want again.
+    /// In order of arrival. Pieces that every reader has passed are dropped if nobody can need them
+    /// again.
     pieces: VecDeque<Bytes>,
     dropped: usize,
     bytes: usize,
     end: Option<Result<(), String>>,
     /// The complete body, in one piece.
     body: Option<Bytes>,
-    /// It is too large: nobody may join any more, and passed pieces are dropped.
+    /// It is too large: nobody may join any longer, and passed pieces are dropped.
     is_left: bool,
     /// The next piece of each reader.
     readers: HashMap<u64, usize>,
@@ -74,7 +76,7 @@ struct Progress {
 }
 
 impl Progress {
-    /// Drops the pieces if the body is complete in one piece and nobody reads the pieces any more.
+    /// Drops the pieces if the body is complete in one piece and has no reader of pieces left.
     fn let_pieces_go(&mut self) {
         if self.body.is_some() && self.readers.is_empty() {
             self.pieces = VecDeque::new();
@@ -93,7 +95,7 @@ impl Progress {
     }
 }
 
-/// A reader's position; without it, no pieces are kept for it.
+/// A reader's position. Dropping it releases the pieces that it has not read.
 struct Reader {
     whole: Arc<Whole>,
     number: u64,
@@ -113,7 +115,7 @@ impl Drop for Reader {
 }
 
 impl Reader {
-    /// The next piece; none at the end.
+    /// The next piece; `None` at the end.
     async fn next(&self) -> Result<Option<Bytes>, String> {
         loop {
             let mut changed = std::pin::pin!(self.whole.changed.notified());
@@ -164,7 +166,7 @@ impl Whole {
         self.progress.lock().body.clone()
     }
 
-    /// Waits until it is complete. None: it never will be.
+    /// Waits until it is complete; `None`: it never will be.
     pub async fn arrived(&self) -> Option<Bytes> {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
@@ -179,7 +181,7 @@ impl Whole {
         }
     }
 
-    /// The pieces that have arrived, and the rest as it comes; none: nobody can join any more.
+    /// The pieces that have arrived, and the rest as it comes; `None`: nobody can join any longer.
     pub fn stream(self: &Arc<Self>, spawn: impl FnOnce(PumpFuture)) -> Option<PassBody> {
         let mut progress = self.progress.lock();
         if progress.is_left || matches!(progress.end, Some(Err(_))) {
@@ -205,7 +207,7 @@ impl Whole {
                     () = sender.closed() => return,
                     next = reader.next() => next,
                 };
-                // The end is sent explicitly: an abort must not look like one.
+                // The end is sent explicitly, because an abort must not look like one.
                 let item = next
                     .map(Option::unwrap_or_default)
                     .map_err(ReadError::Origin);
@@ -249,7 +251,7 @@ impl Whole {
         self.changed.notify_waiters();
     }
 
-    /// Waits until buffered pieces are read. `false`: nobody reads them.
+    /// Waits until buffered pieces are read. False: there are no readers.
     async fn drained(&self) -> bool {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
@@ -332,7 +334,7 @@ impl State {
                 .is_some_and(|bytes| *bytes > MAX_SOURCE_BYTES)
     }
 
-    /// The one that expires first; of the same source if that has too much.
+    /// The one that expires first; of the same source if that source has too many bytes.
     fn victim(&self, source: &str) -> Option<u128> {
         let of_source = self.of_source.get(source).copied().unwrap_or(0);
         let only_source = of_source > MAX_SOURCE_BYTES;
@@ -358,12 +360,12 @@ pub(super) struct WholeAnswers {
 /// How to handle a key.
 pub(super) enum Claim {
     Present(Arc<Whole>),
-    /// Another request asks for it.
+    /// Another request is asking for it.
     Wait(watch::Receiver<()>),
     Ask(Asking),
 }
 
-/// The right to ask; when it is dropped, waiting requests check again.
+/// The right to ask. When it is dropped, waiting requests check again.
 pub(super) struct Asking {
     answers: WholeAnswers,
     id: u128,
@@ -380,7 +382,7 @@ impl Drop for Asking {
 }
 
 impl WholeAnswers {
-    /// A fresh answer. Costs nothing if there are none at all.
+    /// A fresh answer. Cheap if no answers are stored.
     pub fn get(&self, id: impl FnOnce() -> u128, now_ms: i64) -> Option<Arc<Whole>> {
         if self.count.load(Ordering::Relaxed) == 0 {
             return None;
@@ -425,8 +427,8 @@ impl WholeAnswers {
         self.count.store(state.slots.len(), Ordering::Relaxed);
     }
 
-    /// Forgets those for which this holds, and answers how many; what is on its way to clients goes
-    /// on.
+    /// Forgets the answers for which `is_unwanted` holds, and returns their number. Bodies that are
+    /// being sent to clients continue.
     pub fn forget(&self, is_unwanted: impl Fn(&v1::Key, &HeaderMap) -> bool) -> u64 {
         let mut state = self.state.lock();
         let unwanted: Vec<u128> = state
@@ -447,7 +449,7 @@ impl WholeAnswers {
         unwanted.len() as u64
     }
 
-    /// Counts a complete answer, and makes room for it.
+    /// Counts a complete answer, and makes space for it.
     fn settle(&self, id: u128, whole: &Arc<Whole>) {
         let mut state = self.state.lock();
         if !state.is_present(id, whole) {
@@ -464,7 +466,7 @@ impl WholeAnswers {
         self.count.store(state.slots.len(), Ordering::Relaxed);
     }
 
-    /// Forgets the answer, if it is still this one.
+    /// Forgets the answer if it is still this one.
     fn give_up(&self, id: u128, whole: &Arc<Whole>) {
         let mut state = self.state.lock();
         if state.is_present(id, whole) {
@@ -497,7 +499,7 @@ impl Asking {
 struct Arriving(Arc<AtomicUsize>, usize);
 
 impl Arriving {
-    /// Adds bytes; returns those of all arriving answers.
+    /// Adds bytes and returns the total of all arriving answers.
     fn add(&mut self, bytes: usize) -> usize {
         self.1 += bytes;
         self.0.fetch_add(bytes, Ordering::Relaxed) + bytes

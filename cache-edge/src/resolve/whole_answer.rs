@@ -23,7 +23,7 @@ use super::{
 use crate::clock::now_ms;
 use crate::upstream::{Response, Source};
 
-/// Why an object is not stored in parts, if it may be stored as a whole.
+/// Why an object is not stored in chunks, if it may be stored as a whole.
 pub(super) const AS_A_WHOLE: &str = "as-a-whole";
 /// Why it is not stored at all.
 const NOT_FRESH: &str = "no-explicit-freshness";
@@ -57,7 +57,7 @@ impl EdgeObjects {
             .await
     }
 
-    /// Asks for the whole object, once for all who want it; none: it is not to be stored, and each
+    /// Requests the whole object, once for all who want it; `None`: it must not be stored, and each
     /// request is passed through on its own.
     pub(super) async fn ask_for_whole(
         &self,
@@ -96,7 +96,7 @@ impl EdgeObjects {
         let parts = self.parts();
         let since = parts.bindings.now();
         let mut plain = request.clone();
-        // The whole is requested.
+        // The whole object is requested, without ranges and conditions.
         SELECTING.iter().for_each(|name| {
             plain.headers.remove(name);
         });
@@ -110,8 +110,8 @@ impl EdgeObjects {
         Ok(self.answer_as_it_arrives(&whole, request, false).await)
     }
 
-    /// Keeps an answer to the first question for a key. None: it is not to be stored, another one
-    /// is, or it may not be this client's.
+    /// Stores an answer to the first question for a key. `None`: it must not be stored, another one
+    /// is, or it may not be given to this client.
     pub(super) fn keep_whole(
         &self,
         source: &Arc<Source>,
@@ -121,7 +121,7 @@ impl EdgeObjects {
         response: Response,
     ) -> Option<Finding> {
         let is_served = source.mode() == v1::SourceMode::Serve;
-        // A question may be asked with another client's signature.
+        // The question may have been asked with another client's signature.
         if request.head_only || !is_served || source.needs_signature() {
             return None;
         }
@@ -196,7 +196,7 @@ impl EdgeObjects {
         parts.bindings.unless_invalidated(since, key, || described)
     }
 
-    /// None: it is no longer available there.
+    /// `None`: it is no longer available there.
     async fn answer_from(
         &self,
         whole: &Arc<Whole>,
@@ -258,7 +258,7 @@ impl EdgeObjects {
                 insert(&mut headers, range::unsatisfied_range(size));
                 (StatusCode::RANGE_NOT_SATISFIABLE, Bytes::new())
             }
-            // Several parts of something this small: send all of it.
+            // Several ranges of something this small: send all of it.
             Some(Selection::Whole | Selection::Several(_)) | None => (described.status, body),
         };
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(part.len()));
@@ -271,7 +271,8 @@ impl EdgeObjects {
     }
 }
 
-/// The key of an answer that is stored as a whole: the selecting headers are part of the question.
+/// The key of an answer that is stored as a whole. It has no variant, because the selecting headers
+/// are part of the question.
 pub(super) fn without_variant(key: &v1::Key) -> v1::Key {
     v1::Key {
         variant: String::new(),

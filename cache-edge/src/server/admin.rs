@@ -1,5 +1,5 @@
 //! The listener for operators and probes: `/livez`, `/readyz`, `/metrics`. HTTP/1.1, in clear or
-//! over TLS; small answers.
+//! over TLS, with small answers.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -24,15 +24,15 @@ const MAX_CONNECTIONS: usize = 64;
 const REQUEST_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// The source of the probes' answers.
+/// Provides the content of the answers.
 pub trait AdminState: Send + Sync + 'static {
-    /// Why the edge is not ready; empty: it is ready. Sentences for people.
+    /// Why the edge is not ready, as sentences for operators; empty: it is ready.
     fn not_ready(&self) -> Vec<String>;
     /// The metrics, in the format that the scraper's `Accept` requests.
     fn metrics(&self, accept: Option<&str>) -> Option<Exposition>;
 }
 
-/// Serves until `shutdown`. Running answers are cut: they are small, and probes ask again.
+/// Serves until `shutdown`. Running answers are cut, because they are small and probes ask again.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<TlsConfig>,
@@ -149,9 +149,9 @@ fn text(status: StatusCode, media_type: &'static str, body: String) -> Response<
 mod tests {
     use super::*;
 
-    struct Broken;
+    struct FailingState;
 
-    impl AdminState for Broken {
+    impl AdminState for FailingState {
         fn not_ready(&self) -> Vec<String> {
             vec!["no coordinator answers".to_owned()]
         }
@@ -165,7 +165,7 @@ mod tests {
         let mut request = Request::new(());
         *request.method_mut() = method;
         *request.uri_mut() = path.parse().expect("a path");
-        answer(&Broken, &request).status()
+        answer(&FailingState, &request).status()
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Bodies: parts of an object as a reader delivers them.
 //!
-//! A body that can not be completed ends with an error, which makes hyper close the connection (or
+//! A body that cannot be completed ends with an error, which makes hyper close the connection (or
 //! reset the stream) short of its length; it never ends cleanly.
 
 use std::{
@@ -76,8 +76,8 @@ pub enum Delivery {
     Copy {
         pool: Arc<BufferPool>,
         client: IpAddr,
-        /// One of many of its connection, which may wait for its client for ever: it has a buffer
-        /// only while its client takes bytes.
+        /// It is one of many streams of its connection, and may wait for its client for ever, so it
+        /// has a buffer only while its client takes bytes.
         is_stream: bool,
     },
 }
@@ -135,7 +135,7 @@ impl BodyPlan {
     }
 }
 
-/// Walks the plan. Moved into the future of each step and back.
+/// Walks through the plan. Moved into the future of each step and back.
 struct Cursor<O: OpenReader> {
     opener: O,
     plan: BodyPlan,
@@ -143,7 +143,7 @@ struct Cursor<O: OpenReader> {
     reader: Option<O::Reader>,
     /// The rest of the last piece, which did not fit into its buffer.
     rest: Option<Piece>,
-    /// Fetched before the response's head was made: the bytes before the first range, and its first
+    /// Fetched before the response's head is made: the bytes before the first range, and its first
     /// bytes.
     head: Option<Bytes>,
     primed: Option<BodyData>,
@@ -199,8 +199,8 @@ impl<O: OpenReader> Cursor<O> {
         Ok(())
     }
 
-    /// The bytes that [`prime`](Self::prime) fetched. Often the whole body: then no future is ever
-    /// made.
+    /// The bytes that [`prime`](Self::prime) fetched. Often they are the whole body, so that no
+    /// future is ever made.
     fn at_hand(&mut self) -> Option<BodyData> {
         let head = self.head.take().map(BodyData::Memory);
         head.or_else(|| self.primed.take())
@@ -290,8 +290,8 @@ impl<O: OpenReader> Cursor<O> {
     }
 }
 
-/// Waits until the piece is in memory: sending would block this worker, and with it every
-/// connection it serves. Bytes from the disk are checked on their way.
+/// Waits until the piece is in memory, because sending it would otherwise block this worker and
+/// every connection that it serves. Bytes from the disk are checked on their way.
 async fn bring_in(piece: &Piece) -> Result<(), ReadError> {
     if piece.unstored.is_some() || piece.file.is_resident(piece.range) {
         return Ok(());
@@ -331,7 +331,7 @@ pub struct ObjectBody<O: OpenReader> {
     /// At which its player asked to be sent it.
     pace: Option<Pace>,
     metrics: Arc<Metrics>,
-    /// The client's place among readers of missing bytes.
+    /// The client's share of the readers of missing bytes.
     _place: Option<Share>,
 }
 
@@ -373,7 +373,7 @@ impl<O: OpenReader> ObjectBody<O> {
         }
     }
 
-    /// Sends it at no more than this, after a second's worth.
+    /// Limits the rate of the body, after a burst of one second.
     #[must_use]
     pub(super) fn paced(mut self, bytes_per_second: Option<u64>) -> Self {
         let pace = bytes_per_second.map(|rate| Pace::new(rate, PACED_BURST));
@@ -384,7 +384,7 @@ impl<O: OpenReader> ObjectBody<O> {
         self
     }
 
-    /// Keeps the client's place among readers of missing bytes until the body ends.
+    /// Keeps the client's share of the readers of missing bytes until the body ends.
     #[must_use]
     pub(super) fn with_place(mut self, place: Option<Share>) -> Self {
         self._place = place;
@@ -398,7 +398,7 @@ impl<O: OpenReader> ObjectBody<O> {
         }
     }
 
-    /// The data is handed on.
+    /// Counts data that is passed on.
     fn count(&mut self, data: &BodyData) {
         let bytes = data.remaining();
         self.remaining = self.remaining.saturating_sub(bytes as u64);
@@ -407,7 +407,7 @@ impl<O: OpenReader> ObjectBody<O> {
         }
     }
 
-    /// Waits for the first bytes of the object, so that an error can still be a status.
+    /// Waits for the first bytes of the object, so that an error can still become a status.
     pub async fn prime(&mut self) -> Result<(), ReadError> {
         match self.cursor.as_mut() {
             Some(cursor) => cursor.prime().await,
@@ -439,7 +439,7 @@ impl<O: OpenReader> Body for ObjectBody<O> {
                 None => this.step = Some(ReusableBoxFuture::new(step(cursor))),
             }
         }
-        // Neither cursor nor step: the body ended with an error before.
+        // Neither cursor nor step: the body has ended with an error before.
         let Some(future) = &mut this.step else {
             return Poll::Ready(None);
         };

@@ -11,8 +11,8 @@ use super::limits::{Share, Shares};
 /// for the L2 cache.
 pub const LARGE_BYTES: usize = 256 << 10;
 
-/// Used when all large ones are taken: every connection continues, only more slowly. Waiting
-/// instead would let slow clients, which hold buffers, stop fast ones.
+/// Used when all large ones are taken: every connection continues, only more slowly. If connections
+/// waited instead, slow clients, which hold buffers for long, would stop fast ones.
 const SMALL_BYTES: usize = 16 << 10;
 
 /// A bounded set of large buffers.
@@ -96,7 +96,7 @@ impl Buf for PooledBuf {
 
 impl Drop for PooledBuf {
     fn drop(&mut self) {
-        // Before its share: no more than the most there may be are ever made.
+        // Before the share is released, so that the bound on existing buffers holds.
         if let Some((pool, _)) = &self.of_pool {
             pool.free.lock().push(std::mem::take(&mut self.buffer));
         }

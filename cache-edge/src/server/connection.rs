@@ -1,5 +1,4 @@
-//! The state of one connection while it lives: its client, its protocol, and when it last made
-//! progress.
+//! The state of an open connection: its client, its protocol, and when it last made progress.
 
 use std::{
     net::IpAddr,
@@ -20,7 +19,7 @@ pub struct Activity {
     last_ms: AtomicU64,
     requests_begun: AtomicU64,
     requests_active: AtomicU32,
-    /// Another edge reads chunks on it.
+    /// Another edge uses it to read chunks.
     of_a_peer: AtomicBool,
 }
 
@@ -43,7 +42,7 @@ impl Activity {
         self.last_ms.store(since, Ordering::Relaxed);
     }
 
-    /// A request of another edge was answered: it is no player's connection.
+    /// Records that a request of another edge was answered: this is not a player's connection.
     pub fn note_peer(&self) {
         self.of_a_peer.store(true, Ordering::Relaxed);
     }
@@ -53,7 +52,7 @@ impl Activity {
         self.of_a_peer.load(Ordering::Relaxed)
     }
 
-    /// A request has arrived whole.
+    /// Records that a request has arrived completely.
     pub fn request_begun(self: &Arc<Self>) -> ActiveRequest {
         self.progressed();
         self.requests_begun.fetch_add(1, Ordering::Relaxed);
@@ -62,7 +61,7 @@ impl Activity {
     }
 
     /// When to check again whether the connection has been without progress for too long; `None`:
-    /// it has. Never later than the shortest time-out, because another one may apply by then.
+    /// it has. Never later than the shortest time-out, because another time-out may apply by then.
     #[must_use]
     pub fn patience(&self, timeouts: &Timeouts) -> Option<Duration> {
         let last = self.opened + Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
@@ -86,7 +85,7 @@ impl Activity {
     }
 }
 
-/// Ends when the response's body does, in whatever way.
+/// Ends when the response's body ends, in whatever way.
 #[derive(Debug)]
 pub struct ActiveRequest(Arc<Activity>);
 
@@ -104,8 +103,8 @@ pub struct Timeouts {
     pub request_head: Duration,
     /// Between requests.
     pub keep_alive: Duration,
-    /// While a body is being sent and the client takes none of it. Long, because a paused player
-    /// does just that.
+    /// While a body is being sent and the client takes none of it. Long, because that is what a
+    /// paused player does.
     pub no_progress: Duration,
 }
 

@@ -2,7 +2,7 @@
 //! no look-up.
 //!
 //! A player reads one title in many ranges over one connection. Resolving the title again each time
-//! would cost some allocations, and locks that all connections share.
+//! would cost several allocations, and locks that all connections share.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::{metrics::Metrics, response::ResponseFields, sent_bytes::SentBytes};
 use crate::resolve::ports::{Freshness, Object, Standing};
 use chunk_store::EntryFile;
 
-/// A larger header map, after a request with a long head, is not kept.
+/// A larger header map, left from a request with a long head, is not kept.
 const MAX_SPARE_FIELDS: usize = 64;
 
 /// A resolved object, and its head.
@@ -46,14 +46,14 @@ impl<R> CachedResolution<R> {
         }
     }
 
-    /// The present age, if the same target would be resolved to it now.
+    /// The present age, if the same target would still be resolved to it.
     fn age_seconds_now(&self) -> Option<u64> {
         self.standing.as_ref()?.age_seconds()
     }
 }
 
-/// The cache of one connection, whose requests are sequential or, in HTTP/2, seldom concurrent: the
-/// lock is not contended.
+/// The cache of one connection, whose requests are sequential or, in HTTP/2, seldom concurrent, so
+/// that the lock is not contended.
 pub(super) struct ConnectionCache<R>(Mutex<Last<R>>);
 
 struct Last<R> {
@@ -61,8 +61,8 @@ struct Last<R> {
     known: Option<Arc<CachedResolution<R>>>,
     /// A Host that was found valid.
     host: Option<HeaderValue>,
-    /// An empty map with capacity: hyper keeps a response's map for the next request's head, and
-    /// this one is that request's.
+    /// An empty map with capacity. hyper reuses a response's map for the next request's head, and
+    /// this is that request's map.
     spare: HeaderMap,
 }
 
@@ -105,7 +105,7 @@ impl<R> ConnectionCache<R> {
         std::mem::take(&mut self.0.lock().spare)
     }
 
-    /// Takes back the headers of a request that was answered.
+    /// Takes back the headers of an answered request.
     pub fn recycle(&self, mut headers: HeaderMap) {
         if headers.capacity() <= MAX_SPARE_FIELDS {
             headers.clear();
@@ -118,8 +118,8 @@ impl<R> ConnectionCache<R> {
     }
 
     pub fn remember_host(&self, host: &HeaderValue) {
-        // A copy: a clone would hold the whole buffer that the request was read into for as long as
-        // the connection lasts.
+        // A copy, because a clone would hold the whole buffer of the request for as long as the
+        // connection lasts.
         self.0.lock().host = HeaderValue::from_bytes(host.as_bytes()).ok();
     }
 }

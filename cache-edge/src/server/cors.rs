@@ -4,11 +4,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use super::edge_body::EdgeBody;
 
-/// The permissions of pages of other origins.
+/// The permissions of pages from other origins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cors {
     pub origins: AllowedOrigins,
-    /// Request headers that scripts may set, in lower case; none: all that a preflight asks for.
+    /// Request headers that scripts may set, in lower case; `None`: all that a preflight names.
     pub request_headers: Option<Vec<String>>,
     /// `Cross-Origin-Resource-Policy`: pages that may embed a response without CORS.
     pub resource_policy: Option<HeaderValue>,
@@ -38,7 +38,8 @@ impl Default for Cors {
 
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static(
-    "Accept-Ranges, Age, Cache-Status, CMSD-Dynamic, CMSD-Static, Content-Length, Content-Range, Date, ETag, Last-Modified, Retry-After",
+    "Accept-Ranges, Age, Cache-Status, CMSD-Dynamic, CMSD-Static, Content-Length, Content-Range, \
+     Date, ETag, Last-Modified, Retry-After",
 );
 /// Browsers cap it at two hours or less; a preflight before each seek would cost a round trip.
 const MAX_AGE_SECONDS: HeaderValue = HeaderValue::from_static("7200");
@@ -50,7 +51,7 @@ const OVERRULED: [HeaderName; 4] = [
     header::ACCESS_CONTROL_EXPOSE_HEADERS,
     TIMING_ALLOW_ORIGIN,
 ];
-/// Of the list of headers in a preflight, and of its names.
+/// Limits for the list of headers in a preflight: its length and the number of names.
 const MAX_REQUESTED_BYTES: usize = 2048;
 const MAX_REQUESTED_NAMES: usize = 64;
 
@@ -61,13 +62,14 @@ impl Cors {
             response.insert(RESOURCE_POLICY, policy.clone());
         }
         if self.origins != AllowedOrigins::Any {
-            // The origin server's own do not widen what the operator allows.
+            // The origin server's own CORS headers must not widen what the operator allows.
             for name in OVERRULED {
                 response.remove(name);
             }
         }
         if matches!(self.origins, AllowedOrigins::Listed(_)) {
-            // Even if it is not allowed: a cache must not give that answer to a page that is.
+            // Also if it is not allowed: a cache must not give that answer to a page that is
+            // allowed.
             response.append(header::VARY, HeaderValue::from_static("Origin"));
         }
         let Some(allowed) = self.allow_origin(request) else {
@@ -102,8 +104,8 @@ impl Cors {
         response
     }
 
-    /// The allowed ones among the headers that a preflight asks for: by name, because `*` covers
-    /// neither `Authorization` nor a request with credentials.
+    /// The allowed headers among those that a preflight names. They are listed by name, because `*`
+    /// covers neither `Authorization` nor a request with credentials.
     fn allowed_headers(&self, request: &HeaderMap) -> Option<HeaderValue> {
         let requested = request.get(header::ACCESS_CONTROL_REQUEST_HEADERS)?;
         let requested = requested.to_str().ok()?;

@@ -1,5 +1,5 @@
-//! The one body type of this server's responses: an object's parts, the origin's own body, or a few
-//! bytes.
+//! The only body type of this server's responses: an object's parts, the origin's own body, or a
+//! few bytes.
 //!
 //! It records its end in the metrics, and never ends cleanly when bytes are missing.
 
@@ -29,12 +29,12 @@ pub struct EdgeBody {
     guard: Option<RequestGuard>,
     /// Keeps the connection's watchdog patient.
     active: Option<ActiveRequest>,
-    /// The client's place among its requests.
+    /// The client's share of the requests.
     place: Option<Share>,
     /// The line of the access log, written when the body is dropped.
     log: Option<Pending>,
-    /// An error that waits for one more poll: hyper flushes before it, and the correct bytes so far
-    /// (above all the head) reach the client.
+    /// An error that is returned by the next poll: hyper flushes before it, so that the correct
+    /// bytes so far (above all the head) reach the client.
     error: Option<ReadError>,
 }
 
@@ -89,7 +89,7 @@ impl EdgeBody {
         }
     }
 
-    /// A body that no reader delivers.
+    /// A body that does not come from a reader.
     #[must_use]
     pub fn streamed(body: PassBody, sent: Arc<SentBytes>, counted_as: ByteSource) -> Self {
         Self {

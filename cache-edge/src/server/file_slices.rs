@@ -1,10 +1,11 @@
-//! Slices that hyper treats as memory but that are none: addresses that represent part of a file,
-//! which the connection's I/O recognises and sends with `sendfile`.
+//! Slices that hyper treats as memory although they are none: addresses that represent part of a
+//! file, which the connection's I/O recognises and sends with `sendfile`.
 //!
-//! hyper wants the bytes of a body as slices. A slice of a [`FileSlice`] points into [`NO_MEMORY`],
-//! a range of addresses that nobody can read or write. If it were read by mistake, the process
-//! would end at once; no client would be sent other bytes. Only [`super::sendfile_io`] is given
-//! such slices; TLS and HTTP/2 connections read the file instead (`super::body::Delivery`).
+//! hyper needs the bytes of a body as slices. A slice of a [`FileSlice`] points into [`NO_MEMORY`],
+//! a range of addresses that can be neither read nor written. If it were read by mistake, the
+//! process would end at once, and no client would be sent wrong bytes. Only [`super::sendfile_io`]
+//! is given such slices; TLS and HTTP/2 connections read the file instead
+//! (`super::body::Delivery`).
 
 use std::sync::Arc;
 
@@ -21,8 +22,9 @@ pub const MAX_SLICE_BYTES: usize = 2 << 20;
 pub const MAX_SLICES: usize = ReservedAddresses::LEN / MAX_SLICE_BYTES;
 
 /// The slices that a connection's bodies have passed to hyper and hyper has not sent yet. Each has
-/// a slot of [`MAX_SLICE_BYTES`] in [`NO_MEMORY`], which all connections share: a slice is only
-/// looked up in its own connection. The connection's task alone uses it, so its lock is never
+/// a slot of [`MAX_SLICE_BYTES`] in [`NO_MEMORY`], which all connections share, because a slice is
+/// only looked up in its own connection. Only the connection's task uses it, so its lock is never
+/// contended.
 /// contended.
 #[derive(Default)]
 pub struct FileSlices(Mutex<Vec<Option<FilePart>>>);
@@ -65,7 +67,7 @@ impl FileSlices {
         })
     }
 
-    /// The file part that the slice represents; `None`: it is memory.
+    /// The file part that the slice represents; `None`: it is ordinary memory.
     #[must_use]
     pub fn find(&self, slice: &[u8]) -> Option<FilePart> {
         let at = NO_MEMORY.offset_of(slice)?;
@@ -95,7 +97,7 @@ pub struct FileSlice {
 }
 
 impl FileSlice {
-    /// Keeps the chunk from being punched as long as the slice exists.
+    /// Keeps the chunk from being punched while the slice exists.
     #[must_use]
     pub fn with_pin(mut self, pin: Option<ChunkPin>) -> Self {
         self._pin = pin;

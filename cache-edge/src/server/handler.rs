@@ -46,7 +46,7 @@ pub trait PeerHandler: Send + Sync + 'static {
     ) -> Pin<Box<dyn Future<Output = Response<EdgeBody>> + Send + 'a>>;
 }
 
-/// How often an object may change between its head and its first byte before the client gets an
+/// How often an object may change between the head and its first byte before the client gets an
 /// error; the last attempt bypasses the cache.
 const MAX_CHANGES: u32 = 3;
 
@@ -85,7 +85,7 @@ pub(super) async fn handle<O: Objects>(
         }
     };
     if response.status() == StatusCode::BAD_REQUEST && request.version < Version::HTTP_2 {
-        // Its sender may frame the next request differently than we do.
+        // The sender may frame the next request differently than we do.
         let headers = response.headers_mut();
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
@@ -106,9 +106,8 @@ pub(super) async fn handle<O: Objects>(
     response
 }
 
-/// The span for requests to the coordinator and the origin. It joins the trace of a client that
-/// traces its requests. Other requests begin a trace if traces are exported, and otherwise cost
-/// nothing.
+/// The span for requests to the coordinator and the origin. It joins the trace of the client, if
+/// there is one. Otherwise a trace begins if traces are exported; if not, it costs nothing.
 fn trace_of(request: &Parts) -> Span {
     if !request.headers.contains_key("traceparent") && !telemetry::exports() {
         return Span::none();
@@ -173,15 +172,15 @@ async fn answer<O: Objects>(
             Err(Failure::Problem(problem)) => return Err(problem),
         }
     }
-    // Boxed, because it is large and a hit does not need it: the future is moved, and kept with the
-    // connection.
+    // Boxed, because it is large and a hit does not need it: the future is moved, and kept for as
+    // long as the connection.
     Box::pin(answer_resolved(
         server, client, memory, request, ranges, began,
     ))
     .await
 }
 
-/// Answers after a look-up, and perhaps a question to the coordinator or to the origin.
+/// Answers after a look-up, which may ask the coordinator or the origin.
 async fn answer_resolved<O: Objects>(
     server: &Server<O>,
     client: &Client,
@@ -193,7 +192,7 @@ async fn answer_resolved<O: Objects>(
     if let Some(question) = Question::parse(request.uri.path(), request.uri.query())? {
         return server.settings.steering.answer(&question).await;
     }
-    // The word is a signature only where one is asked for.
+    // The word is a signature only if signatures are required.
     let (path, word) = match server.settings.signed_urls {
         Some(_) => credential::split_path(request.uri.path()),
         None => (request.uri.path(), None),
@@ -271,7 +270,7 @@ async fn answer_resolved<O: Objects>(
                 }
                 return Ok(response);
             }
-            // No byte of it was sent yet: the client need not know.
+            // No byte of it was sent yet, so the client does not notice.
             Err(Failure::Changed) if attempts_left > 0 => {
                 attempts_left -= 1;
                 object_request.past_the_cache = attempts_left == 0;
@@ -282,9 +281,9 @@ async fn answer_resolved<O: Objects>(
     }
 }
 
-/// Why an object was not answered.
+/// Why an object could not be sent.
 enum Failure {
-    /// No longer this version.
+    /// It is no longer this version.
     Changed,
     Problem(Problem),
 }
@@ -317,7 +316,7 @@ async fn answer_object<O: OpenReader>(
         match conditional::evaluate(&request.headers, response::validators(description)) {
             Verdict::Proceed { ignore_range } => ignore_range,
             verdict => {
-                // Answered from what is known of the object, so nothing of its bytes was missing.
+                // The answer needs no bytes of the object, so nothing was missing.
                 let status = response::cache_status(freshness, Presence::All, || None);
                 let mut response = match verdict {
                     Verdict::NotModified => {
@@ -342,8 +341,8 @@ async fn answer_object<O: OpenReader>(
             }
         };
 
-    // RFC 9110, 14.2 defines ranges for GET alone; a HEAD is answered with the head a GET would get
-    // (9.3.2), as the usual static servers do, because players probe with it.
+    // RFC 9110, 14.2 defines ranges for GET alone. A HEAD is answered with the head that a GET
+    // would get (9.3.2), like common static servers do, because players probe with it.
     let selection = match ranges {
         Some(ranges) if !ignore_range => ranges.resolve(size),
         _ => Selection::Whole,
@@ -436,7 +435,7 @@ fn one(range: ByteRange) -> BodyPlan {
     BodyPlan::new([Part::Range(range)])
 }
 
-/// `All` only if all of each part is present.
+/// Returns `All` only if all bytes of each part are present.
 fn presence_of<O: OpenReader>(readers: &O, plan: &BodyPlan) -> Presence {
     let mut ranges = plan.parts().filter_map(|part| match part {
         Part::Range(range) if !range.is_empty() => Some(readers.presence(*range)),
@@ -454,7 +453,7 @@ fn presence_of<O: OpenReader>(readers: &O, plan: &BodyPlan) -> Presence {
     })
 }
 
-/// What is known of the first part that is not all here, else of the first.
+/// Why the first part with missing bytes, or else the first part, is not all here.
 fn missing_of<O: OpenReader>(readers: &O, plan: &BodyPlan) -> Option<Missing> {
     let ranges = plan.parts().filter_map(|part| match part {
         Part::Range(range) if !range.is_empty() => Some(*range),
@@ -482,7 +481,7 @@ fn answer_pass_through<O: Objects>(server: &Server<O>, pass: PassThrough) -> Res
     let mut response = Response::new(EdgeBody::streamed(pass.body, sent, from));
     *response.status_mut() = pass.status;
     *response.headers_mut() = pass.headers;
-    // After those of caches nearer to the origin (RFC 9211, 2).
+    // After the members that caches nearer to the origin added (RFC 9211, 2).
     response
         .headers_mut()
         .append(CACHE_STATUS, server.cache_status(&status));
@@ -537,7 +536,7 @@ pub(super) fn check_signature<O: Objects>(
     Ok(keys.with(|signer| signer.verify(&path(), &query, word, client.address, now))?)
 }
 
-/// The one valid `Range` line; several are ignored, as it is no list field.
+/// The only valid `Range` line; several are ignored, because it is not a list field.
 fn requested_ranges(headers: &HeaderMap) -> Option<RangeSet> {
     let mut values = headers.get_all(header::RANGE).iter();
     match (values.next(), values.next()) {

@@ -38,7 +38,7 @@ pub(super) fn check<R>(memory: &ConnectionCache<R>, request: &Parts) -> Result<(
     }
 }
 
-/// RFC 3986, 3.2.3: none, an empty one, or digits that name a port.
+/// RFC 3986, 3.2.3: no port, an empty one, or digits.
 fn has_valid_port(authority: &http::uri::Authority) -> bool {
     let rest = authority.as_str().strip_prefix(authority.host());
     match rest.and_then(|rest| rest.strip_prefix(':')) {

@@ -1,4 +1,4 @@
-//! Limits per client: connections, requests and readers at a time, and requests a second.
+//! Limits per client: simultaneous connections, requests and readers, and requests per second.
 
 use std::{
     collections::HashMap,
@@ -10,7 +10,7 @@ use std::{
 use parking_lot::Mutex;
 
 /// Maximum number of clients in the rate limiter. Beyond it, clients with a full allowance are
-/// forgotten, or all if there are none: a flood of addresses must not cost memory.
+/// forgotten, or all if there are none, so that a flood of addresses does not cost memory.
 const MAX_RATED_CLIENTS: usize = 64 << 10;
 
 /// How many connections and requests are served.
@@ -20,9 +20,9 @@ pub struct Limits {
     pub connections: usize,
     /// Open connections of one client. Generous: offices and mobile networks share addresses.
     pub connections_per_client: u32,
-    /// Request rate of one client; none: not limited.
+    /// Request rate of one client; `None`: no limit.
     pub request_rate: Option<RequestRate>,
-    /// Bytes a second of one connection; none: not limited.
+    /// Bytes per second of one connection; `None`: no limit.
     pub client_rate: Option<u64>,
     /// Bytes of a request's head.
     pub request_head_bytes: usize,
@@ -47,12 +47,11 @@ impl Default for Limits {
 #[derive(Clone, Copy, Debug)]
 pub struct RequestRate {
     pub per_second: f64,
-    /// How many may come at once.
+    /// How many may arrive at once.
     pub burst: f64,
 }
 
-/// A client as limits see it: an IPv4 address, or an IPv6 network of /64, which one subscriber
-/// gets.
+/// A client for the limits: an IPv4 address, or an IPv6 network of /64, which one subscriber gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Client(u128);
 
@@ -65,22 +64,22 @@ impl Client {
     }
 }
 
-/// The number of the client that has this address.
+/// The number of the client with this address.
 pub(super) fn client_number(address: IpAddr) -> u128 {
     Client::of(address).0
 }
 
-/// Places that clients share: a client has at most `of_client`, and at most half of what the others
-/// leave, so that it never takes the last one; `least` it has always.
+/// A number of units that clients share. A client has at most `of_client`, and at most half of what
+/// the others leave, so that it never takes the last one; it may always have `least`.
 pub struct Shares {
     all: u32,
     of_client: u32,
     least: u32,
-    held: Mutex<Held>,
+    counts: Mutex<ShareCounts>,
 }
 
 #[derive(Default)]
-struct Held {
+struct ShareCounts {
     by_client: HashMap<Client, u32>,
     count: u32,
 }
@@ -92,36 +91,36 @@ impl Shares {
             all,
             of_client,
             least,
-            held: Mutex::default(),
+            counts: Mutex::default(),
         })
     }
 
-    /// One more place until the result is dropped; `None`: the client has its share.
+    /// Takes one unit until the result is dropped; `None`: the client has its share.
     pub fn take(self: &Arc<Self>, address: IpAddr) -> Option<Share> {
         self.take_if(address, |own, left| {
             own < self.of_client.min(left / 2).max(self.least)
         })
     }
 
-    /// The same for a proxy, which has the places of many clients.
+    /// The same for a proxy, which may have the shares of many clients.
     pub fn take_for_many(self: &Arc<Self>, address: IpAddr) -> Option<Share> {
         self.take_if(address, |own, left| own < left)
     }
 
-    /// `may` is given the client's places, and those that the others leave.
+    /// `may` is called with the client's number of units and the number that the others leave.
     fn take_if(
         self: &Arc<Self>,
         address: IpAddr,
         may: impl FnOnce(u32, u32) -> bool,
     ) -> Option<Share> {
         let client = Client::of(address);
-        let mut held = self.held.lock();
-        let own = held.by_client.get(&client).copied().unwrap_or(0);
-        if !may(own, self.all.saturating_sub(held.count - own)) {
+        let mut counts = self.counts.lock();
+        let own = counts.by_client.get(&client).copied().unwrap_or(0);
+        if !may(own, self.all.saturating_sub(counts.count - own)) {
             return None;
         }
-        held.by_client.insert(client, own + 1);
-        held.count += 1;
+        counts.by_client.insert(client, own + 1);
+        counts.count += 1;
         Some(Share {
             shares: Arc::clone(self),
             client,
@@ -130,7 +129,7 @@ impl Shares {
     }
 }
 
-/// A client's place.
+/// One unit that a client has taken.
 pub struct Share {
     shares: Arc<Shares>,
     client: Client,
@@ -138,7 +137,7 @@ pub struct Share {
 }
 
 impl Share {
-    /// How many places the client had when it was given this one, this one included.
+    /// The number of units that the client has, including this one, when it took this one.
     #[must_use]
     pub fn nth(&self) -> u32 {
         self.nth
@@ -147,12 +146,12 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut held = self.shares.held.lock();
-        held.count -= 1;
-        if let Some(own) = held.by_client.get_mut(&self.client) {
+        let mut counts = self.shares.counts.lock();
+        counts.count -= 1;
+        if let Some(own) = counts.by_client.get_mut(&self.client) {
             *own -= 1;
             if *own == 0 {
-                held.by_client.remove(&self.client);
+                counts.by_client.remove(&self.client);
             }
         }
     }
@@ -179,7 +178,7 @@ impl RateLimiter {
         }
     }
 
-    /// Takes a token; otherwise returns how long until there is one.
+    /// Takes a token, or returns how long it takes until there is one.
     pub fn take(&self, address: IpAddr, now: Instant) -> Result<(), Duration> {
         let rate = self.rate;
         let mut buckets = self.buckets.lock();
@@ -240,7 +239,7 @@ mod tests {
             "one /64 is one client"
         );
         drop(one);
-        assert!(connections.held.lock().by_client.is_empty());
+        assert!(connections.counts.lock().by_client.is_empty());
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! Manifests that were served here, so that a request for a segment tells what comes next.
+//! Manifests that this edge served, so that a request for a segment predicts the next ones.
 //!
-//! Bounded in bytes, in all and of one source; the least recently used go first.
+//! The bytes are bounded, in total and per source. The least recently used are removed first.
 
 use std::{
     borrow::Cow,
@@ -29,13 +29,13 @@ use crate::{
 const MAX_MANIFESTS: usize = 1_024;
 const MAX_BYTES: usize = 16 << 20;
 const MAX_SOURCE_BYTES: usize = MAX_BYTES / 2;
-/// A manifest of which no segment is asked for is forgotten when another one comes.
+/// A manifest without requests for its segments in this time is removed when another is inserted.
 const KEPT_FOR: Duration = Duration::from_secs(600);
 
-/// Runs of digits in a name that may be a segment's number.
+/// Limit of numbers in a name that are tried as the segment's number.
 const MAX_NUMBERS: usize = 16;
 
-/// Whether it may be a manifest, by its type or its name.
+/// Whether the object may be a manifest, by its type or its name.
 pub(super) fn is_manifest(path: &str, content_type: Option<&str>) -> bool {
     let content_type = content_type.unwrap_or_default().as_bytes();
     let has = |word: &[u8]| {
@@ -58,19 +58,19 @@ pub(super) struct Manifests {
 
 #[derive(Default)]
 struct Inner {
-    /// By the hash of the path that it was asked for at.
+    /// By the hash of the manifest's path.
     known: HashMap<u64, Arc<KnownManifest>>,
     /// By the hash of a segment's name.
     places: HashMap<u64, Place>,
-    /// By the hash of what is before a segment's number, and after it.
+    /// By the hash of the text before and after a segment's number.
     patterns: HashMap<u64, Place>,
 }
 
 struct KnownManifest {
     manifest: Manifest,
-    /// The hash of its text, or its entry.
+    /// Hash of its text or its entry.
     version: u64,
-    /// Milliseconds since the beginning.
+    /// Time of the last use, in milliseconds since `begun`.
     used: AtomicU64,
 }
 
@@ -78,7 +78,7 @@ struct KnownManifest {
 struct Place {
     of: Arc<KnownManifest>,
     track: usize,
-    /// The position of the first segment of a run that is one object.
+    /// The position of the first segment of a run in one object.
     first: usize,
 }
 
@@ -94,7 +94,7 @@ impl Default for Manifests {
 }
 
 impl Manifests {
-    /// Without a lock: most edges have none.
+    /// Takes no lock, because most edges have no manifests.
     pub fn is_empty(&self) -> bool {
         self.count.load(Ordering::Relaxed) == 0
     }
@@ -113,7 +113,7 @@ impl Manifests {
             .is_some_and(|known| known.version == version)
     }
 
-    /// In place of an older version.
+    /// Replaces an older version.
     pub fn insert(&self, asked_for: &str, version: u64, manifest: Manifest) {
         let id = self.hasher.hash_one(asked_for);
         let now = self.now_ms();
@@ -128,7 +128,7 @@ impl Manifests {
         let Inner {
             places, patterns, ..
         } = &mut *inner;
-        // A segment that is played twice has its first place.
+        // For a segment that is listed twice, the first position counts.
         let place = |places: &mut HashMap<u64, Place>, name, track, first| {
             let place = places.get(&name);
             if !place.is_some_and(|place| Arc::ptr_eq(&place.of, &known)) {
@@ -148,7 +148,8 @@ impl Manifests {
         self.count.store(inner.known.len(), Ordering::Relaxed);
     }
 
-    /// What follows on what a request asks for, from byte `start` on, and how long after it.
+    /// The objects after the requested one, whose bytes from `start` on were requested, each with the
+    /// time until a player requests it.
     pub fn next(&self, name: (&str, &str, &str), start: u64) -> Option<Vec<(Segment, Duration)>> {
         let (of, track, position) = self
             .find_listed(name, start)
@@ -203,7 +204,7 @@ impl Manifests {
         })
     }
 
-    /// The names of a list, with the position of the first segment of each run that is one object.
+    /// The hashed names of a list, with the position of the first segment of each run in one object.
     fn names(&self, source: &str, track: &Track) -> Vec<(usize, u64)> {
         let Track::Listed(segments) = track else {
             return Vec::new();
@@ -294,7 +295,7 @@ impl Manifests {
     }
 }
 
-/// Where a name has numbers.
+/// The positions of the numbers in a name.
 fn numbers_in(name: &str) -> impl Iterator<Item = Range<usize>> {
     let mut from = 0;
     std::iter::from_fn(move || {
@@ -307,12 +308,12 @@ fn numbers_in(name: &str) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// A body that is passed on, and read besides.
+/// A body that is passed through and recorded at the same time.
 pub(super) struct ReadBody<F> {
     body: PassBody,
-    /// None: it is too long.
+    /// `None`: the body is too long.
     text: Option<Vec<u8>>,
-    /// Called once, at a clean end.
+    /// Called once, if the body ends without an error.
     ended: Option<F>,
     /// A body of a known length is not polled for its end.
     length: Option<u64>,

@@ -1,5 +1,5 @@
-//! Metrics of the HTTP server. Every label has a fixed, small set of values; every counter is made
-//! at the start, so counting is one atomic addition and takes no lock.
+//! Metrics of the HTTP server. Every label has a fixed, small set of values. Every counter is
+//! created at the start, so counting is one atomic addition without a lock.
 
 use std::{
     sync::Arc,
@@ -66,9 +66,9 @@ pub enum Refusal {
     ClientConnections,
     Rate,
     NoProxyHeader,
-    /// Requests at a time over HTTP/2.
+    /// Simultaneous requests over HTTP/2.
     Requests,
-    /// Readers of bytes that are not here.
+    /// Readers of missing bytes.
     Readers,
 }
 
@@ -76,19 +76,19 @@ const NEXT_OBJECTS: [&str; 6] = [
     "fetched", "present", "repeated", "outside", "refused", "failed",
 ];
 
-/// The fate of an object that a viewer was expected to ask for next.
+/// The fate of an object that a viewer was expected to request next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NextObjectResult {
     Fetched,
     /// Its first bytes were here.
     Present,
-    /// Expected a moment ago.
+    /// It was expected a moment ago already.
     Repeated,
-    /// In another source, or not within what the viewer's signature covers.
+    /// It is in another source, or not covered by the viewer's signature.
     Outside,
     /// The client has its share.
     Refused,
-    /// Not found, not stored by the chunk, or not in time.
+    /// Not found, not stored in chunks, or not in time.
     Failed,
 }
 
@@ -201,7 +201,7 @@ impl Metrics {
         })
     }
 
-    /// For tests and tools that read no metrics.
+    /// For tests and tools that do not read metrics.
     #[must_use]
     pub fn unregistered() -> Arc<Self> {
         Self::new(&mut Registry::default())
@@ -228,7 +228,7 @@ impl Metrics {
         self.sendfile_bytes.inc_by(bytes);
     }
 
-    /// Bytes that went by `sendfile` so far.
+    /// Bytes sent by `sendfile` so far.
     #[must_use]
     pub fn sendfile_bytes(&self) -> u64 {
         self.sendfile_bytes.get()
@@ -258,7 +258,8 @@ impl Metrics {
         self.stalls.get()
     }
 
-    /// `is_seek`: the request begins within the object, not at its first byte.
+    /// Records the time to the first byte. `is_seek`: the request begins within the object, not at
+    /// its first byte.
     pub fn observe_first_byte(&self, since: Instant, is_seek: bool) {
         let took = since.elapsed();
         self.first_byte_seconds.observe(took);
@@ -267,14 +268,14 @@ impl Metrics {
         }
     }
 
-    /// Counted as open until dropped.
+    /// Counts a connection as open until the result is dropped.
     #[must_use]
     pub fn connection_opened(self: &Arc<Self>) -> ConnectionGuard {
         self.connections.inc();
         ConnectionGuard(Arc::clone(self))
     }
 
-    /// Counted as active until its body has ended.
+    /// Counts a request as active until its body has ended.
     #[must_use]
     pub fn request_answered(self: &Arc<Self>, method: &Method, status: StatusCode) -> RequestGuard {
         let method = METHODS

@@ -1,8 +1,8 @@
-//! The HTTP server that players see: hyper over sockets that send file bytes with `sendfile`, TLS,
-//! limits, and errors as problem+json; beside it the listener for operators.
+//! The HTTP server that players use: hyper over sockets that send file bytes with `sendfile`, TLS,
+//! limits, and errors as problem+json; and the listener for operators.
 //!
-//! Why a separate module: client input ends here. Behind it are the ports of `resolve::ports` and
-//! nothing else: it must not know the coordinator, the origin, or how chunks arrive.
+//! Why a separate module: client input ends here. It uses only the ports in `resolve::ports`, and
+//! must not know the coordinator, the origin, or how chunks arrive.
 
 pub mod access_log;
 pub mod admin;

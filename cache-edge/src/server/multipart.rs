@@ -13,7 +13,7 @@ pub fn plan(
     content_type: &str,
     boundary: u128,
 ) -> (Vec<Part>, String) {
-    // 128 random bits: the object does not contain it, and nobody can prepare one that does.
+    // 128 random bits: the object does not contain them, and nobody can prepare one that does.
     let boundary = format!("{boundary:032x}");
     let mut parts = Vec::with_capacity(ranges.len() * 2 + 1);
     for (index, range) in ranges.iter().enumerate() {

@@ -1,8 +1,8 @@
-//! Lookahead across objects: what a viewer is expected to ask for next is resolved like its own
-//! request would be, and its first bytes are fetched at HIGH.
+//! Lookahead across objects: an object that a viewer is expected to request next is resolved as its
+//! own request would be, and its first bytes are fetched at HIGH.
 //!
-//! Expectations come from outside and may be lies. So a client has a few at a time, an object that
-//! is expected again within seconds is one, and each is worth two chunks at most.
+//! Expectations come from outside and may be wrong. So a client has only a few at a time, an object
+//! that is expected again within seconds counts once, and each is worth two chunks at most.
 
 use std::{
     collections::HashMap,
@@ -50,40 +50,40 @@ use crate::{
     },
 };
 
-/// Requests whose next objects are being fetched, in all and of one client.
+/// Requests whose next objects are being fetched: in total, and per client.
 const MAX_FOLLOWED: u32 = 256;
 const FOLLOWED_OF_CLIENT: u32 = 16;
 const LEAST_OF_CLIENT: u32 = 2;
-/// Passed manifests that are being read: a MiB each at most.
+/// Passed-through manifests that are being read: at most a MiB each.
 const MAX_READ: u32 = 64;
 const READ_OF_CLIENT: u32 = 8;
 /// Next objects of one request.
 const MAX_OF_REQUEST: usize = 8;
-/// Expectations of one object within this time are one.
+/// Expectations of one object within this time count as one.
 const REPEATED_WITHIN: Duration = Duration::from_secs(5);
 const MAX_RECENT: usize = 8_192;
-/// Then it is given up: if a viewer comes, it asks for itself.
+/// After this time the fetch is abandoned: a viewer that comes later requests the object itself.
 const WANTED_FOR: Duration = Duration::from_secs(30);
-/// When an object is due that an origin links to, if the player says nothing of its buffer.
+/// Time until a linked object is due, if the player does not report its buffer.
 const LINKED_WITHIN: Duration = Duration::from_secs(10);
 
-/// An object that a viewer is expected to ask for, and when.
+/// An object that a viewer is expected to request, and when.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct NextObject {
     pub name: ObjectName,
     pub range: Option<OpenRange>,
-    /// From the viewer's request on.
+    /// The time after the viewer's request at which it is due.
     pub due: Duration,
 }
 
-/// Fetches next objects, each request's one after the other.
+/// Fetches next objects: those of one request one after the other.
 pub(super) struct NextObjects<O> {
     objects: Arc<O>,
     metrics: Arc<Metrics>,
     followed: Arc<Shares>,
     recent: Recent,
     manifests: Manifests,
-    /// Passed bodies that are read as manifests.
+    /// Passed-through bodies that are read as manifests.
     read: Arc<Shares>,
 }
 
@@ -152,7 +152,7 @@ impl<O: Objects> NextObjects<O> {
         };
         let object = match self.objects.resolve(&request).await {
             Ok(Resolution::Object(object)) => object,
-            // What is kept as a whole arrives without a reader.
+            // An object that is stored as a whole arrives without a reader.
             Ok(Resolution::PassThrough(pass)) => {
                 return match pass.status_words {
                     Some(words) if words.forward.is_none() => NextObjectResult::Present,
@@ -196,7 +196,7 @@ impl<O: Objects> NextObjects<O> {
 #[derive(Default)]
 struct Recent {
     hasher: RandomState,
-    /// Until when a further expectation is a repeated one.
+    /// The time until which a further expectation counts as a repetition.
     until: Mutex<HashMap<u64, Instant>>,
 }
 
@@ -205,7 +205,7 @@ impl Recent {
         self.hasher.hash_one((&next.name, next.range))
     }
 
-    /// Whether nobody else expects it.
+    /// Whether the object is not expected already.
     fn begin(&self, id: u64, now: Instant) -> bool {
         let mut until = self.until.lock();
         if until.get(&id).is_some_and(|until| now < *until) {
@@ -226,7 +226,8 @@ impl Recent {
     }
 }
 
-/// Reads what is served if it is a manifest; wants the segments that follow one that is asked for.
+/// Reads the object if it is a manifest; otherwise wants the segments that follow it, if it is a
+/// segment of a known manifest.
 pub(super) fn follow_manifests<O: Objects>(
     server: &Server<O>,
     client: &Client,
@@ -302,7 +303,7 @@ fn follow_segment<O: Objects>(
     follow(server, client, request, cmcd, next);
 }
 
-/// Wants what the origin's answer names as next. It says what, not when.
+/// Wants the objects that the origin's answer links to as next. A link gives no time.
 pub(super) fn follow_links<O: Objects>(
     server: &Server<O>,
     client: &Client,
@@ -310,7 +311,7 @@ pub(super) fn follow_links<O: Objects>(
     fields: &HeaderMap,
     cmcd: Option<&Cmcd>,
 ) {
-    // Most answers have none, and no look-up is free in an answer that is a hit.
+    // Most answers have no link, and an answer from the cache must not pay for the parsing.
     if !fields.contains_key(header::LINK) {
         return;
     }
@@ -336,7 +337,8 @@ pub(super) fn follow_links<O: Objects>(
     follow(server, client, request, cmcd, next.collect());
 }
 
-/// Wants what a passed answer names as next, and reads it besides if it is a manifest.
+/// Wants the objects that a passed-through answer links to as next, and reads the answer if it is a
+/// manifest.
 pub(super) fn follow_passed<O: Objects>(
     server: &Server<O>,
     client: &Client,
@@ -371,8 +373,8 @@ pub(super) fn follow_passed<O: Objects>(
     pass.body = ReadBody::wrap(body, length, place, ended);
 }
 
-/// Wants what the player says it will ask for next. The body it asked for goes first: nothing is
-/// wanted unless its buffer is ample.
+/// Wants the objects that the player announced as next. The requested body comes first: nothing
+/// else is wanted unless the player's buffer is ample.
 pub(super) fn follow_player<O: Objects>(
     server: &Server<O>,
     client: &Client,
@@ -421,7 +423,7 @@ fn name_of(target: Target) -> Option<ObjectName> {
     }
 }
 
-/// Fetches them beside the request, as far as the viewer might ask for them itself.
+/// Fetches them in parallel with the request, if the viewer could request them itself.
 fn follow<O: Objects>(
     server: &Server<O>,
     client: &Client,
@@ -444,7 +446,7 @@ fn follow<O: Objects>(
         return;
     };
     let mut headers = request.headers.clone();
-    // They concern the viewer's own range, and its player at that moment.
+    // These fields concern the viewer's own range, and its player at that moment.
     for name in &SELECTING {
         headers.remove(name);
     }
@@ -460,8 +462,8 @@ fn place_of<O: Objects>(server: &Server<O>, client: IpAddr) -> Option<Share> {
     server.share_of(&server.next_objects.followed, client)
 }
 
-/// Whether the viewer's signature covers the object, where one is asked for. The signature's own
-/// parameters leave the query.
+/// Whether the viewer's signature covers the object, if signatures are required. Removes the
+/// signature's own parameters from the query.
 fn is_allowed<O: Objects>(
     server: &Server<O>,
     client: &Client,

@@ -1,4 +1,4 @@
-//! Holds one connection to a rate, whatever is under it: file bytes, TLS, streams of HTTP/2.
+//! Limits the rate of one connection, whatever it carries: file bytes, TLS, HTTP/2 streams.
 
 use std::{
     io::{self, IoSlice},
@@ -12,8 +12,8 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 
 use super::{connection::Activity, pace::Pace};
 
-/// So much of the rate is sent at once after a rest: a player fills its buffer when it starts or
-/// seeks, and is then sent what it plays.
+/// This much of the rate is sent at once after a pause: a player fills its buffer when it starts or
+/// seeks, and then receives data as it plays.
 const BURST: Duration = Duration::from_secs(5);
 
 /// I/O of a connection that may be paced.
@@ -28,7 +28,7 @@ struct Paced {
 }
 
 impl<I> PacedIo<I> {
-    /// No rate: not paced.
+    /// `bytes_per_second`: `None` means no limit.
     pub fn new(io: I, bytes_per_second: Option<u64>, activity: &Arc<Activity>) -> Self {
         let paced = bytes_per_second.map(|bytes_per_second| Paced {
             pace: Pace::new(bytes_per_second, BURST),
@@ -39,7 +39,7 @@ impl<I> PacedIo<I> {
 }
 
 impl Paced {
-    /// Ready with the bytes that may be written now.
+    /// Ready with the number of bytes that may be written now.
     fn poll_allowance(&mut self, context: &mut Context<'_>) -> Poll<usize> {
         if self.activity.is_of_a_peer() {
             return Poll::Ready(usize::MAX);

@@ -1,4 +1,4 @@
-//! What players say of themselves in their requests (CMCD).
+//! Players' reports about themselves in their requests (CMCD).
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -18,7 +18,7 @@ static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 /// No body is slower because its player says so: it would hold its place without end.
 const LEAST_RATE: u64 = 16 << 10;
 
-/// What a request's player reports; the stalls that it saw are counted.
+/// Reads the report of a request's player, and counts the stall that it reports.
 pub(super) fn read(metrics: &Metrics, request: &Parts) -> Option<Cmcd> {
     let cmcd = Cmcd::from_request(&request.headers, request.uri.query())?;
     if cmcd.is_starved {

@@ -13,15 +13,15 @@ use crate::{
 use http_rules::cache_status::{CacheStatus, Forward};
 use http_rules::path::TargetError;
 
-/// A future error response.
+/// The description of an error response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     pub status: StatusCode,
     /// One sentence for people.
     pub detail: String,
-    /// Only if asking again can help.
+    /// Set only if asking again can help.
     pub retry_after: Option<Duration>,
-    /// If an object is concerned.
+    /// Set if the error concerns an object.
     pub cache_status: Option<CacheStatus>,
 }
 
@@ -53,7 +53,7 @@ impl Problem {
         self
     }
 
-    /// The response without `Cache-Status`, in which only the server can name itself. Caches in
+    /// The response without `Cache-Status`, because only the server knows its own name. Caches in
     /// front of the edge must not store it: the problem may be over in a moment.
     #[must_use]
     pub fn into_response(self) -> Response<EdgeBody> {
@@ -74,7 +74,7 @@ impl Problem {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(text.len()));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(wait) = self.retry_after {
-            // Whole seconds, rounded up: zero would invite a storm.
+            // Whole seconds, rounded up, because zero would invite a storm of requests.
             let seconds = wait.as_millis().div_ceil(1000).clamp(1, 86_400);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds as u64));
         }

@@ -1,4 +1,4 @@
-//! Proxies in front of the edge: the client behind a connection, and behind a request.
+//! Proxies in front of the edge: determines the client of a connection and of a request.
 
 use std::{io, net::IpAddr, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::core::{
 /// The operator's settings.
 #[derive(Clone, Debug, Default)]
 pub struct Proxies {
-    /// Connections begin with a PROXY header: those of trusted proxies, or all if none is named.
+    /// Connections begin with a PROXY header: those from trusted proxies, or all if none is listed.
     pub send_header: bool,
     pub trusted: TrustedProxies,
 }
@@ -24,7 +24,8 @@ impl Proxies {
         self.send_header && (self.trusted.is_empty() || self.trusted.contains(peer))
     }
 
-    /// The connection is one of many clients, so a client's share does not bound its number.
+    /// Whether the connection carries requests of many clients, so that one client's share does not
+    /// limit it.
     #[must_use]
     pub fn are_shared(&self, peer: IpAddr) -> bool {
         self.expect_header(peer) || self.trusted.contains(peer)
@@ -32,7 +33,7 @@ impl Proxies {
 }
 
 /// The client that a connection's PROXY header names; `None`: the proxy speaks for itself. Leaves
-/// all that follows the header in the socket.
+/// everything after the header in the socket.
 pub async fn read_header(stream: &mut TcpStream, limit: Duration) -> io::Result<Option<IpAddr>> {
     let malformed = |error: NoHeader| io::Error::new(io::ErrorKind::InvalidData, error);
     let read = async {
@@ -44,7 +45,8 @@ pub async fn read_header(stream: &mut TcpStream, limit: Duration) -> io::Result<
             }
             let begin = header.len();
             header.resize(begin + missing, 0);
-            // One read, not all that is missing: a wrong byte is refused when it comes.
+            // A single read, which may return less than is missing: a wrong byte is refused as soon
+            // as it arrives.
             let count = stream.read(&mut header[begin..]).await?;
             if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());

@@ -47,8 +47,8 @@ impl ResponseFields {
     #[must_use]
     /// `kept`: other fields of the origin's answer.
     pub fn of(entry: &v1::Entry, cache_control: &str, kept: &Arc<HeaderMap>) -> Self {
-        // Name the headers that selected this entry. All others that the origin varies on are the
-        // same in all requests from here.
+        // List the headers that selected this entry. Other headers that the origin varies on are
+        // the same in all requests from this edge.
         let key = entry.key.as_ref();
         let vary: Vec<String> = key
             .into_iter()
@@ -114,7 +114,7 @@ pub fn insert_text(headers: &mut HeaderMap, name: HeaderName, text: String) {
 }
 
 /// `Cache-Status` of an object, from how its binding was confirmed and how much of the range is
-/// here. `missing`: asked for where it was no hit.
+/// here. `missing` is called if it is not a hit.
 #[must_use]
 pub fn cache_status(
     freshness: Freshness,
@@ -124,7 +124,7 @@ pub fn cache_status(
     let is_expired = matches!(freshness, Freshness::Revalidated { .. });
     let mut status = status_words(freshness, presence);
     if status.forward.is_some() && status.detail.is_none() {
-        // What a first question brought may be here by now.
+        // After a probe, bytes that are here now may have been brought by the probe itself.
         let is_known = !matches!(freshness, Freshness::Probed { .. });
         let class = missing().map(|missing| {
             let partly_here = missing.partly_here && is_known;

@@ -1,8 +1,8 @@
 //! A plain socket under hyper that sends parts of files with `sendfile(2)`.
 //!
-//! hyper asks for a vectored write of the response's head and of slices that represent parts of
-//! files ([`super::file_slices`]). Memory goes out with `sendmsg`, with `MSG_MORE` if file bytes
-//! follow, so that head and body share packets; the kernel copies a part of a file from the page
+//! hyper requests a vectored write of the response's head and of slices that represent parts of
+//! files ([`super::file_slices`]). Memory is sent with `sendmsg`, with `MSG_MORE` if file bytes
+//! follow, so that head and body share packets. The kernel copies parts of files from the page
 //! cache to the socket.
 
 use std::{
@@ -26,8 +26,8 @@ use super::{
 /// Plain slices given to one `sendmsg`; hyper queues 16 buffers of up to three slices.
 const MAX_PLAIN_SLICES: usize = 64;
 
-/// Bytes of a file sent at a time, before other connections are served: as many as a socket on a
-/// short path holds.
+/// File bytes sent at a time before other connections are served: as many as the socket of a short
+/// connection can hold.
 const TURN_BYTES: u64 = 512 << 10;
 
 /// The I/O of one plain connection.
@@ -36,7 +36,7 @@ pub struct SendfileIo {
     slices: Arc<FileSlices>,
     activity: Arc<Activity>,
     metrics: Arc<Metrics>,
-    /// The last write ended to let other connections be served.
+    /// The last write ended so that other connections are served.
     turn_over: bool,
 }
 
@@ -57,8 +57,8 @@ impl SendfileIo {
         }
     }
 
-    /// Writes until all is written or the socket takes no more for now. `sent` counts the written
-    /// bytes, even on an error: an error must not make hyper send the same bytes again.
+    /// Writes until all is written or the socket accepts no more for now. `sent` counts the written
+    /// bytes, even on an error, because an error must not make hyper send the same bytes again.
     fn write_some(&self, slices: &[IoSlice<'_>], sent: &mut usize) -> io::Result<()> {
         let socket = self.io.inner();
         let mut index = 0;
@@ -110,11 +110,11 @@ impl SendfileIo {
     }
 }
 
-/// Sends `[offset, end)` of the file until done, the socket takes no more for now (`WouldBlock`),
-/// or the turn is over (`Interrupted`); advances `offset`.
+/// Sends `[offset, end)` of the file until it is done, the socket accepts no more for now
+/// (`WouldBlock`), or the share of this turn is used up (`Interrupted`); advances `offset`.
 ///
-/// A partial write may mean that the socket is full, or that a signal came between: only a refused
-/// write tells, and makes the kernel report when there is space again.
+/// A partial write may mean that the socket is full, or that a signal interrupted it. Only a
+/// refused write tells which, and makes the kernel report when there is space again.
 fn send_file_part(
     socket: &TcpStream,
     part: &FilePart,
@@ -125,7 +125,7 @@ fn send_file_part(
     while *offset < turn_end {
         let wanted = usize::try_from(turn_end - *offset).unwrap_or(usize::MAX);
         match rustix::fs::sendfile(socket, &part.file, Some(offset), wanted) {
-            // The file is shorter than its entry says. Nothing may be made up.
+            // The file is shorter than its entry says, and missing bytes must not be invented.
             Ok(0) => {
                 return Err(io::Error::new(
                     io::ErrorKind::UnexpectedEof,
@@ -182,7 +182,7 @@ impl Write for SendfileIo {
                 .inner()
                 .try_io(Interest::WRITABLE, || self.write_some(slices, &mut sent));
             if sent > 0 {
-                // An error, if there was one, comes again with the next call.
+                // An error, if there was one, is returned again by the next call.
                 self.turn_over =
                     outcome.is_err_and(|error| error.kind() == io::ErrorKind::Interrupted);
                 self.activity.progressed();

@@ -1,4 +1,4 @@
-//! Bytes of bodies by where they came from, in all and by source.
+//! Bytes of response bodies by their origin, in total and per source.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -13,7 +13,7 @@ use crate::by_source::{SentToViewers, SourceNames};
 /// Where sent bytes came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ByteSource {
-    /// A stored chunk, or an object kept as a whole.
+    /// A stored chunk, or an object that is kept as a whole.
     Hit,
     /// A chunk or a whole object that was still arriving.
     InFlight,
@@ -85,7 +85,7 @@ impl SentBySource {
         }
     }
 
-    /// The counters of a source, to be kept with what is sent of it.
+    /// The counters of a source, to be kept with its cached resolutions.
     #[must_use]
     pub fn of(&self, source: &str) -> Arc<SentBytes> {
         if let Some(known) = self.sources.read().get(source) {
@@ -106,7 +106,7 @@ impl SentBySource {
         counters.clone()
     }
 
-    /// Nothing, if the source has no counters of its own.
+    /// Zero if the source has no counters of its own.
     #[must_use]
     pub fn to_viewers(&self, source: &str) -> SentToViewers {
         let sources = self.sources.read();

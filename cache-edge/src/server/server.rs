@@ -44,33 +44,35 @@ use super::{
 use crate::{resolve::ports::Objects, system_calls, worker_pool::WorkerPool};
 use http_rules::cache_status::{CacheStatus, Forward};
 
-/// Buffers of 256 KiB for TLS and HTTP/2: 128 MiB at most, and only while so many are being sent.
+/// Buffers of 256 KiB for TLS and HTTP/2: at most 128 MiB, and only while that many are being sent.
 const MAX_LARGE_BUFFERS: u32 = 512;
-/// Of one client.
+/// The part of them that one client may use.
 const LARGE_BUFFERS_OF_CLIENT: u32 = 64;
 
-/// Limit of readers with missing bytes ahead of them. Beyond it, new ones get only what is here;
-/// running ones continue.
+/// Limit of readers with missing bytes ahead of them. Beyond it, new ones get only bytes that are
+/// here; running ones continue.
 const MAX_READERS: u32 = 8_192;
 
-/// Requests, readers of missing bytes, and streams of a connection, that a client may always have.
+/// Requests, readers of missing bytes, and streams of a connection that a client may always have.
 const LEAST_OF_CLIENT: u32 = 4;
 
-/// The first connections of a client have all streams; the further ones share so many.
+/// Number of a client's connections that may have all streams. Each further connection gets fewer
+/// than the one before.
 const CONNECTIONS_WITH_ALL_STREAMS: u32 = 10;
 
-/// Bytes of an HTTP/2 stream that wait for the client, beside the body's last read.
+/// Bytes of an HTTP/2 stream that wait for the client, in addition to the body's last read.
 const MAX_STREAM_SEND_BYTES: usize = 64 << 10;
 
 /// Limit for a connection's own future: a thousand readers must fit into some tens of MiB.
 const MAX_CONNECTION_FUTURE_BYTES: usize = 2048;
 
-/// Pause after the process ran out of descriptors: long enough not to spin, short enough that
-/// nobody notices.
+/// Pause after the process ran out of file descriptors: long enough not to spin, short enough not
+/// to be noticed.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// Sent with best effort before a surplus connection is closed.
-const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+/// Sent on a best-effort basis before a surplus connection is closed.
+const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\
+ Connection: close\r\nContent-Length: 0\r\n\r\n";
 
 /// Returns the present TLS configuration; called at each handshake, so that a reloaded certificate
 /// takes effect at once.
@@ -79,22 +81,22 @@ pub type TlsConfig = Arc<dyn Fn() -> Arc<rustls::ServerConfig> + Send + Sync>;
 /// The operator's settings.
 #[derive(Clone)]
 pub struct Settings {
-    /// For `Cache-Status`.
+    /// Used in `Cache-Status`.
     pub edge_name: String,
     pub cors: Cors,
-    /// Players are told of responses (CMSD).
+    /// Whether responses carry CMSD.
     pub cmsd: bool,
-    /// None: requests are not logged.
+    /// `None`: requests are not logged.
     pub access_log: Option<Arc<AccessLog>>,
-    /// If there are keys, only signed URLs are answered.
+    /// If set, only signed URLs are answered.
     pub signed_urls: Option<SigningKeys>,
     pub steering: Steering,
     pub limits: Limits,
     pub timeouts: Timeouts,
     pub proxies: Proxies,
-    /// How long running bodies may finish after the shutdown began.
+    /// How long running bodies may continue after the shutdown began.
     pub drain_grace: Duration,
-    /// ALPN must offer `h2` and `http/1.1` for both to be spoken.
+    /// Its ALPN must offer `h2` and `http/1.1`, so that both can be spoken.
     pub tls: Option<TlsConfig>,
 }
 
@@ -129,7 +131,7 @@ pub struct Server<O> {
     hit: HeaderValue,
     buffers: Arc<BufferPool>,
     connections: Arc<Shares>,
-    /// Requests over HTTP/2; over HTTP/1.1 there are no more than connections.
+    /// Requests over HTTP/2; over HTTP/1.1 there are at most as many as connections.
     requests: Arc<Shares>,
     readers: Arc<Shares>,
 }
@@ -144,7 +146,7 @@ impl<O: Objects> Server<O> {
     ) -> Arc<Self> {
         let hit = render(&CacheStatus::default(), &settings.edge_name);
         let limits = settings.limits;
-        // As many requests as connections; and whoever is alone has all streams of one.
+        // As many requests as connections, and a single connection may use all its streams.
         let of_client = limits.connections_per_client + limits.http2_streams;
         let of_all = u32::try_from(limits.connections).unwrap_or(u32::MAX);
         let of_all = of_all.saturating_add(2 * limits.http2_streams);
@@ -177,7 +179,7 @@ impl<O: Objects> Server<O> {
     ///
     /// # Errors
     ///
-    /// The threads to serve with can not be started.
+    /// The serving threads cannot be started.
     pub async fn serve(
         self: Arc<Self>,
         listener: TcpListener,
@@ -198,7 +200,7 @@ impl<O: Objects> Server<O> {
                 Ok((stream, address)) => {
                     let open = tasks.len();
                     let Some(admission) = self.admit(&stream, address, open) else {
-                        // Not tracked: it counts for no limit, and no shutdown waits for it.
+                        // Not tracked: it counts towards no limit, and no shutdown waits for it.
                         tokio::spawn(socket::close_refused(stream));
                         continue;
                     };
@@ -206,7 +208,7 @@ impl<O: Objects> Server<O> {
                     let Ok(stream) = stream.into_std() else {
                         continue;
                     };
-                    // Separate tokens: waiting on a shared one locks it at each poll of the
+                    // Separate tokens, because waiting on a shared one locks it at each poll of the
                     // connection.
                     let (shutdown, cut) = (shutdown.child_token(), cut.child_token());
                     let streams = self.streams(admission.as_ref());
@@ -248,7 +250,7 @@ impl<O: Objects> Server<O> {
         Ok(())
     }
 
-    /// The client's place; `Some(None)` for a proxy, whose clients are not known yet.
+    /// The client's share; `Some(None)` for a proxy, whose clients are not known yet.
     fn admit(&self, stream: &TcpStream, address: SocketAddr, open: usize) -> Option<Option<Share>> {
         if open >= self.settings.limits.connections {
             self.refuse(stream, Refusal::TotalConnections);
@@ -268,8 +270,8 @@ impl<O: Objects> Server<O> {
         admission
     }
 
-    /// The answer to a client that has its share of requests. Without a body: its stream would wait
-    /// for a client that takes nothing.
+    /// The answer to a client that has used up its share of requests. It has no body, because its
+    /// stream would wait for a client that reads nothing.
     fn refuse_request(&self) -> Response<EdgeBody> {
         self.metrics.count_refusal(Refusal::Requests);
         let status = CacheStatus {
@@ -286,7 +288,7 @@ impl<O: Objects> Server<O> {
         response
     }
 
-    /// A place among the readers of missing bytes; `None`: the client has its share.
+    /// A share of the readers of missing bytes; `None`: the client has used up its share.
     pub(super) fn place_of_reader(&self, client: IpAddr) -> Option<Share> {
         let share = self.share_of(&self.readers, client);
         if share.is_none() {
@@ -310,7 +312,7 @@ impl<O: Objects> Server<O> {
         }
     }
 
-    /// Who is behind a connection of a proxy, and the place of whoever it is; `None`: refused.
+    /// The client behind a proxy's connection, and its share of the connections; `None`: refused.
     async fn identify(
         &self,
         stream: &mut TcpStream,
@@ -321,7 +323,7 @@ impl<O: Objects> Server<O> {
             return Some((peer, None));
         }
         match proxies::read_header(stream, self.settings.timeouts.request_head).await {
-            // A proxy that looks whether this edge is well.
+            // A health check by the proxy itself.
             Ok(None) => Some((peer, None)),
             Ok(Some(client)) if self.settings.proxies.trusted.contains(client) => {
                 Some((client, None))
@@ -335,7 +337,7 @@ impl<O: Objects> Server<O> {
         }
     }
 
-    /// Small, because it is wrapped several times and each wrapper has space for it twice: large
+    /// Kept small, because it is wrapped several times and each wrapper stores it twice: large
     /// parts are boxed.
     async fn connection(
         self: Arc<Self>,
@@ -344,7 +346,7 @@ impl<O: Objects> Server<O> {
         mut streams: u32,
         shutdown: CancellationToken,
     ) {
-        // From the acceptor's event loop to the one of this thread.
+        // Moves the socket from the acceptor's event loop to this thread's.
         let Ok(mut stream) = TcpStream::from_std(stream) else {
             return;
         };
@@ -428,7 +430,8 @@ impl<O: Objects> Server<O> {
             // Here, and not in the future: the connection is polled, so the socket is open.
             let transport = socket.and_then(system_calls::transport);
             async move {
-                // The body is dropped unread: hyper takes what little is there already, or closes.
+                // The body is dropped unread: hyper reads the little that is already there, or
+                // closes.
                 let (mut parts, _) = request.into_parts();
                 let trusted = &server.settings.proxies.trusted;
                 let client = trusted.client(address.ip(), &parts.headers);
@@ -477,7 +480,7 @@ impl<O: Objects> Server<O> {
                 tracing::debug!(%address, "nothing moved on the connection for too long");
                 return;
             };
-            // Most polls are the connection's.
+            // Most wake-ups are the connection's, so it is polled first.
             tokio::select! {
                 biased;
                 result = connection.as_mut() => {
@@ -495,7 +498,7 @@ impl<O: Objects> Server<O> {
         }
     }
 
-    /// Limit of streams of a connection: many connections of one client have few each.
+    /// Limit of streams of a connection: each of many connections of one client has fewer.
     fn streams(&self, place: Option<&Share>) -> u32 {
         let most = self.settings.limits.http2_streams;
         let all = most * CONNECTIONS_WITH_ALL_STREAMS;
@@ -510,17 +513,17 @@ impl<O: Objects> Server<O> {
         builder
             .http1()
             .timer(TokioTimer::new())
-            // Also limits what hyper queues for writing; a piece is always taken whole.
+            // Also limits what hyper queues for writing; a piece is always taken as a whole.
             .max_buf_size(limits.request_head_bytes)
-            // The connection's watchdog limits slow heads too; a timer of hyper's would be made and
-            // removed for each request, under the lock of all timers.
+            // The connection's watchdog limits slow heads too. A timer of hyper's would be created
+            // and removed for each request, under the lock of all timers.
             .header_read_timeout(None);
         builder
             .http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(streams)
-            // A player that scrubs opens and cancels as many as it may in one packet. More than
-            // that, cancelled before they were handled, end the connection.
+            // A player that scrubs opens and cancels as many streams as it may in one packet. More
+            // than that, cancelled before they were handled, end the connection.
             .max_pending_accept_reset_streams(limits.http2_streams as usize)
             .max_send_buf_size(MAX_STREAM_SEND_BYTES)
             .max_header_list_size(u32::try_from(limits.request_head_bytes).unwrap_or(u32::MAX))
@@ -531,7 +534,7 @@ impl<O: Objects> Server<O> {
 }
 
 fn render(status: &CacheStatus, edge_name: &str) -> HeaderValue {
-    // The structured field is ASCII without control characters, so this can not fail.
+    // The structured field is ASCII without control characters, so this cannot fail.
     HeaderValue::try_from(status.render(edge_name)).unwrap_or(HeaderValue::from_static("edge"))
 }
 

@@ -1,5 +1,5 @@
-//! The keys of signed URLs from their file, read again when it changes: a key can be replaced
-//! without a restart.
+//! The keys of signed URLs. Their files are read again when they change, so that a key can be
+//! replaced without a restart.
 
 use std::{
     fs::File,
@@ -20,7 +20,7 @@ use crate::core::{
 /// A file of this size holds thousands of keys; the rest is not read.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// Why a file gives no keys.
+/// Why the files give no keys.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysFileError {
     #[error("{path} can not be read")]
@@ -36,14 +36,14 @@ pub enum KeysFileError {
 }
 
 impl KeysFileError {
-    /// The message lacks what the system said.
+    /// Whether an I/O error is the cause, whose text the message does not contain.
     #[must_use]
     pub fn is_of_the_system(&self) -> bool {
         matches!(self, Self::Read { .. })
     }
 }
 
-/// Files with keys; one of them at least.
+/// The files with keys; at least one is set.
 #[derive(Clone, Debug, Default)]
 pub struct KeyFiles {
     /// A line a key: `--signed-url-keys-file`.
@@ -60,7 +60,7 @@ pub struct SigningKeys {
 }
 
 impl SigningKeys {
-    /// Reads the files: not for an async thread of a busy server.
+    /// Reads the files. Blocking: not for an async thread of a busy server.
     pub fn load(files: KeyFiles) -> Result<Self, KeysFileError> {
         let read = files.read()?;
         Ok(Self {
@@ -83,8 +83,8 @@ impl SigningKeys {
         use_them(&self.current.load().1)
     }
 
-    /// Checks the file every `interval`, for as long as the process lives. Errors leave the old
-    /// keys in place.
+    /// Checks the files every `interval`, for as long as the process runs. On errors the old keys
+    /// stay in place.
     pub async fn watch(self, interval: Duration) {
         let mut refused = String::new();
         loop {
@@ -98,7 +98,10 @@ impl SigningKeys {
                 }
                 Ok(Ok(_)) => refused.clear(),
                 Ok(Err(error)) if error.to_string() != refused => {
-                    tracing::warn!(%error, "keys of signed URLs can not be used; keeping the old ones");
+                    tracing::warn!(
+                        %error,
+                        "keys of signed URLs can not be used; keeping the old ones"
+                    );
                     refused = error.to_string();
                 }
                 Ok(Err(_)) => {}
@@ -109,7 +112,7 @@ impl SigningKeys {
 }
 
 impl KeyFiles {
-    /// The text of the files, to see that it changed, and the keys in it.
+    /// The text of the files, by which a change is detected, and the keys in it.
     pub fn read(&self) -> Result<(String, Signer), KeysFileError> {
         let mut texts = String::new();
         let mut signer = Signer::default();
@@ -121,7 +124,8 @@ impl KeyFiles {
             })?;
             texts.push_str(&text);
         }
-        // No file has this byte, so that no line moves from one to the other unseen.
+        // No file contains this byte, so a line that moves from one file to the other counts as a
+        // change.
         texts.push('\0');
         if let Some(path) = &self.jwks {
             let text = read_text(path)?;

@@ -16,16 +16,17 @@ use crate::system_calls::round_trip;
 const SHORT_RTT: Duration = Duration::from_micros(200);
 
 /// Limit for all send buffers of short connections together, which should stay in the processor's
-/// caches: on loopback twice the throughput of the default, which autotuning lets grow to megabytes
-/// a connection.
+/// caches: on loopback that gives twice the throughput of the default, which autotuning lets grow
+/// to megabytes per connection.
 const SHORT_RTT_BYTES: usize = 32 << 20;
-/// Less makes many small writes, and more has no benefit. The kernel doubles the value for its own
-/// bookkeeping, and may allow less (`net.core.wmem_max`).
+/// Smaller buffers make many small writes, and larger ones have no benefit. The kernel doubles the
+/// value for its own bookkeeping, and may allow less (`net.core.wmem_max`).
 const SHORT_RTT_SEND_BUFFER_BYTES: RangeInclusive<usize> = 64 << 10..=256 << 10;
 
 /// How long a refused client has to read why.
 const LINGER: Duration = Duration::from_millis(500);
-/// Refused clients at a time that have it; further ones may see a reset instead of the refusal.
+/// Number of refused clients that get this time; further ones may see a reset instead of the
+/// refusal.
 static LINGERING: Semaphore = Semaphore::const_new(64);
 
 /// Closes a connection whose request was not read. Closing at once would reset it, and the client
@@ -43,7 +44,7 @@ pub async fn close_refused(mut stream: TcpStream) {
 /// Tunes a player's connection. Failures are not fatal: each setting is an optimisation or a
 /// courtesy. `open`: the number of connections.
 pub fn tune(stream: &TcpStream, open: usize) {
-    // Heads are corked explicitly where a body follows; nothing else should wait.
+    // Heads are corked explicitly if a body follows; nothing else should wait.
     let _ = stream.set_nodelay(true);
     let socket = SockRef::from(stream);
     // A paused player whose machine vanished must not hold a connection for a quarter of an hour.
@@ -52,8 +53,8 @@ pub fn tune(stream: &TcpStream, open: usize) {
         .with_interval(Duration::from_secs(15))
         .with_retries(4);
     let _ = socket.set_tcp_keepalive(&keepalive);
-    // A fixed size ends autotuning and limits a connection to about buffer / round trip, so only if
-    // that is short.
+    // A fixed size ends autotuning and limits a connection to about buffer / round trip, so it is
+    // set only if the round trip is short.
     if round_trip(stream).is_some_and(|rtt| rtt <= SHORT_RTT) {
         let _ = socket.set_send_buffer_size(send_buffer_bytes(open));
     }

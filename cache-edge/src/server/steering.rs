@@ -1,4 +1,4 @@
-//! Tells a player which edge to go to: as the coordinator says, else this one.
+//! Tells a player which edge to use: the one that the coordinator names, or else this one.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use http_rules::steering::{Candidate, Direction, Question};
 use super::{edge_body::EdgeBody, problem::Problem};
 use crate::resolve::directory::{Directory, NoDirectory};
 
-/// Whom to ask, and this edge as players reach it.
+/// The directory to ask, and this edge's URL for players.
 #[derive(Clone)]
 pub struct Steering {
     pub directory: Arc<dyn Directory>,

@@ -1,6 +1,6 @@
 //! Sends one request to a source, up to the head of its answer.
 //!
-//! Tries the source's origins in order; follows redirects to where the source allows.
+//! Tries the source's origins in order, and follows redirects that the source allows.
 
 use std::{
     sync::{
@@ -51,7 +51,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// For requests to other edges. `tls`: roots and perhaps a client certificate.
+    /// For requests to other edges. `tls`: roots and an optional client certificate.
     #[must_use]
     pub fn new(tls: rustls::ClientConfig) -> Self {
         let dialing = Dialing {
@@ -92,13 +92,13 @@ impl Client {
             .is_some_and(|marks| marks.are_in(headers))
     }
 
-    /// Requests to origins so far, of all clones.
+    /// Requests to origins so far, by all clones.
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.asked.load(Ordering::Relaxed)
     }
 
-    /// Second requests to origins, of all clones.
+    /// State of second requests to origins, shared by all clones.
     #[must_use]
     pub fn hedges(&self) -> &Hedges {
         &self.hedges
@@ -111,8 +111,8 @@ impl Client {
         self
     }
 
-    /// Requests an object from the source. `headers` are added to the source's own and to those of
-    /// every request.
+    /// Requests an object from the source. `headers` are added to those of the source and to the
+    /// headers of every request.
     pub async fn get(
         &self,
         source: &Arc<Source>,
@@ -144,14 +144,14 @@ impl Client {
         self.ask_origins(source, &question).await
     }
 
-    /// Asks the origins in order until one answers: dead ones last, skipped ones not at all.
+    /// Asks the origins in order until one answers: dead ones last, those in `skip` not at all.
     pub async fn ask_origins(
         &self,
         source: &Arc<Source>,
         question: &Question<'_>,
     ) -> Result<Response, OriginError> {
         let limited = source.config.max_connections > 0;
-        // Until there is an answer; then its connection has the permit.
+        // Holds the permit until there is an answer; then the answer's connection holds it.
         let mut unanswered = Unanswered::new(self, source);
         if limited {
             unanswered.permit = Some(source.quota.acquire(question.class).await?);
@@ -171,7 +171,12 @@ impl Client {
                 Err(error) if is_last || !error.is_transient() => return Err(error),
                 failed => {
                     passed_over = hedging::passed_over(failed);
-                    tracing::debug!(error = ?passed_over, source = source.name(), origin = index, "asking the next origin");
+                    tracing::debug!(
+                        error = ?passed_over,
+                        source = source.name(),
+                        origin = index,
+                        "asking the next origin"
+                    );
                     continue;
                 }
             };
@@ -196,7 +201,7 @@ impl Client {
         Err(passed_over.unwrap_or(OriginError::Changed))
     }
 
-    /// Tries dead origins whose pause is over, beside the question.
+    /// Tries dead origins whose pause is over, in parallel with the question.
     fn try_dead_ones(&self, source: &Arc<Source>, question: &Question<'_>) {
         for index in source.due_trials() {
             let (client, source) = (self.clone(), source.clone());
@@ -241,10 +246,10 @@ impl Client {
             let _ = url.set_password(None);
         }
         let mut is_own = true;
-        // Lifetimes of redirects also limit the object they lead to.
+        // Lifetimes of redirects also limit the lifetime of the object that they lead to.
         let mut lifetimes = Vec::new();
         for _ in 0..=MAX_REDIRECTS {
-            // The second part of a fetch takes the connection of the first, not another beside it.
+            // The second part of a fetch uses the connection of the first, not an additional one.
             self.closed(source).await;
             let mut headers = question.headers.clone();
             if is_own {
@@ -257,7 +262,7 @@ impl Client {
                 headers.remove(header::COOKIE);
             }
             if source.config.max_connections > 0 {
-                // An idle connection here would be one too many for another edge.
+                // Kept idle, the connection would be one too many for another edge.
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             if let Some(marks) = &self.marks {
@@ -305,8 +310,8 @@ impl Client {
         )))
     }
 
-    /// Returns when a source with a connection limit has no unused open connection. Must be awaited
-    /// before a fetch is reported as ended.
+    /// Returns when a source with a connection limit has no unused open connection. Await it before
+    /// a fetch is reported as ended.
     pub async fn closed(&self, source: &Source) {
         if source.config.max_connections == 0 {
             return;
@@ -340,7 +345,13 @@ impl Client {
             tracing::Span::none()
         } else {
             // Without the query, which may be signed.
-            tracing::info_span!("ask", otel.kind = "client", method = %request.method(), host = url.host_str(), path = url.path())
+            tracing::info_span!(
+                "ask",
+                otel.kind = "client",
+                method = %request.method(),
+                host = url.host_str(),
+                path = url.path()
+            )
         };
         telemetry::inject(&span, request.headers_mut());
         let asked = transport.request(request).instrument(span);
@@ -373,8 +384,8 @@ pub struct Question<'a> {
     pub headers: &'a HeaderMap,
     pub class: RequestClass,
     pub kind: RequestKind,
-    /// It is asked in a client's name: by the signature in its URL, and not by the source's own
-    /// right.
+    /// It is asked on behalf of a client: with the signature in its URL, and not with the source's
+    /// own right.
     pub is_presigned: bool,
     pub skip: OriginSet,
 }
@@ -412,7 +423,7 @@ fn request(
     Ok(request)
 }
 
-/// A request's permit before its answer has come: released when its connection is closed.
+/// A request's permit until its answer arrives: released when its connection is closed.
 pub(super) struct Unanswered<'a> {
     client: &'a Client,
     source: &'a Arc<Source>,
@@ -460,15 +471,15 @@ fn basic_credentials(url: &Url) -> Result<HeaderValue, OriginError> {
     Ok(value)
 }
 
-/// Classifies the failure: not reached, or reached and not understood. The connector fails with an
-/// `io::Error` in a TLS handshake only; earlier errors, from the name to the connection, have their
-/// own type.
+/// Classifies the failure: the origin was not reached, or it was reached and its answer was not
+/// understood. The connector fails with an `io::Error` only in a TLS handshake; earlier errors,
+/// from the name look-up to the connection, have types of their own.
 fn failed(error: &ClientError) -> OriginError {
     let cause = std::error::Error::source(error);
     let in_handshake = cause.is_some_and(|cause| cause.is::<std::io::Error>());
     let mut text = chain(error);
     if cause.is_some_and(is_for_another_name) {
-        // Players must not see the requested name or the certificate's names.
+        // Players must not see the requested name or the names in the certificate.
         tracing::debug!(error = text, "an origin's certificate is refused");
         "its certificate is for another name".clone_into(&mut text);
     }
@@ -494,7 +505,7 @@ fn is_for_another_name(error: &(dyn std::error::Error + 'static)) -> bool {
     inner.is_some_and(|inner| is_for_another_name(inner))
 }
 
-/// An error and its causes in one line: hyper keeps the useful part in the last.
+/// An error and its causes on one line, because hyper puts the useful part into the last cause.
 pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,8 +1,8 @@
-//! Tracks which connections to an origin are still open although they are unused.
+//! Tracks which unused connections to an origin are still open.
 //!
 //! A limit on connections applies to the whole cluster: another edge is granted a connection when a
-//! fetch here is reported as ended. A connection is closed by its own task, a moment after its
-//! answer was dropped; the report of the end waits for that moment.
+//! fetch here is reported as ended. The connection is closed by its own task, a moment after its
+//! answer was dropped, so the report of the end waits for that moment.
 
 use std::{
     collections::HashMap,
@@ -23,8 +23,8 @@ use tower_service::Service;
 
 use super::quota::ConnectionPermit;
 
-/// Closing takes microseconds, on a busy machine milliseconds; a connection that hangs is not
-/// waited for.
+/// Closing takes microseconds, or milliseconds on a busy machine. A connection that hangs is not
+/// waited for any longer than this.
 const CLOSED_WITHIN: Duration = Duration::from_millis(250);
 
 /// The connections of one client, by the origin's authority.
@@ -81,7 +81,7 @@ impl Connections {
     }
 
     /// Returns when no unused connection to the authority (`host:port`) is open. Only for origins
-    /// whose connections are not kept for the next request.
+    /// whose connections are not kept for further requests.
     pub async fn closed(&self, authority: &str) {
         let closing = |inner: &Inner| {
             let count = inner.counts.lock().get(authority).copied();
@@ -91,7 +91,7 @@ impl Connections {
             loop {
                 let closed = self.0.closed.notified();
                 tokio::pin!(closed);
-                // Registered before the check.
+                // Register before the check.
                 closed.as_mut().enable();
                 if !closing(&self.0) {
                     return;
@@ -137,13 +137,13 @@ pub struct Counting<C> {
 /// A connection that is counted.
 #[derive(Debug)]
 pub struct TrackedStream<T> {
-    // Dropped, and with it closed, before it is uncounted.
+    // Declared first, so that it is dropped, and closed, before it is uncounted.
     stream: T,
     _counted: CountedStream,
     closing: Closing,
 }
 
-/// Keeps the permit of a connection until the connection is closed.
+/// Holds the permit of a connection until the connection is closed.
 #[derive(Clone, Debug, Default)]
 pub struct PermitSlot(Arc<Mutex<Slot>>);
 
@@ -154,7 +154,8 @@ struct Slot {
 }
 
 impl PermitSlot {
-    /// Keeps the permit until the connection is closed; not at all if it is already.
+    /// Holds the permit until the connection is closed, or drops it if the connection is closed
+    /// already.
     pub fn put(&self, permit: ConnectionPermit) {
         let mut slot = self.0.lock();
         if !slot.is_closed {
@@ -163,7 +164,7 @@ impl PermitSlot {
     }
 }
 
-/// The connection's own handle of its permit's slot.
+/// The connection's own handle of the slot for its permit.
 #[derive(Debug, Default)]
 struct Closing(PermitSlot);
 

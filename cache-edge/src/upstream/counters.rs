@@ -17,8 +17,8 @@ use crate::by_source::CounterBySource;
 
 type Labels = [(&'static str, &'static str); 1];
 
-/// Labels that exist from the start, at 0: `increase()` does not see the first event of a counter
-/// that appears with it.
+/// Labels that exist from the start, at 0: `increase()` misses the first event of a counter that
+/// appears with that event.
 const FAULTS: [&str; 6] = ["origin", "peer", "edge", "changed", "quota", "unsigned"];
 const SIGNATURE_CHECKS: [SignatureCheck; 3] = [
     SignatureCheck::Accepted,
@@ -32,7 +32,7 @@ const REMOVALS: [&str; 3] = ["evicted", "invalidated", "corrupt"];
 pub enum SignatureCheck {
     Accepted,
     Refused,
-    /// The origin did not say.
+    /// The origin gave no verdict.
     Failed,
 }
 
@@ -152,7 +152,7 @@ impl Counters {
         self.clock_ahead_ms.load(Ordering::Relaxed)
     }
 
-    /// Records the time from a chunk's order to its end.
+    /// Records the time from the request for a chunk to its arrival.
     pub fn chunk_came(&self, level: Level, after: Duration) {
         let label = [("level", level.label())];
         self.waits
@@ -161,7 +161,7 @@ impl Counters {
             .observe(after.as_secs_f64());
     }
 
-    /// Counts a fetch that was given up.
+    /// Counts a failed fetch.
     pub fn failed(&self, fault: Fault) {
         let fault = match fault {
             Fault::Origin => "origin",

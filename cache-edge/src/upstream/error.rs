@@ -1,24 +1,25 @@
-//! Failures between this edge and an origin or peer: whose fault, and whether to ask again.
+//! Failures between this edge and an origin or peer: which side caused them, and whether to ask
+//! again.
 
 use std::time::Duration;
 
 use http_rules::origin_answer::AnswerError;
 
-/// Why an answer can not be used.
+/// Why an answer cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OriginError {
     /// Name not found, connection refused.
     #[error("can not be reached: {0}")]
     Unreachable(String),
-    /// No head of an answer in time.
+    /// The head of an answer did not arrive in time.
     #[error("can not be reached: no answer within {0:?}")]
     TimedOut(Duration),
-    /// The request came back to an edge it had passed.
+    /// The request came back to an edge that it had passed already.
     #[error("leads back to this edge")]
     Loop,
     /// Reached, but without a usable answer: an untrusted certificate, no TLS, no HTTP, or the
-    /// connection's end. That may be one of several servers behind a name, or one being repaired:
-    /// it is asked again.
+    /// connection ended. This may be one of several servers behind a name, or one being repaired,
+    /// so it is asked again.
     #[error("gave no answer that can be used: {0}")]
     NoAnswer(String),
     /// 5xx, 408, 425: may succeed in a moment.
@@ -27,16 +28,16 @@ pub enum OriginError {
         status: u16,
         retry_after: Option<Duration>,
     },
-    /// 429: obeyed.
+    /// 429: no further request before its time.
     #[error("answered 429")]
     Busy { retry_after: Duration },
-    /// Too many requests wait already for its limit on connections.
+    /// Too many requests already wait for its limit on connections.
     #[error("has too many requests waiting for a connection")]
     TooManyWaiting,
     /// Any other status without an object: 404, 410, 403, ...
     #[error("answered {status}")]
     Refused { status: u16 },
-    /// The origin wants a client's signature, and none that it accepted is good now. It is not
+    /// The origin requires a client's signature, and no accepted one is valid now, so it is not
     /// asked.
     #[error("has no valid signature of a client")]
     Unsigned,
@@ -50,20 +51,20 @@ pub enum OriginError {
         expected: u64,
         detail: String,
     },
-    /// No byte for too long.
+    /// No byte arrived for too long.
     #[error("sent no byte for {0:?}")]
     Stalled(Duration),
-    /// The key was invalidated after the question was sent: the answer is from before.
+    /// The key was invalidated after the question was sent, so the answer is outdated.
     #[error("answered before the key was invalidated")]
     Overtaken,
-    /// A peer's block does not have the hash it was sent with.
+    /// A peer's block does not match the hash that it was sent with.
     #[error("sent bytes that are not what it has the hash of")]
     WrongBytes,
-    /// Its origin ignores ranges, and one body already brings the whole entry here. Not an error of
-    /// the origin.
+    /// The origin ignores ranges, and one body is already bringing the whole entry here. Not an
+    /// error of the origin.
     #[error("is brought as a whole by another fetch")]
     WholeStreamRuns,
-    /// Something HTTP does not allow, or that this edge does not accept.
+    /// Something that HTTP does not allow, or that this edge does not accept.
     #[error("{0}")]
     Protocol(String),
 }
@@ -111,8 +112,8 @@ impl OriginError {
         }
     }
 
-    /// Whether it is the origin's: not one of a request that was not sent, or whose answer came too
-    /// late to count.
+    /// Whether the origin caused the error. It did not if the request was never sent, or if its
+    /// answer was overtaken.
     #[must_use]
     pub fn is_of_origin(&self) -> bool {
         !matches!(
@@ -121,7 +122,7 @@ impl OriginError {
         )
     }
 
-    /// The pause that the origin asked for, if it did.
+    /// The pause that the origin requested, if it did.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -1,7 +1,8 @@
 //! Decides whether one of several origins of a source is worth asking.
 //!
-//! A few failures in a row make it dead. A dead one is not asked for a while, which grows, and then
-//! tried beside a request that another origin answers: no viewer waits for it.
+//! A few failures in a row make it dead. A dead origin is not asked during a pause, which grows.
+//! Then it is tried in parallel with a request that another origin answers, so that no viewer waits
+//! for it.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,7 @@ struct State {
     last_error: Option<LastError>,
 }
 
-/// The last failure, for people: it is kept when the origin answers again.
+/// The last failure, for operators: it is kept when the origin answers again.
 #[derive(Clone, Debug)]
 pub struct LastError {
     pub text: String,
@@ -45,7 +46,7 @@ struct Dead {
 pub enum Failure {
     /// Known at once: refused, broken, an error status.
     Quick,
-    /// Found by a time-out; no other request must wait for that again.
+    /// Found by a time-out, which no other request should have to wait for.
     Slow,
 }
 
@@ -87,7 +88,7 @@ impl Health {
         self.0.lock().last_error.clone()
     }
 
-    /// True once for each pause that is over: the caller tries it.
+    /// True once for each pause that is over: the caller then tries the origin.
     #[must_use]
     pub fn take_trial(&self, now: Instant) -> bool {
         let mut state = self.0.lock();

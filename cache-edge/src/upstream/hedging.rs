@@ -1,9 +1,9 @@
-//! A second request beside a late one, up to the heads of their answers.
+//! A second request in parallel with a late one, up to the heads of their answers.
 //!
-//! An answer is late that takes longer than nearly all of its origin's. The second request goes to
-//! another origin of the source where one is alive, and the first usable answer counts. The share
-//! of second requests is bounded, and how many run at a time; none waits for a connection. An
-//! origin that is slow on purpose gets none.
+//! An answer is late if it takes longer than nearly all of its origin's answers. The second request
+//! goes to another origin of the source if one is alive, and the first usable answer counts. Both
+//! the share of second requests and the number of running ones are bounded, and a second request
+//! never waits for a connection. An origin that is slow on purpose gets none.
 
 use std::{
     future::pending,
@@ -31,18 +31,18 @@ use crate::{
     core::hedging::{HedgeBudget, patience},
 };
 
-/// Second requests of this edge that run at a time.
+/// Limit of second requests of this edge that run at a time.
 const MAX_RUNNING: usize = 32;
-/// When an answer is late of whose origin little is known. A question that takes longer is asked
-/// again whatever the budget says, as a failed one is: a viewer waits for it.
+/// When an answer counts as late if little is known of its origin. A question that takes longer is
+/// always asked again, whatever the budget, like a failed one: a viewer waits for it.
 const LOST_AFTER: Duration = Duration::from_secs(4);
 
-/// The kind of a request. The kinds take different times.
+/// The kind of a request; each kind takes a different time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestKind {
     /// About an object, or for its whole answer.
     Object,
-    /// A range of chunks of a known entry. One that is lost is fetched by another edge.
+    /// A range of chunks of a known entry. If it is lost, another edge fetches it.
     Chunks,
     /// A live playlist that does not exist yet: its origin answers once it does (RFC 8216bis,
     /// 6.2.5.2), and a second request would wait as well.
@@ -122,7 +122,7 @@ struct HedgePermit {
     _running: OwnedSemaphorePermit,
 }
 
-/// An answer's head, or why there is none.
+/// An answer's head, or the reason that there is none.
 type Answer = Result<Response, OriginError>;
 
 /// Which of two requests ended first.
@@ -132,8 +132,9 @@ enum Ended {
 }
 
 impl Client {
-    /// Asks an origin, and where its answer is late a second time: `other`, if there is one.
-    /// Returns the answer that counts and the origin that gave it; its permit is in `unanswered`.
+    /// Asks an origin, and if its answer is late, asks a second time: the origin `other`, if there
+    /// is one. Returns the answer that counts and the origin that gave it; its permit is in
+    /// `unanswered`.
     pub(super) async fn ask_in_time(
         &self,
         source: &Arc<Source>,
@@ -142,7 +143,7 @@ impl Client {
         unanswered: &mut Unanswered<'_>,
     ) -> (usize, Answer) {
         source.hedge_budget.lock().earn();
-        // Dropped after the requests: a permit is free once its connection is closed.
+        // Dropped after the requests, because a permit is free only once its connection is closed.
         let mut spare = Unanswered::new(self, source);
         let begun = Instant::now();
         let mut first = pin!(self.ask_and_time(source, index, question));
@@ -178,11 +179,12 @@ impl Client {
                 }
             },
             Ended::Second(Ok(response)) if replaces(&response) => {
-                // The first one's would have taken longer.
+                // The answer to the first request would have taken longer.
                 let waited = begun.elapsed();
                 source.record_time(index, question.kind, waited);
                 let silent = OriginError::TimedOut(waited);
-                // Its time-out will never come: the second request always ends before.
+                // No time-out will record this failure, because the second request always ends
+                // first.
                 if beside != index && waited >= LOST_AFTER {
                     source.judge(index, &Err(silent.clone()));
                 }
@@ -213,7 +215,7 @@ impl Client {
         Ok(response)
     }
 
-    /// Returns when the answer is late and a second request may be sent; else never.
+    /// Returns when the answer is late and a second request may be sent; otherwise never.
     async fn wait_until_late(
         &self,
         source: &Source,
@@ -262,13 +264,13 @@ impl Client {
     }
 }
 
-/// Whether the answer to a second request is taken for the first one's. Another origin's refusal
+/// Whether the answer to a second request may replace the first one's. Another origin's refusal
 /// says nothing about an object.
 fn replaces(response: &Response) -> bool {
     response.status.is_success() || response.status == StatusCode::NOT_MODIFIED
 }
 
-/// Why an answer is passed over, where asking again may help.
+/// Why an answer is passed over, if asking again may help.
 pub(super) fn passed_over(answer: Answer) -> Option<OriginError> {
     let error = match answer {
         Ok(response) => answer::status_error(response.status, &response.headers, now_ms()).into(),

@@ -1,5 +1,5 @@
-//! Detects requests that came through this edge already: a source may lead to the edge itself, or
-//! to one that asks this one.
+//! Detects requests that already came through this edge: a source may lead back to the edge itself,
+//! or to a server that asks this edge.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 

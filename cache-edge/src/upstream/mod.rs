@@ -2,8 +2,8 @@
 //!
 //! Only registered sources are ever asked, and only below their base URL. An origin can be slow,
 //! wrong or hostile: every answer is checked against the entry before a byte of it is written
-//! (`answer`), every wait has an end, every retry a budget. Must not know players, the session with
-//! the coordinator, or how entries are found.
+//! (`answer`), every wait has an end, and every retry a budget. Must not know players, the session
+//! with the coordinator, or how entries are found.
 
 pub mod client;
 pub mod connections;

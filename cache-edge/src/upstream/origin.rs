@@ -25,7 +25,7 @@ pub struct Origin {
     base: Url,
     /// The URL that requests name: the base URL, or that of the bucket, with the configured host.
     target: Url,
-    /// None: the edge's shared one, for sources without settings.
+    /// `None`: the shared transport of the edge, for sources without settings.
     transport: Option<Transport>,
     pub health: Health,
     times: Mutex<[AnswerTimes; 3]>,
@@ -84,14 +84,14 @@ impl Origin {
         self.base.as_str().trim_end_matches('/')
     }
 
-    /// Host and port, as its requests name them.
+    /// Host and port as its requests contain them.
     #[must_use]
     pub fn authority(&self) -> &str {
         let authority = self.target.authority();
         authority.rsplit_once('@').map_or(authority, |(_, it)| it)
     }
 
-    /// Whether its base URL has a user's name.
+    /// Whether its base URL contains a user name.
     #[must_use]
     pub(super) fn has_credentials(&self) -> bool {
         !self.target.username().is_empty()
@@ -116,13 +116,13 @@ impl Origin {
         self.times.lock()[kind as usize].record(took);
     }
 
-    /// After which time an answer is late; `None`: that is not known yet.
+    /// The time after which an answer is late; `None`: not known yet.
     #[must_use]
     pub fn late_after(&self, kind: RequestKind) -> Option<Duration> {
         self.times.lock()[kind as usize].late_after()
     }
 
-    /// How long half of its last answers took to begin: of chunks, or else of objects.
+    /// The median time that its recent answers took to begin: of chunks, or else of objects.
     #[must_use]
     pub fn usual_time(&self) -> Option<Duration> {
         let times = self.times.lock();
@@ -136,7 +136,7 @@ impl Origin {
         lies_below(&self.base, url)
     }
 
-    /// The URL to ask when a redirect leads to a place of this origin's own.
+    /// The URL to ask when a redirect leads to a place on the same origin.
     #[must_use]
     pub fn own(&self, url: &Url) -> Option<Url> {
         if lies_below(&self.target, url) {
@@ -154,8 +154,8 @@ impl Origin {
     }
 }
 
-/// Whether the source has no settings that need connections of its own. A limit on connections
-/// counts only those, and HTTP/2 would evade it.
+/// Whether the source has no settings that require connections of its own. A limit on connections
+/// requires them, because it counts connections and HTTP/2 would evade it.
 fn is_ordinary(source: &v1::Source) -> bool {
     let connection = source.connection.clone().unwrap_or_default();
     let timeouts = v1::OriginConnection {
@@ -219,7 +219,7 @@ fn bucket_url(base: &Url, s3: &v1::S3Settings) -> Result<Url, String> {
     let prefix = base.path().trim_end_matches('/');
     let root = url.path().trim_end_matches('/').to_owned();
     match url.host() {
-        // A bucket with dots in its name fits no certificate.
+        // No wildcard certificate matches a bucket name with dots.
         Some(Host::Domain(domain)) if !s3.path_style && !bucket.contains('.') => {
             let host = format!("{bucket}.{domain}");
             url.set_host(Some(&host))
@@ -249,7 +249,7 @@ fn is_below_path(base: &Url, url: &Url) -> bool {
         .is_some_and(|rest| rest.starts_with('/') && !climbs_when_decoded(rest))
 }
 
-/// A server that decodes `%2F` before it resolves dot segments would leave the base path.
+/// Whether a server that decodes `%2F` before it resolves dot segments would leave the base path.
 fn climbs_when_decoded(path: &str) -> bool {
     let decoded: Vec<u8> = percent_encoding::percent_decode_str(path).collect();
     decoded

@@ -8,12 +8,12 @@ use sha2::Sha256;
 
 /// The path prefix on the player listener.
 pub const PEER_PREFIX: &str = "/_peer/v1/entries/";
-/// Set by an edge that received other bytes than this hash: the peer checks its copy.
+/// Set by an edge that received bytes that do not match this hash: the peer then checks its copy.
 pub const MISMATCH: HeaderName = HeaderName::from_static("x-chunk-mismatch");
 /// How urgent the request is (RFC 9218).
 pub const PRIORITY: HeaderName = HeaderName::from_static("priority");
 const SCHEME: &str = "ChunkCache-Peer ";
-/// Clocks of edges may differ by this much; a request can not be replayed for longer.
+/// Clocks of edges may differ by this much; a request cannot be replayed for longer.
 const LARGEST_SKEW_SECONDS: u64 = 60;
 
 /// The level of a request to a peer.
@@ -27,7 +27,7 @@ pub fn urgency(level: Level) -> HeaderValue {
     })
 }
 
-/// The level that a peer's request asks for.
+/// The level that a peer's request carries.
 #[must_use]
 pub fn level(headers: &HeaderMap) -> Level {
     let value = headers.get(PRIORITY);
@@ -96,7 +96,7 @@ impl PeerKeys {
     }
 }
 
-/// The same on every edge.
+/// The request path; the same on every edge.
 #[must_use]
 pub fn path(entry: &EntryId) -> String {
     format!("{PEER_PREFIX}{entry}")

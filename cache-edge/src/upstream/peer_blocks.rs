@@ -1,13 +1,13 @@
 //! The format of bytes between edges: blocks, each preceded by its position and its hash.
 //!
-//! The hash is the one the sending edge made when it received the bytes, or the one its journal
-//! has; the receiving edge passes nothing on that was not compared with it. So a viewer gets no
-//! byte that changed on a peer's disk, in its memory, or on the way.
+//! The hash is the one that the sending edge computed when it received the bytes, or the one in its
+//! journal. The receiving edge passes on only bytes that it has compared with it. So a viewer gets
+//! no byte that changed on a peer's disk, in its memory, or on the way.
 //!
 //! A block is `offset u64 | length u32 | XXH3-64 seeded with the offset u64 | bytes`, all
-//! little-endian. The first may begin before the requested range, and the last may end behind it: a
-//! hash covers a whole block. An empty block says that the peer is there, and waits for the bytes
-//! itself.
+//! little-endian. A hash covers a whole block, so the first block may begin before the requested
+//! range and the last may end after it. An empty block says that the peer is alive and is itself
+//! waiting for the bytes.
 
 use bytes::{Buf, Bytes, BytesMut};
 use chunkcache_proto::{
@@ -21,7 +21,7 @@ use super::OriginError;
 pub const CONTENT_TYPE: &str = "application/x-chunkcache-blocks";
 const HEADER_BYTES: usize = 20;
 
-/// Says that the next bytes are awaited.
+/// A block without bytes, which says that the next bytes are awaited.
 #[must_use]
 pub fn empty_block() -> Bytes {
     Bytes::from_static(&[0; HEADER_BYTES])
@@ -38,10 +38,10 @@ pub fn block_header(range: ByteRange, hash: u64) -> Bytes {
 }
 
 /// Decodes a body of blocks, and returns the bytes of a range in order, each once its block was
-/// checked. Holds at most one block and the bytes that came with it.
+/// checked. Holds at most one block and the bytes that arrived with it.
 #[derive(Debug)]
 pub struct BlockDecoder {
-    /// The part not returned yet.
+    /// The part that was not returned yet.
     range: ByteRange,
     received: BytesMut,
 }

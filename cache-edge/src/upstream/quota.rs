@@ -1,10 +1,10 @@
 //! The quota lease of each source that has limits: connections, and bytes a second.
 //!
-//! The limits apply to the whole cluster, so the coordinator grants parts of them, for as long as a
-//! report renews them. A request waits for a connection permit, viewers before others; it is held,
-//! not refused. A permit is free again when its connection is closed. When the leases expire, open
-//! connections fall back to the floor at once; capacity beyond the lease is used only after the
-//! leases of all other edges have expired as well. RFC 0007 has the table of states.
+//! The limits apply to the whole cluster, so the coordinator grants parts of them for as long as
+//! reports renew them. A request waits for a connection permit, viewers before others; it is held
+//! instead of refused. A permit becomes free when its connection is closed. When the leases expire,
+//! open connections fall back to the floor at once. Capacity beyond the lease is used only after
+//! the leases of all other edges have expired as well. RFC 0007 has the table of states.
 //!
 //! A source without a limit costs one comparison.
 
@@ -23,13 +23,13 @@ use crate::core::byte_rate::ByteRateLimiter;
 
 /// Limit of requests that wait for a permit of one source. More are refused at once.
 const MAX_WAITING: usize = 1_024;
-/// Limit of unanswered reports of a session. Older ones renew nothing.
+/// Limit of unanswered reports of a session. The answer to an older one renews nothing.
 const MAX_REPORTS: usize = 64;
-/// How long leases are assumed to be valid before the coordinator has said so.
+/// How long leases are assumed to be valid before the coordinator has sent their duration.
 const DEFAULT_TTL: Duration = Duration::from_millis(2_500);
 /// Longest sleep before a rate is checked again.
 const LONGEST_SLEEP: Duration = Duration::from_millis(100);
-/// Assumed number of edges that share a source, if no coordinator has said how many.
+/// Assumed number of edges that share a source, if no coordinator has sent the number.
 const UNKNOWN_EDGES: u64 = 4;
 
 /// On whose behalf an origin is asked.
@@ -37,22 +37,22 @@ const UNKNOWN_EDGES: u64 = 4;
 pub enum RequestClass {
     /// Assigned by the coordinator, which counts the connection itself.
     Assigned,
-    /// For `import`, a separate program with one connection or two.
+    /// For `import`, a separate program with one or two connections.
     Import,
     /// A viewer waits for it.
     Foreground,
-    /// Nobody waits for it yet.
+    /// No viewer waits for it yet.
     Background,
 }
 
 /// How far an edge may rely on its leases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LeaseState {
-    /// Renewed in time: the grant.
+    /// Renewed in time: the grant applies.
     Leased,
-    /// Not renewed: the grant, but no more than the floor.
+    /// Not renewed: the grant applies, but at most the floor.
     Expired,
-    /// Others' leases have expired as well, or there never was one: the floor.
+    /// The leases of the others have expired as well, or there never was one: the floor applies.
     Unknown,
 }
 
@@ -64,15 +64,15 @@ pub struct LeaseTerm(Arc<Mutex<TermState>>);
 struct TermState {
     in_session: bool,
     ttl: Option<Duration>,
-    /// None: there never was a lease.
+    /// `None`: there never was a lease.
     expires: Option<Instant>,
     number: u64,
-    /// Unanswered reports, and when they were sent.
+    /// Unanswered reports and when they were sent.
     reports: VecDeque<(u64, Instant)>,
 }
 
 impl LeaseTerm {
-    /// Records that a session begins, or ended. Leases continue either way.
+    /// Records that a session began or ended. Leases continue either way.
     pub fn set_in_session(&self, in_session: bool) {
         let mut term = self.0.lock();
         term.in_session = in_session;
@@ -93,8 +93,8 @@ impl LeaseTerm {
         number
     }
 
-    /// Renews the leases: the coordinator answered a report. They are valid from when it was sent,
-    /// however late the answer is.
+    /// Renews the leases, because the coordinator answered a report. They are valid from the time
+    /// at which the report was sent, however late the answer is.
     pub fn renew(&self, answers: u64, ttl: Duration) {
         let mut term = self.0.lock();
         let sent = term.reports.iter().find(|(number, _)| *number == answers);
@@ -104,12 +104,12 @@ impl LeaseTerm {
         term.expires = term.expires.max(Some(sent + ttl));
     }
 
-    /// The present state, and after which time it may change on its own.
+    /// The present state, and the time after which it may change by itself.
     #[must_use]
     pub fn state(&self, now: Instant) -> (LeaseState, Option<Duration>) {
         let term = self.0.lock();
         let Some(expires) = term.expires else {
-            // Nothing is granted yet, and the coordinator is asked.
+            // Nothing is granted yet, and the coordinator has been asked.
             let state = if term.in_session {
                 LeaseState::Leased
             } else {
@@ -151,19 +151,19 @@ struct State {
     sequence: u64,
     open: u32,
     assigned: u32,
-    /// Requests that may need a permit soon.
+    /// Requests that may soon need a permit.
     expected: u32,
     /// While the leases have expired, in-flight assigned fetches wait here too.
     foreground: VecDeque<(RequestClass, oneshot::Sender<ConnectionPermit>)>,
     background: VecDeque<oneshot::Sender<ConnectionPermit>>,
-    /// None: nothing yet in this session.
+    /// `None`: nothing yet in this session.
     reported: Option<v1::QuotaUse>,
     /// The largest demand since a smaller number could be reported.
     peak: u32,
     limiter: ByteRateLimiter,
 }
 
-/// A request that may need a permit soon, until it is dropped.
+/// A request that may soon need a permit, until it is dropped.
 #[derive(Debug)]
 pub struct ExpectedRequest(Option<Quota>);
 
@@ -178,7 +178,8 @@ pub struct ConnectionPermit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Excess {
     pub connections: u32,
-    /// The leases have expired: it ends now, including assigned fetches that have not begun.
+    /// The leases have expired: the excess ends now, including assigned fetches that have not
+    /// begun.
     pub is_expired: bool,
 }
 
@@ -247,8 +248,8 @@ impl Quota {
         self.0.term.state(Instant::now()).0
     }
 
-    /// Announces a request that may need a permit: if there is none, it is requested from the
-    /// coordinator while the request does something else.
+    /// Announces a request that may need a permit: if none is free, one is requested from the
+    /// coordinator while the caller does something else.
     #[must_use]
     pub fn expect(&self) -> ExpectedRequest {
         let mut state = self.0.state.lock();
@@ -263,7 +264,7 @@ impl Quota {
         ExpectedRequest(Some(self.clone()))
     }
 
-    /// Waits for a permit: a limit of ours is no reason to refuse a request. Cancel safe.
+    /// Waits for a permit: our own limit is no reason to refuse a request. Cancel safe.
     pub async fn acquire(&self, class: RequestClass) -> Result<ConnectionPermit, OriginError> {
         let waiting = {
             let mut state = self.0.state.lock();
@@ -294,8 +295,8 @@ impl Quota {
         is_free.then(|| self.permit(&mut state, class))
     }
 
-    /// Whether a viewer here waits for a permit, or another edge for those beyond the lease: a
-    /// fetch that is not urgent gives its own up.
+    /// Whether a viewer here waits for a permit, or more are open than the lease allows, because
+    /// another edge needs them. A fetch that is not urgent then gives up its permit.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
         let state = self.0.state.lock();
@@ -303,8 +304,8 @@ impl Quota {
         waiting.any(|waiting| !waiting.is_closed()) || state.open > state.room(self.lease_state())
     }
 
-    /// The use that the coordinator does not know yet. `all`: include smaller demand, which is not
-    /// reported for each request that ends.
+    /// The use that the coordinator does not know yet. `all`: including smaller demand, which is
+    /// not reported for each request that ends.
     #[must_use]
     pub fn to_report(&self, source: &str, all: bool) -> Option<v1::QuotaUse> {
         let mut state = self.0.state.lock();
@@ -340,8 +341,8 @@ impl Quota {
         Some(now)
     }
 
-    /// Returns when a reader of this level may read on. Cancel safe: only [`took`](Self::took)
-    /// counts bytes.
+    /// Returns when a reader of this level may continue to read. Cancel safe, because only
+    /// [`took`](Self::took) counts bytes.
     pub async fn ready(&self, level: Level) {
         while let Some(wait) = self.wait(level) {
             tokio::time::sleep(wait.min(LONGEST_SLEEP)).await;
@@ -374,7 +375,7 @@ impl Quota {
         }
     }
 
-    /// Admits waiting requests as long as there are permits.
+    /// Admits waiting requests while there are permits.
     fn admit(&self, state: &mut State) {
         state.foreground.retain(|(_, waiting)| !waiting.is_closed());
         state.background.retain(|waiting| !waiting.is_closed());
@@ -396,7 +397,8 @@ impl Quota {
             let Some((class, waiting)) = next else { return };
             let permit = self.permit(state, class);
             if let Err(mut permit) = waiting.send(permit) {
-                // It left. Not dropped here, where the state is locked.
+                // The waiting request was dropped. Dropping the permit here would lock the state
+                // again.
                 permit.of = None;
                 *state.count(class) -= 1;
             }
@@ -440,7 +442,7 @@ impl State {
         floor.clamp(1, self.max_connections.max(1))
     }
 
-    /// Connections for the edge's own requests.
+    /// Connections that the edge may use for its own requests.
     fn room(&self, lease_state: LeaseState) -> u32 {
         let all = match lease_state {
             LeaseState::Leased => return self.granted(),
@@ -453,7 +455,7 @@ impl State {
         all.saturating_sub(self.assigned)
     }
 
-    /// Bytes a second for all its reads; none: no limit.
+    /// Bytes per second for all its reads; `None`: no limit.
     fn rate(&self, lease_state: LeaseState) -> Option<u64> {
         if self.max_rate == 0 {
             return None;
@@ -489,7 +491,7 @@ impl State {
             return true;
         }
         let room = self.room(lease_state);
-        // The last of several is for a viewer.
+        // The last of several is reserved for a viewer.
         let kept = u32::from(class == RequestClass::Background && room > 1);
         self.open < room - kept
     }
@@ -505,7 +507,7 @@ impl Drop for ExpectedRequest {
 }
 
 impl ConnectionPermit {
-    /// Whether it is one of this edge's lease: the coordinator counts the others itself.
+    /// Whether it belongs to this edge's lease; the coordinator counts the others itself.
     #[must_use]
     pub fn is_leased(&self) -> bool {
         self.class != RequestClass::Assigned

@@ -10,7 +10,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// In session, for a source with `max_connections`.
+    /// In a session, for a source with `max_connections`.
     fn new(max_connections: u32, max_rate: u64) -> Self {
         let term = LeaseTerm::default();
         let quota = Quota::new(term.clone(), Arc::default());

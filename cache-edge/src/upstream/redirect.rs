@@ -1,4 +1,4 @@
-//! Where an answer redirects to, and whether that is followed.
+//! Where an answer redirects to, and whether to follow it.
 
 use http::{HeaderMap, StatusCode, header};
 use url::Url;
@@ -8,7 +8,7 @@ use super::{OriginError, origin::Origin};
 /// The target of a redirect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Redirect {
-    /// A place of the origin's own.
+    /// A place on the same origin.
     Own(Url),
     /// A host that the source names; it gets none of the source's credentials.
     Named(Url),
@@ -50,7 +50,7 @@ pub fn read(
     }))
 }
 
-/// `cdn.example` names the host at the scheme's own port, `cdn.example:8443` that port alone.
+/// `cdn.example` names the host at the scheme's default port, `cdn.example:8443` only that port.
 fn names(host: &str, target: &Url) -> bool {
     let named = Url::parse(&format!("{}://{host}/", target.scheme()));
     named.is_ok_and(|named| {

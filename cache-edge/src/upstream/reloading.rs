@@ -8,7 +8,7 @@ use service_kit::tls::Reloading;
 
 use super::Client;
 
-/// Cheap to call; running requests keep the client they began with.
+/// Cheap to call. Running requests keep the client with which they began.
 pub struct PeerClient {
     tls: Arc<Reloading<ClientConfig>>,
     stall: Duration,
@@ -27,7 +27,7 @@ impl PeerClient {
         }
     }
 
-    /// The client of the newest files that could be used.
+    /// The client built from the newest usable files.
     pub fn get(&self) -> Client {
         let (made, now) = (self.made.load(), self.tls.current());
         if Arc::ptr_eq(&made.0, &now) {

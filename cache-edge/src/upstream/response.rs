@@ -1,4 +1,4 @@
-//! An answer to a request: its head, and its body as bytes that arrive in time.
+//! An answer to a request: its head, and its body, whose bytes must arrive in time.
 
 use std::{
     sync::{
@@ -32,12 +32,12 @@ pub struct Response {
     pub(super) blocks: Option<Box<BlockDecoder>>,
     /// The index of the source's origin that sent it.
     pub(super) origin: usize,
-    /// Why an earlier origin did not send it.
+    /// Why an earlier origin's answer was not used.
     pub(super) passed_over: Option<OriginError>,
     pub(super) stall: Duration,
     pub(super) _used: CountedStream,
     pub(super) permit_slot: Option<PermitSlot>,
-    /// Its source, and how urgently it is read; none: a peer.
+    /// Its source, and how urgently it is read; `None`: it comes from a peer.
     pub(super) reading: Option<Reading>,
     /// It holds a permit of this edge's lease.
     pub(super) has_permit: bool,
@@ -63,7 +63,7 @@ impl Response {
         self.origin
     }
 
-    /// Why an earlier origin did not send it.
+    /// Why an earlier origin's answer was not used.
     #[must_use]
     pub fn passed_over(&self) -> Option<&OriginError> {
         self.passed_over.as_ref()
@@ -75,13 +75,13 @@ impl Response {
         self.has_permit
     }
 
-    /// Whether a viewer waits for a permit like the one this holds.
+    /// Whether a viewer or another edge waits for a permit like the one that this holds.
     #[must_use]
     pub fn is_in_the_way(&self) -> bool {
         self.has_permit && self.reading.as_ref().is_some_and(|it| it.quota.is_wanted())
     }
 
-    /// Sets the shared level of its reads.
+    /// Sets the level of its reads, which is shared.
     pub fn set_level(&mut self, level: Arc<AtomicU8>) {
         if let Some(reading) = &mut self.reading {
             reading.level = level;
@@ -104,7 +104,7 @@ impl Response {
             }
             let received = self.next_frame().await?;
             match (&mut self.blocks, received) {
-                // Ignore bytes behind the range.
+                // Ignore bytes after the range.
                 (Some(blocks), Some(_)) if blocks.is_done() => {}
                 (Some(blocks), Some(bytes)) => blocks.push(&bytes),
                 (_, received) => return Ok(received),

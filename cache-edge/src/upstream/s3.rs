@@ -29,16 +29,16 @@ pub(super) const DEFAULT_REGION: &str = "us-east-1";
 const CREDENTIALS_WITHIN: Duration = Duration::from_secs(5);
 /// Limit for their answers, which are a few KiB.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
-/// Credentials that a server refuses are read again, no more often than this.
+/// Credentials that a server refuses are read again, at most this often.
 const RENEWED_AT_MOST_EVERY: Duration = Duration::from_secs(5);
-/// Bytes of a path that are escaped in what is signed.
+/// The bytes of a path that are escaped in the signed text.
 const UNSIGNED_LETTERS: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~')
     .remove(b'/');
-/// Bodies of requests are empty; over TLS nothing is gained by signing them.
+/// Request bodies are empty, and over TLS signing them gains nothing.
 const UNSIGNED_PAYLOAD: HeaderValue = HeaderValue::from_static("UNSIGNED-PAYLOAD");
 const CONTENT_SHA256: HeaderName = HeaderName::from_static("x-amz-content-sha256");
 
@@ -91,8 +91,8 @@ impl Signer {
         Ok(())
     }
 
-    /// Handles the refusal of a signed request: renewable credentials are renewed, and the request
-    /// is worth another attempt.
+    /// Handles the refusal of a signed request. Returns true if the credentials can be renewed, and
+    /// so the request is worth another attempt.
     pub fn renew(&self, status: StatusCode) -> bool {
         let is_refused = matches!(status.as_u16(), 400 | 401 | 403);
         if !is_refused || !self.settings.access_key_id.is_empty() {
@@ -108,8 +108,8 @@ impl Signer {
     }
 }
 
-/// The URI with its path as signatures cover it: everything but letters, digits, `-._~` and `/` is
-/// escaped. A server may compute the signature over the path as it came, and take a `+` for a
+/// The URI with its path as signatures cover it: everything except letters, digits, `-._~` and `/`
+/// is escaped. A server may compute the signature over the path as it arrived, and take a `+` for a
 /// space.
 fn as_signed(uri: &Uri) -> Result<Uri, http::Error> {
     let decoded: Vec<u8> = percent_decode_str(uri.path()).collect();
@@ -144,7 +144,7 @@ fn signing(settings: &v1::S3Settings) -> RequestSigning<Credential> {
     RequestSigning::new(context, credentials, signer)
 }
 
-/// Reads the files that the SDKs' settings name.
+/// Reads the files that the settings of the SDKs name.
 #[derive(Debug)]
 struct Files;
 

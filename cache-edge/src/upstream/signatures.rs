@@ -1,5 +1,5 @@
-//! Clients' signatures of presigned URLs: read from what a client asks for, remembered when an
-//! origin accepted them, and sent with requests for the object.
+//! Clients' signatures of presigned URLs: read from clients' requests, remembered when an origin
+//! accepted them, and sent with requests for the object.
 
 use std::sync::Arc;
 
@@ -12,9 +12,9 @@ use url::Url;
 use super::{Catalogue, OriginError, Response, Source, origin::Origin};
 use crate::{clock::now_ms, core::permissions::Permissions};
 
-/// How long a signature that was just accepted is good at least.
+/// How long a signature that was just accepted is considered valid, at least.
 const LEAST_PERMITTED_MS: i64 = 5_000;
-/// Signatures that one request is sent with, one after the other, while they are refused.
+/// How many signatures are tried for one request, one after the other, while they are refused.
 const MOST_TRIED: usize = 4;
 
 impl Source {
@@ -31,13 +31,14 @@ impl Source {
         presigned::is_checked(&self.key_rules)
     }
 
-    /// Whether requests to the origin need one too: the source has no credentials of its own.
+    /// Whether requests to the origin need one too, because the source has no credentials of its
+    /// own.
     #[must_use]
     pub fn needs_signature(&self) -> bool {
         self.checks_signatures() && self.signer.is_none()
     }
 
-    /// Whether the source has a right of its own to its objects, which its clients do not have.
+    /// Whether the source has access to its objects that its clients do not have.
     #[must_use]
     pub fn has_own_right(&self) -> bool {
         self.signer.is_some()
@@ -58,8 +59,8 @@ impl Source {
 }
 
 impl Catalogue {
-    /// Asks for an object, with a signature that its origin accepted where it needs one. One that
-    /// is refused by now is taken back, and another is tried.
+    /// Requests an object, with a signature that its origin accepted if it needs one. If that
+    /// signature is refused now, forgets it and tries another.
     pub async fn ask_signed<F>(
         &self,
         source: &Source,
@@ -77,13 +78,13 @@ impl Catalogue {
             .ok_or(OriginError::Unsigned)?;
         for tried in 1.. {
             let response = ask(source.signed_url(key, &signature)?).await?;
-            // Another origin's refusal says nothing about the first one's.
+            // Another origin's refusal says nothing about the first one's verdict.
             if response.passed_over().is_some() || !refuses_signature(response.status) {
                 return Ok(response);
             }
             self.take_back(source, key, &signature);
             match self.signature_for(source, key) {
-                // The connection of the refusal is closed first: there may be one only.
+                // Close the connection of the refusal first, because only one may be allowed.
                 Some(other) if tried < MOST_TRIED => signature = other,
                 _ => return Ok(response),
             }
@@ -109,10 +110,10 @@ impl Catalogue {
         self.permissions.lock().until(&object, signature, now_ms())
     }
 
-    /// Remembers that a signature was accepted for an object. Returns until when.
+    /// Remembers that a signature was accepted for an object. Returns until when it counts.
     pub fn permit(&self, source: &Source, key: &v1::Key, signature: &str) -> i64 {
         let now = now_ms();
-        // The request that was accepted is answered, whatever this machine's clock says.
+        // The request that was accepted gets its answer, whatever this machine's clock says.
         let until = presigned::expires_ms(signature, now).max(now + LEAST_PERMITTED_MS);
         let object = permission_object(source, key);
         self.permissions.lock().give(&object, signature, until);
@@ -126,8 +127,8 @@ impl Catalogue {
     }
 }
 
-/// Whether a request with a signature was refused because of it, as far as that can be seen: S3
-/// answers 400 where the credentials that it was made with have expired.
+/// Whether a request with a signature was refused because of it, as far as the status shows: S3
+/// answers 400 if the credentials behind the signature have expired.
 #[must_use]
 pub fn refuses_signature(status: StatusCode) -> bool {
     matches!(
@@ -136,12 +137,12 @@ pub fn refuses_signature(status: StatusCode) -> bool {
     )
 }
 
-/// Whether a header gives its sender a right.
+/// Whether a header carries its sender's credentials.
 pub(super) fn is_right(name: &HeaderName) -> bool {
     matches!(*name, header::AUTHORIZATION | header::COOKIE)
 }
 
-/// The object that a signature is good for: at one place, in all its versions and variants.
+/// The object that a signature is valid for: at one place, in all its versions and variants.
 fn permission_object(source: &Source, key: &v1::Key) -> String {
     let base_url = source.base_url();
     format!("{}\0{base_url}\0{}\0{}", key.source, key.path, key.query)

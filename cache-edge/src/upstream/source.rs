@@ -1,4 +1,4 @@
-//! The registered sources: the only places this edge ever asks.
+//! The registered sources: the only places that this edge ever asks.
 
 use std::{
     collections::HashMap,
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::core::{hedging::HedgeBudget, permissions::Permissions};
 
-/// How long a client waits beyond its origin's own time: for the way there and back.
+/// How much longer than its origin may take a client waits, to cover the round trip.
 const PATIENCE_BEYOND: Duration = Duration::from_secs(5);
 
 /// A source as received from the coordinator, parsed once.
@@ -44,15 +44,15 @@ pub struct Source {
     pub(super) signer: Option<Signer>,
     /// Sent with each request.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// All requests to the source obey 429 and `Retry-After`: none before this time (ms since the
-    /// epoch).
+    /// The time before which no request is sent (in ms since the epoch): all requests to the source
+    /// obey 429 and `Retry-After`.
     not_before_ms: AtomicI64,
     /// This edge's part of the source's limits.
     pub quota: Quota,
     pub(super) hedge_budget: Mutex<HedgeBudget>,
 }
 
-/// A source that can not be used.
+/// A source that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BadSource {
     #[error("source {name:?}: base URL {url:?} can not be used: {reason}")]
@@ -135,8 +135,8 @@ impl Source {
         timeout.map_or(default, |ms| Duration::from_millis(ms.into()))
     }
 
-    /// How long a request is held, given the edge's own patience: a slow origin is given its
-    /// configured time.
+    /// How long a request is held. `default` is the edge's own patience; an origin that is
+    /// configured as slow gets its configured time.
     #[must_use]
     pub fn patience(&self, default: Duration) -> Duration {
         let thinking = self.first_byte_timeout(Duration::ZERO);
@@ -147,7 +147,7 @@ impl Source {
         }
     }
 
-    /// Whether the origin is slow on purpose: a second request would not be faster.
+    /// Whether the origin is slow on purpose, so that a second request would not be faster.
     #[must_use]
     pub fn may_think(&self) -> bool {
         self.connection()
@@ -173,7 +173,7 @@ impl Source {
         ttl_rules::policy_for(policy, &self.config.ttl_rules, path)
     }
 
-    /// The key of a client's name, by the source's rules.
+    /// The key of an object that a client named, by the source's rules.
     #[must_use]
     pub fn key(&self, named: v1::Key) -> v1::Key {
         let path = query_rules::fold_path(&named.path, &self.key_rules).into_owned();
@@ -193,7 +193,7 @@ impl Source {
         self.config.max_connections > 0 || self.config.max_rate_bytes_per_second > 0
     }
 
-    /// The object's URL. `None` if it would not lie below the base URL: the path is already
+    /// The object's URL. `None` if it would not lie below the base URL; the path is already
     /// normalised, so this is a second safeguard.
     #[must_use]
     pub fn url(&self, path: &str, query: &str) -> Option<Url> {
@@ -245,7 +245,7 @@ impl Source {
         }
     }
 
-    /// After which time an origin's answer is late; `None`: that is not known yet.
+    /// The time after which an origin's answer is late; `None`: not known yet.
     pub(super) fn late_after(&self, index: usize, kind: RequestKind) -> Option<Duration> {
         self.origins.get(index)?.late_after(kind)
     }
@@ -294,7 +294,7 @@ impl Source {
         others.any(|(index, origin)| !asked.has(index) && !is_lost(origin))
     }
 
-    /// Backs off as the origin asked.
+    /// Backs off as the origin requested.
     pub fn heed(&self, error: &OriginError, now_ms: i64) {
         if let OriginError::Busy { retry_after } = error {
             let wait = i64::try_from(retry_after.as_millis()).unwrap_or(0);
@@ -310,7 +310,7 @@ impl Source {
     }
 }
 
-/// 5xx except for a loop, which every origin would repeat; and 429.
+/// 5xx, except for a loop, which every origin would answer; and 429.
 fn is_failing(status: StatusCode) -> bool {
     (status.is_server_error() && status != StatusCode::LOOP_DETECTED)
         || status == StatusCode::TOO_MANY_REQUESTS
@@ -342,9 +342,9 @@ pub struct Catalogue {
     changes: AtomicU64,
     /// When the leases of all sources expire.
     term: LeaseTerm,
-    /// There may be something to report about some source's quota.
+    /// Notified when there may be something to report about some source's quota.
     quota_news: Arc<Notify>,
-    /// Leases, or the session that renews them, changed.
+    /// Notified when leases, or the session that renews them, changed.
     term_changed: Notify,
     /// Clients' signatures that origins accepted.
     pub(super) permissions: Mutex<Permissions>,
@@ -356,7 +356,7 @@ impl Catalogue {
         self.sources.load().get(name).cloned()
     }
 
-    /// How often it was replaced. Read before a look-up: while it stays the same, so does the
+    /// How often it was replaced. Read it before a look-up: while it stays the same, so does the
     /// result.
     #[must_use]
     pub fn changes(&self) -> u64 {
@@ -449,14 +449,15 @@ impl Catalogue {
         self.term_changed.notify_one();
     }
 
-    /// How far this edge may rely on its leases, and after which time that may change on its own.
+    /// How far this edge may rely on its leases, and the time after which that may change by
+    /// itself.
     #[must_use]
     pub fn lease_state(&self) -> (LeaseState, Option<Duration>) {
         self.term.state(Instant::now())
     }
 
-    /// Returns when leases, or the state of all, may have changed. For a single waiter; cancel
-    /// safe.
+    /// Returns when leases, or the state of all of them, may have changed. For a single waiter;
+    /// cancel safe.
     pub async fn leases_changed(&self) {
         self.term_changed.notified().await;
     }
@@ -466,8 +467,8 @@ impl Catalogue {
         self.quota_news.notified().await;
     }
 
-    /// The uses that the coordinator does not know yet; see [`Quota::to_report`]. With `all` a
-    /// heartbeat, even without changes.
+    /// The uses that the coordinator does not know yet; see [`Quota::to_report`]. With `all` it is
+    /// a heartbeat, which is sent even without changes.
     #[must_use]
     pub fn quota_report(&self, all: bool) -> Option<v1::QuotaReport> {
         let sources = self.sources.load();

@@ -1,4 +1,4 @@
-//! How requests reach a server: at which address, through which proxy, with which TLS.
+//! How requests reach a server: the address, the proxy and the TLS settings.
 
 use std::{
     io,
@@ -36,8 +36,8 @@ use super::connections::{Connections, CountedStream, Counting};
 /// Idle connections kept to one host; most origins would close further ones.
 const IDLE_PER_HOST: usize = 8;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
-/// Bytes read from a connection at once. Readers get the first of them while the rest arrives, and
-/// a system call costs little compared with copying them.
+/// Size of one read from a connection. Readers get the first bytes while the rest arrives, and a
+/// system call costs little compared with copying.
 const READ_BYTES: usize = 128 << 10;
 
 /// Why a connection was not made.
@@ -51,7 +51,7 @@ static ENVIRONMENT: LazyLock<Arc<Matcher>> = LazyLock::new(|| Arc::new(Matcher::
 pub enum Proxy {
     #[default]
     None,
-    /// As set in the environment. Servers on this machine are not behind a proxy.
+    /// As set in the environment. Servers on this machine are never behind a proxy.
     Environment,
     Fixed(Arc<Matcher>),
 }
@@ -84,7 +84,7 @@ fn is_this_machine(target: &Uri) -> bool {
 #[derive(Clone, Default)]
 pub struct Dialing {
     pub connect_timeout: Duration,
-    /// A connection takes no further request at this age.
+    /// A connection of this age takes no further request.
     pub max_age: Duration,
     /// Dialled instead of the address in the request.
     pub address: Option<Authority>,
@@ -111,8 +111,8 @@ impl Transport {
     /// `tls`: roots and perhaps a client certificate; no ALPN.
     #[must_use]
     pub fn new(tls: rustls::ClientConfig, dialing: Dialing) -> Self {
-        // Tries all addresses of a name, both families in parallel (RFC 8305), and resolves it
-        // again for each connection.
+        // Tries all addresses of a name, both families in parallel (RFC 8305), and resolves the
+        // name again for each connection.
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_connect_timeout(Some(dialing.connect_timeout));
@@ -138,8 +138,8 @@ impl Transport {
             .pool_max_idle_per_host(IDLE_PER_HOST)
             .pool_idle_timeout(IDLE_TIMEOUT.min(dialing.max_age))
             .http1_max_headers(128)
-            // What servers send in practice: `X-Foo : bar`, folded lines, lines that are no field.
-            // The edge writes its own head, so nothing of it reaches a client unparsed.
+            // Accept what servers send in practice: `X-Foo : bar`, folded lines, lines that are no
+            // field. The edge writes its own head, so nothing of this reaches a client unparsed.
             .http1_allow_spaces_after_header_name_in_responses(true)
             .http1_allow_obsolete_multiline_headers_in_responses(true)
             .http1_ignore_invalid_headers_in_responses(true)
@@ -251,7 +251,7 @@ impl Service<Uri> for Dialer {
 /// A connection to a server or a proxy.
 struct Dialed {
     io: TokioIo<TcpStream>,
-    /// Requests name their server: the connection goes to a proxy.
+    /// The connection goes to a proxy, so requests contain their server's name.
     is_proxied: bool,
     since: Since,
 }

@@ -123,8 +123,11 @@ async fn several_ranges_are_a_multipart_body() {
         let lead = if index == 0 { "" } else { "\r\n" };
         let (first, last) = (range.start, range.end - 1);
         want.extend_from_slice(
-            format!("{lead}--{boundary}\r\nContent-Type: video/mp4\r\nContent-Range: bytes {first}-{last}/{SIZE}\r\n\r\n")
-                .as_bytes(),
+            format!(
+                "{lead}--{boundary}\r\nContent-Type: video/mp4\r\n\
+             Content-Range: bytes {first}-{last}/{SIZE}\r\n\r\n"
+            )
+            .as_bytes(),
         );
         want.extend(bytes_of(range));
     }

@@ -148,7 +148,7 @@ async fn a_cancelled_fetchs_chunk_is_completed_from_the_answer_it_waited_for() {
 }
 
 /// A chunk that an edge completes in the background is raised to the level at which another edge
-/// asks for it, which is told meanwhile that its bytes are awaited.
+/// requests it. Meanwhile that edge learns that its bytes are awaited.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_local_fetch_is_raised_for_a_peer_that_waits() {
     let (_directory, origin, edge) = pair().await;

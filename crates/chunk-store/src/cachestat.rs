@@ -1,7 +1,7 @@
 //! Counts the pages of a range that are in memory, by one system call: cachestat(2), Linux 6.5.
 //!
-//! Why: the count is needed before each piece that is sent, and for a small range it is a large
-//! part of the cost.
+//! Why: the count is needed before each piece that is sent; for a small range, counting by other
+//! means is a large part of the cost of sending.
 #![allow(unsafe_code)] // a system call no safe crate offers
 
 use std::{
@@ -15,7 +15,7 @@ use chunkcache_proto::ByteRange;
 /// The same on all architectures; the libc crate has no name for it yet.
 const SYS_CACHESTAT: libc::c_long = 451;
 
-/// Set by an older kernel, or a sandbox that forbids the call: it is not tried again.
+/// Set when an older kernel or a sandbox refused the call: it is not tried again.
 static REFUSED: AtomicBool = AtomicBool::new(false);
 
 #[repr(C)]
@@ -33,7 +33,7 @@ struct Cachestat {
     recently_evicted: u64,
 }
 
-/// Pages of the range in memory; `None`: this kernel can not tell.
+/// Pages of the range in memory; `None`: this kernel cannot count them.
 pub(super) fn cached_pages(file: BorrowedFd<'_>, range: ByteRange) -> Option<u64> {
     if REFUSED.load(Ordering::Relaxed) {
         return None;
@@ -43,7 +43,8 @@ pub(super) fn cached_pages(file: BorrowedFd<'_>, range: ByteRange) -> Option<u64
         length: range.len(),
     };
     let mut answer = MaybeUninit::<Cachestat>::zeroed();
-    // SAFETY: the kernel reads `asked` and writes at most the five integers `answer` has room for.
+    // SAFETY: the kernel reads `asked` and writes at most the five integers that `answer` has room
+    // for.
     let result = unsafe {
         libc::syscall(
             SYS_CACHESTAT,

@@ -19,8 +19,8 @@ pub(super) struct Catalog {
     by_id: HashMap<EntryId, Arc<EntryFile>>,
     by_number: HashMap<EntryNumber, Arc<EntryFile>>,
     next_number: EntryNumber,
-    /// The journal says that numbers below this one may be in use: the next process takes higher
-    /// ones, and so never meets a file of an unrecorded entry.
+    /// The journal says that numbers below this one may be in use: the next process uses higher
+    /// ones, so it never meets a file of an unrecorded entry.
     numbers_below: EntryNumber,
     notes: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Total size of all keys and values.
@@ -92,7 +92,7 @@ impl Catalog {
         self.next_number
     }
 
-    /// The record that reserves more numbers, where they are about to run out.
+    /// The record that reserves more numbers, if they are about to run out.
     pub fn reserve_numbers(&mut self) -> Option<Record> {
         let is_enough = self.next_number.saturating_add(NUMBERS / 2) < self.numbers_below;
         if is_enough || self.numbers_below == EntryNumber::MAX {
@@ -139,8 +139,8 @@ impl Catalog {
         self.by_number.clear();
     }
 
-    /// Applies one record of the journal, at open. Records that make no sense are ignored: they
-    /// prove nothing.
+    /// Applies one record of the journal, at open. Inconsistent records are ignored: they prove
+    /// nothing.
     pub fn replay(&mut self, shared: &Arc<Shared>, record: Record) {
         match record {
             Record::Entry {
@@ -209,7 +209,7 @@ impl Catalog {
     }
 }
 
-/// The id, the size and the chunk size must make sense together.
+/// Decodes a description; `None` unless its id, size and chunk size are consistent.
 pub(super) fn decode_description(bytes: &[u8]) -> Option<(v1::Entry, EntryId, Geometry)> {
     let description = v1::Entry::decode(bytes).ok()?;
     let id = description.id.parse().ok()?;
@@ -227,8 +227,8 @@ pub(super) fn describe(entry: &EntryFile) -> Record {
     }
 }
 
-/// All present facts, as the beginning of a journal. The caller holds the journal's lock: chunks
-/// become durable and removals are recorded only under it.
+/// All present facts, for the start of a journal. The caller holds the journal's lock, because
+/// chunks become durable and removals are recorded only under it.
 pub(super) fn snapshot(
     entries: &[Arc<EntryFile>],
     notes: BTreeMap<Vec<u8>, Vec<u8>>,

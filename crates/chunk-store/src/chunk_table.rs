@@ -1,10 +1,10 @@
 //! The state of each chunk of one entry, in one atomic word per chunk.
 //!
-//! Readers pin and unpin with one compare-and-swap: connections share no lock. Slots are the leaves
-//! of a radix tree whose nodes are made when first touched: the table grows with what is stored,
-//! not with the length an object claims, and a chunk of a small object costs 16 bytes. The table
-//! holds facts only; the store decides the order in which they may change (journal before punch,
-//! sync before durable).
+//! Readers pin and unpin with one compare-and-swap, so connections share no lock. Slots are the
+//! leaves of a radix tree whose nodes are made when first touched: the table grows with what is
+//! stored, not with the length that an object claims, and a chunk of a small object costs 16 bytes.
+//! The table holds facts only; the store decides the order in which they may change (journal before
+//! punch, sync before durable).
 
 use std::{
     ops::Range,
@@ -38,8 +38,8 @@ const MAX_PINS: u64 = u32::MAX as u64;
 
 /// Uses saturate here, as in S3-FIFO: two bits tell hot from warm from cold.
 pub const MAX_USES: u8 = 3;
-/// Uses within so many ticks of the last counted one are the same use: one viewer reads a chunk in
-/// many pieces, and that must not look like popularity.
+/// Uses within this many ticks of the last counted one count as the same use: one viewer reads a
+/// chunk in many pieces, and that must not look like popularity.
 const CORRELATED_TICKS: u16 = 2;
 
 /// A chunk's word at one moment.
@@ -62,7 +62,7 @@ impl ChunkState {
     pub fn is_durable(self) -> bool {
         self.0 & DURABLE != 0
     }
-    /// Whether it was withdrawn; its bytes are freed once nobody holds it.
+    /// Whether it was withdrawn; its bytes are freed once no reader holds it.
     #[must_use]
     pub fn is_doomed(self) -> bool {
         self.0 & DOOMED != 0
@@ -83,8 +83,8 @@ impl ChunkState {
     pub fn is_syncing(self) -> bool {
         self.0 & SYNCING != 0
     }
-    /// Whether its bytes may be freed: it is withdrawn, the journal has forgotten it, and nobody
-    /// holds it.
+    /// Whether its bytes may be freed: it is withdrawn, the journal no longer lists it, and no
+    /// reader holds it.
     #[must_use]
     pub fn is_disposable(self) -> bool {
         self.0 & (DOOMED | UNRECORDED) == DOOMED | UNRECORDED && self.pins() == 0
@@ -183,8 +183,8 @@ impl ChunkTable {
             .is_some_and(|word| update(word, |s| fits(s).then(|| s + PIN_ONE)).is_some())
     }
 
-    /// Pins a chunk whose bytes are being written or are there, so that they are not punched. The
-    /// caller checks afterwards that the bytes it wants are still written.
+    /// Pins a chunk whose bytes are written or being written, so that they are not punched. The
+    /// caller then checks that the bytes it wants are still written.
     pub fn try_hold_unfinished(&self, chunk: ChunkIndex) -> bool {
         let fits = |state: u64| {
             state & (PRESENT | WRITTEN) != 0
@@ -205,8 +205,8 @@ impl ChunkTable {
         ChunkState(before - PIN_ONE)
     }
 
-    /// Records that bytes are about to be written. The caller excludes punching of the chunk
-    /// meanwhile. Returns the previous state; nothing changes if that was present. A doomed chunk
+    /// Records that bytes are about to be written. The caller prevents punching of the chunk
+    /// meanwhile. Returns the previous state; if that was present, nothing changes. A doomed chunk
     /// is no longer doomed: its old blocks belong to the new chunk.
     pub fn begin_write(&self, chunk: ChunkIndex) -> ChunkState {
         let Some(slot) = self.make_slot(chunk) else {
@@ -217,8 +217,8 @@ impl ChunkTable {
         })
     }
 
-    /// Records that all bytes are written: the chunk is present and verified. False, and nothing
-    /// changed: it was already present, not written, or spoiled.
+    /// Records that all bytes are written: the chunk is present and verified. Returns false, and
+    /// changes nothing, if it was already present, not written, or spoiled.
     pub fn finish(&self, chunk: ChunkIndex, checksum: u64, tick: u16) -> bool {
         let Some(slot) = self.slot(chunk) else {
             return false;
@@ -236,8 +236,8 @@ impl ChunkTable {
     }
 
     /// Restores a chunk from the journal: present, not verified;
-    /// [`mark_durable`](Self::mark_durable) follows. False: it was already present (it gets this
-    /// checksum).
+    /// [`mark_durable`](Self::mark_durable) follows. False: it was already present, and gets this
+    /// checksum.
     pub fn restore(&self, chunk: ChunkIndex, checksum: u64) -> bool {
         let Some(slot) = self.make_slot(chunk) else {
             return false;
@@ -249,8 +249,8 @@ impl ChunkTable {
         before & PRESENT == 0
     }
 
-    /// Records that its file is about to be synced. Tells this chunk from one that is withdrawn and
-    /// rewritten while the sync runs.
+    /// Records that its file is about to be synced. Distinguishes this chunk from one that is
+    /// withdrawn and rewritten while the sync runs.
     pub fn begin_sync(&self, chunk: ChunkIndex) -> bool {
         self.set_while_present(chunk, SYNCING)
     }
@@ -326,7 +326,7 @@ impl ChunkTable {
         }
     }
 
-    /// Marks unfinished chunks after a failed sync of the file: their written bytes can not be
+    /// Marks unfinished chunks after a failed sync of the file: their written bytes cannot be
     /// trusted.
     pub fn spoil_unfinished(&self) {
         self.visit(0..self.chunk_count, &mut |_, slot| {
@@ -421,8 +421,8 @@ impl ChunkTable {
         self.chunk_count
     }
 
-    /// Calls `f` with the slots of `within` that were ever touched, ascending, until it returns
-    /// false; false then.
+    /// Calls `f` with the slots of `within` that were ever touched, ascending, until `f` returns
+    /// false; returns false if it did.
     fn visit(
         &self,
         within: Range<ChunkIndex>,
@@ -489,7 +489,7 @@ impl Slot {
 }
 
 impl Node {
-    /// A leaf has as many slots as chunks can be below it: few in a small object.
+    /// Creates a leaf with as many slots as there can be chunks below it: few in a small object.
     fn new(height: u32, slots: usize) -> Self {
         if height == 0 {
             Self::Leaf((0..slots).map(|_| Slot::default()).collect())

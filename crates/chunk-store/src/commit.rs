@@ -1,8 +1,8 @@
 //! Group commit: finished chunks become durable together.
 //!
 //! Order: the data files are synced, then the journal is written and synced, then the chunks are
-//! reported. A failed sync is never retried and believed: the kernel reports lost pages once. All
-//! chunks of that file that were not durable are withdrawn.
+//! reported. A failed sync is never retried, because the kernel reports lost pages only once and a
+//! second sync would seem to succeed. All chunks of that file that were not durable are withdrawn.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -28,7 +28,7 @@ const PARALLEL_SYNCS: usize = 4;
 const REWRITE_MIN_BYTES: u64 = 4 << 20;
 /// Journal bytes per chunk, with its share of a frame.
 const BYTES_PER_CHUNK: u64 = 13;
-/// Journal bytes per block, likewise: chunks of one block have none.
+/// Journal bytes per block, likewise. Chunks of a single block have no block records.
 const BYTES_PER_BLOCK: u64 = 10;
 const BYTES_PER_ENTRY: u64 = 512;
 
@@ -130,7 +130,7 @@ impl CommitQueue {
         std::mem::take(&mut *self.waiting.lock())
     }
 
-    /// Puts the changes of a failed group back; changes that came meanwhile are newer.
+    /// Returns the changes of a failed group to the queue; changes queued since are newer.
     fn give_back(&self, changes: Changes) {
         let mut waiting = self.waiting.lock();
         let newer = std::mem::replace(&mut waiting.changes, changes);
@@ -218,7 +218,7 @@ pub(super) fn commit_group(shared: &Shared) {
     }
 }
 
-/// Disposes of chunks that the journal has forgotten and nobody holds.
+/// Disposes of chunks that the journal no longer lists and no reader holds.
 fn dispose_of(
     shared: &Shared,
     removed: Vec<(Arc<EntryFile>, Vec<ChunkIndex>)>,
@@ -226,7 +226,7 @@ fn dispose_of(
 ) {
     for (entry, chunks) in removed {
         for chunk in chunks {
-            // A chunk that was stored and removed again since has a later removal.
+            // A chunk that was stored and removed again has a later removal.
             if recorded.contains(&(entry.number(), chunk)) {
                 continue;
             }
@@ -280,7 +280,7 @@ fn sync_files(shared: &Shared, groups: Vec<FileGroup>) -> Vec<FileGroup> {
 
 fn sync_file(shared: &Shared, entry: &EntryFile) -> io::Result<()> {
     let file = entry.open_file(Open::CreateOrExisting)?;
-    // Before the sync: a write during the sync sets it again.
+    // Before the sync, so that a write during the sync sets it again.
     file.unsynced.store(false, Ordering::Release);
     file.file.sync_data()?;
     if !entry.linked.load(Ordering::Acquire) {
@@ -301,7 +301,7 @@ fn frames(
     let mut bytes = Vec::new();
     let mut recorded = HashSet::new();
     let mut encode = |record: Record| {
-        // Only a description or note can be too large, and both are checked on entry.
+        // Only a description or note can be too large, and both are checked when they are set.
         if let Err(error) = record.encode(&mut bytes) {
             tracing::error!(%error, "left out of the journal");
         }
@@ -320,7 +320,7 @@ fn frames(
             None => Record::NoteRemoved { key: key.clone() },
         });
     }
-    // Before the stored chunks: one that was removed and stored again is stored.
+    // Before the stored chunks, because a chunk that was removed and stored again is stored.
     for (entry, chunks) in &changes.removed {
         if entry.is_removed() {
             continue;
@@ -361,8 +361,7 @@ fn settle(shared: &Shared, group: &FileGroup) {
     if entry.is_removed() {
         return;
     }
-    // The removal of a chunk that was withdrawn meanwhile is recorded later, by whoever withdrew
-    // it.
+    // If a chunk was withdrawn meanwhile, the withdrawing code records its removal later.
     let durable: Vec<_> = group
         .chunks
         .iter()

@@ -14,15 +14,15 @@ use super::{
     disk::{DIRECTORY_MODE, Disk, FILE_MODE, Open},
 };
 
-/// Raised when an older program could not read what this one writes.
+/// Incremented when an older program could not read what this one writes.
 const FORMAT: u32 = 2;
 const LOCK_NAME: &str = "LOCK";
 const STORE_NAME: &str = "STORE";
 /// Sanity cap: far more than it ever has.
 const STORE_MAX_BYTES: u64 = 4096;
 
-/// Creates the directory if it is missing and locks it. The lock ends with the file handle, and so
-/// also with a killed process.
+/// Creates the directory if it is missing and locks it. The lock ends with the file handle, so a
+/// killed process releases it too.
 pub(super) fn lock(data_dir: &Path) -> Result<fs::File, OpenError> {
     let unusable = |source| OpenError::Unusable {
         path: data_dir.to_owned(),
@@ -35,7 +35,7 @@ pub(super) fn lock(data_dir: &Path) -> Result<fs::File, OpenError> {
         .map_err(unusable)?;
     let private = fs::Permissions::from_mode(DIRECTORY_MODE);
     if let Err(error) = fs::set_permissions(data_dir, private) {
-        // A mount with another owner: whoever set it up decided on the access.
+        // A mount with another owner: the operator who set it up decided on the access.
         tracing::warn!(%error, path = %data_dir.display(), "the data directory is open to others");
     }
     let path = data_dir.join(LOCK_NAME);

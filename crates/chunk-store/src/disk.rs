@@ -38,7 +38,7 @@ pub struct DiskSpace {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Open {
     Existing,
-    /// To be read alone: possible where the file system takes no writes.
+    /// Read-only: works even where the file system refuses writes.
     Reading,
     CreateOrExisting,
     /// Empties an existing file.
@@ -62,9 +62,9 @@ pub trait DiskFile: Send + Sync {
     fn len(&self) -> io::Result<u64>;
     fn set_len(&self, len: u64) -> io::Result<()>;
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
-    /// Returns the bytes read; fewer than asked for only at the end of the file.
+    /// Returns the number of bytes read; fewer than requested only at the end of the file.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
-    /// Syncs data, and as much of the metadata as reading it back needs.
+    /// Syncs data, and the metadata needed to read it back.
     fn sync_data(&self) -> io::Result<()>;
     /// Frees the blocks of the range, which then reads as zeros. The length stays.
     fn punch(&self, range: ByteRange) -> io::Result<()>;
@@ -182,8 +182,8 @@ impl DiskFile for RealFile {
     }
 
     fn punch(&self, range: ByteRange) -> io::Result<()> {
-        // Nothing past the file's end has blocks, and the file system refuses what is past the
-        // length it supports. The last block is freed only if all of it is punched.
+        // Nothing past the file's end has blocks, and the file system refuses offsets past the
+        // length that it supports. The last block is freed only if all of it is punched.
         let len = self.len()?;
         let end = if range.end < len {
             range.end

@@ -41,7 +41,7 @@ use crate::{
 pub struct EntryFile {
     me: Weak<Self>,
     shared: Arc<Shared>,
-    /// Of its source.
+    /// The space of its source.
     space: Arc<SourceSpace>,
     number: EntryNumber,
     id: EntryId,
@@ -180,8 +180,8 @@ impl EntryFile {
         self.table.first_present(from, to)
     }
 
-    /// The chunks that can be proved: their bytes and records are synced; with their checksums. A
-    /// present chunk that waits for its group's sync comes through
+    /// The chunks that can be proved, with their checksums: their bytes and records are synced. A
+    /// present chunk that waits for its group's sync is reported by
     /// [`Store::take_durable`](super::Store::take_durable) instead.
     #[must_use]
     pub fn present_chunks(&self) -> Vec<(ChunkIndex, u64)> {
@@ -207,7 +207,7 @@ impl EntryFile {
     }
 
     /// Pins a chunk that may be unfinished: its written bytes are not punched before the pin ends,
-    /// whatever happens to the chunk. The writer knows which bytes are written, and the caller asks
+    /// whatever happens to the chunk. The writer knows which bytes are written, so the caller asks
     /// it again after pinning. `None`: no bytes are written.
     #[must_use]
     pub fn hold_unfinished(&self, chunk: ChunkIndex) -> Option<ChunkPin> {
@@ -233,8 +233,8 @@ impl EntryFile {
             .map_err(io::Error::other)?
     }
 
-    /// Reads and checks the chunk off the caller's thread; false: it was corrupt and has been
-    /// withdrawn, or is not present.
+    /// Reads and checks the chunk off the caller's thread. False: it was corrupt and was withdrawn,
+    /// or it is not present.
     pub async fn verify(&self, chunk: ChunkIndex) -> Result<bool, StoreError> {
         if self.is_verified(chunk) {
             return Ok(true);
@@ -243,7 +243,7 @@ impl EntryFile {
     }
 
     /// Writes part of a chunk that is not present. Blocking, for the fetch threads. After an error
-    /// all written bytes of the chunk are void: it begins anew, or is given up with
+    /// all written bytes of the chunk are void: write it again from its start, or give it up with
     /// [`abandon_chunk`](Self::abandon_chunk).
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
         let range = ByteRange::new(offset, offset.saturating_add(bytes.len() as u64));
@@ -269,8 +269,8 @@ impl EntryFile {
         write().map_err(|error| self.refused(error))
     }
 
-    /// Classifies a failed write. A length that the file system does not support is this object's
-    /// problem alone, and a lack of inodes one of new entries, until some are evicted.
+    /// Classifies a failed write. A length that the file system does not support affects this
+    /// object only; a lack of inodes affects new entries only, until some are evicted.
     fn refused(&self, error: io::Error) -> StoreError {
         match error.kind() {
             io::ErrorKind::FileTooLarge => error.into(),
@@ -298,7 +298,7 @@ impl EntryFile {
             )));
         }
         if self.table.begin_write(chunk).is_doomed() {
-            // The new chunk reuses its old blocks; space has been reserved for them.
+            // The new chunk reuses its old blocks, for which space was reserved.
             self.release(chunk);
         }
         Ok(())
@@ -310,14 +310,14 @@ impl EntryFile {
     }
 
     /// Finishes a chunk whose bytes are all written: it is present from now on, and durable with
-    /// the next group. `digest` is not checked against the bytes: the caller computed it as they
-    /// passed.
+    /// the next group. `digest` is not checked against the bytes, because the caller computed it
+    /// while they passed.
     pub fn finish_chunk(&self, chunk: ChunkIndex, digest: ChunkDigest, reservation: Reservation) {
         let Some(me) = self.me.upgrade() else { return };
         if self.is_present(chunk) {
             return;
         }
-        // Counted before it can be found, withdrawn and subtracted.
+        // Count it before another thread can find, withdraw and subtract it.
         let bytes = self.geometry.chunk_len(chunk);
         reservation.become_chunk(bytes);
         self.disk_bytes.fetch_add(bytes, Ordering::AcqRel);
@@ -337,14 +337,15 @@ impl EntryFile {
         }
     }
 
-    /// Frees the written bytes of a chunk that will not be finished. Otherwise they stay until the
-    /// chunk is fetched again or the store is next opened.
+    /// Frees the written bytes of a chunk that will not be finished. Without this call they remain
+    /// until the chunk is fetched again or the store is next opened.
     pub fn abandon_chunk(&self, chunk: ChunkIndex) {
         let _no_write_begins = self.emptying.lock();
         self.abandon_locked(chunk);
     }
 
-    /// `emptying` is locked. The blocks count until they are punched, like those of any chunk.
+    /// Requires `emptying` to be locked. The blocks count until they are punched, like those of any
+    /// chunk.
     fn abandon_locked(&self, chunk: ChunkIndex) {
         if self.table.abandon(chunk).is_some() {
             let bytes = self.geometry.chunk_len(chunk);
@@ -386,7 +387,8 @@ impl EntryFile {
     /// The same for a given time.
     #[must_use]
     pub fn is_resident_at(&self, range: ByteRange, now: Instant) -> bool {
-        // Not opened here: that may wait for the disk, and a serving thread asks.
+        // Do not open the file here: that may wait for the disk, and the caller is a serving
+        // thread.
         let Some(file) = self.open.load_full() else {
             return false;
         };
@@ -398,8 +400,8 @@ impl EntryFile {
         })
     }
 
-    /// Reads the range into the page cache and compares it with its hashes on the way. False: it is
-    /// corrupt, and its chunk has been withdrawn. Blocking.
+    /// Reads the range into the page cache and compares it with its hashes. False: it is corrupt,
+    /// and its chunk was withdrawn. Blocking.
     pub fn bring_in(&self, range: ByteRange) -> Result<bool, StoreError> {
         let Some(me) = self.me.upgrade() else {
             return Ok(false);
@@ -416,7 +418,7 @@ impl EntryFile {
     }
 
     /// Reads the block of a present chunk that contains this byte, and compares it with its hash.
-    /// `None`: it is corrupt, and its chunk has been withdrawn, or it is not present. Blocking.
+    /// `None`: it is corrupt and its chunk was withdrawn, or it is not present. Blocking.
     pub fn read_block(&self, offset: u64) -> Result<Option<Block>, StoreError> {
         match self.me.upgrade() {
             Some(me) => verify::read_block(&me, offset),
@@ -432,7 +434,7 @@ impl EntryFile {
         self.blocks.lock().get(&chunk).cloned()
     }
 
-    /// Keeps the hashes if there is one per block.
+    /// Stores the hashes if there is one per block.
     pub(super) fn set_blocks(&self, chunk: ChunkIndex, hashes: Box<[u64]>) {
         let len = self.geometry.chunk_len(chunk);
         if len > BLOCK_BYTES && hashes.len() as u64 == len.div_ceil(BLOCK_BYTES) {
@@ -440,7 +442,7 @@ impl EntryFile {
         }
     }
 
-    /// Journal records of durable chunks beside their checksums.
+    /// The journal records of the block hashes of durable chunks.
     pub(super) fn block_records(&self, chunks: &[(ChunkIndex, u64)]) -> Vec<Record> {
         let blocks = self.blocks.lock();
         let known = chunks.iter().filter_map(|(chunk, _)| {
@@ -496,8 +498,8 @@ impl EntryFile {
             .then(|| ChunkPin { entry, chunk })
     }
 
-    /// Clears the durable marks of a removed entry: readers that hold it read on, but its chunks
-    /// prove nothing. Returns how many had one.
+    /// Clears the durable marks of a removed entry: readers that hold it continue, but its chunks
+    /// prove nothing. Returns how many marks there were.
     pub(super) fn forget_durable(&self) -> usize {
         let mut digest = self.digest.lock();
         *digest = InventoryDigest::default();
@@ -508,7 +510,7 @@ impl EntryFile {
         forgotten
     }
 
-    /// Whether its records are gone; readers that hold it read on.
+    /// Whether its records are gone; readers that hold it continue.
     #[must_use]
     pub fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Acquire)
@@ -518,7 +520,7 @@ impl EntryFile {
         self.removed.store(true, Ordering::Release);
     }
 
-    /// Marks the entry as without chunks. False: it was marked already.
+    /// Marks the entry as one without chunks. False: it was marked already.
     pub(super) fn set_idle(&self, idle: bool) -> bool {
         self.idle.swap(idle, Ordering::AcqRel) != idle
     }
@@ -537,7 +539,7 @@ impl EntryFile {
 
     /// Records that the chunk's sync and record succeeded. False: it was withdrawn meanwhile.
     pub(super) fn mark_durable(&self, chunk: ChunkIndex) -> bool {
-        // Under the digest's lock, like a withdrawal: the digest then follows the flag.
+        // Under the digest's lock, like a withdrawal, so that the digest agrees with the flag.
         let mut digest = self.digest.lock();
         if !self.table.mark_durable(chunk) {
             return false;
@@ -570,7 +572,7 @@ pub struct ChunkPin {
 impl Drop for ChunkPin {
     fn drop(&mut self) {
         if self.entry.table.unpin(self.chunk).is_disposable() {
-            // Not on this thread, which may be serving: punching blocks.
+            // Not on this thread, which may serve clients: punching blocks.
             let entry = self.entry.clone();
             entry.shared.reaper.dispose(self.entry.clone(), self.chunk);
         }

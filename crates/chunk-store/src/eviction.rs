@@ -1,10 +1,11 @@
 //! Chooses chunks to evict: S3-FIFO over chunks, with a favoured part for heads and indexes.
 //!
-//! S3-FIFO (Yang et al., SOSP 2023): new chunks enter a small queue; those used again until they
-//! reach its end move to the main one, the others leave and are remembered in a ghost queue, from
-//! which a return leads straight to the main queue. A scan of one long file passes through the
-//! small queue only. A hit sets two bits in the chunk's own word and touches no queue and no lock.
-//! `docs/rfcs/0003-store.md` explains the additions: favoured and pinned chunks.
+//! S3-FIFO (Yang et al., SOSP 2023): new chunks enter a small queue. Those used again before they
+//! reach its end move to the main queue; the others leave, and a ghost queue remembers them: a
+//! chunk that returns while it is remembered enters the main queue directly. A scan of one long
+//! file passes through the small queue only. A hit sets two bits in the chunk's own word and
+//! touches no queue and no lock. `docs/rfcs/0003-store.md` explains the additions: favoured and
+//! pinned chunks.
 //!
 //! Pure: chunks are numbers, and [`Residents`] answers questions about them.
 
@@ -13,14 +14,14 @@ use std::collections::{HashSet, VecDeque};
 /// A chunk; the store packs the entry's number and the chunk's index into it.
 pub type ChunkKey = u64;
 
-/// The small queue's share of all chunks, one in this many, as published.
+/// The small queue holds one in this many chunks, as published.
 const SMALL_DIVISOR: usize = 10;
-/// Favoured chunks beyond this share lose their favour: a library of many short files must not
-/// consist of heads alone.
+/// At most one in this many chunks is favoured: a library of many short files must not consist of
+/// heads alone.
 const FAVOURED_DIVISOR: usize = 8;
 /// A chunk of the small queue that is used more often than this is kept.
 const PASSING_USES: u8 = 1;
-/// At two numbers each, 8 MiB at most.
+/// Two numbers each: 8 MiB at most.
 const MAX_GHOSTS: usize = 1 << 18;
 const MIN_GHOSTS: usize = 64;
 
@@ -34,8 +35,8 @@ pub struct Resident {
     pub is_held: bool,
     /// An operator wants its entry kept.
     pub is_pinned: bool,
-    /// It is a first or last chunk of its entry: players read the head first, and containers keep
-    /// their index at either end.
+    /// It is one of the first or last chunks of its entry: players read the head first, and
+    /// containers keep their index at either end.
     pub is_favoured: bool,
 }
 
@@ -66,7 +67,7 @@ pub struct Eviction {
     favoured: VecDeque<ChunkKey>,
     pinned: VecDeque<ChunkKey>,
     ghost: Ghost,
-    /// Number of chunks that left without the policy; their keys are met later.
+    /// Number of chunks that left without the policy; the queues still contain their keys.
     gone: usize,
 }
 
@@ -74,7 +75,7 @@ impl Eviction {
     /// Adds a chunk that has become durable.
     pub fn insert(&mut self, key: ChunkKey, residents: &impl Residents) {
         self.sweep_if_mostly_gone(residents);
-        // A key left over from the chunk's former life keeps its position.
+        // A key left over from an earlier life of the chunk keeps its position.
         if !residents.enqueue(key) {
             return;
         }
@@ -88,14 +89,14 @@ impl Eviction {
         }
     }
 
-    /// Returns a proposed chunk that was not evicted: it is first in line the next time.
+    /// Returns a proposed chunk that was not evicted: it is proposed first the next time.
     pub fn put_back(&mut self, key: ChunkKey, residents: &impl Residents) {
         if residents.look(key).is_some() && residents.enqueue(key) {
             self.main.push_front(key);
         }
     }
 
-    /// Notes that `chunks` chunks left other than through [`victims`](Self::victims).
+    /// Records that `chunks` chunks left other than through [`victims`](Self::victims).
     pub fn note_gone(&mut self, chunks: usize) {
         self.gone += chunks;
     }
@@ -117,9 +118,9 @@ impl Eviction {
         self.len() == 0
     }
 
-    /// Chooses chunks until there are enough, or none are left, and takes them out of the queues.
-    /// Never chooses a chunk that a reader holds; pinned ones only when nothing else is left, and if
-    /// they may be taken at all.
+    /// Chooses chunks until there are enough or none are left, and takes them out of the queues.
+    /// Never chooses a chunk that a reader holds. Chooses pinned ones only if nothing else is left
+    /// and they may be taken at all.
     pub fn victims(&mut self, amount: Amount, residents: &impl Residents) -> Vec<ChunkKey> {
         let Amount {
             bytes,
@@ -127,10 +128,10 @@ impl Eviction {
             may_take_pinned,
         } = amount;
         let mut chosen = Vec::new();
-        // Set aside, so that a queue full of held chunks does not hide those behind them.
+        // Set aside, so that a queue full of held chunks does not hide the chunks behind them.
         let mut held = Vec::new();
         let mut freed = 0;
-        // Terminates: each step removes a key, a use, a position or a favour.
+        // Terminates, because each step removes a key, a use, a position or a favour.
         while freed < bytes && chosen.len() < max_chunks {
             match self.step(may_take_pinned, residents) {
                 Some(Step::Evict(key, size)) => {
@@ -256,8 +257,8 @@ impl Ghost {
         }
     }
 
-    /// Removes a key; true if it was in. Its place in the order stays, so the queue forgets a
-    /// little sooner.
+    /// Removes a key; true if it was present. Its position in the order remains, so the queue
+    /// forgets keys slightly sooner.
     fn remove(&mut self, key: ChunkKey) -> bool {
         self.keys.remove(&key)
     }

@@ -1,4 +1,4 @@
-//! The policy against its promises, and against LRU on a trace with scans.
+//! Tests the policy's guarantees, and compares it with LRU on a trace with scans.
 
 use std::{
     cell::RefCell,
@@ -76,7 +76,8 @@ fn plain() -> Resident {
 proptest! {
     #[test]
     fn enough_is_chosen_and_nothing_held(
-        chunks in prop::collection::vec((0u8..4, any::<bool>(), any::<bool>(), any::<bool>()), 1..200),
+        chunks in prop::collection::vec((0u8..4, any::<bool>(), any::<bool>(), any::<bool>()),
+            1..200),
         want in 0u64..220,
     ) {
         let (cache, mut policy) = (Cache::default(), Eviction::default());
@@ -87,14 +88,19 @@ proptest! {
             free += u64::from(!is_held && !is_pinned);
         }
         let victims = policy.victims(amount(want), &cache);
-        prop_assert!(victims.len() as u64 >= want.min(free), "{} of {free} for {want}", victims.len());
+        prop_assert!(
+            victims.len() as u64 >= want.min(free),
+            "{} of {free} for {want}",
+            victims.len()
+        );
         prop_assert!(victims.len() as u64 <= want);
         let distinct: HashSet<_> = victims.iter().collect();
         prop_assert_eq!(distinct.len(), victims.len());
         for key in &victims {
             prop_assert!(!cache.look(*key).unwrap_or_default().is_held);
         }
-        let pinned = victims.iter().filter(|key| cache.look(**key).is_some_and(|chunk| chunk.is_pinned)).count() as u64;
+        let pinned = victims.iter()
+            .filter(|key| cache.look(**key).is_some_and(|chunk| chunk.is_pinned)).count() as u64;
         prop_assert!(pinned == 0 || want > free, "pinned ones go last");
         prop_assert_eq!(policy.len(), chunks.len() - victims.len());
     }
@@ -131,7 +137,7 @@ fn heads_outlive_the_rest() {
     assert!(victims.iter().all(|key| key % 20 != 0), "{victims:?}");
 }
 
-/// Viewers watch titles by a Zipf-like law, chunk after chunk; now and then one long file is read
+/// Viewers watch titles by a Zipf-like law, chunk after chunk; occasionally one long file is read
 /// once from start to end.
 fn scan_mixed_trace() -> Vec<ChunkKey> {
     let mut seed = 0x9e37_79b9_7f4a_7c15_u64;

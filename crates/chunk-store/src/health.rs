@@ -1,7 +1,8 @@
 //! Whether the disk accepts writes, and if not, why.
 //!
 //! A failed write, sync or creation makes the store degraded: new writes are refused at once
-//! (misses then pass through uncached), reads go on. A probe finds out when it works again.
+//! (misses then pass through uncached), and reads continue. A probe finds out when the disk works
+//! again.
 
 use std::{
     io,
@@ -33,7 +34,10 @@ impl Health {
     pub fn degrade(&self, doing: &str, error: &io::Error) {
         let mut reason = self.reason.lock();
         if reason.is_none() {
-            tracing::error!(%error, "the disk refused: {doing}; nothing is stored until it works again");
+            tracing::error!(
+                %error,
+                "the disk refused: {doing}; nothing is stored until it works again"
+            );
             // The first failure is the cause; later ones follow from it.
             *reason = Some(format!("{doing}: {error}"));
         }
@@ -65,14 +69,15 @@ impl Health {
     }
 }
 
-/// Creates, writes, syncs and removes a file: all that a chunk needs, including inodes.
+/// Creates, writes, syncs and removes a file: the operations that storing a chunk needs, including
+/// inodes.
 pub fn probe(disk: &dyn Disk) -> io::Result<()> {
     let path = Path::new(PROBE_PATH);
     let result = disk.open(path, Open::Truncate).and_then(|file| {
         file.write_all_at(&vec![0xa5; PROBE_BYTES], 0)?;
         file.sync_data()
     });
-    // Also after a failure in between, where there may be none to remove.
+    // Also after a failed step; then there may be no file to remove.
     let removed = disk.remove_file(path);
     result.and(removed)
 }
@@ -80,14 +85,14 @@ pub fn probe(disk: &dyn Disk) -> io::Result<()> {
 /// Optional abilities of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abilities {
-    /// Part of a file can be freed. Without it whole entries are evicted.
+    /// Part of a file can be freed. Otherwise only whole entries are evicted.
     pub punch: bool,
 }
 
 /// Length of a test file with one written page.
 const SPARSE_BYTES: u64 = 256 << 10;
 
-/// Finds out what the disk can do; an error if it can not be used at all.
+/// Finds out what the disk can do. Returns an error if it cannot be used at all.
 pub fn try_abilities(disk: &dyn Disk) -> io::Result<Abilities> {
     let path = Path::new(PROBE_PATH);
     let result = disk
@@ -110,7 +115,10 @@ fn try_sparse(file: &dyn DiskFile) -> io::Result<Abilities> {
     let punch = match punched {
         Ok(()) => true,
         Err(error) if is_unsupported(&error) => {
-            tracing::warn!(%error, "the disk can not give back parts of files: whole entries are evicted");
+            tracing::warn!(
+                %error,
+                "the disk can not give back parts of files: whole entries are evicted"
+            );
             false
         }
         Err(error) => return Err(error),

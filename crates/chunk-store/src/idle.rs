@@ -1,8 +1,8 @@
 //! Entries without chunks: forgotten by age and by number, in bounded batches.
 //!
 //! Why: each request for an object makes an entry, and clients choose what they request. The
-//! resolver keeps what it needs of an entry beside its chunks, and puts it here again with the next
-//! request.
+//! resolver remembers what it needs of an entry without chunks, and registers the entry again with
+//! the next request.
 
 use std::{
     collections::VecDeque,
@@ -14,19 +14,20 @@ use parking_lot::Mutex;
 
 use super::{entry_file::EntryFile, journal_record::EntryNumber, shared::Shared};
 
-/// An entry without chunks that is not requested is forgotten within twice this.
+/// An entry without chunks that is not requested is forgotten after this time, and before twice
+/// this time.
 const MAX_AGE: Duration = Duration::from_secs(240);
-/// More entries than this are forgotten at once, the oldest first.
+/// Beyond this number, entries are forgotten at once, the oldest first.
 const MAX_ENTRIES: usize = 50_000;
-/// Entries examined in one step, so that nothing else waits for long.
+/// Entries examined in one step, to keep the step short.
 const BATCH: usize = 2_000;
 
-/// Entries without chunks, with the time since when, the oldest first.
+/// Entries without chunks, each with the time it was listed, the oldest first.
 #[derive(Default)]
 pub(super) struct IdleEntries(Mutex<VecDeque<(EntryNumber, Instant)>>);
 
 impl IdleEntries {
-    /// Lists the entry: it has no chunk now.
+    /// Lists the entry, which has no chunk now.
     pub fn put(&self, entry: &EntryFile) {
         if !entry.is_removed() && entry.set_idle(true) {
             self.0.lock().push_back((entry.number(), Instant::now()));
@@ -64,7 +65,7 @@ pub(super) fn forget(shared: &Shared, now: Instant) -> bool {
         let is_wanted = entry.take_asked() || entry.is_pinned();
         let is_forgotten = {
             let mut catalog = shared.catalog.write();
-            // The catalogue's two handles, and this one: nobody else can be about to write.
+            // The catalogue's two handles and this one: no other thread can be about to write.
             let is_free = Arc::strong_count(&entry) == 3 && entry.table().is_empty();
             if is_free && !is_wanted {
                 entry.set_removed();

@@ -1,13 +1,13 @@
 //! The journal: proves which chunks are on the disk.
 //!
-//! `journal/<sequence>.log` begins with a snapshot of all facts when it was made, followed by the
-//! changes since; the newest file is authoritative, older ones are leftovers. A new one is written
-//! aside, synced, renamed and its directory synced before any change goes to it. A torn tail is cut
-//! at open. After a failed sync nobody knows what the file holds (fsync reports a lost page once),
-//! so it is never appended to again: the journal is `broken` until a fresh snapshot has replaced
-//! it.
+//! `journal/<sequence>.log` begins with a snapshot of all facts, followed by the changes since. The
+//! newest file is authoritative; older ones are leftovers. A new file is written under a temporary
+//! name, synced and renamed, and its directory is synced before any change is appended. A torn tail
+//! is cut at open. After a failed sync the file's content is unknown (fsync reports a lost page
+//! only once), so it is never appended to again: the journal is `broken` until a fresh snapshot has
+//! replaced it.
 //!
-//! Knows records and files; not tables, readers or policy.
+//! The journal knows records and files; not tables, readers or policy.
 
 use std::{
     io,
@@ -22,10 +22,9 @@ use crate::journal_record::{MAX_BODY_BYTES, Record, Step, next_record};
 
 pub const JOURNAL_DIR: &str = "journal";
 const MAGIC: &[u8; 8] = b"CHUNKJ01";
-/// One read when replaying, one write when making a snapshot. More than a frame.
+/// Size of a read during replay, and of a write during a snapshot. Larger than a frame.
 const BLOCK_BYTES: usize = MAX_BODY_BYTES + (1 << 16);
-/// Blocks are allocated this far ahead, so that a full disk does not prevent removals from being
-/// recorded.
+/// Blocks are allocated this far ahead, so that removals can be recorded on a full disk.
 const ALLOCATE_AHEAD_BYTES: u64 = 4 << 20;
 
 pub struct Journal {
@@ -53,7 +52,7 @@ impl Journal {
         }
     }
 
-    /// Finds the newest file and passes its records on, in order. Cuts a torn tail.
+    /// Finds the newest file and passes its records to `on_record`, in order. Cuts a torn tail.
     pub fn load(&mut self, mut on_record: impl FnMut(Record)) -> io::Result<()> {
         let names = self.disk.list(Path::new(JOURNAL_DIR))?;
         let Some(newest) = names
@@ -68,8 +67,8 @@ impl Journal {
             .disk
             .open(&segment_path(newest, "log"), Open::Existing)?;
         let len = replay(&*file, &mut on_record)?;
-        // A file whose first bytes are damaged proves nothing and is not appended to; a fresh one
-        // follows.
+        // A file whose first bytes are damaged proves nothing and is not appended to; a new file
+        // replaces it.
         if len > 0 {
             file.set_len(len)?;
             file.sync_data()?;
@@ -93,8 +92,8 @@ impl Journal {
         self.active.as_ref().map_or(0, |segment| segment.len)
     }
 
-    /// Appends encoded records and syncs. On an error none of them counts; if the sync failed, or
-    /// the tail can not be cut, the journal is broken.
+    /// Appends encoded records and syncs. On an error none of them counts. If the sync failed, or
+    /// the tail cannot be cut, the journal is broken.
     pub fn append(&mut self, frames: &[u8]) -> io::Result<()> {
         let Some(segment) = &mut self.active else {
             return Err(io::Error::other(
@@ -107,8 +106,8 @@ impl Journal {
         let end = segment.len + frames.len() as u64;
         if end > segment.allocated_to {
             let ahead = ByteRange::new(segment.len, end + ALLOCATE_AHEAD_BYTES);
-            // Best effort: not every file system supports it, and the write fails if there is no
-            // space.
+            // Best effort: not every file system supports it, and if there is no space the write
+            // fails.
             if segment.file.allocate(ahead).is_ok() {
                 segment.allocated_to = ahead.end;
             }
@@ -131,11 +130,11 @@ impl Journal {
     }
 
     /// Replaces the journal by one that begins with `records`. On an error the old one is never
-    /// appended to again: the rename may or may not survive a crash, and either file must stay
+    /// appended to again: the rename may or may not survive a crash, and either file must remain
     /// valid.
     pub fn rewrite(&mut self, records: impl Iterator<Item = Record>) -> io::Result<()> {
         self.active = None;
-        // Incremented even on failure: a name is used once.
+        // Incremented even on failure, because a name is used only once.
         self.sequence += 1;
         let aside = segment_path(self.sequence, "tmp");
         let file = self.disk.open(&aside, Open::Truncate)?;
@@ -153,7 +152,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Leftovers are harmless: the newest file wins.
+    /// Best effort: leftovers are harmless, because the newest file wins.
     fn remove_all_but_newest(&self) {
         let newest = segment_path(self.sequence, "log");
         for name in self.disk.list(Path::new(JOURNAL_DIR)).unwrap_or_default() {
@@ -193,7 +192,7 @@ fn replay(file: &dyn DiskFile, on_record: &mut impl FnMut(Record)) -> io::Result
     if block.get(..MAGIC.len()) != Some(MAGIC) || have < MAGIC.len() {
         return Ok(0);
     }
-    // Offset in the file of the block, and of the next frame in the block.
+    // Offset of the block in the file, and of the next frame in the block.
     let (mut base, mut at) = (0u64, MAGIC.len());
     loop {
         match next_record(&block[at..have]) {

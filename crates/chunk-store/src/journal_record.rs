@@ -1,11 +1,11 @@
 //! The records of the store's journal, as bytes.
 //!
 //! A frame is `length u32 | CRC-32 of the body u32 | body`, all little-endian; a body is one kind
-//! byte and its fields. A frame whose CRC is wrong ends the journal: a torn write is never taken
-//! for a record. Entries have short numbers, so that a chunk costs 12 bytes and not 28. Chunks come
-//! in batches: a group shares the cost of a frame.
+//! byte and its fields. A frame with a wrong CRC ends the journal, so a torn write is never taken
+//! for a record. Entries have short numbers, so that a chunk costs 12 bytes instead of 28. Chunks
+//! are recorded in batches, so that a group shares the cost of a frame.
 
-/// Writer and reader refuse larger bodies, so that a torn length can not cause a huge allocation.
+/// Writer and reader refuse larger bodies, so that a torn length cannot cause a huge allocation.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
 /// Maximum number of chunks in one record; a longer list becomes several records.
 pub const MAX_CHUNKS_PER_RECORD: usize = 4096;
@@ -30,7 +30,7 @@ pub type EntryNumber = u32;
 pub enum FileNaming {
     /// By the entry's id alone: files of format 1.
     Id,
-    /// By id and number: a re-created entry never meets its predecessor's file.
+    /// By id and number: a re-created entry never gets its predecessor's file.
     IdAndNumber,
 }
 
@@ -68,7 +68,7 @@ pub enum Record {
     EntryRemoved {
         number: EntryNumber,
     },
-    /// A small fact of the store's user.
+    /// A small fact that the store's user recorded.
     Note {
         key: Vec<u8>,
         value: Vec<u8>,
@@ -369,7 +369,10 @@ mod tests {
         }
 
         #[test]
-        fn a_torn_tail_loses_only_the_last(records in prop::collection::vec(any_record(), 1..6), cut in 1usize..40) {
+        fn a_torn_tail_loses_only_the_last(
+            records in prop::collection::vec(any_record(), 1..6),
+            cut in 1usize..40,
+        ) {
             let mut bytes = Vec::new();
             let mut ends = vec![0];
             for record in &records {
@@ -389,7 +392,10 @@ mod tests {
         /// With a correct length and checksum: a decoded record takes no more memory than its
         /// bytes.
         #[test]
-        fn arbitrary_bodies_are_read_as_they_stand_or_not_at_all(body in prop::collection::vec(any::<u8>(), 1..600), kind in 0u8..11) {
+        fn arbitrary_bodies_are_read_as_they_stand_or_not_at_all(
+            body in prop::collection::vec(any::<u8>(), 1..600),
+            kind in 0u8..11,
+        ) {
             let body = [&[kind], &body[..]].concat();
             let mut frame = (body.len() as u32).to_le_bytes().to_vec();
             frame.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
@@ -403,7 +409,10 @@ mod tests {
         }
 
         #[test]
-        fn a_flipped_bit_never_gives_another_record(record in any_record(), bit in any::<prop::sample::Index>()) {
+        fn a_flipped_bit_never_gives_another_record(
+            record in any_record(),
+            bit in any::<prop::sample::Index>(),
+        ) {
             let mut bytes = Vec::new();
             record.encode(&mut bytes).unwrap();
             let bit = bit.index(bytes.len() * 8);

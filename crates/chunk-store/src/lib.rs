@@ -1,12 +1,11 @@
-//! The chunk store: one sparse file an entry, and a journal that proves what they contain.
+//! The chunk store: one sparse file per entry, and a journal that proves what the files contain.
 //!
-//! Why both: a sparse file alone can not tell a chunk from what a crash left of one. A chunk is
-//! *present* once all its bytes are written (readers of this process have it), and *durable* once
-//! data and journal record are synced, in groups; only then is it reported to the coordinator. In
-//! reverse, the journal forgets a chunk before its hole is punched, and by then nobody holds it. So
-//! after any crash the journal never claims more than the disk has; `docs/rfcs/0003-store.md` has
-//! the reasons and the figures.
-//!
+//! Why both: a sparse file alone does not tell a complete chunk from one that a crash cut short. A
+//! chunk is *present* once all its bytes are written (readers of this process can use it), and
+//! *durable* once data and journal record are synced, in groups; only then is it reported to the
+//! coordinator. In reverse, the journal forgets a chunk before its hole is punched, and no reader
+//! holds it by then. So after any crash the journal never claims more than the disk has.
+//! `docs/rfcs/0003-store.md` has the reasons and the figures.
 //! ```text
 //! STORE           format and id of the store
 //! LOCK            flock of the process that uses it
@@ -15,8 +14,8 @@
 //! spare/…                   empty files, for entries to come
 //! ```
 //!
-//! Must not know HTTP, gRPC, origins, or clients; the caller says what to keep, and the store
-//! proposes what to drop.
+//! The store must not know HTTP, gRPC, origins, or clients. Its caller decides what to keep; the
+//! store proposes what to drop.
 
 mod cachestat;
 mod catalog;
@@ -73,10 +72,10 @@ pub use self::{
 use crate::{chunk_table::ChunkState, journal_record::MAX_BODY_BYTES};
 
 const ENTRIES_DIR: &str = "entries";
-/// The directories of entries and the preallocated files are a small part of this.
+/// Directories of entries and preallocated files use a small part of this number.
 const PLENTY_OF_INODES: u64 = 16 << 10;
 const CHUNKS_SUFFIX: &str = "chunks";
-/// Notes and descriptions are small; a frame holds more.
+/// Notes and descriptions are small; a frame has room for more.
 const MAX_NOTE_BYTES: usize = MAX_BODY_BYTES / 4;
 
 /// Options of a store.
@@ -100,7 +99,7 @@ pub enum MinFree {
 /// Settings that operators seldom change.
 #[derive(Clone, Copy, Debug)]
 pub struct Tuning {
-    /// The scrub checks everything once in this time.
+    /// The scrub checks all chunks once in this time.
     pub scrub_period: Duration,
     pub max_open_files: usize,
 }
@@ -262,7 +261,7 @@ impl Store {
         self.shared().catalog.read().all()
     }
 
-    /// Removes the entry: it can not be found from now on. Its records are removed with the next
+    /// Removes the entry: it cannot be found from now on. Its records are removed with the next
     /// group, its file once no reader is left.
     pub fn remove_entry(&self, id: &EntryId) {
         if let Some(entry) = self.entry(id) {
@@ -270,9 +269,9 @@ impl Store {
         }
     }
 
-    /// Sets a small durable note for the edge (sources, key bindings, peer keys), so that these
-    /// survive a restart without a coordinator. Synced with the next group; a crash loses at most
-    /// that.
+    /// Sets a small durable note for the edge (sources, key bindings, peer keys), which survives a
+    /// restart without a coordinator. Synced with the next group; a crash loses at most the notes
+    /// since then.
     pub fn put_note(&self, key: &[u8], value: Option<&[u8]>) {
         if key.len() + value.map_or(0, <[u8]>::len) > MAX_NOTE_BYTES {
             tracing::error!(
@@ -302,14 +301,14 @@ impl Store {
             .collect()
     }
 
-    /// Replaces the quotas of sources, from now on.
+    /// Replaces the quotas of sources, with immediate effect.
     pub fn set_quotas(&self, quotas: &HashMap<String, u64>) {
         let shared = self.shared();
         shared.sources.set_quotas(quotas, shared.tick());
         shared.over_quota.notify_one();
     }
 
-    /// What each source uses of the disk; sources without chunks and quota are left out.
+    /// The disk use of each source; sources with neither chunks nor a quota are left out.
     #[must_use]
     pub fn source_uses(&self) -> Vec<SourceUse> {
         self.shared().sources.uses()
@@ -320,7 +319,8 @@ impl Store {
         self.shared().over_quota.notified().await;
     }
 
-    /// Whether a source is over its quota, without what is proposed already.
+    /// Whether a source is over its quota, not counting chunks that were already proposed for
+    /// eviction.
     #[must_use]
     pub fn is_over_quota(&self) -> bool {
         let spaces = self.shared().sources.all();
@@ -370,7 +370,7 @@ impl Store {
             .victims(&wanted, &catalog, Instant::now())
     }
 
-    /// Drops chunks whose rows are gone: they can not be found from now on. The removal is recorded
+    /// Drops chunks whose rows are gone: they cannot be found from now on. The removal is recorded
     /// with the next group; then their bytes are freed, unless a reader still holds them.
     pub fn drop_chunks(&self, entry: &EntryId, chunks: &[ChunkIndex]) {
         if let Some(entry) = self.entry(entry) {
@@ -378,14 +378,14 @@ impl Store {
         }
     }
 
-    /// Chunks that became durable, in that order. One receiver.
+    /// Chunks that became durable, in order. One receiver.
     #[must_use]
     pub fn take_durable(&self) -> tokio::sync::mpsc::UnboundedReceiver<Durable> {
         self.shared().durable.take()
     }
 
-    /// Corrupt chunks, and chunks whose sync failed before they were durable: already withdrawn, to
-    /// be reported and fetched again.
+    /// Corrupt chunks, and chunks whose sync failed before they were durable. They are already
+    /// withdrawn; the receiver reports them and fetches them again.
     #[must_use]
     pub fn take_corrupt(&self) -> tokio::sync::mpsc::UnboundedReceiver<Victims> {
         self.shared().lost.take()
@@ -504,8 +504,8 @@ fn open_shared(
     Ok(shared)
 }
 
-/// Creates the directories of entries, so that no first byte waits for one. If one can not be
-/// created, its first entry creates it or fails; none are created where inodes are scarce.
+/// Creates the directories of entries, so that no first byte waits for one. If one cannot be
+/// created, its first entry creates it or fails. None are created where inodes are scarce.
 fn make_directories(disk: &dyn Disk) {
     let enough = |space: disk::DiskSpace| {
         space

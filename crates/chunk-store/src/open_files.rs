@@ -1,9 +1,9 @@
 //! Open files: a bounded number, however many entries there are.
 //!
-//! The hit path takes an open file with one atomic load. Opening is rare and goes through a lock;
-//! it closes another file where the bound is reached (second-chance clock). A file with unsynced
-//! writes stays open, because the kernel reports a failed write-back to the descriptors that were
-//! open when it failed.
+//! The hit path gets an open file with one atomic load. Opening is rare and takes a lock; once the
+//! bound is reached, it closes another file (second-chance clock). A file with unsynced writes
+//! stays open, because the kernel reports a failed write-back only to descriptors that were open
+//! when it failed.
 
 use std::{
     collections::VecDeque,
@@ -27,7 +27,7 @@ const MAX_STEPS: usize = 16;
 /// An open sparse file.
 pub(super) struct OpenFile {
     pub file: Arc<dyn DiskFile>,
-    /// Unset: it was opened while the file system refused writes.
+    /// False: it was opened while the file system refused writes.
     pub is_writable: bool,
     /// Used since the clock's hand last passed.
     used: AtomicBool,
@@ -53,12 +53,12 @@ impl OpenFile {
     }
 }
 
-/// A sparse file of a real disk, for sendfile. It stays open while this is held. Cheap to clone.
+/// A sparse file on a real disk, for sendfile. It stays open while this is held. Cheap to clone.
 #[derive(Clone)]
 pub struct StoredFile(Arc<dyn DiskFile>);
 
 impl StoredFile {
-    /// A simulated file has no descriptor.
+    /// Fails for a simulated file, which has no descriptor.
     pub(super) fn new(file: Arc<dyn DiskFile>) -> io::Result<Self> {
         match file.fd() {
             Some(_) => Ok(Self(file)),
@@ -110,7 +110,8 @@ impl OpenFiles {
     /// Closes files that were not used since the last sweep.
     pub fn sweep_idle(&self) {
         let mut files = std::mem::take(&mut *self.files.lock());
-        // Outside the lock: an idle file with unsynced writes (a fetch given up) is synced first.
+        // Outside the lock, because an idle file with unsynced writes (of a cancelled fetch) is
+        // synced first.
         files.retain(|entry| {
             if let Some(file) = entry
                 .upgrade()
@@ -119,8 +120,8 @@ impl OpenFiles {
                 && file.unsynced.swap(false, Ordering::AcqRel)
                 && let Err(error) = file.file.sync_data()
             {
-                // None of it was reported durable; what is committed later is synced by its own
-                // group.
+                // None of it was reported durable; chunks that are committed later are synced by
+                // their own group.
                 tracing::warn!(%error, "an idle file could not be synced");
                 if let Some(entry) = entry.upgrade() {
                     entry.table().spoil_unfinished();
@@ -137,7 +138,7 @@ impl OpenFiles {
     }
 }
 
-/// True if the file is closed now, or already was.
+/// True if the file is closed now or was closed before.
 fn close_unless_used(entry: &Weak<EntryFile>) -> bool {
     let Some(entry) = entry.upgrade() else {
         return true;

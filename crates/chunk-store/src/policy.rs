@@ -1,5 +1,5 @@
-//! Connects the eviction policy to the entries: keys to chunks, and proposals whose rows are not
-//! gone yet.
+//! Connects the eviction policy to the entries: maps keys to chunks, and remembers proposals whose
+//! rows are not gone yet.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,10 +19,10 @@ use crate::{
 /// have their index at the end.
 const FAVOURED_HEAD_CHUNKS: u32 = 2;
 const FAVOURED_TAIL_CHUNKS: u32 = 2;
-/// A proposal that is not carried out (no coordinator) is forgotten, and may be made again.
+/// A proposal that is not carried out (without a coordinator) is forgotten, and may be made again.
 const PROPOSAL_LIFETIME: Duration = Duration::from_secs(15);
 
-/// One set of queues a source: a scan of one source does not push out what another holds.
+/// One set of queues per source, so that a scan of one source does not evict what another holds.
 #[derive(Default)]
 pub(super) struct Policy {
     sources: BTreeMap<Arc<str>, SourceQueues>,
@@ -35,7 +35,7 @@ struct SourceQueues {
     eviction: Eviction,
 }
 
-/// What to propose, beside what the quotas demand.
+/// How much to propose, in addition to what the quotas require.
 pub(super) struct Wanted {
     pub bytes: u64,
     pub max_chunks: usize,
@@ -98,8 +98,8 @@ impl Policy {
         self.proposed_bytes
     }
 
-    /// Chooses what is over a quota, and then until at least `bytes` are chosen (if there are so
-    /// many, and within the limit of chunks), and remembers the proposal.
+    /// Chooses chunks over a quota, and then further ones until at least `bytes` are chosen, within
+    /// the limit of chunks. Remembers the proposal.
     pub fn victims(&mut self, wanted: &Wanted, catalog: &Catalog, now: Instant) -> Vec<Victims> {
         self.expire(catalog, now);
         let residents = AllEntries(catalog);
@@ -136,9 +136,9 @@ impl Policy {
         by_entry.into_iter().filter_map(known).collect()
     }
 
-    /// In this order: sources over their quota, down to it; those over an equal share of the disk,
-    /// down to that, the largest excess first, where one that nobody reads any more has no share;
-    /// then all, and pinned chunks last.
+    /// Chooses in this order: sources over their quota, down to the quota; sources over an equal
+    /// share of the disk, down to that share, the largest excess first (a source that nobody reads
+    /// any longer has no share); then all sources, and pinned chunks last.
     fn choose(
         &mut self,
         wanted: &Wanted,
@@ -179,8 +179,8 @@ impl Policy {
         chosen
     }
 
-    /// All sources with the bytes that each holds beyond its share of what stays once `left` bytes
-    /// have left; the largest excess first.
+    /// All sources with the bytes that each holds beyond its share of what remains once `left`
+    /// bytes have left, the largest excess first.
     fn excesses(&self, left: u64, tick: u16) -> Vec<(Arc<str>, u64)> {
         let active = self.sources.values().filter(|it| !it.space.is_idle(tick));
         let count = active.count().max(1) as u64;
@@ -206,7 +206,7 @@ impl Policy {
             .collect()
     }
 
-    /// Chooses chunks of one source, and remembers the proposal; with their size.
+    /// Chooses chunks of one source, with their sizes, and remembers the proposal.
     fn take_from(
         &mut self,
         source: &Arc<str>,
@@ -273,7 +273,7 @@ fn parts(key: ChunkKey) -> (u32, ChunkIndex) {
 
 #[cfg(test)]
 thread_local! {
-    /// Chunks that this thread looked at.
+    /// Number of chunks that this thread examined.
     pub(super) static LOOKS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 

@@ -18,8 +18,8 @@ use super::{
 };
 
 const DIR: &str = "spare";
-/// As many cold objects as are likely while the committer is busy; further ones create their own
-/// files.
+/// As many cold objects as are likely to arrive while the committer is busy; further ones create
+/// their own files.
 const COUNT: usize = 16;
 
 #[derive(Default)]
@@ -45,9 +45,8 @@ impl PreallocatedFiles {
             disk.create_dir(Path::new(DIR))?;
         }
         for _ in 0..missing {
-            // Never a name that was used before: a rename that is durable in one directory and not
-            // in the other leaves two names of one file, and nothing may be written under the old
-            // one.
+            // Never reuse a name: if a rename is durable in one directory and not in the other, one
+            // file has two names, and nothing may be written under the old one.
             let path = Path::new(DIR).join(Uuid::new_v4().to_string());
             let file = disk.open(&path, Open::CreateOrExisting)?;
             self.0.lock().push(PreallocatedFile { path, file });
@@ -55,8 +54,8 @@ impl PreallocatedFiles {
         Ok(())
     }
 
-    /// Takes an empty file and renames it to `path`, which must not exist. `None`: there is none;
-    /// the caller creates one.
+    /// Takes an empty file and renames it to `path`, which must not exist. `None`: there is none,
+    /// so the caller creates one.
     pub fn take(&self, disk: &dyn Disk, path: &Path) -> Option<Arc<dyn DiskFile>> {
         let PreallocatedFile { path: spare, file } = self.0.lock().pop()?;
         let renamed = disk.rename(&spare, path).or_else(|error| {
@@ -80,8 +79,8 @@ impl PreallocatedFiles {
     }
 }
 
-/// Removes the names of an earlier run's files; one that became an entry's file has another name.
-/// Failures do no harm.
+/// Removes the names of an earlier run's files; a file that became an entry's file has another
+/// name. Failures do no harm.
 pub(super) fn remove_leftovers(disk: &dyn Disk) {
     for name in disk.list(Path::new(DIR)).unwrap_or_default() {
         if let Err(error) = disk.remove_file(&Path::new(DIR).join(&name)) {

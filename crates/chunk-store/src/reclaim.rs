@@ -1,5 +1,5 @@
-//! After an open: frees what the journal does not prove, and finds what it proves but the disk
-//! lacks. In the background, so that serving begins at once.
+//! After an open: frees bytes that the journal does not prove, and finds chunks that it proves but
+//! the disk lacks. Runs in the background, so that serving begins at once.
 
 use std::{
     collections::HashSet,
@@ -23,7 +23,7 @@ pub(super) struct ReclaimedSpace {
     pub chunks: u64,
 }
 
-/// The entries known at the open. Later changes are not the search's business.
+/// The entries known at the open. The search ignores later changes.
 pub(super) struct Search {
     /// Weak: a removed entry's file goes with its last reader.
     entries: Vec<Weak<EntryFile>>,
@@ -59,7 +59,11 @@ impl Search {
                 continue;
             };
             if let Err(error) = reclaim_entry(&entry, &mut self.reclaimed) {
-                tracing::warn!(%error, entry = %entry.id(), "unproved extents could not be reclaimed");
+                tracing::warn!(
+                    %error,
+                    entry = %entry.id(),
+                    "unproved extents could not be reclaimed"
+                );
             }
         }
         if self.reclaimed != ReclaimedSpace::default() {
@@ -102,7 +106,7 @@ fn number_in(name: &str) -> Option<EntryNumber> {
     name.split('.').nth(1)?.parse().ok()
 }
 
-/// Whether the name is one of ours; other files are left alone.
+/// Whether the name is one of the store's; other files are left alone.
 fn is_ours(name: &str) -> bool {
     name.get(..36)
         .is_some_and(|id| id.parse::<EntryId>().is_ok())
@@ -125,12 +129,12 @@ fn reclaim_entry(entry: &Arc<EntryFile>, reclaimed: &mut ReclaimedSpace) -> io::
             return Ok(());
         }
         let chunks = geometry.chunks_covering(data);
-        // A proved chunk in a hole: its blocks are lost, or were zeros that the file system does
-        // not store. Reading the chunk tells.
+        // A proved chunk in a hole: either its blocks are lost, or the file system does not store
+        // zeros. Reading the chunk tells which.
         check_present(entry, geometry.chunk_of(at), chunks.start);
         for chunk in chunks.clone() {
-            // Under the lock that the first write to a chunk takes: writes of this process are not
-            // disturbed.
+            // Under the lock that the first write to a chunk takes, so that writes of this process
+            // are not disturbed.
             let _no_write_begins = entry.emptying.lock();
             let state = entry.table().state(chunk);
             if !state.is_present() && !state.is_written() && !state.is_doomed() {
@@ -168,15 +172,20 @@ fn ignore_unsupported(error: io::Error) -> io::Result<()> {
 /// Verifies proved chunks that seem to have no blocks.
 pub(super) fn check_present(entry: &Arc<EntryFile>, from: u32, to: u32) {
     let is_unsure = |state: ChunkState| state.is_durable() && !state.is_verified();
-    // Stored chunks, not all that the entry claims: an object may be petabytes long.
+    // Only stored chunks, not all that the entry claims: an object may be petabytes long.
     let unsure = entry.table().select(is_unsure);
     for chunk in unsure.filter(|chunk| (from..to).contains(chunk)) {
-        // Each reads a whole chunk: many lost ones would keep the process from ending.
+        // Each check reads a whole chunk, so many lost ones would delay the process's exit.
         if entry.is_stopping() {
             return;
         }
         if let Err(error) = verify::check(entry, chunk, verify::Trust::Verified) {
-            tracing::warn!(%error, entry = %entry.id(), chunk, "a chunk without blocks could not be checked");
+            tracing::warn!(
+                %error,
+                entry = %entry.id(),
+                chunk,
+                "a chunk without blocks could not be checked"
+            );
         }
     }
 }

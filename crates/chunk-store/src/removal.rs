@@ -1,10 +1,10 @@
-//! Removal: the journal forgets a chunk, synced, before its bytes are freed; and by then nobody
-//! holds it.
+//! Removal: the journal forgets a chunk, synced, before its bytes are freed, and no reader holds it
+//! by then.
 //!
-//! A chunk is withdrawn at once: no reader gets it, no inventory lists it. Its removal is recorded
-//! with the next group, and chunks that are recorded and not held are freed by the maintenance
-//! thread: as a hole, or with the file if nothing else is in it. So a removal costs its caller no
-//! system call, and ten thousand of them share a few syncs.
+//! A chunk is withdrawn at once: readers no longer get it and inventories no longer list it. Its
+//! removal is recorded with the next group. Then the maintenance thread frees chunks that no reader
+//! holds, by punching a hole, or with the file if nothing else is in it. So a removal costs its
+//! caller no system call, and ten thousand removals share a few syncs.
 
 use std::{
     collections::BTreeMap,
@@ -36,7 +36,7 @@ struct Waiting {
 #[derive(Default)]
 pub(super) struct Reaper {
     waiting: Mutex<Waiting>,
-    /// Set where parts of files can not be freed.
+    /// Set where parts of files cannot be freed.
     no_punching: AtomicBool,
 }
 
@@ -65,7 +65,7 @@ impl Reaper {
     }
 }
 
-/// Withdraws chunks, so that no reader and no inventory has them from now on.
+/// Withdraws chunks, so that readers and inventories no longer have them.
 pub(super) fn drop_chunks(shared: &Shared, entry: &Arc<EntryFile>, chunks: &[ChunkIndex]) {
     let withdrawn: Vec<_> = chunks
         .iter()
@@ -78,11 +78,11 @@ pub(super) fn drop_chunks(shared: &Shared, entry: &Arc<EntryFile>, chunks: &[Chu
     }
 }
 
-/// Unregisters the entry; readers that hold it read on.
+/// Unregisters the entry; readers that hold it continue.
 pub(super) fn remove_entry(shared: &Shared, entry: &Arc<EntryFile>) {
     {
         let mut catalog = shared.catalog.write();
-        // Under the lock: a registered entry is never marked as removed.
+        // Under the lock, so that a registered entry is never marked as removed.
         entry.set_removed();
         catalog.remove(entry);
     }
@@ -93,7 +93,7 @@ pub(super) fn remove_entry(shared: &Shared, entry: &Arc<EntryFile>) {
 
 /// Frees what is queued. Blocking.
 pub(super) fn reap(shared: &Shared) {
-    // Free nothing that the broken journal may still claim until it is replaced.
+    // A broken journal may still claim these chunks: free nothing until it is replaced.
     if shared.journal.lock().is_broken() {
         return;
     }
@@ -104,7 +104,7 @@ pub(super) fn reap(shared: &Shared) {
     for (path, bytes, space) in files {
         match shared.disk.remove_file(&path) {
             Err(error) if !is_absent(&error) => {
-                // It is an orphan at the next open; until then its bytes count.
+                // It becomes an orphan, removed at the next open; until then its bytes count.
                 tracing::warn!(%error, ?path, "a removed entry's file could not be removed");
             }
             _ => space.release_chunk(bytes),
@@ -136,7 +136,7 @@ fn dispose(shared: &Shared, entry: &Arc<EntryFile>, mut chunks: Vec<ChunkIndex>)
         // They count until the last chunk of their entry is removed.
         return;
     }
-    // A rewritten chunk is not ours any more; the last reader of a held one queues it again.
+    // A rewritten chunk must stay. The last reader of a held chunk queues it again.
     chunks.retain(|chunk| entry.table().state(*chunk).is_disposable());
     chunks.sort_unstable();
     chunks.dedup();

@@ -18,8 +18,8 @@ use super::{cachestat::cached_pages, disk::DiskFile};
 /// Size of one read.
 const READ_BYTES: u64 = 256 << 10;
 
-/// Number of pages probed in a range where the kernel does not count. It reads ahead and evicts in
-/// larger units than a page, so a few suffice.
+/// Number of pages probed in a range where the kernel cannot count them. It reads ahead and evicts
+/// in larger units than a page, so a few suffice.
 const PROBES: u64 = 4;
 
 /// Asks the kernel, or tries to read single bytes without waiting.
@@ -46,8 +46,8 @@ pub(super) fn is_resident(file: &dyn DiskFile, range: ByteRange) -> bool {
             ReadWriteFlags::NOWAIT,
         ) {
             Ok(_) => {}
-            // The file system can not tell (some in memory): there is nothing to wait for, or to be
-            // done.
+            // The file system cannot tell (some in-memory ones): there is nothing to wait for or to
+            // do.
             Err(Errno::OPNOTSUPP) => return true,
             Err(_) => return false,
         }
@@ -55,19 +55,19 @@ pub(super) fn is_resident(file: &dyn DiskFile, range: ByteRange) -> bool {
     true
 }
 
-/// How long a chunk that was in memory is assumed to be there. The kernel seldom evicts what was
-/// just used; if it does, one read blocks a serving thread once.
+/// How long a chunk that was in memory is assumed to be still there. The kernel seldom evicts pages
+/// that were just used; if it does, one read blocks a serving thread once.
 const TRUSTED: Duration = Duration::from_millis(250);
 
-/// Chunks that a thread remembers. Further hot ones are checked each time.
+/// Number of chunks that a thread remembers. Further hot ones are checked each time.
 const REMEMBERED: usize = 512;
 
 thread_local! {
     static RECENT: RefCell<Recent> = RefCell::new(Recent::default());
 }
 
-/// This thread's recent findings about chunks: for a small range a check costs almost as much as
-/// sending.
+/// This thread's recent findings about chunks, because for a small range a check costs almost as
+/// much as sending.
 struct Recent(Vec<Option<Remembered>>);
 
 #[derive(Clone, Copy)]
@@ -94,8 +94,8 @@ impl Default for Recent {
 }
 
 impl Recent {
-    /// `whole` and `part` check the chunk and the wanted range. The whole chunk is checked the
-    /// second time only: where each chunk is wanted once, that would cost more.
+    /// `whole` and `part` check the chunk and the wanted range. The whole chunk is checked only the
+    /// second time, which is cheaper where each chunk is wanted once.
     fn is_resident(
         &mut self,
         key: (EntryId, ChunkIndex),
@@ -133,13 +133,13 @@ pub(super) fn is_resident_lately(
     })
 }
 
-/// Requests the range: all of it will be wanted soon.
+/// Requests the range, because all of it will be wanted soon.
 pub(super) fn ask_for(file: &dyn DiskFile, range: ByteRange) {
     advise(file, range, Advice::WillNeed);
 }
 
-/// Reads the range into memory. Blocks until it is there or can not be read; whoever sends it then
-/// gets the error.
+/// Reads the range into memory. Blocks until it is there or reading fails; the code that sends it
+/// then gets the error.
 pub(super) fn read_all(file: &dyn DiskFile, range: ByteRange) {
     let mut scratch = vec![0; range.len().min(READ_BYTES) as usize];
     let mut at = range.start;
@@ -152,14 +152,14 @@ pub(super) fn read_all(file: &dyn DiskFile, range: ByteRange) {
     }
 }
 
-/// Releases the pages: they will not be wanted soon.
+/// Releases the pages, because they will not be wanted soon.
 pub(super) fn let_go(file: &dyn DiskFile, range: ByteRange) {
     advise(file, range, Advice::DontNeed);
 }
 
 fn advise(file: &dyn DiskFile, range: ByteRange, advice: Advice) {
     if let Some(fd) = file.fd() {
-        // Only advice: a failure does not matter.
+        // Only advice, so a failure does not matter.
         let _ = rustix::fs::fadvise(
             fd,
             range.start,

@@ -10,9 +10,9 @@ use chunkcache_proto::ChunkIndex;
 use super::{entry_file::EntryFile, shared::Shared, verify};
 use crate::chunk_table::ChunkState;
 
-/// Maximum rate, however much there is to check.
+/// Maximum rate, however many chunks there are.
 const MAX_RATE_BYTES_PER_SECOND: u64 = 64 << 20;
-/// After a pause (a suspended machine) no more than this is caught up.
+/// After a pause (a suspended machine), at most this much time is caught up.
 const MAX_CREDIT: Duration = Duration::from_secs(2);
 
 /// The scrub's position. Chunks that arrive after their entry was passed are checked in the next

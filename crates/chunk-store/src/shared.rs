@@ -1,8 +1,8 @@
 //! The state shared by all parts of the store.
 //!
-//! Locks are taken in this order, and no other: an entry's `emptying`, `journal`, `catalog`, an
-//! entry's `opening`, then one of the small ones (queue, policy, reaper, idle, digest, blocks, open
-//! files, sources), none of which is held while another is taken.
+//! Locks are always taken in this order: an entry's `emptying`, `journal`, `catalog`, an entry's
+//! `opening`, then one of the small ones (queue, policy, reaper, idle, digest, blocks, open files,
+//! sources). While a small one is held, no other lock is taken.
 
 use std::{
     sync::{
@@ -51,7 +51,7 @@ pub(super) struct Shared {
     pub policy: Mutex<Policy>,
     pub reaper: Reaper,
     pub idle: IdleEntries,
-    /// Wakes whoever evicts: a source began to exceed its quota.
+    /// Wakes the evicting task when a source has begun to exceed its quota.
     pub over_quota: Notify,
     /// Wakes the maintenance thread.
     pub house: WakeUp,
@@ -120,7 +120,7 @@ impl Shared {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Reports chunks that were withdrawn without the caller's request.
+    /// Reports chunks that were withdrawn without a request by the caller.
     pub fn report_lost(&self, entry: EntryId, chunks: Vec<ChunkIndex>) {
         if !chunks.is_empty() {
             self.lost.send(Victims { entry, chunks });
@@ -134,7 +134,7 @@ impl Shared {
             catalog.reserve_numbers();
             (catalog.all(), catalog.notes().clone(), catalog.numbers())
         };
-        // An entry without chunks is described with its next one, unless it is pinned.
+        // An entry without chunks is described with its next chunk, unless it is pinned.
         let is_stored = |entry: &Arc<EntryFile>| {
             !entry.is_removed() && (entry.has_durable() || entry.is_pinned())
         };

@@ -1,7 +1,7 @@
-//! The space of each source: what its chunks use, and its quota.
+//! The space of each source: the bytes that its chunks use, and its quota.
 //!
-//! All changes of a chunk's space go through here, so that the sums by source and of the disk are
-//! always changed together.
+//! All changes of a chunk's space go through here, so that the sums per source and of the disk
+//! always change together.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 use super::{StoreError, space::Space};
 
-/// A source that nobody has read from for so many ticks has no share of a full disk: a day.
+/// After this many ticks (a day) without a reader, a source has no share of a full disk.
 const IDLE_TICKS: u16 = 5_400;
 
 /// The space of one source.
@@ -29,7 +29,7 @@ pub(super) struct SourceSpace {
     leaving_bytes: AtomicU64,
     /// Proposed for eviction.
     proposed_bytes: AtomicU64,
-    /// Largest number: no quota.
+    /// The largest number means no quota.
     quota_bytes: AtomicU64,
     last_use: AtomicU16,
 }
@@ -38,7 +38,7 @@ pub(super) struct SourceSpace {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceUse {
     pub source: Arc<str>,
-    /// Of chunks, and reserved for those arriving.
+    /// Bytes of chunks, and bytes reserved for arriving ones.
     pub used_bytes: u64,
     pub quota_bytes: Option<u64>,
 }
@@ -48,7 +48,7 @@ impl SourceSpace {
         &self.name
     }
 
-    /// Notes that one of its chunks was read.
+    /// Records that one of its chunks was read.
     pub fn touch(&self, tick: u16) {
         if self.last_use.load(Ordering::Relaxed) != tick {
             self.last_use.store(tick, Ordering::Relaxed);
@@ -83,7 +83,7 @@ impl SourceSpace {
         })
     }
 
-    /// Whether the quota leaves space for so many bytes now.
+    /// Whether the quota leaves space for this many bytes now.
     pub fn has_room_for(&self, bytes: u64) -> bool {
         self.quota()
             .is_none_or(|quota| self.used().saturating_add(bytes) <= quota)
@@ -115,7 +115,7 @@ impl SourceSpace {
         self.disk.add_chunk(bytes);
     }
 
-    /// Uncounts a chunk whose blocks were freed.
+    /// Stops counting a chunk whose blocks were freed.
     pub fn release_chunk(&self, bytes: u64) {
         self.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
         self.disk.release_chunk(bytes);
@@ -127,7 +127,7 @@ impl SourceSpace {
         self.disk.begin_leaving(bytes);
     }
 
-    /// Uncounts it: its bytes are freed, or reused.
+    /// Stops counting it: its bytes are freed or reused.
     pub fn end_leaving(&self, bytes: u64) {
         self.leaving_bytes.fetch_sub(bytes, Ordering::AcqRel);
         self.disk.end_leaving(bytes);
@@ -180,7 +180,7 @@ impl SourceSpaces {
         self.spaces.lock().values().cloned().collect()
     }
 
-    /// Replaces all quotas, and forgets sources that nothing refers to.
+    /// Replaces all quotas, and forgets sources that are no longer referenced.
     pub fn set_quotas(&self, quotas: &HashMap<String, u64>, tick: u16) {
         for source in quotas.keys() {
             self.of(source, tick);
@@ -190,7 +190,7 @@ impl SourceSpaces {
             let quota = quotas.get(&**name).copied();
             let quota_or_none = quota.unwrap_or(u64::MAX);
             space.quota_bytes.store(quota_or_none, Ordering::Release);
-            // The map has one count: no entry, and no queue of chunks.
+            // The map holds one reference, so more than one means an entry or a queue of chunks.
             quota.is_some() || Arc::strong_count(space) > 1
         });
     }

@@ -21,17 +21,17 @@ use super::{
     disk::{Disk, DiskSpace},
 };
 
-/// `statvfs` costs a microsecond or two; other programs do not fill disks fast enough for this to
-/// matter, given `min_free`.
+/// `statvfs` costs a microsecond or two, and because of `min_free` it does not matter that other
+/// programs write meanwhile.
 const REFRESH_INTERVAL: Duration = Duration::from_millis(200);
 /// Share of the file system used if no maximum is given.
 const DEFAULT_MAX_PERCENT: u64 = 90;
-/// Inodes left for others, and for entries that are created while some are evicted.
+/// Inodes left for other programs, and for entries that are created while some are evicted.
 const SPARE_FILES: u64 = 128;
 
-/// Refusals are reported after this time: an eviction's round trip is shorter.
+/// Refusals are reported once they last this long: an eviction takes less time.
 const SHORTAGE_AFTER: Duration = Duration::from_secs(2);
-/// They are reported until so long after the last one.
+/// They are reported until this long after the last one.
 const SHORTAGE_OVER: Duration = Duration::from_secs(5);
 
 /// Refused reservations, without one granted in between.
@@ -55,7 +55,7 @@ pub struct Space {
     /// `chunk_bytes` and reservations; the limit is enforced by compare-and-swap on this one.
     used_bytes: AtomicU64,
     allowed_bytes: AtomicU64,
-    /// Largest number: no limit.
+    /// The largest number means no limit.
     free_files: AtomicU64,
     refreshed: Mutex<Option<Instant>>,
 }
@@ -105,7 +105,7 @@ impl Space {
         self.leaving_bytes.fetch_add(bytes, Ordering::AcqRel);
     }
 
-    /// Uncounts it: its bytes are freed, or reused.
+    /// Stops counting it: its bytes are freed or reused.
     pub fn end_leaving(&self, bytes: u64) {
         self.leaving_bytes.fetch_sub(bytes, Ordering::AcqRel);
     }
@@ -126,7 +126,7 @@ impl Space {
         Ok(())
     }
 
-    /// Counts a chunk of `chunk_bytes` that `reserved` bytes were reserved for.
+    /// Counts a chunk of `chunk_bytes` for which `reserved` bytes were reserved.
     pub fn turn_into_chunk(&self, reserved: u64, chunk_bytes: u64) {
         self.chunk_bytes.fetch_add(chunk_bytes, Ordering::AcqRel);
         let more = chunk_bytes.saturating_sub(reserved);
@@ -153,7 +153,7 @@ impl Space {
         StoreError::NoSpace(NO_FILES.into())
     }
 
-    /// Why nothing can be stored, while that lasts: eviction does not help, or can not.
+    /// Why nothing can be stored, while that lasts and eviction does not end it.
     pub fn shortage(&self, now: Instant) -> Option<String> {
         if goes_on(&self.refusals, now) {
             return Some(format!("no space: {}", self.in_use()));
@@ -176,7 +176,7 @@ impl Space {
         self.used_bytes.fetch_add(bytes, Ordering::AcqRel);
     }
 
-    /// Uncounts a chunk whose blocks were freed.
+    /// Stops counting a chunk whose blocks were freed.
     pub fn release_chunk(&self, bytes: u64) {
         self.chunk_bytes.fetch_sub(bytes, Ordering::AcqRel);
         self.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
@@ -187,7 +187,7 @@ impl Space {
         if refreshed.is_some_and(|at| at.elapsed() < older_than) {
             return;
         }
-        // An error leaves the last figure; reads and writes show whether the disk is broken.
+        // On an error keep the last figure: reads and writes show whether the disk is broken.
         if let Ok(space) = self.disk.space() {
             self.allowed_bytes
                 .store(self.limit(space), Ordering::Release);
@@ -209,8 +209,8 @@ impl Space {
         self.files_over() > 0
     }
 
-    /// Reservations are not written yet, so they count as space this store could still write; one
-    /// that is partly written counts twice for a moment, which errs on the safe side.
+    /// The limit for chunks and reservations. Reserved space that is not written yet counts as
+    /// available; while it is partly written it briefly counts twice, which errs on the safe side.
     fn limit(&self, space: DiskSpace) -> u64 {
         let max = self
             .max_bytes

@@ -1,6 +1,6 @@
 //! The store's threads: one commits groups, one does maintenance, one reclaims once after an open.
 //!
-//! Threads and not tasks, because all their work blocks on the disk.
+//! Threads and not tasks, because all their work may block on the disk.
 
 use std::{
     io,
@@ -17,10 +17,10 @@ use super::{
 
 /// Longest sleep of an idle committer.
 const COMMIT_IDLE: Duration = Duration::from_secs(1);
-/// How soon a hole is punched after its last reader left, and timed work is done.
+/// Interval of timed work; a hole is punched this soon after its last reader left.
 const HOUSE_INTERVAL: Duration = Duration::from_millis(100);
 const IDLE_FILES_INTERVAL: Duration = Duration::from_secs(30);
-/// The eviction policy's tick: uses of a chunk within one or two of these are one use. As long as a
+/// The eviction policy's tick: uses of a chunk within one or two ticks count as one. As long as a
 /// slow viewer needs for a chunk.
 const TICK_INTERVAL: Duration = Duration::from_secs(16);
 /// Time between probes of a disk that refused.
@@ -62,7 +62,7 @@ impl Threads {
         threads.spawn("store-house", shared, house_loop)?;
         let search = reclaim::Search::new(shared);
         threads.spawn("store-reclaim", shared, |shared| {
-            // Not before: a start waits for neither.
+            // Not earlier, because nothing at the start waits for these.
             make_directories(&*shared.disk);
             search.run(shared);
         })?;
@@ -97,7 +97,7 @@ impl Threads {
 
 fn commit_loop(shared: &Shared) {
     while !shared.is_stopping() {
-        // Nothing can be recorded while the disk refuses: no hurry then.
+        // While the disk refuses writes nothing can be recorded, so there is no hurry.
         let window = if shared.health.is_degraded() {
             HOUSE_INTERVAL
         } else {

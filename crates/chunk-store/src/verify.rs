@@ -10,14 +10,14 @@ use chunkcache_proto::{
 
 use super::{StoreError, disk::Open, entry_file::EntryFile, removal, residency};
 
-/// A block of a chunk, read and compared with the hash it had when it was stored.
+/// A block of a chunk, compared with the hash it had when it was stored.
 pub struct Block {
     pub range: ByteRange,
     pub hash: u64,
     pub bytes: Vec<u8>,
 }
 
-/// The kernel's error for a sector it can not read.
+/// The kernel's error for a sector that it cannot read.
 const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 
 /// How far an intact chunk is trusted.
@@ -29,8 +29,8 @@ pub(super) enum Trust {
     VerifiedAndCold,
 }
 
-/// Reads and checks the chunk; a corrupt one is withdrawn and reported. False: it is corrupt, or
-/// not present. Blocking.
+/// Reads and checks the chunk; withdraws and reports a corrupt one. False: it is corrupt or not
+/// present. Blocking.
 pub(super) fn check(
     entry: &Arc<EntryFile>,
     chunk: ChunkIndex,
@@ -93,7 +93,7 @@ pub(super) fn read_through(entry: &Arc<EntryFile>, part: ByteRange) -> Result<bo
     Ok(true)
 }
 
-/// The chunk is pinned. A withdrawn one is compared as well: corruption may be the reason.
+/// Reads a block of a pinned chunk. Compares a withdrawn one as well: corruption may be the reason.
 fn read(entry: &Arc<EntryFile>, offset: u64) -> Result<Read, StoreError> {
     let chunk = entry.geometry().chunk_of(offset);
     let state = entry.table().state(chunk);
@@ -120,7 +120,7 @@ fn read(entry: &Arc<EntryFile>, offset: u64) -> Result<Read, StoreError> {
     }
 }
 
-/// Withdraws a chunk whose bytes are wrong, or can not be read. Other errors (no descriptors, no
+/// Withdraws a chunk whose bytes are wrong or cannot be read. Other errors (no descriptors, no
 /// memory) say nothing about the chunk.
 fn withdraw(
     entry: &Arc<EntryFile>,
@@ -129,10 +129,19 @@ fn withdraw(
 ) -> Result<(), StoreError> {
     match error {
         None => {
-            tracing::warn!(entry = %entry.id(), chunk, "a chunk's bytes do not match its checksum; it is withdrawn")
+            tracing::warn!(
+                entry = %entry.id(),
+                chunk,
+                "a chunk's bytes do not match its checksum; it is withdrawn"
+            )
         }
         Some(StoreError::Io(error)) if is_loss(&error) => {
-            tracing::warn!(%error, entry = %entry.id(), chunk, "a chunk can not be read; it is withdrawn");
+            tracing::warn!(
+                %error,
+                entry = %entry.id(),
+                chunk,
+                "a chunk can not be read; it is withdrawn"
+            );
         }
         Some(error) => return Err(error),
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-/// Why a request was forwarded, in the words of RFC 9211.
+/// Why a request was forwarded, in the terms of RFC 9211.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forward {
     /// Nothing of the object was stored.
@@ -13,14 +13,14 @@ pub enum Forward {
     Partial,
     /// The request is not cacheable.
     Bypass,
-    /// It was not forwarded, and was no hit either: refused here.
+    /// It was neither forwarded nor a hit: it was refused here.
     Not,
 }
 
-/// What is known of bytes that are not here.
+/// The reasons why bytes are missing here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Missing {
-    /// They were dropped for space lately.
+    /// They were evicted recently.
     pub evicted: bool,
     /// The key's object is another version than it was.
     pub replaced: bool,
@@ -28,14 +28,14 @@ pub struct Missing {
     pub partly_here: bool,
 }
 
-/// Why a request was no hit, for people: the `detail` of an object.
+/// Why a request was not a hit, as the `detail` of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MissClass {
     /// Nothing of the object was here, as far as is remembered.
     NeverHere,
     /// The bytes were dropped for space.
     Evicted,
-    /// The bytes are here; their freshness was over.
+    /// The bytes are here, but their freshness had expired.
     Expired,
     /// Other bytes of the object are here.
     NotYetFilled,
@@ -44,12 +44,13 @@ pub enum MissClass {
 }
 
 impl MissClass {
-    /// Of a request that found not all of its bytes here, or whose binding was no longer fresh.
+    /// Classifies a request that did not find all its bytes here, or whose binding was not fresh.
     #[must_use]
     pub fn of(is_expired: bool, missing: Missing) -> Self {
         match missing {
             Missing { evicted: true, .. } => Self::Evicted,
-            // Of a new version something is here once it was asked for.
+            // Once the new version was requested, some of its bytes are here, and this reason no
+            // longer applies.
             Missing {
                 replaced: true,
                 partly_here,
@@ -63,7 +64,7 @@ impl MissClass {
         }
     }
 
-    /// As it is written.
+    /// The word in the header field.
     #[must_use]
     pub fn token(self) -> &'static str {
         match self {
@@ -106,7 +107,7 @@ impl CacheStatus {
             Some(Forward::Bypass) => value.push_str("; fwd=bypass"),
         }
         if let Some(status) = self.forward_status {
-            // Writing to a String can not fail.
+            // Writing to a String cannot fail.
             let _ = write!(value, "; fwd-status={status}");
         }
         if self.stored {
@@ -123,7 +124,7 @@ impl CacheStatus {
     }
 }
 
-/// A Token where the name is one (RFC 9651, 3.3.4), else a String.
+/// Writes the name as a Token if it is one (RFC 9651, 3.3.4), otherwise as a String.
 fn write_name(out: &mut String, name: &str) {
     let token = name.starts_with(|c: char| c.is_ascii_alphabetic())
         && name
@@ -136,7 +137,7 @@ fn write_name(out: &mut String, name: &str) {
     }
 }
 
-/// A String (RFC 9651, 3.3.3); characters that it can not hold become `?`.
+/// Writes a String (RFC 9651, 3.3.3); characters that it cannot contain become `?`.
 pub(crate) fn write_string(out: &mut String, text: &str) {
     out.push('"');
     for c in text.chars() {

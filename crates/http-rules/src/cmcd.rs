@@ -1,8 +1,8 @@
 //! A player's report about itself: Common Media Client Data (CTA-5004, versions 1 and 2).
 //!
-//! It comes in four request headers or in one query parameter, and is not trusted: a text is
-//! bounded, a value out of its bounds is ignored, and no client gets more than its share because of
-//! it. It is not part of a cache key.
+//! It comes in four request headers or in one query parameter, and is not trusted: texts are
+//! bounded, values outside their bounds are ignored, and no client gets more than its share because
+//! of it. It is not part of a cache key.
 
 use std::time::Duration;
 
@@ -26,13 +26,13 @@ const MAX_KEYS: usize = 64;
 const MAX_ID: usize = 64;
 const MAX_NEXT_OBJECTS: usize = 4;
 const MAX_NEXT_PATH: usize = 1024;
-/// Ten minutes: limit for buffers and deadlines.
+/// Limit for buffers and deadlines: ten minutes.
 const MAX_TIME_MS: u64 = 600_000;
 /// 10 Gbit/s.
 const MAX_KBPS: u64 = 10_000_000;
 /// A player with less than this in its buffer is about to stall.
 const LOW_BUFFER: Duration = Duration::from_secs(2);
-/// A player with this much can wait, and others go first.
+/// A player with this much can wait while others go first.
 const AMPLE_BUFFER: Duration = Duration::from_secs(8);
 
 /// How urgently a player needs its response.
@@ -41,7 +41,7 @@ pub enum Urgency {
     /// Its buffer is ample.
     Relaxed,
     Usual,
-    /// It starts, seeks, or stalls unless the bytes arrive now.
+    /// It starts, seeks, or will stall unless the bytes arrive now.
     Critical,
 }
 
@@ -78,7 +78,7 @@ pub struct Cmcd {
 }
 
 impl Cmcd {
-    /// None: the player reports nothing.
+    /// `None`: the player reports nothing.
     #[must_use]
     pub fn from_request(headers: &HeaderMap, query: Option<&str>) -> Option<Self> {
         let mut reading = Reading::default();
@@ -108,7 +108,7 @@ impl Cmcd {
         }
     }
 
-    /// Time until the player stalls without the bytes; none if it did not report it.
+    /// Time until the player stalls without the bytes; `None` if it did not report it.
     #[must_use]
     pub fn time_left(&self) -> Option<Duration> {
         if self.is_startup || self.is_starved {
@@ -136,7 +136,7 @@ impl Cmcd {
     }
 }
 
-/// The decoded value of the parameter; the first one counts.
+/// The decoded value of the parameter; if there are several, of the first.
 fn parameter(query: &str) -> Option<String> {
     let value = query
         .split('&')
@@ -197,7 +197,7 @@ impl Reading {
         if let Some(range) = self.next_range {
             match self.cmcd.next_objects.first_mut() {
                 Some(next) => next.range = next.range.or(Some(range)),
-                // Without `nor` it is a range of the requested object.
+                // Without `nor`, it is a range of the requested object.
                 None => self.cmcd.next_objects.push(NextObject {
                     path: String::new(),
                     range: Some(range),
@@ -232,8 +232,8 @@ impl<'a> Iterator for Pairs<'a> {
     }
 }
 
-/// The position of the first `separator` outside of quotes and parentheses. ASCII delimiters are no
-/// part of a longer character in UTF-8, so it is a character boundary.
+/// The position of the first `separator` outside quotes and parentheses. An ASCII delimiter is
+/// never part of a longer UTF-8 character, so the position is a character boundary.
 fn end_of_item(text: &str, separator: char) -> usize {
     let (mut quoted, mut escaped, mut depth) = (false, false, 0_u32);
     for (at, c) in text.char_indices() {
@@ -316,7 +316,8 @@ fn next_objects(value: &str) -> Vec<NextObject> {
         .collect()
 }
 
-/// `0-99`, `100-`. A suffix range `-99` names no bytes before the size is known.
+/// `0-99`, `100-`. A suffix range `-99` is ignored, because it names no bytes while the size is
+/// unknown.
 fn range(text: &str) -> Option<OpenRange> {
     let (first, last) = text.split_once('-')?;
     let first = first.parse().ok()?;
@@ -479,13 +480,17 @@ mod tests {
             for cmcd in [from_query(&text), Cmcd::from_request(&HeaderMap::new(), Some(&text))] {
                 let cmcd = cmcd.unwrap_or_default();
                 prop_assert!(cmcd.next_objects.len() <= MAX_NEXT_OBJECTS);
-                prop_assert!(cmcd.time_left().unwrap_or_default() <= Duration::from_millis(MAX_TIME_MS));
+                prop_assert!(
+                    cmcd.time_left().unwrap_or_default() <= Duration::from_millis(MAX_TIME_MS)
+                );
                 let _ = cmcd.prefetch_targets(&asked);
             }
         }
 
         #[test]
-        fn near_its_grammar_nothing_panics(text in "((bl|nor|nrr|sid|su|br)(=[()\"\\\\0-9a-z;/. %-]{0,24})?,?){0,8}") {
+        fn near_its_grammar_nothing_panics(
+            text in "((bl|nor|nrr|sid|su|br)(=[()\"\\\\0-9a-z;/. %-]{0,24})?,?){0,8}",
+        ) {
             let mut headers = HeaderMap::new();
             if let Ok(value) = HeaderValue::from_str(&text) {
                 headers.insert("cmcd-request", value);

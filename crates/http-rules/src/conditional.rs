@@ -76,7 +76,7 @@ pub fn evaluate(headers: &HeaderMap, validators: Validators<'_>) -> Verdict {
     Verdict::Proceed { ignore_range }
 }
 
-/// RFC 9110, 13.1.5: a strong tag that is equal, or exactly the date of the representation.
+/// RFC 9110, 13.1.5: an equal strong tag, or exactly the date of the representation.
 fn if_range_holds(headers: &HeaderMap, validators: Validators<'_>) -> bool {
     let Some(value) = only_value(headers, &header::IF_RANGE) else {
         return false;
@@ -320,8 +320,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_headers_never_panic(name in 0usize..5, value in prop::collection::vec(any::<u8>(), 0..80)) {
-            let names = ["if-match", "if-none-match", "if-range", "if-modified-since", "if-unmodified-since"];
+        fn arbitrary_headers_never_panic(
+            name in 0usize..5,
+            value in prop::collection::vec(any::<u8>(), 0..80),
+        ) {
+            let names = ["if-match", "if-none-match", "if-range", "if-modified-since",
+                "if-unmodified-since"];
             if let Ok(value) = HeaderValue::from_bytes(&value) {
                 let mut headers = HeaderMap::new();
                 headers.append(names[name], value);

@@ -11,8 +11,8 @@ pub enum ContentRange {
     Unsatisfied { size: u64 },
 }
 
-/// `None` for everything that is not exactly one of the forms: a sender that can not write this
-/// field is not trusted.
+/// `None` for everything that is not exactly one of the two forms: a sender that cannot write this
+/// field correctly is not trusted.
 #[must_use]
 pub fn parse(value: &str) -> Option<ContentRange> {
     let (unit, rest) = value.trim().split_once(' ')?;
@@ -38,7 +38,7 @@ pub fn parse(value: &str) -> Option<ContentRange> {
     })
 }
 
-/// Digits only: `u64::from_str` would take a sign.
+/// Parses digits only; `u64::from_str` would accept a sign.
 fn number(digits: &str) -> Option<u64> {
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
@@ -88,10 +88,18 @@ mod tests {
         }
 
         #[test]
-        fn what_is_written_is_read(first in 0u64..1 << 50, len in 1u64..1 << 40, after in 0u64..1 << 40) {
+        fn what_is_written_is_read(
+            first in 0u64..1 << 50,
+            len in 1u64..1 << 40,
+            after in 0u64..1 << 40,
+        ) {
             let end = first + len;
             let text = format!("bytes {}-{}/{}", first, end - 1, end + after);
-            prop_assert_eq!(parse(&text), Some(ContentRange::Satisfied { range: ByteRange::new(first, end), size: Some(end + after) }));
+            prop_assert_eq!(
+                parse(&text),
+                Some(ContentRange::Satisfied { range: ByteRange::new(first, end),
+                    size: Some(end + after) })
+            );
         }
     }
 }

@@ -1,16 +1,16 @@
-//! Where a request carries its signature, when it is not in the query: in the first segment of the
-//! path, which players keep for all that a playlist names relatively, or in a cookie.
+//! Where a request carries its signature if it is not in the query: in the first segment of the
+//! path, which players keep for all relative URLs of a playlist, or in a cookie.
 
 use http::{HeaderMap, header};
 
-/// Begins the segment. No source has such a name.
+/// The prefix of the segment. No source has such a name.
 const SEGMENT: &str = "cc~";
-/// Instead of it, where a URL is written down.
+/// Replaces the segment where a URL is logged.
 const REDACTED: &str = "/cc~-";
-/// The signature's parameters as one base64url word.
+/// The cookie that contains the signature's parameters as one base64url word.
 pub const COOKIE: &str = "cc-signed";
 
-/// The path without the segment, and the word in it.
+/// The path without the segment, and the word in the segment.
 #[must_use]
 pub fn split_path(path: &str) -> (&str, Option<&str>) {
     let Some(rest) = path
@@ -25,7 +25,7 @@ pub fn split_path(path: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// The path of a URL with `word` in it.
+/// The path of a URL that contains `word`.
 #[must_use]
 pub fn join_path(word: &str, path: &str) -> String {
     format!("/{SEGMENT}{word}{path}")

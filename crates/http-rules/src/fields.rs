@@ -53,7 +53,8 @@ pub fn kept(headers: &HeaderMap) -> Vec<v1::Header> {
     let unwanted = named_by_origin(headers);
     let mut bytes = 0;
     let mut fields = Vec::new();
-    // Tags first: what an object is purged by is not dropped for what it is only shown with.
+    // Tags first, because purging an object by its tags matters more than fields that are only
+    // displayed.
     let is_tag = |name: &str| tags::FIELDS.contains(&name);
     let (tagging, others): (Vec<_>, Vec<_>) =
         headers.iter().partition(|(name, _)| is_tag(name.as_str()));

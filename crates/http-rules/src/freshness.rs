@@ -1,7 +1,7 @@
 //! Freshness in a shared cache (RFC 9111, RFC 5861) under a source's policy.
 //!
 //! Decides whether an answer may be stored, how long it is fresh, and whether it may be served
-//! while the origin can not be reached. Times are milliseconds since the Unix epoch.
+//! while the origin cannot be reached. Times are milliseconds since the Unix epoch.
 
 use chunkcache_proto::v1;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
@@ -10,11 +10,11 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_enco
 pub const TARGETED: &str = "cdn-cache-control";
 /// Lifetime if neither the origin nor the policy gives one.
 const DEFAULT_TTL_SECONDS: u32 = 60;
-/// Default of the policy: an unreachable origin does not mean a deleted object.
+/// Default of the policy: an unreachable origin does not mean that the object was deleted.
 const DEFAULT_STALE_IF_ERROR_SECONDS: u32 = 24 * 3600;
 /// How long a 404 or 410 is remembered by default.
 const DEFAULT_NEGATIVE_TTL_SECONDS: u32 = 5;
-/// RFC 9111, 1.2.2: larger values are taken as this.
+/// RFC 9111, 1.2.2: larger values count as this one.
 const LARGEST_DELTA_SECONDS: u64 = 1 << 31;
 
 /// The response directives that concern a shared cache (RFC 9111, 5.2.2; RFC 5861).
@@ -50,9 +50,9 @@ impl AnswerFacts {
 }
 
 impl CacheControl {
-    /// Parses all field lines, joined by commas. Unknown directives are ignored; of a repeated one
-    /// the more restrictive value counts; an argument that is no number makes the answer stale at
-    /// once (RFC 9111, 4.2.1).
+    /// Parses all field lines, joined by commas. Unknown directives are ignored. Of a repeated
+    /// directive, the more restrictive value counts. An argument that is not a number makes the
+    /// answer stale at once (RFC 9111, 4.2.1).
     #[must_use]
     pub fn parse(value: &str) -> Self {
         let mut parsed = Self::default();
@@ -65,7 +65,7 @@ impl CacheControl {
             let least = |old: Option<u64>| Some(old.map_or_else(delta, |old| old.min(delta())));
             match name.to_ascii_lowercase().as_str() {
                 "no-store" => parsed.no_store = true,
-                // With field names they concern only those fields, which are not stored: see
+                // With field names it applies only to those fields, which are not stored: see
                 // `named_fields`.
                 "private" => parsed.private |= argument.is_none(),
                 "no-cache" => parsed.no_cache |= argument.is_none(),
@@ -107,8 +107,8 @@ fn split_outside_quotes(value: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// A number of seconds; text that is no number is 0, one beyond all bounds is 2³¹ (RFC 9111,
-/// 1.2.2).
+/// A number of seconds. A text that is not a number is 0, and one that is too large is 2³¹ (RFC
+/// 9111, 1.2.2).
 pub(crate) fn delta_seconds(text: &str) -> u64 {
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
         return 0;
@@ -128,7 +128,7 @@ pub struct AnswerFacts {
     pub targeted: String,
     pub pragma_no_cache: bool,
     pub expires_ms: Option<i64>,
-    /// `Expires` is no valid date, which means: already expired (RFC 9111, 5.3).
+    /// `Expires` is not a valid date, which means: already expired (RFC 9111, 5.3).
     pub expires_invalid: bool,
     pub date_ms: Option<i64>,
     pub age_seconds: u32,
@@ -145,10 +145,10 @@ pub struct AnswerFacts {
     pub with_authorization: bool,
 }
 
-/// Why an answer is not stored now but may be in a second.
+/// Why an answer is not stored now although it may be stored in a second.
 pub const YOUNG: &str = "young-validator";
 
-/// Whether an answer may be stored; the reason why not goes into `Cache-Status` as `detail`.
+/// Whether an answer may be stored. The reason why not goes into `Cache-Status` as `detail`.
 pub fn storable(facts: &AnswerFacts) -> Result<(), &'static str> {
     let control = facts.control();
     if control.no_store {
@@ -181,7 +181,8 @@ pub fn storable(facts: &AnswerFacts) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// How long the key may be served without asking, from an answer that came at `now_ms`.
+/// How long the key may be served without asking the origin, given an answer that arrived at
+/// `now_ms`.
 #[must_use]
 pub fn freshness(facts: &AnswerFacts, policy: &v1::FreshnessPolicy, now_ms: i64) -> v1::Freshness {
     let lifetime = lifetime_seconds(facts, policy);
@@ -192,8 +193,8 @@ pub fn freshness(facts: &AnswerFacts, policy: &v1::FreshnessPolicy, now_ms: i64)
     let age = i64::from(facts.age_seconds)
         .max(apparent)
         .min(LARGEST_DELTA_SECONDS as i64);
-    // The policy's lifetimes count from our own confirmation: the origin's clock and caches do not
-    // matter.
+    // The policy's lifetimes count from our own confirmation, independent of the origin's clock and
+    // caches.
     let left = match lifetime {
         Lifetime::Origin(seconds) => (seconds as i64 - age).max(0),
         Lifetime::Policy(seconds) => i64::from(seconds),
@@ -213,8 +214,8 @@ pub fn freshness(facts: &AnswerFacts, policy: &v1::FreshnessPolicy, now_ms: i64)
 /// Statuses that may be stored if the answer gives a lifetime (RFC 9110, 15.1).
 const KEPT_AS_A_WHOLE: [u16; 11] = [200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501];
 
-/// Whether an answer may be stored as a whole, and for how long: if it says so explicitly, or if it
-/// is a 200 and the source's policy gives a lifetime. It needs neither a validator nor a length.
+/// Whether an answer may be stored as a whole, and for how long: if it has an explicit lifetime, or
+/// if it is a 200 and the source's policy gives one. It needs neither a validator nor a length.
 #[must_use]
 pub fn freshness_of_whole(
     status: u16,
@@ -238,8 +239,8 @@ pub fn freshness_of_whole(
     (now_ms < fresh.fresh_until_ms).then_some(fresh)
 }
 
-/// How long an answer without an object is remembered. The operator's setting precedes the
-/// origin's, which precedes the default.
+/// How long an answer without an object is remembered. The operator's setting takes precedence over
+/// the origin's, which takes precedence over the default.
 #[must_use]
 pub fn negative_lifetime_ms(facts: &AnswerFacts, policy: &v1::FreshnessPolicy, now_ms: i64) -> i64 {
     let usual = i64::from(negative_ttl_seconds(policy)) * 1_000;
@@ -283,7 +284,7 @@ fn lifetime_seconds(facts: &AnswerFacts, policy: &v1::FreshnessPolicy) -> Lifeti
     }
     match (facts.expires_ms, facts.date_ms) {
         (Some(expires), Some(date)) => Lifetime::Origin(((expires - date) / 1000).max(0) as u64),
-        // Without a Date nothing tells the origin's clock.
+        // Without a Date, the origin's clock is unknown.
         (Some(_), None) => Lifetime::Origin(0),
         (None, _) => Lifetime::Policy(policy.default_ttl_seconds.unwrap_or(DEFAULT_TTL_SECONDS)),
     }
@@ -333,7 +334,7 @@ pub fn judge(binding: &v1::Freshness, now_ms: i64) -> Verdict {
     Verdict::Stale
 }
 
-/// Whether the stale object may be served while its origin can not be reached. An explicit setting
+/// Whether the stale object may be served while its origin cannot be reached. An explicit setting
 /// of the operator wins; otherwise the origin's `must-revalidate` and `no-cache` forbid it, and its
 /// `stale-if-error` limits it.
 #[must_use]
@@ -356,8 +357,8 @@ pub fn stamp(mut freshness: v1::Freshness, now_ms: i64) -> v1::Freshness {
     freshness
 }
 
-/// Converts the times of another machine's freshness to this one's clock. One without a stamp is
-/// left as it is.
+/// Converts the times of another machine's freshness to this machine's clock. A freshness without a
+/// stamp is left as it is.
 #[must_use]
 pub fn receive(mut freshness: v1::Freshness, now_ms: i64) -> v1::Freshness {
     if freshness.sent_at_ms != 0 {
@@ -390,8 +391,9 @@ pub fn negative_ttl_seconds(policy: &v1::FreshnessPolicy) -> u32 {
         .unwrap_or(DEFAULT_NEGATIVE_TTL_SECONDS)
 }
 
-/// Names the variant that a request selects: the headers that the origin varies on and that are
-/// passed on to it. All others are the same in every request of this edge, so they select nothing.
+/// The name of the variant that a request selects: the headers that the origin varies on and that
+/// are passed on to it. All other headers are the same in every request of this edge, so they
+/// select nothing.
 #[must_use]
 pub fn variant<'a>(
     vary: &[String],

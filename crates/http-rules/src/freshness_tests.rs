@@ -23,7 +23,7 @@ fn what_must_not_be_stored() {
     assert_eq!(storable(&facts("")), Ok(()));
     assert_eq!(storable(&facts("max-age=5, No-Store")), Err("no-store"));
     assert_eq!(storable(&facts("max-age=5, Private")), Err("private"));
-    // RFC 9111, 5.2.2.7: with an argument only the fields it names are not stored.
+    // RFC 9111, 5.2.2.7: with an argument, only the named fields must not be stored.
     assert_eq!(storable(&facts("private=\"set-cookie, x\"")), Ok(()));
     assert_eq!(
         storable(&AnswerFacts {
@@ -169,7 +169,9 @@ proptest! {
 
 proptest! {
     #[test]
-    fn a_variant_tells_the_headers_that_select_it(values in prop::collection::vec("[ -~]{1,12}", 3)) {
+    fn a_variant_tells_the_headers_that_select_it(
+        values in prop::collection::vec("[ -~]{1,12}", 3),
+    ) {
         let names = ["accept-language", "x-b", "x-c"].map(str::to_owned);
         let value_of = |name: &str| {
             let at = names.iter().position(|known| known == name)?;

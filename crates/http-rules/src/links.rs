@@ -1,18 +1,19 @@
-//! What an origin says comes next: `Link` (RFC 8288) with the relation `next` or `prefetch`.
+//! An origin's links to the next objects: `Link` (RFC 8288) with the relation `next` or `prefetch`.
 //!
-//! An origin may say anything, so no more of it is read than a few objects are worth.
+//! Origins are untrusted, so reading is bounded.
 
 use http::{HeaderMap, header};
 
-/// Further ones are left out.
+/// Limit of returned links. Further ones are ignored.
 pub const MAX_LINKS: usize = 8;
-/// Links of any relation that are looked at.
+/// Limit of links of any relation that are read.
 const MAX_READ: usize = 64;
-/// A longer field is not read, and a longer reference leads nowhere.
+/// Longer fields and longer references are ignored.
 const MAX_FIELD_BYTES: usize = 8 << 10;
 const MAX_REFERENCE_BYTES: usize = 2 << 10;
 
-/// References to what a reader of the object is expected to ask for next, as the origin wrote them.
+/// References to the objects that a reader of this object is expected to request next, as the origin
+/// wrote them.
 #[must_use]
 pub fn next(headers: &HeaderMap) -> Vec<&str> {
     let fields = headers.get_all(header::LINK).iter();
@@ -34,7 +35,7 @@ struct Link<'a> {
     parameters: &'a str,
 }
 
-/// The links of a field, up to the first that is none.
+/// The links of a field, up to the first malformed one.
 struct Links<'a>(&'a str);
 
 impl<'a> Iterator for Links<'a> {
@@ -53,8 +54,8 @@ impl<'a> Iterator for Links<'a> {
     }
 }
 
-/// Whether the first `rel` names a relation that is fetched ahead, and no `anchor` says that the
-/// link is another object's (RFC 8288, 3.2 and 3.3).
+/// Whether the first `rel` contains `next` or `prefetch`, and no `anchor` assigns the link to another
+/// object (RFC 8288, 3.2 and 3.3).
 fn leads_on(mut parameters: &str) -> bool {
     let mut relations = None;
     while !parameters.is_empty() {
@@ -73,8 +74,8 @@ fn leads_on(mut parameters: &str) -> bool {
     relations.any(|it| it.eq_ignore_ascii_case("next") || it.eq_ignore_ascii_case("prefetch"))
 }
 
-/// The position of the first `separator` outside of quotes. It is ASCII, and so a character's
-/// boundary.
+/// The position of the first `separator` outside of quotes. It is ASCII, so the position is a
+/// character boundary.
 fn end_of(text: &str, separator: u8) -> usize {
     let (mut quoted, mut escaped) = (false, false);
     let end = text.bytes().position(|byte| {

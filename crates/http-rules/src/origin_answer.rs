@@ -1,7 +1,8 @@
-//! Checks an origin's answer against the request and the entry: pure.
+//! Checks an origin's answer against the request and the entry. Pure.
 //!
-//! RFC 9110, 15.3.7 lets a server answer a range with other parts, and some servers do worse. No
-//! byte of an answer is written unless it is exactly the requested range of exactly this version.
+//! RFC 9110, 15.3.7 lets a server answer a range request with other parts, and some servers do
+//! worse. No byte of an answer is written unless the answer is exactly the requested range of
+//! exactly this version.
 
 use std::time::Duration;
 
@@ -17,10 +18,10 @@ use crate::{
 
 /// RFC 9213.
 const CDN_CACHE_CONTROL: header::HeaderName = header::HeaderName::from_static(freshness::TARGETED);
-/// A 206 that is shorter than requested has at least this many bytes.
+/// A 206 that is shorter than requested must have at least this many bytes.
 const SHORTEST_PART: u64 = 64 << 10;
 
-/// Why an answer can not be used.
+/// Why an answer cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerError {
     /// 5xx, 408, 425: may succeed in a moment.
@@ -38,7 +39,7 @@ pub enum AnswerError {
     /// Another validator or another size than the entry's.
     #[error("has another version of the object now")]
     Changed,
-    /// Something HTTP does not allow, or that a cache of ranges does not accept.
+    /// Something that HTTP does not allow, or that a cache of ranges does not accept.
     #[error("{0}")]
     Protocol(String),
 }
@@ -48,7 +49,7 @@ pub enum AnswerError {
 pub struct ObjectMetadata {
     pub size: Option<u64>,
     pub validator: Option<String>,
-    /// There is a date that would be strong if it were a second older.
+    /// It has a date that would be strong if it were a second older.
     pub is_young: bool,
     pub etag: String,
     pub last_modified: String,
@@ -64,7 +65,7 @@ pub enum Part {
     Whole,
 }
 
-/// The condition under which an entry's origin answers 304.
+/// The condition to which an entry's origin answers 304.
 #[must_use]
 pub fn unchanged_condition(entry: &v1::Entry) -> (header::HeaderName, &str) {
     if entry.etag.is_empty() {
@@ -82,7 +83,7 @@ pub fn range_headers(range: ByteRange, entry: Option<&v1::Entry>) -> HeaderMap {
         headers.insert(header::RANGE, value);
     }
     let Some(entry) = entry else { return headers };
-    // If-Match rather than If-Range: a changed object costs a 412 then, and not a body.
+    // If-Match rather than If-Range, so that a changed object costs a 412 instead of a body.
     let (name, value) = if validator::is_strong(&entry.etag) {
         (header::IF_MATCH, &entry.etag)
     } else {
@@ -94,7 +95,7 @@ pub fn range_headers(range: ByteRange, entry: Option<&v1::Entry>) -> HeaderMap {
     headers
 }
 
-/// The request headers of the client that the variant was made for: without them the origin would
+/// The request headers of the client for which the variant was made; without them the origin would
 /// select another object.
 pub fn variant_headers(variant: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -172,7 +173,7 @@ pub fn is_shorter(range: ByteRange, asked: ByteRange) -> bool {
 pub enum Revalidation {
     /// 304: the object is unchanged.
     Confirmed,
-    /// 200 or 206: the object, perhaps another version.
+    /// 200 or 206: the object, which may be another version.
     Object,
     /// 404, 410, 451: the object no longer exists.
     Gone,
@@ -180,7 +181,7 @@ pub enum Revalidation {
     Unsatisfied,
     /// Any other 4xx: passed on, and never hidden behind the old object (RFC 5861, 4).
     Refused,
-    /// 5xx, 408, 425, 429 and answers that make no sense: the old object may be served.
+    /// 5xx, 408, 425, 429 and invalid answers: the old object may be served.
     Failed,
 }
 
@@ -192,7 +193,7 @@ pub fn judge_revalidation(status: StatusCode) -> Revalidation {
         200 | 206 => Revalidation::Object,
         404 | 410 | 451 => Revalidation::Gone,
         416 => Revalidation::Unsatisfied,
-        // 407 is for proxies, and this edge is none to its origin.
+        // 407 is for proxies, and this edge is not a proxy to its origin.
         407 | 408 | 425 | 429 => Revalidation::Failed,
         400..=499 => Revalidation::Refused,
         _ => Revalidation::Failed,
@@ -200,7 +201,7 @@ pub fn judge_revalidation(status: StatusCode) -> Revalidation {
 }
 
 /// Whether an origin that refused this request may answer it without the range: some refuse a range
-/// because it is long, or counted from the end.
+/// because it is long, or because it counts from the end.
 #[must_use]
 pub fn may_refuse_range(status: StatusCode) -> bool {
     matches!(status.as_u16(), 400 | 403 | 501)
@@ -221,7 +222,7 @@ pub fn status_error(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> Ans
     }
 }
 
-/// The offset in the entry at which an answer's body begins; `None` if the body is no unencoded
+/// The offset in the entry at which an answer's body begins; `None` if the body is not an unencoded
 /// part of this version.
 #[must_use]
 pub fn offset_in(status: StatusCode, headers: &HeaderMap, entry: &v1::Entry) -> Option<u64> {
@@ -245,14 +246,14 @@ pub fn satisfied(headers: &HeaderMap) -> Result<(ByteRange, Option<u64>), Answer
     }
 }
 
-/// Describes the object of a 200 or 206 that came at `now_ms`.
+/// Describes the object of a 200 or 206 that arrived at `now_ms`.
 pub fn describe(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> ObjectMetadata {
     let size = match status {
         StatusCode::PARTIAL_CONTENT => satisfied(headers).ok().and_then(|(_, size)| size),
         _ => content_length(headers),
     };
     let etag = text(headers, header::ETAG).unwrap_or("").to_owned();
-    // An invalid date can not be sent back as a condition.
+    // An invalid date cannot be sent back as a condition.
     let last_modified = text(headers, header::LAST_MODIFIED)
         .filter(|date| httpdate::parse_http_date(date).is_ok())
         .unwrap_or("")
@@ -261,7 +262,7 @@ pub fn describe(status: StatusCode, headers: &HeaderMap, now_ms: i64) -> ObjectM
         size.and_then(|size| validator::validator(Some(&etag), Some(&last_modified), size));
     let is_young = !validator::is_strong(&etag)
         && date_ms(headers, header::LAST_MODIFIED).is_some_and(|modified| {
-            // An answer without a date is dated at its arrival (RFC 9110, 6.6.1).
+            // An answer without a date gets the date of its arrival (RFC 9110, 6.6.1).
             let date = date_ms(headers, header::DATE).unwrap_or(now_ms);
             !validator::is_date_strong(modified, date)
         });
@@ -343,7 +344,8 @@ fn is_encoded(headers: &HeaderMap) -> bool {
     joined(headers, header::CONTENT_ENCODING)
         .split(',')
         .any(|coding| {
-            // `aws-chunked` is how an object was uploaded to its bucket, not how it is downloaded.
+            // `aws-chunked` describes how an object was uploaded to its bucket, not how it is
+            // downloaded.
             let plain = ["", "identity", "aws-chunked"];
             !plain
                 .iter()

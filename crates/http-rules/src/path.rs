@@ -1,15 +1,15 @@
 //! From a request target to the name of an object.
 //!
-//! The path ends up in a URL under the source's base, so anything that could lead out of it is
-//! refused here, and equal names become equal strings (RFC 3986, 6.2.2). Where servers interpret
-//! something differently (an encoded slash, a backslash), the answer is 400: guessing would make
-//! two objects of one cache key.
+//! The path becomes part of a URL below the source's base URL, so anything that could lead outside
+//! is refused here, and equal names become equal strings (RFC 3986, 6.2.2). Where servers differ in
+//! their interpretation (an encoded slash, a backslash), the answer is 400, because guessing would
+//! give one cache key two objects.
 
 use chunkcache_proto::source_name::check_source_name;
 use url::Url;
 use uuid::Uuid;
 
-/// Longer targets are 414; object stores stop at 1 KiB of key.
+/// Longer targets are answered with 414; object stores limit keys to 1 KiB.
 pub const MAX_TARGET_BYTES: usize = 8 << 10;
 
 /// A parsed target.
@@ -98,8 +98,8 @@ pub fn normalize_name(path: &str, query: &str) -> Result<(String, String), Targe
     Ok((path, normalize_query(query)?))
 }
 
-/// Resolves a reference against the path of a request. One with a scheme or an authority leads to
-/// another server: `None`.
+/// Resolves a reference against the path of a request. A reference with a scheme or an authority
+/// leads to another server: `None`.
 #[must_use]
 pub fn resolve_reference(asked_for: &str, reference: &str) -> Option<Target> {
     let joined = join_reference(asked_for, reference)?;
@@ -141,8 +141,8 @@ pub fn resolve_at_origin(base_url: &Url, path: &str, reference: &str) -> Option<
     normalize_name(below, url.query().unwrap_or_default()).ok()
 }
 
-/// The part of `url` below `base_url`, without the leading slash; none: it is elsewhere. Both are
-/// absolute and were read by the same parser, which has resolved dot segments.
+/// The part of `url` below `base_url`, without the leading slash; `None`: it is elsewhere. Both are
+/// absolute and were parsed by the same parser, which has resolved dot segments.
 #[must_use]
 pub fn below_base<'a>(url: &'a Url, base_url: &Url) -> Option<&'a str> {
     let same_authority = base_url.scheme() == url.scheme()
@@ -157,8 +157,8 @@ pub fn below_base<'a>(url: &'a Url, base_url: &Url) -> Option<&'a str> {
     rest.strip_prefix('/')
 }
 
-/// Normalises each segment and removes dot segments (RFC 3986, 5.2.4); one that leads above the
-/// source is an error, not clamped.
+/// Normalises each segment and removes dot segments (RFC 3986, 5.2.4). A segment that leads above
+/// the source is an error; it is not clamped.
 fn normalize_path(path: &str) -> Result<String, TargetError> {
     let mut segments: Vec<String> = Vec::new();
     let mut ends_in_dots = false;
@@ -195,7 +195,7 @@ fn normalize_segment(segment: &str) -> Result<String, TargetError> {
     )
 }
 
-/// Normalises the spelling of a query; its meaning is the origin's matter. Escapes in it may encode
+/// Normalises the spelling of a query; its meaning is up to the origin. Escapes in it may encode
 /// anything.
 fn normalize_query(query: &str) -> Result<String, TargetError> {
     normalize(
@@ -463,7 +463,10 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
         #[test]
-        fn odd_paths_stay_under_the_base(rest in "([a-z.%2eEfF5cC0\\\\/@:?#é ]|%2e|%2E|%2f|\\.\\.|//|%25){0,24}", query in "[ -~]{0,12}") {
+        fn odd_paths_stay_under_the_base(
+            rest in "([a-z.%2eEfF5cC0\\\\/@:?#é ]|%2e|%2E|%2f|\\.\\.|//|%25){0,24}",
+            query in "[ -~]{0,12}",
+        ) {
             stays_under_base(&format!("/s/{rest}"), Some(&query));
         }
 

@@ -16,7 +16,7 @@ pub fn matches(pattern: &str, text: &str) -> bool {
         if parts.peek().is_none() {
             return rest.ends_with(part);
         }
-        // The earliest match leaves most for the parts behind it.
+        // The earliest match leaves the most text for the parts after it.
         let Some(found) = rest.find(part) else {
             return false;
         };

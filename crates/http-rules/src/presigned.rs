@@ -1,7 +1,7 @@
-//! Signatures of presigned URLs: which parameters they are, and until when they are good.
+//! Signatures of presigned URLs: their parameters, and when they expire.
 //!
-//! A presigned URL is a permission and not only a name. Its signature is no part of the key, so
-//! that all who have one share the object's bytes; whether it is accepted is the origin's to say.
+//! A presigned URL is a permission, not only a name. Its signature is not part of the key, so that
+//! all clients that have one share the object's bytes; the origin decides whether it is accepted.
 
 use base64::Engine as _;
 use chunkcache_proto::v1::KeyRules;
@@ -23,11 +23,11 @@ const PARAMETERS: [&str; 8] = [
     "Expires",
 ];
 
-/// How long a signature is taken for good that does not say it.
-const UNTOLD_MS: i64 = 3_600_000;
+/// How long a signature without an expiry is considered valid.
+const DEFAULT_LIFETIME_MS: i64 = 3_600_000;
 
-/// Whether the origin is asked about each signature. The operator may trust whoever can name an
-/// object instead.
+/// Whether the origin is asked about each signature. Operators may instead trust every client that
+/// can name an object.
 #[must_use]
 pub fn is_checked(rules: &KeyRules) -> bool {
     !rules.trust_cache && rules.ignore_query.iter().any(|rule| rule == PRESIGNED)
@@ -48,9 +48,9 @@ pub(crate) fn is_parameter(name: &str) -> bool {
     PARAMETERS.iter().any(|pattern| matches(pattern, name))
 }
 
-/// When a signature expires, in milliseconds since the epoch: at the first of the times that it
-/// says, an hour from now where it says none, and now where it says one that is not understood. Its
-/// client may have added to it what its origin does not read, or have written it in another way.
+/// When a signature expires, in milliseconds since the epoch: at the earliest of the times that it
+/// contains, in an hour if it contains none, and now if one of them cannot be parsed. A client may
+/// have added parameters that its origin ignores, or have spelled them differently.
 #[must_use]
 pub fn expires_ms(signature: &str, now_ms: i64) -> i64 {
     let parameters = || {
@@ -76,10 +76,10 @@ pub fn expires_ms(signature: &str, now_ms: i64) -> i64 {
         ms.unwrap_or(now_ms)
     });
     told.min()
-        .unwrap_or_else(|| now_ms.saturating_add(UNTOLD_MS))
+        .unwrap_or_else(|| now_ms.saturating_add(DEFAULT_LIFETIME_MS))
 }
 
-/// Seconds since the epoch: so many after a date.
+/// Seconds since the epoch, for a date plus a number of seconds.
 fn end(date: &str, seconds: &str) -> Option<i64> {
     basic_time(date)?.checked_add(seconds.parse().ok()?)
 }
@@ -97,7 +97,7 @@ fn basic_time(text: &str) -> Option<i64> {
     }
     let part = |from: usize, to: usize| text[from..to].parse::<i64>().ok();
     let (year, month, day) = (part(0, 4)?, part(4, 6)?, part(6, 8)?);
-    // Counted from March, leap days are at the end of a year.
+    // Counted from March, so that leap days are at the end of a year.
     let (year, month) = if month > 2 {
         (year, month - 3)
     } else {
@@ -113,7 +113,7 @@ fn basic_time(text: &str) -> Option<i64> {
 
 /// When a CloudFront policy ends.
 fn policy_end(policy: &str) -> Option<i64> {
-    // Its base64 has other letters, which a URL need not escape.
+    // Its base64 uses other letters, which need no escapes in URLs.
     let standard = policy.replace('-', "+").replace('_', "=").replace('~', "/");
     let json = base64::engine::general_purpose::STANDARD
         .decode(standard)
@@ -161,11 +161,15 @@ mod tests {
     #[test]
     fn one_that_does_not_say_is_good_for_an_hour() {
         for signature in ["", "Signature=s", "X-Amz-Signature=s"] {
-            assert_eq!(expires_ms(signature, NOW), NOW + UNTOLD_MS, "{signature}");
+            assert_eq!(
+                expires_ms(signature, NOW),
+                NOW + DEFAULT_LIFETIME_MS,
+                "{signature}"
+            );
         }
     }
 
-    /// Else a client could keep its right by another spelling of its end.
+    /// Otherwise a client could extend its permission by spelling the expiry differently.
     #[test]
     fn one_that_is_not_understood_is_good_for_no_time() {
         for signature in [

@@ -1,4 +1,4 @@
-//! Which objects a purge is of.
+//! Which objects a purge selects.
 
 use chunkcache_proto::v1::{Key, PurgeSelector, purge_selector::Objects};
 use http::HeaderMap;

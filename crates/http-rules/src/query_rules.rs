@@ -1,7 +1,7 @@
 //! Splits a query into the parameters that name an object and the others, by the source's rules.
 //!
-//! Players and trackers add parameters that mean nothing to an origin (`utm_source`, CMCD); with
-//! them in the key each viewer would have an object of their own.
+//! Players and trackers add parameters that mean nothing to an origin (`utm_source`, CMCD). If they
+//! were part of the key, each viewer would have a separate object.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ use crate::{
     presigned::{self, PRESIGNED},
 };
 
-/// Players' reports (CTA-5004): another value in each request.
+/// Players' reports (CTA-5004), which differ in each request.
 const CMCD: &str = "CMCD";
 
 /// The parts of a query.
@@ -40,7 +40,7 @@ pub fn split<'a>(query: &'a str, rules: &KeyRules) -> SplitQuery<'a> {
     }
     let (mut key, ignored): (Vec<&str>, Vec<&str>) = parameters().partition(is_named);
     if rules.sort_query {
-        // Sorts by name only: the order of values of one name may be significant.
+        // Sort by name only, because the order of values of one name may be significant.
         key.sort_by_key(|parameter| name_of(parameter));
     }
     SplitQuery {

@@ -1,13 +1,13 @@
 //! Range requests: from a `Range` header to the bytes to send (RFC 9110, 14).
 //!
-//! Two steps, because the size of a cold object is only known after a request to the origin:
-//! [`parse`] reads the header, [`RangeSet::resolve`] applies it to a size. A header that can not be
-//! understood is ignored, not an error (14.2): the answer is the whole object.
+//! Two steps, because the size of a cold object is known only after a request to the origin:
+//! [`parse`] reads the header, [`RangeSet::resolve`] applies it to a size. An invalid header is
+//! ignored and not an error (14.2): the answer is the whole object.
 
 use chunkcache_proto::ByteRange;
 
-/// More ranges than this after coalescing are answered with the whole object (14.2 allows to ignore
-/// them): each is a part with its own header, and no player asks for so many.
+/// With more ranges than this after coalescing, the answer is the whole object, as 14.2 allows:
+/// each range is a part with its own header, and no player requests so many.
 pub const MAX_RANGES: usize = 16;
 
 /// Digits of the largest number.
@@ -24,7 +24,7 @@ const MAX_SPECS: usize = 128;
 pub enum RangeSpec {
     /// `first-` or `first-last`; `last` is inclusive.
     From { first: u64, last: Option<u64> },
-    /// `-length`: the last so many bytes.
+    /// `-length`: the last N bytes.
     Suffix(u64),
 }
 
@@ -72,7 +72,7 @@ pub fn parse(header: &[u8]) -> Option<RangeSet> {
 }
 
 impl RangeSet {
-    /// The first spec as written: a cold object is requested with it.
+    /// The first spec as written, which is used to request a cold object.
     #[must_use]
     pub fn first(&self) -> RangeSpec {
         self.0[0]
@@ -81,8 +81,7 @@ impl RangeSet {
     /// Selects the bytes of an object of `size` bytes.
     #[must_use]
     pub fn resolve(&self, size: u64) -> Selection {
-        // An empty range can not be written in Content-Range; a suffix of an empty object is all of
-        // it.
+        // Content-Range cannot express an empty range; a suffix of an empty object is all of it.
         if size == 0
             && self
                 .0
@@ -126,8 +125,8 @@ impl RangeSpec {
 #[must_use]
 pub fn content_range(range: ByteRange, size: u64) -> String {
     debug_assert!(!range.is_empty() && range.end <= size);
-    // By hand: it is made for each hit, and the formatter would cost more than the rest of the
-    // header.
+    // Formatted by hand, because it is made for each hit, and the formatter would cost more than
+    // the rest of the header.
     let mut text = String::with_capacity(CONTENT_RANGE_BYTES);
     text.push_str("bytes ");
     push_number(&mut text, range.start);
@@ -179,7 +178,7 @@ fn parse_spec(spec: &str) -> Option<RangeSpec> {
     })
 }
 
-/// Digits only. What does not fit is past the end of every object, so it saturates.
+/// Parses digits only. A number that is too large is past the end of every object, so it saturates.
 fn parse_position(digits: &str) -> Option<u64> {
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
@@ -191,11 +190,11 @@ fn parse_position(digits: &str) -> Option<u64> {
     }))
 }
 
-/// Adds a range; ranges that overlap or adjoin become one, at the position of the earliest.
+/// Adds a range. Ranges that overlap or adjoin become one, at the position of the earliest.
 fn coalesce_into(ranges: &mut Vec<ByteRange>, range: ByteRange) {
     let mut merged = range;
     let mut place = ranges.len();
-    // A merge can make the range touch one that was passed already, so go on until nothing touches.
+    // The merged range may touch one that was examined already, so repeat until none touches.
     while let Some(index) = ranges
         .iter()
         .position(|other| other.start <= merged.end && merged.start <= other.end)

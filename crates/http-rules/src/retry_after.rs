@@ -6,12 +6,12 @@ use http::{HeaderMap, header};
 
 use crate::origin_answer::{epoch_ms, text};
 
-/// Longest `Retry-After` obeyed: an origin's typo must not disable a source for a year.
+/// The longest `Retry-After` that is obeyed: an origin's typo must not disable a source for a year.
 pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(600);
-/// For a 429 without one.
+/// Used for a 429 without one.
 pub const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// How long the answer asks to wait; none if it has no readable value.
+/// How long the answer asks to wait; `None` if it has no valid value.
 #[must_use]
 pub fn retry_after(headers: &HeaderMap, now_ms: i64) -> Option<Duration> {
     let value = text(headers, header::RETRY_AFTER)?.trim();

@@ -11,12 +11,12 @@ use crate::{
 
 const REDIRECTS: &str = "/steer";
 const MANIFEST: &str = "/steer.json";
-/// How long a player keeps to a manifest: shorter than its buffer, so that an edge that drains
-/// loses its players before they stall.
+/// How long a player uses a manifest: shorter than its buffer, so that a draining edge loses its
+/// players before they stall.
 const TTL_SECONDS: u32 = 15;
 /// The pathway of a playlist that names none (RFC 8216bis, 4.4.6.2).
 const DEFAULT_PATHWAY: &str = ".";
-/// Of the cluster's edges, a player is told the best ones.
+/// A player gets at most this many of the cluster's edges, the best ones.
 const MAX_PATHWAYS: usize = 16;
 
 /// An edge that takes players.
@@ -26,7 +26,7 @@ pub struct Candidate {
     pub url: String,
 }
 
-/// What holdings are looked up by.
+/// The object whose holders are looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SteeredObject {
     pub source: String,
@@ -34,22 +34,22 @@ pub struct SteeredObject {
     pub query: String,
 }
 
-/// What a player asks.
+/// A player's request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Question {
     Redirect {
         object: SteeredObject,
-        /// Path and query as they came, signature and all.
+        /// Path and query as they arrived, including the signature.
         target: String,
     },
     Manifest {
         object: Option<SteeredObject>,
-        /// The pathway that the others are clones of.
+        /// The pathway that the others clone.
         base: String,
     },
 }
 
-/// What it is told.
+/// The answer to a player.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// The value of `Location`.
@@ -59,7 +59,7 @@ pub enum Direction {
 }
 
 impl Question {
-    /// `None`: the target is none of steering.
+    /// `None`: the target is not a steering request.
     pub fn parse(path: &str, query: Option<&str>) -> Result<Option<Self>, TargetError> {
         if path == MANIFEST {
             return Self::manifest(query.unwrap_or("")).map(Some);
@@ -105,12 +105,13 @@ impl Question {
         }
     }
 
-    /// The best candidate comes first; `None`: there is none.
+    /// `candidates` lists the best one first; `None`: there is none.
     #[must_use]
     pub fn answer(&self, candidates: &[Candidate]) -> Option<Direction> {
         let best = candidates.first()?;
         Some(match self {
-            // An object's own address, never one of steering: nothing goes in circles.
+            // The address of the object itself and never of a steering request, so that there are
+            // no loops.
             Self::Redirect { target, .. } => {
                 let base = best.url.trim_end_matches('/');
                 Direction::Location(format!("{base}{target}"))
@@ -122,7 +123,7 @@ impl Question {
 
 fn object(path: &str, query: &str) -> Result<SteeredObject, TargetError> {
     let (path, _) = credential::split_path(path);
-    // The name of the object is without what the signature and the player add.
+    // The object's name excludes parameters of the signature and the player.
     let own = |pair: &&str| !pair.starts_with("cc-") && !pair.starts_with("CMCD=");
     let query: Vec<&str> = query.split('&').filter(own).collect();
     match path::parse(path, Some(&query.join("&")))? {
@@ -141,7 +142,7 @@ fn object(path: &str, query: &str) -> Result<SteeredObject, TargetError> {
     }
 }
 
-/// Pathways are the edges, each a clone of the playlist's own at another host.
+/// Pathways are the edges, each a clone of the playlist's own pathway at another host.
 fn manifest(base: &str, candidates: &[Candidate]) -> String {
     let candidates = &candidates[..candidates.len().min(MAX_PATHWAYS)];
     let names: Vec<&str> = candidates.iter().map(|it| it.name.as_str()).collect();
@@ -154,7 +155,8 @@ fn manifest(base: &str, candidates: &[Candidate]) -> String {
                 Some(port) => format!("{}:{port}", url.host_str()?),
                 None => url.host_str()?.to_owned(),
             };
-            Some(json!({ "BASE-ID": base, "ID": candidate.name, "URI-REPLACEMENT": { "HOST": host } }))
+            Some(json!({ "BASE-ID": base, "ID": candidate.name,
+                "URI-REPLACEMENT": { "HOST": host } }))
         })
         .collect();
     let mut manifest = json!({ "VERSION": 1, "TTL": TTL_SECONDS, "PATHWAY-PRIORITY": names });
@@ -164,7 +166,7 @@ fn manifest(base: &str, candidates: &[Candidate]) -> String {
     manifest.to_string()
 }
 
-/// An edge's standing, to put candidates in order.
+/// An edge's holdings and load, by which candidates are ordered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
     pub candidate: Candidate,
@@ -172,8 +174,8 @@ pub struct Standing {
     pub requests_active: u32,
 }
 
-/// The best first: those that hold at least half of what the best holder does, then the others;
-/// among equals the least busy.
+/// The best first: those that hold at least half as much as the best holder, then the others; among
+/// equals the least busy.
 #[must_use]
 pub fn rank(mut standings: Vec<Standing>) -> Vec<Candidate> {
     let most = standings.iter().map(|it| it.bytes_held).max().unwrap_or(0);
@@ -241,7 +243,9 @@ mod tests {
         let manifest: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(manifest["VERSION"], 1);
         assert_eq!(manifest["PATHWAY-PRIORITY"], json!(["b", "edge"]));
-        let clones = json!([{ "BASE-ID": "edge", "ID": "b", "URI-REPLACEMENT": { "HOST": "b.example:7500" } }]);
+        let clones = json!(
+            [{ "BASE-ID": "edge", "ID": "b", "URI-REPLACEMENT": { "HOST": "b.example:7500" } }]
+        );
         assert_eq!(manifest["PATHWAY-CLONES"], clones);
         assert!(Question::parse("/steer.json", None).unwrap().is_some());
     }
@@ -270,7 +274,8 @@ mod tests {
         #[test]
         fn no_target_panics_or_goes_in_circles(rest in "[ -~]{0,60}") {
             for path in [format!("/steer/{rest}"), format!("/steer/steer/{rest}")] {
-                let (path, query) = path.split_once('?').map_or((&*path, None), |(a, b)| (a, Some(b)));
+                let (path, query) = path.split_once('?')
+                    .map_or((&*path, None), |(a, b)| (a, Some(b)));
                 if let Ok(Some(question)) = Question::parse(path, query)
                     && let Some(Direction::Location(to)) = question.answer(&[edge("a")])
                 {

@@ -1,11 +1,11 @@
-//! Tags that origins give their objects, by which they are purged together: `Surrogate-Key` (apart
-//! by spaces), `Cache-Tag` (by commas) and `Cache-Groups` (RFC 9875: a list of strings).
+//! Tags that origins give their objects, by which they are purged together: `Surrogate-Key`
+//! (separated by spaces), `Cache-Tag` (by commas) and `Cache-Groups` (RFC 9875: a list of strings).
 
 use http::HeaderMap;
 
 /// The fields that hold tags, in lower case.
 pub const FIELDS: [&str; 3] = ["surrogate-key", "cache-tag", "cache-groups"];
-/// Of one object; further ones are left out.
+/// Maximum number of tags of one object; further ones are left out.
 pub const MAX_TAGS: usize = 256;
 /// A longer tag is left out.
 pub const MAX_TAG_BYTES: usize = 1024;
@@ -40,8 +40,8 @@ fn written(headers: &HeaderMap) -> impl Iterator<Item = &str> {
         .take(MAX_TAGS)
 }
 
-/// The strings of a structured list (RFC 9651, 3.1). One with an escape is left out: it could not be
-/// compared as it stands.
+/// The strings of a structured list (RFC 9651, 3.1). Strings with an escape are left out, because
+/// they cannot be compared without decoding.
 fn strings(list: &str) -> impl Iterator<Item = &str> {
     let quoted = list.split('"').skip(1).step_by(2);
     quoted.filter(|string| !string.contains('\\'))

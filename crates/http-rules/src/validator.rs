@@ -3,13 +3,13 @@
 use std::borrow::Cow;
 
 /// A date is as good as a strong tag only if it is this much older than its answer (RFC 9110,
-/// 8.8.2.2): within one second an object can change twice.
+/// 8.8.2.2): an object can change twice within one second.
 const DATE_RESOLUTION_MS: i64 = 1_000;
 
 /// The validator of an object, in clear: its strong ETag with the quotes, otherwise
 /// `<Last-Modified>/<size>`, otherwise none. A weak ETag promises the same meaning, not the same
-/// bytes, so it can not guard ranges (RFC 9110, 8.8.1); but different weak tags mean different
-/// objects, so it is added to the date: `<Last-Modified>/<size>/W/"…"`.
+/// bytes, so it cannot guard ranges (RFC 9110, 8.8.1). But different weak tags mean different
+/// objects, so it is appended to the date: `<Last-Modified>/<size>/W/"…"`.
 #[must_use]
 pub fn validator(
     etag: Option<&str>,
@@ -25,7 +25,7 @@ pub fn validator(
     }
 }
 
-/// Whether `Last-Modified` tells versions apart, in an answer of this date.
+/// Whether `Last-Modified` distinguishes versions, in an answer with this date.
 #[must_use]
 pub fn is_date_strong(last_modified_ms: i64, date_ms: i64) -> bool {
     last_modified_ms.saturating_add(DATE_RESOLUTION_MS) <= date_ms
@@ -38,8 +38,8 @@ pub fn is_strong(etag: &str) -> bool {
     is_quoted || (is_word(etag) && !etag.starts_with("W/"))
 }
 
-/// An entity tag as HTTP writes it: a tag without quotes gets them. For clients only; requests to
-/// the origin carry the tag that it sent.
+/// An entity tag as HTTP writes it: a tag without quotes gets them. Only for clients; requests to
+/// the origin contain the tag as the origin sent it.
 #[must_use]
 pub fn quoted(etag: &str) -> Cow<'_, str> {
     let (weak, tag) = match etag.strip_prefix("W/") {

@@ -196,7 +196,8 @@ fn percentiles(name: &str, mut load: Load) {
     let at = |share: f64| nanos[((nanos.len() - 1) as f64 * share) as usize] as f64 / 1_000.0;
     let mean = nanos.iter().sum::<u64>() as f64 / nanos.len() as f64 / 1_000.0;
     println!(
-        "{name}: {queued} chunks queued; apply mean {mean:.2} µs, p50 {:.2} µs, p90 {:.2} µs, p99 {:.2} µs, p99.9 {:.2} µs, max {:.1} µs",
+        "{name}: {queued} chunks queued; apply mean {mean:.2} µs, p50 {:.2} µs, p90 {:.2} µs, p99 \
+         {:.2} µs, p99.9 {:.2} µs, max {:.1} µs",
         at(0.5),
         at(0.9),
         at(0.99),

@@ -1,4 +1,5 @@
-//! Counts what origins are asked for although an edge of the cluster has it, or is being sent it.
+//! Counts bytes that an origin is asked for although an edge of the cluster already has them or is
+//! receiving them.
 
 use chunkcache_proto::RangeSet;
 
@@ -9,7 +10,7 @@ use super::state::RunningFetch;
 /// How many other edges to look at for one fetch.
 const MAX_EDGES_LOOKED_AT: usize = 64;
 
-/// Bytes that origins were asked for a second time, by the reason.
+/// Bytes that origins were asked for a second time, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AskedAgain {
     /// A second fetch beside a late one.
@@ -26,7 +27,7 @@ impl Scheduler {
         std::mem::take(&mut self.asked_again)
     }
 
-    /// Counts a fetch that is about to be entered.
+    /// Counts a fetch that is about to be recorded.
     pub(super) fn count_again(&mut self, edge: EdgeId, fetch: &RunningFetch) {
         if fetch.from != FetchSource::Origin || fetch.reason == Reason::InFlight {
             return;
@@ -41,18 +42,18 @@ impl Scheduler {
         *count = count.saturating_add(bytes);
     }
 
-    /// Bytes of the fetch that an edge holds, or is being sent by the origin.
+    /// Bytes of the fetch that another edge holds or is receiving from the origin.
     fn brought_elsewhere(&self, edge: EdgeId, fetch: &RunningFetch) -> u64 {
         let Some(known) = self.entries.get(&fetch.entry) else {
             return 0;
         };
         let mut elsewhere = RangeSet::new();
-        for (&other, line) in known.lines.iter().take(MAX_EDGES_LOOKED_AT) {
+        for (&other, replica) in known.replicas.iter().take(MAX_EDGES_LOOKED_AT) {
             let Some(state) = self.edges.get(&other).filter(|state| state.alive) else {
                 continue;
             };
             if other != edge {
-                for held in line.held.present_in(fetch.chunks.clone()) {
+                for held in replica.held.present_in(fetch.chunks.clone()) {
                     elsewhere.insert(held);
                 }
             }

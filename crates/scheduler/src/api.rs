@@ -49,7 +49,7 @@ pub enum Event {
         max_downloads: u32,
         background_fill: bool,
     },
-    /// The operator drains the edge, or takes that back.
+    /// The operator drains the edge, or ends the draining.
     EdgeDraining { edge: EdgeId, draining: bool },
     /// Fetches from origins that continue from an earlier session. Sent before the edge joins, or,
     /// for entries opened since, after.
@@ -63,7 +63,7 @@ pub enum Event {
         bytes_used: u64,
         bytes_allowed: u64,
     },
-    /// The sources that have a quota on the edge's disk, with what they use of it: all of them.
+    /// All sources that have a quota on the edge's disk, with the space they use.
     SourceSpaces {
         edge: EdgeId,
         spaces: Vec<SourceSpace>,
@@ -75,8 +75,8 @@ pub enum Event {
     /// and continue their fetches on their own until they are back.
     EdgesExpected { edges: Vec<EdgeId> },
 
-    /// A source is registered, or its limits changed. 0: no limit. `background_fill` unset: as the
-    /// edge says.
+    /// A source is registered, or its limits changed. 0: no limit. If `background_fill` is unset,
+    /// the edge's own setting applies.
     SourceSet {
         source: SourceId,
         max_connections: u32,
@@ -125,8 +125,8 @@ pub enum Event {
         level: Level,
     },
     /// Chunks that a draining edge hands over to another one. Works like a want at MEDIUM, but
-    /// fetches from edges that hold them, never from the origin. A chunk that no edge holds any
-    /// more is dropped from it.
+    /// fetches only from edges that hold the chunks, never from the origin. A chunk that no edge
+    /// holds any longer is dropped.
     HandOver {
         want: WantId,
         edge: EdgeId,
@@ -155,13 +155,13 @@ pub enum Event {
         fault: Fault,
         retry_after: Option<Millis>,
     },
-    /// The edge obeyed a cancellation, or gave the fetch up.
+    /// The edge cancelled the fetch, by instruction or on its own.
     FetchCancelled {
         edge: EdgeId,
         assignment: AssignmentId,
     },
-    /// The edge began an origin fetch on its own: a probe of a cold key, or the coordinator was
-    /// late.
+    /// The edge began an origin fetch on its own: a probe of a cold key, or because the coordinator
+    /// was late.
     LocalFetchStarted {
         edge: EdgeId,
         assignment: AssignmentId,
@@ -205,7 +205,7 @@ pub struct QuotaUse {
     pub held: u32,
     /// Connections that are open or waited for.
     pub wanted: u32,
-    /// The part of `wanted` that viewers wait for.
+    /// The part of `wanted` that viewers are blocked on.
     pub urgent: u32,
 }
 
@@ -245,16 +245,17 @@ pub struct Demand {
     pub buffered_bytes: u64,
     /// How far to fetch ahead of `position`; 0: the scheduler decides.
     pub lookahead_bytes: u64,
-    /// No more than this ahead, by what it has consumed; 0: no bound but the scheduler's.
+    /// Upper bound of the lookahead, earned by what the reader has consumed; 0: only the
+    /// scheduler's bound applies.
     pub earned_bytes: u64,
-    /// What its player has left to play before it needs `position`; unset: it did not say, and
-    /// counts as empty.
+    /// How much its player has buffered before it needs `position`; unset: it did not report, and
+    /// its buffer counts as empty.
     pub player_buffer_ms: Option<u32>,
-    /// The same for all readers of one player's session on its edge; 0: one of its own.
+    /// Identifies the readers of one player's session on its edge; 0: the reader is a viewer itself.
     pub viewer: u64,
-    /// Its viewer has sought with another reader: it wants what it waits for, and nothing ahead.
+    /// Its viewer has sought with another reader: only the bytes that it waits for are wanted.
     pub left: bool,
-    /// Keeps its place, wants no fetch.
+    /// The reader keeps its position but wants no fetch.
     pub paused: bool,
     /// Chunks wanted at HIGH beside the lookahead.
     pub hints: Vec<Range<ChunkIndex>>,
@@ -263,21 +264,21 @@ pub struct Demand {
 /// Who caused a fetch to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The origin refused, broke off or sent wrong bytes: back off, then try again.
+    /// The origin refused, broke off, or sent wrong bytes: back off, then retry.
     Origin,
-    /// The origin asks its clients to wait (429): nothing is asked of the source meanwhile.
+    /// The origin asks its clients to wait (429): ask nothing of the source meanwhile.
     Busy,
-    /// The peer: try another one, or the origin, at once.
+    /// The peer failed: try another one, or the origin, at once.
     Peer,
     /// The edge has no space or a bad disk: assign nothing to it for a while.
     Edge,
-    /// The object has been replaced: never try again for this entry.
+    /// The object was replaced: never retry for this entry.
     Changed,
     /// The source's quota on this edge is used up: assign nothing of this source to it for a
     /// moment.
     Quota,
-    /// The edge may not ask the origin for the entry, and did not: the other edges are asked, and
-    /// this one again after a while.
+    /// The edge has no signature for the entry, so it did not ask the origin: try the other edges,
+    /// and this one again later.
     Unsigned,
 }
 
@@ -294,14 +295,14 @@ pub struct SourceSpace {
 pub enum Effect {
     /// Send to the edge.
     Assign(Assignment),
-    /// The fetch matters more, or less, than before.
+    /// The fetch became more or less urgent.
     Reprioritise {
         edge: EdgeId,
         assignment: AssignmentId,
         level: Level,
         deadline_ms: u32,
     },
-    /// Nobody wants the fetch any more, or something more urgent needs its slot.
+    /// Nobody wants the fetch any longer, or something more urgent needs its slot.
     Cancel {
         edge: EdgeId,
         assignment: AssignmentId,
@@ -329,7 +330,7 @@ pub struct Assignment {
     pub level: Level,
     /// Milliseconds from now; within a level the earliest goes first.
     pub deadline_ms: u32,
-    /// The byte of the object to begin at, inside the first chunk.
+    /// The byte of the object at which to begin, inside the first chunk.
     pub start_at: u64,
     pub from: FetchSource,
     pub reason: Reason,

@@ -1,7 +1,7 @@
-//! An origin's limits in the whole cluster: connections, and back-off after errors. `quota` decides
-//! which part of its connections and its rate each edge may use.
+//! An origin's limits in the whole cluster: connections, and back-off after errors. `quota` divides
+//! its connections and its rate among the edges.
 //!
-//! A quarter of the connections is kept for CRITICAL.
+//! A quarter of the connections is reserved for CRITICAL.
 
 use chunkcache_proto::Level;
 
@@ -10,16 +10,17 @@ use super::api::{EdgeId, EntryNo, Millis, SourceId};
 use super::state::{Edge, Source, Timer};
 use crate::edge_choice::mix;
 
-/// Longest pause that an origin can ask for: one that says "in a year" is asked before that.
+/// Sanity cap for the pause that an origin requests: one that says "in a year" is tried again
+/// sooner.
 const LONGEST_PAUSE_MS: Millis = 3_600_000;
-/// So many objects that ask for a pause at the same time speak for their whole source.
+/// If this many objects request a pause at the same time, the whole source pauses.
 const PAUSED_OBJECTS: usize = 3;
 
-/// How long what a reader needs rests at an edge that may not ask for it: a reader came with a
-/// signature, or has none any more and is about to end.
+/// How long a reader's chunks wait after the edge had no signature for them. Short, because the
+/// reader either brought a signature or is about to end.
 const UNSIGNED_READER_MS: Millis = 250;
 
-/// Why an origin can not be asked now.
+/// Why an origin cannot be asked now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The source is no longer registered.
@@ -31,7 +32,7 @@ pub enum Refusal {
 }
 
 impl Source {
-    /// Whether the source has limits: it may refuse a request that becomes possible when another
+    /// Whether the source has limits: a request that it refuses now may be allowed once another
     /// edge's fetch ends.
     pub fn limited(&self) -> bool {
         self.max_connections > 0 || self.max_rate_bytes_per_second > 0
@@ -57,7 +58,7 @@ impl Source {
 
     /// Connections in use, granted or about to be, or perhaps in use on edges without a session.
     pub fn connections(&self, now: Millis) -> u32 {
-        let here = self.assigned().saturating_add(self.lent);
+        let here = self.assigned().saturating_add(self.granted_connections);
         here.saturating_add(self.absent(now).connections)
     }
 
@@ -66,8 +67,8 @@ impl Source {
         self.running.iter().sum::<u32>().saturating_sub(self.own)
     }
 
-    /// Notes the pause that one object's answer asked for. Returns how long the whole source pauses,
-    /// if several objects ask at the same time.
+    /// Records the pause that one object's answer requested. Returns how long the whole source
+    /// pauses, if several objects request one at the same time.
     fn paused_by(&mut self, entry: EntryNo, until: Millis, now: Millis) -> Option<Millis> {
         self.pauses
             .retain(|&(other, until)| other != entry && until > now);
@@ -105,7 +106,7 @@ impl Source {
 }
 
 impl Scheduler {
-    /// How long a chunk takes from this origin.
+    /// The estimated time to fetch a chunk from this origin.
     pub(super) fn origin_estimate(&self, source: SourceId) -> Millis {
         let known = self
             .sources
@@ -124,8 +125,9 @@ impl Scheduler {
             .insert((known.back_off_until, Timer::Source(source)));
     }
 
-    /// Counts a failure of the origin against the entry, and against the source. A pause that the
-    /// origin asked for is the object's, unless it `is_of_source` or further objects asked for one.
+    /// Counts a failure of the origin against the entry and the source. A pause that the origin
+    /// requested applies to the object, unless it `is_of_source` or enough other objects requested
+    /// one.
     pub(super) fn origin_failed(
         &mut self,
         entry: EntryNo,
@@ -162,34 +164,37 @@ impl Scheduler {
         }
     }
 
-    /// The edge has no signature for the entry. Its origin was not asked and is no worse for it, nor
-    /// are other edges.
+    /// The edge has no signature for the entry. This counts neither against the origin, which was
+    /// not asked, nor against other edges.
     pub(super) fn unsigned(&mut self, edge: EdgeId, entry: EntryNo) {
         let now = self.now;
-        let Some(line) = self.line_mut(edge, entry) else {
+        let Some(replica) = self.replica_mut(edge, entry) else {
             return;
         };
-        line.unsigned = line.unsigned.saturating_add(1);
-        line.unsigned_at = now;
+        replica.unsigned = replica.unsigned.saturating_add(1);
+        replica.unsigned_at = now;
         for level in [Level::Critical, Level::Medium] {
             let until = self.unsigned_until((edge, entry), level);
             self.timers.insert((until, Timer::Edge(edge)));
         }
     }
 
-    /// Until when the edge asks no origin for the entry at this level.
+    /// The time before which the edge does not ask an origin for the entry at this level.
     pub(super) fn unsigned_until(&self, (edge, entry): (EdgeId, EntryNo), level: Level) -> Millis {
-        let Some(line) = self.line(edge, entry).filter(|line| line.unsigned > 0) else {
+        let Some(replica) = self
+            .replica(edge, entry)
+            .filter(|replica| replica.unsigned > 0)
+        else {
             return 0;
         };
         let rest = match level {
             Level::Critical | Level::High => UNSIGNED_READER_MS,
             Level::Medium | Level::Low => {
                 let jitter = mix(u64::from(edge.0) << 32 | u64::from(entry.0));
-                back_off(&self.config, line.unsigned, jitter)
+                back_off(&self.config, replica.unsigned, jitter)
             }
         };
-        line.unsigned_at.saturating_add(rest)
+        replica.unsigned_at.saturating_add(rest)
     }
 
     /// A fetch went well.
@@ -204,11 +209,11 @@ impl Scheduler {
         }
     }
 
-    /// Plans again for the edges that wait for woken sources: some with each event, each once a
-    /// wake-up.
+    /// Plans again for the edges that wait for dirty sources: a bounded number per event, and each
+    /// edge once per wake-up.
     pub(super) fn wake_edges(&mut self) {
         let most = self.config.max_edges_per_event.max(1);
-        for source in std::mem::take(&mut self.woken) {
+        for source in std::mem::take(&mut self.dirty_sources) {
             if let Some(source) = self.sources.get_mut(&source) {
                 source.wake_left = source.waiting_edges.len();
             }
@@ -238,7 +243,8 @@ impl Scheduler {
     }
 }
 
-/// Doubles with each failure; the last quarter is spread by the ids, not by chance.
+/// Doubles with each failure. The last quarter is jitter derived from the ids, so that it is
+/// deterministic.
 pub(super) fn back_off(config: &super::Config, failures: u32, jitter: u64) -> Millis {
     let doubled = config
         .back_off_min_ms

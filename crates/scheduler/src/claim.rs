@@ -1,8 +1,8 @@
 //! A claim: an owner wants a set of chunks on one edge, at one level.
 //!
-//! A reader has up to three (the chunk it waits for, its lookahead, its hints), a want one, and
-//! each partly held entry of an edge one for its background fill. A claim
-//! is ranges, never a list of chunks: a job over 50,000 chunks costs what its gaps cost.
+//! A reader has up to three (the chunk it waits for, its lookahead, its hints), a want has one, and
+//! each partly held entry of an edge has one for its background fill. A claim consists of ranges,
+//! never a list of chunks: the cost of a job over 50,000 chunks depends on its gaps.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -37,15 +37,15 @@ impl Owner {
         }
     }
 
-    /// Nobody asked for this claim: it runs only while nothing above it needs the origin.
+    /// A claim that nobody asked for: it runs only while nothing above it needs the origin.
     pub fn is_background(self) -> bool {
         matches!(self, Self::Fill(..))
     }
 }
 
-/// Claims by owner. A hash map, because an event looks them up many times and a tree of tens of
-/// thousands is slow. Code that iterates over all of them sorts, because the order means nothing;
-/// the hash still has no random seed.
+/// Claims by owner. A hash map, because each event looks up many of them and a tree of tens of
+/// thousands is slow. The hash has no random seed, and code that iterates over all claims sorts
+/// them first.
 pub type Claims = HashMap<Owner, Claim, BuildHasherDefault<OwnerHasher>>;
 
 /// A hasher for small integers. The cluster's own edges and coordinator assign them, so nobody can
@@ -77,14 +77,14 @@ impl Hasher for OwnerHasher {
     }
 }
 
-/// A claim, and its place in the queue.
+/// A claim and its position in the queue.
 #[derive(Clone, Debug)]
 pub struct Claim {
     pub edge: EdgeId,
     pub entry: EntryNo,
     pub source: SourceId,
     pub level: Level,
-    /// From the first chunk to past the last.
+    /// From the first chunk to one past the last.
     pub span: Range<ChunkIndex>,
     /// The claimed ranges within the span; unset: all of it.
     pub ranges: Option<RangeSet<ChunkIndex>>,
@@ -94,7 +94,7 @@ pub struct Claim {
     pub position: u64,
     /// How fast the owner approaches; 0: it does not, and `since` is the deadline.
     pub rate_bytes_per_second: u64,
-    /// What the owner's player has left to play before it is at `position`.
+    /// How much the owner's player has buffered before it needs `position`.
     pub player_buffer_ms: Option<u32>,
     /// Whose it is; 0: its owner names none.
     pub viewer: u64,
@@ -102,7 +102,7 @@ pub struct Claim {
     pub since: Millis,
     /// Chunks granted so far, for fair shares.
     pub served: u64,
-    /// Its place in the queue of its edge, level and source.
+    /// Its position in the queue of its edge, level and source.
     pub queued: Option<Key>,
 }
 
@@ -138,7 +138,7 @@ impl Claim {
         found
     }
 
-    /// Moves the cursor back: some of these may be missing again.
+    /// Moves the cursor back, because some of these chunks may be missing again.
     pub fn uncovered(&mut self, chunks: &Range<ChunkIndex>) {
         if self.wants(chunks) {
             self.cursor = self.cursor.min(chunks.start).max(self.span.start);

@@ -1,4 +1,4 @@
-//! The scheduler's settings, with the reason of each default.
+//! The scheduler's settings, with the reason for each default.
 
 use super::api::Millis;
 
@@ -19,11 +19,11 @@ pub struct Config {
     /// Maximum number of adjacent chunks in one request, by level. A blocked reader gets one chunk,
     /// so that it waits for nothing else; background work makes few, long requests.
     pub max_run_chunks: [u32; 4],
-    /// HIGH takes the slot of MEDIUM or LOW when its deadline is nearer than this.
+    /// HIGH preempts MEDIUM or LOW when its deadline is nearer than this.
     pub urgent_ms: Millis,
-    /// One grant in so many below CRITICAL goes to MEDIUM first, even before HIGH.
+    /// One in this many grants below CRITICAL goes to MEDIUM first, even before HIGH.
     pub medium_share: u64,
-    /// One grant in so many goes to LOW before MEDIUM.
+    /// One in this many grants goes to LOW before MEDIUM.
     pub low_share: u64,
     /// Maximum number of chunks an edge sends to peers at once; CRITICAL may use twice that.
     pub max_uploads_per_edge: u32,
@@ -41,11 +41,11 @@ pub struct Config {
     /// Deadline for claims that have none (wants at CRITICAL or HIGH), from the time they are
     /// queued.
     pub want_deadline_ms: Millis,
-    /// Deadlines nearer to each other than this are equal, and fair shares decide.
+    /// Deadlines closer to each other than this count as equal, and fair shares decide.
     pub deadline_grain_ms: Millis,
-    /// Maximum number of claims looked at in one queue before another event is handled.
+    /// Maximum number of claims examined in one queue before another event is handled.
     pub max_looks: usize,
-    /// Edges planned for in one event; the others follow with the next.
+    /// Maximum number of edges planned for in one event; the others follow with the next.
     pub max_edges_per_event: usize,
     /// The first assignment number. An edge may still finish, or report, an assignment of an
     /// earlier scheduler: the numbers must not collide.

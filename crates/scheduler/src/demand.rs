@@ -55,7 +55,7 @@ impl Scheduler {
                 let claim = claim(Level::Critical, span, since, 0, served(&before.waiting));
                 self.add_claim(Owner::Waiting(reader), claim, effects);
             }
-            // Who has read all it asked for may still have hints, and has left perhaps.
+            // A reader that has read all it asked for may have left, or may still have hints.
             let window = match wants_nothing || demand.left {
                 true => current..current,
                 false => self.window(demand, source, geometry),
@@ -81,7 +81,8 @@ impl Scheduler {
                 self.add_claim(Owner::Hints(reader), hint, effects);
             }
         }
-        // Chunks left behind by reading on are finished; those left by a seek are not.
+        // Chunks that reading on leaves behind are finished; those that a seek leaves behind are
+        // not.
         let advanced = before.lookahead.as_ref().is_some_and(|old| {
             old.entry == demand.entry
                 && !demand.left
@@ -173,8 +174,8 @@ impl Scheduler {
             .into_iter()
             .flatten()
         {
-            // A reader that seeks or leaves also withdraws what it had read past, or what an
-            // earlier, longer lookahead had asked for.
+            // A reader that seeks or leaves also withdraws chunks behind its position, and chunks
+            // that an earlier, longer lookahead requested.
             let span = match how {
                 Withdrawal::Superseded => 0..ChunkIndex::MAX,
                 Withdrawal::Advanced => old.span.clone(),
@@ -193,11 +194,11 @@ impl Scheduler {
         let Some(known) = self.entries.get_mut(&entry) else {
             return;
         };
-        let line = known.lines.entry(edge).or_default();
+        let replica = known.replicas.entry(edge).or_default();
         match owner {
-            Owner::Waiting(_) => line.waiting.insert((span.start, owner)),
-            Owner::Lookahead(_) => line.windows.insert((span.start, owner)),
-            _ => line.wide.insert((span.start, owner)),
+            Owner::Waiting(_) => replica.waiting.insert((span.start, owner)),
+            Owner::Lookahead(_) => replica.windows.insert((span.start, owner)),
+            _ => replica.wide.insert((span.start, owner)),
         };
         self.claims.insert(owner, claim);
         match level {
@@ -216,12 +217,12 @@ impl Scheduler {
         if let Some(key) = claim.queued.take() {
             self.unqueue((claim.edge, claim.entry, claim.source, claim.level), key);
         }
-        if let Some(line) = self.line_mut(claim.edge, claim.entry) {
+        if let Some(replica) = self.replica_mut(claim.edge, claim.entry) {
             let place = (claim.span.start, owner);
             match owner {
-                Owner::Waiting(_) => line.waiting.remove(&place),
-                Owner::Lookahead(_) => line.windows.remove(&place),
-                _ => line.wide.remove(&place),
+                Owner::Waiting(_) => replica.waiting.remove(&place),
+                Owner::Lookahead(_) => replica.windows.remove(&place),
+                _ => replica.wide.remove(&place),
             };
         }
         Some(claim)
@@ -232,12 +233,12 @@ impl Scheduler {
         let Some(claim) = self.claims.get_mut(&owner) else {
             return;
         };
-        let line = self
+        let replica = self
             .entries
             .get(&claim.entry)
-            .and_then(|entry| Some((entry.lines.get(&claim.edge)?, entry.geometry)));
-        let gap =
-            line.and_then(|(line, geometry)| Some((claim.first_gap(&line.covered)?.0, geometry)));
+            .and_then(|entry| Some((entry.replicas.get(&claim.edge)?, entry.geometry)));
+        let gap = replica
+            .and_then(|(replica, geometry)| Some((claim.first_gap(&replica.covered)?.0, geometry)));
         let Some((gap, geometry)) = gap else {
             return self.dequeue(owner);
         };
@@ -271,7 +272,7 @@ impl Scheduler {
             edge.queues[level].insert(source, key);
         }
         if level == Level::Critical as usize {
-            self.note_room(edge_id);
+            self.update_slots(edge_id);
         }
         self.count_queued(edge_id, entry, |queued| queued + 1);
         if let Some(source) = self.sources.get_mut(&source) {
@@ -295,10 +296,10 @@ impl Scheduler {
 
     fn count_queued(&mut self, edge: EdgeId, entry: EntryNo, change: impl FnOnce(u32) -> u32) {
         if let Some(known) = self.entries.get_mut(&entry)
-            && let Some(line) = known.lines.get_mut(&edge)
+            && let Some(replica) = known.replicas.get_mut(&edge)
         {
-            line.queued = change(line.queued);
-            known.waiting.set(edge, line.queued > 0);
+            replica.queued = change(replica.queued);
+            known.waiting.set(edge, replica.queued > 0);
         }
     }
 
@@ -309,7 +310,7 @@ impl Scheduler {
             edge.queues[level].remove(source_id, &key);
         }
         if level == Level::Critical as usize {
-            self.note_room(edge_id);
+            self.update_slots(edge_id);
         }
         self.count_queued(edge_id, entry, |queued| queued.saturating_sub(1));
         let Some(source) = self.sources.get_mut(&source_id) else {
@@ -323,12 +324,12 @@ impl Scheduler {
             }
         }
         if level < Level::Low as usize && source.fill_may_start() {
-            // The fill may have waited for this.
-            self.woken.insert(source_id);
+            // The fill may have been waiting for this.
+            self.dirty_sources.insert(source_id);
         }
     }
 
-    /// Chunks are no longer covered: every claim that wants them is queued again.
+    /// Chunks are no longer covered: queues every claim that wants them again.
     pub(super) fn uncovered(&mut self, edge: EdgeId, entry: EntryNo, chunks: &Range<ChunkIndex>) {
         if chunks.is_empty() {
             return;
@@ -352,7 +353,7 @@ impl Scheduler {
         let Some(known) = self.entries.get(&entry) else {
             return Vec::new();
         };
-        let Some(line) = known.lines.get(&edge) else {
+        let Some(replica) = known.replicas.get(&edge) else {
             return Vec::new();
         };
         let longest = self.longest_window(known.geometry);
@@ -365,13 +366,13 @@ impl Scheduler {
             edge: EdgeId(0),
             number: 0,
         });
-        let waiting = line
+        let waiting = replica
             .waiting
             .range((chunks.start, least)..(chunks.end, least));
-        let windows = line
+        let windows = replica
             .windows
             .range((chunks.start.saturating_sub(longest), least)..(chunks.end, least));
-        let wide = line.wide.range(..(chunks.end, least));
+        let wide = replica.wide.range(..(chunks.end, least));
         waiting
             .chain(windows)
             .chain(wide)
@@ -388,7 +389,7 @@ struct Withdrawn {
     hints: Option<Claim>,
 }
 
-/// When the claim's owner needs `gap`.
+/// When the claim's owner needs the chunk `gap`.
 fn deadline(
     claim: &Claim,
     owner: Owner,
@@ -406,21 +407,22 @@ fn deadline(
                 .saturating_sub(claim.position);
             let rate = u128::from(claim.rate_bytes_per_second.max(1));
             let ms = u128::from(ahead) * 1_000 / rate;
-            // Saying that it is empty gains a player nothing: it is what silence counts as.
+            // An unreported buffer counts as empty, so a player gains nothing by reporting an empty
+            // one.
             let buffer = Millis::from(claim.player_buffer_ms.unwrap_or(0));
             claim
                 .since
                 .saturating_add(buffer)
                 .saturating_add(u64::try_from(ms).unwrap_or(u64::MAX / 2))
         }
-        // A player asks for the index before it reads on: do not put it after the lookahead of a
-        // fast reader, which may be the whole file.
+        // A player requests the index before it reads on, so hints must not queue behind the
+        // lookahead of a fast reader, which may be the whole file.
         Owner::Hints(_) => claim.since,
         Owner::Want(_) if claim.level <= Level::High => match claim.queued {
             Some(key) => return key.deadline,
             None => now.saturating_add(config.want_deadline_ms),
         },
-        // Jobs before fills, otherwise by fair shares alone.
+        // Jobs before fills; among jobs, fair shares alone decide.
         Owner::Want(_) => return 0,
         Owner::Fill(..) => return 1,
     };

@@ -16,14 +16,15 @@ use super::queue::Key;
 use super::route::{Route, RouteOutcome};
 use super::state::{RunningFetch, Timer};
 
-/// How many claims of a source to look at for one that a peer can serve while the origin refuses.
+/// After a refusal by the origin, how many further claims of the source to examine for one that a
+/// peer can serve.
 const LOOKS_PAST_REFUSAL: usize = 8;
 
 /// Where an assignment goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Placement {
     Slot,
-    /// Taken from the lowest fetch that has a slot.
+    /// In the slot of the lowest fetch, which is preempted.
     Preempt,
     Ahead,
 }
@@ -46,10 +47,10 @@ impl Scheduler {
         let now = self.now;
         for &edge in &batch {
             if let Some(state) = self.edges.get_mut(&edge) {
-                state.promote_ahead(now);
+                state.start_queued(now);
             }
-            self.note_room(edge);
-            self.trim_ahead(edge, effects);
+            self.update_slots(edge);
+            self.revoke_queued(edge, effects);
             self.plan_rest(edge, effects);
         }
     }
@@ -59,7 +60,7 @@ impl Scheduler {
             let Some(state) = self.edges.get(&edge) else {
                 return;
             };
-            // As for the other levels: the slots, and as many queued.
+            // As for the other levels: as many assignments as slots, and as many queued.
             if state.queues[Level::Critical as usize].is_empty()
                 || !self.may_fetch(edge)
                 || state.critical() > 2 * state.max_downloads
@@ -229,7 +230,7 @@ impl Scheduler {
                 looks -= 1;
                 match self.look(edge, level, source, key, ahead) {
                     ClaimOutcome::Take(route) => return Some((key.owner, route)),
-                    // It has moved in the queue, or left it.
+                    // It moved in the queue or left it.
                     ClaimOutcome::Moved => moved += 1,
                     ClaimOutcome::LetGo(chunk) => {
                         self.let_go(key.owner, chunk, effects);
@@ -240,7 +241,7 @@ impl Scheduler {
                         self.look_again_after(source, refusal);
                         let full = refusal == Refusal::Connections;
                         if full && refused == 0 {
-                            self.make_way(source, level, effects);
+                            self.preempt_for_critical(source, level, effects);
                         }
                         refused += 1;
                         after = Some(key);
@@ -253,7 +254,7 @@ impl Scheduler {
             }
         }
         if looks == 0 && moved > 0 {
-            // There may be more claims behind these: go on with the next event.
+            // There may be more claims behind these: continue with the next event.
             self.dirty.insert(edge);
         }
         None
@@ -279,11 +280,12 @@ impl Scheduler {
             return ClaimOutcome::Moved;
         }
         let entry = claim.entry;
-        let line = self
+        let replica = self
             .entries
             .get(&entry)
-            .and_then(|known| known.lines.get(&edge));
-        let Some((gap, limit)) = line.and_then(|line| claim.first_gap(&line.covered)) else {
+            .and_then(|known| known.replicas.get(&edge));
+        let Some((gap, limit)) = replica.and_then(|replica| claim.first_gap(&replica.covered))
+        else {
             return ClaimOutcome::Moved;
         };
         if owner.is_background() && !self.fill_may_run(source) {
@@ -377,8 +379,8 @@ impl Scheduler {
         {
             source.grants += 1;
         }
-        // The edge orders by level and deadline as well: a minimal share has an effect only if this
-        // one run is sent there as HIGH.
+        // The edge also orders by level and deadline, so a starvation grant takes effect only if
+        // this run is sent as HIGH.
         let granted = if shared {
             level.min(Level::High)
         } else {
@@ -405,10 +407,10 @@ impl Scheduler {
             flight.shared = true;
         }
         self.requeue(owner, 0);
-        self.others_may_follow(edge, entry);
+        self.mark_followers_dirty(edge, entry);
     }
 
-    /// The part of [`Self::assign`] that a hedge shares.
+    /// The part of [`Self::assign`] that hedges also use.
     #[allow(clippy::too_many_arguments)] // one call makes one flight: these are its fields
     pub(super) fn start_flight(
         &mut self,
@@ -438,7 +440,7 @@ impl Scheduler {
             upstream: route.upstream,
             ..RunningFetch::new(id, entry, source, route.chunks.clone(), level, self.now)
         };
-        // Another owner may want a part of it more urgently.
+        // Another owner may want part of it more urgently.
         let best = self.best_claim(edge, &flight);
         flight.level = best.map_or(level, |(best, _)| best.min(level));
         let effect = Effect::Assign(Assignment {
@@ -494,7 +496,7 @@ enum ClaimOutcome {
     Take(Route),
     Moved,
     Split(super::state::FetchKey),
-    /// A chunk of a hand-over that no edge holds any more.
+    /// A chunk of a hand-over that no edge holds any longer.
     LetGo(ChunkIndex),
     Refused(Refusal),
     NotNow,

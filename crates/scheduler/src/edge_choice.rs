@@ -1,8 +1,8 @@
 //! Chooses the edge that a reader is sent to.
 //!
-//! Alive and not draining; among these the one that holds most of the entry; among equals the least
-//! loaded; among equals the highest rendezvous hash of (entry, edge), which moves only the entries
-//! of an edge that joins or leaves.
+//! It considers edges that are alive and not draining, and prefers the one that holds most of the
+//! entry; among equals the least loaded one; among equals the one with the highest rendezvous hash
+//! of (entry, edge). When an edge joins or leaves, that hash moves only the entries of that edge.
 
 use std::cmp::Reverse;
 
@@ -19,17 +19,18 @@ pub struct Candidate {
     pub draining: bool,
     /// Chunks of the entry it holds near where the reader will start, or of all of it.
     pub chunks_held: u64,
-    /// Readers it serves now.
+    /// Readers that it serves now.
     pub readers: u32,
 }
 
-/// Loads that differ by less count as equal: readers come and go faster than they are counted.
+/// Loads that differ by less count as equal, because readers come and go faster than they are
+/// counted.
 const READERS_PER_LOAD_STEP: u32 = 16;
 /// Holdings are compared in steps of this many chunks (32 MiB), for the same reason.
 const CHUNKS_PER_HOLDING_STEP: u64 = 16;
 
-/// The best edge for an entry; `None` if no edge can take it. The entry is named by any 64 bits
-/// that do not change.
+/// The best edge for an entry; `None` if no edge can take it. `entry` is any stable 64-bit name of
+/// the entry.
 #[must_use]
 pub fn choose_edge(entry: u64, candidates: &[Candidate]) -> Option<EdgeId> {
     candidates
@@ -154,7 +155,11 @@ mod tests {
         }
 
         #[test]
-        fn an_edge_that_leaves_moves_only_its_own(entry: u64, all in candidates(), gone in 0usize..12) {
+        fn an_edge_that_leaves_moves_only_its_own(
+            entry: u64,
+            all in candidates(),
+            gone in 0usize..12,
+        ) {
             let before = choose_edge(entry, &all);
             let mut rest = all;
             if gone < rest.len() {

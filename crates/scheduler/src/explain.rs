@@ -27,7 +27,7 @@ pub enum DecisionState {
 }
 
 impl DecisionState {
-    /// The name that `ExplainChunk` answers with.
+    /// The name used in the answer of `ExplainChunk`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -53,11 +53,11 @@ pub struct Decision {
     pub readers: u32,
     /// On the scheduler's clock, if it has one.
     pub deadline: Option<Millis>,
-    /// What the player of the reader in `reason` reported, if it did.
+    /// How much the player of the reader in `reason` has buffered, if it reported it.
     pub player_buffer_ms: Option<u32>,
-    /// The viewer of the reader in `reason`; 0: its player names none.
+    /// The viewer of the reader in `reason`; 0: its player named no session.
     pub viewer: u64,
-    /// In words, while it waits.
+    /// Why it waits, in words.
     pub blocked_by: Option<&'static str>,
 }
 
@@ -70,16 +70,16 @@ impl Scheduler {
             return Vec::new();
         };
         known
-            .lines
+            .replicas
             .keys()
             .filter_map(|&edge| self.explain_on(edge, entry, chunk, now))
             .collect()
     }
 
-    /// Whether this scheduler serves waits for the entry on this edge: at once, or when its origin
-    /// allows.
+    /// Whether this scheduler serves waits for the entry on this edge, now or as soon as the origin
+    /// allows it.
     #[must_use]
-    pub fn takes_care(&self, edge: EdgeId, entry: EntryNo) -> bool {
+    pub fn is_schedulable(&self, edge: EdgeId, entry: EntryNo) -> bool {
         let Some(known) = self.entries.get(&entry) else {
             return false;
         };
@@ -141,7 +141,7 @@ impl Scheduler {
                     .then_some("being cancelled; its chunk under way is finished"),
             });
         }
-        if self.line(edge, entry)?.held.contains(chunk) {
+        if self.replica(edge, entry)?.held.contains(chunk) {
             return None;
         }
         let claims = owners
@@ -213,7 +213,8 @@ impl Scheduler {
             .filter(move |(_, flight)| flight.entry == entry)
     }
 
-    /// Why the fetch runs now: its most urgent owner, which may not be the one it was begun for.
+    /// Why the fetch runs now: its most urgent owner, which may differ from the owner it was begun
+    /// for.
     #[must_use]
     pub fn reason_of(&self, edge: EdgeId, flight: &RunningFetch) -> Reason {
         if matches!(flight.reason, Reason::Hedge(_)) {
@@ -234,13 +235,13 @@ impl Scheduler {
             .flat_map(|(edge, state)| state.flights.iter().map(move |flight| (*edge, flight)))
     }
 
-    /// Wanted chunks, by level, that no running fetch brings. Costs as much as there are claims:
-    /// for status and metrics, not for each event.
+    /// Wanted chunks, by level, that no running fetch brings. The cost grows with the number of
+    /// claims, so call it for status and metrics, not for each event.
     #[must_use]
     pub fn queued_by_level(&self) -> [u64; 4] {
         let mut counts = [0; 4];
         for ((edge, entry, level), chunks) in self.wanted() {
-            let covered = self.line(edge, entry).map(|line| &line.covered);
+            let covered = self.replica(edge, entry).map(|replica| &replica.covered);
             let missing = |range: Range<ChunkIndex>| {
                 let there = covered.map_or(0, |covered| covered.count_in(range.clone()));
                 u64::from(range.end - range.start) - there
@@ -261,8 +262,8 @@ impl Scheduler {
         counts
     }
 
-    /// Chunks wanted and not held, by edge, entry and level; each at the highest level it is wanted
-    /// at.
+    /// Chunks wanted and not held, by edge, entry and level; each counts at the highest level at
+    /// which it is wanted.
     #[must_use]
     pub fn wanted(&self) -> BTreeMap<(EdgeId, EntryNo, Level), RangeSet<ChunkIndex>> {
         let mut wanted: BTreeMap<_, RangeSet<ChunkIndex>> = BTreeMap::new();
@@ -279,8 +280,8 @@ impl Scheduler {
         let keys: Vec<_> = wanted.keys().copied().collect();
         for (edge, entry, level) in keys {
             let held = self
-                .line(edge, entry)
-                .map(|line| line.held.clone())
+                .replica(edge, entry)
+                .map(|replica| replica.held.clone())
                 .unwrap_or_default();
             let higher = Level::ALL.into_iter().filter(|&other| other < level);
             let above: Vec<_> = higher

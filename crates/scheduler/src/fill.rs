@@ -1,8 +1,8 @@
 //! Background fill: completes a partly held entry, at LOW.
 //!
 //! It has no stored state: it follows from what edges hold, so it resumes after any restart. It
-//! uses an origin only while nothing above needs it: no reader of that source waits, queues or is
-//! being served from it; where only jobs do, it gets one grant in `low_share`.
+//! uses an origin only while no reader of that source waits, queues, or is being served from it.
+//! Beside jobs alone, it gets one grant in `low_share`.
 
 use chunkcache_proto::Level;
 
@@ -62,26 +62,26 @@ impl Scheduler {
         let Some(source) = self.sources.get(&known.source) else {
             return false;
         };
-        let Some(line) = known.lines.get(&edge) else {
+        let Some(replica) = known.replicas.get(&edge) else {
             return false;
         };
         on.alive
             && !known.changed
             && source.registered
             && source.background_fill.unwrap_or(on.background_fill)
-            && !line.held.is_empty()
-            && !line.held.covers(0..known.geometry.chunk_count())
+            && !replica.held.is_empty()
+            && !replica.held.covers(0..known.geometry.chunk_count())
     }
 
     /// Updates the fills of one source, after its setting changed.
     pub(super) fn ensure_fills_of_source(&mut self, source: SourceId) {
-        let lines: Vec<_> = self
+        let replicas: Vec<_> = self
             .entries
             .iter()
             .filter(|(_, entry)| entry.source == source)
-            .flat_map(|(&number, entry)| entry.lines.keys().map(move |&edge| (edge, number)))
+            .flat_map(|(&number, entry)| entry.replicas.keys().map(move |&edge| (edge, number)))
             .collect();
-        for (edge, entry) in lines {
+        for (edge, entry) in replicas {
             self.ensure_fill(edge, entry);
         }
     }
@@ -91,7 +91,7 @@ impl Scheduler {
         let entries: Vec<_> = self
             .entries
             .iter()
-            .filter(|(_, entry)| entry.lines.contains_key(&edge))
+            .filter(|(_, entry)| entry.replicas.contains_key(&edge))
             .map(|(&number, _)| number)
             .collect();
         for entry in entries {

@@ -1,8 +1,8 @@
-//! Hand-over by a draining edge: other edges fetch from it, while it is still up, the chunks that
+//! Hand-over by a draining edge: while it is still up, other edges fetch from it the chunks that
 //! its readers will need next.
 //!
-//! A hand-over never asks the origin: a chunk that no edge holds any more is dropped, and one whose
-//! holder can not send now is waited for.
+//! A hand-over never asks the origin: it drops a chunk that no edge holds any longer, and waits for
+//! one whose holder cannot send now.
 
 use std::ops::Range;
 
@@ -14,22 +14,22 @@ use super::claim::Owner;
 use super::route::RouteOutcome;
 use chunkcache_proto::RangeSet;
 
-/// The only holder has just failed, or is at its upload limit.
+/// When to look again if the only holder has just failed, or is at its upload limit.
 const LOOK_AGAIN_MS: Millis = 500;
 
 impl Scheduler {
-    /// Chunks that no other edge holds that is up and not draining: those ahead of its readers
-    /// first, then the others.
+    /// Chunks that no other edge holds which is up and not draining: first those ahead of its
+    /// readers, then the others.
     #[must_use]
     pub fn only_held_by(&self, edge: EdgeId, entry: EntryNo, most: u64) -> Vec<Range<ChunkIndex>> {
         let Some(known) = self.entries.get(&entry).filter(|known| !known.changed) else {
             return Vec::new();
         };
-        let Some(line) = known.lines.get(&edge) else {
+        let Some(replica) = known.replicas.get(&edge) else {
             return Vec::new();
         };
-        let mut held: RangeSet<ChunkIndex> = line.held.clone();
-        for (other, on) in &known.lines {
+        let mut held: RangeSet<ChunkIndex> = replica.held.clone();
+        for (other, on) in &known.replicas {
             let stays = self
                 .edges
                 .get(other)
@@ -38,7 +38,7 @@ impl Scheduler {
                 on.held.iter().for_each(|range| held.remove(range));
             }
         }
-        let begin = line.windows.first().map_or(0, |&(chunk, _)| chunk);
+        let begin = replica.windows.first().map_or(0, |&(chunk, _)| chunk);
         let ahead = held.present_in(begin..known.geometry.chunk_count());
         let behind = held.present_in(0..begin);
         let mut left = u32::try_from(most).unwrap_or(u32::MAX);
@@ -53,7 +53,7 @@ impl Scheduler {
         found
     }
 
-    /// The edge gets no new readers.
+    /// Whether the edge is draining, so that it gets no new readers.
     #[must_use]
     pub fn is_draining(&self, edge: EdgeId) -> bool {
         self.edges.get(&edge).is_some_and(|edge| edge.draining)
@@ -62,7 +62,8 @@ impl Scheduler {
     /// How many chunks of an entry the edge holds.
     #[must_use]
     pub fn chunks_held(&self, edge: EdgeId, entry: EntryNo) -> u64 {
-        self.line(edge, entry).map_or(0, |line| line.held.count())
+        self.replica(edge, entry)
+            .map_or(0, |replica| replica.held.count())
     }
 
     /// Chunks of a want that its edge does not hold yet.
@@ -71,8 +72,8 @@ impl Scheduler {
         self.wants.get(&want).map_or(0, |want| want.missing)
     }
 
-    /// How many chunks a hand-over may bring to this edge without causing an eviction there; unset:
-    /// unknown.
+    /// How many chunks a hand-over may bring to this edge without causing an eviction there;
+    /// `None`: unknown.
     #[must_use]
     pub fn room_for_chunks(&self, edge: EdgeId, chunk_size: u64) -> Option<u64> {
         let allowed = self.edges.get(&edge)?.space.allowed;
@@ -82,11 +83,14 @@ impl Scheduler {
     }
 
     pub(super) fn is_hand_over(&self, owner: Owner) -> bool {
-        matches!(owner, Owner::Want(want) if self.wants.get(&want).is_some_and(|it| it.from_edges_only))
+        matches!(
+            owner,
+            Owner::Want(want) if self.wants.get(&want).is_some_and(|it| it.from_edges_only)
+        )
     }
 
-    /// The route of a hand-over: like any other, but never the origin. `None`: no edge holds the
-    /// chunk.
+    /// The route of a hand-over: like any other, but never from the origin. `None`: no edge holds
+    /// the chunk.
     pub(super) fn route_between_edges(
         &self,
         outcome: RouteOutcome,
@@ -100,9 +104,9 @@ impl Scheduler {
             other => return Some(other),
         }
         let held = self.entries.get(&entry).is_some_and(|known| {
-            let mut others = known.lines.iter().filter(|&(&other, _)| other != edge);
-            others.any(|(other, line)| {
-                line.held.contains(gap) && self.edges.get(other).is_some_and(|it| it.alive)
+            let mut others = known.replicas.iter().filter(|&(&other, _)| other != edge);
+            others.any(|(other, replica)| {
+                replica.held.contains(gap) && self.edges.get(other).is_some_and(|it| it.alive)
             })
         });
         held.then(|| RouteOutcome::Wait(self.now.saturating_add(LOOK_AGAIN_MS)))

@@ -4,9 +4,9 @@ use super::Scheduler;
 use super::api::EntryNo;
 
 impl Scheduler {
-    /// Nobody reads, wants or fetches the entry, no edge in session has a part of it to complete,
-    /// and no back-off of it is pending. Closing it changes no plan: its rows hold all that is
-    /// left.
+    /// Whether nobody reads, wants or fetches the entry, no edge in session is completing it, and
+    /// no back-off of it is pending. Closing such an entry changes no decision: the rest is in its
+    /// rows.
     #[must_use]
     pub fn is_idle(&self, entry: EntryNo) -> bool {
         let Some(known) = self.entries.get(&entry) else {
@@ -15,9 +15,9 @@ impl Scheduler {
         if known.back_off_until > self.now {
             return false;
         }
-        let used = known.lines.iter().any(|(&edge, line)| {
-            // Claims of background fill and wants are among the wide ones.
-            !(line.waiting.is_empty() && line.windows.is_empty() && line.wide.is_empty())
+        let used = known.replicas.iter().any(|(&edge, replica)| {
+            // `wide` includes wants and the background fill.
+            !(replica.waiting.is_empty() && replica.windows.is_empty() && replica.wide.is_empty())
                 || self.fill_goes_on(edge, entry)
         });
         let fetched = self.edges.values().any(|edge| {

@@ -1,8 +1,8 @@
-//! In-flight fetches: an edge does not abort a running fetch because its session, or the
-//! coordinator, ended.
+//! In-flight fetches: an edge does not abort a running fetch when its session, or the coordinator,
+//! ends.
 //!
-//! They are entered before anything is planned for their edge, so that nothing is fetched a second
-//! time, and count in their source's budget like any other.
+//! They are recorded before anything is planned for their edge, so that nothing is fetched twice,
+//! and they count in their source's budget like any other fetch.
 
 use chunkcache_proto::Level;
 
@@ -52,7 +52,7 @@ impl Scheduler {
         }
         let slots = state.max_downloads + u32::from(kept.level == Level::Critical);
         let slot = state.slots_used() < slots;
-        known.lines.entry(edge).or_default();
+        known.replicas.entry(edge).or_default();
         let flight = RunningFetch {
             reason: Reason::InFlight,
             slot,
@@ -66,14 +66,13 @@ impl Scheduler {
             )
         };
         self.enter_flight(edge, flight, effects);
-        // Its claims may have a higher or lower level now; until there are any, the fetch runs on
-        // as it was.
+        // Its claims may have another level now. Until it has any, the fetch keeps its level.
         let wanted = self.owners_of(edge, kept.entry, &chunks);
         if !wanted.is_empty() {
             self.reassess((edge, kept.id), Withdrawal::Advanced, effects);
         }
         self.give_slots_to_critical(edge, effects);
-        self.others_may_follow(edge, kept.entry);
+        self.mark_followers_dirty(edge, kept.entry);
         self.dirty.insert(edge);
     }
 }

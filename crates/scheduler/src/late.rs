@@ -1,7 +1,7 @@
 //! Timers: back-offs that end, and CRITICAL fetches that are late.
 //!
 //! A late fetch from the origin gets a second, independent one (a hedge); the first to finish wins.
-//! A late fetch from a peer is given up for another peer or the origin.
+//! A late fetch from a peer is cancelled, and planned again from another peer or the origin.
 
 use chunkcache_proto::Level;
 
@@ -48,7 +48,7 @@ impl Scheduler {
             .late_after_ms
             .max(estimate.saturating_mul(self.config.late_factor));
         if !flight.slot || self.is_overtaken(edge, id) {
-            // Its edge has not begun it: neither the origin nor the peer is late, and a second
+            // Its edge has not begun it, so neither the origin nor the peer is late, and a second
             // fetch would not begin sooner.
             let now = self.now;
             if let Some(flight) = self.flight_mut((edge, id)) {
@@ -67,7 +67,7 @@ impl Scheduler {
             return;
         }
         match flight.from {
-            // It is as late as the origin fetch it follows, which has its own hedge.
+            // It is as late as the origin fetch that it follows, which has its own hedge.
             FetchSource::Peer(_) if flight.upstream.is_some() => {
                 self.timers.insert((
                     self.now.saturating_add(allowed),
@@ -88,8 +88,8 @@ impl Scheduler {
         }
     }
 
-    /// The edge has enough fetches that come before this one: it orders by level and deadline, and
-    /// later assignments count too.
+    /// Whether enough other fetches of the edge come before this one. The edge orders by level and
+    /// deadline, so later assignments may overtake it.
     fn is_overtaken(&self, edge: EdgeId, id: AssignmentId) -> bool {
         let Some(state) = self.edges.get(&edge) else {
             return false;

@@ -5,7 +5,8 @@
 //! what is preempted for it? [`Scheduler::apply`] takes an event and answers with effects.
 //!
 //! **Properties**, asserted after each event by the simulation:
-//! - A chunk has one origin fetch at a time, but for hedges and fetches that an edge starts itself.
+//! - A chunk has one origin fetch at a time, except for hedges and fetches that an edge starts
+//!   itself.
 //! - Slots, connections and rates stay within their limits.
 //! - No blocked reader waits for a slot or connection that a lower level has.
 //! - Nothing below CRITICAL starves.
@@ -22,12 +23,12 @@
 //!    `budget`), which keeps within the quota leases of the edges (`quota`).
 //! 5. The fetch is recorded and sent to the edge (`running`). Timers find late ones (`late`).
 //!
-//! Around it: [`api`] (input and output), `idle` (what may be forgotten), `edge_set` (many edges
-//! at once), `explain` (why).
+//! Around it: [`api`] (input and output), `idle` (entries whose state may be dropped), `edge_set`
+//! (sets of many edges), `explain` (reasons for decisions).
 //!
 //! **Deliberately absent**: clocks, randomness, I/O and hash order; partial chunks, which an edge
-//! completes on its own; unreported departures of readers, for which an edge checks before it
-//! starts a fetch; any state that can not be rebuilt from rows and sessions. See RFC 0002.
+//! completes on its own; readers that left but are not yet reported, for which an edge checks
+//! before it starts a fetch; any state that cannot be rebuilt from rows and sessions. See RFC 0002.
 
 mod again;
 pub mod api;
@@ -88,14 +89,14 @@ pub struct Scheduler {
     /// Edges with something to decide.
     dirty: EdgeSet,
     /// Edges with free slots.
-    roomy: EdgeSet,
+    edges_with_slots: EdgeSet,
     /// Edges that must be sent their leases.
     quota_news: BTreeSet<EdgeId>,
-    /// Sources that may have capacity again; the edges that wait for them are looked at.
-    woken: BTreeSet<SourceId>,
-    /// Woken sources with edges still to look at.
+    /// Sources that may have capacity again, so the edges that wait for them must be planned again.
+    dirty_sources: BTreeSet<SourceId>,
+    /// Woken sources with edges that were not planned again yet.
     waking: BTreeSet<SourceId>,
-    /// Where the next round of planning begins, so that no edge is always first.
+    /// Where the next round of planning begins; it rotates, so that no edge is always first.
     first_edge: EdgeId,
     last_assignment: u64,
     asked_again: AskedAgain,
@@ -117,17 +118,16 @@ impl Scheduler {
             wants: BTreeMap::new(),
             timers: BTreeSet::new(),
             dirty: EdgeSet::default(),
-            roomy: EdgeSet::default(),
+            edges_with_slots: EdgeSet::default(),
             quota_news: BTreeSet::new(),
-            woken: BTreeSet::new(),
+            dirty_sources: BTreeSet::new(),
             waking: BTreeSet::new(),
             first_edge: EdgeId(0),
         }
     }
 
-    /// Applies an event and appends its effects in the order they are to be sent. Ids that are
-    /// unknown, or no longer known, change nothing. A clock that goes back counts as standing
-    /// still.
+    /// Applies an event and appends its effects in the order in which they must be sent. Events
+    /// with unknown ids change nothing. If the clock goes backwards, time stands still.
     pub fn apply(&mut self, event: Event, now: Millis, effects: &mut Vec<Effect>) {
         self.now = self.now.max(now);
         let timers = if matches!(event, Event::Tick) { 64 } else { 4 };
@@ -137,12 +137,13 @@ impl Scheduler {
         self.tell_quotas(effects);
     }
 
-    /// Work was left for the next event, to keep this one short; a `Tick` at once continues it.
+    /// Whether work was left for the next event to keep this one short; a `Tick` continues it at
+    /// once.
     #[must_use]
     pub fn has_more(&self) -> bool {
         let due = self.timers.first().is_some_and(|(at, _)| *at <= self.now);
-        let woken = !self.woken.is_empty() || !self.waking.is_empty();
-        due || woken || !self.dirty.is_empty()
+        let dirty_sources = !self.dirty_sources.is_empty() || !self.waking.is_empty();
+        due || dirty_sources || !self.dirty.is_empty()
     }
 
     fn take(&mut self, event: Event, effects: &mut Vec<Effect>) {
@@ -261,11 +262,11 @@ impl Scheduler {
         }
     }
 
-    fn line(&self, edge: EdgeId, entry: EntryNo) -> Option<&Replica> {
-        self.entries.get(&entry)?.lines.get(&edge)
+    fn replica(&self, edge: EdgeId, entry: EntryNo) -> Option<&Replica> {
+        self.entries.get(&entry)?.replicas.get(&edge)
     }
 
-    fn line_mut(&mut self, edge: EdgeId, entry: EntryNo) -> Option<&mut Replica> {
-        self.entries.get_mut(&entry)?.lines.get_mut(&edge)
+    fn replica_mut(&mut self, edge: EdgeId, entry: EntryNo) -> Option<&mut Replica> {
+        self.entries.get_mut(&entry)?.replicas.get_mut(&edge)
     }
 }

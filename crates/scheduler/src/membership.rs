@@ -1,4 +1,4 @@
-//! Edges, sources and entries that come, change and go.
+//! Edges, sources and entries that are added, changed and removed.
 
 use chunkcache_proto::Geometry;
 
@@ -17,7 +17,7 @@ impl Scheduler {
         background_fill: bool,
         effects: &mut Vec<Effect>,
     ) {
-        // A second session began before the end of the first was seen.
+        // A second session began before the end of the first was noticed.
         self.edge_lost(edge, effects);
         let state = self.edges.entry(edge).or_default();
         state.alive = true;
@@ -30,7 +30,7 @@ impl Scheduler {
         for other in self.edges.values_mut() {
             other.peers.remove(&edge);
         }
-        self.note_room(edge);
+        self.update_slots(edge);
         for fetch in kept {
             self.take_up(edge, fetch, effects);
         }
@@ -40,10 +40,10 @@ impl Scheduler {
         let entries = self
             .entries
             .iter()
-            .filter(|(_, entry)| entry.lines.contains_key(&edge));
+            .filter(|(_, entry)| entry.replicas.contains_key(&edge));
         let entries: Vec<_> = entries.map(|(&number, _)| number).collect();
         for entry in entries {
-            self.others_may_follow(edge, entry);
+            self.mark_followers_dirty(edge, entry);
         }
         self.dirty.insert(edge);
     }
@@ -55,7 +55,7 @@ impl Scheduler {
         self.dirty.insert(edge);
     }
 
-    /// Ends the edge's session: its rows stay known for its return, its activity is over.
+    /// Ends the edge's session. Its rows are kept for its return; its activity is dropped.
     pub(super) fn edge_lost(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
         let Some(state) = self.edges.get_mut(&edge) else {
             return;
@@ -64,7 +64,7 @@ impl Scheduler {
             return;
         }
         state.alive = false;
-        self.roomy.remove(edge);
+        self.edges_with_slots.remove(edge);
         self.quota_session_ended(edge, effects);
         let Some(state) = self.edges.get_mut(&edge) else {
             return;
@@ -79,7 +79,7 @@ impl Scheduler {
                 self.reassess(upstream, Withdrawal::Superseded, effects);
             }
         }
-        // Jobs stay: they are durable, and wait for the edge.
+        // Jobs remain: they are durable, and wait for the edge.
         let of_edge = |owner: &&Owner| match **owner {
             Owner::Waiting(reader) | Owner::Lookahead(reader) | Owner::Hints(reader) => {
                 reader.edge == edge
@@ -106,11 +106,11 @@ impl Scheduler {
         let entries: Vec<_> = self
             .entries
             .iter()
-            .filter(|(_, entry)| entry.lines.contains_key(&edge))
+            .filter(|(_, entry)| entry.replicas.contains_key(&edge))
             .map(|(&number, _)| number)
             .collect();
         for entry in entries {
-            self.others_may_follow(edge, entry);
+            self.mark_followers_dirty(edge, entry);
         }
     }
 
@@ -127,7 +127,7 @@ impl Scheduler {
         known.max_connections = max_connections;
         known.background_fill = background_fill;
         known.max_rate_bytes_per_second = max_rate_bytes_per_second;
-        self.woken.insert(source);
+        self.dirty_sources.insert(source);
         if fill_changed {
             self.ensure_fills_of_source(source);
         }
@@ -164,14 +164,14 @@ impl Scheduler {
             None => {}
         }
         self.sources.entry(source).or_default();
-        let lines = std::collections::BTreeMap::new();
+        let replicas = std::collections::BTreeMap::new();
         let opened = Entry {
             source,
             geometry,
             changed: false,
             back_off_until: 0,
             failures: 0,
-            lines,
+            replicas,
             waiting: EdgeSet::default(),
         };
         self.entries.insert(entry, opened);
@@ -183,9 +183,15 @@ impl Scheduler {
             return;
         };
         let owners: Vec<_> = known
-            .lines
+            .replicas
             .values()
-            .flat_map(|line| line.waiting.iter().chain(&line.windows).chain(&line.wide))
+            .flat_map(|replica| {
+                replica
+                    .waiting
+                    .iter()
+                    .chain(&replica.windows)
+                    .chain(&replica.wide)
+            })
             .map(|&(_, owner)| owner)
             .collect();
         for owner in owners {
@@ -197,7 +203,7 @@ impl Scheduler {
         self.entries.remove(&entry);
     }
 
-    /// Stops all fetches of the entry: its object has changed.
+    /// Stops all fetches of the entry, because its object was replaced.
     pub(super) fn entry_changed(&mut self, entry: EntryNo, effects: &mut Vec<Effect>) {
         let Some(known) = self.entries.get_mut(&entry) else {
             return;

@@ -1,8 +1,8 @@
 //! The ready queues of one edge: by level, then by source, then ordered by deadline.
 //!
-//! One element is a claim, not a chunk, so that a million outstanding chunks are some thousands of
+//! An element is a claim, not a chunk, so a million outstanding chunks are some thousands of
 //! elements, and every change is O(log claims). Elements are removed lazily: a claim with nothing
-//! missing is removed when it is looked at.
+//! missing is removed when it is examined.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -10,15 +10,15 @@ use std::collections::BTreeSet;
 use super::api::{Millis, SourceId};
 use super::claim::Owner;
 
-/// Order within a source: not blocked, earliest deadline, least served, name.
+/// Order within a source: ready first, then by deadline, chunks served, and name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
-    /// 0: ready. Otherwise, not looked at before this time.
+    /// 0: ready. Otherwise it is not examined before this time.
     pub not_before: Millis,
     /// Deadline of the claim's first missing chunk, rounded.
     pub deadline: Millis,
-    /// Start-time fair queueing: chunks served, but at least the tag the queue last served, so that
-    /// a latecomer does not catch up on what it missed.
+    /// Start-time fair queueing: chunks served, but at least the tag that the queue served last, so
+    /// that a latecomer does not catch up on chunks it never asked for.
     pub tag: u64,
     pub owner: Owner,
 }
@@ -35,18 +35,18 @@ pub struct SourceQueue {
 #[derive(Clone, Debug, Default)]
 pub struct LevelQueue {
     by_source: BTreeMap<SourceId, SourceQueue>,
-    /// Keys in it.
+    /// Number of keys.
     len: usize,
-    /// Keys with a time before which they are not looked at.
+    /// Keys that are held back until a later time.
     held_back: usize,
-    /// The tag last served.
+    /// The tag that was served last.
     virtual_time: u64,
-    /// The source share last served.
+    /// The source's share that was served last.
     source_time: u64,
 }
 
 impl LevelQueue {
-    /// The tag of a claim that was served so much.
+    /// The tag of a claim that was served this many chunks.
     pub fn tag(&self, served: u64) -> u64 {
         served.max(self.virtual_time)
     }
@@ -95,7 +95,7 @@ impl LevelQueue {
         heads.into_iter().map(|(.., source)| source).collect()
     }
 
-    /// The first key of the source, or the first after one.
+    /// The first key of the source, or the first one after `after`.
     pub fn next(&self, source: SourceId, after: Option<&Key>) -> Option<Key> {
         use std::ops::Bound::{Excluded, Unbounded};
         let keys = &self.by_source.get(&source)?.keys;

@@ -6,7 +6,7 @@
 //! session; from then on the edge uses no more than its floor, and that is counted instead. RFC
 //! 0007 has the table of states and the invariant.
 //!
-//! A smaller grant is counted as the larger one until the edge has confirmed it. No quota state
+//! While the edge has not confirmed a smaller grant, the larger one is counted. No quota state
 //! survives a restart: a new term reserves the whole limit for each expected edge until its leases
 //! have expired. `share` decides how much each edge gets.
 
@@ -18,20 +18,21 @@ use super::Scheduler;
 use super::api::{EdgeId, Effect, Lease, Millis, QuotaUse, Share, SourceId};
 use super::state::{Source, Timer};
 
-/// How long a lease is valid, from the report that it answers.
+/// How long a lease is valid, counted from the report that it answers.
 pub const LEASE_MS: Millis = 2_500;
 /// An edge that was silent for this long is no longer counted.
 const GIVEN_UP_MS: Millis = 60_000;
 /// Sanity cap: more than the requests of any one edge.
 const MAX_WANTED: u32 = 4_096;
-/// This part of the rate is divided equally among all edges, so that a first byte waits for no
-/// answer.
+/// This part of the rate is divided equally among all edges, so that a first byte does not wait for
+/// a new lease.
 const STANDING_PART: u64 = 8;
 
 /// The quota of one source for one edge in session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EdgeQuota {
-    /// Connections for its own requests, as last reported; of these, those that viewers wait for.
+    /// Connections for its own requests, as last reported, and those of them that viewers are
+    /// blocked on.
     pub wanted: u32,
     pub urgent: u32,
     /// The connections it should have.
@@ -40,17 +41,17 @@ pub struct EdgeQuota {
     pub granted: Share,
     pub floor: Share,
     pub sequence: u64,
-    /// The most it may be using, as far as known.
+    /// The most that it may be using.
     pub outstanding: Share,
-    /// The largest floor it may be using, likewise.
+    /// The largest floor that it may be using.
     pub outstanding_floor: Share,
-    /// It reported, or its lease changed, and nothing was sent to it yet.
+    /// It reported, or its lease changed, and the answer was not sent yet.
     pub news: bool,
-    /// Its leases expired although it has a session: it uses its floor.
+    /// Its leases expired although it has a session, so it uses its floor.
     pub is_silent: bool,
 }
 
-/// What one edge without a session may still be using of one source.
+/// The most that one edge without a session may still be using of one source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AbsentQuota {
     /// Counted until its leases expire.
@@ -93,7 +94,7 @@ impl Source {
         }
     }
 
-    /// The most that edges without a session may use. A part is always reserved for those that have
+    /// The most that edges without a session may use. A part is always reserved for edges that have
     /// one.
     pub fn absent(&self, now: Millis) -> Share {
         let (mut leased, mut expired) = (Share::default(), Share::default());
@@ -125,7 +126,7 @@ impl Source {
         }
     }
 
-    /// Each edge's part once its lease has expired.
+    /// Each edge's limits once its lease has expired.
     fn floor(&self, edges: usize) -> Share {
         let edges = u32::try_from(edges).unwrap_or(u32::MAX).max(1);
         let part = |whole: u64, edges: u64| {
@@ -165,8 +166,8 @@ impl EdgeQuota {
 }
 
 impl Scheduler {
-    /// Records a report, with a heartbeat or on a change: what the edge uses and which leases it
-    /// knows. Renews all its leases.
+    /// Records a report, which comes with a heartbeat or on a change: what the edge uses and which
+    /// leases it knows. Renews all its leases.
     pub(super) fn quota_reported(
         &mut self,
         edge: EdgeId,
@@ -203,17 +204,17 @@ impl Scheduler {
                     ..quota.granted
                 };
                 quota.outstanding_floor = quota.floor;
-                // Its outstanding use is fully known from now on.
+                // From now on its use is fully known.
                 let is_back = source.absent.remove(&edge).is_some();
                 if is_back || quota.outstanding != was {
-                    self.woken.insert(said.source);
+                    self.dirty_sources.insert(said.source);
                 }
             }
             self.grant(said.source, effects);
         }
     }
 
-    /// Grants each edge its present share, or takes the surplus back.
+    /// Grants each edge its present share, or reduces it to that share.
     pub(super) fn grant(&mut self, id: SourceId, effects: &mut Vec<Effect>) {
         let now = self.now;
         let Some(source) = self.sources.get_mut(&id) else {
@@ -227,7 +228,7 @@ impl Scheduler {
         let news = source.quotas.iter().filter(|(_, quota)| quota.news);
         self.quota_news.extend(news.map(|(edge, _)| *edge));
         if lacking > 0 {
-            self.give_way(id, lacking, effects);
+            self.preempt_lowest(id, lacking, effects);
         }
     }
 
@@ -258,8 +259,8 @@ impl Scheduler {
         }
     }
 
-    /// Recomputes the grants of all sources: an edge came or went, or a limit changed, and floors
-    /// are parts of the whole.
+    /// Recomputes the grants of all sources after an edge joined or left, or a limit changed:
+    /// floors are parts of the whole.
     pub(super) fn grant_all(&mut self, effects: &mut Vec<Effect>) {
         let alive = || self.edges.iter().filter(|(_, edge)| edge.alive);
         let here = alive().count();
@@ -268,11 +269,11 @@ impl Scheduler {
             if !source.limited() {
                 source.quotas.clear();
                 source.absent.clear();
-                source.lent = 0;
+                source.granted_connections = 0;
                 continue;
             }
             if source.max_connections == 0 {
-                source.lent = 0;
+                source.granted_connections = 0;
             }
             let is_alive = |edge: &&EdgeId| self.edges.get(edge).is_some_and(|it| it.alive);
             let away = source.absent.keys().filter(|it| !is_alive(it)).count();
@@ -292,14 +293,15 @@ impl Scheduler {
         }
     }
 
-    /// Grants again after time passed: odd connections rotate, readers wait, edges fall silent.
+    /// Grants again after time passed: odd connections rotate, readers begin to wait, edges fall
+    /// silent.
     pub(super) fn grant_again(&mut self, effects: &mut Vec<Effect>) {
         let now = self.now;
         for (edge, state) in &mut self.edges {
             if !state.alive || now < state.quota_expires {
                 continue;
             }
-            // It hangs, or its messages do: it uses its floor by now, and may be granted that.
+            // The edge or its stream hangs: by now it uses its floor, so that is what counts.
             for source in self.sources.values_mut() {
                 if let Some(quota) = source.quotas.get_mut(edge) {
                     quota.outstanding = quota.outstanding.max(quota.outstanding_floor);
@@ -319,10 +321,10 @@ impl Scheduler {
         }
     }
 
-    /// Grants again for sources where connections came free, or readers came or left.
+    /// Grants again for sources whose connections became free or whose readers changed.
     pub(super) fn grant_woken(&mut self, effects: &mut Vec<Effect>) {
-        let woken: Vec<SourceId> = self.woken.iter().copied().collect();
-        for id in woken {
+        let dirty_sources: Vec<SourceId> = self.dirty_sources.iter().copied().collect();
+        for id in dirty_sources {
             self.grant(id, effects);
         }
     }
@@ -345,8 +347,10 @@ impl Scheduler {
             let Some(quota) = source.quotas.remove(&edge) else {
                 continue;
             };
-            let lent = quota.due.max(quota.outstanding.connections);
-            source.lent = source.lent.saturating_sub(lent);
+            let granted_connections = quota.due.max(quota.outstanding.connections);
+            source.granted_connections = source
+                .granted_connections
+                .saturating_sub(granted_connections);
             let fetches = assigned.get(&id).copied().unwrap_or(0);
             let granted = Share {
                 connections: quota.outstanding.connections.saturating_add(fetches),
@@ -356,14 +360,14 @@ impl Scheduler {
             source.set_absent(edge, granted, floor, expires);
             self.timers.insert((expires, Timer::Source(id)));
             self.timers.insert((now + GIVEN_UP_MS, Timer::Source(id)));
-            self.woken.insert(id);
+            self.dirty_sources.insert(id);
         }
         self.quota_news.remove(&edge);
         self.grant_all(effects);
     }
 
-    /// Reserves everything for each edge that had a session in the last term: any of them may hold
-    /// any grant until its leases have expired.
+    /// Reserves the whole limit for each edge that had a session in the last term: any of them may
+    /// hold any grant until its leases have expired.
     pub(super) fn edges_expected(&mut self, edges: &[EdgeId], effects: &mut Vec<Effect>) {
         let now = self.now;
         let absent = |edge: &&EdgeId| !self.edges.get(edge).is_some_and(|it| it.alive);
@@ -383,8 +387,8 @@ impl Scheduler {
         self.grant_all(effects);
     }
 
-    /// Counts the returned edge's in-flight fetches one by one. What else it uses counts as before
-    /// until it has reported it.
+    /// Counts the returned edge's in-flight fetches one by one. Its other use stays counted as
+    /// before until it reports.
     pub(super) fn quota_session_began(&mut self, edge: EdgeId) {
         let now = self.now;
         let Some(state) = self.edges.get_mut(&edge) else {
@@ -403,7 +407,8 @@ impl Scheduler {
         }
     }
 
-    /// Expires leases of edges without a session, and gives silent edges up.
+    /// Expires leases of edges without a session, and stops counting edges that are silent for too
+    /// long.
     pub(super) fn quotas_expired(&mut self, id: SourceId, effects: &mut Vec<Effect>) {
         let now = self.now;
         let Some(source) = self.sources.get_mut(&id) else {
@@ -411,7 +416,7 @@ impl Scheduler {
         };
         let was = source.absent.len();
         source.absent.retain(|_, absent| absent.given_up > now);
-        self.woken.insert(id);
+        self.dirty_sources.insert(id);
         if source.absent.len() != was {
             self.grant_all(effects);
         }

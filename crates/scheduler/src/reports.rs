@@ -59,8 +59,8 @@ impl Scheduler {
         match from {
             FetchSource::Origin => {
                 self.origin_succeeded(entry);
-                if let Some(line) = self.line_mut(edge, entry) {
-                    line.unsigned = 0;
+                if let Some(replica) = self.replica_mut(edge, entry) {
+                    replica.unsigned = 0;
                 }
                 if let Some(source) = self.sources.get_mut(&source) {
                     source.chunk_fetch_ms = Some(moving_average(source.chunk_fetch_ms, took));
@@ -83,7 +83,7 @@ impl Scheduler {
         for follower in followers {
             if let Some(flight) = self.flight_mut(follower) {
                 flight.upstream = None;
-                // It has been waiting for the origin: its peer is not late yet.
+                // It was waiting for the origin, so its peer is not late yet.
                 flight.progress_at = now;
             }
         }
@@ -131,7 +131,7 @@ impl Scheduler {
                     return;
                 };
                 state.faults = state.faults.saturating_add(1);
-                // From some seconds on: a disk is not freed faster.
+                // Start with some seconds: a disk is not freed faster.
                 let rest = back_off(
                     &self.config,
                     state.faults.saturating_add(4),
@@ -162,7 +162,8 @@ impl Scheduler {
         self.timers.insert((view.bad_until, Timer::Edge(edge)));
     }
 
-    /// Cancels the fetches that follow this one: it brings nothing more, so they are planned again.
+    /// Cancels the fetches that follow this one, so that they are planned again: it brings nothing
+    /// more.
     pub(super) fn stop_followers(&mut self, flight: &RunningFetch, effects: &mut Vec<Effect>) {
         for &follower in &flight.followers {
             self.cancel_flight(follower, effects);
@@ -191,14 +192,14 @@ impl Scheduler {
         {
             return;
         }
-        known.lines.entry(edge).or_default();
+        known.replicas.entry(edge).or_default();
         let flight = RunningFetch {
             local: true,
             reason: Reason::Own,
             ..RunningFetch::new(id, entry, source, chunks, level, self.now)
         };
         self.enter_flight(edge, flight, effects);
-        self.others_may_follow(edge, entry);
+        self.mark_followers_dirty(edge, entry);
         self.dirty.insert(edge);
     }
 }

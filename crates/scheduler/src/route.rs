@@ -11,13 +11,13 @@ use super::state::{Edge, FetchKey, Timer};
 
 /// How many other edges to look at for one chunk.
 const MAX_PEERS_LOOKED_AT: usize = 64;
-/// A peer that failed no more often is waited for at levels below CRITICAL: on a busy machine it was
-/// only late, and the origin is not asked for what an edge holds.
+/// Below CRITICAL, a peer that failed no more often than this is waited for: on a busy machine it
+/// was probably just late, and an origin is not asked for chunks that an edge holds.
 const PATIENT_FAILURES: u32 = 2;
-/// When to look again if no edge may send it now and none says when.
+/// When to look again if no edge can send the chunk now and no end of that is known.
 const LOOK_AGAIN_MS: Millis = 50;
 
-/// A way to get a run of chunks.
+/// How to get a run of chunks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     pub chunks: Range<ChunkIndex>,
@@ -30,12 +30,12 @@ pub struct Route {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteOutcome {
     Take(Route),
-    /// Another edge's fetch would bring it, but long after other chunks: stop that one, then look
+    /// Another edge's fetch would bring it, but long after other chunks: stop that fetch, then look
     /// again.
     Split(FetchKey),
     /// Nothing can be done before this time.
     Wait(Millis),
-    /// The origin can not be asked at this level now.
+    /// The origin cannot be asked at this level now.
     Refused(Refusal),
 }
 
@@ -56,7 +56,7 @@ impl Scheduler {
         let Some(me) = self.edges.get(&edge) else {
             return RouteOutcome::Wait(Millis::MAX);
         };
-        let Some(line) = known.lines.get(&edge) else {
+        let Some(replica) = known.replicas.get(&edge) else {
             return RouteOutcome::Wait(Millis::MAX);
         };
         let registered = self
@@ -68,7 +68,7 @@ impl Scheduler {
         }
         let longest = self.config.max_run_chunks[level as usize].max(1);
         let mut end = limit.min(gap.saturating_add(longest));
-        end = line.covered.first_present(gap..end).unwrap_or(end);
+        end = replica.covered.first_present(gap..end).unwrap_or(end);
         end = self.before_more_urgent(edge, entry, gap, end, level);
 
         let uploads_allowed =
@@ -88,8 +88,11 @@ impl Scheduler {
         let mut receiver: Option<(u32, EdgeId, super::api::AssignmentId, ChunkIndex)> = None;
         let mut taken = false;
         let mut origin_end = end;
-        let around = known.lines.range(edge..).chain(known.lines.range(..edge));
-        for (&peer, other_line) in around
+        let around = known
+            .replicas
+            .range(edge..)
+            .chain(known.replicas.range(..edge));
+        for (&peer, other_replica) in around
             .filter(|&(&peer, _)| peer != edge)
             .take(MAX_PEERS_LOOKED_AT)
         {
@@ -100,7 +103,7 @@ impl Scheduler {
                 continue;
             }
             let usable = usable(peer, other);
-            if let Some(held_to) = other_line.held.run_end(gap) {
+            if let Some(held_to) = other_replica.held.run_end(gap) {
                 let cost = me
                     .peers
                     .get(&peer)
@@ -114,7 +117,7 @@ impl Scheduler {
                 continue;
             }
             if (usable || worth_waiting(peer))
-                && let Some(next) = other_line.held.first_present(gap..origin_end)
+                && let Some(next) = other_replica.held.first_present(gap..origin_end)
             {
                 origin_end = next;
             }
@@ -125,8 +128,8 @@ impl Scheduler {
             {
                 let brings = flight.brings();
                 if brings.contains(&gap) {
-                    // One fetch at a time; but a blocked reader does not wait for a peer that
-                    // failed it.
+                    // One fetch at a time, except that a blocked reader does not wait for a peer
+                    // that failed it.
                     taken |= usable || level != Level::Critical;
                     let far = flight.current().saturating_add(2) <= gap;
                     if flight.cancelling {
@@ -190,8 +193,8 @@ impl Scheduler {
                 let mut chunks = chunks;
                 let rate = self.rate_of_edge(edge, known.source);
                 if rate > 0 {
-                    // At a slow rate, do not hold a connection for minutes: some two seconds at a
-                    // time.
+                    // At a slow rate, limit a request to about two seconds, so that it does not
+                    // hold a connection for minutes.
                     let fits = rate.saturating_mul(2) / u64::from(known.geometry.chunk_size());
                     let fits = u32::try_from(fits).unwrap_or(u32::MAX).max(1);
                     chunks.end = chunks.end.min(chunks.start.saturating_add(fits));
@@ -223,12 +226,12 @@ impl Scheduler {
             return end;
         }
         let waited = self
-            .line(edge, entry)
-            .and_then(|line| line.waiting.range((gap + 1, least)..(end, least)).next());
+            .replica(edge, entry)
+            .and_then(|replica| replica.waiting.range((gap + 1, least)..(end, least)).next());
         waited.map_or(end, |&(chunk, _)| chunk)
     }
 
-    /// Sets a timer for when a refusal ends on its own.
+    /// Sets a timer for a refusal that ends by itself.
     pub(super) fn look_again_after(&mut self, source_id: super::api::SourceId, refusal: Refusal) {
         let Refusal::BackOff(at) = refusal else {
             return;

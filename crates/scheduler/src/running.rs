@@ -15,8 +15,8 @@ use super::state::{FetchKey, RunningFetch, Source};
 pub enum Withdrawal {
     /// The reader read on: the chunks it left behind are finished at LOW.
     Advanced,
-    /// The reader sought, paused or left: fetches that only it wanted are stopped, unless one begun
-    /// chunk is all that is left.
+    /// The reader sought, paused or left: fetches that only it wanted are stopped, unless all that
+    /// remains of them is one partial chunk.
     Superseded,
 }
 
@@ -31,15 +31,15 @@ impl Scheduler {
         let key = (edge, flight.id);
         let (from, source, level) = (flight.from, flight.source, flight.level);
         let (upstream, local) = (flight.upstream, flight.local);
-        if let Some(line) = self.line_mut(edge, flight.entry) {
-            line.covered.insert(flight.chunks.clone());
+        if let Some(replica) = self.replica_mut(edge, flight.entry) {
+            replica.covered.insert(flight.chunks.clone());
         }
-        // Before anything is preempted for it: what a cancelled fetch leaves is computed from the
-        // fetches there are.
+        // Record it before anything is preempted for it: which chunks a cancelled fetch leaves
+        // missing is computed from the recorded fetches.
         if let Some(state) = self.edges.get_mut(&edge) {
             state.flights.push(flight);
         }
-        self.note_room(edge);
+        self.update_slots(edge);
         match from {
             FetchSource::Origin => {
                 let source_id = source;
@@ -48,12 +48,12 @@ impl Scheduler {
                     source.fetches.insert((level, edge, key.1));
                     source.own += u32::from(local);
                     if source.max_rate_bytes_per_second > 0 {
-                        // The edge's fetches changed, and with them its part of the rate.
-                        self.woken.insert(source_id);
+                        // The edge's fetches changed, and so does its part of the rate.
+                        self.dirty_sources.insert(source_id);
                     }
                 }
                 if level == Level::Critical {
-                    self.yield_fills(source, effects);
+                    self.preempt_fills(source, effects);
                 }
             }
             FetchSource::Peer(peer) => {
@@ -76,7 +76,7 @@ impl Scheduler {
         }
     }
 
-    /// How long one chunk of this fetch should take.
+    /// The estimated time to fetch one chunk of this fetch.
     pub(super) fn estimate(&self, edge: EdgeId, flight: &RunningFetch) -> Millis {
         match flight.from {
             FetchSource::Origin => self.origin_estimate(flight.source),
@@ -108,7 +108,7 @@ impl Scheduler {
                 .map(|flight| (flight.level, flight.deadline))
         };
         let mut best = flight.followers.iter().filter_map(follower).min();
-        let Some(line) = entry.lines.get(&edge) else {
+        let Some(replica) = entry.replicas.get(&edge) else {
             return best;
         };
         let chunks = flight.chunks.clone();
@@ -117,7 +117,7 @@ impl Scheduler {
             number: 0,
         });
         let own_fill = flight.owner.is_some_and(Owner::is_background);
-        let waiting = line
+        let waiting = replica
             .waiting
             .range((chunks.start, least)..(chunks.end, least))
             .next();
@@ -126,12 +126,12 @@ impl Scheduler {
             return Some((Level::Critical, since));
         }
         let longest = self.longest_window(entry.geometry);
-        let windows = line
+        let windows = replica
             .windows
             .range((chunks.start.saturating_sub(longest), least)..(chunks.end, least))
             .rev();
-        let wide = line.wide.range(..(chunks.end, least));
-        // The nearest window decides: all have one level, and it is found first.
+        let wide = replica.wide.range(..(chunks.end, least));
+        // All windows have the same level, so the first one found decides.
         for (_, owner) in windows.chain(wide) {
             let Some(claim) = self.claims.get(owner).filter(|claim| claim.wants(&chunks)) else {
                 continue;
@@ -155,7 +155,7 @@ impl Scheduler {
         best
     }
 
-    /// A reader waits for a chunk: the fetch that brings it becomes CRITICAL, or is stopped if
+    /// A reader waits for a chunk: raises the fetch that brings it to CRITICAL, or stops it if
     /// other chunks come first.
     pub(super) fn reach_waited(
         &mut self,
@@ -210,7 +210,7 @@ impl Scheduler {
         }
     }
 
-    /// Gives a fetch the level at which it is wanted now.
+    /// Sets a fetch to the level at which it is wanted now.
     pub(super) fn reassess(&mut self, key: FetchKey, how: Withdrawal, effects: &mut Vec<Effect>) {
         let Some(flight) = self.flight(key) else {
             return;
@@ -226,7 +226,7 @@ impl Scheduler {
         }
         let best = self.best_claim(key.0, flight);
         let (level, deadline) = match best {
-            // A run granted as a minimal share keeps its level.
+            // A starvation grant keeps its level.
             Some((level, deadline)) if flight.shared => (level.min(flight.level), deadline),
             Some(best) => best,
             None => {
@@ -279,8 +279,8 @@ impl Scheduler {
             deadline_ms: relative(deadline, now),
         });
         if was == Level::Critical && self.sources.get(&source).is_some_and(Source::limited) {
-            // It may have to give up its connection now, on any edge.
-            self.woken.insert(source);
+            // It may now have to give up its connection, on any edge.
+            self.dirty_sources.insert(source);
         }
         if origin && let Some(source) = self.sources.get_mut(&source) {
             source.running[was as usize] = source.running[was as usize].saturating_sub(1);
@@ -294,7 +294,7 @@ impl Scheduler {
                 self.claim_slot(key, effects);
             }
             if origin {
-                self.yield_fills(source, effects);
+                self.preempt_fills(source, effects);
             }
         }
         if let Some(upstream) = upstream {
@@ -302,8 +302,8 @@ impl Scheduler {
         }
     }
 
-    /// Tells the edge to stop. It finishes its current chunk; the others are free at once, because
-    /// a later assignment reaches the edge after the cancellation.
+    /// Tells the edge to stop. It finishes its current chunk. The others may be assigned again at
+    /// once, because the edge receives a later assignment after the cancellation.
     pub(super) fn cancel_flight(&mut self, key: FetchKey, effects: &mut Vec<Effect>) {
         let Some(flight) = self.flight_mut(key) else {
             return;
@@ -315,7 +315,7 @@ impl Scheduler {
         flight.slot = false;
         let (entry, chunks) = (flight.entry, flight.chunks.clone());
         let followers = std::mem::take(&mut flight.followers);
-        self.note_room(key.0);
+        self.update_slots(key.0);
         effects.push(Effect::Cancel {
             edge: key.0,
             assignment: key.1,
@@ -325,10 +325,10 @@ impl Scheduler {
         }
         self.recover(key.0, entry, &chunks);
         self.uncovered(key.0, entry, &chunks);
-        self.others_may_follow(key.0, entry);
+        self.mark_followers_dirty(key.0, entry);
     }
 
-    /// Removes a fetch from all indexes; the chunks it did not bring are missing again.
+    /// Removes a fetch from all indexes; the chunks that it did not bring are missing again.
     pub(super) fn end_flight(&mut self, key: FetchKey) -> Option<RunningFetch> {
         let state = self.edges.get_mut(&key.0)?;
         let index = state.flights.iter().position(|flight| flight.id == key.1)?;
@@ -337,7 +337,7 @@ impl Scheduler {
         if let Some(space) = state.source_spaces.get_mut(&flight.source) {
             space.landed = space.landed.saturating_add(flight.bytes_done);
         }
-        self.note_room(key.0);
+        self.update_slots(key.0);
         match flight.from {
             FetchSource::Origin => {
                 if let Some(source) = self.sources.get_mut(&flight.source) {
@@ -345,9 +345,9 @@ impl Scheduler {
                     *running = running.saturating_sub(1);
                     source.fetches.remove(&(flight.level, key.0, key.1));
                     source.own = source.own.saturating_sub(u32::from(flight.local));
-                    // An origin without limits makes nothing wait but the fill.
+                    // At an origin without limits, only the fill ever waits.
                     if source.limited() || source.fill_may_start() {
-                        self.woken.insert(flight.source);
+                        self.dirty_sources.insert(flight.source);
                     }
                 }
             }
@@ -368,7 +368,7 @@ impl Scheduler {
         }
         self.recover(key.0, flight.entry, &flight.chunks);
         self.uncovered(key.0, flight.entry, &flight.chunks);
-        self.others_may_follow(key.0, flight.entry);
+        self.mark_followers_dirty(key.0, flight.entry);
         self.dirty.insert(key.0);
         Some(flight)
     }

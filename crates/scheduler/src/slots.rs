@@ -1,8 +1,8 @@
 //! Decides which fetch has a slot, and which gives one up.
 //!
-//! CRITICAL takes a slot from the lowest fetch that has one. Its edge does the same by itself: the
-//! fetch is paused, and resumed where it was, with the answer it was reading. For a connection of
-//! an origin, and for a slot below CRITICAL, a fetch is cancelled.
+//! CRITICAL takes a slot from the lowest fetch that has one. Its edge does the same by itself: it
+//! pauses that fetch and later resumes it with the response it was reading. For a connection to an
+//! origin, and for a slot below CRITICAL, a fetch is cancelled.
 
 use chunkcache_proto::Level;
 
@@ -46,7 +46,7 @@ impl Scheduler {
             .map(|flight| flight.id)
     }
 
-    /// Gives queued CRITICAL fetches the slots that lower levels have, or that came free.
+    /// Gives queued CRITICAL fetches the slots that are free or that lower levels have.
     pub(super) fn give_slots_to_critical(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
         let Some(state) = self.edges.get(&edge) else {
             return;
@@ -66,9 +66,9 @@ impl Scheduler {
         }
     }
 
-    /// Takes back the lowest queued fetches: lowered ones may exceed what an edge should have
-    /// queued. What a paused one has asked its origin for was sent already, so it goes last.
-    pub(super) fn trim_ahead(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
+    /// Cancels the lowest queued fetches: lowered ones may exceed the number that an edge should
+    /// have queued. A paused one goes last, because its origin was already asked.
+    pub(super) fn revoke_queued(&mut self, edge: EdgeId, effects: &mut Vec<Effect>) {
         let Some(state) = self.edges.get(&edge) else {
             return;
         };
@@ -87,7 +87,7 @@ impl Scheduler {
         }
     }
 
-    /// Gives a slot to a queued fetch that became CRITICAL, if lower levels have one.
+    /// Gives a slot to a queued fetch that became CRITICAL, if a lower level has one.
     pub(super) fn claim_slot(&mut self, key: FetchKey, effects: &mut Vec<Effect>) {
         let Some(state) = self.edges.get(&key.0) else {
             return;
@@ -98,35 +98,45 @@ impl Scheduler {
             && let Some(flight) = self.flight_mut(key)
         {
             flight.begin(now);
-            self.note_room(key.0);
+            self.update_slots(key.0);
         }
     }
 
     /// Updates the index of edges with free slots. Must follow each change of what
     /// [`Edge::has_room`] reads.
-    pub(super) fn note_room(&mut self, edge: EdgeId) {
+    pub(super) fn update_slots(&mut self, edge: EdgeId) {
         let has_room = self.edges.get(&edge).is_some_and(Edge::has_room);
-        self.roomy.set(edge, has_room);
+        self.edges_with_slots.set(edge, has_room);
     }
 
     /// Preempts lower levels for CRITICAL claims that find the origin's budget used up: one fetch
-    /// for each that waits, on any edge, with those already stopping counted.
-    pub(super) fn make_way(&mut self, source: SourceId, level: Level, effects: &mut Vec<Effect>) {
+    /// per waiting claim, on any edge, counting those that are already stopping.
+    pub(super) fn preempt_for_critical(
+        &mut self,
+        source: SourceId,
+        level: Level,
+        effects: &mut Vec<Effect>,
+    ) {
         if level != Level::Critical {
             return;
         }
-        // A reader waits here now, so edges may have more of their own than their part.
+        // A reader waits here now, so edges may be granted more than their usual part.
         self.grant(source, effects);
         let waiting = self
             .sources
             .get(&source)
             .map_or(0, |source| source.queued[Level::Critical as usize]);
-        self.give_way(source, waiting, effects);
+        self.preempt_lowest(source, waiting, effects);
     }
 
-    /// Stops `needed` of an origin's fetches below CRITICAL, the lowest first, with those already
-    /// stopping counted.
-    pub(super) fn give_way(&mut self, source: SourceId, needed: u32, effects: &mut Vec<Effect>) {
+    /// Stops `needed` of an origin's fetches below CRITICAL, the lowest first, counting those that
+    /// are already stopping.
+    pub(super) fn preempt_lowest(
+        &mut self,
+        source: SourceId,
+        needed: u32,
+        effects: &mut Vec<Effect>,
+    ) {
         let mut leaving = 0;
         let mut able = Vec::new();
         let fetches = self.sources.get(&source).map(|known| &known.fetches);
@@ -147,8 +157,12 @@ impl Scheduler {
         }
     }
 
-    /// Stops background fills of an origin that somebody waits for.
-    pub(super) fn yield_fills(&mut self, source: super::api::SourceId, effects: &mut Vec<Effect>) {
+    /// Stops background fills of an origin that a reader waits for.
+    pub(super) fn preempt_fills(
+        &mut self,
+        source: super::api::SourceId,
+        effects: &mut Vec<Effect>,
+    ) {
         let Some(known) = self.sources.get(&source) else {
             return;
         };
@@ -170,7 +184,7 @@ impl Scheduler {
 
 impl Edge {
     /// Gives free slots to the next queued fetches, as the edge does.
-    pub fn promote_ahead(&mut self, now: Millis) {
+    pub fn start_queued(&mut self, now: Millis) {
         while self.slots_used() < self.max_downloads {
             let ahead = self
                 .flights

@@ -1,8 +1,8 @@
-//! Space on an edge's disk, and where the background fill of it ends.
+//! Space on an edge's disk, and where background fill stops for lack of it.
 //!
-//! An edge evicts when little of its allowed space is free. A fill that went on until then would
-//! fetch what is evicted next, without end: it stops well before, and resumes only when there is
-//! clearly more. Readers and jobs are not held back: what they fetch is worth more than what is
+//! An edge evicts when little of its allowed space is free. A fill that continued until then would
+//! endlessly fetch what is evicted next. So it stops well before, and resumes only when clearly
+//! more is free. Readers and jobs are not held back: what they fetch is worth more than what is
 //! evicted for it.
 
 use std::ops::Range;
@@ -17,10 +17,10 @@ use super::api::{EdgeId, Effect, EntryNo, Millis, SourceId, SourceSpace};
 use super::claim::Owner;
 use super::state::Timer;
 
-/// A used-up quota is tried again after this: an eviction's round trip is shorter.
+/// When to retry after a quota was used up: an eviction takes less time.
 const QUOTA_PAUSE_MS: Millis = 2_000;
 
-/// An edge's last report of its space, or of one source's on it, and what was fetched since.
+/// An edge's last report of its space, or of one source's space on it, and the bytes fetched since.
 #[derive(Clone, Debug, Default)]
 pub struct Space {
     pub used: u64,
@@ -48,7 +48,7 @@ impl Space {
         allowed.saturating_sub(used) > 4 * Self::headroom(allowed)
     }
 
-    /// The same of a source's quota on an edge.
+    /// The same for a source's quota on an edge.
     #[must_use]
     pub fn quota_is_roomy(used: u64, quota: u64) -> bool {
         quota.saturating_sub(used) > 4 * quota_headroom(quota)
@@ -82,7 +82,7 @@ impl Scheduler {
         }
     }
 
-    /// Replaces what is known of the quotas of sources on an edge.
+    /// Replaces the known quotas of sources on an edge.
     pub(super) fn source_spaces(
         &mut self,
         edge: EdgeId,
@@ -126,7 +126,7 @@ impl Scheduler {
     }
 
     /// Bytes of a source's quota on an edge that are free once all running fetches have landed, and
-    /// the quota; unset: no quota.
+    /// the quota; `None`: no quota.
     fn quota_room(&self, edge: EdgeId, source: SourceId) -> Option<(u64, u64)> {
         let state = self.edges.get(&edge)?;
         let space = state.source_spaces.get(&source)?;
@@ -148,7 +148,7 @@ impl Scheduler {
             .sum()
     }
 
-    /// The fill of this entry stopped because its source's quota is used up on the edge.
+    /// Whether the fill of this entry stopped because its source's quota is used up on the edge.
     pub(super) fn quota_is_full(&self, edge: EdgeId, entry: EntryNo) -> bool {
         let source = self.entries.get(&entry).map(|known| known.source);
         let state = self.edges.get(&edge);
@@ -158,7 +158,7 @@ impl Scheduler {
         space.is_some_and(|space| space.is_full)
     }
 
-    /// The edge reported that it can not store more of the source now.
+    /// The edge reported that it cannot store more of the source now.
     pub(super) fn quota_used_up(&mut self, edge: EdgeId, source: SourceId) {
         let until = self.now.saturating_add(QUOTA_PAUSE_MS);
         if let Some(state) = self.edges.get_mut(&edge) {
@@ -167,7 +167,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether nothing of the source is assigned to the edge for now.
+    /// Whether nothing of the source may be assigned to the edge for now.
     pub(super) fn quota_refuses(&self, edge: EdgeId, source: SourceId) -> bool {
         let until = self
             .edges
@@ -188,14 +188,14 @@ impl Scheduler {
         let entries = self
             .entries
             .iter()
-            .filter(|(_, entry)| entry.source == source && entry.lines.contains_key(&edge));
+            .filter(|(_, entry)| entry.source == source && entry.replicas.contains_key(&edge));
         let entries: Vec<_> = entries.map(|(&number, _)| number).collect();
         for entry in entries {
             self.ensure_fill(edge, entry);
         }
     }
 
-    /// Bytes free once all running fetches have landed; unset: unknown.
+    /// Bytes free once all running fetches have landed; `None`: unknown.
     pub(super) fn room(&self, edge: EdgeId) -> Option<u64> {
         let state = self.edges.get(&edge)?;
         if !state.space.is_known() {
@@ -212,8 +212,8 @@ impl Scheduler {
         )
     }
 
-    /// Ends the fill where these chunks would bring its edge, or its source there, near to evicting.
-    /// True: it did.
+    /// Ends the fill where these chunks would bring its edge, or its source there, close to
+    /// evicting. Returns whether it did.
     pub(super) fn ends_fill(
         &mut self,
         edge: EdgeId,
@@ -249,8 +249,8 @@ impl Scheduler {
         }
     }
 
-    /// Stops fetches that only the fill wants, of one source or of all: something else takes the
-    /// space.
+    /// Stops fetches that only the fill wants, of one source or of all, because something else
+    /// takes the space.
     fn stop_fills(&mut self, edge: EdgeId, source: Option<SourceId>, effects: &mut Vec<Effect>) {
         let Some(state) = self.edges.get(&edge) else {
             return;

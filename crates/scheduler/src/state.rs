@@ -15,7 +15,7 @@ use super::quota::{AbsentQuota, EdgeQuota};
 use super::space::Space;
 use chunkcache_proto::RangeSet;
 
-/// Names a fetch: local ids of two edges may be equal.
+/// Names a fetch. The edge is part of it, because local ids of two edges may be equal.
 pub type FetchKey = (EdgeId, AssignmentId);
 
 /// A fetch that an edge was assigned, or began on its own.
@@ -33,20 +33,20 @@ pub struct RunningFetch {
     pub owner: Option<Owner>,
     /// It occupies one of the edge's slots; otherwise it is queued.
     pub slot: bool,
-    /// It had a slot and gave it to a CRITICAL one; the edge resumes it.
+    /// It gave its slot to a CRITICAL fetch; the edge resumes it.
     pub paused: bool,
     /// A cancellation was sent; the fetch remains until the edge confirms it.
     pub cancelling: bool,
     /// The edge began it on its own.
     pub local: bool,
-    /// Granted by a level's minimal share: only CRITICAL may take its slot.
+    /// A starvation grant: only CRITICAL may take its slot.
     pub shared: bool,
     pub assigned_at: Millis,
     pub progress_at: Millis,
     pub bytes_done: u64,
     /// Chunks known to be written.
     pub chunks_done: u32,
-    /// The other one of a hedged pair.
+    /// The other fetch of a hedged pair.
     pub twin: Option<AssignmentId>,
     /// The peer's origin fetch that this one follows.
     pub upstream: Option<FetchKey>,
@@ -55,7 +55,8 @@ pub struct RunningFetch {
 }
 
 impl RunningFetch {
-    /// A fetch from the origin, for no reader, begun now. Callers set what differs.
+    /// An origin fetch, for no reader, that began at the given time. Callers set the fields that
+    /// differ.
     pub fn new(
         id: AssignmentId,
         entry: EntryNo,
@@ -89,7 +90,7 @@ impl RunningFetch {
         }
     }
 
-    /// Puts the fetch into one of its edge's slots. Its wait for that says nothing about its
+    /// Puts the fetch into one of its edge's slots. Its wait for the slot says nothing about its
     /// source.
     pub fn begin(&mut self, now: Millis) {
         self.slot = true;
@@ -97,7 +98,7 @@ impl RunningFetch {
         self.progress_at = now;
     }
 
-    /// Takes its slot, as its edge does.
+    /// Takes its slot away, as its edge does.
     pub fn pause(&mut self) {
         self.slot = false;
         self.paused = true;
@@ -108,9 +109,9 @@ impl RunningFetch {
         (self.chunks.start + self.chunks_done).min(self.chunks.end.saturating_sub(1))
     }
 
-    /// The chunks it brings, or may bring. A cancelled fetch ends with its current chunk, and the
-    /// report of its progress may be one chunk late. Chunks it has brought count until it ends:
-    /// they are written, and their rows are on the way.
+    /// The chunks that it brings, or may bring. A cancelled fetch ends with its current chunk, and
+    /// its progress report may be one chunk late. Finished chunks count until it ends: they are
+    /// written, and their rows are on the way.
     pub fn brings(&self) -> Range<ChunkIndex> {
         if self.cancelling {
             self.chunks.start..(self.current() + 2).min(self.chunks.end)
@@ -144,11 +145,11 @@ pub struct Edge {
     pub max_downloads: u32,
     pub background_fill: bool,
     pub space: Space,
-    /// Of sources that have a quota on its disk.
+    /// The sources that have a quota on its disk.
     pub source_spaces: BTreeMap<SourceId, Space>,
-    /// Sources whose quota is used up: nothing of them is assigned before this time.
+    /// Sources whose quota is used up, each with the time before which nothing of it is assigned.
     pub refused_until: BTreeMap<SourceId, Millis>,
-    /// Reported before it joined.
+    /// In-flight fetches that were reported before it joined.
     pub kept: Vec<InFlightFetch>,
     /// The number of its last quota report, and when the leases it renewed expire.
     pub quota_reported: u64,
@@ -160,7 +161,7 @@ pub struct Edge {
     pub flights: Vec<RunningFetch>,
     /// Chunks it is sending to peers, one per fetch.
     pub uploads: u32,
-    /// Grants below CRITICAL, for the minimal shares.
+    /// Number of grants below CRITICAL, to compute starvation grants.
     pub grants: u64,
     pub queues: [LevelQueue; 4],
     pub peers: BTreeMap<EdgeId, PeerView>,
@@ -189,7 +190,7 @@ impl Edge {
             .count() as u32
     }
 
-    /// Something could be assigned to it, or a waiting claim may preempt.
+    /// Whether something could be assigned to it, or a waiting claim may preempt.
     pub fn has_room(&self) -> bool {
         let room =
             self.slots_used() < self.max_downloads || self.handed_ahead() < self.max_downloads;
@@ -214,7 +215,7 @@ pub struct Source {
     /// Objects whose answers asked for a pause, and its end; few, see `paused_by`.
     pub pauses: Vec<(EntryNo, Millis)>,
     pub failures: u32,
-    /// Running fetches from it, by level, including those being cancelled.
+    /// Running fetches from it by level, including those that are being cancelled.
     pub running: [u32; 4],
     /// The same fetches, by key.
     pub fetches: BTreeSet<(Level, EdgeId, AssignmentId)>,
@@ -224,39 +225,39 @@ pub struct Source {
     pub own: u32,
     /// The quotas of edges in session.
     pub quotas: BTreeMap<EdgeId, EdgeQuota>,
-    /// Connections granted to edges for their own requests, or about to be.
-    pub lent: u32,
-    /// What edges without a session may still be using.
+    /// Connections that are granted to edges for their own requests, or about to be.
+    pub granted_connections: u32,
+    /// The most that edges without a session may still be using.
     pub absent: BTreeMap<EdgeId, AbsentQuota>,
-    /// Grants below CRITICAL.
+    /// Number of grants below CRITICAL.
     pub grants: u64,
     pub chunk_fetch_ms: Option<Millis>,
     /// Edges with claims in a queue, and how many.
     pub waiting_edges: BTreeMap<EdgeId, u32>,
-    /// Where waking its edges continues.
+    /// The edge at which waking continues.
     pub wake_from: EdgeId,
-    /// Edges still to look at since the source was last woken.
+    /// Number of edges not examined yet since the source was last woken.
     pub wake_left: usize,
-    /// When a timer is set to look again.
+    /// The time of the timer that is set.
     pub timer_at: Millis,
 }
 
 /// An entry on one edge.
 #[derive(Clone, Debug, Default)]
 pub struct Replica {
-    /// Chunks durable there.
+    /// Chunks that are durable there.
     pub held: RangeSet<ChunkIndex>,
-    /// Chunks held, or on their way there.
+    /// Chunks that are held or on their way there.
     pub covered: RangeSet<ChunkIndex>,
     /// Chunks that readers wait for.
     pub waiting: BTreeSet<(ChunkIndex, Owner)>,
-    /// Lookaheads by their first chunk; none is longer than the entry's longest.
+    /// Lookaheads by their first chunk; none is longer than the longest of the entry.
     pub windows: BTreeSet<(ChunkIndex, Owner)>,
     /// Hints, wants and the fill, by their first chunk.
     pub wide: BTreeSet<(ChunkIndex, Owner)>,
     /// Claims in a queue.
     pub queued: u32,
-    /// How often in a row the edge might not ask the origin for it, and when last.
+    /// How often in a row the edge had no signature for it, and when last.
     pub unsigned: u32,
     pub unsigned_at: Millis,
 }
@@ -266,22 +267,22 @@ pub struct Replica {
 pub struct Entry {
     pub source: SourceId,
     pub geometry: Geometry,
-    /// The object has been replaced.
+    /// The object was replaced.
     pub changed: bool,
     pub back_off_until: Millis,
     pub failures: u32,
-    pub lines: BTreeMap<EdgeId, Replica>,
+    pub replicas: BTreeMap<EdgeId, Replica>,
     /// Edges with claims of it in a queue.
     pub waiting: EdgeSet,
 }
 
-/// A want, while it is open.
+/// An open want.
 #[derive(Clone, Debug)]
 pub struct Want {
     pub chunks: RangeSet<ChunkIndex>,
     /// Chunks not held there yet.
     pub missing: u64,
-    /// Set for a hand-over: the origin is not asked.
+    /// Set for a hand-over: the origin is never asked.
     pub from_edges_only: bool,
 }
 

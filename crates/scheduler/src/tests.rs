@@ -370,7 +370,7 @@ fn a_failure_is_tried_again_after_a_rest() {
     assert_eq!(assigned(&bench.after(250))[0].first_chunk, 0);
 }
 
-/// A job for objects of which only clients can ask, on an edge where none of them is.
+/// A job for objects that only clients may request, on an edge that no client has used.
 #[test]
 fn an_edge_without_a_signature_keeps_only_itself_waiting() {
     let mut bench = Bench::new(2, 3);
@@ -390,13 +390,13 @@ fn an_edge_without_a_signature_keeps_only_itself_waiting() {
         job = assigned(&bench.after(rest));
     }
     assert!(assigned(&unsigned(&mut bench, 1, job[0].id)).is_empty());
-    // Neither the source nor the object waits, nor a reader on that edge.
+    // Neither the source nor the object is held back, nor is a reader on that edge.
     let there = assigned(&bench.read(0, 1, 10 * CHUNK, true));
     assert_eq!((there[0].edge, there[0].first_chunk), (EdgeId(0), 10));
     bench.after(250);
     let here = assigned(&bench.read(1, 1, 50 * CHUNK, true));
     assert_eq!((here[0].edge, here[0].first_chunk), (EdgeId(1), 50));
-    // Its signature is the job's too, which then begins with the shortest rest again.
+    // The job may use the reader's signature, so its back-off starts again with the shortest pause.
     bench.finish(1, here[0].id);
     let of_job = |effects: Vec<Effect>| {
         let mut all = assigned(&effects).into_iter();
@@ -504,8 +504,8 @@ fn explain_names_level_state_source_and_reason() {
     );
 }
 
-/// The reason is the present one: for a job's fetch that a reader came to wait for, and for one
-/// that the edge began on its own.
+/// `explain` names the present reason: for a job's fetch that a reader has come to wait for, and
+/// for a fetch that the edge began on its own.
 #[test]
 fn explain_names_the_reason_of_now() {
     let mut bench = Bench::new(2, 3);
@@ -529,6 +529,12 @@ fn who_reads_from_a_peer_raises_the_fetch_it_follows() {
     let mut bench = Bench::new(2, 3);
     let job = assigned(&bench.want(1, 0, 0..1));
     let effects = bench.read(1, 1, 0, true);
-    let raised = |effect: &Effect| matches!(effect, Effect::Reprioritise { edge: EdgeId(0), assignment, level: Level::Critical, .. } if *assignment == job[0].id);
+    let raised = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::Reprioritise { edge: EdgeId(0), assignment, level: Level::Critical,
+                .. } if *assignment == job[0].id
+        )
+    };
     assert!(effects.iter().any(raised), "{effects:?}");
 }

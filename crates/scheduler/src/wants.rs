@@ -34,14 +34,17 @@ impl Scheduler {
             .into_iter()
             .map(|range| range.start.min(count)..range.end.min(count))
             .collect();
-        let line = known.lines.entry(edge).or_default();
-        let held: u64 = chunks.iter().map(|range| line.held.count_in(range)).sum();
+        let replica = known.replicas.entry(edge).or_default();
+        let held: u64 = chunks
+            .iter()
+            .map(|range| replica.held.count_in(range))
+            .sum();
         let missing = chunks.count() - held;
         let Some(span) = chunks.span().filter(|_| missing > 0) else {
             effects.push(Effect::WantDone { want });
             return;
         };
-        // It may be set before its edge is back: it is planned for then.
+        // It may be set before its edge has returned: it is planned for then.
         self.edges.entry(edge).or_default();
         let claim = Claim {
             edge,
@@ -102,10 +105,10 @@ impl Scheduler {
             return;
         }
         self.edges.entry(edge).or_default();
-        let line = known.lines.entry(edge).or_default();
-        let fresh = line.held.missing_of(chunks.clone());
-        line.held.insert(chunks.clone());
-        line.covered.insert(chunks.clone());
+        let replica = known.replicas.entry(edge).or_default();
+        let fresh = replica.held.missing_of(chunks.clone());
+        replica.held.insert(chunks.clone());
+        replica.covered.insert(chunks.clone());
         if fresh.is_empty() {
             return;
         }
@@ -126,17 +129,17 @@ impl Scheduler {
             }
         }
         self.ensure_fill(edge, entry);
-        self.others_may_follow(edge, entry);
+        self.mark_followers_dirty(edge, entry);
         self.dirty.insert(edge);
     }
 
     /// Records that the edge no longer holds these.
     pub(super) fn drop_held(&mut self, edge: EdgeId, entry: EntryNo, chunks: Range<ChunkIndex>) {
-        let Some(line) = self.line_mut(edge, entry) else {
+        let Some(replica) = self.replica_mut(edge, entry) else {
             return;
         };
-        let gone: Vec<_> = line.held.present_in(chunks.clone()).collect();
-        line.held.remove(chunks.clone());
+        let gone: Vec<_> = replica.held.present_in(chunks.clone()).collect();
+        replica.held.remove(chunks.clone());
         self.recover(edge, entry, &chunks);
         for owner in self.owners_of(edge, entry, &chunks) {
             if let Owner::Want(id) = owner
@@ -158,32 +161,34 @@ impl Scheduler {
             .edges
             .get(&edge)
             .map_or(&[][..], |edge| &edge.flights[..]);
-        let Some(line) = self
+        let Some(replica) = self
             .entries
             .get_mut(&entry)
-            .and_then(|entry| entry.lines.get_mut(&edge))
+            .and_then(|entry| entry.replicas.get_mut(&edge))
         else {
             return;
         };
-        line.covered.remove(chunks.clone());
-        let held: Vec<_> = line.held.present_in(chunks.clone()).collect();
+        replica.covered.remove(chunks.clone());
+        let held: Vec<_> = replica.held.present_in(chunks.clone()).collect();
         for range in held {
-            line.covered.insert(range);
+            replica.covered.insert(range);
         }
         for flight in flights.iter().filter(|flight| flight.entry == entry) {
             let brings = flight.brings();
-            line.covered
+            replica
+                .covered
                 .insert(brings.start.max(chunks.start)..brings.end.min(chunks.end));
         }
     }
 
-    /// Marks edges that want the entry dirty: its chunks are on this edge or on their way, so
-    /// others need no origin for them.
-    pub(super) fn others_may_follow(&mut self, edge: EdgeId, entry: EntryNo) {
+    /// Marks the other edges that want the entry as dirty: its chunks are on this edge or on their
+    /// way, so the others need no origin for them.
+    pub(super) fn mark_followers_dirty(&mut self, edge: EdgeId, entry: EntryNo) {
         let Some(known) = self.entries.get(&entry) else {
             return;
         };
-        // Many edges may wait for it: none is looked at here.
-        self.dirty.insert_both(&known.waiting, &self.roomy, edge);
+        // Many edges may wait for it, so none is examined here.
+        self.dirty
+            .insert_both(&known.waiting, &self.edges_with_slots, edge);
     }
 }

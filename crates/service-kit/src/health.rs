@@ -1,9 +1,9 @@
-//! The `health` verb of both binaries: asks `/livez` of the process configured here, for
-//! containers' health checks, so that an image needs no HTTP client beside the binary.
+//! The `health` verb of both binaries: requests `/livez` from the process configured here, for
+//! containers' health checks, so that an image needs no HTTP client.
 //!
-//! It takes the options of `serve` from the same sources and uses only the listener's address and
-//! whether it uses TLS. A container's health check sees the environment and the file, not the flags
-//! of `serve`: repeat those for `health`.
+//! It reads the options of `serve` from the same sources, and uses only the listener's address and
+//! whether it has TLS. A container's health check sees the environment and the file, but not the
+//! flags of `serve`: repeat those for `health`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use crate::config::{self, Options};
 use crate::tls;
 
-/// Below the three seconds after which the images' health check times out.
+/// Shorter than the three seconds after which the images' health checks time out.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// Only the status line is read.
 const STATUS_LINE_LIMIT: usize = 256;
@@ -53,7 +53,7 @@ pub enum HealthError {
 pub struct Listener {
     /// The id of the option with its address.
     pub address: &'static str,
-    /// The id of the option whose presence means TLS.
+    /// The id of the option that enables TLS.
     pub tls_cert: &'static str,
 }
 
@@ -63,8 +63,8 @@ pub fn command<O: Options>(listener: Listener) -> Command {
     let used = [listener.address, listener.tls_cert, "config"];
     config::command::<O>("health")
         .about(
-            "Asks /livez of the process configured here and exits 0 or 1; takes the options of serve, the \
-             environment and --config FILE, and uses the listener's address only",
+            "Asks /livez of the process configured here and exits 0 or 1; takes the options of \
+             serve, the environment and --config FILE, and uses the listener's address only",
         )
         .mut_args(|arg| match used.contains(&arg.get_id().as_str()) {
             true => arg,
@@ -160,8 +160,8 @@ fn tls_config() -> Result<ClientConfig, rustls::Error> {
         .with_no_client_auth())
 }
 
-/// Accepts any certificate: the listener's carries a public name, not this address, nothing secret
-/// is sent, and the answer only says that the process lives.
+/// Accepts any certificate: the listener's contains a public name instead of this address, nothing
+/// secret is sent, and the answer only says that the process is alive.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 

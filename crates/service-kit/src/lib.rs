@@ -1,7 +1,7 @@
 //! Code that both binaries need and neither owns: configuration, telemetry, metrics, TLS, health,
 //! shutdown.
 //!
-//! Knows nothing of chunks, entries, SQL or the protocol.
+//! Must not know chunks, entries, SQL or the protocol.
 
 pub mod config;
 pub mod health;

@@ -8,20 +8,20 @@ use prometheus_client::registry::Registry;
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Seconds, for waits of a person or a player: 0.5 ms to 65 s, each twice the one before.
+/// Seconds, for waits of people and players: 0.5 ms to 65 s, each twice the previous one.
 pub const LATENCY_SECONDS: [f64; 18] = [
     0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048,
     4.096, 8.192, 16.384, 32.768, 65.536,
 ];
 
-/// Seconds, for delays that should not be felt: 10 µs to 1.3 s, each four times the one before. For
-/// statements, syncs and queue passes.
+/// Seconds, for internal delays such as statements, syncs and queue passes: 10 µs to 1.3 s, each
+/// four times the previous one.
 pub const INTERNAL_SECONDS: [f64; 10] = [
     0.000_01, 0.000_04, 0.000_16, 0.000_64, 0.002_56, 0.010_24, 0.040_96, 0.163_84, 0.655_36,
     2.621_44,
 ];
 
-/// Bytes: 4 KiB to 4 GiB, each four times the one before.
+/// Bytes: 4 KiB to 4 GiB, each four times the previous one.
 pub const SIZE_BYTES: [f64; 11] = [
     4096.0,
     16_384.0,
@@ -48,8 +48,8 @@ struct BuildLabels {
     version: String,
 }
 
-/// Adds `NAME_build_info{version="…"} 1`. A gauge and not the OpenMetrics type `info`, which
-/// readers of the older Prometheus text refuse.
+/// Adds `NAME_build_info{version="…"} 1`. A gauge instead of the OpenMetrics type `info`, which
+/// readers of the older Prometheus text format refuse.
 pub fn register_build_info(registry: &mut Registry, version: &str) {
     let family = Family::<BuildLabels, Gauge>::default();
     family
@@ -77,12 +77,12 @@ pub fn encode(registry: &Registry, accept: Option<&str>) -> Result<Exposition, s
     })
 }
 
-/// Converts to the older text, which describes a counter by the name of its samples, ending in
-/// `_total`: unconverted OpenMetrics would read there as a counter without samples and samples
-/// without a type. The older text has no units and no end mark.
+/// Converts to the older text format, which describes a counter under the name of its samples,
+/// ending in `_total`. Read as that format, unconverted OpenMetrics would contain a counter without
+/// samples and samples without a type. The older format has neither units nor an end mark.
 fn as_prometheus_text(open_metrics: &str) -> String {
     let mut text = String::with_capacity(open_metrics.len() + 1024);
-    // A family's `HELP` comes before its `TYPE`, which has the family's name.
+    // A family's `HELP` precedes its `TYPE`, which has the family's name.
     let mut help = None;
     for line in open_metrics.lines() {
         if let Some(described) = line.strip_prefix("# HELP ") {

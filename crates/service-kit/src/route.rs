@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-/// Addresses for documentation (RFC 5737, RFC 3849): the route to them is the default route.
+/// Addresses for documentation (RFC 5737, RFC 3849), which are reached by the default route.
 const ANYWHERE: [SocketAddr; 2] = [
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9),
     SocketAddr::new(
@@ -26,7 +26,7 @@ pub fn reachable(bound: SocketAddr, peers: &[SocketAddr]) -> io::Result<SocketAd
     peers
         .iter()
         .chain(&ANYWHERE)
-        // `[::]` accepts IPv4 too, `0.0.0.0` no IPv6.
+        // `[::]` accepts IPv4 too; `0.0.0.0` does not accept IPv6.
         .filter(|peer| bound.is_ipv6() || peer.is_ipv4())
         .find_map(|peer| local_address(*peer).ok())
         .map(|ip| SocketAddr::new(ip, bound.port()))

@@ -21,8 +21,8 @@ pub fn commands() -> [Command; 2] {
     ]
 }
 
-/// The output of the verb. `whole` is the binary's whole command line. Into memory first: clap
-/// panics when writing fails.
+/// The output of the verb. `whole` is the binary's whole command line. Written into memory first,
+/// because clap panics if writing fails.
 pub fn text(whole: &Command, verb: &str, arguments: &ArgMatches) -> io::Result<Vec<u8>> {
     let mut root = whole.clone();
     let mut text = Vec::new();
@@ -33,7 +33,7 @@ pub fn text(whole: &Command, verb: &str, arguments: &ArgMatches) -> io::Result<V
         }
         return Ok(text);
     }
-    // One page for the binary, then one for each command: `man` reads them in one file.
+    // One page for the binary, then one for each command: `man` reads them from one file.
     root.build();
     clap_mangen::Man::new(root.clone()).render(&mut text)?;
     for noun in root

@@ -70,7 +70,8 @@ fn main() -> ExitCode {
 
 fn usage(wrong: &str) -> ExitCode {
     eprintln!(
-        "{wrong}\nusage: chunkcache-faults [--full | --only KIND=COUNT,...] [--seed N] [--minutes M]"
+        "{wrong}\nusage: chunkcache-faults [--full | --only KIND=COUNT,...] [--seed N] [--minutes \
+         M]"
     );
     ExitCode::from(2)
 }

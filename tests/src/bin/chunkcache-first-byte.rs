@@ -9,7 +9,9 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use chunkcache_tests::load::{Arguments, Asked, Client, Connection, Content, Until, percentile};
+use chunkcache_tests::load::{
+    Arguments, Client, Connection, Content, RangeRequest, Until, percentile,
+};
 
 struct Options {
     client: Client,
@@ -18,7 +20,8 @@ struct Options {
     /// Each target is requested at each of these.
     offsets: Vec<u64>,
     range_bytes: u64,
-    /// Without an end, as players do; then so many bytes are read and the connection is cut.
+    /// Without an end, as players request it; then this many bytes are read and the connection is
+    /// cut.
     open_ended: bool,
     follow: Option<Duration>,
     /// Pause between two requests, for the effects of the last one to end.
@@ -75,7 +78,7 @@ async fn run(options: Arc<Options>) -> Result<()> {
                 } else {
                     (offset + options.range_bytes, Until::End)
                 };
-                let asked = Asked {
+                let asked = RangeRequest {
                     target: &options.targets[target],
                     range: Some((offset, end.min(options.content.size()))),
                     content: &options.content,
@@ -112,7 +115,8 @@ async fn run(options: Arc<Options>) -> Result<()> {
             "first_error": first_error,
             "wrong_bytes": wrong_bytes,
             "first_byte_ms": {
-                "p50": percentile(&times, 0.5), "p90": percentile(&times, 0.9), "p99": percentile(&times, 0.99),
+                "p50": percentile(&times, 0.5), "p90": percentile(&times, 0.9),
+                "p99": percentile(&times, 0.99),
             },
         })
     );
@@ -122,7 +126,7 @@ async fn run(options: Arc<Options>) -> Result<()> {
 /// Reads the object from its start until it is stopped.
 async fn lead(options: Arc<Options>, target: usize) -> std::io::Result<()> {
     let mut connection = options.client.connect(0).await?;
-    let asked = Asked {
+    let asked = RangeRequest {
         target: &options.targets[target],
         range: Some((0, options.content.size())),
         content: &options.content,

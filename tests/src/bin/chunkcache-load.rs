@@ -1,6 +1,6 @@
-//! The load generator of `tests/bench`: keep-alive connections that ask for random ranges, or whole
-//! files, and compare bytes: all of them, or those of one connection in `--compare-one-in`. Prints
-//! one JSON object.
+//! The load generator of `tests/bench`: keep-alive connections that request random ranges, or whole
+//! files, and compare all bytes, or only those of one connection in `--compare-one-in`. Prints one
+//! JSON object.
 
 use std::{
     borrow::Cow,
@@ -14,8 +14,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use chunkcache_tests::load::{
-    Arguments, Asked, Client, Connection, Content, Looks, Until, cpu_seconds, percentile,
-    resident_bytes,
+    Arguments, Client, Comparison, Connection, Content, RangeRequest, Until, cpu_seconds,
+    percentile, resident_bytes,
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
@@ -32,15 +32,16 @@ struct Options {
     numbers: Option<Range<u64>>,
     content: Content,
     connections: u64,
-    /// One connection in this many compares every byte; the others the first ones of each answer.
+    /// One connection in this many compares every byte; the others only the first ones of each
+    /// answer.
     compare_one_in: u64,
-    /// Idle connections, opened before and kept meanwhile, after a small request each.
+    /// Idle connections, opened before the load and kept meanwhile, each after a small request.
     idle: u64,
     duration: Duration,
     /// 0: the whole object, without a range.
     range_bytes: u64,
     aligned: bool,
-    /// Ranges are drawn from so many bytes at the object's start.
+    /// Ranges are drawn from this many bytes at the object's start.
     within: u64,
     requests_per_connection: u64,
     pids: Vec<u32>,
@@ -185,10 +186,13 @@ async fn run(options: Options) -> Result<()> {
             "requests_per_second": total.requests as f64 / seconds,
             "server_cpu_seconds": cpu,
             "server_cpu_seconds_per_gigabyte": if gigabytes > 0.0 { cpu / gigabytes } else { 0.0 },
-            "first_byte_ms": { "p50": percentile(&total.first_byte_us, 0.5), "p99": percentile(&total.first_byte_us, 0.99) },
-            "whole_ms": { "p50": percentile(&total.whole_us, 0.5), "p99": percentile(&total.whole_us, 0.99) },
+            "first_byte_ms": { "p50": percentile(&total.first_byte_us, 0.5),
+                "p99": percentile(&total.first_byte_us, 0.99) },
+            "whole_ms": { "p50": percentile(&total.whole_us, 0.5),
+                "p99": percentile(&total.whole_us, 0.99) },
             "resident_bytes": {
-                "at_first": at_first, "idle": resident_idle, "most": most.max(resident_bytes(&options.pids)),
+                "at_first": at_first, "idle": resident_idle,
+                "most": most.max(resident_bytes(&options.pids)),
             },
             "idle": { "held": held.len(), "refused": refused },
         })
@@ -200,7 +204,7 @@ async fn run(options: Options) -> Result<()> {
 async fn hold_idle(options: &Options) -> (Vec<Connection>, u64) {
     let (mut held, mut refused) = (Vec::new(), 0);
     for number in 0..options.idle {
-        let asked = Asked {
+        let asked = RangeRequest {
             target: &options.targets[0],
             range: Some((0, 1)),
             content: &options.content,
@@ -250,9 +254,9 @@ async fn connection(
                 None => options.client.connect(number).await?,
             };
             let looks = if number.is_multiple_of(options.compare_one_in) {
-                Looks::AtAll
+                Comparison::All
             } else {
-                Looks::AtFirst
+                Comparison::FirstBytes
             };
             let connection = connection.looking(looks);
             converse(connection, &mut targets, end, limit, &mut tally).await
@@ -277,7 +281,7 @@ async fn converse(
         && tally.requests < limit
         && let Some(target) = targets.next()
     {
-        let asked = Asked {
+        let asked = RangeRequest {
             target: &target,
             range: draw(targets.options, &mut targets.random),
             content: &targets.options.content,

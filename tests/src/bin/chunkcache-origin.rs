@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use chunkcache_tests::{Object, Origin};
 
-const USAGE: &str = "usage: chunkcache-origin --root DIRECTORY --listen 127.0.0.1:PORT [--latency-ms N] [--bytes-per-second N] [--max-age SECONDS]
+const USAGE: &str = "usage: chunkcache-origin --root DIRECTORY --listen 127.0.0.1:PORT \
+ [--latency-ms N] [--bytes-per-second N] [--max-age SECONDS]
     [--folder NAME:LATENCY_MS:BYTES_PER_SECOND]…
 
 Serves the files below DIRECTORY. --latency-ms is the time before each answer (default 0);

@@ -48,7 +48,8 @@ fn main() {
         .expect("fill_store");
     assert!(made.status.success(), "{made:?}");
     println!(
-        "| start of an edge with {chunks} chunks | serves | read by then | ready: table and disk agree | resident |"
+        "| start of an edge with {chunks} chunks | serves | read by then | ready: table and disk \
+         agree | resident |"
     );
     println!("|---|---|---|---|---|");
     for what in [

@@ -34,7 +34,7 @@ fn main() {
     cluster.origin.set_link(Some(LINK_BYTES_PER_SECOND));
     // One title for each half, large enough that no seek meets chunks that another fetched.
     let size = (seeks as u64 + 2) * 16 * CHUNK;
-    // Nothing may complete the title between the seeks.
+    // Nothing must complete the title between the seeks.
     fill(&cluster, false);
     let idle = run(&cluster, "/idle.mp4", 11, size, seeks);
     cluster
@@ -106,7 +106,9 @@ fn main() {
     };
     let (ratios, ratios_down) = (to_idle(&loaded), to_idle(&down));
     println!(
-        "| saturated to idle | {:.2} | {:.2} | |\n| a node down to idle | {:.2} | {:.2} | |\n\nThe slowest seeks with a node down: {}.\nBackground work in the saturated case: {:.1} MB/s of the link's {:.1}.",
+        "| saturated to idle | {:.2} | {:.2} | |\n| a node down to idle | {:.2} | {:.2} | |\n\n\
+         The slowest seeks with a node down: {}.\nBackground work in the saturated case: {:.1} \
+         MB/s of the link's {:.1}.",
         ratios.0,
         ratios.1,
         ratios_down.0,
@@ -117,11 +119,18 @@ fn main() {
     );
     println!(
         "{}",
-        serde_json::json!({ "idle_ms": { "p50": at(&idle, 0.5), "p99": at(&idle, 0.99) }, "loaded_ms": { "p50": at(&loaded, 0.5), "p99": at(&loaded, 0.99) }, "ratio": { "p50": ratios.0, "p99": ratios.1 }, "down_ms": { "p50": at(&down, 0.5), "p99": at(&down, 0.99) }, "ratio_down": { "p50": ratios_down.0, "p99": ratios_down.1 }, "background_bytes_per_second": background })
+        serde_json::json!(
+            { "idle_ms": { "p50": at(&idle, 0.5), "p99": at(&idle, 0.99) },
+                "loaded_ms": { "p50": at(&loaded, 0.5), "p99": at(&loaded, 0.99) },
+                "ratio": { "p50": ratios.0, "p99": ratios.1 },
+                "down_ms": { "p50": at(&down, 0.5), "p99": at(&down, 0.99) },
+                "ratio_down": { "p50": ratios_down.0, "p99": ratios_down.1 },
+                "background_bytes_per_second": background }
+        )
     );
 }
 
-/// Three edges: for seeks at two of them, the third holds the chunk (every other time) or is
+/// Three edges: before the seeks at two of them, the third holds the chunk (every other time) or is
 /// fetching it (the first time); then it is killed.
 fn with_a_node_down(seeks: usize) -> Vec<f64> {
     const SEED: u64 = 15;
@@ -158,8 +167,8 @@ fn with_a_node_down(seeks: usize) -> Vec<f64> {
     doomed.kill();
     let mut times = Vec::with_capacity(seeks);
     for (number, place) in [first].into_iter().chain(places).enumerate() {
-        // Each of them gets both kinds of seeks: to chunks that were held, and to chunks nobody
-        // has.
+        // Each of them gets both kinds of seeks: to chunks that were held, and to chunks that no
+        // edge has.
         let edge = edges[number / 2 % edges.len()];
         times.push(seek(edge, &target, SEED, place));
     }

@@ -1,9 +1,9 @@
-//! After the faults: are the rows true, and does every stored byte have a row?
+//! After the faults: are the rows correct, and does every stored byte have a row?
 //!
-//! First every row's bytes are requested from its edge, so that chunks that were corrupted on disk
-//! and not read since are found, withdrawn and fetched again. Then, when nothing changes any more,
-//! each row must equal the origin's content byte by byte on the disk itself, and no chunk of any
-//! file may have a byte on disk that no row accounts for.
+//! First, every row's bytes are requested from its edge, so that chunks that were corrupted on disk
+//! and not read since are found, withdrawn and fetched again. Then, when nothing changes any
+//! longer, each row must equal the origin's content byte by byte on the disk itself, and no chunk
+//! of any file may have a byte on disk without a row.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;

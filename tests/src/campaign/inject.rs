@@ -186,8 +186,8 @@ fn cut_network(cluster: &Cluster, shared: &Shared, random: &mut SmallRng) {
 }
 
 /// Changes some bytes in at most `wanted` chunks that have any, and syncs nothing: the edge reads
-/// from the page cache. They are changed on pages of their own: what the killed edge sent with
-/// sendfile lies in sockets as the old pages, and is right.
+/// from the page cache. The bytes are changed on new pages: what the killed edge sent with sendfile
+/// is still in sockets as the old pages, and is correct.
 fn corrupt_chunks(data: &Path, wanted: u32, random: &mut SmallRng) -> u32 {
     let mut places: Vec<(PathBuf, u64)> = Vec::new();
     for path in chunk_files(data) {

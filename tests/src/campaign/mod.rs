@@ -3,8 +3,8 @@
 //! filled, and objects change.
 //!
 //! One thread (the caller's) injects faults, one after the other, drawn from a seed; reader threads
-//! never stop. A failed request is excused only by a fault of the very edge it went to, or by a
-//! change of the very object it read: a dead coordinator or database excuses nothing. At the end
+//! never stop. A failed request is excused only by a fault of the edge that it went to, or by a
+//! change of the object that it read: a dead coordinator or database excuses nothing. At the end
 //! everything runs, readers are gone, and the rows are compared with the files.
 
 mod audit;
@@ -36,7 +36,7 @@ pub struct Plan {
     pub coordinator_kills: u32,
     pub coordinator_pauses: u32,
     pub database_kills: u32,
-    /// At least so many, a few at each kill of an edge: a chunk that was checked once since the
+    /// At least this many, a few at each kill of an edge: a chunk that was checked once since the
     /// start is trusted afterwards.
     pub corrupted_chunks: u32,
     pub disk_fills: u32,
@@ -327,8 +327,8 @@ fn seed(plan: &Plan, number: usize, version: u64) -> u64 {
     plan.seed.wrapping_mul(1009) % 1_000_000 * 1_000 + number as u64 * 100_000_000_000 + version
 }
 
-/// Version `version` of a title. Its seed is in its ETag, so a reader can tell the right bytes;
-/// fresh for a second, so that changes are noticed.
+/// Version `version` of a title. Its seed is in its ETag, so that a reader knows the right bytes.
+/// It is fresh for a second, so that changes are noticed.
 fn object(plan: &Plan, number: usize, version: u64, size: u64) -> Object {
     Object::generated(seed(plan, number, version), size)
         .header("Cache-Control", "max-age=1")
@@ -425,7 +425,7 @@ impl std::fmt::Display for Report {
     }
 }
 
-/// A moment between faults, so that readers meet the system in every state of recovery.
+/// A pause between faults, so that readers meet the system in every state of recovery.
 fn breathe(random: &mut SmallRng) {
     std::thread::sleep(Duration::from_millis(random.random_range(50..400)));
 }

@@ -58,23 +58,23 @@ thread_local! {
 /// A keep-alive connection.
 pub struct Connection {
     stream: Stream,
-    looks: Looks,
+    looks: Comparison,
 }
 
 /// How much of each body is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Looks {
+pub enum Comparison {
     /// All bytes are compared.
-    AtAll,
+    All,
     /// The first bytes are compared; for the rest only the length counts, and the kernel discards
     /// it. As with a network card, receiving then costs a processor next to nothing, and the
-    /// server's sending is measured. With TLS: like `AtAll`.
-    AtFirst,
+    /// server's sending is measured. With TLS: like `All`.
+    FirstBytes,
 }
 
 /// One request.
 #[derive(Clone, Copy)]
-pub struct Asked<'a> {
+pub struct RangeRequest<'a> {
     pub target: &'a str,
     /// Start and end (exclusive); none: the whole object.
     pub range: Option<(u64, u64)>,
@@ -133,7 +133,7 @@ impl Client {
         };
         Ok(Connection {
             stream,
-            looks: Looks::AtAll,
+            looks: Comparison::All,
         })
     }
 }
@@ -141,13 +141,13 @@ impl Client {
 impl Connection {
     /// Applies from the next answer on.
     #[must_use]
-    pub fn looking(mut self, looks: Looks) -> Self {
+    pub fn looking(mut self, looks: Comparison) -> Self {
         self.looks = looks;
         self
     }
 
     /// Requests, reads and compares.
-    pub async fn get(&mut self, asked: Asked<'_>, until: Until) -> io::Result<Timing> {
+    pub async fn get(&mut self, asked: RangeRequest<'_>, until: Until) -> io::Result<Timing> {
         let one = self.get_whole(asked, until);
         tokio::time::timeout(STALL_LIMIT, one)
             .await
@@ -180,7 +180,7 @@ impl Connection {
         let Stream::Plain(stream) = &self.stream else {
             return None;
         };
-        if self.looks == Looks::AtAll {
+        if self.looks == Comparison::All {
             return None;
         }
         let room = usize::try_from(at_most).map_or(READ_BYTES, |most| most.min(READ_BYTES));
@@ -203,7 +203,7 @@ impl Connection {
         }
     }
 
-    async fn get_whole(&mut self, asked: Asked<'_>, until: Until) -> io::Result<Timing> {
+    async fn get_whole(&mut self, asked: RangeRequest<'_>, until: Until) -> io::Result<Timing> {
         let bad = |text: String| io::Error::new(ErrorKind::InvalidData, text);
         let (range, status) = match asked.range {
             Some((start, end)) => (format!("Range: bytes={start}-{}\r\n", end - 1), "206"),
@@ -231,8 +231,8 @@ impl Connection {
             timing.bytes += bytes.len() as u64;
         };
         let at_first = match self.looks {
-            Looks::AtAll => u64::MAX,
-            Looks::AtFirst => FIRST_BYTES,
+            Comparison::All => u64::MAX,
+            Comparison::FirstBytes => FIRST_BYTES,
         };
         let mut head = Vec::new();
         let mut in_head = true;

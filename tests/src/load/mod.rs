@@ -6,7 +6,7 @@
 mod client;
 mod processes;
 
-pub use client::{Asked, Client, Connection, Looks, Timing, Until};
+pub use client::{Client, Comparison, Connection, RangeRequest, Timing, Until};
 pub use processes::{cpu_seconds, resident_bytes};
 
 use std::{collections::HashMap, io::Read as _};
@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail};
 /// The expected bytes of an object.
 pub enum Content {
     Memory(Vec<u8>),
-    /// So many bytes, each of which, except the first ones, equals the byte `period` before it.
+    /// This many bytes, each of which, except the first ones, equals the byte `period` before it.
     Repeating {
         period: Vec<u8>,
         size: u64,

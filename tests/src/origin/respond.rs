@@ -283,7 +283,7 @@ fn text(
     Ok(After::KeepOpen)
 }
 
-/// `None`: to be ignored. `Some(None)`: can not be satisfied. One range only: a cache requests no
+/// `None`: ignored. `Some(None)`: not satisfiable. Only one range, because a cache requests no
 /// more.
 fn parse_range(value: &str, size: u64) -> Option<Option<(u64, u64)>> {
     let (first, last) = value.strip_prefix("bytes=")?.split_once('-')?;

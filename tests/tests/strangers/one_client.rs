@@ -10,9 +10,9 @@ use chunkcache_tests::http::Call;
 use chunkcache_tests::services::program;
 use chunkcache_tests::{CHUNK, Cluster, ClusterOptions, MIB, Object, content, eventually};
 
-/// Of one connection, as many as the edge allows.
+/// Streams of one connection: as many as the edge allows.
 const STREAMS: u32 = 128;
-/// Of the object that every stream asks for; its first chunk is cached.
+/// Size of the object that every stream requests; its first chunk is cached.
 const SIZE: u64 = 64 << 20;
 /// Requests that the edge grants one client at a time: 512 connections' and one's streams.
 const GRANTED: u64 = 640;

@@ -1,4 +1,4 @@
-//! Contexts: which one a command takes, and how they are kept.
+//! Contexts: which one a command uses, and how they are stored.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -107,18 +107,19 @@ fn what_is_given_goes_before_the_context() {
     let with_token = used("https://a:1,https://b:1", "other-token", "ca.pem");
     assert_eq!(home.used(&[&token], NONE), with_token);
 
-    // The token of the context in use does not go to another endpoint.
+    // The token of the context in use is not sent to another endpoint.
     let other = used("http://x:1", "", "");
     assert_eq!(home.used(&["--endpoint=http://x:1"], NONE), other);
     let by_environment = ("CACHE_COORDINATOR_ENDPOINT", "http://x:1");
     assert_eq!(home.used(&[], by_environment), other);
-    // Nor does a command for a named context go there, nor the token of there to the context.
+    // A command for a named context does not go there either, nor is the environment's token sent
+    // to the context.
     assert_eq!(home.used(&["--context=prod"], by_environment), prod);
     let token = home.file("other-token").display().to_string();
     let by_environment = ("CACHE_COORDINATOR_TOKEN_FILE", token.as_str());
     assert_eq!(home.used(&["--context=prod"], by_environment), prod);
     assert_eq!(home.used(&["--context=lab"], by_environment), lab);
-    // Unless both are asked for.
+    // Unless both are requested.
     let both = used("http://x:1", "token", "ca.pem");
     assert_eq!(
         home.used(&["--context=prod", "--endpoint=http://x:1"], NONE),
@@ -215,6 +216,6 @@ fn errors_name_what_is_wrong_and_which_contexts_there_are() {
         text.contains("contexts.toml") && text.contains("line 1"),
         "{text}"
     );
-    // It is nobody's business where the endpoint is given.
+    // The file is not read if the endpoint is given.
     assert!(home.globals(&["--endpoint=http://x:1"], NONE).is_ok());
 }

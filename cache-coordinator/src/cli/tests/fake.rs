@@ -15,9 +15,9 @@ pub(super) const ENTRY_ID: &str = "018f6a0e-0000-8000-8000-000000000001";
 
 #[derive(Default)]
 pub(super) struct Fake {
-    /// Set: refuse everything and name this leader.
+    /// If set, every request is refused and this leader is named.
     pub leader: Option<String>,
-    /// Number of requests at first for which there is no leader.
+    /// Number of initial requests during which there is no leader.
     pub without_leader: usize,
     /// Debug text of each request.
     pub asked: Arc<Mutex<Vec<String>>>,

@@ -418,7 +418,8 @@ async fn standbys_that_name_each_other_are_no_endless_loop() {
     assert_eq!(asked.lock().len(), 2);
 }
 
-/// Right after a step-down there is no leader for a moment: a command typed then must not fail.
+/// Right after a step-down there is no leader for a moment; a command must not fail because of
+/// that.
 #[tokio::test]
 async fn a_moment_without_a_leader_is_waited_for() {
     let between = Fake {
@@ -429,7 +430,7 @@ async fn a_moment_without_a_leader_is_waited_for() {
     let endpoint = between.start().await;
     assert!(run_at(&endpoint, &["source", "list"]).await.is_ok());
     assert_eq!(asked.lock().len(), 3);
-    // But not for longer than a call may take.
+    // But it does not wait longer than a call may take.
     let none = Fake {
         without_leader: usize::MAX,
         ..Fake::default()

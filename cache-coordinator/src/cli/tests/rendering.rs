@@ -1,4 +1,5 @@
-//! Fixed messages to fixed text: output that people script against must not change unnoticed.
+//! Renders fixed messages to fixed text: output that people script against must not change
+//! unnoticed.
 
 use chunkcache_proto::v1::watch_entry_response::Event;
 use chunkcache_proto::v1::{ByteRange, ChunksChanged, GetAvailabilityResponse, JobState};

@@ -55,13 +55,13 @@ enum Encryption {
 pub(super) enum Trust {
     /// None: protects against eavesdroppers, not against a man in the middle.
     Anyone,
-    /// It comes from the authority, for whatever host.
+    /// The authority issued it, for any host.
     Authority(Roots),
-    /// Like `Authority`, and it is for the host that is connected to.
+    /// Like `Authority`, and for the host of the connection.
     Host(Roots),
 }
 
-/// The source of the authorities.
+/// Where the authorities come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Roots {
     System,
@@ -77,7 +77,7 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// Reads a connection string and its surroundings.
+    /// Reads a connection string, and the environment and files that it refers to.
     pub fn new(text: &str, around: &dyn Surroundings) -> Result<Self, DatabaseError> {
         let invalid = |reason: String| DatabaseError::invalid("database-url", reason);
         let parameters = string::read(text, around).map_err(invalid)?;
@@ -128,7 +128,7 @@ impl Connect for Connector {
             };
             match (self.once(first, &config).await, second) {
                 (Err(error), Some(second)) if may_go_otherwise(&error) => {
-                    // If both refuse, the first error is the relevant one.
+                    // If both attempts fail, the first error is the relevant one.
                     self.once(second, &config).await.map_err(|_| error)
                 }
                 (result, _) => result,
@@ -187,8 +187,8 @@ fn config_of(
         Some("read-write" | "primary") => TargetSessionAttrs::ReadWrite,
         Some(other @ ("read-only" | "standby" | "prefer-standby")) => {
             return Err(format!(
-                "target_session_attrs={other}: a coordinator needs a server that takes writes: give \
-                 read-write or leave it out"
+                "target_session_attrs={other}: a coordinator needs a server that takes writes: \
+                 give read-write or leave it out"
             ));
         }
         Some(other) => return Err(format!("target_session_attrs: {other:?} is not known")),
@@ -236,7 +236,7 @@ fn set_hosts(
     }
     let count = hosts.len().max(addresses.len()).max(1);
     if hosts.is_empty() && addresses.is_empty() {
-        // The folder of Debian's socket, if it exists, as in Debian's libpq.
+        // The directory of Debian's socket, if it exists, as in Debian's libpq.
         let socket = "/var/run/postgresql";
         let is_there = Path::new(socket).is_dir();
         config.host(if is_there { socket } else { "localhost" });
@@ -325,7 +325,7 @@ fn encryption_of(
         "disable" => (Encryption::Disable, Trust::Anyone),
         "allow" => (Encryption::Allow, Trust::Anyone),
         "prefer" => (Encryption::Prefer, Trust::Anyone),
-        // With an authority it is verify-ca, as in libpq.
+        // With an authority it means verify-ca, as in libpq.
         "require" => (
             Encryption::Require,
             given.map_or(Trust::Anyone, Trust::Authority),
@@ -334,13 +334,14 @@ fn encryption_of(
         "verify-full" => (Encryption::Require, Trust::Host(needed(given)?)),
         other => {
             return Err(format!(
-                "sslmode: {other:?} is none of disable, allow, prefer, require, verify-ca, verify-full"
+                "sslmode: {other:?} is none of disable, allow, prefer, require, verify-ca, \
+                 verify-full"
             ));
         }
     })
 }
 
-/// The client's certificate and key, if there are any.
+/// The client's certificate and key, if they exist.
 fn identity_of(
     parameters: &Parameters,
     around: &dyn Surroundings,

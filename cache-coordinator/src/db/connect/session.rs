@@ -1,4 +1,4 @@
-//! Sets up each session, and checks that it is one at all: a pooler may give a client another
+//! Sets up each session, and checks that it is a real one: a pooler may give a client another
 //! server connection for each transaction.
 
 use std::time::Duration;
@@ -7,14 +7,14 @@ use tokio_postgres::Client;
 
 use super::super::DatabaseError;
 
-/// Sets the time-outs. By statements and not by start-up options: poolers refuse those, or ignore
-/// them silently. A read-only server is refused: it was demoted, or is not yet promoted.
+/// Sets the time-outs. By statements instead of start-up options, which poolers refuse or silently
+/// ignore. Refuses a read-only server, which was demoted or is not promoted yet.
 pub async fn prepare_session(
     client: &Client,
     statement_timeout: Duration,
     idle_in_transaction: Duration,
 ) -> Result<(), DatabaseError> {
-    // Notices ("already exists, skipping") would be logged as our own information.
+    // Notices ("already exists, skipping") would otherwise be logged as our own information.
     client
         .batch_execute(&format!(
             "SET client_min_messages = warning; SET statement_timeout = {}; \
@@ -33,7 +33,7 @@ pub async fn prepare_session(
 
 /// Detects transaction or statement pooling: two open connections share a server connection, or one
 /// of them does not keep its own. Time-outs and prepared statements do not work there. Returns the
-/// reason for a refusal, if any.
+/// reason for a refusal, if there is one.
 pub async fn find_pooler(one: &Client, other: &Client) -> Result<Option<String>, DatabaseError> {
     const ROUNDS: usize = 3;
     let (mut ones, mut others) = (Vec::new(), Vec::new());
@@ -57,7 +57,7 @@ async fn backend(client: &Client) -> Result<String, DatabaseError> {
     first_value(client, "SELECT pg_backend_pid()").await
 }
 
-/// Uses the simple protocol: nothing is prepared.
+/// Uses the simple protocol, which prepares nothing.
 async fn first_value(client: &Client, statement: &str) -> Result<String, DatabaseError> {
     let messages = client.simple_query(statement).await?;
     let value = messages.iter().find_map(|message| match message {

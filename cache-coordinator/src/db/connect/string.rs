@@ -1,9 +1,8 @@
 //! Parses the connection string like libpq. Pure: environment and files are arguments.
 //!
-//! `postgres://…` and `key=value …` have the same parameters (PostgreSQL manual, 34.1.2).
-//! Parameters that the string lacks are taken from a service (`service`, `PGSERVICE`), then from
-//! the environment, then from defaults. A parameter that is unknown, or can not be honoured, is an
-//! error.
+//! `postgres://…` and `key=value …` have the same parameters (PostgreSQL manual, 34.1.2). Missing
+//! parameters are taken from a service (`service`, `PGSERVICE`), then from the environment, then
+//! from defaults. A parameter that is unknown or unsupported is an error.
 
 use std::{
     collections::BTreeMap,
@@ -15,13 +14,12 @@ pub type Parameters = BTreeMap<String, String>;
 
 /// The source of parameters that are not in the string.
 pub trait Surroundings {
-    /// An environment variable.
     fn variable(&self, name: &str) -> Option<String>;
-    /// A file's text; none if it does not exist.
+    /// A file's text; `None` if it does not exist.
     fn file(&self, path: &Path) -> Option<String>;
 }
 
-/// Keyword, and the variable that replaces it.
+/// Each keyword, and the variable that replaces it.
 const KEYWORDS: &[(&str, &str)] = &[
     ("host", "PGHOST"),
     ("hostaddr", "PGHOSTADDR"),
@@ -48,7 +46,7 @@ const KEYWORDS: &[(&str, &str)] = &[
     ("keepalives_interval", ""),
     ("keepalives_count", ""),
     ("tcp_user_timeout", ""),
-    // These change nothing here.
+    // These have no effect here.
     ("fallback_application_name", ""),
     ("gssencmode", "PGGSSENCMODE"),
     ("gsslib", ""),
@@ -58,7 +56,7 @@ const KEYWORDS: &[(&str, &str)] = &[
     ("client_encoding", ""),
 ];
 
-/// Keywords of libpq that we can not honour: ignoring them would be unsafe.
+/// Keywords of libpq that we do not support, and that would be unsafe to ignore.
 const UNSUPPORTED: &[&str] = &[
     "sslcrl",
     "sslcrldir",
@@ -265,7 +263,8 @@ fn read_service(
     Err(format!("no definition of service {name:?} is found"))
 }
 
-/// Looks in the password file: `host:port:database:user:password` lines, `*` matches any.
+/// Searches the password file: `host:port:database:user:password` lines, where `*` matches
+/// anything.
 fn find_password(parameters: &Parameters, around: &dyn Surroundings) -> Option<String> {
     let path = parameters
         .get("passfile")
@@ -282,9 +281,9 @@ fn find_password(parameters: &Parameters, around: &dyn Surroundings) -> Option<S
     let hosts = get("host", "localhost");
     let ports = get("port", "5432");
     let mut ports = ports.split(',').cycle();
-    // With several hosts, the first that has a password: the driver uses one for all.
+    // With several hosts, use the first that has a password, because the driver uses one for all.
     hosts.split(',').find_map(|host| {
-        // A socket's folder is looked up as localhost.
+        // A socket's directory is looked up as localhost.
         let host = if host.starts_with('/') || host.is_empty() {
             "localhost"
         } else {

@@ -110,7 +110,8 @@ fn the_string_wins_over_the_service_and_that_over_the_environment() {
         ]),
         files: HashMap::from([(
             "/home/me/.pg_service.conf",
-            "# services\n[other]\nhost=no\n\n[films]\nhost=of-service\nport=5433\nuser=of-service\n[last]\nport=1\n",
+            "# services\n[other]\nhost=no\n\n[films]\nhost=of-service\nport=5433\n\
+             user=of-service\n[last]\nport=1\n",
         )]),
     };
     assert_eq!(

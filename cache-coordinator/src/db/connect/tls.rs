@@ -58,10 +58,10 @@ fn certificates(path: &Path, keyword: &str) -> Result<Vec<CertificateDer<'static
 #[derive(Debug)]
 struct Verifier {
     provider: Arc<CryptoProvider>,
-    /// None: any certificate is accepted.
+    /// `None`: any certificate is accepted.
     chain: Option<Arc<WebPkiServerVerifier>>,
-    /// Certificates given as authorities. A server may present one of them itself: `openssl req
-    /// -x509` makes such.
+    /// Certificates given as authorities. A server may present one of them as its own: `openssl req
+    /// -x509` makes such certificates.
     given: Vec<CertificateDer<'static>>,
     checks_host: bool,
 }
@@ -131,7 +131,7 @@ impl ServerCertVerifier for Verifier {
         let verified =
             chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         match verified {
-            // Checked last: all else is valid.
+            // Checked last, when everything else is valid.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if !self.checks_host => Ok(ServerCertVerified::assertion()),

@@ -1,5 +1,5 @@
 -- Deletes a bounded number of the oldest rows that are too old or too many, if $4 is the leader's
--- term. The newest always stays: the next revision is read from it.
+-- term. The newest row always stays, because the next revision is computed from it.
 DELETE FROM cache_changes
 WHERE revision IN (
     SELECT revision FROM cache_changes

@@ -1,5 +1,5 @@
--- Entries of which another edge holds other bytes at the same place. Up to eight holders of an entry
--- are compared: each row was compared with as many when it was written.
+-- Entries of which another edge holds different bytes at the same position. Up to eight holders of
+-- an entry are compared: each row was compared with as many when it was written.
 WITH RECURSIVE reported AS (
     SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[]) AS t (entry_id, start_byte, checksum)
 ), holders AS (
@@ -14,8 +14,8 @@ WITH RECURSIVE reported AS (
 SELECT DISTINCT r.entry_id
 FROM reported r
 JOIN holders h ON h.entry_id = r.entry_id
--- One look-up each in the order of the primary key: with three equalities instead, a planner without
--- statistics took the index by edge and read all rows of the entry each time.
+-- One look-up each in the order of the primary key: with three equalities instead, a planner
+-- without statistics used the index by edge and read all rows of the entry each time.
 CROSS JOIN LATERAL (
     SELECT c.entry_id, c.edge_id, c.start_byte, c.checksum FROM cache_chunks c
     WHERE (c.entry_id, c.edge_id, c.start_byte) >= (r.entry_id, h.edge_id, r.start_byte)

@@ -1,4 +1,4 @@
--- Chunks that were stored since were fetched anew.
+-- Chunks that were stored since then were fetched again, and remain.
 DELETE FROM cache_chunks c
 USING (SELECT h.entry_id, h.edge_id, h.start_byte FROM cache_chunks h
        WHERE h.entry_id = ANY($1) AND h.stored_at < $3 LIMIT $2) v

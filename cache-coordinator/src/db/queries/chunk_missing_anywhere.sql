@@ -1,7 +1,7 @@
--- The parts of [$2, $3) that no edge at all holds. Only edges that hold a part of the entry are
--- visited, by a skip scan of the primary key: the cost does not grow with the number of edges in
--- the cluster. $4 is the chunk size: a chunk that meets the range starts less than that before it,
--- and ends that far behind its start, so the index alone answers (see chunk_missing.sql).
+-- The parts of [$2, $3) that no edge holds. Only edges that hold a part of the entry are visited,
+-- by a skip scan of the primary key: the cost does not grow with the number of edges in the
+-- cluster. $4 is the chunk size: a chunk that overlaps the range starts less than that before it,
+-- and ends that far after its start, so the index suffices (see chunk_missing.sql).
 WITH RECURSIVE holder (edge_id) AS (
     (SELECT edge_id FROM cache_chunks WHERE entry_id = $1 ORDER BY edge_id LIMIT 1)
     UNION ALL

@@ -1,5 +1,5 @@
--- Stores reports of many edges in one statement. The join enforces the fence within the statement
--- itself; a replayed report finds equal rows and writes nothing.
+-- Stores the reports of many edges in one statement. The join enforces the fence within the
+-- statement itself; a replayed report finds equal rows and writes nothing.
 INSERT INTO cache_chunks AS c (entry_id, edge_id, start_byte, end_byte, checksum)
 SELECT t.entry_id, t.edge_id, t.start_byte, t.end_byte, t.checksum
 FROM unnest($1::uuid[], $2::integer[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])

@@ -1,4 +1,4 @@
--- A new session: a new epoch, so that messages of older sessions change nothing.
+-- Begins a session with a new epoch, so that messages of older sessions change nothing.
 INSERT INTO edges (name, url, store_id, bytes_allowed)
 VALUES ($1, $2, $3, $4)
 ON CONFLICT (name) DO UPDATE

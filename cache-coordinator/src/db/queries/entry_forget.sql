@@ -1,5 +1,5 @@
 -- Checks entry_unused.sql's conditions again in the transaction that deletes the entries; keys and
--- ended jobs go by cascade.
+-- ended jobs are deleted by cascade.
 DELETE FROM cache_entries e
 WHERE e.id = ANY($3)
   AND e.chunkless_since < now() - $1::bigint * interval '1 second'

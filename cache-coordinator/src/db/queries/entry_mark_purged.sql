@@ -1,4 +1,5 @@
--- In one go: a row of cache_entries costs as much as its indexes. A join, as in entry_with_chunks.sql.
+-- In one statement, because updating a row of cache_entries costs as much as its indexes. A join,
+-- as in entry_with_chunks.sql.
 UPDATE cache_entries e
 SET invalidated_at = now(),
     chunkless_since = CASE

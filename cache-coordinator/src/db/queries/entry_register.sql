@@ -1,4 +1,5 @@
--- An entry is immutable: meeting it again tells only that it is in use, and its present tags. Answers with what is new.
+-- An entry is immutable: a later observation only shows that it is in use, and refreshes its tags.
+-- Returns the new entries.
 INSERT INTO cache_entries AS e
     (id, source, path, query, variant, validator, etag, last_modified, content_type, size, chunk_size, chunkless_since, tags)
 SELECT t.id, t.source, t.path, t.query, t.variant, t.validator, t.etag, t.last_modified, t.content_type, t.size, t.chunk_size,

@@ -1,6 +1,6 @@
--- Points keys to entries; returns those that point there now. A replayed observation is old: it
--- does not override a later validation, nor an invalidation, nor a purge whose rows are not marked
--- yet. vary comes as lines: arrays of different lengths can not be one array.
+-- Points keys to entries; returns the keys that point to them now. A replayed observation is old:
+-- it does not override a later validation, an invalidation, or a purge whose rows are not marked
+-- yet. vary comes as lines, because arrays of different lengths cannot form one array.
 INSERT INTO cache_keys AS k
     (hash, entry_id, validated_at, fresh_until, initial_age, cache_control, vary)
 SELECT t.hash, t.entry_id, t.validated_at, t.fresh_until, t.initial_age, t.cache_control, string_to_array(t.vary, E'\n')

@@ -1,2 +1,2 @@
--- Keys that were validated since point to what the origin has now.
+-- Keys that were validated since then point to the origin's present version, and remain.
 DELETE FROM cache_keys WHERE entry_id = ANY($1) AND validated_at < $2 RETURNING entry_id

@@ -1,5 +1,6 @@
--- Setting the column only again makes the row lock FOR UPDATE and not FOR NO KEY UPDATE: a takeover
--- waits for a write of the old term that has already checked its lease (lease_check.sql).
+-- Assigning the column to itself makes the row lock FOR UPDATE instead of FOR NO KEY UPDATE, so
+-- that a takeover waits for a write of the old term that has already checked its lease
+-- (lease_check.sql).
 INSERT INTO coordinator_lease AS l ("only", holder, address, term, expires_at)
 VALUES (true, $1, $2, 1, clock_timestamp() + $3::bigint * interval '1 millisecond')
 ON CONFLICT ("only") DO UPDATE

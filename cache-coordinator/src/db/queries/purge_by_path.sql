@@ -1,5 +1,6 @@
--- What a purge by key, prefix, glob or source is of: a range of cache_entries_by_path. Without those that nothing is left of,
--- and those this purge has marked.
+-- The entries that a purge by key, prefix, glob or source selects: a range of
+-- cache_entries_by_path. Excludes entries without anything left to purge, and those that this purge
+-- has marked.
 SELECT coalesce(array_agg(t.id), '{}')
 FROM (
     SELECT e.id

@@ -1,4 +1,4 @@
--- The same by tag, along cache_entries_by_tag; an empty source: of all.
+-- The same by tag, along cache_entries_by_tag; an empty source means all sources.
 SELECT coalesce(array_agg(t.id), '{}')
 FROM (
     SELECT e.id

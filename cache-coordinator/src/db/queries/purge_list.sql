@@ -1,2 +1,2 @@
--- All that are kept: some thousand.
+-- All purges that are kept: about a thousand.
 SELECT number, source, kind, value, soft FROM cache_purges ORDER BY number

@@ -1,3 +1,3 @@
--- Held until the transaction ends: one coordinator migrates at a time. The number is arbitrary and
--- ours.
+-- Held until the transaction ends, so that one coordinator migrates at a time. The number is
+-- arbitrary.
 SELECT pg_advisory_xact_lock(7400220001)

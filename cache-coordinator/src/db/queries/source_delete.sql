@@ -1,2 +1,2 @@
--- Keys, entries and jobs go by cascade; chunk rows were deleted before.
+-- Keys, entries and jobs are deleted by cascade; chunk rows were deleted before.
 DELETE FROM sources WHERE name = $1

@@ -1,5 +1,5 @@
--- A redirected source has no keys at its new base URL yet: its old entries remain, and are found by
--- their id alone.
+-- If the base URL changes, the source has no keys there yet: its old entries remain, and are found
+-- by their id alone.
 WITH moved AS (
     DELETE FROM cache_keys k USING sources s, cache_entries e
     WHERE s.name = $1 AND s.base_url <> $2 AND e.source = s.name AND k.entry_id = e.id

@@ -1,4 +1,4 @@
--- Cheap at any size: counts rows up to the limit; past it, uses the planner's estimate and the
+-- Cheap at any size: counts rows up to the limit, and beyond it uses the planner's estimate and the
 -- edges' reports.
 SELECT (SELECT count(*) FROM (SELECT 1 FROM cache_entries LIMIT $1) x) AS entries_counted,
        (SELECT reltuples::bigint FROM pg_class WHERE oid = 'cache_entries'::regclass) AS entries_estimated,

@@ -1,4 +1,5 @@
-//! Applies the changes of one batch inside its transaction and collects their answers and log rows.
+//! Applies the changes of one batch inside its transaction, and collects their answers and log
+//! rows.
 
 use chunkcache_proto::v1;
 use deadpool_postgres::GenericClient;
@@ -14,12 +15,12 @@ use super::super::{
     statements,
 };
 use super::{
-    AddJob, DrainEdge, EndJob, ForgetEntries, InvalidateEntry, Invalidated, JoinEdge, JoinStep,
-    Joined, Operation, Outcome, PutSource, SetEdgeState, SetPinned, chunks::ChunkReports,
-    observations::Observations,
+    AddJob, DrainEdge, EndJob, ForgetEntries, InvalidateEntry, InvalidationEffect, JoinEdge,
+    JoinStep, JoinedEdge, Operation, Outcome, PutSource, SetEdgeState, SetPinned,
+    chunks::ChunkReports, observations::Observations,
 };
 
-/// The result of a change unless the whole batch fails.
+/// The result of a change, unless the whole batch fails.
 pub(super) type Judged = Result<Outcome, DatabaseError>;
 
 /// The batch being applied.
@@ -45,8 +46,8 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         }
     }
 
-    /// Applies all in order. An error of the database fails the batch; an error of one change alone
-    /// is its own answer.
+    /// Applies all changes in order. A database error fails the batch; an error of a single change
+    /// becomes the answer to that change.
     pub(super) async fn apply<'o>(
         mut self,
         operations: impl Iterator<Item = &'o Operation>,
@@ -56,7 +57,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
             if self.gather(number, operation) {
                 continue;
             }
-            // It does not commute with the gathered ones.
+            // It does not commute with the gathered changes.
             self.flush().await?;
             if self.gather(number, operation) {
                 continue;
@@ -85,7 +86,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         self.observations.take(number, operation) || self.reports.take(number, operation)
     }
 
-    /// Observations first: a report of an entry closely follows its observation.
+    /// Observations come first, because a report about an entry closely follows its observation.
     async fn flush(&mut self) -> Result<(), DatabaseError> {
         self.flush_observations().await?;
         self.flush_reports().await
@@ -203,7 +204,10 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         Ok(())
     }
 
-    async fn invalidate(&mut self, change: &InvalidateEntry) -> Result<Invalidated, DatabaseError> {
+    async fn invalidate(
+        &mut self,
+        change: &InvalidateEntry,
+    ) -> Result<InvalidationEffect, DatabaseError> {
         if self
             .executor
             .query_opt(statements::ENTRY_GET, &[&change.entry])
@@ -239,7 +243,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         } else {
             0
         };
-        Ok(Invalidated {
+        Ok(InvalidationEffect {
             keys,
             chunks_removed,
         })
@@ -314,7 +318,7 @@ impl<'a, C: GenericClient> Batch<'a, C> {
         self.changes.push(ChangeKind::Edge {
             name: change.name.clone(),
         });
-        Ok(JoinStep::Joined(Joined {
+        Ok(JoinStep::Joined(JoinedEdge {
             edge: edges::from_row(&row),
         }))
     }

@@ -1,4 +1,4 @@
-//! Reports of chunks: reports of many edges and entries become two statements, each row fenced by
+//! Chunk reports: the reports of many edges and entries become two statements, each row fenced by
 //! its edge's epoch.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -20,8 +20,8 @@ use super::{Operation, Outcome, TouchEdge, apply::Batch};
 pub(super) struct ChunkReports {
     reports: Vec<Report>,
     touches: Vec<(usize, TouchEdge)>,
-    /// Whether the gathered reports for the entry on the edge store (or remove) chunks: the other
-    /// kind does not commute.
+    /// For each entry and edge, whether the gathered reports store or remove chunks, because the
+    /// two kinds do not commute.
     kinds: HashMap<(EntryId, EdgeId), bool>,
 }
 
@@ -40,7 +40,7 @@ enum Content {
 }
 
 impl ChunkReports {
-    /// Gathers the report if it is one and commutes with those gathered.
+    /// Gathers a change if it is a chunk report and commutes with those gathered.
     pub(super) fn take(&mut self, number: usize, operation: &Operation) -> bool {
         let report = match operation {
             Operation::StoreChunks(change) => Report {
@@ -77,7 +77,8 @@ impl ChunkReports {
     }
 }
 
-/// Rows by their primary key, so that a chunk reported twice in a batch is one row (the last wins).
+/// Rows by their primary key, so that a chunk that is reported twice in a batch is one row (the
+/// last one wins).
 type Rows = BTreeMap<(EntryId, EdgeId, u64), (u64, ByteRange, u64)>;
 
 impl<C: GenericClient> Batch<'_, C> {
@@ -166,7 +167,7 @@ impl<C: GenericClient> Batch<'_, C> {
         Ok(())
     }
 
-    /// Entries of which another edge holds other bytes than these rows say.
+    /// Entries of which another edge holds bytes that differ from these rows.
     pub(super) async fn conflicts(
         &self,
         entries: &[EntryId],
@@ -246,7 +247,8 @@ impl<C: GenericClient> Batch<'_, C> {
         }
     }
 
-    /// Maintains `chunkless_since`: null if an entry has chunks, otherwise since when it has none.
+    /// Maintains `chunkless_since`: null if an entry has chunks, otherwise the time since which it
+    /// has none.
     pub(super) async fn mark_chunkless(
         &self,
         with_chunks: impl IntoIterator<Item = EntryId>,
@@ -266,7 +268,7 @@ impl<C: GenericClient> Batch<'_, C> {
         Ok(())
     }
 
-    /// Runs a statement that deletes chunk rows and returns them; logs them by entry and edge.
+    /// Runs a statement that deletes chunk rows and returns them, and logs them by entry and edge.
     pub(super) async fn remove_rows(
         &mut self,
         statement: Statement,
@@ -277,7 +279,7 @@ impl<C: GenericClient> Batch<'_, C> {
         Ok(count)
     }
 
-    /// The same of entries that are marked next, as purged and as without chunks at once.
+    /// The same for entries whose next change marks them as both purged and without chunks.
     pub(super) async fn remove_rows_of_purged(
         &mut self,
         statement: Statement,
@@ -323,11 +325,11 @@ impl<C: GenericClient> Batch<'_, C> {
     }
 }
 
-/// The row is one of `chunk_reports.sql`.
+/// `row` comes from `chunk_reports.sql`.
 fn judge(report: &Report, row: &Row) -> Result<Geometry, DatabaseError> {
     let epoch: Option<i64> = row.get("epoch");
     if epoch != Some(signed(report.epoch)) {
-        // Also for an edge that is gone: its session is over too.
+        // Also for an edge that was removed: its session is over too.
         return Err(DatabaseError::Fenced);
     }
     let size: Option<i64> = row.get("size");
@@ -337,7 +339,7 @@ fn judge(report: &Report, row: &Row) -> Result<Geometry, DatabaseError> {
         .map_err(|error| DatabaseError::Internal(error.to_string()))
 }
 
-/// The chunks' ranges, with their checksums if there are any.
+/// The ranges of the chunks, with their checksums if they have any.
 fn ranges_of(report: &Report, geometry: Geometry) -> Result<Vec<(ByteRange, u64)>, DatabaseError> {
     let place = |index: ChunkIndex, checksum: u64| {
         if index < geometry.chunk_count() {

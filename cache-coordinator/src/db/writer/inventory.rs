@@ -26,8 +26,8 @@ struct RecordedState {
 type NewRows = BTreeMap<(EntryId, u64), (ByteRange, u64)>;
 
 impl<C: GenericClient> Batch<'_, C> {
-    /// Makes the rows of the page's entries on the edge equal to the page, less impossible chunks.
-    /// Returns an answer for each item, in their order.
+    /// Makes the rows of the page's entries on the edge equal to the page, without impossible
+    /// chunks. Returns an answer for each item, in order.
     pub(super) async fn reconcile(
         &mut self,
         page: &ReconcileEntries,
@@ -99,7 +99,7 @@ impl<C: GenericClient> Batch<'_, C> {
         Ok(answers)
     }
 
-    /// The edge's name and the entries' geometries; fenced if the session is over.
+    /// The edge's name and the entries' geometries; `Fenced` if the session is over.
     async fn known(&self, page: &ReconcileEntries) -> Result<RecordedState, DatabaseError> {
         let entries: Vec<EntryId> = page.entries.iter().map(|item| item.id).collect();
         let edges = vec![page.edge; entries.len()];
@@ -113,7 +113,7 @@ impl<C: GenericClient> Batch<'_, C> {
         };
         for (id, row) in entries.iter().zip(&rows) {
             if row.get::<_, Option<i64>>("epoch") != Some(signed(page.epoch)) {
-                // Also for an edge that is gone: its session is over too.
+                // Also for an edge that was removed: its session is over too.
                 return Err(DatabaseError::Fenced);
             }
             known.edge = row.get("edge");
@@ -132,7 +132,8 @@ impl<C: GenericClient> Batch<'_, C> {
         &mut self,
         page: &ReconcileEntries,
         geometry: &HashMap<EntryId, Geometry>,
-    ) -> Result<HashMap<EntryId, Result<super::Observed, DatabaseError>>, DatabaseError> {
+    ) -> Result<HashMap<EntryId, Result<super::ObservationEffect, DatabaseError>>, DatabaseError>
+    {
         let has_chunks = |item: &InventoryItem, adopt: &ObserveEntry| {
             let count = adopt.entry.geometry.chunk_count();
             item.chunks.iter().any(|chunk| chunk.index < count)
@@ -185,7 +186,7 @@ impl<C: GenericClient> Batch<'_, C> {
         Ok((by_entry(&gone), by_entry(&come)))
     }
 
-    /// Nobody else holds anything of an entry that was made just now.
+    /// Skips entries that were created just now, because no other edge holds anything of them.
     async fn conflicts_of_known(
         &self,
         known: &HashSet<EntryId>,

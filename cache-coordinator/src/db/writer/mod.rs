@@ -1,9 +1,9 @@
-//! The one writer of the leader: applies all changes of tables, in the order they were queued, in
-//! batches, each batch one transaction together with its rows of the change log.
+//! The leader's only writer: applies all changes of tables in the order in which they were queued.
+//! It works in batches; each is one transaction together with its rows of the change log.
 //!
-//! Why one: revisions are committed in order, fsyncs are shared, and a fence checked at the start
-//! of a batch holds to its end. The queue is bounded: callers that queue faster than PostgreSQL
-//! commits must wait.
+//! Why only one: revisions are committed in order, fsyncs are shared, and a fence that is checked
+//! at the start of a batch holds to its end. The queue is bounded: callers that queue faster than
+//! PostgreSQL commits must wait.
 
 mod apply;
 mod chunks;
@@ -28,7 +28,7 @@ use super::{DatabaseError, edges::EdgeId};
 
 /// Limit of queued commands; a session's reports carry up to some hundred chunks each.
 const QUEUE: usize = 4_096;
-/// Rows deleted in one transaction of a long removal, so that it never delays the others.
+/// Rows deleted in one transaction of a long removal, so that it never delays other changes.
 const BITE: u32 = 20_000;
 
 /// The answer to a committed change.
@@ -53,8 +53,8 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Queues a change, waiting for space. Changes queued one after the other are applied in that
-    /// order. The answer comes after the commit; dropping it does not undo the change.
+    /// Queues a change, waiting for space. Changes that are queued one after the other are applied
+    /// in that order. The answer comes after the commit; dropping it does not undo the change.
     pub async fn enqueue<W: Write>(&self, change: W) -> Result<Pending<W>, DatabaseError> {
         let (sender, answer) = oneshot::channel();
         self.queue
@@ -77,7 +77,7 @@ impl Writer {
 
     /// Begins a session with a new epoch. If the edge has another disk, the rows of the old one are
     /// deleted first, in bounded batches.
-    pub async fn join_edge(&self, join: JoinEdge) -> Result<Committed<Joined>, DatabaseError> {
+    pub async fn join_edge(&self, join: JoinEdge) -> Result<Committed<JoinedEdge>, DatabaseError> {
         loop {
             let answer = self.write(join.clone()).await?;
             match answer.value {
@@ -92,7 +92,7 @@ impl Writer {
         }
     }
 
-    /// Removes an edge and all its rows. Returns how many.
+    /// Removes an edge and all its rows. Returns the number of rows.
     pub async fn forget_edge(&self, name: &str) -> Result<Committed<u64>, DatabaseError> {
         let edge = self
             .write(RetireEdge {
@@ -149,7 +149,7 @@ impl Writer {
     }
 
     /// Reconciles a page of an edge's inventory. Items that the database refuses are answered with
-    /// the error, the others are recorded. The page has at most one item per entry.
+    /// the error; the others are recorded. The page has at most one item per entry.
     pub async fn reconcile(
         &self,
         page: ReconcileEntries,
@@ -176,7 +176,8 @@ impl Writer {
                     }),
                     count => {
                         let (first, second) = part.entries.split_at(count / 2);
-                        // The first half is next: answers come in the items' order.
+                        // The first half is processed next, so that answers come in the items'
+                        // order.
                         work.push(second.to_vec());
                         work.push(first.to_vec());
                     }

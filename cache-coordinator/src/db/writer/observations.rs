@@ -1,4 +1,4 @@
-//! Observations of keys: those of one batch become a handful of statements.
+//! Observations of keys: those of one batch become a few statements.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,9 +13,9 @@ use super::super::{
     entries::{FreshnessColumns, key_hash},
     statements,
 };
-use super::{Observation, ObserveEntry, Observed, Operation, Outcome, apply::Batch};
+use super::{Observation, ObservationEffect, ObserveEntry, Operation, Outcome, apply::Batch};
 
-/// Observations that are gathered but not applied yet: at most one of each key and each entry.
+/// Observations that are gathered but not applied yet, at most one per key and per entry.
 #[derive(Default)]
 pub(super) struct Observations {
     changes: Vec<(usize, ObserveEntry)>,
@@ -24,7 +24,7 @@ pub(super) struct Observations {
 }
 
 impl Observations {
-    /// Gathers it if it is an observation and commutes with those gathered.
+    /// Gathers a change if it is an observation and commutes with those gathered.
     pub(super) fn take(&mut self, number: usize, operation: &Operation) -> bool {
         let Operation::ObserveEntry(change) = operation else {
             return false;
@@ -63,11 +63,11 @@ impl<C: GenericClient> Batch<'_, C> {
         Ok(())
     }
 
-    /// Records entries and points their keys to them. At most one of each key and each entry.
+    /// Records entries and points their keys to them. At most one per key and per entry.
     pub(super) async fn register(
         &mut self,
         registrations: &[Registration<'_>],
-    ) -> Result<Vec<Result<Observed, DatabaseError>>, DatabaseError> {
+    ) -> Result<Vec<Result<ObservationEffect, DatabaseError>>, DatabaseError> {
         if registrations.is_empty() {
             return Ok(Vec::new());
         }
@@ -111,17 +111,18 @@ impl<C: GenericClient> Batch<'_, C> {
             }
             let hash = key_hash(&entry.key());
             let previous = before.get(&hash).copied();
-            // Not bound: a replayed observation that lost to a later one.
+            // A replayed observation that lost to a later one did not bind its key.
             let key_changed = bound.contains(&hash) && previous != Some(entry.id);
             let previous = previous.filter(|previous| key_changed && *previous != entry.id);
-            // A key's first binding concerns no watcher: nobody watches an entry before it exists.
+            // A key's first binding concerns no watcher, because nobody watches an entry before it
+            // exists.
             if let Some(previous) = previous {
                 self.changes.push(ChangeKind::Key {
                     previous: Some(previous),
                     entry: Some(entry.id),
                 });
             }
-            results.push(Ok(Observed {
+            results.push(Ok(ObservationEffect {
                 created: created.contains(&entry.id),
                 key_changed,
                 previous,
@@ -163,7 +164,7 @@ impl<C: GenericClient> Batch<'_, C> {
             .iter()
             .map(|it| i32::try_from(it.change.entry.geometry.chunk_size()).unwrap_or(i32::MAX))
             .collect();
-        // Tags have no line breaks.
+        // Tags contain no line breaks.
         let tags: Vec<String> = registrations
             .iter()
             .map(|it| tags::of(&fields::to_headers(&it.change.freshness.fields)).join("\n"))
@@ -197,7 +198,7 @@ impl<C: GenericClient> Batch<'_, C> {
             .collect())
     }
 
-    /// Returns the keys that point where they were observed to.
+    /// Returns the keys that now point to the observed entries.
     async fn bind_keys(
         &self,
         registrations: &[&Registration<'_>],
@@ -224,7 +225,7 @@ impl<C: GenericClient> Batch<'_, C> {
             .iter()
             .map(|it| it.freshness.cache_control.as_str())
             .collect();
-        // Names of header fields have no line breaks.
+        // Names of header fields contain no line breaks.
         let vary: Vec<String> = changes
             .iter()
             .map(|it| it.freshness.vary.join("\n"))

@@ -1,4 +1,4 @@
-//! The possible changes, and the answer to each.
+//! All kinds of changes, and the answer to each.
 
 use std::time::{Duration, SystemTime};
 
@@ -18,7 +18,9 @@ pub trait Write: Into<Operation> + Send + 'static {
 }
 
 macro_rules! operations {
-    ($($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty),* $(,)? } -> $output:ty;)*) => {
+    ($($(#[$meta:meta])* $name:ident {
+        $($(#[$field_meta:meta])* $field:ident: $type:ty),* $(,)?
+    } -> $output:ty;)*) => {
         $($(#[$meta])*
         #[derive(Clone, Debug)]
         pub struct $name { $($(#[$field_meta])* pub $field: $type),* })*
@@ -55,37 +57,41 @@ macro_rules! operations {
 }
 
 operations! {
-    /// Chunks the edge has made durable. `Fenced` if the epoch is not its present one, `NotFound`
-    /// if the entry is not registered. True: another edge holds other bytes of one of them.
+    /// Chunks that became durable on the edge. `Fenced` if the epoch is not the edge's present one,
+    /// `NotFound` if the entry is not registered. True: another edge holds different bytes of one
+    /// of them.
     StoreChunks { edge: EdgeId, epoch: u64, entry: EntryId, chunks: Vec<ChunkSum> } -> bool;
-    /// Chunks the edge wants to drop; it may once this is committed.
+    /// Chunks that the edge wants to drop; it may drop them once this is committed.
     RemoveChunks { edge: EdgeId, epoch: u64, entry: EntryId, indexes: Vec<ChunkIndex> } -> ();
     /// Use [`super::Writer::reconcile`]. Makes the rows of these entries on the edge equal to the
-    /// page. Answers each item, in their order.
+    /// page. Answers each item, in order.
     ReconcileEntries { edge: EdgeId, epoch: u64, entries: Vec<InventoryItem> } -> Vec<Reconciled>;
     /// The origin answered for the entry's key: registers the entry and points the key to it.
     /// Idempotent.
-    ObserveEntry { entry: EntryRecord, freshness: v1::Freshness, observation: Observation } -> Observed;
-    /// The entry was given out: it is not forgotten soon.
+    ObserveEntry {
+        entry: EntryRecord, freshness: v1::Freshness, observation: Observation
+    } -> ObservationEffect;
+    /// The entry was given to a client, so it must not be forgotten soon.
     TouchEntry { entry: EntryId } -> ();
     /// Forgets those of the entries that were not requested for `unused_for`, have no chunks on any
-    /// edge, are not pinned and have no job. Answers how many. If `are_too_many`, invalidated ones
-    /// go too, although disconnected edges still need to learn about them.
+    /// edge, are not pinned and have no job. Answers with their number. If `are_too_many`, also
+    /// forgets invalidated ones, although disconnected edges still need to learn about them.
     ForgetEntries { entries: Vec<EntryId>, unused_for: Duration, are_too_many: bool } -> u64;
     SetPinned { entry: EntryId, pinned: bool } -> ();
-    /// Unbinds all keys of the entry; with `purge` its chunk rows are removed too.
-    InvalidateEntry { entry: EntryId, purge: bool } -> Invalidated;
-    /// From now on keys that it selects and that were validated before are hidden.
+    /// Unbinds all keys of the entry; with `purge` removes its chunk rows too.
+    InvalidateEntry { entry: EntryId, purge: bool } -> InvalidationEffect;
+    /// From now on, selected keys that were validated earlier are hidden.
     RecordPurge { selector: v1::PurgeSelector, soft: bool } -> PendingPurge;
-    /// Use [`super::Writer::purge`]. No key validated before points to them any more.
+    /// Use [`super::Writer::purge`]. No key that was validated earlier points to the entries any
+    /// longer.
     UnbindEntries { entries: Vec<EntryId>, validated_before: SystemTime } -> ();
-    /// Use [`super::Writer::purge`]. Rows stored before.
+    /// Use [`super::Writer::purge`]. Removes rows that were stored earlier.
     RemoveRowsOfEntries { entries: Vec<EntryId>, stored_before: SystemTime, limit: u32 } -> u64;
-    /// The rows of what it selects are gone.
+    /// Ends a purge whose selected rows are deleted.
     FinishPurge { number: u64 } -> ();
-    /// The bytes of these entries are gone from the edge: so are its rows.
+    /// Removes the rows of these entries on the edge, which has dropped their bytes.
     DropEntries { edge: EdgeId, epoch: u64, entries: Vec<EntryId> } -> ();
-    /// Adds or replaces; answers with the new revision of the source in it.
+    /// Adds or replaces a source. The answer is the source with its new revision.
     PutSource { source: v1::Source } -> v1::Source;
     /// Use [`super::Writer::remove_source`].
     RemoveRowsOfSource { name: String, limit: u32 } -> u64;
@@ -108,7 +114,9 @@ operations! {
     /// Use [`super::Writer::forget_edge`].
     ForgetEdge { name: String } -> u64;
     /// Idempotent by id. Ranges are coalesced; the caller cuts them to the object.
-    AddJob { id: Uuid, entry: EntryId, ranges: Vec<ByteRange>, edges: Vec<String>, level: Level } -> ();
+    AddJob {
+        id: Uuid, entry: EntryId, ranges: Vec<ByteRange>, edges: Vec<String>, level: Level
+    } -> ();
     /// False: it had ended before.
     EndJob { id: Uuid, status: JobStatus, error: String } -> bool;
 }
@@ -116,20 +124,20 @@ operations! {
 /// How an observation of a key competes with what is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Observation {
-    /// Made just now: it wins.
+    /// Made just now: it always wins.
     Live,
-    /// Made while no coordinator answered: it wins over an older validation only.
+    /// Made while no coordinator answered: it wins only over an older validation.
     Replayed,
 }
 
 /// The effect of an observation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Observed {
+pub struct ObservationEffect {
     /// The entry was not known before.
     pub created: bool,
     /// The key points to the entry now and did not before.
     pub key_changed: bool,
-    /// The entry that the key pointed to before, if another one.
+    /// The entry that the key pointed to before, if it is another one.
     pub previous: Option<EntryId>,
 }
 
@@ -147,28 +155,28 @@ pub struct InventoryItem {
 pub struct Reconciled {
     /// Rows without bytes, deleted.
     pub rows_deleted: u64,
-    /// Bytes without rows, or with rows that differed; recorded.
+    /// Bytes without rows, or with different rows; recorded.
     pub rows_written: u64,
     /// Impossible chunks: past the object's end, or of an entry that is refused.
     pub dropped: Vec<ChunkIndex>,
-    /// The entry was unknown; this is how its key was bound.
-    pub observed: Option<Observed>,
-    /// Why the entry can not be recorded.
+    /// Set if the entry was unknown: the effect of its observation.
+    pub observed: Option<ObservationEffect>,
+    /// Why the entry cannot be recorded.
     pub refused: Option<DatabaseError>,
-    /// Another edge holds other bytes of one of its chunks.
+    /// Another edge holds different bytes of one of its chunks.
     pub is_conflicting: bool,
 }
 
 /// The effect of an invalidation.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Invalidated {
+pub struct InvalidationEffect {
     pub keys: Vec<v1::Key>,
     pub chunks_removed: u64,
 }
 
 /// A session's edge.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Joined {
+pub struct JoinedEdge {
     /// With the new epoch.
     pub edge: EdgeRecord,
 }
@@ -176,7 +184,7 @@ pub struct Joined {
 /// The progress of a join.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JoinStep {
-    Joined(Joined),
-    /// It has another disk, and its row still has chunks of the old one.
+    Joined(JoinedEdge),
+    /// The edge has another disk, and its row still has chunks of the old one.
     OldRows(EdgeId),
 }

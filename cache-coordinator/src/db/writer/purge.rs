@@ -1,4 +1,5 @@
-//! A purge in the tables: recorded, then carried out in bites, so that it never holds up the others.
+//! A purge in the tables: recorded, then carried out in small transactions, so that it never delays
+//! other changes.
 
 use std::{collections::HashSet, time::SystemTime};
 
@@ -13,12 +14,12 @@ use super::super::{
 use super::{RecordPurge, RemoveRowsOfEntries, UnbindEntries, Writer, apply::Batch};
 use chunkcache_proto::v1::purge_selector::Objects;
 
-/// Entries, and rows, of one transaction: some 0.3 s, for which reports of edges wait.
+/// Entries or rows per transaction: some 0.3 s, during which edges' reports wait.
 const BITE: u32 = 4_000;
 
 impl Writer {
-    /// No key from before the purge points to the entries any more; unless it is soft, their chunk
-    /// rows from before it go too.
+    /// Unbinds keys that were validated before the purge; unless it is soft, first deletes the
+    /// chunk rows that were stored before it.
     pub async fn purge(
         &self,
         purge: &PendingPurge,
@@ -34,7 +35,7 @@ impl Writer {
                 };
                 has_rows = self.write(bite).await?.value == u64::from(BITE);
             }
-            // Last: an entry that is marked is not selected again.
+            // Done last, because a marked entry is not selected again.
             let unbind = UnbindEntries {
                 entries: entries.to_vec(),
                 validated_before: purge.keys_before,
@@ -50,7 +51,8 @@ impl<C: GenericClient> Batch<'_, C> {
         &mut self,
         change: &RecordPurge,
     ) -> Result<PendingPurge, DatabaseError> {
-        // Here: whatever was queued before, or is in this batch, was validated before.
+        // Taken here: everything that was queued earlier, or is in this batch, was validated
+        // before.
         let keys_before = SystemTime::now();
         let selector = &change.selector;
         let (kind, value) = columns(selector)?;

@@ -22,12 +22,12 @@ use super::{
     apply::{Batch, Judged},
 };
 
-/// Batches that a slow watcher may lag behind before it reads the table instead.
+/// Number of batches that a slow watcher may lag behind before it reads the table instead.
 const BROADCAST: usize = 1_024;
-/// A COMMIT that is not answered within this time was lost, or its answer was.
+/// If a COMMIT is not answered within this time, it or its answer was lost.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(3);
 /// A leader that could write nothing for this long, in at least two attempts, gives up its lease:
-/// another coordinator may reach what it does not.
+/// another coordinator may still reach the database.
 const UNABLE_FOR: Duration = Duration::from_secs(2);
 /// First and longest wait between attempts at the same batch.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
@@ -39,7 +39,7 @@ pub struct WriterConfig {
     pub gather: Duration,
     /// A batch is closed at this many rows.
     pub max_rows: usize,
-    /// The same batch is tried again for this long.
+    /// How long the same batch is retried.
     pub patience: Duration,
 }
 
@@ -69,7 +69,7 @@ pub struct WriterTask {
     config: WriterConfig,
     queue: mpsc::Receiver<Command>,
     commits: broadcast::Sender<CommittedBatch>,
-    /// Term and newest revision, once read in that term. Unknown again after any error: an
+    /// Term and newest revision, once read in that term. Unknown again after any error, because an
     /// unanswered COMMIT may have extended the log.
     position: Option<(u64, u64)>,
     step_down: StepDown,
@@ -79,7 +79,7 @@ pub struct WriterTask {
 
 /// Called for changes that were set aside.
 pub trait WriterObserver: Send + Sync {
-    /// One change was refused and would be again: `kind` is the operation's name.
+    /// A change was refused and would be refused again. `kind`: the name of its operation.
     fn refused(&self, kind: &'static str, error: &DatabaseError);
 }
 
@@ -110,7 +110,7 @@ struct Uncertain {
 }
 
 impl WriterTask {
-    /// Creates the task and the handle to queue changes with.
+    /// Creates the task, and the handle with which changes are queued.
     #[must_use]
     pub fn new(
         database: Database,
@@ -145,7 +145,7 @@ impl WriterTask {
         self.commits.clone()
     }
 
-    /// Runs until cancelled; changes queued by then are still committed.
+    /// Runs until cancelled; changes that were queued by then are still committed.
     pub async fn run(mut self, cancel: CancellationToken) {
         loop {
             let first = tokio::select! {
@@ -170,7 +170,7 @@ impl WriterTask {
         while rows < self.config.max_rows {
             let next = match self.queue.try_recv() {
                 Ok(next) => next,
-                // Only reports are gathered: callers wait for the other changes.
+                // Only reports are gathered, because callers wait for the other changes.
                 Err(mpsc::error::TryRecvError::Empty) if patient => {
                     match tokio::time::timeout_at(deadline, self.queue.recv()).await {
                         Ok(Some(next)) => next,
@@ -185,7 +185,7 @@ impl WriterTask {
         batch
     }
 
-    /// Commits the batch, or its halves if something in it can not be committed, down to the
+    /// Commits the batch. If something in it cannot be committed, commits its halves, down to the
     /// culprit.
     async fn commit_all(&mut self, batch: Vec<Command>) {
         let mut work = vec![batch];
@@ -193,7 +193,7 @@ impl WriterTask {
             match self.commit_patiently(&batch).await {
                 Ok((judged, revision)) => {
                     for (command, judged) in batch.into_iter().zip(judged) {
-                        // A caller that no longer waits is no concern of ours.
+                        // It does not matter if the caller no longer waits.
                         let _ = command
                             .answer
                             .send(judged.map(|value| Committed { revision, value }));
@@ -202,7 +202,7 @@ impl WriterTask {
                 Err(error) if batch.len() > 1 && !concerns_all(&error) => {
                     tracing::debug!(changes = batch.len(), "a batch is split: {error}");
                     let second = batch.split_off(batch.len() / 2);
-                    // The first half is next: order is kept.
+                    // The first half is processed next, to keep the order.
                     work.push(second);
                     work.push(batch);
                 }
@@ -220,7 +220,7 @@ impl WriterTask {
         }
     }
 
-    /// Retries errors that may pass, for as long as this process leads and patience lasts.
+    /// Retries errors that may pass while this process leads, for as long as its patience lasts.
     async fn commit_patiently(
         &mut self,
         batch: &[Command],
@@ -246,7 +246,8 @@ impl WriterTask {
             if error.is_unavailable() {
                 self.database.renew_connections();
             }
-            // A change refused for its content says nothing about whether others can be written.
+            // A change that is refused for its content says nothing about whether others can be
+            // written.
             if !error.is_of_one_change() && self.inability.failed(began) {
                 tracing::error!("nothing can be written, the lease is given up: {error}");
                 self.inability = Inability::default();
@@ -301,8 +302,8 @@ impl WriterTask {
                     latest.unsigned_abs()
                 }
             };
-            // Nobody else writes in this term: if the log has grown as the unanswered commit would
-            // have made it, that commit succeeded.
+            // Nobody else writes in this term. So if the log has grown as the unanswered commit
+            // would have extended it, that commit succeeded.
             if let Some(known) = uncertain.take_if(|known| before > known.batch.previous) {
                 transaction.rollback().await?;
                 return Ok(self.announce(known));
@@ -343,8 +344,8 @@ impl WriterTask {
     }
 }
 
-/// Whether the error is not one change's fault: splitting would not help. A batch that takes too
-/// long may succeed in halves.
+/// Whether the error concerns the whole batch, so that splitting would not help. A batch that takes
+/// too long may succeed in halves.
 fn concerns_all(error: &DatabaseError) -> bool {
     matches!(
         error,

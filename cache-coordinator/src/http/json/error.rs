@@ -1,4 +1,4 @@
-//! Errors of calls, as Connect writes them: `code`, `message`, and `details` of `google.rpc`.
+//! Errors of calls as Connect writes them: `code`, `message`, and `details` from `google.rpc`.
 
 use axum::{
     Json,
@@ -12,7 +12,7 @@ use prost_types::Any;
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 
-/// The answer of a call that failed.
+/// The response to a call that failed.
 pub(super) fn response(http: StatusCode, status: &Status) -> Response {
     let mut body = json!({ "code": code(status.code()), "message": status.message() });
     let details = details(status);
@@ -22,7 +22,7 @@ pub(super) fn response(http: StatusCode, status: &Status) -> Response {
     (http, Json(body)).into_response()
 }
 
-/// The status that HTTP has for a code.
+/// The HTTP status of a code.
 pub(super) fn http_status(code: Code) -> StatusCode {
     match code {
         Code::Ok => StatusCode::OK,
@@ -66,12 +66,12 @@ fn code(code: Code) -> &'static str {
     }
 }
 
-/// Each detail with its bytes, for programs, and in clear, for people.
+/// Each detail as bytes, for programs, and decoded, for people.
 fn details(status: &Status) -> Vec<Value> {
     let Ok(details) = tonic_types::pb::Status::decode(status.details()) else {
         return Vec::new();
     };
-    // Errors are rare: the descriptors are decoded for each.
+    // The descriptors are decoded for each error, because errors are rare.
     let pool = DescriptorPool::decode(tonic_types::pb::FILE_DESCRIPTOR_SET).ok();
     let detail = |any: &Any| {
         let name = any.type_url.rsplit('/').next().unwrap_or_default();

@@ -1,10 +1,10 @@
 //! `CacheService` as JSON over HTTP: `POST /chunkcache.v1.CacheService/METHOD`, for callers without
 //! gRPC.
 //!
-//! The form is that of Connect's unary calls, so that its clients work as well as curl does. A call
-//! goes to the same service as one by gRPC does, in this process; what is here only translates, by
-//! the descriptors of the protocol, and knows no method by name. Deliberately absent: streams, and
-//! edges' calls.
+//! The format is that of Connect's unary calls, so that its clients can be used as well as curl. A
+//! call reaches the same service as a gRPC call does, in this process. This module only translates,
+//! by the descriptors of the protocol, and knows no method by name. Deliberately absent: streams,
+//! and the calls of edges.
 
 mod error;
 mod openapi;
@@ -42,13 +42,14 @@ use crate::{
 };
 
 const SERVICE: &str = "chunkcache.v1.CacheService";
-/// The largest request: a source with all its rules is some kilobytes.
+/// The largest request: a source with all its rules takes some kilobytes.
 const MAX_REQUEST_BYTES: usize = 1 << 20;
-/// The largest response; what is longer has pages.
+/// The largest response; longer results have pages.
 const MAX_RESPONSE_BYTES: usize = 16 << 20;
-/// In which a request's body has to come, as its head has: a connection is one of few.
+/// A request's body must arrive within this time, as its head must, because connections are
+/// limited.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Connect's header of a caller's patience, in milliseconds.
+/// Connect's header with the caller's time-out, in milliseconds.
 const TIMEOUT: &str = "connect-timeout-ms";
 
 /// The state that calls share.
@@ -87,7 +88,7 @@ fn service() -> anyhow::Result<ServiceDescriptor> {
     service.ok_or_else(|| anyhow::anyhow!("the protocol has no {SERVICE}"))
 }
 
-/// The protocol is no secret: no token is needed.
+/// The protocol is not a secret, so no token is needed.
 async fn document(State(api): State<Arc<JsonApi>>) -> Json<Value> {
     Json(api.document.clone())
 }
@@ -111,20 +112,22 @@ async fn call(State(api): State<Arc<JsonApi>>, request: Request) -> Response {
     };
     match translate(&api, &method, caller, request).await {
         Ok(answer) => ([(header::CONTENT_TYPE, "application/json")], answer).into_response(),
-        Err(Refused::Call(status)) => error::response(error::http_status(status.code()), &status),
-        Err(Refused::Http(http, status)) => error::response(http, &status),
+        Err(CallFailure::Call(status)) => {
+            error::response(error::http_status(status.code()), &status)
+        }
+        Err(CallFailure::Http(http, status)) => error::response(http, &status),
     }
 }
 
-/// Why a call has no answer.
-enum Refused {
-    /// The call itself says so.
+/// Why a call failed.
+enum CallFailure {
+    /// The call itself failed.
     Call(Status),
-    /// HTTP has a status of its own for it.
+    /// The failure has a specific HTTP status.
     Http(StatusCode, Status),
 }
 
-impl From<Status> for Refused {
+impl From<Status> for CallFailure {
     fn from(status: Status) -> Self {
         Self::Call(status)
     }
@@ -135,18 +138,21 @@ async fn translate(
     method: &MethodDescriptor,
     caller: Caller,
     request: Request,
-) -> Result<Vec<u8>, Refused> {
+) -> Result<Vec<u8>, CallFailure> {
     if method.is_server_streaming() || method.is_client_streaming() {
         let message = format!("{} is a stream: call it by gRPC", method.name());
         return Err(Status::unimplemented(message).into());
     }
     let headers = request.headers().clone();
-    // Only what a page of another site can not send without our consent: it has no other way to
-    // prove that it is not one.
+    // Accept only requests that a page of another site cannot send without our consent: callers
+    // prove in no other way that they are not such a page.
     if !is_json(&headers) {
         let message = "expected Content-Type: application/json";
         let status = Status::invalid_argument(message);
-        return Err(Refused::Http(StatusCode::UNSUPPORTED_MEDIA_TYPE, status));
+        return Err(CallFailure::Http(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            status,
+        ));
     }
     let timeout = timeout(&headers)?;
     let body = body_of(request).await?;
@@ -155,17 +161,17 @@ async fn translate(
     Ok(write(&answer)?)
 }
 
-async fn body_of(request: Request) -> Result<Bytes, Refused> {
+async fn body_of(request: Request) -> Result<Bytes, CallFailure> {
     let body = <Bytes as axum::extract::FromRequest<()>>::from_request(request, &());
     let body = tokio::time::timeout(BODY_TIMEOUT, body)
         .await
         .map_err(|_| {
             let status = Status::deadline_exceeded("the request's body did not come in time");
-            Refused::Http(StatusCode::REQUEST_TIMEOUT, status)
+            CallFailure::Http(StatusCode::REQUEST_TIMEOUT, status)
         })?;
     body.map_err(|rejected: BytesRejection| {
         let message = format!("{rejected}: at most {MAX_REQUEST_BYTES} bytes are read");
-        Refused::Http(rejected.status(), Status::resource_exhausted(message))
+        CallFailure::Http(rejected.status(), Status::resource_exhausted(message))
     })
 }
 
@@ -180,7 +186,7 @@ fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
     let Some(value) = headers.get(TIMEOUT) else {
         return Ok(None);
     };
-    // Ten digits, as Connect says: some 115 days.
+    // At most ten digits, as Connect specifies: some 115 days.
     let digits = value.to_str().ok().filter(|text| text.len() <= 10);
     let millis = digits.and_then(|text| text.parse().ok());
     let millis = millis
@@ -201,7 +207,7 @@ fn read(descriptor: MessageDescriptor, body: &[u8]) -> Result<DynamicMessage, St
         .map_err(|error| Status::invalid_argument(format!("not a {name} in JSON: {error}")))
 }
 
-/// JSON of a message. Fields without presence are there even if they have their default.
+/// Converts a message to JSON. Fields without presence are written even if they have their default.
 fn write(message: &DynamicMessage) -> Result<Vec<u8>, Status> {
     let mut json = serde_json::Serializer::new(Vec::new());
     let options = SerializeOptions::new().skip_default_fields(false);
@@ -211,7 +217,7 @@ fn write(message: &DynamicMessage) -> Result<Vec<u8>, Status> {
     Ok(json.into_inner())
 }
 
-/// Calls the service that gRPC calls.
+/// Calls the same service as gRPC.
 async fn invoke(
     api: &JsonApi,
     method: &MethodDescriptor,
@@ -247,7 +253,7 @@ async fn invoke(
         client.unary(request, path, codec).await
     };
     let answered = tracing::Instrument::instrument(answered, span);
-    // The service heeds the deadline in waits; a call that takes longer is not waited for.
+    // The service honours the deadline in waits; a call that takes longer is abandoned.
     let answered = match timeout {
         Some(timeout) => tokio::time::timeout(timeout, answered)
             .await

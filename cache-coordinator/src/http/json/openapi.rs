@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 const INT64: &str = "^-?[0-9]+$";
 const UINT64: &str = "^[0-9]+$";
 
-/// Describes all methods that are no streams, and what they take and give.
+/// Describes all methods except streams, with their requests and responses.
 pub(super) fn document(service: &ServiceDescriptor) -> Value {
     let mut paths = Map::new();
     let mut schemas = Schemas::default();
@@ -104,7 +104,7 @@ fn problem() -> Value {
     })
 }
 
-/// Schemas by name. Those that are referred to and not written yet wait.
+/// Schemas by name, and those that are referred to but not written yet.
 #[derive(Default)]
 struct Schemas {
     written: BTreeMap<String, Value>,
@@ -190,7 +190,8 @@ impl Schemas {
         }
     }
 
-    /// As protobuf's JSON writes it; it reads integers of 64 bits as numbers, too.
+    /// The JSON type of a field as protobuf writes it. When reading, it accepts 64-bit integers as
+    /// numbers, too.
     fn kind(&mut self, kind: &Kind) -> Value {
         match kind {
             Kind::Double | Kind::Float => json!({ "type": "number" }),
@@ -219,7 +220,7 @@ fn refer(name: &str) -> Value {
     json!({ "$ref": format!("#/components/schemas/{name}") })
 }
 
-/// The comment at a place of a file, as one line.
+/// The comment at a location of a file, as one line.
 fn comment(file: &FileDescriptor, path: &[i32]) -> String {
     let file = file.file_descriptor_proto();
     let places = file.source_code_info.iter().flat_map(|it| &it.location);

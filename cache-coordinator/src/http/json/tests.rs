@@ -75,12 +75,12 @@ fn every_reference_of_the_document_leads_somewhere() {
     assert!(!paths.contains_key("/chunkcache.v1.CacheService/WatchEntry"));
 }
 
-/// A body that never comes does not hold one of the connections.
+/// A body that never arrives does not occupy a connection.
 #[tokio::test(start_paused = true)]
 async fn a_body_has_to_come_in_time() {
     let pieces = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
     let request = Request::new(axum::body::Body::from_stream(pieces));
-    let Err(Refused::Http(status, _)) = body_of(request).await else {
+    let Err(CallFailure::Http(status, _)) = body_of(request).await else {
         panic!("it was read");
     };
     assert_eq!(status, StatusCode::REQUEST_TIMEOUT);

@@ -23,7 +23,7 @@ use crate::db::{
 const MAX_LISTED: u32 = 1000;
 /// Limit of edges in one job.
 const MAX_EDGES: usize = 1000;
-/// How often progress is sampled for a watcher; a sample also shows the end.
+/// How often progress is sampled for a watcher; a sample also shows that the job ended.
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 
 /// Records a job and begins it.
@@ -68,7 +68,7 @@ pub async fn precache(
     })
 }
 
-/// Jobs, the newest first; or those that are named.
+/// Lists jobs, newest first, or the named ones.
 pub async fn list(
     cluster: &Cluster,
     request: v1::ListJobsRequest,

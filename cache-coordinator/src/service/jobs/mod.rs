@@ -1,4 +1,4 @@
-//! Precache jobs and requests for ranges: the demand beside readers.
+//! Precache jobs and requests for ranges: demand that does not come from readers.
 //!
 //! A job is a row; its progress is read from `cache_chunks`. Its wants in the scheduler are rebuilt
 //! at the start of each term and whenever one of its edges is lost, so no other state needs to
@@ -57,25 +57,23 @@ struct Owner {
     edge: EdgeId,
 }
 
-/// A want, and its owner.
 #[derive(Clone, Debug)]
 struct JobRequest {
     owner: Owner,
     chunks: Vec<Range<ChunkIndex>>,
 }
 
-/// A job the scheduler works on.
+/// A job that the scheduler works on.
 #[derive(Debug)]
 struct Running {
     entry: EntryId,
-    /// All its chunks.
     chunks: Vec<Range<ChunkIndex>>,
-    /// Wants that are not done yet, and where.
+    /// Wants that are not done yet, and where they are.
     wants: HashSet<WantId>,
-    /// Edges that evicted chunks of the job: nothing more is fetched there before they have space
+    /// Edges that evicted chunks of the job: nothing more is fetched there until they have space
     /// again.
     full: BTreeSet<EdgeId>,
-    /// The coordinator chooses the edge, and chooses again when that is lost.
+    /// The coordinator chooses the edge, and chooses again when that edge is lost.
     is_free: bool,
     /// Number of checks of the table since its last want was done.
     looks: u32,
@@ -90,7 +88,7 @@ struct Sample {
     rate: u64,
 }
 
-/// The edge that takes a request.
+/// The edge that was chosen for a request.
 #[derive(Clone, Debug)]
 pub struct Chosen {
     /// Its row's id.
@@ -169,7 +167,7 @@ impl Jobs {
     ) -> Result<(), ServiceError> {
         let want = WantId(self.next_want.fetch_add(1, Ordering::Relaxed) + 1);
         {
-            // Recorded before it can be done.
+            // Recorded before the want can be done.
             let mut state = self.state.lock();
             let asked = JobRequest {
                 owner,
@@ -190,7 +188,7 @@ impl Jobs {
         Ok(cluster.plan.tell(command).await?)
     }
 
-    /// Entries are no more: what asks for them ends.
+    /// Ends jobs and requests for entries that no longer exist.
     pub async fn forget_entries(
         &self,
         cluster: &Cluster,
@@ -244,7 +242,7 @@ impl Jobs {
         Ok(())
     }
 
-    /// Bytes a second, over the last samples.
+    /// Bytes per second, over the last samples.
     fn rate(&self, job: Uuid) -> u64 {
         let state = self.state.lock();
         let sample = state.running.get(&job).and_then(|running| running.sample);

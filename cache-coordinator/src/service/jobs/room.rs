@@ -1,8 +1,8 @@
 //! Jobs and the space on their edges.
 //!
-//! A job without enough space on its edge would fetch chunks that evict its own earlier ones,
-//! without end. An edge that evicts a job's chunks is therefore not asked again for it until much
-//! space is free there; the job reports so.
+//! A job without enough space on its edge would endlessly fetch chunks that evict its own earlier
+//! ones. So an edge that evicts a job's chunks gets no more requests for the job until it has
+//! plenty of free space again; the job's status says so.
 
 use std::ops::Range;
 
@@ -30,7 +30,11 @@ impl Jobs {
     ) -> Result<(), ServiceError> {
         let taken_back = self.give_up(edge, entry, chunks);
         for want in taken_back {
-            tracing::info!(%entry, edge = edge.0, "an edge has no room for what it is asked to fetch");
+            tracing::info!(
+                %entry,
+                edge = edge.0,
+                "an edge has no room for what it is asked to fetch"
+            );
             cluster.plan.tell(Command::WantClosed(want)).await?;
         }
         Ok(())

@@ -1,4 +1,5 @@
-//! Keeps running jobs and the scheduler's wants in step: begins, samples, ends, assigns again.
+//! Keeps running jobs and the scheduler's wants consistent: begins jobs, samples and ends them, and
+//! assigns them again.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -20,8 +21,8 @@ use scheduler::api::{EdgeId, WantId};
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Jobs checked in one round; the others follow in the next.
 const LOOKS: usize = 64;
-/// A want is done when its fetch is; its rows follow within a commit. After this many checks
-/// without them the chunks are requested again.
+/// A want is done when its fetch is, and its rows follow with the next commit. If they are missing
+/// after this many checks, the chunks are requested again.
 const PATIENCE_LOOKS: u32 = 10;
 
 /// Runs until the process ends.
@@ -98,8 +99,8 @@ async fn look_at(cluster: &Cluster, id: Uuid) -> Result<(), ServiceError> {
     Ok(())
 }
 
-/// Why it can never end: edges it names were removed from the cluster, and the others have all of
-/// it.
+/// Why the job can never end: named edges were removed from the cluster, and the others have all
+/// chunks.
 async fn can_not_end(
     cluster: &Cluster,
     job: &JobRecord,
@@ -121,7 +122,7 @@ async fn can_not_end(
 }
 
 impl Jobs {
-    /// Begins a running job. Repeating that changes nothing.
+    /// Begins a running job. Has no effect if repeated.
     pub async fn begin(&self, cluster: &Cluster, job: &JobRecord) -> Result<(), ServiceError> {
         let Some(entry) = cluster.database.entry(job.entry).await? else {
             return Ok(());
@@ -164,11 +165,11 @@ impl Jobs {
             let holdings = cluster.database.holdings(entry.id).await?;
             let start = job.ranges.first().map_or(0, |range| range.start);
             let (live, _) = entries::best_edge(cluster, entry, &holdings, start)?;
-            // Chunks on any edge are done: the rest goes to this one.
+            // Chunks that any edge holds are done: the rest goes to this one.
             targets.push((live.edge, String::new()));
         } else {
             for name in &job.edges {
-                // A forgotten edge can not get anything.
+                // A forgotten edge cannot get anything.
                 if let Some(row) = cluster.database.edge(name).await? {
                     targets.push((edge_id(row.id), row.name));
                 }
@@ -197,7 +198,7 @@ impl Jobs {
         Ok(())
     }
 
-    /// The job of a want that is done, if that was its last.
+    /// The job of a finished want, if that was its last one.
     fn want_done(&self, want: WantId) -> Option<Uuid> {
         let mut state = self.state.lock();
         let job = state.wants.remove(&want)?.owner.job?;
@@ -206,7 +207,7 @@ impl Jobs {
         running.wants.is_empty().then_some(job)
     }
 
-    /// Records progress. True: bytes are missing, but there has been no want for a while.
+    /// Records progress. True: bytes are missing, but the job has had no want for a while.
     fn sample(&self, job: Uuid, bytes_done: u64) -> bool {
         let mut state = self.state.lock();
         let Some(running) = state.running.get_mut(&job) else {
@@ -237,7 +238,7 @@ impl Jobs {
         is_due
     }
 
-    /// Ids of running jobs after `after`, in their order.
+    /// Ids of running jobs after `after`, in order.
     fn some_after(&self, after: Uuid, limit: usize) -> Vec<Uuid> {
         let mut ids: Vec<Uuid> = self.state.lock().running.keys().copied().collect();
         ids.sort_unstable();
@@ -251,7 +252,7 @@ impl Jobs {
         !self.state.lock().running.keys().any(|id| *id > job)
     }
 
-    /// Chooses again for jobs that may, after an edge was lost.
+    /// Chooses another edge for jobs that lost theirs, if they may use any edge.
     pub async fn edge_lost(&self, cluster: &Cluster, edge: EdgeId) -> Result<(), ServiceError> {
         let free: Vec<Uuid> = {
             let state = self.state.lock();

@@ -1,4 +1,4 @@
-//! Entries that are closed together.
+//! Closes many entries at once.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -7,8 +7,8 @@ use chunkcache_proto::EntryId;
 use super::Plan;
 
 impl Plan {
-    /// Those of the entries that are open, being loaded or spoken of: few, where a purge is of a
-    /// million.
+    /// Those of the entries that are open, being loaded or named by commands: few, even if a purge
+    /// selected a million.
     pub(super) fn known_of(&self, ids: &HashSet<EntryId>) -> BTreeSet<EntryId> {
         let open = self.directory.entries().map(|(_, record)| record.id);
         let wanted = self.wants.values().map(|want| want.entry);

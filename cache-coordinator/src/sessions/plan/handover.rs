@@ -1,10 +1,10 @@
-//! Hands the next chunks of a draining edge's readers over to the edges they will be sent to.
+//! Hands the next chunks of a draining edge's readers over to the edges that will serve them.
 //!
 //! Hot entries are those being read there, pinned ones, and recently used ones, which are the open
-//! ones. A hand-over is bounded, fetched from the draining edge while it is up, and given up when
-//! it leaves.
+//! ones. A hand-over is bounded, is fetched from the draining edge while it is up, and ends when it
+//! leaves.
 //!
-//! It is derived: computed again when edges come or go, entries are opened, or a part of it is
+//! It is derived: computed again when edges join or leave, entries are opened, or a part of it is
 //! done. A restarted coordinator loads the hot entries (`sessions/connection.rs`) and so reaches
 //! the same result.
 
@@ -18,14 +18,14 @@ use scheduler::{
     edge_choice::{Candidate, choose_edge},
 };
 
-/// Limit for one edge at a time: 4 GiB of chunks of 2 MiB, half a minute of 1 Gbit/s.
+/// Limit for one edge at a time: 4 GiB of chunks of 2 MiB, which take half a minute at 1 Gbit/s.
 const MAX_CHUNKS: u64 = 2048;
 const MAX_BYTES: u64 = 4 << 30;
 const MAX_ENTRIES: usize = 256;
-/// Edges that come back together are all up by then, so that each entry goes where its readers
-/// will.
+/// Edges that return together are all up by then, so that each entry goes where its readers will
+/// go.
 const LOOK_AFTER: Millis = 500;
-/// Numbers hand-overs apart from requests and jobs.
+/// Separates the numbers of hand-overs from those of requests and jobs.
 const OWN: u64 = 1 << 63;
 
 /// Chunks on their way from draining edges to others.
@@ -33,7 +33,7 @@ const OWN: u64 = 1 << 63;
 pub(super) struct HandOvers {
     open: BTreeMap<WantId, HandOver>,
     last: u64,
-    /// When to compute again, after a change that decides what goes where.
+    /// When to compute again, after a change that affects the outcome.
     look_at: Option<Millis>,
 }
 
@@ -45,7 +45,8 @@ struct HandOver {
 }
 
 impl HandOvers {
-    /// Ends a want if it is a hand-over; true if it was. There may be more to hand over.
+    /// Ends a want if it is a hand-over, and returns whether it was. There may be more to hand
+    /// over.
     pub(super) fn is_done(&mut self, want: WantId, now: Millis) -> bool {
         let is_one = self.open.remove(&want).is_some();
         if is_one {
@@ -76,7 +77,7 @@ impl Plan {
             .sum()
     }
 
-    /// Computes again when it is time.
+    /// Computes again if it is time.
     pub(super) fn look_at_hand_overs(&mut self, now: Millis, actions: &mut Vec<Action>) {
         if self.handovers.look_at.is_none_or(|at| at > now) {
             return;
@@ -96,7 +97,7 @@ impl Plan {
         }
     }
 
-    /// Hands over an entry that is open by now.
+    /// Hands over an entry that was opened since.
     pub(super) fn hand_over_one(
         &mut self,
         from: EdgeId,
@@ -172,7 +173,7 @@ impl Plan {
         }
     }
 
-    /// Entries being read there first, then pinned ones, then other open ones.
+    /// Entries that are being read there first, then pinned ones, then other open ones.
     fn hot_entries(&self, from: EdgeId) -> Vec<(EntryNo, EntryId)> {
         let read: HashSet<EntryId> = self
             .readers
@@ -196,9 +197,9 @@ impl Plan {
             .collect()
     }
 
-    /// The edge that its readers are sent to when they open the entry: `service/entries.rs`.
+    /// The edge to which its readers are sent when they open the entry, as in `service/entries.rs`.
     fn next_edge(&self, from: EdgeId, entry: EntryNo, id: EntryId) -> Option<EdgeId> {
-        // In one pass: an edge may be drained while ten thousand readers are open.
+        // In one pass, because an edge may be drained while ten thousand readers are open.
         let mut readers: BTreeMap<EdgeId, u32> =
             self.epochs.keys().map(|&edge| (edge, 0)).collect();
         readers.remove(&from);

@@ -1,8 +1,7 @@
 //! Closes entries that were idle for long, so that memory does not grow with every entry ever
 //! played.
 //!
-//! Their state is in the table: it is loaded again when a command names the entry, as at the first
-//! time.
+//! Their state is in the table, and is loaded again when a command names the entry.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,16 +10,18 @@ use chunkcache_proto::EntryId;
 use super::{Action, Plan};
 use scheduler::api::{EntryNo, Event, Millis};
 
-/// A viewer who returns within this time finds the entry open: no load delays the first chunk.
+/// A viewer that returns within this time finds the entry open, so that no load delays the first
+/// chunk.
 const IDLE_FOR: Millis = 600_000;
-/// With more open than this, idle ones are closed at once: some 2 KiB each, 20 MiB in all.
+/// If more entries than this are open, idle ones are closed at once: some 2 KiB each, 20 MiB in
+/// total.
 const MAX_OPEN: usize = 10_000;
-/// Between looks, and entries looked at in one: ten times as many a second as objects become known,
-/// at a microsecond each.
+/// Time between checks, and entries per check: ten times as many per second as objects become
+/// known, at a microsecond each.
 const LOOK_EVERY: Millis = 100;
 const LOOKS: usize = 1_024;
 
-/// Since when open entries are idle, as far as known.
+/// The time since when each open entry is idle, as far as known.
 #[derive(Debug, Default)]
 pub(super) struct Idle {
     since: HashMap<EntryNo, Millis>,
@@ -53,12 +54,12 @@ impl Plan {
             .entries_from(self.idle.next)
             .take(LOOKS)
             .collect();
-        // At the end, or with nothing open: start from the beginning again.
+        // At the end, or with nothing open, start again from the beginning.
         self.idle.next = match looked.last() {
             Some(&(last, _)) if looked.len() == LOOKS => EntryNo(last.0.saturating_add(1)),
             _ => EntryNo::default(),
         };
-        // Paused readers have no claims, but keep their position.
+        // Paused readers have no claims, but keep their positions.
         let mut named: HashSet<EntryId> = self.readers.values().copied().collect();
         named.extend(self.wants.values().map(|want| want.entry));
         for (entry, id) in looked {

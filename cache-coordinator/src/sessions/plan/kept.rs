@@ -1,4 +1,4 @@
-//! In-flight fetches from before an edge's session: the scheduler knows them before it plans
+//! In-flight fetches from before an edge's session. The scheduler learns of them before it plans
 //! anything for the edge.
 
 use chunkcache_proto::{EntryId, Level, v1};
@@ -30,7 +30,7 @@ impl Plan {
                 self.kept.entry(id).or_default().push((edge, fetch));
             }
         }
-        // Even if there are none: the report of an earlier session is void.
+        // Sent even if there are none, because the report of an earlier session is void.
         let event = Event::FetchesKept {
             edge,
             fetches: known,

@@ -1,4 +1,4 @@
-//! Readers of edges: their present and withdrawn demand, and which of their waits must go on.
+//! Readers of edges: their present and withdrawn demand, and which of their waits continue.
 
 use std::collections::HashSet;
 
@@ -8,8 +8,8 @@ use v1::session_response::Message;
 use super::{Action, Command, Plan, translate};
 use scheduler::api::{EdgeId, Event, Millis, ReaderId};
 
-/// How long an edge leaves a planned wait to the coordinator. Its own fetch would come no sooner:
-/// the origin's limits, its back-off, or other readers are in the way. Not without end, because
+/// How long an edge leaves a planned wait to the coordinator. A fetch of its own would not come
+/// sooner, because the origin's limits, its back-off, or other readers delay it. Limited, because
 /// late is better than never.
 const PLANNED_MS: u32 = 10_000;
 
@@ -47,7 +47,7 @@ impl Plan {
             if self.load(id, actions) {
                 if let Some(event) = translate::demand(&self.directory, edge, &demand) {
                     self.event(event, now, actions);
-                    if demand.waiting && self.takes_care(edge, id) {
+                    if demand.waiting && self.is_schedulable(edge, id) {
                         held.push(demand.reader_id);
                     }
                 }
@@ -72,19 +72,20 @@ impl Plan {
         }
     }
 
-    fn takes_care(&self, edge: EdgeId, id: EntryId) -> bool {
+    fn is_schedulable(&self, edge: EdgeId, id: EntryId) -> bool {
         let open = self.open_geometry(id);
-        open.is_some_and(|(number, _)| self.scheduler.takes_care(edge, number))
+        open.is_some_and(|(number, _)| self.scheduler.is_schedulable(edge, number))
     }
 
     fn close_reader(&mut self, reader: ReaderId, now: Millis, actions: &mut Vec<Action>) {
         let Some(id) = self.readers.remove(&reader) else {
             return;
         };
-        // Its demand waits for the entry: it must not be revived after that.
+        // Its demand waits for the entry, and must not be revived after this.
         self.loading.retain(id, |command| {
             !matches!(command, Command::Demand { edge, batch, .. }
-                if *edge == reader.edge && batch.readers.iter().any(|r| r.reader_id == reader.number))
+                if *edge == reader.edge
+                    && batch.readers.iter().any(|r| r.reader_id == reader.number))
         });
         self.event(Event::DemandClosed { reader }, now, actions);
     }

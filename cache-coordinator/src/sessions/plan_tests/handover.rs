@@ -1,4 +1,4 @@
-//! A drain hands entries played on an edge over to the others.
+//! A drain hands entries that are played on an edge over to the others.
 
 use super::*;
 
@@ -112,7 +112,7 @@ fn it_ends_with_the_drain_or_with_either_edge() {
     }
 }
 
-/// A coordinator restarts in the middle of it: nobody drains the edge a second time.
+/// A coordinator restarts in the middle of it, and nobody drains the edge a second time.
 #[test]
 fn it_goes_on_after_a_restart() {
     let mut fixture = Fixture::new();

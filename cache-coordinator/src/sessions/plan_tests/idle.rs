@@ -6,7 +6,7 @@ use super::*;
 const LONG: u64 = 1_500_000;
 
 impl Fixture {
-    /// Ticks for so long, as the actor does.
+    /// Ticks for this long, as the actor does.
     fn wait(&mut self, ms: u64) {
         let until = self.now + ms;
         while self.now < until {
@@ -112,7 +112,7 @@ fn an_entry_to_be_filled_is_kept_open_as_long_as_its_edge_is_there() {
 #[test]
 fn an_entry_that_was_just_made_is_open_without_being_read() {
     let mut fixture = Fixture::new();
-    // Somebody spoke of it before its row was there; the answer comes late.
+    // A command named it before its row existed; the answer comes late.
     assert_eq!(fixture.demand(1), [Action::Load(ENTRY)]);
     let actions = fixture.apply(Command::EntryCreated(Box::new(film())));
     assert!(!assigned(&actions).is_empty(), "what waited is planned for");

@@ -1,4 +1,4 @@
-//! DASH MPDs (ISO/IEC 23009-1): segments by template, by list, or one object for all.
+//! DASH MPDs (ISO/IEC 23009-1): segments from a template, from a list, or all in one object.
 
 use std::{mem::take, sync::Arc, time::Duration};
 
@@ -15,15 +15,15 @@ use super::{
     numbering::{Counting, Run},
 };
 
-/// Representations of one MPD.
+/// Limit of Representations of one MPD.
 const MAX_TRACKS: usize = 1_000;
-/// Elements within each other.
+/// Limit of nested elements.
 const MAX_DEPTH: usize = 32;
-/// Stands for the number while a name is normalised, which leaves it as it is.
+/// Placeholder of the number while a name is normalised. Normalisation does not change it.
 const MARK: &str = "~*~";
 /// Longer values are not read.
 const MAX_VALUE_BYTES: usize = 2 << 10;
-/// A longer title has no known length.
+/// A longer duration of a title is ignored.
 const MAX_SECONDS: f64 = 1e8;
 
 pub(super) fn parse(text: &str, asked_for: &str, source: String) -> Manifest {
@@ -46,15 +46,15 @@ pub(super) fn parse(text: &str, asked_for: &str, source: String) -> Manifest {
     manifest
 }
 
-/// What an element says, with what it inherits.
+/// The values of an element, including inherited ones.
 #[derive(Clone, Default)]
 struct Level {
     element: String,
-    /// What references are resolved against; none: it leads out of the source.
+    /// Base of references. `None`: it is outside of the source.
     base: Option<String>,
     has_base: bool,
     rendition: Rendition,
-    /// Of the period; none: it is not known.
+    /// Length of the period. `None`: unknown.
     length: Option<Duration>,
     /// Its Representation@id.
     id: String,
@@ -75,7 +75,7 @@ struct TimelineEntry {
     repeats: i64,
 }
 
-/// A URL, or a part of the base itself.
+/// A URL, or a range of the base itself.
 #[derive(Clone)]
 struct Reference {
     url: String,
@@ -85,10 +85,10 @@ struct Reference {
 struct Reading<'a> {
     names: Names<'a>,
     levels: Vec<Level>,
-    /// The text is a BaseURL.
+    /// Whether the reader is inside of a BaseURL.
     in_base: bool,
     sets: usize,
-    /// Where the last period ended.
+    /// End of the last period.
     period_end: Duration,
     tracks: Vec<(Rendition, Track)>,
 }
@@ -123,7 +123,7 @@ impl Reading<'_> {
         }
     }
 
-    /// Reads a start tag. False: it is no MPD, or there is no space for more.
+    /// Reads a start tag. False: the text is no MPD, or a limit is reached.
     fn open(
         &mut self,
         element: &BytesStart<'_>,
@@ -138,7 +138,7 @@ impl Reading<'_> {
         if is_root != (name == "MPD") {
             return false;
         }
-        // The others hand nothing down.
+        // Other elements have nothing to inherit.
         let mut level = match name.as_str() {
             "MPD" | "Period" | "AdaptationSet" | "Representation" | "SegmentTemplate"
             | "SegmentList" | "SegmentBase" => parent.clone(),
@@ -200,14 +200,14 @@ impl Reading<'_> {
         true
     }
 
-    /// Reads an end tag: what is between it and its start is known.
+    /// Reads an end tag, and uses the content of its element.
     fn close(
         &mut self,
         base: &mut String,
         timeline: &mut Vec<TimelineEntry>,
         list: &mut Vec<Reference>,
     ) {
-        // The first one is what the manifest was asked for at.
+        // The first level is the URL of the manifest.
         if self.levels.len() < 2 {
             return;
         }
@@ -221,7 +221,7 @@ impl Reading<'_> {
             "BaseURL" => {
                 self.in_base = false;
                 let reference = take(base);
-                // Further ones are other places of the same.
+                // Further BaseURLs are alternatives.
                 if !parent.has_base {
                     let joined = |base: String| path::join_reference(&base, reference.trim());
                     let joined = parent.base.take().and_then(joined);
@@ -242,7 +242,7 @@ impl Reading<'_> {
         }
     }
 
-    /// A Representation is known in full.
+    /// Adds the track of a complete Representation.
     fn represent(&mut self, level: Level) {
         let base_len = level.base.as_ref().map_or(0, String::len);
         if self.tracks.len() >= MAX_TRACKS || !self.names.count(base_len + level.id.len()) {
@@ -319,7 +319,7 @@ impl Reading<'_> {
             url: String::new(),
             range: None,
         };
-        // Without a BaseURL of its own it would be the MPD.
+        // Without a BaseURL below the MPD, this would be the MPD itself.
         let is_named = self.levels.first().map(|it| &it.base) != Some(&level.base);
         let length = level.length.unwrap_or_default();
         let segment = self.segment(level, &base, length).filter(|_| is_named)?;
@@ -339,7 +339,7 @@ impl Reading<'_> {
 }
 
 impl Level {
-    /// Reads SegmentTemplate, SegmentList or SegmentBase; what they do not say is inherited.
+    /// Reads a SegmentTemplate, SegmentList or SegmentBase. Missing attributes are inherited.
     fn address(&mut self, read: &Attributes<'_>) {
         self.media = read.text("media").or(self.media.take());
         if let Some(url) = read.text("initialization") {
@@ -365,7 +365,7 @@ impl Level {
 
     fn runs(&self) -> Arc<[Run]> {
         let timescale = self.timescale.unwrap_or(1).max(1);
-        // Up to when, on the track's clock.
+        // End of the period on the track's clock.
         let end = self.length.map(|length| {
             let ticks = (length.as_secs_f64() * timescale as f64).ceil() as u64;
             ticks.saturating_add(self.time_offset)
@@ -395,7 +395,7 @@ impl Level {
             let next = self.timeline.get(position + 1).and_then(|next| next.time);
             let count = match u64::try_from(entry.repeats) {
                 Ok(repeats) => repeats.saturating_add(1),
-                // Up to the next one, or to the end.
+                // It repeats until the next entry, or the end of the period.
                 Err(_) => next.or(end).map_or(u64::MAX, |until| {
                     until.saturating_sub(time).div_ceil(entry.duration).max(1)
                 }),
@@ -413,8 +413,8 @@ impl Level {
     }
 }
 
-/// A template with its identifiers replaced (5.3.9.4.4), the number's or the time's by the mark;
-/// and whether it is the time, and how many digits it has. `None`: it is none that is understood.
+/// A template with its identifiers replaced (5.3.9.4.4). The number or the time becomes the mark, and
+/// is returned as whether it is the time, and its digits. `None`: the template is not supported.
 fn expand(template: &str, level: &Level) -> Option<(String, Option<(bool, usize)>)> {
     let (mut text, mut number) = (String::with_capacity(template.len()), None);
     let mut rest = template;

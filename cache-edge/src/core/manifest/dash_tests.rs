@@ -168,7 +168,7 @@ fn lists_and_whole_objects() {
         "film/a&b.mp4",
     ];
     assert_eq!(objects(&manifest, "all", None), all);
-    // Of one object, as much as its rate says.
+    // The start of a single object, by its bit rate.
     let first = ["film/i.mp4", "film/1.m4s", "film/a&b.mp4@0-4000"];
     assert_eq!(objects(&manifest, "all", Some(3)), first);
 }

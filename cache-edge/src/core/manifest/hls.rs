@@ -1,4 +1,4 @@
-//! HLS playlists (RFC 8216bis): of media, with the parts of LL-HLS, and of other playlists.
+//! HLS playlists (RFC 8216bis): media playlists, with LL-HLS parts, and multivariant playlists.
 
 use std::time::Duration;
 
@@ -17,12 +17,12 @@ use super::{
     selection::Selection,
 };
 
-/// How long a part lasts that is only hinted at, if no part before it tells.
+/// The assumed duration of a hinted part, if no part precedes it.
 const PART: Duration = Duration::from_millis(500);
-/// Playlists that one playlist of playlists leads to.
+/// Limit of playlists to read for one multivariant playlist.
 const MAX_PLAYLISTS: usize = 64;
 
-/// A playlist of media: its segments, and beside them its parts, each in the order of play.
+/// Parses a media playlist into two tracks: its segments, and its parts.
 pub(super) fn parse(text: &str, asked_for: &str, source: String) -> Manifest {
     let mut reading = Reading {
         asked_for,
@@ -36,9 +36,9 @@ pub(super) fn parse(text: &str, asked_for: &str, source: String) -> Manifest {
     reading.read(text);
     let (mut segments, mut parts) = (reading.segments, reading.parts);
     let bytes = reading.names.bytes;
-    // What follows the last segment is there in parts only.
+    // After the last segment there are only parts.
     segments.extend_from_slice(parts.get(reading.parted..).unwrap_or_default());
-    // And if that is all of them, once is enough.
+    // If no part precedes the end of the last segment, the second track would only repeat them.
     if reading.parted == 0 {
         parts.clear();
     }
@@ -59,7 +59,7 @@ struct Reading<'a> {
     parts: Vec<Segment>,
     /// Parts before the end of the last segment.
     parted: usize,
-    /// Where the last byte range ended.
+    /// End of the last byte range.
     last_end: Option<u64>,
     last_part_end: Option<u64>,
 }
@@ -80,7 +80,7 @@ impl Reading<'_> {
                 Ok(None) => return,
                 Ok(Some(HlsLine::KnownTag(KnownTag::Hls(tag)))) => tag,
                 Ok(Some(HlsLine::Uri(uri))) => {
-                    // Without a duration it is a playlist of playlists.
+                    // A URI without a duration is a variant of a multivariant playlist.
                     if let Some(duration) = duration.take() {
                         let range = range.take();
                         let range = range.and_then(|it| continued(it, &mut self.last_end));
@@ -124,7 +124,7 @@ impl Reading<'_> {
         }
     }
 
-    /// A part that is not there yet: its origin answers once it is.
+    /// Adds a part that does not exist yet. Its origin answers once it does.
     fn hint(&mut self, hint: &hls::PreloadHint<'_>) -> bool {
         let duration = match hint.hint_type() {
             EnumeratedString::Known(PreloadHintType::Part) => {
@@ -141,7 +141,7 @@ impl Reading<'_> {
         segment.map(|it| self.parts.extend(it)).is_some()
     }
 
-    /// The segment, if it is in the source. `None`: there is no space for more.
+    /// The segment, if it is in the source. `None`: a limit is reached.
     fn segment(
         &mut self,
         uri: &str,
@@ -171,17 +171,17 @@ fn continued(
     Some(range)
 }
 
-/// A rendition of a playlist of playlists.
+/// A variant of a multivariant playlist.
 struct Variant {
     uri: String,
     rendition: Rendition,
-    /// Of audio and of subtitles.
+    /// Group ids of its audio and its subtitles.
     groups: [Option<String>; 2],
 }
 
-/// The playlists that a selection of a playlist of playlists consists of, as references: video, and
-/// the audio and subtitles that belong to it. `None`: it is no such playlist. An error names what
-/// there is.
+/// References to the playlists that a selection takes from a multivariant playlist: video, and its
+/// audio and subtitles. `None`: the text is no multivariant playlist. An error names the available
+/// renditions.
 #[must_use]
 pub fn select(text: &str, selection: &Selection) -> Option<Result<Vec<String>, String>> {
     if !is_hls(text) {

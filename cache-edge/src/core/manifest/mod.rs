@@ -1,7 +1,7 @@
-//! Manifests, HLS playlists and DASH MPDs: which object follows which.
+//! Manifests (HLS playlists and DASH MPDs), and the order of the objects that they name.
 //!
-//! A manifest comes from outside and may be anything: what is read of one is bounded, what leads
-//! out of its source is left out, and the rest names objects and nothing more.
+//! Manifests are untrusted. Reading one is bounded, and references to other sources are ignored.
+//! A manifest has no effect except to name objects.
 
 mod dash;
 pub mod hls;
@@ -19,17 +19,17 @@ pub use numbering::Numbering;
 
 /// Longer manifests are not read.
 pub const MAX_TEXT_BYTES: usize = 1 << 20;
-/// Segments that are listed one by one.
+/// Limit of listed segments.
 const MAX_SEGMENTS: usize = 10_000;
-/// Names, and what else a segment takes.
+/// Limit of the memory of a manifest: its names, and a constant for each segment.
 const MAX_BYTES: usize = 2 << 20;
 const SEGMENT_BYTES: usize = 160;
-/// A longer segment says nothing of when the next one is due.
+/// Longer durations are ignored.
 const MAX_SEGMENT_SECONDS: f64 = 600.0;
-/// Segments ahead of the one that a viewer asks for.
+/// Segments to fetch ahead of the requested one.
 const NEXT_SEGMENTS: usize = 3;
 
-/// An object, or a part of one. Initialization sections last no time.
+/// An object, or a range of one. Initialization sections have no duration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     pub path: String,
@@ -39,7 +39,7 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Whether both are of one object.
+    /// Whether both belong to the same object.
     #[must_use]
     pub fn is_beside(&self, other: &Self) -> bool {
         (&self.path, &self.query) == (&other.path, &other.query)
@@ -52,35 +52,35 @@ pub enum Track {
     /// Initialization sections come before the segments that need them.
     Listed(Vec<Segment>),
     Numbered(Numbering),
-    /// One object from its beginning to its end.
+    /// A single object.
     Whole(Segment),
 }
 
-/// What a manifest says of a track.
+/// A manifest's description of a track.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rendition {
-    /// Tracks of one set are the same in other qualities.
+    /// Tracks of one set have the same content in different qualities.
     pub set: usize,
     pub is_video: bool,
     pub bits_per_second: u64,
-    /// Its id, its resolution, its language: what people may call it.
+    /// Names that an operator may use: its id, its resolution, its language.
     pub names: Vec<String>,
-    /// When it begins, from the beginning of the title on.
+    /// Its start, from the beginning of the title.
     pub start: Duration,
 }
 
-/// A playlist of media, or an MPD.
+/// An HLS media playlist, or an MPD.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Manifest {
     pub source: String,
     pub tracks: Vec<(Rendition, Track)>,
-    /// In memory.
+    /// Size in memory.
     pub bytes: usize,
 }
 
 impl Manifest {
-    /// `asked_for`: the path that the manifest was requested at. `None`: it is none, or nothing of
-    /// it is in its source.
+    /// `asked_for`: the path of the request for the manifest. `None`: the text is no manifest, or
+    /// names no object of its source.
     #[must_use]
     pub fn parse(text: &str, asked_for: &str) -> Option<Self> {
         let Ok(Target::Key { source, .. }) = path::parse(asked_for, None) else {
@@ -97,7 +97,7 @@ impl Manifest {
         (!manifest.tracks.is_empty()).then_some(manifest)
     }
 
-    /// The objects after a position in a track, and how long after it each is asked for.
+    /// The objects after a position in a track, each with the time until a player requests it.
     #[must_use]
     pub fn next(&self, track: usize, position: u64) -> Vec<(Segment, Duration)> {
         match self.tracks.get(track) {
@@ -137,8 +137,8 @@ fn next_listed(segments: &[Segment], position: u64) -> Vec<(Segment, Duration)> 
     next.collect()
 }
 
-/// The position of the segment that a request for bytes from `start` on asks for, in the run that
-/// begins at `first` and is one object.
+/// The position of the segment that contains byte `start` of an object. `first`: the position of the
+/// first segment of the run of segments in that object.
 #[must_use]
 pub fn position_in(segments: &[Segment], first: usize, start: u64) -> usize {
     let rest = segments.get(first..).unwrap_or_default();
@@ -148,10 +148,10 @@ pub fn position_in(segments: &[Segment], first: usize, start: u64) -> usize {
     first + before.saturating_sub(1)
 }
 
-/// Counts what a manifest names, and resolves it.
+/// Counts and resolves the references of a manifest.
 struct Names<'a> {
     source: &'a str,
-    /// Also those outside of the source.
+    /// Number of references, including those to other sources.
     read: usize,
     bytes: usize,
 }
@@ -165,14 +165,14 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// Counts an element with so many bytes of names. False: there is no space for it.
+    /// Counts an element with `bytes` of names. False: it exceeds a limit.
     fn count(&mut self, bytes: usize) -> bool {
         self.read += 1;
         self.bytes += bytes + SEGMENT_BYTES;
         self.read <= MAX_SEGMENTS && self.bytes <= MAX_BYTES
     }
 
-    /// Path and query of an object of the source.
+    /// The path and query of a reference to an object of the source.
     fn resolve(&self, base: &str, reference: &str) -> Option<(String, String)> {
         match path::resolve_reference(base, reference)? {
             Target::Key {
@@ -185,7 +185,7 @@ impl<'a> Names<'a> {
     }
 }
 
-/// The duration of a segment; one that is out of its bounds says nothing.
+/// The duration of a segment. One second if the value is out of bounds.
 fn duration_of(seconds: f64) -> Duration {
     let is_usual = seconds > 0.0 && seconds <= MAX_SEGMENT_SECONDS;
     Duration::from_secs_f64(if is_usual { seconds } else { 1.0 })

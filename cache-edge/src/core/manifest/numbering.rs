@@ -1,42 +1,42 @@
-//! Segments whose names count or tell their time: all of a track in a few numbers.
+//! Tracks whose segments have their number or time in their names, kept as a few numbers.
 
 use std::{sync::Arc, time::Duration};
 
 use super::{NEXT_SEGMENTS, Segment, duration_of};
 
-/// Digits of a number.
+/// Limit of the digits of a number.
 const MAX_WIDTH: usize = 20;
 
-/// Segments of one duration, one after the other.
+/// Consecutive segments of the same duration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Run {
     /// The position of its first segment in the track.
     pub first: u64,
-    /// When that begins.
+    /// Start of that segment.
     pub time: u64,
     pub duration: u64,
     pub count: u64,
 }
 
-/// Names with a number in them.
+/// A track of segments with a number in their names.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Numbering {
-    /// Path and query before the number, and after it.
+    /// The parts of path and query before and after the number.
     prefix: String,
     suffix: String,
-    /// Of the number, with zeros before it.
+    /// Digits of the number, with leading zeros.
     width: usize,
     /// The number is the segment's time.
     by_time: bool,
-    /// The number of the first segment, if they are counted.
+    /// Number of the first segment, unless `by_time`.
     start: u64,
-    /// Ascending.
+    /// In ascending order.
     runs: Arc<[Run]>,
     timescale: u64,
     init: Option<Segment>,
 }
 
-/// What a numbering is made of beside its name.
+/// The arguments of [`Numbering::new`] besides the name.
 pub(super) struct Counting {
     pub width: usize,
     pub by_time: bool,
@@ -47,7 +47,7 @@ pub(super) struct Counting {
 }
 
 impl Numbering {
-    /// `name`: with `mark` where the number is. `None`: it is not there once.
+    /// `name` contains `mark` in place of the number. `None`: not exactly once.
     pub(super) fn new(name: &str, mark: &str, counting: Counting) -> Option<Self> {
         let (prefix, suffix) = name.split_once(mark)?;
         if suffix.contains(mark) {
@@ -65,8 +65,8 @@ impl Numbering {
         })
     }
 
-    /// What is before the number and after it, if a name tells where the number is: no digit is
-    /// beside it.
+    /// The text before and after the number. `None`: it has an adjacent digit, so that a name does
+    /// not show where the number begins or ends.
     #[must_use]
     pub fn pattern(&self) -> Option<(&str, &str)> {
         let is_digit = |it: Option<u8>| it.is_some_and(|it| it.is_ascii_digit());
@@ -75,7 +75,7 @@ impl Numbering {
         (!is_unclear).then_some((&self.prefix, &self.suffix))
     }
 
-    /// In memory.
+    /// Size in memory.
     pub(super) fn bytes(&self) -> usize {
         self.prefix.len() + self.suffix.len() + self.runs.len() * size_of::<Run>()
     }

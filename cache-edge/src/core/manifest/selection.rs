@@ -1,4 +1,4 @@
-//! Which renditions of a title are meant, and which of their objects.
+//! Selects renditions of a title, and their objects.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -6,21 +6,21 @@ use http_rules::{cmcd::OpenRange, pattern};
 
 use super::{Manifest, Rendition, Segment, Track};
 
-/// Names in an error.
+/// Limit of names in an error.
 const MAX_NAMED: usize = 12;
 
-/// Which renditions of each set.
+/// Selects renditions of each set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selection {
     All,
     Highest,
     Lowest,
-    /// Those of the video that have such a name.
+    /// Video renditions with a matching name.
     Named(String),
 }
 
 impl Selection {
-    /// `all`, `highest`, `lowest`, or a pattern of names; nothing is all.
+    /// `all`, `highest`, `lowest`, or a pattern of names. Empty: all.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         match text {
@@ -31,7 +31,7 @@ impl Selection {
         }
     }
 
-    /// The positions of the renditions that are meant; an error names those that there are.
+    /// The positions of the selected renditions. An error names the available ones.
     pub fn choose(&self, renditions: &[&Rendition]) -> Result<Vec<usize>, String> {
         let has_video = renditions.iter().any(|it| it.is_video);
         let best = |rendition: &Rendition, is_better: fn(u64, u64) -> bool| {
@@ -72,12 +72,12 @@ impl Selection {
     }
 }
 
-/// An object of a title, and what is wanted of it; nothing: all.
+/// Path, query and range of an object of a title. `None`: the whole object.
 pub type TitleObject = (String, String, Option<OpenRange>);
 
 impl Manifest {
-    /// What is meant of it, in the order of play within each track; only what plays within `first`,
-    /// if that is given. `limit`: an error tells that there is more.
+    /// The selected objects, in the order of play within each track. `first`: only those that play
+    /// within that time. Fails if there are more than `limit`.
     pub fn select(
         &self,
         selection: &Selection,
@@ -134,7 +134,7 @@ impl Manifest {
     }
 }
 
-/// The beginning of an object that plays longer, by its rate.
+/// The start of an object that plays longer than `first`, by its bit rate.
 fn start_of(
     segment: &Segment,
     rendition: &Rendition,

@@ -10,8 +10,8 @@ use crate::{
     upstream::answer::Part,
 };
 
-/// A finished fetch whose chunks are not durable after this is reported nevertheless: a failed sync
-/// is reported separately.
+/// A finished fetch whose chunks are not durable after this time is reported nevertheless: a failed
+/// sync is reported separately.
 const DURABLE_WAIT: Duration = Duration::from_secs(10);
 /// Maximum number of partial chunks being completed at a time.
 const MAX_COMPLETING: usize = 64;
@@ -33,7 +33,7 @@ impl Downloads {
         self.report(id, v1::fetch_report::State::Cancelled, bytes_done, None);
     }
 
-    /// Ends a fetch without a slot. It may still have its answer, and with it a permit of the
+    /// Ends a fetch that has no slot. It may still hold its answer, and with it a permit of the
     /// origin.
     pub(super) fn end_unstarted(&self, id: u64, fetch: Option<Fetch>) {
         match fetch {
@@ -55,18 +55,18 @@ impl Downloads {
         });
     }
 
-    /// Orders at LOW the partial chunks of a stopped fetch: those bytes were paid for, but only a
-    /// whole chunk can be recorded. A few at a time; others are left to the sweep. `rest` is the
-    /// answer that the stopped fetch was reading: its chunk is completed from it. To be called
-    /// before the fetch is reported as cancelled: between the two, the coordinator would have the
-    /// chunk fetched elsewhere.
+    /// Submits fetches at LOW that complete the partial chunks of a stopped fetch: their bytes were
+    /// paid for, but only a whole chunk can be recorded. Only a few run at a time; the sweep frees
+    /// the others. `rest` is the answer that the stopped fetch was reading, from which its chunk is
+    /// completed. Call this before the fetch is reported as cancelled: in between, the coordinator
+    /// could have the chunk fetched elsewhere.
     pub(super) fn complete_partial_chunks(
         &self,
         state: &mut State,
         stopped: &Assignment,
         mut rest: Option<OpenAnswer>,
     ) {
-        // A peer's bytes cost no origin, and the peer has the rest.
+        // Bytes from a peer cost no origin anything, and the peer has the rest.
         if state.closed || stopped.peer.is_some() {
             return;
         }

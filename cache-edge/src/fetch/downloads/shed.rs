@@ -1,4 +1,4 @@
-//! Sheds fetches when a lease shrinks or expires: the limits of origins apply to the whole cluster.
+//! Stops fetches when a lease shrinks or expires: the limits of origins apply to the whole cluster.
 
 use chunkcache_proto::Level;
 
@@ -7,8 +7,8 @@ use crate::{core::fetch_queue::TaskStanding, upstream::quota::Excess};
 
 impl Downloads {
     /// Stops fetches from a source beyond its quota, the least urgent first. Written bytes are
-    /// kept. In session it stops only local lookahead: a fetch that a viewer waits for ends with
-    /// its chunk, and assigned ones are the coordinator's to stop.
+    /// kept. In a session it stops only local lookahead: a fetch that a viewer waits for ends with
+    /// its chunk, and the coordinator decides which assigned ones to stop.
     pub fn shed(&self, source: &str, excess: Excess) {
         let mut state = self.0.state.lock();
         let tasks = state.queue.of_origin(source);

@@ -23,7 +23,7 @@ impl Downloads {
         self.under_way(id).map(|(_, chunk)| chunk)
     }
 
-    /// Whether its origin has limits, which apply to the whole cluster.
+    /// Whether the entry's origin has limits, which apply to the whole cluster.
     #[must_use]
     pub fn is_limited(&self, file: &EntryFile) -> bool {
         let key = file.description().key.as_ref();

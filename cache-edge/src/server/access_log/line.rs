@@ -22,8 +22,7 @@ pub(super) const W3C_HEADER: &str = "#Version: 1.0\n\
 const CMCD: [&str; 4] = ["cmcd-request", "cmcd-object", "cmcd-status", "cmcd-session"];
 /// Replaces a secret.
 const REDACTED: &str = "-";
-/// Parts of the names of query parameters that are secret: ours, those of presigned URLs, and
-/// tokens.
+/// Parts of the names of secret query parameters: ours, those of presigned URLs, and tokens.
 const SECRET_NAMES: [&str; 8] = [
     "cc-",
     "sign",
@@ -57,7 +56,7 @@ pub struct Record {
     is_complete: bool,
 }
 
-/// The line of a running body; it is written when this is dropped.
+/// The log line of a running response body; it is written when this is dropped.
 pub struct Pending {
     log: Arc<AccessLog>,
     began: Instant,
@@ -133,7 +132,7 @@ impl Drop for Pending {
 
 impl Record {
     pub(super) fn format(&self, format: Format, line: &mut String) {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = match format {
             Format::Json => write!(line, "{}", self.json()),
             Format::Combined => self.combined(line),
@@ -259,7 +258,7 @@ impl Record {
 
 /// Replaces the values of secret query parameters.
 fn redact(target: &str) -> String {
-    // Of a page's address, too, which begins with its origin.
+    // A referring page's address may have secrets too; it begins with its origin.
     let origin = match target.find("://") {
         Some(at) if !target.starts_with('/') => target[at + 3..]
             .find('/')
@@ -316,7 +315,7 @@ fn or_dash(value: Option<&HeaderValue>, shown: impl Fn(&str) -> String) -> Strin
     value.map_or_else(|| "-".to_owned(), |value| shown(&text(value)))
 }
 
-/// Quotes the text so that nothing a client sends ends the field or the line.
+/// Quotes the text, so that nothing a client sends can end the field or the line.
 fn quoted(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -330,7 +329,7 @@ fn quoted(text: &str) -> String {
     escaped
 }
 
-/// Formats one of several fields that are separated by blanks.
+/// Formats one of several fields that are separated by spaces.
 fn word(text: &str) -> String {
     match quoted(text).replace(' ', "+") {
         text if text.is_empty() => "-".to_owned(),

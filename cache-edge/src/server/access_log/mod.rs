@@ -1,8 +1,8 @@
 //! Writes one line per request, on its own thread.
 //!
 //! The serving thread collects the parts of a line (mostly reference-counted) and passes them on
-//! when the body ends; the writer formats and writes. The queue between them is bounded: a slow
-//! target loses lines, which are counted, but never delays a request.
+//! when the body ends; the writer formats and writes. The queue between them is bounded: with a
+//! slow target lines are lost and counted, but no request is delayed.
 
 mod line;
 
@@ -39,11 +39,11 @@ pub enum Format {
     W3c,
 }
 
-/// `FORMAT[:TARGET]`; the target is a file or `-`, standard output, which is also the default.
+/// `FORMAT[:TARGET]`; the target is a file, or `-` for standard output, which is the default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessLogOptions {
     pub format: Format,
-    /// None: standard output.
+    /// `None`: standard output.
     pub file: Option<PathBuf>,
 }
 
@@ -153,7 +153,7 @@ fn write_lines(mut target: Target, lines: &Receiver<Message>, reopen: &AtomicBoo
     let mut text = String::with_capacity(1024);
     while let Ok(first) = lines.recv() {
         if reopen.swap(false, Ordering::AcqRel) {
-            // If the file can not be opened, the old one stays in use.
+            // If the file cannot be opened, the old one remains in use.
             match Target::open(target.options.clone()) {
                 Ok(new) => target = new,
                 Err(error) => tracing::error!(%error, "the access log cannot be reopened"),

@@ -8,8 +8,8 @@ use super::EntryFile;
 use crate::{StoreError, source_space::Reservation};
 
 impl EntryFile {
-    /// Reserves space before it is written; the limits of the source and of the disk hold at all
-    /// times.
+    /// Reserves space before it is written, so that the limits of the source and of the disk hold
+    /// at all times.
     pub fn reserve(&self, bytes: u64) -> Result<Reservation, StoreError> {
         self.shared.health.check()?;
         let reserved = self.space.reserve(bytes);
@@ -39,7 +39,7 @@ impl EntryFile {
         true
     }
 
-    /// Uncounts a withdrawn chunk: its blocks are free, or reused.
+    /// Stops counting a withdrawn chunk: its blocks are free or reused.
     pub(crate) fn release(&self, chunk: ChunkIndex) {
         self.space.end_leaving(self.geometry.chunk_len(chunk));
         self.uncount(chunk);

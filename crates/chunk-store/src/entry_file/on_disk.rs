@@ -26,7 +26,7 @@ impl EntryFile {
         file_path(&self.id, self.number, self.naming)
     }
 
-    /// Removes the file, which is empty. `emptying` is locked, so it stays empty meanwhile.
+    /// Removes the file, which is empty. Requires `emptying` to be locked, so that it stays empty.
     pub(crate) fn remove_file(&self) -> io::Result<()> {
         let _not_opened_meanwhile = self.opening.lock();
         self.open.store(None);
@@ -67,8 +67,9 @@ impl EntryFile {
             }
             (opened, _) => (opened?, true),
         };
-        // Never truncated: a reader may be sending from it. For writers alone: a length that no
-        // file has is no obstacle to freeing what was written.
+        // Never truncate it: a reader may be sending from it. Only writers extend it, because an
+        // object may claim a length that no file can have, and its written bytes must still be
+        // freed.
         if open == Open::CreateOrExisting && file.len()? < self.geometry.size() {
             file.set_len(self.geometry.size())?;
         }
@@ -92,7 +93,7 @@ impl EntryFile {
         disk.open(path, Open::CreateOrExisting)
     }
 
-    /// Directories whose sync makes the file's name durable, the nearer first.
+    /// Directories whose sync makes the file's name durable, the innermost first.
     pub(crate) fn parents(&self) -> Vec<PathBuf> {
         self.path().ancestors().skip(1).map(PathBuf::from).collect()
     }

@@ -8,7 +8,7 @@ use super::{
 };
 
 /// Four bytes change on the disk of a running process: readers of their block get an error, and the
-/// blocks beside it are right.
+/// neighbouring blocks are still served.
 #[test]
 fn a_block_that_changed_on_the_disk_is_not_given() {
     use std::os::unix::fs::FileExt;
@@ -50,7 +50,7 @@ fn a_block_that_changed_on_the_disk_is_not_given() {
         assert!(!entry.is_present(1) && entry.is_present(0));
         assert_eq!(lost.try_recv().map(|it| it.chunks).ok(), Some(vec![1]));
         assert!(entry.read_block(place).unwrap().is_none());
-        // So does a reader that held it before.
+        // The same for a reader that held it before.
         assert!(!entry.bring_in(ByteRange::new(place, place + 1)).unwrap());
         drop(pin);
     }
@@ -82,7 +82,7 @@ fn a_claim_costs_nothing() {
             entry.read_at(start, &mut read).unwrap();
             assert!(read == bytes);
         }
-        // This file system's files are shorter: that object's problem alone.
+        // This file system's files are shorter, which affects only this object.
         Err(_) => {
             assert_eq!(store.degraded(), None);
             drop(reservation);
@@ -117,7 +117,7 @@ fn what_is_not_stored_is_forgotten() {
     let later = |seconds| Instant::now() + Duration::from_secs(seconds);
     idle::forget(store.shared(), later(10));
     assert_eq!(store.entry_count(), 10, "it is too soon");
-    // Entries looked up since have another round.
+    // Entries that were looked up since are kept for another round.
     idle::forget(store.shared(), later(300));
     idle::forget(store.shared(), later(600));
     commit_and_reap(&store);

@@ -1,5 +1,5 @@
-//! A crash at every step: what was reported durable is there and intact, and nothing else is
-//! trusted.
+//! Crashes at every step: chunks that were reported durable are there and intact, and nothing else
+//! is trusted.
 
 use std::collections::BTreeSet;
 
@@ -124,7 +124,7 @@ impl Run {
             Op::Recover => threads::recover(self.store.shared()),
             Op::Reap => removal::reap(self.store.shared()),
             Op::PreallocatedFile => {
-                // A broken disk shows with the next commit.
+                // A broken disk shows up with the next commit.
                 let shared = self.store.shared();
                 let _ = shared.spares.refill(&*shared.disk);
             }
@@ -160,8 +160,8 @@ impl Run {
         }
     }
 
-    /// Checks the next boot: everything promised is there, everything there is intact, and the disk
-    /// holds no more than that.
+    /// Checks the next boot: every promised chunk is there, every chunk that is there is intact,
+    /// and the disk holds no more than these.
     fn check_after_crash(&self, seed: u64) {
         let after = Self::open(self.disk.after_crash(seed)).expect("opens after any crash");
         assert!(
@@ -240,7 +240,7 @@ fn present(store: &Store) -> BTreeSet<(u128, u32)> {
         .collect()
 }
 
-/// True if the crash came before the operations ended.
+/// Returns whether the crash came before the operations ended.
 fn run(ops: &[Op], crash_after: u64, fail_after: &[u64], seed: u64) -> bool {
     let disk = SimulatedDisk::default();
     drop(Run::open(disk.clone()).expect("a new store"));
@@ -279,7 +279,7 @@ fn a_crash_at_each_step_of_store_evict_and_rewrite() {
         Op::Reap,
         Op::Commit,
     ];
-    // Each seed chooses other survivors.
+    // Each seed lets other unsynced changes survive.
     let crashes = |step: &u64| {
         let crashed: Vec<_> = (0..3)
             .map(|seed| run(&ops, *step, &[], seed ^ (step << 8)))
@@ -290,8 +290,8 @@ fn a_crash_at_each_step_of_store_evict_and_rewrite() {
     assert!(crashed > 40, "only {crashed} steps");
 }
 
-/// A removed entry whose file could not be moved aside, or that had none yet, used to unlink the
-/// file of the re-created entry.
+/// Regression: an entry whose file could not be moved aside, or did not exist yet, was removed
+/// later and so unlinked the file of the re-created entry.
 #[test]
 fn an_entry_is_made_anew_after_a_removal_that_was_refused() {
     let ops = [
@@ -335,7 +335,8 @@ fn a_crash_while_a_new_store_is_made() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None,
+        ..ProptestConfig::default() })]
     #[test]
     fn any_operations_any_crash_any_refusal(
         ops in prop::collection::vec(any_op(), 1..30),

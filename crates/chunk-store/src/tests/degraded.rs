@@ -1,5 +1,5 @@
-//! A disk that refuses: chunks that are not durable are withdrawn and reported, reads go on, and it
-//! recovers on its own.
+//! A disk that refuses operations: chunks that are not durable are withdrawn and reported, reads
+//! continue, and the store recovers by itself.
 
 use super::{simulated::SimulatedDisk, *};
 

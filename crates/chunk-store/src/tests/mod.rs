@@ -54,7 +54,7 @@ pub(super) fn write_chunk(entry: &EntryFile, chunk: u32) -> Result<(), StoreErro
     let bytes = content(entry, chunk);
     let start = entry.geometry().chunk_range(chunk).start;
     let reservation = entry.reserve(bytes.len() as u64)?;
-    // In two parts, the later first, as in a fetch from the middle.
+    // In two parts, the later one first, as in a fetch from the middle.
     let (head, tail) = bytes.split_at(bytes.len() / 3);
     entry.write_at(start + head.len() as u64, tail)?;
     entry.write_at(start, head)?;

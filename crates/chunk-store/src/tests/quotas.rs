@@ -30,7 +30,7 @@ fn used(store: &Store, source: &str) -> u64 {
     found.map_or(0, |it| it.used_bytes / CHUNK)
 }
 
-/// Carries out what is proposed; returns it.
+/// Drops the proposed chunks and returns the proposal.
 fn evict(store: &Store, bytes: u64) -> Vec<Victims> {
     let victims = store.victims(bytes, usize::MAX);
     for it in &victims {
@@ -120,7 +120,7 @@ fn a_source_nobody_reads_has_no_share() {
     assert_eq!((used(&store, "old"), used(&store, "read")), (2, 40));
 }
 
-/// What a quota costs does not grow with what is stored.
+/// The cost of enforcing a quota does not grow with the number of stored chunks.
 #[test]
 fn a_quota_over_many_entries_is_cheap() {
     const ENTRIES: u128 = 2_000;

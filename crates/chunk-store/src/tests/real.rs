@@ -36,7 +36,7 @@ fn what_is_durable_is_there_after_a_restart() {
         store.close();
         (entry.id(), store.digest(&entry.id()), store.store_id())
     };
-    // Without threads: the scrub would check one of them on its own.
+    // Without threads, because the scrub would check one of them by itself.
     let store = open_stepped(options(dir.path()));
     assert_eq!(store.store_id(), store_id);
     assert_eq!(store.notes(), [(b"b".to_vec(), b"2".to_vec())]);
@@ -77,7 +77,7 @@ fn blocks_bytes(dir: &Path) -> u64 {
     bytes
 }
 
-/// The one data file of a store with one entry.
+/// The only data file of a store with one entry.
 pub(super) fn data_file(dir: &Path, id: Uuid) -> PathBuf {
     let directory = dir.join(ENTRIES_DIR).join(&id.to_string()[..2]);
     let names = fs::read_dir(directory).unwrap().map(|item| item.unwrap());
@@ -118,7 +118,7 @@ fn store_with_chunks(dir: &Path, chunks: &[u32]) -> Uuid {
     entry.id()
 }
 
-/// The last block of an object is shared with nothing else: it is freed with its chunk.
+/// The last block of an object belongs to no other chunk, so it is freed with its chunk.
 #[test]
 fn the_end_of_an_object_is_given_back_whole() {
     let dir = tempfile::tempdir().unwrap();
@@ -138,7 +138,7 @@ fn the_end_of_an_object_is_given_back_whole() {
     }
 }
 
-/// An object may claim a length that no file has: what is punched past it is no disk's fault.
+/// An object may claim a length that no file can have: punching past it is not a disk fault.
 #[test]
 fn a_chunk_past_any_files_length_is_freed_without_a_fault() {
     let dir = tempfile::tempdir().unwrap();
@@ -146,7 +146,7 @@ fn a_chunk_past_any_files_length_is_freed_without_a_fault() {
     let size = (16 << 40) + 1;
     let entry = entry_of(&store, 4, size);
     let last = entry.geometry().chunk_count() - 1;
-    // Some file systems have files that long: either answer will do.
+    // Some file systems support files of that length: either outcome is fine.
     for offset in [0, size - 1] {
         let _ = entry.write_at(offset, &[1]);
     }
@@ -172,7 +172,7 @@ fn directories_that_can_not_be_used_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, "x").unwrap();
-    // A file in place of a directory: refused for root too, whom permissions do not stop.
+    // A file in place of a directory: refused even to root, to whom permissions do not apply.
     let Err(error @ OpenError::Unusable { .. }) = Store::open(options(&file)) else {
         panic!("opened a file")
     };
@@ -381,7 +381,7 @@ fn removed_entries_and_orphans_leave_nothing() {
     assert!(!orphan.exists() && data_file(dir.path(), id).exists());
 }
 
-/// Searching a disk that lost much takes long; closing the store does not wait for it.
+/// Searching a disk that lost many chunks takes long; closing the store does not wait for it.
 #[test]
 fn the_search_for_lost_chunks_ends_with_the_store() {
     let dir = tempfile::tempdir().unwrap();

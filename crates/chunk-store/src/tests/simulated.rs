@@ -2,8 +2,8 @@
 //! refuse operations.
 //!
 //! Stricter than real file systems: after a crash any subset of the unsynced page writes, punches,
-//! length changes and names survives. A failed sync loses its pages, though reads go on showing
-//! them, and later syncs do not report it: as on Linux.
+//! length changes and names survives. A failed sync loses its pages, although reads still return
+//! them, and later syncs do not report it, as on Linux.
 
 use std::{
     collections::BTreeMap,
@@ -67,7 +67,7 @@ struct State {
 pub struct SimulatedDisk(Arc<Mutex<State>>);
 
 impl SimulatedDisk {
-    /// Crashes at the `step`th change from now: it does not happen, nor does anything after it.
+    /// Crashes at the change `steps` changes from now: neither it nor any later change happens.
     pub fn crash_after(&self, steps: u64) {
         let mut state = self.0.lock();
         state.crash_at = Some(state.steps + steps);
@@ -80,7 +80,7 @@ impl SimulatedDisk {
         state.fail_at.push(step);
     }
 
-    /// Like a file system that went read-only after an error: reads work as before.
+    /// Behaves like a file system that became read-only after an error: reads still work.
     pub fn set_read_only(&self, read_only: bool) {
         self.0.lock().read_only = read_only;
     }

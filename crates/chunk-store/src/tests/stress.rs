@@ -43,8 +43,8 @@ fn readers_never_see_a_hole() {
                 }
             });
         }
-        // One writer per entry, like the fetches; it drops and stores again at once, and now and
-        // then removes everything.
+        // One writer per entry, like the fetches. It drops and stores again at once, and
+        // occasionally removes everything.
         let writers: Vec<_> = (0..ENTRIES)
             .map(|id| {
                 let store = &store;

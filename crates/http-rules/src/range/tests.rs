@@ -139,9 +139,10 @@ fn too_many_ranges_are_ignored() {
             .collect::<Vec<_>>()
             .join(",")
     };
-    assert!(
-        matches!(select(&format!("bytes={}", list(16)), 10_000), Selection::Several(r) if r.len() == 16)
-    );
+    assert!(matches!(
+        select(&format!("bytes={}", list(16)), 10_000),
+        Selection::Several(r) if r.len() == 16
+    ));
     assert_eq!(
         select(&format!("bytes={}", list(17)), 10_000),
         Selection::Whole
@@ -199,7 +200,10 @@ fn written(specs: &[RangeSpec]) -> String {
 
 proptest! {
     #[test]
-    fn selects_what_the_model_selects(specs in prop::collection::vec(any_spec(), 1..12), size in 1u64..64) {
+    fn selects_what_the_model_selects(
+        specs in prop::collection::vec(any_spec(), 1..12),
+        size in 1u64..64,
+    ) {
         let set = parse(written(&specs).as_bytes()).unwrap();
         prop_assert_eq!(&set.0, &specs);
         let wanted = model(&specs, size);
@@ -224,7 +228,10 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bytes_never_panic(header in prop::collection::vec(any::<u8>(), 0..200), size: u64) {
+    fn arbitrary_bytes_never_panic(
+        header in prop::collection::vec(any::<u8>(), 0..200),
+        size: u64,
+    ) {
         if let Some(set) = parse(&header) {
             let _ = set.resolve(size);
         }
@@ -232,7 +239,10 @@ proptest! {
 
     /// However long the header, its parsed form is bounded.
     #[test]
-    fn long_headers_make_short_sets(specs in prop::collection::vec("(0-|[0-9]{1,25}-[0-9]{0,25}|-[0-9]{1,25}|,)", 0..2_000), size: u64) {
+    fn long_headers_make_short_sets(
+        specs in prop::collection::vec("(0-|[0-9]{1,25}-[0-9]{0,25}|-[0-9]{1,25}|,)", 0..2_000),
+        size: u64,
+    ) {
         let header = format!("bytes={}", specs.join(","));
         if let Some(set) = parse(header.as_bytes()) {
             prop_assert!(set.0.len() <= MAX_SPECS);
@@ -244,7 +254,8 @@ proptest! {
 
     #[test]
     fn near_misses_never_panic(header in "bytes=[-0-9, ]{0,60}", size: u64) {
-        if let Some(Selection::Single(range)) = parse(header.as_bytes()).map(|set| set.resolve(size)) {
+        if let Some(Selection::Single(range)) = parse(header.as_bytes())
+            .map(|set| set.resolve(size)) {
             prop_assert!(range.end <= size && !range.is_empty());
         }
     }

@@ -10,15 +10,15 @@ use crate::{
     state::Source,
 };
 
-/// An odd connection stays with one of the edges that want it for this long.
+/// How long an odd connection stays with one of the edges that want it.
 const TURN_MS: Millis = 1_000;
 /// A rate that changes by less than this part is not worth a message.
 const RATE_STEP: u64 = 8;
 
 impl Source {
-    /// Connections that edges may have for their own requests, together: all but the half that
+    /// Connections that edges may have in total for their own requests: all but the half that
     /// waiting readers need.
-    fn lendable(&self, now: Millis) -> u32 {
+    fn sharable_connections(&self, now: Millis) -> u32 {
         let critical = Level::Critical as usize;
         let readers = (self.running[critical].saturating_sub(self.own)) + self.queued[critical];
         let odd = u32::try_from(now / TURN_MS % 2).unwrap_or(0);
@@ -26,11 +26,11 @@ impl Source {
         self.max_connections - readers.min(half)
     }
 
-    /// Shares the lendable connections: first among edges whose viewers wait, then among all that
-    /// want some.
+    /// Shares these connections, first among edges whose viewers wait, then among all that want
+    /// some.
     fn share_connections(&mut self, now: Millis) {
         let mut left = self
-            .lendable(now)
+            .sharable_connections(now)
             .saturating_sub(self.absent(now).connections);
         for quota in self.quotas.values_mut() {
             quota.due = 0;
@@ -40,7 +40,7 @@ impl Source {
         }
         left = self.deal(left, now, |quota| quota.urgent.min(quota.wanted));
         self.deal(left, now, |quota| quota.wanted);
-        self.lent = self
+        self.granted_connections = self
             .quotas
             .values()
             .map(|quota| quota.due.max(quota.outstanding.connections))
@@ -48,7 +48,7 @@ impl Source {
     }
 
     /// Deals connections evenly, up to what each edge wants; the first edge rotates with time.
-    /// Returns what is left.
+    /// Returns the number left over.
     fn deal(&mut self, mut left: u32, now: Millis, wants: impl Fn(&EdgeQuota) -> u32) -> u32 {
         let is_short = |quota: &EdgeQuota| !quota.is_silent && wants(quota) > quota.due;
         let short = self.quotas.iter().filter(|(_, quota)| is_short(quota));
@@ -72,7 +72,7 @@ impl Source {
         left
     }
 
-    /// Grants connections, or takes them back. Returns how many are missing.
+    /// Grants connections, or reduces grants. Returns how many are missing.
     pub(super) fn grant_connections(&mut self, now: Millis) -> u32 {
         self.share_connections(now);
         let outstanding = self
@@ -86,8 +86,8 @@ impl Source {
         let mut lacking = taken.saturating_sub(self.max_connections);
         for quota in self.quotas.values_mut() {
             let counted = quota.outstanding.connections;
-            // More is in use than the limit, perhaps after a restart: do not grant again what may
-            // not have been given back.
+            // More is in use than the limit allows, perhaps after a restart. Do not grant a
+            // connection again that may not have been returned yet.
             let most = if taken > self.max_connections {
                 quota.granted.connections
             } else {
@@ -176,7 +176,7 @@ impl Source {
     }
 }
 
-/// CRITICAL gets nearly all of the rate; no level gets nothing.
+/// CRITICAL gets nearly all of the rate, but each level gets some.
 const fn weight(level: Level) -> u64 {
     match level {
         Level::Critical => 24,

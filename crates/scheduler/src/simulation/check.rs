@@ -75,7 +75,7 @@ impl World {
         }
     }
 
-    /// While no peer fails, the coordinator asks an origin for nothing that an edge has.
+    /// While no peer fails, the coordinator asks an origin for nothing that an edge already has.
     fn check_asked_again(&self) {
         let again = self.scheduler.asked_again;
         assert!(
@@ -86,8 +86,8 @@ impl World {
     }
 
     /// Describes a limit that is exceeded, if any. Exceptions: an edge without a session uses one
-    /// connection even where there are more edges than connections, and the last connection, and an
-    /// eighth of the rate, are for edges in session.
+    /// connection even if there are more edges than connections, and the last connection and an
+    /// eighth of the rate are reserved for edges in session.
     fn over_limits(&self) -> Option<String> {
         (0..).zip(&self.sources).find_map(|(number, source)| {
             let id = SourceId(number);
@@ -100,7 +100,11 @@ impl World {
             }
             let open = assigned + leased.connections as usize + away;
             if limit > 0 && open > limit {
-                return Some(format!("{open} connections of {limit}: {assigned} assigned, {} leased, {away} of edges without a session", leased.connections));
+                return Some(format!(
+                    "{open} connections of {limit}: {assigned} assigned, {} \
+                 leased, {away} of edges without a session",
+                    leased.connections
+                ));
             }
             let whole = source.max_rate;
             let rest = whole - whole / 8;
@@ -172,7 +176,7 @@ fn consistent(scheduler: &Scheduler, seed: u64) {
             .count();
         assert_eq!(edge.uploads as usize, uploads, "seed {seed}: uploads");
         assert_eq!(
-            scheduler.roomy.contains(id),
+            scheduler.edges_with_slots.contains(id),
             edge.has_room(),
             "seed {seed}: room on {id:?}"
         );
@@ -202,19 +206,22 @@ fn consistent(scheduler: &Scheduler, seed: u64) {
         );
         assert_eq!(source.fetches, fetches, "seed {seed}: fetches of {id:?}");
         let quotas = source.quotas.values();
-        let lent: u32 = quotas
+        let granted_connections: u32 = quotas
             .map(|it| it.due.max(it.outstanding.connections))
             .sum();
-        assert_eq!(source.lent, lent, "seed {seed}: connections lent");
+        assert_eq!(
+            source.granted_connections, granted_connections,
+            "seed {seed}: connections granted"
+        );
     }
     for (&entry, known) in &scheduler.entries {
-        for (&edge, line) in &known.lines {
+        for (&edge, replica) in &known.replicas {
             assert_eq!(
                 known.waiting.contains(edge),
-                line.queued > 0,
+                replica.queued > 0,
                 "seed {seed}: who waits for {entry:?}"
             );
-            let mut covered: RangeSet<u32> = line.held.clone();
+            let mut covered: RangeSet<u32> = replica.held.clone();
             let flights = scheduler
                 .edges
                 .get(&edge)
@@ -223,7 +230,7 @@ fn consistent(scheduler: &Scheduler, seed: u64) {
                 covered.insert(flight.brings());
             }
             assert_eq!(
-                line.covered, covered,
+                replica.covered, covered,
                 "seed {seed}: what is covered of {entry:?} on {edge:?}"
             );
         }
@@ -231,8 +238,8 @@ fn consistent(scheduler: &Scheduler, seed: u64) {
     for (owner, claim) in &scheduler.claims {
         let mut looked = claim.clone();
         looked.cursor = 0;
-        let line = scheduler.line(claim.edge, claim.entry).unwrap();
-        if let Some((gap, _)) = looked.first_gap(&line.covered) {
+        let replica = scheduler.replica(claim.edge, claim.entry).unwrap();
+        if let Some((gap, _)) = looked.first_gap(&replica.covered) {
             assert!(
                 claim.queued.is_some(),
                 "seed {seed}: {owner:?} is not queued for {gap}"
@@ -254,8 +261,8 @@ fn nobody_waits_behind_a_lower_level(scheduler: &Scheduler, seed: u64) {
         if !matches!(owner, Owner::Waiting(_)) || !ready || !scheduler.may_fetch(claim.edge) {
             continue;
         }
-        let line = scheduler.line(claim.edge, claim.entry).unwrap();
-        if line.covered.contains(claim.span.start) {
+        let replica = scheduler.replica(claim.edge, claim.entry).unwrap();
+        if replica.covered.contains(claim.span.start) {
             continue;
         }
         let edge = &scheduler.edges[&claim.edge];

@@ -223,7 +223,7 @@ impl World {
         self.apply(self.space_event(edge));
     }
 
-    /// A chunk that a reader is at, or comes to next: the store counts it as recently used.
+    /// Whether a reader is at the chunk or about to reach it: the store counts it as recently used.
     fn is_being_read(&self, edge: EdgeId, entry: EntryNo, chunk: ChunkIndex) -> bool {
         self.readers.values().any(|demand| {
             let at = u32::try_from(demand.position / CHUNK).unwrap();

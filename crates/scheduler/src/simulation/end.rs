@@ -1,4 +1,4 @@
-//! After the faults: everything ends, and a rebuilt scheduler agrees.
+//! After the faults: all activity ends, and a rebuilt scheduler agrees.
 
 use chunkcache_proto::Level;
 
@@ -9,7 +9,7 @@ use super::world::{Faults, World};
 impl World {
     /// Schedulers rebuilt from the present state, in any order, want what this one wants.
     pub fn check_rebuild(&mut self) {
-        // Hand-overs are derived as well, when they are looked at: see `restart`.
+        // Hand-overs are derived as well, when they are reviewed: see `restart`.
         for want in std::mem::take(&mut self.hand_overs).into_keys() {
             self.apply(Event::WantClosed { want });
         }
@@ -97,12 +97,12 @@ impl World {
             "seed {}: a rebuilt scheduler repeats its plan",
             self.seed
         );
-        // Where a fill ends for lack of space depends on history: on what was running, and on what
+        // Where a fill ends for lack of space depends on which fetches were running and on how much
         // was free before.
         let wanted = |scheduler: &Scheduler| {
             let mut wanted = scheduler.wanted();
-            // Chunks evicted from a closed entry are filled again when it is opened, or its edge
-            // comes back.
+            // Chunks evicted from a closed entry are filled again only when it is opened or its
+            // edge returns.
             wanted.retain(|(edge, entry, level), _| {
                 let filled = self.edges[edge.0 as usize].allowed == 0;
                 *level < Level::Low || (filled && !self.closed.contains(entry))
@@ -146,9 +146,14 @@ impl World {
                 let same = it.entry == a.entry
                     && it.chunks.start < chunks.end
                     && chunks.start < it.chunks.end;
-                // A fetch stopped for a waiting reader is begun again where the reader is.
+                // A fetch that was stopped for a waiting reader starts again at the reader's
+                // position.
                 let stopped = given.iter().any(|other| {
-                    matches!(other, Effect::Cancel { edge: of, assignment } if of == edge && *assignment == it.id)
+                    matches!(
+                        other,
+                        Effect::Cancel { edge: of, assignment } if of == edge
+                            && *assignment == it.id
+                    )
                 });
                 assert!(
                     !same || stopped || (*edge != a.edge && a.from != FetchSource::Origin),

@@ -4,7 +4,7 @@ use super::super::api::*;
 use super::world::World;
 
 impl World {
-    /// In some runs only, and without a throw of the dice: older seeds keep their meaning.
+    /// In some runs only, and without using the dice, so that older seeds keep their meaning.
     pub fn close_an_idle_entry(&mut self) {
         let throw = crate::edge_choice::mix(self.seed ^ self.events);
         let entry = EntryNo((throw % self.entries.len() as u64) as u32);
@@ -26,13 +26,13 @@ impl World {
         assert!(known.filter(|claim| claim.entry == entry).count() == 0);
     }
 
-    /// As the plan does: loads the entry and its rows before applying an event that names it.
+    /// Loads the entry and its rows before an event that names it is applied, as the plan does.
     pub fn reopen_what_is_named(&mut self, event: &Event) {
         let named: Vec<EntryNo> = match event {
             Event::DemandSet(demand) => vec![demand.entry],
             Event::WantSet { entry, .. } | Event::LocalFetchStarted { entry, .. } => vec![*entry],
             Event::FetchesKept { fetches, .. } => fetches.iter().map(|it| it.entry).collect(),
-            // An edge that joins: entries it holds in part are filled further.
+            // When an edge joins, the entries that it holds in part are filled further.
             Event::EdgeJoined { edge, .. } => {
                 let held = self.edges.get(edge.0 as usize).map(|edge| &edge.held);
                 held.into_iter()

@@ -1,14 +1,14 @@
 //! Seeded runs of the scheduler against invented clusters.
 //!
-//! A run makes a cluster (edges, origins, entries), lets edges join, leave, stall and fill their
-//! disks, origins be slow, fail and ask for a pause, readers open, read, seek, pause and leave,
-//! jobs come and go, and checks all invariants after each event (`check`). Then the faults stop,
-//! and everything asked for must end in bounded time.
+//! A run makes a cluster (edges, origins, entries). Edges join, leave, stall and fill their disks;
+//! origins are slow, fail and ask for a pause; readers open, read, seek, pause and leave; jobs come
+//! and go. All invariants are checked after each event (`check`). Then the faults stop, and all
+//! demand must be met in bounded time.
 //!
-//! `SIM_RUNS` sets the number of runs, `SIM_SEED` the first one; the default keeps `cargo test`
-//! short, and longer runs are for changes of the scheduler (`SIM_RUNS=20000`). The runs are two
-//! tests, so that both processors have their half. A seed that fails is printed. Once its fault is
-//! repaired, it is written out as a trace in `tests/traces.rs`: each change here gives a seed
+//! `SIM_RUNS` sets the number of runs, `SIM_SEED` the first seed. The default keeps `cargo test`
+//! short; use longer runs for changes of the scheduler (`SIM_RUNS=20000`). The runs are split into
+//! two tests, so that two processors share them. A failing seed is printed. Once its fault is
+//! fixed, write it out as a trace in `tests/traces.rs`, because each change here gives seeds
 //! another meaning.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 // A list with a single range is intended.
@@ -27,7 +27,7 @@ use world::{Faults, World};
 
 /// Keeps `cargo test` in debug within seconds.
 const DEFAULT_RUNS: u64 = 120;
-/// Each of 1 to 40 ms.
+/// Steps of 1 to 40 ms each.
 const STEPS: u32 = 120;
 
 fn run(seed: u64, steps: u32) -> World {
@@ -38,7 +38,7 @@ fn run(seed: u64, steps: u32) -> World {
     world
 }
 
-/// Ends all faults; everything asked for must finish within two simulated minutes.
+/// Ends all faults; all demand must be met within two simulated minutes.
 fn settle(world: &mut World) {
     world.calm();
     for _ in 0..24_000 {
@@ -50,7 +50,7 @@ fn settle(world: &mut World) {
     panic!("seed {}: not settled: {}", world.seed, world.unsettled());
 }
 
-/// Runs the whole life of a cluster; returns the number of events.
+/// Runs a cluster from its start to its end; returns the number of events.
 fn whole(seed: u64, steps: u32) -> u64 {
     let mut world = run(seed, steps);
     if seed.is_multiple_of(7) {
@@ -66,7 +66,7 @@ fn whole(seed: u64, steps: u32) -> u64 {
     world.events
 }
 
-/// With no demand left, fills must end as well, and evicted chunks must not be fetched again and
+/// Once no demand is left, fills must end as well, and evicted chunks must not be fetched again and
 /// again.
 fn quiet(world: &mut World) {
     let (mut said, mut since) = (0, 0);

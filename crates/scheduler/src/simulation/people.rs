@@ -1,4 +1,4 @@
-//! Readers that read, and the actions of people and machines.
+//! Readers that read, and the actions of users, operators and machines.
 
 use chunkcache_proto::{ChunkIndex, Level};
 
@@ -37,7 +37,7 @@ impl World {
         }
     }
 
-    /// Takes one action of a person or a machine.
+    /// Performs one action of a user, an operator or a machine.
     pub fn act(&mut self) {
         let faults = self.faults;
         let edge = self.dice.below(self.edges.len() as u64) as usize;
@@ -193,10 +193,10 @@ impl World {
             .retain(|reader, _| reader.edge != EdgeId(edge as u32));
     }
 
-    /// The edge continues its fetches from origins, and reports them.
+    /// The edge continues its origin fetches and reports them.
     fn begin_session_anew(&mut self, edge: usize) {
         let id = EdgeId(edge as u32);
-        // Nobody knows of them meanwhile: a second fetch of the same chunks is excused.
+        // They are unknown until then, so a second fetch of the same chunks is excused.
         self.unnamed = true;
         self.edges[edge].alive = false;
         self.apply(Event::EdgeLost { edge: id });

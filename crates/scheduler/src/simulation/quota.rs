@@ -1,5 +1,5 @@
-//! Edges' own requests, which take a connection of their lease or wait for one, and what edges
-//! without a session continue to use.
+//! Edges' own requests, which use a connection of their lease or wait for one, and the continued
+//! use by edges without a session.
 
 use std::collections::BTreeMap;
 
@@ -13,13 +13,13 @@ pub struct SimQuota {
     pub lease: Option<Lease>,
     /// When each open request ends.
     pub open: Vec<Millis>,
-    /// Since when each queued request waits.
+    /// When each queued request began to wait.
     pub waiting: Vec<Millis>,
     /// The last report.
     told: Option<QuotaUse>,
 }
 
-/// A little less than the time after which the scheduler gives an edge up.
+/// A little less than the time after which the scheduler stops counting a silent edge.
 const GIVEN_UP_MS: Millis = 57_000;
 
 /// The use of a source by an edge without a session.
@@ -34,8 +34,8 @@ pub struct SimAbsent {
 }
 
 impl SimAbsent {
-    /// The most it may use. It takes what it did not have only when others' leases have expired as
-    /// well.
+    /// The most it may use. It uses more than its last grant only once the leases of the others
+    /// have expired as well.
     fn has(&self, now: Millis) -> Share {
         let min = |a: Share, b: Share| Share {
             connections: a.connections.min(b.connections),
@@ -153,7 +153,7 @@ impl World {
         }
     }
 
-    /// What edges in session may use beside assignments.
+    /// How much edges in session may use beside their assignments.
     pub fn leased_of(&self, source: SourceId) -> Share {
         let of_it = self
             .edges

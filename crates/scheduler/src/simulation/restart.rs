@@ -1,5 +1,5 @@
-//! A coordinator that restarts in the middle of a run, and hand-overs of draining edges: both are
-//! derived from the present state.
+//! A coordinator that restarts in the middle of a run, and hand-overs by draining edges. After a
+//! restart, both the plan and the hand-overs are derived from the present state.
 
 use super::super::Scheduler;
 use super::super::api::*;
@@ -9,17 +9,17 @@ use super::world::World;
 /// From, to, and the entry.
 pub type HandOver = (EdgeId, EdgeId, EntryNo);
 
-/// Numbers hand-overs apart from jobs.
+/// Separates the numbers of hand-overs from those of jobs.
 const OWN: u64 = 1 << 62;
 
 impl World {
-    /// Without a throw of the dice, and not in runs that are kept by name: those keep their
+    /// Decided without the dice, and not for runs that are kept by name, so that those keep their
     /// meaning.
     pub fn has_restarts(&self) -> bool {
         matches!(self.seed % 11, 3 | 7 | 8) || self.seed % 7 == 3 || self.has_late_returns()
     }
 
-    /// Not all edges are back with a new coordinator at once.
+    /// Whether some edges return later than others to a new coordinator.
     fn has_late_returns(&self) -> bool {
         self.seed.is_multiple_of(13)
     }
@@ -30,7 +30,8 @@ impl World {
         }
     }
 
-    /// Drops the scheduler's whole state. Edges report what they have, and fetch on meanwhile.
+    /// Drops the scheduler's whole state. Meanwhile edges continue to fetch; then they report what
+    /// they have.
     pub fn restart(&mut self) {
         let hand_overs = self.derived_hand_overs();
         let draining: Vec<bool> = (0..self.edges.len())
@@ -105,7 +106,7 @@ impl World {
             if is_there(to) {
                 derived.contains(it)
             } else {
-                // Then to another edge, as long as there is one.
+                // Then choose another edge, if there is one.
                 let mut others = derived.iter().map(|it| (it.0.0, it.0.2));
                 !somebody_stays || others.any(|it| it == (from, entry))
             }
@@ -123,7 +124,7 @@ impl World {
         self.look_at_hand_overs();
     }
 
-    /// Announces the edges that had a session lately.
+    /// Announces the edges that recently had a session.
     fn expect_edges(&mut self) {
         let lately = |edge: &super::world::SimEdge| edge.alive || !edge.absent.is_empty();
         let edges: Vec<EdgeId> = (0..self.edges.len())
@@ -133,7 +134,7 @@ impl World {
         self.apply(Event::EdgesExpected { edges });
     }
 
-    /// The chunks that only a draining edge holds, and the edges to get them.
+    /// The chunks that only a draining edge holds, and the edges that should receive them.
     fn derived_hand_overs(&self) -> Vec<(HandOver, Vec<std::ops::Range<u32>>)> {
         let alive = || (0..self.edges.len()).filter(|&edge| self.edges[edge].alive);
         let (draining, staying): (Vec<_>, Vec<_>) = alive()

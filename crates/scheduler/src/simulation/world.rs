@@ -1,4 +1,4 @@
-//! The invented cluster: edges that obey, more or less; origins; readers.
+//! The invented cluster: edges that mostly obey, origins, and readers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -11,7 +11,7 @@ use chunkcache_proto::RangeSet;
 
 pub const CHUNK: u64 = 64 << 10;
 
-/// SplitMix64. Our own, so that a seed means the same run for ever.
+/// SplitMix64. Our own implementation, so that a seed always gives the same run.
 pub struct Dice(u64);
 
 impl Dice {
@@ -27,7 +27,7 @@ impl Dice {
     }
 }
 
-/// Which faults a run has, in events of a thousand.
+/// The faults of a run, in events per thousand.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Faults {
     pub origin: u64,
@@ -75,8 +75,8 @@ pub struct SimFlight {
     pub begun: Option<Millis>,
     pub stalled: bool,
     pub deadline: Millis,
-    /// When it was made, a peer had just failed its edge, or unreported fetches were going on: it
-    /// may be a duplicate.
+    /// It may be a duplicate: when it was made, a peer had just failed its edge, or unreported
+    /// fetches were running.
     pub doubtful: bool,
 }
 
@@ -152,14 +152,14 @@ pub struct World {
     pub journal: Vec<Effect>,
     /// A session ended, and its in-flight fetches are not reported yet.
     pub unnamed: bool,
-    /// Which edge reported which peer: peers are fast here, so a scheduler that finds one late is
+    /// Which edge reported which peer. Peers are fast here, so a scheduler that calls one late is
     /// wrong.
     pub peer_faults: BTreeSet<(EdgeId, EdgeId)>,
     /// Idle entries that were closed.
     pub closed: BTreeSet<EntryNo>,
     /// Events applied so far.
     pub events: u64,
-    /// Its end is not reported yet, and the scheduler may still name it.
+    /// A fetch whose end is not reported yet, so the scheduler may still name it.
     pub ending: Option<(EdgeId, AssignmentId)>,
     pub next_number: u64,
     pub last_tick: Millis,
@@ -175,7 +175,8 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, faults: Faults) -> Self {
         let mut dice = Dice(seed.wrapping_mul(0x1000_0000));
-        // A fixed window, so that a rebuilt scheduler, which has seen no fetch time, has the same.
+        // A fixed window, so that a rebuilt scheduler, which has not measured any fetch time, has
+        // the same one.
         let config = Config {
             lookahead_max_bytes: CHUNK,
             max_uploads_per_edge: 2 + dice.below(6) as u32,

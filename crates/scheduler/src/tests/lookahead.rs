@@ -1,11 +1,11 @@
-//! Lookahead: what a reader consumes in a few fetch times, within limits. And what a rate gives at
-//! first.
+//! Lookahead: what a reader consumes in a few fetch times, within limits; and the effect of the
+//! first observed rate.
 
 use super::*;
 
 const LONG: EntryNo = EntryNo(7);
 
-/// With an object of 1,000 chunks.
+/// A scheduler with one edge and an object of 1,000 chunks.
 fn bench() -> Bench {
     let mut bench = Bench::new(1, 3);
     let geometry = Geometry::new(1_000 * CHUNK, CHUNK as u32).unwrap();
@@ -17,7 +17,7 @@ fn bench() -> Bench {
     bench
 }
 
-/// Lets one chunk from the origin take so long.
+/// Makes one chunk from the origin take this long.
 fn fetch_time(bench: &mut Bench, ms: Millis) {
     let given = assigned(&bench.apply(Event::WantSet {
         want: WantId(1),

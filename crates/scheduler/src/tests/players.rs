@@ -1,8 +1,8 @@
-//! What players report of their buffers orders lookaheads, and gains nobody more than a share.
+//! The buffers that players report order lookaheads, and gain no player more than its share.
 
 use super::*;
 
-/// A reader of its own part of the film, which is not waiting.
+/// A reader that is not waiting, at its own part of the film.
 fn viewer(number: u64, buffer_ms: Option<u32>) -> Demand {
     Demand {
         player_buffer_ms: buffer_ms,
@@ -10,8 +10,8 @@ fn viewer(number: u64, buffer_ms: Option<u32>) -> Demand {
     }
 }
 
-/// Chunks assigned for each of these readers while their demand is reported again and again, and one
-/// fetch at a time ends.
+/// Chunks assigned to each of these readers while they report the same demand again and again, and
+/// fetches end one at a time.
 fn shares(viewers: &[Demand], turns: usize) -> Vec<u32> {
     let mut bench = Bench::new(1, 1);
     let mut open = Vec::new();
@@ -29,7 +29,7 @@ fn shares(viewers: &[Demand], turns: usize) -> Vec<u32> {
         bench.now += 100;
         let range = ended.first_chunk..ended.first_chunk + ended.chunk_count;
         open.extend(assigned(&bench.finish(0, ended.id)));
-        // Evicted at once, so that nobody is ever content.
+        // Evicted at once, so that no reader is ever satisfied.
         open.extend(assigned(&bench.apply(Event::ChunksDropped {
             edge: EdgeId(0),
             entry: MOVIE,

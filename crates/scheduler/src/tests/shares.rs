@@ -76,7 +76,7 @@ fn jobs_go_on_while_lookaheads_take_all_there_is() {
     open.extend(assigned(&bench.apply(want(2, Level::Low))));
     let (mut medium, mut low, mut high) = (0, 0, 0);
     for turn in 0..400u64 {
-        // Readers whose demand never ends: what was fetched for them is evicted at once.
+        // Readers whose demand never ends: chunks fetched for them are evicted at once.
         let mut effects = bench.apply(Event::ChunksDropped {
             edge: EdgeId(0),
             entry: MOVIE,

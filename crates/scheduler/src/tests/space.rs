@@ -20,7 +20,7 @@ fn hold(bench: &mut Bench, chunks: std::ops::Range<ChunkIndex>) -> Vec<Effect> {
     })
 }
 
-/// Carries out assignments until there are no more; returns the chunks that came.
+/// Carries out assignments until there are no more; returns the number of chunks fetched.
 fn run_to_the_end(bench: &mut Bench, effects: Vec<Effect>) -> u32 {
     let (mut open, mut came) = (assigned(&effects), 0);
     while let Some(next) = open.pop() {
@@ -38,7 +38,7 @@ fn run_to_the_end(bench: &mut Bench, effects: Vec<Effect>) -> u32 {
 #[test]
 fn a_fill_ends_before_its_edge_begins_to_evict() {
     let mut bench = Bench::filling(1);
-    // 50 chunks; the edge evicts with less than one of them free.
+    // 50 chunks; the edge evicts when less than one of them is free.
     space(&mut bench, 4 * MIB, 100 * MIB);
     let effects = hold(&mut bench, 0..2);
     let came = run_to_the_end(&mut bench, effects);
@@ -47,7 +47,7 @@ fn a_fill_ends_before_its_edge_begins_to_evict() {
         "{came} chunks of the 48 there is room for"
     );
     assert_eq!(bench.after(1_000), vec![], "and does not begin again");
-    // The fetched chunks are counted now, and there is no more space than before.
+    // The fetched chunks are counted now, so there is no more space than before.
     assert_eq!(
         space(&mut bench, (2 + u64::from(came)) * CHUNK, 100 * MIB),
         vec![]

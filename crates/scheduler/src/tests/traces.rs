@@ -1,5 +1,5 @@
-//! Traces that seeded runs of the simulation found, written out: a seed loses its meaning with each
-//! change of the simulated cluster.
+//! Failures that seeded runs of the simulation found, written out as traces: a seed loses its
+//! meaning with each change of the simulated cluster.
 
 use super::*;
 

@@ -146,7 +146,7 @@ impl Parse<'_> {
         }
     }
 
-    /// The file's values become defaults: flags and environment then override them.
+    /// The file's values become defaults, so that flags and environment override them.
     fn read_file(&mut self, path: &Path) {
         let shown = path.display().to_string();
         let keys = match file::read(path) {
@@ -214,7 +214,7 @@ impl Parse<'_> {
         }
     }
 
-    /// The strength of the source of an option; 0: not given.
+    /// The precedence of the source of an option; 0: not given.
     fn strength(&self, name: &str) -> u8 {
         let Some(id) = self.option(name).map(|arg| arg.get_id().as_str()) else {
             return 0;
@@ -226,15 +226,16 @@ impl Parse<'_> {
         }
     }
 
-    /// Records the options that are wrong, and accepts any value for them from now on. False: there
-    /// is none.
+    /// Records the invalid options, and accepts any value for them from now on. False: there are
+    /// none.
     fn set_aside<O: Options>(&mut self, error: &clap::Error) -> bool {
         let names = match error.get(ContextKind::InvalidArg) {
             Some(ContextValue::String(text)) => vec![long_name(text)],
             Some(ContextValue::Strings(texts)) => texts.iter().map(|t| long_name(t)).collect(),
             _ => return false,
         };
-        // An option that was recorded before is wrong in another way: its number, not its value.
+        // An option that was recorded before is invalid in another way: by its number, not its
+        // value.
         let is_judged = |name: &&str| {
             self.option(name)
                 .is_some_and(|arg| arg.get_value_parser().type_id() != unjudged_type())

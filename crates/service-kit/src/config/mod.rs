@@ -45,7 +45,7 @@ pub trait Options: clap::Args {
     /// For example `CACHE_EDGE`: variables are then named like `CACHE_EDGE_MAX_SIZE`.
     const PREFIX: &'static str;
 
-    /// Variables under the prefix that belong to other commands of the same binary.
+    /// Variables with the prefix that belong to other commands of the same binary.
     const FOREIGN_VARIABLES: &'static [&'static str] = &[];
 
     /// Reports conflicts between options, and values that only their use can check.
@@ -92,7 +92,7 @@ fn complete(prefix: &str, arg: Arg) -> Arg {
             .num_args(0..=1)
             .require_equals(true)
             .default_missing_value("true"),
-        // `--x -5` is a bad value of x, to be reported as such, not an unknown flag.
+        // `--x -5` is an invalid value of x, and must not be reported as an unknown flag.
         _ => arg.allow_negative_numbers(true),
     };
     let arg = match (
@@ -103,7 +103,7 @@ fn complete(prefix: &str, arg: Arg) -> Arg {
         _ => arg,
     };
     let variable = variable(prefix, &name);
-    // Scripts leave an empty variable where they mean "not set".
+    // Scripts often leave a variable empty to mean "not set".
     if std::env::var_os(&variable).is_some_and(|value| value.is_empty()) {
         return arg;
     }
@@ -123,7 +123,7 @@ fn is_secret(arg: &Arg) -> bool {
     arg.get_value_parser().type_id() == TypeId::of::<Secret>()
 }
 
-/// The argument, accepting anything: it is checked elsewhere, or not at all.
+/// The argument, with a parser that accepts anything: it is checked elsewhere, or not at all.
 pub(crate) fn unjudged(arg: Arg) -> Arg {
     arg.required(false).value_parser(ValueParser::os_string())
 }

@@ -10,7 +10,7 @@ use super::EXIT_USAGE;
 pub struct Problems(Vec<String>);
 
 impl Problems {
-    /// Adds an error found by a check across options: `name` without dashes.
+    /// Adds an error that a check across options found. `name` is without dashes.
     pub fn push(&mut self, name: &str, message: impl fmt::Display) {
         self.add(format!("--{name}: {message}"));
     }
@@ -44,7 +44,7 @@ impl fmt::Display for Problems {
     }
 }
 
-/// Why there is nothing to run.
+/// Why nothing can run.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// An unknown flag or verb; also a request for help or the version.

@@ -9,17 +9,17 @@ use super::{CONFIG, Options, command, is_secret, secret_file, variable};
 
 const HEAD: &str = "# Configuration\n\n\
     Written from the options in the code (`just reference`); tests compare it with them.\n\n\
-    Every option is a flag, an environment variable and a TOML key (with `-` or `_`) in `--config FILE`. \
-    Flags win over the environment, the environment over the file, the file over the default. An empty \
-    variable counts as not set. All unknown keys and bad values are reported together, with exit status 2, \
-    before any port is bound.\n\n\
-    Values: `BYTES` are plain (`4096`) or have a unit (`10GiB`, `64MB`); a `RATE` is bytes a second (`10MiB`); a \
-    `DURATION` has a unit (`250ms`, `30s`, `1m30s`); an `ADDRESS:PORT` is `127.0.0.1:7500` or `[::1]:7500`; a \
-    `BOOL` is `true` or `false`, and a flag alone means `true`. Options that take several values are repeated, \
-    separated by commas, or a TOML list.\n";
+    Every option is a flag, an environment variable and a TOML key (with `-` or `_`) in `--config \
+    FILE`. Flags win over the environment, the environment over the file, the file over the \
+    default. An empty variable counts as not set. All unknown keys and bad values are reported \
+    together, with exit status 2, before any port is bound.\n\n\
+    Values: `BYTES` are plain (`4096`) or have a unit (`10GiB`, `64MB`); a `RATE` is bytes a \
+    second (`10MiB`); a `DURATION` has a unit (`250ms`, `30s`, `1m30s`); an `ADDRESS:PORT` is \
+    `127.0.0.1:7500` or `[::1]:7500`; a `BOOL` is `true` or `false`, and a flag alone means \
+    `true`. Options that take several values are repeated, separated by commas, or a TOML list.\n";
 
 /// Returns the page with this binary's section updated. The services do not know each other, so
-/// each keeps its own section; an empty page is begun.
+/// each updates only its own section; an empty page is begun.
 pub fn reference_page<O: Options>(page: &str, binary: &str) -> String {
     let heading = format!("\n## `{binary}`\n");
     let section = format!("{heading}\n{}", table::<O>());
@@ -58,7 +58,7 @@ fn table<O: Options>() -> String {
 
 fn row(prefix: &str, name: &str, arg: &Arg) -> String {
     let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-    // A default that is not constant is in the help, in clap's notation.
+    // A default that is not constant is part of the help, in clap's notation.
     let (meaning, noted) = match help.rsplit_once(" [default: ") {
         Some((meaning, note)) => (
             meaning.to_owned(),

@@ -1,5 +1,4 @@
-//! Value parsers. Every error says what would be valid and does not repeat the text, which clap
-//! adds.
+//! Value parsers. Every error says what is valid, without the given text, which clap adds.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -13,7 +12,7 @@ const BYTES_EXPECTED: &str =
 /// An instant this far ahead can still be represented.
 const MAX_DURATION: Duration = Duration::from_hours(100 * 365 * 24);
 
-/// A value that no `Debug`, `Display` or error shows.
+/// A value that `Debug`, `Display` and errors never show.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -39,7 +38,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A size given in bytes, or as a part of something known later.
+/// A size in bytes, or as a part of a total that is known later.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum BytesOrPercent {
     Bytes(u64),
@@ -48,11 +47,11 @@ pub enum BytesOrPercent {
 }
 
 impl BytesOrPercent {
-    /// Resolves to bytes, given a whole of `total` bytes.
+    /// Resolves to bytes, given a total of `total` bytes.
     pub fn of(self, total: u64) -> u64 {
         match self {
             BytesOrPercent::Bytes(bytes) => bytes,
-            // f64 rounds large totals up; never more than the whole.
+            // f64 rounds large totals up, but the result must not exceed the total.
             BytesOrPercent::Percent(percent) => {
                 ((total as f64 * (percent / 100.0)) as u64).min(total)
             }
@@ -141,7 +140,7 @@ pub fn parse_socket_address(text: &str) -> Result<SocketAddr, String> {
         .map_err(|_| "expected ADDRESS:PORT: 127.0.0.1:7400, 0.0.0.0:7400, [::1]:7400".to_owned())
 }
 
-/// `1.5 GiB`: three digits at most, for people.
+/// `1.5 GiB`: at most three digits, for people.
 pub fn human_bytes(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {

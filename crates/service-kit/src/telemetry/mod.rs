@@ -62,10 +62,11 @@ pub struct TelemetryOptions {
     /// How log lines look
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "human")]
     pub log_format: LogFormat,
-    /// What is logged: error, warn, info, debug, trace, or a filter such as info,cache_edge=debug
+    /// Log level: error, warn, info, debug, trace, or a filter such as info,cache_edge=debug
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = parse_filter)]
     pub log_level: String,
-    /// OpenTelemetry collector that traces are sent to, over gRPC, as OTEL_EXPORTER_OTLP_ENDPOINT says it [default: none: nothing is sent]
+    /// OpenTelemetry collector that traces are sent to, over gRPC, as OTEL_EXPORTER_OTLP_ENDPOINT
+    /// says it [default: none: nothing is sent]
     #[arg(long, value_name = "URL", value_parser = parse_url)]
     pub otlp_endpoint: Option<url::Url>,
     /// Part of new traces that is recorded, 0 to 1; a caller's own decision is kept

@@ -73,7 +73,10 @@ impl<C: Send + Sync + 'static> Reloading<C> {
                 Ok(Ok(true)) => tracing::info!(files = ?self.paths, "TLS files reloaded"),
                 Ok(Ok(false)) => {}
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, "TLS files changed and can not be used; keeping the old ones");
+                    tracing::warn!(
+                        %error,
+                        "TLS files changed and can not be used; keeping the old ones"
+                    );
                 }
                 Err(error) => tracing::error!(%error, "looking at the TLS files failed"),
             }
