@@ -66,7 +66,10 @@ pub fn command() -> Command {
                 .long("cat")
                 .action(ArgAction::SetTrue)
                 .conflicts_with_all(["token", "client"])
-                .help("Make a Common Access Token (CTA-5007): HS256 with --keys-file, ES256 with --private-key-file"),
+                .help(
+                    "Make a Common Access Token (CTA-5007): HS256 with --keys-file, ES256 with \
+                     --private-key-file",
+                ),
             option(
                 "path",
                 "PATTERN",

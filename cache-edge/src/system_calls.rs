@@ -14,29 +14,29 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 use tokio::net::TcpStream;
 
-/// What the kernel knows of a TCP connection.
+/// The kernel's figures of a TCP connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Transport {
-    /// Smoothed, from the handshake on.
+    /// Smoothed; known from the handshake on.
     pub round_trip_us: Option<u32>,
-    /// The newest sample of what it carries; none: too little was sent to know.
+    /// Newest sample of the throughput. `None`: too little was sent to measure it.
     pub delivery_kbps: Option<u32>,
 }
 
-/// As far as `tcpi_delivery_rate`, which `libc` does not name.
+/// The structure up to `tcpi_delivery_rate`, which `libc` does not define.
 type TcpInfo = [u8; 168];
-/// Whether the sender had less to send than the connection carries, in its first bit.
+/// Its first bit: the sender, not the connection, limited the throughput.
 const APP_LIMITED: usize = 7;
 const ROUND_TRIP: usize = 68;
 const DELIVERY_RATE: usize = 160;
 
-/// The kernel's smoothed round trip time, from the handshake on.
+/// The kernel's smoothed round trip time, known from the handshake on.
 pub fn round_trip(stream: &TcpStream) -> Option<Duration> {
     let round_trip = transport(stream.as_raw_fd())?.round_trip_us?;
     Some(Duration::from_micros(u64::from(round_trip)))
 }
 
-/// `None`: it is no open TCP socket.
+/// `None`: the socket is no open TCP socket.
 pub fn transport(socket: RawFd) -> Option<Transport> {
     let mut info: TcpInfo = [0; size_of::<TcpInfo>()];
     let mut length = size_of::<TcpInfo>() as libc::socklen_t;
@@ -53,7 +53,7 @@ pub fn transport(socket: RawFd) -> Option<Transport> {
     (result == 0).then(|| read(&info))
 }
 
-/// Zeros where an older kernel wrote nothing.
+/// Fields that an older kernel does not write are zero.
 fn read(info: &TcpInfo) -> Transport {
     let mut round_trip = [0; 4];
     round_trip.copy_from_slice(&info[ROUND_TRIP..ROUND_TRIP + 4]);

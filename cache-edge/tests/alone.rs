@@ -171,7 +171,7 @@ async fn without_space_bytes_pass_by_the_store() {
     edge.stop().await;
 }
 
-/// The first bytes are sent before their file is created, and so is the rest if it can not be
+/// The first bytes are sent before their file is created, and so is the rest if it cannot be
 /// created.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_can_not_be_made_costs_a_viewer_nothing() {

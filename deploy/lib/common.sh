@@ -1,7 +1,9 @@
-# Sourced by deploy/quickstart and tests/run: what a fresh Debian 12 lacks, and how to get it.
+# Sourced by deploy/quickstart and tests/run: installs the packages that a fresh Debian 12 lacks.
 # shellcheck shell=bash
 
-say() { printf '\n\033[1m%s\033[0m\n' "$*" | if [ -t 1 ]; then cat; else sed 's/\x1b\[[0-9;]*m//g'; fi; }
+say() {
+  printf '\n\033[1m%s\033[0m\n' "$*" | if [ -t 1 ]; then cat; else sed 's/\x1b\[[0-9;]*m//g'; fi
+}
 note() { printf '  %s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
@@ -16,7 +18,8 @@ as_root() {
 # none.
 postgres_bin() {
   local found
-  found=$(find /usr/lib/postgresql -maxdepth 3 -path '*/bin/postgres' 2>/dev/null | sort -V | tail -n 1)
+  found=$(find /usr/lib/postgresql -maxdepth 3 -path '*/bin/postgres' 2>/dev/null |
+    sort -V | tail -n 1)
   if [ -n "$found" ]; then dirname "$found"
   elif command -v postgres >/dev/null; then dirname "$(command -v postgres)"
   else return 1
@@ -36,19 +39,23 @@ install_missing() {
   command -v apt-get >/dev/null || die "install these first (this is not Debian): ${missing[*]}"
   note "installing with apt-get: ${missing[*]}"
   keep_services_down
-  if ! { as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null 2>&1; }; then
+  if ! as_root env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null 2>&1; then
     as_root apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    as_root env DEBIAN_FRONTEND=noninteractive \
+      apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
   fi
   allow_services_again
 }
 
-# Debian starts a cluster when PostgreSQL is installed; ours is private, and nothing else should
-# come to run.
+# Debian starts a cluster when PostgreSQL is installed. Ours is private, so prevent that.
 keep_services_down() {
-  if [ -d /etc/postgresql-common ] || [ -e /etc/postgresql-common/createcluster.conf ]; then return 0; fi
+  if [ -d /etc/postgresql-common ] || [ -e /etc/postgresql-common/createcluster.conf ]; then
+    return 0
+  fi
   as_root mkdir -p /etc/postgresql-common
-  echo 'create_main_cluster = false' | as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
+  echo 'create_main_cluster = false' |
+    as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
   made_cluster_conf=1
 }
 allow_services_again() {
@@ -62,17 +69,18 @@ require_toolchain() {
   command -v cargo >/dev/null || die "the Rust toolchain is missing: see https://rustup.rs"
 }
 
-# free_port PREFERRED  Answers the port, or the next one nobody listens on.
+# free_port PREFERRED  Prints the port, or the next one without a listener.
 free_port() {
   local port=$1
-  while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || [[ " ${taken_ports:-} " == *" $port "* ]]; do
+  while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null ||
+    [[ " ${taken_ports:-} " == *" $port "* ]]; do
     port=$((port + 1))
     [ "$port" -lt $(($1 + 2000)) ] || die "no free port from $1"
   done
   echo "$port"
 }
 
-# wait_for SECONDS WHAT COMMAND...  Until the command succeeds; dies naming what was awaited.
+# wait_for SECONDS WHAT COMMAND...  Waits until the command succeeds; otherwise dies and names WHAT.
 wait_for() {
   local seconds=$1 what=$2 until
   shift 2

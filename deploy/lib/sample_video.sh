@@ -16,13 +16,18 @@ make_videos() {
   # video.
   ffmpeg -v error -nostdin -y -f lavfi -i 'testsrc2=size=1280x720:rate=25,noise=alls=60:allf=t' \
     -f lavfi -i 'sine=frequency=440:beep_factor=4:sample_rate=48000' -t 10 \
-    -c:v libx264 -preset ultrafast -pix_fmt yuv420p -g 50 -b:v 28M -minrate 28M -maxrate 28M -bufsize 28M \
+    -c:v libx264 -preset ultrafast -pix_fmt yuv420p -g 50 \
+    -b:v 28M -minrate 28M -maxrate 28M -bufsize 28M \
     -c:a aac -b:a 128k "$directory/clip.mkv" || die "ffmpeg could not make the sample video"
-  ffmpeg -v error -nostdin -y -stream_loop 5 -i "$directory/clip.mkv" -c copy "$directory/making.mkv" || die "ffmpeg failed"
+  ffmpeg -v error -nostdin -y -stream_loop 5 -i "$directory/clip.mkv" -c copy \
+    "$directory/making.mkv" || die "ffmpeg failed"
   # Without +faststart the MP4 index (moov) is written last: playing it needs a real seek.
-  ffmpeg -v error -nostdin -y -i "$directory/making.mkv" -c copy "$directory/making.mp4" || die "ffmpeg failed"
+  ffmpeg -v error -nostdin -y -i "$directory/making.mkv" -c copy \
+    "$directory/making.mp4" || die "ffmpeg failed"
   rm -f "$directory/clip.mkv"
   mv "$directory/making.mkv" "$directory/film.mkv"
   mv "$directory/making.mp4" "$directory/film.mp4"
-  note "made in $((($(now_ms) - began) / 1000)) s: $(du -h --apparent-size "$directory/film.mp4" | cut -f1) and $(du -h --apparent-size "$directory/film.mkv" | cut -f1)"
+  note "made in $((($(now_ms) - began) / 1000)) s:" \
+    "$(du -h --apparent-size "$directory/film.mp4" | cut -f1) and" \
+    "$(du -h --apparent-size "$directory/film.mkv" | cut -f1)"
 }

@@ -4,16 +4,16 @@
 pids=() names=()
 postgres_pid=''
 
-# start NAME COMMAND...  In the background, its output in $logs/NAME.log.
+# start NAME COMMAND...  Runs the command in the background, with its output in $logs/NAME.log.
 start() {
   local name=$1
   shift
-  # A session of its own: Ctrl-C reaches this script only, which ends them in order.
+  # In its own session, so that Ctrl-C reaches only this script, which stops all in order.
   setsid "$@" >"$logs/$name.log" 2>&1 </dev/null 9>&- &
   pids+=($!) names+=("$name")
 }
 
-# Ends what was started, newest first: edges, coordinator, origin, then PostgreSQL.
+# Stops all started processes, newest first: edges, coordinator, origin, then PostgreSQL.
 stop_everything() {
   local index pid
   trap - EXIT INT TERM HUP
@@ -25,7 +25,7 @@ stop_everything() {
     wait_or_kill "$pid" 15
   done
   if [ -n "$postgres_pid" ]; then
-    # Fast shutdown: sessions are cut, what was committed stays.
+    # Fast shutdown: sessions are cut, but commits are kept.
     as_database_owner kill -INT "$postgres_pid" 2>/dev/null
     wait_or_kill "$postgres_pid" 20
   fi
@@ -42,14 +42,14 @@ wait_or_kill() {
   wait "$pid" 2>/dev/null
 }
 
-# PostgreSQL refuses to run as root: then it runs as the user its package made.
+# PostgreSQL refuses to run as root; then it runs as the user of its package.
 as_database_owner() {
   if [ "$(id -u)" = 0 ]; then setpriv --reuid=postgres --regid=postgres --clear-groups -- "$@"
   else "$@"
   fi
 }
 
-# start_postgres DATA_DIR PORT  A private cluster: 127.0.0.1 and a socket in its own directory.
+# start_postgres DATA_DIR PORT  Starts a private cluster on 127.0.0.1 and a socket in its directory.
 start_postgres() {
   local data=$1 port=$2 bin
   bin=$(postgres_bin)
@@ -57,19 +57,21 @@ start_postgres() {
     note "making a private PostgreSQL cluster in $data"
     mkdir -p "$data"
     [ "$(id -u)" != 0 ] || chown postgres:postgres "$data"
-    (cd / && as_database_owner "$bin/initdb" -D "$data" -U postgres -A trust -E UTF8 --locale=C >"$logs/initdb.log" 2>&1) ||
+    (cd / && as_database_owner "$bin/initdb" -D "$data" -U postgres -A trust -E UTF8 --locale=C \
+      >"$logs/initdb.log" 2>&1) ||
       { cat "$logs/initdb.log"; die "initdb failed"; }
   fi
   local as=()
   [ "$(id -u)" != 0 ] || as=(setpriv --reuid=postgres --regid=postgres --clear-groups --)
-  (cd / && exec setsid "${as[@]}" "$bin/postgres" -D "$data" -c listen_addresses=127.0.0.1 -c "port=$port" -c "unix_socket_directories=$data" \
+  (cd / && exec setsid "${as[@]}" "$bin/postgres" -D "$data" -c listen_addresses=127.0.0.1 \
+    -c "port=$port" -c "unix_socket_directories=$data" \
     >"$logs/postgres.log" 2>&1 </dev/null 9>&-) &
   postgres_pid=$!
   wait_for 60 "PostgreSQL accepts connections (log: $logs/postgres.log)" \
     "$bin/psql" -X -q -h 127.0.0.1 -p "$port" -U postgres -c 'SELECT 1' postgres
 }
 
-# wait_ready NAME PID URL  Until readyz says 200, or the process ended.
+# wait_ready NAME PID URL  Waits until readyz answers 200; dies if the process ends before.
 wait_ready() {
   local name=$1 pid=$2 url=$3 until=$((SECONDS + 60))
   until curl -sf -o /dev/null --max-time 2 "$url"; do

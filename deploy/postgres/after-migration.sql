@@ -7,6 +7,7 @@ BEGIN;
 REVOKE INSERT, UPDATE, DELETE ON schema_migrations FROM chunk_cache;
 -- Neither sources, whose headers may contain an origin's credentials, nor cluster_secrets, the keys
 -- between edges.
-GRANT SELECT ON cache_entries, cache_keys, cache_chunks, edges, precache_jobs, coordinator_lease, cache_changes, schema_migrations
+GRANT SELECT ON cache_entries, cache_keys, cache_chunks, edges, precache_jobs, coordinator_lease,
+    cache_changes, schema_migrations
   TO chunk_cache_reader;
 COMMIT;

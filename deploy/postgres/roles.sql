@@ -16,12 +16,15 @@ CREATE ROLE chunk_cache_reader LOGIN;
 
 -- Only these three roles may connect, and only the owner may create tables.
 SELECT format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database()) \gexec
-SELECT format('GRANT CONNECT ON DATABASE %I TO chunk_cache_owner, chunk_cache, chunk_cache_reader', current_database()) \gexec
+SELECT format('GRANT CONNECT ON DATABASE %I TO chunk_cache_owner, chunk_cache, chunk_cache_reader',
+    current_database()) \gexec
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE, CREATE ON SCHEMA public TO chunk_cache_owner;
 GRANT USAGE ON SCHEMA public TO chunk_cache, chunk_cache_reader;
 
 -- For all tables, including those of later migrations. Locking rows (FOR SHARE) needs UPDATE.
-ALTER DEFAULT PRIVILEGES FOR ROLE chunk_cache_owner IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO chunk_cache;
-ALTER DEFAULT PRIVILEGES FOR ROLE chunk_cache_owner IN SCHEMA public GRANT USAGE ON SEQUENCES TO chunk_cache;
+ALTER DEFAULT PRIVILEGES FOR ROLE chunk_cache_owner IN SCHEMA public
+    GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO chunk_cache;
+ALTER DEFAULT PRIVILEGES FOR ROLE chunk_cache_owner IN SCHEMA public
+    GRANT USAGE ON SEQUENCES TO chunk_cache;
 COMMIT;

@@ -48,10 +48,10 @@ MANY_FILES, MANY_BYTES = 100, 4 << 20
 COLD_BYTES = 64 << 20
 EXTENT_FILES = 4
 
-#: Objects of a segment's size, each asked for once: so many in a round.
+#: Objects of a segment's size, each requested once: this many per round.
 SMALL_BYTES, SMALL_OBJECTS = 64 << 10, 4000
 SMALL_CONNECTIONS = 16
-#: Of these, the second pass asks at random; a server of files has as many.
+#: The second pass requests this many of them at random; a file server has as many.
 SMALL_WARM = 2000
 
 #: Name, folder, offset in the object.
@@ -363,7 +363,7 @@ class Bench:
                 )
 
     def small(self, contestants, files):
-        """Distinct objects of 64 KiB: each once, then again at random. Processor time is that of all processes."""
+        """Distinct objects of 64 KiB, each once, then at random. CPU time is of all processes."""
         shape = {
             "content": repeating(self.files / "small.bin"),
             "connections": SMALL_CONNECTIONS,

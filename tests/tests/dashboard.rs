@@ -280,11 +280,14 @@ fn a_large_entry_is_drawn_smoothly() {
     cluster.postgres.query(&format!(
         "INSERT INTO edges (name, url, store_id) SELECT 'big-' || n, 'http://127.0.0.1:9', \
          gen_random_uuid() FROM generate_series(1, 200) n;
-         INSERT INTO cache_entries (id, source, path, validator, size, chunk_size) VALUES ('{id}', 'media', 'big.mkv', '\"v\"', 51200 * 2097152::bigint, 2097152);
-         INSERT INTO cache_keys (hash, entry_id, validated_at, fresh_until) VALUES (gen_random_uuid(), '{id}', now(), now());
+         INSERT INTO cache_entries (id, source, path, validator, size, chunk_size)
+         VALUES ('{id}', 'media', 'big.mkv', '\"v\"', 51200 * 2097152::bigint, 2097152);
+         INSERT INTO cache_keys (hash, entry_id, validated_at, fresh_until)
+         VALUES (gen_random_uuid(), '{id}', now(), now());
          INSERT INTO cache_chunks (entry_id, edge_id, start_byte, end_byte, checksum)
          SELECT '{id}', e.id, c * 2097152::bigint, (c + 1) * 2097152::bigint, c
-         FROM edges e, generate_series(0, 7) run, LATERAL generate_series(run * 6400 + e.id * 17 % 3000, run * 6400 + e.id * 17 % 3000 + 300) c
+         FROM edges e, generate_series(0, 7) run,
+           LATERAL generate_series(run * 6400 + e.id * 17 % 3000, run * 6400 + e.id * 17 % 3000 + 300) c
          WHERE e.name LIKE 'big-%';
          ANALYZE cache_chunks"
     ));

@@ -190,11 +190,13 @@ fn many_objects_at_once() {
     cluster.postgres.query(&format!(
         "INSERT INTO cache_entries (id, source, path, validator, size, chunk_size, \
          chunkless_since, tags)
-         SELECT md5(n::text)::uuid, 'media', 's/' || n % 9 || '/' || n || '.mp4', '\"v\"', 1000, 2097152, NULL,
+         SELECT md5(n::text)::uuid, 'media', 's/' || n % 9 || '/' || n || '.mp4', '\"v\"', 1000,
+                2097152, NULL,
              ARRAY['show-' || n / 1000]
          FROM generate_series(0, {count} - 1) n;
          INSERT INTO cache_keys (hash, entry_id, validated_at, fresh_until)
-         SELECT md5('k' || n)::uuid, md5(n::text)::uuid, now(), now() FROM generate_series(0, {count} - 1) n;
+         SELECT md5('k' || n)::uuid, md5(n::text)::uuid, now(), now()
+         FROM generate_series(0, {count} - 1) n;
          INSERT INTO cache_chunks (entry_id, edge_id, start_byte, end_byte, checksum)
          SELECT md5(n::text)::uuid, (SELECT id FROM edges WHERE name = '{edge}'), 0, 1000, n
          FROM generate_series(0, {count} - 1) n"

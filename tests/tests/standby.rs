@@ -375,11 +375,14 @@ fn a_leader_that_was_stopped_for_ten_seconds_changes_nothing() {
 fn everything(cluster: &Cluster) -> Vec<Vec<String>> {
     cluster.postgres.query(
         "SELECT 'lease', holder::text || term FROM coordinator_lease
-         UNION ALL SELECT 'chunks', md5(string_agg(c::text, ',' ORDER BY c::text)) FROM cache_chunks c
-         UNION ALL SELECT 'changes', md5(string_agg(c::text, ',' ORDER BY revision)) FROM cache_changes c
+         UNION ALL SELECT 'chunks', md5(string_agg(c::text, ',' ORDER BY c::text))
+         FROM cache_chunks c
+         UNION ALL SELECT 'changes', md5(string_agg(c::text, ',' ORDER BY revision))
+         FROM cache_changes c
          UNION ALL SELECT 'entries', md5(string_agg(e::text, ',' ORDER BY id)) FROM cache_entries e
          UNION ALL SELECT 'keys', md5(string_agg(k::text, ',' ORDER BY k::text)) FROM cache_keys k
-         UNION ALL SELECT 'edges', string_agg(name || state || epoch || draining, ',' ORDER BY name) FROM edges
+         UNION ALL SELECT 'edges', string_agg(name || state || epoch || draining, ',' ORDER BY name)
+         FROM edges
          UNION ALL SELECT 'sources', md5(string_agg(s::text, ',' ORDER BY name)) FROM sources s
          ORDER BY 1",
     )

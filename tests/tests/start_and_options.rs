@@ -284,7 +284,8 @@ fn a_database_of_a_newer_schema_ends_the_start() {
     assert_eq!(cluster.coordinator.terminate().code(), Some(0));
     let table = cluster.postgres.query(
         "SELECT table_name, column_name FROM information_schema.columns
-         WHERE table_schema = 'public' AND table_name LIKE '%migration%' AND data_type IN ('integer', 'bigint')",
+         WHERE table_schema = 'public' AND table_name LIKE '%migration%'
+           AND data_type IN ('integer', 'bigint')",
     );
     let (table, column) = (&table[0][0], &table[0][1]);
     // A copy of the newest row with a version that no release has yet.

@@ -24,7 +24,10 @@ pub(super) fn arguments() -> Vec<Arg> {
             .requires("manifest")
             .default_value("all")
             .hide_default_value(true)
-            .help("highest, lowest, or a name of video, with * for any text: 1280x720, an id, the URI of a playlist; audio and subtitles go along [default: all]"),
+            .help(
+                "highest, lowest, or the name of a video rendition, with * for any text: 1280x720, \
+                 an id, the URI of a playlist; includes its audio and subtitles [default: all]",
+            ),
     ]
 }
 

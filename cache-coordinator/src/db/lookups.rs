@@ -1,7 +1,7 @@
-//! Where keys point: those that are asked for while others are read are read together.
+//! Looks up the entries of keys. Keys that arrive while others are being read are read together.
 //!
 //! A viewer's first request for an object waits for this, and a statement for each key costs the
-//! database more than the read itself. No clock: the first question is read at once.
+//! database more than the read itself. There is no delay: the first key is read at once.
 
 use std::collections::HashMap;
 
@@ -16,9 +16,9 @@ use super::{
     statements,
 };
 
-/// Statements at a time.
+/// Concurrent statements.
 const STATEMENTS: usize = 2;
-/// Keys in a statement.
+/// Limit of keys in a statement.
 const MAX_KEYS: usize = 256;
 
 type Found = Result<Option<Binding>, DatabaseError>;
@@ -41,7 +41,7 @@ impl Default for KeyLookups {
 impl KeyLookups {
     fn take(&self) -> Vec<(Uuid, oneshot::Sender<Found>)> {
         let mut waiting = self.waiting.lock();
-        // Calls are given up while the database does not answer.
+        // Callers may leave while the database does not answer.
         waiting.retain(|(_, caller)| !caller.is_closed());
         let count = waiting.len().min(MAX_KEYS);
         waiting.drain(..count).collect()
@@ -49,7 +49,7 @@ impl KeyLookups {
 }
 
 impl Database {
-    /// The entry that the key points to now.
+    /// The entry that the key points to.
     pub async fn binding(&self, key: &v1::Key) -> Found {
         let hash = key_hash(key);
         let lookups = self.lookups();
@@ -62,14 +62,14 @@ impl Database {
                     answer = &mut found => answer,
                     permit = lookups.statements.acquire() => {
                         let _permit = permit.map_err(|_| closed())?;
-                        // Another caller may have taken ours, or others be before it.
+                        // Another caller may have read this key, or other keys may precede it.
                         self.read(lookups.take()).await;
                         continue;
                     }
                 };
                 match answer {
                     Ok(answer) => return answer,
-                    // The call that read it was given up.
+                    // The call that read this key was cancelled.
                     Err(_) => break,
                 }
             }
@@ -91,7 +91,7 @@ impl Database {
                 Ok(found) => found.get(&hash).cloned().transpose(),
                 Err(error) => Err(error.clone()),
             };
-            // Its call was given up.
+            // Its caller may have left.
             let _ = sender.send(answer);
         }
     }

@@ -63,7 +63,7 @@ pub enum Command {
     SourceRemoved(String),
     /// Load the entry now: a request, a job or an edge will name it.
     EntryWanted(EntryId),
-    /// An edge observed it: its row is about to be written, and nothing is read before.
+    /// An edge observed it, so its row is about to be written, and nothing is read before.
     EntryExpected(EntryId),
     /// Its row was created just now: no edge holds anything of it, and nothing needs to be read.
     EntryCreated(Box<v1::Entry>),

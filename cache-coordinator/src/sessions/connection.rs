@@ -1,8 +1,7 @@
 //! One edge's session, from `Hello` to its end.
 //!
-//! Two lanes: messages that change rows go to `storage.rs`, in order, at the database's pace;
-//! demand, reports and confirmations are handled here at once, so that a seek never waits for a
-//! commit.
+//! Messages that change rows go to `storage.rs` in order; demand, reports and confirmations are
+//! handled here at once, so that a seek never waits for a commit.
 
 use std::{
     collections::BTreeSet,
@@ -332,8 +331,7 @@ async fn serve(
     }
 }
 
-/// The edge speaks of an entry right after it observed it, on the other lane: its row is then on its
-/// way, and need not be looked for.
+/// Announces an entry that the edge has just observed: its row is on its way and need not be read.
 async fn expect_entry(cluster: &Cluster, message: &Request) -> Result<(), ServiceError> {
     if let Request::EntryObserved(v1::EntryObserved {
         entry: Some(entry), ..
@@ -345,8 +343,7 @@ async fn expect_entry(cluster: &Cluster, message: &Request) -> Result<(), Servic
     Ok(())
 }
 
-/// Converts an edge's times to this coordinator's clock. Done on arrival, because messages may then
-/// wait for the database.
+/// Converts an edge's times to this clock on arrival: messages may then wait for the database.
 fn on_own_clock(message: Request) -> Request {
     let receive = |freshness: Option<v1::Freshness>| {
         freshness.map(|freshness| freshness::receive(freshness, now_ms()))

@@ -25,7 +25,7 @@ struct Loading {
     again: bool,
     /// When the table was found not to have it.
     absent_since: Option<Millis>,
-    /// Nobody looked: its row is being written.
+    /// It was not read, because its row is being written.
     is_expected: bool,
 }
 
@@ -63,7 +63,7 @@ impl Loads {
         }
     }
 
-    /// Records that the entry's row is about to be written: it is not read before.
+    /// Records that the entry's row is about to be written, so that it is not read before.
     pub fn expect(&mut self, id: EntryId, now: Millis) {
         self.0.entry(id).or_insert_with(|| Loading {
             absent_since: Some(now),
@@ -82,7 +82,7 @@ impl Loads {
         was_absent
     }
 
-    /// The same of an entry that is only to be read if somebody spoke of it.
+    /// Like [`Self::registered`], for an entry that is read only if it was named.
     pub fn registered_quietly(&mut self, id: EntryId) -> bool {
         match self.0.get(&id) {
             None => false,
@@ -135,8 +135,8 @@ impl Loads {
         AbsenceOutcome::Wait
     }
 
-    /// Expected entries whose rows take long to be written, perhaps for ever, and of which somebody
-    /// spoke: they must be read now.
+    /// Returns expected entries whose rows are late, and which were named meanwhile: they must be
+    /// read now.
     pub fn overdue(&mut self, now: Millis) -> Vec<EntryId> {
         let mut overdue = Vec::new();
         for (id, loading) in &mut self.0 {

@@ -16,11 +16,13 @@ async fn all_that_is_begun_is_found_page_by_page() {
         .await
         .batch_execute(&format!(
             "INSERT INTO cache_entries (id, source, path, validator, size, chunk_size)
-             SELECT lpad(to_hex(n), 32, '0')::uuid, 'films', 'p' || n, 'v', 2 * 65536, 65536 FROM generate_series(1, 2500) n;
+             SELECT lpad(to_hex(n), 32, '0')::uuid, 'films', 'p' || n, 'v', 2 * 65536, 65536
+             FROM generate_series(1, 2500) n;
              INSERT INTO cache_chunks (entry_id, edge_id, start_byte, end_byte, checksum)
              SELECT lpad(to_hex(n), 32, '0')::uuid, {}, 0, 65536, n FROM generate_series(1, 2500) n;
              INSERT INTO cache_chunks (entry_id, edge_id, start_byte, end_byte, checksum)
-             SELECT lpad(to_hex(n), 32, '0')::uuid, CASE WHEN n % 5 = 0 THEN {} ELSE {} END, 65536, 131072, n FROM generate_series(1, 2500) n;",
+             SELECT lpad(to_hex(n), 32, '0')::uuid, CASE WHEN n % 5 = 0 THEN {} ELSE {} END, 65536,
+                    131072, n FROM generate_series(1, 2500) n;",
             a.id, a.id, b.id
         ))
         .await

@@ -13,11 +13,14 @@ async fn hot_statements_use_the_primary_key() {
             "INSERT INTO edges (name, url, store_id) SELECT 'e' || n, 'http://e', \
              gen_random_uuid() FROM generate_series(1, 4) n;
              INSERT INTO cache_entries (id, source, path, validator, size, chunk_size)
-             SELECT lpad(to_hex(n), 32, '0')::uuid, 'films', 'p' || n, 'v', 1000 * 65536, 65536 FROM generate_series(1, 50) n;
+             SELECT lpad(to_hex(n), 32, '0')::uuid, 'films', 'p' || n, 'v', 1000 * 65536, 65536
+             FROM generate_series(1, 50) n;
              INSERT INTO cache_chunks (entry_id, edge_id, start_byte, end_byte, checksum)
-             SELECT e.id, d.id, c * 65536::bigint, (c + 1) * 65536::bigint, c FROM edges d, cache_entries e, generate_series(0, 999) c;
+             SELECT e.id, d.id, c * 65536::bigint, (c + 1) * 65536::bigint, c
+             FROM edges d, cache_entries e, generate_series(0, 999) c;
              INSERT INTO cache_entries (id, source, path, validator, size, chunk_size)
-             SELECT gen_random_uuid(), 'films', 'more' || n, 'v', 65536, 65536 FROM generate_series(1, 5000) n;
+             SELECT gen_random_uuid(), 'films', 'more' || n, 'v', 65536, 65536
+             FROM generate_series(1, 5000) n;
              INSERT INTO cache_keys (hash, entry_id, validated_at, fresh_until)
              SELECT gen_random_uuid(), id, now(), now() FROM cache_entries",
         )

@@ -138,8 +138,10 @@ async fn plan(client: &Client, entries: u32) {
                 "INSERT INTO cache_chunks (entry_id, edge_id, start_byte, end_byte, checksum)
                  SELECT n.id, {edge}, c * 65536::bigint, (c + 1) * 65536::bigint, c * 1099511628211
                  FROM generate_series({from}, {to} - 1) b
-                 CROSS JOIN LATERAL (SELECT b AS of, m, copy, lpad(to_hex(m), 32, '0')::uuid AS id FROM {numbers}) n
-                 CROSS JOIN LATERAL generate_series(n.of * {TOGETHER}, n.of * {TOGETHER} + {TOGETHER} - 1) c"
+                 CROSS JOIN LATERAL (SELECT b AS of, m, copy, lpad(to_hex(m), 32, '0')::uuid AS id
+                     FROM {numbers}) n
+                 CROSS JOIN LATERAL generate_series(n.of * {TOGETHER},
+                     n.of * {TOGETHER} + {TOGETHER} - 1) c"
             )
         };
         let copies = rows(
@@ -161,7 +163,8 @@ async fn plan(client: &Client, entries: u32) {
              UNION ALL
              SELECT 1, i.indexrelid::regclass::text, false, pg_get_indexdef(i.indexrelid)
              FROM pg_index i WHERE i.indrelid = 'cache_chunks'::regclass
-               AND NOT EXISTS (SELECT 1 FROM pg_constraint c WHERE c.conindid = i.indexrelid AND c.conrelid = i.indrelid)
+               AND NOT EXISTS (SELECT 1 FROM pg_constraint c
+                   WHERE c.conindid = i.indexrelid AND c.conrelid = i.indrelid)
              UNION ALL
              SELECT 2, conname, true,
                     format('ALTER TABLE cache_chunks ADD CONSTRAINT %I %s NOT VALID', conname, pg_get_constraintdef(oid))
@@ -189,13 +192,19 @@ async fn plan(client: &Client, entries: u32) {
     client
         .batch_execute(&format!(
             "BEGIN;
-             INSERT INTO sources (name, base_url, revision) VALUES ('films', 'http://origin.test', 1) ON CONFLICT DO NOTHING;
-             INSERT INTO edges (name, url, store_id, state) SELECT 'e' || n, 'http://e', gen_random_uuid(), 'lost' FROM generate_series(1, {EDGES}) n;
-             INSERT INTO edges (name, url, store_id, state) VALUES ('{WIDE}', 'http://{WIDE}', '{store}', 'lost');
+             INSERT INTO sources (name, base_url, revision)
+             VALUES ('films', 'http://origin.test', 1) ON CONFLICT DO NOTHING;
+             INSERT INTO edges (name, url, store_id, state)
+             SELECT 'e' || n, 'http://e', gen_random_uuid(), 'lost'
+             FROM generate_series(1, {EDGES}) n;
+             INSERT INTO edges (name, url, store_id, state)
+             VALUES ('{WIDE}', 'http://{WIDE}', '{store}', 'lost');
              INSERT INTO cache_entries (id, source, path, validator, size, chunk_size)
-             SELECT lpad(to_hex(n), 32, '0')::uuid, 'films', 'p' || n, 'v', {ENTRY_CHUNKS} * 65536::bigint, 65536 FROM generate_series(1, {entries}) n;
+             SELECT lpad(to_hex(n), 32, '0')::uuid, 'films', 'p' || n, 'v',
+                    {ENTRY_CHUNKS} * 65536::bigint, 65536 FROM generate_series(1, {entries}) n;
              {away}
-             CREATE TABLE load_steps (number integer PRIMARY KEY, part text NOT NULL, sql text NOT NULL, is_done boolean NOT NULL DEFAULT false);"
+             CREATE TABLE load_steps (number integer PRIMARY KEY, part text NOT NULL,
+                 sql text NOT NULL, is_done boolean NOT NULL DEFAULT false);"
         ))
         .await
         .unwrap();

@@ -1,7 +1,7 @@
 //! Common Access Tokens (CTA-5007): CBOR Web Tokens (RFC 8392) in COSE (RFC 9052), with HS256 in a
 //! COSE_Mac0, or ES256 in a COSE_Sign1.
 //!
-//! A claim may narrow what a token allows. So a token with one that is not read here is refused.
+//! A claim may restrict a token, so tokens with an unknown claim are refused.
 
 use coset::{
     AsCborValue as _, CborSerializable as _, CoseMac0, CoseSign1, HeaderBuilder,
@@ -13,11 +13,11 @@ use percent_encoding::percent_decode_str;
 
 use super::signed_url::{Grant, SignatureError};
 
-/// Around either message, if any (RFC 8392, 6).
+/// Optional tag around either message (RFC 8392, 6).
 const CWT_TAG: u64 = 61;
 const MAC: CoseAlgorithm = CoseAlgorithm::HMAC_256_256;
 const ES256: CoseAlgorithm = CoseAlgorithm::ES256;
-/// Of one path.
+/// Limit of matches of the path.
 const MAX_MATCHES: usize = 8;
 
 const ISSUER: i128 = 1;
@@ -30,14 +30,14 @@ const REPLAY: i128 = 308;
 const VERSION: i128 = 310;
 const URI: i128 = 312;
 const METHODS: i128 = 313;
-/// What a server does when it refuses a token, and how it renews one: nothing here.
+/// How a server refuses a token, and how it renews one. Edges do neither.
 const IF_DATA: i128 = 320;
 const IF: i128 = 322;
 const RENEWAL: i128 = 323;
-/// They narrow nothing.
+/// Claims that do not restrict a token.
 const HARMLESS: [i128; 7] = [ISSUER, SUBJECT, ISSUED_AT, TOKEN_ID, IF_DATA, IF, RENEWAL];
 
-/// The component of a URI that an edge knows: it may be reached by any name.
+/// The only component of a URI that an edge can check, because it may be reached by any name.
 const PATH: i128 = 3;
 
 /// How a path is compared.
@@ -49,12 +49,12 @@ enum Match {
     Contains = 3,
 }
 
-/// A token as it came: nothing of it is true before its signature is verified.
+/// A received token. Its content is untrusted until its signature is verified.
 #[derive(Debug)]
 pub struct Signed {
     pub algorithm: Algorithm,
     pub key_id: Option<String>,
-    /// What the signature covers.
+    /// The signed bytes.
     pub message: Vec<u8>,
     pub signature: Vec<u8>,
     payload: Vec<u8>,
@@ -106,7 +106,7 @@ impl Signed {
         })
     }
 
-    /// Its claims, which are true once its signature is verified.
+    /// The claims. The caller must have verified the signature.
     pub fn claims(&self) -> Result<Claims, SignatureError> {
         let Ok(Value::Map(entries)) = Value::from_slice(&self.payload) else {
             return Err(SignatureError::Malformed);
@@ -115,18 +115,18 @@ impl Signed {
     }
 }
 
-/// What a token allows.
+/// The restrictions of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claims {
     pub expires: u64,
     pub not_before: u64,
-    /// All have to hold.
+    /// All of them must match.
     path: Vec<(Match, String)>,
 }
 
 impl Claims {
-    /// Of the path itself, or of a pattern with one `*` at most. `None`: it says more than a token of
-    /// this kind can.
+    /// Claims for the path, or for a pattern with at most one `*`. `None`: this kind of token
+    /// cannot express the grant.
     #[must_use]
     pub fn of(path: &str, grant: &Grant<'_>) -> Option<Self> {
         let pattern = grant.pattern.unwrap_or(path);
@@ -146,7 +146,7 @@ impl Claims {
         })
     }
 
-    /// Both as they decode.
+    /// Whether the path matches. Decoded forms are compared.
     #[must_use]
     pub fn covers(&self, path: &str) -> bool {
         let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
@@ -175,14 +175,14 @@ impl Claims {
                 EXPIRES => expires = Some(seconds(value)?),
                 NOT_BEFORE => not_before = seconds(value)?,
                 URI => path = Some(path_of(value)?),
-                // A HEAD tells no more than a GET.
+                // A token for GET allows HEAD as well, which reveals less.
                 METHODS => value
                     .as_array()?
                     .iter()
                     .any(|method| method.as_text() == Some("GET"))
                     .then_some(())?,
                 VERSION => (integer(value)? == 1).then_some(())?,
-                // Players ask for a range at a time: a token that holds once plays nothing.
+                // A player sends many requests, so a token for a single use is useless.
                 REPLAY => (integer(value)? == 0).then_some(())?,
                 key if HARMLESS.contains(&key) => {}
                 _ => return None,
@@ -209,7 +209,7 @@ impl Claims {
     }
 }
 
-/// The matches of the path, the only component that is read.
+/// The matches of the path. Fails if the URI has other components.
 fn path_of(uri: &Value) -> Option<Vec<(Match, String)>> {
     let [(component, matches)] = &uri.as_map()?[..] else {
         return None;
@@ -245,7 +245,7 @@ fn seconds(value: &Value) -> Option<u64> {
     }
 }
 
-/// A token with these claims; `sign` is given the message that it signs. `None`: it can not.
+/// Encodes a token. `sign` returns the signature of a message. `None`: it cannot sign it.
 #[must_use]
 pub fn sign(
     algorithm: Algorithm,

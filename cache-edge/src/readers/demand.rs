@@ -16,11 +16,11 @@ use tokio::sync::Notify;
 use crate::core::{
     consumption::{Consumption, PlayerReport},
     lookahead::ReaderView,
-    viewers::{Places, Viewer},
+    viewers::{Viewer, ViewerPositions},
 };
 use chunk_store::EntryFile;
 
-mod places;
+mod positions;
 
 /// A reader that took nothing for this long keeps its position but wants no fetch.
 const PAUSED_AFTER: Duration = Duration::from_secs(30);
@@ -43,10 +43,10 @@ pub struct ReaderState {
     pub id: u64,
     pub file: Arc<EntryFile>,
     pub end: u64,
-    /// Whose it is, as far as its player says.
+    /// Its viewer, if its player names a session.
     viewer: Option<Viewer>,
     position: AtomicU64,
-    /// Where it was when its viewer sought on another connection.
+    /// Its position when its viewer sought on another connection.
     left_at: AtomicU64,
     waiting: AtomicBool,
     /// How long, from the start of its wait, the coordinator is responsible for it.
@@ -55,7 +55,7 @@ pub struct ReaderState {
     waiting_since_us: AtomicU64,
     last_read_us: AtomicU64,
     consumption: Mutex<Consumption>,
-    /// The coordinator was told of it.
+    /// It was reported to the coordinator.
     was_told: AtomicBool,
     /// The last report said that it is paused.
     told_paused: AtomicBool,
@@ -99,7 +99,7 @@ struct Inner {
     dirty: HashSet<u64>,
     closed: Vec<u64>,
     closed_overflow: bool,
-    places: Places,
+    viewer_positions: ViewerPositions,
     /// A waiting reader has not been reported to the coordinator yet.
     urgent: bool,
     /// Since when there has been something to report.
@@ -187,7 +187,7 @@ impl DemandRegistry {
         if let Some(viewer) = player.viewer {
             let mut consumption = state.consumption.lock();
             let now = self.now();
-            if let Some((before, is_seek)) = inner.take_place(viewer, &state, now) {
+            if let Some((before, is_seek)) = inner.move_viewer(viewer, &state, now) {
                 *consumption = before.going_on(is_seek, player, now);
             }
         }
@@ -195,7 +195,7 @@ impl DemandRegistry {
         state
     }
 
-    /// One that is expected, for a viewer that reads elsewhere.
+    /// Opens a reader for an expected request of a viewer that reads elsewhere.
     #[must_use]
     pub fn expect(
         &self,
@@ -243,7 +243,7 @@ impl DemandRegistry {
     pub fn close(&self, id: u64) {
         let mut inner = self.inner.lock();
         if let Some(reader) = inner.readers.remove(&id) {
-            inner.leave_place(&reader, self.now());
+            inner.record_viewer(&reader, self.now());
             if !reader.hints.lock().is_empty() && inner.hinting.len() < MAX_HINTING {
                 reader.position.store(reader.end, Ordering::Relaxed);
                 reader.waiting.store(false, Ordering::Release);
@@ -258,13 +258,13 @@ impl DemandRegistry {
         self.told.tell();
     }
 
-    /// Records that the reader is blocked at `position`. The coordinator is told at once.
+    /// Records that the reader is blocked at `position`, and reports it at once.
     pub fn wait_at(&self, reader: &ReaderState, position: u64) {
         self.block_at(reader, position, true);
     }
 
-    /// The same of a reader whose bytes are on their way, as the answer to its own question. Most
-    /// have them, and have left, before the coordinator need know.
+    /// Like [`Self::wait_at`], for a reader whose bytes are on the way as the answer to its own
+    /// request. Most such readers have their bytes, and have left, before a report is needed.
     pub fn wait_for_answer_at(&self, reader: &ReaderState, position: u64) {
         self.block_at(reader, position, false);
     }
@@ -368,7 +368,7 @@ impl DemandRegistry {
         self.inner.lock().readers.len()
     }
 
-    /// Readers; those of one viewer count once.
+    /// Number of viewers. Readers of one session count once.
     #[must_use]
     pub fn viewers(&self) -> usize {
         let inner = self.inner.lock();

@@ -122,7 +122,7 @@ fn of_viewer(session: u64) -> PlayerReport {
     }
 }
 
-/// Of a viewer's reader that has consumed 40 MiB.
+/// A viewer's reader that has consumed 40 MiB.
 fn played(demand: &DemandRegistry, file: &Arc<EntryFile>, session: u64) -> Arc<ReaderState> {
     let reader = demand.open(file, ByteRange::new(0, 100 << 20), of_viewer(session));
     demand.advance(&reader, 40 << 20, 40 << 20, true);
@@ -152,7 +152,7 @@ fn a_viewer_that_seeks_on_another_connection_leaves_its_reader_at_once() {
     demand.close(other.id);
     assert!(!demand.still_wants(left.id, file.id(), run));
 
-    // What it has earned shows once it has read on there.
+    // The earned bytes count once the viewer has read on at the new position.
     let start = 2 * (2 << 20);
     assert_eq!(demand.earned_bytes(&left), start);
     assert_eq!(demand.earned_bytes(&sought), start);

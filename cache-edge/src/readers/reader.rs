@@ -126,10 +126,10 @@ pub struct Reader {
     direct: Option<tokio::sync::mpsc::Receiver<Result<Bytes, ReadError>>>,
     /// The chunk of the last returned bytes.
     last_chunk: Option<ChunkIndex>,
-    /// Up to here the question's own answer brings the bytes.
+    /// End of the bytes that the answer to the question itself brings.
     answered_to: u64,
-    /// It began at the first byte of an entry that is not complete, and has not located the
-    /// container's index yet.
+    /// It began at the first byte of an incomplete entry, and has not located the container's index
+    /// yet.
     looks_for_index: bool,
 }
 
@@ -339,8 +339,7 @@ impl Reader {
     }
 
     /// Finds the container's index from the first `len` bytes, so that it is fetched before the
-    /// player requests it. All that this reader wants may be here already: it is reported for the
-    /// index then.
+    /// player requests it. A reader without missing bytes is reported because of its index.
     fn look_for_index(&mut self, len: usize, read: impl FnOnce(&mut [u8]) -> bool) {
         if (len as u64) < MIN_HEAD_BYTES || !self.incoming().take_hint_turn() {
             return;

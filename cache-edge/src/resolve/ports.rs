@@ -115,7 +115,7 @@ pub enum Freshness {
 }
 
 impl Freshness {
-    /// Whether the answer to this request's own question is on its way.
+    /// Whether the origin's answer to this request is on its way.
     #[must_use]
     pub fn is_own_answer(self) -> bool {
         matches!(self, Self::Probed { collapsed, .. } if !collapsed)

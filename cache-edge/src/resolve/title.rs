@@ -23,8 +23,8 @@ const MAX_NAME_BYTES: usize = 4 << 20;
 const READ_WITHIN: Duration = Duration::from_secs(60);
 
 impl EdgeObjects {
-    /// The objects of a title, or the reason why there are none. Manifests are requested like a player
-    /// would, but without request headers.
+    /// The objects of a title, or the reason why there are none. Manifests are requested like a
+    /// player would, but without request headers.
     pub async fn list_title(
         &self,
         manifest: v1::Key,
@@ -76,7 +76,8 @@ impl EdgeObjects {
         Ok(listing.finish())
     }
 
-    /// The text of a manifest. A manifest that is stored in chunks is listed as an object of the title.
+    /// The text of a manifest. A manifest that is stored in chunks is listed as an object of the
+    /// title.
     async fn read_manifest(&self, key: &v1::Key, listing: &mut Listing) -> Result<String, String> {
         let (path, query) = (key.path.clone(), key.query.clone());
         let named = format!("{}/{path}", key.source);

@@ -22,7 +22,7 @@ use super::{
     file_slices::{FilePart, FileSlice, FileSlices, MAX_SLICE_BYTES},
     limits::Share,
     metrics::Metrics,
-    pace::Pace,
+    pace::Pacer,
     sent_bytes::{ByteSource, SentBytes},
 };
 use crate::core::consumption::PlayerReport;
@@ -30,7 +30,8 @@ use crate::resolve::ports::{OpenReader, Piece, ReadBytes, ReadError};
 
 /// A longer wait within a body is a stall that a viewer may notice.
 const STALL: Duration = Duration::from_millis(100);
-/// So much of a rate that a player asks for is sent at once: its player starts to play what it gets.
+/// So much of a rate that a player asks for is sent at once: its player starts to play what it
+/// gets.
 const PACED_BURST: Duration = Duration::from_secs(1);
 
 /// One frame's bytes.
@@ -329,7 +330,7 @@ pub struct ObjectBody<O: OpenReader> {
     waiting_since: Option<Instant>,
     remaining: u64,
     /// At which its player asked to be sent it.
-    pace: Option<Pace>,
+    pace: Option<Pacer>,
     metrics: Arc<Metrics>,
     /// The client's share of the readers of missing bytes.
     _place: Option<Share>,
@@ -376,7 +377,7 @@ impl<O: OpenReader> ObjectBody<O> {
     /// Limits the rate of the body, after a burst of one second.
     #[must_use]
     pub(super) fn paced(mut self, bytes_per_second: Option<u64>) -> Self {
-        let pace = bytes_per_second.map(|rate| Pace::new(rate, PACED_BURST));
+        let pace = bytes_per_second.map(|rate| Pacer::new(rate, PACED_BURST));
         if let (Some(pace), Some(cursor)) = (&pace, &mut self.cursor) {
             cursor.max_piece = pace.part_bytes();
         }

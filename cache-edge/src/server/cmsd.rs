@@ -1,5 +1,4 @@
-//! What players are told of a response, where the operator wants it (`--cmsd`): Common Media Server
-//! Data.
+//! Common Media Server Data for players in responses, with `--cmsd`.
 
 use std::time::Instant;
 
@@ -8,7 +7,7 @@ use http_rules::cmsd::{self, Delivery};
 
 use super::{connection::Client, response::CACHE_STATUS, server::Settings};
 
-/// Adds it to a response that concerns an object and can begin now.
+/// Adds CMSD to a response about an object, just before its body begins.
 pub(super) fn decorate(
     settings: &Settings,
     client: &Client,
@@ -29,17 +28,17 @@ pub(super) fn decorate(
             .round_trip_us
             .map(|us| u64::from(us).div_ceil(1_000)),
     };
-    // Behind those of servers nearer to the origin. ASCII without control characters.
+    // After the members of servers nearer to the origin. It is ASCII without control characters.
     if let Ok(value) = HeaderValue::try_from(delivery.render(&settings.edge_name)) {
         response.append(cmsd::DYNAMIC, value);
     }
-    // The origin knows more of its object.
+    // The origin's own description takes precedence.
     if response.contains_key(cmsd::STATIC) {
         return;
     }
     let content_type = response.get(header::CONTENT_TYPE);
     let content_type = content_type.and_then(|value| value.to_str().ok());
-    if let Some(told) = content_type.and_then(cmsd::of_type) {
-        response.insert(cmsd::STATIC, HeaderValue::from_static(told));
+    if let Some(properties) = content_type.and_then(cmsd::of_type) {
+        response.insert(cmsd::STATIC, HeaderValue::from_static(properties));
     }
 }

@@ -123,6 +123,6 @@ impl Default for Timeouts {
 pub struct Client {
     pub address: IpAddr,
     pub delivery: Delivery,
-    /// Of its connection, where it is told; none otherwise.
+    /// Figures of its connection. `None`: they are not reported to clients.
     pub transport: Option<Transport>,
 }

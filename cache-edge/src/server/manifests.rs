@@ -61,9 +61,9 @@ struct Inner {
     /// By the hash of the manifest's path.
     known: HashMap<u64, Arc<KnownManifest>>,
     /// By the hash of a segment's name.
-    places: HashMap<u64, Place>,
+    places: HashMap<u64, SegmentPosition>,
     /// By the hash of the text before and after a segment's number.
-    patterns: HashMap<u64, Place>,
+    patterns: HashMap<u64, SegmentPosition>,
 }
 
 struct KnownManifest {
@@ -75,7 +75,7 @@ struct KnownManifest {
 }
 
 #[derive(Clone)]
-struct Place {
+struct SegmentPosition {
     of: Arc<KnownManifest>,
     track: usize,
     /// The position of the first segment of a run in one object.
@@ -129,11 +129,11 @@ impl Manifests {
             places, patterns, ..
         } = &mut *inner;
         // For a segment that is listed twice, the first position counts.
-        let place = |places: &mut HashMap<u64, Place>, name, track, first| {
+        let place = |places: &mut HashMap<u64, SegmentPosition>, name, track, first| {
             let place = places.get(&name);
             if !place.is_some_and(|place| Arc::ptr_eq(&place.of, &known)) {
                 let of = Arc::clone(&known);
-                places.insert(name, Place { of, track, first });
+                places.insert(name, SegmentPosition { of, track, first });
             }
         };
         for (number, (_, track)) in known.manifest.tracks.iter().enumerate() {
@@ -148,8 +148,8 @@ impl Manifests {
         self.count.store(inner.known.len(), Ordering::Relaxed);
     }
 
-    /// The objects after the requested one, whose bytes from `start` on were requested, each with the
-    /// time until a player requests it.
+    /// The objects after the requested one, whose bytes from `start` on were requested, each with
+    /// the time until a player requests it.
     pub fn next(&self, name: (&str, &str, &str), start: u64) -> Option<Vec<(Segment, Duration)>> {
         let (of, track, position) = self
             .find_listed(name, start)
@@ -204,7 +204,8 @@ impl Manifests {
         })
     }
 
-    /// The hashed names of a list, with the position of the first segment of each run in one object.
+    /// The hashed names of a list, with the position of the first segment of each run in one
+    /// object.
     fn names(&self, source: &str, track: &Track) -> Vec<(usize, u64)> {
         let Track::Listed(segments) = track else {
             return Vec::new();
@@ -277,7 +278,7 @@ impl Manifests {
         let Inner {
             places, patterns, ..
         } = &mut *inner;
-        let leave = |places: &mut HashMap<u64, Place>, name| {
+        let leave = |places: &mut HashMap<u64, SegmentPosition>, name| {
             let place = places.get(&name);
             if place.is_some_and(|place| Arc::ptr_eq(&place.of, &known)) {
                 places.remove(&name);

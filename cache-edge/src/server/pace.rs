@@ -1,4 +1,4 @@
-//! A rate at which bytes are sent, after a burst: of a connection, or of one body.
+//! Limits the rate of a connection or of one body, after a burst.
 
 use std::{
     pin::Pin,
@@ -11,19 +11,19 @@ use tokio::time::{Instant, Sleep};
 
 use crate::core::byte_rate::ByteRateLimiter;
 
-/// A second's worth is sent in so many parts.
+/// The bytes of one second are sent in this many parts.
 const PARTS_PER_SECOND: u64 = 8;
 /// Smaller parts cost more than they smooth.
 const LEAST_PART_BYTES: u64 = 16 << 10;
 
-pub(super) struct Pace {
+pub(super) struct Pacer {
     bytes_per_second: u64,
     limiter: ByteRateLimiter,
     wait: Option<Pin<Box<Sleep>>>,
 }
 
-impl Pace {
-    /// `burst`: so much of the rate is sent at once, at first and after a rest.
+impl Pacer {
+    /// `burst`: this much of the rate is sent at once, at the start and after a pause.
     pub fn new(bytes_per_second: u64, burst: Duration) -> Self {
         Self {
             bytes_per_second,
@@ -32,7 +32,7 @@ impl Pace {
         }
     }
 
-    /// The most that is sent without asking again.
+    /// Number of bytes that may be sent when ready.
     pub fn part_bytes(&self) -> u64 {
         (self.bytes_per_second / PARTS_PER_SECOND).max(LEAST_PART_BYTES)
     }
@@ -52,7 +52,7 @@ impl Pace {
         }
     }
 
-    /// So much was sent.
+    /// Counts sent bytes.
     pub fn sent(&mut self, bytes: usize) {
         let (rate, now) = (self.bytes_per_second, Instant::now().into_std());
         self.limiter.take(bytes, Level::Critical, rate, now);
@@ -63,9 +63,9 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// What is sent within so many seconds.
+    /// Number of bytes that are sent within `seconds`.
     async fn sent_in(rate: u64, burst: Duration, seconds: u64) -> u64 {
-        let mut pace = Pace::new(rate, burst);
+        let mut pace = Pacer::new(rate, burst);
         let end = Instant::now() + Duration::from_secs(seconds);
         let mut sent = 0;
         loop {

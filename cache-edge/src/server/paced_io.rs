@@ -10,7 +10,7 @@ use std::{
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 
-use super::{connection::Activity, pace::Pace};
+use super::{connection::Activity, pace::Pacer};
 
 /// This much of the rate is sent at once after a pause: a player fills its buffer when it starts or
 /// seeks, and then receives data as it plays.
@@ -23,7 +23,7 @@ pub struct PacedIo<I> {
 }
 
 struct Paced {
-    pace: Pace,
+    pace: Pacer,
     activity: Arc<Activity>,
 }
 
@@ -31,7 +31,7 @@ impl<I> PacedIo<I> {
     /// `bytes_per_second`: `None` means no limit.
     pub fn new(io: I, bytes_per_second: Option<u64>, activity: &Arc<Activity>) -> Self {
         let paced = bytes_per_second.map(|bytes_per_second| Paced {
-            pace: Pace::new(bytes_per_second, BURST),
+            pace: Pacer::new(bytes_per_second, BURST),
             activity: Arc::clone(activity),
         });
         Self { io, paced }

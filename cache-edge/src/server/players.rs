@@ -12,10 +12,10 @@ use http_rules::cmcd::Cmcd;
 use super::{limits, metrics::Metrics};
 use crate::core::{consumption::PlayerReport, viewers::Viewer};
 
-/// Nobody outside can choose what its session's name becomes.
+/// Randomised, so that clients cannot choose the hashes of session names.
 static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
-/// No body is slower because its player says so: it would hold its place without end.
+/// Lower bound of a requested rate: a slower body would occupy its share of the limits forever.
 const LEAST_RATE: u64 = 16 << 10;
 
 /// Reads the report of a request's player, and counts the stall that it reports.
@@ -27,7 +27,7 @@ pub(super) fn read(metrics: &Metrics, request: &Parts) -> Option<Cmcd> {
     Some(cmcd)
 }
 
-/// For what is fetched ahead of it.
+/// The report for the lookahead.
 pub(super) fn report_of(cmcd: &Cmcd, client: IpAddr) -> PlayerReport {
     PlayerReport {
         viewer: viewer_of(cmcd, client),
@@ -35,7 +35,7 @@ pub(super) fn report_of(cmcd: &Cmcd, client: IpAddr) -> PlayerReport {
     }
 }
 
-/// Whose request it is; none: its player does not say.
+/// The viewer of a request. `None`: its player names no session.
 pub(super) fn viewer_of(cmcd: &Cmcd, client: IpAddr) -> Option<Viewer> {
     let client = limits::client_number(client);
     let name = cmcd.session_id.as_ref()?;
@@ -45,8 +45,8 @@ pub(super) fn viewer_of(cmcd: &Cmcd, client: IpAddr) -> Option<Viewer> {
     })
 }
 
-/// Bytes a second at which the player asks to be sent the body (`rtp`), and no less than it says it
-/// plays; none: as fast as it takes it.
+/// The rate in bytes per second that the player requests for the body (`rtp`), at least its
+/// reported bit rate. `None`: no limit.
 pub(super) fn rate_of(cmcd: &Cmcd) -> Option<u64> {
     let bytes = |kbps: u64| kbps.saturating_mul(125);
     let plays = cmcd.encoded_kbps.map_or(0, bytes);

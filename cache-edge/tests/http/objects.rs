@@ -68,7 +68,7 @@ impl TestObject {
         self.stands.store(stands, Ordering::Relaxed);
     }
 
-    /// Lets the chunk arrive although it can not be stored.
+    /// Lets the chunk arrive although it cannot be stored.
     pub fn land_unstored(&self, chunk: ChunkIndex) {
         self.unstored.lock().unwrap().insert(chunk);
         self.landed.notify_waiters();

@@ -19,9 +19,9 @@ use parking_lot::Mutex;
 
 use super::{disk::DiskFile, entry_file::EntryFile};
 
-/// Files looked at for each one that is opened. Two are enough where files are used once: the first
-/// look takes the second chance away. While thousands are in use at once there are more than
-/// `max_files` for a moment, and an opening does not look through them all.
+/// Files that are checked for eviction when another is opened. Two suffice if files are used once,
+/// because the first check takes away their second chance. If thousands are in use at once, more
+/// than `max_files` may be open for a moment, rather than checking all of them.
 const MAX_STEPS: usize = 16;
 
 /// An open sparse file.

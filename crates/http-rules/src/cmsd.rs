@@ -1,5 +1,5 @@
-//! What is said to a player of a response and of how it was delivered: Common Media Server Data
-//! (CTA-5006), as structured fields (RFC 9651).
+//! Data about a response and its delivery for players: Common Media Server Data (CTA-5006), as
+//! structured fields (RFC 9651).
 
 use std::fmt::Write as _;
 
@@ -7,21 +7,22 @@ use http::HeaderName;
 
 use crate::cache_status::write_string;
 
-/// Of the object: a Dictionary.
+/// Describes the object: a Dictionary.
 pub const STATIC: HeaderName = HeaderName::from_static("cmsd-static");
-/// Of this one delivery: a List with a member for each server, the last one nearest to the player.
+/// Describes this delivery: a List with a member for each server, the last one nearest to the
+/// player.
 pub const DYNAMIC: HeaderName = HeaderName::from_static("cmsd-dynamic");
 
-/// What a server knows of one delivery.
+/// A server's figures of one delivery.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Delivery {
-    /// `etp`: what its connection to the client carries, kbit/s.
+    /// `etp`: estimated throughput of its connection to the client, in kbit/s.
     pub throughput_kbps: Option<u64>,
-    /// `mb`: no more than this is sent, kbit/s.
+    /// `mb`: upper bound of the rate, in kbit/s.
     pub max_kbps: Option<u64>,
-    /// `rd`: from the request until the body can begin, ms.
+    /// `rd`: time from the request until the body can begin, in ms.
     pub response_delay_ms: u64,
-    /// `rtt`: of its connection to the client, ms.
+    /// `rtt`: round trip time of its connection to the client, in ms.
     pub round_trip_ms: Option<u64>,
 }
 
@@ -38,7 +39,7 @@ impl Delivery {
             ("rtt", self.round_trip_ms),
         ] {
             if let Some(value) = value {
-                // Writing to a String can not fail.
+                // Writing to a String cannot fail.
                 let _ = write!(member, ";{key}={value}");
             }
         }
@@ -46,8 +47,8 @@ impl Delivery {
     }
 }
 
-/// What a media type tells for certain: that an object is a manifest, and of which format; that it is
-/// audio alone, or captions. Whether a video has sound it does not.
+/// The properties that follow from a media type: a manifest and its format, audio only, or
+/// captions. Nothing follows for video, which may have sound or not.
 #[must_use]
 pub fn of_type(content_type: &str) -> Option<&'static str> {
     let essence = content_type.split(';').next().unwrap_or_default().trim();

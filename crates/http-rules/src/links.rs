@@ -12,8 +12,8 @@ const MAX_READ: usize = 64;
 const MAX_FIELD_BYTES: usize = 8 << 10;
 const MAX_REFERENCE_BYTES: usize = 2 << 10;
 
-/// References to the objects that a reader of this object is expected to request next, as the origin
-/// wrote them.
+/// References to the objects that a reader of this object is expected to request next, as the
+/// origin wrote them.
 #[must_use]
 pub fn next(headers: &HeaderMap) -> Vec<&str> {
     let fields = headers.get_all(header::LINK).iter();
@@ -54,8 +54,8 @@ impl<'a> Iterator for Links<'a> {
     }
 }
 
-/// Whether the first `rel` contains `next` or `prefetch`, and no `anchor` assigns the link to another
-/// object (RFC 8288, 3.2 and 3.3).
+/// Whether the first `rel` contains `next` or `prefetch`, and no `anchor` assigns the link to
+/// another object (RFC 8288, 3.2 and 3.3).
 fn leads_on(mut parameters: &str) -> bool {
     let mut relations = None;
     while !parameters.is_empty() {

@@ -251,7 +251,8 @@ pub struct Demand {
     /// How much its player has buffered before it needs `position`; unset: it did not report, and
     /// its buffer counts as empty.
     pub player_buffer_ms: Option<u32>,
-    /// Identifies the readers of one player's session on its edge; 0: the reader is a viewer itself.
+    /// Identifies the readers of one player's session on its edge; 0: the reader is a viewer
+    /// itself.
     pub viewer: u64,
     /// Its viewer has sought with another reader: only the bytes that it waits for are wanted.
     pub left: bool,

@@ -28,7 +28,7 @@ struct Options {
     client: Client,
     /// Request targets; one is drawn for each request.
     targets: Vec<String>,
-    /// In their order, each once: the only target with the number in place of `{}`.
+    /// Numbers that replace `{}` in the only target, in order and each once.
     numbers: Option<Range<u64>>,
     content: Content,
     connections: u64,
@@ -305,7 +305,7 @@ async fn converse(
 /// The targets of one connection.
 struct Targets<'a> {
     options: &'a Options,
-    /// The number of the next target, of all connections.
+    /// The number of the next target, shared by all connections.
     next: &'a AtomicU64,
     random: SmallRng,
 }

@@ -112,7 +112,8 @@ fn stand_still(cluster: &Cluster, mut is_enough: impl FnMut(&Cluster, u32) -> bo
 fn rows(cluster: &Cluster) -> Vec<Row> {
     let rows = cluster.postgres.query(
         "SELECT d.name, e.id, e.etag, c.start_byte, c.end_byte FROM cache_chunks c
-         JOIN cache_entries e ON e.id = c.entry_id JOIN edges d ON d.id = c.edge_id ORDER BY 1, 2, 4",
+         JOIN cache_entries e ON e.id = c.entry_id JOIN edges d ON d.id = c.edge_id
+           ORDER BY 1, 2, 4",
     );
     let row = |row: Vec<String>| {
         let [edge, entry, etag, start, end]: [String; 5] = row.try_into().expect("five columns");

@@ -1,4 +1,4 @@
-//! A small ext4 file system on a loop device, to be filled. Needs root; if it can not be made, the
+//! A small ext4 file system on a loop device, to be filled. Needs root; if it cannot be made, the
 //! caller reports that.
 
 use std::fs::File;

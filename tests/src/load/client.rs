@@ -95,7 +95,7 @@ pub struct Timing {
     pub whole: Duration,
     pub bytes: u64,
     pub wrong_bytes: u64,
-    /// The whole body was read; otherwise the connection can not be reused.
+    /// The whole body was read; otherwise the connection cannot be reused.
     pub ended: bool,
 }
 

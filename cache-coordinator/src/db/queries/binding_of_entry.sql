@@ -1,6 +1,8 @@
 -- The entry and the freshness of the key that points to it now, if there is one.
-SELECT e.id, e.source, e.path, e.query, e.variant, e.validator, e.etag, e.last_modified, e.content_type, e.size, e.chunk_size,
-       e.pinned, e.created_at, coalesce(e.chunkless_since < now() - interval '3 minutes', false) AS idle,
+SELECT e.id, e.source, e.path, e.query, e.variant, e.validator, e.etag, e.last_modified,
+       e.content_type, e.size, e.chunk_size,
+       e.pinned, e.created_at, coalesce(e.chunkless_since < now() - interval '3 minutes', false)
+           AS idle,
        k.validated_at, k.fresh_until, k.initial_age, k.cache_control, k.vary
 FROM cache_entries e
 LEFT JOIN cache_keys k ON k.entry_id = e.id AND NOT is_purged(e, k.validated_at)

@@ -4,12 +4,16 @@
 -- suffices, and no page of the table is read.
 SELECT lower(r) AS start_byte, upper(r) AS end_byte
 FROM (
-    SELECT int8multirange(int8range($2, $3)) - coalesce(range_agg(int8range(c.start_byte, c.start_byte + $4::bigint)), '{}'::int8multirange) AS missing
+    SELECT int8multirange(int8range($2, $3)) - coalesce(
+        range_agg(int8range(c.start_byte, c.start_byte + $4::bigint)),
+        '{}'::int8multirange
+    ) AS missing
     FROM unnest($5::integer[]) AS wanted (edge_id)
     CROSS JOIN LATERAL (
         SELECT start_byte
         FROM cache_chunks
-        WHERE entry_id = $1 AND edge_id = wanted.edge_id AND start_byte > $2::bigint - $4::bigint AND start_byte < $3
+        WHERE entry_id = $1 AND edge_id = wanted.edge_id AND start_byte > $2::bigint - $4::bigint
+            AND start_byte < $3
     ) c
 ) m
 CROSS JOIN LATERAL unnest(m.missing) AS r

@@ -1,1 +1,3 @@
-SELECT id, name, state, url, store_id, epoch, draining, bytes_used, bytes_allowed, first_seen, last_seen FROM edges WHERE name = $1
+SELECT id, name, state, url, store_id, epoch, draining, bytes_used, bytes_allowed, first_seen,
+       last_seen
+FROM edges WHERE name = $1

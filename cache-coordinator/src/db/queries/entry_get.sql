@@ -1,2 +1,3 @@
-SELECT id, source, path, query, variant, validator, etag, last_modified, content_type, size, chunk_size, pinned, created_at
+SELECT id, source, path, query, variant, validator, etag, last_modified, content_type, size,
+       chunk_size, pinned, created_at
 FROM cache_entries WHERE id = $1

@@ -3,7 +3,8 @@
 UPDATE cache_entries e
 SET invalidated_at = now(),
     chunkless_since = CASE
-        WHEN e.chunkless_since IS NULL AND NOT EXISTS (SELECT 1 FROM cache_chunks c WHERE c.entry_id = e.id) THEN now()
+        WHEN e.chunkless_since IS NULL
+            AND NOT EXISTS (SELECT 1 FROM cache_chunks c WHERE c.entry_id = e.id) THEN now()
         ELSE e.chunkless_since END
 FROM unnest($1::uuid[]) AS t (id)
 WHERE e.id = t.id

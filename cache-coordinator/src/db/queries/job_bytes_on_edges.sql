@@ -7,7 +7,8 @@ LEFT JOIN LATERAL (
     FROM unnest($2::bigint[], $3::bigint[]) AS r (start_byte, end_byte)
     JOIN LATERAL (
         SELECT start_byte, end_byte FROM cache_chunks
-        WHERE entry_id = $1 AND edge_id = e.id AND start_byte > r.start_byte - $4::bigint AND start_byte < r.end_byte AND end_byte > r.start_byte
+        WHERE entry_id = $1 AND edge_id = e.id AND start_byte > r.start_byte - $4::bigint
+            AND start_byte < r.end_byte AND end_byte > r.start_byte
     ) c ON true
 ) held ON true
 WHERE e.name = ANY($5::text[])

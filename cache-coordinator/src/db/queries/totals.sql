@@ -1,10 +1,12 @@
 -- Cheap at any size: counts rows up to the limit, and beyond it uses the planner's estimate and the
 -- edges' reports.
 SELECT (SELECT count(*) FROM (SELECT 1 FROM cache_entries LIMIT $1) x) AS entries_counted,
-       (SELECT reltuples::bigint FROM pg_class WHERE oid = 'cache_entries'::regclass) AS entries_estimated,
+       (SELECT reltuples::bigint FROM pg_class WHERE oid = 'cache_entries'::regclass)
+           AS entries_estimated,
        counted.chunks AS chunks_counted,
        counted.bytes AS bytes_counted,
-       (SELECT reltuples::bigint FROM pg_class WHERE oid = 'cache_chunks'::regclass) AS chunks_estimated,
+       (SELECT reltuples::bigint FROM pg_class WHERE oid = 'cache_chunks'::regclass)
+           AS chunks_estimated,
        (SELECT coalesce(sum(bytes_used), 0)::bigint FROM edges) AS bytes_reported,
        (SELECT count(*) FROM edges) AS edges_total,
        (SELECT count(*) FROM edges WHERE state = 'active') AS edges_active,

@@ -413,8 +413,9 @@ impl Level {
     }
 }
 
-/// A template with its identifiers replaced (5.3.9.4.4). The number or the time becomes the mark, and
-/// is returned as whether it is the time, and its digits. `None`: the template is not supported.
+/// A template with its identifiers replaced (5.3.9.4.4). The number or the time becomes the mark,
+/// and is returned as whether it is the time, and its digits. `None`: the template is not
+/// supported.
 fn expand(template: &str, level: &Level) -> Option<(String, Option<(bool, usize)>)> {
     let (mut text, mut number) = (String::with_capacity(template.len()), None);
     let mut rest = template;

@@ -137,8 +137,8 @@ fn next_listed(segments: &[Segment], position: u64) -> Vec<(Segment, Duration)> 
     next.collect()
 }
 
-/// The position of the segment that contains byte `start` of an object. `first`: the position of the
-/// first segment of the run of segments in that object.
+/// The position of the segment that contains byte `start` of an object. `first`: the position of
+/// the first segment of the run of segments in that object.
 #[must_use]
 pub fn position_in(segments: &[Segment], first: usize, start: u64) -> usize {
     let rest = segments.get(first..).unwrap_or_default();
