@@ -5,6 +5,7 @@
 //! moves from cache to cache. Here a task stays on its worker, as in nginx and similar servers.
 
 use std::{
+    cell::RefCell,
     io,
     sync::{
         Arc,
@@ -22,6 +23,11 @@ use tokio_util::sync::CancellationToken;
 /// For files that are not in memory. Further reads wait in a queue, which costs nothing on a disk
 /// that is already busy.
 const MAX_BLOCKING_THREADS: usize = 32;
+
+thread_local! {
+    /// The tasks of the worker that runs on this thread.
+    static OWN_TASKS: RefCell<Option<Arc<AtomicUsize>>> = const { RefCell::new(None) };
+}
 
 /// Ends its threads when dropped; tasks that still run there are dropped with them.
 pub struct WorkerPool {
@@ -54,9 +60,11 @@ impl WorkerPool {
                 .max_blocking_threads(MAX_BLOCKING_THREADS)
                 .thread_name(format!("{name}-disk"))
                 .build()?;
-            workers.push(Worker::new(runtime.handle().clone()));
-            let stop = stop.clone();
+            let worker = Worker::new(runtime.handle().clone());
+            let (stop, tasks) = (stop.clone(), worker.tasks.clone());
+            workers.push(worker);
             thread::Builder::new().name(name.into()).spawn(move || {
+                OWN_TASKS.set(Some(tasks));
                 runtime.block_on(stop.cancelled());
                 runtime.shutdown_background();
             })?;
@@ -94,6 +102,29 @@ impl Workers {
     {
         let tasks = |worker: &&Worker| worker.tasks.load(Ordering::Relaxed);
         let worker = self.0.iter().min_by_key(tasks).unwrap_or(&self.0[0]);
+        Self::spawn_on(worker, task)
+    }
+
+    /// Runs the task on the caller's worker, if that is one of these: what the task goes on with is
+    /// there.
+    pub fn spawn_here<F>(&self, task: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let own = OWN_TASKS.with_borrow(|own| {
+            let own = own.as_ref()?;
+            self.0.iter().find(|it| Arc::ptr_eq(&it.tasks, own))
+        });
+        match own {
+            Some(worker) => Self::spawn_on(worker, task),
+            None => self.spawn(task),
+        }
+    }
+
+    fn spawn_on<F>(worker: &Worker, task: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
         let counted = CountedTask::new(&worker.tasks);
         worker.handle.spawn(async move {
             let _counted = counted;
@@ -139,6 +170,23 @@ impl Drop for CountedTask {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_task_goes_on_where_its_caller_is() {
+        let pool = WorkerPool::start("test", 2).unwrap();
+        for _ in 0..4 {
+            let workers = pool.workers().clone();
+            let both = pool.workers().spawn(async move {
+                let here = thread::current().id();
+                let there = workers.spawn_here(async { thread::current().id() });
+                (here, there.await.unwrap())
+            });
+            let (here, there) = both.await.unwrap();
+            assert_eq!(here, there);
+        }
+        let elsewhere = pool.workers().spawn_here(async { thread::current().id() });
+        assert_ne!(elsewhere.await.unwrap(), thread::current().id());
+    }
 
     #[tokio::test]
     async fn tasks_are_spread_evenly_and_counted_out() {

@@ -183,7 +183,9 @@ impl Downloads {
         let fetch = Fetch::new(assignment.clone(), handle.clone());
         state.fetches.insert(assignment.id, fetch);
         self.0.ordered.notify_waiters();
-        self.spawn(assignment, handle, Some(opened));
+        // The caller has just received the answer's head: its connection is on this worker.
+        let run = self.clone().run(assignment, handle, Some(opened));
+        self.0.workers.spawn_here(run);
         self.settle(state);
     }
 
@@ -226,7 +228,9 @@ impl Downloads {
                         .handle
                         .set_level(level.unwrap_or(fetch.assignment.level));
                     let rest = fetch.paused.take();
-                    self.spawn(fetch.assignment.clone(), fetch.handle.clone(), rest);
+                    let (assignment, handle) = (fetch.assignment.clone(), fetch.handle.clone());
+                    let run = self.clone().run(assignment, handle, rest);
+                    self.0.workers.spawn(run);
                 }
                 Effect::Preempt(id) => stop(&state, id, StopMode::Preempted),
                 Effect::Cancel(id) => stop(&state, id, StopMode::AtChunkEnd),
@@ -236,11 +240,6 @@ impl Downloads {
                 }
             }
         }
-    }
-
-    fn spawn(&self, assignment: Assignment, handle: Arc<FetchHandle>, opened: Option<OpenAnswer>) {
-        let run = self.clone().run(assignment, handle, opened);
-        self.0.workers.spawn(run);
     }
 
     async fn run(
