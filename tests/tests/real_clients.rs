@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use chunkcache_tests::http::Call;
 use chunkcache_tests::{Cluster, MIB, Object, content, eventually};
 
 fn is_installed(program: &str) -> bool {
@@ -112,6 +113,83 @@ fn ffmpeg_seeks_on_a_cold_file_and_only_the_needed_part_comes() {
             "one request up to {end} fetched it all: {tail:?}"
         );
     }
+}
+
+/// The same title as HLS, with segments in files of their own and in one, and as DASH.
+fn ladders(directory: &Path) -> [&'static str; 3] {
+    let at = |name: &str| directory.join(name).to_str().unwrap().to_owned();
+    #[rustfmt::skip]
+    succeed("ffmpeg", &[
+        "-v", "error", "-nostdin", "-y",
+        "-f", "lavfi", "-i", "testsrc2=size=320x180:rate=25",
+        "-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000",
+        "-t", "16", "-c:v", "libx264", "-preset", "ultrafast", "-g", "50", "-c:a", "aac", &at("film.mp4"),
+    ]);
+    let ladders = ["hls/i.m3u8", "ranges/i.m3u8", "dash/i.mpd"];
+    let hls = ["-f", "hls", "-hls_time", "2", "-hls_playlist_type", "vod"];
+    let fmp4 = [&hls[..], &["-hls_segment_type", "fmp4"]].concat();
+    let ranges = [&hls[..], &["-hls_flags", "single_file"]].concat();
+    let dash = vec!["-f", "dash", "-seg_duration", "2"];
+    for (name, options) in ladders.iter().zip([fmp4, ranges, dash]) {
+        fs::create_dir(Path::new(&at(name)).parent().unwrap()).unwrap();
+        let (film, made) = (at("film.mp4"), at(name));
+        let input = ["-v", "error", "-nostdin", "-i", &film, "-c", "copy"];
+        succeed("ffmpeg", &[&input[..], &options, &[&made]].concat());
+    }
+    ladders
+}
+
+#[test]
+fn ffmpeg_plays_ladders_and_what_comes_next_is_fetched_ahead() {
+    if !is_installed("ffmpeg") {
+        return;
+    }
+    let cluster = Cluster::start();
+    let root = cluster.directory.path().join("ladders");
+    fs::create_dir(&root).unwrap();
+    let frames = |url: &str| {
+        let options = [
+            "-v", "error", "-nostdin", "-i", url, "-map", "0:v:0", "-f", "md5", "-",
+        ];
+        String::from_utf8_lossy(&succeed("ffmpeg", &options).stdout).into_owned()
+    };
+    let fetched = || {
+        let metrics = Call::get("/metrics").send(cluster.edge().admin).text();
+        let name = "cache_edge_next_objects_total{result=\"fetched\"} ";
+        let mut lines = metrics.lines();
+        let line = lines.find_map(|line| line.strip_prefix(name));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    let ladders = ladders(&root);
+    let template = Object::generated(0, 0).latency(Duration::from_millis(50));
+    cluster
+        .origin
+        .serve_directory(&root, template, Vec::new())
+        .unwrap();
+    let wanted = frames(root.join("film.mp4").to_str().unwrap());
+    for ladder in ladders {
+        let before = fetched();
+        let url = format!("{}/media/{ladder}", cluster.edge().url());
+        assert_eq!(frames(&url), wanted, "{ladder}");
+        // Segments in one object are its own lookahead's.
+        if ladder.starts_with("hls") || ladder.starts_with("dash") {
+            let ahead = fetched() - before;
+            assert!(
+                ahead >= 4,
+                "{ladder}: {ahead} of 7 segments and their audio"
+            );
+        }
+    }
+    let mut asked: Vec<String> = cluster
+        .origin
+        .all_hits()
+        .into_iter()
+        .map(|it| it.target)
+        .collect();
+    asked.sort();
+    let all = asked.len();
+    asked.dedup();
+    assert_eq!(all, asked.len(), "each object is asked for once");
 }
 
 #[test]
