@@ -47,7 +47,6 @@ pub fn demand(directory: &Directory, edge: EdgeId, reader: &v1::ReaderDemand) ->
         earned_bytes: reader.earned_bytes,
         player_buffer_ms: reader.player_buffer_ms,
         viewer: reader.viewer,
-        left: reader.left,
         paused: reader.paused,
         hints,
     }))

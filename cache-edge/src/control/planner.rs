@@ -167,7 +167,6 @@ impl Planner {
         };
         let view = self.demand.view(reader);
         let ahead = match self.demand.earned_bytes(reader) {
-            _ if reader.is_left() => 0,
             0 => self.lookahead_chunks,
             bytes => {
                 let chunks = bytes.div_ceil(u64::from(geometry.chunk_size()));

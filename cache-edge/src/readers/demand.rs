@@ -471,7 +471,7 @@ impl DemandRegistry {
             position: reader.position(),
             end: reader.end,
             waiting,
-            paused: !waiting && (idle > PAUSED_AFTER || reader.is_left()),
+            paused: reader.is_left() || (!waiting && idle > PAUSED_AFTER),
         }
     }
 
@@ -541,14 +541,13 @@ impl DemandRegistry {
             entry_id: reader.file.id().to_string(),
             position: view.position,
             end: view.end,
-            waiting: view.waiting,
+            waiting: view.waiting && !view.paused,
             rate_bytes_per_second: reader.rate(),
             earned_bytes: self.earned_bytes(reader),
             player_buffer_ms: self.player_buffer_ms(reader),
             buffered_bytes: buffered_to.saturating_sub(view.position),
             lookahead_bytes: u64::from(self.lookahead_chunks) * u64::from(geometry.chunk_size()),
             paused: view.paused,
-            left: reader.is_left(),
             viewer: reader.viewer.map_or(0, |viewer| viewer.session),
             hints: reader.hints().into_iter().map(Into::into).collect(),
         }

@@ -14,7 +14,7 @@ pub(super) fn decorate(
     received: Instant,
     response: &mut HeaderMap,
 ) {
-    if !settings.cmsd || !response.contains_key(CACHE_STATUS) {
+    if !response.contains_key(CACHE_STATUS) {
         return;
     }
     let delay = received.elapsed().as_millis();

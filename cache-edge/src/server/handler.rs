@@ -59,7 +59,7 @@ pub(super) async fn handle<O: Objects>(
     memory: &ConnectionCache<O::Open>,
     request: &Parts,
 ) -> Response<EdgeBody> {
-    let received = Instant::now();
+    let received = server.settings.cmsd.then(Instant::now);
     let span = trace_of(request);
     let answered = answer(server, client, memory, request).instrument(span.clone());
     let mut response = match answered.await {
@@ -93,7 +93,9 @@ pub(super) async fn handle<O: Objects>(
         .settings
         .cors
         .decorate(&request.headers, response.headers_mut());
-    if response.status().is_success() {
+    if let Some(received) = received
+        && response.status().is_success()
+    {
         cmsd::decorate(&server.settings, client, received, response.headers_mut());
     }
     let status = response.status().as_u16();

@@ -122,7 +122,6 @@ impl Load {
             earned_bytes: 0,
             player_buffer_ms: None,
             viewer: 0,
-            left: false,
             paused: false,
             hints: Vec::new(),
         }

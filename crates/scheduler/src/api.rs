@@ -254,8 +254,6 @@ pub struct Demand {
     /// Identifies the readers of one player's session on its edge; 0: the reader is a viewer
     /// itself.
     pub viewer: u64,
-    /// Its viewer has sought with another reader: only the bytes that it waits for are wanted.
-    pub left: bool,
     /// The reader keeps its position but wants no fetch.
     pub paused: bool,
     /// Chunks wanted at HIGH beside the lookahead.

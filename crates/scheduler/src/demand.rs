@@ -56,7 +56,7 @@ impl Scheduler {
                 self.add_claim(Owner::Waiting(reader), claim, effects);
             }
             // A reader that has read all it asked for may have left, or may still have hints.
-            let window = match wants_nothing || demand.left {
+            let window = match wants_nothing {
                 true => current..current,
                 false => self.window(demand, source, geometry),
             };
@@ -85,7 +85,6 @@ impl Scheduler {
         // not.
         let advanced = before.lookahead.as_ref().is_some_and(|old| {
             old.entry == demand.entry
-                && !demand.left
                 && demand.position >= old.position
                 && old.span.contains(&current)
         });

@@ -9,8 +9,8 @@ use crate::core::{
 };
 
 /// A reader whose viewer sought counts as left until it has read this much more: that much may
-/// already be on the way to its client.
-const LEFT_UNREAD: u64 = 8 << 20;
+/// already be on the way to its client, in the buffers of two sockets.
+const LEFT_UNREAD: u64 = 32 << 20;
 
 impl Inner {
     /// Records that the viewer now reads the object with this reader. Returns the consumption of
@@ -38,6 +38,7 @@ impl Inner {
         // A viewer may read a short range to its end in parallel with others.
         if is_seek && left.end.saturating_sub(position) > NEAR {
             left.left_at.store(position, Ordering::Relaxed);
+            left.held_ms.store(0, Ordering::Relaxed);
             self.dirty.insert(left.id);
             self.urgent = true;
         }
@@ -58,8 +59,9 @@ impl Inner {
 }
 
 impl ReaderState {
-    /// Whether its viewer sought on another connection, and this reader has not read on since. It
-    /// still gets the bytes that it waits for, because its viewer may read at both positions.
+    /// Whether its viewer sought on another connection, and this reader has not read on since. The
+    /// coordinator plans nothing for it. Its viewer may read at both positions, so the edge fetches
+    /// the bytes that it waits for on its own, one chunk at a time.
     #[must_use]
     pub fn is_left(&self) -> bool {
         let left_at = self.left_at.load(Ordering::Relaxed);

@@ -88,7 +88,6 @@ impl World {
                     earned_bytes: 0,
                     player_buffer_ms: None,
                     viewer: 0,
-                    left: false,
                     paused: false,
                     hints: if self.dice.per_mille(100) {
                         vec![hint..hint + 1]

@@ -102,22 +102,3 @@ fn connections_of_one_viewer_are_one_reader() {
     let decision = bench.scheduler.explain(MOVIE, 0, bench.now)[0].clone();
     assert_eq!((decision.readers, decision.viewer), (3, 7));
 }
-
-#[test]
-fn nothing_is_fetched_ahead_of_a_reader_that_its_viewer_left() {
-    let mut bench = Bench::new(1, 3);
-    let effects = bench.apply(Event::DemandSet(demand(0, 1, 0, true)));
-    assert!(assigned(&effects).iter().any(|it| it.level == Level::High));
-    let effects = bench.apply(Event::DemandSet(Demand {
-        left: true,
-        ..demand(0, 1, 0, true)
-    }));
-    let cancelled = |effect: &Effect| matches!(effect, Effect::Cancel { .. });
-    assert!(effects.iter().any(cancelled), "{effects:?}");
-    let wanted = bench.scheduler.wanted();
-    let wanted = wanted
-        .iter()
-        .map(|((_, _, level), it)| (*level, it.count_in(0..100)));
-    let wanted: Vec<_> = wanted.collect();
-    assert_eq!(wanted, [(Level::Critical, 1)], "it may be read");
-}

@@ -143,7 +143,6 @@ impl Cluster {
             earned_bytes: 0,
             player_buffer_ms: None,
             viewer: 0,
-            left: false,
             paused: false,
             hints: Vec::new(),
         }))
