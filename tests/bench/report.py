@@ -217,16 +217,38 @@ def targets(results):
     for rounds in results["huge"].values():
         most = max(r["resident_bytes"]["most"] for r in rounds) / (1 << 20)
         rows.append(verdict("MiB resident at 1,000 readers of 100 GiB files", most, 64, False, 0))
+    rows += small_targets(results)
     if not rows:
         return []
     return [
-        "## What is promised",
+        "## Aims",
         "",
-        "| | promised | measured | kept |",
+        "| | aim | measured | reached |",
         "|---|---|---|---|",
         *rows,
         "",
     ]
+
+
+def small_targets(results):
+    """The aims for distinct small objects."""
+    cold, warm = results.get("small_cold", {}), results.get("small_warm", {})
+    if OURS not in cold or OURS not in warm:
+        return []
+    rate = statistics.median(run["requests_per_second"] for run in cold[OURS])
+    each = statistics.median(cases.cpu_ms_each(run) for run in cold[OURS])
+    rows = [
+        verdict("64 KiB objects, cold: requests a second", rate, 3000, True, 0),
+        verdict("64 KiB objects, cold: processor ms each", each, 0.4, False),
+    ]
+    for what, runs, peer in (
+        ("cold", cold, "nginx proxy_cache"),
+        ("warm", warm, "nginx static"),
+    ):
+        if runs.get(peer):
+            ratio = statistics.median(ratios(runs[OURS], runs[peer], "requests_per_second"))
+            rows.append(verdict(f"64 KiB objects, {what}: throughput over {peer}", ratio, 1.0, True))
+    return rows
 
 
 def hits(results, folder):
