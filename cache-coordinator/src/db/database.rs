@@ -15,7 +15,7 @@ use tokio_postgres::{Row, types::ToSql};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    DatabaseError, MigrateMode, SchemaError, StatementObserver,
+    Binding, DatabaseError, MigrateMode, SchemaError, StatementObserver,
     connect::{Connector, Process, find_pooler, prepare_session},
     executor::{Executor, Loan},
     lookups::KeyLookups,
@@ -95,7 +95,7 @@ pub struct Database {
 
 struct Shared {
     readers: Pool,
-    lookups: KeyLookups,
+    lookups: KeyLookups<Binding>,
     /// One connection, so that writes never queue behind reads.
     writer: Pool,
     /// One connection, so that a renewal never queues behind anything.
@@ -318,7 +318,7 @@ impl Database {
         Ok(Loan::new(self.shared.lease.get().await?))
     }
 
-    pub(super) fn lookups(&self) -> &KeyLookups {
+    pub(super) fn lookups(&self) -> &KeyLookups<Binding> {
         &self.shared.lookups
     }
 
