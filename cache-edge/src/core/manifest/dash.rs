@@ -138,11 +138,19 @@ impl Reading<'_> {
         if is_root != (name == "MPD") {
             return false;
         }
-        // Other elements have nothing to inherit.
-        let mut level = match name.as_str() {
-            "MPD" | "Period" | "AdaptationSet" | "Representation" | "SegmentTemplate"
-            | "SegmentList" | "SegmentBase" => parent.clone(),
-            _ => Level::default(),
+        // Other elements have nothing to inherit, nor do these within themselves: what is inherited
+        // would grow with each.
+        let inherits = match name.as_str() {
+            "Period" => parent.element == "MPD",
+            "AdaptationSet" => parent.element == "Period",
+            "Representation" => parent.element == "AdaptationSet",
+            "MPD" | "SegmentTemplate" | "SegmentList" | "SegmentBase" => true,
+            _ => false,
+        };
+        let mut level = if inherits {
+            parent.clone()
+        } else {
+            Level::default()
         };
         level.has_base = false;
         let read = Attributes(element);
@@ -244,8 +252,7 @@ impl Reading<'_> {
 
     /// Adds the track of a complete Representation.
     fn represent(&mut self, level: Level) {
-        let base_len = level.base.as_ref().map_or(0, String::len);
-        if self.tracks.len() >= MAX_TRACKS || !self.names.count(base_len + level.id.len()) {
+        if self.tracks.len() >= MAX_TRACKS || !self.names.count(level.rendition.bytes()) {
             return;
         }
         let track = match (&level.media, level.list.is_empty()) {
@@ -253,7 +260,16 @@ impl Reading<'_> {
             (_, false) => self.by_list(&level),
             (None, true) => self.whole(&level),
         };
-        if let Some(track) = track {
+        let Some(track) = track else {
+            return;
+        };
+        let bytes = match &track {
+            // Its segments were counted one by one.
+            Track::Listed(_) => 0,
+            Track::Numbered(numbering) => numbering.bytes(),
+            Track::Whole(segment) => segment.bytes(),
+        };
+        if self.names.count(bytes) {
             self.tracks.push((level.rendition, track));
         }
     }
@@ -284,10 +300,7 @@ impl Reading<'_> {
             timescale: level.timescale.unwrap_or(1),
             init,
         };
-        let numbering = Numbering::new(&name, MARK, counting)?;
-        self.names
-            .count(numbering.bytes())
-            .then_some(Track::Numbered(numbering))
+        Numbering::new(&name, MARK, counting).map(Track::Numbered)
     }
 
     fn by_list(&mut self, level: &Level) -> Option<Track> {
@@ -306,10 +319,11 @@ impl Reading<'_> {
             let run = run.checked_sub(1).and_then(|run| runs.get(run));
             let ticks = run.map_or(0, |run| run.duration);
             let seconds = ticks as f64 / level.timescale.unwrap_or(1).max(1) as f64;
-            if !self.names.count(reference.url.len()) {
+            let segment = self.segment(level, reference, duration_of(seconds));
+            if !self.names.count(segment.as_ref().map_or(0, Segment::bytes)) {
                 return None;
             }
-            segments.extend(self.segment(level, reference, duration_of(seconds)));
+            segments.extend(segment);
         }
         (!segments.is_empty()).then_some(Track::Listed(segments))
     }
@@ -440,6 +454,9 @@ fn expand(template: &str, level: &Level) -> Option<(String, Option<(bool, usize)
                 number = Some((name == "Time", width));
             }
             _ => return None,
+        }
+        if text.len() > path::MAX_TARGET_BYTES {
+            return None;
         }
     }
     text.push_str(rest);

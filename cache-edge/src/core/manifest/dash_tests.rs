@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::manifest::selection::Selection;
+use crate::core::manifest::{MAX_BYTES, selection::Selection};
 
 fn parse(mpd: &str) -> Option<Manifest> {
     Manifest::parse(mpd, "/media/film/index.mpd")
@@ -243,6 +243,73 @@ fn a_hostile_mpd_is_read_no_further_than_its_bounds() {
         named.is_none_or(|it| it == ["1"]),
         "entities are not expanded"
     );
+}
+
+/// The names that a manifest keeps.
+fn kept(manifest: &Manifest) -> usize {
+    let tracks = manifest.tracks.iter().map(|(rendition, track)| {
+        let segments: &[Segment] = match track {
+            Track::Listed(segments) => segments,
+            Track::Numbered(numbering) => numbering.init().map_or(&[], std::slice::from_ref),
+            Track::Whole(segment) => std::slice::from_ref(segment),
+        };
+        let names = segments.iter().map(|it| it.path.len() + it.query.len());
+        rendition.names.iter().map(String::len).sum::<usize>() + names.sum::<usize>()
+    });
+    tracks.sum()
+}
+
+#[test]
+fn what_grows_as_it_is_read_counts_as_it_is_kept() {
+    let long = "x".repeat(2_000);
+    let base = format!("<BaseURL>{long}/</BaseURL>");
+    let set = format!(r#"<AdaptationSet lang="{long}">"#);
+    let many = r#"<Representation id="v"/>"#.repeat(2_000);
+    let template = r#"<SegmentTemplate duration="2" media="$Number$"/>"#;
+    let mut more = Vec::new();
+    for (what, mpd) in [
+        ("languages", format!("<MPD><Period>{set}{template}{many}")),
+        (
+            "sets in sets",
+            format!("<MPD><Period>{}{template}{many}", set.repeat(25)),
+        ),
+        (
+            "references of a list",
+            format!(
+                "<MPD>{base}<Period><AdaptationSet><Representation><SegmentList>{}</SegmentList>\
+                 </Representation>",
+                r#"<SegmentURL media="a"/>"#.repeat(4_000)
+            ),
+        ),
+        (
+            "initialization sections",
+            format!(
+                r#"<MPD>{base}<Period><AdaptationSet><SegmentTemplate duration="2"
+                 media="/media/$Number$" initialization="{long}"/>{many}"#
+            ),
+        ),
+        (
+            "whole objects",
+            format!(r#"<MPD>{base}<Period><AdaptationSet><SegmentTemplate media="{long}"/>{many}"#),
+        ),
+    ] {
+        let manifest = parse(&mpd);
+        let (kept, counted) = manifest.map_or((0, 0), |it| (kept(&it), it.bytes));
+        if kept > MAX_BYTES || kept > counted {
+            more.push((what, kept, counted));
+        }
+    }
+    assert_eq!(more, [], "what, kept, counted");
+}
+
+#[test]
+fn an_identifier_that_is_repeated_makes_no_long_name() {
+    let level = Level {
+        id: "x".repeat(MAX_VALUE_BYTES),
+        ..Level::default()
+    };
+    assert!(expand("$RepresentationID$/$Number$", &level).is_some());
+    assert_eq!(expand(&"$RepresentationID$".repeat(100), &level), None);
 }
 
 #[test]

@@ -148,16 +148,15 @@ impl Reading<'_> {
         range: Option<OpenRange>,
         duration: Duration,
     ) -> Option<Option<Segment>> {
-        if !self.names.count(self.asked_for.len() + uri.len()) {
-            return None;
-        }
         let name = self.names.resolve(self.asked_for, uri);
-        Some(name.map(|(path, query)| Segment {
+        let segment = name.map(|(path, query)| Segment {
             path,
             query,
             range,
             duration,
-        }))
+        });
+        let bytes = segment.as_ref().map_or(0, Segment::bytes);
+        self.names.count(bytes).then_some(segment)
     }
 }
 

@@ -118,6 +118,14 @@ fn a_hostile_playlist_is_read_no_further_than_its_bounds() {
 }
 
 #[test]
+fn a_name_counts_as_it_is_kept() {
+    let escaped = format!("#EXTINF:1,\n{}\n", "é".repeat(100));
+    let playlist = parse(&escaped.repeat(3_000)).unwrap();
+    let kept = segments(&playlist).iter().map(|it| it.path.len());
+    assert!(kept.sum::<usize>() <= playlist.bytes);
+}
+
+#[test]
 fn parts_and_the_one_that_is_hinted_at() {
     let lines = "#EXT-X-PART-INF:PART-TARGET=1\n#EXT-X-MAP:URI=\"i.mp4\"\n\
                  #EXTINF:4,\n7.mp4\n\

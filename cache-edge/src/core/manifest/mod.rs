@@ -39,6 +39,11 @@ pub struct Segment {
 }
 
 impl Segment {
+    /// In memory, beside itself.
+    fn bytes(&self) -> usize {
+        self.path.len() + self.query.len()
+    }
+
     /// Whether both belong to the same object.
     #[must_use]
     pub fn is_beside(&self, other: &Self) -> bool {
@@ -67,6 +72,14 @@ pub struct Rendition {
     pub names: Vec<String>,
     /// Its start, from the beginning of the title.
     pub start: Duration,
+}
+
+impl Rendition {
+    /// In memory, beside itself.
+    fn bytes(&self) -> usize {
+        let names = self.names.iter().map(String::len).sum::<usize>();
+        names + self.names.len() * size_of::<String>()
+    }
 }
 
 /// An HLS media playlist, or an MPD.
@@ -107,7 +120,9 @@ impl Manifest {
         }
     }
 
-    fn new(source: String) -> Self {
+    /// One that names nothing.
+    #[must_use]
+    pub fn new(source: String) -> Self {
         Self {
             source,
             tracks: Vec::new(),

@@ -77,7 +77,8 @@ impl Numbering {
 
     /// Size in memory.
     pub(super) fn bytes(&self) -> usize {
-        self.prefix.len() + self.suffix.len() + self.runs.len() * size_of::<Run>()
+        let init = self.init.as_ref().map_or(0, Segment::bytes);
+        self.prefix.len() + self.suffix.len() + self.runs.len() * size_of::<Run>() + init
     }
 
     /// The initialization section.
