@@ -19,6 +19,10 @@ use crate::core::manifest::{MAX_TEXT_BYTES, Manifest, hls, selection::Selection}
 /// Limits of one title, over all selected renditions.
 const MAX_OBJECTS: usize = 20_000;
 const MAX_NAME_BYTES: usize = 4 << 20;
+/// Limit of byte ranges of objects that are read in parts.
+const MAX_RANGES: usize = 100_000;
+/// Limit of the reason for a title that cannot be listed, which may quote a manifest.
+const MAX_REASON_BYTES: usize = 1 << 10;
 /// Time for the manifests of a title.
 const READ_WITHIN: Duration = Duration::from_secs(60);
 
@@ -34,7 +38,8 @@ impl EdgeObjects {
         let selection = Selection::parse(rendition);
         let listed = self.list(manifest, &selection, first);
         let listed = tokio::time::timeout(READ_WITHIN, listed).await;
-        listed.unwrap_or_else(|_| Err("its manifests took too long".to_owned()))
+        let listed = listed.unwrap_or_else(|_| Err("its manifests took too long".to_owned()));
+        listed.map_err(shortened)
     }
 
     async fn list(
@@ -130,6 +135,7 @@ struct Listing {
     objects: Vec<(String, Option<Vec<v1::ByteRange>>)>,
     by_name: HashMap<String, usize>,
     bytes: usize,
+    ranges: usize,
 }
 
 impl Listing {
@@ -165,11 +171,14 @@ impl Listing {
         {
             object.1 = match (object.1.take(), range) {
                 (Some(mut ranges), Some(range)) => {
-                    extend(&mut ranges, range);
+                    self.ranges += usize::from(extend(&mut ranges, range));
                     Some(ranges)
                 }
                 _ => None,
             };
+            if self.ranges > MAX_RANGES {
+                return Err(format!("it names more than {MAX_RANGES} parts of objects"));
+            }
             return Ok(());
         }
         self.bytes += name.len();
@@ -191,14 +200,26 @@ impl Listing {
     }
 }
 
-/// Ranges mostly follow each other.
-fn extend(ranges: &mut Vec<v1::ByteRange>, range: v1::ByteRange) {
+/// Merges the range into the last one if they meet, which is usual. True: they do not.
+fn extend(ranges: &mut Vec<v1::ByteRange>, range: v1::ByteRange) -> bool {
     match ranges.last_mut() {
         Some(last) if range.start >= last.start && range.start <= last.end => {
             last.end = last.end.max(range.end);
+            false
         }
-        _ => ranges.push(range),
+        _ => {
+            ranges.push(range);
+            true
+        }
     }
+}
+
+fn shortened(mut reason: String) -> String {
+    if reason.len() > MAX_REASON_BYTES {
+        reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
+        reason.push('…');
+    }
+    reason
 }
 
 #[cfg(test)]
@@ -231,6 +252,25 @@ mod tests {
             .collect();
         let a = format!("a 0-200 500-{}", u64::MAX);
         assert_eq!(named, [a.as_str(), "b", "c"]);
+    }
+
+    #[test]
+    fn parts_of_one_object_are_bounded() {
+        let mut listing = Listing::default();
+        let mut add = |number: u64| {
+            let range = Some((2 * number, Some(2 * number)));
+            listing.add("a".to_owned(), String::new(), range)
+        };
+        let most = MAX_RANGES as u64;
+        assert!((0..=most).all(|number| add(number).is_ok()));
+        assert!(add(most + 1).is_err());
+    }
+
+    #[test]
+    fn what_a_manifest_says_makes_no_long_reason() {
+        let reason = shortened(format!("x{}", "é".repeat(MAX_REASON_BYTES)));
+        assert_eq!(reason.len(), MAX_REASON_BYTES - 1 + "…".len());
+        assert_eq!(shortened("short".to_owned()), "short");
     }
 
     #[test]
