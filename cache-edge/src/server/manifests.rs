@@ -18,6 +18,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use http_rules::path::{self, Target};
 use parking_lot::RwLock;
 
 use super::limits::Share;
@@ -47,6 +48,15 @@ pub(super) fn is_manifest(path: &str, content_type: Option<&str>) -> bool {
         path.as_bytes()[start..].eq_ignore_ascii_case(end)
     };
     has(b"mpegurl") || has(b"dash+xml") || ends(b".m3u8") || ends(b".mpd")
+}
+
+/// The one spelling of a path that names an object of a source: however it is spelt, a manifest is
+/// read once.
+pub(super) fn asked_for(path: &str) -> Option<String> {
+    match path::parse(path, None) {
+        Ok(Target::Key { source, path, .. }) => Some(format!("/{source}/{path}")),
+        _ => None,
+    }
 }
 
 pub(super) struct Manifests {
@@ -113,8 +123,18 @@ impl Manifests {
             .is_some_and(|known| known.version == version)
     }
 
+    /// Reads a version's text. A text that is no manifest of media is stored as one without tracks,
+    /// so that it is not read again.
+    pub fn read(&self, asked_for: &str, version: u64, text: &[u8]) {
+        let text = std::str::from_utf8(text).ok();
+        let manifest = text.and_then(|text| Manifest::parse(text, asked_for));
+        let manifest = manifest.unwrap_or_else(|| Manifest::new(String::new()));
+        tracing::debug!(asked_for, tracks = manifest.tracks.len(), "a manifest");
+        self.insert(asked_for, version, manifest);
+    }
+
     /// Replaces an older version.
-    pub fn insert(&self, asked_for: &str, version: u64, manifest: Manifest) {
+    fn insert(&self, asked_for: &str, version: u64, manifest: Manifest) {
         let id = self.hasher.hash_one(asked_for);
         let now = self.now_ms();
         let known = Arc::new(KnownManifest {
@@ -408,6 +428,40 @@ mod tests {
         assert_eq!(next(13).unwrap(), "a/14.ts a/15.ts");
         assert!(manifests.knows(path, 2) && !manifests.knows(path, 1));
         assert_eq!(manifests.inner.read().places.len(), 4);
+    }
+
+    #[test]
+    fn what_is_none_is_read_once() {
+        let manifests = Manifests::default();
+        let path = "/live/a/index.m3u8";
+        let master = "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nv.m3u8\n";
+        for (version, text) in [(1, master.as_bytes()), (2, b"\xff"), (3, b"")] {
+            assert!(!manifests.knows(path, version));
+            manifests.read(path, version, text);
+            assert!(manifests.knows(path, version));
+        }
+        manifests.read(path, 4, b"#EXTM3U\n#EXTINF:2,\n1.ts\n#EXTINF:2,\n2.ts\n");
+        assert_eq!(next(&manifests, "a/1.ts").unwrap(), "a/2.ts");
+    }
+
+    #[test]
+    fn a_path_has_one_spelling() {
+        let one = asked_for("/live/a/index.m3u8");
+        assert!(one.is_some());
+        for path in [
+            "/live/a/./index.m3u8",
+            "/live/x/../a/%69ndex.m3u8",
+            "/%6cive/a/index.m3u8",
+        ] {
+            assert_eq!(asked_for(path), one, "{path}");
+        }
+        for path in [
+            "/v1/entries/00000000-0000-0000-0000-000000000001",
+            "/live/../b.mpd",
+            "x",
+        ] {
+            assert_eq!(asked_for(path), None, "{path}");
+        }
     }
 
     #[test]

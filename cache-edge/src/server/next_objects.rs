@@ -29,16 +29,14 @@ use super::{
     connection_cache::CachedResolution,
     handler,
     limits::{Share, Shares},
-    manifests::{Manifests, ReadBody, is_manifest},
+    manifests::{self, Manifests, ReadBody, is_manifest},
     metrics::{Metrics, NextObjectResult},
     players,
     server::Server,
 };
 use crate::{
     core::{
-        consumption::PlayerReport,
-        lookahead::NEXT_OBJECT_CHUNKS,
-        manifest::{MAX_TEXT_BYTES, Manifest},
+        consumption::PlayerReport, lookahead::NEXT_OBJECT_CHUNKS, manifest::MAX_TEXT_BYTES,
         viewers::Viewer,
     },
     resolve::{
@@ -97,14 +95,6 @@ impl<O: Objects> NextObjects<O> {
             manifests: Manifests::default(),
             read: Shares::new(MAX_READ, READ_OF_CLIENT, 1),
         })
-    }
-
-    fn read_manifest(&self, path: &str, version: u64, text: &[u8]) {
-        let text = std::str::from_utf8(text).ok();
-        if let Some(manifest) = text.and_then(|text| Manifest::parse(text, path)) {
-            tracing::debug!(path, tracks = manifest.tracks.len(), "a manifest");
-            self.manifests.insert(path, version, manifest);
-        }
     }
 
     async fn fetch_all(
@@ -241,18 +231,22 @@ pub(super) fn follow_manifests<O: Objects>(
     if is_manifest(path, Some(&description.content_type)) {
         let size = object.entry.geometry().size();
         let version = manifests.version(object.entry.id());
-        if size > MAX_TEXT_BYTES as u64 || manifests.knows(path, version) {
+        let Some(path) = manifests::asked_for(path).filter(|_| size <= MAX_TEXT_BYTES as u64)
+        else {
+            return;
+        };
+        if manifests.knows(&path, version) {
             return;
         }
         let Some(place) = place_of(server, client.address) else {
             return;
         };
-        let (next_objects, path) = (Arc::clone(&server.next_objects), path.to_owned());
+        let next_objects = Arc::clone(&server.next_objects);
         let readers = Arc::clone(&object.readers);
         tokio::spawn(async move {
             let text = tokio::time::timeout(WANTED_FOR, read_all(&*readers, size)).await;
             if let Ok(Some(text)) = text {
-                next_objects.read_manifest(&path, version, &text);
+                next_objects.manifests.read(&path, version, &text);
             }
             drop(place);
         });
@@ -356,14 +350,17 @@ pub(super) fn follow_passed<O: Objects>(
     if !is_whole || !is_manifest(path, content_type) || !is_plain(&pass.headers) {
         return;
     }
+    let Some(path) = manifests::asked_for(path) else {
+        return;
+    };
     let Some(place) = server.share_of(&server.next_objects.read, client.address) else {
         return;
     };
-    let (next_objects, path) = (Arc::clone(&server.next_objects), path.to_owned());
+    let next_objects = Arc::clone(&server.next_objects);
     let ended = move |text: Vec<u8>| {
         let version = next_objects.manifests.version(&text);
         if !next_objects.manifests.knows(&path, version) {
-            next_objects.read_manifest(&path, version, &text);
+            next_objects.manifests.read(&path, version, &text);
         }
     };
     let none: PassBody = Box::pin(http_body_util::Empty::new().map_err(|never| match never {}));
