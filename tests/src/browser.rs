@@ -169,10 +169,21 @@ impl Browser {
         panic!("{selector} is not reached by keyboard");
     }
 
+    /// Waits until the condition holds. While the page is drawn anew an element may be missing: a
+    /// condition that throws does not hold yet, and what it threw is printed.
     #[track_caller]
     pub fn wait(&self, what: &str, condition: &str) {
+        let script = format!(
+            "try {{ return Boolean({condition}); }} catch (error) {{ return String(error); }}"
+        );
+        let mut thrown = Value::Null;
         eventually(what, Duration::from_secs(30), || {
-            (self.run(&format!("return Boolean({condition});")) == true).then_some(())
+            let holds = self.run(&script);
+            if holds.is_string() && holds != thrown {
+                eprintln!("{what}: {holds}");
+                thrown = holds.clone();
+            }
+            (holds == true).then_some(())
         });
     }
 
