@@ -35,8 +35,10 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::fro
 /// Limits of batches.
 #[derive(Clone, Copy, Debug)]
 pub struct WriterConfig {
-    /// A batch of reports waits this long for more.
-    pub gather: Duration,
+    /// Batches of what edges report begin at least this long one after the other, and gather
+    /// meanwhile: a transaction costs the database as much as some twenty reports. The first one
+    /// after a rest does not wait, and a change that somebody asked for never does.
+    pub spacing: Duration,
     /// A batch is closed at this many rows.
     pub max_rows: usize,
     /// How long the same batch is retried.
@@ -46,7 +48,7 @@ pub struct WriterConfig {
 impl Default for WriterConfig {
     fn default() -> Self {
         Self {
-            gather: Duration::from_millis(2),
+            spacing: Duration::from_millis(5),
             max_rows: 8_192,
             patience: Duration::from_secs(15),
         }
@@ -74,6 +76,8 @@ pub struct WriterTask {
     position: Option<(u64, u64)>,
     step_down: StepDown,
     inability: Inability,
+    /// When the last batch was closed.
+    last_batch: Option<Instant>,
     observer: Arc<dyn WriterObserver>,
 }
 
@@ -134,6 +138,7 @@ impl WriterTask {
                 position: None,
                 step_down,
                 inability: Inability::default(),
+                last_batch: None,
                 observer,
             },
         )
@@ -164,14 +169,14 @@ impl WriterTask {
 
     async fn gather(&mut self, first: Command) -> Vec<Command> {
         let mut rows = rows(&first.operation);
-        let patient = is_report(&first.operation);
-        let deadline = Instant::now() + self.config.gather;
+        let mut is_patient = is_report(&first.operation);
+        let last = self.last_batch;
+        let deadline = last.map_or_else(Instant::now, |last| last + self.config.spacing);
         let mut batch = vec![first];
         while rows < self.config.max_rows {
             let next = match self.queue.try_recv() {
                 Ok(next) => next,
-                // Only reports are gathered, because callers wait for the other changes.
-                Err(mpsc::error::TryRecvError::Empty) if patient => {
+                Err(mpsc::error::TryRecvError::Empty) if is_patient => {
                     match tokio::time::timeout_at(deadline, self.queue.recv()).await {
                         Ok(Some(next)) => next,
                         _ => break,
@@ -180,8 +185,10 @@ impl WriterTask {
                 Err(_) => break,
             };
             rows += self::rows(&next.operation);
+            is_patient &= is_report(&next.operation);
             batch.push(next);
         }
+        self.last_batch = Some(Instant::now());
         batch
     }
 
@@ -356,7 +363,10 @@ fn concerns_all(error: &DatabaseError) -> bool {
 fn is_report(operation: &Operation) -> bool {
     matches!(
         operation,
-        Operation::StoreChunks(_) | Operation::RemoveChunks(_) | Operation::TouchEdge(_)
+        Operation::StoreChunks(_)
+            | Operation::RemoveChunks(_)
+            | Operation::TouchEdge(_)
+            | Operation::ObserveEntry(_)
     )
 }
 
