@@ -126,8 +126,8 @@ def head(results):
 
 
 def was_busy(results):
-    """The benchmark itself causes a load of about two."""
-    if float(results["machine"].get("load_average", 0)) <= 4:
+    """The benchmark itself causes a load of up to 4.5: 4.3 where nothing else ran."""
+    if float(results["machine"].get("load_average", 0)) <= 5:
         return []
     return [
         "The machine was busy with other work during this run: times are too long, and ratios say "
