@@ -2,28 +2,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
 use std::time::Duration;
 
 use chunkcache_tests::http::Call;
 use chunkcache_tests::origin::Times;
-use chunkcache_tests::{Cluster, Fault, Object, content};
-
-fn text_object(text: &str) -> Object {
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(text.as_bytes()).unwrap();
-    let object = Object::file(file).unwrap().last_modified(None);
-    object.etag(Some(&format!(
-        "\"{}\"",
-        content::sha256_of(text.as_bytes())
-    )))
-}
+use chunkcache_tests::{Cluster, Fault, Object};
 
 #[test]
 fn a_playlist_that_waits_is_asked_for_once() {
     let cluster = Cluster::with_edges(1);
     let waiting = |part: u32| {
-        let object = text_object(&format!("#EXTM3U\n#EXTINF:1,\n{part}.ts\n"));
+        let object = Object::text(&format!("#EXTM3U\n#EXTINF:1,\n{part}.ts\n")).unwrap();
         let object = object.header("Cache-Control", "max-age=6");
         // Longer than a usual question waits alone.
         object.latency(Duration::from_secs(5))

@@ -1,7 +1,6 @@
 //! Objects that a viewer is expected to request next are cached before it requests them.
 #![allow(clippy::unwrap_used)]
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use chunkcache_tests::http::Call;
@@ -93,13 +92,6 @@ fn playlist(names: impl Iterator<Item = String>) -> String {
     format!("#EXTM3U\n#EXT-X-TARGETDURATION:2\n{lines}#EXT-X-ENDLIST\n")
 }
 
-fn text_object(text: &str) -> Object {
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(text.as_bytes()).unwrap();
-    let object = Object::file(file).unwrap().etag(Some("\"playlist\""));
-    object.content_type("application/vnd.apple.mpegurl")
-}
-
 #[test]
 fn the_segments_of_a_ladder_are_there_before_they_are_asked_for() {
     let cluster = Cluster::start();
@@ -107,7 +99,7 @@ fn the_segments_of_a_ladder_are_there_before_they_are_asked_for() {
     let mut ladder = Vec::new();
     for rendition in 0..2 {
         let text = playlist((1..=8).map(|n| format!("{n}.ts")));
-        let object = text_object(&text);
+        let object = Object::text(&text).unwrap();
         // One that is kept, and one that is passed through.
         let object = match rendition {
             0 => object.header("Cache-Control", "max-age=3600"),
@@ -181,7 +173,9 @@ fn the_segments_of_an_mpd_are_there_before_they_are_asked_for() {
                <SegmentTemplate duration=\"2\" media=\"$RepresentationID$/$Number$.m4s\"/>\
                <Representation id=\"low\"/><Representation id=\"high\"/>\
                </AdaptationSet></Period></MPD>";
-    let object = text_object(mpd).content_type("application/dash+xml");
+    let object = Object::text(mpd)
+        .unwrap()
+        .content_type("application/dash+xml");
     let manifest = cluster.put("/d/index.mpd", object.header("Cache-Control", "max-age=60"));
     let seed = |name: &str, n: u64| 1_000 * name.len() as u64 + n;
     for (name, n) in (1..=8).flat_map(|n| [("low", n), ("high", n)]) {
@@ -223,7 +217,9 @@ fn parts_and_hints_are_asked_for_before_a_player_does() {
         part("1.1.mp4"),
         part("2.0.mp4")
     );
-    let object = text_object(&text).header("Cache-Control", "max-age=1");
+    let object = Object::text(&text)
+        .unwrap()
+        .header("Cache-Control", "max-age=1");
     let index = cluster.put("/l/index.m3u8", object);
     for (n, name) in ["1.0", "1.1", "2.0"].into_iter().enumerate() {
         put_segment(&cluster, &format!("/l/{name}.mp4"), n as u64);
@@ -270,7 +266,7 @@ fn a_hostile_playlist_costs_a_bounded_prefetch() {
     });
     let text = playlist(lines);
     let text = &text[..text.len().min(1 << 20)];
-    let index = cluster.put("/index.m3u8", text_object(text));
+    let index = cluster.put("/index.m3u8", Object::text(text).unwrap());
     Call::get(&index).send(cluster.edge().http).expect(200);
     for _ in 0..20 {
         play(&cluster, &target, 1, "");

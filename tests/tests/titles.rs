@@ -2,26 +2,16 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
 
 use chunkcache_tests::http::Call;
 use chunkcache_tests::{Cluster, KIB, Object, content};
+use serde_json::Value;
 
 const SEGMENT: u64 = 40 * KIB;
 
-fn text_object(text: &str) -> Object {
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(text.as_bytes()).unwrap();
-    let object = Object::file(file).unwrap().last_modified(None);
-    object.etag(Some(&format!(
-        "\"{}\"",
-        content::sha256_of(text.as_bytes())
-    )))
-}
-
 fn playlist(segments: impl Iterator<Item = String>) -> Object {
     let lines: String = segments.map(|it| format!("#EXTINF:4,\n{it}\n")).collect();
-    text_object(&format!("#EXTM3U\n{lines}#EXT-X-ENDLIST\n"))
+    Object::text(&format!("#EXTM3U\n{lines}#EXT-X-ENDLIST\n")).unwrap()
 }
 
 fn segment(seed: u64) -> Object {
@@ -39,13 +29,18 @@ fn named(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|&name| name.to_owned()).collect()
 }
 
+fn precache(cluster: &Cluster, manifest: &str, options: &[&str]) -> Value {
+    let arguments = [&["precache", manifest, "--manifest", "--follow"], options];
+    cluster.coordinator.json(&arguments.concat())
+}
+
 #[test]
 fn a_title_is_brought_by_its_playlist() {
     let cluster = Cluster::start();
     let master = "#EXTM3U\n#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"a\",NAME=\"en\",URI=\"en.m3u8\"\n\
                   #EXT-X-STREAM-INF:BANDWIDTH=100,RESOLUTION=640x360,AUDIO=\"a\"\nlow/index.m3u8\n\
                   #EXT-X-STREAM-INF:BANDWIDTH=300,RESOLUTION=1280x720\nhigh/index.m3u8?x=1\n";
-    cluster.put("/t/master.m3u8", text_object(master));
+    cluster.put("/t/master.m3u8", Object::text(master).unwrap());
     let low = playlist((1..=5).map(|n| format!("{n}.ts")));
     cluster.put("/t/low/index.m3u8", low.header("Cache-Control", "no-store"));
     cluster.put(
@@ -56,19 +51,13 @@ fn a_title_is_brought_by_its_playlist() {
     let parts =
         (0..5).map(|n| format!("#EXTINF:4,\n#EXT-X-BYTERANGE:1000@{}\nen.mp4\n", n * 1_000));
     let audio = format!("#EXTM3U\n{}", parts.collect::<String>());
-    cluster.put("/t/en.m3u8", text_object(&audio));
+    cluster.put("/t/en.m3u8", Object::text(&audio).unwrap());
     cluster.put("/t/en.mp4", segment(99));
     for n in 1..=5 {
         cluster.put(&format!("/t/low/{n}.ts"), segment(n));
         cluster.put(&format!("/t/high/{n}.ts"), segment(10 + n));
     }
-    let precache = |options: &[&str]| {
-        let arguments = [
-            &["precache", "media/t/master.m3u8", "--manifest", "--follow"],
-            options,
-        ];
-        cluster.coordinator.json(&arguments.concat())
-    };
+    let precache = |options: &[&str]| precache(&cluster, "media/t/master.m3u8", options);
     let jobs = precache(&["--rendition", "lowest", "--first", "8s"]);
     let expected = ["/t/low/1.ts", "/t/low/2.ts", "/t/en.mp4"];
     assert_eq!(asked(&cluster), named(&expected));
@@ -106,7 +95,9 @@ fn a_title_is_brought_by_its_mpd() {
                </AdaptationSet></Period></MPD>";
     cluster.put(
         "/d/index.mpd",
-        text_object(mpd).content_type("application/dash+xml"),
+        Object::text(mpd)
+            .unwrap()
+            .content_type("application/dash+xml"),
     );
     let names = [
         "l/i.mp4", "l/1.m4s", "l/2.m4s", "l/3.m4s", "h/i.mp4", "h/1.m4s", "h/2.m4s",
@@ -114,13 +105,7 @@ fn a_title_is_brought_by_its_mpd() {
     for (seed, name) in (1..).zip(names.iter().chain(&["h/3.m4s", "a.mp4"])) {
         cluster.put(&format!("/d/{name}"), segment(seed));
     }
-    let precache = |options: &[&str]| {
-        let arguments = [
-            &["precache", "media/d/index.mpd", "--manifest", "--follow"],
-            options,
-        ];
-        cluster.coordinator.json(&arguments.concat())
-    };
+    let precache = |options: &[&str]| precache(&cluster, "media/d/index.mpd", options);
     let jobs = precache(&["--rendition", "highest", "--first", "1s"]);
     let expected = ["/d/h/i.mp4", "/d/h/1.m4s", "/d/a.mp4"];
     assert_eq!(asked(&cluster), named(&expected));
@@ -137,7 +122,7 @@ fn what_is_no_manifest_is_told() {
     cluster.put("/film.mp4", segment(1));
     cluster.put("/large.mpd", Object::generated(2, 2 << 20));
     let out = "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nhttp://evil.example/a.m3u8\n";
-    cluster.put("/out.m3u8", text_object(out));
+    cluster.put("/out.m3u8", Object::text(out).unwrap());
     let titles = [
         ("media/missing.m3u8", "it answered 404"),
         ("media/film.mp4", "can not be read as a manifest"),

@@ -18,14 +18,14 @@ use http_rules::freshness;
 use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, timeout},
+    time::Instant,
 };
 use tonic::Status;
-use uuid::Uuid;
 use v1::{session_request::Message as Request, session_response::Message as Response};
 
 use super::{
     directory::EdgeRecord,
+    hello::{check_hello, read_hello},
     plan::{Command, EdgeSpace},
     protocol::{Handler, Protocol},
     registry::{EdgeSession, End, Outbox},
@@ -40,14 +40,12 @@ use crate::{
     metrics::EndLabel,
     service::{
         Cluster,
-        error::{FieldViolation, ServiceError},
+        error::ServiceError,
         loader::{edge_id, row_id},
         resolve_key::now_ms,
     },
 };
 
-/// The first message must arrive within this time.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// A session without a message for this long is dead.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval of heartbeats. An edge that misses two and a half of them falls back to its floor of
@@ -63,8 +61,6 @@ const TOUCH_EVERY: Duration = Duration::from_secs(5);
 const HEARD_MS: u32 = 500;
 /// Limit of a draining edge's entries that are opened to be handed over.
 const MAX_HOT: u32 = 256;
-/// Sanity cap.
-const MAX_DOWNLOADS: u32 = 256;
 
 /// Runs the session, and reports its end to the registry and the plan.
 pub async fn run(
@@ -206,53 +202,6 @@ fn hand_over_on(cluster: &Arc<Cluster>, live: &Arc<EdgeSession>) {
 async fn open_entries(cluster: &Cluster, entries: impl IntoIterator<Item = EntryId>) {
     for entry in entries {
         let _ = cluster.plan.tell(Command::EntryWanted(entry)).await;
-    }
-}
-
-async fn read_hello(
-    inbound: &mut (impl Stream<Item = Result<v1::SessionRequest, Status>> + Send + Unpin),
-    protocol: &mut Protocol,
-) -> Result<v1::Hello, ServiceError> {
-    let expected = || ServiceError::invalid("message", "expected Hello first");
-    let first = timeout(HELLO_TIMEOUT, inbound.next())
-        .await
-        .map_err(|_| ServiceError::DeadlineExceeded("no Hello came in time".into()))?;
-    let message = match first {
-        Some(Ok(v1::SessionRequest { message: Some(m) })) => m,
-        _ => return Err(expected()),
-    };
-    protocol.accept(&message).map_err(|_| expected())?;
-    match message {
-        Request::Hello(hello) => Ok(hello),
-        _ => Err(expected()),
-    }
-}
-
-fn check_hello(hello: &v1::Hello) -> Result<Uuid, Vec<FieldViolation>> {
-    let mut violations = Vec::new();
-    if let Err(error) = chunkcache_proto::source_name::check_name(&hello.name) {
-        violations.push(FieldViolation::new("hello.name", error.to_string()));
-    }
-    let url = url::Url::parse(&hello.url);
-    if !url.is_ok_and(|u| matches!(u.scheme(), "http" | "https") && u.has_host()) {
-        violations.push(FieldViolation::new(
-            "hello.url",
-            "expected an absolute http or https URL",
-        ));
-    }
-    if !(1..=MAX_DOWNLOADS).contains(&hello.max_downloads) {
-        violations.push(FieldViolation::new(
-            "hello.max_downloads",
-            format!("expected 1 to {MAX_DOWNLOADS}"),
-        ));
-    }
-    match hello.store_id.parse::<Uuid>() {
-        Ok(store_id) if violations.is_empty() => Ok(store_id),
-        Ok(_) => Err(violations),
-        Err(_) => {
-            violations.push(FieldViolation::new("hello.store_id", "expected a UUID"));
-            Err(violations)
-        }
     }
 }
 
@@ -554,47 +503,5 @@ async fn close(cluster: &Arc<Cluster>, live: &Arc<EdgeSession>, end: End) {
         if let Err(error) = cluster.writer.write(change).await {
             tracing::debug!(edge = %live.name, %error, "suspect was not recorded");
         }
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_hello_is_checked_field_by_field() {
-        let bad = v1::Hello {
-            name: "Edge 1".into(),
-            url: "127.0.0.1:80".into(),
-            ..Default::default()
-        };
-        let fields: Vec<String> = check_hello(&bad)
-            .unwrap_err()
-            .into_iter()
-            .map(|v| v.field)
-            .collect();
-        assert_eq!(
-            fields,
-            [
-                "hello.name",
-                "hello.url",
-                "hello.max_downloads",
-                "hello.store_id"
-            ]
-        );
-        let good = v1::Hello {
-            name: "edge-1".into(),
-            url: "http://127.0.0.1:7500".into(),
-            max_downloads: 3,
-            store_id: "1".into(),
-            ..Default::default()
-        };
-        assert!(check_hello(&good).is_err());
-        let good = v1::Hello {
-            store_id: Uuid::nil().to_string(),
-            ..good
-        };
-        assert_eq!(check_hello(&good), Ok(Uuid::nil()));
     }
 }

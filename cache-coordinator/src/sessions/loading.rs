@@ -18,22 +18,40 @@ const MAX_WAITING_PER_ENTRY: usize = 4096;
 const UNREGISTERED_FOR: Millis = 5_000;
 
 /// The load of one entry.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Loading {
     waiting: VecDeque<Command>,
-    /// It was registered while it was being read, so the result may be outdated.
-    again: bool,
-    /// When the table was found not to have it.
-    absent_since: Option<Millis>,
-    /// It was not read, because its row is being written.
-    is_expected: bool,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The table is being read.
+    Reading {
+        /// It was registered meanwhile, so the result may be outdated.
+        again: bool,
+    },
+    /// The table was not read, because the entry's row is being written.
+    Expected { since: Millis },
+    /// The table did not have it.
+    Absent { since: Millis },
 }
 
 impl Loading {
-    fn is_late(&self, now: Millis) -> bool {
-        self.absent_since
-            .is_some_and(|since| now.saturating_sub(since) > UNREGISTERED_FOR)
+    fn new(phase: Phase) -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            phase,
+        }
     }
+
+    fn is_reading(&self) -> bool {
+        matches!(self.phase, Phase::Reading { .. })
+    }
+}
+
+fn is_late(since: Millis, now: Millis) -> bool {
+    now.saturating_sub(since) > UNREGISTERED_FOR
 }
 
 /// How to handle an absent entry.
@@ -56,7 +74,7 @@ impl Loads {
     pub fn begin(&mut self, id: EntryId) -> bool {
         match self.0.entry(id) {
             hash_map::Entry::Vacant(vacant) => {
-                vacant.insert(Loading::default());
+                vacant.insert(Loading::new(Phase::Reading { again: false }));
                 true
             }
             hash_map::Entry::Occupied(_) => false,
@@ -65,11 +83,8 @@ impl Loads {
 
     /// Records that the entry's row is about to be written, so that it is not read before.
     pub fn expect(&mut self, id: EntryId, now: Millis) {
-        self.0.entry(id).or_insert_with(|| Loading {
-            absent_since: Some(now),
-            is_expected: true,
-            ..Loading::default()
-        });
+        let expected = || Loading::new(Phase::Expected { since: now });
+        self.0.entry(id).or_insert_with(expected);
     }
 
     /// Records that the entry is in the table now. True: it must be read now.
@@ -77,16 +92,16 @@ impl Loads {
         let Some(loading) = self.0.get_mut(&id) else {
             return self.begin(id);
         };
-        let was_absent = loading.absent_since.take().is_some();
-        loading.again |= !was_absent;
-        was_absent
+        let is_reading = loading.is_reading();
+        loading.phase = Phase::Reading { again: is_reading };
+        !is_reading
     }
 
     /// Like [`Self::registered`], for an entry that is read only if it was named.
     pub fn registered_quietly(&mut self, id: EntryId) -> bool {
         match self.0.get(&id) {
             None => false,
-            Some(loading) if loading.absent_since.is_some() && loading.waiting.is_empty() => {
+            Some(loading) if !loading.is_reading() && loading.waiting.is_empty() => {
                 self.0.remove(&id);
                 false
             }
@@ -116,7 +131,8 @@ impl Loads {
     /// Ends the load: returns the commands for the open entry.
     #[must_use]
     pub fn finish(&mut self, id: EntryId) -> VecDeque<Command> {
-        self.0.remove(&id).unwrap_or_default().waiting
+        let loading = self.0.remove(&id);
+        loading.map(|loading| loading.waiting).unwrap_or_default()
     }
 
     /// Records that the table does not have it.
@@ -124,14 +140,15 @@ impl Loads {
         let Some(loading) = self.0.get_mut(&id) else {
             return AbsenceOutcome::Forget;
         };
-        if std::mem::take(&mut loading.again) {
+        if loading.phase == (Phase::Reading { again: true }) {
+            loading.phase = Phase::Reading { again: false };
             return AbsenceOutcome::Load;
         }
         if loading.waiting.is_empty() {
             self.0.remove(&id);
             return AbsenceOutcome::Forget;
         }
-        loading.absent_since = Some(now);
+        loading.phase = Phase::Absent { since: now };
         AbsenceOutcome::Wait
     }
 
@@ -140,10 +157,11 @@ impl Loads {
     pub fn overdue(&mut self, now: Millis) -> Vec<EntryId> {
         let mut overdue = Vec::new();
         for (id, loading) in &mut self.0 {
-            let is_late = loading.is_late(now) && loading.is_expected;
-            if is_late && !loading.waiting.is_empty() {
-                loading.is_expected = false;
-                loading.absent_since = None;
+            if let Phase::Expected { since } = loading.phase
+                && is_late(since, now)
+                && !loading.waiting.is_empty()
+            {
+                loading.phase = Phase::Reading { again: false };
                 overdue.push(*id);
             }
         }
@@ -152,8 +170,12 @@ impl Loads {
 
     /// Forgets entries that were never registered, and returns them.
     pub fn expire(&mut self, now: Millis) -> Vec<EntryId> {
+        let is_over = |loading: &Loading| match loading.phase {
+            Phase::Reading { .. } => false,
+            Phase::Expected { since } | Phase::Absent { since } => is_late(since, now),
+        };
         self.0
-            .extract_if(|_, loading| loading.is_late(now))
+            .extract_if(|_, loading| is_over(loading))
             .map(|(id, _)| id)
             .collect()
     }

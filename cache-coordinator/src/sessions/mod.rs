@@ -8,6 +8,7 @@ pub mod actor;
 pub mod command;
 pub mod connection;
 pub mod directory;
+mod hello;
 mod inventory;
 pub mod loading;
 pub mod plan;

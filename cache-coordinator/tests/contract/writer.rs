@@ -521,3 +521,34 @@ async fn new_keys_and_pages_of_an_inventory_are_recorded_fast() {
         "{keys:.0} {entries:.0}"
     );
 }
+
+/// With a spacing that no test waits for: what waited for it would hang.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_edges_report_is_gathered_and_an_operator_does_not_wait() {
+    let server = Server::shared();
+    let url = server.create_database().await;
+    let config = WriterConfig {
+        spacing: Duration::from_secs(3_600),
+        ..WriterConfig::default()
+    };
+    let one = coordinator(&url, "http://one", config).await;
+    one.leads().await;
+    let observed = |number: u128| observe(&entry(number, &format!("{number}"), 1), 1);
+    one.source("films").await;
+    let first = one.writer.enqueue(observed(1)).await.unwrap();
+    one.source("shows").await;
+    first.await.unwrap();
+
+    let mut gathered = Vec::new();
+    for number in 2..5 {
+        gathered.push(one.writer.enqueue(observed(number)).await.unwrap());
+        // Long enough for the writer to take it, were it not gathering.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    one.source("clips").await;
+    let mut revisions = std::collections::BTreeSet::new();
+    for pending in gathered {
+        revisions.insert(pending.await.unwrap().revision);
+    }
+    assert_eq!(revisions.len(), 1, "one transaction");
+}

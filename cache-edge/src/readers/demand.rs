@@ -400,7 +400,7 @@ impl DemandRegistry {
                 reader.held_ms.store(0, Ordering::Relaxed);
             }
         }
-        let readers = if complete {
+        let readers: Vec<Arc<ReaderState>> = if complete {
             let readers = inner.readers.values().chain(inner.hinting());
             readers.cloned().collect()
         } else {
@@ -408,7 +408,6 @@ impl DemandRegistry {
             let find = |id: &u64| inner.readers.get(id).or_else(|| kept(id)).cloned();
             dirty.iter().filter_map(find).collect()
         };
-        let readers: Vec<Arc<ReaderState>> = readers;
         for reader in &readers {
             reader.was_told.store(true, Ordering::Relaxed);
         }

@@ -56,7 +56,6 @@ impl OpenReader for ReaderFactory {
     fn open(&self, range: ByteRange, player: PlayerReport) -> Reader {
         let range = range.intersect(ByteRange::new(0, self.file.geometry().size()));
         let told = range.len() > TELL_ALWAYS_BYTES || self.presence(range) != Presence::All;
-        let all = ByteRange::new(0, self.file.geometry().size());
         let mut reader = Reader {
             factory: self.clone(),
             cursor: range.start,
@@ -72,7 +71,7 @@ impl OpenReader for ReaderFactory {
             } else {
                 0
             },
-            looks_for_index: range.start == 0 && self.presence(all) != Presence::All,
+            looks_for_index: range.start == 0 && !self.file.seems_complete(),
         };
         if told {
             reader.told();

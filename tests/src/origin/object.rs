@@ -1,6 +1,7 @@
 //! An object at an origin's path, and its misbehaviour.
 
 use std::fs::File;
+use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,6 +91,14 @@ impl Object {
     pub fn file(file: File) -> std::io::Result<Object> {
         let size = file.metadata()?.len();
         Ok(Object::new(Content::File(Arc::new(file)), size))
+    }
+
+    /// A text with an `ETag` of its content, and without `Last-Modified`.
+    pub fn text(text: &str) -> std::io::Result<Object> {
+        let mut file = tempfile::tempfile()?;
+        file.write_all(text.as_bytes())?;
+        let etag = format!("\"{}\"", crate::content::sha256_of(text.as_bytes()));
+        Ok(Object::file(file)?.last_modified(None).etag(Some(&etag)))
     }
 
     fn new(content: Content, size: u64) -> Object {

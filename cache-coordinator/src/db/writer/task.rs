@@ -37,7 +37,7 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::fro
 pub struct WriterConfig {
     /// Batches of what edges report begin at least this long one after the other, and gather
     /// meanwhile: a transaction costs the database as much as some twenty reports. The first one
-    /// after a rest does not wait, and a change that somebody asked for never does.
+    /// after a rest does not wait, and a change of an operator's never does.
     pub spacing: Duration,
     /// A batch is closed at this many rows.
     pub max_rows: usize,
